@@ -1,0 +1,5 @@
+"""Entry point of `python -m retbench`."""
+
+from retbench.cli import app
+
+app()

@@ -1,0 +1,215 @@
+"""Experiment files (TOML) read into frozen, strict, typed objects; a misspelt key is an error that names it.
+
+What is read here says what to run, not how a model is built: `matching` turns a model's entry and a size into a
+`ModelConfig`, `cells` turns a profile into the cells of a sweep. Nothing here imports torch.
+"""
+
+import tomllib
+from collections.abc import Sequence
+from difflib import get_close_matches
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from retbench.errors import ConfigError, unknown_name
+
+Dtype = Literal["float64", "float32", "bfloat16", "float16"]
+DTYPE_BYTES: dict[str, int] = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+DecaySchedule = Literal["eq8", "paper"]
+RetentionBackend = Literal["parallel", "chunkwise", "recurrent"]
+AttentionBackend = Literal["reference", "sdpa", "flash"]
+FfnWidth = Literal["matched", "published"] | Annotated[int, Field(ge=8)]
+
+
+class Strict(BaseModel):
+    """Base of all configuration: immutable, and unknown fields are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class RetNetSpec(Strict):
+    """A `[models.NAME]` table with architecture = "retnet"."""
+
+    architecture: Literal["retnet"]
+    variant: Literal["fla", "torchscale"] = "fla"
+    """fla: SwiGLU, per-head RMSNorm with weights, value 2d. torchscale: gated FFN, value width = FFN width."""
+    size: str | None = None
+    """A name in `retbench list --sizes`; the profile's size when absent."""
+    ffn_dim: FfnWidth = "matched"
+    decay: DecaySchedule = "eq8"
+    """eq8: 1 - 2^(-5-h). paper: 1 - exp(linspace(log 1/32, log 1/512, H)), which the paper's models used."""
+    backend: RetentionBackend = "chunkwise"
+    chunk_size: int = Field(default=128, ge=1)
+
+
+class TransformerSpec(Strict):
+    """A `[models.NAME]` table with architecture = "transformer"."""
+
+    architecture: Literal["transformer"]
+    variant: Literal["llama"] = "llama"
+    size: str | None = None
+    ffn_dim: FfnWidth = "matched"
+    num_kv_heads: int | None = Field(default=None, ge=1)
+    """Key and value heads; fewer than the query heads is grouped-query attention."""
+    backend: AttentionBackend = "sdpa"
+
+
+ModelSpec = Annotated[RetNetSpec | TransformerSpec, Field(discriminator="architecture")]
+
+
+class WorkloadSpec(Strict):
+    """A `[profiles.P.workloads.KIND]` table: the points of one workload, as a grid."""
+
+    context_len: tuple[Annotated[int, Field(ge=1)], ...] = Field(min_length=1)
+    batch_size: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(1,), min_length=1)
+
+
+class Profile(Strict):
+    """A `[profiles.NAME]` table: one experiment at one scale."""
+
+    size: str
+    dtype: Dtype = "float32"
+    rounds: int = Field(default=5, ge=1)
+    seed: int = Field(default=0, ge=0)
+    threads: int | None = Field(default=None, ge=1)
+    """CPU threads of a worker; every physical core when absent."""
+    warmup_s: float = Field(default=1.0, ge=0)
+    """Wall time of untimed steps before the first sample of a cell."""
+    min_steps: int = Field(default=20, ge=1)
+    """Timed steps of a cell in a round; their median is the round's value."""
+    timeout_s: float = Field(default=600.0, gt=0)
+    """A cell that runs longer is ended and recorded as `timeout`."""
+    cuda_graph: bool = False
+    """Replay each step from a captured CUDA graph, for every model of the experiment."""
+    allow_mismatch: bool = False
+    """Run a pair whose non-embedding parameters differ by more than 1 %."""
+    workloads: dict[str, WorkloadSpec] = Field(min_length=1)
+
+
+class Experiment(Strict):
+    """One experiment file."""
+
+    name: str
+    title: str
+    source: str
+    """The table or figure of the paper that this reproduces."""
+    expect: str
+    """What to expect, in a sentence, with what it costs and on what."""
+    models: dict[str, ModelSpec] = Field(min_length=1)
+    profiles: dict[str, Profile] = Field(min_length=1)
+
+    def profile(self, name: str) -> Profile:
+        """The profile called `name`; ConfigError with a suggestion when there is none."""
+        if name not in self.profiles:
+            raise unknown_name("profile", name, self.profiles, where=f"experiment '{self.name}'")
+        return self.profiles[name]
+
+
+def experiments_dir() -> Path:
+    """Folder of the experiment files: inside the installed wheel, or `experiments/` of the checkout."""
+    packaged = Path(str(resources.files("retbench"))) / "experiments"
+    return packaged if packaged.is_dir() else Path(__file__).resolve().parents[2] / "experiments"
+
+
+def list_experiments() -> dict[str, Path]:
+    """Every shipped experiment by name."""
+    return {path.stem: path for path in sorted(experiments_dir().glob("*.toml"))}
+
+
+def load_experiment(name_or_path: str, overrides: Sequence[str] = (), *, profile: str | None = None) -> Experiment:
+    """Read an experiment by its name in `experiments/` or by the path of a TOML file.
+
+    Args:
+        name_or_path: `latency`, or a path that ends in `.toml`.
+        overrides: `key=value` items as given to `--set`; the value is TOML. A key is a field of the profile
+            (`rounds=3`, `workloads.decode.context_len=[1024]`) or starts with `models.` (`models.retnet.variant="torchscale"`).
+        profile: The profile that unprefixed override keys go to; every profile when None.
+
+    Raises:
+        ConfigError: the file is absent, is not TOML, or holds something unknown or out of range.
+    """
+    path = _find(name_or_path)
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}. Mend the file at that place.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}. Check the path and that it is a UTF-8 text file.") from error
+    if "name" in raw:
+        raise ConfigError(f"{path}: the field 'name' is not allowed; an experiment is called after its file. Remove it.")
+    for item in overrides:
+        _apply_override(raw, item, profile)
+    try:
+        return Experiment.model_validate({"name": path.stem, **raw})
+    except ValidationError as error:
+        raise ConfigError(explain(error, Experiment, str(path))) from error
+
+
+def _find(name_or_path: str) -> Path:
+    """Path of an experiment file; ConfigError with a suggestion when there is none."""
+    if name_or_path.endswith(".toml"):
+        path = Path(name_or_path)
+        if not path.is_file():
+            raise ConfigError(f"no experiment file at '{path}'. Give an existing TOML file or a name from `retbench list`.")
+        return path
+    known = list_experiments()
+    if name_or_path not in known:
+        raise unknown_name("experiment", name_or_path, known)
+    return known[name_or_path]
+
+
+def _apply_override(raw: dict[str, Any], item: str, profile: str | None) -> None:
+    """Set one `key=value` in the parsed TOML, in place."""
+    key, sign, text = item.partition("=")
+    if not sign or not key.strip():
+        raise ConfigError(f"--set {item!r}: not of the form key=value. Example: --set rounds=3")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()  # a bare word is a string: --set dtype=bfloat16
+    parts = key.strip().split(".")
+    if parts[0] == "models":
+        targets = [raw]
+    else:
+        profiles = raw.get("profiles", {})
+        targets = [profiles[profile]] if profile in profiles else list(profiles.values())
+    for target in targets:
+        node = target
+        for part in parts[:-1]:
+            node = node.setdefault(part, {})
+            if not isinstance(node, dict):
+                raise ConfigError(f"--set {item!r}: '{part}' is not a table. Check the key.")
+        node[parts[-1]] = value
+
+
+def explain(error: ValidationError, model: type[BaseModel], where: str) -> str:
+    """A pydantic error as one sentence a fault: place, what was wrong, the value, the nearest known name."""
+    lines = []
+    for fault in error.errors():
+        place = ".".join(str(part) for part in fault["loc"])
+        if fault["type"] == "extra_forbidden":
+            field = str(fault["loc"][-1])
+            near = get_close_matches(field, _field_names(model), n=1)
+            hint = f" Did you mean '{near[0]}'?" if near else ""
+            lines.append(f"{where}: [{'.'.join(map(str, fault['loc'][:-1])) or 'top level'}] has no field '{field}'.{hint}")
+        elif fault["type"] == "missing":
+            lines.append(f"{where}: the field '{place}' is missing. Add it.")
+        else:
+            lines.append(f"{where}: '{place}' is {fault['input']!r}: {fault['msg']}.")
+    return "\n".join(dict.fromkeys(lines))
+
+
+def _field_names(model: type[BaseModel]) -> set[str]:
+    """Names of all fields of `model` and of the models nested in it."""
+    names: set[str] = set()
+    pending: list[Any] = [model]
+    while pending:
+        item = pending.pop()
+        if isinstance(item, type) and issubclass(item, BaseModel):
+            names.update(item.model_fields)
+            pending.extend(field.annotation for field in item.model_fields.values())
+        else:
+            pending.extend(get_args(item))
+    return names

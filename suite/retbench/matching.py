@@ -1,0 +1,121 @@
+"""Turns a model's entry in an experiment into a full configuration, with the feed-forward width that matches the pair.
+
+Both sides of a pair are given the budget of the paper, 12 d^2 parameters a layer (arXiv:2307.08621, Sec. 3.1), and
+each side's feed-forward width, a multiple of 8, is solved for it. What is left as mismatch is reported.
+"""
+
+import math
+from dataclasses import dataclass
+
+from retbench import costs
+from retbench.architectures import ModelConfig, RetNetConfig, TransformerConfig
+from retbench.config import FfnWidth, ModelSpec, RetNetSpec, TransformerSpec
+from retbench.errors import ConfigError
+from retbench.sizes import Size, find_size
+
+MAX_MISMATCH = 0.01
+
+
+def resolve_model(spec: ModelSpec, default_size: str) -> ModelConfig:
+    """The full configuration of one entry of `[models]`.
+
+    Raises:
+        ConfigError: unknown size, or head counts that do not fit the width.
+    """
+    size = find_size(spec.size or default_size)
+    if isinstance(spec, TransformerSpec) and spec.num_kv_heads and size.attention_heads % spec.num_kv_heads:
+        raise ConfigError(
+            f"num_kv_heads is {spec.num_kv_heads}, which does not divide the {size.attention_heads} query heads of size "
+            f"'{spec.size or default_size}'. Give a divisor."
+        )
+    return _with_ffn(spec, size, _ffn_dim(spec, size, spec.ffn_dim))
+
+
+def _with_ffn(spec: ModelSpec, size: Size, ffn_dim: int) -> ModelConfig:
+    """The configuration with a given feed-forward width."""
+    match spec:
+        case RetNetSpec():
+            return RetNetConfig(
+                variant=spec.variant,
+                d_model=size.d_model,
+                num_layers=size.num_layers,
+                num_heads=size.retention_heads,
+                vocab_size=size.vocab_size,
+                ffn_dim=ffn_dim,
+                value_dim=2 * size.d_model if spec.variant == "fla" else ffn_dim,
+                decay=spec.decay,
+            )
+        case TransformerSpec():
+            return TransformerConfig(
+                variant=spec.variant,
+                d_model=size.d_model,
+                num_layers=size.num_layers,
+                num_heads=size.attention_heads,
+                vocab_size=size.vocab_size,
+                ffn_dim=ffn_dim,
+                num_kv_heads=spec.num_kv_heads or size.attention_heads,
+            )
+
+
+def _ffn_dim(spec: ModelSpec, size: Size, width: FfnWidth) -> int:
+    """The feed-forward width asked for: a number, as published, or solved."""
+    if isinstance(width, int):
+        return width
+    return _published_ffn(spec, size) if width == "published" else _solved_ffn(spec, size)
+
+
+def _published_ffn(spec: ModelSpec, size: Size) -> int:
+    """Width by the rule of the variant's own code."""
+    d = size.d_model
+    if isinstance(spec, TransformerSpec):
+        return 256 * -(-(8 * d // 3) // 256)  # Llama and fla: 8/3 d, up to a multiple of 256
+    if spec.variant == "fla":
+        return 256 * -(-(4 * d // 3) // 256)  # fla RetNetConfig: hidden_ratio 2
+    torchscale = {1024: 1728, 2048: 3456, 2560: 4280, 4096: 6912, 5120: 8560}  # examples/fairseq/models/retnet.py
+    if d not in torchscale:
+        raise ConfigError(
+            f"ffn_dim is 'published', and torchscale publishes no width for d_model {d}. Use ffn_dim = \"matched\"."
+        )
+    return torchscale[d]
+
+
+def _solved_ffn(spec: ModelSpec, size: Size) -> int:
+    """The multiple of 8 (and of the heads, where values are as wide) whose parameters come closest to 12 d^2 a layer."""
+    step = 8
+    if isinstance(spec, RetNetSpec) and spec.variant == "torchscale":
+        step = math.lcm(step, size.retention_heads)
+    budget = 12 * size.d_model**2
+    widths = range(step, 8 * size.d_model, step)
+    return min(widths, key=lambda width: abs(costs.layer_params(_with_ffn(spec, size, width)) - budget))
+
+
+
+@dataclass(frozen=True)
+class Match:
+    """How two models are matched.
+
+    Attributes:
+        mismatch_ratio: |difference| of the non-embedding parameters over the larger of the two.
+    """
+
+    names: tuple[str, ...]
+    num_params: tuple[int, ...]
+    num_params_nonembedding: tuple[int, ...]
+    mismatch_ratio: float
+
+
+def match_models(models: dict[str, ModelConfig], *, allow_mismatch: bool, where: str) -> Match:
+    """The matching report of an experiment's models.
+
+    Raises:
+        ConfigError: non-embedding parameters differ by more than 1 % and `allow_mismatch` is false.
+    """
+    sizes = tuple(costs.num_params_nonembedding(config) for config in models.values())
+    mismatch = 1 - min(sizes) / max(sizes)
+    if mismatch > MAX_MISMATCH and not allow_mismatch:
+        listed = ", ".join(f"{name} {count:,}" for name, count in zip(models, sizes, strict=True))
+        raise ConfigError(
+            f"{where}: the models are not matched: non-embedding parameters are {listed}, {100 * mismatch:.1f} % apart "
+            '(at most 1 %). Use ffn_dim = "matched", or set allow_mismatch = true in the profile.'
+        )
+    return Match(tuple(models), tuple(costs.num_params(config) for config in models.values()), sizes, mismatch)

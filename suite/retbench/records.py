@@ -1,0 +1,207 @@
+"""What a run leaves on disk: one JSON object a (cell, round), appended as soon as it is measured.
+
+This module defines the record and reads and writes files of them. It knows nothing of models or measurement.
+The JSON Schema of a record is kept beside this file (`record.schema.json`); a test keeps the two equal.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from retbench.errors import RecordError, StorageError
+
+SCHEMA_VERSION = 1
+
+Status = Literal["ok", "oom", "timeout", "failed", "gate_failed", "unsupported"]
+
+
+class Part(BaseModel):
+    """Base of everything inside a record: immutable, unknown fields are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Metric(Part):
+    """One measured quantity of one round."""
+
+    unit: str
+    """Base unit: s, bytes, bytes/s, FLOP, FLOP/s, tokens/s, J, W, ratio, count."""
+    value: float
+    """The round's value: the median of the samples, or the only reading."""
+    samples: tuple[float, ...] = ()
+    """Every raw sample in the order taken; empty where there is just the one reading."""
+
+
+class ModelInfo(Part):
+    """The model that a record is about."""
+
+    name: str
+    """Its key in the experiment file."""
+    architecture: str
+    variant: str
+    size: str
+    num_params: int
+    num_params_nonembedding: int
+    config: dict[str, Any]
+    """Every field of the model's configuration, defaults included."""
+
+
+class Point(Part):
+    """Where in the sweep a record lies."""
+
+    batch_size: int = Field(ge=1)
+    context_len: int = Field(ge=1)
+
+
+class GateCheck(Part):
+    """One comparison of two forms of a model."""
+
+    name: str
+    """What was compared, e.g. 'chunkwise = parallel' or 'decode = prefill'."""
+    length: int
+    """Tokens."""
+    error: float
+    """max |difference| over the root mean square of the reference."""
+    limit: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the error is finite and within the limit."""
+        return self.error <= self.limit
+
+
+class Gate(Part):
+    """The equality checks that were run before anything was timed."""
+
+    passed: bool
+    dtype: str
+    checks: tuple[GateCheck, ...]
+
+
+class Ceilings(Part):
+    """What the device reached in the same process, just before the cells were measured."""
+
+    read_bandwidth_bytes_per_s: float
+    matmul_flops_per_s: float
+    """In the dtype of the cell."""
+
+
+class Record(Part):
+    """One cell measured in one round, or the reason why it was not."""
+
+    schema_version: int = SCHEMA_VERSION
+    run_id: str
+    experiment: str
+    profile: str
+    cell_id: str
+    """Hash of the cell's full configuration."""
+    pair_id: str
+    """Hash of all models of the experiment: cells with one pair_id may be compared."""
+    round: int = Field(ge=0)
+    started_at: str
+    """UTC, ISO 8601."""
+    status: Status
+    error: str | None = None
+    model: ModelInfo
+    workload: str
+    point: Point
+    settings: dict[str, Any]
+    """The rest of the cell: dtype, device, threads, seed, warm-up, steps, graph."""
+    backend: dict[str, str | int | float | bool]
+    """What ran, as the code that ran it says."""
+    environment: dict[str, Any]
+    ceilings: Ceilings | None = None
+    gate: Gate | None = None
+    metrics: dict[str, Metric] = Field(default_factory=dict)
+    absent: dict[str, str] = Field(default_factory=dict)
+    """Metrics that are not defined here, each with the reason."""
+    command: str
+    """The command line that makes this record again."""
+
+
+def append_record(path: Path, record: Record) -> None:
+    """Append one record and return when it is on the disk.
+
+    A torn last line, left by a process that died while writing, is ended first, so that it damages nothing else.
+    Called by one process at a time for a file (the runner gives every run a file of its own).
+
+    Raises:
+        StorageError: the disk is full or the file cannot be written; what was in it is unharmed.
+    """
+    line = record.model_dump_json().encode() + b"\n"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "ab+") as file:
+            start = file.seek(0, os.SEEK_END)
+            if start and _last_byte(file.fileno(), start) != b"\n":
+                line = b"\n" + line
+            try:
+                file.write(line)
+                file.flush()
+                os.fsync(file.fileno())
+            except OSError:
+                os.ftruncate(file.fileno(), start)
+                raise
+    except OSError as error:
+        raise StorageError(
+            f"{path}: the record of cell {record.cell_id}, round {record.round} could not be written: {error.strerror}. "
+            "Everything before it is intact. Free some space or give another folder with --out, then run the same command again."
+        ) from error
+
+
+def _last_byte(descriptor: int, size: int) -> bytes:
+    return os.pread(descriptor, 1, size - 1)
+
+
+def read_records(root: Path) -> tuple[list[Record], list[str]]:
+    """All records in a file or below a folder, and a sentence for every line that could not be read.
+
+    Returns:
+        Records in the order of their files' names and lines; problems, each naming file, line and cause.
+    """
+    records: list[Record] = []
+    problems: list[str] = []
+    paths = [root] if root.is_file() else sorted(root.rglob("*.jsonl"))
+    for path in paths:
+        for number, line in _lines(path):
+            try:
+                records.append(parse_record(line))
+            except RecordError as error:
+                problems.append(f"{path}:{number}: {error}")
+    return records, problems
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The non-empty lines of a file with their numbers, from 1."""
+    text = path.read_bytes().decode("utf-8", errors="replace")
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            yield number, line
+
+
+def parse_record(line: str) -> Record:
+    """One line of a record file.
+
+    Raises:
+        RecordError: the line is torn, is of another schema version, or does not fit the schema; the message says which.
+    """
+    try:
+        raw = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise RecordError("not a whole JSON object (a torn line from an interrupted write?); it is left out.") from error
+    version = raw.get("schema_version") if isinstance(raw, dict) else None
+    if version != SCHEMA_VERSION:
+        raise RecordError(
+            f"schema_version is {version!r} and this retbench reads {SCHEMA_VERSION}. "
+            "Read it with the version that wrote it, or measure again."
+        )
+    try:
+        return Record.model_validate(raw)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        place = ".".join(str(part) for part in fault["loc"])
+        raise RecordError(f"field '{place}': {fault['msg']}; the line is left out.") from error

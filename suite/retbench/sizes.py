@@ -1,0 +1,55 @@
+"""Named model sizes, each with its source. Widths of feed-forwards are not here: `matching` solves them.
+
+RetNet and Transformer share width, depth and vocabulary at every size; their heads differ, as they do in the paper
+(retention heads are 256 wide; attention heads 64 to 128).
+"""
+
+from dataclasses import dataclass
+
+from retbench.errors import unknown_name
+
+
+@dataclass(frozen=True)
+class Size:
+    """One row of a size table.
+
+    Attributes:
+        d_model: Model width.
+        num_layers: Blocks.
+        retention_heads: Heads of the retention mixer; keys are d_model / retention_heads wide.
+        attention_heads: Query heads of the attention mixer.
+        vocab_size: Rows of the embedding table and of the (untied) output head.
+        source: Where the row comes from.
+    """
+
+    d_model: int
+    num_layers: int
+    retention_heads: int
+    attention_heads: int
+    vocab_size: int
+    source: str
+
+
+_PAPER = "RetNet (arXiv:2307.08621) Table 2 and Table 7; retention heads are 256 wide"
+_PAPER_VOCAB = "; vocabulary 64,000 derived from the weights line of Figure 6(a) (13.4 GB at 2 bytes)"
+_PAPER_HEADS = "; attention heads 128 wide (the paper does not state them)"
+
+SIZES: dict[str, Size] = {
+    "1m": Size(128, 4, 2, 2, 1024, "CPU size, for tests: 12 d^2 L = 0.79 M"),
+    "6m": Size(256, 6, 2, 4, 4096, "CPU size, for smoke runs: 12 d^2 L = 4.7 M"),
+    "25m": Size(512, 6, 2, 8, 8192, "CPU size: torchscale retnet_base's 512 wide, 6 layers, 2 heads; 12 d^2 L = 18.9 M"),
+    "125m": Size(768, 12, 3, 12, 16384, "CPU size: GPT-2 small's 768 wide, 12 layers, 12 heads; 12 d^2 L = 84.9 M"),
+    "1.3b": Size(2048, 24, 8, 16, 64000, _PAPER + _PAPER_HEADS + _PAPER_VOCAB),
+    "2.7b": Size(2560, 32, 10, 20, 64000, _PAPER + _PAPER_HEADS + _PAPER_VOCAB),
+    "6.7b": Size(4096, 32, 16, 32, 64000, _PAPER + _PAPER_HEADS + _PAPER_VOCAB),
+    "13b": Size(
+        5120, 40, 20, 40, 64000, "RetNet Table 4 (cost only); rows from torchscale retnet_13b" + _PAPER_HEADS + _PAPER_VOCAB
+    ),
+}
+
+
+def find_size(name: str) -> Size:
+    """The size called `name`; ConfigError with a suggestion when there is none."""
+    if name not in SIZES:
+        raise unknown_name("size", name, SIZES)
+    return SIZES[name]

@@ -1,0 +1,77 @@
+"""The one place where numbers change unit: base units on disk, readable units in print.
+
+Stored numbers are in s, bytes, bytes/s, FLOP/s, tokens/s and ratios (never percent). Here they become text.
+GiB is 2^30 bytes and GB is 10^9 bytes; the two never mix.
+"""
+
+GIB = 2**30
+MIB = 2**20
+KIB = 2**10
+GB = 10**9
+
+_TIME_STEPS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
+_BYTE_STEPS = ((GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB"), (1, "B"))
+
+
+def _three_digits(value: float) -> str:
+    """Three significant digits without an exponent."""
+    if abs(value) >= 100:
+        return f"{value:.0f}"
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+
+
+def format_seconds(seconds: float) -> str:
+    """A duration as text with three significant digits: 0.00123 -> '1.23 ms'."""
+    for size, unit in _TIME_STEPS:
+        if abs(seconds) >= size:
+            return f"{_three_digits(seconds / size)} {unit}"
+    return f"{_three_digits(seconds / 1e-9)} ns" if seconds else "0 s"
+
+
+def format_duration(seconds: float) -> str:
+    """A waiting time as a person says it: 75 -> '1 min 15 s'."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    hours, rest = divmod(whole, 3600)
+    minutes, secs = divmod(rest, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {secs:02d} s"
+
+
+def format_bytes(num_bytes: float) -> str:
+    """A size as text in binary units: 6291456 -> '6.00 MiB'."""
+    for size, unit in _BYTE_STEPS:
+        if abs(num_bytes) >= size:
+            return f"{_three_digits(num_bytes / size)} {unit}" if size > 1 else f"{num_bytes:.0f} B"
+    return "0 B"
+
+
+def format_rate(per_second: float, unit: str) -> str:
+    """A rate with a decimal prefix: (30.3e9, 'B/s') -> '30.3 GB/s'."""
+    for size, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(per_second) >= size:
+            return f"{_three_digits(per_second / size)} {prefix}{unit}"
+    return f"{_three_digits(per_second)} {unit}"
+
+
+def format_count(count: float) -> str:
+    """A count with its usual prefix: 24_500_000 -> '24.5 M', 6.74e9 -> '6.74 B'."""
+    for size, prefix in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if abs(count) >= size:
+            return f"{_three_digits(count / size)} {prefix}"
+    return f"{count:.0f}"
+
+
+def format_percent(ratio: float) -> str:
+    """A ratio as percent: 0.0123 -> '1.2 %'."""
+    return f"{100 * ratio:.1f} %"
+
+
+def format_tokens(num_tokens: int) -> str:
+    """A context length as the field writes it: 32768 -> '32K', 1000 -> '1000'."""
+    return f"{num_tokens // 1024}K" if num_tokens >= 1024 and num_tokens % 1024 == 0 else str(num_tokens)
+
+
+def tokens_per_second(num_tokens: int, seconds: float) -> float:
+    """Rate of `num_tokens` produced in one call of `seconds` (not of several calls)."""
+    return num_tokens / seconds
