@@ -1,4 +1,4 @@
-"""Full configurations of models: everything that fixes shapes and arithmetic, nothing about how they are run."""
+"""Full configurations of models: all that fixes shapes and arithmetic, nothing about how they are run."""
 
 import hashlib
 from typing import Annotated, Literal
@@ -30,7 +30,7 @@ class _DecoderConfig(Strict):
 
 
 class RetNetConfig(_DecoderConfig):
-    """A RetNet: multi-scale retention with a swish gate, and a gated feed-forward (arXiv:2307.08621, Sec. 2)."""
+    """A RetNet: multi-scale retention, a swish gate, and a gated feed-forward (arXiv:2307.08621, Sec. 2)."""
 
     architecture: Literal["retnet"] = "retnet"
     variant: Literal["fla", "torchscale"] = "fla"
@@ -41,7 +41,9 @@ class RetNetConfig(_DecoderConfig):
     @model_validator(mode="after")
     def _widths_fit_heads(self) -> "RetNetConfig":
         if self.d_model % (2 * self.num_heads):
-            raise ValueError(f"d_model {self.d_model} must be a multiple of twice num_heads {self.num_heads} (rotary pairs)")
+            raise ValueError(
+                f"d_model {self.d_model} must be a multiple of 2 * {self.num_heads} heads (rotary pairs)"
+            )
         if self.value_dim % self.num_heads:
             raise ValueError(f"value_dim {self.value_dim} must be a multiple of num_heads {self.num_heads}")
         return self
@@ -62,7 +64,9 @@ class TransformerConfig(_DecoderConfig):
     @model_validator(mode="after")
     def _widths_fit_heads(self) -> "TransformerConfig":
         if self.d_model % (2 * self.num_heads):
-            raise ValueError(f"d_model {self.d_model} must be a multiple of twice num_heads {self.num_heads} (rotary pairs)")
+            raise ValueError(
+                f"d_model {self.d_model} must be a multiple of 2 * {self.num_heads} heads (rotary pairs)"
+            )
         if self.num_heads % self.num_kv_heads:
             raise ValueError(f"num_kv_heads {self.num_kv_heads} must divide num_heads {self.num_heads}")
         return self

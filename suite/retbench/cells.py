@@ -1,4 +1,4 @@
-"""The cells of a sweep: each is one model at one point of one workload, with every setting that could move its number."""
+"""The cells of a sweep: one model at one point of one workload, with every setting that could move it."""
 
 import hashlib
 from typing import Annotated
@@ -52,24 +52,22 @@ def expand(experiment: Experiment, profile_name: str, settings: Settings) -> lis
     """
     profile = experiment.profile(profile_name)
     models = resolve_models(experiment, profile_name)
-    cells = []
-    for name, spec in experiment.models.items():
-        for workload, grid in profile.workloads.items():
-            for batch_size in grid.batch_size:
-                for context_len in grid.context_len:
-                    cells.append(
-                        Cell(
-                            model_name=name,
-                            size=spec.size or profile.size,
-                            model=models[name],
-                            backend=spec.backend,
-                            chunk_size=spec.chunk_size if isinstance(spec, RetNetSpec) else None,
-                            workload=workload,
-                            point=Point(batch_size=batch_size, context_len=context_len),
-                            settings=settings,
-                        )
-                    )
-    return cells
+    return [
+        Cell(
+            model_name=name,
+            size=spec.size or profile.size,
+            model=models[name],
+            backend=spec.backend,
+            chunk_size=spec.chunk_size if isinstance(spec, RetNetSpec) else None,
+            workload=workload,
+            point=Point(batch_size=batch_size, context_len=context_len),
+            settings=settings,
+        )
+        for name, spec in experiment.models.items()
+        for workload, grid in profile.workloads.items()
+        for batch_size in grid.batch_size
+        for context_len in grid.context_len
+    ]
 
 
 def resolve_models(experiment: Experiment, profile_name: str) -> dict[str, ModelConfig]:

@@ -1,9 +1,10 @@
 """Experiment files (TOML) read into frozen, strict, typed objects; a misspelt key is an error that names it.
 
-What is read here says what to run, not how a model is built: `matching` turns a model's entry and a size into a
-`ModelConfig`, `cells` turns a profile into the cells of a sweep. Nothing here imports torch.
+What is read here says what to run, not how a model is built: `matching` turns a model's entry and a size into
+a `ModelConfig`, `cells` turns a profile into the cells of a sweep. Nothing here imports torch.
 """
 
+import os
 import tomllib
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -11,7 +12,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from retbench.errors import ConfigError, unknown_name
 
@@ -34,7 +35,7 @@ class RetNetSpec(Strict):
 
     architecture: Literal["retnet"]
     variant: Literal["fla", "torchscale"] = "fla"
-    """fla: SwiGLU, per-head RMSNorm with weights, value 2d. torchscale: gated FFN, value width = FFN width."""
+    """fla: SwiGLU, per-head RMSNorm with weights, value 2d. torchscale: gated FFN, values as wide."""
     size: str | None = None
     """A name in `retbench list --sizes`; the profile's size when absent."""
     ffn_dim: FfnWidth = "matched"
@@ -65,6 +66,13 @@ class WorkloadSpec(Strict):
     context_len: tuple[Annotated[int, Field(ge=1)], ...] = Field(min_length=1)
     batch_size: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(1,), min_length=1)
 
+    @field_validator("context_len", "batch_size")
+    @classmethod
+    def _distinct(cls, values: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(values)) < len(values):
+            raise ValueError("a value stands in it twice; a point is measured once")
+        return values
+
 
 class Profile(Strict):
     """A `[profiles.NAME]` table: one experiment at one scale."""
@@ -72,14 +80,14 @@ class Profile(Strict):
     size: str
     dtype: Dtype = "float32"
     rounds: int = Field(default=5, ge=1)
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     threads: int | None = Field(default=None, ge=1)
     """CPU threads of a worker; every physical core when absent."""
-    warmup_s: float = Field(default=1.0, ge=0)
+    warmup_s: float = Field(default=1.0, ge=0, allow_inf_nan=False)
     """Wall time of untimed steps before the first sample of a cell."""
     min_steps: int = Field(default=20, ge=1)
     """Timed steps of a cell in a round; their median is the round's value."""
-    timeout_s: float = Field(default=600.0, gt=0)
+    timeout_s: float = Field(default=600.0, gt=0, allow_inf_nan=False)
     """A cell that runs longer is ended and recorded as `timeout`."""
     cuda_graph: bool = False
     """Replay each step from a captured CUDA graph, for every model of the experiment."""
@@ -118,13 +126,16 @@ def list_experiments() -> dict[str, Path]:
     return {path.stem: path for path in sorted(experiments_dir().glob("*.toml"))}
 
 
-def load_experiment(name_or_path: str, overrides: Sequence[str] = (), *, profile: str | None = None) -> Experiment:
+def load_experiment(
+    name_or_path: str, overrides: Sequence[str] = (), *, profile: str | None = None
+) -> Experiment:
     """Read an experiment by its name in `experiments/` or by the path of a TOML file.
 
     Args:
         name_or_path: `latency`, or a path that ends in `.toml`.
         overrides: `key=value` items as given to `--set`; the value is TOML. A key is a field of the profile
-            (`rounds=3`, `workloads.decode.context_len=[1024]`) or starts with `models.` (`models.retnet.variant="torchscale"`).
+            (`rounds=3`, `workloads.decode.context_len=[1024]`) or starts with `models.`
+            (`models.retnet.variant=torchscale`).
         profile: The profile that unprefixed override keys go to; every profile when None.
 
     Raises:
@@ -136,23 +147,30 @@ def load_experiment(name_or_path: str, overrides: Sequence[str] = (), *, profile
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: not valid TOML: {error}. Mend the file at that place.") from error
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}. Check the path and that it is a UTF-8 text file.") from error
+        raise ConfigError(
+            f"{path}: cannot be read: {error}. Check the path and that it is a UTF-8 text file."
+        ) from error
     if "name" in raw:
-        raise ConfigError(f"{path}: the field 'name' is not allowed; an experiment is called after its file. Remove it.")
+        raise ConfigError(
+            f"{path}: the field 'name' is not allowed; an experiment is called after its file. Remove it."
+        )
     for item in overrides:
         _apply_override(raw, item, profile)
     try:
         return Experiment.model_validate({"name": path.stem, **raw})
     except ValidationError as error:
-        raise ConfigError(explain(error, Experiment, str(path))) from error
+        where = " ".join([str(path), *(f"--set {item}" for item in overrides)])
+        raise ConfigError(explain(error, Experiment, where)) from error
 
 
 def _find(name_or_path: str) -> Path:
     """Path of an experiment file; ConfigError with a suggestion when there is none."""
     if name_or_path.endswith(".toml"):
         path = Path(name_or_path)
-        if not path.is_file():
-            raise ConfigError(f"no experiment file at '{path}'. Give an existing TOML file or a name from `retbench list`.")
+        if not os.path.isfile(path):  # unlike Path.is_file, false for a name too long to exist
+            raise ConfigError(
+                f"no experiment file at '{path}'. Give an existing TOML file or a name from `retbench list`."
+            )
         return path
     known = list_experiments()
     if name_or_path not in known:
@@ -170,18 +188,24 @@ def _apply_override(raw: dict[str, Any], item: str, profile: str | None) -> None
     except tomllib.TOMLDecodeError:
         value = text.strip()  # a bare word is a string: --set dtype=bfloat16
     parts = key.strip().split(".")
-    if parts[0] == "models":
-        targets = [raw]
-    else:
-        profiles = raw.get("profiles", {})
-        targets = [profiles[profile]] if profile in profiles else list(profiles.values())
-    for target in targets:
+    for target in _override_targets(raw, parts[0], profile):
         node = target
         for part in parts[:-1]:
             node = node.setdefault(part, {})
             if not isinstance(node, dict):
                 raise ConfigError(f"--set {item!r}: '{part}' is not a table. Check the key.")
         node[parts[-1]] = value
+
+
+def _override_targets(raw: dict[str, Any], first: str, profile: str | None) -> list[dict[str, Any]]:
+    """The tables that an override goes into; validation names what should be a table and is not."""
+    if first == "models":
+        return [raw]
+    profiles = raw.get("profiles")
+    if not isinstance(profiles, dict):
+        return []
+    chosen = [profiles[profile]] if profile in profiles else list(profiles.values())
+    return [table for table in chosen if isinstance(table, dict)]
 
 
 def explain(error: ValidationError, model: type[BaseModel], where: str) -> str:
@@ -191,11 +215,14 @@ def explain(error: ValidationError, model: type[BaseModel], where: str) -> str:
         place = ".".join(str(part) for part in fault["loc"])
         if fault["type"] == "extra_forbidden":
             field = str(fault["loc"][-1])
-            near = get_close_matches(field, _field_names(model), n=1)
-            hint = f" Did you mean '{near[0]}'?" if near else ""
-            lines.append(f"{where}: [{'.'.join(map(str, fault['loc'][:-1])) or 'top level'}] has no field '{field}'.{hint}")
+            near = get_close_matches(field, _field_names(model) - {field}, n=1)
+            hint = f" Did you mean '{near[0]}'?" if near else " Remove it, or move it to its table."
+            table = ".".join(map(str, fault["loc"][:-1])) or "top level"
+            lines.append(f"{where}: [{table}] has no field '{field}'.{hint}")
         elif fault["type"] == "missing":
             lines.append(f"{where}: the field '{place}' is missing. Add it.")
+        elif fault["type"] == "union_tag_not_found":
+            lines.append(f"{where}: [{place}] lacks the field {fault['ctx']['discriminator']}. Add it.")
         else:
             lines.append(f"{where}: '{place}' is {fault['input']!r}: {fault['msg']}.")
     return "\n".join(dict.fromkeys(lines))

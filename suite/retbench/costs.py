@@ -1,7 +1,8 @@
 """Closed forms, without torch: parameters, bytes and floating-point operations of a model.
 
-A multiply and an add are two operations. Norms, activations, rotations and softmax are left out of the operation
-counts (below 2 % at every named size); everything that moves through memory once a step is in the byte counts.
+A multiply and an add are two operations. Norms, activations, rotations and softmax are left out of the
+operation counts (below 2 % at every named size); everything that moves through memory once a step is in the
+byte counts.
 Tests hold each form equal to what the real model has.
 """
 
@@ -40,10 +41,12 @@ def weight_bytes(config: ModelConfig, dtype: str) -> int:
 
 
 def state_bytes(config: ModelConfig, dtype: str, batch_size: int, capacity: int) -> int:
-    """Bytes that inference carries from token to token: retention state, or key-value cache of `capacity` tokens."""
+    """Bytes that inference carries between tokens: retention state, or a KV cache of `capacity` tokens."""
     match config:
         case RetNetConfig():
-            per_layer = config.num_heads * config.head_dim * config.value_head_dim * STATE_BYTES_PER_VALUE[dtype]
+            per_layer = (
+                config.num_heads * config.head_dim * config.value_head_dim * STATE_BYTES_PER_VALUE[dtype]
+            )
         case TransformerConfig():
             per_layer = 2 * capacity * config.num_kv_heads * config.head_dim * DTYPE_BYTES[dtype]
     return batch_size * config.num_layers * per_layer
@@ -52,8 +55,8 @@ def state_bytes(config: ModelConfig, dtype: str, batch_size: int, capacity: int)
 def decode_bytes(config: ModelConfig, dtype: str, batch_size: int, context_len: int) -> int:
     """Bytes that one decode step at depth `context_len` must move at the least.
 
-    All weights once (of the embedding table only the rows of the tokens), the retention state read and written, or
-    the keys and values of the context and the new token read and the new token's written.
+    All weights once (of the embedding table only the rows of the tokens), the retention state read and
+    written, or the keys and values of the context and the new token read and the new token's written.
     """
     table_rows_unread = config.vocab_size - batch_size
     weights = (num_params(config) - table_rows_unread * config.d_model) * DTYPE_BYTES[dtype]
@@ -95,7 +98,8 @@ def prefill_flops(config: ModelConfig, batch_size: int, context_len: int, chunk_
         batch_size: Sequences.
         context_len: Tokens of each prompt.
         chunk_size: Chunk of the chunkwise form; does not matter to a Transformer. Attention is counted causal
-            (half the square); the chunkwise form's blocks on the diagonal are counted whole, as they are computed.
+            (half the square); the chunkwise form's blocks on the diagonal are counted whole, as they are
+            computed.
     """
     products = 2 * (_matmul_params(config) * context_len + config.vocab_size * config.d_model)
     match config:

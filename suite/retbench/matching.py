@@ -1,11 +1,14 @@
-"""Turns a model's entry in an experiment into a full configuration, with the feed-forward width that matches the pair.
+"""Turns a model's entry in an experiment into a full configuration, with the FFN width that matches the pair.
 
-Both sides of a pair are given the budget of the paper, 12 d^2 parameters a layer (arXiv:2307.08621, Sec. 3.1), and
-each side's feed-forward width, a multiple of 8, is solved for it. What is left as mismatch is reported.
+Both sides of a pair are given the budget of the paper, 12 d^2 parameters a layer (arXiv:2307.08621, Sec.
+3.1), and each side's feed-forward width, a multiple of 8, is solved for it. What is left as mismatch is
+reported.
 """
 
 import math
 from dataclasses import dataclass
+
+from pydantic import ValidationError
 
 from retbench import costs
 from retbench.architectures import ModelConfig, RetNetConfig, TransformerConfig
@@ -25,10 +28,17 @@ def resolve_model(spec: ModelSpec, default_size: str) -> ModelConfig:
     size = find_size(spec.size or default_size)
     if isinstance(spec, TransformerSpec) and spec.num_kv_heads and size.attention_heads % spec.num_kv_heads:
         raise ConfigError(
-            f"num_kv_heads is {spec.num_kv_heads}, which does not divide the {size.attention_heads} query heads of size "
-            f"'{spec.size or default_size}'. Give a divisor."
+            f"num_kv_heads is {spec.num_kv_heads}, which does not divide the {size.attention_heads} query "
+            f"heads of size '{spec.size or default_size}'. Give a divisor."
         )
-    return _with_ffn(spec, size, _ffn_dim(spec, size, spec.ffn_dim))
+    try:
+        return _with_ffn(spec, size, _ffn_dim(spec, size, spec.ffn_dim))
+    except ValidationError as error:  # such as a feed-forward width that the value heads cannot share
+        reason = error.errors()[0]["msg"]
+        raise ConfigError(
+            f"{spec.architecture} of size '{spec.size or default_size}' with ffn_dim {spec.ffn_dim!r}: {reason}. "
+            'Use ffn_dim = "matched", or a width that fits.'
+        ) from error
 
 
 def _with_ffn(spec: ModelSpec, size: Size, ffn_dim: int) -> ModelConfig:
@@ -71,23 +81,24 @@ def _published_ffn(spec: ModelSpec, size: Size) -> int:
         return 256 * -(-(8 * d // 3) // 256)  # Llama and fla: 8/3 d, up to a multiple of 256
     if spec.variant == "fla":
         return 256 * -(-(4 * d // 3) // 256)  # fla RetNetConfig: hidden_ratio 2
-    torchscale = {1024: 1728, 2048: 3456, 2560: 4280, 4096: 6912, 5120: 8560}  # examples/fairseq/models/retnet.py
+    # examples/fairseq/models/retnet.py of torchscale
+    torchscale = {1024: 1728, 2048: 3456, 2560: 4280, 4096: 6912, 5120: 8560}
     if d not in torchscale:
         raise ConfigError(
-            f"ffn_dim is 'published', and torchscale publishes no width for d_model {d}. Use ffn_dim = \"matched\"."
+            f"ffn_dim is 'published', and torchscale publishes no width for d_model {d}. "
+            'Use ffn_dim = "matched".'
         )
     return torchscale[d]
 
 
 def _solved_ffn(spec: ModelSpec, size: Size) -> int:
-    """The multiple of 8 (and of the heads, where values are as wide) whose parameters come closest to 12 d^2 a layer."""
+    """The multiple of 8 (and of the heads, where values are as wide) that comes closest to 12 d^2 a layer."""
     step = 8
     if isinstance(spec, RetNetSpec) and spec.variant == "torchscale":
         step = math.lcm(step, size.retention_heads)
     budget = 12 * size.d_model**2
     widths = range(step, 8 * size.d_model, step)
     return min(widths, key=lambda width: abs(costs.layer_params(_with_ffn(spec, size, width)) - budget))
-
 
 
 @dataclass(frozen=True)
@@ -115,7 +126,10 @@ def match_models(models: dict[str, ModelConfig], *, allow_mismatch: bool, where:
     if mismatch > MAX_MISMATCH and not allow_mismatch:
         listed = ", ".join(f"{name} {count:,}" for name, count in zip(models, sizes, strict=True))
         raise ConfigError(
-            f"{where}: the models are not matched: non-embedding parameters are {listed}, {100 * mismatch:.1f} % apart "
-            '(at most 1 %). Use ffn_dim = "matched", or set allow_mismatch = true in the profile.'
+            f"{where}: the models are not matched: non-embedding parameters are {listed}, "
+            f"{100 * mismatch:.1f} % apart (at most 1 %). "
+            'Use ffn_dim = "matched", or set allow_mismatch = true in the profile.'
         )
-    return Match(tuple(models), tuple(costs.num_params(config) for config in models.values()), sizes, mismatch)
+    return Match(
+        tuple(models), tuple(costs.num_params(config) for config in models.values()), sizes, mismatch
+    )

@@ -126,7 +126,8 @@ class Record(Part):
 def append_record(path: Path, record: Record) -> None:
     """Append one record and return when it is on the disk.
 
-    A torn last line, left by a process that died while writing, is ended first, so that it damages nothing else.
+    A torn last line, left by a process that died while writing, is ended first, so that it damages nothing
+    else.
     Called by one process at a time for a file (the runner gives every run a file of its own).
 
     Raises:
@@ -148,8 +149,9 @@ def append_record(path: Path, record: Record) -> None:
                 raise
     except OSError as error:
         raise StorageError(
-            f"{path}: the record of cell {record.cell_id}, round {record.round} could not be written: {error.strerror}. "
-            "Everything before it is intact. Free some space or give another folder with --out, then run the same command again."
+            f"{path}: the record of cell {record.cell_id}, round {record.round} could not be written: "
+            f"{error.strerror}. Everything before it is intact. Free some space or give another folder "
+            "with --out, then run the same command again."
         ) from error
 
 
@@ -187,12 +189,15 @@ def parse_record(line: str) -> Record:
     """One line of a record file.
 
     Raises:
-        RecordError: the line is torn, is of another schema version, or does not fit the schema; the message says which.
+        RecordError: the line is torn, of another schema version, or does not fit the schema; the message says
+            which.
     """
     try:
         raw = json.loads(line)
     except json.JSONDecodeError as error:
-        raise RecordError("not a whole JSON object (a torn line from an interrupted write?); it is left out.") from error
+        raise RecordError(
+            "not a whole JSON object (a torn line from an interrupted write?); it is left out."
+        ) from error
     version = raw.get("schema_version") if isinstance(raw, dict) else None
     if version != SCHEMA_VERSION:
         raise RecordError(

@@ -1,7 +1,7 @@
 """Named model sizes, each with its source. Widths of feed-forwards are not here: `matching` solves them.
 
-RetNet and Transformer share width, depth and vocabulary at every size; their heads differ, as they do in the paper
-(retention heads are 256 wide; attention heads 64 to 128).
+RetNet and Transformer share width, depth and vocabulary at every size; their heads differ, as they do in the
+paper (retention heads are 256 wide; attention heads 64 to 128).
 """
 
 from dataclasses import dataclass
@@ -37,13 +37,27 @@ _PAPER_HEADS = "; attention heads 128 wide (the paper does not state them)"
 SIZES: dict[str, Size] = {
     "1m": Size(128, 4, 2, 2, 1024, "CPU size, for tests: 12 d^2 L = 0.79 M"),
     "6m": Size(256, 6, 2, 4, 4096, "CPU size, for smoke runs: 12 d^2 L = 4.7 M"),
-    "25m": Size(512, 6, 2, 8, 8192, "CPU size: torchscale retnet_base's 512 wide, 6 layers, 2 heads; 12 d^2 L = 18.9 M"),
-    "125m": Size(768, 12, 3, 12, 16384, "CPU size: GPT-2 small's 768 wide, 12 layers, 12 heads; 12 d^2 L = 84.9 M"),
+    "25m": Size(
+        512,
+        6,
+        2,
+        8,
+        8192,
+        "CPU size: torchscale retnet_base's 512 wide, 6 layers, 2 heads; 12 d^2 L = 18.9 M",
+    ),
+    "125m": Size(
+        768, 12, 3, 12, 16384, "CPU size: GPT-2 small's 768 wide, 12 layers, 12 heads; 12 d^2 L = 84.9 M"
+    ),
     "1.3b": Size(2048, 24, 8, 16, 64000, _PAPER + _PAPER_HEADS + _PAPER_VOCAB),
     "2.7b": Size(2560, 32, 10, 20, 64000, _PAPER + _PAPER_HEADS + _PAPER_VOCAB),
     "6.7b": Size(4096, 32, 16, 32, 64000, _PAPER + _PAPER_HEADS + _PAPER_VOCAB),
     "13b": Size(
-        5120, 40, 20, 40, 64000, "RetNet Table 4 (cost only); rows from torchscale retnet_13b" + _PAPER_HEADS + _PAPER_VOCAB
+        5120,
+        40,
+        20,
+        40,
+        64000,
+        "RetNet Table 4 (cost only); rows from torchscale retnet_13b" + _PAPER_HEADS + _PAPER_VOCAB,
     ),
 }
 
