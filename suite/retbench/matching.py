@@ -36,7 +36,7 @@ def resolve_model(spec: ModelSpec, default_size: str) -> ModelConfig:
     except ValidationError as error:  # such as a feed-forward width that the value heads cannot share
         reason = error.errors()[0]["msg"]
         raise ConfigError(
-            f"{spec.architecture} of size '{spec.size or default_size}' with ffn_dim {spec.ffn_dim!r}: {reason}. "
+            f"{spec.architecture} of size '{spec.size or default_size}', ffn_dim {spec.ffn_dim!r}: {reason}. "
             'Use ffn_dim = "matched", or a width that fits.'
         ) from error
 

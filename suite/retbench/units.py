@@ -4,6 +4,8 @@ Stored numbers are in s, bytes, bytes/s, FLOP/s, tokens/s and ratios (never perc
 GiB is 2^30 bytes and GB is 10^9 bytes; the two never mix.
 """
 
+from collections.abc import Sequence
+
 GIB = 2**30
 MIB = 2**20
 KIB = 2**10
@@ -11,21 +13,32 @@ GB = 10**9
 
 _TIME_STEPS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
 _BYTE_STEPS = ((GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB"), (1, "B"))
+_RATE_STEPS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1, ""))
+_COUNT_STEPS = ((1e9, " B"), (1e6, " M"), (1e3, " K"), (1, ""))
 
 
 def _three_digits(value: float) -> str:
     """Three significant digits without an exponent."""
-    if abs(value) >= 100:
-        return f"{value:.0f}"
-    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+    rounded = _rounded(value)
+    return f"{value:.{0 if rounded >= 100 else 1 if rounded >= 10 else 2}f}"
+
+
+def _rounded(value: float) -> float:
+    """Magnitude after rounding to three digits, so that 0.9999 counts as 1.00 and is not shown as 1000 m."""
+    return abs(float(f"{value:.3g}"))
+
+
+def _pick(value: float, steps: Sequence[tuple[float, str]]) -> tuple[float, str]:
+    """The largest unit that leaves `value` at 1 or more, or the smallest there is."""
+    return next((step for step in steps if _rounded(value / step[0]) >= 1), steps[-1])
 
 
 def format_seconds(seconds: float) -> str:
     """A duration as text with three significant digits: 0.00123 -> '1.23 ms'."""
-    for size, unit in _TIME_STEPS:
-        if abs(seconds) >= size:
-            return f"{_three_digits(seconds / size)} {unit}"
-    return f"{_three_digits(seconds / 1e-9)} ns" if seconds else "0 s"
+    if not seconds:
+        return "0 s"
+    size, unit = _pick(seconds, _TIME_STEPS)
+    return f"{_three_digits(seconds / size)} {unit}"
 
 
 def format_duration(seconds: float) -> str:
@@ -40,26 +53,20 @@ def format_duration(seconds: float) -> str:
 
 def format_bytes(num_bytes: float) -> str:
     """A size as text in binary units: 6291456 -> '6.00 MiB'."""
-    for size, unit in _BYTE_STEPS:
-        if abs(num_bytes) >= size:
-            return f"{_three_digits(num_bytes / size)} {unit}" if size > 1 else f"{num_bytes:.0f} B"
-    return "0 B"
+    size, unit = _pick(num_bytes, _BYTE_STEPS)
+    return f"{num_bytes:.0f} B" if size == 1 else f"{_three_digits(num_bytes / size)} {unit}"
 
 
 def format_rate(per_second: float, unit: str) -> str:
     """A rate with a decimal prefix: (30.3e9, 'B/s') -> '30.3 GB/s'."""
-    for size, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(per_second) >= size:
-            return f"{_three_digits(per_second / size)} {prefix}{unit}"
-    return f"{_three_digits(per_second)} {unit}"
+    size, prefix = _pick(per_second, _RATE_STEPS)
+    return f"{_three_digits(per_second / size)} {prefix}{unit}"
 
 
 def format_count(count: float) -> str:
     """A count with its usual prefix: 24_500_000 -> '24.5 M', 6.74e9 -> '6.74 B'."""
-    for size, prefix in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
-        if abs(count) >= size:
-            return f"{_three_digits(count / size)} {prefix}"
-    return f"{count:.0f}"
+    size, suffix = _pick(count, _COUNT_STEPS)
+    return f"{count:.0f}" if size == 1 else f"{_three_digits(count / size)}{suffix}"
 
 
 def format_percent(ratio: float) -> str:
