@@ -8,9 +8,9 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, WithJsonSchema
 
 from retbench.errors import RecordError, StorageError
 
@@ -18,11 +18,20 @@ SCHEMA_VERSION = 1
 
 Status = Literal["ok", "oom", "timeout", "failed", "gate_failed", "unsupported"]
 
+NONFINITE = ("NaN", "Infinity", "-Infinity")
+"""How JSON, which has no such numbers, holds an error that is not finite."""
+
+AnyFloat = Annotated[
+    float, WithJsonSchema({"anyOf": [{"type": "number"}, {"enum": list(NONFINITE), "type": "string"}]})
+]
+
 
 class Part(BaseModel):
     """Base of everything inside a record: immutable, unknown fields are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", ser_json_inf_nan="strings", use_attribute_docstrings=True
+    )
 
 
 class Metric(Part):
@@ -30,9 +39,9 @@ class Metric(Part):
 
     unit: str
     """Base unit: s, bytes, bytes/s, FLOP, FLOP/s, tokens/s, J, W, ratio, count."""
-    value: float
+    value: FiniteFloat
     """The round's value: the median of the samples, or the only reading."""
-    samples: tuple[float, ...] = ()
+    samples: tuple[FiniteFloat, ...] = ()
     """Every raw sample in the order taken; empty where there is just the one reading."""
 
 
@@ -64,9 +73,9 @@ class GateCheck(Part):
     """What was compared, e.g. 'chunkwise = parallel' or 'decode = prefill'."""
     length: int
     """Tokens."""
-    error: float
+    error: AnyFloat
     """max |difference| over the root mean square of the reference."""
-    limit: float
+    limit: FiniteFloat
 
     @property
     def passed(self) -> bool:
@@ -85,8 +94,8 @@ class Gate(Part):
 class Ceilings(Part):
     """What the device reached in the same process, just before the cells were measured."""
 
-    read_bandwidth_bytes_per_s: float
-    matmul_flops_per_s: float
+    read_bandwidth_bytes_per_s: FiniteFloat
+    matmul_flops_per_s: FiniteFloat
     """In the dtype of the cell."""
 
 
@@ -123,6 +132,13 @@ class Record(Part):
     """The command line that makes this record again."""
 
 
+def record_schema() -> dict[str, Any]:
+    """The JSON Schema of a record; `record.schema.json` beside this file holds the same."""
+    schema = Record.model_json_schema()
+    schema["properties"]["schema_version"]["const"] = SCHEMA_VERSION
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
 def append_record(path: Path, record: Record) -> None:
     """Append one record and return when it is on the disk.
 
@@ -136,13 +152,14 @@ def append_record(path: Path, record: Record) -> None:
     line = record.model_dump_json().encode() + b"\n"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "ab+") as file:
+        # Unbuffered: a buffered file would write the rest of a failed line again when it is closed.
+        with open(path, "ab+", buffering=0) as file:
             start = file.seek(0, os.SEEK_END)
             if start and _last_byte(file.fileno(), start) != b"\n":
                 line = b"\n" + line
             try:
-                file.write(line)
-                file.flush()
+                while line:
+                    line = line[file.write(line) :]
                 os.fsync(file.fileno())
             except OSError:
                 os.ftruncate(file.fileno(), start)
@@ -169,7 +186,12 @@ def read_records(root: Path) -> tuple[list[Record], list[str]]:
     problems: list[str] = []
     paths = [root] if root.is_file() else sorted(root.rglob("*.jsonl"))
     for path in paths:
-        for number, line in _lines(path):
+        try:
+            lines = list(_lines(path))
+        except OSError as error:
+            problems.append(f"{path}: cannot be read: {error.strerror}; it is left out.")
+            continue
+        for number, line in lines:
             try:
                 records.append(parse_record(line))
             except RecordError as error:
@@ -177,15 +199,14 @@ def read_records(root: Path) -> tuple[list[Record], list[str]]:
     return records, problems
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """The non-empty lines of a file with their numbers, from 1."""
-    text = path.read_bytes().decode("utf-8", errors="replace")
-    for number, line in enumerate(text.split("\n"), start=1):
+    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
         if line.strip():
             yield number, line
 
 
-def parse_record(line: str) -> Record:
+def parse_record(line: str | bytes) -> Record:
     """One line of a record file.
 
     Raises:
@@ -193,8 +214,10 @@ def parse_record(line: str) -> Record:
             which.
     """
     try:
-        raw = json.loads(line)
-    except json.JSONDecodeError as error:
+        raw = json.loads(line if isinstance(line, str) else line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise RecordError("not UTF-8 text (a damaged file?); the line is left out.") from error
+    except (ValueError, RecursionError) as error:
         raise RecordError(
             "not a whole JSON object (a torn line from an interrupted write?); it is left out."
         ) from error
