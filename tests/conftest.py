@@ -1,4 +1,4 @@
-"""What every test shares: hypothesis without deadlines (test machines are noisy) and a small experiment file."""
+"""What tests share: hypothesis without deadlines (test machines are noisy) and a small experiment file."""
 
 from pathlib import Path
 

@@ -85,7 +85,14 @@ def test_format_rate_uses_decimal_prefixes(per_second: float, unit: str, text: s
 
 @pytest.mark.parametrize(
     ("count", "text"),
-    [(0, "0"), (999, "999"), (24_500_000, "24.5 M"), (6.74e9, "6.74 B"), (1500, "1.50 K"), (999_999, "1.00 M")],
+    [
+        (0, "0"),
+        (999, "999"),
+        (24_500_000, "24.5 M"),
+        (6.74e9, "6.74 B"),
+        (1500, "1.50 K"),
+        (999_999, "1.00 M"),
+    ],
 )
 def test_format_count_uses_the_fields_letters(count: float, text: str) -> None:
     assert units.format_count(count) == text

@@ -1,0 +1,110 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from retbench import costs, matching
+from retbench.config import FfnWidth, ModelSpec, RetNetSpec, TransformerSpec
+from retbench.errors import ConfigError
+from retbench.sizes import SIZES
+
+VARIANTS = ["fla", "torchscale"]
+
+
+def retnet(variant: str = "fla", ffn_dim: FfnWidth = "matched", size: str | None = None) -> RetNetSpec:
+    return RetNetSpec.model_validate(
+        {"architecture": "retnet", "variant": variant, "ffn_dim": ffn_dim, "size": size}
+    )
+
+
+def transformer(num_kv_heads: int | None = None, ffn_dim: FfnWidth = "matched") -> TransformerSpec:
+    return TransformerSpec(architecture="transformer", num_kv_heads=num_kv_heads, ffn_dim=ffn_dim)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_size_matches_within_one_percent(size: str, variant: str) -> None:
+    models = {
+        "retnet": matching.resolve_model(retnet(variant), size),
+        "transformer": matching.resolve_model(transformer(), size),
+    }
+    match = matching.match_models(models, allow_mismatch=False, where="test")
+    assert match.mismatch_ratio <= 0.01
+    assert match.num_params_nonembedding == tuple(costs.num_params_nonembedding(m) for m in models.values())
+    assert match.num_params == tuple(costs.num_params(m) for m in models.values())
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("spec", [retnet("fla"), retnet("torchscale"), transformer(), transformer(1)])
+def test_the_solved_width_is_the_nearest_that_the_heads_allow(size: str, spec: ModelSpec) -> None:
+    config = matching.resolve_model(spec, size)
+    step = 8
+    assert config.ffn_dim % step == 0
+    budget = 12 * config.d_model**2
+    error = abs(costs.layer_params(config) - budget)
+    for other in (config.ffn_dim - step, config.ffn_dim + step):
+        if config.variant == "torchscale" and other % config.num_heads:
+            continue
+        widths = {"ffn_dim": other} | ({"value_dim": other} if config.variant == "torchscale" else {})
+        assert error <= abs(costs.layer_params(config.model_copy(update=widths)) - budget)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_torchscale_values_are_as_wide_as_its_feed_forward(size: str) -> None:
+    config = matching.resolve_model(retnet("torchscale"), size)
+    assert config.architecture == "retnet"
+    assert config.value_dim == config.ffn_dim
+
+
+def test_fla_values_are_twice_the_width() -> None:
+    config = matching.resolve_model(retnet("fla"), "25m")
+    assert config.architecture == "retnet"
+    assert config.value_dim == 2 * config.d_model
+
+
+def test_published_widths_are_those_of_the_projects() -> None:
+    assert matching.resolve_model(retnet("torchscale", "published"), "1.3b").ffn_dim == 3456
+    assert matching.resolve_model(retnet("torchscale", "published"), "6.7b").ffn_dim == 6912
+    assert matching.resolve_model(transformer(ffn_dim="published"), "6.7b").ffn_dim == 11008  # Llama 7B
+
+
+def test_a_size_of_the_model_wins_over_the_profiles() -> None:
+    assert matching.resolve_model(retnet(size="6m"), "25m").d_model == SIZES["6m"].d_model
+
+
+def test_grouped_queries_give_their_parameters_to_the_feed_forward() -> None:
+    grouped = matching.resolve_model(transformer(2), "25m")
+    full = matching.resolve_model(transformer(), "25m")
+    assert grouped.ffn_dim > full.ffn_dim
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        (transformer(3), "num_kv_heads is 3, which does not divide the 8 query heads"),
+        (retnet("torchscale", 101), "value_dim 101 must be a multiple of num_heads 2"),
+        (retnet("torchscale", "published"), "publishes no width for d_model 512"),
+        (retnet(size="25M"), "Did you mean '25m'"),
+    ],
+)
+def test_a_model_that_cannot_be_is_explained(spec: ModelSpec, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        matching.resolve_model(spec, "25m")
+
+
+def test_an_unmatched_pair_is_refused_with_both_counts() -> None:
+    models = {
+        "retnet": matching.resolve_model(retnet(ffn_dim=104), "25m"),
+        "transformer": matching.resolve_model(transformer(), "25m"),
+    }
+    with pytest.raises(ConfigError, match=r"retnet 13,551,104, transformer 18,905,600, 28\.3 % apart"):
+        matching.match_models(models, allow_mismatch=False, where="here")
+    assert matching.match_models(models, allow_mismatch=True, where="here").mismatch_ratio > 0.28
+
+
+@given(st.integers(min_value=8, max_value=100_000), st.sampled_from(VARIANTS), st.sampled_from(sorted(SIZES)))
+def test_any_width_resolves_or_is_explained(width: int, variant: str, size: str) -> None:
+    if variant == "torchscale" and width % SIZES[size].retention_heads:
+        with pytest.raises(ConfigError, match="multiple of num_heads"):
+            matching.resolve_model(retnet(variant, width), size)
+    else:
+        assert matching.resolve_model(retnet(variant, width), size).ffn_dim == width
