@@ -1,0 +1,5 @@
+"""The models: one operator in three forms, attention to match, and a decoder that knows neither.
+
+Letters of tensor shapes, the same in the whole package: B batch, T query positions, S key positions, C chunk,
+H heads, K width of a key head, V width of a value head, D model width, F feed-forward width, N vocabulary.
+"""

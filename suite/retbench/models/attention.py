@@ -1,0 +1,91 @@
+"""Causal softmax attention by named backends; the backend asked for runs, or an error says why it cannot.
+
+Every backend takes queries (B, H, T, K) of the last T positions and keys and values (B, Hkv, S, K) of all S >= T
+positions, and returns (B, H, T, K). Query t attends to keys 0 .. S - T + t. With Hkv < H, each key head serves
+H / Hkv neighbouring query heads (grouped-query attention, arXiv:2305.13245).
+"""
+
+import importlib.util
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend
+from torch.nn.attention.bias import causal_lower_right
+
+from retbench.errors import UnsupportedError
+
+Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def attend_reference(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention as it is defined: every score, a mask, a softmax in float32 or wider."""
+    groups = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+    length, keys = q.shape[2], k.shape[2]
+    scores = (q @ k.mT) * q.shape[-1] ** -0.5  # (B, H, T, S)
+    later = torch.ones(length, keys, dtype=torch.bool, device=q.device).triu(keys - length + 1)
+    scores = scores.to(torch.promote_types(q.dtype, torch.float32)).masked_fill(later, -torch.inf)
+    return scores.softmax(dim=-1).to(q.dtype) @ v
+
+
+def attend_sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """torch's scaled_dot_product_attention, whichever kernel torch picks; `sdpa_kernel` tells which."""
+    length, keys = q.shape[2], k.shape[2]
+    grouped = k.shape[1] != q.shape[1]
+    if length == 1 or length == keys:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=length > 1, enable_gqa=grouped)
+    mask = causal_lower_right(length, keys)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
+
+
+def attend_flash(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The flash-attn package; its causal mask is aligned to the last key, as ours is. CUDA, 2-byte dtypes."""
+    from flash_attn import flash_attn_func, flash_attn_with_kvcache
+
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, T or S, H, K)
+    if q.shape[1] == 1:
+        out: Tensor = flash_attn_with_kvcache(q, k, v, causal=True)
+    else:
+        out = flash_attn_func(q, k, v, causal=True)
+    return out.transpose(1, 2)
+
+
+BACKENDS: dict[str, Attention] = {"reference": attend_reference, "sdpa": attend_sdpa, "flash": attend_flash}
+
+
+def sdpa_kernel(q: Tensor, k: Tensor, v: Tensor) -> str:
+    """Name of the kernel that torch runs for these inputs in `attend_sdpa`: math, flash, mem_efficient or cudnn.
+
+    Asked of torch's own dispatcher.
+    """
+    length, keys = q.shape[2], k.shape[2]
+    if length > 1 and length != keys and q.device.type == "cpu":
+        # On the CPU torch turns the aligned mask into a tensor; only with one does its dispatcher answer for it.
+        mask = torch.ones(length, keys, dtype=torch.bool).tril(keys - length)
+    else:
+        mask = None
+    causal = mask is None and length > 1
+    choice = torch._fused_sdp_choice(q, k, v, mask, 0.0, causal, enable_gqa=k.shape[1] != q.shape[1])
+    return next(backend.name for backend in SDPBackend.__members__.values() if int(backend) == choice).lower().removesuffix("_attention")
+
+
+def missing_reason(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why backend `name` cannot run on this device at this dtype, and what to do; None where it can."""
+    if name != "flash":
+        return None
+    if device.type != "cuda":
+        return "flash-attn runs on CUDA devices only; use backend 'sdpa'"
+    if dtype not in (torch.bfloat16, torch.float16):
+        return f"flash-attn takes bfloat16 and float16, not {str(dtype).removeprefix('torch.')}; set dtype = \"bfloat16\""
+    if importlib.util.find_spec("flash_attn") is None:
+        return "flash-attn is not installed: pip install 'retbench[flash]' --no-build-isolation"
+    return None
+
+
+def require_backend(name: str, device: torch.device, dtype: torch.dtype) -> None:
+    """UnsupportedError with the reason where backend `name` cannot run."""
+    reason = missing_reason(name, device, dtype)
+    if reason is not None:
+        raise UnsupportedError(f"attention backend '{name}' cannot run here: {reason}.")

@@ -1,0 +1,72 @@
+"""From a configuration to a model with seeded weights. A new architecture is one block and one row here."""
+
+import torch
+from torch import nn
+
+from retbench.architectures import ModelConfig, RetNetConfig, TransformerConfig
+from retbench.models.decoder import Block, Decoder
+from retbench.models.layers import AttentionMixer, Mixer, RetentionMixer
+from retbench.models.position import Rotary
+from retbench.models.retention import DEFAULT_CHUNK_SIZE
+
+INIT_STD = 0.02
+"""Standard deviation of every weight matrix: `initializer_range` of Llama and of fla's RetNet."""
+
+
+def build_model(
+    config: ModelConfig,
+    *,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    seed: int,
+    backend: str,
+    chunk_size: int | None = None,
+) -> Decoder:
+    """A model on its device, in evaluation mode, with normal weights drawn from `seed`.
+
+    Args:
+        config: The model.
+        dtype: Dtype of the weights; the retention state, the decay and the rotary angles stay in the wide dtype.
+        device: torch's name or device.
+        seed: Same seed, device type and configuration give the same weights.
+        backend: Retention form or attention backend; see `Decoder.backends`.
+        chunk_size: Chunk of the chunkwise form; the default when None.
+
+    Raises:
+        ConfigError: unknown backend.
+        UnsupportedError: the backend cannot run on this device at this dtype.
+    """
+    with torch.device("meta"):
+        model = assemble(config, backend, chunk_size or DEFAULT_CHUNK_SIZE)
+    model = model.to(dtype).to_empty(device=device)
+    init_weights(model, seed)
+    model.set_backend(backend)
+    return model.eval()
+
+
+def assemble(config: ModelConfig, backend: str, chunk_size: int = DEFAULT_CHUNK_SIZE) -> Decoder:
+    """The modules of a model on torch's default device, their weights not yet drawn."""
+    layout = RetentionMixer.layouts[config.variant] if isinstance(config, RetNetConfig) else AttentionMixer.layout
+    blocks = [Block(config, _mixer(config, backend, chunk_size)) for _ in range(config.num_layers)]
+    return Decoder(config, blocks, Rotary(config.head_dim, layout))
+
+
+def _mixer(config: ModelConfig, backend: str, chunk_size: int) -> Mixer:
+    """One mixer of the architecture."""
+    match config:
+        case RetNetConfig():
+            return RetentionMixer(config, backend, chunk_size)
+        case TransformerConfig():
+            return AttentionMixer(config, backend)
+
+
+@torch.no_grad()
+def init_weights(model: nn.Module, seed: int) -> None:
+    """Draw every matrix from a normal distribution and set every norm to one, in the order of the modules."""
+    generator = torch.Generator(next(model.parameters()).device).manual_seed(seed)
+    for parameter in model.parameters():
+        if parameter.dim() == 1:
+            parameter.fill_(1.0)
+        else:  # in the order of memory, whichever way the matrix lies
+            stored = parameter if parameter.is_contiguous() else parameter.t()
+            stored.normal_(0.0, INIT_STD, generator=generator)

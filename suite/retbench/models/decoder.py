@@ -1,0 +1,131 @@
+"""A decoder-only language model: embedding, blocks, norm, head. It knows no architecture; its blocks do."""
+
+import torch
+from torch import Tensor, nn
+
+from retbench.architectures import ModelConfig
+from retbench.errors import UnsupportedError
+from retbench.models.layers import GatedFeedForward, Linear, Mixer
+from retbench.models.position import Positions, Rotary
+from retbench.models.state import DecoderState, LayerState
+
+PREFILL_SEGMENT = 2048
+
+
+class Block(nn.Module):
+    """x + mixer(norm(x)), then x + ffn(norm(x)): pre-norm with RMSNorm."""
+
+    def __init__(self, config: ModelConfig, mixer: Mixer) -> None:
+        super().__init__()
+        self.mixer_norm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
+        self.mixer = mixer
+        self.ffn_norm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
+        self.ffn = GatedFeedForward(config.d_model, config.ffn_dim)
+
+    def forward(self, x: Tensor, state: LayerState | None, positions: Positions) -> Tensor:
+        """(B, T, D) to (B, T, D); `state` is advanced in place."""
+        x = x + self.mixer(self.mixer_norm(x), state, positions)
+        out: Tensor = x + self.ffn(self.ffn_norm(x))
+        return out
+
+
+class Decoder(nn.Module):
+    """A language model over any blocks.
+
+    Args:
+        config: The model.
+        blocks: Its blocks, in order.
+        rotary: Angles for the mixers' rotary positions; all blocks share one set.
+    """
+
+    def __init__(self, config: ModelConfig, blocks: list[Block], rotary: Rotary) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.d_model)
+        self.blocks = nn.ModuleList(blocks)
+        self.rotary = rotary
+        self.norm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
+        self.head = Linear(config.d_model, config.vocab_size)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.embedding.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the weights."""
+        return self.embedding.weight.dtype
+
+    @property
+    def mixers(self) -> list[Mixer]:
+        """The mixer of each block."""
+        return [block.mixer for block in self.blocks]  # type: ignore[misc]
+
+    @property
+    def backend(self) -> str:
+        """The form or backend asked for."""
+        return self.mixers[0].backend
+
+    def backends(self) -> dict[str, str | None]:
+        """Every form or backend of this architecture: None where usable here, else the reason why not."""
+        return self.mixers[0].backends(self.device, self.dtype)
+
+    def set_backend(self, name: str) -> None:
+        """Choose the form or backend of every mixer.
+
+        Raises:
+            ConfigError: unknown name.
+            UnsupportedError: it cannot run on this device at this dtype.
+        """
+        reason = self.backends().get(name)
+        if reason is not None:
+            raise UnsupportedError(f"{self.config.architecture} backend '{name}' cannot run here: {reason}.")
+        for mixer in self.mixers:
+            mixer.set_backend(name)
+
+    def ran(self) -> dict[str, str]:
+        """What ran since the backend was set, as the mixers say: phase (prefill, decode) to form or kernel."""
+        found: dict[str, set[str]] = {}
+        for mixer in self.mixers:
+            for phase, name in mixer.ran.items():
+                found.setdefault(phase, set()).add(name)
+        return {phase: "+".join(sorted(names)) for phase, names in sorted(found.items())}
+
+    def init_state(self, batch_size: int, capacity: int) -> DecoderState:
+        """An empty state for `batch_size` sequences; `capacity` tokens where a layer has a key-value cache."""
+        return DecoderState([mixer.init_state(batch_size, capacity) for mixer in self.mixers])
+
+    def forward(self, tokens: Tensor, state: DecoderState | None = None, *, last_only: bool = False) -> Tensor:
+        """Logits of the tokens that follow.
+
+        Args:
+            tokens: (B, T) int64. One token with a state and without gradients is a decode step, O(1) for retention.
+            state: Advanced in place by T tokens; None starts at position 0 and keeps nothing.
+            last_only: Logits of the last token only.
+
+        Returns:
+            (B, T, N), or (B, 1, N) with `last_only`.
+
+        Raises:
+            CapacityError: the state has no room for T more tokens; nothing was changed.
+        """
+        length = tokens.shape[1]
+        if state is not None:
+            state.require_room(length)
+        positions = self.rotary(state.position if state is not None else 0, length, self.dtype)
+        x = self.embedding(tokens)  # (B, T, D)
+        for index, block in enumerate(self.blocks):
+            x = block(x, state.layers[index] if state is not None else None, positions)
+        if state is not None:
+            state.position += length
+        logits: Tensor = self.head(self.norm(x[:, -1:] if last_only else x))
+        return logits
+
+    @torch.no_grad()
+    def prefill(self, tokens: Tensor, state: DecoderState, *, segment_len: int = PREFILL_SEGMENT) -> Tensor:
+        """Feed a prompt (B, T) in segments, so that memory does not grow with its length; logits (B, 1, N) of its end."""
+        state.require_room(tokens.shape[1])
+        for segment in tokens.split(segment_len, dim=1):
+            logits = self(segment, state, last_only=True)
+        return logits

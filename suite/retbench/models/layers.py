@@ -1,0 +1,228 @@
+"""The parts of a block: a projection laid out for decoding, the feed-forward, and the two mixers.
+
+A mixer turns x (B, T, D) into (B, T, D), carries the state of its layer, and says afterwards what it ran.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from retbench.architectures import RetNetConfig, TransformerConfig
+from retbench.errors import unknown_name
+from retbench.models import attention
+from retbench.models.position import Layout, Positions, rotate
+from retbench.models.retention import (
+    RetentionForm,
+    retention_chunkwise,
+    retention_parallel,
+    retention_recurrent,
+    retention_step_,
+    wide_dtype,
+)
+from retbench.models.state import KVCache, LayerState, RetentionState
+
+
+class Linear(nn.Linear):
+    """nn.Linear without bias whose weight, (out, in) to the outside, lies transposed in memory where out >= in.
+
+    One token's product with such a weight then streams it row by row: on a CPU at about twice the rate of nn.Linear's
+    own layout, which torch neither threads nor vectorises as well. Same values, same state dict.
+    """
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(in_features, out_features, bias=False)
+        if out_features >= in_features:
+            self.weight = nn.Parameter(torch.empty(in_features, out_features).t())
+
+
+class GatedFeedForward(nn.Module):
+    """SwiGLU, (silu(x W_gate) * x W_up) W_down, gate and up in one product (arXiv:2002.05202)."""
+
+    def __init__(self, d_model: int, ffn_dim: int) -> None:
+        super().__init__()
+        self.gate_up_proj = Linear(d_model, 2 * ffn_dim)
+        self.down_proj = Linear(ffn_dim, d_model)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, D) to (B, T, D)."""
+        gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
+        out: Tensor = self.down_proj(F.silu(gate) * up)
+        return out
+
+
+def decay_schedule(kind: str, num_heads: int) -> Tensor:
+    """Logarithm of the decay of each head, (H,) float64.
+
+    eq8: 1 - 2^(-5-h), arXiv:2307.08621 Eq. 8, torchscale, fla.
+    paper: 1 - exp(linspace(log 1/32, log 1/512, H)), ibid. Sec. 3.1, which the paper's models used.
+    """
+    heads = torch.arange(num_heads, dtype=torch.float64)
+    if kind == "eq8":
+        return torch.log1p(-(2.0 ** (-5 - heads)))
+    ends = torch.tensor([1 / 32, 1 / 512], dtype=torch.float64).log()
+    return torch.log1p(-torch.linspace(float(ends[0]), float(ends[1]), num_heads, dtype=torch.float64).exp())
+
+
+class RetentionMixer(nn.Module):
+    """Gated multi-scale retention, arXiv:2307.08621 Eq. 8, in the variants `fla` and `torchscale`.
+
+    fla: half-split rotary, RMSNorm of each head with one weight for all heads, swish gate.
+    torchscale: interleaved rotary over linspace, RMSNorm without a weight, and the retention at position n divided by
+    the square root of the row sum of D, (1 - decay^(n+1)) / (1 - decay): the same scalar in every form. torchscale's
+    parallel form divides by a second, data-dependent sum, which its own recurrent form leaves out; so does this.
+
+    Args:
+        config: The model.
+        backend: parallel, chunkwise or recurrent: the form for more than one token. One token without gradients is
+            always a recurrent step, in place.
+        chunk_size: Tokens of a chunk of the chunkwise form.
+    """
+
+    log_decay: Tensor
+    layouts: dict[str, Layout] = {"fla": "half", "torchscale": "interleaved"}
+
+    def __init__(self, config: RetNetConfig, backend: str, chunk_size: int) -> None:
+        super().__init__()
+        self.config = config
+        self.layout = self.layouts[config.variant]
+        self.forms: dict[str, RetentionForm] = {
+            "parallel": retention_parallel,
+            "chunkwise": partial(retention_chunkwise, chunk_size=chunk_size),
+            "recurrent": retention_recurrent,
+        }
+        d, values = config.d_model, config.value_dim
+        self.qkvg_proj = Linear(d, 2 * d + 2 * values)
+        self.head_norm = nn.RMSNorm(
+            config.value_head_dim, eps=config.norm_eps, elementwise_affine=config.variant == "fla"
+        )
+        self.out_proj = Linear(values, d)
+        self.register_buffer("log_decay", self._log_decay(torch.float32), persistent=False)
+        self.ran: dict[str, str] = {}
+        self.set_backend(backend)
+
+    def _log_decay(self, dtype: torch.dtype) -> Tensor:
+        return decay_schedule(self.config.decay, self.config.num_heads).to(wide_dtype(dtype))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Follow the module to its device and dtype, but keep the decay in the wide dtype, freshly rounded."""
+        super()._apply(fn, recurse)
+        self.log_decay = self._log_decay(self.qkvg_proj.weight.dtype).to(self.log_decay.device)
+        return self
+
+    def backends(self, device: torch.device, dtype: torch.dtype) -> dict[str, str | None]:
+        """Each form, with the reason why it cannot run here, or None."""
+        return dict.fromkeys(self.forms)
+
+    def set_backend(self, name: str) -> None:
+        """Choose the form for more than one token; ConfigError for an unknown name."""
+        if name not in self.forms:
+            raise unknown_name("retention backend", name, self.forms)
+        self.backend = name
+        self.ran = {}
+
+    def init_state(self, batch_size: int, capacity: int) -> RetentionState:
+        """The zero state; `capacity` does not matter to retention."""
+        config, weight = self.config, self.qkvg_proj.weight
+        shape = (batch_size, config.num_heads, config.head_dim, config.value_head_dim)
+        return RetentionState(torch.zeros(shape, dtype=wide_dtype(weight.dtype), device=weight.device))
+
+    def forward(self, x: Tensor, state: LayerState | None, positions: Positions) -> Tensor:
+        """(B, T, D) to (B, T, D); `state` is advanced in place."""
+        batch, length, d = x.shape
+        heads, values = self.config.num_heads, self.config.value_dim
+        qk, v, gate = self.qkvg_proj(x).split([2 * d, values, values], dim=-1)
+        qk = rotate(qk.view(batch, length, 2 * heads, -1), positions, self.layout)  # (B, T, 2H, K)
+        q, k = qk.chunk(2, dim=2)
+        out = self._retain(q, k * self.config.head_dim**-0.5, v.view(batch, length, heads, -1), state)
+        if self.config.variant == "torchscale":
+            out = out * self._row_norm(positions.start, length).to(out.dtype)
+        out = self.head_norm(out).view(batch, length, values)
+        mixed: Tensor = self.out_proj(F.silu(gate) * out)
+        return mixed
+
+    def _retain(self, q: Tensor, k: Tensor, v: Tensor, state: LayerState | None) -> Tensor:
+        """The operator: one in-place step for one token, the chosen form for more; (B, T, H, V)."""
+        if state is None:
+            self.ran["prefill"] = self.backend
+            return self.forms[self.backend](q, k, v, self.log_decay, None)[0]
+        assert isinstance(state, RetentionState)
+        if q.shape[1] == 1 and not torch.is_grad_enabled():
+            self.ran["decode"] = "recurrent"
+            return retention_step_(q, k, v, self.log_decay, state.values)
+        self.ran["prefill"] = self.backend
+        out, values = self.forms[self.backend](q, k, v, self.log_decay, state.values)
+        state.values.copy_(values) if not values.requires_grad else setattr(state, "values", values)
+        return out
+
+    def _row_norm(self, start: int, length: int) -> Tensor:
+        """1 / sqrt of the row sums of D at positions start .. start + length - 1, (T, H, 1); 1 / sqrt(n + 1) at no decay."""
+        log_decay = decay_schedule(self.config.decay, self.config.num_heads).to(self.log_decay.device)
+        tokens = torch.arange(start + 1, start + length + 1, dtype=torch.float64, device=log_decay.device)
+        row_sum = torch.expm1(tokens[:, None] * log_decay) / torch.expm1(log_decay)
+        return row_sum.rsqrt().unsqueeze(-1)
+
+
+class AttentionMixer(nn.Module):
+    """Causal attention with half-split rotary positions, as in Llama; grouped-query where num_kv_heads < num_heads.
+
+    Args:
+        config: The model.
+        backend: A name in `attention.BACKENDS`, for prefill and decode alike.
+    """
+
+    layout: Layout = "half"
+
+    def __init__(self, config: TransformerConfig, backend: str) -> None:
+        super().__init__()
+        self.config = config
+        kv_width = config.num_kv_heads * config.head_dim
+        self.qkv_proj = Linear(config.d_model, config.d_model + 2 * kv_width)
+        self.out_proj = Linear(config.d_model, config.d_model)
+        self.ran: dict[str, str] = {}
+        self.set_backend(backend)
+
+    def backends(self, device: torch.device, dtype: torch.dtype) -> dict[str, str | None]:
+        """Each attention backend, with the reason why it cannot run here, or None."""
+        return {name: attention.missing_reason(name, device, dtype) for name in attention.BACKENDS}
+
+    def set_backend(self, name: str) -> None:
+        """Choose the backend; ConfigError for an unknown name."""
+        if name not in attention.BACKENDS:
+            raise unknown_name("attention backend", name, attention.BACKENDS)
+        self.backend = name
+        self.ran = {}
+
+    def init_state(self, batch_size: int, capacity: int) -> KVCache:
+        """An empty cache with room for `capacity` tokens."""
+        weight = self.qkv_proj.weight
+        shape = (batch_size, self.config.num_kv_heads, capacity, self.config.head_dim)
+        return KVCache(*(torch.zeros(shape, dtype=weight.dtype, device=weight.device) for _ in range(2)))
+
+    def forward(self, x: Tensor, state: LayerState | None, positions: Positions) -> Tensor:
+        """(B, T, D) to (B, T, D); `state` is advanced in place."""
+        batch, length, d = x.shape
+        heads, kv_heads, head_dim = self.config.num_heads, self.config.num_kv_heads, self.config.head_dim
+        qkv = self.qkv_proj(x).view(batch, length, heads + 2 * kv_heads, head_dim)
+        rotated = rotate(qkv[:, :, : heads + kv_heads], positions, self.layout).transpose(1, 2)  # (B, H + Hkv, T, K)
+        q, k = rotated.split([heads, kv_heads], dim=1)
+        v = qkv[:, :, heads + kv_heads :].transpose(1, 2)  # (B, Hkv, T, K)
+        if state is not None:
+            assert isinstance(state, KVCache)
+            k, v = state.append(k, v, positions.start)
+        out = attention.BACKENDS[self.backend](q, k, v)  # (B, H, T, K)
+        self._note_what_ran("prefill" if length > 1 else "decode", q, k, v)
+        mixed: Tensor = self.out_proj(out.transpose(1, 2).reshape(batch, length, d))
+        return mixed
+
+    def _note_what_ran(self, phase: str, q: Tensor, k: Tensor, v: Tensor) -> None:
+        """Ask once a phase, so that a decode step does nothing for it."""
+        if phase not in self.ran:
+            kernel = f":{attention.sdpa_kernel(q, k, v)}" if self.backend == "sdpa" else ""
+            self.ran[phase] = self.backend + kernel
+
+
+Mixer = RetentionMixer | AttentionMixer

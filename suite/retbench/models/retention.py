@@ -1,0 +1,214 @@
+"""Retention in three forms: pure functions of one signature, equal to rounding at any length and from any state.
+
+    out_t = q_t S_t        S_t = exp(log_decay_t) S_{t-1} + k_t^T v_t
+
+Shapes: q, k (B, T, H, K); v (B, T, H, V); state (B, H, K, V). `log_decay` is (H,) where it is fixed (RetNet) or
+(B, T, H) where it depends on the data (gated retention); zero is linear attention. Queries or keys come scaled and
+rotated, and no form scales anything of its own, so no later norm has to cancel a difference.
+
+The state, the decay and every exponent are held in the wider of float32 and the input's dtype. No form divides by a
+power of the decay, so nothing overflows at any length. Factors below half the exponent range are taken as zero: they
+are far below rounding, and their products would be denormal numbers, which a CPU handles many times more slowly.
+
+Source: Sun et al., arXiv:2307.08621, Eq. 5 (parallel), Eq. 6 (recurrent), Eq. 7 (chunkwise); Sun et al.,
+arXiv:2405.05254, Eq. 4-7 for a decay that depends on the data.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+RetentionForm = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
+
+DEFAULT_CHUNK_SIZE = 128
+
+
+def wide_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype that state and decay are held in: the wider of float32 and `dtype`."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def retention_recurrent(
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Retention token by token: the definition itself, O(1) work and memory a token.
+
+    Args:
+        q: Queries, (B, T, H, K).
+        k: Keys, (B, T, H, K).
+        v: Values, (B, T, H, V).
+        log_decay: Logarithm of the decay, (H,) or (B, T, H), at most 0.
+        state: State after the tokens before, (B, H, K, V) in the wide dtype; None is zero. Not changed.
+
+    Returns:
+        out: (B, T, H, V) in the dtype of v.
+        state: State after the last token, (B, H, K, V) in the wide dtype.
+
+    Raises:
+        ValueError: shapes disagree.
+    """
+    _check_shapes(q, k, v, log_decay, state)
+    wide = wide_dtype(v.dtype)
+    state = _state_or_zeros(k, v, state)
+    decay = _exp(log_decay, wide)[..., None, None]  # (H, 1, 1) or (B, T, H, 1, 1)
+    q, k, wide_v = q.to(wide), k.to(wide), v.to(wide)
+    outs = []
+    for t in range(q.shape[1]):
+        decay_t = decay[:, t] if log_decay.dim() == 3 else decay
+        state = decay_t * state + k[:, t, :, :, None] * wide_v[:, t, :, None, :]
+        outs.append((q[:, t, :, None, :] @ state).squeeze(-2))  # (B, H, V)
+    return _stack_tokens(outs, v), state
+
+
+def retention_step_(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor) -> Tensor:
+    """One token of the recurrent form with the state updated in place: what decoding runs. No gradients.
+
+    Args:
+        q: Query, (B, 1, H, K).
+        k: Key, (B, 1, H, K).
+        v: Value, (B, 1, H, V).
+        log_decay: (H,) or (B, 1, H).
+        state: (B, H, K, V) in the wide dtype; holds the new state afterwards.
+
+    Returns:
+        (B, 1, H, V) in the dtype of v.
+    """
+    decay = _exp(log_decay, state.dtype)
+    decay = decay.view(-1, decay.shape[-1], 1, 1)  # (1 or B, H, 1, 1)
+    q, k, wide_v = q.to(state.dtype), k.to(state.dtype), v.to(state.dtype)
+    state.mul_(decay).addcmul_(k.squeeze(1).unsqueeze(-1), wide_v.squeeze(1).unsqueeze(-2))
+    out = torch.bmm(q.reshape(-1, 1, q.shape[-1]), state.flatten(0, 1))  # (B H, 1, V)
+    return out.view(v.shape).to(v.dtype)
+
+
+def retention_parallel(
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Retention of all tokens at once, (q k^T * D) v: O(T^2) work, no sequential dependence.
+
+    Arguments, returns and errors as of `retention_recurrent`. The state enters as one more term, as in Eq. 7.
+    """
+    _check_shapes(q, k, v, log_decay, state)
+    decay = _decay_factors(log_decay, q.shape[1], wide_dtype(v.dtype))
+    out, state = _attend_chunk(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), decay, state)
+    return out.transpose(1, 2), state
+
+
+def retention_chunkwise(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    state: Tensor | None = None,
+    *,
+    chunk_size: int = DEFAULT_CHUNK_SIZE,
+) -> tuple[Tensor, Tensor]:
+    """Retention chunk by chunk: parallel inside a chunk, recurrent from chunk to chunk; O(T) work and memory.
+
+    Arguments, returns and errors as of `retention_recurrent`; the last chunk may be shorter than `chunk_size`.
+    """
+    _check_shapes(q, k, v, log_decay, state)
+    length = q.shape[1]
+    fixed = log_decay.dim() == 1
+    wide = wide_dtype(v.dtype)
+    shared = _decay_factors(log_decay, min(chunk_size, length), wide) if fixed else None
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H, T, .)
+    outs = []
+    for start in range(0, length, chunk_size):
+        chunk = slice(start, min(start + chunk_size, length))
+        width = chunk.stop - chunk.start
+        if shared is not None and width == shared.within.shape[-1]:
+            decay = shared
+        else:
+            decay = _decay_factors(log_decay if fixed else log_decay[:, chunk], width, wide)
+        out, state = _attend_chunk(q[:, :, chunk], k[:, :, chunk], v[:, :, chunk], decay, state)
+        outs.append(out)
+    return torch.cat(outs, dim=2).transpose(1, 2), _state_or_zeros(k.transpose(1, 2), v.transpose(1, 2), state)
+
+
+class _DecayFactors(NamedTuple):
+    """Products of the decay over the tokens of one chunk; the batch axis is 1 where the decay is fixed."""
+
+    within: Tensor
+    """(B or 1, H, C, C): from key j to query i, zero where j > i."""
+    since_start: Tensor
+    """(B or 1, H, C, 1): from before the chunk to query i."""
+    until_end: Tensor
+    """(B or 1, H, C, 1): from key j to the end of the chunk."""
+    total: Tensor
+    """(B or 1, H, 1, 1): over the whole chunk."""
+
+
+def _decay_factors(log_decay: Tensor, length: int, wide: torch.dtype) -> _DecayFactors:
+    """The decay factors of a chunk of `length` tokens.
+
+    Exponents are summed in float64: the difference of two long sums would lose digits in float32.
+    """
+    if log_decay.dim() == 1:
+        steps = torch.arange(1, length + 1, device=log_decay.device, dtype=torch.float64)
+        summed = (log_decay.double()[:, None] * steps)[None]  # (1, H, C)
+    else:
+        summed = log_decay.double().transpose(1, 2).cumsum(-1)  # (B, H, C)
+    later = torch.ones(length, length, dtype=torch.bool, device=log_decay.device).triu(1)
+    between = summed[..., :, None] - summed[..., None, :]  # (., H, C, C)
+    end = summed[..., -1:]
+    return _DecayFactors(
+        within=_exp(between.masked_fill(later, -math.inf), wide),
+        since_start=_exp(summed, wide)[..., None],
+        until_end=_exp(end - summed, wide)[..., None],
+        total=_exp(end, wide)[..., None],
+    )
+
+
+def _attend_chunk(
+    q: Tensor, k: Tensor, v: Tensor, decay: _DecayFactors, state: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """One chunk, head-first: q, k (B, H, C, K), v (B, H, C, V), state (B, H, K, V) or None for zero.
+
+    Products run in the dtype of v, sums across chunks in the wide dtype.
+    """
+    scores = ((q @ k.mT) * decay.within).to(v.dtype)  # (B, H, C, C)
+    out = scores @ v  # (B, H, C, V)
+    added = (k * decay.until_end).to(v.dtype).mT @ v  # (B, H, K, V)
+    if state is None:
+        return out, added.to(wide_dtype(v.dtype))
+    out = out + (q * decay.since_start).to(v.dtype) @ state.to(v.dtype)
+    return out, decay.total * state + added
+
+
+def _exp(exponent: Tensor, dtype: torch.dtype) -> Tensor:
+    """exp in float64, rounded once to `dtype`; exactly zero below half of its exponent range."""
+    exponent = exponent.double()
+    floor = math.log(torch.finfo(dtype).tiny) / 2
+    return exponent.masked_fill(exponent < floor, -math.inf).exp().to(dtype)
+
+
+def _state_or_zeros(k: Tensor, v: Tensor, state: Tensor | None) -> Tensor:
+    """The state given, or the zero state that fits k (B, T, H, K) and v (B, T, H, V)."""
+    if state is not None:
+        return state
+    batch, _, heads, key_dim = k.shape
+    return torch.zeros(batch, heads, key_dim, v.shape[-1], dtype=wide_dtype(v.dtype), device=v.device)
+
+
+def _stack_tokens(outs: list[Tensor], v: Tensor) -> Tensor:
+    """(B, T, H, V) in the dtype of v from T outputs (B, H, V)."""
+    return torch.stack(outs, dim=1).to(v.dtype) if outs else torch.empty_like(v)
+
+
+def _check_shapes(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor | None) -> None:
+    """ValueError naming the tensor that does not fit q."""
+    if q.dim() != 4 or k.shape != q.shape or v.dim() != 4 or v.shape[:3] != q.shape[:3]:
+        raise ValueError(
+            f"q and k must be (B, T, H, K) and v (B, T, H, V), got {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}"
+        )
+    batch, length, heads, key_dim = q.shape
+    if tuple(log_decay.shape) not in ((heads,), (batch, length, heads)):
+        raise ValueError(
+            f"log_decay must be ({heads},) or ({batch}, {length}, {heads}), got {tuple(log_decay.shape)}"
+        )
+    if state is not None and tuple(state.shape) != (batch, heads, key_dim, v.shape[-1]):
+        raise ValueError(f"state must be {(batch, heads, key_dim, v.shape[-1])}, got {tuple(state.shape)}")
