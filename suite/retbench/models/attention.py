@@ -14,8 +14,6 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend
 from torch.nn.attention.bias import causal_lower_right
 
-from retbench.errors import UnsupportedError
-
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -27,11 +25,12 @@ def attend_reference(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     scores = (q @ k.mT) * q.shape[-1] ** -0.5  # (B, H, T, S)
     later = torch.ones(length, keys, dtype=torch.bool, device=q.device).triu(keys - length + 1)
     scores = scores.to(torch.promote_types(q.dtype, torch.float32)).masked_fill(later, -torch.inf)
-    return scores.softmax(dim=-1).to(q.dtype) @ v
+    out: Tensor = scores.softmax(dim=-1).to(q.dtype) @ v
+    return out
 
 
 def attend_sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """torch's scaled_dot_product_attention, whichever kernel torch picks; `sdpa_kernel` tells which."""
+    """Run torch's scaled_dot_product_attention, whichever kernel torch picks; `sdpa_kernel` tells which."""
     length, keys = q.shape[2], k.shape[2]
     grouped = k.shape[1] != q.shape[1]
     if length == 1 or length == keys:
@@ -68,7 +67,8 @@ def sdpa_kernel(q: Tensor, k: Tensor, v: Tensor) -> str:
         mask = None
     causal = mask is None and length > 1
     choice = torch._fused_sdp_choice(q, k, v, mask, 0.0, causal, enable_gqa=k.shape[1] != q.shape[1])
-    return next(backend.name for backend in SDPBackend.__members__.values() if int(backend) == choice).lower().removesuffix("_attention")
+    names = {kernel.value: name for name, kernel in SDPBackend.__members__.items()}
+    return names[choice].lower().removesuffix("_attention")
 
 
 def missing_reason(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
@@ -78,14 +78,7 @@ def missing_reason(name: str, device: torch.device, dtype: torch.dtype) -> str |
     if device.type != "cuda":
         return "flash-attn runs on CUDA devices only; use backend 'sdpa'"
     if dtype not in (torch.bfloat16, torch.float16):
-        return f"flash-attn takes bfloat16 and float16, not {str(dtype).removeprefix('torch.')}; set dtype = \"bfloat16\""
+        return f'flash-attn takes bfloat16 and float16, not {str(dtype).removeprefix("torch.")}; set dtype = "bfloat16"'
     if importlib.util.find_spec("flash_attn") is None:
         return "flash-attn is not installed: pip install 'retbench[flash]' --no-build-isolation"
     return None
-
-
-def require_backend(name: str, device: torch.device, dtype: torch.dtype) -> None:
-    """UnsupportedError with the reason where backend `name` cannot run."""
-    reason = missing_reason(name, device, dtype)
-    if reason is not None:
-        raise UnsupportedError(f"attention backend '{name}' cannot run here: {reason}.")

@@ -5,7 +5,11 @@ from torch import nn
 
 from retbench.architectures import ModelConfig, RetNetConfig, TransformerConfig
 from retbench.models.decoder import Block, Decoder
-from retbench.models.layers import AttentionMixer, Mixer, RetentionMixer
+from retbench.models.layers import (
+    AttentionMixer,
+    Mixer,
+    RetentionMixer,
+)
 from retbench.models.position import Rotary
 from retbench.models.retention import DEFAULT_CHUNK_SIZE
 
@@ -46,7 +50,9 @@ def build_model(
 
 def assemble(config: ModelConfig, backend: str, chunk_size: int = DEFAULT_CHUNK_SIZE) -> Decoder:
     """The modules of a model on torch's default device, their weights not yet drawn."""
-    layout = RetentionMixer.layouts[config.variant] if isinstance(config, RetNetConfig) else AttentionMixer.layout
+    layout = (
+        RetentionMixer.layouts[config.variant] if isinstance(config, RetNetConfig) else AttentionMixer.layout
+    )
     blocks = [Block(config, _mixer(config, backend, chunk_size)) for _ in range(config.num_layers)]
     return Decoder(config, blocks, Rotary(config.head_dim, layout))
 

@@ -18,7 +18,7 @@ class Block(nn.Module):
     def __init__(self, config: ModelConfig, mixer: Mixer) -> None:
         super().__init__()
         self.mixer_norm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
-        self.mixer = mixer
+        self.mixer: Mixer = mixer
         self.ffn_norm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
         self.ffn = GatedFeedForward(config.d_model, config.ffn_dim)
 
@@ -60,7 +60,7 @@ class Decoder(nn.Module):
     @property
     def mixers(self) -> list[Mixer]:
         """The mixer of each block."""
-        return [block.mixer for block in self.blocks]  # type: ignore[misc]
+        return [block.mixer for block in self.blocks if isinstance(block, Block)]
 
     @property
     def backend(self) -> str:
@@ -96,7 +96,9 @@ class Decoder(nn.Module):
         """An empty state for `batch_size` sequences; `capacity` tokens where a layer has a key-value cache."""
         return DecoderState([mixer.init_state(batch_size, capacity) for mixer in self.mixers])
 
-    def forward(self, tokens: Tensor, state: DecoderState | None = None, *, last_only: bool = False) -> Tensor:
+    def forward(
+        self, tokens: Tensor, state: DecoderState | None = None, *, last_only: bool = False
+    ) -> Tensor:
         """Logits of the tokens that follow.
 
         Args:
@@ -124,8 +126,8 @@ class Decoder(nn.Module):
 
     @torch.no_grad()
     def prefill(self, tokens: Tensor, state: DecoderState, *, segment_len: int = PREFILL_SEGMENT) -> Tensor:
-        """Feed a prompt (B, T) in segments, so that memory does not grow with its length; logits (B, 1, N) of its end."""
+        """Feed a prompt (B, T) in segments, so that workspace does not grow with it; logits (B, 1, N) of its end."""
         state.require_room(tokens.shape[1])
         for segment in tokens.split(segment_len, dim=1):
-            logits = self(segment, state, last_only=True)
+            logits: Tensor = self(segment, state, last_only=True)
         return logits

@@ -3,9 +3,7 @@
 A mixer turns x (B, T, D) into (B, T, D), carries the state of its layer, and says afterwards what it ran.
 """
 
-from collections.abc import Callable
 from functools import partial
-from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +12,7 @@ from torch import Tensor, nn
 from retbench.architectures import RetNetConfig, TransformerConfig
 from retbench.errors import unknown_name
 from retbench.models import attention
+from retbench.models.constants import Float64Constant
 from retbench.models.position import Layout, Positions, rotate
 from retbench.models.retention import (
     RetentionForm,
@@ -67,6 +66,10 @@ def decay_schedule(kind: str, num_heads: int) -> Tensor:
     return torch.log1p(-torch.linspace(float(ends[0]), float(ends[1]), num_heads, dtype=torch.float64).exp())
 
 
+RETENTION_LAYOUTS: dict[str, Layout] = {"fla": "half", "torchscale": "interleaved"}
+ATTENTION_LAYOUT: Layout = "half"
+
+
 class RetentionMixer(nn.Module):
     """Gated multi-scale retention, arXiv:2307.08621 Eq. 8, in the variants `fla` and `torchscale`.
 
@@ -82,13 +85,10 @@ class RetentionMixer(nn.Module):
         chunk_size: Tokens of a chunk of the chunkwise form.
     """
 
-    log_decay: Tensor
-    layouts: dict[str, Layout] = {"fla": "half", "torchscale": "interleaved"}
-
     def __init__(self, config: RetNetConfig, backend: str, chunk_size: int) -> None:
         super().__init__()
         self.config = config
-        self.layout = self.layouts[config.variant]
+        self.layout = RETENTION_LAYOUTS[config.variant]
         self.forms: dict[str, RetentionForm] = {
             "parallel": retention_parallel,
             "chunkwise": partial(retention_chunkwise, chunk_size=chunk_size),
@@ -100,18 +100,9 @@ class RetentionMixer(nn.Module):
             config.value_head_dim, eps=config.norm_eps, elementwise_affine=config.variant == "fla"
         )
         self.out_proj = Linear(values, d)
-        self.register_buffer("log_decay", self._log_decay(torch.float32), persistent=False)
+        self.log_decay = Float64Constant(lambda: decay_schedule(config.decay, config.num_heads))
         self.ran: dict[str, str] = {}
         self.set_backend(backend)
-
-    def _log_decay(self, dtype: torch.dtype) -> Tensor:
-        return decay_schedule(self.config.decay, self.config.num_heads).to(wide_dtype(dtype))
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Follow the module to its device and dtype, but keep the decay in the wide dtype, freshly rounded."""
-        super()._apply(fn, recurse)
-        self.log_decay = self._log_decay(self.qkvg_proj.weight.dtype).to(self.log_decay.device)
-        return self
 
     def backends(self, device: torch.device, dtype: torch.dtype) -> dict[str, str | None]:
         """Each form, with the reason why it cannot run here, or None."""
@@ -146,21 +137,25 @@ class RetentionMixer(nn.Module):
 
     def _retain(self, q: Tensor, k: Tensor, v: Tensor, state: LayerState | None) -> Tensor:
         """The operator: one in-place step for one token, the chosen form for more; (B, T, H, V)."""
+        log_decay = self.log_decay.value
         if state is None:
             self.ran["prefill"] = self.backend
-            return self.forms[self.backend](q, k, v, self.log_decay, None)[0]
+            return self.forms[self.backend](q, k, v, log_decay, None)[0]
         assert isinstance(state, RetentionState)
         if q.shape[1] == 1 and not torch.is_grad_enabled():
             self.ran["decode"] = "recurrent"
-            return retention_step_(q, k, v, self.log_decay, state.values)
+            return retention_step_(q, k, v, log_decay, state.values)
         self.ran["prefill"] = self.backend
-        out, values = self.forms[self.backend](q, k, v, self.log_decay, state.values)
-        state.values.copy_(values) if not values.requires_grad else setattr(state, "values", values)
+        out, values = self.forms[self.backend](q, k, v, log_decay, state.values)
+        if values.requires_grad:
+            state.values = values
+        else:  # in place, so that a captured CUDA graph finds it where it was
+            state.values.copy_(values)
         return out
 
     def _row_norm(self, start: int, length: int) -> Tensor:
-        """1 / sqrt of the row sums of D at positions start .. start + length - 1, (T, H, 1); 1 / sqrt(n + 1) at no decay."""
-        log_decay = decay_schedule(self.config.decay, self.config.num_heads).to(self.log_decay.device)
+        """One over the square root of the row sums of D at positions start .. start + length - 1, (T, H, 1)."""
+        log_decay = self.log_decay.value
         tokens = torch.arange(start + 1, start + length + 1, dtype=torch.float64, device=log_decay.device)
         row_sum = torch.expm1(tokens[:, None] * log_decay) / torch.expm1(log_decay)
         return row_sum.rsqrt().unsqueeze(-1)
@@ -173,8 +168,6 @@ class AttentionMixer(nn.Module):
         config: The model.
         backend: A name in `attention.BACKENDS`, for prefill and decode alike.
     """
-
-    layout: Layout = "half"
 
     def __init__(self, config: TransformerConfig, backend: str) -> None:
         super().__init__()
@@ -207,7 +200,9 @@ class AttentionMixer(nn.Module):
         batch, length, d = x.shape
         heads, kv_heads, head_dim = self.config.num_heads, self.config.num_kv_heads, self.config.head_dim
         qkv = self.qkv_proj(x).view(batch, length, heads + 2 * kv_heads, head_dim)
-        rotated = rotate(qkv[:, :, : heads + kv_heads], positions, self.layout).transpose(1, 2)  # (B, H + Hkv, T, K)
+        rotated = rotate(qkv[:, :, : heads + kv_heads], positions, self.layout).transpose(
+            1, 2
+        )  # (B, H + Hkv, T, K)
         q, k = rotated.split([heads, kv_heads], dim=1)
         v = qkv[:, :, heads + kv_heads :].transpose(1, 2)  # (B, Hkv, T, K)
         if state is not None:

@@ -4,12 +4,12 @@ Angles are formed in float64 and only their cosine and sine are rounded: in floa
 by up to 2e-3, and in bfloat16 positions above 256 are not even distinct.
 """
 
-from collections.abc import Callable
-from typing import Literal, NamedTuple, Self
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from retbench.models.constants import Float64Constant
 from retbench.models.retention import wide_dtype
 
 Layout = Literal["half", "interleaved"]
@@ -26,46 +26,38 @@ class Positions(NamedTuple):
     """(T, 1, K/2) in the wide dtype."""
 
 
-class Rotary(nn.Module):
-    """Angles of the rotary embedding.
+def rotary_frequencies(head_dim: int, layout: Layout, base: float) -> Tensor:
+    """Frequency of each pair of a head, (K/2,) float64.
 
     half: pairs (x_i, x_{i+K/2}), frequencies base^(-2i/K); Llama, fla.
     interleaved: pairs (x_2i, x_2i+1), frequencies base^(-linspace(0, 1, K/2)), both ends included; torchscale, YOCO.
+    """
+    pairs = head_dim // 2
+    if layout == "half":
+        exponent = torch.arange(pairs, dtype=torch.float64) / pairs
+    else:
+        exponent = torch.linspace(0, 1, pairs, dtype=torch.float64)
+    return base**-exponent
+
+
+class Rotary(nn.Module):
+    """Cosines and sines of the rotary embedding.
 
     Args:
         head_dim: K, the width of a rotated head.
-        layout: The convention.
+        layout: Decides the frequencies; `rotate` decides by it which values are pairs.
         base: 10,000 in every source.
     """
 
-    frequency: Tensor
-
     def __init__(self, head_dim: int, layout: Layout, base: float = 10_000.0) -> None:
         super().__init__()
-        self.head_dim = head_dim
-        self.layout = layout
-        self.base = base
-        self.register_buffer("frequency", self._frequencies(), persistent=False)
-
-    def _frequencies(self) -> Tensor:
-        """(K/2,) float64."""
-        pairs = self.head_dim // 2
-        if self.layout == "half":
-            exponent = torch.arange(pairs, dtype=torch.float64) / pairs
-        else:
-            exponent = torch.linspace(0, 1, pairs, dtype=torch.float64)
-        return self.base**-exponent
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Follow the module to its device, but keep float64 whatever dtype the module is cast to."""
-        super()._apply(fn, recurse)
-        self.frequency = self._frequencies().to(self.frequency.device)
-        return self
+        self.frequency = Float64Constant(lambda: rotary_frequencies(head_dim, layout, base))
 
     def forward(self, start: int, length: int, dtype: torch.dtype) -> Positions:
         """Cosines and sines of positions start .. start + length - 1, for a model of `dtype`."""
-        steps = torch.arange(start, start + length, dtype=torch.float64, device=self.frequency.device)
-        angle = steps[:, None, None] * self.frequency  # (T, 1, K/2)
+        frequency = self.frequency.value
+        steps = torch.arange(start, start + length, dtype=torch.float64, device=frequency.device)
+        angle = steps[:, None, None] * frequency  # (T, 1, K/2)
         wide = wide_dtype(dtype)
         return Positions(start, angle.cos().to(wide), angle.sin().to(wide))
 

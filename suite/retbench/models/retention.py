@@ -126,7 +126,9 @@ def retention_chunkwise(
             decay = _decay_factors(log_decay if fixed else log_decay[:, chunk], width, wide)
         out, state = _attend_chunk(q[:, :, chunk], k[:, :, chunk], v[:, :, chunk], decay, state)
         outs.append(out)
-    return torch.cat(outs, dim=2).transpose(1, 2), _state_or_zeros(k.transpose(1, 2), v.transpose(1, 2), state)
+    return torch.cat(outs, dim=2).transpose(1, 2), _state_or_zeros(
+        k.transpose(1, 2), v.transpose(1, 2), state
+    )
 
 
 class _DecayFactors(NamedTuple):
@@ -168,19 +170,21 @@ def _attend_chunk(
 ) -> tuple[Tensor, Tensor]:
     """One chunk, head-first: q, k (B, H, C, K), v (B, H, C, V), state (B, H, K, V) or None for zero.
 
-    Products run in the dtype of v, sums across chunks in the wide dtype.
+    Everything is computed in the wide dtype and the outputs are rounded once: a sum of two rounded terms that nearly
+    cancel would be all rounding error, and the norm of the head that follows would blow it up.
     """
-    scores = ((q @ k.mT) * decay.within).to(v.dtype)  # (B, H, C, C)
-    out = scores @ v  # (B, H, C, V)
-    added = (k * decay.until_end).to(v.dtype).mT @ v  # (B, H, K, V)
+    dtype, wide = v.dtype, decay.within.dtype
+    q, k, v = q.to(wide), k.to(wide), v.to(wide)
+    out = ((q @ k.mT) * decay.within) @ v  # (B, H, C, V)
+    added = (k * decay.until_end).mT @ v  # (B, H, K, V)
     if state is None:
-        return out, added.to(wide_dtype(v.dtype))
-    out = out + (q * decay.since_start).to(v.dtype) @ state.to(v.dtype)
-    return out, decay.total * state + added
+        return out.to(dtype), added
+    out = out + (q * decay.since_start) @ state
+    return out.to(dtype), decay.total * state + added
 
 
 def _exp(exponent: Tensor, dtype: torch.dtype) -> Tensor:
-    """exp in float64, rounded once to `dtype`; exactly zero below half of its exponent range."""
+    """Exponential in float64, rounded once to `dtype`; exactly zero below half of its exponent range."""
     exponent = exponent.double()
     floor = math.log(torch.finfo(dtype).tiny) / 2
     return exponent.masked_fill(exponent < floor, -math.inf).exp().to(dtype)

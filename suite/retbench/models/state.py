@@ -26,8 +26,9 @@ class RetentionState:
         """A copy; a retention state is whole at any `length`."""
         return RetentionState(self.values.clone())
 
-    def restore(self, saved: "RetentionState", length: int) -> None:
+    def restore(self, saved: "LayerState", length: int) -> None:
         """Take over the values of `saved`, in place."""
+        assert isinstance(saved, RetentionState)
         self.values.copy_(saved.values)
 
     def reorder(self, indices: Tensor, length: int) -> None:
@@ -67,8 +68,9 @@ class KVCache:
         """A copy of the first `length` tokens."""
         return KVCache(self.keys[:, :, :length].clone(), self.values[:, :, :length].clone())
 
-    def restore(self, saved: "KVCache", length: int) -> None:
+    def restore(self, saved: "LayerState", length: int) -> None:
         """Take over the first `length` tokens of `saved`, in place."""
+        assert isinstance(saved, KVCache)
         self.keys[:, :, :length] = saved.keys[:, :, :length]
         self.values[:, :, :length] = saved.values[:, :, :length]
 
@@ -132,12 +134,7 @@ class DecoderState:
                 f"key-value cache: a state at position {saved.position} does not fit a capacity of {self.capacity}."
             )
         for layer, other in zip(self.layers, saved.layers, strict=True):
-            if isinstance(layer, RetentionState) and isinstance(other, RetentionState):
-                layer.restore(other, saved.position)
-            elif isinstance(layer, KVCache) and isinstance(other, KVCache):
-                layer.restore(other, saved.position)
-            else:
-                raise TypeError(f"cannot restore a {type(layer).__name__} from a {type(other).__name__}")
+            layer.restore(other, saved.position)
         self.position = saved.position
 
     def mark(self) -> Mark:
@@ -145,7 +142,9 @@ class DecoderState:
 
         Good for as long as nothing before the mark's position is written again.
         """
-        copies = [layer.values.clone() if isinstance(layer, RetentionState) else None for layer in self.layers]
+        copies = [
+            layer.values.clone() if isinstance(layer, RetentionState) else None for layer in self.layers
+        ]
         return Mark(self.position, copies)
 
     def rewind(self, mark: Mark) -> None:

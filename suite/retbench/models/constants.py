@@ -1,0 +1,31 @@
+"""Constants of a model that must not be rounded to its dtype: decays and rotary frequencies."""
+
+from collections.abc import Callable
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+
+class Float64Constant(nn.Module):
+    """A float64 tensor that goes with a module to any device and stays float64 whatever the module is cast to.
+
+    A buffer would be cast: in bfloat16 the slowest decay rounds to 1 and positions above 256 stop being distinct.
+    It is made anew after each move, so it is right even where the module was allocated without values.
+
+    Args:
+        make: Returns the tensor.
+    """
+
+    value: Tensor
+
+    def __init__(self, make: Callable[[], Tensor]) -> None:
+        super().__init__()
+        self._make = make
+        self.register_buffer("value", make().double(), persistent=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Follow the module's device, not its dtype."""
+        moved: Tensor = fn(self.value)
+        self.value = self._make().to(device=moved.device, dtype=torch.float64)
+        return self
