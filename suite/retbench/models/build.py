@@ -6,6 +6,8 @@ from torch import nn
 from retbench.architectures import ModelConfig, RetNetConfig, TransformerConfig
 from retbench.models.decoder import Block, Decoder
 from retbench.models.layers import (
+    ATTENTION_LAYOUT,
+    RETENTION_LAYOUTS,
     AttentionMixer,
     Mixer,
     RetentionMixer,
@@ -50,9 +52,7 @@ def build_model(
 
 def assemble(config: ModelConfig, backend: str, chunk_size: int = DEFAULT_CHUNK_SIZE) -> Decoder:
     """The modules of a model on torch's default device, their weights not yet drawn."""
-    layout = (
-        RetentionMixer.layouts[config.variant] if isinstance(config, RetNetConfig) else AttentionMixer.layout
-    )
+    layout = RETENTION_LAYOUTS[config.variant] if isinstance(config, RetNetConfig) else ATTENTION_LAYOUT
     blocks = [Block(config, _mixer(config, backend, chunk_size)) for _ in range(config.num_layers)]
     return Decoder(config, blocks, Rotary(config.head_dim, layout))
 

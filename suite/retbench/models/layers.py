@@ -200,10 +200,8 @@ class AttentionMixer(nn.Module):
         batch, length, d = x.shape
         heads, kv_heads, head_dim = self.config.num_heads, self.config.num_kv_heads, self.config.head_dim
         qkv = self.qkv_proj(x).view(batch, length, heads + 2 * kv_heads, head_dim)
-        rotated = rotate(qkv[:, :, : heads + kv_heads], positions, self.layout).transpose(
-            1, 2
-        )  # (B, H + Hkv, T, K)
-        q, k = rotated.split([heads, kv_heads], dim=1)
+        qk = rotate(qkv[:, :, : heads + kv_heads], positions, ATTENTION_LAYOUT)
+        q, k = qk.transpose(1, 2).split([heads, kv_heads], dim=1)  # (B, H, T, K), (B, Hkv, T, K)
         v = qkv[:, :, heads + kv_heads :].transpose(1, 2)  # (B, Hkv, T, K)
         if state is not None:
             assert isinstance(state, KVCache)
