@@ -78,7 +78,8 @@ def missing_reason(name: str, device: torch.device, dtype: torch.dtype) -> str |
     if device.type != "cuda":
         return "flash-attn runs on CUDA devices only; use backend 'sdpa'"
     if dtype not in (torch.bfloat16, torch.float16):
-        return f'flash-attn takes bfloat16 and float16, not {str(dtype).removeprefix("torch.")}; set dtype = "bfloat16"'
+        given = str(dtype).removeprefix("torch.")
+        return f"flash-attn takes bfloat16 and float16, not {given}; use --dtype bfloat16"
     if importlib.util.find_spec("flash_attn") is None:
         return "flash-attn is not installed: pip install 'retbench[flash]' --no-build-isolation"
     return None

@@ -1,0 +1,121 @@
+"""What inference carries: sizes, capacity, and returning to where one was."""
+
+import pytest
+import torch
+
+from retbench import costs
+from retbench.cells import resolve_models
+from retbench.config import load_experiment
+from retbench.errors import CapacityError
+from retbench.models.build import build_model
+
+CONFIGS = resolve_models(load_experiment("latency", ["size=1m"]), "cpu")
+BACKENDS = {"retnet": "chunkwise", "transformer": "sdpa"}
+
+
+@pytest.fixture(params=sorted(CONFIGS))
+def model(request):
+    return build_model(
+        CONFIGS[request.param], dtype=torch.float32, device="cpu", seed=0, backend=BACKENDS[request.param]
+    )
+
+
+def tokens(batch, length, seed=0):
+    return torch.randint(0, 256, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+def decode(model, state, steps, seed=1):
+    text = tokens(state.layers[0].tensors(0).popitem()[1].shape[0], steps, seed)
+    return torch.cat([model(text[:, t : t + 1], state) for t in range(steps)], dim=1)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_bytes_equal_the_closed_form(model, batch):
+    state = model.init_state(batch, 77)
+    assert state.num_bytes == costs.state_bytes(model.config, "float32", batch, 77)
+
+
+def test_bytes_do_not_change_while_decoding(model):
+    state = model.init_state(1, 40)
+    before = state.num_bytes
+    decode(model, state, 40)
+    assert state.num_bytes == before
+    assert state.position == 40
+
+
+def test_past_capacity_is_an_error_that_changes_nothing():
+    model = build_model(CONFIGS["transformer"], dtype=torch.float32, device="cpu", seed=0, backend="sdpa")
+    state = model.init_state(1, 8)
+    with torch.no_grad():
+        model(tokens(1, 6), state)
+        with pytest.raises(CapacityError, match="3 tokens at position 6 do not fit its capacity of 8"):
+            model(tokens(1, 3), state)
+        assert state.position == 6
+        model(tokens(1, 2), state)
+    assert state.position == 8
+
+
+def test_a_retention_state_has_no_capacity():
+    model = build_model(CONFIGS["retnet"], dtype=torch.float32, device="cpu", seed=0, backend="chunkwise")
+    state = model.init_state(1, 4)
+    assert state.capacity is None
+    decode(model, state, 9)
+    assert state.position == 9
+
+
+def test_restore_returns_exactly_even_after_the_past_was_overwritten(model):
+    state = model.init_state(2, 64)
+    with torch.no_grad():
+        model(tokens(2, 20), state)
+        early = state.snapshot()
+        decode(model, state, 10)
+        late = state.snapshot()
+        expected = decode(model, state, 5)
+        state.restore(early)
+        decode(model, state, 30, seed=9)  # writes over positions 20 .. 49
+        state.restore(late)
+        assert state.position == 30
+        assert torch.equal(decode(model, state, 5), expected)
+
+
+def test_rewind_repeats_the_same_step(model):
+    state = model.init_state(1, 64)
+    with torch.no_grad():
+        model(tokens(1, 20), state)
+        mark = state.mark()
+        first = decode(model, state, 4)
+        for _ in range(3):
+            state.rewind(mark)
+            assert state.position == 20
+            assert torch.equal(decode(model, state, 4), first)
+
+
+def test_reorder_moves_whole_sequences(model):
+    state = model.init_state(3, 32)
+    with torch.no_grad():
+        model(tokens(3, 10), state)
+        alone = state.snapshot()
+        state.reorder(torch.tensor([2, 0, 0]))
+    for moved, original in zip(state.tensors().values(), alone.tensors().values(), strict=True):
+        if moved.dim():
+            assert torch.equal(moved, original[[2, 0, 0]])
+
+
+def test_tensors_round_trip_into_another_state(model):
+    state = model.init_state(1, 32)
+    with torch.no_grad():
+        model(tokens(1, 11), state)
+    stored = {name: tensor.clone() for name, tensor in state.tensors().items()}
+    other = model.init_state(1, 16)
+    other.load_tensors(stored)
+    assert torch.equal(decode(model, state, 3), decode(model, other, 3))
+
+
+def test_restoring_what_does_not_fit_is_an_error():
+    model = build_model(CONFIGS["transformer"], dtype=torch.float32, device="cpu", seed=0, backend="sdpa")
+    state = model.init_state(1, 32)
+    with torch.no_grad():
+        model(tokens(1, 20), state)
+    with pytest.raises(CapacityError, match="position 20 does not fit a capacity of 10"):
+        model.init_state(1, 10).restore(state)
