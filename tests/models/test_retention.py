@@ -121,9 +121,7 @@ def test_forms_agree_in_every_gradient(dtype, kind):
     names = ("q", "k", "v", "log_decay", "state")
     expected = gradients(retention_recurrent)
     for name, form in forms(37).items():
-        for which, found, reference in zip(
-            ["q", "k", "v", "log_decay", "state"], gradients(form), expected, strict=True
-        ):
+        for which, found, reference in zip(names, gradients(form), expected, strict=True):
             assert relative_error(found, reference) < LIMITS[dtype], f"{name}: {which}"
 
 
