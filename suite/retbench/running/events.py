@@ -1,7 +1,7 @@
 """What a run tells while it goes on: the events, in order, and the Observer that receives them.
 
-A run notifies from the thread that called it, between messages of the worker, so that an observer may print but
-should not linger: a worker is measuring meanwhile. Nothing here prints.
+A run notifies from the thread that called it, between messages of the worker, so that an observer may print
+but should not linger: a worker is measuring meanwhile. Nothing here prints.
 """
 
 from dataclasses import dataclass, field
@@ -19,7 +19,8 @@ class Progress:
     Attributes:
         done: Pairs with a record, those found on disk included.
         total: Pairs of the plan.
-        seconds_left: Expected wall time of the rest, from what the cells took so far; None before the first cell ends.
+        seconds_left: Expected wall time of the rest, from what the cells took so far; None before the first
+            cell ends.
     """
 
     done: int

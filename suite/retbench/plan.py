@@ -1,0 +1,278 @@
+"""From the words of a command to the cells of a run: profile, device and dtype settled, all of it checked.
+
+What cannot work is refused here, before any process is started.
+"""
+
+import os
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+from typing import get_args
+
+from retbench import cells, config, costs
+from retbench.architectures import RetNetConfig
+from retbench.cells import Cell, Settings
+from retbench.config import DTYPE_BYTES, Experiment, Profile
+from retbench.errors import ConfigError, RetbenchError, UnsupportedError, unknown_name
+from retbench.measure.environment import code_revision, worker_environment
+from retbench.measure.machine import usable_cores
+from retbench.records import Ceilings
+from retbench.running.devices import Device, find_device
+from retbench.running.locks import timing_lock
+from retbench.running.process import Death, Inbox, Worker
+from retbench.running.protocol import Failed, Job, Measured, RunInfo
+from retbench.units import GB
+from retbench.workloads import STREAMED, check_workload
+
+PAPER_MEMORY_BYTES = 70 * GB
+"""A device with this much memory runs the profile `paper` unless told otherwise: 80 GB cards and up."""
+
+WORKER_START_S = 3.0
+"""Estimated: from starting a worker's process to its first cell, on a CPU of today."""
+
+EFFICIENCY = 0.5
+"""Estimated: the share of the roofline that a step or a prefill reaches."""
+
+SEGMENT_TOKENS = 2048
+"""Tokens that a prefill has in flight at most."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything a run will do.
+
+    Attributes:
+        experiment: The experiment, with the overrides of the command line in its profile.
+        profile_name: The profile chosen.
+        profile: That profile.
+        cells: Every cell, models outermost.
+        rounds: How many times each cell is measured, each time in a process of its own.
+        command: The command line that makes the same plan again.
+    """
+
+    experiment: Experiment
+    profile_name: str
+    profile: Profile
+    cells: tuple[Cell, ...]
+    rounds: int
+    command: str
+
+    @property
+    def settings(self) -> Settings:
+        """What is the same for every cell."""
+        return self.cells[0].settings
+
+
+def make_plan(
+    name_or_path: str,
+    *,
+    profile: str | None,
+    device: str | None,
+    dtype: str | None,
+    limit: int | None,
+    overrides: Sequence[str],
+) -> Plan:
+    """The plan of one command.
+
+    Args:
+        name_or_path: An experiment's name, or the path of a TOML file.
+        profile: A profile of it; None for `paper` on a CUDA device with 70 GB or more, else `cpu`.
+        device: `cpu`, `cuda` or `cuda:N`; None for the first CUDA device where there is one, else the CPU.
+        dtype: Replaces the profile's.
+        limit: Keeps only the first so many context lengths of each workload.
+        overrides: `key=value` items; see `config.load_experiment`.
+
+    Raises:
+        ConfigError: something is misspelt or contradicts itself.
+        UnsupportedError: this machine cannot do what was asked.
+    """
+    found = find_device(device)
+    roomy = found.memory_bytes is not None and found.memory_bytes >= PAPER_MEMORY_BYTES
+    profile_name = profile or ("paper" if roomy else "cpu")
+    experiment = config.load_experiment(name_or_path, overrides, profile=profile_name)
+    where = f"experiment '{experiment.name}', profile '{profile_name}'"
+    chosen = _adjust(experiment.profile(profile_name), dtype, limit, where)
+    _check_device(chosen, found)
+    experiment = experiment.model_copy(update={"profiles": {**experiment.profiles, profile_name: chosen}})
+    threads = chosen.threads or usable_cores()
+    worker_environment(threads)  # refuses more threads than there are processors
+    settings = Settings(
+        dtype=chosen.dtype,
+        device=found.name,
+        threads=threads,
+        seed=chosen.seed,
+        warmup_s=chosen.warmup_s,
+        min_steps=chosen.min_steps,
+        cuda_graph=chosen.cuda_graph,
+    )
+    options = [("--profile", profile_name), ("--device", found.name), ("--dtype", dtype), ("--limit", limit)]
+    return Plan(
+        experiment=experiment,
+        profile_name=profile_name,
+        profile=chosen,
+        cells=tuple(cells.expand(experiment, profile_name, settings)),
+        rounds=chosen.rounds,
+        command=_command(name_or_path, [*options, *(("--set", item) for item in overrides)]),
+    )
+
+
+def _adjust(profile: Profile, dtype: str | None, limit: int | None, where: str) -> Profile:
+    """The profile with what the command line replaces in it."""
+    for name in profile.workloads:
+        check_workload(name, where=where)
+    changes: dict[str, object] = {}
+    if dtype is not None:
+        if dtype not in get_args(config.Dtype):
+            raise unknown_name("dtype", dtype, get_args(config.Dtype), where="--dtype")
+        changes["dtype"] = dtype
+    if limit is not None:
+        if limit < 1:
+            raise ConfigError(
+                f"--limit is {limit}: it keeps the first so many context lengths. Give 1 or more."
+            )
+        changes["workloads"] = {
+            name: grid.model_copy(update={"context_len": grid.context_len[:limit]})
+            for name, grid in profile.workloads.items()
+        }
+    return profile.model_copy(update=changes)
+
+
+def _check_device(profile: Profile, device: Device) -> None:
+    """UnsupportedError for what the device cannot do."""
+    if device.name != "cpu":
+        return
+    if profile.dtype == "float16":
+        raise UnsupportedError(
+            "dtype float16 on a CPU: torch has no fast float16 products there, so its times say nothing about "
+            "a model. Use --dtype bfloat16 or float32, or a CUDA device."
+        )
+    if profile.cuda_graph:
+        raise UnsupportedError(
+            "cuda_graph = true on a CPU: there are no CUDA graphs without CUDA. Use --set cuda_graph=false, "
+            "another --profile, or --device cuda."
+        )
+
+
+def _command(name_or_path: str, options: Sequence[tuple[str, object]]) -> str:
+    """`retbench run` with the options that were given or settled."""
+    words = ["retbench", "run", name_or_path]
+    for flag, value in options:
+        if value is not None:
+            words += [flag, str(value)]
+    return shlex.join(words)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a cell will roughly take.
+
+    Attributes:
+        cell: The cell.
+        seconds: Wall time in all rounds, with its share of starting workers and, where its state is streamed,
+            of that.
+        memory_bytes: Weights, state and the activations of what is in flight; not the process itself.
+    """
+
+    cell: Cell
+    seconds: float
+    memory_bytes: int
+
+
+def estimate(plan: Plan) -> list[Estimate]:
+    """Time and memory of each cell, from closed forms and ceilings that a worker measures now.
+
+    Raises:
+        RetbenchError: another run is being timed on this machine, which measuring the ceilings would disturb.
+    """
+    ceilings = _ask_ceilings(plan)
+    deepest: dict[tuple[str, int], int] = {}
+    for cell in plan.cells:
+        if cell.workload in STREAMED and isinstance(cell.model, RetNetConfig):
+            key = (cell.model_name, cell.point.batch_size)
+            deepest[key] = max(deepest.get(key, 0), cell.point.context_len)
+    num_cells = len(plan.cells) / len(plan.experiment.models)
+    start_s = WORKER_START_S * (plan.rounds + 1) / num_cells
+    found = []
+    for cell in plan.cells:
+        seconds = start_s + plan.rounds * _cell_seconds(cell, ceilings)
+        if deepest.get((cell.model_name, cell.point.batch_size)) == cell.point.context_len:
+            seconds += _prefill_seconds(cell, ceilings) if cell.workload in STREAMED else 0.0
+        found.append(Estimate(cell, seconds, _memory_bytes(cell)))
+    return found
+
+
+def _ask_ceilings(plan: Plan) -> Ceilings:
+    """The device's ceilings, measured as a run would measure them."""
+
+    def refuse(holder: str) -> None:
+        raise RetbenchError(
+            f"an estimate measures the machine, and that would disturb the run of {holder}. Try again when it is done."
+        )
+
+    run = RunInfo(
+        run_id="estimate",
+        experiment=plan.experiment.name,
+        profile=plan.profile_name,
+        pair_id="",
+        command=plan.command,
+        code_revision=code_revision(),
+    )
+    nowhere = Path(os.devnull)
+    job = Job(
+        task="ceilings",
+        run=run,
+        cells=plan.cells[:1],
+        records_path=nowhere,
+        states_dir=nowhere,
+        parent_pid=os.getpid(),
+    )
+    inbox: Inbox = SimpleQueue()
+    with (
+        timing_lock(plan.command, wait=refuse),
+        Worker(job, inbox, worker_environment(plan.settings.threads)) as worker,
+    ):
+        for message in worker.converse(plan.profile.timeout_s):
+            match message:
+                case Measured(ceilings=ceilings):
+                    return ceilings
+                case Death(reason=reason) | Failed(message=reason):
+                    raise RetbenchError(f"the ceilings could not be measured: {reason}")
+    raise RetbenchError("the ceilings could not be measured: the worker left without a word.")
+
+
+def _cell_seconds(cell: Cell, ceilings: Ceilings) -> float:
+    """Wall time of one cell in one round."""
+    settings, point = cell.settings, cell.point
+    if cell.workload == "prefill":
+        call_s = _prefill_seconds(cell, ceilings)
+        calls = max(3, min(settings.min_steps, int(1.0 / call_s)))
+        return max(settings.warmup_s, call_s) + calls * call_s
+    num_bytes = costs.decode_bytes(cell.model, settings.dtype, point.batch_size, point.context_len)
+    flops = costs.decode_flops(cell.model, point.batch_size, point.context_len)
+    at_best_s = max(num_bytes / ceilings.read_bandwidth_bytes_per_s, flops / ceilings.matmul_flops_per_s)
+    step_s = at_best_s / EFFICIENCY
+    return (
+        settings.warmup_s + 2 * (settings.min_steps + 1) * step_s if cell.workload == "decode" else 2 * step_s
+    )
+
+
+def _prefill_seconds(cell: Cell, ceilings: Ceilings) -> float:
+    """Wall time of one prefill of a cell's context."""
+    point = cell.point
+    chunk = cell.chunk_size or point.context_len
+    flops = costs.prefill_flops(cell.model, point.batch_size, point.context_len, chunk)
+    return flops / ceilings.matmul_flops_per_s / EFFICIENCY
+
+
+def _memory_bytes(cell: Cell) -> int:
+    """Weights, state, and the widest activations of a block for every token in flight."""
+    model, dtype, point = cell.model, cell.settings.dtype, cell.point
+    streams = cell.workload == "prefill" or (cell.workload in STREAMED and isinstance(model, RetNetConfig))
+    tokens = min(point.context_len, SEGMENT_TOKENS) if streams else 1
+    mixer = 2 * model.value_dim + 2 * model.d_model if isinstance(model, RetNetConfig) else 3 * model.d_model
+    width = model.d_model + max(2 * mixer, 3 * model.ffn_dim)
+    activations = point.batch_size * (tokens * width + model.vocab_size) * DTYPE_BYTES[dtype]
+    state = costs.state_bytes(model, dtype, point.batch_size, point.context_len + 1)
+    return costs.weight_bytes(model, dtype) + state + activations

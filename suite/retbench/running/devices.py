@@ -1,0 +1,115 @@
+"""Which device a run is for, found without a CUDA context in the runner, which would share the GPU."""
+
+import json
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+
+from retbench.errors import ConfigError, RetbenchError, UnsupportedError
+
+_PROBE = """
+import json, torch
+usable = torch.cuda.is_available()
+devices = range(torch.cuda.device_count()) if usable else ()
+memory = [torch.cuda.get_device_properties(index).total_memory for index in devices]
+print(json.dumps({"torch": torch.__version__, "cuda": torch.version.cuda, "memory": memory}))
+"""
+_PROBE_TIMEOUT_S = 120.0
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device by torch's name.
+
+    Attributes:
+        name: `cpu`, or `cuda:N`.
+        memory_bytes: Of a CUDA device; None for the CPU.
+    """
+
+    name: str
+    memory_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class _TorchFacts:
+    """What torch says: its version, the CUDA version it was built for, the memory of each device."""
+
+    version: str
+    cuda: str | None
+    memory_bytes: tuple[int, ...]
+
+
+def find_device(asked: str | None) -> Device:
+    """The device that was asked for, or the best one here.
+
+    Args:
+        asked: `cpu`, `cuda` or `cuda:N`; None for the first CUDA device where there is one, else the CPU.
+
+    Raises:
+        ConfigError: no such kind of device.
+        UnsupportedError: CUDA was asked for and cannot be used here.
+    """
+    if asked == "cpu" or (asked is None and not _has_driver()):
+        return Device("cpu")
+    index = _cuda_index(asked or "cuda")
+    found = _ask_torch()
+    if index < len(found.memory_bytes):
+        return Device(f"cuda:{index}", found.memory_bytes[index])
+    if asked is None:
+        return Device("cpu")
+    raise UnsupportedError(f"--device {asked}: {_why_no_cuda(found)}")
+
+
+def _cuda_index(asked: str) -> int:
+    """N of `cuda:N`; 0 of `cuda`."""
+    match = re.fullmatch(r"cuda(?::(\d{1,3}))?", asked)
+    if match is None:
+        raise ConfigError(
+            f"--device {asked!r}: retbench measures on 'cpu', 'cuda' and 'cuda:N'. Give one of them."
+        )
+    return int(match.group(1) or 0)
+
+
+def _has_driver() -> bool:
+    """Whether NVIDIA's driver answers; without it torch need not be started to learn that there is no GPU."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return False
+    pynvml.nvmlShutdown()
+    return True
+
+
+def _ask_torch() -> _TorchFacts:
+    """What torch says about CUDA in a process of its own."""
+    command = [sys.executable, "-P", "-c", _PROBE]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_PROBE_TIMEOUT_S, check=True)
+    except subprocess.TimeoutExpired as error:
+        raise UnsupportedError(
+            f"torch gave no answer about CUDA devices within {_PROBE_TIMEOUT_S:g} s. Look at `nvidia-smi`; "
+            "--device cpu does without."
+        ) from error
+    except subprocess.CalledProcessError as error:
+        last = (error.stderr.strip().splitlines() or ["no message"])[-1]
+        raise RetbenchError(f"torch cannot be used in this Python ({sys.executable}): {last}") from error
+    found = json.loads(done.stdout.splitlines()[-1])
+    return _TorchFacts(found["torch"], found["cuda"], tuple(found["memory"]))
+
+
+def _why_no_cuda(found: _TorchFacts) -> str:
+    """Why a CUDA device cannot be used, and what to do."""
+    if found.cuda is None:
+        return (
+            f"torch {found.version} is a build without CUDA. Install one with it "
+            "(https://pytorch.org/get-started/locally), or give --device cpu."
+        )
+    if not found.memory_bytes:
+        return (
+            f"torch {found.version} for CUDA {found.cuda} finds no device. Look at `nvidia-smi` and at "
+            "CUDA_VISIBLE_DEVICES, or give --device cpu."
+        )
+    return f"the devices here are cuda:0 to cuda:{len(found.memory_bytes) - 1}. Give one of them."

@@ -1,0 +1,39 @@
+"""What an exception inside a worker means for the cell that raised it."""
+
+import traceback
+
+from retbench.errors import UnsupportedError
+from retbench.records import Status
+
+_OUT_OF_MEMORY = (
+    "can't allocate memory",
+    "not enough memory",
+    "out of memory",
+    "bad_alloc",
+    "alloc_failed",
+)
+"""In the messages of torch's CPU allocator, of CUDA, of the C++ library and of cuBLAS; all are plain
+RuntimeErrors."""
+
+
+def classify(error: Exception) -> tuple[Status, str]:
+    """Status and message of a cell whose measurement raised `error`."""
+    if isinstance(error, UnsupportedError):
+        return "unsupported", str(error)
+    if is_out_of_memory(error):
+        return "oom", f"out of memory: {_first_line(error)}"
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    place = f"{frame.filename.rpartition('/')[2]}:{frame.lineno}"
+    return "failed", f"{type(error).__name__} at {place}: {_first_line(error)}"
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory, of the host or of a device, did not suffice."""
+    if isinstance(error, MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _OUT_OF_MEMORY)
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,43 @@
+"""Keeps a worker from outliving its runner, and makes it the one that goes when memory is short."""
+
+import ctypes
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+
+_PR_SET_PDEATHSIG = 1
+_OOM_SCORE = Path("/proc/self/oom_score_adj")
+_FIRST_VICTIM = 1000
+_CHUNK = 4096
+
+
+def ask_to_die_with_parent() -> None:
+    """On Linux, have the kernel kill this process when the one that started it dies, even if stopped."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL))
+
+
+def watch_parent(parent_pid: int) -> None:
+    """End this process when stdin ends, which the runner holds open; called once the job is read from it.
+
+    Args:
+        parent_pid: The runner. Where it is no longer the parent, it died before the kernel was asked: exit
+            now.
+    """
+    if os.getppid() != parent_pid:
+        os._exit(1)
+    threading.Thread(target=_exit_at_end_of_stdin, name="lifeline", daemon=True).start()
+
+
+def _exit_at_end_of_stdin() -> None:
+    while os.read(0, _CHUNK):
+        pass
+    os._exit(1)
+
+
+def offer_as_oom_victim() -> None:
+    """Let the kernel choose this process first when memory runs out: the runner lives to record it."""
+    if _OOM_SCORE.exists():
+        _OOM_SCORE.write_text(f"{_FIRST_VICTIM}\n", encoding="ascii")

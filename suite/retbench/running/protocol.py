@@ -1,0 +1,134 @@
+"""What runner and worker say to each other: a job down the worker's stdin, messages back, each a JSON line.
+
+The runner keeps the worker's stdin open for as long as it lives; its end is the worker's sign to stop.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from retbench.cells import Cell
+from retbench.config import Strict
+from retbench.records import Ceilings, Gate, Status
+
+Task = Literal["prepare", "measure", "ceilings"]
+
+
+class RunInfo(Strict):
+    """What every record of a run says about the run."""
+
+    run_id: str
+    experiment: str
+    profile: str
+    pair_id: str
+    command: str
+    code_revision: str
+    """Of the runner; a worker that finds another one is not measuring the same thing."""
+
+
+class Job(Strict):
+    """What a worker is to do, for one model.
+
+    prepare: run the gate, and stream the states that decode cells start from into `states_dir`.
+    measure: measure the cells in the order given, appending each record to `records_path`.
+    ceilings: measure what the device reaches, for an estimate.
+    """
+
+    task: Task
+    run: RunInfo
+    cells: tuple[Cell, ...] = Field(min_length=1)
+    round: int = 0
+    gate: Gate | None = None
+    """What the prepare worker found; goes into every record."""
+    records_path: Path
+    states_dir: Path
+    parent_pid: int
+    """The runner; a worker with another parent has been orphaned."""
+
+
+class Hello(Strict):
+    """The worker is up: imports done, process pinned."""
+
+    event: Literal["hello"] = "hello"
+    environment: dict[str, Any]
+
+
+class Checked(Strict):
+    """The gate was run."""
+
+    event: Literal["checked"] = "checked"
+    gate: Gate
+
+
+class Streamed(Strict):
+    """The streamed prefill of the cells of one batch size went on."""
+
+    event: Literal["streamed"] = "streamed"
+    batch_size: int
+    num_tokens: int
+    total_tokens: int
+
+
+class Refused(Strict):
+    """Cells, by their index in the job, that cannot be measured in any round."""
+
+    event: Literal["refused"] = "refused"
+    cells: tuple[int, ...]
+    status: Status
+    error: str
+
+
+class Started(Strict):
+    """The cell with this index in the job is about to be measured."""
+
+    event: Literal["started"] = "started"
+    index: int
+
+
+class Done(Strict):
+    """The cell with this index has its record on disk."""
+
+    event: Literal["done"] = "done"
+    index: int
+    status: Status
+    error: str | None = None
+
+
+class Measured(Strict):
+    """The ceilings that were asked for."""
+
+    event: Literal["measured"] = "measured"
+    ceilings: Ceilings
+
+
+class Failed(Strict):
+    """An error that ends the whole run: its class in `retbench.errors`, and its message."""
+
+    event: Literal["failed"] = "failed"
+    kind: str
+    message: str
+
+
+class Ended(Strict):
+    """The worker leaves on its own account; cells it has not told of are another worker's."""
+
+    event: Literal["ended"] = "ended"
+
+
+Message = Hello | Checked | Streamed | Refused | Started | Done | Measured | Failed | Ended
+
+_ADAPTER: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="event")])
+
+
+def encode(message: Message) -> bytes:
+    """A message as the line that carries it, set off from whatever stands before it."""
+    return b"\n" + message.model_dump_json().encode() + b"\n"
+
+
+def decode(line: bytes) -> Message | None:
+    """The message in a line; None for a line that holds none, such as a library's print."""
+    try:
+        return _ADAPTER.validate_json(line)
+    except ValidationError:
+        return None

@@ -1,0 +1,83 @@
+"""Builds records: what is known of a cell and its run, around what was measured or why it was not."""
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from retbench import costs
+from retbench.cells import Cell
+from retbench.records import Ceilings, Gate, Metric, ModelInfo, Record, Status
+from retbench.running.protocol import RunInfo
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of measuring one cell in one round."""
+
+    status: Status
+    started_at: str
+    error: str | None = None
+    metrics: dict[str, Metric] = field(default_factory=dict)
+    absent: dict[str, str] = field(default_factory=dict)
+    backend: dict[str, str | int | float | bool] = field(default_factory=dict)
+    device_facts: dict[str, Any] = field(default_factory=dict)
+    """How the device fared meanwhile; goes into the environment."""
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What the records of one worker have in common."""
+
+    environment: dict[str, Any]
+    gate: Gate | None = None
+    ceilings: Ceilings | None = None
+
+
+def utc_now() -> str:
+    """The time as records state it: UTC, ISO 8601, whole milliseconds."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def make_record(
+    run: RunInfo, cell: Cell, round_number: int, outcome: Outcome, surroundings: Surroundings
+) -> Record:
+    """The record of one cell in one round."""
+    return Record(
+        run_id=run.run_id,
+        experiment=run.experiment,
+        profile=run.profile,
+        cell_id=cell.cell_id,
+        pair_id=run.pair_id,
+        round=round_number,
+        started_at=outcome.started_at,
+        status=outcome.status,
+        error=outcome.error,
+        model=_model_info(cell),
+        workload=cell.workload,
+        point=cell.point,
+        settings={
+            **cell.settings.model_dump(),
+            "backend": cell.backend,
+            "chunk_size": cell.chunk_size,
+        },
+        backend=outcome.backend,
+        environment={**surroundings.environment, **outcome.device_facts},
+        ceilings=surroundings.ceilings,
+        gate=surroundings.gate,
+        metrics=outcome.metrics,
+        absent=outcome.absent,
+        command=run.command,
+    )
+
+
+def _model_info(cell: Cell) -> ModelInfo:
+    """The model of a cell as records describe it."""
+    return ModelInfo(
+        name=cell.model_name,
+        architecture=cell.model.architecture,
+        variant=cell.model.variant,
+        size=cell.size,
+        num_params=costs.num_params(cell.model),
+        num_params_nonembedding=costs.num_params_nonembedding(cell.model),
+        config=cell.model.model_dump(),
+    )

@@ -1,0 +1,53 @@
+"""What is on disk already and need not be measured again."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from retbench.records import Record, Status, read_records
+
+FINAL: frozenset[Status] = frozenset({"ok", "oom", "unsupported"})
+"""Outcomes that the same code on the same machine would only repeat; the others are tried again."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What must be the same for an old record to stand for a new measurement."""
+
+    machine: str
+    code_revision: str
+    python: str
+    torch: str
+
+
+def identity_of(record: Record) -> Identity | None:
+    """The identity that a record states; None where it states none."""
+    environment = record.environment
+    try:
+        versions = environment["versions"]
+        return Identity(
+            environment["machine"], environment["code_revision"], versions["python"], versions["torch"]
+        )
+    except (KeyError, TypeError):
+        return None
+
+
+def finished_pairs(folder: Path, identity: Identity) -> set[tuple[str, int]]:
+    """Every (cell_id, round) in the record files of `folder` that the same command need not measure again.
+
+    Lines that cannot be read (torn, or of another schema) count as not there.
+    """
+    records, _ = read_records(folder)
+    return {
+        (record.cell_id, record.round)
+        for record in records
+        if record.status in FINAL and identity_of(record) == identity
+    }
+
+
+def recorded_status(path: Path, cell_id: str, round_number: int) -> Status | None:
+    """Status of the latest record of a (cell, round) in one file; None without one."""
+    if not path.exists():
+        return None
+    records, _ = read_records(path)
+    found = [record.status for record in records if (record.cell_id, record.round) == (cell_id, round_number)]
+    return found[-1] if found else None

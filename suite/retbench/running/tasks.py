@@ -1,0 +1,179 @@
+"""The tasks of a worker: prepare a model, measure its cells, measure the ceilings. Imports torch."""
+
+import gc
+import traceback
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+
+from retbench.data import text
+from retbench.errors import ConfigError, RetbenchError, StorageError
+from retbench.measure import environment
+from retbench.measure.ceilings import measure_ceilings
+from retbench.measure.nvml import DeviceWatch
+from retbench.models.build import build_model
+from retbench.models.decoder import Decoder
+from retbench.models.gate import LENGTHS, run_gate
+from retbench.records import Gate, append_record
+from retbench.running.failures import classify
+from retbench.running.protocol import Checked, Done, Hello, Job, Measured, Message, Refused, Started, Streamed
+from retbench.running.recording import Outcome, Surroundings, make_record, utc_now
+from retbench.workloads import STREAMED, load_workload
+from retbench.workloads.context import Context
+from retbench.workloads.states import StateStore, is_streamed, stream_states
+
+Tell = Callable[[Message], None]
+
+GATE_DEPTH = {"cpu": 4096, "cuda": 32768}
+"""Deepest streamed state that the gate compares with a whole pass, by device type; less where no cell is as
+deep."""
+
+QUADRATIC_GATE_DEPTH = 4096
+"""The same for backends whose whole pass holds a score for every pair of tokens."""
+
+_QUADRATIC = frozenset({"parallel", "reference"})
+_FATAL = (ConfigError, StorageError)
+"""Errors that no other cell or worker would escape."""
+
+
+def do_task(job: Job, tell: Tell) -> None:
+    """Do what the job says and tell of it.
+
+    Raises:
+        RetbenchError: something that ends the whole run, such as a full disk.
+    """
+    settings = job.cells[0].settings
+    environment.pin_process(settings.threads)
+    device, dtype = torch.device(settings.device), getattr(torch, settings.dtype)
+    facts = {**environment.describe_environment(device, settings.threads), "text": text.fingerprint()}
+    tell(Hello(environment=facts))
+    if facts["code_revision"] != job.run.code_revision:
+        raise RetbenchError(
+            f"the source of retbench changed during the run, from {job.run.code_revision} to "
+            f"{facts['code_revision']}. What was measured is kept; run the same command again."
+        )
+    match job.task:
+        case "ceilings":
+            tell(Measured(ceilings=measure_ceilings(device, dtype)))
+        case "prepare":
+            _prepare(job, device, StateStore(job.states_dir, job.run.code_revision), tell)
+        case "measure":
+            _measure(job, device, Surroundings(facts, job.gate), tell)
+
+
+def _build(job: Job, device: torch.device) -> Decoder:
+    """The model that all cells of the job share."""
+    cell = job.cells[0]
+    return build_model(
+        cell.model,
+        dtype=getattr(torch, cell.settings.dtype),
+        device=device,
+        seed=cell.settings.seed,
+        backend=cell.backend,
+        chunk_size=cell.chunk_size,
+    )
+
+
+def _refusal(cells: tuple[int, ...], error: Exception) -> Refused:
+    """That `cells` cannot be measured because of `error`; its traceback goes to stderr."""
+    traceback.print_exception(error)
+    status, message = classify(error)
+    return Refused(cells=cells, status=status, error=message)
+
+
+def _prepare(job: Job, device: torch.device, store: StateStore, tell: Tell) -> None:
+    """Run the gate; after a green one, stream the states that decode cells start from."""
+    try:
+        model = _build(job, device)
+        gate = _check_gate(job, model)
+    except _FATAL:
+        raise
+    except Exception as error:
+        tell(_refusal(tuple(range(len(job.cells))), error))
+        return
+    tell(Checked(gate=gate))
+    if not gate.passed or not is_streamed(model):
+        return
+    decoding = [index for index, cell in enumerate(job.cells) if cell.workload in STREAMED]
+    for batch_size in sorted({job.cells[index].point.batch_size for index in decoding}):
+        same = tuple(index for index in decoding if job.cells[index].point.batch_size == batch_size)
+        _stream(job, model, same, store, tell)
+
+
+def _check_gate(job: Job, model: Decoder) -> Gate:
+    """The gate of a model, over real text, as deep as its cells go and its backend can."""
+    limit = QUADRATIC_GATE_DEPTH if model.backend in _QUADRATIC else GATE_DEPTH[model.device.type]
+    depth = min(limit, max(cell.point.context_len for cell in job.cells))
+    tokens = text.read_rows(1, max(depth, *LENGTHS)).to(model.device)
+    return run_gate(model, tokens, depth=depth)
+
+
+def _stream(job: Job, model: Decoder, cells: tuple[int, ...], store: StateStore, tell: Tell) -> None:
+    """Stream the states of decode cells of one batch size; cells for which that fails are refused."""
+
+    def report(num_tokens: int, total_tokens: int) -> None:
+        batch_size = job.cells[cells[0]].point.batch_size
+        tell(Streamed(batch_size=batch_size, num_tokens=num_tokens, total_tokens=total_tokens))
+
+    try:
+        stream_states(model, [job.cells[index] for index in cells], store, report)
+    except _FATAL:
+        raise
+    except Exception as error:
+        tell(_refusal(cells, error))
+    _let_go(model.device)
+
+
+def _let_go(device: torch.device) -> None:
+    """Free what the last measurement left behind."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def _measure(job: Job, device: torch.device, surroundings: Surroundings, tell: Tell) -> None:
+    """Measure each cell, and leave after the first that fails: its process is not to be trusted any more."""
+    try:
+        ceilings = measure_ceilings(device, getattr(torch, job.cells[0].settings.dtype))
+        model = _build(job, device)
+    except _FATAL:
+        raise
+    except Exception as error:
+        tell(_refusal(tuple(range(len(job.cells))), error))
+        return
+    gc.collect()
+    gc.freeze()  # what is alive now stays; looking through it again between any two cells takes as long as they do
+    surroundings = replace(surroundings, ceilings=ceilings)
+    store = StateStore(job.states_dir, job.run.code_revision)
+    for index, cell in enumerate(job.cells):
+        tell(Started(index=index))
+        outcome = _measure_cell(Context(cell, model, device, ceilings, store))
+        append_record(job.records_path, make_record(job.run, cell, job.round, outcome, surroundings))
+        tell(Done(index=index, status=outcome.status, error=outcome.error))
+        if outcome.status == "failed":
+            return
+        _let_go(device)
+
+
+def _measure_cell(context: Context) -> Outcome:
+    """What came of one cell; running out of memory is an outcome like any other."""
+    started_at = utc_now()
+    watch = DeviceWatch(context.device)
+    try:
+        with watch:
+            found = load_workload(context.cell.workload)(context)
+    except _FATAL:
+        raise
+    except Exception as error:
+        traceback.print_exception(error)
+        status, message = classify(error)
+        return Outcome(status, started_at, message)
+    return Outcome(
+        "ok",
+        started_at,
+        metrics=found.metrics,
+        absent={**watch.absent, **found.absent},
+        backend=found.backend,
+        device_facts=watch.facts,
+    )

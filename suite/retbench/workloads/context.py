@@ -1,0 +1,51 @@
+"""What a workload is given, and what it gives back."""
+
+from dataclasses import dataclass, field
+
+import torch
+
+from retbench.cells import Cell
+from retbench.models.decoder import Decoder
+from retbench.records import Ceilings, Metric
+from retbench.workloads.states import StateStore
+
+Notes = dict[str, str | int | float | bool]
+"""What ran, as records hold it."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One cell measured in one round.
+
+    Attributes:
+        metrics: What was measured.
+        absent: What is not defined here, each with the reason.
+        backend: What ran, as the code that ran it says.
+    """
+
+    metrics: dict[str, Metric]
+    absent: dict[str, str] = field(default_factory=dict)
+    backend: Notes = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Context:
+    """Where a cell is measured.
+
+    Attributes:
+        cell: The cell.
+        model: Its model, built and gated; other cells of this worker share it.
+        device: Where the model is.
+        ceilings: What the device reached in this process.
+        states: The streamed states of this run.
+    """
+
+    cell: Cell
+    model: Decoder
+    device: torch.device
+    ceilings: Ceilings
+    states: StateStore
+
+    def forget_what_ran(self) -> None:
+        """From here on `model.ran()` tells only of what is yet to run."""
+        self.model.set_backend(self.model.backend)

@@ -1,0 +1,96 @@
+"""Time per output token at a depth: one step of one token for every sequence, the context being that deep.
+
+Every timed step starts from the same point. The state stands one token before the depth; ahead of each timed
+step, outside the clock, it returns there and takes one untimed step, which leaves in the processor's caches
+what continuous generation would; then the step at exactly that depth is timed.
+"""
+
+from collections.abc import Callable
+
+import torch
+
+from retbench.data import text
+from retbench.measure.clock import capture_graph, time_steps
+from retbench.models.state import DecoderState, Mark
+from retbench.workloads.context import Context, Measurement, Notes
+from retbench.workloads.metrics import decode_metrics
+from retbench.workloads.states import FILL_PREFILL_TOKENS, cache_scales, fill_caches
+
+Step = Callable[[], object]
+
+
+@torch.inference_mode()
+def measure(context: Context) -> Measurement:
+    """Seconds of at least `min_steps` decode steps at the cell's context length."""
+    settings, point = context.cell.settings, context.cell.point
+    state = context.model.init_state(point.batch_size, point.context_len + 1)
+    notes = _fill(context, state, point.context_len - 1)
+    rows = text.read_rows(point.batch_size, point.context_len + 1).to(context.device)
+    lead, token = rows[:, -2:-1].clone(), rows[:, -1:].clone()
+    context.forget_what_ran()
+    make = _captured_steps if settings.cuda_graph else _eager_steps
+    advance, step = make(context, state, lead, token)
+    samples = time_steps(
+        step, advance, device=context.device, warmup_s=settings.warmup_s, min_steps=settings.min_steps
+    )
+    notes |= {"cuda_graph": settings.cuda_graph, "timed_steps": len(samples)}
+    if state.capacity is not None:
+        notes["kv_capacity"] = state.capacity
+    return Measurement(
+        metrics=decode_metrics(context.cell, samples, context.ceilings),
+        backend={**context.model.ran(), **notes},
+    )
+
+
+def _fill(context: Context, state: DecoderState, position: int) -> Notes:
+    """Bring a new state to `position`; returns where its contents come from."""
+    if state.capacity is None:
+        context.states.load(context.cell, state, position)
+        return {"state_source": "streamed prefill of real text"}
+    scales = cache_scales(context.model)
+    fill_caches(state, position, scales, context.cell.settings.seed)
+    return {
+        "state_source": "filled",
+        "kv_fill": f"normal, std of a real prefill of {FILL_PREFILL_TOKENS} tokens in each layer",
+        "kv_fill_key_std": " ".join(f"{keys:.3g}" for keys, _ in scales),
+        "kv_fill_value_std": " ".join(f"{values:.3g}" for _, values in scales),
+    }
+
+
+def _eager_steps(
+    context: Context, state: DecoderState, lead: torch.Tensor, token: torch.Tensor
+) -> tuple[Step, Step]:
+    """The untimed step back to the depth, and the timed one."""
+    model, mark = context.model, state.mark()
+
+    def advance() -> None:
+        state.rewind(mark)
+        model(lead, state)
+
+    def step() -> None:
+        model(token, state)
+
+    return advance, step
+
+
+def _captured_steps(
+    context: Context, state: DecoderState, lead: torch.Tensor, token: torch.Tensor
+) -> tuple[Step, Step]:
+    """The same two steps as CUDA graphs; a position is fixed in each, so each belongs to its depth."""
+    model, mark = context.model, state.mark()
+    depth = Mark(mark.position + 1, [None] * len(state.layers))  # for the position alone
+
+    def lead_step() -> None:
+        model(lead, state)
+
+    def timed_step() -> None:
+        model(token, state)
+
+    replay_lead = capture_graph(lead_step, device=context.device, before=lambda: state.rewind(mark))
+    replay = capture_graph(timed_step, device=context.device, before=lambda: state.rewind(depth))
+
+    def advance() -> None:
+        state.rewind(mark)
+        replay_lead()
+
+    return advance, replay

@@ -1,0 +1,62 @@
+"""Metrics of a cell from its samples: the arithmetic, without torch, so that made-up times can test it."""
+
+from collections.abc import Sequence
+from statistics import median
+
+from retbench import costs
+from retbench.cells import Cell
+from retbench.records import Ceilings, Metric
+from retbench.units import tokens_per_second
+
+
+def timed(samples: Sequence[float]) -> Metric:
+    """Seconds: the median of the samples, with every sample."""
+    return Metric(unit="s", value=median(samples), samples=tuple(samples))
+
+
+def counted(num_bytes: int) -> Metric:
+    """A number of bytes."""
+    return Metric(unit="bytes", value=num_bytes)
+
+
+def decode_metrics(cell: Cell, samples: Sequence[float], ceilings: Ceilings) -> dict[str, Metric]:
+    """Metrics of decode steps at one depth.
+
+    Args:
+        cell: The cell; its context length is the depth.
+        samples: Seconds of each step. A step gives every sequence of the batch one token.
+        ceilings: What the device reached.
+    """
+    batch, depth = cell.point.batch_size, cell.point.context_len
+    step = timed(samples)
+    num_bytes = costs.decode_bytes(cell.model, cell.settings.dtype, batch, depth)
+    flops = costs.decode_flops(cell.model, batch, depth)
+    moved_at_best_s = num_bytes / ceilings.read_bandwidth_bytes_per_s
+    at_best_s = max(moved_at_best_s, flops / ceilings.matmul_flops_per_s)
+    return {
+        "tpot_s": step,
+        "tokens_per_s": Metric(unit="tokens/s", value=tokens_per_second(batch, step.value)),
+        "bytes_per_step": counted(num_bytes),
+        "flops_per_step": Metric(unit="FLOP", value=flops),
+        "bandwidth_ratio": Metric(unit="ratio", value=moved_at_best_s / step.value),
+        "roofline_ratio": Metric(unit="ratio", value=at_best_s / step.value),
+    }
+
+
+def prefill_metrics(cell: Cell, samples: Sequence[float], ceilings: Ceilings) -> dict[str, Metric]:
+    """Metrics of whole prompts.
+
+    Args:
+        cell: The cell; its context length is the prompt's.
+        samples: Seconds of each call. A call processes the prompts of the whole batch.
+        ceilings: What the device reached.
+    """
+    batch, length = cell.point.batch_size, cell.point.context_len
+    call = timed(samples)
+    flops = costs.prefill_flops(cell.model, batch, length, cell.chunk_size or length)
+    return {
+        "ttft_s": call,
+        "tokens_per_s": Metric(unit="tokens/s", value=tokens_per_second(batch * length, call.value)),
+        "flops_per_call": Metric(unit="FLOP", value=flops),
+        "roofline_ratio": Metric(unit="ratio", value=flops / ceilings.matmul_flops_per_s / call.value),
+    }

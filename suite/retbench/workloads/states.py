@@ -1,0 +1,153 @@
+"""The states that decode steps start from: streamed through real text, or a cache filled to the same scale.
+
+A retention state is what real text leaves behind: one streamed prefill to the deepest depth, with a snapshot
+stored just before each depth, shared by all rounds and by a resumed run. A key-value cache would cost a whole
+prefill of its own at every depth, and what is in it does not change the time of a step: it is filled with
+normal numbers of the standard deviation that a real prefill leaves in each layer.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from retbench.cells import Cell
+from retbench.data import text
+from retbench.errors import StorageError
+from retbench.models.decoder import PREFILL_SEGMENT, Decoder
+from retbench.models.state import DecoderState, KVCache
+
+FILL_PREFILL_TOKENS = 512
+"""Length of the real prefill that a key-value cache's scale is taken from."""
+
+
+class StateStore:
+    """Snapshots in a folder, one file each, written whole or not at all.
+
+    Args:
+        folder: Where they are; made when the first is stored.
+        code_revision: Of the code that computes them; a state of other code is not found.
+    """
+
+    def __init__(self, folder: Path, code_revision: str) -> None:
+        self._folder = folder
+        self._code_revision = code_revision
+
+    def _path(self, cell: Cell, position: int) -> Path:
+        """The file of a model's state after `position` tokens, named by all that its values depend on."""
+        parts = {
+            "model": cell.model.fingerprint,
+            "backend": cell.backend,
+            "chunk_size": cell.chunk_size,
+            "dtype": cell.settings.dtype,
+            "device": cell.settings.device.partition(":")[0],
+            "seed": cell.settings.seed,
+            "batch_size": cell.point.batch_size,
+            "code_revision": self._code_revision,
+            "text": text.fingerprint(),
+        }
+        key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+        return self._folder / f"{key}-{position}.safetensors"
+
+    def holds(self, cell: Cell, position: int) -> bool:
+        """Whether the state is stored; the state at position 0 need not be."""
+        return position == 0 or self._path(cell, position).exists()
+
+    def save(self, cell: Cell, state: DecoderState) -> None:
+        """Store a state under its position.
+
+        Raises:
+            StorageError: the disk is full or the folder cannot be written.
+        """
+        path = self._path(cell, state.position)
+        draft = path.with_suffix(f".{os.getpid()}")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            tensors = {name: tensor.cpu().contiguous() for name, tensor in state.tensors().items()}
+            save_file(tensors, draft)
+            with open(draft, "rb") as file:
+                os.fsync(file.fileno())
+            draft.replace(path)
+        except (OSError, SafetensorError) as error:
+            draft.unlink(missing_ok=True)
+            raise StorageError(
+                f"{path}: the streamed state could not be stored: {error}. Free some space or give another "
+                "folder with --out, then run the same command again."
+            ) from error
+
+    def load(self, cell: Cell, state: DecoderState, position: int) -> None:
+        """Make `state` what was stored after `position` tokens; at position 0 it stays as it is."""
+        if position:
+            state.load_tensors(load_file(self._path(cell, position), device=str(state_device(state))))
+
+
+def state_device(state: DecoderState) -> torch.device:
+    """Where a state is."""
+    layer = state.layers[0]
+    return layer.keys.device if isinstance(layer, KVCache) else layer.values.device
+
+
+def is_streamed(model: Decoder) -> bool:
+    """Whether decode cells start from a streamed state: true where no layer keeps a key-value cache."""
+    return model.init_state(1, 1).capacity is None
+
+
+@torch.inference_mode()
+def stream_states(
+    model: Decoder, cells: Iterable[Cell], store: StateStore, report: Callable[[int, int], None]
+) -> None:
+    """Stream real text through a model and store its state one token before the depth of each cell.
+
+    Args:
+        model: The model.
+        cells: Decode cells of this model, of one batch size.
+        store: Where the states go; what it holds already is not computed again.
+        report: Called with the tokens done and the tokens in all, ahead of the first segment and after each.
+
+    Raises:
+        StorageError: a state could not be stored.
+    """
+    ordered = sorted(cells, key=lambda cell: cell.point.context_len)
+    positions = [cell.point.context_len - 1 for cell in ordered]
+    missing = [position for position in positions if not store.holds(ordered[0], position)]
+    if not missing:
+        return
+    cell, deepest = ordered[0], missing[-1]
+    start = max((position for position in positions if position < missing[0]), default=0)
+    state = model.init_state(cell.point.batch_size, 0)
+    store.load(cell, state, start)
+    tokens = text.read_rows(cell.point.batch_size, deepest).to(state_device(state))
+    report(start, deepest)
+    for position in (position for position in positions if start < position <= deepest):
+        while state.position < position:
+            end = min(position, state.position + PREFILL_SEGMENT)
+            model.prefill(tokens[:, state.position : end], state)
+            report(state.position, deepest)
+        store.save(cell, state)
+
+
+@lru_cache(maxsize=1)  # a worker has one model
+@torch.inference_mode()
+def cache_scales(model: Decoder) -> list[tuple[float, float]]:
+    """Standard deviation of the keys and of the values that a real prefill leaves in each layer's cache."""
+    state = model.init_state(1, FILL_PREFILL_TOKENS)
+    model.prefill(text.read_rows(1, FILL_PREFILL_TOKENS).to(state_device(state)), state)
+    caches = [layer for layer in state.layers if isinstance(layer, KVCache)]
+    return [(float(cache.keys.float().std()), float(cache.values.float().std())) for cache in caches]
+
+
+@torch.inference_mode()
+def fill_caches(state: DecoderState, position: int, scales: list[tuple[float, float]], seed: int) -> None:
+    """Make `state` stand at `position`, its caches filled with normal numbers of each layer's scale."""
+    generator = torch.Generator(state_device(state)).manual_seed(seed)
+    caches = [layer for layer in state.layers if isinstance(layer, KVCache)]
+    for cache, (key_std, value_std) in zip(caches, scales, strict=True):
+        cache.keys[:, :, :position].normal_(0.0, key_std, generator=generator)
+        cache.values[:, :, :position].normal_(0.0, value_std, generator=generator)
+    state.position = position
