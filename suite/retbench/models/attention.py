@@ -34,7 +34,9 @@ def attend_sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     grouped = k.shape[1] != q.shape[1]
     if length == 1 or length == keys:
         return F.scaled_dot_product_attention(q, k, v, is_causal=length > 1, enable_gqa=grouped)
-    from torch.nn.attention.bias import causal_lower_right  # brings in torch._dynamo, half as long to load as torch
+    from torch.nn.attention.bias import (
+        causal_lower_right,  # brings in torch._dynamo, half as long to load as torch
+    )
 
     mask = causal_lower_right(length, keys)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
