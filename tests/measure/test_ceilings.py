@@ -1,0 +1,88 @@
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from retbench.errors import UnsupportedError
+from retbench.measure import ceilings
+
+CPU = torch.device("cpu")
+
+
+def test_a_cpu_has_plausible_ceilings_and_keeps_its_random_numbers() -> None:
+    before = torch.get_rng_state()
+    found = ceilings.measure_ceilings(CPU, torch.float32)
+    assert 1e8 < found.read_bandwidth_bytes_per_s < 1e13
+    assert 1e8 < found.matmul_flops_per_s < 1e15
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_every_dtype_has_a_product_rate(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ceilings, "_MATMUL_SIZES", (64, 128))
+    monkeypatch.setattr(ceilings, "_read_bandwidth", lambda device: 1.0)
+    assert ceilings.measure_ceilings(CPU, dtype).matmul_flops_per_s > 1e6
+
+
+def pretend_clock(
+    seconds_of_call: Callable[[int], list[float]], counts: list[int]
+) -> Callable[..., list[float]]:
+    """A time_steps that runs nothing and answers made-up times for the first, second ... call of it."""
+
+    def time_steps(
+        step: Callable[[], object],
+        before: Callable[[], object],
+        *,
+        device: torch.device,
+        warmup_s: float,
+        min_steps: int,
+    ) -> list[float]:
+        counts.append(min_steps)
+        return seconds_of_call(len(counts) - 1)
+
+    return time_steps
+
+
+def test_bandwidth_is_bytes_over_the_fastest_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = [[0.5, 0.25, 0.4], [0.3, 0.125]]
+    monkeypatch.setattr(ceilings, "time_steps", pretend_clock(lambda number: times[number], []))
+    monkeypatch.setattr(ceilings, "last_level_cache_bytes", lambda: 0)
+    assert ceilings._read_bandwidth(CPU) == 256 * 2**20 / 0.125
+
+
+def test_the_buffer_is_larger_than_the_caches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ceilings, "time_steps", pretend_clock(lambda number: [1.0], []))
+    monkeypatch.setattr(ceilings, "last_level_cache_bytes", lambda: 100 * 2**20)
+    assert ceilings._read_bandwidth(CPU) == 400 * 2**20
+
+
+def test_product_rate_is_two_operations_a_multiply_add(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ceilings, "time_steps", pretend_clock(lambda number: [0.05, 0.025], []))
+    # At this rate a product of size 512 would take 0.2 s: the first size is the only one.
+    assert ceilings._matmul_rate(CPU, torch.float32) == 2 * 256**3 / 0.025
+
+
+def test_products_grow_until_one_would_take_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    rate = 1e11
+    sizes = (256, 512, 1024, 2048)
+    counts: list[int] = []
+    times = pretend_clock(lambda number: [2 * sizes[number] ** 3 / rate], counts)
+    monkeypatch.setattr(ceilings, "time_steps", times)
+    assert ceilings._matmul_rate(CPU, torch.float32) == pytest.approx(rate)
+    assert counts == [5, 5, 4]  # 1024 takes 21 ms a product, 2048 would take 172 ms
+
+
+def test_a_device_without_ceilings_is_refused() -> None:
+    with pytest.raises(UnsupportedError, match="device 'meta'"):
+        ceilings.measure_ceilings(torch.device("meta"), torch.float32)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.gpu
+def test_a_gpu_has_plausible_ceilings_and_its_memory_back() -> None:
+    device = torch.device("cuda")
+    before = torch.cuda.memory_allocated(device)
+    found = ceilings.measure_ceilings(device, torch.bfloat16)
+    assert 1e10 < found.read_bandwidth_bytes_per_s < 1e14
+    assert 1e11 < found.matmul_flops_per_s < 1e17
+    assert torch.cuda.memory_allocated(device) == before

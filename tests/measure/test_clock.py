@@ -1,0 +1,174 @@
+import gc
+import time
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, Self
+
+import pytest
+import torch
+
+from retbench.errors import UnsupportedError
+from retbench.measure import clock
+
+CPU = torch.device("cpu")
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+
+
+def nothing() -> None:
+    """Nothing to restore."""
+
+
+def test_before_runs_ahead_of_every_step_and_one_step_warms_up() -> None:
+    log: list[str] = []
+    samples = clock.time_steps(
+        lambda: log.append("step"), lambda: log.append("before"), device=CPU, warmup_s=0.0, min_steps=3
+    )
+    assert len(samples) == 3
+    assert log == ["before", "step"] * 4
+
+
+def test_warm_up_is_by_wall_time() -> None:
+    starts: list[float] = []
+
+    def step() -> None:
+        starts.append(time.perf_counter())
+        time.sleep(0.005)
+
+    clock.time_steps(step, nothing, device=CPU, warmup_s=0.06, min_steps=2)
+    assert starts[-2] - starts[0] >= 0.06
+    assert 2 + 1 <= len(starts) <= 2 + 12
+
+
+def test_samples_are_the_time_of_step_alone() -> None:
+    samples = clock.time_steps(
+        lambda: time.sleep(0.002), lambda: time.sleep(0.05), device=CPU, warmup_s=0.0, min_steps=3
+    )
+    assert all(sample >= 0.002 for sample in samples)
+    assert min(samples) < 0.05
+
+
+def test_the_collector_is_off_meanwhile_and_on_again_after() -> None:
+    seen: list[bool] = []
+    clock.time_steps(lambda: seen.append(gc.isenabled()), nothing, device=CPU, warmup_s=0.0, min_steps=2)
+    assert seen == [False] * 3
+    assert gc.isenabled()
+
+
+def test_the_collector_is_on_again_after_a_step_that_fails() -> None:
+    def fail() -> None:
+        raise KeyError("of the step")
+
+    with pytest.raises(KeyError, match="of the step"):
+        clock.time_steps(fail, nothing, device=CPU, warmup_s=0.0, min_steps=2)
+    assert gc.isenabled()
+
+
+def test_a_device_without_a_clock_is_refused_before_anything_runs() -> None:
+    def unexpected() -> None:
+        raise AssertionError
+
+    with pytest.raises(UnsupportedError, match=r"device 'meta'.*'cpu' and 'cuda'"):
+        clock.time_steps(unexpected, unexpected, device=torch.device("meta"), warmup_s=0.0, min_steps=1)
+
+
+def test_a_graph_on_a_cpu_is_refused_with_what_to_do() -> None:
+    with pytest.raises(UnsupportedError, match="cuda_graph=false"):
+        clock.capture_graph(nothing, device=CPU)
+
+
+class PretendCuda:
+    """Stands for torch.cuda and logs what is asked of it, so that the order can be checked without a GPU."""
+
+    OutOfMemoryError = torch.OutOfMemoryError
+
+    def __init__(self) -> None:
+        self.log: list[str] = []
+        self.now_ms = 0.0
+
+    def Event(self, enable_timing: bool) -> Any:  # noqa: N802  (torch's name)
+        assert enable_timing
+        event = SimpleNamespace(at=0.0)
+
+        def record(stream: str) -> None:
+            self.log.append(f"record on {stream}")
+            event.at = self.now_ms
+
+        event.record = record
+        event.elapsed_time = lambda end: end.at - event.at
+        return event
+
+    def current_stream(self, device: torch.device) -> Any:
+        return "the current stream"
+
+    def synchronize(self, device: torch.device) -> None:
+        self.log.append("wait")
+
+    def device(self, device: torch.device) -> Any:
+        return self
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        return None
+
+
+def test_cuda_steps_lie_between_events_and_one_wait_follows(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend = PretendCuda()
+    monkeypatch.setattr(torch, "cuda", pretend)
+
+    def spend(what: str, ms: float) -> Callable[[], None]:
+        def run() -> None:
+            pretend.log.append(what)
+            pretend.now_ms += ms
+
+        return run
+
+    samples = clock.time_steps(
+        spend("step", 4), spend("before", 100), device=torch.device("cuda"), warmup_s=0.0, min_steps=2
+    )
+    assert samples == pytest.approx([0.004, 0.004])
+    timed = ["before", "record on the current stream", "step", "record on the current stream"]
+    assert pretend.log == ["before", "step", "wait", *timed, *timed, "wait"]
+
+
+@needs_cuda
+@pytest.mark.gpu
+def test_cuda_events_measure_the_device() -> None:
+    device = torch.device("cuda")
+    matrix = torch.rand(2048, 2048, device=device)
+    one = clock.time_steps(lambda: matrix @ matrix, nothing, device=device, warmup_s=0.2, min_steps=20)
+
+    def ten() -> None:
+        for _ in range(10):
+            matrix @ matrix
+
+    many = clock.time_steps(ten, nothing, device=device, warmup_s=0.2, min_steps=20)
+    assert sorted(many)[10] > 5 * sorted(one)[10]
+
+
+@needs_cuda
+@pytest.mark.gpu
+def test_a_graph_replays_on_static_tensors() -> None:
+    device = torch.device("cuda")
+    source, target = torch.ones(4, device=device), torch.zeros(4, device=device)
+    calls: list[str] = []
+    replay = clock.capture_graph(
+        lambda: target.add_(source), device=device, before=lambda: calls.append("before")
+    )
+    assert len(calls) == 4
+    target.zero_()
+    source.fill_(2.0)
+    replay()
+    replay()
+    assert target.tolist() == [4.0] * 4
+
+
+@needs_cuda
+@pytest.mark.gpu
+def test_a_step_that_waits_for_the_device_cannot_be_captured() -> None:
+    device = torch.device("cuda")
+    source = torch.ones(4, device=device)
+    with pytest.raises(UnsupportedError, match="cuda_graph=false"):
+        clock.capture_graph(lambda: source.sum().item(), device=device)
+    assert torch.cuda.current_stream(device) == torch.cuda.default_stream(device)

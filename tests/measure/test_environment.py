@@ -1,0 +1,164 @@
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import retbench
+from retbench.errors import UnsupportedError
+from retbench.measure import environment, machine, nvml
+
+ROOT = Path(retbench.__file__).parents[2]
+DESCRIBE = "print(json.dumps(environment.describe_environment('cpu', {threads})))"
+PIN = "environment.pin_process({threads})\n"
+USE_ALL_THREADS = "import torch; torch.ones(2**20).exp()\n"
+needs_two_cpus = pytest.mark.skipif(len(machine.allowed_cpus()) < 2, reason="one CPU")
+
+
+def describe_in_worker(code: str, threads: int) -> dict[str, Any]:
+    """What a process started as a worker is says of itself."""
+    code = "import json\nfrom retbench.measure import environment\n" + code.format(threads=threads)
+    variables = os.environ | environment.worker_environment(threads)
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, check=True)
+    described: dict[str, Any] = json.loads(done.stdout)
+    return described
+
+
+def test_a_worker_of_one_thread_is_held_on_one_cpu() -> None:
+    found = describe_in_worker(PIN + DESCRIBE, 1)
+    assert found["threads"] == found["torch_build"]["num_threads"] == 1
+    assert found["flush_denormal"] is True
+    assert found["variables"]["OMP_PROC_BIND"] == "true"
+    if "libgomp.so.1" in found["torch_build"]["openmp"]:
+        assert found["allowed_cpus"] == machine.allowed_cpus()[:1]
+
+
+@needs_two_cpus
+def test_a_worker_of_two_threads_flushes_denormals_on_both_and_has_a_cpu_for_each() -> None:
+    found = describe_in_worker(PIN + DESCRIBE, 2)
+    assert found["torch_build"]["num_threads"] == 2
+    assert found["flush_denormal"] is True
+    assert len(found["allowed_cpus"]) == 2 or "libgomp.so.1" not in found["torch_build"]["openmp"]
+
+
+@needs_two_cpus
+def test_what_was_pinned_too_late_is_told() -> None:
+    assert describe_in_worker(USE_ALL_THREADS + PIN + DESCRIBE, 2)["flush_denormal"] is False
+
+
+def test_more_threads_than_cpus_are_refused_with_the_number_that_goes() -> None:
+    count = len(machine.allowed_cpus())
+    with pytest.raises(UnsupportedError, match=rf"--set threads={count}\b"):
+        environment.worker_environment(count + 1)
+
+
+def test_each_physical_core_has_a_thread_before_one_has_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "allowed_cores", lambda: [[0, 4], [1, 5]])
+    assert environment.worker_environment(2)["OMP_PLACES"] == "{0},{1}"
+    assert environment.worker_environment(3)["OMP_PLACES"] == "{0},{1},{4}"
+
+
+@pytest.fixture(scope="module")
+def described() -> dict[str, Any]:
+    return environment.describe_environment(torch.device("cpu"), 2)
+
+
+def test_the_description_is_json_and_says_why_what_is_absent(described: dict[str, Any]) -> None:
+    assert json.loads(json.dumps(described)) == described
+    assert all(isinstance(reason, str) and reason for reason in described["absent"].values())
+    assert not described["absent"].keys() & described.keys()
+
+
+def test_the_description_names_what_moves_a_number(described: dict[str, Any]) -> None:
+    assert described["machine"] == environment.machine_name("cpu")
+    assert described["code_revision"] == environment.code_revision()
+    assert described["versions"]["torch"] == torch.__version__
+    assert described["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert described["memory_bytes"] > 2**28
+    assert len(described["load_average"]) == 3
+
+
+def test_the_description_names_no_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", "/home/somebody/torch")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
+    found = environment.describe_environment("cpu", 1)
+    assert "somebody" not in json.dumps(found)
+    assert str(Path.home()) + os.sep not in json.dumps(found)
+    assert found["variables"]["OMP_WAIT_POLICY"] == "passive"
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("AMD EPYC 7763 64-Core Processor", "amd-epyc-7763-8-cores"),
+        ("Intel(R) Xeon(R) CPU @ 2.20GHz", "intel-xeon-8-cores"),
+        ("13th Gen Intel(R) Core(TM) i7-1370P", "13th-gen-intel-core-i7-1370p-8-cores"),
+        ("aarch64", "aarch64-8-cores"),
+    ],
+)
+def test_a_machine_is_called_after_its_processor(
+    model: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "cpu_model", lambda: model)
+    monkeypatch.setattr(machine, "physical_cores", lambda: 8)
+    assert environment.machine_name("cpu") == name
+
+
+def test_a_machine_is_called_after_its_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nvml, "gpu_names", lambda: ["NVIDIA H100 80GB HBM3"] * 8)
+    assert environment.machine_name("cuda:3") == "nvidia-h100-80gb-hbm3-x8"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+@pytest.mark.parametrize("device", ["cuda", "cuda:7", "mps"])
+def test_a_device_that_is_not_there_is_refused(device: str) -> None:
+    with pytest.raises(UnsupportedError, match=f"device '{device}'.*--device cpu"):
+        environment.machine_name(device)
+    with pytest.raises(UnsupportedError, match=f"device '{device}'"):
+        environment.describe_environment(device, 1)
+
+
+def test_naming_machine_and_code_needs_no_torch() -> None:
+    code = (
+        "import sys; from retbench.measure import environment as e; e.machine_name('cpu'); e.code_revision(); "
+        "e.library_versions(); e.worker_environment(1); sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def describe_copy(folder: Path) -> tuple[str, str]:
+    """Revision and reason for no commit, of a copy of the package in `folder`."""
+    code = (
+        "from retbench.measure import environment as e; print(e.code_revision()); print(e._git_commit()[1])"
+    )
+    variables = os.environ | {"PYTHONPATH": str(folder)}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=variables, cwd=folder, capture_output=True, text=True, check=True)
+    revision, reason = done.stdout.splitlines()
+    return revision, reason
+
+
+def test_a_revision_is_of_the_source_wherever_it_lies(tmp_path: Path) -> None:
+    shutil.copytree(Path(retbench.__file__).parent, tmp_path / "retbench")
+    revision, reason = describe_copy(tmp_path)
+    assert re.fullmatch(rf"{re.escape(retbench.__version__)}\+src\.[0-9a-f]{{12}}", revision)
+    assert reason == "not run from a git checkout"
+    with (tmp_path / "retbench/units.py").open("a", encoding="utf-8") as file:
+        file.write("# changed\n")
+    assert describe_copy(tmp_path)[0] != revision
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a git checkout")
+def test_in_a_checkout_the_commit_is_told(described: dict[str, Any]) -> None:
+    command = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
+    head = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    assert (
+        described.get("git_commit", "").removesuffix("-dirty") == head or "git_commit" in described["absent"]
+    )

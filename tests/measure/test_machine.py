@@ -1,0 +1,112 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from retbench.measure import machine
+
+
+def write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+
+
+@pytest.fixture
+def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty /proc, /sys/devices/system/cpu and /sys/fs/cgroup in a folder, to be filled."""
+    for name, folder in (("_PROC", "proc"), ("_CPUS", "cpu"), ("_CGROUPS", "cgroup")):
+        monkeypatch.setattr(machine, name, tmp_path / folder)
+    return tmp_path
+
+
+def test_this_machine_has_a_processor_with_cores() -> None:
+    assert machine.cpu_model()
+    assert 1 <= machine.usable_cores() <= len(machine.allowed_cpus()) <= (os.cpu_count() or 1)
+    assert machine.physical_cores() >= 1
+
+
+def test_model_is_what_the_kernel_calls_it(kernel: Path) -> None:
+    write(kernel / "proc/cpuinfo", "processor\t: 0\nmodel name\t: AMD EPYC 7763 64-Core Processor\n")
+    assert machine.cpu_model() == "AMD EPYC 7763 64-Core Processor"
+
+
+def test_model_falls_back_to_the_architecture(kernel: Path) -> None:
+    assert machine.cpu_model()
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity on this system")
+def test_affinity_limits_the_cores() -> None:
+    code = (
+        "import os; from retbench.measure import machine; first = machine.allowed_cpus()[0]; "
+        "os.sched_setaffinity(0, {first}); print(machine.allowed_cpus() == [first], machine.usable_cores())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "1"]
+
+
+def test_hardware_threads_of_a_core_are_one_core(kernel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "allowed_cpus", lambda: [0, 1, 2, 3])
+    for cpu, siblings in enumerate(["0,2", "1,3", "0,2", "1,3"]):
+        write(kernel / f"cpu/cpu{cpu}/topology/thread_siblings_list", siblings + "\n")
+    assert machine.allowed_cores() == [[0, 2], [1, 3]]
+    assert machine.usable_cores() == 2
+
+
+def test_last_level_caches_add_up_over_their_instances(kernel: Path) -> None:
+    for cpu in range(4):
+        for index, (level, size, shared) in enumerate(
+            [("1", "32K", str(cpu)), ("3", "16384K", "0-1" if cpu < 2 else "2-3")]
+        ):
+            folder = kernel / f"cpu/cpu{cpu}/cache/index{index}"
+            write(folder / "level", level)
+            write(folder / "size", size)
+            write(folder / "shared_cpu_list", shared)
+    assert machine.last_level_cache_bytes() == 2 * 16384 * 1024
+
+
+def test_no_cache_told_is_zero(kernel: Path) -> None:
+    assert machine.last_level_cache_bytes() == 0
+
+
+def test_no_control_group_is_no_limit(kernel: Path) -> None:
+    assert machine.cpu_quota() is None
+    assert machine.memory_limit_bytes() is None
+
+
+def test_limits_of_version_2_are_the_tightest_on_the_way_up(
+    kernel: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(kernel / "proc/self/cgroup", "0::/jobs/ours\n")
+    write(kernel / "cgroup/jobs/ours/cpu.max", "max 100000\n")
+    write(kernel / "cgroup/jobs/cpu.max", "250000 100000\n")
+    write(kernel / "cgroup/jobs/ours/memory.max", "8589934592\n")
+    write(kernel / "cgroup/jobs/memory.max", "max\n")
+    assert machine.cpu_quota() == 2.5
+    assert machine.memory_limit_bytes() == 8 * 2**30
+    monkeypatch.setattr(machine, "allowed_cpus", lambda: [0, 1, 2, 3])
+    assert machine.usable_cores() == 2
+
+
+def test_limits_of_version_1_inside_a_container(kernel: Path) -> None:
+    write(kernel / "proc/self/cgroup", "4:memory:/docker/abc\n2:cpu,cpuacct:/docker/abc\n0::/docker/abc\n")
+    write(kernel / "cgroup/cpu,cpuacct/cpu.cfs_quota_us", "150000\n")
+    write(kernel / "cgroup/cpu,cpuacct/cpu.cfs_period_us", "100000\n")
+    write(kernel / "cgroup/memory/memory.limit_in_bytes", "1073741824\n")
+    assert machine.cpu_quota() == 1.5
+    assert machine.memory_limit_bytes() == 2**30
+
+
+def test_version_1_without_limits(kernel: Path) -> None:
+    write(kernel / "proc/self/cgroup", "4:memory:/\n2:cpu:/\n")
+    write(kernel / "cgroup/cpu/cpu.cfs_quota_us", "-1\n")
+    write(kernel / "cgroup/cpu/cpu.cfs_period_us", "100000\n")
+    write(kernel / "cgroup/memory/memory.limit_in_bytes", "9223372036854771712\n")
+    assert machine.cpu_quota() is None
+    assert machine.memory_limit_bytes() is None
+
+
+def test_a_quota_below_one_core_still_leaves_one(kernel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "cpu_quota", lambda: 0.5)
+    assert machine.usable_cores() == 1

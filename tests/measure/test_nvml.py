@@ -1,0 +1,266 @@
+import os
+import sys
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from retbench.measure import nvml
+
+UUID = "8a3b2c1d-0000-1111-2222-333344445555"
+CUDA = torch.device("cuda:0")
+
+
+class PretendError(Exception):
+    """Stands for pynvml.NVMLError."""
+
+
+class PretendNvml(ModuleType):
+    """Stands for `pynvml` with one GPU; `missing` functions are not there, `refused` ones fail."""
+
+    NVMLError = PretendError
+    NVML_CLOCK_SM, NVML_CLOCK_MEM, NVML_TEMPERATURE_GPU = 1, 2, 0
+    NVML_PERF_POLICY_POWER, NVML_PERF_POLICY_THERMAL = 0, 1
+
+    def __init__(self) -> None:
+        super().__init__("pynvml")
+        self.open = 0
+        self.missing: set[str] = set()
+        self.refused: set[str] = set()
+        self.processes: list[tuple[int, int | None]] = []
+        self.violation_ns = 0
+        self.names = ["NVIDIA A100-SXM4-80GB"]
+        self.mig = [0, 0]
+
+    def answers(self) -> dict[str, Any]:
+        return {
+            "nvmlSystemGetDriverVersion": lambda: "550.54.15",
+            "nvmlDeviceGetCount": lambda: len(self.names),
+            "nvmlDeviceGetHandleByIndex": lambda index: f"handle {index}",
+            "nvmlDeviceGetName": lambda handle: self.names[int(handle.split()[-1])],
+            "nvmlDeviceGetHandleByUUID": lambda uuid: f"handle of {uuid}",
+            "nvmlDeviceGetHandleByPciBusId": lambda place: f"handle at {place}",
+            "nvmlDeviceGetDeviceHandleFromMigDeviceHandle": lambda handle: f"parent of {handle}",
+            "nvmlDeviceGetEnforcedPowerLimit": lambda handle: 400_000,
+            "nvmlDeviceGetMaxClockInfo": lambda handle, clock: {1: 1410, 2: 1593}[clock],
+            "nvmlDeviceGetPersistenceMode": lambda handle: 1,
+            "nvmlDeviceGetMigMode": lambda handle: self.mig,
+            "nvmlDeviceGetEccMode": lambda handle: [1, 0],
+            "nvmlDeviceGetClockInfo": lambda handle, clock: {1: 1095, 2: 1593}[clock],
+            "nvmlDeviceGetTemperature": lambda handle, sensor: 61,
+            "nvmlDeviceGetPowerUsage": lambda handle: 250_500,
+            "nvmlDeviceGetViolationStatus": lambda handle, policy: SimpleNamespace(
+                violationTime=self.violation_ns if policy == 0 else 0
+            ),
+            "nvmlDeviceGetCurrentClocksEventReasons": lambda handle: 0x44,
+            "nvmlDeviceGetCurrentClocksThrottleReasons": lambda handle: 0x8,
+            "nvmlDeviceGetComputeRunningProcesses": lambda handle: [
+                SimpleNamespace(pid=pid, usedGpuMemory=used) for pid, used in self.processes
+            ],
+        }
+
+    def __getattr__(self, name: str) -> Any:
+        if not name.startswith("nvml") or name in self.missing or name not in self.answers():
+            raise AttributeError(f"module 'pynvml' has no attribute '{name}'")
+        if name in self.refused:
+            return self.refuse
+        return self.answers()[name]
+
+    def refuse(self, *args: object) -> None:
+        raise PretendError("Not Supported")
+
+    def nvmlInit(self) -> None:  # noqa: N802  (NVML's name)
+        self.open += 1
+
+    def nvmlShutdown(self) -> None:  # noqa: N802
+        self.open -= 1
+
+
+@pytest.fixture
+def pretend(monkeypatch: pytest.MonkeyPatch) -> PretendNvml:
+    module = PretendNvml()
+    monkeypatch.setitem(sys.modules, "pynvml", module)
+    properties = SimpleNamespace(uuid=UUID, pci_domain_id=0, pci_bus_id=0x3B, pci_device_id=0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    return module
+
+
+def test_settings_are_in_base_units(pretend: PretendNvml) -> None:
+    reading = nvml.describe_gpu(CUDA)
+    assert reading.facts == {
+        "driver_version": "550.54.15",
+        "power_limit_w": 400.0,
+        "max_sm_clock_hz": 1_410_000_000,
+        "max_memory_clock_hz": 1_593_000_000,
+        "persistence_mode": True,
+        "mig_mode": False,
+        "ecc_mode": True,
+    }
+    assert reading.absent == {}
+    assert pretend.open == 0
+
+
+def test_what_the_driver_refuses_is_absent_with_the_reason(pretend: PretendNvml) -> None:
+    pretend.refused = {"nvmlDeviceGetEccMode", "nvmlDeviceGetMigMode"}
+    reading = nvml.describe_gpu(CUDA)
+    assert reading.absent == {"mig_mode": "NVML: Not Supported", "ecc_mode": "NVML: Not Supported"}
+    assert "power_limit_w" in reading.facts
+
+
+@pytest.mark.parametrize(
+    ("mask", "names"),
+    [
+        (0x0, []),
+        (0x1, ["gpu_idle"]),
+        (0x44, ["sw_power_cap", "hw_thermal_slowdown"]),
+        (0x600, ["board_limit", "reliability"]),
+        (0x804, ["sw_power_cap", "unknown_0x800"]),
+    ],
+)
+def test_reasons_are_decoded(mask: int, names: list[str]) -> None:
+    assert nvml.decode_reasons(mask) == names
+
+
+def test_reasons_are_named_as_the_installed_binding_numbers_them() -> None:
+    binding = pytest.importorskip("pynvml")
+    names = {
+        "nvmlClocksEventReasonSwPowerCap": "sw_power_cap",
+        "nvmlClocksEventReasonHwSlowdown": "hw_slowdown",
+        "nvmlClocksEventReasonSwThermalSlowdown": "sw_thermal_slowdown",
+        "nvmlClocksEventReasonHwPowerBrakeSlowdown": "hw_power_brake_slowdown",
+    }
+    for constant, name in names.items():
+        assert nvml.decode_reasons(getattr(binding, constant)) == [name]
+
+
+@pytest.mark.parametrize("how", ["missing", "refused"])
+def test_an_older_driver_or_binding_is_asked_by_the_older_name(pretend: PretendNvml, how: str) -> None:
+    getattr(pretend, how).add("nvmlDeviceGetCurrentClocksEventReasons")
+    assert nvml.read_state(pretend, "handle").facts["clocks_event_reasons"] == ["hw_slowdown"]
+
+
+def test_the_gpu_is_found_by_its_uuid(pretend: PretendNvml) -> None:
+    assert nvml.find_handle(pretend, nvml.identify(CUDA)) == f"handle of GPU-{UUID}"
+
+
+def test_a_slice_is_found_as_the_gpu_it_is_of(pretend: PretendNvml, monkeypatch: pytest.MonkeyPatch) -> None:
+    def only_slices(uuid: str) -> str:
+        if not uuid.startswith("MIG-"):
+            raise PretendError("Not Found")
+        return f"handle of {uuid}"
+
+    monkeypatch.setattr(pretend, "nvmlDeviceGetHandleByUUID", only_slices, raising=False)
+    assert nvml.find_handle(pretend, nvml.identify(CUDA)) == f"parent of handle of MIG-{UUID}"
+
+
+def test_the_bus_is_the_last_way_to_find_it(pretend: PretendNvml) -> None:
+    pretend.refused = {"nvmlDeviceGetHandleByUUID"}
+    assert nvml.find_handle(pretend, nvml.identify(CUDA)) == "handle at 00000000:3b:00.0"
+
+
+def test_a_gpu_that_nvml_does_not_know_is_absent_with_the_reason(pretend: PretendNvml) -> None:
+    pretend.refused = {"nvmlDeviceGetHandleByUUID", "nvmlDeviceGetHandleByPciBusId"}
+    reading = nvml.describe_gpu(CUDA)
+    assert reading.facts == {}
+    assert "does not find the GPU" in reading.absent["driver_version"]
+
+
+def test_other_processes_are_told_from_this_one(pretend: PretendNvml) -> None:
+    pretend.processes = [(os.getpid(), 10), (1, None)]
+    facts = nvml.read_state(pretend, "handle").facts
+    assert facts["num_foreign_processes"] == 1
+    assert facts["foreign_processes"] == [{"pid": 1, "memory_bytes": None}]
+
+
+def test_in_a_container_others_are_counted_but_not_named(
+    pretend: PretendNvml, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    pretend.processes = [(0, 10), (1, 20)]
+    reading = nvml.read_state(pretend, "handle")
+    assert reading.facts["num_foreign_processes"] == 1
+    assert "foreign_processes" not in reading.facts
+    assert "namespace" in reading.absent["foreign_processes"]
+
+
+def test_a_watch_reads_before_and_after_and_takes_the_difference(pretend: PretendNvml) -> None:
+    with nvml.DeviceWatch(CUDA) as watch:
+        pretend.violation_ns += 250_000_000
+    state = watch.facts["gpu_state"]
+    assert state["before"]["sm_clock_hz"] == state["after"]["sm_clock_hz"] == 1_095_000_000
+    assert state["after"]["temperature_c"] == 61
+    assert state["after"]["power_w"] == 250.5
+    assert state["violation_s"] == {"power": 0.25, "thermal": 0.0}
+    assert set(watch.absent) == {"energy_j"}
+    assert pretend.open == 0
+
+
+def test_a_watch_says_what_it_could_not_read(pretend: PretendNvml) -> None:
+    pretend.refused = {"nvmlDeviceGetViolationStatus"}
+    with nvml.DeviceWatch(CUDA) as watch:
+        pass
+    assert watch.facts["gpu_state"]["violation_s"] == {}
+    assert watch.absent["gpu_state.power_violation_s"] == "NVML: Not Supported"
+
+
+def test_a_watch_lets_an_error_through(pretend: PretendNvml) -> None:
+    watch = nvml.DeviceWatch(CUDA)
+    with pytest.raises(KeyError, match="of the cell"), watch:
+        raise KeyError("of the cell")
+    assert watch.facts == {}
+
+
+def test_a_watch_on_a_cpu_has_no_gpu_to_read() -> None:
+    with nvml.DeviceWatch(torch.device("cpu")) as watch:
+        pass
+    assert watch.facts == {}
+    assert watch.absent == {
+        "energy_j": "no energy counter of a CPU is read",
+        "gpu_state": "the device is 'cpu', not a GPU with NVML",
+    }
+
+
+def test_names_are_those_of_every_gpu(pretend: PretendNvml) -> None:
+    pretend.names = ["NVIDIA L4", "NVIDIA L4"]
+    assert nvml.gpu_names() == ["NVIDIA L4", "NVIDIA L4"]
+
+
+def test_a_gpu_in_slices_has_no_name_of_its_own(pretend: PretendNvml) -> None:
+    pretend.mig = [1, 1]
+    assert nvml.gpu_names() == []
+
+
+def test_no_name_where_nvml_fails(pretend: PretendNvml) -> None:
+    pretend.refused = {"nvmlDeviceGetCount"}
+    assert nvml.gpu_names() == []
+    assert pretend.open == 0
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a driver")
+def test_without_a_driver_everything_is_absent_with_a_reason() -> None:
+    with nvml.DeviceWatch(CUDA) as watch:
+        pass
+    assert watch.facts == {}
+    assert watch.absent["gpu_state"].startswith("NVML: ")
+    assert nvml.describe_gpu(CUDA).absent["driver_version"].startswith("NVML: ")
+    assert nvml.gpu_names() == []
+
+
+def test_without_the_binding_the_reason_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    with nvml.DeviceWatch(CUDA) as watch:
+        pass
+    assert "nvidia-ml-py is not installed" in watch.absent["gpu_state"]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.gpu
+def test_a_real_gpu_is_read() -> None:
+    torch.zeros(1, device=CUDA)
+    with nvml.DeviceWatch(CUDA) as watch:
+        pass
+    state = watch.facts["gpu_state"]["after"]
+    assert 10**8 < state["sm_clock_hz"] < 10**10
+    assert 0 < state["temperature_c"] < 120
+    assert nvml.describe_gpu(CUDA).facts["driver_version"]
