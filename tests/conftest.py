@@ -1,5 +1,6 @@
-"""What tests share: hypothesis without deadlines (test machines are noisy) and a small experiment file."""
+"""What tests share: no deadlines (test machines are noisy), a lock of their own, a small experiment file."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,14 @@ min_steps = 2
 [profiles.smoke.workloads.decode]
 context_len = [64, 128]
 """
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_lock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Runs of the tests take turns with each other, but do not wait for a run outside."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RETBENCH_LOCK_DIR", str(tmp_path_factory.mktemp("lock")))
+        yield
 
 
 @pytest.fixture

@@ -1,0 +1,40 @@
+# make report      measure this machine and write reports/index.html
+# make test        the tests that every change must pass; test-long runs the slow ones too
+# make check       lint, types and test
+# make bench-peers against torchscale, yet-another-retnet and transformers
+PYTHON ?= python3
+BIN := .venv/bin
+
+report: .venv/installed
+	$(BIN)/retbench run latency
+	$(BIN)/retbench run memory
+	$(BIN)/retbench report
+
+check: lint types test
+
+test: .venv/installed-dev
+	$(BIN)/pytest -m "not slow"
+
+test-long: .venv/installed-dev
+	$(BIN)/pytest
+
+lint: .venv/installed-dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: .venv/installed-dev
+	$(BIN)/mypy
+
+bench-peers: .venv/installed-peers
+	$(BIN)/python -m benchmarks.peers
+
+.venv/installed: EXTRAS :=
+.venv/installed-dev: EXTRAS := [dev]
+.venv/installed-peers: EXTRAS := [peers]
+.venv/installed .venv/installed-dev .venv/installed-peers: pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(f"retbench needs Python 3.11 or newer and {sys.executable} is {v[0]}.{v[1]}. Name another: make PYTHON=python3.12" if v < (3, 11) else 0)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.$(EXTRAS)'
+	@touch $@
+
+.PHONY: report check test test-long lint types bench-peers

@@ -1,0 +1,180 @@
+"""The command line: thin verbs. Each reads its options and calls one function of `commands`.
+
+Nothing heavy is imported here, so that help and mistakes answer at once; a command imports what it needs when it
+runs. Results go to stdout, talk goes to stderr.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+import retbench
+from retbench.errors import RetbenchError
+
+INTERRUPTED = 130
+EXIT_CODES = """\
+Exit codes: 0 fine (an expected out-of-memory included); 1 a cell failed or a check is red; 2 the request is
+impossible; 3 not supported on this machine; 130 interrupted, with everything measured kept."""
+
+
+class _Commands(TyperGroup):
+    """Ends a command that meets one of our errors with its message and its exit code, without a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except RetbenchError as error:
+            typer.echo(f"retbench: {error}", err=True)
+            raise typer.Exit(error.exit_code) from error
+        except KeyboardInterrupt as error:
+            typer.echo("retbench: interrupted", err=True)
+            raise typer.Exit(INTERRUPTED) from error
+
+
+app = typer.Typer(
+    cls=_Commands,
+    epilog=EXIT_CODES,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+ExperimentName = Annotated[
+    str, typer.Argument(metavar="EXPERIMENT", help="A name from `retbench list`, or the path of a TOML file.")
+]
+ResultsPath = Annotated[Path, typer.Option("--results", help="Folder or file of records to read.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+DeviceName = Annotated[
+    str | None, typer.Option("--device", help="cpu, cuda or cuda:N; by default the first GPU, else the CPU.")
+]
+
+
+@app.callback(invoke_without_command=True)
+def main(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    """Matched RetNet and Transformer models, proven equal in every form, then timed and weighed.
+
+    Start with: retbench run latency, then retbench report.
+    """
+    if version:
+        typer.echo(retbench.__version__)
+        raise typer.Exit
+
+
+@app.command("list", epilog="Example: retbench list --sizes")
+def list_(
+    sizes: Annotated[bool, typer.Option("--sizes", help="List the named model sizes instead.")] = False,
+    models: Annotated[bool, typer.Option("--models", help="List the models that `verify` takes.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """List the experiments, the model sizes or the models."""
+    from retbench.commands import listing
+
+    if sizes and models:
+        raise typer.BadParameter("give --sizes or --models, not both")
+    if sizes:
+        listing.list_sizes(as_json=as_json)
+    elif models:
+        listing.list_models(as_json=as_json)
+    else:
+        listing.list_shipped(as_json=as_json)
+
+
+@app.command(epilog="Example: retbench run latency --profile smoke --device cpu")
+def run(
+    experiment: ExperimentName,
+    profile: Annotated[
+        str | None,
+        typer.Option(help="smoke, cpu or paper; by default paper on a GPU of 70 GB or more, else cpu."),
+    ] = None,
+    device: DeviceName = None,
+    dtype: Annotated[str | None, typer.Option(help="Replaces the profile's dtype.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Keep the first so many context lengths.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder that records are appended to.")] = Path("results"),
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Replace a field of the profile or of models.NAME."),
+    ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Measure again what is on disk already.")] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Show the cells with their expected time and memory; measure nothing."
+        ),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Measure an experiment, or go on where it stopped.
+
+    Records are appended as they are measured, so that nothing is lost when a run is ended; the same command
+    measures what is left.
+    """
+    from retbench.plan import make_plan
+
+    plan = make_plan(
+        experiment, profile=profile, device=device, dtype=dtype, limit=limit, overrides=overrides or []
+    )
+    from retbench.commands import run as command
+
+    if dry_run:
+        command.show_plan(plan, as_json=as_json)
+    else:
+        raise typer.Exit(command.carry_out(plan, out, fresh=fresh, as_json=as_json))
+
+
+@app.command(epilog="Example: retbench table latency --format csv")
+def table(
+    experiment: ExperimentName,
+    form: Annotated[str, typer.Option("--format", help="md, csv, json or latex.")] = "md",
+    results: ResultsPath = Path("results"),
+) -> None:
+    """Print the results of an experiment from its records."""
+    from retbench.commands import report as command
+
+    command.print_table(experiment, form, results)
+
+
+@app.command(epilog="Example: retbench report --results results --out reports")
+def report(
+    results: ResultsPath = Path("results"),
+    out: Annotated[Path, typer.Option(help="Folder to write to; what is in it is replaced.")] = Path(
+        "reports"
+    ),
+) -> None:
+    """Write the report and its figures from the records."""
+    from retbench.commands import report as command
+
+    command.print_report(results, out)
+
+
+@app.command(epilog="Example: retbench verify retnet --size 1m")
+def verify(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A name from `retbench list --models`.")],
+    size: Annotated[str, typer.Option(help="A name from `retbench list --sizes`.")] = "6m",
+    dtype: Annotated[str, typer.Option(help="float64, float32, bfloat16 or float16.")] = "float32",
+    backend: Annotated[
+        str | None, typer.Option(help="Retention form or attention backend; by default the model's own.")
+    ] = None,
+    device: DeviceName = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show that all forms of a model are one function.
+
+    A run checks the same before it times anything. Exit code 1 where the forms differ.
+    """
+    from retbench.commands import verify as command
+
+    command.verify(command.Request(model, size, dtype, backend, device), as_json=as_json)
+
+
+@app.command(epilog="Example: retbench env --json")
+def env(device: DeviceName = None, as_json: AsJson = False) -> None:
+    """Show what this machine is and can do."""
+    from retbench.commands import env as command
+
+    command.show_environment(device, as_json=as_json)

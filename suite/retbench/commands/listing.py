@@ -1,0 +1,101 @@
+"""`retbench list`: the experiments, sizes and models that have a name."""
+
+from typing import Any, get_args
+
+from retbench import costs, matching
+from retbench.commands.layout import print_columns, print_json
+from retbench.config import ModelSpec, RetNetSpec, TransformerSpec, list_experiments, load_experiment
+from retbench.sizes import SIZES
+from retbench.units import format_count
+
+SPECS: tuple[type[RetNetSpec] | type[TransformerSpec], ...] = get_args(get_args(ModelSpec)[0])
+
+
+def named_models() -> dict[str, ModelSpec]:
+    """Every architecture in every variant by the name that `verify` takes.
+
+    The first variant of an architecture is called after the architecture alone.
+    """
+    models: dict[str, ModelSpec] = {}
+    for spec in SPECS:
+        (architecture,) = get_args(spec.model_fields["architecture"].annotation)
+        for variant in get_args(spec.model_fields["variant"].annotation):
+            model = spec.model_validate({"architecture": architecture, "variant": variant})
+            is_default = variant == spec.model_fields["variant"].default
+            models[architecture if is_default else f"{architecture}-{variant}"] = model
+    return models
+
+
+def backends_of(spec: ModelSpec) -> tuple[str, ...]:
+    """Names of the retention forms or attention backends of a model."""
+    return get_args(type(spec).model_fields["backend"].annotation)
+
+
+def list_shipped(*, as_json: bool) -> None:
+    """Print every experiment."""
+    experiments = [load_experiment(name) for name in list_experiments()]
+    if as_json:
+        rows = [
+            {"name": e.name, "title": e.title, "source": e.source, "profiles": [*e.profiles]}
+            for e in experiments
+        ]
+        print_json({"experiments": rows})
+        return
+    print_columns(
+        ("experiment", "profiles", "title"), [(e.name, " ".join(e.profiles), e.title) for e in experiments]
+    )
+
+
+def list_sizes(*, as_json: bool) -> None:
+    """Print every named size, with the parameters of its RetNet and its matched Transformer."""
+    rows: list[dict[str, Any]] = []
+    for name, size in SIZES.items():
+        counts = {
+            model: costs.num_params_nonembedding(matching.resolve_model(spec, name))
+            for model, spec in named_models().items()
+        }
+        rows.append({"name": name, **vars(size), "num_params_nonembedding": counts})
+    if as_json:
+        print_json({"sizes": rows})
+        return
+    print_columns(
+        (
+            "size",
+            "width",
+            "layers",
+            "retention heads",
+            "attention heads",
+            "vocabulary",
+            "parameters",
+            "source",
+        ),
+        [
+            (
+                row["name"],
+                *(
+                    str(row[field])
+                    for field in ("d_model", "num_layers", "retention_heads", "attention_heads")
+                ),
+                str(row["vocab_size"]),
+                format_count(row["num_params_nonembedding"]["retnet"]),
+                row["source"],
+            )
+            for row in rows
+        ],
+    )
+
+
+def list_models(*, as_json: bool) -> None:
+    """Print every model that `verify` takes."""
+    models = named_models()
+    if as_json:
+        rows = [
+            {"name": name, **spec.model_dump(), "backends": backends_of(spec)}
+            for name, spec in models.items()
+        ]
+        print_json({"models": rows})
+        return
+    print_columns(
+        ("model", "architecture", "variant", "backends"),
+        [(name, m.architecture, m.variant, " ".join(backends_of(m))) for name, m in models.items()],
+    )

@@ -1,0 +1,45 @@
+"""`retbench table` and `retbench report`: what the records on disk say, without torch."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import typer
+
+from retbench.analysis.frames import load_results
+from retbench.analysis.selection import select
+from retbench.analysis.tables import render, table_of
+from retbench.records import Record
+
+
+def print_table(experiment: str, form: str, results: Path) -> None:
+    """Print the newest comparable results of an experiment; on stderr, what is not among them.
+
+    Raises:
+        RecordError: there are no results there.
+        ConfigError: an unknown experiment or format.
+    """
+    found = load_results(results)
+    for problem in found.problems:
+        typer.echo(f"retbench: {problem}", err=True)
+    print_records(found.records, Path(experiment).stem, form)
+
+
+def print_records(records: Sequence[Record], experiment: str, form: str) -> None:
+    """Print the newest comparable ones of some records; on stderr, what is not among them."""
+    selection = select(records, experiment)
+    for note in selection.left_out:
+        typer.echo(f"left out: {note}", err=True)
+    typer.echo(render(table_of(selection, experiment), form), nl=False)
+
+
+def print_report(results: Path, out: Path) -> None:
+    """Write the report and print the path of every file.
+
+    Raises:
+        RecordError: there are no results there.
+        StorageError: a file cannot be written.
+    """
+    from retbench.analysis.report import write_report  # matplotlib takes longer to load than a table to print
+
+    for path in write_report(results, out):
+        typer.echo(path)

@@ -1,0 +1,114 @@
+"""`retbench run`: carry out a plan with progress on stderr and the results on stdout, or show what it would do."""
+
+from pathlib import Path
+
+from retbench.analysis.frames import load_results
+from retbench.commands.layout import print_columns, print_json
+from retbench.commands.report import print_records
+from retbench.measure.environment import code_revision
+from retbench.plan import Estimate, Plan, estimate
+from retbench.progress import show_progress
+from retbench.runner import run_plan
+from retbench.running.events import RunResult
+from retbench.units import format_bytes, format_duration, format_tokens
+
+INTERRUPTED = 130
+FAILED = 1
+UNSUPPORTED = 3
+FAILURES = frozenset({"failed", "timeout", "gate_failed"})
+"""What makes a run a failure. Running out of memory is a result: it says where the memory ends."""
+
+
+def carry_out(plan: Plan, out: Path, *, fresh: bool, as_json: bool) -> int:
+    """Measure what is not on disk yet, print the results, and return the exit code.
+
+    Raises:
+        StorageError: a record could not be written.
+    """
+    with show_progress() as observer:
+        result = run_plan(plan, out, fresh=fresh, observer=observer)
+    if as_json:
+        print_json(
+            {
+                "experiment": plan.experiment.name,
+                "profile": plan.profile_name,
+                "counts": result.counts,
+                "skipped": result.skipped,
+                "records": str(result.path) if result.path else None,
+                "interrupted": result.interrupted,
+            }
+        )
+    elif not result.interrupted:
+        _print_results(plan, out)
+    return exit_code(result)
+
+
+def exit_code(result: RunResult) -> int:
+    """The exit code that tells how a run went."""
+    if result.interrupted:
+        return INTERRUPTED
+    if FAILURES & result.counts.keys():
+        return FAILED
+    return UNSUPPORTED if "unsupported" in result.counts else 0
+
+
+def _print_results(plan: Plan, out: Path) -> None:
+    """The table of the plan's own cells as this code measured them, now or in a run before."""
+    wanted = {cell.cell_id for cell in plan.cells}
+    mine = [
+        record
+        for record in load_results(out).records
+        if record.cell_id in wanted and record.environment.get("code_revision") == code_revision()
+    ]
+    print_records(mine, plan.experiment.name, "md")
+
+
+def show_plan(plan: Plan, *, as_json: bool) -> None:
+    """Print every cell with the time and the memory it will roughly take.
+
+    Raises:
+        RetbenchError: another run is timing on this machine, which an estimate would disturb.
+    """
+    estimates = estimate(plan)
+    if as_json:
+        print_json(
+            {
+                "experiment": plan.experiment.name,
+                "profile": plan.profile_name,
+                "rounds": plan.rounds,
+                "command": plan.command,
+                "cells": [_estimate_fields(item) for item in estimates],
+            }
+        )
+        return
+    total_s, most_bytes = sum(e.seconds for e in estimates), max(e.memory_bytes for e in estimates)
+    last = ("all", "", "", "", format_duration(total_s), format_bytes(most_bytes))
+    print_columns(
+        ("model", "workload", "batch", "context", f"time, {plan.rounds} rounds", "memory"),
+        [*(_estimate_row(item) for item in estimates), last],
+    )
+
+
+def _estimate_fields(item: Estimate) -> dict[str, str | int | float]:
+    """An estimate in base units."""
+    return {
+        "model": item.cell.model_name,
+        "workload": item.cell.workload,
+        "batch_size": item.cell.point.batch_size,
+        "context_len": item.cell.point.context_len,
+        "seconds": item.seconds,
+        "memory_bytes": item.memory_bytes,
+    }
+
+
+def _estimate_row(item: Estimate) -> tuple[str, ...]:
+    """An estimate as people read it."""
+    point = item.cell.point
+    return (
+        item.cell.model_name,
+        item.cell.workload,
+        str(point.batch_size),
+        format_tokens(point.context_len),
+        format_duration(item.seconds),
+        format_bytes(item.memory_bytes),
+    )

@@ -1,0 +1,82 @@
+"""Every shipped experiment is read, resolved and matched, and says what it reproduces and what to expect."""
+
+from pathlib import Path
+
+import pytest
+
+from retbench.cells import Settings, expand
+from retbench.config import Experiment, list_experiments, load_experiment
+from retbench.workloads import WORKLOADS
+
+EXPERIMENTS = list_experiments()
+PROFILES = [(name, profile) for name in EXPERIMENTS for profile in load_experiment(name).profiles]
+
+
+def header(path: Path) -> str:
+    """The comment that a file opens with."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    end = next(number for number, line in enumerate(lines) if not line.startswith("#"))
+    return " ".join(line.removeprefix("#").strip() for line in lines[:end])
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_the_header_says_what_is_reproduced_and_what_to_expect(name: str) -> None:
+    text = header(EXPERIMENTS[name])
+    assert "arXiv:" in text
+    assert "Expect " in text
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_the_source_names_a_table_or_figure(name: str) -> None:
+    experiment = load_experiment(name)
+    assert "Figure" in experiment.source or "Table" in experiment.source
+    assert experiment.expect.endswith(".")
+    assert len(experiment.title) <= 70
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_there_is_a_profile_for_every_machine(name: str) -> None:
+    assert {"smoke", "cpu", "paper"} <= load_experiment(name).profiles.keys()
+
+
+@pytest.mark.parametrize(("name", "profile"), PROFILES)
+def test_every_profile_resolves_and_matches(name: str, profile: str) -> None:
+    experiment = load_experiment(name)
+    chosen = experiment.profile(profile)
+    settings = Settings(
+        dtype=chosen.dtype,
+        device="cpu",
+        threads=2,
+        seed=chosen.seed,
+        warmup_s=chosen.warmup_s,
+        min_steps=chosen.min_steps,
+        cuda_graph=chosen.cuda_graph,
+    )
+    cells = expand(experiment, profile, settings)
+    assert {cell.model_name for cell in cells} == experiment.models.keys()
+    assert {cell.workload for cell in cells} <= WORKLOADS.keys()
+
+
+@pytest.mark.parametrize(("name", "profile"), PROFILES)
+def test_timed_profiles_have_the_rounds_that_an_interval_needs(name: str, profile: str) -> None:
+    chosen = load_experiment(name).profile(profile)
+    timed = chosen.workloads.keys() - {"memory"}
+    assert chosen.rounds >= (0 if not timed else 3 if profile == "smoke" else 5)
+    assert chosen.min_steps >= 20
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_profiles_grow(name: str) -> None:
+    """Smoke is the smallest in size and length, the paper's the largest."""
+    smoke, cpu, paper = (work_of(load_experiment(name), profile) for profile in ("smoke", "cpu", "paper"))
+    assert smoke < cpu < paper
+
+
+def work_of(experiment: Experiment, profile: str) -> int:
+    """Parameters times the deepest context: a rough measure of what a profile costs."""
+    chosen = experiment.profile(profile)
+    settings = Settings(
+        dtype=chosen.dtype, device="cpu", threads=1, seed=0, warmup_s=0, min_steps=1, cuda_graph=False
+    )
+    cells = expand(experiment, profile, settings)
+    return max(cell.model.d_model**2 * cell.model.num_layers * cell.point.context_len for cell in cells)
