@@ -1,8 +1,9 @@
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
-from typing import Any, Self
+from typing import Any
 
 import pytest
 import torch
@@ -79,44 +80,71 @@ def test_a_graph_on_a_cpu_is_refused_with_what_to_do() -> None:
 class PretendCuda:
     """Stands for torch.cuda and logs what is asked of it, so that the order can be checked without a GPU."""
 
-    OutOfMemoryError = torch.OutOfMemoryError
-
     def __init__(self) -> None:
         self.log: list[str] = []
         self.now_ms = 0.0
+        self.current = "the current stream"
+        self.fails_at_end = False
 
     def Event(self, enable_timing: bool) -> Any:  # noqa: N802  (torch's name)
         assert enable_timing
         event = SimpleNamespace(at=0.0)
 
-        def record(stream: str) -> None:
-            self.log.append(f"record on {stream}")
+        def record(stream: SimpleNamespace) -> None:
+            self.log.append(f"record on {stream.name}")
             event.at = self.now_ms
 
         event.record = record
         event.elapsed_time = lambda end: end.at - event.at
         return event
 
+    def Stream(self, device: torch.device) -> Any:  # noqa: N802
+        return self.named("a side stream")
+
+    def CUDAGraph(self) -> Any:  # noqa: N802
+        return SimpleNamespace(replay=lambda: self.log.append("replay"))
+
+    def named(self, name: str) -> Any:
+        return SimpleNamespace(
+            name=name, wait_stream=lambda other: self.log.append(f"{name} waits for {other.name}")
+        )
+
     def current_stream(self, device: torch.device) -> Any:
-        return "the current stream"
+        return self.named(self.current)
 
     def synchronize(self, device: torch.device) -> None:
         self.log.append("wait")
 
-    def device(self, device: torch.device) -> Any:
-        return self
+    @contextmanager
+    def device(self, device: torch.device) -> Iterator[None]:
+        yield
 
-    def __enter__(self) -> Self:
-        return self
+    @contextmanager
+    def stream(self, stream: SimpleNamespace) -> Iterator[None]:
+        outer, self.current = self.current, stream.name
+        yield
+        self.current = outer
 
-    def __exit__(self, *raised: object) -> None:
-        return None
+    @contextmanager
+    def graph(self, graph: object, stream: SimpleNamespace) -> Iterator[None]:
+        assert stream.name == self.current
+        self.log.append("capture begins")
+        try:
+            yield
+        finally:
+            self.log.append("capture ends")
+            if self.fails_at_end:
+                raise RuntimeError("the capture was invalidated")
 
 
-def test_cuda_steps_lie_between_events_and_one_wait_follows(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def pretend(monkeypatch: pytest.MonkeyPatch) -> PretendCuda:
     pretend = PretendCuda()
     monkeypatch.setattr(torch, "cuda", pretend)
+    return pretend
 
+
+def test_cuda_steps_lie_between_events_and_one_wait_follows(pretend: PretendCuda) -> None:
     def spend(what: str, ms: float) -> Callable[[], None]:
         def run() -> None:
             pretend.log.append(what)
@@ -130,6 +158,43 @@ def test_cuda_steps_lie_between_events_and_one_wait_follows(monkeypatch: pytest.
     assert samples == pytest.approx([0.004, 0.004])
     timed = ["before", "record on the current stream", "step", "record on the current stream"]
     assert pretend.log == ["before", "step", "wait", *timed, *timed, "wait"]
+
+
+def test_a_graph_is_warmed_and_captured_on_one_side_stream(pretend: PretendCuda) -> None:
+    replay = clock.capture_graph(
+        lambda: pretend.log.append("step"),
+        device=torch.device("cuda"),
+        before=lambda: pretend.log.append("before"),
+    )
+    replay()
+    assert pretend.log == [
+        "a side stream waits for the current stream",
+        *["before", "step"] * 3,
+        *["before", "capture begins", "step", "capture ends"],
+        "the current stream waits for a side stream",
+        "replay",
+    ]
+
+
+def capture_failing_with(error: RuntimeError, pretend: PretendCuda) -> None:
+    """Capture a step that works while warming up and fails when captured."""
+    pretend.fails_at_end = True
+
+    def step() -> None:
+        if "capture begins" in pretend.log:
+            raise error
+
+    clock.capture_graph(step, device=torch.device("cuda"))
+
+
+def test_a_step_that_no_graph_holds_is_refused_with_the_first_cause(pretend: PretendCuda) -> None:
+    with pytest.raises(UnsupportedError, match=r"not permitted.*cuda_graph=false"):
+        capture_failing_with(RuntimeError("operation not permitted when stream is capturing"), pretend)
+
+
+def test_a_capture_without_memory_is_no_lack_of_support(pretend: PretendCuda) -> None:
+    with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory"):
+        capture_failing_with(torch.OutOfMemoryError("CUDA out of memory"), pretend)
 
 
 @needs_cuda

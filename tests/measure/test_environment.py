@@ -21,10 +21,10 @@ USE_ALL_THREADS = "import torch; torch.ones(2**20).exp()\n"
 needs_two_cpus = pytest.mark.skipif(len(machine.allowed_cpus()) < 2, reason="one CPU")
 
 
-def describe_in_worker(code: str, threads: int) -> dict[str, Any]:
+def describe_in_worker(code: str, threads: int, *, with_variables: bool = True) -> dict[str, Any]:
     """What a process started as a worker is says of itself."""
     code = "import json\nfrom retbench.measure import environment\n" + code.format(threads=threads)
-    variables = os.environ | environment.worker_environment(threads)
+    variables = os.environ | (environment.worker_environment(threads) if with_variables else {})
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, env=variables, capture_output=True, text=True, check=True)
     described: dict[str, Any] = json.loads(done.stdout)
@@ -46,6 +46,11 @@ def test_a_worker_of_two_threads_flushes_denormals_on_both_and_has_a_cpu_for_eac
     assert found["torch_build"]["num_threads"] == 2
     assert found["flush_denormal"] is True
     assert len(found["allowed_cpus"]) == 2 or "libgomp.so.1" not in found["torch_build"]["openmp"]
+
+
+@needs_two_cpus
+def test_pinning_sets_the_threads_by_itself() -> None:
+    assert describe_in_worker(PIN + DESCRIBE, 1, with_variables=False)["torch_build"]["num_threads"] == 1
 
 
 @needs_two_cpus

@@ -81,6 +81,7 @@ def test_limits_of_version_2_are_the_tightest_on_the_way_up(
     write(kernel / "proc/self/cgroup", "0::/jobs/ours\n")
     write(kernel / "cgroup/jobs/ours/cpu.max", "max 100000\n")
     write(kernel / "cgroup/jobs/cpu.max", "250000 100000\n")
+    write(kernel / "cgroup/cpu.max", "1600000 100000\n")
     write(kernel / "cgroup/jobs/ours/memory.max", "8589934592\n")
     write(kernel / "cgroup/jobs/memory.max", "max\n")
     assert machine.cpu_quota() == 2.5

@@ -1,5 +1,6 @@
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -198,6 +199,21 @@ def test_a_cpu_has_no_device_peaks() -> None:
 def test_a_device_without_memory_is_refused() -> None:
     with pytest.raises(UnsupportedError, match="device 'meta'"):
         memory.measure_memory(kilobyte, torch.device("meta"))
+
+
+def test_cuda_numbers_are_differences_of_the_allocators(monkeypatch: pytest.MonkeyPatch) -> None:
+    log: list[str] = []
+    pretend = SimpleNamespace(
+        synchronize=lambda device: log.append("wait"),
+        memory_allocated=lambda device: 100,
+        reset_peak_memory_stats=lambda device: log.append("reset"),
+        max_memory_allocated=lambda device: 130,
+        max_memory_reserved=lambda device: 200,
+    )
+    monkeypatch.setattr(torch, "cuda", pretend)
+    use = memory.measure_memory(lambda: log.append("call"), torch.device("cuda"))
+    assert (use.workspace_bytes, use.device_peak_bytes, use.reserved_peak_bytes) == (30, 130, 200)
+    assert log == ["wait", "reset", "call", "wait"]
 
 
 @needs_cuda

@@ -31,7 +31,7 @@ class PretendNvml(ModuleType):
         self.processes: list[tuple[int, int | None]] = []
         self.violation_ns = 0
         self.names = ["NVIDIA A100-SXM4-80GB"]
-        self.mig = [0, 0]
+        self.mig = [0, 1]  # off, and on after the next reset
 
     def answers(self) -> dict[str, Any]:
         return {
