@@ -21,7 +21,8 @@ def print_table(experiment: str, form: str, results: Path) -> None:
     found = load_results(results)
     for problem in found.problems:
         typer.echo(f"retbench: {problem}", err=True)
-    print_records(found.records, Path(experiment).stem, form)
+    name = Path(experiment).stem if experiment.endswith(".toml") else experiment
+    print_records(found.records, name, form)
 
 
 def print_records(records: Sequence[Record], experiment: str, form: str) -> None:

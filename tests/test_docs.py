@@ -1,0 +1,137 @@
+"""README and CONTRIBUTING are held to the code: commands, options, targets, files and names exist."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from retbench import errors
+from retbench.cli import EXIT_CODES, app
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
+PROGRAM = typer.main.get_command(app)
+COMMANDS = sorted(PROGRAM.commands)  # type: ignore[attr-defined]
+
+
+def parse(words: str) -> None:
+    """Fail unless `retbench ...` is a command with options that it has."""
+    name, *arguments = shlex.split(words, comments=True)[1:]
+    assert name in COMMANDS, words
+    command = PROGRAM.commands[name]  # type: ignore[attr-defined]
+    if "--help" not in arguments:
+        command.make_context(name, arguments)
+
+
+def example_of(name: str) -> str:
+    """The example that the help of a command ends with."""
+    text = CliRunner().invoke(app, [name, "--help"], terminal_width=200).stdout
+    last = text.strip().splitlines()[-1].strip()
+    assert last.startswith("Example: "), f"the help of {name} ends with: {last}"
+    return last.removeprefix("Example: ")
+
+
+def commands_in(text: str) -> list[str]:
+    """Every `retbench ...` in code: lines of code blocks, and code within a sentence."""
+    blocks = re.findall(r"```sh\n(.*?)```", text, flags=re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines()]
+    inline = re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+    return [line for line in [*lines, *inline] if line.startswith("retbench ")]
+
+
+def targets_in(text: str) -> set[str]:
+    """Every target of `make ...` in code."""
+    lines = re.findall(r"^make ([a-z -]+)", text, flags=re.MULTILINE)
+    inline = re.findall(r"`make ([a-z -]+)`", text)
+    return {word for line in [*lines, *inline] for word in line.split()}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_is_documented(name: str) -> None:
+    assert f"retbench {name}" in README + CONTRIBUTING
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help_that_ends_with_an_example(name: str) -> None:
+    example = example_of(name)
+    assert example.startswith(f"retbench {name}")
+    parse(example)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_is_explained(name: str) -> None:
+    for parameter in PROGRAM.commands[name].params:  # type: ignore[attr-defined]
+        assert parameter.help, parameter.name
+
+
+@pytest.mark.parametrize("words", sorted({*commands_in(README), *commands_in(CONTRIBUTING)}))
+def test_every_command_in_the_documents_exists(words: str) -> None:
+    parse(words)
+
+
+def test_documents_hold_commands() -> None:
+    assert len(commands_in(README)) >= 10
+
+
+def test_every_make_target_in_the_documents_exists() -> None:
+    defined = set(re.findall(r"^([a-z-]+):", MAKEFILE, flags=re.MULTILINE))
+    ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert {"report", "test"} <= targets_in(README)
+    assert targets_in(README) | targets_in(CONTRIBUTING) | targets_in(ci) <= defined
+    (phony,) = re.findall(r"^\.PHONY: (.*)", MAKEFILE, flags=re.MULTILINE)
+    assert set(phony.split()) == defined
+
+
+def test_ci_runs_the_test_command_of_the_readme() -> None:
+    assert "make test" in README
+    assert (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()[-1] == "make test"
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) < 150
+
+
+@pytest.mark.parametrize("text", [README, CONTRIBUTING], ids=["README", "CONTRIBUTING"])
+def test_every_path_exists(text: str) -> None:
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link]
+    paths = re.findall(r"`((?:suite|experiments|tests|benchmarks|\.ci)/[^`*]*)`", text)
+    assert [path for path in [*links, *paths] if not (ROOT / path).exists()] == []
+
+
+def test_every_name_in_contributing_stands_in_the_file_named_with_it() -> None:
+    """`name` in `path`, or `path` ..., `name`: at least somewhere in the files of the same paragraph."""
+    known = {
+        *COMMANDS,
+        "smoke",
+        "cpu",
+        "paper",
+        "assert",
+        "match",
+        "absent",
+        "variant",
+        "measure",
+        "analysis",
+    }
+    for paragraph in CONTRIBUTING.split("\n\n"):
+        words = re.findall(r"`([A-Za-z_]+)`", paragraph)
+        files = [ROOT / path for path in re.findall(r"`(suite/[^`]+\.py)`", paragraph)]
+        source = "\n".join(path.read_text(encoding="utf-8") for path in files)
+        for word in words:
+            assert not files or word in known or word in source, f"{word}: not in {files}"
+
+
+def test_exit_codes_are_the_same_everywhere() -> None:
+    table = dict(re.findall(r"^\| (\d+) \| (.+?) \|$", README, flags=re.MULTILINE))
+    assert sorted(table, key=int) == ["0", "1", "2", "3", "130"]
+    assert re.findall(r"(\d+) [a-z]", EXIT_CODES) == sorted(table, key=int)
+    raised = {
+        str(value.exit_code)
+        for value in vars(errors).values()
+        if isinstance(value, type) and hasattr(value, "exit_code")
+    }
+    assert raised <= table.keys()
