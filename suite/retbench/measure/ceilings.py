@@ -86,9 +86,7 @@ def _matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
                 break
             num_samples = max(1, min(num_samples, int(_SIZE_BUDGET_S / expected_s)))
         # Random values: a GPU draws less power, and so clocks higher, on constant ones.
-        left, right = torch.rand(
-            2, size, size, dtype=dtype, device=device, generator=generator
-        )  # (size, size) each
+        left, right = torch.rand(2, size, size, dtype=dtype, device=device, generator=generator)
         seconds = _fastest(_product(left, right), device, num_samples)
         best = max(best, num_flops / seconds)
     return best

@@ -12,9 +12,9 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import (
-    TorchDispatchMode,
-)  # documented in "Extending PyTorch", in spite of its place
+
+# The one place that has it; documented for users in PyTorch's "Extending PyTorch".
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from retbench.errors import UnsupportedError
 
@@ -135,8 +135,7 @@ class StorageTracker(TorchDispatchMode):
             self.live_bytes += size
         self._sizes[key] = size
         if key not in self._references:
-            # The storage's Python object lives exactly as long as its memory, so its end is the end of the
-            # bytes.
+            # A storage's Python object lives exactly as long as its memory does.
             self._references[key] = weakref.ref(storage, lambda _: self._forget(key))
 
     def _forget(self, key: int) -> None:

@@ -107,8 +107,8 @@ def ratio_interval(
     """
     if len(numerators) != len(denominators):
         raise RecordError(
-            f"{len(numerators)} rounds on one side and {len(denominators)} on the other: ratios are paired by round. "
-            "Keep the rounds that both sides have."
+            f"{len(numerators)} rounds on one side and {len(denominators)} on the other: ratios are paired by "
+            "round. Keep the rounds that both sides have."
         )
     return _interval(_logs(numerators, "numerators") - _logs(denominators, "denominators"), confidence)
 
@@ -137,20 +137,17 @@ def crossover(
     log_ratios = _log_table(log_lengths, ratios_by_round)
     crossings = [_last_crossing(log_lengths, row) for row in log_ratios]
     inside = np.array([crossing for crossing in crossings if math.isfinite(crossing)])
-    notes = []
     if len(inside) < len(crossings):
         return _outside(lengths, crossings)
+    notes = []
     repeated = sum(_num_crossings(row) > 1 for row in log_ratios)
     if repeated:
         notes.append(
             f"{repeated} of {len(crossings)} rounds cross more than once; the last crossing of each is taken."
         )
     interval = _interval(inside, confidence)
-    if (
-        interval.low is not None
-        and interval.high is not None
-        and not (lengths[0] <= interval.low and interval.high <= lengths[-1])
-    ):
+    ends = [end for end in (interval.low, interval.high) if end is not None]
+    if not all(lengths[0] <= end <= lengths[-1] for end in ends):
         notes.append("The interval reaches beyond the lengths measured.")
     return Crossover("at", interval.value, interval.low, interval.high, " ".join(notes))
 
@@ -213,7 +210,8 @@ def _logs(values: Sequence[float], what: str) -> Array:
     for number, value in enumerate(values):
         if not 0 < value < math.inf:
             raise RecordError(
-                f"{what}: number {number} is {value}; a cost is positive and finite. Find the record that holds it."
+                f"{what}: number {number} is {value}, and a cost is positive and finite. "
+                "Find the record that holds it."
             )
     return np.log(np.asarray(values, dtype=np.float64))
 
