@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import torch
 
 _PACKAGE = Path(__file__).resolve().parents[1]
+_NOT_MEASURING = frozenset({"analysis", "commands", "cli.py", "progress.py", "__main__.py"})
 _LIBRARIES = ("torch", "numpy", "triton", "flash-attn", "flash-linear-attention", "nvidia-ml-py")
 _VARIABLES = re.compile(
     r"(OMP|GOMP|KMP|MKL|OPENBLAS|ONEDNN|DNNL|MALLOC)_\w+|ATEN_CPU_CAPABILITY|CUBLAS_WORKSPACE_CONFIG"
@@ -118,10 +119,15 @@ def _slug(model: str) -> str:
 
 @functools.cache
 def code_revision() -> str:
-    """Version and a hash of this package's own source, committed or not: 0.1.0+src.0123456789ab."""
+    """Version and a hash of the source that measures, committed or not: 0.1.0+src.0123456789ab.
+
+    What only reads records or prints is left out, so that a better figure does not make old numbers stale.
+    """
     digest = hashlib.sha256()
     for path in sorted(_PACKAGE.rglob("*.py")):
-        digest.update(path.relative_to(_PACKAGE).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+        place = path.relative_to(_PACKAGE)
+        if place.parts[0] not in _NOT_MEASURING:
+            digest.update(place.as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return f"{__version__}+src.{digest.hexdigest()[:12]}"
 
 
