@@ -52,7 +52,7 @@ def find_device(asked: str | None) -> Device:
     """
     if asked == "cpu" or (asked is None and not _has_driver()):
         return Device("cpu")
-    index = _cuda_index(asked or "cuda")
+    index = _cuda_index("cuda" if asked is None else asked)
     found = _ask_torch()
     if index < len(found.memory_bytes):
         return Device(f"cuda:{index}", found.memory_bytes[index])
@@ -63,7 +63,7 @@ def find_device(asked: str | None) -> Device:
 
 def _cuda_index(asked: str) -> int:
     """N of `cuda:N`; 0 of `cuda`."""
-    match = re.fullmatch(r"cuda(?::(\d{1,3}))?", asked)
+    match = re.fullmatch(r"cuda(?::([0-9]{1,3}))?", asked)
     if match is None:
         raise ConfigError(
             f"--device {asked!r}: retbench measures on 'cpu', 'cuda' and 'cuda:N'. Give one of them."

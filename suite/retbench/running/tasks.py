@@ -43,6 +43,7 @@ def do_task(job: Job, tell: Tell) -> None:
     Raises:
         RetbenchError: something that ends the whole run, such as a full disk.
     """
+    gc.freeze()  # modules stay; looking through them all between any two cells takes as long as the cells do
     settings = job.cells[0].settings
     environment.pin_process(settings.threads)
     device, dtype = torch.device(settings.device), getattr(torch, settings.dtype)
@@ -142,8 +143,6 @@ def _measure(job: Job, device: torch.device, surroundings: Surroundings, tell: T
     except Exception as error:
         tell(_refusal(tuple(range(len(job.cells))), error))
         return
-    gc.collect()
-    gc.freeze()  # what is alive now stays; looking through it again between any two cells takes as long as they do
     surroundings = replace(surroundings, ceilings=ceilings)
     store = StateStore(job.states_dir, job.run.code_revision)
     for index, cell in enumerate(job.cells):

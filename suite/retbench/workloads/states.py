@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -75,7 +76,8 @@ class StateStore:
                 os.fsync(file.fileno())
             draft.replace(path)
         except (OSError, SafetensorError) as error:
-            draft.unlink(missing_ok=True)
+            with suppress(OSError):  # whatever kept it from being written may keep it from being removed
+                draft.unlink()
             raise StorageError(
                 f"{path}: the streamed state could not be stored: {error}. Free some space or give another "
                 "folder with --out, then run the same command again."

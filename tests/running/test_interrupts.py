@@ -1,0 +1,32 @@
+import os
+import signal
+import threading
+
+import pytest
+
+from retbench.running.interrupts import catch_signals
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signals_are_told_and_then_mean_what_they_meant_before(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    told: list[int] = []
+    with catch_signals(lambda: told.append(1)):
+        os.kill(os.getpid(), number)
+        os.kill(os.getpid(), number)
+    assert told == [1, 1]
+    assert signal.getsignal(number) is before
+
+
+def test_another_thread_than_the_main_one_changes_nothing() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    inside: list[object] = []
+
+    def body() -> None:
+        with catch_signals(lambda: None):
+            inside.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=body)
+    thread.start()
+    thread.join()
+    assert inside == [before]

@@ -1,0 +1,151 @@
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from retbench import costs, plan
+from retbench.errors import ConfigError, RetbenchError, UnsupportedError
+from retbench.measure.machine import usable_cores
+from retbench.plan import Plan, estimate, make_plan
+from retbench.records import Ceilings
+from retbench.running.devices import Device
+from retbench.running.locks import LOCK_DIR_VARIABLE
+
+CEILINGS = Ceilings(read_bandwidth_bytes_per_s=10e9, matmul_flops_per_s=100e9)
+
+
+def make(name: object, **changes: Any) -> Plan:
+    settings: dict[str, Any] = {
+        "profile": "smoke",
+        "device": "cpu",
+        "dtype": None,
+        "limit": None,
+        "overrides": (),
+    }
+    return make_plan(str(name), **(settings | changes))
+
+
+def test_a_plan_holds_every_cell_with_its_settings(tiny_experiment: Path) -> None:
+    found = make(tiny_experiment, overrides=["rounds=4", "threads=1", "seed=9"])
+    assert [(cell.model_name, cell.point.context_len) for cell in found.cells] == [
+        ("retnet", 64),
+        ("retnet", 128),
+        ("transformer", 64),
+        ("transformer", 128),
+    ]
+    assert found.rounds == 4
+    assert (found.settings.threads, found.settings.seed, found.settings.device) == (1, 9, "cpu")
+    assert all(cell.settings == found.settings for cell in found.cells)
+
+
+def test_threads_are_the_physical_cores_unless_told(tiny_experiment: Path) -> None:
+    assert make(tiny_experiment).settings.threads == usable_cores()
+
+
+def test_dtype_limit_and_device_of_the_command_line_win(tiny_experiment: Path) -> None:
+    found = make(tiny_experiment, dtype="bfloat16", limit=1)
+    assert {cell.settings.dtype for cell in found.cells} == {"bfloat16"}
+    assert [cell.point.context_len for cell in found.cells] == [64, 64]
+    assert found.profile.workloads["decode"].context_len == (64,)
+
+
+def test_the_command_makes_the_same_plan_again(tiny_experiment: Path) -> None:
+    overrides = ["rounds=2", "workloads.decode.context_len=[8, 16]", 'models.retnet.variant="torchscale"']
+    found = make(tiny_experiment, dtype="float64", limit=1, overrides=overrides)
+    words = shlex.split(found.command)
+    assert words[:3] == ["retbench", "run", str(tiny_experiment)]
+    options = list(zip(words[3::2], words[4::2], strict=True))
+    named = dict(options[:4])
+    again = make(
+        words[2],
+        profile=named["--profile"],
+        device=named["--device"],
+        dtype=named["--dtype"],
+        limit=int(named["--limit"]),
+        overrides=[value for flag, value in options if flag == "--set"],
+    )
+    assert again == found
+
+
+@pytest.mark.parametrize(
+    ("memory_bytes", "profile"), [(None, "cpu"), (24 * 10**9, "cpu"), (80 * 10**9, "paper")]
+)
+def test_the_profile_fits_the_device(
+    monkeypatch: pytest.MonkeyPatch, memory_bytes: int | None, profile: str
+) -> None:
+    name = "cpu" if memory_bytes is None else "cuda:0"
+    monkeypatch.setattr(plan, "find_device", lambda asked: Device(name, memory_bytes))
+    found = make("latency", profile=None, device=None)
+    assert found.profile_name == profile
+    assert found.settings.device == name
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"profile": "smok"}, ConfigError, "Did you mean 'smoke'"),
+        ({"dtype": "bfloat"}, ConfigError, "--dtype: unknown dtype 'bfloat'. Did you mean 'bfloat16'"),
+        ({"limit": 0}, ConfigError, "--limit is 0"),
+        ({"device": "tpu"}, ConfigError, "'cpu', 'cuda' and 'cuda:N'"),
+        ({"dtype": "float16"}, UnsupportedError, "float16 on a CPU"),
+        ({"overrides": ["cuda_graph=true"]}, UnsupportedError, "cuda_graph = true on a CPU"),
+        ({"overrides": ["threads=100000"]}, UnsupportedError, "threads is 100000"),
+        ({"overrides": ["workloads.decod.context_len=[1]"]}, ConfigError, "unknown workload 'decod'"),
+        ({"overrides": ["models.retnet.ffn_dim=8"]}, ConfigError, "not matched"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_runs(
+    tiny_experiment: Path, changes: dict[str, Any], error: type[RetbenchError], message: str
+) -> None:
+    with pytest.raises(error) as caught:
+        make(tiny_experiment, **changes)
+    assert message in str(caught.value)
+
+
+def test_an_estimate_grows_with_what_is_to_be_done(
+    tiny_experiment: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "_ask_ceilings", lambda _plan: CEILINGS)
+    lengths = "workloads.decode.context_len=[4096, 32768]"
+    found = {
+        (one.cell.model_name, one.cell.point.context_len): one
+        for one in estimate(make(tiny_experiment, overrides=[lengths, "rounds=2"]))
+    }
+    assert len(found) == 4
+    assert found["transformer", 32768].memory_bytes > found["transformer", 4096].memory_bytes
+    assert found["retnet", 32768].memory_bytes == found["retnet", 4096].memory_bytes
+    assert found["transformer", 32768].seconds > found["transformer", 4096].seconds
+    deepest = found["retnet", 32768].cell
+    streamed_s = costs.prefill_flops(deepest.model, 1, 32768, 128) / CEILINGS.matmul_flops_per_s
+    assert found["retnet", 32768].seconds - found["retnet", 4096].seconds > streamed_s
+    more = estimate(make(tiny_experiment, overrides=[lengths, "rounds=4"]))
+    assert sum(one.seconds for one in more) > sum(one.seconds for one in found.values())
+
+
+def test_an_estimate_measures_the_machine(
+    tiny_experiment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(LOCK_DIR_VARIABLE, str(tmp_path / "lock"))
+    found = estimate(make(tiny_experiment))
+    assert all(one.seconds > 0 and one.memory_bytes > 0 for one in found)
+    assert len(found) == 4
+
+
+def test_an_estimate_does_not_disturb_a_run(
+    tiny_experiment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(LOCK_DIR_VARIABLE, str(tmp_path / "lock"))
+    hold = (
+        "import sys\nfrom retbench.running.locks import timing_lock\n"
+        "with timing_lock('retbench run other', wait=print):\n    print('held', flush=True)\n    sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", hold]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        with pytest.raises(RetbenchError, match="would disturb the run of process"):
+            estimate(make(tiny_experiment))
+        process.communicate()

@@ -1,0 +1,65 @@
+"""A tiny pair of models, and the context of a cell, for workloads that are run in this process."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from retbench.cells import Cell, Settings
+from retbench.config import RetNetSpec, TransformerSpec
+from retbench.matching import resolve_model
+from retbench.models.build import build_model
+from retbench.records import Ceilings, Point
+from retbench.workloads.context import Context
+from retbench.workloads.states import StateStore
+
+SPECS = {
+    "retnet": RetNetSpec(architecture="retnet"),
+    "transformer": TransformerSpec(architecture="transformer"),
+}
+CEILINGS = Ceilings(read_bandwidth_bytes_per_s=10e9, matmul_flops_per_s=100e9)
+
+
+def make_cell(name: str, workload: str, context_len: int, batch_size: int = 1, min_steps: int = 4) -> Cell:
+    spec = SPECS[name]
+    return Cell(
+        model_name=name,
+        size="1m",
+        model=resolve_model(spec, "1m"),
+        backend=spec.backend,
+        chunk_size=spec.chunk_size if isinstance(spec, RetNetSpec) else None,
+        workload=workload,
+        point=Point(batch_size=batch_size, context_len=context_len),
+        settings=Settings(
+            dtype="float32",
+            device="cpu",
+            threads=1,
+            seed=3,
+            warmup_s=0.0,
+            min_steps=min_steps,
+            cuda_graph=False,
+        ),
+    )
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> StateStore:
+    return StateStore(tmp_path / "states", "0.1.0+src.test")
+
+
+@pytest.fixture
+def context_of(store: StateStore) -> Callable[[Cell], Context]:
+    def make(cell: Cell) -> Context:
+        device = torch.device("cpu")
+        model = build_model(
+            cell.model,
+            dtype=torch.float32,
+            device=device,
+            seed=cell.settings.seed,
+            backend=cell.backend,
+            chunk_size=cell.chunk_size,
+        )
+        return Context(cell, model, device, CEILINGS, store)
+
+    return make

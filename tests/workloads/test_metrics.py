@@ -1,0 +1,63 @@
+from statistics import median
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from retbench import costs
+from retbench.records import Ceilings
+from retbench.workloads.metrics import counted, decode_metrics, prefill_metrics, timed
+
+from .conftest import make_cell
+
+CEILINGS = Ceilings(read_bandwidth_bytes_per_s=1e9, matmul_flops_per_s=1e12)
+
+
+def test_decode_metrics_of_made_up_times() -> None:
+    cell = make_cell("transformer", "decode", context_len=1000, batch_size=4)
+    found = decode_metrics(cell, [0.5, 0.1, 0.2], CEILINGS)
+    num_bytes = costs.decode_bytes(cell.model, "float32", 4, 1000)
+    assert found["tpot_s"].value == 0.2
+    assert found["tpot_s"].samples == (0.5, 0.1, 0.2)
+    assert found["tokens_per_s"].value == pytest.approx(4 / 0.2)  # one token for each of four sequences
+    assert found["bytes_per_step"].value == num_bytes
+    assert found["flops_per_step"].value == costs.decode_flops(cell.model, 4, 1000)
+    assert found["bandwidth_ratio"].value == pytest.approx(num_bytes / 1e9 / 0.2)
+    assert found["roofline_ratio"].value == found["bandwidth_ratio"].value  # the memory is the lower roof
+    assert {name: metric.unit for name, metric in found.items()} == {
+        "tpot_s": "s",
+        "tokens_per_s": "tokens/s",
+        "bytes_per_step": "bytes",
+        "flops_per_step": "FLOP",
+        "bandwidth_ratio": "ratio",
+        "roofline_ratio": "ratio",
+    }
+
+
+def test_decode_roofline_is_the_products_where_they_take_longer() -> None:
+    cell = make_cell("retnet", "decode", context_len=1000, batch_size=4)
+    slow_products = Ceilings(read_bandwidth_bytes_per_s=1e15, matmul_flops_per_s=1e9)
+    found = decode_metrics(cell, [2.0], slow_products)
+    assert found["roofline_ratio"].value == pytest.approx(costs.decode_flops(cell.model, 4, 1000) / 1e9 / 2.0)
+    assert found["bandwidth_ratio"].value < found["roofline_ratio"].value
+
+
+def test_prefill_metrics_of_made_up_times() -> None:
+    cell = make_cell("retnet", "prefill", context_len=512, batch_size=2)
+    found = prefill_metrics(cell, [0.4, 0.2, 0.3], CEILINGS)
+    flops = costs.prefill_flops(cell.model, 2, 512, 128)
+    assert found["ttft_s"].value == 0.3
+    assert found["tokens_per_s"].value == pytest.approx(2 * 512 / 0.3)  # every token of both prompts
+    assert found["flops_per_call"].value == flops
+    assert found["roofline_ratio"].value == pytest.approx(flops / 1e12 / 0.3)
+
+
+@given(st.lists(st.floats(min_value=1e-9, max_value=1e3), min_size=1, max_size=50))
+def test_a_timed_metric_keeps_every_sample(samples: list[float]) -> None:
+    metric = timed(samples)
+    assert list(metric.samples) == samples
+    assert metric.value == median(samples)
+
+
+def test_a_count_has_no_samples() -> None:
+    assert (counted(7).unit, counted(7).value, counted(7).samples) == ("bytes", 7, ())

@@ -1,0 +1,49 @@
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from retbench.cells import Cell
+from retbench.data import text
+from retbench.models.state import DecoderState
+from retbench.workloads import prefill
+from retbench.workloads.context import Context
+
+from .conftest import make_cell
+
+Make = Callable[[Cell], Context]
+
+
+@pytest.mark.parametrize(
+    ("call_s", "min_steps", "calls"),
+    [(5.0, 20, 3), (0.34, 20, 3), (0.2, 20, 5), (0.01, 20, 20), (0.01, 40, 40), (0.01, 1, 3)],
+)
+def test_a_call_is_timed_as_often_as_fits_but_three_times_at_least(
+    call_s: float, min_steps: int, calls: int
+) -> None:
+    assert 3 + prefill.more_calls([call_s] * 3, min_steps) == calls
+
+
+@pytest.mark.parametrize("name", ["retnet", "transformer"])
+def test_every_call_is_the_whole_prompt_from_an_empty_state(context_of: Make, name: str) -> None:
+    context = context_of(make_cell(name, "prefill", 100, batch_size=2))
+    seen: list[int] = []
+    whole = context.model.prefill
+
+    def spy(tokens: torch.Tensor, state: DecoderState) -> torch.Tensor:
+        assert torch.equal(tokens, text.read_rows(2, 100))
+        assert not any(value.any() for key, value in state.tensors().items() if key != "position")
+        seen.append(state.position)
+        return whole(tokens, state)
+
+    context.model.prefill = spy  # type: ignore[method-assign]
+    found = prefill.measure(context)
+    assert len(found.metrics["ttft_s"].samples) == 4  # of at most min_steps
+    assert set(seen) == {0}
+    assert found.backend["timed_calls"] == 4
+    assert (
+        found.backend["prefill"] == "chunkwise"
+        if name == "retnet"
+        else "sdpa" in str(found.backend["prefill"])
+    )
+    assert ("kv_capacity" in found.backend) == (name == "transformer")

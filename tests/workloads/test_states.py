@@ -1,0 +1,98 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from retbench.cells import Cell
+from retbench.data import text
+from retbench.errors import StorageError
+from retbench.models.state import KVCache, RetentionState
+from retbench.workloads.context import Context
+from retbench.workloads.states import StateStore, cache_scales, fill_caches, is_streamed, stream_states
+
+from .conftest import make_cell
+
+Make = Callable[[Cell], Context]
+
+
+def ignore(_done: int, _total: int) -> None:
+    """Progress that nobody wants."""
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_a_streamed_state_is_what_a_prefill_leaves(
+    context_of: Make, store: StateStore, batch_size: int
+) -> None:
+    cells = [make_cell("retnet", "decode", depth, batch_size) for depth in (200, 65, 1)]
+    model = context_of(cells[0]).model
+    stream_states(model, cells, store, ignore)
+    rows = text.read_rows(batch_size, 199)
+    for cell in cells:
+        position = cell.point.context_len - 1
+        expected, found = model.init_state(batch_size, 0), model.init_state(batch_size, 0)
+        if position:
+            model.prefill(rows[:, :position], expected)
+        store.load(cell, found, position)
+        assert found.position == position
+        for ours, theirs in zip(found.layers, expected.layers, strict=True):
+            assert isinstance(ours, RetentionState)
+            assert isinstance(theirs, RetentionState)
+            torch.testing.assert_close(ours.values, theirs.values, rtol=1e-4, atol=1e-6)
+
+
+def test_streaming_reports_and_goes_on_from_what_is_stored(context_of: Make, store: StateStore) -> None:
+    shallow, deep = make_cell("retnet", "decode", 65), make_cell("retnet", "decode", 200)
+    model = context_of(deep).model
+    stream_states(model, [shallow], store, ignore)
+    seen: list[tuple[int, int]] = []
+    stream_states(model, [deep, shallow], store, lambda done, total: seen.append((done, total)))
+    assert seen == [(64, 199), (199, 199)]
+    seen.clear()
+    stream_states(model, [deep, shallow], store, lambda done, total: seen.append((done, total)))
+    assert seen == []
+
+
+def test_a_state_of_other_code_seed_batch_or_depth_is_not_found(
+    context_of: Make, store: StateStore, tmp_path: Path
+) -> None:
+    cell = make_cell("retnet", "decode", 65)
+    stream_states(context_of(cell).model, [cell], store, ignore)
+    assert store.holds(cell, 64)
+    assert not store.holds(cell, 63)
+    assert not store.holds(make_cell("retnet", "decode", 65, batch_size=2), 64)
+    other_seed = cell.model_copy(update={"settings": cell.settings.model_copy(update={"seed": 4})})
+    assert not store.holds(other_seed, 64)
+    assert not StateStore(tmp_path / "states", "0.1.0+src.other").holds(cell, 64)
+
+
+def test_a_state_that_cannot_be_stored_leaves_nothing_half_written(context_of: Make, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way", encoding="utf-8")
+    cell = make_cell("retnet", "decode", 65)
+    store = StateStore(tmp_path / "file", "0.1.0+src.test")
+    with pytest.raises(StorageError, match="streamed state could not be stored"):
+        stream_states(context_of(cell).model, [cell], store, ignore)
+
+
+def test_only_models_without_a_cache_are_streamed(context_of: Make) -> None:
+    assert is_streamed(context_of(make_cell("retnet", "decode", 8)).model)
+    assert not is_streamed(context_of(make_cell("transformer", "decode", 8)).model)
+
+
+def test_caches_are_filled_with_the_scale_of_a_real_prefill(context_of: Make) -> None:
+    model = context_of(make_cell("transformer", "decode", 4096)).model
+    scales = cache_scales(model)
+    assert len(scales) == model.config.num_layers
+    state = model.init_state(2, 4097)
+    fill_caches(state, 4095, scales, seed=0)
+    assert state.position == 4095
+    for layer, (key_std, value_std) in zip(state.layers, scales, strict=True):
+        assert isinstance(layer, KVCache)
+        assert float(layer.keys[:, :, :4095].std()) == pytest.approx(key_std, rel=0.02)
+        assert float(layer.values[:, :, :4095].std()) == pytest.approx(value_std, rel=0.02)
+        assert not layer.keys[:, :, 4095:].any()
+    real = model.init_state(1, 512)
+    model.prefill(text.read_rows(1, 512), real)
+    first = real.layers[0]
+    assert isinstance(first, KVCache)
+    assert scales[0][0] == pytest.approx(float(first.keys.std()), rel=1e-4)
