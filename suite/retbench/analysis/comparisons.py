@@ -1,0 +1,91 @@
+"""One model against another within rounds: ratios, where one overtakes, and whether one is level in length."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from retbench.analysis.points import MAIN_METRIC, POINT_KEY, Lineup, by_round, ends_of
+from retbench.measure.statistics import (
+    CONFIDENCE,
+    Crossover,
+    Equivalence,
+    crossover,
+    ratio_interval,
+    slope_equivalence,
+)
+
+LEVEL_MARGIN = 0.05
+"""A cost whose ratio of the deepest to the shallowest context lies within 1 ± this is called level."""
+
+
+def pair_ratios(metrics: pd.DataFrame, models: Lineup) -> pd.DataFrame:
+    """Each model's main metric over the reference's, paired within rounds.
+
+    Args:
+        metrics: A `frames.metric_frame`.
+        models: Whom to compare with whom.
+
+    Returns:
+        Columns of `POINT_KEY`, model, reference, metric, ratio, low, high, num_rounds; a row a point at which
+        both were measured in a round that they share; low and high are NaN with one such round.
+    """
+    columns = [*POINT_KEY, "model", "reference", "metric", "ratio", "low", "high", "num_rounds"]
+    main = metrics[metrics["metric"] == metrics["workload"].map(MAIN_METRIC)]
+    keys = [*POINT_KEY, "metric", "round"]
+    reference = main[main["model"] == models.reference][[*keys, "value"]]
+    rows = []
+    for model in models.challengers:
+        mine = main[main["model"] == model][[*keys, "value"]]
+        both = mine.merge(reference, on=keys, suffixes=("", "_reference"))
+        for key, group in both.groupby([*POINT_KEY, "metric"], sort=True, observed=True):
+            *point, metric = key
+            top, bottom = list(group["value"]), list(group["value_reference"])
+            rows.append((*point, model, models.reference, metric, *_ratio(top, bottom), len(group)))
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _ratio(top: Sequence[float], bottom: Sequence[float]) -> tuple[float, float, float]:
+    """Ratio, low and high of rounds that are paired."""
+    return ends_of(ratio_interval(top, bottom, CONFIDENCE))
+
+
+def find_crossover(
+    metrics: pd.DataFrame, metric: str, model: str, reference: str
+) -> tuple[list[int], Crossover] | None:
+    """The context length from which on `model` costs less than `reference`.
+
+    Args:
+        metrics: Rows of one experiment, workload and batch size.
+        metric: The cost.
+        model: Whose advantage is looked for.
+        reference: Over whom.
+
+    Returns:
+        The lengths that were used, and the crossover; None where the two share fewer than two lengths.
+    """
+    lengths, ratios = _complete(by_round(metrics, metric, model) / by_round(metrics, metric, reference))
+    return (lengths, crossover(lengths, ratios)) if len(lengths) > 1 else None
+
+
+def find_slope(metrics: pd.DataFrame, metric: str, model: str) -> tuple[list[int], Equivalence] | None:
+    """Whether a cost is the same at the deepest context as at the shallowest.
+
+    Args:
+        metrics: Rows of one experiment, workload and batch size.
+        metric: The cost.
+        model: Whose.
+
+    Returns:
+        The lengths that were used, and the verdict; None with fewer than two lengths.
+    """
+    lengths, values = _complete(by_round(metrics, metric, model))
+    return (lengths, slope_equivalence(lengths, values, LEVEL_MARGIN)) if len(lengths) > 1 else None
+
+
+def _complete(table: pd.DataFrame) -> tuple[list[int], list[list[float]]]:
+    """Lengths and rounds without gaps: lengths that half of the rounds lack go first, then rounds that lack one."""
+    present = table.notna().sum(axis=0)
+    kept = table.loc[:, present * 2 > present.max()].dropna(axis=0)
+    if kept.empty:
+        return [], []
+    return [int(length) for length in kept.columns], kept.to_numpy().tolist()

@@ -1,0 +1,121 @@
+"""What is not there, what failed and what is noisy: everything that a reader should know before trusting a number."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from retbench.analysis.scenes import Scene, describe_status, scene_title
+from retbench.analysis.selection import Selection
+from retbench.config import list_experiments
+from retbench.units import format_tokens
+
+NOISY_RATIO = 0.10
+"""Half-width of an interval, over its value, from which on a point is called noisy."""
+
+BUSY_LOAD = 1.5
+"""Load average over physical cores from which on a machine is called busy; the run itself keeps it near 1."""
+
+
+def missing_sentences(selection: Selection, scenes: Sequence[Scene]) -> list[str]:
+    """A sentence for each shipped experiment, point and round that other records lead one to expect."""
+    present = set(selection.experiments)
+    sentences = [
+        f"{name}: not measured under these conditions. Run `retbench run {name}`."
+        for name in list_experiments()
+        if name not in present
+    ]
+    for scene in scenes:
+        for model in scene.models.models:
+            for length in scene.lengths:
+                rounds = {
+                    record.round
+                    for record in scene.records
+                    if (record.model.name, record.point.context_len) == (model, length)
+                }
+                if len(rounds) < scene.num_rounds:
+                    sentences.append(
+                        f"{_place(scene, model, length)}: {len(rounds) or 'none'} of {scene.num_rounds} rounds "
+                        f"{'is' if len(rounds) == 1 else 'are'} there. Run `{scene.records[-1].command}` again; it "
+                        "goes on where it stopped."
+                    )
+    return sentences
+
+
+def noisy_sentences(scenes: Sequence[Scene]) -> list[str]:
+    """A sentence for each scene with points whose intervals are wider than a reader would guess."""
+    sentences = []
+    for scene in scenes:
+        timed = scene.points[scene.points["metric"].isin(["tpot_s", "ttft_s"])]
+        wide = timed[(timed["high"] - timed["low"]) / 2 > NOISY_RATIO * timed["value"]]
+        places = [
+            f"{scene.models.labels[model]} at {', '.join(format_tokens(int(n)) for n in rows['context_len'])}"
+            for model, rows in ((name, wide[wide["model"] == name]) for name in scene.models.models)
+            if len(rows)
+        ]
+        if places:
+            sentences.append(
+                f"{scene_title(scene.experiment, scene.workload)}, batch {scene.batch_size}: the interval reaches "
+                f"more than {100 * NOISY_RATIO:.0f} % to either side of {'; '.join(places)}. More rounds "
+                "(`--set rounds=10`) or a quieter machine would narrow it."
+            )
+    return sentences
+
+
+def disturbance_sentences(selection: Selection) -> list[str]:
+    """A sentence for each thing that the environment tells of and that moves times: load, others, held-down clocks."""
+    busy, foreign, held = 0, 0, 0
+    loads = []
+    for record in selection.records:
+        facts = record.environment
+        load, cores = facts.get("load_average"), facts.get("physical_cores")
+        if isinstance(load, list) and load and isinstance(cores, int) and load[0] > BUSY_LOAD * cores:
+            busy += 1
+            loads.append(float(load[0]))
+        state = facts.get("gpu_state")
+        if isinstance(state, dict):
+            foreign += any(state.get(end, {}).get("num_foreign_processes") for end in ("before", "after"))
+            held += any(seconds > 0 for seconds in state.get("violation_s", {}).values())
+    total = len(selection.records)
+    sentences = []
+    if busy:
+        sentences.append(
+            f"{busy} of {total} records come from a machine that was busy when their worker started: load average up "
+            f"to {max(loads):.1f}."
+        )
+    if foreign:
+        sentences.append(f"{foreign} of {total} records were measured with other processes on the GPU.")
+    if held:
+        sentences.append(f"In {held} of {total} records the GPU held its clocks down for power or heat.")
+    return sentences
+
+
+def absent_sentences(selection: Selection) -> list[str]:
+    """A sentence for each metric that could not be had here, with the reason."""
+    reasons = {
+        f"{record.experiment}: {metric}: {reason}."
+        for record in selection.records
+        for metric, reason in record.absent.items()
+    }
+    return sorted(reasons)
+
+
+def failure_table(selection: Selection) -> pd.DataFrame:
+    """One row a cell and reason for which a round has no value: what, where and why."""
+    rounds: dict[tuple[str, ...], list[int]] = {}
+    for record in selection.records:
+        if record.status != "ok":
+            point = (str(record.point.batch_size), format_tokens(record.point.context_len))
+            reason = (describe_status(record.status), record.error or "no reason was recorded")
+            key = (record.experiment, record.model.name, record.workload, *point, *reason)
+            rounds.setdefault(key, []).append(record.round)
+    rows = [[*key[:-2], ", ".join(map(str, sorted(found))), *key[-2:]] for key, found in rounds.items()]
+    columns = ["experiment", "model", "workload", "batch", "context", "rounds", "what", "why"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _place(scene: Scene, model: str, length: int) -> str:
+    """Where a point is, in words."""
+    label = scene.models.labels[model]
+    return (
+        f"{scene.experiment}: {label}, {scene.workload} at {format_tokens(length)}, batch {scene.batch_size}"
+    )

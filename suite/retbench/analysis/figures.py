@@ -1,0 +1,184 @@
+"""The figures: which are drawn from which workload, and the files each is kept in.
+
+A figure is one function that takes what it shows and gives a matplotlib Figure (`curves`, `stacks`); here it gets
+its name, its caption and the data behind it. To add one, write the function and its `Drawing`, and list it in
+`make_drawings`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from retbench.analysis import curves, stacks, style
+from retbench.analysis.comparisons import find_crossover
+from retbench.analysis.points import MAIN_METRIC
+from retbench.analysis.scenes import Scene, make_scenes
+from retbench.analysis.selection import Selection, select
+from retbench.errors import StorageError
+from retbench.measure.statistics import Crossover
+from retbench.records import Record
+
+_TIME_TITLES = {"decode": "Time per output token", "prefill": "Time to first token"}
+_DATA_COLUMNS = ["model", "context_len", "metric", "unit", "value", "low", "high", "num_rounds", "status"]
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure with all that belongs to it.
+
+    Attributes:
+        name: Stem of its files.
+        title: Its heading.
+        caption: What it shows, in a sentence or two.
+        conditions: Under which it was measured, in one line.
+        figure: The figure.
+        data: Exactly what is drawn, in base units; a point that failed is there with its status.
+    """
+
+    name: str
+    title: str
+    caption: str
+    conditions: str
+    figure: Figure
+    data: pd.DataFrame
+
+
+def draw_figures(records: Sequence[Record], out_dir: Path) -> list[Path]:
+    """Draw every figure of the newest comparable records.
+
+    Returns:
+        The files written: SVG, PNG and CSV of each figure.
+
+    Raises:
+        RecordError: there are no records.
+        StorageError: a file cannot be written.
+    """
+    return [path for drawing in make_drawings(select(records)) for path in save_drawing(drawing, out_dir)]
+
+
+def make_drawings(selection: Selection) -> list[Drawing]:
+    """Every figure that the records of a selection allow, in the order of the report."""
+    scenes = make_scenes(selection)
+    with style.house_style():
+        times = [_times(scene) for scene in scenes if scene.workload == "decode"]
+        memory = [_memory(scene) for scene in scenes if scene.workload == "memory"]
+        prompts = [_times(scene) for scene in scenes if scene.workload == "prefill"]
+        return times + memory + prompts + _rooflines(scenes)
+
+
+def save_drawing(drawing: Drawing, out_dir: Path) -> list[Path]:
+    """Write a figure as SVG and PNG, and its data as CSV.
+
+    Raises:
+        StorageError: the folder cannot be written.
+    """
+    stem = out_dir / drawing.name
+    try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+        paths = style.save_figure(drawing.figure, stem)
+        data = stem.with_suffix(".csv")
+        drawing.data.to_csv(data, index=False, na_rep="NA")
+    except OSError as error:
+        raise StorageError(
+            f"{stem}: the figure could not be written: {error.strerror}. Free some space or give another folder."
+        ) from error
+    return [*paths, data]
+
+
+def _times(scene: Scene) -> Drawing:
+    """Time against context length, with the crossover."""
+    metric = MAIN_METRIC[scene.workload]
+    crossings: dict[str, Crossover] = {}
+    for model in scene.models.challengers:
+        found = find_crossover(scene.metrics, metric, model, str(scene.models.reference))
+        if found is not None:
+            crossings[model] = found[1]
+    title = _TIME_TITLES[scene.workload]
+    at = "after a context" if scene.workload == "decode" else "for a prompt"
+    return Drawing(
+        name=scene.name,
+        title=title,
+        caption=f"{title} {at} of each length, batch {scene.batch_size}. Points are geometric means of the "
+        "rounds' medians, bars their 95 % intervals (often narrower than the marker; cut where they leave the plot).",
+        conditions=scene.conditions,
+        figure=curves.draw_times(scene, metric, title, crossings),
+        data=_with_crossings(_data(scene, [metric]), crossings),
+    )
+
+
+def _memory(scene: Scene) -> Drawing:
+    """Memory by part."""
+    title = "Memory of inference"
+    rows = stacks.memory_rows(scene)
+    return Drawing(
+        name=scene.name,
+        title=title,
+        caption=f"Bytes held by weights, by the recurrent state or the key-value cache, and needed as workspace by "
+        f"one decode step at each context length, batch {scene.batch_size}. The thin line is the closed form of "
+        "weights and state.",
+        conditions=scene.conditions,
+        figure=stacks.draw_memory(scene, title),
+        data=_with_failures(rows, scene, list(stacks.PARTS)),
+    )
+
+
+def _rooflines(scenes: Sequence[Scene]) -> list[Drawing]:
+    """Share of the roofline, a figure an experiment and batch size, a panel a workload."""
+    timed = [scene for scene in scenes if "roofline_ratio" in set(scene.metrics["metric"])]
+    drawings = []
+    for experiment, batch_size in sorted({(scene.experiment, scene.batch_size) for scene in timed}):
+        mine = [s for s in timed if (s.experiment, s.batch_size) == (experiment, batch_size)]
+        title = "Share of the roofline reached"
+        drawings.append(
+            Drawing(
+                name=f"{experiment}_roofline_batch{batch_size}",
+                title=title,
+                caption="The least time that the bytes and operations of a point allow on this machine, as measured "
+                f"in the same run, over the time it took, batch {batch_size}. The dashed line is the machine's "
+                "ceiling.",
+                conditions=mine[0].conditions,
+                figure=curves.draw_roofline(mine, title),
+                data=pd.concat(
+                    [_data(scene, ["roofline_ratio"]).assign(workload=scene.workload) for scene in mine],
+                    ignore_index=True,
+                ),
+            )
+        )
+    return drawings
+
+
+def _data(scene: Scene, metrics: list[str]) -> pd.DataFrame:
+    """The points of some metrics, and those that failed."""
+    rows = scene.points[scene.points["metric"].isin(metrics)]
+    return _with_failures(rows, scene, metrics)
+
+
+def _with_failures(rows: pd.DataFrame, scene: Scene, metrics: list[str]) -> pd.DataFrame:
+    """Rows with the columns that every figure's data has, and a row a metric for each point that failed."""
+    failed = scene.failed[["model", "context_len", "status"]].merge(
+        pd.DataFrame({"metric": metrics}), how="cross"
+    )
+    frame = pd.concat([rows.assign(status="ok"), failed], ignore_index=True)
+    return frame.reindex(columns=_DATA_COLUMNS).sort_values(
+        ["metric", "model", "context_len"], ignore_index=True
+    )
+
+
+def _with_crossings(data: pd.DataFrame, crossings: dict[str, Crossover]) -> pd.DataFrame:
+    """The data with a row for each crossover."""
+    rows = [
+        {
+            "model": model,
+            "metric": "crossover_context_len",
+            "unit": "tokens",
+            "value": crossing.value,
+            "low": crossing.low,
+            "high": crossing.high,
+            "status": crossing.kind,
+        }
+        for model, crossing in crossings.items()
+    ]
+    return pd.concat([data, pd.DataFrame(rows, columns=_DATA_COLUMNS).astype(data.dtypes)], ignore_index=True)

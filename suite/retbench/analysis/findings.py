@@ -1,0 +1,146 @@
+"""The headline: sentences computed from the records, each led by its number.
+
+A sentence is only as strong as its interval: where rounds disagree, or one round cannot tell, it says so.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from retbench.analysis.comparisons import LEVEL_MARGIN, find_crossover, find_slope, pair_ratios
+from retbench.analysis.points import MAIN_METRIC
+from retbench.analysis.scenes import Scene, describe_absence, describe_status, format_length
+from retbench.measure.statistics import Crossover
+from retbench.units import format_bytes, format_seconds, format_tokens
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One sentence of the headline.
+
+    Attributes:
+        lead: The number it is about, with its unit; or that there is none.
+        text: The sentence.
+    """
+
+    lead: str
+    text: str
+
+
+def find(scenes: Sequence[Scene]) -> list[Finding]:
+    """Every finding that the scenes allow, in the order of the scenes; empty where no two models were measured."""
+    writers: dict[str, Callable[[Scene, str, str], list[Finding]]] = {
+        "decode": _decode,
+        "prefill": _prefill,
+        "memory": _memory,
+    }
+    order = list(writers)
+    known = sorted(
+        (scene for scene in scenes if scene.workload in writers), key=lambda s: order.index(s.workload)
+    )
+    return [
+        finding
+        for scene in known
+        for model in scene.models.challengers
+        for finding in writers[scene.workload](scene, model, str(scene.models.reference))
+    ]
+
+
+def _decode(scene: Scene, model: str, reference: str) -> list[Finding]:
+    """Crossover, ratio at the deepest context, and whether the model's time is level in the context."""
+    metric = MAIN_METRIC[scene.workload]
+    label, other = scene.models.labels[model], scene.models.labels[reference]
+    found = []
+    crossing = find_crossover(scene.metrics, metric, model, reference)
+    if crossing is not None:
+        found.append(_crossover(*crossing, label, other, scene.batch_size))
+    found += _deepest(scene, model, reference, f"a token takes {label}", format_seconds)
+    slope = find_slope(scene.metrics, metric, model)
+    if slope is not None:
+        lengths, verdict = slope
+        first, last = format_tokens(lengths[0]), format_tokens(lengths[-1])
+        limits = f"[{1 - LEVEL_MARGIN:.2f}, {1 + LEVEL_MARGIN:.2f}]"
+        text = f"{label}'s time per token at {last} is {verdict.ratio:.3f} of that at {first}, batch {scene.batch_size}"
+        if verdict.low is None or verdict.high is None:
+            text += f": one round, so no interval to hold against {limits}."
+        else:
+            text += (
+                f" (90 % interval {verdict.low:.3f} to {verdict.high:.3f}, on a line through all lengths): "
+            )
+            inside = f"inside {limits}, so it does not depend on the context length."
+            text += (
+                inside
+                if verdict.equivalent
+                else f"not shown to be level, which takes an interval inside {limits}."
+            )
+        found.append(Finding(f"{verdict.ratio:.2f}×", text))
+    return found
+
+
+def _crossover(
+    lengths: Sequence[int], crossing: Crossover, label: str, other: str, batch_size: int
+) -> Finding:
+    """Where the model becomes the faster of the two."""
+    reach = f"{format_tokens(lengths[0])} to {format_tokens(lengths[-1])}"
+    if crossing.value is None:
+        why = describe_absence(crossing, lengths, label)
+        text = f"Crossover of the time per token, {reach}, batch {batch_size}: {why}."
+        if {crossing.low, crossing.high} & {lengths[0], lengths[-1]}:
+            return Finding("none in range", text)
+        return Finding("unclear", f"{text} {crossing.note}".replace("the first model", label))
+    text = (
+        f"{label} decodes faster than the {other} from a context of {format_length(crossing.value)} tokens on, "
+        f"batch {batch_size}"
+    )
+    if crossing.low is not None and crossing.high is not None:
+        text += f" (95 % interval {format_length(crossing.low)} to {format_length(crossing.high)})"
+    return Finding(f"{format_length(crossing.value)} tokens", f"{text}. {crossing.note}".strip())
+
+
+def _prefill(scene: Scene, model: str, reference: str) -> list[Finding]:
+    """Ratio at the longest prompt."""
+    return _deepest(scene, model, reference, f"a prompt takes {scene.models.labels[model]}", format_seconds)
+
+
+def _memory(scene: Scene, model: str, reference: str) -> list[Finding]:
+    """Ratio at the deepest context."""
+    label = scene.models.labels[model]
+    return _deepest(scene, model, reference, f"weights, state and workspace take {label}", format_bytes)
+
+
+def _deepest(
+    scene: Scene, model: str, reference: str, begin: str, describe: Callable[[float], str]
+) -> list[Finding]:
+    """The two models at the deepest context that both reached, and what kept one of them from a deeper one."""
+    ratios = pair_ratios(scene.metrics, scene.models)
+    ratios = ratios[ratios["model"] == model].sort_values("context_len")
+    if ratios.empty:
+        return []
+    last = ratios.iloc[-1]
+    length = int(last["context_len"])
+    values = scene.rows(MAIN_METRIC[scene.workload])
+    mine, theirs = (_value(values, name, length) for name in (model, reference))
+    text = (
+        f"At {format_tokens(length)} {begin} {describe(mine)} and the {scene.models.labels[reference]} "
+        f"{describe(theirs)}, batch {scene.batch_size}: a ratio of {last['ratio']:#.3g}"
+    )
+    if last["low"] == last["low"]:
+        text += f" (95 % interval {last['low']:#.3g} to {last['high']:#.3g})"
+    return [Finding(f"{last['ratio']:#.3g}×", f"{text}.{_beyond(scene, (model, reference), length)}")]
+
+
+def _value(rows: pd.DataFrame, model: str, length: int) -> float:
+    return float(rows[(rows["model"] == model) & (rows["context_len"] == length)]["value"].iloc[0])
+
+
+def _beyond(scene: Scene, models: Sequence[str], length: int) -> str:
+    """Why the comparison ends at `length` where the sweep goes deeper; empty where it does not."""
+    failed = scene.failed[(scene.failed["context_len"] > length) & scene.failed["model"].isin(models)]
+    if failed.empty:
+        return ""
+    first = failed.sort_values("context_len").iloc[0]
+    return (
+        f" At {format_tokens(int(first['context_len']))} the {scene.models.labels[str(first['model'])]} "
+        f"has no value: {describe_status(str(first['status']))}."
+    )

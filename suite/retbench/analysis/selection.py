@@ -1,0 +1,167 @@
+"""Which records a table or report is made of: the newest set that may be compared, and what was left out.
+
+Records of another machine, device, dtype, thread count, code revision, version of torch or Python, or pair
+are never pooled. Inside a set the newest protocol (warm-up, steps, graph) of an experiment counts, and of
+each model the newest way of running it (backend, chunk).
+"""
+
+import json
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import TypeVar
+
+from retbench.analysis.frames import ComparableSet, keep_latest, set_of, started
+from retbench.errors import RecordError, unknown_name
+from retbench.records import Record
+
+Key = TypeVar("Key", bound=Hashable)
+
+MODEL_SETTINGS = ("backend", "chunk_size")
+"""Settings that belong to one model; all others are shared by the models of an experiment."""
+
+_SET_WORDS = {
+    "machine": "machine",
+    "device": "device",
+    "dtype": "dtype",
+    "threads": "threads",
+    "code_revision": "code revision",
+    "torch_version": "torch",
+    "python_version": "Python",
+    "pair_id": "pair",
+}
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Records that may be compared with each other.
+
+    Attributes:
+        key: The set they share.
+        records: One a (cell, round).
+        left_out: A sentence for everything that was found and is not among them.
+    """
+
+    key: ComparableSet
+    records: tuple[Record, ...]
+    left_out: tuple[str, ...]
+
+    @property
+    def experiments(self) -> tuple[str, ...]:
+        """Names of the experiments, sorted."""
+        return tuple(sorted({record.experiment for record in self.records}))
+
+    def of(self, experiment: str) -> "Selection":
+        """The part of one experiment."""
+        records = tuple(record for record in self.records if record.experiment == experiment)
+        return Selection(self.key, records, self.left_out)
+
+
+def select(records: Sequence[Record], experiment: str | None = None) -> Selection:
+    """The newest comparable set, of one experiment or of all.
+
+    A set that holds a measured value goes before one that holds only failures.
+
+    Raises:
+        RecordError: there are no records.
+        ConfigError: there are none of that experiment; the nearest name is suggested.
+    """
+    if not records:
+        raise RecordError("there are no records to select from. Measure first: `retbench run latency`.")
+    if experiment is not None:
+        known = {record.experiment for record in records}
+        if experiment not in known:
+            raise unknown_name("experiment", experiment, known, where="the results")
+        records = [record for record in records if record.experiment == experiment]
+    kept = keep_latest(records)
+    left_out = [_repeated(len(records) - len(kept))] if len(kept) < len(records) else []
+    by_set = _group(kept, set_of)
+    key = _newest(by_set)
+    left_out += [_describe_set(other, key, by_set[other]) for other in by_set if other != key]
+    chosen, notes = _one_protocol(by_set[key])
+    return Selection(key, tuple(chosen), tuple(left_out + notes))
+
+
+def _group(records: Iterable[Record], key: Callable[[Record], Key]) -> dict[Key, list[Record]]:
+    groups: dict[Key, list[Record]] = {}
+    for record in records:
+        groups.setdefault(key(record), []).append(record)
+    return groups
+
+
+def _newest(groups: dict[Key, list[Record]]) -> Key:
+    """The group that holds a value and was begun last."""
+    return max(
+        groups,
+        key=lambda key: (
+            any(record.status == "ok" for record in groups[key]),
+            max(started(record) for record in groups[key]),
+        ),
+    )
+
+
+def _one_protocol(records: list[Record]) -> tuple[list[Record], list[str]]:
+    """The records of one way of measuring an experiment, and one way of running each model of it."""
+    chosen: list[Record] = []
+    notes: list[str] = []
+    for experiment, of_experiment in sorted(_group(records, lambda record: record.experiment).items()):
+        protocols = _group(of_experiment, shared_settings)
+        newest = _newest(protocols)
+        notes += [
+            f"{experiment}: {_counted(others)} with other settings ({_difference(protocol, newest)})."
+            for protocol, others in protocols.items()
+            if protocol != newest
+        ]
+        for model, of_model in _group(protocols[newest], lambda record: record.model.name).items():
+            ways = _group(of_model, model_settings)
+            way = _newest(ways)
+            chosen += ways[way]
+            notes += [
+                f"{experiment}: {_counted(others)} of {model} run another way ({_difference(other, way)})."
+                for other, others in ways.items()
+                if other != way
+            ]
+    return chosen, notes
+
+
+def shared_settings(record: Record) -> str:
+    """The settings that an experiment's models share, as JSON with sorted keys."""
+    shared = {name: value for name, value in record.settings.items() if name not in MODEL_SETTINGS}
+    return json.dumps(shared, sort_keys=True)
+
+
+def model_settings(record: Record) -> str:
+    """The settings that are one model's own, as JSON with sorted keys."""
+    return json.dumps({name: record.settings.get(name) for name in MODEL_SETTINGS}, sort_keys=True)
+
+
+def _difference(other: str, chosen: str) -> str:
+    """What two settings differ in, e.g. 'min_steps 5, here 20'."""
+    mine, theirs = json.loads(chosen), json.loads(other)
+    names = [name for name in sorted({*mine, *theirs}) if mine.get(name) != theirs.get(name)]
+    return ", ".join(f"{name} {theirs.get(name)}, here {mine.get(name)}" for name in names)
+
+
+def _describe_set(other: ComparableSet, chosen: ComparableSet, records: list[Record]) -> str:
+    """A sentence on a set that was not chosen: what it holds and what keeps it apart."""
+    mine, theirs = asdict(chosen), asdict(other)
+    apart = ", ".join(
+        f"{word} {theirs[field]}, here {mine[field]}"
+        for field, word in _SET_WORDS.items()
+        if mine[field] != theirs[field]
+    )
+    experiments = ", ".join(sorted({record.experiment for record in records}))
+    return f"{experiments}: {_counted(records)} that may not be pooled with these ({apart})."
+
+
+def _counted(records: list[Record]) -> str:
+    """How many records, of when, and how many are empty: '12 records of 2026-01-02 (3 without a value)'."""
+    dates = sorted({started(record).date().isoformat() for record in records})
+    when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
+    failed = sum(record.status != "ok" for record in records)
+    note = f" ({failed} without a value)" if failed else ""
+    return f"{len(records)} record{'s' if len(records) > 1 else ''} of {when}{note}"
+
+
+def _repeated(count: int) -> str:
+    noun = "1 record was" if count == 1 else f"{count} records were"
+    return f"{noun} measured again; of each cell and round the latest that succeeded counts."

@@ -1,0 +1,128 @@
+"""One row a (model, workload, batch size, context length): value with interval, roofline, ratio to the Transformer.
+
+`build_table` gives numbers in base units with the unit in each column's name, for csv and json; `render` also writes
+them for people, in Markdown and LaTeX, with readable units. A point that has no value shows why.
+"""
+
+from collections.abc import Callable, Sequence
+
+import pandas as pd
+
+from retbench.analysis.comparisons import pair_ratios
+from retbench.analysis.formats import INTERVALS, to_json, to_latex, to_markdown
+from retbench.analysis.frames import status_frame
+from retbench.analysis.scenes import Scene, make_scenes
+from retbench.analysis.selection import Selection, select
+from retbench.errors import unknown_name
+from retbench.records import Record
+
+_WRITERS: dict[str, Callable[[pd.DataFrame], str]] = {
+    "md": to_markdown,
+    "csv": lambda table: table.to_csv(index=False, na_rep="NA", lineterminator="\n"),
+    "json": to_json,
+    "latex": to_latex,
+}
+FORMATS = tuple(_WRITERS)
+
+_WORKLOAD_METRICS = {
+    "decode": ("tpot_s", "tokens_per_s", "roofline_ratio", "bandwidth_ratio", "bytes_per_step"),
+    "prefill": ("ttft_s", "tokens_per_s", "roofline_ratio"),
+    "memory": (
+        "peak_bytes",
+        "weight_bytes",
+        "state_bytes",
+        "workspace_bytes",
+        "expected_weight_bytes",
+        "expected_state_bytes",
+        "process_peak_bytes",
+    ),
+}
+
+
+def build_table(records: Sequence[Record], experiment: str) -> pd.DataFrame:
+    """The table of one experiment, from its newest comparable records.
+
+    Returns:
+        Columns model, workload, batch_size, context_len, status, rounds_ok, rounds, then metrics, each in the unit that
+        its name ends in, with `_low` and `_high` (95 %) where it is measured anew each round. A ratio to the
+        Transformer is of the workload's first metric, paired within rounds, below 1 where the model needs less. NaN
+        where a metric is not defined for the workload, or the status is not ok.
+
+    Raises:
+        ConfigError: no record is of that experiment; the nearest name is suggested.
+        RecordError: there are no records.
+    """
+    return table_of(select(records, experiment), experiment)
+
+
+def table_of(selection: Selection, experiment: str) -> pd.DataFrame:
+    """`build_table` of records that are selected already."""
+    scenes = [scene for scene in make_scenes(selection) if scene.experiment == experiment]
+    blocks = [_block(scene) for scene in scenes]
+    lead = ["model", "workload", "batch_size", "context_len", "status", "rounds_ok", "rounds"]
+    metrics = list(
+        dict.fromkeys(column for block in blocks for column in block.columns if column not in lead)
+    )
+    ratio = [column for column in metrics if column.startswith("ratio_to_transformer")]
+    return pd.concat(blocks, ignore_index=True)[
+        [*lead, *(column for column in metrics if column not in ratio), *ratio]
+    ]
+
+
+def _block(scene: Scene) -> pd.DataFrame:
+    """The rows of one scene: every model at every length, measured or not."""
+    rows = [_outcome(scene, model, length) for model in scene.models.models for length in scene.lengths]
+    block = pd.DataFrame(rows)
+    key = ["model", "context_len"]
+    for metric in _metrics_of(scene):
+        part = scene.rows(metric)[[*key, "value", "low", "high"]]
+        block = _join(block, part.rename(columns={"value": metric}), metric)
+    ratios = pair_ratios(scene.metrics, scene.models)
+    part = ratios[[*key, "ratio", "low", "high"]].rename(columns={"ratio": "ratio_to_transformer"})
+    return _join(block, part, "ratio_to_transformer")
+
+
+def _metrics_of(scene: Scene) -> Sequence[str]:
+    """The metrics that a workload's table shows; all there are for one that is not known here."""
+    known = _WORKLOAD_METRICS.get(scene.workload)
+    return known if known is not None else sorted(str(metric) for metric in scene.points["metric"].unique())
+
+
+def _join(block: pd.DataFrame, part: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """The block with a metric's column, and its ends where it has an interval."""
+    ends = {"low": f"{metric}_low", "high": f"{metric}_high"}
+    part = part.rename(columns=ends) if metric in INTERVALS else part.drop(columns=list(ends))
+    part = part.astype({column: "float64" for column in part.columns if column.startswith(metric)})
+    return block.merge(part, on=["model", "context_len"], how="left")
+
+
+def _outcome(scene: Scene, model: str, length: int) -> dict[str, object]:
+    """What came of one model at one length: 'ok' where any round gave a value."""
+    mine = [r for r in scene.records if (r.model.name, r.point.context_len) == (model, length)]
+    statuses = list(status_frame(mine)["status"])
+    num_ok = statuses.count("ok")
+    return {
+        "model": model,
+        "workload": scene.workload,
+        "batch_size": scene.batch_size,
+        "context_len": length,
+        "status": "ok" if num_ok else statuses[-1] if statuses else "missing",
+        "rounds_ok": num_ok,
+        "rounds": scene.num_rounds,
+    }
+
+
+def render(frame: pd.DataFrame, format: str) -> str:
+    """A table of `build_table` as text that ends in a newline.
+
+    Args:
+        frame: The table.
+        format: One of `FORMATS`. csv and json keep base units; csv writes NA for what is not defined, json null.
+            md and latex write readable units, a table a workload.
+
+    Raises:
+        ConfigError: the format is not known.
+    """
+    if format not in _WRITERS:
+        raise unknown_name("table format", format, FORMATS, where="--format")
+    return _WRITERS[format](frame)

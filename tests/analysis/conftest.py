@@ -1,0 +1,28 @@
+"""Made-up records of two machines, made once."""
+
+from pathlib import Path
+
+import pytest
+
+from analysis.synthetic_records import CPU, GPU, Maker, write_results
+from retbench.records import Record
+
+
+@pytest.fixture(scope="session")
+def cpu_records() -> list[Record]:
+    """Latency and memory of the pair on two cores: five rounds of 16 cells, and 12 cells of memory."""
+    maker = Maker(CPU)
+    return maker.latency() + maker.memory()
+
+
+@pytest.fixture(scope="session")
+def gpu_records() -> list[Record]:
+    """The same at the paper's size and a batch of 8, where the Transformer runs out of memory from 16K on."""
+    maker = Maker(GPU)
+    return maker.latency(batch_sizes=(8,)) + maker.memory(batch_sizes=(8,))
+
+
+@pytest.fixture
+def results(tmp_path: Path, cpu_records: list[Record]) -> Path:
+    """A results folder as the runner leaves it."""
+    return write_results(tmp_path / "results", cpu_records)
