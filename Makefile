@@ -23,7 +23,7 @@ lint: .venv/installed-dev
 	$(BIN)/ruff format --check
 
 types: .venv/installed-dev
-	$(BIN)/mypy
+	$(BIN)/mypy -p retbench -p benchmarks
 
 bench-peers: .venv/installed-peers
 	$(BIN)/python -m benchmarks.peers

@@ -174,6 +174,11 @@ def test_an_interrupted_run_keeps_what_it_measured_and_ends_with_130(
         (("verify", "retnet", "--size", "1m", "--backend", "sdpa"), 2, "unknown backend 'sdpa'"),
         (("verify", "transformer", "--size", "1m", "--backend", "flash", "--device", "cpu"), 3, "flash"),
         (("env", "--device", "tpu"), 2, "--device 'tpu'"),
+        (
+            ("verify", "retnet", "--size", "13b", "--dtype", "float64", "--device", "cpu"),
+            3,
+            "of memory are free",
+        ),
     ],
 )
 def test_a_mistake_is_one_message_on_stderr(
@@ -202,6 +207,28 @@ def test_a_wrong_word_is_a_usage_error(words: tuple[str, ...], message: str) -> 
     code, stdout, stderr = invoke(*words)
     assert code == 2
     assert message in stdout + stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_full_disk_is_one_message() -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "retbench", "list"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert done.stderr.startswith("retbench: no space left")
+    assert "Traceback" not in done.stderr
+
+
+def test_a_pipe_that_is_closed_early_is_no_error() -> None:
+    command = f"{sys.executable} -m retbench list --sizes | head -n 1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    assert done.stdout.startswith("size")
+    assert done.stderr == ""
 
 
 def test_version() -> None:

@@ -4,6 +4,7 @@ Nothing heavy is imported here, so that help and mistakes answer at once; a comm
 runs. Results go to stdout, talk goes to stderr.
 """
 
+import errno
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,6 +30,13 @@ class _Commands(TyperGroup):
         except RetbenchError as error:
             typer.echo(f"retbench: {error}", err=True)
             raise typer.Exit(error.exit_code) from error
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            typer.echo(
+                "retbench: no space left on the device. Free some and run the command again.", err=True
+            )
+            raise typer.Exit(RetbenchError.exit_code) from error
         except KeyboardInterrupt as error:
             typer.echo("retbench: interrupted", err=True)
             raise typer.Exit(INTERRUPTED) from error
