@@ -1,7 +1,12 @@
 """From a configuration to a model with seeded weights. A new architecture is one block and one row here."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from retbench.architectures import ModelConfig, RetNetConfig, TransformerConfig
 from retbench.models.decoder import Block, Decoder
@@ -42,12 +47,39 @@ def build_model(
         ConfigError: unknown backend.
         UnsupportedError: the backend cannot run on this device at this dtype.
     """
-    with torch.device("meta"):
+    with _default_dtype(dtype), torch.device(device), _WithoutInit():
         model = assemble(config, backend, chunk_size or DEFAULT_CHUNK_SIZE)
-    model = model.to(dtype).to_empty(device=device)
+    model = model.to(device)  # its constants are made on the CPU
     init_weights(model, seed)
     model.set_backend(backend)
     return model.eval()
+
+
+class _WithoutInit(TorchFunctionMode):
+    """Leaves out what modules do to new weights, which are drawn anew afterwards.
+
+    Building on the meta device would do the same, but its first use loads torch's decompositions and sympy: a
+    second of every worker's start.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Do nothing for a function of torch.nn.init but return its tensor; anything else as it is."""
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Make new floating-point tensors `dtype`, so that no weight exists in a wider one first."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def assemble(config: ModelConfig, backend: str, chunk_size: int = DEFAULT_CHUNK_SIZE) -> Decoder:

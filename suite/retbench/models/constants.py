@@ -22,7 +22,9 @@ class Float64Constant(nn.Module):
     def __init__(self, make: Callable[[], Tensor]) -> None:
         super().__init__()
         self._make = make
-        self.register_buffer("value", make().double(), persistent=False)
+        with torch.device("cpu"):  # the same values wherever the module is built
+            value = make().double()
+        self.register_buffer("value", value, persistent=False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Follow the module's device, not its dtype."""
