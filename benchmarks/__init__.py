@@ -1,0 +1,1 @@
+"""Benchmarks that need other projects; not part of the installed package."""

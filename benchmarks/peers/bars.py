@@ -1,0 +1,119 @@
+"""Every bar by name. Nothing here imports torch or a peer: that is left to the bar that is run."""
+
+import importlib
+import importlib.util
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from benchmarks.peers.outcomes import Outcome
+
+PACKAGES = {
+    "torchscale": "torchscale",
+    "transformers": "transformers",
+    "yet_another_retnet": "yet-another-retnet",
+}
+"""Import name of each peer, and the name it is installed by."""
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One question with a limit.
+
+    Attributes:
+        title: What is compared, and the limit.
+        room: Module of this package that answers it.
+        function: Its function there: rounds and `arguments` in, outcomes out.
+        arguments: Further arguments by name.
+        peers: Import names of the projects it needs.
+        timed: Whether it times anything, so that rounds matter to it.
+    """
+
+    title: str
+    room: str
+    function: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+    peers: tuple[str, ...] = ()
+    timed: bool = True
+
+    def missing(self) -> list[str]:
+        """Packages to be installed before it can run."""
+        return [PACKAGES[name] for name in self.peers if importlib.util.find_spec(name) is None]
+
+    def measure(self, rounds: int) -> "Iterator[Outcome]":
+        """Every line of the bar, equality before speed."""
+        room = importlib.import_module(f"benchmarks.peers.{self.room}")
+        measure: Callable[..., Iterator[Outcome]] = getattr(room, self.function)
+        return measure(rounds, **self.arguments) if self.timed else measure(**self.arguments)
+
+
+def _llama(depth: int, limit: str) -> Bar:
+    title = f"decode at {depth // 1024}K: Transformer's time per token over that of Llama's generate, at most {limit}"
+    return Bar(title, "decode", "decode_llama", {"depth": depth}, ("transformers",))
+
+
+BARS: dict[str, Bar] = {
+    "forms-float64": Bar(
+        "parallel = chunkwise = recurrent to 1e-12", "forms", "forms", {"dtype": "float64"}, timed=False
+    ),
+    "forms-float32": Bar(
+        "parallel = chunkwise = recurrent to 1e-4", "forms", "forms", {"dtype": "float32"}, timed=False
+    ),
+    "forms-bfloat16": Bar(
+        "decode at 32K errs at most twice as much as chunkwise", "forms", "forms_bfloat16", timed=False
+    ),
+    "equal-loop": Bar("operator = float64 loop to 1e-12", "equality", "loop_equality", timed=False),
+    "equal-fla": Bar("logits = fla's published formula to 1e-4", "equality", "fla_equality", timed=False),
+    "equal-torchscale": Bar(
+        "logits = torchscale's RetNetDecoder to 1e-4",
+        "equality",
+        "torchscale_equality",
+        {},
+        ("torchscale",),
+        timed=False,
+    ),
+    "equal-llama": Bar(
+        "logits = transformers' Llama to 1e-4",
+        "equality",
+        "llama_equality",
+        {},
+        ("transformers",),
+        timed=False,
+    ),
+    "decode-torchscale": Bar(
+        "decode at 1K: RetNet's time per token over torchscale's, at most .70",
+        "decode",
+        "decode_torchscale",
+        {},
+        ("torchscale",),
+    ),
+    "decode-llama-1k": _llama(1024, ".70"),
+    "decode-llama-4k": _llama(4096, ".60"),
+    "decode-llama-8k": _llama(8192, ".55"),
+    "depth-retnet": Bar(
+        "RetNet's time per token at depth 32K over depth 1K, within .95 to 1.05", "decode", "depth_retnet"
+    ),
+    "bandwidth-125m": Bar(
+        "share of the read bandwidth that decoding moves, at least .50 each", "decode", "bandwidth"
+    ),
+    "prefill-torchscale": Bar(
+        "prefill of 8,192 tokens over torchscale's chunkwise, at most .65",
+        "prefill",
+        "prefill_torchscale",
+        {},
+        ("torchscale",),
+    ),
+    "training": Bar(
+        "forward + backward at 2,048 over the peers' best form, at most .80",
+        "training",
+        "training",
+        {},
+        ("torchscale", "yet_another_retnet"),
+    ),
+}
+
+
+def missing_packages(names: Iterable[str]) -> list[str]:
+    """Packages that any of the bars lacks, each once."""
+    return sorted({package for name in names for package in BARS[name].missing()})

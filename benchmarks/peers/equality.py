@@ -1,0 +1,112 @@
+"""Our models and each peer's, from the same weights, give the same logits. Errors are max |difference| over the rms."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from benchmarks.peers import fla_retnet, pairs
+from benchmarks.peers.outcomes import FP32_LIMIT, Outcome, error_outcome, worst
+from retbench.architectures import RetNetConfig, TransformerConfig
+from retbench.models.decoder import Decoder
+from retbench.models.retention import retention_chunkwise, retention_parallel, retention_recurrent
+
+FP64_LIMIT = 1e-12
+
+
+@torch.inference_mode()
+def decode_logits(model: Decoder, tokens: Tensor, num_prompt: int) -> Tensor:
+    """Logits (1, T - num_prompt + 1, N): one prefill of the prompt, then every other token of (1, T) fed by itself."""
+    state = model.init_state(1, tokens.shape[1])
+    logits = [model.prefill(tokens[:, :num_prompt], state)]
+    logits += [model(tokens[:, t : t + 1], state) for t in range(num_prompt, tokens.shape[1])]
+    return torch.cat(logits, dim=1)
+
+
+@torch.inference_mode()
+def torchscale_equality(config: RetNetConfig | None = None, length: int = 385) -> Iterator[Outcome]:
+    """Our forms against torchscale's parallel form, our decode against its recurrent form; size 25m by default."""
+    from benchmarks.peers import torchscale_retnet
+
+    config = config or pairs.torchscale_config()
+    peer = torchscale_retnet.build_peer(config, seed=1)
+    ours = pairs.carry(config, torchscale_retnet.map_weights(peer.state_dict(), config.num_layers))
+    tokens = pairs.random_tokens(config, length)
+    expected = peer(tokens)[0]
+    for form in ours.backends():
+        ours.set_backend(form)
+        yield error_outcome(f"equal-torchscale: {form} = its parallel", ours(tokens), expected, FP32_LIMIT)
+    decoding = torchscale_retnet.RecurrentDecoding(peer, length)
+    stepped = torch.cat([decoding.step(tokens[:, t : t + 1]) for t in range(length)], dim=1)
+    found = decode_logits(ours, tokens, 1)
+    yield error_outcome("equal-torchscale: decode = its recurrent", found, stepped, FP32_LIMIT)
+
+
+def llama_equality() -> Iterator[Outcome]:
+    """Size 25m, with as many key heads as query heads and with a quarter of them."""
+    for num_kv_heads in (None, 2):
+        yield from llama_pair_equality(pairs.llama_config(num_kv_heads=num_kv_heads), 385, 16)
+
+
+@torch.inference_mode()
+def llama_pair_equality(config: TransformerConfig, length: int, new_tokens: int) -> Iterator[Outcome]:
+    """Our prefill against Llama's forward, our decode against each step of Llama's `generate`."""
+    from benchmarks.peers import hf_llama
+
+    kind = "" if config.num_kv_heads == config.num_heads else f" ({config.num_kv_heads} key heads)"
+    peer = hf_llama.build_peer(config, seed=1, max_len=length + new_tokens)
+    ours = pairs.carry(config, hf_llama.map_weights(peer.state_dict(), config.num_layers))
+    tokens = pairs.random_tokens(config, length)
+    expected = peer(tokens).logits
+    for backend in [name for name, reason in ours.backends().items() if reason is None]:
+        ours.set_backend(backend)
+        yield error_outcome(f"equal-llama{kind}: {backend} = its forward", ours(tokens), expected, FP32_LIMIT)
+    generated = hf_llama.generate(peer, tokens, new_tokens, with_logits=True)
+    whole = torch.cat([tokens, generated.tokens[:, :-1]], dim=1)
+    found = decode_logits(ours, whole, length)
+    yield error_outcome(f"equal-llama{kind}: decode = its generate", found, generated.logits, FP32_LIMIT)
+
+
+@torch.inference_mode()
+def fla_equality(config: RetNetConfig | None = None, length: int = 45) -> Iterator[Outcome]:
+    """Our forms and our decode against the published formula in float64, from the same weights rounded to fp32.
+
+    Size 1m by default, for the formula is slow; chunks of 16, so that there are several and a remainder.
+    """
+    config = config or pairs.fla_config("1m")
+    weights = {
+        name: weight.float().double() for name, weight in fla_retnet.draw_weights(config, seed=1).items()
+    }
+    ours = pairs.carry(config, fla_retnet.map_weights(weights, config.num_layers), chunk_size=16)
+    tokens = pairs.random_tokens(config, length)
+    expected = fla_retnet.logits(weights, config, tokens[0])[None]
+    for form in ours.backends():
+        ours.set_backend(form)
+        yield error_outcome(f"equal-fla: {form} = formula", ours(tokens), expected, FP32_LIMIT)
+    yield error_outcome("equal-fla: decode = formula", decode_logits(ours, tokens, 1), expected, FP32_LIMIT)
+
+
+def loop_equality(length: int = 301) -> Iterator[Outcome]:
+    """The operator's forms in float64 against the definition, a token and a head at a time: the worst of all."""
+    generator = torch.Generator().manual_seed(0)
+    q, k = (torch.randn(1, length, 3, 8, generator=generator, dtype=torch.float64) for _ in range(2))
+    v = torch.randn(1, length, 3, 20, generator=generator, dtype=torch.float64)
+    fixed = torch.tensor([-0.03, -0.004, 0.0], dtype=torch.float64)
+    varying = -torch.rand(1, length, 3, generator=generator, dtype=torch.float64) / 16
+    forms = {
+        "parallel": retention_parallel,
+        "chunkwise": retention_chunkwise,
+        "recurrent": retention_recurrent,
+    }
+    found: dict[str, list[Outcome]] = {"output": [], "state": []}
+    for kind, log_decay in (("fixed", fixed), ("varying", varying)):
+        rows = log_decay if log_decay.dim() == 1 else log_decay[0]
+        expected = fla_retnet.retention_loop(q[0], k[0], v[0], rows)
+        for form, retention in forms.items():
+            for part, ours, reference in zip(
+                found, retention(q, k, v, log_decay, None), expected, strict=True
+            ):
+                label = f"equal-loop: {part}, worst in {form}, {kind} decay"
+                found[part].append(error_outcome(label, ours[0], reference, FP64_LIMIT))
+    for outcomes in found.values():
+        yield worst(outcomes)

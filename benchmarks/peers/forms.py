@@ -1,0 +1,145 @@
+"""Bars on the operator itself: its three forms agree in outputs, states and gradients, and bfloat16 decoding holds."""
+
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from benchmarks.peers import pairs
+from benchmarks.peers.outcomes import Limit, Outcome, error_outcome, worst
+from retbench.data.text import read_tokens
+from retbench.models.decoder import Decoder
+from retbench.models.layers import RetentionMixer
+from retbench.models.retention import (
+    RetentionForm,
+    retention_chunkwise,
+    retention_parallel,
+    retention_recurrent,
+    retention_step_,
+)
+
+LIMITS = {"float64": 1e-12, "float32": 1e-4}
+CASES = ((257, 19, 100), (1023, 64, 511), (4095, 127, 2049))
+"""Tokens, chunk, and where the sequence is cut to be resumed."""
+HEADS, KEY_DIM, VALUE_DIM = 2, 16, 32
+BF16_DEPTH = 32768
+BF16_TOKENS = 256
+"""Tokens at the end of the sequence over which the bfloat16 errors are taken."""
+
+
+def forms(dtype: str) -> Iterator[Outcome]:
+    """Chunkwise and parallel against recurrent, whole and resumed, over both kinds of decay; the worst of each part."""
+    bar, kind_of_float = f"forms-{dtype}", getattr(torch, dtype)
+    found: dict[str, list[Outcome]] = {"output": [], "state": [], "gradient": []}
+    for length, chunk_size, cut in CASES:
+        chunkwise: RetentionForm = partial(retention_chunkwise, chunk_size=chunk_size)
+        for kind in ("fixed", "varying"):
+            expected = _run(retention_recurrent, kind_of_float, length, kind, 0)
+            for name, form, start in (
+                ("chunkwise", chunkwise, 0),
+                ("chunkwise, resumed", chunkwise, cut),
+                ("parallel", retention_parallel, 0),
+                ("parallel, resumed", retention_parallel, cut),
+            ):
+                ours = _run(form, kind_of_float, length, kind, start)
+                for part, outcomes in found.items():
+                    label = (
+                        f"{bar}: {part}, worst at {length} tokens, chunk {chunk_size}, {kind} decay, {name}"
+                    )
+                    outcomes += [
+                        error_outcome(label, mine, reference, LIMITS[dtype])
+                        for mine, reference in zip(ours[part], expected[part], strict=True)
+                    ]
+    for outcomes in found.values():
+        yield worst(outcomes)
+
+
+def _run(
+    form: RetentionForm, dtype: torch.dtype, length: int, kind: str, cut: int
+) -> dict[str, list[Tensor]]:
+    """Outputs, last state and gradients of one form, the sequence cut in two at `cut` (0: whole), from a state."""
+    generator = torch.Generator().manual_seed(length)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    q, v = draw(1, length, HEADS, KEY_DIM), draw(1, length, HEADS, VALUE_DIM)
+    k = draw(1, length, HEADS, KEY_DIM) * KEY_DIM**-0.5
+    state = draw(1, HEADS, KEY_DIM, VALUE_DIM)
+    decay = torch.log1p(-(2.0 ** (-5 - torch.arange(HEADS, dtype=torch.float64))))
+    if kind == "varying":
+        decay = decay * (0.5 + torch.rand(1, length, HEADS, generator=generator, dtype=torch.float64))
+    inputs = [tensor.to(dtype).requires_grad_() for tensor in (q, k, v, state, decay)]
+    q, k, v, state, decay = inputs
+    weights = draw(1, length, HEADS, VALUE_DIM).to(dtype), draw(1, HEADS, KEY_DIM, VALUE_DIM).to(dtype)
+
+    outs, last = [], state
+    for part in (slice(0, cut), slice(cut, length)):
+        if part.stop > part.start:
+            part_decay = decay if kind == "fixed" else decay[:, part]
+            out, last = form(q[:, part], k[:, part], v[:, part], part_decay, last)
+            outs.append(out)
+    whole = torch.cat(outs, dim=1)
+    gradients = torch.autograd.grad((whole * weights[0]).sum() + (last * weights[1]).sum(), inputs)
+    return {"output": [whole.detach()], "state": [last.detach()], "gradient": list(gradients)}
+
+
+@torch.inference_mode()
+def forms_bfloat16() -> Iterator[Outcome]:
+    """Error of a bfloat16 decode at depth 32K (ours) over that of the bfloat16 chunkwise form (theirs), against fp64.
+
+    Of the operator: queries, keys and values of the first layer of a model on real text, fed to the recurrent step
+    32,768 times, and to the chunkwise form; errors over the last 256 tokens. Of a whole model with the same text: its
+    state prefilled, then those tokens decoded, against one chunkwise pass.
+    """
+    model = pairs.plain(pairs.fla_config("1m"), dtype=torch.bfloat16)
+    tokens = read_tokens(BF16_DEPTH)[None]
+    q, k, v, log_decay = _operator_inputs(model, tokens)
+    exact = retention_chunkwise(q.double(), k.double(), v.double(), log_decay.double())[0]
+    state = torch.zeros(1, q.shape[2], q.shape[3], v.shape[3])
+    for t in range(BF16_DEPTH - BF16_TOKENS):
+        part = slice(t, t + 1)
+        retention_step_(q[:, part], k[:, part], v[:, part], log_decay, state)
+    steps = [
+        retention_step_(q[:, t : t + 1], k[:, t : t + 1], v[:, t : t + 1], log_decay, state)
+        for t in range(BF16_DEPTH - BF16_TOKENS, BF16_DEPTH)
+    ]
+    chunkwise = retention_chunkwise(q, k, v, log_decay)[0]
+    end = slice(-BF16_TOKENS, None)
+    yield _error_ratio("forms-bfloat16: operator", torch.cat(steps, dim=1), chunkwise[:, end], exact[:, end])
+
+    whole = model(tokens)[:, end]
+    start = BF16_DEPTH - BF16_TOKENS
+    carried = model.init_state(1, BF16_DEPTH)
+    model.prefill(tokens[:, :start], carried)
+    decoded = torch.cat([model(tokens[:, t : t + 1], carried) for t in range(start, BF16_DEPTH)], dim=1)
+    wide = {name: weight.double() for name, weight in model.state_dict().items()}
+    expected = pairs.carry(model.config, wide, dtype=torch.float64)(tokens)[:, end]
+    yield _error_ratio("forms-bfloat16: model", decoded, whole, expected)
+
+
+def _operator_inputs(model: Decoder, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """q, k, v and log_decay that the first layer of a chunkwise model gives its operator."""
+    mixer = model.mixers[0]
+    assert isinstance(mixer, RetentionMixer)
+    seen: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+
+    def note(
+        q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        seen.append((q, k, v, log_decay))
+        return retention_chunkwise(q, k, v, log_decay, state)
+
+    form = mixer.forms["chunkwise"]
+    mixer.forms["chunkwise"] = note
+    model(tokens, last_only=True)
+    mixer.forms["chunkwise"] = form
+    return seen[0]
+
+
+def _error_ratio(bar: str, decoded: Tensor, chunkwise: Tensor, exact: Tensor) -> Outcome:
+    """Error of decoding over the error of the chunkwise form, at most 2."""
+    ours, theirs = (error_outcome(bar, found, exact, 1.0).ratio for found in (decoded, chunkwise))
+    ratio = ours / theirs
+    return Outcome(bar, ours, theirs, ratio, ratio, ratio, Limit(high=2.0))

@@ -1,0 +1,126 @@
+"""transformers' LlamaForCausalLM: built, weighted, and timed token by token inside its own `generate`."""
+
+import time
+from collections.abc import Mapping
+from itertools import pairwise
+from statistics import median
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from retbench.architectures import TransformerConfig
+
+
+def build_peer(config: TransformerConfig, *, seed: int, max_len: int) -> LlamaForCausalLM:
+    """A Llama of `config`'s shapes with its own initialisation, norm weights that are not all one, and SDPA.
+
+    Args:
+        config: The model.
+        seed: Same seed, same weights.
+        max_len: Positions it is declared for.
+    """
+    torch.manual_seed(seed)
+    arguments = LlamaConfig(
+        vocab_size=config.vocab_size,
+        hidden_size=config.d_model,
+        intermediate_size=config.ffn_dim,
+        num_hidden_layers=config.num_layers,
+        num_attention_heads=config.num_heads,
+        num_key_value_heads=config.num_kv_heads,
+        rms_norm_eps=config.norm_eps,
+        max_position_embeddings=max_len,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=None,  # nothing ends a generation early
+        pad_token_id=None,
+        attn_implementation="sdpa",
+    )
+    peer = LlamaForCausalLM(arguments).eval()
+    with torch.no_grad():
+        for parameter in peer.parameters():
+            if parameter.dim() == 1:
+                parameter.uniform_(0.5, 1.5)
+    return peer
+
+
+def map_weights(weights: Mapping[str, Tensor], num_layers: int) -> dict[str, Tensor]:
+    """Our state dict from Llama's."""
+    mapped = {
+        "embedding.weight": weights["model.embed_tokens.weight"],
+        "norm.weight": weights["model.norm.weight"],
+        "head.weight": weights["lm_head.weight"],
+    }
+    for index in range(num_layers):
+        theirs, ours = f"model.layers.{index}", f"blocks.{index}"
+        projections = [weights[f"{theirs}.self_attn.{letter}_proj.weight"] for letter in "qkv"]
+        mapped |= {
+            f"{ours}.mixer_norm.weight": weights[f"{theirs}.input_layernorm.weight"],
+            f"{ours}.mixer.qkv_proj.weight": torch.cat(projections),
+            f"{ours}.mixer.out_proj.weight": weights[f"{theirs}.self_attn.o_proj.weight"],
+            f"{ours}.ffn_norm.weight": weights[f"{theirs}.post_attention_layernorm.weight"],
+            f"{ours}.ffn.gate_up_proj.weight": torch.cat(
+                [weights[f"{theirs}.mlp.gate_proj.weight"], weights[f"{theirs}.mlp.up_proj.weight"]]
+            ),
+            f"{ours}.ffn.down_proj.weight": weights[f"{theirs}.mlp.down_proj.weight"],
+        }
+    return mapped
+
+
+class Generated(NamedTuple):
+    """What one call of `generate` gave."""
+
+    tokens: Tensor
+    """(1, n) int64: the new tokens."""
+    logits: Tensor
+    """(1, n, N): the logits that each new token was taken from; empty where they were not asked for."""
+    step_s: list[float]
+    """Seconds from each new token to the next, n - 1 of them: decode steps, without the prefill."""
+
+
+class _TokenClock:
+    """A streamer, as `generate` takes one: it is told of the prompt, then of every new token when it is known."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def put(self, value: Tensor) -> None:
+        self.times.append(time.perf_counter())
+
+    def end(self) -> None:
+        """Nothing is left to do when the last token has come."""
+
+
+def generate(
+    peer: LlamaForCausalLM, prompt: Tensor, num_tokens: int, *, with_logits: bool = False
+) -> Generated:
+    """Greedy generation with the key-value cache that transformers uses by default.
+
+    Args:
+        peer: The model.
+        prompt: (1, T) int64.
+        num_tokens: New tokens, exactly.
+        with_logits: Keep the logits of every step; not while timing.
+    """
+    clock = _TokenClock()
+    found = peer.generate(
+        prompt,
+        attention_mask=torch.ones_like(prompt),
+        min_new_tokens=num_tokens,
+        max_new_tokens=num_tokens,
+        do_sample=False,
+        use_cache=True,
+        streamer=clock,
+        return_dict_in_generate=True,
+        output_logits=with_logits,
+    )
+    new = clock.times[1:]  # the first call is for the prompt
+    step_s = [later - earlier for earlier, later in pairwise(new)]
+    logits = torch.stack(found.logits, dim=1) if with_logits else torch.empty(0)
+    return Generated(found.sequences[:, prompt.shape[1] :], logits, step_s)
+
+
+def median_step_s(peer: LlamaForCausalLM, prompt: Tensor, *, warm: int, timed: int) -> float:
+    """Median seconds of a decode step inside one `generate` call, after `warm` steps that do not count."""
+    return median(generate(peer, prompt, warm + timed + 1).step_s[warm:])

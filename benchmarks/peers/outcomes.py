@@ -1,0 +1,104 @@
+"""What a bar leaves: one JSON line with both sides, their ratio, its interval and the limit."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import geometric_mean
+
+from torch import Tensor
+
+from retbench.measure.statistics import ratio_interval
+
+CONFIDENCE = 0.90
+FP32_LIMIT = 1e-4
+"""Largest error of two fp32 models that are the same model."""
+
+
+@dataclass(frozen=True)
+class Limit:
+    """The closed range that a bar's whole interval must lie in."""
+
+    low: float | None = None
+    high: float | None = None
+
+    def holds(self, low: float, high: float) -> bool:
+        """Whether the interval [low, high] lies inside; never for a NaN."""
+        above = self.low is None or low >= self.low
+        below = self.high is None or high <= self.high
+        return above and below and low <= high
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One line of output.
+
+    Attributes:
+        bar: The bar's name, followed by what this line is about where the bar has several.
+        ours: Seconds of a step or call; of an error, the largest absolute difference.
+        theirs: The same of the peer; of an error, the root mean square of the reference.
+        ratio: ours / theirs, or what `bar` says.
+        low: Lower end of its 90 % interval over rounds; the ratio itself where nothing is random.
+        high: Upper end.
+        limit: Where the interval must lie.
+    """
+
+    bar: str
+    ours: float
+    theirs: float
+    ratio: float
+    low: float
+    high: float
+    limit: Limit
+
+    @property
+    def holds(self) -> bool:
+        """Whether the bar is met."""
+        return self.limit.holds(self.low, self.high)
+
+    def to_json(self) -> str:
+        """The line: `limit` is a number where only the upper end is limited, else [low, high] with null for none."""
+        limit = self.limit.high if self.limit.low is None else [self.limit.low, self.limit.high]
+        return json.dumps(
+            {
+                "bar": self.bar,
+                "ours": self.ours,
+                "theirs": self.theirs,
+                "ratio": self.ratio,
+                "low": self.low,
+                "high": self.high,
+                "limit": limit,
+                "holds": self.holds,
+            }
+        )
+
+
+def error_outcome(bar: str, ours: Tensor, reference: Tensor, limit: float) -> Outcome:
+    """Largest absolute difference over the root mean square of the reference, both in float64.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    if ours.shape != reference.shape:
+        raise ValueError(f"{bar}: shapes differ: {tuple(ours.shape)} and {tuple(reference.shape)}")
+    difference = (ours.double() - reference.double()).abs().max().item()
+    scale = reference.double().pow(2).mean().sqrt().item()
+    error = difference / scale
+    return Outcome(bar, difference, scale, error, error, error, Limit(high=limit))
+
+
+def worst(outcomes: Sequence[Outcome]) -> Outcome:
+    """The outcome with the largest ratio; a NaN is worse than any number."""
+    return max(outcomes, key=lambda outcome: (outcome.ratio != outcome.ratio, outcome.ratio))
+
+
+def speed_outcome(bar: str, ours: Sequence[float], theirs: Sequence[float], limit: Limit) -> Outcome:
+    """Ratio of two sides paired by round, with its interval; `ours` and `theirs` are geometric means over rounds.
+
+    Raises:
+        ValueError: one round, which has no interval.
+    """
+    interval = ratio_interval(ours, theirs, CONFIDENCE)
+    if interval.low is None or interval.high is None:
+        raise ValueError(f"{bar}: one round has no interval; measure at least two")
+    sides = geometric_mean(ours), geometric_mean(theirs)
+    return Outcome(bar, *sides, interval.value, interval.low, interval.high, limit)

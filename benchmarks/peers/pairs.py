@@ -1,0 +1,65 @@
+"""Our side of a pair: configurations at the size of the bars, and models that carry a peer's weights."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from retbench.architectures import ModelConfig, RetNetConfig, TransformerConfig
+from retbench.config import RetNetSpec, TransformerSpec
+from retbench.matching import resolve_model
+from retbench.models.build import build_model
+from retbench.models.decoder import Decoder
+
+SIZE = "25m"
+"""d 512, 6 layers, vocabulary 8,192."""
+TINY_EPS = 1e-12
+"""Norm epsilon at which torchscale's chunkwise form equals its others."""
+
+
+def torchscale_config(size: str = SIZE, *, norm_eps: float = 1e-6) -> RetNetConfig:
+    """A RetNet of torchscale's variant."""
+    config = resolve_model(RetNetSpec(architecture="retnet", variant="torchscale"), size)
+    assert isinstance(config, RetNetConfig)
+    return config.model_copy(update={"norm_eps": norm_eps})
+
+
+def fla_config(size: str = SIZE) -> RetNetConfig:
+    """A RetNet of fla's variant, which experiments use unless told otherwise."""
+    config = resolve_model(RetNetSpec(architecture="retnet"), size)
+    assert isinstance(config, RetNetConfig)
+    return config
+
+
+def llama_config(size: str = SIZE, *, num_kv_heads: int | None = None) -> TransformerConfig:
+    """A Transformer of Llama's variant."""
+    config = resolve_model(TransformerSpec(architecture="transformer", num_kv_heads=num_kv_heads), size)
+    assert isinstance(config, TransformerConfig)
+    return config
+
+
+def carry(
+    config: ModelConfig,
+    weights: Mapping[str, Tensor],
+    *,
+    dtype: torch.dtype = torch.float32,
+    chunk_size: int | None = None,
+) -> Decoder:
+    """Our model of `config` with weights that a peer's mapper gave; every one is used and none is missing."""
+    model = plain(config, dtype=dtype, chunk_size=chunk_size)
+    model.load_state_dict(weights, strict=True)
+    return model
+
+
+def plain(
+    config: ModelConfig, *, dtype: torch.dtype = torch.float32, chunk_size: int | None = None
+) -> Decoder:
+    """Our model of `config` with weights of its own, in the backend that experiments use unless told otherwise."""
+    backend = "chunkwise" if isinstance(config, RetNetConfig) else "sdpa"
+    return build_model(config, dtype=dtype, device="cpu", seed=0, backend=backend, chunk_size=chunk_size)
+
+
+def random_tokens(config: ModelConfig, length: int, *, seed: int = 0) -> Tensor:
+    """(1, length) int64 over the whole vocabulary: where a row of an embedding was mapped wrongly, this shows it."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(config.vocab_size, (1, length), generator=generator)

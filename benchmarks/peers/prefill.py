@@ -1,0 +1,48 @@
+"""The bar on prefill: a long prompt, chunk by chunk, to the logits of its last token."""
+
+from collections.abc import Iterator
+
+import torch
+
+from benchmarks.peers import pairs
+from benchmarks.peers.outcomes import FP32_LIMIT, Limit, Outcome, error_outcome, speed_outcome
+from benchmarks.peers.rounds import interleave, time_call
+from retbench.data.text import read_tokens
+
+PROMPT_LEN = 8192
+PROVEN_LEN = 2047
+
+
+@torch.inference_mode()
+def prefill_torchscale(rounds: int) -> Iterator[Outcome]:
+    """Our prefill of 8,192 tokens against torchscale's chunkwise form (chunk 512, its default), same weights and text.
+
+    Both give the logits of the last token; torchscale is asked for its features and projects the last one. Ours also
+    leaves the state that decoding goes on from, which torchscale's chunkwise form cannot.
+    """
+    from benchmarks.peers import torchscale_retnet
+
+    config = pairs.torchscale_config(norm_eps=pairs.TINY_EPS)
+    peer = torchscale_retnet.build_peer(config, seed=1, chunkwise=True)
+    model = pairs.carry(config, torchscale_retnet.map_weights(peer.state_dict(), config.num_layers))
+    tokens = read_tokens(PROMPT_LEN)[None]
+    part = tokens[:, :PROVEN_LEN]
+    whole = model.prefill(tokens, model.init_state(1, PROMPT_LEN))
+    proofs = [
+        error_outcome("prefill-torchscale: equality, 2,047 tokens", model(part), peer(part)[0], FP32_LIMIT),
+        error_outcome(
+            "prefill-torchscale: equality, last of 8,192",
+            whole,
+            torchscale_retnet.last_logits(peer, tokens),
+            FP32_LIMIT,
+        ),
+    ]
+    yield from proofs
+    if not all(proof.holds for proof in proofs):
+        return
+    sides = {
+        "ours": lambda: time_call(lambda: model.prefill(tokens, model.init_state(1, PROMPT_LEN))),
+        "theirs": lambda: time_call(lambda: torchscale_retnet.last_logits(peer, tokens)),
+    }
+    times = interleave(sides, rounds)
+    yield speed_outcome("prefill-torchscale", times["ours"], times["theirs"], Limit(high=0.65))

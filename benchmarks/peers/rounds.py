@@ -1,0 +1,71 @@
+"""Timing in turn: within a round every side is measured once, in random order, so that a slow minute falls on all."""
+
+import random
+import sys
+import time
+from collections.abc import Callable, Mapping
+from statistics import median
+
+from torch import Tensor
+
+from retbench.models.decoder import Decoder
+from retbench.models.state import DecoderState
+
+WARM_STEPS = 3
+"""Untimed steps ahead of the timed ones of a round, on both sides."""
+TIMED_STEPS = 24
+
+
+def interleave(sides: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """One value of each side a round, sides in random order within it; progress goes to stderr."""
+    order = random.Random(0)
+    values: dict[str, list[float]] = {name: [] for name in sides}
+    for number in range(1, rounds + 1):
+        for name in order.sample(list(sides), len(sides)):
+            values[name].append(sides[name]())
+        shown = ", ".join(f"{name} {found[-1]:.4g}" for name, found in values.items())
+        print(f"  round {number}/{rounds}: {shown}", file=sys.stderr, flush=True)
+    return values
+
+
+def time_call(call: Callable[[], object]) -> float:
+    """Seconds of one call."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def time_greedy(step: Callable[[Tensor], Tensor], token: Tensor) -> float:
+    """Median seconds of a step of greedy decoding: logits of one token, then the likeliest next.
+
+    Args:
+        step: Token (1, 1) to logits (1, 1, N).
+        token: The first token, (1, 1).
+    """
+    samples = []
+    for _ in range(WARM_STEPS + TIMED_STEPS):
+        start = time.perf_counter()
+        token = step(token).argmax(dim=-1)
+        samples.append(time.perf_counter() - start)
+    return median(samples[WARM_STEPS:])
+
+
+class OurDecoding:
+    """Greedy decoding of one of our models from one depth, over and over.
+
+    Args:
+        model: The model.
+        prompt: (1, depth) int64, prefilled once, here.
+    """
+
+    def __init__(self, model: Decoder, prompt: Tensor) -> None:
+        self.model = model
+        capacity = prompt.shape[1] + WARM_STEPS + TIMED_STEPS
+        self.state: DecoderState = model.init_state(1, capacity)
+        self.token = model.prefill(prompt, self.state).argmax(dim=-1)
+        self.start = self.state.mark()
+
+    def __call__(self) -> float:
+        """Median seconds of a step; every call starts at the same depth."""
+        self.state.rewind(self.start)
+        return time_greedy(lambda token: self.model(token, self.state), self.token)

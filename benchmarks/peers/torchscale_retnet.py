@@ -1,0 +1,109 @@
+"""torchscale's RetNetDecoder, the official RetNet: built, weighted and driven by its own best way.
+
+Its chunkwise form equals the other two only where the norms' epsilon vanishes, because it hands the head norm a tensor
+of another scale; bars that use it set `norm_eps` to 1e-12 on both sides.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torchscale.architecture.config import RetNetConfig as TorchscaleConfig
+from torchscale.architecture.retnet import RetNetDecoder
+
+from retbench.architectures import RetNetConfig
+
+CHUNK_SIZE = 512  # torchscale's default recurrent_chunk_size
+
+
+def build_peer(config: RetNetConfig, *, seed: int, chunkwise: bool = False) -> RetNetDecoder:
+    """A torchscale decoder of `config`'s shapes with its own initialisation, and norm weights that are not all one.
+
+    Args:
+        config: Variant `torchscale`, decay `eq8`.
+        seed: Same seed, same weights, in either form.
+        chunkwise: Use its chunkwise form (which cannot decode) in place of parallel and recurrent.
+    """
+    arguments = TorchscaleConfig(
+        vocab_size=config.vocab_size,
+        decoder_embed_dim=config.d_model,
+        decoder_value_embed_dim=config.value_dim,
+        decoder_ffn_embed_dim=config.ffn_dim,
+        decoder_layers=config.num_layers,
+        decoder_retention_heads=config.num_heads,
+        activation_fn="swish",  # as its fairseq architectures; the default is gelu
+        layernorm_eps=config.norm_eps,
+        chunkwise_recurrent=chunkwise,
+        recurrent_chunk_size=CHUNK_SIZE,
+    )
+    torch.manual_seed(seed)
+    peer = RetNetDecoder(arguments, nn.Embedding(config.vocab_size, config.d_model)).eval()
+    with torch.no_grad():
+        for parameter in peer.parameters():
+            if parameter.dim() == 1:
+                parameter.uniform_(0.5, 1.5)
+    return peer
+
+
+def map_weights(weights: Mapping[str, Tensor], num_layers: int) -> dict[str, Tensor]:
+    """Our state dict from torchscale's."""
+    mapped = {
+        "embedding.weight": weights["embed_tokens.weight"],
+        "norm.weight": weights["layer_norm.weight"],
+        "head.weight": weights["output_projection.weight"],
+    }
+    for index in range(num_layers):
+        theirs, ours = f"layers.{index}", f"blocks.{index}"
+        projections = [weights[f"{theirs}.retention.{letter}_proj.weight"] for letter in "qkvg"]
+        mapped |= {
+            f"{ours}.mixer_norm.weight": weights[f"{theirs}.retention_layer_norm.weight"],
+            f"{ours}.mixer.qkvg_proj.weight": torch.cat(projections),
+            f"{ours}.mixer.out_proj.weight": weights[f"{theirs}.retention.out_proj.weight"],
+            f"{ours}.ffn_norm.weight": weights[f"{theirs}.final_layer_norm.weight"],
+            f"{ours}.ffn.gate_up_proj.weight": torch.cat(
+                [weights[f"{theirs}.ffn.fc1.weight"], weights[f"{theirs}.ffn.gate.weight"]]
+            ),
+            f"{ours}.ffn.down_proj.weight": weights[f"{theirs}.ffn.fc2.weight"],
+        }
+    return mapped
+
+
+def last_logits(peer: RetNetDecoder, tokens: Tensor) -> Tensor:
+    """Logits (B, 1, N) of the last token: the features of all, then the head for one."""
+    features = peer(tokens, features_only=True)[0]
+    logits: Tensor = peer.output_layer(features[:, -1:])
+    return logits
+
+
+class RecurrentDecoding:
+    """torchscale's recurrent form, fed one token after another.
+
+    torchscale takes the whole history at every step and uses its length and its last token. Here the history is a
+    prefix of one tensor allocated ahead, so passing it costs nothing.
+
+    Args:
+        peer: Not chunkwise.
+        capacity: Tokens of history there is room for.
+    """
+
+    def __init__(self, peer: RetNetDecoder, capacity: int) -> None:
+        self.peer = peer
+        self.history = torch.zeros(1, capacity, dtype=torch.int64)
+        self.position = 0
+        self.state: dict[int, dict[str, Tensor]] = {}
+
+    def step(self, token: Tensor) -> Tensor:
+        """Feed one token (1, 1); logits (1, 1, N)."""
+        self.history[:, self.position : self.position + 1] = token
+        self.position += 1
+        logits: Tensor = self.peer(self.history[:, : self.position], incremental_state=self.state)[0]
+        return logits
+
+    def mark(self) -> tuple[int, dict[int, dict[str, Tensor]]]:
+        """A point to return to. torchscale makes new tensors at every step, so none has to be copied."""
+        return self.position, {layer: dict(parts) for layer, parts in self.state.items()}
+
+    def rewind(self, mark: tuple[int, dict[int, dict[str, Tensor]]]) -> None:
+        """Return to `mark`."""
+        self.position = mark[0]
+        self.state = {layer: dict(parts) for layer, parts in mark[1].items()}

@@ -1,0 +1,131 @@
+"""Our models carry each peer's weights and give its logits; a wrongly mapped weight would be seen."""
+
+from collections.abc import Callable
+from importlib.util import find_spec
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks.peers import equality, fla_retnet, pairs
+from benchmarks.peers.outcomes import FP32_LIMIT, error_outcome
+from retbench.architectures import RetNetConfig, TransformerConfig
+
+INSTALL = "is not installed: pip install 'retbench[peers]'"
+needs_torchscale = pytest.mark.skipif(find_spec("torchscale") is None, reason=f"torchscale {INSTALL}")
+needs_transformers = pytest.mark.skipif(find_spec("transformers") is None, reason=f"transformers {INSTALL}")
+
+# torchscale and its fairscale still compile parts with torch.jit.script when they are imported
+pytestmark = [pytest.mark.peers, pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")]
+
+TORCHSCALE = RetNetConfig(
+    variant="torchscale", d_model=96, num_layers=3, num_heads=3, vocab_size=211, ffn_dim=120, value_dim=120
+)
+LLAMA = TransformerConfig(d_model=96, num_layers=3, num_heads=6, num_kv_heads=6, vocab_size=211, ffn_dim=136)
+FLA = RetNetConfig(
+    variant="fla", d_model=48, num_layers=2, num_heads=3, vocab_size=97, ffn_dim=40, value_dim=96
+)
+
+
+@needs_torchscale
+def test_torchscale_parallel_and_recurrent() -> None:
+    outcomes = list(equality.torchscale_equality(TORCHSCALE, 277))
+    assert len(outcomes) == 4  # three forms and the decode
+    assert all(outcome.holds for outcome in outcomes), outcomes
+
+
+@needs_torchscale
+def test_torchscale_chunkwise_where_its_epsilon_vanishes() -> None:
+    from benchmarks.peers import torchscale_retnet
+
+    config = TORCHSCALE.model_copy(update={"norm_eps": pairs.TINY_EPS})
+    peer = torchscale_retnet.build_peer(config, seed=3, chunkwise=True)
+    ours = pairs.carry(config, torchscale_retnet.map_weights(peer.state_dict(), config.num_layers))
+    tokens = pairs.random_tokens(config, 1100)  # two of its chunks and a remainder
+    with torch.inference_mode():
+        assert error_outcome("", ours(tokens), peer(tokens)[0], FP32_LIMIT).holds
+        last = torchscale_retnet.last_logits(peer, tokens)
+        assert error_outcome("", ours(tokens, last_only=True), last, FP32_LIMIT).holds
+
+
+@needs_torchscale
+def test_torchscale_decoding_returns_to_a_mark() -> None:
+    from benchmarks.peers import torchscale_retnet
+
+    decoding = torchscale_retnet.RecurrentDecoding(torchscale_retnet.build_peer(TORCHSCALE, seed=1), 8)
+    tokens = pairs.random_tokens(TORCHSCALE, 4)
+    with torch.inference_mode():
+        decoding.step(tokens[:, :1])
+        mark = decoding.mark()
+        first = [decoding.step(tokens[:, t : t + 1]) for t in (1, 2)]
+        decoding.rewind(mark)
+        again = [decoding.step(tokens[:, t : t + 1]) for t in (1, 2)]
+    assert torch.equal(torch.cat(first), torch.cat(again))
+    assert not torch.equal(first[0], first[1])
+
+
+@needs_transformers
+@pytest.mark.parametrize("num_kv_heads", [6, 2, 1])
+def test_llama_prefill_and_decode(num_kv_heads: int) -> None:
+    config = LLAMA.model_copy(update={"num_kv_heads": num_kv_heads})
+    outcomes = list(equality.llama_pair_equality(config, 133, 9))
+    assert len(outcomes) == 3  # reference, sdpa and the decode
+    assert all(outcome.holds for outcome in outcomes), outcomes
+
+
+@needs_transformers
+def test_llama_generate_gives_a_time_for_each_token_but_the_first() -> None:
+    from benchmarks.peers import hf_llama
+
+    peer = hf_llama.build_peer(LLAMA, seed=1, max_len=64)
+    generated = hf_llama.generate(peer, pairs.random_tokens(LLAMA, 20), 7)
+    assert generated.tokens.shape == (1, 7)
+    assert len(generated.step_s) == 6
+    assert min(generated.step_s) > 0
+
+
+def test_fla_formula() -> None:
+    outcomes = list(equality.fla_equality(FLA, 37))
+    assert len(outcomes) == 4
+    assert all(outcome.holds for outcome in outcomes), outcomes
+
+
+def test_operator_against_the_definition() -> None:
+    outcomes = list(equality.loop_equality(149))
+    assert [outcome.limit.high for outcome in outcomes] == [1e-12, 1e-12]
+    assert all(outcome.holds for outcome in outcomes), outcomes
+
+
+def _swap(first: str, second: str) -> Callable[[dict[str, Tensor]], None]:
+    def swap(weights: dict[str, Tensor]) -> None:
+        weights[first], weights[second] = weights[second], weights[first]
+
+    return swap
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        _swap("model.layers.1.attn.q_proj.weight", "model.layers.1.attn.k_proj.weight"),
+        _swap("model.layers.0.attn.v_proj.weight", "model.layers.0.attn.g_proj.weight"),
+        _swap("model.layers.1.mlp.gate_proj.weight", "model.layers.1.mlp.up_proj.weight"),
+        _swap("model.layers.0.attn_norm.weight", "model.layers.0.mlp_norm.weight"),
+        _swap("model.layers.0.attn.g_norm_swish_gate.weight", "model.layers.1.attn.g_norm_swish_gate.weight"),
+        _swap("model.embeddings.weight", "lm_head.weight"),
+    ],
+)
+def test_a_wrongly_mapped_weight_is_seen(fault: Callable[[dict[str, Tensor]], None]) -> None:
+    weights = fla_retnet.draw_weights(FLA, seed=1)
+    tokens = pairs.random_tokens(FLA, 19)
+    expected = fla_retnet.logits(weights, FLA, tokens[0])[None]
+    fault(weights)
+    ours = pairs.carry(FLA, fla_retnet.map_weights(weights, FLA.num_layers))
+    with torch.inference_mode():
+        assert not error_outcome("", ours(tokens), expected, FP32_LIMIT).holds
+
+
+def test_every_weight_must_be_given() -> None:
+    weights = fla_retnet.map_weights(fla_retnet.draw_weights(FLA, seed=1), FLA.num_layers)
+    del weights["blocks.1.ffn_norm.weight"]
+    with pytest.raises(RuntimeError, match=r"blocks\.1\.ffn_norm\.weight"):
+        pairs.carry(FLA, weights)
