@@ -169,7 +169,9 @@ class Worker:
 def _too_long(limit_s: float, *, in_cell: bool) -> str:
     """Why a worker was ended that said nothing for `limit_s`."""
     if in_cell:
-        return f"the cell took longer than timeout_s = {limit_s:g} and was ended (--set timeout_s= changes it)."
+        return (
+            f"the cell took longer than timeout_s = {limit_s:g} and was ended (--set timeout_s= changes it)."
+        )
     return f"the worker said nothing for {limit_s:g} s while no cell was being measured, and was ended."
 
 
