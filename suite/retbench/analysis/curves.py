@@ -37,6 +37,7 @@ def draw_times(scene: Scene, metric: str, title: str, crossings: Mapping[str, Cr
     (axes,) = style.add_panels(figure, [1], right_in=_margin_in(scene.models))
     style.set_length_axis(axes, scene.lengths)
     style.set_value_axis(axes, top / size)
+    axes.yaxis.set_visible(not rows.empty)
     _draw_lines(axes, rows, scene.models, size)
     label_ends(axes, _end_labels(rows, scene.models, size, format_seconds))
     _mark_failures(axes, scene)
@@ -118,26 +119,28 @@ def _draw_lines(axes: Axes, rows: pd.DataFrame, models: Lineup, size: float) -> 
 
 
 def _mark_failures(axes: Axes, scene: Scene) -> None:
-    """Above the plot, a cross at every length without a value, the reason beside the first of each model."""
+    """Above the plot, a row a model: a cross at every length without a value, and the reason."""
     place = axes.get_xaxis_transform()
-    row = 0
+    height_pt = axes.bbox.height / axes.figure.dpi * style.POINTS_PER_IN
+    above_pt = 3.5
     for index, model in enumerate(scene.models.models):
         failed = scene.failed[scene.failed["model"] == model].sort_values("context_len")
         if failed.empty:
             continue
-        height, look = 1.03 + 0.075 * row, style.look(index)
-        row += 1
-        for length in failed["context_len"]:
-            axes.plot([int(length)], [height], "x", color=look.line, transform=place, clip_on=False)
+        lengths, look = [int(length) for length in failed["context_len"]], style.look(index)
+        y = 1 + above_pt / height_pt
+        above_pt += 6.0
+        axes.plot(lengths, [y] * len(lengths), "x", color=look.line, transform=place, clip_on=False)
+        left = lengths[0] > min(scene.lengths)
         axes.annotate(
             describe_status(str(failed["status"].iloc[0])),
-            xy=(int(failed["context_len"].iloc[0]), height),
+            xy=(lengths[0] if left else lengths[-1], y),
             xycoords=place,
-            xytext=(-5, 0),
+            xytext=(-5 if left else 5, 0),
             textcoords="offset points",
-            ha="right",
+            ha="right" if left else "left",
             va="center",
-            fontsize=6.2,
+            fontsize=6.0,
             color=look.text,
             annotation_clip=False,
         )

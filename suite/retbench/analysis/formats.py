@@ -11,7 +11,6 @@ from retbench.analysis.points import MAIN_METRIC
 from retbench.analysis.scenes import describe_status
 from retbench.units import (
     format_bytes,
-    format_count,
     format_percent,
     format_rate,
     format_seconds,
@@ -43,19 +42,35 @@ _HEADINGS = {
 """What is shown to people, in this order."""
 
 
+_POINT = ("model", "batch_size", "context_len")
+
+
 def readable_tables(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """A table of `tables.build_table` for people: a frame of text a workload, with readable units."""
     tables = {}
     for workload, rows in frame.groupby("workload", sort=False):
-        shown = [name for name in _HEADINGS if name in rows and rows[name].notna().any()]
-        main = MAIN_METRIC.get(str(workload))
-        if main and main not in shown:  # every point failed: the column is there to say so
-            shown.insert(shown.index("context_len") + 1, main)
+        metrics = _metrics_shown(rows)
+        main = MAIN_METRIC.get(str(workload), metrics[0] if metrics else "status")
+        if main not in metrics:  # no point has a value: the column is there to say why
+            metrics.insert(0, main)
+        columns = [*_POINT, *metrics]
         cells = rows.to_dict(orient="records")
-        table = pd.DataFrame({_HEADINGS[name]: [_cell(row, name, main) for row in cells] for name in shown})
+        table = pd.DataFrame(
+            {_HEADINGS.get(name, name): [_cell(row, name, main) for row in cells] for name in columns}
+        )
         table["rounds"] = [f"{row['rounds_ok']} of {row['rounds']}" for row in cells]
         tables[str(workload)] = table
     return tables
+
+
+def _metrics_shown(rows: pd.DataFrame) -> list[str]:
+    """The columns of metrics that hold any number: those known here in their order, then the others."""
+    lead = {*_POINT, "workload", "status", "rounds_ok", "rounds"}
+    names = [
+        str(name) for name in rows.columns if name not in lead and not str(name).endswith(("_low", "_high"))
+    ]
+    known = [name for name in _HEADINGS if name in names]
+    return [name for name in dict.fromkeys([*known, *names]) if rows[name].notna().any()]
 
 
 def _cell(row: Mapping[Hashable, Any], name: str, main: str | None) -> str:
@@ -64,7 +79,9 @@ def _cell(row: Mapping[Hashable, Any], name: str, main: str | None) -> str:
     if isinstance(value, str):
         return value
     if math.isnan(value):
-        return describe_status(str(row["status"])) if name == main else "–"
+        if name != main:
+            return "–"
+        return "not recorded" if row["status"] == "ok" else describe_status(str(row["status"]))
     ends = [row[f"{name}_low"], row[f"{name}_high"]] if name in INTERVALS else []
     return _with_interval([_format(name, float(item)) for item in (value, *ends) if not math.isnan(item)])
 
@@ -75,7 +92,7 @@ def _format(name: str, number: float) -> str:
         return f"{number:#.3g}".removesuffix(".")
     if name == "context_len":
         return format_tokens(int(number))
-    if name == "tokens_per_s":
+    if name.endswith("_per_s"):
         return format_rate(number, "").strip()
     endings: dict[str, Callable[[float], str]] = {
         "_per_step": format_bytes,
@@ -84,7 +101,7 @@ def _format(name: str, number: float) -> str:
         "_s": format_seconds,
     }
     return next(
-        (write(number) for ending, write in endings.items() if name.endswith(ending)), format_count(number)
+        (write(number) for ending, write in endings.items() if name.endswith(ending)), f"{number:.4g}"
     )
 
 

@@ -106,14 +106,15 @@ def _mark_failures(axes: Axes, failed: pd.DataFrame, form: pd.DataFrame, size: f
         x, y = int(length), float(needed[length]) / size
         axes.plot([x], [y], "x", color=style.INK, zorder=5, clip_on=False)
         if number == 0:
+            left = x > min(form["context_len"])
             axes.annotate(
                 describe_status(str(status)),
                 xy=(x, y),
-                xytext=(-5, 1),
+                xytext=(-5, 1) if left else (-3, 8),
                 textcoords="offset points",
                 fontsize=6.2,
                 color=style.INK,
-                ha="right",
+                ha="right" if left else "left",
                 va="center",
             )
 

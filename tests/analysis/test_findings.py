@@ -1,0 +1,113 @@
+"""Findings: the sentences say what the numbers say, and no more."""
+
+from typing import Any
+
+import pytest
+
+from analysis.synthetic_records import CPU, Maker
+from retbench.analysis.findings import Finding, find
+from retbench.analysis.scenes import make_scenes
+from retbench.analysis.selection import select
+from retbench.records import Metric, Record
+
+
+def findings(records: list[Record]) -> list[Finding]:
+    return find(make_scenes(select(records)))
+
+
+def decode(retnet: float, transformer: float, noise: tuple[float, ...] = (1.0, 1.01, 0.99)) -> list[Record]:
+    """Decode at two lengths where each model takes the same time at both, in as many rounds as there is noise."""
+
+    def change(arguments: dict[str, Any]) -> dict[str, Any]:
+        seconds = retnet if arguments["model"].name == "retnet" else transformer
+        factor = noise[arguments["round"]]
+        return arguments | {"metrics": {"tpot_s": Metric(unit="s", value=seconds * factor)}}
+
+    maker = Maker(CPU, change=change)
+    return [
+        maker.record("latency", name, "decode", 1, length, number)
+        for number in range(len(noise))
+        for name in CPU.models
+        for length in (1024, 2048)
+    ]
+
+
+def test_the_headline_of_a_whole_run(cpu_records: list[Record]) -> None:
+    crossing, deepest, level, prompt, memory = findings(cpu_records)
+    assert crossing.lead == "2,430 tokens"
+    assert crossing.text == (
+        "RetNet decodes faster than the Transformer from a context of 2,430 tokens on, batch 1 "
+        "(95 % interval 2,310 to 2,550)."
+    )
+    assert deepest.lead == "0.223×"
+    assert "At 32K a token takes RetNet 9.32 ms and the Transformer 41.8 ms" in deepest.text
+    assert level.lead == "1.01×"
+    assert "90 % interval 0.998 to 1.029" in level.text
+    assert "inside [0.95, 1.05], so it does not depend on the context length" in level.text
+    assert "a prompt takes RetNet" in prompt.text
+    assert memory.text == (
+        "At 32K weights, state and workspace take RetNet 110 MiB and the Transformer 874 MiB, batch 1: "
+        "a ratio of 0.126."
+    )
+
+
+def test_where_the_transformer_fails_the_deepest_common_length_is_compared(gpu_records: list[Record]) -> None:
+    found = findings(gpu_records)
+    deepest = next(finding for finding in found if "a token takes" in finding.text)
+    assert deepest.text.startswith("At 8K ")
+    assert deepest.text.endswith("At 16K the Transformer has no value: out of memory.")
+    memory = found[-1]
+    assert memory.text.startswith("At 8K weights")
+    assert memory.text.endswith("out of memory.")
+
+
+@pytest.mark.parametrize(
+    ("retnet", "words"),
+    [(0.5, "RetNet ahead at every length"), (2.0, "RetNet not ahead up to 2K")],
+)
+def test_without_a_crossover_it_says_none_and_why(retnet: float, words: str) -> None:
+    first = findings(decode(retnet, 1.0))[0]
+    assert first.lead == "none in range"
+    assert first.text == f"Crossover of the time per token, 1K to 2K, batch 1: {words}."
+
+
+def test_rounds_that_disagree_are_called_unclear() -> None:
+    def change(arguments: dict[str, Any]) -> dict[str, Any]:
+        ahead = arguments["round"] == 0
+        seconds = {"retnet": 0.5 if ahead else 2.0, "transformer": 1.0}[arguments["model"].name]
+        return arguments | {"metrics": {"tpot_s": Metric(unit="s", value=seconds)}}
+
+    maker = Maker(CPU, change=change)
+    records = [
+        maker.record("latency", name, "decode", 1, length, number)
+        for number in range(3)
+        for name in CPU.models
+        for length in (1024, 2048)
+    ]
+    first = findings(records)[0]
+    assert first.lead == "unclear"
+    assert "first model" not in first.text
+    assert "in 1 RetNet is ahead at every length" in first.text
+
+
+def test_an_interval_too_wide_is_not_called_level() -> None:
+    level = findings(decode(0.5, 1.0))[2]
+    assert "does not depend" in level.text
+    records = [
+        r.model_copy(update={"metrics": {"tpot_s": Metric(unit="s", value=0.5 + 0.2 * (r.round == 0))}})
+        if r.point.context_len == 2048
+        else r
+        for r in decode(0.5, 1.0)
+    ]
+    level = findings(records)[2]
+    assert "not shown to be level" in level.text
+
+
+def test_one_round_gives_a_value_and_no_verdict() -> None:
+    found = findings(decode(0.5, 1.0, noise=(1.0,)))
+    assert "one round, so no interval" in found[2].text
+    assert "interval" not in found[1].text
+
+
+def test_one_model_alone_has_no_headline(cpu_records: list[Record]) -> None:
+    assert findings([r for r in cpu_records if r.model.name == "retnet"]) == []

@@ -1,0 +1,168 @@
+"""Tables: base units for machines, readable units for people, and a status wherever there is no value."""
+
+import io
+import json
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from analysis.synthetic_records import CPU, Maker
+from retbench.analysis.tables import FORMATS, build_table, render
+from retbench.errors import ConfigError, RecordError
+from retbench.records import Metric, Record
+
+
+def test_one_row_a_model_workload_batch_and_length(cpu_records: list[Record]) -> None:
+    table = build_table(cpu_records, "latency")
+    assert len(table) == 2 * 6 + 2 * 2
+    assert not table.duplicated(["model", "workload", "batch_size", "context_len"]).any()
+    assert set(table["status"]) == {"ok"}
+    assert set(table["rounds_ok"]) == set(table["rounds"]) == {5}
+
+
+def test_values_are_those_of_the_records_in_base_units(cpu_records: list[Record]) -> None:
+    table = build_table(cpu_records, "memory").set_index(["model", "context_len"])
+    for record in (r for r in cpu_records if r.workload == "memory"):
+        row = table.loc[(record.model.name, record.point.context_len)]
+        for name in ("peak_bytes", "weight_bytes", "state_bytes", "workspace_bytes", "expected_state_bytes"):
+            assert row[name] == record.metrics[name].value
+
+
+def test_the_ratio_is_the_challengers_and_of_the_first_metric(cpu_records: list[Record]) -> None:
+    table = build_table(cpu_records, "memory")
+    wide = table.pivot(index="context_len", columns="model", values="peak_bytes")
+    mine = table[table["model"] == "retnet"].set_index("context_len")["ratio_to_transformer"]
+    assert mine.to_list() == pytest.approx((wide["retnet"] / wide["transformer"]).to_list())
+    assert table[table["model"] == "transformer"]["ratio_to_transformer"].isna().all()
+
+
+def test_an_interval_surrounds_its_value(cpu_records: list[Record]) -> None:
+    table = build_table(cpu_records, "latency")
+    decode = table[table["workload"] == "decode"]
+    for name in ("tpot_s", "roofline_ratio"):
+        assert (decode[f"{name}_low"] < decode[name]).all()
+        assert (decode[name] < decode[f"{name}_high"]).all()
+
+
+def test_csv_reads_back_as_the_table(cpu_records: list[Record], gpu_records: list[Record]) -> None:
+    for records in (cpu_records, gpu_records):
+        table = build_table(records, "latency")
+        back = pd.read_csv(io.StringIO(render(table, "csv")))
+        pd.testing.assert_frame_equal(back, table, check_dtype=False)
+
+
+def test_json_is_a_list_of_rows_with_null_for_what_is_not_defined(cpu_records: list[Record]) -> None:
+    table = build_table(cpu_records, "latency")
+    rows = json.loads(render(table, "json"))
+    assert [row["context_len"] for row in rows] == table["context_len"].to_list()
+    prefill = next(row for row in rows if row["workload"] == "prefill")
+    assert prefill["tpot_s"] is None
+    assert prefill["ttft_s"] == table[table["workload"] == "prefill"]["ttft_s"].iloc[0]
+
+
+def test_markdown_has_readable_units_and_a_table_a_workload(cpu_records: list[Record]) -> None:
+    text = render(build_table(cpu_records, "latency"), "md")
+    assert text.startswith(
+        "### decode\n\n| model | batch | context | time per token | ratio to Transformer |"
+    )
+    assert "\n### prefill\n" in text
+    (row,) = [line for line in text.splitlines() if line.startswith("| retnet | 1 | 32K |")]
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[3] == "9.32 [9.17, 9.46] ms"
+    assert cells[4] == "0.223 [0.218, 0.227]"
+    assert cells[-1] == "5 of 5"
+
+
+def test_an_interval_over_two_units_names_both() -> None:
+    def spread(arguments: dict[str, Any]) -> dict[str, Any]:
+        seconds = 0.0009 * 1.5 ** arguments["round"]
+        return arguments | {"metrics": {"tpot_s": Metric(unit="s", value=seconds)}}
+
+    records = [r for r in Maker(CPU, change=spread).latency(lengths=(1024,)) if r.workload == "decode"]
+    text = render(build_table(records, "latency"), "md")
+    assert "| 2.02 ms [914 µs, 4.49 ms] |" in text
+
+
+def test_latex_is_a_booktabs_tabular_without_raw_specials(cpu_records: list[Record]) -> None:
+    text = render(build_table(cpu_records, "latency"), "latex")
+    assert text.count(r"\begin{tabular}{lrrr") == text.count(r"\end{tabular}") == 2
+    assert text.count(r"\toprule") == 2
+    rows = [line for line in text.splitlines() if line.endswith(r" \\")]
+    assert len(rows) == 16 + 2
+    assert all("%" not in row.replace(r"\%", "") and "_" not in row.replace(r"\_", "") for row in rows)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_failed_cell_shows_its_status_and_never_a_zero_or_a_blank(
+    gpu_records: list[Record], form: str
+) -> None:
+    text = render(build_table(gpu_records, "latency"), form)
+    word = "out of memory" if form in ("md", "latex") else "oom"
+    assert text.count(word) == 2
+    for line in text.splitlines():
+        if word in line and form != "json":
+            cells = line.replace("\\\\", "").replace("&", "|").replace(",", "|").strip("| ").split("|")
+            assert all(cell.strip() not in ("", "0", "0.0", "nan") for cell in cells if cell != "0")
+
+
+def test_all_points_failed_still_makes_a_table() -> None:
+    def fail(arguments: dict[str, Any]) -> dict[str, Any]:
+        return arguments | {"status": "gate_failed", "metrics": {}, "error": "the forms disagree"}
+
+    records = Maker(CPU, change=fail).memory()
+    text = render(build_table(records, "memory"), "md")
+    assert text.count("forms disagree") == 12
+    assert "weights + state + workspace" in text
+
+
+def test_a_point_that_only_the_other_model_has_is_missing(cpu_records: list[Record]) -> None:
+    records = [
+        r
+        for r in cpu_records
+        if (r.model.name, r.workload, r.point.context_len) != ("transformer", "decode", 4096)
+    ]
+    table = build_table(records, "latency")
+    row = table[(table["model"] == "transformer") & (table["context_len"] == 4096)].iloc[0]
+    assert (row["status"], row["rounds_ok"], row["rounds"]) == ("missing", 0, 5)
+    assert "| transformer | 1 | 4K | not measured |" in render(table, "md")
+
+
+def test_some_failed_rounds_are_counted_beside_the_value(cpu_records: list[Record]) -> None:
+    records = [
+        r.model_copy(update={"status": "timeout", "metrics": {}})
+        if r.round == 4 and r.workload == "decode"
+        else r
+        for r in cpu_records
+    ]
+    text = render(build_table(records, "latency"), "md")
+    assert text.count("4 of 5") == 12
+
+
+def test_a_workload_that_is_not_known_here_shows_what_it_measured() -> None:
+    def other(arguments: dict[str, Any]) -> dict[str, Any]:
+        metrics = {"loss_nats": Metric(unit="nats", value=2.5)}
+        return arguments | {"workload": "perplexity", "metrics": metrics}
+
+    table = build_table(Maker(CPU, change=other).memory(lengths=(1024,)), "memory")
+    assert list(table["loss_nats"]) == [2.5, 2.5]
+    assert "perplexity" in render(table, "csv")
+    assert "| model | batch | context | loss_nats | rounds |" in render(table, "md")
+    assert "| retnet | 1 | 1K | 2.5 | 1 of 1 |" in render(table, "md")
+
+
+def test_an_unknown_workload_that_failed_says_so() -> None:
+    def fail(arguments: dict[str, Any]) -> dict[str, Any]:
+        return arguments | {"workload": "perplexity", "status": "failed", "metrics": {}}
+
+    text = render(build_table(Maker(CPU, change=fail).memory(lengths=(1024,)), "memory"), "md")
+    assert "| retnet | 1 | 1K | failed | 0 of 1 |" in text
+
+
+def test_mistakes_are_answered_with_the_nearest_name(cpu_records: list[Record]) -> None:
+    with pytest.raises(ConfigError, match="Did you mean 'memory'"):
+        build_table(cpu_records, "memroy")
+    with pytest.raises(ConfigError, match=r"--format: unknown table format 'markdown'"):
+        render(build_table(cpu_records, "memory"), "markdown")
+    with pytest.raises(RecordError):
+        build_table([], "memory")
