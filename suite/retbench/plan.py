@@ -25,6 +25,7 @@ from retbench.running.process import Death, Inbox, Worker
 from retbench.running.protocol import Failed, Job, Measured, RunInfo
 from retbench.units import GB
 from retbench.workloads import STREAMED, check_workload
+from retbench.workloads.repetition import MIN_CALLS, more_calls
 
 PAPER_MEMORY_BYTES = 70 * GB
 """A device with this much memory runs the profile `paper` unless told otherwise: 80 GB cards and up."""
@@ -247,7 +248,7 @@ def _cell_seconds(cell: Cell, ceilings: Ceilings) -> float:
     settings, point = cell.settings, cell.point
     if cell.workload == "prefill":
         call_s = _prefill_seconds(cell, ceilings)
-        calls = max(3, min(settings.min_steps, int(1.0 / call_s)))
+        calls = MIN_CALLS + more_calls([call_s] * MIN_CALLS, settings.min_steps)
         return max(settings.warmup_s, call_s) + calls * call_s
     num_bytes = costs.decode_bytes(cell.model, settings.dtype, point.batch_size, point.context_len)
     flops = costs.decode_flops(cell.model, point.batch_size, point.context_len)

@@ -5,6 +5,7 @@ stdout carries the protocol and nothing else: whatever a library prints there go
 for people.
 """
 
+import gc
 import os
 import sys
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from retbench.running.protocol import Ended, Failed, Job, Message, encode
 
 def main() -> None:
     """Do the job on stdin; never returns."""
+    gc.disable()  # while torch is imported, a tenth of which it would take; the tasks have it on again
     lifeline.ask_to_die_with_parent()
     pipe = _claim_stdout()
     line = sys.stdin.buffer.readline()

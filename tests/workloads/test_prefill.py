@@ -14,16 +14,6 @@ from .conftest import make_cell
 Make = Callable[[Cell], Context]
 
 
-@pytest.mark.parametrize(
-    ("call_s", "min_steps", "calls"),
-    [(5.0, 20, 3), (0.34, 20, 3), (0.2, 20, 5), (0.01, 20, 20), (0.01, 40, 40), (0.01, 1, 3)],
-)
-def test_a_call_is_timed_as_often_as_fits_but_three_times_at_least(
-    call_s: float, min_steps: int, calls: int
-) -> None:
-    assert 3 + prefill.more_calls([call_s] * 3, min_steps) == calls
-
-
 @pytest.mark.parametrize("name", ["retnet", "transformer"])
 def test_every_call_is_the_whole_prompt_from_an_empty_state(context_of: Make, name: str) -> None:
     context = context_of(make_cell(name, "prefill", 100, batch_size=2))

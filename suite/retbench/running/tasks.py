@@ -44,6 +44,7 @@ def do_task(job: Job, tell: Tell) -> None:
         RetbenchError: something that ends the whole run, such as a full disk.
     """
     gc.freeze()  # modules stay; looking through them all between any two cells takes as long as the cells do
+    gc.enable()
     settings = job.cells[0].settings
     environment.pin_process(settings.threads)
     device, dtype = torch.device(settings.device), getattr(torch, settings.dtype)

@@ -1,12 +1,7 @@
 """Time to first token: a whole prompt from an empty state to the logits of its last token.
 
-How often a prompt is timed: `MIN_CALLS` times, and then as often as fits into `BUDGET_S` in all, up to the
-profile's `min_steps`. A prompt that takes a third of a second or longer is thus timed three times. Every
-sample is in the record.
+How often a prompt is timed is in `repetition`.
 """
-
-from collections.abc import Sequence
-from statistics import median
 
 import torch
 
@@ -14,15 +9,7 @@ from retbench.data import text
 from retbench.measure.clock import time_steps
 from retbench.workloads.context import Context, Measurement, Notes
 from retbench.workloads.metrics import prefill_metrics
-
-BUDGET_S = 1.0
-MIN_CALLS = 3
-
-
-def more_calls(samples: Sequence[float], min_steps: int) -> int:
-    """How many calls are timed beyond the first few, given how many seconds those took."""
-    fitting = int(BUDGET_S / median(samples))
-    return max(0, min(fitting, min_steps) - len(samples))
+from retbench.workloads.repetition import MIN_CALLS, more_calls
 
 
 @torch.inference_mode()

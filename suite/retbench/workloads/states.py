@@ -150,6 +150,7 @@ def fill_caches(state: DecoderState, position: int, scales: list[tuple[float, fl
     generator = torch.Generator(state_device(state)).manual_seed(seed)
     caches = [layer for layer in state.layers if isinstance(layer, KVCache)]
     for cache, (key_std, value_std) in zip(caches, scales, strict=True):
-        cache.keys[:, :, :position].normal_(0.0, key_std, generator=generator)
-        cache.values[:, :, :position].normal_(0.0, value_std, generator=generator)
+        for stored, std in ((cache.keys, key_std), (cache.values, value_std)):
+            stored.normal_(0.0, std, generator=generator)  # whole: torch is eight times slower on a slice
+            stored[:, :, position:] = 0
     state.position = position
