@@ -22,9 +22,10 @@ def test_one_row_a_model_workload_batch_and_length(cpu_records: list[Record]) ->
 
 
 def test_values_are_those_of_the_records_in_base_units(cpu_records: list[Record]) -> None:
-    table = build_table(cpu_records, "memory").set_index(["model", "context_len"])
+    rows = build_table(cpu_records, "memory").to_dict(orient="records")
+    by_point = {(row["model"], row["context_len"]): row for row in rows}
     for record in (r for r in cpu_records if r.workload == "memory"):
-        row = table.loc[(record.model.name, record.point.context_len)]
+        row = by_point[record.model.name, record.point.context_len]
         for name in ("peak_bytes", "weight_bytes", "state_bytes", "workspace_bytes", "expected_state_bytes"):
             assert row[name] == record.metrics[name].value
 

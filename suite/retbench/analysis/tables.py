@@ -10,7 +10,6 @@ import pandas as pd
 
 from retbench.analysis.comparisons import pair_ratios
 from retbench.analysis.formats import INTERVALS, to_json, to_latex, to_markdown
-from retbench.analysis.frames import status_frame
 from retbench.analysis.scenes import Scene, make_scenes
 from retbench.analysis.selection import Selection, select
 from retbench.errors import unknown_name
@@ -98,8 +97,11 @@ def _join(block: pd.DataFrame, part: pd.DataFrame, metric: str) -> pd.DataFrame:
 
 def _outcome(scene: Scene, model: str, length: int) -> dict[str, object]:
     """What came of one model at one length: 'ok' where any round gave a value."""
-    mine = [r for r in scene.records if (r.model.name, r.point.context_len) == (model, length)]
-    statuses = list(status_frame(mine)["status"])
+    statuses = [
+        record.status
+        for record in scene.records
+        if (record.model.name, record.point.context_len) == (model, length)
+    ]
     num_ok = statuses.count("ok")
     return {
         "model": model,
