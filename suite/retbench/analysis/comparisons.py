@@ -27,10 +27,10 @@ def pair_ratios(metrics: pd.DataFrame, models: Lineup) -> pd.DataFrame:
 
     Returns:
         Columns of `POINT_KEY`, model, reference, metric, ratio, low, high, num_rounds; a row a point at which
-        both were measured in a round that they share; low and high are NaN with one such round.
+        both have a cost above 0 in a round that they share; low and high are NaN with one such round.
     """
     columns = [*POINT_KEY, "model", "reference", "metric", "ratio", "low", "high", "num_rounds"]
-    main = metrics[metrics["metric"] == metrics["workload"].map(MAIN_METRIC)]
+    main = metrics[(metrics["metric"] == metrics["workload"].map(MAIN_METRIC)) & (metrics["value"] > 0)]
     keys = [*POINT_KEY, "metric", "round"]
     reference = main[main["model"] == models.reference][[*keys, "value"]]
     rows = []

@@ -1,6 +1,7 @@
 """What is not there, what failed and what is noisy: everything that a reader should know before trusting a number."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
@@ -63,30 +64,46 @@ def noisy_sentences(scenes: Sequence[Scene]) -> list[str]:
 
 def disturbance_sentences(selection: Selection) -> list[str]:
     """A sentence for each thing that the environment tells of and that moves times: load, others, held-down clocks."""
-    busy, foreign, held = 0, 0, 0
-    loads = []
-    for record in selection.records:
-        facts = record.environment
-        load, cores = facts.get("load_average"), facts.get("physical_cores")
-        if isinstance(load, list) and load and isinstance(cores, int) and load[0] > BUSY_LOAD * cores:
-            busy += 1
-            loads.append(float(load[0]))
-        state = facts.get("gpu_state")
-        if isinstance(state, dict):
-            foreign += any(state.get(end, {}).get("num_foreign_processes") for end in ("before", "after"))
-            held += any(seconds > 0 for seconds in state.get("violation_s", {}).values())
-    total = len(selection.records)
+    environments = [record.environment for record in selection.records]
+    loads = [load for load in map(_excessive_load, environments) if load is not None]
+    foreign = sum(
+        any(
+            (_number(facts, "gpu_state", end, "num_foreign_processes") or 0) > 0
+            for end in ("before", "after")
+        )
+        for facts in environments
+    )
+    held = sum(
+        any((_number(facts, "gpu_state", "violation_s", cause) or 0) > 0 for cause in ("power", "thermal"))
+        for facts in environments
+    )
+    total = len(environments)
     sentences = []
-    if busy:
+    if loads:
         sentences.append(
-            f"{busy} of {total} records come from a machine that was busy when their worker started: load average up "
-            f"to {max(loads):.1f}."
+            f"{len(loads)} of {total} records come from a machine that was busy when their worker started: load "
+            f"average up to {max(loads):.1f}."
         )
     if foreign:
         sentences.append(f"{foreign} of {total} records were measured with other processes on the GPU.")
     if held:
         sentences.append(f"In {held} of {total} records the GPU held its clocks down for power or heat.")
     return sentences
+
+
+def _excessive_load(facts: Mapping[str, Any]) -> float | None:
+    """The load average of the last minute where it is too much for the machine's cores."""
+    loads = facts.get("load_average")
+    load = _number({"latest": loads[0]}, "latest") if isinstance(loads, list) and loads else None
+    cores = _number(facts, "physical_cores")
+    return load if load is not None and cores is not None and load > BUSY_LOAD * cores else None
+
+
+def _number(facts: object, *names: str) -> float | None:
+    """The number at a path of nested facts; None where there is none."""
+    for name in names:
+        facts = facts.get(name) if isinstance(facts, Mapping) else None
+    return float(facts) if isinstance(facts, int | float) else None
 
 
 def absent_sentences(selection: Selection) -> list[str]:

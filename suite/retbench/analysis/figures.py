@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from retbench.analysis import curves, stacks, style
 from retbench.analysis.comparisons import find_crossover
 from retbench.analysis.points import MAIN_METRIC
-from retbench.analysis.scenes import Scene, make_scenes
+from retbench.analysis.scenes import Scene, file_stem, make_scenes
 from retbench.analysis.selection import Selection, select
 from retbench.errors import StorageError
 from retbench.measure.statistics import Crossover
@@ -134,7 +134,7 @@ def _rooflines(scenes: Sequence[Scene]) -> list[Drawing]:
         title = "Share of the roofline reached"
         drawings.append(
             Drawing(
-                name=f"{experiment}_roofline_batch{batch_size}",
+                name=f"{file_stem(experiment)}_roofline_batch{batch_size}",
                 title=title,
                 caption="The least time that the bytes and operations of a point allow on this machine, as measured "
                 f"in the same run, over the time it took, batch {batch_size}. The dashed line is the machine's "

@@ -109,11 +109,12 @@ def set_of(record: Record) -> ComparableSet:
     settings, environment = record.settings, record.environment
     versions = environment.get("versions")
     versions = versions if isinstance(versions, dict) else {}
+    threads = settings.get("threads")
     return ComparableSet(
         machine=_text(environment.get("machine")),
         device=_text(settings.get("device")),
         dtype=_text(settings.get("dtype")),
-        threads=settings.get("threads"),
+        threads=threads if isinstance(threads, int) else None,
         code_revision=_text(environment.get("code_revision")),
         torch_version=_text(versions.get("torch")),
         python_version=_text(versions.get("python")),

@@ -74,7 +74,8 @@ def ran_table(records: Sequence[Record], models: Lineup) -> pd.DataFrame:
         merged: dict[str, object] = {**record.settings, **ran}
         mine = facts.setdefault(record.model.name, {})
         for name, value in merged.items():
-            mine.setdefault(name, []).append(value)
+            plain = json.dumps(value) if isinstance(value, list | dict) else value
+            mine.setdefault(name, []).append(plain)
         mine.setdefault("rounds", []).append(record.round)
         mine.setdefault("samples a round", []).extend(
             len(metric.samples) for metric in record.metrics.values() if metric.samples

@@ -90,14 +90,14 @@ def ends_of(interval: Interval) -> tuple[float, float, float]:
 
 
 def by_round(metrics: pd.DataFrame, metric: str, model: str) -> pd.DataFrame:
-    """Values of one metric of one model: a row a round, a column a context length, NaN where there is none.
+    """Values of one cost of one model: a row a round, a column a context length, NaN where there is none above 0.
 
     Args:
         metrics: Rows of one experiment, workload and batch size.
         metric: Name of the metric.
         model: Name of the model.
     """
-    rows = metrics[(metrics["metric"] == metric) & (metrics["model"] == model)]
+    rows = metrics[(metrics["metric"] == metric) & (metrics["model"] == model) & (metrics["value"] > 0)]
     return rows.pivot(index="round", columns="context_len", values="value").sort_index().sort_index(axis=1)
 
 

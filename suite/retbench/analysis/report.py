@@ -80,7 +80,9 @@ def write_report(results: Path, out: Path) -> list[Path]:
     paths = [path for drawing in report.drawings for path in save_drawing(drawing, out / "figures")]
     templates = _templates()
     svgs = {
-        drawing.name: Markup(page.inline_svg((out / "figures" / f"{drawing.name}.svg").read_text(), drawing))
+        drawing.name: Markup(
+            page.inline_svg((out / "figures" / f"{drawing.name}.svg").read_text("utf-8"), drawing)
+        )
         for drawing in report.drawings
     }
     texts = {

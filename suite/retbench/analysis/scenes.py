@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from retbench.analysis.frames import metric_frame, started, status_frame
+from retbench.analysis.frames import metric_frame, set_of, started, status_frame
 from retbench.analysis.points import Lineup, failed_points, lineup, summarise
 from retbench.analysis.selection import Selection
 from retbench.measure.statistics import Crossover
@@ -22,8 +22,7 @@ _STATUS_WORDS = {
     "missing": "not measured",
 }
 
-
-_NUMBER_AND_UNIT = re.compile(r"(?<=\d) (?=(?:%|[KMGTB]|[nµm]?s|[KMG]i?B|tokens|threads)(?![A-Za-z]))")
+_NUMBER_AND_UNIT = re.compile(r"(?<=\d) (?=(?:%|[KMGTB]|[nµm]?s|[KMG]i?B|tokens|threads?)(?![A-Za-z]))")
 
 
 def describe_status(status: str) -> str:
@@ -34,6 +33,11 @@ def describe_status(status: str) -> str:
 def scene_title(experiment: str, workload: str, join: str = ": ") -> str:
     """Experiment and workload in one; the name once where both are called the same."""
     return workload if experiment == workload else f"{experiment}{join}{workload}"
+
+
+def file_stem(text: str) -> str:
+    """A name as part of a file's: letters, digits, dashes and underscores only."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", text)
 
 
 def describe_crossover(crossing: Crossover) -> str:
@@ -90,7 +94,7 @@ class Scene:
     @property
     def name(self) -> str:
         """Unique in a selection, fit for a file name."""
-        return f"{scene_title(self.experiment, self.workload, '_')}_batch{self.batch_size}"
+        return f"{file_stem(scene_title(self.experiment, self.workload, '_'))}_batch{self.batch_size}"
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -148,23 +152,20 @@ def _part(frame: pd.DataFrame, experiment: str, workload: str, batch_size: int) 
 def describe_conditions(records: Sequence[Record], models: Lineup) -> str:
     """Device, dtype, threads, parameters, code and date of records that may be compared, in one line."""
     latest = max(records, key=started)
-    settings, environment = latest.settings, latest.environment
+    key = set_of(latest)
     params = {record.model.name: record.model.num_params_nonembedding for record in records}
+    on_gpu = "cuda" in str(key.device)
     parts = [
         device_name(latest),
-        str(settings.get("dtype")),
-        f"{settings.get('threads')} threads",
-        *(
-            [f"CUDA graph {'on' if settings['cuda_graph'] else 'off'}"]
-            if "cuda" in str(settings["device"])
-            else []
-        ),
+        str(key.dtype),
+        f"{key.threads} thread{'' if key.threads == 1 else 's'}",
+        *([f"CUDA graph {'on' if latest.settings.get('cuda_graph') else 'off'}"] if on_gpu else []),
         "parameters without embedding: "
         + ", ".join(
             f"{models.labels[name]} {format_count(params[name])}" for name in models.models if name in params
         ),
-        f"retbench {environment.get('code_revision')}",
-        f"torch {environment.get('versions', {}).get('torch')}",
+        f"retbench {key.code_revision}",
+        f"torch {key.torch_version}",
         started(latest).date().isoformat(),
     ]
     return bind_units(" · ".join(parts))

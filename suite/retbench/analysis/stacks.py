@@ -5,12 +5,14 @@ from collections.abc import Sequence
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from pydantic import ValidationError
 
 from retbench import costs
 from retbench.analysis import style
 from retbench.analysis.labels import Label, label_ends, label_width_in
 from retbench.analysis.scenes import Scene, describe_status
-from retbench.architectures import RetNetConfig, parse_model_config
+from retbench.architectures import parse_model_config
+from retbench.config import DTYPE_BYTES
 from retbench.records import Record
 from retbench.units import GIB, MIB, format_bytes
 
@@ -29,26 +31,34 @@ def memory_rows(scene: Scene) -> pd.DataFrame:
     columns = ["model", "context_len", "metric", "unit", "value"]
     forms = {(record.model.name, record.point.context_len): closed_form(record) for record in scene.records}
     expected = pd.DataFrame(
-        [(model, length, EXPECTED, "bytes", value) for (model, length), value in sorted(forms.items())],
+        [
+            (model, length, EXPECTED, "bytes", value)
+            for (model, length), value in sorted(forms.items())
+            if value is not None
+        ],
         columns=columns,
     )
     return pd.concat([measured[columns], expected], ignore_index=True)
 
 
-def closed_form(record: Record) -> int:
-    """Bytes of weights and of the state or cache after the step at the record's depth."""
-    config, dtype = parse_model_config(record.model.config), record.settings["dtype"]
-    point = record.point
-    return costs.weight_bytes(config, dtype) + costs.state_bytes(
-        config, dtype, point.batch_size, point.context_len + 1
-    )
+def closed_form(record: Record) -> int | None:
+    """Bytes of weights and of the state or cache after the step at the record's depth; None without a formula."""
+    dtype, point = str(record.settings.get("dtype")), record.point
+    try:
+        config = parse_model_config(record.model.config)
+    except ValidationError:  # an architecture that this version has no closed form of
+        return None
+    if dtype not in DTYPE_BYTES:
+        return None
+    state = costs.state_bytes(config, dtype, point.batch_size, point.context_len + 1)
+    return costs.weight_bytes(config, dtype) + state
 
 
 def draw_memory(scene: Scene, title: str) -> Figure:
     """A panel a model, a bar a length: what the bytes are for, and the closed form as a thin line."""
     rows = memory_rows(scene)
     totals = rows[rows["metric"] != EXPECTED].groupby(["model", "context_len"])["value"].sum()
-    largest = max([*totals, float(rows["value"].max())])
+    largest = max([*totals, *rows["value"], 0.0])
     size, unit = (GIB, "GiB") if largest >= GIB else (MIB, "MiB")
     subtitle = f"{unit}, batch {scene.batch_size}; dotted: closed form of weights and state"
     figure = style.new_figure(HEIGHT_IN, title, subtitle, scene.conditions)
@@ -100,13 +110,16 @@ def _draw_closed_form(axes: Axes, form: pd.DataFrame, size: float) -> None:
 
 
 def _mark_failures(axes: Axes, failed: pd.DataFrame, form: pd.DataFrame, size: float) -> None:
-    """A cross on the closed form at every length that could not be measured, the reason beside the first."""
+    """A cross on the closed form at every length that could not be measured, the reason beside the first.
+
+    Without a closed form the crosses stand on the axis.
+    """
     needed = dict(zip(form["context_len"], form["value"], strict=True))
     for number, (length, status) in enumerate(zip(failed["context_len"], failed["status"], strict=True)):
-        x, y = int(length), float(needed[length]) / size
+        x, y = int(length), float(needed.get(length, 0.0)) / size
         axes.plot([x], [y], "x", color=style.INK, zorder=5, clip_on=False)
         if number == 0:
-            left = x > min(form["context_len"])
+            left = len(form) > 0 and x > min(form["context_len"])
             axes.annotate(
                 describe_status(str(status)),
                 xy=(x, y),
@@ -126,12 +139,13 @@ def _describe_parts(
     if rows.empty:
         return []
     bar = rows[rows["context_len"] == rows["context_len"].max()].set_index("metric")["value"]
-    config = next(record.model.config for record in scene.records if record.model.name == model)
-    state = "state" if isinstance(parse_model_config(config), RetNetConfig) else "KV cache"
+    kind = next(record.model.architecture for record in scene.records if record.model.name == model)
+    words = ("weights", "KV cache" if kind == "transformer" else "state", "workspace")
+    colours = (style.MUTED, look.text, look.text)
     return [
-        ("weights", float(bar[PARTS[0]]), style.MUTED),
-        (state, float(bar[PARTS[1]]), look.text),
-        ("workspace", float(bar[PARTS[2]]), look.text),
+        (word, float(bar[part]), colour)
+        for part, word, colour in zip(PARTS, words, colours, strict=True)
+        if part in bar
     ]
 
 

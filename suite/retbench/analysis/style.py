@@ -48,6 +48,7 @@ RC: Any = {  # Any: newer versions of matplotlib name every key in the type, old
     "svg.fonttype": "path",
     "svg.hashsalt": "retbench",
     "text.color": INK,
+    "text.parse_math": False,  # a dollar sign in a name is no formula
     "xtick.color": MUTED,
     "xtick.labelcolor": INK,
     "xtick.major.size": 2.5,

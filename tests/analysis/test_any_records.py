@@ -1,0 +1,99 @@
+"""Any records that fit the schema make a report: odd names, missing facts, numbers out of place."""
+
+import string
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from analysis.synthetic_records import CPU, Maker
+from retbench.analysis.frames import Results
+from retbench.analysis.report import make_report, write_report
+from retbench.analysis.tables import FORMATS, build_table, render
+from retbench.records import Metric, ModelInfo, Point, Record, append_record
+
+PROTOTYPE = Maker(CPU).record("latency", "retnet", "decode", 1, 1024, 0)
+METRICS = (
+    "tpot_s",
+    "ttft_s",
+    "roofline_ratio",
+    "peak_bytes",
+    "weight_bytes",
+    "state_bytes",
+    "workspace_bytes",
+)
+
+name = st.sampled_from(["retnet", "transformer", "$x_1$ & <b>|%", "../../up"])
+plain = (
+    st.none()
+    | st.booleans()
+    | st.integers(-5, 10**12)
+    | st.floats(-1e6, 1e6)
+    | st.text(string.printable, max_size=6)
+)
+facts = st.dictionaries(
+    st.sampled_from(
+        ["machine", "versions", "cpu_model", "gpu", "load_average", "gpu_state", "physical_cores"]
+    ),
+    plain
+    | st.lists(plain, max_size=2)
+    | st.dictionaries(st.sampled_from(["name", "torch", "after"]), plain, max_size=2),
+    max_size=4,
+)
+models = st.builds(
+    ModelInfo,
+    name=name,
+    architecture=st.sampled_from(["retnet", "transformer", "mamba"]),
+    variant=st.just("v"),
+    size=st.just("s"),
+    num_params=st.integers(0, 10**10),
+    num_params_nonembedding=st.integers(0, 10**10),
+    config=st.just(PROTOTYPE.model.config) | st.dictionaries(st.just("d_model"), plain),
+)
+odd_records = st.builds(
+    lambda **fields: PROTOTYPE.model_copy(update=fields),
+    experiment=st.sampled_from(["latency", "a/b c"]),
+    cell_id=st.sampled_from(["1", "2", "3"]),
+    round=st.integers(0, 2),
+    started_at=st.sampled_from(["2026-01-01T00:00:00Z", "2026-01-02T00:00:00", "never"]),
+    status=st.sampled_from(["ok", "ok", "oom", "gate_failed"]),
+    error=st.none() | st.text(string.printable, max_size=8),
+    model=models,
+    workload=st.sampled_from(["decode", "prefill", "memory", "other"]),
+    point=st.builds(Point, batch_size=st.integers(1, 2), context_len=st.sampled_from([1, 1000, 1024, 4096])),
+    settings=st.just(PROTOTYPE.settings)
+    | st.dictionaries(st.sampled_from(["dtype", "device", "threads"]), plain | st.lists(plain, max_size=1)),
+    environment=st.just(PROTOTYPE.environment) | facts,
+    gate=st.sampled_from([PROTOTYPE.gate, None]),
+    ceilings=st.sampled_from([PROTOTYPE.ceilings, None]),
+    metrics=st.dictionaries(
+        st.sampled_from(METRICS),
+        st.builds(Metric, unit=st.just("s"), value=st.floats(1e-9, 1e12) | st.sampled_from([0.0, -1.0])),
+    ),
+)
+
+
+@settings(max_examples=30, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(odd_records, min_size=1, max_size=6))
+def test_any_records_make_a_report_and_every_table(records: list[Record]) -> None:
+    report = make_report(Results(tuple(records), ()))
+    assert report.sources["records used"].astype(int).sum() <= len(records)
+    for experiment in {record.experiment for record in records}:
+        table = build_table(records, experiment)
+        assert len(table) > 0
+        assert all(render(table, form).endswith("\n") for form in FORMATS)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"experiment": "../../up"}, {"experiment": "$x$ <b>", "workload": "memory"}]
+)
+def test_a_name_never_leads_out_of_the_folder_nor_into_the_page(
+    tmp_path: Path, fields: dict[str, Any]
+) -> None:
+    append_record(tmp_path / "in" / "run.jsonl", PROTOTYPE.model_copy(update=fields))
+    out = tmp_path / "deep" / "out"
+    for path in write_report(tmp_path / "in", out):
+        assert path.resolve().is_relative_to(out.resolve())
+    assert "<b>" not in (out / "index.html").read_text(encoding="utf-8")
