@@ -97,23 +97,12 @@ def make_plan(
     chosen = _adjust(experiment.profile(profile_name), dtype, limit, where)
     _check_device(chosen, found)
     experiment = experiment.model_copy(update={"profiles": {**experiment.profiles, profile_name: chosen}})
-    threads = chosen.threads or usable_cores()
-    worker_environment(threads)  # refuses more threads than there are processors
-    settings = Settings(
-        dtype=chosen.dtype,
-        device=found.name,
-        threads=threads,
-        seed=chosen.seed,
-        warmup_s=chosen.warmup_s,
-        min_steps=chosen.min_steps,
-        cuda_graph=chosen.cuda_graph,
-    )
     options = [("--profile", profile_name), ("--device", found.name), ("--dtype", dtype), ("--limit", limit)]
     return Plan(
         experiment=experiment,
         profile_name=profile_name,
         profile=chosen,
-        cells=tuple(cells.expand(experiment, profile_name, settings)),
+        cells=tuple(cells.expand(experiment, profile_name, _settings(chosen, found))),
         rounds=chosen.rounds,
         command=_command(name_or_path, [*options, *(("--set", item) for item in overrides)]),
     )
@@ -138,6 +127,21 @@ def _adjust(profile: Profile, dtype: str | None, limit: int | None, where: str) 
             for name, grid in profile.workloads.items()
         }
     return profile.model_copy(update=changes)
+
+
+def _settings(profile: Profile, device: Device) -> Settings:
+    """What is the same for every cell; UnsupportedError for more threads than there are processors."""
+    threads = profile.threads or usable_cores()
+    worker_environment(threads)
+    return Settings(
+        dtype=profile.dtype,
+        device=device.name,
+        threads=threads,
+        seed=profile.seed,
+        warmup_s=profile.warmup_s,
+        min_steps=profile.min_steps,
+        cuda_graph=profile.cuda_graph,
+    )
 
 
 def _check_device(profile: Profile, device: Device) -> None:

@@ -15,7 +15,7 @@ from queue import Empty, SimpleQueue
 
 from retbench import cells, errors
 from retbench.cells import Cell
-from retbench.errors import RetbenchError
+from retbench.errors import RetbenchError, StorageError
 from retbench.measure import environment
 from retbench.plan import Plan
 from retbench.records import Gate
@@ -112,6 +112,8 @@ def _run_locked(plan: Plan, out: Path, fresh: bool, observer: Observer, inbox: I
     done = set() if fresh else finished_pairs(folder, identity)
     ledger = Ledger(plan, run, folder / f"{run.run_id}.jsonl", done, observer)
     ledger.tell(events.Planned(ledger.progress, ledger.skipped, run.run_id))
+    if ledger.skipped < ledger.total:
+        _make_folder(folder)
     states = folder / STATES_FOLDER
     interrupted = False
     try:
@@ -123,6 +125,21 @@ def _run_locked(plan: Plan, out: Path, fresh: bool, observer: Observer, inbox: I
     result = ledger.result(interrupted=interrupted)
     ledger.tell(events.Finished(result, ledger.progress))
     return result
+
+
+def _make_folder(folder: Path) -> None:
+    """Make the folder of the records, before minutes are spent on what could not be stored in it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        writable = os.access(folder, os.W_OK | os.X_OK)
+    except OSError as error:
+        raise StorageError(
+            f"{folder}: cannot be made: {error.strerror}. Give another folder with --out."
+        ) from error
+    if not writable:
+        raise StorageError(
+            f"{folder}: cannot be written to. Change its permissions, or give another with --out."
+        )
 
 
 def _identity(plan: Plan) -> Identity:

@@ -18,6 +18,18 @@ def test_signals_are_told_and_then_mean_what_they_meant_before(number: signal.Si
     assert signal.getsignal(number) is before
 
 
+def test_an_ignored_signal_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    told: list[int] = []
+    try:
+        with catch_signals(lambda: told.append(1)):
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert told == []
+
+
 def test_another_thread_than_the_main_one_changes_nothing() -> None:
     before = signal.getsignal(signal.SIGTERM)
     inside: list[object] = []

@@ -16,7 +16,9 @@ Make = Callable[[Cell], Context]
 def test_what_is_counted_is_what_the_closed_forms_say(
     context_of: Make, name: str, depth: int, batch_size: int
 ) -> None:
-    found = memory.measure(context_of(make_cell(name, "memory", depth, batch_size))).metrics
+    measurement = memory.measure(context_of(make_cell(name, "memory", depth, batch_size)))
+    found = measurement.metrics
+    assert measurement.absent.keys() == {"device_peak_bytes", "reserved_peak_bytes"}
     assert all(metric.unit == "bytes" for metric in found.values())
     value = {key: metric.value for key, metric in found.items()}
     assert value["weight_bytes"] == value["expected_weight_bytes"]

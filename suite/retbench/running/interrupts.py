@@ -17,6 +17,9 @@ class Interrupted(Exception):  # noqa: N818 - an outcome, not an error
 def catch_signals(tell: Callable[[], None]) -> Iterator[None]:
     """Call `tell` for every such signal instead of ending; outside the main thread nothing is changed.
 
+    A signal that this process was started to ignore (SIGHUP under nohup, SIGINT in the background of a
+    script) stays ignored.
+
     Args:
         tell: Must be safe inside a signal handler (`SimpleQueue.put` is).
     """
@@ -27,7 +30,8 @@ def catch_signals(tell: Callable[[], None]) -> Iterator[None]:
     def note(_number: int, _frame: FrameType | None) -> None:
         tell()
 
-    previous = {number: signal.signal(number, note) for number in _SIGNALS}
+    heeded = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    previous = {number: signal.signal(number, note) for number in heeded}
     try:
         yield
     finally:

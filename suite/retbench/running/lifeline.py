@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
@@ -39,5 +40,5 @@ def _exit_at_end_of_stdin() -> None:
 
 def offer_as_oom_victim() -> None:
     """Let the kernel choose this process first when memory runs out: the runner lives to record it."""
-    if _OOM_SCORE.exists():
+    with suppress(OSError):  # not Linux, or a sandbox that keeps it from being changed
         _OOM_SCORE.write_text(f"{_FIRST_VICTIM}\n", encoding="ascii")

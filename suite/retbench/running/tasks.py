@@ -135,7 +135,10 @@ def _let_go(device: torch.device) -> None:
 
 
 def _measure(job: Job, device: torch.device, surroundings: Surroundings, tell: Tell) -> None:
-    """Measure each cell, and leave after the first that fails: its process is not to be trusted any more."""
+    """Measure each cell; leave after one that failed, or that found the host's memory full.
+
+    Such a process is not to be trusted with another cell. A full GPU is emptied, and the worker goes on.
+    """
     try:
         ceilings = measure_ceilings(device, getattr(torch, job.cells[0].settings.dtype))
         model = _build(job, device)
@@ -151,7 +154,7 @@ def _measure(job: Job, device: torch.device, surroundings: Surroundings, tell: T
         outcome = _measure_cell(Context(cell, model, device, ceilings, store))
         append_record(job.records_path, make_record(job.run, cell, job.round, outcome, surroundings))
         tell(Done(index=index, status=outcome.status, error=outcome.error))
-        if outcome.status == "failed":
+        if outcome.status == "failed" or (outcome.status == "oom" and device.type == "cpu"):
             return
         _let_go(device)
 

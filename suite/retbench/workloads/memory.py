@@ -8,7 +8,8 @@ from torch import nn
 
 from retbench import costs
 from retbench.data import text
-from retbench.measure.memory import measure_memory
+from retbench.measure.memory import MemoryUse, measure_memory
+from retbench.records import Metric
 from retbench.workloads.context import Context, Measurement, Notes
 from retbench.workloads.metrics import counted
 
@@ -39,8 +40,10 @@ def measure(context: Context) -> Measurement:
     }
     if state.capacity is not None:
         notes["kv_capacity"] = state.capacity
+    on_device, absent = _device_peaks(use)
     return Measurement(
         metrics={
+            **on_device,
             "weight_bytes": counted(weights),
             "state_bytes": counted(state.num_bytes),
             "workspace_bytes": counted(use.workspace_bytes),
@@ -51,5 +54,13 @@ def measure(context: Context) -> Measurement:
                 costs.state_bytes(cell.model, cell.settings.dtype, batch, capacity)
             ),
         },
+        absent=absent,
         backend={**model.ran(), **notes},
     )
+
+
+def _device_peaks(use: MemoryUse) -> tuple[dict[str, Metric], dict[str, str]]:
+    """Peaks of the GPU's allocator during the step; absent on a CPU."""
+    peaks = {"device_peak_bytes": use.device_peak_bytes, "reserved_peak_bytes": use.reserved_peak_bytes}
+    found = {name: counted(value) for name, value in peaks.items() if value is not None}
+    return found, dict.fromkeys(peaks.keys() - found.keys(), "the device is a CPU")
