@@ -150,9 +150,9 @@ def table(
 @app.command(epilog="Example: retbench report --results results --out reports")
 def report(
     results: ResultsPath = Path("results"),
-    out: Annotated[Path, typer.Option(help="Folder to write to; what is in it is replaced.")] = Path(
-        "reports"
-    ),
+    out: Annotated[
+        Path, typer.Option(help="Folder to write to; an earlier report in it is overwritten.")
+    ] = Path("reports"),
 ) -> None:
     """Write the report and its figures from the records."""
     from retbench.commands import report as command
