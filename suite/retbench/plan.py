@@ -30,8 +30,11 @@ from retbench.workloads.repetition import MIN_CALLS, more_calls
 PAPER_MEMORY_BYTES = 70 * GB
 """A device with this much memory runs the profile `paper` unless told otherwise: 80 GB cards and up."""
 
-WORKER_START_S = 3.0
+WORKER_START_S = 2.0
 """Estimated: from starting a worker's process to its first cell, on a CPU of today."""
+
+GATE_PREFILLS = 12
+"""Estimated: what the gate takes, in prefills of `SEGMENT_TOKENS`."""
 
 EFFICIENCY = 0.5
 """Estimated: the share of the roofline that a step or a prefill reaches."""
@@ -175,8 +178,8 @@ class Estimate:
 
     Attributes:
         cell: The cell.
-        seconds: Wall time in all rounds, with its share of starting workers and, where its state is streamed,
-            of that.
+        seconds: Wall time in all rounds, with its share of starting workers and of the gate; the deepest cell
+            of a streamed model has the streaming.
         memory_bytes: Weights, state and the activations of what is in flight; not the process itself.
     """
 
@@ -198,12 +201,14 @@ def estimate(plan: Plan) -> list[Estimate]:
             key = (cell.model_name, cell.point.batch_size)
             deepest[key] = max(deepest.get(key, 0), cell.point.context_len)
     num_cells = len(plan.cells) / len(plan.experiment.models)
-    start_s = WORKER_START_S * (plan.rounds + 1) / num_cells
+    start_s = WORKER_START_S * (plan.rounds + 1)
     found = []
     for cell in plan.cells:
-        seconds = start_s + plan.rounds * _cell_seconds(cell, ceilings)
+        gate_s = GATE_PREFILLS * _prefill_seconds(cell, SEGMENT_TOKENS, ceilings)
+        seconds = (start_s + gate_s) / num_cells + plan.rounds * _cell_seconds(cell, ceilings)
         if deepest.get((cell.model_name, cell.point.batch_size)) == cell.point.context_len:
-            seconds += _prefill_seconds(cell, ceilings) if cell.workload in STREAMED else 0.0
+            streamed_s = _prefill_seconds(cell, cell.point.context_len, ceilings)
+            seconds += streamed_s if cell.workload in STREAMED else 0.0
         found.append(Estimate(cell, seconds, _memory_bytes(cell)))
     return found
 
@@ -251,7 +256,7 @@ def _cell_seconds(cell: Cell, ceilings: Ceilings) -> float:
     """Wall time of one cell in one round."""
     settings, point = cell.settings, cell.point
     if cell.workload == "prefill":
-        call_s = _prefill_seconds(cell, ceilings)
+        call_s = _prefill_seconds(cell, point.context_len, ceilings)
         calls = MIN_CALLS + more_calls([call_s] * MIN_CALLS, settings.min_steps)
         return max(settings.warmup_s, call_s) + calls * call_s
     num_bytes = costs.decode_bytes(cell.model, settings.dtype, point.batch_size, point.context_len)
@@ -263,11 +268,10 @@ def _cell_seconds(cell: Cell, ceilings: Ceilings) -> float:
     )
 
 
-def _prefill_seconds(cell: Cell, ceilings: Ceilings) -> float:
-    """Wall time of one prefill of a cell's context."""
-    point = cell.point
-    chunk = cell.chunk_size or point.context_len
-    flops = costs.prefill_flops(cell.model, point.batch_size, point.context_len, chunk)
+def _prefill_seconds(cell: Cell, context_len: int, ceilings: Ceilings) -> float:
+    """Wall time of one prefill by a cell's model."""
+    chunk = cell.chunk_size or context_len
+    flops = costs.prefill_flops(cell.model, cell.point.batch_size, context_len, chunk)
     return flops / ceilings.matmul_flops_per_s / EFFICIENCY
 
 

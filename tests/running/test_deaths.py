@@ -64,14 +64,14 @@ def test_counters_of_both_versions_of_control_groups(tmp_path: Path, monkeypatch
     )
     monkeypatch.setattr(deaths, "_CGROUPS", tmp_path)
     monkeypatch.setattr(deaths, "_VMSTAT", tmp_path / "none")
-    monkeypatch.setattr(
-        deaths.Path, "read_text", _reading(Path.read_text, "4:memory:/c\n2:cpu,cpuacct:/d\n0::/a/b\n")
-    )
+    real = Path.read_text
+    groups = "4:memory:/c\n2:cpu,cpuacct:/d\n0::/a/b\n"
+
+    def read_text(path: Path, encoding: str | None = None) -> str:
+        return groups if str(path) == "/proc/1/cgroup" else real(path, encoding=encoding)
+
+    monkeypatch.setattr(Path, "read_text", read_text)
     assert sorted(read_oom_kills(1).values()) == [5, 6]
-
-
-def _reading(real, groups):  # type: ignore[no-untyped-def]
-    return lambda path, **options: groups if str(path) == "/proc/1/cgroup" else real(path, **options)
 
 
 def test_a_real_crash_is_named() -> None:

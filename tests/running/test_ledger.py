@@ -1,3 +1,4 @@
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -5,7 +6,7 @@ import pytest
 
 from retbench.plan import Plan
 from retbench.records import read_records
-from retbench.running import events, ledger
+from retbench.running import events
 from retbench.running.ledger import Ledger, Pace
 from retbench.running.protocol import RunInfo
 
@@ -110,7 +111,7 @@ def test_without_a_record_there_is_no_file(plan_of: Planner, run_info: RunInfo, 
 
 def test_time_left_is_weighed_by_what_each_cell_took(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr(ledger.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     pace = Pace()
     assert pace.seconds_for([("a", 0)]) is None
     for cell_id, took in (("a", 1.0), ("b", 5.0), ("a", 3.0)):

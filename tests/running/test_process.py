@@ -2,9 +2,10 @@
 
 import os
 import signal
+import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -17,12 +18,14 @@ from retbench.running.interrupts import Interrupted
 from retbench.running.process import Death, Inbox, Interrupt, Worker
 from retbench.running.protocol import Ended, Job, Message, RunInfo, Started, encode
 
+Start = Callable[[str], Worker]
+
 HEAD = "import os, sys, time\nsys.stdin.readline()\n"
 
 
 @pytest.fixture
-def job(plan_of, run_info: RunInfo, tmp_path: Path) -> Job:  # type: ignore[no-untyped-def]
-    plan: Plan = plan_of()
+def job(plan_of: Callable[..., Plan], run_info: RunInfo, tmp_path: Path) -> Job:
+    plan = plan_of()
     return Job(
         task="measure",
         run=run_info,
@@ -39,20 +42,20 @@ def inbox() -> Inbox:
 
 
 @pytest.fixture
-def start(job: Job, inbox: Inbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
+def start(job: Job, inbox: Inbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Start:
     """Starts a worker that runs a script in place of retbench.worker."""
-    real = process.subprocess.Popen
+    real = subprocess.Popen
 
     def begin(script: str) -> Worker:
         path = tmp_path / "script.py"
         path.write_text(HEAD + script, encoding="utf-8")
         monkeypatch.setattr(
-            process.subprocess,
+            subprocess,
             "Popen",
             lambda _command, **options: real([sys.executable, str(path)], **options),
         )
         worker = Worker(job, inbox, {"RETBENCH_TEST": "set"})
-        monkeypatch.setattr(process.subprocess, "Popen", real)
+        monkeypatch.setattr(subprocess, "Popen", real)
         return worker
 
     return begin
@@ -69,12 +72,12 @@ def talk(worker: Worker, timeout_s: float = 60.0) -> list[Message | Death]:
         return list(worker.converse(timeout_s))
 
 
-def test_messages_come_in_order_and_noise_does_not(start) -> None:  # type: ignore[no-untyped-def]
+def test_messages_come_in_order_and_noise_does_not(start: Start) -> None:
     script = "print('a banner', end='')\n" + say(Started(index=0)) + "print('noise {')\n" + say(Ended())
     assert talk(start(script)) == [Started(index=0), Ended()]
 
 
-def test_the_worker_gets_its_variables(start) -> None:  # type: ignore[no-untyped-def]
+def test_the_worker_gets_its_variables(start: Start) -> None:
     script = "assert os.environ['RETBENCH_TEST'] == 'set'\n" + say(Ended())
     assert talk(start(script)) == [Ended()]
 
@@ -88,7 +91,7 @@ def test_the_worker_gets_its_variables(start) -> None:  # type: ignore[no-untype
         ("pass", "ended with exit code 0 before its work was done"),
     ],
 )
-def test_a_worker_that_dies_says_why(start, last_act: str, reason: str) -> None:  # type: ignore[no-untyped-def]
+def test_a_worker_that_dies_says_why(start: Start, last_act: str, reason: str) -> None:
     script = say(Started(index=1)) + "print('my last words', file=sys.stderr, flush=True)\n" + last_act + "\n"
     first, death = talk(start(script))
     assert first == Started(index=1)
@@ -98,7 +101,7 @@ def test_a_worker_that_dies_says_why(start, last_act: str, reason: str) -> None:
     assert death.reason.endswith("my last words")
 
 
-def test_a_cell_that_takes_too_long_ends_the_worker(start) -> None:  # type: ignore[no-untyped-def]
+def test_a_cell_that_takes_too_long_ends_the_worker(start: Start) -> None:
     worker = start(say(Started(index=0)) + "time.sleep(600)\n")
     _, death = talk(worker, timeout_s=0.2)
     assert death == Death(
@@ -107,7 +110,7 @@ def test_a_cell_that_takes_too_long_ends_the_worker(start) -> None:  # type: ign
     assert not psutil.pid_exists(worker.pid)
 
 
-def test_silence_outside_a_cell_has_its_own_limit(start, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+def test_silence_outside_a_cell_has_its_own_limit(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "SETUP_TIMEOUT_S", 0.5)
     (death,) = talk(start("time.sleep(600)\n"), timeout_s=600.0)
     assert isinstance(death, Death)
@@ -115,7 +118,7 @@ def test_silence_outside_a_cell_has_its_own_limit(start, monkeypatch: pytest.Mon
     assert "while no cell was being measured" in death.reason
 
 
-def test_a_stopped_worker_is_ended_too(start) -> None:  # type: ignore[no-untyped-def]
+def test_a_stopped_worker_is_ended_too(start: Start) -> None:
     worker = start(say(Started(index=0)) + "time.sleep(600)\n")
     with worker:
         talked: Iterator[Message | Death] = worker.converse(0.3)
@@ -127,7 +130,7 @@ def test_a_stopped_worker_is_ended_too(start) -> None:  # type: ignore[no-untype
     assert not psutil.pid_exists(worker.pid)
 
 
-def test_an_interrupt_ends_the_talk_and_the_worker(start, inbox: Inbox) -> None:  # type: ignore[no-untyped-def]
+def test_an_interrupt_ends_the_talk_and_the_worker(start: Start, inbox: Inbox) -> None:
     worker = start("time.sleep(600)\n")
     inbox.put(Interrupt())
     with pytest.raises(Interrupted), worker:
@@ -135,7 +138,7 @@ def test_an_interrupt_ends_the_talk_and_the_worker(start, inbox: Inbox) -> None:
     assert not psutil.pid_exists(worker.pid)
 
 
-def test_what_a_worker_started_goes_with_it(start, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_what_a_worker_started_goes_with_it(start: Start, tmp_path: Path) -> None:
     script = (
         "import subprocess\nchild = subprocess.Popen(['sleep', '600'])\n"
         f"open({str(tmp_path / 'child')!r}, 'w').write(str(child.pid))\n"
@@ -152,13 +155,13 @@ def test_what_a_worker_started_goes_with_it(start, tmp_path: Path) -> None:  # t
         time.sleep(0.01)
 
 
-def test_a_late_message_of_a_dead_worker_is_not_taken_for_anothers(start, inbox: Inbox) -> None:  # type: ignore[no-untyped-def]
+def test_a_late_message_of_a_dead_worker_is_not_taken_for_anothers(start: Start, inbox: Inbox) -> None:
     inbox.put((1, Started(index=3)))
     inbox.put((1, None))
     assert talk(start(say(Ended()))) == [Ended()]
 
 
-def test_a_flood_on_stderr_does_not_block_and_keeps_its_end(start) -> None:  # type: ignore[no-untyped-def]
+def test_a_flood_on_stderr_does_not_block_and_keeps_its_end(start: Start) -> None:
     flood = "sys.stderr.write('x' * 10_000_000 + '\\n' * 200_000 + 'the end'); sys.exit(1)\n"
     (death,) = talk(start(flood))
     assert isinstance(death, Death)

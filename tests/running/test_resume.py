@@ -1,4 +1,5 @@
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,8 @@ FACTS: dict[str, Any] = {
 
 
 @pytest.fixture
-def cell(plan_of) -> Cell:  # type: ignore[no-untyped-def]
-    plan: Plan = plan_of()
-    return plan.cells[0]
+def cell(plan_of: Callable[..., Plan]) -> Cell:
+    return plan_of().cells[0]
 
 
 def put(

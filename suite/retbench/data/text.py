@@ -19,8 +19,7 @@ _LEFT_OUT = frozenset({"site-packages", "dist-packages", "__pycache__", "test", 
 """Folders that are not the library, or that many systems package apart."""
 
 ROW_STRIDE = 2**16
-"""Distance in tokens between the starts of neighbouring rows: row b is the same text whatever the batch
-size."""
+"""Tokens between the starts of two rows: row b is the same text whatever the batch size."""
 
 
 @cache

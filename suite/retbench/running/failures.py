@@ -12,8 +12,7 @@ _OUT_OF_MEMORY = (
     "bad_alloc",
     "alloc_failed",
 )
-"""In the messages of torch's CPU allocator, of CUDA, of the C++ library and of cuBLAS; all are plain
-RuntimeErrors."""
+"""In what torch's CPU allocator, CUDA, the C++ library and cuBLAS say, each in a plain RuntimeError."""
 
 
 def classify(error: Exception) -> tuple[Status, str]:

@@ -19,8 +19,7 @@ from retbench.running.interrupts import Interrupted
 from retbench.running.protocol import Ended, Job, Message, Started, decode
 
 SETUP_TIMEOUT_S = 900.0
-"""Longest silence outside a cell: imports, building the model, the gate, one segment of a streamed
-prefill."""
+"""Longest silence outside a cell: imports, building a model, the gate, one segment of a prefill."""
 
 _LAST_LINES = 40
 _LINE_BYTES = 2000
@@ -41,8 +40,7 @@ class Death:
 
 
 Inbox = SimpleQueue[tuple[int, Message | None] | Interrupt]
-"""What the runner waits on: messages with the worker's process id (None at the end of its stdout), or an
-interrupt."""
+"""What the runner waits on: an interrupt, or a worker's process id and message (None: its stdout ended)."""
 
 
 class Worker:

@@ -26,8 +26,7 @@ from retbench.workloads.states import StateStore, is_streamed, stream_states
 Tell = Callable[[Message], None]
 
 GATE_DEPTH = {"cpu": 4096, "cuda": 32768}
-"""Deepest streamed state that the gate compares with a whole pass, by device type; less where no cell is as
-deep."""
+"""Deepest state that the gate streams and compares with a whole pass, unless no cell is as deep."""
 
 QUADRATIC_GATE_DEPTH = 4096
 """The same for backends whose whole pass holds a score for every pair of tokens."""
