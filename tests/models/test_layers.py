@@ -10,17 +10,22 @@ from retbench.models.build import build_model
 from retbench.models.layers import GatedFeedForward, Linear, decay_schedule
 
 
-@pytest.mark.parametrize("shape", [(8, 24), (24, 8), (8, 8)])
-def test_linear_is_nn_linear_whichever_way_its_weight_lies(shape):
+@pytest.mark.parametrize("rows", [(1, 1), (2, 5), (1,)])
+@pytest.mark.parametrize("shape", [(8, 24), (24, 8), (3, 1)])
+def test_linear_is_nn_linear(shape, rows):
+    """In each way it computes: one row without gradients, several rows, one row with gradients."""
     ours, theirs = Linear(*shape), torch.nn.Linear(*shape, bias=False)
-    torch.nn.init.normal_(theirs.weight)
     ours.load_state_dict(theirs.state_dict())
-    x = torch.randn(2, 5, shape[0])
+    x = torch.randn(*rows, shape[0])
     assert torch.allclose(ours(x), theirs(x), atol=1e-6)
+    with torch.no_grad():
+        assert torch.allclose(ours(x), theirs(x), atol=1e-6)
+    with torch.inference_mode():
+        assert torch.allclose(ours(x), theirs(x), atol=1e-6)
     assert ours.weight.shape == theirs.weight.shape
 
 
-def test_wide_linear_keeps_its_layout_through_casts_and_loads():
+def test_linear_keeps_its_layout_through_casts_and_loads():
     layer = Linear(8, 24).to(torch.bfloat16)
     assert layer.weight.t().is_contiguous()
     layer.load_state_dict(torch.nn.Linear(8, 24, bias=False).state_dict())

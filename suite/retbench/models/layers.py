@@ -3,7 +3,7 @@
 A mixer turns x (B, T, D) into (B, T, D), carries the state of its layer, and says afterwards what it ran.
 """
 
-from functools import partial
+from functools import lru_cache, partial
 
 import torch
 import torch.nn.functional as F
@@ -26,16 +26,39 @@ from retbench.models.state import KVCache, LayerState, RetentionState
 
 
 class Linear(nn.Linear):
-    """nn.Linear without bias whose weight, (out, in) to the outside, lies transposed in memory where out >= in.
+    """nn.Linear without bias whose weight, (out, in) to the outside, lies transposed in memory. Same state dict.
 
-    One token's product with such a weight then streams it row by row: on a CPU at about twice the rate of nn.Linear's
-    own layout, which torch neither threads nor vectorises as well. Same values, same state dict.
+    Decoding one sequence streams every weight once for a single row. On a CPU neither layout of a matrix product
+    does that at the rate of the memory; the weighted sum of a table's rows does (`_sum_rows`), and (in, out) is such
+    a table. Everything else (several rows, gradients, other dtypes, a GPU) is nn.Linear's own product.
     """
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__(in_features, out_features, bias=False)
-        if out_features >= in_features:
-            self.weight = nn.Parameter(torch.empty(in_features, out_features).t())
+        self.weight = nn.Parameter(torch.empty(in_features, out_features).t())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) to (..., out)."""
+        one_row = x.numel() == self.in_features
+        if one_row and x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_grad_enabled():
+            return _sum_rows(x.flatten(), self.weight.t()).view(*x.shape[:-1], self.out_features)
+        return F.linear(x, self.weight)
+
+
+def _sum_rows(x: Tensor, table: Tensor) -> Tensor:
+    """Product of x (in,) and a contiguous table (in, out) as embedding bags, two a thread, each a run of rows."""
+    rows, bags = _bags(x.shape[0], 2 * torch.get_num_threads())
+    summed = torch.embedding_bag(table, rows, bags, False, 0, False, x)[
+        0
+    ]  # mode 0 sums; x are the rows' weights
+    return summed.sum(dim=0)
+
+
+@lru_cache
+def _bags(num_rows: int, num_bags: int) -> tuple[Tensor, Tensor]:
+    """Every row once, in order, and where each bag starts."""
+    with torch.inference_mode(False):  # made once, used in every mode
+        return torch.arange(num_rows), torch.arange(num_bags) * num_rows // num_bags
 
 
 class GatedFeedForward(nn.Module):
