@@ -47,19 +47,19 @@ def test_prefill_flops_of_retention_equal_what_torch_counts(length):
     """Less one read of a zero state: the first chunk has none."""
     config = SMALL["retnet"]
     model = build_model(config, dtype=torch.float32, device="cpu", seed=0, backend="chunkwise", chunk_size=64)
-    text = torch.zeros(1, length, dtype=torch.int64)
+    text = torch.zeros(2, length, dtype=torch.int64)
     counted = count_flops(lambda: model(text, last_only=True))
-    unread = 2 * config.num_layers * config.num_heads * 64 * config.head_dim * config.value_head_dim
-    assert costs.prefill_flops(config, 1, length, 64) == counted + unread
+    unread = 2 * 2 * config.num_layers * config.num_heads * 64 * config.head_dim * config.value_head_dim
+    assert costs.prefill_flops(config, 2, length, 64) == counted + unread
 
 
 def test_prefill_flops_of_attention_count_the_causal_half():
     config = SMALL["transformer"]
     model = build_model(config, dtype=torch.float32, device="cpu", seed=0, backend="reference")
-    text = torch.zeros(1, 256, dtype=torch.int64)
+    text = torch.zeros(2, 256, dtype=torch.int64)
     counted = count_flops(lambda: model(text, last_only=True))
-    upper_half = config.num_layers * 2 * config.d_model * 256 * 255
-    assert costs.prefill_flops(config, 1, 256, 1) == counted - upper_half
+    upper_half = 2 * config.num_layers * 2 * config.d_model * 256 * 255
+    assert costs.prefill_flops(config, 2, 256, 1) == counted - upper_half
 
 
 def test_what_the_paper_lets_one_derive():
