@@ -23,7 +23,7 @@ from torch import Tensor
 
 RetentionForm = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
 
-DEFAULT_CHUNK_SIZE = 128
+DEFAULT_CHUNK_SIZE = 256
 
 
 def wide_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -111,24 +111,23 @@ def retention_chunkwise(
     Arguments, returns and errors as of `retention_recurrent`; the last chunk may be shorter than `chunk_size`.
     """
     _check_shapes(q, k, v, log_decay, state)
-    length = q.shape[1]
-    fixed = log_decay.dim() == 1
     wide = wide_dtype(v.dtype)
-    shared = _decay_factors(log_decay, min(chunk_size, length), wide) if fixed else None
-    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H, T, .)
+    # Split, not sliced chunk by chunk: the gradient of a slice is as long as the sequence, that of a split is a chunk.
+    parts = [x.transpose(1, 2).split(chunk_size, dim=2) for x in (q, k, v)]  # (B, H, C, .) each
+    fixed = log_decay.dim() == 1
+    by_chunk = None if fixed else log_decay.split(chunk_size, dim=1)
     outs = []
-    for start in range(0, length, chunk_size):
-        chunk = slice(start, min(start + chunk_size, length))
-        width = chunk.stop - chunk.start
-        if shared is not None and width == shared.within.shape[-1]:
-            decay = shared
-        else:
-            decay = _decay_factors(log_decay if fixed else log_decay[:, chunk], width, wide)
-        out, state = _attend_chunk(q[:, :, chunk], k[:, :, chunk], v[:, :, chunk], decay, state)
+    decay = _decay_factors(log_decay, parts[0][0].shape[2], wide) if fixed else None
+    for index, (q_chunk, k_chunk, v_chunk) in enumerate(zip(*parts, strict=True)):
+        width = q_chunk.shape[2]
+        if by_chunk is not None:
+            decay = _decay_factors(by_chunk[index], width, wide)
+        elif decay is None or width != decay.within.shape[-1]:  # the shorter last chunk
+            decay = _decay_factors(log_decay, width, wide)
+        out, state = _attend_chunk(q_chunk, k_chunk, v_chunk, decay, state)
         outs.append(out)
-    return torch.cat(outs, dim=2).transpose(1, 2), _state_or_zeros(
-        k.transpose(1, 2), v.transpose(1, 2), state
-    )
+    assert state is not None
+    return torch.cat(outs, dim=2).transpose(1, 2), state
 
 
 class _DecayFactors(NamedTuple):
