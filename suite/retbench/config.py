@@ -42,7 +42,7 @@ class RetNetSpec(Strict):
     decay: DecaySchedule = "eq8"
     """eq8: 1 - 2^(-5-h). paper: 1 - exp(linspace(log 1/32, log 1/512, H)), which the paper's models used."""
     backend: RetentionBackend = "chunkwise"
-    chunk_size: int = Field(default=256, ge=1)
+    chunk_size: int = Field(default=128, ge=1)
 
 
 class TransformerSpec(Strict):

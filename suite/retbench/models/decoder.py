@@ -9,7 +9,7 @@ from retbench.models.layers import GatedFeedForward, Linear, Mixer
 from retbench.models.position import Positions, Rotary
 from retbench.models.state import DecoderState, LayerState
 
-PREFILL_SEGMENT = 2048
+PREFILL_SEGMENT = 1024
 
 
 class Block(nn.Module):

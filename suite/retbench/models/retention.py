@@ -23,7 +23,7 @@ from torch import Tensor
 
 RetentionForm = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
 
-DEFAULT_CHUNK_SIZE = 256
+DEFAULT_CHUNK_SIZE = 128
 
 
 def wide_dtype(dtype: torch.dtype) -> torch.dtype:
