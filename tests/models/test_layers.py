@@ -11,7 +11,7 @@ from retbench.models.layers import GatedFeedForward, Linear, decay_schedule
 
 
 @pytest.mark.parametrize("rows", [(1, 1), (2, 5), (1,)])
-@pytest.mark.parametrize("shape", [(8, 24), (24, 8), (3, 1)])
+@pytest.mark.parametrize("shape", [(8, 24), (24, 8), (3, 1), (16, 4096), (12, 4096)])
 def test_linear_is_nn_linear(shape, rows):
     """In each way it computes: one row without gradients, several rows, one row with gradients."""
     ours, theirs = Linear(*shape), torch.nn.Linear(*shape, bias=False)

@@ -64,12 +64,10 @@ class Rotary(nn.Module):
 
 def rotate(x: Tensor, positions: Positions, layout: Layout) -> Tensor:
     """Rotate heads x (B, T, H, K) by their positions; the dtype stays that of x."""
+    cos, sin = positions.cos, positions.sin
     if layout == "half":
         first, second = x.chunk(2, dim=-1)
-    else:
-        first, second = x[..., 0::2], x[..., 1::2]
-    cos, sin = positions.cos, positions.sin
-    turned = (first * cos - second * sin, second * cos + first * sin)
-    if layout == "half":
-        return torch.cat(turned, dim=-1).to(x.dtype)
-    return torch.stack(turned, dim=-1).flatten(-2).to(x.dtype)
+        return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
+    # Neighbours are the two parts of a complex number: one product instead of six strided passes.
+    pairs = torch.view_as_complex(x.to(cos.dtype).unflatten(-1, (-1, 2)))  # (B, T, H, K/2)
+    return torch.view_as_real(pairs * torch.complex(cos, sin)).flatten(-2).to(x.dtype)
