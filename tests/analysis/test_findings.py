@@ -85,7 +85,7 @@ def test_rounds_that_disagree_are_called_unclear() -> None:
         for length in (1024, 2048)
     ]
     first = findings(records)[0]
-    assert first.lead == "unclear"
+    assert first.lead == "rounds disagree"
     assert "first model" not in first.text
     assert "in 1 RetNet is ahead at every length" in first.text
 

@@ -9,7 +9,13 @@ from matplotlib.figure import Figure
 from retbench.analysis import style
 from retbench.analysis.labels import CORNERS, Label, add_note, beside, label_ends, label_width_in
 from retbench.analysis.points import Lineup
-from retbench.analysis.scenes import Scene, describe_absence, describe_crossover, describe_status
+from retbench.analysis.scenes import (
+    Scene,
+    describe_absence,
+    describe_crossover,
+    describe_status,
+    rounds_disagree,
+)
 from retbench.measure.statistics import Crossover
 from retbench.units import format_seconds
 
@@ -150,7 +156,8 @@ def _mark_crossing(axes: Axes, crossing: Crossover, scene: Scene, model: str) ->
     """Where `model` overtakes the reference, its interval shaded; or the words that it does not."""
     label = scene.models.labels[model]
     if crossing.value is None:
-        words = f"crossover: none in range\n{describe_absence(crossing, scene.lengths, label)}"
+        lead = "rounds disagree" if rounds_disagree(crossing, scene.lengths) else "none in range"
+        words = f"crossover: {lead}\n{describe_absence(crossing, scene.lengths, label)}"
         add_note(axes, words, CORNERS)
         return
     if crossing.low is not None and crossing.high is not None:

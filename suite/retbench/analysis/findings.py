@@ -10,7 +10,7 @@ import pandas as pd
 
 from retbench.analysis.comparisons import LEVEL_MARGIN, find_crossover, find_slope, pair_ratios
 from retbench.analysis.points import MAIN_METRIC
-from retbench.analysis.scenes import Scene, describe_absence, describe_status, format_length
+from retbench.analysis.scenes import Scene, describe_absence, describe_status, format_length, rounds_disagree
 from retbench.measure.statistics import Crossover
 from retbench.units import format_bytes, format_seconds, format_tokens
 
@@ -86,9 +86,9 @@ def _crossover(
     if crossing.value is None:
         why = describe_absence(crossing, lengths, label)
         text = f"Crossover of the time per token, {reach}, batch {batch_size}: {why}."
-        if {crossing.low, crossing.high} & {lengths[0], lengths[-1]}:
-            return Finding("none in range", text)
-        return Finding("unclear", f"{text} {crossing.note}".replace("the first model", label))
+        if rounds_disagree(crossing, lengths):
+            return Finding("rounds disagree", f"{text} {crossing.note}".replace("the first model", label))
+        return Finding("none in range", text)
     text = (
         f"{label} decodes faster than the {other} from a context of {format_length(crossing.value)} tokens on, "
         f"batch {batch_size}"

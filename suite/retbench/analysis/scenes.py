@@ -52,6 +52,11 @@ def describe_crossover(crossing: Crossover) -> str:
     return f"{format_length(crossing.value)}{ends} tokens"
 
 
+def rounds_disagree(crossing: Crossover, lengths: Sequence[int]) -> bool:
+    """Whether a missing crossover is that of rounds that disagree, not of a range that all find too short."""
+    return crossing.value is None and not {crossing.low, crossing.high} & {lengths[0], lengths[-1]}
+
+
 def describe_absence(crossing: Crossover, lengths: Sequence[int], label: str) -> str:
     """Why there is no crossover in the range measured, in a few words."""
     if crossing.low is None and crossing.high == lengths[0]:
