@@ -299,3 +299,12 @@ def test_help_answers_at_once(tmp_path: Path) -> None:
         assert retbench_process("--help", cwd=tmp_path).returncode == 0
         times.append(time.perf_counter() - start)
     assert min(times) < 1.0
+
+
+def test_records_cannot_go_into_a_file(tmp_path: Path) -> None:
+    """Refused before anything is measured."""
+    taken = tmp_path / "taken"
+    taken.write_text("", encoding="utf-8")
+    result = CliRunner().invoke(app, ["run", "latency", "--profile", "smoke", "--out", str(taken)])
+    assert result.exit_code == 2
+    assert "is a file" in result.stderr

@@ -103,7 +103,9 @@ def run(
     device: DeviceName = None,
     dtype: Annotated[str | None, typer.Option(help="Replaces the profile's dtype.")] = None,
     limit: Annotated[int | None, typer.Option(help="Keep the first so many context lengths.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder that records are appended to.")] = Path("results"),
+    out: Annotated[Path, typer.Option(file_okay=False, help="Folder that records are appended to.")] = Path(
+        "results"
+    ),
     overrides: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Replace a field of the profile or of models.NAME."),
@@ -151,7 +153,8 @@ def table(
 def report(
     results: ResultsPath = Path("results"),
     out: Annotated[
-        Path, typer.Option(help="Folder to write to; an earlier report in it is overwritten.")
+        Path,
+        typer.Option(file_okay=False, help="Folder to write to; an earlier report in it is overwritten."),
     ] = Path("reports"),
 ) -> None:
     """Write the report and its figures from the records."""

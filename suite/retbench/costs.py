@@ -1,9 +1,8 @@
 """Closed forms, without torch: parameters, bytes and floating-point operations of a model.
 
-A multiply and an add are two operations. Norms, activations, rotations and softmax are left out of the
-operation counts (below 2 % at every named size); everything that moves through memory once a step is in the
-byte counts.
-Tests hold each form equal to what the real model has.
+A multiply and an add are two operations. Norms, activations, rotations and softmax are left out of the operation
+counts; everything that moves through memory once a step is in the byte counts. Tests hold each form equal to what
+the real model has.
 """
 
 from retbench.architectures import ModelConfig, RetNetConfig, TransformerConfig

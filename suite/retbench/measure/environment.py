@@ -42,7 +42,7 @@ def worker_environment(threads: int) -> dict[str, str]:
     """Variables that must be set before a worker's Python starts, for OpenMP reads them when it is loaded.
 
     Each thread is bound to a CPU of its own, on as many physical cores as there are, among those that this
-    process may use: two unbound threads now and then share one, and a step then takes ten times as long.
+    process may use: two unbound threads now and then share one, and the step stalls.
 
     Raises:
         UnsupportedError: there are fewer CPUs than threads.

@@ -34,9 +34,8 @@ def attend_sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     grouped = k.shape[1] != q.shape[1]
     if length == 1 or length == keys:
         return F.scaled_dot_product_attention(q, k, v, is_causal=length > 1, enable_gqa=grouped)
-    from torch.nn.attention.bias import (
-        causal_lower_right,  # brings in torch._dynamo, half as long to load as torch
-    )
+    # Brings in torch._dynamo, which a worker that never needs it should not load.
+    from torch.nn.attention.bias import causal_lower_right
 
     mask = causal_lower_right(length, keys)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
