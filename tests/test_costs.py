@@ -44,12 +44,12 @@ def test_decode_flops_of_retention_exceed_the_products_by_the_state_update():
 
 @pytest.mark.parametrize("length", [128, 512])
 def test_prefill_flops_of_retention_equal_what_torch_counts(length):
-    """Less one read of a zero state: the first chunk has none."""
+    """Less one read of a zero state in all blocks but the last: the first chunk has none."""
     config = SMALL["retnet"]
     model = build_model(config, dtype=torch.float32, device="cpu", seed=0, backend="chunkwise", chunk_size=64)
     text = torch.zeros(2, length, dtype=torch.int64)
     counted = count_flops(lambda: model(text, last_only=True))
-    unread = 2 * 2 * config.num_layers * config.num_heads * 64 * config.head_dim * config.value_head_dim
+    unread = 2 * 2 * (config.num_layers - 1) * config.num_heads * 64 * config.head_dim * config.value_head_dim
     assert costs.prefill_flops(config, 2, length, 64) == counted + unread
 
 
@@ -58,7 +58,7 @@ def test_prefill_flops_of_attention_count_the_causal_half():
     model = build_model(config, dtype=torch.float32, device="cpu", seed=0, backend="reference")
     text = torch.zeros(2, 256, dtype=torch.int64)
     counted = count_flops(lambda: model(text, last_only=True))
-    upper_half = 2 * config.num_layers * 2 * config.d_model * 256 * 255
+    upper_half = 2 * (config.num_layers - 1) * 2 * config.d_model * 256 * 255
     assert costs.prefill_flops(config, 2, 256, 1) == counted - upper_half
 
 

@@ -10,7 +10,7 @@ from benchmarks.peers import pairs
 from benchmarks.peers.outcomes import Limit, Outcome, error_outcome, worst
 from retbench.data.text import read_tokens
 from retbench.models.decoder import Decoder
-from retbench.models.layers import RetentionMixer
+from retbench.models.mixers import RetentionMixer
 from retbench.models.retention import (
     RetentionForm,
     retention_chunkwise,

@@ -12,8 +12,8 @@ from benchmarks.peers import pairs
 from benchmarks.peers.outcomes import FP32_LIMIT, Limit, Outcome, error_outcome, speed_outcome, worst
 from benchmarks.peers.rounds import interleave, time_call
 from retbench.data.text import read_tokens
+from retbench.models.decay import decay_schedule
 from retbench.models.decoder import Decoder
-from retbench.models.layers import decay_schedule
 from retbench.models.retention import retention_parallel
 
 LENGTH = 2048

@@ -1,11 +1,47 @@
 """Full configurations of models: all that fixes shapes and arithmetic, nothing about how they are run."""
 
 import hashlib
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter, model_validator
 
-from retbench.config import DecaySchedule, Strict
+from retbench.config import Decay, RetNetVariant, Strict, TransformerVariant
+
+Layout = Literal["half", "interleaved"]
+"""Which values of a head are the pairs that a rotary position turns; see `models.position`."""
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What a variant's blocks are made of.
+
+    Attributes:
+        block_norm: rms: RMSNorm. layer: LayerNorm with weight and bias.
+        ffn: swiglu: two matrices in, one out. gelu: one in, one out.
+        layout: Pairs and frequencies of the rotary positions.
+        head_norm: Norm of each retention head: rms, rms_affine (one weight for all heads), layer (GroupNorm with a
+            group a head, without weights).
+        row_norm: Whether retention is divided by the square root of the row sum of D (arXiv:2307.08621, Sec. 2.4).
+    """
+
+    block_norm: Literal["rms", "layer"]
+    ffn: Literal["swiglu", "gelu"]
+    layout: Layout
+    head_norm: Literal["rms", "rms_affine", "layer"] = "rms"
+    row_norm: bool = False
+
+
+RETNET_TRAITS: dict[RetNetVariant, Traits] = {
+    "fla": Traits("rms", "swiglu", "half", head_norm="rms_affine"),
+    "torchscale": Traits("rms", "swiglu", "interleaved", row_norm=True),
+    "paper": Traits("layer", "gelu", "interleaved", head_norm="layer", row_norm=True),
+    "yoco": Traits("rms", "swiglu", "interleaved"),
+}
+TRANSFORMER_TRAITS: dict[TransformerVariant, Traits] = {
+    "llama": Traits("rms", "swiglu", "half"),
+    "gpt": Traits("layer", "gelu", "half"),
+}
 
 
 class _DecoderConfig(Strict):
@@ -28,24 +64,40 @@ class _DecoderConfig(Strict):
         """Short hash of every field: two models with one fingerprint have the same shapes and arithmetic."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:12]
 
-
-class RetNetConfig(_DecoderConfig):
-    """A RetNet: multi-scale retention, a swish gate, and a gated feed-forward (arXiv:2307.08621, Sec. 2)."""
-
-    architecture: Literal["retnet"] = "retnet"
-    variant: Literal["fla", "torchscale"] = "fla"
-    value_dim: int = Field(ge=1)
-    """Width of all value heads together: 2d (fla), the FFN width (torchscale)."""
-    decay: DecaySchedule = "eq8"
-
     @model_validator(mode="after")
-    def _widths_fit_heads(self) -> "RetNetConfig":
+    def _heads_fit(self) -> "_DecoderConfig":
         if self.d_model % (2 * self.num_heads):
             raise ValueError(
                 f"d_model {self.d_model} must be a multiple of 2 * {self.num_heads} heads (rotary pairs)"
             )
+        return self
+
+
+class RetNetConfig(_DecoderConfig):
+    """A RetNet: multi-scale retention, a swish gate, and a feed-forward (arXiv:2307.08621, Sec. 2).
+
+    Gated retention (arXiv:2405.05254, Sec. 3.3) is the decay `gated`, in YOCO's own models with the variant `yoco`.
+    """
+
+    architecture: Literal["retnet"] = "retnet"
+    variant: RetNetVariant = "fla"
+    value_dim: int = Field(ge=1)
+    """Width of all value heads together: 2d (fla, paper), the FFN width (torchscale), d (yoco)."""
+    decay: Decay = "eq8"
+    swish_gate: bool = True
+    """Whether the retention is multiplied by swish(x W_G) (Eq. 8)."""
+    head_norm: bool = True
+    """Whether each head is normalised (GroupNorm in Eq. 8)."""
+
+    @model_validator(mode="after")
+    def _retention_fits(self) -> "RetNetConfig":
         if self.value_dim % self.num_heads:
             raise ValueError(f"value_dim {self.value_dim} must be a multiple of num_heads {self.num_heads}")
+        if self.decay == "gated" and self.traits.row_norm:
+            raise ValueError(
+                f"decay 'gated' depends on the data, and the variant '{self.variant}' divides by the row sums of a "
+                "fixed decay; the variants 'yoco' and 'fla' do not"
+            )
         return self
 
     @property
@@ -53,23 +105,32 @@ class RetNetConfig(_DecoderConfig):
         """Width of one value head."""
         return self.value_dim // self.num_heads
 
+    @property
+    def traits(self) -> Traits:
+        """What the variant's blocks are made of."""
+        return RETNET_TRAITS[self.variant]
+
 
 class TransformerConfig(_DecoderConfig):
-    """A Llama-style Transformer: RMSNorm, SwiGLU, rotary positions, grouped-query attention as an option."""
+    """A Transformer with rotary positions and without biases; grouped-query attention as an option.
+
+    llama: RMSNorm and SwiGLU. gpt: LayerNorm and a GELU feed-forward, the block of GPT-2 and GPT-3.
+    """
 
     architecture: Literal["transformer"] = "transformer"
-    variant: Literal["llama"] = "llama"
+    variant: TransformerVariant = "llama"
     num_kv_heads: int = Field(ge=1)
 
     @model_validator(mode="after")
-    def _widths_fit_heads(self) -> "TransformerConfig":
-        if self.d_model % (2 * self.num_heads):
-            raise ValueError(
-                f"d_model {self.d_model} must be a multiple of 2 * {self.num_heads} heads (rotary pairs)"
-            )
+    def _kv_heads_fit(self) -> "TransformerConfig":
         if self.num_heads % self.num_kv_heads:
             raise ValueError(f"num_kv_heads {self.num_kv_heads} must divide num_heads {self.num_heads}")
         return self
+
+    @property
+    def traits(self) -> Traits:
+        """What the variant's blocks are made of."""
+        return TRANSFORMER_TRAITS[self.variant]
 
 
 ModelConfig = RetNetConfig | TransformerConfig

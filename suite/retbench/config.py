@@ -18,7 +18,9 @@ from retbench.errors import ConfigError, unknown_name
 
 Dtype = Literal["float64", "float32", "bfloat16", "float16"]
 DTYPE_BYTES: dict[str, int] = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
-DecaySchedule = Literal["eq8", "paper"]
+RetNetVariant = Literal["fla", "torchscale", "paper", "yoco"]
+TransformerVariant = Literal["llama", "gpt"]
+Decay = Literal["eq8", "paper", "single", "none", "gated"]
 RetentionBackend = Literal["parallel", "chunkwise", "recurrent"]
 AttentionBackend = Literal["reference", "sdpa", "flash"]
 FfnWidth = Literal["matched", "published"] | Annotated[int, Field(ge=8)]
@@ -34,13 +36,22 @@ class RetNetSpec(Strict):
     """A `[models.NAME]` table with architecture = "retnet"."""
 
     architecture: Literal["retnet"]
-    variant: Literal["fla", "torchscale"] = "fla"
-    """fla: SwiGLU, per-head RMSNorm with weights, value 2d. torchscale: gated FFN, values as wide."""
+    variant: RetNetVariant = "fla"
+    """fla: SwiGLU, per-head RMSNorm with weights, value 2d. torchscale: SwiGLU with values as wide as it. paper:
+    LayerNorm, GELU feed-forward, GroupNorm, value 2d. yoco: SwiGLU, value d, gated decay."""
     size: str | None = None
     """A name in `retbench list --sizes`; the profile's size when absent."""
     ffn_dim: FfnWidth = "matched"
-    decay: DecaySchedule = "eq8"
-    """eq8: 1 - 2^(-5-h). paper: 1 - exp(linspace(log 1/32, log 1/512, H)), which the paper's models used."""
+    decay: Decay | None = None
+    """eq8: 1 - 2^(-5-h). paper: 1 - exp(linspace(log 1/32, log 1/512, H)), which the paper's models used. single:
+    127/128 for all heads. none: 1. gated: sigmoid(x W)^(1/16). The variant's own when absent: paper for paper, gated
+    for yoco, eq8 for the others."""
+    head_dim: int | None = Field(default=None, ge=2)
+    """Width of a query and key head; that of the size (256, or 64 in the smallest) when absent."""
+    swish_gate: bool = True
+    """false: without the gate swish(x W_G)."""
+    head_norm: bool = True
+    """false: without the norm of each head."""
     backend: RetentionBackend = "chunkwise"
     chunk_size: int = Field(default=128, ge=1)
 
@@ -49,7 +60,8 @@ class TransformerSpec(Strict):
     """A `[models.NAME]` table with architecture = "transformer"."""
 
     architecture: Literal["transformer"]
-    variant: Literal["llama"] = "llama"
+    variant: TransformerVariant = "llama"
+    """llama: RMSNorm and SwiGLU. gpt: LayerNorm and a GELU feed-forward. Both: rotary positions, no biases."""
     size: str | None = None
     ffn_dim: FfnWidth = "matched"
     num_kv_heads: int | None = Field(default=None, ge=1)

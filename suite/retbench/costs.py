@@ -14,19 +14,39 @@ STATE_BYTES_PER_VALUE = {"float64": 8, "float32": 4, "bfloat16": 4, "float16": 4
 
 def layer_params(config: ModelConfig) -> int:
     """Parameters of one block: mixer, feed-forward and norms."""
-    d, f = config.d_model, config.ffn_dim
-    ffn_and_norms = 3 * d * f + 2 * d
+    head_norm = 0
+    if isinstance(config, RetNetConfig) and config.head_norm and config.traits.head_norm == "rms_affine":
+        head_norm = config.value_head_dim
+    return _layer_matmul_params(config) + head_norm + 2 * _norm_params(config)
+
+
+def _layer_matmul_params(config: ModelConfig) -> int:
+    """Parameters of one block that take part in a matrix product with every token."""
+    query, kv, rest = _mixer_matmul_params(config)
+    matrices = 3 if config.traits.ffn == "swiglu" else 2
+    return query + kv + rest + matrices * config.d_model * config.ffn_dim
+
+
+def _mixer_matmul_params(config: ModelConfig) -> tuple[int, int, int]:
+    """The same of one mixer: the queries', the keys' and values' (with a gated decay's), and the rest."""
+    d = config.d_model
     match config:
         case RetNetConfig():
-            head_norm = config.value_head_dim if config.variant == "fla" else 0
-            return 2 * d * d + 3 * d * config.value_dim + head_norm + ffn_and_norms
+            decay = d * config.num_heads if config.decay == "gated" else 0
+            gate_and_out = (2 if config.swish_gate else 1) * d * config.value_dim
+            return d * d, d * d + d * config.value_dim + decay, gate_and_out
         case TransformerConfig():
-            return 2 * d * d + 2 * d * config.num_kv_heads * config.head_dim + ffn_and_norms
+            return d * d, 2 * d * config.num_kv_heads * config.head_dim, d * d
+
+
+def _norm_params(config: ModelConfig) -> int:
+    """Parameters of a norm over the width of the model."""
+    return (1 if config.traits.block_norm == "rms" else 2) * config.d_model
 
 
 def num_params_nonembedding(config: ModelConfig) -> int:
     """Parameters without the embedding table and the output head."""
-    return config.num_layers * layer_params(config) + config.d_model
+    return config.num_layers * layer_params(config) + _norm_params(config)
 
 
 def num_params(config: ModelConfig) -> int:
@@ -66,20 +86,9 @@ def decode_bytes(config: ModelConfig, dtype: str, batch_size: int, context_len: 
             return weights + state_bytes(config, dtype, batch_size, context_len + 2)
 
 
-def _matmul_params(config: ModelConfig) -> int:
-    """Parameters of the blocks that take part in a matrix product with every token."""
-    d, f = config.d_model, config.ffn_dim
-    match config:
-        case RetNetConfig():
-            mixer = 2 * d * d + 3 * d * config.value_dim
-        case TransformerConfig():
-            mixer = 2 * d * d + 2 * d * config.num_kv_heads * config.head_dim
-    return config.num_layers * (mixer + 3 * d * f)
-
-
 def decode_flops(config: ModelConfig, batch_size: int, context_len: int) -> int:
     """Operations of one decode step at depth `context_len`, output head included."""
-    products = 2 * (_matmul_params(config) + config.vocab_size * config.d_model)
+    products = 2 * (config.num_layers * _layer_matmul_params(config) + config.vocab_size * config.d_model)
     match config:
         case RetNetConfig():
             # Decay, rank-one update (3 a state value), then the read-out (2).
@@ -92,22 +101,28 @@ def decode_flops(config: ModelConfig, batch_size: int, context_len: int) -> int:
 def prefill_flops(config: ModelConfig, batch_size: int, context_len: int, chunk_size: int) -> int:
     """Operations to process a prompt and give the logits of its last token.
 
+    In the last block only keys, values and state are computed for all tokens, and the rest for the last one.
+
     Args:
         config: The model.
         batch_size: Sequences.
-        context_len: Tokens of each prompt.
+        context_len: Tokens of each prompt, taken in one segment.
         chunk_size: Chunk of the chunkwise form; does not matter to a Transformer. Attention is counted causal
             (half the square); the chunkwise form's blocks on the diagonal are counted whole, as they are
             computed.
     """
-    products = 2 * (_matmul_params(config) * context_len + config.vocab_size * config.d_model)
+    _, kv, _ = _mixer_matmul_params(config)
+    whole = _layer_matmul_params(config)
+    last = kv * context_len + whole - kv
+    products = 2 * ((config.num_layers - 1) * whole * context_len + last + config.vocab_size * config.d_model)
     match config:
         case RetNetConfig():
             chunk = min(chunk_size, context_len)
-            widths = config.head_dim + config.value_head_dim
-            inside = 2 * chunk * widths
-            across = 4 * config.head_dim * config.value_head_dim
-            mixing = config.num_layers * config.num_heads * context_len * (inside + across)
+            inside = 2 * chunk * (config.head_dim + config.value_head_dim)
+            update = 2 * config.head_dim * config.value_head_dim  # and as much for a read-out of the state
+            every = context_len * (inside + 2 * update)
+            mixing = config.num_heads * ((config.num_layers - 1) * every + (context_len + 1) * update)
         case TransformerConfig():
-            mixing = config.num_layers * 2 * config.d_model * context_len * (context_len + 1)
+            every = 2 * config.d_model * context_len * (context_len + 1)
+            mixing = (config.num_layers - 1) * every + 4 * config.d_model * context_len
     return batch_size * (products + mixing)

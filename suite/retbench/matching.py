@@ -12,11 +12,16 @@ from pydantic import ValidationError
 
 from retbench import costs
 from retbench.architectures import ModelConfig, RetNetConfig, TransformerConfig
-from retbench.config import FfnWidth, ModelSpec, RetNetSpec, TransformerSpec
+from retbench.config import Decay, FfnWidth, ModelSpec, RetNetSpec, RetNetVariant, TransformerSpec
 from retbench.errors import ConfigError
 from retbench.sizes import Size, find_size
 
 MAX_MISMATCH = 0.01
+
+OWN_DECAY: dict[RetNetVariant, Decay] = {"fla": "eq8", "torchscale": "eq8", "paper": "paper", "yoco": "gated"}
+
+TORCHSCALE_FFN = {512: 864, 1024: 1728, 2048: 3456, 2560: 4280, 4096: 6912, 5120: 8560, 8192: 13824}
+"""Feed-forward and value width by d_model: examples/fairseq/models/retnet.py of torchscale."""
 
 
 def resolve_model(spec: ModelSpec, default_size: str) -> ModelConfig:
@@ -26,6 +31,11 @@ def resolve_model(spec: ModelSpec, default_size: str) -> ModelConfig:
         ConfigError: unknown size, or head counts that do not fit the width.
     """
     size = find_size(spec.size or default_size)
+    if isinstance(spec, RetNetSpec) and spec.head_dim and size.d_model % spec.head_dim:
+        raise ConfigError(
+            f"head_dim is {spec.head_dim}, which does not divide d_model {size.d_model} of size "
+            f"'{spec.size or default_size}'. Give a divisor."
+        )
     if isinstance(spec, TransformerSpec) and spec.num_kv_heads and size.attention_heads % spec.num_kv_heads:
         raise ConfigError(
             f"num_kv_heads is {spec.num_kv_heads}, which does not divide the {size.attention_heads} query "
@@ -49,11 +59,13 @@ def _with_ffn(spec: ModelSpec, size: Size, ffn_dim: int) -> ModelConfig:
                 variant=spec.variant,
                 d_model=size.d_model,
                 num_layers=size.num_layers,
-                num_heads=size.retention_heads,
+                num_heads=_retention_heads(spec, size),
                 vocab_size=size.vocab_size,
                 ffn_dim=ffn_dim,
-                value_dim=2 * size.d_model if spec.variant == "fla" else ffn_dim,
-                decay=spec.decay,
+                value_dim=_value_dim(spec, size, ffn_dim),
+                decay=spec.decay or OWN_DECAY[spec.variant],
+                swish_gate=spec.swish_gate,
+                head_norm=spec.head_norm,
             )
         case TransformerSpec():
             return TransformerConfig(
@@ -67,6 +79,22 @@ def _with_ffn(spec: ModelSpec, size: Size, ffn_dim: int) -> ModelConfig:
             )
 
 
+def _retention_heads(spec: RetNetSpec, size: Size) -> int:
+    """Heads of the width asked for, or those of the size."""
+    return size.d_model // spec.head_dim if spec.head_dim else size.retention_heads
+
+
+def _value_dim(spec: RetNetSpec, size: Size, ffn_dim: int) -> int:
+    """Width of all value heads together, by the variant."""
+    match spec.variant:
+        case "fla" | "paper":
+            return 2 * size.d_model
+        case "torchscale":
+            return ffn_dim
+        case "yoco":
+            return size.d_model
+
+
 def _ffn_dim(spec: ModelSpec, size: Size, width: FfnWidth) -> int:
     """The feed-forward width asked for: a number, as published, or solved."""
     if isinstance(width, int):
@@ -77,25 +105,29 @@ def _ffn_dim(spec: ModelSpec, size: Size, width: FfnWidth) -> int:
 def _published_ffn(spec: ModelSpec, size: Size) -> int:
     """Width by the rule of the variant's own code."""
     d = size.d_model
-    if isinstance(spec, TransformerSpec):
-        return 256 * -(-(8 * d // 3) // 256)  # Llama and fla: 8/3 d, up to a multiple of 256
-    if spec.variant == "fla":
-        return 256 * -(-(4 * d // 3) // 256)  # fla RetNetConfig: hidden_ratio 2
-    # examples/fairseq/models/retnet.py of torchscale
-    torchscale = {1024: 1728, 2048: 3456, 2560: 4280, 4096: 6912, 5120: 8560}
-    if d not in torchscale:
-        raise ConfigError(
-            f"ffn_dim is 'published', and torchscale publishes no width for d_model {d}. "
-            'Use ffn_dim = "matched".'
-        )
-    return torchscale[d]
+    match spec.variant:
+        case "llama":
+            return 256 * -(-(8 * d // 3) // 256)  # Llama and fla: 8/3 d, up to a multiple of 256
+        case "gpt":
+            return 4 * d
+        case "fla":
+            return 256 * -(-(4 * d // 3) // 256)  # fla RetNetConfig: hidden_ratio 2
+        case "paper":
+            return 2 * d  # Sec. 3.1
+        case "yoco":
+            return 3 * d  # arXiv:2405.05254, scaling curves
+        case "torchscale" if d in TORCHSCALE_FFN:
+            return TORCHSCALE_FFN[d]
+    raise ConfigError(
+        f"ffn_dim is 'published', and torchscale publishes no width for d_model {d}. Use ffn_dim = \"matched\"."
+    )
 
 
 def _solved_ffn(spec: ModelSpec, size: Size) -> int:
     """The multiple of 8 (and of the heads, where values are as wide) that comes closest to 12 d^2 a layer."""
     step = 8
     if isinstance(spec, RetNetSpec) and spec.variant == "torchscale":
-        step = math.lcm(step, size.retention_heads)
+        step = math.lcm(step, _retention_heads(spec, size))
     budget = 12 * size.d_model**2
     widths = range(step, 8 * size.d_model, step)
     return min(widths, key=lambda width: abs(costs.layer_params(_with_ffn(spec, size, width)) - budget))

@@ -34,6 +34,11 @@ _PAPER = "RetNet (arXiv:2307.08621) Table 2 and Table 7; retention heads are 256
 _PAPER_VOCAB = "; vocabulary 64,000 derived from the weights line of Figure 6(a) (13.4 GB at 2 bytes)"
 _PAPER_HEADS = "; attention heads 128 wide (the paper does not state them)"
 
+_FLA = "flash-linear-attention's checkpoints (fla-hub; arXiv:2312.06635)"
+_FLA_HEADS = "; attention heads of its TransformerConfig default, 32"
+_YOCO = "YOCO (arXiv:2405.05254) scaling curves; retention heads are 256 wide"
+_YOCO_VOCAB = "; vocabulary of its 3B model (the curves' is not stated)"
+
 SIZES: dict[str, Size] = {
     "1m": Size(128, 4, 2, 2, 1024, "CPU size, for tests: 12 d^2 L = 0.79 M"),
     "6m": Size(256, 6, 2, 4, 4096, "CPU size, for smoke runs: 12 d^2 L = 4.7 M"),
@@ -48,6 +53,15 @@ SIZES: dict[str, Size] = {
     "125m": Size(
         768, 12, 3, 12, 16384, "CPU size: GPT-2 small's 768 wide, 12 layers, 12 heads; 12 d^2 L = 84.9 M"
     ),
+    "200m": Size(
+        1024,
+        16,
+        4,
+        16,
+        64000,
+        "RetNet Tables 5 and 6; torchscale retnet_medium; attention heads 64 wide, vocabulary as at its other sizes "
+        "(neither is stated)",
+    ),
     "1.3b": Size(2048, 24, 8, 16, 64000, _PAPER + _PAPER_HEADS + _PAPER_VOCAB),
     "2.7b": Size(2560, 32, 10, 20, 64000, _PAPER + _PAPER_HEADS + _PAPER_VOCAB),
     "6.7b": Size(4096, 32, 16, 32, 64000, _PAPER + _PAPER_HEADS + _PAPER_VOCAB),
@@ -59,6 +73,28 @@ SIZES: dict[str, Size] = {
         64000,
         "RetNet Table 4 (cost only); rows from torchscale retnet_13b" + _PAPER_HEADS + _PAPER_VOCAB,
     ),
+    "65b": Size(
+        8192,
+        64,
+        32,
+        64,
+        64000,
+        "torchscale retnet_65b, whose xl, 3b, 7b and 13b are 1.3b to 13b here; attention heads 128 wide, vocabulary as "
+        "at the paper's sizes (neither is stated)",
+    ),
+    "fla-340m": Size(
+        1024, 24, 4, 16, 32000, _FLA + "; attention heads 64 wide; its embeddings are tied, here they are not"
+    ),
+    "fla-1.3b": Size(2048, 24, 8, 32, 32000, _FLA + _FLA_HEADS),
+    "fla-2.7b": Size(2560, 32, 10, 32, 32000, _FLA + _FLA_HEADS),
+    "yoco-160m": Size(768, 12, 3, 12, 100288, _YOCO + _YOCO_VOCAB),
+    "yoco-400m": Size(1024, 24, 4, 16, 100288, _YOCO + _YOCO_VOCAB),
+    "yoco-830m": Size(1536, 24, 6, 12, 100288, _YOCO + _YOCO_VOCAB),
+    "yoco-1.4b": Size(2048, 24, 8, 16, 100288, _YOCO + _YOCO_VOCAB),
+    "yoco-2.7b": Size(2560, 32, 10, 20, 100288, _YOCO + _YOCO_VOCAB),
+    "yoco-3b": Size(3072, 26, 24, 24, 100288, "YOCO Table 7: its 3B model; all heads are 128 wide"),
+    "yoco-6.8b": Size(4096, 32, 16, 32, 100288, _YOCO + _YOCO_VOCAB),
+    "yoco-13b": Size(5120, 40, 20, 40, 100288, _YOCO + _YOCO_VOCAB),
 }
 
 

@@ -6,7 +6,7 @@ import torch
 from retbench.cells import resolve_models
 from retbench.config import load_experiment
 from retbench.errors import ConfigError
-from retbench.models import layers
+from retbench.models import mixers
 from retbench.models.build import build_model
 from retbench.models.gate import relative_error, run_gate
 
@@ -32,21 +32,21 @@ def test_equal_forms_pass(name, dtype):
 
 
 def test_a_step_that_forgets_to_decay_is_stopped(monkeypatch):
-    honest = layers.retention_step_
+    honest = mixers.retention_step_
 
     def forgetful(q, k, v, log_decay, state):
         return honest(q, k, v, torch.zeros_like(log_decay), state)
 
-    monkeypatch.setattr(layers, "retention_step_", forgetful)
+    monkeypatch.setattr(mixers, "retention_step_", forgetful)
     gate = run_gate(build("retnet"), TEXT, depth=600, lengths=LENGTHS)
     assert not gate.passed
     assert "decode = chunkwise" in {check.name for check in gate.checks if not check.passed}
 
 
 def test_a_cache_written_at_the_wrong_place_is_stopped(monkeypatch):
-    honest = layers.KVCache.append
+    honest = mixers.KVCache.append
     monkeypatch.setattr(
-        layers.KVCache, "append", lambda self, k, v, start: honest(self, k, v, max(0, start - 1))
+        mixers.KVCache, "append", lambda self, k, v, start: honest(self, k, v, max(0, start - 1))
     )
     assert not run_gate(build("transformer"), TEXT, depth=600, lengths=LENGTHS).passed
 

@@ -7,7 +7,9 @@ import torch.nn.functional as F
 from retbench.cells import resolve_models
 from retbench.config import load_experiment
 from retbench.models.build import build_model
-from retbench.models.layers import GatedFeedForward, Linear, decay_schedule
+from retbench.models.decay import decay_schedule
+from retbench.models.layers import GatedFeedForward
+from retbench.models.linear import Linear
 
 
 @pytest.mark.parametrize("rows", [(1, 1), (2, 5), (1,)])

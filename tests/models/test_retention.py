@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from retbench.models.decay import decay_schedule
 from retbench.models.gate import relative_error
-from retbench.models.layers import decay_schedule
 from retbench.models.retention import (
     retention_chunkwise,
     retention_parallel,

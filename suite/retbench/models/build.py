@@ -10,13 +10,7 @@ from torch.overrides import TorchFunctionMode
 
 from retbench.architectures import ModelConfig, RetNetConfig, TransformerConfig
 from retbench.models.decoder import Block, Decoder
-from retbench.models.layers import (
-    ATTENTION_LAYOUT,
-    RETENTION_LAYOUTS,
-    AttentionMixer,
-    Mixer,
-    RetentionMixer,
-)
+from retbench.models.mixers import AttentionMixer, Mixer, RetentionMixer
 from retbench.models.position import Rotary
 from retbench.models.retention import DEFAULT_CHUNK_SIZE
 
@@ -84,9 +78,8 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 def assemble(config: ModelConfig, backend: str, chunk_size: int = DEFAULT_CHUNK_SIZE) -> Decoder:
     """The modules of a model on torch's default device, their weights not yet drawn."""
-    layout = RETENTION_LAYOUTS[config.variant] if isinstance(config, RetNetConfig) else ATTENTION_LAYOUT
     blocks = [Block(config, _mixer(config, backend, chunk_size)) for _ in range(config.num_layers)]
-    return Decoder(config, blocks, Rotary(config.head_dim, layout))
+    return Decoder(config, blocks, Rotary(config.head_dim, config.traits.layout))
 
 
 def _mixer(config: ModelConfig, backend: str, chunk_size: int) -> Mixer:
@@ -100,11 +93,11 @@ def _mixer(config: ModelConfig, backend: str, chunk_size: int) -> Mixer:
 
 @torch.no_grad()
 def init_weights(model: nn.Module, seed: int) -> None:
-    """Draw every matrix from a normal distribution and set every norm to one, in the order of the modules."""
+    """Draw every matrix from a normal distribution; every norm gets weight one and bias zero."""
     generator = torch.Generator(next(model.parameters()).device).manual_seed(seed)
-    for parameter in model.parameters():
+    for name, parameter in model.named_parameters():
         if parameter.dim() == 1:
-            parameter.fill_(1.0)
+            parameter.fill_(0.0 if name.endswith("bias") else 1.0)
         else:  # in the order of memory, whichever way the matrix lies
             stored = parameter if parameter.is_contiguous() else parameter.t()
             stored.normal_(0.0, INIT_STD, generator=generator)

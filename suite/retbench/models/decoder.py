@@ -5,7 +5,9 @@ from torch import Tensor, nn
 
 from retbench.architectures import ModelConfig
 from retbench.errors import UnsupportedError
-from retbench.models.layers import GatedFeedForward, Linear, Mixer
+from retbench.models.layers import make_feed_forward, make_norm
+from retbench.models.linear import Linear
+from retbench.models.mixers import Mixer
 from retbench.models.position import Positions, Rotary
 from retbench.models.state import DecoderState, LayerState
 
@@ -13,18 +15,21 @@ PREFILL_SEGMENT = 1024
 
 
 class Block(nn.Module):
-    """x + mixer(norm(x)), then x + ffn(norm(x)): pre-norm with RMSNorm."""
+    """x + mixer(norm(x)), then x + ffn(norm(x))."""
 
     def __init__(self, config: ModelConfig, mixer: Mixer) -> None:
         super().__init__()
-        self.mixer_norm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
+        self.mixer_norm = make_norm(config)
         self.mixer: Mixer = mixer
-        self.ffn_norm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
-        self.ffn = GatedFeedForward(config.d_model, config.ffn_dim)
+        self.ffn_norm = make_norm(config)
+        self.ffn = make_feed_forward(config)
 
-    def forward(self, x: Tensor, state: LayerState | None, positions: Positions) -> Tensor:
-        """(B, T, D) to (B, T, D); `state` is advanced in place."""
-        x = x + self.mixer(self.mixer_norm(x), state, positions)
+    def forward(
+        self, x: Tensor, state: LayerState | None, positions: Positions, *, last_only: bool = False
+    ) -> Tensor:
+        """(B, T, D) to (B, T, D), or (B, 1, D) with `last_only`; `state` is advanced in place."""
+        mixed = self.mixer(self.mixer_norm(x), state, positions, last_only=last_only)
+        x = (x[:, -1:] if last_only else x) + mixed
         out: Tensor = x + self.ffn(self.ffn_norm(x))
         return out
 
@@ -44,7 +49,7 @@ class Decoder(nn.Module):
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
         self.blocks = nn.ModuleList(blocks)
         self.rotary = rotary
-        self.norm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
+        self.norm = make_norm(config)
         self.head = Linear(config.d_model, config.vocab_size)
 
     @property
@@ -104,7 +109,8 @@ class Decoder(nn.Module):
         Args:
             tokens: (B, T) int64. One token with a state and without gradients is a decode step, O(1) for retention.
             state: Advanced in place by T tokens; None starts at position 0 and keeps nothing.
-            last_only: Logits of the last token only.
+            last_only: Logits of the last token only; of the last block, the other tokens then get no more than what
+                later tokens need of them: keys, values and state.
 
         Returns:
             (B, T, N), or (B, 1, N) with `last_only`.
@@ -117,11 +123,13 @@ class Decoder(nn.Module):
             state.require_room(length)
         positions = self.rotary(state.position if state is not None else 0, length, self.dtype)
         x = self.embedding(tokens)  # (B, T, D)
+        last = len(self.blocks) - 1
         for index, block in enumerate(self.blocks):
-            x = block(x, state.layers[index] if state is not None else None, positions)
+            layer = state.layers[index] if state is not None else None
+            x = block(x, layer, positions, last_only=last_only and index == last and length > 1)
         if state is not None:
             state.position += length
-        logits: Tensor = self.head(self.norm(x[:, -1:] if last_only else x))
+        logits: Tensor = self.head(self.norm(x))
         return logits
 
     @torch.no_grad()

@@ -4,15 +4,14 @@ Angles are formed in float64 and only their cosine and sine are rounded: in floa
 by up to 2e-3, and in bfloat16 positions above 256 are not even distinct.
 """
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from retbench.architectures import Layout
 from retbench.models.constants import Float64Constant
 from retbench.models.retention import wide_dtype
-
-Layout = Literal["half", "interleaved"]
 
 
 class Positions(NamedTuple):
@@ -24,6 +23,11 @@ class Positions(NamedTuple):
     """(T, 1, K/2) in the wide dtype."""
     sin: Tensor
     """(T, 1, K/2) in the wide dtype."""
+
+    @property
+    def last(self) -> "Positions":
+        """Where the last token stands."""
+        return Positions(self.start + self.cos.shape[0] - 1, self.cos[-1:], self.sin[-1:])
 
 
 def rotary_frequencies(head_dim: int, layout: Layout, base: float) -> Tensor:

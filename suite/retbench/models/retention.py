@@ -84,6 +84,25 @@ def retention_step_(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: T
     return out.view(v.shape).to(v.dtype)
 
 
+def retention_last(
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The last token's retention alone: O(T) work and no score, since out_T = q_T S_T.
+
+    Arguments, returns and errors as of `retention_recurrent`, but q and the output are of one token, (B, 1, H, .).
+    """
+    _check_shapes(q.expand_as(k), k, v, log_decay, state)
+    wide = wide_dtype(v.dtype)
+    summed = _summed(log_decay, k.shape[1])
+    k, wide_v = k.transpose(1, 2).to(wide), v.transpose(1, 2).to(wide)
+    end = summed[..., -1:]
+    values = (k * _exp(end - summed, wide)[..., None]).mT @ wide_v  # (B, H, K, V)
+    if state is not None:
+        values = values + _exp(end, wide)[..., None] * state
+    out = q.transpose(1, 2).to(wide) @ values  # (B, H, 1, V)
+    return out.transpose(1, 2).to(v.dtype), values
+
+
 def retention_parallel(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -144,15 +163,8 @@ class _DecayFactors(NamedTuple):
 
 
 def _decay_factors(log_decay: Tensor, length: int, wide: torch.dtype) -> _DecayFactors:
-    """The decay factors of a chunk of `length` tokens.
-
-    Exponents are summed in float64: the difference of two long sums would lose digits in float32.
-    """
-    if log_decay.dim() == 1:
-        steps = torch.arange(1, length + 1, device=log_decay.device, dtype=torch.float64)
-        summed = (log_decay.double()[:, None] * steps)[None]  # (1, H, C)
-    else:
-        summed = log_decay.double().transpose(1, 2).cumsum(-1)  # (B, H, C)
+    """The decay factors of a chunk of `length` tokens."""
+    summed = _summed(log_decay, length)
     later = torch.ones(length, length, dtype=torch.bool, device=log_decay.device).triu(1)
     between = summed[..., :, None] - summed[..., None, :]  # (., H, C, C)
     end = summed[..., -1:]
@@ -162,6 +174,17 @@ def _decay_factors(log_decay: Tensor, length: int, wide: torch.dtype) -> _DecayF
         until_end=_exp(end - summed, wide)[..., None],
         total=_exp(end, wide)[..., None],
     )
+
+
+def _summed(log_decay: Tensor, length: int) -> Tensor:
+    """Logarithm of the decay from before the first of `length` tokens to each, (B or 1, H, T).
+
+    Summed in float64: the difference of two long sums would lose digits in float32.
+    """
+    if log_decay.dim() == 1:
+        steps = torch.arange(1, length + 1, device=log_decay.device, dtype=torch.float64)
+        return (log_decay.double()[:, None] * steps)[None]
+    return log_decay.double().transpose(1, 2).cumsum(-1)
 
 
 def _attend_chunk(
