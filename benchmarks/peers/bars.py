@@ -105,7 +105,7 @@ BARS: dict[str, Bar] = {
         ("torchscale",),
     ),
     "training": Bar(
-        "forward + backward at 2,048 over the peers' best form, at most .80",
+        "forward + backward at 2,048 over the peers' best form, at most 1.0",
         "training",
         "training",
         {},
