@@ -81,6 +81,22 @@ BARS: dict[str, Bar] = {
         ("transformers",),
         timed=False,
     ),
+    "equal-yar": Bar(
+        "logits = yet-another-retnet's, with the paper's blocks and decays, to 1e-4",
+        "equality",
+        "yar_equality",
+        {},
+        ("yet_another_retnet",),
+        timed=False,
+    ),
+    "equal-gpt-neox": Bar(
+        "logits = transformers' GPT-NeoX to 1e-4",
+        "equality",
+        "gpt_neox_equality",
+        {},
+        ("transformers",),
+        timed=False,
+    ),
     "decode-torchscale": Bar(
         "decode at 1K: RetNet's time per token over torchscale's, at most .70",
         "decode",
