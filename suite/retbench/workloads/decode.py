@@ -2,7 +2,8 @@
 
 Every timed step starts from the same point. The state stands one token before the depth; ahead of each timed
 step, outside the clock, it returns there and takes one untimed step, which leaves in the processor's caches
-what continuous generation would; then the step at exactly that depth is timed.
+what continuous generation would; then the step at exactly that depth is timed. A compiled step belongs to its depth, so
+there the untimed step is the same step once more.
 """
 
 from collections.abc import Callable
@@ -10,7 +11,10 @@ from collections.abc import Callable
 import torch
 
 from retbench.data import text
+from retbench.errors import GateError
 from retbench.measure.clock import capture_graph, time_steps
+from retbench.measure.compiled import compile_step
+from retbench.models.gate import LIMITS, relative_error
 from retbench.models.state import DecoderState, Mark
 from retbench.workloads.context import Context, Measurement, Notes
 from retbench.workloads.metrics import decode_metrics
@@ -28,12 +32,16 @@ def measure(context: Context) -> Measurement:
     rows = text.read_rows(point.batch_size, point.context_len + 1).to(context.device)
     lead, token = rows[:, -2:-1].clone(), rows[:, -1:].clone()
     context.forget_what_ran()
-    make = _captured_steps if settings.cuda_graph else _eager_steps
-    advance, step = make(context, state, lead, token)
+    if settings.compile:
+        advance, step, compile_notes = _compiled_steps(context, state, lead, token)
+        notes |= compile_notes
+    else:
+        make = _captured_steps if settings.cuda_graph else _eager_steps
+        advance, step = make(context, state, lead, token)
     samples = time_steps(
         step, advance, device=context.device, warmup_s=settings.warmup_s, min_steps=settings.min_steps
     )
-    notes |= {"cuda_graph": settings.cuda_graph, "timed_steps": len(samples)}
+    notes |= {"cuda_graph": settings.cuda_graph, "compile": settings.compile, "timed_steps": len(samples)}
     if state.capacity is not None:
         notes["kv_capacity"] = state.capacity
     return Measurement(
@@ -94,3 +102,34 @@ def _captured_steps(
         replay_lead()
 
     return advance, replay
+
+
+def _compiled_steps(
+    context: Context, state: DecoderState, lead: torch.Tensor, token: torch.Tensor
+) -> tuple[Step, Step, Notes]:
+    """The timed step compiled, twice over, and how far it is from the eager one.
+
+    Raises:
+        GateError: its logits differ from the eager step's by more than the gate allows at this dtype.
+    """
+    model = context.model
+    model(lead, state)
+    depth = state.mark()
+    eager = model(token, state)
+    state.rewind(depth)
+    compiled = compile_step(lambda: model(token, state))
+    error, limit = relative_error(compiled.first, eager), LIMITS[model.dtype]
+    if not error <= limit:
+        raise GateError(
+            f"the compiled decode step differs from the eager one by {error:.3g}, limit {limit:g}."
+        )
+    step: Step = compiled.run
+    if context.cell.settings.cuda_graph:
+        step = capture_graph(compiled.run, device=context.device, before=lambda: state.rewind(depth))
+
+    def advance() -> None:
+        state.rewind(depth)
+        step()
+        state.rewind(depth)
+
+    return advance, step, {"compile_error": error, "compile_s": compiled.seconds}
