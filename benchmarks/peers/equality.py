@@ -23,6 +23,11 @@ def decode_logits(model: Decoder, tokens: Tensor, num_prompt: int) -> Tensor:
     return torch.cat(logits, dim=1)
 
 
+def _usable(model: Decoder) -> list[str]:
+    """The forms or backends of a model that run here."""
+    return [name for name, reason in model.backends().items() if reason is None]
+
+
 @torch.inference_mode()
 def torchscale_equality(config: RetNetConfig | None = None, length: int = 385) -> Iterator[Outcome]:
     """Our forms against torchscale's parallel form, our decode against its recurrent form; size 25m by default."""
@@ -33,7 +38,7 @@ def torchscale_equality(config: RetNetConfig | None = None, length: int = 385) -
     ours = pairs.carry(config, torchscale_retnet.map_weights(peer.state_dict(), config.num_layers))
     tokens = pairs.random_tokens(config, length)
     expected = peer(tokens)[0]
-    for form in ours.backends():
+    for form in _usable(ours):
         ours.set_backend(form)
         yield error_outcome(f"equal-torchscale: {form} = its parallel", ours(tokens), expected, FP32_LIMIT)
     decoding = torchscale_retnet.RecurrentDecoding(peer, length)
@@ -58,7 +63,7 @@ def llama_pair_equality(config: TransformerConfig, length: int, new_tokens: int)
     ours = pairs.carry(config, hf_llama.map_weights(peer.state_dict(), config.num_layers))
     tokens = pairs.random_tokens(config, length)
     expected = peer(tokens).logits
-    for backend in [name for name, reason in ours.backends().items() if reason is None]:
+    for backend in _usable(ours):
         ours.set_backend(backend)
         yield error_outcome(f"equal-llama{kind}: {backend} = its forward", ours(tokens), expected, FP32_LIMIT)
     generated = hf_llama.generate(peer, tokens, new_tokens, with_logits=True)
@@ -80,7 +85,7 @@ def fla_equality(config: RetNetConfig | None = None, length: int = 45) -> Iterat
     ours = pairs.carry(config, fla_retnet.map_weights(weights, config.num_layers), chunk_size=16)
     tokens = pairs.random_tokens(config, length)
     expected = fla_retnet.logits(weights, config, tokens[0])[None]
-    for form in ours.backends():
+    for form in _usable(ours):
         ours.set_backend(form)
         yield error_outcome(f"equal-fla: {form} = formula", ours(tokens), expected, FP32_LIMIT)
     yield error_outcome("equal-fla: decode = formula", decode_logits(ours, tokens, 1), expected, FP32_LIMIT)
