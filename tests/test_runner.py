@@ -103,7 +103,7 @@ def test_a_run_measures_every_cell_and_a_second_one_nothing(tmp_path: Path) -> N
         assert one.environment["text"]
         assert one.environment["threads"] == 1
         assert one.environment["flush_denormal"]
-        assert one.absent["energy_j"]
+        assert one.absent["energy_per_token_j"] == "the device is a CPU"
         assert one.command == plan.command
     assert not list(out.rglob(".states"))
     assert observer.kinds() == {

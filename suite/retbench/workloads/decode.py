@@ -13,6 +13,7 @@ from retbench.data import text
 from retbench.measure.clock import capture_graph, time_steps
 from retbench.models.state import DecoderState, Mark
 from retbench.workloads.context import Context, Measurement, Notes
+from retbench.workloads.energy import weigh_energy
 from retbench.workloads.metrics import decode_metrics
 from retbench.workloads.states import FILL_PREFILL_TOKENS, cache_scales, fill_caches
 
@@ -29,15 +30,27 @@ def measure(context: Context) -> Measurement:
     lead, token = rows[:, -2:-1].clone(), rows[:, -1:].clone()
     context.forget_what_ran()
     make = _captured_steps if settings.cuda_graph else _eager_steps
+    depth = Mark(state.position + 1, [None] * len(state.layers))  # for the position alone
     advance, step = make(context, state, lead, token)
     samples = time_steps(
         step, advance, device=context.device, warmup_s=settings.warmup_s, min_steps=settings.min_steps
     )
-    notes |= {"cuda_graph": settings.cuda_graph, "timed_steps": len(samples)}
+    metrics = decode_metrics(context.cell, samples, context.ceilings)
+
+    def decode_on() -> None:
+        """One token more at the same depth; what a retention state holds goes on from token to token."""
+        state.rewind(depth)
+        step()
+
+    energy = weigh_energy(
+        context, decode_on, step_s=metrics["tpot_s"].value, tokens_per_step=point.batch_size
+    )
+    notes |= {"cuda_graph": settings.cuda_graph, "timed_steps": len(samples), **energy.notes}
     if state.capacity is not None:
         notes["kv_capacity"] = state.capacity
     return Measurement(
-        metrics=decode_metrics(context.cell, samples, context.ceilings),
+        metrics={**metrics, **energy.metrics},
+        absent=energy.absent,
         backend={**context.model.ran(), **notes},
     )
 
