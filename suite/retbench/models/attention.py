@@ -62,18 +62,23 @@ BACKENDS: dict[str, Attention] = {"reference": attend_reference, "sdpa": attend_
 
 
 def sdpa_kernel(q: Tensor, k: Tensor, v: Tensor) -> str:
-    """Name of the kernel that torch runs for these inputs in `attend_sdpa`: math, flash, mem_efficient or cudnn.
+    """Name of the kernel that torch runs for these inputs in `attend_sdpa`: math, flash, efficient or cudnn.
 
-    Asked of torch's own dispatcher.
+    Asked of torch's own dispatcher and, for a mask that is aligned to the last key, in the order in which torch's
+    `CausalBias` asks: flash, efficient, else whatever takes the mask as a tensor. On a CPU it is always a tensor.
     """
     length, keys = q.shape[2], k.shape[2]
-    if length > 1 and length != keys and q.device.type == "cpu":
-        # On the CPU torch turns the aligned mask into a tensor; only with one does its dispatcher answer for it.
-        mask = torch.ones(length, keys, dtype=torch.bool).tril(keys - length)
-    else:
-        mask = None
+    grouped, mask = k.shape[1] != q.shape[1], None
+    if length > 1 and length != keys:
+        if q.device.type == "cuda":
+            params = torch.backends.cuda.SDPAParams(q, k, v, None, 0.0, False, grouped)
+            if torch.backends.cuda.can_use_flash_attention(params):
+                return "flash"
+            if torch.backends.cuda.can_use_efficient_attention(params):
+                return "efficient"
+        mask = torch.ones(length, keys, dtype=torch.bool, device=q.device).tril(keys - length)
     causal = mask is None and length > 1
-    choice = torch._fused_sdp_choice(q, k, v, mask, 0.0, causal, enable_gqa=k.shape[1] != q.shape[1])
+    choice = torch._fused_sdp_choice(q, k, v, mask, 0.0, causal, enable_gqa=grouped)
     names = {kernel.value: name for name, kernel in SDPBackend.__members__.items()}
     return names[choice].lower().removesuffix("_attention")
 
