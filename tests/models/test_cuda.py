@@ -24,8 +24,9 @@ GATED = resolve_models(load_experiment("latency", ["size=25m", "models.retnet.de
 WIDE = resolve_models(load_experiment("latency", ["size=200m"]), "cpu")
 """Heads as wide as the paper's: keys 256, values 512."""
 
-KERNEL_LIMITS = {torch.bfloat16: 0.1, torch.float16: 0.02}
-"""Of the operator alone: products of rounded numbers, and a state that is rounded between chunks."""
+KERNEL_LIMITS = {torch.bfloat16: 0.25, torch.float16: 0.05}
+"""Of an operator alone, against its definition in float32: products of rounded numbers, rounded again. A gradient's
+largest value is many times the root mean square that it is divided by; what is wrong is off by 1 and more."""
 
 
 def build(name, dtype=torch.bfloat16, backend=None, config=None):
@@ -149,9 +150,9 @@ def test_attention_backends_equal_the_reference_with_gradients(backend, kv_heads
         needs_flash()
     generator = torch.Generator(CUDA).manual_seed(0)
     shapes = [(2, 8, length, 64), (2, kv_heads, keys, 64), (2, kv_heads, keys, 64)]
-    inputs = [torch.randn(shape, generator=generator, device=CUDA) for shape in shapes]
-    found = with_gradients(attention.BACKENDS[backend], [x.bfloat16() for x in inputs])
-    expected = with_gradients(attention.attend_reference, inputs)
+    inputs = [torch.randn(shape, generator=generator, device=CUDA).bfloat16() for shape in shapes]
+    found = with_gradients(attention.BACKENDS[backend], inputs)
+    expected = with_gradients(attention.attend_reference, [x.float() for x in inputs])
     for ours, reference in zip(found, expected, strict=True):
         assert relative_error(ours, reference) < KERNEL_LIMITS[torch.bfloat16]
 
