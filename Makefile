@@ -2,8 +2,10 @@
 # make test        the tests that every change must pass; test-long runs the slow ones too
 # make check       lint, types and test
 # make bench-peers against torchscale, yet-another-retnet and transformers
+# make gpu-check   half an hour on a GPU: environment, its tests, smoke, then the paper's sizes; BUDGET=30 (minutes)
 PYTHON ?= python3
 BIN := .venv/bin
+BUDGET ?= 30
 
 report: .venv/installed
 	$(BIN)/retbench run latency
@@ -28,13 +30,17 @@ types: .venv/installed-dev
 bench-peers: .venv/installed-peers
 	$(BIN)/python -m benchmarks.peers
 
+gpu-check: .venv/installed-gpu
+	$(BIN)/python -m benchmarks.gpu_check --budget $(BUDGET)
+
 .venv/installed: EXTRAS :=
 .venv/installed-dev: EXTRAS := [dev]
 .venv/installed-peers: EXTRAS := [peers]
-.venv/installed .venv/installed-dev .venv/installed-peers: pyproject.toml
+.venv/installed-gpu: EXTRAS := [dev,kernels]
+.venv/installed .venv/installed-dev .venv/installed-peers .venv/installed-gpu: pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(f"retbench needs Python 3.11 or newer and {sys.executable} is {v[0]}.{v[1]}. Name another: make PYTHON=python3.12" if v < (3, 11) else 0)'
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.$(EXTRAS)'
 	@touch $@
 
-.PHONY: report check test test-long lint types bench-peers
+.PHONY: report check test test-long lint types bench-peers gpu-check

@@ -91,7 +91,7 @@ def make_record(round_number: int = 0) -> Record:
         backend={"decode": "recurrent"},
         environment={"threads": 2},
         metrics={"tpot_s": Metric(unit="s", value=0.01, samples=(0.009, 0.01, 0.011))},
-        absent={"energy_j": "no counter"},
+        absent={"energy_per_token_j": "no counter"},
         command="retbench run latency",
     )
 

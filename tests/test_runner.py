@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
 from retbench.errors import RetbenchError, StorageError
 from retbench.plan import Plan, make_plan
@@ -103,7 +104,7 @@ def test_a_run_measures_every_cell_and_a_second_one_nothing(tmp_path: Path) -> N
         assert one.environment["text"]
         assert one.environment["threads"] == 1
         assert one.environment["flush_denormal"]
-        assert one.absent["energy_j"]
+        assert one.absent["energy_per_token_j"] == "the device is a CPU"
         assert one.command == plan.command
     assert not list(out.rglob(".states"))
     assert observer.kinds() == {
@@ -509,3 +510,28 @@ def test_a_python_that_cannot_start_workers_is_one_clear_error(
 def test_nothing_of_the_runner_needs_torch() -> None:
     code = "import sys, retbench.runner; assert 'torch' not in sys.modules, 'torch was imported'"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_on_a_gpu_decode_is_replayed_from_graphs_at_its_depth(tmp_path: Path, dtype: str) -> None:
+    grids = (grid("decode", 8, 300), grid("prefill", 300), grid("memory", 300))
+    path = write_experiment(tmp_path, RETNET, TRANSFORMER, PROFILE, *grids)
+    overrides = ["cuda_graph=true", "size=6m"]
+    plan = make_plan(str(path), profile="smoke", device="cuda", dtype=dtype, limit=None, overrides=overrides)
+    out = tmp_path / "out"
+    result = run_plan(plan, out, fresh=False, observer=Observer())
+    records = records_in(out)
+    assert result.counts == {"ok": 8}, [one.error for one in records if one.error]
+    for one in records:
+        assert one.gate is not None
+        assert one.gate.passed
+        assert one.environment["gpu"]["name"]
+        assert one.environment["gpu_state"]["after"]["sm_clock_hz"] > 0
+        if one.workload == "memory":
+            assert one.metrics["device_peak_bytes"].value > one.metrics["peak_bytes"].value * 0.99
+            continue
+        assert one.backend["cuda_graph"] is (one.workload == "decode")
+        assert ("energy_per_token_j" in one.metrics) != ("energy_per_token_j" in one.absent)
+        assert 0 < one.metrics["roofline_ratio"].value < 1.2

@@ -127,3 +127,12 @@ def test_format_bytes_loses_at_most_half_a_percent(num_bytes: int) -> None:
     number, unit = units.format_bytes(num_bytes).split()
     size = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}[unit]
     assert float(number) * size == pytest.approx(num_bytes, rel=0.0051)
+
+
+def test_format_energy_and_power_take_three_digits() -> None:
+    assert [units.format_energy(joules) for joules in (12.34, 0.0123, 4.5e-5)] == [
+        "12.3 J",
+        "12.3 mJ",
+        "45.0 µJ",
+    ]
+    assert [units.format_power(watts) for watts in (287.4, 62.04)] == ["287 W", "62.0 W"]

@@ -23,6 +23,11 @@ def decode_logits(model: Decoder, tokens: Tensor, num_prompt: int) -> Tensor:
     return torch.cat(logits, dim=1)
 
 
+def _usable(model: Decoder) -> list[str]:
+    """The forms or backends of a model that run here."""
+    return [name for name, reason in model.backends().items() if reason is None]
+
+
 @torch.inference_mode()
 def torchscale_equality(config: RetNetConfig | None = None, length: int = 385) -> Iterator[Outcome]:
     """Our forms against torchscale's parallel form, our decode against its recurrent form; size 25m by default."""
@@ -95,7 +100,7 @@ def _against_forward(bar: str, ours: Decoder, tokens: Tensor, expected: Tensor) 
 
 def _backends_against(bar: str, ours: Decoder, tokens: Tensor, expected: Tensor) -> Iterator[Outcome]:
     """Every backend of ours that runs here against a peer's logits of all tokens."""
-    for backend in [name for name, reason in ours.backends().items() if reason is None]:
+    for backend in _usable(ours):
         ours.set_backend(backend)
         yield error_outcome(f"{bar}: {backend} = its forward", ours(tokens), expected, FP32_LIMIT)
 

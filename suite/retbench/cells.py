@@ -7,7 +7,7 @@ from pydantic import Field
 
 from retbench import matching
 from retbench.architectures import ModelConfig
-from retbench.config import Dtype, Experiment, RetNetSpec, Strict
+from retbench.config import FLA_CHUNK_SIZE, Dtype, Experiment, ModelSpec, RetNetSpec, Strict
 from retbench.records import Point
 
 
@@ -59,7 +59,7 @@ def expand(experiment: Experiment, profile_name: str, settings: Settings) -> lis
             size=spec.size or profile.size,
             model=models[name],
             backend=spec.backend,
-            chunk_size=spec.chunk_size if isinstance(spec, RetNetSpec) else None,
+            chunk_size=_chunk_size(spec),
             workload=workload,
             point=Point(batch_size=batch_size, context_len=context_len),
             settings=settings,
@@ -69,6 +69,13 @@ def expand(experiment: Experiment, profile_name: str, settings: Settings) -> lis
         for batch_size in grid.batch_size
         for context_len in grid.context_len
     ]
+
+
+def _chunk_size(spec: ModelSpec) -> int | None:
+    """Tokens of a chunk; that of fla's kernels, which is their own, where they run."""
+    if not isinstance(spec, RetNetSpec):
+        return None
+    return FLA_CHUNK_SIZE if spec.backend == "fla" else spec.chunk_size
 
 
 def resolve_models(experiment: Experiment, profile_name: str) -> dict[str, ModelConfig]:

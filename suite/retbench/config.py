@@ -21,7 +21,9 @@ DTYPE_BYTES: dict[str, int] = {"float64": 8, "float32": 4, "bfloat16": 2, "float
 RetNetVariant = Literal["fla", "torchscale", "paper", "yoco"]
 TransformerVariant = Literal["llama", "gpt"]
 Decay = Literal["eq8", "paper", "single", "none", "gated"]
-RetentionBackend = Literal["parallel", "chunkwise", "recurrent"]
+RetentionBackend = Literal["parallel", "chunkwise", "recurrent", "fla"]
+FLA_CHUNK_SIZE = 64
+"""Tokens of a chunk in flash-linear-attention's kernels (`fla/ops/simple_gla/chunk.py`)."""
 AttentionBackend = Literal["reference", "sdpa", "products", "flash"]
 FfnWidth = Literal["matched", "published"] | Annotated[int, Field(ge=8)]
 
@@ -53,7 +55,9 @@ class RetNetSpec(Strict):
     head_norm: bool = True
     """false: without the norm of each head."""
     backend: RetentionBackend = "chunkwise"
+    """fla: chunkwise by flash-linear-attention's kernels, on CUDA; their chunk is fixed (see `FLA_CHUNK_SIZE`)."""
     chunk_size: int = Field(default=128, ge=1)
+    """Tokens of a chunk of the chunkwise form."""
 
 
 class TransformerSpec(Strict):

@@ -18,6 +18,7 @@ from retbench.config import DTYPE_BYTES, Experiment, Profile
 from retbench.errors import ConfigError, RetbenchError, UnsupportedError, unknown_name
 from retbench.measure.environment import code_revision, worker_environment
 from retbench.measure.machine import usable_cores
+from retbench.measure.power import UPDATE_S, WINDOW_S
 from retbench.records import Ceilings
 from retbench.running.devices import Device, find_device
 from retbench.running.locks import timing_lock
@@ -264,14 +265,19 @@ def _cell_seconds(cell: Cell, ceilings: Ceilings) -> float:
     if cell.workload == "prefill":
         call_s = _prefill_seconds(cell, point.context_len, ceilings)
         calls = MIN_CALLS + more_calls([call_s] * MIN_CALLS, settings.min_steps)
-        return max(settings.warmup_s, call_s) + calls * call_s
+        return max(settings.warmup_s, call_s) + calls * call_s + _energy_seconds(cell, call_s)
     num_bytes = costs.decode_bytes(cell.model, settings.dtype, point.batch_size, point.context_len)
     flops = costs.decode_flops(cell.model, point.batch_size, point.context_len)
     at_best_s = max(num_bytes / ceilings.read_bandwidth_bytes_per_s, flops / ceilings.matmul_flops_per_s)
     step_s = at_best_s / EFFICIENCY
-    return (
-        settings.warmup_s + 2 * (settings.min_steps + 1) * step_s if cell.workload == "decode" else 2 * step_s
-    )
+    if cell.workload != "decode":
+        return 2 * step_s
+    return settings.warmup_s + 2 * (settings.min_steps + 1) * step_s + _energy_seconds(cell, step_s)
+
+
+def _energy_seconds(cell: Cell, step_s: float) -> float:
+    """Wall time of repeating a step for its energy, which a CPU has no counter of."""
+    return 0.0 if cell.settings.device == "cpu" else max(WINDOW_S + 2 * UPDATE_S, step_s)
 
 
 def _prefill_seconds(cell: Cell, context_len: int, ceilings: Ceilings) -> float:

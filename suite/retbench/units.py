@@ -14,6 +14,7 @@ GB = 10**9
 _TIME_STEPS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
 _BYTE_STEPS = ((GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB"), (1, "B"))
 _RATE_STEPS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1, ""))
+_ENERGY_STEPS = ((1.0, "J"), (1e-3, "mJ"), (1e-6, "µJ"))
 _COUNT_STEPS = ((1e9, " B"), (1e6, " M"), (1e3, " K"), (1, ""))
 
 
@@ -55,6 +56,17 @@ def format_bytes(num_bytes: float) -> str:
     """A size as text in binary units: 6291456 -> '6.00 MiB'."""
     size, unit = _pick(num_bytes, _BYTE_STEPS)
     return f"{num_bytes:.0f} B" if size == 1 else f"{_three_digits(num_bytes / size)} {unit}"
+
+
+def format_energy(joules: float) -> str:
+    """An energy with three significant digits: 0.0123 -> '12.3 mJ'."""
+    size, unit = _pick(joules, _ENERGY_STEPS)
+    return f"{_three_digits(joules / size)} {unit}"
+
+
+def format_power(watts: float) -> str:
+    """A power with three significant digits: 287.4 -> '287 W'."""
+    return f"{_three_digits(watts)} W"
 
 
 def format_rate(per_second: float, unit: str) -> str:

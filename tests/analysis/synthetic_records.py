@@ -146,7 +146,7 @@ class Maker:
             ),
             "gate": self._gate(model),
             "metrics": self._metrics(cell) if status == "ok" else {},
-            "absent": {"energy_j": "no energy counter on this machine"},
+            "absent": {"energy_per_token_j": "no energy counter on this machine"},
             "command": f"retbench run {experiment} --profile cpu",
         }
         return Record(**self.change(arguments))

@@ -95,6 +95,6 @@ def test_failures_of_a_cell_for_one_reason_are_one_row(gpu_records: list[Record]
 
 def test_what_cannot_be_measured_here_is_told_once(cpu_records: list[Record]) -> None:
     assert absent_sentences(select(cpu_records)) == [
-        "latency: energy_j: no energy counter on this machine.",
-        "memory: energy_j: no energy counter on this machine.",
+        "latency: energy_per_token_j: no energy counter on this machine.",
+        "memory: energy_per_token_j: no energy counter on this machine.",
     ]

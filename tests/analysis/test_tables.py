@@ -167,3 +167,23 @@ def test_mistakes_are_answered_with_the_nearest_name(cpu_records: list[Record]) 
         render(build_table(cpu_records, "memory"), "markdown")
     with pytest.raises(RecordError):
         build_table([], "memory")
+
+
+def test_energy_is_shown_where_there_is_a_counter_and_leaves_no_trace_where_not(
+    cpu_records: list[Record],
+) -> None:
+    def count_energy(arguments: dict[str, Any]) -> dict[str, Any]:
+        joules = 0.5 + arguments["round"] / 100
+        energy = {
+            "energy_per_token_j": Metric(unit="J", value=joules),
+            "power_w": Metric(unit="W", value=300.0),
+        }
+        return arguments | {"metrics": arguments["metrics"] | energy, "absent": {}}
+
+    table = build_table(Maker(CPU, change=count_energy).latency(), "latency")
+    text = render(table, "md")
+    assert "| energy per token | power |" in text
+    assert "mJ |" in text
+    assert "| 300 W |" in text
+    assert (table["energy_per_token_j_low"] < table["energy_per_token_j"]).all()
+    assert not {"energy_per_token_j", "power_w"} & set(build_table(cpu_records, "latency").columns)

@@ -85,6 +85,7 @@ class PretendCuda:
         self.now_ms = 0.0
         self.current = "the current stream"
         self.fails_at_end = False
+        self.num_streams = 0
 
     def Event(self, enable_timing: bool) -> Any:  # noqa: N802  (torch's name)
         assert enable_timing
@@ -99,6 +100,7 @@ class PretendCuda:
         return event
 
     def Stream(self, device: torch.device) -> Any:  # noqa: N802
+        self.num_streams += 1
         return self.named("a side stream")
 
     def CUDAGraph(self) -> Any:  # noqa: N802
@@ -138,10 +140,12 @@ class PretendCuda:
 
 
 @pytest.fixture
-def pretend(monkeypatch: pytest.MonkeyPatch) -> PretendCuda:
+def pretend(monkeypatch: pytest.MonkeyPatch) -> Iterator[PretendCuda]:
     pretend = PretendCuda()
+    clock._capture_stream.cache_clear()
     monkeypatch.setattr(torch, "cuda", pretend)
-    return pretend
+    yield pretend
+    clock._capture_stream.cache_clear()
 
 
 def test_cuda_steps_lie_between_events_and_one_wait_follows(pretend: PretendCuda) -> None:
@@ -174,6 +178,12 @@ def test_a_graph_is_warmed_and_captured_on_one_side_stream(pretend: PretendCuda)
         "the current stream waits for a side stream",
         "replay",
     ]
+
+
+def test_all_captures_share_one_stream_and_what_libraries_keep_for_it(pretend: PretendCuda) -> None:
+    for _ in range(3):
+        clock.capture_graph(nothing, device=torch.device("cuda"))
+    assert pretend.num_streams == 1
 
 
 def capture_failing_with(error: RuntimeError, pretend: PretendCuda) -> None:

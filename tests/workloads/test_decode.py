@@ -7,9 +7,11 @@ from retbench.cells import Cell
 from retbench.data import text
 from retbench.errors import GateError, UnsupportedError
 from retbench.measure.compiled import Compiled
+from retbench.models.gate import relative_error
 from retbench.models.state import DecoderState
 from retbench.workloads import decode
 from retbench.workloads.context import Context
+from retbench.workloads.energy import EnergyFound
 from retbench.workloads.states import stream_states
 
 from .conftest import make_cell
@@ -102,13 +104,37 @@ def test_a_compiled_step_that_computes_something_else_is_not_timed(
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("name", ["retnet", "transformer"])
-def test_captured_steps_compute_what_eager_steps_do(context_of: Make, name: str) -> None:
-    cell = make_cell(name, "decode", 64)
-    settings = cell.settings.model_copy(update={"device": "cuda:0", "cuda_graph": True})
-    context = context_of(cell.model_copy(update={"settings": settings}))
+def test_captured_steps_leave_the_state_that_eager_steps_do(
+    context_of: Make, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(
+        decode, "weigh_energy", lambda *_, **__: EnergyFound()
+    )  # a state would walk on from there
     device = torch.device("cuda:0")
-    context = Context(context.cell, context.model.to(device), device, context.ceilings, context.states)
-    ready(context)
-    found = decode.measure(context)
-    assert found.backend["cuda_graph"] is True
-    assert len(found.metrics["tpot_s"].samples) == 4
+    left: list[dict[str, torch.Tensor]] = []
+    for cuda_graph in (False, True):
+        cell = make_cell(name, "decode", 64)
+        settings = cell.settings.model_copy(update={"device": "cuda:0", "cuda_graph": cuda_graph})
+        made = context_of(cell.model_copy(update={"settings": settings}))
+        context = ready(Context(made.cell, made.model.to(device), device, made.ceilings, made.states))
+        states = keep_states(context, monkeypatch)
+        found = decode.measure(context)
+        assert found.backend["cuda_graph"] is cuda_graph
+        assert len(found.metrics["tpot_s"].samples) == 4
+        layers = states[0].layers  # the first is the one that is decoded from
+        left.append({f"{i}.{key}": x for i, one in enumerate(layers) for key, x in one.tensors(65).items()})
+    for key, eager in left[0].items():
+        assert relative_error(left[1][key], eager) < 1e-5
+
+
+def keep_states(context: Context, monkeypatch: pytest.MonkeyPatch) -> list[DecoderState]:
+    """Every state that the model makes from now on."""
+    made: list[DecoderState] = []
+    init_state = context.model.init_state
+
+    def keep(batch_size: int, capacity: int) -> DecoderState:
+        made.append(init_state(batch_size, capacity))
+        return made[-1]
+
+    monkeypatch.setattr(context.model, "init_state", keep)
+    return made

@@ -1,7 +1,9 @@
 from collections.abc import Callable
 
 import pytest
+import torch
 
+from retbench import costs
 from retbench.cells import Cell
 from retbench.workloads import memory
 from retbench.workloads.context import Context
@@ -35,3 +37,32 @@ def test_retnets_memory_does_not_depend_on_the_depth_and_a_transformers_does(con
 
     assert state_bytes("retnet", 64) == state_bytes("retnet", 512)
     assert state_bytes("transformer", 511) == 8 * state_bytes("transformer", 63)  # capacity is depth + 1
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", ["retnet", "transformer"])
+def test_a_gpus_allocator_holds_what_the_closed_forms_say(context_of: Make, name: str) -> None:
+    """But for what it rounds each tensor up by, a few constants, and the workspace of cuBLAS."""
+    cell = make_cell(name, "memory", 1023, batch_size=2)
+    device = torch.device("cuda:0")
+    before = torch.cuda.memory_allocated(device)
+    on_cpu = context_of(cell)
+    context = Context(cell, on_cpu.model.to(device), device, on_cpu.ceilings, on_cpu.states)
+    weights = torch.cuda.memory_allocated(device) - before
+    num_tensors = sum(1 for _ in context.model.parameters()) + sum(1 for _ in context.model.buffers())
+    expected = costs.weight_bytes(cell.model, "float32")
+    assert expected <= weights <= expected + 1024 * num_tensors
+    with torch.inference_mode():
+        state = context.model.init_state(2, 1024)
+    held = torch.cuda.memory_allocated(device) - before - weights
+    assert held == costs.state_bytes(cell.model, "float32", 2, 1024) == state.num_bytes
+    del state
+    found = {key: metric.value for key, metric in memory.measure(context).metrics.items()}
+    assert found["weight_bytes"] == expected
+    assert found["state_bytes"] == found["expected_state_bytes"] == held
+    ours = before + found["peak_bytes"]
+    assert (
+        ours <= found["device_peak_bytes"] <= ours + 80 * 2**20
+    )  # cuBLAS: 32 MiB on an H100, for each handle
+    assert found["device_peak_bytes"] <= found["reserved_peak_bytes"]

@@ -5,8 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retbench import costs
+from retbench.measure.power import EnergyUse
 from retbench.records import Ceilings
-from retbench.workloads.metrics import counted, decode_metrics, prefill_metrics, timed
+from retbench.workloads.metrics import counted, decode_metrics, energy_metrics, prefill_metrics, timed
 
 from .conftest import make_cell
 
@@ -50,6 +51,14 @@ def test_prefill_metrics_of_made_up_times() -> None:
     assert found["tokens_per_s"].value == pytest.approx(2 * 512 / 0.3)  # every token of both prompts
     assert found["flops_per_call"].value == flops
     assert found["roofline_ratio"].value == pytest.approx(flops / 1e12 / 0.3)
+
+
+def test_energy_metrics_of_a_made_up_window() -> None:
+    found = energy_metrics(EnergyUse(num_steps=50, energy_j=600.0, seconds=2.0), tokens_per_step=4)
+    assert {name: (metric.unit, metric.value) for name, metric in found.items()} == {
+        "energy_per_token_j": ("J", 3.0),  # 600 J for 50 steps of four tokens
+        "power_w": ("W", 300.0),
+    }
 
 
 @given(st.lists(st.floats(min_value=1e-9, max_value=1e3), min_size=1, max_size=50))

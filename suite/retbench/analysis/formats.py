@@ -11,13 +11,15 @@ from retbench.analysis.points import MAIN_METRIC
 from retbench.analysis.scenes import describe_status
 from retbench.units import (
     format_bytes,
+    format_energy,
     format_percent,
+    format_power,
     format_rate,
     format_seconds,
     format_tokens,
 )
 
-INTERVALS = ("tpot_s", "ttft_s", "roofline_ratio", "ratio_to_transformer")
+INTERVALS = ("tpot_s", "ttft_s", "roofline_ratio", "energy_per_token_j", "ratio_to_transformer")
 """Columns that have a low and a high beside them: what is measured anew in every round."""
 
 _HEADINGS = {
@@ -32,6 +34,8 @@ _HEADINGS = {
     "roofline_ratio": "of roofline",
     "bandwidth_ratio": "of bandwidth",
     "bytes_per_step": "bytes a step",
+    "energy_per_token_j": "energy per token",
+    "power_w": "power",
     "weight_bytes": "weights",
     "state_bytes": "state or KV cache",
     "workspace_bytes": "workspace",
@@ -98,6 +102,8 @@ def _format(name: str, number: float) -> str:
         "_per_step": format_bytes,
         "_bytes": format_bytes,
         "_ratio": format_percent,
+        "_j": format_energy,
+        "_w": format_power,
         "_s": format_seconds,
     }
     return next(

@@ -28,6 +28,7 @@ _OWN_FACTS = frozenset(
         "ran: kv_fill_key_std",
         "ran: kv_fill_value_std",
         "ran: state_source",
+        "ran: energy_steps",
         "ran: timed_steps",
         "ran: timed_calls",
         "samples a round",

@@ -23,9 +23,12 @@ _WRITERS: dict[str, Callable[[pd.DataFrame], str]] = {
 }
 FORMATS = tuple(_WRITERS)
 
+_ENERGY = ("energy_per_token_j", "power_w")
+"""Left out where no point has one: only some GPUs have a counter."""
+
 _WORKLOAD_METRICS = {
-    "decode": ("tpot_s", "tokens_per_s", "roofline_ratio", "bandwidth_ratio", "bytes_per_step"),
-    "prefill": ("ttft_s", "tokens_per_s", "roofline_ratio"),
+    "decode": ("tpot_s", "tokens_per_s", "roofline_ratio", "bandwidth_ratio", "bytes_per_step", *_ENERGY),
+    "prefill": ("ttft_s", "tokens_per_s", "roofline_ratio", *_ENERGY),
     "memory": (
         "peak_bytes",
         "weight_bytes",
@@ -83,8 +86,9 @@ def _block(scene: Scene) -> pd.DataFrame:
 
 def _metrics_of(scene: Scene) -> Sequence[str]:
     """The metrics that a workload's table shows; all there are for one that is not known here."""
-    known = _WORKLOAD_METRICS.get(scene.workload)
-    return known if known is not None else sorted(str(metric) for metric in scene.points["metric"].unique())
+    found = sorted(str(metric) for metric in scene.points["metric"].unique())
+    known = _WORKLOAD_METRICS.get(scene.workload, found)
+    return [metric for metric in known if metric in found or metric not in _ENERGY]
 
 
 def _join(block: pd.DataFrame, part: pd.DataFrame, metric: str) -> pd.DataFrame:

@@ -101,6 +101,8 @@ def _run_gate(request: Request, spec: ModelSpec, config: ModelConfig, device: st
     from retbench.models.build import build_model
     from retbench.models.gate import LENGTHS, run_gate
 
+    if device != "cpu":
+        torch.cuda.set_device(device)  # kernels that are not torch's own go to the current one
     model = build_model(
         config,
         dtype=getattr(torch, request.dtype),

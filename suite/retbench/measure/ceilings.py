@@ -11,6 +11,8 @@ from retbench.records import Ceilings
 from retbench.units import GIB, MIB
 
 _READ_SAMPLES = 5
+_WARMUP_S = {"cpu": 0.0, "cuda": 0.1}
+"""Wall time of untimed calls ahead of each series: an idle GPU takes longer to raise its clocks than a product does."""
 _MATMUL_SIZES = (256, 512, 1024, 2048, 4096, 8192)
 _LONGEST_PRODUCT_S = 0.08
 """A size is left out when one product is expected to take longer, by the best rate so far. It is what keeps
@@ -54,8 +56,9 @@ def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
 
 
 def _fastest(call: Callable[[], object], device: torch.device, num_samples: int) -> float:
-    """Seconds of the fastest of several calls, after one that is not timed."""
-    return min(time_steps(call, _nothing, device=device, warmup_s=0.0, min_steps=num_samples))
+    """Seconds of the fastest of several calls, after at least one that is not timed."""
+    warmup_s = _WARMUP_S[device.type]
+    return min(time_steps(call, _nothing, device=device, warmup_s=warmup_s, min_steps=num_samples))
 
 
 def _nothing() -> None:

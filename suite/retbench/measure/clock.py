@@ -3,6 +3,7 @@
 What a step is belongs to the workload; what its times mean over rounds belongs to `statistics`.
 """
 
+import functools
 import gc
 import time
 from collections.abc import Callable, Iterator
@@ -140,8 +141,7 @@ def capture_graph(
         )
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.device(device):
-        # One stream for all: libraries keep a handle a stream, and making one cannot be captured.
-        side = torch.cuda.Stream(device)
+        side = _capture_stream(device)
         side.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(side):
             for _ in range(_CAPTURE_WARMUP_STEPS):
@@ -151,6 +151,16 @@ def capture_graph(
             _record_graph(graph, step, side, device)
         torch.cuda.current_stream(device).wait_stream(side)
     return graph.replay
+
+
+@functools.cache
+def _capture_stream(device: torch.device) -> torch.cuda.Stream:
+    """The side stream of all captures on a device, for warm-up and capture alike.
+
+    Libraries keep a handle and a workspace for every stream that they have run on: making one cannot be captured, and
+    one of tens of megabytes that stays behind with every capture would be found in the next cell's memory.
+    """
+    return torch.cuda.Stream(device)
 
 
 def _restore(before: Callable[[], object] | None) -> None:

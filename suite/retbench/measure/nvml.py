@@ -32,12 +32,6 @@ _CLOCKS_EVENT_REASONS = {
 }
 """Bits of nvmlDeviceGetCurrentClocksEventReasons. Source: nvml.h, group nvmlClocksEventReasons."""
 
-_ENERGY_REASONS = {
-    True: "the driver's energy counter is updated too seldom for single steps",
-    False: "no energy counter of a CPU is read",
-}
-"""By whether the device is CUDA."""
-
 
 @dataclass
 class Reading:
@@ -135,14 +129,14 @@ def gpu_names() -> list[str]:
     try:
         with open_nvml() as nvml:
             handles = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
-            if any(_is_sliced(nvml, handle) for handle in handles):
+            if any(is_sliced(nvml, handle) for handle in handles):
                 return []
             return [nvml.nvmlDeviceGetName(handle) for handle in handles]
     except DriverUnavailableError:
         return []
 
 
-def _is_sliced(nvml: Any, handle: Any) -> bool:
+def is_sliced(nvml: Any, handle: Any) -> bool:
     """Whether MIG is on; a GPU that knows no MIG is whole."""
     try:
         return bool(nvml.nvmlDeviceGetMigMode(handle)[0])
@@ -250,14 +244,14 @@ class DeviceWatch:
     Attributes:
         facts: For a record's environment: `gpu_state` with what was read `before` and `after`, and `violation_s`:
             for how long, in between, the clocks were held down for power and for heat.
-        absent: For a record's absent: what could not be read, and `energy_j`, each with the reason.
+        absent: For a record's absent: what could not be read, each with the reason.
     """
 
     def __init__(self, device: "torch.device") -> None:
         self._device = device
         self._before = Reading()
         self.facts: dict[str, Any] = {}
-        self.absent: dict[str, str] = {"energy_j": _ENERGY_REASONS[device.type == "cuda"]}
+        self.absent: dict[str, str] = {}
 
     def __enter__(self) -> Self:
         self._before = self._read()

@@ -5,6 +5,7 @@ positions, and returns (B, H, T, K). Query t attends to keys 0 .. S - T + t. Wit
 H / Hkv neighbouring query heads (grouped-query attention, arXiv:2305.13245).
 """
 
+import importlib
 import importlib.util
 from collections.abc import Callable
 
@@ -42,11 +43,15 @@ def attend_sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def attend_flash(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """The flash-attn package; its causal mask is aligned to the last key, as ours is. CUDA, 2-byte dtypes."""
+    """The flash-attn package; its causal mask is aligned to the last key, as ours is (since 2.1). CUDA, 2-byte dtypes.
+
+    One query is split over the keys by `flash_attn_with_kvcache`, which has no gradient. It takes a cache as it lies,
+    in any layout whose heads are contiguous.
+    """
     from flash_attn import flash_attn_func, flash_attn_with_kvcache
 
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, T or S, H, K)
-    if q.shape[1] == 1:
+    if q.shape[1] == 1 and not torch.is_grad_enabled():
         out: Tensor = flash_attn_with_kvcache(q, k, v, causal=True)
     else:
         out = flash_attn_func(q, k, v, causal=True)
@@ -84,18 +89,23 @@ def what_runs(name: str, q: Tensor, k: Tensor, v: Tensor) -> str:
 
 
 def sdpa_kernel(q: Tensor, k: Tensor, v: Tensor) -> str:
-    """Name of the kernel that torch runs for these inputs in `attend_sdpa`: math, flash, mem_efficient or cudnn.
+    """Name of the kernel that torch runs for these inputs in `attend_sdpa`: math, flash, efficient or cudnn.
 
-    Asked of torch's own dispatcher.
+    Asked of torch's own dispatcher and, for a mask that is aligned to the last key, in the order in which torch's
+    `CausalBias` asks: flash, efficient, else whatever takes the mask as a tensor. On a CPU it is always a tensor.
     """
     length, keys = q.shape[2], k.shape[2]
-    if length > 1 and length != keys and q.device.type == "cpu":
-        # On the CPU torch turns the aligned mask into a tensor; only with one does its dispatcher answer for it.
-        mask = torch.ones(length, keys, dtype=torch.bool).tril(keys - length)
-    else:
-        mask = None
+    grouped, mask = k.shape[1] != q.shape[1], None
+    if length > 1 and length != keys:
+        if q.device.type == "cuda":
+            params = torch.backends.cuda.SDPAParams(q, k, v, None, 0.0, False, grouped)
+            if torch.backends.cuda.can_use_flash_attention(params):
+                return "flash"
+            if torch.backends.cuda.can_use_efficient_attention(params):
+                return "efficient"
+        mask = torch.ones(length, keys, dtype=torch.bool, device=q.device).tril(keys - length)
     causal = mask is None and length > 1
-    choice = torch._fused_sdp_choice(q, k, v, mask, 0.0, causal, enable_gqa=k.shape[1] != q.shape[1])
+    choice = torch._fused_sdp_choice(q, k, v, mask, 0.0, causal, enable_gqa=grouped)
     names = {kernel.value: name for name, kernel in SDPBackend.__members__.items()}
     return names[choice].lower().removesuffix("_attention")
 
@@ -111,4 +121,21 @@ def missing_reason(name: str, device: torch.device, dtype: torch.dtype) -> str |
         return f"flash-attn takes bfloat16 and float16, not {given}; use --dtype bfloat16"
     if importlib.util.find_spec("flash_attn") is None:
         return "flash-attn is not installed: pip install 'retbench[flash]' --no-build-isolation"
+    return _flash_problem(device)
+
+
+def _flash_problem(device: torch.device) -> str | None:
+    """Why the installed flash-attn is of no use on this device: too old a GPU, or a build for another torch."""
+    major, minor = torch.cuda.get_device_capability(device)
+    if major < 8:
+        return (
+            f"flash-attn needs compute capability 8.0, and this GPU has {major}.{minor}; use backend 'sdpa'"
+        )
+    try:
+        importlib.import_module("flash_attn")
+    except (
+        Exception
+    ) as error:  # a foreign package: an undefined symbol is an ImportError, and there are others
+        what = " ".join(str(error).split())
+        return f"flash-attn cannot be imported ({type(error).__name__}: {what}); build it anew for this torch"
     return None

@@ -83,7 +83,8 @@ class Decoder(nn.Module):
             ConfigError: unknown name.
             UnsupportedError: it cannot run on this device at this dtype.
         """
-        reason = self.backends().get(name)
+        # Of this one alone: to look at others may mean to import what this process never needs.
+        reason = self.mixers[0].missing_reason(name, self.device, self.dtype)
         if reason is not None:
             raise UnsupportedError(f"{self.config.architecture} backend '{name}' cannot run here: {reason}.")
         for mixer in self.mixers:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from retbench.architectures import RetNetConfig, TransformerConfig
 from retbench.errors import unknown_name
-from retbench.models import attention
+from retbench.models import attention, kernels
 from retbench.models.constants import Float64Constant
 from retbench.models.decay import decay_schedule, gated_log_decay
 from retbench.models.layers import make_head_norm
@@ -39,8 +39,8 @@ class RetentionMixer(nn.Module):
 
     Args:
         config: The model.
-        backend: parallel, chunkwise or recurrent: the form for more than one token. One token without gradients is
-            always a recurrent step, in place.
+        backend: parallel, chunkwise, recurrent or fla: the form for more than one token. One token without gradients
+            is always a recurrent step of this package, in place; so is the last token alone of a prompt's last block.
         chunk_size: Tokens of a chunk of the chunkwise form.
     """
 
@@ -51,6 +51,7 @@ class RetentionMixer(nn.Module):
             "parallel": retention_parallel,
             "chunkwise": partial(retention_chunkwise, chunk_size=chunk_size),
             "recurrent": retention_recurrent,
+            "fla": kernels.retention_fla,
         }
         d, values = config.d_model, config.value_dim
         self.qkvg_proj = Linear(d, 2 * d + values * (2 if config.swish_gate else 1))
@@ -69,7 +70,11 @@ class RetentionMixer(nn.Module):
 
     def backends(self, device: torch.device, dtype: torch.dtype) -> dict[str, str | None]:
         """Each form, with the reason why it cannot run here, or None."""
-        return dict.fromkeys(self.forms)
+        return {name: self.missing_reason(name, device, dtype) for name in self.forms}
+
+    def missing_reason(self, name: str, device: torch.device, dtype: torch.dtype) -> str | None:
+        """Why one form cannot run here; None where it can."""
+        return kernels.missing_reason(device, dtype) if name == "fla" else None
 
     def set_backend(self, name: str) -> None:
         """Choose the form for more than one token; ConfigError for an unknown name."""
@@ -182,7 +187,11 @@ class AttentionMixer(nn.Module):
 
     def backends(self, device: torch.device, dtype: torch.dtype) -> dict[str, str | None]:
         """Each attention backend, with the reason why it cannot run here, or None."""
-        return {name: attention.missing_reason(name, device, dtype) for name in attention.BACKENDS}
+        return {name: self.missing_reason(name, device, dtype) for name in attention.BACKENDS}
+
+    def missing_reason(self, name: str, device: torch.device, dtype: torch.dtype) -> str | None:
+        """Why one backend cannot run here; None where it can."""
+        return attention.missing_reason(name, device, dtype)
 
     def set_backend(self, name: str) -> None:
         """Choose the backend; ConfigError for an unknown name."""

@@ -50,7 +50,7 @@ def retention_recurrent(
     Raises:
         ValueError: shapes disagree.
     """
-    _check_shapes(q, k, v, log_decay, state)
+    check_shapes(q, k, v, log_decay, state)
     wide = wide_dtype(v.dtype)
     state = _state_or_zeros(k, v, state)
     decay = _exp(log_decay, wide)[..., None, None]  # (H, 1, 1) or (B, T, H, 1, 1)
@@ -91,7 +91,7 @@ def retention_last(
 
     Arguments, returns and errors as of `retention_recurrent`, but q and the output are of one token, (B, 1, H, .).
     """
-    _check_shapes(q.expand_as(k), k, v, log_decay, state)
+    check_shapes(q.expand_as(k), k, v, log_decay, state)
     wide = wide_dtype(v.dtype)
     summed = _summed(log_decay, k.shape[1])
     k, wide_v = k.transpose(1, 2).to(wide), v.transpose(1, 2).to(wide)
@@ -110,7 +110,7 @@ def retention_parallel(
 
     Arguments, returns and errors as of `retention_recurrent`. The state enters as one more term, as in Eq. 7.
     """
-    _check_shapes(q, k, v, log_decay, state)
+    check_shapes(q, k, v, log_decay, state)
     decay = _decay_factors(log_decay, q.shape[1], wide_dtype(v.dtype))
     out, state = _attend_chunk(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), decay, state)
     return out.transpose(1, 2), state
@@ -129,7 +129,7 @@ def retention_chunkwise(
 
     Arguments, returns and errors as of `retention_recurrent`; the last chunk may be shorter than `chunk_size`.
     """
-    _check_shapes(q, k, v, log_decay, state)
+    check_shapes(q, k, v, log_decay, state)
     wide = wide_dtype(v.dtype)
     # Split, not sliced chunk by chunk: the gradient of a slice is as long as the sequence, that of a split is a chunk.
     parts = [x.transpose(1, 2).split(chunk_size, dim=2) for x in (q, k, v)]  # (B, H, C, .) each
@@ -225,7 +225,7 @@ def _stack_tokens(outs: list[Tensor], v: Tensor) -> Tensor:
     return torch.stack(outs, dim=1).to(v.dtype) if outs else torch.empty_like(v)
 
 
-def _check_shapes(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor | None) -> None:
+def check_shapes(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor | None) -> None:
     """ValueError naming the tensor that does not fit q."""
     if q.dim() != 4 or k.shape != q.shape or v.dim() != 4 or v.shape[:3] != q.shape[:3]:
         raise ValueError(

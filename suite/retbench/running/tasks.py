@@ -48,6 +48,8 @@ def do_task(job: Job, tell: Tell) -> None:
     environment.pin_process(settings.threads)
     device, dtype = torch.device(settings.device), getattr(torch, settings.dtype)
     facts = {**environment.describe_environment(device, settings.threads), "text": text.fingerprint()}
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # kernels that are not torch's own go to the current one
     tell(Hello(environment=facts))
     if facts["code_revision"] != job.run.code_revision:
         raise RetbenchError(

@@ -17,6 +17,7 @@ from retbench.measure.compiled import compile_step
 from retbench.models.gate import LIMITS, relative_error
 from retbench.models.state import DecoderState, Mark
 from retbench.workloads.context import Context, Measurement, Notes
+from retbench.workloads.energy import weigh_energy
 from retbench.workloads.metrics import decode_metrics
 from retbench.workloads.states import FILL_PREFILL_TOKENS, cache_scales, fill_caches
 
@@ -32,20 +33,27 @@ def measure(context: Context) -> Measurement:
     rows = text.read_rows(point.batch_size, point.context_len + 1).to(context.device)
     lead, token = rows[:, -2:-1].clone(), rows[:, -1:].clone()
     context.forget_what_ran()
-    if settings.compile:
-        advance, step, compile_notes = _compiled_steps(context, state, lead, token)
-        notes |= compile_notes
-    else:
-        make = _captured_steps if settings.cuda_graph else _eager_steps
-        advance, step = make(context, state, lead, token)
+    depth = Mark(state.position + 1, [None] * len(state.layers))  # for the position alone
+    advance, step, step_notes = _make_steps(context, state, lead, token)
     samples = time_steps(
         step, advance, device=context.device, warmup_s=settings.warmup_s, min_steps=settings.min_steps
     )
-    notes |= {"cuda_graph": settings.cuda_graph, "compile": settings.compile, "timed_steps": len(samples)}
+    metrics = decode_metrics(context.cell, samples, context.ceilings)
+
+    def decode_on() -> None:
+        """One token more at the same depth; what a retention state holds goes on from token to token."""
+        state.rewind(depth)
+        step()
+
+    energy = weigh_energy(
+        context, decode_on, step_s=metrics["tpot_s"].value, tokens_per_step=point.batch_size
+    )
+    notes |= {**step_notes, "timed_steps": len(samples), **energy.notes}
     if state.capacity is not None:
         notes["kv_capacity"] = state.capacity
     return Measurement(
-        metrics=decode_metrics(context.cell, samples, context.ceilings),
+        metrics={**metrics, **energy.metrics},
+        absent=energy.absent,
         backend={**context.model.ran(), **notes},
     )
 
@@ -63,6 +71,19 @@ def _fill(context: Context, state: DecoderState, position: int) -> Notes:
         "kv_fill_key_std": " ".join(f"{keys:.3g}" for keys, _ in scales),
         "kv_fill_value_std": " ".join(f"{values:.3g}" for _, values in scales),
     }
+
+
+def _make_steps(
+    context: Context, state: DecoderState, lead: torch.Tensor, token: torch.Tensor
+) -> tuple[Step, Step, Notes]:
+    """The untimed step back to the depth, the timed one, and how they run."""
+    settings = context.cell.settings
+    notes: Notes = {"cuda_graph": settings.cuda_graph, "compile": settings.compile}
+    if settings.compile:
+        advance, step, found = _compiled_steps(context, state, lead, token)
+        return advance, step, notes | found
+    make = _captured_steps if settings.cuda_graph else _eager_steps
+    return *make(context, state, lead, token), notes
 
 
 def _eager_steps(

@@ -5,8 +5,12 @@ from statistics import median
 
 from retbench import costs
 from retbench.cells import Cell
+from retbench.measure.power import EnergyUse
 from retbench.records import Ceilings, Metric
 from retbench.units import tokens_per_second
+
+ENERGY_METRICS = ("energy_per_token_j", "power_w")
+"""What `energy_metrics` gives, or, where there is no counter, what is absent."""
 
 
 def timed(samples: Sequence[float]) -> Metric:
@@ -60,3 +64,15 @@ def prefill_metrics(cell: Cell, samples: Sequence[float], ceilings: Ceilings) ->
         "flops_per_call": Metric(unit="FLOP", value=flops),
         "roofline_ratio": Metric(unit="ratio", value=flops / ceilings.matmul_flops_per_s / call.value),
     }
+
+
+def energy_metrics(use: EnergyUse, tokens_per_step: int) -> dict[str, Metric]:
+    """Metrics of a window of repeated steps.
+
+    Args:
+        use: What they took, idle power included.
+        tokens_per_step: Tokens of one step, those of every sequence.
+    """
+    per_token_j = use.energy_j / (use.num_steps * tokens_per_step)
+    found = (Metric(unit="J", value=per_token_j), Metric(unit="W", value=use.power_w))
+    return dict(zip(ENERGY_METRICS, found, strict=True))

@@ -8,6 +8,7 @@ import torch
 from retbench.data import text
 from retbench.measure.clock import time_steps
 from retbench.workloads.context import Context, Measurement, Notes
+from retbench.workloads.energy import weigh_energy
 from retbench.workloads.metrics import prefill_metrics
 from retbench.workloads.repetition import MIN_CALLS, more_calls
 
@@ -33,10 +34,19 @@ def measure(context: Context) -> Measurement:
     more = more_calls(samples, settings.min_steps)
     if more:
         samples += time_steps(prefill, rewind, device=context.device, warmup_s=0.0, min_steps=more)
-    notes: Notes = {"cuda_graph": False, "compile": False, "timed_calls": len(samples)}
+    metrics = prefill_metrics(context.cell, samples, context.ceilings)
+
+    def prefill_anew() -> None:
+        rewind()
+        prefill()
+
+    num_tokens = point.batch_size * point.context_len
+    energy = weigh_energy(context, prefill_anew, step_s=metrics["ttft_s"].value, tokens_per_step=num_tokens)
+    notes: Notes = {"cuda_graph": False, "compile": False, "timed_calls": len(samples), **energy.notes}
     if state.capacity is not None:
         notes["kv_capacity"] = state.capacity
     return Measurement(
-        metrics=prefill_metrics(context.cell, samples, context.ceilings),
+        metrics={**metrics, **energy.metrics},
+        absent=energy.absent,
         backend={**context.model.ran(), **notes},
     )
