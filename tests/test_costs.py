@@ -8,8 +8,11 @@ from retbench import costs
 from retbench.cells import resolve_models
 from retbench.config import load_experiment
 from retbench.models.build import build_model
+from tests.models.cases import CASES, config_of
 
 SMALL = resolve_models(load_experiment("latency", ["size=1m"]), "cpu")
+RETENTION = [case for case, (name, _) in CASES.items() if name == "retnet"]
+ATTENTION = [case for case, (name, _) in CASES.items() if name == "transformer"]
 LARGE = resolve_models(load_experiment("latency", ["size=6.7b"]), "paper")
 
 
@@ -19,47 +22,55 @@ def count_flops(call):
     return counter.get_total_flops()
 
 
-@pytest.mark.parametrize(
-    "batch", [2, 3]
-)  # torch does not count the weighted sum of rows that one sequence takes
-def test_decode_flops_of_attention_equal_what_torch_counts(batch):
-    model = build_model(SMALL["transformer"], dtype=torch.float32, device="cpu", seed=0, backend="reference")
+def build(case, backend):
+    return build_model(
+        config_of(case), dtype=torch.float32, device="cpu", seed=0, backend=backend, chunk_size=64
+    )
+
+
+# Two sequences and more: torch does not count the weighted sum of rows that one sequence takes.
+@pytest.mark.parametrize("batch", [2, 3])
+@pytest.mark.parametrize("case", ATTENTION)
+def test_decode_flops_of_attention_equal_what_torch_counts(case, batch):
+    model = build(case, "reference")
     state = model.init_state(batch, 65)
     text = torch.zeros(batch, 65, dtype=torch.int64)
     with torch.no_grad():
         model(text[:, :64], state)
     counted = count_flops(lambda: model(text[:, 64:], state))
-    assert costs.decode_flops(SMALL["transformer"], batch, 64) == counted
+    assert costs.decode_flops(model.config, batch, 64) == counted
 
 
-def test_decode_flops_of_retention_exceed_the_products_by_the_state_update():
+@pytest.mark.parametrize("case", RETENTION)
+def test_decode_flops_of_retention_exceed_the_products_by_the_state_update(case):
     """Torch counts products only; decay and rank-one update are 3 operations a state value."""
-    config = SMALL["retnet"]
-    model = build_model(config, dtype=torch.float32, device="cpu", seed=0, backend="chunkwise")
+    model = build(case, "chunkwise")
     state = model.init_state(2, 0)
     counted = count_flops(lambda: model(torch.zeros(2, 1, dtype=torch.int64), state))
+    config = model.config
     update = 2 * 3 * config.num_layers * config.num_heads * config.head_dim * config.value_head_dim
     assert costs.decode_flops(config, 2, 0) == counted + update
 
 
 @pytest.mark.parametrize("length", [128, 512])
-def test_prefill_flops_of_retention_equal_what_torch_counts(length):
+@pytest.mark.parametrize("case", RETENTION)
+def test_prefill_flops_of_retention_equal_what_torch_counts(case, length):
     """Less one read of a zero state in all blocks but the last: the first chunk has none."""
-    config = SMALL["retnet"]
-    model = build_model(config, dtype=torch.float32, device="cpu", seed=0, backend="chunkwise", chunk_size=64)
+    model = build(case, "chunkwise")
     text = torch.zeros(2, length, dtype=torch.int64)
     counted = count_flops(lambda: model(text, last_only=True))
+    config = model.config
     unread = 2 * 2 * (config.num_layers - 1) * config.num_heads * 64 * config.head_dim * config.value_head_dim
     assert costs.prefill_flops(config, 2, length, 64) == counted + unread
 
 
-def test_prefill_flops_of_attention_count_the_causal_half():
-    config = SMALL["transformer"]
-    model = build_model(config, dtype=torch.float32, device="cpu", seed=0, backend="reference")
+@pytest.mark.parametrize("case", ATTENTION)
+def test_prefill_flops_of_attention_count_the_causal_half(case):
+    model = build(case, "reference")
     text = torch.zeros(2, 256, dtype=torch.int64)
     counted = count_flops(lambda: model(text, last_only=True))
-    upper_half = 2 * (config.num_layers - 1) * 2 * config.d_model * 256 * 255
-    assert costs.prefill_flops(config, 2, 256, 1) == counted - upper_half
+    upper_half = 2 * (model.config.num_layers - 1) * 2 * model.config.d_model * 256 * 255
+    assert costs.prefill_flops(model.config, 2, 256, 1) == counted - upper_half
 
 
 def test_what_the_paper_lets_one_derive():
