@@ -22,6 +22,8 @@ class Settings(Strict):
     warmup_s: float
     min_steps: int
     cuda_graph: bool
+    memory_limit_bytes: int | None = None
+    """Bytes that model, state and workspace may take together; None for all there is."""
 
 
 class Cell(Strict):
