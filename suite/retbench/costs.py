@@ -88,19 +88,18 @@ def _mixer_workspace(config: ModelConfig, dtype: str) -> int:
     d, wide = config.d_model, STATE_BYTES_PER_VALUE[dtype] // DTYPE_BYTES[dtype]
     match config:
         case RetNetConfig():
-            # The projections, queries and keys rotated, keys scaled.
-            held = 2 * d + (2 if config.swish_gate else 1) * config.value_dim + 3 * d
-            widened = (
-                2 * wide * (d + config.value_dim) if wide > 1 else 0
-            )  # queries, keys, values and the read-out
-            return held + max(
-                config.value_dim + widened, 3 * config.value_dim
-            )  # at the read-out; at the gate
+            values = config.value_dim
+            # The projections; queries and keys rotated, and the keys scaled.
+            held = 2 * d + (2 if config.swish_gate else 1) * values + 3 * d
+            # Queries, keys, values and the read-out in the state's dtype, where that is a wider one.
+            widened = 2 * wide * (d + values) if wide > 1 else 0
+            # The read-out after its norm; what the gate makes of it.
+            gating = 3 if config.swish_gate else 2 if config.head_norm else 1
+            return held + max(values + widened, gating * values)
         case TransformerConfig():
             kv = config.num_kv_heads * config.head_dim
-            return (
-                d + 2 * kv + 2 * wide * (d + kv)
-            )  # the projections, and their rotation before and after it is joined
+            # The projections; queries and keys as they are rotated, in halves and joined.
+            return d + 2 * kv + 2 * wide * (d + kv)
 
 
 def largest_batch(config: ModelConfig, dtype: str, memory_bytes: int, context_len: int) -> int:

@@ -58,7 +58,7 @@ class Plan:
         profile_name: The profile chosen.
         profile: That profile.
         cells: Every cell, models outermost.
-        rounds: How many times each cell is measured, each time in a process of its own.
+        rounds: How many times each cell is timed, each time in a process of its own; see `rounds_of`.
         command: The command line that makes the same plan again.
         device_memory_bytes: Of a CUDA device; None for the CPU.
     """
@@ -75,6 +75,15 @@ class Plan:
     def settings(self) -> Settings:
         """What is the same for every cell."""
         return self.cells[0].settings
+
+    @property
+    def num_measurements(self) -> int:
+        """Measurements of all cells in all rounds."""
+        return sum(self.rounds_of(cell) for cell in self.cells)
+
+    def rounds_of(self, cell: Cell) -> int:
+        """Rounds in which a cell is measured: one where it finds its batch size by counting."""
+        return 1 if cell.workload in FINDS_BATCH else self.rounds
 
 
 def make_plan(
@@ -216,7 +225,7 @@ def estimate(plan: Plan) -> list[Estimate]:
     for cell in plan.cells:
         gate_s = GATE_PREFILLS * _prefill_seconds(cell, 1, SEGMENT_TOKENS, ceilings)
         sized = _sized(cell, plan.device_memory_bytes)
-        seconds = (start_s + gate_s) / num_cells + plan.rounds * _cell_seconds(sized, ceilings)
+        seconds = (start_s + gate_s) / num_cells + plan.rounds_of(cell) * _cell_seconds(sized, ceilings)
         if cell == deepest.get(cell.model_name):
             seconds += _prefill_seconds(cell, 1, cell.point.context_len, ceilings)
         found.append(Estimate(cell, seconds, _memory_bytes(sized)))
@@ -287,7 +296,7 @@ def _cell_seconds(cell: Cell, ceilings: Ceilings) -> float:
             return settings.warmup_s + 2 * (settings.min_steps + 1) * step_s
         case "largest_batch":
             filled_s = FIRST_WRITE * _state_bytes(cell) / ceilings.read_bandwidth_bytes_per_s
-            return SEARCH_TRIALS * (filled_s + step_s)
+            return WORKER_START_S + SEARCH_TRIALS * (filled_s + step_s)
         case _:
             return 2 * step_s
 

@@ -73,7 +73,7 @@ def run_plan(plan: Plan, out: Path, *, fresh: bool, observer: Observer) -> RunRe
                 return _run_locked(plan, out, fresh, observer, inbox)
         except Interrupted:
             result = RunResult(interrupted=True)
-            observer.notify(events.Finished(result, events.Progress(0, len(plan.cells) * plan.rounds)))
+            observer.notify(events.Finished(result, events.Progress(0, plan.num_measurements)))
             return result
 
 

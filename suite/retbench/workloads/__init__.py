@@ -22,7 +22,7 @@ STREAMED: frozenset[str] = frozenset({"decode"})
 FINDS_BATCH: frozenset[str] = frozenset({"largest_batch"})
 """Workloads that find a batch size instead of being given one; the batch size of their points is 1.
 
-They fill the memory to the brim, so a worker measures them after all others.
+They fill the memory to the brim, so each cell has a worker of its own; they count, so one round is enough.
 """
 
 

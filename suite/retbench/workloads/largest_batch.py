@@ -6,9 +6,10 @@ and the state holds zeros: what is in it does not change how many bytes a step n
 cell's point is 1: the batch is what is found, not what is asked for.
 
 The memory is `memory_limit_bytes`, or without one all of a CUDA device that is free. On a CPU there is no end to it
-that could be tried in safety, so there the limit must be set. The closed form is given what libraries leave of it:
-matrix products keep buffers of their own. A worker comes to these cells last, for they leave the process in no state to
-be timed.
+that could be tried in safety, so there the limit must be set. The closed form is given what libraries leave of it, for
+matrix products keep buffers of their own: `available_bytes`, as it is before the first trial that does not fit, for
+the C library holds on to some of what such a trial had. So each of these cells has a worker of its own, and nothing is
+timed in it. It is measured in one round only: it counts, and would count the same again.
 """
 
 import gc
@@ -34,13 +35,20 @@ def measure(context: Context) -> Measurement:
     before = _headroom_bytes(context)
     return_freed_memory()
     context.forget_what_ran()
-    found, step, trials = find_largest(lambda batch: _fits(context, batch))
+    left: dict[int, int] = {}  # by batch: the bytes that may be taken after its trial
+
+    def fits(batch_size: int) -> bool:
+        fitted = _fits(context, batch_size)
+        left[batch_size] = _headroom_bytes(context)
+        return fitted
+
+    found, step = find_largest(fits)
     if not found:
         raise MemoryError(
             f"not even one sequence of {depth:,} tokens fits into {before:,} bytes beside the weights"
         )
-    available = weights + _headroom_bytes(context)
-    notes: Notes = {"cuda_graph": False, "state_source": "zeros", "trials": trials}
+    available = weights + left[2 ** (found.bit_length() - 1)]  # the last of those that double and fit
+    notes: Notes = {"cuda_graph": False, "state_source": "zeros", "trials": len(left)}
     return Measurement(
         metrics={
             "largest_batch": _sequences(found),
@@ -71,24 +79,23 @@ def _headroom_bytes(context: Context) -> int:
     return headroom
 
 
-def find_largest(fits: Callable[[int], bool]) -> tuple[int, int, int]:
+def find_largest(fits: Callable[[int], bool]) -> tuple[int, int]:
     """The largest batch that fits, by doubling and then bisection.
 
     Args:
         fits: Whether a batch fits; taken to hold for every smaller one.
 
     Returns:
-        The largest batch that was seen to fit, 0 where 1 does not; how many sequences more did not fit (1, or at most a
-        part in `RESOLUTION`); and the number of trials.
+        The largest batch that was seen to fit, 0 where 1 does not; and how many sequences more did not fit: 1, or at
+        most a part in `RESOLUTION`.
     """
-    low, high, trials = 0, 1, 1
+    low, high = 0, 1
     while fits(high):
-        low, high, trials = high, 2 * high, trials + 1
+        low, high = high, 2 * high
     while high - low > max(1, low // RESOLUTION):
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
-        trials += 1
-    return low, high - low, trials
+    return low, high - low
 
 
 def _fits(context: Context, batch_size: int) -> bool:
