@@ -53,6 +53,11 @@ def _llama(depth: int, limit: str) -> Bar:
     return Bar(title, "decode", "decode_llama", {"depth": depth}, ("transformers",))
 
 
+def _batch(size: str) -> Bar:
+    title = f"batch 8, size {size}: compiled bfloat16 step over the eager float32 step, at most .50 for both models"
+    return Bar(title, "batch", "batch", {"size": size})
+
+
 BARS: dict[str, Bar] = {
     "forms-float64": Bar(
         "parallel = chunkwise = recurrent to 1e-12", "forms", "forms", {"dtype": "float64"}, timed=False
@@ -81,6 +86,22 @@ BARS: dict[str, Bar] = {
         ("transformers",),
         timed=False,
     ),
+    "equal-yar": Bar(
+        "logits = yet-another-retnet's, with the paper's blocks and decays, to 1e-4",
+        "equality",
+        "yar_equality",
+        {},
+        ("yet_another_retnet",),
+        timed=False,
+    ),
+    "equal-gpt-neox": Bar(
+        "logits = transformers' GPT-NeoX to 1e-4",
+        "equality",
+        "gpt_neox_equality",
+        {},
+        ("transformers",),
+        timed=False,
+    ),
     "decode-torchscale": Bar(
         "decode at 1K: RetNet's time per token over torchscale's, at most .70",
         "decode",
@@ -97,6 +118,8 @@ BARS: dict[str, Bar] = {
     "bandwidth-125m": Bar(
         "share of the read bandwidth that decoding moves, at least .50 each", "decode", "bandwidth"
     ),
+    "batch-8-25m": _batch("25m"),
+    "batch-8-125m": _batch("125m"),
     "prefill-torchscale": Bar(
         "prefill of 8,192 tokens over torchscale's chunkwise, at most .65",
         "prefill",

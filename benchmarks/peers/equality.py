@@ -33,9 +33,7 @@ def torchscale_equality(config: RetNetConfig | None = None, length: int = 385) -
     ours = pairs.carry(config, torchscale_retnet.map_weights(peer.state_dict(), config.num_layers))
     tokens = pairs.random_tokens(config, length)
     expected = peer(tokens)[0]
-    for form in ours.backends():
-        ours.set_backend(form)
-        yield error_outcome(f"equal-torchscale: {form} = its parallel", ours(tokens), expected, FP32_LIMIT)
+    yield from _backends_against("equal-torchscale", ours, tokens, expected)
     decoding = torchscale_retnet.RecurrentDecoding(peer, length)
     stepped = torch.cat([decoding.step(tokens[:, t : t + 1]) for t in range(length)], dim=1)
     found = decode_logits(ours, tokens, 1)
@@ -58,13 +56,48 @@ def llama_pair_equality(config: TransformerConfig, length: int, new_tokens: int)
     ours = pairs.carry(config, hf_llama.map_weights(peer.state_dict(), config.num_layers))
     tokens = pairs.random_tokens(config, length)
     expected = peer(tokens).logits
-    for backend in [name for name, reason in ours.backends().items() if reason is None]:
-        ours.set_backend(backend)
-        yield error_outcome(f"equal-llama{kind}: {backend} = its forward", ours(tokens), expected, FP32_LIMIT)
+    yield from _backends_against(f"equal-llama{kind}", ours, tokens, expected)
     generated = hf_llama.generate(peer, tokens, new_tokens, with_logits=True)
     whole = torch.cat([tokens, generated.tokens[:, :-1]], dim=1)
     found = decode_logits(ours, whole, length)
     yield error_outcome(f"equal-llama{kind}: decode = its generate", found, generated.logits, FP32_LIMIT)
+
+
+@torch.inference_mode()
+def gpt_neox_equality(config: TransformerConfig | None = None, length: int = 385) -> Iterator[Outcome]:
+    """Our prefill and our decode against GPT-NeoX's forward; size 25m by default."""
+    from benchmarks.peers import hf_gpt_neox
+
+    config = config or pairs.gpt_config()
+    peer = hf_gpt_neox.build_peer(config, seed=1, max_len=length)
+    ours = pairs.carry(config, hf_gpt_neox.map_weights(peer.state_dict(), config))
+    tokens = pairs.random_tokens(config, length)
+    yield from _against_forward("equal-gpt-neox", ours, tokens, peer(tokens).logits)
+
+
+@torch.inference_mode()
+def yar_equality(config: RetNetConfig | None = None, length: int = 385) -> Iterator[Outcome]:
+    """Our forms and our decode against yet-another-retnet's parallel form; size 25m by default."""
+    from benchmarks.peers import yar_retnet
+
+    config = config or pairs.paper_config()
+    peer = yar_retnet.build_peer(config, seed=1)
+    tokens = pairs.random_tokens(config, length)
+    expected = peer.forward_parallel(tokens)
+    yield from _against_forward("equal-yar", yar_retnet.carry(peer, config), tokens, expected)
+
+
+def _against_forward(bar: str, ours: Decoder, tokens: Tensor, expected: Tensor) -> Iterator[Outcome]:
+    """Every backend of ours that runs here, and our decode, against a peer's logits of all tokens."""
+    yield from _backends_against(bar, ours, tokens, expected)
+    yield error_outcome(f"{bar}: decode = its forward", decode_logits(ours, tokens, 1), expected, FP32_LIMIT)
+
+
+def _backends_against(bar: str, ours: Decoder, tokens: Tensor, expected: Tensor) -> Iterator[Outcome]:
+    """Every backend of ours that runs here against a peer's logits of all tokens."""
+    for backend in [name for name, reason in ours.backends().items() if reason is None]:
+        ours.set_backend(backend)
+        yield error_outcome(f"{bar}: {backend} = its forward", ours(tokens), expected, FP32_LIMIT)
 
 
 @torch.inference_mode()
@@ -80,10 +113,7 @@ def fla_equality(config: RetNetConfig | None = None, length: int = 45) -> Iterat
     ours = pairs.carry(config, fla_retnet.map_weights(weights, config.num_layers), chunk_size=16)
     tokens = pairs.random_tokens(config, length)
     expected = fla_retnet.logits(weights, config, tokens[0])[None]
-    for form in ours.backends():
-        ours.set_backend(form)
-        yield error_outcome(f"equal-fla: {form} = formula", ours(tokens), expected, FP32_LIMIT)
-    yield error_outcome("equal-fla: decode = formula", decode_logits(ours, tokens, 1), expected, FP32_LIMIT)
+    yield from _against_forward("equal-fla", ours, tokens, expected)
 
 
 def loop_equality(length: int = 301) -> Iterator[Outcome]:

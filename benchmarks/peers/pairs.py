@@ -31,6 +31,21 @@ def fla_config(size: str = SIZE) -> RetNetConfig:
     return config
 
 
+def paper_config(size: str = SIZE) -> RetNetConfig:
+    """A RetNet of the paper's variant with values as wide as keys, which is what yet-another-retnet has."""
+    config = resolve_model(RetNetSpec(architecture="retnet", variant="paper"), size)
+    assert isinstance(config, RetNetConfig)
+    # A row of D is divided by its norm before the head norm and not there: its epsilon must not matter.
+    return config.model_copy(update={"value_dim": config.d_model, "norm_eps": TINY_EPS})
+
+
+def gpt_config(size: str = SIZE) -> TransformerConfig:
+    """A Transformer of GPT's variant."""
+    config = resolve_model(TransformerSpec(architecture="transformer", variant="gpt"), size)
+    assert isinstance(config, TransformerConfig)
+    return config
+
+
 def llama_config(size: str = SIZE, *, num_kv_heads: int | None = None) -> TransformerConfig:
     """A Transformer of Llama's variant."""
     config = resolve_model(TransformerSpec(architecture="transformer", num_kv_heads=num_kv_heads), size)

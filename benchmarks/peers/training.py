@@ -44,7 +44,7 @@ def training(rounds: int) -> Iterator[Outcome]:
     config = pairs.torchscale_config(norm_eps=pairs.TINY_EPS)
     parallel = torchscale_retnet.build_peer(config, seed=1)
     chunkwise = torchscale_retnet.build_peer(config, seed=1, chunkwise=True)
-    yar = yar_retnet.build_peer(config, seed=1)
+    yar = yar_retnet.build_matched_peer(config, seed=1)
     model = pairs.carry(config, torchscale_retnet.map_weights(parallel.state_dict(), config.num_layers))
     tokens = read_tokens(LENGTH + 1)[None]
     yield from (proofs := [*_equality(model, parallel, tokens), _yar_equality()])

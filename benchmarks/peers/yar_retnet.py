@@ -1,34 +1,89 @@
-"""yet-another-retnet: a RetNet of other constants (the paper's decays, biases, values as wide as keys).
+"""yet-another-retnet: the paper's block, but with biases and values as wide as keys, and without a last norm.
 
-Its weights fit no model of ours, so equality is shown of the operator, which both have with the paper's decays.
+Its decays are those of the paper's experiments. With its biases zero, our `paper` variant with values as wide as keys
+carries its weights, and shows the same logits once its last norm is taken off.
 """
 
+from collections.abc import Mapping
+
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 from yet_another_retnet.retnet import RetNet
 
+from benchmarks.peers import pairs
 from retbench import costs
 from retbench.architectures import RetNetConfig
+from retbench.models.decoder import Decoder
 
 CHUNK_SIZE = 512  # it has no default; torchscale's
 
 
-def build_peer(config: RetNetConfig, *, seed: int) -> RetNet:
+def build_matched_peer(config: RetNetConfig, *, seed: int) -> RetNet:
     """A decoder with `config`'s width, depth, heads and vocabulary, its feed-forward solved for the same parameters."""
-    torch.manual_seed(seed)
     budget = costs.layer_params(config)
     d = config.d_model
     # q, k, v, g, out with biases and two layer norms; then two matrices with biases of the width to be solved
     fixed = 5 * (d * d + d) + 4 * d + d
     ffn_dim = 8 * round((budget - fixed) / (2 * d + 1) / 8)
+    return _build(config, ffn_dim, seed)
+
+
+def _build(config: RetNetConfig, ffn_dim: int, seed: int) -> RetNet:
+    """A decoder with `config`'s width, depth, heads and vocabulary."""
+    torch.manual_seed(seed)
     return RetNet(
         num_tokens=config.vocab_size,
-        d_model=d,
+        d_model=config.d_model,
         nhead=config.num_heads,
         num_layers=config.num_layers,
         dropout=0.0,
         dim_feedforward=ffn_dim,
+        activation="gelu",
+        layer_norm_eps=config.norm_eps,
     )
+
+
+def build_peer(config: RetNetConfig, *, seed: int) -> RetNet:
+    """A decoder of `config`'s shapes with its own initialisation, which has every bias zero, and uneven norms."""
+    peer = _build(config, config.ffn_dim, seed).eval()
+    for layer in peer.decoder.layers:
+        layer.retention.activation = F.silu  # it has one setting for the feed-forward and for the gate
+        layer.retention.group_norm.eps = config.norm_eps
+        for norm in (layer.norm1, layer.norm2):
+            nn.init.uniform_(norm.weight, 0.5, 1.5)
+            nn.init.uniform_(norm.bias, -0.5, 0.5)
+    return peer
+
+
+def carry(peer: RetNet, config: RetNetConfig) -> Decoder:
+    """Our model with its weights, and, as it has none, without a norm after the last block."""
+    model = pairs.carry(config, _map_weights(peer.state_dict(), config))
+    model.norm = nn.Identity()
+    return model
+
+
+def _map_weights(weights: Mapping[str, Tensor], config: RetNetConfig) -> dict[str, Tensor]:
+    """Our state dict from its; the last norm's weights are ours."""
+    mapped = {
+        "embedding.weight": weights["embedding.weight"],
+        "head.weight": weights["out.weight"],
+        "norm.weight": torch.ones(config.d_model),
+        "norm.bias": torch.zeros(config.d_model),
+    }
+    for index in range(config.num_layers):
+        theirs, ours = f"decoder.layers.{index}", f"blocks.{index}"
+        projections = [weights[f"{theirs}.retention.{letter}_proj.weight"] for letter in "qkvg"]
+        mapped |= {
+            f"{ours}.mixer.qkvg_proj.weight": torch.cat(projections),
+            f"{ours}.mixer.out_proj.weight": weights[f"{theirs}.retention.out_proj.weight"],
+            f"{ours}.ffn.up_proj.weight": weights[f"{theirs}.linear1.weight"],
+            f"{ours}.ffn.down_proj.weight": weights[f"{theirs}.linear2.weight"],
+        }
+        for norm, name in (("mixer_norm", "norm1"), ("ffn_norm", "norm2")):
+            for part in ("weight", "bias"):
+                mapped[f"{ours}.{norm}.{part}"] = weights[f"{theirs}.{name}.{part}"]
+    return mapped
 
 
 def forward_chunkwise(peer: RetNet, tokens: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ class Settings(Strict):
     warmup_s: float
     min_steps: int
     cuda_graph: bool
+    compile: bool = False
     memory_limit_bytes: int | None = None
     """Bytes that model, state and workspace may take together; None for all there is."""
 

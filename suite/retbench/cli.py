@@ -103,6 +103,12 @@ def run(
     device: DeviceName = None,
     dtype: Annotated[str | None, typer.Option(help="Replaces the profile's dtype.")] = None,
     limit: Annotated[int | None, typer.Option(help="Keep the first so many context lengths.")] = None,
+    compiled: Annotated[
+        bool | None,
+        typer.Option(
+            "--compile/--no-compile", help="Compile decode steps with torch.compile; replaces the profile's."
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option(file_okay=False, help="Folder that records are appended to.")] = Path(
         "results"
     ),
@@ -127,7 +133,13 @@ def run(
     from retbench.plan import make_plan
 
     plan = make_plan(
-        experiment, profile=profile, device=device, dtype=dtype, limit=limit, overrides=overrides or []
+        experiment,
+        profile=profile,
+        device=device,
+        dtype=dtype,
+        limit=limit,
+        compiled=compiled,
+        overrides=overrides or [],
     )
     from retbench.commands import run as command
 

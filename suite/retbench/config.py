@@ -22,7 +22,7 @@ RetNetVariant = Literal["fla", "torchscale", "paper", "yoco"]
 TransformerVariant = Literal["llama", "gpt"]
 Decay = Literal["eq8", "paper", "single", "none", "gated"]
 RetentionBackend = Literal["parallel", "chunkwise", "recurrent"]
-AttentionBackend = Literal["reference", "sdpa", "flash"]
+AttentionBackend = Literal["reference", "sdpa", "products", "flash"]
 FfnWidth = Literal["matched", "published"] | Annotated[int, Field(ge=8)]
 
 
@@ -103,6 +103,8 @@ class Profile(Strict):
     """A cell that runs longer is ended and recorded as `timeout`."""
     cuda_graph: bool = False
     """Replay each step from a captured CUDA graph, for every model of the experiment."""
+    compile: bool = False
+    """Compile each decode step with torch.compile, for every model of the experiment."""
     memory_limit_bytes: int | None = Field(default=None, ge=1)
     """Bytes that model, state and workspace may take together while cells are measured; beyond it is out of memory.
     The equality gate is not held to it."""

@@ -74,8 +74,9 @@ def state_bytes(config: ModelConfig, dtype: str, batch_size: int, capacity: int)
 def decode_workspace_bytes(config: ModelConfig, dtype: str, batch_size: int) -> int:
     """Most bytes of temporaries that are alive at once in a decode step: in a mixer, a feed-forward or at the logits.
 
-    Attention is taken to stream its cache, as fused kernels do: torch's `math` kernel and the backend `reference` copy
-    the keys and values of one layer. Buffers within an operator are left out.
+    Attention is taken to stream its cache and to hold no scores, as fused kernels do: torch's `math` kernel and the
+    backend `reference` copy the keys and values of one layer, and `products` holds its scores. Buffers within an
+    operator are left out, and so are the packed weights of a compiled step.
     """
     d, ffn = config.d_model, config.ffn_dim
     activated = 4 * ffn if config.traits.ffn == "swiglu" else 2 * ffn

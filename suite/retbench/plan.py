@@ -94,6 +94,7 @@ def make_plan(
     dtype: str | None,
     limit: int | None,
     overrides: Sequence[str],
+    compiled: bool | None = None,
 ) -> Plan:
     """The plan of one command.
 
@@ -104,6 +105,7 @@ def make_plan(
         dtype: Replaces the profile's.
         limit: Keeps only the first so many context lengths of each workload.
         overrides: `key=value` items; see `config.load_experiment`.
+        compiled: Replaces the profile's `compile`.
 
     Raises:
         ConfigError: something is misspelt or contradicts itself.
@@ -115,16 +117,19 @@ def make_plan(
     experiment = config.load_experiment(name_or_path, overrides, profile=profile_name)
     where = f"experiment '{experiment.name}', profile '{profile_name}'"
     chosen = _adjust(experiment.profile(profile_name), dtype, limit, where)
+    if compiled is not None:
+        chosen = chosen.model_copy(update={"compile": compiled})
     _check_device(chosen, found)
     experiment = experiment.model_copy(update={"profiles": {**experiment.profiles, profile_name: chosen}})
     options = [("--profile", profile_name), ("--device", found.name), ("--dtype", dtype), ("--limit", limit)]
+    flags = [] if compiled is None else ["--compile" if compiled else "--no-compile"]
     return Plan(
         experiment=experiment,
         profile_name=profile_name,
         profile=chosen,
         cells=tuple(cells.expand(experiment, profile_name, _settings(chosen, found))),
         rounds=chosen.rounds,
-        command=_command(name_or_path, [*options, *(("--set", item) for item in overrides)]),
+        command=_command(name_or_path, [*options, *(("--set", item) for item in overrides)], flags),
         device_memory_bytes=found.memory_bytes,
     )
 
@@ -162,6 +167,7 @@ def _settings(profile: Profile, device: Device) -> Settings:
         warmup_s=profile.warmup_s,
         min_steps=profile.min_steps,
         cuda_graph=profile.cuda_graph,
+        compile=profile.compile,
         memory_limit_bytes=profile.memory_limit_bytes,
     )
 
@@ -182,13 +188,13 @@ def _check_device(profile: Profile, device: Device) -> None:
         )
 
 
-def _command(name_or_path: str, options: Sequence[tuple[str, object]]) -> str:
+def _command(name_or_path: str, options: Sequence[tuple[str, object]], flags: Sequence[str]) -> str:
     """`retbench run` with the options that were given or settled."""
     words = ["retbench", "run", name_or_path]
     for flag, value in options:
         if value is not None:
             words += [flag, str(value)]
-    return shlex.join(words)
+    return shlex.join([*words, *flags])
 
 
 @dataclass(frozen=True)

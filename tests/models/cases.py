@@ -32,4 +32,8 @@ def config_of(case: str, size: str = "1m", profile: str = "cpu") -> ModelConfig:
 
 def backends_of(case: str) -> tuple[str, ...]:
     """The backends of a case that run everywhere."""
-    return ("parallel", "chunkwise", "recurrent") if CASES[case][0] == "retnet" else ("reference", "sdpa")
+    return (
+        ("parallel", "chunkwise", "recurrent")
+        if CASES[case][0] == "retnet"
+        else ("reference", "sdpa", "products")
+    )

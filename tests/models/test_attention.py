@@ -3,7 +3,14 @@
 import pytest
 import torch
 
-from retbench.models.attention import attend_reference, attend_sdpa, missing_reason, sdpa_kernel
+from retbench.models.attention import (
+    attend_products,
+    attend_reference,
+    attend_sdpa,
+    missing_reason,
+    sdpa_kernel,
+    what_runs,
+)
 from retbench.models.gate import relative_error
 
 
@@ -25,9 +32,16 @@ def test_reference_is_the_definition():
 
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
 @pytest.mark.parametrize(("length", "keys"), [(1, 1), (1, 33), (33, 33), (7, 40), (40, 41)])
-def test_sdpa_equals_reference_at_any_offset(length, keys, kv_heads):
+@pytest.mark.parametrize("attend", [attend_sdpa, attend_products])
+def test_every_backend_equals_reference_at_any_offset(length, keys, kv_heads, attend):
     q, k, v = make_inputs(length, keys, kv_heads=kv_heads)
-    assert relative_error(attend_sdpa(q, k, v), attend_reference(q, k, v)) < 1e-12
+    assert relative_error(attend(q, k, v), attend_reference(q, k, v)) < 1e-12
+
+
+def test_products_say_that_only_a_single_query_is_theirs():
+    assert what_runs("products", *make_inputs(1, 9)) == "products"
+    assert what_runs("products", *make_inputs(9, 9, dtype=torch.float32)).startswith("sdpa:")
+    assert what_runs("reference", *make_inputs(9, 9)) == "reference"
 
 
 def test_grouped_heads_share_neighbouring_keys():

@@ -13,6 +13,9 @@ from retbench.architectures import RetNetConfig, TransformerConfig
 
 INSTALL = "is not installed: pip install 'retbench[peers]'"
 needs_torchscale = pytest.mark.skipif(find_spec("torchscale") is None, reason=f"torchscale {INSTALL}")
+needs_yar = pytest.mark.skipif(
+    find_spec("yet_another_retnet") is None, reason=f"yet-another-retnet {INSTALL}"
+)
 needs_transformers = pytest.mark.skipif(find_spec("transformers") is None, reason=f"transformers {INSTALL}")
 
 # torchscale and its fairscale still compile parts with torch.jit.script when they are imported
@@ -20,6 +23,20 @@ pytestmark = [pytest.mark.peers, pytest.mark.filterwarnings("ignore:.*torch.jit.
 
 TORCHSCALE = RetNetConfig(
     variant="torchscale", d_model=96, num_layers=3, num_heads=3, vocab_size=211, ffn_dim=120, value_dim=120
+)
+PAPER = RetNetConfig(
+    variant="paper",
+    decay="paper",
+    d_model=96,
+    num_layers=3,
+    num_heads=3,
+    vocab_size=211,
+    ffn_dim=120,
+    value_dim=96,
+    norm_eps=pairs.TINY_EPS,
+)
+GPT = TransformerConfig(
+    variant="gpt", d_model=96, num_layers=3, num_heads=6, num_kv_heads=6, vocab_size=211, ffn_dim=136
 )
 LLAMA = TransformerConfig(d_model=96, num_layers=3, num_heads=6, num_kv_heads=6, vocab_size=211, ffn_dim=136)
 FLA = RetNetConfig(
@@ -82,6 +99,20 @@ def test_llama_generate_gives_a_time_for_each_token_but_the_first() -> None:
     assert generated.tokens.shape == (1, 7)
     assert len(generated.step_s) == 6
     assert min(generated.step_s) > 0
+
+
+@needs_transformers
+def test_gpt_neox() -> None:
+    outcomes = list(equality.gpt_neox_equality(GPT, 133))
+    assert len(outcomes) == 3
+    assert all(outcome.holds for outcome in outcomes), outcomes
+
+
+@needs_yar
+def test_yet_another_retnet() -> None:
+    outcomes = list(equality.yar_equality(PAPER, 133))
+    assert len(outcomes) == 4
+    assert all(outcome.holds for outcome in outcomes), outcomes
 
 
 def test_fla_formula() -> None:

@@ -5,7 +5,8 @@ import torch
 
 from retbench.cells import Cell
 from retbench.data import text
-from retbench.errors import UnsupportedError
+from retbench.errors import GateError, UnsupportedError
+from retbench.measure.compiled import Compiled
 from retbench.models.state import DecoderState
 from retbench.workloads import decode
 from retbench.workloads.context import Context
@@ -52,6 +53,7 @@ def test_retnet_starts_from_the_text_it_was_streamed_through(context_of: Make) -
         "decode": "recurrent",
         "state_source": "streamed prefill of real text",
         "cuda_graph": False,
+        "compile": False,
         "timed_steps": 4,
     }
 
@@ -94,6 +96,31 @@ def test_cuda_graphs_on_a_cpu_are_unsupported(context_of: Make) -> None:
     graphs = cell.model_copy(update={"settings": cell.settings.model_copy(update={"cuda_graph": True})})
     with pytest.raises(UnsupportedError, match="cuda_graph"):
         decode.measure(context_of(graphs))
+
+
+def compiling(name: str, depth: int) -> Cell:
+    cell = make_cell(name, "decode", depth)
+    return cell.model_copy(update={"settings": cell.settings.model_copy(update={"compile": True})})
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # what inductor loads uses it
+@pytest.mark.parametrize("name", ["retnet", pytest.param("transformer", marks=pytest.mark.slow)])
+def test_a_compiled_step_is_held_against_the_eager_one(context_of: Make, name: str) -> None:
+    found = decode.measure(ready(context_of(compiling(name, 64))))
+    assert found.backend["compile"] is True
+    assert 0 <= float(found.backend["compile_error"]) < 1e-4
+    assert len(found.metrics["tpot_s"].samples) == 4
+
+
+def test_a_compiled_step_that_computes_something_else_is_not_timed(
+    context_of: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def miscompile(step: Callable[[], torch.Tensor]) -> Compiled[torch.Tensor]:
+        return Compiled(step, 1.1 * step(), 0.0)
+
+    monkeypatch.setattr(decode, "compile_step", miscompile)
+    with pytest.raises(GateError, match=r"compiled decode step differs .* limit 0\.001"):
+        decode.measure(ready(context_of(compiling("retnet", 64))))
 
 
 @pytest.mark.gpu

@@ -13,7 +13,8 @@ class Linear(nn.Linear):
     Decoding one sequence streams every weight once for a single row. On a CPU neither layout of a matrix product
     does that at the rate of the memory; for a wide output a batch of products over slices of the rows comes closer
     (`_multiply_slices`), for a narrow one the weighted sum of a table's rows (`_sum_rows`), and (in, out) is such a
-    table. Everything else (several rows, gradients, other dtypes, a GPU) is nn.Linear's own product.
+    table. Everything else (several rows, gradients, other dtypes, a GPU) is nn.Linear's own product, and so is a
+    compiled one, for which torch packs the weight in a layout of its own.
     """
 
     def __init__(self, in_features: int, out_features: int) -> None:
@@ -22,12 +23,21 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) to (..., out)."""
-        one_row = x.numel() == self.in_features
-        if one_row and x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_grad_enabled():
+        if self._streams(x):
             is_wide = self.out_features >= WIDE_OUTPUT and self.in_features % NUM_SLICES == 0
             product = _multiply_slices if is_wide else _sum_rows
             return product(x.flatten(), self.weight.t()).view(*x.shape[:-1], self.out_features)
         return F.linear(x, self.weight)
+
+    def _streams(self, x: Tensor) -> bool:
+        """Whether x is a single row that streams the weight on a CPU."""
+        return (
+            x.numel() == self.in_features
+            and x.device.type == "cpu"
+            and x.dtype == torch.float32
+            and not torch.is_grad_enabled()
+            and not torch.compiler.is_compiling()
+        )
 
     def part(self, x: Tensor, start: int, end: int) -> Tensor:
         """Outputs start .. end - 1 alone: (..., in) to (..., end - start)."""

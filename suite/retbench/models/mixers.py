@@ -233,8 +233,7 @@ class AttentionMixer(nn.Module):
     def _note_what_ran(self, phase: str, q: Tensor, k: Tensor, v: Tensor) -> None:
         """Ask once a phase, so that a decode step does nothing for it."""
         if phase not in self.ran:
-            kernel = f":{attention.sdpa_kernel(q, k, v)}" if self.backend == "sdpa" else ""
-            self.ran[phase] = self.backend + kernel
+            self.ran[phase] = attention.what_runs(self.backend, q, k, v)
 
 
 Mixer = RetentionMixer | AttentionMixer

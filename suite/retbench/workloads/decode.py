@@ -2,7 +2,8 @@
 
 Every timed step starts from the same point. The state stands one token before the depth; ahead of each timed
 step, outside the clock, it returns there and takes one untimed step, which leaves in the processor's caches
-what continuous generation would; then the step at exactly that depth is timed.
+what continuous generation would; then the step at exactly that depth is timed. A compiled step belongs to its depth, so
+there the untimed step is the same step once more.
 
 A retention state is that of one sequence, repeated for the whole batch: returning to it takes a copy of one, so that
 a batch may be as large as the memory allows. The tokens fed are of a different text in every sequence.
@@ -13,7 +14,10 @@ from collections.abc import Callable
 import torch
 
 from retbench.data import text
+from retbench.errors import GateError
 from retbench.measure.clock import capture_graph, time_steps
+from retbench.measure.compiled import compile_step
+from retbench.models.gate import LIMITS, relative_error
 from retbench.models.state import DecoderState, Mark
 from retbench.workloads.context import Context, Measurement, Notes
 from retbench.workloads.metrics import decode_metrics
@@ -29,12 +33,16 @@ def measure(context: Context) -> Measurement:
     tokens = _last_two(point.batch_size, point.context_len + 1, context.device)
     state, mark, notes = _start(context)
     context.forget_what_ran()
-    make = _captured_steps if settings.cuda_graph else _eager_steps
-    advance, step = make(context, state, mark, tokens)
+    if settings.compile:
+        advance, step, compile_notes = _compiled_steps(context, state, mark, tokens)
+        notes |= compile_notes
+    else:
+        make = _captured_steps if settings.cuda_graph else _eager_steps
+        advance, step = make(context, state, mark, tokens)
     samples = time_steps(
         step, advance, device=context.device, warmup_s=settings.warmup_s, min_steps=settings.min_steps
     )
-    notes |= {"cuda_graph": settings.cuda_graph, "timed_steps": len(samples)}
+    notes |= {"cuda_graph": settings.cuda_graph, "compile": settings.compile, "timed_steps": len(samples)}
     if state.capacity is not None:
         notes["kv_capacity"] = state.capacity
     return Measurement(
@@ -107,3 +115,36 @@ def _captured_steps(
         replay_lead()
 
     return advance, replay
+
+
+def _compiled_steps(
+    context: Context, state: DecoderState, mark: Mark, tokens: tuple[torch.Tensor, torch.Tensor]
+) -> tuple[Step, Step, Notes]:
+    """The timed step compiled, twice over, and how far it is from the eager one.
+
+    Raises:
+        GateError: its logits differ from the eager step's by more than the gate allows at this dtype.
+    """
+    model, (lead, token) = context.model, tokens
+    state.rewind(mark)
+    model(lead, state)
+    depth = state.mark(1)
+    state.rewind(depth)
+    eager = model(token, state)
+    state.rewind(depth)
+    compiled = compile_step(lambda: model(token, state))
+    error, limit = relative_error(compiled.first, eager), LIMITS[model.dtype]
+    if not error <= limit:
+        raise GateError(
+            f"the compiled decode step differs from the eager one by {error:.3g}, limit {limit:g}."
+        )
+    step: Step = compiled.run
+    if context.cell.settings.cuda_graph:
+        step = capture_graph(compiled.run, device=context.device, before=lambda: state.rewind(depth))
+
+    def advance() -> None:
+        state.rewind(depth)
+        step()
+        state.rewind(depth)
+
+    return advance, step, {"compile_error": error, "compile_s": compiled.seconds}

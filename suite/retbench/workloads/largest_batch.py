@@ -48,7 +48,7 @@ def measure(context: Context) -> Measurement:
             f"not even one sequence of {depth:,} tokens fits into {before:,} bytes beside the weights"
         )
     available = weights + left[2 ** (found.bit_length() - 1)]  # the last of those that double and fit
-    notes: Notes = {"cuda_graph": False, "state_source": "zeros", "trials": len(left)}
+    notes: Notes = {"cuda_graph": False, "compile": False, "state_source": "zeros", "trials": len(left)}
     return Measurement(
         metrics={
             "largest_batch": _sequences(found),

@@ -35,6 +35,7 @@ def measure(context: Context) -> Measurement:
     weights = weight_bytes(model)
     notes: Notes = {
         "cuda_graph": False,
+        "compile": False,
         "state_source": "zeros",
         "process_peak_since": use.process_peak_since,
     }

@@ -33,7 +33,7 @@ def measure(context: Context) -> Measurement:
     more = more_calls(samples, settings.min_steps)
     if more:
         samples += time_steps(prefill, rewind, device=context.device, warmup_s=0.0, min_steps=more)
-    notes: Notes = {"cuda_graph": False, "timed_calls": len(samples)}
+    notes: Notes = {"cuda_graph": False, "compile": False, "timed_calls": len(samples)}
     if state.capacity is not None:
         notes["kv_capacity"] = state.capacity
     return Measurement(

@@ -1,0 +1,72 @@
+"""The bar on a batch: how much faster a compiled bfloat16 step is than the eager float32 step, for both models."""
+
+from collections.abc import Callable, Iterator
+from statistics import median
+
+import torch
+from torch import Tensor
+
+from benchmarks.peers import pairs
+from benchmarks.peers.outcomes import Limit, Outcome, error_outcome, speed_outcome
+from benchmarks.peers.rounds import TIMED_STEPS, WARM_STEPS, interleave, time_call
+from retbench.architectures import ModelConfig
+from retbench.data.text import read_rows
+from retbench.measure.compiled import compile_step
+from retbench.models.build import build_model
+from retbench.models.gate import LIMITS
+
+BATCH_SIZE = 8
+DEPTH = 1024
+LIMIT = 0.5
+"""Time of the compiled step over that of the eager one: twice the tokens a second."""
+
+
+class _Decoding:
+    """A step of eight sequences from one depth, over and over."""
+
+    def __init__(self, config: ModelConfig, dtype: torch.dtype, backend: str, *, compiled: bool) -> None:
+        model = build_model(config, dtype=dtype, device="cpu", seed=0, backend=backend)
+        rows = read_rows(BATCH_SIZE, DEPTH + 1)
+        token = rows[:, -1:].clone()
+        self.state = model.init_state(BATCH_SIZE, DEPTH + 1)
+        model.prefill(rows[:, :-1], self.state)
+        self.depth = self.state.mark()
+
+        def step() -> Tensor:
+            logits: Tensor = model(token, self.state)
+            return logits
+
+        self.run: Callable[[], Tensor] = compile_step(step).run if compiled else step
+
+    def logits(self) -> Tensor:
+        """Logits of the step, (8, 1, N)."""
+        self.state.rewind(self.depth)
+        return self.run()
+
+    def __call__(self) -> float:
+        """Median seconds of a step; every step starts at the same depth."""
+        samples = []
+        for _ in range(WARM_STEPS + TIMED_STEPS):
+            self.state.rewind(self.depth)
+            samples.append(time_call(self.run))
+        return median(samples[WARM_STEPS:])
+
+
+@torch.inference_mode()
+def batch(rounds: int, size: str) -> Iterator[Outcome]:
+    """A step of eight sequences at depth 1K: compiled in bfloat16 (ours) over eager in float32 (theirs).
+
+    Eager float32 is what an experiment does unless told otherwise. Both have the same weights, but for rounding, and
+    have read the same text.
+    """
+    pair: dict[str, tuple[ModelConfig, str, str]] = {
+        "retnet": (pairs.fla_config(size), "chunkwise", "chunkwise"),
+        "transformer": (pairs.llama_config(size), "sdpa", "products"),
+    }
+    for name, (config, eager_backend, compiled_backend) in pair.items():
+        bar = f"batch-8-{size}: {name}"
+        eager = _Decoding(config, torch.float32, eager_backend, compiled=False)
+        compiled = _Decoding(config, torch.bfloat16, compiled_backend, compiled=True)
+        yield error_outcome(f"{bar}: equality", compiled.logits(), eager.logits(), LIMITS[torch.bfloat16])
+        times = interleave({"ours": compiled, "theirs": eager}, rounds)
+        yield speed_outcome(bar, times["ours"], times["theirs"], Limit(high=LIMIT))
