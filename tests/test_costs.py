@@ -1,12 +1,16 @@
 """Closed forms against numbers that torch counts and numbers that the papers print."""
 
+from functools import cache
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from retbench import costs
 from retbench.cells import resolve_models
-from retbench.config import load_experiment
+from retbench.config import RetNetSpec, TransformerSpec, load_experiment
+from retbench.matching import resolve_model
+from retbench.measure.memory import measure_memory
 from retbench.models.build import build_model
 from tests.models.cases import CASES, config_of
 
@@ -97,3 +101,55 @@ def test_decode_bytes_grow_with_depth_for_attention_only():
         transformer, "float32", 1, 1024
     )
     assert grown == 2 * transformer.num_layers * transformer.d_model * 4
+
+
+SPECS = [
+    *(
+        RetNetSpec(architecture="retnet", variant=variant)
+        for variant in ("fla", "torchscale", "paper", "yoco")
+    ),
+    RetNetSpec(architecture="retnet", swish_gate=False, head_norm=False),
+    *(TransformerSpec(architecture="transformer", variant=variant) for variant in ("llama", "gpt")),
+    TransformerSpec(architecture="transformer", num_kv_heads=1),
+]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "vocab_size"),  # a mixer or a feed-forward takes most, or the logits do
+    [("float32", 256), ("bfloat16", 256), ("float32", 8192)],
+)
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: f"{spec.architecture}-{spec.variant}")
+def test_the_workspace_of_a_decode_step_is_what_torch_holds_at_its_peak(spec, dtype, vocab_size):
+    config = resolve(spec).model_copy(update={"vocab_size": vocab_size})
+    backend = {"retnet": "chunkwise", "transformer": "sdpa"}[spec.architecture]
+    model = build_model(config, dtype=getattr(torch, dtype), device="cpu", seed=0, backend=backend)
+    assert costs.decode_workspace_bytes(config, dtype, 24) == pytest.approx(workspace(model, 24), rel=0.02)
+
+
+@cache
+def resolve(spec):
+    """Solving for a width takes a while."""
+    return resolve_model(spec, "1m")
+
+
+@torch.inference_mode()
+def workspace(model, batch):
+    state = model.init_state(batch, 33)
+    state.position = 31
+    tokens = torch.zeros(batch, 1, dtype=torch.int64)
+    model(tokens, state)
+    return measure_memory(lambda: model(tokens, state), torch.device("cpu")).workspace_bytes
+
+
+@pytest.mark.parametrize("name", ["retnet", "transformer"])
+def test_the_largest_batch_fits_and_one_more_does_not(name):
+    config, memory = LARGE[name], 80 * 10**9
+
+    def needed(batch):
+        state = costs.state_bytes(config, "bfloat16", batch, 8193)
+        workspace = costs.decode_workspace_bytes(config, "bfloat16", batch)
+        return costs.weight_bytes(config, "bfloat16") + state + workspace
+
+    largest = costs.largest_batch(config, "bfloat16", memory, 8192)
+    assert needed(largest) <= memory < needed(largest + 1)
+    assert costs.largest_batch(config, "bfloat16", costs.weight_bytes(config, "bfloat16") - 1, 8192) == 0

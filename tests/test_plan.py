@@ -94,6 +94,7 @@ def test_the_profile_fits_the_device(
         ({"overrides": ["cuda_graph=true"]}, UnsupportedError, "cuda_graph = true on a CPU"),
         ({"overrides": ["threads=100000"]}, UnsupportedError, "threads is 100000"),
         ({"overrides": ["workloads.decod.context_len=[1]"]}, ConfigError, "unknown workload 'decod'"),
+        ({"overrides": ["memory_limit_bytes=0"]}, ConfigError, "'profiles.smoke.memory_limit_bytes' is 0"),
         ({"overrides": ["models.retnet.ffn_dim=8"]}, ConfigError, "not matched"),
     ],
 )
@@ -123,6 +124,39 @@ def test_an_estimate_grows_with_what_is_to_be_done(
     assert found["retnet", 32768].seconds - found["retnet", 4096].seconds > streamed_s
     more = estimate(make(tiny_experiment, overrides=[lengths, "rounds=4"]))
     assert sum(one.seconds for one in more) > sum(one.seconds for one in found.values())
+
+
+def test_an_estimate_counts_one_streamed_sequence_whatever_the_batch(
+    tiny_experiment: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "_ask_ceilings", lambda _plan: CEILINGS)
+    batches = ["workloads.decode.context_len=[32768]", "workloads.decode.batch_size=[1, 2]", "min_steps=1"]
+    one, two = [
+        item
+        for item in estimate(make(tiny_experiment, overrides=batches))
+        if item.cell.model_name == "retnet"
+    ]
+    streamed_s = (
+        costs.prefill_flops(one.cell.model, 1, 32768, 128) / CEILINGS.matmul_flops_per_s / plan.EFFICIENCY
+    )
+    assert abs(one.seconds - two.seconds) == pytest.approx(streamed_s, rel=0.05)
+
+
+def test_an_estimate_of_the_largest_batch_is_of_all_the_memory(
+    tiny_experiment: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "_ask_ceilings", lambda _plan: CEILINGS)
+    found = {}
+    for limit in (10**8, 10**9):
+        search = ["workloads.largest_batch.context_len=[4096]", f"memory_limit_bytes={limit}"]
+        for item in estimate(make(tiny_experiment, overrides=search)):
+            if item.cell.workload == "largest_batch":
+                found[item.cell.model_name, limit] = item
+    for name in ("retnet", "transformer"):
+        less, more = found[name, 10**8], found[name, 10**9]
+        assert less.cell.point.batch_size == more.cell.point.batch_size == 1
+        assert 0.9 * 10**9 < more.memory_bytes < 1.2 * 10**9
+        assert more.seconds > less.seconds
 
 
 def test_an_estimate_measures_the_machine(

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from analysis.synthetic_records import CPU, GPU, Maker, write_results
+from analysis.synthetic_records import CPU, GPU, SMALL, Maker, write_results
 from retbench.records import Record
 
 
@@ -20,6 +20,12 @@ def gpu_records() -> list[Record]:
     """The same at the paper's size and a batch of 8, where the Transformer runs out of memory from 16K on."""
     maker = Maker(GPU)
     return maker.latency(batch_sizes=(8,)) + maker.memory(batch_sizes=(8,))
+
+
+@pytest.fixture(scope="session")
+def swept_records() -> list[Record]:
+    """Throughput of the pair on two cores that may take a gigabyte: 7 batch sizes at 1K and 4K, and the largest."""
+    return Maker(SMALL).throughput()
 
 
 @pytest.fixture

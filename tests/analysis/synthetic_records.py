@@ -3,7 +3,7 @@
 import math
 import random
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
@@ -73,6 +73,8 @@ GPU = Machine(
     size="6.7b",
     memory_bytes=80e9,
 )
+SMALL = replace(CPU, memory_bytes=1e9)
+"""A CPU that may take a gigabyte."""
 
 
 @dataclass
@@ -111,6 +113,19 @@ class Maker:
             for model in self.machine.models
             for length in lengths
             for batch_size in batch_sizes
+        ]
+
+    def throughput(
+        self, lengths: Iterable[int] = (1024, 4096), batch_sizes: Iterable[int] = (1, 2, 4, 8, 16, 32, 64)
+    ) -> list[Record]:
+        """Decode at every length and batch size, ROUNDS rounds, and the largest batch at every length, one round."""
+        lengths, batch_sizes = tuple(lengths), tuple(batch_sizes)
+        grid = [("decode", batch_size, number) for number in range(ROUNDS) for batch_size in batch_sizes]
+        return [
+            self.record("throughput", model, workload, batch_size, length, number)
+            for workload, batch_size, number in [*grid, ("largest_batch", 1, 0)]
+            for model in self.machine.models
+            for length in lengths
         ]
 
     def record(
@@ -227,6 +242,8 @@ class Maker:
                 return self._decode(cell)
             case "prefill":
                 return self._prefill(cell)
+            case "largest_batch":
+                return self._largest_batch(cell)
             case _:
                 return self._memory(cell)
 
@@ -258,6 +275,21 @@ class Maker:
             "tokens_per_s": Metric(unit="tokens/s", value=point.batch_size * point.context_len / value),
             "flops_per_call": Metric(unit="FLOP", value=done),
             "roofline_ratio": Metric(unit="ratio", value=done / machine.flops / value),
+        }
+
+    def _largest_batch(self, cell: Cell) -> dict[str, Metric]:
+        memory = int(self.machine.memory_bytes)
+        expected = costs.largest_batch(cell.model, self.machine.dtype, memory, cell.point.context_len)
+        step = max(1, expected // 32)
+        counts = {
+            "largest_batch": expected // step * step,
+            "largest_batch_step": step,
+            "expected_largest_batch": expected,
+        }
+        sizes = {"memory_limit_bytes": memory, "available_bytes": memory}
+        return {
+            **{name: Metric(unit="count", value=value) for name, value in counts.items()},
+            **{name: Metric(unit="bytes", value=value) for name, value in sizes.items()},
         }
 
     def _memory(self, cell: Cell) -> dict[str, Metric]:

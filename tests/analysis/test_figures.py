@@ -14,7 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.patches import Rectangle
 
-from analysis.synthetic_records import CPU, GPU, Maker
+from analysis.synthetic_records import CPU, GPU, SMALL, Maker
 from retbench.analysis import style
 from retbench.analysis.figures import Drawing, draw_figures, make_drawings
 from retbench.analysis.selection import select
@@ -118,6 +118,28 @@ def test_points_that_failed_are_in_the_data_and_in_the_figure(gpu_records: list[
             assert "out of memory" in words
 
 
+def test_throughput_is_drawn_against_the_batch_size_with_what_ran_out_of_memory(
+    swept_records: list[Record],
+) -> None:
+    (drawing,) = make_drawings(select(swept_records))
+    assert drawing.name == "throughput_decode_throughput"
+    assert "crosses: out of memory" in drawing.figure.texts[1].get_text()
+    panels = drawing.figure.axes
+    assert [axes.texts[0].get_text() for axes in panels] == ["1K", "4K"]
+    for axes, length in zip(panels, (1024, 4096), strict=True):
+        here = drawing.data[drawing.data["context_len"] == length]
+        lines = [line for line in axes.lines if line.get_marker() in ("o", "s")]
+        for line, model in zip(lines, ("retnet", "transformer"), strict=True):
+            mine = here[(here["model"] == model) & (here["status"] == "ok")]
+            assert np.asarray(line.get_xdata()).tolist() == list(mine["batch_size"])
+            assert np.asarray(line.get_ydata()).tolist() == pytest.approx(list(mine["value"]))
+        (crosses,) = [line for line in axes.lines if line.get_marker() == "x"]
+        failed = here[here["status"] == "oom"]
+        assert set(failed["model"]) == {"transformer"}
+        assert np.asarray(crosses.get_xdata()).tolist() == list(failed["batch_size"])
+    assert list(drawing.data[drawing.data["status"] == "oom"]["batch_size"]) == [16, 32, 64, 64]
+
+
 def test_conditions_stand_at_the_foot(drawings: list[Drawing]) -> None:
     for drawing in drawings:
         foot = (
@@ -143,11 +165,13 @@ def test_conditions_stand_at_the_foot(drawings: list[Drawing]) -> None:
         lambda: Maker(CPU).latency() + Maker(CPU).memory(),
         lambda: Maker(GPU).latency(batch_sizes=(1, 8)) + Maker(GPU).memory(batch_sizes=(1, 8)),
         lambda: Maker(CPU).latency(lengths=(1024,)) + Maker(CPU).memory(lengths=(1024,)),
+        lambda: Maker(SMALL).throughput(),
+        lambda: Maker(GPU).throughput((1024, 2048, 4096, 8192), (1, 2, 4, 8, 16, 32, 64, 128)),
         lambda: [r for r in Maker(CPU).latency() if r.model.name == "retnet"],
         noisy_records,
         failed_records,
     ],
-    ids=["cpu", "gpu", "one length", "one model", "noisy", "failed"],
+    ids=["cpu", "gpu", "one length", "batches", "gpu batches", "one model", "noisy", "failed"],
 )
 def test_no_word_leaves_its_figure_or_covers_another(make: Any) -> None:
     for drawing in make_drawings(select(make())):

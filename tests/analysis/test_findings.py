@@ -111,3 +111,27 @@ def test_one_round_gives_a_value_and_no_verdict() -> None:
 
 def test_one_model_alone_has_no_headline(cpu_records: list[Record]) -> None:
     assert findings([r for r in cpu_records if r.model.name == "retnet"]) == []
+
+
+def test_throughput_is_compared_at_the_batch_that_suits_each_model_best(swept_records: list[Record]) -> None:
+    largest, peak = findings(swept_records)
+    assert largest.lead == "17.5×"
+    assert largest.text == (
+        "At 4K RetNet fits 140 sequences into 954 MiB and the Transformer 8: a ratio of 17.5."
+    )
+    assert peak.text.startswith(
+        "At 4K, each at the batch size that suits it best, RetNet decodes 1,420 tokens/s (batch 64) and the "
+        "Transformer 188 tokens/s (batch 8): a ratio of 7.5"
+    )
+    assert "95 % interval" in peak.text
+    alone = [record for record in swept_records if record.round == 0 and record.workload == "decode"]
+    assert "interval" not in findings(alone)[0].text
+
+
+def test_a_depth_that_one_model_never_reached_is_not_compared(swept_records: list[Record]) -> None:
+    reached = [
+        record
+        for record in swept_records
+        if (record.model.name, record.point.context_len) != ("transformer", 4096)
+    ]
+    assert [finding.text[:5] for finding in findings(reached)] == ["At 1K", "At 1K"]

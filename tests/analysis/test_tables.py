@@ -187,3 +187,25 @@ def test_energy_is_shown_where_there_is_a_counter_and_leaves_no_trace_where_not(
     assert "| 300 W |" in text
     assert (table["energy_per_token_j_low"] < table["energy_per_token_j"]).all()
     assert not {"energy_per_token_j", "power_w"} & set(build_table(cpu_records, "latency").columns)
+
+
+def test_batch_sizes_follow_each_other_where_they_are_what_is_swept(swept_records: list[Record]) -> None:
+    table = build_table(swept_records, "throughput")
+    decode = table[table["workload"] == "decode"]
+    assert list(decode["batch_size"]) == [1, 2, 4, 8, 16, 32, 64] * 4
+    assert list(decode["context_len"]) == [1024] * 7 + [4096] * 7 + [1024] * 7 + [4096] * 7
+    measured = decode[decode["status"] == "ok"]
+    assert (measured["tokens_per_s_low"] < measured["tokens_per_s"]).all()
+    assert (measured["tokens_per_s"] < measured["tokens_per_s_high"]).all()
+    assert measured["tokens_per_s"].to_list() == pytest.approx(
+        (measured["batch_size"] / measured["tpot_s"]).to_list()
+    )
+
+
+def test_the_largest_batch_stands_beside_its_closed_form(swept_records: list[Record]) -> None:
+    text = render(build_table(swept_records, "throughput"), "md").partition("### largest_batch\n\n")[2]
+    assert text.startswith(
+        "| model | context | largest batch | to within | closed form | ratio to Transformer |"
+    )
+    assert "| retnet | 4K | 140 | 4 | 140 | 17.5 | 954 MiB |" in text
+    assert "| transformer | 4K | 8 | 1 | 8 | – | 954 MiB |" in text

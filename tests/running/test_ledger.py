@@ -58,6 +58,22 @@ def test_orders_are_shuffled_by_seed_round_and_model(
     }
 
 
+def test_cells_that_fill_the_memory_come_last_each_on_its_own_and_in_one_round(
+    plan_of: Planner, run_info: RunInfo, tmp_path: Path
+) -> None:
+    plan = plan_of("rounds=2", "workloads.largest_batch.context_len=[8, 16]")
+    assert plan.num_measurements == 2 * (2 * 2 + 2)
+    book = make(plan, run_info, tmp_path / "a.jsonl")
+    assert book.total == plan.num_measurements
+    visits = []
+    for number in range(2):
+        while todo := book.visiting_order("retnet", number):
+            visits.append(sorted(cell.workload for cell in todo))
+            for cell in todo:
+                book.settle(cell, number, "ok", None)
+    assert visits == [["decode"] * 2, ["largest_batch"], ["largest_batch"], ["decode"] * 2]
+
+
 def test_a_visit_goes_on_in_the_same_order(plan_of: Planner, run_info: RunInfo, tmp_path: Path) -> None:
     book = make(plan_of("workloads.decode.context_len=[1,2,3,4,5,6]"), run_info, tmp_path / "a.jsonl")
     before = book.visiting_order("retnet", 0)

@@ -1,6 +1,7 @@
 """One model against another within rounds: ratios, where one overtakes, and whether one is level in length."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import pandas as pd
 
@@ -47,6 +48,58 @@ def pair_ratios(metrics: pd.DataFrame, models: Lineup) -> pd.DataFrame:
 def _ratio(top: Sequence[float], bottom: Sequence[float]) -> tuple[float, float, float]:
     """Ratio, low and high of rounds that are paired."""
     return ends_of(ratio_interval(top, bottom, CONFIDENCE))
+
+
+@dataclass(frozen=True)
+class Peak:
+    """The most tokens/s of a model and of the reference at one context length, each at the best of its batch sizes.
+
+    Attributes:
+        batch_sizes: The model's and the reference's.
+        values: Their tokens/s: geometric means of the rounds.
+        ratio: The model's over the reference's, low and high, paired within rounds; NaN with one round.
+    """
+
+    batch_sizes: tuple[int, int]
+    values: tuple[float, float]
+    ratio: tuple[float, float, float]
+
+
+def find_peak(metrics: pd.DataFrame, points: pd.DataFrame, model: str, reference: str) -> Peak | None:
+    """The most tokens/s of two models.
+
+    Args:
+        metrics: Rows of a `frames.metric_frame` of one experiment, workload and context length.
+        points: The same of `points.summarise`.
+        model: Whose.
+        reference: Over whom.
+
+    Returns:
+        The two peaks; None where one of the models has none, or they share no round.
+    """
+    best = []
+    for name in (model, reference):
+        mine = points[(points["model"] == name) & (points["metric"] == "tokens_per_s")]
+        if mine.empty:
+            return None
+        best.append(mine.sort_values("value").iloc[-1])
+    rounds = [
+        metrics[
+            (metrics["model"] == point["model"])
+            & (metrics["metric"] == "tokens_per_s")
+            & (metrics["batch_size"] == point["batch_size"])
+        ].set_index("round")["value"]
+        for point in best
+    ]
+    both = pd.concat(rounds, axis=1, join="inner", keys=["top", "bottom"])
+    if both.empty:
+        return None
+    top, bottom = best
+    return Peak(
+        batch_sizes=(int(top["batch_size"]), int(bottom["batch_size"])),
+        values=(float(top["value"]), float(bottom["value"])),
+        ratio=_ratio(list(both["top"]), list(both["bottom"])),
+    )
 
 
 def find_crossover(

@@ -1,6 +1,7 @@
-"""Figures of a value against context length: time per token, time to first token, share of the roofline."""
+"""Figures of a value against context length, and of the throughput against batch size."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -17,7 +18,7 @@ from retbench.analysis.scenes import (
     rounds_disagree,
 )
 from retbench.measure.statistics import Crossover
-from retbench.units import format_seconds
+from retbench.units import format_rate, format_seconds, format_tokens
 
 HEIGHT_IN = 2.75
 _WIDEST = 1.5
@@ -81,6 +82,49 @@ def draw_roofline(scenes: Sequence[Scene], title: str) -> Figure:
     return figure
 
 
+def draw_throughput(scenes: Sequence[Scene], title: str) -> Figure:
+    """All models' tokens/s against batch size, a panel a context length.
+
+    Args:
+        scenes: Of one experiment and workload, one a batch size.
+        title: The heading.
+    """
+    first, metric, axis = scenes[0], "tokens_per_s", "batch_size"
+    rows = pd.concat([scene.rows(metric) for scene in scenes], ignore_index=True)
+    failed = pd.concat([scene.failed for scene in scenes], ignore_index=True)
+    lengths = sorted({length for scene in scenes for length in scene.lengths})
+    subtitle = "; ".join(["tokens/s", *first.subtitle(metric).split("; ")[1:], *_describe_crosses(failed)])
+    figure = style.new_figure(HEIGHT_IN, title, subtitle, first.conditions)
+    panels = style.add_panels(
+        figure,
+        [1] * len(lengths),
+        right_in=_margin_in(first.models),
+        label="batch size (log scale), after each context",
+    )
+    for axes, length in zip(panels, lengths, strict=True):
+        style.set_length_axis(axes, [scene.batch_size for scene in scenes])
+        style.set_value_axis(axes, _top(rows))
+        axes.yaxis.set_visible(not rows.empty)
+        _draw_lines(axes, rows[rows["context_len"] == length], first.models, 1.0, axis)
+        _draw_crosses(axes, failed[failed["context_len"] == length], first.models, axis)
+        axes.annotate(
+            format_tokens(length), xy=(0.05, 0.98), xycoords="axes fraction", va="top", color=style.MUTED
+        )
+    last = rows[rows["context_len"] == lengths[-1]]
+    label_ends(panels[-1], _end_labels(last, first.models, 1.0, _describe_rate, axis))
+    return figure
+
+
+def _describe_rate(per_second: float) -> str:
+    return format_rate(per_second, "").strip()
+
+
+def _describe_crosses(failed: pd.DataFrame) -> list[str]:
+    """What the crosses of a figure stand for, where it has any: 'crosses: out of memory'."""
+    words = [describe_status(str(status)) for status in sorted(failed["status"].unique())]
+    return [f"crosses: {', '.join(words)}"] if words else []
+
+
 def _top(rows: pd.DataFrame) -> float:
     """The highest value or end of an interval; an interval far wider than that is cut, for it would flatten all."""
     if rows.empty:
@@ -95,26 +139,32 @@ def _margin_in(models: Lineup) -> float:
 
 
 def _end_labels(
-    rows: pd.DataFrame, models: Lineup, size: float, describe: Callable[[float], str]
+    rows: pd.DataFrame,
+    models: Lineup,
+    size: float,
+    describe: Callable[[float], str],
+    axis: str = "context_len",
 ) -> list[Label]:
-    """Each model's name and value at the end of its line, in units of `size`."""
+    """Each model's name and value at the end of its line along `axis`, in units of `size`."""
     labels = []
     for index, model in enumerate(models.models):
-        mine = rows[rows["model"] == model].sort_values("context_len")
+        mine = rows[rows["model"] == model].sort_values(axis)
         if mine.empty:
             continue
-        length, value = int(mine["context_len"].iloc[-1]), float(mine["value"].iloc[-1])
+        x, value = int(mine[axis].iloc[-1]), float(mine["value"].iloc[-1])
         text = f"{models.labels[model]}\n{describe(value)}"
-        labels.append(Label(length, value / size, text, style.look(index).text))
+        labels.append(Label(x, value / size, text, style.look(index).text))
     return labels
 
 
-def _draw_lines(axes: Axes, rows: pd.DataFrame, models: Lineup, size: float) -> None:
-    """A line a model, in units of `size`, with its interval at each point."""
+def _draw_lines(
+    axes: Axes, rows: pd.DataFrame, models: Lineup, size: float, axis: str = "context_len"
+) -> None:
+    """A line a model along `axis`, in units of `size`, with its interval at each point."""
     for index, model in enumerate(models.models):
-        mine = rows[rows["model"] == model].sort_values("context_len")
+        mine = rows[rows["model"] == model].sort_values(axis)
         look = style.look(index)
-        x = [int(length) for length in mine["context_len"]]
+        x = [int(place) for place in mine[axis]]
         value, low, high = ([float(item) / size for item in mine[name]] for name in ("value", "low", "high"))
         axes.plot(
             x, value, color=look.line, marker=look.marker, markeredgecolor=style.PAPER, markeredgewidth=0.4
@@ -126,30 +176,53 @@ def _draw_lines(axes: Axes, rows: pd.DataFrame, models: Lineup, size: float) -> 
 
 def _mark_failures(axes: Axes, scene: Scene) -> None:
     """Above the plot, a row a model: a cross at every length without a value, and the reason."""
-    place = axes.get_xaxis_transform()
-    height_pt = axes.bbox.height / axes.figure.dpi * style.POINTS_PER_IN
-    above_pt = 3.5
-    for index, model in enumerate(scene.models.models):
-        failed = scene.failed[scene.failed["model"] == model].sort_values("context_len")
-        if failed.empty:
-            continue
-        lengths, look = [int(length) for length in failed["context_len"]], style.look(index)
-        y = 1 + above_pt / height_pt
-        above_pt += 6.0
-        axes.plot(lengths, [y] * len(lengths), "x", color=look.line, transform=place, clip_on=False)
-        left = lengths[0] > min(scene.lengths)
+    for row in _draw_crosses(axes, scene.failed, scene.models):
+        left = row.places[0] > min(scene.lengths)
         axes.annotate(
-            describe_status(str(failed["status"].iloc[0])),
-            xy=(lengths[0] if left else lengths[-1], y),
-            xycoords=place,
+            describe_status(row.status),
+            xy=(row.places[0] if left else row.places[-1], row.y),
+            xycoords=axes.get_xaxis_transform(),
             xytext=(-5 if left else 5, 0),
             textcoords="offset points",
             ha="right" if left else "left",
             va="center",
             fontsize=6.0,
-            color=look.text,
+            color=row.look.text,
             annotation_clip=False,
         )
+
+
+class _Crosses(NamedTuple):
+    """A row of crosses: where it is, as a fraction of the height of the axes and along them, and what it is of."""
+
+    y: float
+    places: list[int]
+    status: str
+    look: style.Look
+
+
+def _draw_crosses(
+    axes: Axes, failed: pd.DataFrame, models: Lineup, axis: str = "context_len"
+) -> list[_Crosses]:
+    """Above the plot, a row a model: a cross at every place along `axis` without a value."""
+    height_pt = axes.bbox.height / axes.figure.dpi * style.POINTS_PER_IN
+    above_pt, drawn = 3.5, []
+    for index, model in enumerate(models.models):
+        mine = failed[failed["model"] == model].sort_values(axis)
+        if mine.empty:
+            continue
+        row = _Crosses(
+            1 + above_pt / height_pt,
+            [int(place) for place in mine[axis]],
+            str(mine["status"].iloc[0]),
+            style.look(index),
+        )
+        above_pt += 6.0
+        heights = [row.y] * len(row.places)
+        transform = axes.get_xaxis_transform()
+        axes.plot(row.places, heights, "x", color=row.look.line, transform=transform, clip_on=False)
+        drawn.append(row)
+    return drawn
 
 
 def _mark_crossing(axes: Axes, crossing: Crossover, scene: Scene, model: str) -> None:

@@ -15,7 +15,14 @@ from matplotlib.figure import Figure
 from retbench.analysis import curves, stacks, style
 from retbench.analysis.comparisons import find_crossover
 from retbench.analysis.points import MAIN_METRIC
-from retbench.analysis.scenes import Scene, file_stem, make_scenes
+from retbench.analysis.scenes import (
+    Scene,
+    by_workload,
+    file_stem,
+    make_scenes,
+    scene_title,
+    swept_by_batch,
+)
 from retbench.analysis.selection import Selection, select
 from retbench.errors import StorageError
 from retbench.measure.statistics import Crossover
@@ -63,7 +70,9 @@ def make_drawings(selection: Selection) -> list[Drawing]:
     """Every figure that the records of a selection allow, in the order of the report."""
     scenes = make_scenes(selection)
     with style.house_style():
-        times = [_times(scene) for scene in scenes if scene.workload == "decode"]
+        decoding = by_workload([scene for scene in scenes if scene.workload == "decode"])
+        times = [_times(scene) for group in decoding if not swept_by_batch(group) for scene in group]
+        times += [_throughput(group) for group in decoding if swept_by_batch(group)]
         memory = [_memory(scene) for scene in scenes if scene.workload == "memory"]
         prompts = [_times(scene) for scene in scenes if scene.workload == "prefill"]
         return times + memory + prompts + _rooflines(scenes)
@@ -109,6 +118,24 @@ def _times(scene: Scene) -> Drawing:
     )
 
 
+def _throughput(scenes: Sequence[Scene]) -> Drawing:
+    """Tokens/s against batch size, of one experiment."""
+    first, title = scenes[0], "Decode throughput"
+    return Drawing(
+        name=f"{file_stem(scene_title(first.experiment, first.workload, '_'))}_throughput",
+        title=title,
+        caption="Tokens/s of all sequences of a batch together against the batch size, after contexts of each length. "
+        "Points are geometric means of the rounds' medians, bars their 95 % intervals (often narrower than the marker; "
+        "cut where they leave the plot).",
+        conditions=first.conditions,
+        figure=curves.draw_throughput(scenes, title),
+        data=pd.concat(
+            [_data(scene, ["tokens_per_s"]).assign(batch_size=scene.batch_size) for scene in scenes],
+            ignore_index=True,
+        ),
+    )
+
+
 def _memory(scene: Scene) -> Drawing:
     """Memory by part."""
     title = "Memory of inference"
@@ -127,7 +154,8 @@ def _memory(scene: Scene) -> Drawing:
 
 def _rooflines(scenes: Sequence[Scene]) -> list[Drawing]:
     """Share of the roofline, a figure an experiment and batch size, a panel a workload."""
-    timed = [scene for scene in scenes if "roofline_ratio" in set(scene.metrics["metric"])]
+    by_length = [scene for group in by_workload(scenes) if not swept_by_batch(group) for scene in group]
+    timed = [scene for scene in by_length if "roofline_ratio" in set(scene.metrics["metric"])]
     drawings = []
     for experiment, batch_size in sorted({(scene.experiment, scene.batch_size) for scene in timed}):
         mine = [s for s in timed if (s.experiment, s.batch_size) == (experiment, batch_size)]

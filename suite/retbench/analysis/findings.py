@@ -8,9 +8,17 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from retbench.analysis.comparisons import LEVEL_MARGIN, find_crossover, find_slope, pair_ratios
+from retbench.analysis.comparisons import LEVEL_MARGIN, find_crossover, find_peak, find_slope, pair_ratios
 from retbench.analysis.points import MAIN_METRIC
-from retbench.analysis.scenes import Scene, describe_absence, describe_status, format_length, rounds_disagree
+from retbench.analysis.scenes import (
+    Scene,
+    by_workload,
+    describe_absence,
+    describe_status,
+    format_length,
+    rounds_disagree,
+    swept_by_batch,
+)
 from retbench.measure.statistics import Crossover
 from retbench.units import format_bytes, format_seconds, format_tokens
 
@@ -34,16 +42,25 @@ def find(scenes: Sequence[Scene]) -> list[Finding]:
         "decode": _decode,
         "prefill": _prefill,
         "memory": _memory,
+        "largest_batch": _largest_batch,
     }
     order = list(writers)
     known = sorted(
         (scene for scene in scenes if scene.workload in writers), key=lambda s: order.index(s.workload)
     )
+    swept = [group for group in by_workload(known) if swept_by_batch(group) and group[0].workload == "decode"]
+    of_swept = {scene.name for group in swept for scene in group}
     return [
         finding
         for scene in known
+        if scene.name not in of_swept
         for model in scene.models.challengers
         for finding in writers[scene.workload](scene, model, str(scene.models.reference))
+    ] + [
+        finding
+        for group in swept
+        for model in group[0].models.challengers
+        for finding in _peaks(group, model)
     ]
 
 
@@ -107,6 +124,48 @@ def _memory(scene: Scene, model: str, reference: str) -> list[Finding]:
     """Ratio at the deepest context."""
     label = scene.models.labels[model]
     return _deepest(scene, model, reference, f"weights, state and workspace take {label}", format_bytes)
+
+
+def _largest_batch(scene: Scene, model: str, reference: str) -> list[Finding]:
+    """How many sequences of the deepest context that both reached each model fits."""
+    ratios = pair_ratios(scene.metrics, scene.models)
+    ratios = ratios[ratios["model"] == model].sort_values("context_len")
+    if ratios.empty:
+        return []
+    length, ratio = int(ratios["context_len"].iloc[-1]), float(ratios["ratio"].iloc[-1])
+    largest, limits = scene.rows("largest_batch"), scene.rows("memory_limit_bytes")
+    mine, theirs = (_value(largest, name, length) for name in (model, reference))
+    memory, other = format_bytes(_value(limits, model, length)), scene.models.labels[reference]
+    text = (
+        f"At {format_tokens(length)} {scene.models.labels[model]} fits {mine:,.0f} sequences into {memory} and the "
+        f"{other} {theirs:,.0f}: a ratio of {ratio:#.3g}."
+    )
+    return [Finding(f"{ratio:#.3g}×", text + _beyond(scene, (model, reference), length))]
+
+
+def _peaks(scenes: Sequence[Scene], model: str) -> list[Finding]:
+    """The most tokens/s at the deepest context that both models reached, each at the best of its batch sizes."""
+    models, reference = scenes[0].models, str(scenes[0].models.reference)
+    metrics = pd.concat([scene.metrics for scene in scenes])
+    points = pd.concat([scene.points for scene in scenes], ignore_index=True)
+    for length in sorted({length for scene in scenes for length in scene.lengths}, reverse=True):
+        here, there = (frame[frame["context_len"] == length] for frame in (metrics, points))
+        peak = find_peak(here, there, model, reference)
+        if peak is None:
+            continue
+        ratio, low, high = peak.ratio
+        mine, theirs = (
+            f"{format_length(value)} tokens/s (batch {batch_size})"
+            for value, batch_size in zip(peak.values, peak.batch_sizes, strict=True)
+        )
+        text = (
+            f"At {format_tokens(length)}, each at the batch size that suits it best, {models.labels[model]} decodes "
+            f"{mine} and the {models.labels[reference]} {theirs}: a ratio of {ratio:#.3g}"
+        )
+        if low == low:
+            text += f" (95 % interval {low:#.3g} to {high:#.3g})"
+        return [Finding(f"{ratio:#.3g}×", f"{text}.")]
+    return []
 
 
 def _deepest(

@@ -19,7 +19,14 @@ from retbench.units import (
     format_tokens,
 )
 
-INTERVALS = ("tpot_s", "ttft_s", "roofline_ratio", "energy_per_token_j", "ratio_to_transformer")
+INTERVALS = (
+    "tpot_s",
+    "ttft_s",
+    "tokens_per_s",
+    "roofline_ratio",
+    "energy_per_token_j",
+    "ratio_to_transformer",
+)
 """Columns that have a low and a high beside them: what is measured anew in every round."""
 
 _HEADINGS = {
@@ -29,6 +36,9 @@ _HEADINGS = {
     "tpot_s": "time per token",
     "ttft_s": "time to first token",
     "peak_bytes": "weights + state + workspace",
+    "largest_batch": "largest batch",
+    "largest_batch_step": "to within",
+    "expected_largest_batch": "closed form",
     "ratio_to_transformer": "ratio to Transformer",
     "tokens_per_s": "tokens/s",
     "roofline_ratio": "of roofline",
@@ -42,6 +52,8 @@ _HEADINGS = {
     "expected_weight_bytes": "weights, closed form",
     "expected_state_bytes": "state, closed form",
     "process_peak_bytes": "process, peak",
+    "memory_limit_bytes": "memory limit",
+    "available_bytes": "left by libraries",
 }
 """What is shown to people, in this order."""
 
@@ -57,7 +69,8 @@ def readable_tables(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
         main = MAIN_METRIC.get(str(workload), metrics[0] if metrics else "status")
         if main not in metrics:  # no point has a value: the column is there to say why
             metrics.insert(0, main)
-        columns = [*_POINT, *metrics]
+        point = [name for name in _POINT if (name, main) != ("batch_size", "largest_batch")]
+        columns = [*point, *metrics]
         cells = rows.to_dict(orient="records")
         table = pd.DataFrame(
             {_HEADINGS.get(name, name): [_cell(row, name, main) for row in cells] for name in columns}
@@ -96,6 +109,8 @@ def _format(name: str, number: float) -> str:
         return f"{number:#.3g}".removesuffix(".")
     if name == "context_len":
         return format_tokens(int(number))
+    if "largest_batch" in name:
+        return f"{number:,.0f}"
     if name.endswith("_per_s"):
         return format_rate(number, "").strip()
     endings: dict[str, Callable[[float], str]] = {

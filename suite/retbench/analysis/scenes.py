@@ -148,6 +148,19 @@ def make_scenes(selection: Selection) -> list[Scene]:
     ]
 
 
+def by_workload(scenes: Sequence[Scene]) -> list[list[Scene]]:
+    """Scenes of one experiment and workload together, one a batch size, in their order."""
+    groups: dict[tuple[str, str], list[Scene]] = {}
+    for scene in scenes:
+        groups.setdefault((scene.experiment, scene.workload), []).append(scene)
+    return list(groups.values())
+
+
+def swept_by_batch(scenes: Sequence[Scene]) -> bool:
+    """Whether scenes of one workload are about the batch size: there are more of those than context lengths."""
+    return len(scenes) > len({length for scene in scenes for length in scene.lengths})
+
+
 def _part(frame: pd.DataFrame, experiment: str, workload: str, batch_size: int) -> pd.DataFrame:
     """The rows of one scene."""
     mine = (frame["experiment"] == experiment) & (frame["workload"] == workload)

@@ -132,13 +132,19 @@ def new_figure(height_in: float, title: str, subtitle: str, conditions: str) -> 
     return figure
 
 
-def add_panels(figure: Figure, shares: Sequence[float], *, right_in: float) -> list[Axes]:
+LENGTH_LABEL = "context length, tokens (log scale)"
+
+
+def add_panels(
+    figure: Figure, shares: Sequence[float], *, right_in: float, label: str = LENGTH_LABEL
+) -> list[Axes]:
     """Axes side by side between heading and foot that share a y axis.
 
     Args:
         figure: From `new_figure`.
         shares: Of the width that each panel gets.
         right_in: Inches kept free at the right for labels.
+        label: Of the x axis that they share.
     """
     height_in = float(figure.get_figheight())
     left_in, bottom_in, gap_in = 0.38, FOOTER_IN + 0.33, 0.16
@@ -161,7 +167,7 @@ def add_panels(figure: Figure, shares: Sequence[float], *, right_in: float) -> l
     figure.text(
         middle,
         (FOOTER_IN + 0.03) / height_in,
-        "context length, tokens (log scale)",
+        label,
         fontsize=6.5,
         color=MUTED,
         ha="center",
@@ -170,7 +176,7 @@ def add_panels(figure: Figure, shares: Sequence[float], *, right_in: float) -> l
 
 
 def set_length_axis(axes: Axes, lengths: Sequence[int]) -> None:
-    """A logarithmic axis of context lengths, ticked at those measured (every other one where crowded)."""
+    """A logarithmic axis of context lengths or batch sizes, ticked at those measured (not at all where crowded)."""
     axes.set_xscale("log", base=2)
     width_in = axes.get_position().width * WIDTH_IN
     step = 1 + int(len(lengths) * 0.27 / width_in)

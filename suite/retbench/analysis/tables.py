@@ -10,7 +10,7 @@ import pandas as pd
 
 from retbench.analysis.comparisons import pair_ratios
 from retbench.analysis.formats import INTERVALS, to_json, to_latex, to_markdown
-from retbench.analysis.scenes import Scene, make_scenes
+from retbench.analysis.scenes import Scene, by_workload, make_scenes, swept_by_batch
 from retbench.analysis.selection import Selection, select
 from retbench.errors import unknown_name
 from retbench.records import Record
@@ -38,6 +38,13 @@ _WORKLOAD_METRICS = {
         "expected_state_bytes",
         "process_peak_bytes",
     ),
+    "largest_batch": (
+        "largest_batch",
+        "largest_batch_step",
+        "expected_largest_batch",
+        "memory_limit_bytes",
+        "available_bytes",
+    ),
 }
 
 
@@ -47,8 +54,9 @@ def build_table(records: Sequence[Record], experiment: str) -> pd.DataFrame:
     Returns:
         Columns model, workload, batch_size, context_len, status, rounds_ok, rounds, then metrics, each in the unit that
         its name ends in, with `_low` and `_high` (95 %) where it is measured anew each round. A ratio to the
-        Transformer is of the workload's first metric, paired within rounds, below 1 where the model needs less. NaN
-        where a metric is not defined for the workload, or the status is not ok.
+        Transformer is of the workload's first metric, paired within rounds: below 1 where the model needs less, above
+        it where it fits more sequences. NaN where a metric is not defined for the workload, or the status is not ok.
+        Batch sizes follow each other at one length where there are more of them than lengths.
 
     Raises:
         ConfigError: no record is of that experiment; the nearest name is suggested.
@@ -60,7 +68,11 @@ def build_table(records: Sequence[Record], experiment: str) -> pd.DataFrame:
 def table_of(selection: Selection, experiment: str) -> pd.DataFrame:
     """`build_table` of records that are selected already."""
     scenes = [scene for scene in make_scenes(selection) if scene.experiment == experiment]
-    blocks = [_block(scene) for scene in scenes]
+    blocks = [
+        _by_length(part) if swept_by_batch(group) else part
+        for group in by_workload(scenes)
+        for part in [pd.concat([_block(scene) for scene in group], ignore_index=True)]
+    ]
     lead = ["model", "workload", "batch_size", "context_len", "status", "rounds_ok", "rounds"]
     metrics = list(
         dict.fromkeys(column for block in blocks for column in block.columns if column not in lead)
@@ -69,6 +81,14 @@ def table_of(selection: Selection, experiment: str) -> pd.DataFrame:
     return pd.concat(blocks, ignore_index=True)[
         [*lead, *(column for column in metrics if column not in ratio), *ratio]
     ]
+
+
+def _by_length(block: pd.DataFrame) -> pd.DataFrame:
+    """The rows of a workload, of each model and length together."""
+    models = list(dict.fromkeys(block["model"]))
+    order = block.assign(model=block["model"].map(models.index))
+    order = order.sort_values(["model", "context_len", "batch_size"])
+    return block.loc[order.index]
 
 
 def _block(scene: Scene) -> pd.DataFrame:

@@ -137,18 +137,20 @@ class DecoderState:
             layer.restore(other, saved.position)
         self.position = saved.position
 
-    def mark(self) -> Mark:
+    def mark(self, num_sequences: int | None = None) -> Mark:
         """A cheap point to `rewind` to: retention copies its fixed size, a key-value cache only notes its length.
 
-        Good for as long as nothing before the mark's position is written again.
+        Good for as long as nothing before the mark's position is written again. With `num_sequences` = 1 retention
+        copies that of the first sequence, and all return to it.
         """
         copies = [
-            layer.values.clone() if isinstance(layer, RetentionState) else None for layer in self.layers
+            layer.values[:num_sequences].clone() if isinstance(layer, RetentionState) else None
+            for layer in self.layers
         ]
         return Mark(self.position, copies)
 
     def rewind(self, mark: Mark) -> None:
-        """Return to `mark`."""
+        """Return to `mark`; with every sequence where it is of one."""
         for layer, values in zip(self.layers, mark.retention, strict=True):
             if isinstance(layer, RetentionState) and values is not None:
                 layer.values.copy_(values)

@@ -12,6 +12,7 @@ from retbench.records import Gate, Status, append_record
 from retbench.running import events, resume
 from retbench.running.protocol import RunInfo
 from retbench.running.recording import Outcome, Surroundings, make_record, utc_now
+from retbench.workloads import FINDS_BATCH
 
 Pair = tuple[str, int]
 """A cell_id and a round."""
@@ -66,7 +67,7 @@ class Ledger:
         self.gates: dict[str, Gate] = {}
         self._observer = observer
         self._pace = Pace()
-        everything = {(cell.cell_id, number) for cell in plan.cells for number in range(plan.rounds)}
+        everything = {(cell.cell_id, number) for cell in plan.cells for number in range(plan.rounds_of(cell))}
         self.total = len(everything)
         self._pending = everything - done
         self.skipped = self.total - len(self._pending)
@@ -102,10 +103,15 @@ class Ledger:
         ]
 
     def visiting_order(self, model_name: str, round_number: int) -> list[Cell]:
-        """The pending cells of a model in a round, shuffled by seed, round and model."""
+        """The pending cells of a model in a round for one worker, shuffled by seed, round and model.
+
+        Cells that fill the memory come when the others are done, one at a time: each needs a process whose memory
+        nothing has split up, and leaves one in which nothing should be timed.
+        """
         cells = [cell for cell in self.plan.cells if cell.model_name == model_name]
         random.Random(f"{self.plan.profile.seed}/{round_number}/{model_name}").shuffle(cells)
-        return [cell for cell in cells if (cell.cell_id, round_number) in self._pending]
+        pending = [cell for cell in cells if (cell.cell_id, round_number) in self._pending]
+        return [cell for cell in pending if cell.workload not in FINDS_BATCH] or pending[:1]
 
     def model_order(self, round_number: int) -> list[str]:
         """The models that have something left in a round, shuffled by seed and round."""

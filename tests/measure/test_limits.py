@@ -1,0 +1,108 @@
+"""The limit of a worker's memory, in processes of their own: a limit cannot be taken back."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from retbench.errors import UnsupportedError
+from retbench.measure import limits
+from retbench.measure.limits import limit_memory
+
+CPU = torch.device("cpu")
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="only Linux keeps the limit")
+
+PRELUDE = """
+import torch
+from retbench.measure.limits import headroom_bytes, is_out_of_memory, limit_memory, return_freed_memory
+cpu = torch.device("cpu")
+torch.rand(500, 500) @ torch.rand(500, 500)
+
+def can_take(num_bytes):
+    try:
+        torch.zeros(num_bytes, dtype=torch.int8)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        return False
+    return True
+"""
+
+
+def run(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", PRELUDE + code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@LINUX
+def test_what_is_within_the_limit_can_be_taken_again_and_again_and_no_more() -> None:
+    code = "limit_memory(200_000_000, cpu)\nprint([can_take(n * 10**6) for n in (190, 210, 190, 1000, 190)])"
+    assert run(code) == "[True, False, True, False, True]"
+
+
+@LINUX
+def test_what_was_taken_before_does_not_count() -> None:
+    code = """
+held = torch.zeros(300_000_000, dtype=torch.int8)
+limit_memory(100_000_000, cpu)
+print(can_take(90_000_000))
+"""
+    assert run(code) == "True"
+
+
+@LINUX
+def test_headroom_is_what_is_left_of_the_limit() -> None:
+    code = """
+assert headroom_bytes(cpu, None) is None
+limit_memory(200_000_000, cpu)
+held = torch.zeros(150_000_000, dtype=torch.int8)
+print(headroom_bytes(cpu, 200_000_000))
+"""
+    assert int(run(code)) == pytest.approx(50_000_000, abs=2_000_000)
+
+
+@LINUX
+def test_freed_blocks_do_not_stay_in_the_process() -> None:
+    code = """
+limit_memory(400_000_000, cpu)
+return_freed_memory()
+for size in (4, 8, 16, 30):
+    blocks = [torch.empty(size * 10**6, dtype=torch.int8) for _ in range(360 // size)]
+    kept = torch.zeros(1000)
+    del blocks
+print(headroom_bytes(cpu, 400_000_000))
+"""
+    assert int(run(code)) > 390_000_000
+
+
+@LINUX
+def test_a_limit_beyond_what_there_is_is_refused() -> None:
+    with pytest.raises(
+        UnsupportedError, match=r"memory_limit_bytes is 1,000,000,000,000,000 \(931323 GiB\), and "
+    ):
+        limit_memory(10**15, CPU)
+
+
+def test_a_system_that_keeps_no_limit_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits.sys, "platform", "darwin")
+    with pytest.raises(UnsupportedError, match="memory_limit_bytes is 1,000, and only Linux"):
+        limit_memory(1000, CPU)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_limit_on_cuda() -> None:
+    code = """
+cuda = torch.device("cuda:0")
+limit_memory(2 * 10**9, cuda)
+left = headroom_bytes(cuda, 2 * 10**9)
+held = torch.zeros(10**9, dtype=torch.int8, device=cuda)
+try:
+    torch.zeros(15 * 10**8, dtype=torch.int8, device=cuda)
+except torch.OutOfMemoryError:
+    print(left, headroom_bytes(cuda, 2 * 10**9))
+"""
+    before, after = map(int, run(code).split())
+    assert before - after >= 10**9

@@ -1,0 +1,138 @@
+"""The largest batch: the search with made-up limits, and real workers under a real one."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from retbench import costs
+from retbench.cells import Cell
+from retbench.errors import UnsupportedError
+from retbench.plan import make_plan
+from retbench.records import Record, read_records
+from retbench.runner import run_plan
+from retbench.running.events import Silent
+from retbench.workloads import largest_batch
+from retbench.workloads.context import Context
+from retbench.workloads.largest_batch import RESOLUTION, find_largest
+
+from .conftest import make_cell
+
+LIMIT_BYTES = 100_000_000
+
+EXPERIMENT = f"""
+title = "Tiny"
+source = "none; made for tests"
+expect = "It runs."
+
+[models.retnet]
+architecture = "retnet"
+
+[models.transformer]
+architecture = "transformer"
+
+[profiles.smoke]
+size = "1m"
+rounds = 1
+warmup_s = 0.0
+min_steps = 1
+threads = 1
+memory_limit_bytes = {LIMIT_BYTES}
+[profiles.smoke.workloads.largest_batch]
+context_len = [256, 2048]
+[profiles.smoke.workloads.decode]
+context_len = [2048]
+batch_size = [1, 16]
+"""
+
+
+@given(st.integers(min_value=0, max_value=10**6))
+def test_what_is_found_fits_and_a_step_more_does_not(largest: int) -> None:
+    found, step = find_largest(lambda batch: batch <= largest)
+    assert found <= largest < found + step
+    assert step <= max(1, found // RESOLUTION)
+
+
+def test_a_batch_is_doubled_and_then_the_gap_is_halved() -> None:
+    tried: list[int] = []
+
+    def fits(batch: int) -> bool:
+        tried.append(batch)
+        return batch <= 11
+
+    assert find_largest(fits) == (11, 1)
+    assert tried == [1, 2, 4, 8, 16, 12, 10, 11]
+
+
+def test_without_a_limit_on_a_cpu_it_is_unsupported(context_of: Callable[[Cell], Context]) -> None:
+    with pytest.raises(UnsupportedError, match=r"needs a limit of the memory.*--set memory_limit_bytes="):
+        largest_batch.measure(context_of(make_cell("retnet", "largest_batch", 64)))
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory: pytest.TempPathFactory) -> list[Record]:
+    """A run of both models under a limit."""
+    folder = tmp_path_factory.mktemp("limited")
+    path = folder / "tiny.toml"
+    path.write_text(EXPERIMENT, encoding="utf-8")
+    plan = make_plan(str(path), profile="smoke", device="cpu", dtype=None, limit=None, overrides=())
+    run_plan(plan, folder / "out", fresh=False, observer=Silent())
+    found, problems = read_records(folder / "out")
+    assert not problems
+    return found
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux keeps the limit")
+@pytest.mark.parametrize("name", ["retnet", "transformer"])
+def test_the_batch_found_is_the_closed_forms_within_a_step(records: list[Record], name: str) -> None:
+    mine = {
+        one.point.context_len: one
+        for one in records
+        if one.workload == "largest_batch" and one.model.name == name
+    }
+    assert {length: one.status for length, one in mine.items()} == {256: "ok", 2048: "ok"}
+    for one in mine.values():
+        value = {metric: item.value for metric, item in one.metrics.items()}
+        assert value["memory_limit_bytes"] == LIMIT_BYTES
+        assert 0.8 * LIMIT_BYTES < value["available_bytes"] <= LIMIT_BYTES
+        assert abs(value["largest_batch"] - value["expected_largest_batch"]) <= value["largest_batch_step"]
+        assert one.point.batch_size == 1
+        assert one.backend["trials"]
+    ratio = mine[256].metrics["largest_batch"].value / mine[2048].metrics["largest_batch"].value
+    assert ratio == pytest.approx(1 if name == "retnet" else 8, rel=0.15)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux keeps the limit")
+def test_decoding_is_held_to_the_limit_and_ends_where_the_memory_does(records: list[Record]) -> None:
+    decoded = {(one.model.name, one.point.batch_size): one for one in records if one.workload == "decode"}
+    assert {key: one.status for key, one in decoded.items()} == {
+        ("retnet", 1): "ok",
+        ("retnet", 16): "ok",
+        ("transformer", 1): "ok",
+        ("transformer", 16): "oom",
+    }
+    assert str(decoded["transformer", 16].error).startswith("out of memory: ")
+    config = make_cell("transformer", "decode", 2048).model
+    assert costs.largest_batch(config, "float32", LIMIT_BYTES, 2048) < 16
+    assert all(one.settings["memory_limit_bytes"] == LIMIT_BYTES for one in records)
+
+
+def test_less_memory_than_one_sequence_needs_is_out_of_memory(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.toml"
+    path.write_text(EXPERIMENT.partition("[profiles.smoke.workloads.decode]")[0], encoding="utf-8")
+    limit = costs.weight_bytes(make_cell("transformer", "memory", 1).model, "float32") + 6_000_000
+    plan = make_plan(
+        str(path),
+        profile="smoke",
+        device="cpu",
+        dtype=None,
+        limit=None,
+        overrides=[f"memory_limit_bytes={limit}", "workloads.largest_batch.context_len=[16384]"],
+    )
+    run_plan(plan, tmp_path / "out", fresh=False, observer=Silent())
+    found = {one.model.name: one for one in read_records(tmp_path / "out")[0]}
+    assert found["transformer"].status == "oom"
+    assert "not even one sequence of 16,384 tokens" in str(found["transformer"].error)
