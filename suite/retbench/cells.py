@@ -22,6 +22,7 @@ class Settings(Strict):
     warmup_s: float
     min_steps: int
     cuda_graph: bool
+    activation_checkpointing: bool = False
 
 
 class Cell(Strict):

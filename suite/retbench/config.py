@@ -103,6 +103,8 @@ class Profile(Strict):
     """A cell that runs longer is ended and recorded as `timeout`."""
     cuda_graph: bool = False
     """Replay each step from a captured CUDA graph, for every model of the experiment."""
+    activation_checkpointing: bool = False
+    """Training keeps only what enters each block and computes the rest again for the gradients."""
     allow_mismatch: bool = False
     """Run a pair whose non-embedding parameters differ by more than 1 %."""
     workloads: dict[str, WorkloadSpec] = Field(min_length=1)

@@ -25,7 +25,9 @@ from retbench.running.process import Death, Inbox, Worker
 from retbench.running.protocol import Failed, Job, Measured, RunInfo
 from retbench.units import GB
 from retbench.workloads import STREAMED, check_workload
+from retbench.workloads.metrics import training_flops
 from retbench.workloads.repetition import MIN_CALLS, more_calls
+from retbench.workloads.training_memory import estimated_bytes
 
 PAPER_MEMORY_BYTES = 70 * GB
 """A device with this much memory runs the profile `paper` unless told otherwise: 80 GB cards and up."""
@@ -99,6 +101,7 @@ def make_plan(
     where = f"experiment '{experiment.name}', profile '{profile_name}'"
     chosen = _adjust(experiment.profile(profile_name), dtype, limit, where)
     _check_device(chosen, found)
+    _check_training(chosen, where)
     experiment = experiment.model_copy(update={"profiles": {**experiment.profiles, profile_name: chosen}})
     options = [("--profile", profile_name), ("--device", found.name), ("--dtype", dtype), ("--limit", limit)]
     return Plan(
@@ -144,6 +147,7 @@ def _settings(profile: Profile, device: Device) -> Settings:
         warmup_s=profile.warmup_s,
         min_steps=profile.min_steps,
         cuda_graph=profile.cuda_graph,
+        activation_checkpointing=profile.activation_checkpointing,
     )
 
 
@@ -160,6 +164,21 @@ def _check_device(profile: Profile, device: Device) -> None:
         raise UnsupportedError(
             "cuda_graph = true on a CPU: there are no CUDA graphs without CUDA. Use --set cuda_graph=false, "
             "another --profile, or --device cuda."
+        )
+
+
+def _check_training(profile: Profile, where: str) -> None:
+    """ConfigError for a setting that training cannot have, or that nothing but training has."""
+    trains = "training" in profile.workloads
+    if trains and profile.cuda_graph:
+        raise ConfigError(
+            f"{where}: cuda_graph = true, and a training step is not captured in a CUDA graph. "
+            "Use --set cuda_graph=false, or measure the other workloads in an experiment of their own."
+        )
+    if profile.activation_checkpointing and not trains:
+        raise ConfigError(
+            f"{where}: activation_checkpointing = true, and none of its workloads ({', '.join(profile.workloads)}) "
+            "computes gradients. Remove it, or add the workload 'training'."
         )
 
 
@@ -180,7 +199,8 @@ class Estimate:
         cell: The cell.
         seconds: Wall time in all rounds, with its share of starting workers and of the gate; the deepest cell
             of a streamed model has the streaming.
-        memory_bytes: Weights, state and the activations of what is in flight; not the process itself.
+        memory_bytes: Weights, state, the activations of what is in flight, and what training keeps for the
+            gradients; not the process itself.
     """
 
     cell: Cell
@@ -256,9 +276,10 @@ def _cell_seconds(cell: Cell, ceilings: Ceilings) -> float:
     """Wall time of one cell in one round."""
     settings, point = cell.settings, cell.point
     if cell.workload == "prefill":
-        call_s = _prefill_seconds(cell, point.context_len, ceilings)
-        calls = MIN_CALLS + more_calls([call_s] * MIN_CALLS, settings.min_steps)
-        return max(settings.warmup_s, call_s) + calls * call_s
+        return _calls_seconds(_prefill_seconds(cell, point.context_len, ceilings), settings)
+    if cell.workload == "training":
+        step_s = training_flops(cell) / ceilings.matmul_flops_per_s / EFFICIENCY
+        return 2 * step_s + _calls_seconds(step_s, settings)  # one to begin with, and one that is weighed
     num_bytes = costs.decode_bytes(cell.model, settings.dtype, point.batch_size, point.context_len)
     flops = costs.decode_flops(cell.model, point.batch_size, point.context_len)
     at_best_s = max(num_bytes / ceilings.read_bandwidth_bytes_per_s, flops / ceilings.matmul_flops_per_s)
@@ -266,6 +287,12 @@ def _cell_seconds(cell: Cell, ceilings: Ceilings) -> float:
     return (
         settings.warmup_s + 2 * (settings.min_steps + 1) * step_s if cell.workload == "decode" else 2 * step_s
     )
+
+
+def _calls_seconds(call_s: float, settings: Settings) -> float:
+    """Wall time of warming up and timing a long call."""
+    calls = MIN_CALLS + more_calls([call_s] * MIN_CALLS, settings.min_steps)
+    return max(settings.warmup_s, call_s) + calls * call_s
 
 
 def _prefill_seconds(cell: Cell, context_len: int, ceilings: Ceilings) -> float:
@@ -277,6 +304,8 @@ def _prefill_seconds(cell: Cell, context_len: int, ceilings: Ceilings) -> float:
 
 def _memory_bytes(cell: Cell) -> int:
     """Weights, state, and the widest activations of a block for every token in flight."""
+    if cell.workload == "training":
+        return estimated_bytes(cell)
     model, dtype, point = cell.model, cell.settings.dtype, cell.point
     streams = cell.workload == "prefill" or (cell.workload in STREAMED and isinstance(model, RetNetConfig))
     tokens = min(point.context_len, SEGMENT_TOKENS) if streams else 1

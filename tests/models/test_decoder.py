@@ -83,6 +83,19 @@ def test_every_weight_gets_a_gradient(name):
 
 
 @pytest.mark.parametrize(("name", "backend"), CASES)
+def test_gradients_are_the_same_with_activation_checkpointing(name, backend):
+    found = []
+    for checkpointing in (False, True):
+        model = build(name, backend)
+        model.activation_checkpointing = checkpointing
+        model(TEXT).logsumexp(-1).sum().backward()
+        found.append({path: weight.grad for path, weight in model.named_parameters()})
+    plain, recomputed = found
+    for path, gradient in plain.items():
+        assert torch.equal(recomputed[path], gradient), path
+
+
+@pytest.mark.parametrize(("name", "backend"), CASES)
 @torch.no_grad()
 def test_what_ran_is_what_was_asked_for(name, backend):
     model = build(name, backend, dtype=torch.float32)

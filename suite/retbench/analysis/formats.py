@@ -17,7 +17,7 @@ from retbench.units import (
     format_tokens,
 )
 
-INTERVALS = ("tpot_s", "ttft_s", "roofline_ratio", "ratio_to_transformer")
+INTERVALS = ("tpot_s", "ttft_s", "step_s", "roofline_ratio", "ratio_to_transformer")
 """Columns that have a low and a high beside them: what is measured anew in every round."""
 
 _HEADINGS = {
@@ -26,6 +26,7 @@ _HEADINGS = {
     "context_len": "context",
     "tpot_s": "time per token",
     "ttft_s": "time to first token",
+    "step_s": "time per step",
     "peak_bytes": "weights + state + workspace",
     "ratio_to_transformer": "ratio to Transformer",
     "tokens_per_s": "tokens/s",
@@ -34,12 +35,17 @@ _HEADINGS = {
     "bytes_per_step": "bytes a step",
     "weight_bytes": "weights",
     "state_bytes": "state or KV cache",
+    "gradient_bytes": "gradients",
+    "optimizer_bytes": "optimizer",
     "workspace_bytes": "workspace",
     "expected_weight_bytes": "weights, closed form",
     "expected_state_bytes": "state, closed form",
     "process_peak_bytes": "process, peak",
 }
 """What is shown to people, in this order."""
+
+_TRAINING_HEADINGS = {"peak_bytes": "peak memory", "ratio_to_transformer": "time ratio to Transformer"}
+"""What is called otherwise in a table of training, which has no state and compares times."""
 
 
 _POINT = ("model", "batch_size", "context_len")
@@ -53,10 +59,11 @@ def readable_tables(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
         main = MAIN_METRIC.get(str(workload), metrics[0] if metrics else "status")
         if main not in metrics:  # no point has a value: the column is there to say why
             metrics.insert(0, main)
+        headings = _HEADINGS | (_TRAINING_HEADINGS if workload == "training" else {})
         columns = [*_POINT, *metrics]
         cells = rows.to_dict(orient="records")
         table = pd.DataFrame(
-            {_HEADINGS.get(name, name): [_cell(row, name, main) for row in cells] for name in columns}
+            {headings.get(name, name): [_cell(row, name, main) for row in cells] for name in columns}
         )
         table["rounds"] = [f"{row['rounds_ok']} of {row['rounds']}" for row in cells]
         tables[str(workload)] = table

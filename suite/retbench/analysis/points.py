@@ -13,7 +13,7 @@ import pandas as pd
 from retbench.measure.statistics import CONFIDENCE, Interval, geometric_interval
 from retbench.records import Record
 
-MAIN_METRIC = {"decode": "tpot_s", "prefill": "ttft_s", "memory": "peak_bytes"}
+MAIN_METRIC = {"decode": "tpot_s", "prefill": "ttft_s", "memory": "peak_bytes", "training": "step_s"}
 """What a workload is compared by; lower is better for each."""
 
 POINT_KEY = ["experiment", "workload", "batch_size", "context_len"]
@@ -51,7 +51,8 @@ def lineup(records: Sequence[Record]) -> Lineup:
         kind = architectures[name]
         proper = _PROPER_NAMES.get(kind, kind)
         alone = list(architectures.values()).count(kind) == 1
-        labels[name] = proper if alone else f"{proper} ({name})"
+        own = name.removeprefix(f"{kind}_").replace("_", " ") if name.startswith(f"{kind}_") else f"({name})"
+        labels[name] = proper if alone else f"{proper} {own}"
     return Lineup(tuple(models), transformers[0] if transformers else None, labels)
 
 
