@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from analysis.synthetic_records import CPU, GPU, Maker, write_results
+from analysis.synthetic_records import CPU, GPU, TRAINER, Maker, write_results
 from retbench.records import Record
 
 
@@ -20,6 +20,12 @@ def gpu_records() -> list[Record]:
     """The same at the paper's size and a batch of 8, where the Transformer runs out of memory from 16K on."""
     maker = Maker(GPU)
     return maker.latency(batch_sizes=(8,)) + maker.memory(batch_sizes=(8,))
+
+
+@pytest.fixture(scope="session")
+def training_records() -> list[Record]:
+    """Training of four models on two cores: five rounds of five lengths."""
+    return Maker(TRAINER).training()
 
 
 @pytest.fixture

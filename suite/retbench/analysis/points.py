@@ -51,9 +51,14 @@ def lineup(records: Sequence[Record]) -> Lineup:
         kind = architectures[name]
         proper = _PROPER_NAMES.get(kind, kind)
         alone = list(architectures.values()).count(kind) == 1
-        own = name.removeprefix(f"{kind}_").replace("_", " ") if name.startswith(f"{kind}_") else f"({name})"
-        labels[name] = proper if alone else f"{proper} {own}"
+        labels[name] = proper if alone else _own_label(proper, kind, name)
     return Lineup(tuple(models), transformers[0] if transformers else None, labels)
+
+
+def _own_label(proper: str, kind: str, name: str) -> str:
+    """A model among others of its kind: 'retnet_chunkwise' -> 'chunkwise RetNet', 'wide' -> 'RetNet (wide)'."""
+    own = name.removeprefix(f"{kind}_")
+    return f"{proper} ({name})" if own == name else f"{own.replace('_', ' ')} {proper}"
 
 
 def summarise(metrics: pd.DataFrame) -> pd.DataFrame:
