@@ -26,9 +26,9 @@ def test_paper_sizes_are_those_of_table_2(name: str, d_model: int, num_layers: i
     assert size.d_model // size.retention_heads == 256
 
 
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("name", sorted(SIZES.keys() - {"torchscale-65b"}))  # its name, not its size
 def test_the_name_is_near_the_parameters_of_the_blocks(name: str) -> None:
-    number, letter = float(name[:-1]), name[-1]
+    number, letter = float(name.rpartition("-")[2][:-1]), name[-1]
     size = SIZES[name]
     blocks = 12 * size.d_model**2 * size.num_layers
     everything = blocks + 2 * size.vocab_size * size.d_model

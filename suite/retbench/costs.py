@@ -71,6 +71,44 @@ def state_bytes(config: ModelConfig, dtype: str, batch_size: int, capacity: int)
     return batch_size * config.num_layers * per_layer
 
 
+def decode_workspace_bytes(config: ModelConfig, dtype: str, batch_size: int) -> int:
+    """Most bytes of temporaries that are alive at once in a decode step: in a mixer, a feed-forward or at the logits.
+
+    Attention is taken to stream its cache, as fused kernels do: torch's `math` kernel and the backend `reference` copy
+    the keys and values of one layer. Buffers within an operator are left out.
+    """
+    d, ffn = config.d_model, config.ffn_dim
+    activated = 4 * ffn if config.traits.ffn == "swiglu" else 2 * ffn
+    values = max(2 * d + _mixer_workspace(config, dtype), 4 * d + activated, 2 * d + config.vocab_size)
+    return batch_size * values * DTYPE_BYTES[dtype]
+
+
+def _mixer_workspace(config: ModelConfig, dtype: str) -> int:
+    """Values of the model's dtype that a mixer has alive at once for one token, beside its input and the residual."""
+    d, wide = config.d_model, STATE_BYTES_PER_VALUE[dtype] // DTYPE_BYTES[dtype]
+    match config:
+        case RetNetConfig():
+            # The projections, queries and keys rotated, keys scaled.
+            held = 2 * d + (2 if config.swish_gate else 1) * config.value_dim + 3 * d
+            widened = (
+                2 * wide * (d + config.value_dim) if wide > 1 else 0
+            )  # queries, keys, values and the read-out
+            return held + max(
+                config.value_dim + widened, 3 * config.value_dim
+            )  # at the read-out; at the gate
+        case TransformerConfig():
+            kv = config.num_kv_heads * config.head_dim
+            return (
+                d + 2 * kv + 2 * wide * (d + kv)
+            )  # the projections, and their rotation before and after it is joined
+
+
+def largest_batch(config: ModelConfig, dtype: str, memory_bytes: int, context_len: int) -> int:
+    """Sequences for which weights, state and workspace of a decode step at depth `context_len` fit into memory."""
+    sequence = state_bytes(config, dtype, 1, context_len + 1) + decode_workspace_bytes(config, dtype, 1)
+    return max(0, (memory_bytes - weight_bytes(config, dtype)) // sequence)
+
+
 def decode_bytes(config: ModelConfig, dtype: str, batch_size: int, context_len: int) -> int:
     """Bytes that one decode step at depth `context_len` must move at the least.
 

@@ -24,7 +24,7 @@ from retbench.running.locks import timing_lock
 from retbench.running.process import Death, Inbox, Worker
 from retbench.running.protocol import Failed, Job, Measured, RunInfo
 from retbench.units import GB
-from retbench.workloads import STREAMED, check_workload
+from retbench.workloads import FINDS_BATCH, STREAMED, check_workload
 from retbench.workloads.metrics import training_flops
 from retbench.workloads.repetition import MIN_CALLS, more_calls
 from retbench.workloads.training_memory import estimated_bytes
@@ -41,6 +41,12 @@ GATE_PREFILLS = 12
 EFFICIENCY = 0.5
 """Estimated: the share of the roofline that a step or a prefill reaches."""
 
+SEARCH_TRIALS = 8
+"""Estimated: what a search for the largest batch takes, in trials of that batch."""
+
+FIRST_WRITE = 15
+"""Estimated: how many times as long as reading memory it takes to write to it for the first time, on a CPU."""
+
 SEGMENT_TOKENS = 2048
 """Tokens that a prefill has in flight at most."""
 
@@ -56,6 +62,7 @@ class Plan:
         cells: Every cell, models outermost.
         rounds: How many times each cell is measured, each time in a process of its own.
         command: The command line that makes the same plan again.
+        device_memory_bytes: Of a CUDA device; None for the CPU.
     """
 
     experiment: Experiment
@@ -64,6 +71,7 @@ class Plan:
     cells: tuple[Cell, ...]
     rounds: int
     command: str
+    device_memory_bytes: int | None
 
     @property
     def settings(self) -> Settings:
@@ -111,13 +119,14 @@ def make_plan(
         cells=tuple(cells.expand(experiment, profile_name, _settings(chosen, found))),
         rounds=chosen.rounds,
         command=_command(name_or_path, [*options, *(("--set", item) for item in overrides)]),
+        device_memory_bytes=found.memory_bytes,
     )
 
 
 def _adjust(profile: Profile, dtype: str | None, limit: int | None, where: str) -> Profile:
     """The profile with what the command line replaces in it."""
-    for name in profile.workloads:
-        check_workload(name, where=where)
+    for name, grid in profile.workloads.items():
+        check_workload(name, grid.batch_size, where=where)
     changes: dict[str, object] = {}
     if dtype is not None:
         if dtype not in get_args(config.Dtype):
@@ -148,6 +157,7 @@ def _settings(profile: Profile, device: Device) -> Settings:
         min_steps=profile.min_steps,
         cuda_graph=profile.cuda_graph,
         activation_checkpointing=profile.activation_checkpointing,
+        memory_limit_bytes=profile.memory_limit_bytes,
     )
 
 
@@ -197,10 +207,10 @@ class Estimate:
 
     Attributes:
         cell: The cell.
-        seconds: Wall time in all rounds, with its share of starting workers and of the gate; the deepest cell
-            of a streamed model has the streaming.
-        memory_bytes: Weights, state, the activations of what is in flight, and what training keeps for the
-            gradients; not the process itself.
+        seconds: Wall time in all rounds, with its share of starting workers and of the gate; one deepest cell of a
+            streamed model has the streaming.
+        memory_bytes: Weights, state, the activations of what is in flight, and what training keeps for the gradients;
+            not the process itself.
     """
 
     cell: Cell
@@ -215,21 +225,21 @@ def estimate(plan: Plan) -> list[Estimate]:
         RetbenchError: another run is being timed on this machine, which measuring the ceilings would disturb.
     """
     ceilings = _ask_ceilings(plan)
-    deepest: dict[tuple[str, int], int] = {}
-    for cell in plan.cells:
-        if cell.workload in STREAMED and isinstance(cell.model, RetNetConfig):
-            key = (cell.model_name, cell.point.batch_size)
-            deepest[key] = max(deepest.get(key, 0), cell.point.context_len)
+    streamed = [
+        cell for cell in plan.cells if cell.workload in STREAMED and isinstance(cell.model, RetNetConfig)
+    ]
+    streamed.sort(key=lambda cell: cell.point.context_len)
+    deepest = {cell.model_name: cell for cell in streamed}  # the last of a model stays
     num_cells = len(plan.cells) / len(plan.experiment.models)
     start_s = WORKER_START_S * (plan.rounds + 1)
     found = []
     for cell in plan.cells:
-        gate_s = GATE_PREFILLS * _prefill_seconds(cell, SEGMENT_TOKENS, ceilings)
-        seconds = (start_s + gate_s) / num_cells + plan.rounds * _cell_seconds(cell, ceilings)
-        if deepest.get((cell.model_name, cell.point.batch_size)) == cell.point.context_len:
-            streamed_s = _prefill_seconds(cell, cell.point.context_len, ceilings)
-            seconds += streamed_s if cell.workload in STREAMED else 0.0
-        found.append(Estimate(cell, seconds, _memory_bytes(cell)))
+        gate_s = GATE_PREFILLS * _prefill_seconds(cell, 1, SEGMENT_TOKENS, ceilings)
+        sized = _sized(cell, plan.device_memory_bytes)
+        seconds = (start_s + gate_s) / num_cells + plan.rounds * _cell_seconds(sized, ceilings)
+        if cell == deepest.get(cell.model_name):
+            seconds += _prefill_seconds(cell, 1, cell.point.context_len, ceilings)
+        found.append(Estimate(cell, seconds, _memory_bytes(sized)))
     return found
 
 
@@ -272,11 +282,21 @@ def _ask_ceilings(plan: Plan) -> Ceilings:
     raise RetbenchError("the ceilings could not be measured: the worker left without a word.")
 
 
+def _sized(cell: Cell, device_memory_bytes: int | None) -> Cell:
+    """A cell at the batch size that it will come to, where that is what it finds."""
+    memory_bytes = cell.settings.memory_limit_bytes or device_memory_bytes
+    if cell.workload not in FINDS_BATCH or memory_bytes is None:
+        return cell
+    largest = costs.largest_batch(cell.model, cell.settings.dtype, memory_bytes, cell.point.context_len)
+    return cell.model_copy(update={"point": cell.point.model_copy(update={"batch_size": max(1, largest)})})
+
+
 def _cell_seconds(cell: Cell, ceilings: Ceilings) -> float:
     """Wall time of one cell in one round."""
     settings, point = cell.settings, cell.point
     if cell.workload == "prefill":
-        return _calls_seconds(_prefill_seconds(cell, point.context_len, ceilings), settings)
+        call_s = _prefill_seconds(cell, point.batch_size, point.context_len, ceilings)
+        return _calls_seconds(call_s, settings)
     if cell.workload == "training":
         step_s = training_flops(cell) / ceilings.matmul_flops_per_s / EFFICIENCY
         return 2 * step_s + _calls_seconds(step_s, settings)  # one to begin with, and one that is weighed
@@ -284,9 +304,14 @@ def _cell_seconds(cell: Cell, ceilings: Ceilings) -> float:
     flops = costs.decode_flops(cell.model, point.batch_size, point.context_len)
     at_best_s = max(num_bytes / ceilings.read_bandwidth_bytes_per_s, flops / ceilings.matmul_flops_per_s)
     step_s = at_best_s / EFFICIENCY
-    return (
-        settings.warmup_s + 2 * (settings.min_steps + 1) * step_s if cell.workload == "decode" else 2 * step_s
-    )
+    match cell.workload:
+        case "decode":
+            return settings.warmup_s + 2 * (settings.min_steps + 1) * step_s
+        case "largest_batch":
+            filled_s = FIRST_WRITE * _state_bytes(cell) / ceilings.read_bandwidth_bytes_per_s
+            return SEARCH_TRIALS * (filled_s + step_s)
+        case _:
+            return 2 * step_s
 
 
 def _calls_seconds(call_s: float, settings: Settings) -> float:
@@ -295,10 +320,10 @@ def _calls_seconds(call_s: float, settings: Settings) -> float:
     return max(settings.warmup_s, call_s) + calls * call_s
 
 
-def _prefill_seconds(cell: Cell, context_len: int, ceilings: Ceilings) -> float:
-    """Wall time of one prefill by a cell's model."""
+def _prefill_seconds(cell: Cell, batch_size: int, context_len: int, ceilings: Ceilings) -> float:
+    """Wall time of one prefill of so many sequences by a cell's model."""
     chunk = cell.chunk_size or context_len
-    flops = costs.prefill_flops(cell.model, cell.point.batch_size, context_len, chunk)
+    flops = costs.prefill_flops(cell.model, batch_size, context_len, chunk)
     return flops / ceilings.matmul_flops_per_s / EFFICIENCY
 
 
@@ -306,11 +331,17 @@ def _memory_bytes(cell: Cell) -> int:
     """Weights, state, and the widest activations of a block for every token in flight."""
     if cell.workload == "training":
         return estimated_bytes(cell)
-    model, dtype, point = cell.model, cell.settings.dtype, cell.point
-    streams = cell.workload == "prefill" or (cell.workload in STREAMED and isinstance(model, RetNetConfig))
-    tokens = min(point.context_len, SEGMENT_TOKENS) if streams else 1
+    model, dtype, batch_size = cell.model, cell.settings.dtype, cell.point.batch_size
+    segment = min(cell.point.context_len, SEGMENT_TOKENS)
+    streams = cell.workload in STREAMED and isinstance(model, RetNetConfig)
+    tokens = batch_size * segment if cell.workload == "prefill" else max(batch_size, segment * streams)
     mixer = 2 * model.value_dim + 2 * model.d_model if isinstance(model, RetNetConfig) else 3 * model.d_model
     width = model.d_model + max(2 * mixer, 3 * model.ffn_dim)
-    activations = point.batch_size * (tokens * width + model.vocab_size) * DTYPE_BYTES[dtype]
-    state = costs.state_bytes(model, dtype, point.batch_size, point.context_len + 1)
-    return costs.weight_bytes(model, dtype) + state + activations
+    activations = (tokens * width + batch_size * model.vocab_size) * DTYPE_BYTES[dtype]
+    return costs.weight_bytes(model, dtype) + _state_bytes(cell) + activations
+
+
+def _state_bytes(cell: Cell) -> int:
+    """The state with room for one token more than the cell's context."""
+    point = cell.point
+    return costs.state_bytes(cell.model, cell.settings.dtype, point.batch_size, point.context_len + 1)

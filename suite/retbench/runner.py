@@ -194,22 +194,24 @@ class _Sweep:
             yield worker
 
     def _prepare(self, name: str, todo: list[Cell]) -> bool:
-        """Run the gate, stream the states; false where the worker died, for the cells not blamed."""
+        """Run the gate, stream the states; false where the worker died: on the states it streamed, or on all."""
         ledger = self._ledger
-        streaming: int | None = None
+        streaming = False
         with self._worker("prepare", todo, name) as worker:
             ledger.tell(events.Preparing(name, worker.pid, ledger.progress))
             for message in worker.converse(self._plan.profile.timeout_s):
                 match message:
                     case Checked(gate=gate):
                         self._take_gate(name, todo, gate)
-                    case Streamed(batch_size=streaming, num_tokens=done, total_tokens=total):
+                    case Streamed(num_tokens=done, total_tokens=total):
+                        streaming = True
                         ledger.tell(events.Streaming(name, done, total, ledger.progress))
                     case Refused(cells=indices, status=status, error=error):
                         ledger.refuse([todo[index] for index in indices], status, error)
                     case Death(status=status, reason=reason):
                         self._take_death(name, worker.pid, reason)
-                        ledger.refuse(_blamed(todo, streaming), status, reason)
+                        blamed = [cell for cell in todo if cell.workload in STREAMED] if streaming else todo
+                        ledger.refuse(blamed, status, reason)
                         return False
                     case _:
                         self._take(message)
@@ -273,10 +275,3 @@ class _Sweep:
                 self._ledger.environment = facts
             case Failed(kind=kind, message=text):
                 raise getattr(errors, kind)(text)
-
-
-def _blamed(todo: list[Cell], streaming: int | None) -> list[Cell]:
-    """The cells that a prepare worker died on: those whose state it was streaming, or all."""
-    if streaming is None:
-        return todo
-    return [cell for cell in todo if cell.workload in STREAMED and cell.point.batch_size == streaming]

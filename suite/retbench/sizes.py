@@ -73,14 +73,14 @@ SIZES: dict[str, Size] = {
         64000,
         "RetNet Table 4 (cost only); rows from torchscale retnet_13b" + _PAPER_HEADS + _PAPER_VOCAB,
     ),
-    "65b": Size(
+    "torchscale-65b": Size(
         8192,
         64,
         32,
         64,
         64000,
-        "torchscale retnet_65b, whose xl, 3b, 7b and 13b are 1.3b to 13b here; attention heads 128 wide, vocabulary as "
-        "at the paper's sizes (neither is stated)",
+        "torchscale retnet_65b, which has 52 B parameters (its xl, 3b, 7b and 13b are 1.3b to 13b here); attention "
+        "heads 128 wide, vocabulary as at the paper's sizes (neither is stated)",
     ),
     "fla-340m": Size(
         1024, 24, 4, 16, 32000, _FLA + "; attention heads 64 wide; its embeddings are tied, here they are not"

@@ -4,27 +4,17 @@ import pytest
 import torch
 
 from retbench import costs
-from retbench.cells import resolve_models
-from retbench.config import load_experiment
 from retbench.models.build import assemble, build_model
 from retbench.sizes import SIZES
-
-VARIANTS = {
-    "retnet fla": ("retnet", ["models.retnet.variant=fla"], "chunkwise"),
-    "retnet torchscale": ("retnet", ["models.retnet.variant=torchscale"], "chunkwise"),
-    "transformer": ("transformer", [], "sdpa"),
-    "transformer grouped-query": ("transformer", ["models.transformer.num_kv_heads=1"], "sdpa"),
-}
+from tests.models.cases import CASES, backends_of, config_of
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("size", SIZES)
-def test_parameters_of_every_size_equal_the_closed_form(size, variant):
-    name, overrides, backend = VARIANTS[variant]
-    experiment = load_experiment("latency", [f"size={size}", "allow_mismatch=true", *overrides])
-    config = resolve_models(experiment, "paper")[name]
+def test_parameters_of_every_size_equal_the_closed_form(size, case):
+    config = config_of(case, size)
     with torch.device("meta"):
-        model = assemble(config, backend)
+        model = assemble(config, backends_of(case)[1])
     counted = sum(parameter.numel() for parameter in model.parameters())
     embedding = model.embedding.weight.numel() + model.head.weight.numel()
     assert counted == costs.num_params(config)
@@ -34,8 +24,7 @@ def test_parameters_of_every_size_equal_the_closed_form(size, variant):
 
 
 def small(dtype=torch.float32, seed=0):
-    config = resolve_models(load_experiment("latency", ["size=1m"]), "cpu")["retnet"]
-    return build_model(config, dtype=dtype, device="cpu", seed=seed, backend="chunkwise")
+    return build_model(config_of("fla"), dtype=dtype, device="cpu", seed=seed, backend="chunkwise")
 
 
 def test_one_seed_gives_one_model():
@@ -55,3 +44,9 @@ def test_weights_are_drawn_as_stated():
     weights = dict(small().named_parameters())
     assert weights["head.weight"].std().item() == pytest.approx(0.02, rel=0.02)
     assert torch.equal(weights["norm.weight"], torch.ones(128))
+
+
+def test_a_layer_norm_starts_with_a_bias_of_zero():
+    model = build_model(config_of("gpt"), dtype=torch.float32, device="cpu", seed=0, backend="sdpa")
+    assert torch.equal(model.norm.weight, torch.ones(128))
+    assert torch.equal(model.norm.bias, torch.zeros(128))

@@ -37,7 +37,7 @@ RUN = RunInfo(
     [
         Hello(environment={"machine": "m", "versions": {"torch": "2"}}),
         Checked(gate=GATE),
-        Streamed(batch_size=2, num_tokens=1, total_tokens=3),
+        Streamed(num_tokens=1, total_tokens=3),
         Refused(cells=(0, 2), status="oom", error="no room\nfor it"),
         Started(index=4),
         Done(index=4, status="failed", error="ü"),

@@ -56,6 +56,30 @@ def test_retnet_starts_from_the_text_it_was_streamed_through(context_of: Make) -
     }
 
 
+def test_a_batch_starts_from_one_sequence_repeated_and_returns_to_it(context_of: Make) -> None:
+    context = ready(context_of(make_cell("retnet", "decode", 64, batch_size=3)))
+    expected = context.model.init_state(3, 0)
+    context.states.load(context.cell, expected, 63)
+    seen: list[torch.Tensor] = []
+    forward = context.model.forward
+
+    def spy(tokens: torch.Tensor, state: DecoderState | None = None, **options: bool) -> torch.Tensor:
+        assert state is not None
+        if state.position == 63:
+            seen.append(
+                torch.stack([tensor for name, tensor in state.tensors().items() if name != "position"])
+            )
+        return forward(tokens, state, **options)
+
+    context.model.forward = spy  # type: ignore[method-assign]
+    found = decode.measure(context)
+    assert found.backend["state_source"] == "streamed prefill of real text, one sequence repeated"
+    real = torch.stack([tensor for name, tensor in expected.tensors().items() if name != "position"])
+    assert len(seen) == 5
+    assert real.any()
+    assert all(torch.equal(one, real) for one in seen)
+
+
 def test_a_transformer_says_what_is_in_its_cache_and_how_large_it_is(context_of: Make) -> None:
     found = decode.measure(context_of(make_cell("transformer", "decode", 64)))
     assert found.backend["kv_capacity"] == 65

@@ -21,13 +21,13 @@ def ignore(_done: int, _total: int) -> None:
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
-def test_a_streamed_state_is_what_a_prefill_leaves(
+def test_a_streamed_state_is_what_a_prefill_leaves_in_every_sequence(
     context_of: Make, store: StateStore, batch_size: int
 ) -> None:
-    cells = [make_cell("retnet", "decode", depth, batch_size) for depth in (200, 65, 1)]
+    cells = [make_cell("retnet", "decode", depth) for depth in (200, 65, 1)]
     model = context_of(cells[0]).model
     stream_states(model, cells, store, ignore)
-    rows = text.read_rows(batch_size, 199)
+    rows = text.read_rows(1, 199).expand(batch_size, -1)
     for cell in cells:
         position = cell.point.context_len - 1
         expected, found = model.init_state(batch_size, 0), model.init_state(batch_size, 0)
@@ -53,14 +53,21 @@ def test_streaming_reports_and_goes_on_from_what_is_stored(context_of: Make, sto
     assert seen == []
 
 
-def test_a_state_of_other_code_seed_batch_or_depth_is_not_found(
+def test_all_batch_sizes_share_a_state(context_of: Make, store: StateStore) -> None:
+    cells = [make_cell("retnet", "decode", 65, batch_size) for batch_size in (4, 1)]
+    seen: list[tuple[int, int]] = []
+    stream_states(context_of(cells[0]).model, cells, store, lambda done, total: seen.append((done, total)))
+    assert seen == [(0, 64), (64, 64)]
+    assert all(store.holds(cell, 64) for cell in cells)
+
+
+def test_a_state_of_other_code_seed_or_depth_is_not_found(
     context_of: Make, store: StateStore, tmp_path: Path
 ) -> None:
     cell = make_cell("retnet", "decode", 65)
     stream_states(context_of(cell).model, [cell], store, ignore)
     assert store.holds(cell, 64)
     assert not store.holds(cell, 63)
-    assert not store.holds(make_cell("retnet", "decode", 65, batch_size=2), 64)
     other_seed = cell.model_copy(update={"settings": cell.settings.model_copy(update={"seed": 4})})
     assert not store.holds(other_seed, 64)
     assert not StateStore(tmp_path / "states", "0.1.0+src.other").holds(cell, 64)

@@ -13,9 +13,9 @@ from retbench.commands.layout import print_columns, print_json
 from retbench.commands.listing import backends_of, named_models
 from retbench.config import Dtype, ModelSpec, RetNetSpec
 from retbench.errors import GateError, UnsupportedError, unknown_name
+from retbench.measure.limits import is_out_of_memory
 from retbench.records import Gate
 from retbench.running.devices import find_device
-from retbench.running.failures import is_out_of_memory
 from retbench.units import format_bytes
 
 if TYPE_CHECKING:

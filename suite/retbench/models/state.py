@@ -148,7 +148,7 @@ class DecoderState:
         return Mark(self.position, copies)
 
     def rewind(self, mark: Mark) -> None:
-        """Return to `mark`."""
+        """Return to `mark`; to that of a state of one sequence with every sequence."""
         for layer, values in zip(self.layers, mark.retention, strict=True):
             if isinstance(layer, RetentionState) and values is not None:
                 layer.values.copy_(values)

@@ -77,7 +77,7 @@ class Streaming:
 
     model_name: str
     num_tokens: int
-    """Tokens of each sequence done so far."""
+    """Tokens done so far."""
     total_tokens: int
     progress: Progress
 

@@ -3,16 +3,8 @@
 import traceback
 
 from retbench.errors import UnsupportedError
+from retbench.measure.limits import is_out_of_memory
 from retbench.records import Status
-
-_OUT_OF_MEMORY = (
-    "can't allocate memory",
-    "not enough memory",
-    "out of memory",
-    "bad_alloc",
-    "alloc_failed",
-)
-"""In what torch's CPU allocator, CUDA, the C++ library and cuBLAS say, each in a plain RuntimeError."""
 
 
 def classify(error: Exception) -> tuple[Status, str]:
@@ -24,13 +16,6 @@ def classify(error: Exception) -> tuple[Status, str]:
     frame = traceback.extract_tb(error.__traceback__)[-1]
     place = f"{frame.filename.rpartition('/')[2]}:{frame.lineno}"
     return "failed", f"{type(error).__name__} at {place}: {_first_line(error)}"
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether memory, of the host or of a device, did not suffice."""
-    if isinstance(error, MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _OUT_OF_MEMORY)
 
 
 def _first_line(error: Exception) -> str:

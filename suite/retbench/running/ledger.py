@@ -12,6 +12,7 @@ from retbench.records import Gate, Status, append_record
 from retbench.running import events, resume
 from retbench.running.protocol import RunInfo
 from retbench.running.recording import Outcome, Surroundings, make_record, utc_now
+from retbench.workloads import FINDS_BATCH
 
 Pair = tuple[str, int]
 """A cell_id and a round."""
@@ -102,9 +103,10 @@ class Ledger:
         ]
 
     def visiting_order(self, model_name: str, round_number: int) -> list[Cell]:
-        """The pending cells of a model in a round, shuffled by seed, round and model."""
+        """The pending cells of a model in a round, shuffled by seed, round and model; what fills the memory last."""
         cells = [cell for cell in self.plan.cells if cell.model_name == model_name]
         random.Random(f"{self.plan.profile.seed}/{round_number}/{model_name}").shuffle(cells)
+        cells.sort(key=lambda cell: cell.workload in FINDS_BATCH)
         return [cell for cell in cells if (cell.cell_id, round_number) in self._pending]
 
     def model_order(self, round_number: int) -> list[str]:

@@ -62,10 +62,9 @@ class Checked(Strict):
 
 
 class Streamed(Strict):
-    """The streamed prefill of the cells of one batch size went on."""
+    """The streamed prefill of the decode cells went on."""
 
     event: Literal["streamed"] = "streamed"
-    batch_size: int
     num_tokens: int
     total_tokens: int
 

@@ -11,6 +11,7 @@ from retbench.data import text
 from retbench.errors import ConfigError, RetbenchError, StorageError
 from retbench.measure import environment
 from retbench.measure.ceilings import measure_ceilings
+from retbench.measure.limits import limit_memory
 from retbench.measure.nvml import DeviceWatch
 from retbench.models.build import build_model
 from retbench.models.decoder import Decoder
@@ -96,10 +97,9 @@ def _prepare(job: Job, device: torch.device, store: StateStore, tell: Tell) -> N
     tell(Checked(gate=gate))
     if not gate.passed or not is_streamed(model):
         return
-    decoding = [index for index, cell in enumerate(job.cells) if cell.workload in STREAMED]
-    for batch_size in sorted({job.cells[index].point.batch_size for index in decoding}):
-        same = tuple(index for index in decoding if job.cells[index].point.batch_size == batch_size)
-        _stream(job, model, same, store, tell)
+    decoding = tuple(index for index, cell in enumerate(job.cells) if cell.workload in STREAMED)
+    if decoding:
+        _stream(job, model, decoding, store, tell)
 
 
 def _check_gate(job: Job, model: Decoder) -> Gate:
@@ -111,11 +111,10 @@ def _check_gate(job: Job, model: Decoder) -> Gate:
 
 
 def _stream(job: Job, model: Decoder, cells: tuple[int, ...], store: StateStore, tell: Tell) -> None:
-    """Stream the states of decode cells of one batch size; cells for which that fails are refused."""
+    """Stream the states of decode cells; they are refused where that fails."""
 
     def report(num_tokens: int, total_tokens: int) -> None:
-        batch_size = job.cells[cells[0]].point.batch_size
-        tell(Streamed(batch_size=batch_size, num_tokens=num_tokens, total_tokens=total_tokens))
+        tell(Streamed(num_tokens=num_tokens, total_tokens=total_tokens))
 
     try:
         stream_states(model, [job.cells[index] for index in cells], store, report)
@@ -123,7 +122,6 @@ def _stream(job: Job, model: Decoder, cells: tuple[int, ...], store: StateStore,
         raise
     except Exception as error:
         tell(_refusal(cells, error))
-    _let_go(model.device)
 
 
 def _let_go(device: torch.device) -> None:
@@ -138,8 +136,11 @@ def _measure(job: Job, device: torch.device, surroundings: Surroundings, tell: T
 
     Such a process is not to be trusted with another cell. A full GPU is emptied, and the worker goes on.
     """
+    settings = job.cells[0].settings
     try:
-        ceilings = measure_ceilings(device, getattr(torch, job.cells[0].settings.dtype))
+        ceilings = measure_ceilings(device, getattr(torch, settings.dtype))
+        if settings.memory_limit_bytes is not None:
+            limit_memory(settings.memory_limit_bytes, device)
         model = _build(job, device)
     except _FATAL:
         raise

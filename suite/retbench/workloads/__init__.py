@@ -1,10 +1,10 @@
 """The workloads by name: each a module whose `measure` times or weighs one cell. None is imported here."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from retbench.errors import unknown_name
+from retbench.errors import ConfigError, unknown_name
 
 if TYPE_CHECKING:
     from retbench.workloads.context import Context, Measurement
@@ -14,16 +14,28 @@ WORKLOADS: dict[str, str] = {
     "prefill": "retbench.workloads.prefill",
     "memory": "retbench.workloads.memory",
     "training": "retbench.workloads.training",
+    "largest_batch": "retbench.workloads.largest_batch",
 }
 
 STREAMED: frozenset[str] = frozenset({"decode"})
 """Workloads whose cells start from a state that real text has left, where a model's state can be streamed."""
 
+FINDS_BATCH: frozenset[str] = frozenset({"largest_batch"})
+"""Workloads that find a batch size instead of being given one; the batch size of their points is 1.
 
-def check_workload(name: str, *, where: str) -> None:
-    """ConfigError with a suggestion when there is no workload called `name`."""
+They fill the memory to the brim, so a worker measures them after all others.
+"""
+
+
+def check_workload(name: str, batch_sizes: Sequence[int], *, where: str) -> None:
+    """ConfigError for a workload that is not known, with a suggestion, or one that takes no batch sizes."""
     if name not in WORKLOADS:
         raise unknown_name("workload", name, WORKLOADS, where=where)
+    if name in FINDS_BATCH and tuple(batch_sizes) != (1,):
+        raise ConfigError(
+            f"{where}: batch_size is {list(batch_sizes)} in workload '{name}', which finds the batch size itself. "
+            "Remove the field."
+        )
 
 
 def load_workload(name: str) -> "Callable[[Context], Measurement]":

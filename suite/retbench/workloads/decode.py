@@ -3,6 +3,9 @@
 Every timed step starts from the same point. The state stands one token before the depth; ahead of each timed
 step, outside the clock, it returns there and takes one untimed step, which leaves in the processor's caches
 what continuous generation would; then the step at exactly that depth is timed.
+
+A retention state is that of one sequence, repeated for the whole batch: returning to it takes a copy of one, so that
+a batch may be as large as the memory allows. The tokens fed are of a different text in every sequence.
 """
 
 from collections.abc import Callable
@@ -14,7 +17,7 @@ from retbench.measure.clock import capture_graph, time_steps
 from retbench.models.state import DecoderState, Mark
 from retbench.workloads.context import Context, Measurement, Notes
 from retbench.workloads.metrics import decode_metrics
-from retbench.workloads.states import FILL_PREFILL_TOKENS, cache_scales, fill_caches
+from retbench.workloads.states import FILL_PREFILL_TOKENS, cache_scales, fill_caches, is_streamed
 
 Step = Callable[[], object]
 
@@ -23,13 +26,11 @@ Step = Callable[[], object]
 def measure(context: Context) -> Measurement:
     """Seconds of at least `min_steps` decode steps at the cell's context length."""
     settings, point = context.cell.settings, context.cell.point
-    state = context.model.init_state(point.batch_size, point.context_len + 1)
-    notes = _fill(context, state, point.context_len - 1)
-    rows = text.read_rows(point.batch_size, point.context_len + 1).to(context.device)
-    lead, token = rows[:, -2:-1].clone(), rows[:, -1:].clone()
+    tokens = _last_two(point.batch_size, point.context_len + 1, context.device)
+    state, mark, notes = _start(context)
     context.forget_what_ran()
     make = _captured_steps if settings.cuda_graph else _eager_steps
-    advance, step = make(context, state, lead, token)
+    advance, step = make(context, state, mark, tokens)
     samples = time_steps(
         step, advance, device=context.device, warmup_s=settings.warmup_s, min_steps=settings.min_steps
     )
@@ -42,26 +43,38 @@ def measure(context: Context) -> Measurement:
     )
 
 
-def _fill(context: Context, state: DecoderState, position: int) -> Notes:
-    """Bring a new state to `position`; returns where its contents come from."""
-    if state.capacity is None:
-        context.states.load(context.cell, state, position)
-        return {"state_source": "streamed prefill of real text"}
-    scales = cache_scales(context.model)
+def _last_two(batch_size: int, num_tokens: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """The token before the last of `num_tokens` of each sequence and the last, (B, 1) each; the rest is let go."""
+    rows = text.read_rows(batch_size, num_tokens)
+    return rows[:, -2:-1].clone().to(device), rows[:, -1:].clone().to(device)
+
+
+def _start(context: Context) -> tuple[DecoderState, Mark, Notes]:
+    """The state that stands one token before the depth, how to return to it, and where its contents come from."""
+    model, point, position = context.model, context.cell.point, context.cell.point.context_len - 1
+    if is_streamed(model):
+        single = model.init_state(1, 0)
+        context.states.load(context.cell, single, position)
+        state, mark = model.init_state(point.batch_size, 0), single.mark()
+        repeated = ", one sequence repeated" if point.batch_size > 1 else ""
+        return state, mark, {"state_source": f"streamed prefill of real text{repeated}"}
+    scales = cache_scales(model)  # first, for the prefill that it takes needs room of its own
+    state = model.init_state(point.batch_size, point.context_len + 1)
     fill_caches(state, position, scales, context.cell.settings.seed)
-    return {
+    notes: Notes = {
         "state_source": "filled",
         "kv_fill": f"normal, std of a real prefill of {FILL_PREFILL_TOKENS} tokens in each layer",
         "kv_fill_key_std": " ".join(f"{keys:.3g}" for keys, _ in scales),
         "kv_fill_value_std": " ".join(f"{values:.3g}" for _, values in scales),
     }
+    return state, state.mark(), notes
 
 
 def _eager_steps(
-    context: Context, state: DecoderState, lead: torch.Tensor, token: torch.Tensor
+    context: Context, state: DecoderState, mark: Mark, tokens: tuple[torch.Tensor, torch.Tensor]
 ) -> tuple[Step, Step]:
     """The untimed step back to the depth, and the timed one."""
-    model, mark = context.model, state.mark()
+    model, (lead, token) = context.model, tokens
 
     def advance() -> None:
         state.rewind(mark)
@@ -74,10 +87,10 @@ def _eager_steps(
 
 
 def _captured_steps(
-    context: Context, state: DecoderState, lead: torch.Tensor, token: torch.Tensor
+    context: Context, state: DecoderState, mark: Mark, tokens: tuple[torch.Tensor, torch.Tensor]
 ) -> tuple[Step, Step]:
     """The same two steps as CUDA graphs; a position is fixed in each, so each belongs to its depth."""
-    model, mark = context.model, state.mark()
+    model, (lead, token) = context.model, tokens
     depth = Mark(mark.position + 1, [None] * len(state.layers))  # for the position alone
 
     def lead_step() -> None:

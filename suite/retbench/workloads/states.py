@@ -1,15 +1,16 @@
 """The states that decode steps start from: streamed through real text, or a cache filled to the same scale.
 
-A retention state is what real text leaves behind: one streamed prefill to the deepest depth, with a snapshot
-stored just before each depth, shared by all rounds and by a resumed run. A key-value cache would cost a whole
-prefill of its own at every depth, and what is in it does not change the time of a step: it is filled with
-normal numbers of the standard deviation that a real prefill leaves in each layer.
+A retention state is what real text leaves behind: one streamed prefill of one sequence to the deepest depth, with a
+snapshot stored just before each depth, shared by all rounds, all batch sizes and a resumed run; every sequence of a
+batch starts from the same snapshot. A key-value cache would cost a whole prefill of its own at every depth, and what
+is in it does not change the time of a step: it is filled with normal numbers of the standard deviation that a real
+prefill leaves in each layer.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
@@ -41,7 +42,7 @@ class StateStore:
         self._code_revision = code_revision
 
     def _path(self, cell: Cell, position: int) -> Path:
-        """The file of a model's state after `position` tokens, named by all that its values depend on."""
+        """The file of one sequence's state after `position` tokens, named by all that its values depend on."""
         parts = {
             "model": cell.model.fingerprint,
             "backend": cell.backend,
@@ -49,7 +50,6 @@ class StateStore:
             "dtype": cell.settings.dtype,
             "device": cell.settings.device.partition(":")[0],
             "seed": cell.settings.seed,
-            "batch_size": cell.point.batch_size,
             "code_revision": self._code_revision,
             "text": text.fingerprint(),
         }
@@ -84,7 +84,7 @@ class StateStore:
             ) from error
 
     def load(self, cell: Cell, state: DecoderState, position: int) -> None:
-        """Make `state` what was stored after `position` tokens; at position 0 it stays as it is."""
+        """Make every sequence of `state` what was stored after `position` tokens; at 0 it stays as it is."""
         if position:
             state.load_tensors(load_file(self._path(cell, position), device=str(state_device(state))))
 
@@ -102,29 +102,28 @@ def is_streamed(model: Decoder) -> bool:
 
 @torch.inference_mode()
 def stream_states(
-    model: Decoder, cells: Iterable[Cell], store: StateStore, report: Callable[[int, int], None]
+    model: Decoder, cells: Sequence[Cell], store: StateStore, report: Callable[[int, int], None]
 ) -> None:
-    """Stream real text through a model and store its state one token before the depth of each cell.
+    """Stream one sequence of real text through a model and store its state one token before each cell's depth.
 
     Args:
         model: The model.
-        cells: Decode cells of this model, of one batch size.
+        cells: Decode cells of this model.
         store: Where the states go; what it holds already is not computed again.
         report: Called with the tokens done and the tokens in all, ahead of the first segment and after each.
 
     Raises:
         StorageError: a state could not be stored.
     """
-    ordered = sorted(cells, key=lambda cell: cell.point.context_len)
-    positions = [cell.point.context_len - 1 for cell in ordered]
-    missing = [position for position in positions if not store.holds(ordered[0], position)]
+    cell, positions = cells[0], sorted({cell.point.context_len - 1 for cell in cells})
+    missing = [position for position in positions if not store.holds(cell, position)]
     if not missing:
         return
-    cell, deepest = ordered[0], missing[-1]
+    deepest = missing[-1]
     start = max((position for position in positions if position < missing[0]), default=0)
-    state = model.init_state(cell.point.batch_size, 0)
+    state = model.init_state(1, 0)
     store.load(cell, state, start)
-    tokens = text.read_rows(cell.point.batch_size, deepest).to(state_device(state))
+    tokens = text.read_rows(1, deepest).to(state_device(state))
     report(start, deepest)
     for position in (position for position in positions if start < position <= deepest):
         while state.position < position:
