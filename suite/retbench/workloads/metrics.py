@@ -64,10 +64,12 @@ def prefill_metrics(cell: Cell, samples: Sequence[float], ceilings: Ceilings) ->
 
 def training_flops(cell: Cell) -> int:
     """Operations of one training step of a cell, in the form that it runs."""
-    chunks = {"chunkwise": cell.chunk_size, "recurrent": 1}
+    chunks: dict[str, int | None] = {"parallel": None, "recurrent": 1}  # any other form has chunks of its own
     batch, length, settings = cell.point.batch_size, cell.point.context_len, cell.settings
     recomputed = settings.activation_checkpointing
-    return costs.training_flops(cell.model, batch, length, chunks.get(cell.backend), recomputed=recomputed)
+    return costs.training_flops(
+        cell.model, batch, length, chunks.get(cell.backend, cell.chunk_size), recomputed=recomputed
+    )
 
 
 def training_metrics(cell: Cell, samples: Sequence[float], ceilings: Ceilings) -> dict[str, Metric]:
