@@ -57,6 +57,7 @@ def test_a_cell_survives_json_with_its_id(tiny_experiment: Path) -> None:
         {"warmup_s": 0.2},
         {"min_steps": 21},
         {"cuda_graph": True},
+        {"activation_checkpointing": True},
     ],
 )
 def test_every_setting_is_in_the_id(tiny_experiment: Path, change: dict[str, Any]) -> None:

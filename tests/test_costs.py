@@ -77,6 +77,37 @@ def test_prefill_flops_of_attention_count_the_causal_half(case):
     assert costs.prefill_flops(model.config, 2, 256, 1) == counted - upper_half
 
 
+TRAINED = [("retnet", "chunkwise"), ("retnet", "parallel"), ("transformer", "reference")]
+
+
+def count_training(config, backend, length, *, checkpointing):
+    """Operations of a step's products, as torch counts them, for two sequences and chunks of 64."""
+    model = build_model(config, dtype=torch.float32, device="cpu", seed=0, backend=backend, chunk_size=64)
+    model.activation_checkpointing = checkpointing
+    with FlopCounterMode(display=False) as counter:
+        model(torch.zeros(2, length, dtype=torch.int64)).sum().backward()
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("length", [40, 128, 150])
+@pytest.mark.parametrize(("name", "backend"), TRAINED)
+def test_training_flops_equal_what_torch_counts(name, backend, length, checkpointing):
+    """Less the half of the square above the diagonal, and the update of a state that nothing reads."""
+    config = SMALL[name]
+    chunk_size = 64 if backend == "chunkwise" else None
+    counted = count_training(config, backend, length, checkpointing=checkpointing)
+    runs = 2 if checkpointing else 1  # forward runs: where the update runs without need
+    heads = 2 * config.num_layers * config.num_heads
+    if name == "retnet":
+        last = length if chunk_size is None else length % chunk_size or chunk_size
+        counted -= runs * heads * 2 * last * config.head_dim * config.value_head_dim
+    if backend != "chunkwise":
+        widths = config.head_dim + (config.value_head_dim if name == "retnet" else config.head_dim)
+        counted -= (runs + 2) * heads * widths * length * (length - 1)
+    assert costs.training_flops(config, 2, length, chunk_size, recomputed=checkpointing) == counted
+
+
 def test_what_the_paper_lets_one_derive():
     """RetNet Figure 6(a): 13.4 GB of weights, and 4.19 MB of cache a token at batch 8 for multi-head attention."""
     transformer = LARGE["transformer"]

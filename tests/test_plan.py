@@ -92,6 +92,7 @@ def test_the_profile_fits_the_device(
         ({"device": "tpu"}, ConfigError, "'cpu', 'cuda' and 'cuda:N'"),
         ({"dtype": "float16"}, UnsupportedError, "float16 on a CPU"),
         ({"overrides": ["cuda_graph=true"]}, UnsupportedError, "cuda_graph = true on a CPU"),
+        ({"overrides": ["activation_checkpointing=true"]}, ConfigError, "(decode) computes gradients"),
         ({"overrides": ["threads=100000"]}, UnsupportedError, "threads is 100000"),
         ({"overrides": ["workloads.decod.context_len=[1]"]}, ConfigError, "unknown workload 'decod'"),
         ({"overrides": ["memory_limit_bytes=0"]}, ConfigError, "'profiles.smoke.memory_limit_bytes' is 0"),
@@ -157,6 +158,32 @@ def test_an_estimate_of_the_largest_batch_is_of_all_the_memory(
         assert less.cell.point.batch_size == more.cell.point.batch_size == 1
         assert 0.9 * 10**9 < more.memory_bytes < 1.2 * 10**9
         assert more.seconds > less.seconds
+
+
+def test_a_training_step_is_not_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "find_device", lambda asked: Device("cuda:0", 80 * 10**9))
+    with pytest.raises(ConfigError, match="profile 'paper': cuda_graph = true, and a training step is not"):
+        make("training_cost", profile="paper", overrides=["cuda_graph=true"])
+
+
+def test_an_estimate_of_training_tells_square_from_linear(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "_ask_ceilings", lambda _plan: CEILINGS)
+    lengths = "workloads.training.context_len=[2048, 8192]"
+
+    def grown(*overrides: str) -> dict[str, float]:
+        found = estimate(make("training_cost", overrides=[lengths, *overrides]))
+        assert all(one.seconds > 0 for one in found)
+        by_point = {(one.cell.model_name, one.cell.point.context_len): one.memory_bytes for one in found}
+        return {name: by_point[name, 8192] / by_point[name, 2048] for name, _ in by_point}
+
+    ratios = grown()
+    assert max(ratios["retnet_chunkwise"], ratios["transformer_fused"]) <= 4
+    assert min(ratios["retnet_parallel"], ratios["transformer_plain"]) > 8
+    few, many = (
+        estimate(make("training_cost", overrides=[f"activation_checkpointing={value}"]))[0].memory_bytes
+        for value in ("true", "false")
+    )
+    assert few < many
 
 
 def test_an_estimate_measures_the_machine(

@@ -81,12 +81,11 @@ def no_workers() -> bool:
 
 
 def test_a_run_measures_every_cell_and_a_second_one_nothing(tmp_path: Path) -> None:
-    path = write_experiment(
-        tmp_path, RETNET, TRANSFORMER, PROFILE, grid("decode", 8, 16), grid("prefill", 9), grid("memory", 8)
-    )
+    inference = (grid("decode", 8, 16), grid("prefill", 9), grid("memory", 8))
+    path = write_experiment(tmp_path, RETNET, TRANSFORMER, PROFILE, *inference, grid("training", 12))
     plan, out, observer = plan_for(path), tmp_path / "out", Observer()
     result = run_plan(plan, out, fresh=False, observer=observer)
-    assert result.counts == {"ok": 8}
+    assert result.counts == {"ok": 10}
     assert (result.skipped, result.interrupted) == (0, False)
     records = records_in(out)
     assert result.path is not None
@@ -113,16 +112,16 @@ def test_a_run_measures_every_cell_and_a_second_one_nothing(tmp_path: Path) -> N
         "GateChecked": 2,
         "Streaming": 3,
         "RoundStarted": 1,
-        "CellStarted": 8,
-        "CellDone": 8,
+        "CellStarted": 10,
+        "CellDone": 10,
         "Finished": 1,
     }
-    assert observer.heard[-1] == events.Finished(result, events.Progress(8, 8, 0))
+    assert observer.heard[-1] == events.Finished(result, events.Progress(10, 10, 0))
 
     again = Observer()
-    assert run_plan(plan, out, fresh=False, observer=again) == RunResult({}, 8, None, interrupted=False)
+    assert run_plan(plan, out, fresh=False, observer=again) == RunResult({}, 10, None, interrupted=False)
     assert again.kinds() == {"Planned": 1, "Finished": 1}
-    assert len(records_in(out)) == 8
+    assert len(records_in(out)) == 10
 
 
 class Faults:

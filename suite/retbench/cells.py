@@ -23,6 +23,7 @@ class Settings(Strict):
     min_steps: int
     cuda_graph: bool
     compile: bool = False
+    activation_checkpointing: bool = False
     memory_limit_bytes: int | None = None
     """Bytes that model, state and workspace may take together; None for all there is."""
 

@@ -109,6 +109,8 @@ class Profile(Strict):
     """Replay each step from a captured CUDA graph, for every model of the experiment."""
     compile: bool = False
     """Compile each decode step with torch.compile, for every model of the experiment."""
+    activation_checkpointing: bool = False
+    """Training keeps only what enters each block and computes the rest again for the gradients."""
     memory_limit_bytes: int | None = Field(default=None, ge=1)
     """Bytes that model, state and workspace may take together while cells are measured; beyond it is out of memory.
     The equality gate is not held to it."""

@@ -136,6 +136,51 @@ def decode_flops(config: ModelConfig, batch_size: int, context_len: int) -> int:
     return batch_size * (products + mixing)
 
 
+def training_flops(
+    config: ModelConfig,
+    batch_size: int,
+    context_len: int,
+    chunk_size: int | None,
+    *,
+    recomputed: bool = False,
+) -> int:
+    """Operations of the products of a training step: forward, and twice as many backward.
+
+    Every token has a logit for every word. The optimiser, like all that is done value by value, is left out. Attention
+    is counted causal, and its scores once, though fused kernels compute them again for the gradients.
+
+    Args:
+        config: The model.
+        batch_size: Sequences.
+        context_len: Tokens of each.
+        chunk_size: Chunk of the chunkwise form, 1 for the recurrent form, None for the parallel form, which is counted
+            causal like attention; does not matter to a Transformer.
+        recomputed: Whether the blocks run forward once more (activation checkpointing), up to their last product, which
+            no gradient needs.
+    """
+    block = 2 * _layer_matmul_params(config) * context_len + _training_mixing(config, context_len, chunk_size)
+    head = 2 * config.vocab_size * config.d_model * context_len
+    again = block - 2 * config.ffn_dim * config.d_model * context_len if recomputed else 0
+    return batch_size * (config.num_layers * (3 * block + again) + 3 * head)
+
+
+def _training_mixing(config: ModelConfig, context_len: int, chunk_size: int | None) -> int:
+    """Operations of one mixer's products between tokens, forward, for one sequence that starts without a state."""
+    pairs = context_len * (context_len + 1)  # twice the pairs of a query and a key not after it
+    match config:
+        case RetNetConfig():
+            if chunk_size is None:
+                return config.num_heads * (config.head_dim + config.value_head_dim) * pairs
+            whole, rest = divmod(context_len, chunk_size)
+            inside = 2 * (whole * chunk_size**2 + rest**2) * (config.head_dim + config.value_head_dim)
+            written = context_len - (rest or chunk_size)  # tokens of all chunks but the last
+            read = max(0, context_len - chunk_size)  # and of all but the first
+            across = 2 * (written + read) * config.head_dim * config.value_head_dim
+            return config.num_heads * (inside + across)
+        case TransformerConfig():
+            return 2 * config.d_model * pairs
+
+
 def prefill_flops(config: ModelConfig, batch_size: int, context_len: int, chunk_size: int) -> int:
     """Operations to process a prompt and give the logits of its last token.
 

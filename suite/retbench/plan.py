@@ -26,7 +26,9 @@ from retbench.running.process import Death, Inbox, Worker
 from retbench.running.protocol import Failed, Job, Measured, RunInfo
 from retbench.units import GB
 from retbench.workloads import FINDS_BATCH, STREAMED, check_workload
+from retbench.workloads.metrics import training_flops
 from retbench.workloads.repetition import MIN_CALLS, more_calls
+from retbench.workloads.training_memory import estimated_bytes
 
 PAPER_MEMORY_BYTES = 70 * GB
 """A device with this much memory runs the profile `paper` unless told otherwise: 80 GB cards and up."""
@@ -121,6 +123,7 @@ def make_plan(
     if compiled is not None:
         chosen = chosen.model_copy(update={"compile": compiled})
     _check_device(chosen, found)
+    _check_training(chosen, where)
     experiment = experiment.model_copy(update={"profiles": {**experiment.profiles, profile_name: chosen}})
     options = [("--profile", profile_name), ("--device", found.name), ("--dtype", dtype), ("--limit", limit)]
     flags = [] if compiled is None else ["--compile" if compiled else "--no-compile"]
@@ -169,6 +172,7 @@ def _settings(profile: Profile, device: Device) -> Settings:
         min_steps=profile.min_steps,
         cuda_graph=profile.cuda_graph,
         compile=profile.compile,
+        activation_checkpointing=profile.activation_checkpointing,
         memory_limit_bytes=profile.memory_limit_bytes,
     )
 
@@ -189,6 +193,21 @@ def _check_device(profile: Profile, device: Device) -> None:
         )
 
 
+def _check_training(profile: Profile, where: str) -> None:
+    """ConfigError for a setting that training cannot have, or that nothing but training has."""
+    trains = "training" in profile.workloads
+    if trains and profile.cuda_graph:
+        raise ConfigError(
+            f"{where}: cuda_graph = true, and a training step is not captured in a CUDA graph. "
+            "Use --set cuda_graph=false, or measure the other workloads in an experiment of their own."
+        )
+    if profile.activation_checkpointing and not trains:
+        raise ConfigError(
+            f"{where}: activation_checkpointing = true, and none of its workloads ({', '.join(profile.workloads)}) "
+            "computes gradients. Remove it, or add the workload 'training'."
+        )
+
+
 def _command(name_or_path: str, options: Sequence[tuple[str, object]], flags: Sequence[str]) -> str:
     """`retbench run` with the options that were given or settled."""
     words = ["retbench", "run", name_or_path]
@@ -206,7 +225,8 @@ class Estimate:
         cell: The cell.
         seconds: Wall time in all rounds, with its share of starting workers and of the gate; one deepest cell of a
             streamed model has the streaming.
-        memory_bytes: Weights, state and the activations of what is in flight; not the process itself.
+        memory_bytes: Weights, state, the activations of what is in flight, and what training keeps for the gradients;
+            not the process itself.
     """
 
     cell: Cell
@@ -292,8 +312,10 @@ def _cell_seconds(cell: Cell, ceilings: Ceilings) -> float:
     settings, point = cell.settings, cell.point
     if cell.workload == "prefill":
         call_s = _prefill_seconds(cell, point.batch_size, point.context_len, ceilings)
-        calls = MIN_CALLS + more_calls([call_s] * MIN_CALLS, settings.min_steps)
-        return max(settings.warmup_s, call_s) + calls * call_s + _energy_seconds(cell, call_s)
+        return _calls_seconds(call_s, settings) + _energy_seconds(cell, call_s)
+    if cell.workload == "training":
+        step_s = training_flops(cell) / ceilings.matmul_flops_per_s / EFFICIENCY
+        return 2 * step_s + _calls_seconds(step_s, settings)  # one to begin with, and one that is weighed
     num_bytes = costs.decode_bytes(cell.model, settings.dtype, point.batch_size, point.context_len)
     flops = costs.decode_flops(cell.model, point.batch_size, point.context_len)
     at_best_s = max(num_bytes / ceilings.read_bandwidth_bytes_per_s, flops / ceilings.matmul_flops_per_s)
@@ -313,6 +335,12 @@ def _energy_seconds(cell: Cell, step_s: float) -> float:
     return 0.0 if cell.settings.device == "cpu" else max(WINDOW_S + 2 * UPDATE_S, step_s)
 
 
+def _calls_seconds(call_s: float, settings: Settings) -> float:
+    """Wall time of warming up and timing a long call."""
+    calls = MIN_CALLS + more_calls([call_s] * MIN_CALLS, settings.min_steps)
+    return max(settings.warmup_s, call_s) + calls * call_s
+
+
 def _prefill_seconds(cell: Cell, batch_size: int, context_len: int, ceilings: Ceilings) -> float:
     """Wall time of one prefill of so many sequences by a cell's model."""
     chunk = cell.chunk_size or context_len
@@ -322,6 +350,8 @@ def _prefill_seconds(cell: Cell, batch_size: int, context_len: int, ceilings: Ce
 
 def _memory_bytes(cell: Cell) -> int:
     """Weights, state, and the widest activations of a block for every token in flight."""
+    if cell.workload == "training":
+        return estimated_bytes(cell)
     model, dtype, batch_size = cell.model, cell.settings.dtype, cell.point.batch_size
     segment = min(cell.point.context_len, SEGMENT_TOKENS)
     streams = cell.workload in STREAMED and isinstance(model, RetNetConfig)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from analysis.synthetic_records import CPU, GPU, SMALL, Maker, write_results
+from analysis.synthetic_records import CPU, GPU, SMALL, TRAINER, Maker, write_results
 from retbench.records import Record
 
 
@@ -26,6 +26,12 @@ def gpu_records() -> list[Record]:
 def swept_records() -> list[Record]:
     """Throughput of the pair on two cores that may take a gigabyte: 7 batch sizes at 1K and 4K, and the largest."""
     return Maker(SMALL).throughput()
+
+
+@pytest.fixture(scope="session")
+def training_records() -> list[Record]:
+    """Training of four models on two cores: five rounds of five lengths."""
+    return Maker(TRAINER).training()
 
 
 @pytest.fixture

@@ -25,8 +25,19 @@ from retbench.records import (
     Status,
     append_record,
 )
+from retbench.workloads.metrics import training_flops
+from retbench.workloads.training_memory import estimated_bytes
 
 LENGTHS = (1024, 2048, 4096, 8192, 16384, 32768)
+TRAINING_LENGTHS = (2048, 3072, 4096, 6144, 8192)
+BACKENDS = {
+    "retnet": "chunkwise",
+    "retnet_chunkwise": "chunkwise",
+    "retnet_parallel": "parallel",
+    "transformer": "sdpa",
+    "transformer_fused": "sdpa",
+    "transformer_plain": "reference",
+}
 ROUNDS = 5
 
 
@@ -56,13 +67,20 @@ class Machine:
     memory_bytes: float = math.inf
     started: datetime = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
+    trains: bool = False
+    """Whether its models are those of `training_cost`: two ways of running each of the pair."""
+
     @property
     def models(self) -> dict[str, ModelConfig]:
         """The matched pair at this machine's size."""
-        return matched_pair(self.size)
+        pair = matched_pair(self.size)
+        return {name: pair[name.partition("_")[0]] for name in BACKENDS if ("_" in name) == self.trains}
 
 
 CPU = Machine()
+TRAINER = Machine(size="1m", trains=True)
+SMALL_TRAINER = replace(TRAINER, memory_bytes=2e9)
+"""Where plain attention and the parallel form run out of memory."""
 GPU = Machine(
     name="a100-sxm4-80gb",
     processor="NVIDIA A100-SXM4-80GB",
@@ -128,12 +146,23 @@ class Maker:
             for length in lengths
         ]
 
+    def training(self, lengths: Iterable[int] = TRAINING_LENGTHS) -> list[Record]:
+        """Training at every length by a machine with four ways of it, ROUNDS rounds."""
+        return [
+            self.record("training_cost", model, "training", 1, length, number)
+            for number in range(ROUNDS)
+            for model in self.machine.models
+            for length in lengths
+        ]
+
     def record(
         self, experiment: str, model: str, workload: str, batch_size: int, length: int, number: int
     ) -> Record:
         """One record; out of memory where weights and state exceed the machine's memory."""
         cell = self._cell(model, workload, batch_size, length, experiment)
         needed = costs.weight_bytes(cell.model, self.machine.dtype) + self._state_bytes(cell)
+        if workload == "training":
+            needed = estimated_bytes(cell)
         status: Status = "oom" if needed > self.machine.memory_bytes else "ok"
         self._count += 1
         arguments: dict[str, Any] = {
@@ -171,8 +200,8 @@ class Maker:
             model_name=model,
             size=self.machine.size,
             model=self.machine.models[model],
-            backend="chunkwise" if model == "retnet" else "sdpa",
-            chunk_size=128 if model == "retnet" else None,
+            backend=BACKENDS[model],
+            chunk_size=128 if model.startswith("retnet") else None,
             workload=workload,
             point=Point(batch_size=batch_size, context_len=length),
             settings=Settings(
@@ -203,6 +232,8 @@ class Maker:
 
     def _backend(self, cell: Cell) -> dict[str, Any]:
         shared = {"cuda_graph": cell.settings.cuda_graph, "state_source": "streamed prefill of real text"}
+        if cell.workload == "training":
+            return {"training": cell.backend, "optimizer": "AdamW", "activation_checkpointing": False}
         if cell.model_name == "retnet":
             return {**shared, "prefill": "chunkwise", "decode": "recurrent"}
         capacity = cell.point.context_len + 1
@@ -227,7 +258,7 @@ class Maker:
         names = {
             "retnet": ("chunkwise = parallel", "recurrent = parallel", "streamed = whole"),
             "transformer": ("sdpa = reference", "decode = prefill"),
-        }[model]
+        }[model.partition("_")[0]]
         checks = [
             GateCheck(name=name, length=2047, error=3e-6 * self._noise(0.2), limit=1e-4) for name in names
         ]
@@ -244,6 +275,8 @@ class Maker:
                 return self._prefill(cell)
             case "largest_batch":
                 return self._largest_batch(cell)
+            case "training":
+                return self._training(cell)
             case _:
                 return self._memory(cell)
 
@@ -290,6 +323,27 @@ class Maker:
         return {
             **{name: Metric(unit="count", value=value) for name, value in counts.items()},
             **{name: Metric(unit="bytes", value=value) for name, value in sizes.items()},
+        }
+
+    def _training(self, cell: Cell) -> dict[str, Metric]:
+        machine, point = self.machine, cell.point
+        done, held = training_flops(cell), estimated_bytes(cell)
+        shares = {"chunkwise": 0.35, "parallel": 0.1, "sdpa": 0.3, "reference": 0.15}
+        value = done / machine.flops / shares[cell.backend] * self._noise(0.02)
+        weights = costs.weight_bytes(cell.model, machine.dtype)
+        parts = {
+            "weight_bytes": weights,
+            "gradient_bytes": weights,
+            "optimizer_bytes": 2 * weights,
+            "workspace_bytes": held - 4 * weights,
+            "peak_bytes": held,
+        }
+        return {
+            "step_s": Metric(unit="s", value=value, samples=(value,)),
+            "tokens_per_s": Metric(unit="tokens/s", value=point.batch_size * point.context_len / value),
+            "flops_per_step": Metric(unit="FLOP", value=done),
+            "roofline_ratio": Metric(unit="ratio", value=done / machine.flops / value),
+            **{name: Metric(unit="bytes", value=num_bytes) for name, num_bytes in parts.items()},
         }
 
     def _memory(self, cell: Cell) -> dict[str, Metric]:

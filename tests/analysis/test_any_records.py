@@ -18,6 +18,8 @@ PROTOTYPE = Maker(CPU).record("latency", "retnet", "decode", 1, 1024, 0)
 METRICS = (
     "tpot_s",
     "ttft_s",
+    "step_s",
+    "tokens_per_s",
     "roofline_ratio",
     "peak_bytes",
     "weight_bytes",
@@ -61,7 +63,7 @@ odd_records = st.builds(
     status=st.sampled_from(["ok", "ok", "oom", "gate_failed"]),
     error=st.none() | st.text(string.printable, max_size=8),
     model=models,
-    workload=st.sampled_from(["decode", "prefill", "memory", "other"]),
+    workload=st.sampled_from(["decode", "prefill", "memory", "training", "other"]),
     point=st.builds(Point, batch_size=st.integers(1, 2), context_len=st.sampled_from([1, 1000, 1024, 4096])),
     settings=st.just(PROTOTYPE.settings)
     | st.dictionaries(st.sampled_from(["dtype", "device", "threads"]), plain | st.lists(plain, max_size=1)),

@@ -2,12 +2,13 @@
 
 import math
 
+import pandas as pd
 import pytest
 
 from analysis.synthetic_records import LENGTHS, Maker
-from retbench.analysis.comparisons import find_crossover, find_slope, pair_ratios
+from retbench.analysis.comparisons import find_crossover, find_slope, fit_line, pair_ratios
 from retbench.analysis.frames import metric_frame
-from retbench.analysis.points import lineup
+from retbench.analysis.points import lineup, summarise
 from retbench.records import Metric, Record
 
 
@@ -106,3 +107,32 @@ def test_a_made_up_pair_is_plausible(cpu_records: list[Record]) -> None:
     assert found[1].high is not None
     assert 1024 < found[1].low < found[1].high < 8192
     assert not math.isnan(found[1].low)
+
+
+def points_of(values: dict[int, float]) -> pd.DataFrame:
+    """Points of a cost that has these values at these lengths, in two rounds."""
+    return summarise(metric_frame(decode_records(values, values, [1.0, 1.0])))
+
+
+def test_a_line_is_found_with_its_parts() -> None:
+    line = fit_line(points_of({length: 3.0 * length + 500 for length in LENGTHS}), "tpot_s", "retnet")
+    assert line is not None
+    assert line.lengths == LENGTHS
+    assert (line.slope, line.intercept) == (pytest.approx(3.0), pytest.approx(500))
+    assert line.largest_residual == pytest.approx(0, abs=1e-9)
+    assert line.r_squared == pytest.approx(1)
+    assert line.fits
+
+
+def test_a_square_is_not_linear_though_most_of_its_variance_is() -> None:
+    lengths = (2048, 3072, 4096, 6144, 8192)
+    line = fit_line(points_of({length: float(length) ** 2 for length in lengths}), "tpot_s", "retnet")
+    assert line is not None
+    assert line.r_squared > 0.95
+    assert line.largest_residual > 0.5
+    assert not line.fits
+
+
+@pytest.mark.parametrize("values", [{}, {1024: 1.0, 2048: 2.0}, dict.fromkeys(LENGTHS, 4.0)])
+def test_too_few_points_or_a_level_cost_have_no_line(values: dict[int, float]) -> None:
+    assert fit_line(points_of(values), "tpot_s", "retnet") is None

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -10,11 +11,13 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
+from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
-from analysis.synthetic_records import CPU, GPU, SMALL, Maker
+from analysis.synthetic_records import CPU, GPU, SMALL, SMALL_TRAINER, TRAINER, Maker
 from retbench.analysis import style
 from retbench.analysis.figures import Drawing, draw_figures, make_drawings
 from retbench.analysis.selection import select
@@ -46,6 +49,11 @@ def failed_records() -> list[Record]:
 
     maker = Maker(GPU, change=change)
     return maker.latency() + maker.memory()
+
+
+def failed_training() -> list[Record]:
+    """No training step fits."""
+    return Maker(replace(TRAINER, memory_bytes=0.0)).training()
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +112,37 @@ def test_bars_add_up_to_the_closed_form_and_the_workspace(drawings: list[Drawing
     assert total == pytest.approx(
         data.loc[("transformer", 32768), list(data.columns.drop("expected_weight_and_state_bytes"))].sum()
     )
+
+
+def test_training_shows_speed_above_memory_and_the_lines_through_it(training_records: list[Record]) -> None:
+    drawing = make_drawings(select(training_records))[0]
+    assert drawing.name == "training_cost_training_batch1"
+    speed, memory = drawing.figure.axes
+    data = drawing.data
+    for axes, metric, size in ((speed, "tokens_per_s", 1e3), (memory, "peak_bytes", 2**30)):
+        for line, model in zip(model_lines(axes), TRAINER.models, strict=True):
+            drawn = dict(zip(np.asarray(line.get_xdata()), np.asarray(line.get_ydata()), strict=True))
+            mine = data[(data["metric"] == metric) & (data["model"] == model)]
+            expected = dict(zip(mine["context_len"], mine["value"], strict=True))
+            assert {int(x): y * size for x, y in drawn.items()} == pytest.approx(expected)
+    fitted = drawing.data[drawing.data["metric"] == "fitted_slope_bytes_per_token"].set_index("model")
+    assert dict(fitted["status"]) == {
+        "retnet_chunkwise": "linear",
+        "retnet_parallel": "not linear",
+        "transformer_fused": "linear",
+        "transformer_plain": "not linear",
+    }
+    dotted = [line for line in memory.lines if line.get_marker() == "None" and len(line.get_xdata()) == 2]  # type: ignore[arg-type]
+    rises = [np.ptp(np.asarray(line.get_ydata())) * 2**30 / 8192 for line in dotted]
+    assert rises == pytest.approx(list(fitted[fitted["status"] == "linear"]["value"]))
+    words = [text.get_text() for text in memory.texts]
+    assert "chunkwise RetNet\n564 MiB\n68.5 KiB a token" in words
+    assert "parallel RetNet\n6.55 GiB" in words  # far above the plot, its value all the same
+
+
+def model_lines(axes: Axes) -> list[Line2D]:
+    """The lines of models, in their order."""
+    return [line for line in axes.lines if line.get_marker() in {look.marker for look in style.LOOKS}]
 
 
 def test_points_that_failed_are_in_the_data_and_in_the_figure(gpu_records: list[Record]) -> None:
@@ -170,8 +209,25 @@ def test_conditions_stand_at_the_foot(drawings: list[Drawing]) -> None:
         lambda: [r for r in Maker(CPU).latency() if r.model.name == "retnet"],
         noisy_records,
         failed_records,
+        lambda: Maker(TRAINER).training(),
+        lambda: Maker(SMALL_TRAINER).training(),
+        lambda: Maker(TRAINER).training(lengths=(1024,)),
+        failed_training,
     ],
-    ids=["cpu", "gpu", "one length", "batches", "gpu batches", "one model", "noisy", "failed"],
+    ids=[
+        "cpu",
+        "gpu",
+        "one length",
+        "batches",
+        "gpu batches",
+        "one model",
+        "noisy",
+        "failed",
+        "training",
+        "training out of memory",
+        "training at one length",
+        "training failed",
+    ],
 )
 def test_no_word_leaves_its_figure_or_covers_another(make: Any) -> None:
     for drawing in make_drawings(select(make())):

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from analysis.synthetic_records import CPU, Maker
+from analysis.synthetic_records import CPU, SMALL_TRAINER, Maker
 from retbench.analysis.findings import Finding, find
 from retbench.analysis.scenes import make_scenes
 from retbench.analysis.selection import select
@@ -135,3 +135,39 @@ def test_a_depth_that_one_model_never_reached_is_not_compared(swept_records: lis
         if (record.model.name, record.point.context_len) != ("transformer", 4096)
     ]
     assert [finding.text[:5] for finding in findings(reached)] == ["At 1K", "At 1K"]
+
+
+def test_training_is_compared_at_every_length_and_its_memory_fitted(training_records: list[Record]) -> None:
+    speed, growth, *others = findings(training_records)
+    assert speed.lead == "0.204×"
+    assert speed.text == (
+        "A training step of the chunkwise RetNet takes 0.530 [0.505, 0.558] times as long as the fused Transformer's "
+        "at 2K, 0.430 [0.420, 0.440] at 3K, 0.351 [0.341, 0.362] at 4K, 0.260 [0.253, 0.266] at 6K and "
+        "0.204 [0.200, 0.208] at 8K, batch 1 (95 % intervals)."
+    )
+    assert growth.lead == "68.5 KiB a token"
+    assert growth.text == (
+        "From 2K to 8K the peak memory of a training step of the chunkwise RetNet, batch 1, is linear in the length: "
+        "68.5 KiB a token and 16.0 MiB (a line misses no point by more than 0.01 %, R² 1.0000). At 8K it is 564 MiB, "
+        "and the fused Transformer's 460 MiB."
+    )
+    assert [finding.lead for finding in others] == ["4.28×", "not linear", "1.98×", "not linear"]
+    assert "parallel RetNet" in others[0].text
+    assert "misses a point by 78 %, R² 0.9766" in others[1].text
+
+
+def test_training_that_runs_out_of_memory_is_compared_as_far_as_it_goes() -> None:
+    found = {finding.text for finding in findings(Maker(SMALL_TRAINER).training())}
+    (text,) = (text for text in found if text.startswith("A training step of the plain Transformer"))
+    assert " at 2K, " in text
+    assert " at 4K, batch 1" in text
+    assert text.endswith("At 6K the plain Transformer has no value: out of memory.")
+
+
+def test_one_round_of_training_at_two_lengths_has_neither_interval_nor_line(
+    training_records: list[Record],
+) -> None:
+    few = [r for r in training_records if r.round == 0 and r.point.context_len <= 3072]
+    found = findings(few)
+    assert len(found) == 3  # a ratio of each model with the fused Transformer
+    assert all("[" not in finding.text and "intervals" not in finding.text for finding in found)

@@ -110,3 +110,9 @@ def test_two_of_a_kind_are_told_apart_and_a_stranger_keeps_its_name() -> None:
     assert models.labels == {"m": "mamba", "retnet": "RetNet (retnet)", "wide": "RetNet (wide)"}
     assert models.reference is None
     assert models.challengers == ()
+
+
+def test_a_name_that_begins_with_its_kind_is_read_as_words() -> None:
+    retnet = Maker().record("latency", "retnet", "decode", 1, 1024, 0)
+    models = lineup([renamed(retnet, name="retnet_chunkwise"), renamed(retnet, name="retnet_small_chunks")])
+    assert list(models.labels.values()) == ["chunkwise RetNet", "small chunks RetNet"]

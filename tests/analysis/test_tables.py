@@ -75,6 +75,23 @@ def test_markdown_has_readable_units_and_a_table_a_workload(cpu_records: list[Re
     assert cells[-1] == "5 of 5"
 
 
+def test_training_has_a_ratio_of_times_to_fused_attention_at_every_length(
+    training_records: list[Record],
+) -> None:
+    table = build_table(training_records, "training_cost")
+    fused = table["model"] == "transformer_fused"
+    assert table[fused]["ratio_to_transformer"].isna().all()
+    for name in ("ratio_to_transformer", "step_s"):
+        rows = table[~fused]
+        assert ((rows[f"{name}_low"] < rows[name]) & (rows[name] < rows[f"{name}_high"])).all()
+    parts = ["weight_bytes", "gradient_bytes", "optimizer_bytes", "workspace_bytes"]
+    assert (table[parts].sum(axis=1) == table["peak_bytes"]).all()
+    text = render(table, "md")
+    assert "| context | time per step | peak memory | time ratio to Transformer | tokens/s |" in text
+    (row,) = [line for line in text.splitlines() if line.startswith("| retnet_chunkwise | 1 | 8K |")]
+    assert "| 1.24 [1.22, 1.26] s | 564 MiB | 0.204 [0.200, 0.208] | 6.61 k |" in row
+
+
 def test_an_interval_over_two_units_names_both() -> None:
     def spread(arguments: dict[str, Any]) -> dict[str, Any]:
         seconds = 0.0009 * 1.5 ** arguments["round"]

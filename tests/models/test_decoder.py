@@ -82,6 +82,19 @@ def test_every_weight_gets_a_gradient(case, last_only):
 
 
 @pytest.mark.parametrize(("case", "backend"), WITH_BACKENDS)
+def test_gradients_are_the_same_with_activation_checkpointing(case, backend):
+    found = []
+    for checkpointing in (False, True):
+        model = build(case, backend)
+        model.activation_checkpointing = checkpointing
+        model(TEXT).logsumexp(-1).sum().backward()
+        found.append({path: weight.grad for path, weight in model.named_parameters()})
+    plain, recomputed = found
+    for path, gradient in plain.items():
+        assert torch.equal(recomputed[path], gradient), path
+
+
+@pytest.mark.parametrize(("case", "backend"), WITH_BACKENDS)
 @torch.no_grad()
 def test_what_ran_is_what_was_asked_for(case, backend):
     model = build(case, backend, dtype=torch.float32)

@@ -7,7 +7,15 @@ from hypothesis import strategies as st
 from retbench import costs
 from retbench.measure.power import EnergyUse
 from retbench.records import Ceilings
-from retbench.workloads.metrics import counted, decode_metrics, energy_metrics, prefill_metrics, timed
+from retbench.workloads.metrics import (
+    counted,
+    decode_metrics,
+    energy_metrics,
+    prefill_metrics,
+    timed,
+    training_flops,
+    training_metrics,
+)
 
 from .conftest import make_cell
 
@@ -59,6 +67,28 @@ def test_energy_metrics_of_a_made_up_window() -> None:
         "energy_per_token_j": ("J", 3.0),  # 600 J for 50 steps of four tokens
         "power_w": ("W", 300.0),
     }
+
+
+def test_training_metrics_of_made_up_times() -> None:
+    cell = make_cell("retnet", "training", context_len=512, batch_size=2)
+    found = training_metrics(cell, [0.4, 0.2, 0.3], CEILINGS)
+    flops = costs.training_flops(cell.model, 2, 512, 128)
+    assert found["step_s"].value == 0.3
+    assert found["tokens_per_s"].value == pytest.approx(2 * 512 / 0.3)  # every token of both sequences
+    assert found["flops_per_step"].value == flops
+    assert found["roofline_ratio"].value == pytest.approx(flops / 1e12 / 0.3)
+
+
+def test_training_flops_are_those_of_the_form_that_runs() -> None:
+    chunkwise = make_cell("retnet", "training", context_len=512)
+    forms = ("recurrent", "chunkwise", "parallel")
+    recurrent, chunked, parallel = (
+        training_flops(chunkwise.model_copy(update={"backend": name})) for name in forms
+    )
+    assert recurrent < chunked < parallel
+    checkpointed = chunkwise.settings.model_copy(update={"activation_checkpointing": True})
+    again = training_flops(chunkwise.model_copy(update={"settings": checkpointed}))
+    assert 1.2 * chunked < again < 4 / 3 * chunked
 
 
 @given(st.lists(st.floats(min_value=1e-9, max_value=1e3), min_size=1, max_size=50))

@@ -1,7 +1,8 @@
-"""One model against another within rounds: ratios, where one overtakes, and whether one is level in length."""
+"""One model against another within rounds: ratios, where one overtakes; and how one's cost depends on the length."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import correlation, linear_regression
 
 import pandas as pd
 
@@ -17,6 +18,33 @@ from retbench.measure.statistics import (
 
 LEVEL_MARGIN = 0.05
 """A cost whose ratio of the deepest to the shallowest context lies within 1 ± this is called level."""
+
+LINEAR_MARGIN = 0.02
+"""A cost that a straight line misses at no length by more than this share of it is called linear in the length."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """The straight line through a cost over the context length, by least squares.
+
+    Attributes:
+        lengths: Those it was fitted to, tokens.
+        slope: Of the line, a token.
+        intercept: At no token.
+        largest_residual: Of any point, over the point's value.
+        r_squared: Share of the variance that the line explains; nearly 1 for a square as well.
+    """
+
+    lengths: tuple[int, ...]
+    slope: float
+    intercept: float
+    largest_residual: float
+    r_squared: float
+
+    @property
+    def fits(self) -> bool:
+        """Whether the cost is linear in the length."""
+        return self.largest_residual <= LINEAR_MARGIN
 
 
 def pair_ratios(metrics: pd.DataFrame, models: Lineup) -> pd.DataFrame:
@@ -133,6 +161,30 @@ def find_slope(metrics: pd.DataFrame, metric: str, model: str) -> tuple[list[int
     """
     lengths, values = _complete(by_round(metrics, metric, model))
     return (lengths, slope_equivalence(lengths, values, LEVEL_MARGIN)) if len(lengths) > 1 else None
+
+
+def fit_line(points: pd.DataFrame, metric: str, model: str) -> Line | None:
+    """The line through a metric of one model, whose points have a value each.
+
+    Args:
+        points: Rows of `points.summarise`, of one experiment, workload and batch size.
+        metric: The metric, above 0.
+        model: Whose.
+
+    Returns:
+        The line; None with fewer than three lengths, for a line goes through any two, and where all values are the
+        same or one is not above 0.
+    """
+    rows = points[(points["metric"] == metric) & (points["model"] == model)].sort_values("context_len")
+    lengths = [int(length) for length in rows["context_len"]]
+    values = [float(value) for value in rows["value"]]
+    if len(lengths) < 3 or min(values) <= 0 or min(values) == max(values):
+        return None
+    slope, intercept = linear_regression(lengths, values)
+    residuals = [
+        abs(intercept + slope * length - value) / value for length, value in zip(lengths, values, strict=True)
+    ]
+    return Line(tuple(lengths), slope, intercept, max(residuals), correlation(lengths, values) ** 2)
 
 
 def _complete(table: pd.DataFrame) -> tuple[list[int], list[list[float]]]:

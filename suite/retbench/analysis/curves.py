@@ -1,6 +1,10 @@
-"""Figures of a value against context length, and of the throughput against batch size."""
+"""Figures of values against context length, and of the throughput against batch size.
 
-from collections.abc import Callable, Mapping, Sequence
+Against length: times, share of the roofline, speed and memory of training.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import pandas as pd
@@ -8,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from retbench.analysis import style
+from retbench.analysis.comparisons import Line
 from retbench.analysis.labels import CORNERS, Label, add_note, beside, label_ends, label_width_in
 from retbench.analysis.points import Lineup
 from retbench.analysis.scenes import (
@@ -18,11 +23,21 @@ from retbench.analysis.scenes import (
     rounds_disagree,
 )
 from retbench.measure.statistics import Crossover
-from retbench.units import format_rate, format_seconds, format_tokens
+from retbench.units import (
+    GIB,
+    MIB,
+    format_bytes,
+    format_rate,
+    format_seconds,
+    format_tokens,
+)
 
 HEIGHT_IN = 2.75
+TALL_IN = 4.4
 _WIDEST = 1.5
 """How far above the highest value an interval is drawn."""
+_TALLEST = 2.0
+"""How far above the highest memory that is linear in the length any other is drawn."""
 
 _TIME_UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
 
@@ -66,7 +81,6 @@ def draw_roofline(scenes: Sequence[Scene], title: str) -> Figure:
         axes.axhline(1 / size, color=style.MUTED, linewidth=0.8, linestyle=(0, (4, 2)))
         _draw_lines(axes, scene.rows(metric), scene.models, size)
         _mark_failures(axes, scene)
-        axes.annotate(scene.workload, xy=(0.03, 0.03), xycoords="axes fraction", color=style.MUTED)
     panels[0].annotate(
         "ceiling",
         xy=(0.03, 1 / size),
@@ -77,8 +91,11 @@ def draw_roofline(scenes: Sequence[Scene], title: str) -> Figure:
         color=style.MUTED,
     )
     last = scenes[-1]
-    labels = _end_labels(last.rows(metric), last.models, size, lambda ratio: f"{100 * ratio:.0f} %")
-    label_ends(panels[-1], labels)
+    edge = panels[-1].get_xlim()[1]
+    labels = _margin_labels(last.rows(metric), last, lambda ratio: f"{100 * ratio:.0f} %", {})
+    label_ends(panels[-1], [replace(label, x=edge, y=label.y / size) for label in labels])
+    for axes, scene in zip(panels, scenes, strict=True):
+        add_note(axes, scene.workload, (*CORNERS[1:], CORNERS[0]))
     return figure
 
 
@@ -123,6 +140,77 @@ def _describe_crosses(failed: pd.DataFrame) -> list[str]:
     """What the crosses of a figure stand for, where it has any: 'crosses: out of memory'."""
     words = [describe_status(str(status)) for status in sorted(failed["status"].unique())]
     return [f"crosses: {', '.join(words)}"] if words else []
+
+
+def draw_training(scene: Scene, title: str, lines: Mapping[str, Line]) -> Figure:
+    """Tokens a second above peak memory, every model's line in each.
+
+    Args:
+        scene: What is drawn.
+        title: The heading.
+        lines: Through the peak memory of each model that has one.
+    """
+    rates, peaks = scene.rows("tokens_per_s"), scene.rows("peak_bytes")
+    linear = {model: line for model, line in lines.items() if line.fits}
+    slopes = {model: f"\n{format_bytes(line.slope)} a token" for model, line in linear.items()}
+    speeds = _margin_labels(rates, scene, lambda rate: f"{rate:,.0f} tokens/s", {})
+    sizes = _margin_labels(peaks, scene, format_bytes, slopes)
+    subtitle = scene.subtitle("step_s") + ("; dotted: linear fit" if linear else "")
+    figure = style.new_figure(TALL_IN, title, subtitle, scene.conditions)
+    right_in = label_width_in([*scene.models.labels.values(), *(label.text for label in (*speeds, *sizes))])
+    upper, lower = style.add_rows(figure, 2, right_in=right_in)
+    top = _top(rates)
+    size, unit = (1e3, "thousand tokens/s") if top >= 1e3 else (1.0, "tokens/s")
+    style.set_value_axis(upper, top / size)
+    _fill_row(upper, scene, rates, speeds, (size, unit))
+    top = _top(peaks)
+    if linear:  # what is far above these would flatten them, and leaves the plot
+        top = min(top, _TALLEST * float(peaks[peaks["model"].isin(linear)]["value"].max()))
+    size, unit = (GIB, "GiB") if top >= GIB else (MIB, "MiB")
+    style.set_value_axis(lower, top / size)
+    _fill_row(lower, scene, peaks, sizes, (size, f"peak memory, {unit}"))
+    _draw_fits(lower, linear.values(), size)
+    return figure
+
+
+def _fill_row(
+    axes: Axes, scene: Scene, rows: pd.DataFrame, labels: Sequence[Label], unit: tuple[float, str]
+) -> None:
+    """Lines and failures of one row; labels stand to the right of it, each at the height of its line's end."""
+    size, words = unit
+    style.set_linear_length_axis(axes, scene.lengths)
+    axes.yaxis.set_visible(not rows.empty)
+    axes.set_ylabel(words, fontsize=6.5, color=style.MUTED, labelpad=3)
+    _draw_lines(axes, rows, scene.models, size)
+    _mark_failures(axes, scene)
+    edge, top = axes.get_xlim()[1], axes.get_ylim()[1]
+    ordered = sorted(labels, key=lambda label: label.y)
+    label_ends(axes, [replace(label, x=edge, y=min(top, label.y / size)) for label in ordered])
+
+
+def _margin_labels(
+    rows: pd.DataFrame, scene: Scene, describe: Callable[[float], str], more: Mapping[str, str]
+) -> list[Label]:
+    """Each model's name and last value, with its length where other lines are longer, and what more is to say."""
+    labels = _end_labels(rows, scene.models, 1.0, describe)
+    drawn = [model for model in scene.models.models if model in set(rows["model"])]
+    return [
+        replace(
+            label,
+            text=label.text
+            + (f", {format_tokens(int(label.x))}" if label.x < max(scene.lengths) else "")
+            + more.get(model, ""),
+        )
+        for model, label in zip(drawn, labels, strict=True)
+    ]
+
+
+def _draw_fits(axes: Axes, lines: Iterable[Line], size: float) -> None:
+    """A thin dotted line, from no token on, through each memory that is linear in the length."""
+    for line in lines:
+        x = [0.0, float(line.lengths[-1])]
+        y = [(line.intercept + line.slope * length) / size for length in x]
+        axes.plot(x, y, color=style.INK, linewidth=0.8, linestyle=(0, (1, 1.6)), zorder=2.5)
 
 
 def _top(rows: pd.DataFrame) -> float:

@@ -46,7 +46,7 @@ def noisy_sentences(scenes: Sequence[Scene]) -> list[str]:
     """A sentence for each scene with points whose intervals are wider than a reader would guess."""
     sentences = []
     for scene in scenes:
-        timed = scene.points[scene.points["metric"].isin(["tpot_s", "ttft_s"])]
+        timed = scene.points[scene.points["metric"].isin(["tpot_s", "ttft_s", "step_s"])]
         wide = timed[(timed["high"] - timed["low"]) / 2 > NOISY_RATIO * timed["value"]]
         places = [
             f"{scene.models.labels[model]} at {', '.join(format_tokens(int(n)) for n in rows['context_len'])}"

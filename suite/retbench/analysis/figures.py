@@ -13,7 +13,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from retbench.analysis import curves, stacks, style
-from retbench.analysis.comparisons import find_crossover
+from retbench.analysis.comparisons import LINEAR_MARGIN, Line, find_crossover, fit_line
 from retbench.analysis.points import MAIN_METRIC
 from retbench.analysis.scenes import (
     Scene,
@@ -75,7 +75,8 @@ def make_drawings(selection: Selection) -> list[Drawing]:
         times += [_throughput(group) for group in decoding if swept_by_batch(group)]
         memory = [_memory(scene) for scene in scenes if scene.workload == "memory"]
         prompts = [_times(scene) for scene in scenes if scene.workload == "prefill"]
-        return times + memory + prompts + _rooflines(scenes)
+        training = [_training(scene) for scene in scenes if scene.workload == "training"]
+        return times + memory + prompts + training + _rooflines(scenes)
 
 
 def save_drawing(drawing: Drawing, out_dir: Path) -> list[Path]:
@@ -152,6 +153,25 @@ def _memory(scene: Scene) -> Drawing:
     )
 
 
+def _training(scene: Scene) -> Drawing:
+    """Speed and peak memory of training."""
+    title = "Cost of a training step"
+    found = {model: fit_line(scene.points, "peak_bytes", model) for model in scene.models.models}
+    lines = {model: line for model, line in found.items() if line is not None}
+    return Drawing(
+        name=scene.name,
+        title=title,
+        caption=f"Tokens a second and peak memory of a whole training step (forward, backward, AdamW) on sequences of "
+        f"each length, batch {scene.batch_size}. Points are geometric means of the rounds' medians, bars their 95 % "
+        "intervals. Memory is weights, gradients, the optimiser's averages, activations and temporaries. Dotted is the "
+        f"straight line through a memory that it misses at no point by more than {100 * LINEAR_MARGIN:.0f} %; memory "
+        "far above these leaves the plot and goes on to the value beside its name.",
+        conditions=scene.conditions,
+        figure=curves.draw_training(scene, title, lines),
+        data=_with_lines(_data(scene, ["tokens_per_s", "peak_bytes"]), lines),
+    )
+
+
 def _rooflines(scenes: Sequence[Scene]) -> list[Drawing]:
     """Share of the roofline, a figure an experiment and batch size, a panel a workload."""
     by_length = [scene for group in by_workload(scenes) if not swept_by_batch(group) for scene in group]
@@ -208,5 +228,25 @@ def _with_crossings(data: pd.DataFrame, crossings: dict[str, Crossover]) -> pd.D
             "status": crossing.kind,
         }
         for model, crossing in crossings.items()
+    ]
+    return pd.concat([data, pd.DataFrame(rows, columns=_DATA_COLUMNS).astype(data.dtypes)], ignore_index=True)
+
+
+def _with_lines(data: pd.DataFrame, lines: dict[str, Line]) -> pd.DataFrame:
+    """The data with the line through each model's memory: its parts, and what it misses."""
+    rows = [
+        {
+            "model": model,
+            "metric": metric,
+            "unit": unit,
+            "value": value,
+            "status": "linear" if line.fits else "not linear",
+        }
+        for model, line in lines.items()
+        for metric, unit, value in (
+            ("fitted_slope_bytes_per_token", "bytes/token", line.slope),
+            ("fitted_intercept_bytes", "bytes", line.intercept),
+            ("fitted_largest_residual_ratio", "ratio", line.largest_residual),
+        )
     ]
     return pd.concat([data, pd.DataFrame(rows, columns=_DATA_COLUMNS).astype(data.dtypes)], ignore_index=True)

@@ -3,12 +3,21 @@
 A sentence is only as strong as its interval: where rounds disagree, or one round cannot tell, it says so.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
-from retbench.analysis.comparisons import LEVEL_MARGIN, find_crossover, find_peak, find_slope, pair_ratios
+from retbench.analysis.comparisons import (
+    LEVEL_MARGIN,
+    Line,
+    find_crossover,
+    find_peak,
+    find_slope,
+    fit_line,
+    pair_ratios,
+)
 from retbench.analysis.points import MAIN_METRIC
 from retbench.analysis.scenes import (
     Scene,
@@ -43,6 +52,7 @@ def find(scenes: Sequence[Scene]) -> list[Finding]:
         "prefill": _prefill,
         "memory": _memory,
         "largest_batch": _largest_batch,
+        "training": _training,
     }
     order = list(writers)
     known = sorted(
@@ -166,6 +176,62 @@ def _peaks(scenes: Sequence[Scene], model: str) -> list[Finding]:
             text += f" (95 % interval {low:#.3g} to {high:#.3g})"
         return [Finding(f"{ratio:#.3g}×", f"{text}.")]
     return []
+
+
+def _training(scene: Scene, model: str, reference: str) -> list[Finding]:
+    """Ratio of the times of a step at every length, and how the model's peak memory grows."""
+    label, other = scene.models.labels[model], scene.models.labels[reference]
+    ratios = pair_ratios(scene.metrics, scene.models)
+    ratios = ratios[ratios["model"] == model].sort_values("context_len")
+    found = []
+    if not ratios.empty:
+        first, *rest = (
+            (f"{row['ratio']:#.3g}{_ends(row)}", f"at {format_tokens(int(row['context_len']))}")
+            for row in ratios.to_dict(orient="records")
+        )
+        at = [f"{first[0]} times as long as the {other}'s {first[1]}", *(" ".join(item) for item in rest)]
+        last = ratios.iloc[-1]
+        what = " (95 % intervals)" if ratios["low"].notna().any() else ""
+        text = f"A training step of the {label} takes {_listed(at)}, batch {scene.batch_size}{what}."
+        beyond = _beyond(scene, (model, reference), int(last["context_len"]))
+        found.append(Finding(f"{last['ratio']:#.3g}×", text + beyond))
+    line = fit_line(scene.points, "peak_bytes", model)
+    if line is not None:
+        found.append(_growth(scene, line, model, reference))
+    return found
+
+
+def _ends(row: Mapping[Hashable, Any]) -> str:
+    """The interval of a ratio, where it has one."""
+    return f" [{row['low']:#.3g}, {row['high']:#.3g}]" if row["low"] == row["low"] else ""
+
+
+def _listed(items: Sequence[str]) -> str:
+    """Items as a sentence lists them: 'a, b and c'."""
+    return " and ".join([", ".join(items[:-1]), items[-1]]) if len(items) > 1 else items[0]
+
+
+def _growth(scene: Scene, line: Line, model: str, reference: str) -> Finding:
+    """Whether a model's peak memory of training is linear in the length, the line, and how it compares."""
+    label, last = scene.models.labels[model], line.lengths[-1]
+    reach = f"{format_tokens(line.lengths[0])} to {format_tokens(last)}"
+    missed = max(0.01, 100 * line.largest_residual)
+    fit = f"a line misses no point by more than {missed:.2g} %, R² {line.r_squared:.4f}"
+    text = f"From {reach} the peak memory of a training step of the {label}, batch {scene.batch_size}, is"
+    peaks = scene.rows("peak_bytes")
+    beside = ""
+    if last in set(peaks[peaks["model"] == reference]["context_len"]):
+        mine, theirs = (format_bytes(_value(peaks, name, last)) for name in (model, reference))
+        beside = (
+            f" At {format_tokens(last)} it is {mine}, and the {scene.models.labels[reference]}'s {theirs}."
+        )
+    if not line.fits:
+        fit = fit.replace("no point by more than", "a point by")
+        return Finding("not linear", f"{text} not linear in the length ({fit}).{beside}")
+    sign = "and" if line.intercept >= 0 else "less"
+    lead = f"{format_bytes(line.slope)} a token"
+    text += f" linear in the length: {lead} {sign} {format_bytes(abs(line.intercept))} ({fit}).{beside}"
+    return Finding(lead, text)
 
 
 def _deepest(

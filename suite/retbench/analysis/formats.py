@@ -22,6 +22,7 @@ from retbench.units import (
 INTERVALS = (
     "tpot_s",
     "ttft_s",
+    "step_s",
     "tokens_per_s",
     "roofline_ratio",
     "energy_per_token_j",
@@ -35,6 +36,7 @@ _HEADINGS = {
     "context_len": "context",
     "tpot_s": "time per token",
     "ttft_s": "time to first token",
+    "step_s": "time per step",
     "peak_bytes": "weights + state + workspace",
     "largest_batch": "largest batch",
     "largest_batch_step": "to within",
@@ -48,6 +50,8 @@ _HEADINGS = {
     "power_w": "power",
     "weight_bytes": "weights",
     "state_bytes": "state or KV cache",
+    "gradient_bytes": "gradients",
+    "optimizer_bytes": "optimizer",
     "workspace_bytes": "workspace",
     "expected_weight_bytes": "weights, closed form",
     "expected_state_bytes": "state, closed form",
@@ -56,6 +60,9 @@ _HEADINGS = {
     "available_bytes": "left by libraries",
 }
 """What is shown to people, in this order."""
+
+_TRAINING_HEADINGS = {"peak_bytes": "peak memory", "ratio_to_transformer": "time ratio to Transformer"}
+"""What is called otherwise in a table of training, which has no state and compares times."""
 
 
 _POINT = ("model", "batch_size", "context_len")
@@ -69,11 +76,12 @@ def readable_tables(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
         main = MAIN_METRIC.get(str(workload), metrics[0] if metrics else "status")
         if main not in metrics:  # no point has a value: the column is there to say why
             metrics.insert(0, main)
+        headings = _HEADINGS | (_TRAINING_HEADINGS if workload == "training" else {})
         point = [name for name in _POINT if (name, main) != ("batch_size", "largest_batch")]
         columns = [*point, *metrics]
         cells = rows.to_dict(orient="records")
         table = pd.DataFrame(
-            {_HEADINGS.get(name, name): [_cell(row, name, main) for row in cells] for name in columns}
+            {headings.get(name, name): [_cell(row, name, main) for row in cells] for name in columns}
         )
         table["rounds"] = [f"{row['rounds_ok']} of {row['rounds']}" for row in cells]
         tables[str(workload)] = table

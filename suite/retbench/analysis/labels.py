@@ -31,12 +31,15 @@ def label_width_in(texts: Sequence[str]) -> float:
 
 
 def label_ends(axes: Axes, labels: Sequence[Label]) -> None:
-    """Names beside the ends of lines, moved apart where they would touch; limits of the axes must be final."""
+    """Names beside the ends of lines, moved apart where they would touch, and none below the axes.
+
+    Limits of the axes must be final.
+    """
     low, high = axes.get_ylim()
     height_pt = axes.bbox.height / axes.figure.dpi * POINTS_PER_IN
     heights = [9.0 * (1 + label.text.count("\n")) for label in labels]
     wanted = [(label.y - low) / (high - low) * height_pt for label in labels]
-    for label, want, place in zip(labels, wanted, spread(wanted, heights), strict=True):
+    for label, want, place in zip(labels, wanted, raise_low(spread(wanted, heights), heights), strict=True):
         axes.annotate(
             label.text,
             xy=(label.x, label.y),
@@ -66,6 +69,15 @@ def spread(wanted: Sequence[float], heights: Sequence[float]) -> list[float]:
         if not moved:
             break
     return places
+
+
+def raise_low(places: Sequence[float], heights: Sequence[float]) -> list[float]:
+    """The places with those that reach below zero moved up, and what they would touch then."""
+    raised, top = list(places), 0.0
+    for index in sorted(range(len(places)), key=lambda index: places[index]):
+        raised[index] = max(places[index], top + heights[index] / 2)
+        top = raised[index] + heights[index] / 2
+    return raised
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ _OWN_FACTS = frozenset(
         "chunk_size",
         "ran: prefill",
         "ran: decode",
+        "ran: training",
         "ran: kv_capacity",
         "ran: kv_fill",
         "ran: kv_fill_key_std",

@@ -17,6 +17,7 @@ MAIN_METRIC = {
     "decode": "tpot_s",
     "prefill": "ttft_s",
     "memory": "peak_bytes",
+    "training": "step_s",
     "largest_batch": "largest_batch",
 }
 """What a workload is compared by; lower is better for each but the largest batch."""
@@ -56,8 +57,14 @@ def lineup(records: Sequence[Record]) -> Lineup:
         kind = architectures[name]
         proper = _PROPER_NAMES.get(kind, kind)
         alone = list(architectures.values()).count(kind) == 1
-        labels[name] = proper if alone else f"{proper} ({name})"
+        labels[name] = proper if alone else _own_label(proper, kind, name)
     return Lineup(tuple(models), transformers[0] if transformers else None, labels)
+
+
+def _own_label(proper: str, kind: str, name: str) -> str:
+    """A model among others of its kind: 'retnet_chunkwise' -> 'chunkwise RetNet', 'wide' -> 'RetNet (wide)'."""
+    own = name.removeprefix(f"{kind}_")
+    return f"{proper} ({name})" if own == name else f"{own.replace('_', ' ')} {proper}"
 
 
 def summarise(metrics: pd.DataFrame) -> pd.DataFrame:

@@ -175,6 +175,48 @@ def add_panels(
     return panels
 
 
+def add_rows(figure: Figure, count: int, *, right_in: float) -> list[Axes]:
+    """Axes one above the other between heading and foot, from the top down, over linear context lengths.
+
+    Args:
+        figure: From `new_figure`.
+        count: How many.
+        right_in: Inches kept free at the right for labels.
+    """
+    height_in = float(figure.get_figheight())
+    left_in, bottom_in, gap_in = 0.52, FOOTER_IN + 0.33, 0.4
+    each_in = (height_in - bottom_in - HEADER_IN - gap_in * (count - 1)) / count
+    width_in = WIDTH_IN - left_in - right_in
+    rows = []
+    for index in range(count):
+        base_in = height_in - HEADER_IN - (index + 1) * each_in - index * gap_in
+        box = (left_in / WIDTH_IN, base_in / height_in, width_in / WIDTH_IN, each_in / height_in)
+        rows.append(figure.add_axes(box))
+    middle = (left_in + width_in / 2) / WIDTH_IN
+    figure.text(
+        middle,
+        (FOOTER_IN + 0.03) / height_in,
+        "context length, tokens",
+        fontsize=6.5,
+        color=MUTED,
+        ha="center",
+    )
+    return rows
+
+
+def set_linear_length_axis(axes: Axes, lengths: Sequence[int]) -> None:
+    """A linear axis of context lengths from zero, ticked at those measured that have room, the longest first."""
+    longest = max(lengths)
+    width_in = axes.get_position().width * WIDTH_IN / 1.06
+    shown: list[int] = []
+    for length in sorted(lengths, reverse=True):
+        if not shown or (shown[-1] - length) / longest * width_in >= 0.2:
+            shown.append(length)
+    axes.xaxis.set_major_locator(FixedLocator(shown))
+    axes.xaxis.set_major_formatter(FixedFormatter([format_tokens(length) for length in shown]))
+    axes.set_xlim(0, longest * 1.06)
+
+
 def set_length_axis(axes: Axes, lengths: Sequence[int]) -> None:
     """A logarithmic axis of context lengths or batch sizes, ticked at those measured (not at all where crowded)."""
     axes.set_xscale("log", base=2)

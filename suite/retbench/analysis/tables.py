@@ -45,6 +45,17 @@ _WORKLOAD_METRICS = {
         "memory_limit_bytes",
         "available_bytes",
     ),
+    "training": (
+        "step_s",
+        "tokens_per_s",
+        "peak_bytes",
+        "roofline_ratio",
+        "weight_bytes",
+        "gradient_bytes",
+        "optimizer_bytes",
+        "workspace_bytes",
+        "process_peak_bytes",
+    ),
 }
 
 

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from retbench.architectures import ModelConfig
 from retbench.errors import UnsupportedError
@@ -41,6 +42,10 @@ class Decoder(nn.Module):
         config: The model.
         blocks: Its blocks, in order.
         rotary: Angles for the mixers' rotary positions; all blocks share one set.
+
+    Attributes:
+        activation_checkpointing: With gradients and without a state, keep only what enters each block, and run it
+            again when its gradients are computed. Off when built.
     """
 
     def __init__(self, config: ModelConfig, blocks: list[Block], rotary: Rotary) -> None:
@@ -49,6 +54,7 @@ class Decoder(nn.Module):
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
         self.blocks = nn.ModuleList(blocks)
         self.rotary = rotary
+        self.activation_checkpointing = False
         self.norm = make_norm(config)
         self.head = Linear(config.d_model, config.vocab_size)
 
@@ -127,7 +133,20 @@ class Decoder(nn.Module):
         last = len(self.blocks) - 1
         for index, block in enumerate(self.blocks):
             layer = state.layers[index] if state is not None else None
-            x = block(x, layer, positions, last_only=last_only and index == last and length > 1)
+            only_last = last_only and index == last and length > 1
+            if self.activation_checkpointing and state is None and torch.is_grad_enabled():
+                # Nothing in a block is random, so there is no state of a generator to go back to.
+                x = checkpoint(
+                    block,
+                    x,
+                    None,
+                    positions,
+                    last_only=only_last,
+                    use_reentrant=False,
+                    preserve_rng_state=False,
+                )
+            else:
+                x = block(x, layer, positions, last_only=only_last)
         if state is not None:
             state.position += length
         logits: Tensor = self.head(self.norm(x))

@@ -13,6 +13,7 @@ WORKLOADS: dict[str, str] = {
     "decode": "retbench.workloads.decode",
     "prefill": "retbench.workloads.prefill",
     "memory": "retbench.workloads.memory",
+    "training": "retbench.workloads.training",
     "largest_batch": "retbench.workloads.largest_batch",
 }
 

@@ -1,12 +1,15 @@
 """What a workload is given, and what it gives back."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 
 from retbench.cells import Cell
+from retbench.measure.clock import time_steps
 from retbench.models.decoder import Decoder
 from retbench.records import Ceilings, Metric
+from retbench.workloads.repetition import MIN_CALLS, more_calls
 from retbench.workloads.states import StateStore
 
 Notes = dict[str, str | int | float | bool]
@@ -49,3 +52,16 @@ class Context:
     def forget_what_ran(self) -> None:
         """From here on `model.ran()` tells only of what is yet to run."""
         self.model.set_backend(self.model.backend)
+
+    def time_calls(
+        self, call: Callable[[], object], before: Callable[[], object] = lambda: None
+    ) -> list[float]:
+        """Seconds of each of several long calls, as often as `repetition` says; `before` is as in `time_steps`."""
+        settings = self.cell.settings
+        samples = time_steps(
+            call, before, device=self.device, warmup_s=settings.warmup_s, min_steps=MIN_CALLS
+        )
+        more = more_calls(samples, settings.min_steps)
+        if more:
+            samples += time_steps(call, before, device=self.device, warmup_s=0.0, min_steps=more)
+        return samples

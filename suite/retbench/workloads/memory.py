@@ -41,7 +41,7 @@ def measure(context: Context) -> Measurement:
     }
     if state.capacity is not None:
         notes["kv_capacity"] = state.capacity
-    on_device, absent = _device_peaks(use)
+    on_device, absent = device_peaks(use)
     return Measurement(
         metrics={
             **on_device,
@@ -60,8 +60,8 @@ def measure(context: Context) -> Measurement:
     )
 
 
-def _device_peaks(use: MemoryUse) -> tuple[dict[str, Metric], dict[str, str]]:
-    """Peaks of the GPU's allocator during the step; absent on a CPU."""
+def device_peaks(use: MemoryUse) -> tuple[dict[str, Metric], dict[str, str]]:
+    """Peaks of the GPU's allocator during the call; absent on a CPU."""
     peaks = {"device_peak_bytes": use.device_peak_bytes, "reserved_peak_bytes": use.reserved_peak_bytes}
     found = {name: counted(value) for name, value in peaks.items() if value is not None}
     return found, dict.fromkeys(peaks.keys() - found.keys(), "the device is a CPU")

@@ -76,3 +76,32 @@ def energy_metrics(use: EnergyUse, tokens_per_step: int) -> dict[str, Metric]:
     per_token_j = use.energy_j / (use.num_steps * tokens_per_step)
     found = (Metric(unit="J", value=per_token_j), Metric(unit="W", value=use.power_w))
     return dict(zip(ENERGY_METRICS, found, strict=True))
+
+
+def training_flops(cell: Cell) -> int:
+    """Operations of one training step of a cell, in the form that it runs."""
+    chunks: dict[str, int | None] = {"parallel": None, "recurrent": 1}  # any other form has chunks of its own
+    batch, length, settings = cell.point.batch_size, cell.point.context_len, cell.settings
+    recomputed = settings.activation_checkpointing
+    return costs.training_flops(
+        cell.model, batch, length, chunks.get(cell.backend, cell.chunk_size), recomputed=recomputed
+    )
+
+
+def training_metrics(cell: Cell, samples: Sequence[float], ceilings: Ceilings) -> dict[str, Metric]:
+    """Metrics of training steps.
+
+    Args:
+        cell: The cell; its context length is that of each sequence.
+        samples: Seconds of each step. A step learns from every token of the batch.
+        ceilings: What the device reached.
+    """
+    step = timed(samples)
+    num_tokens = cell.point.batch_size * cell.point.context_len
+    flops = training_flops(cell)
+    return {
+        "step_s": step,
+        "tokens_per_s": Metric(unit="tokens/s", value=tokens_per_second(num_tokens, step.value)),
+        "flops_per_step": Metric(unit="FLOP", value=flops),
+        "roofline_ratio": Metric(unit="ratio", value=flops / ceilings.matmul_flops_per_s / step.value),
+    }

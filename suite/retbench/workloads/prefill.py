@@ -6,17 +6,15 @@ How often a prompt is timed is in `repetition`.
 import torch
 
 from retbench.data import text
-from retbench.measure.clock import time_steps
 from retbench.workloads.context import Context, Measurement, Notes
 from retbench.workloads.energy import weigh_energy
 from retbench.workloads.metrics import prefill_metrics
-from retbench.workloads.repetition import MIN_CALLS, more_calls
 
 
 @torch.inference_mode()
 def measure(context: Context) -> Measurement:
     """Seconds of several prefills of the cell's context length."""
-    settings, point = context.cell.settings, context.cell.point
+    point = context.cell.point
     tokens = text.read_rows(point.batch_size, point.context_len).to(context.device)
     state = context.model.init_state(point.batch_size, point.context_len)
     empty = state.mark()
@@ -28,12 +26,7 @@ def measure(context: Context) -> Measurement:
         context.model.prefill(tokens, state)
 
     context.forget_what_ran()
-    samples = time_steps(
-        prefill, rewind, device=context.device, warmup_s=settings.warmup_s, min_steps=MIN_CALLS
-    )
-    more = more_calls(samples, settings.min_steps)
-    if more:
-        samples += time_steps(prefill, rewind, device=context.device, warmup_s=0.0, min_steps=more)
+    samples = context.time_calls(prefill, rewind)
     metrics = prefill_metrics(context.cell, samples, context.ceilings)
 
     def prefill_anew() -> None:
