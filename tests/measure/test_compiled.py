@@ -32,6 +32,19 @@ def test_a_compiled_step_gives_what_the_step_gives_and_moves_what_it_moves() -> 
 
 
 @torch.inference_mode()
+def test_a_step_that_depends_on_what_has_changed_is_not_compiled_anew_in_silence() -> None:
+    x, seen = torch.randn(4), {"times": 0}
+
+    def step() -> torch.Tensor:
+        seen["times"] += 1
+        return x * seen["times"]
+
+    compiled = compile_step(step)
+    with pytest.raises(RuntimeError, match="recompile"):
+        compiled.run()
+
+
+@torch.inference_mode()
 def test_without_a_compiler_it_says_what_to_install() -> None:
     import torch._inductor.config as inductor
 

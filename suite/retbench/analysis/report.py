@@ -24,6 +24,7 @@ from retbench.analysis.figures import Drawing, make_drawings, save_drawing
 from retbench.analysis.findings import Finding, find
 from retbench.analysis.formats import markdown_table, readable_tables
 from retbench.analysis.frames import Results, load_results, started
+from retbench.analysis.points import lineup
 from retbench.analysis.scenes import Scene, bind_units, describe_conditions, make_scenes, scene_title
 from retbench.analysis.selection import Selection, select
 from retbench.analysis.tables import table_of
@@ -39,6 +40,16 @@ class Titled:
 
 
 @dataclass(frozen=True)
+class Matched:
+    """How the models of some experiments are matched."""
+
+    experiments: str
+    mismatch: str
+    table: pd.DataFrame
+    gate: pd.DataFrame
+
+
+@dataclass(frozen=True)
 class Report:
     """Everything that both templates show, in their order."""
 
@@ -46,10 +57,8 @@ class Report:
     findings: list[Finding]
     drawings: list[Drawing]
     tables: list[Titled]
-    mismatch: str
-    match: pd.DataFrame
+    pairs: list[Matched]
     ran: list[Titled]
-    gate: pd.DataFrame
     environment: pd.DataFrame
     failures: pd.DataFrame
     missing: list[str]
@@ -107,16 +116,15 @@ def make_report(results: Results) -> Report:
     """The contents of the report on the newest comparable records."""
     selection = select(results.records)
     scenes = make_scenes(selection)
-    records, models = selection.records, scenes[0].models
+    records = selection.records
+    first = [scene for scene in scenes if scene.models == scenes[0].models]
     return Report(
-        conditions=describe_conditions(records, models),
+        conditions=describe_conditions([r for scene in first for r in scene.records], first[0].models),
         findings=find(scenes),
         drawings=make_drawings(selection),
         tables=_tables(selection),
-        mismatch=ledger.mismatch_sentence(records, models),
-        match=ledger.match_table(records, models),
+        pairs=[_matched(pair) for pair in selection.pairs()],
         ran=_ran(scenes),
-        gate=ledger.gate_table(records, models),
         environment=ledger.environment_table(records),
         failures=failure_table(selection),
         missing=missing_sentences(selection, scenes),
@@ -127,6 +135,17 @@ def make_report(results: Results) -> Report:
         problems=list(results.problems),
         commands=list(dict.fromkeys(record.command for record in sorted(records, key=started))),
         sources=_sources(selection),
+    )
+
+
+def _matched(pair: Selection) -> Matched:
+    """How the models of a selection of one pair are matched, and what its gate found."""
+    records, models = pair.records, lineup(pair.records)
+    return Matched(
+        experiments=", ".join(pair.experiments),
+        mismatch=ledger.mismatch_sentence(records, models),
+        table=ledger.match_table(records, models),
+        gate=ledger.gate_table(records, models),
     )
 
 

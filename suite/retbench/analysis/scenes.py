@@ -126,6 +126,12 @@ class Scene:
 
 def make_scenes(selection: Selection) -> list[Scene]:
     """Every scene of a selection, sorted by experiment, workload and batch size."""
+    scenes = [scene for pair in selection.pairs() for scene in _scenes_of_pair(pair)]
+    return sorted(scenes, key=lambda scene: (scene.experiment, scene.workload, scene.batch_size))
+
+
+def _scenes_of_pair(selection: Selection) -> list[Scene]:
+    """The scenes of models that were matched with each other."""
     metrics = metric_frame(selection.records)
     points = summarise(metrics)
     failed = failed_points(status_frame(selection.records))
@@ -144,7 +150,7 @@ def make_scenes(selection: Selection) -> list[Scene]:
             records=tuple(records),
             conditions=describe_conditions(records, models),
         )
-        for key, records in sorted(groups.items())
+        for key, records in groups.items()
     ]
 
 

@@ -1,13 +1,13 @@
 """Which records a table or report is made of: the newest set that may be compared, and what was left out.
 
-Records of another machine, device, dtype, thread count, code revision, version of torch or Python, or pair
-are never pooled. Inside a set the newest protocol (warm-up, steps, graph) of an experiment counts, and of
-each model the newest way of running it (backend, chunk).
+Records of another machine, device, dtype, thread count, code revision, version of torch or Python are never shown
+together. Inside a set every experiment has its newest pair of models, its newest protocol (warm-up, steps, graph), and
+of each model the newest way of running it (backend, chunk); what is of different pairs stands apart.
 """
 
 import json
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TypeVar
 
 from retbench.analysis.frames import ComparableSet, keep_latest, set_of, started
@@ -36,7 +36,7 @@ class Selection:
     """Records that may be compared with each other.
 
     Attributes:
-        key: The set they share.
+        key: The set they share; its pair is that of the newest record.
         records: One a (cell, round).
         left_out: A sentence for everything that was found and is not among them.
     """
@@ -54,6 +54,15 @@ class Selection:
         """The part of one experiment."""
         records = tuple(record for record in self.records if record.experiment == experiment)
         return Selection(self.key, records, self.left_out)
+
+    def pairs(self) -> list["Selection"]:
+        """The parts whose models were matched with each other, that of the first experiment first."""
+        ordered = sorted(self.records, key=lambda record: record.experiment)
+        by_pair = _group(ordered, lambda record: record.pair_id)
+        return [
+            Selection(replace(self.key, pair_id=pair), tuple(records), self.left_out)
+            for pair, records in by_pair.items()
+        ]
 
 
 def select(records: Sequence[Record], experiment: str | None = None) -> Selection:
@@ -74,11 +83,19 @@ def select(records: Sequence[Record], experiment: str | None = None) -> Selectio
         records = [record for record in records if record.experiment == experiment]
     kept = keep_latest(records)
     left_out = [_repeated(len(records) - len(kept))] if len(kept) < len(records) else []
-    by_set = _group(kept, set_of)
-    key = _newest(by_set)
-    left_out += [_describe_set(other, key, by_set[other]) for other in by_set if other != key]
-    chosen, notes = _one_protocol(by_set[key])
-    return Selection(key, tuple(chosen), tuple(left_out + notes))
+    by_conditions = _group(kept, lambda record: replace(set_of(record), pair_id=""))
+    shared = _newest(by_conditions)
+    left_out += [
+        _describe_set(other, shared, by_conditions[other]) for other in by_conditions if other != shared
+    ]
+    chosen: list[Record] = []
+    for of_experiment in _group(by_conditions[shared], lambda record: record.experiment).values():
+        by_set = _group(of_experiment, set_of)
+        newest = _newest(by_set)
+        left_out += [_describe_set(other, newest, by_set[other]) for other in by_set if other != newest]
+        chosen += by_set[newest]
+    chosen, notes = _one_protocol(chosen)
+    return Selection(set_of(max(chosen, key=started)), tuple(chosen), tuple(left_out + notes))
 
 
 def _group(records: Iterable[Record], key: Callable[[Record], Key]) -> dict[Key, list[Record]]:

@@ -32,10 +32,12 @@ def compile_step(step: Callable[[], T]) -> Compiled[T]:
     """`step` compiled whole for the shapes, and for the numbers on the host, that it has now.
 
     Every weight becomes a constant of the code (`freezing`), which lets the products on a CPU pack it in the layout
-    they read fastest; the weights of the model stay beside it. What was compiled before is let go.
+    they read fastest; the weights of the model stay beside it. What was compiled before is let go. Were a later run to
+    find anything changed that the code depends on, it would fail and not be compiled anew in silence.
 
     Args:
-        step: Run once here. Without gradients.
+        step: Run once here, without gradients. What it does on the host at its first run only, such as to note what
+            ran, is to be done before.
 
     Raises:
         UnsupportedError: torch cannot compile it here.
@@ -43,6 +45,7 @@ def compile_step(step: Callable[[], T]) -> Compiled[T]:
     import torch._inductor.config as inductor  # loads sympy and more: only where something is compiled
 
     torch.compiler.reset()
+    torch.compiler.set_stance("default")
     start = time.perf_counter()
     run = torch.compile(step, fullgraph=True, dynamic=False)
     try:
@@ -54,7 +57,9 @@ def compile_step(step: Callable[[], T]) -> Compiled[T]:
             f"torch.compile cannot compile the step: {_first_line(cause)}. On a CPU it needs a C++ compiler (g++ or "
             "clang++, or the one that CXX names). Leave --compile out, or install one."
         ) from error
-    return Compiled(run, first, time.perf_counter() - start)
+    seconds = time.perf_counter() - start
+    torch.compiler.set_stance("fail_on_recompile")
+    return Compiled(run, first, seconds)
 
 
 def _first_line(error: Exception) -> str:
