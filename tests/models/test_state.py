@@ -8,6 +8,7 @@ from retbench.cells import resolve_models
 from retbench.config import load_experiment
 from retbench.errors import CapacityError
 from retbench.models.build import build_model
+from retbench.models.state import KVCache, RetentionState
 
 CONFIGS = resolve_models(load_experiment("latency", ["size=1m"]), "cpu")
 BACKENDS = {"retnet": "chunkwise", "transformer": "sdpa"}
@@ -89,6 +90,20 @@ def test_rewind_repeats_the_same_step(model):
             state.rewind(mark)
             assert state.position == 20
             assert torch.equal(decode(model, state, 4), first)
+
+
+def test_all_sequences_return_to_the_mark_of_the_first(model):
+    state = model.init_state(3, 64)
+    with torch.no_grad():
+        model(tokens(3, 20), state)
+        mark = state.mark(1)
+        assert all(values is None or values.shape[0] == 1 for values in mark.retention)
+        first = [layer.values[:1].clone() for layer in state.layers if isinstance(layer, RetentionState)]
+        decode(model, state, 4)
+        state.rewind(mark)
+    assert state.position == 20
+    for layer, values in zip(state.layers, first, strict=False):
+        assert isinstance(layer, KVCache) or torch.equal(layer.values, values.expand(3, -1, -1, -1))
 
 
 def test_reorder_moves_whole_sequences(model):

@@ -116,7 +116,7 @@ def draw_throughput(scenes: Sequence[Scene], title: str) -> Figure:
         figure,
         [1] * len(lengths),
         right_in=_margin_in(first.models),
-        label="batch size (log scale), after each context",
+        label="batch size (log scale); a panel a context",
     )
     for axes, length in zip(panels, lengths, strict=True):
         style.set_length_axis(axes, [scene.batch_size for scene in scenes])
