@@ -52,6 +52,17 @@ def test_dtype_limit_and_device_of_the_command_line_win(tiny_experiment: Path) -
     assert found.profile.workloads["decode"].context_len == (64,)
 
 
+@pytest.mark.parametrize(("compiled", "flag"), [(True, "--compile"), (False, "--no-compile")])
+def test_compiling_is_a_setting_that_the_command_line_wins(
+    tiny_experiment: Path, compiled: bool, flag: str
+) -> None:
+    assert not make(tiny_experiment).settings.compile
+    assert "compile" not in make(tiny_experiment).command
+    found = make(tiny_experiment, compiled=compiled, overrides=["compile=true"])
+    assert found.settings.compile is compiled
+    assert shlex.split(found.command)[-1] == flag
+
+
 def test_the_command_makes_the_same_plan_again(tiny_experiment: Path) -> None:
     overrides = ["rounds=2", "workloads.decode.context_len=[8, 16]", 'models.retnet.variant="torchscale"']
     found = make(tiny_experiment, dtype="float64", limit=1, overrides=overrides)

@@ -86,7 +86,7 @@ def test_a_run_measures_every_cell_and_a_second_one_nothing(tmp_path: Path) -> N
     plan, out, observer = plan_for(path), tmp_path / "out", Observer()
     result = run_plan(plan, out, fresh=False, observer=observer)
     assert result.counts == {"ok": 10}
-    assert (result.skipped, result.interrupted) == (0, False)
+    assert (result.skipped, result.interrupted) == ({}, False)
     records = records_in(out)
     assert result.path is not None
     assert {one.environment["machine"] for one in records} == {result.path.parent.parent.name}
@@ -119,7 +119,9 @@ def test_a_run_measures_every_cell_and_a_second_one_nothing(tmp_path: Path) -> N
     assert observer.heard[-1] == events.Finished(result, events.Progress(10, 10, 0))
 
     again = Observer()
-    assert run_plan(plan, out, fresh=False, observer=again) == RunResult({}, 10, None, interrupted=False)
+    assert run_plan(plan, out, fresh=False, observer=again) == RunResult(
+        {}, {"ok": 10}, None, interrupted=False
+    )
     assert again.kinds() == {"Planned": 1, "Finished": 1}
     assert len(records_in(out)) == 10
 
@@ -200,7 +202,7 @@ def test_what_failed_is_tried_again_and_nothing_else(
     before = len(records_in(out))
     observer = Observer()
     result = run_plan(plan_for(path), out, fresh=False, observer=observer)
-    assert result == RunResult({"ok": 3}, 2, result.path, interrupted=False)
+    assert result == RunResult({"ok": 3}, {"ok": 2}, result.path, interrupted=False)
     tried = [
         event.cell.point.context_len for event in observer.heard if isinstance(event, events.CellStarted)
     ]
@@ -310,7 +312,7 @@ def test_a_killed_run_leaves_no_worker_loses_nothing_and_repeats_nothing(
     observer = Observer()
     result = run_plan(plan_for(path), out, fresh=False, observer=observer)
     assert result.counts == {"ok": 8 - len(before)}
-    assert result.skipped == len(before)
+    assert sum(result.skipped.values()) == len(before)
     assert observer.kinds()["Streaming"] == 0  # the states that the killed run had stored were good
     after, problems = read_records(out)
     assert len(problems) == 1
@@ -327,7 +329,7 @@ def test_a_second_run_waits_and_then_skips_what_the_first_has_done(
     wait_for(first, "Preparing")
     observer = Observer()
     result = run_plan(plan_for(path), out, fresh=False, observer=observer)
-    assert result == RunResult({}, 2, None, interrupted=False)
+    assert result == RunResult({}, {"ok": 2}, None, interrupted=False)
     waiting = observer.heard[0]
     assert isinstance(waiting, events.WaitingForLock)
     assert f"process {first.pid}" in waiting.holder

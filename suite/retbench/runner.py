@@ -109,10 +109,10 @@ def _run_locked(plan: Plan, out: Path, fresh: bool, observer: Observer, inbox: I
         command=plan.command,
         code_revision=identity.code_revision,
     )
-    done = set() if fresh else finished_pairs(folder, identity)
+    done = {} if fresh else finished_pairs(folder, identity)
     ledger = Ledger(plan, run, folder / f"{run.run_id}.jsonl", done, observer)
-    ledger.tell(events.Planned(ledger.progress, ledger.skipped, run.run_id))
-    if ledger.skipped < ledger.total:
+    ledger.tell(events.Planned(ledger.progress, ledger.skipped.total(), run.run_id))
+    if ledger.skipped.total() < ledger.total:
         _make_folder(folder)
     states = folder / STATES_FOLDER
     interrupted = False

@@ -54,6 +54,21 @@ def test_sections_stand_in_their_order_after_the_findings(whole: tuple[str, str]
     assert markdown.index("**2,430 tokens**") < markdown.index("## Figures")
 
 
+def test_experiments_of_different_models_stand_side_by_side_each_with_its_pair(
+    cpu_records: list[Record], training_records: list[Record], tmp_path: Path
+) -> None:
+    page, markdown = report_of([*cpu_records, *training_records], tmp_path)
+    matching = markdown.partition("## How the pair is matched")[2].partition("## What ran")[0]
+    assert re.findall(r"^### (.*)$", matching, flags=re.MULTILINE) == ["latency, memory", "training_cost"]
+    assert matching.count("Parameters without embedding and head differ by") == 2
+    assert "| chunkwise RetNet |" in matching
+    gate = markdown.partition("## The gate")[2].partition("## Environment")[0]
+    assert re.findall(r"^### (.*)$", gate, flags=re.MULTILINE) == ["latency, memory", "training_cost"]
+    assert "may not be pooled" not in markdown
+    for figure in ("latency_decode_batch1", "training_cost"):
+        assert figure in page
+
+
 def test_the_page_needs_nothing_but_itself(whole: tuple[str, str]) -> None:
     page = whole[0]
     assert "<script" not in page

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from retbench.plan import Plan
-from retbench.records import read_records
+from retbench.records import Status, read_records
 from retbench.running import events
-from retbench.running.ledger import Ledger, Pace
+from retbench.running.ledger import Ledger, Pace, Pair
 from retbench.running.protocol import RunInfo
 
 Planner = Callable[..., Plan]
@@ -21,15 +21,15 @@ class Listener:
         self.heard.append(event)
 
 
-def make(plan: Plan, run_info: RunInfo, path: Path, done: set[tuple[str, int]] | None = None) -> Ledger:
-    return Ledger(plan, run_info, path, done or set(), Listener())
+def make(plan: Plan, run_info: RunInfo, path: Path, done: dict[Pair, Status] | None = None) -> Ledger:
+    return Ledger(plan, run_info, path, done or {}, Listener())
 
 
 def test_what_is_on_disk_is_skipped(plan_of: Planner, run_info: RunInfo, tmp_path: Path) -> None:
     plan = plan_of("rounds=3")
     cell = plan.cells[0]
-    book = make(plan, run_info, tmp_path / "a.jsonl", {(cell.cell_id, 1), ("of another plan", 0)})
-    assert (book.total, book.skipped) == (12, 1)
+    book = make(plan, run_info, tmp_path / "a.jsonl", {(cell.cell_id, 1): "ok", ("of another plan", 0): "ok"})
+    assert (book.total, book.skipped) == (12, {"ok": 1})
     assert book.progress == events.Progress(1, 12, None)
     assert cell not in book.visiting_order("retnet", 1)
     assert cell in book.visiting_order("retnet", 0)
@@ -86,7 +86,7 @@ def test_a_refusal_is_recorded_for_every_round_left(
     plan_of: Planner, run_info: RunInfo, tmp_path: Path
 ) -> None:
     plan = plan_of("rounds=3")
-    book = make(plan, run_info, tmp_path / "a.jsonl", {(plan.cells[0].cell_id, 1)})
+    book = make(plan, run_info, tmp_path / "a.jsonl", {(plan.cells[0].cell_id, 1): "ok"})
     book.environment = {"machine": "box"}
     book.refuse(plan.cells[:2], "oom", "too large")
     records, problems = read_records(tmp_path)
@@ -122,7 +122,7 @@ def test_nobody_is_blamed_for_a_cell_whose_record_is_on_disk(
 
 def test_without_a_record_there_is_no_file(plan_of: Planner, run_info: RunInfo, tmp_path: Path) -> None:
     result = make(plan_of(), run_info, tmp_path / "a.jsonl").result(interrupted=True)
-    assert result == events.RunResult({}, 0, None, interrupted=True)
+    assert result == events.RunResult({}, {}, None, interrupted=True)
 
 
 def test_time_left_is_weighed_by_what_each_cell_took(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,3 +141,12 @@ def test_time_left_is_weighed_by_what_each_cell_took(monkeypatch: pytest.MonkeyP
     pace.note("c")
     assert pace.seconds_for([("c", 0)]) == pytest.approx(1.0)
     assert pace.seconds_for([]) == 0
+
+
+def test_what_could_not_be_done_before_counts_as_much_as_what_cannot_be_now() -> None:
+    from retbench.commands.run import exit_code
+
+    assert exit_code(events.RunResult({"ok": 2})) == 0
+    assert exit_code(events.RunResult({"ok": 2, "unsupported": 1})) == 3
+    assert exit_code(events.RunResult({}, {"ok": 2, "unsupported": 1})) == 3
+    assert exit_code(events.RunResult({}, {"ok": 2, "oom": 1})) == 0

@@ -47,7 +47,7 @@ def test_what_another_try_would_only_repeat_is_finished(
     tmp_path: Path, run_info: RunInfo, cell: Cell, status: Status, finished: bool
 ) -> None:
     put(tmp_path / "a.jsonl", run_info, cell, 2, status)
-    assert finished_pairs(tmp_path, HERE) == ({(cell.cell_id, 2)} if finished else set())
+    assert finished_pairs(tmp_path, HERE) == ({(cell.cell_id, 2): status} if finished else {})
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_a_record_of_other_code_versions_or_machine_does_not_count(
     tmp_path: Path, run_info: RunInfo, cell: Cell, change: dict[str, Any]
 ) -> None:
     put(tmp_path / "a.jsonl", run_info, cell, 0, "ok", FACTS | change)
-    assert finished_pairs(tmp_path, HERE) == set()
+    assert finished_pairs(tmp_path, HERE) == {}
 
 
 def test_every_run_s_file_counts_and_torn_lines_do_not(tmp_path: Path, run_info: RunInfo, cell: Cell) -> None:
@@ -74,8 +74,8 @@ def test_every_run_s_file_counts_and_torn_lines_do_not(tmp_path: Path, run_info:
     with open(tmp_path / "b.jsonl", "ab") as file:
         whole = (tmp_path / "a.jsonl").read_bytes()
         file.write(whole[: len(whole) // 2])
-    assert finished_pairs(tmp_path, HERE) == {(cell.cell_id, 0), (cell.cell_id, 1)}
-    assert finished_pairs(tmp_path / "not there", HERE) == set()
+    assert finished_pairs(tmp_path, HERE) == {(cell.cell_id, 0): "ok", (cell.cell_id, 1): "ok"}
+    assert finished_pairs(tmp_path / "not there", HERE) == {}
 
 
 def test_the_latest_status_in_a_file_is_found(tmp_path: Path, run_info: RunInfo, cell: Cell) -> None:

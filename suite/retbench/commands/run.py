@@ -33,7 +33,7 @@ def carry_out(plan: Plan, out: Path, *, fresh: bool, as_json: bool) -> int:
                 "experiment": plan.experiment.name,
                 "profile": plan.profile_name,
                 "counts": result.counts,
-                "skipped": result.skipped,
+                "skipped": sum(result.skipped.values()),
                 "records": str(result.path) if result.path else None,
                 "interrupted": result.interrupted,
             }
@@ -44,12 +44,12 @@ def carry_out(plan: Plan, out: Path, *, fresh: bool, as_json: bool) -> int:
 
 
 def exit_code(result: RunResult) -> int:
-    """The exit code that tells how a run went."""
+    """The exit code that tells how a run went; what it found on disk already counts as much."""
     if result.interrupted:
         return INTERRUPTED
     if FAILURES & result.counts.keys():
         return FAILED
-    return UNSUPPORTED if "unsupported" in result.counts else 0
+    return UNSUPPORTED if "unsupported" in {*result.counts, *result.skipped} else 0
 
 
 def _print_results(plan: Plan, out: Path) -> None:

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 RetentionForm = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
@@ -165,15 +166,27 @@ class _DecayFactors(NamedTuple):
 def _decay_factors(log_decay: Tensor, length: int, wide: torch.dtype) -> _DecayFactors:
     """The decay factors of a chunk of `length` tokens."""
     summed = _summed(log_decay, length)
-    later = torch.ones(length, length, dtype=torch.bool, device=log_decay.device).triu(1)
-    between = summed[..., :, None] - summed[..., None, :]  # (., H, C, C)
+    if log_decay.dim() == 1:
+        within = _fixed_decay_matrix(log_decay, length, wide)
+    else:
+        later = torch.ones(length, length, dtype=torch.bool, device=log_decay.device).triu(1)
+        between = summed[..., :, None] - summed[..., None, :]  # (B, H, C, C)
+        within = _exp(between.masked_fill(later, -math.inf), wide)
     end = summed[..., -1:]
     return _DecayFactors(
-        within=_exp(between.masked_fill(later, -math.inf), wide),
+        within=within,
         since_start=_exp(summed, wide)[..., None],
         until_end=_exp(end - summed, wide)[..., None],
         total=_exp(end, wide)[..., None],
     )
+
+
+def _fixed_decay_matrix(log_decay: Tensor, length: int, wide: torch.dtype) -> Tensor:
+    """Powers of decays (H,) from key j to query i, (1, H, C, C): each is formed once, for it depends on i - j alone."""
+    distances = torch.arange(length - 1, -1, -1, device=log_decay.device, dtype=torch.float64)
+    powers = _exp(log_decay.double()[:, None] * distances, wide)  # (H, C), the farthest first
+    padded = F.pad(powers, (0, length - 1))  # and zeros for what comes later than the query
+    return padded.unfold(-1, length, 1).flip(-2)[None]
 
 
 def _summed(log_decay: Tensor, length: int) -> Tensor:

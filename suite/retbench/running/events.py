@@ -34,13 +34,13 @@ class RunResult:
 
     Attributes:
         counts: Records written in this run by status.
-        skipped: (cell, round) pairs that were on disk already.
+        skipped: (cell, round) pairs that were on disk already, by status.
         path: The run's record file; None when nothing was written.
         interrupted: Whether SIGINT or SIGTERM ended it; everything measured before is on disk.
     """
 
     counts: dict[Status, int] = field(default_factory=dict)
-    skipped: int = 0
+    skipped: dict[Status, int] = field(default_factory=dict)
     path: Path | None = None
     interrupted: bool = False
 

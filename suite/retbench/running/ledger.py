@@ -2,7 +2,8 @@
 
 import random
 import time
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,12 +52,12 @@ class Ledger:
         plan: The plan.
         run: What records say about this run.
         path: The run's own record file.
-        done: Pairs that are on disk already.
+        done: Pairs that are on disk already, with their status.
         observer: Told of every change.
     """
 
     def __init__(
-        self, plan: Plan, run: RunInfo, path: Path, done: set[Pair], observer: events.Observer
+        self, plan: Plan, run: RunInfo, path: Path, done: Mapping[Pair, Status], observer: events.Observer
     ) -> None:
         self.plan = plan
         self.run = run
@@ -69,8 +70,8 @@ class Ledger:
         self._pace = Pace()
         everything = {(cell.cell_id, number) for cell in plan.cells for number in range(plan.rounds_of(cell))}
         self.total = len(everything)
-        self._pending = everything - done
-        self.skipped = self.total - len(self._pending)
+        self._pending = everything - done.keys()
+        self.skipped = Counter(done[pair] for pair in everything & done.keys())
 
     @property
     def progress(self) -> events.Progress:
@@ -82,7 +83,7 @@ class Ledger:
     def result(self, *, interrupted: bool) -> events.RunResult:
         """What the run has come to so far."""
         path = self.path if self.counts else None
-        return events.RunResult(dict(self.counts), self.skipped, path, interrupted)
+        return events.RunResult(dict(self.counts), dict(self.skipped), path, interrupted)
 
     def tell(self, event: events.Event) -> None:
         """Pass an event on."""

@@ -31,14 +31,14 @@ def identity_of(record: Record) -> Identity | None:
         return None
 
 
-def finished_pairs(folder: Path, identity: Identity) -> set[tuple[str, int]]:
-    """Every (cell_id, round) in the record files of `folder` that the same command need not measure again.
+def finished_pairs(folder: Path, identity: Identity) -> dict[tuple[str, int], Status]:
+    """Every (cell_id, round) in the record files of `folder` that the same command need not measure again: its status.
 
     Lines that cannot be read (torn, or of another schema) count as not there.
     """
     records, _ = read_records(folder)
     return {
-        (record.cell_id, record.round)
+        (record.cell_id, record.round): record.status
         for record in records
         if record.status in FINAL and identity_of(record) == identity
     }
