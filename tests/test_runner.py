@@ -103,7 +103,8 @@ def test_a_run_measures_every_cell_and_a_second_one_nothing(tmp_path: Path) -> N
         assert one.environment["text"]
         assert one.environment["threads"] == 1
         assert one.environment["flush_denormal"]
-        assert one.absent["energy_per_token_j"] == "the device is a CPU"
+        if one.workload in {"decode", "prefill"}:
+            assert one.absent["energy_per_token_j"] == "the device is a CPU"
         assert one.command == plan.command
     assert not list(out.rglob(".states"))
     assert observer.kinds() == {
@@ -202,7 +203,7 @@ def test_what_failed_is_tried_again_and_nothing_else(
     before = len(records_in(out))
     observer = Observer()
     result = run_plan(plan_for(path), out, fresh=False, observer=observer)
-    assert result == RunResult({"ok": 3}, {"ok": 2}, result.path, interrupted=False)
+    assert result == RunResult({"ok": 3}, {"ok": 1, "oom": 1}, result.path, interrupted=False)
     tried = [
         event.cell.point.context_len for event in observer.heard if isinstance(event, events.CellStarted)
     ]

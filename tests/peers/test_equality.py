@@ -86,7 +86,7 @@ def test_torchscale_decoding_returns_to_a_mark() -> None:
 def test_llama_prefill_and_decode(num_kv_heads: int) -> None:
     config = LLAMA.model_copy(update={"num_kv_heads": num_kv_heads})
     outcomes = list(equality.llama_pair_equality(config, 133, 9))
-    assert len(outcomes) == 3  # reference, sdpa and the decode
+    assert len(outcomes) == 4  # reference, sdpa, products and the decode
     assert all(outcome.holds for outcome in outcomes), outcomes
 
 
@@ -104,7 +104,7 @@ def test_llama_generate_gives_a_time_for_each_token_but_the_first() -> None:
 @needs_transformers
 def test_gpt_neox() -> None:
     outcomes = list(equality.gpt_neox_equality(GPT, 133))
-    assert len(outcomes) == 3
+    assert len(outcomes) == 4
     assert all(outcome.holds for outcome in outcomes), outcomes
 
 
