@@ -7,8 +7,9 @@ from pydantic import Field
 
 from retbench import matching
 from retbench.architectures import ModelConfig
-from retbench.config import FLA_CHUNK_SIZE, Dtype, Experiment, ModelSpec, RetNetSpec, Strict
+from retbench.config import FLA_CHUNK_SIZE, Dtype, Experiment, ModelSpec, RetNetSpec
 from retbench.records import Point
+from retbench.strict import Strict
 
 
 class Settings(Strict):

@@ -12,9 +12,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from retbench.errors import ConfigError, unknown_name
+from retbench.strict import Strict
 
 Dtype = Literal["float64", "float32", "bfloat16", "float16"]
 DTYPE_BYTES: dict[str, int] = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
@@ -26,12 +27,6 @@ FLA_CHUNK_SIZE = 64
 """Tokens of a chunk in flash-linear-attention's kernels (`fla/ops/simple_gla/chunk.py`)."""
 AttentionBackend = Literal["reference", "sdpa", "products", "flash"]
 FfnWidth = Literal["matched", "published"] | Annotated[int, Field(ge=8)]
-
-
-class Strict(BaseModel):
-    """Base of all configuration: immutable, and unknown fields are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class RetNetSpec(Strict):

@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter, ValidationError
 
 from retbench.cells import Cell
-from retbench.config import Strict
 from retbench.records import Ceilings, Gate, Status
+from retbench.strict import Strict
 
 Task = Literal["prepare", "measure", "ceilings"]
 
