@@ -15,11 +15,25 @@ PACKAGE = Path(retbench.__file__).parent
 # Lowest first; a module may import from its own layer and from those before it.
 LAYERS: list[set[str]] = [
     {"__init__", "errors", "units"},
-    {"config", "sizes", "architectures", "costs", "matching", "cells", "records"},
+    {
+        "strict",
+        "config",
+        "protocols",
+        "recipes",
+        "sizes",
+        "architectures",
+        "costs",
+        "matching",
+        "cells",
+        "records",
+        "documents",
+    },
     {"models"},
     {"data"},
+    {"checkpoints"},
+    {"evaluation"},
     {"training", "workloads"},
-    {"plan", "running", "runner", "worker"},
+    {"plan", "estimates", "running", "runner", "worker"},
     {"cli", "commands", "progress", "__main__"},
 ]
 # Beside the layers: what these may import from the package, themselves apart. Measuring sees callables, not models;

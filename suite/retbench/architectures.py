@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter, model_validator
 
-from retbench.config import Decay, RetNetVariant, Strict, TransformerVariant
+from retbench.config import Decay, RetNetVariant, TransformerVariant
+from retbench.strict import Strict
 
 Layout = Literal["half", "interleaved"]
 """Which values of a head are the pairs that a rotary position turns; see `models.position`."""
