@@ -194,7 +194,10 @@ def test_a_tokenizer_of_the_hub_is_that_of_its_files(
         load_tokenizer("hub:owner/name/config")
 
 
-def test_offline_the_libraries_themselves_are_understood(tmp_path: Path) -> None:
+@pytest.mark.parametrize("setting", [{"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}])
+def test_without_a_network_the_libraries_themselves_are_understood(
+    tmp_path: Path, setting: dict[str, str]
+) -> None:
     pytest.importorskip("datasets")
     code = (
         "from retbench.data.corpora import load_corpus\n"
@@ -206,7 +209,7 @@ def test_offline_the_libraries_themselves_are_understood(tmp_path: Path) -> None
         "    except UnsupportedError as error:\n"
         "        print(error)\n"
     )
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+    environment = {**os.environ, **setting, "HF_HOME": str(tmp_path)}
     done = subprocess.run(
         [sys.executable, "-c", code], check=True, capture_output=True, text=True, env=environment
     )

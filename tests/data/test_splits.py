@@ -45,7 +45,11 @@ def test_every_document_has_a_split_and_none_is_empty(names: list[str]) -> None:
 def test_the_split_of_a_name_never_changes() -> None:
     found = splits.hashed_splits([f"{number}.txt" for number in range(20)])
     assert [name for name, split in found.items() if split != "train"] == ["1.txt", "14.txt"]
-    assert [splits.hashed_split(f"train/{number}") for number in (0, 15, 18)] == ["train", "train", "validation"]
+    assert [splits.hashed_split(f"train/{number}") for number in (0, 15, 18)] == [
+        "train",
+        "train",
+        "validation",
+    ]
 
 
 def test_single_documents_are_split_in_expectation() -> None:
