@@ -227,11 +227,11 @@ class _Run:
         rows = torch.tensor([row for _, row in batch], device=self.model.device)
         return state.gather(rows, capacity)
 
-    def _score(
-        self, features: Tensor, batch: Sequence[tuple[Branch, int]], start: int, end: int
-    ) -> None:
+    def _score(self, features: Tensor, batch: Sequence[tuple[Branch, int]], start: int, end: int) -> None:
         """Add what the positions start .. end - 1 of each branch say about the token after them."""
-        places: dict[tuple[int, int], int] = {}  # (row, position) to its row of logits: members share positions
+        places: dict[
+            tuple[int, int], int
+        ] = {}  # (row, position) to its row of logits: members share positions
         owners: list[int] = []
         targets: list[int] = []
         logit_rows: list[int] = []
