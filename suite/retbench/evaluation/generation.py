@@ -12,7 +12,12 @@ IsDone = Callable[[Sequence[int]], bool]
 
 @torch.inference_mode()
 def generate_greedy(
-    model: Decoder, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, is_done: IsDone
+    model: Decoder,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    is_done: IsDone,
+    vocab_size: int | None = None,
 ) -> list[list[int]]:
     """The likeliest tokens one after another, for prompts of one length.
 
@@ -21,6 +26,7 @@ def generate_greedy(
         prompts: Tokens of each, all of one length and none empty: a state takes no padding.
         max_new_tokens: Tokens after which a continuation ends in any case.
         is_done: Asked after every token; the token that ends a continuation is part of it.
+        vocab_size: Tokens that there are, where the model has room for more; None for all of the model's.
 
     Raises:
         ValueError: prompts of different lengths, or empty ones.
@@ -34,7 +40,7 @@ def generate_greedy(
     found: list[list[int]] = [[] for _ in prompts]
     going = [True] * len(prompts)
     for step in range(max_new_tokens):
-        tokens = logits[:, -1].argmax(dim=-1)  # (B,)
+        tokens = logits[:, -1, :vocab_size].argmax(dim=-1)  # (B,)
         for row, token in enumerate(tokens.tolist()):
             if going[row]:
                 found[row].append(token)

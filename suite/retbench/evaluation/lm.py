@@ -7,21 +7,19 @@ only the computing is ours (`scoring`). Importing this module imports lm-eval.
 from collections import defaultdict
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
+from retbench.data.tokenizers import Tokenizer
 from retbench.errors import ConfigError, UnsupportedError
 from retbench.evaluation.generation import generate_greedy
 from retbench.evaluation.prefixes import MIN_SAVED
 from retbench.evaluation.scoring import BATCH_TOKENS, Progress, Request, Scorer
 from retbench.models.decoder import Decoder
-
-if TYPE_CHECKING:
-    from retbench.data.tokenizers import Tokenizer
 
 MAX_GEN_TOKENS = 256
 """New tokens of a generation whose task sets no number: HFLM's."""
@@ -52,7 +50,7 @@ class DecoderLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no type inform
     def __init__(
         self,
         model: Decoder,
-        tokenizer: "Tokenizer",
+        tokenizer: Tokenizer,
         *,
         max_length: int,
         batch_tokens: int = BATCH_TOKENS,
@@ -99,14 +97,15 @@ class DecoderLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no type inform
     @property
     def eot_token_id(self) -> int | None:
         """The tokenizer's end mark."""
-        return self.tokenizer.eos_token_id
+        token: int | None = self.tokenizer.eos_token_id
+        return token
 
     @property
     def prefix_token_id(self) -> int:
         """What stands before a text that has no context: the first-token mark, else the end mark, as HFLM has it."""
-        for token in (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id):
-            if token is not None:
-                return token
+        for mark in (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id):
+            if mark is not None:
+                return int(mark)
         raise ConfigError(
             f"tokenizer '{self.tokenizer.name}' has neither a first-token nor an end mark, so nothing can stand before "
             "a text without context, as this task has them. Use a tokenizer with one."
@@ -131,9 +130,11 @@ class DecoderLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no type inform
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
         """Tokens of a text; with the first-token mark where `add_bos` asks for it and the call does not refuse it."""
         tokens = list(self._encode(string))
+        wanted = self.add_bos if add_special_tokens is None else add_special_tokens and self.add_bos
         bos = self.tokenizer.bos_token_id
-        with_bos = self.add_bos if add_special_tokens is None else add_special_tokens and self.add_bos
-        return [bos, *tokens] if with_bos and tokens[:1] != [bos] else tokens
+        if not wanted or bos is None or tokens[:1] == [bos]:
+            return tokens
+        return [bos, *tokens]
 
     def loglikelihood_rolling(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[float]:
         """Log-likelihood of whole texts, nats, in lm-eval's windows: disjoint, the last with full context."""
@@ -236,4 +237,4 @@ class DecoderLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no type inform
         self.num_truncated += scored.num_truncated
         self.num_input_tokens += scored.num_input_tokens
         self.num_computed_tokens += scored.num_computed_tokens
-        return [tuple(score) for score in scored.scores]
+        return [(score.loglikelihood, score.is_greedy) for score in scored.scores]

@@ -9,6 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
+from retbench.data.places import data_folder
 from retbench.errors import ConfigError, UnsupportedError
 from retbench.evaluation.catalogue import TASKS, TaskEntry, find_task
 from retbench.evaluation.layouts import LocalSplit, find_layouts, looked_for, read_local
@@ -65,7 +66,7 @@ def load_task(
 
     Args:
         name: In the catalogue.
-        data_dir: Folder to look for local files in; see `layouts`.
+        data_dir: Folder to look for local files in, see `layouts`; that of RETBENCH_DATA when None.
         num_fewshot: Examples before each document.
         seed: Of their draw.
         fewshot_sampler: How they are drawn.
@@ -75,6 +76,7 @@ def load_task(
         UnsupportedError: neither local files nor the hub has the data.
     """
     entry = find_task(name)
+    data_dir = data_folder(data_dir)
     if num_fewshot and not entry.takes_shots:
         raise ConfigError(
             f"task {name} scores whole texts; it takes no examples, and num_fewshot is {num_fewshot}."
@@ -111,6 +113,7 @@ def load_task(
 
 def task_rows(data_dir: Path | None = None) -> list[tuple[str, str, str]]:
     """Every task: its name, the paper it is from, and "local", "hub" or the reason why it cannot be run."""
+    data_dir = data_folder(data_dir)
     rows = []
     for entry in TASKS.values():
         if data_dir is not None and _has_documents(entry, data_dir):

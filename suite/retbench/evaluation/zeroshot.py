@@ -120,7 +120,7 @@ def evaluate(
     Args:
         lm: The model.
         task_name: In the catalogue.
-        data_dir: Folder to look for local files in.
+        data_dir: Folder to look for local files in; that of RETBENCH_DATA when None.
         limit: The first so many documents; None for all.
         num_fewshot: Examples before each document.
         seed: Of their draw.
