@@ -6,28 +6,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retbench.evaluation.scoring import Request, Scorer
-from retbench.models.build import build_model
-from tests.models.cases import CASES, backends_of, config_of
+from tests.evaluation.conftest import small_model
+from tests.models.cases import CASES
 
 MODELS = ["fla", "paper", "fla-gated", "llama", "llama-grouped-query"]
 
 
-def build(case, seed=0):
-    """A model whose logits differ enough to rank tokens."""
-    model = build_model(
-        config_of(case),
-        dtype=torch.float32,
-        device="cpu",
-        seed=seed,
-        backend=backends_of(case)[1],
-        chunk_size=8,
-    )
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for weight in model.parameters():
-            if weight.dim() > 1:
-                weight.add_(torch.randn(weight.shape, generator=generator), alpha=weight.shape[-1] ** -0.5)
-    return model
+def build(case):
+    """In float64, so that a wrong token shows and rounding does not."""
+    return small_model(case, chunk_size=8, dtype=torch.float64)
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -40,7 +27,7 @@ def model(request):
 def score_alone(model, request, max_length):
     """By the definition, from one pass over one request."""
     tokens = [*request.context, *request.continuation][-(max_length + 1) :]
-    logits = model(torch.tensor([tokens[:-1]]))[0].double()
+    logits = model(torch.tensor([tokens[:-1]]))[0]
     wanted = torch.tensor(request.continuation)
     scored = logits[-len(wanted) :]
     total = scored.log_softmax(-1).gather(1, wanted[:, None]).sum().item()
@@ -51,7 +38,7 @@ def check(model, requests, max_length=64, **settings):
     found = Scorer(model, max_length=max_length, **settings).score(requests)
     for score, request in zip(found.scores, requests, strict=True):
         total, is_greedy = score_alone(model, request, max_length)
-        assert score.loglikelihood == pytest.approx(total, rel=2e-5, abs=2e-5)
+        assert score.loglikelihood == pytest.approx(total, rel=1e-9, abs=1e-9)
         assert score.is_greedy == is_greedy
     return found
 

@@ -4,6 +4,7 @@ Below a data folder the first layout of a split whose files are all there is rea
 collections that the files come from; `TASK/SPLIT.jsonl` with the hub's own fields always works.
 """
 
+import csv
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,18 @@ from retbench.evaluation import readers
 
 Row = dict[str, Any]
 SPLITS = ("train", "validation", "test")
+DAMAGED = (
+    KeyError,
+    IndexError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    OSError,
+    EOFError,
+    SyntaxError,
+    csv.Error,
+)
+"""What readers raise over a file that is not what its place says; a SyntaxError is one of XML."""
 
 
 class Layout(NamedTuple):
@@ -59,6 +72,7 @@ def _lines(split: str, file: str, convert: Callable[[Row], Row] | None = None, n
 
 _NO_TITLES = "passages lack the title that the hub's aps/super_glue puts before them, so prompts are shorter"
 _NO_PRONOUNS = "pronouns are masked, so options after a possessive pronoun lack their 's"
+_RESPELT = "options are spelt to fit their sentences, which the hub's are not"
 
 LAYOUTS: dict[str, tuple[Layout, ...]] = {
     "hellaswag": (_arrow("hellaswag/none"),),
@@ -73,7 +87,7 @@ LAYOUTS: dict[str, tuple[Layout, ...]] = {
     ),
     "wsc273": (
         Layout("test", ("wsc273/WSCollection.xml",), readers.read_winograd_xml),
-        _lines("test", "wsc273/winograd_wsc.jsonl", readers.foundry_winograd_row),
+        _lines("test", "wsc273/winograd_wsc.jsonl", readers.foundry_winograd_row, _RESPELT),
         Layout("test", ("wsc273/wsc273.txt",), readers.read_winograd_text, _NO_PRONOUNS),
     ),
     "winogrande": (
@@ -128,7 +142,7 @@ def read_local(task: str, data_dir: Path) -> dict[str, LocalSplit]:
     for split, (layout, paths) in find_layouts(task, data_dir).items():
         try:
             rows = layout.read(*paths)
-        except (KeyError, IndexError, ValueError, TypeError, AttributeError, OSError) as error:
+        except DAMAGED as error:
             raise ConfigError(
                 f"{paths[0]}: cannot be read as the {split} split of {task} ({type(error).__name__}: {error}). "
                 "Fetch the file anew, or take it away to use another source."

@@ -210,7 +210,13 @@ class DecoderLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no type inform
             text = self.tokenizer.decode(tokens)
             return any(stop in text for stop in until)
 
-        found = generate_greedy(self.model, prompts, max_new_tokens=settings["max_gen_toks"], is_done=is_done)
+        found = generate_greedy(
+            self.model,
+            prompts,
+            max_new_tokens=settings["max_gen_toks"],
+            is_done=is_done,
+            vocab_size=self.tokenizer.vocab_size,
+        )
         kept = [tokens[:-1] if tokens[-1] == eos else tokens for tokens in found]
         return [postprocess_generated_text(self.tokenizer.decode(tokens), until, None) for tokens in kept]
 

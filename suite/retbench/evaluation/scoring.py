@@ -258,7 +258,8 @@ class _Run:
         likeliest = torch.empty(len(targets), dtype=torch.bool)
         step = max(1, LOGITS_AT_ONCE // self.model.config.vocab_size)
         for first in range(0, len(chosen), step):
-            logits = self.model.head(chosen[first : first + step]).float()
+            logits = self.model.head(chosen[first : first + step])
+            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
             found = ((logit_rows >= first) & (logit_rows < first + step)).nonzero().flatten()
             rows = (logit_rows[found] - first).to(logits.device)
             wanted = targets[found].to(logits.device)
