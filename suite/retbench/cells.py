@@ -63,7 +63,7 @@ def expand(experiment: Experiment, profile_name: str, settings: Settings) -> lis
             size=spec.size or profile.size,
             model=models[name],
             backend=spec.backend,
-            chunk_size=_chunk_size(spec),
+            chunk_size=chunk_size(spec),
             workload=workload,
             point=Point(batch_size=batch_size, context_len=context_len),
             settings=settings,
@@ -75,11 +75,16 @@ def expand(experiment: Experiment, profile_name: str, settings: Settings) -> lis
     ]
 
 
-def _chunk_size(spec: ModelSpec) -> int | None:
+def chunk_size(spec: ModelSpec) -> int | None:
     """Tokens of a chunk; that of fla's kernels, which is their own, where they run."""
     if not isinstance(spec, RetNetSpec):
         return None
     return FLA_CHUNK_SIZE if spec.backend == "fla" else spec.chunk_size
+
+
+def form_chunk(backend: str, chunk: int | None) -> int | None:
+    """Chunk by which a form's operations are counted: one token of the recurrent form, None for the parallel form."""
+    return {"parallel": None, "recurrent": 1}.get(backend, chunk)
 
 
 def resolve_models(experiment: Experiment, profile_name: str) -> dict[str, ModelConfig]:

@@ -6,7 +6,7 @@ reported.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pydantic import ValidationError
 
@@ -24,13 +24,20 @@ TORCHSCALE_FFN = {512: 864, 1024: 1728, 2048: 3456, 2560: 4280, 4096: 6912, 5120
 """Feed-forward and value width by d_model: examples/fairseq/models/retnet.py of torchscale."""
 
 
-def resolve_model(spec: ModelSpec, default_size: str) -> ModelConfig:
+def resolve_model(spec: ModelSpec, default_size: str, *, vocab_size: int | None = None) -> ModelConfig:
     """The full configuration of one entry of `[models]`.
+
+    Args:
+        spec: The entry.
+        default_size: A name in `sizes`, for an entry that names none.
+        vocab_size: Of the tokenizer that the model is trained with; that of the size when None.
 
     Raises:
         ConfigError: unknown size, or head counts that do not fit the width.
     """
     size = find_size(spec.size or default_size)
+    if vocab_size is not None:
+        size = replace(size, vocab_size=vocab_size)
     if isinstance(spec, RetNetSpec) and spec.head_dim and size.d_model % spec.head_dim:
         raise ConfigError(
             f"head_dim is {spec.head_dim}, which does not divide d_model {size.d_model} of size "
