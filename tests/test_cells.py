@@ -95,7 +95,8 @@ def test_the_id_tells_any_two_lengths_apart(first: int, second: int) -> None:
 
 def test_the_pair_id_changes_with_either_side() -> None:
     def pair(*overrides: str) -> str:
-        return pair_id(resolve_models(load_experiment("latency", overrides, profile="smoke"), "smoke"))
+        experiment = load_experiment("latency", overrides, profile="smoke")
+        return pair_id(resolve_models(experiment, "smoke"))
 
     ids = {
         pair(),

@@ -15,8 +15,8 @@ def test_reads_a_file_with_its_defaults(tiny_experiment: Path) -> None:
     assert experiment.name == "tiny"
     profile = experiment.profile("smoke")
     assert (profile.dtype, profile.seed, profile.cuda_graph) == ("float32", 0, False)
-    assert profile.workloads["decode"].context_len == (64, 128)
-    assert profile.workloads["decode"].batch_size == (1,)
+    assert profile.workloads.decode.context_len == (64, 128)
+    assert profile.workloads.decode.batch_size == (1,)
 
 
 def test_a_name_finds_the_shipped_file() -> None:
@@ -110,7 +110,7 @@ def test_overrides_reach_models_and_workloads() -> None:
         profile="smoke",
     )
     assert experiment.models["retnet"].variant == "torchscale"
-    assert experiment.profile("smoke").workloads["decode"].context_len == (7,)
+    assert experiment.profile("smoke").workloads.decode.context_len == (7,)
     assert experiment.profile("smoke").size == "1m"
 
 
@@ -174,3 +174,9 @@ def test_listed_experiments_are_files_called_after_themselves() -> None:
     experiments = list_experiments()
     assert {"latency", "memory"} <= set(experiments)
     assert all(path.is_file() and path.stem == name for name, path in experiments.items())
+
+
+def test_a_batch_size_that_is_to_be_found_cannot_be_given(tiny_experiment: Path) -> None:
+    search = ["workloads.largest_batch.context_len=[64]", "workloads.largest_batch.batch_size=[1, 8]"]
+    with pytest.raises(ConfigError, match=r"batch_size is \[1, 8\] in workload 'largest_batch', which finds"):
+        load_experiment(str(tiny_experiment), search, profile="smoke")

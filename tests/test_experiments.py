@@ -61,7 +61,7 @@ def test_every_profile_resolves_and_matches(name: str, profile: str) -> None:
 def test_timed_profiles_have_the_rounds_that_an_interval_needs(name: str, profile: str) -> None:
     experiment = load_experiment(name)
     chosen = experiment.profile(profile)
-    timed = chosen.workloads.keys() - {"memory"}
+    timed = chosen.workloads.grids.keys() - {"memory"}
     # A smoke run of more than a pair would not end within its 45 seconds: it shows that everything works, once.
     smoke = 3 if len(experiment.models) == 2 else 1
     assert chosen.rounds >= (0 if not timed else smoke if profile == "smoke" else 5)

@@ -26,6 +26,7 @@ LAYERS: list[set[str]] = [
         "matching",
         "cells",
         "records",
+        "documents",
     },
     {"models"},
     {"data"},

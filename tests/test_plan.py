@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
-from retbench import costs, plan
+from retbench import costs, estimates, plan
 from retbench.errors import ConfigError, RetbenchError, UnsupportedError
+from retbench.estimates import estimate
 from retbench.measure.machine import usable_cores
-from retbench.plan import Plan, estimate, make_plan
+from retbench.plan import Plan, make_plan
 from retbench.records import Ceilings
 from retbench.running.devices import Device
 from retbench.running.locks import LOCK_DIR_VARIABLE
@@ -49,7 +50,7 @@ def test_dtype_limit_and_device_of_the_command_line_win(tiny_experiment: Path) -
     found = make(tiny_experiment, dtype="bfloat16", limit=1)
     assert {cell.settings.dtype for cell in found.cells} == {"bfloat16"}
     assert [cell.point.context_len for cell in found.cells] == [64, 64]
-    assert found.profile.workloads["decode"].context_len == (64,)
+    assert found.profile.workloads.decode.context_len == (64,)
 
 
 @pytest.mark.parametrize(("compiled", "flag"), [(True, "--compile"), (False, "--no-compile")])
@@ -105,7 +106,11 @@ def test_the_profile_fits_the_device(
         ({"overrides": ["cuda_graph=true"]}, UnsupportedError, "cuda_graph = true on a CPU"),
         ({"overrides": ["activation_checkpointing=true"]}, ConfigError, "(decode) computes gradients"),
         ({"overrides": ["threads=100000"]}, UnsupportedError, "threads is 100000"),
-        ({"overrides": ["workloads.decod.context_len=[1]"]}, ConfigError, "unknown workload 'decod'"),
+        (
+            {"overrides": ["workloads.decod.context_len=[1]"]},
+            ConfigError,
+            "has no field 'decod'. Did you mean 'decode'?",
+        ),
         ({"overrides": ["memory_limit_bytes=0"]}, ConfigError, "'profiles.smoke.memory_limit_bytes' is 0"),
         ({"overrides": ["models.retnet.ffn_dim=8"]}, ConfigError, "not matched"),
     ],
@@ -121,7 +126,7 @@ def test_what_cannot_work_is_refused_before_anything_runs(
 def test_an_estimate_grows_with_what_is_to_be_done(
     tiny_experiment: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plan, "_ask_ceilings", lambda _plan: CEILINGS)
+    monkeypatch.setattr(estimates, "_ask_ceilings", lambda _plan: CEILINGS)
     lengths = "workloads.decode.context_len=[4096, 32768]"
     found = {
         (one.cell.model_name, one.cell.point.context_len): one
@@ -141,7 +146,7 @@ def test_an_estimate_grows_with_what_is_to_be_done(
 def test_an_estimate_counts_one_streamed_sequence_whatever_the_batch(
     tiny_experiment: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plan, "_ask_ceilings", lambda _plan: CEILINGS)
+    monkeypatch.setattr(estimates, "_ask_ceilings", lambda _plan: CEILINGS)
     batches = ["workloads.decode.context_len=[32768]", "workloads.decode.batch_size=[1, 2]", "min_steps=1"]
     one, two = [
         item
@@ -149,7 +154,9 @@ def test_an_estimate_counts_one_streamed_sequence_whatever_the_batch(
         if item.cell.model_name == "retnet"
     ]
     streamed_s = (
-        costs.prefill_flops(one.cell.model, 1, 32768, 128) / CEILINGS.matmul_flops_per_s / plan.EFFICIENCY
+        costs.prefill_flops(one.cell.model, 1, 32768, 128)
+        / CEILINGS.matmul_flops_per_s
+        / estimates.EFFICIENCY
     )
     assert abs(one.seconds - two.seconds) == pytest.approx(streamed_s, rel=0.05)
 
@@ -157,7 +164,7 @@ def test_an_estimate_counts_one_streamed_sequence_whatever_the_batch(
 def test_an_estimate_of_the_largest_batch_is_of_all_the_memory(
     tiny_experiment: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plan, "_ask_ceilings", lambda _plan: CEILINGS)
+    monkeypatch.setattr(estimates, "_ask_ceilings", lambda _plan: CEILINGS)
     found = {}
     for limit in (10**8, 10**9):
         search = ["workloads.largest_batch.context_len=[4096]", f"memory_limit_bytes={limit}"]
@@ -178,7 +185,7 @@ def test_a_training_step_is_not_captured(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_an_estimate_of_training_tells_square_from_linear(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan, "_ask_ceilings", lambda _plan: CEILINGS)
+    monkeypatch.setattr(estimates, "_ask_ceilings", lambda _plan: CEILINGS)
     lengths = "workloads.training.context_len=[2048, 8192]"
 
     def grown(*overrides: str) -> dict[str, float]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from retbench.cells import pair_ids
 from retbench.measure.environment import code_revision
 from retbench.plan import Plan, make_plan
 from retbench.running.protocol import Ended, Failed, Hello, Job, Measured, Message, RunInfo, Task, decode
@@ -29,7 +30,7 @@ def make_job(plan: Plan, folder: Path, *, task: Task = "ceilings", revision: str
         run_id="r",
         experiment="tiny",
         profile="smoke",
-        pair_id="p",
+        pair_ids=pair_ids(plan.subjects),
         command="retbench run tiny",
         code_revision=revision or code_revision(),
     )

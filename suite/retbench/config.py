@@ -12,9 +12,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, Field, ValidationError, field_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from retbench.errors import ConfigError, unknown_name
+from retbench.protocols import Length, PerplexitySpec, ZeroshotSpec, without_repeats
+from retbench.recipes import TrainingSpec
 from retbench.strict import Strict
 
 Dtype = Literal["float64", "float32", "bfloat16", "float16"]
@@ -29,15 +31,24 @@ AttentionBackend = Literal["reference", "sdpa", "products", "flash"]
 FfnWidth = Literal["matched", "published"] | Annotated[int, Field(ge=8)]
 
 
-class RetNetSpec(Strict):
+class _ModelSpec(Strict):
+    """What every `[models.NAME]` table may have."""
+
+    size: str | None = None
+    """A name in `retbench list --sizes`; the profile's size when absent."""
+    checkpoint: str | None = None
+    """A folder or a hub name of weights that are measured as they are; their configuration replaces the size's."""
+    revision: str | None = None
+    """Of a hub name; the one pinned in retbench, where there is one, when absent."""
+
+
+class RetNetSpec(_ModelSpec):
     """A `[models.NAME]` table with architecture = "retnet"."""
 
     architecture: Literal["retnet"]
     variant: RetNetVariant = "fla"
     """fla: SwiGLU, per-head RMSNorm with weights, value 2d. torchscale: SwiGLU with values as wide as it. paper:
     LayerNorm, GELU feed-forward, GroupNorm, value 2d. yoco: SwiGLU, value d, gated decay."""
-    size: str | None = None
-    """A name in `retbench list --sizes`; the profile's size when absent."""
     ffn_dim: FfnWidth = "matched"
     decay: Decay | None = None
     """eq8: 1 - 2^(-5-h). paper: 1 - exp(linspace(log 1/32, log 1/512, H)), which the paper's models used. single:
@@ -55,13 +66,12 @@ class RetNetSpec(Strict):
     """Tokens of a chunk of the chunkwise form."""
 
 
-class TransformerSpec(Strict):
+class TransformerSpec(_ModelSpec):
     """A `[models.NAME]` table with architecture = "transformer"."""
 
     architecture: Literal["transformer"]
     variant: TransformerVariant = "llama"
     """llama: RMSNorm and SwiGLU. gpt: LayerNorm and a GELU feed-forward. Both: rotary positions, no biases."""
-    size: str | None = None
     ffn_dim: FfnWidth = "matched"
     num_kv_heads: int | None = Field(default=None, ge=1)
     """Key and value heads; fewer than the query heads is grouped-query attention."""
@@ -71,18 +81,51 @@ class TransformerSpec(Strict):
 ModelSpec = Annotated[RetNetSpec | TransformerSpec, Field(discriminator="architecture")]
 
 
-class WorkloadSpec(Strict):
-    """A `[profiles.P.workloads.KIND]` table: the points of one workload, as a grid."""
+class GridSpec(Strict):
+    """A `[profiles.P.workloads.KIND]` table of a workload that measures cost: its points, as a grid."""
 
-    context_len: tuple[Annotated[int, Field(ge=1)], ...] = Field(min_length=1)
-    batch_size: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(1,), min_length=1)
+    context_len: tuple[Length, ...] = Field(min_length=1)
+    batch_size: tuple[Length, ...] = Field(default=(1,), min_length=1)
 
-    @field_validator("context_len", "batch_size")
-    @classmethod
-    def _distinct(cls, values: tuple[int, ...]) -> tuple[int, ...]:
-        if len(set(values)) < len(values):
-            raise ValueError("a value stands in it twice; a point is measured once")
-        return values
+    _distinct = field_validator("context_len", "batch_size")(without_repeats)
+
+
+class Workloads(Strict):
+    """The tables `[profiles.P.workloads.*]`."""
+
+    decode: GridSpec | None = None
+    prefill: GridSpec | None = None
+    memory: GridSpec | None = None
+    training: GridSpec | None = None
+    """What a step of training costs; what a model is trained on is `[profiles.P.training]`."""
+    largest_batch: GridSpec | None = None
+    perplexity: PerplexitySpec | None = None
+    zeroshot: ZeroshotSpec | None = None
+
+    @property
+    def grids(self) -> dict[str, GridSpec]:
+        """The workloads that measure cost, by name."""
+        return {name: spec for name, spec in self if isinstance(spec, GridSpec)}
+
+    @property
+    def present(self) -> tuple[str, ...]:
+        """Names of all that the profile has."""
+        return tuple(name for name, spec in self if spec is not None)
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> "Workloads":
+        if not self.present:
+            raise ValueError(f"there is no workload; add one of {', '.join(type(self).model_fields)}")
+        return self
+
+    @model_validator(mode="after")
+    def _finds_batch(self) -> "Workloads":
+        if self.largest_batch and self.largest_batch.batch_size != (1,):
+            raise ValueError(
+                f"batch_size is {list(self.largest_batch.batch_size)} in workload 'largest_batch', which finds the "
+                "batch size itself; remove the field"
+            )
+        return self
 
 
 class Profile(Strict):
@@ -111,7 +154,19 @@ class Profile(Strict):
     The equality gate is not held to it."""
     allow_mismatch: bool = False
     """Run a pair whose non-embedding parameters differ by more than 1 %."""
-    workloads: dict[str, WorkloadSpec] = Field(min_length=1)
+    training: TrainingSpec | None = None
+    """What `retbench train` trains; quality is then measured of the models that it left."""
+    trained_by: str | None = Field(default=None, pattern=r"^[^/]+/[^/]+$")
+    """EXPERIMENT/PROFILE whose trained models are measured, where they are those of another file."""
+    workloads: Workloads
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "Profile":
+        if self.training and self.trained_by:
+            raise ValueError(
+                "it has a table 'training' and the field 'trained_by': its models have one origin"
+            )
+        return self
 
 
 class Experiment(Strict):

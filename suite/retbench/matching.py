@@ -25,12 +25,7 @@ TORCHSCALE_FFN = {512: 864, 1024: 1728, 2048: 3456, 2560: 4280, 4096: 6912, 5120
 
 
 def resolve_model(spec: ModelSpec, default_size: str, *, vocab_size: int | None = None) -> ModelConfig:
-    """The full configuration of one entry of `[models]`.
-
-    Args:
-        spec: The entry.
-        default_size: A name in `sizes`, for an entry that names none.
-        vocab_size: Of the tokenizer that the model is trained with; that of the size when None.
+    """The full configuration of one entry of `[models]`; with the size's vocabulary when `vocab_size` is None.
 
     Raises:
         ConfigError: unknown size, or head counts that do not fit the width.

@@ -4,12 +4,13 @@ A pair is trained fairly when both sides get the same tokens in the same order, 
 the same tuning: `TrainingSpec` has one grid of learning rates, and each side takes the best of its own runs over it.
 """
 
-from math import cos, pi
+from math import cos, pi, pow
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from retbench.errors import unknown_name
+from retbench.protocols import without_repeats
 from retbench.strict import Strict
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -52,7 +53,7 @@ class Recipe(Strict):
         )  # 1 at the end of the warm-up, 1 / steps at the last step
         match self.schedule:
             case "polynomial":
-                shape = left**self.decay_power
+                shape = pow(left, self.decay_power)
             case "cosine":
                 shape = (1 - cos(pi * left)) / 2
             case "constant":
@@ -118,12 +119,7 @@ class TrainingSpec(Strict):
     spike_ratio: float = Field(default=3.0, gt=1, allow_inf_nan=False)
     """A training loss of more than so many times the recent median, and above what guessing costs, ends the run."""
 
-    @field_validator("sizes", "learning_rates", "seeds", "tuning_sizes")
-    @classmethod
-    def _distinct(cls, values: tuple[object, ...]) -> tuple[object, ...]:
-        if len(set(values)) < len(values):
-            raise ValueError("a value stands in it twice")
-        return values
+    _distinct = field_validator("sizes", "learning_rates", "seeds", "tuning_sizes")(without_repeats)
 
     @field_validator("recipe")
     @classmethod

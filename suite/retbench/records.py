@@ -10,11 +10,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, WithJsonSchema
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    ValidationError,
+    WithJsonSchema,
+    model_validator,
+)
 
 from retbench.errors import RecordError, StorageError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+
+READABLE_VERSIONS = (1, 2)
+"""Schema versions that this one reads: a record of version 1 is one of version 2 that has no quality in it."""
 
 Status = Literal["ok", "oom", "timeout", "failed", "gate_failed", "unsupported"]
 
@@ -38,11 +49,61 @@ class Metric(Part):
     """One measured quantity of one round."""
 
     unit: str
-    """Base unit: s, bytes, bytes/s, FLOP, FLOP/s, tokens/s, J, W, ratio, count."""
+    """Base unit: s, bytes, bytes/s, FLOP, FLOP/s, tokens/s, J, W, ratio, count, nats, bits."""
     value: FiniteFloat
     """The round's value: the median of the samples, or the only reading."""
     samples: tuple[FiniteFloat, ...] = ()
     """Every raw sample in the order taken; empty where there is just the one reading."""
+
+
+class Series(Part):
+    """A quantity over another one: a learning curve, the loss by position."""
+
+    unit: str
+    """Of `y`."""
+    x_name: str
+    """What `x` counts, e.g. tokens, position."""
+    x: tuple[FiniteFloat, ...]
+    """Of an interval its end."""
+    y: tuple[FiniteFloat, ...]
+    counts: tuple[int, ...] = ()
+    """How many readings each y is the mean of; empty where each is one."""
+
+    @model_validator(mode="after")
+    def _aligned(self) -> "Series":
+        if len(self.x) != len(self.y) or (self.counts and len(self.counts) != len(self.x)):
+            raise ValueError(
+                f"x, y and counts have {len(self.x)}, {len(self.y)} and {len(self.counts)} values"
+            )
+        return self
+
+
+class Documents(Part):
+    """The results of each document, which lie in a file of their own beside the record's."""
+
+    file: str
+    """Name of the file, JSON Lines under gzip, in the folder of the record file."""
+    sha256: str
+    """Of the file's lines."""
+    num_documents: int = Field(ge=0)
+
+
+class WeightsInfo(Part):
+    """Where weights are from that were not drawn from a seed."""
+
+    source: str
+    """As it was asked for: EXPERIMENT/PROFILE of the training, a folder, a hub name."""
+    fingerprint: str
+    """Hash of the weights, or of the hub's revision."""
+    format: str
+    revision: str | None = None
+    seed: int | None = None
+    """Of the training, as far as it was retbench's own; so are the rest."""
+    num_tokens: int | None = None
+    """Tokens that it was trained on."""
+    learning_rate: FiniteFloat | None = None
+    corpus: str | None = None
+    """What it was trained on."""
 
 
 class ModelInfo(Part):
@@ -57,6 +118,8 @@ class ModelInfo(Part):
     num_params_nonembedding: int
     config: dict[str, Any]
     """Every field of the model's configuration, defaults included."""
+    weights: WeightsInfo | None = None
+    """None where they were drawn from a seed."""
 
 
 class Point(Part):
@@ -64,6 +127,12 @@ class Point(Part):
 
     batch_size: int = Field(ge=1)
     context_len: int = Field(ge=1)
+    task: str | None = None
+    """Of a quality workload: the corpus, or the zero-shot task."""
+    protocol: str | None = None
+    """How documents were cut; see `retbench.protocols`."""
+    num_fewshot: int | None = Field(default=None, ge=0)
+    """Examples before the question."""
 
 
 class GateCheck(Part):
@@ -126,6 +195,8 @@ class Record(Part):
     ceilings: Ceilings | None = None
     gate: Gate | None = None
     metrics: dict[str, Metric] = Field(default_factory=dict)
+    series: dict[str, Series] = Field(default_factory=dict)
+    documents: Documents | None = None
     absent: dict[str, str] = Field(default_factory=dict)
     """Metrics that are not defined here, each with the reason."""
     command: str
@@ -135,7 +206,7 @@ class Record(Part):
 def record_schema() -> dict[str, Any]:
     """The JSON Schema of a record; `record.schema.json` beside this file holds the same."""
     schema = Record.model_json_schema()
-    schema["properties"]["schema_version"]["const"] = SCHEMA_VERSION
+    schema["properties"]["schema_version"]["enum"] = list(READABLE_VERSIONS)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
@@ -222,9 +293,9 @@ def parse_record(line: str | bytes) -> Record:
             "not a whole JSON object (a torn line from an interrupted write?); it is left out."
         ) from error
     version = raw.get("schema_version") if isinstance(raw, dict) else None
-    if version != SCHEMA_VERSION:
+    if version not in READABLE_VERSIONS:
         raise RecordError(
-            f"schema_version is {version!r} and this retbench reads {SCHEMA_VERSION}. "
+            f"schema_version is {version!r} and this retbench reads {' and '.join(map(str, READABLE_VERSIONS))}. "
             "Read it with the version that wrote it, or measure again."
         )
     try:

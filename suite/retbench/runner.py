@@ -1,4 +1,4 @@
-"""Runs a plan: a prepare worker for each model, then rounds of measuring workers, until all is recorded.
+"""Runs a plan: a prepare worker for each subject, then rounds of measuring workers, until all is recorded.
 
 A worker that dies, hangs or runs out of memory costs the cell it was at, never the sweep. What is on the disk
 already is skipped, so that the same command goes on where the last one stopped, whatever ended it.
@@ -105,7 +105,7 @@ def _run_locked(plan: Plan, out: Path, fresh: bool, observer: Observer, inbox: I
         run_id=f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}",
         experiment=plan.experiment.name,
         profile=plan.profile_name,
-        pair_id=cells.pair_id({cell.model_name: cell.model for cell in plan.cells}),
+        pair_ids=cells.pair_ids(plan.subjects),
         command=plan.command,
         code_revision=identity.code_revision,
     )
@@ -163,13 +163,13 @@ class _Sweep:
         self._inbox = inbox
 
     def run(self) -> None:
-        """Prepare each model, then measure round by round; Interrupted when told to stop."""
+        """Prepare each subject, then measure round by round; Interrupted when told to stop."""
         ledger = self._ledger
-        for name in self._plan.experiment.models:
-            while (left := ledger.pending(name)) and not self._prepare(name, left):
+        for subject in self._plan.subjects:
+            while (left := ledger.pending(subject.label)) and not self._prepare(subject.label, left):
                 pass
         for number in range(self._plan.rounds):
-            order = ledger.model_order(number)
+            order = ledger.subject_order(number)
             if order:
                 ledger.tell(events.RoundStarted(number, self._plan.rounds, tuple(order), ledger.progress))
             for name in order:
@@ -187,6 +187,7 @@ class _Sweep:
             gate=self._ledger.gates.get(name),
             records_path=self._ledger.path.absolute(),
             states_dir=self._states.absolute(),
+            data_dir=self._plan.data_dir,
             parent_pid=os.getpid(),
         )
         threads = self._plan.settings.threads

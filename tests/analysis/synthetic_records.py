@@ -11,7 +11,7 @@ from typing import Any
 
 from retbench import costs
 from retbench.architectures import ModelConfig
-from retbench.cells import Cell, Settings, pair_id
+from retbench.cells import Cell, Settings, Subject, pair_id
 from retbench.config import Dtype, RetNetSpec, TransformerSpec
 from retbench.matching import resolve_model
 from retbench.records import (
@@ -197,11 +197,13 @@ class Maker:
 
     def _cell(self, model: str, workload: str, batch_size: int, length: int, experiment: str) -> Cell:
         return Cell(
-            model_name=model,
-            size=self.machine.size,
-            model=self.machine.models[model],
-            backend=BACKENDS[model],
-            chunk_size=128 if model.startswith("retnet") else None,
+            subject=Subject(
+                model_name=model,
+                size=self.machine.size,
+                model=self.machine.models[model],
+                backend=BACKENDS[model],
+                chunk_size=128 if model.startswith("retnet") else None,
+            ),
             workload=workload,
             point=Point(batch_size=batch_size, context_len=length),
             settings=Settings(
@@ -220,7 +222,7 @@ class Maker:
             name=cell.model_name,
             architecture=cell.model.architecture,
             variant=cell.model.variant,
-            size=cell.size,
+            size=cell.subject.size,
             num_params=costs.num_params(cell.model),
             num_params_nonembedding=costs.num_params_nonembedding(cell.model),
             config=cell.model.model_dump(),

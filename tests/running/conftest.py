@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from retbench.cells import pair_ids
 from retbench.plan import Plan, make_plan
 from retbench.running.protocol import RunInfo
 
@@ -24,12 +25,12 @@ def plan_of(tiny_experiment: Path) -> Planner:
 
 
 @pytest.fixture
-def run_info() -> RunInfo:
+def run_info(plan_of: Planner) -> RunInfo:
     return RunInfo(
         run_id="run-1",
         experiment="tiny",
         profile="smoke",
-        pair_id="pair",
+        pair_ids=pair_ids(plan_of().subjects),
         command="retbench run tiny",
         code_revision="0.1.0+src.test",
     )

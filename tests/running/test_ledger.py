@@ -52,7 +52,7 @@ def test_orders_are_shuffled_by_seed_round_and_model(
     assert [cell.point.context_len for cell in again.visiting_order("retnet", 0)] == orders[0]
     other = make(plan_of("rounds=4", lengths, "seed=1"), run_info, tmp_path / "a.jsonl")
     assert [cell.point.context_len for cell in other.visiting_order("retnet", 0)] != orders[0]
-    assert {tuple(book.model_order(number)) for number in range(4)} == {
+    assert {tuple(book.subject_order(number)) for number in range(4)} == {
         ("retnet", "transformer"),
         ("transformer", "retnet"),
     }

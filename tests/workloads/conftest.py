@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from retbench.cells import Cell, Settings
+from retbench.cells import Cell, Settings, make_subject
 from retbench.config import RetNetSpec, TransformerSpec
 from retbench.matching import resolve_model
 from retbench.models.build import build_model
@@ -24,11 +24,7 @@ CEILINGS = Ceilings(read_bandwidth_bytes_per_s=10e9, matmul_flops_per_s=100e9)
 def make_cell(name: str, workload: str, context_len: int, batch_size: int = 1, min_steps: int = 4) -> Cell:
     spec = SPECS[name]
     return Cell(
-        model_name=name,
-        size="1m",
-        model=resolve_model(spec, "1m"),
-        backend=spec.backend,
-        chunk_size=spec.chunk_size if isinstance(spec, RetNetSpec) else None,
+        subject=make_subject(name, spec, "1m", resolve_model(spec, "1m")),
         workload=workload,
         point=Point(batch_size=batch_size, context_len=context_len),
         settings=Settings(

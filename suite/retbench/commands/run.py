@@ -5,8 +5,9 @@ from pathlib import Path
 from retbench.analysis.frames import load_results
 from retbench.commands.layout import print_columns, print_json
 from retbench.commands.report import print_records
+from retbench.estimates import Estimate, estimate
 from retbench.measure.environment import code_revision
-from retbench.plan import Estimate, Plan, estimate
+from retbench.plan import Plan
 from retbench.progress import show_progress
 from retbench.runner import run_plan
 from retbench.running.events import RunResult

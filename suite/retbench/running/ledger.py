@@ -93,32 +93,32 @@ class Ledger:
         """A worker that will measure cells is being started."""
         self._pace.restart()
 
-    def pending(self, model_name: str, round_number: int | None = None) -> list[Cell]:
-        """Cells of a model that still want a record in a round, or in any round; in the order of the plan."""
+    def pending(self, label: str, round_number: int | None = None) -> list[Cell]:
+        """Cells of a subject that still want a record in a round, or in any round; in the order of the plan."""
         rounds = range(self.plan.rounds) if round_number is None else (round_number,)
         return [
             cell
             for cell in self.plan.cells
-            if cell.model_name == model_name
+            if cell.subject.label == label
             and any((cell.cell_id, number) in self._pending for number in rounds)
         ]
 
-    def visiting_order(self, model_name: str, round_number: int) -> list[Cell]:
-        """The pending cells of a model in a round for one worker, shuffled by seed, round and model.
+    def visiting_order(self, label: str, round_number: int) -> list[Cell]:
+        """The pending cells of a subject in a round for one worker, shuffled by seed, round and subject.
 
         Cells that fill the memory come when the others are done, one at a time: each needs a process whose memory
         nothing has split up, and leaves one in which nothing should be timed.
         """
-        cells = [cell for cell in self.plan.cells if cell.model_name == model_name]
-        random.Random(f"{self.plan.profile.seed}/{round_number}/{model_name}").shuffle(cells)
+        cells = [cell for cell in self.plan.cells if cell.subject.label == label]
+        random.Random(f"{self.plan.profile.seed}/{round_number}/{label}").shuffle(cells)
         pending = [cell for cell in cells if (cell.cell_id, round_number) in self._pending]
         return [cell for cell in pending if cell.workload not in FINDS_BATCH] or pending[:1]
 
-    def model_order(self, round_number: int) -> list[str]:
-        """The models that have something left in a round, shuffled by seed and round."""
-        names = list(self.plan.experiment.models)
-        random.Random(f"{self.plan.profile.seed}/{round_number}").shuffle(names)
-        return [name for name in names if self.pending(name, round_number)]
+    def subject_order(self, round_number: int) -> list[str]:
+        """The labels of subjects that have something left in a round, shuffled by seed and round."""
+        labels = [subject.label for subject in self.plan.subjects]
+        random.Random(f"{self.plan.profile.seed}/{round_number}").shuffle(labels)
+        return [label for label in labels if self.pending(label, round_number)]
 
     def settle(self, cell: Cell, round_number: int, status: Status, error: str | None) -> None:
         """A (cell, round) has its record on disk."""
@@ -133,7 +133,7 @@ class Ledger:
         Raises:
             StorageError: the record could not be written.
         """
-        surroundings = Surroundings(self.environment, self.gates.get(cell.model_name))
+        surroundings = Surroundings(self.environment, self.gates.get(cell.subject.label))
         outcome = Outcome(status, utc_now(), error)
         append_record(self.path, make_record(self.run, cell, round_number, outcome, surroundings))
         self.settle(cell, round_number, status, error)

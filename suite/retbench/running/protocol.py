@@ -21,14 +21,15 @@ class RunInfo(Strict):
     run_id: str
     experiment: str
     profile: str
-    pair_id: str
+    pair_ids: dict[str, str]
+    """By the fingerprint of a model; see `cells.pair_ids`."""
     command: str
     code_revision: str
     """Of the runner; a worker that finds another one is not measuring the same thing."""
 
 
 class Job(Strict):
-    """What a worker is to do, for one model.
+    """What a worker is to do, for one subject.
 
     prepare: run the gate, and stream the states that decode cells start from into `states_dir`.
     measure: measure the cells in the order given, appending each record to `records_path`.
@@ -43,6 +44,8 @@ class Job(Strict):
     """What the prepare worker found; goes into every record."""
     records_path: Path
     states_dir: Path
+    data_dir: Path | None = None
+    """Where local data is looked for."""
     parent_pid: int
     """The runner; a worker with another parent has been orphaned."""
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from retbench import costs
 from retbench.cells import Cell
-from retbench.records import Ceilings, Gate, Metric, ModelInfo, Record, Status
+from retbench.records import Ceilings, Documents, Gate, Metric, ModelInfo, Record, Series, Status
 from retbench.running.protocol import RunInfo
 
 
@@ -18,6 +18,8 @@ class Outcome:
     started_at: str
     error: str | None = None
     metrics: dict[str, Metric] = field(default_factory=dict)
+    series: dict[str, Series] = field(default_factory=dict)
+    documents: Documents | None = None
     absent: dict[str, str] = field(default_factory=dict)
     backend: dict[str, str | int | float | bool] = field(default_factory=dict)
     device_facts: dict[str, Any] = field(default_factory=dict)
@@ -47,7 +49,7 @@ def make_record(
         experiment=run.experiment,
         profile=run.profile,
         cell_id=cell.cell_id,
-        pair_id=run.pair_id,
+        pair_id=run.pair_ids[cell.model.fingerprint],
         round=round_number,
         started_at=outcome.started_at,
         status=outcome.status,
@@ -59,12 +61,15 @@ def make_record(
             **cell.settings.model_dump(),
             "backend": cell.backend,
             "chunk_size": cell.chunk_size,
+            **(cell.evaluation.model_dump() if cell.evaluation else {}),
         },
         backend=outcome.backend,
         environment={**surroundings.environment, **outcome.device_facts},
         ceilings=surroundings.ceilings,
         gate=surroundings.gate,
         metrics=outcome.metrics,
+        series=outcome.series,
+        documents=outcome.documents,
         absent=outcome.absent,
         command=run.command,
     )
@@ -76,8 +81,9 @@ def _model_info(cell: Cell) -> ModelInfo:
         name=cell.model_name,
         architecture=cell.model.architecture,
         variant=cell.model.variant,
-        size=cell.size,
+        size=cell.subject.size,
         num_params=costs.num_params(cell.model),
         num_params_nonembedding=costs.num_params_nonembedding(cell.model),
         config=cell.model.model_dump(),
+        weights=cell.subject.weights.info if cell.subject.weights else None,
     )

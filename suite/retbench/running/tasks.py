@@ -4,10 +4,13 @@ import gc
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
+from retbench.cells import Cell
 from retbench.data import text
+from retbench.documents import write_documents
 from retbench.errors import ConfigError, RetbenchError, StorageError
 from retbench.measure import environment
 from retbench.measure.ceilings import measure_ceilings
@@ -16,12 +19,12 @@ from retbench.measure.nvml import DeviceWatch
 from retbench.models.build import build_model
 from retbench.models.decoder import Decoder
 from retbench.models.gate import LENGTHS, run_gate
-from retbench.records import Gate, append_record
+from retbench.records import Documents, Gate, append_record
 from retbench.running.failures import classify
 from retbench.running.protocol import Checked, Done, Hello, Job, Measured, Message, Refused, Started, Streamed
 from retbench.running.recording import Outcome, Surroundings, make_record, utc_now
 from retbench.workloads import STREAMED, load_workload
-from retbench.workloads.context import Context
+from retbench.workloads.context import Context, Measurement
 from retbench.workloads.states import StateStore, is_streamed, stream_states
 
 Tell = Callable[[Message], None]
@@ -153,7 +156,7 @@ def _measure(job: Job, device: torch.device, surroundings: Surroundings, tell: T
     store = StateStore(job.states_dir, job.run.code_revision)
     for index, cell in enumerate(job.cells):
         tell(Started(index=index))
-        outcome = _measure_cell(Context(cell, model, device, ceilings, store))
+        outcome = _measure_cell(Context(cell, model, device, ceilings, store, job.data_dir), job.records_path)
         append_record(job.records_path, make_record(job.run, cell, job.round, outcome, surroundings))
         tell(Done(index=index, status=outcome.status, error=outcome.error))
         if outcome.status == "failed" or (outcome.status == "oom" and device.type == "cpu"):
@@ -161,13 +164,14 @@ def _measure(job: Job, device: torch.device, surroundings: Surroundings, tell: T
         _let_go(device)
 
 
-def _measure_cell(context: Context) -> Outcome:
+def _measure_cell(context: Context, records_path: Path) -> Outcome:
     """What came of one cell; running out of memory is an outcome like any other."""
     started_at = utc_now()
     watch = DeviceWatch(context.device)
     try:
         with watch:
             found = load_workload(context.cell.workload)(context)
+        documents = _store_documents(found, context.cell, records_path)
     except _FATAL:
         raise
     except Exception as error:
@@ -178,7 +182,16 @@ def _measure_cell(context: Context) -> Outcome:
         "ok",
         started_at,
         metrics=found.metrics,
+        series=found.series,
+        documents=documents,
         absent={**watch.absent, **found.absent},
         backend=found.backend,
         device_facts=watch.facts,
     )
+
+
+def _store_documents(found: Measurement, cell: Cell, records_path: Path) -> Documents | None:
+    """Write the results of single documents beside the record file, if there are any."""
+    if not found.documents:
+        return None
+    return write_documents(records_path.parent, f"{records_path.stem}-{cell.cell_id}", found.documents)

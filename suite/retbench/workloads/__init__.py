@@ -1,10 +1,8 @@
 """The workloads by name: each a module whose `measure` times or weighs one cell. None is imported here."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from importlib import import_module
 from typing import TYPE_CHECKING
-
-from retbench.errors import ConfigError, unknown_name
 
 if TYPE_CHECKING:
     from retbench.workloads.context import Context, Measurement
@@ -26,16 +24,10 @@ FINDS_BATCH: frozenset[str] = frozenset({"largest_batch"})
 They fill the memory to the brim, so each cell has a worker of its own; they count, so one round is enough.
 """
 
+EVALUATES: frozenset[str] = frozenset({"perplexity", "zeroshot"})
+"""Workloads that measure quality: what they give is the same each time, so one round is enough."""
 
-def check_workload(name: str, batch_sizes: Sequence[int], *, where: str) -> None:
-    """ConfigError for a workload that is not known, with a suggestion, or one that takes no batch sizes."""
-    if name not in WORKLOADS:
-        raise unknown_name("workload", name, WORKLOADS, where=where)
-    if name in FINDS_BATCH and tuple(batch_sizes) != (1,):
-        raise ConfigError(
-            f"{where}: batch_size is {list(batch_sizes)} in workload '{name}', which finds the batch size itself. "
-            "Remove the field."
-        )
+ONE_ROUND = FINDS_BATCH | EVALUATES
 
 
 def load_workload(name: str) -> "Callable[[Context], Measurement]":

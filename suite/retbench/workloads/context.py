@@ -2,13 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import torch
 
 from retbench.cells import Cell
 from retbench.measure.clock import time_steps
 from retbench.models.decoder import Decoder
-from retbench.records import Ceilings, Metric
+from retbench.records import Ceilings, Metric, Series
 from retbench.workloads.repetition import MIN_CALLS, more_calls
 from retbench.workloads.states import StateStore
 
@@ -22,11 +24,15 @@ class Measurement:
 
     Attributes:
         metrics: What was measured.
+        series: What was measured over a quantity of its own, such as the loss by position.
+        documents: Results of single documents, where quality is measured.
         absent: What is not defined here, each with the reason.
         backend: What ran, as the code that ran it says.
     """
 
     metrics: dict[str, Metric]
+    series: dict[str, Series] = field(default_factory=dict)
+    documents: tuple[dict[str, Any], ...] = ()
     absent: dict[str, str] = field(default_factory=dict)
     backend: Notes = field(default_factory=dict)
 
@@ -41,6 +47,7 @@ class Context:
         device: Where the model is.
         ceilings: What the device reached in this process.
         states: The streamed states of this run.
+        data_dir: Where local data is looked for.
     """
 
     cell: Cell
@@ -48,6 +55,7 @@ class Context:
     device: torch.device
     ceilings: Ceilings
     states: StateStore
+    data_dir: Path | None = None
 
     def forget_what_ran(self) -> None:
         """From here on `model.ran()` tells only of what is yet to run."""

@@ -1,0 +1,82 @@
+"""How language quality is measured: which text or tasks, how documents are cut, how far a model sees."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from retbench.strict import Strict
+
+Protocol = Literal["whole", "strided", "last"]
+"""How documents are given to a model for their perplexity.
+
+whole: each document from its beginning, its first `context_len` tokens in one pass; a retention state is streamed.
+strided: windows of `context_len` tokens, `stride` apart; each token is scored once, with at least
+    `context_len - stride` tokens before it but at the document's beginning.
+last: chunks of `CHUNK_LEN` tokens, the last `SCORED_LEN` of each scored by a model that sees the last `context_len`
+    (arXiv:2307.08621, Table 8).
+"""
+
+CHUNK_LEN = 2048
+SCORED_LEN = 128
+
+Split = Literal["train", "validation", "test", "all"]
+Length = Annotated[int, Field(ge=1)]
+
+
+def without_repeats(values: tuple[object, ...]) -> tuple[object, ...]:
+    """The values; ValueError where one stands in it twice."""
+    if len(set(values)) < len(values):
+        raise ValueError("a value stands in it twice; a point is measured once")
+    return values
+
+
+class PerplexitySpec(Strict):
+    """A `[profiles.P.workloads.perplexity]` table: every corpus by every protocol at every context length."""
+
+    corpora: tuple[str, ...] = Field(min_length=1)
+    """Names that `load_corpus` takes."""
+    split: Split = "test"
+    tokenizer: str | None = None
+    """For models whose weights come without one; a trained model is given its own."""
+    protocols: tuple[Protocol, ...] = Field(default=("whole",), min_length=1)
+    context_len: tuple[Length, ...] = Field(min_length=1)
+    stride: int | None = Field(default=None, ge=1)
+    """Of the protocol `strided`; half the context when absent."""
+    limit: int | None = Field(default=None, ge=1)
+    """The first so many documents of the split."""
+
+    _distinct = field_validator("corpora", "protocols", "context_len")(without_repeats)
+
+    @model_validator(mode="after")
+    def _fits(self) -> "PerplexitySpec":
+        shortest, longest = min(self.context_len), max(self.context_len)
+        if self.stride is not None and self.stride > shortest:
+            raise ValueError(
+                f"stride is {self.stride}, more than the context of {shortest}: tokens would be left out"
+            )
+        if "last" in self.protocols and not SCORED_LEN < shortest <= longest <= CHUNK_LEN:
+            raise ValueError(
+                f"the protocol 'last' scores {SCORED_LEN} tokens of chunks of {CHUNK_LEN}: its context_len is more "
+                f"than {SCORED_LEN} and at most {CHUNK_LEN}"
+            )
+        return self
+
+    def stride_of(self, context_len: int) -> int:
+        """Stride of the protocol `strided` at a context length."""
+        return self.stride or max(1, context_len // 2)
+
+
+class ZeroshotSpec(Strict):
+    """A `[profiles.P.workloads.zeroshot]` table: every task with every number of examples before the question."""
+
+    tasks: tuple[str, ...] = Field(min_length=1)
+    """Names in `retbench list --tasks`."""
+    num_fewshot: tuple[Annotated[int, Field(ge=0)], ...] = Field(default=(0,), min_length=1)
+    context_len: Length = 2048
+    """Tokens that a model sees at most; of a longer prompt the last so many."""
+    limit: int | None = Field(default=None, ge=1)
+    """The first so many documents of a task."""
+    tokenizer: str | None = None
+    """For models whose weights come without one; a trained model is given its own."""
+
+    _distinct = field_validator("tasks", "num_fewshot")(without_repeats)
