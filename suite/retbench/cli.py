@@ -167,11 +167,14 @@ def train(
     data_dir: Annotated[
         Path | None,
         typer.Option(
-            envvar="RETBENCH_DATA", file_okay=False, help="Folder that corpora and tokenizers are looked up in."
+            envvar="RETBENCH_DATA",
+            file_okay=False,
+            help="Folder that corpora and tokenizers are looked up in.",
         ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show the runs with their tokens and expected time; train nothing.")
+        bool,
+        typer.Option("--dry-run", help="Show the runs with their tokens and expected time; train nothing."),
     ] = False,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Delete the runs of this profile and train them anew.")

@@ -1,4 +1,4 @@
-"""`retbench train`: train an experiment's models with progress on stderr and their table on stdout, or show the runs."""
+"""`retbench train`: train the models of an experiment, progress on stderr and a table on stdout; or show the runs."""
 
 import shlex
 from collections.abc import Callable, Sequence
@@ -237,5 +237,13 @@ def show_plan(plan: TrainingPlan, *, as_json: bool) -> None:
         )
         for run, expected in zip(runs, seconds, strict=True)
     ]
-    total = ("all", "", "", "", "", format_count(sum(map(plan.num_tokens, runs))), format_duration(sum(seconds)))
+    total = (
+        "all",
+        "",
+        "",
+        "",
+        "",
+        format_count(sum(map(plan.num_tokens, runs))),
+        format_duration(sum(seconds)),
+    )
     print_columns(("model", "size", "run", "learning rate", "seed", "tokens", "time"), [*rows, total])

@@ -1,4 +1,4 @@
-"""Shows training on stderr: a bar with loss, tokens/s and the time left on a terminal, a line now and then elsewhere."""
+"""Shows training on stderr: on a terminal a bar with loss, rate and the time left, elsewhere a line now and then."""
 
 import sys
 import time

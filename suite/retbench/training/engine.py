@@ -12,7 +12,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from retbench.checkpoints import read_checkpoint, save_checkpoint
+from retbench.checkpoints.reading import read_checkpoint
+from retbench.checkpoints.saving import save_checkpoint
 from retbench.data.batches import Batches
 from retbench.data.packed import PackedTokens
 from retbench.errors import DivergedError
@@ -33,7 +34,7 @@ from retbench.training.files import atomic_folder
 from retbench.training.loop import Stopped, Trainer
 from retbench.training.losses import validation_rows
 from retbench.training.plan import TrainingPlan, TrainingRun
-from retbench.training.trained import CURVE, FINAL, RUN, STEPS
+from retbench.training.trained import FINAL, RUN, STEPS
 from retbench.training.tuning import best_rates
 
 
@@ -205,7 +206,9 @@ class _Engine:
         trainer = Trainer(plan, run, batches, self._validation, folder, self._tell)
         step_flops = plan.flops(run) / run.num_steps
         self._pace.leave_out(trainer.place.step * step_flops)
-        number = self._runs.index(next(each for each in self._runs if each.name == run.name and each.role == run.role))
+        number = self._runs.index(
+            next(each for each in self._runs if each.name == run.name and each.role == run.role)
+        )
         self._tell(RunStarted(run, number + 1, len(self._runs), trainer.place.step))
 
         def on_step(step: int, loss: float, seconds: float) -> None:
@@ -243,6 +246,7 @@ class _Engine:
             trainer.model,
             tokenizer=plan.tokenizer.name,
             tokenizer_fingerprint=plan.tokenizer.fingerprint,
+            context_len=plan.spec.seq_len,
             metadata=told,
         )
         shutil.rmtree(folder / STEPS, ignore_errors=True)

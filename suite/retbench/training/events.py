@@ -144,16 +144,6 @@ class Finished:
     result: TrainingResult
 
 
-Event = (
-    Planned
-    | WaitingForLock
-    | RunStarted
-    | StepDone
-    | PointAdded
-    | Noted
-    | RunEnded
-    | Tuned
-    | Finished
-)
+Event = Planned | WaitingForLock | RunStarted | StepDone | PointAdded | Noted | RunEnded | Tuned | Finished
 Tell = Callable[[Event], None]
 """Receives the events, between two steps."""

@@ -135,7 +135,7 @@ class Trainer:
 
     def _step(self) -> tuple[float, float]:
         """One optimiser step: its loss, nats per token, and the norm of its gradients."""
-        spec, recipe, step = self.plan.spec, self.plan.recipe, self.place.step
+        recipe, step = self.plan.recipe, self.place.step
         rows = self._batches.batch(step).to(self.device)  # (B, T + 1)
         num_tokens = rows.shape[0] * (rows.shape[1] - 1)
         self.optimizer.zero_grad(set_to_none=True)

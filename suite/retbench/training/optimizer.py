@@ -42,4 +42,6 @@ def lay_out_for_training(model: nn.Module) -> None:
     """
     for module in model.modules():
         if isinstance(module, Linear):
-            module.weight = nn.Parameter(module.weight.detach().contiguous(memory_format=torch.contiguous_format))
+            module.weight = nn.Parameter(
+                module.weight.detach().contiguous(memory_format=torch.contiguous_format)
+            )

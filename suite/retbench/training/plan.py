@@ -88,6 +88,11 @@ class TrainingPlan:
         """Optimiser and schedule of every run."""
         return RECIPES[self.spec.recipe]
 
+    @property
+    def model_names(self) -> list[str]:
+        """The models that are trained, in the order of the file."""
+        return list(dict.fromkeys(name for name, _ in self.models))
+
     def entry(self, run: TrainingRun) -> ModelSpec:
         """What the experiment file says of a run's model."""
         return self.experiment.models[run.model_name]
@@ -106,7 +111,7 @@ class TrainingPlan:
             TrainingRun(name, size, spec.seeds_of(size)[0], spec.tuning_steps, "tuning", rate)
             for size in spec.tuned_at
             for rate in spec.learning_rates
-            for name in self.experiment.models
+            for name in self.model_names
         ]
 
     @property
@@ -118,7 +123,7 @@ class TrainingPlan:
             TrainingRun(name, size, seed, spec.num_steps, "final", rate)
             for size in spec.sizes
             for seed in spec.seeds_of(size)
-            for name in self.experiment.models
+            for name in self.model_names
         ]
 
     def tuned_at(self, run: TrainingRun) -> str:
@@ -192,29 +197,29 @@ def resolve_models(
 ) -> dict[tuple[str, str], ModelConfig]:
     """Every model of an experiment at every size that a profile trains, matched at each.
 
+    A model that has a checkpoint is left out: it is measured as it is.
+
     Raises:
-        ConfigError: a size is unknown, a model has a size of its own, or a pair is not matched.
+        ConfigError: a size is unknown, a model has a size of its own, a pair is not matched, or nothing is left.
     """
-    spec = training_spec(experiment, profile_name)
+    spec, profile = training_spec(experiment, profile_name), experiment.profile(profile_name)
     where = f"experiment '{experiment.name}', profile '{profile_name}'"
-    models: dict[tuple[str, str], ModelConfig] = {}
-    for name, entry in experiment.models.items():
+    entries = {name: entry for name, entry in experiment.models.items() if entry.checkpoint is None}
+    if not entries:
+        raise ConfigError(f"{where}: every model has a checkpoint, so there is none to train. Remove one's.")
+    for name, entry in entries.items():
         if entry.size is not None:
             raise ConfigError(
                 f"{where}: models.{name} has the size '{entry.size}' of its own, and the sizes that are trained are "
                 f"those of the training table ({', '.join(spec.sizes)}). Remove it."
             )
+    models: dict[tuple[str, str], ModelConfig] = {}
     for size in spec.sizes:
         of_size = {
             name: matching.resolve_model(entry, size, vocab_size=vocab_size)
-            for name, entry in experiment.models.items()
+            for name, entry in entries.items()
         }
-        if len(of_size) > 1:
-            matching.match_models(
-                of_size,
-                allow_mismatch=experiment.profile(profile_name).allow_mismatch,
-                where=f"{where}, size '{size}'",
-            )
+        cells.check_match(of_size, profile, where=f"{where}, size '{size}'")
         models |= {(name, size): config for name, config in of_size.items()}
     return models
 

@@ -60,12 +60,12 @@ def save_snapshot(folder: Path, step: int, tensors: Mapping[str, Tensor], state:
     with atomic_folder(folder / f"{step:06d}") as draft:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, draft / TENSORS)
         told = {"tensors_sha256": checksum(draft / TENSORS), "state": state}
-        (draft / STATE).write_text(
-            json.dumps({"sha256": _digest(told), **told}, indent=1), encoding="utf-8"
-        )
+        (draft / STATE).write_text(json.dumps({"sha256": _digest(told), **told}, indent=1), encoding="utf-8")
 
 
-def load_snapshot(folder: Path, note: Callable[[str], None]) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+def load_snapshot(
+    folder: Path, note: Callable[[str], None]
+) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     """The latest snapshot that is whole; None where there is none.
 
     Args:
@@ -90,9 +90,7 @@ def prune(folder: Path, keep_last: int) -> None:
 
 def snapshot_paths(folder: Path) -> list[Path]:
     """Every snapshot of a run, the oldest first."""
-    return sorted(
-        (path for path in folder.glob("[0-9]*") if path.is_dir()), key=lambda path: int(path.name)
-    )
+    return sorted((path for path in folder.glob("[0-9]*") if path.is_dir()), key=lambda path: int(path.name))
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

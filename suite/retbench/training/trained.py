@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from retbench.checkpoints import read_checkpoint
+from retbench.checkpoints.reading import read_checkpoint
 from retbench.errors import ConfigError
 from retbench.training.files import write_atomic
 from retbench.training.plan import TrainingPlan, TrainingRun, differences
