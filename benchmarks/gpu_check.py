@@ -113,7 +113,7 @@ def _only(workload: str, batch_sizes: list[int]) -> tuple[str, ...]:
 
     The cells are those of the whole profile, so that a later `retbench run latency --profile paper` goes on from here.
     """
-    grid = load_experiment("latency").profile("paper").workloads[workload]
+    grid = load_experiment("latency").profile("paper").workloads.grids[workload]
     lengths = list(grid.context_len)
     table = f"workloads={{{workload}={{context_len={lengths}, batch_size={batch_sizes}}}}}"
     return ("--set", table)

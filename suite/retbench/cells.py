@@ -71,6 +71,7 @@ class Evaluation(Strict):
     split: Split | None = None
     stride: int | None = None
     limit: int | None = None
+    max_document_tokens: int | None = None
     tokenizer: str
     tokenizer_fingerprint: str
     corpus_fingerprint: str | None = None

@@ -44,6 +44,8 @@ class PerplexitySpec(Strict):
     """Of the protocol `strided`; half the context when absent."""
     limit: int | None = Field(default=None, ge=1)
     """The first so many documents of the split."""
+    max_document_tokens: int | None = Field(default=None, ge=2)
+    """Of each document the first so many tokens; for the protocol `whole` context_len says so too."""
 
     _distinct = field_validator("corpora", "protocols", "context_len")(without_repeats)
 
