@@ -47,7 +47,10 @@ def kill_in_training(experiment: Path, out: Path, number: signal.Signals, after_
 def losses(folder: Path) -> list[tuple[str, ...]]:
     """The curve without its times."""
     with (folder / "curve.csv").open() as file:
-        return [tuple(value for name, value in row.items() if name != "tokens_per_s") for row in csv.DictReader(file)]
+        return [
+            tuple(value for name, value in row.items() if name != "tokens_per_s")
+            for row in csv.DictReader(file)
+        ]
 
 
 def test_a_run_killed_at_three_random_moments_ends_as_if_it_had_not_been(
@@ -88,7 +91,10 @@ def test_the_command_prints_every_run_and_finds_them_again(experiment: Path, tmp
     assert "already" in again.stderr
     assert again.stdout.splitlines()[0].split()[:2] == ["model", "size"]
     assert f"{told['runs'][0]['validation_loss_nats']:.4f}" in again.stdout
-    assert [trained.model_name for trained in find_trained(tmp_path, "tiny", "cpu")] == ["retnet", "transformer"]
+    assert [trained.model_name for trained in find_trained(tmp_path, "tiny", "cpu")] == [
+        "retnet",
+        "transformer",
+    ]
 
 
 def test_a_dry_run_shows_the_runs_and_trains_nothing(experiment: Path, tmp_path: Path) -> None:
@@ -142,7 +148,17 @@ def test_the_disk_holds_what_the_model_is(experiment: Path, tmp_path: Path) -> N
 
 def test_a_profile_without_training_is_refused(tiny_experiment: Path, tmp_path: Path) -> None:
     refused = subprocess.run(
-        [sys.executable, "-m", "retbench", "train", str(tiny_experiment), "--profile", "smoke", "--device", "cpu"],
+        [
+            sys.executable,
+            "-m",
+            "retbench",
+            "train",
+            str(tiny_experiment),
+            "--profile",
+            "smoke",
+            "--device",
+            "cpu",
+        ],
         capture_output=True,
         text=True,
         cwd=tmp_path,

@@ -123,9 +123,11 @@ def _train(
     pin_process(plan.threads)
     if fresh:
         delete_runs(plan, out)
+    # A hub's data set may have no end: what is packed of it is what the longest run learns from.
+    most = None if plan.corpus.revision is None else max(map(plan.num_tokens, plan.final_runs))
     text = TrainingText(
-        train=pack(plan.corpus, "train", plan.tokenizer),
-        validation=pack(plan.corpus, "validation", plan.tokenizer),
+        train=pack(plan.corpus, "train", plan.tokenizer, max_tokens=most),
+        validation=pack(plan.corpus, "validation", plan.tokenizer, max_tokens=most and plan.spec.validation_tokens + 1),
     )
     return train_all(plan, text, out, tell=tell, stop=stop)
 

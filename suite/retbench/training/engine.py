@@ -79,7 +79,7 @@ def delete_runs(plan: TrainingPlan, out: Path) -> None:
 class _Pace:
     """How long the rest takes, reckoned by the operations that were done so far."""
 
-    def __init__(self, flops: int) -> None:
+    def __init__(self, flops: float) -> None:
         self._left = flops
         self._done = 0.0
         self._since = time.monotonic()
