@@ -8,6 +8,7 @@ EXIT_CODES = {
     "RetbenchError": 1,
     "ConfigError": 2,
     "RecordError": 2,
+    "CheckpointError": 2,
     "CapacityError": 2,
     "StorageError": 1,
     "UnsupportedError": 3,

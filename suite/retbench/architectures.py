@@ -2,13 +2,15 @@
 
 import hashlib
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, TypeAdapter, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, TypeAdapter, model_serializer, model_validator
 
 from retbench.config import Decay, RetNetVariant, TransformerVariant
 from retbench.strict import Strict
 
+ROTARY_BASE = 10_000.0
+"""Of the rotary positions, in every paper's and every named model."""
 Layout = Literal["half", "interleaved"]
 """Which values of a head are the pairs that a rotary position turns; see `models.position`."""
 
@@ -54,6 +56,8 @@ class _DecoderConfig(Strict):
     vocab_size: int = Field(ge=1)
     ffn_dim: int = Field(ge=1)
     norm_eps: float = 1e-6
+    rotary_base: float = Field(default=ROTARY_BASE, gt=1)
+    """Written only where it is another than the usual one, which only checkpoints from elsewhere have."""
 
     @property
     def head_dim(self) -> int:
@@ -64,6 +68,13 @@ class _DecoderConfig(Strict):
     def fingerprint(self) -> str:
         """Short hash of every field: two models with one fingerprint have the same shapes and arithmetic."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:12]
+
+    @model_serializer(mode="wrap")
+    def _leave_out_the_usual_base(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        dumped: dict[str, Any] = dump(self)
+        if self.rotary_base == ROTARY_BASE:
+            dumped.pop("rotary_base", None)
+        return dumped
 
     @model_validator(mode="after")
     def _heads_fit(self) -> "_DecoderConfig":

@@ -3,10 +3,12 @@
     RetbenchError            1  something failed; the message says what and what to do
       ConfigError            2  the request is impossible or misspelt
       RecordError            2  a record file cannot be read as what it claims to be
+      CheckpointError        2  weights or their configuration cannot be read as what they claim to be
       CapacityError          2  more tokens than the key-value cache was allocated for
-      StorageError           1  a record could not be written (disk full, no permission)
+      StorageError           1  a record or a checkpoint could not be written (disk full, no permission)
       UnsupportedError       3  asked for rightly, but this machine or installation cannot do it
       GateError              1  the forms of a model disagree: no time may be reported for it
+      DivergedError          1  a training run went wrong: its loss is not finite, or a spike
 
 Every message names what was wrong, where, the value, and what to do.
 """
@@ -33,6 +35,12 @@ class RecordError(RetbenchError):
     exit_code = 2
 
 
+class CheckpointError(RetbenchError):
+    """A checkpoint is damaged, does not belong to its configuration, or is a model this version does not have."""
+
+    exit_code = 2
+
+
 class CapacityError(RetbenchError):
     """More tokens were fed than the state has room for."""
 
@@ -40,7 +48,7 @@ class CapacityError(RetbenchError):
 
 
 class StorageError(RetbenchError):
-    """A measurement could not be stored; everything before it is intact."""
+    """A measurement or a checkpoint could not be stored; everything before it is intact."""
 
 
 class UnsupportedError(RetbenchError):
@@ -51,6 +59,10 @@ class UnsupportedError(RetbenchError):
 
 class GateError(RetbenchError):
     """Two forms of one model disagree by more than the stated limit."""
+
+
+class DivergedError(RetbenchError):
+    """A training run's loss or gradients are not finite, or its loss is far above what it was."""
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str], *, where: str = "") -> ConfigError:

@@ -41,10 +41,23 @@ def build_model(
         ConfigError: unknown backend.
         UnsupportedError: the backend cannot run on this device at this dtype.
     """
+    model = allocate_model(config, dtype=dtype, device=device, backend=backend, chunk_size=chunk_size)
+    init_weights(model, seed)
+    return model
+
+
+def allocate_model(
+    config: ModelConfig,
+    *,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    backend: str,
+    chunk_size: int | None = None,
+) -> Decoder:
+    """What `build_model` gives, with weights that are still whatever was in the memory: to be read from a file."""
     with _default_dtype(dtype), torch.device(device), _WithoutInit():
         model = assemble(config, backend, chunk_size or DEFAULT_CHUNK_SIZE)
     model = model.to(device)  # its constants are made on the CPU
-    init_weights(model, seed)
     model.set_backend(backend)
     return model.eval()
 
@@ -79,7 +92,7 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
 def assemble(config: ModelConfig, backend: str, chunk_size: int = DEFAULT_CHUNK_SIZE) -> Decoder:
     """The modules of a model on torch's default device, their weights not yet drawn."""
     blocks = [Block(config, _mixer(config, backend, chunk_size)) for _ in range(config.num_layers)]
-    return Decoder(config, blocks, Rotary(config.head_dim, config.traits.layout))
+    return Decoder(config, blocks, Rotary(config.head_dim, config.traits.layout, config.rotary_base))
 
 
 def _mixer(config: ModelConfig, backend: str, chunk_size: int) -> Mixer:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from retbench.architectures import Layout
+from retbench.architectures import ROTARY_BASE, Layout
 from retbench.models.constants import Float64Constant
 from retbench.models.retention import wide_dtype
 
@@ -50,10 +50,10 @@ class Rotary(nn.Module):
     Args:
         head_dim: K, the width of a rotated head.
         layout: Decides the frequencies; `rotate` decides by it which values are pairs.
-        base: 10,000 in every source.
+        base: The slowest pair turns by about one over it a token.
     """
 
-    def __init__(self, head_dim: int, layout: Layout, base: float = 10_000.0) -> None:
+    def __init__(self, head_dim: int, layout: Layout, base: float = ROTARY_BASE) -> None:
         super().__init__()
         self.frequency = Float64Constant(lambda: rotary_frequencies(head_dim, layout, base))
 

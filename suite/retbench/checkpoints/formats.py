@@ -1,0 +1,75 @@
+"""The formats by name: one row each, and one module with what differs between them."""
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from pydantic import ValidationError
+
+from retbench.checkpoints import fla, llama, llama2c, native, torchscale
+from retbench.checkpoints.config_file import describe_errors
+from retbench.checkpoints.info import CheckpointInfo, Description
+from retbench.checkpoints.mapping import Plan, Shape
+from retbench.errors import CheckpointError, unknown_name
+
+
+@dataclass(frozen=True)
+class Format:
+    """A way to store a model.
+
+    Attributes:
+        recognises: Whether a configuration is of this format.
+        describe: What a configuration, from the file at the path, says.
+        plan: Where the weights are, given the checkpoint, the names in its files, and the shapes of ours.
+        ignored: Names of tensors that may be there and are not weights, as a regular expression.
+    """
+
+    recognises: Callable[[Mapping[str, Any]], bool]
+    describe: Callable[[dict[str, Any], Path], Description]
+    plan: Callable[[CheckpointInfo, Collection[str], Mapping[str, Shape]], Plan]
+    ignored: str
+
+
+def _format(module: ModuleType) -> Format:
+    return Format(module.recognises, module.describe, module.plan, module.IGNORED)
+
+
+FORMATS: dict[str, Format] = {
+    native.NAME: _format(native),
+    "fla": _format(fla),
+    "llama": _format(llama),
+    "llama2c": _format(llama2c),
+    "torchscale": _format(torchscale),
+}
+
+
+def check_name(name: str) -> None:
+    """ConfigError where `name` is neither a format nor `auto`."""
+    if name not in FORMATS and name != "auto":
+        raise unknown_name("format", name, ["auto", *FORMATS], where="--format")
+
+
+def recognise(raw: Mapping[str, Any], path: Path) -> str:
+    """The format of a configuration; CheckpointError where it is none that is known."""
+    for name, form in FORMATS.items():
+        if form.recognises(raw):
+            return name
+    said = {key: raw[key] for key in ("model_type", "architectures") if key in raw}
+    raise CheckpointError(
+        f"{path}: a model that cannot be read here: {said or 'it says neither model_type nor architectures'}. "
+        f"Formats: {', '.join(FORMATS)}; force one with --format."
+    )
+
+
+def describe(name: str, raw: dict[str, Any], path: Path) -> Description:
+    """What a configuration of the format `name` says.
+
+    Raises:
+        CheckpointError: it is none, or of a model that this package does not have.
+    """
+    try:
+        return FORMATS[name].describe(raw, path)
+    except ValidationError as error:  # sizes that do not go together
+        raise describe_errors(error, path) from error

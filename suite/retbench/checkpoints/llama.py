@@ -1,0 +1,92 @@
+"""Checkpoints of transformers' LlamaForCausalLM, tied or untied, with grouped queries or without.
+
+Source: huggingface/transformers, `models/llama/configuration_llama.py`, `models/llama/modeling_llama.py`.
+"""
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from retbench.architectures import ROTARY_BASE, TransformerConfig
+from retbench.checkpoints.config_file import Fields, parse
+from retbench.checkpoints.info import CheckpointInfo, Description
+from retbench.checkpoints.mapping import Names, Plan, Shape, map_decoder
+from retbench.errors import CheckpointError
+from retbench.strict import Strict
+
+IGNORED = r"(model\.layers\.\d+\.self_attn|model)\.rotary_emb\.inv_freq|lm_head\.weight"
+"""Buffers that old releases wrote, which follow from the configuration; and the head of a model that does not use it,
+being tied: transformers too puts the embedding table in its place."""
+
+_NAMES = Names(
+    embedding="model.embed_tokens.weight",
+    norm="model.norm.weight",
+    head="lm_head.weight",
+    layer="model.layers.{}",
+    mixer_norm="input_layernorm.weight",
+    projections=("self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight"),
+    out="self_attn.o_proj.weight",
+    ffn_norm="post_attention_layernorm.weight",
+    gate_up=("mlp.gate_proj.weight", "mlp.up_proj.weight"),
+    down="mlp.down_proj.weight",
+)
+
+
+class _RotaryParameters(Strict):
+    """As transformers 5 writes them; a field more is a way of scaling them, which models here do not have."""
+
+    rope_type: Literal["default"] = "default"
+    rope_theta: float = ROTARY_BASE
+
+
+class _LlamaFields(Fields):
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+    vocab_size: int
+    rms_norm_eps: float = 1e-6
+    max_position_embeddings: int | None = None
+    tie_word_embeddings: bool = False
+    rope_theta: float = ROTARY_BASE
+    rope_parameters: _RotaryParameters | None = None
+    rope_scaling: None = None
+    hidden_act: Literal["silu", "swish"] = "silu"
+    attention_bias: Literal[False] = False
+    mlp_bias: Literal[False] = False
+    pretraining_tp: Literal[1] = 1
+
+
+def recognises(raw: Mapping[str, Any]) -> bool:
+    """Whether a configuration says that it is a Llama."""
+    return raw.get("model_type") == "llama" or "LlamaForCausalLM" in (raw.get("architectures") or ())
+
+
+def describe(raw: dict[str, Any], path: Path) -> Description:
+    """What a configuration says; CheckpointError where it is none, or of a model that this package does not have."""
+    fields = parse(_LlamaFields, raw, path)
+    heads = fields.num_attention_heads
+    if fields.head_dim is not None and fields.head_dim * heads != fields.hidden_size:
+        raise CheckpointError(
+            f"{path}: head_dim {fields.head_dim} times {heads} heads is not hidden_size {fields.hidden_size}; models "
+            "here have heads that together are as wide as the model."
+        )
+    rotary = fields.rope_parameters or _RotaryParameters(rope_theta=fields.rope_theta)
+    config = TransformerConfig(
+        d_model=fields.hidden_size,
+        num_layers=fields.num_hidden_layers,
+        num_heads=heads,
+        num_kv_heads=fields.num_key_value_heads or heads,
+        vocab_size=fields.vocab_size,
+        ffn_dim=fields.intermediate_size,
+        norm_eps=fields.rms_norm_eps,
+        rotary_base=rotary.rope_theta,
+    )
+    return Description(config, fields.max_position_embeddings, fields.tie_word_embeddings)
+
+
+def plan(info: CheckpointInfo, stored: Collection[str], ours: Mapping[str, Shape]) -> Plan:
+    """Where the weights are."""
+    return map_decoder(info.config, _NAMES, tied_embeddings=info.tied_embeddings)

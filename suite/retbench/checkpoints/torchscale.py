@@ -1,0 +1,88 @@
+"""State dicts of torchscale's RetNetDecoder, the official RetNet, since October 2023: RMSNorm and a gated feed-forward.
+
+torchscale writes no configuration beside its weights, so one has to be: a `config.json` with the fields of its
+RetNetConfig. Sizes and the activation must be there; what else is left out has torchscale's default.
+
+Source: microsoft/torchscale, `torchscale/architecture/{config,retnet}.py`, `torchscale/component/`.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from retbench.architectures import RetNetConfig
+from retbench.checkpoints.config_file import Fields, parse
+from retbench.checkpoints.info import CheckpointInfo, Description
+from retbench.checkpoints.mapping import Names, Plan, Shape, map_decoder
+
+IGNORED = r"(decoder\.)?(retnet_rel_pos\.(angle|decay)|version|output_projection\.weight)"
+"""Buffers, which follow from the configuration; and the head of a model that does not use it, being tied."""
+FAIRSEQ_PREFIX = "decoder."
+"""Before every name where fairseq wrote the state dict of its whole model."""
+
+_NAMES = Names(
+    embedding="embed_tokens.weight",
+    norm="layer_norm.weight",
+    head="output_projection.weight",
+    layer="layers.{}",
+    mixer_norm="retention_layer_norm.weight",
+    projections=tuple(f"retention.{letter}_proj.weight" for letter in "qkvg"),
+    out="retention.out_proj.weight",
+    ffn_norm="final_layer_norm.weight",
+    gate_up=("ffn.fc1.weight", "ffn.gate.weight"),
+    down="ffn.fc2.weight",
+)
+
+
+class _RetNetFields(Fields):
+    decoder_embed_dim: int
+    decoder_value_embed_dim: int
+    decoder_retention_heads: int
+    decoder_ffn_embed_dim: int
+    decoder_layers: int
+    vocab_size: int
+    activation_fn: Literal["swish", "silu"]
+    """Its published architectures have swish, its RetNetConfig has gelu unless told otherwise: so never guessed."""
+    layernorm_eps: float = 1e-6
+    share_decoder_input_output_embed: bool = False
+    no_scale_embedding: Literal[True] = True
+    layernorm_embedding: Literal[False] = False
+    deepnorm: Literal[False] = False
+    subln: Literal[False] = False
+    multiway: Literal[False] = False
+    moe_freq: Literal[0] = 0
+    no_output_layer: Literal[False] = False
+
+
+def recognises(raw: Mapping[str, Any]) -> bool:
+    """Whether a configuration has the fields of torchscale's RetNetConfig."""
+    return "decoder_retention_heads" in raw
+
+
+def describe(raw: dict[str, Any], path: Path) -> Description:
+    """What a configuration says; CheckpointError where it is none, or of a model that this package does not have."""
+    fields = parse(_RetNetFields, raw, path)
+    config = RetNetConfig(
+        variant="torchscale",
+        d_model=fields.decoder_embed_dim,
+        num_layers=fields.decoder_layers,
+        num_heads=fields.decoder_retention_heads,
+        vocab_size=fields.vocab_size,
+        ffn_dim=fields.decoder_ffn_embed_dim,
+        value_dim=fields.decoder_value_embed_dim,
+        decay="eq8",
+        norm_eps=fields.layernorm_eps,
+    )
+    return Description(config, None, fields.share_decoder_input_output_embed)
+
+
+def plan(info: CheckpointInfo, stored: Collection[str], ours: Mapping[str, Shape]) -> Plan:
+    """Where the weights are, with fairseq's prefix where the file has it."""
+    names = _NAMES
+    if FAIRSEQ_PREFIX + names.embedding in stored:
+        prefixed = {
+            name: FAIRSEQ_PREFIX + getattr(names, name) for name in ("embedding", "norm", "head", "layer")
+        }
+        names = replace(names, **prefixed)
+    return map_decoder(info.config, names, tied_embeddings=info.tied_embeddings)
