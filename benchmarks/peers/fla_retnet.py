@@ -107,7 +107,8 @@ def _retain(
     q = (weights[f"{layer}.q_proj.weight"] @ x).view(config.num_heads, -1)
     k = (weights[f"{layer}.k_proj.weight"] @ x).view(config.num_heads, -1)
     v = (weights[f"{layer}.v_proj.weight"] @ x).view(config.num_heads, -1)
-    gate = (weights[f"{layer}.g_proj.weight"] @ x).view(config.num_heads, -1)
+    gate_proj = weights.get(f"{layer}.g_proj.weight")  # absent where `use_output_gate` is false
+    gate = (gate_proj @ x).view(config.num_heads, -1) if gate_proj is not None else None
     outs = []
     for head in range(config.num_heads):
         query, key = _rotate(q[head], position), _rotate(k[head], position)
@@ -115,7 +116,7 @@ def _retain(
         state[head] = decay * state[head] + torch.outer(key, v[head])
         out = (query * config.head_dim**-0.5) @ state[head]
         normed = _rms_norm(out, weights[f"{layer}.g_norm_swish_gate.weight"])
-        outs.append(normed * gate[head] * torch.sigmoid(gate[head]))
+        outs.append(normed if gate is None else normed * gate[head] * torch.sigmoid(gate[head]))
     return weights[f"{layer}.o_proj.weight"] @ torch.cat(outs)
 
 
