@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from retbench.data import text
+from retbench.data import standard_library, text
 from retbench.errors import UnsupportedError
 
 
@@ -47,7 +47,7 @@ def test_fingerprint_follows_the_text(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "site-packages").mkdir()
     (tmp_path / "site-packages" / "other.py").write_text("left out\n", encoding="utf-8")
     monkeypatch.setattr(sysconfig, "get_path", lambda _name: str(tmp_path))
-    text._paths.cache_clear()
+    standard_library.paths.cache_clear()
     text.fingerprint.cache_clear()
     try:
         assert text.fingerprint() != here
@@ -56,5 +56,5 @@ def test_fingerprint_follows_the_text(tmp_path: Path, monkeypatch: pytest.Monkey
             text.read_tokens(7)
     finally:
         monkeypatch.undo()
-        text._paths.cache_clear()
+        standard_library.paths.cache_clear()
         text.fingerprint.cache_clear()
