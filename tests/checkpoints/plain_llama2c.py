@@ -1,4 +1,4 @@
-"""llama2.c's forward pass in numpy float64, a token and a head at a time, read off its `run.c`; and a writer of its file.
+"""llama2.c's forward pass in numpy float64, a token and a head at a time, as `run.c` does it; and its file.
 
 Nothing here shares code with the package: rotary pairs are side by side, as in the file.
 """

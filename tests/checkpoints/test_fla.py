@@ -1,4 +1,4 @@
-"""Checkpoints of flash-linear-attention: the RetNet by its published formula, the Transformer by transformers' Llama."""
+"""Checkpoints of flash-linear-attention: RetNet by its published formula, Transformer by transformers' Llama."""
 
 from importlib.util import find_spec
 

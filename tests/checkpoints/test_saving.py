@@ -165,7 +165,7 @@ def test_one_changed_bit_is_noticed(tmp_path):
     raw[-3] ^= 1
     path.write_bytes(raw)
     with pytest.raises(
-        CheckpointError, match="fingerprint [0-9a-f]{12}, its configuration says [0-9a-f]{12}"
+        CheckpointError, match=r"fingerprint [0-9a-f]{12}, its configuration says [0-9a-f]{12}"
     ) as caught:
         load(tmp_path / "saved")
     assert str(caught.value).startswith(str(path))
