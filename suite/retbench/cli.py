@@ -152,6 +152,54 @@ def run(
         raise typer.Exit(command.carry_out(plan, out, fresh=fresh, as_json=as_json))
 
 
+@app.command(epilog="Example: retbench train quality --profile smoke --device cpu")
+def train(
+    experiment: ExperimentName,
+    profile: Annotated[
+        str | None,
+        typer.Option(help="smoke, cpu or paper; by default paper on a GPU of 70 GB or more, else cpu."),
+    ] = None,
+    device: DeviceName = None,
+    out: Annotated[
+        Path, typer.Option(file_okay=False, help="Folder of results; the models go below its checkpoints/.")
+    ] = Path("results"),
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Replace a field of the profile or of models.NAME."),
+    ] = None,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="RETBENCH_DATA",
+            file_okay=False,
+            help="Folder that corpora and tokenizers are looked up in.",
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Show the runs with their tokens and expected time; train nothing."),
+    ] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Delete the runs of this profile and train them anew.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train the models of an experiment alike, or go on where training stopped.
+
+    Each model runs the same grid of learning rates and takes its own best; then the final runs follow. A run that was
+    ended, in whatever way, goes on as if it had not been.
+    """
+    from retbench.commands import train as command
+
+    plan = command.make_training_plan(
+        command.Request(experiment, profile, device, tuple(overrides or ()), data_dir)
+    )
+    if dry_run:
+        command.show_plan(plan, as_json=as_json)
+    else:
+        raise typer.Exit(command.carry_out(plan, out, fresh=fresh, as_json=as_json))
+
+
 @app.command(epilog="Example: retbench table latency --format csv")
 def table(
     experiment: ExperimentName,

@@ -186,7 +186,7 @@ def _check_training(profile: Profile, where: str) -> None:
             f"{where}: cuda_graph = true, and a training step is not captured in a CUDA graph. "
             "Use --set cuda_graph=false, or measure the other workloads in an experiment of their own."
         )
-    if profile.activation_checkpointing and not trains:
+    if profile.activation_checkpointing and not trains and profile.training is None:
         present = ", ".join(profile.workloads.present)
         raise ConfigError(
             f"{where}: activation_checkpointing = true, and none of its workloads ({present}) "

@@ -125,6 +125,16 @@ class Decoder(nn.Module):
         Raises:
             CapacityError: the state has no room for T more tokens; nothing was changed.
         """
+        logits: Tensor = self.head(self.features(tokens, state, last_only=last_only))
+        return logits
+
+    def features(
+        self, tokens: Tensor, state: DecoderState | None = None, *, last_only: bool = False
+    ) -> Tensor:
+        """What the head turns into logits, (B, T, D) or (B, 1, D); arguments and errors as of `forward`.
+
+        Where logits are wanted of some tokens only, or a part at a time, `head` takes any rows of it.
+        """
         length = tokens.shape[1]
         if state is not None:
             state.require_room(length)
@@ -149,8 +159,8 @@ class Decoder(nn.Module):
                 x = block(x, layer, positions, last_only=only_last)
         if state is not None:
             state.position += length
-        logits: Tensor = self.head(self.norm(x))
-        return logits
+        normed: Tensor = self.norm(x)
+        return normed
 
     @torch.no_grad()
     def prefill(self, tokens: Tensor, state: DecoderState, *, segment_len: int = PREFILL_SEGMENT) -> Tensor:

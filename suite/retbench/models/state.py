@@ -35,6 +35,10 @@ class RetentionState:
         """Sequence b becomes a copy of what sequence indices[b] was."""
         self.values.copy_(self.values.index_select(0, indices))
 
+    def gather(self, indices: Tensor, length: int, capacity: int) -> "RetentionState":
+        """A new state whose sequence b is a copy of sequence indices[b]; `capacity` does not matter to retention."""
+        return RetentionState(self.values.index_select(0, indices))
+
     def tensors(self, length: int) -> dict[str, Tensor]:
         """Everything to be stored, by name."""
         return {"values": self.values}
@@ -79,6 +83,16 @@ class KVCache:
         for cached in (self.keys, self.values):
             used = cached[:, :, :length]
             used.copy_(used.index_select(0, indices))
+
+    def gather(self, indices: Tensor, length: int, capacity: int) -> "KVCache":
+        """A new cache whose sequence b starts with the first `length` tokens of sequence indices[b]."""
+        gathered = []
+        for cached in (self.keys, self.values):
+            _, heads, _, width = cached.shape
+            room = cached.new_empty(len(indices), heads, capacity, width)
+            room[:, :, :length] = cached[:, :, :length].index_select(0, indices)
+            gathered.append(room)
+        return KVCache(*gathered)
 
     def tensors(self, length: int) -> dict[str, Tensor]:
         """Everything to be stored, by name: the first `length` tokens."""
@@ -160,6 +174,24 @@ class DecoderState:
         """Follow the beams: sequence b becomes a copy of what sequence indices[b], (B,) int64, was."""
         for layer in self.layers:
             layer.reorder(indices, self.position)
+
+    def gather(self, indices: Tensor, capacity: int) -> "DecoderState":
+        """A new state to branch off with: sequence b is a copy of sequence indices[b], (B,) int64 of any B.
+
+        Args:
+            indices: Sequences of this state; one may be taken any number of times.
+            capacity: Tokens the new state has room for, those seen so far included.
+
+        Raises:
+            CapacityError: less room than the tokens seen so far take.
+        """
+        if self.capacity is not None and capacity < self.position:
+            raise CapacityError(
+                f"key-value cache: a state at position {self.position} does not fit a capacity of {capacity}."
+            )
+        return DecoderState(
+            [layer.gather(indices, self.position, capacity) for layer in self.layers], self.position
+        )
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything to be stored, by name; `load_tensors` takes it back."""

@@ -1,0 +1,275 @@
+"""Log-likelihoods of continuations, each prefix that requests share computed once.
+
+Requests are put into a tree by their tokens (`prefixes`). A shared prefix is run once, and its continuations go on
+from copies of its state: a key-value cache or a retention state alike. No padding ever enters a state that is used
+again: prefixes that run together are cut to the shortest of them, the rest being left to their continuations, and a
+padded row stands only where the padding comes after every token that is scored and the state is thrown away.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from retbench.evaluation.prefixes import MIN_SAVED, Branch, build_tree
+from retbench.models.decoder import Decoder
+from retbench.models.state import DecoderState
+
+BATCH_TOKENS = 1024
+"""Tokens of one forward pass. On two CPU cores more made nothing faster; a GPU wants more."""
+CACHED_PER_TOKEN = 16
+"""Tokens that the states of one pass may hold, for each token of `BATCH_TOKENS`."""
+MAX_WASTE = 0.1
+"""Share of a pass that cutting or padding to one length may cost."""
+LOGITS_AT_ONCE = 2**24
+"""Numbers that one product with the head may give, 64 MiB in float32."""
+
+Progress = Callable[[int, int], None]
+"""Told how many requests are done, of how many."""
+
+
+class Request(NamedTuple):
+    """Tokens to score, and what comes before them; neither is empty."""
+
+    context: Sequence[int]
+    continuation: Sequence[int]
+
+
+class Score(NamedTuple):
+    """What a model makes of a continuation."""
+
+    loglikelihood: float
+    """Sum of the log-probabilities of its tokens, nats."""
+    is_greedy: bool
+    """Whether each of its tokens is the likeliest."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Scores in the order of the requests, and what they cost.
+
+    Attributes:
+        scores: One a request.
+        num_truncated: Requests whose context lost tokens at its start.
+        num_input_tokens: Tokens that the model would read if nothing were shared.
+        num_computed_tokens: Tokens that it did read, padding included.
+    """
+
+    scores: list[Score]
+    num_truncated: int
+    num_input_tokens: int
+    num_computed_tokens: int
+
+
+class Scorer:
+    """Scores requests with one model.
+
+    Args:
+        model: Any model.
+        max_length: Tokens the model reads of a request: the last of them, as lm-eval has it.
+        batch_tokens: Tokens of one forward pass; a longer sequence runs alone.
+        min_saved: See `prefixes.build_tree`; None shares nothing.
+    """
+
+    def __init__(
+        self,
+        model: Decoder,
+        *,
+        max_length: int,
+        batch_tokens: int = BATCH_TOKENS,
+        min_saved: int | None = MIN_SAVED,
+    ) -> None:
+        self.model = model
+        self.max_length = max_length
+        self.batch_tokens = batch_tokens
+        self.min_saved = min_saved
+
+    @torch.inference_mode()
+    def score(self, requests: Sequence[Request], progress: Progress | None = None) -> Scored:
+        """Score every request.
+
+        Raises:
+            ValueError: an empty context or continuation, or a continuation longer than `max_length`.
+        """
+        for index, request in enumerate(requests):
+            if not 0 < len(request.continuation) <= self.max_length or not request.context:
+                raise ValueError(
+                    f"request {index}: a context of {len(request.context)} and a continuation of "
+                    f"{len(request.continuation)} tokens; need at least 1 of each, and at most "
+                    f"{self.max_length} to score"
+                )
+        whole = [[*request.context, *request.continuation] for request in requests]
+        kept = [tokens[-(self.max_length + 1) :] for tokens in whole]
+        inputs = [tokens[:-1] for tokens in kept]
+        tree = (
+            [Branch(len(tokens), [index]) for index, tokens in enumerate(inputs)]
+            if self.min_saved is None
+            else build_tree(inputs, min_saved=self.min_saved)
+        )
+        first_scored = [len(tokens) - len(r.continuation) for tokens, r in zip(kept, requests, strict=True)]
+        run = _Run(self, kept, first_scored, progress)
+        run.run(tree, None, [0] * len(tree), 0)
+        return Scored(
+            run.scores(),
+            sum(len(all_) > len(some) for all_, some in zip(whole, kept, strict=True)),
+            sum(map(len, inputs)),
+            run.num_computed_tokens,
+        )
+
+
+class _Run:
+    """One call of `Scorer.score`.
+
+    Args:
+        scorer: Its settings.
+        kept: Tokens of each request; the model reads all but the last.
+        first_scored: Index in `kept` of the first token to score.
+        progress: Told of the requests done.
+    """
+
+    def __init__(
+        self,
+        scorer: Scorer,
+        kept: Sequence[Sequence[int]],
+        first_scored: Sequence[int],
+        progress: Progress | None,
+    ) -> None:
+        self.scorer, self.model = scorer, scorer.model
+        self.kept, self.first_scored, self.progress = kept, first_scored, progress
+        self.sums = torch.zeros(len(kept), dtype=torch.float64)
+        self.misses = torch.zeros(len(kept), dtype=torch.int64)
+        self.num_done = 0
+        self.num_computed_tokens = 0
+
+    def scores(self) -> list[Score]:
+        """What was found, in the order of the requests."""
+        return [
+            Score(total, misses == 0)
+            for total, misses in zip(self.sums.tolist(), self.misses.tolist(), strict=True)
+        ]
+
+    def run(
+        self, branches: Sequence[Branch], state: DecoderState | None, rows: Sequence[int], start: int
+    ) -> None:
+        """Run branches from token `start` on.
+
+        Args:
+            branches: To be run.
+            state: After `start` tokens, one sequence a row; None where `start` is 0. Left as it is.
+            rows: The row that each branch goes on from.
+            start: Tokens that are done.
+        """
+        ongoing = list(zip(branches, rows, strict=True))
+        leaves = [pair for pair in ongoing if not pair[0].children]
+        shared = [pair for pair in ongoing if pair[0].children]
+        self._report([pair for pair in leaves if pair[0].end == start])  # all of it was scored on the way
+        for batch in self._batches([pair for pair in leaves if pair[0].end > start], start, longest=True):
+            self._pass(batch, state, start, max(branch.end for branch, _ in batch), keep=False)
+            self._report(batch)
+        for batch in self._batches(shared, start, longest=False):
+            end = min(branch.end for branch, _ in batch)
+            advanced = self._pass(batch, state, start, end, keep=True)
+            children = [(child, row) for row, (branch, _) in enumerate(batch) for child in branch.children]
+            self.run([child for child, _ in children], advanced, [row for _, row in children], end)
+
+    def _batches(
+        self, pairs: Sequence[tuple[Branch, int]], start: int, *, longest: bool
+    ) -> Iterator[list[tuple[Branch, int]]]:
+        """Branches that run together: padded to the longest of them, or cut to the shortest."""
+        settings = self.scorer
+        batch: list[tuple[Branch, int]] = []
+        wasted = 0
+        for pair in sorted(pairs, key=lambda pair: pair[0].end, reverse=longest):
+            branch = pair[0]
+            extreme = batch[0][0].end if batch else branch.end
+            # What is cut off a prefix, each of its continuations computes again.
+            waste = (extreme - branch.end) if longest else (branch.end - extreme) * (branch.num_leaves - 1)
+            tokens, cached = (len(batch) + 1) * (extreme - start), (len(batch) + 1) * extreme
+            if batch and (
+                tokens > settings.batch_tokens
+                or cached > CACHED_PER_TOKEN * settings.batch_tokens
+                or wasted + waste > MAX_WASTE * settings.batch_tokens
+            ):
+                yield batch
+                batch, wasted, waste = [], 0, 0
+            batch.append(pair)
+            wasted += waste
+        if batch:
+            yield batch
+
+    def _pass(
+        self,
+        batch: Sequence[tuple[Branch, int]],
+        state: DecoderState | None,
+        start: int,
+        end: int,
+        *,
+        keep: bool,
+    ) -> DecoderState | None:
+        """Run tokens start .. end - 1 of each branch and score what is to be scored; the state, where it is kept."""
+        width = end - start
+        tokens = [list(self.kept[branch.members[0]][start : min(end, branch.end)]) for branch, _ in batch]
+        padded = torch.tensor([row + [0] * (width - len(row)) for row in tokens], device=self.model.device)
+        self.num_computed_tokens += padded.numel()
+        advanced = self._copied(batch, state, end) if keep or state is not None else None
+        features = self.model.features(padded, advanced)  # (B, T, D)
+        self._score(features, batch, start, end)
+        return advanced if keep else None
+
+    def _copied(
+        self, batch: Sequence[tuple[Branch, int]], state: DecoderState | None, capacity: int
+    ) -> DecoderState:
+        """A state of its own for each branch, with room for `capacity` tokens."""
+        if state is None:
+            return self.model.init_state(len(batch), capacity)
+        rows = torch.tensor([row for _, row in batch], device=self.model.device)
+        return state.gather(rows, capacity)
+
+    def _score(self, features: Tensor, batch: Sequence[tuple[Branch, int]], start: int, end: int) -> None:
+        """Add what the positions start .. end - 1 of each branch say about the token after them."""
+        places: dict[
+            tuple[int, int], int
+        ] = {}  # (row, position) to its row of logits: members share positions
+        owners: list[int] = []
+        targets: list[int] = []
+        logit_rows: list[int] = []
+        for row, (branch, _) in enumerate(batch):
+            for member in branch.members:
+                kept = self.kept[member]
+                first = max(start, self.first_scored[member] - 1)
+                for position in range(first, min(end, branch.end)):
+                    logit_rows.append(places.setdefault((row, position - start), len(places)))
+                    owners.append(member)
+                    targets.append(kept[position + 1])
+        if not owners:
+            return
+        index = torch.tensor(list(places), device=features.device)
+        chosen = features[index[:, 0], index[:, 1]]  # (M, D)
+        values, is_likeliest = self._look_up(chosen, torch.tensor(logit_rows), torch.tensor(targets))
+        owner = torch.tensor(owners)
+        self.sums.index_add_(0, owner, values)
+        self.misses.index_add_(0, owner, (~is_likeliest).to(torch.int64))
+
+    def _look_up(self, chosen: Tensor, logit_rows: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-probability of each target, float64, and whether it is the likeliest, by its row of `chosen` (M, D)."""
+        values = torch.empty(len(targets), dtype=torch.float64)
+        likeliest = torch.empty(len(targets), dtype=torch.bool)
+        step = max(1, LOGITS_AT_ONCE // self.model.config.vocab_size)
+        for first in range(0, len(chosen), step):
+            logits = self.model.head(chosen[first : first + step])
+            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            found = ((logit_rows >= first) & (logit_rows < first + step)).nonzero().flatten()
+            rows = (logit_rows[found] - first).to(logits.device)
+            wanted = targets[found].to(logits.device)
+            log_probabilities = logits[rows, wanted] - logits.logsumexp(dim=-1)[rows]
+            values[found] = log_probabilities.double().cpu()
+            likeliest[found] = (logits.argmax(dim=-1)[rows] == wanted).cpu()
+        return values, likeliest
+
+    def _report(self, batch: Sequence[tuple[Branch, int]]) -> None:
+        """Tell of the requests that are done."""
+        self.num_done += sum(len(branch.members) for branch, _ in batch)
+        if self.progress is not None:
+            self.progress(self.num_done, len(self.kept))
