@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import ValidationError
 
-from retbench.config import Strict
 from retbench.errors import RetbenchError
+from retbench.strict import Strict
 
 FORMAT_VERSION: Literal[1] = 1
 HEADER = "header.json"

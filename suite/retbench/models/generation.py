@@ -56,16 +56,15 @@ def token_probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
         (N,) float32 or wider, summing to one; 0 for the tokens left out.
     """
     scaled = logits.to(torch.promote_types(logits.dtype, torch.float32)) / sampling.temperature
-    if sampling.top_k is not None and sampling.top_k < scaled.numel():
-        kept = scaled.topk(sampling.top_k)
-        scaled = torch.full_like(scaled, -torch.inf).scatter(0, kept.indices, kept.values)
-    probabilities = scaled.softmax(0)
+    if sampling.top_k is None and sampling.top_p is None:
+        return scaled.softmax(0)
+    ordered, tokens = scaled.sort(descending=True, stable=True)  # of equals the first, as the greedy choice
+    kept = ordered[: sampling.top_k].softmax(0)
     if sampling.top_p is not None and sampling.top_p < 1:
-        ordered, tokens = probabilities.sort(descending=True, stable=True)
-        before = ordered.cumsum(0) - ordered  # of all tokens more probable than this one
-        ordered = ordered.where(before < sampling.top_p, 0)
-        probabilities = torch.zeros_like(probabilities).scatter(0, tokens, ordered / ordered.sum())
-    return probabilities
+        before = kept.cumsum(0) - kept  # of all tokens more probable than this one
+        kept = kept.where(before < sampling.top_p, 0)
+        kept = kept / kept.sum()
+    return torch.zeros_like(scaled).scatter(0, tokens[: sampling.top_k], kept)
 
 
 def choose_token(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> int:
