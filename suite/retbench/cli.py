@@ -56,6 +56,9 @@ ExperimentName = Annotated[
 ]
 ResultsPath = Annotated[Path, typer.Option("--results", help="Folder or file of records to read.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+DataDir = Annotated[
+    Path | None, typer.Option("--data-dir", help="Folder of local data; by default that of RETBENCH_DATA.")
+]
 DeviceName = Annotated[
     str | None, typer.Option("--device", help="cpu, cuda or cuda:N; by default the first GPU, else the CPU.")
 ]
@@ -241,6 +244,76 @@ def verify(
     from retbench.commands import verify as command
 
     command.verify(command.Request(model, size, dtype, backend, device), as_json=as_json)
+
+
+@app.command(
+    epilog='Example: retbench generate fla-hub/retnet-1.3B-100B --prompt "The sea was" --tokenizer mistral'
+)
+def generate(
+    checkpoint: Annotated[
+        str,
+        typer.Argument(
+            metavar="CHECKPOINT",
+            help="A folder or file, a path below the data folder, or OWNER/REPOSITORY on the Hugging Face hub.",
+        ),
+    ],
+    prompt: Annotated[
+        str, typer.Option(help="Text to continue; - reads it from standard input. Empty begins a text.")
+    ] = "",
+    max_tokens: Annotated[int, typer.Option(min=1, help="New tokens at most.")] = 256,
+    temperature: Annotated[
+        float | None,
+        typer.Option(help="0 takes the likeliest token; by default 1 with --top-k or --top-p, else 0."),
+    ] = None,
+    top_k: Annotated[int | None, typer.Option(help="Draw among so many of the likeliest tokens.")] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Draw among the fewest tokens that have this probability together.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of what is drawn.")] = 0,
+    device: DeviceName = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="By default float32 on a CPU, else that of the stored weights.")
+    ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="By default the checkpoint's own, where it has one.")
+    ] = None,
+    data_dir: DataDir = None,
+    revision: Annotated[
+        str | None,
+        typer.Option(help="Commit, branch or tag on the hub; by default the pinned one, else main."),
+    ] = None,
+    form: Annotated[
+        str, typer.Option("--format", help="auto, retbench, fla, llama, llama2c or torchscale.")
+    ] = "auto",
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="Read weights that torch.save wrote, as tensors alone.")
+    ] = False,
+) -> None:
+    """Continue a text with any checkpoint, printed as it comes.
+
+    The prompt and what follows it go to stdout, until the model ends the text or --max-tokens are reached; the time
+    to the first token and the tokens a second go to stderr.
+    """
+    from retbench.commands import generate as command
+
+    command.generate(
+        command.Request(
+            checkpoint,
+            prompt,
+            max_tokens,
+            temperature,
+            top_k,
+            top_p,
+            seed,
+            device,
+            dtype,
+            tokenizer,
+            data_dir,
+            revision,
+            form,
+            allow_pickle,
+        )
+    )
 
 
 @app.command(epilog="Example: retbench env --json")

@@ -7,6 +7,7 @@ The JSON Schema of a record is kept beside this file (`record.schema.json`); a t
 import json
 import os
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -201,6 +202,11 @@ class Record(Part):
     """Metrics that are not defined here, each with the reason."""
     command: str
     """The command line that makes this record again."""
+
+
+def utc_now() -> str:
+    """The time as records state it: UTC, ISO 8601, whole milliseconds."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def record_schema() -> dict[str, Any]:

@@ -20,5 +20,5 @@ def fingerprint_tensors(tensors: "Iterable[tuple[str, Tensor]]") -> str:
     for name, tensor in tensors:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         values = tensor.detach().cpu().contiguous().flatten()
-        digest.update(memoryview(values.view(torch.uint8).numpy()))
+        digest.update(values.view(torch.uint8).numpy().data)
     return digest.hexdigest()[:12]

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from retbench.checkpoints import fla, llama, llama2c, native, torchscale
 from retbench.checkpoints.config_file import describe_errors
-from retbench.checkpoints.info import CheckpointInfo, Description
+from retbench.checkpoints.info import Description
 from retbench.checkpoints.mapping import Plan, Shape
 from retbench.errors import CheckpointError, unknown_name
 
@@ -22,13 +22,13 @@ class Format:
     Attributes:
         recognises: Whether a configuration is of this format.
         describe: What a configuration, from the file at the path, says.
-        plan: Where the weights are, given the checkpoint, the names in its files, and the shapes of ours.
+        plan: Where the weights are, given what the configuration says, the names in the files, and our shapes.
         ignored: Names of tensors that may be there and are not weights, as a regular expression.
     """
 
     recognises: Callable[[Mapping[str, Any]], bool]
     describe: Callable[[dict[str, Any], Path], Description]
-    plan: Callable[[CheckpointInfo, Collection[str], Mapping[str, Shape]], Plan]
+    plan: Callable[[Description, Collection[str], Mapping[str, Shape]], Plan]
     ignored: str
 
 

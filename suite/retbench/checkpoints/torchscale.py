@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from retbench.architectures import RetNetConfig
 from retbench.checkpoints.config_file import Fields, parse
-from retbench.checkpoints.info import CheckpointInfo, Description
+from retbench.checkpoints.info import Description
 from retbench.checkpoints.mapping import Names, Plan, Shape, map_decoder
 
 IGNORED = r"(decoder\.)?(retnet_rel_pos\.(angle|decay)|version|output_projection\.weight)"
@@ -77,7 +77,7 @@ def describe(raw: dict[str, Any], path: Path) -> Description:
     return Description(config, None, fields.share_decoder_input_output_embed)
 
 
-def plan(info: CheckpointInfo, stored: Collection[str], ours: Mapping[str, Shape]) -> Plan:
+def plan(described: Description, stored: Collection[str], ours: Mapping[str, Shape]) -> Plan:
     """Where the weights are, with fairseq's prefix where the file has it."""
     names = _NAMES
     if FAIRSEQ_PREFIX + names.embedding in stored:
@@ -85,4 +85,4 @@ def plan(info: CheckpointInfo, stored: Collection[str], ours: Mapping[str, Shape
             name: FAIRSEQ_PREFIX + getattr(names, name) for name in ("embedding", "norm", "head", "layer")
         }
         names = replace(names, **prefixed)
-    return map_decoder(info.config, names, tied_embeddings=info.tied_embeddings)
+    return map_decoder(described.config, names, tied_embeddings=described.tied_embeddings)

@@ -127,7 +127,9 @@ def _train(
     most = None if plan.corpus.revision is None else max(map(plan.num_tokens, plan.final_runs))
     text = TrainingText(
         train=pack(plan.corpus, "train", plan.tokenizer, max_tokens=most),
-        validation=pack(plan.corpus, "validation", plan.tokenizer, max_tokens=most and plan.spec.validation_tokens + 1),
+        validation=pack(
+            plan.corpus, "validation", plan.tokenizer, max_tokens=most and plan.spec.validation_tokens + 1
+        ),
     )
     return train_all(plan, text, out, tell=tell, stop=stop)
 

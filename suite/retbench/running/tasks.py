@@ -19,10 +19,10 @@ from retbench.measure.nvml import DeviceWatch
 from retbench.models.build import build_model
 from retbench.models.decoder import Decoder
 from retbench.models.gate import LENGTHS, run_gate
-from retbench.records import Documents, Gate, append_record
+from retbench.records import Documents, Gate, append_record, utc_now
 from retbench.running.failures import classify
 from retbench.running.protocol import Checked, Done, Hello, Job, Measured, Message, Refused, Started, Streamed
-from retbench.running.recording import Outcome, Surroundings, make_record, utc_now
+from retbench.running.recording import Outcome, Surroundings, make_record
 from retbench.workloads import STREAMED, load_workload
 from retbench.workloads.context import Context, Measurement
 from retbench.workloads.states import StateStore, is_streamed, stream_states

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from retbench.checkpoints.fingerprints import fingerprint_tensors
 from retbench.checkpoints.reading import read_checkpoint
 from retbench.checkpoints.saving import save_checkpoint
 from retbench.data.batches import Batches
@@ -34,6 +35,7 @@ from retbench.training.files import atomic_folder
 from retbench.training.loop import Stopped, Trainer
 from retbench.training.losses import validation_rows
 from retbench.training.plan import TrainingPlan, TrainingRun
+from retbench.training.recording import Recorder
 from retbench.training.trained import FINAL, RUN, STEPS
 from retbench.training.tuning import best_rates
 
@@ -106,6 +108,7 @@ class _Engine:
         self._pace = _Pace(sum(plan.flops(run) for run in self._runs))
         self._results: list[RunResult] = []
         self._tunings: dict[tuple[str, str], Tuning] = {}
+        self._recorder = Recorder(plan, out)
         self._validation: Tensor = validation_rows(
             text.validation, plan.spec.validation_tokens, plan.spec.seq_len
         )
@@ -141,8 +144,12 @@ class _Engine:
         """A final run with the rate of its model's grid, where that came to one."""
         if run.learning_rate is not None:
             return run
-        tuning = self._tunings.get((run.model_name, self._plan.tuned_at(run)))
+        tuning = self._tuning_of(run)
         return run if tuning is None else run.at(tuning.learning_rate)
+
+    def _tuning_of(self, run: TrainingRun) -> Tuning | None:
+        """What a final run's rate came from; None for a run of the grid, and where there is no grid."""
+        return None if run.role == "tuning" else self._tunings.get((run.model_name, self._plan.tuned_at(run)))
 
     def _settle(self, run: TrainingRun) -> None:
         """Bring one run to its end, unless it is there already."""
@@ -153,6 +160,7 @@ class _Engine:
             result = self._train(run, folder)
         else:
             self._pace.leave_out(self._plan.flops(run))
+        self._recorder.publish(folder)
         self._results.append(result)
         self._tell(RunEnded(result))
 
@@ -169,6 +177,7 @@ class _Engine:
                 return None
             with atomic_folder(folder) as draft:
                 shutil.copytree(twin.folder, draft, dirs_exist_ok=True)
+                self._recorder.adopt(draft, run, self._tuning_of(run))
         told = read_checkpoint(str(folder / FINAL)).metadata
         return RunResult(
             run,
@@ -220,6 +229,7 @@ class _Engine:
         except DivergedError as error:
             self._pace.leave_out((run.num_steps - trainer.place.step) * step_flops)
             num_tokens = trainer.place.step * plan.spec.tokens_per_step
+            self._recorder.keep(folder, run, trainer, self._tuning_of(run), error=str(error))
             return RunResult(run, "failed", folder, num_tokens, error=str(error))
         return self._conclude(run, folder, trainer)
 
@@ -241,6 +251,14 @@ class _Engine:
             "validation_loss": place.curve[-1].validation_loss_nats,
             "tokens_per_s": num_tokens / place.total_seconds,
         }
+        weights = {name: weight.detach().cpu() for name, weight in trainer.model.named_parameters()}
+        self._recorder.keep(
+            folder,
+            run,
+            trainer,
+            self._tuning_of(run),
+            weights_fingerprint=fingerprint_tensors(sorted(weights.items())),
+        )
         save_checkpoint(
             folder / FINAL,
             trainer.model,

@@ -14,6 +14,7 @@ from retbench import cells
 from retbench.data.batches import Batches
 from retbench.models.build import build_model
 from retbench.models.decoder import Decoder
+from retbench.records import utc_now
 from retbench.training import snapshots
 from retbench.training.curve import CurvePoint, write_curve
 from retbench.training.divergence import LossMonitor
@@ -37,6 +38,8 @@ class Place:
 
     Attributes:
         step: Steps done.
+        started_at: When the run began, as records state it.
+        num_processes: Processes that had a part in it: one, and one for every time that it was ended and went on.
         loss_sum: Losses added up since the last point of the curve.
         seconds: Of the steps since the last point.
         total_seconds: Of all steps.
@@ -45,6 +48,8 @@ class Place:
     """
 
     step: int = 0
+    started_at: str = field(default_factory=utc_now)
+    num_processes: int = 1
     loss_sum: float = 0.0
     seconds: float = 0.0
     total_seconds: float = 0.0
@@ -198,4 +203,5 @@ class Trainer:
         tensors, state = found
         snapshots.scatter(tensors, self.model, self.optimizer)
         self.place = Place.from_json(state)
+        self.place.num_processes += 1
         write_curve(self.folder / CURVE, self.place.curve)
