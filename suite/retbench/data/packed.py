@@ -70,6 +70,7 @@ class PackedTokens:
     """
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.header = _checked_header(folder)
         self.split = self.header.split
         self.vocab_size = self.header.vocab_size
