@@ -123,6 +123,24 @@ def test_a_model_that_is_not_ours_is_refused(folder, peer, fields, message):
         read_checkpoint(str(folder))
 
 
+def test_a_wrong_number_of_heads_is_noticed_though_every_shape_fits(folder, peer):
+    save_file(
+        {name: weight.contiguous() for name, weight in peer.state_dict().items()},
+        folder / "model.safetensors",
+    )
+    (folder / "config.json").write_text(json.dumps(FIELDS | {"decoder_retention_heads": 2}), encoding="utf-8")
+    with pytest.raises(CheckpointError, match="holds the logarithms of 3 decays"):
+        load(folder)
+
+
+def test_other_decays_are_noticed(folder, peer):
+    weights = {name: weight.contiguous() for name, weight in peer.state_dict().items()}
+    weights["retnet_rel_pos.decay"] = weights["retnet_rel_pos.decay"] * 1.1
+    save_file(weights, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match="holds the logarithms of 3 decays"):
+        load(folder)
+
+
 def test_weights_without_a_configuration_are_not_guessed(tmp_path, peer):
     torch.save(peer.state_dict(), tmp_path / "retnet.pt")
     with pytest.raises(CheckpointError, match=r"config\.json: there is no such file.*activation_fn"):

@@ -55,6 +55,8 @@ def load_checkpoint(
     plan = form.plan(_described(info), weights.entries.keys(), ours)
     assert plan.keys() == ours.keys()
     _check(plan, weights, info, form.ignored)
+    if form.check is not None:
+        form.check(_described(info), weights)
     if info.weights_fingerprint is not None:
         _check_fingerprint(weights, info, info.weights_fingerprint)
     _fill(model, plan, weights)

@@ -8,6 +8,7 @@ Source: microsoft/torchscale, `torchscale/architecture/{config,retnet}.py`, `tor
 
 from collections.abc import Collection, Mapping
 from dataclasses import replace
+from math import isclose, log1p
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,9 +16,12 @@ from retbench.architectures import RetNetConfig
 from retbench.checkpoints.config_file import Fields, parse
 from retbench.checkpoints.info import Description
 from retbench.checkpoints.mapping import Names, Plan, Shape, map_decoder
+from retbench.checkpoints.weights import Weights
+from retbench.errors import CheckpointError
 
 IGNORED = r"(decoder\.)?(retnet_rel_pos\.(angle|decay)|version|output_projection\.weight)"
-"""Buffers, which follow from the configuration; and the head of a model that does not use it, being tied."""
+"""Buffers, which `check` reads; and the head of a model that does not use it, being tied."""
+DECAY = "retnet_rel_pos.decay"
 FAIRSEQ_PREFIX = "decoder."
 """Before every name where fairseq wrote the state dict of its whole model."""
 
@@ -75,6 +79,29 @@ def describe(raw: dict[str, Any], path: Path) -> Description:
         norm_eps=fields.layernorm_eps,
     )
     return Description(config, None, fields.share_decoder_input_output_embed)
+
+
+def check(described: Description, weights: Weights) -> None:
+    """CheckpointError where the stored decays are not those of the configuration.
+
+    Its number of heads changes no weight's shape, and was written by hand: this alone shows that it is the right one.
+    """
+    for name in (DECAY, FAIRSEQ_PREFIX + DECAY):
+        if name not in weights.entries:
+            continue
+        stored = weights.read(name).flatten().tolist()
+        heads = described.config.num_heads
+        expected = [log1p(-(2.0 ** (-5 - head))) for head in range(heads)]
+        close = 1e-5 if weights.entries[name].dtype in ("float32", "float64") else 1e-2
+        if len(stored) != heads or any(
+            not isclose(one, other, rel_tol=close, abs_tol=1e-7)
+            for one, other in zip(stored, expected, strict=True)
+        ):
+            raise CheckpointError(
+                f"{weights.entries[name].path}: '{name}' holds the logarithms of {len(stored)} decays, "
+                f"{', '.join(f'{value:.4g}' for value in stored[:3])}, ...; for decoder_retention_heads {heads} they "
+                f"would be {', '.join(f'{value:.4g}' for value in expected[:3])}, .... Correct config.json."
+            )
 
 
 def plan(described: Description, stored: Collection[str], ours: Mapping[str, Shape]) -> Plan:

@@ -4,6 +4,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
@@ -114,10 +115,10 @@ def generate(request: Request) -> None:
             err=True,
         )
     try:
-        _print_text(prompt, _stream(model, tokenizer, tokens, sampling, request))
-    except (
-        BrokenPipeError
-    ):  # the reader has seen enough; nothing may be written to it again, not even at exit
+        with _without_denormals():
+            _print_text(prompt, _stream(model, tokenizer, tokens, sampling, request))
+    except BrokenPipeError:
+        # The reader has seen enough; nothing may be written to it again, not even at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -188,7 +189,6 @@ def _load(request: Request, info: CheckpointInfo, device: str) -> "Decoder":
     named = f"'{request.checkpoint}' at {dtype}"
     if device == "cpu":
         require_memory(named, info.config, dtype, "Give another --dtype or --device.")
-        torch.set_flush_denormal(True)  # a state decays to them, and they are slow
     else:
         torch.cuda.set_device(device)
     try:
@@ -232,6 +232,18 @@ def _stream(
         yield stream.add(token)
     yield stream.end()
     _print_pace(len(tokens), start, times)
+
+
+@contextmanager
+def _without_denormals() -> Iterator[None]:
+    """Within it a CPU takes the smallest numbers, which a retention state decays to and which are slow, for zero."""
+    import torch
+
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
 
 
 def _print_text(prompt: str, pieces: Iterator[str]) -> None:
