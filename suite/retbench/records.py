@@ -22,6 +22,7 @@ from pydantic import (
 )
 
 from retbench.errors import RecordError, StorageError
+from retbench.protocols import Protocol
 
 SCHEMA_VERSION = 2
 
@@ -130,8 +131,8 @@ class Point(Part):
     context_len: int = Field(ge=1)
     task: str | None = None
     """Of a quality workload: the corpus, or the zero-shot task."""
-    protocol: str | None = None
-    """How documents were cut; see `retbench.protocols`."""
+    protocol: Protocol | None = None
+    """How documents were cut."""
     num_fewshot: int | None = Field(default=None, ge=0)
     """Examples before the question."""
 
