@@ -69,7 +69,6 @@ class Evaluation(Strict):
     """What a cell of quality depends on beside its point."""
 
     split: Split | None = None
-    stride: int | None = None
     limit: int | None = None
     max_document_tokens: int | None = None
     tokenizer: str
@@ -170,19 +169,24 @@ def _questions(
     if perplexity:
         for corpus in perplexity.corpora:
             if evaluation := evaluations.get((subject.label, corpus)):
-                for point, stride in _readings(perplexity, corpus):
-                    yield "perplexity", point, evaluation.model_copy(update={"stride": stride})
+                for point in _readings(perplexity, corpus):
+                    yield "perplexity", point, evaluation
     if zeroshot and (evaluation := evaluations.get((subject.label, None))):
         for point in _exams(zeroshot):
             yield "zeroshot", point, evaluation
 
 
-def _readings(spec: PerplexitySpec, corpus: str) -> Iterator[tuple[Point, int | None]]:
-    """Points of a corpus, each with its stride."""
+def _readings(spec: PerplexitySpec, corpus: str) -> Iterator[Point]:
+    """Points of a corpus."""
     for protocol in spec.protocols:
         for context_len in spec.context_len:
-            point = Point(batch_size=1, context_len=context_len, task=corpus, protocol=protocol)
-            yield point, spec.stride_of(context_len) if protocol == "strided" else None
+            yield Point(
+                batch_size=1,
+                context_len=context_len,
+                task=corpus,
+                protocol=protocol,
+                stride=spec.stride_of(context_len) if protocol == "strided" else None,
+            )
 
 
 def _exams(spec: ZeroshotSpec) -> Iterator[Point]:

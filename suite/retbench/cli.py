@@ -57,7 +57,11 @@ ExperimentName = Annotated[
 ResultsPath = Annotated[Path, typer.Option("--results", help="Folder or file of records to read.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 DataDir = Annotated[
-    Path | None, typer.Option("--data-dir", help="Folder of local data; by default that of RETBENCH_DATA.")
+    Path | None,
+    typer.Option(
+        "--data-dir",
+        help="Folder that corpora, tokenizers and tasks are looked up in; by default that of RETBENCH_DATA.",
+    ),
 ]
 DeviceName = Annotated[
     str | None, typer.Option("--device", help="cpu, cuda or cuda:N; by default the first GPU, else the CPU.")
@@ -81,14 +85,20 @@ def main(
 def list_(
     sizes: Annotated[bool, typer.Option("--sizes", help="List the named model sizes instead.")] = False,
     models: Annotated[bool, typer.Option("--models", help="List the models that `verify` takes.")] = False,
+    tasks: Annotated[
+        bool, typer.Option("--tasks", help="List the zero-shot tasks, and where the data of each is.")
+    ] = False,
+    data_dir: DataDir = None,
     as_json: AsJson = False,
 ) -> None:
-    """List the experiments, the model sizes or the models."""
+    """List the experiments, the model sizes, the models or the tasks."""
     from retbench.commands import listing
 
-    if sizes and models:
-        raise typer.BadParameter("give --sizes or --models, not both")
-    if sizes:
+    if sizes + models + tasks > 1:
+        raise typer.BadParameter("give one of --sizes, --models and --tasks")
+    if tasks:
+        listing.list_tasks(data_dir, as_json=as_json)
+    elif sizes:
         listing.list_sizes(as_json=as_json)
     elif models:
         listing.list_models(as_json=as_json)
@@ -105,7 +115,9 @@ def run(
     ] = None,
     device: DeviceName = None,
     dtype: Annotated[str | None, typer.Option(help="Replaces the profile's dtype.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Keep the first so many context lengths.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="Keep the first so many context lengths, or documents.")
+    ] = None,
     compiled: Annotated[
         bool | None,
         typer.Option(
@@ -119,6 +131,7 @@ def run(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Replace a field of the profile or of models.NAME."),
     ] = None,
+    data_dir: DataDir = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Measure again what is on disk already.")] = False,
     dry_run: Annotated[
         bool,
@@ -143,6 +156,8 @@ def run(
         limit=limit,
         compiled=compiled,
         overrides=overrides or [],
+        results=out,
+        data_dir=data_dir.absolute() if data_dir else None,
     )
     from retbench.commands import run as command
 
@@ -167,14 +182,7 @@ def train(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Replace a field of the profile or of models.NAME."),
     ] = None,
-    data_dir: Annotated[
-        Path | None,
-        typer.Option(
-            envvar="RETBENCH_DATA",
-            file_okay=False,
-            help="Folder that corpora and tokenizers are looked up in.",
-        ),
-    ] = None,
+    data_dir: DataDir = None,
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="Show the runs with their tokens and expected time; train nothing."),

@@ -109,7 +109,13 @@ def make_plan(
     _check_device(chosen, found)
     _check_training(chosen, where)
     experiment = experiment.model_copy(update={"profiles": {**experiment.profiles, profile_name: chosen}})
-    options = [("--profile", profile_name), ("--device", found.name), ("--dtype", dtype), ("--limit", limit)]
+    options = [
+        ("--profile", profile_name),
+        ("--device", found.name),
+        ("--dtype", dtype),
+        ("--limit", limit),
+        ("--data-dir", data_dir),
+    ]
     flags = [] if compiled is None else ["--compile" if compiled else "--no-compile"]
     subjects = find_subjects(experiment, profile_name, results)
     evaluations = find_evaluations(subjects, chosen, data_dir)
@@ -126,7 +132,7 @@ def make_plan(
                 evaluations=evaluations,
             )
         ),
-        rounds=chosen.rounds,
+        rounds=1 if set(chosen.workloads.present) <= ONE_ROUND else chosen.rounds,
         command=_command(name_or_path, [*options, *(("--set", item) for item in overrides)], flags),
         device_memory_bytes=found.memory_bytes,
         data_dir=data_dir,

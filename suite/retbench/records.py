@@ -133,6 +133,8 @@ class Point(Part):
     """Of a quality workload: the corpus, or the zero-shot task."""
     protocol: Protocol | None = None
     """How documents were cut."""
+    stride: int | None = Field(default=None, ge=1)
+    """Of the protocol `strided`: tokens between the beginnings of two windows."""
     num_fewshot: int | None = Field(default=None, ge=0)
     """Examples before the question."""
 

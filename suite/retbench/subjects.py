@@ -16,6 +16,7 @@ from retbench.config import Experiment, Profile
 from retbench.data.corpora import load_corpus
 from retbench.data.tokenizers import load_tokenizer
 from retbench.errors import ConfigError
+from retbench.evaluation.catalogue import find_task
 from retbench.records import WeightsInfo
 from retbench.training.trained import TrainedRun, find_trained
 from retbench.workloads import EVALUATES
@@ -148,6 +149,8 @@ def find_evaluations(
     present = EVALUATES & set(profile.workloads.present)
     if not present:
         return {}
+    for task in zeroshot.tasks if zeroshot else ():
+        find_task(task)
     found: dict[tuple[str, str | None], Evaluation] = {}
     corpora = perplexity.corpora if perplexity else ()
     fingerprints = {name: load_corpus(name, data_dir=data_dir).fingerprint for name in corpora}

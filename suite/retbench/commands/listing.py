@@ -1,5 +1,6 @@
 """`retbench list`: the experiments, sizes and models that have a name."""
 
+from pathlib import Path
 from typing import Any, get_args
 
 from retbench import costs, matching
@@ -99,3 +100,16 @@ def list_models(*, as_json: bool) -> None:
         ("model", "architecture", "variant", "backends"),
         [(name, m.architecture, m.variant, " ".join(backends_of(m))) for name, m in models.items()],
     )
+
+
+def list_tasks(data_dir: Path | None, *, as_json: bool) -> None:
+    """Print every zero-shot task, the paper that has it, and where its data is."""
+    from retbench.evaluation.tasks import task_rows
+
+    rows = task_rows(data_dir)
+    if as_json:
+        print_json(
+            {"tasks": [{"name": name, "source": source, "data": where} for name, source, where in rows]}
+        )
+        return
+    print_columns(("task", "data", "source"), [(name, where, source) for name, source, where in rows])

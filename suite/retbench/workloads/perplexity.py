@@ -52,7 +52,7 @@ def _reading(cell: Cell, evaluation: Evaluation) -> Reading:
     if cell.point.protocol is None:
         raise ConfigError(f"the point of '{cell.model_name}' on '{cell.point.task}' has no protocol.")
     return Reading(
-        cell.point.protocol, cell.point.context_len, evaluation.stride, evaluation.max_document_tokens
+        cell.point.protocol, cell.point.context_len, cell.point.stride, evaluation.max_document_tokens
     )
 
 
