@@ -13,6 +13,7 @@ EXIT_CODES = {
     "StorageError": 1,
     "UnsupportedError": 3,
     "GateError": 1,
+    "DivergedError": 1,
 }
 
 

@@ -12,6 +12,7 @@ from benchmarks.peers.outcomes import CONFIDENCE, FP32_LIMIT, Limit, Outcome, er
 from benchmarks.peers.rounds import TIMED_STEPS, WARM_STEPS, OurDecoding, interleave, time_greedy
 from retbench import costs
 from retbench.architectures import ModelConfig
+from retbench.checkpoints.loading import map_weights
 from retbench.data.text import read_tokens
 from retbench.measure.ceilings import measure_ceilings
 
@@ -33,7 +34,7 @@ def decode_torchscale(rounds: int) -> Iterator[Outcome]:
 
     config = pairs.torchscale_config()
     peer = torchscale_retnet.build_peer(config, seed=1)
-    model = pairs.carry(config, torchscale_retnet.map_weights(peer.state_dict(), config.num_layers))
+    model = pairs.carry(config, map_weights("torchscale", config, peer.state_dict()))
     tokens = read_tokens(SHALLOW + PROVEN_TOKENS)[None]
     theirs = torchscale_retnet.RecurrentDecoding(peer, SHALLOW + STEPS)
     for t in range(SHALLOW):
@@ -67,7 +68,7 @@ def decode_llama(rounds: int, depth: int) -> Iterator[Outcome]:
     bar = f"decode-llama-{depth // 1024}k"
     config = pairs.llama_config()
     peer = hf_llama.build_peer(config, seed=1, max_len=depth + STEPS + 1)
-    model = pairs.carry(config, hf_llama.map_weights(peer.state_dict(), config.num_layers))
+    model = pairs.carry(config, map_weights("llama", config, peer.state_dict()))
     prompt = read_tokens(depth)[None]
     generated = hf_llama.generate(peer, prompt, PROVEN_TOKENS, with_logits=True)
     found = decode_logits(model, torch.cat([prompt, generated.tokens[:, :-1]], dim=1), depth)

@@ -8,6 +8,7 @@ from torch import Tensor
 from benchmarks.peers import fla_retnet, pairs
 from benchmarks.peers.outcomes import FP32_LIMIT, Outcome, error_outcome, worst
 from retbench.architectures import RetNetConfig, TransformerConfig
+from retbench.checkpoints.loading import map_weights
 from retbench.models.decoder import Decoder
 from retbench.models.retention import retention_chunkwise, retention_parallel, retention_recurrent
 
@@ -35,7 +36,7 @@ def torchscale_equality(config: RetNetConfig | None = None, length: int = 385) -
 
     config = config or pairs.torchscale_config()
     peer = torchscale_retnet.build_peer(config, seed=1)
-    ours = pairs.carry(config, torchscale_retnet.map_weights(peer.state_dict(), config.num_layers))
+    ours = pairs.carry(config, map_weights("torchscale", config, peer.state_dict()))
     tokens = pairs.random_tokens(config, length)
     expected = peer(tokens)[0]
     yield from _backends_against("equal-torchscale", ours, tokens, expected)
@@ -58,7 +59,7 @@ def llama_pair_equality(config: TransformerConfig, length: int, new_tokens: int)
 
     kind = "" if config.num_kv_heads == config.num_heads else f" ({config.num_kv_heads} key heads)"
     peer = hf_llama.build_peer(config, seed=1, max_len=length + new_tokens)
-    ours = pairs.carry(config, hf_llama.map_weights(peer.state_dict(), config.num_layers))
+    ours = pairs.carry(config, map_weights("llama", config, peer.state_dict()))
     tokens = pairs.random_tokens(config, length)
     expected = peer(tokens).logits
     yield from _backends_against(f"equal-llama{kind}", ours, tokens, expected)
@@ -115,7 +116,7 @@ def fla_equality(config: RetNetConfig | None = None, length: int = 45) -> Iterat
     weights = {
         name: weight.float().double() for name, weight in fla_retnet.draw_weights(config, seed=1).items()
     }
-    ours = pairs.carry(config, fla_retnet.map_weights(weights, config.num_layers), chunk_size=16)
+    ours = pairs.carry(config, map_weights("fla", config, weights), chunk_size=16)
     tokens = pairs.random_tokens(config, length)
     expected = fla_retnet.logits(weights, config, tokens[0])[None]
     yield from _against_forward("equal-fla", ours, tokens, expected)

@@ -53,30 +53,6 @@ def draw_weights(config: RetNetConfig, *, seed: int) -> dict[str, Tensor]:
     return weights
 
 
-def map_weights(weights: Weights, num_layers: int) -> dict[str, Tensor]:
-    """Our state dict from fla's."""
-    mapped = {
-        "embedding.weight": weights["model.embeddings.weight"],
-        "norm.weight": weights["model.norm.weight"],
-        "head.weight": weights["lm_head.weight"],
-    }
-    for index in range(num_layers):
-        theirs, ours = f"model.layers.{index}", f"blocks.{index}"
-        projections = [weights[f"{theirs}.attn.{letter}_proj.weight"] for letter in "qkvg"]
-        mapped |= {
-            f"{ours}.mixer_norm.weight": weights[f"{theirs}.attn_norm.weight"],
-            f"{ours}.mixer.qkvg_proj.weight": torch.cat(projections),
-            f"{ours}.mixer.head_norm.weight": weights[f"{theirs}.attn.g_norm_swish_gate.weight"],
-            f"{ours}.mixer.out_proj.weight": weights[f"{theirs}.attn.o_proj.weight"],
-            f"{ours}.ffn_norm.weight": weights[f"{theirs}.mlp_norm.weight"],
-            f"{ours}.ffn.gate_up_proj.weight": torch.cat(
-                [weights[f"{theirs}.mlp.gate_proj.weight"], weights[f"{theirs}.mlp.up_proj.weight"]]
-            ),
-            f"{ours}.ffn.down_proj.weight": weights[f"{theirs}.mlp.down_proj.weight"],
-        }
-    return mapped
-
-
 def logits(weights: Weights, config: RetNetConfig, tokens: Tensor) -> Tensor:
     """Logits (T, N) float64 of one sequence of tokens (T,), token after token."""
     shape = (config.num_heads, config.head_dim, config.value_head_dim)
@@ -107,7 +83,8 @@ def _retain(
     q = (weights[f"{layer}.q_proj.weight"] @ x).view(config.num_heads, -1)
     k = (weights[f"{layer}.k_proj.weight"] @ x).view(config.num_heads, -1)
     v = (weights[f"{layer}.v_proj.weight"] @ x).view(config.num_heads, -1)
-    gate = (weights[f"{layer}.g_proj.weight"] @ x).view(config.num_heads, -1)
+    gate_proj = weights.get(f"{layer}.g_proj.weight")  # absent where `use_output_gate` is false
+    gate = (gate_proj @ x).view(config.num_heads, -1) if gate_proj is not None else None
     outs = []
     for head in range(config.num_heads):
         query, key = _rotate(q[head], position), _rotate(k[head], position)
@@ -115,7 +92,7 @@ def _retain(
         state[head] = decay * state[head] + torch.outer(key, v[head])
         out = (query * config.head_dim**-0.5) @ state[head]
         normed = _rms_norm(out, weights[f"{layer}.g_norm_swish_gate.weight"])
-        outs.append(normed * gate[head] * torch.sigmoid(gate[head]))
+        outs.append(normed if gate is None else normed * gate[head] * torch.sigmoid(gate[head]))
     return weights[f"{layer}.o_proj.weight"] @ torch.cat(outs)
 
 

@@ -1,7 +1,6 @@
 """transformers' LlamaForCausalLM: built, weighted, and timed token by token inside its own `generate`."""
 
 import time
-from collections.abc import Mapping
 from itertools import pairwise
 from statistics import median
 from typing import NamedTuple
@@ -43,29 +42,6 @@ def build_peer(config: TransformerConfig, *, seed: int, max_len: int) -> LlamaFo
             if parameter.dim() == 1:
                 parameter.uniform_(0.5, 1.5)
     return peer
-
-
-def map_weights(weights: Mapping[str, Tensor], num_layers: int) -> dict[str, Tensor]:
-    """Our state dict from Llama's."""
-    mapped = {
-        "embedding.weight": weights["model.embed_tokens.weight"],
-        "norm.weight": weights["model.norm.weight"],
-        "head.weight": weights["lm_head.weight"],
-    }
-    for index in range(num_layers):
-        theirs, ours = f"model.layers.{index}", f"blocks.{index}"
-        projections = [weights[f"{theirs}.self_attn.{letter}_proj.weight"] for letter in "qkv"]
-        mapped |= {
-            f"{ours}.mixer_norm.weight": weights[f"{theirs}.input_layernorm.weight"],
-            f"{ours}.mixer.qkv_proj.weight": torch.cat(projections),
-            f"{ours}.mixer.out_proj.weight": weights[f"{theirs}.self_attn.o_proj.weight"],
-            f"{ours}.ffn_norm.weight": weights[f"{theirs}.post_attention_layernorm.weight"],
-            f"{ours}.ffn.gate_up_proj.weight": torch.cat(
-                [weights[f"{theirs}.mlp.gate_proj.weight"], weights[f"{theirs}.mlp.up_proj.weight"]]
-            ),
-            f"{ours}.ffn.down_proj.weight": weights[f"{theirs}.mlp.down_proj.weight"],
-        }
-    return mapped
 
 
 class Generated(NamedTuple):

@@ -7,6 +7,7 @@ import torch
 from benchmarks.peers import pairs
 from benchmarks.peers.outcomes import FP32_LIMIT, Limit, Outcome, error_outcome, speed_outcome
 from benchmarks.peers.rounds import interleave, time_call
+from retbench.checkpoints.loading import map_weights
 from retbench.data.text import read_tokens
 
 PROMPT_LEN = 8192
@@ -24,7 +25,7 @@ def prefill_torchscale(rounds: int) -> Iterator[Outcome]:
 
     config = pairs.torchscale_config(norm_eps=pairs.TINY_EPS)
     peer = torchscale_retnet.build_peer(config, seed=1, chunkwise=True)
-    model = pairs.carry(config, torchscale_retnet.map_weights(peer.state_dict(), config.num_layers))
+    model = pairs.carry(config, map_weights("torchscale", config, peer.state_dict()))
     tokens = read_tokens(PROMPT_LEN)[None]
     part = tokens[:, :PROVEN_LEN]
     whole = model.prefill(tokens, model.init_state(1, PROMPT_LEN))

@@ -4,8 +4,6 @@ Its chunkwise form equals the other two only where the norms' epsilon vanishes, 
 of another scale; bars that use it set `norm_eps` to 1e-12 on both sides.
 """
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor, nn
 from torchscale.architecture.config import RetNetConfig as TorchscaleConfig
@@ -43,29 +41,6 @@ def build_peer(config: RetNetConfig, *, seed: int, chunkwise: bool = False) -> R
             if parameter.dim() == 1:
                 parameter.uniform_(0.5, 1.5)
     return peer
-
-
-def map_weights(weights: Mapping[str, Tensor], num_layers: int) -> dict[str, Tensor]:
-    """Our state dict from torchscale's."""
-    mapped = {
-        "embedding.weight": weights["embed_tokens.weight"],
-        "norm.weight": weights["layer_norm.weight"],
-        "head.weight": weights["output_projection.weight"],
-    }
-    for index in range(num_layers):
-        theirs, ours = f"layers.{index}", f"blocks.{index}"
-        projections = [weights[f"{theirs}.retention.{letter}_proj.weight"] for letter in "qkvg"]
-        mapped |= {
-            f"{ours}.mixer_norm.weight": weights[f"{theirs}.retention_layer_norm.weight"],
-            f"{ours}.mixer.qkvg_proj.weight": torch.cat(projections),
-            f"{ours}.mixer.out_proj.weight": weights[f"{theirs}.retention.out_proj.weight"],
-            f"{ours}.ffn_norm.weight": weights[f"{theirs}.final_layer_norm.weight"],
-            f"{ours}.ffn.gate_up_proj.weight": torch.cat(
-                [weights[f"{theirs}.ffn.fc1.weight"], weights[f"{theirs}.ffn.gate.weight"]]
-            ),
-            f"{ours}.ffn.down_proj.weight": weights[f"{theirs}.ffn.fc2.weight"],
-        }
-    return mapped
 
 
 def last_logits(peer: RetNetDecoder, tokens: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from benchmarks.peers import pairs
 from benchmarks.peers.outcomes import FP32_LIMIT, Limit, Outcome, error_outcome, speed_outcome, worst
 from benchmarks.peers.rounds import interleave, time_call
+from retbench.checkpoints.loading import map_weights
 from retbench.data.text import read_tokens
 from retbench.models.decay import decay_schedule
 from retbench.models.decoder import Decoder
@@ -45,7 +46,7 @@ def training(rounds: int) -> Iterator[Outcome]:
     parallel = torchscale_retnet.build_peer(config, seed=1)
     chunkwise = torchscale_retnet.build_peer(config, seed=1, chunkwise=True)
     yar = yar_retnet.build_matched_peer(config, seed=1)
-    model = pairs.carry(config, torchscale_retnet.map_weights(parallel.state_dict(), config.num_layers))
+    model = pairs.carry(config, map_weights("torchscale", config, parallel.state_dict()))
     tokens = read_tokens(LENGTH + 1)[None]
     yield from (proofs := [*_equality(model, parallel, tokens), _yar_equality()])
     if not all(proof.holds for proof in proofs):
@@ -70,12 +71,10 @@ def _timer(module: nn.Module, forward: Forward, tokens: Tensor) -> Callable[[], 
 
 def _equality(model: Decoder, peer: nn.Module, tokens: Tensor) -> Iterator[Outcome]:
     """Logits and the gradient of every weight against torchscale's parallel form."""
-    from benchmarks.peers import torchscale_retnet
-
     logits = training_step(model, model, tokens)
     expected = training_step(peer, lambda x: peer(x)[0], tokens)
     yield error_outcome("training: equality, logits", logits, expected, FP32_LIMIT)
-    mapped = torchscale_retnet.map_weights(_gradients(peer), model.config.num_layers)
+    mapped = map_weights("torchscale", model.config, _gradients(peer))
     errors = [
         error_outcome(
             f"training: equality, worst gradient, of {name}", gradient, mapped[name], GRADIENT_LIMIT

@@ -215,16 +215,21 @@ def make_subject(
         size=size,
         model=model,
         backend=spec.backend,
-        chunk_size=_chunk_size(spec),
+        chunk_size=chunk_size(spec),
         weights=weights,
     )
 
 
-def _chunk_size(spec: ModelSpec) -> int | None:
+def chunk_size(spec: ModelSpec) -> int | None:
     """Tokens of a chunk; that of fla's kernels, which is their own, where they run."""
     if not isinstance(spec, RetNetSpec):
         return None
     return FLA_CHUNK_SIZE if spec.backend == "fla" else spec.chunk_size
+
+
+def form_chunk(backend: str, chunk: int | None) -> int | None:
+    """Chunk by which a form's operations are counted: one token of the recurrent form, None for the parallel form."""
+    return {"parallel": None, "recurrent": 1}.get(backend, chunk)
 
 
 def resolve_models(

@@ -56,6 +56,9 @@ ExperimentName = Annotated[
 ]
 ResultsPath = Annotated[Path, typer.Option("--results", help="Folder or file of records to read.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+DataDir = Annotated[
+    Path | None, typer.Option("--data-dir", help="Folder of local data; by default that of RETBENCH_DATA.")
+]
 DeviceName = Annotated[
     str | None, typer.Option("--device", help="cpu, cuda or cuda:N; by default the first GPU, else the CPU.")
 ]
@@ -149,6 +152,54 @@ def run(
         raise typer.Exit(command.carry_out(plan, out, fresh=fresh, as_json=as_json))
 
 
+@app.command(epilog="Example: retbench train quality --profile smoke --device cpu")
+def train(
+    experiment: ExperimentName,
+    profile: Annotated[
+        str | None,
+        typer.Option(help="smoke, cpu or paper; by default paper on a GPU of 70 GB or more, else cpu."),
+    ] = None,
+    device: DeviceName = None,
+    out: Annotated[
+        Path, typer.Option(file_okay=False, help="Folder of results; the models go below its checkpoints/.")
+    ] = Path("results"),
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Replace a field of the profile or of models.NAME."),
+    ] = None,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="RETBENCH_DATA",
+            file_okay=False,
+            help="Folder that corpora and tokenizers are looked up in.",
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Show the runs with their tokens and expected time; train nothing."),
+    ] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Delete the runs of this profile and train them anew.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train the models of an experiment alike, or go on where training stopped.
+
+    Each model runs the same grid of learning rates and takes its own best; then the final runs follow. A run that was
+    ended, in whatever way, goes on as if it had not been.
+    """
+    from retbench.commands import train as command
+
+    plan = command.make_training_plan(
+        command.Request(experiment, profile, device, tuple(overrides or ()), data_dir)
+    )
+    if dry_run:
+        command.show_plan(plan, as_json=as_json)
+    else:
+        raise typer.Exit(command.carry_out(plan, out, fresh=fresh, as_json=as_json))
+
+
 @app.command(epilog="Example: retbench table latency --format csv")
 def table(
     experiment: ExperimentName,
@@ -193,6 +244,76 @@ def verify(
     from retbench.commands import verify as command
 
     command.verify(command.Request(model, size, dtype, backend, device), as_json=as_json)
+
+
+@app.command(
+    epilog='Example: retbench generate fla-hub/retnet-1.3B-100B --prompt "The sea was" --tokenizer mistral'
+)
+def generate(
+    checkpoint: Annotated[
+        str,
+        typer.Argument(
+            metavar="CHECKPOINT",
+            help="A folder or file, a path below the data folder, or OWNER/REPOSITORY on the Hugging Face hub.",
+        ),
+    ],
+    prompt: Annotated[
+        str, typer.Option(help="Text to continue; - reads it from standard input. Empty begins a text.")
+    ] = "",
+    max_tokens: Annotated[int, typer.Option(min=1, help="New tokens at most.")] = 256,
+    temperature: Annotated[
+        float | None,
+        typer.Option(help="0 takes the likeliest token; by default 1 with --top-k or --top-p, else 0."),
+    ] = None,
+    top_k: Annotated[int | None, typer.Option(help="Draw among so many of the likeliest tokens.")] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Draw among the fewest tokens that have this probability together.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of what is drawn.")] = 0,
+    device: DeviceName = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="By default float32 on a CPU, else that of the stored weights.")
+    ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="By default the checkpoint's own, where it has one.")
+    ] = None,
+    data_dir: DataDir = None,
+    revision: Annotated[
+        str | None,
+        typer.Option(help="Commit, branch or tag on the hub; by default the pinned one, else main."),
+    ] = None,
+    form: Annotated[
+        str, typer.Option("--format", help="auto, retbench, fla, llama, llama2c or torchscale.")
+    ] = "auto",
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="Read weights that torch.save wrote, as tensors alone.")
+    ] = False,
+) -> None:
+    """Continue a text with any checkpoint, printed as it comes.
+
+    The prompt and what follows it go to stdout, until the model ends the text or --max-tokens are reached; the time
+    to the first token and the tokens a second go to stderr.
+    """
+    from retbench.commands import generate as command
+
+    command.generate(
+        command.Request(
+            checkpoint,
+            prompt,
+            max_tokens,
+            temperature,
+            top_k,
+            top_p,
+            seed,
+            device,
+            dtype,
+            tokenizer,
+            data_dir,
+            revision,
+            form,
+            allow_pickle,
+        )
+    )
 
 
 @app.command(epilog="Example: retbench env --json")

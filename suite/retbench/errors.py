@@ -8,6 +8,7 @@
       StorageError           1  a record or a checkpoint could not be written (disk full, no permission)
       UnsupportedError       3  asked for rightly, but this machine or installation cannot do it
       GateError              1  the forms of a model disagree: no time may be reported for it
+      DivergedError          1  a training run went wrong: its loss is not finite, or a spike
 
 Every message names what was wrong, where, the value, and what to do.
 """
@@ -58,6 +59,10 @@ class UnsupportedError(RetbenchError):
 
 class GateError(RetbenchError):
     """Two forms of one model disagree by more than the stated limit."""
+
+
+class DivergedError(RetbenchError):
+    """A training run's loss or gradients are not finite, or its loss is far above what it was."""
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str], *, where: str = "") -> ConfigError:

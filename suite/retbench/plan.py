@@ -17,6 +17,7 @@ from retbench.measure.environment import worker_environment
 from retbench.measure.machine import usable_cores
 from retbench.protocols import PerplexitySpec, ZeroshotSpec
 from retbench.running.devices import Device, find_device
+from retbench.subjects import find_evaluations, find_subjects
 from retbench.units import GB
 from retbench.workloads import ONE_ROUND
 
@@ -77,6 +78,8 @@ def make_plan(
     limit: int | None,
     overrides: Sequence[str],
     compiled: bool | None = None,
+    results: Path = Path("results"),
+    data_dir: Path | None = None,
 ) -> Plan:
     """The plan of one command.
 
@@ -88,6 +91,8 @@ def make_plan(
         limit: Keeps only the first so many context lengths of a workload, or documents where quality is measured.
         overrides: `key=value` items; see `config.load_experiment`.
         compiled: Replaces the profile's `compile`.
+        results: Root of the results, where trained models are looked for.
+        data_dir: Where local data is looked for.
 
     Raises:
         ConfigError: something is misspelt or contradicts itself.
@@ -106,14 +111,25 @@ def make_plan(
     experiment = experiment.model_copy(update={"profiles": {**experiment.profiles, profile_name: chosen}})
     options = [("--profile", profile_name), ("--device", found.name), ("--dtype", dtype), ("--limit", limit)]
     flags = [] if compiled is None else ["--compile" if compiled else "--no-compile"]
+    subjects = find_subjects(experiment, profile_name, results)
+    evaluations = find_evaluations(subjects, chosen, data_dir)
     return Plan(
         experiment=experiment,
         profile_name=profile_name,
         profile=chosen,
-        cells=tuple(cells.expand(experiment, profile_name, _settings(chosen, found))),
+        cells=tuple(
+            cells.expand(
+                experiment,
+                profile_name,
+                _settings(chosen, found),
+                subjects=subjects,
+                evaluations=evaluations,
+            )
+        ),
         rounds=chosen.rounds,
         command=_command(name_or_path, [*options, *(("--set", item) for item in overrides)], flags),
         device_memory_bytes=found.memory_bytes,
+        data_dir=data_dir,
     )
 
 
@@ -186,7 +202,7 @@ def _check_training(profile: Profile, where: str) -> None:
             f"{where}: cuda_graph = true, and a training step is not captured in a CUDA graph. "
             "Use --set cuda_graph=false, or measure the other workloads in an experiment of their own."
         )
-    if profile.activation_checkpointing and not trains:
+    if profile.activation_checkpointing and not trains and profile.training is None:
         present = ", ".join(profile.workloads.present)
         raise ConfigError(
             f"{where}: activation_checkpointing = true, and none of its workloads ({present}) "

@@ -10,10 +10,10 @@ Protocol = Literal["whole", "strided", "last"]
 """How documents are given to a model for their perplexity.
 
 whole: each document from its beginning, its first `context_len` tokens in one pass; a retention state is streamed.
-strided: windows of `context_len` tokens, `stride` apart; each token is scored once, with at least
+strided: windows in which a model sees `context_len` tokens, `stride` apart; each token is scored once, with more than
     `context_len - stride` tokens before it but at the document's beginning.
-last: chunks of `CHUNK_LEN` tokens, the last `SCORED_LEN` of each scored by a model that sees the last `context_len`
-    (arXiv:2307.08621, Table 8).
+last: chunks of `CHUNK_LEN` tokens, the last `SCORED_LEN` of each scored by a model that sees the last `context_len` of
+    the chunk, these included (arXiv:2307.08621, Table 8).
 """
 
 CHUNK_LEN = 2048

@@ -7,6 +7,7 @@ The JSON Schema of a record is kept beside this file (`record.schema.json`); a t
 import json
 import os
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,6 +22,7 @@ from pydantic import (
 )
 
 from retbench.errors import RecordError, StorageError
+from retbench.protocols import Protocol
 
 SCHEMA_VERSION = 2
 
@@ -129,8 +131,8 @@ class Point(Part):
     context_len: int = Field(ge=1)
     task: str | None = None
     """Of a quality workload: the corpus, or the zero-shot task."""
-    protocol: str | None = None
-    """How documents were cut; see `retbench.protocols`."""
+    protocol: Protocol | None = None
+    """How documents were cut."""
     num_fewshot: int | None = Field(default=None, ge=0)
     """Examples before the question."""
 
@@ -201,6 +203,11 @@ class Record(Part):
     """Metrics that are not defined here, each with the reason."""
     command: str
     """The command line that makes this record again."""
+
+
+def utc_now() -> str:
+    """The time as records state it: UTC, ISO 8601, whole milliseconds."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def record_schema() -> dict[str, Any]:

@@ -40,9 +40,9 @@ _YOCO = "YOCO (arXiv:2405.05254) scaling curves; retention heads are 256 wide"
 _YOCO_VOCAB = "; vocabulary of its 3B model (the curves' is not stated)"
 
 SIZES: dict[str, Size] = {
-    "300k": Size(96, 3, 3, 3, 1024, "CPU size, for training: 12 d^2 L = 0.33 M"),
+    "300k": Size(96, 3, 2, 2, 1024, "CPU size, for training: 12 d^2 L = 0.33 M"),
     "1m": Size(128, 4, 2, 2, 1024, "CPU size, for tests: 12 d^2 L = 0.79 M"),
-    "3m": Size(192, 6, 3, 3, 1024, "CPU size, for training: 12 d^2 L = 2.7 M"),
+    "3m": Size(192, 6, 4, 4, 1024, "CPU size, for training: 12 d^2 L = 2.7 M"),
     "6m": Size(256, 6, 2, 4, 4096, "CPU size, for smoke runs: 12 d^2 L = 4.7 M"),
     "25m": Size(
         512,

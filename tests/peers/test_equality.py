@@ -10,6 +10,7 @@ from torch import Tensor
 from benchmarks.peers import equality, fla_retnet, pairs
 from benchmarks.peers.outcomes import FP32_LIMIT, error_outcome
 from retbench.architectures import RetNetConfig, TransformerConfig
+from retbench.checkpoints.loading import map_weights
 
 INSTALL = "is not installed: pip install 'retbench[peers]'"
 needs_torchscale = pytest.mark.skipif(find_spec("torchscale") is None, reason=f"torchscale {INSTALL}")
@@ -57,7 +58,7 @@ def test_torchscale_chunkwise_where_its_epsilon_vanishes() -> None:
 
     config = TORCHSCALE.model_copy(update={"norm_eps": pairs.TINY_EPS})
     peer = torchscale_retnet.build_peer(config, seed=3, chunkwise=True)
-    ours = pairs.carry(config, torchscale_retnet.map_weights(peer.state_dict(), config.num_layers))
+    ours = pairs.carry(config, map_weights("torchscale", config, peer.state_dict()))
     tokens = pairs.random_tokens(config, 1100)  # two of its chunks and a remainder
     with torch.inference_mode():
         assert error_outcome("", ours(tokens), peer(tokens)[0], FP32_LIMIT).holds
@@ -150,13 +151,13 @@ def test_a_wrongly_mapped_weight_is_seen(fault: Callable[[dict[str, Tensor]], No
     tokens = pairs.random_tokens(FLA, 19)
     expected = fla_retnet.logits(weights, FLA, tokens[0])[None]
     fault(weights)
-    ours = pairs.carry(FLA, fla_retnet.map_weights(weights, FLA.num_layers))
+    ours = pairs.carry(FLA, map_weights("fla", FLA, weights))
     with torch.inference_mode():
         assert not error_outcome("", ours(tokens), expected, FP32_LIMIT).holds
 
 
 def test_every_weight_must_be_given() -> None:
-    weights = fla_retnet.map_weights(fla_retnet.draw_weights(FLA, seed=1), FLA.num_layers)
+    weights = map_weights("fla", FLA, fla_retnet.draw_weights(FLA, seed=1))
     del weights["blocks.1.ffn_norm.weight"]
     with pytest.raises(RuntimeError, match=r"blocks\.1\.ffn_norm\.weight"):
         pairs.carry(FLA, weights)

@@ -7,9 +7,9 @@ import pytest
 
 from retbench.cells import Cell
 from retbench.plan import Plan
-from retbench.records import Status, append_record
+from retbench.records import Status, append_record, utc_now
 from retbench.running.protocol import RunInfo
-from retbench.running.recording import Outcome, Surroundings, make_record, utc_now
+from retbench.running.recording import Outcome, Surroundings, make_record
 from retbench.running.resume import Identity, finished_pairs, recorded_status
 
 HERE = Identity("box", "0.1.0+src.aaa", "3.11.7", "2.9.0")

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from retbench.architectures import ROTARY_BASE, RetNetConfig, TransformerConfig
 from retbench.checkpoints.config_file import Fields, parse
-from retbench.checkpoints.info import CheckpointInfo, Description
+from retbench.checkpoints.info import Description
 from retbench.checkpoints.mapping import Names, Plan, Shape, map_decoder
 from retbench.errors import CheckpointError
 
@@ -129,13 +129,13 @@ def _common(fields: _FlaFields, hidden_ratio: float | None) -> dict[str, Any]:
     }
 
 
-def plan(info: CheckpointInfo, stored: Collection[str], ours: Mapping[str, Shape]) -> Plan:
+def plan(described: Description, stored: Collection[str], ours: Mapping[str, Shape]) -> Plan:
     """Where the weights are, in whichever of the two layouts of a feed-forward the file has."""
     names = _NAMES
     if "model.layers.0.mlp.up_proj.weight" not in stored:
         names = replace(names, gate_up=("mlp.gate_proj.weight",))
-    if isinstance(info.config, RetNetConfig):
-        gate = ("attn.g_proj.weight",) if info.config.swish_gate else ()
+    if isinstance(described.config, RetNetConfig):
+        gate = ("attn.g_proj.weight",) if described.config.swish_gate else ()
         fused = "attn.g_norm_swish_gate.weight"
         is_fused = f"model.layers.0.{fused}" in stored
         names = replace(
@@ -143,4 +143,4 @@ def plan(info: CheckpointInfo, stored: Collection[str], ours: Mapping[str, Shape
             projections=(*names.projections, *gate),
             head_norm=fused if is_fused else "attn.g_norm.weight",
         )
-    return map_decoder(info.config, names, tied_embeddings=info.tied_embeddings)
+    return map_decoder(described.config, names, tied_embeddings=described.tied_embeddings)

@@ -1,7 +1,7 @@
 """The formats by name: one row each, and one module with what differs between them."""
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -10,8 +10,9 @@ from pydantic import ValidationError
 
 from retbench.checkpoints import fla, llama, llama2c, native, torchscale
 from retbench.checkpoints.config_file import describe_errors
-from retbench.checkpoints.info import CheckpointInfo, Description
+from retbench.checkpoints.info import Description
 from retbench.checkpoints.mapping import Plan, Shape
+from retbench.checkpoints.weights import Weights
 from retbench.errors import CheckpointError, unknown_name
 
 
@@ -22,14 +23,16 @@ class Format:
     Attributes:
         recognises: Whether a configuration is of this format.
         describe: What a configuration, from the file at the path, says.
-        plan: Where the weights are, given the checkpoint, the names in its files, and the shapes of ours.
+        plan: Where the weights are, given what the configuration says, the names in the files, and our shapes.
         ignored: Names of tensors that may be there and are not weights, as a regular expression.
+        check: What shapes do not show about the weights; CheckpointError where it is not as the configuration says.
     """
 
     recognises: Callable[[Mapping[str, Any]], bool]
     describe: Callable[[dict[str, Any], Path], Description]
-    plan: Callable[[CheckpointInfo, Collection[str], Mapping[str, Shape]], Plan]
+    plan: Callable[[Description, Collection[str], Mapping[str, Shape]], Plan]
     ignored: str
+    check: Callable[[Description, Weights], None] | None = None
 
 
 def _format(module: ModuleType) -> Format:
@@ -41,7 +44,7 @@ FORMATS: dict[str, Format] = {
     "fla": _format(fla),
     "llama": _format(llama),
     "llama2c": _format(llama2c),
-    "torchscale": _format(torchscale),
+    "torchscale": replace(_format(torchscale), check=torchscale.check),
 }
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from retbench.architectures import ROTARY_BASE, TransformerConfig
 from retbench.checkpoints.config_file import Fields, parse
-from retbench.checkpoints.info import CheckpointInfo, Description
+from retbench.checkpoints.info import Description
 from retbench.checkpoints.mapping import Names, Plan, Shape, map_decoder
 from retbench.errors import CheckpointError
 from retbench.strict import Strict
@@ -87,6 +87,6 @@ def describe(raw: dict[str, Any], path: Path) -> Description:
     return Description(config, fields.max_position_embeddings, fields.tie_word_embeddings)
 
 
-def plan(info: CheckpointInfo, stored: Collection[str], ours: Mapping[str, Shape]) -> Plan:
+def plan(described: Description, stored: Collection[str], ours: Mapping[str, Shape]) -> Plan:
     """Where the weights are."""
-    return map_decoder(info.config, _NAMES, tied_embeddings=info.tied_embeddings)
+    return map_decoder(described.config, _NAMES, tied_embeddings=described.tied_embeddings)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from retbench.architectures import TransformerConfig
-from retbench.checkpoints.info import CheckpointInfo, Description
+from retbench.checkpoints.info import Description
 from retbench.checkpoints.mapping import Names, Plan, Shape, map_decoder
 from retbench.checkpoints.weights import Entry
 from retbench.errors import CheckpointError
@@ -126,9 +126,9 @@ def describe(raw: dict[str, Any], path: Path) -> Description:
     return describe_header(read_header(path))
 
 
-def plan(info: CheckpointInfo, stored: Collection[str], ours: Mapping[str, Shape]) -> Plan:
+def plan(described: Description, stored: Collection[str], ours: Mapping[str, Shape]) -> Plan:
     """Where the weights are."""
-    return map_decoder(info.config, _NAMES, tied_embeddings=info.tied_embeddings, interleaved=True)
+    return map_decoder(described.config, _NAMES, tied_embeddings=described.tied_embeddings, interleaved=True)
 
 
 class Llama2cWeights:

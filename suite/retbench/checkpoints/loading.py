@@ -1,15 +1,16 @@
 """From a checkpoint to a model that computes what the one it was trained as does."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from retbench.architectures import ModelConfig
 from retbench.checkpoints.fingerprints import fingerprint_tensors
 from retbench.checkpoints.formats import FORMATS
-from retbench.checkpoints.info import CheckpointInfo
+from retbench.checkpoints.info import CheckpointInfo, Description
 from retbench.checkpoints.mapping import Part, Plan, Shape
 from retbench.checkpoints.reading import open_checkpoint, read_checkpoint
 from retbench.checkpoints.weights import Weights
@@ -51,13 +52,34 @@ def load_checkpoint(
     model = allocate_model(info.config, dtype=dtype, device=device, backend=backend, chunk_size=chunk_size)
     ours: dict[str, Shape] = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
     form = FORMATS[info.format]
-    plan = form.plan(info, weights.entries.keys(), ours)
+    plan = form.plan(_described(info), weights.entries.keys(), ours)
     assert plan.keys() == ours.keys()
     _check(plan, weights, info, form.ignored)
+    if form.check is not None:
+        form.check(_described(info), weights)
     if info.weights_fingerprint is not None:
         _check_fingerprint(weights, info, info.weights_fingerprint)
     _fill(model, plan, weights)
     return model
+
+
+def map_weights(format: str, config: ModelConfig, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Our state dict from weights in memory, under the names that their library gives them.
+
+    Args:
+        format: fla, llama, llama2c or torchscale; not tied.
+        config: The model.
+        weights: By name; gradients of them are mapped as well. What is no weight is left out.
+    """
+    plan = FORMATS[format].plan(Description(config), weights.keys(), {})
+    return {
+        name: torch.cat([_rows(weights[part.name], part) for part in parts]) for name, parts in plan.items()
+    }
+
+
+def _described(info: CheckpointInfo) -> Description:
+    """What the configuration of a checkpoint said about its weights."""
+    return Description(info.config, tied_embeddings=info.tied_embeddings)
 
 
 def _check(plan: Plan, weights: Weights, info: CheckpointInfo, ignored: str) -> None:
@@ -130,16 +152,18 @@ def _fill(model: Decoder, plan: Plan, weights: Weights) -> None:
             stored = weights.read(part.name)
             end = start + stored.shape[0]
             rows = parameter[start:end]
-            rows.copy_(_halves(stored, part.interleaved_heads) if part.interleaved_heads else stored)
+            rows.copy_(_rows(stored, part))
             if not rows.isfinite().all():
                 raise _not_finite(part.name, stored, parameter.dtype, weights)
             start = end
         assert start == parameter.shape[0]
 
 
-def _halves(rows: Tensor, num_heads: int) -> Tensor:
-    """Rows (H K, D) of rotary pairs side by side, reordered to pairs half a head apart."""
-    reordered: Tensor = rows.unflatten(0, (num_heads, -1, 2)).transpose(1, 2).flatten(0, 2)
+def _rows(stored: Tensor, part: Part) -> Tensor:
+    """A tensor as it is stored, in our order: rotary pairs are rows half a head apart, not side by side."""
+    if part.interleaved_heads is None:
+        return stored
+    reordered: Tensor = stored.unflatten(0, (part.interleaved_heads, -1, 2)).transpose(1, 2).flatten(0, 2)
     return reordered
 
 

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from retbench.architectures import ModelConfig
 from retbench.checkpoints.config_file import parse
-from retbench.checkpoints.info import CheckpointInfo, Description
+from retbench.checkpoints.info import Description
 from retbench.checkpoints.mapping import Part, Plan, Shape
 from retbench.errors import CheckpointError
 from retbench.strict import Strict
@@ -55,6 +55,6 @@ def describe(raw: dict[str, Any], path: Path) -> Description:
     )
 
 
-def plan(info: CheckpointInfo, stored: Collection[str], ours: Mapping[str, Shape]) -> Plan:
+def plan(described: Description, stored: Collection[str], ours: Mapping[str, Shape]) -> Plan:
     """Every tensor where it is: under its own name."""
     return {name: (Part(name, shape),) for name, shape in ours.items()}

@@ -6,13 +6,14 @@ from pathlib import Path
 
 from retbench.checkpoints import formats, llama2c
 from retbench.checkpoints.config_file import CONFIG_NAME, read_json
-from retbench.checkpoints.hub import locate
 from retbench.checkpoints.info import CheckpointInfo
+from retbench.checkpoints.places import locate
 from retbench.checkpoints.weights import Weights, find_weight_files, is_pickle, open_weights
 from retbench.errors import CheckpointError
 
 LLAMA2C = "llama2c"
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
+TOKENIZER_PATTERNS = ("tokenizer.json", "tokenizer.model", "tok*.bin")
+"""Of transformers and fla, and llama2.c's own."""
 
 
 def read_checkpoint(
@@ -21,10 +22,10 @@ def read_checkpoint(
     """Find a checkpoint and read what it is; its weights stay on disk.
 
     Args:
-        name: A folder or file; a path below `data_dir`; or OWNER/REPOSITORY on the hub.
+        name: A folder or file; a path below the data folder; or OWNER/REPOSITORY[@REVISION] on the hub.
         revision: Of a repository on the hub: a commit, branch or tag.
         format: retbench, fla, llama, llama2c or torchscale; auto to find out.
-        data_dir: Folder of local data.
+        data_dir: The data folder; that of RETBENCH_DATA when None.
 
     Raises:
         ConfigError: there is no such checkpoint or format.
@@ -91,7 +92,11 @@ def _find_llama2c(path: Path) -> Path:
 def _find_tokenizer(path: Path) -> str | None:
     """The tokenizer beside the weights, if there is one."""
     folder = path if path.is_dir() else path.parent
-    return next((str(folder / name) for name in TOKENIZER_FILES if (folder / name).is_file()), None)
+    for pattern in TOKENIZER_PATTERNS:
+        found = sorted(folder.glob(pattern))
+        if len(found) == 1:
+            return str(found[0])
+    return None
 
 
 def _stored_dtype(format: str, path: Path) -> str | None:

@@ -60,7 +60,7 @@ def save_checkpoint(
         weights_fingerprint=fingerprint,
         metadata=dict(metadata or {}),
     )
-    text = json.dumps(config.model_dump(mode="json"), indent=2, allow_nan=False) + "\n"
+    text = json.dumps(config.model_dump(), indent=2, allow_nan=False) + "\n"
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     try:
         _write(partial, tensors, text)

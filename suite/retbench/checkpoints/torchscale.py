@@ -8,16 +8,20 @@ Source: microsoft/torchscale, `torchscale/architecture/{config,retnet}.py`, `tor
 
 from collections.abc import Collection, Mapping
 from dataclasses import replace
+from math import isclose, log1p
 from pathlib import Path
 from typing import Any, Literal
 
 from retbench.architectures import RetNetConfig
 from retbench.checkpoints.config_file import Fields, parse
-from retbench.checkpoints.info import CheckpointInfo, Description
+from retbench.checkpoints.info import Description
 from retbench.checkpoints.mapping import Names, Plan, Shape, map_decoder
+from retbench.checkpoints.weights import Weights
+from retbench.errors import CheckpointError
 
 IGNORED = r"(decoder\.)?(retnet_rel_pos\.(angle|decay)|version|output_projection\.weight)"
-"""Buffers, which follow from the configuration; and the head of a model that does not use it, being tied."""
+"""Buffers, which `check` reads; and the head of a model that does not use it, being tied."""
+DECAY = "retnet_rel_pos.decay"
 FAIRSEQ_PREFIX = "decoder."
 """Before every name where fairseq wrote the state dict of its whole model."""
 
@@ -77,7 +81,30 @@ def describe(raw: dict[str, Any], path: Path) -> Description:
     return Description(config, None, fields.share_decoder_input_output_embed)
 
 
-def plan(info: CheckpointInfo, stored: Collection[str], ours: Mapping[str, Shape]) -> Plan:
+def check(described: Description, weights: Weights) -> None:
+    """CheckpointError where the stored decays are not those of the configuration.
+
+    Its number of heads changes no weight's shape, and was written by hand: this alone shows that it is the right one.
+    """
+    for name in (DECAY, FAIRSEQ_PREFIX + DECAY):
+        if name not in weights.entries:
+            continue
+        stored = weights.read(name).flatten().tolist()
+        heads = described.config.num_heads
+        expected = [log1p(-(2.0 ** (-5 - head))) for head in range(heads)]
+        close = 1e-5 if weights.entries[name].dtype in ("float32", "float64") else 1e-2
+        if len(stored) != heads or any(
+            not isclose(one, other, rel_tol=close, abs_tol=1e-7)
+            for one, other in zip(stored, expected, strict=True)
+        ):
+            raise CheckpointError(
+                f"{weights.entries[name].path}: '{name}' holds the logarithms of {len(stored)} decays, "
+                f"{', '.join(f'{value:.4g}' for value in stored[:3])}, ...; for decoder_retention_heads {heads} they "
+                f"would be {', '.join(f'{value:.4g}' for value in expected[:3])}, .... Correct config.json."
+            )
+
+
+def plan(described: Description, stored: Collection[str], ours: Mapping[str, Shape]) -> Plan:
     """Where the weights are, with fairseq's prefix where the file has it."""
     names = _NAMES
     if FAIRSEQ_PREFIX + names.embedding in stored:
@@ -85,4 +112,4 @@ def plan(info: CheckpointInfo, stored: Collection[str], ours: Mapping[str, Shape
             name: FAIRSEQ_PREFIX + getattr(names, name) for name in ("embedding", "norm", "head", "layer")
         }
         names = replace(names, **prefixed)
-    return map_decoder(info.config, names, tied_embeddings=info.tied_embeddings)
+    return map_decoder(described.config, names, tied_embeddings=described.tied_embeddings)

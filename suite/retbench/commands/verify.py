@@ -4,19 +4,18 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
-import psutil
 import typer
 
 from retbench import costs, matching
 from retbench.architectures import ModelConfig
 from retbench.commands.layout import print_columns, print_json
 from retbench.commands.listing import backends_of, named_models
+from retbench.commands.memory import require_memory
 from retbench.config import Dtype, ModelSpec, RetNetSpec
 from retbench.errors import GateError, UnsupportedError, unknown_name
 from retbench.measure.limits import is_out_of_memory
 from retbench.records import Gate
 from retbench.running.devices import find_device
-from retbench.units import format_bytes
 
 if TYPE_CHECKING:
     from retbench.models.decoder import Decoder
@@ -48,7 +47,8 @@ def verify(request: Request, *, as_json: bool) -> None:
     config = matching.resolve_model(spec, request.size)
     device = find_device(request.device).name
     if device == "cpu":
-        _require_memory(request, config)
+        named = f"{request.model} of size '{request.size}' at {request.dtype}"
+        require_memory(named, config, request.dtype, "Give a smaller --size, or another --device.")
     try:
         model, gate = _run_gate(request, spec, config, device)
     except (RuntimeError, MemoryError) as error:
@@ -80,17 +80,6 @@ def _check(request: Request) -> ModelSpec:
     if request.backend is not None and request.backend not in backends_of(spec):
         raise unknown_name("backend", request.backend, backends_of(spec), where="--backend")
     return spec
-
-
-def _require_memory(request: Request, config: ModelConfig) -> None:
-    """UnsupportedError where the weights alone are more than is free: the kernel would end some process for it."""
-    needed = costs.weight_bytes(config, request.dtype)
-    free = psutil.virtual_memory().available
-    if needed > free:
-        raise UnsupportedError(
-            f"{request.model} of size '{request.size}' at {request.dtype} has {format_bytes(needed)} of weights, and "
-            f"{format_bytes(free)} of memory are free. Give a smaller --size, or another --device."
-        )
 
 
 def _run_gate(request: Request, spec: ModelSpec, config: ModelConfig, device: str) -> "tuple[Decoder, Gate]":

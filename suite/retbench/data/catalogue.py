@@ -13,10 +13,10 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from retbench.config import Strict
 from retbench.data.places import cache_dir
 from retbench.data.sources import READING, TextFile, read_documents
 from retbench.errors import ConfigError
+from retbench.strict import Strict
 
 _SETTLED_NS = 2 * 10**9
 

@@ -67,9 +67,7 @@ def explained(name: str) -> Iterator[None]:
         raise ConfigError(
             f"'{name}': the hub has nothing of that name, or it is private. Check it, or log in with `hf auth login`."
         ) from error
-    except (
-        OSError
-    ) as error:  # no network, offline mode, nothing in the local cache: all of them derive from it
+    except (OSError, errors.HTTPError) as error:  # no network, offline mode, nothing in the local cache
         reason = (str(error) or type(error).__name__).strip().splitlines()[0]
         raise UnsupportedError(
             f"'{name}': the hub cannot be reached ({reason}). Check the network, or give the path of a local copy."

@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import ValidationError
 
-from retbench.config import Strict
 from retbench.errors import RetbenchError
+from retbench.strict import Strict
 
 FORMAT_VERSION: Literal[1] = 1
 HEADER = "header.json"
@@ -70,6 +70,7 @@ class PackedTokens:
     """
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.header = _checked_header(folder)
         self.split = self.header.split
         self.vocab_size = self.header.vocab_size

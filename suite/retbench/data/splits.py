@@ -5,8 +5,8 @@ The first of these rules that fits:
 1. The source's own: every file says in its name or folder which split it is (`wiki.valid.tokens`, `test/1.txt`), and
    not all say train.
 2. Three documents or more: in the order of a hash of their names the first 5 % (rounded, one at least) are for
-   validation, the last 5 % for the test, those between for training. No split is empty, and the counts are exact. More
-   documents may move one between training and another split, never between validation and the test.
+   validation, the last 5 % for the test, those between for training. No split is empty, and the counts are exact;
+   another document more may move others.
 3. One or two: each is cut into contiguous parts, the first 90 % of its characters for training, the next 5 % for
    validation, the last 5 % for the test, every cut moved on to the next line end.
 """

@@ -130,12 +130,8 @@ def read_gpt2_files(name: str, vocabulary: Path, merges: Path) -> LibraryTokeniz
     tokens = read_json(vocabulary)
     lines = read_bytes(merges).decode("utf-8", "replace").splitlines()
     pairs = [tuple(line.split(" ")) for line in lines if line.strip() and not line.startswith("#version")]
-    try:
-        tokenizer = library.Tokenizer(library.models.BPE(vocab=tokens, merges=pairs))
-    except Exception as error:  # the library raises no class of its own
-        raise ConfigError(
-            f"{vocabulary} and {merges.name}: not GPT-2's vocabulary: {error}. Fetch the files again."
-        ) from error
+    _check_merges(tokens, pairs, f"{vocabulary} and {merges.name}")
+    tokenizer = library.Tokenizer(library.models.BPE(vocab=tokens, merges=pairs))
     tokenizer.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = library.decoders.ByteLevel()
     end = _END_OF_TEXT if _END_OF_TEXT in tokens else None
@@ -143,6 +139,19 @@ def read_gpt2_files(name: str, vocabulary: Path, merges: Path) -> LibraryTokeniz
         tokenizer.add_special_tokens([end])
     content = content_hash(json.dumps(tokens, sort_keys=True).encode(), json.dumps(pairs).encode())
     return LibraryTokenizer(name, tokenizer, content, (end, end))
+
+
+def _check_merges(tokens: Any, pairs: Sequence[tuple[str, ...]], where: str) -> None:
+    """ConfigError where the two files cannot belong together, of which the library would die."""
+    if not isinstance(tokens, dict) or not all(isinstance(token, int) for token in tokens.values()):
+        fault = "the first is no object of tokens and their numbers"
+    else:
+        wrong = next(
+            (pair for pair in pairs if len(pair) != 2 or not tokens.keys() >= {*pair, "".join(pair)}), None
+        )
+        fault = f"the merge '{' '.join(wrong)}' is of pieces that are no tokens" if wrong else ""
+    if fault:
+        raise ConfigError(f"{where}: not GPT-2's vocabulary: {fault}. Fetch the files again.")
 
 
 class SentencePieceTokenizer:

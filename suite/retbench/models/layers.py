@@ -7,6 +7,14 @@ from retbench.architectures import ModelConfig
 from retbench.models.linear import Linear
 
 
+class RMSNorm(nn.RMSNorm):
+    """nn.RMSNorm in the dtype of its weight, whatever that of its input is: autocast gives it 2-byte values."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., width) to (..., width)."""
+        return super().forward(x if self.weight is None else x.to(self.weight.dtype))
+
+
 class GatedFeedForward(nn.Module):
     """SwiGLU, (silu(x W_gate) * x W_up) W_down, gate and up in one product (arXiv:2002.05202)."""
 
@@ -44,7 +52,7 @@ def make_feed_forward(config: ModelConfig) -> nn.Module:
 
 def make_norm(config: ModelConfig) -> nn.Module:
     """A norm over the width of the model."""
-    kind = nn.RMSNorm if config.traits.block_norm == "rms" else nn.LayerNorm
+    kind = RMSNorm if config.traits.block_norm == "rms" else nn.LayerNorm
     return kind(config.d_model, eps=config.norm_eps)
 
 
@@ -52,4 +60,4 @@ def make_head_norm(kind: str, width: int, eps: float) -> nn.Module:
     """A norm over one retention head: rms, rms_affine, or layer, which is GroupNorm with a group a head."""
     if kind == "layer":
         return nn.LayerNorm(width, eps=eps, elementwise_affine=False)
-    return nn.RMSNorm(width, eps=eps, elementwise_affine=kind == "rms_affine")
+    return RMSNorm(width, eps=eps, elementwise_affine=kind == "rms_affine")

@@ -9,10 +9,10 @@ from typing import Any
 
 from retbench.cells import Cell
 from retbench.plan import Plan
-from retbench.records import Gate, Status, append_record
+from retbench.records import Gate, Status, append_record, utc_now
 from retbench.running import events, resume
 from retbench.running.protocol import RunInfo
-from retbench.running.recording import Outcome, Surroundings, make_record, utc_now
+from retbench.running.recording import Outcome, Surroundings, make_record
 from retbench.workloads import FINDS_BATCH
 
 Pair = tuple[str, int]

@@ -1,7 +1,6 @@
 """Builds records: what is known of a cell and its run, around what was measured or why it was not."""
 
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any
 
 from retbench import costs
@@ -33,11 +32,6 @@ class Surroundings:
     environment: dict[str, Any]
     gate: Gate | None = None
     ceilings: Ceilings | None = None
-
-
-def utc_now() -> str:
-    """The time as records state it: UTC, ISO 8601, whole milliseconds."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def make_record(

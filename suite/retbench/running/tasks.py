@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from retbench.cells import Cell
+from retbench.checkpoints.loading import load_checkpoint
 from retbench.data import text
 from retbench.documents import write_documents
 from retbench.errors import ConfigError, RetbenchError, StorageError
@@ -19,10 +20,10 @@ from retbench.measure.nvml import DeviceWatch
 from retbench.models.build import build_model
 from retbench.models.decoder import Decoder
 from retbench.models.gate import LENGTHS, run_gate
-from retbench.records import Documents, Gate, append_record
+from retbench.records import Documents, Gate, append_record, utc_now
 from retbench.running.failures import classify
 from retbench.running.protocol import Checked, Done, Hello, Job, Measured, Message, Refused, Started, Streamed
-from retbench.running.recording import Outcome, Surroundings, make_record, utc_now
+from retbench.running.recording import Outcome, Surroundings, make_record
 from retbench.workloads import STREAMED, load_workload
 from retbench.workloads.context import Context, Measurement
 from retbench.workloads.states import StateStore, is_streamed, stream_states
@@ -72,9 +73,14 @@ def do_task(job: Job, tell: Tell) -> None:
 def _build(job: Job, device: torch.device) -> Decoder:
     """The model that all cells of the job share."""
     cell = job.cells[0]
+    dtype, weights = getattr(torch, cell.settings.dtype), cell.subject.weights
+    if weights is not None:
+        return load_checkpoint(
+            weights.path, dtype=dtype, device=device, backend=cell.backend, chunk_size=cell.chunk_size
+        )
     return build_model(
         cell.model,
-        dtype=getattr(torch, cell.settings.dtype),
+        dtype=dtype,
         device=device,
         seed=cell.settings.seed,
         backend=cell.backend,

@@ -13,6 +13,8 @@ WORKLOADS: dict[str, str] = {
     "memory": "retbench.workloads.memory",
     "training": "retbench.workloads.training",
     "largest_batch": "retbench.workloads.largest_batch",
+    "perplexity": "retbench.workloads.perplexity",
+    "zeroshot": "retbench.workloads.zeroshot",
 }
 
 STREAMED: frozenset[str] = frozenset({"decode"})

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from statistics import median
 
 from retbench import costs
-from retbench.cells import Cell
+from retbench.cells import Cell, form_chunk
 from retbench.measure.power import EnergyUse
 from retbench.records import Ceilings, Metric
 from retbench.units import tokens_per_second
@@ -80,11 +80,10 @@ def energy_metrics(use: EnergyUse, tokens_per_step: int) -> dict[str, Metric]:
 
 def training_flops(cell: Cell) -> int:
     """Operations of one training step of a cell, in the form that it runs."""
-    chunks: dict[str, int | None] = {"parallel": None, "recurrent": 1}  # any other form has chunks of its own
     batch, length, settings = cell.point.batch_size, cell.point.context_len, cell.settings
     recomputed = settings.activation_checkpointing
     return costs.training_flops(
-        cell.model, batch, length, chunks.get(cell.backend, cell.chunk_size), recomputed=recomputed
+        cell.model, batch, length, form_chunk(cell.backend, cell.chunk_size), recomputed=recomputed
     )
 
 

@@ -1,0 +1,121 @@
+"""Text token by token: greedy, or drawn with a temperature from the most probable tokens."""
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from retbench.errors import ConfigError, RetbenchError
+from retbench.models.decoder import Decoder
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen.
+
+    Attributes:
+        temperature: Logits are divided by it; 0 takes the most probable token (greedy).
+        top_k: Draw among so many of the most probable tokens; None for all.
+        top_p: Draw among the fewest tokens that have this probability together, after `top_k`; None for all
+            (nucleus sampling, arXiv:1904.09751).
+
+    Raises:
+        ConfigError: a value that has no meaning, or none at temperature 0.
+    """
+
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature < float("inf"):
+            raise ConfigError(f"temperature {self.temperature}: must be 0 (greedy) or a positive number.")
+        if self.top_k is not None and self.top_k < 1:
+            raise ConfigError(f"top-k {self.top_k}: must be at least 1 token.")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise ConfigError(f"top-p {self.top_p}: must be a probability over 0, at most 1.")
+        if self.temperature == 0 and (self.top_k is not None or self.top_p is not None):
+            raise ConfigError(
+                "top-k and top-p say what to draw from, and at temperature 0 nothing is drawn. Give a temperature over "
+                "0, or leave them out."
+            )
+
+
+GREEDY = Sampling()
+
+
+def token_probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
+    """Probability with which each token is drawn.
+
+    Args:
+        logits: (N,).
+        sampling: With a temperature over 0.
+
+    Returns:
+        (N,) float32 or wider, summing to one; 0 for the tokens left out.
+    """
+    scaled = logits.to(torch.promote_types(logits.dtype, torch.float32)) / sampling.temperature
+    if sampling.top_k is None and sampling.top_p is None:
+        return scaled.softmax(0)
+    ordered, tokens = scaled.sort(descending=True, stable=True)  # of equals the first, as the greedy choice
+    kept = ordered[: sampling.top_k].softmax(0)
+    if sampling.top_p is not None and sampling.top_p < 1:
+        before = kept.cumsum(0) - kept  # of all tokens more probable than this one
+        kept = kept.where(before < sampling.top_p, 0)
+        kept = kept / kept.sum()
+    return torch.zeros_like(scaled).scatter(0, tokens[: sampling.top_k], kept)
+
+
+def choose_token(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> int:
+    """The next token, given its logits (N,)."""
+    if sampling.temperature == 0:
+        return int(logits.argmax())
+    return int(torch.multinomial(token_probabilities(logits, sampling), 1, generator=generator))
+
+
+@torch.inference_mode()
+def generate(
+    model: Decoder,
+    prompt: Tensor,
+    *,
+    max_tokens: int,
+    sampling: Sampling = GREEDY,
+    seed: int = 0,
+    stop: Collection[int] = (),
+    num_tokens: int | None = None,
+) -> Iterator[int]:
+    """Tokens that follow a prompt, each as soon as it is known: one prefill, then a decode step a token.
+
+    Args:
+        model: In evaluation mode.
+        prompt: (1, T) int64 on the model's device, at least one token.
+        max_tokens: New tokens at most.
+        sampling: How each is chosen.
+        seed: Of the draws; same seed and device, same tokens.
+        stop: Tokens that end the text; they are not yielded.
+        num_tokens: Choose among the first so many of the vocabulary, where a tokenizer has fewer than the model.
+
+    Raises:
+        ConfigError: an empty prompt.
+        RetbenchError: logits that are not finite.
+    """
+    length = prompt.shape[1]
+    if length == 0:
+        raise ConfigError("the prompt has no tokens; a model continues at least one.")
+    generator = torch.Generator(model.device).manual_seed(seed)
+    state = model.init_state(1, length + max_tokens)
+    logits = model.prefill(prompt, state)
+    for index in range(max_tokens):
+        candidates = logits[0, -1, :num_tokens]
+        if not candidates.isfinite().all():
+            raise RetbenchError(
+                f"the logits at position {length + index - 1} are not finite at {model.dtype}: the model cannot go on. "
+                "Try float32."
+            )
+        token = choose_token(candidates, sampling, generator)
+        if token in stop:
+            return
+        yield token
+        if index + 1 < max_tokens:
+            logits = model(torch.tensor([[token]], device=model.device), state)

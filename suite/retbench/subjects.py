@@ -1,0 +1,194 @@
+"""What a run measures: models with seeded weights, those that a training has left, or checkpoints.
+
+Without torch: of weights on the disk only their configuration is read here.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from retbench import cells
+from retbench.cells import Evaluation, Subject, Weights
+from retbench.checkpoints.fingerprints import fingerprint_files
+from retbench.checkpoints.info import CheckpointInfo
+from retbench.checkpoints.reading import read_checkpoint
+from retbench.checkpoints.weights import find_weight_files
+from retbench.config import Experiment, Profile
+from retbench.data.corpora import load_corpus
+from retbench.data.tokenizers import load_tokenizer
+from retbench.errors import ConfigError
+from retbench.records import WeightsInfo
+from retbench.training.trained import TrainedRun, find_trained
+from retbench.workloads import EVALUATES
+
+
+def find_subjects(experiment: Experiment, profile_name: str, results: Path) -> list[Subject]:
+    """The subjects of one profile.
+
+    Args:
+        experiment: The experiment.
+        profile_name: One of its profiles.
+        results: Root of the results, where `retbench train` has left its models.
+
+    Raises:
+        ConfigError: a model that should be trained is not there, a checkpoint cannot be read, or the models that stand
+            beside each other are not matched.
+    """
+    profile = experiment.profile(profile_name)
+    origin = profile.trained_by or (f"{experiment.name}/{profile_name}" if profile.training else None)
+    names = [name for name, spec in experiment.models.items() if spec.checkpoint is None]
+    if origin and names:
+        trained = _trained_subjects(experiment, profile, origin, names, results)
+    elif names:
+        trained = cells.seeded_subjects(_only(experiment, names), profile_name)
+    else:
+        trained = []
+    found = trained + [
+        _checkpoint_subject(experiment, name) for name in experiment.models if name not in names
+    ]
+    _check_matches(found, profile, where=f"experiment '{experiment.name}', profile '{profile_name}'")
+    return found
+
+
+def _only(experiment: Experiment, names: Sequence[str]) -> Experiment:
+    """The experiment with some of its models."""
+    return experiment.model_copy(update={"models": {name: experiment.models[name] for name in names}})
+
+
+def _trained_subjects(
+    experiment: Experiment, profile: Profile, origin: str, names: Sequence[str], results: Path
+) -> list[Subject]:
+    """The trained models of EXPERIMENT/PROFILE that go by the names of this experiment's."""
+    trained_in, _, trained_as = origin.partition("/")
+    runs = find_trained(results, trained_in, trained_as)
+    by_name = {name: [run for run in runs if run.model_name == name] for name in names}
+    spec = profile.training
+    wanted = {(size, seed) for size in spec.sizes for seed in spec.seeds_of(size)} if spec else set()
+    for name, found in by_name.items():
+        missing = sorted(wanted - {(run.size, run.seed) for run in found})
+        if missing or not found:
+            what = ", ".join(f"size {size} seed {seed}" for size, seed in missing) or "any size"
+            raise ConfigError(
+                f"there is no trained '{name}' of {what} of {origin} under {results}. "
+                f"Train it first: retbench train {trained_in} --profile {trained_as} --out {results}"
+            )
+    return [
+        _trained_subject(experiment, run, origin)
+        for name in names
+        for run in by_name[name]
+        if not wanted or (run.size, run.seed) in wanted
+    ]
+
+
+def _trained_subject(experiment: Experiment, run: TrainedRun, origin: str) -> Subject:
+    """A model that `retbench train` has left."""
+    info = read_checkpoint(str(run.path))
+    weights = WeightsInfo(
+        source=origin,
+        fingerprint=run.weights_fingerprint,
+        format=info.format,
+        seed=run.seed,
+        num_tokens=run.num_tokens,
+        learning_rate=run.learning_rate,
+        corpus=run.corpus,
+    )
+    return _subject(experiment, run.model_name, run.size, info, weights)
+
+
+def _checkpoint_subject(experiment: Experiment, name: str) -> Subject:
+    """A model whose entry names a checkpoint."""
+    spec = experiment.models[name]
+    assert spec.checkpoint is not None
+    info = read_checkpoint(spec.checkpoint, revision=spec.revision)
+    weights = WeightsInfo(
+        source=spec.checkpoint,
+        fingerprint=info.weights_fingerprint
+        or info.revision
+        or fingerprint_files(find_weight_files(info.path)),
+        format=info.format,
+        revision=info.revision,
+    )
+    return _subject(experiment, name, spec.size or "checkpoint", info, weights)
+
+
+def _subject(
+    experiment: Experiment, name: str, size: str, info: CheckpointInfo, weights: WeightsInfo
+) -> Subject:
+    """A subject with weights on the disk; ConfigError where they are of another architecture than its entry."""
+    spec = experiment.models[name]
+    if info.config.architecture != spec.architecture:
+        raise ConfigError(
+            f"{info.path}: holds a {info.config.architecture}, and '{name}' is a {spec.architecture}. "
+            "Name another checkpoint, or change the entry's architecture."
+        )
+    held = Weights(
+        path=info.path,
+        info=weights,
+        tokenizer=info.tokenizer,
+        tokenizer_fingerprint=info.tokenizer_fingerprint,
+    )
+    return cells.make_subject(name, spec, size, info.config, held)
+
+
+def _check_matches(subjects: Sequence[Subject], profile: Profile, *, where: str) -> None:
+    """ConfigError where models of one size are not matched and the profile does not allow it."""
+    for size in dict.fromkeys(subject.size for subject in subjects):
+        models = {subject.model_name: subject.model for subject in subjects if subject.size == size}
+        cells.check_match(models, profile, where=where)
+
+
+def find_evaluations(
+    subjects: Sequence[Subject], profile: Profile, data_dir: Path | None
+) -> dict[tuple[str, str | None], Evaluation]:
+    """What the cells of quality of each subject depend on, by its label and the corpus; None for zero-shot tasks.
+
+    Raises:
+        ConfigError: weights that nothing was trained to, no tokenizer, or not the one that a model was trained with.
+    """
+    perplexity, zeroshot = profile.workloads.perplexity, profile.workloads.zeroshot
+    present = EVALUATES & set(profile.workloads.present)
+    if not present:
+        return {}
+    found: dict[tuple[str, str | None], Evaluation] = {}
+    corpora = perplexity.corpora if perplexity else ()
+    fingerprints = {name: load_corpus(name, data_dir=data_dir).fingerprint for name in corpora}
+    for subject in subjects:
+        if subject.weights is None:
+            raise ConfigError(
+                f"'{subject.model_name}' has random weights, and {' and '.join(sorted(present))} of them say nothing. "
+                f"Train it (retbench train), or give a checkpoint with --set models.{subject.model_name}.checkpoint="
+            )
+        if perplexity:
+            tokenizer = _tokenizer(subject, perplexity.tokenizer, data_dir)
+            for corpus in perplexity.corpora:
+                found[subject.label, corpus] = tokenizer.model_copy(
+                    update={
+                        "split": perplexity.split,
+                        "limit": perplexity.limit,
+                        "max_document_tokens": perplexity.max_document_tokens,
+                        "corpus_fingerprint": fingerprints[corpus],
+                    }
+                )
+        if zeroshot:
+            tokenizer = _tokenizer(subject, zeroshot.tokenizer, data_dir)
+            found[subject.label, None] = tokenizer.model_copy(update={"limit": zeroshot.limit})
+    return found
+
+
+def _tokenizer(subject: Subject, asked: str | None, data_dir: Path | None) -> Evaluation:
+    """The evaluation with nothing but its tokenizer: that of the weights, else the one that was asked for."""
+    weights = subject.weights
+    assert weights is not None
+    name = weights.tokenizer or asked
+    if name is None:
+        raise ConfigError(
+            f"the checkpoint of '{subject.model_name}' comes without a tokenizer. Name one in the workload's field "
+            "'tokenizer'."
+        )
+    tokenizer = load_tokenizer(name, data_dir=data_dir)
+    trained_with = weights.tokenizer_fingerprint
+    if trained_with is not None and tokenizer.fingerprint != trained_with:
+        raise ConfigError(
+            f"'{subject.model_name}' was trained with a tokenizer of fingerprint {trained_with}, and '{name}' has "
+            f"{tokenizer.fingerprint}. Restore its files."
+        )
+    return Evaluation(tokenizer=name, tokenizer_fingerprint=tokenizer.fingerprint)

@@ -1,0 +1,125 @@
+"""Checkpoints as other libraries write them, small, with weights so large and norms so uneven that every part shows."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from benchmarks.peers import fla_retnet
+from retbench.architectures import ModelConfig, RetNetConfig, TransformerConfig
+from retbench.checkpoints.loading import load_checkpoint
+from retbench.models.build import build_model
+from retbench.models.decoder import Decoder
+
+LLAMA = TransformerConfig(
+    d_model=48, num_layers=2, num_heads=6, num_kv_heads=2, vocab_size=97, ffn_dim=40, norm_eps=1e-5
+)
+FLA = RetNetConfig(d_model=48, num_layers=2, num_heads=3, vocab_size=97, ffn_dim=40, value_dim=96)
+
+
+def tokens_for(config: ModelConfig, length: int = 37) -> Tensor:
+    """(1, T) int64 over the whole vocabulary."""
+    return torch.randint(config.vocab_size, (1, length), generator=torch.Generator().manual_seed(0))
+
+
+def load(folder: Path, **options: Any) -> Decoder:
+    """A checkpoint in float32 on the CPU, in a backend that it has."""
+    from retbench.checkpoints.reading import read_checkpoint
+
+    info = read_checkpoint(str(folder))
+    backend = "chunkwise" if isinstance(info.config, RetNetConfig) else "sdpa"
+    return load_checkpoint(
+        info, **{"dtype": torch.float32, "device": "cpu", "backend": backend, "chunk_size": 16, **options}
+    )
+
+
+def logits_of(model: Decoder, tokens: Tensor) -> Tensor:
+    with torch.inference_mode():
+        return model(tokens)
+
+
+@torch.no_grad()
+def weighty(config: ModelConfig, *, dtype: torch.dtype = torch.float32, seed: int = 1) -> Decoder:
+    """A model of ours."""
+    backend = "chunkwise" if isinstance(config, RetNetConfig) else "sdpa"
+    model = build_model(config, dtype=dtype, device="cpu", seed=seed, backend=backend, chunk_size=16)
+    generator = torch.Generator().manual_seed(seed)
+    for weight in model.parameters():
+        scale = weight.shape[-1] ** -0.5 if weight.dim() > 1 else 0.3
+        weight.add_(torch.randn(weight.shape, generator=generator).to(dtype), alpha=scale)
+    return model
+
+
+def write_fla_retnet(
+    folder: Path, config: RetNetConfig = FLA, *, seed: int = 1, **fields: Any
+) -> dict[str, Tensor]:
+    """A RetNet of flash-linear-attention with its present names; returns its weights, float64 of float32 values."""
+    weights = {
+        name: weight.float().double() for name, weight in fla_retnet.draw_weights(config, seed=seed).items()
+    }
+    save(folder, weights, fla_retnet_config(config) | fields)
+    return weights
+
+
+def fla_retnet_config(config: RetNetConfig) -> dict[str, Any]:
+    """As `fla-hub/retnet-1.3B-100B` has it, smaller."""
+    return {
+        "architectures": ["RetNetForCausalLM"],
+        "attn": None,
+        "attn_mode": "chunk",
+        "bos_token_id": 1,
+        "conv_size": 4,
+        "elementwise_affine": True,
+        "eos_token_id": 2,
+        "expand_k": 1,
+        "expand_v": config.value_dim / config.d_model,
+        "feature_map": None,
+        "fuse_cross_entropy": True,
+        "fuse_norm": True,
+        "hidden_act": "swish",
+        "hidden_ratio": 2,
+        "hidden_size": config.d_model,
+        "initializer_range": 0.02,
+        "intermediate_size": config.ffn_dim,
+        "max_position_embeddings": 2048,
+        "model_type": "retnet",
+        "norm_eps": config.norm_eps,
+        "num_heads": config.num_heads,
+        "num_hidden_layers": config.num_layers,
+        "num_kv_heads": None,
+        "rms_norm_eps": 1e-6,
+        "share_conv_kernel": True,
+        "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16",
+        "use_output_gate": True,
+        "use_short_conv": False,
+        "vocab_size": config.vocab_size,
+    }
+
+
+def save(
+    folder: Path, weights: dict[str, Tensor], config: dict[str, Any], *, dtype: torch.dtype = torch.float32
+) -> None:
+    """A folder with `model.safetensors` and `config.json`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(
+        {name: weight.to(dtype).contiguous() for name, weight in weights.items()},
+        folder / "model.safetensors",
+    )
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+
+
+def change_config(folder: Path, **fields: Any) -> None:
+    """Replace fields of a configuration."""
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | fields), encoding="utf-8")
+
+
+def change_weights(folder: Path, **changed: Tensor | None) -> None:
+    """Replace tensors of a file, or leave them out where None."""
+    path = folder / "model.safetensors"
+    weights: dict[str, Tensor | None] = {**load_file(path), **changed}
+    save_file({name: weight for name, weight in weights.items() if weight is not None}, path)

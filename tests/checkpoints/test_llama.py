@@ -1,0 +1,132 @@
+"""Checkpoints that transformers' LlamaForCausalLM wrote give its logits."""
+
+from importlib.util import find_spec
+
+import pytest
+import torch
+
+from retbench.checkpoints.reading import read_checkpoint
+from retbench.errors import CheckpointError
+from retbench.models.gate import relative_error
+from tests.checkpoints.stored import LLAMA, change_config, load, logits_of, tokens_for
+
+pytestmark = [
+    pytest.mark.peers,
+    pytest.mark.skipif(
+        find_spec("transformers") is None,
+        reason="transformers is not installed: pip install 'retbench[peers]'",
+    ),
+]
+LIMIT = 1e-4
+"""Of the error in float32, over the rms of the reference."""
+
+
+def build(**settings):
+    """A Llama with norm weights that are not all one."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(1)
+    config = {
+        "vocab_size": LLAMA.vocab_size,
+        "hidden_size": LLAMA.d_model,
+        "intermediate_size": LLAMA.ffn_dim,
+        "num_hidden_layers": LLAMA.num_layers,
+        "num_attention_heads": LLAMA.num_heads,
+        "num_key_value_heads": LLAMA.num_kv_heads,
+        "rms_norm_eps": LLAMA.norm_eps,
+        "max_position_embeddings": 64,
+        "tie_word_embeddings": False,
+        "initializer_range": 0.2,
+    }
+    peer = LlamaForCausalLM(LlamaConfig(**(config | settings))).eval()
+    with torch.no_grad():
+        for parameter in peer.parameters():
+            if parameter.dim() == 1:
+                parameter.uniform_(0.5, 1.5)
+    return peer
+
+
+def error_of(folder, peer, **options):
+    tokens = tokens_for(LLAMA)
+    with torch.inference_mode():
+        expected = peer(tokens).logits
+    return relative_error(logits_of(load(folder, **options), tokens), expected)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"num_key_value_heads": 6},
+        {"num_key_value_heads": 1},
+        {"tie_word_embeddings": True},
+        {"rope_parameters": {"rope_theta": 500_000.0, "rope_type": "default"}},
+        {"rms_norm_eps": 1e-2},
+    ],
+    ids=str,
+)
+def test_logits_are_those_of_transformers(tmp_path, settings):
+    peer = build(**settings)
+    peer.save_pretrained(tmp_path)
+    assert error_of(tmp_path, peer) < LIMIT
+
+
+def test_a_model_in_several_files(tmp_path):
+    peer = build()
+    peer.save_pretrained(tmp_path, max_shard_size="20KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    assert error_of(tmp_path, peer) < LIMIT
+
+
+def test_a_model_stored_in_bfloat16(tmp_path):
+    peer = build()
+    with torch.no_grad():
+        for parameter in peer.parameters():
+            parameter.copy_(parameter.bfloat16())
+    weights = {name: weight.bfloat16() for name, weight in peer.state_dict().items()}
+    peer.save_pretrained(tmp_path, state_dict=weights)
+    assert read_checkpoint(str(tmp_path)).weights_dtype == "bfloat16"
+    assert error_of(tmp_path, peer) < LIMIT
+
+
+def test_the_base_of_old_configurations(tmp_path):
+    peer = build(rope_parameters={"rope_theta": 40_000.0, "rope_type": "default"})
+    peer.save_pretrained(tmp_path)
+    change_config(tmp_path, rope_parameters=None, rope_theta=40_000.0, rope_scaling=None)
+    assert error_of(tmp_path, peer) < LIMIT
+
+
+def test_what_the_checkpoint_says_of_itself(tmp_path):
+    build(tie_word_embeddings=True).save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}", encoding="utf-8")
+    info = read_checkpoint(str(tmp_path))
+    assert info.format == "llama"
+    assert info.config == LLAMA
+    assert info.context_len == 64
+    assert info.tied_embeddings
+    assert info.weights_dtype == "float32"
+    assert info.tokenizer == str(tmp_path / "tokenizer.json")
+    assert info.source == str(tmp_path)
+    assert info.revision is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"hidden_act": "gelu"}, r"hidden_act: Input should be 'silu' or 'swish' \(found 'gelu'\)"),
+        ({"attention_bias": True}, r"attention_bias: Input should be False \(found True\)"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "rope_scaling"),
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}}, "rope_parameters"),
+        ({"head_dim": 16}, "head_dim 16 times 6 heads is not hidden_size 48"),
+        ({"hidden_size": None}, "hidden_size: Input should be a valid integer"),
+        ({"num_attention_heads": 16, "head_dim": None}, r"d_model 48 must be a multiple of 2 \* 16 heads"),
+        ({"num_key_value_heads": 4}, "num_kv_heads 4 must divide num_heads 6"),
+    ],
+    ids=str,
+)
+def test_a_model_that_is_not_ours_is_refused(tmp_path, fields, message):
+    build().save_pretrained(tmp_path)
+    change_config(tmp_path, **fields)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        read_checkpoint(str(tmp_path))
+    assert str(caught.value).startswith(str(tmp_path / "config.json"))

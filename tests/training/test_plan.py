@@ -1,0 +1,102 @@
+import subprocess
+import sys
+from collections import Counter
+
+import pytest
+
+from retbench import costs
+from retbench.errors import ConfigError
+from retbench.training.plan import TrainingPlan, TrainingRun
+from tests.training.conftest import PlanOf
+
+GRID = "training.learning_rates=[1e-3, 3e-3, 1e-2]"
+
+
+def test_every_model_runs_the_same_grid(plan_of: PlanOf) -> None:
+    plan = plan_of(GRID, 'training.sizes=["300k", "1m"]', 'training.tuning_sizes=["300k", "1m"]')
+    grid = Counter((run.size, run.learning_rate, run.seed, run.num_steps) for run in plan.tuning_runs)
+    assert len(grid) == 6
+    assert set(grid.values()) == {2}
+
+
+def test_one_rate_needs_no_grid(plan: TrainingPlan) -> None:
+    assert not plan.tuning_runs
+    assert [run.learning_rate for run in plan.final_runs] == [0.003, 0.003]
+
+
+def test_seeds_by_size(plan_of: PlanOf) -> None:
+    plan = plan_of('training.sizes=["300k", "1m"]', "training.seeds_by_size={300k=[0, 1, 2]}")
+    seeds = [(run.size, run.seed) for run in plan.final_runs if run.model_name == "retnet"]
+    assert seeds == [("300k", 0), ("300k", 1), ("300k", 2), ("1m", 0)]
+
+
+@pytest.mark.parametrize(("size", "expected"), [("300k", "1m"), ("1m", "1m"), ("3m", "1m"), ("6m", "6m")])
+def test_a_size_takes_the_rate_of_the_nearest_tuned_size_below(
+    plan_of: PlanOf, size: str, expected: str
+) -> None:
+    plan = plan_of(GRID, 'training.sizes=["300k", "1m", "3m", "6m"]', 'training.tuning_sizes=["6m", "1m"]')
+    assert plan.tuned_at(TrainingRun("retnet", size, 0, 1, "final", None)) == expected
+
+
+def test_models_have_the_tokenizers_vocabulary_and_are_matched(plan: TrainingPlan) -> None:
+    configs = list(plan.models.values())
+    assert {config.vocab_size for config in configs} == {257}
+    few, many = sorted(costs.num_params_nonembedding(config) for config in configs)
+    assert many / few < 1.01
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "training.batch_size=3",
+        "training.seq_len=47",
+        "training.num_tokens=960",
+        "training.learning_rates=[0.004]",
+        "training.recipe=gla",
+        "training.seeds=[1]",
+        "training.micro_batch_size=1",
+        "training.autocast=bfloat16",
+        "models.retnet.chunk_size=16",
+        "models.retnet.decay=paper",
+        "training.corpus=python",
+    ],
+)
+def test_what_determines_a_run_changes_its_fingerprint(plan_of: PlanOf, change: str) -> None:
+    assert fingerprint(plan_of(change)) != fingerprint(plan_of())
+
+
+@pytest.mark.parametrize(
+    "change", ["training.validate_every=2", "training.checkpoint_every=1", "training.keep_last=5", "rounds=2"]
+)
+def test_what_only_watches_a_run_does_not(plan_of: PlanOf, change: str) -> None:
+    assert fingerprint(plan_of(change)) == fingerprint(plan_of())
+
+
+def fingerprint(plan: TrainingPlan) -> str:
+    return plan.fingerprint(plan.final_runs[0])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("models.retnet.size=1m", "models.retnet has the size '1m' of its own"),
+        ('training.sizes=["2m"]', "unknown size '2m'"),
+        ("models.transformer.ffn_dim=800", "not matched"),
+        ("training.num_tokens=95", "there must be one step"),
+        ("training.corpus=nowhere", "unknown corpus 'nowhere'"),
+        ("training.tokenizer=nothing", "unknown tokenizer 'nothing'"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused(plan_of: PlanOf, change: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message.replace("[", r"\[")):
+        plan_of(change)
+
+
+def test_a_model_with_a_checkpoint_is_not_trained(plan_of: PlanOf) -> None:
+    assert plan_of("models.retnet.checkpoint=somewhere").model_names == ["transformer"]
+
+
+def test_trained_models_are_found_without_torch() -> None:
+    code = "import sys, retbench.training.trained; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout == "False\n"
