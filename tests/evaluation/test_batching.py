@@ -1,6 +1,6 @@
 """Batches of neighbours: every sequence in one, within the limits, at the least cost."""
 
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import pytest
 from hypothesis import given
@@ -34,7 +34,7 @@ def every_partition(count):
     for size in range(count):
         for cuts in combinations(range(1, count), size):
             edges = [0, *cuts, count]
-            yield list(zip(edges, edges[1:], strict=False))
+            yield list(pairwise(edges))
 
 
 @given(LENGTHS, st.booleans(), st.data(), st.integers(0, 300), st.integers(1, 80), st.integers(0, 40))

@@ -21,7 +21,7 @@ from retbench.models.state import DecoderState
 BATCH_TOKENS = {"cpu": 512, "cuda": 16384}
 """Tokens of one forward pass, by kind of device."""
 PASS_TOKENS = {"cpu": 24, "cuda": 512}
-"""Tokens that take as long as a pass does at least: on a CPU the weights are read once, on a GPU the kernels launched."""
+"""Tokens that take as long as a pass does at least: a CPU reads the weights once, a GPU launches its kernels."""
 LOGITS_AT_ONCE = 2**24
 """Numbers that one product with the head may give, 64 MiB in float32."""
 
