@@ -20,7 +20,7 @@ from retbench.models.build import build_model
 from retbench.models.decoder import Decoder
 
 MAX_LENGTH = 512
-"""What the trained model was trained for."""
+"""What the trained model was trained for; longer contexts lose their start, on both sides alike."""
 HF_BATCH = 16
 ROUNDING = 2
 """A document is too close to call where what decides it is at most this many times what rounding made of its scores."""
@@ -42,9 +42,9 @@ def trained_model() -> tuple[Decoder, Tokenizer, Path]:
     return model, load_tokenizer(str(folder / "stories260K" / "tok512.bin")), folder
 
 
-def agree(task: str, limit: int | None = None) -> Iterator[Outcome]:
+def agree(task: str, limit: int | None, max_length: int) -> Iterator[Outcome]:
     """Log-likelihoods, and every metric by document, of a task's first `limit` documents."""
-    ours, theirs = _both(task, limit)
+    ours, theirs = _both(task, limit, max_length)
     bar = f"agree-{task}"
     totals = [
         torch.tensor([x for s in side for x in _totals(s)], dtype=torch.float64) for side in (ours, theirs)
@@ -57,7 +57,7 @@ def agree(task: str, limit: int | None = None) -> Iterator[Outcome]:
 
 def wikitext() -> Iterator[Outcome]:
     """Bits per byte of the whole test set."""
-    ours, theirs = _both("wikitext", None)
+    ours, theirs = _both("wikitext", None, MAX_LENGTH)
     found, expected = _bits_per_byte(ours), _bits_per_byte(theirs)
     error = abs(found - expected)
     yield Outcome(
@@ -68,8 +68,9 @@ def wikitext() -> Iterator[Outcome]:
 def _bits_per_byte(samples: Sequence[Sample]) -> float:
     """Over all documents."""
     parts = [sample["bits_per_byte"] for sample in samples]  # nats, bytes
-    total: float = sum(nats for nats, _ in parts)
-    return -total / sum(count for _, count in parts) / math.log(2)
+    nats = float(sum(total for total, _ in parts))
+    num_bytes = int(sum(count for _, count in parts))
+    return -nats / num_bytes / math.log(2)
 
 
 def batched() -> Iterator[Outcome]:
@@ -96,12 +97,12 @@ def batched() -> Iterator[Outcome]:
             yield _by_document(f"{bar}, acc", "acc", sides[0], sides[1])
 
 
-def _both(task: str, limit: int | None) -> tuple[Sequence[Sample], Sequence[Sample]]:
+def _both(task: str, limit: int | None, max_length: int) -> tuple[Sequence[Sample], Sequence[Sample]]:
     """What each says of every document, after the prompts are seen to be the same."""
     model, tokenizer, folder = trained_model()
     loaded = load_task(task, data_dir=folder)
-    ours = run_lm_eval(DecoderLM(model, tokenizer, max_length=MAX_LENGTH), loaded, limit=limit)
-    hf_lm = build_hf_lm(model, tokenizer, max_length=MAX_LENGTH, batch_size=HF_BATCH)
+    ours = run_lm_eval(DecoderLM(model, tokenizer, max_length=max_length), loaded, limit=limit)
+    hf_lm = build_hf_lm(model, tokenizer, max_length=max_length, batch_size=HF_BATCH)
     theirs = run_lm_eval(hf_lm, loaded, limit=limit)
     assert [sample["arguments"] for sample in ours] == [sample["arguments"] for sample in theirs]
     return ours, theirs

@@ -7,10 +7,12 @@ from benchmarks.peers.bars import Bar
 _Bar = partial(Bar, package="benchmarks.eval", peers=("transformers", "accelerate"))
 
 
-def _agree(task: str, limit: int | None = None) -> Bar:
+def _agree(task: str, limit: int | None = None, max_length: int = 512) -> Bar:
     size = f"first {limit}" if limit else "all"
     title = f"{task} ({size}): each document's acc and acc_norm = HFLM's, but for those that float32 cannot tell apart"
-    return _Bar(title, "agreement", "agree", {"task": task, "limit": limit}, timed=False)
+    return _Bar(
+        title, "agreement", "agree", {"task": task, "limit": limit, "max_length": max_length}, timed=False
+    )
 
 
 def _speed(title: str, documents: int, shots: int, limit: float) -> Bar:
@@ -19,10 +21,10 @@ def _speed(title: str, documents: int, shots: int, limit: float) -> Bar:
 
 BARS: dict[str, Bar] = {
     "agree-hellaswag": _agree("hellaswag", 500),
-    "agree-piqa": _agree("piqa"),
-    "agree-lambada": _agree("lambada_openai"),
+    "agree-piqa": _agree("piqa", max_length=1024),  # it has choices of over 512 tokens
+    "agree-lambada_openai": _agree("lambada_openai"),
     "agree-boolq": _agree("boolq", 300),
-    "agree-arc-easy": _agree("arc_easy"),
+    "agree-arc_easy": _agree("arc_easy"),
     "wikitext": _Bar("bits per byte = HFLM's to 1e-4", "agreement", "wikitext", timed=False),
     "batched": _Bar("batched and shared = one request at a time", "agreement", "batched", timed=False),
     "speed-hellaswag": _speed(

@@ -12,6 +12,7 @@ from retbench.architectures import TransformerConfig
 from retbench.checkpoints.formats import FORMATS
 from retbench.checkpoints.info import Description
 from retbench.data.tokenizers import Tokenizer
+from retbench.evaluation.tasks import quiet
 from retbench.models.decoder import Decoder
 
 
@@ -63,14 +64,15 @@ def build_hf_lm(
         if fast_file
         else OurTokenizer(tokenizer)
     )
-    return HFLM(
-        pretrained=carry_to_llama(model, max_length),
-        tokenizer=theirs,
-        max_length=max_length,
-        batch_size=batch_size,
-        device="cpu",
-        backend="causal",
-    )
+    with quiet():
+        return HFLM(
+            pretrained=carry_to_llama(model, max_length),
+            tokenizer=theirs,
+            max_length=max_length,
+            batch_size=batch_size,
+            device="cpu",
+            backend="causal",
+        )
 
 
 @torch.no_grad()
