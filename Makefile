@@ -2,6 +2,7 @@
 # make test        the tests that every change must pass; test-long runs the slow ones too
 # make check       lint, types and test
 # make bench-peers against torchscale, yet-another-retnet and transformers
+# make bench-eval  against lm-eval's HFLM: the same answers document by document, then the speed; needs RETBENCH_DATA
 # make gpu-check   half an hour on a GPU: environment, its tests, smoke, then the paper's sizes; BUDGET=30 (minutes)
 PYTHON ?= python3
 BIN := .venv/bin
@@ -30,6 +31,9 @@ types: .venv/installed-dev
 bench-peers: .venv/installed-peers
 	$(BIN)/python -m benchmarks.peers
 
+bench-eval: .venv/installed-peers
+	$(BIN)/python -m benchmarks.eval
+
 gpu-check: .venv/installed-gpu
 	$(BIN)/python -m benchmarks.gpu_check --budget $(BUDGET)
 
@@ -43,4 +47,4 @@ gpu-check: .venv/installed-gpu
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.$(EXTRAS)'
 	@touch $@
 
-.PHONY: report check test test-long lint types bench-peers gpu-check
+.PHONY: report check test test-long lint types bench-peers bench-eval gpu-check

@@ -1,16 +1,10 @@
-"""Runs bars and prints one JSON line for each thing shown: `python -m benchmarks.peers`.
+"""Runs bars and prints one JSON line for each thing shown: `python -m benchmarks.peers`; see `benchmarks.command`."""
 
-Exit codes: 0 every bar holds, 1 one does not, 2 the request is impossible, 3 a peer is not installed, 130 interrupted.
-"""
-
-import argparse
-import os
 import sys
 from collections.abc import Sequence
 
-from benchmarks.peers.bars import BARS, missing_packages
-from retbench.errors import RetbenchError, unknown_name
-from retbench.measure.environment import pin_process, worker_environment
+from benchmarks.command import run_command
+from benchmarks.peers.bars import BARS
 
 EPILOG = """\
 Each line holds both sides, their ratio, its 90 % interval over rounds (low, high), the limit and whether it holds:
@@ -22,75 +16,14 @@ Example: python -m benchmarks.peers --only decode-torchscale --only decode-llama
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse, check that every peer is there, run; returns the exit code."""
-    options = _parse(arguments)
-    if options.list:
-        for name, bar in BARS.items():
-            print(f"{name:20} {bar.title}" + (f"  [{', '.join(bar.peers)}]" if bar.peers else ""))
-        return 0
-    try:
-        names = _chosen(options.only)
-        missing = missing_packages(names)
-        if missing:
-            print(
-                f"not installed: {', '.join(missing)}. Run: pip install 'retbench[peers]' (in a checkout: "
-                "pip install -e '.[peers]'), or choose bars that need none with --only.",
-                file=sys.stderr,
-            )
-            return 3
-        return _run(names, options.rounds, options.threads)
-    except RetbenchError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-
-
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Options; argparse ends the process with 2 where they are wrong."""
-    parser = argparse.ArgumentParser(
+    """Run the bars that the arguments choose; returns the exit code."""
+    return run_command(
+        BARS,
+        arguments,
         prog="python -m benchmarks.peers",
         description="Show retbench's models equal to other projects', then time both in turn.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--list", action="store_true", help="name every bar and end")
-    parser.add_argument(
-        "--only", action="append", metavar="BAR", default=[], help="run this bar; may be repeated"
-    )
-    parser.add_argument(
-        "--rounds", type=int, default=7, help="rounds of each timed bar, at least 2 (default 7)"
-    )
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads of both sides (default 2)")
-    options = parser.parse_args(arguments)
-    if options.rounds < 2 or options.threads < 1:
-        parser.error("--rounds must be at least 2 (one round has no interval) and --threads at least 1")
-    return options
-
-
-def _chosen(only: Sequence[str]) -> list[str]:
-    """The bars asked for, in their own order; ConfigError for an unknown name."""
-    for name in only:
-        if name not in BARS:
-            raise unknown_name("bar", name, BARS, where="--only")
-    return [name for name in BARS if name in only or not only]
-
-
-def _run(names: Sequence[str], rounds: int, threads: int) -> int:
-    """Run the bars and print their lines; 1 when one does not hold."""
-    os.environ.update(worker_environment(threads))  # before torch is imported: OpenMP reads it then
-    pin_process(threads)
-    failed = []
-    for name in names:
-        print(f"{name}: {BARS[name].title}", file=sys.stderr, flush=True)
-        for outcome in BARS[name].measure(rounds):
-            print(outcome.to_json(), flush=True)
-            if not outcome.holds:
-                failed.append(outcome.bar)
-    if failed:
-        print(f"not held: {'; '.join(failed)}", file=sys.stderr)
-    return 1 if failed else 0
 
 
 if __name__ == "__main__":

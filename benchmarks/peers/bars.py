@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 PACKAGES = {
     "torchscale": "torchscale",
     "transformers": "transformers",
+    "accelerate": "accelerate",
     "yet_another_retnet": "yet-another-retnet",
 }
 """Import name of each peer, and the name it is installed by."""
@@ -23,11 +24,12 @@ class Bar:
 
     Attributes:
         title: What is compared, and the limit.
-        room: Module of this package that answers it.
+        room: Module of its package that answers it.
         function: Its function there: rounds and `arguments` in, outcomes out.
         arguments: Further arguments by name.
         peers: Import names of the projects it needs.
         timed: Whether it times anything, so that rounds matter to it.
+        package: The package of bars that it is in.
     """
 
     title: str
@@ -36,6 +38,7 @@ class Bar:
     arguments: dict[str, Any] = field(default_factory=dict)
     peers: tuple[str, ...] = ()
     timed: bool = True
+    package: str = "benchmarks.peers"
 
     def missing(self) -> list[str]:
         """Packages to be installed before it can run."""
@@ -43,7 +46,7 @@ class Bar:
 
     def measure(self, rounds: int) -> "Iterator[Outcome]":
         """Every line of the bar, equality before speed."""
-        room = importlib.import_module(f"benchmarks.peers.{self.room}")
+        room = importlib.import_module(f"{self.package}.{self.room}")
         measure: Callable[..., Iterator[Outcome]] = getattr(room, self.function)
         return measure(rounds, **self.arguments) if self.timed else measure(**self.arguments)
 
@@ -137,6 +140,6 @@ BARS: dict[str, Bar] = {
 }
 
 
-def missing_packages(names: Iterable[str]) -> list[str]:
+def missing_packages(bars: Iterable[Bar]) -> list[str]:
     """Packages that any of the bars lacks, each once."""
-    return sorted({package for name in names for package in BARS[name].missing()})
+    return sorted({package for bar in bars for package in bar.missing()})

@@ -40,6 +40,7 @@ class Outcome:
         low: Lower end of its 90 % interval over rounds; the ratio itself where nothing is random.
         high: Upper end.
         limit: Where the interval must lie.
+        note: What a reader must know beside the numbers; in the line only where there is something.
     """
 
     bar: str
@@ -49,6 +50,7 @@ class Outcome:
     low: float
     high: float
     limit: Limit
+    note: str = ""
 
     @property
     def holds(self) -> bool:
@@ -68,6 +70,7 @@ class Outcome:
                 "high": self.high,
                 "limit": limit,
                 "holds": self.holds,
+                **({"note": self.note} if self.note else {}),
             }
         )
 

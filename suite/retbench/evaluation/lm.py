@@ -18,7 +18,7 @@ from retbench.data.tokenizers import Tokenizer
 from retbench.errors import ConfigError, UnsupportedError
 from retbench.evaluation.generation import generate_greedy
 from retbench.evaluation.prefixes import MIN_SAVED
-from retbench.evaluation.scoring import BATCH_TOKENS, Progress, Request, Scorer
+from retbench.evaluation.scoring import Progress, Request, Scorer
 from retbench.models.decoder import Decoder
 
 MAX_GEN_TOKENS = 256
@@ -33,7 +33,7 @@ class DecoderLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no type inform
         model: Any model.
         tokenizer: Its tokenizer.
         max_length: Tokens the model reads at most, the same for every model that is compared.
-        batch_tokens: Tokens of one forward pass.
+        batch_tokens: Tokens of one forward pass; by the device when None.
         add_bos: Begin every context with the tokenizer's first-token mark, as models trained so need it.
         min_saved: See `prefixes.build_tree`; None computes every request on its own.
         progress: Told how many requests of a kind are done, of how many.
@@ -53,7 +53,7 @@ class DecoderLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no type inform
         tokenizer: Tokenizer,
         *,
         max_length: int,
-        batch_tokens: int = BATCH_TOKENS,
+        batch_tokens: int | None = None,
         add_bos: bool = False,
         min_saved: int | None = MIN_SAVED,
         progress: Progress | None = None,

@@ -13,16 +13,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from retbench.evaluation.batching import partition
 from retbench.evaluation.prefixes import MIN_SAVED, Branch, build_tree
 from retbench.models.decoder import Decoder
 from retbench.models.state import DecoderState
 
-BATCH_TOKENS = 1024
-"""Tokens of one forward pass. On two CPU cores more made nothing faster; a GPU wants more."""
-CACHED_PER_TOKEN = 16
-"""Tokens that the states of one pass may hold, for each token of `BATCH_TOKENS`."""
-MAX_WASTE = 0.1
-"""Share of a pass that cutting or padding to one length may cost."""
+BATCH_TOKENS = {"cpu": 512, "cuda": 16384}
+"""Tokens of one forward pass, by kind of device."""
+PASS_TOKENS = {"cpu": 24, "cuda": 512}
+"""Tokens that take as long as a pass does at least: a CPU reads the weights once, a GPU launches its kernels."""
 LOGITS_AT_ONCE = 2**24
 """Numbers that one product with the head may give, 64 MiB in float32."""
 
@@ -69,7 +68,7 @@ class Scorer:
     Args:
         model: Any model.
         max_length: Tokens the model reads of a request: the last of them, as lm-eval has it.
-        batch_tokens: Tokens of one forward pass; a longer sequence runs alone.
+        batch_tokens: Tokens of one forward pass, a longer sequence runs alone; by the device when None.
         min_saved: See `prefixes.build_tree`; None shares nothing.
     """
 
@@ -78,12 +77,14 @@ class Scorer:
         model: Decoder,
         *,
         max_length: int,
-        batch_tokens: int = BATCH_TOKENS,
+        batch_tokens: int | None = None,
         min_saved: int | None = MIN_SAVED,
     ) -> None:
         self.model = model
         self.max_length = max_length
-        self.batch_tokens = batch_tokens
+        kind = model.device.type if model.device.type in BATCH_TOKENS else "cuda"
+        self.batch_tokens = batch_tokens or BATCH_TOKENS[kind]
+        self.pass_tokens = PASS_TOKENS[kind]
         self.min_saved = min_saved
 
     @torch.inference_mode()
@@ -178,26 +179,16 @@ class _Run:
         self, pairs: Sequence[tuple[Branch, int]], start: int, *, longest: bool
     ) -> Iterator[list[tuple[Branch, int]]]:
         """Branches that run together: padded to the longest of them, or cut to the shortest."""
-        settings = self.scorer
-        batch: list[tuple[Branch, int]] = []
-        wasted = 0
-        for pair in sorted(pairs, key=lambda pair: pair[0].end, reverse=longest):
-            branch = pair[0]
-            extreme = batch[0][0].end if batch else branch.end
-            # What is cut off a prefix, each of its continuations computes again.
-            waste = (extreme - branch.end) if longest else (branch.end - extreme) * (branch.num_leaves - 1)
-            tokens, cached = (len(batch) + 1) * (extreme - start), (len(batch) + 1) * extreme
-            if batch and (
-                tokens > settings.batch_tokens
-                or cached > CACHED_PER_TOKEN * settings.batch_tokens
-                or wasted + waste > MAX_WASTE * settings.batch_tokens
-            ):
-                yield batch
-                batch, wasted, waste = [], 0, 0
-            batch.append(pair)
-            wasted += waste
-        if batch:
-            yield batch
+        ordered = sorted(pairs, key=lambda pair: pair[0].end, reverse=longest)
+        branches = [branch for branch, _ in ordered]
+        for first, last in partition(
+            [branch.end - start for branch in branches],
+            [0 if longest else branch.num_leaves for branch in branches],
+            start=start,
+            batch_tokens=self.scorer.batch_tokens,
+            pass_tokens=self.scorer.pass_tokens,
+        ):
+            yield ordered[first:last]
 
     def _pass(
         self,

@@ -73,6 +73,8 @@ def _notes(context: Context, scores: TaskScores) -> Notes:
         "data_source": scores.data_source,
         "task_split": scores.split,
     }
+    if scores.data_note:
+        notes["data_note"] = scores.data_note
     if scores.fewshot_source is not None:
         notes |= {
             "fewshot_source": scores.fewshot_source,

@@ -1,0 +1,36 @@
+"""Every bar by name. Nothing here imports torch or a peer: that is left to the bar that is run."""
+
+from functools import partial
+
+from benchmarks.peers.bars import Bar
+
+_Bar = partial(Bar, package="benchmarks.eval", peers=("transformers", "accelerate"))
+
+
+def _agree(task: str, limit: int | None = None, max_length: int = 512) -> Bar:
+    size = f"first {limit}" if limit else "all"
+    title = f"{task} ({size}): each document's acc and acc_norm = HFLM's, but for those that float32 cannot tell apart"
+    return _Bar(
+        title, "agreement", "agree", {"task": task, "limit": limit, "max_length": max_length}, timed=False
+    )
+
+
+def _speed(title: str, documents: int, shots: int, limit: float) -> Bar:
+    return _Bar(title, "speed", "hellaswag", {"documents": documents, "shots": shots, "limit": limit})
+
+
+BARS: dict[str, Bar] = {
+    "agree-hellaswag": _agree("hellaswag", 500),
+    "agree-piqa": _agree("piqa", max_length=1024),  # it has choices of over 512 tokens
+    "agree-lambada_openai": _agree("lambada_openai"),
+    "agree-boolq": _agree("boolq", 300),
+    "agree-arc_easy": _agree("arc_easy"),
+    "wikitext": _Bar("bits per byte = HFLM's to 1e-4", "agreement", "wikitext", timed=False),
+    "batched": _Bar("batched and shared = one request at a time", "agreement", "batched", timed=False),
+    "speed-hellaswag": _speed(
+        "HellaSwag, first 200 documents: our time over HFLM's, at most 1 / 1.5", 200, 0, 1 / 1.5
+    ),
+    "speed-hellaswag-4-shot": _speed(
+        "HellaSwag with 4 examples, first 50 documents: our time over HFLM's, at most 1 / 2.5", 50, 4, 1 / 2.5
+    ),
+}
