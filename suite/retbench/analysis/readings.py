@@ -125,3 +125,11 @@ def learning_rate(record: Record) -> float | None:
 def num_trained_tokens(record: Record) -> int | None:
     """Tokens that the weights of a record were trained on; None where it is not known."""
     return record.model.weights.num_tokens if record.model.weights else None
+
+
+def accuracy(record: Record) -> tuple[float, int] | None:
+    """The share of right answers and how many questions there were; None where the record does not tell both."""
+    share, documents = record.metrics.get("acc"), record.documents
+    if share is None or documents is None or not documents.num_documents or not 0 <= share.value <= 1:
+        return None
+    return share.value, documents.num_documents

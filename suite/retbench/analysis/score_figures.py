@@ -1,6 +1,7 @@
 """The figures of quality: what each shows of the scores, its caption and the data behind it."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 
 import pandas as pd
 
@@ -11,6 +12,7 @@ from retbench.analysis.readings import (
     TRAINING_RUN,
     Question,
     Subject,
+    accuracy,
     is_final,
     question_of,
     subject_of,
@@ -24,7 +26,8 @@ from retbench.measure.paired import proportion_interval
 from retbench.records import Record
 from retbench.units import format_tokens
 
-_SEEDS = "a line or point a seed"
+_MOST_PANELS = 4
+"""Sizes that have room side by side."""
 
 
 def draw_scores(scores: Scores) -> list[Drawing]:
@@ -65,7 +68,11 @@ def _measured(records: Sequence[Record]) -> list[Record]:
 
 def _by_size(scores: Scores, question: Question) -> Iterator[Drawing]:
     """Bits per byte over the parameters, where there are two sizes or more."""
-    records = [record for record in _measured(scores.at(question)) if "bits_per_byte" in record.metrics]
+    records = [
+        record
+        for record in _measured(scores.at(question))
+        if "bits_per_byte" in record.metrics and record.model.num_params_nonembedding
+    ]
     sizes = scores.sizes(records)
     if len(sizes) < 2:
         return
@@ -135,19 +142,22 @@ def _subject_row(record: Record) -> dict[str, object]:
 
 def _by_position(scores: Scores, question: Question) -> Iterator[Drawing]:
     """Loss along the documents, a panel a size."""
-    records = [record for record in _measured(scores.at(question)) if "loss_by_position" in record.series]
-    if not records:
-        return
+    for part, records in _fitting(scores, _with_series(scores, question, "loss_by_position")):
+        yield _positions(scores, question, records, part)
+
+
+def _positions(scores: Scores, question: Question, records: Sequence[Record], part: str) -> Drawing:
+    """Loss along the documents, of some sizes."""
     title, conditions = "Loss along the document", describe_conditions(records)
     panels = _panels(scores, records, "loss_by_position")
     beyond = (
         "" if not any(panel.trained_len for panel in panels) else " The dashed line is the length trained at."
     )
-    yield Drawing(
-        name=_name(question, "by_position"),
+    return Drawing(
+        name=_name(question, f"by_position{part}"),
         title=title,
         caption=f"Nats per token by the position of the token in its document, {question_title(question)}; each "
-        f"point is the mean of the positions since the one before it, {_SEEDS}.{beyond}",
+        f"point is the mean of the positions since the one before it, a line a seed.{beyond}",
         conditions=conditions,
         figure=score_curves.draw_positions(
             panels, scores.models, title, f"nats per token, {question_title(question)}", conditions
@@ -158,21 +168,36 @@ def _by_position(scores: Scores, question: Question) -> Iterator[Drawing]:
 
 def _learning(scores: Scores, question: Question) -> Iterator[Drawing]:
     """Validation loss along the final trainings, a panel a size."""
-    records = [
-        record
-        for record in _measured(scores.at(question))
-        if is_final(record) and "validation_loss" in record.series
-    ]
-    if not records:
-        return
+    finals = [record for record in _with_series(scores, question, "validation_loss") if is_final(record)]
+    for part, records in _fitting(scores, finals):
+        yield _curves(scores, question, records, part)
+
+
+def _with_series(scores: Scores, question: Question, name: str) -> list[Record]:
+    """The readings of a question that have a series with any point."""
+    return [r for r in _measured(scores.at(question)) if name in r.series and r.series[name].x]
+
+
+def _fitting(scores: Scores, records: Sequence[Record]) -> Iterator[tuple[str, list[Record]]]:
+    """Records of as many sizes as one figure has room for, and what to add to its name from the second on."""
+    sizes = scores.sizes(records)
+    for start in range(0, len(sizes), _MOST_PANELS):
+        shown = sizes[start : start + _MOST_PANELS]
+        part = f"_{start // _MOST_PANELS + 1}" if start else ""
+        yield part, [record for record in records if record.model.size in shown]
+
+
+def _curves(scores: Scores, question: Question, records: Sequence[Record], part: str) -> Drawing:
+    """Validation loss along the final trainings of some sizes."""
     title, conditions = "Learning curves", describe_conditions(records)
     corpus = question.task or "its own text"
     about = f"sequences of {format_tokens(question.context_len)}, {corpus}"
-    yield Drawing(
-        name=_name(question, "learning"),
+    return Drawing(
+        name=_name(question, f"learning{part}"),
         title=title,
         caption=f"Loss on the validation split of {corpus} while the models learn from its training split, in "
-        f"sequences of {format_tokens(question.context_len)}; {_SEEDS}, each model with its own best learning rate.",
+        f"sequences of {format_tokens(question.context_len)}; a line a seed, each model with its own best learning "
+        "rate.",
         conditions=conditions,
         figure=score_curves.draw_training(
             _panels(scores, records, "validation_loss"),
@@ -189,13 +214,13 @@ def _panels(scores: Scores, records: Sequence[Record], series: str) -> list[Pane
     """A panel a size, with a curve a model and seed."""
     panels = []
     for size in scores.sizes(records):
-        mine = [record for record in records if record.model.size == size and record.series[series].x]
+        mine = [record for record in records if record.model.size == size]
         mine.sort(
             key=lambda record: (scores.models.models.index(record.model.name), _seed(subject_of(record)))
         )
         curves = [Curve(r.model.name, r.series[series].x, r.series[series].y) for r in mine]
         panels.append(Panel(size, tuple(curves), scores.trained_length(mine)))
-    return [panel for panel in panels if panel.curves]
+    return panels
 
 
 def _series_data(records: Sequence[Record], series: str) -> pd.DataFrame:
@@ -212,7 +237,7 @@ def _series_data(records: Sequence[Record], series: str) -> pd.DataFrame:
 
 def _answers(scores: Scores, questions: Sequence[Question]) -> Iterator[Drawing]:
     """Accuracy in each task at the largest size that two models or more answered at."""
-    records = [r for q in questions for r in _measured(scores.at(q)) if "acc" in r.metrics and r.documents]
+    records = [r for q in questions for r in _measured(scores.at(q)) if accuracy(r)]
     sizes = [
         size
         for size in scores.sizes(records)
@@ -221,7 +246,13 @@ def _answers(scores: Scores, questions: Sequence[Question]) -> Iterator[Drawing]
     if not sizes:
         return
     largest = [record for record in records if record.model.size == sizes[-1]]
-    rows = [_answer_row(record) for record in largest]
+    rows = [
+        _subject_row(record)
+        | {"task": record.point.task, "metric": "acc", "unit": "ratio"}
+        | asdict(_answer(record))
+        | {"num_documents": (accuracy(record) or (0, 0))[1], "chance": chance(record.point.task, "acc")}
+        for record in largest
+    ]
     made = [_exam(scores, question, largest) for question in questions]
     shots = questions[0].num_fewshot or 0
     title, conditions = f"Accuracy, {shots}-shot", describe_conditions(largest)
@@ -241,35 +272,21 @@ def _answers(scores: Scores, questions: Sequence[Question]) -> Iterator[Drawing]
     )
 
 
-def _answer_row(record: Record) -> dict[str, object]:
+def _answer(record: Record) -> Answer:
     """An accuracy with its interval."""
-    value, count = record.metrics["acc"].value, record.documents.num_documents if record.documents else 0
-    low, high = proportion_interval(round(value * count), count)
-    return _subject_row(record) | {
-        "task": record.point.task,
-        "metric": "acc",
-        "unit": "ratio",
-        "value": value,
-        "low": low,
-        "high": high,
-        "num_documents": count,
-        "chance": chance(record.point.task, "acc"),
-    }
+    value, count = accuracy(record) or (0.0, 1)  # figures show only those that have one
+    return Answer(record.model.name, value, *proportion_interval(round(value * count), count))
 
 
 def _exam(scores: Scores, question: Question, records: Sequence[Record]) -> Exam:
     """The answers to a task, by model and seed."""
     mine = [record for record in records if question_of(record) == question]
     mine.sort(key=lambda record: (scores.models.models.index(record.model.name), _seed(subject_of(record))))
-    rows = [_answer_row(record) for record in mine]
     size = records[0].model.size
     made = [c for c in scores.compared(question) if c.subject.size == size and "acc" in c.accuracies]
     return Exam(
         task=str(question.task),
-        answers=tuple(
-            Answer(str(row["model"]), float(row["value"]), float(row["low"]), float(row["high"]))  # type: ignore[arg-type]
-            for row in rows
-        ),
+        answers=tuple(_answer(record) for record in mine),
         chance=chance(question.task, "acc"),
         note="\n".join(_note(comparison) for comparison in made),
     )

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from retbench.analysis.findings import Finding
 from retbench.analysis.pairing import Comparison
-from retbench.analysis.readings import Question, num_trained_tokens
+from retbench.analysis.readings import Question, accuracy, num_trained_tokens
 from retbench.analysis.score_figures import deepest, exams
 from retbench.analysis.score_tables import POINTS, format_p
 from retbench.analysis.scores import Scores, describe_subject, question_title
@@ -243,11 +243,11 @@ def _p(p_value: float) -> str:
 
 def _guesses(record: Record) -> bool:
     """Whether the interval of an accuracy holds what guessing reaches."""
-    level = chance(record.point.task, "acc")
-    if level is None or record.documents is None:
+    level, found = chance(record.point.task, "acc"), accuracy(record)
+    if level is None or found is None:
         return False
-    count = record.documents.num_documents
-    low, high = proportion_interval(round(record.metrics["acc"].value * count), count)
+    value, count = found
+    low, high = proportion_interval(round(value * count), count)
     return low <= level <= high
 
 
