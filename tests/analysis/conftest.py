@@ -5,6 +5,9 @@ from pathlib import Path
 import pytest
 
 from analysis.synthetic_records import CPU, GPU, SMALL, TRAINER, Maker, write_results
+from analysis.synthetic_scores import ScoreMaker
+from retbench.analysis.frames import Results, load_results
+from retbench.analysis.scores import Scores, make_scores
 from retbench.records import Record
 
 
@@ -32,6 +35,22 @@ def swept_records() -> list[Record]:
 def training_records() -> list[Record]:
     """Training of four models on two cores: five rounds of five lengths."""
     return Maker(TRAINER).training()
+
+
+@pytest.fixture(scope="session")
+def scored(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    """Quality of pairs of three sizes, one of them with three seeds, read from a results folder."""
+    maker = ScoreMaker(tmp_path_factory.mktemp("scored"))
+    maker.everything()
+    return load_results(maker.write())
+
+
+@pytest.fixture(scope="session")
+def scores(scored: Results) -> Scores:
+    """What those records come to."""
+    found = make_scores(scored.records, scored.folders)
+    assert found is not None
+    return found
 
 
 @pytest.fixture

@@ -12,7 +12,16 @@ from analysis.synthetic_records import CPU, Maker
 from retbench.analysis.frames import Results
 from retbench.analysis.report import make_report, write_report
 from retbench.analysis.tables import FORMATS, build_table, render
-from retbench.records import Metric, ModelInfo, Point, Record, append_record
+from retbench.records import (
+    Documents,
+    Metric,
+    ModelInfo,
+    Point,
+    Record,
+    Series,
+    WeightsInfo,
+    append_record,
+)
 
 PROTOTYPE = Maker(CPU).record("latency", "retnet", "decode", 1, 1024, 0)
 METRICS = (
@@ -25,6 +34,10 @@ METRICS = (
     "weight_bytes",
     "state_bytes",
     "workspace_bytes",
+    "bits_per_byte",
+    "nats_per_token",
+    "acc",
+    "learning_rate",
 )
 
 name = st.sampled_from(["retnet", "transformer", "$x_1$ & <b>|%", "../../up"])
@@ -53,6 +66,15 @@ models = st.builds(
     num_params=st.integers(0, 10**10),
     num_params_nonembedding=st.integers(0, 10**10),
     config=st.just(PROTOTYPE.model.config) | st.dictionaries(st.just("d_model"), plain),
+    weights=st.none()
+    | st.builds(
+        WeightsInfo,
+        source=st.just("$x$ <b>"),
+        fingerprint=st.sampled_from(["1", "2"]),
+        format=st.just("retbench"),
+        seed=st.none() | st.integers(0, 2),
+        num_tokens=st.none() | st.integers(0, 10**12),
+    ),
 )
 odd_records = st.builds(
     lambda **fields: PROTOTYPE.model_copy(update=fields),
@@ -63,8 +85,27 @@ odd_records = st.builds(
     status=st.sampled_from(["ok", "ok", "oom", "gate_failed"]),
     error=st.none() | st.text(string.printable, max_size=8),
     model=models,
-    workload=st.sampled_from(["decode", "prefill", "memory", "training", "other"]),
-    point=st.builds(Point, batch_size=st.integers(1, 2), context_len=st.sampled_from([1, 1000, 1024, 4096])),
+    workload=st.sampled_from(
+        ["decode", "prefill", "memory", "training", "other", "perplexity", "zeroshot", "training_run"]
+    ),
+    point=st.builds(
+        Point,
+        batch_size=st.integers(1, 2),
+        context_len=st.sampled_from([1, 1000, 1024, 4096]),
+        task=st.sampled_from([None, "piqa", "$x_1$ & <b>|%", "../../up"]),
+        protocol=st.sampled_from([None, "whole"]),
+        num_fewshot=st.none() | st.integers(0, 4),
+    ),
+    series=st.dictionaries(
+        st.sampled_from(["loss_by_position", "validation_loss"]),
+        st.lists(st.tuples(st.floats(1, 1e4), st.floats(-1e3, 1e3)), max_size=3).map(
+            lambda points: Series(
+                unit="nats", x_name="position", x=[x for x, _ in points], y=[y for _, y in points]
+            )
+        ),
+    ),
+    documents=st.none()
+    | st.builds(Documents, file=st.just("x.gz"), sha256=st.just(""), num_documents=st.integers(0, 9)),
     settings=st.just(PROTOTYPE.settings)
     | st.dictionaries(st.sampled_from(["dtype", "device", "threads"]), plain | st.lists(plain, max_size=1)),
     environment=st.just(PROTOTYPE.environment) | facts,

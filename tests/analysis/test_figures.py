@@ -19,7 +19,8 @@ from matplotlib.patches import Rectangle
 
 from analysis.synthetic_records import CPU, GPU, SMALL, SMALL_TRAINER, TRAINER, Maker
 from retbench.analysis import style
-from retbench.analysis.figures import Drawing, draw_figures, make_drawings
+from retbench.analysis.drawings import Drawing
+from retbench.analysis.figures import draw_figures, make_drawings
 from retbench.analysis.selection import select
 from retbench.errors import RecordError, StorageError
 from retbench.records import Metric, Record

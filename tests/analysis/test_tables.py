@@ -160,18 +160,18 @@ def test_some_failed_rounds_are_counted_beside_the_value(cpu_records: list[Recor
 def test_a_workload_that_is_not_known_here_shows_what_it_measured() -> None:
     def other(arguments: dict[str, Any]) -> dict[str, Any]:
         metrics = {"loss_nats": Metric(unit="nats", value=2.5)}
-        return arguments | {"workload": "perplexity", "metrics": metrics}
+        return arguments | {"workload": "recall", "metrics": metrics}
 
     table = build_table(Maker(CPU, change=other).memory(lengths=(1024,)), "memory")
     assert list(table["loss_nats"]) == [2.5, 2.5]
-    assert "perplexity" in render(table, "csv")
+    assert "recall" in render(table, "csv")
     assert "| model | batch | context | loss_nats | rounds |" in render(table, "md")
     assert "| retnet | 1 | 1K | 2.5 | 1 of 1 |" in render(table, "md")
 
 
 def test_an_unknown_workload_that_failed_says_so() -> None:
     def fail(arguments: dict[str, Any]) -> dict[str, Any]:
-        return arguments | {"workload": "perplexity", "status": "failed", "metrics": {}}
+        return arguments | {"workload": "recall", "status": "failed", "metrics": {}}
 
     text = render(build_table(Maker(CPU, change=fail).memory(lengths=(1024,)), "memory"), "md")
     assert "| retnet | 1 | 1K | failed | 0 of 1 |" in text

@@ -5,7 +5,9 @@ from typing import Any
 
 import pandas as pd
 
+from retbench.analysis.readings import QUALITY, question_of, subject_of
 from retbench.analysis.scenes import Scene, describe_status, scene_title
+from retbench.analysis.scores import describe_subject, question_title
 from retbench.analysis.selection import Selection
 from retbench.config import list_experiments
 from retbench.units import format_tokens
@@ -123,7 +125,11 @@ def failure_table(selection: Selection) -> pd.DataFrame:
         if record.status != "ok":
             point = (str(record.point.batch_size), format_tokens(record.point.context_len))
             reason = (describe_status(record.status), record.error or "no reason was recorded")
-            key = (record.experiment, record.model.name, record.workload, *point, *reason)
+            model, workload = record.model.name, record.workload
+            if workload in QUALITY:
+                model = f"{model} {describe_subject(subject_of(record))}"
+                workload = f"{workload}: {question_title(question_of(record))}"
+            key = (record.experiment, model, workload, *point, *reason)
             rounds.setdefault(key, []).append(record.round)
     rows = [[*key[:-2], ", ".join(map(str, sorted(found))), *key[-2:]] for key, found in rounds.items()]
     columns = ["experiment", "model", "workload", "batch", "context", "rounds", "what", "why"]

@@ -1,19 +1,21 @@
-"""The figures: which are drawn from which workload, and the files each is kept in.
+"""The figures: which are drawn from which workload.
 
 A figure is one function that takes what it shows and gives a matplotlib Figure (`curves`, `stacks`); here it gets
-its name, its caption and the data behind it. To add one, write the function and its `Drawing`, and list it in
+its name, its caption and the data behind it.
+Those of quality are made in `score_figures`. To add one, write the function and its `Drawing`, and list it in
 `make_drawings`.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from retbench.analysis import curves, stacks, style
 from retbench.analysis.comparisons import LINEAR_MARGIN, Line, find_crossover, fit_line
+from retbench.analysis.drawings import Drawing, save_drawing
+from retbench.analysis.pairing import Folders
 from retbench.analysis.points import MAIN_METRIC
 from retbench.analysis.scenes import (
     Scene,
@@ -23,8 +25,9 @@ from retbench.analysis.scenes import (
     scene_title,
     swept_by_batch,
 )
-from retbench.analysis.selection import Selection, select
-from retbench.errors import StorageError
+from retbench.analysis.score_figures import draw_scores
+from retbench.analysis.selection import Selection
+from retbench.analysis.tables import find_newest
 from retbench.measure.statistics import Crossover
 from retbench.records import Record
 
@@ -32,29 +35,15 @@ _TIME_TITLES = {"decode": "Time per output token", "prefill": "Time to first tok
 _DATA_COLUMNS = ["model", "context_len", "metric", "unit", "value", "low", "high", "num_rounds", "status"]
 
 
-@dataclass(frozen=True)
-class Drawing:
-    """A figure with all that belongs to it.
-
-    Attributes:
-        name: Stem of its files.
-        title: Its heading.
-        caption: What it shows, in a sentence or two.
-        conditions: Under which it was measured, in one line.
-        figure: The figure.
-        data: Exactly what is drawn, in base units; a point that failed is there with its status.
-    """
-
-    name: str
-    title: str
-    caption: str
-    conditions: str
-    figure: Figure
-    data: pd.DataFrame
-
-
-def draw_figures(records: Sequence[Record], out_dir: Path) -> list[Path]:
+def draw_figures(
+    records: Sequence[Record], out_dir: Path, folders: Folders = MappingProxyType({})
+) -> list[Path]:
     """Draw every figure of the newest comparable records.
+
+    Args:
+        records: Of any workload.
+        out_dir: Where to write; made if need be.
+        folders: Where the results of single documents lie; without them no model is compared in quality.
 
     Returns:
         The files written: SVG, PNG and CSV of each figure.
@@ -63,7 +52,12 @@ def draw_figures(records: Sequence[Record], out_dir: Path) -> list[Path]:
         RecordError: there are no records.
         StorageError: a file cannot be written.
     """
-    return [path for drawing in make_drawings(select(records)) for path in save_drawing(drawing, out_dir)]
+    found = find_newest(records, folders=folders)
+    drawings = [
+        *(make_drawings(found.costs) if found.costs else []),
+        *(draw_scores(found.scores) if found.scores else []),
+    ]
+    return [path for drawing in drawings for path in save_drawing(drawing, out_dir)]
 
 
 def make_drawings(selection: Selection) -> list[Drawing]:
@@ -77,25 +71,6 @@ def make_drawings(selection: Selection) -> list[Drawing]:
         prompts = [_times(scene) for scene in scenes if scene.workload == "prefill"]
         training = [_training(scene) for scene in scenes if scene.workload == "training"]
         return times + memory + prompts + training + _rooflines(scenes)
-
-
-def save_drawing(drawing: Drawing, out_dir: Path) -> list[Path]:
-    """Write a figure as SVG and PNG, and its data as CSV.
-
-    Raises:
-        StorageError: the folder cannot be written.
-    """
-    stem = out_dir / drawing.name
-    try:
-        out_dir.mkdir(parents=True, exist_ok=True)
-        paths = style.save_figure(drawing.figure, stem)
-        data = stem.with_suffix(".csv")
-        drawing.data.to_csv(data, index=False, na_rep="NA")
-    except OSError as error:
-        raise StorageError(
-            f"{stem}: the figure could not be written: {error.strerror}. Free some space or give another folder."
-        ) from error
-    return [*paths, data]
 
 
 def _times(scene: Scene) -> Drawing:

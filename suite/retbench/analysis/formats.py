@@ -8,7 +8,9 @@ from typing import Any
 import pandas as pd
 
 from retbench.analysis.points import MAIN_METRIC
+from retbench.analysis.readings import QUALITY
 from retbench.analysis.scenes import describe_status
+from retbench.analysis.score_tables import readable_scores
 from retbench.units import (
     format_bytes,
     format_energy,
@@ -70,8 +72,9 @@ _POINT = ("model", "batch_size", "context_len")
 
 def readable_tables(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """A table of `tables.build_table` for people: a frame of text a workload, with readable units."""
-    tables = {}
-    for workload, rows in frame.groupby("workload", sort=False):
+    tables = readable_scores(frame)
+    costs = frame[~frame["workload"].isin(QUALITY)]
+    for workload, rows in costs.groupby("workload", sort=False):
         metrics = _metrics_shown(rows)
         main = MAIN_METRIC.get(str(workload), metrics[0] if metrics else "status")
         if main not in metrics:  # no point has a value: the column is there to say why

@@ -4,8 +4,8 @@ Nothing is aggregated here. Every row carries what it may be compared with (`SET
 in any of those never meet in one value, interval or ratio.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from retbench.errors import RecordError
-from retbench.records import Record, read_records
+from retbench.records import Documents, Record, read_records
 
 _TEXT, _COUNT, _NUMBER, _MOMENT = "string", "Int64", "float64", "datetime64[us, UTC]"
 
@@ -64,10 +64,12 @@ class Results:
     Attributes:
         records: Every readable record, duplicates included, in the order of files and lines.
         problems: A sentence for every line that could not be read.
+        folders: Where the results of single documents lie, of each record that has such.
     """
 
     records: tuple[Record, ...]
     problems: tuple[str, ...]
+    folders: Mapping[Documents, Path] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,14 @@ def load_results(root: Path) -> Results:
     advice = "Measure first: `retbench run latency`, or name the folder that holds results."
     if not root.exists():
         raise RecordError(f"no results at '{root}': there is no such file or folder. {advice}")
-    records, problems = read_records(root)
+    records: list[Record] = []
+    problems: list[str] = []
+    folders: dict[Documents, Path] = {}
+    for path in [root] if root.is_file() else sorted(root.rglob("*.jsonl")):
+        found, faults = read_records(path)
+        records += found
+        problems += faults
+        folders |= {record.documents: path.parent for record in found if record.documents}
     if not records and problems:
         raise RecordError(
             f"'{root}' holds no record that can be read, and {len(problems)} lines that cannot. The first: "
@@ -101,7 +110,7 @@ def load_results(root: Path) -> Results:
         )
     if not records:
         raise RecordError(f"no results at '{root}': it holds no record (*.jsonl). {advice}")
-    return Results(tuple(records), tuple(problems))
+    return Results(tuple(records), tuple(problems), folders)
 
 
 def set_of(record: Record) -> ComparableSet:

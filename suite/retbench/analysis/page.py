@@ -3,7 +3,7 @@
 import re
 
 from retbench.analysis import style
-from retbench.analysis.figures import Drawing
+from retbench.analysis.drawings import Drawing
 
 _HEAD = re.compile(r"<svg\b[^>]*?viewBox=\"0 0 ([\d.]+) ([\d.]+)\"[^>]*>")
 _COLOUR = re.compile(r"#[0-9a-f]{6}\b")

@@ -20,23 +20,21 @@ from retbench.analysis.doubts import (
     missing_sentences,
     noisy_sentences,
 )
-from retbench.analysis.figures import Drawing, make_drawings, save_drawing
+from retbench.analysis.drawings import Drawing, save_drawing
+from retbench.analysis.figures import make_drawings
 from retbench.analysis.findings import Finding, find
 from retbench.analysis.formats import markdown_table, readable_tables
-from retbench.analysis.frames import Results, load_results, started
+from retbench.analysis.frames import Results, load_results, set_of, started
 from retbench.analysis.points import lineup
+from retbench.analysis.readings import QUALITY, question_of
 from retbench.analysis.scenes import Scene, bind_units, describe_conditions, make_scenes, scene_title
-from retbench.analysis.selection import Selection, select
-from retbench.analysis.tables import table_of
+from retbench.analysis.score_findings import find_scores
+from retbench.analysis.score_section import ScoreSection, Titled, make_section
+from retbench.analysis.scores import Scores
+from retbench.analysis.selection import Selection
+from retbench.analysis.tables import cost_frame, find_newest
 from retbench.errors import StorageError
-
-
-@dataclass(frozen=True)
-class Titled:
-    """A table under its heading."""
-
-    title: str
-    table: pd.DataFrame
+from retbench.records import Record
 
 
 @dataclass(frozen=True)
@@ -51,12 +49,13 @@ class Matched:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that both templates show, in their order."""
+    """Everything that both templates show, in their order; without records of cost there is no figure and no table."""
 
     conditions: str
     findings: list[Finding]
     drawings: list[Drawing]
     tables: list[Titled]
+    scores: ScoreSection | None
     pairs: list[Matched]
     ran: list[Titled]
     environment: pd.DataFrame
@@ -69,6 +68,11 @@ class Report:
     problems: list[str]
     commands: list[str]
     sources: pd.DataFrame
+
+    @property
+    def all_drawings(self) -> list[Drawing]:
+        """The figures of cost and of quality."""
+        return [*self.drawings, *(self.scores.drawings if self.scores else [])]
 
 
 def write_report(results: Path, out: Path) -> list[Path]:
@@ -86,13 +90,13 @@ def write_report(results: Path, out: Path) -> list[Path]:
         StorageError: a file cannot be written.
     """
     report = make_report(load_results(results))
-    paths = [path for drawing in report.drawings for path in save_drawing(drawing, out / "figures")]
+    paths = [path for drawing in report.all_drawings for path in save_drawing(drawing, out / "figures")]
     templates = _templates()
     svgs = {
         drawing.name: Markup(
             page.inline_svg((out / "figures" / f"{drawing.name}.svg").read_text("utf-8"), drawing)
         )
-        for drawing in report.drawings
+        for drawing in report.all_drawings
     }
     texts = {
         "index.html": templates.get_template("index.html.j2").render(
@@ -114,35 +118,45 @@ def write_report(results: Path, out: Path) -> list[Path]:
 
 def make_report(results: Results) -> Report:
     """The contents of the report on the newest comparable records."""
-    selection = select(results.records)
-    scenes = make_scenes(selection)
-    records = selection.records
-    first = [scene for scene in scenes if scene.models == scenes[0].models]
+    found = find_newest(results.records, folders=results.folders)
+    costs, scores = found.costs, found.scores
+    scenes = make_scenes(costs) if costs else []
+    records = (*(costs.records if costs else ()), *(scores.records if scores else ()))
+    everything = Selection(set_of(max(records, key=started)), records, found.left_out)
+    section = make_section(scores) if scores else None
     return Report(
-        conditions=describe_conditions([r for scene in first for r in scene.records], first[0].models),
-        findings=find(scenes),
-        drawings=make_drawings(selection),
-        tables=_tables(selection),
-        pairs=[_matched(pair) for pair in selection.pairs()],
-        ran=_ran(scenes),
+        conditions=_conditions(scenes) if scenes else "; ".join(section.conditions if section else []),
+        findings=[*find(scenes), *(find_scores(scores) if scores else [])],
+        drawings=make_drawings(costs) if costs else [],
+        tables=_tables(costs) if costs else [],
+        scores=section,
+        pairs=[_matched(pair) for pair in everything.pairs()],
+        ran=[*_ran(scenes), *(_evaluated(scores) if scores else [])],
         environment=ledger.environment_table(records),
-        failures=failure_table(selection),
-        missing=missing_sentences(selection, scenes),
+        failures=failure_table(everything),
+        missing=[*missing_sentences(everything, scenes), *(section.missing if section else [])],
         noisy=noisy_sentences(scenes),
-        disturbances=disturbance_sentences(selection),
-        absent=absent_sentences(selection),
-        left_out=list(selection.left_out),
+        disturbances=disturbance_sentences(costs) if costs else [],
+        absent=absent_sentences(everything),
+        left_out=list(found.left_out),
         problems=list(results.problems),
         commands=list(dict.fromkeys(record.command for record in sorted(records, key=started))),
-        sources=_sources(selection),
+        sources=_sources(everything),
     )
+
+
+def _conditions(scenes: Sequence[Scene]) -> str:
+    """Under which the models of the first scene were measured."""
+    first = [scene for scene in scenes if scene.models == scenes[0].models]
+    return describe_conditions([record for scene in first for record in scene.records], first[0].models)
 
 
 def _matched(pair: Selection) -> Matched:
     """How the models of a selection of one pair are matched, and what its gate found."""
     records, models = pair.records, lineup(pair.records)
+    sizes = {record.model.size for record in records if record.workload in QUALITY}
     return Matched(
-        experiments=", ".join(pair.experiments),
+        experiments=", ".join([*pair.experiments, *(sizes if len(sizes) == 1 else ())]),
         mismatch=ledger.mismatch_sentence(records, models),
         table=ledger.match_table(records, models),
         gate=ledger.gate_table(records, models),
@@ -154,7 +168,7 @@ def _tables(selection: Selection) -> list[Titled]:
     return [
         Titled(scene_title(experiment, workload), table)
         for experiment in selection.experiments
-        for workload, table in readable_tables(table_of(selection, experiment)).items()
+        for workload, table in readable_tables(cost_frame(selection, experiment)).items()
     ]
 
 
@@ -169,6 +183,16 @@ def _ran(scenes: Sequence[Scene]) -> list[Titled]:
             ledger.ran_table([record for scene in group for record in scene.records], group[0].models),
         )
         for (experiment, workload), group in groups.items()
+    ]
+
+
+def _evaluated(scores: Scores) -> list[Titled]:
+    """What ran, one table an experiment and workload of quality."""
+    groups: dict[tuple[str, str], list[Record]] = {}
+    for record in sorted(scores.records, key=lambda record: str(question_of(record))):
+        groups.setdefault((record.experiment, record.workload), []).append(record)
+    return [
+        Titled(scene_title(*key), ledger.ran_table(records, scores.models)) for key, records in groups.items()
     ]
 
 

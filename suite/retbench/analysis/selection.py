@@ -74,28 +74,44 @@ def select(records: Sequence[Record], experiment: str | None = None) -> Selectio
         RecordError: there are no records.
         ConfigError: there are none of that experiment; the nearest name is suggested.
     """
-    if not records:
-        raise RecordError("there are no records to select from. Measure first: `retbench run latency`.")
-    if experiment is not None:
-        known = {record.experiment for record in records}
-        if experiment not in known:
-            raise unknown_name("experiment", experiment, known, where="the results")
-        records = [record for record in records if record.experiment == experiment]
+    records = of_experiment(records, experiment)
     kept = keep_latest(records)
     left_out = [_repeated(len(records) - len(kept))] if len(kept) < len(records) else []
-    by_conditions = _group(kept, lambda record: replace(set_of(record), pair_id=""))
-    shared = _newest(by_conditions)
-    left_out += [
-        _describe_set(other, shared, by_conditions[other]) for other in by_conditions if other != shared
-    ]
+    shared, notes = choose_conditions(kept)
+    left_out += notes
     chosen: list[Record] = []
-    for of_experiment in _group(by_conditions[shared], lambda record: record.experiment).values():
-        by_set = _group(of_experiment, set_of)
+    for of_one in _group(shared, lambda record: record.experiment).values():
+        by_set = _group(of_one, set_of)
         newest = _newest(by_set)
         left_out += [_describe_set(other, newest, by_set[other]) for other in by_set if other != newest]
         chosen += by_set[newest]
     chosen, notes = _one_protocol(chosen)
     return Selection(set_of(max(chosen, key=started)), tuple(chosen), tuple(left_out + notes))
+
+
+def of_experiment(records: Sequence[Record], experiment: str | None) -> Sequence[Record]:
+    """The records of an experiment; all when None.
+
+    Raises:
+        RecordError: there are no records.
+        ConfigError: there are none of that experiment; the nearest name is suggested.
+    """
+    if not records:
+        raise RecordError("there are no records to select from. Measure first: `retbench run latency`.")
+    if experiment is None:
+        return records
+    known = {record.experiment for record in records}
+    if experiment not in known:
+        raise unknown_name("experiment", experiment, known, where="the results")
+    return [record for record in records if record.experiment == experiment]
+
+
+def choose_conditions(records: Sequence[Record]) -> tuple[list[Record], list[str]]:
+    """The records of the newest conditions, whatever their pair, and a sentence on those of each other set."""
+    by_conditions = _group(records, lambda record: replace(set_of(record), pair_id=""))
+    shared = _newest(by_conditions)
+    notes = [_describe_set(other, shared, by_conditions[other]) for other in by_conditions if other != shared]
+    return by_conditions[shared], notes
 
 
 def _group(records: Iterable[Record], key: Callable[[Record], Key]) -> dict[Key, list[Record]]:
@@ -120,11 +136,11 @@ def _one_protocol(records: list[Record]) -> tuple[list[Record], list[str]]:
     """The records of one way of measuring an experiment, and one way of running each model of it."""
     chosen: list[Record] = []
     notes: list[str] = []
-    for experiment, of_experiment in sorted(_group(records, lambda record: record.experiment).items()):
-        protocols = _group(of_experiment, shared_settings)
+    for experiment, of_one in sorted(_group(records, lambda record: record.experiment).items()):
+        protocols = _group(of_one, shared_settings)
         newest = _newest(protocols)
         notes += [
-            f"{experiment}: {_counted(others)} with other settings ({_difference(protocol, newest)})."
+            f"{experiment}: {describe_count(others)} with other settings ({_difference(protocol, newest)})."
             for protocol, others in protocols.items()
             if protocol != newest
         ]
@@ -133,7 +149,7 @@ def _one_protocol(records: list[Record]) -> tuple[list[Record], list[str]]:
             way = _newest(ways)
             chosen += ways[way]
             notes += [
-                f"{experiment}: {_counted(others)} of {model} run another way ({_difference(other, way)})."
+                f"{experiment}: {describe_count(others)} of {model} run another way ({_difference(other, way)})."
                 for other, others in ways.items()
                 if other != way
             ]
@@ -167,10 +183,10 @@ def _describe_set(other: ComparableSet, chosen: ComparableSet, records: list[Rec
         if mine[field] != theirs[field]
     )
     experiments = ", ".join(sorted({record.experiment for record in records}))
-    return f"{experiments}: {_counted(records)} that may not be pooled with these ({apart})."
+    return f"{experiments}: {describe_count(records)} that may not be pooled with these ({apart})."
 
 
-def _counted(records: list[Record]) -> str:
+def describe_count(records: list[Record]) -> str:
     """How many records, of when, and how many are empty: '12 records of 2026-01-02 (3 without a value)'."""
     dates = sorted({started(record).date().isoformat() for record in records})
     when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"

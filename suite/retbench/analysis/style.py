@@ -136,7 +136,12 @@ LENGTH_LABEL = "context length, tokens (log scale)"
 
 
 def add_panels(
-    figure: Figure, shares: Sequence[float], *, right_in: float, label: str = LENGTH_LABEL
+    figure: Figure,
+    shares: Sequence[float],
+    *,
+    right_in: float,
+    label: str = LENGTH_LABEL,
+    left_in: float = 0.38,
 ) -> list[Axes]:
     """Axes side by side between heading and foot that share a y axis.
 
@@ -145,9 +150,10 @@ def add_panels(
         shares: Of the width that each panel gets.
         right_in: Inches kept free at the right for labels.
         label: Of the x axis that they share.
+        left_in: Inches kept free at the left for the labels of the y axis.
     """
     height_in = float(figure.get_figheight())
-    left_in, bottom_in, gap_in = 0.38, FOOTER_IN + 0.33, 0.16
+    bottom_in, gap_in = FOOTER_IN + 0.33, 0.16
     inner = WIDTH_IN - left_in - right_in - gap_in * (len(shares) - 1)
     panels: list[Axes] = []
     for share in shares:
@@ -236,6 +242,25 @@ def set_value_axis(axes: Axes, top: float) -> None:
     axes.set_ylim(0, top * 1.1 if top > 0 else 1)
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
     axes.grid(axis="y")
+
+
+def set_range_axis(axes: Axes, low: float, high: float) -> None:
+    """A linear axis a little beyond `low` and `high`, for what has no meaningful zero, with light lines across."""
+    margin = 0.07 * (high - low) or 0.05 * abs(high) or 1.0
+    axes.set_ylim(low - margin, high + margin)
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
+    axes.grid(axis="y")
+
+
+def set_count_axis(axes: Axes, counts: Sequence[float], labels: Sequence[str]) -> None:
+    """A logarithmic axis of counts, ticked and labelled at these."""
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(FixedLocator(list(counts)))
+    axes.xaxis.set_major_formatter(FixedFormatter(list(labels)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    margin = (max(counts) / min(counts)) ** 0.08 if max(counts) > min(counts) else 1.5
+    axes.set_xlim(min(counts) / margin, max(counts) * margin)
 
 
 def save_figure(figure: Figure, stem: Path) -> list[Path]:

@@ -5,13 +5,19 @@ them for people, in Markdown and LaTeX, with readable units. A point that has no
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
 
 import pandas as pd
 
 from retbench.analysis.comparisons import pair_ratios
 from retbench.analysis.formats import INTERVALS, to_json, to_latex, to_markdown
+from retbench.analysis.pairing import Folders
+from retbench.analysis.readings import without_quality
 from retbench.analysis.scenes import Scene, by_workload, make_scenes, swept_by_batch
-from retbench.analysis.selection import Selection, select
+from retbench.analysis.score_frame import score_frame
+from retbench.analysis.scores import Scores, make_scores
+from retbench.analysis.selection import Selection, of_experiment, select
 from retbench.errors import unknown_name
 from retbench.records import Record
 
@@ -59,7 +65,46 @@ _WORKLOAD_METRICS = {
 }
 
 
-def build_table(records: Sequence[Record], experiment: str) -> pd.DataFrame:
+@dataclass(frozen=True)
+class Found:
+    """What the newest comparable records of an experiment, or of all, are about.
+
+    Attributes:
+        costs: Records of cost; None where there are none.
+        scores: Records of quality; None where there are none.
+    """
+
+    costs: Selection | None
+    scores: Scores | None
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """A sentence for everything that was found and is not shown."""
+        return tuple(note for part in (self.costs, self.scores) if part for note in part.left_out)
+
+
+def find_newest(
+    records: Sequence[Record], experiment: str | None = None, folders: Folders = MappingProxyType({})
+) -> Found:
+    """The newest comparable records, of one experiment or of all.
+
+    Args:
+        records: Of any workload.
+        experiment: Only this one; all when None.
+        folders: Where the results of single documents lie; without them no model is compared in quality.
+
+    Raises:
+        RecordError: there are no records.
+        ConfigError: there are none of that experiment; the nearest name is suggested.
+    """
+    mine = of_experiment(records, experiment)
+    costs = without_quality(mine)
+    return Found(select(costs) if costs else None, make_scores(mine, folders, records))
+
+
+def build_table(
+    records: Sequence[Record], experiment: str, folders: Folders = MappingProxyType({})
+) -> pd.DataFrame:
     """The table of one experiment, from its newest comparable records.
 
     Returns:
@@ -67,17 +112,41 @@ def build_table(records: Sequence[Record], experiment: str) -> pd.DataFrame:
         its name ends in, with `_low` and `_high` (95 %) where it is measured anew each round. A ratio to the
         Transformer is of the workload's first metric, paired within rounds: below 1 where the model needs less, above
         it where it fits more sequences. NaN where a metric is not defined for the workload, or the status is not ok.
-        Batch sizes follow each other at one length where there are more of them than lengths.
+        Batch sizes follow each other at one length where there are more of them than lengths. Readings of quality have
+        columns of their own, those of `score_frame.score_frame`.
 
     Raises:
         ConfigError: no record is of that experiment; the nearest name is suggested.
         RecordError: there are no records.
     """
-    return table_of(select(records, experiment), experiment)
+    return table_of(find_newest(records, experiment, folders), experiment)
 
 
-def table_of(selection: Selection, experiment: str) -> pd.DataFrame:
+def table_of(found: Found, experiment: str) -> pd.DataFrame:
     """`build_table` of records that are selected already."""
+    frames = [
+        *(
+            [cost_frame(found.costs, experiment)]
+            if found.costs and experiment in found.costs.experiments
+            else []
+        ),
+        *(
+            [score_frame(found.scores, experiment)]
+            if found.scores and experiment in found.scores.experiments
+            else []
+        ),
+    ]
+    if len(frames) == 1:
+        return frames[0]
+    columns = list(dict.fromkeys(str(name) for frame in frames for name in frame.columns))
+    rows = [row for frame in frames for row in frame.astype(object).to_dict(orient="records")]
+    numbers = {name for frame in frames for name in frame.columns if frame[name].dtype == "float64"}
+    table = pd.DataFrame([[row.get(name) for name in columns] for row in rows], columns=columns, dtype=object)
+    return table.astype({name: "float64" for name in columns if name in numbers})
+
+
+def cost_frame(selection: Selection, experiment: str) -> pd.DataFrame:
+    """The part of a table that is about cost."""
     scenes = [scene for scene in make_scenes(selection) if scene.experiment == experiment]
     blocks = [
         _by_length(part) if swept_by_batch(group) else part

@@ -1,14 +1,11 @@
 """`retbench table` and `retbench report`: what the records on disk say, without torch."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import typer
 
-from retbench.analysis.frames import load_results
-from retbench.analysis.selection import select
-from retbench.analysis.tables import render, table_of
-from retbench.records import Record
+from retbench.analysis.frames import Results, load_results
+from retbench.analysis.tables import find_newest, render, table_of
 
 
 def print_table(experiment: str, form: str, results: Path) -> None:
@@ -22,15 +19,17 @@ def print_table(experiment: str, form: str, results: Path) -> None:
     for problem in found.problems:
         typer.echo(f"retbench: {problem}", err=True)
     name = Path(experiment).stem if experiment.endswith(".toml") else experiment
-    print_records(found.records, name, form)
+    print_records(found, name, form)
 
 
-def print_records(records: Sequence[Record], experiment: str, form: str) -> None:
+def print_records(results: Results, experiment: str, form: str) -> None:
     """Print the newest comparable ones of some records; on stderr, what is not among them."""
-    selection = select(records, experiment)
-    for note in selection.left_out:
+    found = find_newest(results.records, experiment, results.folders)
+    for note in found.left_out:
         typer.echo(f"left out: {note}", err=True)
-    typer.echo(render(table_of(selection, experiment), form), nl=False)
+    for reason in found.scores.refusals if found.scores else ():
+        typer.echo(f"not compared: {reason}", err=True)
+    typer.echo(render(table_of(found, experiment), form), nl=False)
 
 
 def print_report(results: Path, out: Path) -> None:

@@ -1,5 +1,6 @@
 """`retbench run`: carry out a plan with progress on stderr and the results on stdout, or show what it would do."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from retbench.analysis.frames import load_results
@@ -56,12 +57,13 @@ def exit_code(result: RunResult) -> int:
 def _print_results(plan: Plan, out: Path) -> None:
     """The table of the plan's own cells as this code measured them, now or in a run before."""
     wanted = {cell.cell_id for cell in plan.cells}
-    mine = [
+    results = load_results(out)
+    mine = tuple(
         record
-        for record in load_results(out).records
+        for record in results.records
         if record.cell_id in wanted and record.environment.get("code_revision") == code_revision()
-    ]
-    print_records(mine, plan.experiment.name, "md")
+    )
+    print_records(replace(results, records=mine), plan.experiment.name, "md")
 
 
 def show_plan(plan: Plan, *, as_json: bool) -> None:

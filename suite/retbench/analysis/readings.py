@@ -1,0 +1,135 @@
+"""Records of quality: what was asked of which model, and the newest readings that may stand side by side.
+
+A reading is the one record of a subject (a model of a size, from one seed of its training) at one question. It is the
+same whenever it is taken, so it has no rounds; it is kept apart by conditions all the same.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from retbench.analysis.frames import keep_latest, started
+from retbench.analysis.selection import choose_conditions, describe_count
+from retbench.records import Record
+
+EVALUATIONS = ("perplexity", "zeroshot")
+TRAINING_RUN = "training_run"
+QUALITY = frozenset({*EVALUATIONS, TRAINING_RUN})
+"""Workloads of quality; all others measure cost."""
+
+
+class Question(NamedTuple):
+    """What a model is asked: a corpus by a protocol, a task after some examples, or to learn."""
+
+    experiment: str
+    workload: str
+    task: str | None
+    protocol: str | None
+    context_len: int
+    num_fewshot: int | None
+
+
+class Subject(NamedTuple):
+    """Which of the models of a name: its size, and the seed of its training, None where it has none."""
+
+    size: str
+    seed: int | None
+
+
+@dataclass(frozen=True)
+class Readings:
+    """Records of quality that may stand side by side.
+
+    Attributes:
+        records: One a (question, model, subject); of a training also one a point of its grid.
+        left_out: A sentence for everything that was found and is not among them.
+    """
+
+    records: tuple[Record, ...]
+    left_out: tuple[str, ...]
+
+
+def question_of(record: Record) -> Question:
+    """What a record is the answer to."""
+    point = record.point
+    return Question(
+        record.experiment, record.workload, point.task, point.protocol, point.context_len, point.num_fewshot
+    )
+
+
+def subject_of(record: Record) -> Subject:
+    """Which of the models of its name a record is about."""
+    return Subject(record.model.size, record.model.weights.seed if record.model.weights else None)
+
+
+def is_final(record: Record) -> bool:
+    """False for a run of the grid of learning rates, which only tunes."""
+    return record.settings.get("role") != "tuning"
+
+
+def fact(record: Record, name: str) -> object:
+    """A setting, or what the code that ran says."""
+    return record.backend.get(name, record.settings.get(name))
+
+
+def without_quality(records: Iterable[Record]) -> list[Record]:
+    """The records of cost."""
+    return [record for record in records if record.workload not in QUALITY]
+
+
+def select_readings(records: Sequence[Record]) -> Readings:
+    """The newest readings under one set of conditions; trainings, which come before, have a set of their own."""
+    chosen: list[Record] = []
+    left_out: list[str] = []
+    for family in (EVALUATIONS, (TRAINING_RUN,)):
+        mine = [record for record in records if record.workload in family]
+        if mine:
+            kept, notes = choose_conditions(keep_latest(mine))
+            latest, repeated = _latest(kept)
+            chosen += latest
+            left_out += notes + repeated
+    return Readings(tuple(chosen), tuple(left_out))
+
+
+def _latest(records: Sequence[Record]) -> tuple[list[Record], list[str]]:
+    """Of the readings of one subject at one question the latest that has a value, and what that left out."""
+    ordered = sorted(records, key=lambda record: (record.status == "ok", started(record)))
+    latest = {_place(record): record for record in ordered}
+    kept = {id(record) for record in latest.values()}
+    older: dict[str, list[Record]] = {}
+    for record in records:
+        if id(record) not in kept:
+            older.setdefault(record.experiment, []).append(record)
+    notes = [
+        f"{experiment}: {describe_count(others)} of quality that newer ones of the same model, size, seed and question "
+        "replace (other weights, documents or settings)."
+        for experiment, others in older.items()
+    ]
+    return [record for record in records if id(record) in kept], notes
+
+
+def _place(record: Record) -> tuple[object, ...]:
+    """What there is one reading of."""
+    tuned = None if is_final(record) else learning_rate(record)
+    return question_of(record), record.model.name, subject_of(record), tuned
+
+
+def learning_rate(record: Record) -> float | None:
+    """The highest learning rate that the weights of a record were trained with; None where it is not known."""
+    measured = record.metrics.get("learning_rate")
+    if measured is not None:
+        return measured.value
+    return record.model.weights.learning_rate if record.model.weights else None
+
+
+def num_trained_tokens(record: Record) -> int | None:
+    """Tokens that the weights of a record were trained on; None where it is not known."""
+    return record.model.weights.num_tokens if record.model.weights else None
+
+
+def accuracy(record: Record) -> tuple[float, int] | None:
+    """The share of right answers and how many questions there were; None where the record does not tell both."""
+    share, documents = record.metrics.get("acc"), record.documents
+    if share is None or documents is None or not documents.num_documents or not 0 <= share.value <= 1:
+        return None
+    return share.value, documents.num_documents

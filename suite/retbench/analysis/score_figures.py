@@ -1,0 +1,310 @@
+"""The figures of quality: what each shows of the scores, its caption and the data behind it."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+
+import pandas as pd
+
+from retbench.analysis import score_curves, style
+from retbench.analysis.drawings import Drawing
+from retbench.analysis.pairing import Comparison
+from retbench.analysis.readings import (
+    TRAINING_RUN,
+    Question,
+    Subject,
+    accuracy,
+    is_final,
+    question_of,
+    subject_of,
+)
+from retbench.analysis.scenes import file_stem
+from retbench.analysis.score_curves import Answer, Curve, Exam, Panel
+from retbench.analysis.score_tables import POINTS, format_p
+from retbench.analysis.scores import Scores, describe_conditions, question_title
+from retbench.analysis.tasks import chance
+from retbench.measure.paired import proportion_interval
+from retbench.records import Record
+from retbench.units import format_tokens
+
+_MOST_PANELS = 4
+"""Sizes that have room side by side."""
+
+
+def draw_scores(scores: Scores) -> list[Drawing]:
+    """Every figure that the scores allow, in the order of the report."""
+    with style.house_style():
+        return [
+            drawing
+            for question in deepest(scores)
+            for drawing in (*_by_size(scores, question), *_by_position(scores, question))
+        ] + [
+            *(drawing for group in exams(scores) for drawing in _answers(scores, group)),
+            *(
+                drawing
+                for question in scores.questions(TRAINING_RUN)
+                for drawing in _learning(scores, question)
+            ),
+        ]
+
+
+def deepest(scores: Scores) -> list[Question]:
+    """Of each corpus and protocol the question of the longest context that has a value."""
+    asked = [q for q in scores.questions("perplexity") if _measured(scores.at(q))]
+    return list({(q.experiment, q.task, q.protocol): q for q in asked}.values())
+
+
+def exams(scores: Scores) -> list[list[Question]]:
+    """Tasks with the same examples before the question, together."""
+    groups: dict[tuple[str, int | None], list[Question]] = {}
+    for question in scores.questions("zeroshot"):
+        if _measured(scores.at(question)):
+            groups.setdefault((question.experiment, question.num_fewshot), []).append(question)
+    return list(groups.values())
+
+
+def _measured(records: Sequence[Record]) -> list[Record]:
+    return [record for record in records if record.status == "ok"]
+
+
+def _by_size(scores: Scores, question: Question) -> Iterator[Drawing]:
+    """Bits per byte over the parameters, where there are two sizes or more."""
+    records = [
+        record
+        for record in _measured(scores.at(question))
+        if "bits_per_byte" in record.metrics and record.model.num_params_nonembedding
+    ]
+    sizes = scores.sizes(records)
+    if len(sizes) < 2:
+        return
+    data = pd.DataFrame(
+        [
+            _subject_row(record)
+            | {
+                "num_params_nonembedding": record.model.num_params_nonembedding,
+                "metric": "bits_per_byte",
+                "unit": "bits",
+                "value": record.metrics["bits_per_byte"].value,
+            }
+            for record in records
+        ]
+    )
+    by_model = {
+        name: data[data["model"] == name] for name in scores.models.models if name in set(data["model"])
+    }
+    points = [_curve(name, rows) for name, rows in by_model.items()]
+    shared = _shared_seeds(records)
+    lines = [_curve(name, rows[rows["seed"].isin(shared[:1])]) for name, rows in by_model.items() if shared]
+    counts = [(size, float(data[data["size"] == size]["num_params_nonembedding"].mean())) for size in sizes]
+    seed = f"; the line: seed {shared[0]}" if shared and shared[0] != "none" else ""
+    title, conditions = "Quality by size", describe_conditions(records)
+    yield Drawing(
+        name=_name(question, "by_size"),
+        title=title,
+        caption=f"Bits per byte on {question_title(question)} against the size of the models; lower is better. Each "
+        "point is one seed of the training; those of the models stand side by side.",
+        conditions=conditions,
+        figure=score_curves.draw_sizes(
+            Panel("", tuple(points)),
+            [line for line in lines if len(line.x) > 1],
+            counts,
+            scores.models,
+            (title, f"bits per byte, {question_title(question)}{seed}", conditions),
+        ),
+        data=data,
+    )
+
+
+def _curve(model: str, rows: pd.DataFrame) -> Curve:
+    rows = rows.sort_values("num_params_nonembedding", kind="stable")
+    return Curve(
+        model,
+        tuple(float(count) for count in rows["num_params_nonembedding"]),
+        tuple(float(value) for value in rows["value"]),
+    )
+
+
+def _shared_seeds(records: Sequence[Record]) -> list[str]:
+    """Seeds that every size of every model has, as the data names them."""
+    found: dict[tuple[str, str], set[str]] = {}
+    for record in records:
+        found.setdefault((record.model.name, record.model.size), set()).add(_seed(subject_of(record)))
+    return sorted(set.intersection(*found.values()))
+
+
+def _seed(subject: Subject) -> str:
+    return "none" if subject.seed is None else str(subject.seed)
+
+
+def _subject_row(record: Record) -> dict[str, object]:
+    """What tells a subject in a figure's data."""
+    return {"model": record.model.name, "size": record.model.size, "seed": _seed(subject_of(record))}
+
+
+def _by_position(scores: Scores, question: Question) -> Iterator[Drawing]:
+    """Loss along the documents, a panel a size."""
+    for part, records in _fitting(scores, _with_series(scores, question, "loss_by_position")):
+        yield _positions(scores, question, records, part)
+
+
+def _positions(scores: Scores, question: Question, records: Sequence[Record], part: str) -> Drawing:
+    """Loss along the documents, of some sizes."""
+    title, conditions = "Loss along the document", describe_conditions(records)
+    panels = _panels(scores, records, "loss_by_position")
+    beyond = (
+        "" if not any(panel.trained_len for panel in panels) else " The dashed line is the length trained at."
+    )
+    return Drawing(
+        name=_name(question, f"by_position{part}"),
+        title=title,
+        caption=f"Nats per token by the position of the token in its document, {question_title(question)}; each "
+        f"point is the mean of the positions since the one before it, a line a seed.{beyond}",
+        conditions=conditions,
+        figure=score_curves.draw_positions(
+            panels, scores.models, title, f"nats per token, {question_title(question)}", conditions
+        ),
+        data=_series_data(records, "loss_by_position"),
+    )
+
+
+def _learning(scores: Scores, question: Question) -> Iterator[Drawing]:
+    """Validation loss along the final trainings, a panel a size."""
+    finals = [record for record in _with_series(scores, question, "validation_loss") if is_final(record)]
+    for part, records in _fitting(scores, finals):
+        yield _curves(scores, question, records, part)
+
+
+def _with_series(scores: Scores, question: Question, name: str) -> list[Record]:
+    """The readings of a question that have a series with any point."""
+    return [r for r in _measured(scores.at(question)) if name in r.series and r.series[name].x]
+
+
+def _fitting(scores: Scores, records: Sequence[Record]) -> Iterator[tuple[str, list[Record]]]:
+    """Records of as many sizes as one figure has room for, and what to add to its name from the second on."""
+    sizes = scores.sizes(records)
+    for start in range(0, len(sizes), _MOST_PANELS):
+        shown = sizes[start : start + _MOST_PANELS]
+        part = f"_{start // _MOST_PANELS + 1}" if start else ""
+        yield part, [record for record in records if record.model.size in shown]
+
+
+def _curves(scores: Scores, question: Question, records: Sequence[Record], part: str) -> Drawing:
+    """Validation loss along the final trainings of some sizes."""
+    title, conditions = "Learning curves", describe_conditions(records)
+    corpus = question.task or "its own text"
+    about = f"sequences of {format_tokens(question.context_len)}, {corpus}"
+    return Drawing(
+        name=_name(question, f"learning{part}"),
+        title=title,
+        caption=f"Loss on the validation split of {corpus} while the models learn from its training split, in "
+        f"sequences of {format_tokens(question.context_len)}; a line a seed, each model with its own best learning "
+        "rate.",
+        conditions=conditions,
+        figure=score_curves.draw_training(
+            _panels(scores, records, "validation_loss"),
+            scores.models,
+            title,
+            f"validation loss, nats per token; {about}",
+            conditions,
+        ),
+        data=_series_data(records, "validation_loss"),
+    )
+
+
+def _panels(scores: Scores, records: Sequence[Record], series: str) -> list[Panel]:
+    """A panel a size, with a curve a model and seed."""
+    panels = []
+    for size in scores.sizes(records):
+        mine = [record for record in records if record.model.size == size]
+        mine.sort(
+            key=lambda record: (scores.models.models.index(record.model.name), _seed(subject_of(record)))
+        )
+        curves = [Curve(r.model.name, r.series[series].x, r.series[series].y) for r in mine]
+        panels.append(Panel(size, tuple(curves), scores.trained_length(mine)))
+    return panels
+
+
+def _series_data(records: Sequence[Record], series: str) -> pd.DataFrame:
+    """The points of a series of each record."""
+    rows = []
+    for record in records:
+        values = record.series[series]
+        counts = values.counts or (1,) * len(values.x)
+        for x, y, count in zip(values.x, values.y, counts, strict=True):
+            row = {"metric": series, "unit": values.unit, values.x_name: x, "value": y, "count": count}
+            rows.append(_subject_row(record) | row)
+    return pd.DataFrame(rows)
+
+
+def _answers(scores: Scores, questions: Sequence[Question]) -> Iterator[Drawing]:
+    """Accuracy in each task at the largest size that two models or more answered at."""
+    records = [r for q in questions for r in _measured(scores.at(q)) if accuracy(r)]
+    sizes = [
+        size
+        for size in scores.sizes(records)
+        if len({record.model.name for record in records if record.model.size == size}) > 1
+    ]
+    if not sizes:
+        return
+    largest = [record for record in records if record.model.size == sizes[-1]]
+    rows = [
+        _subject_row(record)
+        | {"task": record.point.task, "metric": "acc", "unit": "ratio"}
+        | asdict(_answer(record))
+        | {"num_documents": (accuracy(record) or (0, 0))[1], "chance": chance(record.point.task, "acc")}
+        for record in largest
+    ]
+    made = [_exam(scores, question, largest) for question in questions]
+    shots = questions[0].num_fewshot or 0
+    title, conditions = f"Accuracy, {shots}-shot", describe_conditions(largest)
+    yield Drawing(
+        name=f"{file_stem(questions[0].experiment)}_zeroshot_{shots}shot",
+        title=title,
+        caption=f"Share of right answers (acc) of the models of {sizes[-1]}, {shots}-shot, with Wilson's 95 % "
+        "interval over the questions. The grey tick is what guessing reaches. Beside it: the difference in percentage "
+        "points, paired over the questions, and the p-value of McNemar's exact test.",
+        conditions=conditions,
+        figure=score_curves.draw_answers(
+            [exam for exam in made if exam.answers],
+            scores.models,
+            (title, f"%, models of {sizes[-1]}; bars: 95 % interval over questions", conditions),
+        ),
+        data=pd.DataFrame(rows),
+    )
+
+
+def _answer(record: Record) -> Answer:
+    """An accuracy with its interval."""
+    value, count = accuracy(record) or (0.0, 1)  # figures show only those that have one
+    return Answer(record.model.name, value, *proportion_interval(round(value * count), count))
+
+
+def _exam(scores: Scores, question: Question, records: Sequence[Record]) -> Exam:
+    """The answers to a task, by model and seed."""
+    mine = [record for record in records if question_of(record) == question]
+    mine.sort(key=lambda record: (scores.models.models.index(record.model.name), _seed(subject_of(record))))
+    size = records[0].model.size
+    made = [c for c in scores.compared(question) if c.subject.size == size and "acc" in c.accuracies]
+    return Exam(
+        task=str(question.task),
+        answers=tuple(_answer(record) for record in mine),
+        chance=chance(question.task, "acc"),
+        note="\n".join(_note(comparison) for comparison in made),
+    )
+
+
+def _note(comparison: Comparison) -> str:
+    pair = comparison.accuracies["acc"]
+    p_value = format_p(pair.p_value)
+    return f"{POINTS * pair.difference:+.1f}, p {p_value if p_value.startswith('<') else f'= {p_value}'}"
+
+
+def _name(question: Question, what: str) -> str:
+    """Unique in a report, fit for a file name."""
+    parts = [
+        question.experiment,
+        question.workload,
+        question.task,
+        question.protocol,
+        str(question.context_len),
+    ]
+    return file_stem("_".join([part for part in parts if part] + [what]))
