@@ -135,7 +135,7 @@ class ScoreMaker:
                 "experiment": "quality",
                 "workload": "perplexity",
                 "point": Point(batch_size=1, context_len=context_len, task=corpus, protocol=protocol),
-                "settings": {"split": "test", "stride": None, "corpus_fingerprint": f"{corpus[:3]}456789012"},
+                "settings": {"split": "test", "corpus_fingerprint": f"{corpus[:3]}456789012"},
                 "backend": {"prefill": "chunkwise" if model == "retnet" else "sdpa:flash"},
                 "metrics": metrics,
                 "series": {}
@@ -184,7 +184,7 @@ class ScoreMaker:
                 "experiment": "quality",
                 "workload": "zeroshot",
                 "point": Point(batch_size=1, context_len=2048, task=task, num_fewshot=num_fewshot),
-                "settings": {"split": None, "stride": None, "corpus_fingerprint": None},
+                "settings": {"split": None, "corpus_fingerprint": None},
                 "backend": {
                     "prompts_fingerprint": hashlib.sha256(f"{task}{num_fewshot}".encode()).hexdigest()[:12],
                     "lm_eval_version": "0.4.13",
@@ -208,8 +208,7 @@ class ScoreMaker:
                 "experiment": "quality",
                 "workload": "training_run",
                 "point": Point(batch_size=8, context_len=TRAINED_LEN, task="classic_books"),
-                "settings": {"role": role},
-                "backend": {"training": "chunkwise" if model == "retnet" else "sdpa"},
+                "backend": {"role": role, "training": "chunkwise" if model == "retnet" else "sdpa"},
                 "metrics": {
                     "validation_loss_nats": Metric(unit="nats", value=loss[-1]),
                     "tokens_per_s": Metric(unit="tokens/s", value=9000 + own.random()),
@@ -217,10 +216,10 @@ class ScoreMaker:
                     "num_tokens": Metric(unit="count", value=NUM_TOKENS),
                 },
                 "series": {
-                    "training_loss": Series(
+                    "train_loss_nats": Series(
                         unit="nats", x_name="tokens", x=tokens, y=[y + 0.05 for y in loss]
                     ),
-                    "validation_loss": Series(unit="nats", x_name="tokens", x=tokens, y=loss),
+                    "validation_loss_nats": Series(unit="nats", x_name="tokens", x=tokens, y=loss),
                 },
             },
             None,
@@ -276,7 +275,7 @@ class ScoreMaker:
             "limit": None,
             "tokenizer": "bytes",
             "tokenizer_fingerprint": "0123456789ab",
-            **own["settings"],
+            **own.get("settings", {}),
         }
         rate = own["metrics"].get("learning_rate")
         identity = (
@@ -287,6 +286,7 @@ class ScoreMaker:
             seed,
             arguments["settings"],
             rate,
+            own.get("backend", {}).get("role"),
             self.started,
         )
         arguments["cell_id"] = hashlib.sha256(repr(identity).encode()).hexdigest()[:16]

@@ -97,7 +97,7 @@ odd_records = st.builds(
         num_fewshot=st.none() | st.integers(0, 4),
     ),
     series=st.dictionaries(
-        st.sampled_from(["loss_by_position", "validation_loss"]),
+        st.sampled_from(["loss_by_position", "validation_loss_nats"]),
         st.lists(st.tuples(st.floats(1, 1e4), st.floats(-1e3, 1e3)), max_size=3).map(
             lambda points: Series(
                 unit="nats", x_name="position", x=[x for x, _ in points], y=[y for _, y in points]

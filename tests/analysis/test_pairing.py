@@ -86,7 +86,6 @@ def test_accuracies_are_paired_question_by_question(tmp_path: Path) -> None:
     ("changes", "words"),
     [
         ({"split": "validation"}, "the sides differ: split validation and test"),
-        ({"stride": 512}, "stride 512 and none"),
         ({"limit": 10}, "limit 10 and none"),
         ({"corpus_fingerprint": "other"}, "corpus other and lit456789012"),
         ({"corpus_fingerprint": None}, "the record of retnet does not say its corpus_fingerprint"),

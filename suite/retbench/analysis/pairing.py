@@ -20,7 +20,6 @@ Rows = Sequence[Mapping[str, Any]]
 
 _SHARED = {
     "split": "split",
-    "stride": "stride",
     "limit": "limit",
     "corpus_fingerprint": "corpus",
     "prompts_fingerprint": "prompts",

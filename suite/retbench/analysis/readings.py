@@ -27,6 +27,7 @@ class Question(NamedTuple):
     protocol: str | None
     context_len: int
     num_fewshot: int | None
+    stride: int | None = None
 
 
 class Subject(NamedTuple):
@@ -53,7 +54,13 @@ def question_of(record: Record) -> Question:
     """What a record is the answer to."""
     point = record.point
     return Question(
-        record.experiment, record.workload, point.task, point.protocol, point.context_len, point.num_fewshot
+        record.experiment,
+        record.workload,
+        point.task,
+        point.protocol,
+        point.context_len,
+        point.num_fewshot,
+        point.stride,
     )
 
 
@@ -64,7 +71,7 @@ def subject_of(record: Record) -> Subject:
 
 def is_final(record: Record) -> bool:
     """False for a run of the grid of learning rates, which only tunes."""
-    return record.settings.get("role") != "tuning"
+    return fact(record, "role") != "tuning"
 
 
 def fact(record: Record, name: str) -> object:

@@ -168,7 +168,7 @@ def _positions(scores: Scores, question: Question, records: Sequence[Record], pa
 
 def _learning(scores: Scores, question: Question) -> Iterator[Drawing]:
     """Validation loss along the final trainings, a panel a size."""
-    finals = [record for record in _with_series(scores, question, "validation_loss") if is_final(record)]
+    finals = [record for record in _with_series(scores, question, "validation_loss_nats") if is_final(record)]
     for part, records in _fitting(scores, finals):
         yield _curves(scores, question, records, part)
 
@@ -200,13 +200,13 @@ def _curves(scores: Scores, question: Question, records: Sequence[Record], part:
         "rate.",
         conditions=conditions,
         figure=score_curves.draw_training(
-            _panels(scores, records, "validation_loss"),
+            _panels(scores, records, "validation_loss_nats"),
             scores.models,
             title,
             f"validation loss, nats per token; {about}",
             conditions,
         ),
-        data=_series_data(records, "validation_loss"),
+        data=_series_data(records, "validation_loss_nats"),
     )
 
 

@@ -5,7 +5,14 @@ from dataclasses import dataclass
 import pandas as pd
 
 from retbench.analysis.drawings import Drawing
-from retbench.analysis.readings import QUALITY, learning_rate, num_trained_tokens, question_of, subject_of
+from retbench.analysis.readings import (
+    QUALITY,
+    is_final,
+    learning_rate,
+    num_trained_tokens,
+    question_of,
+    subject_of,
+)
 from retbench.analysis.scenes import scene_title
 from retbench.analysis.score_figures import draw_scores
 from retbench.analysis.score_frame import score_frame
@@ -75,7 +82,7 @@ def subject_table(scores: Scores) -> pd.DataFrame:
     rows: dict[tuple[str, ...], None] = {}
     for subject in scores.subjects(scores.records):
         for record in scores.records:
-            if subject_of(record) != subject or record.settings.get("role") == "tuning":
+            if subject_of(record) != subject or not is_final(record):
                 continue
             weights, tokens, rate = record.model.weights, num_trained_tokens(record), learning_rate(record)
             told = (
