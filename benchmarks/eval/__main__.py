@@ -22,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         BARS,
         arguments,
         prog="python -m benchmarks.eval",
-        description="Show retbench's zero-shot scores equal to those of lm-eval's HFLM, then time both in turn.",
+        description="Show retbench's scores equal to those of lm-eval's HFLM, then time both in turn.",
         epilog=EPILOG,
     )
 
