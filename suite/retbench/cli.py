@@ -196,16 +196,17 @@ def train(
 
     Each model runs the same grid of learning rates and takes its own best; then the final runs follow. A run that was
     ended, in whatever way, goes on as if it had not been.
+
+    On several GPUs or machines: torchrun --nproc-per-node 8 -m retbench train EXPERIMENT, with a folder of results that
+    all of them see.
     """
     from retbench.commands import train as command
 
-    plan = command.make_training_plan(
-        command.Request(experiment, profile, device, tuple(overrides or ()), data_dir)
-    )
+    request = command.Request(experiment, profile, device, tuple(overrides or ()), data_dir)
     if dry_run:
-        command.show_plan(plan, as_json=as_json)
+        command.show_plan(request, as_json=as_json)
     else:
-        raise typer.Exit(command.carry_out(plan, out, fresh=fresh, as_json=as_json))
+        raise typer.Exit(command.train(request, out, fresh=fresh, as_json=as_json))
 
 
 @app.command(epilog="Example: retbench table latency --format csv")

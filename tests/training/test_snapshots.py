@@ -8,7 +8,7 @@ from retbench.models.linear import Linear
 from retbench.recipes import RECIPES
 from retbench.training.files import DRAFT
 from retbench.training.optimizer import make_optimizer, set_rate
-from retbench.training.snapshots import gather, load_snapshot, prune, save_snapshot, scatter, snapshot_paths
+from retbench.training.snapshots import find_snapshot, gather, prune, save_snapshot, snapshot_paths
 
 
 def make_model(seed: int) -> tuple[nn.Module, torch.optim.AdamW]:
@@ -33,10 +33,10 @@ def test_a_restored_run_takes_the_same_step(tmp_path: Path) -> None:
     model, optimizer = make_model(0)
     save_snapshot(tmp_path, 1, gather(model, optimizer), {"step": 1})
     other, its_optimizer = make_model(1)
-    found = load_snapshot(tmp_path, pytest.fail)
+    found = find_snapshot(tmp_path, pytest.fail)
     assert found is not None
-    assert found[1] == {"step": 1}
-    scatter(found[0], other, its_optimizer)
+    assert found.state == {"step": 1}
+    found.restore(other, its_optimizer)
     step(model, optimizer, 2)
     step(other, its_optimizer, 2)
     for weight, its in zip(model.parameters(), other.parameters(), strict=True):
@@ -44,9 +44,15 @@ def test_a_restored_run_takes_the_same_step(tmp_path: Path) -> None:
         assert weight.stride() == its.stride()
 
 
+class OneWeight(nn.Module):
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.x = nn.Parameter(torch.full((9,), value))
+
+
 def save(folder: Path, *steps: int) -> None:
     for number in steps:
-        save_snapshot(folder, number, {"weight:x": torch.full((9,), float(number))}, {"step": number})
+        save_snapshot(folder, number, {"weight:x": OneWeight(float(number)).x.detach()}, {"step": number})
 
 
 @pytest.mark.parametrize("name", ["tensors.safetensors", "state.json"])
@@ -64,10 +70,12 @@ def test_a_damaged_snapshot_gives_way_to_the_one_before(tmp_path: Path, name: st
         case "remove":
             path.unlink()
     notes: list[str] = []
-    found = load_snapshot(tmp_path, notes.append)
+    found = find_snapshot(tmp_path, notes.append)
     assert found is not None
-    assert found[1]["step"] == 10
-    assert found[0]["weight:x"][0] == 10
+    assert found.state == {"step": 10}
+    restored = OneWeight(0.0)
+    found.restore(restored, torch.optim.SGD(restored.parameters()))
+    assert restored.x.tolist() == [10] * 9
     assert len(notes) == 1
     assert "000012 is damaged" in notes[0]
 
@@ -76,7 +84,7 @@ def test_without_a_whole_snapshot_there_is_none(tmp_path: Path) -> None:
     save(tmp_path, 1)
     (snapshot_paths(tmp_path)[0] / "state.json").write_text("{}")
     notes: list[str] = []
-    assert load_snapshot(tmp_path, notes.append) is None
+    assert find_snapshot(tmp_path, notes.append) is None
     assert len(notes) == 1
 
 

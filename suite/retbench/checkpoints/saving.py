@@ -16,6 +16,7 @@ from retbench.errors import CheckpointError, ConfigError, StorageError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from retbench.architectures import ModelConfig
     from retbench.models.decoder import Decoder
 
 
@@ -48,12 +49,34 @@ def save_checkpoint(
         ConfigError: `folder` holds something else than a checkpoint of ours.
         StorageError: it could not be written (disk full, no permission); what was there before is intact.
     """
+    return save_weights(
+        folder,
+        model.config,
+        {name: weight.detach() for name, weight in model.named_parameters()},
+        tokenizer=tokenizer,
+        tokenizer_fingerprint=tokenizer_fingerprint,
+        context_len=context_len,
+        metadata=metadata,
+    )
+
+
+def save_weights(
+    folder: Path,
+    model: "ModelConfig",
+    weights: "Mapping[str, Tensor]",
+    *,
+    tokenizer: str | None = None,
+    tokenizer_fingerprint: str | None = None,
+    context_len: int | None = None,
+    metadata: Mapping[str, Any] | None = None,
+) -> str:
+    """`save_checkpoint` of the weights of a `Decoder` by name, where no process has the model in one piece."""
     folder = Path(os.path.abspath(folder))
     _require_replaceable(folder)
-    tensors = {name: weight.detach().cpu().contiguous() for name, weight in model.named_parameters()}
+    tensors = {name: weight.cpu().contiguous() for name, weight in weights.items()}
     fingerprint = fingerprint_tensors(sorted(tensors.items()))
     config = native.NativeConfig(
-        config=model.config,
+        config=model,
         context_len=context_len,
         tokenizer=tokenizer,
         tokenizer_fingerprint=tokenizer_fingerprint,

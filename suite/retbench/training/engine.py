@@ -5,7 +5,6 @@ where the last one stopped, whatever ended it.
 """
 
 import shutil
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from retbench.checkpoints.fingerprints import fingerprint_tensors
 from retbench.checkpoints.reading import read_checkpoint
-from retbench.checkpoints.saving import save_checkpoint
+from retbench.checkpoints.saving import save_weights
 from retbench.data.batches import Batches
 from retbench.data.packed import PackedTokens
 from retbench.errors import DivergedError
@@ -34,8 +33,11 @@ from retbench.training.events import (
 from retbench.training.files import atomic_folder
 from retbench.training.loop import Stopped, Trainer
 from retbench.training.losses import validation_rows
+from retbench.training.pace import Pace
 from retbench.training.plan import TrainingPlan, TrainingRun
+from retbench.training.ranks import ALONE, Ranks
 from retbench.training.recording import Recorder
+from retbench.training.sharding import whole_weights
 from retbench.training.trained import FINAL, RUN, STEPS
 from retbench.training.tuning import best_rates
 
@@ -49,7 +51,13 @@ class TrainingText:
 
 
 def train_all(
-    plan: TrainingPlan, text: TrainingText, out: Path, *, tell: Tell, stop: Callable[[], bool]
+    plan: TrainingPlan,
+    text: TrainingText,
+    out: Path,
+    *,
+    tell: Tell,
+    stop: Callable[[], bool],
+    ranks: Ranks = ALONE,
 ) -> TrainingResult:
     """Train every run of a plan that is not on disk yet.
 
@@ -59,15 +67,20 @@ def train_all(
         out: Root of the results; see `trained` for where runs lie below it.
         tell: Receives the events.
         stop: Asked between steps whether to stop.
+        ranks: The processes that train each run together; all of them call this, with one folder for all.
 
     Raises:
         ConfigError: a folder holds a run that something else determined; nothing was trained.
         StorageError: something could not be written; what is on disk is intact, and the same command goes on.
     """
-    runs = [*plan.tuning_runs, *plan.final_runs]
-    for run in runs:
+    ranks.lead(lambda: _check_folders(plan, out))
+    return _Engine(plan, text, out, tell, stop, ranks).train_all()
+
+
+def _check_folders(plan: TrainingPlan, out: Path) -> None:
+    """ConfigError where a folder holds a run that something else determined."""
+    for run in [*plan.tuning_runs, *plan.final_runs]:
         trained.check(trained.run_folder(out, plan, run), plan, run)
-    return _Engine(plan, text, out, tell, stop).train_all()
 
 
 def delete_runs(plan: TrainingPlan, out: Path) -> None:
@@ -78,44 +91,39 @@ def delete_runs(plan: TrainingPlan, out: Path) -> None:
             shutil.rmtree(folder)
 
 
-class _Pace:
-    """How long the rest takes, reckoned by the operations that were done so far."""
-
-    def __init__(self, flops: float) -> None:
-        self._left = flops
-        self._done = 0.0
-        self._since = time.monotonic()
-
-    def advance(self, flops: float) -> float:
-        """Seconds left after so many more operations."""
-        self._done += flops
-        return max(0.0, self._left - self._done) * (time.monotonic() - self._since) / self._done
-
-    def leave_out(self, flops: float) -> None:
-        """Operations that need not be done."""
-        self._left -= flops
-
-
 class _Engine:
-    """The runs of a plan, one after the other."""
+    """The runs of a plan, one after the other.
+
+    What depends on the disk is decided by the first process; all follow the same runs.
+    """
 
     def __init__(
-        self, plan: TrainingPlan, text: TrainingText, out: Path, tell: Tell, stop: Callable[[], bool]
+        self,
+        plan: TrainingPlan,
+        text: TrainingText,
+        out: Path,
+        tell: Tell,
+        stop: Callable[[], bool],
+        ranks: Ranks,
     ) -> None:
         self._plan, self._text, self._out = plan, text, out
-        self._tell, self._stop = tell, stop
+        self._tell, self._stop, self._ranks = tell, stop, ranks
         self._runs = [*plan.tuning_runs, *plan.final_runs]
-        self._pace = _Pace(sum(plan.flops(run) for run in self._runs))
+        self._pace = Pace(sum(plan.flops(run) for run in self._runs))
         self._results: list[RunResult] = []
         self._tunings: dict[tuple[str, str], Tuning] = {}
-        self._recorder = Recorder(plan, out)
+        self._recorder: Recorder  # of the first process, which alone has one
+        ranks.lead(self._open_records)
         self._validation: Tensor = validation_rows(
             text.validation, plan.spec.validation_tokens, plan.spec.seq_len
         )
 
+    def _open_records(self) -> None:
+        self._recorder = Recorder(self._plan, self._out)
+
     def train_all(self) -> TrainingResult:
         """The grid, then the final runs."""
-        done = sum(self._is_done(run) for run in self._runs)
+        done = self._ranks.lead(lambda: sum(self._is_done(run) for run in self._runs))
         self._tell(Planned(len(self._runs), done))
         interrupted = False
         try:
@@ -154,13 +162,13 @@ class _Engine:
     def _settle(self, run: TrainingRun) -> None:
         """Bring one run to its end, unless it is there already."""
         folder = trained.run_folder(self._out, self._plan, run)
-        result = self._settled_before(run, folder)
+        result = self._ranks.lead(lambda: self._settled_before(run, folder))
         if result is None:
-            trained.claim(folder, self._plan, run)
+            self._ranks.lead(lambda: trained.claim(folder, self._plan, run))
             result = self._train(run, folder)
         else:
             self._pace.leave_out(self._plan.flops(run))
-        self._recorder.publish(folder)
+        self._ranks.lead(lambda: self._recorder.publish(folder))
         self._results.append(result)
         self._tell(RunEnded(result))
 
@@ -212,7 +220,7 @@ class _Engine:
         batches = Batches(
             self._text.train, batch_size=plan.spec.batch_size, seq_len=plan.spec.seq_len, seed=run.seed
         )
-        trainer = Trainer(plan, run, batches, self._validation, folder, self._tell)
+        trainer = Trainer(plan, run, batches, self._validation, folder, self._tell, self._ranks)
         step_flops = plan.flops(run) / run.num_steps
         self._pace.leave_out(trainer.place.step * step_flops)
         number = self._runs.index(
@@ -228,12 +236,17 @@ class _Engine:
             trainer.train(self._stop, on_step)
         except DivergedError as error:
             self._pace.leave_out((run.num_steps - trainer.place.step) * step_flops)
-            num_tokens = trainer.place.step * plan.spec.tokens_per_step
-            self._recorder.keep(folder, run, trainer, self._tuning_of(run), error=str(error))
-            return RunResult(run, "failed", folder, num_tokens, error=str(error))
-        return self._conclude(run, folder, trainer)
+            num_tokens, reason = trainer.place.step * plan.spec.tokens_per_step, str(error)
+            self._ranks.lead(
+                lambda: self._recorder.keep(folder, run, trainer, self._tuning_of(run), error=reason)
+            )
+            return RunResult(run, "failed", folder, num_tokens, error=reason)
+        weights = whole_weights(trainer.model, keep=self._ranks.leads)
+        return self._ranks.lead(lambda: self._conclude(run, folder, trainer, weights))
 
-    def _conclude(self, run: TrainingRun, folder: Path, trainer: Trainer) -> RunResult:
+    def _conclude(
+        self, run: TrainingRun, folder: Path, trainer: Trainer, weights: dict[str, Tensor]
+    ) -> RunResult:
         """Write the checkpoint of a run that is over; its snapshots are no longer needed."""
         plan, place = self._plan, trainer.place
         num_tokens = plan.num_tokens(run)
@@ -251,7 +264,6 @@ class _Engine:
             "validation_loss": place.curve[-1].validation_loss_nats,
             "tokens_per_s": num_tokens / place.total_seconds,
         }
-        weights = {name: weight.detach().cpu() for name, weight in trainer.model.named_parameters()}
         self._recorder.keep(
             folder,
             run,
@@ -259,9 +271,10 @@ class _Engine:
             self._tuning_of(run),
             weights_fingerprint=fingerprint_tensors(sorted(weights.items())),
         )
-        save_checkpoint(
+        save_weights(
             folder / FINAL,
-            trainer.model,
+            trainer.model.config,
+            weights,
             tokenizer=plan.tokenizer.name,
             tokenizer_fingerprint=plan.tokenizer.fingerprint,
             context_len=plan.spec.seq_len,

@@ -20,7 +20,7 @@ def write_atomic(path: Path, content: bytes) -> None:
         StorageError: the disk is full or the folder cannot be written; what was there is unharmed.
     """
     draft = path.with_name(f"{DRAFT}{path.name}")
-    with _storing(path):
+    with storing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         draft.write_bytes(content)
         flush(draft)
@@ -35,26 +35,47 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     Raises:
         StorageError: the disk is full or the folder cannot be written.
     """
+    draft = open_draft(path)
+    try:
+        with storing(path):
+            yield draft
+        put_in_place(draft, path)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+
+
+def open_draft(path: Path) -> Path:
+    """An empty folder to fill with what is to be at `path`.
+
+    Raises:
+        StorageError: it cannot be made.
+    """
     draft = path.with_name(f"{DRAFT}{path.name}")
-    with _storing(path):
+    with storing(path):
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
-        try:
-            yield draft
-            for file in draft.iterdir():
-                flush(file)
-            flush(draft)
-            if path.exists():
-                shutil.rmtree(path)
-            draft.rename(path)
-            flush(path.parent)
-        except BaseException:
-            shutil.rmtree(draft, ignore_errors=True)
-            raise
+    return draft
+
+
+def put_in_place(draft: Path, path: Path) -> None:
+    """Move a folder that is filled to `path`, in place of what is there, once all of it is on the disk.
+
+    Raises:
+        StorageError: it could not be written.
+    """
+    with storing(path):
+        for file in draft.iterdir():
+            flush(file)
+        flush(draft)
+        if path.exists():
+            shutil.rmtree(path)
+        draft.rename(path)
+        flush(path.parent)
 
 
 @contextmanager
-def _storing(path: Path) -> Iterator[None]:
+def storing(path: Path) -> Iterator[None]:
     """An OSError as a StorageError that names the path."""
     try:
         yield

@@ -22,6 +22,8 @@ from retbench.training.events import Noted, PointAdded, Tell
 from retbench.training.losses import mean_loss, summed_loss
 from retbench.training.optimizer import clip_gradients, lay_out_for_training, make_optimizer, set_rate
 from retbench.training.plan import TrainingPlan, TrainingRun
+from retbench.training.ranks import ALONE, Ranks
+from retbench.training.sharding import let_go, shard
 from retbench.training.trained import CURVE, STEPS
 
 OnStep = Callable[[int, float, float], None]
@@ -39,7 +41,7 @@ class Place:
     Attributes:
         step: Steps done.
         started_at: When the run began, as records state it.
-        num_processes: Processes that had a part in it: one, and one for every time that it was ended and went on.
+        num_processes: Times that it was begun or went on: one, and one for every time that it was ended before.
         loss_sum: Losses added up since the last point of the curve.
         seconds: Of the steps since the last point.
         total_seconds: Of all steps.
@@ -73,9 +75,11 @@ class Trainer:
         plan: The plan that it is part of.
         run: The run, its learning rate decided.
         batches: What it learns from, by step.
-        validation: Rows (B, T + 1) that the points of the curve are scored on.
+        validation: Rows (B, T + 1) that the points of the curve are scored on, by every process alike: they are few,
+            and so the loss is that of one process.
         folder: Where it lies.
         tell: Receives the events.
+        ranks: The processes that train it together; each learns from its part of every batch.
     """
 
     def __init__(
@@ -86,6 +90,7 @@ class Trainer:
         validation: Tensor,
         folder: Path,
         tell: Tell,
+        ranks: Ranks = ALONE,
     ) -> None:
         entry = plan.entry(run)
         self.plan, self.run, self.folder = plan, run, folder
@@ -100,6 +105,9 @@ class Trainer:
         )
         lay_out_for_training(self.model)
         self.model.activation_checkpointing = plan.profile.activation_checkpointing
+        if ranks.size > 1:
+            shard(self.model, ranks.size)
+        self._ranks = ranks
         self.optimizer = make_optimizer(self.model, plan.recipe)
         self.place = Place()
         self._batches, self._tell = batches, tell
@@ -121,7 +129,7 @@ class Trainer:
         spec, place = self.plan.spec, self.place
         self.model.train()
         while place.step < self.run.num_steps:
-            if stop():
+            if self._ranks.any(stop()):
                 self._snapshot()
                 raise Stopped
             started = time.perf_counter()
@@ -141,17 +149,17 @@ class Trainer:
     def _step(self) -> tuple[float, float]:
         """One optimiser step: its loss, nats per token, and the norm of its gradients."""
         recipe, step = self.plan.recipe, self.place.step
-        rows = self._batches.batch(step).to(self.device)  # (B, T + 1)
+        rows = self._batches.batch(step, self._ranks.rank, self._ranks.size).to(self.device)  # (B, T + 1)
         num_tokens = rows.shape[0] * (rows.shape[1] - 1)
         self.optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self.device)
         for part in rows.split(self._micro_batch_size):
             with self._autocast():
                 loss = summed_loss(self.model, part) / num_tokens
-            loss.backward()
+            loss.backward()  # of a spread model, to the mean over the processes
             total += loss.detach()
         norm = clip_gradients(self.model, recipe.grad_clip)
-        loss_value, norm_value = float(total), float(norm)
+        loss_value, norm_value = float(self._ranks.mean(total)), float(norm)
         self._monitor.check(step + 1, loss_value, norm_value)
         assert self.run.learning_rate is not None
         set_rate(self.optimizer, recipe.rate(step, self.run.num_steps, self.run.learning_rate))
@@ -171,6 +179,7 @@ class Trainer:
         with self._autocast():
             validation_loss = mean_loss(self.model, self._validation, self._micro_batch_size)
         self.model.train()
+        let_go(self.model)
         assert self.run.learning_rate is not None
         point = CurvePoint(
             step=place.step,
@@ -183,25 +192,25 @@ class Trainer:
         )
         place.curve.append(point)
         place.loss_sum = place.seconds = 0.0
-        write_curve(self.folder / CURVE, place.curve)
+        self._ranks.lead(lambda: write_curve(self.folder / CURVE, place.curve))
         self._tell(PointAdded(self.run, point))
 
     def _snapshot(self) -> None:
         """Write down all that the rest of the run depends on."""
         place, steps = self.place, self.folder / STEPS
         place.recent_losses = self._monitor.recent
-        snapshots.save_snapshot(
-            steps, place.step, snapshots.gather(self.model, self.optimizer), place.to_json()
-        )
-        snapshots.prune(steps, self.plan.spec.keep_last)
+        tensors = snapshots.gather(self.model, self.optimizer)
+        snapshots.save_snapshot(steps, place.step, tensors, place.to_json(), self._ranks)
+        self._ranks.lead(lambda: snapshots.prune(steps, self.plan.spec.keep_last))
 
     def _restore(self) -> None:
         """Go to the latest snapshot that is whole, where there is one."""
-        found = snapshots.load_snapshot(self.folder / STEPS, lambda text: self._tell(Noted(self.run, text)))
+        found = snapshots.find_snapshot(
+            self.folder / STEPS, lambda text: self._tell(Noted(self.run, text)), self._ranks
+        )
         if found is None:
             return
-        tensors, state = found
-        snapshots.scatter(tensors, self.model, self.optimizer)
-        self.place = Place.from_json(state)
+        found.restore(self.model, self.optimizer)
+        self.place = Place.from_json(found.state)
         self.place.num_processes += 1
-        write_curve(self.folder / CURVE, self.place.curve)
+        self._ranks.lead(lambda: write_curve(self.folder / CURVE, self.place.curve))

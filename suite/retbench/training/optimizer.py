@@ -6,6 +6,7 @@ from torch.optim import AdamW
 
 from retbench.models.linear import Linear
 from retbench.recipes import Recipe
+from retbench.training.sharding import whole
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe) -> AdamW:
@@ -31,8 +32,11 @@ def set_rate(optimizer: AdamW, learning_rate: float) -> None:
 
 
 def clip_gradients(model: nn.Module, limit: float) -> Tensor:
-    """Scale all gradients so that their norm together is at most `limit`; their norm before, ()."""
-    return nn.utils.clip_grad_norm_(model.parameters(), limit)
+    """Scale all gradients so that their norm together is at most `limit`; their norm before, ().
+
+    Of a model that is spread over processes, the norm is that of all shards.
+    """
+    return whole(nn.utils.clip_grad_norm_(model.parameters(), limit))
 
 
 def lay_out_for_training(model: nn.Module) -> None:

@@ -64,8 +64,9 @@ class TrainingPlan:
         tokenizer: Turns the corpus into tokens.
         corpus: What is learned from.
         device: torch's name.
-        threads: CPU threads.
+        threads: CPU threads of a process.
         command: The command line that makes the same plan again.
+        world_size: Processes that train each run together.
     """
 
     experiment: Experiment
@@ -77,6 +78,7 @@ class TrainingPlan:
     device: str
     threads: int
     command: str
+    world_size: int = 1
 
     @property
     def profile(self) -> Profile:
@@ -190,6 +192,15 @@ def training_spec(experiment: Experiment, profile_name: str) -> TrainingSpec:
             f"[profiles.{profile_name}.training]. Add one, or name an experiment that has it."
         )
     return spec
+
+
+def check_shares(spec: TrainingSpec, world_size: int) -> None:
+    """ConfigError where a step's sequences cannot be shared out evenly among so many processes."""
+    if spec.batch_size % world_size:
+        raise ConfigError(
+            f"training.batch_size is {spec.batch_size}, and {world_size} processes cannot share that evenly. Make it a "
+            f"multiple of {world_size}, or start another number of processes (WORLD_SIZE)."
+        )
 
 
 def resolve_models(

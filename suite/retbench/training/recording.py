@@ -151,6 +151,8 @@ def _cell_id(plan: TrainingPlan, run: TrainingRun) -> str:
         "device": plan.device,
         "threads": plan.threads,
     }
+    if plan.world_size > 1:
+        told["world_size"] = plan.world_size
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -183,6 +185,7 @@ def _what_ran(
         "training": "+".join(sorted(set(trainer.model.ran().values()))),
         "optimizer": "AdamW, fused",
         "processes_in_turn": trainer.place.num_processes,
+        "world_size": plan.world_size,
         **_own(plan, run, tuning),
     }
     chunk = cells.chunk_size(plan.entry(run))
