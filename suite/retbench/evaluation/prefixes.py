@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-MIN_SAVED = 24
+MIN_SAVED = 32
 """Tokens that a branch must save to be worth a pass of its own; smaller overlaps are computed again."""
 
 

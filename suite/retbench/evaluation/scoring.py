@@ -18,9 +18,9 @@ from retbench.evaluation.prefixes import MIN_SAVED, Branch, build_tree
 from retbench.models.decoder import Decoder
 from retbench.models.state import DecoderState
 
-BATCH_TOKENS = {"cpu": 512, "cuda": 16384}
+BATCH_TOKENS = {"cpu": 1024, "cuda": 16384}
 """Tokens of one forward pass, by kind of device."""
-PASS_TOKENS = {"cpu": 24, "cuda": 512}
+PASS_TOKENS = {"cpu": 48, "cuda": 512}
 """Tokens that take as long as a pass does at least: a CPU reads the weights once, a GPU launches its kernels."""
 LOGITS_AT_ONCE = 2**24
 """Numbers that one product with the head may give, 64 MiB in float32."""
@@ -120,6 +120,25 @@ class Scorer:
         )
 
 
+class _Wanted(NamedTuple):
+    """Tokens that one pass scores."""
+
+    places: dict[tuple[int, int], int]
+    """Row and position in the pass, to the row of its logits: requests share those that they have in common."""
+    rows: list[int]
+    """For each token the row of the logits before it."""
+    owners: list[int]
+    """Its request."""
+    targets: list[int]
+    """The token."""
+
+    def add(self, place: tuple[int, int], owner: int, target: int) -> None:
+        """One token more."""
+        self.rows.append(self.places.setdefault(place, len(self.places)))
+        self.owners.append(owner)
+        self.targets.append(target)
+
+
 class _Run:
     """One call of `Scorer.score`.
 
@@ -205,8 +224,11 @@ class _Run:
         padded = torch.tensor([row + [0] * (width - len(row)) for row in tokens], device=self.model.device)
         self.num_computed_tokens += padded.numel()
         advanced = self._copied(batch, state, end) if keep or state is not None else None
-        features = self.model.features(padded, advanced)  # (B, T, D)
-        self._score(features, batch, start, end)
+        wanted = self._wanted(batch, start, end)
+        last_only = all(place == width - 1 for _, place in wanted.places)
+        features = self.model.features(padded, advanced, last_only=last_only)  # (B, T or 1, D)
+        if wanted.places:
+            self._score(features, wanted)
         return advanced if keep else None
 
     def _copied(
@@ -218,32 +240,29 @@ class _Run:
         rows = torch.tensor([row for _, row in batch], device=self.model.device)
         return state.gather(rows, capacity)
 
-    def _score(self, features: Tensor, batch: Sequence[tuple[Branch, int]], start: int, end: int) -> None:
-        """Add what the positions start .. end - 1 of each branch say about the token after them."""
-        places: dict[
-            tuple[int, int], int
-        ] = {}  # (row, position) to its row of logits: members share positions
-        owners: list[int] = []
-        targets: list[int] = []
-        logit_rows: list[int] = []
+    def _wanted(self, batch: Sequence[tuple[Branch, int]], start: int, end: int) -> _Wanted:
+        """What is to be scored at the positions start .. end - 1 of each branch: the tokens after them."""
+        wanted = _Wanted({}, [], [], [])
         for row, (branch, _) in enumerate(batch):
             for member in branch.members:
                 kept = self.kept[member]
-                first = max(start, self.first_scored[member] - 1)
-                for position in range(first, min(end, branch.end)):
-                    logit_rows.append(places.setdefault((row, position - start), len(places)))
-                    owners.append(member)
-                    targets.append(kept[position + 1])
-        if not owners:
-            return
-        index = torch.tensor(list(places), device=features.device)
-        chosen = features[index[:, 0], index[:, 1]]  # (M, D)
-        values, is_likeliest = self._look_up(chosen, torch.tensor(logit_rows), torch.tensor(targets))
-        owner = torch.tensor(owners)
-        self.sums.index_add_(0, owner, values)
-        self.misses.index_add_(0, owner, (~is_likeliest).to(torch.int64))
+                for position in range(max(start, self.first_scored[member] - 1), min(end, branch.end)):
+                    wanted.add((row, position - start), member, kept[position + 1])
+        return wanted
 
-    def _look_up(self, chosen: Tensor, logit_rows: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def _score(self, features: Tensor, wanted: _Wanted) -> None:
+        """Add what features (B, T or 1, D) say about the tokens wanted."""
+        index = torch.tensor(list(wanted.places), device=features.device)
+        places = index[:, 1] if features.shape[1] > 1 else 0
+        chosen = features[index[:, 0], places]  # (M, D)
+        rows, targets, owners = (
+            torch.tensor(column) for column in (wanted.rows, wanted.targets, wanted.owners)
+        )
+        values, is_likeliest = self._look_up(chosen, rows, targets)
+        self.sums.index_add_(0, owners, values)
+        self.misses.index_add_(0, owners, (~is_likeliest).to(torch.int64))
+
+    def _look_up(self, chosen: Tensor, rows: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Log-probability of each target, float64, and whether it is the likeliest, by its row of `chosen` (M, D)."""
         values = torch.empty(len(targets), dtype=torch.float64)
         likeliest = torch.empty(len(targets), dtype=torch.bool)
@@ -251,12 +270,12 @@ class _Run:
         for first in range(0, len(chosen), step):
             logits = self.model.head(chosen[first : first + step])
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-            found = ((logit_rows >= first) & (logit_rows < first + step)).nonzero().flatten()
-            rows = (logit_rows[found] - first).to(logits.device)
+            found = ((rows >= first) & (rows < first + step)).nonzero().flatten()
+            of_slice = (rows[found] - first).to(logits.device)
             wanted = targets[found].to(logits.device)
-            log_probabilities = logits[rows, wanted] - logits.logsumexp(dim=-1)[rows]
+            log_probabilities = logits[of_slice, wanted] - logits.logsumexp(dim=-1)[of_slice]
             values[found] = log_probabilities.double().cpu()
-            likeliest[found] = (logits.argmax(dim=-1)[rows] == wanted).cpu()
+            likeliest[found] = (logits.argmax(dim=-1)[of_slice] == wanted).cpu()
         return values, likeliest
 
     def _report(self, batch: Sequence[tuple[Branch, int]]) -> None:
