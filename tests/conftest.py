@@ -1,5 +1,6 @@
 """What tests share: no deadlines (test machines are noisy), a lock of their own, a small experiment file."""
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,6 +37,13 @@ def _own_lock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RETBENCH_LOCK_DIR", str(tmp_path_factory.mktemp("lock")))
         yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _heed_interrupts() -> None:
+    """A shell starts its background jobs with SIGINT ignored, and what they start ignores it too."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
