@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from retbench.cells import Settings, expand
+from retbench.cells import Cell, Evaluation, Settings, expand, seeded_subjects
 from retbench.config import Experiment, list_experiments, load_experiment
 from retbench.workloads import WORKLOADS
 
@@ -42,17 +42,7 @@ def test_there_is_a_profile_for_every_machine(name: str) -> None:
 @pytest.mark.parametrize(("name", "profile"), PROFILES)
 def test_every_profile_resolves_and_matches(name: str, profile: str) -> None:
     experiment = load_experiment(name)
-    chosen = experiment.profile(profile)
-    settings = Settings(
-        dtype=chosen.dtype,
-        device="cpu",
-        threads=2,
-        seed=chosen.seed,
-        warmup_s=chosen.warmup_s,
-        min_steps=chosen.min_steps,
-        cuda_graph=chosen.cuda_graph,
-    )
-    cells = expand(experiment, profile, settings)
+    cells = cells_of(experiment, profile)
     assert {cell.model_name for cell in cells} == experiment.models.keys()
     assert {cell.workload for cell in cells} <= WORKLOADS.keys()
 
@@ -77,9 +67,30 @@ def test_profiles_grow(name: str) -> None:
 
 def work_of(experiment: Experiment, profile: str) -> int:
     """Parameters times the deepest context: a rough measure of what a profile costs."""
+    return max(
+        cell.model.d_model**2 * cell.model.num_layers * cell.point.context_len
+        for cell in cells_of(experiment, profile)
+    )
+
+
+def cells_of(experiment: Experiment, profile: str) -> list[Cell]:
+    """Every cell of a profile, with drawn weights where it measures trained ones."""
     chosen = experiment.profile(profile)
     settings = Settings(
-        dtype=chosen.dtype, device="cpu", threads=1, seed=0, warmup_s=0, min_steps=1, cuda_graph=False
+        dtype=chosen.dtype,
+        device="cpu",
+        threads=2,
+        seed=chosen.seed,
+        warmup_s=chosen.warmup_s,
+        min_steps=chosen.min_steps,
+        cuda_graph=chosen.cuda_graph,
     )
-    cells = expand(experiment, profile, settings)
-    return max(cell.model.d_model**2 * cell.model.num_layers * cell.point.context_len for cell in cells)
+    subjects = seeded_subjects(experiment, profile)
+    perplexity = chosen.workloads.perplexity
+    evaluation = Evaluation(tokenizer="bytes", tokenizer_fingerprint="0")
+    evaluations = {
+        (subject.label, corpus): evaluation
+        for subject in subjects
+        for corpus in (None, *(perplexity.corpora if perplexity else ()))
+    }
+    return expand(experiment, profile, settings, subjects=subjects, evaluations=evaluations)

@@ -38,8 +38,7 @@ seeds = [0, 1]
 corpora = ["{corpus}"]
 split = "all"
 limit = 3
-protocols = ["whole", "strided"]
-context_len = [64]
+protocols = {{ whole = [64], strided = [64] }}
 """
 Run = Callable[..., Result]
 

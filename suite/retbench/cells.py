@@ -178,8 +178,8 @@ def _questions(
 
 def _readings(spec: PerplexitySpec, corpus: str) -> Iterator[Point]:
     """Points of a corpus."""
-    for protocol in spec.protocols:
-        for context_len in spec.context_len:
+    for protocol, lengths in spec.protocols.items():
+        for context_len in lengths:
             yield Point(
                 batch_size=1,
                 context_len=context_len,

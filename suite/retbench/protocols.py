@@ -31,35 +31,39 @@ def without_repeats(values: tuple[object, ...]) -> tuple[object, ...]:
 
 
 class PerplexitySpec(Strict):
-    """A `[profiles.P.workloads.perplexity]` table: every corpus by every protocol at every context length."""
+    """A `[profiles.P.workloads.perplexity]` table: every corpus by every protocol at each of its context lengths."""
 
     corpora: tuple[str, ...] = Field(min_length=1)
     """Names that `load_corpus` takes."""
     split: Split = "test"
     tokenizer: str | None = None
     """For models whose weights come without one; a trained model is given its own."""
-    protocols: tuple[Protocol, ...] = Field(default=("whole",), min_length=1)
-    context_len: tuple[Length, ...] = Field(min_length=1)
+    protocols: dict[Protocol, Annotated[tuple[Length, ...], Field(min_length=1)]] = Field(min_length=1)
+    """Context lengths of each protocol."""
     stride: int | None = Field(default=None, ge=1)
     """Of the protocol `strided`; half the context when absent."""
     limit: int | None = Field(default=None, ge=1)
     """The first so many documents of the split."""
     max_document_tokens: int | None = Field(default=None, ge=2)
-    """Of each document the first so many tokens; for the protocol `whole` context_len says so too."""
+    """Of each document the first so many tokens; for the protocol `whole` its context length says so too."""
 
-    _distinct = field_validator("corpora", "protocols", "context_len")(without_repeats)
+    _distinct = field_validator("corpora")(without_repeats)
 
     @model_validator(mode="after")
     def _fits(self) -> "PerplexitySpec":
-        shortest, longest = min(self.context_len), max(self.context_len)
-        if self.stride is not None and self.stride > shortest:
+        for lengths in self.protocols.values():
+            without_repeats(lengths)
+        strided = self.protocols.get("strided", ())
+        if self.stride is not None and (not strided or self.stride > min(strided)):
             raise ValueError(
-                f"stride is {self.stride}, more than the context of {shortest}: tokens would be left out"
+                f"stride is {self.stride}, more than the context of {min(strided)}: tokens would be left out"
+                if strided
+                else f"stride is {self.stride}, and without the protocol 'strided' it does nothing"
             )
-        if "last" in self.protocols and not SCORED_LEN < shortest <= longest <= CHUNK_LEN:
+        if not all(SCORED_LEN < length <= CHUNK_LEN for length in self.protocols.get("last", ())):
             raise ValueError(
-                f"the protocol 'last' scores {SCORED_LEN} tokens of chunks of {CHUNK_LEN}: its context_len is more "
-                f"than {SCORED_LEN} and at most {CHUNK_LEN}"
+                f"the protocol 'last' scores {SCORED_LEN} tokens of chunks of {CHUNK_LEN}: its context lengths are "
+                f"more than {SCORED_LEN} and at most {CHUNK_LEN}"
             )
         return self
 
