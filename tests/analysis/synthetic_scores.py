@@ -208,11 +208,15 @@ class ScoreMaker:
                 "experiment": "quality",
                 "workload": "training_run",
                 "point": Point(batch_size=8, context_len=TRAINED_LEN, task="classic_books"),
-                "backend": {"role": role, "training": "chunkwise" if model == "retnet" else "sdpa"},
+                "backend": {
+                    "role": role,
+                    "seed": seed or 0,
+                    "learning_rate": rate,
+                    "training": "chunkwise" if model == "retnet" else "sdpa",
+                },
                 "metrics": {
                     "validation_loss_nats": Metric(unit="nats", value=loss[-1]),
                     "tokens_per_s": Metric(unit="tokens/s", value=9000 + own.random()),
-                    "learning_rate": Metric(unit="ratio", value=rate),
                     "num_tokens": Metric(unit="count", value=NUM_TOKENS),
                 },
                 "series": {
@@ -254,7 +258,7 @@ class ScoreMaker:
                     format="retbench",
                     seed=seed,
                     num_tokens=NUM_TOKENS,
-                    learning_rate=2e-3,
+                    learning_rate=own["backend"].get("learning_rate", 2e-3),
                     corpus="classic_books",
                 ),
             ),
@@ -277,7 +281,6 @@ class ScoreMaker:
             "tokenizer_fingerprint": "0123456789ab",
             **own.get("settings", {}),
         }
-        rate = own["metrics"].get("learning_rate")
         identity = (
             own["workload"],
             own["point"],
@@ -285,8 +288,8 @@ class ScoreMaker:
             size,
             seed,
             arguments["settings"],
-            rate,
-            own.get("backend", {}).get("role"),
+            own["backend"].get("learning_rate"),
+            own["backend"].get("role"),
             self.started,
         )
         arguments["cell_id"] = hashlib.sha256(repr(identity).encode()).hexdigest()[:16]

@@ -81,6 +81,15 @@ def test_the_report_reads_what_training_writes(plan: TrainingPlan, tmp_path: Pat
         assert record.backend["best_rate_is"] in ("the lowest of the grid", "the highest of the grid")
 
 
+def test_runs_that_failed_are_told_apart(plan_of: PlanOf, tmp_path: Path) -> None:
+    plan = plan_of(*SMALL, "training.learning_rates=[1e30, 1e31]", "training.seeds=[3]")
+    readings = select_readings(trained_records(plan, tmp_path))
+    assert readings.left_out == ()
+    assert {
+        (record.model.name, subject_of(record), learning_rate(record)) for record in readings.records
+    } == {(name, ("300k", 3), rate) for name in ("retnet", "transformer") for rate in (1e30, 1e31)}
+
+
 def test_what_a_run_was_for_and_what_it_ran_on_make_it_another(plan_of: PlanOf, tmp_path: Path) -> None:
     def cell_ids(plan: TrainingPlan, name: str) -> set[str]:
         return {record.cell_id for record in trained_records(plan, tmp_path / name)}
