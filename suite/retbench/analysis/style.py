@@ -259,7 +259,7 @@ def set_count_axis(axes: Axes, counts: Sequence[float], labels: Sequence[str]) -
     margin = (max(counts) / min(counts)) ** 0.08 if max(counts) > min(counts) else 1.5
     low, high = min(counts) / margin, max(counts) * margin
     width_in = axes.get_position().width * WIDTH_IN
-    shown, free_in = [], width_in
+    shown, free_in = list[str](), width_in
     for count, label in zip(reversed(counts), reversed(labels), strict=True):
         middle_in, half_in = width_in * log(count / low) / log(high / low), 0.03 * len(label)
         has_room = not shown or middle_in + half_in <= free_in
