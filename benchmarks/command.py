@@ -29,7 +29,7 @@ def run_command(
     options = _parse(arguments, prog, description, epilog)
     if options.list:
         for name, bar in bars.items():
-            print(f"{name:20} {bar.title}" + (f"  [{', '.join(bar.peers)}]" if bar.peers else ""))
+            print(f"{name:24} {bar.title}" + (f"  [{', '.join(bar.peers)}]" if bar.peers else ""))
         return 0
     try:
         names = _chosen(bars, options.only)

@@ -9,7 +9,8 @@ from benchmarks.peers.bars import BARS
 EPILOG = """\
 Each line holds both sides, their ratio, its 90 % interval over rounds (low, high), the limit and whether it holds:
 the whole interval must lie inside. Where equality is shown, `ours` is the largest absolute difference, `theirs` the
-root mean square of the peer's logits, `ratio` the error; where speed is, both are seconds. Run nothing else meanwhile.
+root mean square of the peer's logits, `ratio` the error; where speed is, both are seconds or what `note` says. Run
+nothing else meanwhile.
 
 Example: python -m benchmarks.peers --only decode-torchscale --only decode-llama-4k
 """

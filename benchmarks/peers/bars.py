@@ -137,6 +137,11 @@ BARS: dict[str, Bar] = {
         {},
         ("torchscale", "yet_another_retnet"),
     ),
+    "training-throughput-2048": Bar(
+        "training at 2,048: RetNet's tokens/s over those of the matched Transformer with fused attention, at least .80",
+        "training_pair",
+        "throughput",
+    ),
 }
 
 

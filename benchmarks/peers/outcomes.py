@@ -34,7 +34,7 @@ class Outcome:
 
     Attributes:
         bar: The bar's name, followed by what this line is about where the bar has several.
-        ours: Seconds of a step or call; of an error, the largest absolute difference.
+        ours: Seconds of a step or call, or what the note says; of an error, the largest absolute difference.
         theirs: The same of the peer; of an error, the root mean square of the reference.
         ratio: ours / theirs, or what `bar` says.
         low: Lower end of its 90 % interval over rounds; the ratio itself where nothing is random.
@@ -94,7 +94,9 @@ def worst(outcomes: Sequence[Outcome]) -> Outcome:
     return max(outcomes, key=lambda outcome: (outcome.ratio != outcome.ratio, outcome.ratio))
 
 
-def speed_outcome(bar: str, ours: Sequence[float], theirs: Sequence[float], limit: Limit) -> Outcome:
+def speed_outcome(
+    bar: str, ours: Sequence[float], theirs: Sequence[float], limit: Limit, note: str = ""
+) -> Outcome:
     """Ratio of two sides paired by round, with its interval; `ours` and `theirs` are geometric means over rounds.
 
     Raises:
@@ -104,4 +106,4 @@ def speed_outcome(bar: str, ours: Sequence[float], theirs: Sequence[float], limi
     if interval.low is None or interval.high is None:
         raise ValueError(f"{bar}: one round has no interval; measure at least two")
     sides = geometric_mean(ours), geometric_mean(theirs)
-    return Outcome(bar, *sides, interval.value, interval.low, interval.high, limit)
+    return Outcome(bar, *sides, interval.value, interval.low, interval.high, limit, note)

@@ -74,17 +74,17 @@ def _equality(model: Decoder, peer: nn.Module, tokens: Tensor) -> Iterator[Outco
     logits = training_step(model, model, tokens)
     expected = training_step(peer, lambda x: peer(x)[0], tokens)
     yield error_outcome("training: equality, logits", logits, expected, FP32_LIMIT)
-    mapped = map_weights("torchscale", model.config, _gradients(peer))
+    mapped = map_weights("torchscale", model.config, gradients(peer))
     errors = [
         error_outcome(
             f"training: equality, worst gradient, of {name}", gradient, mapped[name], GRADIENT_LIMIT
         )
-        for name, gradient in _gradients(model).items()
+        for name, gradient in gradients(model).items()
     ]
     yield worst(errors)
 
 
-def _gradients(module: nn.Module) -> dict[str, Tensor]:
+def gradients(module: nn.Module) -> dict[str, Tensor]:
     """The gradient of every weight that has one."""
     return {name: weight.grad for name, weight in module.named_parameters() if weight.grad is not None}
 

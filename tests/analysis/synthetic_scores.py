@@ -42,6 +42,7 @@ class ScoreMaker:
     started: datetime = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
     code_revision: str = CPU.code_revision
     num_documents: int = 60
+    bits: Mapping[str, Mapping[str, float]] = field(default_factory=lambda: BITS)
     change: Change = lambda arguments: arguments
     change_rows: Callable[[str, list[dict[str, Any]]], list[dict[str, Any]]] = lambda model, rows: rows
     records: list[Record] = field(init=False, default_factory=list)
@@ -59,7 +60,7 @@ class ScoreMaker:
 
     def trainings(self) -> list[Record]:
         """The grid of three rates at the smallest size, then a final run of each subject."""
-        for model in BITS:
+        for model in self.bits:
             for rate in (1e-3, 2e-3, 4e-3):
                 self._training(model, "1m", 0, rate, "tuning")
         for model, size, seed in self._subjects():
@@ -89,7 +90,9 @@ class ScoreMaker:
         return self.root / CPU.name / experiment
 
     def _subjects(self) -> list[tuple[str, str, int | None]]:
-        return [(model, size, seed) for size, seeds in self.seeds.items() for seed in seeds for model in BITS]
+        return [
+            (model, size, seed) for size, seeds in self.seeds.items() for seed in seeds for model in self.bits
+        ]
 
     def _perplexity(
         self, model: str, size: str, seed: int | None, corpus: str, protocol: str, context_len: int
@@ -97,7 +100,9 @@ class ScoreMaker:
         draw = random.Random(f"{corpus}/{protocol}/{context_len}")  # the same documents for all
         own = random.Random(f"{corpus}/{model}/{size}/{seed}")
         level = (
-            BITS[model][size] * (1 + 0.004 * own.gauss(0, 1)) * (0.95 if corpus.startswith("lit") else 1.05)
+            self.bits[model][size]
+            * (1 + 0.004 * own.gauss(0, 1))
+            * (0.95 if corpus.startswith("lit") else 1.05)
         )
         rows = []
         for number in range(self.num_documents):
@@ -197,7 +202,9 @@ class ScoreMaker:
 
     def _training(self, model: str, size: str, seed: int | None, rate: float, role: str) -> None:
         own = random.Random(f"train/{model}/{size}/{seed}/{rate}")
-        last = BITS[model][size] * math.log(2) * (1 + 0.004 * own.gauss(0, 1)) * (1 + abs(rate - 2e-3) * 20)
+        last = (
+            self.bits[model][size] * math.log(2) * (1 + 0.004 * own.gauss(0, 1)) * (1 + abs(rate - 2e-3) * 20)
+        )
         tokens = [NUM_TOKENS * step // 20 for step in range(1, 21)]
         loss = [last + 2.2 * math.exp(-4 * count / NUM_TOKENS) for count in tokens]
         self._add(
@@ -208,11 +215,15 @@ class ScoreMaker:
                 "experiment": "quality",
                 "workload": "training_run",
                 "point": Point(batch_size=8, context_len=TRAINED_LEN, task="classic_books"),
-                "backend": {"role": role, "training": "chunkwise" if model == "retnet" else "sdpa"},
+                "backend": {
+                    "role": role,
+                    "seed": seed or 0,
+                    "learning_rate": rate,
+                    "training": "chunkwise" if model == "retnet" else "sdpa",
+                },
                 "metrics": {
                     "validation_loss_nats": Metric(unit="nats", value=loss[-1]),
                     "tokens_per_s": Metric(unit="tokens/s", value=9000 + own.random()),
-                    "learning_rate": Metric(unit="ratio", value=rate),
                     "num_tokens": Metric(unit="count", value=NUM_TOKENS),
                 },
                 "series": {
@@ -229,7 +240,7 @@ class ScoreMaker:
         self, model: str, size: str, seed: int | None, own: dict[str, Any], rows: list[dict[str, Any]] | None
     ) -> None:
         """Make a record around what is its own, and store its documents."""
-        config = matched_pair(size)[model]
+        config = matched_pair(size)[model.partition("_")[0]]
         moment = self.started + timedelta(seconds=len(self.records))
         arguments: dict[str, Any] = {
             "run_id": self.started.strftime("%Y%m%dT%H%M%SZ"),
@@ -254,7 +265,7 @@ class ScoreMaker:
                     format="retbench",
                     seed=seed,
                     num_tokens=NUM_TOKENS,
-                    learning_rate=2e-3,
+                    learning_rate=own["backend"].get("learning_rate", 2e-3),
                     corpus="classic_books",
                 ),
             ),
@@ -277,7 +288,6 @@ class ScoreMaker:
             "tokenizer_fingerprint": "0123456789ab",
             **own.get("settings", {}),
         }
-        rate = own["metrics"].get("learning_rate")
         identity = (
             own["workload"],
             own["point"],
@@ -285,8 +295,8 @@ class ScoreMaker:
             size,
             seed,
             arguments["settings"],
-            rate,
-            own.get("backend", {}).get("role"),
+            own["backend"].get("learning_rate"),
+            own["backend"].get("role"),
             self.started,
         )
         arguments["cell_id"] = hashlib.sha256(repr(identity).encode()).hexdigest()[:16]

@@ -12,12 +12,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
 from analysis.synthetic_records import CPU, GPU, SMALL, SMALL_TRAINER, TRAINER, Maker
+from analysis.words import check_words
 from retbench.analysis import style
 from retbench.analysis.drawings import Drawing
 from retbench.analysis.figures import draw_figures, make_drawings
@@ -232,26 +232,7 @@ def test_conditions_stand_at_the_foot(drawings: list[Drawing]) -> None:
 )
 def test_no_word_leaves_its_figure_or_covers_another(make: Any) -> None:
     for drawing in make_drawings(select(make())):
-        figure = drawing.figure
-        with style.house_style():
-            renderer = FigureCanvasAgg(figure).get_renderer()
-            figure.draw(renderer)
-            words = [text for axes in figure.axes for text in axes.texts] + figure.texts
-            words += [tick for axes in figure.axes for tick in axes.get_xticklabels()]
-            words += [text for axes in figure.axes for text in (axes._left_title,)]  # type: ignore[attr-defined]
-            notes = [(t.get_text(), t.get_window_extent(renderer)) for t in words if t.get_text().strip()]
-        for text, box in notes:
-            assert box.x0 >= -1, (drawing.name, text)
-            assert box.x1 <= figure.bbox.x1 + 1, (drawing.name, text)
-            assert box.y0 >= -1, (drawing.name, text)
-            assert box.y1 <= figure.bbox.y1 + 1, (drawing.name, text)
-        for number, (text, box) in enumerate(notes):
-            for other, another in notes[number + 1 :]:
-                overlap = (
-                    min(box.x1, another.x1) - max(box.x0, another.x0),
-                    min(box.y1, another.y1) - max(box.y0, another.y0),
-                )
-                assert min(overlap) < 1.5, (drawing.name, text, other)
+        check_words(drawing)
 
 
 def test_an_interval_far_wider_than_the_values_does_not_flatten_them() -> None:

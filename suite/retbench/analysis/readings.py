@@ -65,8 +65,9 @@ def question_of(record: Record) -> Question:
 
 
 def subject_of(record: Record) -> Subject:
-    """Which of the models of its name a record is about."""
-    return Subject(record.model.size, record.model.weights.seed if record.model.weights else None)
+    """Which of the models of its name a record is about; a training that failed left no weights to tell its seed."""
+    seed = record.model.weights.seed if record.model.weights else record.backend.get("seed")
+    return Subject(record.model.size, seed if isinstance(seed, int) else None)
 
 
 def is_final(record: Record) -> bool:
@@ -122,11 +123,11 @@ def _place(record: Record) -> tuple[object, ...]:
 
 
 def learning_rate(record: Record) -> float | None:
-    """The highest learning rate that the weights of a record were trained with; None where it is not known."""
-    measured = record.metrics.get("learning_rate")
-    if measured is not None:
-        return measured.value
-    return record.model.weights.learning_rate if record.model.weights else None
+    """The highest learning rate that weights were trained with, or were to be; None where it is not known."""
+    if record.model.weights:
+        return record.model.weights.learning_rate
+    rate = record.backend.get("learning_rate")
+    return rate if isinstance(rate, float) else None
 
 
 def num_trained_tokens(record: Record) -> int | None:

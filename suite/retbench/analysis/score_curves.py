@@ -215,7 +215,10 @@ def _fill_exams(axes: Axes, exams: Sequence[Exam], models: Lineup) -> list[float
 
 
 def _name_models(axes: Axes, models: Lineup, present: set[str], *, chance: bool) -> None:
-    """The models' names in their colours above the axes, each with its marker, and the mark of guessing."""
+    """The models' names in their colours above the axes, each with its marker, and the mark of guessing.
+
+    What does not fit in that line stands in further ones, for which the axes make room at their top.
+    """
     looks = [
         (models.labels[name], style.look(index))
         for index, name in enumerate(models.models)
@@ -224,15 +227,18 @@ def _name_models(axes: Axes, models: Lineup, present: set[str], *, chance: bool)
     marks = [(name, look.marker, look.line, look.text) for name, look in looks]
     if chance:
         marks.append(("guessing", "|", style.MUTED, style.MUTED))
-    x_pt = 2.0
-    for name, marker, line, text in marks:
-        place = offset_copy(axes.transAxes, axes.figure.figure, x=x_pt, y=7, units="points")
-        axes.plot(0, 1, marker, color=line, transform=place, clip_on=False)
+    x_pt, room_pt, line = 2.0, (1 - axes.get_position().x0) * style.WIDTH_IN * style.POINTS_PER_IN, 0
+    for name, marker, colour, text in marks:
+        if x_pt > 2 and x_pt + 5 + 4.2 * len(name) > room_pt:
+            x_pt, line = 2.0, line + 1
+        y_pt = 7.0 - 10 * line
+        place = offset_copy(axes.transAxes, axes.figure.figure, x=x_pt, y=y_pt, units="points")
+        axes.plot(0, 1, marker, color=colour, transform=place, clip_on=False)
         axes.annotate(
             name,
             xy=(0, 1),
             xycoords="axes fraction",
-            xytext=(x_pt + 5, 7),
+            xytext=(x_pt + 5, y_pt),
             textcoords="offset points",
             color=text,
             fontweight="bold",
@@ -240,6 +246,8 @@ def _name_models(axes: Axes, models: Lineup, present: set[str], *, chance: bool)
             va="center",
         )
         x_pt += 18 + 4.2 * len(name)
+    bottom, top = axes.get_ylim()
+    axes.set_ylim(bottom, top - 1.2 * line)
 
 
 def _new(

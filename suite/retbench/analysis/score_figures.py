@@ -282,13 +282,18 @@ def _exam(scores: Scores, question: Question, records: Sequence[Record]) -> Exam
     """The answers to a task, by model and seed."""
     mine = [record for record in records if question_of(record) == question]
     mine.sort(key=lambda record: (scores.models.models.index(record.model.name), _seed(subject_of(record))))
-    size = records[0].model.size
-    made = [c for c in scores.compared(question) if c.subject.size == size and "acc" in c.accuracies]
+    size, challengers = records[0].model.size, scores.models.challengers
+    notes = [
+        (f"{scores.models.labels[model]} " if len(challengers) > 1 else "") + _note(comparison)
+        for model in challengers  # in the order of their dots
+        for comparison in scores.compared(question, model)
+        if comparison.subject.size == size and "acc" in comparison.accuracies
+    ]
     return Exam(
         task=str(question.task),
         answers=tuple(_answer(record) for record in mine),
         chance=chance(question.task, "acc"),
-        note="\n".join(_note(comparison) for comparison in made),
+        note="\n".join(notes),
     )
 
 

@@ -9,6 +9,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import log
 from pathlib import Path
 from typing import Any
 
@@ -253,14 +254,22 @@ def set_range_axis(axes: Axes, low: float, high: float) -> None:
 
 
 def set_count_axis(axes: Axes, counts: Sequence[float], labels: Sequence[str]) -> None:
-    """A logarithmic axis of counts, ticked and labelled at these."""
+    """A logarithmic axis of counts, ticked at these, and labelled where there is room; they rise."""
     axes.set_xscale("log")
+    margin = (max(counts) / min(counts)) ** 0.08 if max(counts) > min(counts) else 1.5
+    low, high = min(counts) / margin, max(counts) * margin
+    width_in = axes.get_position().width * WIDTH_IN
+    shown, free_in = list[str](), width_in
+    for count, label in zip(reversed(counts), reversed(labels), strict=True):
+        middle_in, half_in = width_in * log(count / low) / log(high / low), 0.03 * len(label)
+        has_room = not shown or middle_in + half_in <= free_in
+        shown.append(label if has_room else "")
+        free_in = middle_in - half_in - 0.03 if has_room else free_in
     axes.xaxis.set_major_locator(FixedLocator(list(counts)))
-    axes.xaxis.set_major_formatter(FixedFormatter(list(labels)))
+    axes.xaxis.set_major_formatter(FixedFormatter(shown[::-1]))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_minor_formatter(NullFormatter())
-    margin = (max(counts) / min(counts)) ** 0.08 if max(counts) > min(counts) else 1.5
-    axes.set_xlim(min(counts) / margin, max(counts) * margin)
+    axes.set_xlim(low, high)
 
 
 def save_figure(figure: Figure, stem: Path) -> list[Path]:

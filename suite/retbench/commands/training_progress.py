@@ -118,8 +118,8 @@ def describe(event: Event, plan: TrainingPlan) -> str:
     match event:
         case Planned(num_runs=total, num_done=done):
             tokens = sum(map(plan.num_tokens, [*plan.tuning_runs, *plan.final_runs]))
-            found = f"; {done} are on disk already" if done else ""
-            return f"{total} runs to train, {format_count(tokens)} tokens in all{found}"
+            found = f"; on disk already: {done}" if done else ""
+            return f"runs to train: {total}, {format_count(tokens)} tokens in all{found}"
         case WaitingForLock(holder=holder):
             return f"waiting: another run is timing on this machine ({holder})"
         case RunStarted(run=run, number=number, num_runs=total, step=step):
@@ -157,7 +157,7 @@ def _summary(result: TrainingResult) -> str:
     """How training ended."""
     end = "interrupted; the same command goes on from here" if result.interrupted else "finished"
     failed = sum(run.status == "failed" for run in result.runs)
-    return f"{end}: {len(result.runs) - failed} runs done" + (f", {failed} failed" if failed else "")
+    return f"{end}: {len(result.runs) - failed} done" + (f", {failed} failed" if failed else "")
 
 
 def _pace(event: StepDone) -> str:

@@ -1,5 +1,6 @@
 """The tensors of a snapshot that several processes write together: torch's distributed checkpoint."""
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -70,5 +71,8 @@ def read(folder: Path, weight_of: Callable[[str], Tensor]) -> Iterator[tuple[str
         found[key] = (
             torch.empty_like(weight) if is_alike else torch.empty(stored.size, dtype=stored.properties.dtype)
         )
-    load(found, storage_reader=reader, no_dist=not dist.is_initialized())
+    with warnings.catch_warnings():
+        # torch warns of one process that takes up what several wrote, which is what is wanted.
+        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+        load(found, storage_reader=reader, no_dist=not dist.is_initialized())
     yield from found.items()

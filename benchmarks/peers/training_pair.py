@@ -1,0 +1,121 @@
+"""The bar on training a pair: RetNet's tokens a second in whole steps over those of the matched Transformer."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from statistics import median
+
+from benchmarks.peers.outcomes import Limit, Outcome, error_outcome, speed_outcome, worst
+from benchmarks.peers.rounds import interleave
+from benchmarks.peers.training import GRADIENT_LIMIT, LENGTH, gradients, training_step
+from retbench.commands.train import Request, make_training_plan
+from retbench.data.batches import Batches
+from retbench.data.packing import pack
+from retbench.errors import UnsupportedError
+from retbench.training.loop import Stopped, Trainer
+from retbench.training.plan import TrainingPlan, TrainingRun
+
+BAR = "training-throughput-2048"
+SIZE = "3m"
+"""The largest that the experiment `quality` trains on two cores."""
+BATCH_SIZE = 2
+WARM, TIMED = 1, 5
+"""Untimed and timed steps of a turn."""
+LIMIT = 0.8
+
+
+class _Training:
+    """A run of `retbench train`, a few steps a turn; what it writes between two turns is not timed."""
+
+    def __init__(self, plan: TrainingPlan, run: TrainingRun, batches: Batches, folder: Path) -> None:
+        self.first = batches.batch(0)
+        # The run has more steps than are taken, so that nothing is scored: any rows will do.
+        self.trainer = Trainer(plan, run, batches, self.first, folder / run.name, lambda event: None)
+        self.tokens_per_step = plan.spec.tokens_per_step
+
+    def __call__(self) -> float:
+        """Tokens a second in the median step of a turn."""
+        seconds: list[float] = []
+        with suppress(Stopped):
+            self.trainer.train(
+                lambda: len(seconds) == WARM + TIMED, lambda step, loss, taken: seconds.append(taken)
+            )
+        return self.tokens_per_step / median(seconds[WARM:])
+
+    def equality(self, reference: str) -> Outcome:
+        """The worst gradient of the first sequence against that of another backend."""
+        model, found = self.trainer.model, []
+        own = model.backend
+        for backend in (own, reference):
+            model.set_backend(backend)
+            training_step(model, model, self.first[:1])
+            found.append(gradients(model))
+        model.set_backend(own)
+        name = f"{BAR}: equality, worst gradient of {own} = {reference}"
+        return worst(
+            [
+                error_outcome(f"{name}, of {weight}", gradient, found[1][weight], GRADIENT_LIMIT)
+                for weight, gradient in found[0].items()
+            ]
+        )
+
+    @property
+    def ran(self) -> str:
+        """The form, or the attention kernel, that ran."""
+        return "+".join(sorted(set(self.trainer.model.ran().values())))
+
+
+def throughput(rounds: int) -> Iterator[Outcome]:
+    """Steps of the pair of `retbench train quality`, on Python's library: forward, backward, clipping and AdamW.
+
+    Raises:
+        UnsupportedError: torch has no fused attention for the Transformer here.
+    """
+    with tempfile.TemporaryDirectory() as place:
+        retnet, transformer = _pair(rounds, Path(place))
+        proofs = [retnet.equality("parallel"), transformer.equality("reference")]
+        yield from proofs
+        if not all(proof.holds for proof in proofs):
+            return
+        values = interleave({"ours": retnet, "theirs": transformer}, rounds)
+        if transformer.ran != "sdpa:flash":
+            raise UnsupportedError(
+                f"{BAR}: attention ran as {transformer.ran}, which is not fused. Use a torch that has it on a CPU."
+            )
+        note = f"tokens/s, size {SIZE}; {retnet.ran} over {transformer.ran}"
+        yield speed_outcome(BAR, values["ours"], values["theirs"], Limit(low=LIMIT), note)
+
+
+def _pair(rounds: int, folder: Path) -> tuple[_Training, _Training]:
+    """RetNet and the Transformer of the experiment, each about to take its first step."""
+    plan = _plan(rounds * (WARM + TIMED) + 1)
+    most = plan.spec.num_steps * plan.spec.batch_size * (plan.spec.seq_len + 1)
+    packed = pack(plan.corpus, "train", plan.tokenizer, folder, max_tokens=most)
+    sides = {
+        run.model_name: _Training(
+            plan,
+            run,
+            Batches(packed, batch_size=plan.spec.batch_size, seq_len=plan.spec.seq_len, seed=run.seed),
+            folder,
+        )
+        for run in plan.final_runs
+    }
+    return sides["retnet"], sides["transformer"]
+
+
+def _plan(num_steps: int) -> TrainingPlan:
+    """The experiment's plan for two cores, of one size, seed and rate, without a data folder."""
+    overrides = (
+        "training.corpus=python",
+        f'training.sizes=["{SIZE}"]',
+        "training.tuning_sizes=[]",
+        "training.seeds_by_size={}",
+        "training.learning_rates=[4e-3]",
+        f"training.seq_len={LENGTH}",
+        f"training.batch_size={BATCH_SIZE}",
+        f"training.num_tokens={num_steps * BATCH_SIZE * LENGTH}",
+        f"training.validate_every={num_steps}",
+        f"training.checkpoint_every={num_steps}",
+    )
+    return make_training_plan(Request("quality", "cpu", "cpu", overrides, None))

@@ -1,0 +1,60 @@
+import pytest
+
+from retbench.errors import ConfigError
+from retbench.training.launch import Launch
+from retbench.training.plan import check_shares
+from tests.training.conftest import PlanOf
+
+TORCHRUN = {
+    "RANK": "5",
+    "WORLD_SIZE": "8",
+    "LOCAL_RANK": "1",
+    "LOCAL_WORLD_SIZE": "4",
+    "MASTER_ADDR": "127.0.0.1",
+    "MASTER_PORT": "29500",
+}
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """The environment that torchrun gives to a process."""
+    for name, value in TORCHRUN.items():
+        monkeypatch.setenv(name, value)
+    return monkeypatch
+
+
+def test_without_torchrun_there_is_one_process(launched: pytest.MonkeyPatch) -> None:
+    for name in TORCHRUN:
+        launched.delenv(name)
+    assert Launch.from_environment() == Launch(0, 1, 0, 1)
+    assert Launch.from_environment().command("retbench train x") == "retbench train x"
+
+
+@pytest.mark.usefixtures("launched")
+def test_torchrun_says_the_place_of_each_process() -> None:
+    launch = Launch.from_environment()
+    assert launch == Launch(rank=5, world_size=8, local_rank=1, local_world_size=4)
+    assert launch.command("retbench train x") == "torchrun --nnodes 2 --nproc-per-node 4 -m retbench train x"
+
+
+@pytest.mark.parametrize("name", sorted(TORCHRUN.keys() - {"WORLD_SIZE"}))
+def test_several_processes_that_torchrun_did_not_start_are_refused(
+    launched: pytest.MonkeyPatch, name: str
+) -> None:
+    launched.delenv(name)
+    with pytest.raises(ConfigError, match=f"WORLD_SIZE is 8 and {name} is not set. Start .* with torchrun"):
+        Launch.from_environment()
+
+
+@pytest.mark.parametrize(("name", "value"), [("RANK", "first"), ("WORLD_SIZE", "two"), ("LOCAL_RANK", "")])
+def test_numbers_that_are_none_are_refused(launched: pytest.MonkeyPatch, name: str, value: str) -> None:
+    launched.setenv(name, value)
+    with pytest.raises(ConfigError, match=f"'{name}': '{value}'.*not all whole numbers"):
+        Launch.from_environment()
+
+
+def test_a_batch_that_cannot_be_shared_evenly_is_refused(plan_of: PlanOf) -> None:
+    spec = plan_of("training.batch_size=6").spec
+    check_shares(spec, 3)
+    with pytest.raises(ConfigError, match=r"batch_size is 6, and 4 processes cannot share .* multiple of 4"):
+        check_shares(spec, 4)
