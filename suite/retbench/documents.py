@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import json
 import os
+import zlib
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -51,7 +52,7 @@ def read_documents(folder: Path, documents: Documents) -> list[dict[str, Any]]:
     path = folder / documents.file
     try:
         text = gzip.decompress(path.read_bytes())
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise RecordError(
             f"{path}: the results of the record's documents cannot be read: {error}. Run the same command with --fresh."
         ) from error
