@@ -137,6 +137,8 @@ def test_a_full_disk_is_said_and_the_same_command_goes_on(
     assert "Traceback" not in failed.stderr
     assert f"retnet-300k-seed0/{name}: " in failed.stderr
     assert "File too large" in failed.stderr
+    left = {path.name for path in (tmp_path / "full").rglob("*") if path.name.startswith(".")}
+    assert left == set()  # nothing half written
     assert CliRunner().invoke(app, command).exit_code == 0
     models = [
         (tmp_path / out / "checkpoints/tiny/cpu/retnet-300k-seed0/final/model.safetensors").read_bytes()

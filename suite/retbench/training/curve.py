@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from retbench.training.files import write_atomic
+from retbench.files import write_atomic
 
 
 @dataclass(frozen=True)

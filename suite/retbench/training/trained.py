@@ -14,7 +14,7 @@ from typing import Any
 
 from retbench.checkpoints.reading import read_checkpoint
 from retbench.errors import ConfigError
-from retbench.training.files import write_atomic
+from retbench.files import write_atomic
 from retbench.training.plan import TrainingPlan, TrainingRun, differences
 
 CHECKPOINTS = "checkpoints"
