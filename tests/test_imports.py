@@ -27,6 +27,7 @@ LAYERS: list[set[str]] = [
         "cells",
         "records",
         "documents",
+        "files",
     },
     {"models"},
     {"data"},

@@ -60,6 +60,8 @@ DataDir = Annotated[
     Path | None,
     typer.Option(
         "--data-dir",
+        exists=True,
+        file_okay=False,
         help="Folder that corpora, tokenizers and tasks are looked up in; by default that of RETBENCH_DATA.",
     ),
 ]

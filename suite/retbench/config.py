@@ -297,8 +297,8 @@ def explain(error: ValidationError, model: type[BaseModel], where: str) -> str:
         elif fault["type"] == "union_tag_not_found":
             lines.append(f"{where}: [{place}] lacks the field {fault['ctx']['discriminator']}. Add it.")
         else:
-            said = fault["msg"].removeprefix("Value error, ")  # pydantic's words before ours
-            lines.append(f"{where}: '{place}' is {fault['input']!r}: {said}.")
+            reason = fault["msg"].removeprefix("Value error, ").removesuffix(".")
+            lines.append(f"{where}: '{place}' is {fault['input']!r}: {reason}.")
     return "\n".join(dict.fromkeys(lines))
 
 

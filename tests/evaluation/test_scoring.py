@@ -99,14 +99,6 @@ def test_what_cannot_be_scored_is_refused(request_):
         Scorer(build("llama"), max_length=8).score([request_])
 
 
-def test_progress_ends_with_all_requests():
-    told = []
-    requests = questions(5, 4)
-    Scorer(build("fla"), max_length=64, batch_tokens=64).score(requests, lambda *done: told.append(done))
-    assert told[-1] == (20, 20)
-    assert [done for done, _ in told] == sorted(done for done, _ in told)
-
-
 SMALL = st.lists(st.integers(0, 2), min_size=1, max_size=10)
 
 

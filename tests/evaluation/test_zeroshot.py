@@ -1,6 +1,5 @@
 """Scores of real tasks: lm-eval's metrics, the same however requests are batched, traceable to their documents."""
 
-import json
 import math
 
 import pytest
@@ -106,14 +105,6 @@ def test_truncated_requests_are_counted(byte_lm, data_dir):
 
 def test_data_that_makes_other_prompts_than_the_hubs_is_said(byte_lm, data_dir):
     assert "title" in evaluate(byte_lm, "boolq", data_dir=data_dir, limit=1).data_note
-
-
-def test_everything_but_the_documents_goes_into_a_record(byte_lm, data_dir):
-    found = evaluate(byte_lm, "copa", data_dir=data_dir, limit=2, num_fewshot=1)
-    fields = json.loads(json.dumps(found.to_json()))
-    assert fields["metrics"]["acc"].keys() == {"value", "stderr", "higher_is_better"}
-    assert fields["fewshot_source"] == "validation, without the document itself"
-    assert "documents" not in fields
 
 
 @pytest.mark.parametrize("limit", [0, -3])

@@ -1,5 +1,6 @@
 """A small corpus of real text, and plans that train two small models on it in a second."""
 
+import csv
 import pydoc_data.topics
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 
 from retbench.commands.train import Request, make_training_plan
 from retbench.data.packing import pack
+from retbench.training.curve import CurvePoint
 from retbench.training.engine import TrainingText
 from retbench.training.plan import TrainingPlan
 
@@ -82,3 +84,17 @@ def text_of(plan: TrainingPlan) -> TrainingText:
     return TrainingText(
         pack(plan.corpus, "train", plan.tokenizer), pack(plan.corpus, "validation", plan.tokenizer)
     )
+
+
+def read_curve(path: Path) -> list[CurvePoint]:
+    """The points in the file of a learning curve, as any program would read them."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return [
+            CurvePoint(
+                **{
+                    name: int(value) if name in ("step", "num_tokens") else float(value)
+                    for name, value in row.items()
+                }
+            )
+            for row in csv.DictReader(file)
+        ]

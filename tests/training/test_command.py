@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
-from retbench.training.files import checksum
+from retbench.files import checksum
 from retbench.training.trained import find_trained
 
 FINAL = Path("checkpoints/tiny/cpu/retnet-1m-seed0")

@@ -4,7 +4,8 @@ from tempfile import TemporaryDirectory
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retbench.training.curve import CurvePoint, read_curve, write_curve
+from retbench.training.curve import CurvePoint, write_curve
+from tests.training.conftest import read_curve
 
 numbers = st.floats(allow_nan=False)
 points = st.builds(

@@ -9,6 +9,7 @@ import pytest
 
 from retbench.checkpoints.reading import read_checkpoint
 from retbench.errors import ConfigError
+from retbench.files import checksum
 from retbench.records import Record, read_records
 from retbench.training.engine import delete_runs, train_all
 from retbench.training.events import (
@@ -21,7 +22,6 @@ from retbench.training.events import (
     TrainingResult,
     Tuned,
 )
-from retbench.training.files import checksum
 from retbench.training.plan import TrainingPlan
 from retbench.training.trained import find_trained, run_folder
 from tests.training.conftest import PlanOf, text_of

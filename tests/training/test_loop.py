@@ -11,9 +11,9 @@ from torch import Tensor
 
 from retbench.data.batches import Batches
 from retbench.errors import DivergedError
+from retbench.files import checksum
 from retbench.models.build import build_model
 from retbench.training.events import Event
-from retbench.training.files import checksum
 from retbench.training.loop import Stopped, Trainer
 from retbench.training.losses import mean_loss, validation_rows
 from retbench.training.plan import TrainingPlan

@@ -19,14 +19,13 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from retbench.cli import app
+from retbench.files import checksum
 from retbench.records import Record, read_records
-from retbench.training.curve import read_curve
-from retbench.training.files import checksum
 from retbench.training.ranks import ALONE
 from retbench.training.snapshots import find_snapshot
 from retbench.training.trained import find_trained
 from tests.training import two_processes
-from tests.training.conftest import TINY_TRAINING
+from tests.training.conftest import TINY_TRAINING, read_curve
 
 ROOT = Path(__file__).resolve().parents[2]
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]

@@ -16,12 +16,11 @@ from retbench.analysis.readings import (
 from retbench.checkpoints.reading import read_checkpoint
 from retbench.errors import RecordError
 from retbench.records import Record, read_records
-from retbench.training.curve import read_curve
 from retbench.training.engine import train_all
 from retbench.training.plan import TrainingPlan
 from retbench.training.recording import Recorder
 from retbench.training.trained import run_folder
-from tests.training.conftest import PlanOf, text_of
+from tests.training.conftest import PlanOf, read_curve, text_of
 
 SMALL = ('training.sizes=["300k"]', "training.num_tokens=384", "training.validate_every=2")
 

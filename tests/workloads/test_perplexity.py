@@ -123,3 +123,10 @@ def test_a_corpus_that_changed_meanwhile_is_refused(folder: Path) -> None:
         ConfigError, match=r"'texts' has changed during the run: its fingerprint is .* and was "
     ):
         perplexity.measure(context)
+
+
+def test_a_corpus_of_short_documents_is_named(folder: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"corpus 'texts', split 'all': no document is long enough .* 'last'"
+    ):
+        perplexity.measure(context_of(folder, protocol="last", context_len=512))

@@ -80,12 +80,6 @@ def compare(mine: Record, theirs: Record, folders: Folders) -> Comparison:
         return Comparison(*lead, refusal=str(error).rstrip("."))
 
 
-def same_tokens(mine: Record, theirs: Record) -> bool:
-    """Whether a token is the same on both sides; where not, only bytes and words can be compared."""
-    own = fact(mine, "tokenizer_fingerprint")
-    return own is not None and own == fact(theirs, "tokenizer_fingerprint")
-
-
 def _difference(mine: Record, theirs: Record) -> str | None:
     """What keeps two records from being compared, in words; None where nothing does."""
     if mine.pair_id != theirs.pair_id:

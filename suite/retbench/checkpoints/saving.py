@@ -12,6 +12,7 @@ from retbench.checkpoints.config_file import CONFIG_NAME, read_json
 from retbench.checkpoints.fingerprints import fingerprint_tensors
 from retbench.checkpoints.weights import SAFETENSORS_NAME
 from retbench.errors import CheckpointError, ConfigError, StorageError
+from retbench.files import flush
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -125,7 +126,7 @@ def _write(partial: Path, tensors: "dict[str, Tensor]", config: str) -> None:
         raise OSError(str(error)) from error
     (partial / CONFIG_NAME).write_text(config, encoding="utf-8")
     for path in (partial / SAFETENSORS_NAME, partial / CONFIG_NAME, partial):
-        _flush(path)
+        flush(path)
 
 
 def _move(partial: Path, folder: Path) -> None:
@@ -140,13 +141,4 @@ def _move(partial: Path, folder: Path) -> None:
             replaced.rename(folder)
         raise
     shutil.rmtree(replaced, ignore_errors=True)
-    _flush(folder.parent)
-
-
-def _flush(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    flush(folder.parent)

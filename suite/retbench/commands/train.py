@@ -133,11 +133,17 @@ def carry_out(plan: TrainingPlan, out: Path, *, fresh: bool, as_json: bool, rank
             ranks.hold_on()
             _wait(holder, tell, lambda: bool(stopped))
 
-        try:
-            ranks.lead(lambda: stack.enter_context(timing_lock(plan.command, wait=wait)))
-            result = _train(plan, out, fresh, tell, lambda: bool(stopped), ranks)
-        except Interrupted:
-            result = TrainingResult((), (), interrupted=True)
+        def enter() -> bool:
+            """Whether the machine is ours; False when told to stop."""
+            try:
+                stack.enter_context(timing_lock(plan.command, wait=wait))
+            except Interrupted:
+                return False
+            return True
+
+        result = TrainingResult((), (), interrupted=True)
+        if ranks.lead(enter):
+            result = _train(plan, out, fresh, tell, lambda: bool(stopped), ranks) or result
     if ranks.leads:
         print_result(plan, result, as_json=as_json)
     if result.interrupted:
@@ -162,30 +168,39 @@ def _wait(holder: str, tell: Tell, stopped: Callable[[], bool]) -> None:
 
 def _train(
     plan: TrainingPlan, out: Path, fresh: bool, tell: Tell, stop: Callable[[], bool], ranks: Ranks
-) -> TrainingResult:
-    """Train, once no other run is timing on the machine."""
+) -> TrainingResult | None:
+    """Train, once no other run is timing on the machine; None where it was told to stop before the first step."""
     from retbench.training.engine import delete_runs, train_all
 
     pin_process(plan.threads)
     if fresh:
         ranks.lead(lambda: delete_runs(plan, out))
-    text = ranks.together(lambda: _read_text(plan))
+    text = ranks.together(lambda: _read_text(plan, stop))
+    if ranks.any(text is None):
+        return None
+    assert text is not None
     return train_all(plan, text, out, tell=tell, stop=stop, ranks=ranks)
 
 
-def _read_text(plan: TrainingPlan) -> "TrainingText":
-    """The tokens of a plan's corpus, packed where they are not yet."""
+def _read_text(plan: TrainingPlan, stop: Callable[[], bool]) -> "TrainingText | None":
+    """The tokens of a plan's corpus, packed where they are not yet; None when told to stop between two documents."""
     from retbench.data.packing import pack
     from retbench.training.engine import TrainingText
 
+    def check(_num_documents: int, _num_bytes: int) -> None:
+        if stop():
+            raise Interrupted
+
     # A hub's data set may have no end: what is packed of it is what the longest run learns from.
     most = None if plan.corpus.revision is None else max(map(plan.num_tokens, plan.final_runs))
-    return TrainingText(
-        train=pack(plan.corpus, "train", plan.tokenizer, max_tokens=most),
-        validation=pack(
-            plan.corpus, "validation", plan.tokenizer, max_tokens=most and plan.spec.validation_tokens + 1
-        ),
-    )
+    scored = None if most is None else plan.spec.validation_tokens + 1
+    try:
+        return TrainingText(
+            train=pack(plan.corpus, "train", plan.tokenizer, max_tokens=most, report=check),
+            validation=pack(plan.corpus, "validation", plan.tokenizer, max_tokens=scored, report=check),
+        )
+    except Interrupted:
+        return None
 
 
 def show_plan(request: Request, *, as_json: bool) -> None:

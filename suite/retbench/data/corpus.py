@@ -47,6 +47,6 @@ def check_split(corpus: Corpus, split: str) -> None:
     """ConfigError where `corpus` has no split of that name."""
     if split not in corpus.splits:
         raise ConfigError(
-            f"the corpus '{corpus.name}' has no split '{split}'; it has {', '.join(corpus.splits)}. Choose one of "
-            "these, or another corpus."
+            f"the corpus '{corpus.name}' has no split '{split}'; it has {', '.join(corpus.splits)}. Use another "
+            "corpus, or one of these where a split can be chosen."
         )

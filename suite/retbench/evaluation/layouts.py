@@ -5,6 +5,7 @@ collections that the files come from; `TASK/SPLIT.jsonl` with the hub's own fiel
 """
 
 import csv
+import zlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,7 @@ DAMAGED = (
     EOFError,
     SyntaxError,
     csv.Error,
+    zlib.error,
 )
 """What readers raise over a file that is not what its place says; a SyntaxError is one of XML."""
 

@@ -18,7 +18,7 @@ from retbench.data.tokenizers import Tokenizer
 from retbench.errors import ConfigError, UnsupportedError
 from retbench.evaluation.generation import generate_greedy
 from retbench.evaluation.prefixes import MIN_SAVED
-from retbench.evaluation.scoring import Progress, Request, Scorer
+from retbench.evaluation.scoring import Request, Scorer
 from retbench.models.decoder import Decoder
 
 MAX_GEN_TOKENS = 256
@@ -36,7 +36,6 @@ class DecoderLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no type inform
         batch_tokens: Tokens of one forward pass; by the device when None.
         add_bos: Begin every context with the tokenizer's first-token mark, as models trained so need it.
         min_saved: See `prefixes.build_tree`; None computes every request on its own.
-        progress: Told how many requests of a kind are done, of how many.
 
     Attributes:
         num_truncated: Requests whose context lost tokens at its start, since it was last set to 0.
@@ -56,7 +55,6 @@ class DecoderLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no type inform
         batch_tokens: int | None = None,
         add_bos: bool = False,
         min_saved: int | None = MIN_SAVED,
-        progress: Progress | None = None,
     ) -> None:
         super().__init__()
         if tokenizer.vocab_size > model.config.vocab_size:
@@ -73,7 +71,6 @@ class DecoderLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no type inform
         self.add_bos = add_bos
         self._max_length = max_length
         self._scorer = Scorer(model, max_length=max_length, batch_tokens=batch_tokens, min_saved=min_saved)
-        self._progress = progress
         self._encode = lru_cache(maxsize=2**16)(lambda text: tuple(tokenizer.encode(text)))
         self.num_truncated = 0
         self.num_input_tokens = 0
@@ -169,16 +166,12 @@ class DecoderLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no type inform
             prompts.append(self._prompt(text, normalize_gen_kwargs(settings, self.max_gen_toks)))
             groups[len(prompts[-1]), repr(settings)].append(index)
         texts = [""] * len(requests)
-        num_done = 0
         for members in groups.values():
             for first in range(0, len(members), GENERATION_BATCH):
                 batch = members[first : first + GENERATION_BATCH]
                 generated = self._generate([prompts[index] for index in batch], requests[batch[0]].args[1])
                 for index, text in zip(batch, generated, strict=True):
                     texts[index] = text
-                num_done += len(batch)
-                if self._progress is not None:
-                    self._progress(num_done, len(requests))
         return texts
 
     def _prompt(self, text: str, settings: Any) -> list[int]:
@@ -239,7 +232,7 @@ class DecoderLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no type inform
 
     def _score(self, requests: Sequence[Request]) -> list[tuple[float, bool]]:
         """Score and count."""
-        scored = self._scorer.score(requests, self._progress)
+        scored = self._scorer.score(requests)
         self.num_truncated += scored.num_truncated
         self.num_input_tokens += scored.num_input_tokens
         self.num_computed_tokens += scored.num_computed_tokens

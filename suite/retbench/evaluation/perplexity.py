@@ -6,7 +6,7 @@ window crosses from one document to the next.
 
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -94,7 +94,6 @@ def read_corpus(
     tokenizer: Tokenizer,
     documents: Iterable[Document],
     reading: Reading,
-    report: Callable[[int], None] = lambda num_tokens: None,
 ) -> CorpusLoss:
     """Score documents.
 
@@ -103,7 +102,6 @@ def read_corpus(
         tokenizer: Its tokenizer.
         documents: The documents.
         reading: How they are given to the model.
-        report: Called with the tokens scored so far, after each document.
 
     Raises:
         ConfigError: the tokenizer does not fit the model or cannot begin a text, or there is nothing to score.
@@ -111,7 +109,6 @@ def read_corpus(
     prefix = _prefix(model, tokenizer)
     found: list[DocumentLoss] = []
     positions: list[np.ndarray[Any, np.dtype[np.float64]]] = []
-    num_tokens = 0
     for document in documents:
         losses, tokens = _document_losses(model, prefix, tokenizer, document.text, reading)
         if not losses.size:
@@ -126,10 +123,8 @@ def read_corpus(
                 math.fsum(losses.tolist()),
             )
         )
-        num_tokens += losses.size
         if reading.protocol == "whole":
             positions.append(losses)
-        report(num_tokens)
     if not found:
         raise ConfigError(
             f"no document is long enough for the protocol '{reading.protocol}' at context_len "

@@ -26,6 +26,8 @@ def read_lines(path: Path, *, convert: Callable[[Row], Row] | None = None) -> li
                     row = json.loads(line)
                 except json.JSONDecodeError as error:
                     raise ValueError(f"line {number}: {error}") from error
+                if not isinstance(row, dict):
+                    raise ValueError(f"line {number}: no JSON object")
                 rows.append(convert(row) if convert else row)
     return rows
 

@@ -6,7 +6,7 @@ again: prefixes that run together are cut to the shortest of them, the rest bein
 padded row stands only where the padding comes after every token that is scored and the state is thrown away.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -24,9 +24,6 @@ PASS_TOKENS = {"cpu": 48, "cuda": 512}
 """Tokens that take as long as a pass does at least: a CPU reads the weights once, a GPU launches its kernels."""
 LOGITS_AT_ONCE = 2**24
 """Numbers that one product with the head may give, 64 MiB in float32."""
-
-Progress = Callable[[int, int], None]
-"""Told how many requests are done, of how many."""
 
 
 class Request(NamedTuple):
@@ -88,7 +85,7 @@ class Scorer:
         self.min_saved = min_saved
 
     @torch.inference_mode()
-    def score(self, requests: Sequence[Request], progress: Progress | None = None) -> Scored:
+    def score(self, requests: Sequence[Request]) -> Scored:
         """Score every request.
 
         Raises:
@@ -110,7 +107,7 @@ class Scorer:
             else build_tree(inputs, min_saved=self.min_saved)
         )
         first_scored = [len(tokens) - len(r.continuation) for tokens, r in zip(kept, requests, strict=True)]
-        run = _Run(self, kept, first_scored, progress)
+        run = _Run(self, kept, first_scored)
         run.run(tree, None, [0] * len(tree), 0)
         return Scored(
             run.scores(),
@@ -146,7 +143,6 @@ class _Run:
         scorer: Its settings.
         kept: Tokens of each request; the model reads all but the last.
         first_scored: Index in `kept` of the first token to score.
-        progress: Told of the requests done.
     """
 
     def __init__(
@@ -154,13 +150,11 @@ class _Run:
         scorer: Scorer,
         kept: Sequence[Sequence[int]],
         first_scored: Sequence[int],
-        progress: Progress | None,
     ) -> None:
         self.scorer, self.model = scorer, scorer.model
-        self.kept, self.first_scored, self.progress = kept, first_scored, progress
+        self.kept, self.first_scored = kept, first_scored
         self.sums = torch.zeros(len(kept), dtype=torch.float64)
         self.misses = torch.zeros(len(kept), dtype=torch.int64)
-        self.num_done = 0
         self.num_computed_tokens = 0
 
     def scores(self) -> list[Score]:
@@ -184,10 +178,8 @@ class _Run:
         ongoing = list(zip(branches, rows, strict=True))
         leaves = [pair for pair in ongoing if not pair[0].children]
         shared = [pair for pair in ongoing if pair[0].children]
-        self._report([pair for pair in leaves if pair[0].end == start])  # all of it was scored on the way
         for batch in self._batches([pair for pair in leaves if pair[0].end > start], start, longest=True):
             self._pass(batch, state, start, max(branch.end for branch, _ in batch), keep=False)
-            self._report(batch)
         for batch in self._batches(shared, start, longest=False):
             end = min(branch.end for branch, _ in batch)
             advanced = self._pass(batch, state, start, end, keep=True)
@@ -277,9 +269,3 @@ class _Run:
             values[found] = log_probabilities.double().cpu()
             likeliest[found] = (logits.argmax(dim=-1)[of_slice] == wanted).cpu()
         return values, likeliest
-
-    def _report(self, batch: Sequence[tuple[Branch, int]]) -> None:
-        """Tell of the requests that are done."""
-        self.num_done += sum(len(branch.members) for branch, _ in batch)
-        if self.progress is not None:
-            self.progress(self.num_done, len(self.kept))

@@ -156,7 +156,15 @@ def _local_overrides(config: Mapping[str, Any], local: Mapping[str, LocalSplit])
             f"task {config['task']}: only the split {', '.join(local)} is there, which is not evaluated. Add one of "
             f"{', '.join(str(split) for split in named.values() if split)}."
         )
-    datasets = DatasetDict({split: Dataset.from_list(found.rows) for split, found in local.items()})
+    datasets = DatasetDict()
+    for split, found in local.items():
+        try:
+            datasets[split] = Dataset.from_list(found.rows)
+        except (ValueError, TypeError) as error:  # of arrow, whose columns have one type each
+            raise ConfigError(
+                f"task {config['task']}: {', '.join(found.files)}: the rows do not make a table ({_one_line(error)}). "
+                "A field must be of one type in all of them."
+            ) from error
     return {**present, "custom_dataset": lambda **_: datasets, "dataset_kwargs": None}
 
 

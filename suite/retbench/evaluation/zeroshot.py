@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -96,13 +96,6 @@ class TaskScores:
     fewshot_source: str | None
     fewshot_sampler: str | None
     seed: int
-
-    def to_json(self) -> dict[str, Any]:
-        """Everything but the documents, for a record."""
-        fields = asdict(self)
-        del fields["documents"]
-        fields["metrics"] = {name: score._asdict() for name, score in self.metrics.items()}
-        return fields
 
 
 def evaluate(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from retbench.training.files import write_atomic
+from retbench.files import write_atomic
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,3 @@ def write_curve(path: Path, points: Sequence[CurvePoint]) -> None:
     writer.writeheader()
     writer.writerows(asdict(point) for point in points)
     write_atomic(path, table.getvalue().encode())
-
-
-def read_curve(path: Path) -> list[CurvePoint]:
-    """The points of a file that `write_curve` wrote."""
-    with path.open(encoding="utf-8", newline="") as file:
-        return [
-            CurvePoint(**{field.name: field.type(row[field.name]) for field in fields(CurvePoint)})  # type: ignore[operator]
-            for row in csv.DictReader(file)
-        ]

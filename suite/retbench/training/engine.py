@@ -17,6 +17,7 @@ from retbench.checkpoints.saving import save_weights
 from retbench.data.batches import Batches
 from retbench.data.packed import PackedTokens
 from retbench.errors import DivergedError
+from retbench.files import atomic_folder
 from retbench.training import trained
 from retbench.training.events import (
     Finished,
@@ -30,7 +31,6 @@ from retbench.training.events import (
     Tuned,
     Tuning,
 )
-from retbench.training.files import atomic_folder
 from retbench.training.loop import Stopped, Trainer
 from retbench.training.losses import validation_rows
 from retbench.training.pace import Pace

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from retbench.data.packed import PackedTokens
+from retbench.errors import ConfigError
 from retbench.models.decoder import Decoder
 from retbench.models.retention import wide_dtype
 
@@ -21,8 +22,16 @@ def validation_rows(tokens: PackedTokens, num_tokens: int, seq_len: int) -> Tens
     """The first tokens of a split as whole rows (B, T + 1) that lie end to end, at most `num_tokens` of them scored.
 
     Where there are fewer tokens than one row has, the one row is as long as they are.
+
+    Raises:
+        ConfigError: there is no token to score, for want of one before it.
     """
     scored = min(num_tokens, len(tokens) - 1)
+    if scored < 1:
+        raise ConfigError(
+            f"the split '{tokens.split}' of '{tokens.header.corpus}' has {len(tokens)} token, and the first has none "
+            "before it to foretell it. Use a larger corpus."
+        )
     length = min(seq_len, scored)
     count = scored // length
     flat = torch.from_numpy(tokens.tokens[: count * length + 1].astype("int64"))

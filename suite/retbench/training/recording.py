@@ -15,6 +15,7 @@ from typing import Any
 from retbench import cells, costs
 from retbench.architectures import ModelConfig
 from retbench.errors import RecordError, StorageError
+from retbench.files import write_atomic
 from retbench.measure.environment import describe_environment
 from retbench.records import (
     Metric,
@@ -29,7 +30,6 @@ from retbench.records import (
 )
 from retbench.training.curve import CurvePoint
 from retbench.training.events import Tuning
-from retbench.training.files import write_atomic
 from retbench.training.loop import Trainer
 from retbench.training.plan import TrainingPlan, TrainingRun
 

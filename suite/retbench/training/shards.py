@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from retbench.errors import StorageError
-from retbench.training.files import checksum, storing
+from retbench.files import checksum, storing
 from retbench.training.ranks import Ranks
 
 

@@ -20,8 +20,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from retbench.files import DRAFT, checksum, open_draft, put_in_place, storing
 from retbench.training import shards
-from retbench.training.files import DRAFT, checksum, open_draft, put_in_place, storing
 from retbench.training.ranks import ALONE, Ranks
 from retbench.training.sharding import laid_out_as
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from retbench.checkpoints.reading import read_checkpoint
 from retbench.errors import ConfigError
-from retbench.training.files import write_atomic
+from retbench.files import write_atomic
 from retbench.training.plan import TrainingPlan, TrainingRun, differences
 
 CHECKPOINTS = "checkpoints"
@@ -118,15 +118,18 @@ def claim(folder: Path, plan: TrainingPlan, run: TrainingRun) -> None:
         ConfigError: the folder holds a run that something else determined; the message says what differs.
     """
     check(folder, plan, run)
-    if read_run(folder) is None:
-        told = {"training_fingerprint": plan.fingerprint(run), "determined_by": plan.determined_by(run)}
+    told = {"training_fingerprint": plan.fingerprint(run), "determined_by": plan.determined_by(run)}
+    if read_run(folder) != told["determined_by"]:
         write_atomic(folder / RUN, json.dumps(told, indent=2).encode())
 
 
 def check(folder: Path, plan: TrainingPlan, run: TrainingRun) -> None:
-    """ConfigError where a folder holds a run that something else determined; a rate not decided yet is no matter."""
+    """ConfigError where a folder holds a run that something else determined.
+
+    A rate that is not decided yet is no matter, nor is a run of which nothing came, not even a first step.
+    """
     stored = read_run(folder)
-    if stored is None:
+    if stored is None or all(path.name == RUN for path in folder.iterdir()):
         return
     undecided = () if run.learning_rate is not None else ("learning_rate",)
     found = differences(plan.determined_by(run), stored, apart_from=undecided)

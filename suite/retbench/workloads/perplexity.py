@@ -32,10 +32,14 @@ def measure(context: Context) -> Measurement:
             f"corpus '{corpus.name}' has changed during the run: its fingerprint is {corpus.fingerprint} and was "
             f"{evaluation.corpus_fingerprint}. Run the same command again."
         )
-    documents = islice(corpus.documents(evaluation.split or "test"), evaluation.limit)
+    split = evaluation.split or "test"
+    documents = islice(corpus.documents(split), evaluation.limit)
     context.forget_what_ran()
     start_s = time.perf_counter()
-    found = read_corpus(context.model, tokenizer, documents, _reading(cell, evaluation))
+    try:
+        found = read_corpus(context.model, tokenizer, documents, _reading(cell, evaluation))
+    except ConfigError as error:
+        raise ConfigError(f"corpus '{corpus.name}', split '{split}': {error}") from error
     seconds = time.perf_counter() - start_s
     metrics, absent = _metrics(found, seconds)
     return Measurement(

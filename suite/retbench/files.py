@@ -4,7 +4,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from retbench.errors import StorageError
@@ -22,9 +22,14 @@ def write_atomic(path: Path, content: bytes) -> None:
     draft = path.with_name(f"{DRAFT}{path.name}")
     with storing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_bytes(content)
-        flush(draft)
-        draft.replace(path)
+        try:
+            draft.write_bytes(content)
+            flush(draft)
+            draft.replace(path)
+        except OSError:
+            with suppress(OSError):  # whatever kept it from being written may keep it from being removed
+                draft.unlink()
+            raise
         flush(path.parent)
 
 

@@ -1,0 +1,147 @@
+"""`retbench train` where something is missing, too short or full: what it says, and what is left."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from retbench.cli import app
+from retbench.commands.train import carry_out
+from retbench.data.tokenizers import ByteTokenizer
+from retbench.errors import ConfigError
+from retbench.training.losses import validation_rows
+from retbench.training.plan import TrainingPlan
+
+SMALL = ("--set", 'training.sizes=["300k"]', "--set", "training.num_tokens=384")
+
+
+def words(experiment: Path, out: Path, *options: str) -> list[str]:
+    return ["train", str(experiment), "--profile", "cpu", "--device", "cpu", "--out", str(out), *options]
+
+
+def train(experiment: Path, out: Path, *options: str) -> Result:
+    return CliRunner().invoke(app, words(experiment, out, *SMALL, *options))
+
+
+def write_corpus(folder: Path, texts: dict[str, str]) -> Path:
+    for name, text in texts.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text, encoding="utf-8")
+    return folder
+
+
+TEXT = "Something to learn from, and more of it. " * 30
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        ({"README.md": TEXT}, "no text in this folder"),
+        ({"a.txt": "", "b.txt": " \n"}, "all are empty"),
+        ({"a.txt": "Too short."}, "has no split 'train'; it has all. Use another corpus"),
+        ({"train/a.txt": TEXT, "test/b.txt": TEXT}, "has no split 'validation'; it has train, test, all"),
+        (
+            {"train/a.txt": "Less than a batch.", "validation/b.txt": TEXT},
+            "a batch takes 2 x 49 = 98 tokens and",
+        ),
+    ],
+)
+def test_a_corpus_that_is_not_enough_is_refused_and_leaves_nothing_in_the_way(
+    experiment: Path, tmp_path: Path, texts: dict[str, str], message: str
+) -> None:
+    corpus = write_corpus(tmp_path / "few", texts)
+    refused = train(experiment, tmp_path / "out", "--set", f"training.corpus={corpus}")
+    assert refused.exit_code == 2
+    assert message in refused.stderr
+    assert train(experiment, tmp_path / "out").exit_code == 0
+
+
+def test_a_missing_data_folder_is_refused(experiment: Path, tmp_path: Path) -> None:
+    refused = train(experiment, tmp_path, "--data-dir", str(tmp_path / "nowhere"))
+    assert refused.exit_code == 2
+    assert "--data-dir" in refused.stderr
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_one_token_cannot_be_scored() -> None:
+    class OneToken:
+        """What `PackedTokens` is of one token and no end."""
+
+        split, tokens = "validation", [7]
+
+        class header:  # noqa: N801 - an attribute of the real one
+            corpus = "tiny"
+
+        def __len__(self) -> int:
+            return 1
+
+    with pytest.raises(
+        ConfigError, match="'validation' of 'tiny' has 1 token, and the first has none before it"
+    ):
+        validation_rows(OneToken(), 100, 48)  # type: ignore[arg-type]
+
+
+def test_a_signal_while_text_is_packed_ends_it(
+    plan: TrainingPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Interrupting(ByteTokenizer):
+        """Sends this process a signal with every document."""
+
+        def encode(self, text: str) -> list[int]:
+            os.kill(os.getpid(), signal.SIGINT)
+            return super().encode(text)
+
+    monkeypatch.setenv("RETBENCH_CACHE", str(tmp_path / "cache"))
+    code = carry_out(replace(plan, tokenizer=Interrupting()), tmp_path / "out", fresh=False, as_json=True)
+    assert code == 130
+    told = json.loads(capsys.readouterr().out)
+    assert (told["interrupted"], told["runs"]) == (True, [])
+    assert [path.suffix for path in (tmp_path / "cache/packed").iterdir()] == [".lock"]
+    assert not (tmp_path / "out").exists()
+
+
+def limited(command: Sequence[str], num_bytes: int, **options: Any) -> subprocess.CompletedProcess[str]:
+    """A process that can write no file of more bytes, as on a disk that is nearly full."""
+    return subprocess.run(
+        [sys.executable, "-m", "retbench", *command],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, num_bytes)),
+        capture_output=True,
+        text=True,
+        check=False,
+        **options,
+    )
+
+
+@pytest.mark.parametrize(
+    ("num_bytes", "name"),
+    [(3_000_000, "steps/000003"), (1_000_000, "final"), (700, "run.json")],
+    ids=["snapshot", "checkpoint", "first file"],
+)
+def test_a_full_disk_is_said_and_the_same_command_goes_on(
+    experiment: Path, tmp_path: Path, num_bytes: int, name: str
+) -> None:
+    assert train(experiment, tmp_path / "whole").exit_code == 0  # and packs the text
+    options = [*SMALL, "--set", f"training.checkpoint_every={3 if 'steps' in name else 100}"]
+    command = words(experiment, tmp_path / "full", *options)
+    failed = limited(command, num_bytes)
+    assert failed.returncode == 1, failed.stderr
+    assert "Traceback" not in failed.stderr
+    assert f"retnet-300k-seed0/{name}: " in failed.stderr
+    assert "File too large" in failed.stderr
+    left = {path.name for path in (tmp_path / "full").rglob("*") if path.name.startswith(".")}
+    assert left == set()  # nothing half written
+    assert CliRunner().invoke(app, command).exit_code == 0
+    models = [
+        (tmp_path / out / "checkpoints/tiny/cpu/retnet-300k-seed0/final/model.safetensors").read_bytes()
+        for out in ("whole", "full")
+    ]
+    assert models[0] == models[1]
