@@ -27,6 +27,8 @@ LAYERS: list[set[str]] = [
         "cells",
         "records",
         "documents",
+        "datasheets",
+        "prediction",
     },
     {"models"},
     {"data"},
