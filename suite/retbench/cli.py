@@ -235,6 +235,20 @@ def report(
     command.print_report(results, out)
 
 
+@app.command(epilog="Example: retbench claims --format md")
+def claims(
+    form: Annotated[str, typer.Option("--format", help="md or json.")] = "md",
+    results: ResultsPath = Path("results"),
+) -> None:
+    """Print the papers' claims, each with its verdict or what is missing for one.
+
+    Only records under a paper's own conditions decide a claim; all others stand beside it in rows of their own.
+    """
+    from retbench.commands import claims as command
+
+    command.print_claims(form, results)
+
+
 @app.command(epilog="Example: retbench verify retnet --size 1m")
 def verify(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A name from `retbench list --models`.")],
