@@ -281,7 +281,9 @@ def predict(
     ceilings: Annotated[
         Path | None, typer.Option(help="Folder or file of records whose ceilings replace the device's.")
     ] = None,
-    dtype: Annotated[str | None, typer.Option(help="By default float32 on cpu, else bfloat16.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="By default that of the records, float32 on cpu, else bfloat16.")
+    ] = None,
     context: Annotated[
         list[int] | None, typer.Option(help="Context length; may be given again. By default 1K to 32K.")
     ] = None,

@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -246,9 +247,23 @@ def test_level_is_an_equivalence_test(change: Change, verdict: str) -> None:
 
 
 def test_level_over_the_batch() -> None:
+    """The made-up RetNet takes 1.25 times as long for 8 sequences as for one; the claim allows 1.2."""
     records = latency(batch_sizes=(1, 8))
     row = row_of("latency_level_over_batch", records, "paper")
-    assert row.finding.text.endswith("from 1 to 8 sequences")
+    assert row.finding.text.endswith("from 1 to 8 sequences at 8K")
+    assert row.finding.verdict == "not_reproduced"
+    faster = times(0.9, of="retnet", where=lambda point: point.batch_size == 8)
+    assert verdict_of("latency_level_over_batch", latency(faster, batch_sizes=(1, 8))) == "reproduced"
+
+
+@pytest.mark.parametrize("name", ["latency_level", "latency_grows"])
+def test_at_the_papers_scale_a_range_is_whole_and_its_batch_the_papers(name: str) -> None:
+    records = latency(PLAIN)
+    assert verdict_of(name, records) == "reproduced"
+    assert (
+        verdict_of(name, [record for record in records if record.point.context_len < 8192]) == "not_testable"
+    )
+    assert verdict_of(name, latency(PLAIN, batch_sizes=(4,))) == "not_testable"
 
 
 @pytest.mark.parametrize(
@@ -383,6 +398,19 @@ def test_a_model_that_has_seen_less_is_elsewhere(tmp_path: Path) -> None:
     assert judged.verdict == "not_testable"
     assert judged.rows[1].finding.verdict == "reproduced"
     assert judged.rows[1].conditions == "6.7b seed 0, trained on 20.0 M tokens"
+
+
+def test_readings_of_an_older_machine_are_not_forgotten(tmp_path: Path) -> None:
+    change = as_model(sizes={"25m": "6.7b"}, weights=TRAINED)
+    older = ScoreMaker(tmp_path, change=change, seeds={"25m": (0,)}, code_revision="0.0.9")
+    ask_last(older)
+    older.write()
+    later = datetime(2027, 1, 1, tzinfo=UTC)
+    newer = ScoreMaker(tmp_path, change=as_model(), seeds={"1m": (0,)}, started=later)
+    ask_last(newer)
+    judged = judge(CLAIMS["perplexity_by_context"], load_results(newer.write()))
+    assert judged.verdict == "reproduced"
+    assert [row.conditions.split()[0] for row in judged.rows] == ["6.7b", "1m"]
 
 
 def test_a_part_of_the_tasks_is_not_all_of_them(tmp_path: Path) -> None:

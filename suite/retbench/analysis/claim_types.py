@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
+from retbench.analysis.comparisons import LEVEL_MARGIN
 from retbench.config import explain
 from retbench.errors import ConfigError
 from retbench.paper.papers import find_number
@@ -71,6 +72,8 @@ class LevelRule(Strict):
     """The range of the paper."""
     at: int
     """The other coordinate."""
+    margin: float = Field(default=LEVEL_MARGIN, gt=0, lt=1)
+    """Half-width of what counts as the same."""
     challenger: Side = RETNET
 
 

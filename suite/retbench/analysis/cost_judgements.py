@@ -4,7 +4,6 @@ A time takes two rounds or more; a number of bytes is counted, and its one value
 not measured, a setup of another scale is judged at the nearest one below it, and says so.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
@@ -19,10 +18,10 @@ from retbench.analysis.claim_types import (
     ShareRule,
     Verdict,
 )
-from retbench.analysis.comparisons import LEVEL_MARGIN, line_through
+from retbench.analysis.comparisons import line_through
 from retbench.analysis.scenes import describe_status
 from retbench.analysis.setups import Setup, failure_at, points_of, values_at
-from retbench.measure.statistics import Interval, ratio_interval, slope_equivalence
+from retbench.measure.statistics import Interval, geometric_interval, ratio_interval, slope_equivalence
 from retbench.records import Record
 from retbench.units import format_percent, format_tokens
 
@@ -46,9 +45,9 @@ def judge_cost(claim: Claim, rule: CostRule, setup: Setup, *, at_scale: bool) ->
         case RatioRule():
             return _judge_ratio(claim, rule, setup, at_scale)
         case LevelRule():
-            return _judge_level(rule, setup)
+            return _judge_level(rule, setup, at_scale)
         case GrowsRule():
-            return _judge_growth(rule, setup)
+            return _judge_growth(rule, setup, at_scale)
         case ShareRule():
             return _judge_share(claim, rule, setup, at_scale)
         case GateRule():
@@ -118,64 +117,69 @@ def _ratio_words(interval: Interval) -> str:
     return f"{interval.value:.3g}x [{interval.low:.3g}, {interval.high:.3g}]"
 
 
-def _judge_level(rule: LevelRule, setup: Setup) -> Finding | None:
+def _judge_level(rule: LevelRule, setup: Setup, at_scale: bool) -> Finding | None:
     """The cost at the last point over that at the first."""
-    table = _along(rule, setup.challenger)
-    if len(table) < 2:
+    other, table = _along(rule, setup.challenger, at_scale)
+    if not table:
         return None
     steps = sorted(table)
     rounds = sorted(set.intersection(*(set(values) for values in table.values())))
     if not rounds:
         return None
-    words = f"from {format_tokens(steps[0])} to {format_tokens(steps[-1])} {_unit(rule)}"
+    words = _range_words(rule, steps, other)
     by_round = [[table[step][number] for step in steps] for number in rounds]
     if _is_counted(rule.metric):
         ratio = max(by_round[0]) / min(by_round[0])
-        verdict: Verdict = "reproduced" if ratio <= 1 + LEVEL_MARGIN else "not_reproduced"
+        verdict: Verdict = "reproduced" if ratio <= 1 + rule.margin else "not_reproduced"
         return Finding(verdict, f"{ratio:.3f}x {words}")
-    found = slope_equivalence(steps, by_round, LEVEL_MARGIN)
+    found = slope_equivalence(steps, by_round, rule.margin)
     if found.low is None or found.high is None:
         return Finding("not_testable", f"one round: {found.ratio:.3f}x {words} without an interval")
-    apart = found.low > 1 + LEVEL_MARGIN or found.high < 1 - LEVEL_MARGIN
+    apart = found.low > 1 + rule.margin or found.high < 1 - rule.margin
     verdict = "reproduced" if found.equivalent else "not_reproduced" if apart else "partly"
     return Finding(verdict, f"{found.ratio:.3f}x [{found.low:.3f}, {found.high:.3f}] {words}")
 
 
-def _unit(rule: LevelRule) -> str:
-    """What the range counts."""
-    return "sequences" if rule.along == "batch_size" else "tokens"
+def _range_words(rule: LevelRule, steps: Sequence[int], other: int) -> str:
+    """The range and the other coordinate in words."""
+    if rule.along == "batch_size":
+        return f"from {steps[0]} to {steps[-1]} sequences at {format_tokens(other)}"
+    return f"from {format_tokens(steps[0])} to {format_tokens(steps[-1])} at batch {other}"
 
 
-def _along(rule: LevelRule, records: Sequence[Record]) -> dict[int, dict[int, float]]:
-    """Values by step of the range, then by round; at the nearest other coordinate that has two steps."""
+def _along(
+    rule: LevelRule, records: Sequence[Record], at_scale: bool
+) -> tuple[int, dict[int, dict[int, float]]]:
+    """The other coordinate, and values by step of the range, then by round; none where there are no two steps.
+
+    At the paper's scale the other coordinate is the paper's, and the range whole; elsewhere the coordinate is the
+    largest that does not exceed it and has two steps.
+    """
     first, last = rule.within
     index = 0 if rule.along == "batch_size" else 1
     points = [point for point in points_of(records, rule.workload) if first <= point[index] <= last]
-    others = sorted({point[1 - index] for point in points if point[1 - index] <= rule.at}, reverse=True)
-    for other in others:
-        steps = sorted(point[index] for point in points if point[1 - index] == other)
-        table = {
-            step: values_at(
-                records, rule.workload, rule.metric, *((step, other) if index == 0 else (other, step))
-            )
-            for step in steps
-        }
-        table = {step: values for step, values in table.items() if values}
-        if len(table) >= 2:
-            return table
-    return {}
+    others = {point[1 - index] for point in points if point[1 - index] <= rule.at}
+    for other in sorted(others & {rule.at} if at_scale else others, reverse=True):
+        table = {}
+        for step in (point[index] for point in points if point[1 - index] == other):
+            point = (step, other) if index == 0 else (other, step)
+            if values := values_at(records, rule.workload, rule.metric, *point):
+                table[step] = values
+        if len(table) >= 2 and (not at_scale or {first, last} <= table.keys()):
+            return other, table
+    return rule.at, {}
 
 
-def _judge_growth(rule: GrowsRule, setup: Setup) -> Finding | None:
+def _judge_growth(rule: GrowsRule, setup: Setup, at_scale: bool) -> Finding | None:
     """Whether the cost rises at every step, and lies on a line where the claim says so."""
-    means = _means(rule, setup.challenger)
-    if len(means) < 3:
+    batch_size, means = _means(rule, setup.challenger, at_scale)
+    if not means:
         return None
     lengths = sorted(means)
     rises = all(means[later] > means[earlier] for earlier, later in pairwise(lengths))
     words = (
         f"{means[lengths[-1]] / means[lengths[0]]:.3g}x from {format_tokens(lengths[0])} "
-        f"to {format_tokens(lengths[-1])}"
+        f"to {format_tokens(lengths[-1])} at batch {batch_size}"
     )
     if not rises:
         return Finding("partly" if means[lengths[-1]] > means[lengths[0]] else "not_reproduced", words)
@@ -186,21 +190,23 @@ def _judge_growth(rule: GrowsRule, setup: Setup) -> Finding | None:
     return Finding("reproduced" if line.fits else "partly", words)
 
 
-def _means(rule: GrowsRule, records: Sequence[Record]) -> dict[int, float]:
-    """Geometric mean of the rounds by length, at the largest batch up to the claim's that has three lengths."""
+def _means(rule: GrowsRule, records: Sequence[Record], at_scale: bool) -> tuple[int, dict[int, float]]:
+    """The batch, and the geometric mean of the rounds by length; none where there are no three lengths.
+
+    At the paper's scale the batch is the paper's, and the range whole; elsewhere it is the largest that does not exceed
+    it and has three lengths.
+    """
     first, last = rule.within
-    points = [
-        p for p in points_of(records, rule.workload) if first <= p[1] <= last and p[0] <= rule.batch_size
-    ]
-    for batch_size in sorted({point[0] for point in points}, reverse=True):
+    points = [point for point in points_of(records, rule.workload) if first <= point[1] <= last]
+    batches = {point[0] for point in points if point[0] <= rule.batch_size}
+    for batch_size in sorted(batches & {rule.batch_size} if at_scale else batches, reverse=True):
         found = {}
-        for length in sorted(point[1] for point in points if point[0] == batch_size):
-            values = list(values_at(records, rule.workload, rule.metric, batch_size, length).values())
-            if values:
-                found[length] = math.exp(sum(map(math.log, values)) / len(values))
-        if len(found) >= 3:
-            return found
-    return {}
+        for length in (point[1] for point in points if point[0] == batch_size):
+            if values := values_at(records, rule.workload, rule.metric, batch_size, length).values():
+                found[length] = geometric_interval(list(values)).value
+        if len(found) >= 3 and (not at_scale or {first, last} <= found.keys()):
+            return batch_size, found
+    return rule.batch_size, {}
 
 
 def _judge_share(claim: Claim, rule: ShareRule, setup: Setup, at_scale: bool) -> Finding | None:

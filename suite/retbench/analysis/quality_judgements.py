@@ -5,9 +5,10 @@ prompts, tokenizers or trainings are refused there, and give no verdict here.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from retbench.analysis.claim_types import AheadRule, Claim, CrossesRule, Finding, NearRule, QualityRule
+from retbench.analysis.frames import ComparableSet, set_of, started
 from retbench.analysis.pairing import Comparison, Folders, compare
 from retbench.analysis.readings import (
     Question,
@@ -43,15 +44,34 @@ class Reading:
 def judge_quality(
     claim: Claim, rule: QualityRule, records: Sequence[Record], folders: Folders
 ) -> list[Reading]:
-    """What the newest readings say of a claim: a row a size and seed, or one for all sizes where a claim spans them."""
-    readings = select_readings([record for record in records if record.status == "ok"]).records
+    """What readings say of a claim, the newest first: a row a size and seed, or one for all where a claim spans them.
+
+    Only readings under the same conditions meet in one row; of rows that read alike the newest stands.
+    """
+    by_conditions: dict[ComparableSet, list[Record]] = {}
+    for record in records:
+        if record.status == "ok":
+            by_conditions.setdefault(replace(set_of(record), pair_id=""), []).append(record)
+    found: list[Reading] = []
+    for group in by_conditions.values():
+        found += _judge(claim, rule, select_readings(group).records, folders)
+    newest: dict[str, Reading] = {}
+    for reading in sorted(found, key=lambda reading: max(map(started, reading.records)), reverse=True):
+        newest.setdefault(reading.words, reading)
+    return list(newest.values())
+
+
+def _judge(
+    claim: Claim, rule: QualityRule, readings: Sequence[Record], folders: Folders
+) -> Iterator[Reading]:
+    """The same of readings under one set of conditions."""
     match rule:
         case AheadRule():
-            return list(_judge_ahead(rule, readings, folders))
+            return _judge_ahead(rule, readings, folders)
         case CrossesRule():
-            return list(_judge_crossing(rule, readings, folders))
+            return _judge_crossing(rule, readings, folders)
         case NearRule():
-            return list(_judge_nearness(claim, rule, readings))
+            return _judge_nearness(claim, rule, readings)
 
 
 @dataclass(frozen=True)

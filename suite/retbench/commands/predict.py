@@ -37,7 +37,7 @@ class Request:
         size: A name of `retbench list --sizes`.
         device: A datasheet's name, cpu or cuda[:N].
         ceilings: Records that the ceilings are taken from instead of a device.
-        dtype: None for float32 on a CPU, else bfloat16.
+        dtype: None for that of the records, float32 on a CPU, else bfloat16.
         contexts: Context lengths.
         batches: Batch sizes.
         kv_heads: Key and value heads of the Transformer.
@@ -61,28 +61,21 @@ def print_prediction(request: Request, *, as_json: bool) -> None:
         UnsupportedError: the device is not here, or its datasheet has no such dtype.
         RecordError: there are no records with ceilings at that dtype.
     """
-    dtype = _dtype(request)
     for what, values in (("--context", request.contexts), ("--batch", request.batches)):
         if min(values) < 1:
             raise ConfigError(f"{what} is {min(values)}. Give 1 or more.")
     specs = _specs(request)
     models = {name: resolve_model(spec, request.size) for name, spec in specs.items()}
-    target = _target(request, dtype, specs, models)
+    target = _target(request, specs, models)
     points = [(batch, context) for batch in request.batches for context in request.contexts]
-    found = predict(models, points, dtype=dtype, step_time=target.step_time, memory_bytes=target.memory_bytes)
+    found = predict(
+        models, points, dtype=target.dtype, step_time=target.step_time, memory_bytes=target.memory_bytes
+    )
     overtakings = _overtakings(request, models, target)
     if as_json:
-        print_json(_as_json(request, dtype, target, found, overtakings))
+        print_json(_as_json(request, target, found, overtakings))
     else:
-        _print_text(request, dtype, target, found, overtakings)
-
-
-def _dtype(request: Request) -> str:
-    """The dtype asked for, or the device's usual one."""
-    dtype = request.dtype or ("float32" if request.device == "cpu" and not request.ceilings else "bfloat16")
-    if dtype not in get_args(Dtype):
-        raise unknown_name("dtype", dtype, get_args(Dtype), where="--dtype")
-    return dtype
+        _print_text(request, target, found, overtakings)
 
 
 def _specs(request: Request) -> dict[str, ModelSpec]:
@@ -102,18 +95,18 @@ def _specs(request: Request) -> dict[str, ModelSpec]:
     return dict(sorted(specs.items(), key=lambda item: item[1].architecture))
 
 
-def _target(
-    request: Request, dtype: str, specs: dict[str, ModelSpec], models: dict[str, ModelConfig]
-) -> Target:
+def _target(request: Request, specs: dict[str, ModelSpec], models: dict[str, ModelConfig]) -> Target:
     """The device with its ceilings: from records, a datasheet, or measured here and now."""
+    if request.dtype is not None and request.dtype not in get_args(Dtype):
+        raise unknown_name("dtype", request.dtype, get_args(Dtype), where="--dtype")
     if request.ceilings is not None:
-        return recorded_target(request.ceilings, dtype)
-    if request.device.split(":")[0] not in {"cpu", "cuda"}:
-        return datasheet_target(request.device, dtype)
-    if request.device != "cpu":
-        return measured_gpu(request.device, dtype)
-    wanted = [(model, specs[name].backend) for name, model in models.items()]
-    return measured_cpu(wanted, request.batches, request.contexts, dtype)
+        return recorded_target(request.ceilings, request.dtype)
+    if request.device == "cpu":
+        wanted = [(model, specs[name].backend) for name, model in models.items()]
+        return measured_cpu(wanted, request.batches, request.contexts, request.dtype or "float32")
+    dtype = request.dtype or "bfloat16"
+    is_here = request.device.partition(":")[0] == "cuda"
+    return measured_gpu(request.device, dtype) if is_here else datasheet_target(request.device, dtype)
 
 
 def _overtakings(request: Request, models: dict[str, ModelConfig], target: Target) -> list[Overtaking]:
@@ -127,7 +120,6 @@ def _overtakings(request: Request, models: dict[str, ModelConfig], target: Targe
 
 def _as_json(
     request: Request,
-    dtype: str,
     target: Target,
     found: Sequence[Prediction],
     overtakings: Sequence[Overtaking],
@@ -139,7 +131,7 @@ def _as_json(
         "memory_bytes": target.memory_bytes,
         "ceilings": target.ceilings.model_dump() if target.ceilings else None,
         "size": request.size,
-        "dtype": dtype,
+        "dtype": target.dtype,
         "step_s_is": "at_best" if target.is_bound else "expected",
         "predictions": [
             {**asdict(each), "memory_bytes": each.memory_bytes, "fits": each.fits} for each in found
@@ -150,7 +142,6 @@ def _as_json(
 
 def _print_text(
     request: Request,
-    dtype: str,
     target: Target,
     found: Sequence[Prediction],
     overtakings: Sequence[Overtaking],
@@ -162,7 +153,7 @@ def _print_text(
         if target.ceilings
         else ""
     )
-    typer.echo(f"{target.title}, {dtype}, size {request.size} ({target.source}{reached})")
+    typer.echo(f"{target.title}, {target.dtype}, size {request.size} ({target.source}{reached})")
     typer.echo()
     time = "token at best" if target.is_bound else "token"
     memory = ("weights", "state", "memory", "largest batch")

@@ -30,6 +30,7 @@ class Target:
         memory_bytes: None where not known.
         step_time: Of a step.
         is_bound: Whether a time is the least that is possible, or what a step should take.
+        dtype: Of the weights.
         ceilings: Bandwidth and products; None where parts were measured.
         within: Context lengths that `step_time` knows.
     """
@@ -39,6 +40,7 @@ class Target:
     memory_bytes: int | None
     step_time: StepTime
     is_bound: bool
+    dtype: str
     ceilings: Ceilings | None
     within: tuple[int, int] = (1, LONGEST_CONTEXT)
 
@@ -47,11 +49,17 @@ def datasheet_target(device: str, dtype: str) -> Target:
     """A device that need not be here."""
     sheet = find_datasheet(device)
     ceilings = sheet.ceilings(dtype)
-    return Target(sheet.title, sheet.source, sheet.memory_bytes, roofline(ceilings, dtype), True, ceilings)
+    return Target(
+        sheet.title, sheet.source, sheet.memory_bytes, roofline(ceilings, dtype), True, dtype, ceilings
+    )
 
 
-def recorded_target(path: Path, dtype: str) -> Target:
-    """The device of the newest records at a dtype, by the ceilings that it reached then.
+def recorded_target(path: Path, dtype: str | None) -> Target:
+    """The device of the newest records, by the ceilings that it reached then.
+
+    Args:
+        path: Folder or file of records.
+        dtype: Of the records to take; that of the newest when None.
 
     Raises:
         RecordError: there are no such records.
@@ -59,11 +67,12 @@ def recorded_target(path: Path, dtype: str) -> Target:
     records = [
         record
         for record in load_results(path).records
-        if record.ceilings and record.settings.get("dtype") == dtype
+        if record.ceilings and dtype in (None, record.settings.get("dtype"))
     ]
     if not records:
         raise RecordError(
-            f"no record at '{path}' has ceilings at {dtype}. Give another --dtype, or measure: `retbench run latency`."
+            f"no record at '{path}' has ceilings{f' at {dtype}' if dtype else ''}. "
+            "Give another --dtype, or measure: `retbench run latency`."
         )
     newest, _ = choose_conditions(records)
     found = [record.ceilings for record in newest if record.ceilings]
@@ -71,11 +80,16 @@ def recorded_target(path: Path, dtype: str) -> Target:
         read_bandwidth_bytes_per_s=median(each.read_bandwidth_bytes_per_s for each in found),
         matmul_flops_per_s=median(each.matmul_flops_per_s for each in found),
     )
-    gpu = newest[-1].environment.get("gpu")
-    memory_bytes = gpu.get("memory_bytes") if isinstance(gpu, dict) else None
-    source = f"median of what {len(found)} records in {path} reached, {newest[-1].started_at[:10]}"
-    title = str(set_of(newest[-1]).machine)
-    return Target(title, source, memory_bytes, roofline(ceilings, dtype), True, ceilings)
+    key, gpu = set_of(newest[-1]), newest[-1].environment.get("gpu")
+    return Target(
+        title=str(key.machine),
+        source=f"median of what {len(found)} records in {path} reached, {newest[-1].started_at[:10]}",
+        memory_bytes=gpu.get("memory_bytes") if isinstance(gpu, dict) else None,
+        step_time=roofline(ceilings, str(key.dtype)),
+        is_bound=True,
+        dtype=str(key.dtype),
+        ceilings=ceilings,
+    )
 
 
 def measured_gpu(device: str, dtype: str) -> Target:
@@ -89,7 +103,9 @@ def measured_gpu(device: str, dtype: str) -> Target:
     with alone_on_machine("retbench predict"):
         ceilings = measure_ceilings(torch.device(found.name), getattr(torch, dtype))
     step_time = roofline(ceilings, dtype)
-    return Target(machine_name(found.name), "measured now", found.memory_bytes, step_time, True, ceilings)
+    return Target(
+        machine_name(found.name), "measured now", found.memory_bytes, step_time, True, dtype, ceilings
+    )
 
 
 def measured_cpu(
@@ -120,4 +136,4 @@ def measured_cpu(
     source = "parts of a step measured now, each at its own shape"
     memory_bytes = machine.memory_limit_bytes() or psutil.virtual_memory().total
     within = (lengths[0], lengths[-1])
-    return Target(machine_name("cpu"), source, memory_bytes, step_time, False, None, within)
+    return Target(machine_name("cpu"), source, memory_bytes, step_time, False, dtype, None, within)
