@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from analysis.synthetic_records import CPU, GPU, Maker, matched_pair, write_results
 from retbench import costs
 from retbench.cli import app
+from retbench.datasheets import load_datasheets
 
 
 def run(*words: str) -> tuple[int, str, str]:
@@ -106,6 +107,11 @@ def test_the_papers_numbers_beside_the_closed_forms() -> None:
     assert "explained" in weights
     assert sum(" unexplained " in line for line in out.splitlines()) == 5
     assert len(json.loads(run("--paper", "--json")[1])["explanations"]) == len(out.splitlines()) - 1
+
+
+def test_the_help_names_every_datasheet() -> None:
+    _, out, _ = run("--help")
+    assert all(name in out for name in load_datasheets())
 
 
 def test_a_datasheet_needs_no_torch() -> None:

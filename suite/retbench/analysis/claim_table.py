@@ -32,7 +32,18 @@ def claims_markdown(judged: Sequence[Judged]) -> str:
         for number, row in enumerate(each.rows):
             lead = (each.claim.statement, each.claim.source) if number == 0 else ("", "")
             lines.append("| " + " | ".join(_escape(cell) for cell in (*lead, *_cells(row))) + " |")
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", *_unknowns(judged)]) + "\n"
+
+
+def _unknowns(judged: Sequence[Judged]) -> list[str]:
+    """What the papers do not state about the numbers of the claims, and what is doubtful of them, a line a source."""
+    said: dict[str, dict[str, None]] = {}
+    for number in (find_number(place) for each in judged for place in each.claim.numbers):
+        words = said.setdefault(number.source, {})
+        if number.conditions.not_stated:
+            words[f"not stated: {', '.join(number.conditions.not_stated)}."] = None
+        words |= dict.fromkeys(number.doubts)
+    return [f"- {source}: {' '.join(words)}" for source, words in said.items() if words]
 
 
 def _cells(row: Row) -> tuple[str, str, str]:
