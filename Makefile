@@ -3,6 +3,7 @@
 # make check       lint, types and test
 # make bench-peers against torchscale, yet-another-retnet and transformers
 # make bench-eval  against lm-eval's HFLM: the same answers document by document, then the speed; needs RETBENCH_DATA
+# make bench-predict  predicted decode times against measured ones on this CPU, part by part
 # make gpu-check   half an hour on a GPU: environment, its tests, smoke, then the paper's sizes; BUDGET=30 (minutes)
 PYTHON ?= python3
 BIN := .venv/bin
@@ -34,6 +35,9 @@ bench-peers: .venv/installed-peers
 bench-eval: .venv/installed-peers
 	$(BIN)/python -m benchmarks.eval
 
+bench-predict: .venv/installed
+	$(BIN)/python -m benchmarks.predict
+
 gpu-check: .venv/installed-gpu
 	$(BIN)/python -m benchmarks.gpu_check --budget $(BUDGET)
 
@@ -47,4 +51,4 @@ gpu-check: .venv/installed-gpu
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.$(EXTRAS)'
 	@touch $@
 
-.PHONY: report check test test-long lint types bench-peers bench-eval gpu-check
+.PHONY: report check test test-long lint types bench-peers bench-eval bench-predict gpu-check

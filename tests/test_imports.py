@@ -28,6 +28,8 @@ LAYERS: list[set[str]] = [
         "records",
         "documents",
         "files",
+        "datasheets",
+        "prediction",
     },
     {"models"},
     {"data"},
@@ -42,7 +44,7 @@ LAYERS: list[set[str]] = [
 BESIDE: dict[str, set[str]] = {
     "measure": LAYERS[0] | {"config", "records"},
     "analysis": LAYERS[0] | LAYERS[1] | {"paper", "measure"},
-    "paper": LAYERS[0],
+    "paper": LAYERS[0] | {"strict", "config"},
 }
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 WITHOUT_TORCH = LAYERS[0] | LAYERS[1] | {"analysis", "paper", "cli", "commands", "progress"}

@@ -237,6 +237,20 @@ def report(
     command.print_report(results, out)
 
 
+@app.command(epilog="Example: retbench claims --format md")
+def claims(
+    form: Annotated[str, typer.Option("--format", help="md or json.")] = "md",
+    results: ResultsPath = Path("results"),
+) -> None:
+    """Print the papers' claims, each with its verdict or what is missing for one.
+
+    Only records under a paper's own conditions decide a claim; all others stand beside it in rows of their own.
+    """
+    from retbench.commands import claims as command
+
+    command.print_claims(form, results)
+
+
 @app.command(epilog="Example: retbench verify retnet --size 1m")
 def verify(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A name from `retbench list --models`.")],
@@ -255,6 +269,55 @@ def verify(
     from retbench.commands import verify as command
 
     command.verify(command.Request(model, size, dtype, backend, device), as_json=as_json)
+
+
+@app.command(epilog="Example: retbench predict retnet --device a100-80gb --context 8192 --batch 8")
+def predict(
+    model: Annotated[
+        str | None, typer.Argument(metavar="MODEL", help="A name from `retbench list --models`.")
+    ] = None,
+    size: Annotated[str, typer.Option(help="A name from `retbench list --sizes`.")] = "6.7b",
+    device: Annotated[
+        str, typer.Option(help="a100-80gb, a100-80gb-pcie, h100-80gb or h200; cpu or cuda: measured now.")
+    ] = "a100-80gb",
+    ceilings: Annotated[
+        Path | None, typer.Option(help="Folder or file of records whose ceilings replace the device's.")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="By default that of the records, float32 on cpu, else bfloat16.")
+    ] = None,
+    context: Annotated[
+        list[int] | None, typer.Option(help="Context length; may be given again. By default 1K to 32K.")
+    ] = None,
+    batch: Annotated[
+        list[int] | None, typer.Option(help="Batch size; may be given again. By default 1.")
+    ] = None,
+    kv_heads: Annotated[
+        int | None, typer.Option(help="Key and value heads of the Transformer; by default all heads.")
+    ] = None,
+    paper: Annotated[
+        bool,
+        typer.Option("--paper", help="Hold the paper's own numbers against the closed forms instead."),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Predict time per token, memory, largest batch and crossover of a model and its counterpart.
+
+    From a datasheet or from measured ceilings it is the least time that the device allows; on a CPU, where the parts of
+    a step are measured one by one, what a step should take.
+    """
+    from retbench.commands import predict as command
+
+    if (model is None) != paper:
+        raise typer.BadParameter("give either MODEL or --paper")
+    if model is None:
+        command.print_explanations(as_json=as_json)
+        return
+    contexts = tuple(context or (1024, 2048, 4096, 8192, 16384, 32768))
+    command.print_prediction(
+        command.Request(model, size, device, ceilings, dtype, contexts, tuple(batch or (1,)), kv_heads),
+        as_json=as_json,
+    )
 
 
 @app.command(

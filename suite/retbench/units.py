@@ -15,6 +15,23 @@ _TIME_STEPS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
 _BYTE_STEPS = ((GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB"), (1, "B"))
 _RATE_STEPS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1, ""))
 _ENERGY_STEPS = ((1.0, "J"), (1e-3, "mJ"), (1e-6, "µJ"))
+PRINTED_UNITS: dict[str, tuple[float, str]] = {
+    "GB": (GB, "bytes"),
+    "MB": (1e6, "bytes"),
+    "bytes": (1, "bytes"),
+    "ms": (1e-3, "s"),
+    "wps": (1, "tokens/s"),
+    "tokens/s": (1, "tokens/s"),
+    "percent": (0.01, "ratio"),
+    "x": (1, "ratio"),
+    "ratio": (1, "ratio"),
+    "perplexity": (1, "ratio"),
+    "nats": (1, "nats"),
+    "number": (1, "count"),
+    "px": (1, "count"),
+}
+"""Units that papers print in: one of each in its base unit, and that unit. RetNet's words a second are tokens."""
+
 _COUNT_STEPS = ((1e9, " B"), (1e6, " M"), (1e3, " K"), (1, ""))
 
 
@@ -89,6 +106,12 @@ def format_percent(ratio: float) -> str:
 def format_tokens(num_tokens: int) -> str:
     """A context length as the field writes it: 32768 -> '32K', 1000 -> '1000'."""
     return f"{num_tokens // 1024}K" if num_tokens >= 1024 and num_tokens % 1024 == 0 else str(num_tokens)
+
+
+def from_printed(value: float, unit: str) -> tuple[float, str]:
+    """A number as a paper prints it, in its base unit: (4.19, 'MB') -> (4190000.0, 'bytes')."""
+    size, base = PRINTED_UNITS[unit]
+    return value * size, base
 
 
 def tokens_per_second(num_tokens: int, seconds: float) -> float:

@@ -180,6 +180,11 @@ def fit_line(points: pd.DataFrame, metric: str, model: str) -> Line | None:
     values = [float(value) for value in rows["value"]]
     if len(lengths) < 3 or min(values) <= 0 or min(values) == max(values):
         return None
+    return line_through(lengths, values)
+
+
+def line_through(lengths: Sequence[int], values: Sequence[float]) -> Line:
+    """The line through three costs or more, above 0 and not all the same."""
     slope, intercept = linear_regression(lengths, values)
     residuals = [
         abs(intercept + slope * length - value) / value for length, value in zip(lengths, values, strict=True)

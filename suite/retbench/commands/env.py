@@ -1,22 +1,18 @@
 """`retbench env`: what this machine is and can do, as a run would find it."""
 
-import os
-import time
 from typing import Any
 
 import typer
 
 from retbench.commands.layout import print_columns, print_json
 from retbench.commands.listing import named_models
-from retbench.measure import environment, machine
+from retbench.commands.measuring import alone_on_machine, become_worker
+from retbench.measure import environment
 from retbench.records import Ceilings
 from retbench.running.devices import find_device
-from retbench.running.locks import timing_lock
 from retbench.units import format_bytes, format_rate
 
 DTYPES = ("float32", "bfloat16")
-WAIT_S = 1.0
-"""Between two looks at the lock of another run."""
 
 
 def show_environment(device: str | None, *, as_json: bool) -> None:
@@ -27,9 +23,7 @@ def show_environment(device: str | None, *, as_json: bool) -> None:
         UnsupportedError: the device is not here.
     """
     name = find_device(device).name
-    threads = machine.usable_cores()
-    os.environ.update(environment.worker_environment(threads))  # before torch, and OpenMP with it, is loaded
-    environment.pin_process(threads)
+    threads = become_worker()
     facts = environment.describe_environment(name, threads)
     ceilings = _measure(name)
     backends = _backends(name)
@@ -48,11 +42,7 @@ def _measure(device: str) -> dict[str, Ceilings]:
 
     from retbench.measure.ceilings import measure_ceilings
 
-    def wait(holder: str) -> None:
-        typer.echo(f"waiting: another run is timing on this machine ({holder})", err=True)
-        time.sleep(WAIT_S)
-
-    with timing_lock("retbench env", wait=wait):
+    with alone_on_machine("retbench env"):
         return {dtype: measure_ceilings(torch.device(device), getattr(torch, dtype)) for dtype in DTYPES}
 
 

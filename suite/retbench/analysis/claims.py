@@ -1,0 +1,167 @@
+"""Verdicts on the papers' claims, from records and nothing else.
+
+A claim is judged under the paper's own conditions, and where it compares with a Transformer a second time with a strong
+one. Records of other sizes and devices are judged by the same rule and stand in rows of their own: they say how the
+claim fares there, and never decide it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from retbench.analysis.claim_types import (
+    AheadRule,
+    Claim,
+    CostRule,
+    CrossesRule,
+    Finding,
+    NearRule,
+    RatioRule,
+    Verdict,
+    load_claims,
+)
+from retbench.analysis.cost_judgements import judge_cost
+from retbench.analysis.frames import Results, started
+from retbench.analysis.quality_judgements import judge_quality
+from retbench.analysis.readings import without_quality
+from retbench.analysis.setups import FEATURE_WORDS, Setup, find_setups
+from retbench.records import Record
+from retbench.units import format_count
+
+Scope = Literal["paper", "strong", "elsewhere"]
+"""paper: the paper's own conditions. strong: the same with a strong Transformer. elsewhere: any other."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one set of records says of a claim, or that there is none.
+
+    Attributes:
+        scope: Which conditions.
+        conditions: In words.
+        finding: The verdict and its numbers; what is missing where there are no records.
+        command: That makes the records.
+        num_records: That the finding is made of.
+        run_ids: Of the runs that made them.
+    """
+
+    scope: Scope
+    conditions: str
+    finding: Finding
+    command: str | None
+    num_records: int = 0
+    run_ids: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A claim with its verdict.
+
+    Attributes:
+        claim: The claim.
+        verdict: Under the paper's own conditions.
+        rows: The paper's conditions, then the strong Transformer, then all others.
+    """
+
+    claim: Claim
+    verdict: Verdict
+    rows: tuple[Row, ...]
+
+
+def judge_claims(results: Results) -> list[Judged]:
+    """Every claim, in the order of their file."""
+    return [judge(claim, results) for claim in load_claims()]
+
+
+def judge(claim: Claim, results: Results) -> Judged:
+    """One claim."""
+    if claim.rule is None:
+        reason = Finding("not_testable", claim.untestable or "")
+        return Judged(claim, "not_testable", (Row("paper", _conditions(claim), reason, None),))
+    records = [
+        record
+        for record in results.records
+        if not claim.experiments or record.experiment in claim.experiments
+    ]
+    found = (
+        _quality_rows(claim, records, results)
+        if isinstance(claim.rule, AheadRule | CrossesRule | NearRule)
+        else _cost_rows(claim, claim.rule, records)
+    )
+    order: tuple[Scope, ...] = ("paper", "strong", "elsewhere") if claim.strong else ("paper", "elsewhere")
+    rows = []
+    for scope in order:
+        mine = [row for row in found if row.scope == scope]
+        rows += mine or ([_missing(claim, scope)] if scope != "elsewhere" else [])
+    return Judged(claim, rows[0].finding.verdict, tuple(rows))
+
+
+def _missing(claim: Claim, scope: Scope) -> Row:
+    """That there are no records under some conditions, and how to make them."""
+    command = claim.strong_command if scope == "strong" else claim.command
+    words = _conditions(claim, strong=scope == "strong")
+    return Row(scope, words, Finding("not_testable", f"needs {claim.needs}"), command)
+
+
+def _conditions(claim: Claim, *, strong: bool = False) -> str:
+    """The paper's conditions, or those of the second answer, in words."""
+    scale = claim.scale
+    parts = [*([scale.size] if scale.size else []), *([" ".join(scale.hardware)] if scale.hardware else [])]
+    if scale.num_tokens:
+        parts.append(f"trained on {format_count(scale.num_tokens)} tokens")
+    having = claim.strong if strong else scale.having
+    without = () if strong else scale.without
+    parts += [FEATURE_WORDS[feature][0] for feature in having]
+    parts += [FEATURE_WORDS[feature][1] for feature in without]
+    return ", ".join(parts) or "any"
+
+
+def _cost_rows(claim: Claim, rule: CostRule, records: Sequence[Record]) -> list[Row]:
+    """A row a setup that bears on a claim, the newest first."""
+    reference = rule.reference if isinstance(rule, RatioRule) else None
+    rows = []
+    for setup in find_setups(without_quality(records), rule.challenger, reference):
+        scope = _scope(claim, setup)
+        if scope is None:
+            continue
+        finding = judge_cost(claim, rule, setup, at_scale=scope != "elsewhere")
+        if finding is not None:
+            rows.append(_row(scope, setup.words, finding, setup.records))
+    return rows
+
+
+def _scope(claim: Claim, setup: Setup) -> Scope | None:
+    """Under which conditions a setup was measured; None where its Transformer is not the one that a claim is about."""
+    scale, record, features = claim.scale, setup.challenger[0], setup.features
+    is_strong = bool(claim.strong) and features >= set(claim.strong)
+    if not features >= set(scale.having) and not is_strong:
+        return None
+    gpu = record.environment.get("gpu")
+    device = str(gpu.get("name")) if isinstance(gpu, dict) else "cpu"
+    if scale.size not in (None, record.model.size) or not all(part in device for part in scale.hardware):
+        return "elsewhere"
+    if not features & set(scale.without):
+        return "paper"
+    return "strong" if is_strong else "elsewhere"
+
+
+def _quality_rows(claim: Claim, records: Sequence[Record], results: Results) -> list[Row]:
+    """A row a size and seed that bears on a claim."""
+    assert isinstance(claim.rule, AheadRule | CrossesRule | NearRule)
+    rows = []
+    for reading in judge_quality(claim, claim.rule, records, results.folders):
+        scale = claim.scale
+        is_scale = scale.size in (None, reading.size) and (
+            scale.num_tokens is None or (reading.num_tokens or 0) >= scale.num_tokens
+        )
+        rows.append(
+            _row("paper" if is_scale else "elsewhere", reading.words, reading.finding, reading.records)
+        )
+    return rows
+
+
+def _row(scope: Scope, words: str, finding: Finding, records: Sequence[Record]) -> Row:
+    """A row with where it comes from."""
+    command = max(records, key=started).command
+    run_ids = tuple(sorted({record.run_id for record in records}))
+    return Row(scope, words, finding, command, len(records), run_ids)

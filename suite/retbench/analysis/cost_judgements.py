@@ -1,0 +1,243 @@
+"""Claims of cost judged on intervals over rounds: ratios, level costs, growing ones, shares, and equal forms.
+
+A time takes two rounds or more; a number of bytes is counted, and its one value decides. Where a point of the paper was
+not measured, a setup of another scale is judged at the nearest one below it, and says so.
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
+from retbench.analysis.claim_types import (
+    Claim,
+    CostRule,
+    Finding,
+    GateRule,
+    GrowsRule,
+    LevelRule,
+    RatioRule,
+    ShareRule,
+    Verdict,
+)
+from retbench.analysis.comparisons import line_through
+from retbench.analysis.scenes import describe_status
+from retbench.analysis.setups import Setup, failure_at, points_of, values_at
+from retbench.measure.statistics import Interval, geometric_interval, ratio_interval, slope_equivalence
+from retbench.records import Record
+from retbench.units import format_percent, format_tokens
+
+TOLERANCE = 0.1
+"""Share of the printed advantage that may be lacking: 7.66 of 8.4 is still the claim."""
+
+Point = tuple[int, int]
+"""Batch size and context length."""
+
+
+def judge_cost(claim: Claim, rule: CostRule, setup: Setup, *, at_scale: bool) -> Finding | None:
+    """What one setup says of a claim; None where it has nothing on it.
+
+    Args:
+        claim: The claim.
+        rule: Its rule.
+        setup: Records of one way of running the models.
+        at_scale: Whether the setup has the paper's conditions: then only the paper's own points count.
+    """
+    match rule:
+        case RatioRule():
+            return _judge_ratio(claim, rule, setup, at_scale)
+        case LevelRule():
+            return _judge_level(rule, setup, at_scale)
+        case GrowsRule():
+            return _judge_growth(rule, setup, at_scale)
+        case ShareRule():
+            return _judge_share(claim, rule, setup, at_scale)
+        case GateRule():
+            return _judge_gate(setup)
+
+
+def _nearest(points: set[Point], wanted: Point, at_scale: bool) -> Point | None:
+    """The point wanted, or, away from the paper's scale, the largest batch and context that do not exceed it."""
+    if wanted in points or at_scale:
+        return wanted if wanted in points else None
+    below = [point for point in points if point[0] <= wanted[0] and point[1] <= wanted[1]]
+    return max(below, key=lambda point: (point[1], point[0]), default=None)
+
+
+def _at(point: Point) -> str:
+    return f"at batch {point[0]}, {format_tokens(point[1])}"
+
+
+def _judge_ratio(claim: Claim, rule: RatioRule, setup: Setup, at_scale: bool) -> Finding | None:
+    """The advantage at the point, with its interval, beside the printed one."""
+    shared = points_of(setup.challenger, rule.workload) & points_of(setup.reference, rule.workload)
+    point = _nearest(shared, (rule.batch_size, rule.context_len), at_scale)
+    if point is None:
+        return None
+    for records in (setup.challenger, setup.reference):
+        failure = failure_at(records, rule.workload, *point)
+        if failure is not None:
+            return Finding(
+                "not_testable", f"{records[0].model.name} {_at(point)}: {describe_status(failure)}"
+            )
+    mine, theirs = (
+        values_at(records, rule.workload, rule.metric, *point)
+        for records in (setup.challenger, setup.reference)
+    )
+    rounds = sorted(mine.keys() & theirs.keys())
+    if not rounds:
+        return None
+    top, bottom = (theirs, mine) if rule.better == "lower" else (mine, theirs)
+    advantage = ratio_interval([top[number] for number in rounds], [bottom[number] for number in rounds])
+    printed = 1 / (1 - claim.printed) if rule.saved else claim.printed
+    if advantage.low is None and not _is_counted(rule.metric):
+        return Finding("not_testable", f"one round {_at(point)}: {advantage.value:.3g}x without an interval")
+    return Finding(
+        _ratio_verdict(advantage, printed),
+        f"{_ratio_words(advantage)} {_at(point)}; the paper {printed:.3g}x",
+    )
+
+
+def _is_counted(metric: str) -> bool:
+    """Whether a metric is counted, not timed."""
+    return metric.endswith(("_bytes", "_batch"))
+
+
+def _ratio_verdict(advantage: Interval, printed: float) -> Verdict:
+    """Whether there is an advantage, and whether it may be as large as printed."""
+    low = advantage.value if advantage.low is None else advantage.low
+    high = advantage.value if advantage.high is None else advantage.high
+    if low <= 1:
+        return "not_reproduced"
+    return "reproduced" if high >= 1 + (printed - 1) * (1 - TOLERANCE) else "partly"
+
+
+def _ratio_words(interval: Interval) -> str:
+    """A ratio with its interval: '8.46x [8.10, 8.83]'."""
+    if interval.low is None or interval.high is None or interval.low == interval.high:
+        return f"{interval.value:.3g}x"
+    return f"{interval.value:.3g}x [{interval.low:.3g}, {interval.high:.3g}]"
+
+
+def _judge_level(rule: LevelRule, setup: Setup, at_scale: bool) -> Finding | None:
+    """The cost at the last point over that at the first."""
+    other, table = _along(rule, setup.challenger, at_scale)
+    if not table:
+        return None
+    steps = sorted(table)
+    rounds = sorted(set.intersection(*(set(values) for values in table.values())))
+    if not rounds:
+        return None
+    words = _range_words(rule, steps, other)
+    by_round = [[table[step][number] for step in steps] for number in rounds]
+    if _is_counted(rule.metric):
+        ratio = max(by_round[0]) / min(by_round[0])
+        verdict: Verdict = "reproduced" if ratio <= 1 + rule.margin else "not_reproduced"
+        return Finding(verdict, f"{ratio:.3f}x {words}")
+    found = slope_equivalence(steps, by_round, rule.margin)
+    if found.low is None or found.high is None:
+        return Finding("not_testable", f"one round: {found.ratio:.3f}x {words} without an interval")
+    apart = found.low > 1 + rule.margin or found.high < 1 - rule.margin
+    verdict = "reproduced" if found.equivalent else "not_reproduced" if apart else "partly"
+    return Finding(verdict, f"{found.ratio:.3f}x [{found.low:.3f}, {found.high:.3f}] {words}")
+
+
+def _range_words(rule: LevelRule, steps: Sequence[int], other: int) -> str:
+    """The range and the other coordinate in words."""
+    if rule.along == "batch_size":
+        return f"from {steps[0]} to {steps[-1]} sequences at {format_tokens(other)}"
+    return f"from {format_tokens(steps[0])} to {format_tokens(steps[-1])} at batch {other}"
+
+
+def _along(
+    rule: LevelRule, records: Sequence[Record], at_scale: bool
+) -> tuple[int, dict[int, dict[int, float]]]:
+    """The other coordinate, and values by step of the range, then by round; none where there are no two steps.
+
+    At the paper's scale the other coordinate is the paper's, and the range whole; elsewhere the coordinate is the
+    largest that does not exceed it and has two steps.
+    """
+    first, last = rule.within
+    index = 0 if rule.along == "batch_size" else 1
+    points = [point for point in points_of(records, rule.workload) if first <= point[index] <= last]
+    others = {point[1 - index] for point in points if point[1 - index] <= rule.at}
+    for other in sorted(others & {rule.at} if at_scale else others, reverse=True):
+        table = {}
+        for step in (point[index] for point in points if point[1 - index] == other):
+            point = (step, other) if index == 0 else (other, step)
+            if values := values_at(records, rule.workload, rule.metric, *point):
+                table[step] = values
+        if len(table) >= 2 and (not at_scale or {first, last} <= table.keys()):
+            return other, table
+    return rule.at, {}
+
+
+def _judge_growth(rule: GrowsRule, setup: Setup, at_scale: bool) -> Finding | None:
+    """Whether the cost rises at every step, and lies on a line where the claim says so."""
+    batch_size, means = _means(rule, setup.challenger, at_scale)
+    if not means:
+        return None
+    lengths = sorted(means)
+    rises = all(means[later] > means[earlier] for earlier, later in pairwise(lengths))
+    words = (
+        f"{means[lengths[-1]] / means[lengths[0]]:.3g}x from {format_tokens(lengths[0])} "
+        f"to {format_tokens(lengths[-1])} at batch {batch_size}"
+    )
+    if not rises:
+        return Finding("partly" if means[lengths[-1]] > means[lengths[0]] else "not_reproduced", words)
+    if not rule.linear:
+        return Finding("reproduced", words)
+    line = line_through(lengths, [means[length] for length in lengths])
+    words = f"{words}, within {format_percent(line.largest_residual)} of a line"
+    return Finding("reproduced" if line.fits else "partly", words)
+
+
+def _means(rule: GrowsRule, records: Sequence[Record], at_scale: bool) -> tuple[int, dict[int, float]]:
+    """The batch, and the geometric mean of the rounds by length; none where there are no three lengths.
+
+    At the paper's scale the batch is the paper's, and the range whole; elsewhere it is the largest that does not exceed
+    it and has three lengths.
+    """
+    first, last = rule.within
+    points = [point for point in points_of(records, rule.workload) if first <= point[1] <= last]
+    batches = {point[0] for point in points if point[0] <= rule.batch_size}
+    for batch_size in sorted(batches & {rule.batch_size} if at_scale else batches, reverse=True):
+        found = {}
+        for length in (point[1] for point in points if point[0] == batch_size):
+            if values := values_at(records, rule.workload, rule.metric, batch_size, length).values():
+                found[length] = geometric_interval(list(values)).value
+        if len(found) >= 3 and (not at_scale or {first, last} <= found.keys()):
+            return batch_size, found
+    return rule.batch_size, {}
+
+
+def _judge_share(claim: Claim, rule: ShareRule, setup: Setup, at_scale: bool) -> Finding | None:
+    """Some bytes over others."""
+    point = _nearest(
+        points_of(setup.challenger, rule.workload), (rule.batch_size, rule.context_len), at_scale
+    )
+    if point is None:
+        return None
+    sums: Mapping[str, dict[int, float]] = {
+        name: values_at(setup.challenger, rule.workload, name, *point) for name in (*rule.parts, rule.of)
+    }
+    rounds = sorted(set.intersection(*(set(values) for values in sums.values())))
+    if not rounds:
+        return None
+    share = sum(sums[name][rounds[0]] for name in rule.parts) / sums[rule.of][rounds[0]]
+    verdict: Verdict = "reproduced" if share <= claim.printed * (1 + TOLERANCE) else "not_reproduced"
+    return Finding(
+        verdict, f"{format_percent(share)} {_at(point)}; the paper {format_percent(claim.printed)}"
+    )
+
+
+def _judge_gate(setup: Setup) -> Finding | None:
+    """Whether the forms were equal wherever they were compared."""
+    gates = [record.gate for record in setup.challenger if record.gate is not None]
+    if not gates:
+        return None
+    checks = [check for gate in gates for check in gate.checks]
+    worst = max(checks, key=lambda check: check.error / check.limit)
+    verdict: Verdict = "reproduced" if all(gate.passed for gate in gates) else "not_reproduced"
+    return Finding(
+        verdict,
+        f"largest error {worst.error:.2g} ({worst.name}, {worst.length} tokens), limit {worst.limit:.2g}",
+    )

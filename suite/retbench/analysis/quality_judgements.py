@@ -1,0 +1,215 @@
+"""Claims of quality judged on the same documents: who is ahead, where that changes with size, what is near a number.
+
+Two models are told apart by the interval of their difference over documents, as in `pairing`. Different documents,
+prompts, tokenizers or trainings are refused there, and give no verdict here.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from retbench.analysis.claim_types import AheadRule, Claim, CrossesRule, Finding, NearRule, QualityRule
+from retbench.analysis.frames import ComparableSet, set_of, started
+from retbench.analysis.pairing import Comparison, Folders, compare
+from retbench.analysis.readings import (
+    Question,
+    Subject,
+    num_trained_tokens,
+    question_of,
+    select_readings,
+    subject_of,
+)
+from retbench.records import Record
+from retbench.units import format_count, format_percent
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Comparisons of one model with another, or readings of one, that stand for one row.
+
+    Attributes:
+        words: Size, seed and training of the models.
+        size: Of the models; None where a row spans sizes.
+        num_tokens: That they were trained on; None where not known.
+        records: That the row is made of.
+        finding: What they say.
+    """
+
+    words: str
+    size: str | None
+    num_tokens: int | None
+    records: tuple[Record, ...]
+    finding: Finding
+
+
+def judge_quality(
+    claim: Claim, rule: QualityRule, records: Sequence[Record], folders: Folders
+) -> list[Reading]:
+    """What readings say of a claim, the newest first: a row a size and seed, or one for all where a claim spans them.
+
+    Only readings under the same conditions meet in one row; of rows that read alike the newest stands.
+    """
+    by_conditions: dict[ComparableSet, list[Record]] = {}
+    for record in records:
+        if record.status == "ok":
+            by_conditions.setdefault(replace(set_of(record), pair_id=""), []).append(record)
+    found: list[Reading] = []
+    for group in by_conditions.values():
+        found += _judge(claim, rule, select_readings(group).records, folders)
+    newest: dict[str, Reading] = {}
+    for reading in sorted(found, key=lambda reading: max(map(started, reading.records)), reverse=True):
+        newest.setdefault(reading.words, reading)
+    return list(newest.values())
+
+
+def _judge(
+    claim: Claim, rule: QualityRule, readings: Sequence[Record], folders: Folders
+) -> Iterator[Reading]:
+    """The same of readings under one set of conditions."""
+    match rule:
+        case AheadRule():
+            return _judge_ahead(rule, readings, folders)
+        case CrossesRule():
+            return _judge_crossing(rule, readings, folders)
+        case NearRule():
+            return _judge_nearness(claim, rule, readings)
+
+
+@dataclass(frozen=True)
+class _Duel:
+    """One comparison with what it was made of; `lead` is above 0 where the challenger is better."""
+
+    question: Question
+    records: tuple[Record, Record]
+    lead: float
+    told_apart: bool
+
+
+def _duels(
+    rule: AheadRule | CrossesRule, readings: Sequence[Record], folders: Folders
+) -> dict[Subject, list[_Duel]]:
+    """The comparisons of each size and seed that have a number."""
+    found: dict[Subject, list[_Duel]] = {}
+    theirs = {
+        (question_of(record), subject_of(record)): record for record in readings if rule.reference.has(record)
+    }
+    for record in readings:
+        place = question_of(record), subject_of(record)
+        if not rule.challenger.has(record) or place not in theirs or not _is_asked(rule, place[0]):
+            continue
+        made = _duel(compare(record, theirs[place], folders), (record, theirs[place]))
+        if made is not None:
+            found.setdefault(place[1], []).append(made)
+    return found
+
+
+def _is_asked(rule: AheadRule | CrossesRule, question: Question) -> bool:
+    """Whether a rule is about a question."""
+    if isinstance(rule, CrossesRule):
+        return question.workload == "perplexity" and question.protocol == rule.protocol
+    return (
+        question.workload == rule.workload
+        and (not rule.tasks or question.task in rule.tasks)
+        and rule.protocol in (None, question.protocol)
+        and (not rule.context_lens or question.context_len in rule.context_lens)
+        and rule.num_fewshot in (None, question.num_fewshot)
+    )
+
+
+def _duel(comparison: Comparison, records: tuple[Record, Record]) -> _Duel | None:
+    """Who is ahead and whether that is told apart; None where the two may not be compared."""
+    if comparison.ratio is not None:
+        ratio = comparison.ratio
+        apart = ratio.low is not None and ratio.high is not None and not ratio.low <= 1 <= ratio.high
+        return _Duel(comparison.question, records, 1 - ratio.value, apart)
+    if "acc" in comparison.accuracies:
+        pair = comparison.accuracies["acc"]
+        return _Duel(comparison.question, records, pair.difference, not pair.low <= 0 <= pair.high)
+    return None
+
+
+def _judge_ahead(rule: AheadRule, readings: Sequence[Record], folders: Folders) -> Iterator[Reading]:
+    """A row a size and seed."""
+    for subject, duels in _duels(rule, readings, folders).items():
+        complete = not rule.tasks or {duel.question.task for duel in duels} >= set(rule.tasks)
+        yield _reading(subject, duels, _ahead(duels, complete=complete))
+
+
+def _ahead(duels: Sequence[_Duel], *, complete: bool) -> Finding:
+    """Ahead everywhere, nowhere told to be behind, and told apart in half of the questions or more."""
+    ahead = [duel for duel in duels if duel.lead > 0]
+    sure = [duel for duel in ahead if duel.told_apart]
+    behind = [duel for duel in duels if duel.lead < 0 and duel.told_apart]
+    leads = [duel.lead for duel in duels]
+    text = (
+        f"ahead at {len(ahead)} of {len(duels)} questions, told apart at {len(sure)}, told to be behind at "
+        f"{len(behind)}; lead {format_percent(min(leads))} to {format_percent(max(leads))}"
+    )
+    if not sure:
+        return Finding("not_reproduced", text)
+    whole = complete and len(ahead) == len(duels) and 2 * len(sure) >= len(duels)
+    return Finding("reproduced" if whole else "partly", text)
+
+
+def _judge_crossing(rule: CrossesRule, readings: Sequence[Record], folders: Folders) -> Iterator[Reading]:
+    """One row over all sizes: those of the claim where they are there, else the smallest and the largest."""
+    duels: dict[str, list[_Duel]] = {}
+    for subject, made in _duels(rule, readings, folders).items():
+        duels.setdefault(subject.size, []).extend(made)
+    params = {record.model.size: record.model.num_params_nonembedding for record in readings}
+    sizes = sorted(duels, key=lambda size: params[size])
+    if len(sizes) < 2:
+        return
+    is_scale = {*rule.behind_at, *rule.ahead_at} <= set(sizes)
+    small, large = (rule.behind_at, rule.ahead_at) if is_scale else ((sizes[0],), (sizes[-1],))
+    behind = [duel for size in small for duel in duels[size]]
+    ahead = [duel for size in large for duel in duels[size]]
+    crosses = _mean_lead(behind) < 0 < _mean_lead(ahead)
+    sure = all(duel.told_apart and duel.lead < 0 for duel in behind) and all(
+        duel.told_apart and duel.lead > 0 for duel in ahead
+    )
+    finding = Finding(
+        "reproduced" if sure else "partly" if crosses else "not_reproduced",
+        f"mean lead {format_percent(_mean_lead(behind))} at {', '.join(small)}, "
+        f"{format_percent(_mean_lead(ahead))} at {', '.join(large)}",
+    )
+    records = tuple(record for duel in (*behind, *ahead) for record in duel.records)
+    tokens = [num_trained_tokens(record) for record in records]
+    known = [count for count in tokens if count is not None]
+    least = min(known) if len(known) == len(tokens) else None
+    yield Reading(
+        f"{sizes[0]} to {sizes[-1]}, {_tokens(least)}",
+        rule.ahead_at[-1] if is_scale else None,
+        least,
+        records,
+        finding,
+    )
+
+
+def _mean_lead(duels: Sequence[_Duel]) -> float:
+    return sum(duel.lead for duel in duels) / len(duels)
+
+
+def _judge_nearness(claim: Claim, rule: NearRule, readings: Sequence[Record]) -> Iterator[Reading]:
+    """A row a model that has the metric."""
+    for record in readings:
+        weights = record.model.weights
+        asked = (record.workload, record.point.task, weights and weights.source)
+        if asked != (rule.workload, rule.task, rule.checkpoint) or rule.metric not in record.metrics:
+            continue
+        value = record.metrics[rule.metric].value
+        near = abs(value / claim.printed - 1) <= rule.tolerance
+        text = f"{value:.4g}; the paper {claim.printed:.4g}, within {format_percent(rule.tolerance)}"
+        finding = Finding("reproduced" if near else "not_reproduced", text)
+        yield Reading(rule.checkpoint, record.model.size, None, (record,), finding)
+
+
+def _reading(subject: Subject, duels: Sequence[_Duel], finding: Finding) -> Reading:
+    """The row of one size and seed."""
+    records = tuple(record for duel in duels for record in duel.records)
+    seed = "" if subject.seed is None else f" seed {subject.seed}"
+    tokens = num_trained_tokens(records[0])
+    return Reading(f"{subject.size}{seed}, {_tokens(tokens)}", subject.size, tokens, records, finding)
+
+
+def _tokens(count: int | None) -> str:
+    return "trained elsewhere" if count is None else f"trained on {format_count(count)} tokens"

@@ -1,0 +1,40 @@
+"""`retbench claims`: what the records on disk say of the papers' claims, without torch."""
+
+from pathlib import Path
+
+import typer
+
+from retbench.analysis.claim_table import claims_json, claims_markdown
+from retbench.analysis.claims import judge_claims
+from retbench.analysis.frames import Results, load_results
+from retbench.commands.layout import print_json
+from retbench.errors import unknown_name
+
+FORMATS = ("md", "json")
+
+
+def print_claims(form: str, results: Path) -> None:
+    """Print every claim; where there are no results at all, what each of them needs.
+
+    Raises:
+        ConfigError: an unknown format.
+        RecordError: there are records, and none of them can be read.
+    """
+    if form not in FORMATS:
+        raise unknown_name("format", form, FORMATS, where="--format")
+    judged = judge_claims(_load(results))
+    if form == "json":
+        print_json({"claims": claims_json(judged)})
+    else:
+        typer.echo(claims_markdown(judged), nl=False)
+
+
+def _load(results: Path) -> Results:
+    """The records of a folder, none where there is no such folder; on stderr, what could not be read."""
+    if not results.exists():
+        typer.echo(f"retbench: no results at '{results}': no claim is tested", err=True)
+        return Results((), ())
+    found = load_results(results)
+    for problem in found.problems:
+        typer.echo(f"retbench: {problem}", err=True)
+    return found
