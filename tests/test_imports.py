@@ -34,7 +34,7 @@ LAYERS: list[set[str]] = [
     {"evaluation"},
     {"training", "workloads"},
     {"plan", "estimates", "subjects", "running", "runner", "worker"},
-    {"cli", "commands", "progress", "__main__"},
+    {"cli", "cli_checks", "commands", "progress", "__main__"},
 ]
 # Beside the layers: what these may import from the package, themselves apart. Measuring sees callables, not models;
 # analysis sees records, costs, the statistics of measurement and what the papers print; comparing sees what analysis
@@ -46,7 +46,9 @@ BESIDE: dict[str, set[str]] = {
     "comparing": LAYERS[0] | LAYERS[1] | {"analysis", "measure"},
 }
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
-WITHOUT_TORCH = LAYERS[0] | LAYERS[1] | {"analysis", "comparing", "paper", "cli", "commands", "progress"}
+WITHOUT_TORCH = (
+    LAYERS[0] | LAYERS[1] | {"analysis", "comparing", "paper", "cli", "cli_checks", "commands", "progress"}
+)
 
 
 def module_name(path: Path) -> str:
@@ -141,5 +143,6 @@ def test_the_command_line_starts_light() -> None:
     assert {name for name in loaded if name.split(".")[0] == "retbench"} == {
         "retbench",
         "retbench.cli",
+        "retbench.cli_checks",
         "retbench.errors",
     }

@@ -39,6 +39,9 @@ class Place:
 Times = Mapping[Place, tuple[float, float]]
 """Seconds of one round on the first and on the second side."""
 
+Values = Mapping[Place, float]
+"""The values of one round on one side: seconds, or bytes where a workload is compared by those."""
+
 
 @dataclass(frozen=True)
 class Item:
@@ -66,12 +69,15 @@ class Item:
         ends = [format_tokens(length) for length in (lengths[0], lengths[-1])]
         return ends[0] if len(lengths) == 1 else f"{ends[0]} to {ends[1]}"
 
+    def log_value(self, values: Values) -> float | None:
+        """The sum of its logarithms on one side in one round; None where a value is missing."""
+        if not all(place in values for place in self.places):
+            return None
+        return math.fsum(weight * math.log(values[place]) for place, weight in self.weights)
+
     def log_ratio(self, times: Times) -> float | None:
         """Its log-ratio in one round; None where a time is missing."""
-        if not all(place in times for place in self.places):
-            return None
-        logs = (weight * math.log(times[place][1] / times[place][0]) for place, weight in self.weights)
-        return math.fsum(logs)
+        return self.log_value({place: second / first for place, (first, second) in times.items()})
 
     def __str__(self) -> str:
         place = self.places[0]
