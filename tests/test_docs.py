@@ -24,6 +24,10 @@ def parse(words: str) -> None:
     name, *arguments = shlex.split(words, comments=True)[1:]
     assert name in COMMANDS, words
     command = PROGRAM.commands[name]  # type: ignore[attr-defined]
+    while hasattr(command, "commands"):
+        name, *arguments = arguments
+        assert name in command.commands, words
+        command = command.commands[name]
     if "--help" not in arguments:
         command.make_context(name, arguments)
 
@@ -65,8 +69,9 @@ def test_every_command_has_help_that_ends_with_an_example(name: str) -> None:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_option_is_explained(name: str) -> None:
-    for parameter in PROGRAM.commands[name].params:  # type: ignore[attr-defined]
-        assert parameter.help, parameter.name
+    command = PROGRAM.commands[name]  # type: ignore[attr-defined]
+    for one in (command, *getattr(command, "commands", {}).values()):
+        assert [parameter.name for parameter in one.params if not parameter.help] == []
 
 
 @pytest.mark.parametrize("words", sorted({*commands_in(README), *commands_in(CONTRIBUTING)}))

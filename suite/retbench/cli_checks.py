@@ -15,16 +15,34 @@ Strict = Annotated[
     bool, typer.Option("--strict", help="End with exit code 4 where something is inconclusive.")
 ]
 
+BaselineFolder = Annotated[
+    Path,
+    typer.Option("--folder", file_okay=False, help="Folder of baselines, one below it for each machine."),
+]
+
+_baseline = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Keep a window of accepted runs that later ones are compared with.",
+    epilog="Example: retbench baseline save results/latency.jsonl",
+)
+
 
 def register(app: typer.Typer) -> None:
     """Add the verbs of this module to the command line."""
     app.command(epilog="Example: retbench compare results/before.jsonl results/after.jsonl --format md")(
         compare
     )
+    app.add_typer(_baseline, name="baseline")
 
 
 def compare(
-    first: Annotated[Path, typer.Argument(metavar="A", help="File or folder of records to compare with.")],
+    first: Annotated[
+        Path,
+        typer.Argument(
+            metavar="A", help="File or folder of records to compare with, or a baseline (*.json)."
+        ),
+    ],
     second: Annotated[Path, typer.Argument(metavar="B", help="File or folder of records that are judged.")],
     form: ReportFormat = "text",
     out: ReportFolder = None,
@@ -38,7 +56,7 @@ def compare(
     ] = False,
     strict: Strict = False,
 ) -> None:
-    """Compare two record sets of one machine: is B slower than A?
+    """Compare two record sets of one machine, or a run with a baseline: is B slower than A?
 
     Exit code 1 where something is slower beyond the margin or failed, 3 where the sets differ in what they measured or
     a point is missing on one side, 4 under --strict where something is inconclusive.
@@ -47,3 +65,46 @@ def compare(
 
     shown = command.Shown(form, out, strict)
     raise typer.Exit(command.compare(first, second, shown, margin, accept_soft=accept_soft))
+
+
+@_baseline.command(epilog="Example: retbench baseline save results/monday.jsonl results/tuesday.jsonl")
+def save(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN...", help="Files or folders of records, each one run of the same sweep."),
+    ],
+    folder: BaselineFolder = Path("results/baselines"),
+) -> None:
+    """Add runs to the baseline of their machine and sweep, or begin one.
+
+    A run that differs from the window in what it measured is refused with exit code 3, and one that has moved with exit
+    code 1: where that was intended, `retbench baseline accept` begins the window anew.
+    """
+    from retbench.commands import baseline as command
+
+    command.save(runs, folder)
+
+
+@_baseline.command(epilog='Example: retbench baseline accept results/latency.jsonl --reason "chunk of 256"')
+def accept(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="File or folder of records of the new state.")],
+    reason: Annotated[str, typer.Option(help="What changed; kept in the baseline.")],
+    folder: BaselineFolder = Path("results/baselines"),
+) -> None:
+    """Accept an intended change: the window begins anew with this run."""
+    from retbench.commands import baseline as command
+
+    command.accept(run, reason, folder)
+
+
+@_baseline.command(epilog="Example: retbench baseline show results/baselines")
+def show(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="A baseline, or a folder of them.")] = Path(
+        "results/baselines"
+    ),
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Show what baselines hold: runs, points, and how much the runs differ."""
+    from retbench.commands import baseline as command
+
+    command.show(path, as_json=as_json)

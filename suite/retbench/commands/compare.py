@@ -5,7 +5,9 @@ from pathlib import Path
 
 import typer
 
+from retbench.comparing.baseline import read_baseline
 from retbench.comparing.compare import compare_sides
+from retbench.comparing.history import compare_history
 from retbench.comparing.rendering import FORMATS, render
 from retbench.comparing.report import Report
 from retbench.comparing.sequential import WITHOUT_REPEAT, Rules
@@ -36,15 +38,25 @@ class Shown:
 def compare(first: Path, second: Path, shown: Shown, margin: float, *, accept_soft: bool) -> int:
     """Compare, print, and return the exit code.
 
+    Args:
+        first: Records, or a baseline where its name ends in .json.
+        second: Records.
+        shown: How the report is shown.
+        margin: Share by which a time must have moved.
+        accept_soft: Judge what has moved although soft facts differ.
+
     Raises:
         RecordError: a side holds nothing that can be compared.
+        UnsupportedError: a baseline of a newer schema.
         ConfigError: an unknown format, or a margin that is no share.
     """
     shown.check()
     rules = Rules(margin, WITHOUT_REPEAT.floor_s, WITHOUT_REPEAT.flag_rate, confirm_rate=None)
-    return show_report(
-        compare_sides(load_side(first), load_side(second), rules, accept_soft=accept_soft), shown
-    )
+    if first.suffix == ".json":
+        baseline, side = read_baseline(first), load_side(second)
+        return show_report(compare_history(str(first), baseline, side, rules, accept_soft=accept_soft), shown)
+    sides = load_side(first), load_side(second)
+    return show_report(compare_sides(*sides, rules, accept_soft=accept_soft), shown)
 
 
 def show_report(report: Report, shown: Shown) -> int:

@@ -1,16 +1,15 @@
 """Two sets of records compared: first whether they may be, then place by place."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from retbench.analysis.frames import started
 from retbench.comparing.evidence import Evidence, paired, unpaired
 from retbench.comparing.facts import Difference, compare_clocks, compare_facts, hard_facts, soft_facts
-from retbench.comparing.items import Item, Place, Values, item_margins, make_items
+from retbench.comparing.items import Item, Place, item_margins, make_items
 from retbench.comparing.report import Missing, Report, describe_moves
 from retbench.comparing.sequential import WITHOUT_REPEAT, Decision, Rules, Sweep, single_look
-from retbench.comparing.sides import TIMED, Side, are_interleaved, place_of, typical
+from retbench.comparing.sides import TIMED, Side, are_interleaved, middle, place_of, reason_of, typical
 from retbench.errors import RecordError
 from retbench.records import Record
 
@@ -93,8 +92,8 @@ def _judged(
     evidence = {item: found for item in items if (found := evidence_of(item))}
     decisions = judge(items, evidence, typical(values[0]), rules)
     if report.soft and not accept_soft:
-        decisions = {item: _doubted(item, decision, report.soft) for item, decision in decisions.items()}
-    both = {place: (_middle(values[0], place), _middle(values[1], place)) for place in sorted(places)}
+        decisions = {item: find_doubt(item, decision, report.soft) for item, decision in decisions.items()}
+    both = {place: (middle(values[0], place), middle(values[1], place)) for place in sorted(places)}
     return replace(report, decisions=decisions, values=both, sentences=describe_moves(decisions, evidence_of))
 
 
@@ -153,15 +152,7 @@ def find_missing(first: Side, second: Side) -> list[Missing]:
     return sorted(missing, key=lambda one: (one.place, one.side))
 
 
-def reason_of(side: Side, place: Place) -> str:
-    """Why a side has no value of a place."""
-    records = side.of(place)
-    if not records:
-        return "not measured"
-    return f"{records[-1].status} ({records[-1].error or 'no reason was recorded'})"
-
-
-def _doubted(item: Item, decision: Decision, soft: Sequence[Difference]) -> Decision:
+def find_doubt(item: Item, decision: Decision, soft: Sequence[Difference]) -> Decision:
     """A decision in the light of what else differed; what a sitting does to both models leaves their ratio alone."""
     relevant = [one.fact for one in soft if not (one.fact == SITTING and item.kind == "ratio")]
     if (
@@ -172,12 +163,6 @@ def _doubted(item: Item, decision: Decision, soft: Sequence[Difference]) -> Deci
         return decision
     note = f"{decision.verdict}, unless it is this that moved it: {', '.join(relevant)}"
     return replace(decision, verdict="inconclusive", note=note)
-
-
-def _middle(rounds: Sequence[Values], place: Place) -> float:
-    """Geometric mean of a place's values."""
-    logs = [math.log(values[place]) for values in rounds if place in values]
-    return math.exp(math.fsum(logs) / len(logs))
 
 
 def _some(side: Side) -> str:

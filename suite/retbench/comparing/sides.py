@@ -1,5 +1,6 @@
 """A side of a comparison: the newest comparable records of a file or folder, as values by place and round."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -133,3 +134,17 @@ def typical(rounds: Sequence[Values]) -> dict[Place, float]:
         for place, value in values.items():
             found.setdefault(place, value)
     return found
+
+
+def middle(rounds: Sequence[Values], place: Place) -> float:
+    """Geometric mean of a place's values."""
+    logs = [math.log(values[place]) for values in rounds if place in values]
+    return math.exp(math.fsum(logs) / len(logs))
+
+
+def reason_of(side: Side, place: Place) -> str:
+    """Why a side has no value of a place."""
+    records = side.of(place)
+    if not records:
+        return "not measured"
+    return f"{records[-1].status} ({records[-1].error or 'no reason was recorded'})"
