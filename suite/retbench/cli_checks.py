@@ -33,6 +33,7 @@ def register(app: typer.Typer) -> None:
     app.command(epilog="Example: retbench compare results/before.jsonl results/after.jsonl --format md")(
         compare
     )
+    app.command(epilog="Example: retbench check --format md")(check)
     app.add_typer(_baseline, name="baseline")
 
 
@@ -67,6 +68,27 @@ def compare(
     raise typer.Exit(command.compare(first, second, shown, margin, accept_soft=accept_soft))
 
 
+def check(
+    form: ReportFormat = "text",
+    out: ReportFolder = None,
+    baseline: Annotated[
+        Path | None,
+        typer.Option(
+            dir_okay=False, help="Quantities to hold against; by default those that retbench comes with."
+        ),
+    ] = None,
+    strict: Strict = False,
+) -> None:
+    """Check on any machine what does not depend on it, in less than a minute.
+
+    Parameters, bytes of states, operations and bytes of a step, peak tensor bytes, the equality of all forms, the loss
+    of a fixed text under fixed tiny weights, and greedy tokens: exit code 1 where one differs from what was accepted.
+    """
+    from retbench.commands import check as command
+
+    raise typer.Exit(command.check_exact(baseline, form, out, strict=strict))
+
+
 @_baseline.command(epilog="Example: retbench baseline save results/monday.jsonl results/tuesday.jsonl")
 def save(
     runs: Annotated[
@@ -87,14 +109,25 @@ def save(
 
 @_baseline.command(epilog='Example: retbench baseline accept results/latency.jsonl --reason "chunk of 256"')
 def accept(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="File or folder of records of the new state.")],
+    run: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN",
+            help="File or folder of records of the new state; or the word exact, for what `retbench check` measures.",
+        ),
+    ],
     reason: Annotated[str, typer.Option(help="What changed; kept in the baseline.")],
     folder: BaselineFolder = Path("results/baselines"),
 ) -> None:
     """Accept an intended change: the window begins anew with this run."""
-    from retbench.commands import baseline as command
+    if str(run) == "exact":
+        from retbench.commands import check as exact_command
 
-    command.accept(run, reason, folder)
+        exact_command.accept_exact(reason, folder)
+    else:
+        from retbench.commands import baseline as command
+
+        command.accept(run, reason, folder)
 
 
 @_baseline.command(epilog="Example: retbench baseline show results/baselines")

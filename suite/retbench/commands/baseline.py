@@ -79,12 +79,17 @@ def accept(run: Path, reason: str, folder: Path) -> None:
         RecordError: the run cannot be read.
         ConfigError: no reason is given.
     """
-    if not reason.strip():
-        raise ConfigError("--reason is empty: say what changed, for those who find the baseline moved.")
-    baseline = make_baseline(load_side(run), reason.strip())
+    baseline = make_baseline(load_side(run), check_reason(reason))
     path = place_of_baseline(folder, baseline)
     write_baseline(path, baseline)
     typer.echo(f"{path}: begun anew with run {baseline.runs[0].run_id}")
+
+
+def check_reason(reason: str) -> str:
+    """The reason without space around it; ConfigError where there is none."""
+    if not reason.strip():
+        raise ConfigError("--reason is empty: say what changed, for those who find the baseline moved.")
+    return reason.strip()
 
 
 def place_of_baseline(folder: Path, baseline: Baseline) -> Path:

@@ -1,12 +1,13 @@
 """A report as text: for a terminal, as Markdown for the summary of a job, and as JUnit XML."""
 
 import json
-from xml.etree import ElementTree
+from collections.abc import Sequence
 
 import pandas as pd
 
 from retbench.analysis.formats import markdown_table
 from retbench.comparing.items import Item
+from retbench.comparing.junit import Case, Outcome, junit_xml
 from retbench.comparing.report import Report, describe_ratio
 from retbench.comparing.sequential import Decision
 from retbench.errors import unknown_name
@@ -89,11 +90,15 @@ def prose(report: Report) -> list[str]:
 
 def to_text(report: Report) -> str:
     """For a terminal: the table in aligned columns that are never folded, then the rest."""
-    rows = [HEADER, *table_rows(report)] if report.decisions else []
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    table = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+    table = align([HEADER, *table_rows(report)]) if report.decisions else []
     sides = [f"first:  {report.first}", f"second: {report.second}"]
     return "\n".join([*table, *([""] if table else []), *sides, *prose(report)]) + "\n"
+
+
+def align(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows as lines of columns that are as wide as their longest entry."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
 
 
 def to_markdown(report: Report) -> str:
@@ -113,31 +118,17 @@ def to_markdown(report: Report) -> str:
 
 def to_junit(report: Report, *, strict: bool) -> str:
     """As JUnit XML: a case an item; regressed is a failure, what could not be compared an error."""
-    suite = ElementTree.Element("testsuite", name="retbench")
+    regressions = report.regressions
+    cases = []
     for item, decision in report.decisions.items():
-        case = _case(suite, str(item), f"retbench.{item.kind}")
         text = f"{describe_ratio(decision.evidence) if decision.evidence else 'no rounds'} {describe_note(decision)}"
-        if item in report.regressions:
-            ElementTree.SubElement(case, "failure", message=f"regressed: {text}".strip())
-        elif decision.verdict == "inconclusive":
-            kind = "failure" if strict else "skipped"
-            ElementTree.SubElement(case, kind, message=f"inconclusive: {text}".strip())
-    for one in report.missing:
-        kind = "failure" if one.failed else "error"
-        ElementTree.SubElement(_case(suite, str(one.place), "retbench.missing"), kind, message=str(one))
-    for difference in report.hard:
-        case = _case(suite, difference.fact, "retbench.comparable")
-        ElementTree.SubElement(case, "error", message=str(difference))
-    for name, kind in (
-        ("tests", "testcase"),
-        ("failures", "failure"),
-        ("errors", "error"),
-        ("skipped", "skipped"),
-    ):
-        suite.set(name, str(len(list(suite.iter(kind)))))
-    ElementTree.indent(suite)
-    return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(suite, encoding="unicode") + "\n"
-
-
-def _case(suite: ElementTree.Element, name: str, of: str) -> ElementTree.Element:
-    return ElementTree.SubElement(suite, "testcase", name=name, classname=of)
+        outcome: Outcome = "failure" if item in regressions else "passed"
+        if decision.verdict == "inconclusive":
+            outcome = "failure" if strict else "skipped"
+        cases.append(Case(str(item), item.kind, outcome, f"{decision.verdict}: {text}".strip()))
+    cases += [
+        Case(str(one.place), "missing", "failure" if one.failed else "error", str(one))
+        for one in report.missing
+    ]
+    cases += [Case(one.fact, "comparable", "error", str(one)) for one in report.hard]
+    return junit_xml(cases)
