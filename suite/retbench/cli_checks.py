@@ -33,7 +33,7 @@ def register(app: typer.Typer) -> None:
     app.command(epilog="Example: retbench compare results/before.jsonl results/after.jsonl --format md")(
         compare
     )
-    app.command(epilog="Example: retbench check --format md")(check)
+    app.command(epilog="Example: retbench check --against HEAD~1 --format md")(check)
     app.add_typer(_baseline, name="baseline")
 
 
@@ -69,24 +69,69 @@ def compare(
 
 
 def check(
-    form: ReportFormat = "text",
-    out: ReportFolder = None,
+    against: Annotated[
+        str | None,
+        typer.Option(metavar="REF", help="Time the checkout against this commit of it, in one sitting."),
+    ] = None,
+    experiment: Annotated[
+        str | None, typer.Option(help="With --against: what is timed; by default latency.")
+    ] = None,
+    profile: Annotated[
+        str | None, typer.Option(help="With --against: in which profile; by default smoke.")
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(help="With --against: cpu, cuda or cuda:N; by default the first GPU, else the CPU."),
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="With --against: replace a field, as of `retbench run`."
+        ),
+    ] = None,
+    rounds: Annotated[
+        int | None,
+        typer.Option(help="With --against: rounds at most, repeats of what is flagged apart; by default 20."),
+    ] = None,
+    budget: Annotated[
+        float | None,
+        typer.Option(help="With --against: minutes after which no round is begun; by default 20."),
+    ] = None,
+    margin: Annotated[
+        float | None,
+        typer.Option(help="With --against: share by which a time must have moved; by default 0.02."),
+    ] = None,
+    always: Annotated[
+        bool,
+        typer.Option("--always", help="With --against: time even where the code that measures is the same."),
+    ] = False,
     baseline: Annotated[
         Path | None,
         typer.Option(
-            dir_okay=False, help="Quantities to hold against; by default those that retbench comes with."
+            dir_okay=False,
+            help="Exact quantities to hold against; by default those that retbench comes with.",
         ),
     ] = None,
+    form: ReportFormat = "text",
+    out: ReportFolder = None,
     strict: Strict = False,
 ) -> None:
-    """Check on any machine what does not depend on it, in less than a minute.
+    """Check on any machine what does not depend on it; or, with --against, the times of a checkout.
 
-    Parameters, bytes of states, operations and bytes of a step, peak tensor bytes, the equality of all forms, the loss
-    of a fixed text under fixed tiny weights, and greedy tokens: exit code 1 where one differs from what was accepted.
+    Without --against, in less than a minute: parameters, bytes of states, operations and bytes of a step, peak tensor
+    bytes, the equality of all forms, the loss of a fixed text under fixed tiny weights, and greedy tokens. Exit code 1
+    where one differs from what was accepted.
+
+    With --against REF, rounds of the checkout and of that commit take turns until every point is decided or the budget
+    ends, and what is flagged is measured anew. Exit code 1 where something is slower, 3 where the two do not measure
+    the same, 4 under --strict where something is inconclusive.
     """
     from retbench.commands import check as command
 
-    raise typer.Exit(command.check_exact(baseline, form, out, strict=strict))
+    given = command.Given(
+        experiment, profile, device, tuple(overrides or ()), rounds, budget, margin, always, baseline
+    )
+    raise typer.Exit(command.check(against, given, form, out, strict=strict))
 
 
 @_baseline.command(epilog="Example: retbench baseline save results/monday.jsonl results/tuesday.jsonl")
