@@ -25,7 +25,7 @@ from retbench.comparing.sides import Side, place_of, value_of
 from retbench.errors import GateError, RetbenchError
 from retbench.measure.environment import worker_environment
 from retbench.plan import Plan
-from retbench.records import Gate, Record, read_records
+from retbench.records import Gate, Record, parse_record
 from retbench.running.process import Death, Inbox, Interrupt, Worker
 from retbench.running.protocol import (
     Checked,
@@ -75,6 +75,8 @@ class Seat:
     inbox: Inbox = field(default_factory=SimpleQueue)
     gates: dict[str, Gate] = field(default_factory=dict)
     failed: dict[Place, str] = field(default_factory=dict)
+    _records: list[Record] = field(default_factory=list)
+    _num_bytes_read: int = 0
 
     @property
     def records_path(self) -> Path:
@@ -87,8 +89,14 @@ class Seat:
         return self.folder / "states"
 
     def records(self) -> list[Record]:
-        """Everything measured so far."""
-        return read_records(self.records_path)[0] if self.records_path.exists() else []
+        """Everything measured so far; of the file only what is new is read."""
+        if self.records_path.exists():
+            with open(self.records_path, "rb") as file:
+                file.seek(self._num_bytes_read)
+                lines = file.read()
+            self._num_bytes_read += len(lines)
+            self._records += [parse_record(line) for line in lines.splitlines() if line.strip()]
+        return self._records
 
     def side(self) -> Side:
         """The side of a comparison that it has become."""
