@@ -260,6 +260,11 @@ def test_accepting_takes_a_reason(few: Path, tmp_path: Path) -> None:
     assert done.exit_code == 0
     path = tmp_path / "new" / "exact.json"
     assert read_exact(path).reason == "a wider decay"
+    shown = CliRunner().invoke(app, ["baseline", "show", str(path)]).stdout
+    assert "a wider decay" in shown
+    assert "retnet/parameters" in shown
+    data = json.loads(CliRunner().invoke(app, ["baseline", "show", str(path), "--json"]).stdout)
+    assert data["quantities"]["retnet/parameters"] == {"kind": "count", "value": 849536}
     assert check(path).exit_code == 0
 
 

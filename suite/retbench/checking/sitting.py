@@ -8,25 +8,23 @@ import os
 import random
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
-from queue import SimpleQueue
 
-from retbench import cells, errors
+from retbench import errors
 from retbench.cells import Cell, Subject
 from retbench.checking.revisions import Revision, Talk
+from retbench.checking.seats import Seat, run_info
 from retbench.comparing.compare import hard_differences
 from retbench.comparing.facts import Difference
 from retbench.comparing.items import Place, Times
 from retbench.comparing.report import Missing
-from retbench.comparing.sides import Side, place_of, value_of
 from retbench.errors import GateError, RetbenchError
 from retbench.measure.environment import worker_environment
 from retbench.plan import Plan
-from retbench.records import Gate, Record, parse_record
-from retbench.running.process import Death, Inbox, Interrupt, Worker
+from retbench.records import Gate
+from retbench.running.process import Death, Interrupt, Worker
 from retbench.running.protocol import (
     Checked,
     Done,
@@ -36,7 +34,6 @@ from retbench.running.protocol import (
     Message,
     Ready,
     Refused,
-    RunInfo,
     Task,
     Visit,
 )
@@ -54,53 +51,6 @@ class Unlike(Exception):  # noqa: N818 - an outcome, not an error
     def __init__(self, differences: Sequence[Difference]) -> None:
         super().__init__(f"{len(differences)} facts differ")
         self.differences = tuple(differences)
-
-
-@dataclass
-class Seat:
-    """One side of a sitting.
-
-    Attributes:
-        revision: Its code.
-        run: What its records say of the run.
-        folder: Where its records and states lie.
-        inbox: What its workers say.
-        gates: By subject.
-        failed: Places that cannot be measured any more, each with the reason.
-    """
-
-    revision: Revision
-    run: RunInfo
-    folder: Path
-    inbox: Inbox = field(default_factory=SimpleQueue)
-    gates: dict[str, Gate] = field(default_factory=dict)
-    failed: dict[Place, str] = field(default_factory=dict)
-    _records: list[Record] = field(default_factory=list)
-    _num_bytes_read: int = 0
-
-    @property
-    def records_path(self) -> Path:
-        """Its record file."""
-        return self.folder / "records.jsonl"
-
-    @property
-    def states(self) -> Path:
-        """Where its streamed states lie."""
-        return self.folder / "states"
-
-    def records(self) -> list[Record]:
-        """Everything measured so far; of the file only what is new is read."""
-        if self.records_path.exists():
-            with open(self.records_path, "rb") as file:
-                file.seek(self._num_bytes_read)
-                lines = file.read()
-            self._num_bytes_read += len(lines)
-            self._records += [parse_record(line) for line in lines.splitlines() if line.strip()]
-        return self._records
-
-    def side(self) -> Side:
-        """The side of a comparison that it has become."""
-        return Side(self.revision.name, tuple(self.records()))
 
 
 class Sitting:
@@ -124,7 +74,7 @@ class Sitting:
         self._round = 0
         self._random = random.Random(plan.settings.seed)
         self.seats = tuple(
-            Seat(revision, _run_info(plan, revision, folder.name), folder / name)
+            Seat(revision, run_info(plan, revision, folder.name), folder / name)
             for name, revision in zip(("base", "head"), revisions, strict=True)
         )
 
@@ -288,17 +238,8 @@ class Sitting:
 
     def _times(self, number: int) -> dict[Place, tuple[float, float]]:
         """The values of a round that both sides have."""
-        first, second = (_values(seat.records(), number) for seat in self.seats)
+        first, second = (seat.values(number) for seat in self.seats)
         return {place: (first[place], second[place]) for place in first.keys() & second.keys()}
-
-
-def _values(records: Sequence[Record], number: int) -> Mapping[Place, float]:
-    """What a side measured in a round."""
-    return {
-        place_of(record): value_of(record)
-        for record in records
-        if record.round == number and record.status == "ok"
-    }
 
 
 def _check_gate(seat: Seat, subject: Subject, gate: Gate) -> None:
@@ -316,15 +257,3 @@ def _raise_failure(message: Message | Death) -> None:
     """The error that a worker met and no other would escape."""
     if isinstance(message, Failed):
         raise getattr(errors, message.kind)(message.message)
-
-
-def _run_info(plan: Plan, revision: Revision, run_id: str) -> RunInfo:
-    """What the records of a side say of the run."""
-    return RunInfo(
-        run_id=run_id,
-        experiment=plan.experiment.name,
-        profile=plan.profile_name,
-        pair_ids=cells.pair_ids(plan.subjects),
-        command=plan.command,
-        code_revision=revision.code,
-    )

@@ -14,6 +14,7 @@ from retbench.comparing.baseline import (
     read_baseline,
     write_baseline,
 )
+from retbench.comparing.exact import describe_quantity, read_exact
 from retbench.comparing.history import MIN_RUNS, compare_history, spread
 from retbench.comparing.items import Place
 from retbench.comparing.rendering import render
@@ -22,6 +23,8 @@ from retbench.errors import ConfigError, NotComparableError, RecordError, Regres
 from retbench.units import format_bytes, format_percent, format_seconds
 
 FIRST = "first runs"
+EXACT = "exact.json"
+"""Name of the file of the exact lane, beside the folders of the machines."""
 
 
 def save(runs: list[Path], folder: Path) -> None:
@@ -103,6 +106,9 @@ def show(path: Path, *, as_json: bool) -> None:
     Raises:
         RecordError: there is none, or one cannot be read.
     """
+    if path.name == EXACT:
+        _show_exact(path, as_json=as_json)
+        return
     paths = [path] if path.is_file() else sorted(path.glob("*/*.json"))
     if not paths:
         raise RecordError(f"no baseline at '{path}'. Make one with `retbench baseline save RUN`.")
@@ -123,6 +129,20 @@ def show(path: Path, *, as_json: bool) -> None:
                 for place, value, deviation in _points(baseline)
             ],
         )
+
+
+def _show_exact(path: Path, *, as_json: bool) -> None:
+    """Print the quantities that the exact lane is held against."""
+    accepted = read_exact(path)
+    if as_json:
+        print_json({"path": str(path), **accepted.model_dump(mode="json", exclude_defaults=True)})
+        return
+    typer.echo(
+        f"{path}: {len(accepted.quantities)} quantities, torch {accepted.torch_version}: {accepted.reason}"
+    )
+    print_columns(
+        ("quantity", "value"), [(name, describe_quantity(one)) for name, one in accepted.quantities.items()]
+    )
 
 
 def _points(baseline: Baseline) -> list[tuple[Place, float, float | None]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import typer
 
 from retbench.checking import against
-from retbench.commands.baseline import check_reason
+from retbench.commands.baseline import EXACT, check_reason
 from retbench.commands.compare import Shown, show_report
 from retbench.commands.listing import named_models
 from retbench.commands.run import INTERRUPTED
@@ -19,7 +19,6 @@ from retbench.errors import ConfigError, StorageError
 from retbench.plan import make_plan
 from retbench.running.interrupts import Interrupted
 
-EXACT = "exact.json"
 DEFAULT_OUT = Path("reports") / "check"
 """Where the records of both sides go unless another folder is named."""
 DEFAULT_ROUNDS = 20

@@ -94,14 +94,16 @@ def minor(version: str) -> tuple[str, ...]:
 def _compare(name: str, expected: Quantity | None, found: Quantity | None, *, same_torch: bool) -> Finding:
     """One quantity."""
     if found is None:
-        return Finding(name, "not measured", _text(expected), "–")
+        return Finding(name, "not measured", describe_quantity(expected), "–")
     if found.kind == "error":
         return _judge_error(name, found)
     if expected is None:
-        return Finding(name, "not in the baseline", "–", _text(found))
+        return Finding(name, "not in the baseline", "–", describe_quantity(found))
     if found.kind != expected.kind:
-        return Finding(name, "changed", _text(expected), _text(found), f"was a {expected.kind}")
-    texts = _text(expected), _text(found)
+        return Finding(
+            name, "changed", describe_quantity(expected), describe_quantity(found), f"was a {expected.kind}"
+        )
+    texts = describe_quantity(expected), describe_quantity(found)
     if found.kind == "peak" and not same_torch:
         return Finding(name, "not compared", *texts, "the baseline is of another version of torch")
     if found.kind == "tokens":
@@ -119,12 +121,12 @@ def _judge_error(name: str, found: Quantity) -> Finding:
     """An error of the gate, which needs no baseline: its limit is its own."""
     within = found.value is not None and found.limit is not None and found.value <= found.limit
     limit = "–" if found.limit is None else f"at most {found.limit:.1e}"
-    return Finding(name, "equal" if within else "changed", limit, _text(found))
+    return Finding(name, "equal" if within else "changed", limit, describe_quantity(found))
 
 
 def _judge_tokens(name: str, expected: Quantity, found: Quantity) -> Finding:
     """Tokens up to the first that led by too little: what follows it may differ."""
-    texts = _text(expected), _text(found)
+    texts = describe_quantity(expected), describe_quantity(found)
     sure = _num_sure(expected)
     for index in range(sure):
         if found.tokens[index : index + 1] != expected.tokens[index : index + 1]:
@@ -147,7 +149,7 @@ def _num_sure(quantity: Quantity) -> int:
     return len(quantity.tokens)
 
 
-def _text(quantity: Quantity | None) -> str:
+def describe_quantity(quantity: Quantity | None) -> str:
     """A quantity in a few characters."""
     if quantity is None:
         return "–"
