@@ -101,8 +101,8 @@ def test_a_point_that_fails_on_the_head_alone_is_a_regression(plan: Plan, tmp_pa
     fault = "    if context.cell.point.context_len == 64:\n        raise RuntimeError('broken')\n"
     head = changed(tmp_path, "workloads/prefill.py", start, start + fault)
     report = check(plan, head, tmp_path / "records")
-    assert [(str(one.place), one.failed) for one in report.missing] == [
-        ("prefill of retnet, batch 1, 64", True)
+    assert [(str(one.place), one.kind) for one in report.missing] == [
+        ("prefill of retnet, batch 1, 64", "broken")
     ]
     assert "broken" in report.missing[0].reason
     assert {str(item) for item in report.decisions} == {

@@ -225,7 +225,9 @@ def test_a_point_that_fails_now_is_a_regression(base: Path, tmp_path: Path) -> N
     done = run(base, head)
     assert done.exit_code == 1
     assert "decode of retnet, batch 1, 32K: oom (out of memory) on the second side" in done.stdout
-    assert run(head, base).exit_code == 3
+    fixed = run(head, base)
+    assert fixed.exit_code == 0
+    assert "2 failed on the first side alone" in fixed.stdout
 
 
 def test_a_metric_that_is_no_cost_is_refused(base: Path, tmp_path: Path) -> None:

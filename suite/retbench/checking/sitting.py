@@ -151,10 +151,14 @@ class Sitting:
         """Places that failed on one side alone."""
         first, second = (seat.failed for seat in self.seats)
         found = [
-            Missing(place, SEATS[1], reason, True) for place, reason in second.items() if place not in first
+            Missing(place, SEATS[1], reason, "broken")
+            for place, reason in second.items()
+            if place not in first
         ]
         found += [
-            Missing(place, SEATS[0], reason, False) for place, reason in first.items() if place not in second
+            Missing(place, SEATS[0], reason, "fixed")
+            for place, reason in first.items()
+            if place not in second
         ]
         return sorted(found, key=lambda one: one.place)
 

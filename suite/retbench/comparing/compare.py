@@ -145,10 +145,13 @@ def find_missing(first: Side, second: Side) -> list[Missing]:
     """Places with a value on one side alone."""
     values = [side.places(measured=True) for side in (first, second)]
     missing = [
-        Missing(place, "second", reason_of(second, place), bool(second.of(place)))
+        Missing(place, "second", reason_of(second, place), "broken" if second.of(place) else "absent")
         for place in values[0] - values[1]
     ]
-    missing += [Missing(place, "first", reason_of(first, place), False) for place in values[1] - values[0]]
+    missing += [
+        Missing(place, "first", reason_of(first, place), "fixed" if first.of(place) else "absent")
+        for place in values[1] - values[0]
+    ]
     return sorted(missing, key=lambda one: (one.place, one.side))
 
 

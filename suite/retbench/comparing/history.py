@@ -115,10 +115,10 @@ def _find_missing(known: dict[Place, dict[str, str]], side: Side) -> list[Missin
     """Places of the window or of the run alone."""
     measured = side.places(measured=True)
     gone = [
-        Missing(place, "second", reason_of(side, place), bool(side.of(place)))
+        Missing(place, "second", reason_of(side, place), "broken" if side.of(place) else "absent")
         for place in known.keys() - measured
     ]
-    new = [Missing(place, "first", "not in the window", False) for place in measured - known.keys()]
+    new = [Missing(place, "first", "not in the window", "absent") for place in measured - known.keys()]
     return sorted(gone + new, key=lambda one: (one.place, one.side))
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from retbench.comparing.evidence import Evidence
 from retbench.comparing.facts import Difference
@@ -12,8 +12,17 @@ from retbench.units import format_tokens
 
 REGRESSED, NOT_COMPARABLE, INCONCLUSIVE = 1, 3, 4
 
+Gap = Literal["broken", "fixed", "absent"]
+
 EvidenceOf = Callable[[Item], Evidence | None]
 """What all rounds say of any item."""
+
+
+_GAP_WORDS: dict[Gap, str] = {
+    "broken": "failed on the second side",
+    "fixed": "failed on the first side alone",
+    "absent": "missing on one side",
+}
 
 
 @dataclass(frozen=True)
@@ -24,13 +33,14 @@ class Missing:
         place: Where.
         side: "first" or "second".
         reason: Why, in words.
-        failed: Whether it has a value on the first side and was tried in vain on the second.
+        kind: "broken" where it has a value on the first side and was tried in vain on the second, "fixed" where it is
+            the other way round, "absent" where a side never tried.
     """
 
     place: Place
     side: str
     reason: str
-    failed: bool
+    kind: Gap
 
     def __str__(self) -> str:
         return f"{self.place}: {self.reason} on the {self.side} side"
@@ -89,9 +99,10 @@ class Report:
         """0 fine, 1 regressed, 3 not comparable in whole or in part, 4 inconclusive where that matters."""
         if self.hard:
             return NOT_COMPARABLE
-        if self.regressions or any(one.failed for one in self.missing):
+        gaps = {one.kind for one in self.missing}
+        if self.regressions or "broken" in gaps:
             return REGRESSED
-        if self.missing:
+        if "absent" in gaps:
             return NOT_COMPARABLE
         undecided = any(decision.verdict == "inconclusive" for decision in self.decisions.values())
         return INCONCLUSIVE if strict and undecided else 0
@@ -106,9 +117,8 @@ class Report:
             for verdict in ("regressed", "improved", "same", "inconclusive")
         }
         parts = [f"{count} {verdict}" for verdict, count in counts.items() if count]
-        failed = sum(one.failed for one in self.missing)
-        parts += [f"{failed} failed on the second side"] if failed else []
-        parts += [f"{len(self.missing) - failed} missing on one side"] if len(self.missing) > failed else []
+        gaps = [one.kind for one in self.missing]
+        parts += [f"{gaps.count(kind)} {word}" for kind, word in _GAP_WORDS.items() if kind in gaps]
         return ", ".join(parts)
 
     def to_json(self, *, strict: bool) -> dict[str, Any]:
@@ -126,7 +136,7 @@ class Report:
                 for place, (first, second) in self.values.items()
             ],
             "missing": [
-                {**_place_json(one.place), "side": one.side, "reason": one.reason, "failed": one.failed}
+                {**_place_json(one.place), "side": one.side, "reason": one.reason, "kind": one.kind}
                 for one in self.missing
             ],
             "hard": [_difference_json(one) for one in self.hard],
