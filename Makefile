@@ -1,6 +1,7 @@
 # make report      measure this machine and write reports/index.html
 # make test        the tests that every change must pass; test-long runs the slow ones too
 # make check       lint, types and test
+# make exact       what does not depend on the machine, against results/baselines/exact.json
 # make bench-peers against torchscale, yet-another-retnet and transformers
 # make bench-eval  against lm-eval's HFLM: the same answers document by document, then the speed; needs RETBENCH_DATA
 # make bench-predict  predicted decode times against measured ones on this CPU, part by part
@@ -29,6 +30,9 @@ lint: .venv/installed-dev
 types: .venv/installed-dev
 	$(BIN)/mypy -p retbench -p benchmarks
 
+exact: .venv/installed-dev
+	$(BIN)/retbench check
+
 bench-peers: .venv/installed-peers
 	$(BIN)/python -m benchmarks.peers
 
@@ -51,4 +55,4 @@ gpu-check: .venv/installed-gpu
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.$(EXTRAS)'
 	@touch $@
 
-.PHONY: report check test test-long lint types bench-peers bench-eval bench-predict gpu-check
+.PHONY: report check test test-long lint types exact bench-peers bench-eval bench-predict gpu-check

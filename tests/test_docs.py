@@ -24,6 +24,10 @@ def parse(words: str) -> None:
     name, *arguments = shlex.split(words, comments=True)[1:]
     assert name in COMMANDS, words
     command = PROGRAM.commands[name]  # type: ignore[attr-defined]
+    while hasattr(command, "commands"):
+        name, *arguments = arguments
+        assert name in command.commands, words
+        command = command.commands[name]
     if "--help" not in arguments:
         command.make_context(name, arguments)
 
@@ -65,8 +69,9 @@ def test_every_command_has_help_that_ends_with_an_example(name: str) -> None:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_option_is_explained(name: str) -> None:
-    for parameter in PROGRAM.commands[name].params:  # type: ignore[attr-defined]
-        assert parameter.help, parameter.name
+    command = PROGRAM.commands[name]  # type: ignore[attr-defined]
+    for one in (command, *getattr(command, "commands", {}).values()):
+        assert [parameter.name for parameter in one.params if not parameter.help] == []
 
 
 @pytest.mark.parametrize("words", sorted({*commands_in(README), *commands_in(CONTRIBUTING)}))
@@ -127,7 +132,7 @@ def test_every_name_in_contributing_stands_in_the_file_named_with_it() -> None:
 
 def test_exit_codes_are_the_same_everywhere() -> None:
     table = dict(re.findall(r"^\| (\d+) \| (.+?) \|$", README, flags=re.MULTILINE))
-    assert sorted(table, key=int) == ["0", "1", "2", "3", "130"]
+    assert sorted(table, key=int) == ["0", "1", "2", "3", "4", "130"]
     assert re.findall(r"(\d+) [a-z]", EXIT_CODES) == sorted(table, key=int)
     raised = {
         str(value.exit_code)

@@ -12,6 +12,8 @@ EXIT_CODES = {
     "CapacityError": 2,
     "StorageError": 1,
     "UnsupportedError": 3,
+    "NotComparableError": 3,
+    "RegressionError": 1,
     "GateError": 1,
     "DivergedError": 1,
 }

@@ -36,18 +36,22 @@ LAYERS: list[set[str]] = [
     {"checkpoints"},
     {"evaluation"},
     {"training", "workloads"},
-    {"plan", "estimates", "subjects", "running", "runner", "worker"},
-    {"cli", "commands", "progress", "__main__"},
+    {"plan", "estimates", "subjects", "running", "runner", "worker", "checking"},
+    {"cli", "cli_checks", "commands", "progress", "__main__"},
 ]
 # Beside the layers: what these may import from the package, themselves apart. Measuring sees callables, not models;
-# analysis sees records, costs, the statistics of measurement and what the papers print.
+# analysis sees records, costs, the statistics of measurement and what the papers print; comparing sees what analysis
+# sees, and how it shows it.
 BESIDE: dict[str, set[str]] = {
     "measure": LAYERS[0] | {"config", "records"},
     "analysis": LAYERS[0] | LAYERS[1] | {"paper", "measure"},
     "paper": LAYERS[0] | {"strict", "config"},
+    "comparing": LAYERS[0] | LAYERS[1] | {"analysis", "measure"},
 }
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
-WITHOUT_TORCH = LAYERS[0] | LAYERS[1] | {"analysis", "paper", "cli", "commands", "progress"}
+WITHOUT_TORCH = (
+    LAYERS[0] | LAYERS[1] | {"analysis", "comparing", "paper", "cli", "cli_checks", "commands", "progress"}
+)
 
 
 def module_name(path: Path) -> str:
@@ -107,8 +111,8 @@ def test_imports_point_one_way(module: str) -> None:
             assert not others & BESIDE.keys()
 
 
-@pytest.mark.parametrize("module", [name for name in MODULES if unit(name) == "analysis"])
-def test_analysis_takes_only_statistics_from_measurement(module: str) -> None:
+@pytest.mark.parametrize("module", [name for name in MODULES if unit(name) in {"analysis", "comparing"}])
+def test_reading_takes_only_statistics_from_measurement(module: str) -> None:
     measuring = {name for name in own_imports(MODULES[module]) if unit(name) == "measure"}
     assert measuring <= {"retbench.measure.statistics", "retbench.measure.paired"}
 
@@ -142,5 +146,6 @@ def test_the_command_line_starts_light() -> None:
     assert {name for name in loaded if name.split(".")[0] == "retbench"} == {
         "retbench",
         "retbench.cli",
+        "retbench.cli_checks",
         "retbench.errors",
     }

@@ -52,7 +52,7 @@ def test_the_wheel_holds_everything_that_is_read_at_run_time(wheel: Path) -> Non
         for path in (ROOT / "suite" / "retbench").rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
-    assert data <= names
+    assert {*data, "retbench/baselines/exact.json"} <= names
     assert not {
         name for name in names if name.split("/")[0] not in {"retbench"} and ".dist-info/" not in name
     }
@@ -60,6 +60,7 @@ def test_the_wheel_holds_everything_that_is_read_at_run_time(wheel: Path) -> Non
 
 def test_the_installed_program_runs_from_an_empty_folder(program: Path, tmp_path: Path) -> None:
     assert "latency" in succeed(program, "list", cwd=tmp_path)
+    assert "exact: " in succeed(program, "check", cwd=tmp_path)
     words = ["--profile", "smoke", "--device", "cpu", "--limit", "1", "--set", "size=1m", "--set", "rounds=1"]
     assert "### memory" in succeed(program, "run", "memory", *words, cwd=tmp_path)
     assert "index.html" in succeed(program, "report", cwd=tmp_path)

@@ -12,12 +12,14 @@ import typer
 from typer.core import TyperGroup
 
 import retbench
+from retbench import cli_checks
 from retbench.errors import RetbenchError
 
 INTERRUPTED = 130
 EXIT_CODES = """\
-Exit codes: 0 fine (an expected out-of-memory included); 1 a cell failed or a check is red; 2 the request is
-impossible; 3 not supported on this machine; 130 interrupted, with everything measured kept."""
+Exit codes: 0 fine (an expected out-of-memory included); 1 a cell failed, a check is red, or something is slower; 2 the
+request is impossible; 3 not supported on this machine, or not comparable; 4 inconclusive, with --strict;
+130 interrupted, with everything measured kept."""
 
 
 class _Commands(TyperGroup):
@@ -396,3 +398,6 @@ def env(device: DeviceName = None, as_json: AsJson = False) -> None:
     from retbench.commands import env as command
 
     command.show_environment(device, as_json=as_json)
+
+
+cli_checks.register(app)

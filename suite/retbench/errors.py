@@ -7,6 +7,8 @@
       CapacityError          2  more tokens than the key-value cache was allocated for
       StorageError           1  a record or a checkpoint could not be written (disk full, no permission)
       UnsupportedError       3  asked for rightly, but this machine or installation cannot do it
+      NotComparableError     3  two measurements are not of the same thing
+      RegressionError        1  a run has moved against those before it
       GateError              1  the forms of a model disagree: no time may be reported for it
       DivergedError          1  a training run went wrong: its loss is not finite, or a spike
 
@@ -55,6 +57,16 @@ class UnsupportedError(RetbenchError):
     """The machine or the installation lacks what the request needs."""
 
     exit_code = 3
+
+
+class NotComparableError(RetbenchError):
+    """Two measurements differ in what they measured or where, so that their difference means nothing."""
+
+    exit_code = 3
+
+
+class RegressionError(RetbenchError):
+    """A run has moved against those that it is to join."""
 
 
 class GateError(RetbenchError):

@@ -8,12 +8,13 @@ for people.
 import gc
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from queue import SimpleQueue
 from typing import BinaryIO
 
 from retbench.errors import RetbenchError
 from retbench.running import lifeline
-from retbench.running.protocol import Ended, Failed, Job, Message, encode
+from retbench.running.protocol import Ended, Failed, Job, Message, Visit, encode
 
 
 def main() -> None:
@@ -25,25 +26,31 @@ def main() -> None:
     if not line:
         os._exit(1)  # the runner died before it could say what to do
     job = Job.model_validate_json(line)
-    lifeline.watch_parent(job.parent_pid)
+    lines = lifeline.watch_parent(job.parent_pid)
     lifeline.offer_as_oom_victim()
     try:
-        _work(job, _teller(pipe))
+        _work(job, lines, _teller(pipe))
     except BrokenPipeError:
         os._exit(1)  # the runner is gone
     sys.stderr.flush()
     os._exit(0)  # nothing is left to tidy up, and torch would take its time about it
 
 
-def _work(job: Job, tell: Callable[[Message], None]) -> None:
+def _work(job: Job, lines: "SimpleQueue[bytes]", tell: Callable[[Message], None]) -> None:
     """Do the task; an error that is meant for the user goes to the runner, which shows it."""
     from retbench.running.tasks import do_task
 
     try:
-        do_task(job, tell)
+        do_task(job, tell, _visits(lines))
         tell(Ended())
     except RetbenchError as error:
         tell(Failed(kind=type(error).__name__, message=str(error)))
+
+
+def _visits(lines: "SimpleQueue[bytes]") -> Iterator[Visit]:
+    """What the runner asks for, as it asks; never ends, for the end of stdin ends the process."""
+    while True:
+        yield Visit.model_validate_json(lines.get())
 
 
 def _claim_stdout() -> BinaryIO:

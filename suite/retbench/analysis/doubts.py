@@ -67,18 +67,9 @@ def noisy_sentences(scenes: Sequence[Scene]) -> list[str]:
 def disturbance_sentences(selection: Selection) -> list[str]:
     """A sentence for each thing that the environment tells of and that moves times: load, others, held-down clocks."""
     environments = [record.environment for record in selection.records]
-    loads = [load for load in map(_excessive_load, environments) if load is not None]
-    foreign = sum(
-        any(
-            (_number(facts, "gpu_state", end, "num_foreign_processes") or 0) > 0
-            for end in ("before", "after")
-        )
-        for facts in environments
-    )
-    held = sum(
-        any((_number(facts, "gpu_state", "violation_s", cause) or 0) > 0 for cause in ("power", "thermal"))
-        for facts in environments
-    )
+    loads = [load for load in map(excessive_load, environments) if load is not None]
+    foreign = sum(map(has_company, environments))
+    held = sum(map(was_held_down, environments))
     total = len(environments)
     sentences = []
     if loads:
@@ -93,15 +84,27 @@ def disturbance_sentences(selection: Selection) -> list[str]:
     return sentences
 
 
-def _excessive_load(facts: Mapping[str, Any]) -> float | None:
+def has_company(facts: Mapping[str, Any]) -> bool:
+    """Whether other processes were on the GPU before or after a record was measured."""
+    counts = (number_at(facts, "gpu_state", end, "num_foreign_processes") for end in ("before", "after"))
+    return any((count or 0) > 0 for count in counts)
+
+
+def was_held_down(facts: Mapping[str, Any]) -> bool:
+    """Whether the GPU held its clocks down for power or heat while a record was measured."""
+    causes = (number_at(facts, "gpu_state", "violation_s", cause) for cause in ("power", "thermal"))
+    return any((seconds or 0) > 0 for seconds in causes)
+
+
+def excessive_load(facts: Mapping[str, Any]) -> float | None:
     """The load average of the last minute where it is too much for the machine's cores."""
     loads = facts.get("load_average")
-    load = _number({"latest": loads[0]}, "latest") if isinstance(loads, list) and loads else None
-    cores = _number(facts, "physical_cores")
+    load = number_at({"latest": loads[0]}, "latest") if isinstance(loads, list) and loads else None
+    cores = number_at(facts, "physical_cores")
     return load if load is not None and cores is not None and load > BUSY_LOAD * cores else None
 
 
-def _number(facts: object, *names: str) -> float | None:
+def number_at(facts: object, *names: str) -> float | None:
     """The number at a path of nested facts; None where there is none."""
     for name in names:
         facts = facts.get(name) if isinstance(facts, Mapping) else None

@@ -140,7 +140,7 @@ def environment_table(records: Sequence[Record]) -> pd.DataFrame:
     """Every fact of the environment; of one that changed from record to record, its range or how many values."""
     facts: dict[str, list[object]] = {}
     for record in sorted(records, key=started):
-        for name, value in _flatten(record.environment):
+        for name, value in flatten(record.environment):
             facts.setdefault(name, []).append(value)
     ceilings = [record.ceilings for record in records if record.ceilings]
     rows = []
@@ -153,11 +153,11 @@ def environment_table(records: Sequence[Record]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["fact", "value"])
 
 
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, object]]:
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, object]]:
     """The leaves of nested facts with dotted names; lists are leaves."""
     for name, value in tree.items():
         if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{name}.")
+            yield from flatten(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", json.dumps(value) if isinstance(value, list) else value
 

@@ -7,6 +7,7 @@ import sys
 import threading
 from contextlib import suppress
 from pathlib import Path
+from queue import SimpleQueue
 
 _PR_SET_PDEATHSIG = 1
 _OOM_SCORE = Path("/proc/self/oom_score_adj")
@@ -20,21 +21,30 @@ def ask_to_die_with_parent() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL))
 
 
-def watch_parent(parent_pid: int) -> None:
+def watch_parent(parent_pid: int) -> "SimpleQueue[bytes]":
     """End this process when stdin ends, which the runner holds open; called once the job is read from it.
 
     Args:
         parent_pid: The runner. Where it is no longer the parent, it died before the kernel was asked: exit
             now.
+
+    Returns:
+        Every further line on stdin, as it comes.
     """
     if os.getppid() != parent_pid:
         os._exit(1)
-    threading.Thread(target=_exit_at_end_of_stdin, name="lifeline", daemon=True).start()
+    lines: SimpleQueue[bytes] = SimpleQueue()
+    threading.Thread(target=_hear_stdin, args=(lines,), name="lifeline", daemon=True).start()
+    return lines
 
 
-def _exit_at_end_of_stdin() -> None:
-    while os.read(0, _CHUNK):
-        pass
+def _hear_stdin(lines: "SimpleQueue[bytes]") -> None:
+    """Pass lines on until stdin ends, then end the process."""
+    rest = b""
+    while chunk := os.read(0, _CHUNK):
+        *whole, rest = (rest + chunk).split(b"\n")
+        for line in whole:
+            lines.put(line)
     os._exit(1)
 
 

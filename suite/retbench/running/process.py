@@ -10,13 +10,14 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import IO
 
 from retbench.records import Status
 from retbench.running.deaths import explain_death, read_oom_kills
 from retbench.running.interrupts import Interrupted
-from retbench.running.protocol import Ended, Job, Message, Started, decode
+from retbench.running.protocol import Ended, Job, Message, Started, Visit, decode
 
 SETUP_TIMEOUT_S = 900.0
 """Longest silence outside a cell: imports, building a model, the gate, one segment of a prefill."""
@@ -50,15 +51,18 @@ class Worker:
         job: What it is to do.
         inbox: Where its messages go.
         environment: Variables that must be set before its Python starts, on top of the runner's own.
+        python: The interpreter; the runner's own when None.
     """
 
-    def __init__(self, job: Job, inbox: Inbox, environment: dict[str, str]) -> None:
+    def __init__(
+        self, job: Job, inbox: Inbox, environment: dict[str, str], python: Path | None = None
+    ) -> None:
         self._inbox = inbox
         self._last_words: deque[bytes] = deque(maxlen=_LAST_LINES)
         # -P keeps the current folder, and whatever lies in it, off the module path. An own session keeps
         # Ctrl-C in the terminal from reaching the worker: the runner decides.
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "retbench.worker"],
+            [str(python or sys.executable), "-P", "-m", "retbench.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -73,13 +77,13 @@ class Worker:
         ]
         for listener in self._listeners:
             listener.start()
-        self._send(job)
+        self.send(job)
 
-    def _send(self, job: Job) -> None:
-        """Hand over the job and keep the pipe open: its end would end the worker."""
+    def send(self, message: Job | Visit) -> None:
+        """Hand over the job, or ask for a visit, and keep the pipe open: its end would end the worker."""
         assert self._process.stdin is not None
         try:
-            self._process.stdin.write(job.model_dump_json().encode() + b"\n")
+            self._process.stdin.write(message.model_dump_json().encode() + b"\n")
             self._process.stdin.flush()
         except BrokenPipeError:
             pass  # it died at once; the end of its stdout tells

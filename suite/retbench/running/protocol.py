@@ -12,7 +12,10 @@ from retbench.cells import Cell
 from retbench.records import Ceilings, Gate, Status
 from retbench.strict import Strict
 
-Task = Literal["prepare", "measure", "ceilings"]
+Task = Literal["prepare", "measure", "serve", "ceilings"]
+
+VERSION = 1
+"""Of what is said here: two revisions whose versions differ cannot be measured in turn by one runner."""
 
 
 class RunInfo(Strict):
@@ -33,6 +36,7 @@ class Job(Strict):
 
     prepare: run the gate, and stream the states that decode cells start from into `states_dir`.
     measure: measure the cells in the order given, appending each record to `records_path`.
+    serve: measure a cell each time that a visit asks for it, so that two workers can take turns.
     ceilings: measure what the device reaches, for an estimate.
     """
 
@@ -48,6 +52,13 @@ class Job(Strict):
     """Where local data is looked for."""
     parent_pid: int
     """The runner; a worker with another parent has been orphaned."""
+
+
+class Visit(Strict):
+    """To a worker that serves: measure the cell with this index in the job, in this round."""
+
+    index: int
+    round: int
 
 
 class Hello(Strict):
@@ -79,6 +90,12 @@ class Refused(Strict):
     cells: tuple[int, ...]
     status: Status
     error: str
+
+
+class Ready(Strict):
+    """A worker that serves waits for a visit."""
+
+    event: Literal["ready"] = "ready"
 
 
 class Started(Strict):
@@ -118,7 +135,7 @@ class Ended(Strict):
     event: Literal["ended"] = "ended"
 
 
-Message = Hello | Checked | Streamed | Refused | Started | Done | Measured | Failed | Ended
+Message = Hello | Checked | Streamed | Refused | Ready | Started | Done | Measured | Failed | Ended
 
 _ADAPTER: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="event")])
 

@@ -2,8 +2,8 @@
 
 import gc
 import traceback
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -22,7 +22,19 @@ from retbench.models.decoder import Decoder
 from retbench.models.gate import LENGTHS, run_gate
 from retbench.records import Documents, Gate, append_record, utc_now
 from retbench.running.failures import classify
-from retbench.running.protocol import Checked, Done, Hello, Job, Measured, Message, Refused, Started, Streamed
+from retbench.running.protocol import (
+    Checked,
+    Done,
+    Hello,
+    Job,
+    Measured,
+    Message,
+    Ready,
+    Refused,
+    Started,
+    Streamed,
+    Visit,
+)
 from retbench.running.recording import Outcome, Surroundings, make_record
 from retbench.workloads import STREAMED, load_workload
 from retbench.workloads.context import Context, Measurement
@@ -41,8 +53,13 @@ _FATAL = (ConfigError, StorageError)
 """Errors that no other cell or worker would escape."""
 
 
-def do_task(job: Job, tell: Tell) -> None:
+def do_task(job: Job, tell: Tell, visits: Iterator[Visit]) -> None:
     """Do what the job says and tell of it.
+
+    Args:
+        job: The job.
+        tell: Sends a message to the runner.
+        visits: What the runner asks of a worker that serves.
 
     Raises:
         RetbenchError: something that ends the whole run, such as a full disk.
@@ -68,6 +85,8 @@ def do_task(job: Job, tell: Tell) -> None:
             _prepare(job, device, StateStore(job.states_dir, job.run.code_revision), tell)
         case "measure":
             _measure(job, device, Surroundings(facts, job.gate), tell)
+        case "serve":
+            _serve(job, device, Surroundings(facts, job.gate), tell, visits)
 
 
 def _build(job: Job, device: torch.device) -> Decoder:
@@ -142,11 +161,38 @@ def _let_go(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
-def _measure(job: Job, device: torch.device, surroundings: Surroundings, tell: Tell) -> None:
-    """Measure each cell; leave after one that failed, or that found the host's memory full.
+@dataclass(frozen=True)
+class _Bench:
+    """A worker set up to measure: its model built, its ceilings measured."""
 
-    Such a process is not to be trusted with another cell. A full GPU is emptied, and the worker goes on.
-    """
+    job: Job
+    model: Decoder
+    device: torch.device
+    surroundings: Surroundings
+    store: StateStore
+    tell: Tell
+
+    def measure(self, index: int, round_number: int) -> bool:
+        """Measure a cell and write its record; whether the process can be trusted with another one.
+
+        It cannot after a cell that failed, or that found the host's memory full. A full GPU is emptied.
+        """
+        job, cell = self.job, self.job.cells[index]
+        ceilings = self.surroundings.ceilings
+        assert ceilings is not None
+        self.tell(Started(index=index))
+        context = Context(cell, self.model, self.device, ceilings, self.store, job.data_dir)
+        outcome = _measure_cell(context, job.records_path)
+        append_record(job.records_path, make_record(job.run, cell, round_number, outcome, self.surroundings))
+        self.tell(Done(index=index, status=outcome.status, error=outcome.error))
+        if outcome.status == "failed" or (outcome.status == "oom" and self.device.type == "cpu"):
+            return False
+        _let_go(self.device)
+        return True
+
+
+def _set_up(job: Job, device: torch.device, surroundings: Surroundings, tell: Tell) -> _Bench | None:
+    """Measure the ceilings and build the model; None where that fails, with all cells refused."""
     settings = job.cells[0].settings
     try:
         ceilings = measure_ceilings(device, getattr(torch, settings.dtype))
@@ -157,17 +203,30 @@ def _measure(job: Job, device: torch.device, surroundings: Surroundings, tell: T
         raise
     except Exception as error:
         tell(_refusal(tuple(range(len(job.cells))), error))
-        return
-    surroundings = replace(surroundings, ceilings=ceilings)
+        return None
     store = StateStore(job.states_dir, job.run.code_revision)
-    for index, cell in enumerate(job.cells):
-        tell(Started(index=index))
-        outcome = _measure_cell(Context(cell, model, device, ceilings, store, job.data_dir), job.records_path)
-        append_record(job.records_path, make_record(job.run, cell, job.round, outcome, surroundings))
-        tell(Done(index=index, status=outcome.status, error=outcome.error))
-        if outcome.status == "failed" or (outcome.status == "oom" and device.type == "cpu"):
-            return
-        _let_go(device)
+    return _Bench(job, model, device, replace(surroundings, ceilings=ceilings), store, tell)
+
+
+def _measure(job: Job, device: torch.device, surroundings: Surroundings, tell: Tell) -> None:
+    """Measure each cell in the order given; leave where another process had better measure the rest."""
+    bench = _set_up(job, device, surroundings, tell)
+    if bench is not None:
+        for index in range(len(job.cells)):
+            if not bench.measure(index, job.round):
+                return
+
+
+def _serve(
+    job: Job, device: torch.device, surroundings: Surroundings, tell: Tell, visits: Iterator[Visit]
+) -> None:
+    """Measure a cell each time that one is asked for; leave like a worker that measures them all."""
+    bench = _set_up(job, device, surroundings, tell)
+    if bench is not None:
+        tell(Ready())
+        for visit in visits:
+            if not bench.measure(visit.index, visit.round):
+                return
 
 
 def _measure_cell(context: Context, records_path: Path) -> Outcome:

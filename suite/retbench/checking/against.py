@@ -1,0 +1,157 @@
+"""Base and head in turn until every point is decided, and what that came to: `retbench check --against REF`."""
+
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from retbench.checking.revisions import Revision, Talk, checkout_root, commit, working_tree
+from retbench.checking.sitting import Sitting, Unlike
+from retbench.comparing.items import paired_evidence
+from retbench.comparing.report import Report, describe_moves
+from retbench.comparing.sampling import Sampled, sample
+from retbench.comparing.sequential import Rules
+from retbench.comparing.sides import TIMED, middle
+from retbench.errors import ConfigError
+from retbench.plan import Plan
+from retbench.running.interrupts import catch_signals
+from retbench.running.locks import timing_lock
+
+_LOCK_POLL_S = 0.5
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is checked and for how long.
+
+    Attributes:
+        plan: The sweep.
+        ref: The commit to compare with.
+        rules: Margins and error rates.
+        max_rounds: Rounds at most, repeats of what is flagged apart.
+        budget_s: Seconds after which no round is begun.
+        always: Measure even where the code that measures is the same on both sides.
+        folder: Where the records of both sides go.
+    """
+
+    plan: Plan
+    ref: str
+    rules: Rules
+    max_rounds: int
+    budget_s: float
+    always: bool
+    folder: Path
+
+
+def check_against(request: Request, talk: Talk) -> Report | None:
+    """Compare the working tree with a commit of it.
+
+    Returns:
+        The report; None where both run the same code, so that there is nothing to measure.
+
+    Raises:
+        ConfigError: no such commit, or nothing in the sweep is timed.
+        RetbenchError: what `revisions` and `sitting` raise.
+        Interrupted: the user ended it.
+    """
+    plan = timed_plan(request.plan)
+    root = checkout_root()
+    head = working_tree(root)
+    with commit(root, request.ref, talk) as base:
+        if (base.code, base.python) == (head.code, head.python) and not request.always:
+            return None
+        return measure_in_turn(replace(request, plan=plan), (base, head), talk)
+
+
+def timed_plan(plan: Plan) -> Plan:
+    """The cells of a plan that are timed.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    timed = tuple(cell for cell in plan.cells if cell.workload in TIMED)
+    if not timed:
+        found = ", ".join(sorted({cell.workload for cell in plan.cells}))
+        raise ConfigError(
+            f"experiment '{plan.experiment.name}' measures {found}, and what is compared in turn is time. Give one "
+            f"that measures {', '.join(sorted(TIMED))}, such as latency."
+        )
+    return replace(plan, cells=timed)
+
+
+def measure_in_turn(request: Request, revisions: tuple[Revision, Revision], talk: Talk) -> Report:
+    """Rounds of two revisions until every point is decided, and the report on them."""
+    run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
+    sitting = Sitting(request.plan, revisions, request.folder / run_id, request.budget_s, talk)
+    reference = next(
+        (one.model_name for one in request.plan.subjects if one.model.architecture == "transformer"), None
+    )
+    report = _empty_report(revisions)
+    with timing_lock(request.plan.command, wait=_waiter(talk)), catch_signals(sitting.interrupt):
+        try:
+            sitting.prepare()
+            sampled = sample(sitting.places, reference, sitting, request.rules, request.max_rounds)
+        except Unlike as unlike:
+            return replace(report, hard=unlike.differences)
+        finally:
+            sitting.tidy()
+    talk(f"records: {request.folder / run_id}")
+    return _report(report, sitting, sampled)
+
+
+def _empty_report(revisions: tuple[Revision, Revision]) -> Report:
+    base, head = revisions
+    return Report(
+        first=f"{base.name}, {base.code}",
+        second=f"{head.name}, {head.code}",
+        method="base and head in turn, cell by cell, in one sitting",
+        decisions={},
+        values={},
+    )
+
+
+_ENDINGS = {
+    "decided": "every point was decided",
+    "rounds": "the limit of rounds was reached",
+    "budget": "the time was over",
+}
+
+
+def _report(report: Report, sitting: Sitting, sampled: Sampled) -> Report:
+    """The report of a sitting that has ended."""
+    everything = [*sampled.rounds, *sampled.repeats]
+    anew = f", {len(sampled.repeats)} more of what was flagged" if sampled.repeats else ""
+    sides = [
+        [{place: pair[side] for place, pair in times.items()} for times in everything] for side in (0, 1)
+    ]
+    measured = sorted({place for times in everything for place in times})
+    failed = {place for seat in sitting.seats for place in seat.failed}
+    decisions = {
+        item: decision
+        for item, decision in sampled.decisions.items()
+        if not any(place in failed for place in item.places)
+    }
+    return replace(
+        report,
+        method=f"{report.method}: {len(sampled.rounds)} rounds{anew}; {_ENDINGS[sampled.ending]}",
+        decisions=decisions,
+        values={place: (middle(sides[0], place), middle(sides[1], place)) for place in measured},
+        missing=tuple(sitting.missing()),
+        sentences=describe_moves(decisions, lambda item: paired_evidence([item], everything).get(item)),
+        notes=tuple(f"{place} could be measured on neither side" for place in sitting.failed_on_both()),
+    )
+
+
+def _waiter(talk: Talk) -> Callable[[str], None]:
+    """What is done while another run is timing on this machine: say so once, and pause."""
+    told: set[str] = set()
+
+    def wait(holder: str) -> None:
+        if holder not in told:
+            told.add(holder)
+            talk(f"waiting for {holder}")
+        time.sleep(_LOCK_POLL_S)
+
+    return wait

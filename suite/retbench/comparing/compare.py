@@ -1,0 +1,174 @@
+"""Two sets of records compared: first whether they may be, then place by place."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from retbench.analysis.frames import started
+from retbench.comparing.evidence import Evidence, paired, unpaired
+from retbench.comparing.facts import Difference, compare_clocks, compare_facts, hard_facts, soft_facts
+from retbench.comparing.items import Item, Place, item_margins, make_items
+from retbench.comparing.report import Missing, Report, describe_moves
+from retbench.comparing.sequential import WITHOUT_REPEAT, Decision, Rules, Sweep, single_look
+from retbench.comparing.sides import TIMED, Side, are_interleaved, middle, place_of, reason_of, typical
+from retbench.errors import RecordError
+from retbench.records import Record
+
+SITTING = "sitting"
+
+_PAIRED = "paired rounds: each round of both sides was measured before the next of either"
+_APART = "two sittings: the rounds of the sides share nothing"
+
+
+def compare_sides(
+    first: Side, second: Side, rules: Rules = WITHOUT_REPEAT, *, accept_soft: bool = False
+) -> Report:
+    """Compare two record sets of one machine.
+
+    Args:
+        first: The side that is compared with.
+        second: The side that is judged.
+        rules: Margins and error rates.
+        accept_soft: Judge what has moved although soft facts differ.
+
+    Returns:
+        The report; without decisions where a hard fact differs.
+
+    Raises:
+        RecordError: the sides have no place in common.
+    """
+    shared = first.places(measured=False) & second.places(measured=False)
+    if not shared:
+        raise RecordError(
+            f"'{first.name}' and '{second.name}' have no point in common: {_some(first)} on the one side, "
+            f"{_some(second)} on the other. Give records of the same experiment and profile."
+        )
+    hard = hard_differences(first.records, second.records)
+    interleaved = are_interleaved(first, second)
+    soft = tuple(soft_differences(first, second, interleaved=interleaved))
+    report = Report(
+        first=f"{first.name} ({first.revisions})",
+        second=f"{second.name} ({second.revisions})",
+        method=_PAIRED if interleaved else _APART,
+        decisions={},
+        values={},
+        hard=tuple(hard),
+        soft=soft,
+        missing=tuple(find_missing(first, second)),
+        notes=(*first.notes, *second.notes),
+    )
+    return (
+        report
+        if hard
+        else _judged(report, first, second, rules, interleaved=interleaved, accept_soft=accept_soft)
+    )
+
+
+def _judged(
+    report: Report, first: Side, second: Side, rules: Rules, *, interleaved: bool, accept_soft: bool
+) -> Report:
+    """The report with its decisions."""
+    sides = list(first.values().items()), list(second.values().items())
+    places = first.places(measured=True) & second.places(measured=True)
+    values = [[of_round for _, of_round in side] for side in sides]
+    items = make_items(places, first.reference)
+
+    def evidence_of(item: Item) -> Evidence | None:
+        if interleaved:
+            seen = dict(sides[1])
+            logs = [
+                (item.log_value(of_round), item.log_value(seen.get(number, {})))
+                for number, of_round in sides[0]
+            ]
+            both = [after - before for before, after in logs if before is not None and after is not None]
+            return paired(both) if both else None
+        first_logs, second_logs = (
+            [log for one in side if (log := item.log_value(one)) is not None] for side in values
+        )
+        if not first_logs or not second_logs:
+            return None
+        found = unpaired(first_logs, second_logs)
+        return found if item.places[0].workload in TIMED else counted(found)
+
+    evidence = {item: found for item in items if (found := evidence_of(item))}
+    decisions = judge(items, evidence, typical(values[0]), rules)
+    if report.soft and not accept_soft:
+        decisions = {item: find_doubt(item, decision, report.soft) for item, decision in decisions.items()}
+    both = {place: (middle(values[0], place), middle(values[1], place)) for place in sorted(places)}
+    return replace(report, decisions=decisions, values=both, sentences=describe_moves(decisions, evidence_of))
+
+
+def judge(
+    items: Sequence[Item], evidence: Mapping[Item, Evidence], seconds: Mapping[Place, float], rules: Rules
+) -> dict[Item, Decision]:
+    """The verdicts of rounds that are there already: one look at all of them."""
+    timed = {place: value for place, value in seconds.items() if place.workload in TIMED}
+    most = max((one.num_rounds for one in evidence.values()), default=1)
+    sweep = Sweep(item_margins(items, timed, rules), rules, single_look(most))
+    sweep.look(evidence)
+    return sweep.decisions(evidence)
+
+
+def counted(evidence: Evidence) -> Evidence:
+    """Evidence of what is counted and not timed: one round tells as much as many, where all rounds agree."""
+    return replace(evidence, degrees=1.0) if evidence.degrees <= 0 else evidence
+
+
+def hard_differences(first: Sequence[Record], second: Sequence[Record]) -> list[Difference]:
+    """Facts that keep two sides from being compared, each once, of the places that both have."""
+    others = {place_of(record): record for record in second}
+    found: dict[Difference, None] = {}
+    for record in first:
+        other = others.get(place_of(record))
+        if other is not None:
+            pair = (record, other)
+            facts = [_comparable_facts(one, whole=all(each.status == "ok" for each in pair)) for one in pair]
+            found |= dict.fromkeys(compare_facts(facts[0], facts[1]))
+    return sorted(found, key=lambda difference: difference.fact)
+
+
+def _comparable_facts(record: Record, *, whole: bool) -> dict[str, str]:
+    """The hard facts of a record; of a cell that failed on a side, without what ran, which it cannot tell."""
+    return {name: value for name, value in hard_facts(record).items() if whole or not name.startswith("ran.")}
+
+
+def soft_differences(first: Side, second: Side, *, interleaved: bool) -> list[Difference]:
+    """Facts that may explain why something moved."""
+    found = compare_facts(soft_facts(first.records), soft_facts(second.records))
+    found += compare_clocks(first.records, second.records)
+    if not interleaved:
+        moments = [min(started(record) for record in side.records) for side in (first, second)]
+        found.append(Difference(SITTING, *(f"{moment:%Y-%m-%d %H:%M}" for moment in moments)))
+    return found
+
+
+def find_missing(first: Side, second: Side) -> list[Missing]:
+    """Places with a value on one side alone."""
+    values = [side.places(measured=True) for side in (first, second)]
+    missing = [
+        Missing(place, "second", reason_of(second, place), "broken" if second.of(place) else "absent")
+        for place in values[0] - values[1]
+    ]
+    missing += [
+        Missing(place, "first", reason_of(first, place), "fixed" if first.of(place) else "absent")
+        for place in values[1] - values[0]
+    ]
+    return sorted(missing, key=lambda one: (one.place, one.side))
+
+
+def find_doubt(item: Item, decision: Decision, soft: Sequence[Difference]) -> Decision:
+    """A decision in the light of what else differed; what a sitting does to both models leaves their ratio alone."""
+    relevant = [one.fact for one in soft if not (one.fact == SITTING and item.kind == "ratio")]
+    if (
+        item.places[0].workload not in TIMED
+        or decision.verdict not in {"regressed", "improved"}
+        or not relevant
+    ):
+        return decision
+    note = f"{decision.verdict}, unless it is this that moved it: {', '.join(relevant)}"
+    return replace(decision, verdict="inconclusive", note=note)
+
+
+def _some(side: Side) -> str:
+    """One of the places of a side, and how many there are."""
+    places = sorted(side.places(measured=False))
+    return f"{places[0]} and {len(places) - 1} others" if len(places) > 1 else str(places[0])

@@ -1,0 +1,131 @@
+"""One run against a window of accepted ones: what differs from sitting to sitting is in the spread of the window."""
+
+import math
+from dataclasses import replace
+from statistics import fmean
+
+from retbench.comparing.baseline import Baseline, StoredRun
+from retbench.comparing.compare import find_doubt, judge
+from retbench.comparing.evidence import Evidence, against_history
+from retbench.comparing.facts import Difference, compare_facts, hard_facts, soft_facts
+from retbench.comparing.items import Item, Place, make_items
+from retbench.comparing.report import Missing, Report, describe_moves
+from retbench.comparing.sequential import WITHOUT_REPEAT, Decision, Rules
+from retbench.comparing.sides import Side, middle, place_of, reason_of, typical
+from retbench.errors import RecordError
+
+MIN_RUNS = 8
+"""With fewer runs their spread says too little of the next one: nothing is decided."""
+
+
+def compare_history(
+    name: str, baseline: Baseline, side: Side, rules: Rules = WITHOUT_REPEAT, *, accept_soft: bool = False
+) -> Report:
+    """Compare one run with a baseline.
+
+    Args:
+        name: Of the baseline.
+        baseline: The window.
+        side: The run.
+        rules: Margins and error rates.
+        accept_soft: Judge what has moved although soft facts differ from those of every run in the window.
+
+    Returns:
+        The report; without decisions where a hard fact differs.
+
+    Raises:
+        RecordError: they have no place in common.
+    """
+    known = baseline.hard_facts()
+    if not known.keys() & side.places(measured=False):
+        raise RecordError(
+            f"'{name}' is of {baseline.experiment}, profile {baseline.profile}, and '{side.name}' has no point of it. "
+            "Give records of the same experiment and profile."
+        )
+    soft = tuple(_soft_differences(baseline, side))
+    report = Report(
+        first=f"{name}: {len(baseline.runs)} runs ({baseline.runs[-1].code_revision})",
+        second=f"{side.name} ({side.revisions})",
+        method=f"one run against {len(baseline.runs)} accepted ones: the interval is that of predicting a run",
+        decisions={},
+        values={},
+        hard=tuple(_hard_differences(known, side)),
+        soft=soft,
+        missing=tuple(_find_missing(known, side)),
+        notes=side.notes,
+    )
+    return report if report.hard else _judged(report, baseline, side, rules, accept_soft=accept_soft)
+
+
+def _judged(report: Report, baseline: Baseline, side: Side, rules: Rules, *, accept_soft: bool) -> Report:
+    """The report with its decisions."""
+    windows, mine = [run.rounds() for run in baseline.runs], list(side.values().values())
+    places = baseline.hard_facts().keys() & side.places(measured=True)
+    items = make_items(places, side.reference)
+
+    def evidence_of(item: Item) -> Evidence | None:
+        history = [mean for rounds in windows if (mean := _mean_log(item, rounds)) is not None]
+        new = _mean_log(item, mine)
+        return against_history(history, new) if history and new is not None else None
+
+    evidence = {item: found for item in items if (found := evidence_of(item))}
+    decisions = judge(items, evidence, typical(windows[-1]), rules)
+    if report.soft and not accept_soft:
+        decisions = {item: find_doubt(item, decision, report.soft) for item, decision in decisions.items()}
+    decisions = {item: _with_enough_runs(decision) for item, decision in decisions.items()}
+    earlier = [rounds for window in windows for rounds in window]
+    values = {place: (middle(earlier, place), middle(mine, place)) for place in sorted(places)}
+    return replace(
+        report, decisions=decisions, values=values, sentences=describe_moves(decisions, evidence_of)
+    )
+
+
+def _with_enough_runs(decision: Decision) -> Decision:
+    """A decision that rests on enough runs, or none."""
+    num_runs = decision.evidence.num_rounds if decision.evidence else 0
+    if num_runs >= MIN_RUNS:
+        return decision
+    note = f"{num_runs} of the {MIN_RUNS} runs that a verdict takes are there"
+    return replace(decision, verdict="inconclusive", detectable=None, note=note)
+
+
+def _mean_log(item: Item, rounds: list[dict[Place, float]]) -> float | None:
+    """Mean of an item's logarithm over the rounds of a run; None where no round has it."""
+    logs = [log for values in rounds if (log := item.log_value(values)) is not None]
+    return fmean(logs) if logs else None
+
+
+def _hard_differences(known: dict[Place, dict[str, str]], side: Side) -> list[Difference]:
+    """Facts that keep a run from being compared with the window, each once."""
+    found: dict[Difference, None] = {}
+    for record in side.records:
+        if record.status == "ok" and (facts := known.get(place_of(record))) is not None:
+            found |= dict.fromkeys(compare_facts(facts, hard_facts(record)))
+    return sorted(found, key=lambda difference: difference.fact)
+
+
+def _soft_differences(baseline: Baseline, side: Side) -> list[Difference]:
+    """Facts of a run that no run of the window has."""
+    mine, windows = soft_facts(side.records), [run.soft for run in baseline.runs]
+    latest = compare_facts(windows[-1], mine)
+    return [one for one in latest if all(run.get(one.fact) != mine.get(one.fact) for run in windows)]
+
+
+def _find_missing(known: dict[Place, dict[str, str]], side: Side) -> list[Missing]:
+    """Places of the window or of the run alone."""
+    measured = side.places(measured=True)
+    gone = [
+        Missing(place, "second", reason_of(side, place), "broken" if side.of(place) else "absent")
+        for place in known.keys() - measured
+    ]
+    new = [Missing(place, "first", "not in the window", "absent") for place in measured - known.keys()]
+    return sorted(gone + new, key=lambda one: (one.place, one.side))
+
+
+def spread(runs: list[StoredRun], place: Place) -> tuple[float, float | None]:
+    """Geometric mean of a place over runs, and the standard deviation of the runs' logarithms; None with one run."""
+    item = Item("time", place.model, ((place, 1.0),))
+    logs = [mean for run in runs if (mean := _mean_log(item, run.rounds())) is not None]
+    mean = fmean(logs)
+    deviation = math.sqrt(sum((log - mean) ** 2 for log in logs) / (len(logs) - 1)) if len(logs) > 1 else None
+    return math.exp(mean), deviation

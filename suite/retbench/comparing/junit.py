@@ -1,0 +1,31 @@
+"""JUnit XML, as continuous integration reads it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+from xml.etree import ElementTree
+
+Outcome = Literal["passed", "failure", "error", "skipped"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing that was checked; `message` is shown unless it passed."""
+
+    name: str
+    kind: str
+    outcome: Outcome
+    message: str
+
+
+def junit_xml(cases: Sequence[Case]) -> str:
+    """A suite of cases as a document."""
+    suite = ElementTree.Element("testsuite", name="retbench", tests=str(len(cases)))
+    for name, outcome in (("failures", "failure"), ("errors", "error"), ("skipped", "skipped")):
+        suite.set(name, str(sum(case.outcome == outcome for case in cases)))
+    for case in cases:
+        element = ElementTree.SubElement(suite, "testcase", name=case.name, classname=f"retbench.{case.kind}")
+        if case.outcome != "passed":
+            ElementTree.SubElement(element, case.outcome, message=case.message)
+    ElementTree.indent(suite)
+    return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(suite, encoding="unicode") + "\n"

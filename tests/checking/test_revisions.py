@@ -1,0 +1,171 @@
+"""Two revisions side by side: real repositories, worktrees and environments of a package that is small."""
+
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import retbench
+from retbench.checking.revisions import checkout_root, commit, working_tree
+from retbench.cli import app
+from retbench.errors import ConfigError, RetbenchError, UnsupportedError
+from retbench.running.protocol import VERSION
+
+Repository = Callable[..., Path]
+
+
+def git(root: Path, *words: str) -> str:
+    identity = ("-c", "user.name=t", "-c", "user.email=t@example.org")
+    done = subprocess.run(
+        ["git", "-C", str(root), *identity, *words], check=True, capture_output=True, text=True
+    )
+    return done.stdout
+
+
+def write_package(
+    root: Path, *, code: str = "1", protocol: str = f"VERSION = {VERSION}", needs: str = ""
+) -> None:
+    """A package with what is asked of retbench: its code revision and the version of its protocol."""
+    files = {
+        "suite/retbench/__init__.py": "",
+        "suite/retbench/measure/environment.py": f"def code_revision():\n    return 'code-{code}'\n",
+        "suite/retbench/running/protocol.py": protocol + "\n",
+        "pyproject.toml": f'[project]\nname = "retbench"\nversion = "1"\ndependencies = [{needs}]\n',
+    }
+    for name, content in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content, encoding="utf-8")
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Repository:
+    """Makes a repository with a commit of some package, and another one checked out."""
+
+    def make(**base: str) -> Path:
+        root = tmp_path / "repository"
+        root.mkdir()
+        git(root, "init", "--quiet", "--initial-branch", "main")
+        write_package(root, **base)
+        git(root, "add", "--all")
+        git(root, "commit", "--quiet", "-m", "base")
+        git(root, "tag", "base")
+        write_package(root, code="2")
+        return root
+
+    return make
+
+
+def test_each_side_is_its_own_code_and_the_worktree_goes(repository: Repository) -> None:
+    root, told = repository(), list[str]()
+    head = working_tree(root)
+    with commit(root, "base", told.append) as base:
+        assert (base.code, head.code) == ("code-1", "code-2")
+        assert base.source != head.source
+        assert base.python == Path(sys.executable)
+        assert base.name.startswith("base (")
+        assert base.variables == {"PYTHONPATH": str(base.source)}
+    assert not base.source.exists()
+    assert len(git(root, "worktree", "list").splitlines()) == 1
+    assert told == ["both revisions ask for the same dependencies: the base uses the installed ones"]
+
+
+def test_the_worktree_goes_after_an_error_too(repository: Repository) -> None:
+    root = repository()
+    with pytest.raises(ZeroDivisionError), commit(root, "base", print):
+        raise ZeroDivisionError
+    assert len(git(root, "worktree", "list").splitlines()) == 1
+
+
+def test_other_dependencies_get_an_environment_that_is_kept(
+    repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    wheel = tmp_path / "tiny-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as file:
+        file.writestr("tiny.py", "value = 42\n")
+        file.writestr("tiny-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny\nVersion: 1.0\n")
+        file.writestr(
+            "tiny-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        file.writestr("tiny-1.0.dist-info/RECORD", "tiny.py,,\n")
+    root, told = repository(needs=f'"tiny @ {wheel.as_uri()}"'), list[str]()
+    with commit(root, "base", told.append) as base:
+        found = subprocess.run(
+            [base.python, "-c", "import tiny; print(tiny.value)"], capture_output=True, text=True, check=True
+        )
+        assert found.stdout == "42\n"
+    assert "other dependencies" in told[0]
+    wheel.unlink()  # so that it could not be installed once more
+    with commit(root, "base", told.append) as again:
+        assert again.python == base.python
+    assert len(told) == 1
+
+
+def test_dependencies_that_cannot_be_had_are_told(
+    repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    root = repository(needs=f'"gone @ {(tmp_path / "gone-1.0-py3-none-any.whl").as_uri()}"')
+    with pytest.raises(RetbenchError, match="cannot be installed"), commit(root, "base", print):
+        pytest.fail("measured")
+
+
+@pytest.mark.parametrize("protocol", ["VERSION = 99", ""])
+def test_workers_that_cannot_take_turns_are_refused(repository: Repository, protocol: str) -> None:
+    with (
+        pytest.raises(UnsupportedError, match="retbench compare"),
+        commit(repository(protocol=protocol), "base", print),
+    ):
+        pytest.fail("measured")
+
+
+def test_code_that_cannot_be_imported_is_told(repository: Repository) -> None:
+    root = repository(protocol="1 / 0")
+    with pytest.raises(RetbenchError, match="division by zero"), commit(root, "base", print):
+        pytest.fail("measured")
+
+
+@pytest.mark.parametrize("ref", ["nowhere", "--help", "HEAD~5"])
+def test_a_commit_that_is_not_there_is_refused(repository: Repository, ref: str) -> None:
+    with pytest.raises(ConfigError, match="no such commit"), commit(repository(), ref, print):
+        pytest.fail("measured")
+
+
+def test_a_commit_without_the_package_is_refused(tmp_path: Path) -> None:
+    git(tmp_path, "init", "--quiet")
+    git(tmp_path, "commit", "--quiet", "--allow-empty", "-m", "nothing")
+    with pytest.raises(ConfigError, match="no suite/retbench"), commit(tmp_path, "HEAD", print):
+        pytest.fail("measured")
+    assert len(git(tmp_path, "worktree", "list").splitlines()) == 1
+
+
+def test_an_installed_package_has_no_commits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(retbench, "__file__", str(tmp_path / "site-packages" / "retbench" / "__init__.py"))
+    with pytest.raises(ConfigError, match="checkout"):
+        checkout_root()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--rounds", "10"], "--rounds says what is timed"),
+        (["--set", "rounds=3"], "--set says what is timed"),
+        (["--always"], "--always says what is timed"),
+        (["--against", "HEAD", "--baseline", "x.json"], "Give one of them"),
+        (["--against", "HEAD", "--rounds", "2"], "too few for an interval"),
+        (["--against", "HEAD", "--budget", "0"], "--budget is 0 minutes"),
+        (["--against", "HEAD", "--margin", "5"], "the margin is 5"),
+        (["--against", "HEAD", "--experiment", "latncy"], "Did you mean 'latency'"),
+        (["--against", "HEAD", "--experiment", "memory"], "what is compared in turn is time"),
+        (["--against", "no-such-commit", "--device", "cpu"], "no such commit"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused_before_anything_is_measured(words: list[str], message: str) -> None:
+    done = CliRunner().invoke(app, ["check", *words])
+    assert done.exit_code == 2
+    assert message in done.stderr

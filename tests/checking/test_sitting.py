@@ -1,0 +1,134 @@
+"""Two revisions in one sitting, with real workers: the source as it is, and copies of it with a change."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import retbench
+from retbench.checking.against import Request, measure_in_turn, timed_plan
+from retbench.checking.revisions import Revision, working_tree
+from retbench.checking.sitting import Sitting
+from retbench.comparing.report import Report
+from retbench.comparing.sequential import Rules
+from retbench.comparing.sides import Side, are_interleaved
+from retbench.plan import Plan, make_plan
+
+ROOT = Path(retbench.__file__).parents[2]
+EXPERIMENT = """\
+title = "Tiny"
+source = "none; made for tests"
+expect = "It runs."
+
+[models.retnet]
+architecture = "retnet"
+
+[profiles.smoke]
+size = "1m"
+rounds = 1
+warmup_s = 0.0
+min_steps = 2
+threads = 1
+[profiles.smoke.workloads.decode]
+context_len = [64]
+[profiles.smoke.workloads.prefill]
+context_len = [32, 64]
+[profiles.smoke.workloads.memory]
+context_len = [64]
+"""
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Plan:
+    path = tmp_path / "tiny.toml"
+    path.write_text(EXPERIMENT, encoding="utf-8")
+    return timed_plan(
+        make_plan(str(path), profile="smoke", device="cpu", dtype=None, limit=None, overrides=())
+    )
+
+
+def changed(folder: Path, module: str, old: str, new: str) -> Revision:
+    """A copy of the source with one passage replaced."""
+    source = folder / "changed" / "suite"
+    shutil.copytree(ROOT / "suite", source, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    path = source / "retbench" / module
+    text = path.read_text(encoding="utf-8")
+    assert text.count(old) == 1
+    path.write_text(text.replace(old, new), encoding="utf-8")
+    return replace(working_tree(folder / "changed"), name="a changed copy")
+
+
+def check(plan: Plan, head: Revision, folder: Path, *, max_rounds: int = 3) -> Report:
+    request = Request(plan, "", Rules(), max_rounds, 600.0, always=True, folder=folder)
+    return measure_in_turn(request, (working_tree(ROOT), head), print)
+
+
+def test_both_sides_are_measured_in_turn(plan: Plan, tmp_path: Path) -> None:
+    assert {cell.workload for cell in plan.cells} == {"decode", "prefill"}
+    code = working_tree(ROOT)
+    told: list[str] = []
+    sitting = Sitting(plan, (code, code), tmp_path / "run", 600.0, told.append)
+    sitting.prepare()
+    everything = frozenset(sitting.places)
+    (decode,) = (place for place in everything if place.workload == "decode")
+    assert sitting.measure(everything).keys() == everything
+    assert sitting.measure(frozenset([decode])).keys() == {decode}
+    sides = [Side("", tuple(seat.records())) for seat in sitting.seats]
+    assert are_interleaved(*sides)
+    for side in sides:
+        assert [len(values) for values in side.values().values()] == [3, 1]
+        assert len({record.environment["code_revision"] for record in side.records}) == 1
+    first, second = ([record.started_at for record in side.records] for side in sides)
+    # Cell by cell: between two cells of one side there is one of the other.
+    order = sorted([(moment, 0) for moment in first[:3]] + [(moment, 1) for moment in second[:3]])
+    assert [sorted(side for _, side in order[index : index + 2]) for index in (0, 2, 4)] == [[0, 1]] * 3
+    assert sitting.missing() == []
+    assert told[-1].startswith("round 2: 1 points")
+    sitting.tidy()
+    assert not any(seat.states.exists() for seat in sitting.seats)
+    assert all(seat.records_path.exists() for seat in sitting.seats)
+
+
+def test_a_budget_that_is_over_begins_no_round(plan: Plan, tmp_path: Path) -> None:
+    code = working_tree(ROOT)
+    assert not Sitting(plan, (code, code), tmp_path, 0.0, print).has_budget()
+
+
+@pytest.mark.slow
+def test_a_point_that_fails_on_the_head_alone_is_a_regression(plan: Plan, tmp_path: Path) -> None:
+    start = "    context.forget_what_ran()\n"
+    fault = "    if context.cell.point.context_len == 64:\n        raise RuntimeError('broken')\n"
+    head = changed(tmp_path, "workloads/prefill.py", start, start + fault)
+    report = check(plan, head, tmp_path / "records")
+    assert [(str(one.place), one.kind) for one in report.missing] == [
+        ("prefill of retnet, batch 1, 64", "broken")
+    ]
+    assert "broken" in report.missing[0].reason
+    assert {str(item) for item in report.decisions} == {
+        "decode of retnet, batch 1, 64",
+        "prefill of retnet, batch 1, 32",
+    }
+    assert report.exit_code(strict=False) == 1
+
+
+@pytest.mark.slow
+def test_sides_that_run_something_else_are_not_compared(plan: Plan, tmp_path: Path) -> None:
+    head = changed(
+        tmp_path, "workloads/decode.py", '"streamed prefill of real text{repeated}"', '"zeros{repeated}"'
+    )
+    report = check(plan, head, tmp_path / "records")
+    assert [str(one) for one in report.hard] == ["ran.state_source: streamed prefill of real text | zeros"]
+    assert report.exit_code(strict=False) == 3
+    assert not report.decisions
+
+
+@pytest.mark.slow
+def test_a_head_that_is_much_slower_is_found(plan: Plan, tmp_path: Path) -> None:
+    """Work that makes a decode step several times as long as it was."""
+    start = "        length = tokens.shape[1]\n        if state is not None:\n            state.require_room(length)\n"
+    work = "        for _ in range(99 * (tokens.shape[1] == 1)):\n            torch.rand(99, 99) @ torch.rand(99, 99)\n"
+    head = changed(tmp_path, "models/decoder.py", start, work + start)
+    report = check(plan, head, tmp_path / "records", max_rounds=5)
+    assert report.exit_code(strict=False) == 1
+    assert any(line.startswith("decode of retnet slower at 64") for line in report.sentences)

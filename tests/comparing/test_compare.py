@@ -1,0 +1,328 @@
+"""Two record sets compared: what may be, what has moved, what is missing, and how it is shown."""
+
+import json
+import math
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from analysis.synthetic_records import CPU, GPU, Machine, Maker, write_results
+from retbench.cli import app
+from retbench.comparing.compare import compare_sides
+from retbench.comparing.items import Place
+from retbench.comparing.report import Report, describe_lengths
+from retbench.comparing.sides import load_side
+from retbench.records import Metric, Record, append_record
+
+LENGTHS = (1024, 8192, 32768)
+HEAD = replace(CPU, code_revision="0.1.0+src.ba9876543210")
+LATER = replace(HEAD, started=CPU.started + timedelta(days=1))
+Change = Callable[[dict[str, Any]], dict[str, Any]]
+Rewrite = Callable[[Record], Record | None]
+
+
+def steady(arguments: dict[str, Any], factor: float = 1.0) -> dict[str, Any]:
+    """A time of 10 ms for every model and point, a tenth of a percent of noise, and what it is slowed down by."""
+    noise = 1 + 0.001 * math.sin(97 * arguments["round"] + 31 * arguments["point"].context_len)
+    seconds = 0.01 * noise * factor
+    main = {"decode": "tpot_s", "prefill": "ttft_s"}.get(arguments["workload"])
+    if main and arguments["metrics"]:
+        arguments["metrics"] = {main: Metric(unit="s", value=seconds)}
+    return arguments
+
+
+def slower(factor: float, model: str, from_length: int = 0) -> Change:
+    def change(arguments: dict[str, Any]) -> dict[str, Any]:
+        hit = arguments["model"].name == model and arguments["point"].context_len >= from_length
+        return steady(arguments, factor if hit and arguments["workload"] == "decode" else 1.0)
+
+    return change
+
+
+def write(
+    path: Path, machine: Machine, change: Change = steady, rewrite: Rewrite = lambda record: record
+) -> Path:
+    records = Maker(machine, change=change).latency(LENGTHS)
+    for record in records:
+        kept = rewrite(record)
+        if kept is not None:
+            append_record(path, kept)
+    return path
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    return write(tmp_path / "base.jsonl", CPU)
+
+
+def run(*words: object) -> Result:
+    return CliRunner().invoke(app, ["compare", *map(str, words)])
+
+
+def report_of(first: Path, second: Path) -> Report:
+    return compare_sides(load_side(first), load_side(second))
+
+
+def verdicts(report: Report, kind: str) -> dict[str, str]:
+    return {str(item): one.verdict for item, one in report.decisions.items() if item.kind == kind}
+
+
+def test_the_same_twice_is_the_same(base: Path, tmp_path: Path) -> None:
+    done = run(base, write(tmp_path / "head.jsonl", HEAD))
+    assert done.exit_code == 0
+    assert "19 same" in done.stdout
+    assert "0123456789ab" in done.stdout
+    assert "ba9876543210" in done.stdout
+
+
+def test_a_slow_down_is_found_named_and_fails(base: Path, tmp_path: Path) -> None:
+    head = write(tmp_path / "head.jsonl", HEAD, slower(1.12, "retnet", 8192))
+    done = run(base, head)
+    assert done.exit_code == 1
+    assert "decode of retnet slower at 8K and above: 1.120 [1.1" in done.stdout
+    found = report_of(base, head)
+    assert verdicts(found, "time")["decode of retnet, batch 1, 8K"] == "regressed"
+    assert verdicts(found, "time")["decode of retnet, batch 1, 1K"] == "same"
+    assert verdicts(found, "ratio")["decode of retnet/transformer, batch 1, 32K"] == "regressed"
+
+
+def test_an_improvement_passes_and_is_told(base: Path, tmp_path: Path) -> None:
+    done = run(base, write(tmp_path / "head.jsonl", HEAD, slower(0.9, "retnet")))
+    assert done.exit_code == 0
+    assert "decode of retnet faster at every length from 1K to 32K: 0.900" in done.stdout
+
+
+def test_a_better_reference_is_no_regression(base: Path, tmp_path: Path) -> None:
+    head = write(tmp_path / "head.jsonl", HEAD, slower(0.9, "transformer"))
+    found = report_of(base, head)
+    assert verdicts(found, "ratio")["decode of retnet/transformer, batch 1, 1K"] == "regressed"
+    assert found.regressions == []
+    assert run(base, head).exit_code == 0
+
+
+def test_less_than_the_margin_is_the_same_and_the_margin_can_be_set(base: Path, tmp_path: Path) -> None:
+    head = write(tmp_path / "head.jsonl", HEAD, slower(1.015, "retnet"))
+    assert run(base, head).exit_code == 0
+    assert run(base, head, "--margin", "0.005").exit_code == 1
+    assert run(base, head, "--margin", "2").exit_code == 2
+
+
+def noisy(arguments: dict[str, Any]) -> dict[str, Any]:
+    return steady(arguments, 1 + 0.1 * (-1) ** arguments["round"])
+
+
+def test_noise_is_inconclusive_and_says_what_would_have_been_found(base: Path, tmp_path: Path) -> None:
+    head = write(tmp_path / "head.jsonl", HEAD, noisy)
+    done = run(base, head)
+    assert done.exit_code == 0
+    assert "inconclusive" in done.stdout
+    assert "% or more would have been found" in done.stdout
+    assert run(base, head, "--strict").exit_code == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "fact"),
+    [
+        ({"torch_version": "2.14.0"}, "versions.torch: 2.13.0 | 2.14.0"),
+        ({"threads": 4}, "settings.threads: 2 | 4"),
+        ({"dtype": "bfloat16"}, "settings.dtype: float32 | bfloat16"),
+        ({"name": "other-machine"}, "machine: epyc-9b14-2c | other-machine"),
+        ({"size": "6m"}, "model.d_model"),
+    ],
+)
+def test_hard_facts_that_differ_are_shown_and_never_pass(
+    base: Path, tmp_path: Path, change: dict[str, Any], fact: str
+) -> None:
+    done = run(base, write(tmp_path / "head.jsonl", replace(HEAD, **change), slower(1.5, "retnet")))
+    assert done.exit_code == 3
+    assert f"differs: {fact}" in done.stdout
+    assert "not comparable" in done.stdout
+    assert "regressed" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("part", "changed"),
+    [
+        ("settings", {"compile": True}),
+        ("settings", {"prompts_fingerprint": "0123"}),
+        ("backend", {"decode": "sdpa:flash"}),
+        ("backend", {"kv_capacity": 40000}),
+        ("environment", {"flush_denormal": False}),
+        ("environment", {"torch_build": {"cuda": "12.8"}}),
+    ],
+)
+def test_every_hard_fact_counts(base: Path, tmp_path: Path, part: str, changed: dict[str, Any]) -> None:
+    def rewrite(record: Record) -> Record:
+        return record.model_copy(update={part: {**getattr(record, part), **changed}})
+
+    found = report_of(base, write(tmp_path / "head.jsonl", HEAD, rewrite=rewrite))
+    assert [name for name in changed if any(name in one.fact for one in found.hard)] == list(changed)
+    assert found.exit_code(strict=False) == 3
+
+
+def test_another_schema_version_is_a_hard_difference(base: Path, tmp_path: Path) -> None:
+    head = write(
+        tmp_path / "head.jsonl", HEAD, rewrite=lambda record: record.model_copy(update={"schema_version": 1})
+    )
+    assert [str(one) for one in report_of(base, head).hard] == ["schema: 2 | 1"]
+
+
+def with_load(load: float) -> Rewrite:
+    facts = {"load_average": [load, load, load], "physical_cores": 2}
+    return lambda record: record.model_copy(update={"environment": {**record.environment, **facts}})
+
+
+def test_a_soft_fact_turns_a_moved_time_into_inconclusive(tmp_path: Path) -> None:
+    base = write(tmp_path / "base.jsonl", CPU, rewrite=with_load(0.5))
+    head = write(tmp_path / "head.jsonl", HEAD, slower(1.3, "retnet"), rewrite=with_load(9.0))
+    done = run(base, head)
+    assert done.exit_code == 0
+    assert "regressed, unless it is this that moved it: busy when a worker started" in done.stdout
+    assert run(base, head, "--strict").exit_code == 4
+    assert run(base, head, "--accept-soft").exit_code == 1
+
+
+def test_a_sitting_of_its_own_leaves_only_the_ratio_of_the_models(base: Path, tmp_path: Path) -> None:
+    """What a sitting shifts cannot be told from a change of the code, but both models share it."""
+    head = write(tmp_path / "head.jsonl", LATER, slower(1.3, "retnet"))
+    found = report_of(base, head)
+    assert verdicts(found, "time")["decode of retnet, batch 1, 1K"] == "inconclusive"
+    assert verdicts(found, "ratio")["decode of retnet/transformer, batch 1, 1K"] == "regressed"
+    assert run(base, head).exit_code == 1
+    both = write(tmp_path / "both.jsonl", LATER, lambda arguments: steady(arguments, 1.3))
+    assert run(base, both).exit_code == 0
+    assert run(base, both, "--accept-soft").exit_code == 1
+
+
+def without(model: str, length: int) -> Rewrite:
+    return lambda record: None if (record.model.name, record.point.context_len) == (model, length) else record
+
+
+def test_a_point_missing_on_one_side_is_told_and_never_passes(base: Path, tmp_path: Path) -> None:
+    head = write(tmp_path / "head.jsonl", HEAD, rewrite=without("retnet", 32768))
+    done = run(base, head)
+    assert done.exit_code == 3
+    assert "missing: decode of retnet, batch 1, 32K: not measured on the second side" in done.stdout
+    assert "on the first side" in run(head, base).stdout
+    assert run(head, base).exit_code == 3
+
+
+def test_a_point_that_fails_now_is_a_regression(base: Path, tmp_path: Path) -> None:
+    def fail(record: Record) -> Record:
+        if record.point.context_len != 32768:
+            return record
+        return record.model_copy(
+            update={"status": "oom", "error": "out of memory", "metrics": {}, "backend": {}}
+        )
+
+    head = write(tmp_path / "head.jsonl", HEAD, rewrite=fail)
+    done = run(base, head)
+    assert done.exit_code == 1
+    assert "decode of retnet, batch 1, 32K: oom (out of memory) on the second side" in done.stdout
+    fixed = run(head, base)
+    assert fixed.exit_code == 0
+    assert "2 failed on the first side alone" in fixed.stdout
+
+
+def test_a_metric_that_is_no_cost_is_refused(base: Path, tmp_path: Path) -> None:
+    def zero(arguments: dict[str, Any]) -> dict[str, Any]:
+        return steady(arguments, 0.0)
+
+    done = run(base, write(tmp_path / "head.jsonl", HEAD, zero))
+    assert done.exit_code == 2
+    assert "tpot_s is 0.0, and a cost is positive" in done.stderr
+
+
+def test_what_is_not_there_is_refused(base: Path, tmp_path: Path) -> None:
+    empty = tmp_path / "empty.jsonl"
+    empty.touch()
+    for path, words in ((tmp_path / "nowhere", "no such file"), (empty, "holds no record")):
+        done = run(base, path)
+        assert done.exit_code == 2
+        assert words in done.stderr
+    other = write_results(
+        tmp_path / "other", Maker(GPU).training([2048]) if GPU.trains else Maker(CPU).memory([64])
+    )
+    done = run(base, other)
+    assert done.exit_code == 2
+    assert "no point in common" in done.stderr
+
+
+def test_memory_is_counted_and_needs_no_rounds(tmp_path: Path) -> None:
+    def bigger(arguments: dict[str, Any]) -> dict[str, Any]:
+        peak = arguments["metrics"]["peak_bytes"]
+        return arguments | {"metrics": {"peak_bytes": Metric(unit="bytes", value=1.1 * peak.value)}}
+
+    base = write_results(tmp_path / "base", Maker(CPU).memory(LENGTHS))
+    same = write_results(tmp_path / "same", Maker(LATER).memory(LENGTHS))
+    head = write_results(tmp_path / "head", Maker(LATER, change=bigger).memory(LENGTHS))
+    assert run(base, same).exit_code == 0
+    done = run(base, head)
+    assert done.exit_code == 1
+    assert "memory of retnet larger at every length from 1K to 32K: 1.100" in done.stdout
+    assert "MiB" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("moved", "words"),
+    [
+        ([1024, 2048, 4096, 8192], "at every length from 1K to 8K"),
+        ([4096, 8192], "at 4K and above"),
+        ([1024, 2048], "at 2K and below"),
+        ([8192], "at 8K"),
+        ([1024, 4096], "at 1K, 4K"),
+    ],
+)
+def test_where_a_curve_moved(moved: list[int], words: str) -> None:
+    assert describe_lengths(moved, [1024, 2048, 4096, 8192]) == words
+
+
+def test_every_format_says_the_same(base: Path, tmp_path: Path) -> None:
+    head = write(tmp_path / "head.jsonl", HEAD, slower(1.12, "retnet", 8192))
+    done = run(base, head, "--format", "json", "--out", tmp_path / "out")
+    data = json.loads(done.stdout)
+    assert data["exit_code"] == done.exit_code == 1
+    moved = [item["item"] for item in data["items"] if item["verdict"] == "regressed"]
+    written = {path.name: path for path in (tmp_path / "out").iterdir()}
+    assert written.keys() == {"check.md", "check.json", "junit.xml", "ratios.svg", "ratios.png"}
+    assert json.loads(written["check.json"].read_text(encoding="utf-8")) == data
+    markdown = written["check.md"].read_text(encoding="utf-8")
+    suite = ElementTree.parse(written["junit.xml"]).getroot()
+    failed = [case.get("name") for case in suite.iter("testcase") if case.find("failure") is not None]
+    assert sorted(map(str, failed)) == sorted(moved)
+    assert suite.get("tests") == "19"
+    assert suite.get("failures") == str(len(moved))
+    for item in moved:
+        assert f"| regressed | {item} |" in markdown
+    assert "slower at 8K and above" in markdown
+
+
+def test_what_is_not_comparable_is_an_error_in_junit(base: Path, tmp_path: Path) -> None:
+    head = write(tmp_path / "head.jsonl", replace(HEAD, torch_version="2.14.0"))
+    done = run(base, head, "--format", "junit")
+    assert done.exit_code == 3
+    suite = ElementTree.fromstring(done.stdout)
+    assert suite.get("errors") == "1"
+    assert "2.14.0" in done.stdout
+
+
+def test_an_unknown_format_is_refused(base: Path) -> None:
+    done = run(base, base, "--format", "yaml")
+    assert done.exit_code == 2
+    assert "unknown format 'yaml'" in done.stderr
+
+
+def test_a_report_that_cannot_be_written_says_so(base: Path, tmp_path: Path) -> None:
+    done = run(base, write(tmp_path / "head.jsonl", HEAD), "--out", base / "below")
+    assert done.exit_code in {1, 2}
+    assert "base.jsonl" in done.stderr
+
+
+def test_places_read_as_words() -> None:
+    assert str(Place("latency", "decode", "retnet", 8, 1000)) == "decode of retnet, batch 8, 1000"
