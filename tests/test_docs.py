@@ -1,4 +1,4 @@
-"""README and CONTRIBUTING are held to the code: commands, options, targets, files and names exist."""
+"""README, CONTRIBUTING and docs are held to the code: commands, options, targets, files and names exist."""
 
 import re
 import shlex
@@ -14,6 +14,8 @@ from retbench.cli import EXIT_CODES, app
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+TEXTS = {path: path.read_text(encoding="utf-8") for path in PAGES}
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 PROGRAM = typer.main.get_command(app)
 COMMANDS = sorted(PROGRAM.commands)  # type: ignore[attr-defined]
@@ -28,7 +30,7 @@ def parse(words: str) -> None:
         name, *arguments = arguments
         assert name in command.commands, words
         command = command.commands[name]
-    if "--help" not in arguments:
+    if arguments and "--help" not in arguments:  # a sentence may name a command alone
         command.make_context(name, arguments)
 
 
@@ -74,8 +76,14 @@ def test_every_option_is_explained(name: str) -> None:
         assert [parameter.name for parameter in one.params if not parameter.help] == []
 
 
-@pytest.mark.parametrize("words", sorted({*commands_in(README), *commands_in(CONTRIBUTING)}))
-def test_every_command_in_the_documents_exists(words: str) -> None:
+@pytest.mark.parametrize(
+    "words", sorted({command for text in TEXTS.values() for command in commands_in(text)})
+)
+def test_every_command_in_the_documents_exists(
+    words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "data").mkdir()
+    monkeypatch.chdir(tmp_path)
     parse(words)
 
 
@@ -87,7 +95,8 @@ def test_every_make_target_in_the_documents_exists() -> None:
     defined = set(re.findall(r"^([a-z-]+):", MAKEFILE, flags=re.MULTILINE))
     ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     assert {"report", "test"} <= targets_in(README)
-    assert targets_in(README) | targets_in(CONTRIBUTING) | targets_in(ci) <= defined
+    for text in (*TEXTS.values(), ci):
+        assert targets_in(text) <= defined
     (phony,) = re.findall(r"^\.PHONY: (.*)", MAKEFILE, flags=re.MULTILINE)
     assert set(phony.split()) == defined
 
@@ -101,11 +110,13 @@ def test_the_readme_is_short() -> None:
     assert len(README.splitlines()) < 150
 
 
-@pytest.mark.parametrize("text", [README, CONTRIBUTING], ids=["README", "CONTRIBUTING"])
-def test_every_path_exists(text: str) -> None:
+@pytest.mark.parametrize("page", PAGES, ids=[path.name for path in PAGES])
+def test_every_path_exists(page: Path) -> None:
+    text = TEXTS[page]
     links = [link for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link]
     paths = re.findall(r"`((?:suite|experiments|tests|benchmarks|\.ci)/[^`*]*)`", text)
-    assert [path for path in [*links, *paths] if not (ROOT / path).exists()] == []
+    assert [link for link in links if not (page.parent / link).exists()] == []
+    assert [path for path in paths if not (ROOT / path).exists()] == []
 
 
 def test_every_name_in_contributing_stands_in_the_file_named_with_it() -> None:
