@@ -13,6 +13,7 @@ from retbench.training.events import (
     Event,
     Finished,
     Noted,
+    Packing,
     Planned,
     PointAdded,
     RunEnded,
@@ -43,6 +44,8 @@ EVENTS: list[Event] = [
     WaitingForLock(HOLDER),
     WaitingForLock(HOLDER),
     WaitingForLock("process 8, `retbench train quality`"),
+    Packing("train", 1, 4096),
+    Packing("train", 1200, 3 * 2**20),
     Planned(6, 1),
     RunStarted(TUNING, 1, 6, 0),
     step(1),
@@ -95,9 +98,11 @@ def test_a_long_run_is_told_of_now_and_then(
     monkeypatch.setattr(training_progress, "INTERVAL_S", 0.0)
     stream = io.StringIO()
     with show_training(training_plan, stream) as tell:
+        tell(Packing("train", 1200, 3 * 2**20))
         tell(step(7))
         tell(step(8, left=None))
     assert stream.getvalue().splitlines() == [
+        "packing the split train: 1,200 documents, 3.00 MiB",
         "retnet-300k-lr0.004-seed0: step 7 of 16, loss 2.6000, 1.23 ktokens/s, about 1 min 15 s left",
         "retnet-300k-lr0.004-seed0: step 8 of 16, loss 2.6000, 1.23 ktokens/s",
     ]

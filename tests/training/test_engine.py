@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from retbench.analysis.readings import select_readings
 from retbench.checkpoints.reading import read_checkpoint
 from retbench.errors import ConfigError
 from retbench.files import checksum
@@ -154,6 +155,18 @@ def test_a_record_that_a_dying_process_did_not_add_is_added_by_the_next(
         path.unlink()
     carry_out(plan, tmp_path)
     assert training_records(tmp_path) == before
+
+
+def test_what_is_trained_anew_is_recorded_anew(plan_of: PlanOf, tmp_path: Path) -> None:
+    plan = plan_of(*SMALL)
+    carry_out(plan, tmp_path)
+    delete_runs(plan, tmp_path)
+    carry_out(plan, tmp_path)
+    records = training_records(tmp_path)
+    assert [record.model.name for record in records] == ["retnet", "transformer"] * 2
+    assert len({record.cell_id for record in records}) == 2
+    newest = select_readings(records).records
+    assert [record.started_at for record in newest] == [record.started_at for record in records[2:]]
 
 
 def test_nothing_is_trained_where_any_folder_holds_another_run(plan_of: PlanOf, tmp_path: Path) -> None:

@@ -17,12 +17,13 @@ from retbench.plan import PAPER_MEMORY_BYTES
 from retbench.running.devices import Device, find_device
 from retbench.running.interrupts import Interrupted, catch_signals
 from retbench.running.locks import timing_lock
-from retbench.training.events import Event, Tell, TrainingResult, WaitingForLock
+from retbench.training.events import Event, Packing, Tell, TrainingResult, WaitingForLock
 from retbench.training.launch import Launch
 from retbench.training.plan import TrainingPlan, check_shares, resolve_models, training_spec
 from retbench.training.ranks import ALONE, OtherRankFailedError, Ranks, joined
 
 if TYPE_CHECKING:
+    from retbench.data.packed import PackedTokens
     from retbench.training.engine import TrainingText
 
 INTERRUPTED = 130
@@ -175,30 +176,31 @@ def _train(
     pin_process(plan.threads)
     if fresh:
         ranks.lead(lambda: delete_runs(plan, out))
-    text = ranks.together(lambda: _read_text(plan, stop))
+    text = ranks.together(lambda: _read_text(plan, tell, stop))
     if ranks.any(text is None):
         return None
     assert text is not None
     return train_all(plan, text, out, tell=tell, stop=stop, ranks=ranks)
 
 
-def _read_text(plan: TrainingPlan, stop: Callable[[], bool]) -> "TrainingText | None":
+def _read_text(plan: TrainingPlan, tell: Tell, stop: Callable[[], bool]) -> "TrainingText | None":
     """The tokens of a plan's corpus, packed where they are not yet; None when told to stop between two documents."""
     from retbench.data.packing import pack
     from retbench.training.engine import TrainingText
 
-    def check(_num_documents: int, _num_bytes: int) -> None:
-        if stop():
-            raise Interrupted
+    def packed(split: str, most: int | None) -> "PackedTokens":
+        def report(num_documents: int, num_bytes: int) -> None:
+            tell(Packing(split, num_documents, num_bytes))
+            if stop():
+                raise Interrupted
+
+        return pack(plan.corpus, split, plan.tokenizer, max_tokens=most, report=report)
 
     # A hub's data set may have no end: what is packed of it is what the longest run learns from.
     most = None if plan.corpus.revision is None else max(map(plan.num_tokens, plan.final_runs))
     scored = None if most is None else plan.spec.validation_tokens + 1
     try:
-        return TrainingText(
-            train=pack(plan.corpus, "train", plan.tokenizer, max_tokens=most, report=check),
-            validation=pack(plan.corpus, "validation", plan.tokenizer, max_tokens=scored, report=check),
-        )
+        return TrainingText(packed("train", most), packed("validation", scored))
     except Interrupted:
         return None
 

@@ -13,6 +13,7 @@ from retbench.training.events import (
     Event,
     Finished,
     Noted,
+    Packing,
     Planned,
     PointAdded,
     RunEnded,
@@ -25,7 +26,7 @@ from retbench.training.events import (
     WaitingForLock,
 )
 from retbench.training.plan import TrainingPlan, TrainingRun
-from retbench.units import format_count, format_duration, format_rate
+from retbench.units import format_bytes, format_count, format_duration, format_rate
 
 INTERVAL_S = 30.0
 """Between two lines on the steps of a run, where there is no terminal."""
@@ -44,7 +45,7 @@ def show_training(plan: TrainingPlan, stream: TextIO | None = None) -> Iterator[
 
 
 class _Lines:
-    """A line for each event that a log should keep; of the steps, one every `INTERVAL_S`."""
+    """A line for each event that a log should keep; of documents and steps, one every `INTERVAL_S`."""
 
     def __init__(self, plan: TrainingPlan, console: Console) -> None:
         self._plan, self._console = plan, console
@@ -54,7 +55,7 @@ class _Lines:
     def notify(self, event: Event) -> None:
         """Write the event, or leave it out."""
         match event:
-            case StepDone():
+            case Packing() | StepDone():
                 if time.monotonic() - self._last < INTERVAL_S:
                     return
                 self._last = time.monotonic()
@@ -100,6 +101,10 @@ class _Bar:
                 )
                 if time.monotonic() - self._drawn < REDRAW_S:
                     return
+            case Packing():
+                self._bar.update(self._task, description=describe(event, self._plan))
+                if time.monotonic() - self._drawn < REDRAW_S:
+                    return
             case WaitingForLock(holder=holder):
                 if holder == self._holder:
                     return
@@ -122,6 +127,8 @@ def describe(event: Event, plan: TrainingPlan) -> str:
             return f"runs to train: {total}, {format_count(tokens)} tokens in all{found}"
         case WaitingForLock(holder=holder):
             return f"waiting: another run is timing on this machine ({holder})"
+        case Packing(split=split, num_documents=count, num_bytes=size):
+            return f"packing the split {split}: {count:,} documents, {format_bytes(size)}"
         case RunStarted(run=run, number=number, num_runs=total, step=step):
             begun = f", from step {step} on" if step else ""
             return f"{number}/{total} {run.name}: {run.num_steps} steps at rate {describe_rate(run)}{begun}"

@@ -83,6 +83,15 @@ class WaitingForLock:
 
 
 @dataclass(frozen=True)
+class Packing:
+    """Text becomes tokens, before the first run; told after every document."""
+
+    split: str
+    num_documents: int
+    num_bytes: int
+
+
+@dataclass(frozen=True)
 class RunStarted:
     """A run begins, or goes on after `step` steps."""
 
@@ -144,6 +153,17 @@ class Finished:
     result: TrainingResult
 
 
-Event = Planned | WaitingForLock | RunStarted | StepDone | PointAdded | Noted | RunEnded | Tuned | Finished
+Event = (
+    WaitingForLock
+    | Packing
+    | Planned
+    | RunStarted
+    | StepDone
+    | PointAdded
+    | Noted
+    | RunEnded
+    | Tuned
+    | Finished
+)
 Tell = Callable[[Event], None]
 """Receives the events, between two steps."""

@@ -59,7 +59,7 @@ class Recorder:
         folder = out / self.environment["machine"] / plan.experiment.name
         self.path = folder / f"{self.run_id}.jsonl"
         known, _ = read_records(folder)
-        self._known = {(record.cell_id, record.status) for record in known if record.workload == WORKLOAD}
+        self._known = {_identity(record) for record in known if record.workload == WORKLOAD}
 
     def keep(
         self,
@@ -112,9 +112,9 @@ class Recorder:
             StorageError: it could not be written.
         """
         record = _read(folder)
-        if record is not None and (record.cell_id, record.status) not in self._known:
+        if record is not None and _identity(record) not in self._known:
             append_record(self.path, record)
-            self._known.add((record.cell_id, record.status))
+            self._known.add(_identity(record))
 
     def adopt(self, folder: Path, run: TrainingRun, tuning: Tuning | None) -> None:
         """Make the record beside a run of the grid that of the final run which is the same training."""
@@ -123,6 +123,11 @@ class Recorder:
             plan = self._plan
             backend = {**record.backend, **_own(plan, run, tuning)}
             _write(folder, record.model_copy(update={"cell_id": _cell_id(plan, run), "backend": backend}))
+
+
+def _identity(record: Record) -> tuple[str, str]:
+    """What tells a run from others: when it began, or, of one that failed and is tried again, why it failed."""
+    return record.cell_id, record.error or record.started_at
 
 
 def _write(folder: Path, record: Record) -> None:
