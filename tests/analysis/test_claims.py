@@ -392,6 +392,14 @@ def test_ahead_is_judged_document_by_document(size: str, verdict: str, tmp_path:
     assert judge(CLAIMS["perplexity_by_context"], results).verdict == verdict
 
 
+def test_a_handful_of_documents_has_no_verdict(tmp_path: Path) -> None:
+    change = as_model(sizes={"25m": "6.7b"}, weights=TRAINED)
+    results = scored(tmp_path, ask_last, change, seeds={"25m": (0,)}, num_documents=5)
+    judged = judge(CLAIMS["perplexity_by_context"], results)
+    assert judged.rows[0].finding.verdict == "not_testable"
+    assert judged.rows[0].finding.text.endswith("too few documents for an interval")
+
+
 def test_a_model_that_has_seen_less_is_elsewhere(tmp_path: Path) -> None:
     results = scored(tmp_path, ask_last, as_model(sizes={"25m": "6.7b"}), seeds={"25m": (0,)})
     judged = judge(CLAIMS["perplexity_by_context"], results)
