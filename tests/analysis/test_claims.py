@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -346,6 +347,19 @@ def test_forms_that_differ_anywhere_are_not_one_function() -> None:
     row = row_of("equal_forms", latency(break_forms, machine=CPU), "paper")
     assert row.finding.verdict == "not_reproduced"
     assert "chunkwise = parallel, 9 tokens" in row.finding.text
+    newer = Maker(replace(GPU, started=datetime(2027, 1, 1, tzinfo=UTC))).latency(lengths=LENGTHS)
+    assert verdict_of("equal_forms", [*latency(break_forms, machine=CPU), *newer]) == "not_reproduced"
+
+
+def test_a_newer_run_that_decides_nothing_does_not_hide_one_that_does() -> None:
+    newer = Maker(
+        replace(GPU, started=datetime(2027, 1, 1, tzinfo=UTC), torch_version="2.14.0"), change=PLAIN
+    )
+    undecided = [r for r in newer.latency(lengths=LENGTHS, batch_sizes=(8,)) if r.round == 0]
+    assert verdict_of("latency_ratio", undecided) == "not_testable"
+    older = latency(together(PLAIN, times(6.5)), machine=replace(GPU, name="another"))
+    judged = judge(CLAIMS["latency_ratio"], Results((*undecided, *older), ()))
+    assert judged.verdict == "reproduced"
 
 
 # ---- quality ---------------------------------------------------------------------------------------------------------
@@ -390,6 +404,14 @@ def test_ahead_is_judged_document_by_document(size: str, verdict: str, tmp_path:
     change = as_model(sizes={size: "6.7b"}, weights=TRAINED)
     results = scored(tmp_path, ask_last, change, seeds={size: (0,)})
     assert judge(CLAIMS["perplexity_by_context"], results).verdict == verdict
+
+
+def test_a_handful_of_documents_has_no_verdict(tmp_path: Path) -> None:
+    change = as_model(sizes={"25m": "6.7b"}, weights=TRAINED)
+    results = scored(tmp_path, ask_last, change, seeds={"25m": (0,)}, num_documents=5)
+    judged = judge(CLAIMS["perplexity_by_context"], results)
+    assert judged.rows[0].finding.verdict == "not_testable"
+    assert judged.rows[0].finding.text.endswith("too few documents for an interval")
 
 
 def test_a_model_that_has_seen_less_is_elsewhere(tmp_path: Path) -> None:

@@ -15,8 +15,10 @@ from retbench.analysis.claim_types import (
     CostRule,
     CrossesRule,
     Finding,
+    GateRule,
     NearRule,
     RatioRule,
+    Rule,
     Verdict,
     load_claims,
 )
@@ -93,7 +95,15 @@ def judge(claim: Claim, results: Results) -> Judged:
     for scope in order:
         mine = [row for row in found if row.scope == scope]
         rows += mine or ([_missing(claim, scope)] if scope != "elsewhere" else [])
-    return Judged(claim, rows[0].finding.verdict, tuple(rows))
+    return Judged(claim, _verdict(claim.rule, rows), tuple(rows))
+
+
+def _verdict(rule: Rule, rows: Sequence[Row]) -> Verdict:
+    """That of the newest row under the paper's conditions that decides; forms that differ in any row are not equal."""
+    found = [row.finding for row in rows if row.scope == "paper"]
+    if isinstance(rule, GateRule) and any(finding.verdict == "not_reproduced" for finding in found):
+        return "not_reproduced"
+    return next((finding.verdict for finding in found if _decides(finding)), "not_testable")
 
 
 def _missing(claim: Claim, scope: Scope) -> Row:
@@ -117,17 +127,22 @@ def _conditions(claim: Claim, *, strong: bool = False) -> str:
 
 
 def _cost_rows(claim: Claim, rule: CostRule, records: Sequence[Record]) -> list[Row]:
-    """A row a setup that bears on a claim, the newest first."""
+    """A row a setup that bears on a claim, the newest first; of those that read alike the newest that decides."""
     reference = rule.reference if isinstance(rule, RatioRule) else None
-    rows = []
+    rows: dict[tuple[str, str], Row] = {}
     for setup in find_setups(without_quality(records), rule.challenger, reference):
         scope = _scope(claim, setup)
         if scope is None:
             continue
         finding = judge_cost(claim, rule, setup, at_scale=scope != "elsewhere")
-        if finding is not None:
-            rows.append(_row(scope, setup.words, finding, setup.records))
-    return rows
+        key = setup.latest.experiment, setup.words
+        if finding is not None and (key not in rows or _decides(finding) > _decides(rows[key].finding)):
+            rows[key] = _row(scope, setup.words, finding, setup.records)
+    return list(rows.values())
+
+
+def _decides(finding: Finding) -> bool:
+    return finding.verdict != "not_testable"
 
 
 def _scope(claim: Claim, setup: Setup) -> Scope | None:

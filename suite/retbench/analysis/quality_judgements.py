@@ -76,12 +76,17 @@ def _judge(
 
 @dataclass(frozen=True)
 class _Duel:
-    """One comparison with what it was made of; `lead` is above 0 where the challenger is better."""
+    """One comparison with what it was made of.
+
+    Attributes:
+        lead: Above 0 where the challenger is better.
+        told_apart: Whether the interval of the lead leaves out 0; None where too few documents give none.
+    """
 
     question: Question
     records: tuple[Record, Record]
     lead: float
-    told_apart: bool
+    told_apart: bool | None
 
 
 def _duels(
@@ -119,7 +124,9 @@ def _duel(comparison: Comparison, records: tuple[Record, Record]) -> _Duel | Non
     """Who is ahead and whether that is told apart; None where the two may not be compared."""
     if comparison.ratio is not None:
         ratio = comparison.ratio
-        apart = ratio.low is not None and ratio.high is not None and not ratio.low <= 1 <= ratio.high
+        apart = None
+        if ratio.low is not None and ratio.high is not None:
+            apart = not ratio.low <= 1 <= ratio.high
         return _Duel(comparison.question, records, 1 - ratio.value, apart)
     if "acc" in comparison.accuracies:
         pair = comparison.accuracies["acc"]
@@ -144,6 +151,8 @@ def _ahead(duels: Sequence[_Duel], *, complete: bool) -> Finding:
         f"ahead at {len(ahead)} of {len(duels)} questions, told apart at {len(sure)}, told to be behind at "
         f"{len(behind)}; lead {format_percent(min(leads))} to {format_percent(max(leads))}"
     )
+    if all(duel.told_apart is None for duel in duels):
+        return Finding("not_testable", f"{text}; too few documents for an interval")
     if not sure:
         return Finding("not_reproduced", text)
     whole = complete and len(ahead) == len(duels) and 2 * len(sure) >= len(duels)

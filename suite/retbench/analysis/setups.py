@@ -1,7 +1,6 @@
 """Records of cost as claims see them: one way of running a model, alone or beside one way of running another.
 
-Every setup's records share experiment, machine, dtype, code and settings; what differs is told apart in words. Of
-setups that those words do not tell apart the newest stands.
+Every setup's records share experiment, machine, dtype, code and settings; what differs is told apart in words.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -88,14 +87,11 @@ def _describe(features: frozenset[Feature]) -> str:
 
 
 def find_setups(records: Sequence[Record], challenger: Side, reference: Side | None) -> list[Setup]:
-    """Every setup that records hold, the newest first; of those of an experiment that read alike the newest alone."""
-    found: dict[tuple[str, str], Setup] = {}
+    """Every setup that records hold, the newest first."""
     setups = [
         setup for group in _groups(keep_latest(records)) for setup in _setups(group, challenger, reference)
     ]
-    for setup in sorted(setups, key=lambda setup: started(setup.latest), reverse=True):
-        found.setdefault((setup.latest.experiment, setup.words), setup)
-    return list(found.values())
+    return sorted(setups, key=lambda setup: started(setup.latest), reverse=True)
 
 
 def _groups(records: Iterable[Record]) -> list[Group]:
