@@ -1,0 +1,57 @@
+"""The recorder of A/A rounds: a real round appended, and what is packed is what was measured."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import aa
+from comparing.corpus import read_corpus
+from retbench.comparing.items import Place
+from retbench.plan import make_plan
+
+
+def line(loaded: bool, seconds: float) -> str:
+    times = {Place("latency", "decode", "retnet", 1, 1024): (seconds, 1.234567891 * seconds)}
+    return aa._line(times, loaded=loaded, code="c")
+
+
+def test_what_is_packed_is_read_back(tmp_path: Path) -> None:
+    source, target = tmp_path / "rounds.jsonl", tmp_path / "rounds.jsonl.gz"
+    source.write_text(f"{line(False, 0.01)}\n{line(True, 0.02)}\n", encoding="utf-8")
+    assert aa.main(["--rounds", "0", "--out", str(source), "--pack", str(target)]) == 0
+    corpus = read_corpus(target)
+    place = Place("latency", "decode", "retnet", 1, 1024)
+    assert corpus == {False: [{place: (0.01, 0.0123457)}], True: [{place: (0.02, 0.0246914)}]}
+    before = target.read_bytes()
+    aa.pack(source, target)
+    assert target.read_bytes() == before
+
+
+def test_nothing_to_pack_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert aa.main(["--rounds", "0", "--out", str(tmp_path / "none"), "--pack", str(tmp_path / "x")]) == 2
+    assert "No such file" in capsys.readouterr().err
+
+
+def test_a_negative_number_of_rounds_is_refused() -> None:
+    with pytest.raises(SystemExit, match="2"):
+        aa.main(["--rounds", "-1"])
+
+
+@pytest.mark.slow
+def test_rounds_are_appended_as_they_are_measured(
+    tmp_path: Path, tiny_experiment: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny = make_plan(
+        str(tiny_experiment), profile="smoke", device="cpu", dtype=None, limit=1, overrides=("threads=1",)
+    )
+    monkeypatch.setattr(aa, "make_plan", lambda *_, **__: tiny)
+    out = tmp_path / "folder" / "rounds.jsonl"
+    assert aa.main(["--rounds", "1", "--load", "--out", str(out)]) == 0
+    (entry,) = map(json.loads, out.read_text(encoding="utf-8").splitlines())
+    assert entry["loaded"] is True
+    assert [point[:4] for point in entry["points"]] == [
+        ["decode", "retnet", 1, 64],
+        ["decode", "transformer", 1, 64],
+    ]
+    assert all(0 < seconds < 10 for point in entry["points"] for seconds in point[4:])
