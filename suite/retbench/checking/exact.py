@@ -3,7 +3,8 @@
 A CPU is enough, and less than a minute. Closed forms are taken at the size of the paper's figures too.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib import resources
 
 import torch
@@ -43,13 +44,25 @@ def measure_exact(specs: Mapping[str, ModelSpec]) -> Quantities:
     for name, spec in specs.items():
         config = matching.resolve_model(spec, SIZE, vocab_size=VOCAB_SIZE)
         paper = matching.resolve_model(spec, PAPER_SIZE)
-        own = {
-            **_closed_forms(config, paper, spec),
-            **_counted(config, spec, text),
-            **_computed(config, spec, text),
-        }
+        with _one_thread():
+            own = {
+                **_closed_forms(config, paper, spec),
+                **_counted(config, spec, text),
+                **_computed(config, spec, text),
+            }
         found |= {f"{name}/{quantity}": value for quantity, value in own.items()}
     return found
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """A product is cut into parts by the threads that there are, and the parts show in the peak of a step."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def read_text() -> Tensor:
