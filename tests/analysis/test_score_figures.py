@@ -117,11 +117,17 @@ def many_sizes(folder: Path) -> ScoreMaker:
     return maker
 
 
-def one_size(folder: Path) -> ScoreMaker:
-    """Everything, of one size and public weights."""
-    maker = ScoreMaker(folder, seeds={"1m": (None,)})
-    maker.everything()
+def with_one_of_each(maker: ScoreMaker) -> ScoreMaker:
+    """With records for one figure of each kind."""
+    maker.trainings()
+    maker.perplexities("litbank/original", "whole", 8192)
+    maker.zeroshots(0)
     return maker
+
+
+def one_size(folder: Path) -> ScoreMaker:
+    """Of one size and public weights."""
+    return with_one_of_each(ScoreMaker(folder, seeds={"1m": (None,)}))
 
 
 def several_models(folder: Path) -> ScoreMaker:
@@ -141,9 +147,7 @@ def failed(folder: Path) -> ScoreMaker:
             return arguments | {"status": "failed", "error": "why", "metrics": {}, "series": {}}
         return arguments
 
-    maker = ScoreMaker(folder, seeds={"1m": (0,), "6m": (0,)}, change=change)
-    maker.everything()
-    return maker
+    return with_one_of_each(ScoreMaker(folder, seeds={"1m": (0,), "6m": (0,)}, change=change))
 
 
 def test_more_sizes_than_fit_take_a_second_figure(tmp_path: Path) -> None:
