@@ -122,6 +122,8 @@ class CrossesRule(Strict):
     behind_at: tuple[str, ...]
     ahead_at: tuple[str, ...]
     protocol: str
+    longest_context: int
+    """Up to which a question counts: beyond the length that models were trained at, they are asked something else."""
     challenger: Side = RETNET
     reference: Side = TRANSFORMER
 
