@@ -462,6 +462,14 @@ def test_a_crossing_is_behind_at_first_and_ahead_at_last(tmp_path: Path) -> None
     assert small.rows[1].conditions == "1m to 25m, trained on 20.0 M tokens"
 
 
+def test_beyond_the_trained_length_is_another_question(tmp_path: Path) -> None:
+    def ask(maker: ScoreMaker) -> None:
+        maker.perplexities("litbank/original", "whole", 8192)
+
+    results = scored(tmp_path, ask, as_model(), seeds={"1m": (0,), "25m": (0,)})
+    assert [row.scope for row in judge(CLAIMS["perplexity_by_size"], results).rows] == ["paper"]
+
+
 def test_no_crossing_is_found_where_the_order_is_the_other(tmp_path: Path) -> None:
     def ask(maker: ScoreMaker) -> None:
         maker.perplexities("litbank/original", "whole", 2048)

@@ -121,7 +121,9 @@ class CrossesRule(Strict):
     kind: Literal["crosses"]
     behind_at: tuple[str, ...]
     ahead_at: tuple[str, ...]
-    protocol: str
+    protocols: tuple[str, ...]
+    longest_context: int
+    """Up to which a question counts: beyond the length that models were trained at, they are asked something else."""
     challenger: Side = RETNET
     reference: Side = TRANSFORMER
 

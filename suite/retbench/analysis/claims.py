@@ -130,7 +130,8 @@ def _cost_rows(claim: Claim, rule: CostRule, records: Sequence[Record]) -> list[
     """A row a setup that bears on a claim, the newest first; of those that read alike the newest that decides."""
     reference = rule.reference if isinstance(rule, RatioRule) else None
     rows: dict[tuple[str, str], Row] = {}
-    for setup in find_setups(without_quality(records), rule.challenger, reference):
+    mine = records if isinstance(rule, GateRule) else without_quality(records)
+    for setup in find_setups(mine, rule.challenger, reference):
         scope = _scope(claim, setup)
         if scope is None:
             continue

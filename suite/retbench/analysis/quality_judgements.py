@@ -110,7 +110,8 @@ def _duels(
 def _is_asked(rule: AheadRule | CrossesRule, question: Question) -> bool:
     """Whether a rule is about a question."""
     if isinstance(rule, CrossesRule):
-        return question.workload == "perplexity" and question.protocol == rule.protocol
+        within = question.protocol in rule.protocols and question.context_len <= rule.longest_context
+        return question.workload == "perplexity" and within
     return (
         question.workload == rule.workload
         and (not rule.tasks or question.task in rule.tasks)
