@@ -13,15 +13,15 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
 
 from retbench.checking.against import timed_plan
 from retbench.checking.revisions import checkout_root, working_tree
-from retbench.checking.sitting import Sitting
-from retbench.comparing.items import Times
+from retbench.checking.sitting import Limits, Sitting
+from retbench.comparing.items import Pair, Place
 from retbench.errors import RetbenchError
 from retbench.measure.environment import machine_name
 from retbench.plan import make_plan
@@ -54,25 +54,28 @@ def record(num_rounds: int, out: Path, *, loaded: bool) -> None:
         tempfile.TemporaryDirectory(prefix="retbench-aa-") as folder,
         timing_lock("benchmarks.aa", wait=_refuse),
     ):
-        sitting = Sitting(plan, (code, code), Path(folder), float("inf"), _say)
+        sitting = Sitting(plan, (code, code), Path(folder), Limits(), _say)
         with catch_signals(sitting.interrupt), _load(one_core=loaded):
             sitting.prepare()
             for number in range(num_rounds):
                 since = monotonic()
-                times = sitting.measure(frozenset(sitting.places))
-                line = _line(times, loaded=loaded, code=code.code)
+                visits = sitting.visit(frozenset(sitting.places))
+                line = _line(visits, loaded=loaded, code=code.code)
                 with open(out, "a", encoding="utf-8") as file:
                     file.write(line + "\n")
                 _say(
-                    f"{number + 1} of {num_rounds}: {monotonic() - since:.1f} s, {len(times)} points -> {out}"
+                    f"{number + 1} of {num_rounds}: {monotonic() - since:.1f} s, {len(visits)} points -> {out}"
                 )
 
 
-def _line(times: Times, *, loaded: bool, code: str) -> str:
-    """A round as JSON: of each point where it lies and the seconds of both sides."""
+def _line(visits: Mapping[Place, Sequence[Pair]], *, loaded: bool, code: str) -> str:
+    """A round as JSON: of each point where it lies, and the seconds of both sides in each visit."""
     points = [
-        [place.workload, place.model, place.batch_size, place.context_len, *(_short(value) for value in pair)]
-        for place, pair in sorted(times.items())
+        [
+            *(place.workload, place.model, place.batch_size, place.context_len),
+            [[_short(first), _short(second)] for first, second in pairs],
+        ]
+        for place, pairs in sorted(visits.items())
     ]
     facts = {"loaded": loaded, "started_at": utc_now(), "machine": machine_name("cpu"), "code": code}
     return json.dumps(facts | {"points": points}, separators=(",", ":"))

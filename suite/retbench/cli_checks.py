@@ -93,6 +93,12 @@ def check(
         int | None,
         typer.Option(help="With --against: rounds at most, repeats of what is flagged apart; by default 20."),
     ] = None,
+    visits: Annotated[
+        int | None,
+        typer.Option(
+            help="With --against: times that each cell is measured on both sides in a round; by default 3."
+        ),
+    ] = None,
     budget: Annotated[
         float | None,
         typer.Option(help="With --against: minutes after which no round is begun; by default 20."),
@@ -129,7 +135,7 @@ def check(
     from retbench.commands import check as command
 
     given = command.Given(
-        experiment, profile, device, tuple(overrides or ()), rounds, budget, margin, always, baseline
+        experiment, profile, device, tuple(overrides or ()), rounds, visits, budget, margin, always, baseline
     )
     raise typer.Exit(command.check(against, given, form, out, strict=strict))
 

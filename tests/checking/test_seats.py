@@ -28,7 +28,7 @@ def test_records_are_read_once_as_they_come(seat: Seat) -> None:
     assert seat.records() == written
     place = Place("latency", "decode", "retnet", 1, 1024)
     expected = {
-        record.round: record.metrics["tpot_s"].value
+        record.round: [record.metrics["tpot_s"].value]
         for record in written
         if (record.model.name, record.workload) == ("retnet", "decode")
     }

@@ -9,7 +9,7 @@ import pytest
 import retbench
 from retbench.checking.against import Request, measure_in_turn, timed_plan
 from retbench.checking.revisions import Revision, working_tree
-from retbench.checking.sitting import Sitting
+from retbench.checking.sitting import Limits, Sitting
 from retbench.comparing.report import Report
 from retbench.comparing.sequential import Rules
 from retbench.comparing.sides import Side, are_interleaved
@@ -60,39 +60,38 @@ def changed(folder: Path, module: str, old: str, new: str) -> Revision:
 
 
 def check(plan: Plan, head: Revision, folder: Path, *, max_rounds: int = 3) -> Report:
-    request = Request(plan, "", Rules(), max_rounds, 600.0, always=True, folder=folder)
+    request = Request(plan, "", Rules(), max_rounds, Limits(visits=1), always=True, folder=folder)
     return measure_in_turn(request, (working_tree(ROOT), head), print)
 
 
 def test_both_sides_are_measured_in_turn(plan: Plan, tmp_path: Path) -> None:
+    """Prompts alone, which need no streamed state and so no preparation: the slow tests have both."""
     assert {cell.workload for cell in plan.cells} == {"decode", "prefill"}
     code = working_tree(ROOT)
     told: list[str] = []
-    sitting = Sitting(plan, (code, code), tmp_path / "run", 600.0, told.append)
-    sitting.prepare()
-    everything = frozenset(sitting.places)
-    (decode,) = (place for place in everything if place.workload == "decode")
-    assert sitting.measure(everything).keys() == everything
-    assert sitting.measure(frozenset([decode])).keys() == {decode}
+    sitting = Sitting(plan, (code, code), tmp_path / "run", Limits(visits=2), told.append)
+    prompts = sorted(place for place in sitting.places if place.workload == "prefill")
+    assert sitting.measure(frozenset(prompts)).keys() == set(prompts)
+    assert sitting.measure(frozenset(prompts[:1])).keys() == set(prompts[:1])
     sides = [Side("", tuple(seat.records())) for seat in sitting.seats]
     assert are_interleaved(*sides)
     for side in sides:
-        assert [len(values) for values in side.values().values()] == [3, 1]
-        assert len({record.environment["code_revision"] for record in side.records}) == 1
+        assert [len(values) for values in side.values().values()] == [2, 1]
+        assert len(side.records) == 2 * (2 + 1)
+        assert {record.environment["code_revision"] for record in side.records} == {code.code}
     first, second = ([record.started_at for record in side.records] for side in sides)
-    # Cell by cell: between two cells of one side there is one of the other.
-    order = sorted([(moment, 0) for moment in first[:3]] + [(moment, 1) for moment in second[:3]])
-    assert [sorted(side for _, side in order[index : index + 2]) for index in (0, 2, 4)] == [[0, 1]] * 3
+    # Twice two cells: each on one side and then the other, and the second time the other way round.
+    order = [side for _, side in sorted([(one, 0) for one in first[:4]] + [(one, 1) for one in second[:4]])]
+    ahead, behind = order[0], 1 - order[0]
+    assert order == [ahead, behind] * 2 + [behind, ahead] * 2
     assert sitting.missing() == []
     assert told[-1].startswith("round 2: 1 points")
-    sitting.tidy()
-    assert not any(seat.states.exists() for seat in sitting.seats)
-    assert all(seat.records_path.exists() for seat in sitting.seats)
 
 
 def test_a_budget_that_is_over_begins_no_round(plan: Plan, tmp_path: Path) -> None:
     code = working_tree(ROOT)
-    assert not Sitting(plan, (code, code), tmp_path, 0.0, print).has_budget()
+    assert not Sitting(plan, (code, code), tmp_path, Limits(budget_s=1e-9), print).has_budget()
+    assert Sitting(plan, (code, code), tmp_path, Limits(budget_s=600), print).has_budget()
 
 
 @pytest.mark.slow
@@ -110,6 +109,13 @@ def test_a_point_that_fails_on_the_head_alone_is_a_regression(plan: Plan, tmp_pa
         "prefill of retnet, batch 1, 32",
     }
     assert report.exit_code(strict=False) == 1
+    (kept,) = (tmp_path / "records").iterdir()  # without the states that were streamed
+    assert sorted(path.relative_to(kept).as_posix() for path in kept.rglob("*")) == [
+        "base",
+        "base/records.jsonl",
+        "head",
+        "head/records.jsonl",
+    ]
 
 
 @pytest.mark.slow

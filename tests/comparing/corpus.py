@@ -8,22 +8,24 @@ from pathlib import Path
 
 import numpy as np
 
-from retbench.comparing.items import Place, Times
+from retbench.comparing.items import Place, Times, combine_visits
 
 PATH = Path(__file__).parent / "aa_rounds.jsonl.gz"
 BLOCK = 4
 """Rounds that follow each other are drawn together, so that what lasts longer than one round is kept."""
 
 
-def read_corpus(path: Path = PATH) -> dict[bool, list[Times]]:
-    """The rounds by whether another process loaded a core."""
+def read_corpus(path: Path = PATH, *, num_visits: int | None = None) -> dict[bool, list[Times]]:
+    """The rounds by whether another process loaded a core, of all visits of each or of the first so many."""
     rounds: dict[bool, list[Times]] = {False: [], True: []}
     for line in gzip.decompress(path.read_bytes()).decode().splitlines():
         entry = json.loads(line)
         rounds[entry["loaded"]].append(
             {
-                Place("latency", workload, model, batch_size, context_len): (first, second)
-                for workload, model, batch_size, context_len, first, second in entry["points"]
+                Place("latency", workload, model, batch_size, context_len): combine_visits(
+                    visits[:num_visits]
+                )
+                for workload, model, batch_size, context_len, visits in entry["points"]
             }
         )
     return rounds

@@ -14,6 +14,7 @@ from analysis.synthetic_records import CPU, Machine
 from comparing.test_compare import Change, Rewrite, steady, without, write
 from retbench.cli import app
 from retbench.comparing.baseline import WINDOW, content_hash, read_baseline
+from retbench.records import Record, append_record
 
 NAME = "epyc-9b14-2c/latency-cpu.json"
 
@@ -101,6 +102,21 @@ def test_the_window_keeps_the_latest_runs(baseline: Path, tmp_path: Path) -> Non
     assert len(kept) == WINDOW
     assert kept[0].started_at.startswith("2026-01-08")  # six are gone
     assert set(kept[0].points[0].values) == {0, 1, 2, 3, 4}
+
+
+def test_a_run_of_many_rounds_is_read_back(tmp_path: Path) -> None:
+    """Rounds are the keys of an object, and 10 comes before 9 among texts."""
+
+    def many(record: Record) -> Record:
+        for number in range(5, 25):
+            append_record(path, record.model_copy(update={"round": number}))
+        return record
+
+    path = tmp_path / "many.jsonl"
+    write(path, CPU, rewrite=many)
+    assert save(tmp_path / "baselines", path).exit_code == 0
+    found = read_baseline(tmp_path / "baselines" / NAME)
+    assert set(found.runs[0].points[0].values) == set(range(25))
 
 
 def test_a_run_is_not_saved_twice(baseline: Path, runs: list[Path]) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from comparing.noise import PLACES, NoisyRounds
-from retbench.comparing.items import Item, Place, Times, make_items, paired_evidence
+from retbench.comparing.items import Item, Place, Times, combine_visits, make_items, paired_evidence
 from retbench.comparing.sampling import Sampled, sample
 from retbench.comparing.sequential import Rules
 
@@ -47,6 +47,12 @@ def test_log_ratios_by_hand() -> None:
     assert curve.log_ratio(times) == pytest.approx(math.log(1.2 * 1.1) / 2)
     assert curve.log_ratio({one: (1.0, 1.2)}) is None
     assert paired_evidence([ratio], [times, {one: (1.0, 1.0)}])[ratio].num_rounds == 1
+
+
+def test_one_disturbed_visit_of_three_does_not_count() -> None:
+    first, second = combine_visits([(1.0, 1.1), (2.0, 2.2), (1.1, 9.0)])
+    assert (first, second / first) == (pytest.approx(1.1), pytest.approx(1.1))
+    assert combine_visits([(0.5, 0.6)]) == (0.5, pytest.approx(0.6))
 
 
 @pytest.mark.parametrize("session_sd", [0.005, 0.05])

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from retbench.checking.revisions import Revision, Talk, checkout_root, commit, working_tree
-from retbench.checking.sitting import Sitting, Unlike
+from retbench.checking.sitting import Limits, Sitting, Unlike
 from retbench.comparing.items import paired_evidence
 from retbench.comparing.report import Report, describe_moves
 from retbench.comparing.sampling import Sampled, sample
@@ -31,7 +31,7 @@ class Request:
         ref: The commit to compare with.
         rules: Margins and error rates.
         max_rounds: Rounds at most, repeats of what is flagged apart.
-        budget_s: Seconds after which no round is begun.
+        limits: Visits of a round, and the time.
         always: Measure even where the code that measures is the same on both sides.
         folder: Where the records of both sides go.
     """
@@ -40,7 +40,7 @@ class Request:
     ref: str
     rules: Rules
     max_rounds: int
-    budget_s: float
+    limits: Limits
     always: bool
     folder: Path
 
@@ -84,7 +84,7 @@ def timed_plan(plan: Plan) -> Plan:
 def measure_in_turn(request: Request, revisions: tuple[Revision, Revision], talk: Talk) -> Report:
     """Rounds of two revisions until every point is decided, and the report on them."""
     run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
-    sitting = Sitting(request.plan, revisions, request.folder / run_id, request.budget_s, talk)
+    sitting = Sitting(request.plan, revisions, request.folder / run_id, request.limits, talk)
     reference = next(
         (one.model_name for one in request.plan.subjects if one.model.architecture == "transformer"), None
     )

@@ -58,13 +58,13 @@ class Seat:
             self._records += map(parse_record, whole)
         return self._records
 
-    def values(self, number: int) -> dict[Place, float]:
-        """What it measured in a round."""
-        return {
-            place_of(record): value_of(record)
-            for record in self.records()
-            if record.round == number and record.status == "ok"
-        }
+    def values(self, number: int) -> dict[Place, list[float]]:
+        """What it measured in a round, visit by visit."""
+        found: dict[Place, list[float]] = {}
+        for record in self.records():
+            if record.round == number and record.status == "ok":
+                found.setdefault(place_of(record), []).append(value_of(record))
+        return found
 
 
 def run_info(plan: Plan, revision: Revision, run_id: str) -> RunInfo:

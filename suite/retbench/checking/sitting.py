@@ -4,12 +4,14 @@ What a machine does from one second to the next falls on both, and what a proces
 memory lies, is new in every round. So a round is a pair, and what its sides differ by in round after round is the code.
 """
 
+import math
 import os
 import random
 import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 from retbench import errors
@@ -18,9 +20,9 @@ from retbench.checking.revisions import Revision, Talk
 from retbench.checking.seats import Seat, run_info
 from retbench.comparing.compare import hard_differences
 from retbench.comparing.facts import Difference
-from retbench.comparing.items import Place, Times
+from retbench.comparing.items import Pair, Place, Times, combine_visits
 from retbench.comparing.report import Missing
-from retbench.errors import GateError, RetbenchError
+from retbench.errors import ConfigError, GateError, RetbenchError
 from retbench.measure.environment import worker_environment
 from retbench.plan import Plan
 from retbench.records import Gate
@@ -39,10 +41,34 @@ from retbench.running.protocol import (
 )
 from retbench.units import format_duration
 
+VISITS = 3
+"""With three, one that something disturbs does not count."""
 SEATS = ("first", "second")
 """The base, and the head."""
 
 Conversation = Iterator[Message | Death]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much is measured.
+
+    Attributes:
+        visits: Times that each cell is measured on both sides within a round.
+        budget_s: Seconds after which no round is begun.
+
+    Raises:
+        ConfigError: there is no visit, or no time.
+    """
+
+    visits: int = VISITS
+    budget_s: float = math.inf
+
+    def __post_init__(self) -> None:
+        if self.visits < 1:
+            raise ConfigError(f"{self.visits} visits a round: give 1 or more.")
+        if not self.budget_s > 0:
+            raise ConfigError(f"a budget of {self.budget_s:g} s: give a positive time.")
 
 
 class Unlike(Exception):  # noqa: N818 - an outcome, not an error
@@ -60,17 +86,18 @@ class Sitting:
         plan: What is measured, on both sides alike.
         revisions: The base and the head.
         folder: Where records are kept.
-        budget_s: Seconds after which no round is begun.
+        limits: Visits of each cell in a round, and seconds after which no round is begun.
         talk: Told of each round.
     """
 
     def __init__(
-        self, plan: Plan, revisions: tuple[Revision, Revision], folder: Path, budget_s: float, talk: Talk
+        self, plan: Plan, revisions: tuple[Revision, Revision], folder: Path, limits: Limits, talk: Talk
     ) -> None:
         self._plan = plan
+        self._num_visits = limits.visits
         self._talk = talk
         self._begun = time.monotonic()
-        self._budget_s = budget_s
+        self._budget_s = limits.budget_s
         self._round = 0
         self._random = random.Random(plan.settings.seed)
         self.seats = tuple(
@@ -128,7 +155,11 @@ class Sitting:
                         _raise_failure(message)
 
     def measure(self, places: frozenset[Place]) -> Times:
-        """One more round: each subject with a new worker on each side, each cell on both sides in turn.
+        """One more round, as `visit` makes it; its visits come to one pair a place."""
+        return {place: combine_visits(pairs) for place, pairs in self.visit(places).items()}
+
+    def visit(self, places: frozenset[Place]) -> dict[Place, list[Pair]]:
+        """One more round: each subject with a new worker on each side, each cell on both sides in turn, several times.
 
         Raises:
             Unlike: the first round shows that the sides do not measure the same thing.
@@ -145,7 +176,7 @@ class Sitting:
             raise Unlike(differences)
         took, spent = time.monotonic() - since, time.monotonic() - self._begun
         self._talk(f"round {number + 1}: {len(places)} points, {took:.1f} s; {format_duration(spent)} in all")
-        return self._times(number)
+        return self._visits(number)
 
     def missing(self) -> list[Missing]:
         """Places that failed on one side alone."""
@@ -205,11 +236,14 @@ class Sitting:
             for seat, talk in zip(seats, talks, strict=True):
                 if not self._hear(seat, talk, todo, None):
                     return
-            for index in self._random.sample(range(len(todo)), len(todo)):
-                for turn in self._random.sample(range(len(seats)), len(seats)):
-                    workers[turn].send(Visit(index=index, round=number))
-                    if not self._hear(seats[turn], talks[turn], todo, index):
-                        return
+            order = self._random.sample(range(len(seats)), len(seats))
+            for _ in range(self._num_visits):
+                for index in self._random.sample(range(len(todo)), len(todo)):
+                    for turn in order:
+                        workers[turn].send(Visit(index=index, round=number))
+                        if not self._hear(seats[turn], talks[turn], todo, index):
+                            return
+                order.reverse()  # so that what drifts falls on both sides alike
 
     def _hear(self, seat: Seat, talk: Conversation, todo: Sequence[Cell], index: int | None) -> bool:
         """Listen until a worker has done what it was asked to; False where it has left, or its cell failed.
@@ -240,10 +274,14 @@ class Sitting:
             return False
         return False
 
-    def _times(self, number: int) -> dict[Place, tuple[float, float]]:
-        """The values of a round that both sides have."""
+    def _visits(self, number: int) -> dict[Place, list[Pair]]:
+        """What each visit of a round gave, of the places that both sides have in full."""
         first, second = (seat.values(number) for seat in self.seats)
-        return {place: (first[place], second[place]) for place in first.keys() & second.keys()}
+        return {
+            place: list(zip(first[place], second[place], strict=True))
+            for place in first.keys() & second.keys()
+            if len(first[place]) == len(second[place])
+        }
 
 
 def _check_gate(seat: Seat, subject: Subject, gate: Gate) -> None:

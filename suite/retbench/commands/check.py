@@ -1,6 +1,5 @@
 """`retbench check`: exact quantities against those accepted, or the times of a checkout against a commit of it."""
 
-import math
 from dataclasses import dataclass, fields
 from importlib import resources
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import typer
 
 from retbench.checking import against
+from retbench.checking.sitting import VISITS, Limits
 from retbench.commands.baseline import EXACT, check_reason
 from retbench.commands.compare import Shown, show_report
 from retbench.commands.listing import named_models
@@ -82,6 +82,7 @@ class Given:
     device: str | None
     overrides: tuple[str, ...]
     rounds: int | None
+    visits: int | None
     budget: float | None
     margin: float | None
     always: bool
@@ -119,9 +120,8 @@ def check_against(ref: str, given: Given, shown: Shown) -> int:
         ConfigError: the request is impossible.
         RetbenchError: what `checking.against.check_against` raises.
     """
-    budget = DEFAULT_BUDGET_MIN if given.budget is None else given.budget
-    if not 0 < budget < math.inf:
-        raise ConfigError(f"--budget is {budget:g} minutes. Give a positive number.")
+    budget_min = DEFAULT_BUDGET_MIN if given.budget is None else given.budget
+    limits = Limits(VISITS if given.visits is None else given.visits, 60 * budget_min)
     rounds = DEFAULT_ROUNDS if given.rounds is None else given.rounds
     plan_looks(rounds)  # so few that nothing can be said are refused here
     rules = Rules() if given.margin is None else Rules(margin=given.margin)
@@ -134,7 +134,7 @@ def check_against(ref: str, given: Given, shown: Shown) -> int:
         overrides=given.overrides,
     )
     folder = (shown.out or DEFAULT_OUT) / "records"
-    request = against.Request(plan, ref, rules, rounds, 60 * budget, given.always, folder)
+    request = against.Request(plan, ref, rules, rounds, limits, given.always, folder)
     try:
         report = against.check_against(request, talk=lambda text: typer.echo(text, err=True))
     except Interrupted:

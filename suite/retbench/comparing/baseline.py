@@ -16,7 +16,8 @@ from retbench.analysis.frames import started
 from retbench.comparing.facts import hard_facts, soft_facts
 from retbench.comparing.items import Place
 from retbench.comparing.sides import Side, place_of
-from retbench.errors import RecordError, StorageError, UnsupportedError
+from retbench.errors import RecordError, UnsupportedError
+from retbench.files import write_atomic
 from retbench.records import Record
 from retbench.strict import Strict
 
@@ -183,17 +184,9 @@ def write_hashed(path: Path, content: dict[str, Any]) -> None:
     Raises:
         StorageError: it cannot be written; what was there is unharmed.
     """
-    text = json.dumps(
-        {_HASH: content_hash(content), **content}, indent=1, ensure_ascii=False, allow_nan=False
-    )
-    draft = path.with_name(f".{path.name}.draft")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_text(text + "\n", encoding="utf-8")
-        draft.replace(path)
-    except OSError as error:
-        draft.unlink(missing_ok=True)
-        raise StorageError(f"{path}: the baseline cannot be written: {error.strerror}.") from error
+    content = json.loads(json.dumps(content, allow_nan=False))  # as it will be read: every key a string
+    text = json.dumps({_HASH: content_hash(content), **content}, indent=1, ensure_ascii=False)
+    write_atomic(path, (text + "\n").encode())
 
 
 def content_hash(content: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ noise of single lengths cancels.
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Literal
 
 from retbench.comparing.evidence import Evidence, paired
@@ -15,6 +16,8 @@ from retbench.comparing.sequential import Rules
 from retbench.units import format_tokens
 
 Kind = Literal["time", "ratio", "curve"]
+Pair = tuple[float, float]
+"""Seconds on the first and on the second side."""
 
 
 @dataclass(frozen=True, order=True)
@@ -36,8 +39,8 @@ class Place:
         return f"{self.workload} of {self.model}, batch {self.batch_size}, {format_tokens(self.context_len)}"
 
 
-Times = Mapping[Place, tuple[float, float]]
-"""Seconds of one round on the first and on the second side."""
+Times = Mapping[Place, Pair]
+"""What one round gave."""
 
 Values = Mapping[Place, float]
 """The values of one round on one side: seconds, or bytes where a workload is compared by those."""
@@ -82,6 +85,15 @@ class Item:
     def __str__(self) -> str:
         place = self.places[0]
         return f"{place.workload} of {self.subject}, batch {place.batch_size}, {self.lengths}"
+
+
+def combine_visits(visits: Sequence[Pair]) -> Pair:
+    """The pair that a round's visits of one place come to: their ratio is the median of the visits' ratios.
+
+    Each visit took both sides one right after the other: whatever disturbs a visit disturbs one ratio of several.
+    """
+    first = median(one for one, _ in visits)
+    return first, first * math.exp(median(math.log(second / first) for first, second in visits))
 
 
 def make_items(places: Iterable[Place], reference: str | None) -> list[Item]:
