@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import settings
 
 settings.register_profile("retbench", deadline=None, max_examples=50)
@@ -44,6 +45,15 @@ def _heed_interrupts() -> None:
     """A shell starts its background jobs with SIGINT ignored, and what they start ignores it too."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def _unpinned() -> Iterator[None]:
+    """A command that is run in this process pins it: afterwards it has its threads and denormal numbers back."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_flush_denormal(False)
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -39,6 +39,10 @@ def make_cell(name: str, workload: str, context_len: int, batch_size: int = 1, m
     )
 
 
+def with_backend(cell: Cell, backend: str) -> Cell:
+    return cell.model_copy(update={"subject": cell.subject.model_copy(update={"backend": backend})})
+
+
 @pytest.fixture
 def store(tmp_path: Path) -> StateStore:
     return StateStore(tmp_path / "states", "0.1.0+src.test")

@@ -17,7 +17,7 @@ from retbench.workloads.metrics import (
     training_metrics,
 )
 
-from .conftest import make_cell
+from .conftest import make_cell, with_backend
 
 CEILINGS = Ceilings(read_bandwidth_bytes_per_s=1e9, matmul_flops_per_s=1e12)
 
@@ -83,7 +83,7 @@ def test_training_flops_are_those_of_the_form_that_runs() -> None:
     chunkwise = make_cell("retnet", "training", context_len=512)
     forms = ("recurrent", "chunkwise", "parallel")
     recurrent, chunked, parallel = (
-        training_flops(chunkwise.model_copy(update={"backend": name})) for name in forms
+        training_flops(with_backend(chunkwise, name)) for name in forms
     )
     assert recurrent < chunked < parallel
     checkpointed = chunkwise.settings.model_copy(update={"activation_checkpointing": True})

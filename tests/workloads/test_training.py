@@ -14,7 +14,7 @@ from retbench.workloads.prefill import measure as measure_prefill
 from retbench.workloads.training import training_step
 from retbench.workloads.training_memory import estimated_bytes
 
-from .conftest import make_cell
+from .conftest import make_cell, with_backend
 
 Make = Callable[[Cell], Context]
 FORMS = [
@@ -31,7 +31,7 @@ def training_cell(
 ) -> Cell:
     cell = make_cell(name, "training", context_len, batch_size)
     settings = cell.settings.model_copy(update={"activation_checkpointing": checkpointing})
-    return cell.model_copy(update={"backend": backend, "settings": settings})
+    return with_backend(cell.model_copy(update={"settings": settings}), backend)
 
 
 def bytes_of(context_of: Make, cell: Cell) -> dict[str, float]:
