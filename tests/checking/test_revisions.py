@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 import retbench
+from retbench.checking import against
 from retbench.checking.revisions import checkout_root, commit, working_tree
 from retbench.cli import app
 from retbench.errors import ConfigError, RetbenchError, UnsupportedError
@@ -142,6 +143,16 @@ def test_a_commit_without_the_package_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no suite/retbench"), commit(tmp_path, "HEAD", print):
         pytest.fail("measured")
     assert len(git(tmp_path, "worktree", "list").splitlines()) == 1
+
+
+def test_code_that_is_the_same_on_both_sides_is_not_timed(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = repository(code="2")
+    monkeypatch.setattr(against, "checkout_root", lambda: root)
+    done = CliRunner().invoke(app, ["check", "--against", "base", "--device", "cpu"])
+    assert done.exit_code == 0
+    assert "the code that measures is the same as at base: there is nothing to time" in done.stdout
 
 
 def test_an_installed_package_has_no_commits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
