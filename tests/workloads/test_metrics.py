@@ -82,9 +82,7 @@ def test_training_metrics_of_made_up_times() -> None:
 def test_training_flops_are_those_of_the_form_that_runs() -> None:
     chunkwise = make_cell("retnet", "training", context_len=512)
     forms = ("recurrent", "chunkwise", "parallel")
-    recurrent, chunked, parallel = (
-        training_flops(with_backend(chunkwise, name)) for name in forms
-    )
+    recurrent, chunked, parallel = (training_flops(with_backend(chunkwise, name)) for name in forms)
     assert recurrent < chunked < parallel
     checkpointed = chunkwise.settings.model_copy(update={"activation_checkpointing": True})
     again = training_flops(chunkwise.model_copy(update={"settings": checkpointed}))
