@@ -114,6 +114,14 @@ def from_printed(value: float, unit: str) -> tuple[float, str]:
     return value * size, base
 
 
+_PRINTED_WORDS = {"percent": " %", "x": "x", "perplexity": "", "ratio": "", "number": "", "wps": " words/s"}
+
+
+def format_printed(value: float, unit: str) -> str:
+    """A number as a paper prints it, with its unit: (70.0, 'percent') -> '70 %', (13.9, 'GB') -> '13.9 GB'."""
+    return f"{value:g}{_PRINTED_WORDS.get(unit, f' {unit}')}"
+
+
 def tokens_per_second(num_tokens: int, seconds: float) -> float:
     """Rate of `num_tokens` produced in one call of `seconds` (not of several calls)."""
     return num_tokens / seconds

@@ -130,6 +130,7 @@ def test_units_are_base_units() -> None:
         "retnet/figure6a/transformer/8192",
         47.3e9,
         "bytes",
+        "47.3 GB",
         "RetNet (arXiv:2307.08621) Figure 6(a)",
         "read_off",
         sheet_of("retnet", "figure6a").conditions,
@@ -137,6 +138,19 @@ def test_units_are_base_units() -> None:
     )
     assert find_number("retnet/figure1_latency/transformer/8192").value == pytest.approx(0.378)
     assert find_number("retnet/table3_zero_shot/retnet/copa").value == pytest.approx(0.77)
+
+
+@pytest.mark.parametrize(
+    ("place", "printed"),
+    [
+        ("retnet/figure1_labels/latency/value", "15.6x"),
+        ("retnet/text_memory/saved/value", "70 %"),
+        ("retnet/table8/retnet/512", "13.09"),
+        ("retnet/figure6b/retnet/8192", "310 words/s"),
+    ],
+)
+def test_a_number_is_known_as_it_is_printed(place: str, printed: str) -> None:
+    assert find_number(place).printed == printed
 
 
 @pytest.mark.parametrize(

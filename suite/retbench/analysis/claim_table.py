@@ -1,4 +1,4 @@
-"""Judged claims as one Markdown table and as plain data."""
+"""Judged claims in words: as one Markdown table, and as plain data."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -7,6 +7,7 @@ from typing import Any, get_args
 
 from retbench.analysis.claim_types import Verdict
 from retbench.analysis.claims import Judged, Row
+from retbench.analysis.formats import escape_markdown
 from retbench.paper.papers import Number, find_number
 
 VERDICT_WORDS: dict[Verdict, str] = {
@@ -20,10 +21,8 @@ _SCOPE_WORDS = {"paper": "as in the paper", "strong": "strong Transformer", "els
 
 def claims_markdown(judged: Sequence[Judged]) -> str:
     """How many claims have which verdict, then a row a claim and conditions; those of the paper come first."""
-    counts = Counter(each.verdict for each in judged)
-    said = ", ".join(f"{counts[v]} {VERDICT_WORDS[v]}" for v in get_args(Verdict) if counts[v])
     lines = [
-        f"{len(judged)} claims under the papers' own conditions: {said}.",
+        count_verdicts(judged),
         "",
         "| claim | source | conditions | verdict | found, or missing |",
         "| :-- | :-- | :-- | :-- | :-- |",
@@ -31,11 +30,18 @@ def claims_markdown(judged: Sequence[Judged]) -> str:
     for each in judged:
         for number, row in enumerate(each.rows):
             lead = (each.claim.statement, each.claim.source) if number == 0 else ("", "")
-            lines.append("| " + " | ".join(_escape(cell) for cell in (*lead, *_cells(row))) + " |")
-    return "\n".join([*lines, "", *_unknowns(judged)]) + "\n"
+            lines.append("| " + " | ".join(escape_markdown(cell) for cell in (*lead, *_cells(row))) + " |")
+    return "\n".join([*lines, "", *(f"- {line}" for line in unknowns(judged))]) + "\n"
 
 
-def _unknowns(judged: Sequence[Judged]) -> list[str]:
+def count_verdicts(judged: Sequence[Judged]) -> str:
+    """How many claims have which verdict, in a sentence."""
+    counts = Counter(each.verdict for each in judged)
+    said = ", ".join(f"{counts[v]} {VERDICT_WORDS[v]}" for v in get_args(Verdict) if counts[v])
+    return f"{len(judged)} claims under the papers' own conditions: {said}."
+
+
+def unknowns(judged: Sequence[Judged]) -> list[str]:
     """What the papers do not state about the numbers of the claims, and what is doubtful of them, a line a source."""
     said: dict[str, dict[str, None]] = {}
     for number in (find_number(place) for each in judged for place in each.claim.numbers):
@@ -43,22 +49,26 @@ def _unknowns(judged: Sequence[Judged]) -> list[str]:
         if number.conditions.not_stated:
             words[f"not stated: {', '.join(number.conditions.not_stated)}."] = None
         words |= dict.fromkeys(number.doubts)
-    return [f"- {source}: {' '.join(words)}" for source, words in said.items() if words]
+    return [f"{source}: {' '.join(words)}" for source, words in said.items() if words]
 
 
 def _cells(row: Row) -> tuple[str, str, str]:
     """Conditions, verdict and finding of a row; of one without records the command that makes them."""
-    verdict = VERDICT_WORDS[row.finding.verdict]
     finding = row.finding.text
     if not row.num_records and row.command:
         finding = f"{finding}: `{row.command}`"
-    if row.scope == "elsewhere":
-        verdict = f"({verdict} there)"
-    return f"{_SCOPE_WORDS[row.scope]}: {row.conditions}", verdict, finding
+    return describe_scope(row), describe_verdict(row), finding
 
 
-def _escape(text: str) -> str:
-    return text.replace("|", "\\|")
+def describe_scope(row: Row) -> str:
+    """Under which conditions a row was found: 'elsewhere: 3m, NVIDIA L4, float32'."""
+    return f"{_SCOPE_WORDS[row.scope]}: {row.conditions}"
+
+
+def describe_verdict(row: Row) -> str:
+    """The verdict of a row; in brackets where it decides nothing: '(reproduced there)'."""
+    verdict = VERDICT_WORDS[row.finding.verdict]
+    return f"({verdict} there)" if row.scope == "elsewhere" else verdict
 
 
 def claims_json(judged: Sequence[Judged]) -> list[dict[str, Any]]:

@@ -103,7 +103,7 @@ def _verdict(rule: Rule, rows: Sequence[Row]) -> Verdict:
     found = [row.finding for row in rows if row.scope == "paper"]
     if isinstance(rule, GateRule) and any(finding.verdict == "not_reproduced" for finding in found):
         return "not_reproduced"
-    return next((finding.verdict for finding in found if _decides(finding)), "not_testable")
+    return next((finding.verdict for finding in found if decides(finding)), "not_testable")
 
 
 def _missing(claim: Claim, scope: Scope) -> Row:
@@ -137,12 +137,13 @@ def _cost_rows(claim: Claim, rule: CostRule, records: Sequence[Record]) -> list[
             continue
         finding = judge_cost(claim, rule, setup, at_scale=scope != "elsewhere")
         key = setup.latest.experiment, setup.words
-        if finding is not None and (key not in rows or _decides(finding) > _decides(rows[key].finding)):
+        if finding is not None and (key not in rows or decides(finding) > decides(rows[key].finding)):
             rows[key] = _row(scope, setup.words, finding, setup.records)
     return list(rows.values())
 
 
-def _decides(finding: Finding) -> bool:
+def decides(finding: Finding) -> bool:
+    """Whether records were enough for a verdict."""
     return finding.verdict != "not_testable"
 
 

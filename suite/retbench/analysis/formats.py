@@ -164,11 +164,12 @@ def markdown_table(table: pd.DataFrame) -> str:
     rule = [":--", *("--:" for _ in header[1:])]
     rows = [[str(cell) for cell in row] for row in table.itertuples(index=False)]
     return "\n".join(
-        "| " + " | ".join(_escape_markdown(cell) for cell in row) + " |" for row in [header, rule, *rows]
+        "| " + " | ".join(escape_markdown(cell) for cell in row) + " |" for row in [header, rule, *rows]
     )
 
 
-def _escape_markdown(text: str) -> str:
+def escape_markdown(text: str) -> str:
+    """A text that fits into one cell of a Markdown table."""
     return " ".join(text.replace("|", "\\|").split())
 
 

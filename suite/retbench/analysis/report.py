@@ -13,6 +13,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from retbench.analysis import ledger, page
+from retbench.analysis.claim_section import ClaimSection, make_claim_section
+from retbench.analysis.claims import judge_claims
 from retbench.analysis.doubts import (
     absent_sentences,
     disturbance_sentences,
@@ -23,7 +25,7 @@ from retbench.analysis.doubts import (
 from retbench.analysis.drawings import Drawing, save_drawing
 from retbench.analysis.figures import make_drawings
 from retbench.analysis.findings import Finding, find
-from retbench.analysis.formats import markdown_table, readable_tables
+from retbench.analysis.formats import escape_markdown, markdown_table, readable_tables
 from retbench.analysis.frames import Results, load_results, set_of, started
 from retbench.analysis.points import lineup
 from retbench.analysis.readings import QUALITY, question_of
@@ -52,6 +54,7 @@ class Report:
     """Everything that both templates show, in their order; without records of cost there is no figure and no table."""
 
     conditions: str
+    claims: ClaimSection
     findings: list[Finding]
     drawings: list[Drawing]
     tables: list[Titled]
@@ -117,17 +120,20 @@ def write_report(results: Path, out: Path) -> list[Path]:
 
 
 def make_report(results: Results) -> Report:
-    """The contents of the report on the newest comparable records."""
+    """The contents of the report: claims are judged on all records, the rest is on the newest comparable ones."""
     found = find_newest(results.records, folders=results.folders)
     costs, scores = found.costs, found.scores
     scenes = make_scenes(costs) if costs else []
     records = (*(costs.records if costs else ()), *(scores.records if scores else ()))
     everything = Selection(set_of(max(records, key=started)), records, found.left_out)
     section = make_section(scores) if scores else None
+    drawings = make_drawings(costs) if costs else []
+    all_drawings = [*drawings, *(section.drawings if section else [])]
     return Report(
         conditions=_conditions(scenes) if scenes else "; ".join(section.conditions if section else []),
+        claims=make_claim_section(judge_claims(results), all_drawings),
         findings=[*find(scenes), *(find_scores(scores) if scores else [])],
-        drawings=make_drawings(costs) if costs else [],
+        drawings=drawings,
         tables=_tables(costs) if costs else [],
         scores=section,
         pairs=[_matched(pair) for pair in everything.pairs()],
@@ -221,6 +227,7 @@ def _templates() -> Environment:
     )
     filters: dict[str, Any] = {
         "bound": bind_units,
+        "cell": escape_markdown,
         "markdown": markdown_table,
         "rows": lambda table: table.itertuples(index=False),
     }

@@ -15,7 +15,7 @@ from pydantic import Field, ValidationError, model_validator
 from retbench.config import explain
 from retbench.errors import ConfigError, unknown_name
 from retbench.strict import Strict
-from retbench.units import PRINTED_UNITS, from_printed
+from retbench.units import PRINTED_UNITS, format_printed, from_printed
 
 Kind = Literal["printed", "read_off", "third_party", "derived"]
 """printed: a number of the text, a table or a label. read_off: from a figure, by its pixels. third_party: from a figure
@@ -114,6 +114,7 @@ class Number:
         place: PAPER/SHEET/ROW/COLUMN.
         value: In the base unit.
         unit: The base unit.
+        printed: As the paper has it, with its unit.
         source: Paper and table or figure, in words.
         kind: How it came to be.
         conditions: Under which it was taken.
@@ -123,6 +124,7 @@ class Number:
     place: str
     value: float
     unit: str
+    printed: str
     source: str
     kind: Kind
     conditions: Conditions
@@ -179,6 +181,8 @@ def find_number(place: str) -> Number:
         raise unknown_name("row", row, sheet.rows, where=place)
     if column not in sheet.columns:
         raise unknown_name("column", column, sheet.columns, where=place)
-    value, unit = from_printed(sheet.rows[row][sheet.columns.index(column)], sheet.unit)
+    as_printed = sheet.rows[row][sheet.columns.index(column)]
+    value, unit = from_printed(as_printed, sheet.unit)
     source = f"{paper.title} (arXiv:{paper.arxiv}) {sheet.source}"
-    return Number(place, value, unit, source, sheet.kind, sheet.conditions, sheet.doubts)
+    printed = format_printed(as_printed, sheet.unit)
+    return Number(place, value, unit, printed, source, sheet.kind, sheet.conditions, sheet.doubts)

@@ -1,0 +1,145 @@
+"""The part of the report that is about the papers' claims: every verdict, then each claim with all that bears on it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from retbench.analysis.claim_table import (
+    VERDICT_WORDS,
+    count_verdicts,
+    describe_scope,
+    describe_verdict,
+    unknowns,
+)
+from retbench.analysis.claims import Judged, Row, decides
+from retbench.analysis.drawings import Drawing
+from retbench.analysis.scenes import file_stem
+from retbench.paper.papers import Kind, find_number
+
+_KIND_WORDS: dict[Kind, str] = {
+    "printed": "printed",
+    "read_off": "read off by its pixels",
+    "third_party": "read off by others",
+    "derived": "derived from what is printed",
+}
+
+
+@dataclass(frozen=True)
+class ClaimEntry:
+    """One claim as the report shows it.
+
+    Attributes:
+        name: Unique, fit for an anchor.
+        statement: What the paper says.
+        source: Paper and table or figure.
+        verdict: Under the paper's own conditions, in words.
+        seen: What the records show, a sentence for each kind of conditions.
+        missing: What a verdict would take, or why none is to be had; empty where there is one.
+        command: That makes what is missing.
+        numbers: Of the paper, and how it has them.
+        doubts: What the paper does not state of them, and what is doubtful.
+        rows: Everything that was found, one a set of records.
+        figures: Of the same experiments.
+    """
+
+    name: str
+    statement: str
+    source: str
+    verdict: str
+    seen: list[str]
+    missing: str
+    command: str | None
+    numbers: list[str]
+    doubts: list[str]
+    rows: pd.DataFrame
+    figures: list[Drawing]
+
+
+@dataclass(frozen=True)
+class ClaimSection:
+    """Everything that the report shows of the claims.
+
+    Attributes:
+        counts: How many have which verdict.
+        entries: A claim each, in the order of their file.
+    """
+
+    counts: str
+    entries: list[ClaimEntry]
+
+
+def make_claim_section(judged: Sequence[Judged], drawings: Sequence[Drawing]) -> ClaimSection:
+    """The part of the report that claims make.
+
+    Args:
+        judged: Every claim with its verdict.
+        drawings: The figures of the report.
+    """
+    return ClaimSection(count_verdicts(judged), [_entry(each, drawings) for each in judged])
+
+
+def _entry(each: Judged, drawings: Sequence[Drawing]) -> ClaimEntry:
+    """One claim."""
+    lead, is_open = each.rows[0], each.verdict == "not_testable"
+    return ClaimEntry(
+        name=each.claim.name,
+        statement=each.claim.statement,
+        source=each.claim.source,
+        verdict=VERDICT_WORDS[each.verdict],
+        seen=_seen(each),
+        missing=lead.finding.text if is_open and not lead.num_records else "",
+        command=each.claim.command if is_open else None,
+        numbers=[_describe_number(place) for place in each.claim.numbers],
+        doubts=unknowns([each]),
+        rows=_row_table(each.rows),
+        figures=[
+            drawing
+            for drawing in drawings
+            if drawing.name.startswith(tuple(f"{file_stem(name)}_" for name in each.claim.experiments))
+        ],
+    )
+
+
+def _seen(each: Judged) -> list[str]:
+    """Of the rows with records, one of each kind of conditions: that of the verdict, or the first that decides.
+
+    The verdict under the paper's conditions is that of the claim, and stands beside it already.
+    """
+    told = []
+    measured = [row for row in each.rows if row.num_records]
+    for scope in dict.fromkeys(row.scope for row in measured):
+        mine = [row for row in measured if row.scope == scope]
+        if scope == "paper":
+            shown = next(row for row in mine if row.finding.verdict == each.verdict)
+            verdict = ""
+        else:
+            shown = next((row for row in mine if decides(row.finding)), mine[0])
+            verdict = f" ({describe_verdict(shown).strip('()')})"
+        more = f" (one of {len(mine)})" if len(mine) > 1 else ""
+        told.append(f"{describe_scope(shown)}: {shown.finding.text}{verdict}{more}")
+    return told
+
+
+def _describe_number(place: str) -> str:
+    """A number of a paper with its place and how it came to be."""
+    number = find_number(place)
+    row, column = place.split("/")[2:]
+    what = ", ".join(name.replace("_", " ") for name in (row, column) if name != "value")
+    return f"{number.source}, {what}: {number.printed} ({_KIND_WORDS[number.kind]})"
+
+
+def _row_table(rows: Sequence[Row]) -> pd.DataFrame:
+    """What was found under which conditions, by which command, in which runs."""
+    columns = ["conditions", "verdict", "found, or missing", "command", "records"]
+    cells = [
+        [
+            describe_scope(row),
+            describe_verdict(row),
+            row.finding.text,
+            row.command or "–",
+            f"{row.num_records} in {', '.join(row.run_ids)}" if row.num_records else "none",
+        ]
+        for row in rows
+    ]
+    return pd.DataFrame(cells, columns=columns)
