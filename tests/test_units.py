@@ -136,3 +136,46 @@ def test_format_energy_and_power_take_three_digits() -> None:
         "45.0 µJ",
     ]
     assert [units.format_power(watts) for watts in (287.4, 62.04)] == ["287 W", "62.0 W"]
+
+
+@pytest.mark.parametrize(
+    ("texts", "values"),
+    [
+        (["8.12 [8.01, 8.23] ms", "1.02 s [998 ms, 1.05 s]", "0 s"], [0.00812, 1.02, 0]),
+        (["512 B", "6.00 KiB", "1.00 GiB"], [512, 6144, 2**30]),
+        (["2.10 M", "100 B", "1.50 K", "12"], [2.1e6, 1e11, 1500, 12]),
+        (["1K", "32K", "1000"], [1024, 32768, 1000]),
+        (["300k", "3m", "6.7b"], [3e5, 3e6, 6.7e9]),
+        (["1.45 k", "145"], [1450, 145]),
+        (["53.6 [46.2, 62.2] %", "2.1 ± 0.3 %"], [0.536, 0.021]),
+        (["1,840", "+1.2 [+0.3, +2.1]", "-3.5", "1.2e-05", "< 0.0001"], [1840, 1.2, -3.5, 1.2e-5, 1e-4]),
+        (["–", "out of memory", "3 of 5", "", "5 apples", "20260102T030405Z", "2026-01-02"], [None] * 7),
+    ],
+)
+def test_a_column_of_texts_is_read_in_base_units(texts: list[str], values: list[float | None]) -> None:
+    assert units.read_column(texts) == [
+        pytest.approx(value) if value is not None else None for value in values
+    ]
+
+
+@given(st.lists(st.floats(1, 1e12), min_size=1, max_size=5))
+def test_what_is_written_is_read_again(numbers: list[float]) -> None:
+    for write in (
+        units.format_seconds,
+        units.format_count,
+        lambda number: units.format_rate(number, "").strip(),
+    ):
+        values = units.read_column([write(number) for number in numbers])
+        assert values == [pytest.approx(number, rel=0.006, abs=0.5) for number in numbers]
+
+
+@given(st.lists(st.integers(0, 2**44), min_size=1, max_size=5))
+def test_sizes_that_are_read_again_keep_their_order(sizes: list[int]) -> None:
+    sizes = sorted(sizes)
+    values = [
+        value
+        for value in units.read_column([units.format_bytes(size) for size in sizes])
+        if value is not None
+    ]
+    assert len(values) == len(sizes)
+    assert values == sorted(values)

@@ -4,6 +4,7 @@ Stored numbers are in s, bytes, bytes/s, FLOP/s, tokens/s and ratios (never perc
 GiB is 2^30 bytes and GB is 10^9 bytes; the two never mix.
 """
 
+import re
 from collections.abc import Sequence
 
 GIB = 2**30
@@ -120,6 +121,46 @@ _PRINTED_WORDS = {"percent": " %", "x": "x", "perplexity": "", "ratio": "", "num
 def format_printed(value: float, unit: str) -> str:
     """A number as a paper prints it, with its unit: (70.0, 'percent') -> '70 %', (13.9, 'GB') -> '13.9 GB'."""
     return f"{value:g}{_PRINTED_WORDS.get(unit, f' {unit}')}"
+
+
+_READABLE = re.compile(
+    r"(?:< )?(?P<number>[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?)(?P<unit> ?[A-Za-zµ%×]+)?"
+    r"(?: ± [\d.]+| \[[^]]*\])?(?P<last> [A-Za-zµ%]+)?"
+)
+_STEPS = {
+    **{f" {unit}": size for steps in (_TIME_STEPS, _BYTE_STEPS, _ENERGY_STEPS) for size, unit in steps},
+    **{f" {prefix}": size for size, prefix in _RATE_STEPS},
+    **{suffix: size for size, suffix in _COUNT_STEPS},
+    **dict.fromkeys(("", "x", "×", " W", " tokens"), 1),
+    " %": 0.01,
+    "K": KIB,  # of lengths
+    "k": 1e3,  # of the names of sizes, as are the two that follow
+    "m": 1e6,
+    "b": 1e9,
+}
+"""What follows a number in the texts made here, as it stands there: one of each in its base unit."""
+
+
+def read_column(texts: Sequence[str]) -> list[float | None]:
+    """The numbers that a column of texts holds, in their base unit, so that the column can be sorted by them.
+
+    Intervals and errors beside a number are passed over. A lone 'B' is bytes where any text of the column has KiB, MiB
+    or GiB, else billions; their order is the same in either case.
+
+    Args:
+        texts: As the functions above write them: '8.12 [8.01, 8.23] ms', '6.00 MiB', '32K', '1,840'.
+
+    Returns:
+        A number each, or None for a text that is none.
+    """
+    steps = _STEPS | {" B": 1 if any(text.endswith("iB") for text in texts) else 1e9}
+    found: list[float | None] = []
+    for text in texts:
+        match = _READABLE.fullmatch(text)
+        unit = "" if match is None else match["unit"] or match["last"] or ""
+        is_number = match is not None and unit in steps and not (match["unit"] and match["last"])
+        found.append(float(match["number"].replace(",", "")) * steps[unit] if match and is_number else None)
+    return found
 
 
 def tokens_per_second(num_tokens: int, seconds: float) -> float:

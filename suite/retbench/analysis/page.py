@@ -1,9 +1,17 @@
-"""A figure's SVG made part of a page: without what only a file of its own needs, in the page's colours."""
+"""Figures and tables made part of a page.
+
+A figure's SVG goes in without what only a file of its own needs, in the page's colours; a cell goes in with the number
+that it is sorted by.
+"""
 
 import re
+from collections.abc import Iterator
+
+import pandas as pd
 
 from retbench.analysis import style
 from retbench.analysis.drawings import Drawing
+from retbench.units import read_column
 
 _HEAD = re.compile(r"<svg\b[^>]*?viewBox=\"0 0 ([\d.]+) ([\d.]+)\"[^>]*>")
 _COLOUR = re.compile(r"#[0-9a-f]{6}\b")
@@ -47,3 +55,18 @@ def colour_rules() -> dict[str, str]:
         "light": " ".join(f"--{name}: {light};" for name, (light, _) in colours.items()),
         "dark": " ".join(f"--{name}: {dark};" for name, (_, dark) in colours.items()),
     }
+
+
+def cells(table: pd.DataFrame) -> Iterator[list[tuple[str, str | None]]]:
+    """The rows of a table of text, each cell with the number it is sorted by, in base units; None where it has none."""
+    columns = []
+    for position in range(table.shape[1]):
+        texts = [str(cell) for cell in table.iloc[:, position]]
+        values = read_column(texts)
+        columns.append(
+            [
+                (text, None if value is None else f"{value:.6g}")
+                for text, value in zip(texts, values, strict=True)
+            ]
+        )
+    return (list(row) for row in zip(*columns, strict=True))

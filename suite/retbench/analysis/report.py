@@ -228,6 +228,7 @@ def _templates() -> Environment:
     filters: dict[str, Any] = {
         "bound": bind_units,
         "cell": escape_markdown,
+        "cells": page.cells,
         "markdown": markdown_table,
         "rows": lambda table: table.itertuples(index=False),
     }
