@@ -1,29 +1,57 @@
 """Every shipped experiment is read, resolved and matched, and says what it reproduces and what to expect."""
 
+import re
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from retbench.cells import Cell, Evaluation, Settings, expand, seeded_subjects
+from retbench.cli import app
+from retbench.commands.listing import read_header
 from retbench.config import Experiment, list_experiments, load_experiment
 from retbench.workloads import WORKLOADS
 
+ROOT = Path(__file__).parents[1]
 EXPERIMENTS = list_experiments()
 PROFILES = [(name, profile) for name in EXPERIMENTS for profile in load_experiment(name).profiles]
 
 
-def header(path: Path) -> str:
-    """The comment that a file opens with."""
-    lines = path.read_text(encoding="utf-8").splitlines()
-    end = next(number for number, line in enumerate(lines) if not line.startswith("#"))
-    return " ".join(line.removeprefix("#").strip() for line in lines[:end])
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_the_header_says_what_is_reproduced_and_what_to_expect(name: str) -> None:
+    text = " ".join(read_header(EXPERIMENTS[name]))
+    assert "arXiv:" in text
+    assert "Expect " in text
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_the_header_says_what_is_reproduced_and_what_to_expect(name: str) -> None:
-    text = header(EXPERIMENTS[name])
-    assert "arXiv:" in text
-    assert "Expect " in text
+def test_the_header_ends_with_what_it_costs_and_on_what(name: str) -> None:
+    cost = read_header(EXPERIMENTS[name])[-1]
+    assert re.search(r"`paper` wants .*GPU", cost)
+    assert re.search(r"took|timed|an hour", cost)
+
+
+def test_the_page_of_experiments_is_that_of_the_files() -> None:
+    told = CliRunner().invoke(app, ["list", "--page"])
+    assert told.exit_code == 0, told.output
+    page = (ROOT / "experiments" / "README.md").read_text(encoding="utf-8")
+    assert page == told.stdout, "experiments/README.md is out of date: make experiments-page"
+
+
+def test_the_page_names_training_where_models_are_trained() -> None:
+    page = CliRunner().invoke(app, ["list", "--page"]).stdout
+    blocks = {name: page.partition(f"## [{name}](")[2].partition("\n## ")[0] for name in EXPERIMENTS}
+    for name, block in blocks.items():
+        assert f"retbench run {name}\n" in block
+        assert read_header(EXPERIMENTS[name])[-1] in " ".join(block.split())
+    assert "retbench train quality\nretbench run perplexity\n" in blocks["perplexity"]
+    assert "retbench train ablations\nretbench run ablations\n" in blocks["ablations"]
+    assert "retbench train" not in blocks["latency"]
+
+
+@pytest.mark.parametrize("options", [["--page", "--sizes"], ["--page", "--json"]])
+def test_the_page_is_asked_for_alone(options: list[str]) -> None:
+    assert CliRunner().invoke(app, ["list", *options]).exit_code == 2
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

@@ -92,15 +92,22 @@ def list_(
     tasks: Annotated[
         bool, typer.Option("--tasks", help="List the zero-shot tasks, and where the data of each is.")
     ] = False,
+    page: Annotated[
+        bool, typer.Option("--page", help="Print the experiments with command and cost, as Markdown.")
+    ] = False,
     data_dir: DataDir = None,
     as_json: AsJson = False,
 ) -> None:
     """List the experiments, the model sizes, the models or the tasks."""
     from retbench.commands import listing
 
-    if sizes + models + tasks > 1:
-        raise typer.BadParameter("give one of --sizes, --models and --tasks")
-    if tasks:
+    if sizes + models + tasks + page > 1:
+        raise typer.BadParameter("give one of --sizes, --models, --tasks and --page")
+    if page and as_json:
+        raise typer.BadParameter("--page is Markdown: give it without --json")
+    if page:
+        listing.print_page()
+    elif tasks:
         listing.list_tasks(data_dir, as_json=as_json)
     elif sizes:
         listing.list_sizes(as_json=as_json)

@@ -1,11 +1,21 @@
 """`retbench list`: the experiments, sizes and models that have a name."""
 
+import textwrap
 from pathlib import Path
 from typing import Any, get_args
 
+import typer
+
 from retbench import costs, matching
 from retbench.commands.layout import print_columns, print_json
-from retbench.config import ModelSpec, RetNetSpec, TransformerSpec, list_experiments, load_experiment
+from retbench.config import (
+    Experiment,
+    ModelSpec,
+    RetNetSpec,
+    TransformerSpec,
+    list_experiments,
+    load_experiment,
+)
 from retbench.sizes import SIZES
 from retbench.units import format_count
 
@@ -45,6 +55,50 @@ def list_shipped(*, as_json: bool) -> None:
     print_columns(
         ("experiment", "profiles", "title"), [(e.name, " ".join(e.profiles), e.title) for e in experiments]
     )
+
+
+_PAGE_HEAD = """\
+# Experiments
+
+Each file here repeats a table or figure of a paper and has three profiles: `smoke` (a check that everything works),
+`cpu` (two cores; the default without a GPU of 70 GB) and `paper` (the paper's sizes). Its header says how it differs
+from the paper. This page is made from the files by `make experiments-page`; the times are those that the files state.
+"""
+
+
+def print_page() -> None:
+    """Print every experiment with its command and its cost, as the page `experiments/README.md`."""
+    blocks = [_PAGE_HEAD]
+    for name, path in list_experiments().items():
+        experiment = load_experiment(name)
+        commands = "\n".join(_commands(experiment))
+        blocks += [
+            f"## [{name}]({path.name}): {experiment.title}\n",
+            _wrap(f"{experiment.source}. {experiment.expect}"),
+            f"```sh\n{commands}\n```\n",
+            _wrap(f"Cost: {read_header(path)[-1]}"),
+        ]
+    typer.echo("\n".join(blocks), nl=False)
+
+
+def _commands(experiment: Experiment) -> list[str]:
+    """Those that make its records: training first where its models are trained."""
+    profiles = experiment.profiles.values()
+    origins = [experiment.name for profile in profiles if profile.training]
+    origins += [profile.trained_by.partition("/")[0] for profile in profiles if profile.trained_by]
+    return [*(f"retbench train {name}" for name in dict.fromkeys(origins)), f"retbench run {experiment.name}"]
+
+
+def _wrap(text: str) -> str:
+    return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False) + "\n"
+
+
+def read_header(path: Path) -> list[str]:
+    """The paragraphs of the comment that an experiment file opens with; the last one says what it costs and on what."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    end = next(number for number, line in enumerate(lines) if not line.startswith("#"))
+    text = "\n".join(line.removeprefix("#").strip() for line in lines[:end])
+    return [" ".join(paragraph.split()) for paragraph in text.split("\n\n")]
 
 
 def list_sizes(*, as_json: bool) -> None:
