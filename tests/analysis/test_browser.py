@@ -207,8 +207,10 @@ def test_a_page_of_failures_does_not_scroll_sideways_either(browser: Any, tmp_pa
 
     records = [*Maker(CPU, change=fail).latency((1024, 2048)), *Maker(CPU).memory()]
     write_report(write_results(tmp_path / "results", records), tmp_path / "out")
-    page = browser.new_page(viewport={"width": 390, "height": 900})
+    page = browser.new_page()
     page.goto((tmp_path / "out" / "index.html").as_uri())
-    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    for width in (320, 390, 641, 768, 1024):
+        page.set_viewport_size({"width": width, "height": 900})
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.locator("#doubts").get_by_text("wordword").first.is_visible()
     page.close()

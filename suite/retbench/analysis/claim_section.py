@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import pandas as pd
-
 from retbench.analysis.claim_table import (
     VERDICT_WORDS,
     count_verdicts,
@@ -23,6 +21,17 @@ _KIND_WORDS: dict[Kind, str] = {
     "third_party": "read off by others",
     "derived": "derived from what is printed",
 }
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What one set of records says of a claim, in words, or that there is none; its command and its runs."""
+
+    conditions: str
+    verdict: str
+    found: str
+    command: str | None
+    records: str
 
 
 @dataclass(frozen=True)
@@ -52,7 +61,7 @@ class ClaimEntry:
     command: str | None
     numbers: list[str]
     doubts: list[str]
-    rows: pd.DataFrame
+    rows: list[Evidence]
     figures: list[Drawing]
 
 
@@ -92,7 +101,7 @@ def _entry(each: Judged, drawings: Sequence[Drawing]) -> ClaimEntry:
         command=each.claim.command if is_open else None,
         numbers=[_describe_number(place) for place in each.claim.numbers],
         doubts=unknowns([each]),
-        rows=_row_table(each.rows),
+        rows=[_evidence(row) for row in each.rows],
         figures=[
             drawing
             for drawing in drawings
@@ -129,17 +138,7 @@ def _describe_number(place: str) -> str:
     return f"{number.source}, {what}: {number.printed} ({_KIND_WORDS[number.kind]})"
 
 
-def _row_table(rows: Sequence[Row]) -> pd.DataFrame:
-    """What was found under which conditions, by which command, in which runs."""
-    columns = ["conditions", "verdict", "found, or missing", "command", "records"]
-    cells = [
-        [
-            describe_scope(row),
-            describe_verdict(row),
-            row.finding.text,
-            row.command or "–",
-            f"{row.num_records} in {', '.join(row.run_ids)}" if row.num_records else "none",
-        ]
-        for row in rows
-    ]
-    return pd.DataFrame(cells, columns=columns)
+def _evidence(row: Row) -> Evidence:
+    """One row in words."""
+    runs = f"{row.num_records} in {', '.join(row.run_ids)}" if row.num_records else "none"
+    return Evidence(describe_scope(row), describe_verdict(row), row.finding.text, row.command, runs)
