@@ -194,7 +194,7 @@ def test_a_mistake_is_one_message_on_stderr(
         (("run",), "EXPERIMENT"),
         (("run", "latency", "--limit", "many"), "--limit"),
         (("run", "latency", "--devise", "cpu"), "--device"),
-        (("list", "--sizes", "--models"), "give one of --sizes, --models and --tasks"),
+        (("list", "--sizes", "--models"), "give one of --sizes, --models, --tasks and --page"),
         ((), "Usage"),
     ],
 )
