@@ -27,7 +27,19 @@ if TYPE_CHECKING:
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _NOT_MEASURING = frozenset(
-    {"analysis", "checking", "commands", "comparing", "cli.py", "cli_checks.py", "progress.py", "__main__.py"}
+    {
+        "analysis",
+        "checking",
+        "commands",
+        "comparing",
+        "paper",
+        "cli.py",
+        "cli_checks.py",
+        "datasheets.py",
+        "prediction.py",
+        "progress.py",
+        "__main__.py",
+    }
 )
 _LIBRARIES = ("torch", "numpy", "triton", "flash-attn", "fla-core", "flash-linear-attention", "nvidia-ml-py")
 _VARIABLES = re.compile(
