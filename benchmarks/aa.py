@@ -2,6 +2,7 @@
 
 Each round is one of `retbench check --against`: two workers of each model side by side, their cells in turn, of the
 profile `smoke` of latency. Nothing differs between the sides, so that whatever a rule finds in it is a false alarm.
+How many cores other processes kept busy meanwhile is measured and kept with it, whether --load or anyone's work did.
 Every round is appended as soon as it is measured: end it whenever you like, and run it again for more.
 
 Exit codes: 0 the rounds are there, 1 something failed, 2 the request is impossible, 130 interrupted.
@@ -10,6 +11,7 @@ Exit codes: 0 the rounds are there, 1 something failed, 2 the request is impossi
 import argparse
 import gzip
 import json
+import resource
 import subprocess
 import sys
 import tempfile
@@ -17,6 +19,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
+
+import psutil
 
 from retbench.checking.against import timed_plan
 from retbench.checking.revisions import checkout_root, working_tree
@@ -58,17 +62,25 @@ def record(num_rounds: int, out: Path, *, loaded: bool) -> None:
         with catch_signals(sitting.interrupt), _load(one_core=loaded):
             sitting.prepare()
             for number in range(num_rounds):
-                since = monotonic()
+                since, before = monotonic(), _busy_elsewhere_s()
                 visits = sitting.visit(frozenset(sitting.places))
-                line = _line(visits, loaded=loaded, code=code.code)
+                busy_cores = (_busy_elsewhere_s() - before) / (monotonic() - since)
+                line = _line(visits, busy_cores=busy_cores, code=code.code)
                 with open(out, "a", encoding="utf-8") as file:
                     file.write(line + "\n")
-                _say(
-                    f"{number + 1} of {num_rounds}: {monotonic() - since:.1f} s, {len(visits)} points -> {out}"
-                )
+                took = f"{monotonic() - since:.1f} s, {busy_cores:.2f} cores busy elsewhere"
+                _say(f"{number + 1} of {num_rounds}: {took}, {len(visits)} points -> {out}")
 
 
-def _line(visits: Mapping[Place, Sequence[Pair]], *, loaded: bool, code: str) -> str:
+def _busy_elsewhere_s() -> float:
+    """Seconds of processor time that every process has spent but this one and its workers, which have ended."""
+    times = psutil.cpu_times()
+    spent = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    own = sum(usage.ru_utime + usage.ru_stime for usage in spent)
+    return times.user + times.nice + times.system + times.irq + times.softirq - own
+
+
+def _line(visits: Mapping[Place, Sequence[Pair]], *, busy_cores: float, code: str) -> str:
     """A round as JSON: of each point where it lies, and the seconds of both sides in each visit."""
     points = [
         [
@@ -77,7 +89,12 @@ def _line(visits: Mapping[Place, Sequence[Pair]], *, loaded: bool, code: str) ->
         ]
         for place, pairs in sorted(visits.items())
     ]
-    facts = {"loaded": loaded, "started_at": utc_now(), "machine": machine_name("cpu"), "code": code}
+    facts = {
+        "busy_cores": round(busy_cores, 2),
+        "started_at": utc_now(),
+        "machine": machine_name("cpu"),
+        "code": code,
+    }
     return json.dumps(facts | {"points": points}, separators=(",", ":"))
 
 

@@ -11,16 +11,16 @@ from retbench.comparing.items import Place
 from retbench.plan import make_plan
 
 
-def line(loaded: bool, seconds: float) -> str:
+def line(busy_cores: float, seconds: float) -> str:
     visits = {
         Place("latency", "decode", "retnet", 1, 1024): [(seconds, 1.234567891 * seconds), (seconds, seconds)]
     }
-    return aa._line(visits, loaded=loaded, code="c")
+    return aa._line(visits, busy_cores=busy_cores, code="c")
 
 
 def test_what_is_packed_is_read_back(tmp_path: Path) -> None:
     source, target = tmp_path / "rounds.jsonl", tmp_path / "rounds.jsonl.gz"
-    source.write_text(f"{line(False, 0.01)}\n{line(True, 0.02)}\n", encoding="utf-8")
+    source.write_text(f"{line(0.07, 0.01)}\n{line(1.02, 0.02)}\n", encoding="utf-8")
     assert aa.main(["--rounds", "0", "--out", str(source), "--pack", str(target)]) == 0
     place = Place("latency", "decode", "retnet", 1, 1024)
     found = {loaded: rounds[0][place] for loaded, rounds in read_corpus(target, num_visits=1).items()}
@@ -53,7 +53,7 @@ def test_rounds_are_appended_as_they_are_measured(
     out = tmp_path / "folder" / "rounds.jsonl"
     assert aa.main(["--rounds", "1", "--load", "--out", str(out)]) == 0
     (entry,) = map(json.loads, out.read_text(encoding="utf-8").splitlines())
-    assert entry["loaded"] is True
+    assert entry["busy_cores"] > 0.5
     assert [point[:4] for point in entry["points"]] == [
         ["decode", "retnet", 1, 64],
         ["decode", "transformer", 1, 64],

@@ -10,17 +10,20 @@ import numpy as np
 
 from retbench.comparing.items import Place, Times, combine_visits
 
+LOADED_CORES = 0.5
+"""From so many cores kept busy by other processes on, a round counts as one of a machine that is loaded."""
+
 PATH = Path(__file__).parent / "aa_rounds.jsonl.gz"
 BLOCK = 4
 """Rounds that follow each other are drawn together, so that what lasts longer than one round is kept."""
 
 
 def read_corpus(path: Path = PATH, *, num_visits: int | None = None) -> dict[bool, list[Times]]:
-    """The rounds by whether another process loaded a core, of all visits of each or of the first so many."""
+    """The rounds by whether other processes loaded a core, of all visits of each or of the first so many."""
     rounds: dict[bool, list[Times]] = {False: [], True: []}
     for line in gzip.decompress(path.read_bytes()).decode().splitlines():
         entry = json.loads(line)
-        rounds[entry["loaded"]].append(
+        rounds[entry["busy_cores"] >= LOADED_CORES].append(
             {
                 Place("latency", workload, model, batch_size, context_len): combine_visits(
                     visits[:num_visits]

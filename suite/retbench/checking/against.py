@@ -15,6 +15,7 @@ from retbench.comparing.sampling import Sampled, sample
 from retbench.comparing.sequential import Rules
 from retbench.comparing.sides import TIMED, middle
 from retbench.errors import ConfigError
+from retbench.measure.machine import usable_cores
 from retbench.plan import Plan
 from retbench.running.interrupts import catch_signals
 from retbench.running.locks import timing_lock
@@ -66,7 +67,10 @@ def check_against(request: Request, talk: Talk) -> Report | None:
 
 
 def timed_plan(plan: Plan) -> Plan:
-    """The cells of a plan that are timed.
+    """The cells of a plan that are timed, on one core fewer than there are where its profile asks for no number.
+
+    The core that is left takes what else runs on the machine. Beside one other busy process, the times of an equal
+    share of all cores scatter several times as much as those of one core fewer.
 
     Raises:
         ConfigError: there are none.
@@ -78,7 +82,9 @@ def timed_plan(plan: Plan) -> Plan:
             f"experiment '{plan.experiment.name}' measures {found}, and what is compared in turn is time. Give one "
             f"that measures {', '.join(sorted(TIMED))}, such as latency."
         )
-    return replace(plan, cells=timed)
+    threads = plan.profile.threads or max(1, usable_cores() - 1)
+    settings = plan.settings.model_copy(update={"threads": threads})
+    return replace(plan, cells=tuple(cell.model_copy(update={"settings": settings}) for cell in timed))
 
 
 def measure_in_turn(request: Request, revisions: tuple[Revision, Revision], talk: Talk) -> Report:
