@@ -13,6 +13,7 @@ from retbench.checking.sitting import Limits, Sitting
 from retbench.comparing.report import Report
 from retbench.comparing.sequential import Rules
 from retbench.comparing.sides import Side, are_interleaved
+from retbench.measure.machine import usable_cores
 from retbench.plan import Plan, make_plan
 
 ROOT = Path(retbench.__file__).parents[2]
@@ -62,6 +63,17 @@ def changed(folder: Path, module: str, old: str, new: str) -> Revision:
 def check(plan: Plan, head: Revision, folder: Path, *, max_rounds: int = 3) -> Report:
     request = Request(plan, "", Rules(), max_rounds, Limits(visits=1), always=True, folder=folder)
     return measure_in_turn(request, (working_tree(ROOT), head), print)
+
+
+@pytest.mark.parametrize(("asked", "threads"), [(None, max(1, usable_cores() - 1)), (1, 1)])
+def test_a_core_is_left_to_the_rest_of_the_machine(tmp_path: Path, asked: int | None, threads: int) -> None:
+    path = tmp_path / "tiny.toml"
+    path.write_text(
+        EXPERIMENT.replace("threads = 1\n", f"threads = {asked}\n" if asked else ""), encoding="utf-8"
+    )
+    plan = make_plan(str(path), profile="smoke", device="cpu", dtype=None, limit=None, overrides=())
+    assert plan.settings.threads == (asked or usable_cores())
+    assert {cell.settings.threads for cell in timed_plan(plan).cells} == {threads}
 
 
 def test_both_sides_are_measured_in_turn(plan: Plan, tmp_path: Path) -> None:
