@@ -45,7 +45,7 @@ _LIBRARIES = ("torch", "numpy", "triton", "flash-attn", "fla-core", "flash-linea
 _VARIABLES = re.compile(
     r"(OMP|GOMP|KMP|MKL|OPENBLAS|ONEDNN|DNNL|MALLOC)_\w+|ATEN_CPU_CAPABILITY|CUBLAS_WORKSPACE_CONFIG"
     r"|CUDA_(VISIBLE_DEVICES|DEVICE_ORDER|LAUNCH_BLOCKING|MODULE_LOADING)|PYTORCH_(CUDA_)?ALLOC_CONF"
-    r"|NVIDIA_TF32_OVERRIDE|TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"
+    r"|NVIDIA_TF32_OVERRIDE|TORCH_ALLOW_TF32_CUBLAS_OVERRIDE|GLIBC_TUNABLES|THP_MEM_ALLOC_ENABLE"
 )
 """Environment variables that set threads, placement, allocators or modes; none of them names a folder."""
 _GRAIN_VALUES = 32768
@@ -220,19 +220,26 @@ def _torch_build() -> dict[str, Any]:
     import torch
 
     blas = re.search(r"BLAS_INFO=(\w+)", torch.__config__.show())
-    mapped = machine.read_text(Path("/proc/self/maps")) or ""
-    return {
+    allocators = _mapped_libraries("jemalloc|tcmalloc|mimalloc")
+    preloaded = {"allocators": allocators} if allocators else {}
+    return preloaded | {
         "num_threads": torch.get_num_threads(),
         "num_interop_threads": torch.get_num_interop_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "blas": blas.group(1) if blas else None,
         "mkl": torch.backends.mkl.is_available(),
         "onednn": torch.backends.mkldnn.is_available(),
-        "openmp": sorted(set(re.findall(r"/(lib(?:gomp|iomp|omp)[^/\s]*)$", mapped, flags=re.MULTILINE))),
+        "openmp": _mapped_libraries("gomp|iomp|omp"),
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
         "cuda": torch.version.cuda,
         "hip": torch.version.hip,
     }
+
+
+def _mapped_libraries(names: str) -> list[str]:
+    """File names of the shared libraries in this process whose name begins with one of `a|b|c`."""
+    mapped = machine.read_text(Path("/proc/self/maps")) or ""
+    return sorted(set(re.findall(rf"/(lib(?:{names})[^/\s]*)$", mapped, flags=re.MULTILINE)))
 
 
 def _host_facts(absent: dict[str, str]) -> dict[str, Any]:
