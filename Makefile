@@ -10,6 +10,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 BUDGET ?= 30
+# Two processes, each with cores of its own (tests/conftest.py) and whole files, whose fixtures are then made once.
+PYTEST := $(BIN)/pytest -n 2 --dist loadfile
 
 report: .venv/installed
 	$(BIN)/retbench run latency
@@ -19,10 +21,10 @@ report: .venv/installed
 check: lint types test
 
 test: .venv/installed-dev
-	$(BIN)/pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-long: .venv/installed-dev
-	$(BIN)/pytest
+	$(PYTEST)
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check
