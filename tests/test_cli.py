@@ -268,10 +268,10 @@ def test_list_gives_json(option: tuple[str, ...], key: str, name: str) -> None:
 
 
 def test_verify_shows_every_check_and_the_verdict() -> None:
-    code, stdout, stderr = invoke("verify", "retnet", "--size", "1m", "--device", "cpu")
+    code, stdout, stderr = invoke("verify", "retnet", "--size", "300k", "--device", "cpu")
     assert (code, stderr) == (0, "")
     assert "recurrent" in stdout
-    assert stdout.splitlines()[-1] == "retnet 1m float32 cpu chunkwise: equal"
+    assert stdout.splitlines()[-1] == "retnet 300k float32 cpu chunkwise: equal"
 
 
 def test_a_red_gate_ends_verify_with_1_and_names_the_check(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -280,7 +280,7 @@ def test_a_red_gate_ends_verify_with_1_and_names_the_check(monkeypatch: pytest.M
     from retbench.models import gate
 
     monkeypatch.setattr(gate, "LIMITS", {torch.float32: 1e-12})
-    code, stdout, stderr = invoke("verify", "transformer", "--size", "1m", "--device", "cpu", "--json")
+    code, stdout, stderr = invoke("verify", "transformer", "--size", "300k", "--device", "cpu", "--json")
     assert code == 1
     assert json.loads(stdout)["passed"] is False
     assert "its forms disagree (" in stderr
