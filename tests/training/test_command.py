@@ -50,7 +50,7 @@ def kill_in_training(experiment: Path, out: Path, number: signal.Signals, after_
         command(experiment, out, *LONG), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
     )
     steps = out / LONG_FINAL / "steps"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while process.poll() is None and time.monotonic() < deadline:
         done = [int(path.name) for path in steps.glob("[0-9]*")]
         if max(done, default=0) >= after_snapshots:
