@@ -137,7 +137,7 @@ CONTRASTS = """() => {
 }"""
 
 
-@pytest.mark.parametrize("page", product((390, 1440), ("light", "dark")), indirect=True, ids=str)
+@pytest.mark.parametrize("page", list(product((390, 1440), ("light", "dark"))), indirect=True, ids=str)
 def test_every_word_stands_out_from_its_background(page: Any) -> None:
     found = page.evaluate(CONTRASTS)
     assert len(found) > 500
