@@ -1,5 +1,6 @@
 # make report      measure this machine and write reports/index.html
-# make test        the tests that every change must pass; test-long runs the slow ones too
+# make test        the tests that every change must pass, in two processes, each with cores of its own (tests/conftest.py)
+# make test-long   these and the slow ones, in one process with all cores
 # make check       lint, types and test
 # make exact       what does not depend on the machine, against results/baselines/exact.json
 # make experiments-page  write experiments/README.md from the experiment files
@@ -19,7 +20,7 @@ report: .venv/installed
 check: lint types test
 
 test: .venv/installed-dev
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -n 2 --dist loadfile -m "not slow"
 
 test-long: .venv/installed-dev
 	$(BIN)/pytest

@@ -1,5 +1,6 @@
-"""What tests share: no deadlines (test machines are noisy), a lock of their own, a small experiment file."""
+"""What tests share: no deadlines (test machines are noisy), a lock and CPUs of their own, a small experiment file."""
 
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import settings
+
+from retbench.measure import machine
 
 settings.register_profile("retbench", deadline=None, max_examples=50)
 settings.load_profile("retbench")
@@ -38,6 +41,17 @@ def _own_lock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RETBENCH_LOCK_DIR", str(tmp_path_factory.mktemp("lock")))
         yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_cores() -> None:
+    """Two halves of the suite side by side share no core: each runs, and so times, as if it were alone."""
+    worker, num_workers = os.environ.get("PYTEST_XDIST_WORKER"), os.environ.get("PYTEST_XDIST_WORKER_COUNT")
+    if worker and num_workers and hasattr(os, "sched_setaffinity"):
+        mine = machine.allowed_cores()[int(worker.removeprefix("gw")) :: int(num_workers)]
+        if mine:  # what the tests start inherits it
+            os.sched_setaffinity(0, {cpu for core in mine for cpu in core})
+            torch.set_num_threads(len(mine))
 
 
 @pytest.fixture(autouse=True, scope="session")

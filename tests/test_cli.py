@@ -6,9 +6,11 @@ import signal
 import subprocess
 import sys
 import time
+from importlib import resources
 from pathlib import Path
 
 import pytest
+from jsonschema import Draft202012Validator
 from typer.testing import CliRunner
 
 import retbench
@@ -63,8 +65,8 @@ def test_run_prints_results_on_stdout_and_talk_on_stderr(measured: Path) -> None
     stdout = (measured / "stdout").read_text(encoding="utf-8")
     stderr = (measured / "stderr").read_text(encoding="utf-8")
     assert stdout.startswith("### decode\n")
-    assert "| retnet |" in stdout
-    assert "| transformer |" in stdout
+    assert "| retnet | 1 | 64 |" in stdout
+    assert "| transformer | 1 | 64 |" in stdout
     assert "4/4 round 2" in stderr
     assert "finished: 4 ok" in stderr
     assert "\x1b" not in stderr, "control characters belong on a terminal only"
@@ -79,6 +81,16 @@ def test_run_appends_a_record_for_each_cell_and_round(measured: Path) -> None:
         ("transformer", 0, "ok"),
         ("transformer", 1, "ok"),
     ]
+
+
+def test_its_records_fit_the_schema(measured: Path) -> None:
+    schema = json.loads((resources.files("retbench") / "record.schema.json").read_text(encoding="utf-8"))
+    validator = Draft202012Validator(schema)
+    (path,) = (measured / "results").rglob("*.jsonl")
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert len(lines) == 4
+    for line in lines:
+        validator.validate(json.loads(line))
 
 
 def test_the_same_command_again_measures_nothing(measured: Path) -> None:
@@ -103,17 +115,22 @@ def test_table_has_other_formats(measured: Path, form: str) -> None:
     done = retbench_process("table", "tiny", "--format", form, cwd=measured)
     assert done.returncode == 0
     if form == "json":
-        assert {row["model"] for row in json.loads(done.stdout)} == {"retnet", "transformer"}
+        rows = json.loads(done.stdout)
+        assert {row["model"] for row in rows} == {"retnet", "transformer"}
+        assert all(row["tpot_s"] > 0 for row in rows)
     else:
         assert "transformer" in done.stdout
 
 
-def test_report_prints_the_paths_that_it_wrote(measured: Path) -> None:
+def test_report_understands_a_run_and_prints_the_paths_that_it_wrote(measured: Path) -> None:
     done = retbench_process("report", cwd=measured)
     assert done.returncode == 0
     paths = [measured / line for line in done.stdout.splitlines()]
     assert measured / "reports" / "index.html" in paths
     assert all(path.is_file() for path in paths)
+    page = (measured / "reports" / "index.html").read_text(encoding="utf-8")
+    assert 'aria-label="Time per output token.' in page
+    assert '<td class="differs">' not in page
 
 
 def test_dry_run_shows_every_cell_and_measures_nothing(tmp_path: Path, tiny_experiment: Path) -> None:
@@ -251,10 +268,10 @@ def test_list_gives_json(option: tuple[str, ...], key: str, name: str) -> None:
 
 
 def test_verify_shows_every_check_and_the_verdict() -> None:
-    code, stdout, stderr = invoke("verify", "retnet", "--size", "1m", "--device", "cpu")
+    code, stdout, stderr = invoke("verify", "retnet", "--size", "300k", "--device", "cpu")
     assert (code, stderr) == (0, "")
     assert "recurrent" in stdout
-    assert stdout.splitlines()[-1] == "retnet 1m float32 cpu chunkwise: equal"
+    assert stdout.splitlines()[-1] == "retnet 300k float32 cpu chunkwise: equal"
 
 
 def test_a_red_gate_ends_verify_with_1_and_names_the_check(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -263,7 +280,7 @@ def test_a_red_gate_ends_verify_with_1_and_names_the_check(monkeypatch: pytest.M
     from retbench.models import gate
 
     monkeypatch.setattr(gate, "LIMITS", {torch.float32: 1e-12})
-    code, stdout, stderr = invoke("verify", "transformer", "--size", "1m", "--device", "cpu", "--json")
+    code, stdout, stderr = invoke("verify", "transformer", "--size", "300k", "--device", "cpu", "--json")
     assert code == 1
     assert json.loads(stdout)["passed"] is False
     assert "its forms disagree (" in stderr

@@ -118,7 +118,7 @@ odd_records = st.builds(
 )
 
 
-@settings(max_examples=30, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(odd_records, min_size=1, max_size=6))
 def test_any_records_make_a_report_and_every_table(records: list[Record]) -> None:
     report = make_report(Results(tuple(records), ()))

@@ -62,9 +62,7 @@ def test_identical_code_raises_no_alarm(session_sd: float) -> None:
     assert sum(one["same"] == 19 for one in found) >= 0.9 * RUNS  # and it says so
 
 
-@pytest.mark.parametrize(
-    ("factor", "share"), [(1.05, 0.95), (1.10, 0.99), (1 / 1.05, 0.95), (1 / 1.10, 0.99)]
-)
+@pytest.mark.parametrize(("factor", "share"), [(1.05, 0.95), (1.10, 0.99), (1 / 1.05, 0.95)])
 def test_what_has_moved_is_found_within_twenty_rounds(factor: float, share: float) -> None:
     expected = "regressed" if factor > 1 else "improved"
     found = [run(seed, math.log(factor)) for seed in range(RUNS)]

@@ -9,13 +9,19 @@ from retbench.running.interrupts import catch_signals
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signals_are_told_and_then_mean_what_they_meant_before(number: signal.Signals) -> None:
-    before = signal.getsignal(number)
+    def before(*_: object) -> None:
+        pytest.fail("nobody was told")
+
+    outside = signal.signal(number, before)  # under nohup, say, a hangup is ignored
     told: list[int] = []
-    with catch_signals(lambda: told.append(1)):
-        os.kill(os.getpid(), number)
-        os.kill(os.getpid(), number)
+    try:
+        with catch_signals(lambda: told.append(1)):
+            os.kill(os.getpid(), number)
+            os.kill(os.getpid(), number)
+        assert signal.getsignal(number) is before
+    finally:
+        signal.signal(number, outside)
     assert told == [1, 1]
-    assert signal.getsignal(number) is before
 
 
 def test_an_ignored_signal_stays_ignored() -> None:

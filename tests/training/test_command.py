@@ -1,30 +1,47 @@
+"""The training command: a process of its own where it is killed, and once for what it leaves; else in this one."""
+
 import csv
 import json
-import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.numpy import load_file
+from typer.testing import CliRunner, Result
 
+from retbench.cli import app
 from retbench.files import checksum
 from retbench.training.trained import find_trained
+from tests.training.conftest import TINY_TRAINING
 
 FINAL = Path("checkpoints/tiny/cpu/retnet-1m-seed0")
-LONG = ("--set", "training.num_tokens=5760")  # 60 steps
+LONG = ("--set", "training.num_tokens=5760", "--set", 'training.sizes=["300k"]')
+"""60 steps of small models."""
+LONG_FINAL = Path("checkpoints/tiny/cpu/retnet-300k-seed0")
+TRANSFORMER = '[models.transformer]\narchitecture = "transformer"\n'
+
+
+def words(experiment: Path, out: Path, *options: str) -> list[str]:
+    return ["train", str(experiment), "--profile", "cpu", "--device", "cpu", "--out", str(out), *options]
 
 
 def command(experiment: Path, out: Path, *options: str) -> list[str]:
-    words = ["train", str(experiment), "--profile", "cpu", "--device", "cpu", "--out", str(out), *options]
-    return [sys.executable, "-m", "retbench", *words]
+    return [sys.executable, "-m", "retbench", *words(experiment, out, *options)]
 
 
 def run(experiment: Path, out: Path, *options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command(experiment, out, *options), capture_output=True, text=True)
+
+
+def invoke(experiment: Path, out: Path, *options: str) -> Result:
+    """The command in this process."""
+    return CliRunner().invoke(app, words(experiment, out, *options))
 
 
 def kill_in_training(experiment: Path, out: Path, number: signal.Signals, after_snapshots: int) -> int:
@@ -32,8 +49,8 @@ def kill_in_training(experiment: Path, out: Path, number: signal.Signals, after_
     process = subprocess.Popen(
         command(experiment, out, *LONG), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
     )
-    steps = out / FINAL / "steps"
-    deadline = time.monotonic() + 60
+    steps = out / LONG_FINAL / "steps"
+    deadline = time.monotonic() + 300
     while process.poll() is None and time.monotonic() < deadline:
         done = [int(path.name) for path in steps.glob("[0-9]*")]
         if max(done, default=0) >= after_snapshots:
@@ -56,18 +73,19 @@ def losses(folder: Path) -> list[tuple[str, ...]]:
 def test_a_run_killed_at_three_random_moments_ends_as_if_it_had_not_been(
     experiment: Path, tmp_path: Path
 ) -> None:
+    """Of one model: `test_loop` has both, stopped in one process."""
+    experiment.write_text(experiment.read_text(encoding="utf-8").replace(TRANSFORMER, ""), encoding="utf-8")
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert run(experiment, whole, *LONG).returncode == 0
-    for after in sorted(random.sample(range(3, 40), 3)):
+    for after in sorted(random.sample(range(3, 30), 3)):
         assert kill_in_training(experiment, killed, signal.SIGKILL, after) == -signal.SIGKILL
-    assert not (killed / FINAL / "final").exists()
+    assert not (killed / LONG_FINAL / "final").exists()
     done = run(experiment, killed, *LONG)
     assert done.returncode == 0
     assert ", from step " in done.stderr
-    for model in ("retnet", "transformer"):
-        ours, theirs = (root / FINAL.with_name(f"{model}-1m-seed0") for root in (whole, killed))
-        assert checksum(ours / "final/model.safetensors") == checksum(theirs / "final/model.safetensors")
-        assert losses(ours) == losses(theirs)
+    ours, theirs = whole / LONG_FINAL, killed / LONG_FINAL
+    assert checksum(ours / "final/model.safetensors") == checksum(theirs / "final/model.safetensors")
+    assert losses(ours) == losses(theirs)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -75,59 +93,64 @@ def test_a_signal_leaves_a_snapshot_and_ends_with_130(
     experiment: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
     assert kill_in_training(experiment, tmp_path, number, 3) == 130
-    assert list((tmp_path / FINAL / "steps").glob("[0-9]*"))
-    assert not (tmp_path / FINAL / "final").exists()
+    assert list((tmp_path / LONG_FINAL / "steps").glob("[0-9]*"))
+    assert not (tmp_path / LONG_FINAL / "final").exists()
 
 
-def test_the_command_prints_every_run_and_finds_them_again(experiment: Path, tmp_path: Path) -> None:
-    first = run(experiment, tmp_path, "--json")
+@pytest.fixture(scope="module")
+def trained(corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """The folder in which the command trained both models, and what it told; for reading alone."""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "tiny.toml").write_text(TINY_TRAINING.format(corpus=corpus_dir), encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RETBENCH_CACHE", str(corpus_dir.parent / "cache"))
+        first = run(folder / "tiny.toml", folder, "--json")
     assert first.returncode == 0, first.stderr
-    told = json.loads(first.stdout)
+    return folder, json.loads(first.stdout)
+
+
+def test_the_command_prints_every_run_and_finds_them_again(
+    experiment: Path, trained: tuple[Path, dict[str, Any]]
+) -> None:
+    folder, told = trained
     assert [(each["model"], each["num_tokens"], each["trained_before"]) for each in told["runs"]] == [
         ("retnet", 1152, False),
         ("transformer", 1152, False),
     ]
-    again = run(experiment, tmp_path)
+    again = invoke(experiment, folder)
     assert "already" in again.stderr
     assert again.stdout.splitlines()[0].split()[:2] == ["model", "size"]
     assert f"{told['runs'][0]['validation_loss_nats']:.4f}" in again.stdout
-    assert [trained.model_name for trained in find_trained(tmp_path, "tiny", "cpu")] == [
-        "retnet",
-        "transformer",
-    ]
+    assert [one.model_name for one in find_trained(folder, "tiny", "cpu")] == ["retnet", "transformer"]
 
 
 def test_a_dry_run_shows_the_runs_and_trains_nothing(experiment: Path, tmp_path: Path) -> None:
-    shown = run(experiment, tmp_path, "--dry-run", "--set", "training.learning_rates=[1e-3, 1e-2]")
-    assert shown.returncode == 0, shown.stderr
+    shown = invoke(experiment, tmp_path, "--dry-run", "--set", "training.learning_rates=[1e-3, 1e-2]")
+    assert shown.exit_code == 0, shown.stderr
     assert shown.stdout.count("tuning") == 4
     assert shown.stdout.count("best of grid") == 2
     assert not (tmp_path / "checkpoints").exists()
 
 
-def test_other_settings_are_refused_until_fresh_is_given(experiment: Path, tmp_path: Path) -> None:
-    assert run(experiment, tmp_path).returncode == 0
+def test_other_settings_are_refused_until_fresh_is_given(
+    experiment: Path, tmp_path: Path, trained: tuple[Path, dict[str, Any]]
+) -> None:
+    shutil.copytree(trained[0] / "checkpoints", tmp_path / "checkpoints")
     before = checksum(tmp_path / FINAL / "final/model.safetensors")
-    refused = run(experiment, tmp_path, "--set", "training.learning_rates=[1e-3]")
-    assert refused.returncode == 2
+    refused = invoke(experiment, tmp_path, "--set", "training.learning_rates=[1e-3]")
+    assert refused.exit_code == 2
     assert "learning_rate: 0.003 on disk, 0.001 asked for" in refused.stderr
     assert "--fresh" in refused.stderr
     assert checksum(tmp_path / FINAL / "final/model.safetensors") == before
-    fresh = run(experiment, tmp_path, "--fresh", "--set", "training.learning_rates=[1e-3]")
-    assert fresh.returncode == 0
+    fresh = invoke(experiment, tmp_path, "--fresh", "--set", "training.learning_rates=[1e-3]")
+    assert fresh.exit_code == 0
     assert checksum(tmp_path / FINAL / "final/model.safetensors") != before
 
 
 def test_a_run_that_diverges_fails_alone(experiment: Path, tmp_path: Path) -> None:
     """A huge epsilon-free step: the rate is so high that the loss is soon not finite or far above guessing."""
-    done = run(
-        experiment,
-        tmp_path,
-        "--json",
-        "--set",
-        "training.learning_rates=[0.003, 1e30]",
-    )
-    assert done.returncode == 1
+    done = invoke(experiment, tmp_path, "--json", "--set", "training.learning_rates=[0.003, 1e30]")
+    assert done.exit_code == 1
     runs = json.loads(done.stdout)["runs"]
     assert {(each["role"], each["learning_rate"], each["status"]) for each in runs} == {
         ("tuning", 0.003, "ok"),
@@ -137,9 +160,8 @@ def test_a_run_that_diverges_fails_alone(experiment: Path, tmp_path: Path) -> No
     assert all("learning rate" in each["error"] for each in runs if each["status"] == "failed")
 
 
-def test_the_disk_holds_what_the_model_is(experiment: Path, tmp_path: Path) -> None:
-    assert run(experiment, tmp_path).returncode == 0
-    (first, *_) = find_trained(tmp_path, "tiny", "cpu")
+def test_the_disk_holds_what_the_model_is(trained: tuple[Path, dict[str, Any]]) -> None:
+    (first, *_) = find_trained(trained[0], "tiny", "cpu")
     assert first.num_tokens == 1152
     assert first.learning_rate == 0.003
     assert first.tokenizer == "bytes"
@@ -147,22 +169,8 @@ def test_the_disk_holds_what_the_model_is(experiment: Path, tmp_path: Path) -> N
 
 
 def test_a_profile_without_training_is_refused(tiny_experiment: Path, tmp_path: Path) -> None:
-    refused = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "retbench",
-            "train",
-            str(tiny_experiment),
-            "--profile",
-            "smoke",
-            "--device",
-            "cpu",
-        ],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env=os.environ,
+    refused = CliRunner().invoke(
+        app, ["train", str(tiny_experiment), "--profile", "smoke", "--device", "cpu"]
     )
-    assert refused.returncode == 2
+    assert refused.exit_code == 2
     assert "[profiles.smoke.training]" in refused.stderr

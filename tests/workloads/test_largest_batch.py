@@ -23,14 +23,15 @@ from .conftest import make_cell
 
 LIMIT_BYTES = 100_000_000
 
+RETNET = """
+[models.retnet]
+architecture = "retnet"
+"""
 EXPERIMENT = f"""
 title = "Tiny"
 source = "none; made for tests"
 expect = "It runs."
-
-[models.retnet]
-architecture = "retnet"
-
+{RETNET}
 [models.transformer]
 architecture = "transformer"
 
@@ -122,7 +123,8 @@ def test_decoding_is_held_to_the_limit_and_ends_where_the_memory_does(records: l
 
 def test_less_memory_than_one_sequence_needs_is_out_of_memory(tmp_path: Path) -> None:
     path = tmp_path / "tiny.toml"
-    path.write_text(EXPERIMENT.partition("[profiles.smoke.workloads.decode]")[0], encoding="utf-8")
+    alone = EXPERIMENT.replace(RETNET, "").partition("[profiles.smoke.workloads.decode]")[0]
+    path.write_text(alone, encoding="utf-8")
     limit = costs.weight_bytes(make_cell("transformer", "memory", 1).model, "float32") + 6_000_000
     plan = make_plan(
         str(path),
@@ -133,6 +135,6 @@ def test_less_memory_than_one_sequence_needs_is_out_of_memory(tmp_path: Path) ->
         overrides=[f"memory_limit_bytes={limit}", "workloads.largest_batch.context_len=[16384]"],
     )
     run_plan(plan, tmp_path / "out", fresh=False, observer=Silent())
-    found = {one.model.name: one for one in read_records(tmp_path / "out")[0]}
-    assert found["transformer"].status == "oom"
-    assert "not even one sequence of 16,384 tokens" in str(found["transformer"].error)
+    (found,) = read_records(tmp_path / "out")[0]
+    assert found.status == "oom"
+    assert "not even one sequence of 16,384 tokens" in str(found.error)
