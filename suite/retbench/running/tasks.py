@@ -12,7 +12,7 @@ from retbench.cells import Cell
 from retbench.checkpoints.loading import load_checkpoint
 from retbench.data import text
 from retbench.documents import write_documents
-from retbench.errors import ConfigError, RetbenchError, StorageError
+from retbench.errors import RetbenchError, StorageError
 from retbench.measure import environment
 from retbench.measure.ceilings import measure_ceilings
 from retbench.measure.limits import limit_memory
@@ -49,7 +49,7 @@ QUADRATIC_GATE_DEPTH = 4096
 """The same for backends whose whole pass holds a score for every pair of tokens."""
 
 _QUADRATIC = frozenset({"parallel", "reference"})
-_FATAL = (ConfigError, StorageError)
+_FATAL = (StorageError,)
 """Errors that no other cell or worker would escape."""
 
 
