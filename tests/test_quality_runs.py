@@ -1,7 +1,10 @@
 """From training to records of quality, by the commands that a user types."""
 
 import json
-from collections.abc import Callable
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -139,18 +142,161 @@ def test_random_weights_are_not_judged(folder: Path) -> None:
     assert "'retnet' has random weights, and perplexity of them say nothing" in done.stderr
 
 
-@pytest.mark.parametrize("damage", ["config", "weights"])
-def test_a_damaged_model_is_named(folder: Path, measured: list[Record], damage: str) -> None:
-    path = folder / "results/checkpoints/tiny/smoke/retnet-300k-seed0/final"
-    file = path / ("config.json" if damage == "config" else "model.safetensors")
+@contextmanager
+def changed(file: Path, content: bytes) -> Iterator[None]:
+    """A file with other content for a while."""
     before = file.read_bytes()
     try:
-        file.write_bytes(before[: len(before) // 2])
-        done = run_tiny(folder, "--fresh")
+        file.write_bytes(content)
+        yield
     finally:
         file.write_bytes(before)
-    assert done.exit_code != 0
-    assert file.name in done.output
+
+
+def newest(folder: Path) -> list[Record]:
+    """Records of the latest run below a folder of results."""
+    records, problems = read_records(folder)
+    assert not problems
+    latest = max(records, key=lambda record: record.started_at).run_id
+    return [record for record in records if record.run_id == latest]
+
+
+FINAL = "results/checkpoints/tiny/smoke/retnet-300k-seed0/final"
+
+
+def test_a_model_whose_configuration_is_damaged_is_refused(folder: Path, measured: list[Record]) -> None:
+    file = folder / FINAL / "config.json"
+    with changed(file, file.read_bytes()[:100]):
+        done = run_tiny(folder, "--fresh")
+    assert done.exit_code == 2
+    assert "config.json" in done.stderr
+
+
+def test_damaged_weights_cost_their_model_and_no_other(folder: Path, measured: list[Record]) -> None:
+    file = folder / FINAL / "model.safetensors"
+    with changed(file, file.read_bytes()[:-64] + bytes(64)):  # of the right size, so that only reading it tells
+        done = run_tiny(folder, "--fresh")
+    assert done.exit_code == 1
+    found = {}
+    for record in newest(folder / "results"):
+        assert record.model.weights is not None
+        found.setdefault((record.model.name, record.model.weights.seed), []).append(record)
+    assert {who: {r.status for r in records} for who, records in found.items()} == {
+        ("retnet", 0): {"failed"},
+        ("retnet", 1): {"ok"},
+        ("transformer", 0): {"ok"},
+        ("transformer", 1): {"ok"},
+    }
+    for record in found["retnet", 0]:
+        assert str(record.error).startswith(
+            str(file.relative_to(folder))
+        )  # where and what, not our source line
+
+
+def test_a_question_without_an_answer_costs_no_other(folder: Path, measured: list[Record]) -> None:
+    """That a corpus is too short for a protocol shows only when it is read."""
+    options = ("--out", "short", "--set", "workloads.perplexity.protocols={whole = [64], last = [512]}")
+    shutil.copytree(folder / "results/checkpoints", folder / "short/checkpoints")
+    done = run_tiny(folder, *options)
+    assert done.exit_code == 1
+    found = newest(folder / "short")
+    assert {(r.point.protocol, r.status) for r in found} == {("whole", "ok"), ("last", "failed")}
+    assert len(found) == 8
+    for record in found:
+        if record.point.protocol == "last":
+            assert re.match(r"corpus '.*', split 'all': no document is long enough", str(record.error))
+    again = run_tiny(folder, *options, "--json")
+    assert json.loads(again.stdout)["counts"] == {"failed": 4}
+    assert json.loads(again.stdout)["skipped"] == 4
+
+
+@pytest.mark.parametrize(
+    ("workloads", "code", "reason"),
+    [
+        ('zeroshot={tasks=["piqa"]}', 3, "task piqa: HF_HUB_OFFLINE"),
+        ('zeroshot={tasks=["storycloze_2016"]}', 3, "its data is given out by its authors only"),
+        ('zeroshot={tasks=["wikitext"], num_fewshot=[0, 4]}', 2, "takes no examples, and num_fewshot is 4"),
+        ('zeroshot={tasks=["copa"], fewshot_seed=7}', 2, "no examples are drawn; remove it"),
+        ('zeroshot={tasks=["copa"], fewshot_sed=7}', 2, "Did you mean 'fewshot_seed'?"),
+        ('perplexity={corpora=["nowhere"], protocols={whole=[8]}}', 2, "unknown corpus 'nowhere'"),
+        ('perplexity={corpora=["two"], protocols={whole=[8]}}', 2, "no split 'test'; it has validation, all"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused_before_anything_is_measured(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, workloads: str, code: int, reason: str
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.delenv("RETBENCH_DATA", raising=False)
+    (folder / "two").mkdir(exist_ok=True)
+    (folder / "two/valid.txt").write_text("A text.", encoding="utf-8")
+    before = set((folder / "results").rglob("*.jsonl"))
+    done = run_tiny(folder, "--set", f"workloads={{{workloads}}}")
+    assert done.exit_code == code
+    assert reason in " ".join(done.stderr.split())
+    assert set((folder / "results").rglob("*.jsonl")) == before
+
+
+def test_a_corpus_that_has_changed_since_the_training_is_refused(
+    folder: Path, measured: list[Record]
+) -> None:
+    file = folder / "texts/3.txt"
+    with changed(file, b"Another text. " * 20):
+        done = run_tiny(folder)
+    said = " ".join(done.stderr.split())
+    assert done.exit_code == 2
+    assert "has changed since 'retnet 300k seed 0' was trained on it (fingerprint " in said
+    assert "retbench train tiny --profile smoke --fresh" in said
+
+
+def test_text_of_the_training_is_told_in_the_report(folder: Path, measured: list[Record]) -> None:
+    done = run_in(folder, "report", "--out", "report")
+    assert done.exit_code == 0, done.output
+    text = (folder / "report/report.md").read_text(encoding="utf-8")
+    assert "its split 'all' holds the text of the training" in text
+
+
+def answers(folder: Path, name: str, *options: str) -> dict[int, tuple[Record, list[list[float]]]]:
+    """What the first RetNet says to COPA's questions, with its record, by the number of examples."""
+    out = folder / name
+    shutil.copytree(folder / "results/checkpoints", out / "checkpoints")
+    wanted = ", ".join(('tasks=["copa"]', "num_fewshot=[0, 2]", "context_len=256", *options))
+    done = run_tiny(folder, "--out", name, "--data-dir", ".", "--set", f"workloads={{zeroshot={{{wanted}}}}}")
+    assert done.exit_code == 0, done.output
+    found = {}
+    for record in newest(out):
+        if record.model.weights and (record.model.name, record.model.weights.seed) == ("retnet", 0):
+            assert record.documents is not None
+            (path,) = out.rglob(record.documents.file)
+            rows = read_documents(path.parent, record.documents)
+            found[record.point.num_fewshot or 0] = record, [row["loglikelihoods"] for row in rows]
+    assert found.keys() == {0, 2}
+    return found
+
+
+def test_examples_are_drawn_by_the_seed_of_the_file(folder: Path, copa: None) -> None:
+    plain, seeded = answers(folder, "plain"), answers(folder, "seeded", "fewshot_seed=7")
+    assert plain[2][0].backend["fewshot_seed"] == 1234
+    assert seeded[2][0].backend["fewshot_seed"] == seeded[2][0].settings["fewshot_seed"] == 7
+    prints = [run[2][0].backend["prompts_fingerprint"] for run in (plain, seeded)]
+    assert prints[0] != prints[1]
+    assert plain[0][1] == seeded[0][1]  # without examples nothing is drawn
+
+
+def test_contexts_begin_with_the_mark_where_the_file_says_so(folder: Path, copa: None) -> None:
+    bare, marked = answers(folder, "bare"), answers(folder, "marked", "add_bos=true")
+    assert (bare[0][0].settings["add_bos"], marked[0][0].settings["add_bos"]) == (False, True)
+    assert bare[0][1] != marked[0][1]
+
+
+@pytest.fixture(scope="module")
+def copa(folder: Path) -> None:
+    """Twelve questions of COPA."""
+    rows = [
+        {"premise": f"It was {n}.", "choice1": f"So {n}.", "choice2": "No.", "question": "effect", "label": 0}
+        for n in range(12)
+    ]
+    (folder / "copa").mkdir()
+    (folder / "copa/validation.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
 
 
 def test_an_unknown_task_is_refused_with_its_neighbour(folder: Path) -> None:
