@@ -230,6 +230,15 @@ def test_what_cannot_be_asked_is_refused_before_anything_is_measured(
     assert set((folder / "results").rglob("*.jsonl")) == before
 
 
+def test_a_pickle_is_refused_before_anything_is_measured(folder: Path) -> None:
+    shutil.copytree(folder / FINAL, folder / "pickled")
+    (folder / "pickled/model.safetensors").rename(folder / "pickled/model.pt")
+    done = run_tiny(folder, "--out", "nothing", "--set", "models.retnet.checkpoint=pickled", *ONE_SEED)
+    assert done.exit_code == 2
+    assert "pickled/model.pt: is a pickle" in done.stderr
+    assert not (folder / "nothing").exists()
+
+
 def test_a_corpus_that_has_changed_since_the_training_is_refused(
     folder: Path, measured: list[Record]
 ) -> None:
