@@ -233,10 +233,11 @@ def test_what_cannot_be_asked_is_refused_before_anything_is_measured(
 def test_a_pickle_is_refused_before_anything_is_measured(folder: Path) -> None:
     shutil.copytree(folder / FINAL, folder / "pickled")
     (folder / "pickled/model.safetensors").rename(folder / "pickled/model.pt")
-    done = run_tiny(folder, "--out", "nothing", "--set", "models.retnet.checkpoint=pickled", *ONE_SEED)
+    before = set((folder / "results").rglob("*.jsonl"))
+    done = run_tiny(folder, "--set", "models.retnet.checkpoint=pickled", *ONE_SEED)
     assert done.exit_code == 2
     assert "pickled/model.pt: is a pickle" in done.stderr
-    assert not (folder / "nothing").exists()
+    assert set((folder / "results").rglob("*.jsonl")) == before
 
 
 def test_a_corpus_that_has_changed_since_the_training_is_refused(
