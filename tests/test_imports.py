@@ -36,7 +36,7 @@ LAYERS: list[set[str]] = [
     {"checkpoints"},
     {"evaluation"},
     {"training", "workloads"},
-    {"plan", "estimates", "subjects", "running", "runner", "worker", "checking"},
+    {"plan", "estimates", "subjects", "questions", "running", "runner", "worker", "checking"},
     {"cli", "cli_checks", "commands", "progress", "__main__"},
 ]
 # Beside the layers: what these may import from the package, themselves apart. Measuring sees callables, not models;

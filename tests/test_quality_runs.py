@@ -1,7 +1,10 @@
 """From training to records of quality, by the commands that a user types."""
 
 import json
-from collections.abc import Callable
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -141,18 +144,162 @@ def test_random_weights_are_not_judged(folder: Path) -> None:
     assert "'retnet' has random weights, and perplexity of them say nothing" in done.stderr
 
 
-@pytest.mark.parametrize("damage", ["config", "weights"])
-def test_a_damaged_model_is_named(folder: Path, measured: list[Record], damage: str) -> None:
-    path = folder / "results/checkpoints/tiny/smoke/retnet-300k-seed0/final"
-    file = path / ("config.json" if damage == "config" else "model.safetensors")
+@contextmanager
+def changed(file: Path, content: bytes) -> Iterator[None]:
+    """A file with other content for a while."""
     before = file.read_bytes()
     try:
-        file.write_bytes(before[: len(before) // 2])
-        done = run_tiny(folder, "--fresh")
+        file.write_bytes(content)
+        yield
     finally:
         file.write_bytes(before)
-    assert done.exit_code != 0
-    assert file.name in done.output
+
+
+def newest(folder: Path) -> list[Record]:
+    """Records of the latest run below a folder of results."""
+    records, problems = read_records(folder)
+    assert not problems
+    latest = max(records, key=lambda record: record.started_at).run_id
+    return [record for record in records if record.run_id == latest]
+
+
+FINAL = "results/checkpoints/tiny/smoke/retnet-300k-seed0/final"
+ONE_SEED = ("--set", "training.seeds=[0]")
+
+
+def test_a_model_whose_configuration_is_damaged_is_refused(folder: Path, measured: list[Record]) -> None:
+    file = folder / FINAL / "config.json"
+    with changed(file, file.read_bytes()[:100]):
+        done = run_tiny(folder, "--fresh")
+    assert done.exit_code == 2
+    assert "config.json" in done.stderr
+
+
+def test_damaged_weights_cost_their_model_and_no_other(folder: Path, measured: list[Record]) -> None:
+    file = folder / FINAL / "model.safetensors"
+    # Of the right size, so that only reading them tells.
+    with changed(file, file.read_bytes()[:-64] + bytes(64)):
+        done = run_tiny(folder, "--fresh", *ONE_SEED)
+    assert done.exit_code == 1
+    found = newest(folder / "results")
+    assert {(r.model.name, r.status) for r in found} == {("retnet", "failed"), ("transformer", "ok")}
+    for record in found:
+        if record.status == "failed":  # where it is and what is wrong, not a line of our source
+            assert str(record.error).startswith(str(file.relative_to(folder)))
+
+
+def test_a_question_without_an_answer_costs_no_other(folder: Path, measured: list[Record]) -> None:
+    """That a corpus is too short for a protocol shows only when it is read."""
+    protocols = "workloads.perplexity.protocols={whole = [64], last = [512]}"
+    options = ("--out", "short", *ONE_SEED, "--set", protocols)
+    shutil.copytree(folder / "results/checkpoints", folder / "short/checkpoints")
+    done = run_tiny(folder, *options)
+    assert done.exit_code == 1
+    found = newest(folder / "short")
+    assert {(r.point.protocol, r.status) for r in found} == {("whole", "ok"), ("last", "failed")}
+    assert len(found) == 4
+    for record in found:
+        if record.point.protocol == "last":
+            assert re.match(r"corpus '.*', split 'all': no document is long enough", str(record.error))
+    again = run_tiny(folder, *options, "--json")
+    assert json.loads(again.stdout)["counts"] == {"failed": 2}
+    assert json.loads(again.stdout)["skipped"] == 2
+
+
+@pytest.mark.parametrize(
+    ("workloads", "code", "reason"),
+    [
+        ('zeroshot={tasks=["piqa"]}', 3, "task piqa: HF_HUB_OFFLINE"),
+        ('zeroshot={tasks=["storycloze_2016"]}', 3, "its data is given out by its authors only"),
+        ('zeroshot={tasks=["wikitext"], num_fewshot=[0, 4]}', 2, "takes no examples, and num_fewshot is 4"),
+        ('zeroshot={tasks=["copa"], fewshot_seed=7}', 2, "no examples are drawn; remove it"),
+        ('zeroshot={tasks=["copa"], fewshot_sed=7}', 2, "Did you mean 'fewshot_seed'?"),
+        ('perplexity={corpora=["nowhere"], protocols={whole=[8]}}', 2, "unknown corpus 'nowhere'"),
+        ('perplexity={corpora=["two"], protocols={whole=[8]}}', 2, "no split 'test'; it has validation, all"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused_before_anything_is_measured(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, workloads: str, code: int, reason: str
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.delenv("RETBENCH_DATA", raising=False)
+    (folder / "two").mkdir(exist_ok=True)
+    (folder / "two/valid.txt").write_text("A text.", encoding="utf-8")
+    before = set((folder / "results").rglob("*.jsonl"))
+    done = run_tiny(folder, "--set", f"workloads={{{workloads}}}")
+    assert done.exit_code == code
+    assert reason in " ".join(done.stderr.split())
+    assert set((folder / "results").rglob("*.jsonl")) == before
+
+
+def test_a_pickle_is_refused_before_anything_is_measured(folder: Path) -> None:
+    shutil.copytree(folder / FINAL, folder / "pickled")
+    (folder / "pickled/model.safetensors").rename(folder / "pickled/model.pt")
+    before = set((folder / "results").rglob("*.jsonl"))
+    done = run_tiny(folder, "--set", "models.retnet.checkpoint=pickled", *ONE_SEED)
+    assert done.exit_code == 2
+    assert "pickled/model.pt: is a pickle" in done.stderr
+    assert set((folder / "results").rglob("*.jsonl")) == before
+
+
+def test_a_corpus_that_has_changed_since_the_training_is_refused(
+    folder: Path, measured: list[Record]
+) -> None:
+    file = folder / "texts/3.txt"
+    with changed(file, b"Another text. " * 20):
+        done = run_tiny(folder)
+    said = " ".join(done.stderr.split())
+    assert done.exit_code == 2
+    assert "has changed since 'retnet 300k seed 0' was trained on it (fingerprint " in said
+    assert "retbench train tiny --profile smoke --fresh" in said
+
+
+def test_text_of_the_training_is_told_in_the_report(folder: Path, measured: list[Record]) -> None:
+    done = run_in(folder, "report", "--out", "report")
+    assert done.exit_code == 0, done.output
+    text = (folder / "report/report.md").read_text(encoding="utf-8")
+    assert "its split 'all' holds the text of the training" in text
+
+
+Answers = dict[int | None, tuple[Record, list[list[float]]]]
+
+
+def ask_copa(folder: Path, name: str, *options: str) -> Answers:
+    """What the RetNet says to COPA's questions, with its record, by the number of examples."""
+    out = folder / name
+    shutil.copytree(folder / "results/checkpoints", out / "checkpoints")
+    wanted = ", ".join(('tasks=["copa"]', "num_fewshot=[0, 2]", "context_len=256", *options))
+    workloads = f"workloads={{zeroshot={{{wanted}}}}}"
+    done = run_tiny(folder, "--out", name, "--data-dir", ".", *ONE_SEED, "--set", workloads)
+    assert done.exit_code == 0, done.output
+    found: Answers = {}
+    for record in newest(out):
+        if record.model.name == "retnet":
+            assert record.documents is not None
+            (path,) = out.rglob(record.documents.file)
+            rows = read_documents(path.parent, record.documents)
+            found[record.point.num_fewshot] = record, [row["loglikelihoods"] for row in rows]
+    assert found.keys() == {0, 2}
+    return found
+
+
+def test_the_seed_of_the_examples_and_the_first_token_mark_are_those_of_the_file(folder: Path) -> None:
+    fields = ("premise", "choice1", "choice2", "question", "label")
+    rows = [(f"It was {number}.", f"So {number}.", "No.", "effect", 0) for number in range(12)]
+    (folder / "copa").mkdir()
+    (folder / "copa/validation.jsonl").write_text(
+        "\n".join(json.dumps(dict(zip(fields, row, strict=True))) for row in rows), encoding="utf-8"
+    )
+    plain, chosen = ask_copa(folder, "plain"), ask_copa(folder, "chosen", "fewshot_seed=7", "add_bos=true")
+    for answers, seed, mark in ((plain, 1234, False), (chosen, 7, True)):
+        record, _ = answers[2]
+        assert (record.backend["fewshot_seed"], record.settings["add_bos"]) == (seed, mark)
+    without, after_two = (
+        [run[shots][0].backend["prompts_fingerprint"] for run in (plain, chosen)] for shots in (0, 2)
+    )
+    assert after_two[0] != after_two[1]  # other examples
+    assert without[0] == without[1]  # the same text, read after a mark or without one
+    assert plain[0][1] != chosen[0][1]
 
 
 def test_an_unknown_task_is_refused_with_its_neighbour(folder: Path) -> None:

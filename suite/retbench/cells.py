@@ -43,6 +43,8 @@ class Weights(Strict):
     info: WeightsInfo
     tokenizer: str | None = None
     tokenizer_fingerprint: str | None = None
+    corpus_fingerprint: str | None = None
+    """Of the corpus that they were trained on, as it was then; None where that is not known."""
 
 
 class Subject(Strict):
@@ -71,6 +73,10 @@ class Evaluation(Strict):
     split: Split | None = None
     limit: int | None = None
     max_document_tokens: int | None = None
+    fewshot_seed: int | None = None
+    """Of zero-shot tasks, as the file has it."""
+    add_bos: bool | None = None
+    """Of zero-shot tasks; None elsewhere, where every text is read after a mark."""
     tokenizer: str
     tokenizer_fingerprint: str
     corpus_fingerprint: str | None = None

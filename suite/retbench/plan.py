@@ -16,8 +16,9 @@ from retbench.errors import ConfigError, UnsupportedError, unknown_name
 from retbench.measure.environment import worker_environment
 from retbench.measure.machine import usable_cores
 from retbench.protocols import PerplexitySpec, ZeroshotSpec
+from retbench.questions import find_evaluations
 from retbench.running.devices import Device, find_device
-from retbench.subjects import find_evaluations, find_subjects
+from retbench.subjects import find_subjects
 from retbench.units import GB
 from retbench.workloads import ONE_ROUND
 

@@ -16,6 +16,9 @@ last: chunks of `CHUNK_LEN` tokens, the last `SCORED_LEN` of each scored by a mo
     the chunk, these included (arXiv:2307.08621, Table 8).
 """
 
+FEWSHOT_SEED = 1234
+"""lm-eval's own default for the draw of the examples before a document."""
+
 CHUNK_LEN = 2048
 SCORED_LEN = 128
 
@@ -78,6 +81,11 @@ class ZeroshotSpec(Strict):
     tasks: tuple[str, ...] = Field(min_length=1)
     """Names in `retbench list --tasks`."""
     num_fewshot: tuple[Annotated[int, Field(ge=0)], ...] = Field(default=(0,), min_length=1)
+    fewshot_seed: int | None = Field(default=None, ge=0, lt=2**32)
+    """Of the draw of the examples: that of lm-eval's `--seed`, `FEWSHOT_SEED` when absent."""
+    add_bos: bool = False
+    """Begin every context with the tokenizer's first-token mark, as models trained so need it: lm-eval's
+    `add_bos_token=True`. Its default is what the tokenizer of transformers does by itself; here it is false."""
     context_len: Length = 2048
     """Tokens that a model sees at most; of a longer prompt the last so many."""
     limit: int | None = Field(default=None, ge=1)
@@ -86,3 +94,12 @@ class ZeroshotSpec(Strict):
     """For models whose weights come without one; a trained model is given its own."""
 
     _distinct = field_validator("tasks", "num_fewshot")(without_repeats)
+
+    @model_validator(mode="after")
+    def _draws(self) -> "ZeroshotSpec":
+        if self.fewshot_seed is not None and not any(self.num_fewshot):
+            raise ValueError(
+                f"fewshot_seed is {self.fewshot_seed}, and with num_fewshot = {list(self.num_fewshot)} no examples are "
+                "drawn; remove it, or ask for examples"
+            )
+        return self

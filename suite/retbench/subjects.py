@@ -7,19 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from retbench import cells
-from retbench.cells import Evaluation, Subject, Weights
+from retbench.cells import Subject, Weights
 from retbench.checkpoints.fingerprints import fingerprint_files
 from retbench.checkpoints.info import CheckpointInfo
-from retbench.checkpoints.reading import read_checkpoint
+from retbench.checkpoints.reading import check_no_pickle, read_checkpoint
 from retbench.checkpoints.weights import find_weight_files
 from retbench.config import Experiment, Profile
-from retbench.data.corpora import load_corpus
-from retbench.data.tokenizers import load_tokenizer
 from retbench.errors import ConfigError
-from retbench.evaluation.catalogue import find_task
 from retbench.records import WeightsInfo
 from retbench.training.trained import TrainedRun, find_trained
-from retbench.workloads import EVALUATES
 
 
 def find_subjects(experiment: Experiment, profile_name: str, results: Path) -> list[Subject]:
@@ -92,7 +88,7 @@ def _trained_subject(experiment: Experiment, run: TrainedRun, origin: str) -> Su
         learning_rate=run.learning_rate,
         corpus=run.corpus,
     )
-    return _subject(experiment, run.model_name, run.size, info, weights)
+    return _subject(experiment, run.model_name, run.size, info, weights, run.corpus_fingerprint)
 
 
 def _checkpoint_subject(experiment: Experiment, name: str) -> Subject:
@@ -100,6 +96,7 @@ def _checkpoint_subject(experiment: Experiment, name: str) -> Subject:
     spec = experiment.models[name]
     assert spec.checkpoint is not None
     info = read_checkpoint(spec.checkpoint, revision=spec.revision)
+    check_no_pickle(info)
     weights = WeightsInfo(
         source=spec.checkpoint,
         fingerprint=info.weights_fingerprint
@@ -112,7 +109,12 @@ def _checkpoint_subject(experiment: Experiment, name: str) -> Subject:
 
 
 def _subject(
-    experiment: Experiment, name: str, size: str, info: CheckpointInfo, weights: WeightsInfo
+    experiment: Experiment,
+    name: str,
+    size: str,
+    info: CheckpointInfo,
+    weights: WeightsInfo,
+    corpus_fingerprint: str | None = None,
 ) -> Subject:
     """A subject with weights on the disk; ConfigError where they are of another architecture than its entry."""
     spec = experiment.models[name]
@@ -126,6 +128,7 @@ def _subject(
         info=weights,
         tokenizer=info.tokenizer,
         tokenizer_fingerprint=info.tokenizer_fingerprint,
+        corpus_fingerprint=corpus_fingerprint,
     )
     return cells.make_subject(name, spec, size, info.config, held)
 
@@ -135,63 +138,3 @@ def _check_matches(subjects: Sequence[Subject], profile: Profile, *, where: str)
     for size in dict.fromkeys(subject.size for subject in subjects):
         models = {subject.model_name: subject.model for subject in subjects if subject.size == size}
         cells.check_match(models, profile, where=where)
-
-
-def find_evaluations(
-    subjects: Sequence[Subject], profile: Profile, data_dir: Path | None
-) -> dict[tuple[str, str | None], Evaluation]:
-    """What the cells of quality of each subject depend on, by its label and the corpus; None for zero-shot tasks.
-
-    Raises:
-        ConfigError: weights that nothing was trained to, no tokenizer, or not the one that a model was trained with.
-    """
-    perplexity, zeroshot = profile.workloads.perplexity, profile.workloads.zeroshot
-    present = EVALUATES & set(profile.workloads.present)
-    if not present:
-        return {}
-    for task in zeroshot.tasks if zeroshot else ():
-        find_task(task)
-    found: dict[tuple[str, str | None], Evaluation] = {}
-    corpora = perplexity.corpora if perplexity else ()
-    fingerprints = {name: load_corpus(name, data_dir=data_dir).fingerprint for name in corpora}
-    for subject in subjects:
-        if subject.weights is None:
-            raise ConfigError(
-                f"'{subject.model_name}' has random weights, and {' and '.join(sorted(present))} of them say nothing. "
-                f"Train it (retbench train), or give a checkpoint with --set models.{subject.model_name}.checkpoint="
-            )
-        if perplexity:
-            tokenizer = _tokenizer(subject, perplexity.tokenizer, data_dir)
-            for corpus in perplexity.corpora:
-                found[subject.label, corpus] = tokenizer.model_copy(
-                    update={
-                        "split": perplexity.split,
-                        "limit": perplexity.limit,
-                        "max_document_tokens": perplexity.max_document_tokens,
-                        "corpus_fingerprint": fingerprints[corpus],
-                    }
-                )
-        if zeroshot:
-            tokenizer = _tokenizer(subject, zeroshot.tokenizer, data_dir)
-            found[subject.label, None] = tokenizer.model_copy(update={"limit": zeroshot.limit})
-    return found
-
-
-def _tokenizer(subject: Subject, asked: str | None, data_dir: Path | None) -> Evaluation:
-    """The evaluation with nothing but its tokenizer: that of the weights, else the one that was asked for."""
-    weights = subject.weights
-    assert weights is not None
-    name = weights.tokenizer or asked
-    if name is None:
-        raise ConfigError(
-            f"the checkpoint of '{subject.model_name}' comes without a tokenizer. Name one in the workload's field "
-            "'tokenizer'."
-        )
-    tokenizer = load_tokenizer(name, data_dir=data_dir)
-    trained_with = weights.tokenizer_fingerprint
-    if trained_with is not None and tokenizer.fingerprint != trained_with:
-        raise ConfigError(
-            f"'{subject.model_name}' was trained with a tokenizer of fingerprint {trained_with}, and '{name}' has "
-            f"{tokenizer.fingerprint}. Restore its files."
-        )
-    return Evaluation(tokenizer=name, tokenizer_fingerprint=tokenizer.fingerprint)

@@ -100,6 +100,42 @@ def fla_retnet_config(config: RetNetConfig) -> dict[str, Any]:
     }
 
 
+def write_fla_transformer(folder: Path, config: TransformerConfig) -> None:
+    """A Transformer of flash-linear-attention, its weights drawn."""
+    width, ffn = config.d_model, config.ffn_dim
+    shared = config.num_kv_heads * config.head_dim
+    shapes = {
+        "model.embeddings.weight": (config.vocab_size, width),
+        "lm_head.weight": (config.vocab_size, width),
+    }
+    for layer in (f"model.layers.{index}" for index in range(config.num_layers)):
+        shapes |= {f"{layer}.attn.{name}_proj.weight": (width, width) for name in ("q", "o")}
+        shapes |= {f"{layer}.attn.{name}_proj.weight": (shared, width) for name in ("k", "v")}
+        shapes |= {f"{layer}.mlp.{name}_proj.weight": (ffn, width) for name in ("gate", "up")}
+        shapes[f"{layer}.mlp.down_proj.weight"] = (width, ffn)
+    generator = torch.Generator().manual_seed(1)
+    weights = {name: torch.randn(shape, generator=generator) * 0.1 for name, shape in shapes.items()}
+    norms = [f"model.layers.{n}.{name}_norm" for n in range(config.num_layers) for name in ("attn", "mlp")]
+    weights |= {f"{name}.weight": torch.ones(width) for name in ("model.norm", *norms)}
+    save(folder, weights, fla_transformer_config(config))
+
+
+def fla_transformer_config(config: TransformerConfig) -> dict[str, Any]:
+    """What says which Transformer it is, as `fla-hub/transformer-1.3B-100B` has it, smaller."""
+    return {
+        "model_type": "transformer",
+        "hidden_size": config.d_model,
+        "num_hidden_layers": config.num_layers,
+        "num_heads": config.num_heads,
+        "num_kv_heads": config.num_kv_heads,
+        "intermediate_size": config.ffn_dim,
+        "vocab_size": config.vocab_size,
+        "norm_eps": config.norm_eps,
+        "rope_theta": config.rotary_base,
+        "window_size": None,
+    }
+
+
 def save(
     folder: Path, weights: dict[str, Tensor], config: dict[str, Any], *, dtype: torch.dtype = torch.float32
 ) -> None:

@@ -14,6 +14,7 @@ from tests.checkpoints.stored import (
     LLAMA,
     change_config,
     fla_retnet_config,
+    fla_transformer_config,
     load,
     logits_of,
     save,
@@ -138,18 +139,7 @@ def test_transformer_is_llama_under_other_names(tmp_path, layout, rope_theta):
     weights = dict(peer.state_dict())
     for theirs, name in TO_FLA.items():
         weights = {key.replace(theirs, name): weight for key, weight in weights.items()}
-    config = {
-        "model_type": "transformer",
-        "hidden_size": LLAMA.d_model,
-        "num_hidden_layers": LLAMA.num_layers,
-        "num_heads": LLAMA.num_heads,
-        "num_kv_heads": LLAMA.num_kv_heads,
-        "intermediate_size": LLAMA.ffn_dim,
-        "vocab_size": LLAMA.vocab_size,
-        "norm_eps": LLAMA.norm_eps,
-        "rope_theta": rope_theta,
-        "window_size": None,
-    }
+    config = fla_transformer_config(LLAMA) | {"rope_theta": rope_theta}
     save(tmp_path, fuse_mlp(weights) if layout == "fused" else weights, config)
     with torch.inference_mode():
         expected = peer(tokens_for(LLAMA)).logits

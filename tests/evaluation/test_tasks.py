@@ -86,14 +86,6 @@ def test_the_seed_decides_the_examples(tmp_path):
     assert len({context.rpartition("It was")[0] for context in drawn[0]}) > 10
 
 
-def test_the_first_examples_are_the_same_for_all(tmp_path):
-    write_copa(tmp_path, "validation", range(20))
-    write_copa(tmp_path, "train", range(100, 110))
-    loaded = load_task("copa", data_dir=tmp_path, num_fewshot=3, fewshot_sampler="first_n")
-    assert {tuple(numbers_before(context)[0]) for context in contexts(loaded)} == {(100, 101, 102)}
-    assert loaded.fewshot_sampler == "first_n"
-
-
 def test_more_examples_than_there_are(tmp_path):
     write_copa(tmp_path, "validation", range(5))
     with pytest.raises(ConfigError, match="5 examples asked for, and there are 4"):

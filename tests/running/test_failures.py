@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from retbench.errors import CapacityError, UnsupportedError
+from retbench.errors import CapacityError, CheckpointError, ConfigError, RetbenchError, UnsupportedError
 from retbench.running.failures import classify
 
 
@@ -38,8 +38,13 @@ def test_what_is_unsupported_keeps_its_message() -> None:
     assert classify(raised(UnsupportedError("no flash here"))) == ("unsupported", "no flash here")
 
 
+@pytest.mark.parametrize("kind", [ConfigError, CheckpointError, CapacityError, RetbenchError])
+def test_what_was_written_for_the_user_keeps_its_words(kind: type[RetbenchError]) -> None:
+    assert classify(raised(kind("a.json: no such split."))) == ("failed", "a.json: no such split.")
+
+
 @pytest.mark.parametrize(
-    "error", [RuntimeError("shapes\nof two lines"), CapacityError("full"), ZeroDivisionError()]
+    "error", [RuntimeError("shapes\nof two lines"), ValueError("full"), ZeroDivisionError()]
 )
 def test_anything_else_has_failed_and_says_where(error: Exception) -> None:
     status, message = classify(raised(error))

@@ -143,10 +143,11 @@ def test_time_left_is_weighed_by_what_each_cell_took(monkeypatch: pytest.MonkeyP
     assert pace.seconds_for([]) == 0
 
 
-def test_what_could_not_be_done_before_counts_as_much_as_what_cannot_be_now() -> None:
+def test_the_exit_code_tells_how_a_run_went() -> None:
     from retbench.commands.run import exit_code
 
     assert exit_code(events.RunResult({"ok": 2})) == 0
     assert exit_code(events.RunResult({"ok": 2, "unsupported": 1})) == 3
-    assert exit_code(events.RunResult({}, {"ok": 2, "unsupported": 1})) == 3
+    assert exit_code(events.RunResult({"ok": 2, "unsupported": 1, "failed": 1})) == 1
+    assert exit_code(events.RunResult({"oom": 1})) == 0
     assert exit_code(events.RunResult({}, {"ok": 2, "oom": 1})) == 0

@@ -37,7 +37,7 @@ def put(
     [
         ("ok", True),
         ("oom", True),
-        ("unsupported", True),
+        ("unsupported", False),
         ("failed", False),
         ("timeout", False),
         ("gate_failed", False),

@@ -90,7 +90,7 @@ def test_what_ran_and_what_was_asked_are_noted(folder: Path) -> None:
     shots = zeroshot.measure(context_of(folder, "copa", shots=2))
     assert shots.backend["prompts_fingerprint"] != found.backend["prompts_fingerprint"]
     assert shots.backend["fewshot_source"] == "validation, without the document itself"
-    assert shots.backend["fewshot_sampler"] == "default"
+    assert shots.backend["fewshot_seed"] == 1234
 
 
 def test_a_limit_takes_the_first_documents(folder: Path) -> None:

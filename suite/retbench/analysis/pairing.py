@@ -23,6 +23,7 @@ _SHARED = {
     "limit": "limit",
     "corpus_fingerprint": "corpus",
     "prompts_fingerprint": "prompts",
+    "add_bos": "add_bos",
     "lm_eval_version": "lm-eval",
     "task_version": "version of the task",
     "dtype": "dtype",

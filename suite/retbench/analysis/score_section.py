@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from retbench.analysis.drawings import Drawing
+from retbench.analysis.overlaps import overlap_sentences
 from retbench.analysis.readings import (
     QUALITY,
     is_final,
@@ -39,6 +40,7 @@ class ScoreSection:
         subjects: The models evaluated, and where their weights are from.
         tables: Of every experiment, one a workload.
         refusals: Why two models are not compared where they might be.
+        overlaps: Where a model was scored on what it may have learned from.
         missing: What other records lead one to expect.
     """
 
@@ -47,6 +49,7 @@ class ScoreSection:
     subjects: pd.DataFrame
     tables: list[Titled]
     refusals: list[str]
+    overlaps: list[str]
     missing: list[str]
 
 
@@ -62,6 +65,7 @@ def make_section(scores: Scores) -> ScoreSection:
             for workload, table in readable_scores(score_frame(scores, experiment)).items()
         ],
         refusals=scores.refusals,
+        overlaps=overlap_sentences(scores),
         missing=missing_scores(scores),
     )
 

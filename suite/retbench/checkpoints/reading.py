@@ -8,7 +8,7 @@ from retbench.checkpoints import formats, llama2c
 from retbench.checkpoints.config_file import CONFIG_NAME, read_json
 from retbench.checkpoints.info import CheckpointInfo
 from retbench.checkpoints.places import locate
-from retbench.checkpoints.weights import Weights, find_weight_files, is_pickle, open_weights
+from retbench.checkpoints.weights import Weights, find_weight_files, is_pickle, open_weights, refuse_pickle
 from retbench.errors import CheckpointError
 
 LLAMA2C = "llama2c"
@@ -68,6 +68,12 @@ def open_checkpoint(info: CheckpointInfo, *, allow_pickle: bool = False) -> Weig
     if info.format == LLAMA2C:
         return llama2c.Llama2cWeights(info.path)
     return open_weights(info.path, allow_pickle=allow_pickle)
+
+
+def check_no_pickle(info: CheckpointInfo) -> None:
+    """ConfigError where the weights of a checkpoint are a pickle, which only some commands can be told to read."""
+    if info.format != LLAMA2C:
+        refuse_pickle(find_weight_files(info.path)[0])
 
 
 def _config_path(path: Path) -> Path:

@@ -179,6 +179,15 @@ def is_pickle(path: Path) -> bool:
     return path.suffix in PICKLE_SUFFIXES
 
 
+def refuse_pickle(path: Path) -> None:
+    """ConfigError where a weight file is a pickle."""
+    if is_pickle(path):
+        raise ConfigError(
+            f"{path}: is a pickle, which could run code of its maker. Save it as safetensors; `retbench generate` "
+            "reads it too where --allow-pickle says so, as tensors alone."
+        )
+
+
 def open_weights(path: Path, *, allow_pickle: bool) -> Weights:
     """The tensors of a checkpoint in a folder or file.
 
@@ -193,8 +202,5 @@ def open_weights(path: Path, *, allow_pickle: bool) -> Weights:
         promised = frozenset(_weight_map(index)) if is_indexed and index.is_file() else frozenset[str]()
         return SafetensorsWeights(files, promised)
     if not allow_pickle:
-        raise ConfigError(
-            f"{files[0]}: is a pickle, which could run code of its maker. Save it as safetensors, or allow it "
-            "(--allow-pickle): it is then read as tensors alone."
-        )
+        refuse_pickle(files[0])
     return PickledWeights(files[0])

@@ -18,6 +18,7 @@ from retbench.data.tokenizers import Tokenizer
 from retbench.errors import ConfigError, UnsupportedError
 from retbench.evaluation.generation import generate_greedy
 from retbench.evaluation.prefixes import MIN_SAVED
+from retbench.evaluation.requirements import check_first_token_mark, check_vocabulary, prefix_token
 from retbench.evaluation.scoring import Request, Scorer
 from retbench.models.decoder import Decoder
 
@@ -57,15 +58,9 @@ class DecoderLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no type inform
         min_saved: int | None = MIN_SAVED,
     ) -> None:
         super().__init__()
-        if tokenizer.vocab_size > model.config.vocab_size:
-            raise ConfigError(
-                f"tokenizer '{tokenizer.name}' has {tokenizer.vocab_size:,} tokens and the model's vocabulary only "
-                f"{model.config.vocab_size:,}. Use the tokenizer that the model was trained with."
-            )
-        if add_bos and tokenizer.bos_token_id is None:
-            raise ConfigError(
-                f"tokenizer '{tokenizer.name}' has no first-token mark, which add_bos asks for."
-            )
+        check_vocabulary(tokenizer, model.config.vocab_size)
+        if add_bos:
+            check_first_token_mark(tokenizer)
         self.model = model
         self.tokenizer = tokenizer
         self.add_bos = add_bos
@@ -99,14 +94,8 @@ class DecoderLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no type inform
 
     @property
     def prefix_token_id(self) -> int:
-        """What stands before a text that has no context: the first-token mark, else the end mark, as HFLM has it."""
-        for mark in (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id):
-            if mark is not None:
-                return int(mark)
-        raise ConfigError(
-            f"tokenizer '{self.tokenizer.name}' has neither a first-token nor an end mark, so nothing can stand before "
-            "a text without context, as this task has them. Use a tokenizer with one."
-        )
+        """What stands before a text that has no context."""
+        return prefix_token(self.tokenizer)
 
     @property
     def tokenizer_name(self) -> str:

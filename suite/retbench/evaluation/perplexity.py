@@ -17,6 +17,7 @@ from retbench.data.corpora import Document
 from retbench.data.tokenizers import Tokenizer
 from retbench.errors import ConfigError
 from retbench.evaluation.losses import last_losses, streamed_losses, strided_losses
+from retbench.evaluation.requirements import check_vocabulary, prefix_token
 from retbench.models.decoder import Decoder
 from retbench.protocols import CHUNK_LEN, SCORED_LEN, Protocol
 
@@ -106,7 +107,8 @@ def read_corpus(
     Raises:
         ConfigError: the tokenizer does not fit the model or cannot begin a text, or there is nothing to score.
     """
-    prefix = _prefix(model, tokenizer)
+    check_vocabulary(tokenizer, model.config.vocab_size)
+    prefix = prefix_token(tokenizer)
     found: list[DocumentLoss] = []
     positions: list[np.ndarray[Any, np.dtype[np.float64]]] = []
     for document in documents:
@@ -131,22 +133,6 @@ def read_corpus(
             f"{reading.context_len:,}. Choose another corpus, or a shorter context."
         )
     return CorpusLoss(tuple(found), *_buckets(positions))
-
-
-def _prefix(model: Decoder, tokenizer: Tokenizer) -> int:
-    """The token that a text begins with; ConfigError where tokenizer and model do not fit."""
-    if tokenizer.vocab_size > model.config.vocab_size:
-        raise ConfigError(
-            f"tokenizer '{tokenizer.name}' has {tokenizer.vocab_size:,} tokens and the model's vocabulary only "
-            f"{model.config.vocab_size:,}. Give the tokenizer that the model was trained with."
-        )
-    prefix = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    if prefix is None:
-        raise ConfigError(
-            f"tokenizer '{tokenizer.name}' has no token for the beginning or the end of a text, and without one the "
-            "first token of a document cannot be scored. Use a tokenizer that has."
-        )
-    return prefix
 
 
 def _document_losses(

@@ -13,13 +13,7 @@ from retbench.data.places import data_folder
 from retbench.errors import ConfigError, UnsupportedError
 from retbench.evaluation.catalogue import TASKS, TaskEntry, find_task
 from retbench.evaluation.layouts import LocalSplit, find_layouts, looked_for, read_local
-
-FEWSHOT_SEED = 1234
-"""lm-eval's own default for the examples before a document."""
-
-FewshotSampler = Literal["default", "first_n"]
-"""default: examples drawn anew for each document, as lm-eval does. first_n: the first ones, the same for all, so that
-every document shares their prefix."""
+from retbench.protocols import FEWSHOT_SEED
 
 
 @dataclass(frozen=True)
@@ -35,7 +29,6 @@ class LoadedTask:
         split: The split that is evaluated.
         num_fewshot: Examples before each document.
         fewshot_source: Where they are drawn from; None without any.
-        fewshot_sampler: How they are drawn; None without any.
         seed: Of the draw.
     """
 
@@ -47,7 +40,6 @@ class LoadedTask:
     split: str
     num_fewshot: int
     fewshot_source: str | None
-    fewshot_sampler: FewshotSampler | None
     seed: int
 
 
@@ -57,19 +49,17 @@ def load_task(
     data_dir: Path | None = None,
     num_fewshot: int = 0,
     seed: int = FEWSHOT_SEED,
-    fewshot_sampler: FewshotSampler = "default",
 ) -> LoadedTask:
     """A task with its documents.
 
-    Examples come from the training split where there is one, else from the validation split, else from the split that
-    is evaluated, the document itself always left out.
+    Examples are drawn anew for each document, as lm-eval does: from the training split where there is one, else from
+    the validation split, else from the split that is evaluated, the document itself always left out.
 
     Args:
         name: In the catalogue.
         data_dir: Folder to look for local files in, see `layouts`; that of RETBENCH_DATA when None.
         num_fewshot: Examples before each document.
         seed: Of their draw.
-        fewshot_sampler: How they are drawn.
 
     Raises:
         ConfigError: unknown task, unreadable files, or more examples than there are.
@@ -77,15 +67,12 @@ def load_task(
     """
     entry = find_task(name)
     data_dir = data_folder(data_dir)
-    if num_fewshot and not entry.takes_shots:
-        raise ConfigError(
-            f"task {name} scores whole texts; it takes no examples, and num_fewshot is {num_fewshot}."
-        )
+    _check_takes_shots(entry, num_fewshot)
     local = read_local(name, data_dir) if data_dir is not None else {}
     config = _definition(entry)
     if local:
         config |= _local_overrides(config, local)
-    config |= {"num_fewshot": num_fewshot, "fewshot_config": {"sampler": fewshot_sampler}}
+    config["num_fewshot"] = num_fewshot
     if config.get("process_docs"):
         config["process_docs"] = _once(config["process_docs"])
     split = config.get("test_split") or config["validation_split"]
@@ -106,9 +93,27 @@ def load_task(
         split=split,
         num_fewshot=num_fewshot,
         fewshot_source=_describe_source(source, split) if num_fewshot else None,
-        fewshot_sampler=fewshot_sampler if num_fewshot else None,
         seed=seed,
     )
+
+
+def check_task(name: str, *, num_fewshot: int, data_dir: Path | None = None) -> None:
+    """Refuse what is known to be impossible before the data is read; what lies in the data shows when it is.
+
+    Args:
+        name: In the catalogue.
+        num_fewshot: The most examples before a document.
+        data_dir: As of `load_task`.
+
+    Raises:
+        ConfigError: unknown task, or examples before documents that take none.
+        UnsupportedError: the task has no local files, and the hub does not have its data or may not be asked.
+    """
+    entry = find_task(name)
+    data_dir = data_folder(data_dir)
+    _check_takes_shots(entry, num_fewshot)
+    if data_dir is None or not find_layouts(name, data_dir):
+        _require_hub(entry, data_dir)
 
 
 def task_rows(data_dir: Path | None = None) -> list[tuple[str, str, str]]:
@@ -189,6 +194,15 @@ def _build(
             f"task {entry.name}: {config['dataset_path']} cannot be had from the hub ({_one_line(error)}), and "
             f"{_nothing_local(entry, data_dir)}"
         ) from error
+
+
+def _check_takes_shots(entry: TaskEntry, num_fewshot: int) -> None:
+    """ConfigError for examples before documents that take none."""
+    if num_fewshot and not entry.takes_shots:
+        raise ConfigError(
+            f"task {entry.name} scores whole texts; it takes no examples, and num_fewshot is {num_fewshot}. Set it to "
+            "0, or leave the task out."
+        )
 
 
 def _require_hub(entry: TaskEntry, data_dir: Path | None) -> None:

@@ -12,7 +12,8 @@ from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from retbench.errors import ConfigError
-from retbench.evaluation.tasks import FEWSHOT_SEED, FewshotSampler, LoadedTask, load_task, quiet
+from retbench.evaluation.tasks import LoadedTask, load_task, quiet
+from retbench.protocols import FEWSHOT_SEED
 
 if TYPE_CHECKING:
     from retbench.evaluation.lm import DecoderLM
@@ -72,7 +73,7 @@ class TaskScores:
         data_source: local or hub; with `data_files` and `data_note` as of `tasks.LoadedTask`.
         split: The split evaluated.
         limit: Documents asked for; None for all.
-        num_fewshot: Examples before each document; `fewshot_source`, `fewshot_sampler` and `seed` tell which.
+        num_fewshot: Examples before each document; `fewshot_source` and `seed` tell which.
     """
 
     task: str
@@ -94,7 +95,6 @@ class TaskScores:
     limit: int | None
     num_fewshot: int
     fewshot_source: str | None
-    fewshot_sampler: str | None
     seed: int
 
 
@@ -106,7 +106,6 @@ def evaluate(
     limit: int | None = None,
     num_fewshot: int = 0,
     seed: int = FEWSHOT_SEED,
-    fewshot_sampler: FewshotSampler = "default",
 ) -> TaskScores:
     """Score a model on a task.
 
@@ -117,7 +116,6 @@ def evaluate(
         limit: The first so many documents; None for all.
         num_fewshot: Examples before each document.
         seed: Of their draw.
-        fewshot_sampler: How they are drawn; see `tasks`.
 
     Raises:
         ConfigError: unknown task, unreadable files, a limit below 1, a tokenizer that does not fit.
@@ -125,9 +123,7 @@ def evaluate(
     """
     if limit is not None and limit < 1:
         raise ConfigError(f"limit must be at least 1, or left out for every document; got {limit}.")
-    loaded = load_task(
-        task_name, data_dir=data_dir, num_fewshot=num_fewshot, seed=seed, fewshot_sampler=fewshot_sampler
-    )
+    loaded = load_task(task_name, data_dir=data_dir, num_fewshot=num_fewshot, seed=seed)
     return score_task(lm, loaded, limit=limit)
 
 
@@ -160,7 +156,6 @@ def score_task(lm: "DecoderLM", loaded: LoadedTask, *, limit: int | None = None)
         limit=limit,
         num_fewshot=loaded.num_fewshot,
         fewshot_source=loaded.fewshot_source,
-        fewshot_sampler=loaded.fewshot_sampler,
         seed=loaded.seed,
     )
 

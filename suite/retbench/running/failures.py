@@ -2,7 +2,7 @@
 
 import traceback
 
-from retbench.errors import GateError, UnsupportedError
+from retbench.errors import GateError, RetbenchError, UnsupportedError
 from retbench.measure.limits import is_out_of_memory
 from retbench.records import Status
 
@@ -13,6 +13,8 @@ def classify(error: Exception) -> tuple[Status, str]:
         return "unsupported", str(error)
     if isinstance(error, GateError):
         return "gate_failed", str(error)
+    if isinstance(error, RetbenchError):  # its message was written for the user, and says where
+        return "failed", str(error)
     if is_out_of_memory(error):
         return "oom", f"out of memory: {_first_line(error)}"
     frame = traceback.extract_tb(error.__traceback__)[-1]

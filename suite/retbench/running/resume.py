@@ -5,8 +5,9 @@ from pathlib import Path
 
 from retbench.records import Record, Status, read_records
 
-FINAL: frozenset[Status] = frozenset({"ok", "oom", "unsupported"})
-"""Outcomes that the same code on the same machine would only repeat; the others are tried again."""
+FINAL: frozenset[Status] = frozenset({"ok", "oom"})
+"""Outcomes that the same code on the same machine would only repeat. The others are tried again: what was not supported
+may be there since, a package or the data of a task."""
 
 
 @dataclass(frozen=True)

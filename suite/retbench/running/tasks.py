@@ -12,7 +12,7 @@ from retbench.cells import Cell
 from retbench.checkpoints.loading import load_checkpoint
 from retbench.data import text
 from retbench.documents import write_documents
-from retbench.errors import ConfigError, RetbenchError, StorageError
+from retbench.errors import RetbenchError, StorageError
 from retbench.measure import environment
 from retbench.measure.ceilings import measure_ceilings
 from retbench.measure.limits import limit_memory
@@ -49,12 +49,12 @@ QUADRATIC_GATE_DEPTH = 4096
 """The same for backends whose whole pass holds a score for every pair of tokens."""
 
 _QUADRATIC = frozenset({"parallel", "reference"})
-_FATAL = (ConfigError, StorageError)
-"""Errors that no other cell or worker would escape."""
 
 
 def do_task(job: Job, tell: Tell, visits: Iterator[Visit]) -> None:
     """Do what the job says and tell of it.
+
+    An error costs the cells that met it; a StorageError, which no other cell or worker would escape, ends the run.
 
     Args:
         job: The job.
@@ -119,7 +119,7 @@ def _prepare(job: Job, device: torch.device, store: StateStore, tell: Tell) -> N
     try:
         model = _build(job, device)
         gate = _check_gate(job, model)
-    except _FATAL:
+    except StorageError:
         raise
     except Exception as error:
         tell(_refusal(tuple(range(len(job.cells))), error))
@@ -148,7 +148,7 @@ def _stream(job: Job, model: Decoder, cells: tuple[int, ...], store: StateStore,
 
     try:
         stream_states(model, [job.cells[index] for index in cells], store, report)
-    except _FATAL:
+    except StorageError:
         raise
     except Exception as error:
         tell(_refusal(cells, error))
@@ -199,7 +199,7 @@ def _set_up(job: Job, device: torch.device, surroundings: Surroundings, tell: Te
         if settings.memory_limit_bytes is not None:
             limit_memory(settings.memory_limit_bytes, device)
         model = _build(job, device)
-    except _FATAL:
+    except StorageError:
         raise
     except Exception as error:
         tell(_refusal(tuple(range(len(job.cells))), error))
@@ -237,7 +237,7 @@ def _measure_cell(context: Context, records_path: Path) -> Outcome:
         with watch:
             found = load_workload(context.cell.workload)(context)
         documents = _store_documents(found, context.cell, records_path)
-    except _FATAL:
+    except StorageError:
         raise
     except Exception as error:
         traceback.print_exception(error)

@@ -6,6 +6,7 @@ from dataclasses import asdict
 
 from retbench.evaluation.lm import DecoderLM
 from retbench.evaluation.zeroshot import TaskScores, evaluate
+from retbench.protocols import FEWSHOT_SEED
 from retbench.records import Metric
 from retbench.units import tokens_per_second
 from retbench.workloads.context import Context, Measurement, Notes
@@ -23,7 +24,12 @@ def measure(context: Context) -> Measurement:
         UnsupportedError: the task's data cannot be had.
     """
     point, evaluation = context.cell.point, evaluation_of(context)
-    lm = DecoderLM(context.model, tokenizer_of(context), max_length=point.context_len)
+    lm = DecoderLM(
+        context.model,
+        tokenizer_of(context),
+        max_length=point.context_len,
+        add_bos=bool(evaluation.add_bos),
+    )
     context.forget_what_ran()
     start_s = time.perf_counter()
     scores = evaluate(
@@ -32,6 +38,7 @@ def measure(context: Context) -> Measurement:
         data_dir=context.data_dir,
         limit=evaluation.limit,
         num_fewshot=point.num_fewshot or 0,
+        seed=FEWSHOT_SEED if evaluation.fewshot_seed is None else evaluation.fewshot_seed,
     )
     seconds = time.perf_counter() - start_s
     metrics = _metrics(scores, seconds)
@@ -78,7 +85,6 @@ def _notes(context: Context, scores: TaskScores) -> Notes:
     if scores.fewshot_source is not None:
         notes |= {
             "fewshot_source": scores.fewshot_source,
-            "fewshot_sampler": scores.fewshot_sampler or "default",
             "fewshot_seed": scores.seed,
         }
     return notes

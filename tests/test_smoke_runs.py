@@ -1,0 +1,129 @@
+"""The smoke profile of every shipped experiment, by the commands that a user types, into one folder of results."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from retbench.config import list_experiments, load_experiment
+from retbench.plan import Plan, make_plan
+from retbench.records import Record, read_records
+from tests.checkpoints.stored import FLA, LLAMA, write_fla_retnet, write_fla_transformer
+
+pytestmark = pytest.mark.slow
+
+DATA = os.environ.get("RETBENCH_DATA")
+FROM_HUB = [
+    name
+    for name in list_experiments()
+    if any(spec.checkpoint for spec in load_experiment(name).models.values())
+]
+HERE = [name for name in list_experiments() if name not in FROM_HUB]
+
+
+def needs_data(name: str) -> bool:
+    """Whether an experiment asks tasks, whose files are not part of any package."""
+    return load_experiment(name).profile("smoke").workloads.zeroshot is not None
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where all commands are typed; nothing is fetched from the hub."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("smoke")
+        patch.setenv("RETBENCH_CACHE", str(folder / "cache"))
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        yield folder
+
+
+def retbench(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """One command."""
+    command = [sys.executable, "-m", "retbench", *words]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
+def succeed(folder: Path, *words: str) -> str:
+    """What a command printed that had to succeed."""
+    done = retbench(folder, *words)
+    assert done.returncode == 0, f"{' '.join(words)}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+    assert "Traceback" not in done.stderr
+    return done.stdout
+
+
+def run_smoke(folder: Path, name: str, *overrides: str) -> None:
+    """Train what an experiment measures, measure it, and find every cell of its plan in the records."""
+    profile = load_experiment(name).profile("smoke")
+    origin = profile.trained_by or (f"{name}/smoke" if profile.training else None)
+    if origin:
+        trained_in, _, trained_as = origin.partition("/")
+        succeed(folder, "train", trained_in, "--profile", trained_as, "--device", "cpu")
+    options = [f"--set={item}" for item in overrides]
+    printed = succeed(folder, "run", name, "--profile", "smoke", "--device", "cpu", *options)
+    assert "\n| retnet" in printed or "\n| corpus |" in printed or "\n| task |" in printed
+    check_records(plan_of(folder, name, overrides), folder / "results")
+    assert all(model in succeed(folder, "table", name) for model in load_experiment(name).models)
+
+
+def plan_of(folder: Path, name: str, overrides: tuple[str, ...]) -> Plan:
+    """The plan that the command made."""
+    return make_plan(
+        name,
+        profile="smoke",
+        device="cpu",
+        dtype=None,
+        limit=None,
+        overrides=overrides,
+        results=folder / "results",
+    )
+
+
+def check_records(plan: Plan, results: Path) -> None:
+    """Every cell has its record in every round: a result, or the end of a memory that the plan limits."""
+    records, problems = read_records(results)
+    assert not problems
+    found: dict[tuple[str, int], Record] = {(one.cell_id, one.round): one for one in records}
+    for cell in plan.cells:
+        allowed = {"ok"} if cell.settings.memory_limit_bytes is None else {"ok", "oom"}
+        for number in range(plan.rounds_of(cell)):
+            record = found[cell.cell_id, number]
+            assert record.status in allowed, record.error
+            assert record.metrics or record.status == "oom"
+
+
+@pytest.mark.parametrize("name", HERE)
+def test_the_smoke_profile_of_an_experiment_runs(folder: Path, name: str) -> None:
+    if needs_data(name) and not DATA:
+        pytest.skip("RETBENCH_DATA is not set: the folder of task files")
+    run_smoke(folder, name)
+
+
+@pytest.mark.parametrize("name", FROM_HUB)
+def test_weights_of_the_hub_are_refused_where_it_cannot_be_reached(folder: Path, name: str) -> None:
+    done = retbench(folder, "run", name, "--profile", "smoke", "--device", "cpu", "--out", "nothing")
+    assert done.returncode == 3
+    said = " ".join(done.stderr.split())
+    assert "the hub cannot be reached" in said
+    assert "hf download fla-hub/" in said  # what to do about it
+    assert not (folder / "nothing").exists()
+
+
+@pytest.mark.parametrize("name", FROM_HUB)
+@pytest.mark.skipif(not DATA, reason="RETBENCH_DATA is not set: the folder of task files")
+def test_the_same_experiment_runs_on_weights_of_the_same_formats(folder: Path, name: str) -> None:
+    of_bytes = {"vocab_size": 257}
+    write_fla_retnet(folder / "retnet", FLA.model_copy(update=of_bytes))
+    write_fla_transformer(folder / "transformer", LLAMA.model_copy(update=of_bytes))
+    local = [f"models.{model}.checkpoint={folder / model}" for model in ("retnet", "transformer")]
+    run_smoke(folder, name, *local, "workloads.zeroshot.tokenizer=bytes")
+
+
+def test_report_and_claims_are_made_of_all_that_ran(folder: Path) -> None:
+    run_smoke(folder, "memory")  # so that there is something, whichever tests were chosen
+    succeed(folder, "report")
+    assert (folder / "reports/index.html").is_file()
+    assert "memory" in (folder / "reports/report.md").read_text(encoding="utf-8")
+    claims = succeed(folder, "claims")
+    assert "reproduced" not in claims.replace("not reproduced", "")  # small models on a CPU decide nothing
