@@ -1,7 +1,7 @@
 """The figures: which are drawn from which workload.
 
-A figure is one function that takes what it shows and gives a matplotlib Figure (`curves`, `stacks`); here it gets
-its name, its caption and the data behind it.
+A figure is one function that takes what it shows and gives a matplotlib Figure (`curves`, `stacks`,
+`training_curves`); here it gets its name, its caption and the data behind it.
 Those of quality are made in `score_figures`. To add one, write the function and its `Drawing`, and list it in
 `make_drawings`.
 """
@@ -12,7 +12,7 @@ from types import MappingProxyType
 
 import pandas as pd
 
-from retbench.analysis import curves, stacks, style
+from retbench.analysis import curves, stacks, style, training_curves
 from retbench.analysis.comparisons import LINEAR_MARGIN, Line, find_crossover, fit_line
 from retbench.analysis.drawings import Drawing, save_drawing
 from retbench.analysis.pairing import Folders
@@ -142,7 +142,7 @@ def _training(scene: Scene) -> Drawing:
         f"straight line through a memory that it misses at no point by more than {100 * LINEAR_MARGIN:.0f} %; memory "
         "far above these leaves the plot and goes on to the value beside its name.",
         conditions=scene.conditions,
-        figure=curves.draw_training(scene, title, lines),
+        figure=training_curves.draw_training(scene, title, lines),
         data=_with_lines(_data(scene, ["tokens_per_s", "peak_bytes"]), lines),
     )
 
