@@ -16,6 +16,7 @@ class Drawing:
 
     Attributes:
         name: Stem of its files.
+        experiments: Whose records are drawn.
         title: Its heading.
         caption: What it shows, in a sentence or two.
         conditions: Under which it was measured, in one line.
@@ -24,6 +25,7 @@ class Drawing:
     """
 
     name: str
+    experiments: tuple[str, ...]
     title: str
     caption: str
     conditions: str

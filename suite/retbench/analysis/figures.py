@@ -85,6 +85,7 @@ def _times(scene: Scene) -> Drawing:
     at = "after a context" if scene.workload == "decode" else "for a prompt"
     return Drawing(
         name=scene.name,
+        experiments=(scene.experiment,),
         title=title,
         caption=f"{title} {at} of each length, batch {scene.batch_size}. Points are geometric means of the "
         "rounds' medians, bars their 95 % intervals (often narrower than the marker; cut where they leave the plot).",
@@ -99,6 +100,7 @@ def _throughput(scenes: Sequence[Scene]) -> Drawing:
     first, title = scenes[0], "Decode throughput"
     return Drawing(
         name=f"{file_stem(scene_title(first.experiment, first.workload, '_'))}_throughput",
+        experiments=(first.experiment,),
         title=title,
         caption="Tokens/s of all sequences of a batch together against the batch size, after contexts of each length. "
         "Points are geometric means of the rounds' medians, bars their 95 % intervals (often narrower than the marker; "
@@ -118,6 +120,7 @@ def _memory(scene: Scene) -> Drawing:
     rows = stacks.memory_rows(scene)
     return Drawing(
         name=scene.name,
+        experiments=(scene.experiment,),
         title=title,
         caption=f"Bytes held by weights, by the recurrent state or the key-value cache, and needed as workspace by "
         f"one decode step at each context length, batch {scene.batch_size}. The thin line is the closed form of "
@@ -135,6 +138,7 @@ def _training(scene: Scene) -> Drawing:
     lines = {model: line for model, line in found.items() if line is not None}
     return Drawing(
         name=scene.name,
+        experiments=(scene.experiment,),
         title=title,
         caption=f"Tokens a second and peak memory of a whole training step (forward, backward, AdamW) on sequences of "
         f"each length, batch {scene.batch_size}. Points are geometric means of the rounds' medians, bars their 95 % "
@@ -158,6 +162,7 @@ def _rooflines(scenes: Sequence[Scene]) -> list[Drawing]:
         drawings.append(
             Drawing(
                 name=f"{file_stem(experiment)}_roofline_batch{batch_size}",
+                experiments=(experiment,),
                 title=title,
                 caption="The least time that the bytes and operations of a point allow on this machine, as measured "
                 f"in the same run, over the time it took, batch {batch_size}. The dashed line is the machine's "

@@ -99,6 +99,7 @@ def _by_size(scores: Scores, question: Question) -> Iterator[Drawing]:
     title, conditions = "Quality by size", describe_conditions(records)
     yield Drawing(
         name=_name(question, "by_size"),
+        experiments=(question.experiment,),
         title=title,
         caption=f"Bits per byte on {question_title(question)} against the size of the models; lower is better. Each "
         "point is one seed of the training; those of the models stand side by side.",
@@ -155,6 +156,7 @@ def _positions(scores: Scores, question: Question, records: Sequence[Record], pa
     )
     return Drawing(
         name=_name(question, f"by_position{part}"),
+        experiments=(question.experiment,),
         title=title,
         caption=f"Nats per token by the position of the token in its document, {question_title(question)}; each "
         f"point is the mean of the positions since the one before it, a line a seed.{beyond}",
@@ -194,6 +196,7 @@ def _curves(scores: Scores, question: Question, records: Sequence[Record], part:
     about = f"sequences of {format_tokens(question.context_len)}, {corpus}"
     return Drawing(
         name=_name(question, f"learning{part}"),
+        experiments=(question.experiment,),
         title=title,
         caption=f"Loss on the validation split of {corpus} while the models learn from its training split, in "
         f"sequences of {format_tokens(question.context_len)}; a line a seed, each model with its own best learning "
@@ -258,6 +261,7 @@ def _answers(scores: Scores, questions: Sequence[Question]) -> Iterator[Drawing]
     title, conditions = f"Accuracy, {shots}-shot", describe_conditions(largest)
     yield Drawing(
         name=f"{file_stem(questions[0].experiment)}_zeroshot_{shots}shot",
+        experiments=(questions[0].experiment,),
         title=title,
         caption=f"Share of right answers (acc) of the models of {sizes[-1]}, {shots}-shot, with Wilson's 95 % "
         "interval over the questions. The grey tick is what guessing reaches. Beside it: the difference in percentage "

@@ -182,37 +182,38 @@ def add_panels(
     return panels
 
 
-def add_rows(figure: Figure, count: int, *, right_in: float) -> list[Axes]:
-    """Axes one above the other between heading and foot, from the top down, over linear context lengths.
+def add_rows(
+    figure: Figure, labels: Sequence[str], *, right_in: float, gap_in: float = 0.4, left_in: float = 0.52
+) -> list[Axes]:
+    """Axes one above the other between heading and foot, from the top down.
 
     Args:
         figure: From `new_figure`.
-        count: How many.
+        labels: What is along the x axis of each; empty for none, and then `gap_in` need not hold it.
         right_in: Inches kept free at the right for labels.
+        gap_in: Inches between two.
+        left_in: Inches kept free at the left for the labels of the y axis.
     """
-    height_in = float(figure.get_figheight())
-    left_in, bottom_in, gap_in = 0.52, FOOTER_IN + 0.33, 0.4
+    height_in, count = float(figure.get_figheight()), len(labels)
+    bottom_in = FOOTER_IN + 0.33
     each_in = (height_in - bottom_in - HEADER_IN - gap_in * (count - 1)) / count
     width_in = WIDTH_IN - left_in - right_in
-    rows = []
-    for index in range(count):
+    middle, rows = (left_in + width_in / 2) / WIDTH_IN, []
+    for index, label in enumerate(labels):
         base_in = height_in - HEADER_IN - (index + 1) * each_in - index * gap_in
         box = (left_in / WIDTH_IN, base_in / height_in, width_in / WIDTH_IN, each_in / height_in)
         rows.append(figure.add_axes(box))
-    middle = (left_in + width_in / 2) / WIDTH_IN
-    figure.text(
-        middle,
-        (FOOTER_IN + 0.03) / height_in,
-        "context length, tokens",
-        fontsize=6.5,
-        color=MUTED,
-        ha="center",
-    )
+        if label:
+            label_in = base_in - 0.3
+            figure.text(middle, label_in / height_in, label, fontsize=6.5, color=MUTED, ha="center")
     return rows
 
 
 def set_linear_length_axis(axes: Axes, lengths: Sequence[int]) -> None:
-    """A linear axis of context lengths from zero, ticked at those measured that have room, the longest first."""
+    """A linear axis of context lengths or batch sizes from zero, ticked at those measured that have room.
+
+    The longest comes first.
+    """
     longest = max(lengths)
     width_in = axes.get_position().width * WIDTH_IN / 1.06
     shown: list[int] = []

@@ -35,7 +35,7 @@ def draw_training(scene: Scene, title: str, lines: Mapping[str, Line]) -> Figure
     subtitle = scene.subtitle("step_s") + ("; dotted: linear fit" if linear else "")
     figure = style.new_figure(HEIGHT_IN, title, subtitle, scene.conditions)
     right_in = label_width_in([*scene.models.labels.values(), *(label.text for label in (*speeds, *sizes))])
-    upper, lower = style.add_rows(figure, 2, right_in=right_in)
+    upper, lower = style.add_rows(figure, ["", "context length, tokens"], right_in=right_in)
     top = highest(rates)
     size, unit = (1e3, "thousand tokens/s") if top >= 1e3 else (1.0, "tokens/s")
     style.set_value_axis(upper, top / size)

@@ -5,6 +5,7 @@ conditions. Numbers stand in the files as the papers have them, and leave here i
 """
 
 import tomllib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -20,6 +21,14 @@ from retbench.units import PRINTED_UNITS, format_printed, from_printed
 Kind = Literal["printed", "read_off", "third_party", "derived"]
 """printed: a number of the text, a table or a label. read_off: from a figure, by its pixels. third_party: from a figure
 that was not seen here, by somebody's eye. derived: arithmetic on the others."""
+
+KIND_WORDS: dict[Kind, str] = {
+    "printed": "printed",
+    "read_off": "read off by its pixels",
+    "third_party": "read off by others",
+    "derived": "derived from what is printed",
+}
+"""How a number came to be, in words."""
 
 
 class Conditions(Strict):
@@ -186,3 +195,14 @@ def find_number(place: str) -> Number:
     source = f"{paper.title} (arXiv:{paper.arxiv}) {sheet.source}"
     printed = format_printed(as_printed, sheet.unit)
     return Number(place, value, unit, printed, source, sheet.kind, sheet.conditions, sheet.doubts)
+
+
+def describe_unknowns(numbers: Iterable[Number]) -> list[str]:
+    """What the papers do not state about numbers, and what is doubtful of them, a line a source."""
+    said: dict[str, dict[str, None]] = {}
+    for number in numbers:
+        words = said.setdefault(number.source, {})
+        if number.conditions.not_stated:
+            words[f"not stated: {', '.join(number.conditions.not_stated)}."] = None
+        words |= dict.fromkeys(number.doubts)
+    return [f"{source}: {' '.join(words)}" for source, words in said.items() if words]
