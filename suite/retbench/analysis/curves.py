@@ -48,7 +48,7 @@ def draw_times(scene: Scene, metric: str, title: str, crossings: Mapping[str, Cr
     axes.yaxis.set_visible(not rows.empty)
     draw_lines(axes, rows, scene.models, size)
     label_ends(axes, end_labels(rows, scene.models, size, format_seconds))
-    mark_failures(axes, scene)
+    mark_failures(axes, scene.failed, scene.models, scene.lengths[0])
     for model, crossing in crossings.items():
         _mark_crossing(axes, crossing, scene, model)
     return figure
@@ -66,7 +66,7 @@ def draw_roofline(scenes: Sequence[Scene], title: str) -> Figure:
         style.set_value_axis(axes, top / size)
         axes.axhline(1 / size, color=style.MUTED, linewidth=0.8, linestyle=(0, (4, 2)))
         draw_lines(axes, scene.rows(metric), scene.models, size)
-        mark_failures(axes, scene)
+        mark_failures(axes, scene.failed, scene.models, scene.lengths[0])
     panels[0].annotate(
         "ceiling",
         xy=(0.03, 1 / size),

@@ -15,6 +15,7 @@ import pandas as pd
 from retbench.analysis import curves, stacks, style, training_curves
 from retbench.analysis.comparisons import LINEAR_MARGIN, Line, find_crossover, fit_line
 from retbench.analysis.drawings import Drawing, save_drawing
+from retbench.analysis.inference import draw_figure6
 from retbench.analysis.pairing import Folders
 from retbench.analysis.points import MAIN_METRIC
 from retbench.analysis.scenes import (
@@ -70,7 +71,7 @@ def make_drawings(selection: Selection) -> list[Drawing]:
         memory = [_memory(scene) for scene in scenes if scene.workload == "memory"]
         prompts = [_times(scene) for scene in scenes if scene.workload == "prefill"]
         training = [_training(scene) for scene in scenes if scene.workload == "training"]
-        return times + memory + prompts + training + _rooflines(scenes)
+        return times + memory + draw_figure6(scenes) + prompts + training + _rooflines(scenes)
 
 
 def _times(scene: Scene) -> Drawing:

@@ -97,10 +97,20 @@ def describe_rate(per_second: float) -> str:
     return format_rate(per_second, "").strip()
 
 
-def mark_failures(axes: Axes, scene: Scene) -> None:
-    """Above the plot, a row a model: a cross at every length without a value, and the reason."""
-    for row in draw_crosses(axes, scene.failed, scene.models):
-        left = row.places[0] > min(scene.lengths)
+def mark_failures(
+    axes: Axes, failed: pd.DataFrame, models: Lineup, first: int, axis: str = "context_len"
+) -> None:
+    """Above the plot, a row a model: a cross at every place along `axis` without a value, and the reason.
+
+    Args:
+        axes: Where.
+        failed: Points that have no value.
+        models: All models.
+        first: The first place along the axis.
+        axis: What is along it.
+    """
+    for row in draw_crosses(axes, failed, models, axis):
+        left = row.places[0] > first
         axes.annotate(
             describe_status(row.status),
             xy=(row.places[0] if left else row.places[-1], row.y),

@@ -183,7 +183,7 @@ def add_panels(
 
 
 def add_rows(
-    figure: Figure, labels: Sequence[str], *, right_in: float, gap_in: float = 0.4, left_in: float = 0.52
+    figure: Figure, labels: Sequence[str], *, right_in: float, gap_in: float = 0.4, top_in: float = HEADER_IN
 ) -> list[Axes]:
     """Axes one above the other between heading and foot, from the top down.
 
@@ -192,15 +192,15 @@ def add_rows(
         labels: What is along the x axis of each; empty for none, and then `gap_in` need not hold it.
         right_in: Inches kept free at the right for labels.
         gap_in: Inches between two.
-        left_in: Inches kept free at the left for the labels of the y axis.
+        top_in: Inches kept free above the first.
     """
     height_in, count = float(figure.get_figheight()), len(labels)
-    bottom_in = FOOTER_IN + 0.33
-    each_in = (height_in - bottom_in - HEADER_IN - gap_in * (count - 1)) / count
+    left_in, bottom_in = 0.52, FOOTER_IN + 0.33
+    each_in = (height_in - bottom_in - top_in - gap_in * (count - 1)) / count
     width_in = WIDTH_IN - left_in - right_in
     middle, rows = (left_in + width_in / 2) / WIDTH_IN, []
     for index, label in enumerate(labels):
-        base_in = height_in - HEADER_IN - (index + 1) * each_in - index * gap_in
+        base_in = height_in - top_in - (index + 1) * each_in - index * gap_in
         box = (left_in / WIDTH_IN, base_in / height_in, width_in / WIDTH_IN, each_in / height_in)
         rows.append(figure.add_axes(box))
         if label:

@@ -59,7 +59,7 @@ def _fill_row(
     axes.yaxis.set_visible(not rows.empty)
     axes.set_ylabel(words, fontsize=6.5, color=style.MUTED, labelpad=3)
     draw_lines(axes, rows, scene.models, size)
-    mark_failures(axes, scene)
+    mark_failures(axes, scene.failed, scene.models, scene.lengths[0])
     edge, top = axes.get_xlim()[1], axes.get_ylim()[1]
     ordered = sorted(labels, key=lambda label: label.y)
     label_ends(axes, [replace(label, x=edge, y=min(top, label.y / size)) for label in ordered])
