@@ -78,7 +78,9 @@ def draw_roofline(scenes: Sequence[Scene], title: str) -> Figure:
     )
     last = scenes[-1]
     edge = panels[-1].get_xlim()[1]
-    labels = margin_labels(last.rows(metric), last, lambda ratio: f"{100 * ratio:.0f} %", {})
+    labels = margin_labels(
+        last.rows(metric), last.models, last.lengths[-1], lambda ratio: f"{100 * ratio:.0f} %"
+    )
     label_ends(panels[-1], [replace(label, x=edge, y=label.y / size) for label in labels])
     for axes, scene in zip(panels, scenes, strict=True):
         add_note(axes, scene.workload, (*CORNERS[1:], CORNERS[0]))

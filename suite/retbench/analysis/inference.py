@@ -76,7 +76,12 @@ def _by_length(
 ) -> Iterator[Panel]:
     """A panel against context length up to the paper's longest, at its batch or the largest there is."""
     longest = max(point.context_len for point in paper)
-    fit = [scene for scene in scenes if len([n for n in scene.lengths if n <= longest]) > 1]
+    fit = [
+        scene
+        for scene in scenes
+        if len([n for n in scene.lengths if n <= longest]) > 1
+        and not _within(scene.rows(metric), longest).empty
+    ]
     if not fit:
         return
     scene = max(fit, key=lambda scene: (scene.batch_size == paper[0].batch_size, scene.batch_size))
@@ -122,6 +127,9 @@ def _latency(scenes: Sequence[Scene]) -> Iterator[Panel]:
         rows = _within(rows, longest)
         return rows[(rows["context_len"] == lengths[-1]) | (rows["model"] == reference)]
 
+    rows = shown(pd.concat([scene.rows("tpot_s") for scene in fit], ignore_index=True))
+    if rows.empty:
+        return
     records = [r for scene in fit for r in scene.records if r.point.context_len <= longest]
     yield Panel(
         "c",
@@ -129,7 +137,7 @@ def _latency(scenes: Sequence[Scene]) -> Iterator[Panel]:
         metric="tpot_s",
         axis="batch_size",
         models=scenes[0].models,
-        rows=shown(pd.concat([scene.rows("tpot_s") for scene in fit], ignore_index=True)),
+        rows=rows,
         failed=shown(pd.concat([scene.failed for scene in fit], ignore_index=True)),
         paper=tuple(
             point
@@ -147,7 +155,7 @@ def _draw(panels: Sequence[Panel]) -> Drawing:
     conditions = describe_conditions(timed or panels[0].records, panels[0].models)
     experiments = tuple(dict.fromkeys(panel.records[0].experiment for panel in panels))
     return Drawing(
-        name=f"figure6_{file_stem('_'.join(experiments))}",
+        name=f"{file_stem('_'.join(experiments))}_figure6",
         experiments=experiments,
         title=title,
         caption=bind_units(" ".join([_describe(panels), *_describe_paper(panels)])),
@@ -168,20 +176,23 @@ def _subtitle(panels: Sequence[Panel]) -> str:
 def _describe(panels: Sequence[Panel]) -> str:
     """What the panels show, over which range and from which experiments."""
     models = panels[0].models
-    reference = models.labels[models.reference] if models.reference else ""
+    others = ", ".join(models.labels[name] for name in models.challengers)
     about = {
         "a": "bytes of weights (dotted), state or key-value cache, and workspace of one decode step",
         "b": "tokens/s of all sequences of a batch together",
         "c": "time per output token against the batch size"
-        + (f", the {reference} at each context and the others at the longest" if reference else ""),
+        + (f", {others} at the longest context and the Transformer at each" if others else ""),
     }
     said = "; ".join(
         f"({panel.letter}) {about[panel.letter]}, of the experiment {panel.records[0].experiment}"
         for panel in panels
     )
-    return (
-        f"The cost of decoding in the layout and range of the paper's Figure 6: {said}. Points of times are geometric "
-        "means of the rounds' medians, bars their 95 % intervals (often narrower than the marker)."
+    is_timed = any(panel.letter != "a" for panel in panels)
+    return f"The cost of decoding in the layout and range of the paper's Figure 6: {said}." + (
+        " Points of rates and times are geometric means of the rounds' medians, bars their 95 % intervals (often "
+        "narrower than the marker)."
+        if is_timed
+        else ""
     )
 
 
@@ -197,8 +208,8 @@ def _describe_paper(panels: Sequence[Panel]) -> list[str]:
         tuple(record for record in records if record.model.name == reference),
     )
     return [
-        "Hollow grey markers are the paper's own values; nothing that it states contradicts the conditions here: "
-        f"{ours.words}.",
+        "Hollow grey markers are the paper's own values (two where those who read them off differ); nothing that it "
+        f"states contradicts the conditions here: {ours.words}.",
         overlays.describe_points(points),
     ]
 

@@ -1,7 +1,7 @@
 """The cost of inference as the RetNet paper's Figure 6 shows it: memory, throughput and latency, a panel each."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -14,6 +14,7 @@ from retbench.analysis.lines import (
     draw_lines,
     end_labels,
     highest,
+    margin_labels,
     mark_failures,
     time_unit,
 )
@@ -67,6 +68,15 @@ class Panel:
     def places(self) -> list[int]:
         """Every place along the x axis, measured or failed, in order."""
         return sorted({int(place) for frame in (self.rows, self.failed) for place in frame[self.axis]})
+
+    @property
+    def markers(self) -> dict[str, str]:
+        """The marker of the first model of each architecture."""
+        architectures = {record.model.name: record.model.architecture for record in self.records}
+        names = [name for name in self.models.models if name in architectures]
+        return {
+            architectures[name]: style.look(self.models.models.index(name)).marker for name in reversed(names)
+        }
 
     @property
     def scale(self) -> tuple[float, str, float]:
@@ -124,17 +134,15 @@ def _fill(axes: Axes, panel: Panel) -> None:
 
 def _labels(panel: Panel) -> list[Label]:
     """The names of the lines at the right edge of the axes, with their last value or their length."""
-    size, _, _ = panel.scale
-    edge, labels = 1.06 * panel.places[-1], []
+    size, last = panel.scale[0], panel.places[-1]
+    labels = []
     for length, rows in panel.lines:
-
-        def describe(value: float, length: int | None = length) -> str:
-            return _describe(panel, value) if length is None else format_tokens(length)
-
-        for label in end_labels(rows, panel.models, size, describe, panel.axis):
-            text = label.text if length is None else label.text.replace("\n", " ")
-            labels.append(Label(edge, label.y, text, label.colour))
-    return labels
+        if length is None:
+            labels += margin_labels(rows, panel.models, last, lambda value: _describe(panel, value))
+            continue
+        found = end_labels(rows, panel.models, 1.0, lambda _: "", panel.axis)
+        labels += [replace(label, text=f"{label.text.strip()} {format_tokens(length)}") for label in found]
+    return [replace(label, x=style.LINEAR_EDGE * last, y=label.y / size) for label in labels]
 
 
 def _describe(panel: Panel, value: float) -> str:
@@ -148,10 +156,15 @@ def _paper_labels(panel: Panel) -> list[Label]:
     if panel.axis != "context_len":
         return []
     last = {point.architecture: point.number.value for point in panel.paper}
-    edge, size = 1.06 * panel.places[-1], panel.scale[0]
     return [
-        Label(edge, value / size, f"paper {_describe(panel, value)}", style.MUTED, is_bold=False)
-        for value in last.values()
+        Label(
+            style.LINEAR_EDGE * panel.places[-1],
+            value / panel.scale[0],
+            f"{style.HOLLOW[panel.markers[architecture]]} paper {_describe(panel, value)}",
+            style.MUTED,
+            is_bold=False,
+        )
+        for architecture, value in last.items()
     ]
 
 
@@ -175,16 +188,12 @@ def _draw_weights(axes: Axes, rows: pd.DataFrame, size: float) -> None:
 
 def _draw_paper(axes: Axes, panel: Panel) -> None:
     """The paper's values: hollow, grey, in the shape of the model's own; with their length where lines have one."""
-    markers = {
-        record.model.architecture: style.look(panel.models.models.index(record.model.name)).marker
-        for record in reversed(panel.records)
-    }
     for architecture in dict.fromkeys(point.architecture for point in panel.paper):
         mine = [point for point in panel.paper if point.architecture == architecture]
         axes.plot(
             [point.context_len if panel.axis == "context_len" else point.batch_size for point in mine],
             [point.number.value / panel.scale[0] for point in mine],
-            markers[architecture],
+            panel.markers[architecture],
             markersize=5.2,
             markerfacecolor="none",
             markeredgecolor=style.MUTED,

@@ -5,6 +5,7 @@ Rows are those of `points.summarise` and `points.failed_points`; a size is that 
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import NamedTuple
 
 import pandas as pd
@@ -13,7 +14,7 @@ from matplotlib.axes import Axes
 from retbench.analysis import style
 from retbench.analysis.labels import Label, label_width_in
 from retbench.analysis.points import Lineup
-from retbench.analysis.scenes import Scene, describe_status
+from retbench.analysis.scenes import describe_status
 from retbench.units import format_rate, format_tokens
 
 _WIDEST = 1.5
@@ -76,16 +77,20 @@ def end_labels(
 
 
 def margin_labels(
-    rows: pd.DataFrame, scene: Scene, describe: Callable[[float], str], more: Mapping[str, str]
+    rows: pd.DataFrame,
+    models: Lineup,
+    longest: int,
+    describe: Callable[[float], str],
+    more: Mapping[str, str] = MappingProxyType({}),
 ) -> list[Label]:
-    """Each model's name and last value, with its length where other lines are longer, and what more is to say."""
-    labels = end_labels(rows, scene.models, 1.0, describe)
-    drawn = [model for model in scene.models.models if model in set(rows["model"])]
+    """Each model's name and last value, with its length where that is not the longest, and what more is to say."""
+    labels = end_labels(rows, models, 1.0, describe)
+    drawn = [model for model in models.models if model in set(rows["model"])]
     return [
         replace(
             label,
             text=label.text
-            + (f", {format_tokens(int(label.x))}" if label.x < max(scene.lengths) else "")
+            + (f", {format_tokens(int(label.x))}" if label.x < longest else "")
             + more.get(model, ""),
         )
         for model, label in zip(drawn, labels, strict=True)

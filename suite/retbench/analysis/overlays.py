@@ -7,6 +7,7 @@ named beside the figure.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 
 from retbench.analysis.claim_types import Scale, load_claims
 from retbench.analysis.setups import features_of
@@ -95,26 +96,30 @@ def keep_comparable(points: Iterable[PaperPoint], records: Iterable[Record]) -> 
         point
         for point in points
         if any(
-            architecture == point.architecture and all(_holds(point, record) for record in mine)
+            architecture == point.architecture
+            and all(_holds(_sheet(point.number.place), each) for each in mine)
             for (architecture, _), mine in by_model.items()
         )
     ]
 
 
-def _holds(point: PaperPoint, record: Record) -> bool:
-    """Whether nothing stated about a point contradicts a record."""
+def _holds(sheet: str, record: Record) -> bool:
+    """Whether nothing stated about a sheet contradicts a record."""
     is_grouped = record.model.architecture == "transformer" and "grouped" in features_of(record)
-    return _scale(point.number).holds(record) and not is_grouped
+    return _scale(sheet).holds(record) and not is_grouped
 
 
-def _scale(number: Number) -> Scale:
-    """Size and device of a number, as the claims that rest on its sheet have them."""
-    sheet = number.place.rsplit("/", 2)[0]
+@cache
+def _scale(sheet: str) -> Scale:
+    """Size and device of a sheet, as the claims that rest on it have them."""
     return next(
-        claim.scale
-        for claim in load_claims()
-        if any(place.rsplit("/", 2)[0] == sheet for place in claim.numbers)
+        claim.scale for claim in load_claims() if any(_sheet(place) == sheet for place in claim.numbers)
     )
+
+
+def _sheet(place: str) -> str:
+    """PAPER/SHEET of the place of a number."""
+    return place.rsplit("/", 2)[0]
 
 
 def describe_kinds(points: Iterable[PaperPoint]) -> str:

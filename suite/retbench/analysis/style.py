@@ -28,6 +28,8 @@ FOOTER_IN = 0.34
 HEADER_IN = 0.51
 """Height of the strip at the head: heading, subtitle, and a line for panel titles and failures."""
 POINTS_PER_IN = 72.0
+LINEAR_EDGE = 1.06
+"""The right end of a linear axis over its last place."""
 
 INK, MUTED, GRID, PAPER, NEUTRAL = "#1b1f24", "#5f6771", "#dfe2e6", "#ffffff", "#c6cbd1"
 
@@ -84,6 +86,10 @@ _DARK_LOOKS = (
     Look("#2bbf93", "#5ad3ae", "#125c46", "^"),
     Look("#d991b8", "#e6b3cf", "#6e4159", "D"),
 )
+
+
+HOLLOW = {"o": "○", "s": "□", "^": "△", "D": "◇"}
+"""The character that looks like a marker that is not filled."""
 
 
 def look(index: int) -> Look:
@@ -215,14 +221,14 @@ def set_linear_length_axis(axes: Axes, lengths: Sequence[int]) -> None:
     The longest comes first.
     """
     longest = max(lengths)
-    width_in = axes.get_position().width * WIDTH_IN / 1.06
+    width_in = axes.get_position().width * WIDTH_IN / LINEAR_EDGE
     shown: list[int] = []
     for length in sorted(lengths, reverse=True):
         if not shown or (shown[-1] - length) / longest * width_in >= 0.2:
             shown.append(length)
     axes.xaxis.set_major_locator(FixedLocator(shown))
     axes.xaxis.set_major_formatter(FixedFormatter([format_tokens(length) for length in shown]))
-    axes.set_xlim(0, longest * 1.06)
+    axes.set_xlim(0, longest * LINEAR_EDGE)
 
 
 def set_length_axis(axes: Axes, lengths: Sequence[int]) -> None:

@@ -30,8 +30,8 @@ def draw_training(scene: Scene, title: str, lines: Mapping[str, Line]) -> Figure
     rates, peaks = scene.rows("tokens_per_s"), scene.rows("peak_bytes")
     linear = {model: line for model, line in lines.items() if line.fits}
     slopes = {model: f"\n{format_bytes(line.slope)} a token" for model, line in linear.items()}
-    speeds = margin_labels(rates, scene, lambda rate: f"{rate:,.0f} tokens/s", {})
-    sizes = margin_labels(peaks, scene, format_bytes, slopes)
+    speeds = margin_labels(rates, scene.models, scene.lengths[-1], lambda rate: f"{rate:,.0f} tokens/s")
+    sizes = margin_labels(peaks, scene.models, scene.lengths[-1], format_bytes, slopes)
     subtitle = scene.subtitle("step_s") + ("; dotted: linear fit" if linear else "")
     figure = style.new_figure(HEIGHT_IN, title, subtitle, scene.conditions)
     right_in = label_width_in([*scene.models.labels.values(), *(label.text for label in (*speeds, *sizes))])
