@@ -201,15 +201,10 @@ def _describe_paper(panels: Sequence[Panel]) -> list[str]:
     points = [point for panel in panels for point in panel.paper]
     if not points:
         return []
-    records = [record for panel in panels if panel.paper for record in panel.records]
-    reference = panels[0].models.reference
-    ours = Setup(
-        tuple(record for record in records if record.model.name != reference),
-        tuple(record for record in records if record.model.name == reference),
-    )
+    timed_first = [record for panel in reversed(panels) if panel.paper for record in panel.records]
     return [
         "Hollow grey markers are the paper's own values (two where those who read them off differ); nothing that it "
-        f"states contradicts the conditions here: {ours.words}.",
+        f"states contradicts the conditions here: {Setup(tuple(timed_first)).words}.",
         overlays.describe_points(points),
     ]
 
