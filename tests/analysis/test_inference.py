@@ -1,5 +1,6 @@
 """The paper's Figure 6 redrawn: its panels from records that are there, its values only where conditions agree."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -12,8 +13,9 @@ from analysis.synthetic_records import CPU, GPU, ROUNDS, SMALL, Maker
 from analysis.words import check_words
 from retbench.analysis import style
 from retbench.analysis.drawings import Drawing
-from retbench.analysis.figures import make_drawings
+from retbench.analysis.inference import draw_figure6
 from retbench.analysis.overlays import figure6a, figure6b, figure6c
+from retbench.analysis.scenes import make_scenes
 from retbench.analysis.selection import select
 from retbench.records import Record
 
@@ -23,7 +25,8 @@ CROWDED = replace(GPU, memory_bytes=40e9)
 
 def figure6(records: list[Record]) -> Drawing | None:
     """The one figure of the paper's layout, if there is one."""
-    found = [drawing for drawing in make_drawings(select(records)) if drawing.name.endswith("_figure6")]
+    with style.house_style():
+        found = draw_figure6(make_scenes(select(records)))
     assert len(found) <= 1
     return found[0] if found else None
 
@@ -215,19 +218,19 @@ def test_another_batch_than_the_papers_has_none_along_the_length() -> None:
 
 
 @pytest.mark.parametrize(
-    "records",
+    "make",
     [
-        paper_records(CROWDED),
-        [r for r in paper_records() if r.model.name == "retnet"],
-        [r for r in paper_records() if r.model.name == "transformer"],
-        Maker(CPU).memory(),
-        Maker(CPU).memory() + Maker(CPU).latency((1024, 2048, 3072, 4096, 5120, 6144, 7168, 8192)),
-        Maker(SMALL).throughput(),
+        lambda: paper_records(CROWDED),
+        lambda: [r for r in paper_records() if r.model.name == "retnet"],
+        lambda: [r for r in paper_records() if r.model.name == "transformer"],
+        lambda: Maker(CPU).memory(),
+        lambda: Maker(CPU).memory() + Maker(CPU).latency((1024, 2048, 3072, 4096, 5120, 6144, 7168, 8192)),
+        lambda: Maker(SMALL).throughput(),
     ],
     ids=["out of memory", "retnet", "transformer", "memory", "eight lengths", "throughput"],
 )
-def test_no_word_leaves_the_figure_or_covers_another(records: list[Record]) -> None:
-    found = figure6(records)
+def test_no_word_leaves_the_figure_or_covers_another(make: Callable[[], list[Record]]) -> None:
+    found = figure6(make())
     assert found is not None
     check_words(found)
 
