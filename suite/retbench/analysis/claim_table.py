@@ -8,7 +8,7 @@ from typing import Any, get_args
 from retbench.analysis.claim_types import Verdict
 from retbench.analysis.claims import Judged, Row
 from retbench.analysis.formats import escape_markdown
-from retbench.paper.papers import Number, describe_unknowns, find_number
+from retbench.paper.papers import Number, find_number
 
 VERDICT_WORDS: dict[Verdict, str] = {
     "reproduced": "reproduced",
@@ -43,7 +43,13 @@ def count_verdicts(judged: Sequence[Judged]) -> str:
 
 def unknowns(judged: Sequence[Judged]) -> list[str]:
     """What the papers do not state about the numbers of the claims, and what is doubtful of them, a line a source."""
-    return describe_unknowns(find_number(place) for each in judged for place in each.claim.numbers)
+    said: dict[str, dict[str, None]] = {}
+    for number in (find_number(place) for each in judged for place in each.claim.numbers):
+        words = said.setdefault(number.source, {})
+        if number.conditions.not_stated:
+            words[f"not stated: {', '.join(number.conditions.not_stated)}."] = None
+        words |= dict.fromkeys(number.doubts)
+    return [f"{source}: {' '.join(words)}" for source, words in said.items() if words]
 
 
 def _cells(row: Row) -> tuple[str, str, str]:

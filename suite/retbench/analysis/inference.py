@@ -183,14 +183,12 @@ def _describe(panels: Sequence[Panel]) -> str:
         "c": "time per output token against the batch size"
         + (f", {others} at the longest context and the Transformer at each" if others else ""),
     }
-    said = "; ".join(
-        f"({panel.letter}) {about[panel.letter]}, of the experiment {panel.records[0].experiment}"
-        for panel in panels
-    )
+    said = "; ".join(f"({panel.letter}) {about[panel.letter]}" for panel in panels)
+    experiments = " and ".join(dict.fromkeys(panel.records[0].experiment for panel in panels))
     is_timed = any(panel.letter != "a" for panel in panels)
-    return f"The cost of decoding in the layout and range of the paper's Figure 6: {said}." + (
-        " Points of rates and times are geometric means of the rounds' medians, bars their 95 % intervals (often "
-        "narrower than the marker)."
+    return f"From {experiments}, in the layout and range of the paper's Figure 6: {said}." + (
+        " Rates and times are geometric means of the rounds' medians, bars their 95 % intervals (often narrower than "
+        "the marker)."
         if is_timed
         else ""
     )
@@ -203,8 +201,8 @@ def _describe_paper(panels: Sequence[Panel]) -> list[str]:
         return []
     timed_first = [record for panel in reversed(panels) if panel.paper for record in panel.records]
     return [
-        "Hollow grey markers are the paper's own values (two where those who read them off differ); nothing that it "
-        f"states contradicts the conditions here: {Setup(tuple(timed_first)).words}.",
+        "Hollow markers are the paper's values (two where those who read them off differ); nothing that it states "
+        f"contradicts the conditions here: {Setup(tuple(timed_first)).words}.",
         overlays.describe_points(points),
     ]
 

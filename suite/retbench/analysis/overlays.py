@@ -5,13 +5,13 @@ derived from Figure 6(a). What it does not state (the dtype, the attention kerne
 named beside the figure.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
 from retbench.analysis.claim_types import Scale, load_claims
 from retbench.analysis.setups import features_of
-from retbench.paper.papers import KIND_WORDS, Number, describe_unknowns, find_number, load_papers
+from retbench.paper.papers import KIND_WORDS, Number, find_number, load_papers
 from retbench.records import Record
 
 _PAPER = "retnet"
@@ -127,7 +127,12 @@ def describe_kinds(points: Iterable[PaperPoint]) -> str:
     return ", ".join(dict.fromkeys(KIND_WORDS[point.number.kind].partition(" by ")[0] for point in points))
 
 
-def describe_points(points: Iterable[PaperPoint]) -> str:
-    """What the paper does not state about its values and what is doubtful of them, in sentences."""
+def describe_points(points: Sequence[PaperPoint]) -> str:
+    """What the paper does not state about its values, and what is doubtful of them, in sentences."""
     numbers = [number for point in points for number in (point.number, point.batch) if number is not None]
-    return " ".join(describe_unknowns(numbers))
+    unknown = dict.fromkeys(item for number in numbers for item in number.conditions.not_stated)
+    doubts: dict[str, dict[str, None]] = {}
+    for number in numbers:
+        doubts.setdefault(number.source.split()[-1], {}).update(dict.fromkeys(number.doubts))
+    said = [f"{source}: {' '.join(words)}" for source, words in doubts.items() if words]
+    return " ".join([f"Not stated there: {', '.join(unknown)}.", *said])

@@ -5,7 +5,6 @@ conditions. Numbers stand in the files as the papers have them, and leave here i
 """
 
 import tomllib
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -195,14 +194,3 @@ def find_number(place: str) -> Number:
     source = f"{paper.title} (arXiv:{paper.arxiv}) {sheet.source}"
     printed = format_printed(as_printed, sheet.unit)
     return Number(place, value, unit, printed, source, sheet.kind, sheet.conditions, sheet.doubts)
-
-
-def describe_unknowns(numbers: Iterable[Number]) -> list[str]:
-    """What the papers do not state about numbers, and what is doubtful of them, a line a source."""
-    said: dict[str, dict[str, None]] = {}
-    for number in numbers:
-        words = said.setdefault(number.source, {})
-        if number.conditions.not_stated:
-            words[f"not stated: {', '.join(number.conditions.not_stated)}."] = None
-        words |= dict.fromkeys(number.doubts)
-    return [f"{source}: {' '.join(words)}" for source, words in said.items() if words]
