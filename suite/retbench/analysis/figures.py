@@ -2,8 +2,8 @@
 
 A figure is one function that takes what it shows and gives a matplotlib Figure (`curves`, `stacks`,
 `training_curves`); here it gets its name, its caption and the data behind it.
-Those of quality are made in `score_figures`. To add one, write the function and its `Drawing`, and list it in
-`make_drawings`.
+Those of quality are made in `score_figures`, the paper's Figure 6 in `inference`. To add one, write the function and
+its `Drawing`, and list it in `make_drawings`.
 """
 
 from collections.abc import Sequence
