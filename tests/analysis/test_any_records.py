@@ -38,6 +38,8 @@ METRICS = (
     "nats_per_token",
     "acc",
     "learning_rate",
+    "validation_loss_nats",
+    "num_tokens",
 )
 
 name = st.sampled_from(["retnet", "transformer", "$x_1$ & <b>|%", "../../up"])
@@ -62,7 +64,7 @@ models = st.builds(
     name=name,
     architecture=st.sampled_from(["retnet", "transformer", "mamba"]),
     variant=st.just("v"),
-    size=st.just("s"),
+    size=st.sampled_from(["s", "6.7b"]),
     num_params=st.integers(0, 10**10),
     num_params_nonembedding=st.integers(0, 10**10),
     config=st.just(PROTOTYPE.model.config) | st.dictionaries(st.just("d_model"), plain),

@@ -142,7 +142,7 @@ def test_page_and_markdown_say_the_same_of_every_claim(
 
 def test_a_claim_leads_to_the_figures_of_its_experiments(texts: tuple[str, str]) -> None:
     article = texts[0].partition('<article id="claim-memory_ratio">')[2].partition("</article>")[0]
-    assert re.findall(r'href="#(\w+)"', article) == ["memory_batch8"]
+    assert re.findall(r'href="#(\w+)"', article) == ["memory_batch8", "memory_latency_figure6"]
 
 
 def test_a_folder_of_failures_damage_and_duplicates_still_has_every_claim(tmp_path: Path) -> None:

@@ -37,36 +37,8 @@ def test_each_corpus_and_protocol_is_drawn_at_its_longest_context(drawings: dict
         "quality_zeroshot_0shot",
         "quality_zeroshot_4shot",
         "quality_training_run_classic_books_2048_learning",
+        "quality_training_run_classic_books_2048_figure5",
     }
-
-
-def test_points_over_sizes_are_the_readings_and_the_line_is_of_one_seed(
-    drawings: dict[str, Drawing], scores: Scores
-) -> None:
-    drawing = drawings["quality_perplexity_litbank-original_whole_8192_by_size"]
-    question = next(
-        q for q in scores.questions("perplexity") if (q.task, q.context_len) == ("litbank/original", 8192)
-    )
-    expected = {
-        (r.model.name, r.model.size, str(r.model.weights and r.model.weights.seed)): (
-            r.model.num_params_nonembedding,
-            r.metrics["bits_per_byte"].value,
-        )
-        for r in scores.at(question)
-    }
-    found = {
-        (row["model"], row["size"], row["seed"]): (row["num_params_nonembedding"], row["value"])
-        for row in drawing.data.to_dict(orient="records")
-    }
-    assert found == expected
-    (axes,) = drawing.figure.axes
-    lines = [line for line in axes.lines if line.get_linestyle() == "-"]
-    assert sorted(len(line.get_xydata()) for line in lines) == [3, 3]  # seed 0 at three sizes
-    points = [
-        tuple(point) for line in axes.lines if line.get_linestyle() == "None" for point in line.get_xydata()
-    ]
-    assert sorted(points) == sorted((float(count), value) for count, value in expected.values())
-    assert "the line: seed 0" in " ".join(text.get_text() for text in drawing.figure.texts)
 
 
 def test_the_loss_along_documents_has_a_panel_a_size_and_a_line_a_seed(drawings: dict[str, Drawing]) -> None:

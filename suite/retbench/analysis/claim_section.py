@@ -12,15 +12,7 @@ from retbench.analysis.claim_table import (
 )
 from retbench.analysis.claims import Judged, Row, decides
 from retbench.analysis.drawings import Drawing
-from retbench.analysis.scenes import file_stem
-from retbench.paper.papers import Kind, find_number
-
-_KIND_WORDS: dict[Kind, str] = {
-    "printed": "printed",
-    "read_off": "read off by its pixels",
-    "third_party": "read off by others",
-    "derived": "derived from what is printed",
-}
+from retbench.paper.papers import KIND_WORDS, find_number
 
 
 @dataclass(frozen=True)
@@ -102,11 +94,7 @@ def _entry(each: Judged, drawings: Sequence[Drawing]) -> ClaimEntry:
         numbers=[_describe_number(place) for place in each.claim.numbers],
         doubts=unknowns([each]),
         rows=[_evidence(row) for row in each.rows],
-        figures=[
-            drawing
-            for drawing in drawings
-            if drawing.name.startswith(tuple(f"{file_stem(name)}_" for name in each.claim.experiments))
-        ],
+        figures=[drawing for drawing in drawings if set(drawing.experiments) & set(each.claim.experiments)],
     )
 
 
@@ -135,7 +123,7 @@ def _describe_number(place: str) -> str:
     number = find_number(place)
     row, column = place.split("/")[2:]
     what = ", ".join(name.replace("_", " ") for name in (row, column) if name != "value")
-    return f"{number.source}, {what}: {number.printed} ({_KIND_WORDS[number.kind]})"
+    return f"{number.source}, {what}: {number.printed} ({KIND_WORDS[number.kind]})"
 
 
 def _evidence(row: Row) -> Evidence:

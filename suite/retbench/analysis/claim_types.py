@@ -163,6 +163,12 @@ class Scale(Strict):
     having: tuple[Feature, ...] = ()
     without: tuple[Feature, ...] = ()
 
+    def holds(self, record: Record) -> bool:
+        """Whether a record is of the size and of the device."""
+        gpu = record.environment.get("gpu")
+        device = str(gpu.get("name")) if isinstance(gpu, dict) else "cpu"
+        return self.size in (None, record.model.size) and all(part in device for part in self.hardware)
+
 
 class Claim(Strict):
     """One claim."""

@@ -149,13 +149,11 @@ def decides(finding: Finding) -> bool:
 
 def _scope(claim: Claim, setup: Setup) -> Scope | None:
     """Under which conditions a setup was measured; None where its Transformer is not the one that a claim is about."""
-    scale, record, features = claim.scale, setup.challenger[0], setup.features
+    scale, features = claim.scale, setup.features
     is_strong = bool(claim.strong) and features >= set(claim.strong)
     if not features >= set(scale.having) and not is_strong:
         return None
-    gpu = record.environment.get("gpu")
-    device = str(gpu.get("name")) if isinstance(gpu, dict) else "cpu"
-    if scale.size not in (None, record.model.size) or not all(part in device for part in scale.hardware):
+    if not scale.holds(setup.challenger[0]):
         return "elsewhere"
     if not features & set(scale.without):
         return "paper"

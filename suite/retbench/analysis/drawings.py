@@ -16,6 +16,7 @@ class Drawing:
 
     Attributes:
         name: Stem of its files.
+        experiments: Whose records are drawn.
         title: Its heading.
         caption: What it shows, in a sentence or two.
         conditions: Under which it was measured, in one line.
@@ -24,11 +25,17 @@ class Drawing:
     """
 
     name: str
+    experiments: tuple[str, ...]
     title: str
     caption: str
     conditions: str
     figure: Figure
     data: pd.DataFrame
+
+    @property
+    def is_tall(self) -> bool:
+        """Whether it is as high as two others."""
+        return float(self.figure.get_figheight()) > 1.5 * float(self.figure.get_figwidth())
 
 
 def save_drawing(drawing: Drawing, out_dir: Path) -> list[Path]:

@@ -1,9 +1,9 @@
 """The figures: which are drawn from which workload.
 
-A figure is one function that takes what it shows and gives a matplotlib Figure (`curves`, `stacks`); here it gets
-its name, its caption and the data behind it.
-Those of quality are made in `score_figures`. To add one, write the function and its `Drawing`, and list it in
-`make_drawings`.
+A figure is one function that takes what it shows and gives a matplotlib Figure (`curves`, `stacks`,
+`training_curves`); here it gets its name, its caption and the data behind it.
+Those of quality are made in `score_figures`, the paper's Figure 6 in `inference`. To add one, write the function and
+its `Drawing`, and list it in `make_drawings`.
 """
 
 from collections.abc import Sequence
@@ -12,9 +12,10 @@ from types import MappingProxyType
 
 import pandas as pd
 
-from retbench.analysis import curves, stacks, style
+from retbench.analysis import curves, stacks, style, training_curves
 from retbench.analysis.comparisons import LINEAR_MARGIN, Line, find_crossover, fit_line
 from retbench.analysis.drawings import Drawing, save_drawing
+from retbench.analysis.inference import draw_figure6
 from retbench.analysis.pairing import Folders
 from retbench.analysis.points import MAIN_METRIC
 from retbench.analysis.scenes import (
@@ -70,7 +71,7 @@ def make_drawings(selection: Selection) -> list[Drawing]:
         memory = [_memory(scene) for scene in scenes if scene.workload == "memory"]
         prompts = [_times(scene) for scene in scenes if scene.workload == "prefill"]
         training = [_training(scene) for scene in scenes if scene.workload == "training"]
-        return times + memory + prompts + training + _rooflines(scenes)
+        return times + memory + draw_figure6(scenes) + prompts + training + _rooflines(scenes)
 
 
 def _times(scene: Scene) -> Drawing:
@@ -85,6 +86,7 @@ def _times(scene: Scene) -> Drawing:
     at = "after a context" if scene.workload == "decode" else "for a prompt"
     return Drawing(
         name=scene.name,
+        experiments=(scene.experiment,),
         title=title,
         caption=f"{title} {at} of each length, batch {scene.batch_size}. Points are geometric means of the "
         "rounds' medians, bars their 95 % intervals (often narrower than the marker; cut where they leave the plot).",
@@ -99,6 +101,7 @@ def _throughput(scenes: Sequence[Scene]) -> Drawing:
     first, title = scenes[0], "Decode throughput"
     return Drawing(
         name=f"{file_stem(scene_title(first.experiment, first.workload, '_'))}_throughput",
+        experiments=(first.experiment,),
         title=title,
         caption="Tokens/s of all sequences of a batch together against the batch size, after contexts of each length. "
         "Points are geometric means of the rounds' medians, bars their 95 % intervals (often narrower than the marker; "
@@ -118,6 +121,7 @@ def _memory(scene: Scene) -> Drawing:
     rows = stacks.memory_rows(scene)
     return Drawing(
         name=scene.name,
+        experiments=(scene.experiment,),
         title=title,
         caption=f"Bytes held by weights, by the recurrent state or the key-value cache, and needed as workspace by "
         f"one decode step at each context length, batch {scene.batch_size}. The thin line is the closed form of "
@@ -135,6 +139,7 @@ def _training(scene: Scene) -> Drawing:
     lines = {model: line for model, line in found.items() if line is not None}
     return Drawing(
         name=scene.name,
+        experiments=(scene.experiment,),
         title=title,
         caption=f"Tokens a second and peak memory of a whole training step (forward, backward, AdamW) on sequences of "
         f"each length, batch {scene.batch_size}. Points are geometric means of the rounds' medians, bars their 95 % "
@@ -142,7 +147,7 @@ def _training(scene: Scene) -> Drawing:
         f"straight line through a memory that it misses at no point by more than {100 * LINEAR_MARGIN:.0f} %; memory "
         "far above these leaves the plot and goes on to the value beside its name.",
         conditions=scene.conditions,
-        figure=curves.draw_training(scene, title, lines),
+        figure=training_curves.draw_training(scene, title, lines),
         data=_with_lines(_data(scene, ["tokens_per_s", "peak_bytes"]), lines),
     )
 
@@ -158,6 +163,7 @@ def _rooflines(scenes: Sequence[Scene]) -> list[Drawing]:
         drawings.append(
             Drawing(
                 name=f"{file_stem(experiment)}_roofline_batch{batch_size}",
+                experiments=(experiment,),
                 title=title,
                 caption="The least time that the bytes and operations of a point allow on this machine, as measured "
                 f"in the same run, over the time it took, batch {batch_size}. The dashed line is the machine's "

@@ -22,6 +22,7 @@ class Label:
     y: float
     text: str
     colour: str
+    is_bold: bool = True
 
 
 def label_width_in(texts: Sequence[str]) -> float:
@@ -46,7 +47,7 @@ def label_ends(axes: Axes, labels: Sequence[Label]) -> None:
             xytext=(6, place - want),
             textcoords="offset points",
             color=label.colour,
-            fontweight="bold",
+            fontweight="bold" if label.is_bold else "normal",
             fontsize=6.8,
             va="center",
             linespacing=1.15,

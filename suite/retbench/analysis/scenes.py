@@ -117,11 +117,15 @@ class Scene:
 
     def subtitle(self, metric: str) -> str:
         """Batch size, and what the bars stand for."""
-        batch = f"batch {self.batch_size}"
-        rows = self.rows(metric)
-        if not rows["low"].notna().any():
-            return f"{batch}, one round"
-        return f"{batch}; bars: 95 % interval of {int(rows['num_rounds'].max())} rounds"
+        rounds = describe_rounds(self.rows(metric))
+        return f"batch {self.batch_size}{'; ' if rounds.startswith('bars') else ', '}{rounds}"
+
+
+def describe_rounds(rows: pd.DataFrame) -> str:
+    """What the bars of points stand for, or that there are none."""
+    if not rows["low"].notna().any():
+        return "one round"
+    return f"bars: 95 % interval of {int(rows['num_rounds'].max())} rounds"
 
 
 def make_scenes(selection: Selection) -> list[Scene]:

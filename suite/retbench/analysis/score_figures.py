@@ -11,7 +11,6 @@ from retbench.analysis.pairing import Comparison
 from retbench.analysis.readings import (
     TRAINING_RUN,
     Question,
-    Subject,
     accuracy,
     is_final,
     question_of,
@@ -20,7 +19,15 @@ from retbench.analysis.readings import (
 from retbench.analysis.scenes import file_stem
 from retbench.analysis.score_curves import Answer, Curve, Exam, Panel
 from retbench.analysis.score_tables import POINTS, format_p
-from retbench.analysis.scores import Scores, describe_conditions, question_title
+from retbench.analysis.scores import (
+    Scores,
+    describe_conditions,
+    question_stem,
+    question_title,
+    seed_word,
+    subject_row,
+)
+from retbench.analysis.size_figures import draw_bits, draw_figure5
 from retbench.analysis.tasks import chance
 from retbench.measure.paired import proportion_interval
 from retbench.records import Record
@@ -32,24 +39,23 @@ _MOST_PANELS = 4
 
 def draw_scores(scores: Scores) -> list[Drawing]:
     """Every figure that the scores allow, in the order of the report."""
+    trainings = scores.questions(TRAINING_RUN)
     with style.house_style():
         return [
-            drawing
-            for question in deepest(scores)
-            for drawing in (*_by_size(scores, question), *_by_position(scores, question))
-        ] + [
-            *(drawing for group in exams(scores) for drawing in _answers(scores, group)),
+            *(each for question in trainings for each in draw_figure5(scores, question)),
             *(
-                drawing
-                for question in scores.questions(TRAINING_RUN)
-                for drawing in _learning(scores, question)
+                each
+                for question in deepest(scores)
+                for each in (*draw_bits(scores, question), *_by_position(scores, question))
             ),
+            *(each for group in exams(scores) for each in _answers(scores, group)),
+            *(each for question in trainings for each in _learning(scores, question)),
         ]
 
 
 def deepest(scores: Scores) -> list[Question]:
     """Of each corpus and protocol the question of the longest context that has a value."""
-    asked = [q for q in scores.questions("perplexity") if _measured(scores.at(q))]
+    asked = [q for q in scores.questions("perplexity") if scores.measured(q)]
     return list({(q.experiment, q.task, q.protocol): q for q in asked}.values())
 
 
@@ -57,87 +63,9 @@ def exams(scores: Scores) -> list[list[Question]]:
     """Tasks with the same examples before the question, together."""
     groups: dict[tuple[str, int | None], list[Question]] = {}
     for question in scores.questions("zeroshot"):
-        if _measured(scores.at(question)):
+        if scores.measured(question):
             groups.setdefault((question.experiment, question.num_fewshot), []).append(question)
     return list(groups.values())
-
-
-def _measured(records: Sequence[Record]) -> list[Record]:
-    return [record for record in records if record.status == "ok"]
-
-
-def _by_size(scores: Scores, question: Question) -> Iterator[Drawing]:
-    """Bits per byte over the parameters, where there are two sizes or more."""
-    records = [
-        record
-        for record in _measured(scores.at(question))
-        if "bits_per_byte" in record.metrics and record.model.num_params_nonembedding
-    ]
-    sizes = scores.sizes(records)
-    if len(sizes) < 2:
-        return
-    data = pd.DataFrame(
-        [
-            _subject_row(record)
-            | {
-                "num_params_nonembedding": record.model.num_params_nonembedding,
-                "metric": "bits_per_byte",
-                "unit": "bits",
-                "value": record.metrics["bits_per_byte"].value,
-            }
-            for record in records
-        ]
-    )
-    by_model = {
-        name: data[data["model"] == name] for name in scores.models.models if name in set(data["model"])
-    }
-    points = [_curve(name, rows) for name, rows in by_model.items()]
-    shared = _shared_seeds(records)
-    lines = [_curve(name, rows[rows["seed"].isin(shared[:1])]) for name, rows in by_model.items() if shared]
-    counts = [(size, float(data[data["size"] == size]["num_params_nonembedding"].mean())) for size in sizes]
-    seed = f"; the line: seed {shared[0]}" if shared and shared[0] != "none" else ""
-    title, conditions = "Quality by size", describe_conditions(records)
-    yield Drawing(
-        name=_name(question, "by_size"),
-        title=title,
-        caption=f"Bits per byte on {question_title(question)} against the size of the models; lower is better. Each "
-        "point is one seed of the training; those of the models stand side by side.",
-        conditions=conditions,
-        figure=score_curves.draw_sizes(
-            Panel("", tuple(points)),
-            [line for line in lines if len(line.x) > 1],
-            counts,
-            scores.models,
-            (title, f"bits per byte, {question_title(question)}{seed}", conditions),
-        ),
-        data=data,
-    )
-
-
-def _curve(model: str, rows: pd.DataFrame) -> Curve:
-    rows = rows.sort_values("num_params_nonembedding", kind="stable")
-    return Curve(
-        model,
-        tuple(float(count) for count in rows["num_params_nonembedding"]),
-        tuple(float(value) for value in rows["value"]),
-    )
-
-
-def _shared_seeds(records: Sequence[Record]) -> list[str]:
-    """Seeds that every size of every model has, as the data names them."""
-    found: dict[tuple[str, str], set[str]] = {}
-    for record in records:
-        found.setdefault((record.model.name, record.model.size), set()).add(_seed(subject_of(record)))
-    return sorted(set.intersection(*found.values()))
-
-
-def _seed(subject: Subject) -> str:
-    return "none" if subject.seed is None else str(subject.seed)
-
-
-def _subject_row(record: Record) -> dict[str, object]:
-    """What tells a subject in a figure's data."""
-    return {"model": record.model.name, "size": record.model.size, "seed": _seed(subject_of(record))}
 
 
 def _by_position(scores: Scores, question: Question) -> Iterator[Drawing]:
@@ -154,7 +82,8 @@ def _positions(scores: Scores, question: Question, records: Sequence[Record], pa
         "" if not any(panel.trained_len for panel in panels) else " The dashed line is the length trained at."
     )
     return Drawing(
-        name=_name(question, f"by_position{part}"),
+        name=question_stem(question, f"by_position{part}"),
+        experiments=(question.experiment,),
         title=title,
         caption=f"Nats per token by the position of the token in its document, {question_title(question)}; each "
         f"point is the mean of the positions since the one before it, a line a seed.{beyond}",
@@ -175,7 +104,7 @@ def _learning(scores: Scores, question: Question) -> Iterator[Drawing]:
 
 def _with_series(scores: Scores, question: Question, name: str) -> list[Record]:
     """The readings of a question that have a series with any point."""
-    return [r for r in _measured(scores.at(question)) if name in r.series and r.series[name].x]
+    return [r for r in scores.measured(question) if name in r.series and r.series[name].x]
 
 
 def _fitting(scores: Scores, records: Sequence[Record]) -> Iterator[tuple[str, list[Record]]]:
@@ -193,7 +122,8 @@ def _curves(scores: Scores, question: Question, records: Sequence[Record], part:
     corpus = question.task or "its own text"
     about = f"sequences of {format_tokens(question.context_len)}, {corpus}"
     return Drawing(
-        name=_name(question, f"learning{part}"),
+        name=question_stem(question, f"learning{part}"),
+        experiments=(question.experiment,),
         title=title,
         caption=f"Loss on the validation split of {corpus} while the models learn from its training split, in "
         f"sequences of {format_tokens(question.context_len)}; a line a seed, each model with its own best learning "
@@ -216,7 +146,7 @@ def _panels(scores: Scores, records: Sequence[Record], series: str) -> list[Pane
     for size in scores.sizes(records):
         mine = [record for record in records if record.model.size == size]
         mine.sort(
-            key=lambda record: (scores.models.models.index(record.model.name), _seed(subject_of(record)))
+            key=lambda record: (scores.models.models.index(record.model.name), seed_word(subject_of(record)))
         )
         curves = [Curve(r.model.name, r.series[series].x, r.series[series].y) for r in mine]
         panels.append(Panel(size, tuple(curves), scores.trained_length(mine)))
@@ -231,13 +161,13 @@ def _series_data(records: Sequence[Record], series: str) -> pd.DataFrame:
         counts = values.counts or (1,) * len(values.x)
         for x, y, count in zip(values.x, values.y, counts, strict=True):
             row = {"metric": series, "unit": values.unit, values.x_name: x, "value": y, "count": count}
-            rows.append(_subject_row(record) | row)
+            rows.append(subject_row(record) | row)
     return pd.DataFrame(rows)
 
 
 def _answers(scores: Scores, questions: Sequence[Question]) -> Iterator[Drawing]:
     """Accuracy in each task at the largest size that two models or more answered at."""
-    records = [r for q in questions for r in _measured(scores.at(q)) if accuracy(r)]
+    records = [r for q in questions for r in scores.measured(q) if accuracy(r)]
     sizes = [
         size
         for size in scores.sizes(records)
@@ -247,7 +177,7 @@ def _answers(scores: Scores, questions: Sequence[Question]) -> Iterator[Drawing]
         return
     largest = [record for record in records if record.model.size == sizes[-1]]
     rows = [
-        _subject_row(record)
+        subject_row(record)
         | {"task": record.point.task, "metric": "acc", "unit": "ratio"}
         | asdict(_answer(record))
         | {"num_documents": (accuracy(record) or (0, 0))[1], "chance": chance(record.point.task, "acc")}
@@ -258,6 +188,7 @@ def _answers(scores: Scores, questions: Sequence[Question]) -> Iterator[Drawing]
     title, conditions = f"Accuracy, {shots}-shot", describe_conditions(largest)
     yield Drawing(
         name=f"{file_stem(questions[0].experiment)}_zeroshot_{shots}shot",
+        experiments=(questions[0].experiment,),
         title=title,
         caption=f"Share of right answers (acc) of the models of {sizes[-1]}, {shots}-shot, with Wilson's 95 % "
         "interval over the questions. The grey tick is what guessing reaches. Beside it: the difference in percentage "
@@ -281,7 +212,9 @@ def _answer(record: Record) -> Answer:
 def _exam(scores: Scores, question: Question, records: Sequence[Record]) -> Exam:
     """The answers to a task, by model and seed."""
     mine = [record for record in records if question_of(record) == question]
-    mine.sort(key=lambda record: (scores.models.models.index(record.model.name), _seed(subject_of(record))))
+    mine.sort(
+        key=lambda record: (scores.models.models.index(record.model.name), seed_word(subject_of(record)))
+    )
     size, challengers = records[0].model.size, scores.models.challengers
     notes = [
         (f"{scores.models.labels[model]} " if len(challengers) > 1 else "") + _note(comparison)
@@ -301,15 +234,3 @@ def _note(comparison: Comparison) -> str:
     pair = comparison.accuracies["acc"]
     p_value = format_p(pair.p_value)
     return f"{POINTS * pair.difference:+.1f}, p {p_value if p_value.startswith('<') else f'= {p_value}'}"
-
-
-def _name(question: Question, what: str) -> str:
-    """Unique in a report, fit for a file name."""
-    parts = [
-        question.experiment,
-        question.workload,
-        question.task,
-        question.protocol,
-        str(question.context_len),
-    ]
-    return file_stem("_".join([part for part in parts if part] + [what]))

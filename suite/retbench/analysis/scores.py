@@ -18,7 +18,7 @@ from retbench.analysis.readings import (
     select_readings,
     subject_of,
 )
-from retbench.analysis.scenes import bind_units, device_name
+from retbench.analysis.scenes import bind_units, device_name, file_stem
 from retbench.records import Record
 from retbench.units import format_tokens
 
@@ -56,6 +56,10 @@ class Scores:
     def at(self, question: Question) -> list[Record]:
         """The readings of a question."""
         return [record for record in self.records if question_of(record) == question]
+
+    def measured(self, question: Question) -> list[Record]:
+        """The readings of a question that have a value."""
+        return [record for record in self.at(question) if record.status == "ok"]
 
     def subjects(self, records: Sequence[Record]) -> list[Subject]:
         """Sizes from the smallest to the largest, each with its seeds."""
@@ -194,3 +198,25 @@ def question_title(question: Question) -> str:
             f"{task} ({question.protocol or 'protocol not recorded'}, {format_tokens(question.context_len)})"
         )
     return task if question.num_fewshot is None else f"{task}, {question.num_fewshot}-shot"
+
+
+def question_stem(question: Question, what: str) -> str:
+    """What a figure of a question is called: unique in a report, fit for a file name."""
+    parts = [
+        question.experiment,
+        question.workload,
+        question.task,
+        question.protocol,
+        str(question.context_len),
+    ]
+    return file_stem("_".join([part for part in parts if part] + [what]))
+
+
+def seed_word(subject: Subject) -> str:
+    """The seed of a subject in the data of a figure."""
+    return "none" if subject.seed is None else str(subject.seed)
+
+
+def subject_row(record: Record) -> dict[str, object]:
+    """What tells the subject of a record in the data of a figure."""
+    return {"model": record.model.name, "size": record.model.size, "seed": seed_word(subject_of(record))}

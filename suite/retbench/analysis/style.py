@@ -28,6 +28,8 @@ FOOTER_IN = 0.34
 HEADER_IN = 0.51
 """Height of the strip at the head: heading, subtitle, and a line for panel titles and failures."""
 POINTS_PER_IN = 72.0
+LINEAR_EDGE = 1.06
+"""The right end of a linear axis over its last place."""
 
 INK, MUTED, GRID, PAPER, NEUTRAL = "#1b1f24", "#5f6771", "#dfe2e6", "#ffffff", "#c6cbd1"
 
@@ -84,6 +86,10 @@ _DARK_LOOKS = (
     Look("#2bbf93", "#5ad3ae", "#125c46", "^"),
     Look("#d991b8", "#e6b3cf", "#6e4159", "D"),
 )
+
+
+HOLLOW = {"o": "○", "s": "□", "^": "△", "D": "◇"}
+"""The character that looks like a marker that is not filled."""
 
 
 def look(index: int) -> Look:
@@ -182,46 +188,47 @@ def add_panels(
     return panels
 
 
-def add_rows(figure: Figure, count: int, *, right_in: float) -> list[Axes]:
-    """Axes one above the other between heading and foot, from the top down, over linear context lengths.
+def add_rows(
+    figure: Figure, labels: Sequence[str], *, right_in: float, gap_in: float = 0.4, top_in: float = HEADER_IN
+) -> list[Axes]:
+    """Axes one above the other between heading and foot, from the top down.
 
     Args:
         figure: From `new_figure`.
-        count: How many.
+        labels: What is along the x axis of each; empty for none, and then `gap_in` need not hold it.
         right_in: Inches kept free at the right for labels.
+        gap_in: Inches between two.
+        top_in: Inches kept free above the first.
     """
-    height_in = float(figure.get_figheight())
-    left_in, bottom_in, gap_in = 0.52, FOOTER_IN + 0.33, 0.4
-    each_in = (height_in - bottom_in - HEADER_IN - gap_in * (count - 1)) / count
+    height_in, count = float(figure.get_figheight()), len(labels)
+    left_in, bottom_in = 0.52, FOOTER_IN + 0.33
+    each_in = (height_in - bottom_in - top_in - gap_in * (count - 1)) / count
     width_in = WIDTH_IN - left_in - right_in
-    rows = []
-    for index in range(count):
-        base_in = height_in - HEADER_IN - (index + 1) * each_in - index * gap_in
+    middle, rows = (left_in + width_in / 2) / WIDTH_IN, []
+    for index, label in enumerate(labels):
+        base_in = height_in - top_in - (index + 1) * each_in - index * gap_in
         box = (left_in / WIDTH_IN, base_in / height_in, width_in / WIDTH_IN, each_in / height_in)
         rows.append(figure.add_axes(box))
-    middle = (left_in + width_in / 2) / WIDTH_IN
-    figure.text(
-        middle,
-        (FOOTER_IN + 0.03) / height_in,
-        "context length, tokens",
-        fontsize=6.5,
-        color=MUTED,
-        ha="center",
-    )
+        if label:
+            label_in = base_in - 0.3
+            figure.text(middle, label_in / height_in, label, fontsize=6.5, color=MUTED, ha="center")
     return rows
 
 
 def set_linear_length_axis(axes: Axes, lengths: Sequence[int]) -> None:
-    """A linear axis of context lengths from zero, ticked at those measured that have room, the longest first."""
+    """A linear axis of context lengths or batch sizes from zero, ticked at those measured that have room.
+
+    The longest comes first.
+    """
     longest = max(lengths)
-    width_in = axes.get_position().width * WIDTH_IN / 1.06
+    width_in = axes.get_position().width * WIDTH_IN / LINEAR_EDGE
     shown: list[int] = []
     for length in sorted(lengths, reverse=True):
         if not shown or (shown[-1] - length) / longest * width_in >= 0.2:
             shown.append(length)
     axes.xaxis.set_major_locator(FixedLocator(shown))
     axes.xaxis.set_major_formatter(FixedFormatter([format_tokens(length) for length in shown]))
-    axes.set_xlim(0, longest * 1.06)
+    axes.set_xlim(0, longest * LINEAR_EDGE)
 
 
 def set_length_axis(axes: Axes, lengths: Sequence[int]) -> None:

@@ -21,6 +21,14 @@ Kind = Literal["printed", "read_off", "third_party", "derived"]
 """printed: a number of the text, a table or a label. read_off: from a figure, by its pixels. third_party: from a figure
 that was not seen here, by somebody's eye. derived: arithmetic on the others."""
 
+KIND_WORDS: dict[Kind, str] = {
+    "printed": "printed",
+    "read_off": "read off by its pixels",
+    "third_party": "read off by others",
+    "derived": "derived from what is printed",
+}
+"""How a number came to be, in words."""
+
 
 class Conditions(Strict):
     """Under which numbers were taken; what is absent here does not apply, or is named in `not_stated`."""
