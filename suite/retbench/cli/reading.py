@@ -40,7 +40,9 @@ def report(
 
 
 def claims(
-    form: Annotated[str, typer.Option("--format", help="md or json.")] = "md",
+    form: Annotated[
+        str, typer.Option("--format", help="md, json, or short: a Markdown table of the headlines.")
+    ] = "md",
     results: ResultsPath = Path("results"),
 ) -> None:
     """Print the papers' claims, each with its verdict or what is missing for one.
