@@ -3,7 +3,7 @@
 # make test-long   these and the slow ones, in one process with all cores
 # make check       lint, types and test
 # make exact       what does not depend on the machine, against results/baselines/exact.json
-# make experiments-page  write experiments/README.md from the experiment files
+# make pages       write what is generated: experiments/README.md, and the claims in README.md from results/published
 # make bench-peers against torchscale, yet-another-retnet and transformers
 # make bench-eval  against lm-eval's HFLM: the same answers document by document, then the speed; needs RETBENCH_DATA
 # make bench-predict  predicted decode times against measured ones on this CPU, part by part
@@ -35,8 +35,11 @@ types: .venv/installed-dev
 exact: .venv/installed-dev
 	$(BIN)/retbench check
 
-experiments-page: .venv/installed
+pages: .venv/installed
 	$(BIN)/retbench list --page > experiments/README.md
+	$(BIN)/retbench claims --format short --results results/published > .venv/claims.md
+	sed -e '/^<!-- begin claims/,/^<!-- end claims/{//!d;}' -e '/^<!-- begin claims/r .venv/claims.md' README.md > .venv/README.md
+	cp .venv/README.md README.md
 
 bench-peers: .venv/installed-peers
 	$(BIN)/python -m benchmarks.peers
@@ -60,4 +63,4 @@ gpu-check: .venv/installed-gpu
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.$(EXTRAS)'
 	@touch $@
 
-.PHONY: report check test test-long lint types exact experiments-page bench-peers bench-eval bench-predict gpu-check
+.PHONY: report check test test-long lint types exact pages bench-peers bench-eval bench-predict gpu-check

@@ -35,7 +35,7 @@ def test_the_page_of_experiments_is_that_of_the_files() -> None:
     told = CliRunner().invoke(app, ["list", "--page"])
     assert told.exit_code == 0, told.output
     page = (ROOT / "experiments" / "README.md").read_text(encoding="utf-8")
-    assert page == told.stdout, "experiments/README.md is out of date: make experiments-page"
+    assert page == told.stdout, "experiments/README.md is out of date: make pages"
 
 
 def test_the_page_names_training_where_models_are_trained() -> None:

@@ -37,7 +37,7 @@ LAYERS: list[set[str]] = [
     {"evaluation"},
     {"training", "workloads"},
     {"plan", "estimates", "subjects", "questions", "running", "runner", "worker", "checking"},
-    {"cli", "cli_checks", "commands", "progress", "__main__"},
+    {"cli", "commands", "progress", "__main__"},
 ]
 # Beside the layers: what these may import from the package, themselves apart. Measuring sees callables, not models;
 # analysis sees records, costs, the statistics of measurement and what the papers print; comparing sees what analysis
@@ -49,9 +49,7 @@ BESIDE: dict[str, set[str]] = {
     "comparing": LAYERS[0] | LAYERS[1] | {"analysis", "measure"},
 }
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
-WITHOUT_TORCH = (
-    LAYERS[0] | LAYERS[1] | {"analysis", "comparing", "paper", "cli", "cli_checks", "commands", "progress"}
-)
+WITHOUT_TORCH = LAYERS[0] | LAYERS[1] | {"analysis", "comparing", "paper", "cli", "commands", "progress"}
 
 
 def module_name(path: Path) -> str:
@@ -146,6 +144,10 @@ def test_the_command_line_starts_light() -> None:
     assert {name for name in loaded if name.split(".")[0] == "retbench"} == {
         "retbench",
         "retbench.cli",
-        "retbench.cli_checks",
+        "retbench.cli.checks",
+        "retbench.cli.measuring",
+        "retbench.cli.models",
+        "retbench.cli.options",
+        "retbench.cli.reading",
         "retbench.errors",
     }

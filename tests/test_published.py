@@ -11,6 +11,7 @@ from retbench.records import read_records
 
 ROOT = Path(__file__).parents[1]
 PUBLISHED = ROOT / "results" / "published"
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 QUALITY = (ROOT / "docs" / "quality.md").read_text(encoding="utf-8")
 
 
@@ -33,6 +34,13 @@ def test_no_record_names_a_folder() -> None:
         assert not re.search(
             r'[" =]/(?:home|root|work|tmp|mnt|data|Users)\b', path.read_text(encoding="utf-8")
         ), path
+
+
+def test_the_readme_has_the_claims_of_the_records() -> None:
+    (block,) = re.findall(r"<!-- begin claims: .* -->\n(.*?)<!-- end claims -->", README, flags=re.DOTALL)
+    told = CliRunner().invoke(app, ["claims", "--format", "short", "--results", str(PUBLISHED)])
+    assert told.exit_code == 0, told.output
+    assert block == told.stdout, "README.md is out of date: make pages"
 
 
 def test_the_page_on_quality_has_the_tables_of_the_records() -> None:

@@ -69,6 +69,7 @@ def test_it_opens_in_silence_and_fetches_nothing(page: Any) -> None:
 
 
 def test_it_does_not_scroll_sideways(page: Any) -> None:
+    unfold(page)
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
 
 
@@ -139,8 +140,9 @@ CONTRASTS = """() => {
 
 @pytest.mark.parametrize("page", list(product((390, 1440), ("light", "dark"))), indirect=True, ids=str)
 def test_every_word_stands_out_from_its_background(page: Any) -> None:
+    unfold(page)
     found = page.evaluate(CONTRASTS)
-    assert len(found) > 500
+    assert len(found) > 800
     assert [words for contrast, words in found if contrast < 4.5] == []
 
 
@@ -172,19 +174,54 @@ def value_of(text: str) -> float:
     return float(text.split()[0]) * {"ms": 1e-3, "s": 1, "GiB": 2**30}[text.split()[-1]]
 
 
+def seen(nodes: Any) -> list[bool]:
+    """Which of some nodes a reader sees; one call for all of them."""
+    found: list[bool] = nodes.evaluate_all("nodes => nodes.map(node => node.checkVisibility())")
+    return found
+
+
+def unfold(page: Any) -> None:
+    """Open every group that is folded."""
+    page.locator("details").evaluate_all("folds => folds.forEach(fold => { fold.open = true; })")
+
+
 def test_verdicts_are_filtered_by_words(page: Any) -> None:
+    """By one box over all groups: a fold with a match opens, a group without one goes, and all is undone with it."""
     section = page.locator("#verdicts")
-    rows = section.locator("tbody tr")
-    assert rows.count() == 32
-    box = section.get_by_role("searchbox")
-    box.fill("NOT reproduced")
-    shown = [text for text in rows.all() if text.is_visible()]
-    assert 0 < len(shown) < 32
-    assert all("not reproduced" in row.inner_text() for row in shown)
-    assert section.locator("output").text_content() == f"{len(shown)} of 32 rows"
+    rows, groups = section.locator("tbody tr"), section.locator(".group")
+    box, count = section.get_by_role("searchbox"), section.locator("output")
+    before = seen(rows)
+    assert len(before) == 32
+    box.fill("without GROUPNORM")
+    shown = seen(rows)
+    assert shown.count(True) == 1
+    assert "Without GroupNorm RetNet is worse" in rows.nth(shown.index(True)).inner_text()
+    assert seen(groups).count(True) == 1
+    assert count.text_content() == "1 of 32 rows"
     box.fill("")
-    assert all(row.is_visible() for row in rows.all())
-    assert section.locator("output").text_content() == ""
+    assert seen(rows) == before
+    assert all(seen(groups))
+    assert count.text_content() == ""
+
+
+def test_what_was_measured_is_open_and_the_rest_folded(page: Any) -> None:
+    for part in ("#verdicts", "#claims"):
+        titles = page.locator(f"{part} h3").all_inner_texts()
+        folded = seen(page.locator(f"{part} details table"))
+        folds = page.locator(f"{part} details").count()
+        assert titles[0].startswith("Decided under the paper's conditions (")
+        assert [title for title in titles if title.startswith("Not measured")] == titles[-folds:]
+        assert folds >= 3
+        assert len(folded) >= folds
+        assert not any(folded)
+        assert all(seen(page.locator(f"{part} div.group table")))
+    unfold(page)
+    assert all(seen(page.locator("#verdicts tbody tr, #claims article")))
+
+
+def test_what_is_folded_is_printed(page: Any) -> None:
+    page.emulate_media(media="print")
+    assert all(seen(page.locator("details *")))
 
 
 def test_a_verdict_leads_to_its_claim(page: Any) -> None:
@@ -193,12 +230,22 @@ def test_a_verdict_leads_to_its_claim(page: Any) -> None:
     assert page.locator(":target").is_visible()
 
 
+def test_a_link_into_a_fold_opens_it(page: Any) -> None:
+    page.locator("#verdicts details").evaluate_all("folds => folds.forEach(fold => { fold.open = true; })")
+    assert not any(seen(page.locator("#claim-ablation_head_norm")))
+    page.get_by_role("link", name="Without GroupNorm RetNet is worse").click()
+    assert page.evaluate("document.querySelector(':target').id") == "claim-ablation_head_norm"
+    assert all(seen(page.locator(":target")))
+
+
 def test_without_scripts_everything_is_there_to_read(browser: Any, report: Path) -> None:
     context = browser.new_context(viewport={"width": 390, "height": 900}, java_script_enabled=False)
     page = context.new_page()
     page.goto(report.as_uri())
     assert page.locator("#verdicts tbody tr").count() == 32
-    assert all(row.is_visible() for row in page.locator("#verdicts tbody tr").all())
+    for summary in page.locator("#verdicts summary").all():
+        summary.click()
+    assert all(seen(page.locator("#verdicts tbody tr")))
     assert page.locator("button, input").count() == 0
     context.close()
 
@@ -214,5 +261,8 @@ def test_a_page_of_failures_does_not_scroll_sideways_either(browser: Any, tmp_pa
     for width in (320, 390, 641, 768, 1024):
         page.set_viewport_size({"width": width, "height": 900})
         assert page.evaluate("document.documentElement.scrollWidth") <= width
+    unfold(page)
+    page.set_viewport_size({"width": 320, "height": 900})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 320
     assert page.locator("#doubts").get_by_text("wordword").first.is_visible()
     page.close()

@@ -12,7 +12,7 @@ import typer
 
 from analysis.synthetic_records import CPU, GPU, TRAINER, Maker
 from analysis.synthetic_scores import ScoreMaker
-from retbench.analysis.claim_table import claims_json, claims_markdown
+from retbench.analysis.claim_table import claims_json, claims_markdown, headlines_markdown
 from retbench.analysis.claim_types import Claim, load_claims, parse_claims
 from retbench.analysis.claims import Judged, judge, judge_claims
 from retbench.analysis.frames import Results, load_results
@@ -527,9 +527,10 @@ def test_near_is_within_the_tolerance(value: float, verdict: str, tmp_path: Path
 def test_the_table_counts_the_verdicts_and_marks_what_is_elsewhere() -> None:
     judged = judge_claims(Results((*memory(), *latency(machine=CPU)), ()))
     text = claims_markdown(judged)
-    first, _, header, *_ = text.splitlines()
+    first, _, title, _, header, *_ = text.splitlines()
     counted = sum(int(part.split()[0]) for part in first.partition(": ")[2].rstrip(".").split(", "))
     assert counted == len(CLAIMS)
+    assert title.startswith("### Decided under the paper's conditions (")
     assert header == "| claim | source | conditions | verdict | found, or missing |"
     assert {line.count(" | ") for line in text.splitlines() if line.startswith("| ")} == {4}
     assert "- RetNet (arXiv:2307.08621) Figure 1: not stated: dtype, batch," in text
@@ -543,3 +544,25 @@ def test_json_names_what_the_paper_does_not_state() -> None:
     assert (number["value"], number["unit"], number["kind"]) == (15.6, "ratio", "printed")
     assert {"dtype", "attention kernel"} <= set(number["not_stated"])
     assert found["latency_ratio"]["rows"][0]["command"].startswith("retbench run latency")
+
+
+def test_the_headlines_have_both_answers_in_one_row() -> None:
+    records = [*latency(PLAIN, times(6.5)), *latency(STRONG, times(0.6))]
+    rows = headlines_markdown(judge_claims(Results(tuple(records), ()))).splitlines()
+    (row,) = [row for row in rows if "RetNet's latency is 15.6 times lower" in row]
+    paper, elsewhere = [cell.strip() for cell in row.strip("|").split(" | ")][2:]
+    assert paper.startswith("reproduced: ")
+    assert "; strong Transformer: 6.7b, NVIDIA A100-SXM4-80GB, bfloat16, fused attention" in paper
+    assert ": partly, " in paper
+    assert paper.count("the paper 15.6x") == 2
+    assert elsewhere == "–"
+
+
+def test_the_headlines_tell_of_a_transformer_as_the_papers_where_there_is_one() -> None:
+    """Two ways of attention were trained with; the claim of 7 times is about plain attention, that of 1.15 is not."""
+    rows = headlines_markdown(judge_claims(Results(tuple(Maker(TRAINER).training()), ()))).splitlines()
+    plain, fused = (
+        row for row in rows if "RetNet trains 7 times" in row or "RetNet trains 1.15 times" in row
+    )
+    assert "plain attention + all key heads" in plain
+    assert "fused attention + all key heads" in fused

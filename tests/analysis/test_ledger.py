@@ -24,7 +24,7 @@ def as_dict(table: pd.DataFrame) -> dict[str, list[str]]:
 def test_parameters_of_both_are_shown_with_their_mismatch(cpu_records: list[Record]) -> None:
     models = lineup(cpu_records)
     table = match_table(cpu_records, models)
-    assert list(table.columns) == ["", "RetNet", "Transformer"]
+    assert list(table.columns) == ["fact", "RetNet", "Transformer"]
     rows = as_dict(table)
     assert rows["ffn_dim"] == ["680", "1368"]
     assert rows["value_dim"] == ["1024", "–"]

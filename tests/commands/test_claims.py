@@ -1,13 +1,15 @@
 """`retbench claims` as a user meets it."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 from typer.testing import CliRunner
 
-from analysis.synthetic_records import CPU, Maker, write_results
+from analysis.synthetic_records import CPU, SMALL, Maker, write_results
+from retbench.analysis.claim_types import load_claims
 from retbench.cli import app
 
 
@@ -41,6 +43,41 @@ def test_records_and_what_cannot_be_read(tmp_path: Path) -> None:
     elsewhere = [row for row in claims["memory_level"]["rows"] if row["scope"] == "elsewhere"]
     assert [row["verdict"] for row in elsewhere] == ["reproduced"]
     assert claims["equal_forms"]["verdict"] == "reproduced"
+
+
+def headlines_of(results: Path) -> dict[str, tuple[str, str]]:
+    """What the short table says under the paper's conditions and elsewhere, by the claim's statement."""
+    code, out, _ = run("--results", str(results), "--format", "short")
+    assert code == 0
+    rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in out.splitlines()]
+    assert rows[0] == ["the paper's claim", "source", "under the paper's conditions", "measured elsewhere"]
+    return {row[0]: (row[2], row[3]) for row in rows[2:]}
+
+
+def test_the_short_table_has_the_headlines_with_what_other_conditions_show(tmp_path: Path) -> None:
+    records = [*Maker(CPU).latency(), *Maker(CPU).memory(), *Maker(SMALL).throughput()]
+    told = headlines_of(write_results(tmp_path / "results", records))
+    headlines = [claim.statement for claim in load_claims() if claim.headline]
+    assert list(told) == headlines
+    assert 10 <= len(headlines) <= 15
+    paper, elsewhere = told["At 8K RetNet's latency is 15.6 times lower than the Transformer's"]
+    assert paper == "not testable"
+    assert re.match(
+        r"partly at 25m, AMD EPYC 9B14, .*x \[.*\] at batch 1, 8K; the paper 15.6x \(one of 2\)", elsewhere
+    )
+    assert told["RetNet is ahead in all seven zero-shot tasks at 6.7B"] == ("not testable", "–")
+
+
+def test_what_was_measured_comes_first(tmp_path: Path) -> None:
+    results = write_results(tmp_path / "results", Maker(CPU).latency())
+    out = run("--results", str(results))[1]
+    titles = [line.removeprefix("### ") for line in out.splitlines() if line.startswith("###")]
+    assert titles[0] == "Decided under the paper's conditions (1)"
+    assert re.match(r"Measured, not decided \(\d+\)", titles[1])
+    assert all(title.startswith("Not ") for title in titles[2:])
+    first, second = (out.partition(title)[2].partition("###")[0] for title in titles[:2])
+    assert "one function" in first
+    assert "At 8K RetNet's latency" in second
 
 
 def test_an_unknown_format_is_an_error() -> None:

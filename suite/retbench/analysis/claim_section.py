@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from retbench.analysis.claim_groups import Known, group_claims
 from retbench.analysis.claim_table import (
     VERDICT_WORDS,
     count_verdicts,
     describe_scope,
     describe_verdict,
+    telling_rows,
     unknowns,
 )
 from retbench.analysis.claims import Judged, Row, decides
@@ -27,6 +29,14 @@ class Evidence:
 
 
 @dataclass(frozen=True)
+class Seen:
+    """What records of one kind of conditions show, and how the claim fares there; empty where that is its verdict."""
+
+    verdict: str
+    text: str
+
+
+@dataclass(frozen=True)
 class ClaimEntry:
     """One claim as the report shows it.
 
@@ -35,7 +45,7 @@ class ClaimEntry:
         statement: What the paper says.
         source: Paper and table or figure.
         verdict: Under the paper's own conditions, in words.
-        seen: What the records show, a sentence for each kind of conditions.
+        seen: What the records show, one for each kind of conditions.
         missing: What a verdict would take, or why none is to be had; empty where there is one.
         command: That makes what is missing.
         numbers: Of the paper, and how it has them.
@@ -48,7 +58,7 @@ class ClaimEntry:
     statement: str
     source: str
     verdict: str
-    seen: list[str]
+    seen: list[Seen]
     missing: str
     command: str | None
     numbers: list[str]
@@ -58,16 +68,25 @@ class ClaimEntry:
 
 
 @dataclass(frozen=True)
+class ClaimGroup:
+    """Claims of which as much is known, under a heading of their own."""
+
+    known: Known
+    title: str
+    entries: list[ClaimEntry]
+
+
+@dataclass(frozen=True)
 class ClaimSection:
     """Everything that the report shows of the claims.
 
     Attributes:
         counts: How many have which verdict.
-        entries: A claim each, in the order of their file.
+        groups: What was measured first.
     """
 
     counts: str
-    entries: list[ClaimEntry]
+    groups: list[ClaimGroup]
 
 
 def make_claim_section(judged: Sequence[Judged], drawings: Sequence[Drawing]) -> ClaimSection:
@@ -77,7 +96,11 @@ def make_claim_section(judged: Sequence[Judged], drawings: Sequence[Drawing]) ->
         judged: Every claim with its verdict.
         drawings: The figures of the report.
     """
-    return ClaimSection(count_verdicts(judged), [_entry(each, drawings) for each in judged])
+    groups = [
+        ClaimGroup(group.known, group.title, [_entry(each, drawings) for each in group.members])
+        for group in group_claims(judged)
+    ]
+    return ClaimSection(count_verdicts(judged), groups)
 
 
 def _entry(each: Judged, drawings: Sequence[Drawing]) -> ClaimEntry:
@@ -98,23 +121,13 @@ def _entry(each: Judged, drawings: Sequence[Drawing]) -> ClaimEntry:
     )
 
 
-def _seen(each: Judged) -> list[str]:
-    """Of the rows with records, one of each kind of conditions: that of the verdict, or the first that decides.
-
-    The verdict under the paper's conditions is that of the claim, and stands beside it already.
-    """
+def _seen(each: Judged) -> list[Seen]:
+    """What the records show, one for each kind of conditions; a verdict of the claim stands beside it already."""
     told = []
-    measured = [row for row in each.rows if row.num_records]
-    for scope in dict.fromkeys(row.scope for row in measured):
-        mine = [row for row in measured if row.scope == scope]
-        if scope == "paper":
-            shown = next(row for row in mine if row.finding.verdict == each.verdict)
-            verdict = ""
-        else:
-            shown = next((row for row in mine if decides(row.finding)), mine[0])
-            verdict = f" ({describe_verdict(shown).strip('()')})"
-        more = f" (one of {len(mine)})" if len(mine) > 1 else ""
-        told.append(f"{describe_scope(shown)}: {shown.finding.text}{verdict}{more}")
+    for row, count in telling_rows(each):
+        verdict = "" if row.scope == "paper" and decides(row.finding) else VERDICT_WORDS[row.finding.verdict]
+        more = f" (one of {count})" if count > 1 else ""
+        told.append(Seen(verdict, f"{describe_scope(row)}: {row.finding.text}{more}"))
     return told
 
 

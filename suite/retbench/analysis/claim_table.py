@@ -1,12 +1,13 @@
-"""Judged claims in words: as one Markdown table, and as plain data."""
+"""Judged claims in words: all as Markdown tables, the headlines as one, and all as plain data."""
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, get_args
 
-from retbench.analysis.claim_types import Verdict
-from retbench.analysis.claims import Judged, Row
+from retbench.analysis.claim_groups import group_claims
+from retbench.analysis.claim_types import Claim, Verdict
+from retbench.analysis.claims import Judged, Row, decides
 from retbench.analysis.formats import escape_markdown
 from retbench.paper.papers import Number, find_number
 
@@ -20,18 +21,80 @@ _SCOPE_WORDS = {"paper": "as in the paper", "strong": "strong Transformer", "els
 
 
 def claims_markdown(judged: Sequence[Judged]) -> str:
-    """How many claims have which verdict, then a row a claim and conditions; those of the paper come first."""
-    lines = [
-        count_verdicts(judged),
-        "",
-        "| claim | source | conditions | verdict | found, or missing |",
-        "| :-- | :-- | :-- | :-- | :-- |",
-    ]
+    """How many claims have which verdict, then a row a claim and conditions, what was measured first."""
+    lines = [count_verdicts(judged)]
+    for group in group_claims(judged):
+        lines += [
+            "",
+            f"### {group.title}",
+            "",
+            *_head("claim", "source", "conditions", "verdict", "found, or missing"),
+        ]
+        for each in group.members:
+            for number, row in enumerate(each.rows):
+                lead = (each.claim.statement, each.claim.source) if number == 0 else ("", "")
+                lines.append(_line(*lead, *_cells(row)))
+    if said := unknowns(judged):
+        lines += ["", "### Not stated by the papers, or doubtful", "", *(f"- {line}" for line in said)]
+    return "\n".join(lines) + "\n"
+
+
+def headlines_markdown(judged: Sequence[Judged]) -> str:
+    """A row a headline of the paper: what it claims, its verdict there, and what was measured elsewhere."""
+    lines = _head("the paper's claim", "source", "under the paper's conditions", "measured elsewhere")
     for each in judged:
-        for number, row in enumerate(each.rows):
-            lead = (each.claim.statement, each.claim.source) if number == 0 else ("", "")
-            lines.append("| " + " | ".join(escape_markdown(cell) for cell in (*lead, *_cells(row))) + " |")
-    return "\n".join([*lines, "", *(f"- {line}" for line in unknowns(judged))]) + "\n"
+        if each.claim.headline:
+            lines.append(_line(each.claim.statement, each.claim.source, *_answers(each)))
+    return "\n".join(lines) + "\n"
+
+
+def _answers(each: Judged) -> tuple[str, str]:
+    """What is known of a claim under the paper's conditions, with both Transformers, and under others."""
+    known = VERDICT_WORDS[each.verdict]
+    elsewhere = "–"
+    for row, more in telling_rows(each):
+        finding = row.finding.text + (f" (one of {more})" if more > 1 else "")
+        if row.scope == "paper":
+            known = f"{known}: {finding}"
+        elif row.scope == "strong":
+            known = f"{known}; {describe_scope(row)}: {describe_verdict(row)}, {finding}"
+        else:
+            elsewhere = f"{VERDICT_WORDS[row.finding.verdict]} at {row.conditions}: {finding}"
+    return known, elsewhere
+
+
+def telling_rows(each: Judged) -> list[tuple[Row, int]]:
+    """Of the rows with records one of each kind of conditions, and how many there are of that kind.
+
+    It is that of the verdict under the paper's conditions. Under all others it is one that decides, with a Transformer
+    as the paper's, of the experiment that the claim names first; of several the newest.
+    """
+    told = []
+    measured = [row for row in each.rows if row.num_records]
+    for scope in dict.fromkeys(row.scope for row in measured):
+        mine = [row for row in measured if row.scope == scope]
+        if scope == "paper":
+            shown = next(row for row in mine if row.finding.verdict == each.verdict)
+        else:
+            shown = min(mine, key=lambda row: _distance(each.claim, row))
+        told.append((shown, len(mine)))
+    return told
+
+
+def _distance(claim: Claim, row: Row) -> tuple[bool, int, int]:
+    """How far a row is from what a claim is about; the least is the nearest."""
+    unlike = row.features & set(claim.scale.without)
+    named = claim.experiments.index(row.experiment) if row.experiment in claim.experiments else 0
+    return not decides(row.finding), len(unlike), named
+
+
+def _head(*names: str) -> list[str]:
+    """The first two lines of a table of words."""
+    return [_line(*names), _line(*(":--" for _ in names))]
+
+
+def _line(*cells: str) -> str:
+    return "| " + " | ".join(escape_markdown(cell) for cell in cells) + " |"
 
 
 def count_verdicts(judged: Sequence[Judged]) -> str:

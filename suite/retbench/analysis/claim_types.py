@@ -191,6 +191,8 @@ class Claim(Strict):
     strong_command: str | None = None
     untestable: str | None = None
     """Why no run of this package can tell."""
+    headline: bool = False
+    """Whether the short table has it."""
 
     @model_validator(mode="after")
     def _whole(self) -> "Claim":

@@ -6,7 +6,7 @@ claim fares there, and never decide it.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from retbench.analysis.claim_types import (
@@ -14,6 +14,7 @@ from retbench.analysis.claim_types import (
     Claim,
     CostRule,
     CrossesRule,
+    Feature,
     Finding,
     GateRule,
     NearRule,
@@ -45,6 +46,8 @@ class Row:
         command: That makes the records.
         num_records: That the finding is made of.
         run_ids: Of the runs that made them.
+        experiment: That the newest of them belong to.
+        features: Of the Transformer among them.
     """
 
     scope: Scope
@@ -53,6 +56,8 @@ class Row:
     command: str | None
     num_records: int = 0
     run_ids: tuple[str, ...] = ()
+    experiment: str | None = None
+    features: frozenset[Feature] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -138,7 +143,8 @@ def _cost_rows(claim: Claim, rule: CostRule, records: Sequence[Record]) -> list[
         finding = judge_cost(claim, rule, setup, at_scale=scope != "elsewhere")
         key = setup.latest.experiment, setup.words
         if finding is not None and (key not in rows or decides(finding) > decides(rows[key].finding)):
-            rows[key] = _row(scope, setup.words, finding, setup.records)
+            row = _row(scope, setup.words, finding, setup.records)
+            rows[key] = replace(row, features=setup.features)
     return list(rows.values())
 
 
@@ -177,6 +183,6 @@ def _quality_rows(claim: Claim, records: Sequence[Record], results: Results) -> 
 
 def _row(scope: Scope, words: str, finding: Finding, records: Sequence[Record]) -> Row:
     """A row with where it comes from."""
-    command = max(records, key=started).command
+    newest = max(records, key=started)
     run_ids = tuple(sorted({record.run_id for record in records}))
-    return Row(scope, words, finding, command, len(records), run_ids)
+    return Row(scope, words, finding, newest.command, len(records), run_ids, newest.experiment)

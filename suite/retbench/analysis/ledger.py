@@ -48,7 +48,7 @@ def match_table(records: Sequence[Record], models: Lineup) -> pd.DataFrame:
     counts = {"parameters": "num_params", "parameters without embedding and head": "num_params_nonembedding"}
     for heading, field in counts.items():
         rows.append([heading, *(f"{getattr(infos[model], field):,}" for model in models.models)])
-    return pd.DataFrame(rows, columns=["", *(models.labels[model] for model in models.models)])
+    return pd.DataFrame(rows, columns=["fact", *(models.labels[model] for model in models.models)])
 
 
 def mismatch_sentence(records: Sequence[Record], models: Lineup) -> str:
@@ -89,7 +89,7 @@ def ran_table(records: Sequence[Record], models: Lineup) -> pd.DataFrame:
         sides = [_summary(name, facts[model].get(name, [])) for model in present]
         note = "" if len(set(sides)) == 1 else BY_DESIGN if name in _OWN_FACTS else DIFFERS
         rows.append([name, *sides, note])
-    return pd.DataFrame(rows, columns=["", *(models.labels[model] for model in present), "difference"])
+    return pd.DataFrame(rows, columns=["fact", *(models.labels[model] for model in present), "difference"])
 
 
 def _summary(name: str, values: Sequence[object]) -> str:
@@ -159,7 +159,12 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, ob
         if isinstance(value, Mapping):
             yield from flatten(value, f"{prefix}{name}.")
         else:
-            yield f"{prefix}{name}", json.dumps(value) if isinstance(value, list) else value
+            yield f"{prefix}{name}", _listed(value) if isinstance(value, list) else value
+
+
+def _listed(values: Sequence[object]) -> str:
+    """A list as JSON; what is measured in it, such as a load, to two digits."""
+    return json.dumps([round(value, 2) if isinstance(value, float) else value for value in values])
 
 
 def _changing(name: str, values: Sequence[object]) -> str:

@@ -8,9 +8,11 @@ import re
 from collections.abc import Iterator
 
 import pandas as pd
+from markupsafe import Markup, escape
 
 from retbench.analysis import style
 from retbench.analysis.drawings import Drawing
+from retbench.analysis.scenes import bind_units
 from retbench.units import read_column
 
 _HEAD = re.compile(r"<svg\b[^>]*?viewBox=\"0 0 ([\d.]+) ([\d.]+)\"[^>]*>")
@@ -46,6 +48,11 @@ def _variable(match: re.Match[str]) -> str:
     names = {light: name for name, (light, _) in style.css_colours().items()}
     name = names.get(match[0])
     return f"var(--{name})" if name else match[0]
+
+
+def prose(text: str) -> Markup:
+    """A sentence as HTML: numbers keep to their units, and what is between backticks is code."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(bind_units(text)))))
 
 
 def colour_rules() -> dict[str, str]:

@@ -29,7 +29,7 @@ from retbench.analysis.formats import escape_markdown, markdown_table, readable_
 from retbench.analysis.frames import Results, load_results, set_of, started
 from retbench.analysis.points import lineup
 from retbench.analysis.readings import QUALITY, question_of
-from retbench.analysis.scenes import Scene, bind_units, describe_conditions, make_scenes, scene_title
+from retbench.analysis.scenes import Scene, describe_conditions, make_scenes, scene_title
 from retbench.analysis.score_findings import find_scores
 from retbench.analysis.score_section import ScoreSection, Titled, make_section
 from retbench.analysis.scores import Scores
@@ -226,10 +226,10 @@ def _templates() -> Environment:
         keep_trailing_newline=True,
     )
     filters: dict[str, Any] = {
-        "bound": bind_units,
         "cell": escape_markdown,
         "cells": page.cells,
         "markdown": markdown_table,
+        "prose": page.prose,
         "rows": lambda table: table.itertuples(index=False),
     }
     environment.filters.update(filters)

@@ -205,8 +205,9 @@ def bind_units(text: str) -> str:
 
 
 def device_name(record: Record) -> str:
-    """The device that a record was measured on, as its maker calls it."""
+    """The device that a record was measured on, as its maker calls it, without the marks of a trade name."""
     gpu = record.environment.get("gpu")
     if isinstance(gpu, dict) and "name" in gpu:
         return str(gpu["name"])
-    return str(record.environment.get("cpu_model") or record.environment.get("machine"))
+    name = str(record.environment.get("cpu_model") or record.environment.get("machine"))
+    return re.sub(r"\((?:R|TM)\)", "", name)

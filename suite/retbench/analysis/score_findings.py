@@ -172,7 +172,7 @@ def _change(side: Sequence[Series], trained: int) -> tuple[str, str]:
     before = [one.y[one.x.index(trained)] for one in side]
     after = [one.y[one.x.index(max(one.x))] for one in side]
     changes = [late - early for early, late in zip(before, after, strict=True)]
-    lead = " to ".join(dict.fromkeys(f"{change:+.2f}" for change in (min(changes), max(changes))))
+    lead = " to ".join(dict.fromkeys(f"{change:+z.2f}" for change in (min(changes), max(changes))))
     return f"from {_range(before)} to {_range(after)}", lead
 
 

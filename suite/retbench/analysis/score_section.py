@@ -84,8 +84,9 @@ def subject_table(scores: Scores) -> pd.DataFrame:
         "fingerprint",
     ]
     rows: dict[tuple[str, ...], None] = {}
+    by_model = sorted(scores.records, key=lambda record: scores.models.models.index(record.model.name))
     for subject in scores.subjects(scores.records):
-        for record in scores.records:
+        for record in by_model:
             if subject_of(record) != subject or not is_final(record):
                 continue
             weights, tokens, rate = record.model.weights, num_trained_tokens(record), learning_rate(record)

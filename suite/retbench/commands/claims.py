@@ -4,17 +4,17 @@ from pathlib import Path
 
 import typer
 
-from retbench.analysis.claim_table import claims_json, claims_markdown
+from retbench.analysis.claim_table import claims_json, claims_markdown, headlines_markdown
 from retbench.analysis.claims import judge_claims
 from retbench.analysis.frames import Results, load_results
 from retbench.commands.layout import print_json
 from retbench.errors import unknown_name
 
-FORMATS = ("md", "json")
+FORMATS = ("md", "short", "json")
 
 
 def print_claims(form: str, results: Path) -> None:
-    """Print every claim; where there are no results at all, what each of them needs.
+    """Print every claim, or the headlines; where there are no results at all, what each of them needs.
 
     Raises:
         ConfigError: an unknown format.
@@ -26,7 +26,7 @@ def print_claims(form: str, results: Path) -> None:
     if form == "json":
         print_json({"claims": claims_json(judged)})
     else:
-        typer.echo(claims_markdown(judged), nl=False)
+        typer.echo(headlines_markdown(judged) if form == "short" else claims_markdown(judged), nl=False)
 
 
 def _load(results: Path) -> Results:

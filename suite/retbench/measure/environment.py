@@ -30,11 +30,10 @@ _NOT_MEASURING = frozenset(
     {
         "analysis",
         "checking",
+        "cli",
         "commands",
         "comparing",
         "paper",
-        "cli.py",
-        "cli_checks.py",
         "datasheets.py",
         "prediction.py",
         "progress.py",

@@ -1,9 +1,11 @@
 // Tables get headings that sort and a box that filters. Without this script they are read as they stand.
 (() => {
   "use strict";
-  const SORTED_FROM = 4, FILTERED_FROM = 10; // rows
+  const SORTED_FROM = 4, FILTERED_FROM = 20; // rows
   const BACK = { none: "ascending", ascending: "descending", descending: "none" };
   const words = new Intl.Collator("en", { numeric: true });
+
+  const rowsOf = table => [...table.tBodies[0].rows];
 
   const plain = text => text.toLowerCase().replace(/\s+/g, " ").trim();
 
@@ -36,11 +38,14 @@
     });
   };
 
-  const makeFilter = (table, rows) => {
+  // One box for some tables: it hides the rows that lack its words, tables without a row left, and unfolds the others.
+  const makeFilter = (tables, before, label) => {
     const box = document.createElement("input"), count = document.createElement("output"), line = document.createElement("p");
+    const rows = tables.flatMap(rowsOf), folds = tables.map(table => table.closest("details")).filter(Boolean);
+    let wereOpen = null; // which folds, before there were words in the box
     box.type = "search";
     box.placeholder = "Filter rows";
-    box.setAttribute("aria-label", "Filter the rows of the table below");
+    box.setAttribute("aria-label", label);
     line.className = "filter";
     line.append(box, count);
     box.addEventListener("input", () => {
@@ -48,14 +53,34 @@
       rows.forEach(row => {
         row.hidden = ![...row.cells].some(cell => plain(cell.textContent).includes(wanted));
       });
+      if (tables.length > 1) tables.forEach(table => {
+        table.parentElement.hidden = rowsOf(table).every(row => row.hidden);
+      });
+      wereOpen ??= folds.map(fold => fold.open);
+      folds.forEach((fold, number) => { fold.open = wanted ? true : wereOpen[number]; });
+      if (!wanted) wereOpen = null;
       count.textContent = box.value ? `${rows.filter(row => !row.hidden).length} of ${rows.length} rows` : "";
     });
-    (table.closest(".scroll") || table).before(line);
+    before.before(line);
+  };
+
+  // A link into what is folded unfolds it, also where the browser does not.
+  const reveal = () => {
+    const target = document.getElementById(location.hash.slice(1));
+    const folds = [];
+    for (let node = target; node; node = node.parentElement) if (node.matches("details:not([open])")) folds.push(node);
+    folds.forEach(fold => { fold.open = true; });
+    if (folds.length) target.scrollIntoView();
   };
 
   for (const table of document.querySelectorAll("table")) {
-    const rows = [...table.tBodies[0].rows];
+    const rows = rowsOf(table);
     if (rows.length >= SORTED_FROM) makeSortable(table, rows);
-    if (rows.length >= FILTERED_FROM) makeFilter(table, rows);
+    if (rows.length >= FILTERED_FROM && !table.closest("[data-filter]"))
+      makeFilter([table], table.closest(".scroll") || table, "Filter the rows of the table below");
   }
+  for (const part of document.querySelectorAll("[data-filter]"))
+    makeFilter([...part.querySelectorAll("table")], part.querySelector(".group"), part.dataset.filter);
+  addEventListener("hashchange", reveal);
+  reveal();
 })();

@@ -1,9 +1,11 @@
-"""The verbs of regression checks: thin, like those of `cli`, which takes them in."""
+"""The verbs of regression checks."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from retbench.cli.options import AsJson
 
 ReportFormat = Annotated[str, typer.Option("--format", help="text, md, json or junit.")]
 ReportFolder = Annotated[
@@ -186,7 +188,7 @@ def show(
     path: Annotated[Path, typer.Argument(metavar="PATH", help="A baseline, or a folder of them.")] = Path(
         "results/baselines"
     ),
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show what baselines hold: runs, points, and how much the runs differ."""
     from retbench.commands import baseline as command

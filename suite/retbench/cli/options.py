@@ -1,0 +1,34 @@
+"""Arguments and options that several verbs have."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+ExperimentName = Annotated[
+    str, typer.Argument(metavar="EXPERIMENT", help="A name from `retbench list`, or the path of a TOML file.")
+]
+ResultsPath = Annotated[Path, typer.Option("--results", help="Folder or file of records to read.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+DataDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--data-dir",
+        exists=True,
+        file_okay=False,
+        help="Folder that corpora, tokenizers and tasks are looked up in; by default that of RETBENCH_DATA.",
+    ),
+]
+DeviceName = Annotated[
+    str | None, typer.Option("--device", help="cpu, cuda or cuda:N; by default the first GPU, else the CPU.")
+]
+ProfileName = Annotated[
+    str | None,
+    typer.Option(
+        "--profile", help="smoke, cpu or paper; by default paper on a GPU of 70 GB or more, else cpu."
+    ),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Replace a field of the profile or of models.NAME."),
+]
