@@ -2,7 +2,8 @@
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ import torch
 from hypothesis import settings
 
 from retbench.measure import machine
+
+EVERY_CPU = machine.allowed_cpus()
 
 settings.register_profile("retbench", deadline=None, max_examples=50)
 settings.load_profile("retbench")
@@ -50,8 +53,25 @@ def _own_cores() -> None:
     if worker and num_workers and hasattr(os, "sched_setaffinity"):
         mine = machine.allowed_cores()[int(worker.removeprefix("gw")) :: int(num_workers)]
         if mine:  # what the tests start inherits it
-            os.sched_setaffinity(0, {cpu for core in mine for cpu in core})
+            _bind(cpu for core in mine for cpu in core)
             torch.set_num_threads(len(mine))
+
+
+@pytest.fixture
+def every_core() -> Iterator[None]:
+    """For a test that is about several cores: all that there are, whatever share of them the tests have."""
+    before = machine.allowed_cpus()
+    _bind(EVERY_CPU)
+    yield
+    _bind(before)
+
+
+def _bind(cpus: Iterable[int]) -> None:
+    """Keep this process, each thread that it has already, on some CPUs."""
+    chosen = set(cpus)
+    for thread in os.listdir("/proc/self/task") if hasattr(os, "sched_setaffinity") else ():
+        with suppress(ProcessLookupError):  # it has ended since it was listed
+            os.sched_setaffinity(int(thread), chosen)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -77,7 +77,7 @@ def test_every_figure_is_seen_as_wide_as_there_is_room(page: Any) -> None:
     boxes = page.evaluate(
         "[...document.querySelectorAll('figure svg')].map(s => s.getBoundingClientRect().toJSON())"
     )
-    assert len(boxes) == 4
+    assert len(boxes) == 5
     room = page.viewport_size["width"]
     for box in boxes:
         assert box["left"] >= 0

@@ -44,6 +44,7 @@ def test_a_worker_of_one_thread_is_held_on_one_cpu(monkeypatch: pytest.MonkeyPat
 
 
 @needs_two_cpus
+@pytest.mark.usefixtures("every_core")
 def test_a_worker_of_two_threads_flushes_denormals_on_both_and_has_a_cpu_for_each() -> None:
     found = describe_in_worker(PIN + DESCRIBE, 2)
     assert found["torch_build"]["num_threads"] == 2
@@ -52,11 +53,13 @@ def test_a_worker_of_two_threads_flushes_denormals_on_both_and_has_a_cpu_for_eac
 
 
 @needs_two_cpus
+@pytest.mark.usefixtures("every_core")
 def test_pinning_sets_the_threads_by_itself() -> None:
     assert describe_in_worker(PIN + DESCRIBE, 1, with_variables=False)["torch_build"]["num_threads"] == 1
 
 
 @needs_two_cpus
+@pytest.mark.usefixtures("every_core")
 def test_what_was_pinned_too_late_is_told() -> None:
     assert describe_in_worker(USE_ALL_THREADS + PIN + DESCRIBE, 2)["flush_denormal"] is False
 
@@ -158,7 +161,7 @@ def test_a_revision_is_of_the_source_wherever_it_lies(tmp_path: Path) -> None:
     revision, reason = describe_copy(tmp_path)
     assert re.fullmatch(rf"{re.escape(retbench.__version__)}\+src\.[0-9a-f]{{12}}", revision)
     assert reason == "not run from a git checkout"
-    for place, moves in (("analysis/__init__.py", False), ("cli.py", False), ("costs.py", True)):
+    for place, moves in (("analysis/__init__.py", False), ("cli/__init__.py", False), ("costs.py", True)):
         with (tmp_path / "retbench" / place).open("a", encoding="utf-8") as file:
             file.write("# changed\n")
         assert (describe_copy(tmp_path)[0] != revision) == moves, place
