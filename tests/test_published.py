@@ -18,8 +18,9 @@ QUALITY = (ROOT / "docs" / "quality.md").read_text(encoding="utf-8")
 def test_every_record_is_read() -> None:
     records, problems = read_records(PUBLISHED)
     assert problems == []
-    assert {record.workload for record in records} >= {"training_run", "perplexity"}
-    assert all(record.status == "ok" for record in records)
+    assert {record.workload for record in records} >= {"decode", "memory", "training_run", "perplexity"}
+    assert all(record.status == "ok" or record.workload == "decode" for record in records)
+    assert {record.status for record in records} == {"ok", "oom"}, "the throughput's cache fills its memory"
 
 
 def test_the_documents_of_every_score_are_there() -> None:
