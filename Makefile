@@ -3,7 +3,8 @@
 # make test-long   these and the slow ones, in one process with all cores
 # make check       lint, types and test
 # make exact       what does not depend on the machine, against results/baselines/exact.json
-# make pages       write what is generated: experiments/README.md, and the claims in README.md from results/published
+# make pages       write what is generated: experiments/README.md, and from results/published the claims in README.md and
+#                  the figures in docs, each with its data
 # make bench-peers against torchscale, yet-another-retnet and transformers
 # make bench-eval  against lm-eval's HFLM: the same answers document by document, then the speed; needs RETBENCH_DATA
 # make bench-predict  predicted decode times against measured ones on this CPU, part by part
@@ -11,6 +12,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 BUDGET ?= 30
+PAGE_FIGURES := latency_decode_batch1 quality_perplexity_litbank-original_whole_8192_by_position
 
 report: .venv/installed
 	$(BIN)/retbench run latency
@@ -40,6 +42,8 @@ pages: .venv/installed
 	$(BIN)/retbench claims --format short --results results/published > .venv/claims.md
 	sed -e '/^<!-- begin claims/,/^<!-- end claims/{//!d;}' -e '/^<!-- begin claims/r .venv/claims.md' README.md > .venv/README.md
 	cp .venv/README.md README.md
+	$(BIN)/retbench report --results results/published --out .venv/page
+	for name in $(PAGE_FIGURES); do cp .venv/page/figures/$$name.svg .venv/page/figures/$$name.csv docs/; done
 
 bench-peers: .venv/installed-peers
 	$(BIN)/python -m benchmarks.peers

@@ -66,7 +66,7 @@ def test_the_crossover_is_the_first_length_that_looking_at_each_finds(
 
 
 def test_parts_add_up_and_lie_on_a_line_between_lengths() -> None:
-    parts = StepParts(fixed_s=1.0, products_s=2.0, mixing_s={100: 4.0, 300: 8.0})
+    parts = StepParts(fixed_s=3.0, parts_s={100: 4.0, 300: 8.0})
     assert parts.seconds(100) == 7.0
     assert parts.seconds(150) == 8.0
     assert parts.seconds(300) == 11.0
@@ -75,4 +75,4 @@ def test_parts_add_up_and_lie_on_a_line_between_lengths() -> None:
 @pytest.mark.parametrize("length", [99, 301])
 def test_parts_say_nothing_of_lengths_outside(length: int) -> None:
     with pytest.raises(ConfigError, match="lies outside 100 to 300"):
-        StepParts(1.0, 2.0, {100: 4.0, 300: 8.0}).seconds(length)
+        StepParts(3.0, {100: 4.0, 300: 8.0}).seconds(length)

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
@@ -44,18 +45,65 @@ def test_the_readme_has_the_claims_of_the_records() -> None:
     assert block == told.stdout, "README.md is out of date: make pages"
 
 
+def output(page: str, name: str) -> str:
+    """What a page shows of the output of commands."""
+    (block,) = re.findall(rf"<!-- begin output: {name}.*?-->(.*?)<!-- end output -->", page, flags=re.DOTALL)
+    return str(block)
+
+
+def rows_of(text: str) -> list[list[str]]:
+    """The cells of every row of Markdown tables, headings too."""
+    return [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in text.splitlines()
+        if re.match(r"\| (?!:-)", line)
+    ]
+
+
 def test_the_page_on_quality_has_the_tables_of_the_records() -> None:
-    (block,) = re.findall(r"<!-- begin output: quality -->(.*?)<!-- end output -->", QUALITY, flags=re.DOTALL)
-    rows = [line for line in block.splitlines() if re.match(r"\| (?!:-)", line)]
+    rows = rows_of(output(QUALITY, "quality"))
     assert len(rows) > 20
     told = CliRunner().invoke(app, ["table", "quality", "--results", str(PUBLISHED)])
     assert told.exit_code == 0, told.output
-    assert [row for row in rows if row not in told.stdout.splitlines()] == []
+    assert [row for row in rows if row not in rows_of(told.stdout)] == []
 
 
-@pytest.mark.parametrize("figure", re.findall(r"!\[[^]]*\]\(([^)]+)\)", QUALITY))
-def test_every_figure_of_the_page_is_drawn_by_the_report(figure: str, tmp_path: Path) -> None:
-    """By its name: what is in it changes with matplotlib."""
-    told = CliRunner().invoke(app, ["report", "--results", str(PUBLISHED), "--out", str(tmp_path)])
+def test_the_readme_has_rows_of_the_records_with_fewer_columns() -> None:
+    rows = rows_of(output(README, "the tables"))
+    assert len(rows) == 10
+    told = [
+        row
+        for name in ("latency", "memory")
+        for row in rows_of(
+            CliRunner()
+            .invoke(app, ["table", name, "--results", str(PUBLISHED)], catch_exceptions=False)
+            .stdout
+        )
+    ]
+    for row in rows:
+        # Each cell is looked for behind the one before it, so that the order counts.
+        full = [iter(row_told) for row_told in told]
+        assert any(all(cell in cells for cell in row) for cells in full), f"README.md is out of date: {row}"
+
+
+@pytest.fixture(scope="module")
+def figures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the figures that the report draws of the committed records."""
+    out = tmp_path_factory.mktemp("page")
+    told = CliRunner().invoke(app, ["report", "--results", str(PUBLISHED), "--out", str(out)])
     assert told.exit_code == 0, told.output
-    assert Path(figure).name in {path.name for path in tmp_path.rglob("*.svg")}
+    return out / "figures"
+
+
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", ROOT / "docs" / "quality.md"], ids=lambda page: page.stem
+)
+def test_every_figure_of_a_page_shows_the_records(page: Path, figures: Path) -> None:
+    """By its data: how it is drawn changes with matplotlib."""
+    shown = re.findall(r"!\[[^]]*\]\(([^)]+)\)", page.read_text(encoding="utf-8"))
+    assert shown
+    for figure in shown:
+        kept = page.parent / figure
+        assert kept.is_file()
+        data, drawn = (pd.read_csv(path) for path in (kept.with_suffix(".csv"), figures / f"{kept.stem}.csv"))
+        pd.testing.assert_frame_equal(data, drawn)

@@ -1,9 +1,9 @@
 """What decoding should take, from closed forms and what a device reaches; without torch.
 
 Two ways to the time of a step. `roofline` takes a device's two ceilings and gives the least time that they allow: no
-program is faster, and most are slower. `StepParts` holds what was measured of each product's shape, of the mixing at
-some context lengths and of all that does not depend on sizes, and gives what a step should take; it never sees the time
-of a step that it predicts.
+program is faster, and most are slower. `StepParts` holds what was measured of each product and each mixing at some
+context lengths and of all that does not depend on sizes, and gives what a step should take; it never sees the time of a
+step that it predicts.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -41,35 +41,33 @@ class StepParts:
     Attributes:
         fixed_s: What a step takes whatever the sizes: the step of a model with as many blocks of the same kind, but
             hardly any width.
-        products_s: What all products take beyond those of that narrow model.
-        mixing_s: What attention or retention takes beyond that of the narrow model, in all layers together, by context
-            length.
+        parts_s: What all products, and attention or retention in all layers, take beyond those of the narrow model, by
+            context length. Products are in it because the context decides what the caches keep of their weights.
     """
 
     fixed_s: float
-    products_s: float
-    mixing_s: Mapping[int, float]
+    parts_s: Mapping[int, float]
 
     def seconds(self, context_len: int) -> float:
-        """Seconds of a step; between two lengths the mixing lies on a line.
+        """Seconds of a step; between two lengths the parts lie on a line.
 
         Raises:
-            ConfigError: the length lies outside those that the mixing was measured at.
+            ConfigError: the length lies outside those that the parts were measured at.
         """
-        lengths = sorted(self.mixing_s)
+        lengths = sorted(self.parts_s)
         if not lengths[0] <= context_len <= lengths[-1]:
             raise ConfigError(
-                f"context {context_len} lies outside {lengths[0]} to {lengths[-1]}, where the mixing was measured. "
+                f"context {context_len} lies outside {lengths[0]} to {lengths[-1]}, where the parts were measured. "
                 "Give it with --context."
             )
-        return self.fixed_s + self.products_s + self._mixing(lengths, context_len)
+        return self.fixed_s + self._parts(lengths, context_len)
 
-    def _mixing(self, lengths: Sequence[int], context_len: int) -> float:
-        if context_len in self.mixing_s:
-            return self.mixing_s[context_len]
+    def _parts(self, lengths: Sequence[int], context_len: int) -> float:
+        if context_len in self.parts_s:
+            return self.parts_s[context_len]
         below, above = next(pair for pair in pairwise(lengths) if pair[0] < context_len < pair[1])
         share = (context_len - below) / (above - below)
-        return (1 - share) * self.mixing_s[below] + share * self.mixing_s[above]
+        return (1 - share) * self.parts_s[below] + share * self.parts_s[above]
 
 
 @dataclass(frozen=True)

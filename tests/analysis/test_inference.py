@@ -155,6 +155,8 @@ def test_what_ran_out_of_memory_is_in_the_data_and_in_the_figure() -> None:
     for axes in found.figure.axes:
         assert "out of memory" in [text.get_text() for text in axes.texts]
     assert "Transformer\n31.1 GB, 4K" in [text.get_text() for text in found.figure.axes[0].texts]
+    lengths = sorted(set(failed[failed["panel"] == "c"]["context_len"]))
+    assert f"(crosses: Transformer at {', '.join(f'{n // 1024}K' for n in lengths)})" in found.caption
 
 
 # ---- the paper's values ----------------------------------------------------------------------------------------------

@@ -1,15 +1,18 @@
-"""The parts of a decode step: every product is there, and what is timed is cold."""
+"""The parts of a decode step: all that a step multiplies and mixes is there, in its order."""
 
-from collections.abc import Callable
+import time
+from collections import Counter
+from functools import partial
 
 import pytest
 import torch
 
 from analysis.synthetic_records import matched_pair
-from retbench import costs
-from retbench.architectures import ModelConfig
+from retbench.architectures import ModelConfig, RetNetConfig
 from retbench.commands.listing import named_models
 from retbench.matching import resolve_model
+from retbench.models.decoder import Decoder
+from retbench.models.linear import Linear
 from retbench.workloads import parts
 
 MODELS = [resolve_model(spec, "1m") for spec in named_models().values()]
@@ -21,12 +24,31 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parts, "NUM_SAMPLES", 2)
 
 
+def products_of_a_step(model: Decoder) -> list[Linear]:
+    """The products in the order in which a decode step makes them."""
+    seen: list[Linear] = []
+    for part in model.modules():
+        if isinstance(part, Linear):
+            part.register_forward_pre_hook(lambda module, _: seen.append(module))
+    with torch.inference_mode():
+        model(torch.zeros(1, 1, dtype=torch.int64), model.init_state(1, 1))
+    return seen
+
+
 @pytest.mark.parametrize("config", MODELS, ids=lambda config: f"{config.architecture}-{config.variant}")
-def test_every_weight_that_a_step_multiplies_is_in_a_product(config: ModelConfig) -> None:
-    shapes = parts.product_shapes(config)
-    num_weights = sum(wide * out * count for (wide, out), count in shapes.items())
-    in_layers = config.num_layers * costs._layer_matmul_params(config)
-    assert num_weights == in_layers + config.vocab_size * config.d_model
+def test_a_rehearsal_makes_the_products_of_a_step_and_one_mixing_a_layer(config: ModelConfig) -> None:
+    model = parts._build(config, "float32", "sdpa")
+    calls = [
+        call.func if isinstance(call, partial) else call
+        for call in parts.rehearsal(model, model.init_state(1, 9), 1, 8)
+    ]
+    products = [call for call in calls if isinstance(call, Linear)]
+    real = products_of_a_step(model)
+    if isinstance(config, RetNetConfig) and config.decay == "gated":  # the decay's product is early in a step
+        assert Counter(products) == Counter(real)
+    else:
+        assert products == real
+    assert len(calls) - len(products) == config.num_layers
 
 
 @pytest.mark.parametrize("name", ["retnet", "transformer"])
@@ -36,32 +58,12 @@ def test_a_step_is_made_of_parts_that_take_time(name: str, dtype: str) -> None:
     backend = {"retnet": "chunkwise", "transformer": "sdpa"}[name]
     found = parts.measure_parts(matched_pair("1m")[name], dtype, 2, [64, 512], backend=backend)
     assert found.fixed_s > 0
-    assert found.products_s > 0
-    assert found.mixing_s.keys() == {64, 512}
+    assert found.parts_s.keys() == {64, 512}
+    assert min(found.parts_s.values()) > 0
     assert 0 < found.seconds(64) < 10
 
 
-def test_products_are_timed_through_as_many_bytes_as_a_step_has(monkeypatch: pytest.MonkeyPatch) -> None:
-    swept: list[int] = []
-
-    def count(calls: list[Callable[[], object]]) -> float:
-        swept.append(len({id(call) for call in calls}))
-        return 1.0
-
-    monkeypatch.setattr(parts, "_sweep_seconds", count)
-    assert parts._product_seconds((64, 32), "float32", 1, 100 * 64 * 32 * 4) == 1.0
-    parts._product_seconds((64, 32), "float32", 1, 0)
-    parts._product_seconds((8, 8), "float32", 1, 10**9)
-    assert swept == [100, parts.MIN_COPIES, parts.MAX_COPIES]
-
-
-def test_copies_share_no_memory() -> None:
-    layers = [parts._random_linear((16, 8), torch.float32) for _ in range(3)]
-    assert len({layer.weight.data_ptr() for layer in layers}) == 3
-
-
 @pytest.mark.usefixtures("quick")
-def test_mixing_counts_every_layer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parts, "_sweep_seconds", lambda calls: 1.0)
-    config = matched_pair("6m")["transformer"]
-    assert parts._mixing_seconds(config, "float32", 1, 64, "sdpa") == config.num_layers
+def test_a_rehearsal_is_as_long_as_its_calls_together() -> None:
+    pause_s = 0.002
+    assert 3 * pause_s <= parts._rehearsal_seconds([partial(time.sleep, pause_s)] * 3) < 0.5

@@ -18,6 +18,7 @@ from retbench.analysis.scenes import (
 )
 from retbench.analysis.setups import Setup
 from retbench.paper.papers import KIND_WORDS
+from retbench.units import format_tokens
 
 _COLUMNS = [
     "panel",
@@ -175,15 +176,7 @@ def _subtitle(panels: Sequence[Panel]) -> str:
 
 def _describe(panels: Sequence[Panel]) -> str:
     """What the panels show, over which range and from which experiments."""
-    models = panels[0].models
-    others = ", ".join(models.labels[name] for name in models.challengers)
-    about = {
-        "a": "bytes of weights (dotted), state or key-value cache, and workspace of one decode step",
-        "b": "tokens/s of all sequences of a batch together",
-        "c": "time per output token against the batch size"
-        + (f", {others} at the longest context and the Transformer at each" if others else ""),
-    }
-    said = "; ".join(f"({panel.letter}) {about[panel.letter]}" for panel in panels)
+    said = "; ".join(f"({panel.letter}) {_describe_panel(panel)}" for panel in panels)
     experiments = " and ".join(dict.fromkeys(panel.records[0].experiment for panel in panels))
     is_timed = any(panel.letter != "a" for panel in panels)
     return f"From {experiments}, in the layout and range of the paper's Figure 6: {said}." + (
@@ -191,6 +184,28 @@ def _describe(panels: Sequence[Panel]) -> str:
         "the marker)."
         if is_timed
         else ""
+    )
+
+
+def _describe_panel(panel: Panel) -> str:
+    """What a panel shows."""
+    if panel.letter == "a":
+        return "bytes of weights (dotted), state or key-value cache, and workspace of one decode step"
+    if panel.letter == "b":
+        return "tokens/s of all sequences of a batch together"
+    models = panel.models
+    others = ", ".join(models.labels[name] for name in models.challengers)
+    lengths = (
+        f", {others} at the longest context and {models.labels[models.reference]} at each"
+        if others and models.reference
+        else ""
+    )
+    crosses = "; ".join(
+        f"{models.labels[str(name)]} at {', '.join(map(format_tokens, sorted(set(rows['context_len']))))}"
+        for name, rows in panel.failed.groupby("model")
+    )
+    return f"time per output token against the batch size{lengths}" + (
+        f" (crosses: {crosses})" if crosses else ""
     )
 
 

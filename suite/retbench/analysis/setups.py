@@ -42,9 +42,9 @@ class Setup:
 
     @property
     def features(self) -> frozenset[Feature]:
-        """What the Transformer among them has."""
+        """What the Transformer among them has, as its records say that ran."""
         for record in self.records:
-            if record.model.architecture == "transformer" and record.status == "ok":
+            if _is_transformer_that_ran(record):
                 return features_of(record)
         return frozenset()
 
@@ -58,12 +58,17 @@ class Setup:
         """Size, device and dtype, and how the Transformer ran."""
         record = self.challenger[0]
         parts = [record.model.size, device_name(record), str(set_of(record).dtype)]
-        if any(each.model.architecture == "transformer" for each in self.records):
+        if any(_is_transformer_that_ran(each) for each in self.records):
             parts.append(_describe(self.features))
         backends = {str(each.settings.get("backend")) for each in self.challenger}
         if record.workload == "training":
             parts.append("/".join(sorted(backends)))
         return ", ".join(parts)
+
+
+def _is_transformer_that_ran(record: Record) -> bool:
+    """Whether a record tells how a Transformer ran: one that failed does not."""
+    return record.model.architecture == "transformer" and record.status == "ok"
 
 
 def features_of(record: Record) -> frozenset[Feature]:

@@ -1,37 +1,40 @@
 """The parts of a decode step on a CPU, each timed apart from the others: what a prediction there is made of.
 
-Each product is timed at its own shape, through weights that nothing has just read: copies of it are used in turn, as
-many as have the bytes of the whole step, so that the caches hold of them what they would in a step. Attention and
-retention are timed in the same way, on states of the given depth. What does not depend on sizes (launching operations,
-norms, rotations) is the step of a model with as many blocks of hardly any width. No step of the model itself is timed.
+A rehearsal makes every product and every mixing of a step once, each with its own weights or state, in the order of a
+step: so they find in the caches what they would find in one, code as well as data, and threads meet as often. Each is
+timed by itself. What does not depend on sizes (launching operations, norms, rotations) is the step of a model with as
+many blocks of hardly any width. No step of the model itself is timed.
 """
 
-from collections import Counter
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from statistics import median
 
 import torch
+from torch import Tensor
 
-from retbench import costs
 from retbench.architectures import ModelConfig, RetNetConfig, TransformerConfig, parse_model_config
 from retbench.measure.clock import time_steps
 from retbench.models.attention import BACKENDS
-from retbench.models.build import INIT_STD, allocate_model, build_model
+from retbench.models.build import build_model
+from retbench.models.decoder import Decoder
 from retbench.models.linear import Linear
-from retbench.models.retention import retention_step_, wide_dtype
+from retbench.models.retention import retention_step_
+from retbench.models.state import DecoderState, KVCache
 from retbench.prediction import StepParts
 
 WARMUP_S = 0.2
 NUM_SAMPLES = 20
-"""Steps of the narrow model, and passes over the copies of a part, of which the median counts."""
+"""Steps of the narrow model, and rehearsals, of which the median counts."""
 
 NARROW_HEAD_DIM = 16
 NARROW_DEPTH = 1
-MIN_COPIES, MAX_COPIES = 8, 1024
-"""Of a part that is timed: enough for the clock, and no more than caches tell apart."""
+LOG_DECAY = -0.01
+"""Of every head: what a step takes does not depend on it."""
 
 CPU = torch.device("cpu")
+Call = Callable[[], object]
 
 
 @torch.inference_mode()
@@ -47,21 +50,22 @@ def measure_parts(
         config: The model.
         dtype: Of its weights.
         batch_size: Sequences.
-        lengths: Context lengths that the mixing is timed at.
+        lengths: Context lengths.
         backend: Of attention; retention has one way to decode.
     """
-    narrow = _narrowed(config)
-    at_first = costs.decode_bytes(config, dtype, batch_size, min(lengths))
-    narrow_mixing_s = _mixing_seconds(narrow, dtype, batch_size, NARROW_DEPTH, backend)
+    narrow = _build(_narrowed(config), dtype, backend)
+    fixed_s = _step_seconds(narrow, batch_size)
+    narrow_parts_s = _parts_seconds(narrow, batch_size, [NARROW_DEPTH])[NARROW_DEPTH]
+    found = _parts_seconds(_build(config, dtype, backend), batch_size, lengths)
     return StepParts(
-        fixed_s=_narrow_step_seconds(narrow, dtype, batch_size, backend),
-        products_s=_products_seconds(config, dtype, batch_size, at_first)
-        - _products_seconds(narrow, dtype, batch_size, 0),
-        mixing_s={
-            length: _mixing_seconds(config, dtype, batch_size, length, backend) - narrow_mixing_s
-            for length in lengths
-        },
+        fixed_s=fixed_s, parts_s={length: seconds - narrow_parts_s for length, seconds in found.items()}
     )
+
+
+def _build(config: ModelConfig, dtype: str, backend: str) -> Decoder:
+    """The model; what is not of attention decodes in its one way."""
+    form = backend if isinstance(config, TransformerConfig) else "recurrent"
+    return build_model(config, dtype=getattr(torch, dtype), device=CPU, seed=0, backend=form)
 
 
 def _narrowed(config: ModelConfig) -> ModelConfig:
@@ -73,106 +77,77 @@ def _narrowed(config: ModelConfig) -> ModelConfig:
     return parse_model_config({**config.model_dump(), **changes})
 
 
-def _narrow_step_seconds(narrow: ModelConfig, dtype: str, batch_size: int, backend: str) -> float:
+def _step_seconds(narrow: Decoder, batch_size: int) -> float:
     """Seconds of a step of the narrow model."""
-    form = backend if isinstance(narrow, TransformerConfig) else "recurrent"
-    model = build_model(narrow, dtype=getattr(torch, dtype), device=CPU, seed=0, backend=form)
-    state = model.init_state(batch_size, NARROW_DEPTH + 1)
+    state = narrow.init_state(batch_size, NARROW_DEPTH + 1)
     token = torch.zeros(batch_size, 1, dtype=torch.int64)
-    model(token, state)
+    narrow(token, state)
     mark = state.mark()
-    return _median_seconds(lambda: model(token, state), lambda: state.rewind(mark))
+    return _median_seconds(lambda: narrow(token, state), lambda: state.rewind(mark))
 
 
-def _products_seconds(config: ModelConfig, dtype: str, batch_size: int, step_bytes: int) -> float:
-    """Seconds of all products of a step, each at its own shape."""
-    return sum(
-        count * _product_seconds(shape, dtype, batch_size, step_bytes)
-        for shape, count in product_shapes(config).items()
-    )
+def _parts_seconds(model: Decoder, batch_size: int, lengths: Sequence[int]) -> dict[int, float]:
+    """Seconds of all products and mixing of a step of a model, each timed by itself, by context length."""
+    state = model.init_state(batch_size, max(lengths) + 1)
+    for layer in state.layers:
+        for held in layer.tensors(max(lengths) + 1).values():
+            held.normal_()  # pages that nothing was written to are all one in memory
+    return {
+        length: _rehearsal_seconds(list(rehearsal(model, state, batch_size, length))) for length in lengths
+    }
 
 
-def product_shapes(config: ModelConfig) -> Counter[tuple[int, int]]:
-    """Widths (in, out) of every product with weights in a decode step, and how often a step has it."""
-    one_layer = config.model_copy(update={"num_layers": 1, "vocab_size": 1})
-    form = "sdpa" if isinstance(config, TransformerConfig) else "recurrent"
-    model = allocate_model(one_layer, dtype=torch.float32, device=CPU, backend=form)
-    shapes: Counter[tuple[int, int]] = Counter()
-    for part in model.blocks.modules():
-        if isinstance(part, Linear):
-            shapes[part.in_features, part.out_features] += config.num_layers
-    shapes[config.d_model, config.vocab_size] += 1
-    return shapes
+def rehearsal(model: Decoder, state: DecoderState, batch_size: int, context_len: int) -> Iterator[Call]:
+    """Every product and every mixing of a step of one token a sequence, in the order of a step."""
+    for block, held in zip(model.blocks, state.layers, strict=True):
+        first, *rest = (part for part in block.modules() if isinstance(part, Linear))
+        yield _product(first, batch_size)
+        if isinstance(held, KVCache):
+            yield _attention(model.backend, model.config.num_heads, held, context_len)
+        else:
+            yield _retention(model.dtype, held.values)
+        yield from (_product(part, batch_size) for part in rest)
+    yield _product(model.head, batch_size)
 
 
-def _product_seconds(shape: tuple[int, int], dtype: str, batch_size: int, step_bytes: int) -> float:
-    """Seconds of one product of a single token of each sequence."""
-    kind = getattr(torch, dtype)
-    layers = [
-        _random_linear(shape, kind)
-        for _ in range(_num_copies(step_bytes, shape[0] * shape[1] * kind.itemsize))
-    ]
-    x = torch.randn(batch_size, 1, shape[0], dtype=kind)
-    return _sweep_seconds([partial(layer, x) for layer in layers])
+def _product(layer: Linear, batch_size: int) -> Call:
+    """A product of one token of each sequence."""
+    return partial(layer, torch.randn(batch_size, 1, layer.in_features).to(layer.weight.dtype))
 
 
-def _random_linear(shape: tuple[int, int], dtype: torch.dtype) -> Linear:
-    """A product with weights of its own: what lies in new memory may be denormal."""
-    layer = Linear(*shape).to(dtype).requires_grad_(False)
-    layer.weight.t().normal_(0.0, INIT_STD)
-    return layer
+def _retention(dtype: torch.dtype, values: Tensor) -> Call:
+    """A layer's step of retention on its state (B, H, K, V)."""
+    batch_size, num_heads, head_dim, value_head_dim = values.shape
+    q, k = torch.randn(2, batch_size, 1, num_heads, head_dim).to(dtype)
+    v = torch.randn(batch_size, 1, num_heads, value_head_dim).to(dtype)
+    log_decay = torch.full((num_heads,), LOG_DECAY, dtype=torch.float64)
+    return partial(retention_step_, q, k, v, log_decay, values)
 
 
-def _mixing_seconds(
-    config: ModelConfig, dtype: str, batch_size: int, context_len: int, backend: str
-) -> float:
-    """Seconds of all layers' attention or retention in a step at a depth."""
-    layer_bytes = costs.state_bytes(config, dtype, batch_size, context_len + 1) // config.num_layers
-    step_bytes = costs.decode_bytes(config, dtype, batch_size, context_len)
-    kind = getattr(torch, dtype)
-    calls = [
-        _retention_call(config, kind, batch_size)
-        if isinstance(config, RetNetConfig)
-        else _attention_call(config, kind, batch_size, context_len, backend)
-        for _ in range(_num_copies(step_bytes, layer_bytes))
-    ]
-    return config.num_layers * _sweep_seconds(calls)
-
-
-def _retention_call(config: RetNetConfig, dtype: torch.dtype, batch_size: int) -> Callable[[], object]:
-    """One layer's step of retention on a state of its own."""
-    heads, keys, values = config.num_heads, config.head_dim, config.value_head_dim
-    q, k = torch.randn(2, batch_size, 1, heads, keys, dtype=dtype)
-    v = torch.randn(batch_size, 1, heads, values, dtype=dtype)
-    state = torch.randn(batch_size, heads, keys, values, dtype=wide_dtype(dtype))
-    return partial(retention_step_, q, k, v, torch.full((heads,), -0.01, dtype=torch.float64), state)
-
-
-def _attention_call(
-    config: TransformerConfig, dtype: torch.dtype, batch_size: int, context_len: int, backend: str
-) -> Callable[[], object]:
-    """One layer's attention of one token to itself and the context, in a cache of its own."""
-    shape = (batch_size, config.num_kv_heads, context_len + 1, config.head_dim)
-    keys, values = torch.randn(shape, dtype=dtype), torch.randn(shape, dtype=dtype)
-    q = torch.randn(batch_size, config.num_heads, 1, config.head_dim, dtype=dtype)
+def _attention(backend: str, num_heads: int, cache: KVCache, context_len: int) -> Call:
+    """A layer's attention of one token to itself and the context."""
+    keys, values = cache.tensors(context_len + 1).values()  # (B, Hkv, context + 1, K)
+    batch_size, _, _, head_dim = keys.shape
+    q = torch.randn(batch_size, num_heads, 1, head_dim).to(keys.dtype)
     return partial(BACKENDS[backend], q, keys, values)
 
 
-def _num_copies(step_bytes: int, part_bytes: int) -> int:
-    """Copies of a part that together have the bytes of the whole step."""
-    return min(max(-(-step_bytes // part_bytes), MIN_COPIES), MAX_COPIES)
+def _rehearsal_seconds(calls: Sequence[Call]) -> float:
+    """Seconds of several calls that are made in turn and timed one by one: the median of the sums."""
+    sums: list[float] = []
 
-
-def _sweep_seconds(calls: Sequence[Callable[[], object]]) -> float:
-    """Seconds of one of several calls that are made in turn."""
-
-    def sweep() -> None:
+    def rehearse() -> None:
+        spent = 0.0
         for call in calls:
+            since = time.perf_counter()
             call()
+            spent += time.perf_counter() - since
+        sums.append(spent)
 
-    return _median_seconds(sweep, lambda: None) / len(calls)
+    time_steps(rehearse, lambda: None, device=CPU, warmup_s=WARMUP_S, min_steps=NUM_SAMPLES)
+    return median(sums[-NUM_SAMPLES:])
 
 
-def _median_seconds(call: Callable[[], object], before: Callable[[], object]) -> float:
+def _median_seconds(call: Call, before: Callable[[], object]) -> float:
     """Seconds of the median of several calls."""
     return median(time_steps(call, before, device=CPU, warmup_s=WARMUP_S, min_steps=NUM_SAMPLES))
