@@ -34,7 +34,7 @@ from retbench.running.interrupts import Interrupted, catch_signals
 from retbench.running.locks import timing_lock
 
 DEFAULT_OUT = Path("reports") / "aa-rounds.jsonl"
-SIGNIFICANT_DIGITS = 6
+SIGNIFICANT_DIGITS = 5
 
 EPILOG = """\
 Examples: python -m benchmarks.aa --rounds 100, then python -m benchmarks.aa --rounds 100 --load
@@ -50,7 +50,8 @@ def record(num_rounds: int, out: Path, *, loaded: bool) -> None:
         Interrupted: the user ended it; the rounds that were done are kept.
     """
     plan = timed_plan(
-        make_plan("latency", profile="smoke", device="cpu", dtype=None, limit=None, overrides=())
+        make_plan("latency", profile="smoke", device="cpu", dtype=None, limit=None, overrides=()),
+        Limits().visits,
     )
     code = working_tree(checkout_root())
     out.parent.mkdir(parents=True, exist_ok=True)

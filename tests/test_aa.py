@@ -24,9 +24,9 @@ def test_what_is_packed_is_read_back(tmp_path: Path) -> None:
     assert aa.main(["--rounds", "0", "--out", str(source), "--pack", str(target)]) == 0
     place = Place("latency", "decode", "retnet", 1, 1024)
     found = {loaded: rounds[0][place] for loaded, rounds in read_corpus(target, num_visits=1).items()}
-    assert found == {False: pytest.approx((0.01, 0.0123457)), True: pytest.approx((0.02, 0.0246914))}
+    assert found == {False: pytest.approx((0.01, 0.012346)), True: pytest.approx((0.02, 0.024691))}
     (both,) = read_corpus(target)[False]
-    assert both[place] == pytest.approx((0.01, 0.01 * 1.23457**0.5))
+    assert both[place] == pytest.approx((0.01, 0.01 * 1.2346**0.5))
     before = target.read_bytes()
     aa.pack(source, target)
     assert target.read_bytes() == before

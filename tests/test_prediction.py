@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from analysis.synthetic_records import matched_pair
 from retbench import costs
 from retbench.errors import ConfigError
-from retbench.prediction import StepParts, find_overtaking, predict, roofline
+from retbench.prediction import StepCurve, find_overtaking, predict, roofline
 from retbench.records import Ceilings
 
 PAIR = matched_pair("25m")
@@ -65,14 +65,14 @@ def test_the_crossover_is_the_first_length_that_looking_at_each_finds(
     assert found.context_len == (ahead[0] if ahead else None)
 
 
-def test_parts_add_up_and_lie_on_a_line_between_lengths() -> None:
-    parts = StepParts(fixed_s=3.0, parts_s={100: 4.0, 300: 8.0})
-    assert parts.seconds(100) == 7.0
-    assert parts.seconds(150) == 8.0
-    assert parts.seconds(300) == 11.0
+def test_a_step_lies_on_a_line_between_lengths() -> None:
+    curve = StepCurve({100: 7.0, 300: 11.0})
+    assert curve.seconds(100) == 7.0
+    assert curve.seconds(150) == 8.0
+    assert curve.seconds(300) == 11.0
 
 
 @pytest.mark.parametrize("length", [99, 301])
-def test_parts_say_nothing_of_lengths_outside(length: int) -> None:
+def test_a_curve_says_nothing_of_lengths_outside(length: int) -> None:
     with pytest.raises(ConfigError, match="lies outside 100 to 300"):
-        StepParts(3.0, {100: 4.0, 300: 8.0}).seconds(length)
+        StepCurve({100: 7.0, 300: 11.0}).seconds(length)

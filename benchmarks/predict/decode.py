@@ -35,10 +35,10 @@ def decode(rounds: int, size: str) -> Iterator[Outcome]:
     for number in range(1, rounds + 1):
         for name, spec in SPECS.items():
             config = resolve_model(spec, size)
-            parts = measure_parts(config, DTYPE, 1, DEPTHS, backend=spec.backend)
+            curve = measure_parts(config, DTYPE, 1, DEPTHS, backend=spec.backend)
             steps = _measure_steps(config, spec.backend)
             for depth in DEPTHS:
-                predicted[name, depth].append(parts.seconds(depth))
+                predicted[name, depth].append(curve.seconds(depth))
                 measured[name, depth].append(steps[depth])
         print(f"  round {number}/{rounds}", file=sys.stderr, flush=True)
     for name, depth in predicted:

@@ -1,9 +1,8 @@
 """What decoding should take, from closed forms and what a device reaches; without torch.
 
 Two ways to the time of a step. `roofline` takes a device's two ceilings and gives the least time that they allow: no
-program is faster, and most are slower. `StepParts` holds what was measured of each product and each mixing at some
-context lengths and of all that does not depend on sizes, and gives what a step should take; it never sees the time of a
-step that it predicts.
+program is faster, and most are slower. `StepCurve` holds what the parts of a step took together, each measured at its
+own shape, and gives what a step should take; it never sees the time of a step that it predicts.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -35,39 +34,32 @@ def roofline(ceilings: Ceilings, dtype: str) -> StepTime:
 
 
 @dataclass(frozen=True)
-class StepParts:
-    """Times of the parts of one model's decode step at one batch size, each measured apart from the others.
+class StepCurve:
+    """Times of one model's decode step at one batch size, put together from measured parts.
 
     Attributes:
-        fixed_s: What a step takes whatever the sizes: the step of a model with as many blocks of the same kind, but
-            hardly any width.
-        parts_s: What all products, and attention or retention in all layers, take beyond those of the narrow model, by
-            context length. Products are in it because the context decides what the caches keep of their weights.
+        step_s: What a step should take, by context length.
     """
 
-    fixed_s: float
-    parts_s: Mapping[int, float]
+    step_s: Mapping[int, float]
 
     def seconds(self, context_len: int) -> float:
-        """Seconds of a step; between two lengths the parts lie on a line.
+        """Seconds of a step; between two lengths it lies on a line.
 
         Raises:
-            ConfigError: the length lies outside those that the parts were measured at.
+            ConfigError: the length lies outside those that parts were measured at.
         """
-        lengths = sorted(self.parts_s)
+        if context_len in self.step_s:
+            return self.step_s[context_len]
+        lengths = sorted(self.step_s)
         if not lengths[0] <= context_len <= lengths[-1]:
             raise ConfigError(
-                f"context {context_len} lies outside {lengths[0]} to {lengths[-1]}, where the parts were measured. "
+                f"context {context_len} lies outside {lengths[0]} to {lengths[-1]}, where parts were measured. "
                 "Give it with --context."
             )
-        return self.fixed_s + self._parts(lengths, context_len)
-
-    def _parts(self, lengths: Sequence[int], context_len: int) -> float:
-        if context_len in self.parts_s:
-            return self.parts_s[context_len]
         below, above = next(pair for pair in pairwise(lengths) if pair[0] < context_len < pair[1])
         share = (context_len - below) / (above - below)
-        return (1 - share) * self.parts_s[below] + share * self.parts_s[above]
+        return (1 - share) * self.step_s[below] + share * self.step_s[above]
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ def plan(tmp_path: Path) -> Plan:
     path = tmp_path / "tiny.toml"
     path.write_text(EXPERIMENT, encoding="utf-8")
     return timed_plan(
-        make_plan(str(path), profile="smoke", device="cpu", dtype=None, limit=None, overrides=())
+        make_plan(str(path), profile="smoke", device="cpu", dtype=None, limit=None, overrides=()), 1
     )
 
 
@@ -73,7 +73,18 @@ def test_a_core_is_left_to_the_rest_of_the_machine(tmp_path: Path, asked: int | 
     )
     plan = make_plan(str(path), profile="smoke", device="cpu", dtype=None, limit=None, overrides=())
     assert plan.settings.threads == (asked or usable_cores())
-    assert {cell.settings.threads for cell in timed_plan(plan).cells} == {threads}
+    assert {cell.settings.threads for cell in timed_plan(plan, 1).cells} == {threads}
+
+
+@pytest.mark.parametrize(("visits", "steps"), [(1, 10), (4, 3), (10, 1), (11, 1)])
+def test_the_steps_of_a_cell_are_shared_out_among_its_visits(tmp_path: Path, visits: int, steps: int) -> None:
+    path = tmp_path / "tiny.toml"
+    path.write_text(EXPERIMENT, encoding="utf-8")
+    overrides = ("min_steps=10", "warmup_s=0.5")
+    plan = make_plan(str(path), profile="smoke", device="cpu", dtype=None, limit=None, overrides=overrides)
+    for cell in timed_plan(plan, visits).cells:
+        assert cell.settings.min_steps == steps
+        assert cell.settings.warmup_s * visits == pytest.approx(0.5)
 
 
 def test_both_sides_are_measured_in_turn(plan: Plan, tmp_path: Path) -> None:

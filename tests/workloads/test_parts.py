@@ -36,34 +36,39 @@ def products_of_a_step(model: Decoder) -> list[Linear]:
 
 
 @pytest.mark.parametrize("config", MODELS, ids=lambda config: f"{config.architecture}-{config.variant}")
-def test_a_rehearsal_makes_the_products_of_a_step_and_one_mixing_a_layer(config: ModelConfig) -> None:
+def test_the_parts_are_the_products_of_a_step_and_one_mixing_a_layer(config: ModelConfig) -> None:
     model = parts._build(config, "float32", "sdpa")
-    calls = [
-        call.func if isinstance(call, partial) else call
-        for call in parts.rehearsal(model, model.init_state(1, 9), 1, 8)
-    ]
-    products = [call for call in calls if isinstance(call, Linear)]
+    found = parts.parts_of(model, model.init_state(1, 9), 1, 8)
+    products = [call.func for call, *_ in found if isinstance(call, partial)]
     real = products_of_a_step(model)
     if isinstance(config, RetNetConfig) and config.decay == "gated":  # the decay's product is early in a step
         assert Counter(products) == Counter(real)
     else:
         assert products == real
-    assert len(calls) - len(products) == config.num_layers
+    assert sum(len(calls) - 1 for calls in found) == config.num_layers
 
 
 @pytest.mark.parametrize("name", ["retnet", "transformer"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.usefixtures("quick")
-def test_a_step_is_made_of_parts_that_take_time(name: str, dtype: str) -> None:
+def test_a_step_takes_time_at_every_length(name: str, dtype: str) -> None:
     backend = {"retnet": "chunkwise", "transformer": "sdpa"}[name]
     found = parts.measure_parts(matched_pair("1m")[name], dtype, 2, [64, 512], backend=backend)
-    assert found.fixed_s > 0
-    assert found.parts_s.keys() == {64, 512}
-    assert min(found.parts_s.values()) > 0
-    assert 0 < found.seconds(64) < 10
+    assert found.step_s.keys() == {64, 512}
+    assert all(0 < seconds < 10 for seconds in found.step_s.values())
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_rehearsal_is_as_long_as_its_calls_together() -> None:
-    pause_s = 0.002
-    assert 3 * pause_s <= parts._rehearsal_seconds([partial(time.sleep, pause_s)] * 3) < 0.5
+def test_a_step_that_carries_parts_takes_as_long_as_they_do_and_is_free_of_them_afterwards() -> None:
+    narrow = parts._build(parts._narrowed(matched_pair("1m")["retnet"]), "float32", "chunkwise")
+    pause_s, num_products = 0.002, len(parts._products(narrow))
+    made: list[float] = []
+
+    def pause() -> None:
+        time.sleep(pause_s)
+        made.append(pause_s)
+
+    assert num_products * pause_s <= parts._carrying_seconds(narrow, [[pause]] * num_products, 1) < 5.0
+    before = len(made)
+    narrow(torch.zeros(1, 1, dtype=torch.int64))
+    assert len(made) == before > 0

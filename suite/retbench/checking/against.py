@@ -1,5 +1,6 @@
 """Base and head in turn until every point is decided, and what that came to: `retbench check --against REF`."""
 
+import math
 import secrets
 import time
 from collections.abc import Callable
@@ -57,7 +58,7 @@ def check_against(request: Request, talk: Talk) -> Report | None:
         RetbenchError: what `revisions` and `sitting` raise.
         Interrupted: the user ended it.
     """
-    plan = timed_plan(request.plan)
+    plan = timed_plan(request.plan, request.limits.visits)
     root = checkout_root()
     head = working_tree(root)
     with commit(root, request.ref, talk) as base:
@@ -66,11 +67,19 @@ def check_against(request: Request, talk: Talk) -> Report | None:
         return measure_in_turn(replace(request, plan=plan), (base, head), talk)
 
 
-def timed_plan(plan: Plan) -> Plan:
-    """The cells of a plan that are timed, on one core fewer than there are where its profile asks for no number.
+def timed_plan(plan: Plan, num_visits: int) -> Plan:
+    """The cells of a plan that are timed, as a visit of a round measures them.
 
-    The core that is left takes what else runs on the machine. Beside one other busy process, the times of an equal
-    share of all cores scatter several times as much as those of one core fewer.
+    The steps and the warm-up that the profile asks for are spread over the visits of a round: sides that take turns
+    every few steps meet the same disturbances, and the median over many visits does without the few that only one met.
+
+    Where the profile asks for no number of threads there is one fewer than there are cores. The core that is left takes
+    what else runs on the machine. Beside one other busy process, the times of an equal share of all cores scatter
+    several times as much as those of one core fewer.
+
+    Args:
+        plan: The sweep.
+        num_visits: Of each cell in a round.
 
     Raises:
         ConfigError: there are none.
@@ -83,7 +92,13 @@ def timed_plan(plan: Plan) -> Plan:
             f"that measures {', '.join(sorted(TIMED))}, such as latency."
         )
     threads = plan.profile.threads or max(1, usable_cores() - 1)
-    settings = plan.settings.model_copy(update={"threads": threads})
+    settings = plan.settings.model_copy(
+        update={
+            "threads": threads,
+            "warmup_s": plan.settings.warmup_s / num_visits,
+            "min_steps": math.ceil(plan.settings.min_steps / num_visits),
+        }
+    )
     return replace(plan, cells=tuple(cell.model_copy(update={"settings": settings}) for cell in timed))
 
 

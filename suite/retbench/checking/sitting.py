@@ -41,8 +41,8 @@ from retbench.running.protocol import (
 )
 from retbench.units import format_duration
 
-VISITS = 3
-"""With three, one that something disturbs does not count."""
+VISITS = 10
+"""So many that a quarter may be disturbed on one side alone and hardly move the median."""
 SEATS = ("first", "second")
 """The base, and the head."""
 

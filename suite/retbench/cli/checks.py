@@ -98,7 +98,8 @@ def check(
     visits: Annotated[
         int | None,
         typer.Option(
-            help="With --against: times that each cell is measured on both sides in a round; by default 3."
+            help="With --against: times that each cell is measured on both sides in a round, its steps shared out "
+            "among them; by default 10."
         ),
     ] = None,
     budget: Annotated[

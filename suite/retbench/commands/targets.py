@@ -124,14 +124,14 @@ def measured_cpu(
 
     lengths = sorted(set(contexts))
     with alone_on_machine("retbench predict"):
-        parts = {
+        curves = {
             (model.fingerprint, batch): measure_parts(model, dtype, batch, lengths, backend=backend)
             for model, backend in models
             for batch in batches
         }
 
     def step_time(model: ModelConfig, batch_size: int, context_len: int) -> float:
-        return parts[model.fingerprint, batch_size].seconds(context_len)
+        return curves[model.fingerprint, batch_size].seconds(context_len)
 
     source = "parts of a step measured now, each at its own shape"
     memory_bytes = machine.memory_limit_bytes() or psutil.virtual_memory().total

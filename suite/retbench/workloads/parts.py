@@ -1,18 +1,19 @@
-"""The parts of a decode step on a CPU, each timed apart from the others: what a prediction there is made of.
+"""A decode step put together from its parts on a CPU: what a prediction there is made of.
 
-A rehearsal makes every product and every mixing of a step once, each with its own weights or state, in the order of a
-step: so they find in the caches what they would find in one, code as well as data, and threads meet as often. Each is
-timed by itself. What does not depend on sizes (launching operations, norms, rotations) is the step of a model with as
-many blocks of hardly any width. No step of the model itself is timed.
+A model of hardly any width, with as many blocks and heads of the same kind, makes its step; in place of each of its
+products it makes the product of the wanted model, with its own weights, and behind the first of a block that one's
+mixing, on its own state. So the products and the mixing find in the caches what they would find in a step, and what
+does not depend on sizes (launching operations, norms, rotations) finds there what they leave of it. The mixing of the
+narrow model is timed by itself and taken off. No step of the model itself is made.
 """
 
-import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from statistics import median
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from retbench.architectures import ModelConfig, RetNetConfig, TransformerConfig, parse_model_config
 from retbench.measure.clock import time_steps
@@ -22,11 +23,11 @@ from retbench.models.decoder import Decoder
 from retbench.models.linear import Linear
 from retbench.models.retention import retention_step_
 from retbench.models.state import DecoderState, KVCache
-from retbench.prediction import StepParts
+from retbench.prediction import StepCurve
 
 WARMUP_S = 0.2
 NUM_SAMPLES = 20
-"""Steps of the narrow model, and rehearsals, of which the median counts."""
+"""Steps of which the median counts."""
 
 NARROW_HEAD_DIM = 16
 NARROW_DEPTH = 1
@@ -40,8 +41,8 @@ Call = Callable[[], object]
 @torch.inference_mode()
 def measure_parts(
     config: ModelConfig, dtype: str, batch_size: int, lengths: Sequence[int], *, backend: str
-) -> StepParts:
-    """Times of the parts of a model's decode step on this CPU.
+) -> StepCurve:
+    """Times of a model's decode step on this CPU, put together from its parts.
 
     Includes: every product with its weights, the mixing at each length, and what a step takes beside them.
     Excludes: what elementwise operations take longer on wide vectors than on narrow ones.
@@ -53,12 +54,17 @@ def measure_parts(
         lengths: Context lengths.
         backend: Of attention; retention has one way to decode.
     """
-    narrow = _build(_narrowed(config), dtype, backend)
-    fixed_s = _step_seconds(narrow, batch_size)
-    narrow_parts_s = _parts_seconds(narrow, batch_size, [NARROW_DEPTH])[NARROW_DEPTH]
-    found = _parts_seconds(_build(config, dtype, backend), batch_size, lengths)
-    return StepParts(
-        fixed_s=fixed_s, parts_s={length: seconds - narrow_parts_s for length, seconds in found.items()}
+    narrow, model = (_build(each, dtype, backend) for each in (_narrowed(config), config))
+    state = model.init_state(batch_size, max(lengths) + 1)
+    for layer in state.layers:
+        for held in layer.tensors(max(lengths) + 1).values():
+            held.normal_()  # pages that nothing was written to are all one in memory
+    own_s = _own_mixing_seconds(narrow, batch_size)
+    return StepCurve(
+        {
+            length: _carrying_seconds(narrow, parts_of(model, state, batch_size, length), batch_size) - own_s
+            for length in lengths
+        }
     )
 
 
@@ -77,37 +83,65 @@ def _narrowed(config: ModelConfig) -> ModelConfig:
     return parse_model_config({**config.model_dump(), **changes})
 
 
-def _step_seconds(narrow: Decoder, batch_size: int) -> float:
-    """Seconds of a step of the narrow model."""
+def parts_of(model: Decoder, state: DecoderState, batch_size: int, context_len: int) -> list[list[Call]]:
+    """Every product of a step of one token a sequence, in the order of a step, each with what mixes behind it."""
+    found: list[list[Call]] = []
+    for block, held in zip(model.blocks, state.layers, strict=True):
+        first, *rest = _products(block)
+        mixing = (
+            _attention(model.backend, model.config.num_heads, held, context_len)
+            if isinstance(held, KVCache)
+            else _retention(model.dtype, held.values)
+        )
+        found += [[_product(first, batch_size), mixing], *([_product(part, batch_size)] for part in rest)]
+    return [*found, [_product(model.head, batch_size)]]
+
+
+def _products(module: nn.Module) -> list[Linear]:
+    return [part for part in module.modules() if isinstance(part, Linear)]
+
+
+def _carrying_seconds(narrow: Decoder, parts: Sequence[Sequence[Call]], batch_size: int) -> float:
+    """Seconds of a step of the narrow model that makes the parts of a wide one in place of its products."""
     state = narrow.init_state(batch_size, NARROW_DEPTH + 1)
     token = torch.zeros(batch_size, 1, dtype=torch.int64)
     narrow(token, state)
     mark = state.mark()
-    return _median_seconds(lambda: narrow(token, state), lambda: state.rewind(mark))
+    with _replaced_products(narrow, parts, batch_size):
+        return _median_seconds(lambda: narrow(token, state), lambda: state.rewind(mark))
 
 
-def _parts_seconds(model: Decoder, batch_size: int, lengths: Sequence[int]) -> dict[int, float]:
-    """Seconds of all products and mixing of a step of a model, each timed by itself, by context length."""
-    state = model.init_state(batch_size, max(lengths) + 1)
-    for layer in state.layers:
-        for held in layer.tensors(max(lengths) + 1).values():
-            held.normal_()  # pages that nothing was written to are all one in memory
-    return {
-        length: _rehearsal_seconds(list(rehearsal(model, state, batch_size, length))) for length in lengths
-    }
+@contextmanager
+def _replaced_products(narrow: Decoder, parts: Sequence[Sequence[Call]], batch_size: int) -> Iterator[None]:
+    """Each product of the narrow model makes these calls instead and gives zeros, until the block ends."""
+    products = _products(narrow)
+    for own, calls in zip(products, parts, strict=True):
+        nothing = torch.zeros(batch_size, 1, own.out_features, dtype=own.weight.dtype)
+        own.forward = partial(_make, calls, nothing)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for own in products:
+            del own.forward
 
 
-def rehearsal(model: Decoder, state: DecoderState, batch_size: int, context_len: int) -> Iterator[Call]:
-    """Every product and every mixing of a step of one token a sequence, in the order of a step."""
-    for block, held in zip(model.blocks, state.layers, strict=True):
-        first, *rest = (part for part in block.modules() if isinstance(part, Linear))
-        yield _product(first, batch_size)
-        if isinstance(held, KVCache):
-            yield _attention(model.backend, model.config.num_heads, held, context_len)
-        else:
-            yield _retention(model.dtype, held.values)
-        yield from (_product(part, batch_size) for part in rest)
-    yield _product(model.head, batch_size)
+def _make(calls: Sequence[Call], given: Tensor, _: Tensor) -> Tensor:
+    """Make the calls, and give what is given."""
+    for call in calls:
+        call()
+    return given
+
+
+def _own_mixing_seconds(narrow: Decoder, batch_size: int) -> float:
+    """Seconds of the mixing of the narrow model."""
+    state = narrow.init_state(batch_size, NARROW_DEPTH + 1)
+    calls = [call for _, *mixing in parts_of(narrow, state, batch_size, NARROW_DEPTH) for call in mixing]
+
+    def mix() -> None:
+        for call in calls:
+            call()
+
+    return _median_seconds(mix, lambda: None)
 
 
 def _product(layer: Linear, batch_size: int) -> Call:
@@ -130,22 +164,6 @@ def _attention(backend: str, num_heads: int, cache: KVCache, context_len: int) -
     batch_size, _, _, head_dim = keys.shape
     q = torch.randn(batch_size, num_heads, 1, head_dim).to(keys.dtype)
     return partial(BACKENDS[backend], q, keys, values)
-
-
-def _rehearsal_seconds(calls: Sequence[Call]) -> float:
-    """Seconds of several calls that are made in turn and timed one by one: the median of the sums."""
-    sums: list[float] = []
-
-    def rehearse() -> None:
-        spent = 0.0
-        for call in calls:
-            since = time.perf_counter()
-            call()
-            spent += time.perf_counter() - since
-        sums.append(spent)
-
-    time_steps(rehearse, lambda: None, device=CPU, warmup_s=WARMUP_S, min_steps=NUM_SAMPLES)
-    return median(sums[-NUM_SAMPLES:])
 
 
 def _median_seconds(call: Call, before: Callable[[], object]) -> float:
