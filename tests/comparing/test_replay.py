@@ -11,7 +11,8 @@ from retbench.comparing.sequential import Rules
 pytestmark = pytest.mark.skipif(not PATH.exists(), reason="no corpus: python -m benchmarks.aa records one")
 
 ALARM_RUNS, MOVED_RUNS, MAX_ROUNDS = 500, 100, 20
-ROUNDS_OF_A_HALF = 100
+ROUNDS_OF_A_HALF = 50
+"""From so many on, rounds that are drawn anew say something of the rules."""
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["idle", "loaded"])
@@ -20,7 +21,7 @@ def rounds(request: pytest.FixtureRequest) -> list[Times]:
     found = read_corpus()[request.param]
     if len(found) < ROUNDS_OF_A_HALF:
         pytest.skip(
-            f"this half has {len(found)} rounds of {ROUNDS_OF_A_HALF}: python -m benchmarks.aa adds more"
+            f"this half has {len(found)} rounds and wants {ROUNDS_OF_A_HALF}: python -m benchmarks.aa adds more"
         )
     return found
 
