@@ -7,7 +7,7 @@
 #                  the figures in docs, each with its data
 # make bench-peers against torchscale, yet-another-retnet and transformers
 # make bench-eval  against lm-eval's HFLM: the same answers document by document, then the speed; needs RETBENCH_DATA
-# make bench-predict  predicted decode times against measured ones on this CPU, part by part
+# make bench-predict  predicted decode times against measured ones on this CPU
 # make gpu-check   half an hour on a GPU: environment, its tests, smoke, then the paper's sizes; BUDGET=30 (minutes)
 PYTHON ?= python3
 BIN := .venv/bin
@@ -43,7 +43,7 @@ pages: .venv/installed
 	sed -e '/^<!-- begin claims/,/^<!-- end claims/{//!d;}' -e '/^<!-- begin claims/r .venv/claims.md' README.md > .venv/README.md
 	cp .venv/README.md README.md
 	$(BIN)/retbench report --results results/published --out .venv/page
-	for name in $(PAGE_FIGURES); do cp .venv/page/figures/$$name.svg .venv/page/figures/$$name.csv docs/; done
+	for name in $(PAGE_FIGURES); do cp .venv/page/figures/$$name.svg .venv/page/figures/$$name.csv docs/ || exit 1; done
 
 bench-peers: .venv/installed-peers
 	$(BIN)/python -m benchmarks.peers

@@ -22,15 +22,16 @@ from time import monotonic
 
 import psutil
 
+from benchmarks.command import end_well, say
 from retbench.checking.against import timed_plan
 from retbench.checking.revisions import checkout_root, working_tree
 from retbench.checking.sitting import Limits, Sitting
 from retbench.comparing.items import Pair, Place
 from retbench.errors import RetbenchError
 from retbench.measure.environment import machine_name
-from retbench.plan import make_plan
+from retbench.plan import Plan, make_plan
 from retbench.records import utc_now
-from retbench.running.interrupts import Interrupted, catch_signals
+from retbench.running.interrupts import catch_signals
 from retbench.running.locks import timing_lock
 
 DEFAULT_OUT = Path("reports") / "aa-rounds.jsonl"
@@ -49,17 +50,14 @@ def record(num_rounds: int, out: Path, *, loaded: bool) -> None:
         RetbenchError: nothing can be measured, or another run is timing on this machine.
         Interrupted: the user ended it; the rounds that were done are kept.
     """
-    plan = timed_plan(
-        make_plan("latency", profile="smoke", device="cpu", dtype=None, limit=None, overrides=()),
-        Limits().visits,
-    )
+    plan = checked_plan()
     code = working_tree(checkout_root())
     out.parent.mkdir(parents=True, exist_ok=True)
     with (
         tempfile.TemporaryDirectory(prefix="retbench-aa-") as folder,
         timing_lock("benchmarks.aa", wait=_refuse),
     ):
-        sitting = Sitting(plan, (code, code), Path(folder), Limits(), _say)
+        sitting = Sitting(plan, (code, code), Path(folder), Limits(), say)
         with catch_signals(sitting.interrupt), _load(one_core=loaded):
             sitting.prepare()
             for number in range(num_rounds):
@@ -70,7 +68,13 @@ def record(num_rounds: int, out: Path, *, loaded: bool) -> None:
                 with open(out, "a", encoding="utf-8") as file:
                     file.write(line + "\n")
                 took = f"{monotonic() - since:.1f} s, {busy_cores:.2f} cores busy elsewhere"
-                _say(f"{number + 1} of {num_rounds}: {took}, {len(visits)} points -> {out}")
+                say(f"{number + 1} of {num_rounds}: {took}, {len(visits)} points -> {out}")
+
+
+def checked_plan() -> Plan:
+    """What `retbench check --against` measures by default, on a CPU."""
+    plan = make_plan("latency", profile="smoke", device="cpu", dtype=None, limit=None, overrides=())
+    return timed_plan(plan, Limits().visits)
 
 
 def _busy_elsewhere_s() -> float:
@@ -132,21 +136,15 @@ def pack(source: Path, target: Path) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, measure, pack; returns the exit code."""
     options = _parse(arguments)
-    try:
+
+    def do() -> int:
         if options.rounds:
             record(options.rounds, options.out, loaded=options.load)
         if options.pack is not None:
-            _say(f"{pack(options.out, options.pack)} rounds -> {options.pack}")
-    except Interrupted:
-        _say(f"interrupted; the rounds in {options.out} are kept")
-        return 130
-    except RetbenchError as error:
-        _say(f"aa: {error}")
-        return error.exit_code
-    except OSError as error:
-        _say(f"aa: {error}")
-        return 2
-    return 0
+            say(f"{pack(options.out, options.pack)} rounds -> {options.pack}")
+        return 0
+
+    return end_well("aa", do, kept=f"the rounds in {options.out} are kept")
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -165,10 +163,6 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     if options.rounds < 0:
         parser.error(f"--rounds is {options.rounds}: give 0 or more")
     return options
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -7,11 +7,12 @@ missing, 130 interrupted.
 import argparse
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from benchmarks.peers.bars import Bar, missing_packages
 from retbench.errors import RetbenchError, unknown_name
 from retbench.measure.environment import pin_process, worker_environment
+from retbench.running.interrupts import Interrupted
 
 
 def run_command(
@@ -48,6 +49,32 @@ def run_command(
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+def end_well(name: str, task: Callable[[], int], *, kept: str = "") -> int:
+    """The exit code of a command: its task's, or that of what went wrong or of an interruption, which is told.
+
+    Args:
+        name: Of the command.
+        task: What it does; returns its exit code.
+        kept: What of it an interruption leaves, in words.
+    """
+    try:
+        return task()
+    except Interrupted:
+        say(f"{name}: interrupted" + (f"; {kept}" if kept else ""))
+        return 130
+    except RetbenchError as error:
+        say(f"{name}: {error}")
+        return error.exit_code
+    except OSError as error:
+        say(f"{name}: {error}")
+        return 2
+
+
+def say(text: str) -> None:
+    """Tell the user, beside what the command prints."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def _parse(arguments: Sequence[str] | None, prog: str, description: str, epilog: str) -> argparse.Namespace:

@@ -20,16 +20,16 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from retbench.checking.against import Request, measure_in_turn, timed_plan
+from benchmarks.aa import checked_plan
+from benchmarks.command import end_well, say
+from retbench.checking.against import Request, measure_in_turn
 from retbench.checking.revisions import Revision, checkout_root, working_tree
 from retbench.checking.sitting import Limits
+from retbench.commands.check import DEFAULT_BUDGET_MIN, DEFAULT_ROUNDS
 from retbench.comparing.report import Report
 from retbench.comparing.sequential import Rules
-from retbench.errors import RetbenchError
-from retbench.plan import Plan, make_plan
-from retbench.running.interrupts import Interrupted
+from retbench.plan import Plan
 
-MAX_ROUNDS = 20
 SLOW_DECODE = """
 
 import time as _time  # what follows slows every decode step, for benchmarks.live
@@ -64,8 +64,7 @@ def run_checks(num_checks: int, slower_percent: float, workloads: Sequence[str])
         RetbenchError: nothing can be measured.
         Interrupted: the user ended it.
     """
-    plan = make_plan("latency", profile="smoke", device="cpu", dtype=None, limit=None, overrides=())
-    plan = timed_plan(plan, Limits().visits)
+    plan = checked_plan()
     plan = replace(plan, cells=tuple(cell for cell in plan.cells if cell.workload in workloads))
     base = working_tree(checkout_root())
     all_true = True
@@ -89,8 +88,9 @@ def run_checks(num_checks: int, slower_percent: float, workloads: Sequence[str])
 
 def _check(plan: Plan, base: Revision, head: Revision, folder: Path) -> Report:
     """One check, as `retbench check --against` makes it."""
-    request = Request(plan, "", Rules(), MAX_ROUNDS, Limits(), always=True, folder=folder / "records")
-    return measure_in_turn(request, (base, head), _say)
+    limits = Limits(budget_s=60 * DEFAULT_BUDGET_MIN)
+    request = Request(plan, "", Rules(), DEFAULT_ROUNDS, limits, always=True, folder=folder / "records")
+    return measure_in_turn(request, (base, head), say)
 
 
 def slowed(base: Revision, folder: Path, share: float) -> Revision:
@@ -130,14 +130,7 @@ def _summary(report: Report) -> dict[str, Any]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse and run; returns the exit code."""
     options = _parse(arguments)
-    try:
-        return 0 if run_checks(options.checks, options.slower, options.workload) else 1
-    except Interrupted:
-        _say("interrupted")
-        return 130
-    except RetbenchError as error:
-        _say(f"live: {error}")
-        return error.exit_code
+    return end_well("live", lambda: 0 if run_checks(options.checks, options.slower, options.workload) else 1)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -169,10 +162,6 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     if options.slower and "decode" not in options.workload:
         parser.error("--slower slows decode steps: measure decode too")
     return options
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import pytest
 
 from benchmarks import aa
 from comparing.corpus import read_corpus
+from retbench.checking.sitting import VISITS
 from retbench.comparing.items import Place
 from retbench.plan import make_plan
 
@@ -58,5 +59,5 @@ def test_rounds_are_appended_as_they_are_measured(
         ["decode", "retnet", 1, 64],
         ["decode", "transformer", 1, 64],
     ]
-    assert all(len(point[4]) == 3 for point in entry["points"])
+    assert all(len(point[4]) == VISITS for point in entry["points"])
     assert all(0 < seconds < 10 for point in entry["points"] for pair in point[4] for seconds in pair)

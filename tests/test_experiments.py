@@ -83,7 +83,7 @@ def test_timed_profiles_have_the_rounds_that_an_interval_needs(name: str, profil
     # A smoke run of more than a pair would not end within its 45 seconds: it shows that everything works, once.
     smoke = 3 if len(experiment.models) == 2 else 1
     assert chosen.rounds >= (0 if not timed else smoke if profile == "smoke" else 5)
-    assert chosen.min_steps >= (10 if profile == "smoke" else 20)
+    assert chosen.min_steps >= 20
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import live
+from benchmarks import aa, live
 from retbench.checking.revisions import working_tree
 from retbench.comparing.items import Item, Place
 from retbench.comparing.report import Report
@@ -49,7 +49,7 @@ def report(**verdicts: Verdict) -> Report:
 
 
 def test_a_slower_copy_takes_its_share_longer_for_a_step_and_not_for_a_prompt(tmp_path: Path) -> None:
-    copy = live.slowed(working_tree(ROOT), tmp_path, 0.5)
+    copy = live.slowed(working_tree(ROOT), tmp_path, 2.0)
     told = subprocess.run(
         [copy.python, "-c", TIME_A_STEP],
         env=copy.variables,
@@ -58,8 +58,7 @@ def test_a_slower_copy_takes_its_share_longer_for_a_step_and_not_for_a_prompt(tm
         check=True,
     )
     step_s, prompt_s = map(float, told.stdout.split())
-    assert step_s > 0.15
-    assert prompt_s > 0.1
+    assert step_s > 0.3 > prompt_s > 0.1
     assert copy.code != working_tree(ROOT).code
 
 
@@ -90,7 +89,7 @@ def test_a_copy_twice_as_slow_is_found(
     tiny = make_plan(
         str(tiny_experiment), profile="smoke", device="cpu", dtype=None, limit=None, overrides=("threads=1",)
     )
-    monkeypatch.setattr(live, "make_plan", lambda *_, **__: tiny)
+    monkeypatch.setattr(aa, "make_plan", lambda *_, **__: tiny)
     assert live.main(["--checks", "1", "--slower", "100", "--workload", "decode"]) == 0
     (line,) = map(json.loads, capsys.readouterr().out.splitlines())
     assert line["holds"]

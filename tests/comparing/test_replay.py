@@ -1,4 +1,4 @@
-"""The rules on rounds of a real machine: `python -m benchmarks.aa` measured them, half of them with one core loaded."""
+"""The rules on rounds of a real machine, idle or with one core loaded: `python -m benchmarks.aa` measured them."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from retbench.comparing.sequential import Rules
 
 pytestmark = pytest.mark.skipif(not PATH.exists(), reason="no corpus: python -m benchmarks.aa records one")
 
-ALARM_RUNS, MOVED_RUNS, MAX_ROUNDS = 500, 100, 20
+ALARM_RUNS, MOVED_RUNS, MAX_ROUNDS = 500, 200, 20
 ROUNDS_OF_A_HALF = 50
 """From so many on, rounds that are drawn anew say something of the rules."""
 

@@ -42,7 +42,7 @@ class Setup:
 
     @property
     def features(self) -> frozenset[Feature]:
-        """What the Transformer among them has, as its records say that ran."""
+        """What the Transformer among them has, by a record of it that ran."""
         for record in self.records:
             if _is_transformer_that_ran(record):
                 return features_of(record)

@@ -116,7 +116,7 @@ def measured_cpu(
     Args:
         models: Each with its backend.
         batches: Batch sizes that parts are measured at.
-        contexts: Context lengths that the mixing is measured at.
+        contexts: Context lengths that they are measured at.
         dtype: Of the weights.
     """
     become_worker()
