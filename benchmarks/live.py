@@ -113,7 +113,9 @@ def says_slower(report: Report) -> bool:
 
 
 def says_nothing(report: Report) -> bool:
-    """Whether nothing is said to have moved."""
+    """Whether something was compared, and nothing is said to have moved."""
+    if not report.decisions:
+        return False
     return not {decision.verdict for decision in report.decisions.values()} & {"regressed", "improved"}
 
 

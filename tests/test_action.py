@@ -83,6 +83,15 @@ def test_every_call_is_one_that_retbench_takes(tmp_path: Path) -> None:
         program.commands[name].make_context(name, list(arguments))  # type: ignore[attr-defined]
 
 
+def test_a_device_and_an_index_are_passed_on_where_they_are_given(tmp_path: Path) -> None:
+    _, calls, _ = run_step(tmp_path, against="main", device="cuda")
+    assert calls[1][calls[1].index("--device") + 1] == "cuda"
+    installing = [
+        step["env"] for step in ACTION["runs"]["steps"] if "PIP_EXTRA_INDEX_URL" in step.get("env", {})
+    ]
+    assert [env["PIP_EXTRA_INDEX_URL"] for env in installing] == ["${{ inputs.torch-index }}"] * 2
+
+
 def test_the_workflow_gives_inputs_that_the_action_has() -> None:
     steps = WORKFLOW["jobs"]["check"]["steps"]
     (used,) = [step for step in steps if step.get("uses") == "./"]

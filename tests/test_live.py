@@ -72,6 +72,7 @@ def test_a_false_alarm_is_anything_that_moved() -> None:
     assert live.says_nothing(report(decode="same", prefill="inconclusive"))
     assert not live.says_nothing(report(decode="same", prefill="improved"))
     assert not live.says_nothing(report(decode="regressed", prefill="same"))
+    assert not live.says_nothing(report()), "nothing was compared"
 
 
 @pytest.mark.parametrize(

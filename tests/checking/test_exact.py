@@ -1,6 +1,7 @@
 """The exact lane: the same on every machine, and red where the code computes or needs something else."""
 
 import json
+import math
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from pathlib import Path
@@ -224,6 +225,26 @@ def test_a_quantity_on_one_side_alone_is_not_passed_over(few: Path, quantities: 
     done = check(few)
     assert done.exit_code == 3
     assert "not in the baseline  retnet/parameters" in done.stdout
+
+
+def test_an_equality_check_that_is_no_longer_made_is_told(few: Path, quantities: Quantities) -> None:
+    name = next(name for name, one in quantities.items() if one.kind == "error")
+    without = {key: one for key, one in quantities.items() if key != name}
+    assert compare(few, without)[name].status == "not measured"
+    assert check(few).exit_code == 0
+
+
+def test_logits_that_are_not_finite_are_red_and_no_crash(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    original = mixers.decay_schedule
+    path = tmp_path / "exact.json"
+    only = {"retnet": MODELS["retnet"]}
+    write_exact(path, measure_exact(only), torch.__version__, "for tests")
+    monkeypatch.setattr(mixers, "decay_schedule", lambda *arguments: math.nan * original(*arguments))
+    found = compare(path, measure_exact(only))
+    assert found["retnet/float64 nats per token"].status == "changed"
+    assert found["retnet/greedy tokens"].status == "changed"
 
 
 @pytest.mark.parametrize(

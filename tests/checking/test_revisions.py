@@ -1,11 +1,13 @@
 """Two revisions side by side: real repositories, worktrees and environments of a package that is small."""
 
+import json
 import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy
 import pytest
 from typer.testing import CliRunner
 
@@ -100,6 +102,9 @@ def test_other_dependencies_get_an_environment_that_is_kept(
             [base.python, "-c", "import tiny; print(tiny.value)"], capture_output=True, text=True, check=True
         )
         assert found.stdout == "42\n"
+        ask = "import numpy, sys; print(numpy.__version__, 'retbench' in sys.modules)"
+        shared = subprocess.run([base.python, "-c", ask], capture_output=True, text=True, check=True)
+        assert shared.stdout == f"{numpy.__version__} False\n"  # what is installed here is there too
     assert "other dependencies" in told[0]
     wheel.unlink()  # so that it could not be installed once more
     with commit(root, "base", told.append) as again:
@@ -137,6 +142,22 @@ def test_a_commit_that_is_not_there_is_refused(repository: Repository, ref: str)
         pytest.fail("measured")
 
 
+def test_a_branch_that_only_the_remote_has_is_found(repository: Repository, tmp_path: Path) -> None:
+    """As in the checkout of a job, which has no branch but the one it tests."""
+    origin, clone = repository(), tmp_path / "clone"
+    git(origin, "branch", "before")
+    git(tmp_path, "clone", "--quiet", str(origin), str(clone))
+    with commit(clone, "before", print) as base:
+        assert base.code == "code-1"
+
+
+def test_what_git_refuses_is_no_missing_commit(repository: Repository) -> None:
+    root = repository()
+    (root / ".git" / "HEAD").write_text("broken", encoding="utf-8")
+    with pytest.raises(RetbenchError, match="not a git repository"), commit(root, "base", print):
+        pytest.fail("measured")
+
+
 def test_a_commit_without_the_package_is_refused(tmp_path: Path) -> None:
     git(tmp_path, "init", "--quiet")
     git(tmp_path, "commit", "--quiet", "--allow-empty", "-m", "nothing")
@@ -152,7 +173,13 @@ def test_code_that_is_the_same_on_both_sides_is_not_timed(
     monkeypatch.setattr(against, "checkout_root", lambda: root)
     done = CliRunner().invoke(app, ["check", "--against", "base", "--device", "cpu"])
     assert done.exit_code == 0
-    assert "the code that measures is the same as at base: there is nothing to time" in done.stdout
+    assert "the code that measures is the same" in done.stdout
+    assert "there is nothing to time" in done.stdout
+    folder = root / "report"
+    words = ["check", "--against", "base", "--device", "cpu", "--format", "json", "--out", str(folder)]
+    done = CliRunner().invoke(app, words)
+    assert (done.exit_code, json.loads(done.stdout)["exit_code"]) == (0, 0)
+    assert {path.name for path in folder.iterdir()} >= {"check.md", "check.json", "junit.xml"}
 
 
 def test_an_installed_package_has_no_commits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -166,6 +193,8 @@ def test_an_installed_package_has_no_commits(monkeypatch: pytest.MonkeyPatch, tm
     [
         (["--rounds", "10"], "--rounds says what is timed"),
         (["--set", "rounds=3"], "--set says what is timed"),
+        (["--rounds", "0"], "--rounds says what is timed"),
+        (["--margin", "0"], "--margin says what is timed"),
         (["--always"], "--always says what is timed"),
         (["--against", "HEAD", "--baseline", "x.json"], "Give one of them"),
         (["--against", "HEAD", "--rounds", "2"], "too few for an interval"),

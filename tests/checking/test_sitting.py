@@ -13,6 +13,7 @@ from retbench.checking.sitting import Limits, Sitting
 from retbench.comparing.report import Report
 from retbench.comparing.sequential import Rules
 from retbench.comparing.sides import Side, are_interleaved
+from retbench.errors import GateError, NotComparableError
 from retbench.measure.machine import usable_cores
 from retbench.plan import Plan, make_plan
 
@@ -139,6 +140,45 @@ def test_a_point_that_fails_on_the_head_alone_is_a_regression(plan: Plan, tmp_pa
         "head",
         "head/records.jsonl",
     ]
+
+
+@pytest.mark.slow
+def test_a_point_that_fails_costs_the_others_no_round(plan: Plan, tmp_path: Path) -> None:
+    fault = "    if context.cell.point.context_len == 64:\n        raise RuntimeError('broken')\n"
+    start = "    context.forget_what_ran()\n"
+    head = changed(tmp_path, "workloads/prefill.py", start, start + fault)
+    prompts = tuple(cell for cell in plan.cells if cell.workload == "prefill")
+    sitting = Sitting(
+        replace(plan, cells=prompts), (working_tree(ROOT), head), tmp_path / "run", Limits(visits=3), print
+    )
+    found = sitting.measure(frozenset(sitting.places))
+    assert [place.context_len for place in found] == [32]
+    assert [one.kind for one in sitting.missing()] == ["broken"]
+
+
+@pytest.mark.slow
+def test_a_base_whose_forms_disagree_is_nothing_to_hold_against(plan: Plan, tmp_path: Path) -> None:
+    start = "    error = float((found - reference)"
+    base = changed(tmp_path, "models/gate.py", start, start.replace("float(", "9 + float("))
+    sitting = Sitting(plan, (base, working_tree(ROOT)), tmp_path / "run", Limits(visits=1), print)
+    with pytest.raises(
+        NotComparableError, match=r"The base cannot be measured\. a changed copy: the forms of retnet"
+    ):
+        sitting.prepare()
+    sitting = Sitting(plan, (working_tree(ROOT), base), tmp_path / "other", Limits(visits=1), print)
+    with pytest.raises(GateError, match="disagree"):
+        sitting.prepare()
+
+
+@pytest.mark.slow
+def test_a_time_too_short_for_a_verdict_is_not_passed(plan: Plan, tmp_path: Path) -> None:
+    code = working_tree(ROOT)
+    limits = Limits(visits=1, budget_s=1e-3)
+    report = measure_in_turn(
+        Request(plan, "", Rules(), 5, limits, always=True, folder=tmp_path), (code, code), print
+    )
+    assert report.exit_code(strict=False) == 3
+    assert any("give a longer --budget" in note for note in report.notes)
 
 
 @pytest.mark.slow

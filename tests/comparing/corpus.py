@@ -36,7 +36,9 @@ def read_corpus(path: Path = PATH, *, num_visits: int | None = None) -> dict[boo
 
 @dataclass
 class Replay:
-    """A source of rounds drawn from a corpus in blocks, with the sides exchanged at random.
+    """A source of rounds drawn from a corpus in blocks; which side is called the first is drawn once for all of them.
+
+    Exchanged anew in every round, a side that is always slower would be so in half of them, and never be found.
 
     Attributes:
         rounds: The corpus, in the order measured.
@@ -50,16 +52,18 @@ class Replay:
     _next: int = 0
     _left: int = 0
 
+    def __post_init__(self) -> None:
+        self._swapped = bool(self.rng.integers(2))
+
     def measure(self, places: frozenset[Place]) -> Times:
         if self._left == 0:
             self._next, self._left = int(self.rng.integers(len(self.rounds))), BLOCK
         times = self.rounds[self._next % len(self.rounds)]
         self._next, self._left = self._next + 1, self._left - 1
-        swapped = bool(self.rng.integers(2))
-        return {place: self._pair(place, times[place], swapped=swapped) for place in places if place in times}
+        return {place: self._pair(place, times[place]) for place in places if place in times}
 
-    def _pair(self, place: Place, pair: tuple[float, float], *, swapped: bool) -> tuple[float, float]:
-        first, second = (pair[1], pair[0]) if swapped else pair
+    def _pair(self, place: Place, pair: tuple[float, float]) -> tuple[float, float]:
+        first, second = (pair[1], pair[0]) if self._swapped else pair
         return first, second * (self.factor if place.workload == "decode" else 1.0)
 
     def has_budget(self) -> bool:

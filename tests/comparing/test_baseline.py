@@ -139,6 +139,37 @@ def test_a_run_that_has_moved_is_accepted_only_with_a_reason(baseline: Path, tmp
     assert (len(found.runs), found.reason) == (1, "a larger chunk")
 
 
+def saving_power(record: Record) -> Record:
+    return record.model_copy(update={"environment": {**record.environment, "governor": "powersave"}})
+
+
+def test_a_run_that_has_moved_with_a_reason_does_not_join(baseline: Path, tmp_path: Path) -> None:
+    """What may explain that it has moved makes it no measure of the next run."""
+    moved = run_of(tmp_path, 9, 1.5, rewrite=saving_power)
+    assert call("compare", baseline, moved).exit_code == 0
+    done = save(baseline.parents[1], moved)
+    assert done.exit_code == 1
+    assert "may explain a difference: governor" in done.stderr
+
+
+def clocked(hz: float) -> Rewrite:
+    def rewrite(record: Record) -> Record:
+        state = {"gpu_state": {"after": {"sm_clock_hz": hz}}}
+        return record.model_copy(update={"environment": {**record.environment, **state}})
+
+    return rewrite
+
+
+def test_a_clock_unlike_that_of_all_runs_may_explain_a_difference(tmp_path: Path) -> None:
+    runs = [run_of(tmp_path, day, rewrite=clocked(1.410e9)) for day in range(8)]
+    assert save(tmp_path / "baselines", *runs).exit_code == 0
+    path = tmp_path / "baselines" / NAME
+    locked = call("compare", path, run_of(tmp_path, 9, 1.5, rewrite=clocked(0.9e9)))
+    assert locked.exit_code == 0
+    assert "SM clock: 1410 MHz | 900 MHz" in locked.stdout
+    assert call("compare", path, run_of(tmp_path, 10, 1.5, rewrite=clocked(1.4e9))).exit_code == 1
+
+
 def test_show_tells_runs_points_and_spread(baseline: Path) -> None:
     done = call("baseline", "show", baseline.parents[1])
     assert "8 runs" in done.stdout

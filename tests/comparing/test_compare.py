@@ -106,6 +106,15 @@ def test_a_better_reference_is_no_regression(base: Path, tmp_path: Path) -> None
     assert run(base, head).exit_code == 0
 
 
+def test_a_better_reference_fails_nothing_in_another_sitting_either(base: Path, tmp_path: Path) -> None:
+    head = write(tmp_path / "head.jsonl", LATER, slower(0.9, "transformer"))
+    found = report_of(base, head)
+    assert verdicts(found, "time")["decode of transformer, batch 1, 1K"] == "inconclusive"
+    assert verdicts(found, "ratio")["decode of retnet/transformer, batch 1, 1K"] == "regressed"
+    assert found.regressions == []
+    assert run(base, head).exit_code == 0
+
+
 def test_less_than_the_margin_is_the_same_and_the_margin_can_be_set(base: Path, tmp_path: Path) -> None:
     head = write(tmp_path / "head.jsonl", HEAD, slower(1.015, "retnet"))
     assert run(base, head).exit_code == 0
@@ -228,6 +237,38 @@ def test_a_point_that_fails_now_is_a_regression(base: Path, tmp_path: Path) -> N
     fixed = run(head, base)
     assert fixed.exit_code == 0
     assert "2 failed on the first side alone" in fixed.stdout
+
+
+def failed(record: Record) -> Record:
+    return record.model_copy(
+        update={"status": "failed", "metrics": {}, "error": "\x1b[31mno | kernel\x1b[0m\nat all"}
+    )
+
+
+def test_two_sides_that_measured_nothing_are_not_comparable(tmp_path: Path) -> None:
+    base, head = (write(tmp_path / f"{one.code_revision}.jsonl", one, rewrite=failed) for one in (CPU, HEAD))
+    done = run(base, head)
+    assert done.exit_code == 3
+    assert "nothing could be compared" in done.stdout
+    assert "decode of retnet, batch 1, 1K has a value on neither side" in done.stdout
+
+
+def test_what_an_error_quotes_breaks_no_format(base: Path, tmp_path: Path) -> None:
+    head = write(tmp_path / "head.jsonl", HEAD, rewrite=failed)
+    suite = ElementTree.fromstring(run(base, head, "--format", "junit").stdout)
+    assert int(suite.get("failures") or 0) == len(suite.findall("testcase")) > 0
+    bullets = [line for line in run(base, head, "--format", "md").stdout.splitlines() if "kernel" in line]
+    assert bullets
+    assert all(line.startswith("- missing: ") and line.endswith("second side") for line in bullets)
+
+
+def test_where_a_scheduler_put_a_process_is_no_hard_fact(base: Path, tmp_path: Path) -> None:
+    def elsewhere(record: Record) -> Record:
+        variables = {**record.environment.get("variables", {}), "OMP_PLACES": "{4},{5}"}
+        environment = {**record.environment, "variables": variables}
+        return record.model_copy(update={"environment": environment})
+
+    assert run(base, write(tmp_path / "head.jsonl", HEAD, rewrite=elsewhere)).exit_code == 0
 
 
 def test_a_metric_that_is_no_cost_is_refused(base: Path, tmp_path: Path) -> None:

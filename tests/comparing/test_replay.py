@@ -11,7 +11,7 @@ from retbench.comparing.sequential import Rules
 pytestmark = pytest.mark.skipif(not PATH.exists(), reason="no corpus: python -m benchmarks.aa records one")
 
 ALARM_RUNS, MOVED_RUNS, MAX_ROUNDS = 500, 200, 20
-ROUNDS_OF_A_HALF = 50
+ROUNDS_OF_A_HALF = 100
 """From so many on, rounds that are drawn anew say something of the rules."""
 
 

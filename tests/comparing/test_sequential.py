@@ -31,22 +31,30 @@ def test_too_few_rounds_are_refused() -> None:
         plan_looks(2)
 
 
-@given(st.lists(st.floats(0, 0.2), min_size=1, max_size=5), st.floats(0.01, 0.2))
-def test_holm_rejects_what_closed_testing_does(p_values: list[float], rate: float) -> None:
-    """A hypothesis is rejected where every set with it is, by Bonferroni."""
-    names = range(len(p_values))
+@given(
+    st.lists(st.tuples(st.floats(0, 0.2), st.integers(1, 5)), min_size=1, max_size=5), st.floats(0.01, 0.2)
+)
+def test_holm_rejects_what_closed_testing_does(pairs: list[tuple[float, int]], rate: float) -> None:
+    """A hypothesis is rejected where every set with it is, by Bonferroni with weights."""
+    p_values, weights = (dict(enumerate(values)) for values in zip(*pairs, strict=True))
+    names = range(len(pairs))
     sets = list(chain.from_iterable(combinations(names, size) for size in range(1, len(p_values) + 1)))
     expected = {
         name
         for name in names
-        if all(min(p_values[one] for one in some) <= rate / len(some) for some in sets if name in some)
+        if all(
+            any(p_values[one] <= rate * weights[one] / sum(weights[each] for each in some) for one in some)
+            for some in sets
+            if name in some
+        )
     }
-    assert set(reject(dict(enumerate(p_values)), rate, len(p_values))) == expected
+    assert set(reject(p_values, rate, weights, sum(weights.values()))) == expected
 
 
 def test_more_hypotheses_than_are_tested_make_it_stricter() -> None:
-    assert reject({"a": 0.02, "b": 0.03}, 0.05, 2) == ["a", "b"]
-    assert reject({"a": 0.02, "b": 0.03}, 0.05, 3) == []
+    weights = {"a": 1, "b": 1}
+    assert reject({"a": 0.02, "b": 0.03}, 0.05, weights, 2) == ["a", "b"]
+    assert reject({"a": 0.02, "b": 0.03}, 0.05, weights, 3) == []
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0, 2.0, math.nan])
@@ -100,7 +108,8 @@ def test_looking_again_and_again_at_the_whole_rate_would_not_keep_it() -> None:
             reject(
                 {item: paired(logs[item, : look.rounds].tolist()).p_above(MARGIN) for item in range(ITEMS)},
                 0.05,
-                6,
+                dict.fromkeys(range(ITEMS), 1),
+                ITEMS,
             )
             for look in plan_looks(20)
         )

@@ -13,7 +13,7 @@ from retbench.checking.sitting import Limits, Sitting, Unlike
 from retbench.comparing.items import paired_evidence
 from retbench.comparing.report import Report, describe_moves
 from retbench.comparing.sampling import Sampled, sample
-from retbench.comparing.sequential import Rules
+from retbench.comparing.sequential import MIN_ROUNDS, Rules
 from retbench.comparing.sides import TIMED, middle
 from retbench.errors import ConfigError
 from retbench.measure.machine import usable_cores
@@ -47,11 +47,11 @@ class Request:
     folder: Path
 
 
-def check_against(request: Request, talk: Talk) -> Report | None:
+def check_against(request: Request, talk: Talk) -> Report:
     """Compare the working tree with a commit of it.
 
     Returns:
-        The report; None where both run the same code, so that there is nothing to measure.
+        The report; without decisions where both run the same code, so that there is nothing to measure.
 
     Raises:
         ConfigError: no such commit, or nothing in the sweep is timed.
@@ -63,7 +63,10 @@ def check_against(request: Request, talk: Talk) -> Report | None:
     head = working_tree(root)
     with commit(root, request.ref, talk) as base:
         if (base.code, base.python) == (head.code, head.python) and not request.always:
-            return None
+            note = "there is nothing to time; --always times it"
+            return replace(
+                _empty_report((base, head)), same_code=True, method="nothing was timed", notes=(note,)
+            )
         return measure_in_turn(replace(request, plan=plan), (base, head), talk)
 
 
@@ -154,6 +157,12 @@ def _report(report: Report, sitting: Sitting, sampled: Sampled) -> Report:
         for item, decision in sampled.decisions.items()
         if not any(place in failed for place in item.places)
     }
+    notes = [f"{place} could be measured on neither side" for place in sitting.failed_on_both()]
+    if len(sampled.rounds) < MIN_ROUNDS:
+        decisions = {}
+        notes.append(
+            f"a verdict takes {MIN_ROUNDS} rounds, which the time is too short for: give a longer --budget"
+        )
     return replace(
         report,
         method=f"{report.method}: {len(sampled.rounds)} rounds{anew}; {_ENDINGS[sampled.ending]}",
@@ -161,7 +170,7 @@ def _report(report: Report, sitting: Sitting, sampled: Sampled) -> Report:
         values={place: (middle(sides[0], place), middle(sides[1], place)) for place in measured},
         missing=tuple(sitting.missing()),
         sentences=describe_moves(decisions, lambda item: paired_evidence([item], everything).get(item)),
-        notes=tuple(f"{place} could be measured on neither side" for place in sitting.failed_on_both()),
+        notes=tuple(notes),
     )
 
 

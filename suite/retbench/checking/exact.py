@@ -3,6 +3,7 @@
 A CPU is enough, and less than a minute. Closed forms are taken at the size of the paper's figures too.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import resources
@@ -31,6 +32,7 @@ STEP_DEPTH = 512
 """Context of the decode step whose operations, bytes and peak are counted."""
 PROMPT_LEN, NUM_GREEDY = 64, 48
 
+TINY = torch.finfo(torch.float64).tiny
 NLL_TOLERANCE = {"float64": 1e-9, "float32": 1e-5}
 """Relative: another order of the same additions moves a loss by less."""
 MARGIN_TOLERANCE = 2e-3
@@ -143,7 +145,10 @@ def _greedy(model: Decoder, prompt: Tensor) -> Quantity:
     for _ in range(NUM_GREEDY):
         last = logits[0, -1].double()
         first, second = last.topk(2).values.tolist()
-        leads.append((first - second) / float(last.square().mean().sqrt()))
+        lead = (first - second) / max(float(last.square().mean().sqrt()), TINY)
+        leads.append(
+            lead if math.isfinite(lead) else 0.0
+        )  # logits that are not finite have no likeliest token
         tokens.append(int(last.argmax()))
         logits = model(torch.tensor([[tokens[-1]]]), state)
     return Quantity(kind="tokens", tokens=tuple(tokens), leads=tuple(leads), limit=MARGIN_TOLERANCE)

@@ -1,7 +1,8 @@
 """Two revisions of the code, each where its workers can run: the checkout as it is, and another commit beside it.
 
 The other commit gets a git worktree. Where its dependencies are those of the checkout it shares the installed ones, for
-they are what is already here; where they are not, it gets an environment of its own, which is kept for the next time.
+they are what is already here; where they are not, it gets an environment of its own for what is not here, which is kept
+for the next time.
 """
 
 import hashlib
@@ -9,12 +10,14 @@ import json
 import os
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import tomllib
 import venv
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import distributions
 from pathlib import Path
 
 import retbench
@@ -22,6 +25,9 @@ from retbench.errors import ConfigError, RetbenchError, UnsupportedError
 from retbench.running.protocol import VERSION
 
 Talk = Callable[[str], None]
+
+_NO_SUCH_COMMIT = 1
+"""Exit code of `git rev-parse --verify --quiet` for a name that it does not know."""
 
 _ASK = """
 import json, retbench
@@ -90,14 +96,7 @@ def commit(root: Path, ref: str, talk: Talk) -> Iterator[Revision]:
         UnsupportedError: its workers cannot take turns with these.
         RetbenchError: git or pip failed.
     """
-    found = _git(
-        root, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{ref}^{{commit}}", check=False
-    )
-    if not found:
-        raise ConfigError(
-            f"--against {ref}: there is no such commit in {root}. Give a commit, branch or tag; in a shallow clone, "
-            "fetch it first (`git fetch origin main`)."
-        )
+    found = _resolve(root, ref)
     with tempfile.TemporaryDirectory(prefix="retbench-check-") as folder:
         tree = Path(folder) / "tree"
         _git(root, "worktree", "add", "--quiet", "--detach", str(tree), found)
@@ -107,6 +106,23 @@ def commit(root: Path, ref: str, talk: Talk) -> Iterator[Revision]:
             yield _revision(f"{ref} ({found[:10]})", tree, _interpreter(root, tree, talk))
         finally:
             _git(root, "worktree", "remove", "--force", str(tree))
+
+
+def _resolve(root: Path, ref: str) -> str:
+    """The hash of a commit; of a branch that only the remote has too, as in a checkout that a job made.
+
+    Raises:
+        ConfigError: there is none.
+        RetbenchError: git cannot tell.
+    """
+    for name in (ref, f"origin/{ref}"):
+        words = ("rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}")
+        if found := _git(root, *words, no=_NO_SUCH_COMMIT):
+            return found
+    raise ConfigError(
+        f"--against {ref}: there is no such commit in {root}. Give a commit, branch or tag; in a shallow clone, fetch "
+        "it first (`git fetch --depth 1 origin REF`, then --against FETCH_HEAD)."
+    )
 
 
 def _revision(name: str, root: Path, python: Path) -> Revision:
@@ -134,16 +150,24 @@ def _revision(name: str, root: Path, python: Path) -> Revision:
 
 
 def _interpreter(root: Path, tree: Path, talk: Talk) -> Path:
-    """The Python with the dependencies of a commit."""
+    """The Python with the dependencies of a commit.
+
+    An environment of its own has on top of everything that is installed here what the commit asks for and is not: what
+    both can use is the same on both sides, or nothing could be compared.
+
+    Raises:
+        RetbenchError: it cannot be made.
+    """
     mine, theirs = (_dependencies(folder) for folder in (root, tree))
     if mine == theirs:
         talk("both revisions ask for the same dependencies: the base uses the installed ones")
         return Path(sys.executable)
-    folder = _environments() / _hash([*theirs, sys.version])
+    installed = sorted({f"{one.name}=={one.version}" for one in distributions()})
+    folder = _environments() / _hash([*theirs, *installed, sys.prefix, sys.version])
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     if not (folder / "complete").exists():
-        talk(f"the base asks for other dependencies: installing them in {folder}")
-        venv.create(folder, with_pip=True, clear=True)
+        talk(f"the base asks for other dependencies: installing those that are not here in {folder}")
+        _create_environment(folder)
         done = subprocess.run(
             [str(python), "-m", "pip", "install", "--quiet", *theirs],
             capture_output=True,
@@ -154,6 +178,20 @@ def _interpreter(root: Path, tree: Path, talk: Talk) -> Path:
             raise RetbenchError(f"the base's dependencies cannot be installed: {done.stderr.strip()[-500:]}")
         (folder / "complete").touch()
     return python
+
+
+def _create_environment(folder: Path) -> None:
+    """An empty environment that sees the packages of this one behind its own."""
+    try:
+        venv.create(folder, with_pip=True, clear=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise RetbenchError(
+            f"{folder}: no environment can be made for the base: {error}. Python's venv module needs ensurepip "
+            "(python3-venv on Debian) and a folder it may write to; XDG_CACHE_HOME moves it."
+        ) from error
+    own = Path(sysconfig.get_path("purelib", "venv", {"base": str(folder), "platbase": str(folder)}))
+    shared = dict.fromkeys(sysconfig.get_path(name) for name in ("purelib", "platlib"))
+    (own / "checkout.pth").write_text("\n".join(shared) + "\n", encoding="utf-8")
 
 
 def _dependencies(folder: Path) -> list[str]:
@@ -176,12 +214,12 @@ def _hash(words: list[str]) -> str:
     return hashlib.sha256("\n".join(words).encode()).hexdigest()[:16]
 
 
-def _git(root: Path, *words: str, check: bool = True) -> str:
-    """What git prints; empty where it fails and that is no error."""
+def _git(root: Path, *words: str, no: int | None = None) -> str:
+    """What git prints; empty where it ends with the code `no`, which is an answer and no error."""
     try:
         done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=False)
     except FileNotFoundError as error:
         raise UnsupportedError("--against takes git, which is not installed.") from error
-    if done.returncode and check:
+    if done.returncode not in (0, no):
         raise RetbenchError(f"git {' '.join(words[:2])}: {done.stderr.strip()}")
     return done.stdout.strip() if done.returncode == 0 else ""

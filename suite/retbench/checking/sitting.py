@@ -22,7 +22,7 @@ from retbench.comparing.compare import hard_differences
 from retbench.comparing.facts import Difference
 from retbench.comparing.items import Pair, Place, Times, combine_visits
 from retbench.comparing.report import Missing
-from retbench.errors import ConfigError, GateError, RetbenchError
+from retbench.errors import ConfigError, GateError, NotComparableError, RetbenchError, StorageError
 from retbench.measure.environment import worker_environment
 from retbench.plan import Plan
 from retbench.records import Gate
@@ -126,16 +126,26 @@ class Sitting:
         return time.monotonic() - self._begun < self._budget_s
 
     def prepare(self) -> None:
-        """Run the gates of both sides and stream their states.
+        """Run the gates of both sides and stream their states. The time that there is begins here.
 
         Raises:
-            GateError: the forms of a model disagree on a side.
-            RetbenchError: a worker died.
+            GateError: the forms of a model disagree on the head.
+            NotComparableError: the base cannot be prepared, so that there is nothing to hold the head against.
+            StorageError: something could not be stored.
+            RetbenchError: a worker of the head died.
         """
+        self._begun = time.monotonic()
         for seat in self.seats:
             for subject in self._plan.subjects:
                 self._talk(f"{seat.revision.name}: equality checks of {subject.label}")
-                self._prepare(seat, subject)
+                try:
+                    self._prepare(seat, subject)
+                except StorageError:
+                    raise
+                except RetbenchError as error:
+                    if seat is not self.seats[0]:
+                        raise
+                    raise NotComparableError(f"The base cannot be measured. {error}") from error
 
     def _prepare(self, seat: Seat, subject: Subject) -> None:
         """The gate and the states of one subject on one side."""
@@ -170,9 +180,9 @@ class Sitting:
         subjects = list(self._plan.subjects)
         self._random.shuffle(subjects)
         for subject in subjects:
-            todo = [cell for cell in self._cells_of(subject) if self._is_wanted(cell, places)]
-            if todo:
-                self._take_turns(todo, number)
+            while todo := [cell for cell in self._cells_of(subject) if self._is_wanted(cell, places)]:
+                if self._take_turns(todo, number):
+                    break
         if number == 0 and (differences := hard_differences(*(seat.records() for seat in self.seats))):
             raise Unlike(differences)
         took, spent = time.monotonic() - since, time.monotonic() - self._begun
@@ -228,23 +238,28 @@ class Sitting:
         variables = {**worker_environment(self._plan.settings.threads), **seat.revision.variables}
         return Worker(job, seat.inbox, variables, seat.revision.python)
 
-    def _take_turns(self, todo: list[Cell], number: int) -> None:
-        """Both sides' workers of one subject, each cell on both in random order, until one of them leaves."""
+    def _take_turns(self, todo: list[Cell], number: int) -> bool:
+        """Both sides' workers of one subject, each cell on both in random order.
+
+        Returns:
+            Whether that was done; where a cell has failed, which is not tried again, the others want new workers.
+        """
         seats = self._random.sample(self.seats, len(self.seats))
         with ExitStack() as stack:
             workers = [stack.enter_context(self._worker(seat, "serve", todo)) for seat in seats]
             talks = [worker.converse(self._plan.profile.timeout_s) for worker in workers]
             for seat, talk in zip(seats, talks, strict=True):
                 if not self._hear(seat, talk, todo, None):
-                    return
+                    return False
             order = self._random.sample(range(len(seats)), len(seats))
             for _ in range(self._num_visits):
                 for index in self._random.sample(range(len(todo)), len(todo)):
                     for turn in order:
                         workers[turn].send(Visit(index=index, round=number))
                         if not self._hear(seats[turn], talks[turn], todo, index):
-                            return
+                            return False
                 order.reverse()  # so that what drifts falls on both sides alike
+        return True
 
     def _hear(self, seat: Seat, talk: Conversation, todo: Sequence[Cell], index: int | None) -> bool:
         """Listen until a worker has done what it was asked to; False where it has left, or its cell failed.

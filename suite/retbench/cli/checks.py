@@ -104,7 +104,10 @@ def check(
     ] = None,
     budget: Annotated[
         float | None,
-        typer.Option(help="With --against: minutes after which no round is begun; by default 20."),
+        typer.Option(
+            help="With --against: minutes after which no round is begun, repeats of what is flagged apart; by "
+            "default 20."
+        ),
     ] = None,
     margin: Annotated[
         float | None,

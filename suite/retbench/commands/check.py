@@ -105,7 +105,8 @@ def check(ref: str | None, given: Given, form: str, out: Path | None, *, strict:
             )
         return check_against(ref, given, shown)
     for field in fields(given):
-        if field.name != "baseline" and getattr(given, field.name) not in (None, (), False):
+        value = getattr(given, field.name)
+        if field.name != "baseline" and value is not None and value is not False and value != ():
             name = "set" if field.name == "overrides" else field.name
             raise ConfigError(
                 f"--{name} says what is timed, and without --against REF nothing is. Give --against, or leave it out."
@@ -140,11 +141,6 @@ def check_against(ref: str, given: Given, shown: Shown) -> int:
     except Interrupted:
         typer.echo("retbench: interrupted; the records of both sides are kept", err=True)
         return INTERRUPTED
-    if report is None:
-        typer.echo(
-            f"the code that measures is the same as at {ref}: there is nothing to time (--always does)"
-        )
-        return 0
     return show_report(report, shown)
 
 

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from pydantic import Field, FiniteFloat, ValidationError
 
 from retbench.analysis.frames import started
-from retbench.comparing.facts import hard_facts, soft_facts
+from retbench.comparing.facts import hard_facts, sm_clock_hz, soft_facts
 from retbench.comparing.items import Place
 from retbench.comparing.sides import Side, place_of
 from retbench.errors import RecordError, UnsupportedError
@@ -65,6 +65,8 @@ class StoredRun(Strict):
     code_revision: str
     soft: dict[str, str]
     """What may explain a difference; see `facts.soft_facts`."""
+    sm_clock_hz: FiniteFloat | None = None
+    """The GPU's, which may explain one too."""
     points: tuple[StoredPoint, ...] = Field(min_length=1)
 
     def rounds(self) -> list[dict[Place, float]]:
@@ -165,6 +167,7 @@ def make_run(side: Side) -> StoredRun:
         started_at=min(record.started_at for record in side.records),
         code_revision=side.revisions,
         soft=soft_facts(side.records),
+        sm_clock_hz=sm_clock_hz(side.records),
         points=tuple(StoredPoint(**vars(place), values=values) for place, values in sorted(points.items())),
     )
 

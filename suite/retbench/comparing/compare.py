@@ -5,8 +5,15 @@ from dataclasses import replace
 
 from retbench.analysis.frames import started
 from retbench.comparing.evidence import Evidence, paired, unpaired
-from retbench.comparing.facts import Difference, compare_clocks, compare_facts, hard_facts, soft_facts
-from retbench.comparing.items import Item, Place, item_margins, make_items
+from retbench.comparing.facts import (
+    Difference,
+    compare_clocks,
+    compare_facts,
+    hard_facts,
+    sm_clock_hz,
+    soft_facts,
+)
+from retbench.comparing.items import Item, Place, item_margins, item_weights, make_items
 from retbench.comparing.report import Missing, Report, describe_moves
 from retbench.comparing.sequential import WITHOUT_REPEAT, Decision, Rules, Sweep, single_look
 from retbench.comparing.sides import TIMED, Side, are_interleaved, middle, place_of, reason_of, typical
@@ -54,7 +61,7 @@ def compare_sides(
         hard=tuple(hard),
         soft=soft,
         missing=tuple(find_missing(first, second)),
-        notes=(*first.notes, *second.notes),
+        notes=(*first.notes, *second.notes, *_never_measured(first, second)),
     )
     return (
         report
@@ -103,7 +110,7 @@ def judge(
     """The verdicts of rounds that are there already: one look at all of them."""
     timed = {place: value for place, value in seconds.items() if place.workload in TIMED}
     most = max((one.num_rounds for one in evidence.values()), default=1)
-    sweep = Sweep(item_margins(items, timed, rules), rules, single_look(most))
+    sweep = Sweep(item_margins(items, timed, rules), rules, single_look(most), item_weights(items))
     sweep.look(evidence)
     return sweep.decisions(evidence)
 
@@ -134,7 +141,7 @@ def _comparable_facts(record: Record, *, whole: bool) -> dict[str, str]:
 def soft_differences(first: Side, second: Side, *, interleaved: bool) -> list[Difference]:
     """Facts that may explain why something moved."""
     found = compare_facts(soft_facts(first.records), soft_facts(second.records))
-    found += compare_clocks(first.records, second.records)
+    found += compare_clocks(sm_clock_hz(first.records), sm_clock_hz(second.records))
     if not interleaved:
         moments = [min(started(record) for record in side.records) for side in (first, second)]
         found.append(Difference(SITTING, *(f"{moment:%Y-%m-%d %H:%M}" for moment in moments)))
@@ -153,6 +160,16 @@ def find_missing(first: Side, second: Side) -> list[Missing]:
         for place in values[1] - values[0]
     ]
     return sorted(missing, key=lambda one: (one.place, one.side))
+
+
+def _never_measured(first: Side, second: Side) -> list[str]:
+    """Of each place that was tried and has a value on neither side, why."""
+    values = first.places(measured=True) | second.places(measured=True)
+    tried = first.places(measured=False) | second.places(measured=False)
+    return [
+        f"{place} has a value on neither side: {reason_of(first if first.of(place) else second, place)}"
+        for place in sorted(tried - values)
+    ]
 
 
 def find_doubt(item: Item, decision: Decision, soft: Sequence[Difference]) -> Decision:

@@ -24,7 +24,8 @@ class Quantity(Strict):
     Attributes:
         kind: How it is compared. A count must be equal; so must a peak of tensor bytes where torch is of the same minor
             version, for its operators allocate what they like; a loss within `limit`, relative; an error of the gate is
-            held against its own `limit`; tokens must be equal until one leads by no more than `limit`.
+            held against its own `limit`, and a baseline has its name alone; tokens must be equal until one leads by
+            no more than `limit`.
         value: Of all kinds but tokens.
         limit: See `kind`.
         tokens: Greedy tokens.
@@ -95,14 +96,14 @@ def _compare(name: str, expected: Quantity | None, found: Quantity | None, *, sa
     """One quantity."""
     if found is None:
         return Finding(name, "not measured", describe_quantity(expected), "–")
-    if found.kind == "error":
-        return _judge_error(name, found)
     if expected is None:
         return Finding(name, "not in the baseline", "–", describe_quantity(found))
     if found.kind != expected.kind:
         return Finding(
             name, "changed", describe_quantity(expected), describe_quantity(found), f"was a {expected.kind}"
         )
+    if found.kind == "error":
+        return _judge_error(name, found)
     texts = describe_quantity(expected), describe_quantity(found)
     if found.kind == "peak" and not same_torch:
         return Finding(name, "not compared", *texts, "the baseline is of another version of torch")
@@ -118,7 +119,7 @@ def _compare(name: str, expected: Quantity | None, found: Quantity | None, *, sa
 
 
 def _judge_error(name: str, found: Quantity) -> Finding:
-    """An error of the gate, which needs no baseline: its limit is its own."""
+    """An error of the gate: its limit is its own, and of the baseline it only takes that the check was made."""
     within = found.value is not None and found.limit is not None and found.value <= found.limit
     limit = "–" if found.limit is None else f"at most {found.limit:.1e}"
     return Finding(name, "equal" if within else "changed", limit, describe_quantity(found))
@@ -151,7 +152,7 @@ def _num_sure(quantity: Quantity) -> int:
 
 def describe_quantity(quantity: Quantity | None) -> str:
     """A quantity in a few characters."""
-    if quantity is None:
+    if quantity is None or (quantity.kind == "error" and quantity.value is None):
         return "–"
     if quantity.kind == "tokens":
         return " ".join(map(str, quantity.tokens[:6])) + (" …" if len(quantity.tokens) > 6 else "")
@@ -161,12 +162,15 @@ def describe_quantity(quantity: Quantity | None) -> str:
 
 
 def write_exact(path: Path, quantities: Quantities, torch_version: str, reason: str) -> None:
-    """Accept quantities as what later ones are held against; errors of the gate have limits of their own.
+    """Accept quantities as what later ones are held against; of the gate's errors, that there is such a check.
 
     Raises:
         StorageError: the file cannot be written.
     """
-    kept = {name: quantity for name, quantity in quantities.items() if quantity.kind != "error"}
+    kept = {
+        name: Quantity(kind="error") if quantity.kind == "error" else quantity
+        for name, quantity in quantities.items()
+    }
     baseline = ExactBaseline(reason=reason, torch_version=torch_version, quantities=kept)
     content: dict[str, Any] = baseline.model_dump(mode="json", exclude_defaults=True)
     write_hashed(path, {"schema_version": SCHEMA_VERSION, **content})

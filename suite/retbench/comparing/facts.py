@@ -39,8 +39,9 @@ _HARD_ENVIRONMENT = (
     "flush_denormal",
     "text",
     "torch_build",
-    "variables",
 )
+_WHERE = frozenset({"OMP_PLACES", "CUDA_VISIBLE_DEVICES"})
+"""Variables that say which of several like cores or GPUs were taken, which a scheduler does anew for each job."""
 _HARD_GPU = ("name", "memory_bytes", "capability", "mig_mode")
 _SOFT_ENVIRONMENT = ("os", "governor", "transparent_huge_pages", "memory_bytes", "allowed_cpus")
 _SOFT_GPU = ("driver_version", "power_limit_w", "persistence_mode", "ecc_mode", "max_sm_clock_hz")
@@ -73,6 +74,11 @@ def hard_facts(record: Record) -> dict[str, str]:
             for name, version in _mapping(environment.get("versions")).items()
             if name not in _NEUTRAL_VERSIONS
         },
+        "variables": {
+            name: value
+            for name, value in _mapping(environment.get("variables")).items()
+            if name not in _WHERE
+        },
         "gpu": _chosen(environment.get("gpu"), _HARD_GPU),
     }
     return {name: _text(value) for name, value in flatten(tree)}
@@ -101,19 +107,15 @@ def compare_facts(first: Mapping[str, str], second: Mapping[str, str]) -> list[D
     ]
 
 
-def compare_clocks(first: Sequence[Record], second: Sequence[Record]) -> list[Difference]:
-    """The GPU's clocks where their medians over the two sides are further apart than what is the same."""
-    clocks = [_sm_clock(records) for records in (first, second)]
-    if None in clocks or not clocks[0] or not clocks[1]:
+def compare_clocks(first_hz: float | None, second_hz: float | None) -> list[Difference]:
+    """The GPU's clocks on two sides where they are further apart than what is the same; none where one is not known."""
+    if not first_hz or not second_hz or abs(second_hz / first_hz - 1) <= CLOCK_TOLERANCE:
         return []
-    if abs(clocks[1] / clocks[0] - 1) <= CLOCK_TOLERANCE:
-        return []
-    words = [f"{clock / 1e6:.0f} MHz" for clock in clocks if clock]
-    return [Difference("SM clock", *words)]
+    return [Difference("SM clock", *(f"{clock / 1e6:.0f} MHz" for clock in (first_hz, second_hz)))]
 
 
-def _sm_clock(records: Sequence[Record]) -> float | None:
-    """Median SM clock after the cells of a side."""
+def sm_clock_hz(records: Sequence[Record]) -> float | None:
+    """Median SM clock after the cells of a side; None where it is not known."""
     clocks = [number_at(record.environment, "gpu_state", "after", "sm_clock_hz") for record in records]
     known = [clock for clock in clocks if clock is not None]
     return median(known) if known else None

@@ -7,7 +7,14 @@ from statistics import fmean
 from retbench.comparing.baseline import Baseline, StoredRun
 from retbench.comparing.compare import find_doubt, judge
 from retbench.comparing.evidence import Evidence, against_history
-from retbench.comparing.facts import Difference, compare_facts, hard_facts, soft_facts
+from retbench.comparing.facts import (
+    Difference,
+    compare_clocks,
+    compare_facts,
+    hard_facts,
+    sm_clock_hz,
+    soft_facts,
+)
 from retbench.comparing.items import Item, Place, make_items
 from retbench.comparing.report import Missing, Report, describe_moves
 from retbench.comparing.sequential import WITHOUT_REPEAT, Decision, Rules
@@ -108,7 +115,9 @@ def _soft_differences(baseline: Baseline, side: Side) -> list[Difference]:
     """Facts of a run that no run of the window has."""
     mine, windows = soft_facts(side.records), [run.soft for run in baseline.runs]
     latest = compare_facts(windows[-1], mine)
-    return [one for one in latest if all(run.get(one.fact) != mine.get(one.fact) for run in windows)]
+    found = [one for one in latest if all(run.get(one.fact) != mine.get(one.fact) for run in windows)]
+    clocks = [compare_clocks(run.sm_clock_hz, sm_clock_hz(side.records)) for run in baseline.runs]
+    return found + (clocks[-1] if all(clocks) else [])
 
 
 def _find_missing(known: dict[Place, dict[str, str]], side: Side) -> list[Missing]:

@@ -134,6 +134,19 @@ def item_margins(items: Sequence[Item], seconds: Mapping[Place, float], rules: R
     }
 
 
+def item_weights(items: Sequence[Item]) -> dict[Item, int]:
+    """How the rate of false alarms is shared out: half to the curves, which are few and have the least noise.
+
+    What slows a step slows it at most lengths, so that a curve is where it is looked for. Without curves, or without
+    anything else, all items have the same.
+    """
+    num_curves = sum(item.kind == "curve" for item in items)
+    num_others = len(items) - num_curves
+    if not num_curves or not num_others:
+        return dict.fromkeys(items, 1)
+    return {item: num_others if item.kind == "curve" else num_curves for item in items}
+
+
 def paired_evidence(items: Iterable[Item], rounds: Sequence[Times]) -> dict[Item, Evidence]:
     """What rounds say of every item that one of them has."""
     found: dict[Item, Evidence] = {}

@@ -1,11 +1,15 @@
 """JUnit XML, as continuous integration reads it."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 from xml.etree import ElementTree
 
 Outcome = Literal["passed", "failure", "error", "skipped"]
+
+_FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+"""Characters that no XML 1.0 document may hold, such as the escapes of a coloured traceback."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,6 @@ def junit_xml(cases: Sequence[Case]) -> str:
     for case in cases:
         element = ElementTree.SubElement(suite, "testcase", name=case.name, classname=f"retbench.{case.kind}")
         if case.outcome != "passed":
-            ElementTree.SubElement(element, case.outcome, message=case.message)
+            ElementTree.SubElement(element, case.outcome, message=_FORBIDDEN.sub("", case.message))
     ElementTree.indent(suite)
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(suite, encoding="unicode") + "\n"

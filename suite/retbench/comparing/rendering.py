@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from retbench.analysis.formats import markdown_table
+from retbench.analysis.formats import escape_markdown, markdown_table
 from retbench.comparing.items import Item
 from retbench.comparing.junit import Case, Outcome, junit_xml
 from retbench.comparing.report import Gap, Report, describe_ratio
@@ -113,7 +113,7 @@ def to_markdown(report: Report) -> str:
     ]
     if report.decisions:
         lines += [markdown_table(pd.DataFrame(table_rows(report), columns=list(HEADER))), ""]
-    lines += [f"- {line}" for line in prose(report)[1:]]
+    lines += [f"- {escape_markdown(line)}" for line in prose(report)[1:]]
     return "\n".join(lines) + "\n"
 
 

@@ -61,6 +61,7 @@ class Report:
         missing: Places without a value on one side.
         sentences: What moved, curve by curve.
         notes: What was left out, and whatever else a reader should know.
+        same_code: Nothing was measured, as both sides run the same code.
     """
 
     first: str
@@ -73,10 +74,11 @@ class Report:
     missing: tuple[Missing, ...] = ()
     sentences: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    same_code: bool = False
 
     @property
     def regressions(self) -> list[Item]:
-        """Items that fail the check; a ratio that is worse because its reference is better does not."""
+        """Items that fail the check; a ratio that is worse because its reference is better is none of them."""
         return [
             item
             for item, decision in self.decisions.items()
@@ -84,25 +86,26 @@ class Report:
         ]
 
     def _is_relative(self, item: Item) -> bool:
-        """Whether a ratio has moved by its reference alone."""
-        if item.kind != "ratio":
+        """Whether a ratio has moved while the model's own time has not: its reference is better."""
+        place = item.places[0]
+        mine = self.decisions.get(Item("time", place.model, ((place, 1.0),)))
+        if item.kind != "ratio" or mine is None or mine.evidence is None:
             return False
-        mine, reference = (self._verdict_at(place) for place in item.places)
-        return reference == "improved" and mine != "regressed"
-
-    def _verdict_at(self, place: Place) -> str | None:
-        """The verdict on the time of a place."""
-        decision = self.decisions.get(Item("time", place.model, ((place, 1.0),)))
-        return decision.verdict if decision else None
+        return mine.evidence.estimate <= mine.margin
 
     def exit_code(self, *, strict: bool) -> int:
-        """0 fine, 1 regressed, 3 not comparable in whole or in part, 4 inconclusive where that matters."""
+        """0 fine, 1 regressed, 3 not comparable in whole or in part, 4 inconclusive where that matters.
+
+        What compared nothing has found nothing out: unless the code is the same, that is 3.
+        """
         if self.hard:
             return NOT_COMPARABLE
         gaps = {one.kind for one in self.missing}
         if self.regressions or "broken" in gaps:
             return REGRESSED
-        if "absent" in gaps:
+        if self.same_code:
+            return 0
+        if "absent" in gaps or not self.decisions:
             return NOT_COMPARABLE
         undecided = any(decision.verdict == "inconclusive" for decision in self.decisions.values())
         return INCONCLUSIVE if strict and undecided else 0
@@ -119,7 +122,8 @@ class Report:
         parts = [f"{count} {verdict}" for verdict, count in counts.items() if count]
         gaps = [one.kind for one in self.missing]
         parts += [f"{gaps.count(kind)} {word}" for kind, word in _GAP_WORDS.items() if kind in gaps]
-        return ", ".join(parts)
+        nothing = "the code that measures is the same" if self.same_code else "nothing could be compared"
+        return ", ".join(parts) or nothing
 
     def to_json(self, *, strict: bool) -> dict[str, Any]:
         """All of it as JSON-able data, times in seconds."""

@@ -4,7 +4,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from retbench.comparing.items import Item, Place, Times, item_margins, make_items, paired_evidence
+from retbench.comparing.items import (
+    Item,
+    Place,
+    Times,
+    item_margins,
+    item_weights,
+    make_items,
+    paired_evidence,
+)
 from retbench.comparing.sequential import MIN_ROUNDS, Decision, Look, Rules, Sweep, plan_looks
 
 Ending = Literal["decided", "rounds", "budget"]
@@ -56,7 +64,7 @@ def sample(
     rounds = [source.measure(frozenset(places))]
     seconds = {place: times[0] for place, times in rounds[0].items()}
     items = make_items(places, reference)
-    sweep = Sweep(item_margins(items, seconds, rules), rules, looks)
+    sweep = Sweep(item_margins(items, seconds, rules), rules, looks, item_weights(items))
     ending = _first_rounds(sweep, items, source, rounds)
     repeats = _repeat(sweep, source, looks) if sweep.flagged and rules.confirm_rate is not None else []
     decisions = sweep.decisions(paired_evidence(items, rounds))

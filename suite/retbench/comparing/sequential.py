@@ -5,9 +5,10 @@ decides how many rounds are run and never how large the margin is.
 
 Why the rates hold, whatever the noise of the items has in common:
 
-- A look may reject true hypotheses at its share of the rate, and the shares add up to one. Holm's step-down over the
-  sweep divides that by how many items are not rejected yet, which until the first error is never less than the number
-  of true hypotheses. So the chance of any error at any look is at most the rate (the union bound).
+- A look may reject true hypotheses at its share of the rate, and the shares add up to one. Holm's step-down gives an
+  item the part of that which its weight is of the weight of all items that are not rejected yet, and until the first
+  error that is never less than the weight of the true hypotheses. So the chance of any error at any look is at most the
+  rate (the union bound).
 - What is flagged counts only when rounds measured anew show it too. These are independent of the first, so that the
   chance of a false alarm in a run is at most `flag_rate * confirm_rate`: 0.5 %.
 - An item is called the same at a look where both one-sided tests against the margin reject at that look's share of
@@ -140,10 +141,18 @@ class Sweep(Generic[Key]):
         margins: The log-ratio that counts as moved, of every item.
         rules: The error rates.
         looks: As planned.
+        weights: How the rate of flags is shared out among the items; alike where not given.
     """
 
-    def __init__(self, margins: Mapping[Key, float], rules: Rules, looks: Sequence[Look]) -> None:
+    def __init__(
+        self,
+        margins: Mapping[Key, float],
+        rules: Rules,
+        looks: Sequence[Look],
+        weights: Mapping[Key, int] | None = None,
+    ) -> None:
         self._margins = dict(margins)
+        self._weights = dict(weights or dict.fromkeys(margins, 1))
         self._rules = rules
         self._looks = tuple(looks)
         self._next = 0
@@ -184,15 +193,17 @@ class Sweep(Generic[Key]):
             key: evidence[key] for key in self._margins if key in evidence and key in self.undecided
         }
         for direction in ("regressed", "improved"):
-            num_others = len(self._margins) - sum(
-                decision.verdict == direction for decision in self._decided.values()
+            left = sum(
+                weight
+                for key, weight in self._weights.items()
+                if key not in self._decided or self._decided[key].verdict != direction
             )
             p_values = {
                 key: self._p_value(key, item, direction)
                 for key, item in open_items.items()
                 if key not in self._decided
             }
-            for key in reject(p_values, self._rules.flag_rate * share, num_others):
+            for key in reject(p_values, self._rules.flag_rate * share, self._weights, left):
                 self._decided[key] = Decision(direction, open_items[key], self._margins[key])
         for key, item in open_items.items():
             if key not in self._decided and is_same(item, self._margins[key], self._rules.miss_rate * share):
@@ -213,20 +224,20 @@ class Sweep(Generic[Key]):
             fresh = {
                 key: self._p_value(key, evidence[key], direction) if key in evidence else 1.0 for key in keys
             }
-            confirmed = reject(fresh, rate, len(fresh))
+            confirmed = reject(fresh, rate, self._weights, sum(self._weights[key] for key in fresh))
             for key in fresh.keys() - confirmed:
                 self._decided[key] = self._unconfirmed(key, direction)
 
     def decisions(self, evidence: Mapping[Key, Evidence]) -> dict[Key, Decision]:
         """What is said of every item in the end, in the order given; `evidence` is of all rounds of the sweep."""
-        level = self._rules.flag_rate * self._looks[-1].share / len(self._margins) if self._margins else 0.0
+        level = self._rules.flag_rate * self._looks[-1].share / max(1, sum(self._weights.values()))
         found: dict[Key, Decision] = {}
         for key, margin in self._margins.items():
             if key in self._decided:
                 found[key] = self._decided[key]
             else:
                 item = evidence.get(key)
-                detectable = item.detectable(margin, level) if item else None
+                detectable = item.detectable(margin, level * self._weights[key]) if item else None
                 found[key] = Decision("inconclusive", item, margin, detectable)
         return found
 
@@ -247,19 +258,21 @@ class Sweep(Generic[Key]):
         )
 
 
-def reject(p_values: Mapping[Key, float], rate: float, num_hypotheses: int) -> list[Key]:
-    """Holm's step-down: the hypotheses rejected with the chance of any error at most `rate`.
+def reject(p_values: Mapping[Key, float], rate: float, weights: Mapping[Key, int], left: int) -> list[Key]:
+    """Holm's step-down with weights: the hypotheses rejected with the chance of any error at most `rate`.
 
     Args:
         p_values: Of those that are tested.
         rate: Family-wise.
-        num_hypotheses: Of the whole family less those rejected before; at least as many as are tested.
+        weights: Of those that are tested, or more.
+        left: Weight of the whole family less that of those rejected before.
     """
     rejected: list[Key] = []
-    for key, p_value in sorted(p_values.items(), key=lambda item: item[1]):
-        if p_value > rate / (num_hypotheses - len(rejected)):
+    for key, p_value in sorted(p_values.items(), key=lambda item: item[1] / weights[item[0]]):
+        if p_value > rate * weights[key] / left:
             break
         rejected.append(key)
+        left -= weights[key]
     return rejected
 
 
