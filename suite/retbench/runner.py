@@ -212,6 +212,8 @@ class _Sweep:
                     case Death(status=status, reason=reason):
                         self._take_death(name, worker.pid, reason)
                         blamed = [cell for cell in todo if cell.workload in STREAMED] if streaming else todo
+                        if status == "oom" and not streaming:  # the gate holds more than any cell does
+                            status, reason = "unsupported", f"before any cell of '{name}' was tried, {reason}"
                         ledger.refuse(blamed, status, reason)
                         return False
                     case _:

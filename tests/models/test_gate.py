@@ -66,3 +66,14 @@ def test_the_backend_is_what_it_was():
     model.set_backend("parallel")
     run_gate(model, TEXT, depth=600, lengths=LENGTHS)
     assert model.backend == "parallel"
+
+
+def test_the_backend_is_what_it_was_even_where_a_form_finds_no_memory(monkeypatch):
+    def starve(*_):
+        raise MemoryError
+
+    model = build("retnet")
+    monkeypatch.setattr(model.mixers[0], "forms", model.mixers[0].forms | {"recurrent": starve})
+    with pytest.raises(MemoryError):
+        run_gate(model, TEXT, depth=600, lengths=LENGTHS)
+    assert model.backend == "chunkwise"
