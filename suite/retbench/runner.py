@@ -26,6 +26,7 @@ from retbench.running.ledger import Ledger
 from retbench.running.locks import timing_lock
 from retbench.running.process import Death, Inbox, Interrupt, Worker
 from retbench.running.protocol import (
+    Advanced,
     Checked,
     Done,
     Failed,
@@ -245,6 +246,9 @@ class _Sweep:
                     case Started(index=index):
                         current = todo[index]
                         ledger.tell(events.CellStarted(current, number, worker.pid, ledger.progress))
+                    case Advanced(num_tokens=done):
+                        assert current is not None
+                        ledger.tell(events.CellAdvanced(current, number, done, ledger.progress))
                     case Done(index=index, status=status, error=error):
                         ledger.settle(todo[index], number, status, error)
                         current, left = None, left - 1

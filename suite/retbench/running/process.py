@@ -17,7 +17,7 @@ from typing import IO
 from retbench.records import Status
 from retbench.running.deaths import explain_death, read_oom_kills
 from retbench.running.interrupts import Interrupted
-from retbench.running.protocol import Ended, Job, Message, Started, Visit, decode
+from retbench.running.protocol import Advanced, Ended, Job, Message, Started, Visit, decode
 
 SETUP_TIMEOUT_S = 900.0
 """Longest silence outside a cell: imports, building a model, the gate, one segment of a prefill."""
@@ -138,7 +138,7 @@ class Worker:
         """The worker's messages as they come, until it has ended; a Death last where its work was not done.
 
         Args:
-            cell_timeout_s: Longest time between the start of a cell and its end.
+            cell_timeout_s: Longest silence of a cell that was started.
 
         Raises:
             Interrupted: the run was told to stop.
@@ -160,7 +160,7 @@ class Worker:
             if message is None:
                 yield self.death()
                 return
-            in_cell = isinstance(message, Started)
+            in_cell = isinstance(message, Started | Advanced)
             limit = cell_timeout_s if in_cell else SETUP_TIMEOUT_S
             yield message
             if isinstance(message, Ended):
@@ -172,7 +172,7 @@ def _too_long(limit_s: float, *, in_cell: bool) -> str:
     """Why a worker was ended that said nothing for `limit_s`."""
     if in_cell:
         return (
-            f"the cell took longer than timeout_s = {limit_s:g} and was ended (--set timeout_s= changes it)."
+            f"the cell said nothing for timeout_s = {limit_s:g} and was ended (--set timeout_s= changes it)."
         )
     return f"the worker said nothing for {limit_s:g} s while no cell was being measured, and was ended."
 

@@ -105,6 +105,14 @@ class Started(Strict):
     index: int
 
 
+class Advanced(Strict):
+    """The cell that was started goes on: a model has read so many tokens of what it is evaluated on."""
+
+    event: Literal["advanced"] = "advanced"
+    num_tokens: int
+    """Since the cell was started."""
+
+
 class Done(Strict):
     """The cell with this index has its record on disk."""
 
@@ -135,7 +143,7 @@ class Ended(Strict):
     event: Literal["ended"] = "ended"
 
 
-Message = Hello | Checked | Streamed | Refused | Ready | Started | Done | Measured | Failed | Ended
+Message = Hello | Checked | Streamed | Refused | Ready | Started | Advanced | Done | Measured | Failed | Ended
 
 _ADAPTER: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="event")])
 

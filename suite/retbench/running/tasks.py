@@ -22,6 +22,7 @@ from retbench.models.decoder import Decoder
 from retbench.models.gate import LENGTHS, run_gate
 from retbench.records import Documents, Gate, append_record, utc_now
 from retbench.running.failures import classify
+from retbench.running.heartbeat import Heartbeat
 from retbench.running.protocol import (
     Checked,
     Done,
@@ -151,8 +152,8 @@ def _check_gate(job: Job, model: Decoder) -> Gate:
         if depth == shortest:
             raise UnsupportedError(
                 f"the equality gate of '{job.cells[0].model_name}' runs out of memory on {model.device} even at "
-                f"{shortest:,} tokens, and nothing is measured of a model that it has not passed. Free memory there, or "
-                "use a smaller size (--set size=...)."
+                f"{shortest:,} tokens, and no model is measured that has not passed it. Free memory there, or use a "
+                "smaller size (--set size=...)."
             )
         depth = max(shortest, depth // 2)
     return gate
@@ -216,7 +217,9 @@ class _Bench:
         ceilings = self.surroundings.ceilings
         assert ceilings is not None
         self.tell(Started(index=index))
-        context = Context(cell, self.model, self.device, ceilings, self.store, job.data_dir)
+        context = Context(
+            cell, self.model, self.device, ceilings, self.store, job.data_dir, Heartbeat(self.tell)
+        )
         outcome = _measure_cell(context, job.records_path)
         append_record(job.records_path, make_record(job.run, cell, round_number, outcome, self.surroundings))
         self.tell(Done(index=index, status=outcome.status, error=outcome.error))
