@@ -43,8 +43,10 @@ class StateStore:
 
     def _path(self, cell: Cell, position: int) -> Path:
         """The file of one sequence's state after `position` tokens, named by all that its values depend on."""
+        weights = cell.subject.weights
         parts = {
             "model": cell.model.fingerprint,
+            "weights": weights.info.fingerprint if weights else None,
             "backend": cell.backend,
             "chunk_size": cell.chunk_size,
             "dtype": cell.settings.dtype,
