@@ -16,7 +16,7 @@ from retbench.plan import Plan
 from retbench.running import process
 from retbench.running.interrupts import Interrupted
 from retbench.running.process import Death, Inbox, Interrupt, Worker
-from retbench.running.protocol import Advanced, Ended, Job, Message, RunInfo, Started, encode
+from retbench.running.protocol import CELL_MARK, Advanced, Ended, Job, Message, RunInfo, Started, encode
 
 Start = Callable[[str], Worker]
 
@@ -99,6 +99,14 @@ def test_a_worker_that_dies_says_why(start: Start, last_act: str, reason: str) -
     assert death.status == "failed"
     assert reason in death.reason
     assert death.reason.endswith("my last words")
+
+
+def test_what_an_earlier_cell_survived_does_not_explain_a_death(start: Start) -> None:
+    words = "print('CUDA out of memory', end='', file=sys.stderr, flush=True)\n"
+    mark = f"sys.stderr.write({chr(10) + CELL_MARK.decode() + chr(10)!r}); sys.stderr.flush()\n"
+    script = say(Started(index=0)) + words + mark + say(Started(index=1)) + "os.kill(os.getpid(), 11)\n"
+    *_, death = talk(start(script))
+    assert death == Death("failed", "the worker was ended by SIGSEGV. It wrote nothing to stderr.")
 
 
 def test_a_cell_that_takes_too_long_ends_the_worker(start: Start) -> None:

@@ -17,7 +17,7 @@ from typing import IO
 from retbench.records import Status
 from retbench.running.deaths import explain_death, read_oom_kills
 from retbench.running.interrupts import Interrupted
-from retbench.running.protocol import Advanced, Ended, Job, Message, Started, Visit, decode
+from retbench.running.protocol import CELL_MARK, Advanced, Ended, Job, Message, Started, Visit, decode
 
 SETUP_TIMEOUT_S = 900.0
 """Longest silence outside a cell: imports, building a model, the gate, one segment of a prefill."""
@@ -99,7 +99,10 @@ class Worker:
 
     def _hear_noise(self, stream: IO[bytes]) -> None:
         for line in iter(lambda: stream.readline(_LINE_BYTES), b""):
-            self._last_words.append(line)
+            if line.strip() == CELL_MARK:  # what earlier cells survived is no evidence of why this one died
+                self._last_words.clear()
+            else:
+                self._last_words.append(line)
 
     def __enter__(self) -> "Worker":
         return self

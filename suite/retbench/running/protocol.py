@@ -17,6 +17,12 @@ Task = Literal["prepare", "measure", "serve", "ceilings"]
 VERSION = 1
 """Of what is said here: two revisions whose versions differ cannot be measured in turn by one runner."""
 
+CELL_MARK = b"retbench: the next cell"
+"""A line that a worker writes to its stderr ahead of each `Started`: what stands before it says nothing of the cell.
+
+`Started` itself comes by another pipe, and may be heard after the last words of a cell that dies at once.
+"""
+
 
 class RunInfo(Strict):
     """What every record of a run says about the run."""

@@ -1,6 +1,7 @@
 """The tasks of a worker: prepare a model, measure its cells, measure the ceilings. Imports torch."""
 
 import gc
+import sys
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -24,6 +25,7 @@ from retbench.records import Documents, Gate, append_record, utc_now
 from retbench.running.failures import classify
 from retbench.running.heartbeat import Heartbeat
 from retbench.running.protocol import (
+    CELL_MARK,
     Checked,
     Done,
     Hello,
@@ -216,6 +218,7 @@ class _Bench:
         job, cell = self.job, self.job.cells[index]
         ceilings = self.surroundings.ceilings
         assert ceilings is not None
+        print(f"\n{CELL_MARK.decode()}", file=sys.stderr, flush=True)
         self.tell(Started(index=index))
         context = Context(
             cell, self.model, self.device, ceilings, self.store, job.data_dir, Heartbeat(self.tell)
