@@ -150,6 +150,7 @@ def _compiled_steps(
     state.rewind(mark)
     model(lead, state)
     depth = state.mark(1)
+    stay = Mark(depth.position, [None] * len(state.layers))  # for the position alone
     state.rewind(depth)
     eager = model(token, state)
     state.rewind(depth)
@@ -166,6 +167,6 @@ def _compiled_steps(
     def advance() -> None:
         state.rewind(depth)
         step()
-        state.rewind(depth)
+        state.rewind(stay)  # a copy would leave the whole retention state in the processor's caches
 
     return advance, step, {"compile_error": error, "compile_s": compiled.seconds}
