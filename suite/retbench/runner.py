@@ -40,6 +40,7 @@ from retbench.running.protocol import (
     Task,
 )
 from retbench.running.resume import Identity, finished_pairs
+from retbench.versions import computing_versions
 from retbench.workloads import STREAMED
 
 STATES_FOLDER = ".states"
@@ -144,13 +145,11 @@ def _make_folder(folder: Path) -> None:
 
 
 def _identity(plan: Plan) -> Identity:
-    """What records of this plan, measured here and now, will state of machine and code."""
-    versions = environment.library_versions()
+    """What records of this plan, measured here and now, will state of machine, code and libraries."""
     return Identity(
         environment.machine_name(plan.settings.device),
         environment.code_revision(),
-        versions["python"],
-        versions["torch"],
+        computing_versions({"versions": environment.library_versions()}),
     )
 
 
