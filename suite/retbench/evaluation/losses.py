@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from retbench.costs import PREFILL_SEGMENT
 from retbench.evaluation.progress import Report, tell_nobody
-from retbench.models.decoder import PREFILL_SEGMENT, Decoder
+from retbench.models.decoder import Decoder
 
 BATCH_TOKENS = 8192
 """Tokens of windows that are read side by side, at most, unless one window alone has more."""

@@ -20,9 +20,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from retbench.cells import Cell
+from retbench.costs import PREFILL_SEGMENT
 from retbench.data import text
 from retbench.errors import StorageError
-from retbench.models.decoder import PREFILL_SEGMENT, Decoder
+from retbench.models.decoder import Decoder
 from retbench.models.state import DecoderState, KVCache
 
 FILL_PREFILL_TOKENS = 512
