@@ -32,12 +32,12 @@ def test_equal_forms_pass(name, dtype):
 
 
 def test_a_step_that_forgets_to_decay_is_stopped(monkeypatch):
-    honest = mixers.retention_step_
+    honest = mixers.retention_decayed_step_
 
-    def forgetful(q, k, v, log_decay, state):
-        return honest(q, k, v, torch.zeros_like(log_decay), state)
+    def forgetful(q, k, v, decay, state):
+        return honest(q, k, v, torch.ones_like(decay), state)
 
-    monkeypatch.setattr(mixers, "retention_step_", forgetful)
+    monkeypatch.setattr(mixers, "retention_decayed_step_", forgetful)
     gate = run_gate(build("retnet"), TEXT, depth=600, lengths=LENGTHS)
     assert not gate.passed
     assert "decode = chunkwise" in {check.name for check in gate.checks if not check.passed}

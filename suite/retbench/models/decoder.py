@@ -40,7 +40,7 @@ class Decoder(nn.Module):
     Args:
         config: The model.
         blocks: Its blocks, in order.
-        rotary: Angles for the mixers' rotary positions; all blocks share one set.
+        rotary: What the mixers need of a position; all blocks share one set.
 
     Attributes:
         activation_checkpointing: With gradients and without a state, keep only what enters each block, and run it
