@@ -125,6 +125,17 @@ def test_a_retention_state_is_as_large_as_the_cache_of_a_fixed_number_of_tokens(
     assert costs.state_bytes(retnet, "bfloat16", 1, 0) == costs.state_bytes(transformer, "bfloat16", 1, 512)
 
 
+@pytest.mark.parametrize("name", sorted(SMALL))
+def test_prefill_bytes_are_the_weights_and_the_state_that_is_left(name):
+    config = SMALL[name]
+    whole = costs.weight_bytes(config, "float32") + costs.state_bytes(config, "float32", 2, config.vocab_size)
+    assert (
+        costs.prefill_bytes(config, "float32", 2, config.vocab_size) == whole
+    )  # every row of the table at most
+    one = costs.prefill_bytes(config, "float32", 1, 1) - costs.state_bytes(config, "float32", 1, 1)
+    assert one == costs.weight_bytes(config, "float32") - (config.vocab_size - 1) * config.d_model * 4
+
+
 def test_decode_bytes_grow_with_depth_for_attention_only():
     retnet, transformer = SMALL["retnet"], SMALL["transformer"]
     assert costs.decode_bytes(retnet, "float32", 1, 1024) == costs.decode_bytes(retnet, "float32", 1, 32_768)

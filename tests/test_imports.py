@@ -28,6 +28,7 @@ LAYERS: list[set[str]] = [
         "records",
         "documents",
         "files",
+        "versions",
         "datasheets",
         "prediction",
     },

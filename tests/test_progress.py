@@ -10,6 +10,7 @@ from retbench.config import load_experiment
 from retbench.progress import BarDisplay, describe, show_progress
 from retbench.records import Gate, GateCheck
 from retbench.running.events import (
+    CellAdvanced,
     CellDone,
     CellStarted,
     Event,
@@ -50,6 +51,7 @@ def events_of_a_run(cell: Cell) -> list[Event]:
         Streaming("retnet", 2048, 32768, HALF),
         RoundStarted(0, 3, ("retnet", "transformer"), HALF),
         CellStarted(cell, 0, 12, HALF),
+        CellAdvanced(cell, 0, 1_230_000, HALF),
         CellDone(cell, 0, "ok", None, HALF),
         CellDone(cell, 1, "oom", "out of memory: 3 GiB", HALF),
         WorkerDied("retnet", 12, "the worker was ended by SIGSEGV", HALF),
@@ -107,6 +109,7 @@ def test_a_terminal_shows_a_bar_and_keeps_what_went_wrong(cell: Cell) -> None:
             assert threading.active_count() == before, "a thread would disturb what is being timed"
     text = stream.getvalue()
     assert "round 1: retnet decode at 32K" in text
+    assert "round 1: retnet decode at 32K: 1.23 M tokens read" in text
     assert "2/4" in text
     assert "about 1 min 15 s left" in text
     kept = [line for line in text.splitlines() if "oom: out of memory" in line or "SIGSEGV" in line]

@@ -74,6 +74,18 @@ def run_tiny(folder: Path, *words: str) -> Result:
     return run_in(folder, "run", "tiny.toml", "--profile", "smoke", "--device", "cpu", *words)
 
 
+def test_a_dry_run_does_not_pretend_to_know_what_an_evaluation_takes(folder: Path) -> None:
+    done = run_tiny(folder, "--dry-run", "--json")
+    cells = json.loads(done.stdout)["cells"]
+    assert {cell["workload"] for cell in cells} == {"perplexity"}
+    assert {(cell["seconds"], cell["memory_bytes"]) for cell in cells} == {(None, None)}
+    decode = "workloads.decode={context_len=[64]}"
+    table = run_tiny(folder, "--dry-run", "--set", decode).stdout.splitlines()
+    for line in table[1:]:
+        assert ("not estimated" in line) == ("perplexity" in line)
+    assert "all that are estimated" in table[-1]
+
+
 @pytest.fixture(scope="module")
 def measured(folder: Path) -> list[Record]:
     """Records of a run over everything that was trained."""

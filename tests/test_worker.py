@@ -13,7 +13,20 @@ import pytest
 from retbench.cells import pair_ids
 from retbench.measure.environment import code_revision
 from retbench.plan import Plan, make_plan
-from retbench.running.protocol import Ended, Failed, Hello, Job, Measured, Message, RunInfo, Task, decode
+from retbench.running.protocol import (
+    CELL_MARK,
+    Done,
+    Ended,
+    Failed,
+    Hello,
+    Job,
+    Measured,
+    Message,
+    RunInfo,
+    Started,
+    Task,
+    decode,
+)
 
 COMMAND = [sys.executable, "-P", "-m", "retbench.worker"]
 
@@ -73,6 +86,14 @@ def test_prints_of_a_library_do_not_reach_the_protocol(plan: Plan, tmp_path: Pat
     assert [type(message) for message in heard] == [Hello, Measured, Ended]
     assert "from C" in stderr
     assert "from Python" in stderr
+
+
+def test_every_cell_begins_with_a_mark_on_stderr(plan: Plan, tmp_path: Path) -> None:
+    cells = tuple(cell for cell in plan.cells if cell.model_name == "transformer")
+    job = make_job(plan, tmp_path, task="measure").model_copy(update={"cells": cells})
+    heard, stderr = ask(job)
+    assert [type(message) for message in heard] == [Hello, *[Started, Done] * len(cells), Ended]
+    assert stderr.encode().splitlines().count(CELL_MARK) == len(cells) > 0
 
 
 def test_changed_source_is_not_measured(plan: Plan, tmp_path: Path) -> None:

@@ -142,7 +142,8 @@ class Profile(Strict):
     min_steps: int = Field(default=20, ge=1)
     """Timed steps of a cell in a round; their median is the round's value."""
     timeout_s: float = Field(default=600.0, gt=0, allow_inf_nan=False)
-    """A cell that runs longer is ended and recorded as `timeout`."""
+    """Longest silence of a cell; one that says nothing for so long is ended and recorded as `timeout`. An evaluation
+    tells of its progress; a cell that measures cost is silent from its beginning to its end."""
     cuda_graph: bool = False
     """Replay each step from a captured CUDA graph, for every model of the experiment."""
     compile: bool = False

@@ -11,6 +11,9 @@ from retbench.config import DTYPE_BYTES
 STATE_BYTES_PER_VALUE = {"float64": 8, "float32": 4, "bfloat16": 4, "float16": 4}
 """The retention state is held in the wider of float32 and the model's dtype."""
 
+PREFILL_SEGMENT = 1024
+"""Tokens of each prompt that are in flight at once: longer ones are taken in segments."""
+
 
 def layer_params(config: ModelConfig) -> int:
     """Parameters of one block: mixer, feed-forward and norms."""
@@ -122,6 +125,16 @@ def decode_bytes(config: ModelConfig, dtype: str, batch_size: int, context_len: 
             return weights + 2 * state_bytes(config, dtype, batch_size, 0)
         case TransformerConfig():
             return weights + state_bytes(config, dtype, batch_size, context_len + 2)
+
+
+def prefill_bytes(config: ModelConfig, dtype: str, batch_size: int, context_len: int) -> int:
+    """Bytes that a prompt must move at the least.
+
+    All weights once (of the embedding table no more rows than there are tokens), and the state that it leaves written.
+    """
+    table_rows_unread = max(0, config.vocab_size - batch_size * context_len)
+    weights = (num_params(config) - table_rows_unread * config.d_model) * DTYPE_BYTES[dtype]
+    return weights + state_bytes(config, dtype, batch_size, context_len)
 
 
 def decode_flops(config: ModelConfig, batch_size: int, context_len: int) -> int:

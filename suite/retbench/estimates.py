@@ -17,16 +17,16 @@ from retbench.records import Ceilings
 from retbench.running.locks import timing_lock
 from retbench.running.process import Death, Inbox, Worker
 from retbench.running.protocol import Failed, Job, Measured, RunInfo
-from retbench.workloads import FINDS_BATCH, STREAMED
-from retbench.workloads.metrics import training_flops
+from retbench.workloads import EVALUATES, FINDS_BATCH, STREAMED
+from retbench.workloads.metrics import prefill_flops, training_flops
 from retbench.workloads.repetition import MIN_CALLS, more_calls
 from retbench.workloads.training_memory import estimated_bytes
 
 WORKER_START_S = 2.0
 """Estimated: from starting a worker's process to its first cell, on a CPU of today."""
 
-GATE_PREFILLS = 12
-"""Estimated: what the gate takes, in prefills of `SEGMENT_TOKENS`."""
+GATE_PREFILLS, GATE_TOKENS = 12, 2048
+"""Estimated: what the gate takes, in prefills of so many tokens."""
 
 EFFICIENCY = 0.5
 """Estimated: the share of the roofline that a step or a prefill reaches."""
@@ -37,25 +37,22 @@ SEARCH_TRIALS = 8
 FIRST_WRITE = 15
 """Estimated: how many times as long as reading memory it takes to write to it for the first time, on a CPU."""
 
-SEGMENT_TOKENS = 2048
-"""Tokens that a prefill has in flight at most."""
-
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a cell will roughly take.
+    """What a cell will roughly take; of one that evaluates a model, whose tokens are not known yet, nothing is said.
 
     Attributes:
         cell: The cell.
         seconds: Wall time in all rounds, with its share of starting workers and of the gate; one deepest cell of a
-            streamed model has the streaming.
+            streamed model has the streaming. None where it is not estimated.
         memory_bytes: Weights, state, the activations of what is in flight, and what training keeps for the gradients;
-            not the process itself.
+            not the process itself. None where it is not estimated.
     """
 
     cell: Cell
-    seconds: float
-    memory_bytes: int
+    seconds: float | None
+    memory_bytes: int | None
 
 
 def estimate(plan: Plan) -> list[Estimate]:
@@ -74,7 +71,10 @@ def estimate(plan: Plan) -> list[Estimate]:
     start_s = WORKER_START_S * (plan.rounds + 1)
     found = []
     for cell in plan.cells:
-        gate_s = GATE_PREFILLS * _prefill_seconds(cell, 1, SEGMENT_TOKENS, ceilings)
+        if cell.workload in EVALUATES:
+            found.append(Estimate(cell, None, None))
+            continue
+        gate_s = GATE_PREFILLS * _prefill_seconds(cell, 1, GATE_TOKENS, ceilings)
         sized = _sized(cell, plan.device_memory_bytes)
         seconds = (start_s + gate_s) / num_cells + plan.rounds_of(cell) * _cell_seconds(sized, ceilings)
         if cell == deepest.get(cell.subject.label):
@@ -151,6 +151,7 @@ def _cell_seconds(cell: Cell, ceilings: Ceilings) -> float:
             filled_s = FIRST_WRITE * _state_bytes(cell) / ceilings.read_bandwidth_bytes_per_s
             return WORKER_START_S + SEARCH_TRIALS * (filled_s + step_s)
         case _:
+            assert cell.workload == "memory"
             return 2 * step_s
 
 
@@ -167,8 +168,7 @@ def _calls_seconds(call_s: float, settings: Settings) -> float:
 
 def _prefill_seconds(cell: Cell, batch_size: int, context_len: int, ceilings: Ceilings) -> float:
     """Wall time of one prefill of so many sequences by a cell's model."""
-    chunk = cell.chunk_size or context_len
-    flops = costs.prefill_flops(cell.model, batch_size, context_len, chunk)
+    flops = prefill_flops(cell, batch_size, context_len)
     return flops / ceilings.matmul_flops_per_s / EFFICIENCY
 
 
@@ -177,7 +177,7 @@ def _memory_bytes(cell: Cell) -> int:
     if cell.workload == "training":
         return estimated_bytes(cell)
     model, dtype, batch_size = cell.model, cell.settings.dtype, cell.point.batch_size
-    segment = min(cell.point.context_len, SEGMENT_TOKENS)
+    segment = min(cell.point.context_len, costs.PREFILL_SEGMENT)
     streams = cell.workload in STREAMED and isinstance(model, RetNetConfig)
     tokens = batch_size * segment if cell.workload == "prefill" else max(batch_size, segment * streams)
     mixer = 2 * model.value_dim + 2 * model.d_model if isinstance(model, RetNetConfig) else 3 * model.d_model

@@ -16,6 +16,7 @@ from rich.progress import Progress as Bar
 from retbench.cells import Cell
 from retbench.records import Gate
 from retbench.running.events import (
+    CellAdvanced,
     CellDone,
     CellStarted,
     Event,
@@ -31,7 +32,7 @@ from retbench.running.events import (
     WaitingForLock,
     WorkerDied,
 )
-from retbench.units import format_duration, format_tokens
+from retbench.units import format_count, format_duration, format_tokens
 
 
 @contextmanager
@@ -53,7 +54,7 @@ class Lines:
 
     def notify(self, event: Event, /) -> None:
         """Write the event, unless it only says that something begins or goes on."""
-        if not isinstance(event, CellStarted | Streaming):
+        if not isinstance(event, CellStarted | CellAdvanced | Streaming):
             self._console.print(describe(event), soft_wrap=True)
 
 
@@ -113,6 +114,8 @@ def _activity(event: Event) -> str:
             return f"{name}: equality checks"
         case Streaming(model_name=name, num_tokens=done, total_tokens=total):
             return f"{name}: prefilled {format_tokens(done)} of {format_tokens(total)}"
+        case CellAdvanced():
+            return describe(event)
         case CellStarted(cell=cell, round=number) | CellDone(cell=cell, round=number):
             return f"round {number + 1}: {_name(cell)}"
         case _:
@@ -137,6 +140,8 @@ def describe(event: Event) -> str:
             return f"round {number + 1} of {rounds}: {', '.join(order)}"
         case CellStarted(cell=cell, round=number):
             return f"round {number + 1}: {_name(cell)}"
+        case CellAdvanced(cell=cell, round=number, num_tokens=done):
+            return f"round {number + 1}: {_name(cell)}: {format_count(done)} tokens read"
         case CellDone(cell=cell, round=number, status=status, error=error, progress=progress):
             why = f": {error}" if error else ""
             place = f"{progress.done}/{progress.total}"

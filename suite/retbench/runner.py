@@ -26,6 +26,7 @@ from retbench.running.ledger import Ledger
 from retbench.running.locks import timing_lock
 from retbench.running.process import Death, Inbox, Interrupt, Worker
 from retbench.running.protocol import (
+    Advanced,
     Checked,
     Done,
     Failed,
@@ -39,6 +40,7 @@ from retbench.running.protocol import (
     Task,
 )
 from retbench.running.resume import Identity, finished_pairs
+from retbench.versions import computing_versions
 from retbench.workloads import STREAMED
 
 STATES_FOLDER = ".states"
@@ -143,13 +145,11 @@ def _make_folder(folder: Path) -> None:
 
 
 def _identity(plan: Plan) -> Identity:
-    """What records of this plan, measured here and now, will state of machine and code."""
-    versions = environment.library_versions()
+    """What records of this plan, measured here and now, will state of machine, code and libraries."""
     return Identity(
         environment.machine_name(plan.settings.device),
         environment.code_revision(),
-        versions["python"],
-        versions["torch"],
+        computing_versions({"versions": environment.library_versions()}),
     )
 
 
@@ -212,6 +212,8 @@ class _Sweep:
                     case Death(status=status, reason=reason):
                         self._take_death(name, worker.pid, reason)
                         blamed = [cell for cell in todo if cell.workload in STREAMED] if streaming else todo
+                        if status == "oom" and not streaming:  # the gate holds more than any cell does
+                            status, reason = "unsupported", f"before any cell of '{name}' was tried, {reason}"
                         ledger.refuse(blamed, status, reason)
                         return False
                     case _:
@@ -243,6 +245,9 @@ class _Sweep:
                     case Started(index=index):
                         current = todo[index]
                         ledger.tell(events.CellStarted(current, number, worker.pid, ledger.progress))
+                    case Advanced(num_tokens=done):
+                        assert current is not None
+                        ledger.tell(events.CellAdvanced(current, number, done, ledger.progress))
                     case Done(index=index, status=status, error=error):
                         ledger.settle(todo[index], number, status, error)
                         current, left = None, left - 1

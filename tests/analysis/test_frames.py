@@ -107,6 +107,9 @@ DIFFERENCES: dict[str, dict[str, Any]] = {
     "code_revision": {"environment": {"code_revision": "0.2.0+src.0"}},
     "torch_version": {"environment": {"versions": {"torch": "2.6.0", "python": "3.11.9"}}},
     "python_version": {"environment": {"versions": {"torch": "2.13.0", "python": "3.12.0"}}},
+    "library_versions": {
+        "environment": {"versions": {"torch": "2.13.0", "python": "3.11.9", "fla-core": "0.4.1"}}
+    },
     "dtype": {"settings": {"dtype": "bfloat16"}},
     "threads": {"settings": {"threads": 1}},
     "device": {"settings": {"device": "cuda:0"}},
@@ -131,3 +134,9 @@ def test_what_differs_is_never_pooled(field: str) -> None:
 def test_facts_that_are_not_recorded_are_missing_not_made_up() -> None:
     frame = metric_frame([one(environment={}, settings={})])
     assert frame[["machine", "threads", "torch_version"]].isna().all(axis=None)
+
+
+def test_what_only_reads_counters_keeps_nothing_apart() -> None:
+    here = one()
+    versions = {**here.environment["versions"], "nvidia-ml-py": "13.590.44"}
+    assert set_of(one(environment={**here.environment, "versions": versions})) == set_of(here)

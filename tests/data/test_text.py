@@ -35,6 +35,26 @@ def test_rows_longer_than_the_stride_do_not_overlap() -> None:
     assert torch.equal(rows.flatten(), text.read_tokens(2 * length))
 
 
+def test_more_rows_than_there_is_text_for_lie_closer_together_and_still_do_not_overlap(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(text, "_num_tokens", lambda: 10_000)
+    tokens, rows = text.read_tokens(10_000), text.read_rows(500, 12)
+    assert torch.equal(rows, torch.stack([tokens[20 * row : 20 * row + 12] for row in range(500)]))
+    with pytest.raises(UnsupportedError, match="tokens of text are needed"):
+        text.read_rows(10**6, 100)
+
+
+def test_as_many_rows_as_a_throughput_sweep_wants() -> None:
+    rows = text.read_rows(1024, 2, start=8191)
+    assert rows.shape == (1024, 2)
+    assert len({tuple(row.tolist()) for row in rows}) > 300  # pairs of bytes, of which few are frequent
+
+
+def test_a_part_of_each_row_is_what_the_whole_row_has_there() -> None:
+    assert torch.equal(text.read_rows(3, 2, start=98), text.read_rows(3, 100)[:, -2:])
+
+
 def test_too_much_text_is_refused_not_repeated() -> None:
     with pytest.raises(UnsupportedError, match=r"1,000,000,000,000 tokens of text are needed.*smaller batch"):
         text.read_tokens(10**12)

@@ -63,3 +63,16 @@ def test_a_step_that_is_not_one_graph_is_refused() -> None:
 
     with pytest.raises(UnsupportedError, match=r"cannot compile the step"):
         compile_step(step)
+
+
+@torch.inference_mode()
+def test_out_of_memory_while_compiling_is_out_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch._inductor.compile_fx
+
+    def starve(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(torch._inductor.compile_fx, "compile_fx", starve)
+    x = torch.randn(3)
+    with pytest.raises(torch.OutOfMemoryError, match="Tried to allocate"):
+        compile_step(lambda: x + 1)

@@ -32,12 +32,12 @@ def test_equal_forms_pass(name, dtype):
 
 
 def test_a_step_that_forgets_to_decay_is_stopped(monkeypatch):
-    honest = mixers.retention_step_
+    honest = mixers.retention_decayed_step_
 
-    def forgetful(q, k, v, log_decay, state):
-        return honest(q, k, v, torch.zeros_like(log_decay), state)
+    def forgetful(q, k, v, decay, state):
+        return honest(q, k, v, torch.ones_like(decay), state)
 
-    monkeypatch.setattr(mixers, "retention_step_", forgetful)
+    monkeypatch.setattr(mixers, "retention_decayed_step_", forgetful)
     gate = run_gate(build("retnet"), TEXT, depth=600, lengths=LENGTHS)
     assert not gate.passed
     assert "decode = chunkwise" in {check.name for check in gate.checks if not check.passed}
@@ -66,3 +66,14 @@ def test_the_backend_is_what_it_was():
     model.set_backend("parallel")
     run_gate(model, TEXT, depth=600, lengths=LENGTHS)
     assert model.backend == "parallel"
+
+
+def test_the_backend_is_what_it_was_even_where_a_form_finds_no_memory(monkeypatch):
+    def starve(*_):
+        raise MemoryError
+
+    model = build("retnet")
+    monkeypatch.setattr(model.mixers[0], "forms", model.mixers[0].forms | {"recurrent": starve})
+    with pytest.raises(MemoryError):
+        run_gate(model, TEXT, depth=600, lengths=LENGTHS)
+    assert model.backend == "chunkwise"

@@ -1,8 +1,11 @@
 """The parts of a block."""
 
+from collections import Counter
+
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from retbench.cells import resolve_models
 from retbench.config import load_experiment
@@ -56,12 +59,53 @@ def test_row_normaliser_is_the_row_sum_of_the_decay_matrix():
     config = resolve_models(
         load_experiment("latency", ["size=1m", "models.retnet.variant=torchscale"]), "cpu"
     )["retnet"]
-    mixer = build_model(config, dtype=torch.float64, device="cpu", seed=0, backend="parallel").mixers[0]
-    decay = mixer.log_decay.value.exp()
-    found = mixer._row_norm(5, 3).squeeze(-1)
+    model = build_model(config, dtype=torch.float64, device="cpu", seed=0, backend="parallel")
+    decay = model.mixers[0].log_decay.value.exp()
+    positions = model.rotary(5, 3, torch.float64)
+    found = positions.row_norm.squeeze(-1)
+    assert torch.equal(positions.last.row_norm, positions.row_norm[-1:])
     for row, position in enumerate((5, 6, 7)):
         row_sum = sum(decay**distance for distance in range(position + 1))
         assert torch.allclose(found[row], row_sum.rsqrt())
+
+
+class Counting(TorchDispatchMode):
+    """Counts the operators that run, by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.counts[func.overloadpacket.__name__] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@torch.inference_mode()
+def test_a_decode_step_computes_no_fixed_decay_and_the_row_norm_once_for_all_blocks():
+    config = resolve_models(
+        load_experiment("latency", ["size=1m", "models.retnet.variant=torchscale"]), "cpu"
+    )["retnet"]
+    model = build_model(config, dtype=torch.float32, device="cpu", seed=0, backend="chunkwise")
+    state = model.init_state(1, 0)
+    token = torch.zeros(1, 1, dtype=torch.int64)
+    with Counting() as counting:
+        model(token, state)
+    assert config.num_layers > 1
+    assert counting.counts["addcmul_"] == config.num_layers
+    assert counting.counts["exp"] == 0
+    assert counting.counts["expm1"] == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_the_decay_of_a_step_is_rounded_once_to_the_dtype_of_the_state(dtype):
+    config = resolve_models(load_experiment("latency", ["size=1m"]), "cpu")["retnet"]
+    built = build_model(config, dtype=dtype, device="cpu", seed=0, backend="chunkwise")
+    cast = build_model(config, dtype=torch.float64, device="cpu", seed=0, backend="chunkwise").to(dtype)
+    for model in (built, cast):
+        mixer, state = model.mixers[0], model.init_state(1, 0).layers[0].values
+        assert mixer.decay.value.dtype == state.dtype
+        assert torch.equal(mixer.decay.value, mixer.log_decay.value.exp().to(state.dtype))
 
 
 def test_the_slowest_decay_survives_bfloat16():

@@ -16,7 +16,7 @@ from retbench.plan import Plan
 from retbench.running import process
 from retbench.running.interrupts import Interrupted
 from retbench.running.process import Death, Inbox, Interrupt, Worker
-from retbench.running.protocol import Ended, Job, Message, RunInfo, Started, encode
+from retbench.running.protocol import CELL_MARK, Advanced, Ended, Job, Message, RunInfo, Started, encode
 
 Start = Callable[[str], Worker]
 
@@ -101,13 +101,30 @@ def test_a_worker_that_dies_says_why(start: Start, last_act: str, reason: str) -
     assert death.reason.endswith("my last words")
 
 
+def test_what_an_earlier_cell_survived_does_not_explain_a_death(start: Start) -> None:
+    words = "print('CUDA out of memory', end='', file=sys.stderr, flush=True)\n"
+    mark = f"sys.stderr.write({chr(10) + CELL_MARK.decode() + chr(10)!r}); sys.stderr.flush()\n"
+    script = say(Started(index=0)) + words + mark + say(Started(index=1)) + "os.kill(os.getpid(), 11)\n"
+    *_, death = talk(start(script))
+    assert death == Death("failed", "the worker was ended by SIGSEGV. It wrote nothing to stderr.")
+
+
 def test_a_cell_that_takes_too_long_ends_the_worker(start: Start) -> None:
     worker = start(say(Started(index=0)) + "time.sleep(600)\n")
     _, death = talk(worker, timeout_s=0.2)
     assert death == Death(
-        "timeout", "the cell took longer than timeout_s = 0.2 and was ended (--set timeout_s= changes it)."
+        "timeout", "the cell said nothing for timeout_s = 0.2 and was ended (--set timeout_s= changes it)."
     )
     assert not psutil.pid_exists(worker.pid)
+
+
+def test_a_cell_that_tells_of_its_progress_may_take_longer(start: Start) -> None:
+    beats = [Advanced(num_tokens=number) for number in range(4)]
+    script = say(Started(index=0)) + "".join("time.sleep(0.4)\n" + say(beat) for beat in beats)
+    *heard, death = talk(start(script + "time.sleep(600)\n"), timeout_s=1.2)
+    assert heard == [Started(index=0), *beats]
+    assert isinstance(death, Death)
+    assert "said nothing for timeout_s = 1.2" in death.reason
 
 
 def test_silence_outside_a_cell_has_its_own_limit(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,11 +12,11 @@ from retbench.running.protocol import RunInfo
 from retbench.running.recording import Outcome, Surroundings, make_record
 from retbench.running.resume import Identity, finished_pairs, recorded_status
 
-HERE = Identity("box", "0.1.0+src.aaa", "3.11.7", "2.9.0")
+HERE = Identity("box", "0.1.0+src.aaa", {"python": "3.11.7", "torch": "2.9.0", "numpy": "2"})
 FACTS: dict[str, Any] = {
     "machine": "box",
     "code_revision": "0.1.0+src.aaa",
-    "versions": {"python": "3.11.7", "torch": "2.9.0", "numpy": "2"},
+    "versions": {"python": "3.11.7", "torch": "2.9.0", "numpy": "2", "nvidia-ml-py": "13"},
 }
 
 
@@ -55,8 +55,9 @@ def test_what_another_try_would_only_repeat_is_finished(
     [
         {"machine": "other"},
         {"code_revision": "0.1.0+src.bbb"},
-        {"versions": {"python": "3.12.0", "torch": "2.9.0"}},
-        {"versions": {"python": "3.11.7", "torch": "2.10.0"}},
+        {"versions": {"python": "3.12.0", "torch": "2.9.0", "numpy": "2"}},
+        {"versions": {"python": "3.11.7", "torch": "2.10.0", "numpy": "2"}},
+        {"versions": {"python": "3.11.7", "torch": "2.9.0", "numpy": "2", "triton": "3.6"}},
         {"versions": {}},
         {"versions": None},
     ],

@@ -125,6 +125,28 @@ def test_a_compiled_step_that_computes_something_else_is_not_timed(
         decode.measure(ready(context_of(compiling("retnet", 64))))
 
 
+def test_no_state_is_copied_between_the_untimed_compiled_step_and_the_timed_one(
+    context_of: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decode, "compile_step", lambda step: Compiled(step, step(), 0.0))
+    context = ready(context_of(compiling("retnet", 64)))
+    seen: list[torch.Tensor] = []
+    forward = context.model.forward
+
+    def spy(tokens: torch.Tensor, state: DecoderState | None = None, **options: bool) -> torch.Tensor:
+        if state is not None and state.position == 64:
+            seen.append(state.tensors()["layers.0.values"].clone())
+        return forward(tokens, state, **options)
+
+    context.model.forward = spy  # type: ignore[method-assign]
+    decode.measure(context)
+    untimed, timed = seen[2::2], seen[3::2]  # behind the eager step and that which was compiled
+    assert len(untimed) == len(timed) == 4 + 1  # the samples and one step to warm up
+    assert all(torch.equal(one, untimed[0]) for one in untimed)
+    assert all(torch.equal(one, timed[0]) for one in timed)
+    assert not torch.equal(untimed[0], timed[0])  # it went on from where the untimed step had left it
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("name", ["retnet", "transformer"])

@@ -54,11 +54,29 @@ def test_decode_roofline_is_the_products_where_they_take_longer() -> None:
 def test_prefill_metrics_of_made_up_times() -> None:
     cell = make_cell("retnet", "prefill", context_len=512, batch_size=2)
     found = prefill_metrics(cell, [0.4, 0.2, 0.3], CEILINGS)
+    num_bytes = costs.prefill_bytes(cell.model, "float32", 2, 512)
     flops = costs.prefill_flops(cell.model, 2, 512, 128)
     assert found["ttft_s"].value == 0.3
     assert found["tokens_per_s"].value == pytest.approx(2 * 512 / 0.3)  # every token of both prompts
     assert found["flops_per_call"].value == flops
-    assert found["roofline_ratio"].value == pytest.approx(flops / 1e12 / 0.3)
+    assert found["bytes_per_call"].value == num_bytes
+    assert found["roofline_ratio"].value == pytest.approx(max(num_bytes / 1e9, flops / 1e12) / 0.3)
+
+
+@pytest.mark.parametrize(("bandwidth", "rate"), [(1e3, 1e15), (1e15, 1e6)])
+def test_prefill_roofline_is_whichever_takes_longer(bandwidth: float, rate: float) -> None:
+    cell = make_cell("retnet", "prefill", context_len=2)
+    ceilings = Ceilings(read_bandwidth_bytes_per_s=bandwidth, matmul_flops_per_s=rate)
+    found = prefill_metrics(cell, [1e5], ceilings)
+    moved_s, computed_s = found["bytes_per_call"].value / bandwidth, found["flops_per_call"].value / rate
+    assert found["roofline_ratio"].value == pytest.approx(max(moved_s, computed_s) / 1e5)
+
+
+@pytest.mark.parametrize(("backend", "chunk"), [("parallel", 1024), ("chunkwise", 128), ("recurrent", 1)])
+def test_prefill_flops_are_those_of_the_form_that_runs(backend: str, chunk: int) -> None:
+    cell = with_backend(make_cell("retnet", "prefill", context_len=4096), backend)
+    found = prefill_metrics(cell, [0.1], CEILINGS)
+    assert found["flops_per_call"].value == costs.prefill_flops(cell.model, 1, 4096, chunk)
 
 
 def test_energy_metrics_of_a_made_up_window() -> None:

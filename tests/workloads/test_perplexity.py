@@ -1,6 +1,7 @@
 """Perplexity as a workload: what stands in the record is what the documents come to."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,15 @@ def test_metrics_are_those_of_the_documents(folder: Path, name: str) -> None:
     )
     assert found.absent == {}
     assert found.backend == {"evaluation": "chunkwise" if name == "retnet" else "sdpa:flash"}
+
+
+@pytest.mark.parametrize(("protocol", "context_len"), [("whole", 4096), ("strided", 128)])
+def test_every_pass_is_told_of(folder: Path, protocol: str, context_len: int) -> None:
+    heard: list[int] = []
+    context = replace(context_of(folder, protocol=protocol, context_len=context_len), report=heard.append)
+    found = perplexity.measure(context)
+    assert len(heard) >= len(TEXTS)
+    assert sum(heard) >= found.metrics["num_tokens"].value
 
 
 def test_the_loss_by_position_adds_up_to_the_whole(folder: Path) -> None:

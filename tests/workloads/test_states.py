@@ -4,10 +4,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from retbench.cells import Cell
+from retbench.cells import Cell, Weights
 from retbench.data import text
 from retbench.errors import StorageError
 from retbench.models.state import KVCache, RetentionState
+from retbench.records import WeightsInfo
 from retbench.workloads.context import Context
 from retbench.workloads.states import StateStore, cache_scales, fill_caches, is_streamed, stream_states
 
@@ -71,6 +72,23 @@ def test_a_state_of_other_code_seed_or_depth_is_not_found(
     other_seed = cell.model_copy(update={"settings": cell.settings.model_copy(update={"seed": 4})})
     assert not store.holds(other_seed, 64)
     assert not StateStore(tmp_path / "states", "0.1.0+src.other").holds(cell, 64)
+
+
+def trained(cell: Cell, fingerprint: str) -> Cell:
+    """The same cell with weights that were read from a folder."""
+    info = WeightsInfo(source="folder", fingerprint=fingerprint, format="retbench")
+    weights = Weights(path=Path("folder"), info=info)
+    return cell.model_copy(update={"subject": cell.subject.model_copy(update={"weights": weights})})
+
+
+def test_models_of_one_configuration_with_other_weights_share_no_state(
+    context_of: Make, store: StateStore
+) -> None:
+    cell = make_cell("retnet", "decode", 65)
+    stream_states(context_of(cell).model, [trained(cell, "aaaa")], store, ignore)
+    assert store.holds(trained(cell, "aaaa"), 64)
+    assert not store.holds(trained(cell, "bbbb"), 64)
+    assert not store.holds(cell, 64)
 
 
 def test_a_state_that_cannot_be_stored_leaves_nothing_half_written(context_of: Make, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,12 @@ def test_the_record_has_the_metrics_and_the_rows_of_every_document(folder: Path)
     assert (values["num_documents"], values["num_requests"], values["num_truncated"]) == (4, 8, 0)
     assert values["tokens_per_s"] > 0
     assert found.absent == {}
+
+
+def test_every_pass_is_told_of(folder: Path) -> None:
+    heard: list[int] = []
+    zeroshot.measure(replace(context_of(folder, "copa"), report=heard.append))
+    assert sum(heard) > 0
 
 
 def test_what_ran_and_what_was_asked_are_noted(folder: Path) -> None:

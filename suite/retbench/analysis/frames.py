@@ -14,6 +14,7 @@ import pandas as pd
 
 from retbench.errors import RecordError
 from retbench.records import Documents, Record, read_records
+from retbench.versions import computing_versions
 
 _TEXT, _COUNT, _NUMBER, _MOMENT = "string", "Int64", "float64", "datetime64[us, UTC]"
 
@@ -25,6 +26,7 @@ SET_COLUMNS = (
     "code_revision",
     "torch_version",
     "python_version",
+    "library_versions",
     "pair_id",
 )
 
@@ -83,6 +85,8 @@ class ComparableSet:
     code_revision: str | None
     torch_version: str | None
     python_version: str | None
+    library_versions: str | None
+    """Of every other library that could move a number: numpy 2.4.1, triton 3.6.0."""
     pair_id: str
 
 
@@ -116,8 +120,8 @@ def load_results(root: Path) -> Results:
 def set_of(record: Record) -> ComparableSet:
     """The comparable set that a record belongs to."""
     settings, environment = record.settings, record.environment
-    versions = environment.get("versions")
-    versions = versions if isinstance(versions, dict) else {}
+    versions = computing_versions(environment)
+    torch_version, python_version = versions.pop("torch", None), versions.pop("python", None)
     threads = settings.get("threads")
     return ComparableSet(
         machine=_text(environment.get("machine")),
@@ -125,8 +129,9 @@ def set_of(record: Record) -> ComparableSet:
         dtype=_text(settings.get("dtype")),
         threads=threads if isinstance(threads, int) else None,
         code_revision=_text(environment.get("code_revision")),
-        torch_version=_text(versions.get("torch")),
-        python_version=_text(versions.get("python")),
+        torch_version=torch_version,
+        python_version=python_version,
+        library_versions=", ".join(f"{name} {version}" for name, version in versions.items()) or None,
         pair_id=record.pair_id,
     )
 

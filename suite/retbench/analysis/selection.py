@@ -1,8 +1,8 @@
 """Which records a table or report is made of: the newest set that may be compared, and what was left out.
 
-Records of another machine, device, dtype, thread count, code revision, version of torch or Python are never shown
-together. Inside a set every experiment has its newest pair of models, its newest protocol (warm-up, steps, graph), and
-of each model the newest way of running it (backend, chunk); what is of different pairs stands apart.
+Records of another machine, device, dtype, thread count, code revision, version of Python or of a library that computes
+are never shown together. Inside a set every experiment has its newest pair of models, its newest protocol (warm-up,
+steps, graph), and of each model the newest way of running it (backend, chunk); what is of different pairs stands apart.
 """
 
 import json
@@ -27,6 +27,7 @@ _SET_WORDS = {
     "code_revision": "code revision",
     "torch_version": "torch",
     "python_version": "Python",
+    "library_versions": "libraries",
     "pair_id": "pair",
 }
 

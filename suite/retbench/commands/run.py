@@ -1,5 +1,6 @@
 """`retbench run`: carry out a plan with progress on stderr and the results on stdout, or show what it would do."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,8 @@ FAILED = 1
 UNSUPPORTED = 3
 FAILURES = frozenset({"failed", "timeout", "gate_failed"})
 """What makes a run a failure. Running out of memory is a result: it says where the memory ends."""
+NOT_ESTIMATED = "not estimated"
+"""Of a cell that evaluates a model."""
 
 
 def carry_out(plan: Plan, out: Path, *, fresh: bool, as_json: bool) -> int:
@@ -84,16 +87,23 @@ def show_plan(plan: Plan, *, as_json: bool) -> None:
             }
         )
         return
-    total_s, most_bytes = sum(e.seconds for e in estimates), max(e.memory_bytes for e in estimates)
-    last = ("all", "", "", "", format_duration(total_s), format_bytes(most_bytes))
     print_columns(
         ("model", "workload", "batch", "context", f"time, {plan.rounds} rounds", "memory"),
-        [*(_estimate_row(item) for item in estimates), last],
+        [*(_estimate_row(item) for item in estimates), _last_row(estimates)],
     )
 
 
-def _estimate_fields(item: Estimate) -> dict[str, str | int | float]:
-    """An estimate in base units."""
+def _last_row(estimates: Sequence[Estimate]) -> tuple[str, ...]:
+    """What all cells take together, as far as it is estimated."""
+    seconds = [item.seconds for item in estimates if item.seconds is not None]
+    held = [item.memory_bytes for item in estimates if item.memory_bytes is not None]
+    name = "all" if len(seconds) == len(estimates) else "all that are estimated"
+    total = Estimate(estimates[0].cell, sum(seconds), max(held)) if seconds else estimates[0]
+    return (name, "", "", "", *_amounts(total))
+
+
+def _estimate_fields(item: Estimate) -> dict[str, str | int | float | None]:
+    """An estimate in base units; null where there is none."""
     return {
         "model": item.cell.model_name,
         "workload": item.cell.workload,
@@ -112,6 +122,12 @@ def _estimate_row(item: Estimate) -> tuple[str, ...]:
         item.cell.workload,
         str(point.batch_size),
         format_tokens(point.context_len),
-        format_duration(item.seconds),
-        format_bytes(item.memory_bytes),
+        *_amounts(item),
     )
+
+
+def _amounts(item: Estimate) -> tuple[str, str]:
+    """Time and memory as people read them."""
+    if item.seconds is None or item.memory_bytes is None:
+        return NOT_ESTIMATED, NOT_ESTIMATED
+    return format_duration(item.seconds), format_bytes(item.memory_bytes)

@@ -13,12 +13,11 @@ from typing import Any
 from retbench.analysis.doubts import excessive_load, has_company, number_at, was_held_down
 from retbench.analysis.ledger import flatten
 from retbench.records import Record
+from retbench.versions import computing_versions
 
 CLOCK_TOLERANCE = 0.03
 """Mean clocks that differ by no more than this share are the same."""
 
-_NEUTRAL_VERSIONS = frozenset({"retbench", "nvidia-ml-py"})
-"""Not what computes: the code under comparison itself, and what reads the GPU's counters."""
 _COUNTED_WHILE_RUNNING = frozenset(
     {
         "timed_steps",
@@ -69,11 +68,7 @@ def hard_facts(record: Record) -> dict[str, str]:
         "model": {"architecture": record.model.architecture, **record.model.config},
         "weights": record.model.weights.fingerprint if record.model.weights else "drawn from the seed",
         **{name: environment[name] for name in _HARD_ENVIRONMENT if name in environment},
-        "versions": {
-            name: version
-            for name, version in _mapping(environment.get("versions")).items()
-            if name not in _NEUTRAL_VERSIONS
-        },
+        "versions": computing_versions(environment),
         "variables": {
             name: value
             for name, value in _mapping(environment.get("variables")).items()

@@ -14,7 +14,8 @@ from retbench.data import standard_library
 from retbench.errors import UnsupportedError
 
 ROW_STRIDE = 2**16
-"""Tokens between the starts of two rows: row b is the same text whatever the batch size."""
+"""Tokens between the starts of two rows, as long as the text suffices for all of them: row b is then the same text
+whatever the batch size."""
 
 
 @cache
@@ -32,11 +33,16 @@ def read_tokens(num_tokens: int) -> torch.Tensor:
     Raises:
         UnsupportedError: this Python has less text than that.
     """
+    return _read_bytes(num_tokens).to(torch.int64)
+
+
+def _read_bytes(num_tokens: int) -> torch.Tensor:
+    """The same as they lie in memory, uint8: of many rows that are far apart most is not wanted."""
     text = bytearray()
     for content in standard_library.contents():
         text += content
         if len(text) >= num_tokens:
-            return torch.frombuffer(text, dtype=torch.uint8)[:num_tokens].to(torch.int64)
+            return torch.frombuffer(text, dtype=torch.uint8)[:num_tokens]
     raise UnsupportedError(
         f"{num_tokens:,} tokens of text are needed, and the library of this Python has {len(text):,} bytes "
         f"below {sysconfig.get_path('stdlib')}. Use a smaller batch or shorter contexts, or a Python with "
@@ -44,12 +50,26 @@ def read_tokens(num_tokens: int) -> torch.Tensor:
     )
 
 
-def read_rows(batch_size: int, num_tokens: int) -> torch.Tensor:
+@cache
+def _num_tokens() -> int:
+    """Tokens of the whole text."""
+    return sum(map(len, standard_library.contents()))
+
+
+def read_rows(batch_size: int, num_tokens: int, *, start: int = 0) -> torch.Tensor:
     """Different text for each sequence, (batch_size, num_tokens) int64; rows never overlap.
+
+    Args:
+        batch_size: Rows. For more than there is text for in strides of `ROW_STRIDE` the stride is shortened.
+        num_tokens: Tokens of each.
+        start: Tokens of each row's text that are passed over, the last of them where only its end is wanted.
 
     Raises:
         UnsupportedError: this Python has less text than that.
     """
     stride = max(ROW_STRIDE, num_tokens)
-    text = read_tokens((batch_size - 1) * stride + num_tokens)
-    return torch.stack([text[row * stride : row * stride + num_tokens] for row in range(batch_size)])
+    if batch_size > 1:
+        room = (_num_tokens() - start - num_tokens) // (batch_size - 1)
+        stride = max(num_tokens, min(stride, room))
+    text = _read_bytes(start + (batch_size - 1) * stride + num_tokens)[start:]
+    return text.unfold(0, num_tokens, stride).to(torch.int64)

@@ -18,6 +18,7 @@ from retbench.data.tokenizers import Tokenizer
 from retbench.errors import ConfigError, UnsupportedError
 from retbench.evaluation.generation import generate_greedy
 from retbench.evaluation.prefixes import MIN_SAVED
+from retbench.evaluation.progress import Report, tell_nobody
 from retbench.evaluation.requirements import check_first_token_mark, check_vocabulary, prefix_token
 from retbench.evaluation.scoring import Request, Scorer
 from retbench.models.decoder import Decoder
@@ -42,6 +43,7 @@ class DecoderLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no type inform
         num_truncated: Requests whose context lost tokens at its start, since it was last set to 0.
         num_input_tokens: Tokens of all log-likelihood requests, likewise.
         num_computed_tokens: Those that the model had to read, likewise.
+        report: Told of every pass over requests and of every batch of generations; nobody is unless it is set.
 
     Raises:
         ConfigError: the tokenizer has more tokens than the model; or no mark for `add_bos`.
@@ -70,6 +72,7 @@ class DecoderLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no type inform
         self.num_truncated = 0
         self.num_input_tokens = 0
         self.num_computed_tokens = 0
+        self.report: Report = tell_nobody
 
     @property
     def device(self) -> Any:
@@ -161,6 +164,7 @@ class DecoderLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no type inform
                 generated = self._generate([prompts[index] for index in batch], requests[batch[0]].args[1])
                 for index, text in zip(batch, generated, strict=True):
                     texts[index] = text
+                self.report(sum(len(prompts[index]) for index in batch))
         return texts
 
     def _prompt(self, text: str, settings: Any) -> list[int]:
@@ -221,7 +225,7 @@ class DecoderLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no type inform
 
     def _score(self, requests: Sequence[Request]) -> list[tuple[float, bool]]:
         """Score and count."""
-        scored = self._scorer.score(requests)
+        scored = self._scorer.score(requests, self.report)
         self.num_truncated += scored.num_truncated
         self.num_input_tokens += scored.num_input_tokens
         self.num_computed_tokens += scored.num_computed_tokens

@@ -9,14 +9,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from retbench.models.decoder import PREFILL_SEGMENT, Decoder
+from retbench.costs import PREFILL_SEGMENT
+from retbench.evaluation.progress import Report, tell_nobody
+from retbench.models.decoder import Decoder
 
 BATCH_TOKENS = 8192
 """Tokens of windows that are read side by side, at most, unless one window alone has more."""
 
 
 @torch.inference_mode()
-def streamed_losses(model: Decoder, tokens: Tensor, *, segment_len: int = PREFILL_SEGMENT) -> Tensor:
+def streamed_losses(
+    model: Decoder, tokens: Tensor, *, segment_len: int = PREFILL_SEGMENT, report: Report = tell_nobody
+) -> Tensor:
     """Losses of every token but the first, each given all before it.
 
     The text goes through the model in segments that leave their state to the next. What is held is the state and one
@@ -26,6 +30,7 @@ def streamed_losses(model: Decoder, tokens: Tensor, *, segment_len: int = PREFIL
         model: The model.
         tokens: (B, T) int64, each row a text of its own.
         segment_len: Tokens of a segment.
+        report: Told of every segment.
 
     Returns:
         (B, T - 1) float32 on the CPU, in nats: [:, i] is that of token i + 1.
@@ -39,6 +44,7 @@ def streamed_losses(model: Decoder, tokens: Tensor, *, segment_len: int = PREFIL
         targets = tokens[:, start + 1 : end + 1].to(model.device)
         losses = F.cross_entropy(logits.float().transpose(1, 2), targets, reduction="none")  # (B, S)
         found[:, start:end] = losses.cpu()
+        report(targets.numel())
     return found
 
 
@@ -58,7 +64,9 @@ def windows(length: int, window_len: int, stride: int) -> Iterator[tuple[int, in
             return
 
 
-def strided_losses(model: Decoder, tokens: Tensor, *, context_len: int, stride: int) -> Tensor:
+def strided_losses(
+    model: Decoder, tokens: Tensor, *, context_len: int, stride: int, report: Report = tell_nobody
+) -> Tensor:
     """Losses of every token but the first of one text, each given what its window has before it.
 
     Args:
@@ -66,6 +74,7 @@ def strided_losses(model: Decoder, tokens: Tensor, *, context_len: int, stride: 
         tokens: (T,) int64.
         context_len: Tokens that the model sees in a window; the one that follows them is scored too.
         stride: Tokens between the beginnings of two windows.
+        report: Told of every pass.
 
     Returns:
         (T - 1,) float32, in nats.
@@ -74,7 +83,7 @@ def strided_losses(model: Decoder, tokens: Tensor, *, context_len: int, stride: 
     cut = list(windows(len(tokens), context_len + 1, stride))
     for group in _equally_long(cut):
         rows = torch.stack([tokens[start:end] for start, end, _ in group])
-        losses = streamed_losses(model, rows)
+        losses = streamed_losses(model, rows, report=report)
         for (_, end, scored), row in zip(group, losses, strict=True):
             found[end - 1 - scored : end - 1] = row[-scored:]
     return found
@@ -94,7 +103,13 @@ def _equally_long(cut: Sequence[tuple[int, int, int]]) -> Iterator[list[tuple[in
 
 
 def last_losses(
-    model: Decoder, tokens: Tensor, *, chunk_len: int, context_len: int, scored_len: int
+    model: Decoder,
+    tokens: Tensor,
+    *,
+    chunk_len: int,
+    context_len: int,
+    scored_len: int,
+    report: Report = tell_nobody,
 ) -> Tensor:
     """Losses of the last tokens of each chunk, given the last `context_len` tokens of the chunk, themselves included.
 
@@ -106,6 +121,7 @@ def last_losses(
         chunk_len: Tokens of a chunk.
         context_len: Tokens that the model sees at most, the scored ones included.
         scored_len: Tokens that are scored of each chunk.
+        report: Told of every pass.
 
     Returns:
         (chunks, scored_len) float32, in nats.
@@ -113,5 +129,9 @@ def last_losses(
     num_chunks = len(tokens) // chunk_len
     rows = tokens[: num_chunks * chunk_len].view(num_chunks, chunk_len)[:, -context_len:]
     together = max(1, BATCH_TOKENS // context_len)
-    found = [streamed_losses(model, part)[:, -scored_len:] for part in rows.split(together) if len(part)]
+    found = [
+        streamed_losses(model, part, report=report)[:, -scored_len:]
+        for part in rows.split(together)
+        if len(part)
+    ]
     return torch.cat(found) if found else torch.empty(0, scored_len)

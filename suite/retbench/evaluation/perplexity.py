@@ -17,6 +17,7 @@ from retbench.data.corpora import Document
 from retbench.data.tokenizers import Tokenizer
 from retbench.errors import ConfigError
 from retbench.evaluation.losses import last_losses, streamed_losses, strided_losses
+from retbench.evaluation.progress import Report, tell_nobody
 from retbench.evaluation.requirements import check_vocabulary, prefix_token
 from retbench.models.decoder import Decoder
 from retbench.protocols import CHUNK_LEN, SCORED_LEN, Protocol
@@ -95,6 +96,7 @@ def read_corpus(
     tokenizer: Tokenizer,
     documents: Iterable[Document],
     reading: Reading,
+    report: Report = tell_nobody,
 ) -> CorpusLoss:
     """Score documents.
 
@@ -103,6 +105,7 @@ def read_corpus(
         tokenizer: Its tokenizer.
         documents: The documents.
         reading: How they are given to the model.
+        report: Told of every pass.
 
     Raises:
         ConfigError: the tokenizer does not fit the model or cannot begin a text, or there is nothing to score.
@@ -112,7 +115,7 @@ def read_corpus(
     found: list[DocumentLoss] = []
     positions: list[np.ndarray[Any, np.dtype[np.float64]]] = []
     for document in documents:
-        losses, tokens = _document_losses(model, prefix, tokenizer, document.text, reading)
+        losses, tokens = _document_losses(model, prefix, tokenizer, document.text, reading, report)
         if not losses.size:
             continue
         text = tokenizer.decode(tokens) if tokens else None
@@ -136,7 +139,7 @@ def read_corpus(
 
 
 def _document_losses(
-    model: Decoder, prefix: int, tokenizer: Tokenizer, text: str, reading: Reading
+    model: Decoder, prefix: int, tokenizer: Tokenizer, text: str, reading: Reading, report: Report
 ) -> tuple[np.ndarray[Any, np.dtype[np.float64]], list[int]]:
     """Losses of what is scored of a text, and its tokens, if these are a text of their own."""
     tokens = tokenizer.encode(text)
@@ -147,13 +150,18 @@ def _document_losses(
     row = torch.tensor([prefix, *tokens])
     match reading.protocol:
         case "whole":
-            losses = streamed_losses(model, row[None])[0]
+            losses = streamed_losses(model, row[None], report=report)[0]
         case "strided":
             stride = reading.stride or max(1, reading.context_len // 2)
-            losses = strided_losses(model, row, context_len=reading.context_len, stride=stride)
+            losses = strided_losses(model, row, context_len=reading.context_len, stride=stride, report=report)
         case "last":
             scored = last_losses(
-                model, row[1:], chunk_len=CHUNK_LEN, context_len=reading.context_len, scored_len=SCORED_LEN
+                model,
+                row[1:],
+                chunk_len=CHUNK_LEN,
+                context_len=reading.context_len,
+                scored_len=SCORED_LEN,
+                report=report,
             )
             losses = scored.flatten()
             tokens = []

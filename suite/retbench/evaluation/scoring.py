@@ -15,6 +15,7 @@ from torch import Tensor
 
 from retbench.evaluation.batching import partition
 from retbench.evaluation.prefixes import MIN_SAVED, Branch, build_tree
+from retbench.evaluation.progress import Report, tell_nobody
 from retbench.models.decoder import Decoder
 from retbench.models.state import DecoderState
 
@@ -85,8 +86,8 @@ class Scorer:
         self.min_saved = min_saved
 
     @torch.inference_mode()
-    def score(self, requests: Sequence[Request]) -> Scored:
-        """Score every request.
+    def score(self, requests: Sequence[Request], report: Report = tell_nobody) -> Scored:
+        """Score every request, and tell of every pass.
 
         Raises:
             ValueError: an empty context or continuation, or a continuation longer than `max_length`.
@@ -107,7 +108,7 @@ class Scorer:
             else build_tree(inputs, min_saved=self.min_saved)
         )
         first_scored = [len(tokens) - len(r.continuation) for tokens, r in zip(kept, requests, strict=True)]
-        run = _Run(self, kept, first_scored)
+        run = _Run(self, kept, first_scored, report)
         run.run(tree, None, [0] * len(tree), 0)
         return Scored(
             run.scores(),
@@ -143,6 +144,7 @@ class _Run:
         scorer: Its settings.
         kept: Tokens of each request; the model reads all but the last.
         first_scored: Index in `kept` of the first token to score.
+        report: Told of every pass.
     """
 
     def __init__(
@@ -150,9 +152,10 @@ class _Run:
         scorer: Scorer,
         kept: Sequence[Sequence[int]],
         first_scored: Sequence[int],
+        report: Report,
     ) -> None:
         self.scorer, self.model = scorer, scorer.model
-        self.kept, self.first_scored = kept, first_scored
+        self.kept, self.first_scored, self.report = kept, first_scored, report
         self.sums = torch.zeros(len(kept), dtype=torch.float64)
         self.misses = torch.zeros(len(kept), dtype=torch.int64)
         self.num_computed_tokens = 0
@@ -221,6 +224,7 @@ class _Run:
         features = self.model.features(padded, advanced, last_only=last_only)  # (B, T or 1, D)
         if wanted.places:
             self._score(features, wanted)
+        self.report(padded.numel())
         return advanced if keep else None
 
     def _copied(

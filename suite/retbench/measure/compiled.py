@@ -8,6 +8,7 @@ from typing import Generic, TypeVar
 import torch
 
 from retbench.errors import UnsupportedError
+from retbench.measure.limits import is_out_of_memory
 
 T = TypeVar("T")
 
@@ -41,6 +42,7 @@ def compile_step(step: Callable[[], T]) -> Compiled[T]:
 
     Raises:
         UnsupportedError: torch cannot compile it here.
+        RuntimeError: the memory does not suffice for it, as torch says so; see `limits.is_out_of_memory`.
     """
     import torch._inductor.config as inductor  # loads sympy and more: only where something is compiled
 
@@ -53,6 +55,8 @@ def compile_step(step: Callable[[], T]) -> Compiled[T]:
             first = run()
     except torch._dynamo.exc.TorchDynamoException as error:
         cause = getattr(error, "inner_exception", error)  # what the compiler behind torch.compile met
+        if is_out_of_memory(cause):
+            raise cause from error
         raise UnsupportedError(
             f"torch.compile cannot compile the step: {_first_line(cause)}. On a CPU it needs a C++ compiler (g++ or "
             "clang++, or the one that CXX names). Leave --compile out, or install one."

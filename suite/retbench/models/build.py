@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from retbench.architectures import ModelConfig, RetNetConfig, TransformerConfig
+from retbench.models.decay import decay_schedule
 from retbench.models.decoder import Block, Decoder
 from retbench.models.mixers import AttentionMixer, Mixer, RetentionMixer
 from retbench.models.position import Rotary
@@ -92,7 +94,14 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
 def assemble(config: ModelConfig, backend: str, chunk_size: int = DEFAULT_CHUNK_SIZE) -> Decoder:
     """The modules of a model on torch's default device, their weights not yet drawn."""
     blocks = [Block(config, _mixer(config, backend, chunk_size)) for _ in range(config.num_layers)]
-    return Decoder(config, blocks, Rotary(config.head_dim, config.traits.layout, config.rotary_base))
+    normed = isinstance(config, RetNetConfig) and config.traits.row_norm
+    rotary = Rotary(
+        config.head_dim,
+        config.traits.layout,
+        config.rotary_base,
+        partial(decay_schedule, config.decay, config.num_heads) if normed else None,
+    )
+    return Decoder(config, blocks, rotary)
 
 
 def _mixer(config: ModelConfig, backend: str, chunk_size: int) -> Mixer:

@@ -1,10 +1,12 @@
-"""Constants of a model that must not be rounded to its dtype: decays and rotary frequencies."""
+"""Constants of a model that must not be rounded to a narrow dtype of its own: decays and rotary frequencies."""
 
 from collections.abc import Callable
 from typing import Self
 
 import torch
 from torch import Tensor, nn
+
+from retbench.models.retention import wide_dtype
 
 
 class Float64Constant(nn.Module):
@@ -30,4 +32,18 @@ class Float64Constant(nn.Module):
         """Follow the module's device, not its dtype."""
         moved: Tensor = fn(self.value)
         self.value = self._make().to(device=moved.device, dtype=torch.float64)
+        return self
+
+
+class WideConstant(Float64Constant):
+    """The same, rounded once to the wide dtype of what it goes with: for where each step would have to round it."""
+
+    def __init__(self, make: Callable[[], Tensor]) -> None:
+        super().__init__(make)
+        self.value = self.value.to(wide_dtype(torch.get_default_dtype()))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Follow the module's device, and its dtype where that is a wide one."""
+        moved: Tensor = fn(self.value)
+        self.value = self._make().to(device=moved.device, dtype=wide_dtype(moved.dtype))
         return self

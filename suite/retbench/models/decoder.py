@@ -5,14 +5,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from retbench.architectures import ModelConfig
+from retbench.costs import PREFILL_SEGMENT
 from retbench.errors import UnsupportedError
 from retbench.models.layers import make_feed_forward, make_norm
 from retbench.models.linear import Linear
 from retbench.models.mixers import Mixer
 from retbench.models.position import Positions, Rotary
 from retbench.models.state import DecoderState, LayerState
-
-PREFILL_SEGMENT = 1024
 
 
 class Block(nn.Module):
@@ -41,7 +40,7 @@ class Decoder(nn.Module):
     Args:
         config: The model.
         blocks: Its blocks, in order.
-        rotary: Angles for the mixers' rotary positions; all blocks share one set.
+        rotary: What the mixers need of a position; all blocks share one set.
 
     Attributes:
         activation_checkpointing: With gradients and without a state, keep only what enters each block, and run it

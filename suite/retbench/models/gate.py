@@ -28,7 +28,7 @@ def run_gate(model: Decoder, tokens: Tensor, *, depth: int, lengths: tuple[int, 
     """Compare a model's backends with each other, its decoding with its prefill, and a streamed state with a whole one.
 
     Args:
-        model: The model as it will be timed; its backend is the same afterwards.
+        model: The model as it will be timed; its backend is the same afterwards, even where a pass fails.
         tokens: Real text, (1, L) int64, with L at least `depth` and the longest of `lengths`.
         depth: Tokens over which a state streamed in uneven segments is compared with one built in a single pass.
         lengths: Odd prompt lengths; the other backends are compared at the longest.
@@ -49,12 +49,14 @@ def run_gate(model: Decoder, tokens: Tensor, *, depth: int, lengths: tuple[int, 
         _check(model, f"{own}, short = long", length, model(tokens[:, :length]), reference[:, :length])
         for length in lengths
     ]
-    for name, reason in model.backends().items():
-        if reason is None and name != own:
-            model.set_backend(name)
-            found = model(tokens[:, :longest])
-            checks.append(_check(model, f"{name} = {own}", longest, found, reference[:, :longest]))
-    model.set_backend(own)
+    try:
+        for name, reason in model.backends().items():
+            if reason is None and name != own:
+                model.set_backend(name)
+                found = model(tokens[:, :longest])
+                checks.append(_check(model, f"{name} = {own}", longest, found, reference[:, :longest]))
+    finally:
+        model.set_backend(own)
     checks += _check_streaming(model, tokens[:, :total], longest, reference, whole)
     return Gate(
         passed=all(check.passed for check in checks),

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from retbench.architectures import RetNetConfig, TransformerConfig
 from retbench.errors import unknown_name
 from retbench.models import attention, kernels
-from retbench.models.constants import Float64Constant
+from retbench.models.constants import Float64Constant, WideConstant
 from retbench.models.decay import decay_schedule, gated_log_decay
 from retbench.models.layers import make_head_norm
 from retbench.models.linear import Linear
@@ -21,6 +21,7 @@ from retbench.models.position import Positions, rotate
 from retbench.models.retention import (
     RetentionForm,
     retention_chunkwise,
+    retention_decayed_step_,
     retention_last,
     retention_parallel,
     retention_recurrent,
@@ -35,7 +36,7 @@ class RetentionMixer(nn.Module):
 
     Where the variant asks for it, the retention at position n is divided by the square root of the row sum of D,
     (1 - decay^(n+1)) / (1 - decay): the same scalar in every form. torchscale's parallel form divides by a second,
-    data-dependent sum, which its own recurrent form leaves out; so does this.
+    data-dependent sum, which its own recurrent form leaves out; so does this. It comes with the positions.
 
     Args:
         config: The model.
@@ -65,6 +66,7 @@ class RetentionMixer(nn.Module):
             self.decay_proj = Linear(d, config.num_heads)
         else:
             self.log_decay = Float64Constant(lambda: decay_schedule(config.decay, config.num_heads))
+            self.decay = WideConstant(lambda: decay_schedule(config.decay, config.num_heads).exp())
         self.ran: dict[str, str] = {}
         self.set_backend(backend)
 
@@ -103,8 +105,8 @@ class RetentionMixer(nn.Module):
         else:
             q, k, v, gate = self._project(x, positions)
             out = self._retain(q, k, v, log_decay, state)
-        if self.config.traits.row_norm:
-            out = out * self._row_norm(positions.start, out.shape[1]).to(out.dtype)
+        if positions.row_norm is not None:
+            out = out * positions.row_norm
         out = self.head_norm(out).flatten(2)  # (B, T, H V)
         mixed: Tensor = self.out_proj(out if gate is None else F.silu(gate) * out)
         return mixed
@@ -144,6 +146,8 @@ class RetentionMixer(nn.Module):
         """The operator: one in-place step for one token, the chosen form for more; (B, T, H, V)."""
         if state is not None and q.shape[1] == 1 and not torch.is_grad_enabled():
             self.ran["decode"] = "recurrent"
+            if log_decay.dim() == 1:
+                return retention_decayed_step_(q, k, v, self.decay.value, state.values)
             return retention_step_(q, k, v, log_decay, state.values)
         self.ran["prefill"] = self.backend
         out, values = self.forms[self.backend](q, k, v, log_decay, state.values if state else None)
@@ -158,14 +162,6 @@ class RetentionMixer(nn.Module):
             state.values = values
         else:  # in place, so that a captured CUDA graph finds it where it was
             state.values.copy_(values)
-
-    def _row_norm(self, start: int, length: int) -> Tensor:
-        """One over the square root of the row sums of D at positions start .. start + length - 1, (T, H, 1)."""
-        log_decay = self.log_decay.value
-        tokens = torch.arange(start + 1, start + length + 1, dtype=torch.float64, device=log_decay.device)
-        row_sum = torch.expm1(tokens[:, None] * log_decay) / torch.expm1(log_decay)
-        row_sum = torch.where(log_decay == 0, tokens[:, None], row_sum)  # without decay: 0 / 0
-        return row_sum.rsqrt().unsqueeze(-1)
 
 
 class AttentionMixer(nn.Module):

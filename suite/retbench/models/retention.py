@@ -77,7 +77,14 @@ def retention_step_(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: T
     Returns:
         (B, 1, H, V) in the dtype of v.
     """
-    decay = _exp(log_decay, state.dtype)
+    return retention_decayed_step_(q, k, v, _exp(log_decay, state.dtype), state)
+
+
+def retention_decayed_step_(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, state: Tensor) -> Tensor:
+    """`retention_step_` given the decay itself, in the dtype of the state: what a fixed one is, is computed only once.
+
+    Arguments and returns as there, but for `decay`, exp(log_decay): (H,) or (B, 1, H) in the wide dtype.
+    """
     decay = decay.view(-1, decay.shape[-1], 1, 1)  # (1 or B, H, 1, 1)
     q, k, wide_v = q.to(state.dtype), k.to(state.dtype), v.to(state.dtype)
     state.mul_(decay).addcmul_(k.squeeze(1).unsqueeze(-1), wide_v.squeeze(1).unsqueeze(-2))

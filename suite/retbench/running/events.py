@@ -113,6 +113,17 @@ class CellStarted:
 
 
 @dataclass(frozen=True)
+class CellAdvanced:
+    """A cell that evaluates a model goes on."""
+
+    cell: Cell
+    round: int
+    num_tokens: int
+    """Tokens that the model has read in this cell."""
+    progress: Progress
+
+
+@dataclass(frozen=True)
 class CellDone:
     """A (cell, round) has its record on disk."""
 
@@ -149,6 +160,7 @@ Event = (
     | GateChecked
     | RoundStarted
     | CellStarted
+    | CellAdvanced
     | CellDone
     | WorkerDied
     | Finished

@@ -17,7 +17,7 @@ from typing import IO
 from retbench.records import Status
 from retbench.running.deaths import explain_death, read_oom_kills
 from retbench.running.interrupts import Interrupted
-from retbench.running.protocol import Ended, Job, Message, Started, Visit, decode
+from retbench.running.protocol import CELL_MARK, Advanced, Ended, Job, Message, Started, Visit, decode
 
 SETUP_TIMEOUT_S = 900.0
 """Longest silence outside a cell: imports, building a model, the gate, one segment of a prefill."""
@@ -99,7 +99,10 @@ class Worker:
 
     def _hear_noise(self, stream: IO[bytes]) -> None:
         for line in iter(lambda: stream.readline(_LINE_BYTES), b""):
-            self._last_words.append(line)
+            if line.strip() == CELL_MARK:  # what earlier cells survived is no evidence of why this one died
+                self._last_words.clear()
+            else:
+                self._last_words.append(line)
 
     def __enter__(self) -> "Worker":
         return self
@@ -138,7 +141,7 @@ class Worker:
         """The worker's messages as they come, until it has ended; a Death last where its work was not done.
 
         Args:
-            cell_timeout_s: Longest time between the start of a cell and its end.
+            cell_timeout_s: Longest silence of a cell that was started.
 
         Raises:
             Interrupted: the run was told to stop.
@@ -160,7 +163,7 @@ class Worker:
             if message is None:
                 yield self.death()
                 return
-            in_cell = isinstance(message, Started)
+            in_cell = isinstance(message, Started | Advanced)
             limit = cell_timeout_s if in_cell else SETUP_TIMEOUT_S
             yield message
             if isinstance(message, Ended):
@@ -172,7 +175,7 @@ def _too_long(limit_s: float, *, in_cell: bool) -> str:
     """Why a worker was ended that said nothing for `limit_s`."""
     if in_cell:
         return (
-            f"the cell took longer than timeout_s = {limit_s:g} and was ended (--set timeout_s= changes it)."
+            f"the cell said nothing for timeout_s = {limit_s:g} and was ended (--set timeout_s= changes it)."
         )
     return f"the worker said nothing for {limit_s:g} s while no cell was being measured, and was ended."
 

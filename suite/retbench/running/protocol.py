@@ -17,6 +17,12 @@ Task = Literal["prepare", "measure", "serve", "ceilings"]
 VERSION = 1
 """Of what is said here: two revisions whose versions differ cannot be measured in turn by one runner."""
 
+CELL_MARK = b"retbench: the next cell"
+"""A line that a worker writes to its stderr ahead of each `Started`: what stands before it says nothing of the cell.
+
+`Started` itself comes by another pipe, and may be heard after the last words of a cell that dies at once.
+"""
+
 
 class RunInfo(Strict):
     """What every record of a run says about the run."""
@@ -105,6 +111,14 @@ class Started(Strict):
     index: int
 
 
+class Advanced(Strict):
+    """The cell that was started goes on: a model has read so many tokens of what it is evaluated on."""
+
+    event: Literal["advanced"] = "advanced"
+    num_tokens: int
+    """Since the cell was started."""
+
+
 class Done(Strict):
     """The cell with this index has its record on disk."""
 
@@ -135,7 +149,7 @@ class Ended(Strict):
     event: Literal["ended"] = "ended"
 
 
-Message = Hello | Checked | Streamed | Refused | Ready | Started | Done | Measured | Failed | Ended
+Message = Hello | Checked | Streamed | Refused | Ready | Started | Advanced | Done | Measured | Failed | Ended
 
 _ADAPTER: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="event")])
 

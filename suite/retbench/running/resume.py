@@ -1,9 +1,11 @@
 """What is on disk already and need not be measured again."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from retbench.records import Record, Status, read_records
+from retbench.versions import computing_versions
 
 FINAL: frozenset[Status] = frozenset({"ok", "oom"})
 """Outcomes that the same code on the same machine would only repeat. The others are tried again: what was not supported
@@ -16,19 +18,16 @@ class Identity:
 
     machine: str
     code_revision: str
-    python: str
-    torch: str
+    versions: Mapping[str, str]
+    """Of Python and of every library that could move a number."""
 
 
 def identity_of(record: Record) -> Identity | None:
     """The identity that a record states; None where it states none."""
     environment = record.environment
     try:
-        versions = environment["versions"]
-        return Identity(
-            environment["machine"], environment["code_revision"], versions["python"], versions["torch"]
-        )
-    except (KeyError, TypeError):
+        return Identity(environment["machine"], environment["code_revision"], computing_versions(environment))
+    except KeyError:
         return None
 
 

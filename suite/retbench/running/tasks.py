@@ -1,6 +1,7 @@
 """The tasks of a worker: prepare a model, measure its cells, measure the ceilings. Imports torch."""
 
 import gc
+import sys
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -12,17 +13,19 @@ from retbench.cells import Cell
 from retbench.checkpoints.loading import load_checkpoint
 from retbench.data import text
 from retbench.documents import write_documents
-from retbench.errors import RetbenchError, StorageError
+from retbench.errors import RetbenchError, StorageError, UnsupportedError
 from retbench.measure import environment
 from retbench.measure.ceilings import measure_ceilings
-from retbench.measure.limits import limit_memory
+from retbench.measure.limits import is_out_of_memory, limit_memory
 from retbench.measure.nvml import DeviceWatch
 from retbench.models.build import build_model
 from retbench.models.decoder import Decoder
 from retbench.models.gate import LENGTHS, run_gate
 from retbench.records import Documents, Gate, append_record, utc_now
 from retbench.running.failures import classify
+from retbench.running.heartbeat import Heartbeat
 from retbench.running.protocol import (
+    CELL_MARK,
     Checked,
     Done,
     Hello,
@@ -46,9 +49,10 @@ GATE_DEPTH = {"cpu": 4096, "cuda": 32768}
 """Deepest state that the gate streams and compares with a whole pass, unless no cell is as deep."""
 
 QUADRATIC_GATE_DEPTH = 4096
-"""The same for backends whose whole pass holds a score for every pair of tokens."""
+"""The same where a whole pass holds a score for every pair of tokens."""
 
-_QUADRATIC = frozenset({"parallel", "reference"})
+_QUADRATIC = frozenset({"parallel", "reference", "sdpa:math"})
+"""Forms and kernels of which that is true, as a model says afterwards what ran."""
 
 
 def do_task(job: Job, tell: Tell, visits: Iterator[Visit]) -> None:
@@ -133,11 +137,45 @@ def _prepare(job: Job, device: torch.device, store: StateStore, tell: Tell) -> N
 
 
 def _check_gate(job: Job, model: Decoder) -> Gate:
-    """The gate of a model, over real text, as deep as its cells go and its backend can."""
-    limit = QUADRATIC_GATE_DEPTH if model.backend in _QUADRATIC else GATE_DEPTH[model.device.type]
-    depth = min(limit, max(cell.point.context_len for cell in job.cells))
-    tokens = text.read_rows(1, max(depth, *LENGTHS)).to(model.device)
-    return run_gate(model, tokens, depth=depth)
+    """The gate of a model, over real text: as deep as its cells go, its kernels can and the memory allows.
+
+    It holds more than any cell does, two states and the logits of every token. So it is tried at half the depth where
+    the memory does not suffice, and that it never does says nothing of the cells.
+
+    Raises:
+        UnsupportedError: the memory does not suffice at the shortest depth either.
+    """
+    shortest = max(LENGTHS)
+    depth = max(shortest, max(cell.point.context_len for cell in job.cells))
+    tokens = text.read_rows(1, min(depth, GATE_DEPTH[model.device.type])).to(model.device)
+    depth = min(tokens.shape[1], QUADRATIC_GATE_DEPTH if _is_quadratic(model, tokens) else depth)
+    while (gate := _gate_that_fits(model, tokens, depth)) is None:
+        _let_go(model.device)
+        if depth == shortest:
+            raise UnsupportedError(
+                f"the equality gate of '{job.cells[0].model_name}' runs out of memory on {model.device} even at "
+                f"{shortest:,} tokens, and no model is measured that has not passed it. Free memory there, or use a "
+                "smaller size (--set size=...)."
+            )
+        depth = max(shortest, depth // 2)
+    return gate
+
+
+@torch.inference_mode()
+def _is_quadratic(model: Decoder, tokens: torch.Tensor) -> bool:
+    """Whether the form or kernel that a prompt runs with here holds a score for every pair of tokens."""
+    model(tokens[:, : LENGTHS[1]])
+    return not _QUADRATIC.isdisjoint(model.ran()["prefill"].split("+"))
+
+
+def _gate_that_fits(model: Decoder, tokens: torch.Tensor, depth: int) -> Gate | None:
+    """The gate at a depth; None where the memory does not suffice for it."""
+    try:
+        return run_gate(model, tokens, depth=depth)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+    return None  # here, where no traceback holds the tensors of the pass that failed
 
 
 def _stream(job: Job, model: Decoder, cells: tuple[int, ...], store: StateStore, tell: Tell) -> None:
@@ -180,8 +218,11 @@ class _Bench:
         job, cell = self.job, self.job.cells[index]
         ceilings = self.surroundings.ceilings
         assert ceilings is not None
+        print(f"\n{CELL_MARK.decode()}", file=sys.stderr, flush=True)
         self.tell(Started(index=index))
-        context = Context(cell, self.model, self.device, ceilings, self.store, job.data_dir)
+        context = Context(
+            cell, self.model, self.device, ceilings, self.store, job.data_dir, Heartbeat(self.tell)
+        )
         outcome = _measure_cell(context, job.records_path)
         append_record(job.records_path, make_record(job.run, cell, round_number, outcome, self.surroundings))
         self.tell(Done(index=index, status=outcome.status, error=outcome.error))

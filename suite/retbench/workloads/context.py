@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from retbench.cells import Cell
+from retbench.evaluation.progress import Report, tell_nobody
 from retbench.measure.clock import time_steps
 from retbench.models.decoder import Decoder
 from retbench.records import Ceilings, Metric, Series
@@ -48,6 +49,7 @@ class Context:
         ceilings: What the device reached in this process.
         states: The streamed states of this run.
         data_dir: Where local data is looked for.
+        report: Told of every pass of an evaluation; what measures cost calls nothing while it is timed.
     """
 
     cell: Cell
@@ -56,6 +58,7 @@ class Context:
     ceilings: Ceilings
     states: StateStore
     data_dir: Path | None = None
+    report: Report = tell_nobody
 
     def forget_what_ran(self) -> None:
         """From here on `model.ran()` tells only of what is yet to run."""

@@ -31,7 +31,8 @@ Step = Callable[[], object]
 def measure(context: Context) -> Measurement:
     """Seconds of at least `min_steps` decode steps at the cell's context length."""
     settings, point = context.cell.settings, context.cell.point
-    tokens = _last_two(point.batch_size, point.context_len + 1, context.device)
+    rows = text.read_rows(point.batch_size, 2, start=point.context_len - 1).to(context.device)
+    tokens = rows[:, :1].clone(), rows[:, 1:].clone()
     state, mark, notes = _start(context)
     context.forget_what_ran()
     depth = Mark(mark.position + 1, [None] * len(state.layers))  # for the position alone
@@ -57,12 +58,6 @@ def measure(context: Context) -> Measurement:
         absent=energy.absent,
         backend={**context.model.ran(), **notes},
     )
-
-
-def _last_two(batch_size: int, num_tokens: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """The token before the last of `num_tokens` of each sequence and the last, (B, 1) each; the rest is let go."""
-    rows = text.read_rows(batch_size, num_tokens)
-    return rows[:, -2:-1].clone().to(device), rows[:, -1:].clone().to(device)
 
 
 def _start(context: Context) -> tuple[DecoderState, Mark, Notes]:
@@ -150,6 +145,7 @@ def _compiled_steps(
     state.rewind(mark)
     model(lead, state)
     depth = state.mark(1)
+    stay = Mark(depth.position, [None] * len(state.layers))  # for the position alone
     state.rewind(depth)
     eager = model(token, state)
     state.rewind(depth)
@@ -166,6 +162,6 @@ def _compiled_steps(
     def advance() -> None:
         state.rewind(depth)
         step()
-        state.rewind(depth)
+        state.rewind(stay)  # a copy would leave the whole retention state in the processor's caches
 
     return advance, step, {"compile_error": error, "compile_s": compiled.seconds}

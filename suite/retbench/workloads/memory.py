@@ -26,8 +26,8 @@ def measure(context: Context) -> Measurement:
     batch, depth = cell.point.batch_size, cell.point.context_len
     capacity = depth + 1
     state = model.init_state(batch, capacity)
-    rows = text.read_rows(batch, depth + 1).to(context.device)
-    lead, token = rows[:, -2:-1].clone(), rows[:, -1:].clone()
+    rows = text.read_rows(batch, 2, start=depth - 1).to(context.device)
+    lead, token = rows[:, :1].clone(), rows[:, 1:].clone()
     state.position = depth - 1
     context.forget_what_ran()
     model(lead, state)  # what is allocated once and kept is allocated here

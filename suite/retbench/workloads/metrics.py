@@ -47,6 +47,12 @@ def decode_metrics(cell: Cell, samples: Sequence[float], ceilings: Ceilings) -> 
     }
 
 
+def prefill_flops(cell: Cell, batch_size: int, context_len: int) -> int:
+    """Operations of prompts in the form that a cell runs; the parallel form takes each segment as one chunk."""
+    chunk = form_chunk(cell.backend, cell.chunk_size) or costs.PREFILL_SEGMENT
+    return costs.prefill_flops(cell.model, batch_size, context_len, min(chunk, costs.PREFILL_SEGMENT))
+
+
 def prefill_metrics(cell: Cell, samples: Sequence[float], ceilings: Ceilings) -> dict[str, Metric]:
     """Metrics of whole prompts.
 
@@ -57,12 +63,16 @@ def prefill_metrics(cell: Cell, samples: Sequence[float], ceilings: Ceilings) ->
     """
     batch, length = cell.point.batch_size, cell.point.context_len
     call = timed(samples)
-    flops = costs.prefill_flops(cell.model, batch, length, cell.chunk_size or length)
+    num_bytes = costs.prefill_bytes(cell.model, cell.settings.dtype, batch, length)
+    flops = prefill_flops(cell, batch, length)
+    moved_at_best_s = num_bytes / ceilings.read_bandwidth_bytes_per_s
+    at_best_s = max(moved_at_best_s, flops / ceilings.matmul_flops_per_s)
     return {
         "ttft_s": call,
         "tokens_per_s": Metric(unit="tokens/s", value=tokens_per_second(batch * length, call.value)),
+        "bytes_per_call": counted(num_bytes),
         "flops_per_call": Metric(unit="FLOP", value=flops),
-        "roofline_ratio": Metric(unit="ratio", value=flops / ceilings.matmul_flops_per_s / call.value),
+        "roofline_ratio": Metric(unit="ratio", value=at_best_s / call.value),
     }
 
 

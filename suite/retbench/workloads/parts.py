@@ -21,7 +21,7 @@ from retbench.models.attention import BACKENDS
 from retbench.models.build import build_model
 from retbench.models.decoder import Decoder
 from retbench.models.linear import Linear
-from retbench.models.retention import retention_step_
+from retbench.models.retention import retention_decayed_step_
 from retbench.models.state import DecoderState, KVCache
 from retbench.prediction import StepCurve
 
@@ -31,7 +31,7 @@ NUM_SAMPLES = 20
 
 NARROW_HEAD_DIM = 16
 NARROW_DEPTH = 1
-LOG_DECAY = -0.01
+DECAY = 0.99
 """Of every head: what a step takes does not depend on it."""
 
 CPU = torch.device("cpu")
@@ -154,8 +154,8 @@ def _retention(dtype: torch.dtype, values: Tensor) -> Call:
     batch_size, num_heads, head_dim, value_head_dim = values.shape
     q, k = torch.randn(2, batch_size, 1, num_heads, head_dim).to(dtype)
     v = torch.randn(batch_size, 1, num_heads, value_head_dim).to(dtype)
-    log_decay = torch.full((num_heads,), LOG_DECAY, dtype=torch.float64)
-    return partial(retention_step_, q, k, v, log_decay, values)
+    decay = torch.full((num_heads,), DECAY, dtype=values.dtype)
+    return partial(retention_decayed_step_, q, k, v, decay, values)
 
 
 def _attention(backend: str, num_heads: int, cache: KVCache, context_len: int) -> Call:

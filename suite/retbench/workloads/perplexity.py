@@ -37,7 +37,7 @@ def measure(context: Context) -> Measurement:
     context.forget_what_ran()
     start_s = time.perf_counter()
     try:
-        found = read_corpus(context.model, tokenizer, documents, _reading(cell, evaluation))
+        found = read_corpus(context.model, tokenizer, documents, _reading(cell, evaluation), context.report)
     except ConfigError as error:
         raise ConfigError(f"corpus '{corpus.name}', split '{split}': {error}") from error
     seconds = time.perf_counter() - start_s

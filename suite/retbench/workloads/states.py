@@ -20,9 +20,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from retbench.cells import Cell
+from retbench.costs import PREFILL_SEGMENT
 from retbench.data import text
 from retbench.errors import StorageError
-from retbench.models.decoder import PREFILL_SEGMENT, Decoder
+from retbench.models.decoder import Decoder
 from retbench.models.state import DecoderState, KVCache
 
 FILL_PREFILL_TOKENS = 512
@@ -43,8 +44,10 @@ class StateStore:
 
     def _path(self, cell: Cell, position: int) -> Path:
         """The file of one sequence's state after `position` tokens, named by all that its values depend on."""
+        weights = cell.subject.weights
         parts = {
             "model": cell.model.fingerprint,
+            "weights": weights.info.fingerprint if weights else None,
             "backend": cell.backend,
             "chunk_size": cell.chunk_size,
             "dtype": cell.settings.dtype,

@@ -30,6 +30,7 @@ def measure(context: Context) -> Measurement:
         max_length=point.context_len,
         add_bos=bool(evaluation.add_bos),
     )
+    lm.report = context.report
     context.forget_what_ran()
     start_s = time.perf_counter()
     scores = evaluate(

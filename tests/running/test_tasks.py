@@ -1,0 +1,88 @@
+"""What a prepare worker tells of a gate that does not find the memory it needs, and how deep a gate goes."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from retbench.models import attention
+from retbench.models.gate import LENGTHS
+from retbench.plan import Plan
+from retbench.records import Gate
+from retbench.running import tasks
+from retbench.running.protocol import Checked, Job, Message, Refused, RunInfo
+from retbench.workloads.states import StateStore
+
+Prepare = Callable[..., list[Message]]
+
+
+@pytest.fixture
+def prepare(plan_of: Callable[..., Plan], run_info: RunInfo, tmp_path: Path) -> Prepare:
+    """Prepares the Transformer of the small experiment for cells of a depth, in this process; what is told of it."""
+
+    def run(depth: int) -> list[Message]:
+        plan = plan_of("size=300k", f"workloads.decode.context_len=[{depth}]")
+        job = Job(
+            task="prepare",
+            run=run_info,
+            cells=tuple(cell for cell in plan.cells if cell.model_name == "transformer"),
+            records_path=tmp_path / "a.jsonl",
+            states_dir=tmp_path / "states",
+            parent_pid=os.getpid(),
+        )
+        told: list[Message] = []
+        store = StateStore(tmp_path / "states", "0.1.0+src.test")
+        tasks._prepare(job, torch.device("cpu"), store, told.append)
+        return told
+
+    return run
+
+
+def leave_room_for(num_tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a gate that is deeper than this run out of memory."""
+    run_gate = tasks.run_gate
+
+    def starve(model: Any, tokens: torch.Tensor, *, depth: int) -> Gate:
+        if depth > num_tokens:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return run_gate(model, tokens, depth=depth)
+
+    monkeypatch.setattr(tasks, "run_gate", starve)
+
+
+def streamed_depth(told: list[Message]) -> int:
+    """The tokens over which the state of a green gate was streamed, as its check says."""
+    (message,) = told
+    assert isinstance(message, Checked)
+    assert message.gate.passed
+    return next(check.length for check in message.gate.checks if check.name == "streamed state = whole")
+
+
+def test_a_gate_without_the_memory_goes_half_as_deep(
+    prepare: Prepare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leave_room_for(3000, monkeypatch)
+    assert streamed_depth(prepare(4096)) == max(2048, *LENGTHS)
+
+
+def test_a_gate_that_fits_at_no_depth_is_no_outcome_of_the_cells(
+    prepare: Prepare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leave_room_for(0, monkeypatch)
+    (message,) = prepare(4096)
+    assert isinstance(message, Refused)
+    assert message.status == "unsupported"  # so that it is tried again
+    assert "equality gate of 'transformer' runs out of memory on cpu even at 2,047 tokens" in message.error
+
+
+@pytest.mark.parametrize(("kernel", "depth"), [("flash", 2400), ("math", 2200)])
+def test_a_gate_goes_as_deep_as_the_kernel_that_runs_can(
+    prepare: Prepare, monkeypatch: pytest.MonkeyPatch, kernel: str, depth: int
+) -> None:
+    monkeypatch.setattr(attention, "sdpa_kernel", lambda *_: kernel)
+    monkeypatch.setitem(tasks.GATE_DEPTH, "cpu", 2400)
+    monkeypatch.setattr(tasks, "QUADRATIC_GATE_DEPTH", 2200)
+    assert streamed_depth(prepare(4096)) == depth
