@@ -233,13 +233,19 @@ class Maker:
         return costs.state_bytes(cell.model, self.machine.dtype, point.batch_size, point.context_len + 1)
 
     def _backend(self, cell: Cell) -> dict[str, Any]:
-        shared = {"cuda_graph": cell.settings.cuda_graph, "state_source": "streamed prefill of real text"}
         if cell.workload == "training":
             return {"training": cell.backend, "optimizer": "AdamW", "activation_checkpointing": False}
-        if cell.model_name == "retnet":
-            return {**shared, "prefill": "chunkwise", "decode": "recurrent"}
-        capacity = cell.point.context_len + 1
-        return {**shared, "prefill": "sdpa:flash", "decode": "sdpa:math", "kv_capacity": capacity}
+        is_retnet = cell.model_name == "retnet"
+        notes: dict[str, Any] = {
+            "cuda_graph": cell.settings.cuda_graph and cell.workload == "decode",
+            "compile": False,
+        }
+        if not is_retnet:
+            notes["kv_capacity"] = cell.point.context_len + 1
+        if cell.workload == "prefill":
+            return {**notes, "prefill": "chunkwise" if is_retnet else "sdpa:flash"}
+        source = "streamed prefill of real text" if cell.workload == "decode" else "zeros"
+        return {**notes, "decode": "recurrent" if is_retnet else "sdpa:math", "state_source": source}
 
     def _environment(self) -> dict[str, Any]:
         machine = self.machine

@@ -124,20 +124,20 @@ def times(
     return change
 
 
-def ran(decode: str, *, graphs: bool, kv_heads: int | None = None) -> Change:
-    """Makes the Transformer one that ran so."""
+def ran(attention: str, *, graphs: bool, kv_heads: int | None = None) -> Change:
+    """Makes the Transformer one that ran so; no prompt is read from a graph."""
 
     def change(arguments: dict[str, Any]) -> dict[str, Any]:
-        settings = {**arguments["settings"], "cuda_graph": graphs}
-        arguments["backend"] = {**arguments["backend"], "cuda_graph": graphs}
+        settings, workload = {**arguments["settings"], "cuda_graph": graphs}, arguments["workload"]
+        arguments["backend"] = {**arguments["backend"], "cuda_graph": graphs and workload == "decode"}
         if arguments["model"].architecture == "transformer":
-            arguments["backend"]["decode"] = decode
-            settings["backend"] = decode.partition(":")[0]
+            arguments["backend"][workload] = attention
+            settings["backend"] = attention.partition(":")[0]
             if kv_heads:
                 config = {**arguments["model"].config, "num_kv_heads": kv_heads}
                 arguments["model"] = arguments["model"].model_copy(update={"config": config})
         arguments["settings"] = settings
-        arguments["cell_id"] += f"-{decode}"
+        arguments["cell_id"] += f"-{attention}"
         return arguments
 
     return change
@@ -184,6 +184,17 @@ def test_a_strong_transformer_alone_leaves_the_papers_row_open() -> None:
     assert judged.verdict == "not_testable"
     assert [row.finding.verdict for row in judged.rows] == ["not_testable", "reproduced"]
     assert judged.rows[0].command == CLAIMS["latency_ratio"].command
+
+
+def test_how_prompts_were_read_does_not_say_how_tokens_were_decoded() -> None:
+    records = latency(STRONG, times(9))
+    prompts_first = sorted(records, key=lambda record: record.workload, reverse=True)
+    assert prompts_first[0].workload == "prefill"
+    judged = judge(CLAIMS["latency_ratio"], Results(tuple(prompts_first), ()))
+    assert [(row.scope, row.finding.verdict) for row in judged.rows] == [
+        ("paper", "not_testable"),
+        ("strong", "reproduced"),
+    ]
 
 
 def test_a_small_model_on_a_cpu_confirms_nothing_and_has_a_row_of_its_own() -> None:

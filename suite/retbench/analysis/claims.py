@@ -26,7 +26,6 @@ from retbench.analysis.claim_types import (
 from retbench.analysis.cost_judgements import judge_cost
 from retbench.analysis.frames import Results, started
 from retbench.analysis.quality_judgements import judge_quality
-from retbench.analysis.readings import without_quality
 from retbench.analysis.setups import FEATURE_WORDS, Setup, find_setups
 from retbench.records import Record
 from retbench.units import format_count
@@ -135,7 +134,7 @@ def _cost_rows(claim: Claim, rule: CostRule, records: Sequence[Record]) -> list[
     """A row a setup that bears on a claim, the newest first; of those that read alike the newest that decides."""
     reference = rule.reference if isinstance(rule, RatioRule) else None
     rows: dict[tuple[str, str], Row] = {}
-    mine = records if isinstance(rule, GateRule) else without_quality(records)
+    mine = [each for each in records if isinstance(rule, GateRule) or each.workload == rule.workload]
     for setup in find_setups(mine, rule.challenger, reference):
         scope = _scope(claim, setup)
         if scope is None:
