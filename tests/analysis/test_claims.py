@@ -169,6 +169,31 @@ def test_a_ratio_is_held_against_the_printed_one(factor: float, verdict: str) ->
     assert verdict_of("latency_ratio", latency(PLAIN, times(factor))) == verdict
 
 
+def unsteady(factor: float) -> Change:
+    """Makes the Transformer's decode steps so many times as long and as short in turn, round by round."""
+
+    def change(arguments: dict[str, Any]) -> dict[str, Any]:
+        return times(factor if arguments["round"] % 2 else 1 / factor)(arguments)
+
+    return change
+
+
+def test_an_interval_that_holds_no_advantage_and_a_large_one_tells_nothing() -> None:
+    row = row_of("latency_ratio", latency(PLAIN, unsteady(4)), "paper")
+    assert row.finding.verdict == "not_testable"
+    assert row.finding.text.endswith(
+        "the interval is too wide to tell, more rounds: `retbench run latency --profile cpu --set rounds=10`"
+    )
+
+
+def test_an_interval_that_reaches_the_printed_advantage_does_not_reproduce_it() -> None:
+    """The made-up advantage is about 7; the interval of these rounds goes beyond the printed 15.6."""
+    row = row_of("latency_ratio", latency(PLAIN, times(3), unsteady(2)), "paper")
+    high = float(row.finding.text.partition("]")[0].rpartition(", ")[2])
+    assert high > 15.6
+    assert row.finding.verdict == "partly"
+
+
 def test_the_claim_has_two_answers() -> None:
     records = [*latency(PLAIN, times(6.5)), *latency(STRONG, times(0.6))]
     judged = judge(CLAIMS["throughput_ratio"], Results(tuple(records), ()))
@@ -423,6 +448,35 @@ def test_a_handful_of_documents_has_no_verdict(tmp_path: Path) -> None:
     judged = judge(CLAIMS["perplexity_by_context"], results)
     assert judged.rows[0].finding.verdict == "not_testable"
     assert judged.rows[0].finding.text.endswith("too few documents for an interval")
+
+
+def level() -> Callable[[str, list[dict[str, Any]]], list[dict[str, Any]]]:
+    """Makes the Transformer lose a little more than RetNet on every second document, and a little less on the others."""
+    last: list[dict[str, Any]] = []
+
+    def change_rows(model: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        if model == "retnet":
+            last[:] = rows
+            return rows
+        return [
+            {**row, "nll_nats": row["nll_nats"] * (1.01 if number % 2 else 0.99)}
+            for number, row in enumerate(last)
+        ]
+
+    return change_rows
+
+
+def test_no_difference_that_is_shown_is_no_verdict(tmp_path: Path) -> None:
+    def ask(maker: ScoreMaker) -> None:
+        ask_last(maker)
+        maker.perplexities("litbank/original", "whole", 2048)
+
+    seeds = dict.fromkeys(("1m", "25m"), (0,))
+    results = scored(tmp_path, ask, as_model(), seeds=seeds, change_rows=level())
+    for name in ("perplexity_by_context", "perplexity_by_size"):
+        rows = [row for row in judge(CLAIMS[name], results).rows if row.num_records]
+        assert {row.finding.verdict for row in rows} == {"not_testable"}, name
+        assert all("told apart at 0" in row.finding.text for row in rows)
 
 
 def test_a_model_that_has_seen_less_is_elsewhere(tmp_path: Path) -> None:

@@ -1,11 +1,13 @@
 """Claims of cost judged on intervals over rounds: ratios, level costs, growing ones, shares, and equal forms.
 
-A time takes two rounds or more; a number of bytes is counted, and its one value decides. Where a point of the paper was
-not measured, a setup of another scale is judged at the nearest one below it, and says so.
+A time takes two rounds or more; a number of bytes is counted, and its one value decides. What an interval is too wide
+to tell has no verdict: noise neither confirms a claim nor refutes it. Where a point of the paper was not measured, a
+setup of another scale is judged at the nearest one below it, and says so.
 """
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from typing import Literal
 
 from retbench.analysis.claim_types import (
     Claim,
@@ -90,10 +92,9 @@ def _judge_ratio(claim: Claim, rule: RatioRule, setup: Setup, at_scale: bool) ->
     printed = 1 / (1 - claim.printed) if rule.saved else claim.printed
     if advantage.low is None and not _is_counted(rule.metric):
         return Finding("not_testable", f"one round {_at(point)}: {advantage.value:.3g}x without an interval")
-    return Finding(
-        _ratio_verdict(advantage, printed),
-        f"{_ratio_words(advantage)} {_at(point)}; the paper {printed:.3g}x",
-    )
+    verdict, words = _ratio_verdict(advantage, printed), f"{_ratio_words(advantage)} {_at(point)}"
+    more = _more_rounds(setup, len(rounds)) if verdict == "not_testable" else ""
+    return Finding(verdict, f"{words}; the paper {printed:.3g}x{more}")
 
 
 def _is_counted(metric: str) -> bool:
@@ -102,12 +103,24 @@ def _is_counted(metric: str) -> bool:
 
 
 def _ratio_verdict(advantage: Interval, printed: float) -> Verdict:
-    """Whether there is an advantage, and whether it may be as large as printed."""
-    low = advantage.value if advantage.low is None else advantage.low
-    high = advantage.value if advantage.high is None else advantage.high
-    if low <= 1:
-        return "not_reproduced"
-    return "reproduced" if high >= 1 + (printed - 1) * (1 - TOLERANCE) else "partly"
+    """Whether an advantage is told apart from none, and whether the measured one is as large as printed."""
+    side = _side(advantage)
+    if side != "above":
+        return "not_reproduced" if side == "not above" else "not_testable"
+    return "reproduced" if advantage.value >= 1 + (printed - 1) * (1 - TOLERANCE) else "partly"
+
+
+def _side(ratio: Interval) -> Literal["above", "not above", "undecided"]:
+    """On which side of 1 a ratio is shown to lie; one that was counted once has no width."""
+    low = ratio.value if ratio.low is None else ratio.low
+    high = ratio.value if ratio.high is None else ratio.high
+    return "above" if low > 1 else "not above" if high <= 1 else "undecided"
+
+
+def _more_rounds(setup: Setup, num_rounds: int) -> str:
+    """That an interval is too wide, and the command that adds as many rounds as there are."""
+    command = f"{setup.latest.command} --set rounds={2 * num_rounds}"
+    return f"; the interval is too wide to tell, more rounds: `{command}`"
 
 
 def _ratio_words(interval: Interval) -> str:

@@ -1,13 +1,22 @@
 """Claims of quality judged on the same documents: who is ahead, where that changes with size, what is near a number.
 
 Two models are told apart by the interval of their difference over documents, as in `pairing`. Different documents,
-prompts, tokenizers or trainings are refused there, and give no verdict here.
+prompts, tokenizers or trainings are refused there, and give no verdict here. Nor do models that are told apart nowhere:
+that no difference is shown is not that there is none.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from retbench.analysis.claim_types import AheadRule, Claim, CrossesRule, Finding, NearRule, QualityRule
+from retbench.analysis.claim_types import (
+    AheadRule,
+    Claim,
+    CrossesRule,
+    Finding,
+    NearRule,
+    QualityRule,
+    Verdict,
+)
 from retbench.analysis.frames import ComparableSet, set_of, started
 from retbench.analysis.pairing import Comparison, Folders, compare
 from retbench.analysis.readings import (
@@ -143,7 +152,7 @@ def _judge_ahead(rule: AheadRule, readings: Sequence[Record], folders: Folders) 
 
 
 def _ahead(duels: Sequence[_Duel], *, complete: bool) -> Finding:
-    """Ahead everywhere, nowhere told to be behind, and told apart in half of the questions or more."""
+    """Ahead everywhere, and told apart in half of the questions or more; not so where it is only told to be behind."""
     ahead = [duel for duel in duels if duel.lead > 0]
     sure = [duel for duel in ahead if duel.told_apart]
     behind = [duel for duel in duels if duel.lead < 0 and duel.told_apart]
@@ -155,7 +164,7 @@ def _ahead(duels: Sequence[_Duel], *, complete: bool) -> Finding:
     if all(duel.told_apart is None for duel in duels):
         return Finding("not_testable", f"{text}; too few documents for an interval")
     if not sure:
-        return Finding("not_reproduced", text)
+        return Finding("not_reproduced" if behind else "not_testable", text)
     whole = complete and len(ahead) == len(duels) and 2 * len(sure) >= len(duels)
     return Finding("reproduced" if whole else "partly", text)
 
@@ -173,14 +182,11 @@ def _judge_crossing(rule: CrossesRule, readings: Sequence[Record], folders: Fold
     small, large = (rule.behind_at, rule.ahead_at) if is_scale else ((sizes[0],), (sizes[-1],))
     behind = [duel for size in small for duel in duels[size]]
     ahead = [duel for size in large for duel in duels[size]]
-    crosses = _mean_lead(behind) < 0 < _mean_lead(ahead)
-    sure = all(duel.told_apart and duel.lead < 0 for duel in behind) and all(
-        duel.told_apart and duel.lead > 0 for duel in ahead
-    )
     finding = Finding(
-        "reproduced" if sure else "partly" if crosses else "not_reproduced",
+        _crossing_verdict(behind, ahead),
         f"mean lead {format_percent(_mean_lead(behind))} at {', '.join(small)}, "
-        f"{format_percent(_mean_lead(ahead))} at {', '.join(large)}",
+        f"{format_percent(_mean_lead(ahead))} at {', '.join(large)}, told apart at "
+        f"{sum(duel.told_apart is True for duel in (*behind, *ahead))} of {len(behind) + len(ahead)} questions",
     )
     records = tuple(record for duel in (*behind, *ahead) for record in duel.records)
     tokens = [num_trained_tokens(record) for record in records]
@@ -193,6 +199,17 @@ def _judge_crossing(rule: CrossesRule, readings: Sequence[Record], folders: Fold
         records,
         finding,
     )
+
+
+def _crossing_verdict(behind: Sequence[_Duel], ahead: Sequence[_Duel]) -> Verdict:
+    """Whether the challenger is behind in the first and ahead in the others, as far as they are told apart."""
+    as_claimed = [duel.lead < 0 for duel in behind if duel.told_apart]
+    as_claimed += [duel.lead > 0 for duel in ahead if duel.told_apart]
+    if not as_claimed:
+        return "not_testable"
+    if all(as_claimed):
+        return "reproduced" if len(as_claimed) == len(behind) + len(ahead) else "partly"
+    return "partly" if _mean_lead(behind) < 0 < _mean_lead(ahead) else "not_reproduced"
 
 
 def _mean_lead(duels: Sequence[_Duel]) -> float:
