@@ -451,7 +451,7 @@ def test_a_handful_of_documents_has_no_verdict(tmp_path: Path) -> None:
 
 
 def level() -> Callable[[str, list[dict[str, Any]]], list[dict[str, Any]]]:
-    """Makes the Transformer lose a little more than RetNet on every second document, and a little less on the others."""
+    """Makes the Transformer lose a little more than RetNet on every second document, a little less on the others."""
     last: list[dict[str, Any]] = []
 
     def change_rows(model: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
