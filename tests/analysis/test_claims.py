@@ -571,19 +571,69 @@ def test_an_ablation_is_held_against_the_whole(tmp_path: Path) -> None:
     assert judge(CLAIMS["ablation_decay"], results).verdict == "not_testable"
 
 
-@pytest.mark.parametrize(("value", "verdict"), [(18.9, "reproduced"), (19.5, "not_reproduced")])
-def test_near_is_within_the_tolerance(value: float, verdict: str, tmp_path: Path) -> None:
+def public_retnet(value: float, *, context_len: int = 2048, limit: int | None = None) -> Change:
+    """Makes every task WikiText, read by the public RetNet with such a perplexity by word."""
+
     def change(arguments: dict[str, Any]) -> dict[str, Any]:
         arguments = as_model(experiment="checkpoints", weights={"source": "fla-hub/retnet-1.3B-100B"})(
             arguments
         )
-        arguments["point"] = arguments["point"].model_copy(update={"task": "wikitext"})
+        place = {"task": "wikitext", "context_len": context_len}
+        arguments["point"] = arguments["point"].model_copy(update=place)
         arguments["metrics"] = {"word_perplexity": Metric(unit="ratio", value=value)}
+        arguments["settings"] |= {"limit": limit}
         return arguments
 
-    results = scored(tmp_path, lambda maker: maker.zeroshots(0), change, seeds={"25m": (0,)})
+    return change
+
+
+@pytest.mark.parametrize(("value", "verdict"), [(18.9, "reproduced"), (19.5, "not_reproduced")])
+def test_near_is_within_the_tolerance(value: float, verdict: str, tmp_path: Path) -> None:
+    results = scored(tmp_path, lambda maker: maker.zeroshots(0), public_retnet(value), seeds={"25m": (0,)})
     assert judge(CLAIMS["public_retnet"], results).verdict == verdict
     assert judge(CLAIMS["public_transformer"], results).verdict == "not_testable"
+
+
+@pytest.mark.parametrize(
+    ("short", "words"),
+    [
+        ({"limit": 50}, "50 documents"),
+        ({"context_len": 1024}, "at 1K"),
+        ({"limit": 9, "context_len": 512}, "9 documents at 512"),
+    ],
+)
+def test_a_part_of_the_documents_or_of_the_context_decides_nothing(
+    short: dict[str, int], words: str, tmp_path: Path
+) -> None:
+    """Nor does it take the place of an older reading of the whole."""
+    results = scored(
+        tmp_path, lambda maker: maker.zeroshots(0), public_retnet(25.0, **short), seeds={"25m": (0,)}
+    )
+    judged = judge(CLAIMS["public_retnet"], results)
+    assert judged.verdict == "not_testable"
+    (row,) = [row for row in judged.rows if row.num_records]
+    assert (row.scope, row.finding.verdict) == ("elsewhere", "not_reproduced")
+    assert row.conditions == f"fla-hub/retnet-1.3B-100B, {words}"
+    earlier = ScoreMaker(
+        tmp_path, change=public_retnet(18.9), seeds={"25m": (0,)}, started=datetime(2025, 1, 1, tzinfo=UTC)
+    )
+    earlier.zeroshots(0)
+    judged = judge(CLAIMS["public_retnet"], load_results(earlier.write()))
+    assert judged.verdict == "reproduced"
+    assert [row.finding.verdict for row in judged.rows] == ["reproduced", "not_reproduced"]
+
+
+@pytest.mark.parametrize(("sources", "is_decided"), [("fla-hub/{}-1.3B-100B", True), ("quality/{}", False)])
+def test_only_the_public_checkpoints_decide_what_others_found_of_them(
+    sources: str, is_decided: bool, tmp_path: Path
+) -> None:
+    def change(arguments: dict[str, Any]) -> dict[str, Any]:
+        source = {"source": sources.format(arguments["model"].architecture)}
+        return as_model(experiment="checkpoints", sizes={"25m": "fla-1.3b"}, weights=source)(arguments)
+
+    results = scored(tmp_path, lambda maker: maker.zeroshots(0), change, seeds={"25m": (0,)})
+    rows = [row for row in judge(CLAIMS["independent_lambada"], results).rows if row.num_records]
+    assert bool(rows) is is_decided
 
 
 # ---- how they are printed --------------------------------------------------------------------------------------------

@@ -33,6 +33,8 @@ class Side(Strict):
     """In the experiment's file; any of the architecture when absent."""
     backend: str | None = None
     """Asked for."""
+    checkpoint: str | None = None
+    """Whose weights, as it was asked for; any when absent."""
 
     def has(self, record: Record) -> bool:
         """Whether a record is of this side."""
@@ -40,6 +42,7 @@ class Side(Strict):
             record.model.architecture == self.architecture
             and self.name in (None, record.model.name)
             and self.backend in (None, record.settings.get("backend"))
+            and self.checkpoint in (None, record.model.weights and record.model.weights.source)
         )
 
 
@@ -160,6 +163,8 @@ class Scale(Strict):
     """Parts of a GPU's name; any device when empty."""
     num_tokens: int | None = None
     """That models were trained on, at least."""
+    context_len: int | None = None
+    """That questions of quality have, at least."""
     having: tuple[Feature, ...] = ()
     without: tuple[Feature, ...] = ()
 

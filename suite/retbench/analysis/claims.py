@@ -28,7 +28,7 @@ from retbench.analysis.frames import Results, started
 from retbench.analysis.quality_judgements import judge_quality
 from retbench.analysis.setups import FEATURE_WORDS, Setup, find_setups
 from retbench.records import Record
-from retbench.units import format_count
+from retbench.units import format_count, format_tokens
 
 Scope = Literal["paper", "strong", "elsewhere"]
 """paper: the paper's own conditions. strong: the same with a strong Transformer. elsewhere: any other."""
@@ -123,6 +123,8 @@ def _conditions(claim: Claim, *, strong: bool = False) -> str:
     parts = [*([scale.size] if scale.size else []), *([" ".join(scale.hardware)] if scale.hardware else [])]
     if scale.num_tokens:
         parts.append(f"trained on {format_count(scale.num_tokens)} tokens")
+    if scale.context_len:
+        parts.append(f"contexts of {format_tokens(scale.context_len)}")
     having = claim.strong if strong else scale.having
     without = () if strong else scale.without
     parts += [FEATURE_WORDS[feature][0] for feature in having]
@@ -171,8 +173,10 @@ def _quality_rows(claim: Claim, records: Sequence[Record], results: Results) -> 
     rows = []
     for reading in judge_quality(claim, claim.rule, records, results.folders):
         scale = claim.scale
-        is_scale = scale.size in (None, reading.size) and (
-            scale.num_tokens is None or (reading.num_tokens or 0) >= scale.num_tokens
+        is_scale = (
+            scale.size in (None, reading.size)
+            and (scale.num_tokens is None or (reading.num_tokens or 0) >= scale.num_tokens)
+            and not reading.lacking
         )
         rows.append(
             _row("paper" if is_scale else "elsewhere", reading.words, reading.finding, reading.records)

@@ -15,6 +15,7 @@ from retbench.analysis.claim_types import (
     Finding,
     NearRule,
     QualityRule,
+    Scale,
     Verdict,
 )
 from retbench.analysis.frames import ComparableSet, set_of, started
@@ -22,13 +23,14 @@ from retbench.analysis.pairing import Comparison, Folders, compare
 from retbench.analysis.readings import (
     Question,
     Subject,
+    fact,
     num_trained_tokens,
     question_of,
     select_readings,
     subject_of,
 )
 from retbench.records import Record
-from retbench.units import format_count, format_percent
+from retbench.units import format_count, format_percent, format_tokens
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Reading:
         num_tokens: That they were trained on; None where not known.
         records: That the row is made of.
         finding: What they say.
+        lacking: What its questions are short of the paper's, in words; empty where they are whole.
     """
 
     words: str
@@ -48,6 +51,7 @@ class Reading:
     num_tokens: int | None
     records: tuple[Record, ...]
     finding: Finding
+    lacking: str = ""
 
 
 def judge_quality(
@@ -55,19 +59,32 @@ def judge_quality(
 ) -> list[Reading]:
     """What readings say of a claim, the newest first: a row a size and seed, or one for all where a claim spans them.
 
-    Only readings under the same conditions meet in one row; of rows that read alike the newest stands.
+    Only readings under the same conditions, and short of the paper's questions by the same, meet in one row; of rows
+    that read alike the newest stands.
     """
-    by_conditions: dict[ComparableSet, list[Record]] = {}
+    groups: dict[tuple[ComparableSet, str], list[Record]] = {}
     for record in records:
         if record.status == "ok":
-            by_conditions.setdefault(replace(set_of(record), pair_id=""), []).append(record)
+            key = replace(set_of(record), pair_id=""), _lacking(claim.scale, record)
+            groups.setdefault(key, []).append(record)
     found: list[Reading] = []
-    for group in by_conditions.values():
-        found += _judge(claim, rule, select_readings(group).records, folders)
+    for (_, lacking), group in groups.items():
+        for reading in _judge(claim, rule, select_readings(group).records, folders):
+            words = f"{reading.words}, {lacking}" if lacking else reading.words
+            found.append(replace(reading, words=words, lacking=lacking))
     newest: dict[str, Reading] = {}
     for reading in sorted(found, key=lambda reading: max(map(started, reading.records)), reverse=True):
         newest.setdefault(reading.words, reading)
     return list(newest.values())
+
+
+def _lacking(scale: Scale, record: Record) -> str:
+    """What a reading is short of the paper's question: documents that a limit left out, or context."""
+    limit, context_len = fact(record, "limit"), record.point.context_len
+    parts = [] if limit is None else [f"{limit} documents"]
+    if scale.context_len is not None and context_len < scale.context_len:
+        parts.append(f"at {format_tokens(context_len)}")
+    return " ".join(parts)
 
 
 def _judge(
