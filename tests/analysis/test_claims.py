@@ -431,7 +431,8 @@ TRAINED = {"num_tokens": 100_000_000_000}
 
 
 def ask_last(maker: ScoreMaker) -> None:
-    maker.perplexities("litbank/original", "last", 2048)
+    for context_len in (512, 1024, 2048):
+        maker.perplexities("litbank/original", "last", context_len)
 
 
 @pytest.mark.parametrize(("size", "verdict"), [("25m", "reproduced"), ("1m", "not_reproduced")])
@@ -498,6 +499,16 @@ def test_readings_of_an_older_machine_are_not_forgotten(tmp_path: Path) -> None:
     judged = judge(CLAIMS["perplexity_by_context"], load_results(newer.write()))
     assert judged.verdict == "reproduced"
     assert [row.conditions.split()[0] for row in judged.rows] == ["6.7b", "1m"]
+
+
+def test_one_context_is_not_all_three(tmp_path: Path) -> None:
+    def ask(maker: ScoreMaker) -> None:
+        maker.perplexities("litbank/original", "last", 2048)
+
+    change = as_model(sizes={"25m": "6.7b"}, weights=TRAINED)
+    judged = judge(CLAIMS["perplexity_by_context"], scored(tmp_path, ask, change, seeds={"25m": (0,)}))
+    assert judged.verdict == "partly"
+    assert judged.rows[0].finding.text.startswith("ahead at 1 of 1 questions, told apart at 1")
 
 
 def test_a_part_of_the_tasks_is_not_all_of_them(tmp_path: Path) -> None:

@@ -162,9 +162,12 @@ def _duel(comparison: Comparison, records: tuple[Record, Record]) -> _Duel | Non
 
 
 def _judge_ahead(rule: AheadRule, readings: Sequence[Record], folders: Folders) -> Iterator[Reading]:
-    """A row a size and seed."""
+    """A row a size and seed; a part of what a claim is about is never all of it."""
     for subject, duels in _duels(rule, readings, folders).items():
-        complete = not rule.tasks or {duel.question.task for duel in duels} >= set(rule.tasks)
+        questions = [duel.question for duel in duels]
+        complete = {question.task for question in questions} >= set(rule.tasks) and (
+            {question.context_len for question in questions} >= set(rule.context_lens)
+        )
         yield _reading(subject, duels, _ahead(duels, complete=complete))
 
 
