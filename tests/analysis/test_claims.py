@@ -315,6 +315,25 @@ def test_growth_is_a_rise_at_every_length(change: Change, verdict: str) -> None:
     assert verdict_of("latency_grows", latency(PLAIN, change)) == verdict
 
 
+def test_growth_is_told_from_noise_by_the_rounds_that_lengths_share() -> None:
+    records = latency(PLAIN)
+    row = row_of("latency_grows", [record for record in records if record.round == 0], "paper")
+    assert row.finding.verdict == "not_testable"
+    assert row.finding.text.startswith("one round: ")
+    apart = {1024: 0, 2048: 1, 4096: 0, 8192: 1}
+    scattered = [record for record in records if apart[record.point.context_len] == record.round]
+    assert verdict_of("latency_grows", scattered) == "not_testable"
+
+    def disturb(arguments: dict[str, Any]) -> dict[str, Any]:
+        """Makes the rounds at the longest context by turns so much longer and shorter that nothing is told of it."""
+        factor = 4 if arguments["round"] % 2 else 1 / 4
+        return times(factor, where=lambda point: point.context_len == 8192)(arguments)
+
+    row = row_of("latency_grows", latency(PLAIN, disturb), "paper")
+    assert row.finding.verdict == "not_testable"
+    assert "--set rounds=10`" in row.finding.text
+
+
 def memory(change: Change = lambda arguments: arguments) -> list[Record]:
     return Maker(GPU, change=change).memory(lengths=LENGTHS, batch_sizes=(8,))
 
