@@ -158,10 +158,13 @@ class Maker:
     def record(
         self, experiment: str, model: str, workload: str, batch_size: int, length: int, number: int
     ) -> Record:
+        """One record of a cell of this machine's models; see `record_of`."""
+        return self.record_of(experiment, self._cell(model, workload, batch_size, length, experiment), number)
+
+    def record_of(self, experiment: str, cell: Cell, number: int) -> Record:
         """One record; out of memory where weights and state exceed the machine's memory."""
-        cell = self._cell(model, workload, batch_size, length, experiment)
         needed = costs.weight_bytes(cell.model, self.machine.dtype) + self._state_bytes(cell)
-        if workload == "training":
+        if cell.workload == "training":
             needed = estimated_bytes(cell)
         status: Status = "oom" if needed > self.machine.memory_bytes else "ok"
         self._count += 1
@@ -176,7 +179,7 @@ class Maker:
             "status": status,
             "error": f"CUDA out of memory: {needed / 2**30:.1f} GiB needed" if status == "oom" else None,
             "model": self._model_info(cell),
-            "workload": workload,
+            "workload": cell.workload,
             "point": cell.point,
             "settings": {
                 **cell.settings.model_dump(),
@@ -188,7 +191,7 @@ class Maker:
             "ceilings": Ceilings(
                 read_bandwidth_bytes_per_s=self.machine.bandwidth, matmul_flops_per_s=self.machine.flops
             ),
-            "gate": self._gate(model),
+            "gate": self._gate(cell.model_name),
             "metrics": self._metrics(cell) if status == "ok" else {},
             "absent": {"energy_per_token_j": "no energy counter on this machine"},
             "command": f"retbench run {experiment} --profile cpu",

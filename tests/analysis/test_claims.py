@@ -1,6 +1,5 @@
 """Claims get their verdicts from records: every verdict of every rule, and nothing confirmed by another scale."""
 
-import shlex
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -8,29 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 
 from analysis.synthetic_records import CPU, GPU, TRAINER, Maker
 from analysis.synthetic_scores import ScoreMaker
 from retbench.analysis.claim_table import claims_json, claims_markdown, headlines_markdown
-from retbench.analysis.claim_types import Claim, load_claims, parse_claims
+from retbench.analysis.claim_types import load_claims, parse_claims
 from retbench.analysis.claims import Judged, judge, judge_claims
 from retbench.analysis.frames import Results, load_results
-from retbench.cli import app
-from retbench.config import load_experiment
 from retbench.errors import ConfigError
 from retbench.records import GateCheck, Metric, Record
 
 CLAIMS = {claim.name: claim for claim in load_claims()}
 NOTHING = Results((), ())
 Change = Callable[[dict[str, Any]], dict[str, Any]]
-
-
-def commands_of(claim: Claim) -> list[str]:
-    """Every `retbench ...` that a claim names."""
-    texts = [text for text in (claim.command, claim.strong_command) if text]
-    words = [part for text in texts for part in text.split(" && ")]
-    return [word.replace("torchrun --nproc-per-node 8 -m ", "") for word in words]
 
 
 def verdict_of(name: str, records: Iterable[Record]) -> str:
@@ -49,20 +38,6 @@ def test_there_are_twenty_claims_of_the_retnet_paper_and_more() -> None:
     of_the_paper = [claim for claim in CLAIMS.values() if claim.source.startswith("RetNet ")]
     assert len(of_the_paper) >= 20
     assert len({claim.statement for claim in CLAIMS.values()}) == len(CLAIMS)
-
-
-@pytest.mark.parametrize("name", CLAIMS)
-def test_every_command_of_a_claim_exists(name: str) -> None:
-    program = typer.main.get_command(app)
-    for words in commands_of(CLAIMS[name]):
-        program_name, verb, *arguments = shlex.split(words)
-        assert program_name == "retbench"
-        context = program.commands[verb].make_context(verb, arguments)  # type: ignore[attr-defined]
-        asked = context.params
-        experiment = load_experiment(
-            asked["experiment"], asked["overrides"] or (), profile=asked["profile"] or "cpu"
-        )
-        assert verb == "train" or not CLAIMS[name].experiments or experiment.name in CLAIMS[name].experiments
 
 
 @pytest.mark.parametrize("judged", judge_claims(NOTHING), ids=lambda judged: judged.claim.name)
