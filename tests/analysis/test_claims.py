@@ -422,6 +422,14 @@ def as_model(**changes: Any) -> Change:
 
 
 TRAINED = {"num_tokens": 100_000_000_000}
+WITHOUT_GATE = as_model(
+    experiment="ablations",
+    names={"transformer": "no_swish_gate"},
+    sizes={"25m": "200m"},
+    weights=TRAINED,
+    model={"architecture": "retnet"},
+)
+"""The Transformer of the made-up pair stands for RetNet without its gate."""
 
 
 def ask_last(maker: ScoreMaker) -> None:
@@ -558,22 +566,39 @@ def test_no_crossing_is_found_where_the_order_is_the_other(tmp_path: Path) -> No
 
 
 def test_an_ablation_is_held_against_the_whole(tmp_path: Path) -> None:
-    """The Transformer of the made-up pair stands for RetNet without its gate."""
-    names = {"transformer": "no_swish_gate"}
-
-    def change(arguments: dict[str, Any]) -> dict[str, Any]:
-        made = as_model(
-            experiment="ablations",
-            names=names,
-            sizes={"25m": "200m"},
-            weights=TRAINED,
-            model={"architecture": "retnet"},
-        )
-        return made(arguments)
-
-    results = scored(tmp_path, ask_last, change, seeds={"25m": (0,)})
+    results = scored(tmp_path, ask_last, WITHOUT_GATE, seeds={"25m": (0,)})
     assert judge(CLAIMS["ablation_swish_gate"], results).verdict == "reproduced"
     assert judge(CLAIMS["ablation_decay"], results).verdict == "not_testable"
+
+
+@pytest.mark.parametrize(
+    ("factors", "verdict", "counted"),
+    [
+        ((1, 1, 1), "reproduced", "3 of 3"),
+        ((1, 1, 2), "partly", "2 of 3"),
+        ((2, 2, 2), "not_reproduced", "0 of 3"),
+    ],
+)
+def test_every_seed_counts_and_not_the_newest_alone(
+    factors: tuple[int, ...], verdict: str, counted: str, tmp_path: Path
+) -> None:
+    """The whole RetNet loses so many times as much as it would, by seed."""
+    left = list(factors)
+
+    def lose(model: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        factor = left.pop(0) if model == "retnet" else 1
+        return [{**row, "nll_nats": factor * row["nll_nats"]} for row in rows]
+
+    def ask(maker: ScoreMaker) -> None:
+        maker.perplexities("litbank/original", "whole", 2048)
+
+    results = scored(tmp_path, ask, WITHOUT_GATE, seeds={"25m": (0, 1, 2)}, change_rows=lose)
+    judged = judge(CLAIMS["ablation_swish_gate"], results)
+    assert judged.verdict == verdict
+    (row,) = judged.rows
+    assert row.conditions == "200m seeds 0, 1, 2, trained on 100 B tokens"
+    assert row.finding.text.startswith(f"reproduced at {counted} seeds; seed 0: ahead at ")
+    assert row.num_records == 6
 
 
 def public_retnet(value: float, *, context_len: int = 2048, limit: int | None = None) -> Change:

@@ -25,7 +25,7 @@ from retbench.analysis.claim_types import (
 )
 from retbench.analysis.cost_judgements import judge_cost
 from retbench.analysis.frames import Results, started
-from retbench.analysis.quality_judgements import judge_quality
+from retbench.analysis.quality_judgements import Reading, join_seeds, judge_quality
 from retbench.analysis.setups import FEATURE_WORDS, Setup, find_setups
 from retbench.records import Record
 from retbench.units import format_count, format_tokens
@@ -168,20 +168,27 @@ def _scope(claim: Claim, setup: Setup) -> Scope | None:
 
 
 def _quality_rows(claim: Claim, records: Sequence[Record], results: Results) -> list[Row]:
-    """A row a size and seed that bears on a claim."""
+    """A row a size that bears on a claim, of all its seeds; away from the paper's conditions a row a seed."""
     assert isinstance(claim.rule, AheadRule | CrossesRule | NearRule)
-    rows = []
+    found: dict[Scope, list[Reading]] = {"paper": [], "elsewhere": []}
     for reading in judge_quality(claim, claim.rule, records, results.folders):
-        scale = claim.scale
-        is_scale = (
-            scale.size in (None, reading.size)
-            and (scale.num_tokens is None or (reading.num_tokens or 0) >= scale.num_tokens)
-            and not reading.lacking
-        )
-        rows.append(
-            _row("paper" if is_scale else "elsewhere", reading.words, reading.finding, reading.records)
-        )
-    return rows
+        found["paper" if _is_as_in_the_paper(claim, reading) else "elsewhere"].append(reading)
+    found["paper"] = join_seeds(found["paper"])
+    return [
+        _row(scope, reading.words, reading.finding, reading.records)
+        for scope, readings in found.items()
+        for reading in readings
+    ]
+
+
+def _is_as_in_the_paper(claim: Claim, reading: Reading) -> bool:
+    """Whether models and questions are the paper's, as far as records tell."""
+    scale = claim.scale
+    return (
+        scale.size in (None, reading.size)
+        and (scale.num_tokens is None or (reading.num_tokens or 0) >= scale.num_tokens)
+        and not reading.lacking
+    )
 
 
 def _row(scope: Scope, words: str, finding: Finding, records: Sequence[Record]) -> Row:

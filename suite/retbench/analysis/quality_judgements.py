@@ -5,7 +5,7 @@ prompts, tokenizers or trainings are refused there, and give no verdict here. No
 that no difference is shown is not that there is none.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from retbench.analysis.claim_types import (
@@ -38,20 +38,31 @@ class Reading:
     """Comparisons of one model with another, or readings of one, that stand for one row.
 
     Attributes:
-        words: Size, seed and training of the models.
+        models: Their size or name, in words.
+        training: Of the models, in words; empty where a claim names them.
         size: Of the models; None where a row spans sizes.
         num_tokens: That they were trained on; None where not known.
         records: That the row is made of.
         finding: What they say.
+        seeds: Of the training; empty where it had none, or the row spans them.
         lacking: What its questions are short of the paper's, in words; empty where they are whole.
     """
 
-    words: str
+    models: str
+    training: str
     size: str | None
     num_tokens: int | None
     records: tuple[Record, ...]
     finding: Finding
+    seeds: tuple[int, ...] = ()
     lacking: str = ""
+
+    @property
+    def words(self) -> str:
+        """What a row is about: '25m seed 0, trained on 20.0 M tokens, 50 documents'."""
+        seeds = ", ".join(map(str, self.seeds))
+        seeds = seeds and f" seed{'s' if len(self.seeds) > 1 else ''} {seeds}"
+        return ", ".join(part for part in (self.models + seeds, self.training, self.lacking) if part)
 
 
 def judge_quality(
@@ -69,13 +80,39 @@ def judge_quality(
             groups.setdefault(key, []).append(record)
     found: list[Reading] = []
     for (_, lacking), group in groups.items():
-        for reading in _judge(claim, rule, select_readings(group).records, folders):
-            words = f"{reading.words}, {lacking}" if lacking else reading.words
-            found.append(replace(reading, words=words, lacking=lacking))
+        made = _judge(claim, rule, select_readings(group).records, folders)
+        found += [replace(reading, lacking=lacking) for reading in made]
     newest: dict[str, Reading] = {}
     for reading in sorted(found, key=lambda reading: max(map(started, reading.records)), reverse=True):
         newest.setdefault(reading.words, reading)
     return list(newest.values())
+
+
+def join_seeds(readings: Iterable[Reading]) -> list[Reading]:
+    """The same with one row for those that differ in the seed of the training alone."""
+    alike: dict[tuple[str, bool], list[Reading]] = {}
+    for reading in readings:
+        key = replace(reading, seeds=()).words, bool(reading.seeds)
+        alike.setdefault(key, []).append(reading)
+    return [mine[0] if len(mine) == 1 else _joined(mine) for mine in alike.values()]
+
+
+def _joined(readings: Sequence[Reading]) -> Reading:
+    """One row of several seeds: what all of them say, or how many reproduce the claim."""
+    ordered = sorted(readings, key=lambda reading: reading.seeds)
+    verdicts = [reading.finding.verdict for reading in ordered]
+    told = set(verdicts) - {"not_testable"}
+    alike = verdicts[0] if len(set(verdicts)) == 1 else "partly"
+    verdict: Verdict = "not_reproduced" if told == {"not_reproduced"} else alike
+    text = "; ".join(f"seed {reading.seeds[0]}: {reading.finding.text}" for reading in ordered)
+    return replace(
+        ordered[0],
+        seeds=tuple(seed for reading in ordered for seed in reading.seeds),
+        records=tuple(record for reading in ordered for record in reading.records),
+        finding=Finding(
+            verdict, f"reproduced at {verdicts.count('reproduced')} of {len(ordered)} seeds; {text}"
+        ),
+    )
 
 
 def _lacking(scale: Scale, record: Record) -> str:
@@ -213,7 +250,8 @@ def _judge_crossing(rule: CrossesRule, readings: Sequence[Record], folders: Fold
     known = [count for count in tokens if count is not None]
     least = min(known) if len(known) == len(tokens) else None
     yield Reading(
-        f"{sizes[0]} to {sizes[-1]}, {_tokens(least)}",
+        f"{sizes[0]} to {sizes[-1]}",
+        _tokens(least),
         rule.ahead_at[-1] if is_scale else None,
         least,
         records,
@@ -247,15 +285,14 @@ def _judge_nearness(claim: Claim, rule: NearRule, readings: Sequence[Record]) ->
         near = abs(value / claim.printed - 1) <= rule.tolerance
         text = f"{value:.4g}; the paper {claim.printed:.4g}, within {format_percent(rule.tolerance)}"
         finding = Finding("reproduced" if near else "not_reproduced", text)
-        yield Reading(rule.checkpoint, record.model.size, None, (record,), finding)
+        yield Reading(rule.checkpoint, "", record.model.size, None, (record,), finding)
 
 
 def _reading(subject: Subject, duels: Sequence[_Duel], finding: Finding) -> Reading:
     """The row of one size and seed."""
     records = tuple(record for duel in duels for record in duel.records)
-    seed = "" if subject.seed is None else f" seed {subject.seed}"
-    tokens = num_trained_tokens(records[0])
-    return Reading(f"{subject.size}{seed}, {_tokens(tokens)}", subject.size, tokens, records, finding)
+    tokens, seeds = num_trained_tokens(records[0]), () if subject.seed is None else (subject.seed,)
+    return Reading(subject.size, _tokens(tokens), subject.size, tokens, records, finding, seeds)
 
 
 def _tokens(count: int | None) -> str:
