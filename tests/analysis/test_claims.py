@@ -208,6 +208,14 @@ def test_a_small_model_on_a_cpu_confirms_nothing_and_has_a_row_of_its_own() -> N
         assert "25m" in judged.rows[-1].conditions
 
 
+def test_another_dtype_than_the_papers_is_elsewhere() -> None:
+    records = latency(PLAIN, times(6.5), machine=replace(GPU, dtype="float32"))
+    judged = judge(CLAIMS["latency_ratio"], Results(tuple(records), ()))
+    assert judged.verdict == "not_testable"
+    assert "bfloat16 or float16" in judged.rows[0].conditions
+    assert [row.conditions.split(", ")[2] for row in judged.rows if row.scope == "elsewhere"] == ["float32"]
+
+
 def test_elsewhere_the_nearest_point_is_taken_and_named() -> None:
     row = row_of("latency_ratio", latency(machine=CPU, batch_sizes=(1,)), "elsewhere")
     assert "at batch 1, 8K" in row.finding.text

@@ -121,6 +121,8 @@ def _conditions(claim: Claim, *, strong: bool = False) -> str:
     """The paper's conditions, or those of the second answer, in words."""
     scale = claim.scale
     parts = [*([scale.size] if scale.size else []), *([" ".join(scale.hardware)] if scale.hardware else [])]
+    if scale.dtypes:
+        parts.append(" or ".join(scale.dtypes))
     if scale.num_tokens:
         parts.append(f"trained on {format_count(scale.num_tokens)} tokens")
     if scale.context_len:
