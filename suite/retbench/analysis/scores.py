@@ -192,7 +192,10 @@ def describe_rates(scores: Scores, records: Sequence[Record]) -> str:
     for size in scores.sizes(records):
         origins = {fact(record, "tuned_at") for record in records if record.model.size == size}
         for origin in sorted(origins, key=str):
-            words = {None: "the only one of the grid", size: "each model's best of the grid there"}
+            words: dict[object, str] = {
+                None: "the only one of the grid",
+                size: "each model's best of the grid there",
+            }
             places.setdefault(words.get(origin, f"its best at {origin}"), []).append(size)
     said = "; ".join(f"at {', '.join(sizes)} {words}" for words, sizes in places.items())
     ends = dict.fromkeys(
