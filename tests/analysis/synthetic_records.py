@@ -158,10 +158,13 @@ class Maker:
     def record(
         self, experiment: str, model: str, workload: str, batch_size: int, length: int, number: int
     ) -> Record:
+        """One record of a cell of this machine's models; see `record_of`."""
+        return self.record_of(experiment, self._cell(model, workload, batch_size, length, experiment), number)
+
+    def record_of(self, experiment: str, cell: Cell, number: int) -> Record:
         """One record; out of memory where weights and state exceed the machine's memory."""
-        cell = self._cell(model, workload, batch_size, length, experiment)
         needed = costs.weight_bytes(cell.model, self.machine.dtype) + self._state_bytes(cell)
-        if workload == "training":
+        if cell.workload == "training":
             needed = estimated_bytes(cell)
         status: Status = "oom" if needed > self.machine.memory_bytes else "ok"
         self._count += 1
@@ -176,7 +179,7 @@ class Maker:
             "status": status,
             "error": f"CUDA out of memory: {needed / 2**30:.1f} GiB needed" if status == "oom" else None,
             "model": self._model_info(cell),
-            "workload": workload,
+            "workload": cell.workload,
             "point": cell.point,
             "settings": {
                 **cell.settings.model_dump(),
@@ -188,7 +191,7 @@ class Maker:
             "ceilings": Ceilings(
                 read_bandwidth_bytes_per_s=self.machine.bandwidth, matmul_flops_per_s=self.machine.flops
             ),
-            "gate": self._gate(model),
+            "gate": self._gate(cell.model_name),
             "metrics": self._metrics(cell) if status == "ok" else {},
             "absent": {"energy_per_token_j": "no energy counter on this machine"},
             "command": f"retbench run {experiment} --profile cpu",
@@ -233,13 +236,19 @@ class Maker:
         return costs.state_bytes(cell.model, self.machine.dtype, point.batch_size, point.context_len + 1)
 
     def _backend(self, cell: Cell) -> dict[str, Any]:
-        shared = {"cuda_graph": cell.settings.cuda_graph, "state_source": "streamed prefill of real text"}
         if cell.workload == "training":
             return {"training": cell.backend, "optimizer": "AdamW", "activation_checkpointing": False}
-        if cell.model_name == "retnet":
-            return {**shared, "prefill": "chunkwise", "decode": "recurrent"}
-        capacity = cell.point.context_len + 1
-        return {**shared, "prefill": "sdpa:flash", "decode": "sdpa:math", "kv_capacity": capacity}
+        is_retnet = cell.model_name == "retnet"
+        notes: dict[str, Any] = {
+            "cuda_graph": cell.settings.cuda_graph and cell.workload == "decode",
+            "compile": False,
+        }
+        if not is_retnet:
+            notes["kv_capacity"] = cell.point.context_len + 1
+        if cell.workload == "prefill":
+            return {**notes, "prefill": "chunkwise" if is_retnet else "sdpa:flash"}
+        source = "streamed prefill of real text" if cell.workload == "decode" else "zeros"
+        return {**notes, "decode": "recurrent" if is_retnet else "sdpa:math", "state_source": source}
 
     def _environment(self) -> dict[str, Any]:
         machine = self.machine

@@ -1,6 +1,5 @@
 """Claims get their verdicts from records: every verdict of every rule, and nothing confirmed by another scale."""
 
-import shlex
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -8,29 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 
 from analysis.synthetic_records import CPU, GPU, TRAINER, Maker
 from analysis.synthetic_scores import ScoreMaker
 from retbench.analysis.claim_table import claims_json, claims_markdown, headlines_markdown
-from retbench.analysis.claim_types import Claim, load_claims, parse_claims
+from retbench.analysis.claim_types import load_claims, parse_claims
 from retbench.analysis.claims import Judged, judge, judge_claims
 from retbench.analysis.frames import Results, load_results
-from retbench.cli import app
-from retbench.config import load_experiment
 from retbench.errors import ConfigError
 from retbench.records import GateCheck, Metric, Record
 
 CLAIMS = {claim.name: claim for claim in load_claims()}
 NOTHING = Results((), ())
 Change = Callable[[dict[str, Any]], dict[str, Any]]
-
-
-def commands_of(claim: Claim) -> list[str]:
-    """Every `retbench ...` that a claim names."""
-    texts = [text for text in (claim.command, claim.strong_command) if text]
-    words = [part for text in texts for part in text.split(" && ")]
-    return [word.replace("torchrun --nproc-per-node 8 -m ", "") for word in words]
 
 
 def verdict_of(name: str, records: Iterable[Record]) -> str:
@@ -49,20 +38,6 @@ def test_there_are_twenty_claims_of_the_retnet_paper_and_more() -> None:
     of_the_paper = [claim for claim in CLAIMS.values() if claim.source.startswith("RetNet ")]
     assert len(of_the_paper) >= 20
     assert len({claim.statement for claim in CLAIMS.values()}) == len(CLAIMS)
-
-
-@pytest.mark.parametrize("name", CLAIMS)
-def test_every_command_of_a_claim_exists(name: str) -> None:
-    program = typer.main.get_command(app)
-    for words in commands_of(CLAIMS[name]):
-        program_name, verb, *arguments = shlex.split(words)
-        assert program_name == "retbench"
-        context = program.commands[verb].make_context(verb, arguments)  # type: ignore[attr-defined]
-        asked = context.params
-        experiment = load_experiment(
-            asked["experiment"], asked["overrides"] or (), profile=asked["profile"] or "cpu"
-        )
-        assert verb == "train" or not CLAIMS[name].experiments or experiment.name in CLAIMS[name].experiments
 
 
 @pytest.mark.parametrize("judged", judge_claims(NOTHING), ids=lambda judged: judged.claim.name)
@@ -124,20 +99,20 @@ def times(
     return change
 
 
-def ran(decode: str, *, graphs: bool, kv_heads: int | None = None) -> Change:
-    """Makes the Transformer one that ran so."""
+def ran(attention: str, *, graphs: bool, kv_heads: int | None = None) -> Change:
+    """Makes the Transformer one that ran so; no prompt is read from a graph."""
 
     def change(arguments: dict[str, Any]) -> dict[str, Any]:
-        settings = {**arguments["settings"], "cuda_graph": graphs}
-        arguments["backend"] = {**arguments["backend"], "cuda_graph": graphs}
+        settings, workload = {**arguments["settings"], "cuda_graph": graphs}, arguments["workload"]
+        arguments["backend"] = {**arguments["backend"], "cuda_graph": graphs and workload == "decode"}
         if arguments["model"].architecture == "transformer":
-            arguments["backend"]["decode"] = decode
-            settings["backend"] = decode.partition(":")[0]
+            arguments["backend"][workload] = attention
+            settings["backend"] = attention.partition(":")[0]
             if kv_heads:
                 config = {**arguments["model"].config, "num_kv_heads": kv_heads}
                 arguments["model"] = arguments["model"].model_copy(update={"config": config})
         arguments["settings"] = settings
-        arguments["cell_id"] += f"-{decode}"
+        arguments["cell_id"] += f"-{attention}"
         return arguments
 
     return change
@@ -169,6 +144,31 @@ def test_a_ratio_is_held_against_the_printed_one(factor: float, verdict: str) ->
     assert verdict_of("latency_ratio", latency(PLAIN, times(factor))) == verdict
 
 
+def unsteady(factor: float) -> Change:
+    """Makes the Transformer's decode steps so many times as long and as short in turn, round by round."""
+
+    def change(arguments: dict[str, Any]) -> dict[str, Any]:
+        return times(factor if arguments["round"] % 2 else 1 / factor)(arguments)
+
+    return change
+
+
+def test_an_interval_that_holds_no_advantage_and_a_large_one_tells_nothing() -> None:
+    row = row_of("latency_ratio", latency(PLAIN, unsteady(4)), "paper")
+    assert row.finding.verdict == "not_testable"
+    assert row.finding.text.endswith(
+        "the interval is too wide to tell, more rounds: `retbench run latency --profile cpu --set rounds=10`"
+    )
+
+
+def test_an_interval_that_reaches_the_printed_advantage_does_not_reproduce_it() -> None:
+    """The made-up advantage is about 7; the interval of these rounds goes beyond the printed 15.6."""
+    row = row_of("latency_ratio", latency(PLAIN, times(3), unsteady(2)), "paper")
+    high = float(row.finding.text.partition("]")[0].rpartition(", ")[2])
+    assert high > 15.6
+    assert row.finding.verdict == "partly"
+
+
 def test_the_claim_has_two_answers() -> None:
     records = [*latency(PLAIN, times(6.5)), *latency(STRONG, times(0.6))]
     judged = judge(CLAIMS["throughput_ratio"], Results(tuple(records), ()))
@@ -186,6 +186,17 @@ def test_a_strong_transformer_alone_leaves_the_papers_row_open() -> None:
     assert judged.rows[0].command == CLAIMS["latency_ratio"].command
 
 
+def test_how_prompts_were_read_does_not_say_how_tokens_were_decoded() -> None:
+    records = latency(STRONG, times(9))
+    prompts_first = sorted(records, key=lambda record: record.workload, reverse=True)
+    assert prompts_first[0].workload == "prefill"
+    judged = judge(CLAIMS["latency_ratio"], Results(tuple(prompts_first), ()))
+    assert [(row.scope, row.finding.verdict) for row in judged.rows] == [
+        ("paper", "not_testable"),
+        ("strong", "reproduced"),
+    ]
+
+
 def test_a_small_model_on_a_cpu_confirms_nothing_and_has_a_row_of_its_own() -> None:
     records = latency(times(20), machine=CPU, batch_sizes=(1, 8))
     for name in ("latency_ratio", "throughput_ratio", "latency_level", "latency_grows"):
@@ -195,6 +206,14 @@ def test_a_small_model_on_a_cpu_confirms_nothing_and_has_a_row_of_its_own() -> N
             name
         )
         assert "25m" in judged.rows[-1].conditions
+
+
+def test_another_dtype_than_the_papers_is_elsewhere() -> None:
+    records = latency(PLAIN, times(6.5), machine=replace(GPU, dtype="float32"))
+    judged = judge(CLAIMS["latency_ratio"], Results(tuple(records), ()))
+    assert judged.verdict == "not_testable"
+    assert "bfloat16 or float16" in judged.rows[0].conditions
+    assert [row.conditions.split(", ")[2] for row in judged.rows if row.scope == "elsewhere"] == ["float32"]
 
 
 def test_elsewhere_the_nearest_point_is_taken_and_named() -> None:
@@ -277,6 +296,25 @@ def test_at_the_papers_scale_a_range_is_whole_and_its_batch_the_papers(name: str
 )
 def test_growth_is_a_rise_at_every_length(change: Change, verdict: str) -> None:
     assert verdict_of("latency_grows", latency(PLAIN, change)) == verdict
+
+
+def test_growth_is_told_from_noise_by_the_rounds_that_lengths_share() -> None:
+    records = latency(PLAIN)
+    row = row_of("latency_grows", [record for record in records if record.round == 0], "paper")
+    assert row.finding.verdict == "not_testable"
+    assert row.finding.text.startswith("one round: ")
+    apart = {1024: 0, 2048: 1, 4096: 0, 8192: 1}
+    scattered = [record for record in records if apart[record.point.context_len] == record.round]
+    assert verdict_of("latency_grows", scattered) == "not_testable"
+
+    def disturb(arguments: dict[str, Any]) -> dict[str, Any]:
+        """Makes the rounds at the longest context by turns so much longer and shorter that nothing is told of it."""
+        factor = 4 if arguments["round"] % 2 else 1 / 4
+        return times(factor, where=lambda point: point.context_len == 8192)(arguments)
+
+    row = row_of("latency_grows", latency(PLAIN, disturb), "paper")
+    assert row.finding.verdict == "not_testable"
+    assert "--set rounds=10`" in row.finding.text
 
 
 def memory(change: Change = lambda arguments: arguments) -> list[Record]:
@@ -392,10 +430,19 @@ def as_model(**changes: Any) -> Change:
 
 
 TRAINED = {"num_tokens": 100_000_000_000}
+WITHOUT_GATE = as_model(
+    experiment="ablations",
+    names={"transformer": "no_swish_gate"},
+    sizes={"25m": "200m"},
+    weights=TRAINED,
+    model={"architecture": "retnet"},
+)
+"""The Transformer of the made-up pair stands for RetNet without its gate."""
 
 
 def ask_last(maker: ScoreMaker) -> None:
-    maker.perplexities("litbank/original", "last", 2048)
+    for context_len in (512, 1024, 2048):
+        maker.perplexities("litbank/original", "last", context_len)
 
 
 @pytest.mark.parametrize(("size", "verdict"), [("25m", "reproduced"), ("1m", "not_reproduced")])
@@ -412,6 +459,35 @@ def test_a_handful_of_documents_has_no_verdict(tmp_path: Path) -> None:
     judged = judge(CLAIMS["perplexity_by_context"], results)
     assert judged.rows[0].finding.verdict == "not_testable"
     assert judged.rows[0].finding.text.endswith("too few documents for an interval")
+
+
+def level() -> Callable[[str, list[dict[str, Any]]], list[dict[str, Any]]]:
+    """Makes the Transformer lose a little more than RetNet on every second document, a little less on the others."""
+    last: list[dict[str, Any]] = []
+
+    def change_rows(model: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        if model == "retnet":
+            last[:] = rows
+            return rows
+        return [
+            {**row, "nll_nats": row["nll_nats"] * (1.01 if number % 2 else 0.99)}
+            for number, row in enumerate(last)
+        ]
+
+    return change_rows
+
+
+def test_no_difference_that_is_shown_is_no_verdict(tmp_path: Path) -> None:
+    def ask(maker: ScoreMaker) -> None:
+        ask_last(maker)
+        maker.perplexities("litbank/original", "whole", 2048)
+
+    seeds = dict.fromkeys(("1m", "25m"), (0,))
+    results = scored(tmp_path, ask, as_model(), seeds=seeds, change_rows=level())
+    for name in ("perplexity_by_context", "perplexity_by_size"):
+        rows = [row for row in judge(CLAIMS[name], results).rows if row.num_records]
+        assert {row.finding.verdict for row in rows} == {"not_testable"}, name
+        assert all("told apart at 0" in row.finding.text for row in rows)
 
 
 def test_a_model_that_has_seen_less_is_elsewhere(tmp_path: Path) -> None:
@@ -433,6 +509,16 @@ def test_readings_of_an_older_machine_are_not_forgotten(tmp_path: Path) -> None:
     judged = judge(CLAIMS["perplexity_by_context"], load_results(newer.write()))
     assert judged.verdict == "reproduced"
     assert [row.conditions.split()[0] for row in judged.rows] == ["6.7b", "1m"]
+
+
+def test_one_context_is_not_all_three(tmp_path: Path) -> None:
+    def ask(maker: ScoreMaker) -> None:
+        maker.perplexities("litbank/original", "last", 2048)
+
+    change = as_model(sizes={"25m": "6.7b"}, weights=TRAINED)
+    judged = judge(CLAIMS["perplexity_by_context"], scored(tmp_path, ask, change, seeds={"25m": (0,)}))
+    assert judged.verdict == "partly"
+    assert judged.rows[0].finding.text.startswith("ahead at 1 of 1 questions, told apart at 1")
 
 
 def test_a_part_of_the_tasks_is_not_all_of_them(tmp_path: Path) -> None:
@@ -488,37 +574,104 @@ def test_no_crossing_is_found_where_the_order_is_the_other(tmp_path: Path) -> No
 
 
 def test_an_ablation_is_held_against_the_whole(tmp_path: Path) -> None:
-    """The Transformer of the made-up pair stands for RetNet without its gate."""
-    names = {"transformer": "no_swish_gate"}
-
-    def change(arguments: dict[str, Any]) -> dict[str, Any]:
-        made = as_model(
-            experiment="ablations",
-            names=names,
-            sizes={"25m": "200m"},
-            weights=TRAINED,
-            model={"architecture": "retnet"},
-        )
-        return made(arguments)
-
-    results = scored(tmp_path, ask_last, change, seeds={"25m": (0,)})
+    results = scored(tmp_path, ask_last, WITHOUT_GATE, seeds={"25m": (0,)})
     assert judge(CLAIMS["ablation_swish_gate"], results).verdict == "reproduced"
     assert judge(CLAIMS["ablation_decay"], results).verdict == "not_testable"
 
 
-@pytest.mark.parametrize(("value", "verdict"), [(18.9, "reproduced"), (19.5, "not_reproduced")])
-def test_near_is_within_the_tolerance(value: float, verdict: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("factors", "verdict", "counted"),
+    [
+        ((1, 1, 1), "reproduced", "3 of 3"),
+        ((1, 1, 2), "partly", "2 of 3"),
+        ((2, 2, 2), "not_reproduced", "0 of 3"),
+    ],
+)
+def test_every_seed_counts_and_not_the_newest_alone(
+    factors: tuple[int, ...], verdict: str, counted: str, tmp_path: Path
+) -> None:
+    """The whole RetNet loses so many times as much as it would, by seed."""
+    left = list(factors)
+
+    def lose(model: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        factor = left.pop(0) if model == "retnet" else 1
+        return [{**row, "nll_nats": factor * row["nll_nats"]} for row in rows]
+
+    def ask(maker: ScoreMaker) -> None:
+        maker.perplexities("litbank/original", "whole", 2048)
+
+    results = scored(tmp_path, ask, WITHOUT_GATE, seeds={"25m": (0, 1, 2)}, change_rows=lose)
+    judged = judge(CLAIMS["ablation_swish_gate"], results)
+    assert judged.verdict == verdict
+    (row,) = judged.rows
+    assert row.conditions == "200m seeds 0, 1, 2, trained on 100 B tokens"
+    assert row.finding.text.startswith(f"reproduced at {counted} seeds; seed 0: ahead at ")
+    assert row.num_records == 6
+
+
+def public_retnet(value: float, *, context_len: int = 2048, limit: int | None = None) -> Change:
+    """Makes every task WikiText, read by the public RetNet with such a perplexity by word."""
+
     def change(arguments: dict[str, Any]) -> dict[str, Any]:
         arguments = as_model(experiment="checkpoints", weights={"source": "fla-hub/retnet-1.3B-100B"})(
             arguments
         )
-        arguments["point"] = arguments["point"].model_copy(update={"task": "wikitext"})
+        place = {"task": "wikitext", "context_len": context_len}
+        arguments["point"] = arguments["point"].model_copy(update=place)
         arguments["metrics"] = {"word_perplexity": Metric(unit="ratio", value=value)}
+        arguments["settings"] |= {"limit": limit}
         return arguments
 
-    results = scored(tmp_path, lambda maker: maker.zeroshots(0), change, seeds={"25m": (0,)})
+    return change
+
+
+@pytest.mark.parametrize(("value", "verdict"), [(18.9, "reproduced"), (19.5, "not_reproduced")])
+def test_near_is_within_the_tolerance(value: float, verdict: str, tmp_path: Path) -> None:
+    results = scored(tmp_path, lambda maker: maker.zeroshots(0), public_retnet(value), seeds={"25m": (0,)})
     assert judge(CLAIMS["public_retnet"], results).verdict == verdict
     assert judge(CLAIMS["public_transformer"], results).verdict == "not_testable"
+
+
+@pytest.mark.parametrize(
+    ("short", "words"),
+    [
+        ({"limit": 50}, "50 documents"),
+        ({"context_len": 1024}, "at 1K"),
+        ({"limit": 9, "context_len": 512}, "9 documents at 512"),
+    ],
+)
+def test_a_part_of_the_documents_or_of_the_context_decides_nothing(
+    short: dict[str, int], words: str, tmp_path: Path
+) -> None:
+    """Nor does it take the place of an older reading of the whole."""
+    results = scored(
+        tmp_path, lambda maker: maker.zeroshots(0), public_retnet(25.0, **short), seeds={"25m": (0,)}
+    )
+    judged = judge(CLAIMS["public_retnet"], results)
+    assert judged.verdict == "not_testable"
+    (row,) = [row for row in judged.rows if row.num_records]
+    assert (row.scope, row.finding.verdict) == ("elsewhere", "not_reproduced")
+    assert row.conditions == f"fla-hub/retnet-1.3B-100B, {words}"
+    earlier = ScoreMaker(
+        tmp_path, change=public_retnet(18.9), seeds={"25m": (0,)}, started=datetime(2025, 1, 1, tzinfo=UTC)
+    )
+    earlier.zeroshots(0)
+    judged = judge(CLAIMS["public_retnet"], load_results(earlier.write()))
+    assert judged.verdict == "reproduced"
+    assert [row.finding.verdict for row in judged.rows] == ["reproduced", "not_reproduced"]
+
+
+@pytest.mark.parametrize(("sources", "is_decided"), [("fla-hub/{}-1.3B-100B", True), ("quality/{}", False)])
+def test_only_the_public_checkpoints_decide_what_others_found_of_them(
+    sources: str, is_decided: bool, tmp_path: Path
+) -> None:
+    def change(arguments: dict[str, Any]) -> dict[str, Any]:
+        source = {"source": sources.format(arguments["model"].architecture)}
+        return as_model(experiment="checkpoints", sizes={"25m": "fla-1.3b"}, weights=source)(arguments)
+
+    results = scored(tmp_path, lambda maker: maker.zeroshots(0), change, seeds={"25m": (0,)})
+    rows = [row for row in judge(CLAIMS["independent_lambada"], results).rows if row.num_records]
+    assert bool(rows) is is_decided
 
 
 # ---- how they are printed --------------------------------------------------------------------------------------------

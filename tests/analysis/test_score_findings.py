@@ -135,6 +135,32 @@ def test_the_whole_headline(scores: Scores) -> None:
     assert len(findings) == 4 + len(beyond) + len(exams)
 
 
+@pytest.mark.parametrize("names", [{}, {"retnet": "transformer", "transformer": "retnet"}])
+def test_each_mean_over_the_papers_tasks_stands_beside_its_own_model(
+    tmp_path: Path, names: Mapping[str, str]
+) -> None:
+    """RetNet answers three of four questions rightly, the Transformer two of four, whatever the models are called."""
+
+    def rename(arguments: dict[str, Any]) -> dict[str, Any]:
+        name = arguments["model"].name
+        arguments["model"] = arguments["model"].model_copy(update={"name": names.get(name, name)})
+        return arguments
+
+    def answer(model: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        right = {"retnet": (1, 1, 1, 0), "transformer": (1, 1, 0, 0)}[model]
+        return [
+            row | dict.fromkeys(row.keys() & {"acc", "acc_norm"}, right[number % 4])
+            for number, row in enumerate(rows)
+        ]
+
+    maker = ScoreMaker(tmp_path, seeds={"1m": (0,)}, change=rename, change_rows=answer)
+    maker.zeroshots(0)
+    (finding,) = found(maker)
+    assert finding.text.endswith(
+        "Mean over the paper's tasks that both have (hellaswag, copa, piqa): RetNet 75.0 %, Transformer 50.0 %."
+    )
+
+
 def test_models_that_were_trained_at_the_whole_length_have_nothing_beyond(tmp_path: Path) -> None:
     maker = ScoreMaker(tmp_path, seeds=SEEDS)
     maker.trainings()

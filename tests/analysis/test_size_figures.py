@@ -75,6 +75,35 @@ def test_figure_5_is_the_perplexity_of_every_final_training(
         assert fact in drawing.caption
 
 
+def test_the_captions_say_where_the_learning_rates_are_from(drawings: dict[str, Drawing]) -> None:
+    """The made-up grid was run at the smallest size alone."""
+    said = "Learning rates: at 1m each model's best of the grid there; at 6m, 25m its best at 1m."
+    for name in (FIGURE5, "quality_training_run_classic_books_2048_learning"):
+        assert said in drawings[name].caption
+        assert "own best learning rate" not in drawings[name].caption
+
+
+def test_a_best_rate_at_the_end_of_its_grid_is_named(tmp_path: Path) -> None:
+    def change(arguments: dict[str, Any]) -> dict[str, Any]:
+        told = arguments["backend"]
+        if told["role"] == "final" and arguments["model"].name == "retnet":
+            told |= {"best_rate_is": "the highest of the grid"}
+        if arguments["model"].size == "6m":
+            del told["tuned_at"], told["best_rate_is"]
+        return arguments
+
+    maker = ScoreMaker(tmp_path, seeds={"1m": (0,), "6m": (0,)}, change=change)
+    maker.trainings()
+    loaded = load_results(maker.write())
+    scores = make_scores(loaded.records, loaded.folders)
+    assert scores is not None
+    (drawing,) = [drawing for drawing in draw_scores(scores) if drawing.name == FIGURE5]
+    assert (
+        "Learning rates: at 1m each model's best of the grid there; at 6m the only one of the grid. "
+        "That of RetNet at 1m is the highest of the grid."
+    ) in drawing.caption
+
+
 def test_figure_5_needs_two_sizes_and_one_tokenizer(tmp_path: Path) -> None:
     def change(arguments: dict[str, Any]) -> dict[str, Any]:
         fingerprint = {"1m": "0123456789ab", "6m": "ba9876543210"}[arguments["model"].size]

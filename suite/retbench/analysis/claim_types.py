@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from retbench.analysis.comparisons import LEVEL_MARGIN
-from retbench.config import explain
+from retbench.config import Dtype, explain
 from retbench.errors import ConfigError
 from retbench.paper.papers import find_number
 from retbench.records import Record
@@ -33,6 +33,8 @@ class Side(Strict):
     """In the experiment's file; any of the architecture when absent."""
     backend: str | None = None
     """Asked for."""
+    checkpoint: str | None = None
+    """Whose weights, as it was asked for; any when absent."""
 
     def has(self, record: Record) -> bool:
         """Whether a record is of this side."""
@@ -40,6 +42,7 @@ class Side(Strict):
             record.model.architecture == self.architecture
             and self.name in (None, record.model.name)
             and self.backend in (None, record.settings.get("backend"))
+            and self.checkpoint in (None, record.model.weights and record.model.weights.source)
         )
 
 
@@ -158,16 +161,24 @@ class Scale(Strict):
     size: str | None = None
     hardware: tuple[str, ...] = ()
     """Parts of a GPU's name; any device when empty."""
+    dtypes: tuple[Dtype, ...] = ()
+    """Of which the models' is one; any when empty."""
     num_tokens: int | None = None
     """That models were trained on, at least."""
+    context_len: int | None = None
+    """That questions of quality have, at least."""
     having: tuple[Feature, ...] = ()
     without: tuple[Feature, ...] = ()
 
     def holds(self, record: Record) -> bool:
-        """Whether a record is of the size and of the device."""
+        """Whether a record is of the size, of the device and of a dtype."""
         gpu = record.environment.get("gpu")
         device = str(gpu.get("name")) if isinstance(gpu, dict) else "cpu"
-        return self.size in (None, record.model.size) and all(part in device for part in self.hardware)
+        return (
+            self.size in (None, record.model.size)
+            and all(part in device for part in self.hardware)
+            and (not self.dtypes or record.settings.get("dtype") in self.dtypes)
+        )
 
 
 class Claim(Strict):

@@ -25,11 +25,10 @@ from retbench.analysis.claim_types import (
 )
 from retbench.analysis.cost_judgements import judge_cost
 from retbench.analysis.frames import Results, started
-from retbench.analysis.quality_judgements import judge_quality
-from retbench.analysis.readings import without_quality
+from retbench.analysis.quality_judgements import Reading, join_seeds, judge_quality
 from retbench.analysis.setups import FEATURE_WORDS, Setup, find_setups
 from retbench.records import Record
-from retbench.units import format_count
+from retbench.units import format_count, format_tokens
 
 Scope = Literal["paper", "strong", "elsewhere"]
 """paper: the paper's own conditions. strong: the same with a strong Transformer. elsewhere: any other."""
@@ -122,8 +121,12 @@ def _conditions(claim: Claim, *, strong: bool = False) -> str:
     """The paper's conditions, or those of the second answer, in words."""
     scale = claim.scale
     parts = [*([scale.size] if scale.size else []), *([" ".join(scale.hardware)] if scale.hardware else [])]
+    if scale.dtypes:
+        parts.append(" or ".join(scale.dtypes))
     if scale.num_tokens:
         parts.append(f"trained on {format_count(scale.num_tokens)} tokens")
+    if scale.context_len:
+        parts.append(f"contexts of {format_tokens(scale.context_len)}")
     having = claim.strong if strong else scale.having
     without = () if strong else scale.without
     parts += [FEATURE_WORDS[feature][0] for feature in having]
@@ -135,7 +138,7 @@ def _cost_rows(claim: Claim, rule: CostRule, records: Sequence[Record]) -> list[
     """A row a setup that bears on a claim, the newest first; of those that read alike the newest that decides."""
     reference = rule.reference if isinstance(rule, RatioRule) else None
     rows: dict[tuple[str, str], Row] = {}
-    mine = records if isinstance(rule, GateRule) else without_quality(records)
+    mine = [each for each in records if isinstance(rule, GateRule) or each.workload == rule.workload]
     for setup in find_setups(mine, rule.challenger, reference):
         scope = _scope(claim, setup)
         if scope is None:
@@ -167,18 +170,27 @@ def _scope(claim: Claim, setup: Setup) -> Scope | None:
 
 
 def _quality_rows(claim: Claim, records: Sequence[Record], results: Results) -> list[Row]:
-    """A row a size and seed that bears on a claim."""
+    """A row a size that bears on a claim, of all its seeds; away from the paper's conditions a row a seed."""
     assert isinstance(claim.rule, AheadRule | CrossesRule | NearRule)
-    rows = []
+    found: dict[Scope, list[Reading]] = {"paper": [], "elsewhere": []}
     for reading in judge_quality(claim, claim.rule, records, results.folders):
-        scale = claim.scale
-        is_scale = scale.size in (None, reading.size) and (
-            scale.num_tokens is None or (reading.num_tokens or 0) >= scale.num_tokens
-        )
-        rows.append(
-            _row("paper" if is_scale else "elsewhere", reading.words, reading.finding, reading.records)
-        )
-    return rows
+        found["paper" if _is_as_in_the_paper(claim, reading) else "elsewhere"].append(reading)
+    found["paper"] = join_seeds(found["paper"])
+    return [
+        _row(scope, reading.words, reading.finding, reading.records)
+        for scope, readings in found.items()
+        for reading in readings
+    ]
+
+
+def _is_as_in_the_paper(claim: Claim, reading: Reading) -> bool:
+    """Whether models and questions are the paper's, as far as records tell."""
+    scale = claim.scale
+    return (
+        scale.size in (None, reading.size)
+        and (scale.num_tokens is None or (reading.num_tokens or 0) >= scale.num_tokens)
+        and not reading.lacking
+    )
 
 
 def _row(scope: Scope, words: str, finding: Finding, records: Sequence[Record]) -> Row:

@@ -1,11 +1,13 @@
 """Claims of cost judged on intervals over rounds: ratios, level costs, growing ones, shares, and equal forms.
 
-A time takes two rounds or more; a number of bytes is counted, and its one value decides. Where a point of the paper was
-not measured, a setup of another scale is judged at the nearest one below it, and says so.
+A time takes two rounds or more; a number of bytes is counted, and its one value decides. What an interval is too wide
+to tell has no verdict: noise neither confirms a claim nor refutes it. Where a point of the paper was not measured, a
+setup of another scale is judged at the nearest one below it, and says so.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from itertools import pairwise
+from typing import Literal
 
 from retbench.analysis.claim_types import (
     Claim,
@@ -30,6 +32,9 @@ TOLERANCE = 0.1
 
 Point = tuple[int, int]
 """Batch size and context length."""
+
+Shown = Literal["above", "not above", "undecided"]
+"""Where a ratio is shown to lie: above 1 or not, or that it is not shown."""
 
 
 def judge_cost(claim: Claim, rule: CostRule, setup: Setup, *, at_scale: bool) -> Finding | None:
@@ -90,10 +95,9 @@ def _judge_ratio(claim: Claim, rule: RatioRule, setup: Setup, at_scale: bool) ->
     printed = 1 / (1 - claim.printed) if rule.saved else claim.printed
     if advantage.low is None and not _is_counted(rule.metric):
         return Finding("not_testable", f"one round {_at(point)}: {advantage.value:.3g}x without an interval")
-    return Finding(
-        _ratio_verdict(advantage, printed),
-        f"{_ratio_words(advantage)} {_at(point)}; the paper {printed:.3g}x",
-    )
+    verdict, words = _ratio_verdict(advantage, printed), f"{_ratio_words(advantage)} {_at(point)}"
+    more = _more_rounds(setup, len(rounds)) if verdict == "not_testable" else ""
+    return Finding(verdict, f"{words}; the paper {printed:.3g}x{more}")
 
 
 def _is_counted(metric: str) -> bool:
@@ -102,12 +106,24 @@ def _is_counted(metric: str) -> bool:
 
 
 def _ratio_verdict(advantage: Interval, printed: float) -> Verdict:
-    """Whether there is an advantage, and whether it may be as large as printed."""
-    low = advantage.value if advantage.low is None else advantage.low
-    high = advantage.value if advantage.high is None else advantage.high
-    if low <= 1:
-        return "not_reproduced"
-    return "reproduced" if high >= 1 + (printed - 1) * (1 - TOLERANCE) else "partly"
+    """Whether an advantage is told apart from none, and whether the measured one is as large as printed."""
+    side = _side(advantage)
+    if side != "above":
+        return "not_reproduced" if side == "not above" else "not_testable"
+    return "reproduced" if advantage.value >= 1 + (printed - 1) * (1 - TOLERANCE) else "partly"
+
+
+def _side(ratio: Interval) -> Shown:
+    """Of a ratio by its interval; one that was counted once has no width."""
+    low = ratio.value if ratio.low is None else ratio.low
+    high = ratio.value if ratio.high is None else ratio.high
+    return "above" if low > 1 else "not above" if high <= 1 else "undecided"
+
+
+def _more_rounds(setup: Setup, num_rounds: int) -> str:
+    """That an interval is too wide, and the command that adds as many rounds as there are."""
+    command = f"{setup.latest.command} --set rounds={2 * num_rounds}"
+    return f"; the interval is too wide to tell, more rounds: `{command}`"
 
 
 def _ratio_words(interval: Interval) -> str:
@@ -140,73 +156,70 @@ def _judge_level(rule: LevelRule, setup: Setup, at_scale: bool) -> Finding | Non
     return Finding(verdict, f"{found.ratio:.3f}x [{found.low:.3f}, {found.high:.3f}] {words}")
 
 
-def _range_words(rule: LevelRule, steps: Sequence[int], other: int) -> str:
+def _range_words(rule: LevelRule | GrowsRule, steps: Sequence[int], other: int) -> str:
     """The range and the other coordinate in words."""
-    if rule.along == "batch_size":
+    if isinstance(rule, LevelRule) and rule.along == "batch_size":
         return f"from {steps[0]} to {steps[-1]} sequences at {format_tokens(other)}"
     return f"from {format_tokens(steps[0])} to {format_tokens(steps[-1])} at batch {other}"
 
 
 def _along(
-    rule: LevelRule, records: Sequence[Record], at_scale: bool
+    rule: LevelRule | GrowsRule, records: Sequence[Record], at_scale: bool
 ) -> tuple[int, dict[int, dict[int, float]]]:
-    """The other coordinate, and values by step of the range, then by round; none where there are no two steps.
+    """The other coordinate, and values by step of the range, then by round; none where there are too few steps.
 
-    At the paper's scale the other coordinate is the paper's, and the range whole; elsewhere the coordinate is the
-    largest that does not exceed it and has two steps.
+    Two make a level; a line goes through any two, and takes three. At the paper's scale the other coordinate is the
+    paper's, and the range whole; elsewhere the coordinate is the largest that does not exceed it and has enough steps.
     """
     first, last = rule.within
-    index = 0 if rule.along == "batch_size" else 1
+    at, fewest = (rule.at, 2) if isinstance(rule, LevelRule) else (rule.batch_size, 3)
+    index = 0 if isinstance(rule, LevelRule) and rule.along == "batch_size" else 1
     points = [point for point in points_of(records, rule.workload) if first <= point[index] <= last]
-    others = {point[1 - index] for point in points if point[1 - index] <= rule.at}
-    for other in sorted(others & {rule.at} if at_scale else others, reverse=True):
+    others = {point[1 - index] for point in points if point[1 - index] <= at}
+    for other in sorted(others & {at} if at_scale else others, reverse=True):
         table = {}
         for step in (point[index] for point in points if point[1 - index] == other):
             point = (step, other) if index == 0 else (other, step)
             if values := values_at(records, rule.workload, rule.metric, *point):
                 table[step] = values
-        if len(table) >= 2 and (not at_scale or {first, last} <= table.keys()):
+        if len(table) >= fewest and (not at_scale or {first, last} <= table.keys()):
             return other, table
-    return rule.at, {}
+    return at, {}
 
 
 def _judge_growth(rule: GrowsRule, setup: Setup, at_scale: bool) -> Finding | None:
-    """Whether the cost rises at every step, and lies on a line where the claim says so."""
-    batch_size, means = _means(rule, setup.challenger, at_scale)
-    if not means:
+    """Whether the cost is shown to rise at every step, and lies on a line where the claim says so."""
+    batch_size, table = _along(rule, setup.challenger, at_scale)
+    if not table:
         return None
-    lengths = sorted(means)
-    rises = all(means[later] > means[earlier] for earlier, later in pairwise(lengths))
-    words = (
-        f"{means[lengths[-1]] / means[lengths[0]]:.3g}x from {format_tokens(lengths[0])} "
-        f"to {format_tokens(lengths[-1])} at batch {batch_size}"
-    )
-    if not rises:
-        return Finding("partly" if means[lengths[-1]] > means[lengths[0]] else "not_reproduced", words)
+    lengths = sorted(table)
+    rounds = sorted(set.intersection(*(set(values) for values in table.values())))
+    if not rounds:
+        return None
+    if _is_counted(rule.metric):
+        rounds = rounds[:1]
+    costs = {length: [table[length][number] for number in rounds] for length in lengths}
+    whole = ratio_interval(costs[lengths[-1]], costs[lengths[0]])
+    words = f"{_ratio_words(whole)} {_range_words(rule, lengths, batch_size)}"
+    if whole.low is None and not _is_counted(rule.metric):
+        return Finding("not_testable", f"one round: {words} without an interval")
+    steps = {_side(ratio_interval(costs[later], costs[earlier])) for earlier, later in pairwise(lengths)}
+    if steps != {"above"}:
+        verdict = _uneven_verdict(_side(whole), steps)
+        more = _more_rounds(setup, len(rounds)) if verdict == "not_testable" else ""
+        return Finding(verdict, f"{words}, not shown to rise at every length{more}")
     if not rule.linear:
         return Finding("reproduced", words)
-    line = line_through(lengths, [means[length] for length in lengths])
+    line = line_through(lengths, [geometric_interval(costs[length]).value for length in lengths])
     words = f"{words}, within {format_percent(line.largest_residual)} of a line"
     return Finding("reproduced" if line.fits else "partly", words)
 
 
-def _means(rule: GrowsRule, records: Sequence[Record], at_scale: bool) -> tuple[int, dict[int, float]]:
-    """The batch, and the geometric mean of the rounds by length; none where there are no three lengths.
-
-    At the paper's scale the batch is the paper's, and the range whole; elsewhere it is the largest that does not exceed
-    it and has three lengths.
-    """
-    first, last = rule.within
-    points = [point for point in points_of(records, rule.workload) if first <= point[1] <= last]
-    batches = {point[0] for point in points if point[0] <= rule.batch_size}
-    for batch_size in sorted(batches & {rule.batch_size} if at_scale else batches, reverse=True):
-        found = {}
-        for length in (point[1] for point in points if point[0] == batch_size):
-            if values := values_at(records, rule.workload, rule.metric, batch_size, length).values():
-                found[length] = geometric_interval(list(values)).value
-        if len(found) >= 3 and (not at_scale or {first, last} <= found.keys()):
-            return batch_size, found
-    return rule.batch_size, {}
+def _uneven_verdict(whole: Shown, steps: Set[Shown]) -> Verdict:
+    """Of a cost that is not shown to rise at every step: by what it does from the first length to the last."""
+    if whole == "above":
+        return "partly"
+    return "not_reproduced" if "not above" in {whole, *steps} else "not_testable"
 
 
 def _judge_share(claim: Claim, rule: ShareRule, setup: Setup, at_scale: bool) -> Finding | None:

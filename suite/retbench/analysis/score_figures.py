@@ -22,6 +22,7 @@ from retbench.analysis.score_tables import POINTS, format_p
 from retbench.analysis.scores import (
     Scores,
     describe_conditions,
+    describe_rates,
     question_stem,
     question_title,
     seed_word,
@@ -126,8 +127,7 @@ def _curves(scores: Scores, question: Question, records: Sequence[Record], part:
         experiments=(question.experiment,),
         title=title,
         caption=f"Loss on the validation split of {corpus} while the models learn from its training split, in "
-        f"sequences of {format_tokens(question.context_len)}; a line a seed, each model with its own best learning "
-        "rate.",
+        f"sequences of {format_tokens(question.context_len)}; a line a seed. {describe_rates(scores, records)}",
         conditions=conditions,
         figure=score_curves.draw_training(
             _panels(scores, records, "validation_loss_nats"),

@@ -231,7 +231,7 @@ def _exam(scores: Scores, made: Sequence[Comparison], questions: Sequence[Questi
     text = f"{shots}-shot, {count} {tasks_word} at {describe_subject(subject)}: {verdict}."
     if at_chance:
         text += f" At chance on both sides: {_listed(at_chance)}."
-    text += _average(records, label, other)
+    text += _average(records, {model: label, reference: other})
     lead = f"{len(differ[True])} to {len(differ[False])}" if parts else "no difference"
     return Finding(f"{lead} of {count}" if parts else lead, text)
 
@@ -251,8 +251,8 @@ def _guesses(record: Record) -> bool:
     return low <= level <= high
 
 
-def _average(records: dict[str, list[Record]], label: str, other: str) -> str:
-    """The paper's average over those of its tasks that both sides have."""
+def _average(records: Mapping[str, Sequence[Record]], labels: Mapping[str, str]) -> str:
+    """The paper's average over those of its tasks that both sides have, each beside the label of its model."""
     found = paper_average(
         {
             task: {side.model.name: side.metrics["acc"].value for side in sides}
@@ -263,7 +263,5 @@ def _average(records: dict[str, list[Record]], label: str, other: str) -> str:
     if found is None:
         return ""
     tasks, means = found
-    mine, theirs = (format_percent(value) for value in means.values())
-    return (
-        f" Mean over the paper's tasks that both have ({', '.join(tasks)}): {label} {mine}, {other} {theirs}."
-    )
+    said = ", ".join(f"{label} {format_percent(means[model])}" for model, label in labels.items())
+    return f" Mean over the paper's tasks that both have ({', '.join(tasks)}): {said}."

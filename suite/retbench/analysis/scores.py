@@ -12,6 +12,7 @@ from retbench.analysis.readings import (
     Question,
     Readings,
     Subject,
+    fact,
     is_final,
     num_trained_tokens,
     question_of,
@@ -183,6 +184,26 @@ def describe_conditions(records: Sequence[Record]) -> str:
         f"torch {key.torch_version}",
     ]
     return bind_units(" · ".join([*parts, started(latest).date().isoformat()]))
+
+
+def describe_rates(scores: Scores, records: Sequence[Record]) -> str:
+    """Where the learning rates of final trainings are from, in sentences, and which of them are at an end of a grid."""
+    places: dict[str, list[str]] = {}
+    for size in scores.sizes(records):
+        origins = {fact(record, "tuned_at") for record in records if record.model.size == size}
+        for origin in sorted(origins, key=str):
+            words: dict[object, str] = {
+                None: "the only one of the grid",
+                size: "each model's best of the grid there",
+            }
+            places.setdefault(words.get(origin, f"its best at {origin}"), []).append(size)
+    said = "; ".join(f"at {', '.join(sizes)} {words}" for words, sizes in places.items())
+    ends = dict.fromkeys(
+        f" That of {scores.models.labels[record.model.name]} at {fact(record, 'tuned_at')} is {found}."
+        for record in records
+        if (found := fact(record, "best_rate_is")) not in (None, "inside the grid")
+    )
+    return f"Learning rates: {said}.{''.join(ends)}"
 
 
 def describe_subject(subject: Subject) -> str:

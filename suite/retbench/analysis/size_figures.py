@@ -14,6 +14,7 @@ from retbench.analysis.score_curves import Curve, Panel
 from retbench.analysis.scores import (
     Scores,
     describe_conditions,
+    describe_rates,
     question_stem,
     question_title,
     seed_word,
@@ -77,7 +78,7 @@ def draw_figure5(scores: Scores, question: Question) -> Iterator[Drawing]:
         title=title,
         caption=f"Perplexity by token (tokenizer: {fact(records[0], 'tokenizer')}) on the validation split of {corpus} "
         f"against the size of the models; lower is better. They learned from {_describe_tokens(records)} of its "
-        f"training split in sequences of {length}, each at its own best learning rate. Each point is one seed of the "
+        f"training split in sequences of {length}. {describe_rates(scores, records)} Each point is one seed of the "
         "training; those of the models stand side by side.",
         conditions=describe_conditions(records),
         figure=_figure(scores, records, data, (title, f"validation perplexity, {corpus}, {length}")),

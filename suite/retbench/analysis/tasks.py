@@ -50,8 +50,8 @@ def paper_average(accuracies: Mapping[str, Mapping[str, float]]) -> tuple[list[s
         The tasks for which every model has a value, in the paper's order, and the means over them; None where there are
         fewer than two such tasks.
     """
-    models = {model for by_model in accuracies.values() for model in by_model}
-    tasks = [task for task in PAPER_TASKS if accuracies.get(task, {}).keys() == models]
+    models = dict.fromkeys(model for by_model in accuracies.values() for model in by_model)
+    tasks = [task for task in PAPER_TASKS if accuracies.get(task, {}).keys() == models.keys()]
     if len(tasks) < 2 or not models:
         return None
     return tasks, {model: sum(accuracies[task][model] for task in tasks) / len(tasks) for model in models}
