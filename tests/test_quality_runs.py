@@ -266,6 +266,16 @@ def test_a_corpus_that_has_changed_since_the_training_is_refused(
     assert "retbench train tiny --profile smoke --fresh" in said
 
 
+def test_a_corpus_that_has_changed_is_not_read_by_a_model_that_is_named_by_its_path(
+    folder: Path, measured: list[Record]
+) -> None:
+    words = ["run", without_transformer(folder), "--profile", "smoke", "--device", "cpu"]
+    with changed(folder / "texts/3.txt", b"Another text. " * 20):
+        done = run_in(folder, *words, f"--set=models.retnet.checkpoint={FINAL}")
+    assert done.exit_code == 2
+    assert "has changed since 'retnet' was trained on it (fingerprint " in " ".join(done.stderr.split())
+
+
 def test_text_of_the_training_is_told_in_the_report(folder: Path, measured: list[Record]) -> None:
     done = run_in(folder, "report", "--out", "report")
     assert done.exit_code == 0, done.output
@@ -320,14 +330,25 @@ def test_an_unknown_task_is_refused_with_its_neighbour(folder: Path) -> None:
     assert "unknown zero-shot task 'hellaswg'. Did you mean 'hellaswag'?" in done.stderr
 
 
-def test_a_checkpoint_is_measured_by_its_path(folder: Path, measured: list[Record]) -> None:
+def without_transformer(folder: Path) -> str:
+    """Name of the experiment with its RetNet alone."""
     text = (folder / "tiny.toml").read_text(encoding="utf-8")
     (folder / "alone.toml").write_text(text.replace(TRANSFORMER, ""), encoding="utf-8")
-    path = "results/checkpoints/tiny/smoke/retnet-300k-seed1/final"
-    words = ["run", "alone.toml", "--profile", "smoke", "--device", "cpu", "--out", "other"]
-    done = run_in(folder, *words, f"--set=models.retnet.checkpoint={path}")
+    return "alone.toml"
+
+
+def test_a_checkpoint_is_measured_by_its_place_below_the_data_folder(
+    folder: Path, measured: list[Record]
+) -> None:
+    words = ["run", without_transformer(folder), "--profile", "smoke", "--device", "cpu", "--out", "other"]
+    words += ["--data-dir", "results/checkpoints/tiny/smoke"]
+    done = run_in(folder, *words, "--set=models.retnet.checkpoint=retnet-300k-seed1/final")
     assert done.exit_code == 0, done.output
     records, _ = read_records(folder / "other")
+    for record in records:
+        assert record.model.weights is not None
+        assert record.model.weights.corpus == str(folder / "texts")
+        assert record.model.weights.num_tokens == 512
     by_path = {r.point.protocol: r.metrics["nats_per_token"].value for r in records}
     trained = {
         r.point.protocol: r.metrics["nats_per_token"].value

@@ -70,8 +70,8 @@ def put_in_place(draft: Path, path: Path) -> None:
         StorageError: it could not be written.
     """
     with storing(path):
-        for file in draft.iterdir():
-            flush(file)
+        for entry in sorted(draft.rglob("*"), key=Path.is_dir):  # the files, then the folders that name them
+            flush(entry)
         flush(draft)
         if path.exists():
             shutil.rmtree(path)

@@ -118,7 +118,7 @@ def make_plan(
         ("--data-dir", data_dir),
     ]
     flags = [] if compiled is None else ["--compile" if compiled else "--no-compile"]
-    subjects = find_subjects(experiment, profile_name, results)
+    subjects = find_subjects(experiment, profile_name, results, data_dir)
     evaluations = find_evaluations(subjects, chosen, data_dir)
     return Plan(
         experiment=experiment,

@@ -98,11 +98,12 @@ def _check_unchanged(subject: Subject, corpus: Corpus) -> None:
     then = weights.corpus_fingerprint
     if weights.info.corpus == corpus.name and then not in (None, corpus.fingerprint):
         experiment, _, profile = weights.info.source.partition("/")
+        is_path = weights.info.seed is None
+        command = "" if is_path else f" (retbench train {experiment} --profile {profile} --fresh)"
         raise ConfigError(
             f"the corpus '{corpus.name}' has changed since '{subject.label}' was trained on it (fingerprint {then} "
             f"then, {corpus.fingerprint} now): what is held out of it now may have been learned from. Restore its "
-            f"files, train anew (retbench train {experiment} --profile {profile} --fresh), or measure another corpus "
-            "(--set workloads.perplexity.corpora=)."
+            f"files, train anew{command}, or measure another corpus (--set workloads.perplexity.corpora=)."
         )
 
 

@@ -18,13 +18,16 @@ from retbench.records import WeightsInfo
 from retbench.training.trained import TrainedRun, find_trained
 
 
-def find_subjects(experiment: Experiment, profile_name: str, results: Path) -> list[Subject]:
+def find_subjects(
+    experiment: Experiment, profile_name: str, results: Path, data_dir: Path | None = None
+) -> list[Subject]:
     """The subjects of one profile.
 
     Args:
         experiment: The experiment.
         profile_name: One of its profiles.
         results: Root of the results, where `retbench train` has left its models.
+        data_dir: Where checkpoints are looked for that are named and are no path.
 
     Raises:
         ConfigError: a model that should be trained is not there, a checkpoint cannot be read, or the models that stand
@@ -40,7 +43,7 @@ def find_subjects(experiment: Experiment, profile_name: str, results: Path) -> l
     else:
         trained = []
     found = trained + [
-        _checkpoint_subject(experiment, name) for name in experiment.models if name not in names
+        _checkpoint_subject(experiment, name, data_dir) for name in experiment.models if name not in names
     ]
     _check_matches(found, profile, where=f"experiment '{experiment.name}', profile '{profile_name}'")
     return found
@@ -91,12 +94,17 @@ def _trained_subject(experiment: Experiment, run: TrainedRun, origin: str) -> Su
     return _subject(experiment, run.model_name, run.size, info, weights, run.corpus_fingerprint)
 
 
-def _checkpoint_subject(experiment: Experiment, name: str) -> Subject:
-    """A model whose entry names a checkpoint."""
+def _checkpoint_subject(experiment: Experiment, name: str, data_dir: Path | None) -> Subject:
+    """A model whose entry names a checkpoint.
+
+    What `retbench train` noted of its training comes with it, so that no path leads around the guards against text that
+    was learned from; its seed does not, for it is one model and none of several seeds.
+    """
     spec = experiment.models[name]
     assert spec.checkpoint is not None
-    info = read_checkpoint(spec.checkpoint, revision=spec.revision)
+    info = read_checkpoint(spec.checkpoint, revision=spec.revision, data_dir=data_dir)
     check_no_pickle(info)
+    told = info.metadata if "training_fingerprint" in info.metadata else {}
     weights = WeightsInfo(
         source=spec.checkpoint,
         fingerprint=info.weights_fingerprint
@@ -104,8 +112,12 @@ def _checkpoint_subject(experiment: Experiment, name: str) -> Subject:
         or fingerprint_files(find_weight_files(info.path)),
         format=info.format,
         revision=info.revision,
+        num_tokens=told.get("num_tokens"),
+        corpus=told.get("corpus"),
     )
-    return _subject(experiment, name, spec.size or "checkpoint", info, weights)
+    return _subject(
+        experiment, name, spec.size or "checkpoint", info, weights, told.get("corpus_fingerprint")
+    )
 
 
 def _subject(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,14 +12,17 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from retbench.architectures import RetNetConfig
 from retbench.checkpoints.saving import save_checkpoint
 from retbench.cli import app
-from retbench.commands.generate import TextStream
+from retbench.commands.generate import Request, TextStream, generate
 from retbench.data.tokenizers import ByteTokenizer, load_tokenizer
+from retbench.errors import CheckpointError
 from retbench.models.build import build_model
+from retbench.running.devices import Device
 
 DATA = os.environ.get("RETBENCH_DATA")
 needs_data = pytest.mark.skipif(not DATA, reason="needs the folder RETBENCH_DATA")
@@ -113,6 +117,17 @@ def test_what_cannot_be_done_is_refused(untrained, words, code, message):
     found, stdout, stderr = run(str(untrained), "--prompt", "a", *words)
     assert (found, stdout) == (code, "")
     assert message in stderr
+
+
+def test_quantised_weights_are_refused_on_a_gpu_too(untrained, tmp_path, monkeypatch):
+    folder = shutil.copytree(untrained, tmp_path / "quantised")
+    weights = load_file(folder / "model.safetensors")
+    save_file({name: weight.to(torch.int32) for name, weight in weights.items()}, folder / "model.safetensors")
+    device = Device("meta", None)  # in place of a GPU
+    monkeypatch.setattr("retbench.commands.generate.find_device", lambda asked: device)
+    monkeypatch.setattr("torch.cuda.set_device", lambda name: None)
+    with pytest.raises(CheckpointError, match="quantised weights cannot be read here"):
+        generate(Request(str(folder), "x", max_tokens=1))
 
 
 def test_another_tokenizer_than_that_of_the_training_is_refused(untrained, tmp_path):

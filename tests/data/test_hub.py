@@ -75,7 +75,7 @@ def publish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Publish:
     monkeypatch.setattr(library.HfApi, "repo_info", repo_info)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
 
-    def write(**splits: list[dict[str, str]]) -> None:
+    def write(**splits: list[dict[str, str | None]]) -> None:
         for split, rows in splits.items():
             lines = "".join(json.dumps(row) + "\n" for row in rows)
             (folder / f"{split}.jsonl").write_text(lines, encoding="utf-8")
@@ -83,7 +83,7 @@ def publish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Publish:
     return write
 
 
-def rows(*texts: str) -> list[dict[str, str]]:
+def rows(*texts: str) -> list[dict[str, str | None]]:
     return [{"text": text} for text in texts]
 
 
@@ -113,11 +113,24 @@ def test_rows_for_training_alone_are_split_by_hash(publish: Publish) -> None:
     assert min(map(len, parts.values())) > 0
 
 
-def test_rows_without_text_are_refused(publish: Publish) -> None:
+def test_a_data_set_of_pages_is_read(publish: Publish) -> None:
+    publish(train=[{"page": "one"}, {"page": "two"}], test=[{"page": "three"}])
+    corpus = load_corpus("hub:owner/name@v1")
+    assert list(corpus.documents("train")) == [("train/0", "one"), ("train/1", "two")]
+    assert list(corpus.documents("test")) == [("test/0", "three")]
+
+
+def test_a_data_set_without_texts_is_refused_when_it_is_loaded(publish: Publish) -> None:
     publish(train=[{"content": "x", "id": "1"}])
     with pytest.raises(
-        ConfigError, match="row 0 of 'train' has no text in a column 'text'; its columns are content, id"
+        ConfigError, match="its columns are content, id, and texts are read from the column text or page"
     ):
+        load_corpus("hub:owner/name@v1")
+
+
+def test_a_row_without_text_is_refused(publish: Publish) -> None:
+    publish(train=[{"text": "x"}, {"text": None}])
+    with pytest.raises(ConfigError, match="row 1 of 'train' has no text in the column 'text'"):
         list(load_corpus("hub:owner/name@v1").documents("all"))
 
 

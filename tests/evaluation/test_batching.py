@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retbench.evaluation.batching import CACHED_PER_TOKEN, partition
+from retbench.evaluation.batching import partition
 
 LENGTHS = st.lists(st.integers(1, 30), min_size=1, max_size=9)
 
@@ -21,13 +21,8 @@ def cost(ranges, lengths, leaves, pass_tokens):
     return total
 
 
-def allowed(ranges, lengths, start, batch_tokens):
-    sizes = [((last - first), lengths[first]) for first, last in ranges]
-    return all(
-        rows == 1
-        or (rows * length <= batch_tokens and rows * (start + length) <= CACHED_PER_TOKEN * batch_tokens)
-        for rows, length in sizes
-    )
+def allowed(ranges, lengths, fits):
+    return all(last - first == 1 or fits(last - first, lengths[first]) for first, last in ranges)
 
 
 def every_partition(count):
@@ -37,27 +32,30 @@ def every_partition(count):
             yield list(pairwise(edges))
 
 
-@given(LENGTHS, st.booleans(), st.data(), st.integers(0, 300), st.integers(1, 80), st.integers(0, 40))
-def test_no_partition_is_cheaper(lengths, cut, data, start, batch_tokens, pass_tokens):
+@given(LENGTHS, st.booleans(), st.data(), st.integers(1, 10), st.integers(1, 80), st.integers(0, 40))
+def test_no_partition_is_cheaper(lengths, cut, data, most_rows, batch_tokens, pass_tokens):
+    def fits(rows, length):
+        return rows <= most_rows and rows * length <= batch_tokens
+
     lengths.sort(reverse=not cut)
     leaves = [data.draw(st.integers(2, 5)) if cut else 0 for _ in lengths]
-    found = partition(lengths, leaves, start=start, batch_tokens=batch_tokens, pass_tokens=pass_tokens)
+    found = partition(lengths, leaves, fits=fits, pass_tokens=pass_tokens)
     assert [i for first, last in found for i in range(first, last)] == list(range(len(lengths)))
-    assert allowed(found, lengths, start, batch_tokens)
+    assert allowed(found, lengths, fits)
     cheapest = min(
         cost(ranges, lengths, leaves, pass_tokens)
         for ranges in every_partition(len(lengths))
-        if allowed(ranges, lengths, start, batch_tokens)
+        if allowed(ranges, lengths, fits)
     )
     assert cost(found, lengths, leaves, pass_tokens) == cheapest
 
 
 def test_nothing_to_run():
-    assert partition([], [], start=0, batch_tokens=8, pass_tokens=1) == []
+    assert partition([], [], fits=lambda rows, length: True, pass_tokens=1) == []
 
 
 @pytest.mark.parametrize("pass_tokens", [0, 1000])
 def test_a_dear_pass_runs_more_together(pass_tokens):
     lengths = [40, 30, 20, 10]
-    found = partition(lengths, [0] * 4, start=0, batch_tokens=1000, pass_tokens=pass_tokens)
+    found = partition(lengths, [0] * 4, fits=lambda rows, length: True, pass_tokens=pass_tokens)
     assert len(found) == (1 if pass_tokens else 4)

@@ -1,11 +1,15 @@
 """Scores are those of one request at a time, whatever is shared, cut, padded or batched."""
 
+import weakref
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retbench.evaluation.scoring import Request, Scorer
+from retbench.models.decoder import Decoder
+from retbench.models.state import DecoderState
 from tests.evaluation.conftest import small_model
 from tests.models.cases import CASES
 
@@ -68,6 +72,27 @@ def test_a_prefix_of_all_questions_is_computed_once(model):
     requests = questions(5, 3, prefix=prefix)
     found = check(model, requests, max_length=200, batch_tokens=128)
     assert found.num_input_tokens - found.num_computed_tokens > 14 * 50 - 128
+
+
+def test_states_hold_no_more_than_they_may(model, monkeypatch):
+    states, peaks = weakref.WeakSet(), []
+
+    def watched(make):
+        def call(*args):
+            states.add(state := make(*args))
+            peaks.append(sum(each.num_bytes for each in states))
+            return state
+
+        return call
+
+    monkeypatch.setattr(Decoder, "init_state", watched(Decoder.init_state))
+    monkeypatch.setattr(DecoderState, "gather", watched(DecoderState.gather))
+    requests = questions(12, 4, prefix=range(20))
+    check(model, requests, batch_tokens=512, min_saved=8)
+    assert max(peaks) > (budget := 10 * model.init_state(1, 70).num_bytes)
+    peaks.clear()
+    check(model, requests, batch_tokens=512, state_bytes=budget, min_saved=8)
+    assert max(peaks) <= budget
 
 
 def test_likeliest_continuations_are_greedy(model):

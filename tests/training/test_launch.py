@@ -1,8 +1,9 @@
 import pytest
 
-from retbench.errors import ConfigError
+from retbench.errors import ConfigError, UnsupportedError
 from retbench.training.launch import Launch
 from retbench.training.plan import check_shares
+from retbench.training.ranks import joined
 from tests.training.conftest import PlanOf
 
 TORCHRUN = {
@@ -51,6 +52,17 @@ def test_numbers_that_are_none_are_refused(launched: pytest.MonkeyPatch, name: s
     launched.setenv(name, value)
     with pytest.raises(ConfigError, match=f"'{name}': '{value}'.*not all whole numbers"):
         Launch.from_environment()
+
+
+def test_a_process_without_a_gpu_of_its_own_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    launch = Launch(rank=2, world_size=4, local_rank=2, local_world_size=4)
+    with (
+        pytest.raises(UnsupportedError, match="4 processes were started, there are 2 GPUs.*per-node 2"),
+        joined(launch, on_cpu=False),
+    ):
+        pass
 
 
 def test_a_batch_that_cannot_be_shared_evenly_is_refused(plan_of: PlanOf) -> None:

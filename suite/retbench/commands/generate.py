@@ -185,7 +185,8 @@ def _load(request: Request, info: CheckpointInfo, device: str) -> "Decoder":
 
     from retbench.checkpoints.loading import load_checkpoint
 
-    dtype = request.dtype or ("float32" if device == "cpu" else info.weights_dtype or "float32")
+    stored = info.weights_dtype if info.weights_dtype in get_args(Dtype) else None  # quantised: refused below
+    dtype = request.dtype or ("float32" if device == "cpu" else stored or "float32")
     named = f"'{request.checkpoint}' at {dtype}"
     if device == "cpu":
         require_memory(named, info.config, dtype, "Give another --dtype or --device.")

@@ -1,18 +1,14 @@
 """Which sequences of different lengths run together: what padding or cutting costs, against the passes it saves."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
-
-CACHED_PER_TOKEN = 16
-"""Tokens that the states of one pass may hold, for each token that it may run."""
 
 
 def partition(
     lengths: Sequence[int],
     num_leaves: Sequence[int],
     *,
-    start: int,
-    batch_tokens: int,
+    fits: Callable[[int, int], bool],
     pass_tokens: int,
 ) -> list[tuple[int, int]]:
     """The cheapest batches of neighbours, each a range [first, last).
@@ -23,8 +19,8 @@ def partition(
     Args:
         lengths: Tokens of each sequence, falling or rising.
         num_leaves: How often what is cut off a sequence is computed again; 0 where nothing is cut.
-        start: Tokens before them, which their states hold too.
-        batch_tokens: Tokens of one batch; a longer sequence is a batch of its own.
+        fits: Whether so many sequences of so many tokens may be one batch, if fewer or shorter ones may; what does not
+            fit alone is a batch of its own.
         pass_tokens: Tokens that take as long as a pass does at least.
     """
     leaves = [0, *accumulate(num_leaves)]
@@ -35,7 +31,7 @@ def partition(
         best, best_first = float("inf"), last - 1
         for first in range(last - 1, -1, -1):
             rows, length = last - first, lengths[first]
-            if rows > 1 and not _fits(rows, length, start, batch_tokens):
+            if rows > 1 and not fits(rows, length):
                 if num_leaves[first] == 0:  # lengths rise on the way back: none before fits either
                     break
                 continue
@@ -47,11 +43,6 @@ def partition(
         costs.append(best)
         firsts.append(best_first)
     return _ranges(firsts)
-
-
-def _fits(rows: int, length: int, start: int, batch_tokens: int) -> bool:
-    """Whether a batch is small enough, in tokens to run and in tokens to hold."""
-    return rows * length <= batch_tokens and rows * (start + length) <= CACHED_PER_TOKEN * batch_tokens
 
 
 def _ranges(firsts: Sequence[int]) -> list[tuple[int, int]]:

@@ -13,16 +13,20 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from retbench import costs
 from retbench.evaluation.batching import partition
 from retbench.evaluation.prefixes import MIN_SAVED, Branch, build_tree
 from retbench.evaluation.progress import Report, tell_nobody
 from retbench.models.decoder import Decoder
 from retbench.models.state import DecoderState
+from retbench.units import GIB
 
 BATCH_TOKENS = {"cpu": 1024, "cuda": 16384}
 """Tokens of one forward pass, by kind of device."""
 PASS_TOKENS = {"cpu": 48, "cuda": 512}
 """Tokens that take as long as a pass does at least: a CPU reads the weights once, a GPU launches its kernels."""
+STATE_BYTES = {"cpu": 2 * GIB, "cuda": 16 * GIB}
+"""Bytes that all states of one call may hold, by kind of device; a sequence that needs more runs alone."""
 LOGITS_AT_ONCE = 2**24
 """Numbers that one product with the head may give, 64 MiB in float32."""
 
@@ -67,6 +71,7 @@ class Scorer:
         model: Any model.
         max_length: Tokens the model reads of a request: the last of them, as lm-eval has it.
         batch_tokens: Tokens of one forward pass, a longer sequence runs alone; by the device when None.
+        state_bytes: See STATE_BYTES; by the device when None.
         min_saved: See `prefixes.build_tree`; None shares nothing.
     """
 
@@ -76,12 +81,14 @@ class Scorer:
         *,
         max_length: int,
         batch_tokens: int | None = None,
+        state_bytes: int | None = None,
         min_saved: int | None = MIN_SAVED,
     ) -> None:
         self.model = model
         self.max_length = max_length
         kind = model.device.type if model.device.type in BATCH_TOKENS else "cuda"
         self.batch_tokens = batch_tokens or BATCH_TOKENS[kind]
+        self.state_bytes = state_bytes or STATE_BYTES[kind]
         self.pass_tokens = PASS_TOKENS[kind]
         self.min_saved = min_saved
 
@@ -159,6 +166,7 @@ class _Run:
         self.sums = torch.zeros(len(kept), dtype=torch.float64)
         self.misses = torch.zeros(len(kept), dtype=torch.int64)
         self.num_computed_tokens = 0
+        self.held_bytes = 0  # of the states that the branches at hand go on from
 
     def scores(self) -> list[Score]:
         """What was found, in the order of the requests."""
@@ -186,8 +194,11 @@ class _Run:
         for batch in self._batches(shared, start, longest=False):
             end = min(branch.end for branch, _ in batch)
             advanced = self._pass(batch, state, start, end, keep=True)
+            assert advanced is not None
             children = [(child, row) for row, (branch, _) in enumerate(batch) for child in branch.children]
+            self.held_bytes += advanced.num_bytes
             self.run([child for child, _ in children], advanced, [row for _, row in children], end)
+            self.held_bytes -= advanced.num_bytes
 
     def _batches(
         self, pairs: Sequence[tuple[Branch, int]], start: int, *, longest: bool
@@ -198,11 +209,20 @@ class _Run:
         for first, last in partition(
             [branch.end - start for branch in branches],
             [0 if longest else branch.num_leaves for branch in branches],
-            start=start,
-            batch_tokens=self.scorer.batch_tokens,
+            fits=lambda rows, length: self._fits(rows, start, length, keep=not longest),
             pass_tokens=self.scorer.pass_tokens,
         ):
             yield ordered[first:last]
+
+    def _fits(self, rows: int, start: int, length: int, *, keep: bool) -> bool:
+        """Whether a pass is small enough, in tokens to run and in the bytes of its states.
+
+        States that are kept take half of what is left, so that those which branch off from them have the other half.
+        """
+        dtype = str(self.model.dtype).removeprefix("torch.")
+        own = costs.state_bytes(self.model.config, dtype, rows, start + length)
+        room = self.scorer.state_bytes - self.held_bytes
+        return rows * length <= self.scorer.batch_tokens and own <= (room // 2 if keep else room)
 
     def _pass(
         self,

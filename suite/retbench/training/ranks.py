@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from retbench.errors import UnsupportedError
 from retbench.training.launch import Launch
 
 if TYPE_CHECKING:
@@ -151,6 +152,9 @@ def joined(launch: Launch, *, on_cpu: bool) -> Iterator[Ranks]:
     Args:
         launch: The place of this process.
         on_cpu: Whether no GPU is to be used.
+
+    Raises:
+        UnsupportedError: there is no GPU for this process.
     """
     if launch.world_size == 1:
         yield ALONE
@@ -160,6 +164,13 @@ def joined(launch: Launch, *, on_cpu: bool) -> Iterator[Ranks]:
 
     use_cuda = not on_cpu and torch.cuda.is_available()
     if use_cuda:
+        num_gpus = torch.cuda.device_count()
+        if launch.local_rank >= num_gpus:
+            raise UnsupportedError(
+                f"process {launch.local_rank} of this machine has no GPU: {launch.local_world_size} processes were "
+                f"started, there are {num_gpus} GPUs, and each process takes one of its own. Use --nproc-per-node "
+                f"{num_gpus}, or --device cpu."
+            )
         torch.cuda.set_device(launch.local_rank)
     dist.init_process_group("cpu:gloo,cuda:nccl" if use_cuda else "gloo")
     yield _Group(launch.rank, launch.world_size)
