@@ -211,6 +211,26 @@ def test_what_failed_is_tried_again_and_nothing_else(
     assert len(records_in(out)) == before + 3
 
 
+def test_want_of_memory_before_any_cell_was_tried_is_no_outcome_of_the_cells(tmp_path: Path) -> None:
+    path = write_experiment(tmp_path, TRANSFORMER, RETNET, PROFILE, grid("prefill", 8))
+    prepared: list[str] = []
+
+    def starve_the_second(event: events.Event) -> None:
+        if isinstance(event, events.Preparing):
+            prepared.append(event.model_name)
+            if len(prepared) == 2:
+                resource.prlimit(event.pid, resource.RLIMIT_AS, (2**29, 2**29))
+
+    out = tmp_path / "out"
+    result = run_plan(plan_for(path), out, fresh=False, observer=Observer(starve_the_second))
+    assert result.counts == {"ok": 1, "unsupported": 1}
+    (starved,) = (one for one in records_in(out) if one.status == "unsupported")
+    assert starved.model.name == prepared[1]
+    assert str(starved.error).startswith(
+        f"before any cell of '{prepared[1]}' was tried, the worker ran out of memory"
+    )
+
+
 def test_a_signal_ends_the_run_and_keeps_what_is_measured(tmp_path: Path) -> None:
     path = write_experiment(tmp_path, TRANSFORMER, PROFILE, grid("prefill", 8, 16, 24))
     started = 0

@@ -133,7 +133,7 @@ def test_what_differs_is_never_pooled(field: str) -> None:
 
 def test_facts_that_are_not_recorded_are_missing_not_made_up() -> None:
     frame = metric_frame([one(environment={}, settings={})])
-    assert frame[["machine", "threads", "torch_version"]].isna().all(axis=None)
+    assert frame[["machine", "threads", "torch_version", "library_versions"]].isna().all(axis=None)
 
 
 def test_what_only_reads_counters_keeps_nothing_apart() -> None:

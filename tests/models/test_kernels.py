@@ -143,9 +143,29 @@ def test_an_installation_that_is_of_no_use_is_told_from_none(monkeypatch):
     install(monkeypatch, older)
     assert "older than 0.3" in kernels.missing_reason(CUDA, torch.bfloat16)
     install(monkeypatch, chunk_simple_gla)
+    monkeypatch.setattr(kernels, "_launch_problem", lambda device, dtype: None)
     assert kernels.missing_reason(CUDA, torch.bfloat16) is None
     monkeypatch.setitem(sys.modules, "fla.ops.simple_gla", None)
     assert "cannot be imported (ModuleNotFoundError: " in kernels.missing_reason(CUDA, torch.float16)
+
+
+def test_kernels_that_cannot_be_launched_are_found_out_once(monkeypatch):
+    launched = []
+
+    def uncompiled(q, *_, g_gamma=None, **__):
+        launched.append(q.shape)
+        raise RuntimeError("Failed to find C compiler.\n Please specify via CC environment variable.")
+
+    install(monkeypatch, uncompiled)
+    zeros = torch.zeros
+    monkeypatch.setattr(torch, "zeros", lambda *shape, device, **options: zeros(*shape, **options))
+    kernels._launch_problem.cache_clear()
+    for _ in range(2):
+        reason = kernels.missing_reason(CUDA, torch.bfloat16)
+        assert "cannot be launched (RuntimeError: Failed to find C compiler. Please" in reason
+        assert "use backend 'chunkwise'" in reason
+    kernels._launch_problem.cache_clear()
+    assert len(launched) == 1
 
 
 def test_asked_for_and_absent_is_an_error():

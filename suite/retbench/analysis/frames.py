@@ -122,6 +122,7 @@ def set_of(record: Record) -> ComparableSet:
     settings, environment = record.settings, record.environment
     versions = computing_versions(environment)
     torch_version, python_version = versions.pop("torch", None), versions.pop("python", None)
+    libraries = ", ".join(f"{name} {version}" for name, version in versions.items())
     threads = settings.get("threads")
     return ComparableSet(
         machine=_text(environment.get("machine")),
@@ -131,7 +132,7 @@ def set_of(record: Record) -> ComparableSet:
         code_revision=_text(environment.get("code_revision")),
         torch_version=torch_version,
         python_version=python_version,
-        library_versions=", ".join(f"{name} {version}" for name, version in versions.items()) or None,
+        library_versions=libraries or "none" if "versions" in environment else None,
         pair_id=record.pair_id,
     )
 

@@ -94,13 +94,10 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
 def assemble(config: ModelConfig, backend: str, chunk_size: int = DEFAULT_CHUNK_SIZE) -> Decoder:
     """The modules of a model on torch's default device, their weights not yet drawn."""
     blocks = [Block(config, _mixer(config, backend, chunk_size)) for _ in range(config.num_layers)]
-    normed = isinstance(config, RetNetConfig) and config.traits.row_norm
-    rotary = Rotary(
-        config.head_dim,
-        config.traits.layout,
-        config.rotary_base,
-        partial(decay_schedule, config.decay, config.num_heads) if normed else None,
-    )
+    normed_decay = None
+    if isinstance(config, RetNetConfig) and config.traits.row_norm:
+        normed_decay = partial(decay_schedule, config.decay, config.num_heads)
+    rotary = Rotary(config.head_dim, config.traits.layout, config.rotary_base, normed_decay)
     return Decoder(config, blocks, rotary)
 
 

@@ -10,10 +10,12 @@ Source: fla-org/flash-linear-attention, `fla/ops/simple_gla/chunk.py`; its `fla/
 import importlib
 import importlib.util
 import inspect
+from functools import cache
 
 import torch
 from torch import Tensor
 
+from retbench.config import FLA_CHUNK_SIZE
 from retbench.models.retention import check_shapes
 
 _OPS = "fla.ops.simple_gla"
@@ -59,7 +61,7 @@ def missing_reason(device: torch.device, dtype: torch.dtype) -> str | None:
         return f"flash-linear-attention takes bfloat16 and float16, not {given}; use --dtype bfloat16"
     if importlib.util.find_spec("fla") is None:
         return "flash-linear-attention is not installed: pip install 'retbench[kernels]'"
-    return _import_problem()
+    return _import_problem() or _launch_problem(device, dtype)
 
 
 def _import_problem() -> str | None:
@@ -71,4 +73,22 @@ def _import_problem() -> str | None:
         return f"flash-linear-attention cannot be imported ({type(error).__name__}: {what}); install it anew"
     if "g_gamma" not in inspect.signature(found).parameters:
         return "flash-linear-attention is older than 0.3: pip install --upgrade 'retbench[kernels]'"
+    return None
+
+
+@cache
+def _launch_problem(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why the kernels cannot be launched here though they are installed: Triton compiles them at their first launch."""
+    try:
+        x = torch.zeros(1, FLA_CHUNK_SIZE, 1, 64, dtype=dtype, device=device)  # (B, T, H, K)
+        retention_fla(x, x, x, torch.zeros(1, device=device))
+        torch.cuda.synchronize(device)
+    except torch.OutOfMemoryError:
+        raise  # it is not the kernels' fault
+    except Exception as error:  # of Triton, of the C compiler that it calls, of the driver
+        what = " ".join(str(error).split())
+        return (
+            f"flash-linear-attention's kernels cannot be launched ({type(error).__name__}: {what}); Triton needs a C "
+            "compiler (gcc, or the one that CC names) and a GPU that it knows; use backend 'chunkwise'"
+        )
     return None
