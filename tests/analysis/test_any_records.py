@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from analysis.synthetic_records import CPU, Maker
 from retbench.analysis.frames import Results
 from retbench.analysis.report import make_report, write_report
-from retbench.analysis.tables import FORMATS, build_table, render
+from retbench.analysis.tables import FORMATS, find_newest, render, table_of
 from retbench.records import (
     Documents,
     Metric,
@@ -126,7 +126,7 @@ def test_any_records_make_a_report_and_every_table(records: list[Record]) -> Non
     report = make_report(Results(tuple(records), ()))
     assert report.sources["records used"].astype(int).sum() <= len(records)
     for experiment in {record.experiment for record in records}:
-        table = build_table(records, experiment)
+        table = table_of(find_newest(records, experiment), experiment)
         assert len(table) > 0
         assert all(render(table, form).endswith("\n") for form in FORMATS)
 

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,8 @@ from matplotlib.patches import Rectangle
 from analysis.synthetic_records import CPU, GPU, SMALL, SMALL_TRAINER, TRAINER, Maker
 from analysis.words import check_words
 from retbench.analysis import style
-from retbench.analysis.drawings import Drawing
-from retbench.analysis.figures import draw_figures, make_drawings
+from retbench.analysis.drawings import Drawing, save_drawing
+from retbench.analysis.figures import make_drawings
 from retbench.analysis.selection import select
 from retbench.errors import RecordError, StorageError
 from retbench.records import Metric, Record
@@ -68,8 +69,13 @@ def drawings(cpu_records: list[Record]) -> list[Drawing]:
     return make_drawings(select(cpu_records))
 
 
+def draw(records: Sequence[Record], folder: Path) -> list[Path]:
+    """The files of every figure of the newest comparable records."""
+    return [path for drawing in make_drawings(select(records)) for path in save_drawing(drawing, folder)]
+
+
 def test_every_figure_is_a_vector_a_bitmap_and_its_data(tmp_path: Path, cpu_records: list[Record]) -> None:
-    paths = draw_figures(cpu_records, tmp_path / "new" / "figures")
+    paths = draw(cpu_records, tmp_path / "new" / "figures")
     assert [path.name for path in paths] == [
         f"{name}.{kind}" for name in NAMES for kind in ("svg", "png", "csv")
     ]
@@ -85,8 +91,8 @@ def test_every_figure_is_a_vector_a_bitmap_and_its_data(tmp_path: Path, cpu_reco
 
 
 def test_the_same_records_give_the_same_bytes(tmp_path: Path, cpu_records: list[Record]) -> None:
-    first = draw_figures(cpu_records, tmp_path / "one")
-    second = draw_figures(list(reversed(cpu_records)), tmp_path / "two")
+    first = draw(cpu_records, tmp_path / "one")
+    second = draw(list(reversed(cpu_records)), tmp_path / "two")
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
 
 
@@ -270,9 +276,12 @@ def test_no_state_is_left_behind(tmp_path: Path) -> None:
         "import sys, matplotlib as mpl\n"
         "from pathlib import Path\n"
         "from analysis.synthetic_records import Maker\n"
-        "from retbench.analysis.figures import draw_figures\n"
+        "from retbench.analysis.drawings import save_drawing\n"
+        "from retbench.analysis.figures import make_drawings\n"
+        "from retbench.analysis.selection import select\n"
         "before = mpl.rcParams.copy()\n"
-        f"draw_figures(Maker().memory(), Path({str(tmp_path)!r}))\n"
+        "for drawing in make_drawings(select(Maker().memory())):\n"
+        f"    save_drawing(drawing, Path({str(tmp_path)!r}))\n"
         "assert mpl.rcParams.copy() == before\n"
         "assert 'matplotlib.pyplot' not in sys.modules\n"
         "assert 'torch' not in sys.modules\n"
@@ -283,18 +292,18 @@ def test_no_state_is_left_behind(tmp_path: Path) -> None:
 
 def test_the_users_own_settings_do_not_change_a_figure(tmp_path: Path, cpu_records: list[Record]) -> None:
     memory = [record for record in cpu_records if record.workload == "memory"]
-    plain = draw_figures(memory, tmp_path / "plain")
+    plain = draw(memory, tmp_path / "plain")
     with mpl.rc_context({"font.size": 20, "axes.grid": True, "savefig.dpi": 30}):
-        changed = draw_figures(memory, tmp_path / "changed")
+        changed = draw(memory, tmp_path / "changed")
     assert [path.read_bytes() for path in plain] == [path.read_bytes() for path in changed]
 
 
 def test_no_records_and_no_room_are_clear_errors(tmp_path: Path, cpu_records: list[Record]) -> None:
     with pytest.raises(RecordError):
-        draw_figures([], tmp_path)
+        draw([], tmp_path)
     (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(StorageError, match="could not be written"):
-        draw_figures(cpu_records, tmp_path / "file")
+        draw(cpu_records, tmp_path / "file")
 
 
 def luminance(colour: str) -> float:

@@ -234,10 +234,10 @@ def test_a_report_needs_no_torch(results: Path, tmp_path: Path) -> None:
 def test_a_table_needs_neither_torch_nor_matplotlib(results: Path) -> None:
     code = (
         "from retbench.analysis.frames import load_results, metric_frame\n"
-        "from retbench.analysis.tables import build_table, render\n"
+        "from retbench.analysis.tables import find_newest, render, table_of\n"
         "records = load_results(Path(sys.argv[2])).records\n"
         "assert len(metric_frame(records))\n"
-        "print(render(build_table(records, 'memory'), 'csv'))"
+        "print(render(table_of(find_newest(records, 'memory'), 'memory'), 'csv'))"
     )
     printed = run_blocked("torch,matplotlib,jinja2", code, str(results))
     assert printed.startswith("model,workload,batch_size,context_len,status")

@@ -2,15 +2,21 @@
 
 import io
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
 import pytest
 
 from analysis.synthetic_records import CPU, Maker
-from retbench.analysis.tables import FORMATS, build_table, render
+from retbench.analysis.tables import FORMATS, find_newest, render, table_of
 from retbench.errors import ConfigError, RecordError
 from retbench.records import Metric, Record
+
+
+def build_table(records: Sequence[Record], experiment: str) -> pd.DataFrame:
+    """The table of an experiment's newest comparable records."""
+    return table_of(find_newest(records, experiment), experiment)
 
 
 def test_one_row_a_model_workload_batch_and_length(cpu_records: list[Record]) -> None:

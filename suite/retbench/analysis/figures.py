@@ -7,16 +7,13 @@ its `Drawing`, and list it in `make_drawings`.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
-from types import MappingProxyType
 
 import pandas as pd
 
 from retbench.analysis import curves, stacks, style, training_curves
 from retbench.analysis.comparisons import LINEAR_MARGIN, Line, find_crossover, fit_line
-from retbench.analysis.drawings import Drawing, save_drawing
+from retbench.analysis.drawings import Drawing
 from retbench.analysis.inference import draw_figure6
-from retbench.analysis.pairing import Folders
 from retbench.analysis.points import MAIN_METRIC
 from retbench.analysis.scenes import (
     Scene,
@@ -26,39 +23,11 @@ from retbench.analysis.scenes import (
     scene_title,
     swept_by_batch,
 )
-from retbench.analysis.score_figures import draw_scores
 from retbench.analysis.selection import Selection
-from retbench.analysis.tables import find_newest
 from retbench.measure.statistics import Crossover
-from retbench.records import Record
 
 _TIME_TITLES = {"decode": "Time per output token", "prefill": "Time to first token"}
 _DATA_COLUMNS = ["model", "context_len", "metric", "unit", "value", "low", "high", "num_rounds", "status"]
-
-
-def draw_figures(
-    records: Sequence[Record], out_dir: Path, folders: Folders = MappingProxyType({})
-) -> list[Path]:
-    """Draw every figure of the newest comparable records.
-
-    Args:
-        records: Of any workload.
-        out_dir: Where to write; made if need be.
-        folders: Where the results of single documents lie; without them no model is compared in quality.
-
-    Returns:
-        The files written: SVG, PNG and CSV of each figure.
-
-    Raises:
-        RecordError: there are no records.
-        StorageError: a file cannot be written.
-    """
-    found = find_newest(records, folders=folders)
-    drawings = [
-        *(make_drawings(found.costs) if found.costs else []),
-        *(draw_scores(found.scores) if found.scores else []),
-    ]
-    return [path for drawing in drawings for path in save_drawing(drawing, out_dir)]
 
 
 def make_drawings(selection: Selection) -> list[Drawing]:

@@ -71,7 +71,7 @@ _POINT = ("model", "batch_size", "context_len")
 
 
 def readable_tables(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """A table of `tables.build_table` for people: a frame of text a workload, with readable units."""
+    """A table of `tables.table_of` for people: a frame of text a workload, with readable units."""
     tables = readable_scores(frame)
     costs = frame[~frame["workload"].isin(QUALITY)]
     for workload, rows in costs.groupby("workload", sort=False):

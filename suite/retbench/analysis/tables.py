@@ -1,6 +1,6 @@
 """One row a (model, workload, batch size, context length): value with interval, roofline, ratio to the Transformer.
 
-`build_table` gives numbers in base units with the unit in each column's name, for csv and json; `render` also writes
+`table_of` gives numbers in base units with the unit in each column's name, for csv and json; `render` also writes
 them for people, in Markdown and LaTeX, with readable units. A point that has no value shows why.
 """
 
@@ -102,10 +102,8 @@ def find_newest(
     return Found(select(costs) if costs else None, make_scores(mine, folders, records))
 
 
-def build_table(
-    records: Sequence[Record], experiment: str, folders: Folders = MappingProxyType({})
-) -> pd.DataFrame:
-    """The table of one experiment, from its newest comparable records.
+def table_of(found: Found, experiment: str) -> pd.DataFrame:
+    """The table of one experiment.
 
     Returns:
         Columns model, workload, batch_size, context_len, status, rounds_ok, rounds, then metrics, each in the unit that
@@ -114,16 +112,7 @@ def build_table(
         it where it fits more sequences. NaN where a metric is not defined for the workload, or the status is not ok.
         Batch sizes follow each other at one length where there are more of them than lengths. Readings of quality have
         columns of their own, those of `score_frame.score_frame`.
-
-    Raises:
-        ConfigError: no record is of that experiment; the nearest name is suggested.
-        RecordError: there are no records.
     """
-    return table_of(find_newest(records, experiment, folders), experiment)
-
-
-def table_of(found: Found, experiment: str) -> pd.DataFrame:
-    """`build_table` of records that are selected already."""
     frames = [
         *(
             [cost_frame(found.costs, experiment)]
@@ -219,7 +208,7 @@ def _outcome(scene: Scene, model: str, length: int) -> dict[str, object]:
 
 
 def render(frame: pd.DataFrame, format: str) -> str:
-    """A table of `build_table` as text that ends in a newline.
+    """A table of `table_of` as text that ends in a newline.
 
     Args:
         frame: The table.
