@@ -9,7 +9,8 @@ rotated, and no form scales anything of its own, so no later norm has to cancel 
 The state, the decay and every exponent are held in the wider of float32 and the input's dtype. No form divides by a
 power of the decay, so nothing overflows at any length. Factors below half the exponent range are taken as zero: they
 are far below rounding, and their products would be denormal numbers, which a CPU handles many times more slowly. So it
-is under autocast too, which would round the factors of every product: the forms switch it off.
+is under autocast too, which would round the factors of every product: the forms switch it off. `retention_step_` does
+not, for nothing decodes under it.
 
 Source: Sun et al., arXiv:2307.08621, Eq. 5 (parallel), Eq. 6 (recurrent), Eq. 7 (chunkwise); Sun et al.,
 arXiv:2405.05254, Eq. 4-7 for a decay that depends on the data.
