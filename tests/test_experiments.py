@@ -24,6 +24,13 @@ def test_the_header_says_what_is_reproduced_and_what_to_expect(name: str) -> Non
     assert "Expect " in text
 
 
+@pytest.mark.parametrize(("name", "profile"), PROFILES)
+def test_every_training_run_leaves_snapshots_to_go_on_from(name: str, profile: str) -> None:
+    training = load_experiment(name).profile(profile).training
+    if training is not None and len(training.learning_rates) > 1:
+        assert training.checkpoint_every < training.tuning_steps
+
+
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_the_header_ends_with_what_it_costs_and_on_what(name: str) -> None:
     cost = read_header(EXPERIMENTS[name])[-1]

@@ -17,6 +17,9 @@ def test_all_of_a_folder_is_flushed_before_it_is_put_in_place(
         (draft / "final").mkdir()
         (draft / "final/weights").write_bytes(b"1")
         (draft / "record").write_bytes(b"2")
-    assert set(flushed[:2]) == {"weights", "record"}  # a folder's entries are worth nothing without what they name
+    assert set(flushed[:2]) == {
+        "weights",
+        "record",
+    }  # a folder's entries are worth nothing without what they name
     assert flushed[2:] == ["final", draft.name, tmp_path.name]
     assert (tmp_path / "run/final/weights").read_bytes() == b"1"

@@ -122,7 +122,9 @@ def test_what_cannot_be_done_is_refused(untrained, words, code, message):
 def test_quantised_weights_are_refused_on_a_gpu_too(untrained, tmp_path, monkeypatch):
     folder = shutil.copytree(untrained, tmp_path / "quantised")
     weights = load_file(folder / "model.safetensors")
-    save_file({name: weight.to(torch.int32) for name, weight in weights.items()}, folder / "model.safetensors")
+    save_file(
+        {name: weight.to(torch.int32) for name, weight in weights.items()}, folder / "model.safetensors"
+    )
     device = Device("meta", None)  # in place of a GPU
     monkeypatch.setattr("retbench.commands.generate.find_device", lambda asked: device)
     monkeypatch.setattr("torch.cuda.set_device", lambda name: None)
@@ -224,3 +226,34 @@ def test_every_kind_of_tokenizer_streams_what_it_decodes(name):
     assert shown == tokenizer.decode(tokens)
     assert not any("�" in piece for piece in pieces)
     assert sum(map(bool, pieces)) > len(pieces) / 2
+
+
+@needs_data
+@pytest.mark.parametrize("name", ["mistral", "stories260K/tok512.bin"])
+@pytest.mark.parametrize("num_before", range(4))
+def test_a_long_run_of_bytes_streams_as_whole_characters(name, num_before):
+    pytest.importorskip("sentencepiece" if name == "mistral" else "tokenizers")
+    tokenizer = load_tokenizer(name, data_dir=Path(DATA))
+    before, text = "Lamas: " + "🫠" * num_before, "🫠ꙮ" * 20 + " all of them"
+    known = tokenizer.encode(before)
+    tokens = tokenizer.encode(before + text)
+    assert tokens[: len(known)] == known
+    stream = TextStream(tokenizer, known)
+    pieces = [stream.add(token) for token in tokens[len(known) :]]
+    assert "".join(pieces) + stream.end() == text
+
+
+def test_a_run_of_bytes_that_is_replaced_until_it_is_whole_is_held_back():
+    decoders = pytest.importorskip("tokenizers.decoders")
+    decoder = decoders.Sequence(
+        [decoders.ByteFallback(), decoders.Fuse()]
+    )  # as that of Llama 2's tokenizer.json
+
+    class Bytes(ByteTokenizer):
+        def decode(self, tokens):
+            return decoder.decode([f"<0x{token:02X}>" for token in tokens])
+
+    text = "🫠ꙮ" * 20
+    stream = TextStream(Bytes(), list("🫠ꙮ🫠".encode()))
+    pieces = [stream.add(token) for token in text.encode()]
+    assert [piece for piece in pieces if piece] == list(text)

@@ -11,6 +11,7 @@ from retbench.models.decay import decay_schedule
 from retbench.models.gate import relative_error
 from retbench.models.retention import (
     retention_chunkwise,
+    retention_last,
     retention_parallel,
     retention_recurrent,
     retention_step_,
@@ -53,6 +54,21 @@ def double_loop(q, k, v, log_decay, state):
                         np.prod(decay[b, m + 1 : t + 1, h]) * (q[b, t, h] @ k[b, m, h]) * v[b, m, h]
                     )
     return torch.from_numpy(out)
+
+
+@pytest.mark.parametrize("with_state", [False, True])
+@pytest.mark.parametrize(
+    "form", [retention_recurrent, retention_parallel, retention_chunkwise, retention_last]
+)
+def test_autocast_rounds_nothing_within_a_form(form, with_state):
+    q, k, v, log_decay, state = make_inputs(9, dtype=torch.float32)
+    q, k, v = (x.bfloat16() for x in (q[:, -1:] if form is retention_last else q, k, v))
+    expected = form(q, k, v, log_decay, state if with_state else None)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = form(q, k, v, log_decay, state if with_state else None)
+    assert [x.dtype for x in found] == [torch.bfloat16, torch.float32]
+    for mine, theirs in zip(found, expected, strict=True):
+        assert torch.equal(mine, theirs)
 
 
 def forms(chunk_size):

@@ -134,8 +134,9 @@ def test_a_run_that_is_over_is_told_as_when_it_ended(plan_of: PlanOf, tmp_path: 
 
 def test_a_model_whose_whole_grid_diverges_has_no_final_run(plan_of: PlanOf, tmp_path: Path) -> None:
     plan = plan_of(*SMALL, "training.learning_rates=[1e30, 1e31]")
-    for _ in range(2):  # the same command tries again, and adds no record
+    for is_first in (True, False):  # the same command trains nothing again, and adds no record
         result, events = carry_out(plan, tmp_path)
+        assert any(isinstance(event, StepDone) for event in events) == is_first
         assert [run.status for run in result.runs] == ["failed"] * 6
         assert not [event for event in events if isinstance(event, Tuned)]
         for run in result.runs[-2:]:
@@ -145,6 +146,16 @@ def test_a_model_whose_whole_grid_diverges_has_no_final_run(plan_of: PlanOf, tmp
         records = training_records(tmp_path)
         assert [(record.status, record.model.weights) for record in records] == [("failed", None)] * 4
         assert all("Use a lower learning rate" in str(record.error) for record in records)
+
+
+def test_other_code_tries_again_what_diverged(
+    plan_of: PlanOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_of(*SMALL, "training.learning_rates=[1e30]")
+    carry_out(plan, tmp_path)
+    monkeypatch.setattr("retbench.measure.environment.code_revision", lambda: "another")
+    _, events = carry_out(plan, tmp_path)
+    assert any(isinstance(event, StepDone) for event in events)
 
 
 def test_a_record_that_a_dying_process_did_not_add_is_added_by_the_next(

@@ -59,7 +59,7 @@ def test_a_process_without_a_gpu_of_its_own_is_refused(monkeypatch: pytest.Monke
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     launch = Launch(rank=2, world_size=4, local_rank=2, local_world_size=4)
     with (
-        pytest.raises(UnsupportedError, match="4 processes were started, there are 2 GPUs.*per-node 2"),
+        pytest.raises(UnsupportedError, match=r"4 processes were started, there are 2 GPUs.*per-node 2"),
         joined(launch, on_cpu=False),
     ):
         pass

@@ -92,6 +92,16 @@ def test_what_cannot_be_trained_is_refused(plan_of: PlanOf, change: str, message
         plan_of(change)
 
 
+@pytest.mark.parametrize("revision", [None, "0123abc"])
+def test_how_much_is_packed_of_a_data_set_of_the_hub_determines_a_run(
+    plan_of: PlanOf, monkeypatch: pytest.MonkeyPatch, revision: str | None
+) -> None:
+    monkeypatch.setattr("retbench.data.file_corpus.FileCorpus.revision", revision)
+    plans = [plan_of(GRID, "training.tuning_tokens=192", f"training.num_tokens={n}") for n in (960, 1152)]
+    short, long = (plan.fingerprint(plan.tuning_runs[0]) for plan in plans)
+    assert (short == long) == (revision is None)  # files are packed whole
+
+
 def test_a_model_with_a_checkpoint_is_not_trained(plan_of: PlanOf) -> None:
     assert plan_of("models.retnet.checkpoint=somewhere").model_names == ["transformer"]
 

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from retbench.models.generation import Sampling
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
-MOST_OPEN = 3
-"""Bytes at the end of a text that can be the begin of one character in UTF-8, and so replaced for now."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +50,10 @@ class Request:
 class TextStream:
     """Text from tokens, whole characters at a time.
 
-    A token may end within a character, and what it decodes to may depend on the tokens before it. So the last tokens
-    are decoded with and without the new ones, and replacement characters at the end are held back until what follows
-    shows that they are what the model wrote.
+    A token may end within a character, and what it decodes to may depend on the tokens before it: a tokenizer that
+    falls back on bytes replaces all of a run of them while its last character is not whole. So the last tokens are
+    decoded with and without the new ones, never from within a character, and replacement characters at the end are held
+    back until what follows shows that they are what the model wrote.
 
     Args:
         tokenizer: Decodes.
@@ -64,15 +63,16 @@ class TextStream:
     def __init__(self, tokenizer: Tokenizer, before: Sequence[int]) -> None:
         self._tokenizer = tokenizer
         self._tokens = list(before)
-        self._start = max(0, len(before) - 8)
-        self._shown = len(tokenizer.decode(self._tokens[self._start :]))
+        self._start = 0
+        self._shown = 0
+        self._go_forward()
 
     def add(self, token: int) -> str:
         """The text that is certain now, possibly none."""
         self._tokens.append(token)
         text = self._tokenizer.decode(self._tokens[self._start :])
-        open_end = min(MOST_OPEN, len(text) - len(text.rstrip(REPLACEMENT)))
-        return self._show(text[: len(text) - open_end], is_whole=open_end == 0)
+        certain = text.rstrip(REPLACEMENT)
+        return self._show(certain, is_whole=certain == text)
 
     def end(self) -> str:
         """What was held back."""
@@ -83,9 +83,18 @@ class TextStream:
         new = text[self._shown :]
         self._shown = max(self._shown, len(text))
         if is_whole and len(self._tokens) - self._start > 32:
-            self._start = len(self._tokens) - 8
-            self._shown = len(self._tokenizer.decode(self._tokens[self._start :]))
+            self._go_forward()
         return new
+
+    def _go_forward(self) -> None:
+        """Decode from the last few tokens on, all of which are shown: the last eight, or more to begin a character."""
+        start = max(self._start, len(self._tokens) - 8)
+        while start > self._start and self._decode(start).startswith(REPLACEMENT):
+            start -= 1
+        self._start, self._shown = start, len(self._decode(start))
+
+    def _decode(self, start: int) -> str:
+        return self._tokenizer.decode(self._tokens[start:])
 
 
 def generate(request: Request) -> None:

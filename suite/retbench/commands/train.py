@@ -196,8 +196,7 @@ def _read_text(plan: TrainingPlan, tell: Tell, stop: Callable[[], bool]) -> "Tra
 
         return pack(plan.corpus, split, plan.tokenizer, max_tokens=most, report=report)
 
-    # A hub's data set may have no end: what is packed of it is what the longest run learns from.
-    most = None if plan.corpus.revision is None else max(map(plan.num_tokens, plan.final_runs))
+    most = plan.max_packed_tokens
     scored = None if most is None else plan.spec.validation_tokens + 1
     try:
         return TrainingText(packed("train", most), packed("validation", scored))

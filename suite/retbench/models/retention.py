@@ -8,7 +8,9 @@ rotated, and no form scales anything of its own, so no later norm has to cancel 
 
 The state, the decay and every exponent are held in the wider of float32 and the input's dtype. No form divides by a
 power of the decay, so nothing overflows at any length. Factors below half the exponent range are taken as zero: they
-are far below rounding, and their products would be denormal numbers, which a CPU handles many times more slowly.
+are far below rounding, and their products would be denormal numbers, which a CPU handles many times more slowly. So it
+is under autocast too, which would round the factors of every product: the forms switch it off. `retention_step_` does
+not, for nothing decodes under it.
 
 Source: Sun et al., arXiv:2307.08621, Eq. 5 (parallel), Eq. 6 (recurrent), Eq. 7 (chunkwise); Sun et al.,
 arXiv:2405.05254, Eq. 4-7 for a decay that depends on the data.
@@ -57,10 +59,11 @@ def retention_recurrent(
     decay = _exp(log_decay, wide)[..., None, None]  # (H, 1, 1) or (B, T, H, 1, 1)
     q, k, wide_v = q.to(wide), k.to(wide), v.to(wide)
     outs = []
-    for t in range(q.shape[1]):
-        decay_t = decay[:, t] if log_decay.dim() == 3 else decay
-        state = decay_t * state + k[:, t, :, :, None] * wide_v[:, t, :, None, :]
-        outs.append((q[:, t, :, None, :] @ state).squeeze(-2))  # (B, H, V)
+    with torch.autocast(q.device.type, enabled=False):
+        for t in range(q.shape[1]):
+            decay_t = decay[:, t] if log_decay.dim() == 3 else decay
+            state = decay_t * state + k[:, t, :, :, None] * wide_v[:, t, :, None, :]
+            outs.append((q[:, t, :, None, :] @ state).squeeze(-2))  # (B, H, V)
     return _stack_tokens(outs, v), state
 
 
@@ -104,10 +107,11 @@ def retention_last(
     summed = _summed(log_decay, k.shape[1])
     k, wide_v = k.transpose(1, 2).to(wide), v.transpose(1, 2).to(wide)
     end = summed[..., -1:]
-    values = (k * _exp(end - summed, wide)[..., None]).mT @ wide_v  # (B, H, K, V)
-    if state is not None:
-        values = values + _exp(end, wide)[..., None] * state
-    out = q.transpose(1, 2).to(wide) @ values  # (B, H, 1, V)
+    with torch.autocast(q.device.type, enabled=False):
+        values = (k * _exp(end - summed, wide)[..., None]).mT @ wide_v  # (B, H, K, V)
+        if state is not None:
+            values = values + _exp(end, wide)[..., None] * state
+        out = q.transpose(1, 2).to(wide) @ values  # (B, H, 1, V)
     return out.transpose(1, 2).to(v.dtype), values
 
 
@@ -217,12 +221,13 @@ def _attend_chunk(
     """
     dtype, wide = v.dtype, decay.within.dtype
     q, k, v = q.to(wide), k.to(wide), v.to(wide)
-    out = ((q @ k.mT) * decay.within) @ v  # (B, H, C, V)
-    added = (k * decay.until_end).mT @ v  # (B, H, K, V)
-    if state is None:
-        return out.to(dtype), added
-    out = out + (q * decay.since_start) @ state
-    return out.to(dtype), decay.total * state + added
+    with torch.autocast(q.device.type, enabled=False):
+        out = ((q @ k.mT) * decay.within) @ v  # (B, H, C, V)
+        added = (k * decay.until_end).mT @ v  # (B, H, K, V)
+        if state is None:
+            return out.to(dtype), added
+        out = out + (q * decay.since_start) @ state
+        return out.to(dtype), decay.total * state + added
 
 
 def _exp(exponent: Tensor, dtype: torch.dtype) -> Tensor:

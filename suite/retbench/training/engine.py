@@ -1,7 +1,7 @@
 """Carries out a training plan: the grid, each model's best rate, the final runs; one after the other.
 
-A run that diverges costs itself alone. What is on disk already is not trained again, so that the same command goes on
-where the last one stopped, whatever ended it.
+A run that diverges costs itself alone. What is on disk already is not trained again, nor what diverged with the same
+code, so that the same command goes on where the last one stopped, whatever ended it.
 """
 
 import shutil
@@ -173,13 +173,17 @@ class _Engine:
         self._tell(RunEnded(result))
 
     def _settled_before(self, run: TrainingRun, folder: Path) -> RunResult | None:
-        """The result of a run that needs no training: it has none to have, is on disk, or equals one of the grid."""
+        """The result of a run that needs no training: it has no rate, is on disk, has failed, or is one of the grid."""
         if run.learning_rate is None:
             size = self._plan.tuned_at(run)
             reason = f"no learning rate: every run of {run.model_name}'s grid at size {size} diverged."
             return RunResult(run, "failed", folder, 0, error=reason)
         trained.check(folder, self._plan, run)
         if not self._is_done(run):
+            failure = self._recorder.find_failure(folder, run)
+            if failure is not None:
+                num_tokens = int(failure.metrics["num_tokens"].value)
+                return RunResult(run, "failed", folder, num_tokens, error=failure.error, on_disk=True)
             twin = self._twin_of(run)
             if twin is None:
                 return None

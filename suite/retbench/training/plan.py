@@ -146,6 +146,16 @@ class TrainingPlan:
         """Tokens that a run learns from."""
         return run.num_steps * self.spec.tokens_per_step
 
+    @property
+    def max_packed_tokens(self) -> int | None:
+        """Tokens that are packed of a data set of the hub, which may have no end: what the longest run learns from.
+
+        None for files, of which all are packed.
+        """
+        if self.corpus.revision is None:
+            return None
+        return max(map(self.num_tokens, self.final_runs))
+
     def flops(self, run: TrainingRun) -> int:
         """Operations of a run's products, by which its share of the whole time is reckoned."""
         entry, spec = self.entry(run), self.spec
@@ -160,7 +170,7 @@ class TrainingPlan:
 
     def determined_by(self, run: TrainingRun) -> dict[str, Any]:
         """All that determines a run's weights and its validation loss on one machine, as JSON has it."""
-        spec, entry = self.spec, self.entry(run)
+        spec, entry, most = self.spec, self.entry(run), self.max_packed_tokens
         return {
             "model": self.config(run).model_dump(mode="json"),
             "backend": entry.backend,
@@ -171,6 +181,7 @@ class TrainingPlan:
             "recipe": self.recipe.model_dump(mode="json", exclude={"source"}),
             "corpus": self.corpus.fingerprint,
             "tokenizer": self.tokenizer.fingerprint,
+            **({} if most is None else {"max_packed_tokens": most}),
             **spec.model_dump(
                 mode="json",
                 include={"seq_len", "batch_size", "micro_batch_size", "autocast", "validation_tokens"},

@@ -116,6 +116,14 @@ class Recorder:
             append_record(self.path, record)
             self._known.add(_identity(record))
 
+    def find_failure(self, folder: Path, run: TrainingRun) -> Record | None:
+        """The record of a run that failed before, where it would fail again: the same run, device and code."""
+        record = _read(folder)
+        if record is None or record.status != "failed" or record.cell_id != _cell_id(self._plan, run):
+            return None
+        same_code = record.environment["code_revision"] == self.environment["code_revision"]
+        return record if same_code else None
+
     def adopt(self, folder: Path, run: TrainingRun, tuning: Tuning | None) -> None:
         """Make the record beside a run of the grid that of the final run which is the same training."""
         record = _read(folder)
