@@ -146,9 +146,8 @@ def _greedy(model: Decoder, prompt: Tensor) -> Quantity:
         last = logits[0, -1].double()
         first, second = last.topk(2).values.tolist()
         lead = (first - second) / max(float(last.square().mean().sqrt()), TINY)
-        leads.append(
-            lead if math.isfinite(lead) else 0.0
-        )  # logits that are not finite have no likeliest token
+        # logits that are not finite have no likeliest token
+        leads.append(lead if math.isfinite(lead) else 0.0)
         tokens.append(int(last.argmax()))
         logits = model(torch.tensor([[tokens[-1]]]), state)
     return Quantity(kind="tokens", tokens=tuple(tokens), leads=tuple(leads), limit=MARGIN_TOLERANCE)

@@ -43,7 +43,7 @@ from retbench.units import format_duration
 
 VISITS = 10
 """On two idle cores of a shared machine (tests/comparing/aa_rounds.jsonl.gz) the log-ratios of the decode curves, the
-median of so many visits, scattered by 0.013 and 0.009; of the first three alone by 0.024 and 0.032."""
+median of so many visits, scattered by 0.015 and 0.014; of the first three alone by 0.028 and 0.037."""
 SEATS = ("first", "second")
 """The base, and the head."""
 
