@@ -250,6 +250,17 @@ def test_without_scripts_everything_is_there_to_read(browser: Any, report: Path)
     context.close()
 
 
+def test_no_verdict_of_elsewhere_reaches_into_the_next_column(browser: Any, report: Path) -> None:
+    wide = browser.new_page()
+    wide.goto(report.as_uri())
+    unfold(wide)
+    for width in (390, 900, 1100, 1440, 1920):
+        wide.set_viewport_size({"width": width, "height": 900})
+        inside = "all => all.every(cell => cell.scrollWidth <= cell.clientWidth)"
+        assert wide.locator("td.term").evaluate_all(inside), width
+    wide.close()
+
+
 def test_a_page_of_failures_does_not_scroll_sideways_either(browser: Any, tmp_path: Path) -> None:
     def fail(arguments: dict[str, Any]) -> dict[str, Any]:
         return arguments | {"status": "failed", "metrics": {}, "error": "word" * 80}

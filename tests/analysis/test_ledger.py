@@ -1,11 +1,13 @@
 """The ledger: both sides side by side, and a flag on what should be the same and is not."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from analysis.synthetic_records import CPU, Maker
+from retbench.analysis.frames import load_results
 from retbench.analysis.ledger import (
     environment_table,
     gate_table,
@@ -48,6 +50,16 @@ def test_a_fair_run_has_no_flag_but_the_architectures_own(cpu_records: list[Reco
     assert rows["ran: decode"] == ["recurrent", "sdpa:math", "by architecture"]
     assert rows["ran: kv_capacity"] == ["–", "1,025 to 32,769", "by architecture"]
     assert "differs" not in {row[-1] for row in rows.values()}
+
+
+def test_what_published_pairs_differ_in_is_what_their_architectures_bring() -> None:
+    records = load_results(Path(__file__).parents[2] / "results" / "published").records
+    by_experiment: dict[object, list[Record]] = {}
+    for record in records:
+        by_experiment.setdefault((record.run_id, record.workload), []).append(record)
+    for mine in by_experiment.values():
+        table = ran_table(mine, lineup(mine))
+        assert list(table[table["difference"] == "differs"]["fact"]) == []
 
 
 def test_what_should_be_the_same_and_is_not_is_flagged(cpu_records: list[Record]) -> None:

@@ -89,6 +89,8 @@ def test_records_at_another_dtype_are_refused(tmp_path: Path) -> None:
         (("retnet", "--kv-heads", "7"), 2, "does not divide the 32 query heads"),
         ((), 2, "give either MODEL or --paper"),
         (("retnet", "--paper"), 2, "give either MODEL or --paper"),
+        (("--paper", "--size", "13b"), 2, "leave out --size"),
+        (("retnet", "--kv-heads", "0"), 2, "--kv-heads"),
         (("retnet", "--ceilings", "nowhere"), 2, "no results at 'nowhere'"),
     ],
 )
@@ -105,8 +107,16 @@ def test_the_papers_numbers_beside_the_closed_forms() -> None:
     (weights,) = [line for line in out.splitlines() if line.startswith("figure6a_weights")]
     assert "13.4 GB" in weights
     assert "explained" in weights
-    assert sum(" unexplained " in line for line in out.splitlines()) == 5
-    assert len(json.loads(run("--paper", "--json")[1])["explanations"]) == len(out.splitlines()) - 1
+    assert sum(" unexplained " in line for line in out.splitlines()) == 8
+    *table, _, legend = out.splitlines()
+    assert len(json.loads(run("--paper", "--json")[1])["explanations"]) == len(table) - 1
+    assert legend.startswith("explained: within 5 %, a point of Figure 6(a) within 0.2 GB")
+
+
+def test_a_step_that_is_shorter_than_one_that_does_not_fit_is_so_by_time_alone() -> None:
+    _, out, _ = run("retnet", "--size", "13b", "--batch", "64", "--context", "8192")
+    assert "out of memory" in out
+    assert "That is of time alone" in out
 
 
 def test_the_help_names_every_datasheet() -> None:

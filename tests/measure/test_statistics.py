@@ -244,9 +244,29 @@ def test_one_round_shows_no_equivalence() -> None:
     assert (found.low, found.high, found.equivalent) == (None, None, None)
 
 
+@pytest.mark.parametrize("height", [1.5, 0.7])
+def test_a_hump_that_a_line_does_not_see_is_not_level(height: float) -> None:
+    values = [[1.0, height, height, height, height, 1.0]] * 2
+    found = slope_equivalence(
+        LENGTHS, [[value * unit for value in row] for row, unit in zip(values, (1, 2), strict=True)], 0.05
+    )
+    assert found.ratio == pytest.approx(1)
+    assert found.equivalent is False
+    assert found.differs
+    assert found.apart is not None
+    assert found.apart[0] in LENGTHS[1:-1]
+    assert found.apart[1].value == pytest.approx(height)
+
+
+def test_a_hump_that_noise_may_have_made_is_not_shown() -> None:
+    found = slope_equivalence([1, 2, 4], [[1.0, 1.6, 1.0], [1.0, 0.9, 1.0]], 0.05)
+    assert (found.apart, found.differs) == (None, False)
+
+
 def test_noise_wider_than_the_margin_shows_no_equivalence() -> None:
     found = slope_equivalence([1, 2], [[1.0, 1.2], [1.0, 0.8], [1.0, 1.0]], 0.05)
     assert found.equivalent is False
+    assert not found.differs
 
 
 def claims(true_ratio: float, noise: float) -> float:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from retbench.analysis.claim_groups import Known, group_claims
 from retbench.analysis.claim_table import (
+    LEGEND,
     VERDICT_WORDS,
     count_verdicts,
     describe_scope,
@@ -82,10 +83,12 @@ class ClaimSection:
 
     Attributes:
         counts: How many have which verdict.
+        legend: What the verdicts mean.
         groups: What was measured first.
     """
 
     counts: str
+    legend: str
     groups: list[ClaimGroup]
 
 
@@ -100,7 +103,7 @@ def make_claim_section(judged: Sequence[Judged], drawings: Sequence[Drawing]) ->
         ClaimGroup(group.known, group.title, [_entry(each, drawings) for each in group.members])
         for group in group_claims(judged)
     ]
-    return ClaimSection(count_verdicts(judged), groups)
+    return ClaimSection(count_verdicts(judged), LEGEND, groups)
 
 
 def _entry(each: Judged, drawings: Sequence[Drawing]) -> ClaimEntry:

@@ -17,12 +17,19 @@ VERDICT_WORDS: dict[Verdict, str] = {
     "not_reproduced": "not reproduced",
     "not_testable": "not testable",
 }
+LEGEND = (
+    "Only records under a paper's own conditions decide a claim; what others show stands beside it, and decides "
+    "nothing. An advantage is reproduced where the whole interval reaches nine tenths of what is printed, and partly "
+    "where it shows an advantage and not that one. A cost is the same at every length where its 90 % interval lies "
+    "within 5 %; all other intervals are of 95 %."
+)
+"""What the verdicts mean."""
 _SCOPE_WORDS = {"paper": "as in the paper", "strong": "strong Transformer", "elsewhere": "elsewhere"}
 
 
 def claims_markdown(judged: Sequence[Judged]) -> str:
     """How many claims have which verdict, then a row a claim and conditions, what was measured first."""
-    lines = [count_verdicts(judged)]
+    lines = [count_verdicts(judged), "", LEGEND]
     for group in group_claims(judged):
         lines += [
             "",

@@ -30,7 +30,7 @@ class Side(Strict):
 
     architecture: Literal["retnet", "transformer"]
     name: str | None = None
-    """In the experiment's file; any of the architecture when absent."""
+    """In the experiment's file; when absent any of the architecture, and of RetNet's any that lacks nothing of it."""
     backend: str | None = None
     """Asked for."""
     checkpoint: str | None = None
@@ -40,10 +40,19 @@ class Side(Strict):
         """Whether a record is of this side."""
         return (
             record.model.architecture == self.architecture
-            and self.name in (None, record.model.name)
+            and (_is_whole(record) if self.name is None else self.name == record.model.name)
             and self.backend in (None, record.settings.get("backend"))
             and self.checkpoint in (None, record.model.weights and record.model.weights.source)
         )
+
+
+def _is_whole(record: Record) -> bool:
+    """Whether a model is what its paper says: of RetNet, fixed decays of several scales, a swish gate, head norms."""
+    if record.model.architecture != "retnet":
+        return True
+    config = record.model.config
+    has_parts = config.get("swish_gate", True) and config.get("head_norm", True)
+    return has_parts and config.get("decay", "eq8") in ("eq8", "paper")
 
 
 RETNET, TRANSFORMER = Side(architecture="retnet"), Side(architecture="transformer")
@@ -163,6 +172,8 @@ class Scale(Strict):
     """Parts of a GPU's name; any device when empty."""
     dtypes: tuple[Dtype, ...] = ()
     """Of which the models' is one; any when empty."""
+    chunk_size: int | None = None
+    """Of the chunkwise form; any when absent."""
     num_tokens: int | None = None
     """That models were trained on, at least."""
     context_len: int | None = None
@@ -171,13 +182,14 @@ class Scale(Strict):
     without: tuple[Feature, ...] = ()
 
     def holds(self, record: Record) -> bool:
-        """Whether a record is of the size, of the device and of a dtype."""
+        """Whether a record is of the size, of the device, of a dtype and of the chunk."""
         gpu = record.environment.get("gpu")
         device = str(gpu.get("name")) if isinstance(gpu, dict) else "cpu"
         return (
             self.size in (None, record.model.size)
             and all(part in device for part in self.hardware)
             and (not self.dtypes or record.settings.get("dtype") in self.dtypes)
+            and self.chunk_size in (None, record.settings.get("chunk_size"))
         )
 
 

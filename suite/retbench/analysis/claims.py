@@ -42,7 +42,7 @@ class Row:
         scope: Which conditions.
         conditions: In words.
         finding: The verdict and its numbers; what is missing where there are no records.
-        command: That makes the records.
+        command: That makes the records; of several runs all, in their order.
         num_records: That the finding is made of.
         run_ids: Of the runs that made them.
         experiment: That the newest of them belong to.
@@ -123,6 +123,8 @@ def _conditions(claim: Claim, *, strong: bool = False) -> str:
     parts = [*([scale.size] if scale.size else []), *([" ".join(scale.hardware)] if scale.hardware else [])]
     if scale.dtypes:
         parts.append(" or ".join(scale.dtypes))
+    if scale.chunk_size:
+        parts.append(f"chunks of {scale.chunk_size}")
     if scale.num_tokens:
         parts.append(f"trained on {format_count(scale.num_tokens)} tokens")
     if scale.context_len:
@@ -137,14 +139,14 @@ def _conditions(claim: Claim, *, strong: bool = False) -> str:
 def _cost_rows(claim: Claim, rule: CostRule, records: Sequence[Record]) -> list[Row]:
     """A row a setup that bears on a claim, the newest first; of those that read alike the newest that decides."""
     reference = rule.reference if isinstance(rule, RatioRule) else None
-    rows: dict[tuple[str, str], Row] = {}
+    rows: dict[object, Row] = {}
     mine = [each for each in records if isinstance(rule, GateRule) or each.workload == rule.workload]
     for setup in find_setups(mine, rule.challenger, reference):
         scope = _scope(claim, setup)
         if scope is None:
             continue
         finding = judge_cost(claim, rule, setup, at_scale=scope != "elsewhere")
-        key = setup.latest.experiment, setup.words
+        key = setup.latest.experiment, setup.words, setup.challenger[0].model.name
         if finding is not None and (key not in rows or decides(finding) > decides(rows[key].finding)):
             row = _row(scope, setup.words, finding, setup.records)
             rows[key] = replace(row, features=setup.features)
@@ -195,6 +197,7 @@ def _is_as_in_the_paper(claim: Claim, reading: Reading) -> bool:
 
 def _row(scope: Scope, words: str, finding: Finding, records: Sequence[Record]) -> Row:
     """A row with where it comes from."""
-    newest = max(records, key=started)
+    in_order = sorted(records, key=started)
+    commands = dict.fromkeys(record.command for record in in_order)
     run_ids = tuple(sorted({record.run_id for record in records}))
-    return Row(scope, words, finding, newest.command, len(records), run_ids, newest.experiment)
+    return Row(scope, words, finding, " && ".join(commands), len(records), run_ids, in_order[-1].experiment)

@@ -1,8 +1,9 @@
 """Claims of cost judged on intervals over rounds: ratios, level costs, growing ones, shares, and equal forms.
 
 A time takes two rounds or more; a number of bytes is counted, and its one value decides. What an interval is too wide
-to tell has no verdict: noise neither confirms a claim nor refutes it. Where a point of the paper was not measured, a
-setup of another scale is judged at the nearest one below it, and says so.
+to tell has no verdict: noise neither confirms a claim nor refutes it. `partly` is an advantage that is shown, and not
+shown to be as large as printed. Where a point of the paper was not measured, a setup of another scale is judged at the
+nearest one below it, and says so.
 """
 
 from collections.abc import Mapping, Sequence, Set
@@ -92,12 +93,13 @@ def _judge_ratio(claim: Claim, rule: RatioRule, setup: Setup, at_scale: bool) ->
         return None
     top, bottom = (theirs, mine) if rule.better == "lower" else (mine, theirs)
     advantage = ratio_interval([top[number] for number in rounds], [bottom[number] for number in rounds])
-    printed = 1 / (1 - claim.printed) if rule.saved else claim.printed
+    show = _saving_words if rule.saved else _ratio_words
     if advantage.low is None and not _is_counted(rule.metric):
-        return Finding("not_testable", f"one round {_at(point)}: {advantage.value:.3g}x without an interval")
-    verdict, words = _ratio_verdict(advantage, printed), f"{_ratio_words(advantage)} {_at(point)}"
-    more = _more_rounds(setup, len(rounds)) if verdict == "not_testable" else ""
-    return Finding(verdict, f"{words}; the paper {printed:.3g}x{more}")
+        return Finding("not_testable", f"one round {_at(point)}: {show(advantage)} without an interval")
+    verdict, is_open = _ratio_verdict(advantage, 1 / (1 - claim.printed) if rule.saved else claim.printed)
+    printed = format_percent(claim.printed) if rule.saved else f"{claim.printed:.3g}x"
+    more = _more_rounds(setup, len(rounds)) if is_open else ""
+    return Finding(verdict, f"{show(advantage)} {_at(point)}; the paper {printed}{more}")
 
 
 def _is_counted(metric: str) -> bool:
@@ -105,18 +107,32 @@ def _is_counted(metric: str) -> bool:
     return metric.endswith(("_bytes", "_batch"))
 
 
-def _ratio_verdict(advantage: Interval, printed: float) -> Verdict:
-    """Whether an advantage is told apart from none, and whether the measured one is as large as printed."""
-    side = _side(advantage)
-    if side != "above":
-        return "not_reproduced" if side == "not above" else "not_testable"
-    return "reproduced" if advantage.value >= 1 + (printed - 1) * (1 - TOLERANCE) else "partly"
+def _ratio_verdict(advantage: Interval, printed: float) -> tuple[Verdict, bool]:
+    """Whether an advantage is shown, and one as large as printed; and whether the interval leaves either open."""
+    low, high = _ends(advantage)
+    enough = 1 + (printed - 1) * (1 - TOLERANCE)
+    if low >= enough:
+        return "reproduced", False
+    match _side(advantage):
+        case "above":
+            return "partly", high >= enough
+        case "not above":
+            return "not_reproduced", False
+        case "undecided":
+            return "not_testable", True
+
+
+def _ends(ratio: Interval) -> tuple[float, float]:
+    """Of an interval; what was counted once has no width."""
+    return (
+        ratio.value if ratio.low is None else ratio.low,
+        ratio.value if ratio.high is None else ratio.high,
+    )
 
 
 def _side(ratio: Interval) -> Shown:
-    """Of a ratio by its interval; one that was counted once has no width."""
-    low = ratio.value if ratio.low is None else ratio.low
-    high = ratio.value if ratio.high is None else ratio.high
+    """Of a ratio by its interval."""
+    low, high = _ends(ratio)
     return "above" if low > 1 else "not above" if high <= 1 else "undecided"
 
 
@@ -133,8 +149,14 @@ def _ratio_words(interval: Interval) -> str:
     return f"{interval.value:.3g}x [{interval.low:.3g}, {interval.high:.3g}]"
 
 
+def _saving_words(advantage: Interval) -> str:
+    """The share that an advantage saves, with its interval: '63 % [61 %, 65 %]'."""
+    value, low, high = (format_percent(1 - 1 / each) for each in (advantage.value, *_ends(advantage)))
+    return value if low == high else f"{value} [{low}, {high}]"
+
+
 def _judge_level(rule: LevelRule, setup: Setup, at_scale: bool) -> Finding | None:
-    """The cost at the last point over that at the first."""
+    """The cost at the last point over that at the first, and whether a point between them is apart."""
     other, table = _along(rule, setup.challenger, at_scale)
     if not table:
         return None
@@ -151,9 +173,17 @@ def _judge_level(rule: LevelRule, setup: Setup, at_scale: bool) -> Finding | Non
     found = slope_equivalence(steps, by_round, rule.margin)
     if found.low is None or found.high is None:
         return Finding("not_testable", f"one round: {found.ratio:.3f}x {words} without an interval")
-    apart = found.low > 1 + rule.margin or found.high < 1 - rule.margin
-    verdict = "reproduced" if found.equivalent else "not_reproduced" if apart else "partly"
-    return Finding(verdict, f"{found.ratio:.3f}x [{found.low:.3f}, {found.high:.3f}] {words}")
+    words = f"{found.ratio:.3f}x [{found.low:.3f}, {found.high:.3f}] {words}"
+    if found.apart is not None and found.apart[0] != steps[-1]:
+        words += f", and {_ratio_words(found.apart[1])} at {_step_words(rule, found.apart[0])}"
+    if found.equivalent or found.differs:
+        return Finding("reproduced" if found.equivalent else "not_reproduced", words)
+    return Finding("not_testable", f"{words}{_more_rounds(setup, len(rounds))}")
+
+
+def _step_words(rule: LevelRule, step: int) -> str:
+    """A point of the range: a length or a number of sequences."""
+    return f"{step} sequences" if rule.along == "batch_size" else format_tokens(step)
 
 
 def _range_words(rule: LevelRule | GrowsRule, steps: Sequence[int], other: int) -> str:

@@ -28,7 +28,7 @@ from retbench.analysis.scenes import (
     rounds_disagree,
     swept_by_batch,
 )
-from retbench.measure.statistics import Crossover
+from retbench.measure.statistics import Crossover, Equivalence
 from retbench.units import format_bytes, format_seconds, format_tokens
 
 
@@ -94,15 +94,20 @@ def _decode(scene: Scene, model: str, reference: str) -> list[Finding]:
         else:
             text += (
                 f" (90 % interval {verdict.low:.3f} to {verdict.high:.3f}, on a line through all lengths): "
-            )
-            inside = f"inside {limits}, so it does not depend on the context length."
-            text += (
-                inside
-                if verdict.equivalent
-                else f"not shown to be level, which takes an interval inside {limits}."
+                f"{_level_words(verdict, limits)}."
             )
         found.append(Finding(f"{verdict.ratio:.2f}×", text))
     return found
+
+
+def _level_words(verdict: Equivalence, limits: str) -> str:
+    """Whether a cost depends on the length, and how that was told."""
+    if verdict.equivalent:
+        return f"inside {limits}, so it does not depend on the context length"
+    if verdict.apart is not None:
+        length, ratio = verdict.apart
+        return f"not level, at {format_tokens(length)} it is {ratio.value:.3f} of that at the first"
+    return f"{'not' if verdict.differs else 'not shown to be'} level, which takes an interval inside {limits}"
 
 
 def _crossover(
@@ -169,13 +174,42 @@ def _peaks(scenes: Sequence[Scene], model: str) -> list[Finding]:
             for value, batch_size in zip(peak.values, peak.batch_sizes, strict=True)
         )
         text = (
-            f"At {format_tokens(length)}, each at the batch size that suits it best, {models.labels[model]} decodes "
-            f"{mine} and the {models.labels[reference]} {theirs}: a ratio of {ratio:#.3g}"
+            f"At {format_tokens(length)}, each at the best of the batch sizes {_listed(_batches(scenes, length))}, "
+            f"{models.labels[model]} decodes {mine} and the {models.labels[reference]} {theirs}: a ratio of "
+            f"{ratio:#.3g}"
         )
         if low == low:
             text += f" (95 % interval {low:#.3g} to {high:#.3g})"
-        return [Finding(f"{ratio:#.3g}×", f"{text}.")]
+        return [Finding(f"{ratio:#.3g}×", f"{text}.{_larger_batches(scenes, (model, reference), length)}")]
     return []
+
+
+def _batches(scenes: Sequence[Scene], length: int) -> list[str]:
+    """The batch sizes that were tried at a length."""
+    return [str(size) for size in sorted({scene.batch_size for scene in scenes if length in scene.lengths})]
+
+
+def _larger_batches(scenes: Sequence[Scene], models: Sequence[str], length: int) -> str:
+    """What kept each model from a larger batch at a length; empty where nothing did."""
+    failed = pd.concat([scene.failed for scene in scenes])
+    text = ""
+    for model in models:
+        mine = failed[(failed["model"] == model) & (failed["context_len"] == length)]
+        if mine.empty:
+            continue
+        first = mine.sort_values("batch_size").iloc[0]
+        text += (
+            f" At batch {int(first['batch_size'])} the {scenes[0].models.labels[model]} has no value: "
+            f"{describe_status(str(first['status']))}{_limit_words(scenes)}."
+        )
+    return text
+
+
+def _limit_words(scenes: Sequence[Scene]) -> str:
+    """How much memory the experiment allows, where it allows less than there is."""
+    limits = {record.settings.get("memory_limit_bytes") for scene in scenes for record in scene.records}
+    known = [limit for limit in limits if isinstance(limit, int)]
+    return f", of {format_bytes(min(known))} that the experiment allows" if known else ""
 
 
 def _training(scene: Scene, model: str, reference: str) -> list[Finding]:

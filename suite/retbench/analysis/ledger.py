@@ -32,6 +32,10 @@ _OWN_FACTS = frozenset(
         "ran: energy_steps",
         "ran: timed_steps",
         "ran: timed_calls",
+        "ran: trials",
+        "ran: evaluation",
+        "ran: training_fingerprint",
+        "ran: chunk_size",
         "samples a round",
     }
 )

@@ -10,6 +10,7 @@ from retbench.analysis.claim_types import Feature, Side
 from retbench.analysis.frames import keep_latest, set_of, started
 from retbench.analysis.scenes import device_name
 from retbench.analysis.selection import model_settings, shared_settings
+from retbench.config import RetNetSpec
 from retbench.records import Record
 
 FEATURE_WORDS: dict[Feature, tuple[str, str]] = {
@@ -55,15 +56,24 @@ class Setup:
 
     @property
     def words(self) -> str:
-        """Size, device and dtype, and how the Transformer ran."""
+        """Size, device and dtype, what a RetNet has that is not the usual, and how the Transformer ran."""
         record = self.challenger[0]
-        parts = [record.model.size, device_name(record), str(set_of(record).dtype)]
+        parts = [record.model.size, device_name(record), str(set_of(record).dtype), *_unusual(record)]
         if any(_is_transformer_that_ran(each) for each in self.records):
             parts.append(_describe(self.features))
-        backends = {str(each.settings.get("backend")) for each in self.challenger}
-        if record.workload == "training":
-            parts.append("/".join(sorted(backends)))
         return ", ".join(parts)
+
+
+def _unusual(record: Record) -> list[str]:
+    """In what a RetNet is another than one of which an experiment says nothing."""
+    if record.model.architecture != "retnet":
+        return []
+    usual = RetNetSpec(architecture="retnet", decay="eq8").model_dump()
+    has = {**record.settings, **record.model.config}
+    names = ("variant", "decay", "swish_gate", "head_norm", "backend", "chunk_size")
+    return [
+        f"{name.replace('_', ' ')} {has[name]}" for name in names if has.get(name, usual[name]) != usual[name]
+    ]
 
 
 def _is_transformer_that_ran(record: Record) -> bool:

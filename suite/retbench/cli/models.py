@@ -39,6 +39,7 @@ def verify(
 
 
 def predict(
+    context_of_call: typer.Context,
     model: Annotated[
         str | None, typer.Argument(metavar="MODEL", help="A name from `retbench list --models`.")
     ] = None,
@@ -59,7 +60,7 @@ def predict(
         list[int] | None, typer.Option(help="Batch size; may be given again. By default 1.")
     ] = None,
     kv_heads: Annotated[
-        int | None, typer.Option(help="Key and value heads of the Transformer; by default all heads.")
+        int | None, typer.Option(min=1, help="Key and value heads of the Transformer; by default all heads.")
     ] = None,
     paper: Annotated[
         bool,
@@ -77,6 +78,10 @@ def predict(
     if (model is None) != paper:
         raise typer.BadParameter("give either MODEL or --paper")
     if model is None:
+        if given := _given(context_of_call) - {"--paper", "--as-json"}:
+            raise typer.BadParameter(
+                f"--paper has the paper's own sizes and device: leave out {', '.join(given)}"
+            )
         command.print_explanations(as_json=as_json)
         return
     contexts = tuple(context or (1024, 2048, 4096, 8192, 16384, 32768))
@@ -84,6 +89,16 @@ def predict(
         command.Request(model, size, device, ceilings, dtype, contexts, tuple(batch or (1,)), kv_heads),
         as_json=as_json,
     )
+
+
+def _given(call: typer.Context) -> set[str]:
+    """The options that were given, and not left at their defaults."""
+    sources = {name: call.get_parameter_source(name) for name in call.params}
+    return {
+        f"--{name.replace('_', '-')}"
+        for name, source in sources.items()
+        if source is not None and source.name == "COMMANDLINE"
+    }
 
 
 def generate(

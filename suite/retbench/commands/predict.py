@@ -7,7 +7,13 @@ from typing import Any, get_args
 
 import typer
 
-from retbench.analysis.explanations import Explanation, explain_paper
+from retbench.analysis.explanations import (
+    BARS_TOLERANCE,
+    POINT_TOLERANCE_BYTES,
+    TOLERANCE,
+    Explanation,
+    explain_paper,
+)
 from retbench.architectures import ModelConfig
 from retbench.commands.layout import print_columns, print_json
 from retbench.commands.listing import named_models
@@ -162,7 +168,10 @@ def _print_text(
     )
     typer.echo()
     for each in overtakings:
-        typer.echo(_describe(each))
+        is_out = any(one.batch_size == each.batch_size and one.fits is False for one in found)
+        typer.echo(
+            f"{_describe(each)}{' That is of time alone: what is out of memory above does not fit.' if is_out else ''}"
+        )
 
 
 def _row(each: Prediction) -> tuple[str, ...]:
@@ -200,6 +209,11 @@ def print_explanations(*, as_json: bool) -> None:
     print_columns(
         ("number", "paper", "closed form", "verdict", "what was computed"),
         [(each.place.removeprefix("retnet/"), *_values(each), each.verdict, each.note) for each in found],
+    )
+    typer.echo()
+    typer.echo(
+        f"explained: within {100 * TOLERANCE:.0f} %, a point of Figure 6(a) within {POINT_TOLERANCE_BYTES / 1e9:g} GB, "
+        f"two bars of Figure 1 within {100 * BARS_TOLERANCE:.0f} %. allowed: no better than the device permits."
     )
 
 

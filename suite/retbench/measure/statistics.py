@@ -66,15 +66,18 @@ class Crossover:
 
 @dataclass(frozen=True)
 class Equivalence:
-    """Whether a cost is the same at the last length as at the first.
+    """Whether a cost is the same at every length.
 
     Attributes:
         ratio: Cost at the last length over that at the first, on the line fitted in each round; geometric
             mean.
         low: Lower end of the 90 % interval; None where there is one round.
         high: Upper end.
-        equivalent: True where the interval lies inside 1 ± margin; False where that was not shown, which is
-            not to say that they differ; None where one round cannot tell.
+        equivalent: True where the interval lies inside 1 ± margin and no length is apart; False where that was
+            not shown, which is not to say that they differ; None where one round cannot tell.
+        differs: Whether it is shown not to be the same: the interval lies outside 1 ± margin, or a length is apart.
+        apart: The length whose cost is farthest from that at the first, where it is shown to differ by more than the
+            margin: a line through a hump may be level. None where there is none.
         num_rounds: Rounds it was made from.
     """
 
@@ -82,6 +85,8 @@ class Equivalence:
     low: float | None
     high: float | None
     equivalent: bool | None
+    differs: bool
+    apart: tuple[int, Interval] | None
     num_rounds: int
 
 
@@ -158,7 +163,8 @@ def slope_equivalence(
     """Whether a cost stays level over length: two one-sided tests on the ratio of last length to first.
 
     In each round a straight line is fitted to the logarithm of the cost over the logarithm of the length; the
-    round's ratio is what the line rises by from the first length to the last. The tests are at 5 % each.
+    round's ratio is what the line rises by from the first length to the last. The tests are at 5 % each. A cost is not
+    level either where the 95 % interval of any length's ratio to the first lies outside 1 ± margin.
 
     Args:
         lengths: Tokens, increasing, at least two.
@@ -179,10 +185,36 @@ def slope_equivalence(
     centred = log_lengths - log_lengths.mean()
     slopes = log_values @ centred / (centred @ centred)
     rise = _interval(slopes * (log_lengths[-1] - log_lengths[0]), EQUIVALENCE_CONFIDENCE)
-    equivalent = None
-    if rise.low is not None and rise.high is not None:
-        equivalent = 1 - margin < rise.low and rise.high < 1 + margin
-    return Equivalence(rise.value, rise.low, rise.high, equivalent, rise.num_rounds)
+    if rise.low is None or rise.high is None:
+        return Equivalence(
+            rise.value, None, None, None, differs=False, apart=None, num_rounds=rise.num_rounds
+        )
+    apart = _farthest_outside(lengths, log_values, margin)
+    return Equivalence(
+        rise.value,
+        rise.low,
+        rise.high,
+        equivalent=1 - margin < rise.low and rise.high < 1 + margin and apart is None,
+        differs=_is_outside(rise, margin) or apart is not None,
+        apart=apart,
+        num_rounds=rise.num_rounds,
+    )
+
+
+def _is_outside(ratio: Interval, margin: float) -> bool:
+    """Whether all of an interval lies outside 1 ± margin."""
+    return (ratio.low or 0.0) > 1 + margin or (ratio.high or 0.0) < 1 - margin
+
+
+def _farthest_outside(
+    lengths: Sequence[int], log_values: Array, margin: float
+) -> tuple[int, Interval] | None:
+    """The length whose ratio to the first is farthest from 1, of those whose interval is outside the margin."""
+    rises = [_interval(log_values[:, i] - log_values[:, 0], CONFIDENCE) for i in range(1, len(lengths))]
+    outside = [
+        (length, rise) for length, rise in zip(lengths[1:], rises, strict=True) if _is_outside(rise, margin)
+    ]
+    return max(outside, key=lambda item: abs(math.log(item[1].value)), default=None)
 
 
 def _interval(logs: Array, confidence: float) -> Interval:

@@ -25,7 +25,7 @@ KIND_WORDS: dict[Kind, str] = {
     "printed": "printed",
     "read_off": "read off by its pixels",
     "third_party": "read off by others",
-    "derived": "derived from what is printed",
+    "derived": "derived from the paper's numbers",
 }
 """How a number came to be, in words."""
 
