@@ -96,7 +96,7 @@ def test_records_that_do_not_decide_are_seen_and_the_command_stands() -> None:
     records = [record for record in graphless.latency(batch_sizes=(8,)) if record.round == 0]
     entry = entry_of("latency_level", records)
     assert entry.verdict == "not testable"
-    assert [seen.verdict for seen in entry.seen] == ["not testable"]
+    assert [seen.verdict for seen in entry.seen] == ["undecided"]
     assert entry.missing == ""
     assert entry.command == "retbench run latency --profile paper"
 
@@ -163,4 +163,4 @@ def test_a_folder_of_failures_damage_and_duplicates_still_has_every_claim(tmp_pa
     for text in read_texts(tmp_path / "out"):
         assert "32 claims under the papers' own conditions: 1 reproduced, 31 not testable." in text
         assert "schema_version is 0 and this retbench reads 1" in text
-        assert re.search(r"not testable(</strong>)?, elsewhere: 25m, .*: retnet at batch 1, 8K: failed", text)
+        assert re.search(r"undecided(</strong>)?, elsewhere: 25m, .*: retnet at batch 1, 8K: failed", text)

@@ -12,6 +12,7 @@ from retbench.analysis.claim_table import (
     describe_verdict,
     telling_rows,
     unknowns,
+    verdict_words,
 )
 from retbench.analysis.claims import Judged, Row, decides
 from retbench.analysis.drawings import Drawing
@@ -128,7 +129,7 @@ def _seen(each: Judged) -> list[Seen]:
     """What the records show, one for each kind of conditions; a verdict of the claim stands beside it already."""
     told = []
     for row, count in telling_rows(each):
-        verdict = "" if row.scope == "paper" and decides(row.finding) else VERDICT_WORDS[row.finding.verdict]
+        verdict = "" if row.scope == "paper" and decides(row.finding) else verdict_words(row)
         more = f" (one of {count})" if count > 1 else ""
         told.append(Seen(verdict, f"{describe_scope(row)}: {row.finding.text}{more}"))
     return told

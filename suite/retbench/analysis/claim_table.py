@@ -66,7 +66,7 @@ def _answers(each: Judged) -> tuple[str, str]:
         elif row.scope == "strong":
             known = f"{known}; {describe_scope(row)}: {describe_verdict(row)}, {finding}"
         else:
-            elsewhere = f"{VERDICT_WORDS[row.finding.verdict]} at {row.conditions}: {finding}"
+            elsewhere = f"{verdict_words(row)} at {row.conditions}: {finding}"
     return known, elsewhere
 
 
@@ -135,9 +135,14 @@ def describe_scope(row: Row) -> str:
     return f"{_SCOPE_WORDS[row.scope]}: {row.conditions}"
 
 
+def verdict_words(row: Row) -> str:
+    """The verdict of a row in words; records that were not enough for one leave the claim undecided."""
+    return VERDICT_WORDS[row.finding.verdict] if decides(row.finding) or not row.num_records else "undecided"
+
+
 def describe_verdict(row: Row) -> str:
     """The verdict of a row; in brackets where it decides nothing: '(reproduced there)'."""
-    verdict = VERDICT_WORDS[row.finding.verdict]
+    verdict = verdict_words(row)
     return f"({verdict} there)" if row.scope == "elsewhere" else verdict
 
 
