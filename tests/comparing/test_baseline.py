@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from analysis.synthetic_records import CPU, Machine
-from comparing.test_compare import Change, Rewrite, steady, without, write
+from comparing.test_compare import Change, Rewrite, failing, steady, without, write
 from retbench.cli import app
 from retbench.comparing.baseline import WINDOW, content_hash, read_baseline
 from retbench.records import Record, append_record
@@ -267,6 +267,35 @@ def test_a_point_missing_from_the_run_never_passes(baseline: Path, tmp_path: Pat
     assert done.exit_code == 3
     assert "missing: decode of retnet, batch 1, 32K: not measured on the second side" in done.stdout
     assert save(baseline.parents[1], partial).exit_code == 3
+
+
+def test_a_run_that_failed_in_some_rounds_fails_and_does_not_join(baseline: Path, tmp_path: Path) -> None:
+    torn = run_of(tmp_path, 9, rewrite=failing(1, 2, status="oom"))
+    done = call("compare", baseline, torn)
+    assert done.exit_code == 1
+    assert "decode of retnet, batch 1, 32K: failed in 2 of 5 rounds: oom (why) on the second" in done.stdout
+    for folder in (baseline.parents[1], tmp_path / "empty"):
+        done = save(folder, torn)
+        assert done.exit_code == 3
+        assert "32K: failed in 2 of 5 rounds: oom (why)" in done.stderr
+    assert not (tmp_path / "empty").exists()
+
+
+@pytest.mark.parametrize(("status", "code"), [("oom", 0), ("failed", 3)])
+def test_only_an_out_of_memory_each_time_is_no_failure(tmp_path: Path, status: str, code: int) -> None:
+    every = failing(0, 1, 2, 3, 4, status=status)
+    first, second, whole = (
+        run_of(tmp_path, day, rewrite=rewrite)
+        for day, rewrite in ((1, every), (2, every), (3, lambda record: record))
+    )
+    assert save(tmp_path / "baselines", first).exit_code == code
+    assert (
+        call("baseline", "accept", first, "--reason", "new", "--folder", tmp_path / "baselines").exit_code
+        == 0
+    )
+    assert call("compare", tmp_path / "baselines" / NAME, second).exit_code == code
+    assert save(tmp_path / "baselines", second).exit_code == code
+    assert save(tmp_path / "baselines", whole).exit_code == 3  # it has a point more
 
 
 def test_a_value_that_is_not_finite_in_the_run_is_told_and_missing(

@@ -239,6 +239,53 @@ def test_a_point_that_fails_now_is_a_regression(base: Path, tmp_path: Path) -> N
     assert "2 failed on the first side alone" in fixed.stdout
 
 
+def failing(*rounds: int, status: str = "failed", length: int = 32768) -> Rewrite:
+    """RetNet fails at one length in some rounds."""
+
+    def rewrite(record: Record) -> Record:
+        place = (record.workload, record.model.name, record.point.context_len)
+        if record.round not in rounds or place != ("decode", "retnet", length):
+            return record
+        return record.model_copy(update={"status": status, "error": "why", "metrics": {}, "backend": {}})
+
+    return rewrite
+
+
+def test_a_point_that_fails_in_some_rounds_is_told(base: Path, tmp_path: Path) -> None:
+    head = write(tmp_path / "head.jsonl", HEAD, rewrite=failing(1, 2, 4))
+    done = run(base, head)
+    assert done.exit_code == 1
+    line = "missing: decode of retnet, batch 1, 32K: failed in 3 of 5 rounds: failed (why) on the second side"
+    assert line in done.stdout
+    fixed = run(head, base)
+    assert fixed.exit_code == 0
+    assert line.replace("second", "first") in fixed.stdout
+    other = write(tmp_path / "other.jsonl", HEAD, rewrite=failing(0))
+    assert run(write(tmp_path / "first.jsonl", CPU, rewrite=failing(1)), other).exit_code == 1
+
+
+@pytest.mark.parametrize("rounds", [(1, 3), (0, 1, 2, 3, 4)])
+def test_what_both_sides_fail_at_alike_is_told_and_passes(tmp_path: Path, rounds: tuple[int, ...]) -> None:
+    base, head = (
+        write(tmp_path / f"{one.code_revision}.jsonl", one, rewrite=failing(*rounds, status="oom"))
+        for one in (CPU, HEAD)
+    )
+    done = run(base, head)
+    assert done.exit_code == 0
+    assert "1 failed on both sides" in done.stdout
+    assert "oom (why) on both sides" in done.stdout
+
+
+def test_a_point_that_one_side_alone_tried_is_told_though_it_failed(base: Path, tmp_path: Path) -> None:
+    every = failing(0, 1, 2, 3, 4)
+    done = run(
+        write(tmp_path / "first.jsonl", CPU, rewrite=without("retnet", 32768)),
+        write(tmp_path / "head.jsonl", HEAD, rewrite=every),
+    )
+    assert done.exit_code == 3
+    assert "missing: decode of retnet, batch 1, 32K: not measured on the first side" in done.stdout
+
+
 def failed(record: Record) -> Record:
     return record.model_copy(
         update={"status": "failed", "metrics": {}, "error": "\x1b[31mno | kernel\x1b[0m\nat all"}
@@ -250,7 +297,8 @@ def test_two_sides_that_measured_nothing_are_not_comparable(tmp_path: Path) -> N
     done = run(base, head)
     assert done.exit_code == 3
     assert "nothing could be compared" in done.stdout
-    assert "decode of retnet, batch 1, 1K has a value on neither side" in done.stdout
+    assert "missing: decode of retnet, batch 1, 1K: failed (" in done.stdout
+    assert "10 failed on both sides" in done.stdout
 
 
 def test_what_an_error_quotes_breaks_no_format(base: Path, tmp_path: Path) -> None:

@@ -14,9 +14,9 @@ from retbench.comparing.facts import (
     soft_facts,
 )
 from retbench.comparing.items import Item, Place, item_margins, item_weights, make_items
-from retbench.comparing.report import Missing, Report, describe_moves
+from retbench.comparing.report import Gap, Missing, Report, describe_moves
 from retbench.comparing.sequential import WITHOUT_REPEAT, Decision, Rules, Sweep, single_look
-from retbench.comparing.sides import TIMED, Side, are_interleaved, middle, place_of, reason_of, typical
+from retbench.comparing.sides import TIMED, Attempts, Side, are_interleaved, middle, place_of, typical
 from retbench.errors import RecordError
 from retbench.records import Record
 
@@ -60,8 +60,8 @@ def compare_sides(
         values={},
         hard=tuple(hard),
         soft=soft,
-        missing=tuple(find_missing(first, second)),
-        notes=(*first.notes, *second.notes, *_never_measured(first, second)),
+        missing=tuple(find_missing(first.attempts(), second.attempts())),
+        notes=(*first.notes, *second.notes),
     )
     return (
         report
@@ -148,28 +148,28 @@ def soft_differences(first: Side, second: Side, *, interleaved: bool) -> list[Di
     return found
 
 
-def find_missing(first: Side, second: Side) -> list[Missing]:
-    """Places with a value on one side alone."""
-    values = [side.places(measured=True) for side in (first, second)]
-    missing = [
-        Missing(place, "second", reason_of(second, place), "broken" if second.of(place) else "absent")
-        for place in values[0] - values[1]
-    ]
-    missing += [
-        Missing(place, "first", reason_of(first, place), "fixed" if first.of(place) else "absent")
-        for place in values[1] - values[0]
-    ]
-    return sorted(missing, key=lambda one: (one.place, one.side))
+def find_missing(first: Mapping[Place, Attempts], second: Mapping[Place, Attempts]) -> list[Missing]:
+    """Places that a side never tried, or failed at in some round."""
+    found = []
+    for place in sorted({*first, *second}):
+        one, other = first.get(place), second.get(place)
+        if one is None or other is None:
+            found.append(Missing(place, "first" if one is None else "second", "not measured", "absent"))
+        elif gap := _find_gap(one, other):
+            side = {"broken": "second", "fixed": "first"}.get(gap, "both")
+            found.append(Missing(place, side, str(one if gap == "fixed" else other), gap))
+    return found
 
 
-def _never_measured(first: Side, second: Side) -> list[str]:
-    """Of each place that was tried and has a value on neither side, why."""
-    values = first.places(measured=True) | second.places(measured=True)
-    tried = first.places(measured=False) | second.places(measured=False)
-    return [
-        f"{place} has a value on neither side: {reason_of(first if first.of(place) else second, place)}"
-        for place in sorted(tried - values)
-    ]
+def _find_gap(first: Attempts, second: Attempts) -> Gap | None:
+    """Which side failed where the other did not; None where neither failed."""
+    if first.has_value != second.has_value:
+        return "broken" if first.has_value else "fixed"
+    if first.has_value and second.failures.keys() - first.failures.keys():
+        return "broken"
+    if first.has_value and first.failures.keys() - second.failures.keys():
+        return "fixed"
+    return "both" if first.failures else None
 
 
 def find_doubt(item: Item, decision: Decision, soft: Sequence[Difference]) -> Decision:

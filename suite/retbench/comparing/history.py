@@ -5,7 +5,7 @@ from dataclasses import replace
 from statistics import fmean
 
 from retbench.comparing.baseline import Baseline, StoredRun
-from retbench.comparing.compare import find_doubt, judge
+from retbench.comparing.compare import find_doubt, find_missing, judge
 from retbench.comparing.evidence import Evidence, against_history
 from retbench.comparing.facts import (
     Difference,
@@ -16,9 +16,9 @@ from retbench.comparing.facts import (
     soft_facts,
 )
 from retbench.comparing.items import Item, Place, make_items
-from retbench.comparing.report import Missing, Report, describe_moves
+from retbench.comparing.report import Report, describe_moves
 from retbench.comparing.sequential import WITHOUT_REPEAT, Decision, Rules
-from retbench.comparing.sides import Side, middle, place_of, reason_of, typical
+from retbench.comparing.sides import Attempts, Side, middle, place_of, typical
 from retbench.errors import RecordError
 
 MIN_RUNS = 8
@@ -50,6 +50,10 @@ def compare_history(
             "Give records of the same experiment and profile."
         )
     soft = tuple(_soft_differences(baseline, side))
+    tried = side.attempts()
+    # A window keeps no failures, and so every run of it may have had those that a machine has each time.
+    window = {place: one for place, one in tried.items() if not one.has_value and one.is_expected}
+    window |= dict.fromkeys(known, Attempts(1, {}))
     report = Report(
         first=f"{name}: {len(baseline.runs)} runs ({baseline.runs[-1].code_revision})",
         second=f"{side.name} ({side.revisions})",
@@ -58,7 +62,7 @@ def compare_history(
         values={},
         hard=tuple(_hard_differences(known, side)),
         soft=soft,
-        missing=tuple(_find_missing(known, side)),
+        missing=tuple(find_missing(window, tried)),
         notes=side.notes,
     )
     return report if report.hard else _judged(report, baseline, side, rules, accept_soft=accept_soft)
@@ -118,17 +122,6 @@ def _soft_differences(baseline: Baseline, side: Side) -> list[Difference]:
     found = [one for one in latest if all(run.get(one.fact) != mine.get(one.fact) for run in windows)]
     clocks = [compare_clocks(run.sm_clock_hz, sm_clock_hz(side.records)) for run in baseline.runs]
     return found + (clocks[-1] if all(clocks) else [])
-
-
-def _find_missing(known: dict[Place, dict[str, str]], side: Side) -> list[Missing]:
-    """Places of the window or of the run alone."""
-    measured = side.places(measured=True)
-    gone = [
-        Missing(place, "second", reason_of(side, place), "broken" if side.of(place) else "absent")
-        for place in known.keys() - measured
-    ]
-    new = [Missing(place, "first", "not in the window", "absent") for place in measured - known.keys()]
-    return sorted(gone + new, key=lambda one: (one.place, one.side))
 
 
 def spread(runs: list[StoredRun], place: Place) -> tuple[float, float | None]:

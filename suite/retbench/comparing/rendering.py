@@ -16,7 +16,12 @@ from retbench.units import format_bytes, format_percent, format_seconds
 FORMATS = ("text", "md", "json", "junit")
 
 HEADER = ("verdict", "what", "first", "second", "ratio", "rounds", "note")
-_GAPS: dict[Gap, Outcome] = {"broken": "failure", "fixed": "skipped", "absent": "error"}
+_GAPS: dict[Gap, Outcome] = {
+    "broken": "failure",
+    "fixed": "skipped",
+    "absent": "error",
+    "both": "skipped",
+}
 _ORDER = ("regressed", "improved", "inconclusive", "same")
 
 

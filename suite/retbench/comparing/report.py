@@ -12,7 +12,7 @@ from retbench.units import format_tokens
 
 REGRESSED, NOT_COMPARABLE, INCONCLUSIVE = 1, 3, 4
 
-Gap = Literal["broken", "fixed", "absent"]
+Gap = Literal["broken", "fixed", "absent", "both"]
 
 EvidenceOf = Callable[[Item], Evidence | None]
 """What all rounds say of any item."""
@@ -22,19 +22,20 @@ _GAP_WORDS: dict[Gap, str] = {
     "broken": "failed on the second side",
     "fixed": "failed on the first side alone",
     "absent": "missing on one side",
+    "both": "failed on both sides",
 }
 
 
 @dataclass(frozen=True)
 class Missing:
-    """A place that has no value on a side.
+    """A place that lacks a value on a side, in some round or in all.
 
     Attributes:
         place: Where.
-        side: "first" or "second".
+        side: "first", "second" or "both".
         reason: Why, in words.
-        kind: "broken" where it has a value on the first side and was tried in vain on the second, "fixed" where it is
-            the other way round, "absent" where a side never tried.
+        kind: "broken" where the second side failed in rounds in which the first did not, "fixed" where it is the other
+            way round, "both" where they failed alike, "absent" where a side never tried.
     """
 
     place: Place
@@ -43,7 +44,8 @@ class Missing:
     kind: Gap
 
     def __str__(self) -> str:
-        return f"{self.place}: {self.reason} on the {self.side} side"
+        where = "both sides" if self.side == "both" else f"the {self.side} side"
+        return f"{self.place}: {self.reason} on {where}"
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class Report:
         values: Of every place, on both sides, in the unit of its workload.
         hard: Facts that keep the sides from being compared.
         soft: Facts that may explain a difference.
-        missing: Places without a value on one side.
+        missing: Places that lack a value.
         sentences: What moved, curve by curve.
         notes: What was left out, and whatever else a reader should know.
         same_code: Nothing was measured, as both sides run the same code.
@@ -119,11 +121,11 @@ class Report:
             verdict: sum(decision.verdict == verdict for decision in self.decisions.values())
             for verdict in ("regressed", "improved", "same", "inconclusive")
         }
-        parts = [f"{count} {verdict}" for verdict, count in counts.items() if count]
+        nothing = "the code that measures is the same" if self.same_code else "nothing could be compared"
+        parts = [f"{count} {verdict}" for verdict, count in counts.items() if count] or [nothing]
         gaps = [one.kind for one in self.missing]
         parts += [f"{gaps.count(kind)} {word}" for kind, word in _GAP_WORDS.items() if kind in gaps]
-        nothing = "the code that measures is the same" if self.same_code else "nothing could be compared"
-        return ", ".join(parts) or nothing
+        return ", ".join(parts)
 
     def to_json(self, *, strict: bool) -> dict[str, Any]:
         """All of it as JSON-able data, times in seconds."""
