@@ -175,6 +175,35 @@ def test_every_hard_fact_counts(base: Path, tmp_path: Path, part: str, changed: 
     assert found.exit_code(strict=False) == 3
 
 
+@pytest.mark.parametrize("failed_round", [None, 4])
+def test_a_hard_fact_counts_in_whatever_rounds_it_differs(
+    base: Path, tmp_path: Path, failed_round: int | None
+) -> None:
+    def rewrite(record: Record) -> Record:
+        if record.round == failed_round:
+            return failed(record).model_copy(update={"backend": {}})
+        changed = {"decode": "other"} if record.workload == "decode" and record.round < 4 else {}
+        return record.model_copy(update={"backend": {**record.backend, **changed}})
+
+    head = write(tmp_path / "head.jsonl", HEAD, rewrite=rewrite)
+    words = ["ran.decode: recurrent | other", "ran.decode: sdpa:math | other"]
+    assert sorted(str(one) for one in report_of(base, head).hard) == words
+    backwards = sorted(str(one) for one in report_of(head, base).hard)
+    assert backwards == ["ran.decode: other | recurrent", "ran.decode: other | sdpa:math"]
+
+
+def test_what_varies_alike_on_both_sides_is_no_difference(tmp_path: Path) -> None:
+    def vary(turn: int) -> Rewrite:
+        def rewrite(record: Record) -> Record:
+            kernel = ("sdpa:math", "sdpa:flash")[(record.round + turn) % 2]
+            return record.model_copy(update={"backend": {**record.backend, "decode": kernel}})
+
+        return rewrite
+
+    sides = [write(tmp_path / f"{turn}.jsonl", (CPU, HEAD)[turn], rewrite=vary(turn)) for turn in (0, 1)]
+    assert report_of(*sides).hard == ()
+
+
 def test_another_schema_version_is_a_hard_difference(base: Path, tmp_path: Path) -> None:
     head = write(
         tmp_path / "head.jsonl", HEAD, rewrite=lambda record: record.model_copy(update={"schema_version": 1})

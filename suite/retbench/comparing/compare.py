@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 
 from retbench.analysis.frames import started
 from retbench.comparing.evidence import Evidence, paired, unpaired
@@ -122,20 +123,44 @@ def counted(evidence: Evidence) -> Evidence:
 
 def hard_differences(first: Sequence[Record], second: Sequence[Record]) -> list[Difference]:
     """Facts that keep two sides from being compared, each once, of the places that both have."""
-    others = {place_of(record): record for record in second}
+    groups = [_by_place(records) for records in (first, second)]
     found: dict[Difference, None] = {}
-    for record in first:
-        other = others.get(place_of(record))
-        if other is not None:
-            pair = (record, other)
-            facts = [_comparable_facts(one, whole=all(each.status == "ok" for each in pair)) for one in pair]
-            found |= dict.fromkeys(compare_facts(facts[0], facts[1]))
+    for place in groups[0].keys() & groups[1].keys():
+        sides = [groups[0][place], groups[1][place]]
+        whole = all(any(record.status == "ok" for record in side) for side in sides)
+        one, other = (_distinct_facts(side, whole=whole) for side in sides)
+        alone = [facts for facts in one if facts not in other], [facts for facts in other if facts not in one]
+        if any(alone):
+            for mine, theirs in product(alone[0] or one, alone[1] or other):
+                found |= dict.fromkeys(compare_facts(mine, theirs))
     return sorted(found, key=lambda difference: difference.fact)
 
 
-def _comparable_facts(record: Record, *, whole: bool) -> dict[str, str]:
-    """The hard facts of a record; of a cell that failed on a side, without what ran, which it cannot tell."""
-    return {name: value for name, value in hard_facts(record).items() if whole or not name.startswith("ran.")}
+def _by_place(records: Sequence[Record]) -> dict[Place, list[Record]]:
+    """The records of each place."""
+    groups: dict[Place, list[Record]] = {}
+    for record in records:
+        groups.setdefault(place_of(record), []).append(record)
+    return groups
+
+
+def _distinct_facts(records: Sequence[Record], *, whole: bool) -> list[dict[str, str]]:
+    """The hard facts of a place, once for each way in which they occur in its rounds.
+
+    Args:
+        records: Of the place, on one side.
+        whole: Whether both sides have a value: then of those alone, and else without what ran, which a failure cannot
+            tell.
+    """
+    found: list[dict[str, str]] = []
+    for record in records:
+        if whole and record.status != "ok":
+            continue
+        facts = hard_facts(record)
+        kept = facts if whole else {name: facts[name] for name in facts if not name.startswith("ran.")}
+        if kept not in found:
+            found.append(kept)
+    return found
 
 
 def soft_differences(first: Side, second: Side, *, interleaved: bool) -> list[Difference]:
