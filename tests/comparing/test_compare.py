@@ -110,9 +110,44 @@ def test_a_better_reference_fails_nothing_in_another_sitting_either(base: Path, 
     head = write(tmp_path / "head.jsonl", LATER, slower(0.9, "transformer"))
     found = report_of(base, head)
     assert verdicts(found, "time")["decode of transformer, batch 1, 1K"] == "inconclusive"
-    assert verdicts(found, "ratio")["decode of retnet/transformer, batch 1, 1K"] == "regressed"
+    assert verdicts(found, "ratio")["decode of retnet/transformer, batch 1, 1K"] == "inconclusive"
     assert found.regressions == []
     assert run(base, head).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("sitting", "model", "factor"), [(0.9, "retnet", 1.1), (0.8, "retnet", 1.1), (1.1, "transformer", 0.9)]
+)
+def test_which_model_moved_a_ratio_cannot_be_told_where_the_sitting_moved_too(
+    base: Path, tmp_path: Path, sitting: float, model: str, factor: float
+) -> None:
+    def change(arguments: dict[str, Any]) -> dict[str, Any]:
+        hit = arguments["model"].name == model and arguments["workload"] == "decode"
+        return steady(arguments, sitting * (factor if hit else 1.0))
+
+    head = write(tmp_path / "head.jsonl", LATER, change)
+    done = run(base, head, "--strict")
+    assert done.exit_code == 4
+    notes = [line for line in done.stdout.splitlines() if "either model may have moved" in line]
+    assert [line.split()[:4] for line in notes] == [
+        ["inconclusive", "decode", "of", "retnet/transformer,"]
+    ] * 3
+    assert run(base, head, "--accept-soft").exit_code == 1
+
+
+def test_memory_is_no_matter_of_the_sitting(tmp_path: Path) -> None:
+    def smaller(arguments: dict[str, Any]) -> dict[str, Any]:
+        peak, share = (
+            arguments["metrics"]["peak_bytes"],
+            0.9 if arguments["model"].name == "transformer" else 1.0,
+        )
+        return arguments | {"metrics": {"peak_bytes": Metric(unit="bytes", value=share * peak.value)}}
+
+    base = write_results(tmp_path / "base", Maker(CPU).memory(LENGTHS))
+    head = write_results(tmp_path / "head", Maker(LATER, change=smaller).memory(LENGTHS))
+    found = report_of(base, head)
+    assert set(verdicts(found, "ratio").values()) == {"regressed"}
+    assert found.exit_code(strict=True) == 0
 
 
 def test_less_than_the_margin_is_the_same_and_the_margin_can_be_set(base: Path, tmp_path: Path) -> None:

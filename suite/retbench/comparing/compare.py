@@ -14,7 +14,7 @@ from retbench.comparing.facts import (
     sm_clock_hz,
     soft_facts,
 )
-from retbench.comparing.items import Item, Place, item_margins, item_weights, make_items
+from retbench.comparing.items import Item, Place, item_margins, item_weights, make_items, time_of
 from retbench.comparing.report import Gap, Missing, Report, describe_moves
 from retbench.comparing.sequential import WITHOUT_REPEAT, Decision, Rules, Sweep, single_look
 from retbench.comparing.sides import TIMED, Attempts, Side, are_interleaved, middle, place_of, typical
@@ -25,6 +25,7 @@ SITTING = "sitting"
 
 _PAIRED = "paired rounds: each round of both sides was measured before the next of either"
 _APART = "two sittings: the rounds of the sides share nothing"
+_EITHER = "regressed, but either model may have moved: a sitting shifts the times of both"
 
 
 def compare_sides(
@@ -63,6 +64,7 @@ def compare_sides(
         soft=soft,
         missing=tuple(find_missing(first.attempts(), second.attempts())),
         notes=(*first.notes, *second.notes),
+        in_turn=interleaved,
     )
     return (
         report
@@ -99,8 +101,8 @@ def _judged(
 
     evidence = {item: found for item in items if (found := evidence_of(item))}
     decisions = judge(items, evidence, typical(values[0]), rules)
-    if report.soft and not accept_soft:
-        decisions = {item: find_doubt(item, decision, report.soft) for item, decision in decisions.items()}
+    if not accept_soft:
+        decisions = find_doubts(decisions if interleaved else doubt_ratios(decisions), report.soft)
     both = {place: (middle(values[0], place), middle(values[1], place)) for place in sorted(places)}
     return replace(report, decisions=decisions, values=both, sentences=describe_moves(decisions, evidence_of))
 
@@ -125,7 +127,7 @@ def hard_differences(first: Sequence[Record], second: Sequence[Record]) -> list[
     """Facts that keep two sides from being compared, each once, of the places that both have."""
     groups = [_by_place(records) for records in (first, second)]
     found: dict[Difference, None] = {}
-    for place in groups[0].keys() & groups[1].keys():
+    for place in sorted(groups[0].keys() & groups[1].keys()):
         sides = [groups[0][place], groups[1][place]]
         whole = all(any(record.status == "ok" for record in side) for side in sides)
         one, other = (_distinct_facts(side, whole=whole) for side in sides)
@@ -197,7 +199,29 @@ def _find_gap(first: Attempts, second: Attempts) -> Gap | None:
     return "both" if first.failures else None
 
 
-def find_doubt(item: Item, decision: Decision, soft: Sequence[Difference]) -> Decision:
+def doubt_ratios(decisions: Mapping[Item, Decision]) -> dict[Item, Decision]:
+    """The decisions where the sides were not measured in turn: of a ratio that is worse either model may have moved.
+
+    A sitting shifts the times of both models. It is the model that is slower where its own time is longer and the
+    sitting has left every time of the reference as it was.
+    """
+    timed = {item: one for item, one in decisions.items() if item.places[0].workload in TIMED}
+    shifted = {item.subject for item, one in timed.items() if item.kind == "time" and one.verdict != "same"}
+    found = dict(decisions)
+    for item, decision in timed.items():
+        if item.kind == "ratio" and decision.verdict == "regressed":
+            mine, reference = item.places
+            if decisions[time_of(mine)].verdict != "regressed" or reference.model in shifted:
+                found[item] = replace(decision, verdict="inconclusive", note=_EITHER)
+    return found
+
+
+def find_doubts(decisions: Mapping[Item, Decision], soft: Sequence[Difference]) -> dict[Item, Decision]:
+    """Every decision in the light of what else differed."""
+    return {item: _find_doubt(item, decision, soft) for item, decision in decisions.items()}
+
+
+def _find_doubt(item: Item, decision: Decision, soft: Sequence[Difference]) -> Decision:
     """A decision in the light of what else differed; what a sitting does to both models leaves their ratio alone."""
     relevant = [one.fact for one in soft if not (one.fact == SITTING and item.kind == "ratio")]
     if (

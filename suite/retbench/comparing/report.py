@@ -6,8 +6,9 @@ from typing import Any, Literal
 
 from retbench.comparing.evidence import Evidence
 from retbench.comparing.facts import Difference
-from retbench.comparing.items import Item, Place
+from retbench.comparing.items import Item, Place, time_of
 from retbench.comparing.sequential import Decision
+from retbench.comparing.sides import TIMED
 from retbench.units import format_tokens
 
 REGRESSED, NOT_COMPARABLE, INCONCLUSIVE = 1, 3, 4
@@ -64,6 +65,7 @@ class Report:
         sentences: What moved, curve by curve.
         notes: What was left out, and whatever else a reader should know.
         same_code: Nothing was measured, as both sides run the same code.
+        in_turn: The rounds of both sides were measured in one sitting, so that a time moves with the code alone.
     """
 
     first: str
@@ -77,6 +79,7 @@ class Report:
     sentences: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     same_code: bool = False
+    in_turn: bool = True
 
     @property
     def regressions(self) -> list[Item]:
@@ -90,8 +93,10 @@ class Report:
     def _is_relative(self, item: Item) -> bool:
         """Whether a ratio has moved while the model's own time has not: its reference is better."""
         place = item.places[0]
-        mine = self.decisions.get(Item("time", place.model, ((place, 1.0),)))
+        mine = self.decisions.get(time_of(place))
         if item.kind != "ratio" or mine is None or mine.evidence is None:
+            return False
+        if not self.in_turn and place.workload in TIMED:
             return False
         return mine.evidence.estimate <= mine.margin
 
@@ -198,7 +203,7 @@ def describe_moves(decisions: Mapping[Item, Decision], evidence_of: EvidenceOf) 
     sentences = []
     for places in curves.values():
         ordered = sorted(places)
-        verdicts = {place: decisions[Item("time", place.model, ((place, 1.0),))].verdict for place in ordered}
+        verdicts = {place: decisions[time_of(place)].verdict for place in ordered}
         for verdict, word in (("regressed", _WORSE), ("improved", _BETTER)):
             moved = [place for place in ordered if verdicts[place] == verdict]
             where = describe_lengths(
