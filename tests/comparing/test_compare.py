@@ -363,6 +363,10 @@ def test_two_sides_that_measured_nothing_are_not_comparable(tmp_path: Path) -> N
     assert "nothing could be compared" in done.stdout
     assert "missing: decode of retnet, batch 1, 1K: failed (" in done.stdout
     assert "10 failed on both sides" in done.stdout
+    suite = ElementTree.fromstring(run(base, head, "--format", "junit").stdout)
+    assert [suite.get(name) for name in ("tests", "errors", "skipped")] == ["11", "1", "10"]
+    (error,) = suite.iter("error")
+    assert "nothing could be compared" in str(error.get("message"))
 
 
 def test_what_an_error_quotes_breaks_no_format(base: Path, tmp_path: Path) -> None:
@@ -372,6 +376,15 @@ def test_what_an_error_quotes_breaks_no_format(base: Path, tmp_path: Path) -> No
     bullets = [line for line in run(base, head, "--format", "md").stdout.splitlines() if "kernel" in line]
     assert bullets
     assert all(line.startswith("- missing: ") and line.endswith("second side") for line in bullets)
+
+
+def test_what_a_model_is_called_breaks_no_xml(tmp_path: Path) -> None:
+    def renamed(record: Record) -> Record:
+        return record.model_copy(update={"model": record.model.model_copy(update={"name": "\x1b[31mred"})})
+
+    sides = (write(tmp_path / f"{one.code_revision}.jsonl", one, rewrite=renamed) for one in (CPU, HEAD))
+    suite = ElementTree.fromstring(run(*sides, "--format", "junit").stdout)
+    assert "decode of [31mred, batch 1, 1K" in [case.get("name") for case in suite]
 
 
 def test_where_a_scheduler_put_a_process_is_no_hard_fact(base: Path, tmp_path: Path) -> None:
