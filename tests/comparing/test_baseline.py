@@ -14,6 +14,7 @@ from analysis.synthetic_records import CPU, Machine
 from comparing.test_compare import Change, Rewrite, failing, steady, without, write
 from retbench.cli import app
 from retbench.comparing.baseline import WINDOW, content_hash, read_baseline
+from retbench.comparing.exact import Quantity, write_exact
 from retbench.records import Record, append_record
 
 NAME = "epyc-9b14-2c/latency-cpu.json"
@@ -252,6 +253,18 @@ def test_a_wrong_baseline_is_refused_with_what_to_do(
     assert words in done.stderr
     assert any(advice in done.stderr for advice in ("retbench baseline accept", "a newer one"))
     assert "Traceback" not in done.stderr
+
+
+def test_a_baseline_of_the_other_kind_is_named(baseline: Path, runs: list[Path], tmp_path: Path) -> None:
+    exact = tmp_path / "exact-1.json"
+    write_exact(exact, {"parameters": Quantity(kind="count", value=1)}, "2.13.0", "for tests")
+    for words in (("compare", exact, runs[8]), ("baseline", "show", exact)):
+        done = call(*words)
+        assert done.exit_code == 2
+        assert "it holds quantities, which `retbench check --baseline` compares with" in done.stderr
+    done = call("check", "--baseline", baseline)
+    assert done.exit_code == 2
+    assert "it holds runs, which `retbench compare` compares with" in done.stderr
 
 
 def test_a_baseline_of_another_machine_is_not_comparable(baseline: Path, tmp_path: Path) -> None:

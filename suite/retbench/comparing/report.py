@@ -1,6 +1,6 @@
 """What a comparison came to: verdicts, what is missing, what differed, in sentences, and the exit code."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -259,8 +259,3 @@ def describe_ratio(evidence: Evidence) -> str:
     if interval.low is None or interval.high is None:
         return f"{interval.value:.3f}"
     return f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
-
-
-def unique(notes: Iterable[str]) -> tuple[str, ...]:
-    """Notes, each once, in order."""
-    return tuple(dict.fromkeys(notes))
