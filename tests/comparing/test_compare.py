@@ -369,6 +369,21 @@ def test_two_sides_that_measured_nothing_are_not_comparable(tmp_path: Path) -> N
     assert "nothing could be compared" in str(error.get("message"))
 
 
+def test_ratios_that_are_left_out_are_told(base: Path, tmp_path: Path) -> None:
+    def add_another(record: Record) -> Record:
+        if record.model.name == "transformer":
+            model = record.model.model_copy(update={"name": "wide"})
+            append_record(path, record.model_copy(update={"model": model, "cell_id": f"{record.cell_id}w"}))
+        return record
+
+    path = tmp_path / "head.jsonl"
+    write(path, HEAD, rewrite=add_another)
+    done = run(path, path)
+    assert "decode of wide/transformer, batch 1, 1K" in done.stdout
+    assert done.stdout.count("note: ratios are to transformer, and none is to wide.") == 1
+    assert "none is to" not in run(base, base).stdout
+
+
 def test_what_an_error_quotes_breaks_no_format(base: Path, tmp_path: Path) -> None:
     head = write(tmp_path / "head.jsonl", HEAD, rewrite=failed)
     suite = ElementTree.fromstring(run(base, head, "--format", "junit").stdout)

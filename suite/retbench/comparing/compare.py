@@ -63,7 +63,7 @@ def compare_sides(
         hard=tuple(hard),
         soft=soft,
         missing=tuple(find_missing(first.attempts(), second.attempts())),
-        notes=(*first.notes, *second.notes),
+        notes=(*first.notes, *second.notes, *first.ratio_notes),
         in_turn=interleaved,
     )
     return (

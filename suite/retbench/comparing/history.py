@@ -63,7 +63,7 @@ def compare_history(
         hard=tuple(_hard_differences(known, side)),
         soft=soft,
         missing=tuple(find_missing(window, tried)),
-        notes=side.notes,
+        notes=(*side.notes, *side.ratio_notes),
         in_turn=False,
     )
     return report if report.hard else _judged(report, baseline, side, rules, accept_soft=accept_soft)

@@ -76,6 +76,13 @@ class Side:
         """The Transformer that other models are put in ratio to."""
         return lineup(self.records).reference
 
+    @property
+    def ratio_notes(self) -> list[str]:
+        """A sentence on the other Transformers, where there are any: nothing is put in ratio to them."""
+        known = {record.model.name for record in self.records if record.model.architecture == "transformer"}
+        others = ", ".join(sorted(known - {self.reference}))
+        return [f"ratios are to {self.reference}, and none is to {others}."] if others else []
+
     def attempts(self) -> dict[Place, Attempts]:
         """What came of every place that was tried."""
         tried: dict[Place, dict[int, Record]] = {}
