@@ -11,9 +11,10 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from analysis.synthetic_records import CPU, Machine
-from comparing.test_compare import Change, Rewrite, steady, without, write
+from comparing.test_compare import Change, Rewrite, failing, steady, without, write
 from retbench.cli import app
 from retbench.comparing.baseline import WINDOW, content_hash, read_baseline
+from retbench.comparing.exact import Quantity, write_exact
 from retbench.records import Record, append_record
 
 NAME = "epyc-9b14-2c/latency-cpu.json"
@@ -70,18 +71,26 @@ def test_a_run_that_is_slower_than_their_spread_fails(baseline: Path, tmp_path: 
     assert "decode of retnet slower at every length from 1K to 32K" in done.stdout
 
 
-def test_what_the_sittings_share_does_not_hide_a_change_of_the_ratio(baseline: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("sitting", "model", "factor"),
+    [(1.0, "retnet", 1.05), (0.95, "retnet", 1.05), (1.03, "transformer", 0.95)],
+)
+def test_a_change_of_the_ratio_is_told_and_not_whose_it_is(
+    baseline: Path, tmp_path: Path, sitting: float, model: str, factor: float
+) -> None:
     """5 % on one model is within what sittings shift, and far beyond what their ratio does."""
 
-    def slower(arguments: dict[str, Any]) -> dict[str, Any]:
-        return steady(arguments, 1.05 if arguments["model"].name == "retnet" else 1.0)
+    def change(arguments: dict[str, Any]) -> dict[str, Any]:
+        return steady(arguments, sitting * (factor if arguments["model"].name == model else 1.0))
 
     later = replace(CPU, started=CPU.started + timedelta(days=9))
-    done = call("compare", baseline, write(tmp_path / "head.jsonl", later, slower))
-    assert done.exit_code == 1
-    lines = [line for line in done.stdout.splitlines() if line.startswith("regressed")]
-    assert all("retnet/transformer" in line for line in lines)
+    head = write(tmp_path / "head.jsonl", later, change)
+    done = call("compare", baseline, head, "--strict")
+    assert done.exit_code == 4
+    lines = [line for line in done.stdout.splitlines() if "either model may have moved" in line]
+    assert all(line.startswith("inconclusive") and "retnet/transformer" in line for line in lines)
     assert len(lines) == 5
+    assert save(baseline.parents[1], head).exit_code == 1
 
 
 def test_fewer_than_eight_runs_decide_nothing(tmp_path: Path, runs: list[Path]) -> None:
@@ -246,6 +255,18 @@ def test_a_wrong_baseline_is_refused_with_what_to_do(
     assert "Traceback" not in done.stderr
 
 
+def test_a_baseline_of_the_other_kind_is_named(baseline: Path, runs: list[Path], tmp_path: Path) -> None:
+    exact = tmp_path / "exact-1.json"
+    write_exact(exact, {"parameters": Quantity(kind="count", value=1)}, "2.13.0", "for tests")
+    for words in (("compare", exact, runs[8]), ("baseline", "show", exact)):
+        done = call(*words)
+        assert done.exit_code == 2
+        assert "it holds quantities, which `retbench check --baseline` compares with" in done.stderr
+    done = call("check", "--baseline", baseline)
+    assert done.exit_code == 2
+    assert "it holds runs, which `retbench compare` compares with" in done.stderr
+
+
 def test_a_baseline_of_another_machine_is_not_comparable(baseline: Path, tmp_path: Path) -> None:
     other = run_of(tmp_path, 9, machine=replace(CPU, name="other"))
     done = call("compare", baseline, other)
@@ -267,6 +288,35 @@ def test_a_point_missing_from_the_run_never_passes(baseline: Path, tmp_path: Pat
     assert done.exit_code == 3
     assert "missing: decode of retnet, batch 1, 32K: not measured on the second side" in done.stdout
     assert save(baseline.parents[1], partial).exit_code == 3
+
+
+def test_a_run_that_failed_in_some_rounds_fails_and_does_not_join(baseline: Path, tmp_path: Path) -> None:
+    torn = run_of(tmp_path, 9, rewrite=failing(1, 2, status="oom"))
+    done = call("compare", baseline, torn)
+    assert done.exit_code == 1
+    assert "decode of retnet, batch 1, 32K: failed in 2 of 5 rounds: oom (why) on the second" in done.stdout
+    for folder in (baseline.parents[1], tmp_path / "empty"):
+        done = save(folder, torn)
+        assert done.exit_code == 3
+        assert "32K: failed in 2 of 5 rounds: oom (why)" in done.stderr
+    assert not (tmp_path / "empty").exists()
+
+
+@pytest.mark.parametrize(("status", "code"), [("oom", 0), ("failed", 3)])
+def test_only_an_out_of_memory_each_time_is_no_failure(tmp_path: Path, status: str, code: int) -> None:
+    every = failing(0, 1, 2, 3, 4, status=status)
+    first, second, whole = (
+        run_of(tmp_path, day, rewrite=rewrite)
+        for day, rewrite in ((1, every), (2, every), (3, lambda record: record))
+    )
+    assert save(tmp_path / "baselines", first).exit_code == code
+    assert (
+        call("baseline", "accept", first, "--reason", "new", "--folder", tmp_path / "baselines").exit_code
+        == 0
+    )
+    assert call("compare", tmp_path / "baselines" / NAME, second).exit_code == code
+    assert save(tmp_path / "baselines", second).exit_code == code
+    assert save(tmp_path / "baselines", whole).exit_code == 3  # it has a point more
 
 
 def test_a_value_that_is_not_finite_in_the_run_is_told_and_missing(

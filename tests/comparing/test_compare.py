@@ -110,9 +110,44 @@ def test_a_better_reference_fails_nothing_in_another_sitting_either(base: Path, 
     head = write(tmp_path / "head.jsonl", LATER, slower(0.9, "transformer"))
     found = report_of(base, head)
     assert verdicts(found, "time")["decode of transformer, batch 1, 1K"] == "inconclusive"
-    assert verdicts(found, "ratio")["decode of retnet/transformer, batch 1, 1K"] == "regressed"
+    assert verdicts(found, "ratio")["decode of retnet/transformer, batch 1, 1K"] == "inconclusive"
     assert found.regressions == []
     assert run(base, head).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("sitting", "model", "factor"), [(0.9, "retnet", 1.1), (0.8, "retnet", 1.1), (1.1, "transformer", 0.9)]
+)
+def test_which_model_moved_a_ratio_cannot_be_told_where_the_sitting_moved_too(
+    base: Path, tmp_path: Path, sitting: float, model: str, factor: float
+) -> None:
+    def change(arguments: dict[str, Any]) -> dict[str, Any]:
+        hit = arguments["model"].name == model and arguments["workload"] == "decode"
+        return steady(arguments, sitting * (factor if hit else 1.0))
+
+    head = write(tmp_path / "head.jsonl", LATER, change)
+    done = run(base, head, "--strict")
+    assert done.exit_code == 4
+    notes = [line for line in done.stdout.splitlines() if "either model may have moved" in line]
+    assert [line.split()[:4] for line in notes] == [
+        ["inconclusive", "decode", "of", "retnet/transformer,"]
+    ] * 3
+    assert run(base, head, "--accept-soft").exit_code == 1
+
+
+def test_memory_is_no_matter_of_the_sitting(tmp_path: Path) -> None:
+    def smaller(arguments: dict[str, Any]) -> dict[str, Any]:
+        peak, share = (
+            arguments["metrics"]["peak_bytes"],
+            0.9 if arguments["model"].name == "transformer" else 1.0,
+        )
+        return arguments | {"metrics": {"peak_bytes": Metric(unit="bytes", value=share * peak.value)}}
+
+    base = write_results(tmp_path / "base", Maker(CPU).memory(LENGTHS))
+    head = write_results(tmp_path / "head", Maker(LATER, change=smaller).memory(LENGTHS))
+    found = report_of(base, head)
+    assert set(verdicts(found, "ratio").values()) == {"regressed"}
+    assert found.exit_code(strict=True) == 0
 
 
 def test_less_than_the_margin_is_the_same_and_the_margin_can_be_set(base: Path, tmp_path: Path) -> None:
@@ -173,6 +208,35 @@ def test_every_hard_fact_counts(base: Path, tmp_path: Path, part: str, changed: 
     found = report_of(base, write(tmp_path / "head.jsonl", HEAD, rewrite=rewrite))
     assert [name for name in changed if any(name in one.fact for one in found.hard)] == list(changed)
     assert found.exit_code(strict=False) == 3
+
+
+@pytest.mark.parametrize("failed_round", [None, 4])
+def test_a_hard_fact_counts_in_whatever_rounds_it_differs(
+    base: Path, tmp_path: Path, failed_round: int | None
+) -> None:
+    def rewrite(record: Record) -> Record:
+        if record.round == failed_round:
+            return failed(record).model_copy(update={"backend": {}})
+        changed = {"decode": "other"} if record.workload == "decode" and record.round < 4 else {}
+        return record.model_copy(update={"backend": {**record.backend, **changed}})
+
+    head = write(tmp_path / "head.jsonl", HEAD, rewrite=rewrite)
+    words = ["ran.decode: recurrent | other", "ran.decode: sdpa:math | other"]
+    assert sorted(str(one) for one in report_of(base, head).hard) == words
+    backwards = sorted(str(one) for one in report_of(head, base).hard)
+    assert backwards == ["ran.decode: other | recurrent", "ran.decode: other | sdpa:math"]
+
+
+def test_what_varies_alike_on_both_sides_is_no_difference(tmp_path: Path) -> None:
+    def vary(turn: int) -> Rewrite:
+        def rewrite(record: Record) -> Record:
+            kernel = ("sdpa:math", "sdpa:flash")[(record.round + turn) % 2]
+            return record.model_copy(update={"backend": {**record.backend, "decode": kernel}})
+
+        return rewrite
+
+    sides = [write(tmp_path / f"{turn}.jsonl", (CPU, HEAD)[turn], rewrite=vary(turn)) for turn in (0, 1)]
+    assert report_of(*sides).hard == ()
 
 
 def test_another_schema_version_is_a_hard_difference(base: Path, tmp_path: Path) -> None:
@@ -239,6 +303,53 @@ def test_a_point_that_fails_now_is_a_regression(base: Path, tmp_path: Path) -> N
     assert "2 failed on the first side alone" in fixed.stdout
 
 
+def failing(*rounds: int, status: str = "failed", length: int = 32768) -> Rewrite:
+    """RetNet fails at one length in some rounds."""
+
+    def rewrite(record: Record) -> Record:
+        place = (record.workload, record.model.name, record.point.context_len)
+        if record.round not in rounds or place != ("decode", "retnet", length):
+            return record
+        return record.model_copy(update={"status": status, "error": "why", "metrics": {}, "backend": {}})
+
+    return rewrite
+
+
+def test_a_point_that_fails_in_some_rounds_is_told(base: Path, tmp_path: Path) -> None:
+    head = write(tmp_path / "head.jsonl", HEAD, rewrite=failing(1, 2, 4))
+    done = run(base, head)
+    assert done.exit_code == 1
+    line = "missing: decode of retnet, batch 1, 32K: failed in 3 of 5 rounds: failed (why) on the second side"
+    assert line in done.stdout
+    fixed = run(head, base)
+    assert fixed.exit_code == 0
+    assert line.replace("second", "first") in fixed.stdout
+    other = write(tmp_path / "other.jsonl", HEAD, rewrite=failing(0))
+    assert run(write(tmp_path / "first.jsonl", CPU, rewrite=failing(1)), other).exit_code == 1
+
+
+@pytest.mark.parametrize("rounds", [(1, 3), (0, 1, 2, 3, 4)])
+def test_what_both_sides_fail_at_alike_is_told_and_passes(tmp_path: Path, rounds: tuple[int, ...]) -> None:
+    base, head = (
+        write(tmp_path / f"{one.code_revision}.jsonl", one, rewrite=failing(*rounds, status="oom"))
+        for one in (CPU, HEAD)
+    )
+    done = run(base, head)
+    assert done.exit_code == 0
+    assert "1 failed on both sides" in done.stdout
+    assert "oom (why) on both sides" in done.stdout
+
+
+def test_a_point_that_one_side_alone_tried_is_told_though_it_failed(base: Path, tmp_path: Path) -> None:
+    every = failing(0, 1, 2, 3, 4)
+    done = run(
+        write(tmp_path / "first.jsonl", CPU, rewrite=without("retnet", 32768)),
+        write(tmp_path / "head.jsonl", HEAD, rewrite=every),
+    )
+    assert done.exit_code == 3
+    assert "missing: decode of retnet, batch 1, 32K: not measured on the first side" in done.stdout
+
+
 def failed(record: Record) -> Record:
     return record.model_copy(
         update={"status": "failed", "metrics": {}, "error": "\x1b[31mno | kernel\x1b[0m\nat all"}
@@ -250,7 +361,27 @@ def test_two_sides_that_measured_nothing_are_not_comparable(tmp_path: Path) -> N
     done = run(base, head)
     assert done.exit_code == 3
     assert "nothing could be compared" in done.stdout
-    assert "decode of retnet, batch 1, 1K has a value on neither side" in done.stdout
+    assert "missing: decode of retnet, batch 1, 1K: failed (" in done.stdout
+    assert "10 failed on both sides" in done.stdout
+    suite = ElementTree.fromstring(run(base, head, "--format", "junit").stdout)
+    assert [suite.get(name) for name in ("tests", "errors", "skipped")] == ["11", "1", "10"]
+    (error,) = suite.iter("error")
+    assert "nothing could be compared" in str(error.get("message"))
+
+
+def test_ratios_that_are_left_out_are_told(base: Path, tmp_path: Path) -> None:
+    def add_another(record: Record) -> Record:
+        if record.model.name == "transformer":
+            model = record.model.model_copy(update={"name": "wide"})
+            append_record(path, record.model_copy(update={"model": model, "cell_id": f"{record.cell_id}w"}))
+        return record
+
+    path = tmp_path / "head.jsonl"
+    write(path, HEAD, rewrite=add_another)
+    done = run(path, path)
+    assert "decode of wide/transformer, batch 1, 1K" in done.stdout
+    assert done.stdout.count("note: ratios are to transformer, and none is to wide.") == 1
+    assert "none is to" not in run(base, base).stdout
 
 
 def test_what_an_error_quotes_breaks_no_format(base: Path, tmp_path: Path) -> None:
@@ -260,6 +391,15 @@ def test_what_an_error_quotes_breaks_no_format(base: Path, tmp_path: Path) -> No
     bullets = [line for line in run(base, head, "--format", "md").stdout.splitlines() if "kernel" in line]
     assert bullets
     assert all(line.startswith("- missing: ") and line.endswith("second side") for line in bullets)
+
+
+def test_what_a_model_is_called_breaks_no_xml(tmp_path: Path) -> None:
+    def renamed(record: Record) -> Record:
+        return record.model_copy(update={"model": record.model.model_copy(update={"name": "\x1b[31mred"})})
+
+    sides = (write(tmp_path / f"{one.code_revision}.jsonl", one, rewrite=renamed) for one in (CPU, HEAD))
+    suite = ElementTree.fromstring(run(*sides, "--format", "junit").stdout)
+    assert "decode of [31mred, batch 1, 1K" in [case.get("name") for case in suite]
 
 
 def test_where_a_scheduler_put_a_process_is_no_hard_fact(base: Path, tmp_path: Path) -> None:

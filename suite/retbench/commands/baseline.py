@@ -33,10 +33,12 @@ def save(runs: list[Path], folder: Path) -> None:
     Raises:
         RecordError: a run or the baseline cannot be read.
         ConfigError: a run is in the window already.
-        NotComparableError: a run measured something else.
+        NotComparableError: a run measured something else, or failed somewhere.
         RegressionError: a run has moved against the window, in either direction.
     """
     sides = [load_side(path) for path in runs]
+    for side in sides:
+        _check_whole(side)
     path = place_of_baseline(folder, make_baseline(sides[0], FIRST))
     baseline = read_baseline(path) if path.exists() else None
     for side in sides:
@@ -48,6 +50,16 @@ def save(runs: list[Path], folder: Path) -> None:
     typer.echo(f"{path}: {len(baseline.runs)} runs{note}")
 
 
+def _check_whole(side: Side) -> None:
+    """NotComparableError where a cell of a run failed, in one round or in all: an out-of-memory each time is none."""
+    failed = [f"{place}: {one}" for place, one in sorted(side.attempts().items()) if not one.is_expected]
+    if failed:
+        raise NotComparableError(
+            f"'{side.name}' holds cells that failed:\n  " + "\n  ".join(failed) + "\n"
+            "What joins a baseline has a value of every round. Measure again, and give the whole run."
+        )
+
+
 def _with_side(path: Path, baseline: Baseline, side: Side) -> Baseline:
     """The window with one more run, once it is found to be one of the same."""
     run = make_run(side)
@@ -55,8 +67,9 @@ def _with_side(path: Path, baseline: Baseline, side: Side) -> Baseline:
         raise ConfigError(f"'{side.name}': run {run.run_id} is in {path} already. Give another run.")
     # What else differed may explain why a run has moved, and makes it no better a measure of the next one.
     report = compare_history(str(path), baseline, side, accept_soft=True)
-    if report.hard or report.missing:
-        lines = [str(one) for one in (*report.hard, *report.missing)]
+    gaps = [one for one in report.missing if one.kind != "both"]
+    if report.hard or gaps:
+        lines = [str(one) for one in (*report.hard, *gaps)]
         raise NotComparableError(
             f"'{side.name}' did not measure what {path} holds:\n  " + "\n  ".join(lines) + "\n"
             "Measure under the same conditions, or begin anew with `retbench baseline accept`."

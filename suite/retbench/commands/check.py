@@ -9,13 +9,13 @@ import typer
 from retbench.checking import against
 from retbench.checking.sitting import VISITS, Limits
 from retbench.commands.baseline import EXACT, check_reason
-from retbench.commands.compare import Shown, show_report
+from retbench.commands.compare import Shown, show, show_report
 from retbench.commands.listing import named_models
 from retbench.commands.run import INTERRUPTED
 from retbench.comparing.exact import compare_exact, read_exact, write_exact
 from retbench.comparing.exact_rendering import ExactReport
 from retbench.comparing.sequential import Rules, plan_looks
-from retbench.errors import ConfigError, StorageError
+from retbench.errors import ConfigError
 from retbench.plan import make_plan
 from retbench.running.interrupts import Interrupted
 
@@ -42,9 +42,8 @@ def check_exact(baseline: Path | None, shown: Shown) -> int:
 
     findings = compare_exact(accepted, measure_exact(named_models()), torch.__version__)
     report = ExactReport(f"{path} (torch {accepted.torch_version}: {accepted.reason})", tuple(findings))
-    typer.echo(report.render(shown.form, strict=shown.strict), nl=False)
-    if shown.out is not None:
-        _write(report, shown.out, strict=shown.strict)
+    names = {"md": "exact.md", "json": "exact-report.json", "junit": "exact-junit.xml"}
+    show(lambda form: report.render(form, strict=shown.strict), shown, names)
     return report.exit_code(strict=shown.strict)
 
 
@@ -142,16 +141,3 @@ def check_against(ref: str, given: Given, shown: Shown) -> int:
         typer.echo("retbench: interrupted; the records of both sides are kept", err=True)
         return INTERRUPTED
     return show_report(report, shown)
-
-
-def _write(report: ExactReport, folder: Path, *, strict: bool) -> None:
-    """Write the report in the formats that are read elsewhere."""
-    names = {"md": "exact.md", "json": "exact-report.json", "junit": "exact-junit.xml"}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for form, name in names.items():
-            (folder / name).write_text(report.render(form, strict=strict), encoding="utf-8")
-    except OSError as error:
-        raise StorageError(
-            f"{folder}: the report cannot be written: {error.strerror}. Give another folder with --out."
-        ) from error

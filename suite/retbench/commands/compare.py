@@ -1,5 +1,6 @@
 """`retbench compare`: two record sets of one machine, or a stored history and one run."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,30 +61,46 @@ def compare(first: Path, second: Path, shown: Shown, margin: float, *, accept_so
 
 
 def show_report(report: Report, shown: Shown) -> int:
-    """Print a report, write it where that was asked for, and return the exit code."""
-    typer.echo(render(report, shown.form, strict=shown.strict), nl=False)
-    if shown.out is not None:
-        write_report(report, shown.out, strict=shown.strict)
+    """Print a report, write it with its figure where that was asked for, and return the exit code."""
+
+    def draw(folder: Path) -> list[Path]:
+        from retbench.analysis.style import save_figure  # matplotlib takes longer than the comparison
+        from retbench.comparing.figure import draw_ratios
+
+        return save_figure(draw_ratios(report), folder / "ratios")
+
+    has_ratios = any(decision.evidence for decision in report.decisions.values())
+    names = {"md": "check.md", "json": "check.json", "junit": "junit.xml"}
+    show(lambda form: render(report, form, strict=shown.strict), shown, names, draw if has_ratios else None)
     return report.exit_code(strict=shown.strict)
 
 
-def write_report(report: Report, folder: Path, *, strict: bool) -> None:
-    """Write a report in every format, and its figure; the paths go to stderr.
+def show(
+    text_in: Callable[[str], str],
+    shown: Shown,
+    names: Mapping[str, str],
+    draw: Callable[[Path], list[Path]] | None = None,
+) -> None:
+    """Print a report, and write it where that was asked for; the paths go to stderr.
+
+    Args:
+        text_in: Gives the report in a format.
+        shown: How it is shown.
+        names: Of the file of each format that is written.
+        draw: Writes its figure into a folder.
 
     Raises:
         StorageError: a file cannot be written.
     """
-    names = {"md": "check.md", "json": "check.json", "junit": "junit.xml"}
+    typer.echo(text_in(shown.form), nl=False)
+    folder = shown.out
+    if folder is None:
+        return
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        paths = [folder / name for name in names.values()]
-        for form, path in zip(names, paths, strict=True):
-            path.write_text(render(report, form, strict=strict), encoding="utf-8")
-        if any(decision.evidence for decision in report.decisions.values()):
-            from retbench.analysis.style import save_figure  # matplotlib takes longer than the comparison
-            from retbench.comparing.figure import draw_ratios
-
-            paths += save_figure(draw_ratios(report), folder / "ratios")
+        for form, name in names.items():
+            (folder / name).write_text(text_in(form), encoding="utf-8")
+        paths = [folder / name for name in names.values()] + (draw(folder) if draw else [])
     except OSError as error:
         raise StorageError(
             f"{folder}: the report cannot be written: {error.strerror}. Give another folder with --out."

@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from pydantic import Field, FiniteFloat, ValidationError
 
@@ -27,6 +27,13 @@ WINDOW = 20
 
 _HASH = "content_sha256"
 _AGAIN = "Restore it from version control, or make it again with `retbench baseline accept`"
+_USES = {
+    "runs": "which `retbench compare` compares with",
+    "quantities": "which `retbench check --baseline` compares with",
+}
+"""What each kind of baseline is for, by the field that it alone has."""
+
+Kind = TypeVar("Kind", bound=Strict)
 
 
 class StoredPlace(Strict):
@@ -204,25 +211,35 @@ def read_baseline(path: Path) -> Baseline:
         RecordError: it is not there, damaged, edited, or holds no run.
         UnsupportedError: it is of a newer schema.
     """
-    content = read_hashed(path, SCHEMA_VERSION)
-    try:
-        baseline = Baseline.model_validate(content)
-    except ValidationError as error:
-        fault = error.errors()[0]
-        place = ".".join(str(part) for part in fault["loc"])
-        raise RecordError(f"{path}: field '{place}': {fault['msg']}. {_AGAIN}.") from error
+    baseline = read_hashed(path, Baseline, SCHEMA_VERSION)
     if not baseline.runs:
         raise RecordError(f"{path}: it holds no run: there is nothing to compare with. {_AGAIN}.")
     return baseline
 
 
-def read_hashed(path: Path, schema_version: int) -> dict[str, Any]:
-    """The contents of a file of `write_hashed`, once its schema and its hash are found right.
+def read_hashed(path: Path, kind: type[Kind], schema_version: int) -> Kind:
+    """What a file of `write_hashed` holds, once its schema and its hash are found right.
 
     Raises:
-        RecordError: it is not there, damaged or edited.
+        RecordError: it is not there, damaged, edited, or of another kind.
         UnsupportedError: it is of a newer schema.
     """
+    content = _read_content(path, schema_version)
+    for field, use in _USES.items():
+        if field in content and field not in kind.model_fields:
+            raise RecordError(
+                f"{path}: it holds {field}, {use}. Give it to that command, or another file here."
+            )
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        place = ".".join(str(part) for part in fault["loc"])
+        raise RecordError(f"{path}: field '{place}': {fault['msg']}. {_AGAIN}.") from error
+
+
+def _read_content(path: Path, schema_version: int) -> dict[str, Any]:
+    """The JSON object of a file, without its hash."""
     try:
         content = json.loads(
             path.read_text(encoding="utf-8"), parse_constant=lambda name: _not_finite(path, name)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 
 from retbench.analysis.frames import started
 from retbench.comparing.evidence import Evidence, paired, unpaired
@@ -13,10 +14,10 @@ from retbench.comparing.facts import (
     sm_clock_hz,
     soft_facts,
 )
-from retbench.comparing.items import Item, Place, item_margins, item_weights, make_items
-from retbench.comparing.report import Missing, Report, describe_moves
+from retbench.comparing.items import Item, Place, item_margins, item_weights, make_items, time_of
+from retbench.comparing.report import Gap, Missing, Report, describe_moves
 from retbench.comparing.sequential import WITHOUT_REPEAT, Decision, Rules, Sweep, single_look
-from retbench.comparing.sides import TIMED, Side, are_interleaved, middle, place_of, reason_of, typical
+from retbench.comparing.sides import TIMED, Attempts, Side, are_interleaved, middle, place_of, typical
 from retbench.errors import RecordError
 from retbench.records import Record
 
@@ -24,6 +25,7 @@ SITTING = "sitting"
 
 _PAIRED = "paired rounds: each round of both sides was measured before the next of either"
 _APART = "two sittings: the rounds of the sides share nothing"
+_EITHER = "regressed, but either model may have moved: a sitting shifts the times of both"
 
 
 def compare_sides(
@@ -60,8 +62,9 @@ def compare_sides(
         values={},
         hard=tuple(hard),
         soft=soft,
-        missing=tuple(find_missing(first, second)),
-        notes=(*first.notes, *second.notes, *_never_measured(first, second)),
+        missing=tuple(find_missing(first.attempts(), second.attempts())),
+        notes=(*first.notes, *second.notes, *first.ratio_notes),
+        in_turn=interleaved,
     )
     return (
         report
@@ -98,8 +101,8 @@ def _judged(
 
     evidence = {item: found for item in items if (found := evidence_of(item))}
     decisions = judge(items, evidence, typical(values[0]), rules)
-    if report.soft and not accept_soft:
-        decisions = {item: find_doubt(item, decision, report.soft) for item, decision in decisions.items()}
+    if not accept_soft:
+        decisions = find_doubts(decisions if interleaved else doubt_ratios(decisions), report.soft)
     both = {place: (middle(values[0], place), middle(values[1], place)) for place in sorted(places)}
     return replace(report, decisions=decisions, values=both, sentences=describe_moves(decisions, evidence_of))
 
@@ -122,20 +125,44 @@ def counted(evidence: Evidence) -> Evidence:
 
 def hard_differences(first: Sequence[Record], second: Sequence[Record]) -> list[Difference]:
     """Facts that keep two sides from being compared, each once, of the places that both have."""
-    others = {place_of(record): record for record in second}
+    groups = [_by_place(records) for records in (first, second)]
     found: dict[Difference, None] = {}
-    for record in first:
-        other = others.get(place_of(record))
-        if other is not None:
-            pair = (record, other)
-            facts = [_comparable_facts(one, whole=all(each.status == "ok" for each in pair)) for one in pair]
-            found |= dict.fromkeys(compare_facts(facts[0], facts[1]))
+    for place in sorted(groups[0].keys() & groups[1].keys()):
+        sides = [groups[0][place], groups[1][place]]
+        whole = all(any(record.status == "ok" for record in side) for side in sides)
+        one, other = (_distinct_facts(side, whole=whole) for side in sides)
+        alone = [facts for facts in one if facts not in other], [facts for facts in other if facts not in one]
+        if any(alone):
+            for mine, theirs in product(alone[0] or one, alone[1] or other):
+                found |= dict.fromkeys(compare_facts(mine, theirs))
     return sorted(found, key=lambda difference: difference.fact)
 
 
-def _comparable_facts(record: Record, *, whole: bool) -> dict[str, str]:
-    """The hard facts of a record; of a cell that failed on a side, without what ran, which it cannot tell."""
-    return {name: value for name, value in hard_facts(record).items() if whole or not name.startswith("ran.")}
+def _by_place(records: Sequence[Record]) -> dict[Place, list[Record]]:
+    """The records of each place."""
+    groups: dict[Place, list[Record]] = {}
+    for record in records:
+        groups.setdefault(place_of(record), []).append(record)
+    return groups
+
+
+def _distinct_facts(records: Sequence[Record], *, whole: bool) -> list[dict[str, str]]:
+    """The hard facts of a place, once for each way in which they occur in its rounds.
+
+    Args:
+        records: Of the place, on one side.
+        whole: Whether both sides have a value: then of those alone, and else without what ran, which a failure cannot
+            tell.
+    """
+    found: list[dict[str, str]] = []
+    for record in records:
+        if whole and record.status != "ok":
+            continue
+        facts = hard_facts(record)
+        kept = facts if whole else {name: facts[name] for name in facts if not name.startswith("ran.")}
+        if kept not in found:
+            found.append(kept)
+    return found
 
 
 def soft_differences(first: Side, second: Side, *, interleaved: bool) -> list[Difference]:
@@ -148,31 +175,53 @@ def soft_differences(first: Side, second: Side, *, interleaved: bool) -> list[Di
     return found
 
 
-def find_missing(first: Side, second: Side) -> list[Missing]:
-    """Places with a value on one side alone."""
-    values = [side.places(measured=True) for side in (first, second)]
-    missing = [
-        Missing(place, "second", reason_of(second, place), "broken" if second.of(place) else "absent")
-        for place in values[0] - values[1]
-    ]
-    missing += [
-        Missing(place, "first", reason_of(first, place), "fixed" if first.of(place) else "absent")
-        for place in values[1] - values[0]
-    ]
-    return sorted(missing, key=lambda one: (one.place, one.side))
+def find_missing(first: Mapping[Place, Attempts], second: Mapping[Place, Attempts]) -> list[Missing]:
+    """Places that a side never tried, or failed at in some round."""
+    found = []
+    for place in sorted({*first, *second}):
+        one, other = first.get(place), second.get(place)
+        if one is None or other is None:
+            found.append(Missing(place, "first" if one is None else "second", "not measured", "absent"))
+        elif gap := _find_gap(one, other):
+            side = {"broken": "second", "fixed": "first"}.get(gap, "both")
+            found.append(Missing(place, side, str(one if gap == "fixed" else other), gap))
+    return found
 
 
-def _never_measured(first: Side, second: Side) -> list[str]:
-    """Of each place that was tried and has a value on neither side, why."""
-    values = first.places(measured=True) | second.places(measured=True)
-    tried = first.places(measured=False) | second.places(measured=False)
-    return [
-        f"{place} has a value on neither side: {reason_of(first if first.of(place) else second, place)}"
-        for place in sorted(tried - values)
-    ]
+def _find_gap(first: Attempts, second: Attempts) -> Gap | None:
+    """Which side failed where the other did not; None where neither failed."""
+    if first.has_value != second.has_value:
+        return "broken" if first.has_value else "fixed"
+    if first.has_value and second.failures.keys() - first.failures.keys():
+        return "broken"
+    if first.has_value and first.failures.keys() - second.failures.keys():
+        return "fixed"
+    return "both" if first.failures else None
 
 
-def find_doubt(item: Item, decision: Decision, soft: Sequence[Difference]) -> Decision:
+def doubt_ratios(decisions: Mapping[Item, Decision]) -> dict[Item, Decision]:
+    """The decisions where the sides were not measured in turn: of a ratio that is worse either model may have moved.
+
+    A sitting shifts the times of both models. It is the model that is slower where its own time is longer and the
+    sitting has left every time of the reference as it was.
+    """
+    timed = {item: one for item, one in decisions.items() if item.places[0].workload in TIMED}
+    shifted = {item.subject for item, one in timed.items() if item.kind == "time" and one.verdict != "same"}
+    found = dict(decisions)
+    for item, decision in timed.items():
+        if item.kind == "ratio" and decision.verdict == "regressed":
+            mine, reference = item.places
+            if decisions[time_of(mine)].verdict != "regressed" or reference.model in shifted:
+                found[item] = replace(decision, verdict="inconclusive", note=_EITHER)
+    return found
+
+
+def find_doubts(decisions: Mapping[Item, Decision], soft: Sequence[Difference]) -> dict[Item, Decision]:
+    """Every decision in the light of what else differed."""
+    return {item: _find_doubt(item, decision, soft) for item, decision in decisions.items()}
+
+
+def _find_doubt(item: Item, decision: Decision, soft: Sequence[Difference]) -> Decision:
     """A decision in the light of what else differed; what a sitting does to both models leaves their ratio alone."""
     relevant = [one.fact for one in soft if not (one.fact == SITTING and item.kind == "ratio")]
     if (

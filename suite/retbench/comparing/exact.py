@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import FiniteFloat, ValidationError
+from pydantic import FiniteFloat
 
 from retbench.comparing.baseline import read_hashed, write_hashed
-from retbench.errors import RecordError
 from retbench.records import AnyFloat
 from retbench.strict import Strict
 
@@ -180,16 +179,7 @@ def read_exact(path: Path) -> ExactBaseline:
     """Read the committed quantities.
 
     Raises:
-        RecordError: they are not there, damaged or edited.
+        RecordError: they are not there, damaged or edited, or times of runs.
         UnsupportedError: they are of a newer schema.
     """
-    content = read_hashed(path, SCHEMA_VERSION)
-    try:
-        return ExactBaseline.model_validate(content)
-    except ValidationError as error:
-        fault = error.errors()[0]
-        place = ".".join(str(part) for part in fault["loc"])
-        raise RecordError(
-            f"{path}: field '{place}': {fault['msg']}. Restore it from version control, or make it again with "
-            "`retbench baseline accept exact`."
-        ) from error
+    return read_hashed(path, ExactBaseline, SCHEMA_VERSION)

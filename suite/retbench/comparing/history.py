@@ -5,7 +5,7 @@ from dataclasses import replace
 from statistics import fmean
 
 from retbench.comparing.baseline import Baseline, StoredRun
-from retbench.comparing.compare import find_doubt, judge
+from retbench.comparing.compare import doubt_ratios, find_doubts, find_missing, judge
 from retbench.comparing.evidence import Evidence, against_history
 from retbench.comparing.facts import (
     Difference,
@@ -15,10 +15,10 @@ from retbench.comparing.facts import (
     sm_clock_hz,
     soft_facts,
 )
-from retbench.comparing.items import Item, Place, make_items
-from retbench.comparing.report import Missing, Report, describe_moves
+from retbench.comparing.items import Item, Place, make_items, time_of
+from retbench.comparing.report import Report, describe_moves
 from retbench.comparing.sequential import WITHOUT_REPEAT, Decision, Rules
-from retbench.comparing.sides import Side, middle, place_of, reason_of, typical
+from retbench.comparing.sides import Attempts, Side, middle, place_of, typical
 from retbench.errors import RecordError
 
 MIN_RUNS = 8
@@ -50,6 +50,10 @@ def compare_history(
             "Give records of the same experiment and profile."
         )
     soft = tuple(_soft_differences(baseline, side))
+    tried = side.attempts()
+    # A window keeps no failures, and so every run of it may have had those that a machine has each time.
+    window = {place: one for place, one in tried.items() if not one.has_value and one.is_expected}
+    window |= dict.fromkeys(known, Attempts(1, {}))
     report = Report(
         first=f"{name}: {len(baseline.runs)} runs ({baseline.runs[-1].code_revision})",
         second=f"{side.name} ({side.revisions})",
@@ -58,8 +62,9 @@ def compare_history(
         values={},
         hard=tuple(_hard_differences(known, side)),
         soft=soft,
-        missing=tuple(_find_missing(known, side)),
-        notes=side.notes,
+        missing=tuple(find_missing(window, tried)),
+        notes=(*side.notes, *side.ratio_notes),
+        in_turn=False,
     )
     return report if report.hard else _judged(report, baseline, side, rules, accept_soft=accept_soft)
 
@@ -77,8 +82,8 @@ def _judged(report: Report, baseline: Baseline, side: Side, rules: Rules, *, acc
 
     evidence = {item: found for item in items if (found := evidence_of(item))}
     decisions = judge(items, evidence, typical(windows[-1]), rules)
-    if report.soft and not accept_soft:
-        decisions = {item: find_doubt(item, decision, report.soft) for item, decision in decisions.items()}
+    if not accept_soft:
+        decisions = find_doubts(doubt_ratios(decisions), report.soft)
     decisions = {item: _with_enough_runs(decision) for item, decision in decisions.items()}
     earlier = [rounds for window in windows for rounds in window]
     values = {place: (middle(earlier, place), middle(mine, place)) for place in sorted(places)}
@@ -120,21 +125,9 @@ def _soft_differences(baseline: Baseline, side: Side) -> list[Difference]:
     return found + (clocks[-1] if all(clocks) else [])
 
 
-def _find_missing(known: dict[Place, dict[str, str]], side: Side) -> list[Missing]:
-    """Places of the window or of the run alone."""
-    measured = side.places(measured=True)
-    gone = [
-        Missing(place, "second", reason_of(side, place), "broken" if side.of(place) else "absent")
-        for place in known.keys() - measured
-    ]
-    new = [Missing(place, "first", "not in the window", "absent") for place in measured - known.keys()]
-    return sorted(gone + new, key=lambda one: (one.place, one.side))
-
-
 def spread(runs: list[StoredRun], place: Place) -> tuple[float, float | None]:
     """Geometric mean of a place over runs, and the standard deviation of the runs' logarithms; None with one run."""
-    item = Item("time", place.model, ((place, 1.0),))
-    logs = [mean for run in runs if (mean := _mean_log(item, run.rounds())) is not None]
+    logs = [mean for run in runs if (mean := _mean_log(time_of(place), run.rounds())) is not None]
     mean = fmean(logs)
     deviation = math.sqrt(sum((log - mean) ** 2 for log in logs) / (len(logs) - 1)) if len(logs) > 1 else None
     return math.exp(mean), deviation

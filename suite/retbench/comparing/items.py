@@ -87,6 +87,11 @@ class Item:
         return f"{place.workload} of {self.subject}, batch {place.batch_size}, {self.lengths}"
 
 
+def time_of(place: Place) -> Item:
+    """The time of a place, as an item."""
+    return Item("time", place.model, ((place, 1.0),))
+
+
 def combine_visits(visits: Sequence[Pair]) -> Pair:
     """The pair that a round's visits of one place come to: their ratio is the median of the visits' ratios.
 
@@ -105,7 +110,7 @@ def make_items(places: Iterable[Place], reference: str | None) -> list[Item]:
     """
     ordered = sorted(set(places))
     known = set(ordered)
-    items = [Item("time", place.model, ((place, 1.0),)) for place in ordered]
+    items = [time_of(place) for place in ordered]
     for place in ordered:
         if reference is not None and place.model != reference:
             other = Place(place.experiment, place.workload, reference, place.batch_size, place.context_len)

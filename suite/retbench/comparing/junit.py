@@ -28,8 +28,9 @@ def junit_xml(cases: Sequence[Case]) -> str:
     for name, outcome in (("failures", "failure"), ("errors", "error"), ("skipped", "skipped")):
         suite.set(name, str(sum(case.outcome == outcome for case in cases)))
     for case in cases:
-        element = ElementTree.SubElement(suite, "testcase", name=case.name, classname=f"retbench.{case.kind}")
+        name, message = (_FORBIDDEN.sub("", text) for text in (case.name, case.message))
+        element = ElementTree.SubElement(suite, "testcase", name=name, classname=f"retbench.{case.kind}")
         if case.outcome != "passed":
-            ElementTree.SubElement(element, case.outcome, message=_FORBIDDEN.sub("", case.message))
+            ElementTree.SubElement(element, case.outcome, message=message)
     ElementTree.indent(suite)
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(suite, encoding="unicode") + "\n"

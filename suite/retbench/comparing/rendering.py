@@ -8,7 +8,7 @@ import pandas as pd
 from retbench.analysis.formats import escape_markdown, markdown_table
 from retbench.comparing.items import Item
 from retbench.comparing.junit import Case, Outcome, junit_xml
-from retbench.comparing.report import Gap, Report, describe_ratio
+from retbench.comparing.report import NOT_COMPARABLE, Gap, Report, describe_ratio
 from retbench.comparing.sequential import Decision
 from retbench.errors import unknown_name
 from retbench.units import format_bytes, format_percent, format_seconds
@@ -16,7 +16,12 @@ from retbench.units import format_bytes, format_percent, format_seconds
 FORMATS = ("text", "md", "json", "junit")
 
 HEADER = ("verdict", "what", "first", "second", "ratio", "rounds", "note")
-_GAPS: dict[Gap, Outcome] = {"broken": "failure", "fixed": "skipped", "absent": "error"}
+_GAPS: dict[Gap, Outcome] = {
+    "broken": "failure",
+    "fixed": "skipped",
+    "absent": "error",
+    "both": "skipped",
+}
 _ORDER = ("regressed", "improved", "inconclusive", "same")
 
 
@@ -129,4 +134,8 @@ def to_junit(report: Report, *, strict: bool) -> str:
         cases.append(Case(str(item), item.kind, outcome, f"{decision.verdict}: {text}".strip()))
     cases += [Case(str(one.place), "missing", _GAPS[one.kind], str(one)) for one in report.missing]
     cases += [Case(one.fact, "comparable", "error", str(one)) for one in report.hard]
+    if report.exit_code(strict=strict) == NOT_COMPARABLE and not any(one.outcome == "error" for one in cases):
+        cases.append(
+            Case("the comparison", "comparable", "error", "; ".join([report.headline, *report.notes]))
+        )
     return junit_xml(cases)

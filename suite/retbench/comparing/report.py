@@ -1,18 +1,19 @@
 """What a comparison came to: verdicts, what is missing, what differed, in sentences, and the exit code."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from retbench.comparing.evidence import Evidence
 from retbench.comparing.facts import Difference
-from retbench.comparing.items import Item, Place
+from retbench.comparing.items import Item, Place, time_of
 from retbench.comparing.sequential import Decision
+from retbench.comparing.sides import TIMED
 from retbench.units import format_tokens
 
 REGRESSED, NOT_COMPARABLE, INCONCLUSIVE = 1, 3, 4
 
-Gap = Literal["broken", "fixed", "absent"]
+Gap = Literal["broken", "fixed", "absent", "both"]
 
 EvidenceOf = Callable[[Item], Evidence | None]
 """What all rounds say of any item."""
@@ -22,19 +23,20 @@ _GAP_WORDS: dict[Gap, str] = {
     "broken": "failed on the second side",
     "fixed": "failed on the first side alone",
     "absent": "missing on one side",
+    "both": "failed on both sides",
 }
 
 
 @dataclass(frozen=True)
 class Missing:
-    """A place that has no value on a side.
+    """A place that lacks a value on a side, in some round or in all.
 
     Attributes:
         place: Where.
-        side: "first" or "second".
+        side: "first", "second" or "both".
         reason: Why, in words.
-        kind: "broken" where it has a value on the first side and was tried in vain on the second, "fixed" where it is
-            the other way round, "absent" where a side never tried.
+        kind: "broken" where the second side failed in rounds in which the first did not, "fixed" where it is the other
+            way round, "both" where they failed alike, "absent" where a side never tried.
     """
 
     place: Place
@@ -43,7 +45,8 @@ class Missing:
     kind: Gap
 
     def __str__(self) -> str:
-        return f"{self.place}: {self.reason} on the {self.side} side"
+        where = "both sides" if self.side == "both" else f"the {self.side} side"
+        return f"{self.place}: {self.reason} on {where}"
 
 
 @dataclass(frozen=True)
@@ -58,10 +61,11 @@ class Report:
         values: Of every place, on both sides, in the unit of its workload.
         hard: Facts that keep the sides from being compared.
         soft: Facts that may explain a difference.
-        missing: Places without a value on one side.
+        missing: Places that lack a value.
         sentences: What moved, curve by curve.
         notes: What was left out, and whatever else a reader should know.
         same_code: Nothing was measured, as both sides run the same code.
+        in_turn: The rounds of both sides were measured in one sitting, so that a time moves with the code alone.
     """
 
     first: str
@@ -75,6 +79,7 @@ class Report:
     sentences: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     same_code: bool = False
+    in_turn: bool = True
 
     @property
     def regressions(self) -> list[Item]:
@@ -88,8 +93,10 @@ class Report:
     def _is_relative(self, item: Item) -> bool:
         """Whether a ratio has moved while the model's own time has not: its reference is better."""
         place = item.places[0]
-        mine = self.decisions.get(Item("time", place.model, ((place, 1.0),)))
+        mine = self.decisions.get(time_of(place))
         if item.kind != "ratio" or mine is None or mine.evidence is None:
+            return False
+        if not self.in_turn and place.workload in TIMED:
             return False
         return mine.evidence.estimate <= mine.margin
 
@@ -119,11 +126,11 @@ class Report:
             verdict: sum(decision.verdict == verdict for decision in self.decisions.values())
             for verdict in ("regressed", "improved", "same", "inconclusive")
         }
-        parts = [f"{count} {verdict}" for verdict, count in counts.items() if count]
+        nothing = "the code that measures is the same" if self.same_code else "nothing could be compared"
+        parts = [f"{count} {verdict}" for verdict, count in counts.items() if count] or [nothing]
         gaps = [one.kind for one in self.missing]
         parts += [f"{gaps.count(kind)} {word}" for kind, word in _GAP_WORDS.items() if kind in gaps]
-        nothing = "the code that measures is the same" if self.same_code else "nothing could be compared"
-        return ", ".join(parts) or nothing
+        return ", ".join(parts)
 
     def to_json(self, *, strict: bool) -> dict[str, Any]:
         """All of it as JSON-able data, times in seconds."""
@@ -196,7 +203,7 @@ def describe_moves(decisions: Mapping[Item, Decision], evidence_of: EvidenceOf) 
     sentences = []
     for places in curves.values():
         ordered = sorted(places)
-        verdicts = {place: decisions[Item("time", place.model, ((place, 1.0),))].verdict for place in ordered}
+        verdicts = {place: decisions[time_of(place)].verdict for place in ordered}
         for verdict, word in (("regressed", _WORSE), ("improved", _BETTER)):
             moved = [place for place in ordered if verdicts[place] == verdict]
             where = describe_lengths(
@@ -252,8 +259,3 @@ def describe_ratio(evidence: Evidence) -> str:
     if interval.low is None or interval.high is None:
         return f"{interval.value:.3f}"
     return f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
-
-
-def unique(notes: Iterable[str]) -> tuple[str, ...]:
-    """Notes, each once, in order."""
-    return tuple(dict.fromkeys(notes))

@@ -1,7 +1,7 @@
 """A side of a comparison: the newest comparable records of a file or folder, as values by place and round."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -11,11 +11,44 @@ from retbench.analysis.points import MAIN_METRIC, lineup
 from retbench.analysis.selection import select
 from retbench.comparing.items import Place, Values
 from retbench.errors import RecordError
-from retbench.records import Record
+from retbench.records import Record, Status
 
 COMPARED = frozenset({"decode", "prefill", "training", "memory"})
 """Workloads that are compared by a cost, of which less is better."""
 TIMED = COMPARED - {"memory"}
+_EXPECTED: frozenset[Status] = frozenset({"oom", "unsupported"})
+"""Outcomes that a machine has every time, and that no run can do without."""
+
+
+@dataclass(frozen=True)
+class Attempts:
+    """What came of one place.
+
+    Attributes:
+        num_rounds: Rounds in which it was tried.
+        failures: The record of each that gave no value, by round.
+    """
+
+    num_rounds: int
+    failures: Mapping[int, Record]
+
+    @property
+    def has_value(self) -> bool:
+        """Whether a round gave one."""
+        return len(self.failures) < self.num_rounds
+
+    @property
+    def is_expected(self) -> bool:
+        """Whether every round gave a value, or the machine has none to give."""
+        if self.has_value:
+            return not self.failures
+        return all(record.status in _EXPECTED for record in self.failures.values())
+
+    def __str__(self) -> str:
+        last = self.failures[max(self.failures)]
+        reason = f"{last.status} ({last.error or 'no reason was recorded'})"
+        share = f"failed in {len(self.failures)} of {self.num_rounds} rounds: "
+        return f"{share}{reason}" if self.has_value else reason
 
 
 @dataclass(frozen=True)
@@ -43,9 +76,24 @@ class Side:
         """The Transformer that other models are put in ratio to."""
         return lineup(self.records).reference
 
-    def of(self, place: Place) -> list[Record]:
-        """The records of a place."""
-        return [record for record in self.records if place_of(record) == place]
+    @property
+    def ratio_notes(self) -> list[str]:
+        """A sentence on the other Transformers, where there are any: nothing is put in ratio to them."""
+        known = {record.model.name for record in self.records if record.model.architecture == "transformer"}
+        others = ", ".join(sorted(known - {self.reference}))
+        return [f"ratios are to {self.reference}, and none is to {others}."] if others else []
+
+    def attempts(self) -> dict[Place, Attempts]:
+        """What came of every place that was tried."""
+        tried: dict[Place, dict[int, Record]] = {}
+        for record in self.records:
+            tried.setdefault(place_of(record), {})[record.round] = record
+        return {
+            place: Attempts(
+                len(rounds), {number: one for number, one in rounds.items() if one.status != "ok"}
+            )
+            for place, rounds in tried.items()
+        }
 
     def values(self) -> dict[int, dict[Place, float]]:
         """The values of every round."""
@@ -140,11 +188,3 @@ def middle(rounds: Sequence[Values], place: Place) -> float:
     """Geometric mean of a place's values."""
     logs = [math.log(values[place]) for values in rounds if place in values]
     return math.exp(math.fsum(logs) / len(logs))
-
-
-def reason_of(side: Side, place: Place) -> str:
-    """Why a side has no value of a place."""
-    records = side.of(place)
-    if not records:
-        return "not measured"
-    return f"{records[-1].status} ({records[-1].error or 'no reason was recorded'})"
