@@ -140,6 +140,7 @@ _ENDINGS = {
     "decided": "every point was decided",
     "rounds": "the limit of rounds was reached",
     "budget": "the time was over",
+    "nothing": "no point could be measured on both sides",
 }
 
 
@@ -158,7 +159,7 @@ def _report(report: Report, sitting: Sitting, sampled: Sampled) -> Report:
         if not any(place in failed for place in item.places)
     }
     notes = [f"{place} could be measured on neither side" for place in sitting.failed_on_both()]
-    if len(sampled.rounds) < MIN_ROUNDS:
+    if sampled.ending == "budget" and len(sampled.rounds) < MIN_ROUNDS:
         decisions = {}
         notes.append(
             f"a verdict takes {MIN_ROUNDS} rounds, which the time is too short for: give a longer --budget"
