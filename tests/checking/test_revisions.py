@@ -84,6 +84,26 @@ def test_the_worktree_goes_after_an_error_too(repository: Repository) -> None:
     assert len(git(root, "worktree", "list").splitlines()) == 1
 
 
+def test_a_check_inside_a_hook_leaves_the_commit_alone(repository: Repository) -> None:
+    """Git tells a hook where the index of the commit is: a worktree made with it would go into the commit."""
+    root = repository()
+    (root / "new.txt").write_text("new\n", encoding="utf-8")
+    git(root, "add", "--all")
+    ask = (
+        "import sys; from pathlib import Path; from retbench.checking.revisions import commit\n"
+        "with commit(Path(sys.argv[1]), 'base', print) as base: print(base.code)"
+    )
+    hook = root / ".git" / "hooks" / "pre-commit"
+    hook.parent.mkdir(exist_ok=True)
+    hook.write_text(f'#!/bin/sh\nexec "{sys.executable}" -c "{ask}" "{root}" > told.log\n', encoding="utf-8")
+    hook.chmod(0o755)
+    git(root, "commit", "--all", "--quiet", "-m", "head")
+    assert (root / "told.log").read_text(encoding="utf-8").splitlines()[-1] == "code-1"
+    assert git(root, "show", "HEAD:new.txt") == "new\n"
+    assert "code-2" in git(root, "show", "HEAD:suite/retbench/measure/environment.py")
+    assert git(root, "status", "--porcelain") == "?? told.log\n"
+
+
 def test_other_dependencies_get_an_environment_that_is_kept(
     repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -130,7 +130,7 @@ def _revision(name: str, root: Path, python: Path) -> Revision:
     source = root / "suite"
     done = subprocess.run(
         [str(python), "-P", "-c", _ASK],
-        env={**os.environ, "PYTHONPATH": str(source)},
+        env={**_variables(), "PYTHONPATH": str(source)},
         capture_output=True,
         text=True,
         check=False,
@@ -216,10 +216,28 @@ def _hash(words: list[str]) -> str:
 
 def _git(root: Path, *words: str, no: int | None = None) -> str:
     """What git prints; empty where it ends with the code `no`, which is an answer and no error."""
-    try:
-        done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=False)
-    except FileNotFoundError as error:
-        raise UnsupportedError("--against takes git, which is not installed.") from error
+    done = subprocess.run(
+        ["git", "-C", str(root), *words], env=_variables(), capture_output=True, text=True, check=False
+    )
     if done.returncode not in (0, no):
         raise RetbenchError(f"git {' '.join(words[:2])}: {done.stderr.strip()}")
     return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def _variables() -> dict[str, str]:
+    """The environment without what git tells a hook: which repository it serves, and the index of the commit to be.
+
+    With these, git would put the base's files into that commit. How git is configured stays, as it does when git goes
+    into a submodule.
+
+    Raises:
+        UnsupportedError: there is no git.
+    """
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "--local-env-vars"], capture_output=True, text=True, check=False
+        )
+    except FileNotFoundError as error:
+        raise UnsupportedError("--against takes git, which is not installed.") from error
+    local = set(done.stdout.split()) - {"GIT_CONFIG_PARAMETERS", "GIT_CONFIG_COUNT"}
+    return {name: value for name, value in os.environ.items() if name not in local}
