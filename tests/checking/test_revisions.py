@@ -15,7 +15,7 @@ import retbench
 from retbench.checking import against
 from retbench.checking.revisions import checkout_root, commit, working_tree
 from retbench.cli import app
-from retbench.errors import ConfigError, RetbenchError, UnsupportedError
+from retbench.errors import ConfigError, UnsupportedError
 from retbench.running.protocol import VERSION
 
 Repository = Callable[..., Path]
@@ -137,7 +137,7 @@ def test_dependencies_that_cannot_be_had_are_told(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     root = repository(needs=f'"gone @ {(tmp_path / "gone-1.0-py3-none-any.whl").as_uri()}"')
-    with pytest.raises(RetbenchError, match="cannot be installed"), commit(root, "base", print):
+    with pytest.raises(UnsupportedError, match="cannot be installed"), commit(root, "base", print):
         pytest.fail("measured")
 
 
@@ -150,15 +150,32 @@ def test_workers_that_cannot_take_turns_are_refused(repository: Repository, prot
         pytest.fail("measured")
 
 
-def test_code_that_cannot_be_imported_is_told(repository: Repository) -> None:
+def test_code_that_cannot_be_imported_is_nothing_to_compare_with(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root = repository(protocol="1 / 0")
-    with pytest.raises(RetbenchError, match="division by zero"), commit(root, "base", print):
+    monkeypatch.setattr(against, "checkout_root", lambda: root)
+    done = CliRunner().invoke(app, ["check", "--against", "base", "--device", "cpu"])
+    assert done.exit_code == 3  # 1 would say that something is slower
+    assert "division by zero" in done.stderr
+    assert "retbench compare" in done.stderr
+
+
+def test_an_environment_that_cannot_be_made_is_told(
+    repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cache").write_text("a file", encoding="utf-8")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    root = repository(needs='"numpy"')
+    with pytest.raises(UnsupportedError, match="no environment can be made"), commit(root, "base", print):
         pytest.fail("measured")
 
 
-@pytest.mark.parametrize("ref", ["nowhere", "--help", "HEAD~5"])
+@pytest.mark.parametrize("ref", ["nowhere", "--help", "HEAD~5", "HEAD@{9999}", "a-file"])
 def test_a_commit_that_is_not_there_is_refused(repository: Repository, ref: str) -> None:
-    with pytest.raises(ConfigError, match="no such commit"), commit(repository(), ref, print):
+    root = repository()
+    git(root, "tag", "a-file", "HEAD:pyproject.toml")
+    with pytest.raises(ConfigError, match="no such commit"), commit(root, ref, print):
         pytest.fail("measured")
 
 
@@ -174,7 +191,7 @@ def test_a_branch_that_only_the_remote_has_is_found(repository: Repository, tmp_
 def test_what_git_refuses_is_no_missing_commit(repository: Repository) -> None:
     root = repository()
     (root / ".git" / "HEAD").write_text("broken", encoding="utf-8")
-    with pytest.raises(RetbenchError, match="not a git repository"), commit(root, "base", print):
+    with pytest.raises(UnsupportedError, match="not a git repository"), commit(root, "base", print):
         pytest.fail("measured")
 
 

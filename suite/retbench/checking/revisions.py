@@ -21,13 +21,13 @@ from importlib.metadata import distributions
 from pathlib import Path
 
 import retbench
-from retbench.errors import ConfigError, RetbenchError, UnsupportedError
+from retbench.errors import ConfigError, UnsupportedError
 from retbench.running.protocol import VERSION
 
 Talk = Callable[[str], None]
 
-_NO_SUCH_COMMIT = 1
-"""Exit code of `git rev-parse --verify --quiet` for a name that it does not know."""
+_APART = "Measure both with `retbench run`, each where it runs, then use `retbench compare`."
+"""What to do where a side cannot be set up here."""
 
 _ASK = """
 import json, retbench
@@ -93,8 +93,7 @@ def commit(root: Path, ref: str, talk: Talk) -> Iterator[Revision]:
 
     Raises:
         ConfigError: there is no such commit, or it holds no retbench.
-        UnsupportedError: its workers cannot take turns with these.
-        RetbenchError: git or pip failed.
+        UnsupportedError: its code does not run here, its workers cannot take turns with these, or git or pip failed.
     """
     found = _resolve(root, ref)
     with tempfile.TemporaryDirectory(prefix="retbench-check-") as folder:
@@ -113,11 +112,11 @@ def _resolve(root: Path, ref: str) -> str:
 
     Raises:
         ConfigError: there is none.
-        RetbenchError: git cannot tell.
+        UnsupportedError: git cannot tell.
     """
     for name in (ref, f"origin/{ref}"):
         words = ("rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}")
-        if found := _git(root, *words, no=_NO_SUCH_COMMIT):
+        if found := _git(root, *words, quiet=True):
             return found
     raise ConfigError(
         f"--against {ref}: there is no such commit in {root}. Give a commit, branch or tag; in a shallow clone, fetch "
@@ -126,7 +125,11 @@ def _resolve(root: Path, ref: str) -> str:
 
 
 def _revision(name: str, root: Path, python: Path) -> Revision:
-    """A revision, once it is found to be what will run."""
+    """A revision, once it is found to be what will run.
+
+    Raises:
+        UnsupportedError: it will not, or its workers cannot take turns with these.
+    """
     source = root / "suite"
     done = subprocess.run(
         [str(python), "-P", "-c", _ASK],
@@ -137,14 +140,16 @@ def _revision(name: str, root: Path, python: Path) -> Revision:
     )
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise RetbenchError(f"{name}: its code cannot be imported: {last}")
+        raise UnsupportedError(f"{name}: its code cannot be imported here: {last}. {_APART}")
     told = json.loads(done.stdout.splitlines()[-1])
     if not Path(told["file"]).resolve().is_relative_to(source.resolve()):
-        raise RetbenchError(f"{name}: Python imports retbench from {told['file']} and not from {source}.")
+        raise UnsupportedError(
+            f"{name}: Python imports retbench from {told['file']} and not from {source}. {_APART}"
+        )
     if told["protocol"] != VERSION:
         raise UnsupportedError(
             f"{name}: its workers speak version {told['protocol']} of the protocol and these {VERSION}, so they cannot "
-            "take turns. Measure both with `retbench run`, then use `retbench compare`."
+            f"take turns. {_APART}"
         )
     return Revision(name, source, python, told["code"])
 
@@ -156,7 +161,7 @@ def _interpreter(root: Path, tree: Path, talk: Talk) -> Path:
     both can use is the same on both sides, or nothing could be compared.
 
     Raises:
-        RetbenchError: it cannot be made.
+        UnsupportedError: it cannot be made.
     """
     mine, theirs = (_dependencies(folder) for folder in (root, tree))
     if mine == theirs:
@@ -175,7 +180,9 @@ def _interpreter(root: Path, tree: Path, talk: Talk) -> Path:
             check=False,
         )
         if done.returncode:
-            raise RetbenchError(f"the base's dependencies cannot be installed: {done.stderr.strip()[-500:]}")
+            raise UnsupportedError(
+                f"the base's dependencies cannot be installed: {done.stderr.strip()[-500:]}. {_APART}"
+            )
         (folder / "complete").touch()
     return python
 
@@ -185,7 +192,7 @@ def _create_environment(folder: Path) -> None:
     try:
         venv.create(folder, with_pip=True, clear=True)
     except (OSError, subprocess.CalledProcessError) as error:
-        raise RetbenchError(
+        raise UnsupportedError(
             f"{folder}: no environment can be made for the base: {error}. Python's venv module needs ensurepip "
             "(python3-venv on Debian) and a folder it may write to; XDG_CACHE_HOME moves it."
         ) from error
@@ -214,14 +221,24 @@ def _hash(words: list[str]) -> str:
     return hashlib.sha256("\n".join(words).encode()).hexdigest()[:16]
 
 
-def _git(root: Path, *words: str, no: int | None = None) -> str:
-    """What git prints; empty where it ends with the code `no`, which is an answer and no error."""
+def _git(root: Path, *words: str, quiet: bool = False) -> str:
+    """What git prints.
+
+    Args:
+        root: The checkout.
+        words: The command.
+        quiet: It was told to be quiet: exit code 1, or failing without a word, says no, and the answer is empty.
+
+    Raises:
+        UnsupportedError: there is no git, or it failed.
+    """
     done = subprocess.run(
         ["git", "-C", str(root), *words], env=_variables(), capture_output=True, text=True, check=False
     )
-    if done.returncode not in (0, no):
-        raise RetbenchError(f"git {' '.join(words[:2])}: {done.stderr.strip()}")
-    return done.stdout.strip() if done.returncode == 0 else ""
+    says_no = quiet and (done.returncode == 1 or not done.stderr.strip())
+    if done.returncode and not says_no:
+        raise UnsupportedError(f"git {' '.join(words[:2])}: {done.stderr.strip()}")
+    return "" if done.returncode else done.stdout.strip()
 
 
 def _variables() -> dict[str, str]:
