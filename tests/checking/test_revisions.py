@@ -1,8 +1,11 @@
 """Two revisions side by side: real repositories, worktrees and environments of a package that is small."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +19,7 @@ from retbench.checking import against
 from retbench.checking.revisions import checkout_root, commit, working_tree
 from retbench.cli import app
 from retbench.errors import ConfigError, UnsupportedError
+from retbench.running.locks import timing_lock
 from retbench.running.protocol import VERSION
 
 Repository = Callable[..., Path]
@@ -217,6 +221,55 @@ def test_code_that_is_the_same_on_both_sides_is_not_timed(
     done = CliRunner().invoke(app, words)
     assert (done.exit_code, json.loads(done.stdout)["exit_code"]) == (0, 0)
     assert {path.name for path in folder.iterdir()} >= {"check.md", "check.json", "junit.xml"}
+
+
+CHECK = """
+import sys
+from pathlib import Path
+from retbench.checking import against
+from retbench.cli import app
+
+against.checkout_root = lambda: Path(sys.argv[1])
+app(["check", "--against", "base", "--device", "cpu", "--out", sys.argv[2]])
+"""
+
+
+@pytest.mark.parametrize(
+    ("needs", "mark", "number"),
+    [
+        ("", "checked out", signal.SIGINT),
+        ('"gone"', "installing those that are not here", signal.SIGTERM),
+        ("", "waiting for", signal.SIGHUP),
+    ],
+)
+def test_a_signal_before_anything_is_measured_leaves_nothing_behind(
+    repository: Repository, tmp_path: Path, needs: str, mark: str, number: signal.Signals
+) -> None:
+    """While the worktree is made, as Ctrl-C in a terminal, which all processes get; later, to the check alone."""
+    root, scratch = repository(needs=needs), tmp_path / "scratch"
+    scratch.mkdir()
+    shown = tmp_path / "shown"
+    hook = root / ".git" / "hooks" / "post-checkout"
+    hook.parent.mkdir(exist_ok=True)
+    hook.write_text(f'#!/bin/sh\necho "checked out" >> "{shown}"\nsleep 1\n', encoding="utf-8")
+    hook.chmod(0o755)
+    environment = {**os.environ, "TMPDIR": str(scratch), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    with timing_lock("another run", wait=pytest.fail), open(shown, "a", encoding="utf-8") as told:
+        process = subprocess.Popen(
+            [sys.executable, "-c", CHECK, str(root), str(tmp_path / "out")],
+            env=environment,
+            stderr=told,
+            start_new_session=True,
+        )
+        while mark not in shown.read_text(encoding="utf-8"):
+            assert process.poll() is None, shown.read_text(encoding="utf-8")
+            time.sleep(0.05)
+        (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
+        code = process.wait(timeout=60)
+    assert code == 130, shown.read_text(encoding="utf-8")
+    assert "retbench: interrupted" in shown.read_text(encoding="utf-8")
+    assert len(git(root, "worktree", "list").splitlines()) == 1
+    assert list(scratch.iterdir()) == []
 
 
 def test_an_installed_package_has_no_commits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ import sys
 import sysconfig
 import tempfile
 import tomllib
-import venv
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from importlib.metadata import distributions
 from pathlib import Path
 
 import retbench
+from retbench.checking.programs import Stop, run_program
 from retbench.errors import ConfigError, UnsupportedError
 from retbench.running.protocol import VERSION
 
@@ -79,22 +79,25 @@ def checkout_root() -> Path:
 
 def working_tree(root: Path) -> Revision:
     """The checkout as it is, changes that are not committed included."""
-    return _revision("the working tree", root, Path(sys.executable))
+    return _revision("the working tree", root, Path(sys.executable), Stop())
 
 
 @contextmanager
-def commit(root: Path, ref: str, talk: Talk) -> Iterator[Revision]:
+def commit(root: Path, ref: str, talk: Talk, stop: Stop | None = None) -> Iterator[Revision]:
     """A commit of the checkout in a worktree, which is gone when the block ends.
 
     Args:
         root: The checkout.
         ref: A commit, branch or tag.
         talk: Told how its dependencies come to be.
+        stop: Ends that; None where nothing does.
 
     Raises:
+        Interrupted: the user ended it.
         ConfigError: there is no such commit, or it holds no retbench.
         UnsupportedError: its code does not run here, its workers cannot take turns with these, or git or pip failed.
     """
+    stop = stop or Stop()
     found = _resolve(root, ref)
     with tempfile.TemporaryDirectory(prefix="retbench-check-") as folder:
         tree = Path(folder) / "tree"
@@ -102,7 +105,8 @@ def commit(root: Path, ref: str, talk: Talk) -> Iterator[Revision]:
         try:
             if not (tree / "suite" / "retbench").is_dir():
                 raise ConfigError(f"--against {ref}: that commit has no suite/retbench. Give a later one.")
-            yield _revision(f"{ref} ({found[:10]})", tree, _interpreter(root, tree, talk))
+            python = _interpreter(root, tree, talk, stop)
+            yield _revision(f"{ref} ({found[:10]})", tree, python, stop)
         finally:
             _git(root, "worktree", "remove", "--force", str(tree))
 
@@ -124,20 +128,14 @@ def _resolve(root: Path, ref: str) -> str:
     )
 
 
-def _revision(name: str, root: Path, python: Path) -> Revision:
+def _revision(name: str, root: Path, python: Path, stop: Stop) -> Revision:
     """A revision, once it is found to be what will run.
 
     Raises:
         UnsupportedError: it will not, or its workers cannot take turns with these.
     """
     source = root / "suite"
-    done = subprocess.run(
-        [str(python), "-P", "-c", _ASK],
-        env={**_variables(), "PYTHONPATH": str(source)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_program([str(python), "-P", "-c", _ASK], {**_variables(), "PYTHONPATH": str(source)}, stop)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise UnsupportedError(f"{name}: its code cannot be imported here: {last}. {_APART}")
@@ -154,7 +152,7 @@ def _revision(name: str, root: Path, python: Path) -> Revision:
     return Revision(name, source, python, told["code"])
 
 
-def _interpreter(root: Path, tree: Path, talk: Talk) -> Path:
+def _interpreter(root: Path, tree: Path, talk: Talk, stop: Stop) -> Path:
     """The Python with the dependencies of a commit.
 
     An environment of its own has on top of everything that is installed here what the commit asks for and is not: what
@@ -172,13 +170,8 @@ def _interpreter(root: Path, tree: Path, talk: Talk) -> Path:
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     if not (folder / "complete").exists():
         talk(f"the base asks for other dependencies: installing those that are not here in {folder}")
-        _create_environment(folder)
-        done = subprocess.run(
-            [str(python), "-m", "pip", "install", "--quiet", *theirs],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        _create_environment(folder, stop)
+        done = run_program([str(python), "-m", "pip", "install", "--quiet", *theirs], _variables(), stop)
         if done.returncode:
             raise UnsupportedError(
                 f"the base's dependencies cannot be installed: {done.stderr.strip()[-500:]}. {_APART}"
@@ -187,15 +180,16 @@ def _interpreter(root: Path, tree: Path, talk: Talk) -> Path:
     return python
 
 
-def _create_environment(folder: Path) -> None:
+def _create_environment(folder: Path, stop: Stop) -> None:
     """An empty environment that sees the packages of this one behind its own."""
-    try:
-        venv.create(folder, with_pip=True, clear=True)
-    except (OSError, subprocess.CalledProcessError) as error:
+    words = [sys.executable, "-P", "-m", "venv", "--copies", "--clear", str(folder)]
+    done = run_program(words, _variables(), stop)
+    if done.returncode:
+        said = (done.stderr or done.stdout).strip()[-500:]
         raise UnsupportedError(
-            f"{folder}: no environment can be made for the base: {error}. Python's venv module needs ensurepip "
+            f"{folder}: no environment can be made for the base: {said}. Python's venv module needs ensurepip "
             "(python3-venv on Debian) and a folder it may write to; XDG_CACHE_HOME moves it."
-        ) from error
+        )
     own = Path(sysconfig.get_path("purelib", "venv", {"base": str(folder), "platbase": str(folder)}))
     shared = dict.fromkeys(sysconfig.get_path(name) for name in ("purelib", "platlib"))
     (own / "checkout.pth").write_text("\n".join(shared) + "\n", encoding="utf-8")
@@ -233,7 +227,12 @@ def _git(root: Path, *words: str, quiet: bool = False) -> str:
         UnsupportedError: there is no git, or it failed.
     """
     done = subprocess.run(
-        ["git", "-C", str(root), *words], env=_variables(), capture_output=True, text=True, check=False
+        ["git", "-C", str(root), *words],
+        env=_variables(),
+        capture_output=True,
+        text=True,
+        check=False,
+        start_new_session=True,  # Ctrl-C would leave half a worktree, or half of one removed
     )
     says_no = quiet and (done.returncode == 1 or not done.stderr.strip())
     if done.returncode and not says_no:
