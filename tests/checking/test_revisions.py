@@ -1,8 +1,11 @@
 """Two revisions side by side: real repositories, worktrees and environments of a package that is small."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +18,8 @@ import retbench
 from retbench.checking import against
 from retbench.checking.revisions import checkout_root, commit, working_tree
 from retbench.cli import app
-from retbench.errors import ConfigError, RetbenchError, UnsupportedError
+from retbench.errors import ConfigError, UnsupportedError
+from retbench.running.locks import timing_lock
 from retbench.running.protocol import VERSION
 
 Repository = Callable[..., Path]
@@ -84,6 +88,26 @@ def test_the_worktree_goes_after_an_error_too(repository: Repository) -> None:
     assert len(git(root, "worktree", "list").splitlines()) == 1
 
 
+def test_a_check_inside_a_hook_leaves_the_commit_alone(repository: Repository) -> None:
+    """Git tells a hook where the index of the commit is: a worktree made with it would go into the commit."""
+    root = repository()
+    (root / "new.txt").write_text("new\n", encoding="utf-8")
+    git(root, "add", "--all")
+    ask = (
+        "import sys; from pathlib import Path; from retbench.checking.revisions import commit\n"
+        "with commit(Path(sys.argv[1]), 'base', print) as base: print(base.code)"
+    )
+    hook = root / ".git" / "hooks" / "pre-commit"
+    hook.parent.mkdir(exist_ok=True)
+    hook.write_text(f'#!/bin/sh\nexec "{sys.executable}" -c "{ask}" "{root}" > told.log\n', encoding="utf-8")
+    hook.chmod(0o755)
+    git(root, "commit", "--all", "--quiet", "-m", "head")
+    assert (root / "told.log").read_text(encoding="utf-8").splitlines()[-1] == "code-1"
+    assert git(root, "show", "HEAD:new.txt") == "new\n"
+    assert "code-2" in git(root, "show", "HEAD:suite/retbench/measure/environment.py")
+    assert git(root, "status", "--porcelain") == "?? told.log\n"
+
+
 def test_other_dependencies_get_an_environment_that_is_kept(
     repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,7 +141,7 @@ def test_dependencies_that_cannot_be_had_are_told(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     root = repository(needs=f'"gone @ {(tmp_path / "gone-1.0-py3-none-any.whl").as_uri()}"')
-    with pytest.raises(RetbenchError, match="cannot be installed"), commit(root, "base", print):
+    with pytest.raises(UnsupportedError, match="cannot be installed"), commit(root, "base", print):
         pytest.fail("measured")
 
 
@@ -130,15 +154,32 @@ def test_workers_that_cannot_take_turns_are_refused(repository: Repository, prot
         pytest.fail("measured")
 
 
-def test_code_that_cannot_be_imported_is_told(repository: Repository) -> None:
+def test_code_that_cannot_be_imported_is_nothing_to_compare_with(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root = repository(protocol="1 / 0")
-    with pytest.raises(RetbenchError, match="division by zero"), commit(root, "base", print):
+    monkeypatch.setattr(against, "checkout_root", lambda: root)
+    done = CliRunner().invoke(app, ["check", "--against", "base", "--device", "cpu"])
+    assert done.exit_code == 3  # 1 would say that something is slower
+    assert "division by zero" in done.stderr
+    assert "retbench compare" in done.stderr
+
+
+def test_an_environment_that_cannot_be_made_is_told(
+    repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cache").write_text("a file", encoding="utf-8")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    root = repository(needs='"numpy"')
+    with pytest.raises(UnsupportedError, match="no environment can be made"), commit(root, "base", print):
         pytest.fail("measured")
 
 
-@pytest.mark.parametrize("ref", ["nowhere", "--help", "HEAD~5"])
+@pytest.mark.parametrize("ref", ["nowhere", "--help", "HEAD~5", "HEAD@{9999}", "a-file"])
 def test_a_commit_that_is_not_there_is_refused(repository: Repository, ref: str) -> None:
-    with pytest.raises(ConfigError, match="no such commit"), commit(repository(), ref, print):
+    root = repository()
+    git(root, "tag", "a-file", "HEAD:pyproject.toml")
+    with pytest.raises(ConfigError, match="no such commit"), commit(root, ref, print):
         pytest.fail("measured")
 
 
@@ -154,7 +195,7 @@ def test_a_branch_that_only_the_remote_has_is_found(repository: Repository, tmp_
 def test_what_git_refuses_is_no_missing_commit(repository: Repository) -> None:
     root = repository()
     (root / ".git" / "HEAD").write_text("broken", encoding="utf-8")
-    with pytest.raises(RetbenchError, match="not a git repository"), commit(root, "base", print):
+    with pytest.raises(UnsupportedError, match="not a git repository"), commit(root, "base", print):
         pytest.fail("measured")
 
 
@@ -180,6 +221,55 @@ def test_code_that_is_the_same_on_both_sides_is_not_timed(
     done = CliRunner().invoke(app, words)
     assert (done.exit_code, json.loads(done.stdout)["exit_code"]) == (0, 0)
     assert {path.name for path in folder.iterdir()} >= {"check.md", "check.json", "junit.xml"}
+
+
+CHECK = """
+import sys
+from pathlib import Path
+from retbench.checking import against
+from retbench.cli import app
+
+against.checkout_root = lambda: Path(sys.argv[1])
+app(["check", "--against", "base", "--device", "cpu", "--out", sys.argv[2]])
+"""
+
+
+@pytest.mark.parametrize(
+    ("needs", "mark", "number"),
+    [
+        ("", "checked out", signal.SIGINT),
+        ('"gone"', "installing those that are not here", signal.SIGTERM),
+        ("", "waiting for", signal.SIGHUP),
+    ],
+)
+def test_a_signal_before_anything_is_measured_leaves_nothing_behind(
+    repository: Repository, tmp_path: Path, needs: str, mark: str, number: signal.Signals
+) -> None:
+    """While the worktree is made, as Ctrl-C in a terminal, which all processes get; later, to the check alone."""
+    root, scratch = repository(needs=needs), tmp_path / "scratch"
+    scratch.mkdir()
+    shown = tmp_path / "shown"
+    hook = root / ".git" / "hooks" / "post-checkout"
+    hook.parent.mkdir(exist_ok=True)
+    hook.write_text(f'#!/bin/sh\necho "checked out" >> "{shown}"\nsleep 1\n', encoding="utf-8")
+    hook.chmod(0o755)
+    environment = {**os.environ, "TMPDIR": str(scratch), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    with timing_lock("another run", wait=pytest.fail), open(shown, "a", encoding="utf-8") as told:
+        process = subprocess.Popen(
+            [sys.executable, "-c", CHECK, str(root), str(tmp_path / "out")],
+            env=environment,
+            stderr=told,
+            start_new_session=True,
+        )
+        while mark not in shown.read_text(encoding="utf-8"):
+            assert process.poll() is None, shown.read_text(encoding="utf-8")
+            time.sleep(0.05)
+        (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
+        code = process.wait(timeout=60)
+    assert code == 130, shown.read_text(encoding="utf-8")
+    assert "retbench: interrupted" in shown.read_text(encoding="utf-8")
+    assert len(git(root, "worktree", "list").splitlines()) == 1
+    assert list(scratch.iterdir()) == []
 
 
 def test_an_installed_package_has_no_commits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

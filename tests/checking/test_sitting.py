@@ -156,6 +156,40 @@ def test_a_point_that_fails_costs_the_others_no_round(plan: Plan, tmp_path: Path
     assert [one.kind for one in sitting.missing()] == ["broken"]
 
 
+OUT_OF_MEMORY = "raise MemoryError('no memory for it')\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(
+    ("module", "start", "fault", "lengths"),
+    [
+        (
+            "workloads/prefill.py",
+            "    context.forget_what_ran()\n",
+            f"    if context.cell.point.context_len == 64:\n        {OUT_OF_MEMORY}",
+            {64},
+        ),
+        ("running/tasks.py", "        ceilings = measure_ceilings(", f"        {OUT_OF_MEMORY}", {32, 64}),
+    ],
+    ids=["a cell", "the set-up"],
+)
+def test_what_fails_on_both_sides_is_the_fault_of_neither(
+    plan: Plan, tmp_path: Path, seed: int, module: str, start: str, fault: str, lengths: set[int]
+) -> None:
+    """Whichever side the seed has asked first."""
+    code = changed(tmp_path, module, start, fault + start)
+    settings = plan.settings.model_copy(update={"seed": seed})
+    prompts = tuple(
+        cell.model_copy(update={"settings": settings}) for cell in plan.cells if cell.workload == "prefill"
+    )
+    sitting = Sitting(replace(plan, cells=prompts), (code, code), tmp_path / "run", Limits(visits=2), print)
+    found = sitting.measure(frozenset(sitting.places))
+    assert {place.context_len for place in found} == {32, 64} - lengths
+    assert sitting.missing() == []
+    assert {place.context_len for place in sitting.failed_on_both()} == lengths
+
+
 @pytest.mark.slow
 def test_a_base_whose_forms_disagree_is_nothing_to_hold_against(plan: Plan, tmp_path: Path) -> None:
     start = "    error = float((found - reference)"

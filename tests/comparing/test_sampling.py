@@ -135,11 +135,28 @@ def test_a_budget_of_too_few_rounds_decides_nothing() -> None:
     assert set(verdicts(found)) == {"inconclusive"}
 
 
-def test_a_place_that_is_never_measured_is_not_passed_over() -> None:
+def test_a_place_that_the_first_round_lacks_costs_no_round_and_leaves_its_curve_to_the_others() -> None:
     gone = PLACES[0]
-    source = Scripted(lambda number, place: None if place == gone else 0.01 * jitter(number))
+    source = Scripted(lambda number, place: None if place == gone else 0.01 * jitter(number, 0.001))
+    found = sample(PLACES, "transformer", source, Rules(), 20)
+    assert (found.ending, len(found.rounds)) == ("decided", 5)
+    assert set(found.decisions) == set(
+        make_items([place for place in PLACES if place != gone], "transformer")
+    )
+    assert Counter(item.kind for item in found.decisions) == {"time": 9, "ratio": 4, "curve": 4}
+    assert set(verdicts(found)) == {"same"}
+
+
+def test_a_place_that_a_later_round_lacks_is_not_passed_over() -> None:
+    gone = PLACES[0]
+    source = Scripted(lambda number, place: None if place == gone and number else 0.01 * jitter(number))
     found = sample(PLACES, None, source, Rules(), 5)
     (decision,) = [
         one for item, one in found.decisions.items() if item.kind == "time" and item.places == (gone,)
     ]
-    assert (decision.verdict, decision.evidence) == ("inconclusive", None)
+    assert decision.verdict == "inconclusive"
+
+
+def test_where_nothing_can_be_measured_one_round_is_enough() -> None:
+    found = sample(PLACES, "transformer", Scripted(lambda number, place: None), Rules(), 20)
+    assert (found.ending, len(found.rounds), found.decisions) == ("nothing", 1, {})

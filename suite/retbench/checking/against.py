@@ -2,12 +2,14 @@
 
 import math
 import secrets
-import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from queue import Empty
 
+from retbench.checking.programs import Stop
 from retbench.checking.revisions import Revision, Talk, checkout_root, commit, working_tree
 from retbench.checking.sitting import Limits, Sitting, Unlike
 from retbench.comparing.items import paired_evidence
@@ -18,8 +20,9 @@ from retbench.comparing.sides import TIMED, middle
 from retbench.errors import ConfigError
 from retbench.measure.machine import usable_cores
 from retbench.plan import Plan
-from retbench.running.interrupts import catch_signals
+from retbench.running.interrupts import Interrupted, catch_signals
 from retbench.running.locks import timing_lock
+from retbench.running.process import Inbox
 
 _LOCK_POLL_S = 0.5
 
@@ -60,14 +63,16 @@ def check_against(request: Request, talk: Talk) -> Report:
     """
     plan = timed_plan(request.plan, request.limits.visits)
     root = checkout_root()
-    head = working_tree(root)
-    with commit(root, request.ref, talk) as base:
-        if (base.code, base.python) == (head.code, head.python) and not request.always:
-            note = "there is nothing to time; --always times it"
-            return replace(
-                _empty_report((base, head)), same_code=True, method="nothing was timed", notes=(note,)
-            )
-        return measure_in_turn(replace(request, plan=plan), (base, head), talk)
+    stop = Stop()
+    with catch_signals(stop.tell):
+        head = working_tree(root)
+        with commit(root, request.ref, talk, stop) as base:
+            if (base.code, base.python) == (head.code, head.python) and not request.always:
+                note = "there is nothing to time; --always times it"
+                return replace(
+                    _empty_report((base, head)), same_code=True, method="nothing was timed", notes=(note,)
+                )
+            return measure_in_turn(replace(request, plan=plan), (base, head), talk, stop)
 
 
 def timed_plan(plan: Plan, num_visits: int) -> Plan:
@@ -105,22 +110,38 @@ def timed_plan(plan: Plan, num_visits: int) -> Plan:
     return replace(plan, cells=tuple(cell.model_copy(update={"settings": settings}) for cell in timed))
 
 
-def measure_in_turn(request: Request, revisions: tuple[Revision, Revision], talk: Talk) -> Report:
-    """Rounds of two revisions until every point is decided, and the report on them."""
+def measure_in_turn(
+    request: Request, revisions: tuple[Revision, Revision], talk: Talk, stop: Stop | None = None
+) -> Report:
+    """Rounds of two revisions until every point is decided, and the report on them.
+
+    Args:
+        request: What is checked.
+        revisions: The base and the head.
+        talk: Told of each round.
+        stop: Whether the user has ended it already.
+
+    Raises:
+        Interrupted: the user ended it.
+        RetbenchError: what `sitting` raises.
+    """
     run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
     sitting = Sitting(request.plan, revisions, request.folder / run_id, request.limits, talk)
     reference = next(
         (one.model_name for one in request.plan.subjects if one.model.architecture == "transformer"), None
     )
     report = _empty_report(revisions)
-    with timing_lock(request.plan.command, wait=_waiter(talk)), catch_signals(sitting.interrupt):
-        try:
-            sitting.prepare()
-            sampled = sample(sitting.places, reference, sitting, request.rules, request.max_rounds)
-        except Unlike as unlike:
-            return replace(report, hard=unlike.differences)
-        finally:
-            sitting.tidy()
+    with catch_signals(sitting.interrupt):
+        if stop is not None:
+            stop.heed()  # of what came before the sitting could be told
+        with timing_lock(request.plan.command, wait=_waiter(sitting.seats[0].inbox, talk)):
+            try:
+                sitting.prepare()
+                sampled = sample(sitting.places, reference, sitting, request.rules, request.max_rounds)
+            except Unlike as unlike:
+                return replace(report, hard=unlike.differences)
+            finally:
+                sitting.tidy()
     talk(f"records: {request.folder / run_id}")
     return _report(report, sitting, sampled)
 
@@ -140,6 +161,7 @@ _ENDINGS = {
     "decided": "every point was decided",
     "rounds": "the limit of rounds was reached",
     "budget": "the time was over",
+    "nothing": "no point could be measured on both sides",
 }
 
 
@@ -158,7 +180,7 @@ def _report(report: Report, sitting: Sitting, sampled: Sampled) -> Report:
         if not any(place in failed for place in item.places)
     }
     notes = [f"{place} could be measured on neither side" for place in sitting.failed_on_both()]
-    if len(sampled.rounds) < MIN_ROUNDS:
+    if sampled.ending == "budget" and len(sampled.rounds) < MIN_ROUNDS:
         decisions = {}
         notes.append(
             f"a verdict takes {MIN_ROUNDS} rounds, which the time is too short for: give a longer --budget"
@@ -174,14 +196,20 @@ def _report(report: Report, sitting: Sitting, sampled: Sampled) -> Report:
     )
 
 
-def _waiter(talk: Talk) -> Callable[[str], None]:
-    """What is done while another run is timing on this machine: say so once, and pause."""
+def _waiter(inbox: Inbox, talk: Talk) -> Callable[[str], None]:
+    """What is done while another run is timing on this machine: say so once, and pause.
+
+    Raises:
+        Interrupted: the user ended it; before anything is measured, nothing else comes into the inbox.
+    """
     told: set[str] = set()
 
     def wait(holder: str) -> None:
         if holder not in told:
             told.add(holder)
             talk(f"waiting for {holder}")
-        time.sleep(_LOCK_POLL_S)
+        with suppress(Empty):
+            inbox.get(timeout=_LOCK_POLL_S)
+            raise Interrupted
 
     return wait

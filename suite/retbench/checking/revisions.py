@@ -13,7 +13,6 @@ import sys
 import sysconfig
 import tempfile
 import tomllib
-import venv
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,13 +20,14 @@ from importlib.metadata import distributions
 from pathlib import Path
 
 import retbench
-from retbench.errors import ConfigError, RetbenchError, UnsupportedError
+from retbench.checking.programs import Stop, run_program
+from retbench.errors import ConfigError, UnsupportedError
 from retbench.running.protocol import VERSION
 
 Talk = Callable[[str], None]
 
-_NO_SUCH_COMMIT = 1
-"""Exit code of `git rev-parse --verify --quiet` for a name that it does not know."""
+_APART = "Measure both with `retbench run`, each where it runs, then use `retbench compare`."
+"""What to do where a side cannot be set up here."""
 
 _ASK = """
 import json, retbench
@@ -79,23 +79,25 @@ def checkout_root() -> Path:
 
 def working_tree(root: Path) -> Revision:
     """The checkout as it is, changes that are not committed included."""
-    return _revision("the working tree", root, Path(sys.executable))
+    return _revision("the working tree", root, Path(sys.executable), Stop())
 
 
 @contextmanager
-def commit(root: Path, ref: str, talk: Talk) -> Iterator[Revision]:
+def commit(root: Path, ref: str, talk: Talk, stop: Stop | None = None) -> Iterator[Revision]:
     """A commit of the checkout in a worktree, which is gone when the block ends.
 
     Args:
         root: The checkout.
         ref: A commit, branch or tag.
         talk: Told how its dependencies come to be.
+        stop: Ends that; None where nothing does.
 
     Raises:
+        Interrupted: the user ended it.
         ConfigError: there is no such commit, or it holds no retbench.
-        UnsupportedError: its workers cannot take turns with these.
-        RetbenchError: git or pip failed.
+        UnsupportedError: its code does not run here, its workers cannot take turns with these, or git or pip failed.
     """
+    stop = stop or Stop()
     found = _resolve(root, ref)
     with tempfile.TemporaryDirectory(prefix="retbench-check-") as folder:
         tree = Path(folder) / "tree"
@@ -103,7 +105,8 @@ def commit(root: Path, ref: str, talk: Talk) -> Iterator[Revision]:
         try:
             if not (tree / "suite" / "retbench").is_dir():
                 raise ConfigError(f"--against {ref}: that commit has no suite/retbench. Give a later one.")
-            yield _revision(f"{ref} ({found[:10]})", tree, _interpreter(root, tree, talk))
+            python = _interpreter(root, tree, talk, stop)
+            yield _revision(f"{ref} ({found[:10]})", tree, python, stop)
         finally:
             _git(root, "worktree", "remove", "--force", str(tree))
 
@@ -113,11 +116,11 @@ def _resolve(root: Path, ref: str) -> str:
 
     Raises:
         ConfigError: there is none.
-        RetbenchError: git cannot tell.
+        UnsupportedError: git cannot tell.
     """
     for name in (ref, f"origin/{ref}"):
         words = ("rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}")
-        if found := _git(root, *words, no=_NO_SUCH_COMMIT):
+        if found := _git(root, *words, quiet=True):
             return found
     raise ConfigError(
         f"--against {ref}: there is no such commit in {root}. Give a commit, branch or tag; in a shallow clone, fetch "
@@ -125,38 +128,38 @@ def _resolve(root: Path, ref: str) -> str:
     )
 
 
-def _revision(name: str, root: Path, python: Path) -> Revision:
-    """A revision, once it is found to be what will run."""
+def _revision(name: str, root: Path, python: Path, stop: Stop) -> Revision:
+    """A revision, once it is found to be what will run.
+
+    Raises:
+        UnsupportedError: it will not, or its workers cannot take turns with these.
+    """
     source = root / "suite"
-    done = subprocess.run(
-        [str(python), "-P", "-c", _ASK],
-        env={**os.environ, "PYTHONPATH": str(source)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_program([str(python), "-P", "-c", _ASK], {**_variables(), "PYTHONPATH": str(source)}, stop)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise RetbenchError(f"{name}: its code cannot be imported: {last}")
+        raise UnsupportedError(f"{name}: its code cannot be imported here: {last}. {_APART}")
     told = json.loads(done.stdout.splitlines()[-1])
     if not Path(told["file"]).resolve().is_relative_to(source.resolve()):
-        raise RetbenchError(f"{name}: Python imports retbench from {told['file']} and not from {source}.")
+        raise UnsupportedError(
+            f"{name}: Python imports retbench from {told['file']} and not from {source}. {_APART}"
+        )
     if told["protocol"] != VERSION:
         raise UnsupportedError(
             f"{name}: its workers speak version {told['protocol']} of the protocol and these {VERSION}, so they cannot "
-            "take turns. Measure both with `retbench run`, then use `retbench compare`."
+            f"take turns. {_APART}"
         )
     return Revision(name, source, python, told["code"])
 
 
-def _interpreter(root: Path, tree: Path, talk: Talk) -> Path:
+def _interpreter(root: Path, tree: Path, talk: Talk, stop: Stop) -> Path:
     """The Python with the dependencies of a commit.
 
     An environment of its own has on top of everything that is installed here what the commit asks for and is not: what
     both can use is the same on both sides, or nothing could be compared.
 
     Raises:
-        RetbenchError: it cannot be made.
+        UnsupportedError: it cannot be made.
     """
     mine, theirs = (_dependencies(folder) for folder in (root, tree))
     if mine == theirs:
@@ -167,28 +170,26 @@ def _interpreter(root: Path, tree: Path, talk: Talk) -> Path:
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     if not (folder / "complete").exists():
         talk(f"the base asks for other dependencies: installing those that are not here in {folder}")
-        _create_environment(folder)
-        done = subprocess.run(
-            [str(python), "-m", "pip", "install", "--quiet", *theirs],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        _create_environment(folder, stop)
+        done = run_program([str(python), "-m", "pip", "install", "--quiet", *theirs], _variables(), stop)
         if done.returncode:
-            raise RetbenchError(f"the base's dependencies cannot be installed: {done.stderr.strip()[-500:]}")
+            raise UnsupportedError(
+                f"the base's dependencies cannot be installed: {done.stderr.strip()[-500:]}. {_APART}"
+            )
         (folder / "complete").touch()
     return python
 
 
-def _create_environment(folder: Path) -> None:
+def _create_environment(folder: Path, stop: Stop) -> None:
     """An empty environment that sees the packages of this one behind its own."""
-    try:
-        venv.create(folder, with_pip=True, clear=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        raise RetbenchError(
-            f"{folder}: no environment can be made for the base: {error}. Python's venv module needs ensurepip "
+    words = [sys.executable, "-P", "-m", "venv", "--copies", "--clear", str(folder)]
+    done = run_program(words, _variables(), stop)
+    if done.returncode:
+        said = (done.stderr or done.stdout).strip()[-500:]
+        raise UnsupportedError(
+            f"{folder}: no environment can be made for the base: {said}. Python's venv module needs ensurepip "
             "(python3-venv on Debian) and a folder it may write to; XDG_CACHE_HOME moves it."
-        ) from error
+        )
     own = Path(sysconfig.get_path("purelib", "venv", {"base": str(folder), "platbase": str(folder)}))
     shared = dict.fromkeys(sysconfig.get_path(name) for name in ("purelib", "platlib"))
     (own / "checkout.pth").write_text("\n".join(shared) + "\n", encoding="utf-8")
@@ -214,12 +215,45 @@ def _hash(words: list[str]) -> str:
     return hashlib.sha256("\n".join(words).encode()).hexdigest()[:16]
 
 
-def _git(root: Path, *words: str, no: int | None = None) -> str:
-    """What git prints; empty where it ends with the code `no`, which is an answer and no error."""
+def _git(root: Path, *words: str, quiet: bool = False) -> str:
+    """What git prints.
+
+    Args:
+        root: The checkout.
+        words: The command.
+        quiet: It was told to be quiet: exit code 1, or failing without a word, says no, and the answer is empty.
+
+    Raises:
+        UnsupportedError: there is no git, or it failed.
+    """
+    done = subprocess.run(
+        ["git", "-C", str(root), *words],
+        env=_variables(),
+        capture_output=True,
+        text=True,
+        check=False,
+        start_new_session=True,  # Ctrl-C would leave half a worktree, or half of one removed
+    )
+    says_no = quiet and (done.returncode == 1 or not done.stderr.strip())
+    if done.returncode and not says_no:
+        raise UnsupportedError(f"git {' '.join(words[:2])}: {done.stderr.strip()}")
+    return "" if done.returncode else done.stdout.strip()
+
+
+def _variables() -> dict[str, str]:
+    """The environment without what git tells a hook: which repository it serves, and the index of the commit to be.
+
+    With these, git would put the base's files into that commit. How git is configured stays, as it does when git goes
+    into a submodule.
+
+    Raises:
+        UnsupportedError: there is no git.
+    """
     try:
-        done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            ["git", "rev-parse", "--local-env-vars"], capture_output=True, text=True, check=False
+        )
     except FileNotFoundError as error:
         raise UnsupportedError("--against takes git, which is not installed.") from error
-    if done.returncode not in (0, no):
-        raise RetbenchError(f"git {' '.join(words[:2])}: {done.stderr.strip()}")
-    return done.stdout.strip() if done.returncode == 0 else ""
+    local = set(done.stdout.split()) - {"GIT_CONFIG_PARAMETERS", "GIT_CONFIG_COUNT"}
+    return {name: value for name, value in os.environ.items() if name not in local}

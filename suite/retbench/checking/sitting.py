@@ -241,6 +241,8 @@ class Sitting:
     def _take_turns(self, todo: list[Cell], number: int) -> bool:
         """Both sides' workers of one subject, each cell on both in random order.
 
+        What fails on one side is tried on the other all the same: what fails on both is not the fault of either.
+
         Returns:
             Whether that was done; where a cell has failed, which is not tried again, the others want new workers.
         """
@@ -248,16 +250,18 @@ class Sitting:
         with ExitStack() as stack:
             workers = [stack.enter_context(self._worker(seat, "serve", todo)) for seat in seats]
             talks = [worker.converse(self._plan.profile.timeout_s) for worker in workers]
-            for seat, talk in zip(seats, talks, strict=True):
-                if not self._hear(seat, talk, todo, None):
-                    return False
+            ready = [self._hear(seat, talk, todo, None) for seat, talk in zip(seats, talks, strict=True)]
+            if not all(ready):
+                return False
             order = self._random.sample(range(len(seats)), len(seats))
             for _ in range(self._num_visits):
                 for index in self._random.sample(range(len(todo)), len(todo)):
+                    done = []
                     for turn in order:
                         workers[turn].send(Visit(index=index, round=number))
-                        if not self._hear(seats[turn], talks[turn], todo, index):
-                            return False
+                        done.append(self._hear(seats[turn], talks[turn], todo, index))
+                    if not all(done):
+                        return False
                 order.reverse()  # so that what drifts falls on both sides alike
         return True
 
@@ -291,12 +295,12 @@ class Sitting:
         return False
 
     def _visits(self, number: int) -> dict[Place, list[Pair]]:
-        """What each visit of a round gave, of the places that both sides have in full."""
+        """What each visit of a round gave, of the places that have failed on neither side."""
         first, second = (seat.values(number) for seat in self.seats)
+        failed = self.seats[0].failed.keys() | self.seats[1].failed.keys()
         return {
             place: list(zip(first[place], second[place], strict=True))
-            for place in first.keys() & second.keys()
-            if len(first[place]) == len(second[place])
+            for place in (first.keys() & second.keys()) - failed
         }
 
 

@@ -15,7 +15,7 @@ from retbench.comparing.items import (
 )
 from retbench.comparing.sequential import MIN_ROUNDS, Decision, Look, Rules, Sweep, plan_looks
 
-Ending = Literal["decided", "rounds", "budget"]
+Ending = Literal["decided", "rounds", "budget", "nothing"]
 
 
 class Source(Protocol):
@@ -33,10 +33,11 @@ class Sampled:
     """What came of a sweep.
 
     Attributes:
-        decisions: Of every item.
+        decisions: Of every item of the places that the first round gave.
         rounds: Every round, in order.
         repeats: Those measured anew for what was flagged.
-        ending: Why there were no more rounds: all was decided, or the limit of rounds or of time was reached.
+        ending: Why there were no more rounds: all was decided, the limit of rounds or of time was reached, or the
+            first gave nothing.
     """
 
     decisions: dict[Item, Decision]
@@ -50,8 +51,11 @@ def sample(
 ) -> Sampled:
     """Measure until everything is decided.
 
+    What is judged is fixed by which places the first round gave, before anything is known of their times: one that
+    cannot be measured is never decided, and would keep the rest of its curve from being so.
+
     Args:
-        places: Everything that is measured.
+        places: Everything that is to be measured.
         reference: The model that the others are put in ratio to.
         source: Gives the rounds.
         rules: The error rates.
@@ -63,7 +67,9 @@ def sample(
     looks = plan_looks(max_rounds)
     rounds = [source.measure(frozenset(places))]
     seconds = {place: times[0] for place, times in rounds[0].items()}
-    items = make_items(places, reference)
+    items = make_items(seconds, reference)
+    if not items:
+        return Sampled({}, tuple(rounds), (), "nothing")
     sweep = Sweep(item_margins(items, seconds, rules), rules, looks, item_weights(items))
     ending = _first_rounds(sweep, items, source, rounds)
     repeats = _repeat(sweep, source, looks) if sweep.flagged and rules.confirm_rate is not None else []
