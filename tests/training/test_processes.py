@@ -29,6 +29,8 @@ from tests.training.conftest import TINY_TRAINING, read_curve
 
 ROOT = Path(__file__).resolve().parents[2]
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+OLD_STORAGE = "ignore:TypedStorage is deprecated:UserWarning"
+"""What torch 2.10 warns of in its own code."""
 STEPS_50 = ("--set", "training.num_tokens=4800", "--set", "training.validate_every=25")
 GENTLE = ("--set", "training.learning_rates=[1e-4]")
 """A rounding error in RetNet's head norms grows with the rate; one process in micro-batches drifts as far."""
@@ -99,7 +101,8 @@ def test_two_processes_are_within_1e_4_of_one_after_50_steps(folder: Path, model
 
 def test_the_first_process_alone_prints_and_records(folder: Path, together: tuple[str, str]) -> None:
     printed, talk = together
-    assert len(printed.splitlines()) == 3  # a heading and two runs
+    ours = [line for line in printed.splitlines() if not line.startswith("[Gloo]")]  # as torch 2.10 says
+    assert len(ours) == 3  # a heading and two runs
     assert talk.count("retnet-300k-seed0: done") == 1
     records = training_records(folder / "two")
     assert [record.model.name for record in records] == ["retnet", "transformer"]
@@ -158,7 +161,16 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str,
     }
     both = [
         subprocess.Popen(
-            [sys.executable, "-W", "error", "-m", "tests.training.two_processes", str(folder)],
+            [
+                sys.executable,
+                "-W",
+                "error",
+                "-W",
+                OLD_STORAGE,
+                "-m",
+                "tests.training.two_processes",
+                str(folder),
+            ],
             cwd=ROOT,
             env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,
