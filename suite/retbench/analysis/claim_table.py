@@ -19,9 +19,9 @@ VERDICT_WORDS: dict[Verdict, str] = {
 }
 LEGEND = (
     "Only records under a paper's own conditions decide a claim; what others show stands beside it, and decides "
-    "nothing. An advantage is reproduced where the whole interval reaches nine tenths of what is printed, and partly "
-    "where it shows an advantage and not that one. A cost is the same at every length where its 90 % interval lies "
-    "within 5 %; all other intervals are of 95 %."
+    "nothing. An advantage is reproduced where its whole interval reaches nine tenths of what is printed, and partly "
+    "where an advantage is shown and not that much. A cost is the same at every length where its 90 % interval lies "
+    "within 5 %; all other intervals are of 95 %. What an interval is too wide to tell is undecided."
 )
 """What the verdicts mean."""
 _SCOPE_WORDS = {"paper": "as in the paper", "strong": "strong Transformer", "elsewhere": "elsewhere"}
