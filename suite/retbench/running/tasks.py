@@ -139,8 +139,8 @@ def _prepare(job: Job, device: torch.device, store: StateStore, tell: Tell) -> N
 def _check_gate(job: Job, model: Decoder) -> Gate:
     """The gate of a model, over real text: as deep as its cells go, its kernels can and the memory allows.
 
-    It holds more than any cell does, two states and the logits of every token. So it is tried at half the depth where
-    the memory does not suffice, and that it never does says nothing of the cells.
+    It holds more than any cell does, two states and the logits of every token, or what enters every mixer. So it is
+    tried at half the depth where the memory does not suffice, and that it never does says nothing of the cells.
 
     Raises:
         UnsupportedError: the memory does not suffice at the shortest depth either.
