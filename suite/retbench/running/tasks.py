@@ -213,7 +213,8 @@ class _Bench:
     def measure(self, index: int, round_number: int) -> bool:
         """Measure a cell and write its record; whether the process can be trusted with another one.
 
-        It cannot after a cell that failed, or that found the host's memory full. A full GPU is emptied.
+        It cannot after a cell that failed, that found the host's memory full, or whose step no CUDA graph could hold:
+        a capture that failed leaves the allocator in it (pytorch#180395). A full GPU is emptied.
         """
         job, cell = self.job, self.job.cells[index]
         ceilings = self.surroundings.ceilings
@@ -226,7 +227,8 @@ class _Bench:
         outcome = _measure_cell(context, job.records_path)
         append_record(job.records_path, make_record(job.run, cell, round_number, outcome, self.surroundings))
         self.tell(Done(index=index, status=outcome.status, error=outcome.error))
-        if outcome.status == "failed" or (outcome.status == "oom" and self.device.type == "cpu"):
+        leave = {"failed": True, "oom": self.device.type == "cpu", "unsupported": cell.settings.cuda_graph}
+        if leave.get(outcome.status, False):
             return False
         _let_go(self.device)
         return True
