@@ -134,6 +134,17 @@ def test_its_sweeps_are_cells_of_the_papers_profile(
     assert set(found) == wanted
 
 
+def test_what_triton_compiles_for_comes_last_and_the_guesses_fill_half_an_hour(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu_check, "find_spec", lambda name: object())
+    steps = steps_for("cuda:0", tmp_path)
+    assert sum(step.guess_s for step in steps) + gpu_check.REPORT_S == 30 * 60
+    chosen = [step.words[step.words.index("-k") + 1] for step in steps if "pytest" in step.words]
+    assert chosen == ["not test_fla_", "test_fla_"]
+    assert "def test_fla_" in (gpu_check.ROOT / "tests" / "models" / "test_cuda.py").read_text()
+
+
 def _options(step: Step) -> list[tuple[str, str]]:
     """Flags and values of a `retbench run`."""
     words = step.words[step.words.index("latency") + 1 :]

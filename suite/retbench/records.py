@@ -147,7 +147,8 @@ class GateCheck(Part):
     length: int
     """Tokens."""
     error: AnyFloat
-    """max |difference| over the root mean square of the reference."""
+    """max |difference| of the logits over the root mean square of the reference; in two bytes that of a head of a
+    mixer, as a vector, from the same inputs."""
     limit: FiniteFloat
 
     @property

@@ -199,6 +199,7 @@ def test_hard_facts_that_differ_are_shown_and_never_pass(
         ("backend", {"kv_capacity": 40000}),
         ("environment", {"flush_denormal": False}),
         ("environment", {"torch_build": {"cuda": "12.8"}}),
+        ("environment", {"gpu": {"cudnn_attention": True}}),
     ],
 )
 def test_every_hard_fact_counts(base: Path, tmp_path: Path, part: str, changed: dict[str, Any]) -> None:

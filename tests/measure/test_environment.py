@@ -99,10 +99,12 @@ def test_the_description_names_what_moves_a_number(described: dict[str, Any]) ->
 def test_the_description_names_no_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_HOME", "/home/somebody/torch")
     monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
+    monkeypatch.setenv("TORCH_CUDNN_SDPA_DEPRIORITIZED", "1")
     found = environment.describe_environment("cpu", 1)
     assert "somebody" not in json.dumps(found)
     assert str(Path.home()) + os.sep not in json.dumps(found)
     assert found["variables"]["OMP_WAIT_POLICY"] == "passive"
+    assert found["variables"]["TORCH_CUDNN_SDPA_DEPRIORITIZED"] == "1"
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,10 @@ def test_grouped_heads_share_neighbouring_keys():
     assert torch.allclose(out[:, 3:4], alone)
 
 
+def test_cudnn_is_not_among_the_kernels_that_torch_may_pick():
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
+
+
 @pytest.mark.parametrize(("length", "keys"), [(1, 9), (9, 9), (4, 9)])
 def test_torch_names_the_kernel_it_picks(length, keys):
     assert sdpa_kernel(*make_inputs(length, keys, dtype=torch.float32)) in ("flash", "math")

@@ -3,12 +3,15 @@
 import pytest
 import torch
 
+from retbench.architectures import parse_model_config
 from retbench.cells import resolve_models
 from retbench.config import load_experiment
 from retbench.errors import ConfigError
-from retbench.models import mixers
+from retbench.models import attention, mixers, retention
 from retbench.models.build import build_model
 from retbench.models.gate import relative_error, run_gate
+from retbench.models.position import Rotary
+from retbench.models.same_inputs import head_error
 
 TEXT = torch.randint(0, 256, (1, 600), generator=torch.Generator().manual_seed(0))
 LENGTHS = (1, 17, 127, 301)
@@ -20,7 +23,7 @@ def build(name, dtype=torch.float32):
     return build_model(CONFIGS[name], dtype=dtype, device="cpu", seed=0, backend=backend)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", sorted(CONFIGS))
 def test_equal_forms_pass(name, dtype):
     gate = run_gate(build(name, dtype), TEXT, depth=600, lengths=LENGTHS)
@@ -31,29 +34,142 @@ def test_equal_forms_pass(name, dtype):
     assert {check.length for check in gate.checks} == {*LENGTHS, 600}
 
 
-def test_a_step_that_forgets_to_decay_is_stopped(monkeypatch):
+@torch.no_grad()
+def test_equal_forms_of_many_layers_pass_in_bfloat16():
+    shape = {"num_layers": 32, "d_model": 64, "num_heads": 2, "value_dim": 128, "ffn_dim": 80}
+    config = parse_model_config(CONFIGS["retnet"].model_dump() | shape)
+    model = build_model(config, dtype=torch.bfloat16, device="cpu", seed=4, backend="chunkwise")
+    for name, weight in model.named_parameters():
+        if weight.dim() == 2 and "embedding" not in name:
+            weight.mul_(8)  # products as large as those of a width of 4096
+    gate = run_gate(model, TEXT, depth=301, lengths=LENGTHS)
+    assert gate.passed, [check for check in gate.checks if not check.passed]
+    assert max(check.error for check in gate.checks) < 0.01
+    prompt = TEXT[:, :127]
+    chunkwise = model(prompt)
+    model.set_backend("recurrent")
+    assert relative_error(model(prompt), chunkwise) > 0.1  # of which the logits know nothing
+
+
+def forget_to_decay(monkeypatch):
+    """A decode step without a decay."""
     honest = mixers.retention_decayed_step_
-
-    def forgetful(q, k, v, decay, state):
-        return honest(q, k, v, torch.ones_like(decay), state)
-
-    monkeypatch.setattr(mixers, "retention_decayed_step_", forgetful)
-    gate = run_gate(build("retnet"), TEXT, depth=600, lengths=LENGTHS)
-    assert not gate.passed
-    assert "decode = chunkwise" in {check.name for check in gate.checks if not check.passed}
+    monkeypatch.setattr(
+        mixers,
+        "retention_decayed_step_",
+        lambda q, k, v, decay, state: honest(q, k, v, torch.ones_like(decay), state),
+    )
 
 
-def test_a_cache_written_at_the_wrong_place_is_stopped(monkeypatch):
+def forget_to_decay_from_chunk_to_chunk(monkeypatch):
+    """A chunkwise form that carries its state on undecayed."""
+    honest = retention._decay_factors
+
+    def factors(*args):
+        made = honest(*args)
+        return made._replace(total=torch.ones_like(made.total))
+
+    monkeypatch.setattr(retention, "_decay_factors", factors)
+
+
+def keep_a_stale_state(monkeypatch):
+    """The last block of a prompt computes a new state and keeps the old one."""
+    honest = mixers.retention_last
+
+    def stale(q, k, v, log_decay, state):
+        return honest(q, k, v, log_decay, state)[0], state
+
+    monkeypatch.setattr(mixers, "retention_last", stale)
+
+
+def begin_from_nothing(monkeypatch):
+    """The chunkwise form of a later segment takes the state for empty."""
+    honest = mixers.retention_chunkwise
+    monkeypatch.setattr(
+        mixers, "retention_chunkwise", lambda q, k, v, g, state, chunk_size: honest(q, k, v, g, None)
+    )
+
+
+def stand_one_too_far(monkeypatch):
+    """What stands behind a state is turned by one position too much."""
+    honest = Rotary.forward
+    monkeypatch.setattr(
+        Rotary,
+        "forward",
+        lambda self, start, *rest: honest(self, start + (start > 0), *rest)._replace(start=start),
+    )
+
+
+def write_one_too_early(monkeypatch):
+    """Keys and values go where those of the token before are."""
     honest = mixers.KVCache.append
     monkeypatch.setattr(
         mixers.KVCache, "append", lambda self, k, v, start: honest(self, k, v, max(0, start - 1))
     )
-    assert not run_gate(build("transformer"), TEXT, depth=600, lengths=LENGTHS).passed
+
+
+def read_one_too_few(monkeypatch):
+    """A decode step does not see its own key."""
+    honest = mixers.KVCache.append
+
+    def short(self, k, v, start):
+        keys, values = honest(self, k, v, start)
+        return (keys[:, :, :-1], values[:, :, :-1]) if k.shape[2] == 1 else (keys, values)
+
+    monkeypatch.setattr(mixers.KVCache, "append", short)
+
+
+def see_the_next_token(monkeypatch):
+    """Queries behind a cache see one key too many."""
+    honest = attention.attend_sdpa
+
+    def late(q, k, v):
+        if q.shape[2] in (1, k.shape[2]):
+            return honest(q, k, v)
+        seen = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).tril(k.shape[2] - q.shape[2] + 1)
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+
+    monkeypatch.setitem(attention.BACKENDS, "sdpa", late)
+
+
+DEFECTS = [
+    ("retnet", forget_to_decay, "decode = chunkwise"),
+    ("retnet", forget_to_decay_from_chunk_to_chunk, "recurrent = chunkwise"),
+    ("retnet", keep_a_stale_state, "decode = chunkwise"),
+    ("retnet", begin_from_nothing, "decode = chunkwise"),
+    ("retnet", stand_one_too_far, "decode = chunkwise"),
+    ("transformer", stand_one_too_far, "streamed state = whole"),
+    ("transformer", write_one_too_early, "streamed state = whole"),
+    ("transformer", read_one_too_few, "decode = sdpa"),
+    ("transformer", see_the_next_token, "decode = sdpa"),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("name", "defect", "check"), DEFECTS)
+def test_a_model_whose_forms_differ_is_stopped(monkeypatch, name, defect, check, dtype):
+    defect(monkeypatch)
+    gate = run_gate(build(name, dtype), TEXT, depth=301, lengths=LENGTHS)
+    assert not gate.passed
+    assert check in {found.name for found in gate.checks if not found.passed}
+
+
+def test_the_token_at_which_a_product_vanishes_says_nothing_and_any_other_does():
+    whole = torch.randn(1, 2, 40, 8, generator=torch.Generator().manual_seed(0))
+    whole[0, 0, 0] *= 1e-6
+    flipped, wrong = whole.clone(), whole.clone()
+    flipped[0, 0, 0] *= -1
+    wrong[0, 1, 39] *= -1
+    assert head_error(flipped, whole, whole) < 1e-5
+    assert head_error(wrong, whole, whole) > 1
 
 
 def test_nothing_but_numbers_passes():
     nothing = torch.full((3,), torch.nan)
     assert relative_error(nothing, torch.ones(3)) == float("inf")
+    heads = torch.ones(1, 2, 3, 4)
+    assert head_error(heads * torch.nan, heads, heads) == float("inf")
+    assert head_error(heads, heads / 0, heads / 0) == float("inf")
 
 
 def test_too_little_text_is_refused():

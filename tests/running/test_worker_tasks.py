@@ -1,4 +1,4 @@
-"""What a prepare worker tells of a gate that does not find the memory it needs, and how deep a gate goes."""
+"""What a worker tells of a gate without the memory it needs, how deep a gate goes, and when a worker leaves."""
 
 import os
 from collections.abc import Callable
@@ -11,9 +11,10 @@ import torch
 from retbench.models import attention
 from retbench.models.gate import LENGTHS
 from retbench.plan import Plan
-from retbench.records import Gate
+from retbench.records import Ceilings, Gate, Status, utc_now
 from retbench.running import tasks
-from retbench.running.protocol import Checked, Job, Message, Refused, RunInfo
+from retbench.running.protocol import Checked, Done, Job, Message, Refused, RunInfo
+from retbench.running.recording import Outcome, Surroundings
 from retbench.workloads.states import StateStore
 
 Prepare = Callable[..., list[Message]]
@@ -86,3 +87,40 @@ def test_a_gate_goes_as_deep_as_the_kernel_that_runs_can(
     monkeypatch.setitem(tasks.GATE_DEPTH, "cpu", 2400)
     monkeypatch.setattr(tasks, "QUADRATIC_GATE_DEPTH", 2200)
     assert streamed_depth(prepare(4096)) == depth
+
+
+@pytest.mark.parametrize(
+    ("status", "cuda_graph", "measured"),
+    [("ok", True, 2), ("unsupported", False, 2), ("unsupported", True, 1), ("failed", False, 1)],
+)
+def test_a_worker_leaves_after_a_step_that_no_graph_could_hold(
+    plan_of: Callable[..., Plan],
+    run_info: RunInfo,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    status: Status,
+    cuda_graph: bool,
+    measured: int,
+) -> None:
+    plan = plan_of("workloads.decode.context_len=[8,16]")
+    settings = plan.cells[0].settings.model_copy(update={"cuda_graph": cuda_graph})
+    job = Job(
+        task="measure",
+        run=run_info,
+        cells=tuple(
+            cell.model_copy(update={"settings": settings})
+            for cell in plan.cells
+            if cell.model_name == "transformer"
+        ),
+        records_path=tmp_path / "a.jsonl",
+        states_dir=tmp_path / "states",
+        parent_pid=os.getpid(),
+    )
+    assert len(job.cells) == 2
+    monkeypatch.setattr(
+        tasks, "measure_ceilings", lambda *_: Ceilings(read_bandwidth_bytes_per_s=1, matmul_flops_per_s=1)
+    )
+    monkeypatch.setattr(tasks, "_measure_cell", lambda *_: Outcome(status, utc_now(), "why"))
+    told: list[Message] = []
+    tasks._measure(job, torch.device("cpu"), Surroundings({}), told.append)
+    assert [message.status for message in told if isinstance(message, Done)] == [status] * measured

@@ -41,7 +41,7 @@ _HARD_ENVIRONMENT = (
 )
 _WHERE = frozenset({"OMP_PLACES", "CUDA_VISIBLE_DEVICES"})
 """Variables that say which of several like cores or GPUs were taken, which a scheduler does anew for each job."""
-_HARD_GPU = ("name", "memory_bytes", "capability", "mig_mode")
+_HARD_GPU = ("name", "memory_bytes", "capability", "mig_mode", "cudnn_attention")
 _SOFT_ENVIRONMENT = ("os", "governor", "transparent_huge_pages", "memory_bytes", "allowed_cpus")
 _SOFT_GPU = ("driver_version", "power_limit_w", "persistence_mode", "ecc_mode", "max_sm_clock_hz")
 

@@ -147,6 +147,9 @@ def capture_graph(
             for _ in range(_CAPTURE_WARMUP_STEPS):
                 _restore(before)
                 step()
+            torch.cuda.synchronize(
+                device
+            )  # an error of the warm-up is told here, and is none of the capture's
             _restore(before)
             _record_graph(graph, step, side, device)
         torch.cuda.current_stream(device).wait_stream(side)

@@ -44,7 +44,7 @@ _LIBRARIES = ("torch", "numpy", "triton", "flash-attn", "fla-core", "flash-linea
 _VARIABLES = re.compile(
     r"(OMP|GOMP|KMP|MKL|OPENBLAS|ONEDNN|DNNL|MALLOC)_\w+|ATEN_CPU_CAPABILITY|CUBLAS_WORKSPACE_CONFIG"
     r"|CUDA_(VISIBLE_DEVICES|DEVICE_ORDER|LAUNCH_BLOCKING|MODULE_LOADING)|PYTORCH_(CUDA_)?ALLOC_CONF"
-    r"|NVIDIA_TF32_OVERRIDE|TORCH_ALLOW_TF32_CUBLAS_OVERRIDE|GLIBC_TUNABLES|THP_MEM_ALLOC_ENABLE"
+    r"|NVIDIA_TF32_OVERRIDE|TORCH_(ALLOW_TF32_CUBLAS_OVERRIDE|CUDNN_SDPA_DEPRIORITIZED)|GLIBC_TUNABLES|THP_MEM_ALLOC_ENABLE"
 )
 """Environment variables that set threads, placement, allocators or modes; none of them names a folder."""
 _GRAIN_VALUES = 32768
@@ -278,6 +278,7 @@ def _gpu_facts(device: "torch.device", absent: dict[str, str]) -> dict[str, Any]
         "memory_bytes": properties.total_memory,
         "l2_cache_bytes": properties.L2_cache_size,
         "cudnn": torch.backends.cudnn.version(),
+        "cudnn_attention": torch.backends.cuda.cudnn_sdp_enabled(),
         **reading.facts,
     }
 

@@ -16,6 +16,10 @@ from torch.nn.attention import SDPBackend
 
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 
+# Here, for every process that runs a model. On Hopper torch may ask cuDNN first, but never does for a mask that is
+# aligned to the last key: two kernels in one prompt, and of cuDNN's a plan for each length of the cache.
+torch.backends.cuda.enable_cudnn_sdp(False)
+
 
 def attend_reference(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Attention as it is defined: every score, a mask, a softmax in float32 or wider."""
@@ -89,7 +93,7 @@ def what_runs(name: str, q: Tensor, k: Tensor, v: Tensor) -> str:
 
 
 def sdpa_kernel(q: Tensor, k: Tensor, v: Tensor) -> str:
-    """Name of the kernel that torch runs for these inputs in `attend_sdpa`: math, flash, efficient or cudnn.
+    """Name of the kernel that torch runs for these inputs in `attend_sdpa`: math, flash or efficient.
 
     Asked of torch's own dispatcher and, for a mask that is aligned to the last key, in the order in which torch's
     `CausalBias` asks: flash, efficient, else whatever takes the mask as a tensor. On a CPU it is always a tensor.

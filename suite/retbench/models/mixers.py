@@ -74,6 +74,11 @@ class RetentionMixer(nn.Module):
         """Each form, with the reason why it cannot run here, or None."""
         return {name: self.missing_reason(name, device, dtype) for name in self.forms}
 
+    @property
+    def after_operator(self) -> nn.Module:
+        """The module that gets what the operator gives, (B, T, H, V)."""
+        return self.head_norm
+
     def missing_reason(self, name: str, device: torch.device, dtype: torch.dtype) -> str | None:
         """Why one form cannot run here; None where it can."""
         return kernels.missing_reason(device, dtype) if name == "fla" else None
@@ -184,6 +189,11 @@ class AttentionMixer(nn.Module):
     def backends(self, device: torch.device, dtype: torch.dtype) -> dict[str, str | None]:
         """Each attention backend, with the reason why it cannot run here, or None."""
         return {name: self.missing_reason(name, device, dtype) for name in attention.BACKENDS}
+
+    @property
+    def after_operator(self) -> nn.Module:
+        """The module that gets what the operator gives, (B, T, H K)."""
+        return self.out_proj
 
     def missing_reason(self, name: str, device: torch.device, dtype: torch.dtype) -> str | None:
         """Why one backend cannot run here; None where it can."""

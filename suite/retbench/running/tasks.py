@@ -139,8 +139,8 @@ def _prepare(job: Job, device: torch.device, store: StateStore, tell: Tell) -> N
 def _check_gate(job: Job, model: Decoder) -> Gate:
     """The gate of a model, over real text: as deep as its cells go, its kernels can and the memory allows.
 
-    It holds more than any cell does, two states and the logits of every token. So it is tried at half the depth where
-    the memory does not suffice, and that it never does says nothing of the cells.
+    It holds more than any cell does, two states and the logits of every token, or what enters every mixer. So it is
+    tried at half the depth where the memory does not suffice, and that it never does says nothing of the cells.
 
     Raises:
         UnsupportedError: the memory does not suffice at the shortest depth either.
@@ -213,7 +213,8 @@ class _Bench:
     def measure(self, index: int, round_number: int) -> bool:
         """Measure a cell and write its record; whether the process can be trusted with another one.
 
-        It cannot after a cell that failed, or that found the host's memory full. A full GPU is emptied.
+        It cannot after a cell that failed, that found the host's memory full, or whose step no CUDA graph could hold:
+        a capture that failed leaves the allocator in it (pytorch#180395). A full GPU is emptied.
         """
         job, cell = self.job, self.job.cells[index]
         ceilings = self.surroundings.ceilings
@@ -226,7 +227,8 @@ class _Bench:
         outcome = _measure_cell(context, job.records_path)
         append_record(job.records_path, make_record(job.run, cell, round_number, outcome, self.surroundings))
         self.tell(Done(index=index, status=outcome.status, error=outcome.error))
-        if outcome.status == "failed" or (outcome.status == "oom" and self.device.type == "cpu"):
+        leave = {"failed": True, "oom": self.device.type == "cpu", "unsupported": cell.settings.cuda_graph}
+        if leave.get(outcome.status, False):
             return False
         _let_go(self.device)
         return True
