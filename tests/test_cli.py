@@ -325,3 +325,31 @@ def test_records_cannot_go_into_a_file(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["run", "latency", "--profile", "smoke", "--out", str(taken)])
     assert result.exit_code == 2
     assert "is a file" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        (("run", "memory", *TINY), "--out"),
+        (("run", "memory", *TINY, "--dry-run"), "--out"),
+        (("train", "quality", *TINY), "--out"),
+        (("train", "quality", *TINY, "--dry-run"), "--out"),
+        (("report", "--results", "RESULTS"), "--out"),
+        (("compare", "RESULTS", "RESULTS"), "--out"),
+        (("check",), "--out"),
+        (("baseline", "save", "RESULTS"), "--folder"),
+        (("baseline", "accept", "RESULTS", "--reason", "new"), "--folder"),
+        (("baseline", "accept", "exact", "--reason", "new"), "--folder"),
+    ],
+)
+def test_a_folder_that_cannot_be_written_to_is_refused_first(
+    measured: Path, tmp_path: Path, words: tuple[str, ...], option: str
+) -> None:
+    """Before anything is measured, and by the option that it was given by."""
+    (tmp_path / "taken").write_text("", encoding="utf-8")
+    given = [str(measured / "results") if word == "RESULTS" else word for word in words]
+    code, stdout, stderr = invoke(*given, option, str(tmp_path / "taken/below"))
+    assert code == 2
+    assert stdout == ""
+    assert "cannot be written to: Not a directory" in stderr
+    assert f"another folder with {option}" in stderr

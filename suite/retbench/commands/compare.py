@@ -13,7 +13,8 @@ from retbench.comparing.rendering import FORMATS, render
 from retbench.comparing.report import Report
 from retbench.comparing.sequential import WITHOUT_REPEAT, Rules
 from retbench.comparing.sides import load_side
-from retbench.errors import StorageError, unknown_name
+from retbench.errors import ConfigError, StorageError, unknown_name
+from retbench.files import check_writable
 
 
 @dataclass(frozen=True)
@@ -31,9 +32,11 @@ class Shown:
     strict: bool
 
     def check(self) -> None:
-        """ConfigError for an unknown format, before anything is measured."""
+        """ConfigError for an unknown format or a folder that cannot be written to, before anything is measured."""
         if self.form not in FORMATS:
             raise unknown_name("format", self.form, FORMATS, where="--format")
+        if self.out is not None:
+            check_writable(self.out, "--out")
 
 
 def compare(first: Path, second: Path, shown: Shown, margin: float, *, accept_soft: bool) -> int:
@@ -49,7 +52,8 @@ def compare(first: Path, second: Path, shown: Shown, margin: float, *, accept_so
     Raises:
         RecordError: a side holds nothing that can be compared.
         UnsupportedError: a baseline of a newer schema.
-        ConfigError: an unknown format, or a margin that is no share.
+        ConfigError: an unknown format, a folder that cannot be written to, a margin that is no share, or a baseline in
+            the place of the run.
     """
     shown.check()
     rules = Rules(margin, WITHOUT_REPEAT.floor_s, WITHOUT_REPEAT.flag_rate, confirm_rate=None)

@@ -41,5 +41,6 @@ def print_report(results: Path, out: Path) -> None:
     """
     from retbench.analysis.report import write_report  # matplotlib takes longer to load than a table to print
 
+        ConfigError: `out` cannot be written to.
     for path in write_report(results, out):
         typer.echo(path)

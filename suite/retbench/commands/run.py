@@ -8,6 +8,7 @@ from retbench.analysis.frames import load_results
 from retbench.commands.layout import print_columns, print_json
 from retbench.commands.report import print_records
 from retbench.estimates import Estimate, estimate
+from retbench.files import check_writable
 from retbench.measure.environment import code_revision
 from retbench.plan import Plan
 from retbench.progress import show_progress
@@ -28,6 +29,7 @@ def carry_out(plan: Plan, out: Path, *, fresh: bool, as_json: bool) -> int:
     """Measure what is not on disk yet, print the results, and return the exit code.
 
     Raises:
+        ConfigError: `out` cannot be written to.
         StorageError: a record could not be written.
     """
     with show_progress() as observer:
@@ -69,12 +71,14 @@ def _print_results(plan: Plan, out: Path) -> None:
     print_records(replace(results, records=mine), plan.experiment.name, "md")
 
 
-def show_plan(plan: Plan, *, as_json: bool) -> None:
+def show_plan(plan: Plan, out: Path, *, as_json: bool) -> None:
     """Print every cell with the time and the memory it will roughly take.
 
     Raises:
+        ConfigError: the run could not write to `out`.
         RetbenchError: another run is timing on this machine, which an estimate would disturb.
     """
+    check_writable(out, "--out")
     estimates = estimate(plan)
     if as_json:
         print_json(

@@ -140,7 +140,7 @@ class _Engine:
 
     def _is_done(self, run: TrainingRun) -> bool:
         """Whether a run has its final checkpoint."""
-        return (trained.run_folder(self._out, self._plan, run) / FINAL / "config.json").is_file()
+        return trained.is_done(self._out, self._plan, run)
 
     def _decide_rates(self) -> None:
         """Give each model the best rate of its own grid."""

@@ -60,6 +60,11 @@ def run_folder(out: Path, plan: TrainingPlan, run: TrainingRun) -> Path:
     folder = profile_folder(out, plan.experiment.name, plan.profile_name)
     return (folder / TUNING if run.role == "tuning" else folder) / run.name
 
+def is_done(out: Path, plan: TrainingPlan, run: TrainingRun) -> bool:
+    """Whether a run has its final checkpoint."""
+    return (run_folder(out, plan, run) / FINAL / "config.json").is_file()
+
+
 
 def find_trained(out: Path, experiment: str, profile: str) -> list[TrainedRun]:
     """The final runs of a profile that are done, in the order of their folders' names.
