@@ -128,7 +128,15 @@ def show(path: Path, *, as_json: bool) -> None:
         return
     paths = [path] if path.is_file() else sorted(path.glob("*/*.json"))
     if not paths:
-        raise RecordError(f"no baseline at '{path}'. Make one with `retbench baseline save RUN`.")
+        exact = path / EXACT
+        there = (
+            f" It holds {EXACT}, for `retbench check`: `retbench baseline show {exact}`."
+            if exact.is_file()
+            else ""
+        )
+        raise RecordError(
+            f"no baseline of a machine at '{path}'.{there} Make one with `retbench baseline save RUN`."
+        )
     found = {str(one): read_baseline(one) for one in paths}
     if as_json:
         print_json({"baselines": [_summary(name, baseline) for name, baseline in found.items()]})

@@ -56,12 +56,28 @@ def compare(first: Path, second: Path, shown: Shown, margin: float, *, accept_so
             the place of the run.
     """
     shown.check()
+    _check_order(first, second)
     rules = Rules(margin, WITHOUT_REPEAT.floor_s, WITHOUT_REPEAT.flag_rate, confirm_rate=None)
     if first.suffix == ".json":
         baseline, side = read_baseline(first), load_side(second)
         return show_report(compare_history(str(first), baseline, side, rules, accept_soft=accept_soft), shown)
     sides = load_side(first), load_side(second)
     return show_report(compare_sides(*sides, rules, accept_soft=accept_soft), shown)
+
+
+def _check_order(first: Path, second: Path) -> None:
+    """ConfigError where what is judged is a baseline."""
+    if second.suffix != ".json" or not second.is_file():
+        return
+    read_baseline(second)
+    cure = (
+        "Give the records of a run in its place."
+        if first.suffix == ".json"
+        else f"Give it first: `retbench compare {second} {first}`."
+    )
+    raise ConfigError(
+        f"{second}: a baseline, which runs are compared with, and it was given as the run. {cure}"
+    )
 
 
 def show_report(report: Report, shown: Shown) -> int:
