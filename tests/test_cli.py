@@ -110,6 +110,16 @@ def test_table_prints_what_run_printed(measured: Path) -> None:
     assert done.stdout == (measured / "stdout").read_text(encoding="utf-8")
 
 
+def test_a_table_of_what_was_not_measured_says_how_to_measure_it(measured: Path) -> None:
+    results = measured / "results"
+    code, _, stderr = invoke("table", "memory", "--results", str(results))
+    assert code == 2
+    assert f"{results}: holds no record of 'memory'. Measure it first: `retbench run memory`." in stderr
+    code, _, stderr = invoke("table", "tny", "--results", str(results))
+    assert code == 2
+    assert "Did you mean 'tiny'?" in stderr
+
+
 @pytest.mark.parametrize("form", ["csv", "json", "latex"])
 def test_table_has_other_formats(measured: Path, form: str) -> None:
     done = retbench_process("table", "tiny", "--format", form, cwd=measured)
