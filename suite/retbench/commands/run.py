@@ -11,7 +11,7 @@ from retbench.estimates import Estimate, estimate
 from retbench.files import check_writable
 from retbench.measure.environment import code_revision
 from retbench.plan import Plan
-from retbench.progress import show_progress
+from retbench.progress import describe_work, show_progress
 from retbench.runner import run_plan
 from retbench.running.events import RunResult
 from retbench.units import format_bytes, format_duration, format_tokens
@@ -101,18 +101,25 @@ def _last_row(estimates: Sequence[Estimate]) -> tuple[str, ...]:
     """What all cells take together, as far as it is estimated."""
     seconds = [item.seconds for item in estimates if item.seconds is not None]
     held = [item.memory_bytes for item in estimates if item.memory_bytes is not None]
+    if not seconds:
+        return ("none is estimated", "", "", "", "", "")
     name = "all" if len(seconds) == len(estimates) else "all that are estimated"
-    total = Estimate(estimates[0].cell, sum(seconds), max(held)) if seconds else estimates[0]
-    return (name, "", "", "", *_amounts(total))
+    return (name, "", "", "", format_duration(sum(seconds)), format_bytes(max(held)))
 
 
 def _estimate_fields(item: Estimate) -> dict[str, str | int | float | None]:
     """An estimate in base units; null where there is none."""
+    point, weights = item.cell.point, item.cell.subject.weights
     return {
         "model": item.cell.model_name,
+        "size": item.cell.subject.size,
+        "seed": weights.info.seed if weights else None,
         "workload": item.cell.workload,
-        "batch_size": item.cell.point.batch_size,
-        "context_len": item.cell.point.context_len,
+        "task": point.task,
+        "protocol": point.protocol,
+        "num_fewshot": point.num_fewshot,
+        "batch_size": point.batch_size,
+        "context_len": point.context_len,
         "seconds": item.seconds,
         "memory_bytes": item.memory_bytes,
     }
@@ -122,8 +129,8 @@ def _estimate_row(item: Estimate) -> tuple[str, ...]:
     """An estimate as people read it."""
     point = item.cell.point
     return (
-        item.cell.model_name,
-        item.cell.workload,
+        item.cell.subject.label,
+        describe_work(item.cell),
         str(point.batch_size),
         format_tokens(point.context_len),
         *_amounts(item),
