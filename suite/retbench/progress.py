@@ -39,7 +39,7 @@ from retbench.units import format_count, format_duration, format_tokens
 def show_progress(stream: TextIO | None = None) -> Iterator[Observer]:
     """An observer that writes to `stream` (stderr when None) until the block ends."""
     console = Console(file=stream or sys.stderr, highlight=False, markup=False, emoji=False)
-    if not console.is_terminal:
+    if not console.is_terminal or console.is_dumb_terminal:  # there is no bar on the latter
         yield Lines(console)
         return
     with BarDisplay(console) as display:
@@ -192,4 +192,7 @@ def _summary(result: RunResult) -> str:
     end = "interrupted; the same command goes on from here" if result.interrupted else "finished"
     counts = ", ".join(f"{count} {status}" for status, count in sorted(result.counts.items()))
     place = f" in {result.path}" if result.path else ""
-    return f"{end}: {counts or 'nothing new to measure'}{place}"
+    nothing = "nothing new to measure"
+    if result.interrupted:
+        nothing = "nothing new measured yet" if result.skipped else "nothing measured yet"
+    return f"{end}: {counts or nothing}{place}"
