@@ -24,7 +24,7 @@ from types import FrameType
 from typing import Literal
 
 from retbench.config import load_experiment
-from retbench.errors import RetbenchError, StorageError
+from retbench.errors import ConfigError, RetbenchError
 from retbench.running.devices import find_device
 from retbench.units import format_duration
 
@@ -265,11 +265,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _make_logs(out: Path) -> Path:
-    """The folder of the logs; StorageError where it cannot be made."""
+    """The folder of the logs; ConfigError where it cannot be made."""
     try:
         (out / "logs").mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise StorageError(
+        raise ConfigError(
             f"{out}: cannot be made: {error.strerror}. Give another folder with --out."
         ) from error
     return out / "logs"

@@ -110,6 +110,16 @@ def test_table_prints_what_run_printed(measured: Path) -> None:
     assert done.stdout == (measured / "stdout").read_text(encoding="utf-8")
 
 
+def test_a_table_of_what_was_not_measured_says_how_to_measure_it(measured: Path) -> None:
+    results = measured / "results"
+    code, _, stderr = invoke("table", "memory", "--results", str(results))
+    assert code == 2
+    assert f"{results}: holds no record of 'memory'. Measure it first: `retbench run memory`." in stderr
+    code, _, stderr = invoke("table", "tny", "--results", str(results))
+    assert code == 2
+    assert "Did you mean 'tiny'?" in stderr
+
+
 @pytest.mark.parametrize("form", ["csv", "json", "latex"])
 def test_table_has_other_formats(measured: Path, form: str) -> None:
     done = retbench_process("table", "tiny", "--format", form, cwd=measured)
@@ -325,3 +335,31 @@ def test_records_cannot_go_into_a_file(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["run", "latency", "--profile", "smoke", "--out", str(taken)])
     assert result.exit_code == 2
     assert "is a file" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        (("run", "memory", *TINY), "--out"),
+        (("run", "memory", *TINY, "--dry-run"), "--out"),
+        (("train", "quality", *TINY), "--out"),
+        (("train", "quality", *TINY, "--dry-run"), "--out"),
+        (("report", "--results", "RESULTS"), "--out"),
+        (("compare", "RESULTS", "RESULTS"), "--out"),
+        (("check",), "--out"),
+        (("baseline", "save", "RESULTS"), "--folder"),
+        (("baseline", "accept", "RESULTS", "--reason", "new"), "--folder"),
+        (("baseline", "accept", "exact", "--reason", "new"), "--folder"),
+    ],
+)
+def test_a_folder_that_cannot_be_written_to_is_refused_first(
+    measured: Path, tmp_path: Path, words: tuple[str, ...], option: str
+) -> None:
+    """Before anything is measured, and by the option that it was given by."""
+    (tmp_path / "taken").write_text("", encoding="utf-8")
+    given = [str(measured / "results") if word == "RESULTS" else word for word in words]
+    code, stdout, stderr = invoke(*given, option, str(tmp_path / "taken/below"))
+    assert code == 2
+    assert stdout == ""
+    assert "cannot be written to: Not a directory" in stderr
+    assert f"another folder with {option}" in stderr

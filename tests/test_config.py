@@ -127,13 +127,33 @@ def test_overrides_reach_models_and_workloads() -> None:
         ("size.x=1", "'size' is not a table"),
         ("models=3", "'models' is 3"),
         ("models.retnett.variant=fla", r"\[models.retnett\] lacks the field 'architecture'"),
-        ("models.retnet.chunck_size=3", "Did you mean 'chunk_size'"),
+        (
+            "models.retnet.chunck_size=3",
+            r"\[models.retnet\] has no field 'chunck_size'. Did you mean 'chunk_size'",
+        ),
+        ("models.foo.variant=fla", r"'architecture'\. Add it.* Those that have it: retnet, transformer\."),
+        ("models.retnet.variant=zzz", r"'models\.retnet\.variant' is 'zzz'"),
+        ("models.retnet.ffn_dim=1", r"'models\.retnet\.ffn_dim' is 1"),
+        ("prefil=3", r"\[profiles\.smoke\] has no field 'prefil'\. Remove it"),
+        ("prefill=3", r"has no field 'prefill'\. Remove it"),
+        ("profiles=3", r"has no field 'profiles'\. Remove it"),
+        ("device=cuda", r"has no field 'device'\. It is set by the option --device\."),
+        ("workloads.decod.context_len=[1]", r"\[profiles\.smoke\.workloads\] .* Did you mean 'decode'"),
+        ("workloads.decode.context_len=1024", r"context_len' is 1024, and takes a list, e\.g\. \[1024\]"),
+        ("workloads.decode.context_len=[-1]", r"context_len\.0' is -1: Input should be [^\n]*$"),
     ],
 )
 def test_a_wrong_override_is_explained(tiny_experiment: Path, item: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         load_experiment(str(tiny_experiment), [item], profile="smoke")
     assert "--set" in str(caught.value)
+
+
+def test_a_fault_of_a_whole_table_does_not_print_the_table() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_experiment("quality", ["training.num_tokens=10"], profile="smoke")
+    assert "[profiles.smoke.training]: num_tokens is 10 and a step takes" in str(caught.value)
+    assert "learning_rates" not in str(caught.value)
 
 
 @pytest.mark.parametrize("text", ["profiles = 3", "profiles = []", "profiles.smoke = 3", "models = 3", ""])

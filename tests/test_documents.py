@@ -63,7 +63,5 @@ def test_no_flipped_bit_goes_unnoticed(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(
-        StorageError, match=r"x\.documents\.jsonl\.gz: cannot be written: .* another folder with --out"
-    ):
+    with pytest.raises(StorageError, match=r"x\.documents\.jsonl\.gz: cannot be written: .* another folder"):
         write_documents(tmp_path / "file", "x", ROWS)

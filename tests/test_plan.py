@@ -64,6 +64,13 @@ def test_compiling_is_a_setting_that_the_command_line_wins(
     assert shlex.split(found.command)[-1] == flag
 
 
+@pytest.mark.parametrize("changes", [{"compiled": True}, {"overrides": ["compile=true"]}])
+def test_compiling_where_nothing_decodes_is_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"none of its workloads \(memory\) is 'decode'"):
+        make("memory", **changes)
+    assert not make("memory", compiled=False).settings.compile
+
+
 def test_the_command_makes_the_same_plan_again(tiny_experiment: Path) -> None:
     overrides = ["rounds=2", "workloads.decode.context_len=[8, 16]", 'models.retnet.variant="torchscale"']
     found = make(tiny_experiment, dtype="float64", limit=1, overrides=overrides)

@@ -99,6 +99,34 @@ def test_an_interrupted_run_says_how_to_go_on() -> None:
     assert describe(event) == "interrupted; the same command goes on from here: 1 ok in r.jsonl"
 
 
+@pytest.mark.parametrize(
+    ("result", "words"),
+    [
+        (RunResult(interrupted=True), "nothing measured yet"),
+        (RunResult(interrupted=True, skipped={"ok": 2}), "nothing new measured yet"),
+    ],
+)
+def test_a_run_that_was_interrupted_at_once_does_not_say_that_all_is_measured(
+    result: RunResult, words: str
+) -> None:
+    assert describe(Finished(result, HALF)) == f"interrupted; the same command goes on from here: {words}"
+
+
+class Terminal(io.StringIO):
+    """A stream that says that it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_that_can_draw_no_bar_gets_lines(cell: Cell, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+    stream = Terminal()
+    with show_progress(stream) as observer:
+        observer.notify(CellDone(cell, 0, "ok", None, DONE))
+    assert stream.getvalue() == "4/4 round 1: retnet decode at 32K: ok\n"
+
+
 def test_a_terminal_shows_a_bar_and_keeps_what_went_wrong(cell: Cell) -> None:
     stream = io.StringIO()
     console = Console(file=stream, force_terminal=True, width=120, color_system=None)

@@ -79,6 +79,11 @@ def test_a_dry_run_does_not_pretend_to_know_what_an_evaluation_takes(folder: Pat
     cells = json.loads(done.stdout)["cells"]
     assert {cell["workload"] for cell in cells} == {"perplexity"}
     assert {(cell["seconds"], cell["memory_bytes"]) for cell in cells} == {(None, None)}
+    rows = run_tiny(folder, "--dry-run").stdout.splitlines()[1:]
+    assert len(set(rows)) == len(rows)
+    assert rows[0].startswith("retnet 300k seed 0  ")
+    assert f"perplexity of {folder / 'texts'}, whole" in rows[0]
+    assert rows[-1] == "none is estimated"
     decode = "workloads.decode={context_len=[64]}"
     table = run_tiny(folder, "--dry-run", "--set", decode).stdout.splitlines()
     for line in table[1:]:

@@ -14,7 +14,7 @@ import psutil
 import pytest
 import torch
 
-from retbench.errors import RetbenchError, StorageError
+from retbench.errors import ConfigError, RetbenchError, StorageError
 from retbench.plan import Plan, make_plan
 from retbench.records import Record, read_records
 from retbench.runner import run_plan
@@ -399,7 +399,7 @@ def test_a_folder_that_cannot_be_made_is_refused_before_anything_is_measured(tmp
     path = write_experiment(tmp_path, TRANSFORMER, PROFILE, grid("prefill", 8))
     (tmp_path / "out").write_text("in the way", encoding="utf-8")
     observer = Observer()
-    with pytest.raises(StorageError, match="cannot be made: Not a directory"):
+    with pytest.raises(ConfigError, match="cannot be written to: Not a directory"):
         run_plan(plan_for(path), tmp_path / "out", fresh=False, observer=observer)
     assert observer.kinds() == {"Planned": 1}
 

@@ -7,17 +7,16 @@ a `ModelConfig`, `cells` turns a profile into the cells of a sweep. Nothing here
 import os
 import tomllib
 from collections.abc import Sequence
-from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from retbench.errors import ConfigError, unknown_name
 from retbench.protocols import Length, PerplexitySpec, ZeroshotSpec, without_repeats
 from retbench.recipes import TrainingSpec
-from retbench.strict import Strict
+from retbench.strict import Strict, explain
 
 Dtype = Literal["float64", "float32", "bfloat16", "float16"]
 DTYPE_BYTES: dict[str, int] = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
@@ -234,7 +233,10 @@ def load_experiment(
         return Experiment.model_validate({"name": path.stem, **raw})
     except ValidationError as error:
         where = " ".join([str(path), *(f"--set {item}" for item in overrides)])
-        raise ConfigError(explain(error, Experiment, where)) from error
+        tables = raw.get("models")
+        known = tables.items() if isinstance(tables, dict) else ()
+        whole = [name for name, table in known if isinstance(table, dict) and "architecture" in table]
+        raise ConfigError(explain(error, Experiment, where, whole)) from error
 
 
 def _find(name_or_path: str) -> Path:
@@ -280,38 +282,3 @@ def _override_targets(raw: dict[str, Any], first: str, profile: str | None) -> l
         return []
     chosen = [profiles[profile]] if profile in profiles else list(profiles.values())
     return [table for table in chosen if isinstance(table, dict)]
-
-
-def explain(error: ValidationError, model: type[BaseModel], where: str) -> str:
-    """A pydantic error as one sentence a fault: place, what was wrong, the value, the nearest known name."""
-    lines = []
-    for fault in error.errors():
-        place = ".".join(str(part) for part in fault["loc"])
-        if fault["type"] == "extra_forbidden":
-            field = str(fault["loc"][-1])
-            near = get_close_matches(field, _field_names(model) - {field}, n=1)
-            hint = f" Did you mean '{near[0]}'?" if near else " Remove it, or move it to its table."
-            table = ".".join(map(str, fault["loc"][:-1])) or "top level"
-            lines.append(f"{where}: [{table}] has no field '{field}'.{hint}")
-        elif fault["type"] == "missing":
-            lines.append(f"{where}: the field '{place}' is missing. Add it.")
-        elif fault["type"] == "union_tag_not_found":
-            lines.append(f"{where}: [{place}] lacks the field {fault['ctx']['discriminator']}. Add it.")
-        else:
-            reason = fault["msg"].removeprefix("Value error, ").removesuffix(".")
-            lines.append(f"{where}: '{place}' is {fault['input']!r}: {reason}.")
-    return "\n".join(dict.fromkeys(lines))
-
-
-def _field_names(model: type[BaseModel]) -> set[str]:
-    """Names of all fields of `model` and of the models nested in it."""
-    names: set[str] = set()
-    pending: list[Any] = [model]
-    while pending:
-        item = pending.pop()
-        if isinstance(item, type) and issubclass(item, BaseModel):
-            names.update(item.model_fields)
-            pending.extend(field.annotation for field in item.model_fields.values())
-        else:
-            pending.extend(get_args(item))
-    return names

@@ -6,10 +6,10 @@ from importlib import resources
 
 from pydantic import Field, RootModel, ValidationError
 
-from retbench.config import Dtype, explain
+from retbench.config import Dtype
 from retbench.errors import ConfigError, UnsupportedError, unknown_name
 from retbench.records import Ceilings
-from retbench.strict import Strict
+from retbench.strict import Strict, explain
 
 
 class Datasheet(Strict):

@@ -5,7 +5,7 @@
       RecordError            2  a record file cannot be read as what it claims to be
       CheckpointError        2  weights or their configuration cannot be read as what they claim to be
       CapacityError          2  more tokens than the key-value cache was allocated for
-      StorageError           1  a record or a checkpoint could not be written (disk full, no permission)
+      StorageError           1  a record or a checkpoint could not be written (disk full)
       UnsupportedError       3  asked for rightly, but this machine or installation cannot do it
       NotComparableError     3  two measurements are not of the same thing
       RegressionError        1  a run has moved against those before it

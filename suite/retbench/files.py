@@ -1,16 +1,49 @@
 """Files and folders that are there whole or not at all, whenever the process or the machine ends."""
 
+import errno
 import hashlib
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from retbench.errors import StorageError
+from retbench.errors import ConfigError, StorageError
 
 DRAFT = ".draft-"
 """Begins the name of what is being written; left behind by a process that died, and removed by the next."""
+
+
+def check_writable(folder: Path, option: str) -> None:
+    """Refuse a folder that cannot hold files, before time is spent on what is to go there; leaves nothing behind.
+
+    Permissions do not tell: only root may do what they forbid, and in /proc not even root may do what they allow.
+
+    Args:
+        folder: It need not exist.
+        option: That it was given by, for the message.
+
+    Raises:
+        ConfigError: it cannot be made or written to.
+        StorageError: the disk is full.
+    """
+    new = [place for place in (folder, *folder.parents) if not os.path.lexists(place)]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            raise _not_stored(folder, error) from error
+        raise ConfigError(
+            f"{folder}: cannot be written to: {error.strerror}. Give another folder with {option}, or change its "
+            "permissions."
+        ) from error
+    finally:
+        with suppress(OSError):  # what was not made, or holds what another process has put there
+            for place in new:
+                place.rmdir()
 
 
 def write_atomic(path: Path, content: bytes) -> None:
@@ -85,10 +118,14 @@ def storing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise StorageError(
-            f"{path}: cannot be written: {error.strerror or error}. What was stored before is intact. Free some space "
-            "or give another folder with --out, then run the same command again."
-        ) from error
+        raise _not_stored(path, error) from error
+
+
+def _not_stored(path: Path, error: OSError) -> StorageError:
+    return StorageError(
+        f"{path}: cannot be written: {error.strerror or error}. What was stored before is intact. Free some space or "
+        "give another folder, then run the same command again."
+    )
 
 
 def flush(path: Path) -> None:

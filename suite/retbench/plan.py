@@ -109,6 +109,7 @@ def make_plan(
         chosen = chosen.model_copy(update={"compile": compiled})
     _check_device(chosen, found)
     _check_training(chosen, where)
+    _check_compile(chosen, where)
     experiment = experiment.model_copy(update={"profiles": {**experiment.profiles, profile_name: chosen}})
     options = [
         ("--profile", profile_name),
@@ -214,6 +215,16 @@ def _check_training(profile: Profile, where: str) -> None:
         raise ConfigError(
             f"{where}: activation_checkpointing = true, and none of its workloads ({present}) "
             "computes gradients. Remove it, or add the workload 'training'."
+        )
+
+
+def _check_compile(profile: Profile, where: str) -> None:
+    """ConfigError for steps that are to be compiled where there are none."""
+    if profile.compile and profile.workloads.decode is None:
+        present = ", ".join(profile.workloads.present)
+        raise ConfigError(
+            f"{where}: compile = true, and none of its workloads ({present}) is 'decode', whose steps alone are "
+            "compiled. Leave it out, or measure an experiment that decodes, such as latency."
         )
 
 

@@ -39,7 +39,7 @@ from retbench.units import format_count, format_duration, format_tokens
 def show_progress(stream: TextIO | None = None) -> Iterator[Observer]:
     """An observer that writes to `stream` (stderr when None) until the block ends."""
     console = Console(file=stream or sys.stderr, highlight=False, markup=False, emoji=False)
-    if not console.is_terminal:
+    if not console.is_terminal or console.is_dumb_terminal:  # there is no bar on the latter
         yield Lines(console)
         return
     with BarDisplay(console) as display:
@@ -154,17 +154,18 @@ def describe(event: Event) -> str:
 
 def _name(cell: Cell) -> str:
     """A cell as a person says it: 'retnet decode at 32K', 'retnet 1m seed 0 zeroshot of piqa, 4 examples, at 2K'."""
-    point = cell.point
+    point, work = cell.point, describe_work(cell)
     batch = f" x {point.batch_size}" if point.batch_size > 1 else ""
+    comma = "," if "," in work else ""
+    return f"{cell.subject.label} {work}{comma} at {format_tokens(point.context_len)}{batch}"
+
+
+def describe_work(cell: Cell) -> str:
+    """What is measured of a cell's model: 'decode', 'zeroshot of piqa, 4 examples'."""
+    point = cell.point
     task = f" of {point.task}" if point.task else ""
-    how = (
-        f", {point.protocol},"
-        if point.protocol
-        else f", {point.num_fewshot} examples,"
-        if point.num_fewshot
-        else ""
-    )
-    return f"{cell.subject.label} {cell.workload}{task}{how} at {format_tokens(point.context_len)}{batch}"
+    examples = f", {point.num_fewshot} examples" if point.num_fewshot else ""
+    return f"{cell.workload}{task}{f', {point.protocol}' if point.protocol else examples}"
 
 
 def _time_left(progress: Progress, prefix: str = "") -> str:
@@ -191,4 +192,7 @@ def _summary(result: RunResult) -> str:
     end = "interrupted; the same command goes on from here" if result.interrupted else "finished"
     counts = ", ".join(f"{count} {status}" for status, count in sorted(result.counts.items()))
     place = f" in {result.path}" if result.path else ""
-    return f"{end}: {counts or 'nothing new to measure'}{place}"
+    nothing = "nothing new to measure"
+    if result.interrupted:
+        nothing = "nothing new measured yet" if result.skipped else "nothing measured yet"
+    return f"{end}: {counts or nothing}{place}"

@@ -15,7 +15,8 @@ from queue import Empty, SimpleQueue
 
 from retbench import cells, errors
 from retbench.cells import Cell
-from retbench.errors import RetbenchError, StorageError
+from retbench.errors import RetbenchError
+from retbench.files import check_writable
 from retbench.measure import environment
 from retbench.plan import Plan
 from retbench.records import Gate
@@ -64,6 +65,7 @@ def run_plan(plan: Plan, out: Path, *, fresh: bool, observer: Observer) -> RunRe
         kept.
 
     Raises:
+        ConfigError: there is something to measure, and `out` cannot be written to.
         StorageError: a record could not be written; those before it are intact.
         RetbenchError: no worker can start, or one met an error that no other cell would escape.
     """
@@ -115,7 +117,7 @@ def _run_locked(plan: Plan, out: Path, fresh: bool, observer: Observer, inbox: I
     ledger = Ledger(plan, run, folder / f"{run.run_id}.jsonl", done, observer)
     ledger.tell(events.Planned(ledger.progress, ledger.skipped.total(), run.run_id))
     if ledger.skipped.total() < ledger.total:
-        _make_folder(folder)
+        check_writable(folder, "--out")
     states = folder / STATES_FOLDER
     interrupted = False
     try:
@@ -127,21 +129,6 @@ def _run_locked(plan: Plan, out: Path, fresh: bool, observer: Observer, inbox: I
     result = ledger.result(interrupted=interrupted)
     ledger.tell(events.Finished(result, ledger.progress))
     return result
-
-
-def _make_folder(folder: Path) -> None:
-    """Make the folder of the records, before minutes are spent on what could not be stored in it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        writable = os.access(folder, os.W_OK | os.X_OK)
-    except OSError as error:
-        raise StorageError(
-            f"{folder}: cannot be made: {error.strerror}. Give another folder with --out."
-        ) from error
-    if not writable:
-        raise StorageError(
-            f"{folder}: cannot be written to. Change its permissions, or give another with --out."
-        )
 
 
 def _identity(plan: Plan) -> Identity:

@@ -12,7 +12,7 @@ import pytest
 
 from analysis.synthetic_records import CPU, GPU, Maker, write_results
 from retbench.analysis.report import write_report
-from retbench.errors import RecordError, StorageError
+from retbench.errors import ConfigError, RecordError
 from retbench.records import Record
 
 SECTIONS = [
@@ -195,7 +195,7 @@ def test_without_results_it_says_what_to_run(tmp_path: Path, made: bool) -> None
 
 def test_a_place_that_cannot_be_written_is_a_clear_error(results: Path, tmp_path: Path) -> None:
     (tmp_path / "out").write_text("a file", encoding="utf-8")
-    with pytest.raises(StorageError, match="could not be written"):
+    with pytest.raises(ConfigError, match=r"cannot be written to: .* with --out"):
         write_report(results, tmp_path / "out")
 
 

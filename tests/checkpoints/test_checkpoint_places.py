@@ -119,3 +119,10 @@ def test_a_configuration_is_read_without_torch(hub):
         [sys.executable, "-c", code, str(hub.path)], check=True, capture_output=True, text=True
     )
     assert done.stdout == "False\n"
+
+
+def test_the_folder_of_a_training_run_stands_for_its_checkpoint(tmp_path):
+    write_fla_retnet(tmp_path / "retnet-300k-seed0/final")
+    info = read_checkpoint(str(tmp_path / "retnet-300k-seed0"))
+    assert info.path == tmp_path / "retnet-300k-seed0/final"
+    assert info.weights_dtype is not None

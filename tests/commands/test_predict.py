@@ -90,6 +90,7 @@ def test_records_at_another_dtype_are_refused(tmp_path: Path) -> None:
         ((), 2, "give either MODEL or --paper"),
         (("retnet", "--paper"), 2, "give either MODEL or --paper"),
         (("--paper", "--size", "13b"), 2, "leave out --size"),
+        (("retnet", "--ceilings", "nowhere", "--device", "h200"), 2, "leave out --device"),
         (("retnet", "--kv-heads", "0"), 2, "--kv-heads"),
         (("retnet", "--ceilings", "nowhere"), 2, "no results at 'nowhere'"),
     ],

@@ -36,11 +36,11 @@ def test_people_get_a_table_of_runs(
 ) -> None:
     print_result(training_plan, result, as_json=False)
     header, *lines = rows(capsys.readouterr().out)
-    assert header[-3:] == ["tokens", "validation nats/token", "tokens/s"]
+    assert header[-3:] == ["validation nats/token", "tokens/s", "folder"]
     assert lines == [
-        ["retnet", "300k", "tuning", "0.001", "0", "2.05 K", "2.3457", "1.23 ktokens/s"],
-        ["transformer", "300k", "tuning", "0.001", "0", "384", "failed"],
-        ["retnet", "300k", "final", "best of grid", "0", "0", "failed"],
+        ["retnet", "300k", "tuning", "0.001", "0", "2.05 K", "2.3457", "1.23 ktokens/s", "a"],
+        ["transformer", "300k", "tuning", "0.001", "0", "384", "failed", "b"],
+        ["retnet", "300k", "final", "best of grid", "0", "0", "failed", "c"],
     ]
 
 

@@ -140,3 +140,15 @@ def test_a_terminal_shows_a_bar_and_keeps_what_matters(
 )
 def test_what_else_is_told(training_plan: TrainingPlan, event: Event, line: str) -> None:
     assert describe(event, training_plan) == line
+
+
+def test_a_terminal_that_can_draw_no_bar_gets_lines(
+    training_plan: TrainingPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+    stream = io.StringIO()
+    monkeypatch.setattr(stream, "isatty", lambda: True, raising=False)
+    with show_training(training_plan, stream) as tell:
+        tell(RunEnded(GOOD))
+    assert "done, validation 2.3457 nats/token" in stream.getvalue()
+    assert "starting" not in stream.getvalue()

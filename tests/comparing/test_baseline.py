@@ -360,3 +360,26 @@ def test_no_baseline_is_told(tmp_path: Path) -> None:
     done = call("baseline", "show", tmp_path)
     assert done.exit_code == 2
     assert "retbench baseline save" in done.stderr
+
+
+def test_a_baseline_in_the_place_of_the_run_is_told_from_a_damaged_one(tmp_path: Path) -> None:
+    folder, run = tmp_path / "baselines", run_of(tmp_path, 0)
+    assert call("baseline", "save", run, "--folder", folder).exit_code == 0
+    baseline = folder / NAME
+    done = call("compare", run, baseline)
+    assert done.exit_code == 2
+    assert f"Give it first: `retbench compare {baseline} {run}`." in done.stderr
+    assert "records of a run in its place" in call("compare", baseline, baseline).stderr
+    baseline.write_text("{}", encoding="utf-8")
+    assert "Give it first" not in call("compare", run, baseline).stderr
+
+
+def test_a_folder_with_the_exact_quantities_alone_says_that_it_holds_them(tmp_path: Path) -> None:
+    assert "It holds" not in call("baseline", "show", tmp_path).stderr
+    (tmp_path / "exact.json").write_text("{}", encoding="utf-8")
+    done = call("baseline", "show", tmp_path)
+    assert done.exit_code == 2
+    assert (
+        f"It holds exact.json, for `retbench check`: `retbench baseline show {tmp_path / 'exact.json'}`"
+        in done.stderr
+    )

@@ -13,11 +13,11 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from retbench.analysis.comparisons import LEVEL_MARGIN
-from retbench.config import Dtype, explain
+from retbench.config import Dtype
 from retbench.errors import ConfigError
 from retbench.paper.papers import find_number
 from retbench.records import Record
-from retbench.strict import Strict
+from retbench.strict import Strict, explain
 
 Verdict = Literal["reproduced", "partly", "not_reproduced", "not_testable"]
 Feature = Literal["fused", "grouped", "graphs"]

@@ -36,6 +36,7 @@ from retbench.analysis.scores import Scores
 from retbench.analysis.selection import Selection
 from retbench.analysis.tables import cost_frame, find_newest
 from retbench.errors import StorageError
+from retbench.files import check_writable
 from retbench.records import Record
 
 
@@ -90,9 +91,12 @@ def write_report(results: Path, out: Path) -> list[Path]:
 
     Raises:
         RecordError: there is nothing to report on; the message says what to run.
+        ConfigError: the folder cannot be written to.
         StorageError: a file cannot be written.
     """
-    report = make_report(load_results(results))
+    found = load_results(results)
+    check_writable(out, "--out")
+    report = make_report(found)
     paths = [path for drawing in report.all_drawings for path in save_drawing(drawing, out / "figures")]
     templates = _templates()
     svgs = {

@@ -12,6 +12,8 @@ from retbench.checkpoints.weights import Weights, find_weight_files, is_pickle, 
 from retbench.errors import CheckpointError
 
 LLAMA2C = "llama2c"
+FINAL = "final"
+"""The checkpoint in the folder of a training run."""
 TOKENIZER_PATTERNS = ("tokenizer.json", "tokenizer.model", "tok*.bin")
 """Of transformers and fla, and llama2.c's own."""
 
@@ -22,7 +24,8 @@ def read_checkpoint(
     """Find a checkpoint and read what it is; its weights stay on disk.
 
     Args:
-        name: A folder or file; a path below the data folder; or OWNER/REPOSITORY[@REVISION] on the hub.
+        name: A folder or file, or the folder of a run of `retbench train`; a path below the data folder; or
+            OWNER/REPOSITORY[@REVISION] on the hub.
         revision: Of a repository on the hub: a commit, branch or tag.
         format: retbench, fla, llama, llama2c or torchscale; auto to find out.
         data_dir: The data folder; that of RETBENCH_DATA when None.
@@ -34,6 +37,8 @@ def read_checkpoint(
     """
     formats.check_name(format)
     path, commit = locate(name, revision=revision, data_dir=data_dir)
+    if not _config_path(path).is_file() and _config_path(path / FINAL).is_file():
+        path = path / FINAL
     if format == LLAMA2C or (format == "auto" and not _config_path(path).is_file()):
         path = _find_llama2c(path)
         format, described = LLAMA2C, formats.describe(LLAMA2C, {}, path)

@@ -26,15 +26,15 @@ _baseline = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
     help="Keep a window of accepted runs that later ones are compared with.",
-    epilog="Example: retbench baseline save results/latency.jsonl",
+    epilog="Example: retbench baseline save results/MACHINE/latency/RUN.jsonl",
 )
 
 
 def register(app: typer.Typer) -> None:
     """Add the verbs of this module to the command line."""
-    app.command(epilog="Example: retbench compare results/before.jsonl results/after.jsonl --format md")(
-        compare
-    )
+    app.command(
+        epilog="Example: retbench compare results/MACHINE/latency/BEFORE.jsonl results/MACHINE/latency/AFTER.jsonl"
+    )(compare)
     app.command(epilog="Example: retbench check --against HEAD~1 --format md")(check)
     app.add_typer(_baseline, name="baseline")
 
@@ -146,7 +146,9 @@ def check(
     raise typer.Exit(command.check(against, given, form, out, strict=strict))
 
 
-@_baseline.command(epilog="Example: retbench baseline save results/monday.jsonl results/tuesday.jsonl")
+@_baseline.command(
+    epilog="Example: retbench baseline save results/MACHINE/latency/MONDAY.jsonl results/MACHINE/latency/TUESDAY.jsonl"
+)
 def save(
     runs: Annotated[
         list[Path],
@@ -164,7 +166,9 @@ def save(
     command.save(runs, folder)
 
 
-@_baseline.command(epilog='Example: retbench baseline accept results/latency.jsonl --reason "chunk of 256"')
+@_baseline.command(
+    epilog='Example: retbench baseline accept results/MACHINE/latency/RUN.jsonl --reason "chunk of 256"'
+)
 def accept(
     run: Annotated[
         Path,

@@ -63,7 +63,7 @@ def run(
     from retbench.commands import run as command
 
     if dry_run:
-        command.show_plan(plan, as_json=as_json)
+        command.show_plan(plan, out, as_json=as_json)
     else:
         raise typer.Exit(command.carry_out(plan, out, fresh=fresh, as_json=as_json))
 
@@ -98,6 +98,6 @@ def train(
 
     request = command.Request(experiment, profile, device, tuple(overrides or ()), data_dir)
     if dry_run:
-        command.show_plan(request, as_json=as_json)
+        command.show_plan(request, out, as_json=as_json)
     else:
         raise typer.Exit(command.train(request, out, fresh=fresh, as_json=as_json))

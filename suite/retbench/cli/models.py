@@ -84,6 +84,8 @@ def predict(
             )
         command.print_explanations(as_json=as_json)
         return
+    if ceilings is not None and "--device" in _given(context_of_call):
+        raise typer.BadParameter("--ceilings are those of the records' device: leave out --device")
     contexts = tuple(context or (1024, 2048, 4096, 8192, 16384, 32768))
     command.print_prediction(
         command.Request(model, size, device, ceilings, dtype, contexts, tuple(batch or (1,)), kv_heads),

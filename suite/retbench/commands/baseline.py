@@ -20,6 +20,7 @@ from retbench.comparing.items import Place
 from retbench.comparing.rendering import render
 from retbench.comparing.sides import Side, load_side
 from retbench.errors import ConfigError, NotComparableError, RecordError, RegressionError
+from retbench.files import check_writable
 from retbench.units import format_bytes, format_percent, format_seconds
 
 FIRST = "first runs"
@@ -32,7 +33,7 @@ def save(runs: list[Path], folder: Path) -> None:
 
     Raises:
         RecordError: a run or the baseline cannot be read.
-        ConfigError: a run is in the window already.
+        ConfigError: a run is in the window already, or the folder cannot be written to.
         NotComparableError: a run measured something else, or failed somewhere.
         RegressionError: a run has moved against the window, in either direction.
     """
@@ -40,6 +41,7 @@ def save(runs: list[Path], folder: Path) -> None:
     for side in sides:
         _check_whole(side)
     path = place_of_baseline(folder, make_baseline(sides[0], FIRST))
+    check_writable(path.parent, "--folder")
     baseline = read_baseline(path) if path.exists() else None
     for side in sides:
         baseline = _with_side(path, baseline, side) if baseline else make_baseline(side, FIRST)
@@ -94,10 +96,11 @@ def accept(run: Path, reason: str, folder: Path) -> None:
 
     Raises:
         RecordError: the run cannot be read.
-        ConfigError: no reason is given.
+        ConfigError: no reason is given, or the folder cannot be written to.
     """
     baseline = make_baseline(load_side(run), check_reason(reason))
     path = place_of_baseline(folder, baseline)
+    check_writable(path.parent, "--folder")
     write_baseline(path, baseline)
     typer.echo(f"{path}: begun anew with run {baseline.runs[0].run_id}")
 
@@ -125,7 +128,15 @@ def show(path: Path, *, as_json: bool) -> None:
         return
     paths = [path] if path.is_file() else sorted(path.glob("*/*.json"))
     if not paths:
-        raise RecordError(f"no baseline at '{path}'. Make one with `retbench baseline save RUN`.")
+        exact = path / EXACT
+        there = (
+            f" It holds {EXACT}, for `retbench check`: `retbench baseline show {exact}`."
+            if exact.is_file()
+            else ""
+        )
+        raise RecordError(
+            f"no baseline of a machine at '{path}'.{there} Make one with `retbench baseline save RUN`."
+        )
     found = {str(one): read_baseline(one) for one in paths}
     if as_json:
         print_json({"baselines": [_summary(name, baseline) for name, baseline in found.items()]})

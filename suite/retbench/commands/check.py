@@ -16,6 +16,7 @@ from retbench.comparing.exact import compare_exact, read_exact, write_exact
 from retbench.comparing.exact_rendering import ExactReport
 from retbench.comparing.sequential import Rules, plan_looks
 from retbench.errors import ConfigError
+from retbench.files import check_writable
 from retbench.plan import make_plan
 from retbench.running.interrupts import Interrupted
 
@@ -58,10 +59,11 @@ def accept_exact(reason: str, folder: Path) -> None:
     """Measure the exact quantities and accept them, and print the path.
 
     Raises:
-        ConfigError: no reason is given.
+        ConfigError: no reason is given, or the folder cannot be written to.
         StorageError: they cannot be written.
     """
     reason = check_reason(reason)
+    check_writable(folder, "--folder")
 
     import torch
 
@@ -134,6 +136,7 @@ def check_against(ref: str, given: Given, shown: Shown) -> int:
         overrides=given.overrides,
     )
     folder = (shown.out or DEFAULT_OUT) / "records"
+    check_writable(folder, "--out")
     request = against.Request(plan, ref, rules, rounds, limits, given.always, folder)
     try:
         report = against.check_against(request, talk=lambda text: typer.echo(text, err=True))

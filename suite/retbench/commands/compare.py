@@ -13,7 +13,8 @@ from retbench.comparing.rendering import FORMATS, render
 from retbench.comparing.report import Report
 from retbench.comparing.sequential import WITHOUT_REPEAT, Rules
 from retbench.comparing.sides import load_side
-from retbench.errors import StorageError, unknown_name
+from retbench.errors import ConfigError, StorageError, unknown_name
+from retbench.files import check_writable
 
 
 @dataclass(frozen=True)
@@ -31,9 +32,11 @@ class Shown:
     strict: bool
 
     def check(self) -> None:
-        """ConfigError for an unknown format, before anything is measured."""
+        """ConfigError for an unknown format or a folder that cannot be written to, before anything is measured."""
         if self.form not in FORMATS:
             raise unknown_name("format", self.form, FORMATS, where="--format")
+        if self.out is not None:
+            check_writable(self.out, "--out")
 
 
 def compare(first: Path, second: Path, shown: Shown, margin: float, *, accept_soft: bool) -> int:
@@ -49,15 +52,32 @@ def compare(first: Path, second: Path, shown: Shown, margin: float, *, accept_so
     Raises:
         RecordError: a side holds nothing that can be compared.
         UnsupportedError: a baseline of a newer schema.
-        ConfigError: an unknown format, or a margin that is no share.
+        ConfigError: an unknown format, a folder that cannot be written to, a margin that is no share, or a baseline in
+            the place of the run.
     """
     shown.check()
+    _check_order(first, second)
     rules = Rules(margin, WITHOUT_REPEAT.floor_s, WITHOUT_REPEAT.flag_rate, confirm_rate=None)
     if first.suffix == ".json":
         baseline, side = read_baseline(first), load_side(second)
         return show_report(compare_history(str(first), baseline, side, rules, accept_soft=accept_soft), shown)
     sides = load_side(first), load_side(second)
     return show_report(compare_sides(*sides, rules, accept_soft=accept_soft), shown)
+
+
+def _check_order(first: Path, second: Path) -> None:
+    """ConfigError where what is judged is a baseline."""
+    if second.suffix != ".json" or not second.is_file():
+        return
+    read_baseline(second)
+    cure = (
+        "Give the records of a run in its place."
+        if first.suffix == ".json"
+        else f"Give it first: `retbench compare {second} {first}`."
+    )
+    raise ConfigError(
+        f"{second}: a baseline, which runs are compared with, and it was given as the run. {cure}"
+    )
 
 
 def show_report(report: Report, shown: Shown) -> int:

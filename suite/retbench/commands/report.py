@@ -6,19 +6,23 @@ import typer
 
 from retbench.analysis.frames import Results, load_results
 from retbench.analysis.tables import find_newest, render, table_of
+from retbench.config import list_experiments
+from retbench.errors import RecordError
 
 
 def print_table(experiment: str, form: str, results: Path) -> None:
     """Print the newest comparable results of an experiment; on stderr, what is not among them.
 
     Raises:
-        RecordError: there are no results there.
+        RecordError: there are no results there, or none of that experiment.
         ConfigError: an unknown experiment or format.
     """
     found = load_results(results)
     for problem in found.problems:
         typer.echo(f"retbench: {problem}", err=True)
     name = Path(experiment).stem if experiment.endswith(".toml") else experiment
+    if name in list_experiments() and all(record.experiment != name for record in found.records):
+        raise RecordError(f"{results}: holds no record of '{name}'. Measure it first: `retbench run {name}`.")
     print_records(found, name, form)
 
 
@@ -37,6 +41,7 @@ def print_report(results: Path, out: Path) -> None:
 
     Raises:
         RecordError: there are no results there.
+        ConfigError: `out` cannot be written to.
         StorageError: a file cannot be written.
     """
     from retbench.analysis.report import write_report  # matplotlib takes longer to load than a table to print

@@ -8,9 +8,10 @@ from retbench.analysis.frames import load_results
 from retbench.commands.layout import print_columns, print_json
 from retbench.commands.report import print_records
 from retbench.estimates import Estimate, estimate
+from retbench.files import check_writable
 from retbench.measure.environment import code_revision
 from retbench.plan import Plan
-from retbench.progress import show_progress
+from retbench.progress import describe_work, show_progress
 from retbench.runner import run_plan
 from retbench.running.events import RunResult
 from retbench.units import format_bytes, format_duration, format_tokens
@@ -28,6 +29,7 @@ def carry_out(plan: Plan, out: Path, *, fresh: bool, as_json: bool) -> int:
     """Measure what is not on disk yet, print the results, and return the exit code.
 
     Raises:
+        ConfigError: `out` cannot be written to.
         StorageError: a record could not be written.
     """
     with show_progress() as observer:
@@ -69,12 +71,14 @@ def _print_results(plan: Plan, out: Path) -> None:
     print_records(replace(results, records=mine), plan.experiment.name, "md")
 
 
-def show_plan(plan: Plan, *, as_json: bool) -> None:
+def show_plan(plan: Plan, out: Path, *, as_json: bool) -> None:
     """Print every cell with the time and the memory it will roughly take.
 
     Raises:
+        ConfigError: the run could not write to `out`.
         RetbenchError: another run is timing on this machine, which an estimate would disturb.
     """
+    check_writable(out, "--out")
     estimates = estimate(plan)
     if as_json:
         print_json(
@@ -97,18 +101,25 @@ def _last_row(estimates: Sequence[Estimate]) -> tuple[str, ...]:
     """What all cells take together, as far as it is estimated."""
     seconds = [item.seconds for item in estimates if item.seconds is not None]
     held = [item.memory_bytes for item in estimates if item.memory_bytes is not None]
+    if not seconds:
+        return ("none is estimated", "", "", "", "", "")
     name = "all" if len(seconds) == len(estimates) else "all that are estimated"
-    total = Estimate(estimates[0].cell, sum(seconds), max(held)) if seconds else estimates[0]
-    return (name, "", "", "", *_amounts(total))
+    return (name, "", "", "", format_duration(sum(seconds)), format_bytes(max(held)))
 
 
 def _estimate_fields(item: Estimate) -> dict[str, str | int | float | None]:
     """An estimate in base units; null where there is none."""
+    point, weights = item.cell.point, item.cell.subject.weights
     return {
         "model": item.cell.model_name,
+        "size": item.cell.subject.size,
+        "seed": weights.info.seed if weights else None,
         "workload": item.cell.workload,
-        "batch_size": item.cell.point.batch_size,
-        "context_len": item.cell.point.context_len,
+        "task": point.task,
+        "protocol": point.protocol,
+        "num_fewshot": point.num_fewshot,
+        "batch_size": point.batch_size,
+        "context_len": point.context_len,
         "seconds": item.seconds,
         "memory_bytes": item.memory_bytes,
     }
@@ -118,8 +129,8 @@ def _estimate_row(item: Estimate) -> tuple[str, ...]:
     """An estimate as people read it."""
     point = item.cell.point
     return (
-        item.cell.model_name,
-        item.cell.workload,
+        item.cell.subject.label,
+        describe_work(item.cell),
         str(point.batch_size),
         format_tokens(point.context_len),
         *_amounts(item),

@@ -11,12 +11,14 @@ from retbench import config
 from retbench.commands.training_output import print_plan, print_result
 from retbench.commands.training_progress import show_training
 from retbench.errors import ConfigError
+from retbench.files import check_writable
 from retbench.measure.environment import pin_process
 from retbench.measure.machine import usable_cores
 from retbench.plan import PAPER_MEMORY_BYTES
 from retbench.running.devices import Device, find_device
 from retbench.running.interrupts import Interrupted, catch_signals
 from retbench.running.locks import timing_lock
+from retbench.training import trained
 from retbench.training.events import Event, Packing, Tell, TrainingResult, WaitingForLock
 from retbench.training.launch import Launch
 from retbench.training.plan import TrainingPlan, check_shares, resolve_models, training_spec
@@ -122,9 +124,10 @@ def carry_out(plan: TrainingPlan, out: Path, *, fresh: bool, as_json: bool, rank
     """Train what is not on disk yet, print the runs, and return the exit code.
 
     Raises:
-        ConfigError: a folder holds another run than the plan's.
+        ConfigError: a folder holds another run than the plan's, or cannot be written to.
         StorageError: something could not be written.
     """
+    ranks.lead(lambda: _check_out(plan, out))
     stopped: list[bool] = []
     with ExitStack() as stack:
         stack.enter_context(catch_signals(lambda: stopped.append(True)))
@@ -150,6 +153,12 @@ def carry_out(plan: TrainingPlan, out: Path, *, fresh: bool, as_json: bool, rank
     if result.interrupted:
         return INTERRUPTED
     return FAILED if any(run.status == "failed" for run in result.runs) else 0
+
+
+def _check_out(plan: TrainingPlan, out: Path) -> None:
+    """ConfigError where there is something to train, and it could not be stored."""
+    if not all(trained.is_done(out, plan, run) for run in [*plan.tuning_runs, *plan.final_runs]):
+        check_writable(out, "--out")
 
 
 def _tell_nobody(event: Event) -> None:
@@ -204,11 +213,12 @@ def _read_text(plan: TrainingPlan, tell: Tell, stop: Callable[[], bool]) -> "Tra
         return None
 
 
-def show_plan(request: Request, *, as_json: bool) -> None:
+def show_plan(request: Request, out: Path, *, as_json: bool) -> None:
     """Print every run with its tokens and the time that it will roughly take.
 
     Raises:
-        ConfigError: another run is timing on this machine, which an estimate would disturb.
+        ConfigError: another run is timing on this machine, which an estimate would disturb, or the runs could not be
+            stored in `out`.
     """
     from retbench.training.estimate import estimate_seconds
 
@@ -221,6 +231,7 @@ def show_plan(request: Request, *, as_json: bool) -> None:
     if launch.rank > 0:
         return
     plan = make_training_plan(request, launch)
+    _check_out(plan, out)
     runs = [*plan.tuning_runs, *plan.final_runs]
     with timing_lock(plan.command, wait=refuse):
         pin_process(plan.threads)

@@ -63,7 +63,17 @@ def _run_fields(plan: TrainingPlan, run: TrainingRun) -> dict[str, Any]:
 
 def _print_runs(runs: Sequence[RunResult]) -> None:
     """The table of runs that are over."""
-    header = ("model", "size", "run", "learning rate", "seed", "tokens", "validation nats/token", "tokens/s")
+    header = (
+        "model",
+        "size",
+        "run",
+        "learning rate",
+        "seed",
+        "tokens",
+        "validation nats/token",
+        "tokens/s",
+        "folder",
+    )
     print_columns(
         header,
         [
@@ -76,6 +86,7 @@ def _print_runs(runs: Sequence[RunResult]) -> None:
                 format_count(item.num_tokens),
                 "failed" if item.validation_loss is None else f"{item.validation_loss:.4f}",
                 "" if item.tokens_per_s is None else format_rate(item.tokens_per_s, "tokens/s"),
+                str(item.folder),
             )
             for item in runs
         ],

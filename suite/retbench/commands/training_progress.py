@@ -37,7 +37,7 @@ REDRAW_S = 0.2
 def show_training(plan: TrainingPlan, stream: TextIO | None = None) -> Iterator[Tell]:
     """What to tell events to, until the block ends; it writes to `stream` (stderr when None)."""
     console = Console(file=stream or sys.stderr, highlight=False, markup=False, emoji=False)
-    if not console.is_terminal:
+    if not console.is_terminal or console.is_dumb_terminal:  # there is no bar on the latter
         yield _Lines(plan, console).notify
         return
     with _Bar(plan, console) as display:

@@ -12,9 +12,8 @@ from typing import Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from retbench.config import explain
 from retbench.errors import ConfigError, unknown_name
-from retbench.strict import Strict
+from retbench.strict import Strict, explain
 from retbench.units import PRINTED_UNITS, format_printed, from_printed
 
 Kind = Literal["printed", "read_off", "third_party", "derived"]

@@ -12,7 +12,7 @@ from pathlib import Path
 from torch import Tensor
 
 from retbench.checkpoints.fingerprints import fingerprint_tensors
-from retbench.checkpoints.reading import read_checkpoint
+from retbench.checkpoints.reading import FINAL, read_checkpoint
 from retbench.checkpoints.saving import save_weights
 from retbench.data.batches import Batches
 from retbench.data.packed import PackedTokens
@@ -38,7 +38,7 @@ from retbench.training.plan import TrainingPlan, TrainingRun
 from retbench.training.ranks import ALONE, Ranks
 from retbench.training.recording import Recorder
 from retbench.training.sharding import whole_weights
-from retbench.training.trained import FINAL, RUN, STEPS
+from retbench.training.trained import RUN, STEPS
 from retbench.training.tuning import best_rates
 
 
@@ -140,7 +140,7 @@ class _Engine:
 
     def _is_done(self, run: TrainingRun) -> bool:
         """Whether a run has its final checkpoint."""
-        return (trained.run_folder(self._out, self._plan, run) / FINAL / "config.json").is_file()
+        return trained.is_done(self._out, self._plan, run)
 
     def _decide_rates(self) -> None:
         """Give each model the best rate of its own grid."""

@@ -12,14 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from retbench.checkpoints.reading import read_checkpoint
+from retbench.checkpoints.reading import FINAL, read_checkpoint
 from retbench.errors import ConfigError
 from retbench.files import write_atomic
 from retbench.training.plan import TrainingPlan, TrainingRun, differences
 
 CHECKPOINTS = "checkpoints"
 TUNING = "tuning"
-FINAL = "final"
 STEPS = "steps"
 CURVE = "curve.csv"
 RUN = "run.json"
@@ -59,6 +58,11 @@ def run_folder(out: Path, plan: TrainingPlan, run: TrainingRun) -> Path:
     """Where a run lies."""
     folder = profile_folder(out, plan.experiment.name, plan.profile_name)
     return (folder / TUNING if run.role == "tuning" else folder) / run.name
+
+
+def is_done(out: Path, plan: TrainingPlan, run: TrainingRun) -> bool:
+    """Whether a run has its final checkpoint."""
+    return (run_folder(out, plan, run) / FINAL / "config.json").is_file()
 
 
 def find_trained(out: Path, experiment: str, profile: str) -> list[TrainedRun]:
