@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -102,6 +103,25 @@ def test_the_same_command_again_measures_nothing(measured: Path) -> None:
     assert answer["skipped"] == 4
     assert answer["records"] is None
     assert len(read_records(measured / "results")[0]) == before
+
+
+def test_each_command_shows_all_its_models_whatever_they_were_run_beside(
+    measured: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(measured, tmp_path, dirs_exist_ok=True)
+    beside = retbench_process(
+        "run", "tiny.toml", *TINY, "--set=models.retnet.variant=torchscale", cwd=tmp_path
+    )
+    assert "4 measurements to take" in beside.stderr
+    again = retbench_process("run", "tiny.toml", *TINY, cwd=tmp_path)
+    assert "0 measurements to take; 4 are on disk already" in again.stderr
+    assert again.stdout == (measured / "stdout").read_text(encoding="utf-8")
+    for done in (beside, again):
+        assert done.returncode == 0
+        assert "ratio to Transformer" in done.stdout
+        assert "| retnet | 1 | 64 |" in done.stdout
+        assert "| transformer | 1 | 64 |" in done.stdout
+        assert "left out" not in done.stderr
 
 
 def test_table_prints_what_run_printed(measured: Path) -> None:

@@ -64,6 +64,7 @@ def run_smoke(folder: Path, name: str, *overrides: str) -> None:
     options = [f"--set={item}" for item in overrides]
     printed = succeed(folder, "run", name, "--profile", "smoke", "--device", "cpu", *options)
     assert "\n| retnet" in printed or "\n| corpus |" in printed or "\n| task |" in printed
+    assert "not compared" not in printed
     check_records(plan_of(folder, name, overrides), folder / "results")
     assert all(model in succeed(folder, "table", name) for model in load_experiment(name).models)
 

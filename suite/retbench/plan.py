@@ -61,6 +61,12 @@ class Plan:
         return tuple({cell.subject.label: cell.subject for cell in self.cells}.values())
 
     @property
+    def pair_ids(self) -> dict[str, str]:
+        """The pair_id that records of each cell get now, by its cell_id."""
+        by_model = cells.pair_ids(self.subjects)
+        return {cell.cell_id: by_model[cell.model.fingerprint] for cell in self.cells}
+
+    @property
     def num_measurements(self) -> int:
         """Measurements of all cells in all rounds."""
         return sum(self.rounds_of(cell) for cell in self.cells)

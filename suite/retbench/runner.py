@@ -113,7 +113,7 @@ def _run_locked(plan: Plan, out: Path, fresh: bool, observer: Observer, inbox: I
         command=plan.command,
         code_revision=identity.code_revision,
     )
-    done = {} if fresh else finished_pairs(folder, identity)
+    done = {} if fresh else finished_pairs(folder, identity, plan.pair_ids)
     ledger = Ledger(plan, run, folder / f"{run.run_id}.jsonl", done, observer)
     ledger.tell(events.Planned(ledger.progress, ledger.skipped.total(), run.run_id))
     if ledger.skipped.total() < ledger.total:

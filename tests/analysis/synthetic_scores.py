@@ -106,30 +106,34 @@ class ScoreMaker:
         )
         rows = []
         for number in range(self.num_documents):
-            num_bytes = 128 * 40 if protocol == "last" else min(context_len, draw.randrange(3000, 20000))
+            in_text = protocol != "last"  # whose parts may begin within a character
+            num_tokens = min(context_len, draw.randrange(3000, 20000)) if in_text else 128 * 40
             hardness = draw.gauss(1, 0.08)
-            nll = num_bytes * level * hardness * (1 + 0.01 * own.gauss(0, 1)) * math.log(2)
+            nll = num_tokens * level * hardness * (1 + 0.01 * own.gauss(0, 1)) * math.log(2)
             rows.append(
                 {
                     "name": f"book {number}",
-                    "num_tokens": num_bytes,
-                    "num_bytes": num_bytes,
-                    "num_words": num_bytes // 6,
+                    "num_tokens": num_tokens,
+                    "num_bytes": num_tokens if in_text else None,
+                    "num_words": num_tokens // 6 if in_text else None,
                     "nll_nats": nll,
                 }
             )
         rows = self.change_rows(model, rows)
-        losses, num_bytes = sum(row["nll_nats"] for row in rows), sum(row["num_bytes"] for row in rows)
-        words = sum(row["num_words"] for row in rows)
+        losses, num_tokens = sum(row["nll_nats"] for row in rows), sum(row["num_tokens"] for row in rows)
         metrics = {
-            "nats_per_token": Metric(unit="nats", value=losses / num_bytes),
-            "bits_per_byte": Metric(unit="bits", value=losses / num_bytes / math.log(2)),
-            "word_perplexity": Metric(unit="ratio", value=math.exp(losses / words)),
-            "num_tokens": Metric(unit="count", value=num_bytes),
-            "num_bytes": Metric(unit="count", value=num_bytes),
-            "num_words": Metric(unit="count", value=words),
+            "nats_per_token": Metric(unit="nats", value=losses / num_tokens),
+            "num_tokens": Metric(unit="count", value=num_tokens),
             "tokens_per_s": Metric(unit="tokens/s", value=12_000 + own.random()),
         }
+        if protocol != "last":
+            num_bytes, words = (sum(row[name] for row in rows) for name in ("num_bytes", "num_words"))
+            metrics |= {
+                "bits_per_byte": Metric(unit="bits", value=losses / num_bytes / math.log(2)),
+                "word_perplexity": Metric(unit="ratio", value=math.exp(losses / words)),
+                "num_bytes": Metric(unit="count", value=num_bytes),
+                "num_words": Metric(unit="count", value=words),
+            }
         ends = [end for end in (128, 256, 512, 1024, 2048, 4096, 8192) if end <= context_len]
         at_ends = [level * math.log(2) * self._rise(model, end) for end in ends]
         self._add(

@@ -12,10 +12,10 @@ from retbench.analysis.scores import make_scores
 from retbench.records import Metric
 
 
-def compared(maker: ScoreMaker, workload: str = "perplexity") -> list[Comparison]:
+def compared(maker: ScoreMaker, workload: str = "perplexity", *, protocol: str = "whole") -> list[Comparison]:
     """What comes of one question asked of one pair."""
     if workload == "perplexity":
-        maker.perplexities("litbank/original", "whole", 2048)
+        maker.perplexities("litbank/original", protocol, 2048)
     else:
         maker.zeroshots(0)
     folders: Folders = {
@@ -128,6 +128,39 @@ def test_another_tokenizer_is_compared_in_bytes_where_the_same_bytes_are_scored(
     assert found.ratio is not None
 
 
+def test_what_has_no_whole_bytes_is_compared_in_tokens(tmp_path: Path) -> None:
+    maker = one_pair(tmp_path)
+    (found,) = compared(maker, protocol="last")
+    nats = {r.model.name: r.metrics["nats_per_token"].value for r in maker.records}
+    assert found.refusal is None
+    assert found.unit == "token"
+    assert found.ratio is not None
+    assert found.difference is not None
+    assert found.ratio.value == pytest.approx(nats["retnet"] / nats["transformer"])
+    assert found.difference.value == pytest.approx((nats["retnet"] - nats["transformer"]) / math.log(2))
+    assert found.ratio.low is not None
+    assert found.ratio.num_documents == 60
+
+
+def test_tokens_of_another_tokenizer_or_text_are_refused(tmp_path: Path) -> None:
+    other = only_retnet(tokenizer_fingerprint="gpt2", tokenizer="gpt2")
+    (found,) = compared(one_pair(tmp_path / "a", change=other), protocol="last")
+    words = "what was scored has no whole bytes, and the tokenizers differ: gpt2 and bytes"
+    assert (found.refusal, found.ratio) == (words, None)
+    change = rows_of_retnet(lambda number, row: row | ({"num_tokens": 17} if number == 3 else {}))
+    (found,) = compared(one_pair(tmp_path / "b", change_rows=change), protocol="last")
+    assert (found.refusal, found.ratio) == ("document 3 differs: its num_tokens is 17 and 5120", None)
+
+
+def test_nats_that_do_not_add_up_to_the_record_are_refused(tmp_path: Path) -> None:
+    def change(arguments: dict[str, Any]) -> dict[str, Any]:
+        metrics = arguments["metrics"] | {"nats_per_token": Metric(unit="nats", value=1.0)}
+        return arguments | {"metrics": metrics}
+
+    (found,) = compared(one_pair(tmp_path, change=change), protocol="last")
+    assert str(found.refusal).startswith("nats_per_token of retnet is 1, and that of its documents 1.1")
+
+
 def rows_of_retnet(change: Any) -> Any:
     def changed(model: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return [change(number, dict(row)) for number, row in enumerate(rows)] if model == "retnet" else rows
@@ -157,11 +190,12 @@ def test_fewer_documents_are_refused(tmp_path: Path) -> None:
     assert found.refusal == "the sides have 59 and 60 documents"
 
 
-def test_documents_without_scored_bytes_do_not_count(tmp_path: Path) -> None:
+@pytest.mark.parametrize("protocol", ["whole", "last"])
+def test_documents_of_which_nothing_was_scored_do_not_count(tmp_path: Path, protocol: str) -> None:
     def empty(_: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return [*rows, {"name": "short", "num_tokens": 0, "num_bytes": 0, "num_words": 0, "nll_nats": 0.0}]
 
-    (found,) = compared(one_pair(tmp_path, change_rows=empty))
+    (found,) = compared(one_pair(tmp_path, change_rows=empty), protocol=protocol)
     assert found.ratio is not None
     assert found.ratio.num_documents == 60
 

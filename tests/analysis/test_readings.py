@@ -87,6 +87,43 @@ def test_other_weights_replace_older_ones_and_it_is_said(tmp_path: Path) -> None
     assert "newer ones of the same model, size, seed and question replace" in note
 
 
+def look(folder: Path, num_documents: int, *, after_h: float = 0, weights: str | None = None) -> list[Record]:
+    """Readings of the first documents alone, so many hours after the whole reading."""
+
+    def change(arguments: dict[str, Any]) -> dict[str, Any]:
+        arguments["settings"] |= {"limit": num_documents}
+        if weights is not None:
+            model = arguments["model"]
+            other = model.weights.model_copy(update={"fingerprint": weights})
+            arguments["model"] = model.model_copy(update={"weights": other})
+        return arguments | {"cell_id": f"{arguments['cell_id'][:14]}{num_documents:02}"}
+
+    started = ScoreMaker.started + timedelta(hours=after_h)
+    return one_corpus(folder, num_documents=num_documents, started=started, change=change).records
+
+
+def test_a_quick_look_does_not_replace_the_whole(tmp_path: Path) -> None:
+    whole = one_corpus(tmp_path / "whole").records
+    quick = [record for hour in (-1, 1) for record in look(tmp_path / str(hour), 1, after_h=hour)]
+    readings = select_readings([*whole, *quick])
+    assert readings.records == tuple(whole)
+    (note,) = readings.left_out
+    assert note.startswith("quality: 4 records of ")
+    assert note.endswith(" of quality on 1 document that those of the same question on 60 replace.")
+    assert select_readings([*look(tmp_path / "more", 9), *quick]).records == tuple(
+        look(tmp_path / "again", 9)
+    )
+
+
+def test_a_quick_look_at_new_weights_replaces_the_whole_of_old_ones(tmp_path: Path) -> None:
+    whole = one_corpus(tmp_path / "whole").records
+    quick = look(tmp_path / "quick", 1, after_h=1, weights="another")
+    readings = select_readings([*whole, *quick])
+    assert readings.records == tuple(quick)
+    (note,) = readings.left_out
+    assert "newer ones of the same model, size, seed and question replace" in note
+
+
 def test_an_accuracy_needs_its_questions(scores_records: list[Record]) -> None:
     answered = next(record for record in scores_records if record.workload == "zeroshot")
     assert answered.documents is not None

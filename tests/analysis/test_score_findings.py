@@ -24,7 +24,7 @@ def found(maker: ScoreMaker) -> list[Finding]:
 
 
 def losses(folder: Path, ratios: Mapping[str, float], **fields: Any) -> Finding:
-    """The finding where RetNet's bits per byte are so many times the Transformer's, by size, within about 1 %."""
+    """The finding where RetNet's bits per token are so many times the Transformer's, by size, within about 1 %."""
     bits = {"transformer": dict.fromkeys(ratios, 1.5), "retnet": {s: 1.5 * r for s, r in ratios.items()}}
     maker = ScoreMaker(folder, bits=bits, **({"seeds": dict.fromkeys(ratios, (0,))} | fields))
     maker.perplexities(CORPUS, "last", 2048)
@@ -61,6 +61,7 @@ def test_the_better_model_is_named_and_where_it_changes(
 ) -> None:
     finding = losses(tmp_path, ratios)
     assert finding.text.endswith(f": {words}")
+    assert finding.text.startswith("RetNet's bits per token on litbank/original (last, 2K) are ")
     assert "trained on 20.0 M tokens (95 % intervals over 60 documents)" in finding.text
     last = list(ratios.values())[-1]
     assert float(finding.lead.rstrip("×")) == pytest.approx(last, rel=0.02)

@@ -91,3 +91,11 @@ def test_the_report_holds_quality_beside_its_data(tmp_path: Path) -> None:
     names = {path.name for path in paths}
     assert "quality_zeroshot_0shot.svg" in names
     assert "quality_zeroshot_0shot.csv" in names
+
+
+def test_a_report_without_figures_is_written_too(tmp_path: Path) -> None:
+    maker = ScoreMaker(tmp_path / "results", seeds={"1m": (0,)})
+    maker.perplexities("litbank/original", "last", 2048)
+    paths = write_report(maker.write(), tmp_path / "out")
+    assert {path.name for path in paths} == {"index.html", "report.md"}
+    assert "ratio of bits/token" in (tmp_path / "out/report.md").read_text(encoding="utf-8")

@@ -72,10 +72,8 @@ def test_comparisons_stand_on_the_challengers_row_alone(frame: pd.DataFrame, sco
         row = row_of(frame, record)
         assert row["reference"] == "transformer"
         if c.ratio is not None:
-            assert (row["bits_per_byte_ratio"], row["bits_per_byte_ratio_low"]) == (
-                c.ratio.value,
-                c.ratio.low,
-            )
+            column = f"bits_per_{'token' if c.question.protocol == 'last' else 'byte'}_ratio"
+            assert (row[column], row[f"{column}_low"]) == (c.ratio.value, c.ratio.low)
         for metric, pair in c.accuracies.items():
             assert row[f"{metric}_difference"] == pair.difference
             assert row[f"{metric}_mcnemar_p"] == pair.p_value
@@ -102,6 +100,10 @@ def test_losses_of_the_models_stand_side_by_side(
         assert line[f"word perplexity, {model}"] == f"{mine.loc[model, 'word_perplexity']:.4g}"
     ratio = [mine.loc["retnet", f"bits_per_byte_ratio{end}"] for end in ("", "_low", "_high")]
     assert line["ratio of bits/byte"] == "{:.3f} [{:.3f}, {:.3f}]".format(*ratio)
+    in_tokens = table["protocol"] == "last"
+    assert set(table.loc[in_tokens, "ratio of bits/byte"]) == {"–"}
+    assert set(table.loc[~in_tokens, "ratio of bits/token"]) == {"–"}
+    assert all(" [" in text for text in table.loc[in_tokens, "ratio of bits/token"])
 
 
 def test_accuracies_have_their_error_difference_and_test(

@@ -25,6 +25,11 @@ def cell(plan_of: Callable[..., Plan]) -> Cell:
     return plan_of().cells[0]
 
 
+@pytest.fixture
+def pairs(plan_of: Callable[..., Plan]) -> dict[str, str]:
+    return plan_of().pair_ids
+
+
 def put(
     path: Path, run_info: RunInfo, cell: Cell, number: int, status: Status, facts: dict[str, Any] = FACTS
 ) -> None:
@@ -44,10 +49,10 @@ def put(
     ],
 )
 def test_what_another_try_would_only_repeat_is_finished(
-    tmp_path: Path, run_info: RunInfo, cell: Cell, status: Status, finished: bool
+    tmp_path: Path, run_info: RunInfo, cell: Cell, pairs: dict[str, str], status: Status, finished: bool
 ) -> None:
     put(tmp_path / "a.jsonl", run_info, cell, 2, status)
-    assert finished_pairs(tmp_path, HERE) == ({(cell.cell_id, 2): status} if finished else {})
+    assert finished_pairs(tmp_path, HERE, pairs) == ({(cell.cell_id, 2): status} if finished else {})
 
 
 @pytest.mark.parametrize(
@@ -63,20 +68,34 @@ def test_what_another_try_would_only_repeat_is_finished(
     ],
 )
 def test_a_record_of_other_code_versions_or_machine_does_not_count(
-    tmp_path: Path, run_info: RunInfo, cell: Cell, change: dict[str, Any]
+    tmp_path: Path, run_info: RunInfo, cell: Cell, pairs: dict[str, str], change: dict[str, Any]
 ) -> None:
     put(tmp_path / "a.jsonl", run_info, cell, 0, "ok", FACTS | change)
-    assert finished_pairs(tmp_path, HERE) == {}
+    assert finished_pairs(tmp_path, HERE, pairs) == {}
 
 
-def test_every_run_s_file_counts_and_torn_lines_do_not(tmp_path: Path, run_info: RunInfo, cell: Cell) -> None:
+def test_a_record_made_beside_other_models_does_not_count(
+    tmp_path: Path, plan_of: Callable[..., Plan], run_info: RunInfo
+) -> None:
+    """The Transformer is the same beside another RetNet, and no table would show the two records together."""
+    other = plan_of("models.retnet.variant=torchscale")
+    cell = next(cell for cell in other.cells if cell.model_name == "transformer")
+    assert cell in plan_of().cells
+    put(tmp_path / "a.jsonl", run_info, cell, 0, "ok")
+    assert finished_pairs(tmp_path, HERE, plan_of().pair_ids) == {(cell.cell_id, 0): "ok"}
+    assert finished_pairs(tmp_path, HERE, other.pair_ids) == {}
+
+
+def test_every_run_s_file_counts_and_torn_lines_do_not(
+    tmp_path: Path, run_info: RunInfo, cell: Cell, pairs: dict[str, str]
+) -> None:
     put(tmp_path / "a.jsonl", run_info, cell, 0, "ok")
     put(tmp_path / "b.jsonl", run_info, cell, 1, "ok")
     with open(tmp_path / "b.jsonl", "ab") as file:
         whole = (tmp_path / "a.jsonl").read_bytes()
         file.write(whole[: len(whole) // 2])
-    assert finished_pairs(tmp_path, HERE) == {(cell.cell_id, 0): "ok", (cell.cell_id, 1): "ok"}
-    assert finished_pairs(tmp_path / "not there", HERE) == {}
+    assert finished_pairs(tmp_path, HERE, pairs) == {(cell.cell_id, 0): "ok", (cell.cell_id, 1): "ok"}
+    assert finished_pairs(tmp_path / "not there", HERE, pairs) == {}
 
 
 def test_the_latest_status_in_a_file_is_found(tmp_path: Path, run_info: RunInfo, cell: Cell) -> None:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from retbench.analysis.readings import Question, Subject, fact, num_trained_tokens, question_of, subject_of
 from retbench.documents import read_documents
@@ -17,6 +17,7 @@ from retbench.records import Documents, Record
 
 Folders = Mapping[Documents, Path]
 Rows = Sequence[Mapping[str, Any]]
+Unit = Literal["byte", "token"]
 
 _SHARED = {
     "split": "split",
@@ -48,10 +49,11 @@ class Comparison:
     """A model and the reference, of one size and seed, at one question.
 
     Attributes:
-        ratio: Bits per byte of the model over the reference's.
-        difference: Bits per byte of the model less the reference's.
+        ratio: Bits per byte or token of the model over the reference's.
+        difference: Bits per byte or token of the model less the reference's.
         accuracies: By metric, of a zero-shot task.
         refusal: Why there is no number; None where there is one.
+        unit: What bits are counted by: tokens, of one tokenizer, where what was scored has no whole bytes.
     """
 
     question: Question
@@ -62,6 +64,7 @@ class Comparison:
     difference: Estimate | None = None
     accuracies: Mapping[str, PairedAccuracy] = field(default_factory=dict)
     refusal: str | None = None
+    unit: Unit = "byte"
 
 
 def compare(mine: Record, theirs: Record, folders: Folders) -> Comparison:
@@ -72,10 +75,10 @@ def compare(mine: Record, theirs: Record, folders: Folders) -> Comparison:
         return Comparison(*lead, refusal=refusal)
     try:
         rows = _rows(mine, folders), _rows(theirs, folders)
-        _check_same_documents(mine.workload, *rows)
+        _check_same_documents(_IDENTITY[mine.workload], *rows)
         if mine.workload == "perplexity":
-            ratio, difference = _compare_losses(mine, theirs, *rows)
-            return Comparison(*lead, ratio=ratio, difference=difference)
+            unit, ratio, difference = _compare_losses(mine, theirs, *rows)
+            return Comparison(*lead, ratio=ratio, difference=difference, unit=unit)
         return Comparison(*lead, accuracies=_compare_answers(mine, theirs, *rows))
     except RecordError as error:
         return Comparison(*lead, refusal=str(error).rstrip("."))
@@ -124,12 +127,12 @@ def _rows(record: Record, folders: Folders) -> Rows:
     return read_documents(folder, record.documents)
 
 
-def _check_same_documents(workload: str, mine: Rows, theirs: Rows) -> None:
-    """RecordError where two lists of documents are not the same in the same order."""
+def _check_same_documents(fields: Sequence[str], mine: Rows, theirs: Rows) -> None:
+    """RecordError where two lists of documents are not the same in the same order, by some of their fields."""
     if len(mine) != len(theirs):
         raise RecordError(f"the sides have {len(mine):,} and {len(theirs):,} documents")
     for number, rows in enumerate(zip(mine, theirs, strict=True)):
-        for name in _IDENTITY[workload]:
+        for name in fields:
             one, other = (_value(row, name, number) for row in rows)
             if one != other:
                 raise RecordError(f"document {number} differs: its {name} is {one} and {other}")
@@ -142,19 +145,30 @@ def _value(row: Mapping[str, Any], name: str, number: int) -> Any:
     return row[name]
 
 
-def _compare_losses(mine: Record, theirs: Record, own: Rows, other: Rows) -> tuple[Estimate, Estimate]:
-    """Ratio and difference of bits per byte."""
+def _compare_losses(mine: Record, theirs: Record, own: Rows, other: Rows) -> tuple[Unit, Estimate, Estimate]:
+    """What bits are counted by, and their ratio and difference."""
     scored = [
-        number for number, row in enumerate(own) if row["num_bytes"]
-    ]  # too short for the protocol: no bytes
-    num_bytes = [float(own[number]["num_bytes"]) for number in scored]
+        number for number, row in enumerate(own) if _value(row, "num_tokens", number)
+    ]  # 0: too short for the protocol
+    unit: Unit = "byte" if all(own[number]["num_bytes"] for number in scored) else "token"
+    if unit == "token":
+        _check_same_tokens(mine, theirs, own, other)
+    counts = [float(own[number][f"num_{unit}s"]) for number in scored]
+    metric, nats = ("bits_per_byte", math.log(2)) if unit == "byte" else ("nats_per_token", 1.0)
     losses = []
     for record, rows in ((mine, own), (theirs, other)):
         losses.append([float(_value(rows[number], "nll_nats", number)) for number in scored])
-        bits = sum(losses[-1]) / math.log(2) / max(1.0, sum(num_bytes))
-        _check_mean(record, "bits_per_byte", bits)
+        _check_mean(record, metric, sum(losses[-1]) / nats / max(1.0, sum(counts)))
     excess = [(one - two) / math.log(2) for one, two in zip(*losses, strict=True)]
-    return ratio_of_sums(*losses), ratio_of_sums(excess, num_bytes)
+    return unit, ratio_of_sums(*losses), ratio_of_sums(excess, counts)
+
+
+def _check_same_tokens(mine: Record, theirs: Record, own: Rows, other: Rows) -> None:
+    """RecordError where two sides did not score the same tokens."""
+    if fact(mine, "tokenizer_fingerprint") != fact(theirs, "tokenizer_fingerprint"):
+        names = " and ".join(_text(fact(record, "tokenizer")) for record in (mine, theirs))
+        raise RecordError(f"what was scored has no whole bytes, and the tokenizers differ: {names}")
+    _check_same_documents(("num_tokens",), own, other)
 
 
 def _compare_answers(mine: Record, theirs: Record, own: Rows, other: Rows) -> dict[str, PairedAccuracy]:

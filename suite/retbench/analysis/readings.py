@@ -4,8 +4,10 @@ A reading is the one record of a subject (a model of a size, from one seed of it
 same whenever it is taken, so it has no rounds; it is kept apart by conditions all the same.
 """
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import NamedTuple
 
 from retbench.analysis.frames import keep_latest, started
@@ -100,20 +102,55 @@ def select_readings(records: Sequence[Record]) -> Readings:
 
 
 def _latest(records: Sequence[Record]) -> tuple[list[Record], list[str]]:
-    """Of the readings of one subject at one question the latest that has a value, and what that left out."""
-    ordered = sorted(records, key=lambda record: (record.status == "ok", started(record)))
+    """Of the readings of one subject at one question the latest that has a value, and what that left out.
+
+    Of those that differ in how many documents were read alone, the one of the most: a quick look replaces nothing.
+    """
+    newest: dict[tuple[object, ...], datetime] = {}
+    for record in sorted(records, key=started):
+        newest[record.status, _version(record)] = started(record)
+    ordered = sorted(
+        records,
+        key=lambda record: (
+            record.status == "ok",
+            newest[record.status, _version(record)],
+            _num_documents(record),
+            started(record),
+        ),
+    )
     latest = {_place(record): record for record in ordered}
     kept = {id(record) for record in latest.values()}
-    older: dict[str, list[Record]] = {}
+    replaced: dict[tuple[str, str], list[Record]] = {}
     for record in records:
         if id(record) not in kept:
-            older.setdefault(record.experiment, []).append(record)
+            words = _why_replaced(record, latest[_place(record)])
+            replaced.setdefault((record.experiment, words), []).append(record)
     notes = [
-        f"{experiment}: {describe_count(others)} of quality that newer ones of the same model, size, seed and question "
-        "replace (other weights, documents or settings)."
-        for experiment, others in older.items()
+        f"{experiment}: {describe_count(others)} of quality {words}."
+        for (experiment, words), others in replaced.items()
     ]
     return [record for record in records if id(record) in kept], notes
+
+
+def _why_replaced(record: Record, by: Record) -> str:
+    """What stands for a reading instead, as the end of a sentence."""
+    mine, theirs = _num_documents(record), _num_documents(by)
+    if _version(record) == _version(by) and mine < theirs:
+        noun = "document" if mine == 1 else "documents"
+        return f"on {mine:,} {noun} that those of the same question on {theirs:,} replace"
+    return "that newer ones of the same model, size, seed and question replace (other weights, documents or settings)"
+
+
+def _num_documents(record: Record) -> int:
+    """Documents or questions that a reading is of; 0 where it does not tell."""
+    return record.documents.num_documents if record.documents else 0
+
+
+def _version(record: Record) -> tuple[object, ...]:
+    """What a reading is of, down to weights and settings; all but how many documents were read."""
+    settings = json.dumps({**record.settings, "limit": None}, sort_keys=True, default=str)
+    weights = record.model.weights.fingerprint if record.model.weights else None
+    return _place(record), weights, settings
 
 
 def _place(record: Record) -> tuple[object, ...]:

@@ -114,6 +114,7 @@ def write_report(results: Path, out: Path) -> list[Path]:
     for name, text in texts.items():
         path = out / name
         try:
+            out.mkdir(parents=True, exist_ok=True)  # where there are no figures, nothing has made it
             path.write_text(text, encoding="utf-8")
         except OSError as error:
             raise StorageError(

@@ -34,7 +34,7 @@ def find_scores(scores: Scores) -> list[Finding]:
 
 
 def _losses(scores: Scores, question: Question, model: str) -> list[Finding]:
-    """The ratio of bits per byte at every size and seed, and whether it changes sides."""
+    """The ratio of bits per byte or token at every size and seed, and whether it changes sides."""
     made = [c for c in scores.compared(question, model) if c.ratio is not None]
     if not made:
         return []
@@ -49,7 +49,7 @@ def _losses(scores: Scores, question: Question, model: str) -> list[Finding]:
         at.append(f"{_listed([_ratio(c.ratio) for c in mine if c.ratio])}{of} at {size}{seeds}")
     last = [c.ratio.value for c in by_size[made[-1].subject.size] if c.ratio]
     text = (
-        f"{label}'s bits per byte on {question_title(question)} are {'; '.join(at)}"
+        f"{label}'s bits per {made[0].unit} on {question_title(question)} are {'; '.join(at)}"
         f"{_trained(scores, question, made)}{_over(made)}: {_verdict(by_size, label, other)}."
     )
     return [Finding(f"{_range(last)}×", text + _crossing(by_size, label))]

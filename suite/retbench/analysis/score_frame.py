@@ -44,8 +44,9 @@ def score_frame(scores: Scores, experiment: str) -> pd.DataFrame:
 
     Returns:
         What was asked of which model, its metrics in base units, and on the row of a model that was compared with the
-        Transformer `bits_per_byte_ratio` and `bits_per_byte_difference`, or of each accuracy `<metric>_difference` and
-        `<metric>_mcnemar_p`, with the ends of the 95 % intervals; `not_compared` says why there is none.
+        Transformer `bits_per_byte_ratio` and `bits_per_byte_difference`, the same per token where no whole bytes were
+        scored, or of each accuracy `<metric>_difference` and `<metric>_mcnemar_p`, with the ends of the 95 % intervals;
+        `not_compared` says why there is none.
     """
     rows = [
         _row(scores, record)
@@ -104,7 +105,7 @@ def _compared(comparison: Comparison) -> dict[str, Any]:
     row: dict[str, Any] = {"reference": comparison.reference, "not_compared": comparison.refusal}
     for name, estimate in (("ratio", comparison.ratio), ("difference", comparison.difference)):
         if estimate is not None:
-            column = f"bits_per_byte_{name}"
+            column = f"bits_per_{comparison.unit}_{name}"
             row |= {column: estimate.value, f"{column}_low": estimate.low, f"{column}_high": estimate.high}
     for metric, pair in comparison.accuracies.items():
         column = f"{metric}_difference"

@@ -63,8 +63,10 @@ def _plain(value: object) -> str:
 
 
 def _perplexities(rows: Sequence[Row]) -> Iterator[dict[str, str]]:
-    """Losses of the models at each point, and the ratio of their bits per byte."""
+    """Losses of the models at each point, and the ratio of their bits per byte, or per token where no bytes are."""
     models, challengers = _models(rows)
+    ratios = {"byte": "bits_per_byte_ratio", "token": "bits_per_token_ratio"}
+    units = [u for u, column in ratios.items() if any(not _missing(row.get(column)) for row in rows)]
     for words, sides in _sides(rows):
         line = {"corpus": words["task"], **{n: words[n] for n in ("protocol", "context", "size", "seed")}}
         tokenizers = {_plain(side["tokenizer"]) for side in sides.values()}
@@ -74,7 +76,9 @@ def _perplexities(rows: Sequence[Row]) -> Iterator[dict[str, str]]:
                 if metric == "nats_per_token" and len(tokenizers) > 1 and model in sides:
                     text += f" ({_plain(sides[model]['tokenizer'])})"  # another token: not to be compared
                 line[f"{heading}, {model}"] = text
-        yield line | _verdicts(sides, challengers, "bits_per_byte_ratio", "ratio of bits/byte", _ratio)
+        for unit in units or ["byte"]:
+            line |= _verdicts(sides, challengers, ratios[unit], f"ratio of bits/{unit}", _ratio)
+        yield line
 
 
 def _loss(side: Row | None, metric: str) -> str:

@@ -60,13 +60,14 @@ def exit_code(result: RunResult) -> int:
 
 
 def _print_results(plan: Plan, out: Path) -> None:
-    """The table of the plan's own cells as this code measured them, now or in a run before."""
-    wanted = {cell.cell_id for cell in plan.cells}
+    """The table of the plan's own cells as this code measured them beside these models, now or in a run before."""
+    pair_ids = plan.pair_ids
     results = load_results(out)
     mine = tuple(
         record
         for record in results.records
-        if record.cell_id in wanted and record.environment.get("code_revision") == code_revision()
+        if pair_ids.get(record.cell_id) == record.pair_id
+        and record.environment.get("code_revision") == code_revision()
     )
     print_records(replace(results, records=mine), plan.experiment.name, "md")
 

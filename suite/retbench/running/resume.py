@@ -31,16 +31,26 @@ def identity_of(record: Record) -> Identity | None:
         return None
 
 
-def finished_pairs(folder: Path, identity: Identity) -> dict[tuple[str, int], Status]:
-    """Every (cell_id, round) in the record files of `folder` that the same command need not measure again: its status.
+def finished_pairs(
+    folder: Path, identity: Identity, pair_ids: Mapping[str, str]
+) -> dict[tuple[str, int], Status]:
+    """Every (cell_id, round) in the record files of `folder` that a run need not measure again: its status.
 
-    Lines that cannot be read (torn, or of another schema) count as not there.
+    A record made beside other models does not count: no table would show it beside these. Lines that cannot be read
+    (torn, or of another schema) count as not there.
+
+    Args:
+        folder: Where the records of the experiment lie.
+        identity: What a record made here and now would state.
+        pair_ids: The pair_id that it would get, by its cell_id.
     """
     records, _ = read_records(folder)
     return {
         (record.cell_id, record.round): record.status
         for record in records
-        if record.status in FINAL and identity_of(record) == identity
+        if record.status in FINAL
+        and identity_of(record) == identity
+        and pair_ids.get(record.cell_id) == record.pair_id
     }
 
 
