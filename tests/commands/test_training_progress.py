@@ -149,6 +149,5 @@ def test_a_terminal_that_can_draw_no_bar_gets_lines(
     stream = io.StringIO()
     monkeypatch.setattr(stream, "isatty", lambda: True, raising=False)
     with show_training(training_plan, stream) as tell:
-        tell(RunEnded(GOOD))
-    assert "done, validation 2.3457 nats/token" in stream.getvalue()
-    assert "starting" not in stream.getvalue()
+        tell(PointAdded(TUNING, POINT))
+    assert "step 8, training 2.5000, validation 2.7500 nats/token" in stream.getvalue()
