@@ -239,7 +239,7 @@ app(["check", "--against", "base", "--device", "cpu", "--out", sys.argv[2]])
     [
         ("", "checked out", signal.SIGINT),
         ('"gone"', "installing those that are not here", signal.SIGTERM),
-        ("", "waiting for", signal.SIGHUP),
+        ("", "waiting for", signal.SIGTERM),
     ],
 )
 def test_a_signal_before_anything_is_measured_leaves_nothing_behind(

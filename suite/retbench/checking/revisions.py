@@ -13,7 +13,7 @@ import sys
 import sysconfig
 import tempfile
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import distributions
@@ -170,8 +170,14 @@ def _interpreter(root: Path, tree: Path, talk: Talk, stop: Stop) -> Path:
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     if not (folder / "complete").exists():
         talk(f"the base asks for other dependencies: installing those that are not here in {folder}")
-        _create_environment(folder, stop)
-        done = run_program([str(python), "-m", "pip", "install", "--quiet", *theirs], _variables(), stop)
+        with tempfile.TemporaryDirectory(prefix="retbench-check-") as scratch:
+            variables = {
+                **_variables(),
+                "TMPDIR": scratch,
+            }  # programs that are killed leave what they have there
+            _create_environment(folder, variables, stop)
+            words = [str(python), "-m", "pip", "install", "--quiet", *theirs]
+            done = run_program(words, variables, stop)
         if done.returncode:
             raise UnsupportedError(
                 f"the base's dependencies cannot be installed: {done.stderr.strip()[-500:]}. {_APART}"
@@ -180,10 +186,10 @@ def _interpreter(root: Path, tree: Path, talk: Talk, stop: Stop) -> Path:
     return python
 
 
-def _create_environment(folder: Path, stop: Stop) -> None:
+def _create_environment(folder: Path, variables: Mapping[str, str], stop: Stop) -> None:
     """An empty environment that sees the packages of this one behind its own."""
     words = [sys.executable, "-P", "-m", "venv", "--copies", "--clear", str(folder)]
-    done = run_program(words, _variables(), stop)
+    done = run_program(words, variables, stop)
     if done.returncode:
         said = (done.stderr or done.stdout).strip()[-500:]
         raise UnsupportedError(
