@@ -103,7 +103,7 @@ class _Waiting:
 
 def _run_locked(plan: Plan, out: Path, fresh: bool, observer: Observer, inbox: Inbox) -> RunResult:
     """The run, once no other is measuring."""
-    identity = _identity(plan)
+    identity = identity_here(plan)
     folder = out / identity.machine / plan.experiment.name
     run = RunInfo(
         run_id=f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}",
@@ -131,7 +131,7 @@ def _run_locked(plan: Plan, out: Path, fresh: bool, observer: Observer, inbox: I
     return result
 
 
-def _identity(plan: Plan) -> Identity:
+def identity_here(plan: Plan) -> Identity:
     """What records of this plan, measured here and now, will state of machine, code and libraries."""
     return Identity(
         environment.machine_name(plan.settings.device),

@@ -9,11 +9,11 @@ from retbench.commands.layout import print_columns, print_json
 from retbench.commands.report import print_records
 from retbench.estimates import Estimate, estimate
 from retbench.files import check_writable
-from retbench.measure.environment import code_revision
 from retbench.plan import Plan
 from retbench.progress import describe_work, show_progress
-from retbench.runner import run_plan
+from retbench.runner import identity_here, run_plan
 from retbench.running.events import RunResult
+from retbench.running.resume import identity_of
 from retbench.units import format_bytes, format_duration, format_tokens
 
 INTERRUPTED = 130
@@ -60,14 +60,13 @@ def exit_code(result: RunResult) -> int:
 
 
 def _print_results(plan: Plan, out: Path) -> None:
-    """The table of the plan's own cells as this code measured them beside these models, now or in a run before."""
-    pair_ids = plan.pair_ids
+    """The table of the plan's own cells, as this code measured them here beside these models, now or before."""
+    pair_ids, identity = plan.pair_ids, identity_here(plan)
     results = load_results(out)
     mine = tuple(
         record
         for record in results.records
-        if pair_ids.get(record.cell_id) == record.pair_id
-        and record.environment.get("code_revision") == code_revision()
+        if pair_ids.get(record.cell_id) == record.pair_id and identity_of(record) == identity
     )
     print_records(replace(results, records=mine), plan.experiment.name, "md")
 
