@@ -20,8 +20,10 @@ def test_every_record_is_read() -> None:
     records, problems = read_records(PUBLISHED)
     assert problems == []
     assert {record.workload for record in records} >= {"decode", "memory", "training_run", "perplexity"}
-    assert all(record.status == "ok" or record.workload == "decode" for record in records)
-    assert {record.status for record in records} == {"ok", "oom"}, "the throughput's cache fills its memory"
+    assert all(record.status == "ok" or record.workload in ("decode", "training") for record in records)
+    assert {record.status for record in records} == {"ok", "oom"}, (
+        "a cache and a matrix of scores fill their memory"
+    )
 
 
 def test_the_documents_of_every_score_are_there() -> None:

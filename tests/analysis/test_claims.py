@@ -281,6 +281,17 @@ def test_a_transformer_that_is_out_of_memory_has_no_ratio() -> None:
     assert row.finding.text == "transformer at batch 8, 8K: out of memory"
 
 
+def test_elsewhere_a_point_out_of_memory_gives_way_to_the_nearest_below_and_is_named() -> None:
+    def fill(arguments: dict[str, Any]) -> dict[str, Any]:
+        if arguments["model"].name == "transformer" and arguments["point"].context_len == 8192:
+            arguments |= {"status": "oom", "error": "out of memory", "metrics": {}}
+        return arguments
+
+    row = row_of("latency_ratio", latency(PLAIN, fill, times(20), machine=CPU), "elsewhere")
+    assert row.finding.verdict == "reproduced"
+    assert "at batch 8, 4K; the paper 15.6x; transformer at batch 8, 8K: out of memory" in row.finding.text
+
+
 def test_of_two_runs_that_read_alike_the_newest_stands() -> None:
     older = Maker(GPU, change=together(PLAIN, times(9))).latency(lengths=LENGTHS, batch_sizes=(8,))
     later = [

@@ -75,15 +75,16 @@ def _at(point: Point) -> str:
 def _judge_ratio(claim: Claim, rule: RatioRule, setup: Setup, at_scale: bool) -> Finding | None:
     """The advantage at the point, with its interval, beside the printed one."""
     shared = points_of(setup.challenger, rule.workload) & points_of(setup.reference, rule.workload)
-    point = _nearest(shared, (rule.batch_size, rule.context_len), at_scale)
+    wanted = rule.batch_size, rule.context_len
+    point = _nearest(shared, wanted, at_scale)
     if point is None:
         return None
-    for records in (setup.challenger, setup.reference):
-        failure = failure_at(records, rule.workload, *point)
-        if failure is not None:
-            return Finding(
-                "not_testable", f"{records[0].model.name} {_at(point)}: {describe_status(failure)}"
-            )
+    failure = _failure(setup, rule.workload, point)
+    if failure:
+        whole = {each for each in shared if not _failure(setup, rule.workload, each)}
+        point = None if at_scale else _nearest(whole, wanted, at_scale)
+        if point is None:
+            return Finding("not_testable", failure)
     mine, theirs = (
         values_at(records, rule.workload, rule.metric, *point)
         for records in (setup.challenger, setup.reference)
@@ -99,7 +100,17 @@ def _judge_ratio(claim: Claim, rule: RatioRule, setup: Setup, at_scale: bool) ->
     verdict, is_open = _ratio_verdict(advantage, 1 / (1 - claim.printed) if rule.saved else claim.printed)
     printed = format_percent(claim.printed) if rule.saved else f"{claim.printed:.3g}x"
     more = _more_rounds(setup, len(rounds)) if is_open else ""
-    return Finding(verdict, f"{show(advantage)} {_at(point)}; the paper {printed}{more}")
+    beyond = f"; {failure}" if failure else ""
+    return Finding(verdict, f"{show(advantage)} {_at(point)}; the paper {printed}{beyond}{more}")
+
+
+def _failure(setup: Setup, workload: str, point: Point) -> str:
+    """Which model has no value at a point, and why; empty where both have one."""
+    for records in (setup.challenger, setup.reference):
+        failure = failure_at(records, workload, *point)
+        if failure is not None:
+            return f"{records[0].model.name} {_at(point)}: {describe_status(failure)}"
+    return ""
 
 
 def _is_counted(metric: str) -> bool:
