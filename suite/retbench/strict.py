@@ -57,10 +57,8 @@ def _sentence(fault: Any, model: type[BaseModel], known: Sequence[str]) -> str:
             return f"[{name}] lacks the field {fault['ctx']['discriminator']}. Add it, or check the name.{others}"
         case "tuple_type":
             return f"'{name}' is {value!r}, and takes a list, e.g. {[value]!r}."
-        case "value_error" | "union_tag_invalid" if isinstance(
-            value, dict
-        ):  # the reason names what is wrong in it
-            return f"[{name or 'top level'}]: {reason}."
+        case "value_error" | "union_tag_invalid" if isinstance(value, dict):
+            return f"[{name or 'top level'}]: {reason}."  # which names what is wrong in the table
     return f"'{name}' is {value!r}: {reason}."
 
 

@@ -30,6 +30,15 @@ TASKS = {"hellaswag": (400, 0.27), "piqa": (300, 0.56), "copa": (100, 0.55), "la
 Change = Callable[[dict[str, Any]], dict[str, Any]]
 
 
+def answer_better(model: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """As `change_rows`: RetNet answers three of four questions rightly, and the Transformer two of these."""
+    right = {"retnet": (1, 1, 1, 0), "transformer": (1, 1, 0, 0)}[model]
+    return [
+        row | dict.fromkeys(row.keys() & {"acc", "acc_norm"}, right[number % 4])
+        for number, row in enumerate(rows)
+    ]
+
+
 @dataclass
 class ScoreMaker:
     """Writes records of quality and their documents as the runner does, below `root`.

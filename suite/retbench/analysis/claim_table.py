@@ -8,6 +8,8 @@ from typing import Any, get_args
 from retbench.analysis.claim_groups import group_claims
 from retbench.analysis.claim_types import Claim, Verdict
 from retbench.analysis.claims import Judged, Row, decides
+from retbench.analysis.comparisons import LEVEL_MARGIN
+from retbench.analysis.cost_judgements import TOLERANCE
 from retbench.analysis.formats import escape_markdown
 from retbench.paper.papers import Number, find_number
 
@@ -19,9 +21,10 @@ VERDICT_WORDS: dict[Verdict, str] = {
 }
 LEGEND = (
     "Only records under a paper's own conditions decide a claim; what others show stands beside it, and decides "
-    "nothing. An advantage is reproduced where its whole interval reaches nine tenths of what is printed, and partly "
-    "where an advantage is shown and not that much. A cost is the same at every length where its 90 % interval lies "
-    "within 5 %; all other intervals are of 95 %. What an interval is too wide to tell is undecided."
+    f"nothing. An advantage is reproduced where its whole interval reaches {100 * (1 - TOLERANCE):.0f} % of the "
+    "printed one, and partly where an advantage is shown and not that much. A cost is the same at every length where "
+    f"its 90 % interval lies within {100 * LEVEL_MARGIN:.0f} %; all other intervals are of 95 %. What an interval is "
+    "too wide to tell is undecided."
 )
 """What the verdicts mean."""
 _SCOPE_WORDS = {"paper": "as in the paper", "strong": "strong Transformer", "elsewhere": "elsewhere"}

@@ -171,10 +171,8 @@ def _interpreter(root: Path, tree: Path, talk: Talk, stop: Stop) -> Path:
     if not (folder / "complete").exists():
         talk(f"the base asks for other dependencies: installing those that are not here in {folder}")
         with tempfile.TemporaryDirectory(prefix="retbench-check-") as scratch:
-            variables = {
-                **_variables(),
-                "TMPDIR": scratch,
-            }  # programs that are killed leave what they have there
+            # Programs that are killed leave what they have in the folder for such things.
+            variables = {**_variables(), "TMPDIR": scratch}
             _create_environment(folder, variables, stop)
             words = [str(python), "-m", "pip", "install", "--quiet", *theirs]
             done = run_program(words, variables, stop)

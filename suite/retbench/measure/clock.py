@@ -147,9 +147,8 @@ def capture_graph(
             for _ in range(_CAPTURE_WARMUP_STEPS):
                 _restore(before)
                 step()
-            torch.cuda.synchronize(
-                device
-            )  # an error of the warm-up is told here, and is none of the capture's
+            # An error of the warm-up is told here, and is none of the capture's.
+            torch.cuda.synchronize(device)
             _restore(before)
             _record_graph(graph, step, side, device)
         torch.cuda.current_stream(device).wait_stream(side)

@@ -203,7 +203,9 @@ def slope_equivalence(
 
 def _is_outside(ratio: Interval, margin: float) -> bool:
     """Whether all of an interval lies outside 1 ± margin."""
-    return (ratio.low or 0.0) > 1 + margin or (ratio.high or 0.0) < 1 - margin
+    if ratio.low is None or ratio.high is None:
+        return False
+    return ratio.low > 1 + margin or ratio.high < 1 - margin
 
 
 def _farthest_outside(
