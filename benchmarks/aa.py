@@ -23,16 +23,16 @@ from time import monotonic
 import psutil
 
 from benchmarks.command import end_well, say
-from retbench.checking.against import timed_plan
-from retbench.checking.revisions import checkout_root, working_tree
-from retbench.checking.sitting import Limits, Sitting
-from retbench.comparing.items import Pair, Place
 from retbench.errors import RetbenchError
 from retbench.measure.environment import machine_name
-from retbench.plan import Plan, make_plan
-from retbench.records import utc_now
-from retbench.running.interrupts import catch_signals
-from retbench.running.locks import timing_lock
+from retbench.planning.plan import Plan, make_plan
+from retbench.records.record import utc_now
+from retbench.regress.against import timed_plan
+from retbench.regress.items import Pair, Place
+from retbench.regress.revisions import checkout_root, working_tree
+from retbench.regress.sitting import Limits, Sitting
+from retbench.run.interrupts import catch_signals
+from retbench.run.locks import timing_lock
 
 DEFAULT_OUT = Path("reports") / "aa-rounds.jsonl"
 SIGNIFICANT_DIGITS = 5

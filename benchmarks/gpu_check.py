@@ -23,9 +23,9 @@ from time import monotonic
 from types import FrameType
 from typing import Literal
 
-from retbench.config import load_experiment
+from retbench.config.experiment import load_experiment
 from retbench.errors import ConfigError, RetbenchError
-from retbench.running.devices import find_device
+from retbench.run.devices import find_device
 from retbench.units import format_duration
 
 ROOT = Path(__file__).parents[1]

@@ -22,13 +22,13 @@ from typing import Any
 
 from benchmarks.aa import checked_plan
 from benchmarks.command import end_well, say
-from retbench.checking.against import Request, measure_in_turn
-from retbench.checking.revisions import Revision, checkout_root, working_tree
-from retbench.checking.sitting import Limits
-from retbench.commands.check import DEFAULT_BUDGET_MIN, DEFAULT_ROUNDS
-from retbench.comparing.report import Report
-from retbench.comparing.sequential import Rules
-from retbench.plan import Plan
+from retbench.cli.check import DEFAULT_BUDGET_MIN, DEFAULT_ROUNDS
+from retbench.planning.plan import Plan
+from retbench.regress.against import Request, measure_in_turn
+from retbench.regress.rendering_report import Report
+from retbench.regress.revisions import Revision, checkout_root, working_tree
+from retbench.regress.sitting import Limits
+from retbench.stats.sequential import Rules
 
 SLOW_DECODE = """
 

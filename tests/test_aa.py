@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks import aa
-from comparing.corpus import read_corpus
-from retbench.checking.sitting import VISITS
-from retbench.comparing.items import Place
-from retbench.plan import make_plan
+from retbench.planning.plan import make_plan
+from retbench.regress.items import Place
+from retbench.regress.sitting import VISITS
+from stats.corpus import read_corpus
 
 
 def line(busy_cores: float, seconds: float) -> str:

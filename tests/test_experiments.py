@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from retbench.cells import Cell, Evaluation, Settings, expand, seeded_subjects
 from retbench.cli import app
-from retbench.commands.listing import read_header
-from retbench.config import Experiment, list_experiments, load_experiment
+from retbench.cli.listing import read_header
+from retbench.config.experiment import Experiment, list_experiments, load_experiment
+from retbench.planning.cells import Cell, Evaluation, Settings, expand, seeded_subjects
 from retbench.workloads import WORKLOADS
 
 ROOT = Path(__file__).parents[1]

@@ -11,8 +11,8 @@ import pytest
 
 from benchmarks import gpu_check
 from benchmarks.gpu_check import Step, exit_code, run_step, run_steps, steps_for
-from retbench import plan
-from retbench.running.devices import Device
+from retbench.planning import plan
+from retbench.run.devices import Device
 
 # Says that it runs, then waits; on SIGINT it keeps what it has and ends as retbench does.
 LISTENS = """

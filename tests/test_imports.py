@@ -14,40 +14,25 @@ PACKAGE = Path(retbench.__file__).parent
 
 # Lowest first; a module may import from its own layer and from those before it.
 LAYERS: list[set[str]] = [
-    {"__init__", "errors", "units"},
-    {
-        "strict",
-        "config",
-        "protocols",
-        "recipes",
-        "sizes",
-        "architectures",
-        "costs",
-        "matching",
-        "cells",
-        "records",
-        "documents",
-        "files",
-        "versions",
-        "datasheets",
-        "prediction",
-    },
-    {"models"},
+    {"__init__", "errors", "units", "files", "strict"},
+    {"config", "architectures", "records"},
+    {"planning"},
+    {"ops", "models"},
     {"data"},
     {"checkpoints"},
     {"evaluation"},
     {"training", "workloads"},
-    {"plan", "estimates", "subjects", "questions", "running", "runner", "worker", "checking"},
-    {"cli", "commands", "progress", "__main__"},
+    {"run"},
+    {"cli", "__main__"},
 ]
 # Beside the layers: what these may import from the package, themselves apart. Measuring sees callables, not models;
-# analysis sees records, costs, the statistics of measurement and what the papers print; comparing sees what analysis
-# sees, and how it shows it.
+# the report sees records, costs, statistics and what the papers print; regress sees what the report sees, and runs it.
 BESIDE: dict[str, set[str]] = {
-    "measure": LAYERS[0] | {"config", "records"},
-    "analysis": LAYERS[0] | LAYERS[1] | {"paper", "measure"},
-    "paper": LAYERS[0] | {"strict", "config"},
-    "comparing": LAYERS[0] | LAYERS[1] | {"analysis", "measure"},
+    "stats": LAYERS[0],
+    "measure": LAYERS[0] | {"config", "records", "stats"},
+    "report": LAYERS[0] | LAYERS[1] | {"papers", "stats", "planning"},
+    "papers": LAYERS[0] | {"config", "records"},
+    "regress": LAYERS[0] | LAYERS[1] | set().union(*LAYERS[1:9]) | {"report", "measure", "stats", "papers"},
 }
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 WITHOUT_TORCH = LAYERS[0] | LAYERS[1] | {"analysis", "comparing", "paper", "cli", "commands", "progress"}
@@ -113,7 +98,7 @@ def test_imports_point_one_way(module: str) -> None:
 @pytest.mark.parametrize("module", [name for name in MODULES if unit(name) in {"analysis", "comparing"}])
 def test_reading_takes_only_statistics_from_measurement(module: str) -> None:
     measuring = {name for name in own_imports(MODULES[module]) if unit(name) == "measure"}
-    assert measuring <= {"retbench.measure.statistics", "retbench.measure.paired"}
+    assert measuring <= {"retbench.stats.intervals", "retbench.stats.paired"}
 
 
 def test_no_modules_import_each_other() -> None:

@@ -7,17 +7,17 @@ from pathlib import Path
 import pytest
 
 from benchmarks import aa, live
-from retbench.checking.revisions import working_tree
-from retbench.comparing.items import Item, Place
-from retbench.comparing.report import Report
-from retbench.comparing.sequential import Decision, Verdict
-from retbench.plan import make_plan
+from retbench.planning.plan import make_plan
+from retbench.regress.items import Item, Place
+from retbench.regress.rendering_report import Report
+from retbench.regress.revisions import working_tree
+from retbench.stats.sequential import Decision, Verdict
 
 ROOT = Path(__file__).parents[1]
 
 TIME_A_STEP = """
 import time, torch
-from retbench.architectures import RetNetConfig
+from retbench.architectures.configs import RetNetConfig
 from retbench.models.build import build_model
 config = RetNetConfig(
     architecture="retnet", d_model=32, num_heads=2, value_dim=64, ffn_dim=32, num_layers=1, vocab_size=16

@@ -11,8 +11,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from retbench.cli import app
-from retbench.documents import read_documents
-from retbench.records import Record, read_records
+from retbench.records.documents import read_documents
+from retbench.records.record import Record, read_records
 
 TRANSFORMER = """\
 [models.transformer]

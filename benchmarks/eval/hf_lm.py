@@ -8,7 +8,7 @@ from lm_eval.models.huggingface import HFLM
 from transformers import LlamaForCausalLM, PreTrainedTokenizer
 
 from benchmarks.peers import hf_llama
-from retbench.architectures import TransformerConfig
+from retbench.architectures.configs import TransformerConfig
 from retbench.checkpoints.formats import FORMATS
 from retbench.checkpoints.info import Description
 from retbench.data.tokenizers import Tokenizer

@@ -6,12 +6,12 @@ from functools import partial
 import torch
 
 from benchmarks.peers.outcomes import FP32_LIMIT, Limit, Outcome, error_outcome
-from retbench.config import RetNetSpec
+from retbench.architectures.matching import resolve_model
+from retbench.config.experiment import RetNetSpec
 from retbench.data.corpora import load_corpus
 from retbench.data.tokenizers import load_tokenizer
 from retbench.errors import UnsupportedError
 from retbench.evaluation.losses import streamed_losses
-from retbench.matching import resolve_model
 from retbench.measure.memory import measure_memory
 from retbench.models.build import build_model
 

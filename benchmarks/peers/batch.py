@@ -9,7 +9,7 @@ from torch import Tensor
 from benchmarks.peers import pairs
 from benchmarks.peers.outcomes import Limit, Outcome, error_outcome, speed_outcome
 from benchmarks.peers.rounds import TIMED_STEPS, WARM_STEPS, interleave, time_call
-from retbench.architectures import ModelConfig
+from retbench.architectures.configs import ModelConfig
 from retbench.data.text import read_rows
 from retbench.measure.compiled import compile_step
 from retbench.models.build import build_model

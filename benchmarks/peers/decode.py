@@ -10,8 +10,8 @@ from benchmarks.peers import pairs
 from benchmarks.peers.equality import decode_logits
 from benchmarks.peers.outcomes import CONFIDENCE, FP32_LIMIT, Limit, Outcome, error_outcome, speed_outcome
 from benchmarks.peers.rounds import TIMED_STEPS, WARM_STEPS, OurDecoding, interleave, time_greedy
-from retbench import costs
-from retbench.architectures import ModelConfig
+from retbench.architectures import costs
+from retbench.architectures.configs import ModelConfig
 from retbench.checkpoints.loading import map_weights
 from retbench.data.text import read_tokens
 from retbench.measure.ceilings import measure_ceilings

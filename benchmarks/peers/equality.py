@@ -7,10 +7,10 @@ from torch import Tensor
 
 from benchmarks.peers import fla_retnet, pairs
 from benchmarks.peers.outcomes import FP32_LIMIT, Outcome, error_outcome, worst
-from retbench.architectures import RetNetConfig, TransformerConfig
+from retbench.architectures.configs import RetNetConfig, TransformerConfig
 from retbench.checkpoints.loading import map_weights
 from retbench.models.decoder import Decoder
-from retbench.models.retention import retention_chunkwise, retention_parallel, retention_recurrent
+from retbench.ops.retention import retention_chunkwise, retention_parallel, retention_recurrent
 
 FP64_LIMIT = 1e-12
 

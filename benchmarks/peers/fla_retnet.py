@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from retbench.architectures import RetNetConfig
+from retbench.architectures.configs import RetNetConfig
 
 Weights = Mapping[str, Tensor]
 

@@ -11,7 +11,7 @@ from benchmarks.peers.outcomes import Limit, Outcome, error_outcome, worst
 from retbench.data.text import read_tokens
 from retbench.models.decoder import Decoder
 from retbench.models.mixers import RetentionMixer
-from retbench.models.retention import (
+from retbench.ops.retention import (
     RetentionForm,
     retention_chunkwise,
     retention_parallel,

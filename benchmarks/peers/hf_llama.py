@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from retbench.architectures import TransformerConfig
+from retbench.architectures.configs import TransformerConfig
 
 
 def build_peer(config: TransformerConfig, *, seed: int, max_len: int) -> LlamaForCausalLM:

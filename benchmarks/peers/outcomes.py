@@ -7,7 +7,7 @@ from statistics import geometric_mean
 
 from torch import Tensor
 
-from retbench.measure.statistics import ratio_interval
+from retbench.stats.intervals import ratio_interval
 
 CONFIDENCE = 0.90
 FP32_LIMIT = 1e-4

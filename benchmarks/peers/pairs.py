@@ -5,9 +5,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from retbench.architectures import ModelConfig, RetNetConfig, TransformerConfig
-from retbench.config import RetNetSpec, TransformerSpec
-from retbench.matching import resolve_model
+from retbench.architectures.configs import ModelConfig, RetNetConfig, TransformerConfig
+from retbench.architectures.matching import resolve_model
+from retbench.config.experiment import RetNetSpec, TransformerSpec
 from retbench.models.build import build_model
 from retbench.models.decoder import Decoder
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchscale.architecture.config import RetNetConfig as TorchscaleConfig
 from torchscale.architecture.retnet import RetNetDecoder
 
-from retbench.architectures import RetNetConfig
+from retbench.architectures.configs import RetNetConfig
 
 CHUNK_SIZE = 512  # torchscale's default recurrent_chunk_size
 

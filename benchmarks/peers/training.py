@@ -13,9 +13,9 @@ from benchmarks.peers.outcomes import FP32_LIMIT, Limit, Outcome, error_outcome,
 from benchmarks.peers.rounds import interleave, time_call
 from retbench.checkpoints.loading import map_weights
 from retbench.data.text import read_tokens
-from retbench.models.decay import decay_schedule
 from retbench.models.decoder import Decoder
-from retbench.models.retention import retention_parallel
+from retbench.ops.decay import decay_schedule
+from retbench.ops.retention import retention_parallel
 
 LENGTH = 2048
 GRADIENT_LIMIT = 1e-3

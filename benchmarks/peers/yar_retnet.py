@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from yet_another_retnet.retnet import RetNet
 
 from benchmarks.peers import pairs
-from retbench import costs
-from retbench.architectures import RetNetConfig
+from retbench.architectures import costs
+from retbench.architectures.configs import RetNetConfig
 from retbench.models.decoder import Decoder
 
 CHUNK_SIZE = 512  # it has no default; torchscale's

@@ -7,9 +7,9 @@ from statistics import median
 import torch
 
 from benchmarks.peers.outcomes import Limit, Outcome, speed_outcome
-from retbench.architectures import ModelConfig
-from retbench.config import ModelSpec, RetNetSpec, TransformerSpec
-from retbench.matching import resolve_model
+from retbench.architectures.configs import ModelConfig
+from retbench.architectures.matching import resolve_model
+from retbench.config.experiment import ModelSpec, RetNetSpec, TransformerSpec
 from retbench.measure.clock import time_steps
 from retbench.models.build import build_model
 from retbench.models.state import KVCache

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from benchmarks.peers import fla_retnet
-from retbench.architectures import ModelConfig, RetNetConfig, TransformerConfig
+from retbench.architectures.configs import ModelConfig, RetNetConfig, TransformerConfig
 from retbench.checkpoints.loading import load_checkpoint
 from retbench.models.build import build_model
 from retbench.models.decoder import Decoder

@@ -91,7 +91,7 @@ def test_the_public_retnet_has_the_size_that_is_published():
     """fla-hub/retnet-1.3B-100B: 1,351,727,104 parameters; 2.7B: 2,722,548,224."""
     from pathlib import Path
 
-    from retbench import costs
+    from retbench.architectures import costs
     from retbench.checkpoints import fla
 
     published = {"hidden_size": 2048, "num_hidden_layers": 24, "num_heads": 8, "expand_v": 2}

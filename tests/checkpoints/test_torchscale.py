@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from retbench.architectures import RetNetConfig
+from retbench.architectures.configs import RetNetConfig
 from retbench.checkpoints.reading import read_checkpoint
 from retbench.errors import CheckpointError, ConfigError
 from retbench.models.gate import relative_error

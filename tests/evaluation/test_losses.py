@@ -5,9 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from retbench.config import RetNetSpec, TransformerSpec
+from retbench.architectures.matching import resolve_model
+from retbench.config.experiment import RetNetSpec, TransformerSpec
 from retbench.evaluation.losses import last_losses, streamed_losses, strided_losses, windows
-from retbench.matching import resolve_model
 from retbench.models.build import build_model
 from retbench.models.decoder import Decoder
 

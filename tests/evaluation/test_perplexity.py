@@ -4,13 +4,13 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from retbench.config import RetNetSpec
+from retbench.architectures.matching import resolve_model
+from retbench.config.experiment import RetNetSpec
 from retbench.data.corpora import Document
 from retbench.data.tokenizers import load_tokenizer
 from retbench.errors import ConfigError
 from retbench.evaluation.losses import streamed_losses
 from retbench.evaluation.perplexity import Reading, cut, read_corpus
-from retbench.matching import resolve_model
 from retbench.models.build import build_model
 from retbench.models.decoder import Decoder
 

@@ -1,8 +1,8 @@
 """Every variant and every ablation, as an experiment file would ask for it."""
 
-from retbench.architectures import ModelConfig
-from retbench.cells import resolve_models
-from retbench.config import load_experiment
+from retbench.architectures.configs import ModelConfig
+from retbench.config.experiment import load_experiment
+from retbench.planning.cells import resolve_models
 
 CASES: dict[str, tuple[str, list[str]]] = {
     "fla": ("retnet", ["variant=fla"]),

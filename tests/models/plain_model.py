@@ -11,7 +11,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from retbench.architectures import ModelConfig, RetNetConfig
+from retbench.architectures.configs import ModelConfig, RetNetConfig
 
 Array = NDArray[np.float64]
 Weights = dict[str, Array]

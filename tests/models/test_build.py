@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from retbench import costs
+from retbench.architectures import costs
+from retbench.architectures.sizes import SIZES
 from retbench.models.build import assemble, build_model
-from retbench.sizes import SIZES
 from tests.models.cases import CASES, backends_of, config_of
 
 

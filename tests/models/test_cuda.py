@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from retbench.cells import resolve_models
-from retbench.config import load_experiment
+from retbench.config.experiment import load_experiment
 from retbench.measure.clock import capture_graph
-from retbench.models import attention, kernels
 from retbench.models.build import build_model
-from retbench.models.decay import decay_schedule
 from retbench.models.gate import LIMITS, relative_error, run_gate
-from retbench.models.retention import retention_chunkwise, retention_recurrent
+from retbench.ops import attention, kernels
+from retbench.ops.decay import decay_schedule
+from retbench.ops.retention import retention_chunkwise, retention_recurrent
+from retbench.planning.cells import resolve_models
 
 pytestmark = [
     pytest.mark.gpu,

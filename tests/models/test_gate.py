@@ -3,15 +3,16 @@
 import pytest
 import torch
 
-from retbench.architectures import parse_model_config
-from retbench.cells import resolve_models
-from retbench.config import load_experiment
+from retbench.architectures.configs import parse_model_config
+from retbench.config.experiment import load_experiment
 from retbench.errors import ConfigError
-from retbench.models import attention, mixers, retention
+from retbench.models import mixers
 from retbench.models.build import build_model
 from retbench.models.gate import relative_error, run_gate
-from retbench.models.position import Rotary
 from retbench.models.same_inputs import head_error
+from retbench.ops import attention, retention
+from retbench.ops.position import Rotary
+from retbench.planning.cells import resolve_models
 
 TEXT = torch.randint(0, 256, (1, 600), generator=torch.Generator().manual_seed(0))
 LENGTHS = (1, 17, 127, 301)

@@ -7,12 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from retbench.cells import resolve_models
-from retbench.config import load_experiment
+from retbench.config.experiment import load_experiment
 from retbench.models.build import build_model
-from retbench.models.decay import decay_schedule
 from retbench.models.layers import GatedFeedForward
 from retbench.models.linear import Linear
+from retbench.ops.decay import decay_schedule
+from retbench.planning.cells import resolve_models
 
 
 @pytest.mark.parametrize("rows", [(1, 1), (2, 5), (1,)])

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from retbench import costs
-from retbench.cells import resolve_models
-from retbench.config import load_experiment
+from retbench.architectures import costs
+from retbench.config.experiment import load_experiment
 from retbench.errors import CapacityError
 from retbench.models.build import build_model
 from retbench.models.state import KVCache, RetentionState
+from retbench.planning.cells import resolve_models
 
 CONFIGS = resolve_models(load_experiment("latency", ["size=1m"]), "cpu")
 BACKENDS = {"retnet": "chunkwise", "transformer": "sdpa"}

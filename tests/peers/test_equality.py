@@ -9,7 +9,7 @@ from torch import Tensor
 
 from benchmarks.peers import equality, fla_retnet, pairs
 from benchmarks.peers.outcomes import FP32_LIMIT, error_outcome
-from retbench.architectures import RetNetConfig, TransformerConfig
+from retbench.architectures.configs import RetNetConfig, TransformerConfig
 from retbench.checkpoints.loading import map_weights
 
 INSTALL = "is not installed: pip install 'retbench[peers]'"

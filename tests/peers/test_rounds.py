@@ -7,7 +7,7 @@ import torch
 
 from benchmarks.peers import pairs
 from benchmarks.peers.rounds import TIMED_STEPS, WARM_STEPS, OurDecoding, interleave, time_greedy
-from retbench.architectures import RetNetConfig, TransformerConfig
+from retbench.architectures.configs import RetNetConfig, TransformerConfig
 
 pytestmark = pytest.mark.peers
 

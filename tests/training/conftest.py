@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from retbench.commands.train import Request, make_training_plan
+from retbench.cli.train import Request, make_training_plan
 from retbench.data.packing import pack
 from retbench.training.curve import CurvePoint
 from retbench.training.engine import TrainingText

@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from retbench.cli import app
-from retbench.commands.train import carry_out
+from retbench.cli.train import carry_out
 from retbench.data.tokenizers import ByteTokenizer
 from retbench.errors import ConfigError
 from retbench.training.losses import validation_rows

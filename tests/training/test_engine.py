@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from retbench.analysis.readings import select_readings
 from retbench.checkpoints.reading import read_checkpoint
 from retbench.errors import ConfigError
 from retbench.files import checksum
-from retbench.records import Record, read_records
+from retbench.records.record import Record, read_records
+from retbench.report.readings import select_readings
 from retbench.training.engine import delete_runs, train_all
 from retbench.training.events import (
     Event,

@@ -2,8 +2,8 @@ from dataclasses import replace
 
 import pytest
 
-from retbench import costs
-from retbench.records import Ceilings
+from retbench.architectures import costs
+from retbench.records.record import Ceilings
 from retbench.training import estimate
 from retbench.training.plan import TrainingPlan
 from tests.training.conftest import PlanOf

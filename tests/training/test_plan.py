@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from retbench import costs
+from retbench.architectures import costs
 from retbench.errors import ConfigError
 from retbench.training.plan import TrainingPlan, TrainingRun
 from tests.training.conftest import PlanOf

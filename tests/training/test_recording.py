@@ -5,17 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from retbench import costs
-from retbench.analysis.readings import (
+from retbench.architectures import costs
+from retbench.checkpoints.reading import read_checkpoint
+from retbench.errors import RecordError
+from retbench.records.record import Record, read_records
+from retbench.report.readings import (
     is_final,
     learning_rate,
     num_trained_tokens,
     select_readings,
     subject_of,
 )
-from retbench.checkpoints.reading import read_checkpoint
-from retbench.errors import RecordError
-from retbench.records import Record, read_records
 from retbench.training.engine import train_all
 from retbench.training.plan import TrainingPlan
 from retbench.training.recording import Recorder

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from retbench.config.training import RECIPES
 from retbench.files import DRAFT
 from retbench.models.linear import Linear
-from retbench.recipes import RECIPES
 from retbench.training.optimizer import make_optimizer, set_rate
 from retbench.training.snapshots import find_snapshot, gather, prune, save_snapshot, snapshot_paths
 

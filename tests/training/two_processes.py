@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
-from retbench.architectures import RetNetConfig
+from retbench.architectures.configs import RetNetConfig
+from retbench.config.training import RECIPES
 from retbench.errors import RetbenchError
 from retbench.models.build import build_model
 from retbench.models.decoder import Decoder
-from retbench.recipes import RECIPES
 from retbench.training.launch import Launch
 from retbench.training.optimizer import clip_gradients, lay_out_for_training, make_optimizer, set_rate
 from retbench.training.ranks import OtherRankFailedError, Ranks, joined

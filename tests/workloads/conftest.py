@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from retbench.cells import Cell, Settings, make_subject
-from retbench.config import RetNetSpec, TransformerSpec
-from retbench.matching import resolve_model
+from retbench.architectures.matching import resolve_model
+from retbench.config.experiment import RetNetSpec, TransformerSpec
 from retbench.models.build import build_model
-from retbench.records import Ceilings, Point
+from retbench.planning.cells import Cell, Settings, make_subject
+from retbench.records.record import Ceilings, Point
 from retbench.workloads.context import Context
 from retbench.workloads.states import StateStore
 

@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
-from retbench.cells import Cell, Evaluation, Settings, make_subject
+from retbench.architectures.matching import resolve_model
 from retbench.data.tokenizers import load_tokenizer
-from retbench.matching import resolve_model
 from retbench.models.build import build_model
-from retbench.records import Point
+from retbench.planning.cells import Cell, Evaluation, Settings, make_subject
+from retbench.records.record import Point
 from retbench.workloads.context import Context
 from retbench.workloads.states import StateStore
 

@@ -3,12 +3,12 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from retbench.cells import Cell
 from retbench.data import text
 from retbench.errors import GateError, UnsupportedError
 from retbench.measure.compiled import Compiled
 from retbench.models.gate import relative_error
 from retbench.models.state import DecoderState
+from retbench.planning.cells import Cell
 from retbench.workloads import decode
 from retbench.workloads.context import Context
 from retbench.workloads.energy import EnergyFound

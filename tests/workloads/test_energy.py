@@ -4,9 +4,9 @@ from types import ModuleType
 import pytest
 import torch
 
-from retbench.cells import Cell
 from retbench.measure.power import EnergyUse
 from retbench.models.state import DecoderState
+from retbench.planning.cells import Cell
 from retbench.workloads import decode, energy, prefill
 from retbench.workloads.context import Context
 from retbench.workloads.states import stream_states

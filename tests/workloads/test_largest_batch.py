@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retbench import costs
-from retbench.cells import Cell
+from retbench.architectures import costs
 from retbench.errors import UnsupportedError
-from retbench.plan import make_plan
-from retbench.records import Record, read_records
-from retbench.runner import run_plan
-from retbench.running.events import Silent
+from retbench.planning.cells import Cell
+from retbench.planning.plan import make_plan
+from retbench.records.record import Record, read_records
+from retbench.run.events import Silent
+from retbench.run.runner import run_plan
 from retbench.workloads import largest_batch
 from retbench.workloads.context import Context
 from retbench.workloads.largest_batch import RESOLUTION, find_largest

@@ -3,8 +3,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from retbench import costs
-from retbench.cells import Cell
+from retbench.architectures import costs
+from retbench.planning.cells import Cell
 from retbench.workloads import memory
 from retbench.workloads.context import Context
 

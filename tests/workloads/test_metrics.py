@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retbench import costs
+from retbench.architectures import costs
 from retbench.measure.power import EnergyUse
-from retbench.records import Ceilings
+from retbench.records.record import Ceilings
 from retbench.workloads.metrics import (
     counted,
     decode_metrics,

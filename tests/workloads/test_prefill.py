@@ -3,9 +3,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from retbench.cells import Cell
 from retbench.data import text
 from retbench.models.state import DecoderState
+from retbench.planning.cells import Cell
 from retbench.workloads import prefill
 from retbench.workloads.context import Context
 

@@ -4,11 +4,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from retbench.cells import Cell, Weights
 from retbench.data import text
 from retbench.errors import StorageError
 from retbench.models.state import KVCache, RetentionState
-from retbench.records import WeightsInfo
+from retbench.planning.cells import Cell, Weights
+from retbench.records.record import WeightsInfo
 from retbench.workloads.context import Context
 from retbench.workloads.states import StateStore, cache_scales, fill_caches, is_streamed, stream_states
 

@@ -5,9 +5,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from retbench.cells import Cell
 from retbench.data import text
 from retbench.models.build import build_model
+from retbench.planning.cells import Cell
 from retbench.workloads import training
 from retbench.workloads.context import Context
 from retbench.workloads.prefill import measure as measure_prefill

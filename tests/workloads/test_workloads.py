@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from retbench.config import Workloads
+from retbench.config.experiment import Workloads
 from retbench.workloads import FINDS_BATCH, STREAMED, WORKLOADS, load_workload
 
 

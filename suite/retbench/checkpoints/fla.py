@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from retbench.architectures import ROTARY_BASE, RetNetConfig, TransformerConfig
+from retbench.architectures.configs import ROTARY_BASE, RetNetConfig, TransformerConfig
 from retbench.checkpoints.config_file import Fields, parse
 from retbench.checkpoints.info import Description
 from retbench.checkpoints.mapping import Names, Plan, Shape, map_decoder

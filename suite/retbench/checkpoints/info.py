@@ -6,7 +6,7 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field
 
-from retbench.architectures import ModelConfig
+from retbench.architectures.configs import ModelConfig
 from retbench.strict import Strict
 
 

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from retbench.architectures import ROTARY_BASE, TransformerConfig
+from retbench.architectures.configs import ROTARY_BASE, TransformerConfig
 from retbench.checkpoints.config_file import Fields, parse
 from retbench.checkpoints.info import Description
 from retbench.checkpoints.mapping import Names, Plan, Shape, map_decoder

@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from retbench.architectures import TransformerConfig
+from retbench.architectures.configs import TransformerConfig
 from retbench.checkpoints.info import Description
 from retbench.checkpoints.mapping import Names, Plan, Shape, map_decoder
 from retbench.checkpoints.weights import Entry

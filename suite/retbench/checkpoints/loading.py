@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from retbench.architectures import ModelConfig
+from retbench.architectures.configs import ModelConfig
 from retbench.checkpoints.fingerprints import fingerprint_tensors
 from retbench.checkpoints.formats import FORMATS
 from retbench.checkpoints.info import CheckpointInfo, Description

@@ -6,7 +6,7 @@ A tensor of ours is rows of theirs, one below the other: queries, keys and value
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from retbench.architectures import ModelConfig, RetNetConfig, TransformerConfig
+from retbench.architectures.configs import ModelConfig, RetNetConfig, TransformerConfig
 
 Shape = tuple[int, ...]
 

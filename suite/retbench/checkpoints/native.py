@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from retbench.architectures import ModelConfig
+from retbench.architectures.configs import ModelConfig
 from retbench.checkpoints.config_file import parse
 from retbench.checkpoints.info import Description
 from retbench.checkpoints.mapping import Part, Plan, Shape

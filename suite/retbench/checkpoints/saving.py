@@ -17,7 +17,7 @@ from retbench.files import flush
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from retbench.architectures import ModelConfig
+    from retbench.architectures.configs import ModelConfig
     from retbench.models.decoder import Decoder
 
 

@@ -12,7 +12,7 @@ from math import isclose, log1p
 from pathlib import Path
 from typing import Any, Literal
 
-from retbench.architectures import RetNetConfig
+from retbench.architectures.configs import RetNetConfig
 from retbench.checkpoints.config_file import Fields, parse
 from retbench.checkpoints.info import Description
 from retbench.checkpoints.mapping import Names, Plan, Shape, map_decoder

@@ -82,7 +82,7 @@ def list_(
     as_json: AsJson = False,
 ) -> None:
     """List the experiments, the model sizes, the models or the tasks."""
-    from retbench.commands import listing
+    from retbench.cli import listing
 
     if sizes + models + tasks + page > 1:
         raise typer.BadParameter("give one of --sizes, --models, --tasks and --page")
@@ -108,7 +108,7 @@ models.register(app)
 @app.command(epilog="Example: retbench env --json")
 def env(device: DeviceName = None, as_json: AsJson = False) -> None:
     """Show what this machine is and can do."""
-    from retbench.commands import env as command
+    from retbench.cli import env as command
 
     command.show_environment(device, as_json=as_json)
 

@@ -64,7 +64,7 @@ def compare(
     Exit code 1 where something is slower beyond the margin or failed, 3 where the sets differ in what they measured or
     a point is missing on one side, 4 under --strict where something is inconclusive.
     """
-    from retbench.commands import compare as command
+    from retbench.cli import compare as command
 
     shown = command.Shown(form, out, strict)
     raise typer.Exit(command.compare(first, second, shown, margin, accept_soft=accept_soft))
@@ -138,7 +138,7 @@ def check(
     ends, and what is flagged is measured anew. Exit code 1 where something is slower, 3 where the two do not measure
     the same, 4 under --strict where something is inconclusive.
     """
-    from retbench.commands import check as command
+    from retbench.cli import check as command
 
     given = command.Given(
         experiment, profile, device, tuple(overrides or ()), rounds, visits, budget, margin, always, baseline
@@ -161,7 +161,7 @@ def save(
     A run that differs from the window in what it measured is refused with exit code 3, and one that has moved with exit
     code 1: where that was intended, `retbench baseline accept` begins the window anew.
     """
-    from retbench.commands import baseline as command
+    from retbench.cli import baseline as command
 
     command.save(runs, folder)
 
@@ -182,11 +182,11 @@ def accept(
 ) -> None:
     """Accept an intended change: the window begins anew with this run."""
     if str(run) == "exact":
-        from retbench.commands import check as exact_command
+        from retbench.cli import check as exact_command
 
         exact_command.accept_exact(reason, folder)
     else:
-        from retbench.commands import baseline as command
+        from retbench.cli import baseline as command
 
         command.accept(run, reason, folder)
 
@@ -199,6 +199,6 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show what baselines hold: runs, points, and how much the runs differ."""
-    from retbench.commands import baseline as command
+    from retbench.cli import baseline as command
 
     command.show(path, as_json=as_json)

@@ -47,7 +47,7 @@ def run(
     Records are appended as they are measured, so that nothing is lost when a run is ended; the same command
     measures what is left.
     """
-    from retbench.plan import make_plan
+    from retbench.planning.plan import make_plan
 
     plan = make_plan(
         experiment,
@@ -60,7 +60,7 @@ def run(
         results=out,
         data_dir=data_dir.absolute() if data_dir else None,
     )
-    from retbench.commands import run as command
+    from retbench.cli import run as command
 
     if dry_run:
         command.show_plan(plan, out, as_json=as_json)
@@ -94,7 +94,7 @@ def train(
     On several GPUs or machines: torchrun --nproc-per-node 8 -m retbench train EXPERIMENT, with a folder of results that
     all of them see.
     """
-    from retbench.commands import train as command
+    from retbench.cli import train as command
 
     request = command.Request(experiment, profile, device, tuple(overrides or ()), data_dir)
     if dry_run:

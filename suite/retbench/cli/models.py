@@ -33,7 +33,7 @@ def verify(
 
     A run checks the same before it times anything. Exit code 1 where the forms differ.
     """
-    from retbench.commands import verify as command
+    from retbench.cli import verify as command
 
     command.verify(command.Request(model, size, dtype, backend, device), as_json=as_json)
 
@@ -73,7 +73,7 @@ def predict(
     From a datasheet or from measured ceilings it is the least time that the device allows; on a CPU, where the parts of
     a step are measured one by one, what a step should take.
     """
-    from retbench.commands import predict as command
+    from retbench.cli import predict as command
 
     if (model is None) != paper:
         raise typer.BadParameter("give either MODEL or --paper")
@@ -148,7 +148,7 @@ def generate(
     The prompt and what follows it go to stdout, until the model ends the text or --max-tokens are reached; the time
     to the first token and the tokens a second go to stderr.
     """
-    from retbench.commands import generate as command
+    from retbench.cli import generate as command
 
     command.generate(
         command.Request(

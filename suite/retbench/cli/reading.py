@@ -21,7 +21,7 @@ def table(
     results: ResultsPath = Path("results"),
 ) -> None:
     """Print the results of an experiment from its records."""
-    from retbench.commands import report as command
+    from retbench.cli import report as command
 
     command.print_table(experiment, form, results)
 
@@ -34,7 +34,7 @@ def report(
     ] = Path("reports"),
 ) -> None:
     """Write the report and its figures from the records."""
-    from retbench.commands import report as command
+    from retbench.cli import report as command
 
     command.print_report(results, out)
 
@@ -49,6 +49,6 @@ def claims(
 
     Only records under a paper's own conditions decide a claim; all others stand beside it in rows of their own.
     """
-    from retbench.commands import claims as command
+    from retbench.cli import claims as command
 
     command.print_claims(form, results)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from retbench.costs import PREFILL_SEGMENT
+from retbench.architectures.costs import PREFILL_SEGMENT
 from retbench.evaluation.progress import Report, tell_nobody
 from retbench.models.decoder import Decoder
 

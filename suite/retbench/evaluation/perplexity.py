@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from retbench.config.evaluation import CHUNK_LEN, SCORED_LEN, Protocol
 from retbench.data.corpora import Document
 from retbench.data.tokenizers import Tokenizer
 from retbench.errors import ConfigError
@@ -20,7 +21,6 @@ from retbench.evaluation.losses import last_losses, streamed_losses, strided_los
 from retbench.evaluation.progress import Report, tell_nobody
 from retbench.evaluation.requirements import check_vocabulary, prefix_token
 from retbench.models.decoder import Decoder
-from retbench.protocols import CHUNK_LEN, SCORED_LEN, Protocol
 
 FIRST_BUCKET = 128
 """Positions of the first bucket; each of the others ends at twice the position of the one before it."""

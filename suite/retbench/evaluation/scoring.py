@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from retbench import costs
+from retbench.architectures import costs
 from retbench.evaluation.batching import partition
 from retbench.evaluation.prefixes import MIN_SAVED, Branch, build_tree
 from retbench.evaluation.progress import Report, tell_nobody

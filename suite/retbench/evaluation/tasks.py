@@ -9,11 +9,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
+from retbench.config.evaluation import FEWSHOT_SEED
 from retbench.data.places import data_folder
 from retbench.errors import ConfigError, UnsupportedError
 from retbench.evaluation.catalogue import TASKS, TaskEntry, find_task
 from retbench.evaluation.layouts import LocalSplit, find_layouts, looked_for, read_local
-from retbench.protocols import FEWSHOT_SEED
 
 
 @dataclass(frozen=True)

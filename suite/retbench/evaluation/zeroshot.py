@@ -11,9 +11,9 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from retbench.config.evaluation import FEWSHOT_SEED
 from retbench.errors import ConfigError
 from retbench.evaluation.tasks import LoadedTask, load_task, quiet
-from retbench.protocols import FEWSHOT_SEED
 
 if TYPE_CHECKING:
     from retbench.evaluation.lm import DecoderLM

@@ -7,7 +7,7 @@ import torch
 from retbench.errors import UnsupportedError
 from retbench.measure.clock import time_steps
 from retbench.measure.machine import last_level_cache_bytes
-from retbench.records import Ceilings
+from retbench.records.record import Ceilings
 from retbench.units import GIB, MIB
 
 _READ_SAMPLES = 5

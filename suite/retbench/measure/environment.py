@@ -26,20 +26,7 @@ if TYPE_CHECKING:
     import torch
 
 _PACKAGE = Path(__file__).resolve().parents[1]
-_NOT_MEASURING = frozenset(
-    {
-        "analysis",
-        "checking",
-        "cli",
-        "commands",
-        "comparing",
-        "paper",
-        "datasheets.py",
-        "prediction.py",
-        "progress.py",
-        "__main__.py",
-    }
-)
+_NOT_MEASURING = frozenset({"cli", "papers", "regress", "report", "__main__.py"})
 _LIBRARIES = ("torch", "numpy", "triton", "flash-attn", "fla-core", "flash-linear-attention", "nvidia-ml-py")
 _VARIABLES = re.compile(
     r"(OMP|GOMP|KMP|MKL|OPENBLAS|ONEDNN|DNNL|MALLOC)_\w+|ATEN_CPU_CAPABILITY|CUBLAS_WORKSPACE_CONFIG"

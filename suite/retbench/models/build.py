@@ -9,12 +9,12 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from retbench.architectures import ModelConfig, RetNetConfig, TransformerConfig
-from retbench.models.decay import decay_schedule
+from retbench.architectures.configs import ModelConfig, RetNetConfig, TransformerConfig
 from retbench.models.decoder import Block, Decoder
 from retbench.models.mixers import AttentionMixer, Mixer, RetentionMixer
-from retbench.models.position import Rotary
-from retbench.models.retention import DEFAULT_CHUNK_SIZE
+from retbench.ops.decay import decay_schedule
+from retbench.ops.position import Rotary
+from retbench.ops.retention import DEFAULT_CHUNK_SIZE
 
 INIT_STD = 0.02
 """Standard deviation of every weight matrix: `initializer_range` of Llama and of fla's RetNet."""

@@ -4,14 +4,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from retbench.architectures import ModelConfig
-from retbench.costs import PREFILL_SEGMENT
+from retbench.architectures.configs import ModelConfig
+from retbench.architectures.costs import PREFILL_SEGMENT
 from retbench.errors import UnsupportedError
 from retbench.models.layers import make_feed_forward, make_norm
 from retbench.models.linear import Linear
 from retbench.models.mixers import Mixer
-from retbench.models.position import Positions, Rotary
 from retbench.models.state import DecoderState, LayerState
+from retbench.ops.position import Positions, Rotary
 
 
 class Block(nn.Module):

@@ -16,7 +16,7 @@ from retbench.errors import ConfigError
 from retbench.models.decoder import Decoder
 from retbench.models.same_inputs import MixerComparison
 from retbench.models.state import DecoderState
-from retbench.records import Gate, GateCheck
+from retbench.records.record import Gate, GateCheck
 
 LENGTHS = (1, 17, 127, 513, 2047)
 """Odd prompt lengths up to 2K: one token, parts of a chunk, and several chunks with a remainder."""

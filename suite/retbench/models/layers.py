@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from retbench.architectures import ModelConfig
+from retbench.architectures.configs import ModelConfig
 from retbench.models.linear import Linear
 
 

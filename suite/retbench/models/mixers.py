@@ -10,15 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from retbench.architectures import RetNetConfig, TransformerConfig
+from retbench.architectures.configs import RetNetConfig, TransformerConfig
 from retbench.errors import unknown_name
-from retbench.models import attention, kernels
 from retbench.models.constants import Float64Constant, WideConstant
-from retbench.models.decay import decay_schedule, gated_log_decay
 from retbench.models.layers import make_head_norm
 from retbench.models.linear import Linear
-from retbench.models.position import Positions, rotate
-from retbench.models.retention import (
+from retbench.models.state import KVCache, LayerState, RetentionState
+from retbench.ops import attention, kernels
+from retbench.ops.decay import decay_schedule, gated_log_decay
+from retbench.ops.position import Positions, rotate
+from retbench.ops.retention import (
     RetentionForm,
     retention_chunkwise,
     retention_decayed_step_,
@@ -28,7 +29,6 @@ from retbench.models.retention import (
     retention_step_,
     wide_dtype,
 )
-from retbench.models.state import KVCache, LayerState, RetentionState
 
 
 class RetentionMixer(nn.Module):

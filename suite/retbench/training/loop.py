@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from retbench import cells
 from retbench.data.batches import Batches
 from retbench.models.build import build_model
 from retbench.models.decoder import Decoder
-from retbench.records import utc_now
+from retbench.planning import cells
+from retbench.records.record import utc_now
 from retbench.training import snapshots
 from retbench.training.curve import CurvePoint, write_curve
 from retbench.training.divergence import LossMonitor

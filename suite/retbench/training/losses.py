@@ -7,7 +7,7 @@ from torch import Tensor
 from retbench.data.packed import PackedTokens
 from retbench.errors import ConfigError
 from retbench.models.decoder import Decoder
-from retbench.models.retention import wide_dtype
+from retbench.ops.retention import wide_dtype
 
 
 def summed_loss(model: Decoder, rows: Tensor) -> Tensor:

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW
 
+from retbench.config.training import Recipe
 from retbench.models.linear import Linear
-from retbench.recipes import Recipe
 from retbench.training.sharding import whole
 
 

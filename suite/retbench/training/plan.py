@@ -10,13 +10,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from retbench import cells, costs, matching
-from retbench.architectures import ModelConfig
-from retbench.config import Experiment, ModelSpec, Profile
+from retbench.architectures import costs, matching
+from retbench.architectures.configs import ModelConfig
+from retbench.config.experiment import Experiment, ModelSpec, Profile
+from retbench.config.training import RECIPES, Recipe, TrainingSpec
 from retbench.data.corpora import Corpus
 from retbench.data.tokenizers import Tokenizer
 from retbench.errors import ConfigError
-from retbench.recipes import RECIPES, Recipe, TrainingSpec
+from retbench.planning import cells
 
 Role = Literal["tuning", "final"]
 

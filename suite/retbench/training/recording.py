@@ -12,12 +12,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from retbench import cells, costs
-from retbench.architectures import ModelConfig
+from retbench.architectures import costs
+from retbench.architectures.configs import ModelConfig
 from retbench.errors import RecordError, StorageError
 from retbench.files import write_atomic
 from retbench.measure.environment import describe_environment
-from retbench.records import (
+from retbench.planning import cells
+from retbench.records.record import (
     Metric,
     ModelInfo,
     Point,

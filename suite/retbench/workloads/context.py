@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-from retbench.cells import Cell
 from retbench.evaluation.progress import Report, tell_nobody
 from retbench.measure.clock import time_steps
 from retbench.models.decoder import Decoder
-from retbench.records import Ceilings, Metric, Series
+from retbench.planning.cells import Cell
+from retbench.records.record import Ceilings, Metric, Series
 from retbench.workloads.repetition import MIN_CALLS, more_calls
 from retbench.workloads.states import StateStore
 

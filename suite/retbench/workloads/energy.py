@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from retbench.measure.power import CounterUnavailableError, measure_energy
-from retbench.records import Metric
+from retbench.records.record import Metric
 from retbench.workloads.context import Context, Notes
 from retbench.workloads.metrics import ENERGY_METRICS, energy_metrics
 

@@ -17,10 +17,10 @@ from collections.abc import Callable
 
 import torch
 
-from retbench import costs
+from retbench.architectures import costs
 from retbench.errors import UnsupportedError
 from retbench.measure.limits import headroom_bytes, is_out_of_memory, return_freed_memory
-from retbench.records import Metric
+from retbench.records.record import Metric
 from retbench.workloads.context import Context, Measurement, Notes
 from retbench.workloads.metrics import counted
 

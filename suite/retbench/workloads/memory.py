@@ -6,10 +6,10 @@ Nothing is timed here. The state holds zeros: what is in it does not change how 
 import torch
 from torch import nn
 
-from retbench import costs
+from retbench.architectures import costs
 from retbench.data import text
 from retbench.measure.memory import MemoryUse, measure_memory
-from retbench.records import Metric
+from retbench.records.record import Metric
 from retbench.workloads.context import Context, Measurement, Notes
 from retbench.workloads.metrics import counted
 

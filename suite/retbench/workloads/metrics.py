@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from statistics import median
 
-from retbench import costs
-from retbench.cells import Cell, form_chunk
+from retbench.architectures import costs
 from retbench.measure.power import EnergyUse
-from retbench.records import Ceilings, Metric
+from retbench.planning.cells import Cell, form_chunk
+from retbench.records.record import Ceilings, Metric
 from retbench.units import tokens_per_second
 
 ENERGY_METRICS = ("energy_per_token_j", "power_w")

@@ -15,15 +15,15 @@ from statistics import median
 import torch
 from torch import Tensor, nn
 
-from retbench.architectures import ModelConfig, RetNetConfig, TransformerConfig, parse_model_config
+from retbench.architectures.configs import ModelConfig, RetNetConfig, TransformerConfig, parse_model_config
 from retbench.measure.clock import time_steps
-from retbench.models.attention import BACKENDS
 from retbench.models.build import build_model
 from retbench.models.decoder import Decoder
 from retbench.models.linear import Linear
-from retbench.models.retention import retention_decayed_step_
 from retbench.models.state import DecoderState, KVCache
-from retbench.prediction import StepCurve
+from retbench.ops.attention import BACKENDS
+from retbench.ops.retention import retention_decayed_step_
+from retbench.planning.prediction import StepCurve
 
 WARMUP_S = 0.2
 NUM_SAMPLES = 20

@@ -5,11 +5,11 @@ import time
 from dataclasses import asdict
 from itertools import islice
 
-from retbench.cells import Cell, Evaluation
 from retbench.data.corpora import load_corpus
 from retbench.errors import ConfigError
 from retbench.evaluation.perplexity import CorpusLoss, Reading, read_corpus
-from retbench.records import Metric, Series
+from retbench.planning.cells import Cell, Evaluation
+from retbench.records.record import Metric, Series
 from retbench.units import tokens_per_second
 from retbench.workloads.context import Context, Measurement
 from retbench.workloads.reading import evaluation_of, tokenizer_of

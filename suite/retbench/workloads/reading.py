@@ -1,8 +1,8 @@
 """What the workloads of quality read with: the tokenizer of a cell's model, held to the one that the plan found."""
 
-from retbench.cells import Evaluation
 from retbench.data.tokenizers import Tokenizer, load_tokenizer
 from retbench.errors import ConfigError
+from retbench.planning.cells import Evaluation
 from retbench.workloads.context import Context
 
 

@@ -19,12 +19,12 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from retbench.cells import Cell
-from retbench.costs import PREFILL_SEGMENT
+from retbench.architectures.costs import PREFILL_SEGMENT
 from retbench.data import text
 from retbench.errors import StorageError
 from retbench.models.decoder import Decoder
 from retbench.models.state import DecoderState, KVCache
+from retbench.planning.cells import Cell
 
 FILL_PREFILL_TOKENS = 512
 """Length of the real prefill that a key-value cache's scale is taken from."""

@@ -16,8 +16,8 @@ from torch.optim import AdamW, Optimizer
 from retbench.data import text
 from retbench.measure.memory import MemoryUse, measure_memory
 from retbench.models.decoder import Decoder
-from retbench.models.retention import wide_dtype
-from retbench.records import Metric
+from retbench.ops.retention import wide_dtype
+from retbench.records.record import Metric
 from retbench.workloads.context import Context, Measurement, Notes
 from retbench.workloads.memory import device_peaks, weight_bytes
 from retbench.workloads.metrics import counted, training_metrics

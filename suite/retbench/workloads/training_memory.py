@@ -1,9 +1,9 @@
 """Roughly what a training step holds at its peak, without torch, for estimates; what it does hold is measured."""
 
-from retbench import costs
-from retbench.architectures import ModelConfig, RetNetConfig
-from retbench.cells import Cell
-from retbench.config import DTYPE_BYTES
+from retbench.architectures import costs
+from retbench.architectures.configs import ModelConfig, RetNetConfig
+from retbench.config.experiment import DTYPE_BYTES
+from retbench.planning.cells import Cell
 
 
 def estimated_bytes(cell: Cell) -> int:

@@ -4,10 +4,10 @@ import math
 import time
 from dataclasses import asdict
 
+from retbench.config.evaluation import FEWSHOT_SEED
 from retbench.evaluation.lm import DecoderLM
 from retbench.evaluation.zeroshot import TaskScores, evaluate
-from retbench.protocols import FEWSHOT_SEED
-from retbench.records import Metric
+from retbench.records.record import Metric
 from retbench.units import tokens_per_second
 from retbench.workloads.context import Context, Measurement, Notes
 from retbench.workloads.reading import evaluation_of, tokenizer_of

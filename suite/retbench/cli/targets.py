@@ -1,0 +1,139 @@
+"""What a prediction is made for: a device by its datasheet, by what records reached, or by what is measured now."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import psutil
+
+from retbench.architectures.configs import ModelConfig
+from retbench.cli.measure_once import alone_on_machine, become_worker
+from retbench.errors import RecordError
+from retbench.measure import machine
+from retbench.measure.environment import machine_name
+from retbench.papers.datasheets import find_datasheet
+from retbench.planning.prediction import LONGEST_CONTEXT, StepTime, roofline
+from retbench.records.record import Ceilings
+from retbench.report.frames import load_results, set_of
+from retbench.report.selection import choose_conditions
+from retbench.run.devices import find_device
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is predicted for.
+
+    Attributes:
+        title: The device in words.
+        source: Where its ceilings come from.
+        memory_bytes: None where not known.
+        step_time: Of a step.
+        is_bound: Whether a time is the least that is possible, or what a step should take.
+        dtype: Of the weights.
+        ceilings: Bandwidth and products; None where parts were measured.
+        within: Context lengths that `step_time` knows.
+    """
+
+    title: str
+    source: str
+    memory_bytes: int | None
+    step_time: StepTime
+    is_bound: bool
+    dtype: str
+    ceilings: Ceilings | None
+    within: tuple[int, int] = (1, LONGEST_CONTEXT)
+
+
+def datasheet_target(device: str, dtype: str) -> Target:
+    """A device that need not be here."""
+    sheet = find_datasheet(device)
+    ceilings = sheet.ceilings(dtype)
+    return Target(
+        sheet.title, sheet.source, sheet.memory_bytes, roofline(ceilings, dtype), True, dtype, ceilings
+    )
+
+
+def recorded_target(path: Path, dtype: str | None) -> Target:
+    """The device of the newest records, by the ceilings that it reached then.
+
+    Args:
+        path: Folder or file of records.
+        dtype: Of the records to take; that of the newest when None.
+
+    Raises:
+        RecordError: there are no such records.
+    """
+    records = [
+        record
+        for record in load_results(path).records
+        if record.ceilings and dtype in (None, record.settings.get("dtype"))
+    ]
+    if not records:
+        raise RecordError(
+            f"no record at '{path}' has ceilings{f' at {dtype}' if dtype else ''}. "
+            "Give another --dtype, or measure: `retbench run latency`."
+        )
+    newest, _ = choose_conditions(records)
+    found = [record.ceilings for record in newest if record.ceilings]
+    ceilings = Ceilings(
+        read_bandwidth_bytes_per_s=median(each.read_bandwidth_bytes_per_s for each in found),
+        matmul_flops_per_s=median(each.matmul_flops_per_s for each in found),
+    )
+    key, gpu = set_of(newest[-1]), newest[-1].environment.get("gpu")
+    return Target(
+        title=str(key.machine),
+        source=f"median of what {len(found)} records in {path} reached, {newest[-1].started_at[:10]}",
+        memory_bytes=gpu.get("memory_bytes") if isinstance(gpu, dict) else None,
+        step_time=roofline(ceilings, str(key.dtype)),
+        is_bound=True,
+        dtype=str(key.dtype),
+        ceilings=ceilings,
+    )
+
+
+def measured_gpu(device: str, dtype: str) -> Target:
+    """A GPU of this machine, by the ceilings that it reaches now; UnsupportedError where it is not here."""
+    found = find_device(device)
+    become_worker()
+    import torch
+
+    from retbench.measure.ceilings import measure_ceilings
+
+    with alone_on_machine("retbench predict"):
+        ceilings = measure_ceilings(torch.device(found.name), getattr(torch, dtype))
+    step_time = roofline(ceilings, dtype)
+    return Target(
+        machine_name(found.name), "measured now", found.memory_bytes, step_time, True, dtype, ceilings
+    )
+
+
+def measured_cpu(
+    models: Sequence[tuple[ModelConfig, str]], batches: Sequence[int], contexts: Sequence[int], dtype: str
+) -> Target:
+    """This machine's CPU, by the parts of each model's step, which are measured now.
+
+    Args:
+        models: Each with its backend.
+        batches: Batch sizes that parts are measured at.
+        contexts: Context lengths that they are measured at.
+        dtype: Of the weights.
+    """
+    become_worker()
+    from retbench.workloads.parts import measure_parts
+
+    lengths = sorted(set(contexts))
+    with alone_on_machine("retbench predict"):
+        curves = {
+            (model.fingerprint, batch): measure_parts(model, dtype, batch, lengths, backend=backend)
+            for model, backend in models
+            for batch in batches
+        }
+
+    def step_time(model: ModelConfig, batch_size: int, context_len: int) -> float:
+        return curves[model.fingerprint, batch_size].seconds(context_len)
+
+    source = "parts of a step measured now, each at its own shape"
+    memory_bytes = machine.memory_limit_bytes() or psutil.virtual_memory().total
+    within = (lengths[0], lengths[-1])
+    return Target(machine_name("cpu"), source, memory_bytes, step_time, False, dtype, None, within)

@@ -1,1 +1,0 @@
-"""What the verbs of the command line do: one module a verb, imported when it is run."""

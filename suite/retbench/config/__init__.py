@@ -1,0 +1,1 @@
+"""Experiment files and everything that they may say."""

@@ -1,0 +1,1 @@
+"""Tensor operators: retention, attention, rotary positions, decays."""

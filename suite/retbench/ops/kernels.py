@@ -1,0 +1,94 @@
+"""Retention by the Triton kernels of flash-linear-attention: one more form, on CUDA, of the same signature.
+
+`chunk_simple_gla` is the chunkwise form with a decay for each head, fixed or dependent on the data; RetNet is its case
+of a fixed one. Products are of the inputs' own dtype and added up in float32; between two chunks the state is rounded
+to that dtype for the read-out and carried on in float32. The tests and the gate hold it to the forms in `retention`.
+
+Source: fla-org/flash-linear-attention, `fla/ops/simple_gla/chunk.py`; its `fla/ops/retention/chunk.py` calls the same.
+"""
+
+import importlib
+import importlib.util
+import inspect
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from retbench.config.experiment import FLA_CHUNK_SIZE
+from retbench.ops.retention import check_shapes
+
+_OPS = "fla.ops.simple_gla"
+_FLOAT32_REASON = (
+    "flash-linear-attention's kernels multiply float32 in TensorFloat-32, which is less than other forms are held to; "
+    "use --dtype bfloat16, or backend 'chunkwise'"
+)
+
+
+def retention_fla(
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Retention chunk by chunk, in chunks of 64 tokens, by `chunk_simple_gla`.
+
+    Arguments, returns and errors as of `retention_recurrent`, where `missing_reason` gives None.
+    """
+    check_shapes(q, k, v, log_decay, state)
+    chunk_simple_gla = importlib.import_module(_OPS).chunk_simple_gla
+    decay = log_decay.float()
+    fixed = log_decay.dim() == 1
+    out, state = chunk_simple_gla(
+        q=q,
+        k=k,
+        v=v,
+        g=None if fixed else decay,
+        g_gamma=decay if fixed else None,
+        scale=1.0,  # the keys come scaled
+        initial_state=state,
+        output_final_state=True,
+    )
+    assert state is not None
+    return out, state
+
+
+def missing_reason(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why these kernels cannot run on this device at this dtype, and what to do; None where they can."""
+    if device.type != "cuda":
+        return "flash-linear-attention's kernels run on CUDA devices only; use backend 'chunkwise'"
+    if dtype == torch.float32:
+        return _FLOAT32_REASON
+    if dtype not in (torch.bfloat16, torch.float16):
+        given = str(dtype).removeprefix("torch.")
+        return f"flash-linear-attention takes bfloat16 and float16, not {given}; use --dtype bfloat16"
+    if importlib.util.find_spec("fla") is None:
+        return "flash-linear-attention is not installed: pip install 'retbench[kernels]'"
+    return _import_problem() or _launch_problem(device, dtype)
+
+
+def _import_problem() -> str | None:
+    """Why the installed package is of no use here: it cannot be imported, or is too old."""
+    try:
+        found = importlib.import_module(_OPS).chunk_simple_gla
+    except Exception as error:  # whatever a foreign package, or Triton under it, may raise
+        what = " ".join(str(error).split())
+        return f"flash-linear-attention cannot be imported ({type(error).__name__}: {what}); install it anew"
+    if "g_gamma" not in inspect.signature(found).parameters:
+        return "flash-linear-attention is older than 0.3: pip install --upgrade 'retbench[kernels]'"
+    return None
+
+
+@cache
+def _launch_problem(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why the kernels cannot be launched here though they are installed: Triton compiles them at their first launch."""
+    try:
+        x = torch.zeros(1, FLA_CHUNK_SIZE, 1, 64, dtype=dtype, device=device)  # (B, T, H, K)
+        retention_fla(x, x, x, torch.zeros(1, device=device))
+        torch.cuda.synchronize(device)
+    except torch.OutOfMemoryError:
+        raise  # it is not the kernels' fault
+    except Exception as error:  # of Triton, of the C compiler that it calls, of the driver
+        what = " ".join(str(error).split())
+        return (
+            f"flash-linear-attention's kernels cannot be launched ({type(error).__name__}: {what}); Triton needs a C "
+            "compiler (gcc, or the one that CC names) and a GPU that it knows; use backend 'chunkwise'"
+        )
+    return None

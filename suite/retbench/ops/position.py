@@ -1,0 +1,107 @@
+"""Rotary positions in the two conventions that the models use, and what else goes by position, exact at any depth.
+
+Angles are formed in float64 and only their cosine and sine are rounded: in float32 an angle at position 32,768 is off
+by up to 2e-3, and in bfloat16 positions above 256 are not even distinct.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from retbench.architectures.configs import ROTARY_BASE, Layout
+from retbench.models.constants import Float64Constant
+from retbench.ops.retention import wide_dtype
+
+
+class Positions(NamedTuple):
+    """Where the tokens of one call stand."""
+
+    start: int
+    """Position of the first token."""
+    cos: Tensor
+    """(T, 1, K/2) in the wide dtype."""
+    sin: Tensor
+    """(T, 1, K/2) in the wide dtype."""
+    row_norm: Tensor | None = None
+    """(T, H, 1) in the model's dtype: one over the square root of the row sum of D, where a variant divides by it."""
+
+    @property
+    def last(self) -> "Positions":
+        """Where the last token stands."""
+        row_norm = None if self.row_norm is None else self.row_norm[-1:]
+        return Positions(self.start + self.cos.shape[0] - 1, self.cos[-1:], self.sin[-1:], row_norm)
+
+
+def rotary_frequencies(head_dim: int, layout: Layout, base: float) -> Tensor:
+    """Frequency of each pair of a head, (K/2,) float64.
+
+    half: pairs (x_i, x_{i+K/2}), frequencies base^(-2i/K); Llama, fla.
+    interleaved: pairs (x_2i, x_2i+1), frequencies base^(-linspace(0, 1, K/2)), both ends included; torchscale, YOCO.
+    """
+    pairs = head_dim // 2
+    if layout == "half":
+        exponent = torch.arange(pairs, dtype=torch.float64) / pairs
+    else:
+        exponent = torch.linspace(0, 1, pairs, dtype=torch.float64)
+    return base**-exponent
+
+
+class Rotary(nn.Module):
+    """Cosines and sines of the rotary embedding, and what else depends on the position alone.
+
+    Args:
+        head_dim: K, the width of a rotated head.
+        layout: Decides the frequencies; `rotate` decides by it which values are pairs.
+        base: The slowest pair turns by about one over it a token.
+        normed_decay: Makes the logarithm of the decay of each head, (H,), where retention is divided by the square root
+            of the row sum of D.
+    """
+
+    def __init__(
+        self,
+        head_dim: int,
+        layout: Layout,
+        base: float = ROTARY_BASE,
+        normed_decay: Callable[[], Tensor] | None = None,
+    ) -> None:
+        super().__init__()
+        self.frequency = Float64Constant(lambda: rotary_frequencies(head_dim, layout, base))
+        self.normed_decay = None if normed_decay is None else Float64Constant(normed_decay)
+
+    def forward(self, start: int, length: int, dtype: torch.dtype) -> Positions:
+        """Positions start .. start + length - 1, for a model of `dtype`."""
+        frequency = self.frequency.value
+        steps = torch.arange(start, start + length, dtype=torch.float64, device=frequency.device)
+        angle = steps[:, None, None] * frequency  # (T, 1, K/2)
+        wide = wide_dtype(dtype)
+        row_norm = None
+        if self.normed_decay is not None:
+            row_norm = inverse_row_norm(self.normed_decay.value, start, length).to(dtype)
+        return Positions(start, angle.cos().to(wide), angle.sin().to(wide), row_norm)
+
+
+def inverse_row_norm(log_decay: Tensor, start: int, length: int) -> Tensor:
+    """One over the square root of the row sums of D at positions start .. start + length - 1, (T, H, 1) float64.
+
+    Args:
+        log_decay: Logarithm of the decay of each head, (H,) float64.
+        start: The first position.
+        length: T.
+    """
+    tokens = torch.arange(start + 1, start + length + 1, dtype=torch.float64, device=log_decay.device)
+    row_sum = torch.expm1(tokens[:, None] * log_decay) / torch.expm1(log_decay)
+    row_sum = torch.where(log_decay == 0, tokens[:, None], row_sum)  # without decay: 0 / 0
+    return row_sum.rsqrt().unsqueeze(-1)
+
+
+def rotate(x: Tensor, positions: Positions, layout: Layout) -> Tensor:
+    """Rotate heads x (B, T, H, K) by their positions; the dtype stays that of x."""
+    cos, sin = positions.cos, positions.sin
+    if layout == "half":
+        first, second = x.chunk(2, dim=-1)
+        return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
+    # Neighbours are the two parts of a complex number: one product instead of six strided passes.
+    pairs = torch.view_as_complex(x.to(cos.dtype).unflatten(-1, (-1, 2)))  # (B, T, H, K/2)
+    return torch.view_as_real(pairs * torch.complex(cos, sin)).flatten(-2).to(x.dtype)

@@ -1,0 +1,1 @@
+"""From an experiment to the cells of a run: models under test, evaluation inputs, estimates."""

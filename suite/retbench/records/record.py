@@ -1,0 +1,316 @@
+"""What a run leaves on disk: one JSON object a (cell, round), appended as soon as it is measured.
+
+This module defines the record and reads and writes files of them. It knows nothing of models or measurement.
+The JSON Schema of a record is kept beside this file (`record.schema.json`); a test keeps the two equal.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    ValidationError,
+    WithJsonSchema,
+    model_validator,
+)
+
+from retbench.config.evaluation import Protocol
+from retbench.errors import RecordError, StorageError
+
+SCHEMA_VERSION = 2
+
+READABLE_VERSIONS = (1, 2)
+"""Schema versions that this one reads: a record of version 1 is one of version 2 that has no quality in it."""
+
+Status = Literal["ok", "oom", "timeout", "failed", "gate_failed", "unsupported"]
+
+NONFINITE = ("NaN", "Infinity", "-Infinity")
+"""How JSON, which has no such numbers, holds an error that is not finite."""
+
+AnyFloat = Annotated[
+    float, WithJsonSchema({"anyOf": [{"type": "number"}, {"enum": list(NONFINITE), "type": "string"}]})
+]
+
+
+class Part(BaseModel):
+    """Base of everything inside a record: immutable, unknown fields are errors."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", ser_json_inf_nan="strings", use_attribute_docstrings=True
+    )
+
+
+class Metric(Part):
+    """One measured quantity of one round."""
+
+    unit: str
+    """Base unit: s, bytes, bytes/s, FLOP, FLOP/s, tokens/s, J, W, ratio, count, nats, bits."""
+    value: FiniteFloat
+    """The round's value: the median of the samples, or the only reading."""
+    samples: tuple[FiniteFloat, ...] = ()
+    """Every raw sample in the order taken; empty where there is just the one reading."""
+
+
+class Series(Part):
+    """A quantity over another one: a learning curve, the loss by position."""
+
+    unit: str
+    """Of `y`."""
+    x_name: str
+    """What `x` counts, e.g. tokens, position."""
+    x: tuple[FiniteFloat, ...]
+    """Of an interval its end."""
+    y: tuple[FiniteFloat, ...]
+    counts: tuple[int, ...] = ()
+    """How many readings each y is the mean of; empty where each is one."""
+
+    @model_validator(mode="after")
+    def _aligned(self) -> "Series":
+        if len(self.x) != len(self.y) or (self.counts and len(self.counts) != len(self.x)):
+            raise ValueError(
+                f"x, y and counts have {len(self.x)}, {len(self.y)} and {len(self.counts)} values"
+            )
+        return self
+
+
+class Documents(Part):
+    """The results of each document, which lie in a file of their own beside the record's."""
+
+    file: str
+    """Name of the file, JSON Lines under gzip, in the folder of the record file."""
+    sha256: str
+    """Of the file's lines."""
+    num_documents: int = Field(ge=0)
+
+
+class WeightsInfo(Part):
+    """Where weights are from that were not drawn from a seed."""
+
+    source: str
+    """As it was asked for: EXPERIMENT/PROFILE of the training, a folder, a hub name."""
+    fingerprint: str
+    """Hash of the weights, or of the hub's revision."""
+    format: str
+    revision: str | None = None
+    seed: int | None = None
+    """Of the training, as far as it was retbench's own; so are the rest."""
+    num_tokens: int | None = None
+    """Tokens that it was trained on."""
+    learning_rate: FiniteFloat | None = None
+    corpus: str | None = None
+    """What it was trained on."""
+
+
+class ModelInfo(Part):
+    """The model that a record is about."""
+
+    name: str
+    """Its key in the experiment file."""
+    architecture: str
+    variant: str
+    size: str
+    num_params: int
+    num_params_nonembedding: int
+    config: dict[str, Any]
+    """Every field of the model's configuration, defaults included."""
+    weights: WeightsInfo | None = None
+    """None where they were drawn from a seed."""
+
+
+class Point(Part):
+    """Where in the sweep a record lies."""
+
+    batch_size: int = Field(ge=1)
+    context_len: int = Field(ge=1)
+    task: str | None = None
+    """Of a quality workload: the corpus, or the zero-shot task."""
+    protocol: Protocol | None = None
+    """How documents were cut."""
+    stride: int | None = Field(default=None, ge=1)
+    """Of the protocol `strided`: tokens between the beginnings of two windows."""
+    num_fewshot: int | None = Field(default=None, ge=0)
+    """Examples before the question."""
+
+
+class GateCheck(Part):
+    """One comparison of two forms of a model."""
+
+    name: str
+    """What was compared, e.g. 'chunkwise = parallel' or 'decode = prefill'."""
+    length: int
+    """Tokens."""
+    error: AnyFloat
+    """max |difference| of the logits over the root mean square of the reference; in two bytes that of a head of a
+    mixer, as a vector, from the same inputs."""
+    limit: FiniteFloat
+
+    @property
+    def passed(self) -> bool:
+        """Whether the error is finite and within the limit."""
+        return self.error <= self.limit
+
+
+class Gate(Part):
+    """The equality checks that were run before anything was timed."""
+
+    passed: bool
+    dtype: str
+    checks: tuple[GateCheck, ...]
+
+
+class Ceilings(Part):
+    """What the device reached in the same process, just before the cells were measured."""
+
+    read_bandwidth_bytes_per_s: FiniteFloat
+    matmul_flops_per_s: FiniteFloat
+    """In the dtype of the cell."""
+
+
+class Record(Part):
+    """One cell measured in one round, or the reason why it was not."""
+
+    schema_version: int = SCHEMA_VERSION
+    run_id: str
+    experiment: str
+    profile: str
+    cell_id: str
+    """Hash of the cell's full configuration."""
+    pair_id: str
+    """Hash of all models of the experiment: cells with one pair_id may be compared."""
+    round: int = Field(ge=0)
+    started_at: str
+    """UTC, ISO 8601."""
+    status: Status
+    error: str | None = None
+    model: ModelInfo
+    workload: str
+    point: Point
+    settings: dict[str, Any]
+    """The rest of the cell: dtype, device, threads, seed, warm-up, steps, graph."""
+    backend: dict[str, str | int | float | bool]
+    """What ran, as the code that ran it says."""
+    environment: dict[str, Any]
+    ceilings: Ceilings | None = None
+    gate: Gate | None = None
+    metrics: dict[str, Metric] = Field(default_factory=dict)
+    series: dict[str, Series] = Field(default_factory=dict)
+    documents: Documents | None = None
+    absent: dict[str, str] = Field(default_factory=dict)
+    """Metrics that are not defined here, each with the reason."""
+    command: str
+    """The command line that makes this record again."""
+
+
+def utc_now() -> str:
+    """The time as records state it: UTC, ISO 8601, whole milliseconds."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def record_schema() -> dict[str, Any]:
+    """The JSON Schema of a record; `record.schema.json` beside this file holds the same."""
+    schema = Record.model_json_schema()
+    schema["properties"]["schema_version"]["enum"] = list(READABLE_VERSIONS)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def append_record(path: Path, record: Record) -> None:
+    """Append one record and return when it is on the disk.
+
+    A torn last line, left by a process that died while writing, is ended first, so that it damages nothing
+    else.
+    Called by one process at a time for a file (the runner gives every run a file of its own).
+
+    Raises:
+        StorageError: the disk is full or the file cannot be written; what was in it is unharmed.
+    """
+    line = record.model_dump_json().encode() + b"\n"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Unbuffered: a buffered file would write the rest of a failed line again when it is closed.
+        with open(path, "ab+", buffering=0) as file:
+            start = file.seek(0, os.SEEK_END)
+            if start and _last_byte(file.fileno(), start) != b"\n":
+                line = b"\n" + line
+            try:
+                while line:
+                    line = line[file.write(line) :]
+                os.fsync(file.fileno())
+            except OSError:
+                os.ftruncate(file.fileno(), start)
+                raise
+    except OSError as error:
+        raise StorageError(
+            f"{path}: the record of cell {record.cell_id}, round {record.round} could not be written: "
+            f"{error.strerror}. Everything before it is intact. Free some space or give another folder "
+            "with --out, then run the same command again."
+        ) from error
+
+
+def _last_byte(descriptor: int, size: int) -> bytes:
+    return os.pread(descriptor, 1, size - 1)
+
+
+def read_records(root: Path) -> tuple[list[Record], list[str]]:
+    """All records in a file or below a folder, and a sentence for every line that could not be read.
+
+    Returns:
+        Records in the order of their files' names and lines; problems, each naming file, line and cause.
+    """
+    records: list[Record] = []
+    problems: list[str] = []
+    paths = [root] if root.is_file() else sorted(root.rglob("*.jsonl"))
+    for path in paths:
+        try:
+            lines = list(_lines(path))
+        except OSError as error:
+            problems.append(f"{path}: cannot be read: {error.strerror}; it is left out.")
+            continue
+        for number, line in lines:
+            try:
+                records.append(parse_record(line))
+            except RecordError as error:
+                problems.append(f"{path}:{number}: {error}")
+    return records, problems
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """The non-empty lines of a file with their numbers, from 1."""
+    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+        if line.strip():
+            yield number, line
+
+
+def parse_record(line: str | bytes) -> Record:
+    """One line of a record file.
+
+    Raises:
+        RecordError: the line is torn, of another schema version, or does not fit the schema; the message says
+            which.
+    """
+    try:
+        raw = json.loads(line if isinstance(line, str) else line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise RecordError("not UTF-8 text (a damaged file?); the line is left out.") from error
+    except (ValueError, RecursionError) as error:
+        raise RecordError(
+            "not a whole JSON object (a torn line from an interrupted write?); it is left out."
+        ) from error
+    version = raw.get("schema_version") if isinstance(raw, dict) else None
+    if version not in READABLE_VERSIONS:
+        raise RecordError(
+            f"schema_version is {version!r} and this retbench reads {' and '.join(map(str, READABLE_VERSIONS))}. "
+            "Read it with the version that wrote it, or measure again."
+        )
+    try:
+        return Record.model_validate(raw)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        place = ".".join(str(part) for part in fault["loc"])
+        raise RecordError(f"field '{place}': {fault['msg']}; the line is left out.") from error

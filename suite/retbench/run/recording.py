@@ -1,0 +1,83 @@
+"""Builds records: what is known of a cell and its run, around what was measured or why it was not."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from retbench.architectures import costs
+from retbench.planning.cells import Cell
+from retbench.records.record import Ceilings, Documents, Gate, Metric, ModelInfo, Record, Series, Status
+from retbench.run.protocol import RunInfo
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of measuring one cell in one round."""
+
+    status: Status
+    started_at: str
+    error: str | None = None
+    metrics: dict[str, Metric] = field(default_factory=dict)
+    series: dict[str, Series] = field(default_factory=dict)
+    documents: Documents | None = None
+    absent: dict[str, str] = field(default_factory=dict)
+    backend: dict[str, str | int | float | bool] = field(default_factory=dict)
+    device_facts: dict[str, Any] = field(default_factory=dict)
+    """How the device fared meanwhile; goes into the environment."""
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What the records of one worker have in common."""
+
+    environment: dict[str, Any]
+    gate: Gate | None = None
+    ceilings: Ceilings | None = None
+
+
+def make_record(
+    run: RunInfo, cell: Cell, round_number: int, outcome: Outcome, surroundings: Surroundings
+) -> Record:
+    """The record of one cell in one round."""
+    return Record(
+        run_id=run.run_id,
+        experiment=run.experiment,
+        profile=run.profile,
+        cell_id=cell.cell_id,
+        pair_id=run.pair_ids[cell.model.fingerprint],
+        round=round_number,
+        started_at=outcome.started_at,
+        status=outcome.status,
+        error=outcome.error,
+        model=_model_info(cell),
+        workload=cell.workload,
+        point=cell.point,
+        settings={
+            **cell.settings.model_dump(),
+            "backend": cell.backend,
+            "chunk_size": cell.chunk_size,
+            **(cell.evaluation.model_dump() if cell.evaluation else {}),
+        },
+        backend=outcome.backend,
+        environment={**surroundings.environment, **outcome.device_facts},
+        ceilings=surroundings.ceilings,
+        gate=surroundings.gate,
+        metrics=outcome.metrics,
+        series=outcome.series,
+        documents=outcome.documents,
+        absent=outcome.absent,
+        command=run.command,
+    )
+
+
+def _model_info(cell: Cell) -> ModelInfo:
+    """The model of a cell as records describe it."""
+    return ModelInfo(
+        name=cell.model_name,
+        architecture=cell.model.architecture,
+        variant=cell.model.variant,
+        size=cell.subject.size,
+        num_params=costs.num_params(cell.model),
+        num_params_nonembedding=costs.num_params_nonembedding(cell.model),
+        config=cell.model.model_dump(),
+        weights=cell.subject.weights.info if cell.subject.weights else None,
+    )

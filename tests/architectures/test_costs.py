@@ -1,0 +1,197 @@
+"""Closed forms against numbers that torch counts and numbers that the papers print."""
+
+from functools import cache
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from retbench.architectures import costs
+from retbench.architectures.matching import resolve_model
+from retbench.config.experiment import RetNetSpec, TransformerSpec, load_experiment
+from retbench.measure.memory import measure_memory
+from retbench.models.build import build_model
+from retbench.planning.cells import resolve_models
+from tests.models.cases import CASES, config_of
+
+SMALL = resolve_models(load_experiment("latency", ["size=1m"]), "cpu")
+RETENTION = [case for case, (name, _) in CASES.items() if name == "retnet"]
+ATTENTION = [case for case, (name, _) in CASES.items() if name == "transformer"]
+LARGE = resolve_models(load_experiment("latency", ["size=6.7b"]), "paper")
+
+
+def count_flops(call):
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        call()
+    return counter.get_total_flops()
+
+
+def build(case, backend):
+    return build_model(
+        config_of(case), dtype=torch.float32, device="cpu", seed=0, backend=backend, chunk_size=64
+    )
+
+
+# Two sequences and more: torch does not count the weighted sum of rows that one sequence takes.
+@pytest.mark.parametrize("batch", [2, 3])
+@pytest.mark.parametrize("case", ATTENTION)
+def test_decode_flops_of_attention_equal_what_torch_counts(case, batch):
+    model = build(case, "reference")
+    state = model.init_state(batch, 65)
+    text = torch.zeros(batch, 65, dtype=torch.int64)
+    with torch.no_grad():
+        model(text[:, :64], state)
+    counted = count_flops(lambda: model(text[:, 64:], state))
+    assert costs.decode_flops(model.config, batch, 64) == counted
+
+
+@pytest.mark.parametrize("case", RETENTION)
+def test_decode_flops_of_retention_exceed_the_products_by_the_state_update(case):
+    """Torch counts products only; decay and rank-one update are 3 operations a state value."""
+    model = build(case, "chunkwise")
+    state = model.init_state(2, 0)
+    counted = count_flops(lambda: model(torch.zeros(2, 1, dtype=torch.int64), state))
+    config = model.config
+    update = 2 * 3 * config.num_layers * config.num_heads * config.head_dim * config.value_head_dim
+    assert costs.decode_flops(config, 2, 0) == counted + update
+
+
+@pytest.mark.parametrize("length", [128, 512])
+@pytest.mark.parametrize("case", RETENTION)
+def test_prefill_flops_of_retention_equal_what_torch_counts(case, length):
+    """Less one read of a zero state in all blocks but the last: the first chunk has none."""
+    model = build(case, "chunkwise")
+    text = torch.zeros(2, length, dtype=torch.int64)
+    counted = count_flops(lambda: model(text, last_only=True))
+    config = model.config
+    unread = 2 * 2 * (config.num_layers - 1) * config.num_heads * 64 * config.head_dim * config.value_head_dim
+    assert costs.prefill_flops(config, 2, length, 64) == counted + unread
+
+
+@pytest.mark.parametrize("case", ATTENTION)
+def test_prefill_flops_of_attention_count_the_causal_half(case):
+    model = build(case, "reference")
+    text = torch.zeros(2, 256, dtype=torch.int64)
+    counted = count_flops(lambda: model(text, last_only=True))
+    upper_half = 2 * (model.config.num_layers - 1) * 2 * model.config.d_model * 256 * 255
+    assert costs.prefill_flops(model.config, 2, 256, 1) == counted - upper_half
+
+
+TRAINED = [("retnet", "chunkwise"), ("retnet", "parallel"), ("transformer", "reference")]
+
+
+def count_training(config, backend, length, *, checkpointing):
+    """Operations of a step's products, as torch counts them, for two sequences and chunks of 64."""
+    model = build_model(config, dtype=torch.float32, device="cpu", seed=0, backend=backend, chunk_size=64)
+    model.activation_checkpointing = checkpointing
+    with FlopCounterMode(display=False) as counter:
+        model(torch.zeros(2, length, dtype=torch.int64)).sum().backward()
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("length", [40, 128, 150])
+@pytest.mark.parametrize(("name", "backend"), TRAINED)
+def test_training_flops_equal_what_torch_counts(name, backend, length, checkpointing):
+    """Less the half of the square above the diagonal, and the update of a state that nothing reads."""
+    config = SMALL[name]
+    chunk_size = 64 if backend == "chunkwise" else None
+    counted = count_training(config, backend, length, checkpointing=checkpointing)
+    runs = 2 if checkpointing else 1  # forward runs: where the update runs without need
+    heads = 2 * config.num_layers * config.num_heads
+    if name == "retnet":
+        last = length if chunk_size is None else length % chunk_size or chunk_size
+        counted -= runs * heads * 2 * last * config.head_dim * config.value_head_dim
+    if backend != "chunkwise":
+        widths = config.head_dim + (config.value_head_dim if name == "retnet" else config.head_dim)
+        counted -= (runs + 2) * heads * widths * length * (length - 1)
+    assert costs.training_flops(config, 2, length, chunk_size, recomputed=checkpointing) == counted
+
+
+def test_what_the_paper_lets_one_derive():
+    """RetNet Figure 6(a): 13.4 GB of weights, and 4.19 MB of cache a token at batch 8 for multi-head attention."""
+    transformer = LARGE["transformer"]
+    one_table = transformer.vocab_size * transformer.d_model * 2
+    assert (costs.weight_bytes(transformer, "bfloat16") - one_table) / 1e9 == pytest.approx(13.4, abs=0.05)
+    per_token = costs.state_bytes(transformer, "bfloat16", 8, 2) - costs.state_bytes(
+        transformer, "bfloat16", 8, 1
+    )
+    assert per_token / 1e6 == pytest.approx(4.19, abs=0.01)
+
+
+def test_a_retention_state_is_as_large_as_the_cache_of_a_fixed_number_of_tokens():
+    """256 tokens if its values had 2 bytes, at any size (values 2d wide, key heads 256); ours have 4."""
+    retnet, transformer = LARGE["retnet"], LARGE["transformer"]
+    assert costs.state_bytes(retnet, "bfloat16", 1, 0) == costs.state_bytes(transformer, "bfloat16", 1, 512)
+
+
+@pytest.mark.parametrize("name", sorted(SMALL))
+def test_prefill_bytes_are_the_weights_and_the_state_that_is_left(name):
+    config = SMALL[name]
+    whole = costs.weight_bytes(config, "float32") + costs.state_bytes(config, "float32", 2, config.vocab_size)
+    assert (
+        costs.prefill_bytes(config, "float32", 2, config.vocab_size) == whole
+    )  # every row of the table at most
+    one = costs.prefill_bytes(config, "float32", 1, 1) - costs.state_bytes(config, "float32", 1, 1)
+    assert one == costs.weight_bytes(config, "float32") - (config.vocab_size - 1) * config.d_model * 4
+
+
+def test_decode_bytes_grow_with_depth_for_attention_only():
+    retnet, transformer = SMALL["retnet"], SMALL["transformer"]
+    assert costs.decode_bytes(retnet, "float32", 1, 1024) == costs.decode_bytes(retnet, "float32", 1, 32_768)
+    grown = costs.decode_bytes(transformer, "float32", 1, 1025) - costs.decode_bytes(
+        transformer, "float32", 1, 1024
+    )
+    assert grown == 2 * transformer.num_layers * transformer.d_model * 4
+
+
+SPECS = [
+    *(
+        RetNetSpec(architecture="retnet", variant=variant)
+        for variant in ("fla", "torchscale", "paper", "yoco")
+    ),
+    RetNetSpec(architecture="retnet", swish_gate=False, head_norm=False),
+    *(TransformerSpec(architecture="transformer", variant=variant) for variant in ("llama", "gpt")),
+    TransformerSpec(architecture="transformer", num_kv_heads=1),
+]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "vocab_size"),  # a mixer or a feed-forward takes most, or the logits do
+    [("float32", 256), ("bfloat16", 256), ("float32", 8192)],
+)
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: f"{spec.architecture}-{spec.variant}")
+def test_the_workspace_of_a_decode_step_is_what_torch_holds_at_its_peak(spec, dtype, vocab_size):
+    config = resolve(spec).model_copy(update={"vocab_size": vocab_size})
+    backend = {"retnet": "chunkwise", "transformer": "sdpa"}[spec.architecture]
+    model = build_model(config, dtype=getattr(torch, dtype), device="cpu", seed=0, backend=backend)
+    assert costs.decode_workspace_bytes(config, dtype, 24) == pytest.approx(workspace(model, 24), rel=0.02)
+
+
+@cache
+def resolve(spec):
+    """Solving for a width takes a while."""
+    return resolve_model(spec, "1m")
+
+
+@torch.inference_mode()
+def workspace(model, batch):
+    state = model.init_state(batch, 33)
+    state.position = 31
+    tokens = torch.zeros(batch, 1, dtype=torch.int64)
+    model(tokens, state)
+    return measure_memory(lambda: model(tokens, state), torch.device("cpu")).workspace_bytes
+
+
+@pytest.mark.parametrize("name", ["retnet", "transformer"])
+def test_the_largest_batch_fits_and_one_more_does_not(name):
+    config, memory = LARGE[name], 80 * 10**9
+
+    def needed(batch):
+        state = costs.state_bytes(config, "bfloat16", batch, 8193)
+        workspace = costs.decode_workspace_bytes(config, "bfloat16", batch)
+        return costs.weight_bytes(config, "bfloat16") + state + workspace
+
+    largest = costs.largest_batch(config, "bfloat16", memory, 8192)
+    assert needed(largest) <= memory < needed(largest + 1)
+    assert costs.largest_batch(config, "bfloat16", costs.weight_bytes(config, "bfloat16") - 1, 8192) == 0

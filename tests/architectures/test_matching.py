@@ -1,0 +1,171 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from retbench.architectures import costs, matching
+from retbench.architectures.sizes import SIZES
+from retbench.config.experiment import FfnWidth, ModelSpec, RetNetSpec, TransformerSpec
+from retbench.errors import ConfigError
+
+VARIANTS = ["fla", "torchscale", "paper", "yoco"]
+
+
+def retnet(variant: str = "fla", ffn_dim: FfnWidth = "matched", size: str | None = None) -> RetNetSpec:
+    return RetNetSpec.model_validate(
+        {"architecture": "retnet", "variant": variant, "ffn_dim": ffn_dim, "size": size}
+    )
+
+
+def transformer(
+    num_kv_heads: int | None = None, ffn_dim: FfnWidth = "matched", variant: str = "llama"
+) -> TransformerSpec:
+    return TransformerSpec.model_validate(
+        {
+            "architecture": "transformer",
+            "variant": variant,
+            "num_kv_heads": num_kv_heads,
+            "ffn_dim": ffn_dim,
+        }
+    )
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("baseline", ["llama", "gpt"])
+def test_every_size_matches_within_one_percent(size: str, variant: str, baseline: str) -> None:
+    models = {
+        "retnet": matching.resolve_model(retnet(variant), size),
+        "transformer": matching.resolve_model(transformer(variant=baseline), size),
+    }
+    match = matching.match_models(models, allow_mismatch=False, where="test")
+    assert match.mismatch_ratio <= 0.01
+    assert match.num_params_nonembedding == tuple(costs.num_params_nonembedding(m) for m in models.values())
+    assert match.num_params == tuple(costs.num_params(m) for m in models.values())
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("spec", [*map(retnet, VARIANTS), transformer(), transformer(1)])
+def test_the_solved_width_is_the_nearest_that_the_heads_allow(size: str, spec: ModelSpec) -> None:
+    config = matching.resolve_model(spec, size)
+    step = 8
+    assert config.ffn_dim % step == 0
+    budget = 12 * config.d_model**2
+    error = abs(costs.layer_params(config) - budget)
+    for other in (config.ffn_dim - step, config.ffn_dim + step):
+        if config.variant == "torchscale" and other % config.num_heads:
+            continue
+        widths = {"ffn_dim": other} | ({"value_dim": other} if config.variant == "torchscale" else {})
+        assert error <= abs(costs.layer_params(config.model_copy(update=widths)) - budget)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_torchscale_values_are_as_wide_as_its_feed_forward(size: str) -> None:
+    config = matching.resolve_model(retnet("torchscale"), size)
+    assert config.architecture == "retnet"
+    assert config.value_dim == config.ffn_dim
+
+
+@pytest.mark.parametrize(("variant", "times"), [("fla", 2), ("paper", 2), ("yoco", 1)])
+def test_values_are_as_wide_as_the_variant_has_them(variant: str, times: int) -> None:
+    config = matching.resolve_model(retnet(variant), "25m")
+    assert config.architecture == "retnet"
+    assert config.value_dim == times * config.d_model
+
+
+@pytest.mark.parametrize(
+    ("variant", "decay"), [("fla", "eq8"), ("torchscale", "eq8"), ("paper", "paper"), ("yoco", "gated")]
+)
+def test_a_variant_has_a_decay_of_its_own(variant: str, decay: str) -> None:
+    config = matching.resolve_model(retnet(variant), "25m")
+    assert config.architecture == "retnet"
+    assert config.decay == decay
+
+
+def test_the_papers_own_widths_are_what_is_solved() -> None:
+    """12 d^2 a layer: a feed-forward of 2d for RetNet and of 4d for the Transformer (Sec. 3.1)."""
+    assert matching.resolve_model(retnet("paper"), "6.7b").ffn_dim == 2 * 4096
+    assert matching.resolve_model(transformer(variant="gpt"), "6.7b").ffn_dim == 4 * 4096
+
+
+def test_an_ablation_gives_its_parameters_to_the_feed_forward() -> None:
+    """Unless told the width: then it is smaller, and a pair is mismatched."""
+    spec = retnet("paper").model_copy(update={"swish_gate": False})
+    whole, without = (matching.resolve_model(item, "200m") for item in (retnet("paper"), spec))
+    assert costs.layer_params(without) == costs.layer_params(whole)
+    fixed = matching.resolve_model(spec.model_copy(update={"ffn_dim": 2048}), "200m")
+    assert costs.layer_params(fixed) == costs.layer_params(whole) - 2 * 1024**2
+
+
+def test_a_head_width_makes_the_heads() -> None:
+    """Table 6: head dim 64, with values of 128, where the models have 256 and 512."""
+    spec = retnet("paper").model_copy(update={"head_dim": 64})
+    config = matching.resolve_model(spec, "200m")
+    assert config.architecture == "retnet"
+    assert (config.num_heads, config.head_dim, config.value_head_dim) == (16, 64, 128)
+
+
+def test_published_widths_are_those_of_the_projects() -> None:
+    assert matching.resolve_model(retnet("torchscale", "published"), "1.3b").ffn_dim == 3456
+    assert matching.resolve_model(retnet("torchscale", "published"), "6.7b").ffn_dim == 6912
+    assert matching.resolve_model(transformer(ffn_dim="published"), "6.7b").ffn_dim == 11008  # Llama 7B
+    assert matching.resolve_model(transformer(None, "published", "gpt"), "125m").ffn_dim == 3072  # GPT-2
+    assert matching.resolve_model(retnet("fla", "published"), "fla-1.3b").ffn_dim == 2816
+    assert matching.resolve_model(retnet("fla", "published"), "fla-2.7b").ffn_dim == 3584
+    assert matching.resolve_model(retnet("yoco", "published"), "yoco-160m").ffn_dim == 2304
+    assert matching.resolve_model(retnet("paper", "published"), "1.3b").ffn_dim == 4096
+
+
+def test_published_widths_of_fla_give_its_checkpoints_parameters() -> None:
+    """1.35B and 2.72B on the pages of fla-hub/retnet-1.3B-100B and retnet-2.7B-100B."""
+    for size, billions in (("fla-1.3b", 1.35), ("fla-2.7b", 2.72)):
+        config = matching.resolve_model(retnet("fla", "published"), size)
+        assert round(costs.num_params(config) / 1e9, 2) == billions
+
+
+def test_a_size_of_the_model_wins_over_the_profiles() -> None:
+    assert matching.resolve_model(retnet(size="6m"), "25m").d_model == SIZES["6m"].d_model
+
+
+def test_grouped_queries_give_their_parameters_to_the_feed_forward() -> None:
+    grouped = matching.resolve_model(transformer(2), "25m")
+    full = matching.resolve_model(transformer(), "25m")
+    assert grouped.ffn_dim > full.ffn_dim
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        (transformer(3), "num_kv_heads is 3, which does not divide the 8 query heads"),
+        (retnet("torchscale", 101), "value_dim 101 must be a multiple of num_heads 2"),
+        (retnet("torchscale", "published", "6m"), "publishes no width for d_model 256"),
+        (retnet(size="25M"), "Did you mean '25m'"),
+        (
+            retnet().model_copy(update={"head_dim": 100}),
+            "head_dim is 100, which does not divide d_model 512 of size '25m'",
+        ),
+        (retnet().model_copy(update={"head_dim": 1}), "must be a multiple of 2"),
+        (retnet("paper").model_copy(update={"decay": "gated"}), "divides by the row sums of a fixed decay"),
+    ],
+)
+def test_a_model_that_cannot_be_is_explained(spec: ModelSpec, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        matching.resolve_model(spec, "25m")
+
+
+def test_an_unmatched_pair_is_refused_with_both_counts() -> None:
+    models = {
+        "retnet": matching.resolve_model(retnet(ffn_dim=104), "25m"),
+        "transformer": matching.resolve_model(transformer(), "25m"),
+    }
+    with pytest.raises(ConfigError, match=r"retnet 13,551,104, transformer 18,905,600, 28\.3 % apart"):
+        matching.match_models(models, allow_mismatch=False, where="here")
+    assert matching.match_models(models, allow_mismatch=True, where="here").mismatch_ratio > 0.28
+
+
+@given(st.integers(min_value=8, max_value=100_000), st.sampled_from(VARIANTS), st.sampled_from(sorted(SIZES)))
+def test_any_width_resolves_or_is_explained(width: int, variant: str, size: str) -> None:
+    if variant == "torchscale" and width % SIZES[size].retention_heads:
+        with pytest.raises(ConfigError, match="multiple of num_heads"):
+            matching.resolve_model(retnet(variant, width), size)
+    else:
+        assert matching.resolve_model(retnet(variant, width), size).ffn_dim == width

@@ -1,0 +1,387 @@
+"""The command line as a user meets it: real processes, real files, exit codes, and what goes to which stream."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from importlib import resources
+from pathlib import Path
+
+import pytest
+from jsonschema import Draft202012Validator
+from typer.testing import CliRunner
+
+import retbench
+from retbench.cli import app
+from retbench.records.record import read_records
+
+TINY = ("--profile", "smoke", "--device", "cpu")
+
+
+def retbench_process(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run the program in a folder of its own; a traceback is never an answer."""
+    done = subprocess.run(
+        [sys.executable, "-m", "retbench", *words],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "COLUMNS": "200"},
+        check=False,
+        timeout=300,
+    )
+    assert "Traceback" not in done.stderr
+    return done
+
+
+def invoke(*words: str) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of a command run in this process."""
+    result = CliRunner().invoke(app, list(words))
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.stdout, result.stderr
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the smallest possible experiment was run once."""
+    folder = tmp_path_factory.mktemp("measured")
+    (folder / "tiny.toml").write_text(
+        'title = "Tiny"\nsource = "none"\nexpect = "It runs."\n'
+        '[models.retnet]\narchitecture = "retnet"\n[models.transformer]\narchitecture = "transformer"\n'
+        '[profiles.smoke]\nsize = "1m"\nrounds = 2\nwarmup_s = 0.0\nmin_steps = 2\n'
+        "[profiles.smoke.workloads.decode]\ncontext_len = [64]\n",
+        encoding="utf-8",
+    )
+    done = retbench_process("run", "tiny.toml", *TINY, cwd=folder)
+    (folder / "stdout").write_text(done.stdout, encoding="utf-8")
+    (folder / "stderr").write_text(done.stderr, encoding="utf-8")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_run_prints_results_on_stdout_and_talk_on_stderr(measured: Path) -> None:
+    stdout = (measured / "stdout").read_text(encoding="utf-8")
+    stderr = (measured / "stderr").read_text(encoding="utf-8")
+    assert stdout.startswith("### decode\n")
+    assert "| retnet | 1 | 64 |" in stdout
+    assert "| transformer | 1 | 64 |" in stdout
+    assert "4/4 round 2" in stderr
+    assert "finished: 4 ok" in stderr
+    assert "\x1b" not in stderr, "control characters belong on a terminal only"
+
+
+def test_run_appends_a_record_for_each_cell_and_round(measured: Path) -> None:
+    records, problems = read_records(measured / "results")
+    assert not problems
+    assert sorted((r.model.name, r.round, r.status) for r in records) == [
+        ("retnet", 0, "ok"),
+        ("retnet", 1, "ok"),
+        ("transformer", 0, "ok"),
+        ("transformer", 1, "ok"),
+    ]
+
+
+def test_its_records_fit_the_schema(measured: Path) -> None:
+    schema = json.loads(
+        (resources.files("retbench") / "records" / "record.schema.json").read_text(encoding="utf-8")
+    )
+    validator = Draft202012Validator(schema)
+    (path,) = (measured / "results").rglob("*.jsonl")
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert len(lines) == 4
+    for line in lines:
+        validator.validate(json.loads(line))
+
+
+def test_the_same_command_again_measures_nothing(measured: Path) -> None:
+    before = len(read_records(measured / "results")[0])
+    done = retbench_process("run", "tiny.toml", *TINY, "--json", cwd=measured)
+    assert done.returncode == 0
+    answer = json.loads(done.stdout)
+    assert answer["counts"] == {}
+    assert answer["skipped"] == 4
+    assert answer["records"] is None
+    assert len(read_records(measured / "results")[0]) == before
+
+
+def test_each_command_shows_all_its_models_whatever_they_were_run_beside(
+    measured: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(measured, tmp_path, dirs_exist_ok=True)
+    beside = retbench_process(
+        "run", "tiny.toml", *TINY, "--set=models.retnet.variant=torchscale", cwd=tmp_path
+    )
+    assert "4 measurements to take" in beside.stderr
+    again = retbench_process("run", "tiny.toml", *TINY, cwd=tmp_path)
+    assert "0 measurements to take; 4 are on disk already" in again.stderr
+    assert again.stdout == (measured / "stdout").read_text(encoding="utf-8")
+    for done in (beside, again):
+        assert done.returncode == 0
+        assert "ratio to Transformer" in done.stdout
+        assert "| retnet | 1 | 64 |" in done.stdout
+        assert "| transformer | 1 | 64 |" in done.stdout
+        assert "left out" not in done.stderr
+
+
+def test_table_prints_what_run_printed(measured: Path) -> None:
+    done = retbench_process("table", "tiny", cwd=measured)
+    assert done.returncode == 0
+    assert done.stdout == (measured / "stdout").read_text(encoding="utf-8")
+
+
+def test_a_table_of_what_was_not_measured_says_how_to_measure_it(measured: Path) -> None:
+    results = measured / "results"
+    code, _, stderr = invoke("table", "memory", "--results", str(results))
+    assert code == 2
+    assert f"{results}: holds no record of 'memory'. Measure it first: `retbench run memory`." in stderr
+    code, _, stderr = invoke("table", "tny", "--results", str(results))
+    assert code == 2
+    assert "Did you mean 'tiny'?" in stderr
+
+
+@pytest.mark.parametrize("form", ["csv", "json", "latex"])
+def test_table_has_other_formats(measured: Path, form: str) -> None:
+    done = retbench_process("table", "tiny", "--format", form, cwd=measured)
+    assert done.returncode == 0
+    if form == "json":
+        rows = json.loads(done.stdout)
+        assert {row["model"] for row in rows} == {"retnet", "transformer"}
+        assert all(row["tpot_s"] > 0 for row in rows)
+    else:
+        assert "transformer" in done.stdout
+
+
+def test_report_understands_a_run_and_prints_the_paths_that_it_wrote(measured: Path) -> None:
+    done = retbench_process("report", cwd=measured)
+    assert done.returncode == 0
+    paths = [measured / line for line in done.stdout.splitlines()]
+    assert measured / "reports" / "index.html" in paths
+    assert all(path.is_file() for path in paths)
+    page = (measured / "reports" / "index.html").read_text(encoding="utf-8")
+    assert 'aria-label="Time per output token.' in page
+    assert '<td class="differs">' not in page
+
+
+def test_dry_run_shows_every_cell_and_measures_nothing(tmp_path: Path, tiny_experiment: Path) -> None:
+    done = retbench_process("run", str(tiny_experiment), *TINY, "--dry-run", "--json", cwd=tmp_path)
+    assert done.returncode == 0
+    answer = json.loads(done.stdout)
+    assert [(c["model"], c["context_len"]) for c in answer["cells"]] == [
+        (model, length) for model in ("retnet", "transformer") for length in (64, 128)
+    ]
+    assert all(c["seconds"] > 0 and c["memory_bytes"] > 0 for c in answer["cells"])
+    assert not (tmp_path / "results").exists()
+
+
+def test_an_interrupted_run_keeps_what_it_measured_and_ends_with_130(
+    tmp_path: Path, tiny_experiment: Path
+) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "retbench", "run", str(tiny_experiment), *TINY, "--set", "rounds=50"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.rglob("*.jsonl")) and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert "Traceback" not in stderr
+    assert "the same command goes on from here" in stderr
+    assert stdout == ""
+    records, problems = read_records(tmp_path / "results")
+    assert records
+    assert not problems
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (("run", "latncy"), 2, "unknown experiment 'latncy'. Did you mean 'latency'?"),
+        (("run", "absent.toml"), 2, "no experiment file at 'absent.toml'"),
+        (("run", "latency", "--profile", "smok"), 2, "Did you mean 'smoke'?"),
+        (("run", "latency", "--set", "round=3"), 2, "Did you mean 'rounds'?"),
+        (("run", "latency", "--dtype", "float23"), 2, "Did you mean 'float32'?"),
+        (("run", "latency", "--device", "tpu"), 2, "--device 'tpu'"),
+        (("run", "latency", "--limit", "0"), 2, "--limit is 0"),
+        (
+            ("run", "latency", "--profile", "smoke", "--device", "cpu", "--dtype", "float16"),
+            3,
+            "float16 on a CPU",
+        ),
+        (("table", "latency"), 2, "no results at 'results'"),
+        (("report",), 2, "no results at 'results'"),
+        (("verify", "retnte"), 2, "unknown model 'retnte'. Did you mean 'retnet'?"),
+        (("verify", "retnet", "--size", "25M"), 2, "Did you mean '25m'?"),
+        (("verify", "retnet", "--dtype", "float23"), 2, "Did you mean 'float32'?"),
+        (("verify", "retnet", "--size", "1m", "--backend", "sdpa"), 2, "unknown backend 'sdpa'"),
+        (("verify", "transformer", "--size", "1m", "--backend", "flash", "--device", "cpu"), 3, "flash"),
+        (("env", "--device", "tpu"), 2, "--device 'tpu'"),
+    ],
+)
+def test_a_mistake_is_one_message_on_stderr(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], code: int, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    returned, stdout, stderr = invoke(*words)
+    assert returned == code
+    assert stdout == ""
+    assert stderr.startswith("retbench: ")
+    assert message in stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("rnu",), "Did you mean 'run'?"),
+        (("run",), "EXPERIMENT"),
+        (("run", "latency", "--limit", "many"), "--limit"),
+        (("run", "latency", "--devise", "cpu"), "--device"),
+        (("list", "--sizes", "--models"), "give one of --sizes, --models, --tasks and --page"),
+        ((), "Usage"),
+    ],
+)
+def test_a_wrong_word_is_a_usage_error(words: tuple[str, ...], message: str) -> None:
+    code, stdout, stderr = invoke(*words)
+    assert code == 2
+    assert message in stdout + stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_full_disk_is_one_message() -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "retbench", "list"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert done.stderr.startswith("retbench: no space left")
+    assert "Traceback" not in done.stderr
+
+
+def test_a_pipe_that_is_closed_early_is_no_error() -> None:
+    command = f"{sys.executable} -m retbench list --sizes | head -n 1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    assert done.stdout.startswith("size")
+    assert done.stderr == ""
+
+
+def test_version() -> None:
+    assert invoke("--version") == (0, f"{retbench.__version__}\n", "")
+
+
+def test_list_shows_experiments_sizes_and_models() -> None:
+    assert "latency" in invoke("list")[1]
+    assert "arXiv:2307.08621" in invoke("list", "--sizes")[1]
+    assert "retnet-torchscale" in invoke("list", "--models")[1]
+
+
+@pytest.mark.parametrize(
+    ("option", "key", "name"),
+    [
+        ((), "experiments", "latency"),
+        (("--sizes",), "sizes", "6.7b"),
+        (("--models",), "models", "transformer"),
+    ],
+)
+def test_list_gives_json(option: tuple[str, ...], key: str, name: str) -> None:
+    code, stdout, _ = invoke("list", *option, "--json")
+    assert code == 0
+    assert name in [row["name"] for row in json.loads(stdout)[key]]
+
+
+def test_verify_shows_every_check_and_the_verdict() -> None:
+    code, stdout, stderr = invoke("verify", "retnet", "--size", "300k", "--device", "cpu")
+    assert (code, stderr) == (0, "")
+    assert "recurrent" in stdout
+    assert stdout.splitlines()[-1] == "retnet 300k float32 cpu chunkwise: equal"
+
+
+def test_a_red_gate_ends_verify_with_1_and_names_the_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from retbench.models import gate
+
+    monkeypatch.setattr(gate, "LIMITS", {torch.float32: 1e-12})
+    code, stdout, stderr = invoke("verify", "transformer", "--size", "300k", "--device", "cpu", "--json")
+    assert code == 1
+    assert json.loads(stdout)["passed"] is False
+    assert "its forms disagree (" in stderr
+
+
+def test_verify_refuses_a_model_that_memory_cannot_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    import psutil
+
+    free = psutil.virtual_memory()._replace(available=2**20)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
+    code, stdout, stderr = invoke("verify", "retnet", "--size", "1m", "--device", "cpu")
+    assert (code, stdout) == (3, "")
+    assert "1.00 MiB of memory are free" in stderr
+
+
+def test_env_shows_machine_ceilings_and_backends(tmp_path: Path) -> None:
+    done = retbench_process("env", "--device", "cpu", "--json", cwd=tmp_path)
+    assert done.returncode == 0
+    answer = json.loads(done.stdout)
+    assert answer["environment"]["variables"]["OMP_PROC_BIND"] == "true"
+    assert answer["environment"]["flush_denormal"] is True
+    assert answer["ceilings"]["float32"]["read_bandwidth_bytes_per_s"] > 1e8
+    assert answer["backends"]["retnet"]["chunkwise"] == {"float32": None, "bfloat16": None}
+    assert "CUDA" in answer["backends"]["transformer"]["flash"]["bfloat16"]
+    assert answer["environment"]["machine"]
+
+
+def test_help_answers_at_once(tmp_path: Path) -> None:
+    """The best of five starts: what is loaded is fixed by test_imports, the time itself is noisy."""
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        assert retbench_process("--help", cwd=tmp_path).returncode == 0
+        times.append(time.perf_counter() - start)
+    assert min(times) < 1.0
+
+
+def test_records_cannot_go_into_a_file(tmp_path: Path) -> None:
+    """Refused before anything is measured."""
+    taken = tmp_path / "taken"
+    taken.write_text("", encoding="utf-8")
+    result = CliRunner().invoke(app, ["run", "latency", "--profile", "smoke", "--out", str(taken)])
+    assert result.exit_code == 2
+    assert "is a file" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        (("run", "memory", *TINY), "--out"),
+        (("run", "memory", *TINY, "--dry-run"), "--out"),
+        (("train", "quality", *TINY), "--out"),
+        (("train", "quality", *TINY, "--dry-run"), "--out"),
+        (("report", "--results", "RESULTS"), "--out"),
+        (("compare", "RESULTS", "RESULTS"), "--out"),
+        (("check",), "--out"),
+        (("baseline", "save", "RESULTS"), "--folder"),
+        (("baseline", "accept", "RESULTS", "--reason", "new"), "--folder"),
+        (("baseline", "accept", "exact", "--reason", "new"), "--folder"),
+    ],
+)
+def test_a_folder_that_cannot_be_written_to_is_refused_first(
+    measured: Path, tmp_path: Path, words: tuple[str, ...], option: str
+) -> None:
+    """Before anything is measured, and by the option that it was given by."""
+    (tmp_path / "taken").write_text("", encoding="utf-8")
+    given = [str(measured / "results") if word == "RESULTS" else word for word in words]
+    code, stdout, stderr = invoke(*given, option, str(tmp_path / "taken/below"))
+    assert code == 2
+    assert stdout == ""
+    assert "cannot be written to: Not a directory" in stderr
+    assert f"another folder with {option}" in stderr

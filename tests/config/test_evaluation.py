@@ -1,0 +1,62 @@
+"""How a table of an experiment says what perplexity is measured by, and what it may not say."""
+
+from pathlib import Path
+
+import pytest
+
+from retbench.config.experiment import load_experiment
+from retbench.errors import ConfigError
+
+EXPERIMENT = """\
+title = "Reading"
+source = "none; made for tests"
+expect = "It is read."
+
+[models.retnet]
+architecture = "retnet"
+
+[models.transformer]
+architecture = "transformer"
+
+[profiles.smoke]
+size = "300k"
+[profiles.smoke.workloads.perplexity]
+corpora = ["python"]
+"""
+
+
+def read(folder: Path, lines: str) -> dict[str, tuple[int, ...]]:
+    path = folder / "reading.toml"
+    path.write_text(EXPERIMENT + lines, encoding="utf-8")
+    spec = load_experiment(str(path)).profile("smoke").workloads.perplexity
+    assert spec is not None
+    return dict(spec.protocols)
+
+
+def test_each_protocol_has_context_lengths_of_its_own(tmp_path: Path) -> None:
+    found = read(
+        tmp_path, "protocols = { whole = [8192], strided = [1024, 2048], last = [512] }\nstride = 512"
+    )
+    assert found == {"whole": (8192,), "strided": (1024, 2048), "last": (512,)}
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("", "protocols"),
+        ("protocols = {}", "protocols"),
+        ("protocols = { whole = [] }", "protocols.whole"),
+        ("protocols = { whole = [0] }", "protocols.whole"),
+        ("protocols = { hole = [8] }", "'hole'"),
+        ("protocols = { whole = [8, 8] }", "stands in it twice"),
+        ("protocols = { strided = [64] }\nstride = 65", "more than the context of 64"),
+        ("protocols = { whole = [64] }\nstride = 32", "without the protocol 'strided' it does nothing"),
+        ("protocols = { last = [128] }", "its context lengths are more than 128 and at most 2048"),
+        ("protocols = { last = [512, 4096] }", "its context lengths are more than 128 and at most 2048"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(tmp_path: Path, lines: str, message: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        read(tmp_path, lines)
+    assert message in str(refused.value)
+    assert "workloads.perplexity" in str(refused.value)

@@ -1,0 +1,159 @@
+"""The attention backends against each other, and what they say of themselves."""
+
+import sys
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+import pytest
+import torch
+
+from retbench.models.gate import relative_error
+from retbench.ops.attention import (
+    attend_flash,
+    attend_products,
+    attend_reference,
+    attend_sdpa,
+    missing_reason,
+    sdpa_kernel,
+    what_runs,
+)
+
+CUDA = torch.device("cuda")
+
+
+def make_inputs(length, keys, heads=4, kv_heads=4, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(length + keys)
+    q = torch.randn(2, heads, length, 8, generator=generator, dtype=dtype)
+    k, v = (torch.randn(2, kv_heads, keys, 8, generator=generator, dtype=dtype) for _ in range(2))
+    return q, k, v
+
+
+def test_reference_is_the_definition():
+    q, k, v = make_inputs(3, 5)
+    out = attend_reference(q, k, v)
+    for t in range(3):
+        seen = 5 - 3 + t + 1
+        scores = torch.stack([(q[0, 1, t] * k[0, 1, s]).sum() / 8**0.5 for s in range(seen)])
+        assert torch.allclose(out[0, 1, t], scores.softmax(0) @ v[0, 1, :seen])
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2, 1])
+@pytest.mark.parametrize(("length", "keys"), [(1, 1), (1, 33), (33, 33), (7, 40), (40, 41)])
+@pytest.mark.parametrize("attend", [attend_sdpa, attend_products])
+def test_every_backend_equals_reference_at_any_offset(length, keys, kv_heads, attend):
+    q, k, v = make_inputs(length, keys, kv_heads=kv_heads)
+    assert relative_error(attend(q, k, v), attend_reference(q, k, v)) < 1e-12
+
+
+def test_products_say_that_only_a_single_query_is_theirs():
+    assert what_runs("products", *make_inputs(1, 9)) == "products"
+    assert what_runs("products", *make_inputs(9, 9, dtype=torch.float32)).startswith("sdpa:")
+    assert what_runs("reference", *make_inputs(9, 9)) == "reference"
+
+
+def test_grouped_heads_share_neighbouring_keys():
+    q, k, v = make_inputs(5, 5, heads=4, kv_heads=2)
+    out = attend_reference(q, k, v)
+    alone = attend_reference(q[:, 3:4], k[:, 1:2], v[:, 1:2])
+    assert torch.allclose(out[:, 3:4], alone)
+
+
+def test_cudnn_is_not_among_the_kernels_that_torch_may_pick():
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
+
+
+@pytest.mark.parametrize(("length", "keys"), [(1, 9), (9, 9), (4, 9)])
+def test_torch_names_the_kernel_it_picks(length, keys):
+    assert sdpa_kernel(*make_inputs(length, keys, dtype=torch.float32)) in ("flash", "math")
+
+
+@pytest.mark.parametrize(
+    ("usable", "name"), [({"flash", "efficient"}, "flash"), ({"efficient"}, "efficient"), (set(), "math")]
+)
+def test_for_an_aligned_mask_on_a_gpu_torch_is_asked_as_its_bias_asks(monkeypatch, usable, name):
+    q, k, v = make_inputs(4, 9, dtype=torch.float32)
+    asked = []
+
+    class OnGpu(torch.Tensor):
+        """Says that it is on a GPU; its values are here."""
+
+        device = torch.device("cuda")
+
+    def can_use(kernel):
+        def answer(params):
+            asked.append((kernel, params))
+            return kernel in usable
+
+        return answer
+
+    monkeypatch.setattr(torch.backends.cuda, "SDPAParams", lambda *given: given[3:])
+    monkeypatch.setattr(torch.backends.cuda, "can_use_flash_attention", can_use("flash"))
+    monkeypatch.setattr(torch.backends.cuda, "can_use_efficient_attention", can_use("efficient"))
+    monkeypatch.setattr(torch, "ones", lambda *shape, dtype, device: torch.full(shape, True))
+    monkeypatch.setattr(
+        torch, "_fused_sdp_choice", lambda q, k, v, mask, *rest, **more: 0 if mask is not None else 1
+    )
+    assert sdpa_kernel(q.as_subclass(OnGpu), k, v) == name
+    assert {params for _, params in asked} == {(None, 0.0, False, False)}
+
+
+def test_flash_says_why_it_cannot_run_and_what_to_do(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert "use backend 'sdpa'" in (missing_reason("flash", torch.device("cpu"), torch.bfloat16) or "")
+    assert "--dtype bfloat16" in (missing_reason("flash", torch.device("cuda"), torch.float32) or "")
+    assert "pip install 'retbench[flash]'" in (missing_reason("flash", CUDA, torch.bfloat16) or "")
+    assert missing_reason("reference", torch.device("cpu"), torch.float32) is None
+
+
+def pretend_flash(monkeypatch, **functions):
+    module = ModuleType("flash_attn")
+    module.__spec__ = ModuleSpec("flash_attn", None)
+    vars(module).update(functions)
+    monkeypatch.setitem(sys.modules, "flash_attn", module)
+
+
+@pytest.mark.parametrize(("capability", "words"), [((7, 5), "has 7.5; use backend 'sdpa'"), ((8, 0), None)])
+def test_flash_needs_a_gpu_that_it_is_built_for(monkeypatch, capability, words):
+    pretend_flash(monkeypatch)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    reason = missing_reason("flash", CUDA, torch.float16)
+    assert reason is None if words is None else words in reason
+
+
+def test_a_flash_build_for_another_torch_is_told_from_none(monkeypatch):
+    def broken(name):
+        raise ImportError("undefined symbol: _ZN3c104cuda\n (flash_attn_2_cuda.so)")
+
+    pretend_flash(monkeypatch)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr("importlib.import_module", broken)
+    reason = missing_reason("flash", CUDA, torch.float16)
+    assert reason.startswith(
+        "flash-attn cannot be imported (ImportError: undefined symbol: _ZN3c104cuda (flash"
+    )
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2])
+@pytest.mark.parametrize(("length", "keys"), [(1, 33), (33, 33), (7, 40)])
+def test_flash_is_given_heads_after_tokens_and_a_cache_as_it_lies(monkeypatch, length, keys, kv_heads):
+    called = []
+
+    def flash_attn_func(q, k, v, dropout_p=0.0, softmax_scale=None, causal=False):
+        assert causal
+        called.append("flash_attn_func")
+        return attend_reference(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
+
+    def flash_attn_with_kvcache(q, k_cache, v_cache, k=None, v=None, cache_seqlens=None, causal=False):
+        assert k_cache.stride(-1) == v_cache.stride(-1) == 1
+        assert not torch.is_grad_enabled(), "it has no backward pass"
+        called.append("flash_attn_with_kvcache")
+        return attend_reference(*(x.transpose(1, 2) for x in (q, k_cache, v_cache))).transpose(1, 2)
+
+    pretend_flash(
+        monkeypatch, flash_attn_func=flash_attn_func, flash_attn_with_kvcache=flash_attn_with_kvcache
+    )
+    q, k, v = make_inputs(length, keys, kv_heads=kv_heads)
+    for with_gradients in (True, False):
+        with torch.set_grad_enabled(with_gradients):
+            assert relative_error(attend_flash(q, k, v), attend_reference(q, k, v)) < 1e-12
+    assert called == ["flash_attn_func", "flash_attn_with_kvcache" if length == 1 else "flash_attn_func"]

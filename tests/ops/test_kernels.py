@@ -1,0 +1,180 @@
+"""What flash-linear-attention is given and how its answer is taken, with its documented function in its place.
+
+That function is written out here token by token; its own kernels run on GPUs, where `test_cuda` compares them.
+"""
+
+import sys
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from retbench.cli import app
+from retbench.config.experiment import load_experiment
+from retbench.errors import UnsupportedError
+from retbench.models.build import build_model
+from retbench.models.gate import relative_error, run_gate
+from retbench.ops import kernels
+from retbench.ops.decay import decay_schedule
+from retbench.ops.retention import retention_recurrent
+from retbench.planning.cells import expand
+from retbench.planning.plan import make_plan
+
+CUDA = torch.device("cuda")
+
+
+def chunk_simple_gla(
+    q, k, v, g=None, g_gamma=None, scale=None, initial_state=None, output_final_state=False, cu_seqlens=None
+):
+    """h_t = exp(g_t) h_{t-1} + k_t^T v_t and o_t = scale q_t h_t, with the arguments that version 0.3 has."""
+    batch, length, heads, key_dim = q.shape
+    assert k.shape == q.shape
+    assert v.shape[:3] == q.shape[:3]
+    assert (g is None) != (g_gamma is None)
+    decay = g if g is not None else g_gamma.expand(batch, length, heads)
+    assert decay.dtype == torch.float32
+    assert decay.shape == (batch, length, heads)
+    assert output_final_state, "a state is what every form gives"
+    shape = (batch, heads, key_dim, v.shape[-1])
+    h = torch.zeros(shape) if initial_state is None else initial_state
+    assert h.dtype == torch.float32
+    assert h.shape == shape
+    outs = []
+    for t in range(length):
+        h = decay[:, t].exp()[..., None, None] * h + k[:, t, :, :, None].float() * v[:, t, :, None, :].float()
+        outs.append(scale * torch.einsum("bhk,bhkv->bhv", q[:, t].float(), h))
+    return torch.stack(outs, dim=1).to(q.dtype), h
+
+
+def make_inputs(length, kind):
+    """q, k, v, log decay and state of 2 sequences and 3 heads; a fixed decay in float64, as a mixer holds it."""
+    generator = torch.Generator().manual_seed(length)
+    shapes = [(2, length, 3, 4), (2, length, 3, 4), (2, length, 3, 6), (2, length, 3), (2, 3, 4, 6)]
+    q, k, v, gate, state = (torch.randn(shape, generator=generator) for shape in shapes)
+    fixed = decay_schedule("eq8", 3)
+    return [q, k, v, fixed if kind == "fixed" else torch.nn.functional.logsigmoid(gate), state]
+
+
+def install(monkeypatch, function):
+    for name in ("fla", "fla.ops", "fla.ops.simple_gla"):
+        module = ModuleType(name)
+        module.__spec__ = ModuleSpec(name, None)
+        module.__path__ = []
+        monkeypatch.setitem(sys.modules, name, module)
+    sys.modules["fla.ops.simple_gla"].chunk_simple_gla = function
+
+
+@pytest.fixture
+def fla(monkeypatch):
+    install(monkeypatch, chunk_simple_gla)
+
+
+@pytest.mark.parametrize("kind", ["fixed", "gated"])
+@pytest.mark.parametrize("with_state", [False, True])
+@pytest.mark.parametrize("length", [1, 9])
+@pytest.mark.usefixtures("fla")
+def test_it_is_the_recurrent_form_with_its_gradients(kind, with_state, length):
+    inputs = make_inputs(length, kind)
+    found, expected = [], []
+    for form, results in ((kernels.retention_fla, found), (retention_recurrent, expected)):
+        leaves = [x.clone().requires_grad_() for x in inputs]
+        if kind == "fixed":
+            leaves[3].requires_grad_(False)
+        out, state = form(*leaves[:4], leaves[4] if with_state else None)
+        weights = torch.arange(out.numel(), dtype=torch.float32).view(out.shape).sin()
+        ((out * weights).sum() + state.square().sum()).backward()
+        results += [out.detach(), state.detach(), *(x.grad for x in leaves if x.grad is not None)]
+    assert len(found) == len(expected) == 2 + 3 + (kind == "gated") + with_state
+    for ours, reference in zip(found, expected, strict=True):
+        assert relative_error(ours, reference) < 1e-4
+
+
+@pytest.mark.parametrize("decay", ["eq8", "gated"])
+@pytest.mark.usefixtures("fla")
+def test_the_gate_compares_it_and_a_model_says_that_it_ran(monkeypatch, decay):
+    monkeypatch.setattr(kernels, "missing_reason", lambda device, dtype: None)
+    (cell,) = expand_one(f"models.retnet.decay={decay}")
+    model = build_model(
+        cell.model, dtype=torch.float32, device="cpu", seed=0, backend="fla", chunk_size=cell.chunk_size
+    )
+    tokens = torch.randint(0, 256, (1, 200), generator=torch.Generator().manual_seed(0))
+    gate = run_gate(model, tokens, depth=200, lengths=(1, 17, 101))
+    assert gate.passed, [check for check in gate.checks if not check.passed]
+    assert {"chunkwise = fla", "recurrent = fla", "decode = fla"} <= {check.name for check in gate.checks}
+    state = model.init_state(1, 8)
+    model.set_backend("fla")
+    with torch.no_grad():
+        model(tokens[:, :7], state)
+        model(tokens[:, 7:8], state)
+    assert model.ran() == {"prefill": "fla", "decode": "recurrent"}
+
+
+def expand_one(*overrides):
+    """The cells of a RetNet on the backend fla at one point."""
+    settings = make_plan(
+        "latency", profile="smoke", device="cpu", dtype=None, limit=1, overrides=["size=1m"]
+    ).settings
+    one_point = "workloads={decode={context_len=[64]}}"
+    experiment = load_experiment(
+        "latency", ["size=1m", one_point, "models.retnet.backend=fla", *overrides], profile="smoke"
+    )
+    return [cell for cell in expand(experiment, "smoke", settings) if cell.model_name == "retnet"]
+
+
+def test_its_operations_are_counted_by_its_own_chunks():
+    (cell,) = expand_one("models.retnet.chunk_size=256")
+    assert (cell.backend, cell.chunk_size) == ("fla", 64)
+
+
+def test_why_it_cannot_run_and_what_to_do(monkeypatch):
+    assert "use backend 'chunkwise'" in kernels.missing_reason(torch.device("cpu"), torch.bfloat16)
+    assert "TensorFloat-32" in kernels.missing_reason(CUDA, torch.float32)
+    assert "not float64; use --dtype bfloat16" in kernels.missing_reason(CUDA, torch.float64)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert "pip install 'retbench[kernels]'" in kernels.missing_reason(CUDA, torch.bfloat16)
+
+
+def test_an_installation_that_is_of_no_use_is_told_from_none(monkeypatch):
+    def older(q, k, v, g, scale=None, initial_state=None, output_final_state=False):
+        raise AssertionError("not to be called")
+
+    install(monkeypatch, older)
+    assert "older than 0.3" in kernels.missing_reason(CUDA, torch.bfloat16)
+    install(monkeypatch, chunk_simple_gla)
+    monkeypatch.setattr(kernels, "_launch_problem", lambda device, dtype: None)
+    assert kernels.missing_reason(CUDA, torch.bfloat16) is None
+    monkeypatch.setitem(sys.modules, "fla.ops.simple_gla", None)
+    assert "cannot be imported (ModuleNotFoundError: " in kernels.missing_reason(CUDA, torch.float16)
+
+
+def test_kernels_that_cannot_be_launched_are_found_out_once(monkeypatch):
+    launched = []
+
+    def uncompiled(q, *_, g_gamma=None, **__):
+        launched.append(q.shape)
+        raise RuntimeError("Failed to find C compiler.\n Please specify via CC environment variable.")
+
+    install(monkeypatch, uncompiled)
+    zeros = torch.zeros
+    monkeypatch.setattr(torch, "zeros", lambda *shape, device, **options: zeros(*shape, **options))
+    kernels._launch_problem.cache_clear()
+    for _ in range(2):
+        reason = kernels.missing_reason(CUDA, torch.bfloat16)
+        assert "cannot be launched (RuntimeError: Failed to find C compiler. Please" in reason
+        assert "use backend 'chunkwise'" in reason
+    kernels._launch_problem.cache_clear()
+    assert len(launched) == 1
+
+
+def test_asked_for_and_absent_is_an_error():
+    (cell,) = expand_one()
+    with pytest.raises(UnsupportedError, match=r"retnet backend 'fla' cannot run here: .*CUDA devices only"):
+        build_model(cell.model, dtype=torch.float32, device="cpu", seed=0, backend="fla")
+    done = CliRunner().invoke(
+        app, ["verify", "retnet", "--backend", "fla", "--device", "cpu", "--size", "1m"]
+    )
+    assert done.exit_code == 3
+    assert "backend 'fla' cannot run here" in done.stderr
+    assert "use backend 'chunkwise'" in done.stderr

@@ -1,0 +1,221 @@
+"""The operator against an obvious float64 double loop, and its forms against each other."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from retbench.models.gate import relative_error
+from retbench.ops.decay import decay_schedule
+from retbench.ops.retention import (
+    retention_chunkwise,
+    retention_last,
+    retention_parallel,
+    retention_recurrent,
+    retention_step_,
+)
+
+LIMITS = {torch.float64: 1e-12, torch.float32: 1e-4}
+
+
+def make_inputs(
+    length, *, dtype=torch.float64, heads=2, key_dim=4, value_dim=6, batch=2, kind="fixed", seed=0
+):
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    q, k = normal(batch, length, heads, key_dim), normal(batch, length, heads, key_dim)
+    v, state = normal(batch, length, heads, value_dim), normal(batch, heads, key_dim, value_dim)
+    if kind == "fixed":
+        log_decay = decay_schedule("eq8", heads)
+    else:
+        log_decay = (
+            torch.nn.functional.logsigmoid(normal(batch, length, heads)) / 16
+        )  # as in YOCO's gated retention
+    return [x.to(dtype) for x in (q, k, v, log_decay, state)]
+
+
+def double_loop(q, k, v, log_decay, state):
+    """out_t = q_t (prod of all decays) S_0 + sum over m <= t of (prod of decays after m) (q_t . k_m) v_m."""
+    q, k, v, log_decay, state = (x.double().numpy() for x in (q, k, v, log_decay, state))
+    batch, length, heads, _ = q.shape
+    decay = np.broadcast_to(np.exp(log_decay), (batch, length, heads))
+    out = np.zeros_like(v)
+    for b in range(batch):
+        for h in range(heads):
+            for t in range(length):
+                out[b, t, h] = q[b, t, h] @ (np.prod(decay[b, : t + 1, h]) * state[b, h])
+                for m in range(t + 1):
+                    out[b, t, h] += (
+                        np.prod(decay[b, m + 1 : t + 1, h]) * (q[b, t, h] @ k[b, m, h]) * v[b, m, h]
+                    )
+    return torch.from_numpy(out)
+
+
+@pytest.mark.parametrize("with_state", [False, True])
+@pytest.mark.parametrize(
+    "form", [retention_recurrent, retention_parallel, retention_chunkwise, retention_last]
+)
+def test_autocast_rounds_nothing_within_a_form(form, with_state):
+    q, k, v, log_decay, state = make_inputs(9, dtype=torch.float32)
+    q, k, v = (x.bfloat16() for x in (q[:, -1:] if form is retention_last else q, k, v))
+    expected = form(q, k, v, log_decay, state if with_state else None)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = form(q, k, v, log_decay, state if with_state else None)
+    assert [x.dtype for x in found] == [torch.bfloat16, torch.float32]
+    for mine, theirs in zip(found, expected, strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def forms(chunk_size):
+    return {
+        "recurrent": retention_recurrent,
+        "parallel": retention_parallel,
+        "chunkwise": lambda *inputs: retention_chunkwise(*inputs, chunk_size=chunk_size),
+    }
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    length=st.integers(1, 23),
+    chunk_size=st.integers(1, 25),
+    heads=st.integers(1, 3),
+    kind=st.sampled_from(["fixed", "data"]),
+    seed=st.integers(0, 2**16),
+)
+def test_every_form_equals_the_double_loop(length, chunk_size, heads, kind, seed):
+    inputs = make_inputs(length, heads=heads, kind=kind, seed=seed)
+    expected = double_loop(*inputs)
+    for name, form in forms(chunk_size).items():
+        assert relative_error(form(*inputs)[0], expected) < 1e-12, name
+
+
+@settings(deadline=None, max_examples=30)
+@given(length=st.integers(2, 60), data=st.data(), kind=st.sampled_from(["fixed", "data"]))
+def test_a_sequence_cut_anywhere_gives_the_same_outputs_and_state(length, data, kind):
+    cut = data.draw(st.integers(1, length - 1))
+    q, k, v, log_decay, state = make_inputs(length, kind=kind)
+    head, tail = slice(None, cut), slice(cut, None)
+    for name, form in forms(data.draw(st.integers(1, 20))).items():
+        whole, end = form(q, k, v, log_decay, state)
+        parts = []
+        carried = state
+        for part in (head, tail):
+            decay = log_decay if kind == "fixed" else log_decay[:, part]
+            out, carried = form(q[:, part], k[:, part], v[:, part], decay, carried)
+            parts.append(out)
+        assert relative_error(torch.cat(parts, dim=1), whole) < 1e-12, name
+        assert relative_error(carried, end) < 1e-12, name
+
+
+@pytest.mark.parametrize("kind", ["fixed", "data"])
+@pytest.mark.parametrize("dtype", LIMITS)
+@pytest.mark.parametrize(("length", "chunk_size"), [(1, 128), (127, 128), (1001, 64), (4096, 96)])
+def test_forms_agree_in_outputs_and_states(length, chunk_size, dtype, kind):
+    inputs = make_inputs(length, dtype=dtype, key_dim=16, value_dim=32, batch=1, kind=kind)
+    expected, end = retention_recurrent(*inputs)
+    for name, form in forms(chunk_size).items():
+        out, state = form(*inputs)
+        assert out.dtype == dtype
+        assert relative_error(out, expected) < LIMITS[dtype], name
+        assert relative_error(state, end) < LIMITS[dtype], name
+
+
+@pytest.mark.parametrize("kind", ["fixed", "data"])
+@pytest.mark.parametrize("dtype", LIMITS)
+def test_forms_agree_in_every_gradient(dtype, kind):
+    def gradients(form):
+        inputs = [x.requires_grad_() for x in make_inputs(301, dtype=dtype, batch=1, kind=kind)]
+        out, state = form(*inputs)
+        (out.sin().sum() + state.cos().sum()).backward()
+        return [x.grad for x in inputs]
+
+    names = ("q", "k", "v", "log_decay", "state")
+    expected = gradients(retention_recurrent)
+    for name, form in forms(37).items():
+        for which, found, reference in zip(names, gradients(form), expected, strict=True):
+            assert relative_error(found, reference) < LIMITS[dtype], f"{name}: {which}"
+
+
+def test_decay_of_zero_is_linear_attention():
+    q, k, v, _, _ = make_inputs(50)
+    none = torch.zeros(2, dtype=torch.float64)
+    scores = (torch.einsum("bthk,bshk->bhts", q, k)).tril()
+    expected = torch.einsum("bhts,bshv->bthv", scores, v)
+    assert relative_error(retention_chunkwise(q, k, v, none, chunk_size=16)[0], expected) < 1e-12
+
+
+def test_step_in_place_equals_the_recurrent_form():
+    q, k, v, log_decay, state = make_inputs(9, dtype=torch.float32)
+    expected, end = retention_recurrent(q, k, v, log_decay, state)
+    held = state.clone()
+    outs = [
+        retention_step_(q[:, t : t + 1], k[:, t : t + 1], v[:, t : t + 1], log_decay, held) for t in range(9)
+    ]
+    assert relative_error(torch.cat(outs, dim=1), expected) < 1e-5
+    assert relative_error(held, end) < 1e-5
+
+
+def test_forms_leave_the_state_they_are_given_alone():
+    q, k, v, log_decay, state = make_inputs(20)
+    before = state.clone()
+    for form in forms(7).values():
+        form(q, k, v, log_decay, state)
+        assert torch.equal(state, before)
+
+
+@pytest.mark.parametrize("strength", [-1e-7, -5.0, -80.0, -3000.0])
+def test_no_decay_overflows_or_turns_denormal(strength):
+    q, k, v, log_decay, state = make_inputs(700, dtype=torch.float32, kind="data")
+    log_decay = torch.full_like(log_decay, strength)
+    log_decay[:, ::97] = 0.0
+    expected, end = retention_recurrent(q, k, v, log_decay, state)
+    tiny = torch.finfo(torch.float32).tiny
+    for name, form in forms(128).items():
+        out, after = form(q, k, v, log_decay, state)
+        assert relative_error(out, expected) < 1e-4, name
+        assert relative_error(after, end) < 1e-4, name
+        for x in (out, after):
+            assert not ((x != 0) & (x.abs() < tiny)).any(), name
+
+
+def test_forty_thousand_tokens_stay_exact():
+    """Sixteen heads of Eq. 8: the slowest forgets over 2^20 tokens, so that any drift of its decay shows."""
+    q, k, v, _, _ = make_inputs(40_000, dtype=torch.float32, heads=16, key_dim=2, value_dim=2, batch=1)
+    log_decay = decay_schedule("eq8", 16)
+    out, state = retention_chunkwise(q, k, v, log_decay)
+    wide_out, wide_state = retention_chunkwise(q.double(), k.double(), v.double(), log_decay)
+    assert relative_error(out, wide_out) < 1e-4
+    assert relative_error(state, wide_state) < 1e-4
+
+
+def decode_and_chunkwise_errors(depth: int) -> tuple[float, float]:
+    """Errors against float64 of bfloat16 decoding from a chunkwise prefill, and of bfloat16 chunkwise throughout."""
+    q, k, v, _, _ = make_inputs(depth + 32, dtype=torch.bfloat16, heads=8, key_dim=8, value_dim=8, batch=1)
+    log_decay = decay_schedule("eq8", 8)
+    expected = retention_chunkwise(q.double(), k.double(), v.double(), log_decay)[0][:, depth:]
+    chunkwise = retention_chunkwise(q, k, v, log_decay)[0][:, depth:]
+    state = retention_chunkwise(q[:, :depth], k[:, :depth], v[:, :depth], log_decay)[1]
+    tokens: list[Tensor] = [
+        retention_step_(q[:, t : t + 1], k[:, t : t + 1], v[:, t : t + 1], log_decay, state)
+        for t in range(depth, depth + 32)
+    ]
+    return relative_error(torch.cat(tokens, dim=1), expected), relative_error(chunkwise, expected)
+
+
+def test_bfloat16_decode_at_32k_errs_at_most_twice_the_chunkwise_form():
+    decode, chunkwise = decode_and_chunkwise_errors(32_768)
+    assert decode <= 2 * chunkwise
+    assert chunkwise < 0.02
+
+
+@pytest.mark.parametrize("wrong", ["k", "v", "log_decay", "state"])
+def test_a_shape_that_does_not_fit_is_named(wrong):
+    inputs = dict(zip(("q", "k", "v", "log_decay", "state"), make_inputs(5), strict=True))
+    inputs[wrong] = torch.zeros(3, 3)
+    with pytest.raises(ValueError, match=wrong):
+        retention_chunkwise(*inputs.values())

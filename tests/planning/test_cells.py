@@ -1,0 +1,124 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from retbench.config.experiment import load_experiment
+from retbench.errors import ConfigError
+from retbench.planning.cells import Cell, Settings, expand, pair_id, resolve_models
+
+SETTINGS = Settings(
+    dtype="float32", device="cpu", threads=2, seed=0, warmup_s=0.1, min_steps=20, cuda_graph=False
+)
+
+
+def cells_of(name: str, overrides: tuple[str, ...] = (), settings: Settings = SETTINGS) -> list[Cell]:
+    return expand(load_experiment(name, overrides, profile="smoke"), "smoke", settings)
+
+
+def test_a_profile_expands_to_models_times_points(tiny_experiment: Path) -> None:
+    cells = cells_of(str(tiny_experiment), ("workloads.decode.batch_size=[1,4]",))
+    found = [(c.model_name, c.workload, c.point.batch_size, c.point.context_len) for c in cells]
+    assert found == [
+        (model, "decode", batch_size, context_len)
+        for model in ("retnet", "transformer")
+        for batch_size in (1, 4)
+        for context_len in (64, 128)
+    ]
+
+
+def test_only_a_model_with_chunks_has_a_chunk_size(tiny_experiment: Path) -> None:
+    chunks = {cell.model_name: cell.chunk_size for cell in cells_of(str(tiny_experiment))}
+    assert chunks == {"retnet": 128, "transformer": None}
+
+
+def test_ids_are_distinct_and_the_same_in_every_process(tiny_experiment: Path) -> None:
+    cells = cells_of(str(tiny_experiment))
+    assert len({cell.cell_id for cell in cells}) == len(cells)
+    assert [cell.cell_id for cell in cells] == [cell.cell_id for cell in cells_of(str(tiny_experiment))]
+
+
+def test_a_cell_survives_json_with_its_id(tiny_experiment: Path) -> None:
+    for cell in cells_of(str(tiny_experiment)):
+        again = Cell.model_validate_json(cell.model_dump_json())
+        assert again == cell
+        assert again.cell_id == cell.cell_id
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"dtype": "bfloat16"},
+        {"device": "cuda:0"},
+        {"threads": 1},
+        {"seed": 1},
+        {"warmup_s": 0.2},
+        {"min_steps": 21},
+        {"cuda_graph": True},
+        {"activation_checkpointing": True},
+    ],
+)
+def test_every_setting_is_in_the_id(tiny_experiment: Path, change: dict[str, Any]) -> None:
+    before = {cell.cell_id for cell in cells_of(str(tiny_experiment))}
+    changed = SETTINGS.model_copy(update=change)
+    assert before.isdisjoint(cell.cell_id for cell in cells_of(str(tiny_experiment), settings=changed))
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "size=6m",
+        "models.retnet.variant=torchscale",
+        "models.retnet.backend=parallel",
+        "models.retnet.chunk_size=64",
+        "models.retnet.decay=paper",
+        "workloads.decode.batch_size=[2]",
+        "workloads.decode.context_len=[65]",
+    ],
+)
+def test_everything_about_the_model_and_the_point_is_in_the_id(tiny_experiment: Path, override: str) -> None:
+    def ids(*overrides: str) -> set[str]:
+        return {c.cell_id for c in cells_of(str(tiny_experiment), overrides) if c.model_name == "retnet"}
+
+    assert ids().isdisjoint(ids(override))
+
+
+@given(st.integers(min_value=1, max_value=2**40), st.integers(min_value=1, max_value=2**40))
+def test_the_id_tells_any_two_lengths_apart(first: int, second: int) -> None:
+    one, other = (
+        cells_of("memory", (f"workloads.memory.context_len=[{length}]",))[0] for length in (first, second)
+    )
+    assert (one.cell_id == other.cell_id) == (first == second)
+
+
+def test_the_pair_id_changes_with_either_side() -> None:
+    def pair(*overrides: str) -> str:
+        experiment = load_experiment("latency", overrides, profile="smoke")
+        return pair_id(resolve_models(experiment, "smoke"))
+
+    ids = {
+        pair(),
+        pair("models.retnet.decay=paper"),
+        pair("models.transformer.num_kv_heads=1"),
+        pair("size=1m"),
+    }
+    assert len(ids) == 4
+    assert pair() == pair("rounds=9")
+
+
+def test_an_unmatched_pair_has_no_cells() -> None:
+    with pytest.raises(
+        ConfigError, match="experiment 'latency', profile 'smoke': the models are not matched"
+    ):
+        cells_of("latency", ("models.retnet.size=1m",))
+
+
+def test_a_model_alone_needs_no_match(tmp_path: Path, tiny_experiment: Path) -> None:
+    text = tiny_experiment.read_text(encoding="utf-8")
+    alone = tmp_path / "alone.toml"
+    alone.write_text(
+        text.replace('[models.transformer]\narchitecture = "transformer"\n', ""), encoding="utf-8"
+    )
+    assert {cell.model_name for cell in cells_of(str(alone))} == {"retnet"}

@@ -1,0 +1,238 @@
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from retbench.architectures import costs
+from retbench.errors import ConfigError, RetbenchError, UnsupportedError
+from retbench.measure.machine import usable_cores
+from retbench.planning import estimates, plan
+from retbench.planning.estimates import estimate
+from retbench.planning.plan import Plan, make_plan
+from retbench.records.record import Ceilings
+from retbench.run.devices import Device
+from retbench.run.locks import LOCK_DIR_VARIABLE
+
+CEILINGS = Ceilings(read_bandwidth_bytes_per_s=10e9, matmul_flops_per_s=100e9)
+
+
+def make(name: object, **changes: Any) -> Plan:
+    settings: dict[str, Any] = {
+        "profile": "smoke",
+        "device": "cpu",
+        "dtype": None,
+        "limit": None,
+        "overrides": (),
+    }
+    return make_plan(str(name), **(settings | changes))
+
+
+def test_a_plan_holds_every_cell_with_its_settings(tiny_experiment: Path) -> None:
+    found = make(tiny_experiment, overrides=["rounds=4", "threads=1", "seed=9"])
+    assert [(cell.model_name, cell.point.context_len) for cell in found.cells] == [
+        ("retnet", 64),
+        ("retnet", 128),
+        ("transformer", 64),
+        ("transformer", 128),
+    ]
+    assert found.rounds == 4
+    assert (found.settings.threads, found.settings.seed, found.settings.device) == (1, 9, "cpu")
+    assert all(cell.settings == found.settings for cell in found.cells)
+
+
+def test_threads_are_the_physical_cores_unless_told(tiny_experiment: Path) -> None:
+    assert make(tiny_experiment).settings.threads == usable_cores()
+
+
+def test_dtype_limit_and_device_of_the_command_line_win(tiny_experiment: Path) -> None:
+    found = make(tiny_experiment, dtype="bfloat16", limit=1)
+    assert {cell.settings.dtype for cell in found.cells} == {"bfloat16"}
+    assert [cell.point.context_len for cell in found.cells] == [64, 64]
+    assert found.profile.workloads.decode.context_len == (64,)
+
+
+@pytest.mark.parametrize(("compiled", "flag"), [(True, "--compile"), (False, "--no-compile")])
+def test_compiling_is_a_setting_that_the_command_line_wins(
+    tiny_experiment: Path, compiled: bool, flag: str
+) -> None:
+    assert not make(tiny_experiment).settings.compile
+    assert "compile" not in make(tiny_experiment).command
+    found = make(tiny_experiment, compiled=compiled, overrides=["compile=true"])
+    assert found.settings.compile is compiled
+    assert shlex.split(found.command)[-1] == flag
+
+
+@pytest.mark.parametrize("changes", [{"compiled": True}, {"overrides": ["compile=true"]}])
+def test_compiling_where_nothing_decodes_is_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"none of its workloads \(memory\) is 'decode'"):
+        make("memory", **changes)
+    assert not make("memory", compiled=False).settings.compile
+
+
+def test_the_command_makes_the_same_plan_again(tiny_experiment: Path) -> None:
+    overrides = ["rounds=2", "workloads.decode.context_len=[8, 16]", 'models.retnet.variant="torchscale"']
+    found = make(tiny_experiment, dtype="float64", limit=1, overrides=overrides)
+    words = shlex.split(found.command)
+    assert words[:3] == ["retbench", "run", str(tiny_experiment)]
+    options = list(zip(words[3::2], words[4::2], strict=True))
+    named = dict(options[:4])
+    again = make(
+        words[2],
+        profile=named["--profile"],
+        device=named["--device"],
+        dtype=named["--dtype"],
+        limit=int(named["--limit"]),
+        overrides=[value for flag, value in options if flag == "--set"],
+    )
+    assert again == found
+
+
+@pytest.mark.parametrize(
+    ("memory_bytes", "profile"), [(None, "cpu"), (24 * 10**9, "cpu"), (80 * 10**9, "paper")]
+)
+def test_the_profile_fits_the_device(
+    monkeypatch: pytest.MonkeyPatch, memory_bytes: int | None, profile: str
+) -> None:
+    name = "cpu" if memory_bytes is None else "cuda:0"
+    monkeypatch.setattr(plan, "find_device", lambda asked: Device(name, memory_bytes))
+    found = make("latency", profile=None, device=None)
+    assert found.profile_name == profile
+    assert found.settings.device == name
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"profile": "smok"}, ConfigError, "Did you mean 'smoke'"),
+        ({"dtype": "bfloat"}, ConfigError, "--dtype: unknown dtype 'bfloat'. Did you mean 'bfloat16'"),
+        ({"limit": 0}, ConfigError, "--limit is 0"),
+        ({"device": "tpu"}, ConfigError, "'cpu', 'cuda' and 'cuda:N'"),
+        ({"dtype": "float16"}, UnsupportedError, "float16 on a CPU"),
+        ({"overrides": ["cuda_graph=true"]}, UnsupportedError, "cuda_graph = true on a CPU"),
+        ({"overrides": ["activation_checkpointing=true"]}, ConfigError, "(decode) computes gradients"),
+        ({"overrides": ["threads=100000"]}, UnsupportedError, "threads is 100000"),
+        (
+            {"overrides": ["workloads.decod.context_len=[1]"]},
+            ConfigError,
+            "has no field 'decod'. Did you mean 'decode'?",
+        ),
+        ({"overrides": ["memory_limit_bytes=0"]}, ConfigError, "'profiles.smoke.memory_limit_bytes' is 0"),
+        ({"overrides": ["models.retnet.ffn_dim=8"]}, ConfigError, "not matched"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_runs(
+    tiny_experiment: Path, changes: dict[str, Any], error: type[RetbenchError], message: str
+) -> None:
+    with pytest.raises(error) as caught:
+        make(tiny_experiment, **changes)
+    assert message in str(caught.value)
+
+
+def test_an_estimate_grows_with_what_is_to_be_done(
+    tiny_experiment: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(estimates, "_ask_ceilings", lambda _plan: CEILINGS)
+    lengths = "workloads.decode.context_len=[4096, 32768]"
+    found = {
+        (one.cell.model_name, one.cell.point.context_len): one
+        for one in estimate(make(tiny_experiment, overrides=[lengths, "rounds=2"]))
+    }
+    assert len(found) == 4
+    assert found["transformer", 32768].memory_bytes > found["transformer", 4096].memory_bytes
+    assert found["retnet", 32768].memory_bytes == found["retnet", 4096].memory_bytes
+    assert found["transformer", 32768].seconds > found["transformer", 4096].seconds
+    deepest = found["retnet", 32768].cell
+    streamed_s = costs.prefill_flops(deepest.model, 1, 32768, 128) / CEILINGS.matmul_flops_per_s
+    assert found["retnet", 32768].seconds - found["retnet", 4096].seconds > streamed_s
+    more = estimate(make(tiny_experiment, overrides=[lengths, "rounds=4"]))
+    assert sum(one.seconds for one in more) > sum(one.seconds for one in found.values())
+
+
+def test_an_estimate_counts_one_streamed_sequence_whatever_the_batch(
+    tiny_experiment: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(estimates, "_ask_ceilings", lambda _plan: CEILINGS)
+    batches = ["workloads.decode.context_len=[32768]", "workloads.decode.batch_size=[1, 2]", "min_steps=1"]
+    one, two = [
+        item
+        for item in estimate(make(tiny_experiment, overrides=batches))
+        if item.cell.model_name == "retnet"
+    ]
+    streamed_s = (
+        costs.prefill_flops(one.cell.model, 1, 32768, 128)
+        / CEILINGS.matmul_flops_per_s
+        / estimates.EFFICIENCY
+    )
+    assert abs(one.seconds - two.seconds) == pytest.approx(streamed_s, rel=0.05)
+
+
+def test_an_estimate_of_the_largest_batch_is_of_all_the_memory(
+    tiny_experiment: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(estimates, "_ask_ceilings", lambda _plan: CEILINGS)
+    found = {}
+    for limit in (10**8, 10**9):
+        search = ["workloads.largest_batch.context_len=[4096]", f"memory_limit_bytes={limit}"]
+        for item in estimate(make(tiny_experiment, overrides=search)):
+            if item.cell.workload == "largest_batch":
+                found[item.cell.model_name, limit] = item
+    for name in ("retnet", "transformer"):
+        less, more = found[name, 10**8], found[name, 10**9]
+        assert less.cell.point.batch_size == more.cell.point.batch_size == 1
+        assert 0.9 * 10**9 < more.memory_bytes < 1.2 * 10**9
+        assert more.seconds > less.seconds
+
+
+def test_a_training_step_is_not_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "find_device", lambda asked: Device("cuda:0", 80 * 10**9))
+    with pytest.raises(ConfigError, match="profile 'paper': cuda_graph = true, and a training step is not"):
+        make("training_cost", profile="paper", overrides=["cuda_graph=true"])
+
+
+def test_an_estimate_of_training_tells_square_from_linear(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimates, "_ask_ceilings", lambda _plan: CEILINGS)
+    lengths = "workloads.training.context_len=[2048, 8192]"
+
+    def grown(*overrides: str) -> dict[str, float]:
+        found = estimate(make("training_cost", overrides=[lengths, *overrides]))
+        assert all(one.seconds > 0 for one in found)
+        by_point = {(one.cell.model_name, one.cell.point.context_len): one.memory_bytes for one in found}
+        return {name: by_point[name, 8192] / by_point[name, 2048] for name, _ in by_point}
+
+    ratios = grown()
+    assert max(ratios["retnet_chunkwise"], ratios["transformer_fused"]) <= 4
+    assert min(ratios["retnet_parallel"], ratios["transformer_plain"]) > 8
+    few, many = (
+        estimate(make("training_cost", overrides=[f"activation_checkpointing={value}"]))[0].memory_bytes
+        for value in ("true", "false")
+    )
+    assert few < many
+
+
+def test_an_estimate_measures_the_machine(
+    tiny_experiment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(LOCK_DIR_VARIABLE, str(tmp_path / "lock"))
+    found = estimate(make(tiny_experiment))
+    assert all(one.seconds > 0 and one.memory_bytes > 0 for one in found)
+    assert len(found) == 4
+
+
+def test_an_estimate_does_not_disturb_a_run(
+    tiny_experiment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(LOCK_DIR_VARIABLE, str(tmp_path / "lock"))
+    hold = (
+        "import sys\nfrom retbench.run.locks import timing_lock\n"
+        "with timing_lock('retbench run other', wait=print):\n    print('held', flush=True)\n    sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", hold]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        with pytest.raises(RetbenchError, match="would disturb the run of process"):
+            estimate(make(tiny_experiment))
+        process.communicate()

@@ -1,0 +1,311 @@
+"""The record file: what is written is read back, and damage costs no more than the lines it touched."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
+
+import retbench
+from retbench.errors import RecordError, StorageError
+from retbench.records.record import (
+    SCHEMA_VERSION,
+    Ceilings,
+    Gate,
+    GateCheck,
+    Metric,
+    ModelInfo,
+    Point,
+    Record,
+    append_record,
+    parse_record,
+    read_records,
+    record_schema,
+)
+
+SCHEMA_PATH = Path(retbench.__file__).parent / "records" / "record.schema.json"
+
+finite = st.floats(allow_nan=False, allow_infinity=False)
+text = st.text(max_size=12)
+plain = st.dictionaries(text, st.none() | st.booleans() | st.integers() | finite | text, max_size=3)
+checks = st.builds(
+    GateCheck, name=text, length=st.integers(1, 4096), error=finite | st.just(math.inf), limit=finite
+)
+records = st.builds(
+    Record,
+    run_id=text,
+    experiment=text,
+    profile=text,
+    cell_id=text,
+    pair_id=text,
+    round=st.integers(0, 9),
+    started_at=st.datetimes().map(lambda moment: moment.isoformat() + "Z"),
+    status=st.sampled_from(["ok", "oom", "timeout", "failed", "gate_failed", "unsupported"]),
+    error=st.none() | text,
+    model=st.builds(ModelInfo, config=plain),
+    workload=text,
+    point=st.builds(Point, batch_size=st.integers(1, 64), context_len=st.integers(1, 2**20)),
+    settings=plain,
+    backend=st.dictionaries(text, st.booleans() | st.integers() | finite | text, max_size=3),
+    environment=plain | st.dictionaries(text, plain, max_size=2),
+    ceilings=st.none() | st.builds(Ceilings, read_bandwidth_bytes_per_s=finite, matmul_flops_per_s=finite),
+    gate=st.none()
+    | st.builds(Gate, passed=st.booleans(), dtype=text, checks=st.lists(checks, max_size=2).map(tuple)),
+    metrics=st.dictionaries(
+        text,
+        st.builds(Metric, unit=text, value=finite, samples=st.lists(finite, max_size=3).map(tuple)),
+        max_size=2,
+    ),
+    absent=st.dictionaries(text, text, max_size=2),
+    command=text,
+)
+
+
+def make_record(round_number: int = 0) -> Record:
+    return Record(
+        run_id="20260102T030405Z",
+        experiment="latency",
+        profile="cpu",
+        cell_id="a" * 16,
+        pair_id="b" * 12,
+        round=round_number,
+        started_at="2026-01-02T03:04:05Z",
+        status="ok",
+        model=ModelInfo(
+            name="retnet",
+            architecture="retnet",
+            variant="fla",
+            size="25m",
+            num_params=27,
+            num_params_nonembedding=19,
+            config={"d_model": 512},
+        ),
+        workload="decode",
+        point=Point(batch_size=1, context_len=1024),
+        settings={"dtype": "float32"},
+        backend={"decode": "recurrent"},
+        environment={"threads": 2},
+        metrics={"tpot_s": Metric(unit="s", value=0.01, samples=(0.009, 0.01, 0.011))},
+        absent={"energy_per_token_j": "no counter"},
+        command="retbench run latency",
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(records, min_size=1, max_size=3))
+def test_records_round_trip(tmp_path_factory: pytest.TempPathFactory, written: list[Record]) -> None:
+    path = tmp_path_factory.mktemp("round-trip") / "machine" / "latency" / "run.jsonl"
+    for record in written:
+        append_record(path, record)
+    assert read_records(path.parents[2]) == (written, [])
+
+
+@settings(max_examples=60, deadline=None)
+@given(records)
+def test_what_is_written_fits_the_schema(record: Record) -> None:
+    Draft202012Validator(record_schema()).validate(json.loads(record.model_dump_json()))
+
+
+def test_the_schema_file_is_the_schema_of_the_record() -> None:
+    kept = json.loads(SCHEMA_PATH.read_text(encoding="utf-8"))
+    assert kept == record_schema(), (
+        f"run: python tests/records/test_record.py > {SCHEMA_PATH.name} beside records.py"
+    )
+    Draft202012Validator.check_schema(kept)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("round", -1),
+        ("status", "fine"),
+        ("schema_version", 3),
+        ("metrics", {"tpot_s": {"value": 1.0}}),
+        ("rounds", 1),
+    ],
+)
+def test_schema_and_reader_refuse_the_same(field: str, value: object) -> None:
+    raw = json.loads(make_record().model_dump_json()) | {field: value}
+    assert not Draft202012Validator(record_schema()).is_valid(raw)
+    with pytest.raises(RecordError, match=field):
+        parse_record(json.dumps(raw))
+
+
+@pytest.mark.parametrize("error", [math.nan, math.inf, -math.inf])
+def test_an_error_that_is_not_finite_is_kept_and_is_plain_json(error: float) -> None:
+    gate = Gate(
+        passed=False, dtype="float32", checks=(GateCheck(name="x", length=1, error=error, limit=1e-4),)
+    )
+    line = make_record().model_copy(update={"gate": gate}).model_dump_json()
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    json.loads(line, parse_constant=refuse)
+    back = parse_record(line)
+    assert back.gate is not None
+    assert back.gate.checks[0].error == pytest.approx(error, nan_ok=True)
+    assert not (back.gate.checks[0].passed and error != -math.inf)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_a_torn_line_costs_only_itself(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    path = tmp_path_factory.mktemp("torn") / "run.jsonl"
+    append_record(path, make_record(0))
+    whole = path.stat().st_size
+    append_record(path, make_record(1))
+    cut = data.draw(st.integers(whole + 1, path.stat().st_size - 2), label="cut")
+    with open(path, "r+b") as file:
+        file.truncate(cut)
+    append_record(path, make_record(2))
+    read, problems = read_records(path)
+    assert [record.round for record in read] == [0, 2]
+    assert len(problems) == 1
+    assert f"{path}:2: " in problems[0]
+
+
+def test_a_whole_last_line_without_its_newline_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "run.jsonl"
+    append_record(path, make_record(0))
+    path.write_bytes(path.read_bytes().rstrip(b"\n"))
+    append_record(path, make_record(1))
+    read, problems = read_records(path)
+    assert [record.round for record in read] == [0, 1]
+    assert problems == []
+
+
+@pytest.mark.parametrize(
+    ("line", "cause"),
+    [
+        (b'{"schema_version": 1, "run_id": "2026', "torn line"),
+        (b'{"schema_version": 0}', f"schema_version is 0 and this retbench reads 1 and {SCHEMA_VERSION}"),
+        (b'{"schema_version": "next"}', "schema_version is 'next'"),
+        (b'{"schema_version": 1}', "field 'run_id'"),
+        (b"[1, 2]", "schema_version is None"),
+        (b"null", "schema_version is None"),
+        (b"[" * 100_000, "not a whole JSON object"),
+        (b"1" * 5_000, "not a whole JSON object"),
+        (b'{"run_id": "caf\xe9"}', "not UTF-8"),
+        (b"\xff\xfe\x00\x00", "not UTF-8"),
+        (b"\x00" * 64, "not a whole JSON object"),
+    ],
+)
+def test_every_unreadable_line_is_named_with_its_cause(tmp_path: Path, line: bytes, cause: str) -> None:
+    path = tmp_path / "run.jsonl"
+    append_record(path, make_record(0))
+    with open(path, "ab") as file:
+        file.write(line + b"\n\n")
+    append_record(path, make_record(1))
+    read, problems = read_records(path)
+    assert [record.round for record in read] == [0, 1]
+    assert len(problems) == 1
+    assert problems[0].startswith(f"{path}:2: ")
+    assert cause in problems[0]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.binary(max_size=300))
+def test_no_bytes_make_the_reader_fail(tmp_path_factory: pytest.TempPathFactory, noise: bytes) -> None:
+    path = tmp_path_factory.mktemp("noise") / "run.jsonl"
+    path.write_bytes(noise)
+    append_record(path, make_record())
+    read, problems = read_records(path)
+    assert read[-1:] == [make_record()]
+    assert len(problems) == sum(1 for line in noise.split(b"\n") if line.strip())
+
+
+def test_duplicate_lines_are_all_returned(tmp_path: Path) -> None:
+    path = tmp_path / "run.jsonl"
+    for _ in range(2):
+        append_record(path, make_record())
+    assert read_records(path) == ([make_record()] * 2, [])
+
+
+def test_an_empty_file_and_an_empty_folder_hold_nothing(tmp_path: Path) -> None:
+    (tmp_path / "run.jsonl").touch()
+    (tmp_path / "nothing").mkdir()
+    assert read_records(tmp_path) == ([], [])
+    assert read_records(tmp_path / "nothing") == ([], [])
+
+
+def test_a_folder_named_like_a_record_file_is_a_problem_not_a_crash(tmp_path: Path) -> None:
+    (tmp_path / "odd.jsonl").mkdir()
+    read, problems = read_records(tmp_path)
+    assert read == []
+    assert "odd.jsonl: cannot be read" in problems[0]
+
+
+def test_files_are_read_in_the_order_of_their_names(tmp_path: Path) -> None:
+    for number, name in [(1, "b/2.jsonl"), (0, "a/9.jsonl"), (2, "b/3.jsonl")]:
+        append_record(tmp_path / name, make_record(number))
+    assert [record.round for record in read_records(tmp_path)[0]] == [0, 1, 2]
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from retbench.records.record import Record, append_record
+record = Record.model_validate_json(Path(sys.argv[2]).read_text())
+for number in range(40):
+    append_record(Path(sys.argv[1]), record.model_copy(update={"round": number, "run_id": sys.argv[3]}))
+"""
+
+
+def test_lines_of_two_writers_interleave_whole(tmp_path: Path) -> None:
+    path, source = tmp_path / "run.jsonl", tmp_path / "one.json"
+    source.write_text(make_record().model_dump_json(), encoding="utf-8")
+    writers = [
+        subprocess.Popen([sys.executable, "-c", WRITER, str(path), str(source), name])
+        for name in ("one", "two")
+    ]
+    assert [writer.wait(timeout=60) for writer in writers] == [0, 0]
+    read, problems = read_records(path)
+    assert problems == []
+    for name in ("one", "two"):
+        assert [record.round for record in read if record.run_id == name] == list(range(40))
+
+
+FILLER = """
+import resource, sys
+from pathlib import Path
+from retbench.errors import StorageError
+from retbench.records.record import Record, append_record
+path, record = Path(sys.argv[1]), Record.model_validate_json(Path(sys.argv[2]).read_text())
+append_record(path, record)
+size = path.stat().st_size
+resource.setrlimit(resource.RLIMIT_FSIZE, (size * 3 // 2, size * 3 // 2))
+try:
+    append_record(path, record)
+except StorageError as error:
+    print(error)
+    sys.exit(0 if path.stat().st_size == size else 3)
+sys.exit(4)
+"""
+
+
+def test_a_full_disk_is_a_clear_error_and_leaves_the_file_as_it_was(tmp_path: Path) -> None:
+    path, source = tmp_path / "run.jsonl", tmp_path / "one.json"
+    source.write_text(make_record().model_dump_json(), encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-c", FILLER, str(path), str(source)], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert "could not be written" in done.stdout
+    assert "--out" in done.stdout
+    assert read_records(path) == ([make_record()], [])
+
+
+def test_a_folder_that_cannot_be_made_is_a_storage_error(tmp_path: Path) -> None:
+    (tmp_path / "results").write_text("a file", encoding="utf-8")
+    with pytest.raises(StorageError, match="could not be written"):
+        append_record(tmp_path / "results" / "run.jsonl", make_record())
+
+
+if __name__ == "__main__":
+    print(json.dumps(record_schema(), indent=2))

@@ -1,0 +1,385 @@
+"""Baselines: a window of runs that later ones are compared with, and every way in which one can be wrong."""
+
+import json
+import math
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from regress.test_compare import Change, Rewrite, failing, steady, without, write
+from report.synthetic_records import CPU, Machine
+from retbench.cli import app
+from retbench.records.record import Record, append_record
+from retbench.regress.baseline import WINDOW, content_hash, read_baseline
+from retbench.regress.exact import Quantity, write_exact
+
+NAME = "epyc-9b14-2c/latency-cpu.json"
+
+
+def shifted(day: int, factor: float = 1.0) -> Change:
+    """A sitting that is up to 2 % off in all that it measures."""
+    return lambda arguments: steady(arguments, factor * (1 + 0.02 * math.sin(5 * day)))
+
+
+def run_of(
+    folder: Path,
+    day: int,
+    factor: float = 1.0,
+    machine: Machine = CPU,
+    rewrite: Rewrite = lambda record: record,
+) -> Path:
+    later = replace(machine, started=machine.started + timedelta(days=day))
+    return write(folder / f"day{day}-{factor}.jsonl", later, shifted(day, factor), rewrite)
+
+
+def call(*words: object) -> Result:
+    return CliRunner().invoke(app, list(map(str, words)))
+
+
+def save(folder: Path, *runs: Path) -> Result:
+    return call("baseline", "save", *runs, "--folder", folder)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Nine runs, each a day later and a little off."""
+    folder = tmp_path_factory.mktemp("runs")
+    return [run_of(folder, day) for day in range(9)]
+
+
+@pytest.fixture
+def baseline(tmp_path: Path, runs: list[Path]) -> Path:
+    """A baseline of eight runs."""
+    assert save(tmp_path / "baselines", *runs[:8]).exit_code == 0
+    return tmp_path / "baselines" / NAME
+
+
+def test_a_run_like_those_before_does_not_alarm(baseline: Path, runs: list[Path]) -> None:
+    done = call("compare", baseline, runs[8])
+    assert done.exit_code == 0
+    assert "regressed" not in done.stdout
+    assert "one run against 8 accepted ones" in done.stdout
+
+
+def test_a_run_that_is_slower_than_their_spread_fails(baseline: Path, tmp_path: Path) -> None:
+    done = call("compare", baseline, run_of(tmp_path, 9, 1.5))
+    assert done.exit_code == 1
+    assert "decode of retnet slower at every length from 1K to 32K" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("sitting", "model", "factor"),
+    [(1.0, "retnet", 1.05), (0.95, "retnet", 1.05), (1.03, "transformer", 0.95)],
+)
+def test_a_change_of_the_ratio_is_told_and_not_whose_it_is(
+    baseline: Path, tmp_path: Path, sitting: float, model: str, factor: float
+) -> None:
+    """5 % on one model is within what sittings shift, and far beyond what their ratio does."""
+
+    def change(arguments: dict[str, Any]) -> dict[str, Any]:
+        return steady(arguments, sitting * (factor if arguments["model"].name == model else 1.0))
+
+    later = replace(CPU, started=CPU.started + timedelta(days=9))
+    head = write(tmp_path / "head.jsonl", later, change)
+    done = call("compare", baseline, head, "--strict")
+    assert done.exit_code == 4
+    lines = [line for line in done.stdout.splitlines() if "either model may have moved" in line]
+    assert all(line.startswith("inconclusive") and "retnet/transformer" in line for line in lines)
+    assert len(lines) == 5
+    assert save(baseline.parents[1], head).exit_code == 1
+
+
+def test_fewer_than_eight_runs_decide_nothing(tmp_path: Path, runs: list[Path]) -> None:
+    folder = tmp_path / "baselines"
+    done = save(folder, *runs[:7])
+    assert "7 runs; 1 more are needed" in done.stdout
+    slow = run_of(tmp_path, 9, 1.5)
+    done = call("compare", folder / NAME, slow)
+    assert done.exit_code == 0
+    assert "7 of the 8 runs that a verdict takes are there" in done.stdout
+    assert call("compare", folder / NAME, slow, "--strict").exit_code == 4
+
+
+def test_the_window_keeps_the_latest_runs(baseline: Path, tmp_path: Path) -> None:
+    later = [run_of(tmp_path, day) for day in range(10, 8 + WINDOW)]
+    assert save(baseline.parents[1], *later).exit_code == 0
+    kept = read_baseline(baseline).runs
+    assert len(kept) == WINDOW
+    assert kept[0].started_at.startswith("2026-01-08")  # six are gone
+    assert set(kept[0].points[0].values) == {0, 1, 2, 3, 4}
+
+
+def test_a_run_of_many_rounds_is_read_back(tmp_path: Path) -> None:
+    """Rounds are the keys of an object, and 10 comes before 9 among texts."""
+
+    def many(record: Record) -> Record:
+        for number in range(5, 25):
+            append_record(path, record.model_copy(update={"round": number}))
+        return record
+
+    path = tmp_path / "many.jsonl"
+    write(path, CPU, rewrite=many)
+    assert save(tmp_path / "baselines", path).exit_code == 0
+    found = read_baseline(tmp_path / "baselines" / NAME)
+    assert set(found.runs[0].points[0].values) == set(range(25))
+
+
+def test_a_run_is_not_saved_twice(baseline: Path, runs: list[Path]) -> None:
+    done = save(baseline.parents[1], runs[3])
+    assert done.exit_code == 2
+    assert "already" in done.stderr
+
+
+def test_a_run_that_has_moved_is_accepted_only_with_a_reason(baseline: Path, tmp_path: Path) -> None:
+    before = baseline.read_bytes()
+    moved = run_of(tmp_path, 9, 1.5)
+    done = save(baseline.parents[1], moved)
+    assert done.exit_code == 1
+    assert "retbench baseline accept" in done.stderr
+    assert baseline.read_bytes() == before
+    assert call("baseline", "accept", moved, "--reason", " ", "--folder", baseline.parents[1]).exit_code == 2
+    done = call("baseline", "accept", moved, "--reason", "a larger chunk", "--folder", baseline.parents[1])
+    assert done.exit_code == 0
+    found = read_baseline(baseline)
+    assert (len(found.runs), found.reason) == (1, "a larger chunk")
+
+
+def saving_power(record: Record) -> Record:
+    return record.model_copy(update={"environment": {**record.environment, "governor": "powersave"}})
+
+
+def test_a_run_that_has_moved_with_a_reason_does_not_join(baseline: Path, tmp_path: Path) -> None:
+    """What may explain that it has moved makes it no measure of the next run."""
+    moved = run_of(tmp_path, 9, 1.5, rewrite=saving_power)
+    assert call("compare", baseline, moved).exit_code == 0
+    done = save(baseline.parents[1], moved)
+    assert done.exit_code == 1
+    assert "may explain a difference: governor" in done.stderr
+
+
+def clocked(hz: float) -> Rewrite:
+    def rewrite(record: Record) -> Record:
+        state = {"gpu_state": {"after": {"sm_clock_hz": hz}}}
+        return record.model_copy(update={"environment": {**record.environment, **state}})
+
+    return rewrite
+
+
+def test_a_clock_unlike_that_of_all_runs_may_explain_a_difference(tmp_path: Path) -> None:
+    runs = [run_of(tmp_path, day, rewrite=clocked(1.410e9)) for day in range(8)]
+    assert save(tmp_path / "baselines", *runs).exit_code == 0
+    path = tmp_path / "baselines" / NAME
+    locked = call("compare", path, run_of(tmp_path, 9, 1.5, rewrite=clocked(0.9e9)))
+    assert locked.exit_code == 0
+    assert "SM clock: 1410 MHz | 900 MHz" in locked.stdout
+    assert call("compare", path, run_of(tmp_path, 10, 1.5, rewrite=clocked(1.4e9))).exit_code == 1
+
+
+def test_show_tells_runs_points_and_spread(baseline: Path) -> None:
+    done = call("baseline", "show", baseline.parents[1])
+    assert "8 runs" in done.stdout
+    assert "window begun: first runs" in done.stdout
+    assert "decode of retnet, batch 1, 32K" in done.stdout
+    data = json.loads(call("baseline", "show", baseline, "--json").stdout)["baselines"][0]
+    logs = [math.log(1 + 0.02 * math.sin(5 * day)) for day in range(8)]
+    mean = sum(logs) / 8
+    expected = math.sqrt(sum((log - mean) ** 2 for log in logs) / 7)
+    assert data["points"][0]["log_sd_between_runs"] == pytest.approx(expected, rel=1e-3)
+    assert data["points"][0]["value"] == pytest.approx(0.01 * math.exp(mean), rel=2e-3)
+
+
+def rewrite_file(path: Path, change: dict[str, Any], *, honest: bool = True) -> None:
+    """The file with some of its contents changed, and with a hash that fits where `honest`."""
+    content = json.loads(path.read_text(encoding="utf-8")) | change
+    if honest:
+        content.pop("content_sha256")
+        content = {"content_sha256": content_hash(content), **content}
+    path.write_text(json.dumps(content), encoding="utf-8")
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def edit_a_value(path: Path) -> None:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content["runs"][0]["points"][0]["values"]["0"] *= 2
+    rewrite_file(path, content, honest=False)
+
+
+def put_nan(path: Path) -> None:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content["runs"][0]["points"][0]["values"]["0"] = math.nan
+    rewrite_file(path, content)
+
+
+@pytest.mark.parametrize(
+    ("damage", "code", "words"),
+    [
+        (truncate, 2, "not a whole JSON file"),
+        (edit_a_value, 2, "edited by hand"),
+        (put_nan, 2, "holds NaN"),
+        (lambda path: rewrite_file(path, {"schema_version": 99}), 3, "schema_version is 99"),
+        (lambda path: rewrite_file(path, {"schema_version": "one"}), 2, "no schema_version"),
+        (lambda path: rewrite_file(path, {"runs": []}), 2, "holds no run"),
+        (lambda path: rewrite_file(path, {"runs": [{}]}), 2, "field 'runs.0.run_id'"),
+        (lambda path: rewrite_file(path, {"colour": "red"}), 2, "field 'colour'"),
+        (lambda path: path.write_text("[]", encoding="utf-8"), 2, "not a baseline"),
+        (lambda path: path.unlink(), 2, "cannot be read"),
+    ],
+    ids=[
+        "truncated",
+        "edited",
+        "nan",
+        "newer",
+        "no-schema",
+        "no-runs",
+        "no-field",
+        "extra",
+        "list",
+        "absent",
+    ],
+)
+def test_a_wrong_baseline_is_refused_with_what_to_do(
+    baseline: Path, runs: list[Path], damage: Any, code: int, words: str
+) -> None:
+    damage(baseline)
+    done = call("compare", baseline, runs[8])
+    assert done.exit_code == code
+    assert words in done.stderr
+    assert any(advice in done.stderr for advice in ("retbench baseline accept", "a newer one"))
+    assert "Traceback" not in done.stderr
+
+
+def test_a_baseline_of_the_other_kind_is_named(baseline: Path, runs: list[Path], tmp_path: Path) -> None:
+    exact = tmp_path / "exact-1.json"
+    write_exact(exact, {"parameters": Quantity(kind="count", value=1)}, "2.13.0", "for tests")
+    for words in (("compare", exact, runs[8]), ("baseline", "show", exact)):
+        done = call(*words)
+        assert done.exit_code == 2
+        assert "it holds quantities, which `retbench check --baseline` compares with" in done.stderr
+    done = call("check", "--baseline", baseline)
+    assert done.exit_code == 2
+    assert "it holds runs, which `retbench compare` compares with" in done.stderr
+
+
+def test_a_baseline_of_another_machine_is_not_comparable(baseline: Path, tmp_path: Path) -> None:
+    other = run_of(tmp_path, 9, machine=replace(CPU, name="other"))
+    done = call("compare", baseline, other)
+    assert done.exit_code == 3
+    assert "differs: machine: epyc-9b14-2c | other" in done.stdout
+    assert save(baseline.parents[1], other).exit_code == 0  # a baseline of its own
+    assert (baseline.parents[1] / "other" / "latency-cpu.json").exists()
+
+
+def test_another_torch_is_refused_where_it_would_join(baseline: Path, tmp_path: Path) -> None:
+    done = save(baseline.parents[1], run_of(tmp_path, 9, machine=replace(CPU, torch_version="2.14.0")))
+    assert done.exit_code == 3
+    assert "versions.torch: 2.13.0 | 2.14.0" in done.stderr
+
+
+def test_a_point_missing_from_the_run_never_passes(baseline: Path, tmp_path: Path) -> None:
+    partial = run_of(tmp_path, 9, rewrite=without("retnet", 32768))
+    done = call("compare", baseline, partial)
+    assert done.exit_code == 3
+    assert "missing: decode of retnet, batch 1, 32K: not measured on the second side" in done.stdout
+    assert save(baseline.parents[1], partial).exit_code == 3
+
+
+def test_a_run_that_failed_in_some_rounds_fails_and_does_not_join(baseline: Path, tmp_path: Path) -> None:
+    torn = run_of(tmp_path, 9, rewrite=failing(1, 2, status="oom"))
+    done = call("compare", baseline, torn)
+    assert done.exit_code == 1
+    assert "decode of retnet, batch 1, 32K: failed in 2 of 5 rounds: oom (why) on the second" in done.stdout
+    for folder in (baseline.parents[1], tmp_path / "empty"):
+        done = save(folder, torn)
+        assert done.exit_code == 3
+        assert "32K: failed in 2 of 5 rounds: oom (why)" in done.stderr
+    assert not (tmp_path / "empty").exists()
+
+
+@pytest.mark.parametrize(("status", "code"), [("oom", 0), ("failed", 3)])
+def test_only_an_out_of_memory_each_time_is_no_failure(tmp_path: Path, status: str, code: int) -> None:
+    every = failing(0, 1, 2, 3, 4, status=status)
+    first, second, whole = (
+        run_of(tmp_path, day, rewrite=rewrite)
+        for day, rewrite in ((1, every), (2, every), (3, lambda record: record))
+    )
+    assert save(tmp_path / "baselines", first).exit_code == code
+    assert (
+        call("baseline", "accept", first, "--reason", "new", "--folder", tmp_path / "baselines").exit_code
+        == 0
+    )
+    assert call("compare", tmp_path / "baselines" / NAME, second).exit_code == code
+    assert save(tmp_path / "baselines", second).exit_code == code
+    assert save(tmp_path / "baselines", whole).exit_code == 3  # it has a point more
+
+
+def test_a_value_that_is_not_finite_in_the_run_is_told_and_missing(
+    baseline: Path, runs: list[Path], tmp_path: Path
+) -> None:
+    lines = runs[8].read_text(encoding="utf-8").splitlines()
+    broken = []
+    for line in lines:
+        record = json.loads(line)
+        if (record["model"]["name"], record["point"]["context_len"]) == ("retnet", 32768):
+            record["metrics"]["tpot_s"]["value"] = math.nan
+        broken.append(json.dumps(record))
+    path = tmp_path / "nan.jsonl"
+    path.write_text("\n".join(broken) + "\n", encoding="utf-8")
+    done = call("compare", baseline, path)
+    assert done.exit_code == 3
+    assert "finite" in done.stdout
+    assert "decode of retnet, batch 1, 32K: not measured on the second side" in done.stdout
+
+
+def test_runs_of_another_sweep_have_nothing_in_common(baseline: Path, tmp_path: Path) -> None:
+    def elsewhere(arguments: dict[str, Any]) -> dict[str, Any]:
+        return steady(arguments) | {"experiment": "other"}
+
+    done = call("compare", baseline, write(tmp_path / "other.jsonl", CPU, elsewhere))
+    assert done.exit_code == 2
+    assert "no point of it" in done.stderr
+
+
+def test_a_folder_of_two_sweeps_is_no_run(runs: list[Path], tmp_path: Path) -> None:
+    both = tmp_path / "both"
+    both.mkdir()
+    write(both / "one.jsonl", CPU)
+    write(both / "two.jsonl", CPU, lambda arguments: steady(arguments) | {"experiment": "other"})
+    done = save(tmp_path / "baselines", both)
+    assert done.exit_code == 2
+    assert "latency/cpu, other/cpu" in done.stderr
+
+
+def test_no_baseline_is_told(tmp_path: Path) -> None:
+    done = call("baseline", "show", tmp_path)
+    assert done.exit_code == 2
+    assert "retbench baseline save" in done.stderr
+
+
+def test_a_baseline_in_the_place_of_the_run_is_told_from_a_damaged_one(tmp_path: Path) -> None:
+    folder, run = tmp_path / "baselines", run_of(tmp_path, 0)
+    assert call("baseline", "save", run, "--folder", folder).exit_code == 0
+    baseline = folder / NAME
+    done = call("compare", run, baseline)
+    assert done.exit_code == 2
+    assert f"Give it first: `retbench compare {baseline} {run}`." in done.stderr
+    assert "records of a run in its place" in call("compare", baseline, baseline).stderr
+    baseline.write_text("{}", encoding="utf-8")
+    assert "Give it first" not in call("compare", run, baseline).stderr
+
+
+def test_a_folder_with_the_exact_quantities_alone_says_that_it_holds_them(tmp_path: Path) -> None:
+    assert "It holds" not in call("baseline", "show", tmp_path).stderr
+    (tmp_path / "exact.json").write_text("{}", encoding="utf-8")
+    done = call("baseline", "show", tmp_path)
+    assert done.exit_code == 2
+    assert (
+        f"It holds exact.json, for `retbench check`: `retbench baseline show {tmp_path / 'exact.json'}`"
+        in done.stderr
+    )

@@ -1,0 +1,237 @@
+"""Two revisions in one sitting, with real workers: the source as it is, and copies of it with a change."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import retbench
+from retbench.errors import GateError, NotComparableError
+from retbench.measure.machine import usable_cores
+from retbench.planning.plan import Plan, make_plan
+from retbench.regress.against import Request, measure_in_turn, timed_plan
+from retbench.regress.rendering_report import Report
+from retbench.regress.revisions import Revision, working_tree
+from retbench.regress.sides import Side, are_interleaved
+from retbench.regress.sitting import Limits, Sitting
+from retbench.stats.sequential import Rules
+
+ROOT = Path(retbench.__file__).parents[2]
+EXPERIMENT = """\
+title = "Tiny"
+source = "none; made for tests"
+expect = "It runs."
+
+[models.retnet]
+architecture = "retnet"
+
+[profiles.smoke]
+size = "1m"
+rounds = 1
+warmup_s = 0.0
+min_steps = 2
+threads = 1
+[profiles.smoke.workloads.decode]
+context_len = [64]
+[profiles.smoke.workloads.prefill]
+context_len = [32, 64]
+[profiles.smoke.workloads.memory]
+context_len = [64]
+"""
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Plan:
+    path = tmp_path / "tiny.toml"
+    path.write_text(EXPERIMENT, encoding="utf-8")
+    return timed_plan(
+        make_plan(str(path), profile="smoke", device="cpu", dtype=None, limit=None, overrides=()), 1
+    )
+
+
+def changed(folder: Path, module: str, old: str, new: str) -> Revision:
+    """A copy of the source with one passage replaced."""
+    source = folder / "changed" / "suite"
+    shutil.copytree(ROOT / "suite", source, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    path = source / "retbench" / module
+    text = path.read_text(encoding="utf-8")
+    assert text.count(old) == 1
+    path.write_text(text.replace(old, new), encoding="utf-8")
+    return replace(working_tree(folder / "changed"), name="a changed copy")
+
+
+def check(plan: Plan, head: Revision, folder: Path, *, max_rounds: int = 3) -> Report:
+    request = Request(plan, "", Rules(), max_rounds, Limits(visits=1), always=True, folder=folder)
+    return measure_in_turn(request, (working_tree(ROOT), head), print)
+
+
+@pytest.mark.parametrize(("asked", "threads"), [(None, max(1, usable_cores() - 1)), (1, 1)])
+def test_a_core_is_left_to_the_rest_of_the_machine(tmp_path: Path, asked: int | None, threads: int) -> None:
+    path = tmp_path / "tiny.toml"
+    path.write_text(
+        EXPERIMENT.replace("threads = 1\n", f"threads = {asked}\n" if asked else ""), encoding="utf-8"
+    )
+    plan = make_plan(str(path), profile="smoke", device="cpu", dtype=None, limit=None, overrides=())
+    assert plan.settings.threads == (asked or usable_cores())
+    assert {cell.settings.threads for cell in timed_plan(plan, 1).cells} == {threads}
+
+
+@pytest.mark.parametrize(("visits", "steps"), [(1, 10), (4, 3), (10, 1), (11, 1)])
+def test_the_steps_of_a_cell_are_shared_out_among_its_visits(tmp_path: Path, visits: int, steps: int) -> None:
+    path = tmp_path / "tiny.toml"
+    path.write_text(EXPERIMENT, encoding="utf-8")
+    overrides = ("min_steps=10", "warmup_s=0.5")
+    plan = make_plan(str(path), profile="smoke", device="cpu", dtype=None, limit=None, overrides=overrides)
+    for cell in timed_plan(plan, visits).cells:
+        assert cell.settings.min_steps == steps
+        assert cell.settings.warmup_s * visits == pytest.approx(0.5)
+
+
+def test_both_sides_are_measured_in_turn(plan: Plan, tmp_path: Path) -> None:
+    """Prompts alone, which need no streamed state and so no preparation: the slow tests have both."""
+    assert {cell.workload for cell in plan.cells} == {"decode", "prefill"}
+    code = working_tree(ROOT)
+    told: list[str] = []
+    sitting = Sitting(plan, (code, code), tmp_path / "run", Limits(visits=2), told.append)
+    prompts = sorted(place for place in sitting.places if place.workload == "prefill")
+    assert sitting.measure(frozenset(prompts)).keys() == set(prompts)
+    assert sitting.measure(frozenset(prompts[:1])).keys() == set(prompts[:1])
+    sides = [Side("", tuple(seat.records())) for seat in sitting.seats]
+    assert are_interleaved(*sides)
+    for side in sides:
+        assert [len(values) for values in side.values().values()] == [2, 1]
+        assert len(side.records) == 2 * (2 + 1)
+        assert {record.environment["code_revision"] for record in side.records} == {code.code}
+    first, second = ([record.started_at for record in side.records] for side in sides)
+    # Twice two cells: each on one side and then the other, and the second time the other way round.
+    order = [side for _, side in sorted([(one, 0) for one in first[:4]] + [(one, 1) for one in second[:4]])]
+    ahead, behind = order[0], 1 - order[0]
+    assert order == [ahead, behind] * 2 + [behind, ahead] * 2
+    assert sitting.missing() == []
+    assert told[-1].startswith("round 2: 1 points")
+
+
+def test_a_budget_that_is_over_begins_no_round(plan: Plan, tmp_path: Path) -> None:
+    code = working_tree(ROOT)
+    assert not Sitting(plan, (code, code), tmp_path, Limits(budget_s=1e-9), print).has_budget()
+    assert Sitting(plan, (code, code), tmp_path, Limits(budget_s=600), print).has_budget()
+
+
+@pytest.mark.slow
+def test_a_point_that_fails_on_the_head_alone_is_a_regression(plan: Plan, tmp_path: Path) -> None:
+    start = "    context.forget_what_ran()\n"
+    fault = "    if context.cell.point.context_len == 64:\n        raise RuntimeError('broken')\n"
+    head = changed(tmp_path, "workloads/prefill.py", start, start + fault)
+    report = check(plan, head, tmp_path / "records")
+    assert [(str(one.place), one.kind) for one in report.missing] == [
+        ("prefill of retnet, batch 1, 64", "broken")
+    ]
+    assert "broken" in report.missing[0].reason
+    assert {str(item) for item in report.decisions} == {
+        "decode of retnet, batch 1, 64",
+        "prefill of retnet, batch 1, 32",
+    }
+    assert report.exit_code(strict=False) == 1
+    (kept,) = (tmp_path / "records").iterdir()  # without the states that were streamed
+    assert sorted(path.relative_to(kept).as_posix() for path in kept.rglob("*")) == [
+        "base",
+        "base/records.jsonl",
+        "head",
+        "head/records.jsonl",
+    ]
+
+
+@pytest.mark.slow
+def test_a_point_that_fails_costs_the_others_no_round(plan: Plan, tmp_path: Path) -> None:
+    fault = "    if context.cell.point.context_len == 64:\n        raise RuntimeError('broken')\n"
+    start = "    context.forget_what_ran()\n"
+    head = changed(tmp_path, "workloads/prefill.py", start, start + fault)
+    prompts = tuple(cell for cell in plan.cells if cell.workload == "prefill")
+    sitting = Sitting(
+        replace(plan, cells=prompts), (working_tree(ROOT), head), tmp_path / "run", Limits(visits=3), print
+    )
+    found = sitting.measure(frozenset(sitting.places))
+    assert [place.context_len for place in found] == [32]
+    assert [one.kind for one in sitting.missing()] == ["broken"]
+
+
+OUT_OF_MEMORY = "raise MemoryError('no memory for it')\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(
+    ("module", "start", "fault", "lengths"),
+    [
+        (
+            "workloads/prefill.py",
+            "    context.forget_what_ran()\n",
+            f"    if context.cell.point.context_len == 64:\n        {OUT_OF_MEMORY}",
+            {64},
+        ),
+        ("running/tasks.py", "        ceilings = measure_ceilings(", f"        {OUT_OF_MEMORY}", {32, 64}),
+    ],
+    ids=["a cell", "the set-up"],
+)
+def test_what_fails_on_both_sides_is_the_fault_of_neither(
+    plan: Plan, tmp_path: Path, seed: int, module: str, start: str, fault: str, lengths: set[int]
+) -> None:
+    """Whichever side the seed has asked first."""
+    code = changed(tmp_path, module, start, fault + start)
+    settings = plan.settings.model_copy(update={"seed": seed})
+    prompts = tuple(
+        cell.model_copy(update={"settings": settings}) for cell in plan.cells if cell.workload == "prefill"
+    )
+    sitting = Sitting(replace(plan, cells=prompts), (code, code), tmp_path / "run", Limits(visits=2), print)
+    found = sitting.measure(frozenset(sitting.places))
+    assert {place.context_len for place in found} == {32, 64} - lengths
+    assert sitting.missing() == []
+    assert {place.context_len for place in sitting.failed_on_both()} == lengths
+
+
+@pytest.mark.slow
+def test_a_base_whose_forms_disagree_is_nothing_to_hold_against(plan: Plan, tmp_path: Path) -> None:
+    start = "    error = float((found - reference)"
+    base = changed(tmp_path, "models/gate.py", start, start.replace("float(", "9 + float("))
+    sitting = Sitting(plan, (base, working_tree(ROOT)), tmp_path / "run", Limits(visits=1), print)
+    with pytest.raises(
+        NotComparableError, match=r"The base cannot be measured\. a changed copy: the forms of retnet"
+    ):
+        sitting.prepare()
+    sitting = Sitting(plan, (working_tree(ROOT), base), tmp_path / "other", Limits(visits=1), print)
+    with pytest.raises(GateError, match="disagree"):
+        sitting.prepare()
+
+
+@pytest.mark.slow
+def test_a_time_too_short_for_a_verdict_is_not_passed(plan: Plan, tmp_path: Path) -> None:
+    code = working_tree(ROOT)
+    limits = Limits(visits=1, budget_s=1e-3)
+    report = measure_in_turn(
+        Request(plan, "", Rules(), 5, limits, always=True, folder=tmp_path), (code, code), print
+    )
+    assert report.exit_code(strict=False) == 3
+    assert any("give a longer --budget" in note for note in report.notes)
+
+
+@pytest.mark.slow
+def test_sides_that_run_something_else_are_not_compared(plan: Plan, tmp_path: Path) -> None:
+    head = changed(
+        tmp_path, "workloads/decode.py", '"streamed prefill of real text{repeated}"', '"zeros{repeated}"'
+    )
+    report = check(plan, head, tmp_path / "records")
+    assert [str(one) for one in report.hard] == ["ran.state_source: streamed prefill of real text | zeros"]
+    assert report.exit_code(strict=False) == 3
+    assert not report.decisions
+
+
+@pytest.mark.slow
+def test_a_head_that_is_much_slower_is_found(plan: Plan, tmp_path: Path) -> None:
+    """Work that makes a decode step several times as long as it was."""
+    start = "        length = tokens.shape[1]\n        if state is not None:\n            state.require_room(length)\n"
+    work = "        for _ in range(99 * (tokens.shape[1] == 1)):\n            torch.rand(99, 99) @ torch.rand(99, 99)\n"
+    head = changed(tmp_path, "models/decoder.py", start, work + start)
+    report = check(plan, head, tmp_path / "records", max_rounds=5)
+    assert report.exit_code(strict=False) == 1
+    assert any(line.startswith("decode of retnet slower at 64") for line in report.sentences)

@@ -1,0 +1,144 @@
+"""Any records that fit the schema make a report: odd names, missing facts, numbers out of place."""
+
+import string
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from report.synthetic_records import CPU, Maker
+from retbench.records.record import (
+    Documents,
+    Metric,
+    ModelInfo,
+    Point,
+    Record,
+    Series,
+    WeightsInfo,
+    append_record,
+)
+from retbench.report.frames import Results
+from retbench.report.report import make_report, write_report
+from retbench.report.tables import FORMATS, find_newest, render, table_of
+
+PROTOTYPE = Maker(CPU).record("latency", "retnet", "decode", 1, 1024, 0)
+METRICS = (
+    "tpot_s",
+    "ttft_s",
+    "step_s",
+    "tokens_per_s",
+    "roofline_ratio",
+    "peak_bytes",
+    "weight_bytes",
+    "state_bytes",
+    "workspace_bytes",
+    "bits_per_byte",
+    "nats_per_token",
+    "acc",
+    "learning_rate",
+    "validation_loss_nats",
+    "num_tokens",
+)
+
+name = st.sampled_from(["retnet", "transformer", "$x_1$ & <b>|%", "../../up"])
+plain = (
+    st.none()
+    | st.booleans()
+    | st.integers(-5, 10**12)
+    | st.floats(-1e6, 1e6)
+    | st.text(string.printable, max_size=6)
+)
+facts = st.dictionaries(
+    st.sampled_from(
+        ["machine", "versions", "cpu_model", "gpu", "load_average", "gpu_state", "physical_cores"]
+    ),
+    plain
+    | st.lists(plain, max_size=2)
+    | st.dictionaries(st.sampled_from(["name", "torch", "after"]), plain, max_size=2),
+    max_size=4,
+)
+models = st.builds(
+    ModelInfo,
+    name=name,
+    architecture=st.sampled_from(["retnet", "transformer", "mamba"]),
+    variant=st.just("v"),
+    size=st.sampled_from(["s", "6.7b"]),
+    num_params=st.integers(0, 10**10),
+    num_params_nonembedding=st.integers(0, 10**10),
+    config=st.just(PROTOTYPE.model.config) | st.dictionaries(st.just("d_model"), plain),
+    weights=st.none()
+    | st.builds(
+        WeightsInfo,
+        source=st.just("$x$ <b>"),
+        fingerprint=st.sampled_from(["1", "2"]),
+        format=st.just("retbench"),
+        seed=st.none() | st.integers(0, 2),
+        num_tokens=st.none() | st.integers(0, 10**12),
+    ),
+)
+odd_records = st.builds(
+    lambda **fields: PROTOTYPE.model_copy(update=fields),
+    experiment=st.sampled_from(["latency", "a/b c"]),
+    cell_id=st.sampled_from(["1", "2", "3"]),
+    round=st.integers(0, 2),
+    started_at=st.sampled_from(["2026-01-01T00:00:00Z", "2026-01-02T00:00:00", "never"]),
+    status=st.sampled_from(["ok", "ok", "oom", "gate_failed"]),
+    error=st.none() | st.text(string.printable, max_size=8),
+    model=models,
+    workload=st.sampled_from(
+        ["decode", "prefill", "memory", "training", "other", "perplexity", "zeroshot", "training_run"]
+    ),
+    point=st.builds(
+        Point,
+        batch_size=st.integers(1, 2),
+        context_len=st.sampled_from([1, 1000, 1024, 4096]),
+        task=st.sampled_from([None, "piqa", "$x_1$ & <b>|%", "../../up"]),
+        protocol=st.sampled_from([None, "whole"]),
+        num_fewshot=st.none() | st.integers(0, 4),
+    ),
+    series=st.dictionaries(
+        st.sampled_from(["loss_by_position", "validation_loss_nats"]),
+        st.lists(st.tuples(st.floats(1, 1e4), st.floats(-1e3, 1e3)), max_size=3).map(
+            lambda points: Series(
+                unit="nats", x_name="position", x=[x for x, _ in points], y=[y for _, y in points]
+            )
+        ),
+    ),
+    documents=st.none()
+    | st.builds(Documents, file=st.just("x.gz"), sha256=st.just(""), num_documents=st.integers(0, 9)),
+    settings=st.just(PROTOTYPE.settings)
+    | st.dictionaries(st.sampled_from(["dtype", "device", "threads"]), plain | st.lists(plain, max_size=1)),
+    environment=st.just(PROTOTYPE.environment) | facts,
+    gate=st.sampled_from([PROTOTYPE.gate, None]),
+    ceilings=st.sampled_from([PROTOTYPE.ceilings, None]),
+    metrics=st.dictionaries(
+        st.sampled_from(METRICS),
+        st.builds(Metric, unit=st.just("s"), value=st.floats(1e-9, 1e12) | st.sampled_from([0.0, -1.0])),
+    ),
+)
+
+
+@settings(max_examples=15, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(odd_records, min_size=1, max_size=6))
+def test_any_records_make_a_report_and_every_table(records: list[Record]) -> None:
+    report = make_report(Results(tuple(records), ()))
+    assert report.sources["records used"].astype(int).sum() <= len(records)
+    for experiment in {record.experiment for record in records}:
+        table = table_of(find_newest(records, experiment), experiment)
+        assert len(table) > 0
+        assert all(render(table, form).endswith("\n") for form in FORMATS)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"experiment": "../../up"}, {"experiment": "$x$ <b>", "workload": "memory"}]
+)
+def test_a_name_never_leads_out_of_the_folder_nor_into_the_page(
+    tmp_path: Path, fields: dict[str, Any]
+) -> None:
+    append_record(tmp_path / "in" / "run.jsonl", PROTOTYPE.model_copy(update=fields))
+    out = tmp_path / "deep" / "out"
+    for path in write_report(tmp_path / "in", out):
+        assert path.resolve().is_relative_to(out.resolve())
+    assert "<b>" not in (out / "index.html").read_text(encoding="utf-8")

@@ -1,0 +1,194 @@
+"""What a claim's own command makes is enough for a verdict: its cells have the claim's scale and its whole range."""
+
+import shlex
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from report.synthetic_records import GPU, Maker
+from report.synthetic_scores import ScoreMaker, answer_better
+from retbench.cli import app
+from retbench.config.evaluation import PerplexitySpec, ZeroshotSpec
+from retbench.config.experiment import Experiment, Profile, load_experiment
+from retbench.planning import plan
+from retbench.planning.plan import make_plan
+from retbench.records.record import Metric, Record, WeightsInfo
+from retbench.report.claim_types import (
+    RETNET,
+    TRANSFORMER,
+    AheadRule,
+    Claim,
+    CrossesRule,
+    NearRule,
+    Side,
+    load_claims,
+)
+from retbench.report.claims import Scope, judge
+from retbench.report.frames import Results, load_results
+from retbench.run.devices import Device
+
+CLAIMS = {claim.name: claim for claim in load_claims()}
+OF_QUALITY = [
+    name for name, claim in CLAIMS.items() if isinstance(claim.rule, AheadRule | CrossesRule | NearRule)
+]
+OF_COST = [name for name, claim in CLAIMS.items() if claim.rule and name not in OF_QUALITY]
+LARGE = replace(GPU, memory_bytes=1e15)
+"""The paper's GPU, on which nothing runs out of memory."""
+
+
+def commands_of(text: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The verb and the options of every `retbench ...` in a claim's command."""
+    program = typer.main.get_command(app)
+    for words in (text or "").replace("torchrun --nproc-per-node 8 -m ", "").split(" && "):
+        if words:
+            name, verb, *arguments = shlex.split(words)
+            assert name == "retbench"
+            yield verb, program.commands[verb].make_context(verb, arguments).params  # type: ignore[attr-defined]
+
+
+def experiment_of(options: dict[str, Any]) -> tuple[Experiment, Profile]:
+    """What a command is about."""
+    name = options["profile"] or "cpu"
+    experiment = load_experiment(options["experiment"], options["overrides"] or (), profile=name)
+    return experiment, experiment.profile(name)
+
+
+@pytest.mark.parametrize("name", [*OF_COST, *OF_QUALITY])
+def test_every_command_of_a_claim_exists(name: str) -> None:
+    claim = CLAIMS[name]
+    for verb, options in [*commands_of(claim.command), *commands_of(claim.strong_command)]:
+        experiment, _ = experiment_of(options)
+        assert verb == "train" or not claim.experiments or experiment.name in claim.experiments
+
+
+# ---- costs -----------------------------------------------------------------------------------------------------------
+
+
+def as_it_ran(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Gives a Transformer of `sdpa` the kernel of a GPU, and one of `reference` plain attention."""
+    workload, backend = arguments["workload"], arguments["settings"]["backend"]
+    if arguments["model"].architecture == "transformer":
+        kind = workload if workload in ("prefill", "training") else "decode"
+        arguments["backend"][kind] = "sdpa:flash" if backend == "sdpa" else backend
+    return arguments
+
+
+def measured(options: dict[str, Any]) -> list[Record]:
+    """What a command would record on the paper's GPU."""
+    made = make_plan(
+        options["experiment"],
+        profile=options["profile"] or "paper",
+        device=None,
+        dtype=None,
+        limit=None,
+        overrides=options["overrides"] or (),
+    )
+    maker = Maker(LARGE, change=as_it_ran)
+    return [
+        maker.record_of(made.experiment.name, cell, number)
+        for cell in made.cells
+        for number in range(made.rounds_of(cell))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "scope"),
+    [*((name, "paper") for name in OF_COST), *((name, "strong") for name in OF_COST if CLAIMS[name].strong)],
+)
+def test_the_command_of_a_cost_decides_its_claim(
+    name: str, scope: Scope, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "find_device", lambda asked: Device("cuda:0", 80 * 10**9))
+    claim = CLAIMS[name]
+    ((_, options),) = commands_of(claim.command if scope == "paper" else claim.strong_command)
+    judged = judge(claim, Results(tuple(measured(options)), ()))
+    found = [row for row in judged.rows if row.scope == scope]
+    assert found
+    assert all(row.num_records for row in found)
+    assert all(row.finding.verdict != "not_testable" or "more rounds" in row.finding.text for row in found)
+
+
+# ---- quality ---------------------------------------------------------------------------------------------------------
+
+
+def trained_by(options: dict[str, Any]) -> tuple[dict[str, tuple[int | None, ...]], int | None]:
+    """Seeds by size of the models that a command measures, and the tokens that each has seen; None of a checkpoint."""
+    experiment, profile = experiment_of(options)
+    if profile.trained_by:
+        name, _, trained_as = profile.trained_by.partition("/")
+        profile = load_experiment(name).profile(trained_as)
+    spec = profile.training
+    if spec is None:
+        assert all(entry.checkpoint for entry in experiment.models.values())
+        return {str(entry.size): (None,) for entry in experiment.models.values()}, None
+    return {size: spec.seeds_of(size) for size in spec.sizes}, spec.num_steps * spec.tokens_per_step
+
+
+def side_of(experiment: Experiment, side: Side) -> tuple[str, str | None]:
+    """The name of the one model of an experiment that a side is about, and the checkpoint that it has."""
+    ((name, entry),) = [
+        (name, entry)
+        for name, entry in experiment.models.items()
+        if side.name in (None, name) and entry.architecture == side.architecture
+    ]
+    return name, entry.checkpoint
+
+
+def asked(maker: ScoreMaker, spec: PerplexitySpec | ZeroshotSpec) -> None:
+    """Makes the records of every question of a workload."""
+    if isinstance(spec, ZeroshotSpec):
+        for shots in spec.num_fewshot:
+            maker.zeroshots(shots, spec.tasks)
+        return
+    for corpus in spec.corpora:
+        for protocol, lengths in spec.protocols.items():
+            for context_len in lengths:
+                maker.perplexities(corpus, protocol, context_len)
+
+
+def answered(options: dict[str, Any], claim: Claim, folder: Path) -> Results:
+    """What a command would record where all is as the claim says: the maker's RetNet is the side that challenges."""
+    rule = claim.rule
+    assert isinstance(rule, AheadRule | CrossesRule | NearRule)
+    sides = (RETNET, TRANSFORMER) if isinstance(rule, NearRule) else (rule.challenger, rule.reference)
+    experiment, profile = experiment_of(options)
+    (workload,) = profile.workloads.present
+    spec = getattr(profile.workloads, workload)
+    seeds, num_tokens = trained_by(options)
+
+    def change(arguments: dict[str, Any]) -> dict[str, Any]:
+        model = arguments["model"]
+        side = sides[model.name == "transformer"]
+        name, checkpoint = side_of(experiment, side)
+        weights = model.weights and model.weights.model_copy(update={"num_tokens": num_tokens})
+        if checkpoint:
+            weights = WeightsInfo(source=checkpoint, fingerprint="0123456789ab", format="fla")
+        update = {"name": name, "architecture": side.architecture, "weights": weights}
+        arguments["model"] = model.model_copy(update=update)
+        arguments["experiment"] = experiment.name
+        arguments["settings"] |= {"limit": spec.limit, "dtype": profile.dtype}
+        if isinstance(spec, ZeroshotSpec):
+            arguments["point"] = arguments["point"].model_copy(update={"context_len": spec.context_len})
+        if isinstance(rule, NearRule):
+            arguments["metrics"] = {rule.metric: Metric(unit="ratio", value=claim.printed)}
+        return arguments
+
+    behind = rule.behind_at if isinstance(rule, CrossesRule) else ()
+    bits = {
+        "retnet": {size: 1.1 if size in behind else 0.9 for size in seeds},
+        "transformer": dict.fromkeys(seeds, 1.0),
+    }
+    maker = ScoreMaker(folder, seeds=seeds, bits=bits, change=change, change_rows=answer_better)
+    asked(maker, spec)
+    return load_results(maker.write())
+
+
+@pytest.mark.parametrize("name", OF_QUALITY)
+def test_the_command_of_quality_decides_its_claim(name: str, tmp_path: Path) -> None:
+    claim = CLAIMS[name]
+    *_, (_, options) = commands_of(claim.command)
+    assert judge(claim, answered(options, claim, tmp_path)).verdict == "reproduced"

@@ -1,0 +1,333 @@
+"""Figures: drawn from the data beside them, the same bytes each time, and no word cut or lost."""
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+
+from report.synthetic_records import CPU, GPU, SMALL, SMALL_TRAINER, TRAINER, Maker
+from report.words import check_words
+from retbench.errors import RecordError, StorageError
+from retbench.records.record import Metric, Record
+from retbench.report import style
+from retbench.report.drawings import Drawing, save_drawing
+from retbench.report.figures import make_drawings
+from retbench.report.selection import select
+
+NAMES = [
+    "latency_decode_batch1",
+    "memory_batch1",
+    "memory_latency_figure6",
+    "latency_prefill_batch1",
+    "latency_roofline_batch1",
+]
+
+
+def noisy_records() -> list[Record]:
+    """Rounds that differ by a factor of three."""
+
+    def change(arguments: dict[str, Any]) -> dict[str, Any]:
+        factor = 3 ** (arguments["round"] - 2)
+        metrics = {
+            name: metric.model_copy(update={"value": metric.value * factor})
+            for name, metric in arguments["metrics"].items()
+        }
+        return arguments | {"metrics": metrics}
+
+    return Maker(CPU, change=change).latency()
+
+
+def failed_records() -> list[Record]:
+    """Nothing has a value."""
+
+    def change(arguments: dict[str, Any]) -> dict[str, Any]:
+        return arguments | {"status": "timeout", "metrics": {}, "error": "600 s"}
+
+    maker = Maker(GPU, change=change)
+    return maker.latency() + maker.memory()
+
+
+def failed_training() -> list[Record]:
+    """No training step fits."""
+    return Maker(replace(TRAINER, memory_bytes=0.0)).training()
+
+
+@pytest.fixture(scope="module")
+def drawings(cpu_records: list[Record]) -> list[Drawing]:
+    return make_drawings(select(cpu_records))
+
+
+def draw(records: Sequence[Record], folder: Path) -> list[Path]:
+    """The files of every figure of the newest comparable records."""
+    return [path for drawing in make_drawings(select(records)) for path in save_drawing(drawing, folder)]
+
+
+def test_every_figure_is_a_vector_a_bitmap_and_its_data(tmp_path: Path, cpu_records: list[Record]) -> None:
+    paths = draw(cpu_records, tmp_path / "new" / "figures")
+    assert [path.name for path in paths] == [
+        f"{name}.{kind}" for name in NAMES for kind in ("svg", "png", "csv")
+    ]
+    for path in paths:
+        content = path.read_bytes()
+        if path.suffix == ".svg":
+            root = ElementTree.fromstring(content)
+            assert root.attrib["viewBox"].startswith("0 0 252 ")
+        elif path.suffix == ".png":
+            assert content.startswith(b"\x89PNG")
+        else:
+            assert len(pd.read_csv(path)) > 0
+
+
+def test_the_same_records_give_the_same_bytes(tmp_path: Path, cpu_records: list[Record]) -> None:
+    first = draw(cpu_records, tmp_path / "one")
+    second = draw(list(reversed(cpu_records)), tmp_path / "two")
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+
+
+def test_the_lines_are_the_data_beside_them(drawings: list[Drawing]) -> None:
+    drawing = drawings[0]
+    data = drawing.data[drawing.data["metric"] == "tpot_s"]
+    lines = [line for line in drawing.figure.axes[0].lines if line.get_marker() in ("o", "s")]
+    for line, model in zip(lines, ("retnet", "transformer"), strict=True):
+        mine = data[data["model"] == model]
+        assert np.asarray(line.get_xdata()).tolist() == list(mine["context_len"])
+        assert np.asarray(line.get_ydata()).tolist() == pytest.approx(
+            [1000 * value for value in mine["value"]]
+        )
+
+
+def test_the_crossover_is_in_the_data_and_in_the_figure(drawings: list[Drawing]) -> None:
+    data = drawings[0].data
+    (row,) = data[data["metric"] == "crossover_context_len"].to_dict(orient="records")
+    assert (row["model"], row["unit"], row["status"]) == ("retnet", "tokens", "at")
+    assert row["low"] < row["value"] < row["high"]
+    words = [text.get_text() for text in drawings[0].figure.axes[0].texts]
+    assert "RetNet overtakes at\n2,430 [2,310, 2,550] tokens" in words
+
+
+def test_bars_add_up_to_the_closed_form_and_the_workspace(drawings: list[Drawing]) -> None:
+    data = drawings[1].data.pivot(index=["model", "context_len"], columns="metric", values="value")
+    assert (data["weight_bytes"] + data["state_bytes"] == data["expected_weight_and_state_bytes"]).all()
+    bars = drawings[1].figure.axes[1].patches
+    total = sum(bar.get_height() for bar in bars[-3:] if isinstance(bar, Rectangle)) * 2**20
+    assert total == pytest.approx(
+        data.loc[("transformer", 32768), list(data.columns.drop("expected_weight_and_state_bytes"))].sum()
+    )
+
+
+def test_training_shows_speed_above_memory_and_the_lines_through_it(training_records: list[Record]) -> None:
+    drawing = make_drawings(select(training_records))[0]
+    assert drawing.name == "training_cost_training_batch1"
+    speed, memory = drawing.figure.axes
+    data = drawing.data
+    for axes, metric, size in ((speed, "tokens_per_s", 1e3), (memory, "peak_bytes", 2**30)):
+        for line, model in zip(model_lines(axes), TRAINER.models, strict=True):
+            drawn = dict(zip(np.asarray(line.get_xdata()), np.asarray(line.get_ydata()), strict=True))
+            mine = data[(data["metric"] == metric) & (data["model"] == model)]
+            expected = dict(zip(mine["context_len"], mine["value"], strict=True))
+            assert {int(x): y * size for x, y in drawn.items()} == pytest.approx(expected)
+    fitted = drawing.data[drawing.data["metric"] == "fitted_slope_bytes_per_token"].set_index("model")
+    assert dict(fitted["status"]) == {
+        "retnet_chunkwise": "linear",
+        "retnet_parallel": "not linear",
+        "transformer_fused": "linear",
+        "transformer_plain": "not linear",
+    }
+    dotted = [line for line in memory.lines if line.get_marker() == "None" and len(line.get_xdata()) == 2]  # type: ignore[arg-type]
+    rises = [np.ptp(np.asarray(line.get_ydata())) * 2**30 / 8192 for line in dotted]
+    assert rises == pytest.approx(list(fitted[fitted["status"] == "linear"]["value"]))
+    words = [text.get_text() for text in memory.texts]
+    assert "chunkwise RetNet\n564 MiB\n68.5 KiB a token" in words
+    assert "parallel RetNet\n6.55 GiB" in words  # far above the plot, its value all the same
+
+
+def model_lines(axes: Axes) -> list[Line2D]:
+    """The lines of models, in their order."""
+    return [line for line in axes.lines if line.get_marker() in {look.marker for look in style.LOOKS}]
+
+
+def test_points_that_failed_are_in_the_data_and_in_the_figure(gpu_records: list[Record]) -> None:
+    for drawing in make_drawings(select(gpu_records)):
+        failed = drawing.data[drawing.data["status"] == "oom"]
+        words = [text.get_text() for axes in drawing.figure.axes for text in axes.texts]
+        if "prefill" in drawing.name or "figure6" in drawing.name:  # no longer than 8K
+            assert failed.empty
+        else:
+            assert set(failed["context_len"]) == {16384, 32768}
+            assert failed["value"].isna().all()
+            assert "out of memory" in words
+
+
+def test_throughput_is_drawn_against_the_batch_size_with_what_ran_out_of_memory(
+    swept_records: list[Record],
+) -> None:
+    drawing = make_drawings(select(swept_records))[0]
+    assert drawing.name == "throughput_decode_throughput"
+    assert "crosses: out of memory" in drawing.figure.texts[1].get_text()
+    panels = drawing.figure.axes
+    assert [axes.texts[0].get_text() for axes in panels] == ["1K", "4K"]
+    for axes, length in zip(panels, (1024, 4096), strict=True):
+        here = drawing.data[drawing.data["context_len"] == length]
+        lines = [line for line in axes.lines if line.get_marker() in ("o", "s")]
+        for line, model in zip(lines, ("retnet", "transformer"), strict=True):
+            mine = here[(here["model"] == model) & (here["status"] == "ok")]
+            assert np.asarray(line.get_xdata()).tolist() == list(mine["batch_size"])
+            assert np.asarray(line.get_ydata()).tolist() == pytest.approx(list(mine["value"]))
+        (crosses,) = [line for line in axes.lines if line.get_marker() == "x"]
+        failed = here[here["status"] == "oom"]
+        assert set(failed["model"]) == {"transformer"}
+        assert np.asarray(crosses.get_xdata()).tolist() == list(failed["batch_size"])
+    assert list(drawing.data[drawing.data["status"] == "oom"]["batch_size"]) == [16, 32, 64, 64]
+
+
+def test_conditions_stand_at_the_foot(drawings: list[Drawing]) -> None:
+    for drawing in drawings:
+        foot = (
+            " ".join(text.get_text() for text in drawing.figure.texts)
+            .replace("\n", " ")
+            .replace("\u00a0", " ")
+        )
+        for fact in (
+            "AMD EPYC 9B14",
+            "float32",
+            "2 threads",
+            "RetNet 18.9 M, Transformer 18.9 M",
+            "0.1.0+src.0123456789ab",
+            "torch 2.13.0",
+            "2026-01-02",
+        ):
+            assert fact in foot, (drawing.name, fact)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Maker(CPU).latency() + Maker(CPU).memory(),
+        lambda: Maker(GPU).latency(batch_sizes=(1, 8)) + Maker(GPU).memory(batch_sizes=(1, 8)),
+        lambda: Maker(CPU).latency(lengths=(1024,)) + Maker(CPU).memory(lengths=(1024,)),
+        lambda: Maker(SMALL).throughput(),
+        lambda: Maker(GPU).throughput((1024, 2048, 4096, 8192), (1, 2, 4, 8, 16, 32, 64, 128)),
+        lambda: [r for r in Maker(CPU).latency() if r.model.name == "retnet"],
+        noisy_records,
+        failed_records,
+        lambda: Maker(TRAINER).training(),
+        lambda: Maker(SMALL_TRAINER).training(),
+        lambda: Maker(TRAINER).training(lengths=(1024,)),
+        failed_training,
+    ],
+    ids=[
+        "cpu",
+        "gpu",
+        "one length",
+        "batches",
+        "gpu batches",
+        "one model",
+        "noisy",
+        "failed",
+        "training",
+        "training out of memory",
+        "training at one length",
+        "training failed",
+    ],
+)
+def test_no_word_leaves_its_figure_or_covers_another(make: Any) -> None:
+    for drawing in make_drawings(select(make())):
+        check_words(drawing)
+
+
+def test_an_interval_far_wider_than_the_values_does_not_flatten_them() -> None:
+    drawing = make_drawings(select(noisy_records()))[0]
+    highest = drawing.data[drawing.data["metric"] == "tpot_s"]["value"].max()
+    assert drawing.data["high"].max() > 3 * highest
+    assert drawing.figure.axes[0].get_ylim()[1] / 1000 < 2 * highest
+
+
+def test_nothing_measured_is_drawn_as_failures_not_as_a_crash() -> None:
+    drawings = make_drawings(select(failed_records()))
+    words = [text.get_text() for drawing in drawings for axes in drawing.figure.axes for text in axes.texts]
+    assert "timed out" in words
+
+
+def test_a_model_looks_the_same_in_every_figure(drawings: list[Drawing]) -> None:
+    for drawing in drawings:
+        colours = {
+            text.get_color()
+            for axes in drawing.figure.axes
+            for text in axes.texts
+            if text.get_text().startswith("Transformer")
+        }
+        assert colours <= {style.look(1).text}
+
+
+def test_no_state_is_left_behind(tmp_path: Path) -> None:
+    code = (
+        "import sys, matplotlib as mpl\n"
+        "from pathlib import Path\n"
+        "from analysis.synthetic_records import Maker\n"
+        "from retbench.report.drawings import save_drawing\n"
+        "from retbench.report.figures import make_drawings\n"
+        "from retbench.report.selection import select\n"
+        "before = mpl.rcParams.copy()\n"
+        "for drawing in make_drawings(select(Maker().memory())):\n"
+        f"    save_drawing(drawing, Path({str(tmp_path)!r}))\n"
+        "assert mpl.rcParams.copy() == before\n"
+        "assert 'matplotlib.pyplot' not in sys.modules\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    tests = Path(__file__).resolve().parents[1]
+    subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=tests, check=True, timeout=120)
+
+
+def test_the_users_own_settings_do_not_change_a_figure(tmp_path: Path, cpu_records: list[Record]) -> None:
+    memory = [record for record in cpu_records if record.workload == "memory"]
+    plain = draw(memory, tmp_path / "plain")
+    with mpl.rc_context({"font.size": 20, "axes.grid": True, "savefig.dpi": 30}):
+        changed = draw(memory, tmp_path / "changed")
+    assert [path.read_bytes() for path in plain] == [path.read_bytes() for path in changed]
+
+
+def test_no_records_and_no_room_are_clear_errors(tmp_path: Path, cpu_records: list[Record]) -> None:
+    with pytest.raises(RecordError):
+        draw([], tmp_path)
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    with pytest.raises(StorageError, match="could not be written"):
+        draw(cpu_records, tmp_path / "file")
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance as WCAG 2 defines it."""
+    red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour))
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_words_and_lines_stand_out_from_the_paper(dark: bool) -> None:
+    colours = {name: pair[dark] for name, pair in style.css_colours().items()}
+    paper = luminance(colours["paper"])
+    for name, colour in colours.items():
+        bright, dim = sorted((luminance(colour), paper), reverse=True)
+        contrast = (bright + 0.05) / (dim + 0.05)
+        least = (
+            4.5 if name.startswith(("text", "ink", "muted")) else 3.0 if name in ("line0", "line1") else 1.0
+        )
+        assert contrast >= least, (name, contrast)
+
+
+def test_seconds_are_drawn_in_a_unit_that_fits() -> None:
+    def change(arguments: dict[str, Any]) -> dict[str, Any]:
+        return arguments | {"metrics": {"tpot_s": Metric(unit="s", value=42e-6)}}
+
+    drawing = make_drawings(select(Maker(CPU, change=change).latency()))[0]
+    assert any(text.get_text().startswith("µs, batch 1") for text in drawing.figure.texts)

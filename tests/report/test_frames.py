@@ -1,0 +1,142 @@
+"""Frames: exact columns and types, the record that counts, and nothing pooled that must not be."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from report.synthetic_records import Maker
+from retbench.errors import RecordError
+from retbench.records.record import Metric, Record
+from retbench.report.frames import (
+    METRIC_COLUMNS,
+    STATUS_COLUMNS,
+    load_results,
+    metric_frame,
+    set_of,
+    started,
+    status_frame,
+)
+
+
+def one(**changes: Any) -> Record:
+    """The first RetNet decode record, with some fields replaced."""
+    record = Maker().record("latency", "retnet", "decode", 1, 1024, 0)
+    return record.model_copy(update=changes)
+
+
+def timed(seconds: float, started_at: str, status: str = "ok") -> Record:
+    metrics = {"tpot_s": Metric(unit="s", value=seconds)} if status == "ok" else {}
+    return one(metrics=metrics, started_at=started_at, status=status)
+
+
+def test_no_such_folder_says_what_to_run(tmp_path: Path) -> None:
+    with pytest.raises(RecordError, match=r"there is no such file or folder.*retbench run latency"):
+        load_results(tmp_path / "nowhere")
+
+
+def test_an_empty_folder_says_what_to_run(tmp_path: Path) -> None:
+    with pytest.raises(RecordError, match=r"holds no record.*retbench run latency"):
+        load_results(tmp_path)
+
+
+def test_a_folder_of_damaged_lines_names_the_first(tmp_path: Path) -> None:
+    (tmp_path / "run.jsonl").write_text(
+        '{"schema_version": 1, "ru\n{"schema_version": 0}\n', encoding="utf-8"
+    )
+    with pytest.raises(RecordError, match=r"2 lines that cannot.*run\.jsonl:1: not a whole JSON object"):
+        load_results(tmp_path)
+
+
+def test_results_keep_records_and_problems(results: Path, cpu_records: list[Record]) -> None:
+    (results / "old.jsonl").write_text('{"schema_version": 0}\n', encoding="utf-8")
+    loaded = load_results(results)
+    assert len(loaded.records) == len(cpu_records)
+    assert len(loaded.problems) == 1
+    assert "old.jsonl:1: schema_version is 0" in loaded.problems[0]
+
+
+@pytest.mark.parametrize("some", [True, False])
+def test_columns_and_types_are_declared_and_kept(cpu_records: list[Record], some: bool) -> None:
+    records = cpu_records if some else []
+    for frame, columns in ((metric_frame(records), METRIC_COLUMNS), (status_frame(records), STATUS_COLUMNS)):
+        assert list(frame.columns) == list(columns)
+        assert {name: str(kind) for name, kind in frame.dtypes.items()} == columns
+        assert bool(len(frame)) == some
+
+
+def test_one_row_a_cell_round_and_metric(cpu_records: list[Record]) -> None:
+    frame = metric_frame(cpu_records)
+    assert len(frame) == sum(len(record.metrics) for record in cpu_records)
+    assert not frame.duplicated(["experiment", "cell_id", "round", "metric"]).any()
+    row = frame[(frame["metric"] == "tpot_s")].iloc[0]
+    assert (row["unit"], row["num_samples"], row["threads"]) == ("s", 21, 2)
+    assert row["value"] == cpu_records[0].metrics["tpot_s"].value
+
+
+def test_the_latest_that_is_ok_counts() -> None:
+    first, second = timed(1.0, "2026-01-01T00:00:00Z"), timed(2.0, "2026-01-01T00:00:01Z")
+    failed = timed(0.0, "2026-01-01T00:00:02Z", status="timeout")
+    for order in ([first, second, failed], [failed, second, first]):
+        assert list(metric_frame(order)["value"]) == [2.0]
+        assert list(status_frame(order)["status"]) == ["ok"]
+
+
+def test_where_none_is_ok_the_latest_failure_counts() -> None:
+    records = [
+        timed(0.0, "2026-01-01T00:00:01Z", status="failed"),
+        timed(0.0, "2026-01-01T00:00:00Z", status="oom"),
+    ]
+    assert list(status_frame(records)["status"]) == ["failed"]
+    assert metric_frame(records).empty
+
+
+def test_times_in_other_zones_are_compared_as_moments() -> None:
+    early, late = timed(1.0, "2026-01-01T02:00:00+02:00"), timed(2.0, "2026-01-01T00:00:01Z")
+    assert list(metric_frame([late, early])["value"]) == [2.0]
+
+
+@pytest.mark.parametrize("text", ["yesterday", ""])
+def test_a_time_that_is_none_loses_against_any_other(text: str) -> None:
+    assert started(timed(1.0, text)).year == 1
+    assert list(metric_frame([timed(1.0, text), timed(2.0, "2020-01-01T00:00:00")])["value"]) == [2.0]
+
+
+DIFFERENCES: dict[str, dict[str, Any]] = {
+    "machine": {"environment": {"machine": "other"}},
+    "code_revision": {"environment": {"code_revision": "0.2.0+src.0"}},
+    "torch_version": {"environment": {"versions": {"torch": "2.6.0", "python": "3.11.9"}}},
+    "python_version": {"environment": {"versions": {"torch": "2.13.0", "python": "3.12.0"}}},
+    "library_versions": {
+        "environment": {"versions": {"torch": "2.13.0", "python": "3.11.9", "fla-core": "0.4.1"}}
+    },
+    "dtype": {"settings": {"dtype": "bfloat16"}},
+    "threads": {"settings": {"threads": 1}},
+    "device": {"settings": {"device": "cuda:0"}},
+    "pair_id": {"pair_id": "another"},
+}
+
+
+@pytest.mark.parametrize("field", DIFFERENCES)
+def test_what_differs_is_never_pooled(field: str) -> None:
+    here = one()
+    changes = {
+        name: {**getattr(here, name), **value} if isinstance(value, dict) else value
+        for name, value in DIFFERENCES[field].items()
+    }
+    there = here.model_copy(update=changes)
+    assert getattr(set_of(here), field) != getattr(set_of(there), field)
+    frame = metric_frame([here, there])
+    assert frame[field].nunique() == 2
+    assert len(frame) == 2 * len(here.metrics)
+
+
+def test_facts_that_are_not_recorded_are_missing_not_made_up() -> None:
+    frame = metric_frame([one(environment={}, settings={})])
+    assert frame[["machine", "threads", "torch_version", "library_versions"]].isna().all(axis=None)
+
+
+def test_what_only_reads_counters_keeps_nothing_apart() -> None:
+    here = one()
+    versions = {**here.environment["versions"], "nvidia-ml-py": "13.590.44"}
+    assert set_of(one(environment={**here.environment, "versions": versions})) == set_of(here)

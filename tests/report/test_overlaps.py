@@ -1,0 +1,75 @@
+"""Text that a model may have learned from is told wherever it was scored on it, and nowhere else."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from report.synthetic_scores import ScoreMaker
+from retbench.report.frames import load_results
+from retbench.report.overlaps import overlap_sentences
+from retbench.report.report import write_report
+from retbench.report.scores import Scores, make_scores
+
+NOW = "cla456789012"
+"""Fingerprint of classic_books where it is scored."""
+
+
+def maker_of(folder: Path, *, split: str, then: str | None, corpus: str = "classic_books") -> ScoreMaker:
+    """A pair scored on a split of a corpus; the one that it was trained on had the fingerprint `then`."""
+
+    def change(arguments: dict[str, Any]) -> dict[str, Any]:
+        told = {"corpus_fingerprint": then} if arguments["workload"] == "training_run" else {"split": split}
+        return arguments | {"settings": arguments["settings"] | told}
+
+    maker = ScoreMaker(folder, seeds={"1m": (0,)}, change=change)
+    maker.trainings()
+    maker.perplexities(corpus, "whole", 2048)
+    return maker
+
+
+def scores_of(maker: ScoreMaker) -> Scores:
+    loaded = load_results(maker.write())
+    found = make_scores(loaded.records, loaded.folders)
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("split", ["train", "all"])
+@pytest.mark.parametrize("then", [NOW, None])
+def test_the_text_of_the_training_is_told(tmp_path: Path, split: str, then: str | None) -> None:
+    (sentence,) = overlap_sentences(scores_of(maker_of(tmp_path, split=split, then=then)))
+    assert sentence == (
+        "quality: classic_books (whole, 2K), read by RetNet 1m seed 0, Transformer 1m seed 0: its split "
+        f"'{split}' holds the text of the training, so the loss says how well that is remembered, not how well "
+        "language is predicted."
+    )
+
+
+@pytest.mark.parametrize("split", ["test", "validation"])
+def test_what_is_held_out_is_not_doubted(tmp_path: Path, split: str) -> None:
+    assert overlap_sentences(scores_of(maker_of(tmp_path, split=split, then=NOW))) == []
+
+
+def test_another_corpus_is_not_doubted(tmp_path: Path) -> None:
+    assert overlap_sentences(scores_of(maker_of(tmp_path, split="all", then=NOW, corpus="litbank"))) == []
+
+
+def test_the_same_files_under_another_name_are_the_text_of_the_training(tmp_path: Path) -> None:
+    (sentence,) = overlap_sentences(scores_of(maker_of(tmp_path, split="all", then=NOW, corpus="classics")))
+    assert "classics (whole, 2K)" in sentence
+
+
+def test_a_corpus_that_has_changed_is_told_in_the_report(tmp_path: Path) -> None:
+    maker = maker_of(tmp_path / "results", split="test", then="0" * 12)
+    words = f"'classic_books' has changed since the training (fingerprint {'0' * 12} then, {NOW} when it was scored)"
+    (sentence,) = overlap_sentences(scores_of(maker))
+    assert words in sentence
+    page, text, *_ = [
+        path.read_text("utf-8")
+        for path in write_report(tmp_path / "results", tmp_path / "out")
+        if path.suffix in {".html", ".md"}
+    ]
+    for written in (page, text):
+        assert "Scored on text of the training" in written
+        assert NOW in written

@@ -1,0 +1,245 @@
+"""The report: everything that was found and everything that is missing, the same bytes each time, from any folder."""
+
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from report.synthetic_records import CPU, GPU, Maker, write_results
+from retbench.errors import ConfigError, RecordError
+from retbench.records.record import Record
+from retbench.report.report import write_report
+
+SECTIONS = [
+    "Verdicts",
+    "Measured here",
+    "Figures",
+    "Tables",
+    "Claim by claim",
+    "How the pair is matched",
+    "What ran",
+    "The gate",
+    "Environment",
+    "What is missing, failed or noisy",
+    "Commands",
+]
+
+
+def report_of(records: list[Record], tmp_path: Path) -> tuple[str, str]:
+    """Page and Markdown made from these records."""
+    write_report(write_results(tmp_path / "results", records), tmp_path / "out")
+    texts = [(tmp_path / "out" / name).read_text(encoding="utf-8") for name in ("index.html", "report.md")]
+    return texts[0], texts[1]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, cpu_records: list[Record]) -> tuple[str, str]:
+    return report_of(cpu_records, tmp_path_factory.mktemp("whole"))
+
+
+def test_page_markdown_and_figures_are_written_and_named(results: Path, tmp_path: Path) -> None:
+    out = tmp_path / "deep" / "reports"
+    paths = write_report(results, out)
+    assert sorted(paths) == sorted(path for path in out.rglob("*") if path.is_file())
+    assert {path.name for path in paths} >= {"index.html", "report.md", "latency_decode_batch1.svg"}
+
+
+def test_sections_stand_in_their_order_and_verdicts_come_first(whole: tuple[str, str]) -> None:
+    page, markdown = whole
+    assert re.findall(r"<h2>(.*?)</h2>", page) == SECTIONS
+    assert re.findall(r"^## (.*)$", markdown, flags=re.MULTILINE) == SECTIONS
+    assert page.index("2,430\u00a0tokens") < page.index("<h2>Figures")
+    assert markdown.index("**2,430 tokens**") < markdown.index("## Figures")
+
+
+def test_experiments_of_different_models_stand_side_by_side_each_with_its_pair(
+    cpu_records: list[Record], training_records: list[Record], tmp_path: Path
+) -> None:
+    page, markdown = report_of([*cpu_records, *training_records], tmp_path)
+    matching = markdown.partition("## How the pair is matched")[2].partition("## What ran")[0]
+    assert re.findall(r"^### (.*)$", matching, flags=re.MULTILINE) == ["latency, memory", "training_cost"]
+    assert matching.count("Parameters without embedding and head differ by") == 2
+    assert "| chunkwise RetNet |" in matching
+    gate = markdown.partition("## The gate")[2].partition("## Environment")[0]
+    assert re.findall(r"^### (.*)$", gate, flags=re.MULTILINE) == ["latency, memory", "training_cost"]
+    assert "may not be pooled" not in markdown
+    for figure in ("latency_decode_batch1", "training_cost"):
+        assert figure in page
+
+
+def test_the_page_needs_nothing_but_itself(whole: tuple[str, str]) -> None:
+    page = whole[0]
+    assert re.findall(r"<script[^>]*>", page) == ["<script>"]
+    assert "@import" not in page
+    assert not re.search(r"""(?:src|href)=["'](?!#|figures/|data:,)""", page.replace('xlink:href="#', ""))
+    urls = set(re.findall(r"https?://[^\"' )]+", page))
+    assert urls <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
+
+
+def test_no_two_elements_share_an_id_and_every_reference_has_its_target(whole: tuple[str, str]) -> None:
+    page = whole[0]
+    ids = re.findall(r'\bid="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+    targets = set(re.findall(r'(?:xlink:href="|href="|url\()#([^")]+)', page))
+    assert targets <= set(ids)
+
+
+def test_figures_follow_the_pages_colours(whole: tuple[str, str]) -> None:
+    drawn = "".join(re.findall(r"<svg.*?</svg>", whole[0], flags=re.DOTALL))
+    assert "var(--line0)" in drawn
+    assert "var(--ink)" in drawn
+    assert not re.search(r"#[0-9a-f]{6}\b", drawn)
+
+
+def test_the_same_records_give_the_same_bytes(results: Path, tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    first, second = write_report(results, one), write_report(results, two)
+    assert [path.relative_to(one) for path in first] == [path.relative_to(two) for path in second]
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+
+
+def test_what_made_it_can_be_made_again(whole: tuple[str, str]) -> None:
+    page, markdown = whole
+    for text in (re.sub(r"</?(?:code|span)>", "", page), markdown):
+        assert "retbench run latency --profile cpu" in text
+        assert "retbench run memory --profile cpu" in text
+        assert "epyc-9b14-2c/latency/20260102T030405Z.jsonl" in text
+
+
+def test_failures_other_machines_damage_and_old_lines_are_all_told(
+    tmp_path: Path, cpu_records: list[Record], gpu_records: list[Record]
+) -> None:
+    newer = [r.model_copy(update={"started_at": "2026-02-01T00:00:00Z"}) for r in gpu_records]
+    root = write_results(tmp_path / "results", [*cpu_records, *newer, *newer[:2]])
+    with open(next((root / CPU.name / "latency").iterdir()), "ab") as file:
+        file.write(b'{"schema_version": 1, "run\n{"schema_version": 0}\n\xff\xfe\n')
+    write_report(root, tmp_path / "out")
+    for name in ("index.html", "report.md"):
+        text = (tmp_path / "out" / name).read_text(encoding="utf-8")
+        assert "CUDA out of memory: 77.0 GiB needed" in text
+        assert "machine epyc-9b14-2c, here a100-sxm4-80gb" in text
+        assert "2 records were measured again" in text
+        assert "torn line" in text
+        assert "schema_version is 0 and this retbench reads 1" in text
+        assert "not UTF-8" in text
+
+
+def test_one_experiment_alone_says_that_the_other_is_missing(
+    tmp_path: Path, cpu_records: list[Record]
+) -> None:
+    page, markdown = report_of([r for r in cpu_records if r.experiment == "latency"], tmp_path)
+    assert "memory: not measured under these conditions. Run <code>retbench run memory</code>." in page
+    assert "memory: not measured under these conditions. Run `retbench run memory`." in markdown
+    assert "memory_batch1" not in page
+
+
+def test_a_folder_of_failures_alone_is_still_a_report(tmp_path: Path) -> None:
+    def fail(arguments: dict[str, Any]) -> dict[str, Any]:
+        return arguments | {
+            "status": "failed",
+            "metrics": {},
+            "gate": None,
+            "error": "worker\nended <by> signal 9 |",
+        }
+
+    maker = Maker(CPU, change=fail)
+    lengths = (1024, 2048)
+    page, markdown = report_of(maker.latency(lengths) + maker.memory(lengths), tmp_path)
+    assert "there is nothing to compare" in page
+    assert "ended &lt;by&gt; signal 9" in page
+    assert "No record here holds a gate." in page
+    assert "worker ended <by> signal 9 \\|" in markdown
+
+
+def test_one_model_alone_is_still_a_report(tmp_path: Path, cpu_records: list[Record]) -> None:
+    alone = [r for r in cpu_records if (r.model.name, r.workload) == ("retnet", "memory")]
+    page, _ = report_of(alone, tmp_path)
+    assert "Only one model was measured: RetNet." in page
+
+
+def test_an_unfair_run_is_flagged(tmp_path: Path, cpu_records: list[Record]) -> None:
+    records = [
+        r.model_copy(update={"backend": r.backend | {"cuda_graph": True}}) if r.model.name == "retnet" else r
+        for r in cpu_records
+        if r.workload == "memory"
+    ]
+    page, markdown = report_of(records, tmp_path)
+    assert '<td class="differs">differs</td>' in page
+    assert "| ran: cuda_graph | True | False | differs |" in markdown
+
+
+def test_the_report_is_on_the_newest_set(tmp_path: Path) -> None:
+    later = replace(GPU, started=CPU.started + timedelta(days=3))
+    page, _ = report_of(
+        [*Maker(later).memory(lengths=(1024,)), *Maker(CPU).memory(lengths=(1024,))], tmp_path
+    )
+    measured = page.partition("<h2>What ran")[2]
+    assert "NVIDIA A100-SXM4-80GB" in measured
+    assert "AMD EPYC 9B14" not in measured
+
+
+@pytest.mark.parametrize("made", [True, False])
+def test_without_results_it_says_what_to_run(tmp_path: Path, made: bool) -> None:
+    folder = tmp_path / "results"
+    if made:
+        folder.mkdir()
+    with pytest.raises(RecordError, match="retbench run latency"):
+        write_report(folder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_place_that_cannot_be_written_is_a_clear_error(results: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("a file", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"cannot be written to: .* with --out"):
+        write_report(results, tmp_path / "out")
+
+
+BLOCKED = """
+import sys
+from pathlib import Path
+
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in BLOCK:
+            raise ImportError(f"{name} is not to be imported here")
+
+BLOCK = set(sys.argv[1].split(","))
+sys.meta_path.insert(0, Block())
+"""
+
+
+def run_blocked(blocked: str, code: str, *arguments: str) -> str:
+    """What a program prints that may not import some packages."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", BLOCKED + code, blocked, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_report_needs_no_torch(results: Path, tmp_path: Path) -> None:
+    code = (
+        "from retbench.report.report import write_report\nprint(len(write_report(*map(Path, sys.argv[2:4]))))"
+    )
+    assert run_blocked("torch", code, str(results), str(tmp_path / "out")).strip() == "17"
+
+
+def test_a_table_needs_neither_torch_nor_matplotlib(results: Path) -> None:
+    code = (
+        "from retbench.report.frames import load_results, metric_frame\n"
+        "from retbench.report.tables import find_newest, render, table_of\n"
+        "records = load_results(Path(sys.argv[2])).records\n"
+        "assert len(metric_frame(records))\n"
+        "print(render(table_of(find_newest(records, 'memory'), 'memory'), 'csv'))"
+    )
+    printed = run_blocked("torch,matplotlib,jinja2", code, str(results))
+    assert printed.startswith("model,workload,batch_size,context_len,status")

@@ -1,0 +1,152 @@
+"""Figures of quality: drawn from the data beside them, a seed a line of its own, and no word cut or covered."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from report.synthetic_scores import SEEDS, TASKS, TRAINED_LEN, ScoreMaker
+from report.words import check_words
+from retbench.report.drawings import Drawing
+from retbench.report.frames import load_results
+from retbench.report.score_figures import draw_scores
+from retbench.report.scores import Scores, make_scores
+from retbench.stats.paired import proportion_interval
+
+
+@pytest.fixture(scope="module")
+def drawings(scores: Scores) -> dict[str, Drawing]:
+    return {drawing.name: drawing for drawing in draw_scores(scores)}
+
+
+def drawn(maker: ScoreMaker) -> list[Drawing]:
+    loaded = load_results(maker.write())
+    scores = make_scores(loaded.records, loaded.folders)
+    assert scores is not None
+    return draw_scores(scores)
+
+
+def test_each_corpus_and_protocol_is_drawn_at_its_longest_context(drawings: dict[str, Drawing]) -> None:
+    assert set(drawings) == {
+        *(
+            f"quality_perplexity_{corpus}_{what}"
+            for corpus in ("litbank-original", "wikitext-103")
+            for what in ("whole_8192_by_size", "whole_8192_by_position")  # `last` has no whole bytes
+        ),
+        "quality_zeroshot_0shot",
+        "quality_zeroshot_4shot",
+        "quality_training_run_classic_books_2048_learning",
+        "quality_training_run_classic_books_2048_figure5",
+    }
+
+
+def test_the_loss_along_documents_has_a_panel_a_size_and_a_line_a_seed(drawings: dict[str, Drawing]) -> None:
+    drawing = drawings["quality_perplexity_wikitext-103_whole_8192_by_position"]
+    panels = drawing.figure.axes
+    assert [axes.get_title(loc="left") for axes in panels] == ["1m", "6m", "25m"]
+    for axes, seeds in zip(panels, SEEDS.values(), strict=True):
+        marks = [line for line in axes.lines if list(line.get_xdata()) == [TRAINED_LEN, TRAINED_LEN]]
+        assert len(marks) == 1
+        curves = [line for line in axes.lines if len(line.get_xdata()) > 2]
+        assert len(curves) == 2 * len(seeds)
+    mine = drawing.data[(drawing.data["size"] == "6m") & (drawing.data["model"] == "retnet")]
+    ys = [list(line.get_ydata()) for line in panels[1].lines]
+    assert list(mine["value"]) in ys
+    assert (mine["count"] == mine["position"] * 9).all()
+
+
+def test_learning_curves_leave_the_grid_out(drawings: dict[str, Drawing]) -> None:
+    drawing = drawings["quality_training_run_classic_books_2048_learning"]
+    assert len(drawing.data) == 20 * 2 * sum(map(len, SEEDS.values()))
+    assert set(drawing.data["metric"]) == {"validation_loss_nats"}
+
+
+def test_answers_have_wilsons_interval_and_the_mark_of_guessing(drawings: dict[str, Drawing]) -> None:
+    drawing = drawings["quality_zeroshot_0shot"]
+    assert list(dict.fromkeys(drawing.data["task"])) == sorted(TASKS)
+    for row in drawing.data.to_dict(orient="records"):
+        count = TASKS[row["task"]][0]
+        assert row["num_documents"] == count
+        assert (row["low"], row["high"]) == proportion_interval(round(row["value"] * count), count)
+    chances = dict(zip(drawing.data["task"], drawing.data["chance"], strict=True))
+    assert (chances["copa"], chances["hellaswag"]) == (0.5, 0.25)
+    assert chances["lambada_openai"] != chances["lambada_openai"]  # nobody guesses a word
+    (axes,) = drawing.figure.axes
+    ticks = sorted(line.get_xdata()[0] for line in axes.lines if len(line.get_xdata()) == 2)
+    assert ticks == [25.0, 50.0, 50.0]
+
+
+SIZES = ("1m", "3m", "6m", "25m", "125m")
+
+
+def many_sizes(folder: Path) -> ScoreMaker:
+    """More sizes than one figure has room for."""
+    bits = {model: dict.fromkeys(SIZES, 1.6) for model in ("retnet", "transformer")}
+    maker = ScoreMaker(folder, seeds=dict.fromkeys(SIZES, (0,)), bits=bits)
+    maker.trainings()
+    maker.perplexities("litbank/original", "whole", 8192)
+    return maker
+
+
+def with_one_of_each(maker: ScoreMaker) -> ScoreMaker:
+    """With records for one figure of each kind."""
+    maker.trainings()
+    maker.perplexities("litbank/original", "whole", 8192)
+    maker.zeroshots(0)
+    return maker
+
+
+def one_size(folder: Path) -> ScoreMaker:
+    """Of one size and public weights."""
+    return with_one_of_each(ScoreMaker(folder, seeds={"1m": (None,)}))
+
+
+def several_models(folder: Path) -> ScoreMaker:
+    """Two RetNets beside the Transformer."""
+    bits = {"retnet": {"1m": 1.6}, "retnet_gated": {"1m": 1.7}, "transformer": {"1m": 1.65}}
+    maker = ScoreMaker(folder, seeds={"1m": (0, 1)}, bits=bits)
+    maker.perplexities("litbank/original", "whole", 8192)
+    maker.zeroshots(0)
+    return maker
+
+
+def failed(folder: Path) -> ScoreMaker:
+    """One model failed everywhere."""
+
+    def change(arguments: dict[str, Any]) -> dict[str, Any]:
+        if arguments["model"].name == "retnet":
+            return arguments | {"status": "failed", "error": "why", "metrics": {}, "series": {}}
+        return arguments
+
+    return with_one_of_each(ScoreMaker(folder, seeds={"1m": (0,), "6m": (0,)}, change=change))
+
+
+def test_more_sizes_than_fit_take_a_second_figure(tmp_path: Path) -> None:
+    names = [drawing.name for drawing in drawn(many_sizes(tmp_path))]
+    assert [name for name in names if "by_position" in name] == [
+        "quality_perplexity_litbank-original_whole_8192_by_position",
+        "quality_perplexity_litbank-original_whole_8192_by_position_2",
+    ]
+    assert [name for name in names if "learning" in name][-1].endswith("_learning_2")
+
+
+def test_what_failed_is_not_drawn_and_the_rest_is(tmp_path: Path) -> None:
+    drawings = drawn(failed(tmp_path))
+    assert drawings
+    for drawing in drawings:
+        assert set(drawing.data["model"]) == {"transformer"}
+    assert not [drawing for drawing in drawings if "zeroshot" in drawing.name]  # nothing to compare
+
+
+@pytest.mark.parametrize("make", [many_sizes, one_size, several_models, failed])
+def test_no_word_leaves_its_figure_or_covers_another(
+    tmp_path: Path, make: Callable[[Path], ScoreMaker]
+) -> None:
+    for drawing in drawn(make(tmp_path)):
+        check_words(drawing)
+
+
+def test_no_word_of_the_usual_figures_covers_another(drawings: dict[str, Drawing]) -> None:
+    for drawing in drawings.values():
+        check_words(drawing)

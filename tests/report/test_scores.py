@@ -1,0 +1,109 @@
+"""Which readings stand side by side: the newest of each, under one set of conditions, seed with seed."""
+
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from report.synthetic_scores import SEEDS, TRAINED_LEN, ScoreMaker
+from retbench.cli.report import print_table
+from retbench.errors import ConfigError
+from retbench.records.record import Record
+from retbench.report.frames import Results, load_results
+from retbench.report.readings import Subject
+from retbench.report.scores import Scores, make_scores
+
+
+def test_records_of_cost_hold_no_scores(cpu_records: list[Record]) -> None:
+    assert make_scores(cpu_records, {}) is None
+
+
+def test_every_reading_is_compared_with_that_of_the_same_size_and_seed(scores: Scores) -> None:
+    (question, *_) = scores.questions("perplexity")
+    made = scores.compared(question)
+    assert [c.subject for c in made] == [
+        Subject(size, seed) for size, seeds in SEEDS.items() for seed in seeds
+    ]
+    assert {(c.model, c.reference) for c in made} == {("retnet", "transformer")}
+    assert scores.refusals == []
+    assert scores.left_out == ()
+
+
+def test_documents_are_found_beside_their_records_at_any_depth(scored: Results) -> None:
+    assert {path.parts[-2:] for path in scored.folders.values()} == {("epyc-9b14-2c", "quality")}
+    assert len(scored.folders) == sum(record.documents is not None for record in scored.records)
+
+
+def test_models_of_other_sizes_are_all_kept_though_their_pairs_differ(
+    scored: Results, scores: Scores
+) -> None:
+    assert len({record.pair_id for record in scores.records}) == 3
+    assert len(scores.records) == len(scored.records)
+
+
+def test_the_training_length_is_that_of_the_weights(scores: Scores, scored: Results) -> None:
+    evaluated = [record for record in scores.records if record.workload == "perplexity"]
+    assert scores.trained_length(evaluated) == TRAINED_LEN
+    untold = make_scores([r for r in scored.records if r.workload == "perplexity"], {})
+    assert untold is not None
+    assert untold.trained_length(evaluated) is None
+
+
+def test_a_newer_reading_replaces_an_older_one_and_other_code_is_left_out(tmp_path: Path) -> None:
+    seeds = {"1m": (0,)}
+    older = ScoreMaker(tmp_path, seeds=seeds)
+    newer = ScoreMaker(tmp_path, seeds=seeds, started=older.started + timedelta(days=1))
+    other = ScoreMaker(tmp_path, seeds=seeds, code_revision="old", started=older.started - timedelta(days=1))
+    for maker in (older, newer, other):
+        maker.perplexities("litbank/original", "whole", 2048)
+    found = make_scores([*newer.records, *older.records, *other.records], {})
+    assert found is not None
+    assert list(map(id, found.records)) == list(map(id, newer.records))
+    apart, replaced = sorted(found.left_out, key=len, reverse=True)
+    assert "quality: 2 records of 2026-01-02 of quality that newer ones" in apart + replaced
+    assert "code revision old, here 0.1.0+src.0123456789ab" in apart + replaced
+
+
+def test_trainings_of_older_code_stand_beside_newer_evaluations(tmp_path: Path) -> None:
+    training = ScoreMaker(tmp_path, seeds={"1m": (0,)}, code_revision="older")
+    evaluation = ScoreMaker(tmp_path, seeds={"1m": (0,)})
+    training.trainings()
+    evaluation.perplexities("litbank/original", "whole", 8192)
+    found = make_scores([*training.records, *evaluation.records], {})
+    assert found is not None
+    assert found.left_out == ()
+    assert len(found.conditions) == 2
+    assert found.trained_length(evaluation.records) == TRAINED_LEN
+
+
+def test_the_command_prints_the_tables_and_what_is_not_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    maker = ScoreMaker(tmp_path, seeds={"1m": (0,)})
+    maker.perplexities("litbank/original", "whole", 2048)
+    maker.write()
+    print_table("quality", "md", tmp_path)
+    printed = capsys.readouterr()
+    assert printed.out.startswith("### perplexity\n\n| corpus | protocol | context | size | seed |")
+    assert printed.err == ""
+    for path in tmp_path.rglob("*.gz"):
+        path.unlink()
+    print_table("quality", "md", tmp_path)
+    printed = capsys.readouterr()
+    assert printed.out.endswith("| not compared |\n")
+    assert (
+        "not compared: RetNet and the Transformer at litbank/original (whole, 2K) 1m seed 0: " in printed.err
+    )
+    with pytest.raises(ConfigError, match="Did you mean 'quality'"):
+        print_table("qualty", "md", tmp_path)
+
+
+def test_loading_tells_of_damaged_lines_and_keeps_the_folders(tmp_path: Path) -> None:
+    maker = ScoreMaker(tmp_path, seeds={"1m": (0,)})
+    maker.zeroshots(0)
+    path = next(maker.write().rglob("*.jsonl"))
+    with path.open("ab") as file:
+        file.write(b"{torn\n")
+    loaded = load_results(path)
+    assert len(loaded.problems) == 1
+    assert set(loaded.folders.values()) == {path.parent}

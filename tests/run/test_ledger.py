@@ -1,0 +1,153 @@
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from retbench.planning.plan import Plan
+from retbench.records.record import Status, read_records
+from retbench.run import events
+from retbench.run.ledger import Ledger, Pace, Pair
+from retbench.run.protocol import RunInfo
+
+Planner = Callable[..., Plan]
+
+
+class Listener:
+    def __init__(self) -> None:
+        self.heard: list[events.Event] = []
+
+    def notify(self, event: events.Event, /) -> None:
+        self.heard.append(event)
+
+
+def make(plan: Plan, run_info: RunInfo, path: Path, done: dict[Pair, Status] | None = None) -> Ledger:
+    return Ledger(plan, run_info, path, done or {}, Listener())
+
+
+def test_what_is_on_disk_is_skipped(plan_of: Planner, run_info: RunInfo, tmp_path: Path) -> None:
+    plan = plan_of("rounds=3")
+    cell = plan.cells[0]
+    book = make(plan, run_info, tmp_path / "a.jsonl", {(cell.cell_id, 1): "ok", ("of another plan", 0): "ok"})
+    assert (book.total, book.skipped) == (12, {"ok": 1})
+    assert book.progress == events.Progress(1, 12, None)
+    assert cell not in book.visiting_order("retnet", 1)
+    assert cell in book.visiting_order("retnet", 0)
+
+
+def test_orders_are_shuffled_by_seed_round_and_model(
+    plan_of: Planner, run_info: RunInfo, tmp_path: Path
+) -> None:
+    lengths = "workloads.decode.context_len=[1,2,3,4,5,6,7,8]"
+    plan = plan_of("rounds=4", lengths)
+    book = make(plan, run_info, tmp_path / "a.jsonl")
+    orders = [
+        [cell.point.context_len for cell in book.visiting_order(name, number)]
+        for name in ("retnet", "transformer")
+        for number in range(4)
+    ]
+    assert all(sorted(order) == list(range(1, 9)) for order in orders)
+    assert len({tuple(order) for order in orders}) == 8
+    again = make(plan, run_info, tmp_path / "a.jsonl")
+    assert [cell.point.context_len for cell in again.visiting_order("retnet", 0)] == orders[0]
+    other = make(plan_of("rounds=4", lengths, "seed=1"), run_info, tmp_path / "a.jsonl")
+    assert [cell.point.context_len for cell in other.visiting_order("retnet", 0)] != orders[0]
+    assert {tuple(book.subject_order(number)) for number in range(4)} == {
+        ("retnet", "transformer"),
+        ("transformer", "retnet"),
+    }
+
+
+def test_cells_that_fill_the_memory_come_last_each_on_its_own_and_in_one_round(
+    plan_of: Planner, run_info: RunInfo, tmp_path: Path
+) -> None:
+    plan = plan_of("rounds=2", "workloads.largest_batch.context_len=[8, 16]")
+    assert plan.num_measurements == 2 * (2 * 2 + 2)
+    book = make(plan, run_info, tmp_path / "a.jsonl")
+    assert book.total == plan.num_measurements
+    visits = []
+    for number in range(2):
+        while todo := book.visiting_order("retnet", number):
+            visits.append(sorted(cell.workload for cell in todo))
+            for cell in todo:
+                book.settle(cell, number, "ok", None)
+    assert visits == [["decode"] * 2, ["largest_batch"], ["largest_batch"], ["decode"] * 2]
+
+
+def test_a_visit_goes_on_in_the_same_order(plan_of: Planner, run_info: RunInfo, tmp_path: Path) -> None:
+    book = make(plan_of("workloads.decode.context_len=[1,2,3,4,5,6]"), run_info, tmp_path / "a.jsonl")
+    before = book.visiting_order("retnet", 0)
+    book.settle(before[0], 0, "ok", None)
+    book.settle(before[3], 0, "ok", None)
+    assert book.visiting_order("retnet", 0) == [*before[1:3], *before[4:]]
+
+
+def test_a_refusal_is_recorded_for_every_round_left(
+    plan_of: Planner, run_info: RunInfo, tmp_path: Path
+) -> None:
+    plan = plan_of("rounds=3")
+    book = make(plan, run_info, tmp_path / "a.jsonl", {(plan.cells[0].cell_id, 1): "ok"})
+    book.environment = {"machine": "box"}
+    book.refuse(plan.cells[:2], "oom", "too large")
+    records, problems = read_records(tmp_path)
+    assert not problems
+    assert sorted((record.point.context_len, record.round) for record in records) == [
+        (64, 0),
+        (64, 2),
+        (128, 0),
+        (128, 1),
+        (128, 2),
+    ]
+    assert {(record.status, record.error, record.environment["machine"]) for record in records} == {
+        ("oom", "too large", "box")
+    }
+    assert book.counts == {"oom": 5}
+    assert book.pending("retnet") == []
+    assert book.result(interrupted=False).path == tmp_path / "a.jsonl"
+
+
+def test_nobody_is_blamed_for_a_cell_whose_record_is_on_disk(
+    plan_of: Planner, run_info: RunInfo, tmp_path: Path
+) -> None:
+    plan = plan_of("rounds=2")
+    book = make(plan, run_info, tmp_path / "a.jsonl")
+    book.write(plan.cells[0], 0, "oom", "its own worker's record")
+    late = make(plan, run_info, tmp_path / "a.jsonl")  # the worker died before it could tell
+    late.blame(plan.cells[0], 0, "failed", "the worker died")
+    late.blame(plan.cells[0], 1, "failed", "the worker died")
+    records, _ = read_records(tmp_path)
+    assert [(record.round, record.status) for record in records] == [(0, "oom"), (1, "failed")]
+    assert late.counts == {"oom": 1, "failed": 1}
+
+
+def test_without_a_record_there_is_no_file(plan_of: Planner, run_info: RunInfo, tmp_path: Path) -> None:
+    result = make(plan_of(), run_info, tmp_path / "a.jsonl").result(interrupted=True)
+    assert result == events.RunResult({}, {}, None, interrupted=True)
+
+
+def test_time_left_is_weighed_by_what_each_cell_took(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    pace = Pace()
+    assert pace.seconds_for([("a", 0)]) is None
+    for cell_id, took in (("a", 1.0), ("b", 5.0), ("a", 3.0)):
+        now[0] += took
+        pace.note(cell_id)
+    assert pace.seconds_for([("a", 1), ("b", 1)]) == pytest.approx(2.0 + 5.0)
+    assert pace.seconds_for([("new", 1)]) == pytest.approx(3.5)
+    now[0] += 1000.0  # between two workers
+    pace.restart()
+    now[0] += 1.0
+    pace.note("c")
+    assert pace.seconds_for([("c", 0)]) == pytest.approx(1.0)
+    assert pace.seconds_for([]) == 0
+
+
+def test_the_exit_code_tells_how_a_run_went() -> None:
+    from retbench.cli.run import exit_code
+
+    assert exit_code(events.RunResult({"ok": 2})) == 0
+    assert exit_code(events.RunResult({"ok": 2, "unsupported": 1})) == 3
+    assert exit_code(events.RunResult({"ok": 2, "unsupported": 1, "failed": 1})) == 1
+    assert exit_code(events.RunResult({"oom": 1})) == 0
+    assert exit_code(events.RunResult({}, {"ok": 2, "oom": 1})) == 0

@@ -1,0 +1,92 @@
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from retbench.errors import StorageError
+from retbench.run.locks import LOCK_DIR_VARIABLE, lock_dir, timing_lock
+
+HOLD = """
+import sys, time
+from retbench.run.locks import timing_lock
+with timing_lock("retbench run other", wait=lambda holder: None):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+class GaveUp(Exception):  # noqa: N818
+    pass
+
+
+@pytest.fixture(autouse=True)
+def own_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv(LOCK_DIR_VARIABLE, str(tmp_path / "lock"))
+    return tmp_path / "lock"
+
+
+def give_up(holder: str) -> None:
+    raise GaveUp(holder)
+
+
+def test_the_lock_is_taken_and_given_back(own_lock: Path) -> None:
+    for _ in range(2):
+        with timing_lock("retbench run a", wait=give_up):
+            assert (own_lock / "holder.json").exists()
+        assert not (own_lock / "holder.json").exists()
+
+
+def test_another_process_waits_and_is_told_who_holds_it(own_lock: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", HOLD], stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            process.stdout.readline()
+            with pytest.raises(GaveUp) as caught, timing_lock("retbench run a", wait=give_up):
+                pass
+            assert f"process {process.pid}, `retbench run other`, since 2" in str(caught.value)
+            asked: list[str] = []
+
+            def kill_at_third(holder: str) -> None:
+                asked.append(holder)
+                if len(asked) == 3:
+                    os.kill(process.pid, signal.SIGKILL)
+                    process.wait()
+
+            with timing_lock("retbench run a", wait=kill_at_third):  # the kernel released it
+                assert len(asked) == 3
+        finally:
+            process.kill()
+
+
+def test_a_holder_that_cannot_be_read_is_still_a_holder(own_lock: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", HOLD], stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            process.stdout.readline()
+            (own_lock / "holder.json").write_text("[tor", encoding="utf-8")
+            with pytest.raises(GaveUp, match="another run"), timing_lock("retbench run a", wait=give_up):
+                pass
+        finally:
+            process.kill()
+
+
+def test_a_folder_that_cannot_be_made_is_a_clear_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    monkeypatch.setenv(LOCK_DIR_VARIABLE, str(tmp_path / "file"))
+    with (
+        pytest.raises(StorageError, match=f"name another one in {LOCK_DIR_VARIABLE}"),
+        timing_lock("a", wait=give_up),
+    ):
+        pass
+
+
+def test_the_lock_does_not_move_with_the_temporary_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(LOCK_DIR_VARIABLE)
+    usual = lock_dir()
+    monkeypatch.setenv("TMPDIR", "/somewhere/else")
+    assert lock_dir() == usual

@@ -1,0 +1,186 @@
+"""The worker's process, with stand-ins for what runs in it: a script that does what the case is about."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from queue import SimpleQueue
+
+import psutil
+import pytest
+
+from retbench.planning.plan import Plan
+from retbench.run import process
+from retbench.run.interrupts import Interrupted
+from retbench.run.process import Death, Inbox, Interrupt, Worker
+from retbench.run.protocol import CELL_MARK, Advanced, Ended, Job, Message, RunInfo, Started, encode
+
+Start = Callable[[str], Worker]
+
+HEAD = "import os, sys, time\nsys.stdin.readline()\n"
+
+
+@pytest.fixture
+def job(plan_of: Callable[..., Plan], run_info: RunInfo, tmp_path: Path) -> Job:
+    plan = plan_of()
+    return Job(
+        task="measure",
+        run=run_info,
+        cells=plan.cells,
+        records_path=tmp_path / "a.jsonl",
+        states_dir=tmp_path / "states",
+        parent_pid=os.getpid(),
+    )
+
+
+@pytest.fixture
+def inbox() -> Inbox:
+    return SimpleQueue()
+
+
+@pytest.fixture
+def start(job: Job, inbox: Inbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Start:
+    """Starts a worker that runs a script in place of retbench.run.worker."""
+    real = subprocess.Popen
+
+    def begin(script: str) -> Worker:
+        path = tmp_path / "script.py"
+        path.write_text(HEAD + script, encoding="utf-8")
+        monkeypatch.setattr(
+            subprocess,
+            "Popen",
+            lambda _command, **options: real([sys.executable, str(path)], **options),
+        )
+        worker = Worker(job, inbox, {"RETBENCH_TEST": "set"})
+        monkeypatch.setattr(subprocess, "Popen", real)
+        return worker
+
+    return begin
+
+
+def say(*messages: Message) -> str:
+    return "".join(
+        f"sys.stdout.buffer.write({encode(message)!r}); sys.stdout.flush()\n" for message in messages
+    )
+
+
+def talk(worker: Worker, timeout_s: float = 60.0) -> list[Message | Death]:
+    with worker:
+        return list(worker.converse(timeout_s))
+
+
+def test_messages_come_in_order_and_noise_does_not(start: Start) -> None:
+    script = "print('a banner', end='')\n" + say(Started(index=0)) + "print('noise {')\n" + say(Ended())
+    assert talk(start(script)) == [Started(index=0), Ended()]
+
+
+def test_the_worker_gets_its_variables(start: Start) -> None:
+    script = "assert os.environ['RETBENCH_TEST'] == 'set'\n" + say(Ended())
+    assert talk(start(script)) == [Ended()]
+
+
+@pytest.mark.parametrize(
+    ("last_act", "reason"),
+    [
+        ("os.kill(os.getpid(), 11)", "was ended by SIGSEGV"),
+        ("os.kill(os.getpid(), 9)", "was killed with SIGKILL; no out-of-memory counter rose"),
+        ("sys.exit(7)", "ended with exit code 7"),
+        ("pass", "ended with exit code 0 before its work was done"),
+    ],
+)
+def test_a_worker_that_dies_says_why(start: Start, last_act: str, reason: str) -> None:
+    script = say(Started(index=1)) + "print('my last words', file=sys.stderr, flush=True)\n" + last_act + "\n"
+    first, death = talk(start(script))
+    assert first == Started(index=1)
+    assert isinstance(death, Death)
+    assert death.status == "failed"
+    assert reason in death.reason
+    assert death.reason.endswith("my last words")
+
+
+def test_what_an_earlier_cell_survived_does_not_explain_a_death(start: Start) -> None:
+    words = "print('CUDA out of memory', end='', file=sys.stderr, flush=True)\n"
+    mark = f"sys.stderr.write({chr(10) + CELL_MARK.decode() + chr(10)!r}); sys.stderr.flush()\n"
+    script = say(Started(index=0)) + words + mark + say(Started(index=1)) + "os.kill(os.getpid(), 11)\n"
+    *_, death = talk(start(script))
+    assert death == Death("failed", "the worker was ended by SIGSEGV. It wrote nothing to stderr.")
+
+
+def test_a_cell_that_takes_too_long_ends_the_worker(start: Start) -> None:
+    worker = start(say(Started(index=0)) + "time.sleep(600)\n")
+    _, death = talk(worker, timeout_s=0.2)
+    assert death == Death(
+        "timeout", "the cell said nothing for timeout_s = 0.2 and was ended (--set timeout_s= changes it)."
+    )
+    assert not psutil.pid_exists(worker.pid)
+
+
+def test_a_cell_that_tells_of_its_progress_may_take_longer(start: Start) -> None:
+    beats = [Advanced(num_tokens=number) for number in range(4)]
+    script = say(Started(index=0)) + "".join("time.sleep(0.4)\n" + say(beat) for beat in beats)
+    *heard, death = talk(start(script + "time.sleep(600)\n"), timeout_s=1.2)
+    assert heard == [Started(index=0), *beats]
+    assert isinstance(death, Death)
+    assert "said nothing for timeout_s = 1.2" in death.reason
+
+
+def test_silence_outside_a_cell_has_its_own_limit(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "SETUP_TIMEOUT_S", 0.5)
+    (death,) = talk(start("time.sleep(600)\n"), timeout_s=600.0)
+    assert isinstance(death, Death)
+    assert death.status == "timeout"
+    assert "while no cell was being measured" in death.reason
+
+
+def test_a_stopped_worker_is_ended_too(start: Start) -> None:
+    worker = start(say(Started(index=0)) + "time.sleep(600)\n")
+    with worker:
+        talked: Iterator[Message | Death] = worker.converse(0.3)
+        assert next(talked) == Started(index=0)
+        os.kill(worker.pid, signal.SIGSTOP)
+        death = next(talked)
+    assert isinstance(death, Death)
+    assert death.status == "timeout"
+    assert not psutil.pid_exists(worker.pid)
+
+
+def test_an_interrupt_ends_the_talk_and_the_worker(start: Start, inbox: Inbox) -> None:
+    worker = start("time.sleep(600)\n")
+    inbox.put(Interrupt())
+    with pytest.raises(Interrupted), worker:
+        next(worker.converse(60.0))
+    assert not psutil.pid_exists(worker.pid)
+
+
+def test_what_a_worker_started_goes_with_it(start: Start, tmp_path: Path) -> None:
+    script = (
+        "import subprocess\nchild = subprocess.Popen(['sleep', '600'])\n"
+        f"open({str(tmp_path / 'child')!r}, 'w').write(str(child.pid))\n"
+        + say(Started(index=0))
+        + "time.sleep(600)\n"
+    )
+    with start(script) as worker:
+        next(worker.converse(60.0))
+        child = int((tmp_path / "child").read_text(encoding="utf-8"))
+        assert psutil.pid_exists(child)
+    deadline = time.monotonic() + 10
+    while psutil.pid_exists(child) and psutil.Process(child).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_late_message_of_a_dead_worker_is_not_taken_for_anothers(start: Start, inbox: Inbox) -> None:
+    inbox.put((1, Started(index=3)))
+    inbox.put((1, None))
+    assert talk(start(say(Ended()))) == [Ended()]
+
+
+def test_a_flood_on_stderr_does_not_block_and_keeps_its_end(start: Start) -> None:
+    flood = "sys.stderr.write('x' * 10_000_000 + '\\n' * 200_000 + 'the end'); sys.exit(1)\n"
+    (death,) = talk(start(flood))
+    assert isinstance(death, Death)
+    assert death.reason.endswith("the end")
+    assert len(death.reason) < 100_000

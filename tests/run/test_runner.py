@@ -1,0 +1,562 @@
+"""Whole runs with real workers, and what befalls them: faults are dealt from outside, to the worker's process."""
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from retbench.errors import ConfigError, RetbenchError, StorageError
+from retbench.planning.plan import Plan, make_plan
+from retbench.records.record import Record, read_records
+from retbench.run import events
+from retbench.run.events import RunResult
+from retbench.run.locks import LOCK_DIR_VARIABLE
+from retbench.run.runner import run_plan
+
+HEADER = 'title = "Tiny"\nsource = "none"\nexpect = "It runs."\n'
+RETNET = '[models.retnet]\narchitecture = "retnet"\n'
+TRANSFORMER = '[models.transformer]\narchitecture = "transformer"\n'
+PROFILE = '[profiles.smoke]\nsize = "1m"\nrounds = 1\nwarmup_s = 0.0\nmin_steps = 2\nthreads = 1\n'
+
+Act = Callable[[events.Event], None]
+
+
+class Observer:
+    """Keeps every event, and does something on some."""
+
+    def __init__(self, act: Act | None = None) -> None:
+        self.heard: list[events.Event] = []
+        self._act = act
+
+    def notify(self, event: events.Event, /) -> None:
+        self.heard.append(event)
+        if self._act is not None:
+            self._act(event)
+
+    def kinds(self) -> Counter[str]:
+        return Counter(type(event).__name__ for event in self.heard)
+
+
+@pytest.fixture(autouse=True)
+def own_lock(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(LOCK_DIR_VARIABLE, str(tmp_path_factory.mktemp("lock")))
+
+
+def write_experiment(folder: Path, *parts: str) -> Path:
+    path = folder / "tiny.toml"
+    path.write_text(HEADER + "".join(parts), encoding="utf-8")
+    return path
+
+
+def plan_for(path: Path, *overrides: str) -> Plan:
+    return make_plan(str(path), profile="smoke", device="cpu", dtype=None, limit=None, overrides=overrides)
+
+
+def grid(workload: str, *lengths: int) -> str:
+    return f"[profiles.smoke.workloads.{workload}]\ncontext_len = {list(lengths)}\n"
+
+
+def records_in(folder: Path) -> list[Record]:
+    found, problems = read_records(folder)
+    assert not problems
+    return found
+
+
+def keys(records: list[Record]) -> list[tuple[str, str, int, int]]:
+    return sorted((one.model.name, one.workload, one.point.context_len, one.round) for one in records)
+
+
+def no_workers() -> bool:
+    """Whether no process of a worker is left among our descendants."""
+    return not [child for child in psutil.Process().children(recursive=True) if child.status() != "zombie"]
+
+
+def test_a_run_measures_every_cell_and_a_second_one_nothing(tmp_path: Path) -> None:
+    inference = (grid("decode", 8, 16), grid("prefill", 9), grid("memory", 8))
+    path = write_experiment(tmp_path, RETNET, TRANSFORMER, PROFILE, *inference, grid("training", 12))
+    plan, out, observer = plan_for(path), tmp_path / "out", Observer()
+    result = run_plan(plan, out, fresh=False, observer=observer)
+    assert result.counts == {"ok": 10}
+    assert (result.skipped, result.interrupted) == ({}, False)
+    records = records_in(out)
+    assert result.path is not None
+    assert {one.environment["machine"] for one in records} == {result.path.parent.parent.name}
+    assert result.path.parent.name == "tiny"
+    assert {one.run_id for one in records} == {result.path.stem}
+    assert keys(records) == sorted(
+        (cell.model_name, cell.workload, cell.point.context_len, 0) for cell in plan.cells
+    )
+    assert {one.cell_id for one in records} == {cell.cell_id for cell in plan.cells}
+    for one in records:
+        assert one.gate is not None
+        assert one.gate.passed
+        assert one.ceilings is not None
+        assert one.environment["text"]
+        assert one.environment["threads"] == 1
+        assert one.environment["flush_denormal"]
+        if one.workload in {"decode", "prefill"}:
+            assert one.absent["energy_per_token_j"] == "the device is a CPU"
+        assert one.command == plan.command
+    assert not list(out.rglob(".states"))
+    assert observer.kinds() == {
+        "Planned": 1,
+        "Preparing": 2,
+        "GateChecked": 2,
+        "Streaming": 3,
+        "RoundStarted": 1,
+        "CellStarted": 10,
+        "CellDone": 10,
+        "Finished": 1,
+    }
+    assert observer.heard[-1] == events.Finished(result, events.Progress(10, 10, 0))
+
+    again = Observer()
+    assert run_plan(plan, out, fresh=False, observer=again) == RunResult(
+        {}, {"ok": 10}, None, interrupted=False
+    )
+    assert again.kinds() == {"Planned": 1, "Finished": 1}
+    assert len(records_in(out)) == 10
+
+
+class Faults:
+    """Deals each kind of fault to a worker at one cell, the first time that the cell is started."""
+
+    def __init__(self) -> None:
+        self.left = {8: self.crash, 16: self.hang, 32: self.murder, 2000: self.starve}
+
+    def __call__(self, event: events.Event) -> None:
+        if isinstance(event, events.CellStarted):
+            fault = self.left.pop(event.cell.point.context_len, None)
+            if fault is not None:
+                fault(event.pid)
+
+    def crash(self, pid: int) -> None:
+        os.kill(pid, signal.SIGSEGV)
+
+    def hang(self, pid: int) -> None:
+        os.kill(pid, signal.SIGSTOP)
+
+    def starve(self, pid: int) -> None:
+        """No more address space than it has now: the next large tensor, and every prefill needs some, fails."""
+        size = psutil.Process(pid).memory_info().vms
+        resource.prlimit(pid, resource.RLIMIT_AS, (size, size))
+
+    def murder(self, pid: int) -> None:
+        os.kill(pid, signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def faulty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path, RunResult, Observer]]:
+    """A sweep in which a worker crashes, one hangs, one runs out of memory and one is killed."""
+    folder = tmp_path_factory.mktemp("faulty")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(LOCK_DIR_VARIABLE, str(folder / "lock"))
+        # So many steps that a cell outlasts the blow.
+        steps = PROFILE.replace("min_steps = 2", "min_steps = 200") + "timeout_s = 5.0\n"
+        lengths = grid("decode", 8, 16, 32, 40) + grid("prefill", 2000)
+        path = write_experiment(folder, TRANSFORMER, steps, lengths)
+        observer = Observer(Faults())
+        result = run_plan(plan_for(path), folder / "out", fresh=False, observer=observer)
+        yield path, folder / "out", result, observer
+
+
+def by_length(records: list[Record]) -> dict[int, Record]:
+    return {one.point.context_len: one for one in records}
+
+
+def test_a_sweep_goes_on_whatever_befalls_its_workers(
+    faulty: tuple[Path, Path, RunResult, Observer],
+) -> None:
+    _, out, result, observer = faulty
+    assert result.counts == {"failed": 2, "timeout": 1, "oom": 1, "ok": 1}
+    found = by_length(records_in(out))
+    assert {length: one.status for length, one in found.items()} == {
+        8: "failed",
+        16: "timeout",
+        32: "failed",
+        40: "ok",
+        2000: "oom",
+    }
+    assert "was ended by SIGSEGV" in str(found[8].error)
+    assert "timeout_s = 5" in str(found[16].error)
+    assert "out of memory" in str(found[2000].error)
+    assert "SIGKILL; no out-of-memory counter rose" in str(found[32].error)
+    assert found[40].metrics["tpot_s"].samples
+    assert not any(one.metrics for length, one in found.items() if length != 40)
+    assert observer.kinds()["WorkerDied"] == 3
+    assert no_workers()
+
+
+def test_what_failed_is_tried_again_and_nothing_else(
+    faulty: tuple[Path, Path, RunResult, Observer],
+) -> None:
+    path, out, _, _ = faulty
+    before = len(records_in(out))
+    observer = Observer()
+    result = run_plan(plan_for(path), out, fresh=False, observer=observer)
+    assert result == RunResult({"ok": 3}, {"ok": 1, "oom": 1}, result.path, interrupted=False)
+    tried = [
+        event.cell.point.context_len for event in observer.heard if isinstance(event, events.CellStarted)
+    ]
+    assert sorted(tried) == [8, 16, 32]
+    assert len(records_in(out)) == before + 3
+
+
+@pytest.mark.skipif(
+    torch.version.cuda is not None, reason="a PyTorch with CUDA cannot be loaded in so little memory"
+)
+def test_want_of_memory_before_any_cell_was_tried_is_no_outcome_of_the_cells(tmp_path: Path) -> None:
+    path = write_experiment(tmp_path, TRANSFORMER, RETNET, PROFILE, grid("prefill", 8))
+    prepared: list[str] = []
+
+    def starve_the_second(event: events.Event) -> None:
+        if isinstance(event, events.Preparing):
+            prepared.append(event.model_name)
+            if len(prepared) == 2:
+                resource.prlimit(event.pid, resource.RLIMIT_AS, (2**29, 2**29))
+
+    out = tmp_path / "out"
+    result = run_plan(plan_for(path), out, fresh=False, observer=Observer(starve_the_second))
+    assert result.counts == {"ok": 1, "unsupported": 1}
+    (starved,) = (one for one in records_in(out) if one.status == "unsupported")
+    assert starved.model.name == prepared[1]
+    assert str(starved.error).startswith(
+        f"before any cell of '{prepared[1]}' was tried, the worker ran out of memory"
+    )
+
+
+def test_a_signal_ends_the_run_and_keeps_what_is_measured(tmp_path: Path) -> None:
+    path = write_experiment(tmp_path, TRANSFORMER, PROFILE, grid("prefill", 8, 16, 24))
+    started = 0
+
+    def stop_at_second_cell(event: events.Event) -> None:
+        nonlocal started
+        if isinstance(event, events.CellStarted):
+            started += 1
+            if started == 2:
+                os.kill(event.pid, signal.SIGSTOP)  # so that it does not end before the signal is met
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    result = run_plan(plan_for(path), tmp_path / "out", fresh=False, observer=Observer(stop_at_second_cell))
+    assert result.interrupted
+    assert result.counts == {"ok": 1}
+    assert len(records_in(tmp_path / "out")) == 1
+    assert no_workers()
+
+
+def test_a_signal_before_anything_is_measured(tmp_path: Path) -> None:
+    path = write_experiment(tmp_path, TRANSFORMER, PROFILE, grid("prefill", 8))
+
+    def stop_at_once(event: events.Event) -> None:
+        if isinstance(event, events.Preparing):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    observer = Observer(stop_at_once)
+    result = run_plan(plan_for(path), tmp_path / "out", fresh=False, observer=observer)
+    assert result == RunResult(interrupted=True)
+    assert observer.heard[-1] == events.Finished(result, events.Progress(0, 1))
+    assert no_workers()
+
+
+DRIVER = """
+import sys
+from pathlib import Path
+from retbench.planning.plan import make_plan
+from retbench.run.runner import run_plan
+
+class Observer:
+    def notify(self, event, /):
+        print(type(event).__name__, getattr(event, "pid", ""), flush=True)
+
+plan = make_plan(sys.argv[1], profile="smoke", device="cpu", dtype=None, limit=None, overrides=())
+run_plan(plan, Path(sys.argv[2]), fresh=False, observer=Observer())
+"""
+
+
+@pytest.fixture
+def drive() -> Iterator[Callable[[Path, Path], subprocess.Popen[str]]]:
+    """Starts a run in a process of its own, which tells its events on stdout."""
+    started: list[subprocess.Popen[str]] = []
+
+    def begin(path: Path, out: Path) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-c", DRIVER, str(path), str(out)], stdout=subprocess.PIPE, text=True
+        )
+        started.append(process)
+        return process
+
+    yield begin
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def wait_for(process: subprocess.Popen[str], kind: str, times: int = 1) -> str:
+    """The rest of the line of the event called `kind` when it has come so many times."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        name, _, rest = line.partition(" ")
+        if name == kind:
+            times -= 1
+            if not times:
+                return rest
+    raise AssertionError(f"the run ended before {kind}")
+
+
+def test_a_killed_run_leaves_no_worker_loses_nothing_and_repeats_nothing(
+    tmp_path: Path, drive: Callable[[Path, Path], subprocess.Popen[str]]
+) -> None:
+    cells = grid("decode", *range(100, 108))
+    steps = PROFILE.replace(
+        "min_steps = 2", "min_steps = 100"
+    )  # so that some cells are left when it is killed
+    path, out = write_experiment(tmp_path, RETNET, steps, cells), tmp_path / "out"
+    killed = drive(path, out)
+    worker = psutil.Process(int(wait_for(killed, "CellStarted", times=4)))
+    killed.kill()
+    killed.wait()
+    worker.wait(timeout=10)
+    (file,) = out.rglob("*.jsonl")
+    before = records_in(out)
+    assert 3 <= len(before) < 8
+    with open(file, "ab") as torn:  # what a kill in the middle of a write leaves
+        torn.write(file.read_bytes().splitlines()[0][:700])
+    states = list(out.rglob("*.safetensors"))
+    assert len(states) == 8
+
+    observer = Observer()
+    result = run_plan(plan_for(path), out, fresh=False, observer=observer)
+    assert result.counts == {"ok": 8 - len(before)}
+    assert sum(result.skipped.values()) == len(before)
+    assert observer.kinds()["Streaming"] == 0  # the states that the killed run had stored were good
+    after, problems = read_records(out)
+    assert len(problems) == 1
+    assert keys(after) == sorted(set(keys(after)))
+    assert len(after) == 8
+    assert not list(out.rglob("*.safetensors"))
+
+
+def test_a_second_run_waits_and_then_skips_what_the_first_has_done(
+    tmp_path: Path, drive: Callable[[Path, Path], subprocess.Popen[str]]
+) -> None:
+    path, out = write_experiment(tmp_path, TRANSFORMER, PROFILE, grid("prefill", 8, 16)), tmp_path / "out"
+    first = drive(path, out)
+    wait_for(first, "Preparing")
+    observer = Observer()
+    result = run_plan(plan_for(path), out, fresh=False, observer=observer)
+    assert result == RunResult({}, {"ok": 2}, None, interrupted=False)
+    waiting = observer.heard[0]
+    assert isinstance(waiting, events.WaitingForLock)
+    assert f"process {first.pid}" in waiting.holder
+    assert observer.kinds() == {"WaitingForLock": 1, "Planned": 1, "Finished": 1}
+    assert len(records_in(out)) == 2
+
+
+def test_a_run_that_waits_can_be_interrupted(
+    tmp_path: Path, drive: Callable[[Path, Path], subprocess.Popen[str]]
+) -> None:
+    path, out = write_experiment(tmp_path, TRANSFORMER, PROFILE, grid("prefill", 8)), tmp_path / "out"
+    wait_for(drive(path, out), "Preparing")
+
+    def stop(event: events.Event) -> None:
+        if isinstance(event, events.WaitingForLock):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    result = run_plan(plan_for(path), tmp_path / "other", fresh=False, observer=Observer(stop))
+    assert result == RunResult(interrupted=True)
+
+
+def test_a_full_disk_is_a_clear_error_and_what_was_there_is_intact(tmp_path: Path) -> None:
+    path = write_experiment(tmp_path, TRANSFORMER, PROFILE, grid("prefill", 8, 16, 24))
+    done: list[int] = []
+
+    def fill_after_first(event: events.Event) -> None:
+        if isinstance(event, events.CellDone):
+            done.append(event.cell.point.context_len)
+        if isinstance(event, events.CellStarted) and done:
+            (file,) = (tmp_path / "out").rglob("*.jsonl")
+            room = file.stat().st_size + 100
+            resource.prlimit(event.pid, resource.RLIMIT_FSIZE, (room, room))
+
+    with pytest.raises(
+        StorageError, match=r"could not be written: File too large\. Everything before it is intact"
+    ):
+        run_plan(plan_for(path), tmp_path / "out", fresh=False, observer=Observer(fill_after_first))
+    assert [one.point.context_len for one in records_in(tmp_path / "out")] == done
+    assert no_workers()
+
+
+def test_a_folder_that_cannot_be_made_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
+    path = write_experiment(tmp_path, TRANSFORMER, PROFILE, grid("prefill", 8))
+    (tmp_path / "out").write_text("in the way", encoding="utf-8")
+    observer = Observer()
+    with pytest.raises(ConfigError, match="cannot be written to: Not a directory"):
+        run_plan(plan_for(path), tmp_path / "out", fresh=False, observer=observer)
+    assert observer.kinds() == {"Planned": 1}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")
+def test_a_really_full_disk(tmp_path: Path) -> None:
+    path = write_experiment(tmp_path, TRANSFORMER, PROFILE, grid("prefill", *range(8, 40)))
+    out = tmp_path / "out"
+    out.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(out)], check=False, capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"no small disk: {mounted.stderr.decode()}")
+    try:
+        with pytest.raises(StorageError, match="No space left on device"):
+            run_plan(plan_for(path), out, fresh=False, observer=Observer())
+        kept = records_in(out)
+        assert 0 < len(kept) < 32
+        assert no_workers()
+    finally:
+        subprocess.run(["umount", str(out)], check=True)
+
+
+@pytest.fixture
+def small_group() -> Iterator[Path]:
+    """A memory control group with room for little more than torch; skips where none can be made."""
+    parent = Path("/sys/fs/cgroup/memory")
+    own = next(
+        (
+            line.split(":")[2]
+            for line in Path("/proc/self/cgroup").read_text().splitlines()
+            if ":memory:" in line
+        ),
+        None,
+    )
+    if own is None or os.geteuid() != 0:
+        pytest.skip("needs root and version 1 of control groups")
+    group = parent / own.lstrip("/") / f"retbench-test-{os.getpid()}"
+    try:
+        group.mkdir()
+    except OSError as error:
+        pytest.skip(f"no control group: {error}")
+    yield group
+    for _ in range(100):
+        try:
+            group.rmdir()
+            break
+        except OSError:
+            time.sleep(0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/vmstat").exists(), reason="needs Linux")
+def test_a_worker_that_the_kernel_kills_for_memory_is_out_of_memory(
+    tmp_path: Path, small_group: Path
+) -> None:
+    lengths = grid("decode", 8, 20000) + "batch_size = [16]\n"
+    path = write_experiment(tmp_path, TRANSFORMER, PROFILE, lengths)
+
+    def confine(event: events.Event) -> None:
+        if isinstance(event, events.CellStarted) and event.cell.point.context_len == 20000:
+            (small_group / "memory.limit_in_bytes").write_text(str(64 * 2**20), encoding="ascii")
+            (small_group / "cgroup.procs").write_text(str(event.pid), encoding="ascii")
+
+    result = run_plan(plan_for(path), tmp_path / "out", fresh=False, observer=Observer(confine))
+    assert result.counts == {"ok": 1, "oom": 1}
+    found = by_length(records_in(tmp_path / "out"))
+    assert "the kernel killed the worker for want of memory (oom_kill rose in" in str(found[20000].error)
+
+
+def test_a_red_gate_is_recorded_and_nothing_is_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Dropped into the worker from outside: a form that is a thousandth off.
+    (tmp_path / "sitecustomize.py").write_text(SABOTAGE, encoding="utf-8")
+    monkeypatch.setenv(
+        "PYTHONPATH", os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    )
+    path = write_experiment(tmp_path, RETNET, PROFILE, "", grid("prefill", 8, 16)).rename(
+        tmp_path / "red.toml"
+    )
+    observer = Observer()
+    result = run_plan(plan_for(path, "rounds=2"), tmp_path / "out", fresh=False, observer=observer)
+    assert result.counts == {"gate_failed": 4}
+    for one in records_in(tmp_path / "out"):
+        assert not one.metrics
+        assert one.gate is not None
+        assert not one.gate.passed
+        assert "the forms of 'retnet' disagree" in str(one.error)
+    assert observer.kinds()["CellStarted"] == 0
+
+
+SABOTAGE = """
+import importlib.abc, importlib.machinery, sys
+
+class Finder(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name != "retbench.models.mixers":
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(name, path)
+        run = spec.loader.exec_module
+        def exec_module(module):
+            run(module)
+            real = module.retention_parallel
+            module.retention_parallel = lambda *args: (real(*args)[0] * 1.1, real(*args)[1])
+        spec.loader.exec_module = exec_module
+        return spec
+
+sys.meta_path.insert(0, Finder())
+"""
+
+
+def test_what_this_machine_lacks_is_unsupported_in_every_round(tmp_path: Path) -> None:
+    path = write_experiment(tmp_path, TRANSFORMER + 'backend = "flash"\n', PROFILE, grid("prefill", 8))
+    result = run_plan(plan_for(path, "rounds=2"), tmp_path / "out", fresh=False, observer=Observer())
+    assert result.counts == {"unsupported": 2}
+    assert all("flash" in str(one.error) for one in records_in(tmp_path / "out"))
+
+
+def test_a_python_that_cannot_start_workers_is_one_clear_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "torch.py").write_text("raise ImportError('libtorch is broken')\n", encoding="utf-8")
+    monkeypatch.setenv(
+        "PYTHONPATH", os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    )
+    path = write_experiment(tmp_path, TRANSFORMER, PROFILE, grid("prefill", 8))
+    with pytest.raises(RetbenchError, match=r"no worker can start on this machine(.|\n)*libtorch is broken"):
+        run_plan(plan_for(path), tmp_path / "out", fresh=False, observer=Observer())
+    assert records_in(tmp_path / "out") == []
+
+
+def test_nothing_of_the_runner_needs_torch() -> None:
+    code = "import sys, retbench.run.runner; assert 'torch' not in sys.modules, 'torch was imported'"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_on_a_gpu_decode_is_replayed_from_graphs_at_its_depth(tmp_path: Path, dtype: str) -> None:
+    grids = (grid("decode", 8, 300), grid("prefill", 300), grid("memory", 300))
+    path = write_experiment(tmp_path, RETNET, TRANSFORMER, PROFILE, *grids)
+    overrides = ["cuda_graph=true", "size=6m"]
+    plan = make_plan(str(path), profile="smoke", device="cuda", dtype=dtype, limit=None, overrides=overrides)
+    out = tmp_path / "out"
+    result = run_plan(plan, out, fresh=False, observer=Observer())
+    records = records_in(out)
+    assert result.counts == {"ok": 8}, [one.error for one in records if one.error]
+    for one in records:
+        assert one.gate is not None
+        assert one.gate.passed
+        assert one.environment["gpu"]["name"]
+        assert one.environment["gpu_state"]["after"]["sm_clock_hz"] > 0
+        if one.workload == "memory":
+            assert one.metrics["device_peak_bytes"].value > one.metrics["peak_bytes"].value * 0.99
+            continue
+        assert one.backend["cuda_graph"] is (one.workload == "decode")
+        assert ("energy_per_token_j" in one.metrics) != ("energy_per_token_j" in one.absent)
+        assert 0 < one.metrics["roofline_ratio"].value < 1.2

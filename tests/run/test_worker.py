@@ -1,0 +1,156 @@
+"""The worker as a process: what it sends, what it keeps to itself, and when it ends."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from retbench.measure.environment import code_revision
+from retbench.planning.cells import pair_ids
+from retbench.planning.plan import Plan, make_plan
+from retbench.run.protocol import (
+    CELL_MARK,
+    Done,
+    Ended,
+    Failed,
+    Hello,
+    Job,
+    Measured,
+    Message,
+    RunInfo,
+    Started,
+    Task,
+    decode,
+)
+
+COMMAND = [sys.executable, "-P", "-m", "retbench.run.worker"]
+
+
+@pytest.fixture
+def plan(tiny_experiment: Path) -> Plan:
+    return make_plan(
+        str(tiny_experiment), profile="smoke", device="cpu", dtype=None, limit=None, overrides=["threads=1"]
+    )
+
+
+def make_job(plan: Plan, folder: Path, *, task: Task = "ceilings", revision: str | None = None) -> Job:
+    run = RunInfo(
+        run_id="r",
+        experiment="tiny",
+        profile="smoke",
+        pair_ids=pair_ids(plan.subjects),
+        command="retbench run tiny",
+        code_revision=revision or code_revision(),
+    )
+    return Job(
+        task=task,
+        run=run,
+        cells=plan.cells[:1],
+        records_path=folder / "a.jsonl",
+        states_dir=folder / "states",
+        parent_pid=os.getpid(),
+    )
+
+
+def ask(job: Job, extra: dict[str, str] | None = None) -> tuple[list[Message], str]:
+    """Messages of a worker and what it wrote to stderr."""
+    with subprocess.Popen(
+        COMMAND,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, **(extra or {})},
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdin.write(job.model_dump_json().encode() + b"\n")
+        process.stdin.flush()  # and left open, as the runner does
+        heard = [message for line in process.stdout if (message := decode(line)) is not None]
+        return heard, process.stderr.read().decode()
+
+
+def test_prints_of_a_library_do_not_reach_the_protocol(plan: Plan, tmp_path: Path) -> None:
+    noise = "import atexit, os, sys, threading\nprint('banner without an end', end='', flush=True)\n"
+    noise += (
+        "threading.Timer(0.3, lambda: (os.write(1, b'from C'), print('from Python', flush=True))).start()\n"
+    )
+    (tmp_path / "sitecustomize.py").write_text(noise, encoding="utf-8")
+    path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
+    heard, stderr = ask(make_job(plan, tmp_path), {"PYTHONPATH": path})
+    assert [type(message) for message in heard] == [Hello, Measured, Ended]
+    assert "from C" in stderr
+    assert "from Python" in stderr
+
+
+def test_every_cell_begins_with_a_mark_on_stderr(plan: Plan, tmp_path: Path) -> None:
+    cells = tuple(cell for cell in plan.cells if cell.model_name == "transformer")
+    job = make_job(plan, tmp_path, task="measure").model_copy(update={"cells": cells})
+    heard, stderr = ask(job)
+    assert [type(message) for message in heard] == [Hello, *[Started, Done] * len(cells), Ended]
+    assert stderr.encode().splitlines().count(CELL_MARK) == len(cells) > 0
+
+
+def test_changed_source_is_not_measured(plan: Plan, tmp_path: Path) -> None:
+    heard, _ = ask(make_job(plan, tmp_path, task="measure", revision="0.1.0+src.before"))
+    assert isinstance(heard[-1], Failed)
+    assert heard[-1].kind == "RetbenchError"
+    assert "the source of retbench changed during the run, from 0.1.0+src.before to" in heard[-1].message
+    assert not (tmp_path / "a.jsonl").exists()
+
+
+def test_a_full_disk_is_told_as_such(plan: Plan, tmp_path: Path) -> None:
+    (tmp_path / "states").write_text("in the way", encoding="utf-8")
+    heard, _ = ask(make_job(plan, tmp_path, task="prepare"))
+    assert isinstance(heard[-1], Failed)
+    assert heard[-1].kind == "StorageError"
+
+
+def test_a_worker_without_a_runner_ends(plan: Plan, tmp_path: Path) -> None:
+    assert subprocess.run(COMMAND, stdin=subprocess.DEVNULL, check=False, timeout=60).returncode == 1
+    orphan = make_job(plan, tmp_path).model_copy(update={"parent_pid": os.getpid() + 1})
+    heard, _ = ask(orphan)
+    assert heard == []
+
+
+def test_the_end_of_stdin_ends_a_worker(plan: Plan, tmp_path: Path) -> None:
+    job = make_job(plan, tmp_path)
+    done = subprocess.run(
+        COMMAND, input=job.model_dump_json().encode() + b"\n", capture_output=True, check=False, timeout=60
+    )
+    assert done.returncode == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's signal on a parent's death is Linux's")
+def test_even_a_stopped_worker_dies_with_its_runner() -> None:
+    parent = (
+        "import subprocess, sys, time\n"
+        "process = subprocess.Popen([sys.executable, '-P', '-m', 'retbench.run.worker'], stdin=subprocess.PIPE)\n"
+        "print(process.pid, flush=True)\ntime.sleep(600)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE) as runner:
+        assert runner.stdout is not None
+        worker = psutil.Process(int(runner.stdout.readline()))
+        time.sleep(1.0)  # long enough for it to ask the kernel; it then waits for a job that never comes
+        worker.send_signal(signal.SIGSTOP)
+        runner.kill()
+        runner.wait()
+        worker.wait(timeout=10)
+
+
+@pytest.mark.skipif(not Path("/proc/self/oom_score_adj").exists(), reason="needs Linux")
+def test_a_worker_is_the_first_to_go_when_memory_is_short(plan: Plan, tmp_path: Path) -> None:
+    with subprocess.Popen(COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(make_job(plan, tmp_path).model_dump_json().encode() + b"\n")
+        process.stdin.flush()
+        process.stdout.readline()
+        score = Path(f"/proc/{process.pid}/oom_score_adj").read_text(encoding="ascii")
+        process.stdout.read()
+    assert int(score) == 1000

@@ -1,0 +1,126 @@
+"""What a worker tells of a gate without the memory it needs, how deep a gate goes, and when a worker leaves."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from retbench.models.gate import LENGTHS
+from retbench.ops import attention
+from retbench.planning.plan import Plan
+from retbench.records.record import Ceilings, Gate, Status, utc_now
+from retbench.run import tasks
+from retbench.run.protocol import Checked, Done, Job, Message, Refused, RunInfo
+from retbench.run.recording import Outcome, Surroundings
+from retbench.workloads.states import StateStore
+
+Prepare = Callable[..., list[Message]]
+
+
+@pytest.fixture
+def prepare(plan_of: Callable[..., Plan], run_info: RunInfo, tmp_path: Path) -> Prepare:
+    """Prepares the Transformer of the small experiment for cells of a depth, in this process; what is told of it."""
+
+    def run(depth: int) -> list[Message]:
+        plan = plan_of("size=300k", f"workloads.decode.context_len=[{depth}]")
+        job = Job(
+            task="prepare",
+            run=run_info,
+            cells=tuple(cell for cell in plan.cells if cell.model_name == "transformer"),
+            records_path=tmp_path / "a.jsonl",
+            states_dir=tmp_path / "states",
+            parent_pid=os.getpid(),
+        )
+        told: list[Message] = []
+        store = StateStore(tmp_path / "states", "0.1.0+src.test")
+        tasks._prepare(job, torch.device("cpu"), store, told.append)
+        return told
+
+    return run
+
+
+def leave_room_for(num_tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a gate that is deeper than this run out of memory."""
+    run_gate = tasks.run_gate
+
+    def starve(model: Any, tokens: torch.Tensor, *, depth: int) -> Gate:
+        if depth > num_tokens:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return run_gate(model, tokens, depth=depth)
+
+    monkeypatch.setattr(tasks, "run_gate", starve)
+
+
+def streamed_depth(told: list[Message]) -> int:
+    """The tokens over which the state of a green gate was streamed, as its check says."""
+    (message,) = told
+    assert isinstance(message, Checked)
+    assert message.gate.passed
+    return next(check.length for check in message.gate.checks if check.name == "streamed state = whole")
+
+
+def test_a_gate_without_the_memory_goes_half_as_deep(
+    prepare: Prepare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leave_room_for(3000, monkeypatch)
+    assert streamed_depth(prepare(4096)) == max(2048, *LENGTHS)
+
+
+def test_a_gate_that_fits_at_no_depth_is_no_outcome_of_the_cells(
+    prepare: Prepare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leave_room_for(0, monkeypatch)
+    (message,) = prepare(4096)
+    assert isinstance(message, Refused)
+    assert message.status == "unsupported"  # so that it is tried again
+    assert "equality gate of 'transformer' runs out of memory on cpu even at 2,047 tokens" in message.error
+
+
+@pytest.mark.parametrize(("kernel", "depth"), [("flash", 2400), ("math", 2200)])
+def test_a_gate_goes_as_deep_as_the_kernel_that_runs_can(
+    prepare: Prepare, monkeypatch: pytest.MonkeyPatch, kernel: str, depth: int
+) -> None:
+    monkeypatch.setattr(attention, "sdpa_kernel", lambda *_: kernel)
+    monkeypatch.setitem(tasks.GATE_DEPTH, "cpu", 2400)
+    monkeypatch.setattr(tasks, "QUADRATIC_GATE_DEPTH", 2200)
+    assert streamed_depth(prepare(4096)) == depth
+
+
+@pytest.mark.parametrize(
+    ("status", "cuda_graph", "measured"),
+    [("ok", True, 2), ("unsupported", False, 2), ("unsupported", True, 1), ("failed", False, 1)],
+)
+def test_a_worker_leaves_after_a_step_that_no_graph_could_hold(
+    plan_of: Callable[..., Plan],
+    run_info: RunInfo,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    status: Status,
+    cuda_graph: bool,
+    measured: int,
+) -> None:
+    plan = plan_of("workloads.decode.context_len=[8,16]")
+    settings = plan.cells[0].settings.model_copy(update={"cuda_graph": cuda_graph})
+    job = Job(
+        task="measure",
+        run=run_info,
+        cells=tuple(
+            cell.model_copy(update={"settings": settings})
+            for cell in plan.cells
+            if cell.model_name == "transformer"
+        ),
+        records_path=tmp_path / "a.jsonl",
+        states_dir=tmp_path / "states",
+        parent_pid=os.getpid(),
+    )
+    assert len(job.cells) == 2
+    monkeypatch.setattr(
+        tasks, "measure_ceilings", lambda *_: Ceilings(read_bandwidth_bytes_per_s=1, matmul_flops_per_s=1)
+    )
+    monkeypatch.setattr(tasks, "_measure_cell", lambda *_: Outcome(status, utc_now(), "why"))
+    told: list[Message] = []
+    tasks._measure(job, torch.device("cpu"), Surroundings({}), told.append)
+    assert [message.status for message in told if isinstance(message, Done)] == [status] * measured

@@ -1,0 +1,64 @@
+"""The rules on rounds of a real machine, idle or with one core loaded: `python -m benchmarks.aa` measured them."""
+
+import numpy as np
+import pytest
+
+from retbench.regress.items import Times
+from retbench.regress.sampling import Sampled, sample
+from retbench.stats.sequential import Rules
+from stats.corpus import PATH, Replay, read_corpus
+
+pytestmark = pytest.mark.skipif(not PATH.exists(), reason="no corpus: python -m benchmarks.aa records one")
+
+ALARM_RUNS, MOVED_RUNS, MAX_ROUNDS = 500, 200, 20
+ROUNDS_OF_A_HALF = 100
+"""From so many on, rounds that are drawn anew say something of the rules."""
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["idle", "loaded"])
+def rounds(request: pytest.FixtureRequest) -> list[Times]:
+    """One half of the corpus."""
+    found = read_corpus()[request.param]
+    if len(found) < ROUNDS_OF_A_HALF:
+        pytest.skip(
+            f"this half has {len(found)} rounds and wants {ROUNDS_OF_A_HALF}: python -m benchmarks.aa adds more"
+        )
+    return found
+
+
+def run(rounds: list[Times], seed: int, factor: float = 1.0) -> Sampled:
+    source = Replay(rounds, np.random.default_rng(seed), factor)
+    return sample(sorted(rounds[0]), "transformer", source, Rules(), MAX_ROUNDS)
+
+
+def decode_curves(sampled: Sampled) -> list[str]:
+    """What is said of the decode curve of each model."""
+    return [
+        decision.verdict
+        for item, decision in sampled.decisions.items()
+        if item.kind == "curve" and item.places[0].workload == "decode"
+    ]
+
+
+def test_every_round_has_every_point(rounds: list[Times]) -> None:
+    assert all(len(times) == 10 for times in rounds)
+
+
+def test_identical_code_raises_an_alarm_in_one_run_of_a_hundred_at_most(rounds: list[Times]) -> None:
+    alarms = 0
+    for seed in range(ALARM_RUNS):
+        verdicts = {decision.verdict for decision in run(rounds, seed).decisions.values()}
+        alarms += bool(verdicts & {"regressed", "improved"})
+    assert alarms <= 0.01 * ALARM_RUNS
+
+
+@pytest.mark.parametrize(
+    ("factor", "share"), [(1.05, 0.95), (1.10, 0.99), (1 / 1.05, 0.95), (1 / 1.10, 0.99)]
+)
+def test_what_has_moved_is_found_within_twenty_rounds(
+    rounds: list[Times], factor: float, share: float
+) -> None:
+    """The decode times of both models move alike: what is to be found are their two curves."""
+    verdict = "regressed" if factor > 1 else "improved"
+    found = sum(decode_curves(run(rounds, seed, factor)) == [verdict, verdict] for seed in range(MOVED_RUNS))
+    assert found >= share * MOVED_RUNS
