@@ -8,7 +8,7 @@ from lm_eval.models.huggingface import HFLM
 from transformers import LlamaForCausalLM, PreTrainedTokenizer
 
 from benchmarks.peers import hf_llama
-from retbench.architectures.configs import TransformerConfig
+from retbench.architectures.configs import ModelConfig
 from retbench.checkpoints.formats import FORMATS
 from retbench.checkpoints.info import Description
 from retbench.data.tokenizers import Tokenizer
@@ -79,7 +79,7 @@ def build_hf_lm(
 def carry_to_llama(model: Decoder, max_length: int) -> LlamaForCausalLM:
     """A Llama with our weights: the converter of checkpoints, the other way."""
     config = model.config
-    assert isinstance(config, TransformerConfig)
+    assert isinstance(config, ModelConfig)
     peer = hf_llama.build_peer(config, seed=0, max_len=max_length)
     theirs = peer.state_dict()
     ours = model.state_dict()

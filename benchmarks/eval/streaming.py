@@ -7,7 +7,7 @@ import torch
 
 from benchmarks.peers.outcomes import FP32_LIMIT, Limit, Outcome, error_outcome
 from retbench.architectures.matching import resolve_model
-from retbench.config.experiment import RetNetSpec
+from retbench.architectures.retnet import RetNetSpec
 from retbench.data.corpora import load_corpus
 from retbench.data.tokenizers import load_tokenizer
 from retbench.errors import UnsupportedError

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from benchmarks.peers import fla_retnet, pairs
 from benchmarks.peers.outcomes import FP32_LIMIT, Outcome, error_outcome, worst
-from retbench.architectures.configs import RetNetConfig, TransformerConfig
+from retbench.architectures.configs import ModelConfig
 from retbench.checkpoints.loading import map_weights
 from retbench.models.decoder import Decoder
 from retbench.ops.retention import retention_chunkwise, retention_parallel, retention_recurrent
@@ -30,7 +30,7 @@ def _usable(model: Decoder) -> list[str]:
 
 
 @torch.inference_mode()
-def torchscale_equality(config: RetNetConfig | None = None, length: int = 385) -> Iterator[Outcome]:
+def torchscale_equality(config: ModelConfig | None = None, length: int = 385) -> Iterator[Outcome]:
     """Our forms against torchscale's parallel form, our decode against its recurrent form; size 25m by default."""
     from benchmarks.peers import torchscale_retnet
 
@@ -53,11 +53,15 @@ def llama_equality() -> Iterator[Outcome]:
 
 
 @torch.inference_mode()
-def llama_pair_equality(config: TransformerConfig, length: int, new_tokens: int) -> Iterator[Outcome]:
+def llama_pair_equality(config: ModelConfig, length: int, new_tokens: int) -> Iterator[Outcome]:
     """Our prefill against Llama's forward, our decode against each step of Llama's `generate`."""
     from benchmarks.peers import hf_llama
 
-    kind = "" if config.num_kv_heads == config.num_heads else f" ({config.num_kv_heads} key heads)"
+    kind = (
+        ""
+        if config.mixer.num_kv_heads == config.mixer.num_heads
+        else f" ({config.mixer.num_kv_heads} key heads)"
+    )
     peer = hf_llama.build_peer(config, seed=1, max_len=length + new_tokens)
     ours = pairs.carry(config, map_weights("llama", config, peer.state_dict()))
     tokens = pairs.random_tokens(config, length)
@@ -70,7 +74,7 @@ def llama_pair_equality(config: TransformerConfig, length: int, new_tokens: int)
 
 
 @torch.inference_mode()
-def gpt_neox_equality(config: TransformerConfig | None = None, length: int = 385) -> Iterator[Outcome]:
+def gpt_neox_equality(config: ModelConfig | None = None, length: int = 385) -> Iterator[Outcome]:
     """Our prefill and our decode against GPT-NeoX's forward; size 25m by default."""
     from benchmarks.peers import hf_gpt_neox
 
@@ -82,7 +86,7 @@ def gpt_neox_equality(config: TransformerConfig | None = None, length: int = 385
 
 
 @torch.inference_mode()
-def yar_equality(config: RetNetConfig | None = None, length: int = 385) -> Iterator[Outcome]:
+def yar_equality(config: ModelConfig | None = None, length: int = 385) -> Iterator[Outcome]:
     """Our forms and our decode against yet-another-retnet's parallel form; size 25m by default."""
     from benchmarks.peers import yar_retnet
 
@@ -107,7 +111,7 @@ def _backends_against(bar: str, ours: Decoder, tokens: Tensor, expected: Tensor)
 
 
 @torch.inference_mode()
-def fla_equality(config: RetNetConfig | None = None, length: int = 45) -> Iterator[Outcome]:
+def fla_equality(config: ModelConfig | None = None, length: int = 45) -> Iterator[Outcome]:
     """Our forms and our decode against the published formula in float64, from the same weights rounded to fp32.
 
     Size 1m by default, for the formula is slow; chunks of 16, so that there are several and a remainder.

@@ -13,12 +13,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from retbench.architectures.configs import RetNetConfig
+from retbench.architectures.configs import ModelConfig
 
 Weights = Mapping[str, Tensor]
 
 
-def draw_weights(config: RetNetConfig, *, seed: int) -> dict[str, Tensor]:
+def draw_weights(config: ModelConfig, *, seed: int) -> dict[str, Tensor]:
     """Random float64 weights under the names of fla's checkpoints, large enough for every part to matter."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -29,7 +29,7 @@ def draw_weights(config: RetNetConfig, *, seed: int) -> dict[str, Tensor]:
     def norm(width: int) -> Tensor:
         return 0.5 + torch.rand(width, generator=generator, dtype=torch.float64)
 
-    d, values, ffn = config.d_model, config.value_dim, config.ffn_dim
+    d, values, ffn = config.d_model, config.mixer.value_dim, config.ffn.ffn_dim
     weights = {
         "model.embeddings.weight": matrix(config.vocab_size, d) * math.sqrt(d),
         "model.norm.weight": norm(d),
@@ -44,7 +44,7 @@ def draw_weights(config: RetNetConfig, *, seed: int) -> dict[str, Tensor]:
             f"{layer}.attn.v_proj.weight": matrix(values, d),
             f"{layer}.attn.g_proj.weight": matrix(values, d),
             f"{layer}.attn.o_proj.weight": matrix(d, values),
-            f"{layer}.attn.g_norm_swish_gate.weight": norm(config.value_head_dim),
+            f"{layer}.attn.g_norm_swish_gate.weight": norm(config.mixer.value_head_dim),
             f"{layer}.mlp_norm.weight": norm(d),
             f"{layer}.mlp.gate_proj.weight": matrix(ffn, d),
             f"{layer}.mlp.up_proj.weight": matrix(ffn, d),
@@ -53,9 +53,9 @@ def draw_weights(config: RetNetConfig, *, seed: int) -> dict[str, Tensor]:
     return weights
 
 
-def logits(weights: Weights, config: RetNetConfig, tokens: Tensor) -> Tensor:
+def logits(weights: Weights, config: ModelConfig, tokens: Tensor) -> Tensor:
     """Logits (T, N) float64 of one sequence of tokens (T,), token after token."""
-    shape = (config.num_heads, config.head_dim, config.value_head_dim)
+    shape = (config.mixer.num_heads, config.mixer.head_dim, config.mixer.value_head_dim)
     states = [torch.zeros(shape, dtype=torch.float64) for _ in range(config.num_layers)]
     rows = []
     for position, token in enumerate(tokens.tolist()):
@@ -77,20 +77,20 @@ def logits(weights: Weights, config: RetNetConfig, tokens: Tensor) -> Tensor:
 
 
 def _retain(
-    weights: Weights, layer: str, config: RetNetConfig, x: Tensor, state: Tensor, position: int
+    weights: Weights, layer: str, config: ModelConfig, x: Tensor, state: Tensor, position: int
 ) -> Tensor:
     """Multi-scale retention of one token x (D,); `state` (H, K, V) is advanced in place."""
-    q = (weights[f"{layer}.q_proj.weight"] @ x).view(config.num_heads, -1)
-    k = (weights[f"{layer}.k_proj.weight"] @ x).view(config.num_heads, -1)
-    v = (weights[f"{layer}.v_proj.weight"] @ x).view(config.num_heads, -1)
+    q = (weights[f"{layer}.q_proj.weight"] @ x).view(config.mixer.num_heads, -1)
+    k = (weights[f"{layer}.k_proj.weight"] @ x).view(config.mixer.num_heads, -1)
+    v = (weights[f"{layer}.v_proj.weight"] @ x).view(config.mixer.num_heads, -1)
     gate_proj = weights.get(f"{layer}.g_proj.weight")  # absent where `use_output_gate` is false
-    gate = (gate_proj @ x).view(config.num_heads, -1) if gate_proj is not None else None
+    gate = (gate_proj @ x).view(config.mixer.num_heads, -1) if gate_proj is not None else None
     outs = []
-    for head in range(config.num_heads):
+    for head in range(config.mixer.num_heads):
         query, key = _rotate(q[head], position), _rotate(k[head], position)
         decay = 1 - 2.0 ** (-5 - head)
         state[head] = decay * state[head] + torch.outer(key, v[head])
-        out = (query * config.head_dim**-0.5) @ state[head]
+        out = (query * config.mixer.head_dim**-0.5) @ state[head]
         normed = _rms_norm(out, weights[f"{layer}.g_norm_swish_gate.weight"])
         outs.append(normed if gate is None else normed * gate[head] * torch.sigmoid(gate[head]))
     return weights[f"{layer}.o_proj.weight"] @ torch.cat(outs)

@@ -4,13 +4,13 @@ from collections.abc import Iterator
 from functools import partial
 
 import torch
+from retbench.models.mixers import RetentionMixer
 from torch import Tensor
 
 from benchmarks.peers import pairs
 from benchmarks.peers.outcomes import Limit, Outcome, error_outcome, worst
 from retbench.data.text import read_tokens
 from retbench.models.decoder import Decoder
-from retbench.models.mixers import RetentionMixer
 from retbench.ops.retention import (
     RetentionForm,
     retention_chunkwise,

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
-from retbench.architectures.configs import TransformerConfig
+from retbench.architectures.configs import ModelConfig
 
 
-def build_peer(config: TransformerConfig, *, seed: int, max_len: int) -> GPTNeoXForCausalLM:
+def build_peer(config: ModelConfig, *, seed: int, max_len: int) -> GPTNeoXForCausalLM:
     """A GPT-NeoX of `config`'s shapes with its own initialisation and norms that are neither one nor zero.
 
     Args:
@@ -21,9 +21,9 @@ def build_peer(config: TransformerConfig, *, seed: int, max_len: int) -> GPTNeoX
     arguments = GPTNeoXConfig(
         vocab_size=config.vocab_size,
         hidden_size=config.d_model,
-        intermediate_size=config.ffn_dim,
+        intermediate_size=config.ffn.ffn_dim,
         num_hidden_layers=config.num_layers,
-        num_attention_heads=config.num_heads,
+        num_attention_heads=config.mixer.num_heads,
         hidden_act="gelu",
         layer_norm_eps=config.norm_eps,
         max_position_embeddings=max_len,
@@ -43,7 +43,7 @@ def build_peer(config: TransformerConfig, *, seed: int, max_len: int) -> GPTNeoX
     return peer
 
 
-def map_weights(weights: Mapping[str, Tensor], config: TransformerConfig) -> dict[str, Tensor]:
+def map_weights(weights: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
     """Our state dict from GPT-NeoX's."""
     mapped = {
         "embedding.weight": weights["gpt_neox.embed_in.weight"],
@@ -53,7 +53,7 @@ def map_weights(weights: Mapping[str, Tensor], config: TransformerConfig) -> dic
     for index in range(config.num_layers):
         theirs, ours = f"gpt_neox.layers.{index}", f"blocks.{index}"
         qkv = weights[f"{theirs}.attention.query_key_value.weight"]  # head by head, each with its q, k and v
-        by_kind = qkv.view(config.num_heads, 3, config.head_dim, -1).transpose(0, 1)
+        by_kind = qkv.view(config.mixer.num_heads, 3, config.mixer.head_dim, -1).transpose(0, 1)
         mapped |= {
             f"{ours}.mixer.qkv_proj.weight": by_kind.reshape(3 * config.d_model, -1),
             f"{ours}.mixer.out_proj.weight": weights[f"{theirs}.attention.dense.weight"],

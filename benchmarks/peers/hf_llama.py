@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from retbench.architectures.configs import TransformerConfig
+from retbench.architectures.configs import ModelConfig
 
 
-def build_peer(config: TransformerConfig, *, seed: int, max_len: int) -> LlamaForCausalLM:
+def build_peer(config: ModelConfig, *, seed: int, max_len: int) -> LlamaForCausalLM:
     """A Llama of `config`'s shapes with its own initialisation, norm weights that are not all one, and SDPA.
 
     Args:
@@ -24,10 +24,10 @@ def build_peer(config: TransformerConfig, *, seed: int, max_len: int) -> LlamaFo
     arguments = LlamaConfig(
         vocab_size=config.vocab_size,
         hidden_size=config.d_model,
-        intermediate_size=config.ffn_dim,
+        intermediate_size=config.ffn.ffn_dim,
         num_hidden_layers=config.num_layers,
-        num_attention_heads=config.num_heads,
-        num_key_value_heads=config.num_kv_heads,
+        num_attention_heads=config.mixer.num_heads,
+        num_key_value_heads=config.mixer.num_kv_heads,
         rms_norm_eps=config.norm_eps,
         max_position_embeddings=max_len,
         tie_word_embeddings=False,

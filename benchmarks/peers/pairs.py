@@ -5,9 +5,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from retbench.architectures.configs import ModelConfig, RetNetConfig, TransformerConfig
+from retbench.architectures.configs import ModelConfig
 from retbench.architectures.matching import resolve_model
-from retbench.config.experiment import RetNetSpec, TransformerSpec
+from retbench.architectures.retnet import RetNetSpec
+from retbench.architectures.transformer import TransformerSpec
 from retbench.models.build import build_model
 from retbench.models.decoder import Decoder
 
@@ -17,39 +18,39 @@ TINY_EPS = 1e-12
 """Norm epsilon at which torchscale's chunkwise form equals its others."""
 
 
-def torchscale_config(size: str = SIZE, *, norm_eps: float = 1e-6) -> RetNetConfig:
+def torchscale_config(size: str = SIZE, *, norm_eps: float = 1e-6) -> ModelConfig:
     """A RetNet of torchscale's variant."""
     config = resolve_model(RetNetSpec(architecture="retnet", variant="torchscale"), size)
-    assert isinstance(config, RetNetConfig)
+    assert isinstance(config, ModelConfig)
     return config.model_copy(update={"norm_eps": norm_eps})
 
 
-def fla_config(size: str = SIZE) -> RetNetConfig:
+def fla_config(size: str = SIZE) -> ModelConfig:
     """A RetNet of fla's variant, which experiments use unless told otherwise."""
     config = resolve_model(RetNetSpec(architecture="retnet"), size)
-    assert isinstance(config, RetNetConfig)
+    assert isinstance(config, ModelConfig)
     return config
 
 
-def paper_config(size: str = SIZE) -> RetNetConfig:
+def paper_config(size: str = SIZE) -> ModelConfig:
     """A RetNet of the paper's variant with values as wide as keys, which is what yet-another-retnet has."""
     config = resolve_model(RetNetSpec(architecture="retnet", variant="paper"), size)
-    assert isinstance(config, RetNetConfig)
+    assert isinstance(config, ModelConfig)
     # A row of D is divided by its norm before the head norm and not there: its epsilon must not matter.
     return config.model_copy(update={"value_dim": config.d_model, "norm_eps": TINY_EPS})
 
 
-def gpt_config(size: str = SIZE) -> TransformerConfig:
+def gpt_config(size: str = SIZE) -> ModelConfig:
     """A Transformer of GPT's variant."""
     config = resolve_model(TransformerSpec(architecture="transformer", variant="gpt"), size)
-    assert isinstance(config, TransformerConfig)
+    assert isinstance(config, ModelConfig)
     return config
 
 
-def llama_config(size: str = SIZE, *, num_kv_heads: int | None = None) -> TransformerConfig:
+def llama_config(size: str = SIZE, *, num_kv_heads: int | None = None) -> ModelConfig:
     """A Transformer of Llama's variant."""
     config = resolve_model(TransformerSpec(architecture="transformer", num_kv_heads=num_kv_heads), size)
-    assert isinstance(config, TransformerConfig)
+    assert isinstance(config, ModelConfig)
     return config
 
 
@@ -70,7 +71,7 @@ def plain(
     config: ModelConfig, *, dtype: torch.dtype = torch.float32, chunk_size: int | None = None
 ) -> Decoder:
     """Our model of `config` with weights of its own, in the backend that experiments use unless told otherwise."""
-    backend = "chunkwise" if isinstance(config, RetNetConfig) else "sdpa"
+    backend = "chunkwise" if isinstance(config, ModelConfig) else "sdpa"
     return build_model(config, dtype=dtype, device="cpu", seed=0, backend=backend, chunk_size=chunk_size)
 
 

@@ -6,15 +6,15 @@ of another scale; bars that use it set `norm_eps` to 1e-12 on both sides.
 
 import torch
 from torch import Tensor, nn
-from torchscale.architecture.config import RetNetConfig as TorchscaleConfig
+from torchscale.architecture.config import ModelConfig as TorchscaleConfig
 from torchscale.architecture.retnet import RetNetDecoder
 
-from retbench.architectures.configs import RetNetConfig
+from retbench.architectures.configs import ModelConfig
 
 CHUNK_SIZE = 512  # torchscale's default recurrent_chunk_size
 
 
-def build_peer(config: RetNetConfig, *, seed: int, chunkwise: bool = False) -> RetNetDecoder:
+def build_peer(config: ModelConfig, *, seed: int, chunkwise: bool = False) -> RetNetDecoder:
     """A torchscale decoder of `config`'s shapes with its own initialisation, and norm weights that are not all one.
 
     Args:
@@ -25,10 +25,10 @@ def build_peer(config: RetNetConfig, *, seed: int, chunkwise: bool = False) -> R
     arguments = TorchscaleConfig(
         vocab_size=config.vocab_size,
         decoder_embed_dim=config.d_model,
-        decoder_value_embed_dim=config.value_dim,
-        decoder_ffn_embed_dim=config.ffn_dim,
+        decoder_value_embed_dim=config.mixer.value_dim,
+        decoder_ffn_embed_dim=config.ffn.ffn_dim,
         decoder_layers=config.num_layers,
-        decoder_retention_heads=config.num_heads,
+        decoder_retention_heads=config.mixer.num_heads,
         activation_fn="swish",  # as its fairseq architectures; the default is gelu
         layernorm_eps=config.norm_eps,
         chunkwise_recurrent=chunkwise,

@@ -13,13 +13,13 @@ from yet_another_retnet.retnet import RetNet
 
 from benchmarks.peers import pairs
 from retbench.architectures import costs
-from retbench.architectures.configs import RetNetConfig
+from retbench.architectures.configs import ModelConfig
 from retbench.models.decoder import Decoder
 
 CHUNK_SIZE = 512  # it has no default; torchscale's
 
 
-def build_matched_peer(config: RetNetConfig, *, seed: int) -> RetNet:
+def build_matched_peer(config: ModelConfig, *, seed: int) -> RetNet:
     """A decoder with `config`'s width, depth, heads and vocabulary, its feed-forward solved for the same parameters."""
     budget = costs.layer_params(config)
     d = config.d_model
@@ -29,13 +29,13 @@ def build_matched_peer(config: RetNetConfig, *, seed: int) -> RetNet:
     return _build(config, ffn_dim, seed)
 
 
-def _build(config: RetNetConfig, ffn_dim: int, seed: int) -> RetNet:
+def _build(config: ModelConfig, ffn_dim: int, seed: int) -> RetNet:
     """A decoder with `config`'s width, depth, heads and vocabulary."""
     torch.manual_seed(seed)
     return RetNet(
         num_tokens=config.vocab_size,
         d_model=config.d_model,
-        nhead=config.num_heads,
+        nhead=config.mixer.num_heads,
         num_layers=config.num_layers,
         dropout=0.0,
         dim_feedforward=ffn_dim,
@@ -44,9 +44,9 @@ def _build(config: RetNetConfig, ffn_dim: int, seed: int) -> RetNet:
     )
 
 
-def build_peer(config: RetNetConfig, *, seed: int) -> RetNet:
+def build_peer(config: ModelConfig, *, seed: int) -> RetNet:
     """A decoder of `config`'s shapes with its own initialisation, which has every bias zero, and uneven norms."""
-    peer = _build(config, config.ffn_dim, seed).eval()
+    peer = _build(config, config.ffn.ffn_dim, seed).eval()
     for layer in peer.decoder.layers:
         layer.retention.activation = F.silu  # it has one setting for the feed-forward and for the gate
         layer.retention.group_norm.eps = config.norm_eps
@@ -56,14 +56,14 @@ def build_peer(config: RetNetConfig, *, seed: int) -> RetNet:
     return peer
 
 
-def carry(peer: RetNet, config: RetNetConfig) -> Decoder:
+def carry(peer: RetNet, config: ModelConfig) -> Decoder:
     """Our model with its weights, and, as it has none, without a norm after the last block."""
     model = pairs.carry(config, _map_weights(peer.state_dict(), config))
     model.norm = nn.Identity()
     return model
 
 
-def _map_weights(weights: Mapping[str, Tensor], config: RetNetConfig) -> dict[str, Tensor]:
+def _map_weights(weights: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
     """Our state dict from its; the last norm's weights are ours."""
     mapped = {
         "embedding.weight": weights["embedding.weight"],

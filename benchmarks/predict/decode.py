@@ -7,9 +7,11 @@ from statistics import median
 import torch
 
 from benchmarks.peers.outcomes import Limit, Outcome, speed_outcome
+from retbench.architectures.architecture import ModelSpec
 from retbench.architectures.configs import ModelConfig
 from retbench.architectures.matching import resolve_model
-from retbench.config.experiment import ModelSpec, RetNetSpec, TransformerSpec
+from retbench.architectures.retnet import RetNetSpec
+from retbench.architectures.transformer import TransformerSpec
 from retbench.measure.clock import time_steps
 from retbench.models.build import build_model
 from retbench.models.state import KVCache

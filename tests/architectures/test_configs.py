@@ -2,10 +2,12 @@
 
 import json
 
-from retbench.architectures.configs import RetNetConfig, TransformerConfig, parse_model_config
+from retbench.architectures.configs import parse_model_config
+from retbench.architectures.retnet import retnet_config
+from retbench.architectures.transformer import transformer_config
 
-LLAMA = TransformerConfig(d_model=8, num_layers=1, num_heads=2, vocab_size=5, ffn_dim=8, num_kv_heads=1)
-RETNET = RetNetConfig(d_model=8, num_layers=1, num_heads=2, vocab_size=5, ffn_dim=8, value_dim=16)
+LLAMA = transformer_config(d_model=8, num_layers=1, num_heads=2, vocab_size=5, ffn_dim=8, num_kv_heads=1)
+RETNET = retnet_config(d_model=8, num_layers=1, num_heads=2, vocab_size=5, ffn_dim=8, value_dim=16)
 
 
 def test_the_usual_rotary_base_is_not_written() -> None:

@@ -8,7 +8,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from retbench.architectures import costs
 from retbench.architectures.matching import resolve_model
-from retbench.config.experiment import RetNetSpec, TransformerSpec, load_experiment
+from retbench.architectures.retnet import RetNetSpec
+from retbench.architectures.transformer import TransformerSpec
+from retbench.config.experiment import load_experiment
 from retbench.measure.memory import measure_memory
 from retbench.models.build import build_model
 from retbench.planning.cells import resolve_models
@@ -52,7 +54,14 @@ def test_decode_flops_of_retention_exceed_the_products_by_the_state_update(case)
     state = model.init_state(2, 0)
     counted = count_flops(lambda: model(torch.zeros(2, 1, dtype=torch.int64), state))
     config = model.config
-    update = 2 * 3 * config.num_layers * config.num_heads * config.head_dim * config.value_head_dim
+    update = (
+        2
+        * 3
+        * config.num_layers
+        * config.mixer.num_heads
+        * config.mixer.head_dim
+        * config.mixer.value_head_dim
+    )
     assert costs.decode_flops(config, 2, 0) == counted + update
 
 
@@ -64,7 +73,15 @@ def test_prefill_flops_of_retention_equal_what_torch_counts(case, length):
     text = torch.zeros(2, length, dtype=torch.int64)
     counted = count_flops(lambda: model(text, last_only=True))
     config = model.config
-    unread = 2 * 2 * (config.num_layers - 1) * config.num_heads * 64 * config.head_dim * config.value_head_dim
+    unread = (
+        2
+        * 2
+        * (config.num_layers - 1)
+        * config.mixer.num_heads
+        * 64
+        * config.mixer.head_dim
+        * config.mixer.value_head_dim
+    )
     assert costs.prefill_flops(config, 2, length, 64) == counted + unread
 
 
@@ -98,12 +115,14 @@ def test_training_flops_equal_what_torch_counts(name, backend, length, checkpoin
     chunk_size = 64 if backend == "chunkwise" else None
     counted = count_training(config, backend, length, checkpointing=checkpointing)
     runs = 2 if checkpointing else 1  # forward runs: where the update runs without need
-    heads = 2 * config.num_layers * config.num_heads
+    heads = 2 * config.num_layers * config.mixer.num_heads
     if name == "retnet":
         last = length if chunk_size is None else length % chunk_size or chunk_size
-        counted -= runs * heads * 2 * last * config.head_dim * config.value_head_dim
+        counted -= runs * heads * 2 * last * config.mixer.head_dim * config.mixer.value_head_dim
     if backend != "chunkwise":
-        widths = config.head_dim + (config.value_head_dim if name == "retnet" else config.head_dim)
+        widths = config.mixer.head_dim + (
+            config.mixer.value_head_dim if name == "retnet" else config.mixer.head_dim
+        )
         counted -= (runs + 2) * heads * widths * length * (length - 1)
     assert costs.training_flops(config, 2, length, chunk_size, recomputed=checkpointing) == counted
 

@@ -3,8 +3,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retbench.architectures import costs, matching
+from retbench.architectures.architecture import FfnWidth, ModelSpec
+from retbench.architectures.retnet import RetNetSpec
 from retbench.architectures.sizes import SIZES
-from retbench.config.experiment import FfnWidth, ModelSpec, RetNetSpec, TransformerSpec
+from retbench.architectures.transformer import TransformerSpec
 from retbench.errors import ConfigError
 
 VARIANTS = ["fla", "torchscale", "paper", "yoco"]
@@ -48,11 +50,11 @@ def test_every_size_matches_within_one_percent(size: str, variant: str, baseline
 def test_the_solved_width_is_the_nearest_that_the_heads_allow(size: str, spec: ModelSpec) -> None:
     config = matching.resolve_model(spec, size)
     step = 8
-    assert config.ffn_dim % step == 0
+    assert config.ffn.ffn_dim % step == 0
     budget = 12 * config.d_model**2
     error = abs(costs.layer_params(config) - budget)
-    for other in (config.ffn_dim - step, config.ffn_dim + step):
-        if config.variant == "torchscale" and other % config.num_heads:
+    for other in (config.ffn.ffn_dim - step, config.ffn.ffn_dim + step):
+        if config.variant == "torchscale" and other % config.mixer.num_heads:
             continue
         widths = {"ffn_dim": other} | ({"value_dim": other} if config.variant == "torchscale" else {})
         assert error <= abs(costs.layer_params(config.model_copy(update=widths)) - budget)
@@ -62,14 +64,14 @@ def test_the_solved_width_is_the_nearest_that_the_heads_allow(size: str, spec: M
 def test_torchscale_values_are_as_wide_as_its_feed_forward(size: str) -> None:
     config = matching.resolve_model(retnet("torchscale"), size)
     assert config.architecture == "retnet"
-    assert config.value_dim == config.ffn_dim
+    assert config.mixer.value_dim == config.ffn.ffn_dim
 
 
 @pytest.mark.parametrize(("variant", "times"), [("fla", 2), ("paper", 2), ("yoco", 1)])
 def test_values_are_as_wide_as_the_variant_has_them(variant: str, times: int) -> None:
     config = matching.resolve_model(retnet(variant), "25m")
     assert config.architecture == "retnet"
-    assert config.value_dim == times * config.d_model
+    assert config.mixer.value_dim == times * config.d_model
 
 
 @pytest.mark.parametrize(
@@ -78,7 +80,7 @@ def test_values_are_as_wide_as_the_variant_has_them(variant: str, times: int) ->
 def test_a_variant_has_a_decay_of_its_own(variant: str, decay: str) -> None:
     config = matching.resolve_model(retnet(variant), "25m")
     assert config.architecture == "retnet"
-    assert config.decay == decay
+    assert config.mixer.decay == decay
 
 
 def test_the_papers_own_widths_are_what_is_solved() -> None:
@@ -101,7 +103,7 @@ def test_a_head_width_makes_the_heads() -> None:
     spec = retnet("paper").model_copy(update={"head_dim": 64})
     config = matching.resolve_model(spec, "200m")
     assert config.architecture == "retnet"
-    assert (config.num_heads, config.head_dim, config.value_head_dim) == (16, 64, 128)
+    assert (config.mixer.num_heads, config.mixer.head_dim, config.mixer.value_head_dim) == (16, 64, 128)
 
 
 def test_published_widths_are_those_of_the_projects() -> None:

@@ -9,15 +9,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from benchmarks.peers import fla_retnet
-from retbench.architectures.configs import ModelConfig, RetNetConfig, TransformerConfig
+from retbench.architectures.configs import ModelConfig
+from retbench.architectures.retnet import retnet_config
+from retbench.architectures.transformer import transformer_config
 from retbench.checkpoints.loading import load_checkpoint
 from retbench.models.build import build_model
 from retbench.models.decoder import Decoder
 
-LLAMA = TransformerConfig(
+LLAMA = transformer_config(
     d_model=48, num_layers=2, num_heads=6, num_kv_heads=2, vocab_size=97, ffn_dim=40, norm_eps=1e-5
 )
-FLA = RetNetConfig(d_model=48, num_layers=2, num_heads=3, vocab_size=97, ffn_dim=40, value_dim=96)
+FLA = retnet_config(d_model=48, num_layers=2, num_heads=3, vocab_size=97, ffn_dim=40, value_dim=96)
 
 
 def tokens_for(config: ModelConfig, length: int = 37) -> Tensor:
@@ -30,7 +32,7 @@ def load(folder: Path, **options: Any) -> Decoder:
     from retbench.checkpoints.reading import read_checkpoint
 
     info = read_checkpoint(str(folder))
-    backend = "chunkwise" if isinstance(info.config, RetNetConfig) else "sdpa"
+    backend = "chunkwise" if isinstance(info.config, ModelConfig) else "sdpa"
     return load_checkpoint(
         info, **{"dtype": torch.float32, "device": "cpu", "backend": backend, "chunk_size": 16, **options}
     )
@@ -44,7 +46,7 @@ def logits_of(model: Decoder, tokens: Tensor) -> Tensor:
 @torch.no_grad()
 def weighty(config: ModelConfig, *, dtype: torch.dtype = torch.float32, seed: int = 1) -> Decoder:
     """A model of ours."""
-    backend = "chunkwise" if isinstance(config, RetNetConfig) else "sdpa"
+    backend = "chunkwise" if isinstance(config, ModelConfig) else "sdpa"
     model = build_model(config, dtype=dtype, device="cpu", seed=seed, backend=backend, chunk_size=16)
     generator = torch.Generator().manual_seed(seed)
     for weight in model.parameters():
@@ -54,7 +56,7 @@ def weighty(config: ModelConfig, *, dtype: torch.dtype = torch.float32, seed: in
 
 
 def write_fla_retnet(
-    folder: Path, config: RetNetConfig = FLA, *, seed: int = 1, **fields: Any
+    folder: Path, config: ModelConfig = FLA, *, seed: int = 1, **fields: Any
 ) -> dict[str, Tensor]:
     """A RetNet of flash-linear-attention with its present names; returns its weights, float64 of float32 values."""
     weights = {
@@ -64,7 +66,7 @@ def write_fla_retnet(
     return weights
 
 
-def fla_retnet_config(config: RetNetConfig) -> dict[str, Any]:
+def fla_retnet_config(config: ModelConfig) -> dict[str, Any]:
     """As `fla-hub/retnet-1.3B-100B` has it, smaller."""
     return {
         "architectures": ["RetNetForCausalLM"],
@@ -75,7 +77,7 @@ def fla_retnet_config(config: RetNetConfig) -> dict[str, Any]:
         "elementwise_affine": True,
         "eos_token_id": 2,
         "expand_k": 1,
-        "expand_v": config.value_dim / config.d_model,
+        "expand_v": config.mixer.value_dim / config.d_model,
         "feature_map": None,
         "fuse_cross_entropy": True,
         "fuse_norm": True,
@@ -83,11 +85,11 @@ def fla_retnet_config(config: RetNetConfig) -> dict[str, Any]:
         "hidden_ratio": 2,
         "hidden_size": config.d_model,
         "initializer_range": 0.02,
-        "intermediate_size": config.ffn_dim,
+        "intermediate_size": config.ffn.ffn_dim,
         "max_position_embeddings": 2048,
         "model_type": "retnet",
         "norm_eps": config.norm_eps,
-        "num_heads": config.num_heads,
+        "num_heads": config.mixer.num_heads,
         "num_hidden_layers": config.num_layers,
         "num_kv_heads": None,
         "rms_norm_eps": 1e-6,
@@ -100,10 +102,10 @@ def fla_retnet_config(config: RetNetConfig) -> dict[str, Any]:
     }
 
 
-def write_fla_transformer(folder: Path, config: TransformerConfig) -> None:
+def write_fla_transformer(folder: Path, config: ModelConfig) -> None:
     """A Transformer of flash-linear-attention, its weights drawn."""
-    width, ffn = config.d_model, config.ffn_dim
-    shared = config.num_kv_heads * config.head_dim
+    width, ffn = config.d_model, config.ffn.ffn_dim
+    shared = config.mixer.num_kv_heads * config.mixer.head_dim
     shapes = {
         "model.embeddings.weight": (config.vocab_size, width),
         "lm_head.weight": (config.vocab_size, width),
@@ -120,18 +122,18 @@ def write_fla_transformer(folder: Path, config: TransformerConfig) -> None:
     save(folder, weights, fla_transformer_config(config))
 
 
-def fla_transformer_config(config: TransformerConfig) -> dict[str, Any]:
+def fla_transformer_config(config: ModelConfig) -> dict[str, Any]:
     """What says which Transformer it is, as `fla-hub/transformer-1.3B-100B` has it, smaller."""
     return {
         "model_type": "transformer",
         "hidden_size": config.d_model,
         "num_hidden_layers": config.num_layers,
-        "num_heads": config.num_heads,
-        "num_kv_heads": config.num_kv_heads,
-        "intermediate_size": config.ffn_dim,
+        "num_heads": config.mixer.num_heads,
+        "num_kv_heads": config.mixer.num_kv_heads,
+        "intermediate_size": config.ffn.ffn_dim,
         "vocab_size": config.vocab_size,
         "norm_eps": config.norm_eps,
-        "rope_theta": config.rotary_base,
+        "rope_theta": config.mixer.rotary_base,
         "window_size": None,
     }
 

@@ -83,7 +83,7 @@ def test_retnet_without_a_gate(tmp_path):
     save(tmp_path, bare, fla_retnet_config(FLA) | {"use_output_gate": False})
     for index in range(FLA.num_layers):
         del weights[f"model.layers.{index}.attn.g_proj.weight"]
-    assert not read_checkpoint(str(tmp_path)).config.swish_gate
+    assert not read_checkpoint(str(tmp_path)).config.mixer.swish_gate
     assert error_of(tmp_path, expected_logits(weights)) < LIMIT
 
 

@@ -29,10 +29,10 @@ def build(**settings):
     config = {
         "vocab_size": LLAMA.vocab_size,
         "hidden_size": LLAMA.d_model,
-        "intermediate_size": LLAMA.ffn_dim,
+        "intermediate_size": LLAMA.ffn.ffn_dim,
         "num_hidden_layers": LLAMA.num_layers,
-        "num_attention_heads": LLAMA.num_heads,
-        "num_key_value_heads": LLAMA.num_kv_heads,
+        "num_attention_heads": LLAMA.mixer.num_heads,
+        "num_key_value_heads": LLAMA.mixer.num_kv_heads,
         "rms_norm_eps": LLAMA.norm_eps,
         "max_position_embeddings": 64,
         "tie_word_embeddings": False,

@@ -52,7 +52,7 @@ def test_what_the_file_says_of_itself(path):
     assert info == read_checkpoint(str(path)).model_copy(update={"source": str(path.parent)})
     assert (info.format, info.context_len, info.weights_dtype, info.path) == ("llama2c", 32, "float32", path)
     assert info.tied_embeddings == (plain_llama2c.read(path)[0]["vocab_size"] > 0)
-    assert info.config.num_kv_heads == 2
+    assert info.config.mixer.num_kv_heads == 2
     assert info.config.norm_eps == 1e-5
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from retbench.architectures.configs import RetNetConfig
+from retbench.architectures.retnet import retnet_config
 from retbench.checkpoints.reading import read_checkpoint
 from retbench.errors import CheckpointError, ConfigError
 from retbench.models.gate import relative_error
@@ -21,7 +21,7 @@ pytestmark = [
         find_spec("torchscale") is None, reason="torchscale is not installed: pip install 'retbench[peers]'"
     ),
 ]
-CONFIG = RetNetConfig(
+CONFIG = retnet_config(
     variant="torchscale", d_model=48, num_layers=2, num_heads=3, vocab_size=97, ffn_dim=60, value_dim=60
 )
 FIELDS = {

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from retbench.architectures.configs import RetNetConfig
+from retbench.architectures.retnet import retnet_config
 from retbench.checkpoints.saving import save_checkpoint
 from retbench.cli import app
 from retbench.cli.generate import Request, TextStream, generate
@@ -40,7 +40,7 @@ def run(*words, **options):
 @pytest.fixture(scope="module")
 def untrained(tmp_path_factory):
     """A RetNet of bytes whose weights were drawn: it writes what is mostly no text."""
-    config = RetNetConfig(d_model=32, num_layers=2, num_heads=2, vocab_size=260, ffn_dim=48, value_dim=64)
+    config = retnet_config(d_model=32, num_layers=2, num_heads=2, vocab_size=260, ffn_dim=48, value_dim=64)
     model = build_model(config, dtype=torch.float32, device="cpu", seed=1, backend="chunkwise")
     folder = tmp_path_factory.mktemp("checkpoints") / "untrained"
     tokenizer = ByteTokenizer()

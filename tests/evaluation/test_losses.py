@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from retbench.architectures.matching import resolve_model
-from retbench.config.experiment import RetNetSpec, TransformerSpec
+from retbench.architectures.retnet import RetNetSpec
+from retbench.architectures.transformer import TransformerSpec
 from retbench.evaluation.losses import last_losses, streamed_losses, strided_losses, windows
 from retbench.models.build import build_model
 from retbench.models.decoder import Decoder

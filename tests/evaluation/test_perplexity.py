@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from retbench.architectures.matching import resolve_model
-from retbench.config.experiment import RetNetSpec
+from retbench.architectures.retnet import RetNetSpec
 from retbench.data.corpora import Document
 from retbench.data.tokenizers import load_tokenizer
 from retbench.errors import ConfigError

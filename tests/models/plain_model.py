@@ -11,7 +11,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from retbench.architectures.configs import ModelConfig, RetNetConfig
+from retbench.architectures.configs import ModelConfig
 
 Array = NDArray[np.float64]
 Weights = dict[str, Array]
@@ -23,7 +23,7 @@ def logits(weights: Weights, config: ModelConfig, tokens: list[int]) -> Array:
     x = weights["embedding.weight"][tokens]
     for index in range(config.num_layers):
         block = _below(weights, f"blocks.{index}.")
-        mix = _retain if isinstance(config, RetNetConfig) else _attend
+        mix = _retain if isinstance(config, ModelConfig) else _attend
         x = x + mix(
             _below(block, "mixer."), config, _norm(x, _below(block, "mixer_norm."), layered, config.norm_eps)
         )
@@ -77,10 +77,10 @@ def _rotate(x: Array, interleaved: bool) -> Array:
     return out
 
 
-def _decays(weights: Weights, config: RetNetConfig, x: Array) -> Array:
+def _decays(weights: Weights, config: ModelConfig, x: Array) -> Array:
     """Decay of each token and head, (T, H)."""
-    heads = config.num_heads
-    match config.decay:
+    heads = config.mixer.num_heads
+    match config.mixer.decay:
         case "eq8":
             fixed = [1 - 2.0 ** (-5 - head) for head in range(heads)]
         case "paper":
@@ -94,8 +94,8 @@ def _decays(weights: Weights, config: RetNetConfig, x: Array) -> Array:
     return np.tile(fixed, (x.shape[0], 1))
 
 
-def _retain(weights: Weights, config: RetNetConfig, x: Array) -> Array:
-    d, values, heads = config.d_model, config.value_dim, config.num_heads
+def _retain(weights: Weights, config: ModelConfig, x: Array) -> Array:
+    d, values, heads = config.d_model, config.mixer.value_dim, config.mixer.num_heads
     length = x.shape[0]
     projected = x @ weights["qkvg_proj.weight"].T
     q, k, v, gate = np.split(projected, [d, 2 * d, 2 * d + values], axis=-1)
@@ -103,7 +103,7 @@ def _retain(weights: Weights, config: RetNetConfig, x: Array) -> Array:
     outs = []
     for head, (qh, kh, vh) in enumerate(zip(*(np.split(y, heads, axis=-1) for y in (q, k, v)), strict=True)):
         interleaved = config.variant != "fla"
-        scores = _rotate(qh, interleaved) @ _rotate(kh, interleaved).T / math.sqrt(config.head_dim)
+        scores = _rotate(qh, interleaved) @ _rotate(kh, interleaved).T / math.sqrt(config.mixer.head_dim)
         matrix = np.zeros((length, length))
         for n in range(length):
             for m in range(n + 1):
@@ -116,18 +116,18 @@ def _retain(weights: Weights, config: RetNetConfig, x: Array) -> Array:
             out = _norm(out, weight, config.variant == "paper", config.norm_eps)
         outs.append(out)
     mixed = np.concatenate(outs, axis=-1)
-    if config.swish_gate:
+    if config.mixer.swish_gate:
         mixed = _silu(gate) * mixed
     return mixed @ weights["out_proj.weight"].T
 
 
 def _attend(weights: Weights, config: ModelConfig, x: Array) -> Array:
-    d, width = config.d_model, config.head_dim
-    q, k, v = np.split(x @ weights["qkv_proj.weight"].T, [d, d + config.num_kv_heads * width], axis=-1)
+    d, width = config.d_model, config.mixer.head_dim
+    q, k, v = np.split(x @ weights["qkv_proj.weight"].T, [d, d + config.mixer.num_kv_heads * width], axis=-1)
     length = x.shape[0]
     outs = []
-    for head in range(config.num_heads):
-        shared = head * config.num_kv_heads // config.num_heads
+    for head in range(config.mixer.num_heads):
+        shared = head * config.mixer.num_kv_heads // config.mixer.num_heads
         own, theirs = slice(head * width, (head + 1) * width), slice(shared * width, (shared + 1) * width)
         scores = _rotate(q[:, own], False) @ _rotate(k[:, theirs], False).T / math.sqrt(width)
         scores[np.triu_indices(length, 1)] = -np.inf

@@ -5,7 +5,8 @@ import torch
 
 from retbench.architectures import costs
 from retbench.architectures.sizes import SIZES
-from retbench.models.build import assemble, build_model
+from retbench.models.build import build_model
+from retbench.models.decoder import Decoder
 from tests.models.cases import CASES, backends_of, config_of
 
 
@@ -14,7 +15,7 @@ from tests.models.cases import CASES, backends_of, config_of
 def test_parameters_of_every_size_equal_the_closed_form(size, case):
     config = config_of(case, size)
     with torch.device("meta"):
-        model = assemble(config, backends_of(case)[1])
+        model = Decoder(config, backends_of(case)[1])
     counted = sum(parameter.numel() for parameter in model.parameters())
     embedding = model.embedding.weight.numel() + model.head.weight.numel()
     assert counted == costs.num_params(config)

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from retbench.architectures.configs import parse_model_config
+from retbench.architectures.retnet import retnet_config
 from retbench.config.experiment import load_experiment
 from retbench.errors import ConfigError
-from retbench.models import mixers
+from retbench.mixers.attention.module import AttentionModule
+from retbench.mixers.retention import module as retention_module
 from retbench.models.build import build_model
 from retbench.models.gate import relative_error, run_gate
 from retbench.models.same_inputs import head_error
@@ -37,8 +38,9 @@ def test_equal_forms_pass(name, dtype):
 
 @torch.no_grad()
 def test_equal_forms_of_many_layers_pass_in_bfloat16():
-    shape = {"num_layers": 32, "d_model": 64, "num_heads": 2, "value_dim": 128, "ffn_dim": 80}
-    config = parse_model_config(CONFIGS["retnet"].model_dump() | shape)
+    config = retnet_config(
+        d_model=64, num_layers=32, num_heads=2, value_dim=128, ffn_dim=80, vocab_size=CONFIGS["retnet"].vocab_size
+    )
     model = build_model(config, dtype=torch.bfloat16, device="cpu", seed=4, backend="chunkwise")
     for name, weight in model.named_parameters():
         if weight.dim() == 2 and "embedding" not in name:
@@ -54,9 +56,9 @@ def test_equal_forms_of_many_layers_pass_in_bfloat16():
 
 def forget_to_decay(monkeypatch):
     """A decode step without a decay."""
-    honest = mixers.retention_decayed_step_
+    honest = retention_module.retention_decayed_step_
     monkeypatch.setattr(
-        mixers,
+        retention_module,
         "retention_decayed_step_",
         lambda q, k, v, decay, state: honest(q, k, v, torch.ones_like(decay), state),
     )
@@ -75,19 +77,19 @@ def forget_to_decay_from_chunk_to_chunk(monkeypatch):
 
 def keep_a_stale_state(monkeypatch):
     """The last block of a prompt computes a new state and keeps the old one."""
-    honest = mixers.retention_last
+    honest = retention_module.retention_last
 
     def stale(q, k, v, log_decay, state):
         return honest(q, k, v, log_decay, state)[0], state
 
-    monkeypatch.setattr(mixers, "retention_last", stale)
+    monkeypatch.setattr(retention_module, "retention_last", stale)
 
 
 def begin_from_nothing(monkeypatch):
     """The chunkwise form of a later segment takes the state for empty."""
-    honest = mixers.retention_chunkwise
+    honest = retention_module.retention_chunkwise
     monkeypatch.setattr(
-        mixers, "retention_chunkwise", lambda q, k, v, g, state, chunk_size: honest(q, k, v, g, None)
+        retention_module, "retention_chunkwise", lambda q, k, v, g, state, chunk_size: honest(q, k, v, g, None)
     )
 
 
@@ -103,21 +105,23 @@ def stand_one_too_far(monkeypatch):
 
 def write_one_too_early(monkeypatch):
     """Keys and values go where those of the token before are."""
-    honest = mixers.KVCache.append
+    honest = AttentionModule._append
     monkeypatch.setattr(
-        mixers.KVCache, "append", lambda self, k, v, start: honest(self, k, v, max(0, start - 1))
+        AttentionModule,
+        "_append",
+        staticmethod(lambda state, k, v, start: honest(state, k, v, max(0, start - 1))),
     )
 
 
 def read_one_too_few(monkeypatch):
     """A decode step does not see its own key."""
-    honest = mixers.KVCache.append
+    honest = AttentionModule._append
 
-    def short(self, k, v, start):
-        keys, values = honest(self, k, v, start)
+    def short(state, k, v, start):
+        keys, values = honest(state, k, v, start)
         return (keys[:, :, :-1], values[:, :, :-1]) if k.shape[2] == 1 else (keys, values)
 
-    monkeypatch.setattr(mixers.KVCache, "append", short)
+    monkeypatch.setattr(AttentionModule, "_append", staticmethod(short))
 
 
 def see_the_next_token(monkeypatch):

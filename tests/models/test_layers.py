@@ -7,11 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from retbench.architectures.retnet import retnet_config
 from retbench.config.experiment import load_experiment
 from retbench.models.build import build_model
-from retbench.models.layers import GatedFeedForward
-from retbench.models.linear import Linear
 from retbench.ops.decay import decay_schedule
+from retbench.ops.layers import SwigluFeedForward
+from retbench.ops.linear import Linear
 from retbench.planning.cells import resolve_models
 
 
@@ -38,7 +39,7 @@ def test_linear_keeps_its_layout_through_casts_and_loads():
 
 
 def test_feed_forward_is_swiglu():
-    layer = GatedFeedForward(4, 6)
+    layer = SwigluFeedForward(4, 6)
     for weight in layer.parameters():
         torch.nn.init.normal_(weight)
     x = torch.randn(1, 3, 4)
@@ -103,16 +104,15 @@ def test_the_decay_of_a_step_is_rounded_once_to_the_dtype_of_the_state(dtype):
     built = build_model(config, dtype=dtype, device="cpu", seed=0, backend="chunkwise")
     cast = build_model(config, dtype=torch.float64, device="cpu", seed=0, backend="chunkwise").to(dtype)
     for model in (built, cast):
-        mixer, state = model.mixers[0], model.init_state(1, 0).layers[0].values
+        mixer, state = model.mixers[0], model.init_state(1, 0).layers[0]["values"]
         assert mixer.decay.value.dtype == state.dtype
         assert torch.equal(mixer.decay.value, mixer.log_decay.value.exp().to(state.dtype))
 
 
 def test_the_slowest_decay_survives_bfloat16():
     config = resolve_models(load_experiment("latency", ["size=6.7b"]), "paper")["retnet"]
-    small = config.model_copy(
-        update={"d_model": 64, "num_layers": 1, "value_dim": 128, "ffn_dim": 8, "vocab_size": 8}
-    )
+    heads = config.mixer.num_heads
+    small = retnet_config(d_model=64, num_layers=1, num_heads=heads, value_dim=128, ffn_dim=8, vocab_size=8)
     mixer = build_model(small, dtype=torch.bfloat16, device="cpu", seed=0, backend="chunkwise").mixers[0]
     assert mixer.log_decay.value.exp().max() == pytest.approx(1 - 2**-20, abs=1e-9)
-    assert mixer.init_state(1, 0).values.dtype == torch.float32
+    assert mixer.init_state(1, 0)["values"].dtype == torch.float32

@@ -7,7 +7,6 @@ from retbench.architectures import costs
 from retbench.config.experiment import load_experiment
 from retbench.errors import CapacityError
 from retbench.models.build import build_model
-from retbench.models.state import KVCache, RetentionState
 from retbench.planning.cells import resolve_models
 
 CONFIGS = resolve_models(load_experiment("latency", ["size=1m"]), "cpu")
@@ -27,7 +26,7 @@ def tokens(batch, length, seed=0):
 
 @torch.no_grad()
 def decode(model, state, steps, seed=1):
-    text = tokens(state.layers[0].tensors(0).popitem()[1].shape[0], steps, seed)
+    text = tokens(next(iter(state.layers[0].tensors.values())).shape[0], steps, seed)
     return torch.cat([model(text[:, t : t + 1], state) for t in range(steps)], dim=1)
 
 
@@ -97,13 +96,14 @@ def test_all_sequences_return_to_the_mark_of_the_first(model):
     with torch.no_grad():
         model(tokens(3, 20), state)
         mark = state.mark(1)
-        assert all(values is None or values.shape[0] == 1 for values in mark.retention)
-        first = [layer.values[:1].clone() for layer in state.layers if isinstance(layer, RetentionState)]
+        assert all(copied.shape[0] == 1 for copies in mark.overwritten for copied in copies.values())
+        first = [layer.overwritten(1) for layer in state.layers]
         decode(model, state, 4)
         state.rewind(mark)
     assert state.position == 20
-    for layer, values in zip(state.layers, first, strict=False):
-        assert isinstance(layer, KVCache) or torch.equal(layer.values, values.expand(3, -1, -1, -1))
+    for layer, copies in zip(state.layers, first, strict=True):
+        for name, copied in copies.items():
+            assert torch.equal(layer[name], copied.expand(3, -1, -1, -1))
 
 
 def test_reorder_moves_whole_sequences(model):

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from benchmarks.peers import equality, fla_retnet, pairs
 from benchmarks.peers.outcomes import FP32_LIMIT, error_outcome
-from retbench.architectures.configs import RetNetConfig, TransformerConfig
+from retbench.architectures.retnet import retnet_config
+from retbench.architectures.transformer import transformer_config
 from retbench.checkpoints.loading import map_weights
 
 INSTALL = "is not installed: pip install 'retbench[peers]'"
@@ -22,10 +23,10 @@ needs_transformers = pytest.mark.skipif(find_spec("transformers") is None, reaso
 # torchscale and its fairscale still compile parts with torch.jit.script when they are imported
 pytestmark = [pytest.mark.peers, pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")]
 
-TORCHSCALE = RetNetConfig(
+TORCHSCALE = retnet_config(
     variant="torchscale", d_model=96, num_layers=3, num_heads=3, vocab_size=211, ffn_dim=120, value_dim=120
 )
-PAPER = RetNetConfig(
+PAPER = retnet_config(
     variant="paper",
     decay="paper",
     d_model=96,
@@ -36,11 +37,11 @@ PAPER = RetNetConfig(
     value_dim=96,
     norm_eps=pairs.TINY_EPS,
 )
-GPT = TransformerConfig(
+GPT = transformer_config(
     variant="gpt", d_model=96, num_layers=3, num_heads=6, num_kv_heads=6, vocab_size=211, ffn_dim=136
 )
-LLAMA = TransformerConfig(d_model=96, num_layers=3, num_heads=6, num_kv_heads=6, vocab_size=211, ffn_dim=136)
-FLA = RetNetConfig(
+LLAMA = transformer_config(d_model=96, num_layers=3, num_heads=6, num_kv_heads=6, vocab_size=211, ffn_dim=136)
+FLA = retnet_config(
     variant="fla", d_model=48, num_layers=2, num_heads=3, vocab_size=97, ffn_dim=40, value_dim=96
 )
 

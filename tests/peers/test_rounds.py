@@ -7,12 +7,14 @@ import torch
 
 from benchmarks.peers import pairs
 from benchmarks.peers.rounds import TIMED_STEPS, WARM_STEPS, OurDecoding, interleave, time_greedy
-from retbench.architectures.configs import RetNetConfig, TransformerConfig
+from retbench.architectures.configs import ModelConfig
+from retbench.architectures.retnet import retnet_config
+from retbench.architectures.transformer import transformer_config
 
 pytestmark = pytest.mark.peers
 
-RETNET = RetNetConfig(d_model=32, num_layers=2, num_heads=2, vocab_size=61, ffn_dim=24, value_dim=64)
-TRANSFORMER = TransformerConfig(
+RETNET = retnet_config(d_model=32, num_layers=2, num_heads=2, vocab_size=61, ffn_dim=24, value_dim=64)
+TRANSFORMER = transformer_config(
     d_model=32, num_layers=2, num_heads=2, num_kv_heads=2, vocab_size=61, ffn_dim=40
 )
 
@@ -48,7 +50,7 @@ def test_greedy_steps_feed_back_the_likeliest_token() -> None:
 
 
 @pytest.mark.parametrize("config", [RETNET, TRANSFORMER])
-def test_every_turn_starts_at_the_same_depth(config: RetNetConfig | TransformerConfig) -> None:
+def test_every_turn_starts_at_the_same_depth(config: ModelConfig) -> None:
     with torch.inference_mode():
         decoding = OurDecoding(pairs.plain(config), pairs.random_tokens(config, 21))
         decoding()

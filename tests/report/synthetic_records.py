@@ -12,7 +12,9 @@ from typing import Any
 from retbench.architectures import costs
 from retbench.architectures.configs import ModelConfig
 from retbench.architectures.matching import resolve_model
-from retbench.config.experiment import Dtype, RetNetSpec, TransformerSpec
+from retbench.architectures.retnet import RetNetSpec
+from retbench.architectures.transformer import TransformerSpec
+from retbench.config.experiment import Dtype
 from retbench.planning.cells import Cell, Settings, Subject, pair_id
 from retbench.records.record import (
     Ceilings,

@@ -4,7 +4,7 @@ from torch import nn
 from torch.optim import AdamW
 
 from retbench.config.training import RECIPES
-from retbench.models.linear import Linear
+from retbench.ops.linear import Linear
 from retbench.training.optimizer import clip_gradients, lay_out_for_training, make_optimizer, set_rate
 
 

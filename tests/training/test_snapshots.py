@@ -6,7 +6,7 @@ from torch import nn
 
 from retbench.config.training import RECIPES
 from retbench.files import DRAFT
-from retbench.models.linear import Linear
+from retbench.ops.linear import Linear
 from retbench.training.optimizer import make_optimizer, set_rate
 from retbench.training.snapshots import find_snapshot, gather, prune, save_snapshot, snapshot_paths
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from retbench.architectures.configs import RetNetConfig
+from retbench.architectures.retnet import retnet_config
 from retbench.config.training import RECIPES
 from retbench.errors import RetbenchError
 from retbench.models.build import build_model
@@ -23,7 +23,7 @@ from retbench.training.ranks import OtherRankFailedError, Ranks, joined
 from retbench.training.sharding import shard, whole_weights
 from retbench.training.snapshots import find_snapshot, gather, save_snapshot
 
-CONFIG = RetNetConfig(d_model=16, num_layers=2, num_heads=2, vocab_size=23, ffn_dim=24, value_dim=32)
+CONFIG = retnet_config(d_model=16, num_layers=2, num_heads=2, vocab_size=23, ffn_dim=24, value_dim=32)
 
 
 def make_run(seed: int, ranks: Ranks) -> tuple[Decoder, torch.optim.AdamW]:

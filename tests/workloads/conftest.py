@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from retbench.architectures.matching import resolve_model
-from retbench.config.experiment import RetNetSpec, TransformerSpec
+from retbench.architectures.retnet import RetNetSpec
+from retbench.architectures.transformer import TransformerSpec
 from retbench.models.build import build_model
 from retbench.planning.cells import Cell, Settings, make_subject
 from retbench.records.record import Ceilings, Point

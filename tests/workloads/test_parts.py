@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from report.synthetic_records import matched_pair
-from retbench.architectures.configs import ModelConfig, RetNetConfig
+from retbench.architectures.configs import ModelConfig
 from retbench.architectures.matching import resolve_model
 from retbench.cli.listing import named_models
 from retbench.models.decoder import Decoder
-from retbench.models.linear import Linear
+from retbench.ops.linear import Linear
 from retbench.workloads import parts
 
 MODELS = [resolve_model(spec, "1m") for spec in named_models().values()]
@@ -41,7 +41,9 @@ def test_the_parts_are_the_products_of_a_step_and_one_mixing_a_layer(config: Mod
     found = parts.parts_of(model, model.init_state(1, 9), 1, 8)
     products = [call.func for call, *_ in found if isinstance(call, partial)]
     real = products_of_a_step(model)
-    if isinstance(config, RetNetConfig) and config.decay == "gated":  # the decay's product is early in a step
+    if (
+        isinstance(config, ModelConfig) and config.mixer.decay == "gated"
+    ):  # the decay's product is early in a step
         assert Counter(products) == Counter(real)
     else:
         assert products == real

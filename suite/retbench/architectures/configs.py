@@ -1,155 +1,152 @@
 """Full configurations of models: all that fixes shapes and arithmetic, nothing about how they are run."""
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, TypeAdapter, model_serializer, model_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
-from retbench.config.experiment import Decay, RetNetVariant, TransformerVariant
+from retbench.architectures.registry import find_mixer, upgrade_config
+from retbench.errors import unknown_name
+from retbench.mixers.feed_forward import FeedForward
+from retbench.mixers.mixer import Mixer
 from retbench.strict import Strict
 
-ROTARY_BASE = 10_000.0
-"""Of the rotary positions, in every paper's and every named model."""
-Layout = Literal["half", "interleaved"]
-"""Which values of a head are the pairs that a rotary position turns; see `models.position`."""
+
+def _parse_mixer(raw: object) -> object:
+    """Return the mixer that a dumped configuration names; anything else as it is."""
+    if isinstance(raw, dict) and isinstance(raw.get("mixer"), str):
+        return find_mixer(raw["mixer"]).model_validate(raw)
+    return raw
 
 
-@dataclass(frozen=True)
-class Traits:
-    """What a variant's blocks are made of.
+class BlockConfig(Strict):
+    """Equal blocks in a row: a mixer, then a feed-forward where there is one."""
 
-    Attributes:
-        block_norm: rms: RMSNorm. layer: LayerNorm with weight and bias.
-        ffn: swiglu: two matrices in, one out. gelu: one in, one out.
-        layout: Pairs and frequencies of the rotary positions.
-        head_norm: Norm of each retention head: rms, rms_affine (one weight for all heads), layer (GroupNorm with a
-            group a head, without weights).
-        row_norm: Whether retention is divided by the square root of the row sum of D (arXiv:2307.08621, Sec. 2.4).
-    """
-
-    block_norm: Literal["rms", "layer"]
-    ffn: Literal["swiglu", "gelu"]
-    layout: Layout
-    head_norm: Literal["rms", "rms_affine", "layer"] = "rms"
-    row_norm: bool = False
+    count: int = Field(default=1, ge=1)
+    """How many blocks of this kind follow each other."""
+    mixer: Annotated[SerializeAsAny[Mixer], BeforeValidator(_parse_mixer)]
+    ffn: FeedForward | None = None
 
 
-RETNET_TRAITS: dict[RetNetVariant, Traits] = {
-    "fla": Traits("rms", "swiglu", "half", head_norm="rms_affine"),
-    "torchscale": Traits("rms", "swiglu", "interleaved", row_norm=True),
-    "paper": Traits("layer", "gelu", "interleaved", head_norm="layer", row_norm=True),
-    "yoco": Traits("rms", "swiglu", "interleaved"),
-}
-TRANSFORMER_TRAITS: dict[TransformerVariant, Traits] = {
-    "llama": Traits("rms", "swiglu", "half"),
-    "gpt": Traits("layer", "gelu", "half"),
-}
+class ModelConfig(Strict):
+    """A decoder-only language model: an embedding, blocks in order, a norm and an untied head."""
 
-
-class _DecoderConfig(Strict):
-    """What every decoder has."""
-
+    architecture: str
+    variant: str
     d_model: int = Field(ge=1)
-    num_layers: int = Field(ge=1)
-    num_heads: int = Field(ge=1)
     vocab_size: int = Field(ge=1)
-    ffn_dim: int = Field(ge=1)
+    norm: Literal["rms", "layer"] = "rms"
+    """Norm before each mixer and feed-forward and before the head. rms: RMSNorm. layer: LayerNorm with bias."""
     norm_eps: float = 1e-6
-    rotary_base: float = Field(default=ROTARY_BASE, gt=1)
-    """Written only where it is another than the usual one, which only checkpoints from elsewhere have."""
+    blocks: tuple[BlockConfig, ...] = Field(min_length=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _upgrade(cls, raw: object) -> object:
+        return upgrade_config(raw) if isinstance(raw, dict) else raw
+
+    @model_validator(mode="after")
+    def _widths_agree(self) -> "ModelConfig":
+        for block in self.blocks:
+            for part in (block.mixer, block.ffn):
+                if part is not None and part.d_model != self.d_model:
+                    raise ValueError(f"a block is {part.d_model} wide in a model of d_model {self.d_model}")
+        return self
 
     @property
-    def head_dim(self) -> int:
-        """Width of one query or key head."""
-        return self.d_model // self.num_heads
+    def num_layers(self) -> int:
+        """Number of blocks."""
+        return sum(block.count for block in self.blocks)
+
+    @property
+    def layers(self) -> Iterator[BlockConfig]:
+        """Every block in order."""
+        for block in self.blocks:
+            for _ in range(block.count):
+                yield block
+
+    @property
+    def mixer(self) -> Mixer:
+        """The mixer of the first block."""
+        return self.blocks[0].mixer
+
+    @property
+    def mixers(self) -> tuple[Mixer, ...]:
+        """Each different mixer once, in the order of the blocks."""
+        return tuple(dict.fromkeys(block.mixer for block in self.blocks))
+
+    @property
+    def ffn(self) -> FeedForward | None:
+        """The feed-forward of the first block."""
+        return self.blocks[0].ffn
+
+    @property
+    def forms(self) -> list[str]:
+        """Forms that the model can be asked to run with; of several kinds of mixers as MIXER=FORM."""
+        kinds = {mixer.mixer: mixer for mixer in self.mixers}
+        if len(kinds) == 1:
+            return list(self.mixer.forms)
+        return [f"{name}={form}" for name, mixer in kinds.items() for form in mixer.forms]
+
+    @property
+    def grows(self) -> bool:
+        """Whether the state grows with the context, as a key-value cache does."""
+        return any(one.kind == "per_token" for mixer in self.mixers for one in mixer.state)
 
     @property
     def fingerprint(self) -> str:
         """Short hash of every field: two models with one fingerprint have the same shapes and arithmetic."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:12]
 
-    @model_serializer(mode="wrap")
-    def _leave_out_the_usual_base(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        dumped: dict[str, Any] = dump(self)
-        if self.rotary_base == ROTARY_BASE:
-            dumped.pop("rotary_base", None)
-        return dumped
-
-    @model_validator(mode="after")
-    def _heads_fit(self) -> "_DecoderConfig":
-        if self.d_model % (2 * self.num_heads):
-            raise ValueError(
-                f"d_model {self.d_model} must be a multiple of 2 * {self.num_heads} heads (rotary pairs)"
-            )
-        return self
+    def chunk_size(self, form: str, asked: int | None) -> int | None:
+        """Return the chunk that the model runs a form with; None where no mixer has chunks."""
+        chunks = [mixer.chunk_size(form_of(mixer, form), asked) for mixer in self.mixers]
+        return next((chunk for chunk in chunks if chunk is not None), None)
 
 
-class RetNetConfig(_DecoderConfig):
-    """A RetNet: multi-scale retention, a swish gate, and a feed-forward (arXiv:2307.08621, Sec. 2).
+def form_of(mixer: Mixer, backend: str) -> str:
+    """Return the form of one mixer in what a model is asked to run with.
 
-    Gated retention (arXiv:2405.05254, Sec. 3.3) is the decay `gated`, in YOCO's own models with the variant `yoco`.
+    'chunkwise+sdpa' and 'retention=chunkwise+attention=sdpa' both give a retention 'chunkwise'; a mixer that is not
+    mentioned takes its default.
     """
-
-    architecture: Literal["retnet"] = "retnet"
-    variant: RetNetVariant = "fla"
-    value_dim: int = Field(ge=1)
-    """Width of all value heads together: 2d (fla, paper), the FFN width (torchscale), d (yoco)."""
-    decay: Decay = "eq8"
-    swish_gate: bool = True
-    """Whether the retention is multiplied by swish(x W_G) (Eq. 8)."""
-    head_norm: bool = True
-    """Whether each head is normalised (GroupNorm in Eq. 8)."""
-
-    @model_validator(mode="after")
-    def _retention_fits(self) -> "RetNetConfig":
-        if self.value_dim % self.num_heads:
-            raise ValueError(f"value_dim {self.value_dim} must be a multiple of num_heads {self.num_heads}")
-        if self.decay == "gated" and self.traits.row_norm:
-            raise ValueError(
-                f"decay 'gated' depends on the data, and the variant '{self.variant}' divides by the row sums of a "
-                "fixed decay; the variants 'yoco' and 'fla' do not"
-            )
-        return self
-
-    @property
-    def value_head_dim(self) -> int:
-        """Width of one value head."""
-        return self.value_dim // self.num_heads
-
-    @property
-    def traits(self) -> Traits:
-        """What the variant's blocks are made of."""
-        return RETNET_TRAITS[self.variant]
+    parts = backend.split("+")
+    named = [part.removeprefix(f"{mixer.mixer}=") for part in parts if part.startswith(f"{mixer.mixer}=")]
+    return next((form for form in [*named, *parts] if form in mixer.forms), mixer.default_form)
 
 
-class TransformerConfig(_DecoderConfig):
-    """A Transformer with rotary positions and without biases; grouped-query attention as an option.
-
-    llama: RMSNorm and SwiGLU. gpt: LayerNorm and a GELU feed-forward, the block of GPT-2 and GPT-3.
-    """
-
-    architecture: Literal["transformer"] = "transformer"
-    variant: TransformerVariant = "llama"
-    num_kv_heads: int = Field(ge=1)
-
-    @model_validator(mode="after")
-    def _kv_heads_fit(self) -> "TransformerConfig":
-        if self.num_heads % self.num_kv_heads:
-            raise ValueError(f"num_kv_heads {self.num_kv_heads} must divide num_heads {self.num_heads}")
-        return self
-
-    @property
-    def traits(self) -> Traits:
-        """What the variant's blocks are made of."""
-        return TRANSFORMER_TRAITS[self.variant]
+def default_backend(config: ModelConfig) -> str:
+    """Return the default form of each kind of mixer, joined by '+'."""
+    return "+".join(dict.fromkeys(mixer.default_form for mixer in config.mixers))
 
 
-ModelConfig = RetNetConfig | TransformerConfig
+def check_backend(config: ModelConfig, backend: str) -> None:
+    """ConfigError where a part of `backend` is no form of any mixer of the model."""
+    kinds = {mixer.mixer: mixer for mixer in config.mixers}
+    for part in backend.split("+"):
+        name, sign, form = part.partition("=")
+        known = name in kinds and form in kinds[name].forms if sign else False
+        if not (
+            known
+            or any(part in mixer.forms for mixer in kinds.values())
+            or (part == "default" and len(kinds) > 1)
+        ):
+            title = "+".join(mixer.title for mixer in kinds.values())
+            raise unknown_name(f"{title} backend", part, config.forms)
 
-_ADAPTER: TypeAdapter[ModelConfig] = TypeAdapter(Annotated[ModelConfig, Field(discriminator="architecture")])
+
+def repeat_blocks(blocks: list[BlockConfig]) -> tuple[BlockConfig, ...]:
+    """Return blocks in order with equal neighbours counted together."""
+    grouped: list[BlockConfig] = []
+    for block in blocks:
+        if grouped and (grouped[-1].mixer, grouped[-1].ffn) == (block.mixer, block.ffn):
+            grouped[-1] = grouped[-1].model_copy(update={"count": grouped[-1].count + block.count})
+        else:
+            grouped.append(block)
+    return tuple(grouped)
 
 
-def parse_model_config(raw: dict[str, object]) -> ModelConfig:
-    """The configuration that `model_dump()` wrote; pydantic's ValidationError when it is none."""
-    return _ADAPTER.validate_python(raw)
+def parse_model_config(raw: dict[str, Any]) -> ModelConfig:
+    """Return the configuration that `model_dump()` wrote; pydantic's ValidationError where it is none."""
+    return ModelConfig.model_validate(raw)

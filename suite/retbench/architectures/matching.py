@@ -1,143 +1,97 @@
-"""Turns a model's entry in an experiment into a full configuration, with the FFN width that matches the pair.
+"""Matching to a budget: the one width that a recipe leaves open is solved for the size's number of parameters.
 
-Both sides of a pair are given the budget of the paper, 12 d^2 parameters a layer (arXiv:2307.08621, Sec.
-3.1), and each side's feed-forward width, a multiple of 8, is solved for it. What is left as mismatch is
-reported.
+A size fixes the width, the number of layers and the budget of the paper, 12 d_model^2 parameters for each layer
+(arXiv:2307.08621, Sec. 3.1). What is left as mismatch is reported, and more than 1 % is refused.
 """
 
-import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from pydantic import ValidationError
 
 from retbench.architectures import costs
-from retbench.architectures.configs import ModelConfig, RetNetConfig, TransformerConfig
+from retbench.architectures.architecture import FfnWidth, ModelSpec
+from retbench.architectures.configs import ModelConfig
+from retbench.architectures.registry import find_architecture
 from retbench.architectures.sizes import Size, find_size
-from retbench.config.experiment import Decay, FfnWidth, ModelSpec, RetNetSpec, RetNetVariant, TransformerSpec
 from retbench.errors import ConfigError
 
 MAX_MISMATCH = 0.01
+"""Largest difference of the non-embedding parameters of two models, over the larger of the two."""
 
-OWN_DECAY: dict[RetNetVariant, Decay] = {"fla": "eq8", "torchscale": "eq8", "paper": "paper", "yoco": "gated"}
-
-TORCHSCALE_FFN = {512: 864, 1024: 1728, 2048: 3456, 2560: 4280, 4096: 6912, 5120: 8560, 8192: 13824}
-"""Feed-forward and value width by d_model: examples/fairseq/models/retnet.py of torchscale."""
+WIDTH_STEP = 8
+"""A solved width is a multiple of it: kernels want that."""
 
 
 def resolve_model(spec: ModelSpec, default_size: str, *, vocab_size: int | None = None) -> ModelConfig:
-    """The full configuration of one entry of `[models]`; with the size's vocabulary when `vocab_size` is None.
+    """Return the configuration of one entry of `[models]`; with the size's vocabulary when `vocab_size` is None.
 
     Raises:
-        ConfigError: unknown size, or head counts that do not fit the width.
+        ConfigError: unknown size, or head counts or widths that do not fit it.
     """
-    size = find_size(spec.size or default_size)
+    name = spec.size or default_size
+    size = find_size(name)
     if vocab_size is not None:
         size = replace(size, vocab_size=vocab_size)
-    if isinstance(spec, RetNetSpec) and spec.head_dim and size.d_model % spec.head_dim:
-        raise ConfigError(
-            f"head_dim is {spec.head_dim}, which does not divide d_model {size.d_model} of size "
-            f"'{spec.size or default_size}'. Give a divisor."
-        )
-    if isinstance(spec, TransformerSpec) and spec.num_kv_heads and size.attention_heads % spec.num_kv_heads:
-        raise ConfigError(
-            f"num_kv_heads is {spec.num_kv_heads}, which does not divide the {size.attention_heads} query "
-            f"heads of size '{spec.size or default_size}'. Give a divisor."
-        )
     try:
-        return _with_ffn(spec, size, _ffn_dim(spec, size, spec.ffn_dim))
+        return find_architecture(spec.architecture).resolve(spec, size)
     except ValidationError as error:  # such as a feed-forward width that the value heads cannot share
-        reason = error.errors()[0]["msg"]
+        reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+        asked = f", ffn_dim {spec.ffn_dim!r}" if hasattr(spec, "ffn_dim") else ""
         raise ConfigError(
-            f"{spec.architecture} of size '{spec.size or default_size}', ffn_dim {spec.ffn_dim!r}: {reason}. "
-            'Use ffn_dim = "matched", or a width that fits.'
+            f"{spec.architecture} of size '{name}'{asked}: {reason}. Use ffn_dim = \"matched\", or a width that fits."
         ) from error
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("{size}", f"size '{name}'")) from error
 
 
-def _with_ffn(spec: ModelSpec, size: Size, ffn_dim: int) -> ModelConfig:
-    """The configuration with a given feed-forward width."""
-    match spec:
-        case RetNetSpec():
-            return RetNetConfig(
-                variant=spec.variant,
-                d_model=size.d_model,
-                num_layers=size.num_layers,
-                num_heads=_retention_heads(spec, size),
-                vocab_size=size.vocab_size,
-                ffn_dim=ffn_dim,
-                value_dim=_value_dim(spec, size, ffn_dim),
-                decay=spec.decay or OWN_DECAY[spec.variant],
-                swish_gate=spec.swish_gate,
-                head_norm=spec.head_norm,
-            )
-        case TransformerSpec():
-            return TransformerConfig(
-                variant=spec.variant,
-                d_model=size.d_model,
-                num_layers=size.num_layers,
-                num_heads=size.attention_heads,
-                vocab_size=size.vocab_size,
-                ffn_dim=ffn_dim,
-                num_kv_heads=spec.num_kv_heads or size.attention_heads,
-            )
+def solve_width(make: Callable[[int], ModelConfig], size: Size, *, step: int = WIDTH_STEP) -> ModelConfig:
+    """Return the model whose blocks come closest to the size's budget.
+
+    Args:
+        make: Makes the model with a width.
+        size: The size, which says the budget.
+        step: Widths are multiples of it.
+    """
+    budget = 12 * size.d_model**2 * size.num_layers
+
+    def distance(width: int) -> int:
+        return abs(costs.block_params(make(width)) - budget)
+
+    return make(min(range(step, 8 * size.d_model, step), key=distance))
 
 
-def _retention_heads(spec: RetNetSpec, size: Size) -> int:
-    """Heads of the width asked for, or those of the size."""
-    return size.d_model // spec.head_dim if spec.head_dim else size.retention_heads
+def choose_width(
+    make: Callable[[int], ModelConfig],
+    width: FfnWidth,
+    size: Size,
+    published: Callable[[], int],
+    *,
+    step: int = WIDTH_STEP,
+) -> ModelConfig:
+    """Return the model of the feed-forward width asked for: a number, that of the variant's own code, or solved.
 
-
-def _value_dim(spec: RetNetSpec, size: Size, ffn_dim: int) -> int:
-    """Width of all value heads together, by the variant."""
-    match spec.variant:
-        case "fla" | "paper":
-            return 2 * size.d_model
-        case "torchscale":
-            return ffn_dim
-        case "yoco":
-            return size.d_model
-
-
-def _ffn_dim(spec: ModelSpec, size: Size, width: FfnWidth) -> int:
-    """The feed-forward width asked for: a number, as published, or solved."""
+    Args:
+        make: Makes the model with a width.
+        width: As the experiment asks for it.
+        size: The size.
+        published: Gives the width by the rule of the variant's own code.
+        step: Solved widths are multiples of it.
+    """
     if isinstance(width, int):
-        return width
-    return _published_ffn(spec, size) if width == "published" else _solved_ffn(spec, size)
+        return make(width)
+    return make(published()) if width == "published" else solve_width(make, size, step=step)
 
 
-def _published_ffn(spec: ModelSpec, size: Size) -> int:
-    """Width by the rule of the variant's own code."""
-    d = size.d_model
-    match spec.variant:
-        case "llama":
-            return 256 * -(-(8 * d // 3) // 256)  # Llama and fla: 8/3 d, up to a multiple of 256
-        case "gpt":
-            return 4 * d
-        case "fla":
-            return 256 * -(-(4 * d // 3) // 256)  # fla RetNetConfig: hidden_ratio 2
-        case "paper":
-            return 2 * d  # Sec. 3.1
-        case "yoco":
-            return 3 * d  # arXiv:2405.05254, scaling curves
-        case "torchscale" if d in TORCHSCALE_FFN:
-            return TORCHSCALE_FFN[d]
-    raise ConfigError(
-        f"ffn_dim is 'published', and torchscale publishes no width for d_model {d}. Use ffn_dim = \"matched\"."
-    )
-
-
-def _solved_ffn(spec: ModelSpec, size: Size) -> int:
-    """The multiple of 8 (and of the heads, where values are as wide) that comes closest to 12 d^2 a layer."""
-    step = 8
-    if isinstance(spec, RetNetSpec) and spec.variant == "torchscale":
-        step = math.lcm(step, _retention_heads(spec, size))
-    budget = 12 * size.d_model**2
-    widths = range(step, 8 * size.d_model, step)
-    return min(widths, key=lambda width: abs(costs.layer_params(_with_ffn(spec, size, width)) - budget))
+def check_divides(name: str, value: int, whole: str, total: int) -> None:
+    """ConfigError where a field of an entry does not divide what it must; `{size}` stands for the size's name."""
+    if total % value:
+        raise ConfigError(f"{name} is {value}, which does not divide {whole} of {{size}}. Give a divisor.")
 
 
 @dataclass(frozen=True)
 class Match:
-    """How two models are matched.
+    """How the models of an experiment are matched.
 
     Attributes:
         mismatch_ratio: |difference| of the non-embedding parameters over the larger of the two.
@@ -150,7 +104,7 @@ class Match:
 
 
 def match_models(models: dict[str, ModelConfig], *, allow_mismatch: bool, where: str) -> Match:
-    """The matching report of an experiment's models.
+    """Return the matching report of an experiment's models.
 
     Raises:
         ConfigError: non-embedding parameters differ by more than 1 % and `allow_mismatch` is false.

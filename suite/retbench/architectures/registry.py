@@ -1,53 +1,190 @@
-"""What the report and the checks ask an architecture by its name: title, role, and what stands out in a record.
+"""Finds architectures and mixers: those of this package, by looking into its folders, and those of users' packages.
 
-A record may be of an architecture that is not installed here; it is then shown under its own name.
+A user's package names its `Architecture` objects in the entry point group `retbench.architectures`. What the report
+asks by an architecture's name is here too: a record may be of one that is not installed, and keeps its own name then.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from functools import cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from pkgutil import iter_modules
+from typing import TYPE_CHECKING, Any
 
-_TITLES = {"retnet": "RetNet", "transformer": "Transformer"}
-_BASELINES = frozenset({"transformer"})
-_USUAL_RETNET = {
-    "variant": "fla",
-    "decay": "eq8",
-    "swish_gate": True,
-    "head_norm": True,
-    "backend": "chunkwise",
-    "chunk_size": 128,
-}
+from pydantic import ValidationError
+
+from retbench import mixers as own_mixers
+from retbench.architectures.architecture import Architecture, ModelSpec
+from retbench.architectures.sizes import find_size
+from retbench.errors import ConfigError, unknown_name
+from retbench.mixers.mixer import Mixer
+
+if TYPE_CHECKING:
+    from retbench.architectures.configs import ModelConfig
+
+GROUP = "retbench.architectures"
+
+
+@cache
+def architectures() -> Mapping[str, Architecture]:
+    """Return every architecture by name, this package's first.
+
+    Raises:
+        ConfigError: a user's package cannot be imported, gives something else, or takes a name twice.
+    """
+    package = import_module(GROUP)
+    modules = (import_module(f"{GROUP}.{found.name}") for found in iter_modules(package.__path__))
+    own = [module.ARCHITECTURE for module in modules if hasattr(module, "ARCHITECTURE")]
+    found = {each.name: each for each in sorted(own, key=lambda each: (each.order, each.name))}
+    for each in _installed():
+        if each.name in found:
+            raise ConfigError(
+                f"the architecture '{each.name}' of an installed package is there already. Rename one, or remove the "
+                "package."
+            )
+        found[each.name] = each
+    return found
+
+
+def _installed() -> Iterator[Architecture]:
+    """Yield the architectures of users' packages."""
+    for entry in entry_points(group=GROUP):
+        try:
+            found = entry.load()
+        except Exception as error:  # whatever a foreign package raises when it is imported
+            raise ConfigError(
+                f"the package that brings the architecture '{entry.name}' ({entry.value}) cannot be imported: "
+                f"{type(error).__name__}: {error}. Mend or uninstall it."
+            ) from error
+        if not isinstance(found, Architecture):
+            raise ConfigError(
+                f"the entry point '{entry.name}' ({entry.value}) gives a {type(found).__name__}; it must give a "
+                "retbench.architectures.architecture.Architecture."
+            )
+        yield found
+
+
+def find_architecture(name: str) -> Architecture:
+    """Return the architecture called `name`; ConfigError with a suggestion when there is none."""
+    if name not in architectures():
+        raise unknown_name("architecture", name, architectures())
+    return architectures()[name]
+
+
+@cache
+def _own_mixers() -> Mapping[str, type[Mixer]]:
+    """Return the mixers of this package by name; none of them needs an architecture to be found."""
+    packages = (found.name for found in iter_modules(own_mixers.__path__) if found.ispkg)
+    classes = (import_module(f"{own_mixers.__name__}.{name}").MIXER for name in packages)
+    return {mixer_name(kind): kind for kind in classes}
+
+
+def mixers() -> dict[str, type[Mixer]]:
+    """Return every kind of mixer by name."""
+    brought = {mixer_name(kind): kind for each in architectures().values() for kind in each.mixers}
+    return {**_own_mixers(), **brought}
+
+
+def mixer_name(kind: type[Mixer]) -> str:
+    """Return what configurations call a kind of mixer."""
+    return str(kind.model_fields["mixer"].default)
+
+
+def find_mixer(name: str) -> type[Mixer]:
+    """Return the kind of mixer called `name`; ConfigError with a suggestion when there is none."""
+    known = _own_mixers()
+    if name not in known:
+        known = mixers()
+    if name not in known:
+        raise unknown_name("mixer", name, known)
+    return known[name]
+
+
+def upgrade_config(raw: dict[str, Any]) -> dict[str, Any]:
+    """Return a model's configuration in today's format: older ones are one flat table by architecture."""
+    name = raw.get("architecture")
+    if "blocks" in raw or not isinstance(name, str) or name not in architectures():
+        return raw
+    upgrade = architectures()[name].upgrade
+    return raw if upgrade is None else upgrade(raw).model_dump()
+
+
+def named_specs() -> dict[str, ModelSpec]:
+    """Return every architecture in every preset, by the name that `retbench verify` takes.
+
+    The first preset of an architecture is called after the architecture alone.
+    """
+    found = {}
+    for each in architectures().values():
+        for index, (preset, fields) in enumerate(each.presets.items()):
+            name = f"{each.name}-{preset}" if index else each.name
+            found[name] = each.spec.model_validate({"architecture": each.name, **fields})
+    return found
+
+
+def counterpart_of(architecture: str) -> str:
+    """Return the architecture that one is compared with: the baseline, or for the baseline the first of the others."""
+    wanted = not is_baseline(architecture)
+    return next(each.name for each in architectures().values() if each.is_baseline == wanted)
 
 
 def title_of(architecture: str) -> str:
     """Return the proper name of an architecture: 'retnet' -> 'RetNet'; an unknown one is its own title."""
-    return _TITLES.get(architecture, architecture)
+    known = architectures().get(architecture)
+    return known.title if known else architecture
 
 
 def is_baseline(architecture: str) -> bool:
-    """Return whether other models are compared with this architecture (the Transformer)."""
-    return architecture in _BASELINES
+    """Return whether other models are compared with this architecture."""
+    known = architectures().get(architecture)
+    return known is not None and known.is_baseline
 
 
-def has_cache(architecture: str) -> bool:
-    """Return whether its state grows with the context (a key-value cache)."""
-    return architecture in _BASELINES
+def read_config(config: Mapping[str, Any]) -> "ModelConfig | None":
+    """Return the model of a record; None where its architecture or mixers are not known here."""
+    from retbench.architectures.configs import parse_model_config
+
+    try:
+        return parse_model_config(dict(config))
+    except (ValidationError, ConfigError, KeyError):
+        return None
+
+
+def has_cache(architecture: str, config: Mapping[str, Any] | None = None) -> bool:
+    """Return whether a model's state grows with the context, as a key-value cache does.
+
+    Without a configuration the architecture's own default is asked; an unknown architecture has no cache.
+    """
+    known = architectures().get(architecture)
+    if config is not None:
+        model = read_config({"architecture": architecture, **config})
+    elif known is not None:
+        spec = known.spec.model_validate({"architecture": architecture, **next(iter(known.presets.values()))})
+        model = known.resolve(spec, find_size("1m"))
+    else:
+        model = None
+    return model is not None and model.grows
 
 
 def is_standard(architecture: str, config: Mapping[str, Any]) -> bool:
     """Return whether a model lacks nothing that its paper describes; ablations do."""
-    has_parts = config.get("swish_gate", True) and config.get("head_norm", True)
-    return architecture != "retnet" or (has_parts and config.get("decay", "eq8") in ("eq8", "paper"))
+    known, model = architectures().get(architecture), read_config({"architecture": architecture, **config})
+    return known is None or model is None or known.is_standard(model)
 
 
 def unusual_settings(architecture: str, config: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:
-    """Return in words what differs from the architecture's defaults: ['decay gated', 'chunk size 512']."""
-    if architecture != "retnet":
+    """Return in words what differs from the architecture's defaults: ['decay gated', 'chunk size 512'].
+
+    A baseline's options are told by `baseline_features` instead.
+    """
+    known, model = architectures().get(architecture), read_config({"architecture": architecture, **config})
+    if known is None or model is None or known.is_baseline:
         return []
-    has = {**settings, **config}
-    return [
-        f"{name.replace('_', ' ')} {has[name]}"
-        for name, usual in _USUAL_RETNET.items()
-        if has.get(name, usual) != usual
+    usual = {"backend": model.mixer.default_form, "chunk_size": model.mixer.default_chunk_size}
+    return known.unusual(model) + [
+        f"{name.replace('_', ' ')} {settings[name]}"
+        for name, value in usual.items()
+        if settings.get(name, value) != value
     ]
 
 
@@ -55,14 +192,5 @@ def baseline_features(
     architecture: str, config: Mapping[str, Any], backend: Mapping[str, Any]
 ) -> frozenset[str]:
     """Return what makes a baseline strong, as it ran: 'fused' attention, 'grouped' queries, CUDA 'graphs'."""
-    if architecture not in _BASELINES:
-        return frozenset()
-    found = set()
-    ran = str(backend.get("decode", backend.get("training", backend.get("prefill", ""))))
-    if ran.startswith("flash") or (ran.startswith("sdpa") and not ran.endswith(":math")):
-        found.add("fused")
-    if config.get("num_kv_heads", 0) < config.get("num_heads", 0):
-        found.add("grouped")
-    if backend.get("cuda_graph") or backend.get("compile"):
-        found.add("graphs")
-    return frozenset(found)
+    known, model = architectures().get(architecture), read_config({"architecture": architecture, **config})
+    return known.features(model, backend) if known and model else frozenset()

@@ -12,11 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from retbench.architectures.configs import ROTARY_BASE, RetNetConfig, TransformerConfig
+from retbench.architectures.retnet import retnet_config
+from retbench.architectures.transformer import transformer_config
 from retbench.checkpoints.config_file import Fields, parse
 from retbench.checkpoints.info import Description
 from retbench.checkpoints.mapping import Names, Plan, Shape, map_decoder
 from retbench.errors import CheckpointError
+from retbench.ops import ROTARY_BASE
 
 IGNORED = r"model\.layers\.\d+\.attn\.rotary\.inv_freq|lm_head\.weight"
 """A buffer, which follows from the configuration; and the head of a model that does not use it, being tied."""
@@ -91,7 +93,7 @@ def _describe_retnet(raw: dict[str, Any], path: Path) -> Description:
             f"{path}: expand_k {fields.expand_k} and num_kv_heads {fields.num_kv_heads}; a RetNet here has keys as "
             f"wide as the model (1.0) and one key head for each query head ({fields.num_heads})."
         )
-    config = RetNetConfig(
+    config = retnet_config(
         variant="fla",
         value_dim=round(fields.hidden_size * fields.expand_v),
         decay="eq8",
@@ -105,7 +107,7 @@ def _describe_retnet(raw: dict[str, Any], path: Path) -> Description:
 def _describe_transformer(raw: dict[str, Any], path: Path) -> Description:
     """What a Transformer's configuration says."""
     fields = parse(_TransformerFields, raw, path)
-    config = TransformerConfig(
+    config = transformer_config(
         variant="llama",
         num_heads=fields.num_heads,
         num_kv_heads=fields.num_kv_heads or fields.num_heads,
@@ -134,8 +136,10 @@ def plan(described: Description, stored: Collection[str], ours: Mapping[str, Sha
     names = _NAMES
     if "model.layers.0.mlp.up_proj.weight" not in stored:
         names = replace(names, gate_up=("mlp.gate_proj.weight",))
-    if isinstance(described.config, RetNetConfig):
-        gate = ("attn.g_proj.weight",) if described.config.swish_gate else ()
+    mixer = described.config.mixer
+    projection = mixer.projection()
+    if projection is not None and mixer.other_params:
+        gate = ("attn.g_proj.weight",)[: len(projection.widths) - len(names.projections)]
         fused = "attn.g_norm_swish_gate.weight"
         is_fused = f"model.layers.0.{fused}" in stored
         names = replace(

@@ -1,14 +1,16 @@
 """The formats by name: one row each, and one module with what differs between them."""
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from pydantic import ValidationError
 
-from retbench.checkpoints import fla, llama, llama2c, native, torchscale
+from retbench.architectures.registry import architectures
+from retbench.checkpoints import native
 from retbench.checkpoints.config_file import describe_errors
 from retbench.checkpoints.info import Description
 from retbench.checkpoints.mapping import Plan, Shape
@@ -36,16 +38,20 @@ class Format:
 
 
 def _format(module: ModuleType) -> Format:
-    return Format(module.recognises, module.describe, module.plan, module.IGNORED)
+    check: Callable[[Description, Weights], None] | None = getattr(module, "check", None)
+    return Format(module.recognises, module.describe, module.plan, module.IGNORED, check)
 
 
-FORMATS: dict[str, Format] = {
-    native.NAME: _format(native),
-    "fla": _format(fla),
-    "llama": _format(llama),
-    "llama2c": _format(llama2c),
-    "torchscale": replace(_format(torchscale), check=torchscale.check),
-}
+def _known_formats() -> dict[str, Format]:
+    """Return our own format, then those of each architecture, called after their modules."""
+    found = {native.NAME: _format(native)}
+    for architecture in architectures().values():
+        for path in architecture.formats:
+            found[path.rpartition(".")[2]] = _format(import_module(path))
+    return found
+
+
+FORMATS: dict[str, Format] = _known_formats()
 
 
 def check_name(name: str) -> None:

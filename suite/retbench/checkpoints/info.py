@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from pydantic import Field
 
@@ -29,7 +29,7 @@ class CheckpointInfo(Strict):
 
     format: str
     """retbench, fla, llama, llama2c or torchscale."""
-    config: Annotated[ModelConfig, Field(discriminator="architecture")]
+    config: ModelConfig
     context_len: int | None = None
     """Tokens of the longest sequence that the model was trained on; None where the checkpoint does not say."""
     tied_embeddings: bool = False

@@ -7,11 +7,12 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from retbench.architectures.configs import ROTARY_BASE, TransformerConfig
+from retbench.architectures.transformer import transformer_config
 from retbench.checkpoints.config_file import Fields, parse
 from retbench.checkpoints.info import Description
 from retbench.checkpoints.mapping import Names, Plan, Shape, map_decoder
 from retbench.errors import CheckpointError
+from retbench.ops import ROTARY_BASE
 from retbench.strict import Strict
 
 IGNORED = r"(model\.layers\.\d+\.self_attn|model)\.rotary_emb\.inv_freq|lm_head\.weight"
@@ -74,7 +75,7 @@ def describe(raw: dict[str, Any], path: Path) -> Description:
             "here have heads that together are as wide as the model."
         )
     rotary = fields.rope_parameters or _RotaryParameters(rope_theta=fields.rope_theta)
-    config = TransformerConfig(
+    config = transformer_config(
         d_model=fields.hidden_size,
         num_layers=fields.num_hidden_layers,
         num_heads=heads,

@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from retbench.architectures.configs import TransformerConfig
+from retbench.architectures.transformer import transformer_config
 from retbench.checkpoints.info import Description
 from retbench.checkpoints.mapping import Names, Plan, Shape, map_decoder
 from retbench.checkpoints.weights import Entry
@@ -104,7 +104,7 @@ def find_model(folder: Path) -> Path | None:
 
 def describe_header(header: Header) -> Description:
     """What a header says."""
-    config = TransformerConfig(
+    config = transformer_config(
         d_model=header.dim,
         num_layers=header.n_layers,
         num_heads=header.n_heads,

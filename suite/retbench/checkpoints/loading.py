@@ -121,7 +121,8 @@ def _in_words(info: CheckpointInfo) -> str:
     config = info.config
     return (
         f"a {config.architecture} ({info.format}) with {config.num_layers} layers, d_model {config.d_model}, "
-        f"{config.num_heads} heads, ffn_dim {config.ffn_dim} and vocabulary {config.vocab_size}"
+        f"{config.mixer.num_heads} heads, ffn_dim {config.ffn.ffn_dim if config.ffn else 0} and vocabulary "
+        f"{config.vocab_size}"
     )
 
 

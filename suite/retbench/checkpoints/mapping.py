@@ -6,7 +6,7 @@ A tensor of ours is rows of theirs, one below the other: queries, keys and value
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from retbench.architectures.configs import ModelConfig, RetNetConfig, TransformerConfig
+from retbench.architectures.configs import BlockConfig, ModelConfig
 
 Shape = tuple[int, ...]
 
@@ -73,8 +73,8 @@ def map_decoder(
         "norm.weight": (Part(names.norm, (config.d_model,)),),
         "head.weight": (Part(names.embedding if tied_embeddings else names.head, table),),
     }
-    for index in range(config.num_layers):
-        for name, parts in _map_block(config, names, interleaved).items():
+    for index, block in enumerate(config.layers):
+        for name, parts in _map_block(block, names, interleaved).items():
             theirs = names.layer.format(index)
             plan[f"blocks.{index}.{name}"] = tuple(
                 part._replace(name=f"{theirs}.{part.name}") for part in parts
@@ -82,38 +82,28 @@ def map_decoder(
     return plan
 
 
-def _map_block(config: ModelConfig, names: Names, interleaved: bool) -> Plan:
-    """The same of one block, without the block's own name."""
-    d, ffn = config.d_model, config.ffn_dim
-    projection, widths, heads = _projections(config)
-    mixed = config.value_dim if isinstance(config, RetNetConfig) else d
+def _map_block(block: BlockConfig, names: Names, interleaved: bool) -> Plan:
+    """Return the same of one block, without the block's own name."""
+    mixer, ffn, projection = block.mixer, block.ffn, block.mixer.projection()
+    assert ffn is not None
+    assert projection is not None
+    d, width = mixer.d_model, ffn.ffn_dim
     inputs = tuple(
-        Part(name, (width, d), count if interleaved else None)
-        for name, width, count in zip(names.projections, widths, heads, strict=True)
+        Part(name, (rows, d), heads if interleaved else None)
+        for name, rows, heads in zip(
+            names.projections, projection.widths, projection.rotary_heads, strict=True
+        )
     )
     plan: Plan = {
         "mixer_norm.weight": (Part(names.mixer_norm, (d,)),),
-        f"mixer.{projection}.weight": inputs,
-        "mixer.out_proj.weight": (Part(names.out, (d, mixed)),),
+        f"mixer.{projection.name}.weight": inputs,
+        "mixer.out_proj.weight": (Part(names.out, (d, projection.mixed_width)),),
         "ffn_norm.weight": (Part(names.ffn_norm, (d,)),),
         "ffn.gate_up_proj.weight": tuple(
-            Part(name, (2 * ffn // len(names.gate_up), d)) for name in names.gate_up
+            Part(name, (2 * width // len(names.gate_up), d)) for name in names.gate_up
         ),
-        "ffn.down_proj.weight": (Part(names.down, (d, ffn)),),
+        "ffn.down_proj.weight": (Part(names.down, (d, width)),),
     }
-    if names.head_norm is not None and isinstance(config, RetNetConfig):
-        plan["mixer.head_norm.weight"] = (Part(names.head_norm, (config.value_head_dim,)),)
+    if names.head_norm is not None and mixer.other_params:
+        plan["mixer.head_norm.weight"] = (Part(names.head_norm, (mixer.other_params,)),)
     return plan
-
-
-def _projections(config: ModelConfig) -> tuple[str, list[int], list[int | None]]:
-    """Our name of a mixer's input projection, the widths of what it is made of, and the heads that are rotated."""
-    d = config.d_model
-    match config:
-        case RetNetConfig():
-            values = [config.value_dim] * (2 if config.swish_gate else 1)
-            heads = [config.num_heads, config.num_heads, *(None for _ in values)]
-            return "qkvg_proj", [d, d, *values], heads
-        case TransformerConfig():
-            kv = config.num_kv_heads * config.head_dim
-            return "qkv_proj", [d, kv, kv], [config.num_heads, config.num_kv_heads, None]

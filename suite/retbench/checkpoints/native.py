@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -14,7 +14,7 @@ from retbench.errors import CheckpointError
 from retbench.strict import Strict
 
 NAME: Literal["retbench"] = "retbench"
-VERSION: Literal[1] = 1
+VERSION: Literal[2] = 2
 IGNORED = r"(?!)"
 """Nothing: every tensor of ours is a weight."""
 
@@ -23,8 +23,9 @@ class NativeConfig(Strict):
     """What `config.json` holds."""
 
     format: Literal["retbench"] = NAME
-    format_version: Literal[1] = VERSION
-    config: Annotated[ModelConfig, Field(discriminator="architecture")]
+    format_version: Literal[1, 2] = VERSION
+    """1: the model is one flat table, as records had it before mixers."""
+    config: ModelConfig
     context_len: int | None = None
     tokenizer: str | None
     tokenizer_fingerprint: str | None

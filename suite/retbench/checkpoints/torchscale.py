@@ -12,7 +12,7 @@ from math import isclose, log1p
 from pathlib import Path
 from typing import Any, Literal
 
-from retbench.architectures.configs import RetNetConfig
+from retbench.architectures.retnet import retnet_config
 from retbench.checkpoints.config_file import Fields, parse
 from retbench.checkpoints.info import Description
 from retbench.checkpoints.mapping import Names, Plan, Shape, map_decoder
@@ -67,7 +67,7 @@ def recognises(raw: Mapping[str, Any]) -> bool:
 def describe(raw: dict[str, Any], path: Path) -> Description:
     """What a configuration says; CheckpointError where it is none, or of a model that this package does not have."""
     fields = parse(_RetNetFields, raw, path)
-    config = RetNetConfig(
+    config = retnet_config(
         variant="torchscale",
         d_model=fields.decoder_embed_dim,
         num_layers=fields.decoder_layers,
@@ -90,7 +90,7 @@ def check(described: Description, weights: Weights) -> None:
         if name not in weights.entries:
             continue
         stored = weights.read(name).flatten().tolist()
-        heads = described.config.num_heads
+        heads = described.config.mixer.num_heads
         expected = [log1p(-(2.0 ** (-5 - head))) for head in range(heads)]
         close = 1e-5 if weights.entries[name].dtype in ("float32", "float64") else 1e-2
         if len(stored) != heads or any(

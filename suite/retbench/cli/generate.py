@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, get_args
 
 import typer
 
+from retbench.architectures.configs import default_backend
 from retbench.checkpoints.info import CheckpointInfo
 from retbench.checkpoints.reading import read_checkpoint
 from retbench.cli.memory import require_memory
@@ -206,7 +207,7 @@ def _load(request: Request, info: CheckpointInfo, device: str) -> "Decoder":
             info,
             dtype=getattr(torch, dtype),
             device=device,
-            backend="chunkwise" if info.config.architecture == "retnet" else "sdpa",
+            backend=default_backend(info.config),
             allow_pickle=request.allow_pickle,
         )
     except (RuntimeError, MemoryError) as error:

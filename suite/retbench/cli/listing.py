@@ -2,44 +2,24 @@
 
 import textwrap
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import typer
 
 from retbench.architectures import costs, matching
+from retbench.architectures.architecture import ModelSpec
+from retbench.architectures.registry import architectures, named_specs
 from retbench.architectures.sizes import SIZES
 from retbench.cli.layout import print_columns, print_json
-from retbench.config.experiment import (
-    Experiment,
-    ModelSpec,
-    RetNetSpec,
-    TransformerSpec,
-    list_experiments,
-    load_experiment,
-)
+from retbench.config.experiment import Experiment, list_experiments, load_experiment
 from retbench.units import format_count
 
-SPECS: tuple[type[RetNetSpec] | type[TransformerSpec], ...] = get_args(get_args(ModelSpec)[0])
-
-
-def named_models() -> dict[str, ModelSpec]:
-    """Every architecture in every variant by the name that `verify` takes.
-
-    The first variant of an architecture is called after the architecture alone.
-    """
-    models: dict[str, ModelSpec] = {}
-    for spec in SPECS:
-        (architecture,) = get_args(spec.model_fields["architecture"].annotation)
-        for variant in get_args(spec.model_fields["variant"].annotation):
-            model = spec.model_validate({"architecture": architecture, "variant": variant})
-            is_default = variant == spec.model_fields["variant"].default
-            models[architecture if is_default else f"{architecture}-{variant}"] = model
-    return models
+named_models = named_specs
 
 
 def backends_of(spec: ModelSpec) -> tuple[str, ...]:
-    """Names of the retention forms or attention backends of a model."""
-    return get_args(type(spec).model_fields["backend"].annotation)
+    """Return the names of the forms of a model."""
+    return tuple(matching.resolve_model(spec, "1m").forms)
 
 
 def list_shipped(*, as_json: bool) -> None:
@@ -132,7 +112,7 @@ def list_sizes(*, as_json: bool) -> None:
                     for field in ("d_model", "num_layers", "retention_heads", "attention_heads")
                 ),
                 str(row["vocab_size"]),
-                format_count(row["num_params_nonembedding"]["retnet"]),
+                format_count(row["num_params_nonembedding"][next(iter(architectures()))]),
                 row["source"],
             )
             for row in rows
@@ -152,7 +132,10 @@ def list_models(*, as_json: bool) -> None:
         return
     print_columns(
         ("model", "architecture", "variant", "backends"),
-        [(name, m.architecture, m.variant, " ".join(backends_of(m))) for name, m in models.items()],
+        [
+            (name, m.architecture, getattr(m, "variant", "–"), " ".join(backends_of(m)))
+            for name, m in models.items()
+        ],
     )
 
 

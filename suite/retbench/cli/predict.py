@@ -7,8 +7,10 @@ from typing import Any, get_args
 
 import typer
 
+from retbench.architectures.architecture import ModelSpec
 from retbench.architectures.configs import ModelConfig
 from retbench.architectures.matching import resolve_model
+from retbench.architectures.registry import counterpart_of, is_baseline
 from retbench.cli.layout import print_columns, print_json
 from retbench.cli.listing import named_models
 from retbench.cli.targets import (
@@ -18,7 +20,7 @@ from retbench.cli.targets import (
     measured_gpu,
     recorded_target,
 )
-from retbench.config.experiment import Dtype, ModelSpec, TransformerSpec
+from retbench.config.experiment import Dtype
 from retbench.errors import ConfigError, unknown_name
 from retbench.planning.prediction import Overtaking, Prediction, find_overtaking, predict
 from retbench.report.explanations import (
@@ -29,9 +31,6 @@ from retbench.report.explanations import (
     explain_paper,
 )
 from retbench.units import format_bytes, format_percent, format_rate, format_seconds, format_tokens
-
-COUNTERPART = {"retnet": "transformer", "transformer": "retnet"}
-"""Whom a model is compared with, by architecture."""
 
 
 @dataclass(frozen=True)
@@ -89,16 +88,16 @@ def _specs(request: Request) -> dict[str, ModelSpec]:
     known = named_models()
     if request.model not in known:
         raise unknown_name("model", request.model, known)
-    names = [request.model, COUNTERPART[known[request.model].architecture]]
+    names = [request.model, counterpart_of(known[request.model].architecture)]
     specs = {name: known[name] for name in names}
     if request.kv_heads is not None:
         specs = {
             name: spec.model_copy(update={"num_kv_heads": request.kv_heads})
-            if isinstance(spec, TransformerSpec)
+            if "num_kv_heads" in type(spec).model_fields
             else spec
             for name, spec in specs.items()
         }
-    return dict(sorted(specs.items(), key=lambda item: item[1].architecture))
+    return dict(sorted(specs.items(), key=lambda item: is_baseline(item[1].architecture)))
 
 
 def _target(request: Request, specs: dict[str, ModelSpec], models: dict[str, ModelConfig]) -> Target:

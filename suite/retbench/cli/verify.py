@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any, get_args
 import typer
 
 from retbench.architectures import costs, matching
+from retbench.architectures.architecture import ModelSpec
 from retbench.architectures.configs import ModelConfig
 from retbench.cli.layout import print_columns, print_json
 from retbench.cli.listing import backends_of, named_models
 from retbench.cli.memory import require_memory
-from retbench.config.experiment import Dtype, ModelSpec, RetNetSpec
+from retbench.config.experiment import Dtype
 from retbench.errors import GateError, UnsupportedError, unknown_name
 from retbench.measure.limits import is_out_of_memory
 from retbench.records.record import Gate
@@ -98,7 +99,7 @@ def _run_gate(request: Request, spec: ModelSpec, config: ModelConfig, device: st
         device=device,
         seed=0,
         backend=request.backend or spec.backend,
-        chunk_size=spec.chunk_size if isinstance(spec, RetNetSpec) else None,
+        chunk_size=spec.chunk_size,
     )
     tokens = text.read_tokens(max(DEPTH, *LENGTHS))[None].to(device)
     return model, run_gate(model, tokens, depth=DEPTH)

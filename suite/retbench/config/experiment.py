@@ -9,75 +9,26 @@ import tomllib
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from retbench.architectures.architecture import ModelSpec
+from retbench.architectures.registry import architectures
 from retbench.config.evaluation import Length, PerplexitySpec, ZeroshotSpec, without_repeats
 from retbench.config.training import TrainingSpec
 from retbench.errors import ConfigError, unknown_name
 from retbench.strict import Strict, explain
 
 Dtype = Literal["float64", "float32", "bfloat16", "float16"]
-DTYPE_BYTES: dict[str, int] = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
-RetNetVariant = Literal["fla", "torchscale", "paper", "yoco"]
-TransformerVariant = Literal["llama", "gpt"]
-Decay = Literal["eq8", "paper", "single", "none", "gated"]
-RetentionBackend = Literal["parallel", "chunkwise", "recurrent", "fla"]
-FLA_CHUNK_SIZE = 64
-"""Tokens of a chunk in flash-linear-attention's kernels (`fla/ops/simple_gla/chunk.py`)."""
-AttentionBackend = Literal["reference", "sdpa", "products", "flash"]
-FfnWidth = Literal["matched", "published"] | Annotated[int, Field(ge=8)]
-
-
-class _ModelSpec(Strict):
-    """What every `[models.NAME]` table may have."""
-
-    size: str | None = None
-    """A name in `retbench list --sizes`; the profile's size when absent."""
-    checkpoint: str | None = None
-    """A folder or a hub name of weights that are measured as they are; their configuration replaces the size's."""
-    revision: str | None = None
-    """Of a hub name; the one pinned in retbench, where there is one, when absent."""
-
-
-class RetNetSpec(_ModelSpec):
-    """A `[models.NAME]` table with architecture = "retnet"."""
-
-    architecture: Literal["retnet"]
-    variant: RetNetVariant = "fla"
-    """fla: SwiGLU, per-head RMSNorm with weights, value 2d. torchscale: SwiGLU with values as wide as it. paper:
-    LayerNorm, GELU feed-forward, GroupNorm, value 2d. yoco: SwiGLU, value d, gated decay."""
-    ffn_dim: FfnWidth = "matched"
-    decay: Decay | None = None
-    """eq8: 1 - 2^(-5-h). paper: 1 - exp(linspace(log 1/32, log 1/512, H)), which the paper's models used. single:
-    127/128 for all heads. none: 1. gated: sigmoid(x W)^(1/16). The variant's own when absent: paper for paper, gated
-    for yoco, eq8 for the others."""
-    head_dim: int | None = Field(default=None, ge=2)
-    """Width of a query and key head; that of the size (256, or 64 in the smallest) when absent."""
-    swish_gate: bool = True
-    """false: without the gate swish(x W_G)."""
-    head_norm: bool = True
-    """false: without the norm of each head."""
-    backend: RetentionBackend = "chunkwise"
-    """fla: chunkwise by flash-linear-attention's kernels, on CUDA; their chunk is fixed (see `FLA_CHUNK_SIZE`)."""
-    chunk_size: int = Field(default=128, ge=1)
-    """Tokens of a chunk of the chunkwise form."""
-
-
-class TransformerSpec(_ModelSpec):
-    """A `[models.NAME]` table with architecture = "transformer"."""
-
-    architecture: Literal["transformer"]
-    variant: TransformerVariant = "llama"
-    """llama: RMSNorm and SwiGLU. gpt: LayerNorm and a GELU feed-forward. Both: rotary positions, no biases."""
-    ffn_dim: FfnWidth = "matched"
-    num_kv_heads: int | None = Field(default=None, ge=1)
-    """Key and value heads; fewer than the query heads is grouped-query attention."""
-    backend: AttentionBackend = "sdpa"
-
-
-ModelSpec = Annotated[RetNetSpec | TransformerSpec, Field(discriminator="architecture")]
+if TYPE_CHECKING:
+    AnyModelSpec = ModelSpec
+else:
+    AnyModelSpec = Annotated[
+        Union[tuple(each.spec for each in architectures().values())],  # noqa: UP007 - made at run time
+        Field(discriminator="architecture"),
+    ]
+"""A `[models.NAME]` table of any architecture, a user's package's included."""
 
 
 class GridSpec(Strict):
@@ -178,8 +129,20 @@ class Experiment(Strict):
     """The table or figure of the paper that this reproduces."""
     expect: str
     """What to expect, in a sentence, with what it costs and on what."""
-    models: dict[str, ModelSpec] = Field(min_length=1)
+    models: dict[str, AnyModelSpec] = Field(min_length=1)
     profiles: dict[str, Profile] = Field(min_length=1)
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _patterns_are_hybrids(cls, models: object) -> object:
+        if not isinstance(models, dict):
+            return models
+        return {
+            name: {"architecture": "hybrid", **table}
+            if isinstance(table, dict) and "pattern" in table
+            else table
+            for name, table in models.items()
+        }
 
     def profile(self, name: str) -> Profile:
         """The profile called `name`; ConfigError with a suggestion when there is none."""

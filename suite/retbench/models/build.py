@@ -1,20 +1,15 @@
-"""From a configuration to a model with seeded weights. A new architecture is one block and one row here."""
+"""Builds a model from its configuration, with weights drawn from a seed."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from retbench.architectures.configs import ModelConfig, RetNetConfig, TransformerConfig
-from retbench.models.decoder import Block, Decoder
-from retbench.models.mixers import AttentionMixer, Mixer, RetentionMixer
-from retbench.ops.decay import decay_schedule
-from retbench.ops.position import Rotary
-from retbench.ops.retention import DEFAULT_CHUNK_SIZE
+from retbench.architectures.configs import ModelConfig
+from retbench.models.decoder import Decoder
 
 INIT_STD = 0.02
 """Standard deviation of every weight matrix: `initializer_range` of Llama and of fla's RetNet."""
@@ -58,7 +53,7 @@ def allocate_model(
 ) -> Decoder:
     """What `build_model` gives, with weights that are still whatever was in the memory: to be read from a file."""
     with _default_dtype(dtype), torch.device(device), _WithoutInit():
-        model = assemble(config, backend, chunk_size or DEFAULT_CHUNK_SIZE)
+        model = Decoder(config, backend, chunk_size)
     model = model.to(device)  # its constants are made on the CPU
     model.set_backend(backend)
     return model.eval()
@@ -89,25 +84,6 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
         yield
     finally:
         torch.set_default_dtype(before)
-
-
-def assemble(config: ModelConfig, backend: str, chunk_size: int = DEFAULT_CHUNK_SIZE) -> Decoder:
-    """The modules of a model on torch's default device, their weights not yet drawn."""
-    blocks = [Block(config, _mixer(config, backend, chunk_size)) for _ in range(config.num_layers)]
-    normed_decay = None
-    if isinstance(config, RetNetConfig) and config.traits.row_norm:
-        normed_decay = partial(decay_schedule, config.decay, config.num_heads)
-    rotary = Rotary(config.head_dim, config.traits.layout, config.rotary_base, normed_decay)
-    return Decoder(config, blocks, rotary)
-
-
-def _mixer(config: ModelConfig, backend: str, chunk_size: int) -> Mixer:
-    """One mixer of the architecture."""
-    match config:
-        case RetNetConfig():
-            return RetentionMixer(config, backend, chunk_size)
-        case TransformerConfig():
-            return AttentionMixer(config, backend)
 
 
 @torch.no_grad()

@@ -1,28 +1,29 @@
-"""A decoder-only language model: embedding, blocks, norm, head. It knows no architecture; its blocks do."""
+"""A decoder-only language model: embedding, blocks, norm, head. It knows no architecture; its mixers do."""
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from retbench.architectures.configs import ModelConfig
+from retbench.architectures.configs import BlockConfig, ModelConfig, check_backend, form_of
 from retbench.architectures.costs import PREFILL_SEGMENT
 from retbench.errors import UnsupportedError
-from retbench.models.layers import make_feed_forward, make_norm
-from retbench.models.linear import Linear
-from retbench.models.mixers import Mixer
-from retbench.models.state import DecoderState, LayerState
-from retbench.ops.position import Positions, Rotary
+from retbench.mixers.module import MixerModule
+from retbench.mixers.state import LayerState
+from retbench.models.state import DecoderState
+from retbench.ops.layers import make_norm
+from retbench.ops.linear import Linear
+from retbench.ops.position import Positions
 
 
 class Block(nn.Module):
-    """x + mixer(norm(x)), then x + ffn(norm(x))."""
+    """x + mixer(norm(x)), then, where there is a feed-forward, x + ffn(norm(x))."""
 
-    def __init__(self, config: ModelConfig, mixer: Mixer) -> None:
+    def __init__(self, config: ModelConfig, block: BlockConfig, backend: str, chunk_size: int | None) -> None:
         super().__init__()
-        self.mixer_norm = make_norm(config)
-        self.mixer: Mixer = mixer
-        self.ffn_norm = make_norm(config)
-        self.ffn = make_feed_forward(config)
+        self.mixer_norm = make_norm(config.norm, config.d_model, config.norm_eps)
+        self.mixer: MixerModule = block.mixer.build(form_of(block.mixer, backend), chunk_size)
+        self.ffn_norm = make_norm(config.norm, config.d_model, config.norm_eps) if block.ffn else None
+        self.ffn = block.ffn.build() if block.ffn else None
 
     def forward(
         self, x: Tensor, state: LayerState | None, positions: Positions, *, last_only: bool = False
@@ -30,32 +31,45 @@ class Block(nn.Module):
         """(B, T, D) to (B, T, D), or (B, 1, D) with `last_only`; `state` is advanced in place."""
         mixed = self.mixer(self.mixer_norm(x), state, positions, last_only=last_only)
         x = (x[:, -1:] if last_only else x) + mixed
+        if self.ffn is None or self.ffn_norm is None:
+            return x
         out: Tensor = x + self.ffn(self.ffn_norm(x))
         return out
 
 
 class Decoder(nn.Module):
-    """A language model over any blocks.
+    """A language model: embedding, blocks, norm and head.
 
     Args:
         config: The model.
-        blocks: Its blocks, in order.
-        rotary: What the mixers need of a position; all blocks share one set.
+        backend: The form to run with; see `configs.form_of`.
+        chunk_size: Chunk of a chunkwise form; the mixer's default when None.
 
     Attributes:
         activation_checkpointing: With gradients and without a state, keep only what enters each block, and run it
             again when its gradients are computed. Off when built.
     """
 
-    def __init__(self, config: ModelConfig, blocks: list[Block], rotary: Rotary) -> None:
+    def __init__(self, config: ModelConfig, backend: str, chunk_size: int | None = None) -> None:
         super().__init__()
+        check_backend(config, backend)
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
-        self.blocks = nn.ModuleList(blocks)
-        self.rotary = rotary
+        self.blocks = nn.ModuleList(Block(config, block, backend, chunk_size) for block in config.layers)
+        self.encodings = nn.ModuleList()
+        """What mixers need of a position; blocks with equal mixers share one."""
+        self._encoding_of = self._share_encodings()
         self.activation_checkpointing = False
-        self.norm = make_norm(config)
+        self.norm = make_norm(config.norm, config.d_model, config.norm_eps)
         self.head = Linear(config.d_model, config.vocab_size)
+        self.backend = backend
+
+    def _share_encodings(self) -> list[int]:
+        """Build one encoding for each different mixer; return for each block the index of its own."""
+        kinds = list(self.config.mixers)
+        first = {kinds.index(mixer.config): mixer for mixer in reversed(self.mixers)}
+        self.encodings.extend(first[index].encoding() for index in range(len(kinds)))
+        return [kinds.index(mixer.config) for mixer in self.mixers]
 
     @property
     def device(self) -> torch.device:
@@ -68,32 +82,38 @@ class Decoder(nn.Module):
         return self.embedding.weight.dtype
 
     @property
-    def mixers(self) -> list[Mixer]:
+    def mixers(self) -> list[MixerModule]:
         """The mixer of each block."""
         return [block.mixer for block in self.blocks if isinstance(block, Block)]
 
-    @property
-    def backend(self) -> str:
-        """The form or backend asked for."""
-        return self.mixers[0].backend
-
     def backends(self) -> dict[str, str | None]:
-        """Every form or backend of this architecture: None where usable here, else the reason why not."""
-        return self.mixers[0].backends(self.device, self.dtype)
+        """Return every form that the model can be asked for: None where usable here, else the reason why not."""
+        return {name: self._missing_reason(name) for name in self.config.forms}
+
+    def _missing_reason(self, name: str) -> str | None:
+        """Return why a form cannot run on this device at this dtype; None where it can."""
+        first = {mixer.config: mixer for mixer in reversed(self.mixers)}
+        # Of the forms asked for alone: to look at others may mean to import what this process never needs.
+        reasons = (
+            mixer.missing_reason(form_of(config, name), self.device, self.dtype)
+            for config, mixer in first.items()
+        )
+        return next((reason for reason in reasons if reason is not None), None)
 
     def set_backend(self, name: str) -> None:
-        """Choose the form or backend of every mixer.
+        """Choose the form of every mixer.
 
         Raises:
             ConfigError: unknown name.
             UnsupportedError: it cannot run on this device at this dtype.
         """
-        # Of this one alone: to look at others may mean to import what this process never needs.
-        reason = self.mixers[0].missing_reason(name, self.device, self.dtype)
+        check_backend(self.config, name)
+        reason = self._missing_reason(name)
         if reason is not None:
             raise UnsupportedError(f"{self.config.architecture} backend '{name}' cannot run here: {reason}.")
         for mixer in self.mixers:
-            mixer.set_backend(name)
+            mixer.set_backend(form_of(mixer.config, name))
+        self.backend = name
 
     def ran(self) -> dict[str, str]:
         """What ran since the backend was set, as the mixers say: phase (prefill, decode) to form or kernel."""
@@ -137,12 +157,14 @@ class Decoder(nn.Module):
         length = tokens.shape[1]
         if state is not None:
             state.require_room(length)
-        positions = self.rotary(state.position if state is not None else 0, length, self.dtype)
+        start = state.position if state is not None else 0
+        encoded = [encoding(start, length, self.dtype) for encoding in self.encodings]
         x = self.embedding(tokens)  # (B, T, D)
         last = len(self.blocks) - 1
         for index, block in enumerate(self.blocks):
             layer = state.layers[index] if state is not None else None
             only_last = last_only and index == last and length > 1
+            positions = encoded[self._encoding_of[index]]
             if self.activation_checkpointing and state is None and torch.is_grad_enabled():
                 # Nothing in a block is random, so there is no state of a generator to go back to.
                 x = checkpoint(

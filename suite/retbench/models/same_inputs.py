@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from retbench.models.decoder import Decoder
-from retbench.models.state import DecoderState, RetentionState
+from retbench.models.state import DecoderState
 
 LIMITS = {torch.bfloat16: 0.1, torch.float16: 0.02}
 """By dtype, for `head_error`. On a CPU `retbench verify MODEL --size 200m --dtype bfloat16` finds at most 0.001 of
@@ -46,7 +46,7 @@ class MixerComparison:
             return x
 
         def leave(layer: int, out: Tensor) -> None:
-            self._outs.append(self._heads(out[:, :kept]).clone())  # the rest is let go
+            self._outs.append(self._heads(layer, out[:, :kept]).clone())  # the rest is let go
 
         with _hooks(model, enter, leave):
             model.features(tokens, state)
@@ -67,7 +67,7 @@ class MixerComparison:
             last, whole = ends[layer], self._outs[layer]
             if last <= self._kept:
                 expected = whole[:, :, last - out.shape[1] : last]
-                errors.append(head_error(self._heads(out), expected, whole))
+                errors.append(head_error(self._heads(layer, out), expected, whole))
 
         with _hooks(self._model, enter, leave):
             run()
@@ -78,17 +78,17 @@ class MixerComparison:
         """Largest `head_error` in any layer of a state: of a cache at any token, of a retention state as a whole."""
         errors = []
         for one, other in zip(found.layers, reference.layers, strict=True):
-            expected = other.tensors(reference.position)
-            for name, tensor in one.tensors(found.position).items():
+            expected = other.used(reference.position)
+            for name, tensor in one.used(found.position).items():
                 pair = tensor, expected[name]
-                if isinstance(one, RetentionState):
+                if one.layout[name].kind == "fixed":
                     pair = pair[0].flatten(2)[:, :, None], pair[1].flatten(2)[:, :, None]  # (1, H, 1, K V)
                 errors.append(head_error(*pair, pair[1]))
         return max(errors)
 
-    def _heads(self, out: Tensor) -> Tensor:
-        """What an operator gives, (1, T, H, V) or (1, T, H V), as (1, H, T, V)."""
-        return out.view(1, out.shape[1], self._model.config.num_heads, -1).transpose(1, 2)
+    def _heads(self, layer: int, out: Tensor) -> Tensor:
+        """Return what an operator gives, (1, T, H, V) or (1, T, H V), as (1, H, T, V)."""
+        return out.view(1, out.shape[1], self._model.mixers[layer].config.num_heads, -1).transpose(1, 2)
 
 
 def head_error(found: Tensor, reference: Tensor, whole: Tensor) -> float:

@@ -15,7 +15,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from retbench.config.experiment import FLA_CHUNK_SIZE
+from retbench.ops import FLA_CHUNK_SIZE
 from retbench.ops.retention import check_shapes
 
 _OPS = "fla.ops.simple_gla"

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from retbench.architectures.configs import ROTARY_BASE, Layout
-from retbench.models.constants import Float64Constant
+from retbench.ops import ROTARY_BASE, Layout
+from retbench.ops.constants import Float64Constant
 from retbench.ops.retention import wide_dtype
 
 
@@ -20,9 +20,11 @@ class Positions(NamedTuple):
 
     start: int
     """Position of the first token."""
-    cos: Tensor
-    """(T, 1, K/2) in the wide dtype."""
-    sin: Tensor
+    length: int
+    """T."""
+    cos: Tensor | None = None
+    """(T, 1, K/2) in the wide dtype; None without rotary positions."""
+    sin: Tensor | None = None
     """(T, 1, K/2) in the wide dtype."""
     row_norm: Tensor | None = None
     """(T, H, 1) in the model's dtype: one over the square root of the row sum of D, where a variant divides by it."""
@@ -30,8 +32,16 @@ class Positions(NamedTuple):
     @property
     def last(self) -> "Positions":
         """Where the last token stands."""
-        row_norm = None if self.row_norm is None else self.row_norm[-1:]
-        return Positions(self.start + self.cos.shape[0] - 1, self.cos[-1:], self.sin[-1:], row_norm)
+        values = (None if one is None else one[-1:] for one in (self.cos, self.sin, self.row_norm))
+        return Positions(self.start + self.length - 1, 1, *values)
+
+
+class NoEncoding(nn.Module):
+    """Positions of a mixer that needs no more than their numbers."""
+
+    def forward(self, start: int, length: int, dtype: torch.dtype) -> Positions:
+        """Return positions start .. start + length - 1."""
+        return Positions(start, length)
 
 
 def rotary_frequencies(head_dim: int, layout: Layout, base: float) -> Tensor:
@@ -79,7 +89,7 @@ class Rotary(nn.Module):
         row_norm = None
         if self.normed_decay is not None:
             row_norm = inverse_row_norm(self.normed_decay.value, start, length).to(dtype)
-        return Positions(start, angle.cos().to(wide), angle.sin().to(wide), row_norm)
+        return Positions(start, length, angle.cos().to(wide), angle.sin().to(wide), row_norm)
 
 
 def inverse_row_norm(log_decay: Tensor, start: int, length: int) -> Tensor:
@@ -99,6 +109,8 @@ def inverse_row_norm(log_decay: Tensor, start: int, length: int) -> Tensor:
 def rotate(x: Tensor, positions: Positions, layout: Layout) -> Tensor:
     """Rotate heads x (B, T, H, K) by their positions; the dtype stays that of x."""
     cos, sin = positions.cos, positions.sin
+    assert cos is not None
+    assert sin is not None
     if layout == "half":
         first, second = x.chunk(2, dim=-1)
         return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)

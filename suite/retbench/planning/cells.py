@@ -7,14 +7,12 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
-
-from pydantic import Field
 
 from retbench.architectures import matching
+from retbench.architectures.architecture import ModelSpec
 from retbench.architectures.configs import ModelConfig
 from retbench.config.evaluation import PerplexitySpec, Split, ZeroshotSpec
-from retbench.config.experiment import FLA_CHUNK_SIZE, Dtype, Experiment, ModelSpec, Profile, RetNetSpec
+from retbench.config.experiment import Dtype, Experiment, Profile
 from retbench.records.record import Point, WeightsInfo
 from retbench.strict import Strict
 
@@ -52,7 +50,7 @@ class Subject(Strict):
 
     model_name: str
     size: str
-    model: Annotated[ModelConfig, Field(discriminator="architecture")]
+    model: ModelConfig
     backend: str
     """Name of the retention form or attention backend that prefill is asked to use."""
     chunk_size: int | None
@@ -225,21 +223,9 @@ def make_subject(
         size=size,
         model=model,
         backend=spec.backend,
-        chunk_size=chunk_size(spec),
+        chunk_size=model.chunk_size(spec.backend, spec.chunk_size),
         weights=weights,
     )
-
-
-def chunk_size(spec: ModelSpec) -> int | None:
-    """Tokens of a chunk; that of fla's kernels, which is their own, where they run."""
-    if not isinstance(spec, RetNetSpec):
-        return None
-    return FLA_CHUNK_SIZE if spec.backend == "fla" else spec.chunk_size
-
-
-def form_chunk(backend: str, chunk: int | None) -> int | None:
-    """Chunk by which a form's operations are counted: one token of the recurrent form, None for the parallel form."""
-    return {"parallel": None, "recurrent": 1}.get(backend, chunk)
 
 
 def resolve_models(

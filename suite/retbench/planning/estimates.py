@@ -6,8 +6,6 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from retbench.architectures import costs
-from retbench.architectures.configs import RetNetConfig
-from retbench.config.experiment import DTYPE_BYTES
 from retbench.errors import RetbenchError
 from retbench.measure.environment import code_revision, worker_environment
 from retbench.measure.power import UPDATE_S, WINDOW_S
@@ -62,9 +60,7 @@ def estimate(plan: Plan) -> list[Estimate]:
         RetbenchError: another run is being timed on this machine, which measuring the ceilings would disturb.
     """
     ceilings = _ask_ceilings(plan)
-    streamed = [
-        cell for cell in plan.cells if cell.workload in STREAMED and isinstance(cell.model, RetNetConfig)
-    ]
+    streamed = [cell for cell in plan.cells if cell.workload in STREAMED and not cell.model.grows]
     streamed.sort(key=lambda cell: cell.point.context_len)
     deepest = {cell.subject.label: cell for cell in streamed}  # the last of a subject stays
     num_cells = len(plan.cells) / len(plan.subjects)
@@ -178,11 +174,9 @@ def _memory_bytes(cell: Cell) -> int:
         return estimated_bytes(cell)
     model, dtype, batch_size = cell.model, cell.settings.dtype, cell.point.batch_size
     segment = min(cell.point.context_len, costs.PREFILL_SEGMENT)
-    streams = cell.workload in STREAMED and isinstance(model, RetNetConfig)
+    streams = cell.workload in STREAMED and not model.grows
     tokens = batch_size * segment if cell.workload == "prefill" else max(batch_size, segment * streams)
-    mixer = 2 * model.value_dim + 2 * model.d_model if isinstance(model, RetNetConfig) else 3 * model.d_model
-    width = model.d_model + max(2 * mixer, 3 * model.ffn_dim)
-    activations = (tokens * width + batch_size * model.vocab_size) * DTYPE_BYTES[dtype]
+    activations = costs.prefill_workspace_bytes(model, dtype, tokens, batch_size)
     return costs.weight_bytes(model, dtype) + _state_bytes(cell) + activations
 
 

@@ -13,13 +13,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from retbench.architectures import costs, matching
+from retbench.architectures.architecture import ModelSpec
 from retbench.architectures.configs import ModelConfig
-from retbench.config.experiment import ModelSpec, RetNetSpec
 from retbench.measure.memory import measure_memory
 from retbench.models.build import allocate_model
 from retbench.models.decoder import Decoder
 from retbench.models.gate import run_gate
-from retbench.planning import cells
 from retbench.regress.exact import Quantities, Quantity
 from retbench.regress.weights import fill_weights
 
@@ -77,23 +76,24 @@ def read_text() -> Tensor:
 
 def build(config: ModelConfig, spec: ModelSpec, dtype: torch.dtype) -> Decoder:
     """A model with the fixed weights, on the CPU."""
-    chunk = spec.chunk_size if isinstance(spec, RetNetSpec) else None
-    model = allocate_model(config, dtype=dtype, device="cpu", backend=spec.backend, chunk_size=chunk)
+    model = allocate_model(
+        config, dtype=dtype, device="cpu", backend=spec.backend, chunk_size=spec.chunk_size
+    )
     fill_weights(model)
     return model
 
 
 def _closed_forms(config: ModelConfig, paper: ModelConfig, spec: ModelSpec) -> Quantities:
     """Parameters, operations and bytes by the closed forms, at the tiny and at the paper's size."""
-    chunk = spec.chunk_size if isinstance(spec, RetNetSpec) else STEP_DEPTH
+    backend, chunk = spec.backend, spec.chunk_size
     forms: Quantities = {}
     for size, one, depth in ((SIZE, config, STEP_DEPTH), (PAPER_SIZE, paper, 8192)):
         counts = {
             "num_params_nonembedding": costs.num_params_nonembedding(one),
             "decode_flops": costs.decode_flops(one, 1, depth),
             "decode_bytes": costs.decode_bytes(one, "bfloat16", 1, depth),
-            "prefill_flops": costs.prefill_flops(one, 1, depth, chunk),
-            "training_flops": costs.training_flops(one, 1, depth, cells.form_chunk(spec.backend, chunk)),
+            "prefill_flops": costs.prefill_flops(one, 1, depth, backend, chunk),
+            "training_flops": costs.training_flops(one, 1, depth, backend, chunk),
             "state_bytes": costs.state_bytes(one, "bfloat16", 1, depth),
         }
         forms |= {

@@ -12,8 +12,10 @@ from typing import Literal
 from retbench.architectures import costs
 from retbench.architectures.configs import ModelConfig
 from retbench.architectures.matching import resolve_model
+from retbench.architectures.retnet import RetNetSpec
 from retbench.architectures.sizes import find_size
-from retbench.config.experiment import RetNetSpec, TransformerSpec
+from retbench.architectures.transformer import TransformerSpec
+from retbench.mixers.mixer import WIDE_BYTES
 from retbench.papers.datasheets import find_datasheet
 from retbench.papers.papers import find_number
 from retbench.planning.prediction import roofline
@@ -114,7 +116,7 @@ def _totals(context_len: int) -> tuple[int, int]:
 def _retention_state(model: ModelConfig) -> int:
     """Bytes of the state of the batch, in two bytes a value."""
     held = costs.state_bytes(model, DTYPE, BATCH_SIZE, 0)
-    return held * STATE_BYTES // costs.STATE_BYTES_PER_VALUE[DTYPE]
+    return held * STATE_BYTES // WIDE_BYTES[DTYPE]
 
 
 def _memory() -> Iterator[Explanation]:
@@ -163,7 +165,7 @@ def _speed() -> Iterator[Explanation]:
     for name, model in zip(("retnet", "transformer"), _pair("6.7b"), strict=True):
         note = f"at best at batch {BATCH_SIZE}"
         if name == "retnet":
-            note += f", with a state of {costs.STATE_BYTES_PER_VALUE[DTYPE]} bytes a value"
+            note += f", with a state of {WIDE_BYTES[DTYPE]} bytes a value"
         for context_len in (2048, CONTEXT_LEN):
             at_best = BATCH_SIZE / step_time(model, BATCH_SIZE, context_len)
             yield _bounded(f"retnet/figure6b/{name}/{context_len}", at_best, note)

@@ -6,7 +6,7 @@ Every setup's records share experiment, machine, dtype, code and settings; what 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from retbench.config.experiment import RetNetSpec
+from retbench.architectures.retnet import RetNetSpec
 from retbench.records.record import Record
 from retbench.report.claim_types import Feature, Side
 from retbench.report.frames import keep_latest, set_of, started

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from retbench.architectures import costs
 from retbench.architectures.configs import parse_model_config
-from retbench.config.experiment import DTYPE_BYTES
+from retbench.mixers.mixer import DTYPE_BYTES
 from retbench.records.record import Record
 from retbench.report import style
 from retbench.report.labels import Label, label_ends, label_width_in

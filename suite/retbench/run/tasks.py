@@ -51,8 +51,8 @@ GATE_DEPTH = {"cpu": 4096, "cuda": 32768}
 QUADRATIC_GATE_DEPTH = 4096
 """The same where a whole pass holds a score for every pair of tokens."""
 
-_QUADRATIC = frozenset({"parallel", "reference", "sdpa:math"})
-"""Forms and kernels of which that is true, as a model says afterwards what ran."""
+_QUADRATIC_KERNEL = "sdpa:math"
+"""Kernel of torch of which that is true whatever the form, as a model says afterwards what ran."""
 
 
 def do_task(job: Job, tell: Tell, visits: Iterator[Visit]) -> None:
@@ -164,8 +164,9 @@ def _check_gate(job: Job, model: Decoder) -> Gate:
 @torch.inference_mode()
 def _is_quadratic(model: Decoder, tokens: torch.Tensor) -> bool:
     """Whether the form or kernel that a prompt runs with here holds a score for every pair of tokens."""
+    forms = {mixer.config.forms[mixer.backend].quadratic for mixer in model.mixers}
     model(tokens[:, : LENGTHS[1]])
-    return not _QUADRATIC.isdisjoint(model.ran()["prefill"].split("+"))
+    return True in forms or _QUADRATIC_KERNEL in model.ran()["prefill"].split("+")
 
 
 def _gate_that_fits(model: Decoder, tokens: torch.Tensor, depth: int) -> Gate | None:

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from retbench.config.training import Recipe
-from retbench.models.linear import Linear
+from retbench.ops.linear import Linear
 from retbench.training.sharding import whole
 
 

@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from retbench.architectures import costs, matching
+from retbench.architectures.architecture import ModelSpec
 from retbench.architectures.configs import ModelConfig
-from retbench.config.experiment import Experiment, ModelSpec, Profile
+from retbench.config.experiment import Experiment, Profile
 from retbench.config.training import RECIPES, Recipe, TrainingSpec
 from retbench.data.corpora import Corpus
 from retbench.data.tokenizers import Tokenizer

@@ -35,7 +35,7 @@ def measure(context: Context) -> Measurement:
     tokens = rows[:, :1].clone(), rows[:, 1:].clone()
     state, mark, notes = _start(context)
     context.forget_what_ran()
-    depth = Mark(mark.position + 1, [None] * len(state.layers))  # for the position alone
+    depth = Mark(mark.position + 1)  # for the position alone
     advance, step, step_notes = _make_steps(context, state, mark, tokens)
     samples = time_steps(
         step, advance, device=context.device, warmup_s=settings.warmup_s, min_steps=settings.min_steps
@@ -69,15 +69,16 @@ def _start(context: Context) -> tuple[DecoderState, Mark, Notes]:
         state, mark = model.init_state(point.batch_size, 0), single.mark()
         repeated = ", one sequence repeated" if point.batch_size > 1 else ""
         return state, mark, {"state_source": f"streamed prefill of real text{repeated}"}
-    scales = cache_scales(model)  # first, for the prefill that it takes needs room of its own
+    scales = cache_scales(model)  # first, because the prefill that it takes needs room of its own
     state = model.init_state(point.batch_size, point.context_len + 1)
-    fill_caches(state, position, scales, context.cell.settings.seed)
+    fill_caches(model, state, position, context.cell.settings.seed)
     notes: Notes = {
         "state_source": "filled",
         "kv_fill": f"normal, std of a real prefill of {FILL_PREFILL_TOKENS} tokens in each layer",
-        "kv_fill_key_std": " ".join(f"{keys:.3g}" for keys, _ in scales),
-        "kv_fill_value_std": " ".join(f"{values:.3g}" for _, values in scales),
     }
+    for name in dict.fromkeys(name for layer in scales for name in layer):
+        deviations = [f"{layer[name]:.3g}" for layer in scales if name in layer]
+        notes[f"kv_fill_{name.removesuffix('s')}_std"] = " ".join(deviations)
     return state, state.mark(), notes
 
 
@@ -115,7 +116,7 @@ def _captured_steps(
 ) -> tuple[Step, Step]:
     """The same two steps as CUDA graphs; a position is fixed in each, so each belongs to its depth."""
     model, (lead, token) = context.model, tokens
-    depth = Mark(mark.position + 1, [None] * len(state.layers))  # for the position alone
+    depth = Mark(mark.position + 1)  # for the position alone
 
     def lead_step() -> None:
         model(lead, state)
@@ -145,7 +146,7 @@ def _compiled_steps(
     state.rewind(mark)
     model(lead, state)
     depth = state.mark(1)
-    stay = Mark(depth.position, [None] * len(state.layers))  # for the position alone
+    stay = Mark(depth.position)  # for the position alone
     state.rewind(depth)
     eager = model(token, state)
     state.rewind(depth)

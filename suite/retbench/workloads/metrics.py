@@ -5,7 +5,7 @@ from statistics import median
 
 from retbench.architectures import costs
 from retbench.measure.power import EnergyUse
-from retbench.planning.cells import Cell, form_chunk
+from retbench.planning.cells import Cell
 from retbench.records.record import Ceilings, Metric
 from retbench.units import tokens_per_second
 
@@ -49,8 +49,7 @@ def decode_metrics(cell: Cell, samples: Sequence[float], ceilings: Ceilings) -> 
 
 def prefill_flops(cell: Cell, batch_size: int, context_len: int) -> int:
     """Operations of prompts in the form that a cell runs; the parallel form takes each segment as one chunk."""
-    chunk = form_chunk(cell.backend, cell.chunk_size) or costs.PREFILL_SEGMENT
-    return costs.prefill_flops(cell.model, batch_size, context_len, min(chunk, costs.PREFILL_SEGMENT))
+    return costs.prefill_flops(cell.model, batch_size, context_len, cell.backend, cell.chunk_size)
 
 
 def prefill_metrics(cell: Cell, samples: Sequence[float], ceilings: Ceilings) -> dict[str, Metric]:
@@ -93,7 +92,7 @@ def training_flops(cell: Cell) -> int:
     batch, length, settings = cell.point.batch_size, cell.point.context_len, cell.settings
     recomputed = settings.activation_checkpointing
     return costs.training_flops(
-        cell.model, batch, length, form_chunk(cell.backend, cell.chunk_size), recomputed=recomputed
+        cell.model, batch, length, cell.backend, cell.chunk_size, recomputed=recomputed
     )
 
 

@@ -10,19 +10,18 @@ narrow model is timed by itself and taken off. No step of the model itself is ma
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from math import lcm
 from statistics import median
 
 import torch
 from torch import Tensor, nn
 
-from retbench.architectures.configs import ModelConfig, RetNetConfig, TransformerConfig, parse_model_config
+from retbench.architectures.configs import ModelConfig
 from retbench.measure.clock import time_steps
 from retbench.models.build import build_model
 from retbench.models.decoder import Decoder
-from retbench.models.linear import Linear
-from retbench.models.state import DecoderState, KVCache
-from retbench.ops.attention import BACKENDS
-from retbench.ops.retention import retention_decayed_step_
+from retbench.models.state import DecoderState
+from retbench.ops.linear import Linear
 from retbench.planning.prediction import StepCurve
 
 WARMUP_S = 0.2
@@ -31,8 +30,6 @@ NUM_SAMPLES = 20
 
 NARROW_HEAD_DIM = 16
 NARROW_DEPTH = 1
-DECAY = 0.99
-"""Of every head: what a step takes does not depend on it."""
 
 CPU = torch.device("cpu")
 Call = Callable[[], object]
@@ -52,12 +49,12 @@ def measure_parts(
         dtype: Of its weights.
         batch_size: Sequences.
         lengths: Context lengths.
-        backend: Of attention; retention has one way to decode.
+        backend: The form to run with.
     """
     narrow, model = (_build(each, dtype, backend) for each in (_narrowed(config), config))
     state = model.init_state(batch_size, max(lengths) + 1)
     for layer in state.layers:
-        for held in layer.tensors(max(lengths) + 1).values():
+        for held in layer.tensors.values():
             held.normal_()  # pages that nothing was written to are all one in memory
     own_s = _own_mixing_seconds(narrow, batch_size)
     return StepCurve(
@@ -69,18 +66,20 @@ def measure_parts(
 
 
 def _build(config: ModelConfig, dtype: str, backend: str) -> Decoder:
-    """The model; what is not of attention decodes in its one way."""
-    form = backend if isinstance(config, TransformerConfig) else "recurrent"
-    return build_model(config, dtype=getattr(torch, dtype), device=CPU, seed=0, backend=form)
+    """Build the model with the forms that it decodes with."""
+    return build_model(config, dtype=getattr(torch, dtype), device=CPU, seed=0, backend=backend)
 
 
 def _narrowed(config: ModelConfig) -> ModelConfig:
-    """The model with hardly any width: as many blocks and heads, of the same kind."""
-    width = NARROW_HEAD_DIM * config.num_heads
-    changes: dict[str, object] = {"d_model": width, "ffn_dim": width, "vocab_size": NARROW_HEAD_DIM}
-    if isinstance(config, RetNetConfig):
-        changes["value_dim"] = width
-    return parse_model_config({**config.model_dump(), **changes})
+    """Return the model with hardly any width: as many blocks and heads, of the same kinds."""
+    blocks = []
+    width = NARROW_HEAD_DIM * lcm(*(mixer.num_heads for mixer in config.mixers))
+    for block in config.blocks:
+        mixer = block.mixer.narrowed(width // block.mixer.num_heads)
+        ffn = block.ffn and block.ffn.model_copy(update={"d_model": width, "ffn_dim": width})
+        blocks.append(block.model_copy(update={"mixer": mixer, "ffn": ffn}))
+    changes = {"d_model": width, "vocab_size": NARROW_HEAD_DIM, "blocks": tuple(blocks)}
+    return config.model_copy(update=changes)
 
 
 def parts_of(model: Decoder, state: DecoderState, batch_size: int, context_len: int) -> list[list[Call]]:
@@ -88,11 +87,7 @@ def parts_of(model: Decoder, state: DecoderState, batch_size: int, context_len: 
     found: list[list[Call]] = []
     for block, held in zip(model.blocks, state.layers, strict=True):
         first, *rest = _products(block)
-        mixing = (
-            _attention(model.backend, model.config.num_heads, held, context_len)
-            if isinstance(held, KVCache)
-            else _retention(model.dtype, held.values)
-        )
+        mixing = block.mixer.mixing(held, batch_size, context_len)
         found += [[_product(first, batch_size), mixing], *([_product(part, batch_size)] for part in rest)]
     return [*found, [_product(model.head, batch_size)]]
 
@@ -147,23 +142,6 @@ def _own_mixing_seconds(narrow: Decoder, batch_size: int) -> float:
 def _product(layer: Linear, batch_size: int) -> Call:
     """A product of one token of each sequence."""
     return partial(layer, torch.randn(batch_size, 1, layer.in_features).to(layer.weight.dtype))
-
-
-def _retention(dtype: torch.dtype, values: Tensor) -> Call:
-    """A layer's step of retention on its state (B, H, K, V)."""
-    batch_size, num_heads, head_dim, value_head_dim = values.shape
-    q, k = torch.randn(2, batch_size, 1, num_heads, head_dim).to(dtype)
-    v = torch.randn(batch_size, 1, num_heads, value_head_dim).to(dtype)
-    decay = torch.full((num_heads,), DECAY, dtype=values.dtype)
-    return partial(retention_decayed_step_, q, k, v, decay, values)
-
-
-def _attention(backend: str, num_heads: int, cache: KVCache, context_len: int) -> Call:
-    """A layer's attention of one token to itself and the context."""
-    keys, values = cache.tensors(context_len + 1).values()  # (B, Hkv, context + 1, K)
-    batch_size, _, _, head_dim = keys.shape
-    q = torch.randn(batch_size, num_heads, 1, head_dim).to(keys.dtype)
-    return partial(BACKENDS[backend], q, keys, values)
 
 
 def _median_seconds(call: Call, before: Callable[[], object]) -> float:

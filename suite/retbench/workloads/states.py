@@ -23,7 +23,7 @@ from retbench.architectures.costs import PREFILL_SEGMENT
 from retbench.data import text
 from retbench.errors import StorageError
 from retbench.models.decoder import Decoder
-from retbench.models.state import DecoderState, KVCache
+from retbench.models.state import DecoderState
 from retbench.planning.cells import Cell
 
 FILL_PREFILL_TOKENS = 512
@@ -89,18 +89,12 @@ class StateStore:
     def load(self, cell: Cell, state: DecoderState, position: int) -> None:
         """Make every sequence of `state` what was stored after `position` tokens; at 0 it stays as it is."""
         if position:
-            state.load_tensors(load_file(self._path(cell, position), device=str(state_device(state))))
-
-
-def state_device(state: DecoderState) -> torch.device:
-    """Where a state is."""
-    layer = state.layers[0]
-    return layer.keys.device if isinstance(layer, KVCache) else layer.values.device
+            state.load_tensors(load_file(self._path(cell, position), device=str(state.device)))
 
 
 def is_streamed(model: Decoder) -> bool:
-    """Whether decode cells start from a streamed state: true where no layer keeps a key-value cache."""
-    return model.init_state(1, 1).capacity is None
+    """Return whether decode cells start from a streamed state: where nothing grows with the context."""
+    return not model.config.grows
 
 
 @torch.inference_mode()
@@ -126,7 +120,7 @@ def stream_states(
     start = max((position for position in positions if position < missing[0]), default=0)
     state = model.init_state(1, 0)
     store.load(cell, state, start)
-    tokens = text.read_rows(1, deepest).to(state_device(state))
+    tokens = text.read_rows(1, deepest).to(state.device)
     report(start, deepest)
     for position in (position for position in positions if start < position <= deepest):
         while state.position < position:
@@ -138,21 +132,33 @@ def stream_states(
 
 @lru_cache(maxsize=1)  # a worker has one model
 @torch.inference_mode()
-def cache_scales(model: Decoder) -> list[tuple[float, float]]:
-    """Standard deviation of the keys and of the values that a real prefill leaves in each layer's cache."""
+def prefilled_state(model: Decoder) -> DecoderState:
+    """Return the state that a real prefill of `FILL_PREFILL_TOKENS` leaves: caches take their scale from it."""
     state = model.init_state(1, FILL_PREFILL_TOKENS)
-    model.prefill(text.read_rows(1, FILL_PREFILL_TOKENS).to(state_device(state)), state)
-    caches = [layer for layer in state.layers if isinstance(layer, KVCache)]
-    return [(float(cache.keys.float().std()), float(cache.values.float().std())) for cache in caches]
+    model.prefill(text.read_rows(1, FILL_PREFILL_TOKENS).to(state.device), state)
+    return state
+
+
+def cache_scales(model: Decoder) -> list[dict[str, float]]:
+    """Return for each layer the standard deviation of each tensor that grows with the context, by name."""
+    layers = prefilled_state(model).layers
+    return [{name: float(layer[name].float().std()) for name in layer.names("per_token")} for layer in layers]
 
 
 @torch.inference_mode()
-def fill_caches(state: DecoderState, position: int, scales: list[tuple[float, float]], seed: int) -> None:
-    """Make `state` stand at `position`, its caches filled with normal numbers of each layer's scale."""
-    generator = torch.Generator(state_device(state)).manual_seed(seed)
-    caches = [layer for layer in state.layers if isinstance(layer, KVCache)]
-    for cache, (key_std, value_std) in zip(caches, scales, strict=True):
-        for stored, std in ((cache.keys, key_std), (cache.values, value_std)):
+def fill_caches(model: Decoder, state: DecoderState, position: int, seed: int) -> None:
+    """Make `state` stand at `position`.
+
+    What grows with the context is filled with normal numbers of each layer's scale; the other tensors of a hybrid
+    are those of the real prefill.
+    """
+    generator = torch.Generator(state.device).manual_seed(seed)
+    real = prefilled_state(model).layers
+    for layer, prefilled, scales in zip(state.layers, real, cache_scales(model), strict=True):
+        for name, std in scales.items():
+            stored = layer[name]
             stored.normal_(0.0, std, generator=generator)  # whole: torch is eight times slower on a slice
             stored[:, :, position:] = 0
+        for name in layer.names("fixed", "window"):
+            layer[name].copy_(prefilled[name])
     state.position = position

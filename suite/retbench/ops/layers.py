@@ -1,21 +1,20 @@
-"""The parts of a block that are not its mixer: norms and feed-forwards, each chosen by a variant's traits."""
+"""Parts of a block that are not its mixer: norms and feed-forwards."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from retbench.architectures.configs import ModelConfig
-from retbench.models.linear import Linear
+from retbench.ops.linear import Linear
 
 
 class RMSNorm(nn.RMSNorm):
-    """nn.RMSNorm in the dtype of its weight, whatever that of its input is: autocast gives it 2-byte values."""
+    """nn.RMSNorm in the dtype of its weight, whatever that of its input is: autocast gives it 16-bit values."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., width) to (..., width)."""
         return super().forward(x if self.weight is None else x.to(self.weight.dtype))
 
 
-class GatedFeedForward(nn.Module):
+class SwigluFeedForward(nn.Module):
     """SwiGLU, (silu(x W_gate) * x W_up) W_down, gate and up in one product (arXiv:2002.05202)."""
 
     def __init__(self, d_model: int, ffn_dim: int) -> None:
@@ -30,7 +29,7 @@ class GatedFeedForward(nn.Module):
         return out
 
 
-class FeedForward(nn.Module):
+class GeluFeedForward(nn.Module):
     """gelu(x W_up) W_down (arXiv:2307.08621, Sec. 2.3; GPT-2)."""
 
     def __init__(self, d_model: int, ffn_dim: int) -> None:
@@ -44,20 +43,15 @@ class FeedForward(nn.Module):
         return out
 
 
-def make_feed_forward(config: ModelConfig) -> nn.Module:
-    """The feed-forward of a block."""
-    kind = GatedFeedForward if config.traits.ffn == "swiglu" else FeedForward
-    return kind(config.d_model, config.ffn_dim)
-
-
-def make_norm(config: ModelConfig) -> nn.Module:
-    """A norm over the width of the model."""
-    kind = RMSNorm if config.traits.block_norm == "rms" else nn.LayerNorm
-    return kind(config.d_model, eps=config.norm_eps)
+def make_norm(kind: str, width: int, eps: float) -> nn.Module:
+    """Build a norm over the last axis with weights: rms, or layer with weight and bias."""
+    return (RMSNorm if kind == "rms" else nn.LayerNorm)(width, eps=eps)
 
 
 def make_head_norm(kind: str, width: int, eps: float) -> nn.Module:
-    """A norm over one retention head: rms, rms_affine, or layer, which is GroupNorm with a group a head."""
+    """Build a norm over each head: rms, rms_affine, layer (GroupNorm with one group per head), or none."""
+    if kind == "none":
+        return nn.Identity()
     if kind == "layer":
         return nn.LayerNorm(width, eps=eps, elementwise_affine=False)
     return RMSNorm(width, eps=eps, elementwise_affine=kind == "rms_affine")

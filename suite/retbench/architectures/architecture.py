@@ -1,0 +1,71 @@
+"""What an architecture is: a recipe that turns an entry of an experiment and a size into a model of mixers."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
+
+from retbench.architectures.sizes import Size
+from retbench.mixers.mixer import Mixer
+from retbench.strict import Strict
+
+if TYPE_CHECKING:
+    from retbench.architectures.configs import ModelConfig
+
+FfnWidth = Literal["matched", "published"] | Annotated[int, Field(ge=8)]
+
+
+class ModelSpec(Strict):
+    """What every `[models.NAME]` table may have; an architecture's own class adds its fields."""
+
+    architecture: str
+    size: str | None = None
+    """A name in `retbench list --sizes`; the profile's size when absent."""
+    checkpoint: str | None = None
+    """A folder or a hub name of weights that are measured as they are; their configuration replaces the size's."""
+    revision: str | None = None
+    """Of a hub name; the one pinned in retbench, where there is one, when absent."""
+    backend: str
+    """The form to run with; of a hybrid one for each of its mixers, joined by '+'."""
+    chunk_size: int | None = None
+    """Tokens of a chunk of the chunkwise form."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One architecture.
+
+    Attributes:
+        name: As experiment files and records call it.
+        title: As people call it.
+        reference: Where it is described.
+        spec: What a `[models.NAME]` table with this architecture may say.
+        resolve: Turns such a table and a size into a model; ConfigError where they do not fit.
+        presets: Variants that `retbench list --models` shows and `retbench verify` takes, with what they set.
+        mixers: Mixers of a user's package that this architecture brings along.
+        is_baseline: Other models are compared with it.
+        order: Place in lists, the lowest first; equal ones by name.
+        upgrade: Turns a configuration of the first format, one flat table, into today's.
+        formats: Modules of the checkpoint formats that hold its weights.
+        is_standard: Whether a model lacks nothing that its paper describes; ablations do.
+        unusual: In words what differs from the model that the paper describes.
+        features: What makes a baseline strong, as it was run: 'fused', 'grouped', 'graphs'.
+    """
+
+    name: str
+    title: str
+    reference: str
+    spec: type[ModelSpec]
+    resolve: "Callable[[Any, Size], ModelConfig]"
+    presets: Mapping[str, Mapping[str, Any]]
+    mixers: tuple[type[Mixer], ...] = ()
+    is_baseline: bool = False
+    order: int = 1
+    upgrade: Callable[[dict[str, Any]], "ModelConfig"] | None = None
+    formats: tuple[str, ...] = ()
+    is_standard: "Callable[[ModelConfig], bool]" = lambda config: True
+    unusual: "Callable[[ModelConfig], list[str]]" = lambda config: []
+    features: "Callable[[ModelConfig, Mapping[str, Any]], frozenset[str]]" = lambda config, backend: (
+        frozenset()
+    )

@@ -1,0 +1,130 @@
+"""The Transformer with rotary positions and without biases: Llama's blocks, or GPT's; grouped queries as an option."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import Field
+
+from retbench.architectures.architecture import Architecture, FfnWidth, ModelSpec
+from retbench.architectures.configs import BlockConfig, ModelConfig
+from retbench.architectures.matching import check_divides, choose_width
+from retbench.architectures.sizes import Size
+from retbench.mixers.attention.config import Attention
+from retbench.mixers.feed_forward import FeedForward
+from retbench.ops import ROTARY_BASE
+
+Variant = Literal["llama", "gpt"]
+Backend = Literal["reference", "sdpa", "products", "flash"]
+
+
+class TransformerSpec(ModelSpec):
+    """A `[models.NAME]` table with architecture = "transformer"."""
+
+    architecture: Literal["transformer"]
+    variant: Variant = "llama"
+    """llama: RMSNorm and SwiGLU. gpt: LayerNorm and a GELU feed-forward. Both: rotary positions, no biases."""
+    ffn_dim: FfnWidth = "matched"
+    num_kv_heads: int | None = Field(default=None, ge=1)
+    """Key and value heads; fewer than the query heads is grouped-query attention."""
+    backend: Backend = "sdpa"
+    chunk_size: None = None
+    """Attention has no chunks."""
+
+
+def transformer_config(
+    *,
+    d_model: int,
+    num_layers: int,
+    num_heads: int,
+    vocab_size: int,
+    ffn_dim: int,
+    num_kv_heads: int,
+    variant: Variant = "llama",
+    norm_eps: float = 1e-6,
+    rotary_base: float = ROTARY_BASE,
+) -> ModelConfig:
+    """Return a Transformer of given sizes; pydantic's ValidationError where they do not go together.
+
+    Args:
+        d_model: Width of the model.
+        num_layers: Blocks.
+        num_heads: Query heads.
+        vocab_size: Rows of the embedding table.
+        ffn_dim: Width of the feed-forward.
+        num_kv_heads: Key and value heads.
+        variant: See `TransformerSpec.variant`.
+        norm_eps: Of all norms.
+        rotary_base: Of the rotary positions.
+    """
+    is_llama = variant == "llama"
+    mixer = Attention(
+        d_model=d_model, num_heads=num_heads, num_kv_heads=num_kv_heads, rotary_base=rotary_base
+    )
+    ffn = FeedForward(kind="swiglu" if is_llama else "gelu", d_model=d_model, ffn_dim=ffn_dim)
+    return ModelConfig(
+        architecture="transformer",
+        variant=variant,
+        d_model=d_model,
+        vocab_size=vocab_size,
+        norm="rms" if is_llama else "layer",
+        norm_eps=norm_eps,
+        blocks=(BlockConfig(count=num_layers, mixer=mixer, ffn=ffn),),
+    )
+
+
+def _resolve(spec: TransformerSpec, size: Size) -> ModelConfig:
+    """Return the model of an entry at a size."""
+    if spec.num_kv_heads:
+        heads = size.attention_heads
+        check_divides("num_kv_heads", spec.num_kv_heads, f"the {heads} query heads", heads)
+
+    def make(ffn_dim: int) -> ModelConfig:
+        return transformer_config(
+            variant=spec.variant,
+            d_model=size.d_model,
+            num_layers=size.num_layers,
+            num_heads=size.attention_heads,
+            vocab_size=size.vocab_size,
+            ffn_dim=ffn_dim,
+            num_kv_heads=spec.num_kv_heads or size.attention_heads,
+        )
+
+    return choose_width(make, spec.ffn_dim, size, lambda: _published_ffn(spec.variant, size.d_model))
+
+
+def _published_ffn(variant: Variant, d_model: int) -> int:
+    """Return the feed-forward width of GPT, or of Llama and fla: 8/3 d, up to a multiple of 256."""
+    return 4 * d_model if variant == "gpt" else 256 * -(-(8 * d_model // 3) // 256)
+
+
+def _upgrade(raw: dict[str, Any]) -> ModelConfig:
+    """Return the model of a flat configuration, as records and checkpoints had it before mixers."""
+    return transformer_config(**{name: value for name, value in raw.items() if name != "architecture"})
+
+
+def _features(config: ModelConfig, backend: Mapping[str, Any]) -> frozenset[str]:
+    """Return what makes this baseline strong, as it was run."""
+    mixer = config.mixer
+    assert isinstance(mixer, Attention)
+    ran = str(backend.get("decode", backend.get("training", backend.get("prefill", ""))))
+    applies = {
+        "fused": ran.startswith("flash") or (ran.startswith("sdpa") and not ran.endswith(":math")),
+        "grouped": mixer.num_kv_heads < mixer.num_heads,
+        "graphs": bool(backend.get("cuda_graph") or backend.get("compile")),
+    }
+    return frozenset(name for name, has in applies.items() if has)
+
+
+ARCHITECTURE = Architecture(
+    name="transformer",
+    title="Transformer",
+    reference="arXiv:1706.03762, with the blocks of arXiv:2302.13971",
+    spec=TransformerSpec,
+    resolve=_resolve,
+    presets={"llama": {"variant": "llama"}, "gpt": {"variant": "gpt"}},
+    is_baseline=True,
+    order=2,
+    upgrade=_upgrade,
+    formats=("retbench.checkpoints.fla", "retbench.checkpoints.llama", "retbench.checkpoints.llama2c"),
+    features=_features,
+)

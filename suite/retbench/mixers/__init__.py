@@ -1,0 +1,5 @@
+"""Sequence mixers, one folder each: `config.py` (sizes, forms, state, costs; no torch) and `module.py` (torch).
+
+A folder's `MIXER` is its class of configurations. Nothing outside this package and `retbench.architectures` compares a
+mixer's name or type: everything else asks the object (see `retbench.mixers.mixer.Mixer`).
+"""

@@ -1,0 +1,220 @@
+"""What every sequence mixer says of itself: its sizes, forms, state and analytical costs. Without torch.
+
+A multiply and an add are two operations. Norms, activations and rotations are left out of the operation counts.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
+
+from pydantic import Field
+
+from retbench.strict import Strict
+
+if TYPE_CHECKING:
+    from retbench.mixers.module import MixerModule
+
+DTYPE_BYTES: Mapping[str, int] = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+WIDE_BYTES: Mapping[str, int] = {"float64": 8, "float32": 4, "bfloat16": 4, "float16": 4}
+"""Bytes of a value that is held in the wider of float32 and the model's dtype."""
+
+FormKind = Literal["parallel", "chunkwise", "recurrent", "kernel"]
+StateKind = Literal["fixed", "per_token", "window"]
+
+
+@dataclass(frozen=True)
+class Form:
+    """One way to compute a mixer over more than one token.
+
+    Attributes:
+        kind: parallel: all tokens at once. chunkwise: parallel inside a chunk. recurrent: token by token. kernel: by a
+            library's fused kernel.
+        quadratic: It holds a score for every pair of tokens.
+    """
+
+    kind: FormKind
+    quadratic: bool = False
+
+
+@dataclass(frozen=True)
+class StateTensor:
+    """One tensor that a layer carries from token to token.
+
+    Attributes:
+        name: Unique in its layer.
+        shape: Of one sequence. per_token and window tensors have a token axis after their first axis, left out here.
+        kind: fixed: the same size at every position. per_token: one entry for each token, allocated to a capacity.
+            window: a ring buffer of the last `window` tokens.
+        window: Tokens that a window holds at most.
+        wide: It is held in the wider of float32 and the model's dtype.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    kind: StateKind = "fixed"
+    window: int = 0
+    wide: bool = False
+
+    def num_tokens(self, capacity: int) -> int:
+        """Return the length of the token axis for a capacity; 1 for a tensor without one."""
+        return {"fixed": 1, "per_token": capacity, "window": self.window}[self.kind]
+
+    def num_bytes(self, dtype: str, num_tokens: int = 1) -> int:
+        """Return the bytes of one sequence with so many tokens on the token axis."""
+        values = num_tokens
+        for width in self.shape:
+            values *= width
+        return values * (WIDE_BYTES if self.wide else DTYPE_BYTES)[dtype]
+
+    def bytes_moved(self, dtype: str, context_len: int) -> int:
+        """Return the bytes that a decode step at a depth reads and writes at least, for one sequence.
+
+        A fixed tensor is read and written. Of the others the entries of the context and of the new token are read, and
+        the new token's are written.
+        """
+        if self.kind == "fixed":
+            return 2 * self.num_bytes(dtype)
+        read = context_len + 1 if self.kind == "per_token" else min(context_len + 1, self.window)
+        return self.num_bytes(dtype, read + 1)
+
+
+class Projection(NamedTuple):
+    """The input projection of a mixer, as checkpoints of other formats split it.
+
+    Attributes:
+        name: Our parameter, without `.weight`.
+        widths: Outputs of each part (queries, keys, values, gate, ...), in order.
+        rotary_heads: Heads of each part that is rotated; None for the others.
+        mixed_width: Width of what the output projection takes.
+    """
+
+    name: str
+    widths: tuple[int, ...]
+    rotary_heads: tuple[int | None, ...]
+    mixed_width: int
+
+
+class KeptValues(NamedTuple):
+    """What training keeps for the gradients, for one layer.
+
+    Attributes:
+        narrow: Values for each token in the model's dtype.
+        wide: Values for each token in the wide dtype.
+        scores: Tensors of one score for each pair of tokens and head, in the wide dtype.
+    """
+
+    narrow: int
+    wide: int = 0
+    scores: int = 0
+
+
+class SizeFields(Protocol):
+    """What a mixer takes from a model size; see `retbench.architectures.sizes.Size`."""
+
+    @property
+    def d_model(self) -> int: ...  # noqa: D102
+    @property
+    def retention_heads(self) -> int: ...  # noqa: D102
+    @property
+    def attention_heads(self) -> int: ...  # noqa: D102
+
+
+class Mixer(Strict):
+    """A sequence mixer with all its sizes. A subclass is one kind of mixer; its folder's `MIXER` names it."""
+
+    mixer: str
+    """Name of the kind, as configurations store it."""
+    d_model: int = Field(ge=1)
+    num_heads: int = Field(ge=1)
+
+    title: ClassVar[str]
+    """Name in messages and in hybrids' labels."""
+    forms: ClassVar[Mapping[str, Form]]
+    """The forms that a model can be asked to run with."""
+    default_form: ClassVar[str]
+    default_chunk_size: ClassVar[int | None] = None
+    """Tokens of a chunk of the chunkwise form; None where the mixer has no chunks."""
+    implementation: ClassVar[str]
+    """"module:class" of the torch module, imported when a model is built."""
+
+    @classmethod
+    def at_size(cls, size: "SizeFields", **fields: Any) -> "Mixer":
+        """Return the mixer of a model size with its usual heads and widths; `fields` replace what they name.
+
+        Raises:
+            pydantic.ValidationError: a field is unknown or does not fit.
+        """
+        raise NotImplementedError
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one query or key head."""
+        return self.d_model // self.num_heads
+
+    @property
+    def streamed_params(self) -> int:
+        """Parameters of products whose result later tokens need: keys, values, decays."""
+        raise NotImplementedError
+
+    @property
+    def local_params(self) -> int:
+        """Parameters of the other products: of a prompt's last layer they see its last token only."""
+        raise NotImplementedError
+
+    @property
+    def other_params(self) -> int:
+        """Parameters outside of products, such as those of a norm."""
+        return 0
+
+    @property
+    def state(self) -> tuple[StateTensor, ...]:
+        """The tensors that one layer carries from token to token."""
+        raise NotImplementedError
+
+    def chunk_size(self, form: str, asked: int | None) -> int | None:
+        """Return the tokens of a chunk that a form runs with; None for a form without chunks."""
+        return None
+
+    def decode_flops(self, context_len: int) -> int:
+        """Return the operations of one decode step at a depth, without the projections, for one sequence."""
+        raise NotImplementedError
+
+    def training_flops(self, context_len: int, form: str, chunk_size: int | None) -> int:
+        """Return the operations between tokens of a forward pass over one sequence without a state."""
+        raise NotImplementedError
+
+    def prefill_flops(self, context_len: int, form: str, chunk_size: int | None, *, last_only: bool) -> int:
+        """Return the operations between tokens of one prompt; with `last_only` only the last token has an output."""
+        raise NotImplementedError
+
+    def decode_workspace(self, dtype: str) -> int:
+        """Return the values of the model's dtype alive at once in a decode step, beside input and residual."""
+        raise NotImplementedError
+
+    def prefill_workspace(self) -> int:
+        """Return the values alive at once for each token of a prompt, roughly."""
+        return 2 * (self.streamed_params + self.local_params) // self.d_model
+
+    def kept_for_gradients(self, form: str) -> KeptValues:
+        """Return roughly what training keeps of one layer."""
+        raise NotImplementedError
+
+    def projection(self) -> Projection | None:
+        """Return the input projection as other formats split it; None where no other format is read."""
+        return None
+
+    def narrowed(self, head_dim: int) -> "Mixer":
+        """Return the same mixer with hardly any width, for the overhead of a step: see `workloads.parts`."""
+        raise NotImplementedError
+
+    def build(self, form: str, chunk_size: int | None) -> "MixerModule":
+        """Build the torch module on torch's default device in its default dtype; its weights are not drawn yet."""
+        module, _, name = self.implementation.partition(":")
+        make: Callable[[Mixer, str, int | None], MixerModule] = getattr(import_module(module), name)
+        return make(self, form, chunk_size)
+
+
+def causal_pairs(context_len: int) -> int:
+    """Return twice the number of pairs of a query and a key that is not after it."""
+    return context_len * (context_len + 1)

@@ -1,0 +1,176 @@
+"""Retention: sizes, forms, state and costs."""
+
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from retbench.mixers.mixer import (
+    DTYPE_BYTES,
+    WIDE_BYTES,
+    Form,
+    KeptValues,
+    Mixer,
+    Projection,
+    SizeFields,
+    StateTensor,
+    causal_pairs,
+)
+from retbench.ops import FLA_CHUNK_SIZE, ROTARY_BASE, Layout
+
+Decay = Literal["eq8", "paper", "single", "none", "gated"]
+PARALLEL_SEGMENT = 1024
+"""Tokens of a prompt that the parallel form takes as one chunk: those of a segment, `costs.PREFILL_SEGMENT`."""
+
+
+class Retention(Mixer):
+    """Multi-scale retention with a swish gate (arXiv:2307.08621, Sec. 2.2).
+
+    Gated retention (arXiv:2405.05254, Sec. 3.3) is the decay `gated`.
+    """
+
+    mixer: Literal["retention"] = "retention"
+    value_dim: int = Field(ge=1)
+    """Width of all value heads together."""
+    decay: Decay = "eq8"
+    """eq8: 1 - 2^(-5-h). paper: 1 - exp(linspace(log 1/32, log 1/512, H)). single: 127/128. none: 1. gated:
+    sigmoid(x W)^(1/16)."""
+    swish_gate: bool = True
+    """Whether the retention is multiplied by swish(x W_G) (Eq. 8)."""
+    head_norm: Literal["none", "rms", "rms_affine", "layer"] = "rms"
+    """Norm of each head (GroupNorm in Eq. 8). rms_affine: one weight for all heads. layer: without weights."""
+    row_norm: bool = False
+    """Whether retention is divided by the square root of the row sum of D (arXiv:2307.08621, Sec. 2.4)."""
+    layout: Layout = "half"
+    rotary_base: float = Field(default=ROTARY_BASE, gt=1)
+    norm_eps: float = 1e-6
+
+    title: ClassVar[str] = "retention"
+    forms: ClassVar = {
+        "parallel": Form("parallel", quadratic=True),
+        "chunkwise": Form("chunkwise"),
+        "recurrent": Form("recurrent"),
+        "fla": Form("kernel"),
+    }
+    default_form: ClassVar[str] = "chunkwise"
+    default_chunk_size: ClassVar[int | None] = 128
+    implementation: ClassVar[str] = "retbench.mixers.retention.module:RetentionModule"
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Retention":
+        if self.d_model % (2 * self.num_heads):
+            raise ValueError(
+                f"d_model {self.d_model} must be a multiple of 2 * {self.num_heads} heads (rotary pairs)"
+            )
+        if self.value_dim % self.num_heads:
+            raise ValueError(f"value_dim {self.value_dim} must be a multiple of num_heads {self.num_heads}")
+        if self.decay == "gated" and self.row_norm:
+            raise ValueError(
+                "decay 'gated' depends on the data, and this variant divides by the row sums of a fixed decay; the "
+                "variants 'yoco' and 'fla' do not"
+            )
+        return self
+
+    @classmethod
+    def at_size(cls, size: SizeFields, **fields: Any) -> "Retention":
+        """Return fla's retention at a size: values of twice the width."""
+        usual = {
+            "d_model": size.d_model,
+            "num_heads": size.retention_heads,
+            "value_dim": 2 * size.d_model,
+            "head_norm": "rms_affine",
+        }
+        return cls.model_validate({**usual, **fields})
+
+    @property
+    def value_head_dim(self) -> int:
+        """Width of one value head."""
+        return self.value_dim // self.num_heads
+
+    @property
+    def streamed_params(self) -> int:
+        """Parameters of the products that give keys, values and a gated decay."""
+        decay = self.d_model * self.num_heads if self.decay == "gated" else 0
+        return self.d_model * self.d_model + self.d_model * self.value_dim + decay
+
+    @property
+    def local_params(self) -> int:
+        """Parameters of the products that give queries, gate and output."""
+        return self.d_model * self.d_model + (2 if self.swish_gate else 1) * self.d_model * self.value_dim
+
+    @property
+    def other_params(self) -> int:
+        """The weight of the head norm."""
+        return self.value_head_dim if self.head_norm == "rms_affine" else 0
+
+    @property
+    def state(self) -> tuple[StateTensor, ...]:
+        """The retention state S, (H, K, V)."""
+        return (StateTensor("values", (self.num_heads, self.head_dim, self.value_head_dim), wide=True),)
+
+    def chunk_size(self, form: str, asked: int | None) -> int | None:
+        """Return the chunk of the chunkwise form; that of fla's kernels is their own."""
+        return FLA_CHUNK_SIZE if form == "fla" else asked or self.default_chunk_size
+
+    def _counted_chunk(self, form: str, asked: int | None) -> int | None:
+        """Return the chunk that a form's operations are counted by: 1 for the recurrent, None for the parallel."""
+        return {"parallel": None, "recurrent": 1}.get(form, self.chunk_size(form, asked))
+
+    def decode_flops(self, context_len: int) -> int:
+        """Return decay and rank-one update (3 for each state value), then the read-out (2)."""
+        return 5 * self.num_heads * self.head_dim * self.value_head_dim
+
+    def training_flops(self, context_len: int, form: str, chunk_size: int | None) -> int:
+        """Return the products of a form; the parallel one is counted causal like attention."""
+        chunk = self._counted_chunk(form, chunk_size)
+        widths = self.head_dim + self.value_head_dim
+        if chunk is None:
+            return self.num_heads * widths * causal_pairs(context_len)
+        whole, rest = divmod(context_len, chunk)
+        inside = 2 * (whole * chunk**2 + rest**2) * widths
+        written = context_len - (rest or chunk)  # tokens of all chunks but the last
+        read = max(0, context_len - chunk)  # and of all but the first
+        across = 2 * (written + read) * self.head_dim * self.value_head_dim
+        return self.num_heads * (inside + across)
+
+    def prefill_flops(self, context_len: int, form: str, chunk_size: int | None, *, last_only: bool) -> int:
+        """Return the products of a prompt; the blocks on the diagonal are counted whole, as they are computed."""
+        update = 2 * self.head_dim * self.value_head_dim  # and as much for a read-out of the state
+        if last_only:
+            return self.num_heads * (context_len + 1) * update
+        chunk = min(self._counted_chunk(form, chunk_size) or PARALLEL_SEGMENT, PARALLEL_SEGMENT, context_len)
+        inside = 2 * chunk * (self.head_dim + self.value_head_dim)
+        return self.num_heads * context_len * (inside + 2 * update)
+
+    def decode_workspace(self, dtype: str) -> int:
+        """Return the values alive at once in a decode step."""
+        d, values, wide = self.d_model, self.value_dim, WIDE_BYTES[dtype] // DTYPE_BYTES[dtype]
+        # The projections; queries and keys rotated, and the keys scaled.
+        held = 2 * d + (2 if self.swish_gate else 1) * values + 3 * d
+        # Queries, keys, values and the read-out in the state's dtype, where that is a wider one.
+        widened = 2 * wide * (d + values) if wide > 1 else 0
+        # The read-out after its norm; what the gate makes of it.
+        gating = 3 if self.swish_gate else 1 if self.head_norm == "none" else 2
+        return held + max(values + widened, gating * values)
+
+    def prefill_workspace(self) -> int:
+        """Return queries, keys, values and gate, twice."""
+        return 2 * (2 * self.value_dim + 2 * self.d_model)
+
+    def kept_for_gradients(self, form: str) -> KeptValues:
+        """Return what the operators need again; the parallel form keeps the decays of all pairs beside the scores."""
+        retained = (
+            3 * self.d_model + 2 * self.value_dim
+        )  # queries, keys and values as they enter, and the output
+        scores = 2 if self.forms[form].quadratic else 0
+        return KeptValues(7 * self.d_model + 4 * self.value_dim, retained, scores)
+
+    def projection(self) -> Projection:
+        """Return queries, keys, values and, where there is one, the gate."""
+        values = [self.value_dim] * (2 if self.swish_gate else 1)
+        heads = [self.num_heads, self.num_heads, *(None for _ in values)]
+        return Projection("qkvg_proj", (self.d_model, self.d_model, *values), tuple(heads), self.value_dim)
+
+    def narrowed(self, head_dim: int) -> "Retention":
+        """Return the same mixer with heads of `head_dim`."""
+        width = head_dim * self.num_heads
+        return self.model_copy(update={"d_model": width, "value_dim": width})
