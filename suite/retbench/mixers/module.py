@@ -63,6 +63,16 @@ class MixerModule(nn.Module):
         weight = next(self.parameters())
         return allocate_state(self.config.state, batch_size, capacity, weight, wide_dtype(weight.dtype))
 
+    @staticmethod
+    def keep(state: LayerState | None, name: str, tensor: Tensor) -> None:
+        """Put a new tensor into the state, where there is one."""
+        if state is None:
+            return
+        if tensor.requires_grad:
+            state[name] = tensor
+        else:  # in place, so that a captured CUDA graph finds it where it was
+            state[name].copy_(tensor)
+
     def forward(
         self, x: Tensor, state: LayerState | None, positions: Positions, *, last_only: bool = False
     ) -> Tensor:

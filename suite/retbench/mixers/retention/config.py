@@ -4,6 +4,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from retbench.mixers import linear_operator
 from retbench.mixers.mixer import (
     DTYPE_BYTES,
     WIDE_BYTES,
@@ -13,13 +14,10 @@ from retbench.mixers.mixer import (
     Projection,
     SizeFields,
     StateTensor,
-    causal_pairs,
 )
 from retbench.ops import FLA_CHUNK_SIZE, ROTARY_BASE, Layout
 
 Decay = Literal["eq8", "paper", "single", "none", "gated"]
-PARALLEL_SEGMENT = 1024
-"""Tokens of a prompt that the parallel form takes as one chunk: those of a segment, `costs.PREFILL_SEGMENT`."""
 
 
 class Retention(Mixer):
@@ -111,35 +109,21 @@ class Retention(Mixer):
         """Return the chunk of the chunkwise form; that of fla's kernels is their own."""
         return FLA_CHUNK_SIZE if form == "fla" else asked or self.default_chunk_size
 
-    def _counted_chunk(self, form: str, asked: int | None) -> int | None:
-        """Return the chunk that a form's operations are counted by: 1 for the recurrent, None for the parallel."""
-        return {"parallel": None, "recurrent": 1}.get(form, self.chunk_size(form, asked))
-
     def decode_flops(self, context_len: int) -> int:
-        """Return decay and rank-one update (3 for each state value), then the read-out (2)."""
-        return 5 * self.num_heads * self.head_dim * self.value_head_dim
+        """Return the operations of one token, the same at every depth."""
+        return linear_operator.step_flops(self.num_heads, self.head_dim, self.value_head_dim)
 
     def training_flops(self, context_len: int, form: str, chunk_size: int | None) -> int:
-        """Return the products of a form; the parallel one is counted causal like attention."""
-        chunk = self._counted_chunk(form, chunk_size)
-        widths = self.head_dim + self.value_head_dim
-        if chunk is None:
-            return self.num_heads * widths * causal_pairs(context_len)
-        whole, rest = divmod(context_len, chunk)
-        inside = 2 * (whole * chunk**2 + rest**2) * widths
-        written = context_len - (rest or chunk)  # tokens of all chunks but the last
-        read = max(0, context_len - chunk)  # and of all but the first
-        across = 2 * (written + read) * self.head_dim * self.value_head_dim
-        return self.num_heads * (inside + across)
+        """Return the products of a form."""
+        chunk = linear_operator.counted_chunk(form, self.chunk_size(form, chunk_size))
+        sizes = self.num_heads, self.head_dim, self.value_head_dim
+        return linear_operator.training_flops(*sizes, context_len, chunk)
 
     def prefill_flops(self, context_len: int, form: str, chunk_size: int | None, *, last_only: bool) -> int:
-        """Return the products of a prompt; the blocks on the diagonal are counted whole, as they are computed."""
-        update = 2 * self.head_dim * self.value_head_dim  # and as much for a read-out of the state
-        if last_only:
-            return self.num_heads * (context_len + 1) * update
-        chunk = min(self._counted_chunk(form, chunk_size) or PARALLEL_SEGMENT, PARALLEL_SEGMENT, context_len)
-        inside = 2 * chunk * (self.head_dim + self.value_head_dim)
-        return self.num_heads * context_len * (inside + 2 * update)
+        """Return the products of a prompt."""
+        chunk = linear_operator.counted_chunk(form, self.chunk_size(form, chunk_size))
+        sizes = self.num_heads, self.head_dim, self.value_head_dim
+        return linear_operator.prefill_flops(*sizes, context_len, chunk, last_only=last_only)
 
     def decode_workspace(self, dtype: str) -> int:
         """Return the values alive at once in a decode step."""

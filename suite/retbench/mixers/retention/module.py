@@ -90,7 +90,7 @@ class RetentionModule(MixerModule):
         if last_only:
             q, k, v, gate = self._project_last(x, positions)
             out, values = retention_last(q, k, v, log_decay, state["values"] if state else None)
-            self._keep(values, state)
+            self.keep(state, "values", values)
             positions = positions.last
         else:
             q, k, v, gate = self._project(x, positions)
@@ -148,14 +148,5 @@ class RetentionModule(MixerModule):
             return retention_step_(q, k, v, log_decay, state["values"])
         self.ran["prefill"] = self.backend
         out, values = self.forms[self.backend](q, k, v, log_decay, state["values"] if state else None)
-        self._keep(values, state)
+        self.keep(state, "values", values)
         return out
-
-    def _keep(self, values: Tensor, state: LayerState | None) -> None:
-        """Put the new values into the state."""
-        if state is None:
-            return
-        if values.requires_grad:
-            state["values"] = values
-        else:  # in place, so that a captured CUDA graph finds it where it was
-            state["values"].copy_(values)
