@@ -611,7 +611,7 @@ def test_a_model_that_has_seen_less_is_elsewhere(tmp_path: Path) -> None:
     judged = judge(CLAIMS["perplexity_by_context"], results)
     assert judged.verdict == "not_testable"
     assert judged.rows[1].finding.verdict == "reproduced"
-    assert judged.rows[1].conditions == "6.7b seed 0, trained on 20.0 M tokens"
+    assert judged.rows[1].conditions == "6.7b, trained on 20.0 M tokens, seed 0"
 
 
 def test_readings_of_an_older_machine_are_not_forgotten(tmp_path: Path) -> None:
@@ -624,7 +624,7 @@ def test_readings_of_an_older_machine_are_not_forgotten(tmp_path: Path) -> None:
     ask_last(newer)
     judged = judge(CLAIMS["perplexity_by_context"], load_results(newer.write()))
     assert judged.verdict == "reproduced"
-    assert [row.conditions.split()[0] for row in judged.rows] == ["6.7b", "1m"]
+    assert [row.conditions.split(",")[0] for row in judged.rows] == ["6.7b", "1m"]
 
 
 def test_one_context_is_not_all_three(tmp_path: Path) -> None:
@@ -720,7 +720,7 @@ def test_every_seed_counts_and_not_the_newest_alone(
     judged = judge(CLAIMS["ablation_swish_gate"], results)
     assert judged.verdict == verdict
     (row,) = judged.rows
-    assert row.conditions == "200m seeds 0, 1, 2, trained on 100 B tokens"
+    assert row.conditions == "200m, trained on 100 B tokens, seeds 0, 1, 2"
     assert row.finding.text.startswith(f"reproduced at {counted} seeds; seed 0: ahead at ")
     assert row.num_records == 6
 

@@ -79,27 +79,29 @@ class RatioRule(_CostRule):
     reference: Side
 
 
-class LevelRule(_CostRule):
-    """A cost is the same at the last point of a range as at the first."""
+class _RangeRule(_CostRule):
+    """A rule on a metric along a range."""
 
-    kind: Literal["level"]
     metric: str
-    along: Literal["context_len", "batch_size"]
+    along: Literal["context_len", "batch_size"] = "context_len"
     within: tuple[int, int]
     """Range of the paper."""
     at: int
     """Value of the other coordinate."""
+
+
+class LevelRule(_RangeRule):
+    """A cost is the same at the last point of a range as at the first."""
+
+    kind: Literal["level"]
     margin: float | None = Field(default=None, gt=0, lt=1)
     """Half-width of what counts as the same; the margin of the report when absent."""
 
 
-class GrowsRule(_CostRule):
-    """A cost grows with the context; where `linear`, in a straight line."""
+class GrowsRule(_RangeRule):
+    """A cost grows along the range; where `linear`, in a straight line."""
 
     kind: Literal["grows"]
-    metric: str
-    batch_size: int
-    within: tuple[int, int]
     linear: bool = False
 
 

@@ -8,7 +8,7 @@ large as printed. Other conditions than the paper's are judged at the nearest sm
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from retbench.papers.claims import (
     AheadRule,
@@ -36,9 +36,6 @@ Point = tuple[int, int]
 
 Cells = Mapping[Point, Sequence[Record]]
 """Records of one model and workload by point, whatever their status."""
-
-Position = Literal["above", "not above", "undecided"]
-"""Where a ratio lies by its interval: above 1, not above 1, or on both sides."""
 
 
 @dataclass(frozen=True)
@@ -107,9 +104,6 @@ def judge_cost(claim: Claim, setup: Setup, *, at_scale: bool) -> ClaimFinding | 
     raise TypeError(f"'{claim.name}' is no claim of cost")
 
 
-# ---- points and values -----------------------------------------------------------------------------------------------
-
-
 def _cells(records: Iterable[Record], workload: str) -> Cells:
     found: dict[Point, list[Record]] = {}
     for record in records:
@@ -159,25 +153,18 @@ class _Series(NamedTuple):
     words: str
 
 
-def _series(
-    rule: LevelRule | GrowsRule, setup: Setup, axis: int, at: int, fewest: int, at_scale: bool
-) -> _Series | None:
-    """Return the values along one axis of the points; None where there are too few steps.
+def _series(rule: LevelRule | GrowsRule, setup: Setup, fewest: int, at_scale: bool) -> _Series | None:
+    """Return the values along the range of a rule; None where there are fewer than `fewest` steps.
 
-    Args:
-        rule: The rule, with the range of the paper.
-        setup: The records.
-        axis: 0 along the batch size, 1 along the context length.
-        at: The paper's value of the other coordinate. If not `at_scale`, the largest smaller one with enough steps is
-            taken instead.
-        fewest: Fewest steps that show anything.
-        at_scale: True where the range has to be complete.
+    At the paper's scale the range has to be complete. Otherwise, the other coordinate is the largest that does not
+    exceed the paper's and has enough steps.
     """
+    axis = ("batch_size", "context_len").index(rule.along)
     first, last = rule.within
     cells = _cells(setup.challenger, rule.workload)
     points = [point for point in cells if first <= point[axis] <= last]
-    others = {point[1 - axis] for point in points if point[1 - axis] <= at}
-    for other in sorted(others & {at} if at_scale else others, reverse=True):
+    others = {point[1 - axis] for point in points if point[1 - axis] <= rule.at}
+    for other in sorted(others & {rule.at} if at_scale else others, reverse=True):
         tables = {
             point[axis]: values
             for point in sorted(points)
@@ -186,19 +173,16 @@ def _series(
         if len(tables) >= fewest and (not at_scale or {first, last} <= tables.keys()):
             rounds = _shared_rounds(tables.values())
             costs = {step: [values[number] for number in rounds] for step, values in tables.items()}
-            return _Series(costs, _range_words(axis, list(costs), other)) if rounds else None
+            return _Series(costs, _range_words(rule, list(costs), other)) if rounds else None
     return None
-
-
-# ---- words -----------------------------------------------------------------------------------------------------------
 
 
 def _at(point: Point) -> str:
     return f"at batch {point[0]}, {format_tokens(point[1])}"
 
 
-def _range_words(axis: int, steps: Sequence[int], other: int) -> str:
-    if axis == 0:
+def _range_words(rule: LevelRule | GrowsRule, steps: Sequence[int], other: int) -> str:
+    if rule.along == "batch_size":
         return f"from {steps[0]} to {steps[-1]} sequences at {format_tokens(other)}"
     return f"from {format_tokens(steps[0])} to {format_tokens(steps[-1])} at batch {other}"
 
@@ -220,9 +204,6 @@ def _more_rounds(setup: Setup, num_rounds: int) -> str:
     """Say that an interval is too wide, with the command that adds as many rounds as there are."""
     command = f"{setup.latest.command} --set rounds={2 * num_rounds}"
     return f"; the interval is too wide for a verdict, add rounds: `{command}`"
-
-
-# ---- rules of cost ---------------------------------------------------------------------------------------------------
 
 
 def _judge_ratio(claim: Claim, rule: RatioRule, setup: Setup, at_scale: bool) -> ClaimFinding | None:
@@ -254,6 +235,10 @@ def _judge_ratio(claim: Claim, rule: RatioRule, setup: Setup, at_scale: bool) ->
     return ClaimFinding(verdict, f"{words}; the paper {printed}{beyond}{more}")
 
 
+def _decided(is_reproduced: bool, text: str) -> ClaimFinding:
+    return ClaimFinding("reproduced" if is_reproduced else "not_reproduced", text)
+
+
 def _one_round(words: str) -> ClaimFinding:
     return ClaimFinding("not_testable", f"one round: {words} without an interval")
 
@@ -264,55 +249,42 @@ def _ratio_verdict(advantage: Interval, printed: float) -> tuple[Verdict, bool]:
     enough = 1 + (printed - 1) * (1 - TOLERANCE)
     if low >= enough:
         return "reproduced", False
-    match _position(advantage):
-        case "above":
-            return "partly", high >= enough
-        case "not above":
-            return "not_reproduced", False
-        case "undecided":
-            return "not_testable", True
+    if low > 1:
+        return "partly", high >= enough
+    return ("not_reproduced", False) if high <= 1 else ("not_testable", True)
 
 
 def _ends(ratio: Interval) -> tuple[float, float]:
     """Return the ends of an interval; a value that was counted once has no width."""
-    return (
-        ratio.value if ratio.low is None else ratio.low,
-        ratio.value if ratio.high is None else ratio.high,
-    )
-
-
-def _position(ratio: Interval) -> Position:
-    low, high = _ends(ratio)
-    return "above" if low > 1 else "not above" if high <= 1 else "undecided"
+    return (ratio.value, ratio.value) if ratio.low is None or ratio.high is None else (ratio.low, ratio.high)
 
 
 def _judge_level(rule: LevelRule, setup: Setup, at_scale: bool) -> ClaimFinding | None:
     """Compare the cost at the last step with that at the first, and look for an outlier between them."""
-    axis = ("batch_size", "context_len").index(rule.along)
-    series = _series(rule, setup, axis, rule.at, 2, at_scale)
+    series = _series(rule, setup, 2, at_scale)
     if series is None:
         return None
     margin = LEVEL_MARGIN if rule.margin is None else rule.margin
     steps, by_round = list(series.costs), list(zip(*series.costs.values(), strict=True))
     if _is_counted(rule.metric):
         ratio = max(by_round[0]) / min(by_round[0])
-        is_level = ratio <= 1 + margin
-        return ClaimFinding("reproduced" if is_level else "not_reproduced", f"{ratio:.3f}× {series.words}")
+        return _decided(ratio <= 1 + margin, f"{ratio:.3f}× {series.words}")
     found = slope_equivalence(steps, by_round, margin)
     if found.low is None or found.high is None:
         return _one_round(f"{found.ratio:.3f}× {series.words}")
     words = f"{found.ratio:.3f}× [{found.low:.3f}, {found.high:.3f}] {series.words}"
     if found.apart is not None and found.apart[0] != steps[-1]:
-        step = format_tokens(found.apart[0]) if axis else f"{found.apart[0]} sequences"
-        words += f", and {_ratio_words(found.apart[1])} at {step}"
+        step, ratio_there = found.apart
+        place = f"{step} sequences" if rule.along == "batch_size" else format_tokens(step)
+        words += f", and {_ratio_words(ratio_there)} at {place}"
     if found.equivalent or found.differs:
-        return ClaimFinding("reproduced" if found.equivalent else "not_reproduced", words)
+        return _decided(bool(found.equivalent), words)
     return ClaimFinding("not_testable", f"{words}{_more_rounds(setup, len(by_round))}")
 
 
 def _judge_growth(rule: GrowsRule, setup: Setup, at_scale: bool) -> ClaimFinding | None:
     """Look for a rise at every step, and where the claim says so for a straight line."""
-    series = _series(rule, setup, 1, rule.batch_size, 3, at_scale)  # a line goes through any two points
+    series = _series(rule, setup, 3, at_scale)  # a line goes through any two points
     if series is None:
         return None
     is_counted = _is_counted(rule.metric)
@@ -322,9 +294,9 @@ def _judge_growth(rule: GrowsRule, setup: Setup, at_scale: bool) -> ClaimFinding
     words = f"{_ratio_words(whole)} {series.words}"
     if whole.low is None and not is_counted:
         return _one_round(words)
-    steps = {_position(ratio_interval(later, earlier)) for earlier, later in pairwise(costs)}
-    if steps != {"above"}:
-        verdict = _uneven_verdict(_position(whole), steps)
+    rises = [_ends(ratio_interval(later, earlier)) for earlier, later in pairwise(costs)]
+    if any(low <= 1 for low, _ in rises):
+        verdict = _uneven_verdict(_ends(whole), rises)
         more = _more_rounds(setup, len(costs[0])) if verdict == "not_testable" else ""
         return ClaimFinding(verdict, f"{words}, not shown to rise at every length{more}")
     if not rule.linear:
@@ -334,11 +306,11 @@ def _judge_growth(rule: GrowsRule, setup: Setup, at_scale: bool) -> ClaimFinding
     return ClaimFinding("reproduced" if line.fits else "partly", words)
 
 
-def _uneven_verdict(whole: Position, steps: Collection[Position]) -> Verdict:
-    """Return the verdict on a cost that is not shown to rise at every step."""
-    if whole == "above":
+def _uneven_verdict(whole: tuple[float, float], rises: Sequence[tuple[float, float]]) -> Verdict:
+    """Return the verdict on a cost that is not shown to rise at every step, by intervals of its ratios."""
+    if whole[0] > 1:
         return "partly"
-    return "not_reproduced" if "not above" in {whole, *steps} else "not_testable"
+    return "not_reproduced" if any(high <= 1 for _, high in (whole, *rises)) else "not_testable"
 
 
 def _judge_share(claim: Claim, rule: ShareRule, setup: Setup, at_scale: bool) -> ClaimFinding | None:
@@ -352,9 +324,8 @@ def _judge_share(claim: Claim, rule: ShareRule, setup: Setup, at_scale: bool) ->
     if not rounds:
         return None
     share = sum(tables[name][rounds[0]] for name in rule.parts) / tables[rule.of][rounds[0]]
-    is_small = share <= claim.printed * (1 + TOLERANCE)
     text = f"{format_percent(share)} {_at(point)}; the paper {format_percent(claim.printed)}"
-    return ClaimFinding("reproduced" if is_small else "not_reproduced", text)
+    return _decided(share <= claim.printed * (1 + TOLERANCE), text)
 
 
 def _judge_equivalence(setup: Setup) -> ClaimFinding | None:
@@ -364,13 +335,8 @@ def _judge_equivalence(setup: Setup) -> ClaimFinding | None:
         return None
     checks = [check for gate in gates for check in gate.checks]
     worst = max(checks, key=lambda check: check.error / check.limit)
-    return ClaimFinding(
-        "reproduced" if all(gate.passed for gate in gates) else "not_reproduced",
-        f"largest error {worst.error:.2g} ({worst.name}, {worst.length} tokens), limit {worst.limit:.2g}",
-    )
-
-
-# ---- rules of quality ------------------------------------------------------------------------------------------------
+    text = f"largest error {worst.error:.2g} ({worst.name}, {worst.length} tokens), limit {worst.limit:.2g}"
+    return _decided(all(gate.passed for gate in gates), text)
 
 
 @dataclass(frozen=True)
@@ -443,4 +409,4 @@ def judge_near(claim: Claim, rule: NearRule, value: float) -> ClaimFinding:
     """Judge whether a metric is what the paper prints."""
     is_near = abs(value / claim.printed - 1) <= rule.tolerance
     text = f"{value:.4g}; the paper {claim.printed:.4g}, within {format_percent(rule.tolerance)}"
-    return ClaimFinding("reproduced" if is_near else "not_reproduced", text)
+    return _decided(is_near, text)

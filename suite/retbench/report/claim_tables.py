@@ -20,12 +20,6 @@ Known = Literal["decided", "measured", "open"]
 are no records."""
 Member = TypeVar("Member")
 
-VERDICT_WORDS: dict[Verdict, str] = {
-    "reproduced": "reproduced",
-    "partly": "partly",
-    "not_reproduced": "not reproduced",
-    "not_testable": "not testable",
-}
 LEGEND = (
     "Only records under a paper's own conditions decide a claim; records of other conditions are listed with it and "
     "decide nothing. An advantage is reproduced if its whole interval reaches "
@@ -35,9 +29,6 @@ LEGEND = (
 )
 """Meaning of the verdicts."""
 _SCOPE_WORDS = {"paper": "as in the paper", "strong": "strong Transformer", "elsewhere": "other conditions"}
-
-
-# ---- order -----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -107,9 +98,6 @@ def _distance(claim: Claim, row: ClaimRow) -> tuple[bool, int, int]:
     return not row.finding.decides, len(unlike), named
 
 
-# ---- words -----------------------------------------------------------------------------------------------------------
-
-
 class EvidenceWords(NamedTuple):
     """One row of a claim in words; `found` says what is needed where there are no records."""
 
@@ -133,12 +121,16 @@ def _describe(row: ClaimRow) -> EvidenceWords:
 
 def _verdict_words(row: ClaimRow) -> str:
     """Return the verdict of a row; measured rows that do not decide leave the claim undecided."""
-    return VERDICT_WORDS[row.finding.verdict] if row.finding.decides or not row.records else "undecided"
+    return _spell(row.finding.verdict) if row.finding.decides or not row.records else "undecided"
+
+
+def _spell(verdict: Verdict) -> str:
+    return verdict.replace("_", " ")
 
 
 def _count_verdicts(judged: Sequence[JudgedClaim]) -> str:
     counts = Counter(each.verdict for each in judged)
-    words = ", ".join(f"{counts[v]} {VERDICT_WORDS[v]}" for v in get_args(Verdict) if counts[v])
+    words = ", ".join(f"{counts[v]} {_spell(v)}" for v in get_args(Verdict) if counts[v])
     return f"{len(judged)} claims under the papers' own conditions: {words}."
 
 
@@ -151,9 +143,6 @@ def _limitations(judged: Sequence[JudgedClaim]) -> list[str]:
             words[f"not stated: {', '.join(number.conditions.not_stated)}."] = None
         words |= dict.fromkeys(number.doubts)
     return [f"{source}: {' '.join(words)}" for source, words in found.items() if words]
-
-
-# ---- Markdown --------------------------------------------------------------------------------------------------------
 
 
 def claims_markdown(judged: Sequence[JudgedClaim]) -> str:
@@ -185,7 +174,7 @@ def headlines_markdown(judged: Sequence[JudgedClaim]) -> str:
 
 def _headline(each: JudgedClaim) -> tuple[str, str]:
     """Return the result under the paper's conditions, with both baselines, and that under other conditions."""
-    under_paper, under_others = VERDICT_WORDS[each.verdict], "–"
+    under_paper, under_others = _spell(each.verdict), "–"
     for row, count in _main_rows(each):
         words = _describe(row)
         found = words.found + _one_of(count)
@@ -210,9 +199,6 @@ def _line(*cells: str) -> str:
     return "| " + " | ".join(escape_markdown(cell) for cell in cells) + " |"
 
 
-# ---- the section of the report ---------------------------------------------------------------------------------------
-
-
 class MeasuredWords(NamedTuple):
     """Result under one kind of conditions; `verdict` is empty where it is the verdict of the claim."""
 
@@ -226,8 +212,6 @@ class ClaimEntry:
 
     Attributes:
         name: Unique, fit for an anchor.
-        statement: Statement of the paper.
-        source: Paper and table or figure.
         verdict: Verdict under the paper's own conditions, in words.
         seen: Results, one per kind of conditions.
         missing: What a verdict needs, or why none is possible; empty where there is one.
@@ -275,7 +259,7 @@ def _entry(each: JudgedClaim, drawings: "Sequence[Drawing]") -> ClaimEntry:
         name=claim.name,
         statement=claim.statement,
         source=claim.source,
-        verdict=VERDICT_WORDS[each.verdict],
+        verdict=_spell(each.verdict),
         seen=[_measured_words(row, count) for row, count in _main_rows(each)],
         missing=lead.finding.text if is_open and not lead.records else "",
         command=claim.command if is_open else None,
@@ -300,16 +284,11 @@ def _describe_number(place: str) -> str:
     return f"{number.source}, {names}: {number.printed} ({KIND_WORDS[number.kind]})"
 
 
-# ---- JSON ------------------------------------------------------------------------------------------------------------
-
-
 def claims_json(judged: Sequence[JudgedClaim]) -> list[dict[str, Any]]:
     """Return every claim with its numbers, verdict and rows, in base units."""
     return [
         {
-            "name": each.claim.name,
-            "statement": each.claim.statement,
-            "source": each.claim.source,
+            **each.claim.model_dump(include={"name", "statement", "source"}),
             "verdict": each.verdict,
             "numbers": [_number_json(find_number(place)) for place in each.claim.numbers],
             "rows": [
@@ -329,12 +308,5 @@ def claims_json(judged: Sequence[JudgedClaim]) -> list[dict[str, Any]]:
 
 
 def _number_json(number: Number) -> dict[str, Any]:
-    return {
-        "place": number.place,
-        "value": number.value,
-        "unit": number.unit,
-        "kind": number.kind,
-        "source": number.source,
-        "not_stated": list(number.conditions.not_stated),
-        "doubts": list(number.doubts),
-    }
+    fields = {name: getattr(number, name) for name in ("place", "value", "unit", "kind", "source")}
+    return fields | {"not_stated": list(number.conditions.not_stated), "doubts": list(number.doubts)}

@@ -4,7 +4,7 @@ A claim is judged under the paper's own conditions; a claim that compares with a
 strong baseline. Records of other sizes and devices are judged by the same rule in rows of their own, and never decide.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -62,19 +62,27 @@ class ClaimRow:
 
     Attributes:
         scope: Kind of the conditions.
-        conditions: The conditions in words.
+        words: The conditions in words, but for seeds.
         finding: Verdict and numbers; what is needed where there are no records.
         records: The records in the order in which they were started.
         needed: Command that makes the records where there are none.
         features: Features of the baseline among the records.
+        seeds: Seeds of the training; empty where it has none, or the row spans them.
     """
 
     scope: Scope
-    conditions: str
+    words: str
     finding: ClaimFinding
     records: tuple[Record, ...] = ()
     needed: str | None = None
     features: frozenset[str] = frozenset()
+    seeds: tuple[int, ...] = ()
+
+    @property
+    def conditions(self) -> str:
+        """Conditions in words: '25m, trained on 20.0 M tokens, 50 documents, seed 0'."""
+        plural = "s" if len(self.seeds) > 1 else ""
+        return f"{self.words}, seed{plural} {', '.join(map(str, self.seeds))}" if self.seeds else self.words
 
     @property
     def num_records(self) -> int:
@@ -126,14 +134,11 @@ def judge(claim: Claim, results: Results) -> JudgedClaim:
     is_quality = isinstance(claim.rule, AheadRule | CrossesRule | NearRule)
     found = _quality_rows(claim, records, results.folders) if is_quality else _cost_rows(claim, records)
     rows: list[ClaimRow] = []
-    for scope in _scopes(claim):
-        mine = [row for row in found if row.scope == scope]
-        rows += mine or ([_missing_row(claim, scope)] if scope != "elsewhere" else [])
+    scopes: tuple[Scope, ...] = ("paper", "strong") if claim.strong else ("paper",)
+    for scope in scopes:
+        rows += [row for row in found if row.scope == scope] or [_missing_row(claim, scope)]
+    rows += [row for row in found if row.scope == "elsewhere"]
     return JudgedClaim(claim, _verdict(claim, rows), tuple(rows))
-
-
-def _scopes(claim: Claim) -> tuple[Scope, ...]:
-    return ("paper", "strong", "elsewhere") if claim.strong else ("paper", "elsewhere")
 
 
 def _verdict(claim: Claim, rows: Sequence[ClaimRow]) -> Verdict:
@@ -171,15 +176,12 @@ def _conditions(claim: Claim, *, is_strong: bool = False) -> str:
 
 def _row(
     scope: Scope,
-    conditions: str,
+    words: str,
     finding: ClaimFinding,
     records: Iterable[Record],
     features: frozenset[str] = frozenset(),
 ) -> ClaimRow:
-    return ClaimRow(scope, conditions, finding, tuple(sorted(records, key=started)), features=features)
-
-
-# ---- cost ------------------------------------------------------------------------------------------------------------
+    return ClaimRow(scope, words, finding, tuple(sorted(records, key=started)), features=features)
 
 
 def _cost_rows(claim: Claim, records: Iterable[Record]) -> list[ClaimRow]:
@@ -189,7 +191,7 @@ def _cost_rows(claim: Claim, records: Iterable[Record]) -> list[ClaimRow]:
     reference = claim.rule.reference if isinstance(claim.rule, RatioRule) else None
     rows: dict[object, ClaimRow] = {}
     for setup in find_setups(records, claim.rule.challenger, reference):
-        features = features_of(setup.records)
+        features = _features(setup.records) or frozenset()
         scope = _scope(claim, setup.challenger[0], features)
         finding = scope and judge_cost(claim, setup, at_scale=scope != "elsewhere")
         words = describe_setup(setup.records)
@@ -232,18 +234,12 @@ def find_setups(records: Iterable[Record], challenger: Side, reference: Side | N
     return sorted(setups, key=lambda setup: started(setup.latest), reverse=True)
 
 
-def _measured_baseline(records: Iterable[Record]) -> Record | None:
-    """Return a record that shows how the baseline ran; a failed one does not."""
-    measured = (record for record in records if record.status == "ok")
-    return next((record for record in measured if is_baseline(record.model.architecture)), None)
-
-
-def features_of(records: Iterable[Record]) -> frozenset[str]:
-    """Return the features of the baseline among some records, as it ran."""
-    record = _measured_baseline(records)
-    if record is None:
-        return frozenset()
-    return baseline_features(record.model.architecture, record.model.config, record.backend)
+def _features(records: Iterable[Record]) -> frozenset[str] | None:
+    """Return the features of the baseline as it ran; None without a baseline, or where it failed."""
+    for record in records:
+        if record.status == "ok" and is_baseline(record.model.architecture):
+            return baseline_features(record.model.architecture, record.model.config, record.backend)
+    return None
 
 
 def describe_setup(records: Sequence[Record]) -> str:
@@ -252,91 +248,30 @@ def describe_setup(records: Sequence[Record]) -> str:
     model = record.model
     unusual = unusual_settings(model.architecture, model.config, record.settings)
     parts = [model.size, device_name(record), str(set_of(record).dtype), *unusual]
-    if _measured_baseline(records) is not None:
-        features = features_of(records)
-        words = {name: has if name in features else lacks for name, (has, lacks) in FEATURE_WORDS.items()}
-        if "graphs" not in features:
-            del words["graphs"]
-        parts.append(" + ".join(words.values()))
+    features = _features(records)
+    if features is not None:
+        words = [has if name in features else lacks for name, (has, lacks) in FEATURE_WORDS.items()]
+        parts.append(" + ".join(word for word in words if word != FEATURE_WORDS["graphs"][1]))
     return ", ".join(parts)
-
-
-# ---- quality ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class QualityEvidence:
-    """Comparisons of one model with another, or metric values of one model, that make one row.
-
-    Attributes:
-        models: Size or name of the models.
-        training: Training of the models, in words; empty where the claim names them.
-        size: Size of the models; None where the row spans sizes.
-        num_tokens: Tokens that the models were trained on; None where not recorded.
-        records: The records.
-        finding: Their verdict.
-        seeds: Seeds of the training; empty where there is none, or the row spans them.
-        lacking: Documents or context that the paper's evaluation has more of, in words.
-    """
-
-    models: str
-    training: str
-    size: str | None
-    num_tokens: int | None
-    records: tuple[Record, ...]
-    finding: ClaimFinding
-    seeds: tuple[int, ...] = ()
-    lacking: str = ""
-
-    @property
-    def words(self) -> str:
-        """The models in words: '25m seed 0, trained on 20.0 M tokens, 50 documents'."""
-        seeds = ", ".join(map(str, self.seeds))
-        seeds = seeds and f" seed{'s' if len(self.seeds) > 1 else ''} {seeds}"
-        return ", ".join(part for part in (self.models + seeds, self.training, self.lacking) if part)
-
-    def meets(self, scale: Scale) -> bool:
-        """Return whether models and evaluations are the paper's, as far as records show."""
-        has_tokens = scale.num_tokens is None or (self.num_tokens or 0) >= scale.num_tokens
-        return scale.size in (None, self.size) and has_tokens and not self.lacking
 
 
 def _quality_rows(claim: Claim, records: Iterable[Record], folders: Folders) -> list[ClaimRow]:
     """Return a row per size, the newest first; under other conditions than the paper's, a row per size and seed."""
-    newest: dict[str, QualityEvidence] = {}
-    found = _find_evidence(claim, records, folders)
-    for each in sorted(found, key=lambda each: max(map(started, each.records)), reverse=True):
-        newest.setdefault(each.words, each)
-    as_in_paper = [each for each in newest.values() if each.meets(claim.scale)]
-    others = [each for each in newest.values() if not each.meets(claim.scale)]
-    by_scope: tuple[tuple[Scope, list[QualityEvidence]], ...] = (
-        ("paper", _join_seeds(as_in_paper)),
-        ("elsewhere", others),
-    )
-    return [
-        _row(scope, each.words, each.finding, each.records)
-        for scope, evidence in by_scope
-        for each in evidence
-    ]
-
-
-def _find_evidence(claim: Claim, records: Iterable[Record], folders: Folders) -> Iterator[QualityEvidence]:
-    """Judge the records of each set of conditions, and of each shortfall against the paper's evaluations."""
     groups: dict[tuple[ComparableSet, str], list[Record]] = {}
     for record in records:
         if record.status == "ok":
             key = replace(set_of(record), pair_id=""), _lacking(claim.scale, record)
             groups.setdefault(key, []).append(record)
-    for (_, lacking), group in groups.items():
-        values = select_readings(group).records
-        match claim.rule:
-            case AheadRule() as rule:
-                found = _ahead_evidence(rule, _leads(rule, values, folders))
-            case CrossesRule() as rule:
-                found = _crossing_evidence(rule, _leads(rule, values, folders))
-            case NearRule() as rule:
-                found = _near_evidence(claim, rule, values)
-        yield from (replace(each, lacking=lacking) for each in found)
+    found = [
+        row
+        for (_, lacking), group in groups.items()
+        for row in _judge_quality(claim, select_readings(group).records, lacking, folders)
+    ]
+    newest: dict[str, ClaimRow] = {}
+    for row in sorted(found, key=lambda row: started(row.records[-1]), reverse=True):
+        newest.setdefault(row.conditions, row)
+    as_in_paper = [row for row in newest.values() if row.scope == "paper"]
+    return [*_join_seeds(as_in_paper), *(row for row in newest.values() if row.scope != "paper")]
 
 
 def _lacking(scale: Scale, record: Record) -> str:
@@ -346,6 +281,69 @@ def _lacking(scale: Scale, record: Record) -> str:
     if scale.context_len is not None and context_len < scale.context_len:
         parts.append(f"at {format_tokens(context_len)}")
     return " ".join(parts)
+
+
+def _judge_quality(
+    claim: Claim, records: Sequence[Record], lacking: str, folders: Folders
+) -> Iterator[ClaimRow]:
+    """Judge records under the same conditions: each model, each pair of models, or all sizes in one."""
+    match claim.rule:
+        case NearRule() as rule:
+            for record in records:
+                weights = record.model.weights
+                if weights and weights.source == rule.checkpoint and rule.metric in record.metrics:
+                    finding = judge_near(claim, rule, record.metrics[rule.metric].value)
+                    yield _quality_row(claim, rule.checkpoint, lacking, finding, (record,))
+        case AheadRule() as rule:
+            for subject, leads in _leads(rule, records, folders).items():
+                sides = [record for lead in leads for record in lead.records]
+                models = f"{subject.size}, {_describe_training(sides)}"
+                row = _quality_row(claim, models, lacking, judge_ahead(rule, leads), sides)
+                yield row if subject.seed is None else replace(row, seeds=(subject.seed,))
+        case CrossesRule() as rule:
+            by_size: dict[str, list[QualityLead]] = {}
+            for subject, leads in _leads(rule, records, folders).items():
+                by_size.setdefault(subject.size, []).extend(leads)
+            if len(by_size) > 1:
+                yield _crossing_row(claim, rule, by_size, lacking)
+
+
+def _crossing_row(
+    claim: Claim, rule: CrossesRule, leads: Mapping[str, Sequence[QualityLead]], lacking: str
+) -> ClaimRow:
+    """Judge the sizes of the claim where all were measured, else the smallest and the largest size."""
+    sizes = sorted(leads, key=lambda size: leads[size][0].records[0].model.num_params_nonembedding)
+    is_complete = {*rule.behind_at, *rule.ahead_at} <= set(sizes)
+    small, large = (rule.behind_at, rule.ahead_at) if is_complete else (sizes[:1], sizes[-1:])
+    finding = judge_crossing({size: leads[size] for size in small}, {size: leads[size] for size in large})
+    records = [record for size in (*small, *large) for lead in leads[size] for record in lead.records]
+    models = f"{sizes[0]} to {sizes[-1]}, {_describe_training(records)}"
+    return _quality_row(claim, models, lacking, finding, records)
+
+
+def _quality_row(
+    claim: Claim, models: str, lacking: str, finding: ClaimFinding, records: Sequence[Record]
+) -> ClaimRow:
+    """Return a row, of the paper's conditions where sizes and training are the paper's, and nothing is `lacking`."""
+    sizes = {record.model.size for record in records}
+    wanted = {claim.scale.size} - {None}
+    if isinstance(claim.rule, CrossesRule):
+        wanted = {*claim.rule.behind_at, *claim.rule.ahead_at}
+    has_tokens = (_num_tokens(records) or 0) >= (claim.scale.num_tokens or 0)
+    scope: Scope = "paper" if wanted <= sizes and has_tokens and not lacking else "elsewhere"
+    return _row(scope, f"{models}, {lacking}" if lacking else models, finding, records)
+
+
+def _num_tokens(records: Iterable[Record]) -> int | None:
+    """Return the fewest tokens that a model was trained on; None where one is not recorded."""
+    counts = [num_trained_tokens(record) for record in records]
+    known = [count for count in counts if count is not None]
+    return min(known) if len(known) == len(counts) else None
+
+
+def _describe_training(records: Iterable[Record]) -> str:
+    count = _num_tokens(records)
+    return "training tokens not recorded" if count is None else f"trained on {format_count(count)} tokens"
 
 
 def _leads(
@@ -377,70 +375,23 @@ def _lead(mine: Record, theirs: Record, folders: Folders) -> QualityLead | None:
     return None
 
 
-def _ahead_evidence(
-    rule: AheadRule, by_subject: dict[Subject, list[QualityLead]]
-) -> Iterator[QualityEvidence]:
-    for subject, leads in by_subject.items():
-        records = tuple(record for lead in leads for record in lead.records)
-        tokens, seeds = num_trained_tokens(records[0]), () if subject.seed is None else (subject.seed,)
-        finding = judge_ahead(rule, leads)
-        yield QualityEvidence(subject.size, _tokens(tokens), subject.size, tokens, records, finding, seeds)
-
-
-def _crossing_evidence(
-    rule: CrossesRule, by_subject: dict[Subject, list[QualityLead]]
-) -> Iterator[QualityEvidence]:
-    """Judge all sizes in one: those of the claim where they were measured, else the smallest and the largest."""
-    leads: dict[str, list[QualityLead]] = {}
-    for subject, made in by_subject.items():
-        leads.setdefault(subject.size, []).extend(made)
-    sizes = sorted(leads, key=lambda size: leads[size][0].records[0].model.num_params_nonembedding)
-    if len(sizes) < 2:
-        return
-    is_scale = {*rule.behind_at, *rule.ahead_at} <= set(sizes)
-    small, large = (rule.behind_at, rule.ahead_at) if is_scale else (sizes[:1], sizes[-1:])
-    finding = judge_crossing({size: leads[size] for size in small}, {size: leads[size] for size in large})
-    records = tuple(record for size in (*small, *large) for lead in leads[size] for record in lead.records)
-    tokens = [num_trained_tokens(record) for record in records]
-    known = [count for count in tokens if count is not None]
-    least = min(known) if len(known) == len(tokens) else None
-    size = rule.ahead_at[-1] if is_scale else None
-    yield QualityEvidence(f"{sizes[0]} to {sizes[-1]}", _tokens(least), size, least, records, finding)
-
-
-def _near_evidence(claim: Claim, rule: NearRule, records: Iterable[Record]) -> Iterator[QualityEvidence]:
-    for record in records:
-        weights = record.model.weights
-        if weights and weights.source == rule.checkpoint and rule.metric in record.metrics:
-            finding = judge_near(claim, rule, record.metrics[rule.metric].value)
-            yield QualityEvidence(rule.checkpoint, "", record.model.size, None, (record,), finding)
-
-
-def _tokens(count: int | None) -> str:
-    return "training tokens not recorded" if count is None else f"trained on {format_count(count)} tokens"
-
-
-def _join_seeds(found: Iterable[QualityEvidence]) -> list[QualityEvidence]:
-    """Join evidence that differs only in the seed of the training."""
-    alike: dict[tuple[str, bool], list[QualityEvidence]] = {}
-    for each in found:
-        alike.setdefault((replace(each, seeds=()).words, bool(each.seeds)), []).append(each)
+def _join_seeds(rows: Iterable[ClaimRow]) -> list[ClaimRow]:
+    """Join the rows that differ only in the seed of the training."""
+    alike: dict[tuple[str, bool], list[ClaimRow]] = {}
+    for row in rows:
+        alike.setdefault((row.words, bool(row.seeds)), []).append(row)
     return [mine[0] if len(mine) == 1 else _joined(mine) for mine in alike.values()]
 
 
-def _joined(found: Sequence[QualityEvidence]) -> QualityEvidence:
+def _joined(rows: Sequence[ClaimRow]) -> ClaimRow:
     """Return one row of several seeds; `partly` where the seeds do not agree."""
-    ordered = sorted(found, key=lambda each: each.seeds)
-    verdicts = [each.finding.verdict for each in ordered]
+    ordered = sorted(rows, key=lambda row: row.seeds)
+    verdicts = [row.finding.verdict for row in ordered]
     verdict: Verdict = verdicts[0] if len(set(verdicts)) == 1 else "partly"
     if set(verdicts) - {"not_testable"} == {"not_reproduced"}:
         verdict = "not_reproduced"
-    text = "; ".join(f"seed {each.seeds[0]}: {each.finding.text}" for each in ordered)
-    return replace(
-        ordered[0],
-        seeds=tuple(seed for each in ordered for seed in each.seeds),
-        records=tuple(record for each in ordered for record in each.records),
-        finding=ClaimFinding(
-            verdict, f"reproduced at {verdicts.count('reproduced')} of {len(ordered)} seeds; {text}"
-        ),
-    )
+    counted = f"reproduced at {verdicts.count('reproduced')} of {len(ordered)} seeds"
+    text = "; ".join([counted, *(f"seed {row.seeds[0]}: {row.finding.text}" for row in ordered)])
+    records = [record for row in ordered for record in row.records]
+    joined = _row("paper", ordered[0].words, ClaimFinding(verdict, text), records)
+    return replace(joined, seeds=tuple(seed for row in ordered for seed in row.seeds))
