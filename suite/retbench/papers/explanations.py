@@ -14,7 +14,7 @@ from retbench.architectures.configs import ModelConfig
 from retbench.architectures.matching import resolve_model
 from retbench.architectures.sizes import find_size
 from retbench.config.experiment import RetNetSpec, TransformerSpec
-from retbench.papers.papers import find_datasheet, find_number
+from retbench.papers.papers import Number, find_datasheet, find_number
 from retbench.planning.prediction import roofline
 
 TOLERANCE = 0.05
@@ -36,6 +36,9 @@ CHUNK_SIZE = 512
 DEVICE = "a100-80gb"
 
 
+Outcome = Literal["explained", "allowed", "unexplained"]
+
+
 @dataclass(frozen=True)
 class Explanation:
     """One number of the paper with its analytical value.
@@ -53,7 +56,7 @@ class Explanation:
     printed: float
     derived: float
     unit: str
-    verdict: Literal["explained", "allowed", "unexplained"]
+    verdict: Outcome
     note: str
 
 
@@ -62,26 +65,26 @@ def explain_paper() -> list[Explanation]:
     return [*_memory(), *_speed(), *_ratios(), *_training()]
 
 
-def _equal(place: str, derived: float, note: str, tolerance: float = TOLERANCE) -> Explanation:
-    """Return a number that the analytical model should give."""
-    number = find_number(place)
+def _equal(
+    name: str, derived: float, note: str, *, share: float = TOLERANCE, absolute: float | None = None
+) -> Explanation:
+    """Compare a number with its analytical value; it is near by its share, or by an absolute difference."""
+    number = find_number(f"retnet/{name}")
+    tolerance = share if absolute is None else absolute / number.value
     is_near = abs(derived / number.value - 1) <= tolerance
-    verdict: Literal["explained", "unexplained"] = "explained" if is_near else "unexplained"
-    return Explanation(place, number.value, derived, number.unit, verdict, note)
+    return _explanation(number, derived, "explained" if is_near else "unexplained", note)
 
 
-def _point(place: str, derived: float, note: str) -> Explanation:
-    """Return a point of Figure 6(a), which was read off more exactly than other numbers."""
-    return _equal(place, derived, note, POINT_TOLERANCE_BYTES / find_number(place).value)
-
-
-def _bounded(place: str, bound: float, note: str) -> Explanation:
-    """Return a time or a rate that cannot be better than the device allows."""
-    number = find_number(place)
+def _bounded(name: str, bound: float, note: str) -> Explanation:
+    """Compare a time or a rate with the best that the device allows."""
+    number = find_number(f"retnet/{name}")
     share = bound / number.value if number.unit == "s" else number.value / bound
-    verdict: Literal["allowed", "unexplained"] = "allowed" if share <= 1 else "unexplained"
     note = f"{note}; {100 * share:.0f} % of it was reached"
-    return Explanation(place, number.value, bound, number.unit, verdict, note)
+    return _explanation(number, bound, "allowed" if share <= 1 else "unexplained", note)
+
+
+def _explanation(number: Number, derived: float, verdict: Outcome, note: str) -> Explanation:
+    return Explanation(number.place, number.value, derived, number.unit, verdict, note)
 
 
 def _pair(size: str) -> tuple[ModelConfig, ModelConfig]:
@@ -113,61 +116,58 @@ def _memory() -> Iterator[Explanation]:
     """Compare Figure 6(a) and the text about it."""
     retnet, transformer = _pair("6.7b")
     weights, state = _weights(retnet), _retention_state(retnet)
-    yield _equal(
-        "retnet/figure6a_weights/weights/value",
-        weights,
-        f"2 bytes per parameter, with one table of {find_size('6.7b').vocab_size:,} words for embedding and head; this "
-        "number was chosen to give this line",
+    vocabulary = f"{find_size('6.7b').vocab_size:,}"
+    note = (
+        f"2 bytes per parameter, with one table of {vocabulary} words for embedding and head; this number was chosen "
+        "to give this line"
+    )
+    yield _equal("figure6a_weights/weights/value", weights, note)
+    note = (
+        f"keys and values of a token in 2 bytes, multi-head attention, {BATCH_SIZE} sequences; this number was derived "
+        "from this slope"
     )
     yield _equal(
-        "retnet/figure6a_slope/transformer/value",
-        costs.state_bytes(transformer, DTYPE, BATCH_SIZE, 1),
-        f"keys and values of a token in 2 bytes, multi-head attention, {BATCH_SIZE} sequences; this number was "
-        "derived from this slope",
+        "figure6a_slope/transformer/value", costs.state_bytes(transformer, DTYPE, BATCH_SIZE, 1), note
     )
+    note = "weights and cache at batch 8; a line through the figure's points begins below the weights"
     for context_len in (2048, CONTEXT_LEN):
-        yield _point(
-            f"retnet/figure6a/transformer/{context_len}",
-            _totals(context_len)[1],
-            "weights and cache at batch 8; a line through the figure's points begins below the weights",
-        )
-    yield _point(
-        f"retnet/figure6a/retnet/{CONTEXT_LEN}",
-        _totals(CONTEXT_LEN)[0],
-        "weights and a 2-byte state at batch 8; the figure leaves out more than half of the state",
-    )
+        total = _totals(context_len)[1]
+        yield _equal(f"figure6a/transformer/{context_len}", total, note, absolute=POINT_TOLERANCE_BYTES)
+    note = "weights and a 2-byte state at batch 8; the figure leaves out more than half of the state"
+    total = _totals(CONTEXT_LEN)[0]
+    yield _equal(f"figure6a/retnet/{CONTEXT_LEN}", total, note, absolute=POINT_TOLERANCE_BYTES)
     note = "a 2-byte state at batch 8; the figure leaves room for less than half of it"
-    yield _equal("retnet/figure6a_state/figure/value", state, note)
-    yield _equal("retnet/text_above_weights/retnet/value", state / weights, "the same state over the weights")
+    yield _equal("figure6a_state/figure/value", state, note)
+    yield _equal("text_above_weights/retnet/value", state / weights, "the same state over the weights")
 
 
 def _speed() -> Iterator[Explanation]:
     """Compare Figure 6(b) and the bars of Figure 1, on one A100."""
     step_time = roofline(find_datasheet(DEVICE).ceilings(DTYPE), DTYPE)
-    note = f"bound at batch {BATCH_SIZE}"
-    state_note = f"{note}, with a state of {costs.STATE_BYTES_PER_VALUE[DTYPE]} bytes per value"
+    bound = f"bound at batch {BATCH_SIZE}"
+    with_state = f"{bound}, with a state of {costs.STATE_BYTES_PER_VALUE[DTYPE]} bytes per value"
+    implied = f"the latency that the bar of the throughput implies at batch {BATCH_SIZE}"
     retnet, transformer = _pair("6.7b")
-    for row, model, assumed in (("retnet", retnet, state_note), ("transformer", transformer, note)):
+    for row, model, note in (("retnet", retnet, with_state), ("transformer", transformer, bound)):
         for context_len in (2048, CONTEXT_LEN):
             rate = BATCH_SIZE / step_time(model, BATCH_SIZE, context_len)
-            yield _bounded(f"retnet/figure6b/{row}/{context_len}", rate, assumed)
-        latency = f"retnet/figure1_latency/{row}/{CONTEXT_LEN}"
-        yield _bounded(latency, step_time(model, BATCH_SIZE, CONTEXT_LEN), assumed)
+            yield _bounded(f"figure6b/{row}/{context_len}", rate, note)
+        latency = f"figure1_latency/{row}/{CONTEXT_LEN}"
+        yield _bounded(latency, step_time(model, BATCH_SIZE, CONTEXT_LEN), note)
         throughput = find_number(f"retnet/figure1_throughput/{row}/{CONTEXT_LEN}").value
-        implied = f"the latency that the bar of the throughput implies at batch {BATCH_SIZE}"
-        yield _equal(latency, BATCH_SIZE / throughput, implied, BARS_TOLERANCE)
+        yield _equal(latency, BATCH_SIZE / throughput, implied, share=BARS_TOLERANCE)
 
 
 def _ratios() -> Iterator[Explanation]:
     """Compare the labels of Figure 1, and the saving of the text."""
     retnet, transformer = _totals(CONTEXT_LEN)
-    yield _equal("retnet/figure1_labels/memory/value", transformer / retnet, "weights and state at batch 8")
-    yield _equal("retnet/text_memory/saved/value", 1 - retnet / transformer, "weights and state at batch 8")
+    yield _equal("figure1_labels/memory/value", transformer / retnet, "weights and state at batch 8")
+    yield _equal("text_memory/saved/value", 1 - retnet / transformer, "weights and state at batch 8")
     step_time = roofline(find_datasheet(DEVICE).ceilings(DTYPE), DTYPE)
     times = [step_time(model, BATCH_SIZE, CONTEXT_LEN) for model in _pair("6.7b")]
     note = "accounted for by the bytes of a step at batch 8; the rest depends on how both were run, which is not stated"
     for label in ("throughput", "latency"):
-        yield _equal(f"retnet/figure1_labels/{label}/value", times[1] / times[0], note)
+        yield _equal(f"figure1_labels/{label}/value", times[1] / times[0], note)
 
 
 def _training() -> Iterator[Explanation]:
@@ -178,6 +178,4 @@ def _training() -> Iterator[Explanation]:
         rows = (("retnet", retnet), ("transformer_flash", transformer), ("transformer", transformer))
         for row, model in rows:
             flops = costs.training_flops(model, 1, CONTEXT_LEN, CHUNK_SIZE) / CONTEXT_LEN
-            yield _bounded(
-                f"retnet/table4_throughput/{row}/{size}", peak / flops, "bound of eight GPUs in bfloat16"
-            )
+            yield _bounded(f"table4_throughput/{row}/{size}", peak / flops, "bound of eight GPUs in bfloat16")

@@ -147,14 +147,11 @@ class Number:
 def load_papers() -> dict[str, Paper]:
     """Return every paper by name; ConfigError, which names the place, where a file is invalid."""
     folder = resources.files("retbench.papers").joinpath("printed")
-    files = {item.name: item for item in folder.iterdir() if item.name.endswith(".toml")}
-    return {
-        paper.name: paper
-        for paper in (
-            parse_paper(name.removesuffix(".toml"), files[name].read_text(encoding="utf-8"))
-            for name in sorted(files)
-        )
-    }
+    names = sorted(
+        item.name.removesuffix(".toml") for item in folder.iterdir() if item.name.endswith(".toml")
+    )
+    texts = {name: folder.joinpath(f"{name}.toml").read_text(encoding="utf-8") for name in names}
+    return {name: parse_paper(name, text) for name, text in texts.items()}
 
 
 def parse_paper(name: str, text: str) -> Paper:
@@ -189,9 +186,6 @@ def find_number(place: str) -> Number:
     source = f"{paper.title} (arXiv:{paper.arxiv}) {sheet.source}"
     printed = format_printed(as_printed, sheet.unit)
     return Number(place, value, unit, printed, source, sheet.kind, sheet.conditions, sheet.doubts)
-
-
-# ---- datasheets ------------------------------------------------------------------------------------------------------
 
 
 class Datasheet(Strict):

@@ -8,7 +8,6 @@ large as printed. Other conditions than the paper's are judged at the nearest sm
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
 
 from retbench.papers.claims import (
     AheadRule,
@@ -80,15 +79,9 @@ class Setup:
 
 
 def judge_cost(claim: Claim, setup: Setup, *, at_scale: bool) -> ClaimFinding | None:
-    """Judge a claim of cost.
+    """Judge a claim with a rule of cost; None where the setup has no value that bears on it.
 
-    Args:
-        claim: The claim, with a rule of cost.
-        setup: The records.
-        at_scale: True where the setup has the paper's conditions: then only the paper's own points count.
-
-    Returns:
-        The finding; None where the setup has no value that bears on the claim.
+    Only the paper's own points count where the setup is `at_scale`: it has the paper's conditions.
     """
     match claim.rule:
         case RatioRule() as rule:
@@ -146,18 +139,13 @@ def _is_counted(metric: str) -> bool:
     return metric.endswith(("_bytes", "_batch"))
 
 
-class _Series(NamedTuple):
-    """A cost along a range: its values in the rounds that all steps share, by step, and the range in words."""
+def _series(
+    rule: LevelRule | GrowsRule, setup: Setup, fewest: int, at_scale: bool
+) -> tuple[dict[int, list[float]], str]:
+    """Return the cost along a range, and the range in words: by step, the values in the rounds that all steps share.
 
-    costs: dict[int, list[float]]
-    words: str
-
-
-def _series(rule: LevelRule | GrowsRule, setup: Setup, fewest: int, at_scale: bool) -> _Series | None:
-    """Return the values along the range of a rule; None where there are fewer than `fewest` steps.
-
-    At the paper's scale the range has to be complete. Otherwise, the other coordinate is the largest that does not
-    exceed the paper's and has enough steps.
+    There is no cost where there are fewer than `fewest` steps, or no shared round. At the paper's scale the range has
+    to be complete. Otherwise, the other coordinate is the largest one up to the paper's that has enough steps.
     """
     axis = ("batch_size", "context_len").index(rule.along)
     first, last = rule.within
@@ -173,8 +161,8 @@ def _series(rule: LevelRule | GrowsRule, setup: Setup, fewest: int, at_scale: bo
         if len(tables) >= fewest and (not at_scale or {first, last} <= tables.keys()):
             rounds = _shared_rounds(tables.values())
             costs = {step: [values[number] for number in rounds] for step, values in tables.items()}
-            return _Series(costs, _range_words(rule, list(costs), other)) if rounds else None
-    return None
+            return (costs if rounds else {}), _range_words(rule, list(costs), other)
+    return {}, ""
 
 
 def _at(point: Point) -> str:
@@ -261,18 +249,18 @@ def _ends(ratio: Interval) -> tuple[float, float]:
 
 def _judge_level(rule: LevelRule, setup: Setup, at_scale: bool) -> ClaimFinding | None:
     """Compare the cost at the last step with that at the first, and look for an outlier between them."""
-    series = _series(rule, setup, 2, at_scale)
-    if series is None:
+    costs, range_words = _series(rule, setup, 2, at_scale)
+    if not costs:
         return None
     margin = LEVEL_MARGIN if rule.margin is None else rule.margin
-    steps, by_round = list(series.costs), list(zip(*series.costs.values(), strict=True))
+    steps, by_round = list(costs), list(zip(*costs.values(), strict=True))
     if _is_counted(rule.metric):
         ratio = max(by_round[0]) / min(by_round[0])
-        return _decided(ratio <= 1 + margin, f"{ratio:.3f}× {series.words}")
+        return _decided(ratio <= 1 + margin, f"{ratio:.3f}× {range_words}")
     found = slope_equivalence(steps, by_round, margin)
     if found.low is None or found.high is None:
-        return _one_round(f"{found.ratio:.3f}× {series.words}")
-    words = f"{found.ratio:.3f}× [{found.low:.3f}, {found.high:.3f}] {series.words}"
+        return _one_round(f"{found.ratio:.3f}× {range_words}")
+    words = f"{found.ratio:.3f}× [{found.low:.3f}, {found.high:.3f}] {range_words}"
     if found.apart is not None and found.apart[0] != steps[-1]:
         step, ratio_there = found.apart
         place = f"{step} sequences" if rule.along == "batch_size" else format_tokens(step)
@@ -284,33 +272,27 @@ def _judge_level(rule: LevelRule, setup: Setup, at_scale: bool) -> ClaimFinding 
 
 def _judge_growth(rule: GrowsRule, setup: Setup, at_scale: bool) -> ClaimFinding | None:
     """Look for a rise at every step, and where the claim says so for a straight line."""
-    series = _series(rule, setup, 3, at_scale)  # a line goes through any two points
-    if series is None:
+    by_length, range_words = _series(rule, setup, 3, at_scale)  # a line goes through any two points
+    if not by_length:
         return None
     is_counted = _is_counted(rule.metric)
-    lengths = list(series.costs)
-    costs = [values[:1] if is_counted else values for values in series.costs.values()]
+    costs = [values[:1] if is_counted else values for values in by_length.values()]
     whole = ratio_interval(costs[-1], costs[0])
-    words = f"{_ratio_words(whole)} {series.words}"
+    words = f"{_ratio_words(whole)} {range_words}"
     if whole.low is None and not is_counted:
         return _one_round(words)
     rises = [_ends(ratio_interval(later, earlier)) for earlier, later in pairwise(costs)]
     if any(low <= 1 for low, _ in rises):
-        verdict = _uneven_verdict(_ends(whole), rises)
+        is_flat = any(high <= 1 for _, high in (_ends(whole), *rises))
+        verdict: Verdict = "not_reproduced" if is_flat else "not_testable"
+        verdict = "partly" if _ends(whole)[0] > 1 else verdict
         more = _more_rounds(setup, len(costs[0])) if verdict == "not_testable" else ""
         return ClaimFinding(verdict, f"{words}, not shown to rise at every length{more}")
     if not rule.linear:
         return ClaimFinding("reproduced", words)
-    line = line_through(lengths, [geometric_interval(values).value for values in costs])
+    line = line_through(list(by_length), [geometric_interval(values).value for values in costs])
     words = f"{words}, within {format_percent(line.largest_residual)} of a line"
     return ClaimFinding("reproduced" if line.fits else "partly", words)
-
-
-def _uneven_verdict(whole: tuple[float, float], rises: Sequence[tuple[float, float]]) -> Verdict:
-    """Return the verdict on a cost that is not shown to rise at every step, by intervals of its ratios."""
-    if whole[0] > 1:
-        return "partly"
-    return "not_reproduced" if any(high <= 1 for _, high in (whole, *rises)) else "not_testable"
 
 
 def _judge_share(claim: Claim, rule: ShareRule, setup: Setup, at_scale: bool) -> ClaimFinding | None:

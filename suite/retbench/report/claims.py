@@ -174,14 +174,8 @@ def _conditions(claim: Claim, *, is_strong: bool = False) -> str:
     return ", ".join(parts) or "any"
 
 
-def _row(
-    scope: Scope,
-    words: str,
-    finding: ClaimFinding,
-    records: Iterable[Record],
-    features: frozenset[str] = frozenset(),
-) -> ClaimRow:
-    return ClaimRow(scope, words, finding, tuple(sorted(records, key=started)), features=features)
+def _in_order(records: Iterable[Record]) -> tuple[Record, ...]:
+    return tuple(sorted(records, key=started))
 
 
 def _cost_rows(claim: Claim, records: Iterable[Record]) -> list[ClaimRow]:
@@ -197,7 +191,7 @@ def _cost_rows(claim: Claim, records: Iterable[Record]) -> list[ClaimRow]:
         words = describe_setup(setup.records)
         key = setup.latest.experiment, words, setup.challenger[0].model.name
         if scope and finding and (key not in rows or finding.decides > rows[key].finding.decides):
-            rows[key] = _row(scope, words, finding, setup.records, features)
+            rows[key] = ClaimRow(scope, words, finding, _in_order(setup.records), features=features)
     return list(rows.values())
 
 
@@ -331,7 +325,7 @@ def _quality_row(
         wanted = {*claim.rule.behind_at, *claim.rule.ahead_at}
     has_tokens = (_num_tokens(records) or 0) >= (claim.scale.num_tokens or 0)
     scope: Scope = "paper" if wanted <= sizes and has_tokens and not lacking else "elsewhere"
-    return _row(scope, f"{models}, {lacking}" if lacking else models, finding, records)
+    return ClaimRow(scope, f"{models}, {lacking}" if lacking else models, finding, _in_order(records))
 
 
 def _num_tokens(records: Iterable[Record]) -> int | None:
@@ -392,6 +386,9 @@ def _joined(rows: Sequence[ClaimRow]) -> ClaimRow:
         verdict = "not_reproduced"
     counted = f"reproduced at {verdicts.count('reproduced')} of {len(ordered)} seeds"
     text = "; ".join([counted, *(f"seed {row.seeds[0]}: {row.finding.text}" for row in ordered)])
-    records = [record for row in ordered for record in row.records]
-    joined = _row("paper", ordered[0].words, ClaimFinding(verdict, text), records)
-    return replace(joined, seeds=tuple(seed for row in ordered for seed in row.seeds))
+    return replace(
+        ordered[0],
+        finding=ClaimFinding(verdict, text),
+        records=_in_order(record for row in ordered for record in row.records),
+        seeds=tuple(seed for row in ordered for seed in row.seeds),
+    )
