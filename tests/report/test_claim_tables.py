@@ -166,7 +166,7 @@ def test_every_row_names_conditions_command_and_runs(
 def test_the_papers_numbers_stand_with_how_they_came_to_be_and_their_doubts() -> None:
     entry = entry_of("latency_level_over_batch", [])
     assert entry.numbers[0].endswith(": 25 ms (read off by others)")
-    assert any("the eyes of others" in doubt for doubt in entry.doubts)
+    assert any("others read these off by eye" in doubt for doubt in entry.doubts)
     assert any("not stated: dtype" in doubt for doubt in entry_of("latency_ratio", []).doubts)
 
 

@@ -91,10 +91,10 @@ class Sheet(Strict):
                 raise ValueError(f"row '{row}' has {len(values)} numbers for {len(self.columns)} columns")
         parts = {part for parts in self.averages.values() for part in parts}
         if strange := sorted((parts | self.averages.keys()) - set(self.columns)):
-            raise ValueError(f"averages name '{strange[0]}', which is no column")
+            raise ValueError(f"averages name '{strange[0]}', which is not a column")
         is_derived = self.derivation is not None or self.ratios.keys() == self.rows.keys()
         if is_derived != (self.kind == "derived"):
-            raise ValueError("a derived sheet, and no other, says where its rows come from")
+            raise ValueError("only a derived sheet has ratios or a derivation, and it needs one of them")
         return self
 
 
@@ -114,7 +114,7 @@ class Paper(Strict):
             for place in (place for ratio in sheet.ratios.values() for place in (ratio.top, ratio.bottom)):
                 source, _, row = place.partition("/")
                 if source not in self.sheets or row not in self.sheets[source].rows:
-                    raise ValueError(f"sheet '{name}' is derived from '{place}', which is no SHEET/ROW here")
+                    raise ValueError(f"sheet '{name}' is derived from '{place}', which is not a SHEET/ROW of this file")
         return self
 
 
@@ -159,7 +159,7 @@ def parse_paper(name: str, text: str) -> Paper:
     try:
         return Paper.model_validate({"name": name, **tomllib.loads(text)})
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{name}.toml: not valid TOML: {error}. Mend the file at that place.") from error
+        raise ConfigError(f"{name}.toml: not valid TOML: {error}. Correct the file there.") from error
     except ValidationError as error:
         raise ConfigError(explain(error, Paper, f"{name}.toml")) from error
 
@@ -174,7 +174,7 @@ def find_number(place: str) -> Number:
     """Return the number at PAPER/SHEET/ROW/COLUMN in its base unit; ConfigError with a suggestion if there is none."""
     parts = place.split("/")
     if len(parts) != 4:
-        raise ConfigError(f"'{place}' is no number of a paper. Give PAPER/SHEET/ROW/COLUMN.")
+        raise ConfigError(f"'{place}' is not a number of a paper. Use PAPER/SHEET/ROW/COLUMN.")
     name, sheet_name, row, column = parts
     paper = _find("paper", name, load_papers(), place)
     sheet = _find("sheet", sheet_name, paper.sheets, place)
