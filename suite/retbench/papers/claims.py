@@ -127,7 +127,7 @@ class GateRule(Strict):
 
 
 class AheadRule(Strict):
-    """One model is better than another on the same documents, at every task point."""
+    """One model is better than another on the same documents, in every evaluation."""
 
     kind: Literal["ahead"]
     workload: Literal["perplexity", "zeroshot"]
@@ -140,7 +140,7 @@ class AheadRule(Strict):
     reference: Side
 
     def covers(self, record: Record) -> bool:
-        """Return whether a record measures a task point of the rule."""
+        """Return whether a record belongs to an evaluation of the rule."""
         point = record.point
         return (
             record.workload == self.workload

@@ -114,30 +114,25 @@ class Paper(Strict):
             for place in (place for ratio in sheet.ratios.values() for place in (ratio.top, ratio.bottom)):
                 source, _, row = place.partition("/")
                 if source not in self.sheets or row not in self.sheets[source].rows:
-                    raise ValueError(f"sheet '{name}' is derived from '{place}', which is not a SHEET/ROW of this file")
+                    raise ValueError(
+                        f"sheet '{name}' is derived from '{place}', which is not a SHEET/ROW of this file"
+                    )
         return self
 
 
 @dataclass(frozen=True)
 class Number:
-    """One number of a paper.
-
-    Attributes:
-        place: PAPER/SHEET/ROW/COLUMN.
-        value: In the base unit.
-        unit: The base unit.
-        printed: Printed value with its unit.
-        source: Paper and table or figure, in words.
-        kind: How it was obtained.
-        conditions: Conditions under which it was obtained.
-        doubts: Reasons to doubt it.
-    """
+    """One number of a paper, with what its sheet says about it."""
 
     place: str
+    """PAPER/SHEET/ROW/COLUMN."""
     value: float
     unit: str
+    """Base unit of the value."""
     printed: str
+    """Printed value with its unit."""
     source: str
+    """Paper and table or figure, in words."""
     kind: Kind
     conditions: Conditions
     doubts: tuple[str, ...]
