@@ -1,6 +1,6 @@
 """Claims of papers as data: each statement, its conditions, and the rule by which records decide it.
 
-The claims are in `claims.toml` beside this module; `retbench.report.claims` judges them. An architecture is a plain
+The claims are in `claims.toml` in this package; `retbench.report.claims` judges them. An architecture is a plain
 name: a claim may be about one that is not installed.
 """
 
@@ -235,7 +235,7 @@ class Claim(Strict):
     strong: tuple[Feature, ...] = ()
     """Features of the baseline in the second verdict; no second verdict when empty."""
     needs: str | None = None
-    """What a run under the paper's conditions takes."""
+    """Requirements of a run under the paper's conditions."""
     command: str | None = None
     strong_command: str | None = None
     untestable: str | None = None

@@ -31,7 +31,7 @@ KIND_WORDS: dict[Kind, str] = {
     "third_party": "read off by others",
     "derived": "derived from the paper's numbers",
 }
-"""How a number was obtained, in words."""
+"""Words for the origin of a number."""
 
 
 class Conditions(Strict):
@@ -105,7 +105,7 @@ class Paper(Strict):
     title: str
     arxiv: str
     trust: str
-    """How the numbers were entered into the file."""
+    """Origin of the numbers in the file."""
     sheets: dict[str, Sheet] = Field(min_length=1)
 
     @model_validator(mode="after")

@@ -202,7 +202,7 @@ def _scope(claim: Claim, record: Record, features: frozenset[str]) -> Scope | No
 
 
 def find_setups(records: Iterable[Record], challenger: Side, reference: Side | None) -> list[Setup]:
-    """Return every way of running the challenger beside every way of running the reference, the newest first.
+    """Return each way of running the challenger with each way of running the reference, the newest first.
 
     Records of one setup share experiment, machine, dtype, code and settings.
     """
