@@ -6,6 +6,7 @@ import pandas as pd
 
 from retbench.papers.papers import KIND_WORDS
 from retbench.report import overlays
+from retbench.report.claims import describe_setup
 from retbench.report.drawings import Drawing
 from retbench.report.inference_curves import WEIGHTS, Panel, draw_inference
 from retbench.report.overlays import PaperPoint, keep_comparable
@@ -17,7 +18,6 @@ from retbench.report.scenes import (
     describe_rounds,
     file_stem,
 )
-from retbench.report.setups import Setup
 from retbench.units import format_tokens
 
 _COLUMNS = [
@@ -217,7 +217,7 @@ def _describe_paper(panels: Sequence[Panel]) -> list[str]:
     timed_first = [record for panel in reversed(panels) if panel.paper for record in panel.records]
     return [
         "Hollow markers are the paper's values (two where those who read them off differ); nothing that it states "
-        f"contradicts the conditions here: {Setup(tuple(timed_first)).words}.",
+        f"contradicts the conditions here: {describe_setup(timed_first)}.",
         overlays.describe_points(points),
     ]
 

@@ -9,10 +9,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
+from retbench.architectures.registry import baseline_features
+from retbench.papers.claims import Scale, load_claims
 from retbench.papers.papers import KIND_WORDS, Number, find_number, load_papers
 from retbench.records.record import Record
-from retbench.report.claim_types import Scale, load_claims
-from retbench.report.setups import features_of
 
 _PAPER = "retnet"
 _BATCH = f"{_PAPER}/figure6a_batch/batch_size/value"
@@ -105,8 +105,8 @@ def keep_comparable(points: Iterable[PaperPoint], records: Iterable[Record]) -> 
 
 def _holds(sheet: str, record: Record) -> bool:
     """Whether nothing stated about a sheet contradicts a record."""
-    is_grouped = record.model.architecture == "transformer" and "grouped" in features_of(record)
-    return _scale(sheet).holds(record) and not is_grouped
+    features = baseline_features(record.model.architecture, record.model.config, record.backend)
+    return _scale(sheet).holds(record) and "grouped" not in features
 
 
 @cache

@@ -16,7 +16,7 @@ from retbench.errors import StorageError
 from retbench.files import check_writable
 from retbench.records.record import Record
 from retbench.report import ledger, page
-from retbench.report.claim_section import ClaimSection, make_claim_section
+from retbench.report.claim_tables import ClaimSection, make_claim_section
 from retbench.report.claims import judge_claims
 from retbench.report.doubts import (
     absent_sentences,
