@@ -14,12 +14,11 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from retbench.data.tokenizers import Tokenizer
+from retbench.data.tokenizers import Tokenizer, check_bos_token, check_vocabulary, prefix_token
 from retbench.errors import ConfigError, UnsupportedError
 from retbench.evaluation.generation import generate_greedy
 from retbench.evaluation.prefixes import MIN_SAVED
 from retbench.evaluation.progress import Report, tell_nobody
-from retbench.evaluation.requirements import check_first_token_mark, check_vocabulary, prefix_token
 from retbench.evaluation.scoring import Request, Scorer
 from retbench.models.decoder import Decoder
 
@@ -62,7 +61,7 @@ class DecoderLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no type inform
         super().__init__()
         check_vocabulary(tokenizer, model.config.vocab_size)
         if add_bos:
-            check_first_token_mark(tokenizer)
+            check_bos_token(tokenizer)
         self.model = model
         self.tokenizer = tokenizer
         self.add_bos = add_bos

@@ -15,11 +15,10 @@ import torch
 
 from retbench.config.evaluation import CHUNK_LEN, SCORED_LEN, Protocol
 from retbench.data.corpora import Document
-from retbench.data.tokenizers import Tokenizer
+from retbench.data.tokenizers import Tokenizer, check_vocabulary, prefix_token
 from retbench.errors import ConfigError
 from retbench.evaluation.losses import last_losses, streamed_losses, strided_losses
 from retbench.evaluation.progress import Report, tell_nobody
-from retbench.evaluation.requirements import check_vocabulary, prefix_token
 from retbench.models.decoder import Decoder
 
 FIRST_BUCKET = 128

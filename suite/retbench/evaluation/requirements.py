@@ -28,7 +28,7 @@ def prefix_token(tokenizer: Tokenizer) -> int:
     )
 
 
-def check_first_token_mark(tokenizer: Tokenizer) -> None:
+def check_bos_token(tokenizer: Tokenizer) -> None:
     """ConfigError where a tokenizer has no mark for `add_bos` to begin a context with."""
     if tokenizer.bos_token_id is None:
         raise ConfigError(
