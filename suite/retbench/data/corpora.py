@@ -11,10 +11,11 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from retbench.data import hub, splits
 from retbench.data.places import find
@@ -39,30 +40,42 @@ TEXT_COLUMNS = ("text", "page")
 """Names of a data set's column of texts, in order of preference."""
 
 
-class Corpus(Protocol):
+class Corpus(ABC):
     """Documents to train on or to evaluate."""
 
-    @property
-    def name(self) -> str:
-        """The user's name for it."""
-
-    @property
-    def fingerprint(self) -> str:
-        """12 hex digits over all content, the documents' names and the split rule; equal only for equal corpora."""
-
-    @property
-    def revision(self) -> str | None:
-        """Commit of a hub data set; None for files."""
-
-    @property
-    def splits(self) -> tuple[str, ...]:
-        """The splits that are not empty; "all" is the last."""
+    name: str
+    """The user's name for it."""
+    fingerprint: str
+    """12 hex digits over all content, the documents' names and the split rule; equal only for equal corpora."""
+    revision: str | None = None
+    """Commit of a hub data set; None for files."""
+    splits: tuple[str, ...]
+    """The splits that are not empty; "all" is the last."""
 
     def documents(self, split: str) -> Iterator[Document]:
-        """Yield the documents of a split, always in the same order; ConfigError if there is no such split."""
+        """Yield the documents of a split, always in the same order.
+
+        Raises:
+            ConfigError: there is no such split, or a document is not text.
+            RetbenchError: a file has changed since the corpus was loaded.
+            UnsupportedError: the hub cannot be reached.
+        """
+        check_split(self, split)
+        return self._read(split)
+
+    @abstractmethod
+    def _read(self, split: str) -> Iterator[Document]:
+        """Yield the documents of an existing split."""
 
     def num_bytes(self, split: str) -> int:
-        """Return the UTF-8 bytes of the texts of a split."""
+        """Return the UTF-8 bytes of the texts of a split; ConfigError if there is no such split."""
+        return sum(len(document.text.encode()) for document in self.documents(split))
+
+
+def present_splits(present: Iterable[str | None]) -> tuple[str, ...]:
+    """Return these splits in order, then "all"."""
+    found = set(present)
+    return (*(split for split in splits.SPLITS if split in found), ALL)
 
 
 def load_corpus(name: str, *, data_dir: Path | None = None, revision: str | None = None) -> Corpus:
@@ -95,7 +108,7 @@ def check_split(corpus: Corpus, split: str) -> None:
         )
 
 
-class FileCorpus:
+class FileCorpus(Corpus):
     """A corpus in files: a folder of texts, one text, or Python's own library.
 
     Args:
@@ -105,8 +118,6 @@ class FileCorpus:
     Raises:
         ConfigError: a file cannot be read or is not text, or all files are empty.
     """
-
-    revision = None
 
     def __init__(self, name: str, files: Sequence[TextFile]) -> None:
         self.name = name
@@ -121,18 +132,7 @@ class FileCorpus:
         self._is_cut = not self._split_of and all(
             len(document.text) >= splits.MIN_CHARACTERS for document in self._read(ALL)
         )
-        present = splits.SPLITS if self._is_cut else set(self._split_of.values())
-        self.splits = (*(split for split in splits.SPLITS if split in present), ALL)
-
-    def documents(self, split: str) -> Iterator[Document]:
-        """Yield the documents of a split in the order of the files.
-
-        Raises:
-            ConfigError: there is no such split.
-            RetbenchError: a file has changed since the corpus was loaded.
-        """
-        check_split(self, split)
-        return self._read(split)
+        self.splits = present_splits(splits.SPLITS if self._is_cut else self._split_of.values())
 
     def _read(self, split: str) -> Iterator[Document]:
         for file, index in zip(self._files, self._indexes, strict=True):
@@ -156,10 +156,9 @@ class FileCorpus:
         return any(self._split_of[name] == split for name, _ in index.documents)
 
     def num_bytes(self, split: str) -> int:
-        """Return the UTF-8 bytes of the texts of a split; ConfigError if there is no such split."""
-        check_split(self, split)
-        if split != ALL and self._is_cut:
-            return sum(len(document.text.encode()) for document in self._read(split))
+        """Return the UTF-8 bytes of the texts of a split, from the index unless documents are cut."""
+        if split not in (ALL, *self._split_of.values()):
+            return super().num_bytes(split)
         sizes = (entry for index in self._indexes for entry in index.documents)
         return sum(size for name, size in sizes if split in (ALL, self._split_of.get(name)))
 
@@ -181,7 +180,7 @@ def _assign_splits(files: Sequence[TextFile], indexes: Sequence[FileIndex]) -> d
     return splits.hashed_splits(names) if len(names) >= splits.MIN_DOCUMENTS else {}
 
 
-class HubCorpus:
+class HubCorpus(Corpus):
     """A data set of the hub at one commit, streamed: only rows that are read are downloaded.
 
     A row is a document; its text is the column "text", else "page". The splits are the data set's own; a split with
@@ -209,8 +208,7 @@ class HubCorpus:
             )
         own = {source: splits.own_split(source) for source in self._sources}
         self._own = own if set(own.values()) & {"validation", "test"} else {}
-        present = set(self._own.values()) or splits.SPLITS
-        self.splits = (*(split for split in splits.SPLITS if split in present), ALL)
+        self.splits = present_splits(self._own.values() or splits.SPLITS)
         self._column = self._find_column()
         parts = [self._repo, self._config, self.revision, self._column, splits.RULE]
         self.fingerprint = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
@@ -259,16 +257,6 @@ class HubCorpus:
                 if text.strip():
                     yield Document(f"{source}/{number}", text)
 
-    def documents(self, split: str) -> Iterator[Document]:
-        """Yield the documents of a split in the data set's order, streamed.
-
-        Raises:
-            ConfigError: there is no such split, or a row has no text.
-            UnsupportedError: the hub cannot be reached.
-        """
-        check_split(self, split)
-        return self._read(split)
-
     def _read(self, split: str) -> Iterator[Document]:
         for source in self._sources:
             if split == ALL or not self._own:
@@ -276,7 +264,3 @@ class HubCorpus:
                 yield from (item for item in found if split in (ALL, splits.hashed_split(item.name)))
             elif self._own[source] == split:
                 yield from self._stream(source)
-
-    def num_bytes(self, split: str) -> int:
-        """Return the UTF-8 bytes of the texts of a split; streams all of it."""
-        return sum(len(document.text.encode()) for document in self.documents(split))

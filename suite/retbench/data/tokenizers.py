@@ -8,23 +8,30 @@ gpt2, neox, mistral       gpt2_tokenizer, neox_tokenizer and mistral_tokenizer b
 hub:REPO[@REVISION]       the tokenizer of a model on the hub
 """
 
-import hashlib
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
 
 from retbench.data import hub
 from retbench.data.places import find
 from retbench.data.vocabularies import (
+    BYTES,
+    ByteTokenizer,
     ScoredPieces,
     SentencePieceTokenizer,
-    check_tokens,
+    Tokenizer,
     read_gpt2_files,
     read_tokenizer_json,
 )
 from retbench.errors import ConfigError
 
-BYTES = "bytes"
+__all__ = [
+    "ByteTokenizer",
+    "Tokenizer",
+    "check_bos_token",
+    "check_vocabulary",
+    "load_tokenizer",
+    "prefix_token",
+]
+
 _SHORT_NAMES = {"gpt2": "gpt2_tokenizer", "neox": "neox_tokenizer", "mistral": "mistral_tokenizer"}
 _GPT2_VOCABULARIES = ("vocab.json", "encoder.json")
 _GPT2_MERGES = ("merges.txt", "vocab.bpe")
@@ -36,55 +43,6 @@ _HUB_FILES = (
     *_GPT2_MERGES,
     "tokenizer.model",
 )
-
-
-class Tokenizer(Protocol):
-    """A reversible map from text to tokens."""
-
-    @property
-    def name(self) -> str:
-        """The user's name for it."""
-
-    @property
-    def fingerprint(self) -> str:
-        """12 hex digits over its definition; equal only for tokenizers that give the same tokens."""
-
-    @property
-    def vocab_size(self) -> int:
-        """The highest token plus one."""
-
-    @property
-    def bos_token_id(self) -> int | None:
-        """The token before a text, if there is one."""
-
-    @property
-    def eos_token_id(self) -> int | None:
-        """The token after a text, if there is one."""
-
-    def encode(self, text: str) -> list[int]:
-        """Return the tokens of a text, without begin-of-text and end-of-text tokens."""
-
-    def decode(self, tokens: Sequence[int]) -> str:
-        """Return the text of tokens; ConfigError if one is not in the vocabulary."""
-
-
-class ByteTokenizer:
-    """The UTF-8 bytes of a text, with token 256 before and after it."""
-
-    name = BYTES
-    vocab_size = 257
-    bos_token_id = 256
-    eos_token_id = 256
-    fingerprint = hashlib.sha256(b"UTF-8 bytes, 256 begins and ends a text").hexdigest()[:12]
-
-    def encode(self, text: str) -> list[int]:
-        """Return the bytes of a text."""
-        return list(text.encode())
-
-    def decode(self, tokens: Sequence[int]) -> str:
-        """Return the text of bytes, with U+FFFD for invalid UTF-8; token 256 is left out."""
-        found = check_tokens(tokens, self.vocab_size, self.name)
-        return bytes(token for token in found if token != self.eos_token_id).decode("utf-8", "replace")
 
 
 def load_tokenizer(name: str, *, data_dir: Path | None = None, revision: str | None = None) -> Tokenizer:

@@ -1,9 +1,10 @@
-"""Tokenizers read from vocabulary files: by the libraries of their formats, or llama2.c's by this module."""
+"""Tokenizers of each format: bytes, vocabulary files read by their libraries, and llama2.c's scored pieces."""
 
 import hashlib
 import heapq
 import json
 import struct
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from retbench.data.hub import load_package
 from retbench.errors import ConfigError
 
+BYTES = "bytes"
 _END_OF_TEXT = "<|endoftext|>"
 _WELL_KNOWN = (
     (_END_OF_TEXT, _END_OF_TEXT),
@@ -33,18 +35,6 @@ def content_hash(*parts: bytes) -> str:
     return digest.hexdigest()[:12]
 
 
-def check_tokens(tokens: Sequence[int], vocab_size: int, name: str) -> list[int]:
-    """Return `tokens` as a list; ConfigError if one is not in the vocabulary, which libraries ignore silently."""
-    found = list(tokens)
-    if found and not 0 <= min(found) <= max(found) < vocab_size:
-        wrong = next(token for token in found if not 0 <= token < vocab_size)
-        raise ConfigError(
-            f"token {wrong} is not in the vocabulary of the tokenizer '{name}', which has {vocab_size:,}. "
-            "Use the tokenizer that the model was trained with."
-        )
-    return found
-
-
 def _read_bytes(path: Path) -> bytes:
     """Read a file; ConfigError if it cannot be read."""
     try:
@@ -63,20 +53,66 @@ def _read_json(path: Path) -> Any:
         raise ConfigError(f"{path}: not valid JSON: {error}. Fetch the file again.") from error
 
 
-class LibraryTokenizer:
-    """A tokenizer of the `tokenizers` library.
+class Tokenizer(ABC):
+    """A reversible map from text to tokens."""
 
-    A special token that is spelt out in a text becomes that token, as always in that library. Truncation and padding
-    requested by a file are turned off.
-    """
+    name: str
+    """The user's name for it."""
+    fingerprint: str
+    """12 hex digits over its definition; equal only for tokenizers that give the same tokens."""
+    vocab_size: int
+    """The highest token plus one; a vocabulary may have holes."""
+    bos_token_id: int | None
+    """The token before a text, if there is one."""
+    eos_token_id: int | None
+    """The token after a text, if there is one."""
+
+    @abstractmethod
+    def encode(self, text: str) -> list[int]:
+        """Return the tokens of a text, without begin-of-text and end-of-text tokens."""
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Return the text of tokens; ConfigError if one is not in the vocabulary, which libraries ignore silently."""
+        found = list(tokens)
+        if found and not 0 <= min(found) <= max(found) < self.vocab_size:
+            wrong = next(token for token in found if not 0 <= token < self.vocab_size)
+            raise ConfigError(
+                f"token {wrong} is not in the vocabulary of the tokenizer '{self.name}', which has "
+                f"{self.vocab_size:,}. Use the tokenizer that the model was trained with."
+            )
+        return self._decode(found)
+
+    @abstractmethod
+    def _decode(self, tokens: list[int]) -> str:
+        """Return the text of tokens of the vocabulary."""
+
+
+class ByteTokenizer(Tokenizer):
+    """The UTF-8 bytes of a text, with token 256 before and after it; invalid bytes are decoded as U+FFFD."""
+
+    name = BYTES
+    vocab_size = 257
+    bos_token_id = 256
+    eos_token_id = 256
+    fingerprint = hashlib.sha256(b"UTF-8 bytes, 256 begins and ends a text").hexdigest()[:12]
+
+    def encode(self, text: str) -> list[int]:
+        """Return the bytes of a text."""
+        return list(text.encode())
+
+    def _decode(self, tokens: list[int]) -> str:
+        return bytes(token for token in tokens if token != self.eos_token_id).decode("utf-8", "replace")
+
+
+class LibraryTokenizer(Tokenizer):
+    """A tokenizer of the `tokenizers` library, with the truncation and padding of its file turned off."""
 
     def __init__(self, name: str, tokenizer: Any, fingerprint: str, special: tuple[str | None, str | None]):
         self.name = name
         self._tokenizer = tokenizer
         tokenizer.no_truncation()
         tokenizer.no_padding()
-        self.vocab_size: int = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())
-        """The highest token plus one: a vocabulary may have holes."""
+        self.vocab_size = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())
         self.bos_token_id, self.eos_token_id = (
             None if token is None else tokenizer.token_to_id(token) for token in special
         )
@@ -85,14 +121,12 @@ class LibraryTokenizer:
         )
 
     def encode(self, text: str) -> list[int]:
-        """Return the tokens of a text; none is added."""
+        """Return the tokens of a text; a special token that is spelt out becomes that token."""
         tokens: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return tokens
 
-    def decode(self, tokens: Sequence[int]) -> str:
-        """Return the text of tokens, special tokens spelt out."""
-        found = check_tokens(tokens, self.vocab_size, self.name)
-        text: str = self._tokenizer.decode(found, skip_special_tokens=False)
+    def _decode(self, tokens: list[int]) -> str:
+        text: str = self._tokenizer.decode(tokens, skip_special_tokens=False)
         return text
 
 
@@ -160,7 +194,7 @@ def _check_merges(tokens: Any, pairs: Sequence[tuple[str, ...]], where: str) -> 
         raise ConfigError(f"{where}: not GPT-2's vocabulary: {fault}. Fetch the files again.")
 
 
-class SentencePieceTokenizer:
+class SentencePieceTokenizer(Tokenizer):
     """A SentencePiece model, e.g. the first Mistral's `tokenizer.model.v1`.
 
     Raises:
@@ -175,21 +209,20 @@ class SentencePieceTokenizer:
         self.fingerprint = content_hash(content)
         try:
             self._processor = library.SentencePieceProcessor(model_proto=content)
-            self.vocab_size: int = self._processor.vocab_size()
+            self.vocab_size = self._processor.vocab_size()
         except RuntimeError as error:
             raise ConfigError(f"{path}: not a SentencePiece model: {error}. Fetch the file again.") from error
         begin, end = self._processor.bos_id(), self._processor.eos_id()
-        self.bos_token_id: int | None = begin if begin >= 0 else None
-        self.eos_token_id: int | None = end if end >= 0 else None
+        self.bos_token_id = begin if begin >= 0 else None
+        self.eos_token_id = end if end >= 0 else None
 
     def encode(self, text: str) -> list[int]:
-        """Return the tokens of a text; only the model's own space before the text is added."""
+        """Return the tokens of a text, after the model's own space."""
         tokens: list[int] = self._processor.encode(text, add_bos=False, add_eos=False)
         return tokens
 
-    def decode(self, tokens: Sequence[int]) -> str:
-        """Return the text of tokens, without begin-of-text and end-of-text tokens."""
-        text: str = self._processor.decode(check_tokens(tokens, self.vocab_size, self.name))
+    def _decode(self, tokens: list[int]) -> str:
+        text: str = self._processor.decode(tokens)
         return text
 
 
@@ -210,7 +243,7 @@ def read_pieces(content: bytes) -> list[tuple[bytes, float]]:
     return pieces
 
 
-class ScoredPieces:
+class ScoredPieces(Tokenizer):
     """llama2.c's `tokenizer.bin`: a SentencePiece BPE vocabulary as pieces with scores, merged by score.
 
     The file is an int32 (the longest piece), then for each token a float32 score, an int32 length and the piece's
@@ -284,11 +317,10 @@ class ScoredPieces:
                 propose(before[left])
         return [token for token in tokens if token != _NO_NEIGHBOUR]
 
-    def decode(self, tokens: Sequence[int]) -> str:
-        """Return the text of tokens, without the space before it and begin-of-text and end-of-text tokens."""
+    def _decode(self, tokens: list[int]) -> str:
         content = b"".join(
             bytes([token - _FIRST_BYTE]) if 0 <= token - _FIRST_BYTE < 256 else self._pieces[token]
-            for token in check_tokens(tokens, self.vocab_size, self.name)
+            for token in tokens
             if token not in (_BOS, _EOS)
         )
         return content.removeprefix(b" ").decode("utf-8", "replace")
