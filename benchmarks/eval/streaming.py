@@ -11,7 +11,7 @@ from retbench.architectures.retnet import RetNetSpec
 from retbench.data.corpora import load_corpus
 from retbench.data.tokenizers import load_tokenizer
 from retbench.errors import UnsupportedError
-from retbench.evaluation.losses import streamed_losses
+from retbench.evaluation.perplexity import streamed_losses
 from retbench.measure.memory import measure_memory
 from retbench.models.build import build_model
 

@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 
 from retbench.data.batches import Batches, epoch_order
 from retbench.data.corpora import load_corpus
-from retbench.data.packed import PackedTokens
-from retbench.data.packing import pack
+from retbench.data.packing import PackedTokens, pack
 from retbench.data.tokenizers import load_tokenizer
 from retbench.errors import ConfigError
 

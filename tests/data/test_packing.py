@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from retbench.data.corpora import Corpus, Document, load_corpus
-from retbench.data.packed import PackedTokens
-from retbench.data.packing import pack
+from retbench.data.packing import PackedTokens, pack
 from retbench.data.tokenizers import load_tokenizer
 from retbench.errors import ConfigError, RetbenchError, StorageError
 

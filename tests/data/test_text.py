@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from retbench.data import standard_library, text
+from retbench.data import text
+from retbench.data.text_files import library_files
 from retbench.errors import UnsupportedError
 
 
@@ -67,7 +68,7 @@ def test_fingerprint_follows_the_text(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "site-packages").mkdir()
     (tmp_path / "site-packages" / "other.py").write_text("left out\n", encoding="utf-8")
     monkeypatch.setattr(sysconfig, "get_path", lambda _name: str(tmp_path))
-    standard_library.paths.cache_clear()
+    library_files.cache_clear()
     text.fingerprint.cache_clear()
     try:
         assert text.fingerprint() != here
@@ -76,5 +77,5 @@ def test_fingerprint_follows_the_text(tmp_path: Path, monkeypatch: pytest.Monkey
             text.read_tokens(7)
     finally:
         monkeypatch.undo()
-        standard_library.paths.cache_clear()
+        library_files.cache_clear()
         text.fingerprint.cache_clear()

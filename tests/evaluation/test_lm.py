@@ -133,9 +133,9 @@ def test_a_piece_over_the_join_leaves_nothing_to_score():
 
 def test_marks_that_a_tokenizer_does_not_have():
     lm = DecoderLM(small_model("llama"), Joining(), max_length=8)
-    with pytest.raises(ConfigError, match="neither a first-token nor an end mark"):
+    with pytest.raises(ConfigError, match="neither a begin-of-text nor an end-of-text token"):
         lm.loglikelihood_rolling([ask("loglikelihood_rolling", "abc")])
-    with pytest.raises(ConfigError, match="no first-token mark"):
+    with pytest.raises(ConfigError, match="no begin-of-text token"):
         DecoderLM(small_model("llama"), Joining(), max_length=8, add_bos=True)
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from retbench.architectures.matching import resolve_model
 from retbench.architectures.retnet import RetNetSpec
 from retbench.architectures.transformer import TransformerSpec
-from retbench.evaluation.losses import last_losses, streamed_losses, strided_losses, windows
+from retbench.evaluation.perplexity import last_losses, streamed_losses, strided_losses, windows
 from retbench.models.build import build_model
 from retbench.models.decoder import Decoder
 

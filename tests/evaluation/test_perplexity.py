@@ -9,8 +9,7 @@ from retbench.architectures.retnet import RetNetSpec
 from retbench.data.corpora import Document
 from retbench.data.tokenizers import load_tokenizer
 from retbench.errors import ConfigError
-from retbench.evaluation.losses import streamed_losses
-from retbench.evaluation.perplexity import Reading, cut, read_corpus
+from retbench.evaluation.perplexity import PerplexitySetup, cut_tokens, score_corpus, streamed_losses
 from retbench.models.build import build_model
 from retbench.models.decoder import Decoder
 
@@ -26,7 +25,7 @@ def model() -> Decoder:
 
 
 def test_counts_and_sums_are_those_of_the_texts(model: Decoder) -> None:
-    found = read_corpus(model, BYTES, DOCUMENTS, Reading("whole", 4096))
+    found = score_corpus(model, BYTES, DOCUMENTS, PerplexitySetup("whole", 4096))
     assert [document.name for document in found.documents] == ["0.txt", "1.txt", "3.txt"]
     for document, text in zip(found.documents, (text for text in TEXTS if text), strict=True):
         assert document.num_tokens == document.num_bytes == len(text.encode())
@@ -40,30 +39,30 @@ def test_counts_and_sums_are_those_of_the_texts(model: Decoder) -> None:
 
 
 def test_a_document_is_read_no_further_than_the_context(model: Decoder) -> None:
-    found = read_corpus(model, BYTES, DOCUMENTS[:1], Reading("whole", 10))
+    found = score_corpus(model, BYTES, DOCUMENTS[:1], PerplexitySetup("whole", 10))
     assert found.documents[0].num_tokens == 10
-    whole = read_corpus(model, BYTES, [Document("a", TEXTS[0][:10])], Reading("whole", 99))
+    whole = score_corpus(model, BYTES, [Document("a", TEXTS[0][:10])], PerplexitySetup("whole", 99))
     assert found.nll_nats == pytest.approx(whole.nll_nats)
 
 
 @pytest.mark.parametrize("length", range(1, 12))
 def test_a_text_is_never_cut_within_a_character(length: int) -> None:
     tokens = BYTES.encode("Zoë’s 🦜 é")
-    kept = cut(BYTES, tokens, length)
+    kept = cut_tokens(BYTES, tokens, length)
     assert length - 3 <= len(kept) <= length
     assert "\ufffd" not in BYTES.decode(kept)
 
 
 def test_every_protocol_scores_the_same_tokens_where_the_text_is_short(model: Decoder) -> None:
-    whole = read_corpus(model, BYTES, DOCUMENTS, Reading("whole", 4096))
-    strided = read_corpus(model, BYTES, DOCUMENTS, Reading("strided", 4096, stride=2048))
+    whole = score_corpus(model, BYTES, DOCUMENTS, PerplexitySetup("whole", 4096))
+    strided = score_corpus(model, BYTES, DOCUMENTS, PerplexitySetup("strided", 4096, stride=2048))
     assert strided.nll_nats == pytest.approx(whole.nll_nats, rel=1e-6)
     assert strided.bucket_ends == ()
 
 
 def test_the_last_tokens_have_no_bytes_of_their_own(model: Decoder) -> None:
     long = Document("long", "All happy families are alike. " * 150)
-    found = read_corpus(model, BYTES, [long, *DOCUMENTS], Reading("last", 512))
+    found = score_corpus(model, BYTES, [long, *DOCUMENTS], PerplexitySetup("last", 512))
     assert [document.name for document in found.documents] == ["long"]
     assert found.num_tokens == 128 * (len(long.text) // 2048)
     assert found.num_bytes is None
@@ -74,7 +73,7 @@ def test_nothing_to_score_is_an_error(model: Decoder) -> None:
     with pytest.raises(
         ConfigError, match=r"no document is long enough for the protocol 'last' at context_len 512"
     ):
-        read_corpus(model, BYTES, DOCUMENTS, Reading("last", 512))
+        score_corpus(model, BYTES, DOCUMENTS, PerplexitySetup("last", 512))
 
 
 def test_a_tokenizer_that_does_not_fit_is_refused(model: Decoder) -> None:
@@ -88,4 +87,4 @@ def test_a_tokenizer_that_does_not_fit_is_refused(model: Decoder) -> None:
             return ""
 
     with pytest.raises(ConfigError, match="'wider' has 300 tokens and the model's vocabulary only 257"):
-        read_corpus(model, Wider(), DOCUMENTS, Reading("whole", 64))
+        score_corpus(model, Wider(), DOCUMENTS, PerplexitySetup("whole", 64))

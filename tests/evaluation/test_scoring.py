@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retbench.evaluation.scoring import Request, Scorer
+from retbench.evaluation.scoring import Scorer, ScoringRequest
 from retbench.models.decoder import Decoder
 from retbench.models.state import DecoderState
 from tests.evaluation.conftest import small_model
@@ -58,7 +58,7 @@ def questions(num_questions, num_choices, seed=0, prefix=()):
     found = []
     for _ in range(num_questions):
         context = [*prefix, *draw(3, 40)]
-        found += [Request(context, draw(1, 12)) for _ in range(num_choices)]
+        found += [ScoringRequest(context, draw(1, 12)) for _ in range(num_choices)]
     return found
 
 
@@ -103,15 +103,17 @@ def test_likeliest_continuations_are_greedy(model):
             logits = model(torch.tensor([[*context, *continuation]]))
             continuation.append(int(logits[0, -1].argmax()))
     found = check(
-        model, [Request(context, continuation), Request(context, [*continuation[:-1], 9])], min_saved=1
+        model,
+        [ScoringRequest(context, continuation), ScoringRequest(context, [*continuation[:-1], 9])],
+        min_saved=1,
     )
     assert [score.is_greedy for score in found.scores] == [True, continuation[-1] == 9]
 
 
 def test_long_contexts_lose_their_start_and_are_counted(model):
-    short, long = Request([1, 2, 3], [4]), Request(list(range(100)), [1, 2])
+    short, long = ScoringRequest([1, 2, 3], [4]), ScoringRequest(list(range(100)), [1, 2])
     assert check(model, [short, long, long], max_length=16).num_truncated == 2
-    assert check(model, [Request(list(range(16)), [1])], max_length=16).num_truncated == 0
+    assert check(model, [ScoringRequest(list(range(16)), [1])], max_length=16).num_truncated == 0
 
 
 def test_logits_taken_a_slice_at_a_time(model, monkeypatch):
@@ -119,7 +121,9 @@ def test_logits_taken_a_slice_at_a_time(model, monkeypatch):
     check(model, questions(4, 3))
 
 
-@pytest.mark.parametrize("request_", [Request([], [1]), Request([1], []), Request([1], [1] * 9)])
+@pytest.mark.parametrize(
+    "request_", [ScoringRequest([], [1]), ScoringRequest([1], []), ScoringRequest([1], [1] * 9)]
+)
 def test_what_cannot_be_scored_is_refused(request_):
     with pytest.raises(ValueError, match="request 0"):
         Scorer(build("llama"), max_length=8).score([request_])
@@ -134,7 +138,7 @@ def test_any_requests_in_any_batches(case):
 
     @settings(max_examples=30)
     @given(
-        st.lists(st.builds(Request, SMALL, SMALL), min_size=1, max_size=12),
+        st.lists(st.builds(ScoringRequest, SMALL, SMALL), min_size=1, max_size=12),
         st.integers(1, 40),
         st.integers(1, 20),
         st.integers(10, 20),

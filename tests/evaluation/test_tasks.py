@@ -6,8 +6,7 @@ import datasets
 import pytest
 
 from retbench.errors import ConfigError, UnsupportedError
-from retbench.evaluation.catalogue import TASKS
-from retbench.evaluation.tasks import load_task, quiet, task_rows
+from retbench.evaluation.tasks import TASKS, load_task, quiet, task_rows
 
 
 def write_copa(folder, split, numbers):

@@ -38,7 +38,7 @@ def test_batched_and_shared_equals_one_at_a_time(task, byte_lm, data_dir):
 
 def test_a_trained_model_on_hellaswag(stories_lm, data_dir):
     found = evaluate(stories_lm, "hellaswag", data_dir=data_dir, limit=20)
-    assert found.shown == "acc_norm"
+    assert found.loaded.entry.metric == "acc_norm"
     assert [document.doc_id for document in found.documents] == list(range(20))
     for document in found.documents:
         right = document.loglikelihoods.index(max(document.loglikelihoods)) == int(document.target)
@@ -49,7 +49,11 @@ def test_a_trained_model_on_hellaswag(stories_lm, data_dir):
     assert stderr == pytest.approx(mean_stderr(correct))
     assert higher_is_better
     assert found.num_computed_tokens < 0.75 * found.num_input_tokens
-    assert (found.split, found.data_source, found.num_fewshot) == ("validation", "local", 0)
+    assert (found.loaded.split, found.loaded.data_source, found.loaded.num_fewshot) == (
+        "validation",
+        "local",
+        0,
+    )
 
 
 def test_lambada_has_perplexity_and_the_greedy_word(stories_lm, data_dir):
@@ -104,7 +108,7 @@ def test_truncated_requests_are_counted(byte_lm, data_dir):
 
 
 def test_data_that_makes_other_prompts_than_the_hubs_is_said(byte_lm, data_dir):
-    assert "title" in evaluate(byte_lm, "boolq", data_dir=data_dir, limit=1).data_note
+    assert "title" in evaluate(byte_lm, "boolq", data_dir=data_dir, limit=1).loaded.data_note
 
 
 @pytest.mark.parametrize("limit", [0, -3])

@@ -39,7 +39,12 @@ def test_equal_forms_pass(name, dtype):
 @torch.no_grad()
 def test_equal_forms_of_many_layers_pass_in_bfloat16():
     config = retnet_config(
-        d_model=64, num_layers=32, num_heads=2, value_dim=128, ffn_dim=80, vocab_size=CONFIGS["retnet"].vocab_size
+        d_model=64,
+        num_layers=32,
+        num_heads=2,
+        value_dim=128,
+        ffn_dim=80,
+        vocab_size=CONFIGS["retnet"].vocab_size,
     )
     model = build_model(config, dtype=torch.bfloat16, device="cpu", seed=4, backend="chunkwise")
     for name, weight in model.named_parameters():
@@ -89,7 +94,9 @@ def begin_from_nothing(monkeypatch):
     """The chunkwise form of a later segment takes the state for empty."""
     honest = retention_module.retention_chunkwise
     monkeypatch.setattr(
-        retention_module, "retention_chunkwise", lambda q, k, v, g, state, chunk_size: honest(q, k, v, g, None)
+        retention_module,
+        "retention_chunkwise",
+        lambda q, k, v, g, state, chunk_size: honest(q, k, v, g, None),
     )
 
 

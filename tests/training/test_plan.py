@@ -96,7 +96,7 @@ def test_what_cannot_be_trained_is_refused(plan_of: PlanOf, change: str, message
 def test_how_much_is_packed_of_a_data_set_of_the_hub_determines_a_run(
     plan_of: PlanOf, monkeypatch: pytest.MonkeyPatch, revision: str | None
 ) -> None:
-    monkeypatch.setattr("retbench.data.file_corpus.FileCorpus.revision", revision)
+    monkeypatch.setattr("retbench.data.corpora.FileCorpus.revision", revision)
     plans = [plan_of(GRID, "training.tuning_tokens=192", f"training.num_tokens={n}") for n in (960, 1152)]
     short, long = (plan.fingerprint(plan.tuning_runs[0]) for plan in plans)
     assert (short == long) == (revision is None)  # files are packed whole

@@ -10,7 +10,7 @@ import torch
 
 from retbench.data.corpora import load_corpus
 from retbench.errors import ConfigError
-from retbench.evaluation.losses import streamed_losses
+from retbench.evaluation.perplexity import streamed_losses
 from retbench.workloads import perplexity
 from retbench.workloads.context import Context
 

@@ -25,7 +25,7 @@ from retbench.training.plan import TrainingPlan, check_shares, resolve_models, t
 from retbench.training.ranks import ALONE, OtherRankFailedError, Ranks, joined
 
 if TYPE_CHECKING:
-    from retbench.data.packed import PackedTokens
+    from retbench.data.packing import PackedTokens
     from retbench.training.engine import TrainingText
 
 INTERRUPTED = 130

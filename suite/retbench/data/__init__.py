@@ -1,1 +1,1 @@
-"""What the models read."""
+"""Training and evaluation data: corpora, tokenizers, packed tokens and batches."""

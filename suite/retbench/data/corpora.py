@@ -1,36 +1,90 @@
-"""Corpora by name.
+"""Corpora by name: named documents in splits, with a fingerprint of their content.
 
-    python                          CPython's own library: real text on every machine, no download
+    python                          Python's own library: real text on every machine, without a download
     PATH, or a name below the data folder
                                     a folder of text files, or one file: classic_books, litbank/original, wikitext-103
     hub:OWNER/NAME[/CONFIG][@REVISION]
                                     a data set of the hub, streamed
 
-How files become documents, `sources` says; how documents are split, `splits`.
+`text_files` describes how files become documents, `splits` how documents are split.
 """
 
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from retbench.data import hub, standard_library
-from retbench.data.corpus import Corpus, Document
-from retbench.data.file_corpus import FileCorpus
-from retbench.data.hub_corpus import HubCorpus
+from retbench.data import hub, splits
 from retbench.data.places import find
-from retbench.data.sources import TextFile, list_files
-from retbench.errors import ConfigError
+from retbench.data.splits import ALL
+from retbench.data.text_files import (
+    READING,
+    Document,
+    FileIndex,
+    TextFile,
+    index_files,
+    is_unchanged,
+    library_files,
+    list_files,
+    read_documents,
+)
+from retbench.errors import ConfigError, RetbenchError
 
-__all__ = ["PYTHON", "Corpus", "Document", "load_corpus"]
+__all__ = ["PYTHON", "Corpus", "Document", "check_split", "load_corpus"]
 
 PYTHON = "python"
+TEXT_COLUMNS = ("text", "page")
+"""Names of a data set's column of texts, in order of preference."""
+
+
+class Corpus(ABC):
+    """Documents to train on or to evaluate."""
+
+    name: str
+    """The user's name for it."""
+    fingerprint: str
+    """12 hex digits over all content, the documents' names and the split rule; equal only for equal corpora."""
+    revision: str | None = None
+    """Commit of a hub data set; None for files."""
+    splits: tuple[str, ...]
+    """The splits that are not empty; "all" is the last."""
+
+    def documents(self, split: str) -> Iterator[Document]:
+        """Yield the documents of a split, always in the same order.
+
+        Raises:
+            ConfigError: there is no such split, or a document is not text.
+            RetbenchError: a file has changed since the corpus was loaded.
+            UnsupportedError: the hub cannot be reached.
+        """
+        check_split(self, split)
+        return self._read(split)
+
+    @abstractmethod
+    def _read(self, split: str) -> Iterator[Document]:
+        """Yield the documents of an existing split."""
+
+    def num_bytes(self, split: str) -> int:
+        """Return the UTF-8 bytes of the texts of a split; ConfigError if there is no such split."""
+        return sum(len(document.text.encode()) for document in self.documents(split))
+
+
+def present_splits(present: Iterable[str | None]) -> tuple[str, ...]:
+    """Return these splits in order, then "all"."""
+    found = set(present)
+    return (*(split for split in splits.SPLITS if split in found), ALL)
 
 
 def load_corpus(name: str, *, data_dir: Path | None = None, revision: str | None = None) -> Corpus:
-    """The corpus of that name; see the module for what a name may be.
+    """Return the corpus of that name.
 
     Args:
         name: "python", a path, a name below the data folder, or `hub:...`. A folder called python is "./python".
-        data_dir: The data folder; that of RETBENCH_DATA when None.
-        revision: Of a hub data set; its newest commit when None.
+        data_dir: The data folder; None for that of RETBENCH_DATA.
+        revision: Revision of a hub data set; None for its newest commit.
 
     Raises:
         ConfigError: there is no such corpus, or it holds no text, or something that is not text.
@@ -41,8 +95,172 @@ def load_corpus(name: str, *, data_dir: Path | None = None, revision: str | None
     if revision is not None:
         raise ConfigError(f"the corpus '{name}' has no revisions; only one of the hub has. Leave it out.")
     if name == PYTHON:
-        root = standard_library.root()
-        return FileCorpus(
-            name, [TextFile(path.relative_to(root).as_posix(), path) for path in standard_library.paths()]
-        )
+        return FileCorpus(name, library_files())
     return FileCorpus(name, list_files(find(name, kind="corpus", data_dir=data_dir, known=[PYTHON])))
+
+
+def check_split(corpus: Corpus, split: str) -> None:
+    """Raise a ConfigError if `corpus` has no split of that name."""
+    if split not in corpus.splits:
+        raise ConfigError(
+            f"the corpus '{corpus.name}' has no split '{split}'; it has {', '.join(corpus.splits)}. Use another "
+            "corpus, or one of these where a split can be chosen."
+        )
+
+
+class FileCorpus(Corpus):
+    """A corpus in files: a folder of texts, one text, or Python's own library.
+
+    Args:
+        name: The user's name for it.
+        files: Its files, in the order in which they are read.
+
+    Raises:
+        ConfigError: a file cannot be read or is not text, or all files are empty.
+    """
+
+    def __init__(self, name: str, files: Sequence[TextFile]) -> None:
+        self.name = name
+        self._files = list(files)
+        self._indexes = index_files(self._files)
+        if not any(index.documents for index in self._indexes):
+            raise ConfigError(
+                f"the corpus '{name}' has {len(self._files)} files and all are empty. Give it some text."
+            )
+        self.fingerprint = _fingerprint(self._files, self._indexes)
+        self._split_of = _assign_splits(self._files, self._indexes)
+        self._is_cut = not self._split_of and all(
+            len(document.text) >= splits.MIN_CHARACTERS for document in self._read(ALL)
+        )
+        self.splits = present_splits(splits.SPLITS if self._is_cut else self._split_of.values())
+
+    def _read(self, split: str) -> Iterator[Document]:
+        for file, index in zip(self._files, self._indexes, strict=True):
+            if not self._may_hold(index, split):
+                continue
+            if not is_unchanged(file, index):
+                raise RetbenchError(
+                    f"{file.path}: the file has changed since the corpus '{self.name}' was loaded. Let it be written "
+                    "to its end, then run the same command again."
+                )
+            for document in read_documents(file):
+                if split in (ALL, self._split_of.get(document.name)):
+                    yield document
+                elif self._is_cut:
+                    yield Document(document.name, splits.cut(document.text)[split])
+
+    def _may_hold(self, index: FileIndex, split: str) -> bool:
+        """Return False if no document of a file is in a split."""
+        if split == ALL or not self._split_of:
+            return True
+        return any(self._split_of[name] == split for name, _ in index.documents)
+
+    def num_bytes(self, split: str) -> int:
+        """Return the UTF-8 bytes of the texts of a split, from the index unless documents are cut."""
+        if split not in (ALL, *self._split_of.values()):
+            return super().num_bytes(split)
+        sizes = (entry for index in self._indexes for entry in index.documents)
+        return sum(size for name, size in sizes if split in (ALL, self._split_of.get(name)))
+
+
+def _fingerprint(files: Sequence[TextFile], indexes: Sequence[FileIndex]) -> str:
+    """Hash the rules of reading and splitting, and the names and contents of the files, to 12 hex digits."""
+    digest = hashlib.sha256(f"{READING}\n{splits.RULE}\n".encode())
+    for file, index in zip(files, indexes, strict=True):
+        digest.update(f"{index.sha256} {file.name}\n".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()[:12]
+
+
+def _assign_splits(files: Sequence[TextFile], indexes: Sequence[FileIndex]) -> dict[str, str]:
+    """Return the split of each document by its name; empty if the documents are too few and have to be cut."""
+    own = splits.own_splits([file.name for file in files])
+    if own is not None:
+        return {name: split for split, index in zip(own, indexes, strict=True) for name, _ in index.documents}
+    names = [name for index in indexes for name, _ in index.documents]
+    return splits.hashed_splits(names) if len(names) >= splits.MIN_DOCUMENTS else {}
+
+
+class HubCorpus(Corpus):
+    """A data set of the hub at one commit, streamed: only rows that are read are downloaded.
+
+    A row is a document; its text is the column "text", else "page". The splits are the data set's own; a split with
+    another name than train, validation or test is only in "all". A data set without validation and test is split by a
+    hash of each row's position, 90 / 5 / 5 in expectation. The commit represents the content in the fingerprint.
+
+    Args:
+        name: `hub:OWNER/NAME[/CONFIG][@REVISION]`.
+        revision: Branch, tag or commit; the newest commit if neither this nor the name gives one.
+
+    Raises:
+        ConfigError: there is no such data set, configuration or revision, or it has no column of texts.
+        UnsupportedError: the hub cannot be reached, or `datasets` is not installed.
+    """
+
+    def __init__(self, name: str, revision: str | None = None) -> None:
+        self.name = name
+        self._datasets = hub.load_package("datasets", f"'{name}'")
+        parsed = hub.parse_name(name, revision)
+        self.revision = hub.resolve_revision(name, parsed, "dataset")
+        self._repo, self._config = parsed.repo, parsed.config
+        with self._translate_errors():
+            self._sources = tuple(
+                self._datasets.get_dataset_split_names(self._repo, self._config, revision=self.revision)
+            )
+        own = {source: splits.own_split(source) for source in self._sources}
+        self._own = own if set(own.values()) & {"validation", "test"} else {}
+        self.splits = present_splits(self._own.values() or splits.SPLITS)
+        self._column = self._find_column()
+        parts = [self._repo, self._config, self.revision, self._column, splits.RULE]
+        self.fingerprint = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
+
+    @contextmanager
+    def _translate_errors(self) -> Iterator[None]:
+        """Translate errors of the hub and of `datasets`; a ValueError means an unknown or missing configuration."""
+        not_found = self._datasets.exceptions.DatasetNotFoundError
+        with hub.translate_hub_errors(self.name):
+            try:
+                yield
+            except (not_found, ValueError) as error:
+                raise ConfigError(
+                    f"'{self.name}': {str(error).strip()} A configuration is named by hub:OWNER/NAME/CONFIG."
+                ) from error
+
+    def _rows(self, source: str) -> Any:
+        """Stream the rows of one of the data set's own splits."""
+        return self._datasets.load_dataset(
+            self._repo, self._config, split=source, streaming=True, revision=self.revision
+        )
+
+    def _find_column(self) -> str:
+        """Find the column of texts in the data set's description, else in its first row."""
+        with self._translate_errors():
+            rows = self._rows(self._sources[0])
+            columns = list(rows.features or next(iter(rows), {}))
+        found = [name for name in TEXT_COLUMNS if name in columns]
+        if not found:
+            raise ConfigError(
+                f"'{self.name}': its columns are {', '.join(columns)}, and texts are read from the column "
+                f"{' or '.join(TEXT_COLUMNS)}. Choose a data set of texts."
+            )
+        return found[0]
+
+    def _stream(self, source: str) -> Iterator[Document]:
+        """Yield the documents of one of the data set's own splits."""
+        with self._translate_errors():
+            for number, row in enumerate(self._rows(source)):
+                text = row.get(self._column)
+                if not isinstance(text, str):
+                    raise ConfigError(
+                        f"'{self.name}': row {number} of '{source}' has no text in the column '{self._column}'. Choose "
+                        "a data set of texts."
+                    )
+                if text.strip():
+                    yield Document(f"{source}/{number}", text)
+
+    def _read(self, split: str) -> Iterator[Document]:
+        for source in self._sources:
+            if split == ALL or not self._own:
+                found = self._stream(source)
+                yield from (item for item in found if split in (ALL, splits.hashed_split(item.name)))
+            elif self._own[source] == split:
+                yield from self._stream(source)

@@ -1,16 +1,16 @@
-"""Names, revisions and files of the Hugging Face hub, and what its errors mean to the user.
+"""Names, revisions and files of the Hugging Face hub, and readable messages for its errors.
 
-hub:REPO[@REVISION]            a tokenizer or a model
+hub:REPO[@REVISION]                  a tokenizer or a model
 hub:OWNER/NAME[/CONFIG][@REVISION]   a data set
 """
 
+import importlib
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from retbench.data.packages import load_package
 from retbench.errors import ConfigError, UnsupportedError
 
 PREFIX = "hub:"
@@ -18,24 +18,43 @@ _NAME = re.compile(r"hub:(?P<repo>[^/@\s]+(/[^/@\s]+)?)(/(?P<config>[^/@\s]+))?(
 
 
 class HubName(NamedTuple):
-    """A name on the hub, taken apart."""
+    """A parsed name on the hub."""
 
     repo: str
     config: str | None
-    """Of a data set; None for its only one."""
+    """Configuration of a data set; None for a data set that has only one."""
     revision: str | None
-    """A branch, tag or commit; None for the newest."""
+    """Branch, tag or commit; None for the newest commit."""
+
+
+def load_package(package: str, purpose: str) -> Any:
+    """Import an optional package that only some data needs.
+
+    Args:
+        package: Its name for `import`.
+        purpose: The subject of the error message's sentence, e.g. "A SentencePiece model".
+
+    Raises:
+        UnsupportedError: the package is not installed, or cannot be imported here.
+    """
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise UnsupportedError(
+            f"{purpose} needs the package '{package}', which cannot be imported here ({error}). "
+            f"Install it: pip install {package.replace('_', '-')}"
+        ) from error
 
 
 def parse_name(name: str, revision: str | None = None) -> HubName:
-    """What `hub:...` names.
+    """Parse `hub:...`.
 
     Args:
-        name: With its `hub:`.
-        revision: That of an option beside the name.
+        name: The name, with its `hub:`.
+        revision: Revision given by a separate option.
 
     Raises:
-        ConfigError: it is not of that form, or names another revision than the option.
+        ConfigError: the name has another form, or its revision contradicts the option.
     """
     found = _NAME.fullmatch(name)
     if found is None:
@@ -51,8 +70,8 @@ def parse_name(name: str, revision: str | None = None) -> HubName:
 
 
 @contextmanager
-def explained(name: str) -> Iterator[None]:
-    """Turns the errors of the hub's libraries into one message: what the user got wrong, or what the machine lacks."""
+def translate_hub_errors(name: str) -> Iterator[None]:
+    """Turn an error of the hub's libraries into one message: a wrong request, or something this machine lacks."""
     errors = load_package("huggingface_hub.errors", f"'{name}'")
     try:
         yield
@@ -67,7 +86,7 @@ def explained(name: str) -> Iterator[None]:
         raise ConfigError(
             f"'{name}': the hub has nothing of that name, or it is private. Check it, or log in with `hf auth login`."
         ) from error
-    except (OSError, errors.HTTPError) as error:  # no network, offline mode, nothing in the local cache
+    except (OSError, errors.HTTPError) as error:  # no network, offline mode, or nothing in the local cache
         reason = (str(error) or type(error).__name__).strip().splitlines()[0]
         raise UnsupportedError(
             f"'{name}': the hub cannot be reached ({reason}). Check the network, or give the path of a local copy."
@@ -75,25 +94,25 @@ def explained(name: str) -> Iterator[None]:
 
 
 def resolve_revision(name: str, hub_name: HubName, repo_type: Literal["dataset", "model"]) -> str:
-    """The commit that a revision is now: what makes a run repeatable.
+    """Return the commit that a revision stands for now, which makes a run repeatable.
 
     Args:
-        name: As the user gave it, for messages.
-        hub_name: Taken apart.
-        repo_type: What it is on the hub.
+        name: The user's spelling, for messages.
+        hub_name: The parsed name.
+        repo_type: Kind of the repository.
 
     Raises:
         ConfigError: the hub has no such repository or revision.
         UnsupportedError: the hub cannot be reached, or `huggingface_hub` is not installed.
     """
-    with explained(name):
+    with translate_hub_errors(name):
         api = load_package("huggingface_hub", f"'{name}'").HfApi()
         info: Any = api.repo_info(hub_name.repo, revision=hub_name.revision, repo_type=repo_type)
         return str(info.sha)
 
 
 def download_files(name: str, hub_name: HubName, patterns: Sequence[str]) -> Path:
-    """Folder with those files of a model's repository that match `patterns`; the local cache's where offline.
+    """Download the matching files of a model's repository and return their folder; offline, use the local cache.
 
     Raises:
         ConfigError: the hub has no such repository or revision.
@@ -101,7 +120,7 @@ def download_files(name: str, hub_name: HubName, patterns: Sequence[str]) -> Pat
     """
     if hub_name.config is not None:
         raise ConfigError(f"'{name}': only a data set has a third part. Write hub:OWNER/NAME.")
-    with explained(name):
+    with translate_hub_errors(name):
         library = load_package("huggingface_hub", f"'{name}'")
         return Path(
             library.snapshot_download(

@@ -1,7 +1,7 @@
-"""Where data is read from and where what is made of it is kept.
+"""The data folder, which names are looked up in, and the cache folder, whose content can be made again.
 
-Data: the folder of `--data-dir`, else that of RETBENCH_DATA, else none. Cache: RETBENCH_CACHE, else ~/.cache/retbench;
-whatever is in it can be made again.
+The data folder is given by `--data-dir`, else by RETBENCH_DATA; otherwise there is none. The cache folder is
+RETBENCH_CACHE, else ~/.cache/retbench.
 """
 
 import os
@@ -13,16 +13,16 @@ from retbench.errors import ConfigError
 
 
 def cache_dir() -> Path:
-    """Folder of what can be made again; it need not exist yet."""
+    """Return the cache folder; it need not exist yet."""
     given = os.environ.get("RETBENCH_CACHE")
     return Path(given).expanduser() if given else Path.home() / ".cache" / "retbench"
 
 
 def data_folder(given: Path | None = None) -> Path | None:
-    """The folder that names of corpora, tokenizers and checkpoints are looked up in; None where none was named.
+    """Return the folder in which names of corpora, tokenizers and checkpoints are looked up, if one was named.
 
     Args:
-        given: That of `--data-dir`; RETBENCH_DATA counts where it is None.
+        given: The folder of `--data-dir`; None for that of RETBENCH_DATA.
 
     Raises:
         ConfigError: the folder does not exist.
@@ -40,14 +40,14 @@ def data_folder(given: Path | None = None) -> Path | None:
 def find(
     name: str, *, kind: str, data_dir: Path | None = None, known: Iterable[str] = (), below: str | None = None
 ) -> Path:
-    """The file or folder that `name` stands for: a path as it is, else a path below the data folder.
+    """Return the file or folder that `name` stands for: an existing path, else a path below the data folder.
 
     Args:
-        name: As the user gave it.
-        kind: What it should be, for the message, e.g. "corpus".
+        name: The user's spelling.
+        kind: Kind of data for the message, e.g. "corpus".
         data_dir: See `data_folder`.
         known: Names that need no file, for the message.
-        below: Where below the data folder to look instead of `name`, for a short name that stands for a longer one.
+        below: Path below the data folder to use instead of `name`, where `name` is an abbreviation.
 
     Raises:
         ConfigError: there is no such file; the nearest name is suggested.

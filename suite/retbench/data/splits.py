@@ -1,14 +1,14 @@
-"""Which documents are for training, which for validation and which for the test.
+"""Assignment of documents to training, validation and test.
 
-The first of these rules that fits:
+The first rule that fits applies:
 
-1. The source's own: every file says in its name or folder which split it is (`wiki.valid.tokens`, `test/1.txt`), and
-   not all say train.
-2. Three documents or more: in the order of a hash of their names the first 5 % (rounded, one at least) are for
-   validation, the last 5 % for the test, those between for training. No split is empty, and the counts are exact;
-   another document more may move others.
-3. One or two: each is cut into contiguous parts, the first 90 % of its characters for training, the next 5 % for
-   validation, the last 5 % for the test, every cut moved on to the next line end.
+1. The source's own split: the name or folder of every file names a split (`wiki.valid.tokens`, `test/1.txt`), and not
+   all of them name train.
+2. Three documents or more: they are ordered by a hash of their names. The first 5 % (rounded, at least one) are for
+   validation, the last 5 % for the test, the rest for training. The counts are exact and no split is empty; one more
+   document may move others.
+3. One or two documents: each is cut into the first 90 % of its characters for training, the next 5 % for validation
+   and the last 5 % for the test. Every cut is moved on to the next line end.
 """
 
 import hashlib
@@ -16,15 +16,17 @@ import re
 from collections.abc import Sequence
 
 SPLITS = ("train", "validation", "test")
+ALL = "all"
+"""The split that holds every document, uncut."""
 RULE = "own files, or order of name hash 5/90/5, or contiguous 90/5/5; version 1"
-"""Part of a corpus's fingerprint; changes when what follows does."""
+"""Part of a corpus's fingerprint; must change with the rules of this module."""
 MIN_DOCUMENTS = 3
-"""Fewer are cut."""
+"""Fewer documents are cut."""
 MIN_CHARACTERS = 20
-"""Fewer cannot be cut at 90 % and 95 % into parts that hold something."""
+"""Shorter texts cannot be cut at 90 % and 95 % into non-empty parts."""
 
 _HELD_OUT = 0.05
-"""Share of validation, and of the test."""
+"""Fraction of the documents for validation, and the same for the test."""
 _BOUNDS = (1 - 2 * _HELD_OUT, 1 - _HELD_OUT)
 _WORDS = {
     "train": "train",
@@ -38,30 +40,30 @@ _WORDS = {
 
 
 def own_split(name: str) -> str | None:
-    """The split that a name or relative path speaks of; None where it is none or more than one."""
+    """Return the split that a name or relative path mentions; None if it mentions none or several."""
     found = {_WORDS[word] for word in re.split(r"[^a-z]+", name.lower()) if word in _WORDS}
     return found.pop() if len(found) == 1 else None
 
 
 def own_splits(names: Sequence[str]) -> list[str] | None:
-    """The split of each name where all of them say one and not all say train, else None."""
+    """Return the split of each name if all of them mention one and not all mention train, else None."""
     found = [split for name in names if (split := own_split(name)) is not None]
     return found if len(found) == len(names) and set(found) != {"train"} else None
 
 
 def _position(name: str) -> float:
-    """Where the hash of a name lies, in [0, 1)."""
+    """Map a name to [0, 1) by its hash."""
     digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
     return int.from_bytes(digest[:6], "big") / 2**48
 
 
 def hashed_split(name: str) -> str:
-    """The split of one document of an unknown number, by its name alone: 90 / 5 / 5 in expectation."""
+    """Return the split of a single document by its name: 90 / 5 / 5 in expectation, for an unknown number of them."""
     return SPLITS[sum(_position(name) >= bound for bound in _BOUNDS)]
 
 
 def hashed_splits(names: Sequence[str]) -> dict[str, str]:
-    """The split of each document, of `MIN_DOCUMENTS` or more."""
+    """Return the split of each of `MIN_DOCUMENTS` or more documents."""
     order = sorted(names, key=lambda name: (_position(name), name))
     held_out = max(1, round(len(names) * _HELD_OUT))
     train = ["train"] * (len(names) - 2 * held_out)
@@ -69,7 +71,7 @@ def hashed_splits(names: Sequence[str]) -> dict[str, str]:
 
 
 def cut(text: str) -> dict[str, str]:
-    """The contiguous parts of a text of `MIN_CHARACTERS` or more, by split; none is empty, together they are it."""
+    """Cut a text of at least `MIN_CHARACTERS` into contiguous, non-empty parts, by split."""
     first, second = (int(len(text) * bound) for bound in _BOUNDS)
     start = text.find("\n", first, second - 1) + 1 or first
     end = text.find("\n", second, len(text) - 1) + 1 or second

@@ -1,34 +1,44 @@
-"""Real text that every machine has: the sources of CPython's own library, as bytes.
+"""Benchmark text that every machine has: the sources of Python's own library, as bytes.
 
-Which files and in which order, `standard_library` says; they are read one after another. Nothing is ever repeated.
-Which Python's library it is, `fingerprint` tells; it is part of every record.
+The files are read one after another, and nothing is repeated. The `fingerprint` of the text is part of every record.
 """
 
 import hashlib
 import sysconfig
+from collections.abc import Iterator
 from functools import cache
 
 import torch
 
-from retbench.data import standard_library
+from retbench.data.text_files import library_files
 from retbench.errors import UnsupportedError
 
 ROW_STRIDE = 2**16
-"""Tokens between the starts of two rows, as long as the text suffices for all of them: row b is then the same text
-whatever the batch size."""
+"""Tokens between the starts of two rows, if the text suffices: then row b is the same for every batch size."""
+
+
+def _contents() -> Iterator[bytes]:
+    for _, path in library_files():
+        try:
+            yield path.read_bytes()
+        except OSError as error:
+            raise UnsupportedError(
+                f"{path}: cannot be read ({error.strerror}); the models read Python's own library. "
+                "Repair this Python installation or use another."
+            ) from error
 
 
 @cache
 def fingerprint() -> str:
-    """Short hash of the whole text: two machines with one fingerprint read the same."""
+    """Return a short hash of the whole text; machines with equal fingerprints read the same text."""
     digest = hashlib.sha256()
-    for content in standard_library.contents():
+    for content in _contents():
         digest.update(content)
     return digest.hexdigest()[:12]
 
 
 def read_tokens(num_tokens: int) -> torch.Tensor:
-    """The first `num_tokens` bytes of the text, int64, each 0 to 255.
+    """Return the first `num_tokens` bytes of the text, int64, each 0 to 255.
 
     Raises:
         UnsupportedError: this Python has less text than that.
@@ -37,9 +47,9 @@ def read_tokens(num_tokens: int) -> torch.Tensor:
 
 
 def _read_bytes(num_tokens: int) -> torch.Tensor:
-    """The same as they lie in memory, uint8: of many rows that are far apart most is not wanted."""
+    """Read bytes as uint8: rows that lie far apart need few of the bytes between them."""
     text = bytearray()
-    for content in standard_library.contents():
+    for content in _contents():
         text += content
         if len(text) >= num_tokens:
             return torch.frombuffer(text, dtype=torch.uint8)[:num_tokens]
@@ -52,17 +62,16 @@ def _read_bytes(num_tokens: int) -> torch.Tensor:
 
 @cache
 def _num_tokens() -> int:
-    """Tokens of the whole text."""
-    return sum(map(len, standard_library.contents()))
+    return sum(map(len, _contents()))
 
 
 def read_rows(batch_size: int, num_tokens: int, *, start: int = 0) -> torch.Tensor:
-    """Different text for each sequence, (batch_size, num_tokens) int64; rows never overlap.
+    """Return different text for each sequence, (batch_size, num_tokens) int64; rows never overlap.
 
     Args:
-        batch_size: Rows. For more than there is text for in strides of `ROW_STRIDE` the stride is shortened.
-        num_tokens: Tokens of each.
-        start: Tokens of each row's text that are passed over, the last of them where only its end is wanted.
+        batch_size: Rows. If the text is too short for strides of `ROW_STRIDE`, the stride is shortened.
+        num_tokens: Tokens per row.
+        start: Tokens to skip at the start of each row's text.
 
     Raises:
         UnsupportedError: this Python has less text than that.

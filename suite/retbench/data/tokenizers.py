@@ -1,30 +1,37 @@
-"""Tokenizers by name.
+"""Tokenizers by name, and the checks that a model can be evaluated with one. Without torch.
 
-bytes                     the UTF-8 bytes, 0 to 255, and 256 for the end of a text
+bytes                     the UTF-8 bytes, 0 to 255, and 256 as the end-of-text token
 PATH, or a name below the data folder
                           a tokenizer.json; GPT-2's vocabulary (vocab.json or encoder.json, with merges.txt or
-                          vocab.bpe beside it); a SentencePiece .model; llama2.c's tok*.bin; a folder with one
+                          vocab.bpe in the same folder); a SentencePiece .model; llama2.c's tok*.bin; a folder with one
 gpt2, neox, mistral       gpt2_tokenizer, neox_tokenizer and mistral_tokenizer below the data folder
 hub:REPO[@REVISION]       the tokenizer of a model on the hub
 """
 
-import hashlib
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
 
 from retbench.data import hub
 from retbench.data.places import find
-from retbench.data.scored_pieces import ScoredPieces
 from retbench.data.vocabularies import (
+    BYTES,
+    ByteTokenizer,
+    ScoredPieces,
     SentencePieceTokenizer,
-    check_tokens,
+    Tokenizer,
     read_gpt2_files,
     read_tokenizer_json,
 )
 from retbench.errors import ConfigError
 
-BYTES = "bytes"
+__all__ = [
+    "ByteTokenizer",
+    "Tokenizer",
+    "check_bos_token",
+    "check_vocabulary",
+    "load_tokenizer",
+    "prefix_token",
+]
+
 _SHORT_NAMES = {"gpt2": "gpt2_tokenizer", "neox": "neox_tokenizer", "mistral": "mistral_tokenizer"}
 _GPT2_VOCABULARIES = ("vocab.json", "encoder.json")
 _GPT2_MERGES = ("merges.txt", "vocab.bpe")
@@ -38,62 +45,13 @@ _HUB_FILES = (
 )
 
 
-class Tokenizer(Protocol):
-    """Text to tokens and back."""
-
-    @property
-    def name(self) -> str:
-        """As the user gave it."""
-
-    @property
-    def fingerprint(self) -> str:
-        """12 hex digits over what it does: one fingerprint, the same tokens."""
-
-    @property
-    def vocab_size(self) -> int:
-        """The highest token and one."""
-
-    @property
-    def bos_token_id(self) -> int | None:
-        """The token before a text; None where there is none."""
-
-    @property
-    def eos_token_id(self) -> int | None:
-        """The token after a text; None where there is none."""
-
-    def encode(self, text: str) -> list[int]:
-        """The tokens of a text; those for begin and end are never added."""
-
-    def decode(self, tokens: Sequence[int]) -> str:
-        """The text of tokens; ConfigError where one is not in the vocabulary."""
-
-
-class ByteTokenizer:
-    """The UTF-8 bytes of a text; token 256 stands before it and after it."""
-
-    name = BYTES
-    vocab_size = 257
-    bos_token_id = 256
-    eos_token_id = 256
-    fingerprint = hashlib.sha256(b"UTF-8 bytes, 256 begins and ends a text").hexdigest()[:12]
-
-    def encode(self, text: str) -> list[int]:
-        """The bytes of a text."""
-        return list(text.encode())
-
-    def decode(self, tokens: Sequence[int]) -> str:
-        """The text of bytes, U+FFFD where they are not UTF-8; token 256 has none."""
-        found = check_tokens(tokens, self.vocab_size, self.name)
-        return bytes(token for token in found if token != self.eos_token_id).decode("utf-8", "replace")
-
-
 def load_tokenizer(name: str, *, data_dir: Path | None = None, revision: str | None = None) -> Tokenizer:
-    """The tokenizer of that name; see the module for what a name may be.
+    """Return the tokenizer of that name.
 
     Args:
         name: "bytes", a path, a name below the data folder, or `hub:...`.
-        data_dir: The data folder; that of RETBENCH_DATA when None.
-        revision: Of a hub repository; its newest commit when None.
+        data_dir: The data folder; None for that of RETBENCH_DATA.
+        revision: Revision of a hub repository; None for its newest commit.
 
     Raises:
         ConfigError: there is no such tokenizer, or its files are damaged.
@@ -110,7 +68,7 @@ def load_tokenizer(name: str, *, data_dir: Path | None = None, revision: str | N
 
 
 def _read_file(name: str, path: Path) -> Tokenizer:
-    """The tokenizer of one file, and of what belongs to it in the same folder."""
+    """Read the tokenizer of one file, and the other files of its format in the same folder."""
     if ".model" in path.suffixes:
         return SentencePieceTokenizer(name, path)
     if path.suffix == ".bin":
@@ -126,21 +84,21 @@ def _read_file(name: str, path: Path) -> Tokenizer:
 
 
 def _read_gpt2(name: str, folder: Path) -> Tokenizer:
-    """GPT-2's vocabulary in a folder; ConfigError where a file of the two is missing."""
-    found = [
+    """Read GPT-2's vocabulary from a folder; ConfigError if one of the two files is missing."""
+    vocabulary, merges = (
         next((folder / file for file in files if (folder / file).is_file()), None)
         for files in (_GPT2_VOCABULARIES, _GPT2_MERGES)
-    ]
-    if found[0] is None or found[1] is None:
+    )
+    if vocabulary is None or merges is None:
         raise ConfigError(
             f"{folder}: GPT-2's vocabulary takes two files, {' or '.join(_GPT2_VOCABULARIES)} and "
             f"{' or '.join(_GPT2_MERGES)}. Put both there."
         )
-    return read_gpt2_files(name, found[0], found[1])
+    return read_gpt2_files(name, vocabulary, merges)
 
 
 def _read_folder(name: str, folder: Path) -> Tokenizer:
-    """The one tokenizer of a folder; its tokenizer.json where it has one beside other forms."""
+    """Read the only tokenizer of a folder; a tokenizer.json is preferred to other formats."""
     for pattern in ("tokenizer.json", "*tokenizer.json"):
         found = sorted(folder.glob(pattern))
         if len(found) == 1:
@@ -149,10 +107,39 @@ def _read_folder(name: str, folder: Path) -> Tokenizer:
         return _read_gpt2(name, folder)
     others = sorted({*folder.glob("*.model"), *folder.glob("*.model.v*"), *folder.glob("tok*.bin")})
     if len(others) != 1:
-        what = (
-            "no tokenizer"
-            if not others
-            else f"several tokenizers ({', '.join(path.name for path in others)})"
-        )
-        raise ConfigError(f"{folder}: {what} in this folder. Give the path of the tokenizer's file.")
+        several = f"several tokenizers ({', '.join(path.name for path in others)})"
+        count = several if others else "no tokenizer"
+        raise ConfigError(f"{folder}: {count} in this folder. Give the path of the tokenizer's file.")
     return _read_file(name, others[0])
+
+
+def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
+    """Raise a ConfigError if a tokenizer has more tokens than a model with a vocabulary of that size."""
+    if tokenizer.vocab_size > vocab_size:
+        raise ConfigError(
+            f"tokenizer '{tokenizer.name}' has {tokenizer.vocab_size:,} tokens and the model's vocabulary only "
+            f"{vocab_size:,}. Give the tokenizer that the model was trained with."
+        )
+
+
+def prefix_token(tokenizer: Tokenizer) -> int:
+    """Return the token before a text without context: begin-of-text, else end-of-text, as in lm-eval's HFLM.
+
+    Raises:
+        ConfigError: the tokenizer has neither.
+    """
+    for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return token
+    raise ConfigError(
+        f"tokenizer '{tokenizer.name}' has neither a begin-of-text nor an end-of-text token, and without one the first "
+        "token of a text cannot be scored. Use a tokenizer that has one."
+    )
+
+
+def check_bos_token(tokenizer: Tokenizer) -> None:
+    """Raise a ConfigError if a tokenizer has no begin-of-text token, which `add_bos` needs."""
+    if tokenizer.bos_token_id is None:
+        raise ConfigError(
+            f"tokenizer '{tokenizer.name}' has no begin-of-text token, which add_bos asks for. Set add_bos to false."
+        )

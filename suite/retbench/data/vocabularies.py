@@ -1,14 +1,18 @@
-"""Tokenizers read from vocabulary files by the libraries that made the formats."""
+"""Tokenizers of each format: bytes, vocabulary files read by their libraries, and llama2.c's scored pieces."""
 
 import hashlib
+import heapq
 import json
+import struct
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from retbench.data.packages import load_package
+from retbench.data.hub import load_package
 from retbench.errors import ConfigError
 
+BYTES = "bytes"
 _END_OF_TEXT = "<|endoftext|>"
 _WELL_KNOWN = (
     (_END_OF_TEXT, _END_OF_TEXT),
@@ -16,31 +20,23 @@ _WELL_KNOWN = (
     ("<|begin_of_text|>", "<|end_of_text|>"),
     ("<bos>", "<eos>"),
 )
-"""Tokens for the begin and the end of a text: GPT-2 and GPT-NeoX, Llama and Mistral, Llama 3, Gemma."""
+"""Begin-of-text and end-of-text tokens of GPT-2 and GPT-NeoX, of Llama and Mistral, of Llama 3, and of Gemma."""
+
+_BOS, _EOS, _FIRST_BYTE = 1, 2, 3
+"""Tokens of llama2.c."""
+_NO_NEIGHBOUR = -1
 
 
 def content_hash(*parts: bytes) -> str:
-    """12 hex digits over the content that a tokenizer is made of."""
+    """Hash the content of a tokenizer to 12 hex digits."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(f"{len(part)}\n".encode() + part)
     return digest.hexdigest()[:12]
 
 
-def check_tokens(tokens: Sequence[int], vocab_size: int, name: str) -> list[int]:
-    """`tokens` as a list; ConfigError where one is not in the vocabulary, which libraries pass over in silence."""
-    found = list(tokens)
-    if found and not 0 <= min(found) <= max(found) < vocab_size:
-        wrong = next(token for token in found if not 0 <= token < vocab_size)
-        raise ConfigError(
-            f"token {wrong} is not in the vocabulary of the tokenizer '{name}', which has {vocab_size:,}. "
-            "Use the tokenizer that the model was trained with."
-        )
-    return found
-
-
-def read_bytes(path: Path) -> bytes:
-    """The content of a file; ConfigError where it cannot be read."""
+def _read_bytes(path: Path) -> bytes:
+    """Read a file; ConfigError if it cannot be read."""
     try:
         return path.read_bytes()
     except OSError as error:
@@ -49,28 +45,74 @@ def read_bytes(path: Path) -> bytes:
         ) from error
 
 
-def read_json(path: Path) -> Any:
-    """The content of a JSON file; ConfigError where it is none."""
+def _read_json(path: Path) -> Any:
+    """Read a JSON file; ConfigError if it is not valid JSON."""
     try:
-        return json.loads(read_bytes(path))
+        return json.loads(_read_bytes(path))
     except ValueError as error:
         raise ConfigError(f"{path}: not valid JSON: {error}. Fetch the file again.") from error
 
 
-class LibraryTokenizer:
-    """A tokenizer of the `tokenizers` library.
+class Tokenizer(ABC):
+    """A reversible map from text to tokens."""
 
-    Special tokens written out in a text become their token, as everywhere in that library. Truncation and padding that
-    a file asks for are turned off.
-    """
+    name: str
+    """The user's name for it."""
+    fingerprint: str
+    """12 hex digits over its definition; equal only for tokenizers that give the same tokens."""
+    vocab_size: int
+    """The highest token plus one; a vocabulary may have holes."""
+    bos_token_id: int | None
+    """The token before a text, if there is one."""
+    eos_token_id: int | None
+    """The token after a text, if there is one."""
+
+    @abstractmethod
+    def encode(self, text: str) -> list[int]:
+        """Return the tokens of a text, without begin-of-text and end-of-text tokens."""
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Return the text of tokens; ConfigError if one is not in the vocabulary, which libraries ignore silently."""
+        found = list(tokens)
+        if found and not 0 <= min(found) <= max(found) < self.vocab_size:
+            wrong = next(token for token in found if not 0 <= token < self.vocab_size)
+            raise ConfigError(
+                f"token {wrong} is not in the vocabulary of the tokenizer '{self.name}', which has "
+                f"{self.vocab_size:,}. Use the tokenizer that the model was trained with."
+            )
+        return self._decode(found)
+
+    @abstractmethod
+    def _decode(self, tokens: list[int]) -> str:
+        """Return the text of tokens of the vocabulary."""
+
+
+class ByteTokenizer(Tokenizer):
+    """The UTF-8 bytes of a text, with token 256 before and after it; invalid bytes are decoded as U+FFFD."""
+
+    name = BYTES
+    vocab_size = 257
+    bos_token_id = 256
+    eos_token_id = 256
+    fingerprint = hashlib.sha256(b"UTF-8 bytes, 256 begins and ends a text").hexdigest()[:12]
+
+    def encode(self, text: str) -> list[int]:
+        """Return the bytes of a text."""
+        return list(text.encode())
+
+    def _decode(self, tokens: list[int]) -> str:
+        return bytes(token for token in tokens if token != self.eos_token_id).decode("utf-8", "replace")
+
+
+class LibraryTokenizer(Tokenizer):
+    """A tokenizer of the `tokenizers` library, with the truncation and padding of its file turned off."""
 
     def __init__(self, name: str, tokenizer: Any, fingerprint: str, special: tuple[str | None, str | None]):
         self.name = name
         self._tokenizer = tokenizer
         tokenizer.no_truncation()
         tokenizer.no_padding()
-        self.vocab_size: int = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())
-        """Highest token and one: a vocabulary may have holes."""
+        self.vocab_size = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())
         self.bos_token_id, self.eos_token_id = (
             None if token is None else tokenizer.token_to_id(token) for token in special
         )
@@ -79,38 +121,36 @@ class LibraryTokenizer:
         )
 
     def encode(self, text: str) -> list[int]:
-        """The tokens of a text; none is added."""
+        """Return the tokens of a text; a special token that is spelt out becomes that token."""
         tokens: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return tokens
 
-    def decode(self, tokens: Sequence[int]) -> str:
-        """The text of tokens, special ones written out."""
-        found = check_tokens(tokens, self.vocab_size, self.name)
-        text: str = self._tokenizer.decode(found, skip_special_tokens=False)
+    def _decode(self, tokens: list[int]) -> str:
+        text: str = self._tokenizer.decode(tokens, skip_special_tokens=False)
         return text
 
 
 def read_tokenizer_json(name: str, path: Path) -> LibraryTokenizer:
-    """A `tokenizer.json`; which tokens begin and end a text, the configuration beside it says, or their usual names.
+    """Read a `tokenizer.json`; a configuration in its folder, or a usual name, gives its begin and end tokens.
 
     Raises:
-        ConfigError: it is not such a file.
+        ConfigError: the file has another format.
         UnsupportedError: the package `tokenizers` is not installed.
     """
     library = load_package("tokenizers", "A tokenizer.json")
-    content = read_bytes(path)
+    content = _read_bytes(path)
     try:
         tokenizer = library.Tokenizer.from_str(content.decode())
-    except Exception as error:  # the library raises no class of its own
+    except Exception as error:  # the library raises no specific class
         raise ConfigError(f"{path}: not a tokenizer.json: {error}. Fetch the file again.") from error
     return LibraryTokenizer(name, tokenizer, content_hash(content), _special_tokens(path.parent, tokenizer))
 
 
 def _special_tokens(folder: Path, tokenizer: Any) -> tuple[str | None, str | None]:
-    """The tokens that begin and end a text."""
+    """Find the begin-of-text and end-of-text tokens."""
     for file in ("tokenizer_config.json", "special_tokens_map.json"):
         if (folder / file).is_file():
-            content = read_json(folder / file)
+            content = _read_json(folder / file)
             found = [content.get(field) for field in ("bos_token", "eos_token")]
             begin, end = (token.get("content") if isinstance(token, dict) else token for token in found)
             if begin or end:
@@ -120,15 +160,15 @@ def _special_tokens(folder: Path, tokenizer: Any) -> tuple[str | None, str | Non
 
 
 def read_gpt2_files(name: str, vocabulary: Path, merges: Path) -> LibraryTokenizer:
-    """GPT-2's byte-level BPE from its two files, under either pair of names; one fingerprint for both.
+    """Read GPT-2's byte-level BPE from its two files; the fingerprint does not depend on the files' names.
 
     Raises:
-        ConfigError: they are not such files.
+        ConfigError: the files have another format.
         UnsupportedError: the package `tokenizers` is not installed.
     """
     library = load_package("tokenizers", "GPT-2's vocabulary")
-    tokens = read_json(vocabulary)
-    lines = read_bytes(merges).decode("utf-8", "replace").splitlines()
+    tokens = _read_json(vocabulary)
+    lines = _read_bytes(merges).decode("utf-8", "replace").splitlines()
     pairs = [tuple(line.split(" ")) for line in lines if line.strip() and not line.startswith("#version")]
     _check_merges(tokens, pairs, f"{vocabulary} and {merges.name}")
     tokenizer = library.Tokenizer(library.models.BPE(vocab=tokens, merges=pairs))
@@ -142,7 +182,7 @@ def read_gpt2_files(name: str, vocabulary: Path, merges: Path) -> LibraryTokeniz
 
 
 def _check_merges(tokens: Any, pairs: Sequence[tuple[str, ...]], where: str) -> None:
-    """ConfigError where the two files cannot belong together, of which the library would die."""
+    """Raise a ConfigError for files that do not belong together, which would crash the library."""
     if not isinstance(tokens, dict) or not all(isinstance(token, int) for token in tokens.values()):
         fault = "the first is no object of tokens and their numbers"
     else:
@@ -154,34 +194,133 @@ def _check_merges(tokens: Any, pairs: Sequence[tuple[str, ...]], where: str) -> 
         raise ConfigError(f"{where}: not GPT-2's vocabulary: {fault}. Fetch the files again.")
 
 
-class SentencePieceTokenizer:
+class SentencePieceTokenizer(Tokenizer):
     """A SentencePiece model, e.g. the first Mistral's `tokenizer.model.v1`.
 
     Raises:
-        ConfigError: the file is no such model.
+        ConfigError: the file has another format.
         UnsupportedError: the package `sentencepiece` is not installed.
     """
 
     def __init__(self, name: str, path: Path) -> None:
         library = load_package("sentencepiece", "A SentencePiece model")
-        content = read_bytes(path)
+        content = _read_bytes(path)
         self.name = name
         self.fingerprint = content_hash(content)
         try:
             self._processor = library.SentencePieceProcessor(model_proto=content)
-            self.vocab_size: int = self._processor.vocab_size()
+            self.vocab_size = self._processor.vocab_size()
         except RuntimeError as error:
             raise ConfigError(f"{path}: not a SentencePiece model: {error}. Fetch the file again.") from error
         begin, end = self._processor.bos_id(), self._processor.eos_id()
-        self.bos_token_id: int | None = begin if begin >= 0 else None
-        self.eos_token_id: int | None = end if end >= 0 else None
+        self.bos_token_id = begin if begin >= 0 else None
+        self.eos_token_id = end if end >= 0 else None
 
     def encode(self, text: str) -> list[int]:
-        """The tokens of a text; none is added but the space that the model itself puts before a text."""
+        """Return the tokens of a text, after the model's own space."""
         tokens: list[int] = self._processor.encode(text, add_bos=False, add_eos=False)
         return tokens
 
-    def decode(self, tokens: Sequence[int]) -> str:
-        """The text of tokens; those for begin and end have none."""
-        text: str = self._processor.decode(check_tokens(tokens, self.vocab_size, self.name))
+    def _decode(self, tokens: list[int]) -> str:
+        text: str = self._processor.decode(tokens)
         return text
+
+
+def read_pieces(content: bytes) -> list[tuple[bytes, float]]:
+    """Return piece and score of each token of llama2.c's format; ValueError if the content is not a whole file."""
+    pieces, offset = list[tuple[bytes, float]](), 4
+    while offset < len(content):
+        try:
+            score, length = struct.unpack_from("<fi", content, offset)
+        except struct.error as error:
+            raise ValueError(f"it ends within token {len(pieces)}") from error
+        offset += 8 + length
+        if length < 0 or offset > len(content):
+            raise ValueError(f"it ends within token {len(pieces)}")
+        pieces.append((content[offset - length : offset], score))
+    if len(pieces) < _FIRST_BYTE + 256 or pieces[_FIRST_BYTE][0] != b"<0x00>":
+        raise ValueError("tokens 3 to 258 are not the bytes <0x00> to <0xFF>")
+    return pieces
+
+
+class ScoredPieces(Tokenizer):
+    """llama2.c's `tokenizer.bin`: a SentencePiece BPE vocabulary as pieces with scores, merged by score.
+
+    The file is an int32 (the longest piece), then for each token a float32 score, an int32 length and the piece's
+    bytes, little-endian (llama2.c, tokenizer.py `export` and run.c `build_tokenizer`). Encoding puts a space before a
+    text and splits it into characters; a character without a piece becomes bytes (piece "<0x0A>" is token 3 + 10). Then
+    it merges the two neighbours whose merged piece has the highest score, the leftmost first, until no merged piece
+    exists (run.c `encode`).
+
+    Raises:
+        ConfigError: the file has another format.
+    """
+
+    bos_token_id = _BOS
+    eos_token_id = _EOS
+
+    def __init__(self, name: str, path: Path) -> None:
+        content = _read_bytes(path)
+        try:
+            entries = read_pieces(content)
+        except ValueError as error:
+            raise ConfigError(
+                f"{path}: not a tokenizer of llama2.c: {error}. Fetch the file again."
+            ) from error
+        self.name = name
+        self.fingerprint = content_hash(content)
+        self.vocab_size = len(entries)
+        self._pieces = [piece for piece, _ in entries]
+        self._scores = [score for _, score in entries]
+        self._token_of: dict[bytes, int] = {}
+        for token, piece in enumerate(self._pieces):
+            self._token_of.setdefault(piece, token)
+
+    def _characters(self, text: str) -> list[int]:
+        """Return the tokens of a text's characters, or of their bytes."""
+        tokens = []
+        for character in text:
+            piece = character.encode("utf-8", "surrogatepass")
+            token = self._token_of.get(piece)
+            tokens += [token] if token is not None else [_FIRST_BYTE + byte for byte in piece]
+        return tokens
+
+    def encode(self, text: str) -> list[int]:
+        """Return the tokens of a text; only the space before it is added. Takes n log n steps."""
+        if not text:
+            return []
+        tokens = self._characters(" " + text)
+        after = [*range(1, len(tokens)), _NO_NEIGHBOUR]
+        before = list(range(-1, len(tokens) - 1))
+        merges: list[tuple[float, int, int, int, int]] = []
+
+        def propose(left: int) -> None:
+            right = after[left]
+            merged = self._token_of.get(self._pieces[tokens[left]] + self._pieces[tokens[right]])
+            if merged is not None:
+                heapq.heappush(merges, (-self._scores[merged], left, tokens[left], tokens[right], merged))
+
+        for left in range(len(tokens) - 1):
+            propose(left)
+        while merges:
+            _, left, left_token, right_token, merged = heapq.heappop(merges)
+            right = after[left]
+            if right == _NO_NEIGHBOUR or (tokens[left], tokens[right]) != (left_token, right_token):
+                continue  # one of the two has been merged with another neighbour in the meantime
+            tokens[left], tokens[right] = merged, _NO_NEIGHBOUR
+            after[left] = after[right]
+            after[right] = _NO_NEIGHBOUR
+            if after[left] != _NO_NEIGHBOUR:
+                before[after[left]] = left
+                propose(left)
+            if before[left] != _NO_NEIGHBOUR:
+                propose(before[left])
+        return [token for token in tokens if token != _NO_NEIGHBOUR]
+
+    def _decode(self, tokens: list[int]) -> str:
+        content = b"".join(
+            bytes([token - _FIRST_BYTE]) if 0 <= token - _FIRST_BYTE < 256 else self._pieces[token]
+            for token in tokens
+            if token not in (_BOS, _EOS)
+        )
+        return content.removeprefix(b" ").decode("utf-8", "replace")

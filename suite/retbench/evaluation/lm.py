@@ -1,7 +1,7 @@
-"""Any model of ours as a language model of lm-eval: all three kinds of request.
+"""A decoder as a language model of lm-eval, for all three kinds of request.
 
-Texts are split into context and continuation as lm-eval's own HFLM splits them, and truncated as it truncates them;
-only the computing is ours (`scoring`). Importing this module imports lm-eval.
+Texts are split into context and continuation, and truncated, as by lm-eval's own HFLM; only the computation differs
+(`scoring`). Importing this module imports lm-eval.
 """
 
 from collections import defaultdict
@@ -9,44 +9,44 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
+import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from retbench.data.tokenizers import Tokenizer
+from retbench.data.tokenizers import Tokenizer, check_bos_token, check_vocabulary, prefix_token
 from retbench.errors import ConfigError, UnsupportedError
-from retbench.evaluation.generation import generate_greedy
-from retbench.evaluation.prefixes import MIN_SAVED
-from retbench.evaluation.progress import Report, tell_nobody
-from retbench.evaluation.requirements import check_first_token_mark, check_vocabulary, prefix_token
-from retbench.evaluation.scoring import Request, Scorer
+from retbench.evaluation import PassProgress, ignore_progress
+from retbench.evaluation.batching import MIN_SAVED
+from retbench.evaluation.scoring import Scorer, ScoringRequest
 from retbench.models.decoder import Decoder
+from retbench.models.generation import decode_steps
 
 MAX_GEN_TOKENS = 256
-"""New tokens of a generation whose task sets no number: HFLM's."""
+"""New tokens of a generation whose task sets no number, as in HFLM."""
 GENERATION_BATCH = 16
 
 
 class DecoderLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no type information
-    """A model and its tokenizer, as lm-eval sees them.
+    """A model and its tokenizer behind lm-eval's interface.
 
     Args:
-        model: Any model.
+        model: The model.
         tokenizer: Its tokenizer.
-        max_length: Tokens the model reads at most, the same for every model that is compared.
-        batch_tokens: Tokens of one forward pass; by the device when None.
-        add_bos: Begin every context with the tokenizer's first-token mark, as models trained so need it.
-        min_saved: See `prefixes.build_tree`; None computes every request on its own.
+        max_length: Maximum tokens that the model reads, the same for every model of a comparison.
+        batch_tokens: Tokens of one forward pass; None: by device.
+        add_bos: Begin every context with the begin-of-text token, for models trained so.
+        min_saved: See `batching.build_tree`; None computes every request separately.
 
     Attributes:
-        num_truncated: Requests whose context lost tokens at its start, since it was last set to 0.
+        num_truncated: Requests whose context lost tokens at its start, since this was last set to 0.
         num_input_tokens: Tokens of all log-likelihood requests, likewise.
-        num_computed_tokens: Those that the model had to read, likewise.
-        report: Told of every pass over requests and of every batch of generations; nobody is unless it is set.
+        num_computed_tokens: Tokens that the model read, likewise.
+        report: Called after every pass over requests and after every batch of generations.
 
     Raises:
-        ConfigError: the tokenizer has more tokens than the model; or no mark for `add_bos`.
+        ConfigError: the tokenizer has more tokens than the model, or no token for `add_bos`.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class DecoderLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no type inform
         super().__init__()
         check_vocabulary(tokenizer, model.config.vocab_size)
         if add_bos:
-            check_first_token_mark(tokenizer)
+            check_bos_token(tokenizer)
         self.model = model
         self.tokenizer = tokenizer
         self.add_bos = add_bos
@@ -72,16 +72,16 @@ class DecoderLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no type inform
         self.num_truncated = 0
         self.num_input_tokens = 0
         self.num_computed_tokens = 0
-        self.report: Report = tell_nobody
+        self.report: PassProgress = ignore_progress
 
     @property
     def device(self) -> Any:
-        """Where the model is."""
+        """Device of the model."""
         return self.model.device
 
     @property
     def max_length(self) -> int:
-        """Tokens the model reads at most."""
+        """Maximum tokens that the model reads."""
         return self._max_length
 
     @property
@@ -91,22 +91,21 @@ class DecoderLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no type inform
 
     @property
     def eot_token_id(self) -> int | None:
-        """The tokenizer's end mark."""
-        token: int | None = self.tokenizer.eos_token_id
-        return token
+        """The tokenizer's end-of-text token."""
+        return self.tokenizer.eos_token_id
 
     @property
     def prefix_token_id(self) -> int:
-        """What stands before a text that has no context."""
+        """The token before a text without context."""
         return prefix_token(self.tokenizer)
 
     @property
     def tokenizer_name(self) -> str:
-        """Name and fingerprint."""
+        """Name and fingerprint of the tokenizer."""
         return f"{self.tokenizer.name}@{self.tokenizer.fingerprint}"
 
     def get_model_info(self) -> dict[str, Any]:
-        """What lm-eval notes of a model beside its results."""
+        """Return the description of the model that lm-eval stores with its results."""
         return {
             "model_num_parameters": sum(weight.numel() for weight in self.model.parameters()),
             "model_dtype": str(self.model.dtype).removeprefix("torch."),
@@ -117,7 +116,7 @@ class DecoderLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no type inform
         }
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-        """Tokens of a text; with the first-token mark where `add_bos` asks for it and the call does not refuse it."""
+        """Return the tokens of a text, after a begin-of-text token if `add_bos` is set and the call allows it."""
         tokens = list(self._encode(string))
         wanted = self.add_bos if add_special_tokens is None else add_special_tokens and self.add_bos
         bos = self.tokenizer.bos_token_id
@@ -126,8 +125,8 @@ class DecoderLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no type inform
         return [bos, *tokens]
 
     def loglikelihood_rolling(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[float]:
-        """Log-likelihood of whole texts, nats, in lm-eval's windows: disjoint, the last with full context."""
-        windows: list[Request] = []
+        """Return the log-likelihood of whole texts, nats, in lm-eval's disjoint windows."""
+        windows: list[ScoringRequest] = []
         owners: list[int] = []
         for index, request in enumerate(requests):
             (text,) = request.args
@@ -137,7 +136,7 @@ class DecoderLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no type inform
                 max_seq_len=self.max_length,
                 context_len=1,
             ):
-                windows.append(Request(*make_disjoint_window(window)))
+                windows.append(ScoringRequest(*make_disjoint_window(window)))
                 owners.append(index)
         totals = [0.0] * len(requests)
         for owner, (total, _) in zip(owners, self._score(windows), strict=True):
@@ -145,11 +144,11 @@ class DecoderLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no type inform
         return totals
 
     def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Greedy continuations, each up to the first of its stop sequences.
+        """Return greedy continuations, each up to the first of its stop sequences.
 
         Raises:
             UnsupportedError: a task asks for sampling.
-            ConfigError: no room for a prompt beside the new tokens.
+            ConfigError: the new tokens leave no room for a prompt.
         """
         groups: dict[tuple[int, str], list[int]] = defaultdict(list)
         prompts: list[list[int]] = []
@@ -168,7 +167,7 @@ class DecoderLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no type inform
         return texts
 
     def _prompt(self, text: str, settings: Any) -> list[int]:
-        """Tokens of a prompt, their start cut off where the new tokens would find no room."""
+        """Return the tokens of a prompt, its start cut off to leave room for the new tokens."""
         if settings["do_sample"]:
             raise UnsupportedError(
                 f"a task asks for sampling (temperature {settings['temperature']}); this package decodes greedily only."
@@ -184,11 +183,11 @@ class DecoderLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no type inform
         return tokens[-room:]
 
     def _generate(self, prompts: Sequence[Sequence[int]], raw_settings: Any) -> list[str]:
-        """Texts that follow prompts of one length under the same settings."""
+        """Return the texts that follow prompts of equal length under the same settings."""
         settings = normalize_gen_kwargs(raw_settings, self.max_gen_toks)
         eos = self.tokenizer.eos_token_id
-        mark = None if eos is None else self.tokenizer.decode([eos])
-        until = [stop for stop in handle_stop_sequences(list(settings["until"]), eos=mark or None) if stop]
+        end = None if eos is None else self.tokenizer.decode([eos])
+        until = [stop for stop in handle_stop_sequences(list(settings["until"]), eos=end or None) if stop]
 
         def is_done(tokens: Sequence[int]) -> bool:
             if tokens[-1] == eos:
@@ -196,20 +195,27 @@ class DecoderLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no type inform
             text = self.tokenizer.decode(tokens)
             return any(stop in text for stop in until)
 
-        found = generate_greedy(
+        steps = decode_steps(
             self.model,
-            prompts,
-            max_new_tokens=settings["max_gen_toks"],
-            is_done=is_done,
-            vocab_size=self.tokenizer.vocab_size,
+            torch.tensor(prompts, device=self.model.device),
+            max_tokens=settings["max_gen_toks"],
+            choose=lambda logits: logits[:, : self.tokenizer.vocab_size].argmax(dim=-1).tolist(),
         )
+        found: list[list[int]] = [[] for _ in prompts]
+        ongoing = set(range(len(prompts)))
+        for tokens in steps:
+            for row in ongoing:
+                found[row].append(tokens[row])
+            ongoing = {row for row in ongoing if not is_done(found[row])}
+            if not ongoing:
+                break
         kept = [tokens[:-1] if tokens[-1] == eos else tokens for tokens in found]
         return [postprocess_generated_text(self.tokenizer.decode(tokens), until, None) for tokens in kept]
 
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[tuple[str, str], list[int], list[int]]], **kwargs: Any
     ) -> list[tuple[float, bool]]:
-        """What lm-eval calls with every request as tokens."""
+        """Score tokenized requests, as lm-eval's base class asks for."""
         for (context, continuation), _, scored in requests:
             if not scored:
                 raise ConfigError(
@@ -221,12 +227,12 @@ class DecoderLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no type inform
                     f"a continuation of {len(scored):,} tokens is longer than max_length {self.max_length:,}: "
                     f"{continuation[:40]!r}. Raise max_length."
                 )
-        return self._score([Request(context, scored) for _, context, scored in requests])
+        return self._score([ScoringRequest(context, scored) for _, context, scored in requests])
 
-    def _score(self, requests: Sequence[Request]) -> list[tuple[float, bool]]:
-        """Score and count."""
-        scored = self._scorer.score(requests, self.report)
-        self.num_truncated += scored.num_truncated
-        self.num_input_tokens += scored.num_input_tokens
-        self.num_computed_tokens += scored.num_computed_tokens
-        return [(score.loglikelihood, score.is_greedy) for score in scored.scores]
+    def _score(self, requests: Sequence[ScoringRequest]) -> list[tuple[float, bool]]:
+        """Score requests and count their tokens."""
+        result = self._scorer.score(requests, self.report)
+        self.num_truncated += result.num_truncated
+        self.num_input_tokens += result.num_input_tokens
+        self.num_computed_tokens += result.num_computed_tokens
+        return [(score.loglikelihood, score.is_greedy) for score in result.scores]

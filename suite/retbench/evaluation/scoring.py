@@ -1,9 +1,9 @@
-"""Log-likelihoods of continuations, each prefix that requests share computed once.
+"""Log-likelihoods of continuations, with each prefix that requests share computed once.
 
-Requests are put into a tree by their tokens (`prefixes`). A shared prefix is run once, and its continuations go on
-from copies of its state: a key-value cache or a retention state alike. No padding ever enters a state that is used
-again: prefixes that run together are cut to the shortest of them, the rest being left to their continuations, and a
-padded row stands only where the padding comes after every token that is scored and the state is thrown away.
+Requests form a tree by their tokens (`batching`). A shared prefix runs once, and its continuations start from copies of
+its state, of any kind. No padding enters a state that is used again: prefixes that run together are cut to the shortest
+of them, and their continuations run the rest. A padded row occurs only where the padding follows every scored token and
+the state is discarded.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from retbench.architectures import costs
-from retbench.evaluation.batching import partition
-from retbench.evaluation.prefixes import MIN_SAVED, Branch, build_tree
-from retbench.evaluation.progress import Report, tell_nobody
+from retbench.evaluation import PassProgress, ignore_progress
+from retbench.evaluation.batching import MIN_SAVED, Branch, build_tree, partition
 from retbench.models.decoder import Decoder
 from retbench.models.state import DecoderState
 from retbench.units import GIB
@@ -24,41 +23,41 @@ from retbench.units import GIB
 BATCH_TOKENS = {"cpu": 1024, "cuda": 16384}
 """Tokens of one forward pass, by kind of device."""
 PASS_TOKENS = {"cpu": 48, "cuda": 512}
-"""Tokens that take as long as a pass does at least: a CPU reads the weights once, a GPU launches its kernels."""
+"""Tokens that take as long as the fixed cost of a pass: a CPU reads the weights once, a GPU launches its kernels."""
 STATE_BYTES = {"cpu": 2 * GIB, "cuda": 16 * GIB}
-"""Bytes that all states of one call may hold, by kind of device; a sequence that needs more runs alone."""
+"""Maximum bytes of all states of one call, by kind of device; a sequence that needs more runs alone."""
 LOGITS_AT_ONCE = 2**24
-"""Numbers that one product with the head may give, 64 MiB in float32."""
+"""Maximum elements of one product with the head, 64 MiB in float32."""
 
 
-class Request(NamedTuple):
-    """Tokens to score, and what comes before them; neither is empty."""
+class ScoringRequest(NamedTuple):
+    """Tokens to score and the tokens before them; neither is empty."""
 
     context: Sequence[int]
     continuation: Sequence[int]
 
 
-class Score(NamedTuple):
-    """What a model makes of a continuation."""
+class ContinuationScore(NamedTuple):
+    """A model's score of a continuation."""
 
     loglikelihood: float
     """Sum of the log-probabilities of its tokens, nats."""
     is_greedy: bool
-    """Whether each of its tokens is the likeliest."""
+    """True if each of its tokens is the most probable one."""
 
 
 @dataclass(frozen=True)
-class Scored:
-    """Scores in the order of the requests, and what they cost.
+class ScoringResult:
+    """Scores in the order of the requests, and their cost.
 
     Attributes:
-        scores: One a request.
+        scores: One per request.
         num_truncated: Requests whose context lost tokens at its start.
-        num_input_tokens: Tokens that the model would read if nothing were shared.
+        num_input_tokens: Tokens that the model would read without sharing.
         num_computed_tokens: Tokens that it did read, padding included.
     """
 
-    scores: list[Score]
+    scores: list[ContinuationScore]
     num_truncated: int
     num_input_tokens: int
     num_computed_tokens: int
@@ -68,11 +67,11 @@ class Scorer:
     """Scores requests with one model.
 
     Args:
-        model: Any model.
-        max_length: Tokens the model reads of a request: the last of them, as lm-eval has it.
-        batch_tokens: Tokens of one forward pass, a longer sequence runs alone; by the device when None.
-        state_bytes: See STATE_BYTES; by the device when None.
-        min_saved: See `prefixes.build_tree`; None shares nothing.
+        model: The model.
+        max_length: Tokens of a request that the model reads: the last ones, as in lm-eval.
+        batch_tokens: Tokens of one forward pass; a longer sequence runs alone. None: by device.
+        state_bytes: See STATE_BYTES. None: by device.
+        min_saved: See `batching.build_tree`. None: share nothing.
     """
 
     def __init__(
@@ -93,8 +92,10 @@ class Scorer:
         self.min_saved = min_saved
 
     @torch.inference_mode()
-    def score(self, requests: Sequence[Request], report: Report = tell_nobody) -> Scored:
-        """Score every request, and tell of every pass.
+    def score(
+        self, requests: Sequence[ScoringRequest], report: PassProgress = ignore_progress
+    ) -> ScoringResult:
+        """Score every request, calling `report` after every pass.
 
         Raises:
             ValueError: an empty context or continuation, or a continuation longer than `max_length`.
@@ -115,43 +116,43 @@ class Scorer:
             else build_tree(inputs, min_saved=self.min_saved)
         )
         first_scored = [len(tokens) - len(r.continuation) for tokens, r in zip(kept, requests, strict=True)]
-        run = _Run(self, kept, first_scored, report)
+        run = _ScoringRun(self, kept, first_scored, report)
         run.run(tree, None, [0] * len(tree), 0)
-        return Scored(
-            run.scores(),
+        sums, misses = run.sums.tolist(), run.misses.tolist()
+        return ScoringResult(
+            [ContinuationScore(total, missed == 0) for total, missed in zip(sums, misses, strict=True)],
             sum(len(all_) > len(some) for all_, some in zip(whole, kept, strict=True)),
             sum(map(len, inputs)),
             run.num_computed_tokens,
         )
 
 
-class _Wanted(NamedTuple):
-    """Tokens that one pass scores."""
+class _Targets(NamedTuple):
+    """The tokens that one pass scores."""
 
-    places: dict[tuple[int, int], int]
-    """Row and position in the pass, to the row of its logits: requests share those that they have in common."""
+    rows_of_logits: dict[tuple[int, int], int]
+    """Row and position in the pass, to a row of logits, which requests with equal tokens share."""
     rows: list[int]
-    """For each token the row of the logits before it."""
+    """Per token, the row of the logits before it."""
     owners: list[int]
-    """Its request."""
-    targets: list[int]
-    """The token."""
+    """Per token, its request."""
+    tokens: list[int]
 
-    def add(self, place: tuple[int, int], owner: int, target: int) -> None:
-        """One token more."""
-        self.rows.append(self.places.setdefault(place, len(self.places)))
+    def add(self, position: tuple[int, int], owner: int, token: int) -> None:
+        """Add a token after a position of the pass."""
+        self.rows.append(self.rows_of_logits.setdefault(position, len(self.rows_of_logits)))
         self.owners.append(owner)
-        self.targets.append(target)
+        self.tokens.append(token)
 
 
-class _Run:
+class _ScoringRun:
     """One call of `Scorer.score`.
 
     Args:
         scorer: Its settings.
         kept: Tokens of each request; the model reads all but the last.
         first_scored: Index in `kept` of the first token to score.
-        report: Told of every pass.
+        report: Called after every pass.
     """
 
     def __init__(
@@ -159,21 +160,14 @@ class _Run:
         scorer: Scorer,
         kept: Sequence[Sequence[int]],
         first_scored: Sequence[int],
-        report: Report,
+        report: PassProgress,
     ) -> None:
         self.scorer, self.model = scorer, scorer.model
         self.kept, self.first_scored, self.report = kept, first_scored, report
         self.sums = torch.zeros(len(kept), dtype=torch.float64)
         self.misses = torch.zeros(len(kept), dtype=torch.int64)
         self.num_computed_tokens = 0
-        self.held_bytes = 0  # of the states that the branches at hand go on from
-
-    def scores(self) -> list[Score]:
-        """What was found, in the order of the requests."""
-        return [
-            Score(total, misses == 0)
-            for total, misses in zip(self.sums.tolist(), self.misses.tolist(), strict=True)
-        ]
+        self.held_bytes = 0  # of the states from which the current branches start
 
     def run(
         self, branches: Sequence[Branch], state: DecoderState | None, rows: Sequence[int], start: int
@@ -181,10 +175,10 @@ class _Run:
         """Run branches from token `start` on.
 
         Args:
-            branches: To be run.
-            state: After `start` tokens, one sequence a row; None where `start` is 0. Left as it is.
-            rows: The row that each branch goes on from.
-            start: Tokens that are done.
+            branches: Branches to run.
+            state: State after `start` tokens, one row per prefix, left unchanged; None if `start` is 0.
+            rows: Row of the state from which each branch starts.
+            start: Tokens already run.
         """
         ongoing = list(zip(branches, rows, strict=True))
         leaves = [pair for pair in ongoing if not pair[0].children]
@@ -203,7 +197,7 @@ class _Run:
     def _batches(
         self, pairs: Sequence[tuple[Branch, int]], start: int, *, longest: bool
     ) -> Iterator[list[tuple[Branch, int]]]:
-        """Branches that run together: padded to the longest of them, or cut to the shortest."""
+        """Yield branches that run together, padded to the longest of them or cut to the shortest."""
         ordered = sorted(pairs, key=lambda pair: pair[0].end, reverse=longest)
         branches = [branch for branch, _ in ordered]
         for first, last in partition(
@@ -215,9 +209,9 @@ class _Run:
             yield ordered[first:last]
 
     def _fits(self, rows: int, start: int, length: int, *, keep: bool) -> bool:
-        """Whether a pass is small enough, in tokens to run and in the bytes of its states.
+        """Return True if a pass stays within the limits on tokens and on the bytes of its states.
 
-        States that are kept take half of what is left, so that those which branch off from them have the other half.
+        States that are kept take half of the remaining bytes, to leave the other half to their branches' states.
         """
         dtype = str(self.model.dtype).removeprefix("torch.")
         own = costs.state_bytes(self.model.config, dtype, rows, start + length)
@@ -233,53 +227,56 @@ class _Run:
         *,
         keep: bool,
     ) -> DecoderState | None:
-        """Run tokens start .. end - 1 of each branch and score what is to be scored; the state, where it is kept."""
+        """Run the tokens start .. end - 1 of each branch, score those after them, and return the state to keep."""
         width = end - start
         tokens = [list(self.kept[branch.members[0]][start : min(end, branch.end)]) for branch, _ in batch]
         padded = torch.tensor([row + [0] * (width - len(row)) for row in tokens], device=self.model.device)
         self.num_computed_tokens += padded.numel()
         advanced = self._copied(batch, state, end) if keep or state is not None else None
-        wanted = self._wanted(batch, start, end)
-        last_only = all(place == width - 1 for _, place in wanted.places)
+        targets = self._targets(batch, start, end)
+        last_only = all(position == width - 1 for _, position in targets.rows_of_logits)
         features = self.model.features(padded, advanced, last_only=last_only)  # (B, T or 1, D)
-        if wanted.places:
-            self._score(features, wanted)
+        if targets.tokens:
+            self._score(features, targets)
         self.report(padded.numel())
         return advanced if keep else None
 
     def _copied(
         self, batch: Sequence[tuple[Branch, int]], state: DecoderState | None, capacity: int
     ) -> DecoderState:
-        """A state of its own for each branch, with room for `capacity` tokens."""
+        """Return a separate state for each branch, with room for `capacity` tokens."""
         if state is None:
             return self.model.init_state(len(batch), capacity)
         rows = torch.tensor([row for _, row in batch], device=self.model.device)
         return state.gather(rows, capacity)
 
-    def _wanted(self, batch: Sequence[tuple[Branch, int]], start: int, end: int) -> _Wanted:
-        """What is to be scored at the positions start .. end - 1 of each branch: the tokens after them."""
-        wanted = _Wanted({}, [], [], [])
+    def _targets(self, batch: Sequence[tuple[Branch, int]], start: int, end: int) -> _Targets:
+        """Collect the tokens to score after the positions start .. end - 1 of each branch."""
+        targets = _Targets({}, [], [], [])
         for row, (branch, _) in enumerate(batch):
             for member in branch.members:
                 kept = self.kept[member]
                 for position in range(max(start, self.first_scored[member] - 1), min(end, branch.end)):
-                    wanted.add((row, position - start), member, kept[position + 1])
-        return wanted
+                    targets.add((row, position - start), member, kept[position + 1])
+        return targets
 
-    def _score(self, features: Tensor, wanted: _Wanted) -> None:
-        """Add what features (B, T or 1, D) say about the tokens wanted."""
-        index = torch.tensor(list(wanted.places), device=features.device)
-        places = index[:, 1] if features.shape[1] > 1 else 0
-        chosen = features[index[:, 0], places]  # (M, D)
-        rows, targets, owners = (
-            torch.tensor(column) for column in (wanted.rows, wanted.targets, wanted.owners)
+    def _score(self, features: Tensor, targets: _Targets) -> None:
+        """Add the scores of the target tokens, given features (B, T or 1, D)."""
+        index = torch.tensor(list(targets.rows_of_logits), device=features.device)
+        positions = index[:, 1] if features.shape[1] > 1 else 0
+        chosen = features[index[:, 0], positions]  # (M, D)
+        rows, tokens, owners = (
+            torch.tensor(column) for column in (targets.rows, targets.tokens, targets.owners)
         )
-        values, is_likeliest = self._look_up(chosen, rows, targets)
+        values, is_likeliest = self._log_probabilities(chosen, rows, tokens)
         self.sums.index_add_(0, owners, values)
         self.misses.index_add_(0, owners, (~is_likeliest).to(torch.int64))
 
-    def _look_up(self, chosen: Tensor, rows: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-probability of each target, float64, and whether it is the likeliest, by its row of `chosen` (M, D)."""
+    def _log_probabilities(self, chosen: Tensor, rows: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the log-probability of each target, float64, and if it is the most probable token.
+
+        `rows` gives the target's row of `chosen` (M, D).
+        """
         values = torch.empty(len(targets), dtype=torch.float64)
         likeliest = torch.empty(len(targets), dtype=torch.bool)
         step = max(1, LOGITS_AT_ONCE // self.model.config.vocab_size)

@@ -1,8 +1,12 @@
-"""lm-eval's tasks with its own prompts and metrics, over local files where there are any, else over the hub's data."""
+"""The zero-shot tasks, with lm-eval's prompts and metrics over local files if there are any, else the hub's data.
+
+They are the tasks of the RetNet paper and of the GLA paper's table. Importing this module imports neither torch nor
+lm-eval.
+"""
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
@@ -11,25 +15,69 @@ from typing import Any, Literal
 
 from retbench.config.evaluation import FEWSHOT_SEED
 from retbench.data.places import data_folder
-from retbench.errors import ConfigError, UnsupportedError
-from retbench.evaluation.catalogue import TASKS, TaskEntry, find_task
-from retbench.evaluation.layouts import LocalSplit, find_layouts, looked_for, read_local
+from retbench.errors import ConfigError, UnsupportedError, unknown_name
+from retbench.evaluation.local_data import LocalSplit, describe_files, find_layouts, read_local
+
+RETNET = "RetNet (arXiv:2307.08621) Table 3"
+GLA = "GLA (arXiv:2312.06635) Table 2"
+
+
+@dataclass(frozen=True)
+class TaskEntry:
+    """One task.
+
+    Attributes:
+        name: lm-eval's name, which users give.
+        definition: lm-eval's file of the task, below its folder of tasks.
+        metric: The metric to show first. GLA's table has acc_norm for HellaSwag, ARC-challenge and OpenBookQA; the
+            RetNet paper does not say which one it shows for HellaSwag.
+        source: The papers whose tables have the task.
+        on_hub: False if the data must come from the user's own files.
+        takes_shots: True if examples can precede a document.
+    """
+
+    name: str
+    definition: str
+    metric: str
+    source: str
+    on_hub: bool = True
+    takes_shots: bool = True
+
+
+TASKS: dict[str, TaskEntry] = {
+    entry.name: entry
+    for entry in (
+        TaskEntry("hellaswag", "hellaswag/hellaswag.yaml", "acc_norm", f"{RETNET}; {GLA}"),
+        TaskEntry("boolq", "super_glue/boolq/default.yaml", "acc", f"{RETNET}; {GLA}"),
+        TaskEntry("copa", "super_glue/copa/default.yaml", "acc", f"{RETNET}; {GLA}"),
+        TaskEntry("piqa", "piqa/piqa.yaml", "acc", f"{RETNET}; {GLA}"),
+        TaskEntry("wsc273", "wsc273/default.yaml", "acc", RETNET),
+        TaskEntry("winogrande", "winogrande/default.yaml", "acc", f"{RETNET}; {GLA}"),
+        TaskEntry("storycloze_2016", "storycloze/storycloze_2016.yaml", "acc", RETNET, on_hub=False),
+        TaskEntry("lambada_openai", "lambada/lambada_openai.yaml", "acc", GLA),
+        TaskEntry("arc_easy", "arc/arc_easy.yaml", "acc", GLA),
+        TaskEntry("arc_challenge", "arc/arc_challenge.yaml", "acc_norm", GLA),
+        TaskEntry("openbookqa", "openbookqa/openbookqa.yaml", "acc_norm", GLA),
+        TaskEntry("sciq", "sciq/sciq.yaml", "acc", GLA),
+        TaskEntry("wikitext", "wikitext/wikitext.yaml", "word_perplexity", GLA, takes_shots=False),
+    )
+}
 
 
 @dataclass(frozen=True)
 class LoadedTask:
-    """A task, ready to be evaluated.
+    """A task with its data, ready to be evaluated.
 
     Attributes:
-        entry: Its row in the catalogue.
+        entry: Its entry in `TASKS`.
         task: lm-eval's object.
         data_source: "local" or "hub".
-        data_files: Local files, below the data folder; of the hub the dataset's name.
-        data_note: In what local rows differ from the hub's so that prompts do; empty where nothing does.
-        split: The split that is evaluated.
+        data_files: Local files below the data folder, or the name of the hub's data set.
+        data_note: How prompts from local rows differ from those from the hub's; empty if they do not.
+        split: The evaluated split.
         num_fewshot: Examples before each document.
-        fewshot_source: Where they are drawn from; None without any.
-        seed: Of the draw.
+        fewshot_source: Split of the examples, if there are any.
+        seed: Seed of the choice of examples.
     """
 
     entry: TaskEntry
@@ -50,96 +98,107 @@ def load_task(
     num_fewshot: int = 0,
     seed: int = FEWSHOT_SEED,
 ) -> LoadedTask:
-    """A task with its documents.
+    """Load a task with its documents.
 
-    Examples are drawn anew for each document, as lm-eval does: from the training split where there is one, else from
-    the validation split, else from the split that is evaluated, the document itself always left out.
+    Examples are drawn anew for each document, as by lm-eval: from the training split, else from the validation split,
+    else from the evaluated split, always without the document itself.
 
     Args:
-        name: In the catalogue.
-        data_dir: Folder to look for local files in, see `layouts`; that of RETBENCH_DATA when None.
+        name: Name in `TASKS`.
+        data_dir: Folder of local files, see `local_data`; None for that of RETBENCH_DATA.
         num_fewshot: Examples before each document.
-        seed: Of their draw.
+        seed: Seed of their choice.
 
     Raises:
         ConfigError: unknown task, unreadable files, or more examples than there are.
         UnsupportedError: neither local files nor the hub has the data.
     """
-    entry = find_task(name)
+    entry = _find_task(name, num_fewshot)
     data_dir = data_folder(data_dir)
-    _check_takes_shots(entry, num_fewshot)
     local = read_local(name, data_dir) if data_dir is not None else {}
     config = _definition(entry)
     if local:
         config |= _local_overrides(config, local)
     config["num_fewshot"] = num_fewshot
     if config.get("process_docs"):
-        config["process_docs"] = _once(config["process_docs"])
+        config["process_docs"] = _process_once(config["process_docs"])
     split = config.get("test_split") or config["validation_split"]
     source = config.get("training_split") or config.get("validation_split") or split
-    if (
-        source == split
-    ):  # lm-eval leaves the document out of its own examples only where these two are the same
+    from_own_split = source == split
+    if from_own_split:  # lm-eval excludes the document from its examples only if these two are the same
         config |= {"fewshot_split": config.get("test_split")}
     task = _build(entry, config, local, data_dir)
-    _check_examples(task, entry, num_fewshot, source == split)
+    available = len(task.sampler.df) - from_own_split
+    if num_fewshot > available:
+        raise ConfigError(f"task {name}: {num_fewshot} examples asked for, and there are {available}.")
     task.set_fewshot_seed(seed)
+    used = [split, source] if num_fewshot else [split]
+    data_files = dict.fromkeys(file for each in used if each in local for file in local[each].files)
+    described = f"{source}, without the document itself" if from_own_split else source
     return LoadedTask(
         entry=entry,
         task=task,
         data_source="local" if local else "hub",
-        data_files=_used(local, split, source if num_fewshot else None) or (str(config["dataset_path"]),),
+        data_files=tuple(data_files) or (str(config["dataset_path"]),),
         data_note=local[split].note if local else "",
         split=split,
         num_fewshot=num_fewshot,
-        fewshot_source=_describe_source(source, split) if num_fewshot else None,
+        fewshot_source=described if num_fewshot else None,
         seed=seed,
     )
 
 
 def check_task(name: str, *, num_fewshot: int, data_dir: Path | None = None) -> None:
-    """Refuse what is known to be impossible before the data is read; what lies in the data shows when it is.
+    """Refuse a task that cannot be loaded, as far as that shows before its data is read.
 
     Args:
-        name: In the catalogue.
-        num_fewshot: The most examples before a document.
-        data_dir: As of `load_task`.
+        name: Name in `TASKS`.
+        num_fewshot: Most examples before a document.
+        data_dir: See `load_task`.
 
     Raises:
-        ConfigError: unknown task, or examples before documents that take none.
-        UnsupportedError: the task has no local files, and the hub does not have its data or may not be asked.
+        ConfigError: unknown task, or examples for a task that takes none.
+        UnsupportedError: the task has no local files, and the hub does not have its data or is switched off.
     """
-    entry = find_task(name)
+    entry = _find_task(name, num_fewshot)
     data_dir = data_folder(data_dir)
-    _check_takes_shots(entry, num_fewshot)
     if data_dir is None or not find_layouts(name, data_dir):
         _require_hub(entry, data_dir)
 
 
 def task_rows(data_dir: Path | None = None) -> list[tuple[str, str, str]]:
-    """Every task: its name, the paper it is from, and "local", "hub" or the reason why it cannot be run."""
+    """List every task: its name, its paper, and "local", "hub" or the reason why it cannot be run."""
     data_dir = data_folder(data_dir)
     rows = []
     for entry in TASKS.values():
-        if data_dir is not None and _has_documents(entry, data_dir):
+        splits = find_layouts(entry.name, data_dir).keys() if data_dir is not None else set()
+        if splits & {"validation", "test"}:
             where = "local"
         elif not entry.on_hub:
-            where = f"only from its authors; looked for: {looked_for(entry.name)}"
+            where = f"only from its authors; looked for: {describe_files(entry.name)}"
         elif _hub_is_off():
-            where = f"the hub is switched off; looked for: {looked_for(entry.name)}"
+            where = f"the hub is switched off; looked for: {describe_files(entry.name)}"
         else:
             where = "hub"
         rows.append((entry.name, entry.source, where))
     return rows
 
 
-def _has_documents(entry: TaskEntry, data_dir: Path) -> bool:
-    """Whether a split that can be evaluated lies below a data folder."""
-    return bool(find_layouts(entry.name, data_dir).keys() & {"validation", "test"})
+def _find_task(name: str, num_fewshot: int) -> TaskEntry:
+    """Return the task called `name`; ConfigError if there is none, or if it does not take examples."""
+    if name not in TASKS:
+        raise unknown_name("zero-shot task", name, TASKS)
+    entry = TASKS[name]
+    if num_fewshot and not entry.takes_shots:
+        raise ConfigError(
+            f"task {name} scores whole texts; it takes no examples, and num_fewshot is {num_fewshot}. Set it to 0, or "
+            "leave the task out."
+        )
+    return entry
 
 
 def _definition(entry: TaskEntry) -> dict[str, Any]:
-    """lm-eval's definition of a task. Its TaskManager reads all 14,000 to find one; this reads the one."""
+    """Read lm-eval's definition of a task, without its TaskManager, which reads all 14,000 to find one."""
     try:
         from lm_eval.tasks._yaml_loader import load_yaml
     except ImportError as error:
@@ -151,7 +210,7 @@ def _definition(entry: TaskEntry) -> dict[str, Any]:
 
 
 def _local_overrides(config: Mapping[str, Any], local: Mapping[str, LocalSplit]) -> dict[str, Any]:
-    """What local data changes in a definition: where the rows are from, and the splits that there are not."""
+    """Return the fields of a definition that local data changes: the source of the rows, and absent splits."""
     from datasets import Dataset, DatasetDict
 
     named = {key: config.get(key) for key in ("training_split", "validation_split", "test_split")}
@@ -165,7 +224,7 @@ def _local_overrides(config: Mapping[str, Any], local: Mapping[str, LocalSplit])
     for split, found in local.items():
         try:
             datasets[split] = Dataset.from_list(found.rows)
-        except (ValueError, TypeError) as error:  # of arrow, whose columns have one type each
+        except (ValueError, TypeError) as error:  # from arrow, whose columns have one type each
             raise ConfigError(
                 f"task {config['task']}: {', '.join(found.files)}: the rows do not make a table ({_one_line(error)}). "
                 "A field must be of one type in all of them."
@@ -176,7 +235,7 @@ def _local_overrides(config: Mapping[str, Any], local: Mapping[str, LocalSplit])
 def _build(
     entry: TaskEntry, config: dict[str, Any], local: Mapping[str, LocalSplit], data_dir: Path | None
 ) -> Any:
-    """lm-eval's task object, its data loaded."""
+    """Build lm-eval's task object, with its data."""
     from lm_eval.api.task import ConfigurableTask
 
     if not local:
@@ -184,57 +243,45 @@ def _build(
     try:
         with quiet():
             return ConfigurableTask(config=config)
-    except Exception as error:  # whatever the hub's client may raise; local rows are checked below
+    except Exception as error:  # whatever the hub's client may raise
         if local:
+            used = ", ".join(file for found in local.values() for file in found.files)
             raise ConfigError(
-                f"task {entry.name}: {', '.join(_all_files(local))}: lm-eval cannot make its prompts of these rows "
+                f"task {entry.name}: {used}: lm-eval cannot make its prompts of these rows "
                 f"({type(error).__name__}: {error}). Their fields must be those of {config['dataset_path']}."
             ) from error
-        raise UnsupportedError(
-            f"task {entry.name}: {config['dataset_path']} cannot be had from the hub ({_one_line(error)}), and "
-            f"{_nothing_local(entry, data_dir)}"
-        ) from error
-
-
-def _check_takes_shots(entry: TaskEntry, num_fewshot: int) -> None:
-    """ConfigError for examples before documents that take none."""
-    if num_fewshot and not entry.takes_shots:
-        raise ConfigError(
-            f"task {entry.name} scores whole texts; it takes no examples, and num_fewshot is {num_fewshot}. Set it to "
-            "0, or leave the task out."
-        )
+        reason = f"{config['dataset_path']} cannot be had from the hub ({_one_line(error)})"
+        raise _no_data(entry, data_dir, reason) from error
 
 
 def _require_hub(entry: TaskEntry, data_dir: Path | None) -> None:
-    """UnsupportedError where the hub cannot or may not be asked."""
+    """Raise an UnsupportedError if the hub does not have a task's data or is switched off."""
     if not entry.on_hub:
-        raise UnsupportedError(
-            f"task {entry.name}: its data is given out by its authors only, and {_nothing_local(entry, data_dir)}"
-        )
+        raise _no_data(entry, data_dir, "its data is given out by its authors only")
     if _hub_is_off():
-        raise UnsupportedError(
-            f"task {entry.name}: HF_HUB_OFFLINE or HF_DATASETS_OFFLINE is set, and {_nothing_local(entry, data_dir)}"
-        )
+        raise _no_data(entry, data_dir, "HF_HUB_OFFLINE or HF_DATASETS_OFFLINE is set")
 
 
 def _hub_is_off() -> bool:
-    """Whether the user has switched the hub off, as its own clients understand it."""
+    """Return True if the user has switched the hub off, by the rules of its own clients."""
     switches = (os.environ.get(name, "") for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"))
     return any(switch.upper() in {"1", "ON", "YES", "TRUE"} for switch in switches)
 
 
-def _nothing_local(entry: TaskEntry, data_dir: Path | None) -> str:
-    """The end of a message: that there are no local files, and which would do."""
+def _no_data(entry: TaskEntry, data_dir: Path | None, reason: str) -> UnsupportedError:
+    """Explain why neither the hub nor local files have the data of a task."""
     where = (
         f"nothing of it lies below {data_dir}"
         if data_dir
         else "no data folder is given (--data-dir, RETBENCH_DATA)"
     )
-    return f"{where}. Looked for: {looked_for(entry.name)}."
+    return UnsupportedError(
+        f"task {entry.name}: {reason}, and {where}. Looked for: {describe_files(entry.name)}."
+    )
 
 
-def _once(process: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Process a split the first time it is asked for; lm-eval does so every time that it asks for a document."""
+def _process_once(process: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Cache the processing of a split, which lm-eval repeats for every document."""
     processed: dict[str, Any] = {}
 
     def process_docs(dataset: Any) -> Any:
@@ -245,38 +292,13 @@ def _once(process: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return process_docs
 
 
-def _check_examples(task: Any, entry: TaskEntry, num_fewshot: int, from_own_split: bool) -> None:
-    """ConfigError where there are too few examples."""
-    available = len(task.sampler.df) - from_own_split
-    if num_fewshot > available:
-        raise ConfigError(f"task {entry.name}: {num_fewshot} examples asked for, and there are {available}.")
-
-
-def _describe_source(source: str, split: str) -> str:
-    """Where examples are from, in words."""
-    return f"{source}, without the document itself" if source == split else source
-
-
-def _used(local: Mapping[str, LocalSplit], *splits: str | None) -> tuple[str, ...]:
-    """Files of these splits, each once."""
-    return tuple(
-        dict.fromkeys(file for split in splits if split and split in local for file in local[split].files)
-    )
-
-
-def _all_files(local: Mapping[str, LocalSplit]) -> Sequence[str]:
-    """Files of every split."""
-    return [file for found in local.values() for file in found.files]
-
-
 def _one_line(error: Exception) -> str:
-    """Kind and message of an error, on one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep progress bars and warnings of lm-eval and datasets from the screen; errors stay."""
+    """Hide progress bars and warnings of lm-eval and datasets; errors are still shown."""
     from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     logger = logging.getLogger("lm_eval")

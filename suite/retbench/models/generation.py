@@ -1,7 +1,8 @@
 """Text token by token: greedy, or drawn with a temperature from the most probable tokens."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from itertools import count
 
 import torch
 from torch import Tensor
@@ -75,6 +76,26 @@ def choose_token(logits: Tensor, sampling: Sampling, generator: torch.Generator)
 
 
 @torch.inference_mode()
+def decode_steps(
+    model: Decoder, prompts: Tensor, *, max_tokens: int, choose: Callable[[Tensor], list[int]]
+) -> Iterator[list[int]]:
+    """Yield the tokens chosen at each step, one per prompt: one prefill, then one decode step per token.
+
+    Args:
+        model: The model, in evaluation mode.
+        prompts: (B, T) int64 on the model's device, at least one token each, without padding.
+        max_tokens: Maximum number of steps.
+        choose: Maps the last logits (B, N) to one token per prompt.
+    """
+    state = model.init_state(len(prompts), prompts.shape[1] + max_tokens)
+    logits = model.prefill(prompts, state)
+    for index in range(max_tokens):
+        tokens = choose(logits[:, -1])
+        yield tokens
+        if index + 1 < max_tokens:
+            logits = model(torch.tensor(tokens, device=model.device)[:, None], state)
+
+
 def generate(
     model: Decoder,
     prompt: Tensor,
@@ -85,37 +106,36 @@ def generate(
     stop: Collection[int] = (),
     num_tokens: int | None = None,
 ) -> Iterator[int]:
-    """Tokens that follow a prompt, each as soon as it is known: one prefill, then a decode step a token.
+    """Yield the tokens that follow a prompt, each as soon as it is known.
 
     Args:
-        model: In evaluation mode.
+        model: The model, in evaluation mode.
         prompt: (1, T) int64 on the model's device, at least one token.
-        max_tokens: New tokens at most.
-        sampling: How each is chosen.
-        seed: Of the draws; same seed and device, same tokens.
+        max_tokens: Maximum number of new tokens.
+        sampling: Choice of each token.
+        seed: Seed of the draws; the same seed and device give the same tokens.
         stop: Tokens that end the text; they are not yielded.
-        num_tokens: Choose among the first so many of the vocabulary, where a tokenizer has fewer than the model.
+        num_tokens: Choose among the first so many tokens, if the tokenizer has fewer than the model.
 
     Raises:
         ConfigError: an empty prompt.
         RetbenchError: logits that are not finite.
     """
-    length = prompt.shape[1]
-    if length == 0:
+    if prompt.shape[1] == 0:
         raise ConfigError("the prompt has no tokens; a model continues at least one.")
     generator = torch.Generator(model.device).manual_seed(seed)
-    state = model.init_state(1, length + max_tokens)
-    logits = model.prefill(prompt, state)
-    for index in range(max_tokens):
-        candidates = logits[0, -1, :num_tokens]
+    positions = count(prompt.shape[1] - 1)
+
+    def choose(logits: Tensor) -> list[int]:
+        candidates, position = logits[0, :num_tokens], next(positions)
         if not candidates.isfinite().all():
             raise RetbenchError(
-                f"the logits at position {length + index - 1} are not finite at {model.dtype}: the model cannot go on. "
+                f"the logits at position {position} are not finite at {model.dtype}: the model cannot go on. "
                 "Try float32."
             )
-        token = choose_token(candidates, sampling, generator)
+        return [choose_token(candidates, sampling, generator)]
+
+    for (token,) in decode_steps(model, prompt, max_tokens=max_tokens, choose=choose):
         if token in stop:
             return
         yield token
-        if index + 1 < max_tokens:
-            logits = model(torch.tensor([[token]], device=model.device), state)

@@ -8,11 +8,15 @@ from pathlib import Path
 
 from retbench.config.evaluation import PerplexitySpec, ZeroshotSpec
 from retbench.config.experiment import Profile
-from retbench.data.corpora import Corpus, load_corpus
-from retbench.data.corpus import check_split
-from retbench.data.tokenizers import Tokenizer, load_tokenizer
+from retbench.data.corpora import Corpus, check_split, load_corpus
+from retbench.data.tokenizers import (
+    Tokenizer,
+    check_bos_token,
+    check_vocabulary,
+    load_tokenizer,
+    prefix_token,
+)
 from retbench.errors import ConfigError
-from retbench.evaluation.requirements import check_first_token_mark, check_vocabulary, prefix_token
 from retbench.evaluation.tasks import check_task
 from retbench.planning.cells import Evaluation, Subject
 from retbench.workloads import EVALUATES
@@ -78,7 +82,7 @@ def _reading(spec: PerplexitySpec, corpus: Corpus, tokenizer: Tokenizer) -> Eval
 def _exam(spec: ZeroshotSpec, tokenizer: Tokenizer) -> Evaluation:
     """What the answers to tasks depend on."""
     if spec.add_bos:
-        check_first_token_mark(tokenizer)
+        check_bos_token(tokenizer)
     return Evaluation(
         limit=spec.limit,
         fewshot_seed=spec.fewshot_seed,

@@ -15,7 +15,7 @@ from retbench.checkpoints.fingerprints import fingerprint_tensors
 from retbench.checkpoints.reading import FINAL, read_checkpoint
 from retbench.checkpoints.saving import save_weights
 from retbench.data.batches import Batches
-from retbench.data.packed import PackedTokens
+from retbench.data.packing import PackedTokens
 from retbench.errors import DivergedError
 from retbench.files import atomic_folder
 from retbench.training import trained

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from retbench.data.packed import PackedTokens
+from retbench.data.packing import PackedTokens
 from retbench.errors import ConfigError
 from retbench.models.decoder import Decoder
 from retbench.ops.retention import wide_dtype

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from retbench.evaluation.progress import Report, tell_nobody
+from retbench.evaluation import PassProgress, ignore_progress
 from retbench.measure.clock import time_steps
 from retbench.models.decoder import Decoder
 from retbench.planning.cells import Cell
@@ -58,7 +58,7 @@ class Context:
     ceilings: Ceilings
     states: StateStore
     data_dir: Path | None = None
-    report: Report = tell_nobody
+    report: PassProgress = ignore_progress
 
     def forget_what_ran(self) -> None:
         """From here on `model.ran()` tells only of what is yet to run."""

@@ -7,7 +7,7 @@ from itertools import islice
 
 from retbench.data.corpora import load_corpus
 from retbench.errors import ConfigError
-from retbench.evaluation.perplexity import CorpusLoss, Reading, read_corpus
+from retbench.evaluation.perplexity import CorpusLoss, PerplexitySetup, score_corpus
 from retbench.planning.cells import Cell, Evaluation
 from retbench.records.record import Metric, Series
 from retbench.units import tokens_per_second
@@ -37,7 +37,7 @@ def measure(context: Context) -> Measurement:
     context.forget_what_ran()
     start_s = time.perf_counter()
     try:
-        found = read_corpus(context.model, tokenizer, documents, _reading(cell, evaluation), context.report)
+        found = score_corpus(context.model, tokenizer, documents, _reading(cell, evaluation), context.report)
     except ConfigError as error:
         raise ConfigError(f"corpus '{corpus.name}', split '{split}': {error}") from error
     seconds = time.perf_counter() - start_s
@@ -51,11 +51,11 @@ def measure(context: Context) -> Measurement:
     )
 
 
-def _reading(cell: Cell, evaluation: Evaluation) -> Reading:
+def _reading(cell: Cell, evaluation: Evaluation) -> PerplexitySetup:
     """How the documents are given to the model."""
     if cell.point.protocol is None:
         raise ConfigError(f"the point of '{cell.model_name}' on '{cell.point.task}' has no protocol.")
-    return Reading(
+    return PerplexitySetup(
         cell.point.protocol, cell.point.context_len, cell.point.stride, evaluation.max_document_tokens
     )
 

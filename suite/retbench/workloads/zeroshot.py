@@ -74,18 +74,18 @@ def _notes(context: Context, scores: TaskScores) -> Notes:
     """What ran, and what makes two scores comparable."""
     notes: Notes = {
         "evaluation": "+".join(sorted(set(context.model.ran().values()))),
-        "shown": scores.shown,
+        "shown": scores.loaded.entry.metric,
         "prompts_fingerprint": scores.prompts_fingerprint,
         "task_version": scores.task_version,
         "lm_eval_version": scores.lm_eval_version,
-        "data_source": scores.data_source,
-        "task_split": scores.split,
+        "data_source": scores.loaded.data_source,
+        "task_split": scores.loaded.split,
     }
-    if scores.data_note:
-        notes["data_note"] = scores.data_note
-    if scores.fewshot_source is not None:
+    if scores.loaded.data_note:
+        notes["data_note"] = scores.loaded.data_note
+    if scores.loaded.fewshot_source is not None:
         notes |= {
-            "fewshot_source": scores.fewshot_source,
-            "fewshot_seed": scores.seed,
+            "fewshot_source": scores.loaded.fewshot_source,
+            "fewshot_seed": scores.loaded.seed,
         }
     return notes

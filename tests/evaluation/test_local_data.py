@@ -6,7 +6,7 @@ import json
 import pytest
 
 from retbench.errors import ConfigError
-from retbench.evaluation.layouts import LAYOUTS, layouts_of, read_local
+from retbench.evaluation.local_data import LAYOUTS, layouts_of, read_local
 from retbench.evaluation.tasks import load_task, quiet
 
 ROWS = {

@@ -1,0 +1,242 @@
+"""Text files as documents, and a cached index of the documents in each file.
+
+A document is the whole text of a file as Python reads text: UTF-8 (a Python source in its declared encoding), every
+line end as a line feed, without a byte order mark. Nothing else is changed: the title, author and year above a Markdown
+book are part of it. A file that begins with a WikiText heading (` = Title = `) is split into its articles, whose raw
+text is kept (`<unk>`, ` @-@ `). Blank texts, README, LICENSE and the like, and hidden files are left out.
+
+A file's index is valid while its size and modification time stay the same. A file modified within two seconds before it
+was read is read again the next time, because a second change could have left the same time.
+"""
+
+import hashlib
+import os
+import re
+import sysconfig
+import time
+import tokenize
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import cache
+from itertools import chain, pairwise
+from pathlib import Path
+from typing import NamedTuple, TextIO
+
+from pydantic import TypeAdapter, ValidationError
+
+from retbench.data.places import cache_dir
+from retbench.errors import ConfigError
+from retbench.files import checksum
+from retbench.strict import Strict
+
+READING = "universal newlines, WikiText by article; version 1"
+"""Part of a corpus's fingerprint; must change with the way in which files are read."""
+SUFFIXES = frozenset({".txt", ".text", ".md", ".markdown", ".rst", ".tokens"})
+"""Suffixes of the text files of a folder."""
+
+_ABOUT = frozenset({"readme", "license", "licence", "copying", "notice", "changelog"})
+_NOT_LIBRARY = frozenset({"site-packages", "dist-packages", "__pycache__", "test", "tests"})
+"""Folders below Python's library that hold installed packages, or that many systems package separately."""
+_HEADING = re.compile(r" = (?!= )(.+) = ?")
+_SETTLED_NS = 2 * 10**9
+
+
+class Document(NamedTuple):
+    """One coherent text: a book, an article, a module."""
+
+    name: str
+    """Unique in its split; a path relative to the corpus, or "FILE/TITLE" of an article."""
+    text: str
+
+
+class TextFile(NamedTuple):
+    """A file of a corpus."""
+
+    name: str
+    """Path relative to the corpus, with forward slashes."""
+    path: Path
+
+
+class FileIndex(Strict):
+    """Content hash and documents of one file when it was read."""
+
+    size: int
+    mtime_ns: int
+    sha256: str
+    documents: tuple[tuple[str, int], ...]
+    """Name and UTF-8 bytes of each document."""
+
+
+_Indexes = TypeAdapter(dict[str, FileIndex])
+
+
+def list_files(root: Path) -> list[TextFile]:
+    """Return the text files in and below a folder in the order of their names, or the single file `root`.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if not root.is_dir():
+        return [TextFile(root.name, root)]
+    found = []
+    for folder, subfolders, names in os.walk(root):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        paths = [Path(folder, name) for name in names if not name.startswith(".")]
+        found += [
+            path for path in paths if path.suffix.lower() in SUFFIXES and path.stem.lower() not in _ABOUT
+        ]
+    if not found:
+        raise ConfigError(
+            f"{root}: no text in this folder. A corpus is a folder with files in {', '.join(sorted(SUFFIXES))}; "
+            "README and LICENSE do not count."
+        )
+    return sorted(TextFile(path.relative_to(root).as_posix(), path) for path in found)
+
+
+@cache
+def library_files() -> tuple[TextFile, ...]:
+    """Return the sources of Python's own library: real text that every machine has, without a download.
+
+    The language reference in `pydoc_data` comes first, then the modules in the order of their paths.
+    """
+    root = Path(sysconfig.get_path("stdlib"))
+    found: list[TextFile] = []
+    for folder, subfolders, names in os.walk(root):
+        subfolders[:] = [name for name in subfolders if name not in _NOT_LIBRARY]
+        paths = [Path(folder, name) for name in names if name.endswith(".py")]
+        found += [TextFile(path.relative_to(root).as_posix(), path) for path in paths]
+    return tuple(sorted(found, key=lambda file: (file.name != "pydoc_data/topics.py", file.name)))
+
+
+@contextmanager
+def _translate_read_errors(path: Path) -> Iterator[None]:
+    """Turn errors of reading into a ConfigError that names the file."""
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{path}: not {error.encoding} text: {error.reason} (byte 0x{error.object[error.start]:02x}). Convert the "
+            "file to UTF-8 or take it out of the corpus."
+        ) from error
+    except SyntaxError as error:  # a Python source that declares an unknown encoding
+        raise ConfigError(f"{path}: {error.msg}. Take the file out of the corpus.") from error
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: cannot be read ({error.strerror}). Check that it is a file and its permissions."
+        ) from error
+
+
+def _open(path: Path) -> TextIO:
+    """Open a file as text, every line end as a line feed."""
+    return tokenize.open(path) if path.suffix == ".py" else path.open(encoding="utf-8-sig")
+
+
+def articles(lines: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Yield title and text of each article of a WikiText file; the texts together are the file.
+
+    An article begins at a line ` = Title = ` between two blank lines. Without this condition, ` = 1 rad / s ... = `
+    inside a formula would begin one. A copy of WikiText with blank lines around every line still has that fault: its
+    60 test articles become 62 documents.
+    """
+    title, body, previous = "", list[str](), ""
+    for line, following in pairwise(chain(lines, [""])):
+        heading = _HEADING.fullmatch(line.rstrip("\n"))
+        if heading and not previous.strip() and not following.strip():
+            if any(text.strip() for text in body):
+                yield title, "".join(body)
+                body = []
+            title = heading[1]
+        body.append(line)
+        previous = line
+    yield title, "".join(body)
+
+
+def _is_wikitext(path: Path) -> bool:
+    """Return True if the first line that is not blank is an article's heading, followed by a blank line."""
+    with _open(path) as file:
+        first = next((line for line in file if line.strip()), "")
+        following = next(file, "")
+    return _HEADING.fullmatch(first.rstrip("\n")) is not None and not following.strip()
+
+
+def read_documents(file: TextFile) -> Iterator[Document]:
+    """Yield the documents of a file in order.
+
+    An article is called "FILE/TITLE"; a second one of the same title is called "FILE/TITLE (2)".
+
+    Raises:
+        ConfigError: the file cannot be read, or is not text.
+    """
+    with _translate_read_errors(file.path):
+        if _is_wikitext(file.path):
+            seen: Counter[str] = Counter()
+            with _open(file.path) as opened:
+                for title, text in articles(opened):
+                    seen[title] += 1
+                    number = f" ({seen[title]})" if seen[title] > 1 else ""
+                    yield Document(f"{file.name}/{title}{number}", text)
+        else:
+            with _open(file.path) as opened:
+                text = opened.read()
+            if text.strip():
+                yield Document(file.name, text)
+
+
+def index_files(files: Sequence[TextFile]) -> list[FileIndex]:
+    """Return the index of each file, from the cache while the file has not changed.
+
+    Raises:
+        ConfigError: a file cannot be read or is not text.
+    """
+    names = [str(file.path.resolve()) for file in files]
+    key = hashlib.sha256("\n".join([READING, *names]).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    path = cache_dir() / "catalogues" / f"{key}.json"
+    cached = _load_cached(path)
+    found = {
+        name: cached[name] if name in cached and is_unchanged(file, cached[name]) else _index(file)
+        for name, file in zip(names, files, strict=True)
+    }
+    if found != cached:
+        _store_settled(path, found)
+    return [found[name] for name in names]
+
+
+def is_unchanged(file: TextFile, index: FileIndex) -> bool:
+    """Return True if a file still has the size and the modification time of its index."""
+    now = _stat(file)
+    return (now.st_size, now.st_mtime_ns) == (index.size, index.mtime_ns)
+
+
+def _stat(file: TextFile) -> os.stat_result:
+    try:
+        return file.path.stat()
+    except OSError as error:
+        raise ConfigError(f"{file.path}: cannot be read ({error.strerror}). Check the file.") from error
+
+
+def _index(file: TextFile) -> FileIndex:
+    """Read a file and index it."""
+    before = _stat(file)
+    documents = tuple((name, len(text.encode())) for name, text in read_documents(file))
+    return FileIndex(
+        size=before.st_size, mtime_ns=before.st_mtime_ns, sha256=checksum(file.path), documents=documents
+    )
+
+
+def _load_cached(path: Path) -> dict[str, FileIndex]:
+    """Load cached indexes; an absent or damaged cache is empty, and every file is read again."""
+    try:
+        return _Indexes.validate_json(path.read_bytes())
+    except (OSError, ValidationError):
+        return {}
+
+
+def _store_settled(path: Path, found: dict[str, FileIndex]) -> None:
+    """Cache the indexes of files that are no longer being modified; a cache that cannot be written is left out."""
+    settled = {name: index for name, index in found.items() if time.time_ns() - index.mtime_ns > _SETTLED_NS}
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_suffix(f".{os.getpid()}")
+        draft.write_bytes(_Indexes.dump_json(settled))
+        draft.replace(path)
