@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
@@ -253,10 +252,8 @@ class DeviceWatch:
         self._before = self._read()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error is not None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
             return  # nothing was measured, and a failing GPU may not answer
         after = self._read()
         self.absent |= self._before.absent | after.absent
@@ -282,9 +279,8 @@ class DeviceWatch:
 
 def _violation_between(before: dict[str, Any], after: dict[str, Any]) -> dict[str, float]:
     """Return the increase of each counter of throttled time that was read at both ends."""
-    counters = {name: f"{name}_violation_s" for name in ("power", "thermal")}
     return {
         name: after[counter] - before[counter]
-        for name, counter in counters.items()
+        for name, counter in (("power", "power_violation_s"), ("thermal", "thermal_violation_s"))
         if counter in before and counter in after
     }

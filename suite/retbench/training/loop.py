@@ -87,12 +87,12 @@ class Trainer:
     Args:
         plan: The plan of the run.
         run: The run, with its learning rate.
-        batches: The training text, by step.
-        validation: Rows (B, T + 1) that the points of the curve are scored on. Every process scores all of them: they
-            are few, and the loss then equals that of one process.
+        batches: The training text; each process trains on its part of every batch.
+        validation: Rows (B, T + 1) for the points of the curve. Every process scores all of these few rows, so that the
+            loss equals that of one process.
         folder: Folder of the run.
         notify: Receives the events.
-        ranks: The processes that train the run together; each trains on its part of every batch.
+        ranks: The processes that train the run together.
     """
 
     def __init__(

@@ -46,14 +46,14 @@ def gather(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
 def save_snapshot(
     folder: Path, step: int, tensors: Mapping[str, Tensor], state: dict[str, Any], ranks: Ranks = ALONE
 ) -> None:
-    """Write the snapshot of a step and flush it to the disk.
+    """Write the snapshot of a step and flush it to the disk; all processes call this.
 
     Args:
         folder: Folder of all snapshots of a run.
         step: Number of steps done.
         tensors: Result of `gather`.
         state: The rest of the run's state, as JSON; the first process writes its own.
-        ranks: The processes that the tensors are sharded over; all of them call this.
+        ranks: The processes that the tensors are sharded over.
 
     Raises:
         StorageError: it could not be written; earlier snapshots are intact.
@@ -103,12 +103,11 @@ class Snapshot:
         """Copy the stored tensors to the model and the optimiser, in the layout and shards of the model."""
         weights = dict(model.named_parameters())
         for key, value in self._tensors(weights):
-            if key.startswith(_WEIGHT):
-                weight = weights[key.removeprefix(_WEIGHT)]
+            name, kind = _split_key(key)
+            weight = weights[name]
+            if kind is None:
                 weight.copy_(match_layout(value, weight))
             else:
-                name, _, kind = key.removeprefix(_MOMENT).rpartition(":")
-                weight = weights[name]
                 is_moment = value.shape == weight.shape
                 optimizer.state[weight][kind] = (
                     match_layout(value, weight) if is_moment else value.to(weight.device)
@@ -117,27 +116,25 @@ class Snapshot:
     def _tensors(self, weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         """Yield each tensor by name: full, or sharded like the weight that it belongs to."""
         if not (self.path / TENSORS).is_file():
-            yield from read_shards(self.path, lambda key: weights[_weight_name(key)])
+            yield from read_shards(self.path, lambda key: weights[_split_key(key)[0]])
             return
         with safe_open(self.path / TENSORS, framework="pt") as file:
             for key in sorted(file.keys()):  # the same order in every process
                 yield key, file.get_tensor(key)
 
 
-def _weight_name(key: str) -> str:
-    """Return the name of the weight that a tensor of `gather` belongs to."""
+def _split_key(key: str) -> tuple[str, str | None]:
+    """Return the weight that a tensor of `gather` belongs to, and the kind of its optimiser state, if it is one."""
     if key.startswith(_WEIGHT):
-        return key.removeprefix(_WEIGHT)
-    return key.removeprefix(_MOMENT).rpartition(":")[0]
+        return key.removeprefix(_WEIGHT), None
+    name, _, kind = key.removeprefix(_MOMENT).rpartition(":")
+    return name, kind
 
 
 def find_snapshot(folder: Path, note: Callable[[str], None], ranks: Ranks = ALONE) -> Snapshot | None:
-    """Return the latest undamaged snapshot, or None.
+    """Return the latest undamaged snapshot of a run, or None; `note` gets a message about each damaged one.
 
-    Args:
-        folder: Folder of all snapshots of a run.
-        note: Called with a message for each damaged snapshot.
-        ranks: The processes that will restore it; each verifies its share of the files.
+    Each process verifies its share of the files.
     """
     for path in ranks.lead(lambda: snapshot_paths(folder)[::-1]):
         state, problem = None, None
