@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import torch
 
-from retbench.measure.clock import time_steps
-from retbench.measure.machine import check_device, last_level_cache_bytes
+from retbench.measure.clock import check_device, time_steps
+from retbench.measure.machine import last_level_cache_bytes
 from retbench.records.record import Ceilings
 from retbench.units import GIB, MIB
 

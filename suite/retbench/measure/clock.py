@@ -12,10 +12,15 @@ from contextlib import contextmanager
 import torch
 
 from retbench.errors import UnsupportedError
-from retbench.measure.machine import check_device
 
 _CAPTURE_WARMUP_STEPS = 3
 """As PyTorch's own make_graphed_callables runs before a capture (num_warmup_iters)."""
+
+
+def check_device(device: torch.device, what: str) -> None:
+    """Raise an UnsupportedError that starts with `what` if the device is neither a CPU nor CUDA."""
+    if device.type not in {"cpu", "cuda"}:
+        raise UnsupportedError(f"device '{device}': {what} on 'cpu' and 'cuda' only. Give one of them.")
 
 
 def time_steps(

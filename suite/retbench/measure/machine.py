@@ -10,14 +10,8 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import psutil
-
-from retbench.errors import UnsupportedError
-
-if TYPE_CHECKING:
-    import torch
 
 _PROC = Path("/proc")
 _CPUS = Path("/sys/devices/system/cpu")
@@ -32,19 +26,6 @@ def read_text(path: Path) -> str | None:
         return path.read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
         return None
-
-
-def status_bytes(name: str) -> int | None:
-    """Return a memory field of this process in proc_pid_status(5), such as VmData, in bytes; None if unknown."""
-    status = read_text(_PROC / "self/status") or ""
-    found = re.search(rf"^{name}:\s+(\d+) kB$", status, flags=re.MULTILINE)
-    return None if found is None else int(found.group(1)) * 1024
-
-
-def check_device(device: "torch.device", what: str) -> None:
-    """Raise an UnsupportedError that starts with `what` if the device is neither a CPU nor CUDA."""
-    if device.type not in {"cpu", "cuda"}:
-        raise UnsupportedError(f"device '{device}': {what} on 'cpu' and 'cuda' only. Give one of them.")
 
 
 def cpu_model() -> str:
@@ -130,6 +111,13 @@ def memory_limit_bytes() -> int | None:
             if limit.isdecimal() and int(limit) < _UNLIMITED_BYTES:
                 limits.append(int(limit))
     return min(limits, default=None)
+
+
+def status_bytes(name: str) -> int | None:
+    """Return a memory field of this process in proc_pid_status(5), such as VmData, in bytes; None if unknown."""
+    status = read_text(_PROC / "self/status") or ""
+    found = re.search(rf"^{name}:\s+(\d+) kB$", status, flags=re.MULTILINE)
+    return None if found is None else int(found.group(1)) * 1024
 
 
 def _own_cgroups(controller: str) -> list[Path]:

@@ -15,7 +15,8 @@ from torch import Tensor
 # There is no public path to it; documented for users in PyTorch's "Extending PyTorch".
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from retbench.measure.machine import check_device, status_bytes
+from retbench.measure.clock import check_device
+from retbench.measure.machine import status_bytes
 
 _ALLOCATED_BEFORE_DISPATCH = frozenset({torch.ops.aten.lift_fresh.default})
 """torch.tensor(...) allocates first and passes its result to this operator."""

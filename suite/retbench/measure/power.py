@@ -2,8 +2,8 @@
 
 The counter is NVML's nvmlDeviceGetTotalEnergyConsumption: millijoules of the whole board since the driver was loaded,
 on Volta and later. It includes idle power and all other work on the board; nothing is subtracted. It is updated only
-every 20 to 100 ms (PETSc's manual, PetscLogGpuEnergyMeter), and the sensor behind it samples a quarter of the time on
-an A100 or H100 (arXiv:2312.02741). A step is therefore repeated for at least a second, and the window begins and ends
+every 20 to 100 ms (PETSc's manual, PetscLogGpuEnergyMeter). The sensor behind it samples a quarter of the time on an
+A100 or H100 (arXiv:2312.02741). A step is therefore repeated for at least a second, and the window begins and ends
 at an update.
 """
 

@@ -77,7 +77,7 @@ class Ranks:
 
     @property
     def leads(self) -> bool:
-        """Whether this is the first process, which prints and writes the files that are written once."""
+        """True in the first process, which prints and writes the files that are written once."""
         return self.rank == 0
 
     def lead(self, call: Callable[[], T]) -> T:
