@@ -15,14 +15,10 @@ RunStatus = Literal["ok", "failed"]
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """A point of the learning curve.
+    """A point of the learning curve, after `step` steps; losses are nats per token.
 
     Attributes:
-        step: Number of steps done.
-        num_tokens: Number of training tokens so far.
-        train_loss_nats: Mean over the steps since the last point, nats per token.
-        validation_loss_nats: Nats per token of the validation text.
-        learning_rate: Learning rate of this step.
+        train_loss_nats: Mean over the steps since the last point.
         grad_norm: Norm of all gradients of this step, before clipping.
         tokens_per_s: Mean over the steps since the last point, without validation and snapshots.
     """
@@ -38,16 +34,12 @@ class CurvePoint:
 
 @dataclass(frozen=True)
 class RunResult:
-    """Result of a run that has ended.
+    """Result of a run that has ended; it failed if it diverged.
 
     Attributes:
         run: The run with its learning rate, or without one if every run of its grid diverged.
-        status: `failed` if it diverged.
-        folder: Folder of the run.
-        num_tokens: Number of training tokens.
         validation_loss: Nats per token at the end; None if it failed.
         tokens_per_s: Mean over all steps, without validation and snapshots; None if it failed.
-        error: Reason of the failure.
         on_disk: Whether an earlier command trained it.
     """
 
@@ -77,12 +69,9 @@ class Tuning:
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """Result of a training command.
+    """Result of a training command: every run that has ended, those of the grid first, and each grid's best rate.
 
-    Attributes:
-        runs: Every run that has ended, those of the grid first.
-        tunings: Best rate of each grid.
-        interrupted: Whether it was stopped; the current run continues from its snapshot.
+    If the command was interrupted, the same command continues from the snapshot of the current run.
     """
 
     runs: tuple[RunResult, ...]

@@ -44,17 +44,13 @@ class Stopped(Exception):  # noqa: N818 - an outcome, not an error
 
 @dataclass
 class TrainerState:
-    """Progress of a run, without its tensors; snapshots store it as JSON.
+    """Progress of a run after `step` steps, without its tensors; snapshots store it as JSON.
 
     Attributes:
-        step: Number of steps done.
-        started_at: Start of the run, as records state it.
         num_processes: Number of processes in turn: one, plus one per interruption.
         loss_sum: Sum of the losses since the last point of the curve.
         seconds: Time of the steps since the last point.
-        total_seconds: Time of all steps.
         recent_losses: Losses that the next one is compared with.
-        curve: The points so far.
     """
 
     step: int = 0

@@ -209,9 +209,7 @@ def check_shares(spec: TrainingSpec, world_size: int) -> None:
 def resolve_models(
     experiment: Experiment, profile_name: str, vocab_size: int
 ) -> dict[tuple[str, str], ModelConfig]:
-    """Return the matched configuration of every model at every size that a profile trains, by (model, size).
-
-    Models with a checkpoint are left out, because they are evaluated as they are.
+    """Return the matched configuration of every model without a checkpoint, by (model, size) of a profile's training.
 
     Raises:
         ConfigError: a size is unknown, a model sets its own size, the models are not matched, or none is left.

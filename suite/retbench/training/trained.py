@@ -26,13 +26,7 @@ RUN = "run.json"
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A finished final run.
-
-    Attributes:
-        path: Folder of the checkpoint.
-        num_tokens: Number of training tokens.
-        validation_loss: Nats per token at the end.
-    """
+    """A finished final run: the folder of its checkpoint, and how it was trained; the loss is nats per token."""
 
     model_name: str
     size: str
