@@ -7,23 +7,19 @@ from pathlib import Path
 import pytest
 
 from retbench.cli import training_progress
-from retbench.cli.training_progress import describe, show_training
-from retbench.training.curve import CurvePoint
+from retbench.cli.training_progress import Event, describe, show_training
+from retbench.run.events import WaitingForLock
 from retbench.training.events import (
-    Event,
-    Finished,
+    CurvePoint,
     Noted,
     Packing,
-    Planned,
     PointAdded,
-    RunEnded,
     RunResult,
     RunStarted,
     StepDone,
+    TrainingPlanned,
     TrainingResult,
-    Tuned,
     Tuning,
-    WaitingForLock,
 )
 from retbench.training.plan import TrainingPlan, TrainingRun
 
@@ -46,16 +42,16 @@ EVENTS: list[Event] = [
     WaitingForLock("process 8, `retbench train quality`"),
     Packing("train", 1, 4096),
     Packing("train", 1200, 3 * 2**20),
-    Planned(6, 1),
+    TrainingPlanned(6, 1),
     RunStarted(TUNING, 1, 6, 0),
     step(1),
     step(2),
     PointAdded(TUNING, POINT),
     Noted(TUNING, "the snapshot x is damaged"),
-    RunEnded(GOOD),
-    Tuned(Tuning("retnet", "300k", 4e-3, "highest")),
-    RunEnded(BAD),
-    Finished(TrainingResult((GOOD, BAD), ())),
+    GOOD,
+    Tuning("retnet", "300k", 4e-3, "highest"),
+    BAD,
+    TrainingResult((GOOD, BAD), ()),
 ]
 
 
@@ -125,15 +121,15 @@ def test_a_terminal_shows_a_bar_and_keeps_what_matters(
 @pytest.mark.parametrize(
     ("event", "line"),
     [
-        (Planned(6, 0), "runs to train: 6, 12.3 K tokens in all"),
+        (TrainingPlanned(6, 0), "runs to train: 6, 12.3 K tokens in all"),
         (
             RunStarted(FINAL, 5, 6, 7),
             "5/6 transformer-300k-seed0: 16 steps at rate best of grid, from step 7 on",
         ),
-        (RunEnded(FOUND), "retnet-300k-lr0.004-seed0: done (on disk already), validation 2.3457 nats/token"),
-        (Tuned(Tuning("retnet", "1m", 1e-2, None)), "retnet at size 1m: best learning rate 0.01"),
+        (FOUND, "retnet-300k-lr0.004-seed0: done (on disk already), validation 2.3457 nats/token"),
+        (Tuning("retnet", "1m", 1e-2, None), "retnet at size 1m: best learning rate 0.01"),
         (
-            Finished(TrainingResult((GOOD,), (), interrupted=True)),
+            TrainingResult((GOOD,), (), interrupted=True),
             "interrupted; the same command goes on from here: 1 done",
         ),
     ],

@@ -22,7 +22,7 @@ needs_two_cpus = pytest.mark.skipif(len(machine.allowed_cpus()) < 2, reason="one
 
 
 def describe_in_worker(code: str, threads: int, *, with_variables: bool = True) -> dict[str, Any]:
-    """What a process started as a worker is says of itself."""
+    """Return the description that a process started like a worker prints."""
     code = "import json\nfrom retbench.measure import environment\n" + code.format(threads=threads)
     variables = os.environ | (environment.worker_environment(threads) if with_variables else {})
     command = [sys.executable, "-c", code]
@@ -60,7 +60,7 @@ def test_pinning_sets_the_threads_by_itself() -> None:
 
 @needs_two_cpus
 @pytest.mark.usefixtures("every_core")
-def test_what_was_pinned_too_late_is_told() -> None:
+def test_pinning_too_late_is_recorded() -> None:
     assert describe_in_worker(USE_ALL_THREADS + PIN + DESCRIBE, 2)["flush_denormal"] is False
 
 
@@ -170,7 +170,7 @@ def test_a_revision_is_of_the_source_wherever_it_lies(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a git checkout")
-def test_in_a_checkout_the_commit_is_told(described: dict[str, Any]) -> None:
+def test_in_a_checkout_the_commit_is_recorded(described: dict[str, Any]) -> None:
     command = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
     head = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
     assert (

@@ -66,7 +66,7 @@ def test_last_level_caches_add_up_over_their_instances(kernel: Path) -> None:
     assert machine.last_level_cache_bytes() == 2 * 16384 * 1024
 
 
-def test_no_cache_told_is_zero(kernel: Path) -> None:
+def test_no_reported_cache_is_zero(kernel: Path) -> None:
     assert machine.last_level_cache_bytes() == 0
 
 

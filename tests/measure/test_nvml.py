@@ -89,7 +89,7 @@ def test_a_gpu_that_nvml_does_not_know_is_absent_with_the_reason(pretend: Preten
     assert "does not find the GPU" in reading.absent["driver_version"]
 
 
-def test_other_processes_are_told_from_this_one(pretend: PretendNvml) -> None:
+def test_other_processes_are_distinguished_from_this_one(pretend: PretendNvml) -> None:
     pretend.processes = [(os.getpid(), 10), (1, None)]
     facts = nvml.read_state(pretend, "handle").facts
     assert facts["num_foreign_processes"] == 1

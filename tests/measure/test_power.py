@@ -54,14 +54,14 @@ def test_power_and_energy_of_a_step_are_those_of_the_board(
     rig = rig_of(step_s)
     use = measure_energy(rig.step, device=CUDA, step_s=step_s)
     assert 1.0 <= use.seconds < 1.0 + 2 * 0.1 + 3 * max(step_s, 0.01)
-    off = max(step_s, 0.01) / use.seconds  # either end is seen at the first look after it
+    off = max(step_s, 0.01) / use.seconds  # either end is seen at the first sample after it
     assert use.power_w == pytest.approx(WATTS, rel=off)
     assert use.energy_j / use.num_steps == pytest.approx(WATTS * step_s, rel=off)
     assert use.num_steps * step_s == pytest.approx(use.seconds)
     assert pretend.open == 0
 
 
-def test_a_step_that_outlasts_the_counters_updates_is_weighed_by_what_fits(
+def test_a_step_longer_than_the_window_is_measured_once(
     rig_of: Callable[..., Rig],
 ) -> None:
     rig = rig_of(2.5)
@@ -70,10 +70,10 @@ def test_a_step_that_outlasts_the_counters_updates_is_weighed_by_what_fits(
     assert use.power_w == pytest.approx(WATTS, rel=0.1 / 2.5)
 
 
-def test_a_wrong_guess_of_a_steps_time_only_makes_the_looks_rarer(rig_of: Callable[..., Rig]) -> None:
+def test_a_wrong_estimate_of_a_steps_time_only_makes_samples_rarer(rig_of: Callable[..., Rig]) -> None:
     rig = rig_of(0.002)
     use = measure_energy(rig.step, device=CUDA, step_s=0.0)
-    assert use.num_steps >= 10_000  # launched between two looks, as if they took a microsecond
+    assert use.num_steps >= 10_000  # launched between two samples, as if they took a microsecond
     assert use.power_w == pytest.approx(WATTS, rel=0.02)
 
 

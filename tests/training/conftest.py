@@ -9,8 +9,8 @@ import pytest
 
 from retbench.cli.train import Request, make_training_plan
 from retbench.data.packing import pack
-from retbench.training.curve import CurvePoint
 from retbench.training.engine import TrainingText
+from retbench.training.events import CurvePoint
 from retbench.training.plan import TrainingPlan
 
 TINY_TRAINING = """\
@@ -48,7 +48,7 @@ PlanOf = Callable[..., TrainingPlan]
 
 @pytest.fixture(scope="session")
 def corpus_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Python's language reference, a file a topic."""
+    """Python's language reference, one file per topic."""
     folder = tmp_path_factory.mktemp("corpus")
     for name, text in list(pydoc_data.topics.topics.items())[:40]:
         (folder / f"{name.replace('/', '-')}.txt").write_text(text, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The training command: a process of its own where it is killed, and once for what it leaves; else in this one."""
+"""The training command, in a separate process if it is killed and once for its results, otherwise in this one."""
 
 import csv
 import json
@@ -73,7 +73,7 @@ def losses(folder: Path) -> list[tuple[str, ...]]:
 def test_a_run_killed_at_three_random_moments_ends_as_if_it_had_not_been(
     experiment: Path, tmp_path: Path
 ) -> None:
-    """Of one model: `test_loop` has both, stopped in one process."""
+    """Test one model; `test_loop` tests both, stopped in one process."""
     experiment.write_text(experiment.read_text(encoding="utf-8").replace(TRANSFORMER, ""), encoding="utf-8")
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert run(experiment, whole, *LONG).returncode == 0
@@ -99,7 +99,7 @@ def test_a_signal_leaves_a_snapshot_and_ends_with_130(
 
 @pytest.fixture(scope="module")
 def trained(corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """The folder in which the command trained both models, and what it told; for reading alone."""
+    """Return the folder of both trained models and the printed result; read-only."""
     folder = tmp_path_factory.mktemp("trained")
     (folder / "tiny.toml").write_text(TINY_TRAINING.format(corpus=corpus_dir), encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
@@ -112,15 +112,15 @@ def trained(corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
 def test_the_command_prints_every_run_and_finds_them_again(
     experiment: Path, trained: tuple[Path, dict[str, Any]]
 ) -> None:
-    folder, told = trained
-    assert [(each["model"], each["num_tokens"], each["trained_before"]) for each in told["runs"]] == [
+    folder, printed = trained
+    assert [(each["model"], each["num_tokens"], each["trained_before"]) for each in printed["runs"]] == [
         ("retnet", 1152, False),
         ("transformer", 1152, False),
     ]
     again = invoke(experiment, folder)
     assert "already" in again.stderr
     assert again.stdout.splitlines()[0].split()[:2] == ["model", "size"]
-    assert f"{told['runs'][0]['validation_loss_nats']:.4f}" in again.stdout
+    assert f"{printed['runs'][0]['validation_loss_nats']:.4f}" in again.stdout
     assert [one.model_name for one in find_trained(folder, "tiny", "cpu")] == ["retnet", "transformer"]
 
 

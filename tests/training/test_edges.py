@@ -1,4 +1,4 @@
-"""`retbench train` where something is missing, too short or full: what it says, and what is left."""
+"""`retbench train` with missing or short text or a full disk: its message, and the files it leaves."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from retbench.cli import app
 from retbench.cli.train import carry_out
 from retbench.data.tokenizers import ByteTokenizer
 from retbench.errors import ConfigError
-from retbench.training.losses import validation_rows
+from retbench.training.optimization import validation_rows
 from retbench.training.plan import TrainingPlan
 
 SMALL = ("--set", 'training.sizes=["300k"]', "--set", "training.num_tokens=384")
@@ -71,7 +71,7 @@ def test_a_missing_data_folder_is_refused(experiment: Path, tmp_path: Path) -> N
 
 def test_one_token_cannot_be_scored() -> None:
     class OneToken:
-        """What `PackedTokens` is of one token and no end."""
+        """Stands for `PackedTokens` with a single token."""
 
         split, tokens = "validation", [7]
 
@@ -82,7 +82,8 @@ def test_one_token_cannot_be_scored() -> None:
             return 1
 
     with pytest.raises(
-        ConfigError, match="'validation' of 'tiny' has 1 token, and the first has none before it"
+        ConfigError,
+        match="'validation' of 'tiny' has 1 token, and the first has none before it to predict it from",
     ):
         validation_rows(OneToken(), 100, 48)  # type: ignore[arg-type]
 
@@ -100,8 +101,8 @@ def test_a_signal_while_text_is_packed_ends_it(
     monkeypatch.setenv("RETBENCH_CACHE", str(tmp_path / "cache"))
     code = carry_out(replace(plan, tokenizer=Interrupting()), tmp_path / "out", fresh=False, as_json=True)
     assert code == 130
-    told = json.loads(capsys.readouterr().out)
-    assert (told["interrupted"], told["runs"]) == (True, [])
+    printed = json.loads(capsys.readouterr().out)
+    assert (printed["interrupted"], printed["runs"]) == (True, [])
     assert [path.suffix for path in (tmp_path / "cache/packed").iterdir()] == [".lock"]
     assert not (tmp_path / "out").exists()
 

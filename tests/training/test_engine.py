@@ -1,4 +1,4 @@
-"""A plan carried out: what is trained, what is taken from the disk, and what is told of it."""
+"""A plan carried out: which runs are trained, which are reused from the disk, and the events of both."""
 
 import json
 import shutil
@@ -14,14 +14,13 @@ from retbench.records.record import Record, read_records
 from retbench.report.readings import select_readings
 from retbench.training.engine import delete_runs, train_all
 from retbench.training.events import (
-    Event,
-    Finished,
-    Planned,
-    RunEnded,
+    RunResult,
     RunStarted,
     StepDone,
+    TrainingEvent,
+    TrainingPlanned,
     TrainingResult,
-    Tuned,
+    Tuning,
 )
 from retbench.training.plan import TrainingPlan
 from retbench.training.trained import find_trained, run_folder
@@ -38,9 +37,9 @@ def never() -> bool:
 
 def carry_out(
     plan: TrainingPlan, out: Path, stop: Callable[[], bool] = never
-) -> tuple[TrainingResult, list[Event]]:
-    events: list[Event] = []
-    result = train_all(plan, text_of(plan), out, tell=events.append, stop=stop)
+) -> tuple[TrainingResult, list[TrainingEvent]]:
+    events: list[TrainingEvent] = []
+    result = train_all(plan, text_of(plan), out, notify=events.append, stop=stop)
     return result, events
 
 
@@ -61,18 +60,18 @@ def training_records(out: Path) -> list[Record]:
 def test_final_runs_take_the_best_rate_of_their_own_models_grid(plan_of: PlanOf, tmp_path: Path) -> None:
     plan = plan_of(*SMALL, GRID, "training.tuning_tokens=192", "training.seeds=[3, 5]")
     result, events = carry_out(plan, tmp_path)
-    told = [event.tuning for event in events if isinstance(event, Tuned)]
-    assert {tuning.model_name for tuning in told} == {"retnet", "transformer"}
-    assert all(tuning.edge is not None for tuning in told)  # of two rates either is an edge
+    tunings = [event for event in events if isinstance(event, Tuning)]
+    assert {tuning.model_name for tuning in tunings} == {"retnet", "transformer"}
+    assert all(tuning.edge is not None for tuning in tunings)  # of two rates either is an edge
     losses = {
         (run.run.model_name, run.run.learning_rate): run.validation_loss
         for run in result.runs
         if run.run.role == "tuning"
     }
-    for tuning in told:
+    for tuning in tunings:
         mine = {rate: loss for (name, rate), loss in losses.items() if name == tuning.model_name}
         assert tuning.learning_rate == min(mine, key=lambda rate: mine[rate] or 9e9)
-    best = {tuning.model_name: tuning.learning_rate for tuning in told}
+    best = {tuning.model_name: tuning.learning_rate for tuning in tunings}
     finals = find_trained(tmp_path, "tiny", "cpu")
     assert [(final.model_name, final.seed, final.learning_rate) for final in finals] == [
         (name, seed, best[name]) for name in ("retnet", "transformer") for seed in (3, 5)
@@ -105,9 +104,9 @@ def test_what_was_stopped_goes_on_to_the_same_weights(plan_of: PlanOf, tmp_path:
     result, events = carry_out(plan, tmp_path / "parts", lambda: next(stops))
     assert result.interrupted
     assert [run.run.model_name for run in result.runs] == ["retnet"]
-    assert events[-1] == Finished(result)
+    assert events[-1] == result
     result, events = carry_out(plan, tmp_path / "parts")
-    assert events[0] == Planned(2, 1)
+    assert events[0] == TrainingPlanned(2, 1)
     (started,) = [event for event in events if isinstance(event, RunStarted)]
     assert (started.run.model_name, started.step, started.number) == ("transformer", 2, 2)
     assert [run.on_disk for run in result.runs] == [True, False]
@@ -117,7 +116,7 @@ def test_what_was_stopped_goes_on_to_the_same_weights(plan_of: PlanOf, tmp_path:
     assert [record.backend["processes_in_turn"] for record in records] == [1, 2]
 
 
-def test_a_run_that_is_over_is_told_as_when_it_ended(plan_of: PlanOf, tmp_path: Path) -> None:
+def test_a_finished_run_has_the_same_result_again(plan_of: PlanOf, tmp_path: Path) -> None:
     plan = plan_of(*SMALL)
     first, _ = carry_out(plan, tmp_path)
     again, events = carry_out(plan, tmp_path)
@@ -138,7 +137,7 @@ def test_a_model_whose_whole_grid_diverges_has_no_final_run(plan_of: PlanOf, tmp
         result, events = carry_out(plan, tmp_path)
         assert any(isinstance(event, StepDone) for event in events) == is_first
         assert [run.status for run in result.runs] == ["failed"] * 6
-        assert not [event for event in events if isinstance(event, Tuned)]
+        assert not [event for event in events if isinstance(event, Tuning)]
         for run in result.runs[-2:]:
             name = run.run.model_name
             assert run.error == f"no learning rate: every run of {name}'s grid at size 300k diverged."
@@ -221,9 +220,9 @@ def test_the_checkpoint_says_what_it_learned_from_and_snapshots_are_gone(
         assert info.metadata["corpus_fingerprint"] == plan.corpus.fingerprint
         assert info.metadata["num_tokens"] == 384
         assert info.metadata["validation_loss"] == run.validation_loss
-        told = json.loads((run.folder / "run.json").read_text("utf-8"))
-        assert told["training_fingerprint"] == info.metadata["training_fingerprint"]
-    ended = [event.result for event in events if isinstance(event, RunEnded)]
+        stored = json.loads((run.folder / "run.json").read_text("utf-8"))
+        assert stored["training_fingerprint"] == info.metadata["training_fingerprint"]
+    ended = [event for event in events if isinstance(event, RunResult)]
     assert tuple(ended) == result.runs
 
 

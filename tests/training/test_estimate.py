@@ -1,10 +1,11 @@
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
 from retbench.architectures import costs
 from retbench.records.record import Ceilings
-from retbench.training import estimate
+from retbench.training import engine
 from retbench.training.plan import TrainingPlan
 from tests.training.conftest import PlanOf
 
@@ -15,7 +16,7 @@ RATES = {"float32": 1e10, "bfloat16": 4e10}
 def _known_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine of known rates; what a real one reaches is tested with the ceilings."""
     monkeypatch.setattr(
-        estimate,
+        engine,
         "measure_ceilings",
         lambda device, dtype: Ceilings(
             read_bandwidth_bytes_per_s=1.0,
@@ -27,15 +28,41 @@ def _known_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_run_takes_its_operations_at_the_share_of_the_rate_that_training_reaches(
     plan: TrainingPlan,
 ) -> None:
-    for run, seconds in zip(plan.final_runs, estimate.estimate_seconds(plan, plan.final_runs), strict=True):
+    for run, seconds in zip(plan.final_runs, engine.estimate_seconds(plan, plan.final_runs), strict=True):
         chunk = 32 if run.model_name == "retnet" else None
         step = costs.training_flops(plan.config(run), 2, 48, chunk)
-        assert seconds == pytest.approx(12 * step / 1e10 / estimate.EFFICIENCY)
+        assert seconds == pytest.approx(12 * step / 1e10 / engine.EFFICIENCY)
 
 
 def test_it_is_less_with_more_processes_and_in_bfloat16(plan: TrainingPlan, plan_of: PlanOf) -> None:
-    alone = estimate.estimate_seconds(plan, plan.final_runs)
-    of_four = estimate.estimate_seconds(replace(plan, world_size=4), plan.final_runs)
-    narrow = estimate.estimate_seconds(plan_of("training.autocast=bfloat16"), plan.final_runs)
+    alone = engine.estimate_seconds(plan, plan.final_runs)
+    of_four = engine.estimate_seconds(replace(plan, world_size=4), plan.final_runs)
+    narrow = engine.estimate_seconds(plan_of("training.autocast=bfloat16"), plan.final_runs)
     assert of_four == pytest.approx([seconds / 4 for seconds in alone])
     assert narrow == pytest.approx([seconds / 4 for seconds in alone])
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """A clock that the test sets."""
+    now = [100.0]
+    monkeypatch.setattr(engine, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    return now
+
+
+def test_the_rest_takes_as_long_an_operation_as_what_was_done(clock: list[float]) -> None:
+    left = engine.RemainingTime(1000.0)
+    clock[0] += 5
+    assert left.advance(100) == pytest.approx(45)
+    clock[0] += 15
+    assert left.advance(100) == pytest.approx(80)
+
+
+def test_what_is_on_disk_already_takes_no_time(clock: list[float]) -> None:
+    left = engine.RemainingTime(1000.0)
+    left.leave_out(600)
+    clock[0] += 5
+    assert left.advance(100) == pytest.approx(15)
+    left.leave_out(300)  # a run that diverged
+    clock[0] += 5
+    assert left.advance(100) == 0

@@ -1,23 +1,26 @@
-"""A run against a plain loop that is written from the recipe, and against itself in other circumstances."""
+"""A run compared with a plain loop written from the recipe, and with interrupted and other variants of itself."""
 
 import math
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from retbench.data.batches import Batches
 from retbench.errors import DivergedError
 from retbench.files import checksum
 from retbench.models.build import build_model
-from retbench.training.events import Event
-from retbench.training.loop import Stopped, Trainer
-from retbench.training.losses import mean_loss, validation_rows
+from retbench.training.events import CurvePoint, TrainingEvent
+from retbench.training.loop import Stopped, Trainer, write_curve
+from retbench.training.optimization import mean_loss, validation_rows
 from retbench.training.plan import TrainingPlan
-from tests.training.conftest import PlanOf, text_of
+from tests.training.conftest import PlanOf, read_curve, text_of
 
 GENTLE = "training.learning_rates=[0.0003]"
 """At the rate of the other tests a rounding error grows a hundredfold in twelve steps."""
@@ -28,13 +31,13 @@ def never() -> bool:
 
 
 def trainer_of(
-    plan: TrainingPlan, folder: Path, number: int = 0, events: list[Event] | None = None
+    plan: TrainingPlan, folder: Path, number: int = 0, events: list[TrainingEvent] | None = None
 ) -> Trainer:
     text, spec, run = text_of(plan), plan.spec, plan.final_runs[number]
     batches = Batches(text.train, batch_size=spec.batch_size, seq_len=spec.seq_len, seed=run.seed)
     validation = validation_rows(text.validation, spec.validation_tokens, spec.seq_len)
-    tell = (lambda _: None) if events is None else events.append
-    return Trainer(plan, run, batches, validation, folder, tell)
+    notify = (lambda _: None) if events is None else events.append
+    return Trainer(plan, run, batches, validation, folder, notify)
 
 
 def train(plan: TrainingPlan, folder: Path, number: int = 0) -> Trainer:
@@ -88,7 +91,7 @@ def test_training_is_what_the_recipe_says(plan_of: PlanOf, tmp_path: Path, numbe
     plan = plan_of("training.validate_every=1", GENTLE)
     trained = train(plan, tmp_path, number)
     expected, losses = plain_training(plan, number)
-    curve = [point.train_loss_nats for point in trained.place.curve]
+    curve = [point.train_loss_nats for point in trained.state.curve]
     assert curve == pytest.approx(losses, rel=2e-4)
     for name, weight in weights(trained).items():
         moved = (expected[name] - weight).norm() / expected[name].norm()
@@ -109,15 +112,15 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(
     with pytest.raises(Stopped):
         trainer_of(plan, tmp_path / "stopped", number).train(lambda: next(stops), lambda *_: None)
     resumed = trainer_of(plan, tmp_path / "stopped", number)
-    assert resumed.place.step == 5
+    assert resumed.state.step == 5
     resumed.train(never, lambda *_: None)
-    assert resumed.place.num_processes == 2
+    assert resumed.state.num_processes == 2
     expected = weights(whole)
     assert all(torch.equal(weight, expected[name]) for name, weight in weights(resumed).items())
-    told = [
-        [(p.train_loss_nats, p.validation_loss_nats) for p in each.place.curve] for each in (whole, resumed)
+    losses = [
+        [(p.train_loss_nats, p.validation_loss_nats) for p in each.state.curve] for each in (whole, resumed)
     ]
-    assert told[0] == told[1]
+    assert losses[0] == losses[1]
 
 
 def test_a_damaged_snapshot_costs_steps_and_no_bits(plan: TrainingPlan, tmp_path: Path) -> None:
@@ -128,9 +131,9 @@ def test_a_damaged_snapshot_costs_steps_and_no_bits(plan: TrainingPlan, tmp_path
         trainer_of(plan, folder).train(lambda: next(stops), lambda *_: None)
     damaged = folder / "steps" / "000008" / "tensors.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-1])
-    events: list[Event] = []
+    events: list[TrainingEvent] = []
     resumed = trainer_of(plan, folder, events=events)
-    assert resumed.place.step == 6
+    assert resumed.state.step == 6
     assert "000008 is damaged" in events[0].text  # type: ignore[union-attr]
     resumed.train(never, lambda *_: None)
     assert all(torch.equal(weight, whole[name]) for name, weight in weights(resumed).items())
@@ -154,7 +157,7 @@ def test_bfloat16_is_near(plan_of: PlanOf, tmp_path: Path, number: int) -> None:
     wide = train(plan_of(), tmp_path / "wide", number)
     narrow = train(plan_of("training.autocast=bfloat16"), tmp_path / "narrow", number)
     assert {weight.dtype for weight in weights(narrow).values()} == {torch.float32}
-    losses = [each.place.curve[-1].validation_loss_nats for each in (wide, narrow)]
+    losses = [each.state.curve[-1].validation_loss_nats for each in (wide, narrow)]
     assert losses[0] != losses[1]
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
 
@@ -205,3 +208,22 @@ def test_the_curve_is_on_disk_as_it_grows(plan: TrainingPlan, tmp_path: Path) ->
         never, lambda step, *_: sums.append(checksum(tmp_path / "curve.csv")) if step in (5, 9) else None
     )
     assert len(set(sums)) == 2
+
+
+numbers = st.floats(allow_nan=False)
+points = st.builds(
+    CurvePoint,
+    step=st.integers(0),
+    num_tokens=st.integers(0),
+    **dict.fromkeys(
+        ("train_loss_nats", "validation_loss_nats", "learning_rate", "grad_norm", "tokens_per_s"), numbers
+    ),
+)
+
+
+@given(st.lists(points))
+def test_a_curve_reads_back_exactly(curve: list[CurvePoint]) -> None:
+    with TemporaryDirectory() as folder:
+        write_curve(Path(folder) / "curve.csv", curve)
+        assert read_curve(Path(folder) / "curve.csv") == curve
+        assert [path.name for path in Path(folder).iterdir()] == ["curve.csv"]

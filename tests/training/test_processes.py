@@ -1,4 +1,4 @@
-"""Several processes that train one model, as torchrun starts them: against one process, and against each other."""
+"""Training by several processes, as torchrun starts them, compared with one process and with each other."""
 
 import json
 import os
@@ -30,7 +30,7 @@ from tests.training.conftest import TINY_TRAINING, read_curve
 ROOT = Path(__file__).resolve().parents[2]
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
 OLD_STORAGE = "ignore:TypedStorage is deprecated:UserWarning"
-"""What torch 2.10 warns of in its own code."""
+"""A warning that torch 2.10 raises in its own code."""
 STEPS_50 = ("--set", "training.num_tokens=4800", "--set", "training.validate_every=25")
 GENTLE = ("--set", "training.learning_rates=[1e-4]")
 """A rounding error in RetNet's head norms grows with the rate; one process in micro-batches drifts as far."""
@@ -52,10 +52,10 @@ def launch(folder: Path, out: str, *options: str) -> "subprocess.Popen[str]":
 
 
 def finish(process: "subprocess.Popen[str]") -> tuple[str, str]:
-    """What a process printed; it has to end well."""
-    printed, talk = process.communicate(timeout=300)
-    assert process.returncode == 0, talk
-    return printed, talk
+    """Wait for a process to succeed; return its stdout and stderr."""
+    printed, progress = process.communicate(timeout=300)
+    assert process.returncode == 0, progress
+    return printed, progress
 
 
 @pytest.fixture(scope="module")
@@ -100,10 +100,10 @@ def test_two_processes_are_within_1e_4_of_one_after_50_steps(folder: Path, model
 
 
 def test_the_first_process_alone_prints_and_records(folder: Path, together: tuple[str, str]) -> None:
-    printed, talk = together
+    printed, progress = together
     ours = [line for line in printed.splitlines() if not line.startswith("[Gloo]")]  # as torch 2.10 says
     assert len(ours) == 3  # a heading and two runs
-    assert talk.count("retnet-300k-seed0: done") == 1
+    assert progress.count("retnet-300k-seed0: done") == 1
     records = training_records(folder / "two")
     assert [record.model.name for record in records] == ["retnet", "transformer"]
     assert {record.backend["world_size"] for record in records} == {2}
@@ -148,7 +148,7 @@ def kill(folder: Path, after: int) -> None:
 
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
-    """The folder of `two_processes`, and what each of the two saw."""
+    """Return the folder of `two_processes` and the result of each process."""
     folder = tmp_path_factory.mktemp("seen")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -181,7 +181,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str,
     ]
     for process in both:
         finish(process)
-    return folder, [json.loads((folder / f"told-{rank}.json").read_text("utf-8")) for rank in range(2)]
+    return folder, [json.loads((folder / f"result-{rank}.json").read_text("utf-8")) for rank in range(2)]
 
 
 @pytest.mark.parametrize(
@@ -204,28 +204,28 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str,
 def test_what_two_processes_agree_on(
     seen: tuple[Path, list[dict[str, Any]]], what: str, expected: tuple[object, object]
 ) -> None:
-    assert tuple(told[what] for told in seen[1]) == expected
+    assert tuple(result[what] for result in seen[1]) == expected
 
 
 def test_the_part_of_either_process_is_checked_and_both_go_to_the_snapshot_before(
     seen: tuple[Path, list[dict[str, Any]]],
 ) -> None:
-    for told in seen[1]:
-        (note,) = told["notes"]
+    for result in seen[1]:
+        (note,) = result["notes"]
         assert "000002 is damaged (__1_0.distcp has another checksum" in note
 
 
 def test_a_disk_that_is_full_for_one_process_ends_both_and_leaves_the_rest(
     seen: tuple[Path, list[dict[str, Any]]],
 ) -> None:
-    first, second = (told["full disk"] for told in seen[1])
+    first, second = (result["full disk"] for result in seen[1])
     assert "000003: cannot be written: [Errno 27] File too large. What was stored before is intact" in first
     assert second == "the other failed"
     assert [name for name in seen[1][0]["left"] if name[0] in ".0"] == ["000001", "000002"]
 
 
 def test_what_two_processes_wrote_one_process_takes_up(seen: tuple[Path, list[dict[str, Any]]]) -> None:
-    folder, told = seen
+    folder, results = seen
     notes: list[str] = []
     found = find_snapshot(folder, notes.append)
     assert found is not None
@@ -233,7 +233,7 @@ def test_what_two_processes_wrote_one_process_takes_up(seen: tuple[Path, list[di
     model, optimizer = two_processes.make_run(1, ALONE)
     found.restore(model, optimizer)
     norm = two_processes.step(model, optimizer, 2, ALONE)
-    assert norm == pytest.approx(told[0]["norms"][1], rel=1e-5)
+    assert norm == pytest.approx(results[0]["norms"][1], rel=1e-5)
     for rank in range(2):
         expected = torch.load(folder / f"weights-{rank}.pt", weights_only=True)
         assert expected.keys() == dict(model.named_parameters()).keys()

@@ -1,4 +1,4 @@
-"""The record of a run: what it says beside the weights, and what makes it another run's."""
+"""The record of a run: its content, and the settings that identify it."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -31,7 +31,7 @@ def plan(plan_of: PlanOf) -> TrainingPlan:
 
 
 def trained_records(plan: TrainingPlan, out: Path) -> list[Record]:
-    train_all(plan, text_of(plan), out, tell=lambda _: None, stop=lambda: False)
+    train_all(plan, text_of(plan), out, notify=lambda _: None, stop=lambda: False)
     records, problems = read_records(out)
     assert not problems
     return records
@@ -80,7 +80,7 @@ def test_the_report_reads_what_training_writes(plan: TrainingPlan, tmp_path: Pat
         assert record.backend["best_rate_is"] in ("the lowest of the grid", "the highest of the grid")
 
 
-def test_runs_that_failed_are_told_apart(plan_of: PlanOf, tmp_path: Path) -> None:
+def test_failed_runs_are_distinguished(plan_of: PlanOf, tmp_path: Path) -> None:
     plan = plan_of(*SMALL, "training.learning_rates=[1e30, 1e31]", "training.seeds=[3]")
     readings = select_readings(trained_records(plan, tmp_path))
     assert readings.left_out == ()

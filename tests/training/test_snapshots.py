@@ -7,12 +7,12 @@ from torch import nn
 from retbench.config.training import RECIPES
 from retbench.files import DRAFT
 from retbench.ops.linear import Linear
-from retbench.training.optimizer import make_optimizer, set_rate
+from retbench.training.optimization import make_optimizer, set_rate
 from retbench.training.snapshots import find_snapshot, gather, prune, save_snapshot, snapshot_paths
 
 
 def make_model(seed: int) -> tuple[nn.Module, torch.optim.AdamW]:
-    """A model of every kind of weight, its transposed one as it lies, after one step of its optimiser."""
+    """Return a model with every kind of weight, a transposed one included, after one step of its optimiser."""
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Embedding(7, 8), Linear(8, 6), nn.RMSNorm(6))
     nn.init.normal_(model[1].weight)

@@ -1,4 +1,4 @@
-"""Where runs lie, and which of them others find."""
+"""Folders of runs, and which runs are found in them."""
 
 import json
 from collections.abc import Callable
@@ -24,7 +24,7 @@ def plan(plan_of: PlanOf) -> TrainingPlan:
 @pytest.fixture
 def out(plan: TrainingPlan, tmp_path: Path) -> Path:
     """Results with both models trained for a step."""
-    train_all(plan, text_of(plan), tmp_path, tell=lambda _: None, stop=lambda: False)
+    train_all(plan, text_of(plan), tmp_path, notify=lambda _: None, stop=lambda: False)
     return tmp_path
 
 
@@ -56,9 +56,9 @@ def test_only_what_is_done_is_found(out: Path) -> None:
 
 def test_a_checkpoint_that_was_not_trained_here_is_refused(out: Path) -> None:
     path = out / PROFILE / "retnet-300k-seed0" / "final" / "config.json"
-    told = json.loads(path.read_text("utf-8"))
-    del told["metadata"]["num_tokens"]
-    path.write_text(json.dumps(told), encoding="utf-8")
+    content = json.loads(path.read_text("utf-8"))
+    del content["metadata"]["num_tokens"]
+    path.write_text(json.dumps(content), encoding="utf-8")
     with pytest.raises(ConfigError, match="'num_tokens' in 'metadata', so `retbench train` did not write it"):
         found(out)
 
@@ -78,7 +78,7 @@ def test_a_folder_that_does_not_say_what_it_holds_is_never_taken_over(
 ) -> None:
     folder = out / PROFILE / "retnet-300k-seed0"
     damage(folder / "run.json")
-    with pytest.raises(ConfigError, match=r"run.json: does not say what was trained here .* --fresh"):
+    with pytest.raises(ConfigError, match=r"run.json: does not hold the settings of a run .* --fresh"):
         trained.claim(folder, plan, plan.final_runs[0])
     assert (folder / "final").is_dir()
 
@@ -89,4 +89,4 @@ def test_a_rate_that_is_not_decided_yet_is_no_difference(plan: TrainingPlan, out
     trained.check(folder, plan, run)
     trained.check(folder, plan, replace(run, learning_rate=None))
     with pytest.raises(ConfigError, match=r"learning_rate: 0.003 on disk, 0.1 asked for"):
-        trained.check(folder, plan, run.at(0.1))
+        trained.check(folder, plan, replace(run, learning_rate=0.1))

@@ -2,9 +2,9 @@ from pathlib import Path
 
 import pytest
 
+from retbench.training.engine import best_rates, edge_of
 from retbench.training.events import RunResult
 from retbench.training.plan import TrainingPlan, TrainingRun
-from retbench.training.tuning import best_rates, edge_of
 from tests.training.conftest import PlanOf
 
 GRID = (1e-3, 3e-3, 1e-2)

@@ -1,4 +1,4 @@
-"""What each of two processes sees of the other, as JSON in a file of its own; to be started by torchrun.
+"""Communication and snapshots of two processes, which torchrun starts; each writes its results as JSON.
 
 python -m torch.distributed.run --nproc-per-node 2 -m tests.training.two_processes FOLDER
 """
@@ -17,26 +17,25 @@ from retbench.config.training import RECIPES
 from retbench.errors import RetbenchError
 from retbench.models.build import build_model
 from retbench.models.decoder import Decoder
-from retbench.training.launch import Launch
-from retbench.training.optimizer import clip_gradients, lay_out_for_training, make_optimizer, set_rate
-from retbench.training.ranks import OtherRankFailedError, Ranks, joined
-from retbench.training.sharding import shard, whole_weights
+from retbench.training.optimization import clip_gradients, make_contiguous, make_optimizer, set_rate
+from retbench.training.ranks import Launch, OtherRankFailedError, Ranks, joined
+from retbench.training.sharding import full_weights, shard
 from retbench.training.snapshots import find_snapshot, gather, save_snapshot
 
 CONFIG = retnet_config(d_model=16, num_layers=2, num_heads=2, vocab_size=23, ffn_dim=24, value_dim=32)
 
 
 def make_run(seed: int, ranks: Ranks) -> tuple[Decoder, torch.optim.AdamW]:
-    """A model and its optimiser as training has them, spread over the processes."""
+    """Return a model and its optimiser as training builds them, sharded over the processes."""
     model = build_model(CONFIG, dtype=torch.float32, device="cpu", seed=seed, backend="chunkwise")
-    lay_out_for_training(model)
+    make_contiguous(model)
     if ranks.size > 1:
         shard(model, ranks.size)
     return model, make_optimizer(model, RECIPES["paper"])
 
 
 def step(model: Decoder, optimizer: torch.optim.AdamW, number: int, ranks: Ranks) -> float:
-    """One step on a share of the rows that the number draws; the norm of the gradients."""
+    """Take one step on this process's share of random rows; return the norm of the gradients."""
     generator = torch.Generator().manual_seed(number)
     rows = torch.randint(CONFIG.vocab_size, (4, 9), generator=generator)
     share = rows.chunk(ranks.size)[ranks.rank]
@@ -50,7 +49,7 @@ def step(model: Decoder, optimizer: torch.optim.AdamW, number: int, ranks: Ranks
 
 
 def outcome(call: Callable[[], object]) -> str:
-    """What a call comes to, in words."""
+    """Return a description of a call's result or error."""
     try:
         return f"returned {call()}"
     except OtherRankFailedError:
@@ -64,7 +63,7 @@ def refuse(text: str) -> None:
 
 
 def agreements(ranks: Ranks) -> dict[str, Any]:
-    """Everything that processes agree on."""
+    """Call every method by which processes communicate."""
     rank = ranks.rank
 
     def waits() -> str:
@@ -87,12 +86,12 @@ def agreements(ranks: Ranks) -> dict[str, Any]:
 
 
 def storage(ranks: Ranks, folder: Path) -> dict[str, Any]:
-    """Snapshots of a spread model: restored, damaged, and on a disk that is full for the second process."""
+    """Test snapshots of a sharded model: restored, damaged, and on a disk that is full for the second process."""
     model, optimizer = make_run(0, ranks)
     norms = [step(model, optimizer, 1, ranks)]
     save_snapshot(folder, 1, gather(model, optimizer), {"step": 1}, ranks)
     norms.append(step(model, optimizer, 2, ranks))
-    torch.save(whole_weights(model, keep=True), folder / f"weights-{ranks.rank}.pt")
+    torch.save(full_weights(model, keep=True), folder / f"weights-{ranks.rank}.pt")
     save_snapshot(folder, 2, gather(model, optimizer), {"step": 2}, ranks)
     ranks.lead(lambda: _damage(folder / "000002"))
     notes: list[str] = []
@@ -104,7 +103,7 @@ def storage(ranks: Ranks, folder: Path) -> dict[str, Any]:
     same = all(
         torch.equal(weight, expected)
         for weight, expected in zip(
-            whole_weights(other, keep=True).values(), whole_weights(model, keep=True).values(), strict=True
+            full_weights(other, keep=True).values(), full_weights(model, keep=True).values(), strict=True
         )
     )
     return {
@@ -136,10 +135,10 @@ def _on_full_disk(ranks: Ranks, folder: Path, model: Decoder, optimizer: torch.o
 
 
 def main(folder: Path) -> None:
-    """Write what this process saw."""
+    """Write the results of this process."""
     with joined(Launch.from_environment(), on_cpu=True) as ranks:
-        told = agreements(ranks) | storage(ranks, folder)
-        (folder / f"told-{ranks.rank}.json").write_text(json.dumps(told), encoding="utf-8")
+        results = agreements(ranks) | storage(ranks, folder)
+        (folder / f"result-{ranks.rank}.json").write_text(json.dumps(results), encoding="utf-8")
 
 
 if __name__ == "__main__":

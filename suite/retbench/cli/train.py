@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from retbench.cli.training_output import print_plan, print_result
-from retbench.cli.training_progress import show_training
+from retbench.cli.training_progress import Event, Tell, show_training
 from retbench.config import experiment as config
 from retbench.errors import ConfigError
 from retbench.files import check_writable
@@ -16,13 +16,13 @@ from retbench.measure.environment import pin_process
 from retbench.measure.machine import usable_cores
 from retbench.planning.plan import PAPER_MEMORY_BYTES
 from retbench.run.devices import Device, find_device
+from retbench.run.events import WaitingForLock
 from retbench.run.interrupts import Interrupted, catch_signals
 from retbench.run.locks import timing_lock
 from retbench.training import trained
-from retbench.training.events import Event, Packing, Tell, TrainingResult, WaitingForLock
-from retbench.training.launch import Launch
+from retbench.training.events import Packing, TrainingResult
 from retbench.training.plan import TrainingPlan, check_shares, resolve_models, training_spec
-from retbench.training.ranks import ALONE, OtherRankFailedError, Ranks, joined
+from retbench.training.ranks import ALONE, Launch, OtherRankFailedError, Ranks, joined
 
 if TYPE_CHECKING:
     from retbench.data.packing import PackedTokens
@@ -189,7 +189,7 @@ def _train(
     if ranks.any(text is None):
         return None
     assert text is not None
-    return train_all(plan, text, out, tell=tell, stop=stop, ranks=ranks)
+    return train_all(plan, text, out, notify=tell, stop=stop, ranks=ranks)
 
 
 def _read_text(plan: TrainingPlan, tell: Tell, stop: Callable[[], bool]) -> "TrainingText | None":
@@ -220,7 +220,7 @@ def show_plan(request: Request, out: Path, *, as_json: bool) -> None:
         ConfigError: another run is timing on this machine, which an estimate would disturb, or the runs could not be
             stored in `out`.
     """
-    from retbench.training.estimate import estimate_seconds
+    from retbench.training.engine import estimate_seconds
 
     def refuse(holder: str) -> None:
         raise ConfigError(

@@ -2,28 +2,25 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from retbench.run.events import WaitingForLock
 from retbench.training.events import (
-    Event,
-    Finished,
     Noted,
     Packing,
-    Planned,
     PointAdded,
-    RunEnded,
+    RunResult,
     RunStarted,
     StepDone,
-    Tell,
+    TrainingEvent,
+    TrainingPlanned,
     TrainingResult,
-    Tuned,
     Tuning,
-    WaitingForLock,
 )
 from retbench.training.plan import TrainingPlan, TrainingRun
 from retbench.units import format_bytes, format_count, format_duration, format_rate
@@ -31,6 +28,8 @@ from retbench.units import format_bytes, format_count, format_duration, format_r
 INTERVAL_S = 30.0
 """Between two lines on the steps of a run, where there is no terminal."""
 REDRAW_S = 0.2
+Event = TrainingEvent | WaitingForLock
+Tell = Callable[[Event], None]
 
 
 @contextmanager
@@ -121,7 +120,7 @@ class _Bar:
 def describe(event: Event, plan: TrainingPlan) -> str:
     """One event as a line of text."""
     match event:
-        case Planned(num_runs=total, num_done=done):
+        case TrainingPlanned(num_runs=total, num_done=done):
             tokens = sum(map(plan.num_tokens, [*plan.tuning_runs, *plan.final_runs]))
             found = f"; on disk already: {done}" if done else ""
             return f"runs to train: {total}, {format_count(tokens)} tokens in all{found}"
@@ -141,15 +140,15 @@ def describe(event: Event, plan: TrainingPlan) -> str:
             )
         case Noted(run=run, text=text):
             return f"{run.name}: {text}"
-        case RunEnded(result=result):
-            if result.validation_loss is None:
-                return f"{result.run.name}: FAILED: {result.error}"
-            before = " (on disk already)" if result.on_disk else ""
-            return f"{result.run.name}: done{before}, validation {result.validation_loss:.4f} nats/token"
-        case Tuned(tuning=tuning):
-            return _describe_tuning(tuning)
-        case Finished(result=result):
-            return _summary(result)
+        case RunResult():
+            if event.validation_loss is None:
+                return f"{event.run.name}: FAILED: {event.error}"
+            before = " (on disk already)" if event.on_disk else ""
+            return f"{event.run.name}: done{before}, validation {event.validation_loss:.4f} nats/token"
+        case Tuning():
+            return _describe_tuning(event)
+        case TrainingResult():
+            return _summary(event)
 
 
 def _describe_tuning(tuning: Tuning) -> str:

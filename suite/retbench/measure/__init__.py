@@ -1,1 +1,1 @@
-"""How things are measured: time, memory, ceilings, the machine, statistics over rounds. Sees no models."""
+"""Measurement of time, memory, energy and ceilings, and the description of the machine. Imports no models."""

@@ -1,84 +1,74 @@
-"""What a device reaches when only memory, or only arithmetic, holds it up: the roof of the roofline."""
+"""Ceilings of the roofline: the read bandwidth and the matrix-product rate that a device reaches."""
 
 from collections.abc import Callable
 
 import torch
 
-from retbench.errors import UnsupportedError
-from retbench.measure.clock import time_steps
+from retbench.measure.clock import check_device, time_steps
 from retbench.measure.machine import last_level_cache_bytes
 from retbench.records.record import Ceilings
 from retbench.units import GIB, MIB
 
 _READ_SAMPLES = 5
 _WARMUP_S = {"cpu": 0.0, "cuda": 0.1}
-"""Wall time of untimed calls ahead of each series: an idle GPU takes longer to raise its clocks than a product does."""
+"""Wall time of untimed calls before each series: an idle GPU needs longer than one product to raise its clocks."""
 _MATMUL_SIZES = (256, 512, 1024, 2048, 4096, 8192)
 _LONGEST_PRODUCT_S = 0.08
-"""A size is left out when one product is expected to take longer, by the best rate so far. It is what keeps
-float16 on a CPU without float16 arithmetic, at 3 GFLOP/s, to the smallest size."""
+"""A size is left out if one product is expected to take longer, by the best rate so far. This limits float16 on a CPU
+without float16 arithmetic, at 3 GFLOP/s, to the smallest size."""
 _SIZE_BUDGET_S = 0.1
-"""Time for the samples of one size; from one to `_MATMUL_SAMPLES` of them."""
+"""Time for the samples of one size, of which there are 1 to `_MATMUL_SAMPLES`."""
 _MATMUL_SAMPLES = 5
 
 
 def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
-    """Read bandwidth and matrix-product rate of `device`, each the best of several tries.
+    """Measure read bandwidth and matrix-product rate of `device`, each as the best of several attempts.
 
-    Read bandwidth includes: streaming a buffer of float32 ones once and adding it up, on the threads that
-    PyTorch has now. The buffer is 1 GiB on CUDA; on a CPU four times the last-level caches, but within 256
-    MiB and 1 GiB.
-    Excludes: allocating, the first touch of a page, writing.
-    Product rate includes: square products in `dtype` (a multiply and an add are two operations), at the best
-    of the sizes 256 to 8192 of which one product does not take too long; in TensorFloat-32 only where the
-    process allows it.
-    Excludes: allocating and filling.
+    Read bandwidth includes: reading and summing a buffer of float32 ones once, on PyTorch's present threads. The
+    buffer has 1 GiB on CUDA; on a CPU four times the last-level caches, between 256 MiB and 1 GiB.
+    Excludes: allocation, first touch of a page, writes.
+    Product rate includes: square products in `dtype` (a multiply-add is two operations), at the best size from 256 to
+    8192 whose product does not take too long; in TensorFloat-32 only if the process allows it.
+    Excludes: allocation and filling.
 
     Args:
-        device: `cpu` or `cuda:N`; nothing else may run on it meanwhile.
+        device: `cpu` or `cuda:N`; nothing else may run on it.
         dtype: Floating-point type of the model.
 
     Raises:
         UnsupportedError: the device is neither a CPU nor CUDA.
     """
-    if device.type not in {"cpu", "cuda"}:
-        raise UnsupportedError(
-            f"device '{device}': ceilings can be measured on 'cpu' and 'cuda'. Give one of them."
-        )
+    check_device(device, "ceilings can be measured")
     with torch.inference_mode():
         ceilings = Ceilings(
             read_bandwidth_bytes_per_s=_read_bandwidth(device),
             matmul_flops_per_s=_matmul_rate(device, dtype),
         )
     if device.type == "cuda":
-        torch.cuda.empty_cache()  # what is measured next finds none of these buffers in the allocator
+        torch.cuda.empty_cache()  # so that the next measurement finds no buffers in the allocator
     return ceilings
 
 
 def _fastest(call: Callable[[], object], device: torch.device, num_samples: int) -> float:
-    """Seconds of the fastest of several calls, after at least one that is not timed."""
+    """Return the seconds of the fastest of several calls, after at least one untimed call."""
     warmup_s = _WARMUP_S[device.type]
-    return min(time_steps(call, _nothing, device=device, warmup_s=warmup_s, min_steps=num_samples))
-
-
-def _nothing() -> None:
-    """Between two calls of a ceiling there is nothing to restore."""
+    return min(time_steps(call, lambda: None, device=device, warmup_s=warmup_s, min_steps=num_samples))
 
 
 def _read_bandwidth(device: torch.device) -> float:
-    """Bytes/s of reading a buffer once, by the better of two reductions."""
+    """Return the bytes/s of reading a buffer once, by the faster of two reductions."""
     far_beyond_cache = min(max(256 * MIB, 4 * last_level_cache_bytes()), GIB)
     num_bytes = GIB if device.type == "cuda" else far_beyond_cache
     rows = torch.ones(1024, num_bytes // (4 * 1024), dtype=torch.float32, device=device)
-    # One sum a row needs no second pass over partial sums; one sum in all is split more finely. Which one
-    # streams better depends on the device.
-    ways: tuple[Callable[[], object], ...] = (lambda: rows.sum(dim=1), rows.sum)
-    return rows.nbytes / min(_fastest(way, device, _READ_SAMPLES) for way in ways)
+    # One sum per row needs no second pass over partial sums; a single sum is split more finely. The faster one
+    # depends on the device.
+    reductions: tuple[Callable[[], object], ...] = (lambda: rows.sum(dim=1), rows.sum)
+    return rows.nbytes / min(_fastest(reduction, device, _READ_SAMPLES) for reduction in reductions)
 
 
 def _matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations/s of the best square product that stays within the time for one."""
-    generator = torch.Generator(device).manual_seed(0)  # leaves the process's own random numbers as they are
+    """Return the FLOP/s of the best square product within the time limit."""
+    generator = torch.Generator(device).manual_seed(0)  # does not change the process's own random numbers
     best = 0.0
     for size in _MATMUL_SIZES:
         num_flops = 2 * size**3
@@ -88,7 +78,7 @@ def _matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
             if expected_s > _LONGEST_PRODUCT_S:
                 break
             num_samples = max(1, min(num_samples, int(_SIZE_BUDGET_S / expected_s)))
-        # Random values: a GPU draws less power, and so clocks higher, on constant ones.
+        # Random values: with constant ones a GPU draws less power and clocks higher.
         left, right = torch.rand(2, size, size, dtype=dtype, device=device, generator=generator)
         seconds = _fastest(_product(left, right), device, num_samples)
         best = max(best, num_flops / seconds)
@@ -96,6 +86,6 @@ def _matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def _product(left: torch.Tensor, right: torch.Tensor) -> Callable[[], object]:
-    """A matrix product into a buffer of its own."""
+    """Return a matrix product into a preallocated buffer."""
     out = torch.empty_like(left)
     return lambda: torch.mm(left, right, out=out)

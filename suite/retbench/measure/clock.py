@@ -1,6 +1,6 @@
-"""Seconds of single steps: warmed by wall time, timed one at a time, every sample kept.
+"""Wall time of single steps, after a warm-up by wall time; every sample is kept.
 
-What a step is belongs to the workload; what its times mean over rounds belongs to `statistics`.
+Workloads define the steps, and `retbench.stats` evaluates the samples over rounds.
 """
 
 import functools
@@ -14,7 +14,13 @@ import torch
 from retbench.errors import UnsupportedError
 
 _CAPTURE_WARMUP_STEPS = 3
-"""What PyTorch's own make_graphed_callables runs ahead of a capture (num_warmup_iters)."""
+"""As PyTorch's own make_graphed_callables runs before a capture (num_warmup_iters)."""
+
+
+def check_device(device: torch.device, what: str) -> None:
+    """Raise an UnsupportedError that starts with `what` if the device is neither a CPU nor CUDA."""
+    if device.type not in {"cpu", "cuda"}:
+        raise UnsupportedError(f"device '{device}': {what} on 'cpu' and 'cuda' only. Give one of them.")
 
 
 def time_steps(
@@ -25,28 +31,24 @@ def time_steps(
     warmup_s: float,
     min_steps: int,
 ) -> list[float]:
-    """Seconds of each of `min_steps` calls of `step`, in the order taken.
+    """Return the seconds of each of `min_steps` calls of `step`, in order.
 
-    Includes: what `step` does until the device is done with it. On a CPU that is the call. On CUDA it is the
-    time between two events on the current stream; waiting for the host is in it where the host is slower.
+    Includes: everything until the device has finished `step`. On a CPU that is the call. On CUDA it is the time
+    between two events on the current stream, which includes waiting for a slower host.
     Excludes: `before`, the warm-up, Python's garbage collector (off from the first step to the last).
     Unit: s. Resolution: nanoseconds on a CPU, about half a microsecond on CUDA.
 
     Args:
-        step: What is timed.
-        before: Called ahead of every `step`, the warm-up's too, outside the clock: restores what `step`
-            moves on.
-        device: Where `step` runs.
-        warmup_s: Wall time of untimed steps before the first sample; one step is run even when it is 0.
-        min_steps: Samples to take, at least 1.
+        step: The timed call.
+        before: Called before every `step`, also in the warm-up, and not timed: restores the state that `step` changes.
+        device: Device of `step`.
+        warmup_s: Wall time of untimed steps before the first sample; one step is run even if it is 0.
+        min_steps: Number of samples, at least 1.
 
     Raises:
         UnsupportedError: the device is neither a CPU nor CUDA.
     """
-    if device.type not in {"cpu", "cuda"}:
-        raise UnsupportedError(
-            f"device '{device}': steps can be timed on 'cpu' and 'cuda'. Give one of them."
-        )
+    check_device(device, "steps can be timed")
     with _collector_off():
         _warm_up(step, before, device, warmup_s)
         if device.type == "cuda":
@@ -56,7 +58,7 @@ def time_steps(
 
 @contextmanager
 def _collector_off() -> Iterator[None]:
-    """Keep Python's garbage collector from running inside: its pause of milliseconds is not the step's."""
+    """Disable Python's garbage collector, whose pauses of milliseconds are not part of a step."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -71,7 +73,7 @@ def _warm_up(
 ) -> None:
     """Run untimed steps until `warmup_s` have passed, at least one.
 
-    The wait after each keeps a CUDA host from queueing thousands of steps in that time.
+    Waiting after each step prevents a CUDA host from queueing thousands of steps in that time.
     """
     end = time.perf_counter() + warmup_s
     while True:
@@ -84,7 +86,7 @@ def _warm_up(
 
 
 def _time_on_cpu(step: Callable[[], object], before: Callable[[], object], num_steps: int) -> list[float]:
-    """Seconds of each step by the host's clock."""
+    """Return the seconds of each step by the host's clock."""
     samples = []
     for _ in range(num_steps):
         before()
@@ -97,7 +99,7 @@ def _time_on_cpu(step: Callable[[], object], before: Callable[[], object], num_s
 def _time_on_cuda(
     step: Callable[[], object], before: Callable[[], object], device: torch.device, num_steps: int
 ) -> list[float]:
-    """Seconds of each step between two events on the current stream, read after one wait for all of them."""
+    """Return the seconds of each step between two events on the current stream, read after one wait for all."""
     events = [
         (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(num_steps)
     ]
@@ -113,26 +115,25 @@ def _time_on_cuda(
 
 
 def capture_graph(
-    step: Callable[[], object], *, device: torch.device, before: Callable[[], object] | None = None
+    step: Callable[[], object], *, device: torch.device, before: Callable[[], object] = lambda: None
 ) -> Callable[[], None]:
-    """`step` as a CUDA graph: what is returned replays its kernels with one launch.
+    """Capture `step` as a CUDA graph, and return a function that replays its kernels with one launch.
 
-    A graph reads and writes the addresses it saw, so every tensor that `step` uses must stay where it is:
-    inputs are refilled in place, outputs and state are written in place, and what `step` refers to is kept
-    alive by the caller. Nothing that Python does in `step` is repeated: counters on the host, such as a
-    position, stay as they are, and a result that depends on one is that of the capture. `step` must not wait
-    for the device.
+    A graph reads and writes the captured addresses. Every tensor of `step` must therefore stay alive and in place:
+    inputs, outputs and state are written in place. Python code in `step` is not repeated: a counter on the host, such
+    as a position, does not advance, and results that depend on it stay as captured. `step` must not wait for the
+    device.
 
     Args:
         step: Run three times to warm up and once to capture, all on one side stream.
-        device: Where `step` runs.
-        before: Called ahead of each of these four runs, outside the graph: restores what `step` moves on.
+        device: Device of `step`.
+        before: Called before each of these four runs, outside the graph: restores the state that `step` changes.
 
     Returns:
-        Replays the graph on the current stream of `device`, without waiting for it.
+        A function that replays the graph on the current stream of `device`, without waiting for it.
 
     Raises:
-        UnsupportedError: the device is not CUDA, or `step` does something that a graph cannot hold.
+        UnsupportedError: the device is not CUDA, or `step` cannot be captured.
     """
     if device.type != "cuda":
         raise UnsupportedError(
@@ -145,11 +146,10 @@ def capture_graph(
         side.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(side):
             for _ in range(_CAPTURE_WARMUP_STEPS):
-                _restore(before)
+                before()
                 step()
-            # An error of the warm-up is told here, and is none of the capture's.
-            torch.cuda.synchronize(device)
-            _restore(before)
+            torch.cuda.synchronize(device)  # raises the errors of the warm-up, which are not the capture's
+            before()
             _record_graph(graph, step, side, device)
         torch.cuda.current_stream(device).wait_stream(side)
     return graph.replay
@@ -157,31 +157,24 @@ def capture_graph(
 
 @functools.cache
 def _capture_stream(device: torch.device) -> torch.cuda.Stream:
-    """The side stream of all captures on a device, for warm-up and capture alike.
+    """Return the side stream of all warm-ups and captures on a device.
 
-    Libraries keep a handle and a workspace for every stream that they have run on: making one cannot be captured, and
-    one of tens of megabytes that stays behind with every capture would be found in the next cell's memory.
+    Libraries keep a handle and a workspace of tens of megabytes for every stream. These cannot be created during a
+    capture, and with a new stream per capture they would add to the next cell's memory.
     """
     return torch.cuda.Stream(device)
-
-
-def _restore(before: Callable[[], object] | None) -> None:
-    """Call `before` where there is one."""
-    if before is not None:
-        before()
 
 
 def _record_graph(
     graph: torch.cuda.CUDAGraph, step: Callable[[], object], stream: torch.cuda.Stream, device: torch.device
 ) -> None:
-    """Capture one run of `step`; UnsupportedError where it cannot be, but not for want of memory."""
+    """Capture one run of `step`; raise an UnsupportedError if that fails for another reason than memory."""
     try:
         with torch.cuda.graph(graph, stream=stream):
             step()
     except RuntimeError as error:
-        cause = (
-            error.__context__ or error
-        )  # ending a capture that failed raises a second error over the first
+        # Ending a failed capture raises a second error over the first.
+        cause = error.__context__ or error
         if isinstance(cause, torch.OutOfMemoryError):
             raise cause from None
         raise UnsupportedError(

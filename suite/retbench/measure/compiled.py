@@ -1,4 +1,4 @@
-"""A step compiled by torch.compile: its operators fused, its weights packed for the products that use them."""
+"""Steps compiled by torch.compile: operators are fused, and weights are packed for their products."""
 
 import time
 from collections.abc import Callable
@@ -18,10 +18,10 @@ class Compiled(Generic[T]):
     """A compiled step.
 
     Attributes:
-        run: Runs it.
-        first: What its first run returned.
-        seconds: Wall time of the compilation and that run. Compiled code is cached on disk, so a second process
-            takes less.
+        run: Runs the step.
+        first: Result of the first run.
+        seconds: Wall time of the compilation and the first run. Compiled code is cached on disk, so a second process
+            needs less.
     """
 
     run: Callable[[], T]
@@ -30,21 +30,21 @@ class Compiled(Generic[T]):
 
 
 def compile_step(step: Callable[[], T]) -> Compiled[T]:
-    """`step` compiled whole for the shapes, and for the numbers on the host, that it has now.
+    """Compile `step` as one graph for its present shapes and host-side numbers.
 
-    Every weight becomes a constant of the code (`freezing`), which lets the products on a CPU pack it in the layout
-    they read fastest; the weights of the model stay beside it. What was compiled before is let go. Were a later run to
-    find anything changed that the code depends on, it would fail and not be compiled anew in silence.
+    Every weight becomes a constant of the code (`freezing`), so that products on a CPU can pack it in their fastest
+    layout; the model keeps its own weights in addition. Code compiled earlier is discarded. If a later run depends on
+    anything that has changed, it fails instead of recompiling silently.
 
     Args:
-        step: Run once here, without gradients. What it does on the host at its first run only, such as to note what
-            ran, is to be done before.
+        step: Run once, without gradients. Host-side work of the first run, such as logging the executed backend, must
+            be done before.
 
     Raises:
-        UnsupportedError: torch cannot compile it here.
-        RuntimeError: the memory does not suffice for it, as torch says so; see `limits.is_out_of_memory`.
+        UnsupportedError: torch cannot compile the step on this machine.
+        RuntimeError: memory ran out; see `limits.is_out_of_memory`.
     """
-    import torch._inductor.config as inductor  # loads sympy and more: only where something is compiled
+    import torch._inductor.config as inductor  # slow to import: only when something is compiled
 
     torch.compiler.reset()
     torch.compiler.set_stance("default")
@@ -54,7 +54,7 @@ def compile_step(step: Callable[[], T]) -> Compiled[T]:
         with inductor.patch(freezing=True):
             first = run()
     except torch._dynamo.exc.TorchDynamoException as error:
-        cause = getattr(error, "inner_exception", error)  # what the compiler behind torch.compile met
+        cause = getattr(error, "inner_exception", error)  # the compiler's own error
         if is_out_of_memory(cause):
             raise cause from error
         raise UnsupportedError(
@@ -67,5 +67,5 @@ def compile_step(step: Callable[[], T]) -> Compiled[T]:
 
 
 def _first_line(error: Exception) -> str:
-    """The first line of an error that is not empty."""
+    """Return the first non-empty line of an error's message."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

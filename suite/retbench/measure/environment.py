@@ -1,8 +1,7 @@
-"""Where a number was measured: described for the record, and held still for the time of a worker.
+"""The environment of a measurement: its description for records, and the thread settings of a worker.
 
-Facts are JSON-able, in base units, and name no person, host or folder; one that cannot be read is absent with
-a reason. PyTorch is imported only where it is asked something, so that a runner can name its machine without
-it.
+Facts are JSON values in base units and name no person, host or folder; one that cannot be read is absent with a reason.
+PyTorch is imported only by the functions that query it, so that a runner can name its machine without it.
 """
 
 import functools
@@ -33,16 +32,16 @@ _VARIABLES = re.compile(
     r"|CUDA_(VISIBLE_DEVICES|DEVICE_ORDER|LAUNCH_BLOCKING|MODULE_LOADING)|PYTORCH_(CUDA_)?ALLOC_CONF"
     r"|NVIDIA_TF32_OVERRIDE|TORCH_(ALLOW_TF32_CUBLAS_OVERRIDE|CUDNN_SDPA_DEPRIORITIZED)|GLIBC_TUNABLES|THP_MEM_ALLOC_ENABLE"
 )
-"""Environment variables that set threads, placement, allocators or modes; none of them names a folder."""
+"""Environment variables that set threads, affinity, allocators or modes; none of them names a folder."""
 _GRAIN_VALUES = 32768
 """PyTorch gives each thread at least this many values of a pointwise operator (at::internal::GRAIN_SIZE)."""
 
 
 def worker_environment(threads: int) -> dict[str, str]:
-    """Variables that must be set before a worker's Python starts, for OpenMP reads them when it is loaded.
+    """Return the variables that must be set before a worker starts, because OpenMP reads them when it is loaded.
 
-    Each thread is bound to a CPU of its own, on as many physical cores as there are, among those that this
-    process may use: two unbound threads now and then share one, and the step stalls.
+    Each thread is bound to its own CPU among those that this process may use, and each physical core gets one thread
+    before any gets two. Unbound threads occasionally share a CPU, which delays the step.
 
     Raises:
         UnsupportedError: there are fewer CPUs than threads.
@@ -52,7 +51,7 @@ def worker_environment(threads: int) -> dict[str, str]:
     if threads > len(cpus):
         raise UnsupportedError(
             f"threads is {threads}, and this process may use {len(cpus)} CPUs: {', '.join(map(str, cpus))}. "
-            f"Give at most that many (--set threads={len(cpus)}), or leave the field out for one a physical core."
+            f"Give at most that many (--set threads={len(cpus)}), or leave the field out for one per physical core."
         )
     return {
         "OMP_NUM_THREADS": str(threads),
@@ -66,11 +65,10 @@ def worker_environment(threads: int) -> dict[str, str]:
 
 
 def pin_process(threads: int) -> None:
-    """Apply to a worker what it is measured under: `threads` threads, and denormal numbers flushed to zero.
+    """Set the number of threads of a worker, and flush denormal numbers to zero.
 
-    To be called first, before anything runs on several threads: the setting is one thread's own, and the
-    threads of the pool have it only because they are made afterwards. `describe_environment` tells whether it
-    holds on all of them.
+    Call this before anything runs on several threads: flushing is set per thread, and threads of the pool inherit it
+    when they are created. `describe_environment` tests whether all of them flush.
     """
     import torch
 
@@ -79,13 +77,13 @@ def pin_process(threads: int) -> None:
 
 
 def machine_name(device: "torch.device | str") -> str:
-    """Model and count of what is measured, as a folder name: amd-epyc-2-cores, nvidia-h100-80gb-hbm3-x8.
+    """Return the model and number of the processors as a folder name: amd-epyc-2-cores, nvidia-h100-80gb-hbm3-x8.
 
-    The same after a reboot and on an equal machine; it names no host. Makes a CUDA context only where NVML
-    cannot tell, or where the GPUs of the machine differ.
+    The name is the same after a reboot and on an equal machine, and does not identify the host. A CUDA context is
+    created only if NVML fails or the GPUs of the machine differ.
 
     Raises:
-        UnsupportedError: the device is neither a CPU nor a CUDA device that is there.
+        UnsupportedError: the device is neither a CPU nor an existing CUDA device.
     """
     if str(device) == "cpu":
         return f"{_slug(machine.cpu_model())}-{machine.physical_cores()}-cores"
@@ -99,20 +97,20 @@ def machine_name(device: "torch.device | str") -> str:
 
 
 def _check_cuda(device: "torch.device | str") -> None:
-    """UnsupportedError where `device` is not a CUDA device that PyTorch finds."""
+    """Raise an UnsupportedError if PyTorch does not find the CUDA device."""
     import torch
 
     kind, _, index = str(device).partition(":")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if kind != "cuda" or int(index or 0) >= count:
         raise UnsupportedError(
-            f"device '{device}': PyTorch {torch.__version__} finds {count} CUDA devices here, and what is neither "
-            "'cpu' nor 'cuda' is not supported. Give --device cpu, or a CUDA device that is there."
+            f"device '{device}': PyTorch {torch.__version__} finds {count} CUDA devices, and other kinds of device "
+            "are not supported. Give --device cpu, or an existing CUDA device."
         )
 
 
 def _slug(model: str) -> str:
-    """A model's name in lower case without trade marks, clock rate and core count."""
+    """Return a model's name in lower case without trade marks, clock rate and core count."""
     plain = re.sub(r"\((r|tm)\)|@.*|\b(cpu|processor|\d+-core)\b", " ", model.lower())
     return re.sub(r"[^a-z0-9]+", "-", plain).strip("-") or "unknown"
 
@@ -132,13 +130,13 @@ def code_revision() -> str:
 
 
 def library_versions() -> dict[str, str]:
-    """Version of Python and of each installed library that could move a number."""
+    """Return the version of Python and of each installed library that could affect a number."""
     versions = {"python": platform.python_version()}
     for name in _LIBRARIES:
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
-            continue  # not installed: it can move no number
+            continue  # not installed: it affects no number
     return versions
 
 
@@ -183,7 +181,7 @@ def describe_environment(device: "torch.device | str", threads: int) -> dict[str
 
 
 def _put(facts: dict[str, Any], absent: dict[str, str], values: Mapping[str, object], reason: str) -> None:
-    """Add each value to the facts, or, where it is None, the reason to what is absent."""
+    """Add each value to the facts, or the reason to `absent` if the value is None."""
     for name, value in values.items():
         if value is None:
             absent[name] = reason
@@ -192,7 +190,7 @@ def _put(facts: dict[str, Any], absent: dict[str, str], values: Mapping[str, obj
 
 
 def _flushes_denormals() -> bool:
-    """Whether a product below the smallest normal float32 (1.2e-38) is zero on every thread of the pool."""
+    """Return whether products below the smallest normal float32 (1.2e-38) are zero on all threads of the pool."""
     import torch
 
     small = torch.full(
@@ -202,7 +200,7 @@ def _flushes_denormals() -> bool:
 
 
 def _torch_build() -> dict[str, Any]:
-    """How PyTorch was built, and the libraries and modes it computes with."""
+    """Return PyTorch's build options, libraries and modes."""
     import torch
 
     blas = re.search(r"BLAS_INFO=(\w+)", torch.__config__.show())
@@ -223,13 +221,13 @@ def _torch_build() -> dict[str, Any]:
 
 
 def _mapped_libraries(names: str) -> list[str]:
-    """File names of the shared libraries in this process whose name begins with one of `a|b|c`."""
+    """Return the file names of loaded shared libraries whose name begins with one of `a|b|c`."""
     mapped = machine.read_text(Path("/proc/self/maps")) or ""
     return sorted(set(re.findall(rf"/(lib(?:{names})[^/\s]*)$", mapped, flags=re.MULTILINE)))
 
 
 def _host_facts(absent: dict[str, str]) -> dict[str, Any]:
-    """Processor, memory, operating system and the limits of the container."""
+    """Return facts on processor, memory, operating system and the limits of the container."""
     cpus = Path("/sys/devices/system/cpu")
     huge_pages = machine.read_text(Path("/sys/kernel/mm/transparent_hugepage/enabled"))
     chosen = re.search(r"\[(\w+)\]", huge_pages or "")
@@ -240,19 +238,19 @@ def _host_facts(absent: dict[str, str]) -> dict[str, Any]:
         "allowed_cpus": machine.allowed_cpus(),
         "memory_bytes": psutil.virtual_memory().total,
     }
-    told = {
+    from_kernel = {
         "last_level_cache_bytes": machine.last_level_cache_bytes() or None,
         "governor": machine.read_text(cpus / "cpu0/cpufreq/scaling_governor"),
         "transparent_huge_pages": chosen.group(1) if chosen else None,
     }
-    _put(facts, absent, told, "the kernel does not tell")
+    _put(facts, absent, from_kernel, "the kernel does not report it")
     limits = {"cpu_quota": machine.cpu_quota(), "memory_limit_bytes": machine.memory_limit_bytes()}
     _put(facts, absent, limits, "no limit is set")
     return facts
 
 
 def _gpu_facts(device: "torch.device", absent: dict[str, str]) -> dict[str, Any]:
-    """The GPU as torch and as its driver describe it."""
+    """Return facts on the GPU from torch and from its driver."""
     import torch
 
     properties = torch.cuda.get_device_properties(device)
@@ -271,7 +269,7 @@ def _gpu_facts(device: "torch.device", absent: dict[str, str]) -> dict[str, Any]
 
 
 def _git_commit() -> tuple[str | None, str]:
-    """Commit of the checkout that this package runs from, `-dirty` where files differ; or None and why."""
+    """Return the commit of the package's checkout, with `-dirty` if files differ; or None and the reason."""
     root = _PACKAGE.parents[1]
     if not (root / ".git").exists():
         return None, "not run from a git checkout"

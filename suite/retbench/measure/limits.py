@@ -1,15 +1,14 @@
-"""A ceiling on the memory of a worker, and how it shows that memory, of the host or of a device, does not suffice."""
+"""Limits on the memory of a worker, and detection of out-of-memory errors of the host or of a device."""
 
 import ctypes
-import re
 import resource
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
 
 from retbench.errors import UnsupportedError
+from retbench.measure.machine import status_bytes
 from retbench.units import format_bytes
 
 if TYPE_CHECKING:
@@ -22,29 +21,28 @@ _OUT_OF_MEMORY = (
     "bad_alloc",
     "alloc_failed",
 )
-"""In what torch's CPU allocator, CUDA, the C++ library and cuBLAS say, each in a plain RuntimeError."""
+"""Parts of the messages of torch's CPU allocator, CUDA, the C++ library and cuBLAS, which raise a RuntimeError."""
 
 _M_MMAP_THRESHOLD, _MMAP_THRESHOLD_BYTES = -3, 2**17
-"""mallopt(3): the size from which glibc gives a freed block back, and its default."""
+"""mallopt(3): the size from which glibc returns a freed block to the kernel, and its default."""
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether memory, of the host or of a device, did not suffice."""
+    """Return whether an error means that memory of the host or of a device ran out."""
     if isinstance(error, MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _OUT_OF_MEMORY)
 
 
 def limit_memory(limit_bytes: int, device: "torch.device") -> None:
-    """Let this process take `limit_bytes` of memory from now on; what would be more is out of memory.
+    """Limit the memory that this process may allocate from now on; beyond it, allocations are out of memory.
 
-    On a CPU it is the kernel that refuses: writable private memory (RLIMIT_DATA of setrlimit(2)) may grow by that much
-    over what it is now. To be called once torch's threads have run, so that their stacks and buffers are not counted,
-    and before the model is built. On CUDA it is torch's allocator, which counts its blocks whole; what CUDA itself and
-    libraries take beside it is not counted.
+    On a CPU the kernel enforces the limit on the growth of writable private memory (RLIMIT_DATA of setrlimit(2)). Call
+    this once torch's threads have run, so that their stacks and buffers are not counted, and before the model is built.
+    On CUDA torch's allocator enforces it and counts whole blocks, without memory of CUDA itself and of libraries.
 
     Raises:
-        UnsupportedError: more than there is, or a system whose kernel keeps no such limit.
+        UnsupportedError: the limit exceeds the available memory, or the system cannot enforce it.
     """
     if device.type == "cuda":
         _limit_cuda(limit_bytes, device)
@@ -60,7 +58,7 @@ def limit_memory(limit_bytes: int, device: "torch.device") -> None:
 
 
 def _limit_cuda(limit_bytes: int, device: "torch.device") -> None:
-    """The share of the device's memory that torch's allocator may take."""
+    """Limit the share of the device's memory that torch's allocator may use."""
     import torch
 
     total = torch.cuda.get_device_properties(device).total_memory
@@ -69,11 +67,11 @@ def _limit_cuda(limit_bytes: int, device: "torch.device") -> None:
 
 
 def headroom_bytes(device: "torch.device", limit_bytes: int | None) -> int | None:
-    """Bytes that this process may still take; None on a CPU without a limit, where nobody can tell.
+    """Return the bytes that this process may still allocate; None on a CPU without a limit, where it is unknown.
 
     Args:
-        device: Where models run.
-        limit_bytes: What `limit_memory` was given, if it was called.
+        device: Device of the models.
+        limit_bytes: The limit given to `limit_memory`, if any.
     """
     if device.type == "cuda":
         import torch
@@ -85,33 +83,31 @@ def headroom_bytes(device: "torch.device", limit_bytes: int | None) -> int | Non
 
 
 def return_freed_memory() -> None:
-    """From now on have every large block go back to the kernel when it is freed.
+    """Return every large block to the kernel when it is freed, from now on.
 
-    glibc keeps blocks of up to 32 MiB for later use once one has been freed, in pieces that a larger one does not fit
-    into, and they count towards the limit. It is not to be called where anything is timed afterwards: a step's
-    temporaries would be fetched from the kernel each time.
+    Otherwise glibc caches freed blocks of up to 32 MiB, which count towards the limit and may be too small for the next
+    allocation. Do not call this before timing: a step's temporaries would be allocated by the kernel every time.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc's
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, _MMAP_THRESHOLD_BYTES)
 
 
-def _require(limit_bytes: int, there_bytes: int, where: str) -> None:
-    """UnsupportedError for a limit above what is there: it could not be kept."""
-    if limit_bytes > there_bytes:
+def _require(limit_bytes: int, available_bytes: int, where: str) -> None:
+    """Raise an UnsupportedError if the limit exceeds the available memory."""
+    if limit_bytes > available_bytes:
         raise UnsupportedError(
-            f"memory_limit_bytes is {limit_bytes:,} ({format_bytes(limit_bytes)}), and {format_bytes(there_bytes)} "
-            f"{where}. Give less (--set memory_limit_bytes={there_bytes // 2})."
+            f"memory_limit_bytes is {limit_bytes:,} ({format_bytes(limit_bytes)}), and {format_bytes(available_bytes)} "
+            f"{where}. Give less (--set memory_limit_bytes={available_bytes // 2})."
         )
 
 
 def _written_bytes() -> int:
-    """Bytes of writable private memory of this process, as RLIMIT_DATA counts it: VmData of proc_pid_status(5)."""
-    status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
-    found = re.search(r"^VmData:\s+(\d+) kB$", status, flags=re.MULTILINE)
-    if found is None:
+    """Return the writable private memory of this process as RLIMIT_DATA counts it: VmData of proc_pid_status(5)."""
+    written = status_bytes("VmData")
+    if written is None:
         raise UnsupportedError(
-            "memory_limit_bytes is set, and this kernel does not tell VmData in /proc/self/status, from which the "
-            "limit counts. Use a profile without it."
+            "memory_limit_bytes is set, and this kernel does not report VmData in /proc/self/status, which the limit "
+            "is added to. Use a profile without it."
         )
-    return int(found.group(1)) * 1024
+    return written

@@ -1,6 +1,6 @@
 """The host as the kernel describes it: processor, cores that this process may use, limits of its container.
 
-Reads only, without torch. A fact that cannot be read is None here, and absent with a reason in `environment`.
+Imports no torch. A fact that cannot be read is None here, and absent with a reason in `environment`.
 """
 
 import math
@@ -17,11 +17,11 @@ _PROC = Path("/proc")
 _CPUS = Path("/sys/devices/system/cpu")
 _CGROUPS = Path("/sys/fs/cgroup")
 _UNLIMITED_BYTES = 2**60
-"""A memory limit above this is how cgroup v1 says that there is none."""
+"""cgroup v1 reports a memory limit above this value if there is none."""
 
 
 def read_text(path: Path) -> str | None:
-    """Content of a small file of the kernel without white space around it; None where it cannot be read."""
+    """Return the stripped content of a small file of the kernel; None if it cannot be read."""
     try:
         return path.read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
@@ -29,7 +29,7 @@ def read_text(path: Path) -> str | None:
 
 
 def cpu_model() -> str:
-    """Name of the processor as its maker writes it; the architecture where the system does not tell."""
+    """Return the name of the processor as its maker writes it, or the architecture if the name is unknown."""
     match = re.search(r"^model name\s*:\s*(.+)$", read_text(_PROC / "cpuinfo") or "", flags=re.MULTILINE)
     if match:
         return match.group(1).strip()
@@ -42,14 +42,14 @@ def cpu_model() -> str:
 
 
 def physical_cores() -> int:
-    """Cores of the machine, not counting their hardware threads, whoever may use them."""
+    """Return the number of physical cores of the machine."""
     return psutil.cpu_count(logical=False) or os.cpu_count() or 1
 
 
 def allowed_cpus() -> list[int]:
-    """Numbers of the logical CPUs that any thread of this process may run on.
+    """Return the numbers of the logical CPUs that any thread of this process may run on.
 
-    Not only the main thread's: OMP_PROC_BIND binds that to a single one when the OpenMP library is loaded.
+    The main thread alone is not enough: OMP_PROC_BIND binds it to a single CPU when the OpenMP library is loaded.
     """
     if not hasattr(os, "sched_getaffinity"):
         return list(range(os.cpu_count() or 1))
@@ -63,7 +63,7 @@ def allowed_cpus() -> list[int]:
 
 
 def allowed_cores() -> list[list[int]]:
-    """The allowed CPUs grouped by physical core: one list a core, of its hardware threads in order."""
+    """Return the allowed CPUs by physical core: one list of hardware threads per core."""
     groups: dict[str, list[int]] = {}
     for cpu in allowed_cpus():
         siblings = read_text(_CPUS / f"cpu{cpu}/topology/thread_siblings_list") or str(cpu)
@@ -72,14 +72,14 @@ def allowed_cores() -> list[list[int]]:
 
 
 def usable_cores() -> int:
-    """Physical cores that this process may keep busy, by its affinity and its container's CPU quota."""
+    """Return the number of physical cores that the affinity and the container's CPU quota allow."""
     quota = cpu_quota()
     cores = len(allowed_cores())
     return cores if quota is None else max(1, min(cores, math.floor(quota)))
 
 
 def last_level_cache_bytes() -> int:
-    """Bytes of all last-level caches of the machine together; 0 where the kernel does not tell."""
+    """Return the total bytes of all last-level caches of the machine; 0 if unknown."""
     caches: dict[tuple[int, str], int] = {}
     for index in _CPUS.glob("cpu[0-9]*/cache/index[0-9]*"):
         level, shared_by, size = (read_text(index / name) for name in ("level", "shared_cpu_list", "size"))
@@ -90,7 +90,7 @@ def last_level_cache_bytes() -> int:
 
 
 def cpu_quota() -> float | None:
-    """CPUs' worth of time that the container may use; None where it is not limited."""
+    """Return the number of CPUs that the container's time quota allows; None without a quota."""
     limits = []
     for folder in _own_cgroups("cpu"):
         quota, _, period = (read_text(folder / "cpu.max") or "").partition(" ")
@@ -103,7 +103,7 @@ def cpu_quota() -> float | None:
 
 
 def memory_limit_bytes() -> int | None:
-    """Memory that the container may use; None where it is not limited."""
+    """Return the bytes of memory that the container may use; None without a limit."""
     limits = []
     for folder in _own_cgroups("memory"):
         for name in ("memory.max", "memory.limit_in_bytes"):
@@ -113,10 +113,17 @@ def memory_limit_bytes() -> int | None:
     return min(limits, default=None)
 
 
-def _own_cgroups(controller: str) -> list[Path]:
-    """Folders of this process's control group and its parents, of version 2 and of version 1 of cgroups.
+def status_bytes(name: str) -> int | None:
+    """Return a memory field of this process in proc_pid_status(5), such as VmData, in bytes; None if unknown."""
+    status = read_text(_PROC / "self/status") or ""
+    found = re.search(rf"^{name}:\s+(\d+) kB$", status, flags=re.MULTILINE)
+    return None if found is None else int(found.group(1)) * 1024
 
-    In a container the path is often the host's and not there; the mount's root then is the container's own
+
+def _own_cgroups(controller: str) -> list[Path]:
+    """Return the folders of this process's control group and its parents, in cgroups version 2 and 1.
+
+    In a container the path is often that of the host and does not exist; the mount's root is then the container's
     group.
     """
     folders: list[Path] = []

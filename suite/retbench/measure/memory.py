@@ -1,7 +1,6 @@
-"""Bytes that a call needs beyond what was there before it: in a pass of its own, never while timing."""
+"""Memory that a call needs in addition to what was allocated before; measured in a separate pass, never timed."""
 
 import gc
-import re
 import resource
 import sys
 import weakref
@@ -13,30 +12,29 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-# The one place that has it; documented for users in PyTorch's "Extending PyTorch".
+# There is no public path to it; documented for users in PyTorch's "Extending PyTorch".
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from retbench.errors import UnsupportedError
+from retbench.measure.clock import check_device
+from retbench.measure.machine import status_bytes
 
 _ALLOCATED_BEFORE_DISPATCH = frozenset({torch.ops.aten.lift_fresh.default})
-"""torch.tensor(...) allocates first and shows its result as the argument of this operator."""
+"""torch.tensor(...) allocates first and passes its result to this operator."""
 
 PeakSource = Literal["during the call", "since the process began"]
 
 
 @dataclass(frozen=True)
 class MemoryUse:
-    """What one call needed.
+    """Memory use of one call.
 
     Attributes:
-        workspace_bytes: Peak of live tensor bytes during the call beyond those live before it: temporaries,
-            and what the call allocated and kept.
+        workspace_bytes: Peak of live tensor bytes during the call, less those live before it: temporaries and results.
         process_peak_bytes: Largest resident size of this process on the host.
-        process_peak_since: The time that peak is of. The kernel's high-water mark is reset ahead of the call
-            where it can be; where not, the peak is of the whole life of the process.
-        device_peak_bytes: Peak of all that PyTorch's allocator had allocated on the GPU; None on a CPU.
-        reserved_peak_bytes: Peak of what that allocator had taken from the GPU, its free blocks included;
-            None on a CPU.
+        process_peak_since: Begin of the period of that peak: the call if the kernel's high-water mark can be reset
+            before it, otherwise the start of the process.
+        device_peak_bytes: Peak of the bytes allocated by PyTorch on the GPU; None on a CPU.
+        reserved_peak_bytes: Peak of the bytes that PyTorch's allocator reserved on the GPU; None on a CPU.
     """
 
     workspace_bytes: int
@@ -47,26 +45,21 @@ class MemoryUse:
 
 
 def measure_memory(call: Callable[[], object], device: torch.device) -> MemoryUse:
-    """Bytes that one `call` needs.
+    """Measure the memory that one `call` needs.
 
-    On a CPU the workspace is counted by watching every operator: storages it returns count once, however many
-    views they have, until they are freed. On CUDA it is the allocator's peak less what was allocated before.
-    Excludes: on a CPU, what an operator allocates and frees inside itself (packing in a matrix product, a
-    kernel's buffers a thread), which `process_peak_bytes` shows; on CUDA, what libraries take past PyTorch's
-    allocator.
+    On a CPU every operator is observed: each storage that it returns counts once, whatever its views, until it is
+    freed. On CUDA the workspace is the allocator's peak less the bytes allocated before.
+    Excludes: on a CPU, memory that an operator allocates and frees internally (packing for a matrix product, buffers
+    per thread), which `process_peak_bytes` includes; on CUDA, memory that libraries allocate without PyTorch.
 
     Args:
-        call: Run once. Run it once before, untracked, so that one-off allocations (a library's workspace) are
-            not in it.
-        device: Where `call` runs.
+        call: Called once. Call it once before, so that one-off allocations (a library's workspace) are not included.
+        device: Device of `call`.
 
     Raises:
         UnsupportedError: the device is neither a CPU nor CUDA.
     """
-    if device.type not in {"cpu", "cuda"}:
-        raise UnsupportedError(
-            f"device '{device}': memory can be measured on 'cpu' and 'cuda'. Give one of them."
-        )
+    check_device(device, "memory can be measured")
     gc.collect()
     was_reset = _reset_process_peak()
     if device.type == "cuda":
@@ -77,7 +70,6 @@ def measure_memory(call: Callable[[], object], device: torch.device) -> MemoryUs
 
 
 def _measure_cuda(call: Callable[[], object], device: torch.device, was_reset: bool) -> MemoryUse:
-    """The allocator's peaks over one call."""
     torch.cuda.synchronize(device)
     allocated_before = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
@@ -89,14 +81,13 @@ def _measure_cuda(call: Callable[[], object], device: torch.device, was_reset: b
 
 
 class StorageTracker(TorchDispatchMode):
-    """While entered, counts the bytes of CPU storages that come and go.
+    """Counts the bytes of CPU storages that are allocated and freed while it is entered.
 
-    A storage that an operator returns and that was not seen before is new. One that is first seen as an
-    argument was there before: it counts nothing while it lives, and is taken off when it is freed, as an
-    allocator would do.
+    A storage that first appears as the result of an operator is new. One that first appears as an argument existed
+    before: it is not counted, but subtracted when it is freed, as an allocator would do.
 
     Attributes:
-        live_bytes: Bytes allocated so far less those freed; negative where more was freed than allocated.
+        live_bytes: Bytes allocated so far less those freed; negative if more were freed.
         peak_bytes: The largest `live_bytes` so far, at least 0.
     """
 
@@ -110,9 +101,9 @@ class StorageTracker(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Run one operator, then count what it returned."""
+        """Run one operator and count the storages that it returns."""
         kwargs = kwargs or {}
-        # Under inference_mode a composite operator arrives whole; its parts allocate too, and must be seen.
+        # Under inference_mode a composite operator is not decomposed; its parts allocate too, and must be counted.
         with self:
             parts = func.decompose(*args, **kwargs)
         if parts is not NotImplemented:
@@ -127,7 +118,7 @@ class StorageTracker(TorchDispatchMode):
         return result
 
     def _notice(self, storage: torch.UntypedStorage, *, is_new: bool) -> None:
-        """Follow a storage from now on; one that is followed already may have been resized."""
+        """Track a storage; one that is tracked already may have been resized."""
         key, size = id(storage), storage.nbytes()
         if key in self._sizes:
             self.live_bytes += size - self._sizes[key]
@@ -139,13 +130,13 @@ class StorageTracker(TorchDispatchMode):
             self._references[key] = weakref.ref(storage, lambda _: self._forget(key))
 
     def _forget(self, key: int) -> None:
-        """A storage was freed."""
+        """Subtract a freed storage."""
         self.live_bytes -= self._sizes.pop(key)
         del self._references[key]
 
 
 def _cpu_tensors(value: object) -> Iterator[Tensor]:
-    """Every CPU tensor with a storage in nested tuples, lists and dicts."""
+    """Yield every CPU tensor with a storage in nested tuples, lists and dicts."""
     if isinstance(value, Tensor):
         if value.device.type == "cpu" and value.layout is torch.strided:
             yield value
@@ -157,7 +148,7 @@ def _cpu_tensors(value: object) -> Iterator[Tensor]:
 
 
 def _reset_process_peak() -> bool:
-    """Set the high-water mark of this process back to what is resident now; False where it cannot be.
+    """Reset the high-water mark of this process to the present resident size; return False if that is not possible.
 
     Source: proc_pid_clear_refs(5), value 5, since Linux 4.0.
     """
@@ -169,12 +160,9 @@ def _reset_process_peak() -> bool:
 
 
 def _process_peak(was_reset: bool) -> tuple[int, PeakSource]:
-    """Bytes of the kernel's high-water mark of this process, and the time it is of."""
-    if was_reset:
-        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
-        mark = re.search(r"^VmHWM:\s+(\d+) kB$", status, flags=re.MULTILINE)
-        if mark:
-            return int(mark.group(1)) * 1024, "during the call"
+    """Return the kernel's high-water mark of this process in bytes, and the begin of its period."""
+    if was_reset and (high_water_mark := status_bytes("VmHWM")) is not None:
+        return high_water_mark, "during the call"
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     # getrusage(2): KiB on Linux, bytes on macOS.
     return (peak if sys.platform == "darwin" else peak * 1024), "since the process began"

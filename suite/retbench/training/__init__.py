@@ -1,1 +1,1 @@
-"""Training of matched models: the same tokens, recipe and tuning for each, resumed exactly from wherever it stopped."""
+"""Training of matched models: the same tokens, recipe and tuning for each, resumed exactly after an interruption."""

@@ -1,14 +1,17 @@
-"""Carries out a training plan: the grid, each model's best rate, the final runs; one after the other.
+"""Carries out a training plan: the grid, each model's best learning rate, then the final runs, one after the other.
 
-A run that diverges costs itself alone. What is on disk already is not trained again, nor what diverged with the same
-code, so that the same command goes on where the last one stopped, whatever ended it.
+A run that diverges does not stop the others. A run that is on disk is not trained again, nor is one that diverged with
+the same code. The same command therefore continues after any interruption.
 """
 
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
+import torch
 from torch import Tensor
 
 from retbench.checkpoints.fingerprints import fingerprint_tensors
@@ -18,33 +21,31 @@ from retbench.data.batches import Batches
 from retbench.data.packing import PackedTokens
 from retbench.errors import DivergedError
 from retbench.files import atomic_folder
+from retbench.measure.ceilings import measure_ceilings
 from retbench.training import trained
 from retbench.training.events import (
-    Finished,
-    Planned,
-    RunEnded,
+    Notify,
     RunResult,
     RunStarted,
     StepDone,
-    Tell,
+    TrainingPlanned,
     TrainingResult,
-    Tuned,
     Tuning,
 )
 from retbench.training.loop import Stopped, Trainer
-from retbench.training.losses import validation_rows
-from retbench.training.pace import Pace
+from retbench.training.optimization import validation_rows
 from retbench.training.plan import TrainingPlan, TrainingRun
 from retbench.training.ranks import ALONE, Ranks
 from retbench.training.recording import Recorder
-from retbench.training.sharding import whole_weights
-from retbench.training.trained import RUN, STEPS
-from retbench.training.tuning import best_rates
+from retbench.training.sharding import full_weights
+
+EFFICIENCY = 0.4
+"""Estimated ratio of a training step's FLOP/s to that of square matrix products."""
 
 
 @dataclass(frozen=True)
 class TrainingText:
-    """The corpus as tokens: what is learned from, and what is scored."""
+    """The tokens of the corpus: the training split and the validation split."""
 
     train: PackedTokens
     validation: PackedTokens
@@ -55,46 +56,96 @@ def train_all(
     text: TrainingText,
     out: Path,
     *,
-    tell: Tell,
+    notify: Notify,
     stop: Callable[[], bool],
     ranks: Ranks = ALONE,
 ) -> TrainingResult:
     """Train every run of a plan that is not on disk yet.
 
     Args:
-        plan: What to train.
-        text: The tokens of its corpus.
-        out: Root of the results; see `trained` for where runs lie below it.
-        tell: Receives the events.
-        stop: Asked between steps whether to stop.
+        plan: The runs to train.
+        text: The tokens of the plan's corpus.
+        out: Root of the results; `trained` documents the folders below it.
+        notify: Receives the events.
+        stop: Called between steps; returns whether to stop.
         ranks: The processes that train each run together; all of them call this, with one folder for all.
 
     Raises:
-        ConfigError: a folder holds a run that something else determined; nothing was trained.
-        StorageError: something could not be written; what is on disk is intact, and the same command goes on.
+        ConfigError: a folder holds a run with other settings; nothing was trained.
+        StorageError: a file could not be written; everything on disk is intact, and the same command continues.
     """
-    ranks.lead(lambda: _check_folders(plan, out))
-    return _Engine(plan, text, out, tell, stop, ranks).train_all()
-
-
-def _check_folders(plan: TrainingPlan, out: Path) -> None:
-    """ConfigError where a folder holds a run that something else determined."""
-    for run in [*plan.tuning_runs, *plan.final_runs]:
-        trained.check(trained.run_folder(out, plan, run), plan, run)
+    engine = _Engine(plan, text, out, notify, stop, ranks)
+    ranks.lead(engine.prepare)
+    return engine.train_all()
 
 
 def delete_runs(plan: TrainingPlan, out: Path) -> None:
     """Delete every run of a plan from the disk, so that all are trained anew."""
-    for run in [*plan.tuning_runs, *plan.final_runs]:
+    for run in plan.runs:
         folder = trained.run_folder(out, plan, run)
-        if (folder / RUN).is_file():
+        if (folder / trained.RUN).is_file():
             shutil.rmtree(folder)
 
 
-class _Engine:
-    """The runs of a plan, one after the other.
+def estimate_seconds(plan: TrainingPlan, runs: Sequence[TrainingRun]) -> list[float]:
+    """Estimate the wall time of each run from its FLOPs and the rate of matrix products, which is measured now.
 
-    What depends on the disk is decided by the first process; all follow the same runs.
+    Several processes are assumed to scale perfectly.
+    """
+    dtype = torch.bfloat16 if plan.spec.autocast == "bfloat16" else torch.float32
+    rate = measure_ceilings(torch.device(plan.device), dtype).matmul_flops_per_s
+    return [plan.flops(run) / (rate * plan.world_size) / EFFICIENCY for run in runs]
+
+
+class RemainingTime:
+    """Estimates the remaining time of a command from the FLOPs that are done and left."""
+
+    def __init__(self, flops: float) -> None:
+        self._left = flops
+        self._done = 0.0
+        self._since = time.monotonic()
+
+    def advance(self, flops: float) -> float:
+        """Count FLOPs as done and return the seconds left."""
+        self._done += flops
+        return max(0.0, self._left - self._done) * (time.monotonic() - self._since) / self._done
+
+    def leave_out(self, flops: float) -> None:
+        """Subtract FLOPs that need not be done."""
+        self._left -= flops
+
+
+def best_rates(plan: TrainingPlan, results: Iterable[RunResult]) -> dict[tuple[str, str], Tuning]:
+    """Return the rate with the lowest validation loss by (model, size) of the grid; a tie goes to the lower rate.
+
+    A model whose whole grid failed is left out.
+    """
+    found: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for result in results:
+        run = result.run
+        if run.role == "tuning" and result.validation_loss is not None:
+            assert run.learning_rate is not None
+            found.setdefault((run.model_name, run.size), []).append(
+                (result.validation_loss, run.learning_rate)
+            )
+    return {
+        (name, size): Tuning(name, size, rate, edge_of(rate, plan.spec.learning_rates))
+        for (name, size), losses in found.items()
+        for _, rate in [min(losses)]
+    }
+
+
+def edge_of(rate: float, grid: tuple[float, ...]) -> Literal["lowest", "highest"] | None:
+    """Return the end of the grid that a rate is at; None inside the grid, or if the grid has only one rate."""
+    if len(grid) == 1 or min(grid) < rate < max(grid):
+        return None
+    return "lowest" if rate == min(grid) else "highest"
+
+
+class _Engine:
+    """Trains the runs of a plan one after the other.
+
+    The first process decides everything that depends on the disk; all processes follow the same runs.
     """
 
     def __init__(
@@ -102,107 +153,100 @@ class _Engine:
         plan: TrainingPlan,
         text: TrainingText,
         out: Path,
-        tell: Tell,
+        notify: Notify,
         stop: Callable[[], bool],
         ranks: Ranks,
     ) -> None:
         self._plan, self._text, self._out = plan, text, out
-        self._tell, self._stop, self._ranks = tell, stop, ranks
-        self._runs = [*plan.tuning_runs, *plan.final_runs]
-        self._pace = Pace(sum(plan.flops(run) for run in self._runs))
+        self._notify, self._stop, self._ranks = notify, stop, ranks
+        self._remaining = RemainingTime(sum(map(plan.flops, plan.runs)))
         self._results: list[RunResult] = []
         self._tunings: dict[tuple[str, str], Tuning] = {}
-        self._recorder: Recorder  # of the first process, which alone has one
-        ranks.lead(self._open_records)
+        self._recorder: Recorder  # in the first process only
         self._validation: Tensor = validation_rows(
             text.validation, plan.spec.validation_tokens, plan.spec.seq_len
         )
 
-    def _open_records(self) -> None:
+    def prepare(self) -> None:
+        """Check the folders of all runs, and read the records; called in the first process only."""
+        for run in self._plan.runs:
+            trained.check(self._folder(run), self._plan, run)
         self._recorder = Recorder(self._plan, self._out)
 
+    def _folder(self, run: TrainingRun) -> Path:
+        return trained.run_folder(self._out, self._plan, run)
+
     def train_all(self) -> TrainingResult:
-        """The grid, then the final runs."""
-        done = self._ranks.lead(lambda: sum(self._is_done(run) for run in self._runs))
-        self._tell(Planned(len(self._runs), done))
+        """Train the grid, then the final runs."""
+        plan = self._plan
+        done = self._ranks.lead(lambda: sum(trained.is_done(self._out, plan, run) for run in plan.runs))
+        self._notify(TrainingPlanned(len(plan.runs), done))
         interrupted = False
         try:
-            for run in self._plan.tuning_runs:
-                self._settle(run)
-            self._decide_rates()
-            for run in self._plan.final_runs:
-                self._settle(self._with_rate(run))
+            for run in plan.tuning_runs:
+                self._complete(run)
+            self._tunings = best_rates(plan, self._results)
+            for tuning in self._tunings.values():
+                self._notify(tuning)
+            for run in plan.final_runs:
+                self._complete(self._with_rate(run))
         except Stopped:
             interrupted = True
         result = TrainingResult(tuple(self._results), tuple(self._tunings.values()), interrupted)
-        self._tell(Finished(result))
+        self._notify(result)
         return result
 
-    def _is_done(self, run: TrainingRun) -> bool:
-        """Whether a run has its final checkpoint."""
-        return trained.is_done(self._out, self._plan, run)
-
-    def _decide_rates(self) -> None:
-        """Give each model the best rate of its own grid."""
-        self._tunings = best_rates(self._plan, self._results)
-        for tuning in self._tunings.values():
-            self._tell(Tuned(tuning))
-
     def _with_rate(self, run: TrainingRun) -> TrainingRun:
-        """A final run with the rate of its model's grid, where that came to one."""
-        if run.learning_rate is not None:
-            return run
+        """Return a final run with the rate that its model's grid decided, if any."""
         tuning = self._tuning_of(run)
-        return run if tuning is None else run.at(tuning.learning_rate)
+        if tuning is None or run.learning_rate is not None:
+            return run
+        return replace(run, learning_rate=tuning.learning_rate)
 
     def _tuning_of(self, run: TrainingRun) -> Tuning | None:
-        """What a final run's rate came from; None for a run of the grid, and where there is no grid."""
+        """Return the tuning behind a final run's rate; None for a run of the grid, or without a grid."""
         return None if run.role == "tuning" else self._tunings.get((run.model_name, self._plan.tuned_at(run)))
 
-    def _settle(self, run: TrainingRun) -> None:
-        """Bring one run to its end, unless it is there already."""
-        folder = trained.run_folder(self._out, self._plan, run)
-        result = self._ranks.lead(lambda: self._settled_before(run, folder))
+    def _complete(self, run: TrainingRun) -> None:
+        """Train one run to its end, unless it has ended before."""
+        folder = self._folder(run)
+        result = self._ranks.lead(lambda: self._find_result(run, folder))
         if result is None:
             self._ranks.lead(lambda: trained.claim(folder, self._plan, run))
             result = self._train(run, folder)
         else:
-            self._pace.leave_out(self._plan.flops(run))
+            self._remaining.leave_out(self._plan.flops(run))
         self._ranks.lead(lambda: self._recorder.publish(folder))
         self._results.append(result)
-        self._tell(RunEnded(result))
+        self._notify(result)
 
-    def _settled_before(self, run: TrainingRun, folder: Path) -> RunResult | None:
-        """The result of a run that needs no training: it has no rate, is on disk, has failed, or is one of the grid."""
+    def _find_result(self, run: TrainingRun, folder: Path) -> RunResult | None:
+        """Return the result of a run that needs no training.
+
+        Such a run has no rate, is on disk, has failed with the same code, or equals a run of the grid.
+        """
+        plan = self._plan
         if run.learning_rate is None:
-            size = self._plan.tuned_at(run)
-            reason = f"no learning rate: every run of {run.model_name}'s grid at size {size} diverged."
+            reason = f"no learning rate: every run of {run.model_name}'s grid at size {plan.tuned_at(run)} diverged."
             return RunResult(run, "failed", folder, 0, error=reason)
-        trained.check(folder, self._plan, run)
-        if not self._is_done(run):
+        trained.check(folder, plan, run)
+        if not trained.is_done(self._out, plan, run):
             failure = self._recorder.find_failure(folder, run)
             if failure is not None:
                 num_tokens = int(failure.metrics["num_tokens"].value)
                 return RunResult(run, "failed", folder, num_tokens, error=failure.error, on_disk=True)
-            twin = self._twin_of(run)
+            twin = self._find_equal_run(run)
             if twin is None:
                 return None
             with atomic_folder(folder) as draft:
                 shutil.copytree(twin.folder, draft, dirs_exist_ok=True)
                 self._recorder.adopt(draft, run, self._tuning_of(run))
-        told = read_checkpoint(str(folder / FINAL)).metadata
-        return RunResult(
-            run,
-            "ok",
-            folder,
-            self._plan.num_tokens(run),
-            validation_loss=told["validation_loss"],
-            tokens_per_s=told["tokens_per_s"],
-            on_disk=True,
-        )
+        metadata = read_checkpoint(str(folder / FINAL)).metadata
+        loss, tokens_per_s = metadata["validation_loss"], metadata["tokens_per_s"]
+        return RunResult(run, "ok", folder, plan.num_tokens(run), loss, tokens_per_s, on_disk=True)
 
-    def _twin_of(self, run: TrainingRun) -> RunResult | None:
-        """A run of the grid that is the same training as a final run: as long, of the same seed and rate."""
+    def _find_equal_run(self, run: TrainingRun) -> RunResult | None:
+        """Return the run of the grid that equals a final run: the same steps, seed and rate."""
         if run.role == "tuning":
             return None
         wanted = self._plan.fingerprint(run)
@@ -219,62 +263,40 @@ class _Engine:
         )
 
     def _train(self, run: TrainingRun, folder: Path) -> RunResult:
-        """Train one run to its end; failed where it diverges."""
-        plan = self._plan
-        batches = Batches(
-            self._text.train, batch_size=plan.spec.batch_size, seq_len=plan.spec.seq_len, seed=run.seed
-        )
-        trainer = Trainer(plan, run, batches, self._validation, folder, self._tell, self._ranks)
+        """Train one run to its end; its result is `failed` if it diverges."""
+        plan, spec = self._plan, self._plan.spec
+        batches = Batches(self._text.train, batch_size=spec.batch_size, seq_len=spec.seq_len, seed=run.seed)
+        trainer = Trainer(plan, run, batches, self._validation, folder, self._notify, self._ranks)
         step_flops = plan.flops(run) / run.num_steps
-        self._pace.leave_out(trainer.place.step * step_flops)
-        number = self._runs.index(
-            next(each for each in self._runs if each.name == run.name and each.role == run.role)
-        )
-        self._tell(RunStarted(run, number + 1, len(self._runs), trainer.place.step))
+        self._remaining.leave_out(trainer.state.step * step_flops)
+        number = [(each.name, each.role) for each in plan.runs].index((run.name, run.role)) + 1
+        self._notify(RunStarted(run, number, len(plan.runs), trainer.state.step))
 
         def on_step(step: int, loss: float, seconds: float) -> None:
-            left = self._pace.advance(step_flops)
-            self._tell(StepDone(run, step, loss, plan.spec.tokens_per_step / seconds, left))
+            left = self._remaining.advance(step_flops)
+            self._notify(StepDone(run, step, loss, spec.tokens_per_step / seconds, left))
 
         try:
             trainer.train(self._stop, on_step)
         except DivergedError as error:
-            self._pace.leave_out((run.num_steps - trainer.place.step) * step_flops)
-            num_tokens, reason = trainer.place.step * plan.spec.tokens_per_step, str(error)
+            self._remaining.leave_out((run.num_steps - trainer.state.step) * step_flops)
+            num_tokens, reason = trainer.state.step * spec.tokens_per_step, str(error)
             self._ranks.lead(
                 lambda: self._recorder.keep(folder, run, trainer, self._tuning_of(run), error=reason)
             )
             return RunResult(run, "failed", folder, num_tokens, error=reason)
-        weights = whole_weights(trainer.model, keep=self._ranks.leads)
-        return self._ranks.lead(lambda: self._conclude(run, folder, trainer, weights))
+        weights = full_weights(trainer.model, keep=self._ranks.leads)
+        return self._ranks.lead(lambda: self._save(run, folder, trainer, weights))
 
-    def _conclude(
+    def _save(
         self, run: TrainingRun, folder: Path, trainer: Trainer, weights: dict[str, Tensor]
     ) -> RunResult:
-        """Write the checkpoint of a run that is over; its snapshots are no longer needed."""
-        plan, place = self._plan, trainer.place
+        """Write the record and the final checkpoint of a run, and delete its snapshots."""
+        plan, state = self._plan, trainer.state
         num_tokens = plan.num_tokens(run)
-        told = {
-            "experiment": plan.experiment.name,
-            "profile": plan.profile_name,
-            "model_name": run.model_name,
-            "size": run.size,
-            "seed": run.seed,
-            "learning_rate": run.learning_rate,
-            "num_tokens": num_tokens,
-            "corpus": plan.corpus.name,
-            "corpus_fingerprint": plan.corpus.fingerprint,
-            "training_fingerprint": plan.fingerprint(run),
-            "validation_loss": place.curve[-1].validation_loss_nats,
-            "tokens_per_s": num_tokens / place.total_seconds,
-        }
-        self._recorder.keep(
-            folder,
-            run,
-            trainer,
-            self._tuning_of(run),
-            weights_fingerprint=fingerprint_tensors(sorted(weights.items())),
-        )
+        loss, tokens_per_s = state.curve[-1].validation_loss_nats, num_tokens / state.total_seconds
+        fingerprint = fingerprint_tensors(sorted(weights.items()))
+        self._recorder.keep(folder, run, trainer, self._tuning_of(run), weights_fingerprint=fingerprint)
         save_weights(
             folder / FINAL,
             trainer.model.config,
@@ -282,14 +304,20 @@ class _Engine:
             tokenizer=plan.tokenizer.name,
             tokenizer_fingerprint=plan.tokenizer.fingerprint,
             context_len=plan.spec.seq_len,
-            metadata=told,
+            metadata={
+                "experiment": plan.experiment.name,
+                "profile": plan.profile_name,
+                "model_name": run.model_name,
+                "size": run.size,
+                "seed": run.seed,
+                "learning_rate": run.learning_rate,
+                "num_tokens": num_tokens,
+                "corpus": plan.corpus.name,
+                "corpus_fingerprint": plan.corpus.fingerprint,
+                "training_fingerprint": plan.fingerprint(run),
+                "validation_loss": loss,
+                "tokens_per_s": tokens_per_s,
+            },
         )
-        shutil.rmtree(folder / STEPS, ignore_errors=True)
-        return RunResult(
-            run,
-            "ok",
-            folder,
-            num_tokens,
-            validation_loss=place.curve[-1].validation_loss_nats,
-            tokens_per_s=num_tokens / place.total_seconds,
-        )
+        shutil.rmtree(folder / trained.STEPS, ignore_errors=True)
+        return RunResult(run, "ok", folder, num_tokens, loss, tokens_per_s)

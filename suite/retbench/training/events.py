@@ -1,29 +1,46 @@
-"""What training tells while it goes on: the events, and what came of each run. Without torch; nothing here prints."""
+"""Events that training sends while it runs. Imports no torch and prints nothing.
+
+The results of a run, of a grid and of the whole command are events too, sent as soon as they are known.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from retbench.training.curve import CurvePoint
 from retbench.training.plan import TrainingRun
 
 RunStatus = Literal["ok", "failed"]
 
 
 @dataclass(frozen=True)
-class RunResult:
-    """What came of a run.
+class CurvePoint:
+    """A point of the learning curve, after `step` steps; losses are nats per token.
 
     Attributes:
-        run: The run, with its learning rate; without one where the grid gave none.
-        status: failed where it diverged.
-        folder: Where it lies.
-        num_tokens: Tokens it has learned from.
-        validation_loss: Nats per token at its end; None where it failed.
-        tokens_per_s: Of all its steps, validation and snapshots left out; None where it failed.
-        error: Why it failed.
-        on_disk: Whether it was trained before.
+        train_loss_nats: Mean over the steps since the last point.
+        grad_norm: Norm of all gradients of this step, before clipping.
+        tokens_per_s: Mean over the steps since the last point, without validation and snapshots.
+    """
+
+    step: int
+    num_tokens: int
+    train_loss_nats: float
+    validation_loss_nats: float
+    learning_rate: float
+    grad_norm: float
+    tokens_per_s: float
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """Result of a run that has ended; it failed if it diverged.
+
+    Attributes:
+        run: The run with its learning rate, or without one if every run of its grid diverged.
+        validation_loss: Nats per token at the end; None if it failed.
+        tokens_per_s: Mean over all steps, without validation and snapshots; None if it failed.
+        on_disk: Whether an earlier command trained it.
     """
 
     run: TrainingRun
@@ -38,11 +55,10 @@ class RunResult:
 
 @dataclass(frozen=True)
 class Tuning:
-    """The rate that a model's grid came to.
+    """Best learning rate of a model's grid, by validation loss.
 
     Attributes:
-        learning_rate: With the lowest validation loss.
-        edge: Which end of the grid it is, beyond which a better one may lie; None inside it.
+        edge: The end of the grid that the rate is at, beyond which a better one may lie; None inside the grid.
     """
 
     model_name: str
@@ -53,12 +69,9 @@ class Tuning:
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What a training command came to.
+    """Result of a training command: every run that has ended, those of the grid first, and each grid's best rate.
 
-    Attributes:
-        runs: Every run that is over, the grid first.
-        tunings: What the grids came to.
-        interrupted: Whether it was told to stop; the run it was at goes on from its snapshot.
+    If the command was interrupted, the same command continues from the snapshot of the current run.
     """
 
     runs: tuple[RunResult, ...]
@@ -67,24 +80,16 @@ class TrainingResult:
 
 
 @dataclass(frozen=True)
-class Planned:
-    """What there is to do."""
+class TrainingPlanned:
+    """The first event: the number of runs, and how many of them are known to be on disk before tuning."""
 
     num_runs: int
     num_done: int
-    """Runs that are on disk already, as far as that is known before tuning."""
-
-
-@dataclass(frozen=True)
-class WaitingForLock:
-    """Another run holds the machine; told once for each holder."""
-
-    holder: str
 
 
 @dataclass(frozen=True)
 class Packing:
-    """Text becomes tokens, before the first run; told after every document."""
+    """Text is being tokenized before the first run; sent after every document."""
 
     split: str
     num_documents: int
@@ -93,27 +98,29 @@ class Packing:
 
 @dataclass(frozen=True)
 class RunStarted:
-    """A run begins, or goes on after `step` steps."""
+    """A run, the `number`-th from 1, starts or continues after `step` steps."""
 
     run: TrainingRun
     number: int
-    """Of all runs, from 1."""
     num_runs: int
     step: int
 
 
 @dataclass(frozen=True)
 class StepDone:
-    """An optimiser step."""
+    """An optimiser step is done.
+
+    Attributes:
+        loss: Nats per token of the step's batch.
+        tokens_per_s: Rate of this step.
+        seconds_left: Expected wall time of this run and all later ones; None if not known yet.
+    """
 
     run: TrainingRun
     step: int
     loss: float
-    """Nats per token of the step's batch."""
     tokens_per_s: float
-    """Of this step."""
     seconds_left: float | None
-    """Expected wall time of this and all later runs; None before it can be told."""
 
 
 @dataclass(frozen=True)
@@ -126,44 +133,22 @@ class PointAdded:
 
 @dataclass(frozen=True)
 class Noted:
-    """Something a person should know of a run, such as a damaged snapshot."""
+    """A note for the user about a run, such as a damaged snapshot."""
 
     run: TrainingRun
     text: str
 
 
-@dataclass(frozen=True)
-class RunEnded:
-    """A run is over."""
-
-    result: RunResult
-
-
-@dataclass(frozen=True)
-class Tuned:
-    """A model's rate is decided."""
-
-    tuning: Tuning
-
-
-@dataclass(frozen=True)
-class Finished:
-    """The last event of a command that no error ended."""
-
-    result: TrainingResult
-
-
-Event = (
-    WaitingForLock
+TrainingEvent = (
+    TrainingPlanned
     | Packing
-    | Planned
     | RunStarted
     | StepDone
     | PointAdded
     | Noted
-    | RunEnded
-    | Tuned
-    | Finished
+    | RunResult
+    | Tuning
+    | TrainingResult
 )
-Tell = Callable[[Event], None]
+Notify = Callable[[TrainingEvent], None]
 """Receives the events, between two steps."""

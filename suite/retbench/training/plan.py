@@ -1,13 +1,12 @@
-"""What a training command will do: the runs of the grid, then the final runs, and what determines each of them.
+"""The plan of a training command: the runs of the grid, then the final runs, and everything that determines them.
 
-Everything is settled and checked here, without torch: the models are matched at every size with the vocabulary of the
-tokenizer, and a run's `fingerprint` says whether what lies on disk is what the command would train.
+The plan is made and checked without torch. The models are matched at every size with the vocabulary of the tokenizer.
+A run's `fingerprint` identifies its settings, so that a run on disk is reused only if they are the same.
 """
 
 import hashlib
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from retbench.architectures import costs, matching
@@ -25,15 +24,13 @@ Role = Literal["tuning", "final"]
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """One model trained once.
+    """One training of one model.
 
     Attributes:
-        model_name: Its key in the experiment file.
-        size: Its size.
-        seed: Draws the weights and the order of the text.
-        num_steps: Optimiser steps.
-        role: tuning: a point of the grid of learning rates. final: what is evaluated.
-        learning_rate: The highest of the schedule; None while the grid has not been run that decides it.
+        model_name: Key of the model in the experiment file.
+        seed: Seed of the weights and of the order of the text.
+        role: `tuning` for a point of the grid of learning rates, `final` for a model that is evaluated.
+        learning_rate: Highest rate of the schedule; None until the grid has decided it.
     """
 
     model_name: str
@@ -45,30 +42,23 @@ class TrainingRun:
 
     @property
     def name(self) -> str:
-        """As the run's folder is called: retnet-1m-seed0, and with the rate in the grid."""
+        """Name of the run's folder: retnet-1m-seed0, or with the rate for a run of the grid."""
         rate = f"-lr{self.learning_rate!r}" if self.role == "tuning" else ""
         return f"{self.model_name}-{self.size}{rate}-seed{self.seed}"
-
-    def at(self, learning_rate: float) -> "TrainingRun":
-        """The same run with its rate decided."""
-        return replace(self, learning_rate=learning_rate)
 
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """Everything a training command will do.
+    """All runs of a training command.
 
     Attributes:
         experiment: The experiment, with the overrides of the command line.
-        profile_name: The profile chosen.
-        spec: What it says of training.
+        spec: The profile's training table.
         models: Full configuration by (model, size), with the tokenizer's vocabulary.
-        tokenizer: Turns the corpus into tokens.
-        corpus: What is learned from.
-        device: torch's name.
-        threads: CPU threads of a process.
-        command: The command line that makes the same plan again.
-        world_size: Processes that train each run together.
+        device: torch's name of the device.
+        threads: CPU threads per process.
+        command: Command line that makes the same plan again.
+        world_size: Number of processes that train each run together.
     """
 
     experiment: Experiment
@@ -84,30 +74,35 @@ class TrainingPlan:
 
     @property
     def profile(self) -> Profile:
-        """The profile chosen."""
+        """The chosen profile."""
         return self.experiment.profile(self.profile_name)
 
     @property
     def recipe(self) -> Recipe:
-        """Optimiser and schedule of every run."""
+        """Optimiser and schedule, the same for every run."""
         return RECIPES[self.spec.recipe]
 
     @property
     def model_names(self) -> list[str]:
-        """The models that are trained, in the order of the file."""
+        """Names of the trained models, in the order of the file."""
         return list(dict.fromkeys(name for name, _ in self.models))
 
     def entry(self, run: TrainingRun) -> ModelSpec:
-        """What the experiment file says of a run's model."""
+        """Return the experiment file's entry for a run's model."""
         return self.experiment.models[run.model_name]
 
     def config(self, run: TrainingRun) -> ModelConfig:
-        """The model of a run."""
+        """Return the configuration of a run's model."""
         return self.models[run.model_name, run.size]
 
     @property
+    def runs(self) -> list[TrainingRun]:
+        """All runs, in the order of training."""
+        return [*self.tuning_runs, *self.final_runs]
+
+    @property
     def tuning_runs(self) -> list[TrainingRun]:
-        """The grid, equal for every model; none where it has one rate only. Models alternate."""
+        """Runs of the grid, the same for every model, alternating between models; none if it has a single rate."""
         spec = self.spec
         if len(spec.learning_rates) == 1:
             return []
@@ -120,7 +115,7 @@ class TrainingPlan:
 
     @property
     def final_runs(self) -> list[TrainingRun]:
-        """What is evaluated afterwards: every model at every size with each of its seeds."""
+        """Runs that are evaluated afterwards: every model at every size with each of its seeds."""
         spec = self.spec
         rate = spec.learning_rates[0] if len(spec.learning_rates) == 1 else None
         return [
@@ -131,35 +126,31 @@ class TrainingPlan:
         ]
 
     def tuned_at(self, run: TrainingRun) -> str:
-        """The size whose grid decides the rate of a final run: the largest not above its own, or else the smallest."""
-        by_params = sorted(
-            self.spec.tuned_at,
-            key=lambda size: costs.num_params_nonembedding(self.models[run.model_name, size]),
-        )
-        own = costs.num_params_nonembedding(self.config(run))
-        not_above = [
-            size
-            for size in by_params
-            if costs.num_params_nonembedding(self.models[run.model_name, size]) <= own
-        ]
+        """Return the size whose grid decides a final run's rate: the largest not above its own, or the smallest."""
+        num_params = {
+            size: costs.num_params_nonembedding(self.models[run.model_name, size])
+            for size in (*self.spec.tuned_at, run.size)
+        }
+        by_params = sorted(self.spec.tuned_at, key=num_params.__getitem__)
+        not_above = [size for size in by_params if num_params[size] <= num_params[run.size]]
         return not_above[-1] if not_above else by_params[0]
 
     def num_tokens(self, run: TrainingRun) -> int:
-        """Tokens that a run learns from."""
+        """Return the number of training tokens of a run."""
         return run.num_steps * self.spec.tokens_per_step
 
     @property
     def max_packed_tokens(self) -> int | None:
-        """Tokens that are packed of a data set of the hub, which may have no end: what the longest run learns from.
+        """Number of tokens to pack of a hub data set, which may be endless: those of the longest run.
 
-        None for files, of which all are packed.
+        None for files, which are packed whole.
         """
         if self.corpus.revision is None:
             return None
         return max(map(self.num_tokens, self.final_runs))
 
     def flops(self, run: TrainingRun) -> int:
-        """Operations of a run's products, by which its share of the whole time is reckoned."""
+        """Return the FLOPs of a run's matrix products, from which its share of the total time is estimated."""
         entry, spec = self.entry(run), self.spec
         step = costs.training_flops(
             self.config(run),
@@ -171,7 +162,7 @@ class TrainingPlan:
         return run.num_steps * step
 
     def determined_by(self, run: TrainingRun) -> dict[str, Any]:
-        """All that determines a run's weights and its validation loss on one machine, as JSON has it."""
+        """Return everything that determines a run's weights and validation loss on one machine, as JSON values."""
         spec, entry, most = self.spec, self.entry(run), self.max_packed_tokens
         return {
             "model": self.config(run).model_dump(mode="json"),
@@ -191,13 +182,13 @@ class TrainingPlan:
         }
 
     def fingerprint(self, run: TrainingRun) -> str:
-        """Short hash of what determines a run."""
+        """Return a short hash of everything that determines a run."""
         text = json.dumps(self.determined_by(run), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def training_spec(experiment: Experiment, profile_name: str) -> TrainingSpec:
-    """What a profile says of training; ConfigError where it says nothing."""
+    """Return a profile's training table; ConfigError if it has none."""
     spec = experiment.profile(profile_name).training
     if spec is None:
         raise ConfigError(
@@ -208,10 +199,10 @@ def training_spec(experiment: Experiment, profile_name: str) -> TrainingSpec:
 
 
 def check_shares(spec: TrainingSpec, world_size: int) -> None:
-    """ConfigError where a step's sequences cannot be shared out evenly among so many processes."""
+    """Raise a ConfigError if the batch cannot be split evenly among the processes."""
     if spec.batch_size % world_size:
         raise ConfigError(
-            f"training.batch_size is {spec.batch_size}, and {world_size} processes cannot share that evenly. Make it a "
+            f"training.batch_size is {spec.batch_size}, and {world_size} processes cannot share it evenly. Make it a "
             f"multiple of {world_size}, or start another number of processes (WORLD_SIZE)."
         )
 
@@ -219,22 +210,22 @@ def check_shares(spec: TrainingSpec, world_size: int) -> None:
 def resolve_models(
     experiment: Experiment, profile_name: str, vocab_size: int
 ) -> dict[tuple[str, str], ModelConfig]:
-    """Every model of an experiment at every size that a profile trains, matched at each.
-
-    A model that has a checkpoint is left out: it is measured as it is.
+    """Return the matched configuration of every model without a checkpoint, by (model, size) of a profile's training.
 
     Raises:
-        ConfigError: a size is unknown, a model has a size of its own, a pair is not matched, or nothing is left.
+        ConfigError: a size is unknown, a model sets its own size, the models are not matched, or none is left.
     """
     spec, profile = training_spec(experiment, profile_name), experiment.profile(profile_name)
     where = f"experiment '{experiment.name}', profile '{profile_name}'"
     entries = {name: entry for name, entry in experiment.models.items() if entry.checkpoint is None}
     if not entries:
-        raise ConfigError(f"{where}: every model has a checkpoint, so there is none to train. Remove one's.")
+        raise ConfigError(
+            f"{where}: every model has a checkpoint, so there is none to train. Remove a checkpoint."
+        )
     for name, entry in entries.items():
         if entry.size is not None:
             raise ConfigError(
-                f"{where}: models.{name} has the size '{entry.size}' of its own, and the sizes that are trained are "
+                f"{where}: models.{name} has the size '{entry.size}' of its own, and the sizes to train are "
                 f"those of the training table ({', '.join(spec.sizes)}). Remove it."
             )
     models: dict[tuple[str, str], ModelConfig] = {}
@@ -246,13 +237,3 @@ def resolve_models(
         cells.check_match(of_size, profile, where=f"{where}, size '{size}'")
         models |= {(name, size): config for name, config in of_size.items()}
     return models
-
-
-def differences(ours: dict[str, Any], stored: dict[str, Any], *, apart_from: Iterable[str] = ()) -> list[str]:
-    """What differs between two runs, each as 'batch_size: 8 on disk, 16 asked for'."""
-    names = sorted((ours.keys() | stored.keys()) - set(apart_from))
-    return [
-        f"{name}: {stored.get(name)!r} on disk, {ours.get(name)!r} asked for"
-        for name in names
-        if ours.get(name) != stored.get(name)
-    ]

@@ -1,107 +1,120 @@
-"""The processes that train one model together: what they agree on, and what the first of them does for all.
+"""The processes that train one model together: how torchrun launched them, and how they agree.
 
-A process alone has nobody to agree with, so that the code of training is the same for one and for many. Nothing here
-imports torch before there are several.
+A single process uses the same interface, so that the code of training is the same for one process and for many.
+Nothing here imports torch unless there are several processes.
 """
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from retbench.errors import UnsupportedError
-from retbench.training.launch import Launch
+from retbench.errors import ConfigError, UnsupportedError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 T = TypeVar("T")
+_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Rank of this process and number of processes, in all and on this machine; ranks count from 0."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    local_world_size: int = 1
+
+    @classmethod
+    def from_environment(cls) -> "Launch":
+        """Read the variables that torchrun sets; without them there is one process.
+
+        Raises:
+            ConfigError: there are several processes, and a variable is missing or not a number.
+        """
+        if os.environ.get("WORLD_SIZE", "1") == "1":
+            return cls()
+        missing = [name for name in _VARIABLES if name not in os.environ]
+        if missing:
+            raise ConfigError(
+                f"WORLD_SIZE is {os.environ['WORLD_SIZE']} and {', '.join(missing)} is not set. Start the processes "
+                "with torchrun, or unset WORLD_SIZE to train in one."
+            )
+        numbers = {name: os.environ[name] for name in _VARIABLES[:4]}
+        try:
+            rank, world_size, local_rank, local_world_size = map(int, numbers.values())
+        except ValueError as error:
+            raise ConfigError(
+                f"{numbers} are not all whole numbers. Start the processes with torchrun."
+            ) from error
+        return cls(rank, world_size, local_rank, local_world_size)
+
+    def command(self, words: str) -> str:
+        """Return the command line that launches `words` in the same way: `retbench train ...` by torchrun."""
+        if self.world_size == 1:
+            return words
+        nodes = self.world_size // self.local_world_size
+        return f"torchrun --nnodes {nodes} --nproc-per-node {self.local_world_size} -m {words}"
 
 
 class OtherRankFailedError(Exception):
-    """An error ended another of the processes, which tells of it; this one has only to end too."""
+    """An error ended another process, which reports it; this process only has to end too."""
 
 
 class Ranks:
-    """One process alone.
+    """The processes that train together; one by default, which then has nobody to wait for.
 
     Attributes:
-        rank: Of this process, from 0.
-        size: How many there are.
+        rank: Rank of this process, from 0.
+        size: Number of processes, in torch's default group.
     """
 
-    rank = 0
-    size = 1
+    def __init__(self, rank: int = 0, size: int = 1) -> None:
+        self.rank, self.size = rank, size
 
     @property
     def leads(self) -> bool:
-        """Whether this is the process that prints, and writes what is written once."""
+        """True in the first process, which prints and writes the files that are written once."""
         return self.rank == 0
 
     def lead(self, call: Callable[[], T]) -> T:
-        """What `call` returns to the first process, which alone calls it; to be called by all.
+        """Call `call` in the first process and return its result in all; every process calls this.
 
         Raises:
-            OtherRankFailedError: it raised an error there; in the first process, that error.
+            OtherRankFailedError: the call raised an error, which the first process raises itself.
         """
-        return call()
-
-    def hold_on(self) -> None:
-        """Keep the others waiting: inside of `lead`, at least every few minutes while the call has to wait."""
-
-    def together(self, call: Callable[[], T]) -> T:
-        """What `call` returns to this process, once it has returned in all.
-
-        Raises:
-            OtherRankFailedError: it raised an error in a process before this; in the first where it did, that error.
-        """
-        return call()
-
-    def any(self, flag: bool) -> bool:
-        """Whether any process says so."""
-        return flag
-
-    def mean(self, value: "Tensor") -> "Tensor":
-        """Mean over the processes of a tensor of one shape."""
-        return value
-
-    def gather(self, value: T) -> list[T]:
-        """The value of every process, by rank."""
-        return [value]
-
-
-ALONE = Ranks()
-
-
-class _Group(Ranks):
-    """Several processes in torch's default group."""
-
-    def __init__(self, rank: int, size: int) -> None:
-        self.rank, self.size = rank, size
-
-    def lead(self, call: Callable[[], T]) -> T:
         if not self.leads:
-            while (told := self._share(None)) == "wait":
+            while (message := self._broadcast(None)) == "wait":
                 pass
-            is_error, value = told
+            is_error, value = message
             if is_error:
                 raise OtherRankFailedError
             return value  # type: ignore[no-any-return]
         try:
             result = call()
         except BaseException:
-            self._share((True, None))
+            self._broadcast((True, None))
             raise
-        self._share((False, result))
+        self._broadcast((False, result))
         return result
 
     def hold_on(self) -> None:
-        self._share("wait")
+        """Keep the other processes waiting; called within `lead` every few minutes if the call has to wait."""
+        self._broadcast("wait")
 
     def together(self, call: Callable[[], T]) -> T:
+        """Call `call` in every process and return its result once all have returned.
+
+        Raises:
+            OtherRankFailedError: the call failed in a lower rank; the lowest that failed raises its own error.
+        """
         result, error = None, None
         try:
             result = call()
-        except Exception as raised:  # told below, once the others know
+        except Exception as raised:  # raised below, once the other processes have been informed
             error = raised
         failed = self.gather(error is not None)
         if not any(failed):
@@ -111,6 +124,9 @@ class _Group(Ranks):
         raise OtherRankFailedError from error
 
     def any(self, flag: bool) -> bool:
+        """Return whether the flag is set in any process."""
+        if self.size == 1:
+            return flag
         import torch
         import torch.distributed as dist
 
@@ -119,6 +135,9 @@ class _Group(Ranks):
         return bool(found)
 
     def mean(self, value: "Tensor") -> "Tensor":
+        """Return the mean of a tensor over the processes."""
+        if self.size == 1:
+            return value
         import torch.distributed as dist
 
         total = value.clone()
@@ -126,14 +145,19 @@ class _Group(Ranks):
         return total / self.size
 
     def gather(self, value: T) -> list[T]:
+        """Return the value of every process, by rank."""
+        if self.size == 1:
+            return [value]
         import torch.distributed as dist
 
         found: list[Any] = [None] * self.size
         dist.all_gather_object(found, value)
         return found
 
-    def _share(self, value: Any) -> Any:
-        """The first process's value."""
+    def _broadcast(self, value: Any) -> Any:
+        """Return the first process's value."""
+        if self.size == 1:
+            return value
         import torch
         import torch.distributed as dist
 
@@ -142,19 +166,18 @@ class _Group(Ranks):
         return box[0]
 
 
+ALONE = Ranks()
+
+
 @contextmanager
 def joined(launch: Launch, *, on_cpu: bool) -> Iterator[Ranks]:
-    """The processes that were launched together, until the block ends in all of them.
+    """Yield the group of the launched processes; the block ends once it has ended in all of them.
 
-    Messages go by gloo, tensors on a GPU by NCCL. After an error nothing is closed: others may not answer any more,
-    and the process is about to end.
-
-    Args:
-        launch: The place of this process.
-        on_cpu: Whether no GPU is to be used.
+    Messages use gloo, and tensors on a GPU use NCCL. After an error the group is not closed: other processes may not
+    answer any more, and this process is about to end.
 
     Raises:
-        UnsupportedError: there is no GPU for this process.
+        UnsupportedError: there is no GPU for this process, and `on_cpu` is not set.
     """
     if launch.world_size == 1:
         yield ALONE
@@ -173,6 +196,6 @@ def joined(launch: Launch, *, on_cpu: bool) -> Iterator[Ranks]:
             )
         torch.cuda.set_device(launch.local_rank)
     dist.init_process_group("cpu:gloo,cuda:nccl" if use_cuda else "gloo")
-    yield _Group(launch.rank, launch.world_size)
+    yield Ranks(launch.rank, launch.world_size)
     dist.barrier()
     dist.destroy_process_group()

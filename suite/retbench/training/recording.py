@@ -1,19 +1,17 @@
-"""Records of training runs: how each was trained, what it came to, and its learning curve as series.
+"""Records of training runs: settings, results, and the learning curve as series.
 
-A run's record lies beside it as `record.json` before its checkpoint does, and is then appended to the records of the
-machine; where a process died in between, the next one appends it.
+A run's record is written to its folder as `record.json`, before the checkpoint, and then appended to the records of the
+machine. If the process is killed in between, the next one appends it.
 """
 
 import hashlib
 import json
 import secrets
-from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from retbench.architectures import costs
-from retbench.architectures.configs import ModelConfig
 from retbench.errors import RecordError, StorageError
 from retbench.files import write_atomic
 from retbench.measure.environment import describe_environment
@@ -29,14 +27,14 @@ from retbench.records.record import (
     parse_record,
     read_records,
 )
-from retbench.training.curve import CurvePoint
-from retbench.training.events import Tuning
-from retbench.training.loop import Trainer
+from retbench.training.events import CurvePoint, Tuning
+from retbench.training.loop import Trainer, TrainerState
 from retbench.training.plan import TrainingPlan, TrainingRun
 
+Facts = dict[str, str | int | float | bool]
 WORKLOAD = "training_run"
 RECORD = "record.json"
-_UNITS = {
+_CURVE_UNITS = {
     "train_loss_nats": "nats",
     "validation_loss_nats": "nats",
     "learning_rate": "ratio",
@@ -46,12 +44,7 @@ _UNITS = {
 
 
 class Recorder:
-    """Writes the records of a plan's runs.
-
-    Args:
-        plan: The plan.
-        out: Root of the results; records go to `<out>/<machine>/<experiment>/<run_id>.jsonl`.
-    """
+    """Writes the records of a plan's runs to `<out>/<machine>/<experiment>/<run_id>.jsonl`."""
 
     def __init__(self, plan: TrainingPlan, out: Path) -> None:
         self._plan = plan
@@ -72,15 +65,12 @@ class Recorder:
         weights_fingerprint: str | None = None,
         error: str | None = None,
     ) -> None:
-        """Put the record of a run beside it: of one whose weights have a fingerprint, or of one that failed.
+        """Write the record of a run to its folder, with the fingerprint of its weights or with its error.
 
         Raises:
             StorageError: it could not be written.
         """
-        plan, place = self._plan, trainer.place
-        weights = None
-        if weights_fingerprint is not None:
-            weights = _weights_info(plan, run, weights_fingerprint)
+        plan, state = self._plan, trainer.state
         record = Record(
             run_id=self.run_id,
             experiment=plan.experiment.name,
@@ -88,26 +78,26 @@ class Recorder:
             cell_id=_cell_id(plan, run),
             pair_id=cells.pair_id({name: plan.models[name, run.size] for name in plan.model_names}),
             round=0,
-            started_at=place.started_at,
+            started_at=state.started_at,
             status="ok" if error is None else "failed",
             error=error,
-            model=_model_info(run, plan.config(run), weights),
+            model=_model_info(plan, run, weights_fingerprint),
             workload=WORKLOAD,
             point=Point(
                 batch_size=plan.spec.batch_size, context_len=plan.spec.seq_len, task=plan.corpus.name
             ),
             settings=_settings(plan),
-            backend=_what_ran(plan, run, trainer, tuning),
+            backend=_executed_backend(plan, run, trainer, tuning),
             environment=self.environment,
-            metrics=_metrics(plan, place.curve, place.step, place.total_seconds),
-            series=_series(place.curve),
-            absent={} if place.curve else {"validation_loss_nats": "the run ended before it was scored"},
+            metrics=_metrics(plan, state),
+            series=_series(state.curve),
+            absent={} if state.curve else {"validation_loss_nats": "the run ended before it was scored"},
             command=plan.command,
         )
         _write(folder, record)
 
     def publish(self, folder: Path) -> None:
-        """Append the record that lies beside a run to those of the machine, unless it is there already.
+        """Append the record in a run's folder to those of the machine, unless it is among them.
 
         Raises:
             StorageError: it could not be written.
@@ -118,7 +108,7 @@ class Recorder:
             self._known.add(_identity(record))
 
     def find_failure(self, folder: Path, run: TrainingRun) -> Record | None:
-        """The record of a run that failed before, where it would fail again: the same run, device and code."""
+        """Return the record of a run that failed with the same settings, device and code, if there is one."""
         record = _read(folder)
         if record is None or record.status != "failed" or record.cell_id != _cell_id(self._plan, run):
             return None
@@ -126,16 +116,16 @@ class Recorder:
         return record if same_code else None
 
     def adopt(self, folder: Path, run: TrainingRun, tuning: Tuning | None) -> None:
-        """Make the record beside a run of the grid that of the final run which is the same training."""
+        """Change the record copied from a run of the grid to that of the equal final run."""
         record = _read(folder)
         if record is not None:
             plan = self._plan
-            backend = {**record.backend, **_own(plan, run, tuning)}
+            backend = {**record.backend, **_run_facts(plan, run, tuning)}
             _write(folder, record.model_copy(update={"cell_id": _cell_id(plan, run), "backend": backend}))
 
 
 def _identity(record: Record) -> tuple[str, str]:
-    """What tells a run from others: when it began, or, of one that failed and is tried again, why it failed."""
+    """Return what identifies a run: its cell with its start, or with its error if it failed and is tried again."""
     return record.cell_id, record.error or record.started_at
 
 
@@ -144,7 +134,7 @@ def _write(folder: Path, record: Record) -> None:
 
 
 def _read(folder: Path) -> Record | None:
-    """The record beside a run; None where there is none."""
+    """Return the record in a run's folder, or None."""
     path = folder / RECORD
     try:
         return parse_record(path.read_bytes())
@@ -157,8 +147,8 @@ def _read(folder: Path) -> Record | None:
 
 
 def _cell_id(plan: TrainingPlan, run: TrainingRun) -> str:
-    """Hash of what determines a run, of what it is for, and of what it runs on."""
-    told = {
+    """Return a hash of everything that determines a run, its role and its device."""
+    content = {
         **plan.determined_by(run),
         "name": run.model_name,
         "role": run.role,
@@ -166,12 +156,12 @@ def _cell_id(plan: TrainingPlan, run: TrainingRun) -> str:
         "threads": plan.threads,
     }
     if plan.world_size > 1:
-        told["world_size"] = plan.world_size
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+        content["world_size"] = plan.world_size
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _settings(plan: TrainingPlan) -> dict[str, Any]:
-    """What is the same for every run of a plan."""
+    """Return the settings that all runs of a plan share."""
     spec = plan.spec
     return {
         "device": plan.device,
@@ -191,42 +181,47 @@ def _settings(plan: TrainingPlan) -> dict[str, Any]:
     }
 
 
-def _what_ran(
-    plan: TrainingPlan, run: TrainingRun, trainer: Trainer, tuning: Tuning | None
-) -> dict[str, str | int | float | bool]:
-    """What is a run's own; of a final run also where its rate was found."""
-    told: dict[str, str | int | float | bool] = {
+def _executed_backend(plan: TrainingPlan, run: TrainingRun, trainer: Trainer, tuning: Tuning | None) -> Facts:
+    """Return the executed backend and the facts of the run."""
+    facts: Facts = {
         "training": "+".join(sorted(set(trainer.model.ran().values()))),
         "optimizer": "AdamW, fused",
-        "processes_in_turn": trainer.place.num_processes,
+        "processes_in_turn": trainer.state.num_processes,
         "world_size": plan.world_size,
-        **_own(plan, run, tuning),
+        **_run_facts(plan, run, tuning),
     }
     chunk = cells.chunk_size(plan.entry(run))
-    return told if chunk is None else {**told, "chunk_size": chunk}
+    return facts if chunk is None else {**facts, "chunk_size": chunk}
 
 
-def _own(plan: TrainingPlan, run: TrainingRun, tuning: Tuning | None) -> dict[str, str | int | float | bool]:
-    """What a run is, and where its rate is from."""
+def _run_facts(plan: TrainingPlan, run: TrainingRun, tuning: Tuning | None) -> Facts:
+    """Return a run's role, seed and rate, and for a final run the origin of its rate."""
     assert run.learning_rate is not None
-    told: dict[str, str | int | float | bool] = {
+    facts: Facts = {
         "role": run.role,
         "seed": run.seed,
         "num_steps": run.num_steps,
         "learning_rate": run.learning_rate,
         "training_fingerprint": plan.fingerprint(run),
     }
-    if tuning is None:
-        return told
-    return {
-        **told,
-        "tuned_at": tuning.size,
-        "best_rate_is": f"the {tuning.edge} of the grid" if tuning.edge else "inside the grid",
-    }
+    if tuning is not None:
+        facts["tuned_at"] = tuning.size
+        facts["best_rate_is"] = f"the {tuning.edge} of the grid" if tuning.edge else "inside the grid"
+    return facts
 
 
-def _model_info(run: TrainingRun, config: ModelConfig, weights: WeightsInfo | None) -> ModelInfo:
-    """The model of a run as records describe it."""
+def _model_info(plan: TrainingPlan, run: TrainingRun, weights_fingerprint: str | None) -> ModelInfo:
+    config, weights = plan.config(run), None
+    if weights_fingerprint is not None:
+        weights = WeightsInfo(
+            source=f"{plan.experiment.name}/{plan.profile_name}",
+            fingerprint=weights_fingerprint,
+            format="retbench",
+            seed=run.seed,
+            num_tokens=plan.num_tokens(run),
+            learning_rate=run.learning_rate,
+            corpus=plan.corpus.name,
+        )
     return ModelInfo(
         name=run.model_name,
         architecture=config.architecture,
@@ -239,52 +234,30 @@ def _model_info(run: TrainingRun, config: ModelConfig, weights: WeightsInfo | No
     )
 
 
-def _weights_info(plan: TrainingPlan, run: TrainingRun, fingerprint: str) -> WeightsInfo:
-    """The weights that a run left."""
-    return WeightsInfo(
-        source=f"{plan.experiment.name}/{plan.profile_name}",
-        fingerprint=fingerprint,
-        format="retbench",
-        seed=run.seed,
-        num_tokens=plan.num_tokens(run),
-        learning_rate=run.learning_rate,
-        corpus=plan.corpus.name,
-    )
-
-
-def _metrics(
-    plan: TrainingPlan, curve: list[CurvePoint], step: int, total_seconds: float
-) -> dict[str, Metric]:
-    """What a run came to."""
-    num_tokens = step * plan.spec.tokens_per_step
+def _metrics(plan: TrainingPlan, state: TrainerState) -> dict[str, Metric]:
+    num_tokens = state.step * plan.spec.tokens_per_step
     found = {"num_tokens": Metric(unit="count", value=num_tokens)}
-    if not curve:
+    if not state.curve:
         return found
-    last = curve[-1]
+    last = state.curve[-1]
     return found | {
         "validation_loss_nats": Metric(unit="nats", value=last.validation_loss_nats),
         "train_loss_nats": Metric(unit="nats", value=last.train_loss_nats),
-        "training_s": Metric(unit="s", value=total_seconds),
+        "training_s": Metric(unit="s", value=state.total_seconds),
         "tokens_per_s": Metric(
             unit="tokens/s",
-            value=num_tokens / total_seconds,
-            samples=tuple(point.tokens_per_s for point in curve),
+            value=num_tokens / state.total_seconds,
+            samples=tuple(point.tokens_per_s for point in state.curve),
         ),
     }
 
 
 def _series(curve: list[CurvePoint]) -> dict[str, Series]:
-    """The learning curve over the tokens learned from."""
+    """Return the learning curve over the number of training tokens."""
     if not curve:
         return {}
     tokens = tuple(float(point.num_tokens) for point in curve)
     return {
-        field.name: Series(
-            unit=_UNITS[field.name],
-            x_name="tokens",
-            x=tokens,
-            y=tuple(getattr(point, field.name) for point in curve),
-        )
-        for field in fields(CurvePoint)
-        if field.name in _UNITS
+        name: Series(unit=unit, x_name="tokens", x=tokens, y=tuple(getattr(point, name) for point in curve))
+        for name, unit in _CURVE_UNITS.items()
     }

@@ -1,9 +1,8 @@
 import pytest
 
 from retbench.errors import ConfigError, UnsupportedError
-from retbench.training.launch import Launch
 from retbench.training.plan import check_shares
-from retbench.training.ranks import joined
+from retbench.training.ranks import Launch, joined
 from tests.training.conftest import PlanOf
 
 TORCHRUN = {
