@@ -85,16 +85,9 @@ class StoredRun(Strict):
 
 
 class Baseline(Strict):
-    """A window of accepted runs.
+    """A window of accepted runs, oldest first, and why it begins with its first run.
 
-    Attributes:
-        schema_version: Of the file.
-        experiment: Of all runs.
-        profile: Of all runs.
-        reason: Why the window begins with its first run.
-        shared_facts: Comparability keys that all points share.
-        place_facts: The other comparability keys, per point.
-        runs: Oldest first.
+    `shared_facts` are the comparability keys that all points share, `place_facts` the others.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -120,11 +113,7 @@ class Baseline(Strict):
 
 
 def make_baseline(side: RecordSet, reason: str) -> Baseline:
-    """Begin a window with one run.
-
-    Raises:
-        RecordError: the records are of several experiments or profiles, or none has a value.
-    """
+    """Begin a window with one run."""
     sweeps = {(record.experiment, record.profile) for record in side.records}
     if len(sweeps) > 1:
         found = ", ".join(f"{experiment}/{profile}" for experiment, profile in sorted(sweeps))
@@ -160,11 +149,7 @@ def baseline_path(folder: Path, baseline: Baseline) -> Path:
 
 
 def make_run(side: RecordSet) -> StoredRun:
-    """Return the records of a side as one run.
-
-    Raises:
-        RecordError: none has a value.
-    """
+    """Return the records of a side as one run."""
     points: dict[MeasurementPoint, dict[int, float]] = {}
     for number, values in side.values().items():
         for point, value in values.items():
@@ -182,11 +167,7 @@ def make_run(side: RecordSet) -> StoredRun:
 
 
 def write_hashed(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON object with the hash of its contents, atomically.
-
-    Raises:
-        StorageError: it cannot be written; an earlier file is unharmed.
-    """
+    """Write a JSON object with the hash of its contents, atomically."""
     content = json.loads(json.dumps(content, allow_nan=False))  # as it will be read: every key a string
     text = json.dumps({_HASH: content_hash(content), **content}, indent=1, ensure_ascii=False)
     write_atomic(path, (text + "\n").encode())
@@ -198,12 +179,7 @@ def content_hash(content: Mapping[str, Any]) -> str:
 
 
 def read_baseline(path: Path) -> Baseline:
-    """Read a baseline.
-
-    Raises:
-        RecordError: it is missing, damaged, edited, or holds no run.
-        UnsupportedError: it is of a newer schema.
-    """
+    """Read a baseline."""
     baseline = read_hashed(path, Baseline, SCHEMA_VERSION)
     if not baseline.runs:
         raise RecordError(f"{path}: it holds no run: there is nothing to compare with. {_AGAIN}.")

@@ -24,42 +24,15 @@ CLOCK_TOLERANCE = 0.03
 SESSION = "measurement session"
 """The confounder of two sides that were not measured in turn."""
 
-_COUNTED_WHILE_RUNNING = frozenset(
-    {
-        "timed_steps",
-        "timed_calls",
-        "energy_steps",
-        "compile_s",
-        "compile_error",
-        "kv_fill_key_std",
-        "kv_fill_value_std",
-    }
-)
-"""Entries of `backend` that a record counts while it runs, and that select no backend."""
-_KEY_ENVIRONMENT = (
-    "machine",
-    "cpu_model",
-    "physical_cores",
-    "cpu_quota",
-    "flush_denormal",
-    "text",
-    "torch_build",
-)
+_COUNTS = frozenset({"timed_steps", "timed_calls", "energy_steps", "compile_s", "compile_error"})
+_STATISTICS = frozenset({"kv_fill_key_std", "kv_fill_value_std"})
+"""Entries of `backend` that describe a run, like the counts, and select no backend."""
+_KEYS = ("machine", "cpu_model", "physical_cores", "cpu_quota", "flush_denormal", "text", "torch_build")
 _PLACEMENT = frozenset({"OMP_PLACES", "CUDA_VISIBLE_DEVICES"})
 """Variables that select one of several equal cores or GPUs; a scheduler sets them anew for each job."""
-_KEY_GPU = ("name", "memory_bytes", "capability", "mig_mode", "cudnn_attention")
-_CONFOUNDERS = (
-    "os",
-    "governor",
-    "transparent_huge_pages",
-    "memory_bytes",
-    "allowed_cpus",
-    "gpu.driver_version",
-    "gpu.power_limit_w",
-    "gpu.persistence_mode",
-    "gpu.ecc_mode",
-    "gpu.max_sm_clock_hz",
-)
+_GPU_KEYS = ("name", "memory_bytes", "capability", "mig_mode", "cudnn_attention")
+_CONFOUNDERS = ("os", "governor", "transparent_huge_pages", "memory_bytes", "allowed_cpus")
+_GPU_CONFOUNDERS = ("driver_version", "power_limit_w", "persistence_mode", "ecc_mode", "max_sm_clock_hz")
 
 
 @dataclass(frozen=True)
@@ -82,13 +55,13 @@ def comparability_keys(record: Record) -> dict[str, str]:
     tree: dict[str, Any] = {
         "schema": record.schema_version,
         "settings": record.settings,
-        "ran": {name: value for name, value in record.backend.items() if name not in _COUNTED_WHILE_RUNNING},
+        "ran": {key: value for key, value in record.backend.items() if key not in _COUNTS | _STATISTICS},
         "model": {"architecture": record.model.architecture, **record.model.config},
         "weights": record.model.weights.fingerprint if record.model.weights else "drawn from the seed",
-        **{name: environment[name] for name in _KEY_ENVIRONMENT if name in environment},
+        **{name: environment[name] for name in _KEYS if name in environment},
         "versions": computing_versions(environment),
         "variables": {name: value for name, value in variables.items() if name not in _PLACEMENT},
-        "gpu": {name: gpu[name] for name in _KEY_GPU if name in gpu},
+        "gpu": {name: gpu[name] for name in _GPU_KEYS if name in gpu},
     }
     return {name: _text(value) for name, value in flatten(tree)}
 
@@ -96,7 +69,7 @@ def comparability_keys(record: Record) -> dict[str, str]:
 def confounders(records: Sequence[Record]) -> dict[str, str]:
     """Return what may explain a difference, over all records of a side."""
     facts: dict[str, str] = {}
-    for name in _CONFOUNDERS:
+    for name in (*_CONFOUNDERS, *(f"gpu.{name}" for name in _GPU_CONFOUNDERS)):
         found = {_text(value) for record in records if (value := _at(record.environment, name)) is not None}
         if found:
             facts[name] = ", ".join(sorted(found))
@@ -155,9 +128,7 @@ def _by_point(records: Sequence[Record]) -> dict[MeasurementPoint, list[Record]]
 def _distinct_keys(records: Sequence[Record], *, only_ok: bool) -> list[dict[str, str]]:
     """Return the distinct comparability keys of a point's rounds.
 
-    Args:
-        records: Of the point, on one side.
-        only_ok: Take successful rounds only. Else leave out the executed backend, which a failed round cannot state.
+    Unless `only_ok`, the keys lack the executed backend, which a failed round cannot state.
     """
     found: list[dict[str, str]] = []
     for record in records:

@@ -65,19 +65,10 @@ def compare_record_sets(
     *,
     accept_confounders: bool = False,
 ) -> CheckReport:
-    """Compare two record sets of one machine.
+    """Compare a second record set, which is judged, with a first one of the same machine.
 
-    Args:
-        first: The side that is compared with.
-        second: The side that is judged.
-        rules: Margins and error rates.
-        accept_confounders: Judge what has moved although confounders differ.
-
-    Returns:
-        The report; without items where a comparability key differs.
-
-    Raises:
-        RecordError: the sides have no point in common.
+    The report has no items where a comparability key differs. `accept_confounders` judges what has moved although
+    confounders differ. RecordError means that the sides have no point in common.
     """
     if not first.points(measured=False) & second.points(measured=False):
         raise RecordError(
@@ -131,18 +122,7 @@ def compare_with_baseline(
 ) -> CheckReport:
     """Compare one run with a baseline; what differs between sessions is in the spread of the baseline's runs.
 
-    Args:
-        name: Of the baseline.
-        baseline: The accepted runs.
-        run: The run that is judged.
-        rules: Margins and error rates.
-        accept_confounders: Judge what has moved although confounders differ from those of every accepted run.
-
-    Returns:
-        The report; without items where a comparability key differs.
-
-    Raises:
-        RecordError: they have no point in common.
+    As `compare_record_sets`, where confounders count that differ from those of every accepted run.
     """
     keys = baseline.keys_by_point()
     if not keys.keys() & run.points(measured=False):

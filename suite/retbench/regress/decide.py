@@ -93,12 +93,7 @@ def with_decisions(
 ) -> CheckReport:
     """Add decided items, values and sentences to a report.
 
-    Args:
-        report: The report without them.
-        decisions: Per item.
-        sides: The rounds of both sides.
-        change_of: Estimates the change of part of a curve.
-        in_turn: Both sides were measured in turn, so that only the code moves a time.
+    Where both sides were measured `in_turn`, only the code moves a time.
     """
     first, second = ({point for values in rounds for point in values} for rounds in sides)
     values = {

@@ -64,14 +64,7 @@ class RoundSource(Protocol):
 
 @dataclass(frozen=True)
 class SampledRounds:
-    """The result of sampling.
-
-    Attributes:
-        decisions: Per item of the points that the first round gave.
-        rounds: Every round, in order.
-        repeats: Rounds measured anew for flagged items.
-        ending: Why sampling ended.
-    """
+    """Decisions per item, all rounds in order, the rounds measured anew for flagged items, and why sampling ended."""
 
     decisions: dict[ComparedItem, Decision]
     rounds: tuple[Times, ...]
@@ -94,12 +87,9 @@ def sample(
     Args:
         points: Everything that is to be measured.
         reference: The model that the others are divided by.
-        source: The source of rounds.
+        source: Measures rounds.
         rules: The error rates.
         max_rounds: Maximum number of rounds, without repeats.
-
-    Raises:
-        ConfigError: too few rounds for an interval.
     """
     analyses = plan_analyses(max_rounds)
     rounds = [source.measure(frozenset(points))]
@@ -150,15 +140,7 @@ def _points_of(items: Iterable[ComparedItem]) -> frozenset[MeasurementPoint]:
 
 @dataclass(frozen=True)
 class InterleavedCheck:
-    """A check of two revisions in one measurement session.
-
-    Attributes:
-        plan: The sweep.
-        folder: Where the records of both sides go.
-        notify: Receives progress messages.
-        limits: Rounds, sample blocks and time.
-        rules: Margins and error rates.
-    """
+    """A check of two revisions in one measurement session, whose records are stored below a folder."""
 
     plan: Plan
     folder: Path
@@ -167,14 +149,7 @@ class InterleavedCheck:
     rules: DecisionRules
 
     def against(self, ref: str, *, always: bool = False) -> CheckReport:
-        """Compare the working tree with one of its commits.
-
-        Args:
-            ref: The commit.
-            always: Measure even where the code that measures is the same on both sides.
-
-        Returns:
-            The report; without items where nothing was measured.
+        """Compare the working tree with one of its commits, `always` or only if their code differs.
 
         Raises:
             ConfigError: no such commit, or no workload of the sweep is timed.
@@ -194,12 +169,7 @@ class InterleavedCheck:
                 return timed.measure((base, head), stop)
 
     def measure(self, revisions: tuple[Revision, Revision], stop: StopRequest | None = None) -> CheckReport:
-        """Measure rounds of base and head until every point is decided, and report.
-
-        Raises:
-            Interrupted: the user requested a stop, perhaps before.
-            RetbenchError: as in `session`.
-        """
+        """Measure rounds of base and head until every point is decided, and report."""
         folder = self.folder / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
         session = InterleavedSession(self.plan, revisions, folder, self.limits, self.notify)
         subjects = self.plan.subjects
@@ -228,13 +198,6 @@ def timed_plan(plan: Plan, num_blocks: int) -> Plan:
 
     Unless the profile sets a number of threads, one core stays free for other processes. With another busy process,
     times on all cores scatter several times as much as times on one core fewer.
-
-    Args:
-        plan: The sweep.
-        num_blocks: Sample blocks per cell and round.
-
-    Raises:
-        ConfigError: no cell is timed.
     """
     timed = tuple(cell for cell in plan.cells if is_timed(cell.workload))
     if not timed:
@@ -292,11 +255,7 @@ def _report(report: CheckReport, session: InterleavedSession, sampled: SampledRo
 
 
 def _wait(inbox: Inbox, notify: Notify) -> Callable[[str], None]:
-    """Return the function that waits for another run's lock and names its holder once.
-
-    Raises:
-        Interrupted: the user requested a stop; before the session measures, the inbox receives nothing else.
-    """
+    """Return the function that waits for another run's lock and names its holder once."""
     holders: set[str] = set()
 
     def wait(holder: str) -> None:

@@ -59,12 +59,9 @@ Values = Mapping[MeasurementPoint, float]
 
 @dataclass(frozen=True)
 class ComparedItem:
-    """One time, ratio or curve.
+    """One time, ratio or curve: the points whose log-ratios are summed, with their weights.
 
-    Attributes:
-        kind: Which of these it is.
-        subject: The model, or "retnet/transformer" for a ratio.
-        weights: The points whose log-ratios are summed, with their weights.
+    The subject is the model, or "retnet/transformer" for a ratio.
     """
 
     kind: Kind
@@ -126,12 +123,7 @@ def curves_of(points: Iterable[MeasurementPoint]) -> list[list[MeasurementPoint]
 
 
 def make_items(points: Iterable[MeasurementPoint], reference: str | None) -> list[ComparedItem]:
-    """Return all items: times, ratios to the reference, and curves of two lengths or more.
-
-    Args:
-        points: Where times are taken.
-        reference: The model that the others are divided by; None for no ratios.
-    """
+    """Return all items: times, ratios to the reference if there is one, and curves of two lengths or more."""
     ordered = sorted(set(points))
     items = [time_of(point) for point in ordered]
     for point in ordered:
@@ -148,10 +140,7 @@ def item_margins(
 ) -> dict[ComparedItem, float]:
     """Return the log-ratio that counts as moved, per item: the widest margin of its points.
 
-    Args:
-        items: The items.
-        seconds: Roughly the time of each point, for the floor; a point without a time has no floor.
-        rules: Margin and floor.
+    `seconds` gives the rough time of each point for the floor; a point without a time has no floor.
     """
     return {
         item: max(rules.log_margin(seconds.get(point, math.inf)) for point in item.points) for item in items

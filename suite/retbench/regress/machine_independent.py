@@ -154,11 +154,7 @@ def shipped_path() -> Path:
 
 
 def write_quantities(path: Path, quantities: Quantities, torch_version: str, reason: str) -> None:
-    """Accept quantities; of the errors of the equivalence check only the names are kept.
-
-    Raises:
-        StorageError: the file cannot be written.
-    """
+    """Accept quantities; of the errors of the equivalence check only the names are kept."""
     kept = {
         name: Quantity(kind="error") if quantity.kind == "error" else quantity
         for name, quantity in quantities.items()
@@ -169,10 +165,5 @@ def write_quantities(path: Path, quantities: Quantities, torch_version: str, rea
 
 
 def read_quantities(path: Path) -> AcceptedQuantities:
-    """Read accepted quantities.
-
-    Raises:
-        RecordError: they are missing, damaged or edited, or times of runs.
-        UnsupportedError: they are of a newer schema.
-    """
+    """Read accepted quantities."""
     return read_hashed(path, AcceptedQuantities, SCHEMA_VERSION)

@@ -20,12 +20,7 @@ _EXPECTED: frozenset[Status] = frozenset({"oom", "unsupported"})
 
 @dataclass(frozen=True)
 class PointAttempts:
-    """The outcome of one point over all rounds.
-
-    Attributes:
-        num_rounds: Rounds in which it was tried.
-        failures: The record of each round without a value.
-    """
+    """The outcome of one point: the number of tried rounds, and the record of each round without a value."""
 
     num_rounds: int
     failures: Mapping[int, Record]
@@ -140,11 +135,7 @@ def point_of(record: Record) -> MeasurementPoint:
 
 
 def value_of(record: Record) -> float:
-    """Return the primary metric of a record.
-
-    Raises:
-        RecordError: the metric is missing or not positive.
-    """
+    """Return the primary metric of a record."""
     name = find_workload(record.workload).primary.name
     metric = record.metrics.get(name)
     if metric is None or metric.value <= 0:

@@ -151,11 +151,7 @@ FORMATS = tuple(_RENDERERS)
 
 
 def write_report(report: CheckReport, folder: Path, *, strict: bool) -> list[Path]:
-    """Write a report in every format, with a figure of its ratios, and return the paths.
-
-    Raises:
-        StorageError: a file cannot be written.
-    """
+    """Write a report in every format, with a figure of its ratios, and return the paths."""
     paths = []
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -67,14 +67,10 @@ class DecidedItem:
 
 @dataclass(frozen=True)
 class MissingPoint:
-    """A point without a value on a side, in some round or in all.
+    """A point without a value on the "first" side, the "second" or "both", in some round or in all.
 
-    Attributes:
-        point: The point.
-        side: "first", "second" or "both".
-        reason: The reason in words.
-        kind: "broken" where the second side failed in rounds in which the first did not, "fixed" for the reverse,
-            "both" where they failed alike, "absent" where a side never tried.
+    Its kind is "broken" where the second side failed in rounds in which the first did not, "fixed" for the reverse,
+    "both" where they failed alike, and "absent" where a side never tried.
     """
 
     point: MeasurementPoint
@@ -89,12 +85,12 @@ class MissingPoint:
 
 @dataclass(frozen=True)
 class CheckReport:
-    """The result of comparing two sides.
+    """The result of comparing a second side, which is judged, with a first.
 
     Attributes:
-        first: The side that is compared with: its name and code.
-        second: The side that is judged.
-        method: How the values were taken, as a sentence.
+        first: Name and code of the first side.
+        second: Name and code of the second side.
+        method: How the values were taken.
         items: Every decided item; empty where the sides cannot be compared.
         values: The value of every point on both sides, in the unit of its workload.
         hard: Comparability keys that differ.

@@ -43,14 +43,7 @@ print(json.dumps({"file": retbench.__file__, "code": code_revision(), "protocol"
 
 @dataclass(frozen=True)
 class Revision:
-    """Code that can be measured.
-
-    Attributes:
-        name: Its name in messages.
-        source: The folder that its package is imported from.
-        python: The interpreter with its dependencies.
-        code: Its code revision, as in records.
-    """
+    """Code that can be measured: its source folder, a Python with its dependencies, and its code revision."""
 
     name: str
     source: Path
@@ -81,14 +74,8 @@ class StopRequest:
     def run(self, words: Sequence[str], variables: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
         """Run a program and capture its output.
 
-        It has a process session of its own, so that Ctrl-C ends it only through this request.
-
-        Args:
-            words: Program and arguments.
-            variables: Its environment.
-
-        Raises:
-            Interrupted: the user requested a stop; the program and its children are killed.
+        It has a process session of its own, so that Ctrl-C ends it only through this request: Interrupted is raised,
+        and the program and its children are killed.
         """
         with subprocess.Popen(
             words,
@@ -111,11 +98,7 @@ class StopRequest:
 
 
 def checkout_root() -> Path:
-    """Return the checkout that this package runs from.
-
-    Raises:
-        ConfigError: it runs from no git checkout.
-    """
+    """Return the checkout that this package runs from."""
     root = Path(retbench.__file__).resolve().parents[2]
     if not (root / ".git").exists():
         raise ConfigError(
@@ -132,13 +115,7 @@ def working_tree(root: Path) -> Revision:
 
 @contextmanager
 def commit(root: Path, ref: str, notify: Notify, stop: StopRequest | None = None) -> Iterator[Revision]:
-    """Check out a commit in a worktree, which is removed when the block ends.
-
-    Args:
-        root: The checkout.
-        ref: A commit, branch or tag.
-        notify: Receives progress messages.
-        stop: The user's request to stop; None where there cannot be one.
+    """Check out a commit, branch or tag in a worktree, which is removed when the block ends.
 
     Raises:
         Interrupted: the user requested a stop.
@@ -160,12 +137,7 @@ def commit(root: Path, ref: str, notify: Notify, stop: StopRequest | None = None
 
 
 def _resolve(root: Path, ref: str) -> str:
-    """Return the hash of a commit; a branch may exist on the remote only, as in the checkout of a CI job.
-
-    Raises:
-        ConfigError: there is no such commit.
-        UnsupportedError: git failed.
-    """
+    """Return the hash of a commit; a branch may exist on the remote only, as in the checkout of a CI job."""
     for name in (ref, f"origin/{ref}"):
         words = ("rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}")
         if found := _git(root, *words, quiet=True):
@@ -177,11 +149,7 @@ def _resolve(root: Path, ref: str) -> str:
 
 
 def _revision(name: str, root: Path, python: Path, stop: StopRequest) -> Revision:
-    """Return a revision after checking that its code runs.
-
-    Raises:
-        UnsupportedError: it does not, or its workers use another protocol.
-    """
+    """Return a revision after checking that its code runs."""
     source = root / "suite"
     done = stop.run([str(python), "-P", "-c", _ASK], {**_variables(), "PYTHONPATH": str(source)})
     if done.returncode:
@@ -205,9 +173,6 @@ def _interpreter(root: Path, tree: Path, notify: Notify, stop: StopRequest) -> P
 
     A new environment sees everything that is installed here and adds the rest. Both sides must share what they can, or
     nothing could be compared.
-
-    Raises:
-        UnsupportedError: it cannot be made.
     """
     mine, theirs = (_dependencies(folder) for folder in (root, tree))
     if mine == theirs:
@@ -264,16 +229,7 @@ def _hash(words: list[str]) -> str:
 
 
 def _git(root: Path, *words: str, quiet: bool = False) -> str:
-    """Return the output of git.
-
-    Args:
-        root: The checkout.
-        words: The command.
-        quiet: Exit code 1, or a failure without a message, means "no", and the output is empty.
-
-    Raises:
-        UnsupportedError: git is not installed, or it failed.
-    """
+    """Return the output of git; where `quiet`, a failure without a message means "no", and the output is empty."""
     done = subprocess.run(
         ["git", "-C", str(root), *words],
         env=_variables(),
@@ -293,9 +249,6 @@ def _variables() -> dict[str, str]:
 
     They name the repository and the index of the pending commit, into which git would put the base's files. Git's
     configuration stays, as for a submodule.
-
-    Raises:
-        UnsupportedError: git is not installed.
     """
     try:
         done = subprocess.run(

@@ -26,7 +26,7 @@ from retbench.regress.record_sets import point_of, value_of
 from retbench.regress.report import MissingPoint
 from retbench.regress.revisions import Notify, Revision
 from retbench.run.process import Death, Inbox, Interrupt, Worker
-from retbench.run.protocol import (
+from retbench.run.protocol import (  # what workers report
     Checked,
     Done,
     Ended,
@@ -56,9 +56,6 @@ class SessionLimits:
         max_rounds: Maximum number of rounds, without repeats of flagged items.
         blocks: Sample blocks per cell and side within a round.
         budget_s: Seconds after which no round begins.
-
-    Raises:
-        ConfigError: too few rounds for an interval, no block, or no time.
     """
 
     max_rounds: int = 20
@@ -83,15 +80,10 @@ class DifferentWork(Exception):  # noqa: N818 - an outcome, not an error
 
 @dataclass
 class SessionSide:
-    """One side of a session.
+    """One side of a session: its code, and what its workers stored and reported.
 
-    Attributes:
-        revision: Its code.
-        run: The run information of its records.
-        folder: Where its records and states are stored.
-        inbox: The messages of its workers.
-        gates: Results of the equivalence checks, by subject.
-        failed: Points that cannot be measured any more, with the reasons.
+    `gates` are the results of the equivalence checks by subject. `failed` are the points that cannot be measured any
+    more, with the reasons.
     """
 
     revision: Revision
@@ -135,15 +127,7 @@ class SessionSide:
 
 
 class InterleavedSession:
-    """A source of rounds of two revisions; see `interleaved.RoundSource`.
-
-    Args:
-        plan: The cells, the same on both sides.
-        revisions: The base and the head.
-        folder: Where records are kept.
-        limits: Sample blocks per round, and the time.
-        notify: Receives progress messages.
-    """
+    """A source of rounds of two revisions, base and head, whose records are kept in a folder."""
 
     def __init__(
         self,
@@ -186,11 +170,8 @@ class InterleavedSession:
     def prepare(self) -> None:
         """Run the equivalence checks of both sides and stream their states; the budget begins here.
 
-        Raises:
-            GateError: the execution modes of a model disagree on the head.
-            NotComparableError: the base cannot be prepared.
-            StorageError: something could not be stored.
-            RetbenchError: a worker of the head died.
+        GateError means that the execution modes of a model disagree on the head, NotComparableError that the base
+        cannot be prepared.
         """
         self._begun = time.monotonic()
         for side in self.sides:
@@ -230,8 +211,7 @@ class InterleavedSession:
     def measure_blocks(self, points: frozenset[MeasurementPoint]) -> dict[MeasurementPoint, list[Pair]]:
         """Measure one more round with new workers and return one pair per sample block.
 
-        Raises:
-            DifferentWork: the first round shows that the sides do not measure the same thing.
+        The first round raises DifferentWork where the sides do not measure the same thing.
         """
         number, self._round = self._round, self._round + 1
         since = time.monotonic()
@@ -328,14 +308,7 @@ class InterleavedSession:
         return True
 
     def _await(self, side: SessionSide, messages: Messages, todo: Sequence[Cell], index: int | None) -> bool:
-        """Wait until a worker has finished; False where it has ended, or its cell failed.
-
-        Args:
-            side: The worker's side.
-            messages: Its messages.
-            todo: The cells of its job.
-            index: The cell that it measures; None during its set-up.
-        """
+        """Wait until a worker has finished the cell with this index, or its set-up; False where that failed."""
         affected = list(todo) if index is None else [todo[index]]
         for message in messages:
             match message:

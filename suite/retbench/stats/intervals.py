@@ -1,7 +1,8 @@
 """Statistics over rounds: intervals, paired ratios, the crossover, and whether a cost is constant in length.
 
 The unit is the round. The value of a cell in a round is the median of its samples. Intervals are Student's t on the
-logarithms of the rounds' values; samples are never pooled. One round gives a value without an interval.
+logarithms of the rounds' values; samples are never pooled. One round gives a value without an interval. Functions raise
+RecordError for values that are missing, not finite or not positive, and ConfigError for impossible parameters.
 """
 
 import math
@@ -29,14 +30,7 @@ Array = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Interval:
-    """Geometric mean of the rounds' values.
-
-    Attributes:
-        value: In the unit of the values.
-        low: Lower end; None with one round.
-        high: Upper end; None with one round.
-        num_rounds: Number of values.
-    """
+    """Geometric mean of the rounds' values with the ends of its interval, which are None with one round."""
 
     value: float
     low: float | None
@@ -85,11 +79,7 @@ class LogRatio:
         return Interval(_exp(self.estimate), low, high, self.num_rounds)
 
     def detectable(self, margin: float, level: float) -> float | None:
-        """Return the least slow-down that a test at `level` shows to exceed `margin` in 80 % of such runs.
-
-        Returns:
-            A share: 0.05 for 5 %; None with one round.
-        """
+        """Return the least slow-down, as a share, that a test at `level` shows to exceed `margin` in 80 % of runs."""
         if self.degrees <= 0:
             return None
         spread = stdtrit(self.degrees, 1 - level) + stdtrit(self.degrees, POWER)
@@ -97,21 +87,13 @@ class LogRatio:
 
 
 def paired(logs: Sequence[float]) -> LogRatio:
-    """Estimate a log-ratio from rounds in which both sides were measured one right after the other.
-
-    Raises:
-        RecordError: there are no rounds, or one is not finite.
-    """
+    """Estimate a log-ratio from rounds in which both sides were measured one right after the other."""
     values = _finite_logs(logs)
     return LogRatio(float(values.mean()), _standard_error(values), len(values) - 1.0, len(values))
 
 
 def unpaired(first: Sequence[float], second: Sequence[float]) -> LogRatio:
-    """Estimate a log-ratio from the logarithms of independent rounds, by Welch's t.
-
-    Raises:
-        RecordError: a side has no rounds, or one that is not finite.
-    """
+    """Estimate a log-ratio from the logarithms of independent rounds, by Welch's t."""
     sides = _finite_logs(first), _finite_logs(second)
     estimate = float(sides[1].mean() - sides[0].mean())
     counts = [len(side) for side in sides]
@@ -126,14 +108,9 @@ def unpaired(first: Sequence[float], second: Sequence[float]) -> LogRatio:
 
 
 def predicted_from(history: Sequence[float], value: float) -> LogRatio:
-    """Estimate by how much a new run differs from earlier ones; the error is that of predicting a run.
+    """Estimate by how much the logarithm of a new run differs from those of earlier runs.
 
-    Args:
-        history: Logarithm of each earlier run's value; their spread holds what differs between sessions.
-        value: Logarithm of the new run's value.
-
-    Raises:
-        RecordError: there is no earlier run, or a value is not finite.
+    The error is that of predicting a run, so that the spread between measurement sessions is in it.
     """
     earlier, (new,) = _finite_logs(history), _finite_logs([value])
     count = len(earlier)
@@ -177,25 +154,14 @@ def _exp(value: float) -> float:
 
 
 def geometric_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Interval:
-    """Return the geometric mean of the rounds' values with Student's t interval on their logarithms.
-
-    Raises:
-        RecordError: no values, or one that is not positive and finite.
-        ConfigError: the confidence is not between 0 and 1.
-    """
+    """Return the geometric mean of the rounds' values with Student's t interval on their logarithms."""
     return _interval(_logs(values, "values"), confidence)
 
 
 def ratio_interval(
     numerators: Sequence[float], denominators: Sequence[float], confidence: float = CONFIDENCE
 ) -> Interval:
-    """Return the geometric mean of the ratios within each round, in which common disturbances cancel.
-
-    Raises:
-        RecordError: the sides have different numbers of rounds, or none, or a value that is not positive and
-            finite.
-        ConfigError: the confidence is not between 0 and 1.
-    """
+    """Return the geometric mean of the ratios within each round, in which common disturbances cancel."""
     if len(numerators) != len(denominators):
         raise RecordError(
             f"{len(numerators)} rounds on one side and {len(denominators)} on the other: ratios are paired by "
@@ -256,13 +222,8 @@ def crossover(
 
     Args:
         lengths: Tokens, increasing.
-        ratios_by_round: Cost of the first model over that of the second (times, bytes: less is better), of
-            every round at every length.
+        ratios_by_round: Cost of the first model over that of the second, per round and length.
         confidence: Of the interval over the rounds' crossings.
-
-    Raises:
-        RecordError: lengths do not increase, the number of ratios differs from that of the lengths, or a ratio is not
-            positive and finite.
     """
     log_lengths = _log_lengths(lengths)
     log_ratios = _log_table(log_lengths, ratios_by_round)
@@ -271,8 +232,7 @@ def crossover(
     if len(inside) < len(crossings):
         return _crossover_outside(lengths, crossings)
     notes = []
-    repeated = sum(_num_crossings(row) > 1 for row in log_ratios)
-    if repeated:
+    if repeated := sum(_num_crossings(row) > 1 for row in log_ratios):
         notes.append(
             f"{repeated} of {len(crossings)} rounds cross more than once; the last crossing of each is taken."
         )
@@ -361,13 +321,8 @@ def slope_equivalence(
 
     Args:
         lengths: Tokens, increasing, at least two.
-        values_by_round: The cost of every round at every length.
+        values_by_round: The cost per round and length.
         margin: Half-width of the range that counts as constant: 0.05 for ratios within 0.95 to 1.05.
-
-    Raises:
-        RecordError: lengths do not increase, the number of values differs from that of the lengths, or a value is
-            not positive and finite.
-        ConfigError: the margin is not between 0 and 1.
     """
     if not 0 < margin < 1:
         raise ConfigError(f"margin is {margin}, which is not between 0 and 1. Give e.g. 0.05 for within 5 %.")

@@ -2,6 +2,7 @@
 
 The unit is the document, because another evaluation would draw other documents. Both models' results of a document
 stay together, so that its difficulty cancels. Training seeds are not units here: they are few, and vary other things.
+Functions raise RecordError for missing, unpaired or impossible values, and ConfigError for impossible parameters.
 """
 
 import math
@@ -24,14 +25,7 @@ _DRAWN_AT_ONCE = 2_000_000
 
 @dataclass(frozen=True)
 class Estimate:
-    """A ratio of sums over documents.
-
-    Attributes:
-        value: Ratio over all documents.
-        low: Lower end of the interval; None with fewer than `MIN_DOCUMENTS` documents.
-        high: Upper end.
-        num_documents: Number of documents.
-    """
+    """A ratio of sums over documents; its interval is None with fewer than `MIN_DOCUMENTS` documents."""
 
     value: float
     low: float | None
@@ -82,12 +76,8 @@ def ratio_of_sums(
         tops: Finite.
         bottoms: Finite, not negative, not all zero.
         confidence: Of the interval.
-        num_resamples: Number of bootstrap resamples.
-        seed: Seed of the resampling: the same documents give the same interval.
-
-    Raises:
-        RecordError: there are no documents, the numbers of tops and bottoms differ, or a value is out of range.
-        ConfigError: the confidence is not between 0 and 1, or there are fewer than 1,000 resamples.
+        num_resamples: Number of bootstrap resamples, at least 1,000.
+        seed: Of the resampling: the same documents give the same interval.
     """
     check_confidence(confidence)
     if num_resamples < 1000:
@@ -142,10 +132,6 @@ def paired_accuracy(
     difference is Agresti and Min's "Wald+2" for matched proportions (Statistics in Medicine 24, 2005, 729-740). It adds
     half a question to each of the four cells, so that it keeps its coverage with few questions and has a width where
     no answer differs.
-
-    Raises:
-        RecordError: there are no questions, or the sides have different numbers of answers.
-        ConfigError: the confidence is not between 0 and 1.
     """
     check_confidence(confidence)
     _check_paired(len(first), len(second), "answers")
@@ -171,12 +157,7 @@ def paired_accuracy(
 def proportion_interval(
     num_right: int, num_documents: int, *, confidence: float = CONFIDENCE
 ) -> tuple[float, float]:
-    """Return Wilson's score interval of the proportion of questions that a model answers correctly.
-
-    Raises:
-        RecordError: there are no questions, or more right answers than questions.
-        ConfigError: the confidence is not between 0 and 1.
-    """
+    """Return Wilson's score interval of the proportion of questions that a model answers correctly."""
     check_confidence(confidence)
     if not 0 <= num_right <= num_documents or num_documents == 0:
         raise RecordError(

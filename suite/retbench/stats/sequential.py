@@ -52,9 +52,6 @@ class DecisionRules:
         flag_rate: Probability that anything in a run is flagged that has not moved beyond the margin, per direction.
         miss_rate: Probability that an item which has moved by the margin or more is called the same.
         confirm_rate: Probability that a false flag is confirmed; None where nothing can be measured again.
-
-    Raises:
-        ConfigError: a share is not between 0 and 1, or the floor is negative.
     """
 
     margin: float = MARGIN
@@ -96,11 +93,7 @@ class InterimAnalysis:
 
 
 def plan_analyses(max_rounds: int) -> tuple[InterimAnalysis, ...]:
-    """Return the analyses of a run of at most `max_rounds`; the last is at its end.
-
-    Raises:
-        ConfigError: too few rounds for an interval.
-    """
+    """Return the analyses of a run of at most `max_rounds`; the last is at its end."""
     if max_rounds < MIN_ROUNDS:
         raise ConfigError(f"{max_rounds} rounds are too few for an interval. Give {MIN_ROUNDS} or more.")
     early = list(takewhile(lambda rounds: rounds < max_rounds, FIRST_ANALYSES))
