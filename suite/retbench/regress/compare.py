@@ -8,6 +8,7 @@ from statistics import fmean, stdev
 
 from retbench.errors import ConfigError, NotComparableError, RecordError, RegressionError
 from retbench.files import check_writable
+from retbench.regress import comparability
 from retbench.regress.baseline import (
     Baseline,
     StoredRun,
@@ -17,33 +18,10 @@ from retbench.regress.baseline import (
     read_baseline,
     write_hashed,
 )
-from retbench.regress.comparability import (
-    FactDifference,
-    comparability_keys,
-    compare_clocks,
-    compare_facts,
-    confounder_differences,
-    confounders,
-    key_differences,
-    sm_clock_hz,
-)
-from retbench.regress.decide import (
-    Decisions,
-    Rounds,
-    doubt_confounded,
-    doubt_ratios,
-    judge,
-    mean_log,
-    with_decisions,
-)
-from retbench.regress.items import ComparedItem, MeasurementPoint, is_timed, make_items, time_of
-from retbench.regress.record_sets import (
-    PointAttempts,
-    RecordSet,
-    are_interleaved,
-    load_record_set,
-    point_of,
-)
+from retbench.regress.comparability import FactDifference
+from retbench.regress.decide import conclude, mean_log
+from retbench.regress.items import ComparedItem, MeasurementPoint, Values, is_timed, time_of
+from retbench.regress.record_sets import PointAttempts, RecordSet, are_interleaved, load_record_set, point_of
 from retbench.regress.render import render
 from retbench.regress.report import CheckReport, Gap, MissingPoint
 from retbench.stats.intervals import LogRatio, paired, predicted_from, unpaired
@@ -80,8 +58,8 @@ def compare_record_sets(
         first=f"{first.name} ({first.revisions})",
         second=f"{second.name} ({second.revisions})",
         method=_PAIRED if interleaved else _UNPAIRED,
-        hard=tuple(key_differences(first.records, second.records)),
-        soft=tuple(confounder_differences(first, second, interleaved=interleaved)),
+        hard=tuple(comparability.key_differences(first.records, second.records)),
+        soft=tuple(comparability.confounder_differences(first, second, interleaved=interleaved)),
         missing=tuple(_find_missing(first.attempts(), second.attempts())),
         notes=(*first.notes, *second.notes, *first.ratio_notes),
     )
@@ -89,27 +67,42 @@ def compare_record_sets(
         return report
     by_number = first.values(), second.values()
     sides = list(by_number[0].values()), list(by_number[1].values())
+    pairs = [
+        (values, by_number[1][number]) for number, values in by_number[0].items() if number in by_number[1]
+    ]
 
     def change_of(item: ComparedItem) -> LogRatio | None:
-        if interleaved:
-            pairs = [(item.log_value(by_number[0][n]), item.log_value(by_number[1][n])) for n in shared]
-            logs = [after - before for before, after in pairs if before is not None and after is not None]
-            return paired(logs) if logs else None
-        first_logs, second_logs = (
-            [log for one in side if (log := item.log_value(one)) is not None] for side in sides
-        )
-        if not first_logs or not second_logs:
-            return None
-        found = unpaired(first_logs, second_logs)
-        # A count needs no second round: its only round has no noise.
-        is_count = not is_timed(item.workload) and found.degrees <= 0
-        return replace(found, degrees=1.0) if is_count else found
+        return _paired_change(item, pairs) if interleaved else _unpaired_change(item, *sides)
 
-    shared = [number for number in by_number[0] if number in by_number[1]]
-    decisions: Decisions = judge(_shared_items(sides, first.reference), change_of, sides[0], rules)
-    if not accept_confounders:
-        decisions = doubt_confounded(decisions if interleaved else doubt_ratios(decisions), report.soft)
-    return with_decisions(report, decisions, sides, change_of, in_turn=interleaved)
+    return conclude(
+        report,
+        sides,
+        first.reference,
+        change_of,
+        rules,
+        in_turn=interleaved,
+        accept_confounders=accept_confounders,
+    )
+
+
+def _paired_change(item: ComparedItem, rounds: Sequence[tuple[Values, Values]]) -> LogRatio | None:
+    logs = [(item.log_value(first), item.log_value(second)) for first, second in rounds]
+    found = [after - before for before, after in logs if before is not None and after is not None]
+    return paired(found) if found else None
+
+
+def _unpaired_change(
+    item: ComparedItem, first: Sequence[Values], second: Sequence[Values]
+) -> LogRatio | None:
+    logs = [
+        [log for values in side if (log := item.log_value(values)) is not None] for side in (first, second)
+    ]
+    if not all(logs):
+        return None
+    found = unpaired(*logs)
+    # A count needs no second round: its only round has no noise.
+    is_count = not is_timed(item.workload) and found.degrees <= 0
+    return replace(found, degrees=1.0) if is_count else found
 
 
 def compare_with_baseline(
@@ -153,27 +146,16 @@ def compare_with_baseline(
         new = mean_log(item, mine)
         return predicted_from(history, new) if history and new is not None else None
 
-    decisions: Decisions = judge(_shared_items(sides, run.reference), change_of, sides[0], rules)
-    if not accept_confounders:
-        decisions = doubt_confounded(doubt_ratios(decisions), report.soft)
-    decisions = _require_runs(decisions)
-    return with_decisions(report, decisions, sides, change_of, in_turn=False)
-
-
-def _shared_items(sides: tuple[Rounds, Rounds], reference: str | None) -> list[ComparedItem]:
-    first, second = ({point for values in rounds for point in values} for rounds in sides)
-    return make_items(first & second, reference)
-
-
-def _require_runs(decisions: Decisions) -> Decisions:
-    """Make decisions on too few runs inconclusive."""
-    found = dict(decisions)
-    for item, decision in decisions.items():
-        num_runs = decision.change.num_rounds if decision.change else 0
-        if num_runs < MIN_RUNS:
-            note = f"a verdict needs {MIN_RUNS} runs, and the baseline has {num_runs}"
-            found[item] = replace(decision, verdict="inconclusive", detectable=None, note=note)
-    return found
+    return conclude(
+        report,
+        sides,
+        run.reference,
+        change_of,
+        rules,
+        in_turn=False,
+        accept_confounders=accept_confounders,
+        min_runs=MIN_RUNS,
+    )
 
 
 def _baseline_key_differences(
@@ -182,16 +164,21 @@ def _baseline_key_differences(
     found: dict[FactDifference, None] = {}
     for record in run.records:
         if record.status == "ok" and (facts := keys.get(point_of(record))) is not None:
-            found |= dict.fromkeys(compare_facts(facts, comparability_keys(record)))
+            found |= dict.fromkeys(
+                comparability.compare_facts(facts, comparability.comparability_keys(record))
+            )
     return sorted(found, key=lambda difference: difference.fact)
 
 
 def _baseline_confounders(baseline: Baseline, run: RecordSet) -> list[FactDifference]:
     """Return the confounders of a run that no accepted run has."""
-    mine, accepted = confounders(run.records), [one.soft for one in baseline.runs]
-    latest = compare_facts(accepted[-1], mine)
+    mine, accepted = comparability.confounders(run.records), [one.soft for one in baseline.runs]
+    latest = comparability.compare_facts(accepted[-1], mine)
     found = [one for one in latest if all(facts.get(one.fact) != mine.get(one.fact) for facts in accepted)]
-    clocks = [compare_clocks(one.sm_clock_hz, sm_clock_hz(run.records)) for one in baseline.runs]
+    clocks = [
+        comparability.compare_clocks(one.sm_clock_hz, comparability.sm_clock_hz(run.records))
+        for one in baseline.runs
+    ]
     return found + (clocks[-1] if all(clocks) else [])
 
 
@@ -219,9 +206,7 @@ def _find_gap(first: PointAttempts, second: PointAttempts) -> Gap | None:
     return "both" if first.failures else None
 
 
-def spread_between(
-    runs: Sequence[StoredRun],
-) -> list[tuple[MeasurementPoint, float, float | None]]:
+def spread_between(runs: Sequence[StoredRun]) -> list[tuple[MeasurementPoint, float, float | None]]:
     """Return every point with its geometric mean and the log standard deviation of the runs, None with one run."""
     found = []
     for point in sorted({stored.point for run in runs for stored in run.points}):

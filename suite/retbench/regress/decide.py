@@ -13,15 +13,15 @@ from retbench.regress.items import (
     curve_of,
     curves_of,
     is_timed,
-    item_margins,
-    item_weights,
+    make_items,
+    make_test,
     time_of,
 )
 from retbench.regress.record_sets import geometric_mean
 from retbench.regress.render import describe_ratio
 from retbench.regress.report import CheckReport, DecidedItem, Outcome
 from retbench.stats.intervals import LogRatio
-from retbench.stats.sequential import Decision, DecisionRules, InterimAnalysis, SequentialTest
+from retbench.stats.sequential import Decision, DecisionRules, InterimAnalysis
 from retbench.units import format_bytes, format_percent, format_seconds, format_tokens
 
 ChangeOf = Callable[[ComparedItem], LogRatio | None]
@@ -32,22 +32,50 @@ Rounds = Sequence[Values]
 _EITHER = "regressed, but either model may have moved: a measurement session shifts the times of both"
 
 
-def judge(
-    items: Sequence[ComparedItem], change_of: ChangeOf, rounds: Rounds, rules: DecisionRules
-) -> dict[ComparedItem, Decision]:
-    """Decide on existing rounds in one analysis; `rounds` of the first side give the times for the floor."""
+def conclude(
+    report: CheckReport,
+    sides: tuple[Rounds, Rounds],
+    reference: str | None,
+    change_of: ChangeOf,
+    rules: DecisionRules,
+    *,
+    in_turn: bool,
+    accept_confounders: bool,
+    min_runs: int = 0,
+) -> CheckReport:
+    """Decide on the existing rounds of both sides in one analysis, and add the decisions to a report."""
+    items = make_items(_shared_points(sides), reference)
     changes = {item: change for item in items if (change := change_of(item))}
     seconds: dict[MeasurementPoint, float] = {}
-    for values in reversed(rounds):
+    for values in reversed(sides[0]):
         seconds |= {point: value for point, value in values.items() if is_timed(point.workload)}
     num_rounds = max((change.num_rounds for change in changes.values()), default=1)
-    margins, weights = item_margins(items, seconds, rules), item_weights(items)
-    test = SequentialTest(margins, rules, (InterimAnalysis(num_rounds, 1.0),), weights)
+    test = make_test(items, seconds, rules, [InterimAnalysis(num_rounds, 1.0)])
     test.analyse(changes)
-    return test.decisions(changes)
+    decisions = test.decisions(changes)
+    if not accept_confounders:
+        decisions = _doubt_confounded(decisions if in_turn else _doubt_ratios(decisions), report.soft)
+    decisions = _require_runs(decisions, min_runs)
+    return with_decisions(report, decisions, sides, change_of, in_turn=in_turn)
 
 
-def doubt_ratios(decisions: Decisions) -> dict[ComparedItem, Decision]:
+def _shared_points(sides: tuple[Rounds, Rounds]) -> list[MeasurementPoint]:
+    first, second = ({point for values in rounds for point in values} for rounds in sides)
+    return sorted(first & second)
+
+
+def _require_runs(decisions: Decisions, min_runs: int) -> dict[ComparedItem, Decision]:
+    """Make decisions on too few runs inconclusive."""
+    found = dict(decisions)
+    for item, decision in decisions.items():
+        num_runs = decision.change.num_rounds if decision.change else 0
+        if num_runs < min_runs:
+            note = f"a verdict needs {min_runs} runs, and the baseline has {num_runs}"
+            found[item] = replace(decision, verdict="inconclusive", detectable=None, note=note)
+    return found
+
+
+def _doubt_ratios(decisions: Decisions) -> dict[ComparedItem, Decision]:
     """Make a worse ratio of two measurement sessions inconclusive where the other model may have moved.
 
     A session shifts the times of both models. A model is slower where its own time is longer, and every time of the
@@ -64,7 +92,7 @@ def doubt_ratios(decisions: Decisions) -> dict[ComparedItem, Decision]:
     return found
 
 
-def doubt_confounded(
+def _doubt_confounded(
     decisions: Decisions, differences: Sequence[FactDifference]
 ) -> dict[ComparedItem, Decision]:
     """Make every time that moved inconclusive where confounders differ; a session leaves ratios alone."""
@@ -95,10 +123,9 @@ def with_decisions(
 
     Where both sides were measured `in_turn`, only the code moves a time.
     """
-    first, second = ({point for values in rounds for point in values} for rounds in sides)
     values = {
         point: (geometric_mean(sides[0], point), geometric_mean(sides[1], point))
-        for point in sorted(first & second)
+        for point in _shared_points(sides)
     }
     items = tuple(
         _decided_item(item, decision, values, _outcome(item, decisions, in_turn=in_turn))

@@ -9,12 +9,7 @@ from retbench.report import style
 from retbench.stats.intervals import Interval
 
 ROW_IN = 0.145
-_COLOURS = {
-    "regressed": "#D55E00",
-    "improved": "#009E73",
-    "same": style.MUTED,
-    "inconclusive": "#E69F00",
-}
+_COLOURS = {"regressed": "#D55E00", "improved": "#009E73", "same": style.MUTED, "inconclusive": "#E69F00"}
 """Okabe and Ito's colours, as in every figure."""
 _LABEL_IN = 1.5
 

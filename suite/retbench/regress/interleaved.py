@@ -20,9 +20,8 @@ from retbench.regress.items import (
     MeasurementPoint,
     Times,
     is_timed,
-    item_margins,
-    item_weights,
     make_items,
+    make_test,
     paired_changes,
 )
 from retbench.regress.report import CheckReport
@@ -97,11 +96,10 @@ def sample(
     items = make_items(seconds, reference)
     if not items:
         return SampledRounds({}, tuple(rounds), (), "nothing")
-    test = SequentialTest(item_margins(items, seconds, rules), rules, analyses, item_weights(items))
+    test = make_test(items, seconds, rules, analyses)
     ending = _measure_rounds(test, items, source, rounds)
-    repeats = (
-        _measure_again(test, source, analyses) if test.flagged and rules.confirm_rate is not None else []
-    )
+    can_repeat = test.flagged and rules.confirm_rate is not None
+    repeats = _measure_again(test, source, analyses) if can_repeat else []
     decisions = test.decisions(paired_changes(items, rounds))
     return SampledRounds(decisions, tuple(rounds), tuple(repeats), ending)
 

@@ -11,7 +11,7 @@ from statistics import median
 from typing import Literal
 
 from retbench.stats.intervals import LogRatio, paired
-from retbench.stats.sequential import DecisionRules
+from retbench.stats.sequential import DecisionRules, InterimAnalysis, SequentialTest
 from retbench.units import format_tokens
 from retbench.workloads.workload import WORKLOADS
 
@@ -135,29 +135,22 @@ def make_items(points: Iterable[MeasurementPoint], reference: str | None) -> lis
     return items + [curve_of(curve) for curve in curves_of(ordered) if len(curve) > 1]
 
 
-def item_margins(
-    items: Sequence[ComparedItem], seconds: Values, rules: DecisionRules
-) -> dict[ComparedItem, float]:
-    """Return the log-ratio that counts as moved, per item: the widest margin of its points.
+def make_test(
+    items: Sequence[ComparedItem], seconds: Values, rules: DecisionRules, analyses: Sequence[InterimAnalysis]
+) -> SequentialTest[ComparedItem]:
+    """Return the sequential test of items, where `seconds` gives the rough time of each point for the floor.
 
-    `seconds` gives the rough time of each point for the floor; a point without a time has no floor.
+    The margin of an item is the widest of its points. Half of the rate of false alarms goes to the curves, which have
+    the least noise: a slower step is slower at most lengths, so that its curve shows it first.
     """
-    return {
+    margins = {
         item: max(rules.log_margin(seconds.get(point, math.inf)) for point in item.points) for item in items
     }
-
-
-def item_weights(items: Sequence[ComparedItem]) -> dict[ComparedItem, int]:
-    """Return how the rate of false alarms is divided: half of it goes to the curves, which have the least noise.
-
-    A slower step is slower at most lengths, so that its curve shows it first. Without curves, or with curves alone,
-    all items have the same weight.
-    """
     num_curves = sum(item.kind == "curve" for item in items)
-    num_others = len(items) - num_curves
-    if not num_curves or not num_others:
-        return dict.fromkeys(items, 1)
-    return {item: num_others if item.kind == "curve" else num_curves for item in items}
+    # Without curves, or with curves alone, all items have the same weight.
+    shares = {True: len(items) - num_curves or 1, False: num_curves or 1}
+    weights = {item: shares[item.kind == "curve"] for item in items}
+    return SequentialTest(margins, rules, analyses, weights)
 
 
 def paired_changes(items: Iterable[ComparedItem], rounds: Sequence[Times]) -> dict[ComparedItem, LogRatio]:

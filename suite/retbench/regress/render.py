@@ -15,12 +15,7 @@ from retbench.regress.report import NOT_COMPARABLE, VERDICTS, CheckReport, Decid
 from retbench.report.formats import escape_markdown, markdown_table
 from retbench.stats.intervals import Interval
 
-_GAPS: dict[Gap, Outcome] = {
-    "broken": "failure",
-    "fixed": "skipped",
-    "absent": "error",
-    "both": "skipped",
-}
+_GAPS: dict[Gap, Outcome] = {"broken": "failure", "fixed": "skipped", "absent": "error", "both": "skipped"}
 _TIME_FILES = {"md": "check.md", "json": "check.json", "junit": "junit.xml"}
 _QUANTITY_FILES = {"md": "exact.md", "json": "exact-report.json", "junit": "exact-junit.xml"}
 

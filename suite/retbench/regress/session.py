@@ -25,24 +25,12 @@ from retbench.regress.items import MeasurementPoint, Pair, Times, combine_blocks
 from retbench.regress.record_sets import point_of, value_of
 from retbench.regress.report import MissingPoint
 from retbench.regress.revisions import Notify, Revision
+from retbench.run import protocol
 from retbench.run.process import Death, Inbox, Interrupt, Worker
-from retbench.run.protocol import (  # what workers report
-    Checked,
-    Done,
-    Ended,
-    Failed,
-    Job,
-    Message,
-    Ready,
-    Refused,
-    RunInfo,
-    Task,
-    Visit,
-)
 from retbench.stats.sequential import plan_analyses
 from retbench.units import format_duration
 
-Messages = Iterator[Message | Death]
+Messages = Iterator[protocol.Message | Death]
 
 
 @dataclass(frozen=True)
@@ -87,7 +75,7 @@ class SessionSide:
     """
 
     revision: Revision
-    run: RunInfo
+    run: protocol.RunInfo
     folder: Path
     inbox: Inbox = field(default_factory=SimpleQueue)
     gates: dict[str, Gate] = field(default_factory=dict)
@@ -192,10 +180,10 @@ class InterleavedSession:
         with self._worker(side, "prepare", todo) as worker:
             for message in worker.converse(self._plan.profile.timeout_s):
                 match message:
-                    case Checked(gate=gate):
+                    case protocol.Checked(gate=gate):
                         side.gates[subject.label] = gate
                         _require_equivalence(side, subject, gate)
-                    case Refused(cells=indices, error=error):
+                    case protocol.Refused(cells=indices, error=error):
                         side.failed |= {self._point(todo[index]): error for index in indices}
                     case Death(reason=reason):
                         raise RetbenchError(
@@ -264,8 +252,8 @@ class InterleavedSession:
             self._plan.experiment.name, cell.workload, cell.model_name, point.batch_size, point.context_len
         )
 
-    def _worker(self, side: SessionSide, task: Task, todo: Sequence[Cell]) -> Worker:
-        job = Job(
+    def _worker(self, side: SessionSide, task: protocol.Task, todo: Sequence[Cell]) -> Worker:
+        job = protocol.Job(
             task=task,
             run=side.run,
             cells=tuple(todo),
@@ -300,7 +288,7 @@ class InterleavedSession:
                 for index in self._random.sample(range(len(todo)), len(todo)):
                     done = []
                     for turn in order:
-                        workers[turn].send(Visit(index=index, round=number))
+                        workers[turn].send(protocol.Visit(index=index, round=number))
                         done.append(self._await(sides[turn], streams[turn], todo, index))
                     if not all(done):
                         return False
@@ -312,13 +300,13 @@ class InterleavedSession:
         affected = list(todo) if index is None else [todo[index]]
         for message in messages:
             match message:
-                case Ready() | Done(status="ok"):
+                case protocol.Ready() | protocol.Done(status="ok"):
                     return True
-                case Done(status=status, error=error) | Refused(status=status, error=error):
+                case protocol.Done(status=status, error=error) | protocol.Refused(status=status, error=error):
                     reason = f"{status} ({error or 'no reason was given'})"
                 case Death(status=status, reason=why):
                     reason = f"{status} ({why})"
-                case Ended():
+                case protocol.Ended():
                     reason = "failed (the worker ended without a message)"
                 case _:
                     _raise_failure(message)
@@ -328,8 +316,8 @@ class InterleavedSession:
         return False
 
 
-def _run_info(plan: Plan, revision: Revision, run_id: str) -> RunInfo:
-    return RunInfo(
+def _run_info(plan: Plan, revision: Revision, run_id: str) -> protocol.RunInfo:
+    return protocol.RunInfo(
         run_id=run_id,
         experiment=plan.experiment.name,
         profile=plan.profile_name,
@@ -352,7 +340,7 @@ def _require_equivalence(side: SessionSide, subject: Subject, gate: Gate) -> Non
         )
 
 
-def _raise_failure(message: Message | Death) -> None:
+def _raise_failure(message: protocol.Message | Death) -> None:
     """Raise the error that ended a worker, if the message reports one."""
-    if isinstance(message, Failed):
+    if isinstance(message, protocol.Failed):
         raise getattr(errors, message.kind)(message.message)
