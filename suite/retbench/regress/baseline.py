@@ -6,7 +6,7 @@ edited by hand, or merged line by line is refused, because nobody measured its v
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -123,7 +123,8 @@ def make_baseline(side: RecordSet, reason: str) -> Baseline:
         )
     ((experiment, profile),) = sweeps
     keys = {point_of(record): comparability_keys(record) for record in side.records if record.status == "ok"}
-    shared = _shared(list(keys.values()))
+    first, *others = keys.values() or [{}]
+    shared = {name: text for name, text in first.items() if all(own.get(name) == text for own in others)}
     facts = tuple(
         StoredFacts(**vars(point), facts={name: text for name, text in own.items() if name not in shared})
         for point, own in sorted(keys.items())
@@ -136,11 +137,6 @@ def make_baseline(side: RecordSet, reason: str) -> Baseline:
         place_facts=facts,
         runs=(make_run(side),),
     )
-
-
-def _shared(all_facts: Sequence[Mapping[str, str]]) -> dict[str, str]:
-    first, *others = all_facts or [{}]
-    return {name: text for name, text in first.items() if all(facts.get(name) == text for facts in others)}
 
 
 def baseline_path(folder: Path, baseline: Baseline) -> Path:

@@ -69,8 +69,9 @@ def comparability_keys(record: Record) -> dict[str, str]:
 def confounders(records: Sequence[Record]) -> dict[str, str]:
     """Return what may explain a difference, over all records of a side."""
     facts: dict[str, str] = {}
+    trees = [dict(flatten(record.environment)) for record in records]
     for name in (*_CONFOUNDERS, *(f"gpu.{name}" for name in _GPU_CONFOUNDERS)):
-        found = {_text(value) for record in records if (value := _at(record.environment, name)) is not None}
+        found = {_text(value) for tree in trees if (value := tree.get(name)) is not None}
         if found:
             facts[name] = ", ".join(sorted(found))
     facts["busy when a worker started"] = _any(records, lambda facts: excessive_load(facts) is not None)
@@ -157,14 +158,6 @@ def _any(records: Sequence[Record], holds: Callable[[Mapping[str, Any]], bool]) 
 
 def _mapping(value: object) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
-
-
-def _at(tree: Mapping[str, Any], name: str) -> object:
-    """Return the value at a dotted name; None where there is none."""
-    value: object = tree
-    for part in name.split("."):
-        value = _mapping(value).get(part)
-    return value
 
 
 def _text(value: object) -> str:

@@ -54,13 +54,6 @@ class Quantity(Strict):
             return "–"
         return format(self.value, {"loss": ".12g", "error": ".1e"}.get(self.kind, ","))
 
-    @property
-    def num_certain_tokens(self) -> int:
-        """Tokens before the first that leads by no more than the limit."""
-        limit = self.limit or 0.0
-        uncertain = (index for index, lead in enumerate(self.leads) if lead <= limit)
-        return next(uncertain, len(self.tokens))
-
 
 Quantities = dict[str, Quantity]
 
@@ -78,7 +71,10 @@ def compare_quantities(
     name: str, accepted: AcceptedQuantities, measured: Mapping[str, Quantity], torch_version: str
 ) -> CheckReport:
     """Compare the quantities of this code with the accepted ones in the file `name`."""
-    same_torch = minor_version(torch_version) == minor_version(accepted.torch_version)
+    minor, accepted_minor = (
+        text.split("+")[0].split(".")[:2] for text in (torch_version, accepted.torch_version)
+    )
+    same_torch = minor == accepted_minor
     names = dict.fromkeys([*accepted.quantities, *measured])
     items = (
         _decide(one, accepted.quantities.get(one), measured.get(one), same_torch=same_torch) for one in names
@@ -90,11 +86,6 @@ def compare_quantities(
         items=tuple(items),
         quantities=True,
     )
-
-
-def minor_version(version: str) -> tuple[str, ...]:
-    """Return major and minor version: ("2", "13") of 2.13.0+cpu."""
-    return tuple(version.split("+")[0].split(".")[:2])
 
 
 def _decide(
@@ -135,8 +126,9 @@ def _compare(accepted: Quantity, measured: Quantity, *, same_torch: bool) -> tup
 
 
 def _compare_tokens(accepted: Quantity, measured: Quantity) -> tuple[Status, str]:
-    """Compare tokens up to the first uncertain one; those after it may differ."""
-    certain, total = accepted.num_certain_tokens, len(accepted.tokens)
+    """Compare tokens up to the first that leads by no more than the limit; those after it may differ."""
+    limit, total = accepted.limit or 0.0, len(accepted.tokens)
+    certain = next((index for index, lead in enumerate(accepted.leads) if lead <= limit), total)
     for index in range(certain):
         if measured.tokens[index : index + 1] != accepted.tokens[index : index + 1]:
             return "changed", f"from token {index} on"

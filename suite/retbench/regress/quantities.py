@@ -5,8 +5,7 @@ A CPU and less than a minute are enough. Analytical costs are also taken at the 
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from importlib import resources
 
 import numpy as np
@@ -46,30 +45,22 @@ _NORM_SPREAD = 0.25
 
 def measure_quantities(specs: Mapping[str, ModelSpec]) -> Quantities:
     """Measure every machine-independent quantity of some models, by "model/quantity"."""
-    text = read_text()
-    found: Quantities = {}
-    for name, spec in specs.items():
-        config = matching.resolve_model(spec, SIZE, vocab_size=VOCAB_SIZE)
-        paper = matching.resolve_model(spec, PAPER_SIZE)
-        with _one_thread():
-            own = {
-                **_analytical(config, paper, spec),
-                **_allocated(config, spec, text),
-                **_computed(config, spec, text),
-            }
-        found |= {f"{name}/{quantity}": value for quantity, value in own.items()}
-    return found
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Run on one thread: the number of threads divides products into parts, which show in the peak of a step."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # each thread computes a part of a product, which shows in the peak of a step
     try:
-        yield
+        return {
+            f"{name}/{quantity}": value
+            for name, spec in specs.items()
+            for quantity, value in _measure_model(spec).items()
+        }
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(threads)
+
+
+def _measure_model(spec: ModelSpec) -> Quantities:
+    config = matching.resolve_model(spec, SIZE, vocab_size=VOCAB_SIZE)
+    paper, text = matching.resolve_model(spec, PAPER_SIZE), read_text()
+    return _analytical(config, paper, spec) | _allocated(config, spec, text) | _computed(config, spec, text)
 
 
 def read_text() -> Tensor:

@@ -1,8 +1,9 @@
 """Record sets: the newest comparable records of a file or folder, as values by point and round."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
 
@@ -149,19 +150,13 @@ def value_of(record: Record) -> float:
 
 def are_interleaved(first: RecordSet, second: RecordSet) -> bool:
     """Return whether each round of both sides was measured before the next of either, so that rounds are pairs."""
-    spans = [_spans(side.records) for side in (first, second)]
-    if spans[0].keys() != spans[1].keys() or len(spans[0]) < 2:
-        return False
-    both = [(*spans[0][number], *spans[1][number]) for number in sorted(spans[0])]
-    return all(max(earlier) < min(later) for earlier, later in pairwise(both))
-
-
-def _spans(records: Iterable[Record]) -> dict[int, tuple[float, float]]:
-    """Return the first and the last start of each round."""
-    moments: dict[int, list[float]] = {}
-    for record in records:
-        moments.setdefault(record.round, []).append(started(record).timestamp())
-    return {number: (min(found), max(found)) for number, found in moments.items()}
+    starts: dict[int, list[datetime]] = {}
+    for record in (*first.records, *second.records):
+        starts.setdefault(record.round, []).append(started(record))
+    numbers = [{record.round for record in side.records} for side in (first, second)]
+    ordered = [found for _, found in sorted(starts.items())]
+    is_ordered = all(max(earlier) < min(later) for earlier, later in pairwise(ordered))
+    return numbers[0] == numbers[1] and len(ordered) > 1 and is_ordered
 
 
 def geometric_mean(rounds: Sequence[Values], point: MeasurementPoint) -> float:

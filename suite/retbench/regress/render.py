@@ -2,9 +2,9 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 from xml.etree import ElementTree
 
 import pandas as pd
@@ -98,26 +98,21 @@ def _to_json(report: CheckReport, strict: bool) -> str:
     return json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-class _Case(NamedTuple):
-    name: str
-    kind: str
-    outcome: Outcome
-    message: str
-
-
-def _cases(report: CheckReport, strict: bool) -> list[_Case]:
-    """Return one test case per item, missing point and differing comparability key."""
-    cases = []
+def _cases(report: CheckReport, strict: bool) -> list[tuple[str, str, Outcome, str]]:
+    """Return name, kind, outcome and message of every item, missing point and differing comparability key."""
+    cases: list[tuple[str, str, Outcome, str]] = []
     for item in report.items:
         entries = zip(_columns(report)[2:], _row(item)[2:], strict=True)
         message = ", ".join(f"{heading} {text}" for heading, text in entries if text)
         outcome = "failure" if strict and item.outcome == "skipped" else item.outcome
-        cases.append(_Case(item.name, item.kind, outcome, f"{item.verdict}: {message}"))
-    cases += [_Case(str(one.point), "missing", _GAPS[one.kind], str(one)) for one in report.missing]
-    cases += [_Case(one.fact, "comparable", "error", str(one)) for one in report.hard]
-    if report.exit_code(strict=strict) == NOT_COMPARABLE and not any(one.outcome == "error" for one in cases):
+        cases.append((item.name, item.kind, outcome, f"{item.verdict}: {message}"))
+    cases += [(str(one.point), "missing", _GAPS[one.kind], str(one)) for one in report.missing]
+    cases += [(one.fact, "comparable", "error", str(one)) for one in report.hard]
+    if report.exit_code(strict=strict) == NOT_COMPARABLE and all(
+        outcome != "error" for *_, outcome, _ in cases
+    ):
         message = "; ".join([report.headline, *report.notes])
-        cases.append(_Case("the comparison", "comparable", "error", message))
+        cases.append(("the comparison", "comparable", "error", message))
     return cases
 
 
@@ -125,13 +120,15 @@ def _to_junit(report: CheckReport, strict: bool) -> str:
     """Return JUnit XML: a regression is a failure, and an item that could not be compared is an error."""
     cases = _cases(report, strict)
     suite = ElementTree.Element("testsuite", name="retbench", tests=str(len(cases)))
-    for name, outcome in (("failures", "failure"), ("errors", "error"), ("skipped", "skipped")):
-        suite.set(name, str(sum(case.outcome == outcome for case in cases)))
-    for case in cases:
-        name, message = (_FORBIDDEN.sub("", text) for text in (case.name, case.message))
-        element = ElementTree.SubElement(suite, "testcase", name=name, classname=f"retbench.{case.kind}")
-        if case.outcome != "passed":
-            ElementTree.SubElement(element, case.outcome, message=message)
+    counts = Counter(outcome for *_, outcome, _ in cases)
+    suite.set("failures", str(counts["failure"]))
+    suite.set("errors", str(counts["error"]))
+    suite.set("skipped", str(counts["skipped"]))
+    for name, kind, outcome, message in cases:
+        shown = _FORBIDDEN.sub("", name)
+        case = ElementTree.SubElement(suite, "testcase", name=shown, classname=f"retbench.{kind}")
+        if outcome != "passed":
+            ElementTree.SubElement(case, outcome, message=_FORBIDDEN.sub("", message))
     ElementTree.indent(suite)
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(suite, encoding="unicode") + "\n"
 

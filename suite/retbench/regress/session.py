@@ -329,11 +329,8 @@ def _run_info(plan: Plan, revision: Revision, run_id: str) -> protocol.RunInfo:
 
 def _require_equivalence(side: SessionSide, subject: Subject, gate: Gate) -> None:
     """Raise GateError where the execution modes of a model disagree: no time may be reported for it."""
-    failed = [
-        f"{check.name} at {check.length} tokens: {check.error:.3g}"
-        for check in gate.checks
-        if not check.passed
-    ]
+    wrong = [check for check in gate.checks if not check.passed]
+    failed = [f"{one.name} at {one.length} tokens: {one.error:.3g}" for one in wrong]
     if failed:
         raise GateError(
             f"{side.revision.name}: the execution modes of {subject.label} disagree: {'; '.join(failed)}."

@@ -81,12 +81,7 @@ WITHOUT_REPEAT = DecisionRules(flag_rate=0.01, confirm_rate=None)
 
 @dataclass(frozen=True)
 class InterimAnalysis:
-    """A time at which all items are tested.
-
-    Attributes:
-        rounds: Number of rounds before it.
-        share: Share of the error rates that it may spend.
-    """
+    """A test of all items after a number of rounds, which may spend a share of the error rates."""
 
     rounds: int
     share: float
@@ -236,13 +231,9 @@ class SequentialTest(Generic[Key]):
 
 
 def reject(p_values: Mapping[Key, float], rate: float, weights: Mapping[Key, int], left: int) -> list[Key]:
-    """Return the hypotheses that Holm's weighted step-down rejects.
+    """Return the hypotheses that Holm's weighted step-down rejects at a family-wise error rate.
 
-    Args:
-        p_values: Of the tested hypotheses.
-        rate: Family-wise error rate.
-        weights: Of the tested hypotheses at least.
-        left: Weight of the whole family without what was rejected before.
+    `left` is the weight of the whole family without what was rejected before.
     """
     rejected: list[Key] = []
     for key, p_value in sorted(p_values.items(), key=lambda item: item[1] / weights[item[0]]):
