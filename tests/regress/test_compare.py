@@ -262,7 +262,7 @@ def test_a_soft_fact_turns_a_moved_time_into_inconclusive(tmp_path: Path) -> Non
     head = write(tmp_path / "head.jsonl", HEAD, slower(1.3, "retnet"), rewrite=with_load(9.0))
     done = run(base, head)
     assert done.exit_code == 0
-    assert "regressed, unless a difference in busy when a worker started explains it" in done.stdout
+    assert "regressed, unless this explains it: busy when a worker started" in done.stdout
     assert run(base, head, "--strict").exit_code == 4
     assert run(base, head, "--accept-soft").exit_code == 1
 

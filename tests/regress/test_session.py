@@ -50,15 +50,37 @@ def plan(tmp_path: Path) -> Plan:
     )
 
 
-def changed(folder: Path, module: str, old: str, new: str) -> Revision:
-    """A copy of the source with one passage replaced."""
+def changed(folder: Path, module: str, old: str | None, new: str) -> Revision:
+    """A copy of the source with one passage replaced; None appends to the module."""
     source = folder / "changed" / "suite"
     shutil.copytree(ROOT / "suite", source, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
     path = source / "retbench" / module
     text = path.read_text(encoding="utf-8")
-    assert text.count(old) == 1
-    path.write_text(text.replace(old, new), encoding="utf-8")
+    assert old is None or text.count(old) == 1
+    path.write_text(text + new if old is None else text.replace(old, new), encoding="utf-8")
     return replace(working_tree(folder / "changed"), name="a changed copy")
+
+
+def failing_prefill(folder: Path, error: str) -> Revision:
+    """A copy of the source whose prefill of 64 tokens raises an error."""
+    return changed(folder, "workloads/prefill.py", None, FAILING_PREFILL.format(error=error))
+
+
+FAILING_PREFILL = """
+
+_unchanged_measure = measure
+
+
+def measure(context):
+    if context.cell.point.context_len == 64:
+        raise {error}
+    return _unchanged_measure(context)
+"""
+FAILING_SET_UP = """
+
+def measure_ceilings(*_, **__):
+    raise MemoryError("no memory for it")
+"""
 
 
 def check(plan: Plan, head: Revision, folder: Path, *, max_rounds: int = 3) -> CheckReport:
@@ -124,9 +146,7 @@ def test_a_budget_that_is_over_begins_no_round(plan: Plan, tmp_path: Path) -> No
 
 @pytest.mark.slow
 def test_a_point_that_fails_on_the_head_alone_is_a_regression(plan: Plan, tmp_path: Path) -> None:
-    start = "    context.forget_what_ran()\n"
-    fault = "    if context.cell.point.context_len == 64:\n        raise RuntimeError('broken')\n"
-    head = changed(tmp_path, "workloads/prefill.py", start, start + fault)
+    head = failing_prefill(tmp_path, "RuntimeError('broken')")
     report = check(plan, head, tmp_path / "records")
     assert [(str(one.point), one.kind) for one in report.missing] == [
         ("prefill of retnet, batch 1, 64", "broken")
@@ -148,9 +168,7 @@ def test_a_point_that_fails_on_the_head_alone_is_a_regression(plan: Plan, tmp_pa
 
 @pytest.mark.slow
 def test_a_point_that_fails_costs_the_others_no_round(plan: Plan, tmp_path: Path) -> None:
-    fault = "    if context.cell.point.context_len == 64:\n        raise RuntimeError('broken')\n"
-    start = "    context.forget_what_ran()\n"
-    head = changed(tmp_path, "workloads/prefill.py", start, start + fault)
+    head = failing_prefill(tmp_path, "RuntimeError('broken')")
     prompts = tuple(cell for cell in plan.cells if cell.workload == "prefill")
     session = InterleavedSession(
         replace(plan, cells=prompts),
@@ -164,29 +182,21 @@ def test_a_point_that_fails_costs_the_others_no_round(plan: Plan, tmp_path: Path
     assert [one.kind for one in session.missing()] == ["broken"]
 
 
-OUT_OF_MEMORY = "raise MemoryError('no memory for it')\n"
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize(
-    ("module", "start", "fault", "lengths"),
+    ("module", "fault", "lengths"),
     [
-        (
-            "workloads/prefill.py",
-            "    context.forget_what_ran()\n",
-            f"    if context.cell.point.context_len == 64:\n        {OUT_OF_MEMORY}",
-            {64},
-        ),
-        ("run/tasks.py", "        ceilings = measure_ceilings(", f"        {OUT_OF_MEMORY}", {32, 64}),
+        ("workloads/prefill.py", FAILING_PREFILL.format(error="MemoryError('no memory for it')"), {64}),
+        ("run/tasks.py", FAILING_SET_UP, {32, 64}),
     ],
     ids=["a cell", "the set-up"],
 )
 def test_what_fails_on_both_sides_is_the_fault_of_neither(
-    plan: Plan, tmp_path: Path, seed: int, module: str, start: str, fault: str, lengths: set[int]
+    plan: Plan, tmp_path: Path, seed: int, module: str, fault: str, lengths: set[int]
 ) -> None:
     """Whichever side the seed has asked first."""
-    code = changed(tmp_path, module, start, fault + start)
+    code = changed(tmp_path, module, None, fault)
     settings = plan.settings.model_copy(update={"seed": seed})
     prompts = tuple(
         cell.model_copy(update={"settings": settings}) for cell in plan.cells if cell.workload == "prefill"
@@ -208,7 +218,8 @@ def test_a_base_whose_forms_disagree_is_nothing_to_hold_against(plan: Plan, tmp_
         plan, (base, working_tree(ROOT)), tmp_path / "run", SessionLimits(blocks=1), print
     )
     with pytest.raises(
-        NotComparableError, match=r"The base cannot be measured\. a changed copy: the forms of retnet"
+        NotComparableError,
+        match=r"The base cannot be measured\. a changed copy: the execution modes of retnet",
     ):
         session.prepare()
     session = InterleavedSession(

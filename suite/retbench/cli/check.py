@@ -116,7 +116,7 @@ def _notify(text: str) -> None:
 
 def _check_times(check: "InterleavedCheck", ref: str, *, always: bool) -> "CheckReport":
     """Measure both revisions; exit with 130 if the user interrupts it."""
-    from retbench.cli import INTERRUPTED
+    from retbench.cli.run import INTERRUPTED
     from retbench.run.interrupts import Interrupted
 
     try:

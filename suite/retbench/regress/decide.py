@@ -100,7 +100,7 @@ def _doubt_confounded(
     for item, decision in decisions.items():
         facts = [one.fact for one in differences if one.fact != SESSION or item.kind != "ratio"]
         if facts and decision.verdict in {"regressed", "improved"} and is_timed(item.workload):
-            note = f"{decision.verdict}, unless a difference in {', '.join(facts)} explains it"
+            note = f"{decision.verdict}, unless this explains it: {', '.join(facts)}"
             found[item] = replace(decision, verdict="inconclusive", note=note)
     return found
 
@@ -169,7 +169,7 @@ def _decided_item(
         "batch_size": item.points[0].batch_size,
         "context_len": [point.context_len for point in item.points],
         "verdict": decision.verdict,
-        "ratio": interval.value if interval else None,
+        "ratio": _finite(interval.value) if interval else None,
         "low": _finite(interval.low) if interval else None,
         "high": _finite(interval.high) if interval else None,
         "num_rounds": interval.num_rounds if interval else 0,

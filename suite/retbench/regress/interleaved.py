@@ -81,14 +81,7 @@ def sample(
     """Measure rounds until everything is decided or the budget ends.
 
     The items are those of the points in the first round, whatever their times. A point that cannot be measured would
-    never be decided, and would keep its curve undecided.
-
-    Args:
-        points: Everything that is to be measured.
-        reference: The model that the others are divided by.
-        source: Measures rounds.
-        rules: The error rates.
-        max_rounds: Maximum number of rounds, without repeats.
+    never be decided, and would keep its curve undecided. Repeats do not count towards `max_rounds`.
     """
     analyses = plan_analyses(max_rounds)
     rounds = [source.measure(frozenset(points))]

@@ -47,13 +47,7 @@ class PointAttempts:
 
 @dataclass(frozen=True)
 class RecordSet:
-    """The records of one side of a comparison.
-
-    Attributes:
-        name: Where they were read from.
-        records: One per (cell, round), of the compared workloads.
-        notes: A sentence on everything that was left out.
-    """
+    """The records of one side, one per (cell, round) of the compared workloads, with notes on what was left out."""
 
     name: str
     records: tuple[Record, ...]
@@ -67,8 +61,9 @@ class RecordSet:
 
     @property
     def _baselines(self) -> list[str]:
-        records = self.records
-        return sorted({one.model.name for one in records if is_baseline(one.model.architecture)})
+        return sorted(
+            {one.name for one in (record.model for record in self.records) if is_baseline(one.architecture)}
+        )
 
     @property
     def reference(self) -> str | None:

@@ -13,17 +13,8 @@ REGRESSED, NOT_COMPARABLE, INCONCLUSIVE = 1, 3, 4
 Gap = Literal["broken", "fixed", "absent", "both"]
 Outcome = Literal["passed", "failure", "error", "skipped"]
 
-VERDICTS = (
-    "regressed",
-    "changed",
-    "not in the baseline",
-    "not measured",
-    "improved",
-    "inconclusive",
-    "not compared",
-    "same",
-    "equal",
-)
+_FAILURES = ("regressed", "changed", "not in the baseline", "not measured")
+VERDICTS = (*_FAILURES, "improved", "inconclusive", "not compared", "same", "equal")
 """In the order of tables and headlines."""
 
 _GAP_WORDS: dict[Gap, str] = {
@@ -39,13 +30,10 @@ class DecidedItem:
     """One compared item with its verdict.
 
     Attributes:
-        name: The item in words.
         kind: "time", "ratio", "curve", or "quantity".
         verdict: One of `VERDICTS`.
         outcome: Its effect on the check. "skipped" means undecided, "error" that the item is on one side only.
         first: Its value on the first side, as text; empty for a curve.
-        second: Its value on the second side.
-        note: A remark; may be empty.
         change: Second side over first; None for a quantity or without rounds.
         margin: Ratio that counts as moved.
         workload: The workload of a time, ratio or curve.
@@ -85,17 +73,13 @@ class MissingPoint:
 
 @dataclass(frozen=True)
 class CheckReport:
-    """The result of comparing a second side, which is judged, with a first.
+    """The result of comparing a second side, which is judged, with a first; without items if they cannot be compared.
 
     Attributes:
-        first: Name and code of the first side.
-        second: Name and code of the second side.
         method: How the values were taken.
-        items: Every decided item; empty where the sides cannot be compared.
         values: The value of every point on both sides, in the unit of its workload.
         hard: Comparability keys that differ.
         soft: Confounders that differ.
-        missing: Points without a value.
         sentences: The curves that moved.
         notes: What was left out, and other remarks.
         same_code: Nothing was measured, because both sides run the same code.

@@ -220,10 +220,8 @@ def crossover(
     Of several crossings the last counts, and the note says so. A round in which the first model is ahead at every
     length has its crossover below the range. A round in which it is not ahead at the longest has it above, or nowhere.
 
-    Args:
-        lengths: Tokens, increasing.
-        ratios_by_round: Cost of the first model over that of the second, per round and length.
-        confidence: Of the interval over the rounds' crossings.
+    The lengths increase. `ratios_by_round` holds the cost of the first model over that of the second, per round and
+    length.
     """
     log_lengths = _log_lengths(lengths)
     log_ratios = _log_table(log_lengths, ratios_by_round)
@@ -317,12 +315,7 @@ def slope_equivalence(
 
     In each round a line is fitted to the logarithm of the cost over the logarithm of the length. The round's ratio is
     the rise of the line from the first length to the last. The tests are at 5 % each. A cost is not constant either
-    where the 95 % interval of any length's ratio to the first lies outside 1 ± margin.
-
-    Args:
-        lengths: Tokens, increasing, at least two.
-        values_by_round: The cost per round and length.
-        margin: Half-width of the range that counts as constant: 0.05 for ratios within 0.95 to 1.05.
+    where the 95 % interval of any length's ratio to the first lies outside 1 ± margin. The lengths increase.
     """
     if not 0 < margin < 1:
         raise ConfigError(f"margin is {margin}, which is not between 0 and 1. Give e.g. 0.05 for within 5 %.")

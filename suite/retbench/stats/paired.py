@@ -72,12 +72,7 @@ def ratio_of_sums(
     together. The interval is the percentile one, its quantiles moved outwards by what Student's t and the
     factor sqrt(n / (n - 1)) add for few documents (Hesterberg, arXiv:1411.5279, "expanded percentile").
 
-    Args:
-        tops: Finite.
-        bottoms: Finite, not negative, not all zero.
-        confidence: Of the interval.
-        num_resamples: Number of bootstrap resamples, at least 1,000.
-        seed: Of the resampling: the same documents give the same interval.
+    All values are finite, and the bottoms neither negative nor all zero. The same seed gives the same interval.
     """
     check_confidence(confidence)
     if num_resamples < 1000:

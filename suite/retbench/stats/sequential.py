@@ -103,7 +103,6 @@ class Decision:
     """The conclusion on one item.
 
     Attributes:
-        verdict: The verdict.
         change: The estimate behind it; None where no round has the item on both sides.
         margin: The log-ratio that counts as moved.
         detectable: The least slow-down, as a share, that would have been found; None unless inconclusive.
@@ -120,11 +119,7 @@ class Decision:
 class SequentialTest(Generic[Key]):
     """Items that are tested at each interim analysis until all are decided.
 
-    Args:
-        margins: The log-ratio that counts as moved, per item.
-        rules: The error rates.
-        analyses: As planned.
-        weights: How the rate of flags is divided among the items; equally by default.
+    `margins` are the log-ratios that count as moved. `weights` divide the rate of flags, equally by default.
     """
 
     def __init__(
