@@ -36,7 +36,7 @@ def test_what_is_packed_is_read_back(tmp_path: Path) -> None:
     assert target.read_bytes() == before
 
 
-def test_nothing_to_pack_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_to_pack_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert aa.main(["--rounds", "0", "--out", str(tmp_path / "none"), "--pack", str(tmp_path / "x")]) == 2
     assert "No such file" in capsys.readouterr().err
 

@@ -75,10 +75,10 @@ def test_a_run_that_is_slower_than_their_spread_fails(baseline: Path, tmp_path: 
     ("session", "model", "factor"),
     [(1.0, "retnet", 1.05), (0.95, "retnet", 1.05), (1.03, "transformer", 0.95)],
 )
-def test_a_change_of_the_ratio_is_told_and_not_whose_it_is(
+def test_a_change_of_the_ratio_is_reported_and_not_whose_it_is(
     baseline: Path, tmp_path: Path, session: float, model: str, factor: float
 ) -> None:
-    """5 % on one model is within what sittings shift, and far beyond what their ratio does."""
+    """5 % on one model is within what sessions shift, and far beyond what their ratio does."""
 
     def change(arguments: dict[str, Any]) -> dict[str, Any]:
         return steady(arguments, session * (factor if arguments["model"].name == model else 1.0))
@@ -179,7 +179,7 @@ def test_a_clock_unlike_that_of_all_runs_may_explain_a_difference(tmp_path: Path
     assert call("compare", path, run_of(tmp_path, 10, 1.5, rewrite=clocked(1.4e9))).exit_code == 1
 
 
-def test_show_tells_runs_points_and_spread(baseline: Path) -> None:
+def test_show_prints_runs_points_and_spread(baseline: Path) -> None:
     done = call("baseline", "show", baseline.parents[1])
     assert "8 runs" in done.stdout
     assert "window begun: first runs" in done.stdout
@@ -319,7 +319,7 @@ def test_only_an_out_of_memory_each_time_is_no_failure(tmp_path: Path, status: s
     assert save(tmp_path / "baselines", whole).exit_code == 3  # it has a point more
 
 
-def test_a_value_that_is_not_finite_in_the_run_is_told_and_missing(
+def test_a_value_that_is_not_finite_in_the_run_is_reported_and_missing(
     baseline: Path, runs: list[Path], tmp_path: Path
 ) -> None:
     lines = runs[8].read_text(encoding="utf-8").splitlines()
@@ -356,13 +356,13 @@ def test_a_folder_of_two_sweeps_is_no_run(runs: list[Path], tmp_path: Path) -> N
     assert "latency/cpu, other/cpu" in done.stderr
 
 
-def test_no_baseline_is_told(tmp_path: Path) -> None:
+def test_no_baseline_is_reported(tmp_path: Path) -> None:
     done = call("baseline", "show", tmp_path)
     assert done.exit_code == 2
     assert "retbench baseline save" in done.stderr
 
 
-def test_a_baseline_in_the_place_of_the_run_is_told_from_a_damaged_one(tmp_path: Path) -> None:
+def test_a_baseline_in_the_place_of_the_run_is_reported_from_a_damaged_one(tmp_path: Path) -> None:
     folder, run = tmp_path / "baselines", run_of(tmp_path, 0)
     assert call("baseline", "save", run, "--folder", folder).exit_code == 0
     baseline = folder / NAME

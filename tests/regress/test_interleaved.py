@@ -56,7 +56,7 @@ def test_log_ratios_by_hand() -> None:
     assert paired_changes([ratio], [times, {one: (1.0, 1.0)}])[ratio].num_rounds == 1
 
 
-def test_one_disturbed_visit_of_three_does_not_count() -> None:
+def test_one_disturbed_block_of_three_does_not_count() -> None:
     first, second = combine_blocks([(1.0, 1.1), (2.0, 2.2), (1.1, 9.0)])
     assert (first, second / first) == (pytest.approx(1.1), pytest.approx(1.1))
     assert combine_blocks([(0.5, 0.6)]) == (0.5, pytest.approx(0.6))

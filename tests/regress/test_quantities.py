@@ -1,4 +1,4 @@
-"""The exact lane: the same on every machine, and red where the code computes or needs something else."""
+"""Machine-independent checks: equal on every machine, and failing where the code computes or needs something else."""
 
 import json
 import math
@@ -99,7 +99,7 @@ def test_every_weight_counts() -> None:
                 parameter.copy_(saved)
 
 
-def test_counted_and_closed_forms_agree(quantities: Quantities) -> None:
+def test_counted_and_analytical_costs_agree(quantities: Quantities) -> None:
     for name, spec in MODELS.items():
         config = resolve_model(spec, exact.SIZE, vocab_size=exact.VOCAB_SIZE)
         assert quantities[f"{name}/parameters"].value == costs.num_params(config)
@@ -107,7 +107,7 @@ def test_counted_and_closed_forms_agree(quantities: Quantities) -> None:
         assert quantities[f"{name}/bytes of a state of {exact.STEP_DEPTH + 2}"].value == state
 
 
-def test_the_command_is_green_on_the_code_as_it_is(few: Path, tmp_path: Path) -> None:
+def test_the_command_passes_on_the_code_as_it_is(few: Path, tmp_path: Path) -> None:
     done = check(few, "--format", "json", "--out", str(tmp_path / "out"))
     assert done.exit_code == 0
     data = json.loads(done.stdout)
@@ -118,19 +118,19 @@ def test_the_command_is_green_on_the_code_as_it_is(few: Path, tmp_path: Path) ->
     assert (suite.get("failures"), suite.get("errors")) == ("0", "0")
 
 
-def red_decay(patch: pytest.MonkeyPatch) -> None:
-    """Every form forgets a little faster, so that the gate is green and the loss is not."""
+def changed_decay(patch: pytest.MonkeyPatch) -> None:
+    """Every form forgets a little faster, so that the equivalence check passes and the loss changes."""
     original = mixers.decay_schedule
     patch.setattr(mixers, "decay_schedule", lambda *arguments: 1.001 * original(*arguments))
 
 
-def red_bytes(patch: pytest.MonkeyPatch) -> None:
-    """A closed form counts one byte more."""
+def changed_bytes(patch: pytest.MonkeyPatch) -> None:
+    """An analytical cost counts one byte more."""
     original = costs.decode_bytes
     patch.setattr(costs, "decode_bytes", lambda *arguments: original(*arguments) + 1)
 
 
-def red_workspace(patch: pytest.MonkeyPatch) -> None:
+def changed_workspace(patch: pytest.MonkeyPatch) -> None:
     """A step holds a copy of what it needs."""
     from retbench.models.decoder import Decoder
 
@@ -148,15 +148,15 @@ def red_workspace(patch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("change", "names"),
     [
-        (red_decay, {"float64 nats per token"}),
-        (red_bytes, {"1m decode_bytes at 512", "6.7b decode_bytes at 8192"}),
+        (changed_decay, {"float64 nats per token"}),
+        (changed_bytes, {"1m decode_bytes at 512", "6.7b decode_bytes at 8192"}),
         (
-            red_workspace,
+            changed_workspace,
             {"peak tensor bytes of a decode step at 512", "peak tensor bytes of a prompt of 512"},
         ),
     ],
 )
-def test_a_change_of_the_code_is_red(
+def test_a_change_of_the_code_fails(
     tmp_path: Path,
     quantities: Quantities,
     monkeypatch: pytest.MonkeyPatch,
@@ -231,14 +231,14 @@ def test_a_quantity_on_one_side_alone_is_not_passed_over(few: Path, quantities: 
     assert "not in the baseline  retnet/parameters" in done.stdout
 
 
-def test_an_equality_check_that_is_no_longer_made_is_told(few: Path, quantities: Quantities) -> None:
+def test_an_equality_check_that_is_no_longer_made_is_reported(few: Path, quantities: Quantities) -> None:
     name = next(name for name, one in quantities.items() if one.kind == "error")
     without = {key: one for key, one in quantities.items() if key != name}
     assert compare(few, without)[name].verdict == "not measured"
     assert check(few).exit_code == 0
 
 
-def test_logits_that_are_not_finite_are_red_and_no_crash(
+def test_logits_that_are_not_finite_fail_and_no_crash(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     original = mixers.decay_schedule

@@ -138,7 +138,7 @@ def test_other_dependencies_get_an_environment_that_is_kept(
     assert len(messages) == 1
 
 
-def test_dependencies_that_cannot_be_had_are_told(
+def test_dependencies_that_cannot_be_had_are_reported(
     repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -167,7 +167,7 @@ def test_code_that_cannot_be_imported_is_nothing_to_compare_with(
     assert "retbench compare" in done.stderr
 
 
-def test_an_environment_that_cannot_be_made_is_told(
+def test_an_environment_that_cannot_be_made_is_reported(
     repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "cache").write_text("a file", encoding="utf-8")

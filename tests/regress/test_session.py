@@ -100,7 +100,9 @@ def test_a_core_is_left_to_the_rest_of_the_machine(tmp_path: Path, asked: int | 
 
 
 @pytest.mark.parametrize(("blocks", "steps"), [(1, 10), (4, 3), (10, 1), (11, 1)])
-def test_the_steps_of_a_cell_are_shared_out_among_its_visits(tmp_path: Path, blocks: int, steps: int) -> None:
+def test_the_steps_of_a_cell_are_shared_out_among_its_sample_blocks(
+    tmp_path: Path, blocks: int, steps: int
+) -> None:
     path = tmp_path / "tiny.toml"
     path.write_text(EXPERIMENT, encoding="utf-8")
     overrides = ("min_steps=10", "warmup_s=0.5")
@@ -211,7 +213,7 @@ def test_what_fails_on_both_sides_is_the_fault_of_neither(
 
 
 @pytest.mark.slow
-def test_a_base_whose_forms_disagree_is_nothing_to_hold_against(plan: Plan, tmp_path: Path) -> None:
+def test_a_base_whose_modes_disagree_is_not_comparable(plan: Plan, tmp_path: Path) -> None:
     start = "    error = float((found - reference)"
     base = changed(tmp_path, "models/gate.py", start, start.replace("float(", "9 + float("))
     session = InterleavedSession(

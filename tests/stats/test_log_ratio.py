@@ -119,8 +119,8 @@ def test_paired_intervals_cover_what_they_say(num_rounds: int, session_sd: float
 def test_predictions_cover_the_next_run(num_runs: int, session_sd: float) -> None:
     """Each run is a session of its own, of five processes; the interval is for the run that comes next."""
     rng = np.random.default_rng(num_runs)
-    sittings = rng.normal(0, session_sd, size=(TRIALS, num_runs + 1))
-    runs = log_medians(rng, (TRIALS, num_runs + 1, 5)).mean(axis=2) + sittings
+    sessions = rng.normal(0, session_sd, size=(TRIALS, num_runs + 1))
+    runs = log_medians(rng, (TRIALS, num_runs + 1, 5)).mean(axis=2) + sessions
     intervals = [predicted_from(row[:-1].tolist(), float(row[-1])).interval() for row in runs]
     covered = sum(
         one.low <= 1 <= one.high for one in intervals if one.low is not None and one.high is not None

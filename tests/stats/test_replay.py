@@ -32,7 +32,7 @@ def run(rounds: list[Times], seed: int, factor: float = 1.0) -> SampledRounds:
 
 
 def decode_curves(sampled: SampledRounds) -> list[str]:
-    """What is said of the decode curve of each model."""
+    """Return the verdict on the decode curve of each model."""
     return [
         decision.verdict
         for item, decision in sampled.decisions.items()

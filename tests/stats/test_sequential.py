@@ -123,7 +123,7 @@ def steady(effect: float, rounds: int = 5) -> LogRatio:
     return LogRatio(effect, PROCESS_SD / math.sqrt(rounds), rounds - 1, rounds)
 
 
-def test_verdicts_by_what_was_seen() -> None:
+def test_verdicts_by_what_was_measured() -> None:
     effects = {"slow": 0.2, "fast": -0.2, "same": 0.0, "noisy": 0.015}
     sweep = SequentialTest(dict.fromkeys(effects, MARGIN), RULES, plan_analyses(5))
     evidence = {name: steady(effect) for name, effect in effects.items()}

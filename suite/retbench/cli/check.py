@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from retbench.regress.report import CheckReport
 
 DEFAULT_OUT = Path("reports") / "check"
-"""Default folder of both sides' records."""
 _TIMING = {"overrides": "set"} | {
     name: name
     for name in ("experiment", "profile", "device", "rounds", "visits", "budget", "margin", "always")

@@ -9,6 +9,7 @@ from retbench.regress.comparability import SESSION, FactDifference
 from retbench.regress.items import (
     ComparedItem,
     MeasurementPoint,
+    Pair,
     Values,
     curve_of,
     curves_of,
@@ -28,13 +29,15 @@ ChangeOf = Callable[[ComparedItem], LogRatio | None]
 """Estimates the change of any item from all rounds."""
 Decisions = Mapping[ComparedItem, Decision]
 Rounds = Sequence[Values]
+Sides = tuple[Rounds, Rounds]
+PointValues = Mapping[MeasurementPoint, Pair]
 
 _EITHER = "regressed, but either model may have moved: a measurement session shifts the times of both"
 
 
 def conclude(
     report: CheckReport,
-    sides: tuple[Rounds, Rounds],
+    sides: Sides,
     reference: str | None,
     change_of: ChangeOf,
     rules: DecisionRules,
@@ -59,7 +62,7 @@ def conclude(
     return with_decisions(report, decisions, sides, change_of, in_turn=in_turn)
 
 
-def _shared_points(sides: tuple[Rounds, Rounds]) -> list[MeasurementPoint]:
+def _shared_points(sides: Sides) -> list[MeasurementPoint]:
     first, second = ({point for values in rounds for point in values} for rounds in sides)
     return sorted(first & second)
 
@@ -112,12 +115,7 @@ def mean_log(item: ComparedItem, rounds: Rounds) -> float | None:
 
 
 def with_decisions(
-    report: CheckReport,
-    decisions: Decisions,
-    sides: tuple[Rounds, Rounds],
-    change_of: ChangeOf,
-    *,
-    in_turn: bool,
+    report: CheckReport, decisions: Decisions, sides: Sides, change_of: ChangeOf, *, in_turn: bool
 ) -> CheckReport:
     """Add decided items, values and sentences to a report.
 
@@ -150,10 +148,7 @@ def _outcome(item: ComparedItem, decisions: Decisions, *, in_turn: bool) -> Outc
 
 
 def _decided_item(
-    item: ComparedItem,
-    decision: Decision,
-    values: Mapping[MeasurementPoint, tuple[float, float]],
-    outcome: Outcome,
+    item: ComparedItem, decision: Decision, values: PointValues, outcome: Outcome
 ) -> DecidedItem:
     interval = decision.change.interval() if decision.change else None
     first, second = _show_values(item, values)
@@ -195,9 +190,7 @@ def _finite(value: float | None) -> float | None:
     return value if value is not None and value < math.inf else None
 
 
-def _show_values(
-    item: ComparedItem, values: Mapping[MeasurementPoint, tuple[float, float]]
-) -> tuple[str, str]:
+def _show_values(item: ComparedItem, values: PointValues) -> tuple[str, str]:
     """Return the values of an item on both sides; a curve has no single value."""
     pairs = [values.get(point, (math.nan, math.nan)) for point in item.points]
     if item.kind == "curve":

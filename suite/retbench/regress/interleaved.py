@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from queue import Empty
-from typing import Literal, Protocol
+from typing import Protocol
 
 from retbench.architectures.registry import is_baseline
 from retbench.errors import ConfigError
@@ -42,8 +42,7 @@ from retbench.workloads.workload import WORKLOADS
 
 _LOCK_POLL_S = 0.5
 
-Ending = Literal["decided", "rounds", "budget", "nothing"]
-_ENDINGS: dict[Ending, str] = {
+_ENDINGS = {
     "decided": "every point was decided",
     "rounds": "the limit of rounds was reached",
     "budget": "the time was over",
@@ -63,12 +62,12 @@ class RoundSource(Protocol):
 
 @dataclass(frozen=True)
 class SampledRounds:
-    """Decisions per item, all rounds in order, the rounds measured anew for flagged items, and why sampling ended."""
+    """Decisions per item, all rounds in order, rounds measured anew for flagged items, and a key of `_ENDINGS`."""
 
     decisions: dict[ComparedItem, Decision]
     rounds: tuple[Times, ...]
     repeats: tuple[Times, ...]
-    ending: Ending
+    ending: str
 
 
 def sample(
@@ -99,7 +98,7 @@ def sample(
 
 def _measure_rounds(
     test: SequentialTest[ComparedItem], items: list[ComparedItem], source: RoundSource, rounds: list[Times]
-) -> Ending:
+) -> str:
     """Measure up to each interim analysis and add the rounds to `rounds`."""
     while analysis := test.next_analysis:
         points = _points_of(test.undecided)

@@ -179,7 +179,9 @@ def _interpreter(root: Path, tree: Path, notify: Notify, stop: StopRequest) -> P
         notify("both revisions have the same dependencies: the base uses the installed ones")
         return Path(sys.executable)
     installed = sorted({f"{one.name}=={one.version}" for one in distributions()})
-    folder = _environments() / _hash([*theirs, *installed, sys.prefix, sys.version])
+    parts = "\n".join([*theirs, *installed, sys.prefix, sys.version])
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = cache / "retbench" / "environments" / hashlib.sha256(parts.encode()).hexdigest()[:16]
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     if not (folder / "complete").exists():
         notify(f"the base has other dependencies: installing the missing ones in {folder}")
@@ -217,15 +219,6 @@ def _dependencies(folder: Path) -> list[str]:
         return sorted(project["dependencies"])
     except (OSError, KeyError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{folder}: its pyproject.toml states no dependencies: {error}.") from error
-
-
-def _environments() -> Path:
-    """Return the folder of environments, in the user's cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "retbench" / "environments"
-
-
-def _hash(words: list[str]) -> str:
-    return hashlib.sha256("\n".join(words).encode()).hexdigest()[:16]
 
 
 def _git(root: Path, *words: str, quiet: bool = False) -> str:
