@@ -1,11 +1,11 @@
-"""Rounds of the code against itself, for the replay test of the checks: `python -m benchmarks.aa`.
+"""Record rounds of the code against itself, for the replay test of the checks: `python -m benchmarks.aa`.
 
-Each round is one of `retbench check --against`: two workers of each model side by side, their cells in turn, of the
-profile `smoke` of latency. Nothing differs between the sides, so that whatever a rule finds in it is a false alarm.
-How many cores other processes kept busy meanwhile is measured and kept with it, whether --load or anyone's work did.
-Every round is appended as soon as it is measured: end it whenever you like, and run it again for more.
+Each round is one of `retbench check --against` on the profile `smoke` of latency: two workers per model, whose cells
+alternate. Nothing differs between the sides, so that anything that a rule finds is a false alarm. The number of cores
+that other processes kept busy is recorded, whether by --load or not. Every round is appended as soon as it is measured:
+the command can be interrupted and run again for more rounds.
 
-Exit codes: 0 the rounds are there, 1 something failed, 2 the request is impossible, 130 interrupted.
+Exit codes: 0 the rounds are recorded, 1 something failed, 2 the request is impossible, 130 interrupted.
 """
 
 import argparse
@@ -27,10 +27,10 @@ from retbench.errors import RetbenchError
 from retbench.measure.environment import machine_name
 from retbench.planning.plan import Plan, make_plan
 from retbench.records.record import utc_now
-from retbench.regress.against import timed_plan
-from retbench.regress.items import Pair, Place
+from retbench.regress.interleaved import timed_plan
+from retbench.regress.items import MeasurementPoint, Pair
 from retbench.regress.revisions import checkout_root, working_tree
-from retbench.regress.sitting import Limits, Sitting
+from retbench.regress.session import InterleavedSession, SessionLimits
 from retbench.run.interrupts import catch_signals
 from retbench.run.locks import timing_lock
 
@@ -39,7 +39,7 @@ SIGNIFICANT_DIGITS = 5
 
 EPILOG = """\
 Examples: python -m benchmarks.aa --rounds 100, then python -m benchmarks.aa --rounds 100 --load
-          python -m benchmarks.aa --rounds 0 --pack tests/comparing/aa_rounds.jsonl.gz
+          python -m benchmarks.aa --rounds 0 --pack tests/stats/aa_rounds.jsonl.gz
 """
 
 
@@ -48,7 +48,7 @@ def record(num_rounds: int, out: Path, *, loaded: bool) -> None:
 
     Raises:
         RetbenchError: nothing can be measured, or another run is timing on this machine.
-        Interrupted: the user ended it; the rounds that were done are kept.
+        Interrupted: the user ended it; finished rounds are kept.
     """
     plan = checked_plan()
     code = working_tree(checkout_root())
@@ -57,42 +57,42 @@ def record(num_rounds: int, out: Path, *, loaded: bool) -> None:
         tempfile.TemporaryDirectory(prefix="retbench-aa-") as folder,
         timing_lock("benchmarks.aa", wait=_refuse),
     ):
-        sitting = Sitting(plan, (code, code), Path(folder), Limits(), say)
-        with catch_signals(sitting.interrupt), _load(one_core=loaded):
-            sitting.prepare()
+        session = InterleavedSession(plan, (code, code), Path(folder), SessionLimits(), say)
+        with catch_signals(session.interrupt), _load(one_core=loaded):
+            session.prepare()
             for number in range(num_rounds):
-                since, before = monotonic(), _busy_elsewhere_s()
-                visits = sitting.visit(frozenset(sitting.places))
-                busy_cores = (_busy_elsewhere_s() - before) / (monotonic() - since)
-                line = _line(visits, busy_cores=busy_cores, code=code.code)
+                since, before = monotonic(), _others_busy_s()
+                blocks = session.measure_blocks(frozenset(session.points))
+                busy_cores = (_others_busy_s() - before) / (monotonic() - since)
+                line = _line(blocks, busy_cores=busy_cores, code=code.code)
                 with open(out, "a", encoding="utf-8") as file:
                     file.write(line + "\n")
-                took = f"{monotonic() - since:.1f} s, {busy_cores:.2f} cores busy elsewhere"
-                say(f"{number + 1} of {num_rounds}: {took}, {len(visits)} points -> {out}")
+                took = f"{monotonic() - since:.1f} s, {busy_cores:.2f} cores used by other processes"
+                say(f"{number + 1} of {num_rounds}: {took}, {len(blocks)} points -> {out}")
 
 
 def checked_plan() -> Plan:
-    """What `retbench check --against` measures by default, on a CPU."""
+    """Return the plan that `retbench check --against` measures by default, on a CPU."""
     plan = make_plan("latency", profile="smoke", device="cpu", dtype=None, limit=None, overrides=())
-    return timed_plan(plan, Limits().visits)
+    return timed_plan(plan, SessionLimits().blocks)
 
 
-def _busy_elsewhere_s() -> float:
-    """Seconds of processor time that every process has spent but this one and its workers, which have ended."""
+def _others_busy_s() -> float:
+    """Return processor seconds of all processes except this one and its workers, which have ended."""
     times = psutil.cpu_times()
     spent = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     own = sum(usage.ru_utime + usage.ru_stime for usage in spent)
     return times.user + times.nice + times.system + times.irq + times.softirq - own
 
 
-def _line(visits: Mapping[Place, Sequence[Pair]], *, busy_cores: float, code: str) -> str:
-    """A round as JSON: of each point where it lies, and the seconds of both sides in each visit."""
+def _line(blocks: Mapping[MeasurementPoint, Sequence[Pair]], *, busy_cores: float, code: str) -> str:
+    """Return a round as JSON: per point its coordinates, and the seconds of both sides in each sample block."""
     points = [
         [
-            *(place.workload, place.model, place.batch_size, place.context_len),
+            *(point.workload, point.model, point.batch_size, point.context_len),
             [[_short(first), _short(second)] for first, second in pairs],
         ]
-        for place, pairs in sorted(visits.items())
+        for point, pairs in sorted(blocks.items())
     ]
     facts = {
         "busy_cores": round(busy_cores, 2),
@@ -104,13 +104,13 @@ def _line(visits: Mapping[Place, Sequence[Pair]], *, busy_cores: float, code: st
 
 
 def _short(seconds: float) -> float:
-    """As many digits as noise leaves of a time."""
+    """Round a time to the digits that exceed its noise."""
     return float(f"{seconds:.{SIGNIFICANT_DIGITS}g}")
 
 
 @contextmanager
 def _load(*, one_core: bool) -> Iterator[None]:
-    """Another process that keeps one core busy, where that is asked for."""
+    """Keep one core busy with another process if requested."""
     if not one_core:
         yield
         return
@@ -127,14 +127,14 @@ def _refuse(holder: str) -> None:
 
 
 def pack(source: Path, target: Path) -> int:
-    """Compress the rounds of a file; the same rounds give the same bytes. Returns how many there are."""
+    """Compress the rounds of a file, reproducibly, and return their number."""
     content = source.read_bytes()
     target.write_bytes(gzip.compress(content, compresslevel=9, mtime=0))
     return len(content.splitlines())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse, measure, pack; returns the exit code."""
+    """Parse the options, measure, pack, and return the exit code."""
     options = _parse(arguments)
 
     def do() -> int:
@@ -148,7 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Options; argparse ends the process with 2 where they are wrong."""
+    """Parse the options; argparse exits with 2 for wrong ones."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.aa",
         description="Rounds of the code against itself, appended to a file.",

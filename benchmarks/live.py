@@ -1,11 +1,10 @@
-"""Whole checks of a checkout against itself or against a slower copy of it: `python -m benchmarks.live`.
+"""Run whole checks of a checkout against itself or against a slower copy: `python -m benchmarks.live`.
 
-What `benchmarks.aa` and its replay are for the rules, this is for all of it: each check is that of `retbench check
---against`, workers, rounds, repeats and verdict. Where nothing differs, anything that has moved is a false alarm. Where
-a copy is slowed down, after each decode step its processor spins for a share of what the step took, and a check that
-does not find both decode curves slower has missed it.
+`benchmarks.aa` and its replay test the rules; this tests everything: workers, rounds, repeats and verdict of `retbench
+check --against`. Where nothing differs, anything that has moved is a false alarm. A slower copy spins after each decode
+step for a share of the step's time; a check that does not find both decode curves slower has missed it.
 
-Prints a JSON line for each check. Exit codes: 0 every check said what is true, 1 one did not, 2 the request is
+Prints a JSON line per check. Exit codes: 0 every verdict was right, 1 one was wrong, 2 the request is
 impossible, 130 interrupted.
 """
 
@@ -22,17 +21,16 @@ from typing import Any
 
 from benchmarks.aa import checked_plan
 from benchmarks.command import end_well, say
-from retbench.cli.check import DEFAULT_BUDGET_MIN, DEFAULT_ROUNDS
 from retbench.planning.plan import Plan
-from retbench.regress.against import Request, measure_in_turn
-from retbench.regress.rendering_report import Report
+from retbench.regress.interleaved import InterleavedCheck
+from retbench.regress.report import CheckReport
 from retbench.regress.revisions import Revision, checkout_root, working_tree
-from retbench.regress.sitting import Limits
-from retbench.stats.sequential import Rules
+from retbench.regress.session import SessionLimits
+from retbench.stats.sequential import DecisionRules
 
 SLOW_DECODE = """
 
-import time as _time  # what follows slows every decode step, for benchmarks.live
+import time as _time  # added by benchmarks.live to slow every decode step
 
 _forward = Decoder.forward
 
@@ -50,7 +48,7 @@ def _slow_forward(self, tokens, state=None, *, last_only=False):
 
 Decoder.forward = _slow_forward
 """
-"""Added to the decoder's module."""
+"""Appended to the decoder's module."""
 
 EPILOG = """\
 Examples: python -m benchmarks.live --checks 10, then python -m benchmarks.live --checks 10 --slower 5
@@ -58,7 +56,7 @@ Examples: python -m benchmarks.live --checks 10, then python -m benchmarks.live 
 
 
 def run_checks(num_checks: int, slower_percent: float, workloads: Sequence[str]) -> bool:
-    """Run checks one after the other and print what each came to; whether all said what is true.
+    """Run checks one after the other and print their results; return whether all verdicts were right.
 
     Raises:
         RetbenchError: nothing can be measured.
@@ -86,15 +84,14 @@ def run_checks(num_checks: int, slower_percent: float, workloads: Sequence[str])
     return all_true
 
 
-def _check(plan: Plan, base: Revision, head: Revision, folder: Path) -> Report:
-    """One check, as `retbench check --against` makes it."""
-    limits = Limits(budget_s=60 * DEFAULT_BUDGET_MIN)
-    request = Request(plan, "", Rules(), DEFAULT_ROUNDS, limits, always=True, folder=folder / "records")
-    return measure_in_turn(request, (base, head), say)
+def _check(plan: Plan, base: Revision, head: Revision, folder: Path) -> CheckReport:
+    """Run one check as `retbench check --against` does."""
+    check = InterleavedCheck(plan, folder / "records", say, SessionLimits(), DecisionRules())
+    return check.measure((base, head))
 
 
 def slowed(base: Revision, folder: Path, share: float) -> Revision:
-    """A copy of the code whose decode steps take longer by a share of themselves."""
+    """Copy the code, with decode steps that take longer by a share of their time."""
     root = folder / "slowed"
     shutil.copytree(base.source, root / "suite", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
     with open(root / "suite" / "retbench" / "models" / "decoder.py", "a", encoding="utf-8") as file:
@@ -102,41 +99,36 @@ def slowed(base: Revision, folder: Path, share: float) -> Revision:
     return replace(working_tree(root), name="a slower copy")
 
 
-def says_slower(report: Report) -> bool:
-    """Whether every decode curve is called slower."""
-    verdicts = [
-        decision.verdict
-        for item, decision in report.decisions.items()
-        if item.kind == "curve" and item.places[0].workload == "decode"
-    ]
+def says_slower(report: CheckReport) -> bool:
+    """Return whether every decode curve regressed."""
+    verdicts = [item.verdict for item in report.items if item.kind == "curve" and item.workload == "decode"]
     return bool(verdicts) and set(verdicts) == {"regressed"}
 
 
-def says_nothing(report: Report) -> bool:
-    """Whether something was compared, and nothing is said to have moved."""
-    if not report.decisions:
-        return False
-    return not {decision.verdict for decision in report.decisions.values()} & {"regressed", "improved"}
+def says_nothing(report: CheckReport) -> bool:
+    """Return whether something was compared, and nothing has moved."""
+    verdicts = {item.verdict for item in report.items}
+    return bool(verdicts) and not verdicts & {"regressed", "improved"}
 
 
-def _summary(report: Report) -> dict[str, Any]:
-    """What a check came to: in one line, and its curves."""
-    curves = {}
-    for item, decision in report.decisions.items():
-        if item.kind == "curve" and decision.evidence is not None:
-            ratio = decision.evidence.interval()
-            curves[str(item)] = {"verdict": decision.verdict, **asdict(ratio)}
+def _summary(report: CheckReport) -> dict[str, Any]:
+    """Return the headline, the method and the curves of a report."""
+    curves = {
+        item.name: {"verdict": item.verdict, **asdict(item.change)}
+        for item in report.items
+        if item.kind == "curve" and item.change is not None
+    }
     return {"outcome": report.headline, "method": report.method, "curves": curves}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse and run; returns the exit code."""
+    """Parse the options, run, and return the exit code."""
     options = _parse(arguments)
     return end_well("live", lambda: 0 if run_checks(options.checks, options.slower, options.workload) else 1)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Options; argparse ends the process with 2 where they are wrong."""
+    """Parse the options; argparse exits with 2 for wrong ones."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.live",
         description="Whole checks of this checkout against itself, or a slower copy.",

@@ -7,33 +7,36 @@ import pytest
 
 from benchmarks import aa
 from retbench.planning.plan import make_plan
-from retbench.regress.items import Place
-from retbench.regress.sitting import VISITS
+from retbench.regress.items import MeasurementPoint
+from retbench.regress.session import SessionLimits
 from stats.corpus import read_corpus
 
 
 def line(busy_cores: float, seconds: float) -> str:
-    visits = {
-        Place("latency", "decode", "retnet", 1, 1024): [(seconds, 1.234567891 * seconds), (seconds, seconds)]
+    blocks = {
+        MeasurementPoint("latency", "decode", "retnet", 1, 1024): [
+            (seconds, 1.234567891 * seconds),
+            (seconds, seconds),
+        ]
     }
-    return aa._line(visits, busy_cores=busy_cores, code="c")
+    return aa._line(blocks, busy_cores=busy_cores, code="c")
 
 
 def test_what_is_packed_is_read_back(tmp_path: Path) -> None:
     source, target = tmp_path / "rounds.jsonl", tmp_path / "rounds.jsonl.gz"
     source.write_text(f"{line(0.07, 0.01)}\n{line(1.02, 0.02)}\n", encoding="utf-8")
     assert aa.main(["--rounds", "0", "--out", str(source), "--pack", str(target)]) == 0
-    place = Place("latency", "decode", "retnet", 1, 1024)
-    found = {loaded: rounds[0][place] for loaded, rounds in read_corpus(target, num_visits=1).items()}
+    point = MeasurementPoint("latency", "decode", "retnet", 1, 1024)
+    found = {loaded: rounds[0][point] for loaded, rounds in read_corpus(target, num_blocks=1).items()}
     assert found == {False: pytest.approx((0.01, 0.012346)), True: pytest.approx((0.02, 0.024691))}
     (both,) = read_corpus(target)[False]
-    assert both[place] == pytest.approx((0.01, 0.01 * 1.2346**0.5))
+    assert both[point] == pytest.approx((0.01, 0.01 * 1.2346**0.5))
     before = target.read_bytes()
     aa.pack(source, target)
     assert target.read_bytes() == before
 
 
-def test_nothing_to_pack_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_to_pack_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert aa.main(["--rounds", "0", "--out", str(tmp_path / "none"), "--pack", str(tmp_path / "x")]) == 2
     assert "No such file" in capsys.readouterr().err
 
@@ -59,5 +62,5 @@ def test_rounds_are_appended_as_they_are_measured(
         ["decode", "retnet", 1, 64],
         ["decode", "transformer", 1, 64],
     ]
-    assert all(len(point[4]) == VISITS for point in entry["points"])
+    assert all(len(point[4]) == SessionLimits().blocks for point in entry["points"])
     assert all(0 < seconds < 10 for point in entry["points"] for pair in point[4] for seconds in pair)

@@ -130,7 +130,9 @@ def test_the_command_line_starts_light() -> None:
     assert {name for name in loaded if name.split(".")[0] == "retbench"} == {
         "retbench",
         "retbench.cli",
-        "retbench.cli.checks",
+        "retbench.cli.baseline",
+        "retbench.cli.check",
+        "retbench.cli.compare",
         "retbench.cli.measuring",
         "retbench.cli.models",
         "retbench.cli.options",

@@ -8,10 +8,9 @@ import pytest
 
 from benchmarks import aa, live
 from retbench.planning.plan import make_plan
-from retbench.regress.items import Item, Place
-from retbench.regress.rendering_report import Report
+from retbench.regress.report import CheckReport, DecidedItem
 from retbench.regress.revisions import working_tree
-from retbench.stats.sequential import Decision, Verdict
+from retbench.stats.sequential import Verdict
 
 ROOT = Path(__file__).parents[1]
 
@@ -37,27 +36,26 @@ print(step_s, prompt_s)
 """
 
 
-def report(**verdicts: Verdict) -> Report:
+def report(**verdicts: Verdict) -> CheckReport:
     """One on two curves of each workload named, with these verdicts."""
-    decisions = {}
-    for workload, verdict in verdicts.items():
-        for model in ("retnet", "transformer"):
-            places = [Place("latency", workload, model, 1, length) for length in (1024, 2048)]
-            item = Item("curve", model, tuple((place, 0.5) for place in places))
-            decisions[item] = Decision(verdict, None, 0.02)
-    return Report("a", "b", "in turn", decisions, {})
+    items = tuple(
+        DecidedItem(f"{workload} of {model}", "curve", verdict, "passed", workload=workload)
+        for workload, verdict in verdicts.items()
+        for model in ("retnet", "transformer")
+    )
+    return CheckReport("a", "b", "in turn", items)
 
 
 def test_a_slower_copy_takes_its_share_longer_for_a_step_and_not_for_a_prompt(tmp_path: Path) -> None:
     copy = live.slowed(working_tree(ROOT), tmp_path, 2.0)
-    told = subprocess.run(
+    messages = subprocess.run(
         [copy.python, "-c", TIME_A_STEP],
         env=copy.variables,
         capture_output=True,
         text=True,
         check=True,
     )
-    step_s, prompt_s = map(float, told.stdout.split())
+    step_s, prompt_s = map(float, messages.stdout.split())
     assert step_s > 0.3 > prompt_s > 0.1
     assert copy.code != working_tree(ROOT).code
 

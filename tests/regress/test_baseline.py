@@ -14,14 +14,14 @@ from regress.test_compare import Change, Rewrite, failing, steady, without, writ
 from report.synthetic_records import CPU, Machine
 from retbench.cli import app
 from retbench.records.record import Record, append_record
-from retbench.regress.baseline import WINDOW, content_hash, read_baseline
-from retbench.regress.exact import Quantity, write_exact
+from retbench.regress.baseline import MAX_RUNS, content_hash, read_baseline
+from retbench.regress.machine_independent import Quantity, write_quantities
 
 NAME = "epyc-9b14-2c/latency-cpu.json"
 
 
 def shifted(day: int, factor: float = 1.0) -> Change:
-    """A sitting that is up to 2 % off in all that it measures."""
+    """A session that is up to 2 % off in all that it measures."""
     return lambda arguments: steady(arguments, factor * (1 + 0.02 * math.sin(5 * day)))
 
 
@@ -72,16 +72,16 @@ def test_a_run_that_is_slower_than_their_spread_fails(baseline: Path, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("sitting", "model", "factor"),
+    ("session", "model", "factor"),
     [(1.0, "retnet", 1.05), (0.95, "retnet", 1.05), (1.03, "transformer", 0.95)],
 )
-def test_a_change_of_the_ratio_is_told_and_not_whose_it_is(
-    baseline: Path, tmp_path: Path, sitting: float, model: str, factor: float
+def test_a_change_of_the_ratio_is_reported_and_not_whose_it_is(
+    baseline: Path, tmp_path: Path, session: float, model: str, factor: float
 ) -> None:
-    """5 % on one model is within what sittings shift, and far beyond what their ratio does."""
+    """5 % on one model is within what sessions shift, and far beyond what their ratio does."""
 
     def change(arguments: dict[str, Any]) -> dict[str, Any]:
-        return steady(arguments, sitting * (factor if arguments["model"].name == model else 1.0))
+        return steady(arguments, session * (factor if arguments["model"].name == model else 1.0))
 
     later = replace(CPU, started=CPU.started + timedelta(days=9))
     head = write(tmp_path / "head.jsonl", later, change)
@@ -100,15 +100,15 @@ def test_fewer_than_eight_runs_decide_nothing(tmp_path: Path, runs: list[Path]) 
     slow = run_of(tmp_path, 9, 1.5)
     done = call("compare", folder / NAME, slow)
     assert done.exit_code == 0
-    assert "7 of the 8 runs that a verdict takes are there" in done.stdout
+    assert "a verdict needs 8 runs, and the baseline has 7" in done.stdout
     assert call("compare", folder / NAME, slow, "--strict").exit_code == 4
 
 
 def test_the_window_keeps_the_latest_runs(baseline: Path, tmp_path: Path) -> None:
-    later = [run_of(tmp_path, day) for day in range(10, 8 + WINDOW)]
+    later = [run_of(tmp_path, day) for day in range(10, 8 + MAX_RUNS)]
     assert save(baseline.parents[1], *later).exit_code == 0
     kept = read_baseline(baseline).runs
-    assert len(kept) == WINDOW
+    assert len(kept) == MAX_RUNS
     assert kept[0].started_at.startswith("2026-01-08")  # six are gone
     assert set(kept[0].points[0].values) == {0, 1, 2, 3, 4}
 
@@ -179,7 +179,7 @@ def test_a_clock_unlike_that_of_all_runs_may_explain_a_difference(tmp_path: Path
     assert call("compare", path, run_of(tmp_path, 10, 1.5, rewrite=clocked(1.4e9))).exit_code == 1
 
 
-def test_show_tells_runs_points_and_spread(baseline: Path) -> None:
+def test_show_prints_runs_points_and_spread(baseline: Path) -> None:
     done = call("baseline", "show", baseline.parents[1])
     assert "8 runs" in done.stdout
     assert "window begun: first runs" in done.stdout
@@ -257,7 +257,7 @@ def test_a_wrong_baseline_is_refused_with_what_to_do(
 
 def test_a_baseline_of_the_other_kind_is_named(baseline: Path, runs: list[Path], tmp_path: Path) -> None:
     exact = tmp_path / "exact-1.json"
-    write_exact(exact, {"parameters": Quantity(kind="count", value=1)}, "2.13.0", "for tests")
+    write_quantities(exact, {"parameters": Quantity(kind="count", value=1)}, "2.13.0", "for tests")
     for words in (("compare", exact, runs[8]), ("baseline", "show", exact)):
         done = call(*words)
         assert done.exit_code == 2
@@ -319,7 +319,7 @@ def test_only_an_out_of_memory_each_time_is_no_failure(tmp_path: Path, status: s
     assert save(tmp_path / "baselines", whole).exit_code == 3  # it has a point more
 
 
-def test_a_value_that_is_not_finite_in_the_run_is_told_and_missing(
+def test_a_value_that_is_not_finite_in_the_run_is_reported_and_missing(
     baseline: Path, runs: list[Path], tmp_path: Path
 ) -> None:
     lines = runs[8].read_text(encoding="utf-8").splitlines()
@@ -356,13 +356,13 @@ def test_a_folder_of_two_sweeps_is_no_run(runs: list[Path], tmp_path: Path) -> N
     assert "latency/cpu, other/cpu" in done.stderr
 
 
-def test_no_baseline_is_told(tmp_path: Path) -> None:
+def test_no_baseline_is_reported(tmp_path: Path) -> None:
     done = call("baseline", "show", tmp_path)
     assert done.exit_code == 2
     assert "retbench baseline save" in done.stderr
 
 
-def test_a_baseline_in_the_place_of_the_run_is_told_from_a_damaged_one(tmp_path: Path) -> None:
+def test_a_baseline_in_the_place_of_the_run_is_reported_from_a_damaged_one(tmp_path: Path) -> None:
     folder, run = tmp_path / "baselines", run_of(tmp_path, 0)
     assert call("baseline", "save", run, "--folder", folder).exit_code == 0
     baseline = folder / NAME

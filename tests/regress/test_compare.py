@@ -15,10 +15,11 @@ from typer.testing import CliRunner, Result
 from report.synthetic_records import CPU, GPU, Machine, Maker, write_results
 from retbench.cli import app
 from retbench.records.record import Metric, Record, append_record
-from retbench.regress.compare import compare_sides
-from retbench.regress.items import Place
-from retbench.regress.rendering_report import Report, describe_lengths
-from retbench.regress.sides import load_side
+from retbench.regress.compare import compare_record_sets
+from retbench.regress.decide import describe_lengths
+from retbench.regress.items import MeasurementPoint
+from retbench.regress.record_sets import load_record_set
+from retbench.regress.report import CheckReport
 
 LENGTHS = (1024, 8192, 32768)
 HEAD = replace(CPU, code_revision="0.1.0+src.ba9876543210")
@@ -65,12 +66,16 @@ def run(*words: object) -> Result:
     return CliRunner().invoke(app, ["compare", *map(str, words)])
 
 
-def report_of(first: Path, second: Path) -> Report:
-    return compare_sides(load_side(first), load_side(second))
+def report_of(first: Path, second: Path) -> CheckReport:
+    return compare_record_sets(load_record_set(first), load_record_set(second))
 
 
-def verdicts(report: Report, kind: str) -> dict[str, str]:
-    return {str(item): one.verdict for item, one in report.decisions.items() if item.kind == kind}
+def verdicts(report: CheckReport, kind: str) -> dict[str, str]:
+    return {item.name: item.verdict for item in report.items if item.kind == kind}
+
+
+def failures(report: CheckReport) -> list[str]:
+    return [item.name for item in report.items if item.outcome == "failure"]
 
 
 def test_the_same_twice_is_the_same(base: Path, tmp_path: Path) -> None:
@@ -92,7 +97,7 @@ def test_a_slow_down_is_found_named_and_fails(base: Path, tmp_path: Path) -> Non
     assert verdicts(found, "ratio")["decode of retnet/transformer, batch 1, 32K"] == "regressed"
 
 
-def test_an_improvement_passes_and_is_told(base: Path, tmp_path: Path) -> None:
+def test_an_improvement_passes_and_is_reported(base: Path, tmp_path: Path) -> None:
     done = run(base, write(tmp_path / "head.jsonl", HEAD, slower(0.9, "retnet")))
     assert done.exit_code == 0
     assert "decode of retnet faster at every length from 1K to 32K: 0.900" in done.stdout
@@ -102,28 +107,28 @@ def test_a_better_reference_is_no_regression(base: Path, tmp_path: Path) -> None
     head = write(tmp_path / "head.jsonl", HEAD, slower(0.9, "transformer"))
     found = report_of(base, head)
     assert verdicts(found, "ratio")["decode of retnet/transformer, batch 1, 1K"] == "regressed"
-    assert found.regressions == []
+    assert failures(found) == []
     assert run(base, head).exit_code == 0
 
 
-def test_a_better_reference_fails_nothing_in_another_sitting_either(base: Path, tmp_path: Path) -> None:
+def test_a_better_reference_fails_nothing_in_another_session_either(base: Path, tmp_path: Path) -> None:
     head = write(tmp_path / "head.jsonl", LATER, slower(0.9, "transformer"))
     found = report_of(base, head)
     assert verdicts(found, "time")["decode of transformer, batch 1, 1K"] == "inconclusive"
     assert verdicts(found, "ratio")["decode of retnet/transformer, batch 1, 1K"] == "inconclusive"
-    assert found.regressions == []
+    assert failures(found) == []
     assert run(base, head).exit_code == 0
 
 
 @pytest.mark.parametrize(
-    ("sitting", "model", "factor"), [(0.9, "retnet", 1.1), (0.8, "retnet", 1.1), (1.1, "transformer", 0.9)]
+    ("session", "model", "factor"), [(0.9, "retnet", 1.1), (0.8, "retnet", 1.1), (1.1, "transformer", 0.9)]
 )
-def test_which_model_moved_a_ratio_cannot_be_told_where_the_sitting_moved_too(
-    base: Path, tmp_path: Path, sitting: float, model: str, factor: float
+def test_which_model_moved_a_ratio_is_unknown_where_the_session_moved_too(
+    base: Path, tmp_path: Path, session: float, model: str, factor: float
 ) -> None:
     def change(arguments: dict[str, Any]) -> dict[str, Any]:
         hit = arguments["model"].name == model and arguments["workload"] == "decode"
-        return steady(arguments, sitting * (factor if hit else 1.0))
+        return steady(arguments, session * (factor if hit else 1.0))
 
     head = write(tmp_path / "head.jsonl", LATER, change)
     done = run(base, head, "--strict")
@@ -135,7 +140,7 @@ def test_which_model_moved_a_ratio_cannot_be_told_where_the_sitting_moved_too(
     assert run(base, head, "--accept-soft").exit_code == 1
 
 
-def test_memory_is_no_matter_of_the_sitting(tmp_path: Path) -> None:
+def test_memory_does_not_depend_on_the_session(tmp_path: Path) -> None:
     def smaller(arguments: dict[str, Any]) -> dict[str, Any]:
         peak, share = (
             arguments["metrics"]["peak_bytes"],
@@ -257,13 +262,13 @@ def test_a_soft_fact_turns_a_moved_time_into_inconclusive(tmp_path: Path) -> Non
     head = write(tmp_path / "head.jsonl", HEAD, slower(1.3, "retnet"), rewrite=with_load(9.0))
     done = run(base, head)
     assert done.exit_code == 0
-    assert "regressed, unless it is this that moved it: busy when a worker started" in done.stdout
+    assert "regressed, unless this explains it: busy when a worker started" in done.stdout
     assert run(base, head, "--strict").exit_code == 4
     assert run(base, head, "--accept-soft").exit_code == 1
 
 
-def test_a_sitting_of_its_own_leaves_only_the_ratio_of_the_models(base: Path, tmp_path: Path) -> None:
-    """What a sitting shifts cannot be told from a change of the code, but both models share it."""
+def test_a_session_of_its_own_leaves_only_the_ratio_of_the_models(base: Path, tmp_path: Path) -> None:
+    """What a session shifts cannot be messages from a change of the code, but both models share it."""
     head = write(tmp_path / "head.jsonl", LATER, slower(1.3, "retnet"))
     found = report_of(base, head)
     assert verdicts(found, "time")["decode of retnet, batch 1, 1K"] == "inconclusive"
@@ -278,7 +283,7 @@ def without(model: str, length: int) -> Rewrite:
     return lambda record: None if (record.model.name, record.point.context_len) == (model, length) else record
 
 
-def test_a_point_missing_on_one_side_is_told_and_never_passes(base: Path, tmp_path: Path) -> None:
+def test_a_point_missing_on_one_side_is_reported_and_never_passes(base: Path, tmp_path: Path) -> None:
     head = write(tmp_path / "head.jsonl", HEAD, rewrite=without("retnet", 32768))
     done = run(base, head)
     assert done.exit_code == 3
@@ -308,15 +313,15 @@ def failing(*rounds: int, status: str = "failed", length: int = 32768) -> Rewrit
     """RetNet fails at one length in some rounds."""
 
     def rewrite(record: Record) -> Record:
-        place = (record.workload, record.model.name, record.point.context_len)
-        if record.round not in rounds or place != ("decode", "retnet", length):
+        point = (record.workload, record.model.name, record.point.context_len)
+        if record.round not in rounds or point != ("decode", "retnet", length):
             return record
         return record.model_copy(update={"status": status, "error": "why", "metrics": {}, "backend": {}})
 
     return rewrite
 
 
-def test_a_point_that_fails_in_some_rounds_is_told(base: Path, tmp_path: Path) -> None:
+def test_a_point_that_fails_in_some_rounds_is_reported(base: Path, tmp_path: Path) -> None:
     head = write(tmp_path / "head.jsonl", HEAD, rewrite=failing(1, 2, 4))
     done = run(base, head)
     assert done.exit_code == 1
@@ -330,7 +335,9 @@ def test_a_point_that_fails_in_some_rounds_is_told(base: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("rounds", [(1, 3), (0, 1, 2, 3, 4)])
-def test_what_both_sides_fail_at_alike_is_told_and_passes(tmp_path: Path, rounds: tuple[int, ...]) -> None:
+def test_what_both_sides_fail_at_alike_is_reported_and_passes(
+    tmp_path: Path, rounds: tuple[int, ...]
+) -> None:
     base, head = (
         write(tmp_path / f"{one.code_revision}.jsonl", one, rewrite=failing(*rounds, status="oom"))
         for one in (CPU, HEAD)
@@ -341,7 +348,7 @@ def test_what_both_sides_fail_at_alike_is_told_and_passes(tmp_path: Path, rounds
     assert "oom (why) on both sides" in done.stdout
 
 
-def test_a_point_that_one_side_alone_tried_is_told_though_it_failed(base: Path, tmp_path: Path) -> None:
+def test_a_point_that_one_side_alone_tried_is_reported_though_it_failed(base: Path, tmp_path: Path) -> None:
     every = failing(0, 1, 2, 3, 4)
     done = run(
         write(tmp_path / "first.jsonl", CPU, rewrite=without("retnet", 32768)),
@@ -370,7 +377,7 @@ def test_two_sides_that_measured_nothing_are_not_comparable(tmp_path: Path) -> N
     assert "nothing could be compared" in str(error.get("message"))
 
 
-def test_ratios_that_are_left_out_are_told(base: Path, tmp_path: Path) -> None:
+def test_ratios_that_are_left_out_are_reported(base: Path, tmp_path: Path) -> None:
     def add_another(record: Record) -> Record:
         if record.model.name == "transformer":
             model = record.model.model_copy(update={"name": "wide"})
@@ -507,4 +514,4 @@ def test_a_report_that_cannot_be_written_says_so(base: Path, tmp_path: Path) -> 
 
 
 def test_places_read_as_words() -> None:
-    assert str(Place("latency", "decode", "retnet", 8, 1000)) == "decode of retnet, batch 8, 1000"
+    assert str(MeasurementPoint("latency", "decode", "retnet", 8, 1000)) == "decode of retnet, batch 8, 1000"

@@ -1,4 +1,4 @@
-"""The exact lane: the same on every machine, and red where the code computes or needs something else."""
+"""Machine-independent checks: equal on every machine, and failing where the code computes or needs something else."""
 
 import json
 import math
@@ -13,30 +13,36 @@ from typer.testing import CliRunner, Result
 
 from retbench.architectures import costs
 from retbench.architectures.matching import resolve_model
-from retbench.cli import app
-from retbench.cli import check as command
+from retbench.cli import app, listing
 from retbench.cli.listing import named_models
 from retbench.models import mixers
 from retbench.regress import quantities as exact
 from retbench.regress.baseline import content_hash
-from retbench.regress.exact import Finding, Quantities, Quantity, compare_exact, read_exact, write_exact
-from retbench.regress.quantities import build, measure_exact, read_text
-from retbench.regress.weights import fill_weights
+from retbench.regress.machine_independent import (
+    Quantities,
+    Quantity,
+    compare_quantities,
+    read_quantities,
+    shipped_path,
+    write_quantities,
+)
+from retbench.regress.quantities import build, fill_weights, measure_quantities, read_text
+from retbench.regress.report import DecidedItem
 
 MODELS = {name: spec for name, spec in named_models().items() if name in {"retnet", "transformer"}}
 
 
 @pytest.fixture(scope="session")
 def quantities() -> Quantities:
-    return measure_exact(MODELS)
+    return measure_quantities(MODELS)
 
 
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, quantities: Quantities) -> Path:
     """A baseline of two models, and a command that is given what was measured of these once."""
-    monkeypatch.setattr(exact, "measure_exact", lambda specs: quantities)
-    monkeypatch.setattr(command, "named_models", lambda: MODELS)
-    write_exact(tmp_path / "exact.json", quantities, torch.__version__, "for tests")
+    monkeypatch.setattr(exact, "measure_quantities", lambda specs: quantities)
+    monkeypatch.setattr(listing, "named_models", lambda: MODELS)
+    write_quantities(tmp_path / "exact.json", quantities, torch.__version__, "for tests")
     return tmp_path / "exact.json"
 
 
@@ -46,20 +52,18 @@ def check(baseline: Path, *words: str) -> Result:
 
 def compare(
     baseline: Path, quantities: Quantities, torch_version: str = torch.__version__
-) -> dict[str, Finding]:
-    return {one.name: one for one in compare_exact(read_exact(baseline), quantities, torch_version)}
+) -> dict[str, DecidedItem]:
+    report = compare_quantities("exact.json", read_quantities(baseline), quantities, torch_version)
+    return {item.name: item for item in report.items}
 
 
 def test_what_is_committed_is_what_the_code_computes(quantities: Quantities) -> None:
-    accepted = read_exact(command.shipped_baseline())
+    accepted = read_quantities(shipped_path())
     assert {name.partition("/")[0] for name in accepted.quantities} == named_models().keys()
-    findings = [
-        one
-        for one in compare_exact(accepted, quantities, torch.__version__)
-        if one.name.partition("/")[0] in MODELS
-    ]
-    assert [one for one in findings if one.status not in {"equal", "not compared"}] == []
-    assert {one.name for one in findings if one.status == "not compared"} <= {
+    report = compare_quantities("exact.json", accepted, quantities, torch.__version__)
+    findings = [item for item in report.items if item.name.partition("/")[0] in MODELS]
+    assert [one for one in findings if one.verdict not in {"equal", "not compared"}] == []
+    assert {one.name for one in findings if one.verdict == "not compared"} <= {
         name for name, quantity in quantities.items() if quantity.kind == "peak"
     }
 
@@ -95,7 +99,7 @@ def test_every_weight_counts() -> None:
                 parameter.copy_(saved)
 
 
-def test_counted_and_closed_forms_agree(quantities: Quantities) -> None:
+def test_counted_and_analytical_costs_agree(quantities: Quantities) -> None:
     for name, spec in MODELS.items():
         config = resolve_model(spec, exact.SIZE, vocab_size=exact.VOCAB_SIZE)
         assert quantities[f"{name}/parameters"].value == costs.num_params(config)
@@ -103,7 +107,7 @@ def test_counted_and_closed_forms_agree(quantities: Quantities) -> None:
         assert quantities[f"{name}/bytes of a state of {exact.STEP_DEPTH + 2}"].value == state
 
 
-def test_the_command_is_green_on_the_code_as_it_is(few: Path, tmp_path: Path) -> None:
+def test_the_command_passes_on_the_code_as_it_is(few: Path, tmp_path: Path) -> None:
     done = check(few, "--format", "json", "--out", str(tmp_path / "out"))
     assert done.exit_code == 0
     data = json.loads(done.stdout)
@@ -114,19 +118,19 @@ def test_the_command_is_green_on_the_code_as_it_is(few: Path, tmp_path: Path) ->
     assert (suite.get("failures"), suite.get("errors")) == ("0", "0")
 
 
-def red_decay(patch: pytest.MonkeyPatch) -> None:
-    """Every form forgets a little faster, so that the gate is green and the loss is not."""
+def changed_decay(patch: pytest.MonkeyPatch) -> None:
+    """Every form forgets a little faster, so that the equivalence check passes and the loss changes."""
     original = mixers.decay_schedule
     patch.setattr(mixers, "decay_schedule", lambda *arguments: 1.001 * original(*arguments))
 
 
-def red_bytes(patch: pytest.MonkeyPatch) -> None:
-    """A closed form counts one byte more."""
+def changed_bytes(patch: pytest.MonkeyPatch) -> None:
+    """An analytical cost counts one byte more."""
     original = costs.decode_bytes
     patch.setattr(costs, "decode_bytes", lambda *arguments: original(*arguments) + 1)
 
 
-def red_workspace(patch: pytest.MonkeyPatch) -> None:
+def changed_workspace(patch: pytest.MonkeyPatch) -> None:
     """A step holds a copy of what it needs."""
     from retbench.models.decoder import Decoder
 
@@ -144,15 +148,15 @@ def red_workspace(patch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("change", "names"),
     [
-        (red_decay, {"float64 nats per token"}),
-        (red_bytes, {"1m decode_bytes at 512", "6.7b decode_bytes at 8192"}),
+        (changed_decay, {"float64 nats per token"}),
+        (changed_bytes, {"1m decode_bytes at 512", "6.7b decode_bytes at 8192"}),
         (
-            red_workspace,
+            changed_workspace,
             {"peak tensor bytes of a decode step at 512", "peak tensor bytes of a prompt of 512"},
         ),
     ],
 )
-def test_a_change_of_the_code_is_red(
+def test_a_change_of_the_code_fails(
     tmp_path: Path,
     quantities: Quantities,
     monkeypatch: pytest.MonkeyPatch,
@@ -160,9 +164,9 @@ def test_a_change_of_the_code_is_red(
     names: set[str],
 ) -> None:
     only = {"retnet": MODELS["retnet"]}
-    monkeypatch.setattr(command, "named_models", lambda: only)
+    monkeypatch.setattr(listing, "named_models", lambda: only)
     mine = {name: one for name, one in quantities.items() if name.startswith("retnet/")}
-    write_exact(tmp_path / "exact.json", mine, torch.__version__, "for tests")
+    write_quantities(tmp_path / "exact.json", mine, torch.__version__, "for tests")
     change(monkeypatch)
     done = check(tmp_path / "exact.json", "--format", "json")
     assert done.exit_code == 1
@@ -186,7 +190,7 @@ def test_every_kind_of_quantity_can_fail(
 ) -> None:
     full = f"retnet/{name}"
     one = quantities[full].model_copy(update=changed)
-    assert compare(few, quantities | {full: one})[full].status == status
+    assert compare(few, quantities | {full: one})[full].verdict == status
 
 
 def test_a_loss_may_differ_by_rounding_and_no_more(few: Path, quantities: Quantities) -> None:
@@ -194,57 +198,57 @@ def test_a_loss_may_differ_by_rounding_and_no_more(few: Path, quantities: Quanti
     value = float(quantities[name].value or 0)
     for factor, status in ((1 + 1e-11, "equal"), (1 + 1e-8, "changed")):
         moved = quantities[name].model_copy(update={"value": value * factor})
-        assert compare(few, quantities | {name: moved})[name].status == status
+        assert compare(few, quantities | {name: moved})[name].verdict == status
 
 
 def test_tokens_count_until_one_is_hardly_ahead(tmp_path: Path) -> None:
     def tokens(*values: int, leads: tuple[float, ...] = (0.5, 0.4, 0.001, 0.6)) -> Quantities:
         return {"a/greedy tokens": Quantity(kind="tokens", tokens=values, leads=leads, limit=0.002)}
 
-    write_exact(tmp_path / "exact.json", tokens(1, 2, 3, 4), "2.13.0", "for tests")
+    write_quantities(tmp_path / "exact.json", tokens(1, 2, 3, 4), "2.13.0", "for tests")
     for found, status in (((1, 2, 9, 9), "equal"), ((1, 9, 3, 4), "changed"), ((1,), "changed")):
-        assert compare(tmp_path / "exact.json", tokens(*found))["a/greedy tokens"].status == status
-    write_exact(tmp_path / "exact.json", tokens(1, 2, 3, 4, leads=(0.001,) * 4), "2.13.0", "for tests")
-    assert compare(tmp_path / "exact.json", tokens(9, 9, 9, 9))["a/greedy tokens"].status == "not compared"
+        assert compare(tmp_path / "exact.json", tokens(*found))["a/greedy tokens"].verdict == status
+    write_quantities(tmp_path / "exact.json", tokens(1, 2, 3, 4, leads=(0.001,) * 4), "2.13.0", "for tests")
+    assert compare(tmp_path / "exact.json", tokens(9, 9, 9, 9))["a/greedy tokens"].verdict == "not compared"
 
 
 def test_peaks_of_another_torch_are_not_compared_and_said_so(few: Path, quantities: Quantities) -> None:
     found = compare(few, quantities, "1.0.0")
     peaks = {name for name, quantity in quantities.items() if quantity.kind == "peak"}
-    assert {name for name, one in found.items() if one.status == "not compared"} == peaks
-    patched = read_exact(few).model_copy(update={"torch_version": "1.0.0"})
-    write_exact(few, patched.quantities, "1.0.0", "older")
+    assert {name for name, one in found.items() if one.verdict == "not compared"} == peaks
+    patched = read_quantities(few).model_copy(update={"torch_version": "1.0.0"})
+    write_quantities(few, patched.quantities, "1.0.0", "older")
     assert check(few).exit_code == 0
     assert check(few, "--strict").exit_code == 4
 
 
 def test_a_quantity_on_one_side_alone_is_not_passed_over(few: Path, quantities: Quantities) -> None:
     without = {name: one for name, one in quantities.items() if name != "retnet/parameters"}
-    assert compare(few, without)["retnet/parameters"].status == "not measured"
-    write_exact(few, without, torch.__version__, "one is missing")
+    assert compare(few, without)["retnet/parameters"].verdict == "not measured"
+    write_quantities(few, without, torch.__version__, "one is missing")
     done = check(few)
     assert done.exit_code == 3
     assert "not in the baseline  retnet/parameters" in done.stdout
 
 
-def test_an_equality_check_that_is_no_longer_made_is_told(few: Path, quantities: Quantities) -> None:
+def test_an_equality_check_that_is_no_longer_made_is_reported(few: Path, quantities: Quantities) -> None:
     name = next(name for name, one in quantities.items() if one.kind == "error")
     without = {key: one for key, one in quantities.items() if key != name}
-    assert compare(few, without)[name].status == "not measured"
+    assert compare(few, without)[name].verdict == "not measured"
     assert check(few).exit_code == 0
 
 
-def test_logits_that_are_not_finite_are_red_and_no_crash(
+def test_logits_that_are_not_finite_fail_and_no_crash(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     original = mixers.decay_schedule
     path = tmp_path / "exact.json"
     only = {"retnet": MODELS["retnet"]}
-    write_exact(path, measure_exact(only), torch.__version__, "for tests")
+    write_quantities(path, measure_quantities(only), torch.__version__, "for tests")
     monkeypatch.setattr(mixers, "decay_schedule", lambda *arguments: math.nan * original(*arguments))
-    found = compare(path, measure_exact(only))
-    assert found["retnet/float64 nats per token"].status == "changed"
-    assert found["retnet/greedy tokens"].status == "changed"
+    found = compare(path, measure_quantities(only))
+    assert found["retnet/float64 nats per token"].verdict == "changed"
+    assert found["retnet/greedy tokens"].verdict == "changed"
 
 
 @pytest.mark.parametrize(
@@ -261,7 +265,7 @@ def test_logits_that_are_not_finite_are_red_and_no_crash(
 def test_a_wrong_baseline_is_refused_before_anything_is_measured(
     few: Path, monkeypatch: pytest.MonkeyPatch, damage: Callable[[Path], None], code: int, words: str
 ) -> None:
-    monkeypatch.setattr(command, "named_models", lambda: pytest.fail("measured"))
+    monkeypatch.setattr(listing, "named_models", lambda: pytest.fail("measured"))
     damage(few)
     done = check(few)
     assert done.exit_code == code
@@ -280,7 +284,7 @@ def test_accepting_takes_a_reason(few: Path, tmp_path: Path) -> None:
     done = CliRunner().invoke(app, [*words, "a wider decay"])
     assert done.exit_code == 0
     path = tmp_path / "new" / "exact.json"
-    assert read_exact(path).reason == "a wider decay"
+    assert read_quantities(path).reason == "a wider decay"
     shown = CliRunner().invoke(app, ["baseline", "show", str(path)]).stdout
     assert "a wider decay" in shown
     assert "retnet/parameters" in shown

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 import retbench
 from retbench.cli import app
 from retbench.errors import ConfigError, UnsupportedError
-from retbench.regress import against
+from retbench.regress import interleaved
 from retbench.regress.revisions import checkout_root, commit, working_tree
 from retbench.run.locks import timing_lock
 from retbench.run.protocol import VERSION
@@ -68,9 +68,9 @@ def repository(tmp_path: Path) -> Repository:
 
 
 def test_each_side_is_its_own_code_and_the_worktree_goes(repository: Repository) -> None:
-    root, told = repository(), list[str]()
+    root, messages = repository(), list[str]()
     head = working_tree(root)
-    with commit(root, "base", told.append) as base:
+    with commit(root, "base", messages.append) as base:
         assert (base.code, head.code) == ("code-1", "code-2")
         assert base.source != head.source
         assert base.python == Path(sys.executable)
@@ -78,7 +78,7 @@ def test_each_side_is_its_own_code_and_the_worktree_goes(repository: Repository)
         assert base.variables == {"PYTHONPATH": str(base.source)}
     assert not base.source.exists()
     assert len(git(root, "worktree", "list").splitlines()) == 1
-    assert told == ["both revisions ask for the same dependencies: the base uses the installed ones"]
+    assert messages == ["both revisions have the same dependencies: the base uses the installed ones"]
 
 
 def test_the_worktree_goes_after_an_error_too(repository: Repository) -> None:
@@ -99,13 +99,15 @@ def test_a_check_inside_a_hook_leaves_the_commit_alone(repository: Repository) -
     )
     hook = root / ".git" / "hooks" / "pre-commit"
     hook.parent.mkdir(exist_ok=True)
-    hook.write_text(f'#!/bin/sh\nexec "{sys.executable}" -c "{ask}" "{root}" > told.log\n', encoding="utf-8")
+    hook.write_text(
+        f'#!/bin/sh\nexec "{sys.executable}" -c "{ask}" "{root}" > messages.log\n', encoding="utf-8"
+    )
     hook.chmod(0o755)
     git(root, "commit", "--all", "--quiet", "-m", "head")
-    assert (root / "told.log").read_text(encoding="utf-8").splitlines()[-1] == "code-1"
+    assert (root / "messages.log").read_text(encoding="utf-8").splitlines()[-1] == "code-1"
     assert git(root, "show", "HEAD:new.txt") == "new\n"
     assert "code-2" in git(root, "show", "HEAD:suite/retbench/measure/environment.py")
-    assert git(root, "status", "--porcelain") == "?? told.log\n"
+    assert git(root, "status", "--porcelain") == "?? messages.log\n"
 
 
 def test_other_dependencies_get_an_environment_that_is_kept(
@@ -120,8 +122,8 @@ def test_other_dependencies_get_an_environment_that_is_kept(
             "tiny-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
         )
         file.writestr("tiny-1.0.dist-info/RECORD", "tiny.py,,\n")
-    root, told = repository(needs=f'"tiny @ {wheel.as_uri()}"'), list[str]()
-    with commit(root, "base", told.append) as base:
+    root, messages = repository(needs=f'"tiny @ {wheel.as_uri()}"'), list[str]()
+    with commit(root, "base", messages.append) as base:
         found = subprocess.run(
             [base.python, "-c", "import tiny; print(tiny.value)"], capture_output=True, text=True, check=True
         )
@@ -129,14 +131,14 @@ def test_other_dependencies_get_an_environment_that_is_kept(
         ask = "import numpy, sys; print(numpy.__version__, 'retbench' in sys.modules)"
         shared = subprocess.run([base.python, "-c", ask], capture_output=True, text=True, check=True)
         assert shared.stdout == f"{numpy.__version__} False\n"  # what is installed here is there too
-    assert "other dependencies" in told[0]
+    assert "other dependencies" in messages[0]
     wheel.unlink()  # so that it could not be installed once more
-    with commit(root, "base", told.append) as again:
+    with commit(root, "base", messages.append) as again:
         assert again.python == base.python
-    assert len(told) == 1
+    assert len(messages) == 1
 
 
-def test_dependencies_that_cannot_be_had_are_told(
+def test_dependencies_that_cannot_be_had_are_reported(
     repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -148,7 +150,7 @@ def test_dependencies_that_cannot_be_had_are_told(
 @pytest.mark.parametrize("protocol", ["VERSION = 99", ""])
 def test_workers_that_cannot_take_turns_are_refused(repository: Repository, protocol: str) -> None:
     with (
-        pytest.raises(UnsupportedError, match="retbench compare"),
+        pytest.raises(UnsupportedError, match=r"another protocol(.|\n)*retbench compare"),
         commit(repository(protocol=protocol), "base", print),
     ):
         pytest.fail("measured")
@@ -158,14 +160,14 @@ def test_code_that_cannot_be_imported_is_nothing_to_compare_with(
     repository: Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = repository(protocol="1 / 0")
-    monkeypatch.setattr(against, "checkout_root", lambda: root)
+    monkeypatch.setattr(interleaved, "checkout_root", lambda: root)
     done = CliRunner().invoke(app, ["check", "--against", "base", "--device", "cpu"])
     assert done.exit_code == 3  # 1 would say that something is slower
     assert "division by zero" in done.stderr
     assert "retbench compare" in done.stderr
 
 
-def test_an_environment_that_cannot_be_made_is_told(
+def test_an_environment_that_cannot_be_made_is_reported(
     repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "cache").write_text("a file", encoding="utf-8")
@@ -211,7 +213,7 @@ def test_code_that_is_the_same_on_both_sides_is_not_timed(
     repository: Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = repository(code="2")
-    monkeypatch.setattr(against, "checkout_root", lambda: root)
+    monkeypatch.setattr(interleaved, "checkout_root", lambda: root)
     done = CliRunner().invoke(app, ["check", "--against", "base", "--device", "cpu"])
     assert done.exit_code == 0
     assert "the code that measures is the same" in done.stdout
@@ -226,10 +228,10 @@ def test_code_that_is_the_same_on_both_sides_is_not_timed(
 CHECK = """
 import sys
 from pathlib import Path
-from retbench.regress import against
+from retbench.regress import interleaved
 from retbench.cli import app
 
-against.checkout_root = lambda: Path(sys.argv[1])
+interleaved.checkout_root = lambda: Path(sys.argv[1])
 app(["check", "--against", "base", "--device", "cpu", "--out", sys.argv[2]])
 """
 
@@ -238,7 +240,7 @@ app(["check", "--against", "base", "--device", "cpu", "--out", sys.argv[2]])
     ("needs", "mark", "number"),
     [
         ("", "checked out", signal.SIGINT),
-        ('"gone"', "installing those that are not here", signal.SIGTERM),
+        ('"gone"', "installing the missing ones", signal.SIGTERM),
         ("", "waiting for", signal.SIGTERM),
     ],
 )
@@ -254,11 +256,11 @@ def test_a_signal_before_anything_is_measured_leaves_nothing_behind(
     hook.write_text(f'#!/bin/sh\necho "checked out" >> "{shown}"\nsleep 1\n', encoding="utf-8")
     hook.chmod(0o755)
     environment = {**os.environ, "TMPDIR": str(scratch), "XDG_CACHE_HOME": str(tmp_path / "cache")}
-    with timing_lock("another run", wait=pytest.fail), open(shown, "a", encoding="utf-8") as told:
+    with timing_lock("another run", wait=pytest.fail), open(shown, "a", encoding="utf-8") as log:
         process = subprocess.Popen(
             [sys.executable, "-c", CHECK, str(root), str(tmp_path / "out")],
             env=environment,
-            stderr=told,
+            stderr=log,
             start_new_session=True,
         )
         while mark not in shown.read_text(encoding="utf-8"):
@@ -289,10 +291,10 @@ def test_an_installed_package_has_no_commits(monkeypatch: pytest.MonkeyPatch, tm
         (["--against", "HEAD", "--baseline", "x.json"], "Give one of them"),
         (["--against", "HEAD", "--rounds", "2"], "too few for an interval"),
         (["--against", "HEAD", "--budget", "0"], "a budget of 0 s"),
-        (["--against", "HEAD", "--visits", "0"], "0 visits a round"),
+        (["--against", "HEAD", "--visits", "0"], "--visits 0"),
         (["--against", "HEAD", "--margin", "5"], "the margin is 5"),
         (["--against", "HEAD", "--experiment", "latncy"], "Did you mean 'latency'"),
-        (["--against", "HEAD", "--experiment", "memory"], "what is compared in turn is time"),
+        (["--against", "HEAD", "--experiment", "memory"], "an interleaved check compares times"),
         (["--against", "no-such-commit", "--device", "cpu"], "no such commit"),
     ],
 )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from retbench.regress.items import Place, Times, combine_visits
+from retbench.regress.items import MeasurementPoint, Times, combine_blocks
 
 LOADED_CORES = 0.5
 """From so many cores kept busy by other processes on, a round counts as one of a machine that is loaded."""
@@ -18,17 +18,17 @@ BLOCK = 4
 """Rounds that follow each other are drawn together, so that what lasts longer than one round is kept."""
 
 
-def read_corpus(path: Path = PATH, *, num_visits: int | None = None) -> dict[bool, list[Times]]:
-    """The rounds by whether other processes loaded a core, of all visits of each or of the first so many."""
+def read_corpus(path: Path = PATH, *, num_blocks: int | None = None) -> dict[bool, list[Times]]:
+    """The rounds by whether other processes loaded a core, of all blocks of each or of the first so many."""
     rounds: dict[bool, list[Times]] = {False: [], True: []}
     for line in gzip.decompress(path.read_bytes()).decode().splitlines():
         entry = json.loads(line)
         rounds[entry["busy_cores"] >= LOADED_CORES].append(
             {
-                Place("latency", workload, model, batch_size, context_len): combine_visits(
-                    visits[:num_visits]
+                MeasurementPoint("latency", workload, model, batch_size, context_len): combine_blocks(
+                    blocks[:num_blocks]
                 )
-                for workload, model, batch_size, context_len, visits in entry["points"]
+                for workload, model, batch_size, context_len, blocks in entry["points"]
             }
         )
     return rounds
@@ -55,16 +55,16 @@ class Replay:
     def __post_init__(self) -> None:
         self._swapped = bool(self.rng.integers(2))
 
-    def measure(self, places: frozenset[Place]) -> Times:
+    def measure(self, points: frozenset[MeasurementPoint]) -> Times:
         if self._left == 0:
             self._next, self._left = int(self.rng.integers(len(self.rounds))), BLOCK
         times = self.rounds[self._next % len(self.rounds)]
         self._next, self._left = self._next + 1, self._left - 1
-        return {place: self._pair(place, times[place]) for place in places if place in times}
+        return {point: self._pair(point, times[point]) for point in points if point in times}
 
-    def _pair(self, place: Place, pair: tuple[float, float]) -> tuple[float, float]:
+    def _pair(self, point: MeasurementPoint, pair: tuple[float, float]) -> tuple[float, float]:
         first, second = (pair[1], pair[0]) if self._swapped else pair
-        return first, second * (self.factor if place.workload == "decode" else 1.0)
+        return first, second * (self.factor if point.workload == "decode" else 1.0)
 
     def has_budget(self) -> bool:
         return True

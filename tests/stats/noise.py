@@ -1,7 +1,7 @@
 """Rounds of identical or changed code under the noise of real machines, made up.
 
 The sizes are those that rules for regression checks were compared on: processes differ by 0.7 %, the iterations within
-one are an AR(1) of 0.5 %, one sample in fifty takes 1.3 times as long, and a sitting shifts everything in it.
+one are an AR(1) of 0.5 %, one sample in fifty takes 1.3 times as long, and a session shifts everything in it.
 """
 
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from retbench.regress.items import Place, Times
+from retbench.regress.items import MeasurementPoint, Times
 
 PROCESS_SD = 0.007
 ITERATION_SD = 0.005
@@ -32,12 +32,12 @@ def log_medians(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
     return np.median(noise, axis=-1) + rng.normal(0, PROCESS_SD, size=shape)
 
 
-PLACES = [
-    Place("latency", "decode", model, 1, length)
+POINTS = [
+    MeasurementPoint("latency", "decode", model, 1, length)
     for model in ("retnet", "transformer")
     for length in (1024, 2048, 4096)
 ] + [
-    Place("latency", "prefill", model, 1, length)
+    MeasurementPoint("latency", "prefill", model, 1, length)
     for model in ("retnet", "transformer")
     for length in (512, 1024)
 ]
@@ -61,16 +61,16 @@ class NoisyRounds:
     budget: int | None = None
     count: int = 0
 
-    def measure(self, places: frozenset[Place]) -> Times:
+    def measure(self, points: frozenset[MeasurementPoint]) -> Times:
         self.count += 1
-        ordered = sorted(places)
+        ordered = sorted(points)
         values = log_medians(self.rng, (len(ordered), 2)) + self.rng.normal(
             0, self.session_sd, size=(len(ordered), 1)
         )
         times = {}
-        for place, (base, head) in zip(ordered, values, strict=True):
-            effect = self.slow_down if place.workload == "decode" else 0.0
-            times[place] = (0.01 * float(np.exp(base)), 0.01 * float(np.exp(head + effect)))
+        for point, (base, head) in zip(ordered, values, strict=True):
+            effect = self.slow_down if point.workload == "decode" else 0.0
+            times[point] = (0.01 * float(np.exp(base)), 0.01 * float(np.exp(head + effect)))
         return times
 
     def has_budget(self) -> bool:

@@ -79,9 +79,9 @@ def test_many_documents_are_resampled_in_slices_to_the_same_end() -> None:
 @pytest.mark.parametrize(
     ("tops", "bottoms", "words"),
     [
-        ([], [], "there must be one"),
+        ([], [], "there must be at least one"),
         ([1.0], [1.0, 2.0], "1 documents on one side and 2 on the other"),
-        ([1.0, math.nan], [1.0, 1.0], "document number 1 has nan"),
+        ([1.0, math.nan], [1.0, 1.0], "document number 1 is nan"),
         ([1.0, 1.0], [0.0, 0.0], "not be negative nor all zero"),
         ([1.0, 1.0], [3.0, -1.0], "not be negative nor all zero"),
     ],
@@ -132,9 +132,9 @@ def test_the_interval_of_a_difference_covers_what_it_says(count: int, first: flo
     draw = np.random.default_rng(7)
     hits, repeats = 0, 1500
     for _ in range(repeats):
-        place = draw.random(count)
-        both = place > 0.6
-        mine, theirs = both | (place < first), both | ((place >= first) & (place < first + second))
+        point = draw.random(count)
+        both = point > 0.6
+        mine, theirs = both | (point < first), both | ((point >= first) & (point < first + second))
         found = paired_accuracy(mine.tolist(), theirs.tolist())
         hits += found.low <= first - second <= found.high
     assert 0.92 <= hits / repeats <= 0.98

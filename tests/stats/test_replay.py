@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from retbench.regress.interleaved import SampledRounds, sample
 from retbench.regress.items import Times
-from retbench.regress.sampling import Sampled, sample
-from retbench.stats.sequential import Rules
+from retbench.stats.sequential import DecisionRules
 from stats.corpus import PATH, Replay, read_corpus
 
 pytestmark = pytest.mark.skipif(not PATH.exists(), reason="no corpus: python -m benchmarks.aa records one")
@@ -26,17 +26,17 @@ def rounds(request: pytest.FixtureRequest) -> list[Times]:
     return found
 
 
-def run(rounds: list[Times], seed: int, factor: float = 1.0) -> Sampled:
+def run(rounds: list[Times], seed: int, factor: float = 1.0) -> SampledRounds:
     source = Replay(rounds, np.random.default_rng(seed), factor)
-    return sample(sorted(rounds[0]), "transformer", source, Rules(), MAX_ROUNDS)
+    return sample(sorted(rounds[0]), "transformer", source, DecisionRules(), MAX_ROUNDS)
 
 
-def decode_curves(sampled: Sampled) -> list[str]:
-    """What is said of the decode curve of each model."""
+def decode_curves(sampled: SampledRounds) -> list[str]:
+    """Return the verdict on the decode curve of each model."""
     return [
         decision.verdict
         for item, decision in sampled.decisions.items()
-        if item.kind == "curve" and item.places[0].workload == "decode"
+        if item.kind == "curve" and item.points[0].workload == "decode"
     ]
 
 

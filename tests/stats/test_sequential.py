@@ -7,28 +7,28 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retbench.errors import ConfigError
-from retbench.regress.evidence import Evidence, paired
-from retbench.stats.sequential import Rules, Sweep, plan_looks, reject
+from retbench.stats.intervals import LogRatio, paired
+from retbench.stats.sequential import DecisionRules, SequentialTest, plan_analyses, reject
 from stats.noise import PROCESS_SD
 
 RUNS = 600
 ITEMS = 6
-RULES = Rules()
+RULES = DecisionRules()
 MARGIN = RULES.log_margin(1.0)
 
 
 @given(st.integers(3, 200))
 def test_looks_share_the_rate_and_end_with_the_last_round(max_rounds: int) -> None:
-    looks = plan_looks(max_rounds)
-    rounds = [look.rounds for look in looks]
-    assert math.fsum(look.share for look in looks) == pytest.approx(1)
+    analyses = plan_analyses(max_rounds)
+    rounds = [analysis.rounds for analysis in analyses]
+    assert math.fsum(analysis.share for analysis in analyses) == pytest.approx(1)
     assert rounds == sorted(set(rounds))
     assert rounds[-1] == max_rounds
 
 
 def test_too_few_rounds_are_refused() -> None:
     with pytest.raises(ConfigError, match="2 rounds are too few"):
-        plan_looks(2)
+        plan_analyses(2)
 
 
 @given(
@@ -61,28 +61,28 @@ def test_more_hypotheses_than_are_tested_make_it_stricter() -> None:
 def test_rates_are_shares(share: float) -> None:
     for rules in ({"margin": share}, {"flag_rate": share}, {"miss_rate": share}, {"confirm_rate": share}):
         with pytest.raises(ConfigError, match="between 0 and 1"):
-            Rules(**rules)
+            DecisionRules(**rules)
 
 
 def test_a_short_time_must_move_by_the_floor_too() -> None:
     assert RULES.log_margin(1.0) == pytest.approx(math.log(1.02))
     assert RULES.log_margin(20e-6) == pytest.approx(math.log(1.5))
     with pytest.raises(ConfigError, match="floor"):
-        Rules(floor_s=-1)
+        DecisionRules(floor_s=-1)
 
 
-def run_sweep(rng: np.random.Generator, effect: float, spread: float, shared: float) -> Sweep[int]:
+def run_sweep(rng: np.random.Generator, effect: float, spread: float, shared: float) -> SequentialTest[int]:
     """Twenty rounds of six items that all have the same effect, with noise of their own and noise in common."""
     logs = rng.normal(effect, spread, size=(ITEMS, 20)) + rng.normal(0, shared, size=20)
-    sweep = Sweep(dict.fromkeys(range(ITEMS), MARGIN), RULES, plan_looks(20))
-    while look := sweep.next_look:
-        sweep.look({item: paired(logs[item, : look.rounds].tolist()) for item in sweep.undecided})
+    sweep = SequentialTest(dict.fromkeys(range(ITEMS), MARGIN), RULES, plan_analyses(20))
+    while analysis := sweep.next_analysis:
+        sweep.analyse({item: paired(logs[item, : analysis.rounds].tolist()) for item in sweep.undecided})
     return sweep
 
 
 @pytest.mark.parametrize(("spread", "shared"), [(0.002, 0.0), (0.01, 0.0), (0.01, 0.03), (0.1, 0.0)])
 def test_repeated_looks_keep_the_rate_of_flags_where_it_is_hardest(spread: float, shared: float) -> None:
-    """Every item has moved by exactly the margin, which must not be flagged: in no look, of no item."""
+    """Every item has moved by exactly the margin, which must not be flagged: in no analysis, of no item."""
     rng = np.random.default_rng(7)
     flagged = sum(bool(run_sweep(rng, MARGIN, spread, shared).flagged) for _ in range(RUNS))
     assert flagged / RUNS <= RULES.flag_rate + 0.009  # one standard deviation of so many runs
@@ -99,32 +99,35 @@ def test_what_has_moved_by_the_margin_is_seldom_called_the_same(spread: float, s
 
 
 def test_looking_again_and_again_at_the_whole_rate_would_not_keep_it() -> None:
-    """What the shares are for: the same rounds judged at every look as if it were the only one."""
+    """What the shares are for: the same rounds judged at every analysis as if it were the only one."""
     rng = np.random.default_rng(7)
     flagged = 0
     for _ in range(RUNS):
         logs = rng.normal(MARGIN, 0.01, size=(ITEMS, 20))
         flagged += any(
             reject(
-                {item: paired(logs[item, : look.rounds].tolist()).p_above(MARGIN) for item in range(ITEMS)},
+                {
+                    item: paired(logs[item, : analysis.rounds].tolist()).p_above(MARGIN)
+                    for item in range(ITEMS)
+                },
                 0.05,
                 dict.fromkeys(range(ITEMS), 1),
                 ITEMS,
             )
-            for look in plan_looks(20)
+            for analysis in plan_analyses(20)
         )
     assert flagged / RUNS > 0.09
 
 
-def steady(effect: float, rounds: int = 5) -> Evidence:
-    return Evidence(effect, PROCESS_SD / math.sqrt(rounds), rounds - 1, rounds)
+def steady(effect: float, rounds: int = 5) -> LogRatio:
+    return LogRatio(effect, PROCESS_SD / math.sqrt(rounds), rounds - 1, rounds)
 
 
-def test_verdicts_by_what_was_seen() -> None:
+def test_verdicts_by_what_was_measured() -> None:
     effects = {"slow": 0.2, "fast": -0.2, "same": 0.0, "noisy": 0.015}
-    sweep = Sweep(dict.fromkeys(effects, MARGIN), RULES, plan_looks(5))
+    sweep = SequentialTest(dict.fromkeys(effects, MARGIN), RULES, plan_analyses(5))
     evidence = {name: steady(effect) for name, effect in effects.items()}
-    sweep.look(evidence)
+    sweep.analyse(evidence)
     found = sweep.decisions(evidence)
     assert {name: one.verdict for name, one in found.items()} == {
         "slow": "regressed",
@@ -139,15 +142,15 @@ def test_verdicts_by_what_was_seen() -> None:
 
 
 def test_an_item_without_rounds_is_not_decided() -> None:
-    sweep = Sweep({"there": MARGIN, "missing": MARGIN}, RULES, plan_looks(5))
-    sweep.look({"there": steady(0.0)})
+    sweep = SequentialTest({"there": MARGIN, "missing": MARGIN}, RULES, plan_analyses(5))
+    sweep.analyse({"there": steady(0.0)})
     found = sweep.decisions({"there": steady(0.0)})["missing"]
-    assert (found.verdict, found.evidence, found.detectable) == ("inconclusive", None, None)
+    assert (found.verdict, found.change, found.detectable) == ("inconclusive", None, None)
 
 
 def test_what_is_not_found_again_is_inconclusive() -> None:
-    sweep = Sweep({"real": MARGIN, "chance": MARGIN, "gone": MARGIN}, RULES, plan_looks(5))
-    sweep.look(dict.fromkeys(("real", "chance", "gone"), steady(0.2)))
+    sweep = SequentialTest({"real": MARGIN, "chance": MARGIN, "gone": MARGIN}, RULES, plan_analyses(5))
+    sweep.analyse(dict.fromkeys(("real", "chance", "gone"), steady(0.2)))
     assert len(sweep.flagged) == 3
     sweep.confirm({"real": steady(0.2), "chance": steady(0.0)})
     found = sweep.decisions({})
@@ -158,17 +161,19 @@ def test_what_is_not_found_again_is_inconclusive() -> None:
 
 
 def test_a_decision_stands_whatever_comes_later() -> None:
-    sweep = Sweep({"a": MARGIN, "b": MARGIN}, RULES, plan_looks(7))
-    sweep.look({"a": steady(0.0), "b": steady(0.015)})
-    sweep.look({"a": steady(0.5, 7), "b": steady(0.015, 7)})
+    sweep = SequentialTest({"a": MARGIN, "b": MARGIN}, RULES, plan_analyses(7))
+    sweep.analyse({"a": steady(0.0), "b": steady(0.015)})
+    sweep.analyse({"a": steady(0.5, 7), "b": steady(0.015, 7)})
     assert sweep.decisions({"b": steady(0.015, 7)})["a"].verdict == "same"
-    assert sweep.next_look is None
+    assert sweep.next_analysis is None
 
 
 def test_an_early_end_spends_what_later_looks_would_have() -> None:
-    seen = {"a": Evidence(MARGIN + 5.0, 1.0, 6, 7)}  # p is 0.0012
-    early, last = (Sweep({"a": MARGIN}, Rules(flag_rate=0.002), plan_looks(20)) for _ in range(2))
-    early.look(seen)
-    last.look_last(seen)
+    seen = {"a": LogRatio(MARGIN + 5.0, 1.0, 6, 7)}  # p is 0.0012
+    early, last = (
+        SequentialTest({"a": MARGIN}, DecisionRules(flag_rate=0.002), plan_analyses(20)) for _ in range(2)
+    )
+    early.analyse(seen)
+    last.analyse_last(seen)
     assert (bool(early.flagged), bool(last.flagged)) == (False, True)
-    assert last.next_look is None
+    assert last.next_analysis is None

@@ -12,7 +12,9 @@ import typer
 from typer.core import TyperGroup
 
 import retbench
-from retbench.cli import checks, measuring, models, reading
+from retbench.cli import baseline, measuring, models, reading
+from retbench.cli.check import check
+from retbench.cli.compare import compare
 from retbench.cli.options import AsJson, DataDir, DeviceName
 from retbench.errors import RetbenchError
 
@@ -113,4 +115,8 @@ def env(device: DeviceName = None, as_json: AsJson = False) -> None:
     command.show_environment(device, as_json=as_json)
 
 
-checks.register(app)
+app.command(
+    epilog="Example: retbench compare results/MACHINE/latency/BEFORE.jsonl results/MACHINE/latency/AFTER.jsonl"
+)(compare)
+app.command(epilog="Example: retbench check --against HEAD~1 --format md")(check)
+app.add_typer(baseline.app, name="baseline")

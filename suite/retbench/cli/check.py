@@ -1,146 +1,145 @@
-"""`retbench check`: exact quantities against those accepted, or the times of a checkout against a commit of it."""
+"""`retbench check`: machine-independent quantities, or the times of a checkout against one of its commits."""
 
-from dataclasses import dataclass, fields
-from importlib import resources
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from retbench.cli.baseline import EXACT, check_reason
-from retbench.cli.compare import Shown, show, show_report
-from retbench.cli.listing import named_models
-from retbench.cli.run import INTERRUPTED
-from retbench.errors import ConfigError
-from retbench.files import check_writable
-from retbench.planning.plan import make_plan
-from retbench.regress import against
-from retbench.regress.exact import compare_exact, read_exact, write_exact
-from retbench.regress.exact_rendering import ExactReport
-from retbench.regress.sitting import VISITS, Limits
-from retbench.run.interrupts import Interrupted
-from retbench.stats.sequential import Rules, plan_looks
+from retbench.cli.compare import ReportFolder, ReportFormat, Strict, print_report
+
+if TYPE_CHECKING:
+    from retbench.regress.interleaved import InterleavedCheck
+    from retbench.regress.machine_independent import Quantities
+    from retbench.regress.report import CheckReport
 
 DEFAULT_OUT = Path("reports") / "check"
-"""Where the records of both sides go unless another folder is named."""
-DEFAULT_ROUNDS = 20
-DEFAULT_BUDGET_MIN = 20.0
+_TIMING = {"overrides": "set"} | {
+    name: name
+    for name in ("experiment", "profile", "device", "rounds", "visits", "budget", "margin", "always")
+}
+"""Options that need --against, by parameter."""
 
 
-def check_exact(baseline: Path | None, shown: Shown) -> int:
-    """Measure the exact quantities, compare, print, and return the exit code.
+def check(
+    ctx: typer.Context,
+    against: Annotated[
+        str | None,
+        typer.Option(metavar="REF", help="Time the checkout against this commit of it, in one session."),
+    ] = None,
+    experiment: Annotated[str, typer.Option(help="With --against: what is timed.")] = "latency",
+    profile: Annotated[str, typer.Option(help="With --against: in which profile.")] = "smoke",
+    device: Annotated[
+        str | None,
+        typer.Option(help="With --against: cpu, cuda or cuda:N; by default the first GPU, else the CPU."),
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="With --against: replace a field, as of `retbench run`."
+        ),
+    ] = None,
+    rounds: Annotated[
+        int, typer.Option(help="With --against: maximum rounds, without repeats of flagged items.")
+    ] = 20,
+    visits: Annotated[
+        int,
+        typer.Option(
+            help="With --against: sample blocks per cell and side in a round; they divide its steps."
+        ),
+    ] = 10,
+    budget: Annotated[
+        float,
+        typer.Option(
+            help="With --against: minutes after which no round begins; flagged items are repeated anyway."
+        ),
+    ] = 20.0,
+    margin: Annotated[
+        float, typer.Option(help="With --against: share by which a time must have moved to count.")
+    ] = 0.02,
+    always: Annotated[
+        bool,
+        typer.Option("--always", help="With --against: time even if the code that measures is the same."),
+    ] = False,
+    baseline: Annotated[
+        Path | None,
+        typer.Option(dir_okay=False, help="Accepted quantities; by default those shipped with retbench."),
+    ] = None,
+    form: ReportFormat = "text",
+    out: ReportFolder = None,
+    strict: Strict = False,
+) -> None:
+    """Check machine-independent quantities; with --against, the times of a checkout.
 
-    Raises:
-        RecordError: the baseline is not there, damaged or edited.
-        ConfigError: an unknown format.
-        StorageError: the report cannot be written.
+    Without --against, in less than a minute: parameters, state bytes, operations and bytes of a step, peak tensor
+    bytes, the equivalence of all execution modes, the loss of a fixed text under fixed small weights, and greedy
+    tokens. Exit code 1 if one differs from the accepted value.
+
+    With --against REF, rounds of the checkout and of that commit alternate until every point is decided or the budget
+    ends. Flagged items are measured again. Exit code 1 if a time is longer, 3 if the two do not measure the same, 4
+    under --strict if an item is inconclusive.
     """
-    path = baseline or shipped_baseline()
-    accepted = read_exact(path)
+    from retbench.errors import ConfigError
+    from retbench.regress.render import check_output
 
-    import torch
-
-    from retbench.regress.quantities import measure_exact
-
-    findings = compare_exact(accepted, measure_exact(named_models()), torch.__version__)
-    report = ExactReport(f"{path} (torch {accepted.torch_version}: {accepted.reason})", tuple(findings))
-    names = {"md": "exact.md", "json": "exact-report.json", "junit": "exact-junit.xml"}
-    show(lambda form: report.render(form, strict=shown.strict), shown, names)
-    return report.exit_code(strict=shown.strict)
-
-
-def shipped_baseline() -> Path:
-    """The quantities that retbench comes with: in the installed wheel, or in `results/baselines` of the checkout."""
-    package = Path(str(resources.files("retbench")))
-    packaged = package / "baselines" / EXACT
-    return packaged if packaged.is_file() else package.parents[1] / "results" / "baselines" / EXACT
-
-
-def accept_exact(reason: str, folder: Path) -> None:
-    """Measure the exact quantities and accept them, and print the path.
-
-    Raises:
-        ConfigError: no reason is given, or the folder cannot be written to.
-        StorageError: they cannot be written.
-    """
-    reason = check_reason(reason)
-    check_writable(folder, "--folder")
-
-    import torch
-
-    from retbench.regress.quantities import measure_exact
-
-    path = folder / EXACT
-    write_exact(path, measure_exact(named_models()), torch.__version__, reason)
-    typer.echo(path)
-
-
-@dataclass(frozen=True)
-class Given:
-    """The options that only one of the two lanes has; None where not given."""
-
-    experiment: str | None
-    profile: str | None
-    device: str | None
-    overrides: tuple[str, ...]
-    rounds: int | None
-    visits: int | None
-    budget: float | None
-    margin: float | None
-    always: bool
-    baseline: Path | None
-
-
-def check(ref: str | None, given: Given, form: str, out: Path | None, *, strict: bool) -> int:
-    """Run the lane that is asked for, and return the exit code.
-
-    Raises:
-        ConfigError: the request is impossible, or an option belongs to the other lane.
-        RetbenchError: what the lanes raise.
-    """
-    shown = Shown(form, out, strict)
-    shown.check()
-    if ref is not None:
-        if given.baseline is not None:
+    check_output(form, out)
+    sources = {name: ctx.get_parameter_source(name) for name in ctx.params}
+    given = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+    if against is None:
+        for option in (_TIMING[name] for name in given if name in _TIMING):
             raise ConfigError(
-                "--baseline holds exact quantities, and --against compares times. Give one of them."
+                f"--{option} says what is timed, and without --against REF nothing is. Give --against, or leave it out."
             )
-        return check_against(ref, given, shown)
-    for field in fields(given):
-        value = getattr(given, field.name)
-        if field.name != "baseline" and value is not None and value is not False and value != ():
-            name = "set" if field.name == "overrides" else field.name
-            raise ConfigError(
-                f"--{name} says what is timed, and without --against REF nothing is. Give --against, or leave it out."
-            )
-    return check_exact(given.baseline, shown)
+        report = _check_quantities(baseline)
+    else:
+        if baseline is not None:
+            raise ConfigError("--baseline holds quantities, and --against compares times. Give one of them.")
+        from retbench.files import check_writable
+        from retbench.planning.plan import make_plan
+        from retbench.regress.interleaved import InterleavedCheck
+        from retbench.regress.session import SessionLimits
+        from retbench.stats.sequential import DecisionRules
+
+        limits, rules = SessionLimits(rounds, visits, 60 * budget), DecisionRules(margin=margin)
+        plan = make_plan(
+            experiment, profile=profile, device=device, dtype=None, limit=None, overrides=overrides or ()
+        )
+        folder = (out or DEFAULT_OUT) / "records"
+        check_writable(folder, "--out")
+        report = _check_times(InterleavedCheck(plan, folder, _notify, limits, rules), against, always=always)
+    print_report(report, form, out, strict=strict)
 
 
-def check_against(ref: str, given: Given, shown: Shown) -> int:
-    """Compare the checkout with one of its commits, print, and return the exit code.
+def _notify(text: str) -> None:
+    typer.echo(text, err=True)
 
-    Raises:
-        ConfigError: the request is impossible.
-        RetbenchError: what `checking.against.check_against` raises.
-    """
-    budget_min = DEFAULT_BUDGET_MIN if given.budget is None else given.budget
-    limits = Limits(VISITS if given.visits is None else given.visits, 60 * budget_min)
-    rounds = DEFAULT_ROUNDS if given.rounds is None else given.rounds
-    plan_looks(rounds)  # so few that nothing can be said are refused here
-    rules = Rules() if given.margin is None else Rules(margin=given.margin)
-    plan = make_plan(
-        given.experiment or "latency",
-        profile=given.profile or "smoke",
-        device=given.device,
-        dtype=None,
-        limit=None,
-        overrides=given.overrides,
-    )
-    folder = (shown.out or DEFAULT_OUT) / "records"
-    check_writable(folder, "--out")
-    request = against.Request(plan, ref, rules, rounds, limits, given.always, folder)
+
+def _check_times(check: "InterleavedCheck", ref: str, *, always: bool) -> "CheckReport":
+    """Measure both revisions; exit with 130 if the user interrupts it."""
+    from retbench.cli.run import INTERRUPTED
+    from retbench.run.interrupts import Interrupted
+
     try:
-        report = against.check_against(request, talk=lambda text: typer.echo(text, err=True))
+        return check.against(ref, always=always)
     except Interrupted:
-        typer.echo("retbench: interrupted; the records of both sides are kept", err=True)
-        return INTERRUPTED
-    return show_report(report, shown)
+        _notify("retbench: interrupted; the records of both sides are kept")
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def _check_quantities(baseline: Path | None) -> "CheckReport":
+    """Measure the machine-independent quantities and compare them with the accepted ones."""
+    from retbench.regress.machine_independent import compare_quantities, read_quantities, shipped_path
+
+    path = baseline or shipped_path()
+    accepted = read_quantities(path)
+    quantities, torch_version = measured_quantities()
+    return compare_quantities(str(path), accepted, quantities, torch_version)
+
+
+def measured_quantities() -> "tuple[Quantities, str]":
+    """Measure the machine-independent quantities; return them with the version of torch."""
+    import torch
+
+    from retbench.cli.listing import named_models
+    from retbench.regress.quantities import measure_quantities
+
+    return measure_quantities(named_models()), torch.__version__

@@ -1,195 +1,202 @@
-"""Two sets of records compared: first whether they may be, then place by place."""
+"""Comparison of existing records: two record sets, or one run with a baseline."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from itertools import product
+from pathlib import Path
+from statistics import fmean, stdev
 
-from retbench.errors import RecordError
-from retbench.records.record import Record
-from retbench.regress.evidence import Evidence, paired, unpaired
-from retbench.regress.facts import (
-    Difference,
-    compare_clocks,
-    compare_facts,
-    hard_facts,
-    sm_clock_hz,
-    soft_facts,
+from retbench.errors import ConfigError, NotComparableError, RecordError, RegressionError
+from retbench.files import check_writable
+from retbench.regress import comparability
+from retbench.regress.baseline import (
+    Baseline,
+    StoredRun,
+    baseline_path,
+    make_baseline,
+    make_run,
+    read_baseline,
+    write_hashed,
 )
-from retbench.regress.items import Item, Place, item_margins, item_weights, make_items, time_of
-from retbench.regress.rendering_report import Gap, Missing, Report, describe_moves
-from retbench.regress.sides import TIMED, Attempts, Side, are_interleaved, middle, place_of, typical
-from retbench.report.frames import started
-from retbench.stats.sequential import WITHOUT_REPEAT, Decision, Rules, Sweep, single_look
+from retbench.regress.comparability import FactDifference
+from retbench.regress.decide import conclude, mean_log
+from retbench.regress.items import ComparedItem, MeasurementPoint, Values, is_timed, time_of
+from retbench.regress.record_sets import PointAttempts, RecordSet, are_interleaved, load_record_set, point_of
+from retbench.regress.render import render
+from retbench.regress.report import CheckReport, Gap, MissingPoint
+from retbench.stats.intervals import LogRatio, paired, predicted_from, unpaired
+from retbench.stats.sequential import WITHOUT_REPEAT, DecisionRules
 
-SITTING = "sitting"
+FIRST = "first runs"
+"""The reason of a window that no change began."""
+MIN_RUNS = 8
+"""With fewer runs their spread is too uncertain to predict the next one: nothing is decided."""
 
 _PAIRED = "paired rounds: each round of both sides was measured before the next of either"
-_APART = "two sittings: the rounds of the sides share nothing"
-_EITHER = "regressed, but either model may have moved: a sitting shifts the times of both"
+_UNPAIRED = "two measurement sessions: the rounds of the sides are independent"
 
 
-def compare_sides(
-    first: Side, second: Side, rules: Rules = WITHOUT_REPEAT, *, accept_soft: bool = False
-) -> Report:
-    """Compare two record sets of one machine.
+def compare_record_sets(
+    first: RecordSet,
+    second: RecordSet,
+    rules: DecisionRules = WITHOUT_REPEAT,
+    *,
+    accept_confounders: bool = False,
+) -> CheckReport:
+    """Compare a second record set, which is judged, with a first one of the same machine.
 
-    Args:
-        first: The side that is compared with.
-        second: The side that is judged.
-        rules: Margins and error rates.
-        accept_soft: Judge what has moved although soft facts differ.
-
-    Returns:
-        The report; without decisions where a hard fact differs.
-
-    Raises:
-        RecordError: the sides have no place in common.
+    The report has no items where a comparability key differs. `accept_confounders` judges what has moved although
+    confounders differ. RecordError means that the sides have no point in common.
     """
-    shared = first.places(measured=False) & second.places(measured=False)
-    if not shared:
+    if not first.points(measured=False) & second.points(measured=False):
         raise RecordError(
-            f"'{first.name}' and '{second.name}' have no point in common: {_some(first)} on the one side, "
-            f"{_some(second)} on the other. Give records of the same experiment and profile."
+            f"'{first.name}' and '{second.name}' have no point in common: the first has {_some(first)}, the second "
+            f"{_some(second)}. Give records of the same experiment and profile."
         )
-    hard = hard_differences(first.records, second.records)
     interleaved = are_interleaved(first, second)
-    soft = tuple(soft_differences(first, second, interleaved=interleaved))
-    report = Report(
+    report = CheckReport(
         first=f"{first.name} ({first.revisions})",
         second=f"{second.name} ({second.revisions})",
-        method=_PAIRED if interleaved else _APART,
-        decisions={},
-        values={},
-        hard=tuple(hard),
-        soft=soft,
-        missing=tuple(find_missing(first.attempts(), second.attempts())),
+        method=_PAIRED if interleaved else _UNPAIRED,
+        hard=tuple(comparability.key_differences(first.records, second.records)),
+        soft=tuple(comparability.confounder_differences(first, second, interleaved=interleaved)),
+        missing=tuple(_find_missing(first.attempts(), second.attempts())),
         notes=(*first.notes, *second.notes, *first.ratio_notes),
+    )
+    if report.hard:
+        return report
+    by_number = first.values(), second.values()
+    sides = list(by_number[0].values()), list(by_number[1].values())
+    pairs = [
+        (values, by_number[1][number]) for number, values in by_number[0].items() if number in by_number[1]
+    ]
+
+    def change_of(item: ComparedItem) -> LogRatio | None:
+        return _paired_change(item, pairs) if interleaved else _unpaired_change(item, *sides)
+
+    return conclude(
+        report,
+        sides,
+        first.reference,
+        change_of,
+        rules,
         in_turn=interleaved,
-    )
-    return (
-        report
-        if hard
-        else _judged(report, first, second, rules, interleaved=interleaved, accept_soft=accept_soft)
+        accept_confounders=accept_confounders,
     )
 
 
-def _judged(
-    report: Report, first: Side, second: Side, rules: Rules, *, interleaved: bool, accept_soft: bool
-) -> Report:
-    """The report with its decisions."""
-    sides = list(first.values().items()), list(second.values().items())
-    places = first.places(measured=True) & second.places(measured=True)
-    values = [[of_round for _, of_round in side] for side in sides]
-    items = make_items(places, first.reference)
+def _paired_change(item: ComparedItem, rounds: Sequence[tuple[Values, Values]]) -> LogRatio | None:
+    logs = [(item.log_value(first), item.log_value(second)) for first, second in rounds]
+    found = [after - before for before, after in logs if before is not None and after is not None]
+    return paired(found) if found else None
 
-    def evidence_of(item: Item) -> Evidence | None:
-        if interleaved:
-            seen = dict(sides[1])
-            logs = [
-                (item.log_value(of_round), item.log_value(seen.get(number, {})))
-                for number, of_round in sides[0]
-            ]
-            both = [after - before for before, after in logs if before is not None and after is not None]
-            return paired(both) if both else None
-        first_logs, second_logs = (
-            [log for one in side if (log := item.log_value(one)) is not None] for side in values
+
+def _unpaired_change(
+    item: ComparedItem, first: Sequence[Values], second: Sequence[Values]
+) -> LogRatio | None:
+    logs = [
+        [log for values in side if (log := item.log_value(values)) is not None] for side in (first, second)
+    ]
+    if not all(logs):
+        return None
+    found = unpaired(*logs)
+    # A count needs no second round: its only round has no noise.
+    is_count = not is_timed(item.workload) and found.degrees <= 0
+    return replace(found, degrees=1.0) if is_count else found
+
+
+def compare_with_baseline(
+    name: str,
+    baseline: Baseline,
+    run: RecordSet,
+    rules: DecisionRules = WITHOUT_REPEAT,
+    *,
+    accept_confounders: bool = False,
+) -> CheckReport:
+    """Compare one run with a baseline; what differs between sessions is in the spread of the baseline's runs.
+
+    As `compare_record_sets`, where confounders count that differ from those of every accepted run.
+    """
+    keys = baseline.keys_by_point()
+    if not keys.keys() & run.points(measured=False):
+        raise RecordError(
+            f"'{name}' is of {baseline.experiment}, profile {baseline.profile}, and '{run.name}' has no point of it. "
+            "Give records of the same experiment and profile."
         )
-        if not first_logs or not second_logs:
-            return None
-        found = unpaired(first_logs, second_logs)
-        return found if item.places[0].workload in TIMED else counted(found)
+    tried = run.attempts()
+    # A baseline keeps no failures: every accepted run may have had those that the machine has each time.
+    accepted = {point: one for point, one in tried.items() if not one.has_value and one.is_expected}
+    accepted |= dict.fromkeys(keys, PointAttempts(1, {}))
+    report = CheckReport(
+        first=f"{name}: {len(baseline.runs)} runs ({baseline.runs[-1].code_revision})",
+        second=f"{run.name} ({run.revisions})",
+        method=f"one run against {len(baseline.runs)} accepted ones, with the prediction interval of a run",
+        hard=tuple(_baseline_key_differences(keys, run)),
+        soft=tuple(_baseline_confounders(baseline, run)),
+        missing=tuple(_find_missing(accepted, tried)),
+        notes=(*run.notes, *run.ratio_notes),
+    )
+    if report.hard:
+        return report
+    windows, mine = [one.rounds() for one in reversed(baseline.runs)], list(run.values().values())
+    sides = [values for rounds in windows for values in rounds], mine
 
-    evidence = {item: found for item in items if (found := evidence_of(item))}
-    decisions = judge(items, evidence, typical(values[0]), rules)
-    if not accept_soft:
-        decisions = find_doubts(decisions if interleaved else doubt_ratios(decisions), report.soft)
-    both = {place: (middle(values[0], place), middle(values[1], place)) for place in sorted(places)}
-    return replace(report, decisions=decisions, values=both, sentences=describe_moves(decisions, evidence_of))
+    def change_of(item: ComparedItem) -> LogRatio | None:
+        history = [mean for rounds in reversed(windows) if (mean := mean_log(item, rounds)) is not None]
+        new = mean_log(item, mine)
+        return predicted_from(history, new) if history and new is not None else None
+
+    return conclude(
+        report,
+        sides,
+        run.reference,
+        change_of,
+        rules,
+        in_turn=False,
+        accept_confounders=accept_confounders,
+        min_runs=MIN_RUNS,
+    )
 
 
-def judge(
-    items: Sequence[Item], evidence: Mapping[Item, Evidence], seconds: Mapping[Place, float], rules: Rules
-) -> dict[Item, Decision]:
-    """The verdicts of rounds that are there already: one look at all of them."""
-    timed = {place: value for place, value in seconds.items() if place.workload in TIMED}
-    most = max((one.num_rounds for one in evidence.values()), default=1)
-    sweep = Sweep(item_margins(items, timed, rules), rules, single_look(most), item_weights(items))
-    sweep.look(evidence)
-    return sweep.decisions(evidence)
-
-
-def counted(evidence: Evidence) -> Evidence:
-    """Evidence of what is counted and not timed: one round tells as much as many, where all rounds agree."""
-    return replace(evidence, degrees=1.0) if evidence.degrees <= 0 else evidence
-
-
-def hard_differences(first: Sequence[Record], second: Sequence[Record]) -> list[Difference]:
-    """Facts that keep two sides from being compared, each once, of the places that both have."""
-    groups = [_by_place(records) for records in (first, second)]
-    found: dict[Difference, None] = {}
-    for place in sorted(groups[0].keys() & groups[1].keys()):
-        sides = [groups[0][place], groups[1][place]]
-        whole = all(any(record.status == "ok" for record in side) for side in sides)
-        one, other = (_distinct_facts(side, whole=whole) for side in sides)
-        alone = [facts for facts in one if facts not in other], [facts for facts in other if facts not in one]
-        if any(alone):
-            for mine, theirs in product(alone[0] or one, alone[1] or other):
-                found |= dict.fromkeys(compare_facts(mine, theirs))
+def _baseline_key_differences(
+    keys: Mapping[MeasurementPoint, Mapping[str, str]], run: RecordSet
+) -> list[FactDifference]:
+    found: dict[FactDifference, None] = {}
+    for record in run.records:
+        if record.status == "ok" and (facts := keys.get(point_of(record))) is not None:
+            found |= dict.fromkeys(
+                comparability.compare_facts(facts, comparability.comparability_keys(record))
+            )
     return sorted(found, key=lambda difference: difference.fact)
 
 
-def _by_place(records: Sequence[Record]) -> dict[Place, list[Record]]:
-    """The records of each place."""
-    groups: dict[Place, list[Record]] = {}
-    for record in records:
-        groups.setdefault(place_of(record), []).append(record)
-    return groups
+def _baseline_confounders(baseline: Baseline, run: RecordSet) -> list[FactDifference]:
+    """Return the confounders of a run that no accepted run has."""
+    mine, accepted = comparability.confounders(run.records), [one.soft for one in baseline.runs]
+    latest = comparability.compare_facts(accepted[-1], mine)
+    found = [one for one in latest if all(facts.get(one.fact) != mine.get(one.fact) for facts in accepted)]
+    clocks = [
+        comparability.compare_clocks(one.sm_clock_hz, comparability.sm_clock_hz(run.records))
+        for one in baseline.runs
+    ]
+    return found + (clocks[-1] if all(clocks) else [])
 
 
-def _distinct_facts(records: Sequence[Record], *, whole: bool) -> list[dict[str, str]]:
-    """The hard facts of a place, once for each way in which they occur in its rounds.
-
-    Args:
-        records: Of the place, on one side.
-        whole: Whether both sides have a value: then of those alone, and else without what ran, which a failure cannot
-            tell.
-    """
-    found: list[dict[str, str]] = []
-    for record in records:
-        if whole and record.status != "ok":
-            continue
-        facts = hard_facts(record)
-        kept = facts if whole else {name: facts[name] for name in facts if not name.startswith("ran.")}
-        if kept not in found:
-            found.append(kept)
-    return found
-
-
-def soft_differences(first: Side, second: Side, *, interleaved: bool) -> list[Difference]:
-    """Facts that may explain why something moved."""
-    found = compare_facts(soft_facts(first.records), soft_facts(second.records))
-    found += compare_clocks(sm_clock_hz(first.records), sm_clock_hz(second.records))
-    if not interleaved:
-        moments = [min(started(record) for record in side.records) for side in (first, second)]
-        found.append(Difference(SITTING, *(f"{moment:%Y-%m-%d %H:%M}" for moment in moments)))
-    return found
-
-
-def find_missing(first: Mapping[Place, Attempts], second: Mapping[Place, Attempts]) -> list[Missing]:
-    """Places that a side never tried, or failed at in some round."""
-    found = []
-    for place in sorted({*first, *second}):
-        one, other = first.get(place), second.get(place)
+def _find_missing(
+    first: Mapping[MeasurementPoint, PointAttempts], second: Mapping[MeasurementPoint, PointAttempts]
+) -> Iterable[MissingPoint]:
+    """Return the points that a side never tried, or where it failed in some round."""
+    for point in sorted({*first, *second}):
+        one, other = first.get(point), second.get(point)
         if one is None or other is None:
-            found.append(Missing(place, "first" if one is None else "second", "not measured", "absent"))
+            yield MissingPoint(point, "first" if one is None else "second", "not measured", "absent")
         elif gap := _find_gap(one, other):
             side = {"broken": "second", "fixed": "first"}.get(gap, "both")
-            found.append(Missing(place, side, str(one if gap == "fixed" else other), gap))
-    return found
+            yield MissingPoint(point, side, str(one if gap == "fixed" else other), gap)
 
 
-def _find_gap(first: Attempts, second: Attempts) -> Gap | None:
-    """Which side failed where the other did not; None where neither failed."""
+def _find_gap(first: PointAttempts, second: PointAttempts) -> Gap | None:
+    """Return which side failed where the other did not; None where neither failed."""
     if first.has_value != second.has_value:
         return "broken" if first.has_value else "fixed"
     if first.has_value and second.failures.keys() - first.failures.keys():
@@ -199,42 +206,70 @@ def _find_gap(first: Attempts, second: Attempts) -> Gap | None:
     return "both" if first.failures else None
 
 
-def doubt_ratios(decisions: Mapping[Item, Decision]) -> dict[Item, Decision]:
-    """The decisions where the sides were not measured in turn: of a ratio that is worse either model may have moved.
-
-    A sitting shifts the times of both models. It is the model that is slower where its own time is longer and the
-    sitting has left every time of the reference as it was.
-    """
-    timed = {item: one for item, one in decisions.items() if item.places[0].workload in TIMED}
-    shifted = {item.subject for item, one in timed.items() if item.kind == "time" and one.verdict != "same"}
-    found = dict(decisions)
-    for item, decision in timed.items():
-        if item.kind == "ratio" and decision.verdict == "regressed":
-            mine, reference = item.places
-            if decisions[time_of(mine)].verdict != "regressed" or reference.model in shifted:
-                found[item] = replace(decision, verdict="inconclusive", note=_EITHER)
+def spread_between(runs: Sequence[StoredRun]) -> list[tuple[MeasurementPoint, float, float | None]]:
+    """Return every point with its geometric mean and the log standard deviation of the runs, None with one run."""
+    found = []
+    for point in sorted({stored.point for run in runs for stored in run.points}):
+        logs = [mean for run in runs if (mean := mean_log(time_of(point), run.rounds())) is not None]
+        found.append((point, math.exp(fmean(logs)), stdev(logs) if len(logs) > 1 else None))
     return found
 
 
-def find_doubts(decisions: Mapping[Item, Decision], soft: Sequence[Difference]) -> dict[Item, Decision]:
-    """Every decision in the light of what else differed."""
-    return {item: _find_doubt(item, decision, soft) for item, decision in decisions.items()}
+def save_runs(runs: Sequence[Path], folder: Path) -> tuple[Path, int]:
+    """Add runs to the baseline of their machine and sweep, all or none; return its path and number of runs.
+
+    Raises:
+        RecordError: a run or the baseline cannot be read.
+        ConfigError: a run is in the window already, or the folder is not writable.
+        NotComparableError: a run measured something else, or failed somewhere.
+        RegressionError: a run has moved against the window, in either direction.
+    """
+    sides = [load_record_set(path) for path in runs]
+    for side in sides:
+        _check_complete(side)
+    path = baseline_path(folder, make_baseline(sides[0], FIRST))
+    check_writable(path.parent, "--folder")
+    baseline = read_baseline(path) if path.exists() else None
+    for side in sides:
+        baseline = _with_run(path, baseline, side) if baseline else make_baseline(side, FIRST)
+    assert baseline is not None
+    write_hashed(path, baseline.model_dump(mode="json"))
+    return path, len(baseline.runs)
 
 
-def _find_doubt(item: Item, decision: Decision, soft: Sequence[Difference]) -> Decision:
-    """A decision in the light of what else differed; what a sitting does to both models leaves their ratio alone."""
-    relevant = [one.fact for one in soft if not (one.fact == SITTING and item.kind == "ratio")]
-    if (
-        item.places[0].workload not in TIMED
-        or decision.verdict not in {"regressed", "improved"}
-        or not relevant
-    ):
-        return decision
-    note = f"{decision.verdict}, unless it is this that moved it: {', '.join(relevant)}"
-    return replace(decision, verdict="inconclusive", note=note)
+def _check_complete(side: RecordSet) -> None:
+    """Raise NotComparableError if a cell failed in some round, except for an out-of-memory in every round."""
+    failed = [f"{point}: {one}" for point, one in sorted(side.attempts().items()) if not one.is_expected]
+    if failed:
+        raise NotComparableError(
+            f"'{side.name}' holds cells that failed:\n  " + "\n  ".join(failed) + "\n"
+            "A run of a baseline has a value of every round. Measure again, and give the whole run."
+        )
 
 
-def _some(side: Side) -> str:
-    """One of the places of a side, and how many there are."""
-    places = sorted(side.places(measured=False))
-    return f"{places[0]} and {len(places) - 1} others" if len(places) > 1 else str(places[0])
+def _with_run(path: Path, baseline: Baseline, side: RecordSet) -> Baseline:
+    """Return the window with one more run, which must agree with it."""
+    run = make_run(side)
+    if any((run.run_id, run.started_at) == (one.run_id, one.started_at) for one in baseline.runs):
+        raise ConfigError(f"'{side.name}': run {run.run_id} is in {path} already. Give another run.")
+    # Confounders may explain why a run has moved, but then it does not predict the next run either.
+    report = compare_with_baseline(str(path), baseline, side, accept_confounders=True)
+    gaps = [one for one in report.missing if one.kind != "both"]
+    if report.hard or gaps:
+        lines = [str(one) for one in (*report.hard, *gaps)]
+        raise NotComparableError(
+            f"'{side.name}' did not measure what {path} holds:\n  " + "\n  ".join(lines) + "\n"
+            "Measure under the same conditions, or begin anew with `retbench baseline accept`."
+        )
+    if any(item.verdict in {"regressed", "improved"} for item in report.items):
+        raise RegressionError(
+            f"'{side.name}' has moved against {path}:\n{render(report, 'text', strict=False)}"
+            "After an intended change, `retbench baseline accept` begins the window anew."
+        )
+    return baseline.with_run(run)
+
+
+def _some(side: RecordSet) -> str:
+    """Return one of the points of a side, and how many others there are."""
+    points = sorted(side.points(measured=False))
+    return f"{points[0]} and {len(points) - 1} others" if len(points) > 1 else str(points[0])

@@ -1,8 +1,7 @@
-"""What of a sweep is judged: each time, the ratio of a model to its reference, and each curve as a whole.
+"""The items of a comparison: each time, each ratio of a model to the reference, and each curve as a whole.
 
-Each is a sum of log-ratios of times with fixed weights, so that one arithmetic serves all: a time is itself, the ratio
-of RetNet to the Transformer is one time less the other, and a curve is the mean over its context lengths, in which the
-noise of single lengths cancels.
+Each item is a weighted sum of log-ratios of times, so that one arithmetic serves all. A time is itself. A ratio of two
+models is one time less the other. A curve is the mean over its context lengths, which averages out their noise.
 """
 
 import math
@@ -11,18 +10,30 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Literal
 
-from retbench.regress.evidence import Evidence, paired
-from retbench.stats.sequential import Rules
+from retbench.stats.intervals import LogRatio, paired
+from retbench.stats.sequential import DecisionRules, InterimAnalysis, SequentialTest
 from retbench.units import format_tokens
+from retbench.workloads.workload import WORKLOADS
 
 Kind = Literal["time", "ratio", "curve"]
 Pair = tuple[float, float]
 """Seconds on the first and on the second side."""
 
 
+def is_compared(workload: str) -> bool:
+    """Return whether a workload is compared by a cost of which less is better."""
+    found = WORKLOADS.get(workload)
+    return found is not None and found.kind == "cost" and found.primary.lower_is_better is True
+
+
+def is_timed(workload: str) -> bool:
+    """Return whether a workload is compared by a time."""
+    return is_compared(workload) and WORKLOADS[workload].primary.name.endswith("_s")
+
+
 @dataclass(frozen=True, order=True)
-class Place:
-    """Where a time was taken: a model at a point of a workload."""
+class MeasurementPoint:
+    """A model at one batch size and context length of a workload."""
 
     experiment: str
     workload: str
@@ -32,129 +43,119 @@ class Place:
 
     @property
     def curve(self) -> tuple[str, str, str, int]:
-        """What it shares with the other context lengths of its curve."""
+        """The fields that all context lengths of a curve share."""
         return self.experiment, self.workload, self.model, self.batch_size
 
     def __str__(self) -> str:
         return f"{self.workload} of {self.model}, batch {self.batch_size}, {format_tokens(self.context_len)}"
 
 
-Times = Mapping[Place, Pair]
-"""What one round gave."""
+Times = Mapping[MeasurementPoint, Pair]
+"""The times of one round on both sides."""
 
-Values = Mapping[Place, float]
-"""The values of one round on one side: seconds, or bytes where a workload is compared by those."""
+Values = Mapping[MeasurementPoint, float]
+"""The values of one round on one side: seconds, or bytes where a workload is compared by bytes."""
 
 
 @dataclass(frozen=True)
-class Item:
-    """One thing that is judged.
+class ComparedItem:
+    """One time, ratio or curve: the points whose log-ratios are summed, with their weights.
 
-    Attributes:
-        kind: What it is.
-        subject: The model, or "retnet/transformer" for a ratio.
-        weights: The places whose log-ratios it is the sum of, each with its weight.
+    The subject is the model, or "retnet/transformer" for a ratio.
     """
 
     kind: Kind
     subject: str
-    weights: tuple[tuple[Place, float], ...]
+    weights: tuple[tuple[MeasurementPoint, float], ...]
 
     @property
-    def places(self) -> tuple[Place, ...]:
-        """The places that it needs."""
-        return tuple(place for place, _ in self.weights)
+    def points(self) -> tuple[MeasurementPoint, ...]:
+        """The points that it needs."""
+        return tuple(point for point, _ in self.weights)
 
     @property
-    def lengths(self) -> str:
-        """Its context length, or those of its curve from the shortest to the longest."""
-        lengths = sorted({place.context_len for place in self.places})
-        ends = [format_tokens(length) for length in (lengths[0], lengths[-1])]
-        return ends[0] if len(lengths) == 1 else f"{ends[0]} to {ends[1]}"
+    def workload(self) -> str:
+        """The workload of its points."""
+        return self.points[0].workload
 
     def log_value(self, values: Values) -> float | None:
-        """The sum of its logarithms on one side in one round; None where a value is missing."""
-        if not all(place in values for place in self.places):
+        """Return the weighted sum of logarithms on one side in one round; None where a value is missing."""
+        if not all(point in values for point in self.points):
             return None
-        return math.fsum(weight * math.log(values[place]) for place, weight in self.weights)
+        return math.fsum(weight * math.log(values[point]) for point, weight in self.weights)
 
     def log_ratio(self, times: Times) -> float | None:
-        """Its log-ratio in one round; None where a time is missing."""
-        return self.log_value({place: second / first for place, (first, second) in times.items()})
+        """Return its log-ratio in one round; None where a time is missing."""
+        return self.log_value({point: second / first for point, (first, second) in times.items()})
 
     def __str__(self) -> str:
-        place = self.places[0]
-        return f"{place.workload} of {self.subject}, batch {place.batch_size}, {self.lengths}"
+        lengths = sorted({point.context_len for point in self.points})
+        ends = [format_tokens(length) for length in dict.fromkeys((lengths[0], lengths[-1]))]
+        return f"{self.workload} of {self.subject}, batch {self.points[0].batch_size}, {' to '.join(ends)}"
 
 
-def time_of(place: Place) -> Item:
-    """The time of a place, as an item."""
-    return Item("time", place.model, ((place, 1.0),))
+def time_of(point: MeasurementPoint) -> ComparedItem:
+    """Return the time of a point as an item."""
+    return ComparedItem("time", point.model, ((point, 1.0),))
 
 
-def combine_visits(visits: Sequence[Pair]) -> Pair:
-    """The pair that a round's visits of one place come to: their ratio is the median of the visits' ratios.
+def curve_of(points: Sequence[MeasurementPoint]) -> ComparedItem:
+    """Return the mean over some lengths of a curve as an item."""
+    share = 1 / len(points)
+    return ComparedItem("curve", points[0].model, tuple((point, share) for point in points))
 
-    Each visit took both sides one right after the other: whatever disturbs a visit disturbs one ratio of several.
+
+def combine_blocks(blocks: Sequence[Pair]) -> Pair:
+    """Return one pair for the sample blocks of a point in a round; its ratio is the median of the blocks' ratios.
+
+    Each block measured both sides one right after the other: a disturbance changes one ratio of several.
     """
-    first = median(one for one, _ in visits)
-    return first, first * math.exp(median(math.log(second / first) for first, second in visits))
+    first = median(one for one, _ in blocks)
+    return first, first * math.exp(median(math.log(second / first) for first, second in blocks))
 
 
-def make_items(places: Iterable[Place], reference: str | None) -> list[Item]:
-    """Everything that is judged of a sweep: times, ratios to the reference, curves of two lengths or more.
+def curves_of(points: Iterable[MeasurementPoint]) -> list[list[MeasurementPoint]]:
+    """Return the points of each curve, by context length."""
+    curves: dict[tuple[str, str, str, int], list[MeasurementPoint]] = {}
+    for point in sorted(set(points)):
+        curves.setdefault(point.curve, []).append(point)
+    return list(curves.values())
 
-    Args:
-        places: Where times are taken.
-        reference: The model that the others are put in ratio to; None where there is none.
+
+def make_items(points: Iterable[MeasurementPoint], reference: str | None) -> list[ComparedItem]:
+    """Return all items: times, ratios to the reference if there is one, and curves of two lengths or more."""
+    ordered = sorted(set(points))
+    items = [time_of(point) for point in ordered]
+    for point in ordered:
+        if reference is not None and point.model != reference:
+            other = MeasurementPoint(*point.curve[:2], reference, point.batch_size, point.context_len)
+            if other in ordered:
+                weights = ((point, 1.0), (other, -1.0))
+                items.append(ComparedItem("ratio", f"{point.model}/{reference}", weights))
+    return items + [curve_of(curve) for curve in curves_of(ordered) if len(curve) > 1]
+
+
+def make_test(
+    items: Sequence[ComparedItem], seconds: Values, rules: DecisionRules, analyses: Sequence[InterimAnalysis]
+) -> SequentialTest[ComparedItem]:
+    """Return the sequential test of items, where `seconds` gives the rough time of each point for the floor.
+
+    The margin of an item is the widest of its points. Half of the rate of false alarms goes to the curves, which have
+    the least noise: a slower step is slower at most lengths, so that its curve shows it first.
     """
-    ordered = sorted(set(places))
-    known = set(ordered)
-    items = [time_of(place) for place in ordered]
-    for place in ordered:
-        if reference is not None and place.model != reference:
-            other = Place(place.experiment, place.workload, reference, place.batch_size, place.context_len)
-            if other in known:
-                items.append(Item("ratio", f"{place.model}/{reference}", ((place, 1.0), (other, -1.0))))
-    curves: dict[tuple[str, str, str, int], list[Place]] = {}
-    for place in ordered:
-        curves.setdefault(place.curve, []).append(place)
-    for members in curves.values():
-        if len(members) > 1:
-            share = 1 / len(members)
-            items.append(Item("curve", members[0].model, tuple((place, share) for place in members)))
-    return items
-
-
-def item_margins(items: Sequence[Item], seconds: Mapping[Place, float], rules: Rules) -> dict[Item, float]:
-    """The log-ratio that counts as moved, of every item: the widest of its places'.
-
-    Args:
-        items: The items.
-        seconds: What a place roughly takes, for the floor; one that is not known has none.
-        rules: Margin and floor.
-    """
-    return {
-        item: max(rules.log_margin(seconds.get(place, math.inf)) for place in item.places) for item in items
+    margins = {
+        item: max(rules.log_margin(seconds.get(point, math.inf)) for point in item.points) for item in items
     }
-
-
-def item_weights(items: Sequence[Item]) -> dict[Item, int]:
-    """How the rate of false alarms is shared out: half to the curves, which are few and have the least noise.
-
-    What slows a step slows it at most lengths, so that a curve is where it is looked for. Without curves, or without
-    anything else, all items have the same.
-    """
     num_curves = sum(item.kind == "curve" for item in items)
-    num_others = len(items) - num_curves
-    if not num_curves or not num_others:
-        return dict.fromkeys(items, 1)
-    return {item: num_others if item.kind == "curve" else num_curves for item in items}
+    # Without curves, or with curves alone, all items have the same weight.
+    shares = {True: len(items) - num_curves or 1, False: num_curves or 1}
+    weights = {item: shares[item.kind == "curve"] for item in items}
+    return SequentialTest(margins, rules, analyses, weights)
 
 
-def paired_evidence(items: Iterable[Item], rounds: Sequence[Times]) -> dict[Item, Evidence]:
-    """What rounds say of every item that one of them has."""
-    found: dict[Item, Evidence] = {}
+def paired_changes(items: Iterable[ComparedItem], rounds: Sequence[Times]) -> dict[ComparedItem, LogRatio]:
+    """Estimate the change of every item that some round has."""
+    found: dict[ComparedItem, LogRatio] = {}
     for item in items:
         logs = [log for times in rounds if (log := item.log_ratio(times)) is not None]
         if logs:

@@ -1,15 +1,16 @@
-"""The exact lane: everything about a model that does not depend on the machine, measured on tiny fixed weights.
+"""Measurement of machine-independent quantities, on small models with fixed weights.
 
-A CPU is enough, and less than a minute. Closed forms are taken at the size of the paper's figures too.
+A CPU and less than a minute are enough. Analytical costs are also taken at the size of the paper's figures.
 """
 
+import hashlib
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from importlib import resources
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from retbench.architectures import costs, matching
@@ -19,14 +20,13 @@ from retbench.measure.memory import measure_memory
 from retbench.models.build import allocate_model
 from retbench.models.decoder import Decoder
 from retbench.models.gate import run_gate
-from retbench.regress.exact import Quantities, Quantity
-from retbench.regress.weights import fill_weights
+from retbench.regress.machine_independent import Quantities, Quantity
 
 SIZE, VOCAB_SIZE = "1m", 256
-"""Of the models that are run; a token is a byte."""
+"""Of the models that run; a token is a byte."""
 PAPER_SIZE = "6.7b"
 DEPTH = 1021
-"""Tokens of the text that are read."""
+"""Tokens of the text."""
 GATE_LENGTHS = (1, 17, 127, 513)
 STEP_DEPTH = 512
 """Context of the decode step whose operations, bytes and peak are counted."""
@@ -34,48 +34,43 @@ PROMPT_LEN, NUM_GREEDY = 64, 48
 
 TINY = torch.finfo(torch.float64).tiny
 NLL_TOLERANCE = {"float64": 1e-9, "float32": 1e-5}
-"""Relative: another order of the same additions moves a loss by less."""
+"""Relative: another order of the same additions changes a loss by less."""
 MARGIN_TOLERANCE = 2e-3
-"""Where the likeliest token is ahead of the next by no more than this share of the logits' rms, either is right."""
+"""Where the likeliest token leads the next by at most this share of the logits' rms, either is right."""
+
+_NORM_SPREAD = 0.25
+"""Weights of norms are spread by this about 1, and biases about 0, so that each of them changes the result."""
 
 
-def measure_exact(specs: Mapping[str, ModelSpec]) -> Quantities:
-    """Every exact quantity of some models, by "model/quantity"; the fixed text is read in full by each of them."""
-    text = read_text()
-    found: Quantities = {}
-    for name, spec in specs.items():
-        config = matching.resolve_model(spec, SIZE, vocab_size=VOCAB_SIZE)
-        paper = matching.resolve_model(spec, PAPER_SIZE)
-        with _one_thread():
-            own = {
-                **_closed_forms(config, paper, spec),
-                **_counted(config, spec, text),
-                **_computed(config, spec, text),
-            }
-        found |= {f"{name}/{quantity}": value for quantity, value in own.items()}
-    return found
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """A product is cut into parts by the threads that there are, and the parts show in the peak of a step."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+def measure_quantities(specs: Mapping[str, ModelSpec]) -> Quantities:
+    """Measure every machine-independent quantity of some models, by "model/quantity"."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # each thread computes a part of a product, which shows in the peak of a step
     try:
-        yield
+        return {
+            f"{name}/{quantity}": value
+            for name, spec in specs.items()
+            for quantity, value in _measure_model(spec).items()
+        }
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(threads)
+
+
+def _measure_model(spec: ModelSpec) -> Quantities:
+    config = matching.resolve_model(spec, SIZE, vocab_size=VOCAB_SIZE)
+    paper, text = matching.resolve_model(spec, PAPER_SIZE), read_text()
+    return _analytical(config, paper, spec) | _allocated(config, spec, text) | _computed(config, spec, text)
 
 
 def read_text() -> Tensor:
-    """The bytes of the fixed text, (1, DEPTH) int64."""
+    """Return the bytes of the fixed text, (1, DEPTH) int64."""
     text = resources.files("retbench.regress").joinpath("text.txt").read_bytes()
     assert len(text) >= DEPTH
     return torch.frombuffer(bytearray(text), dtype=torch.uint8)[None, :DEPTH].to(torch.int64)
 
 
 def build(config: ModelConfig, spec: ModelSpec, dtype: torch.dtype) -> Decoder:
-    """A model with the fixed weights, on the CPU."""
+    """Build a model with the fixed weights on the CPU."""
     model = allocate_model(
         config, dtype=dtype, device="cpu", backend=spec.backend, chunk_size=spec.chunk_size
     )
@@ -83,10 +78,26 @@ def build(config: ModelConfig, spec: ModelSpec, dtype: torch.dtype) -> Decoder:
     return model
 
 
-def _closed_forms(config: ModelConfig, paper: ModelConfig, spec: ModelSpec) -> Quantities:
-    """Parameters, operations and bytes by the closed forms, at the tiny and at the paper's size."""
+@torch.no_grad()
+def fill_weights(model: nn.Module) -> None:
+    """Fill every parameter with numbers that depend on its name and shape alone, and on no generator of torch.
+
+    Matrices get the standard deviation that preserves the scale of activations, so that every layer counts.
+    """
+    for name, parameter in model.named_parameters():
+        digest = hashlib.shake_256(f"{name} {tuple(parameter.shape)}".encode()).digest(4 * parameter.numel())
+        values = np.frombuffer(digest, dtype="<u4").astype(np.float64) / 2**31 - 1  # between -1 and 1
+        if parameter.dim() == 1:
+            values = (0.0 if name.endswith("bias") else 1.0) + _NORM_SPREAD * values
+        elif "embedding" not in name:
+            values *= math.sqrt(3 / parameter.shape[-1])
+        parameter.copy_(torch.from_numpy(values.reshape(parameter.shape)))
+
+
+def _analytical(config: ModelConfig, paper: ModelConfig, spec: ModelSpec) -> Quantities:
+    """Return analytical parameters, operations and bytes, at the small and at the paper's size."""
     backend, chunk = spec.backend, spec.chunk_size
-    forms: Quantities = {}
+    found: Quantities = {}
     for size, one, depth in ((SIZE, config, STEP_DEPTH), (PAPER_SIZE, paper, 8192)):
         counts = {
             "num_params_nonembedding": costs.num_params_nonembedding(one),
@@ -96,19 +107,19 @@ def _closed_forms(config: ModelConfig, paper: ModelConfig, spec: ModelSpec) -> Q
             "training_flops": costs.training_flops(one, 1, depth, backend, chunk),
             "state_bytes": costs.state_bytes(one, "bfloat16", 1, depth),
         }
-        forms |= {
+        found |= {
             f"{size} {name} at {depth}": Quantity(kind="count", value=count) for name, count in counts.items()
         }
-    return forms
+    return found
 
 
-def _counted(config: ModelConfig, spec: ModelSpec, text: Tensor) -> Quantities:
-    """What the real model has and needs: parameters, bytes of its state, peak tensor bytes of a step and a prompt."""
+def _allocated(config: ModelConfig, spec: ModelSpec, text: Tensor) -> Quantities:
+    """Measure parameters, bytes of the state, and peak tensor bytes of a decode step and of a prompt."""
     model = build(config, spec, torch.float32)
     state = model.init_state(1, STEP_DEPTH + 2)
     state.position = STEP_DEPTH - 1
     with torch.inference_mode():
-        model(text[:, :1], state)  # what is allocated once and kept is allocated here
+        model(text[:, :1], state)  # allocates everything that is allocated once
         step = measure_memory(lambda: model(text[:, 1:2], state), torch.device("cpu"))
         model(text[:, :STEP_DEPTH])
         prompt = measure_memory(lambda: model(text[:, :STEP_DEPTH], last_only=True), torch.device("cpu"))
@@ -124,7 +135,7 @@ def _counted(config: ModelConfig, spec: ModelSpec, text: Tensor) -> Quantities:
 
 @torch.no_grad()
 def _computed(config: ModelConfig, spec: ModelSpec, text: Tensor) -> Quantities:
-    """Form equality, the loss of the text, and the tokens that follow its beginning."""
+    """Measure the errors of the equivalence check, the loss of the text, and the greedy tokens after its beginning."""
     found: Quantities = {}
     for dtype in (torch.float64, torch.float32):
         model, name = build(config, spec, dtype), str(dtype).removeprefix("torch.")
@@ -139,7 +150,7 @@ def _computed(config: ModelConfig, spec: ModelSpec, text: Tensor) -> Quantities:
 
 
 def _greedy(model: Decoder, prompt: Tensor) -> Quantity:
-    """Greedy tokens by decode steps, each with how far ahead of the next it was, over the rms of the logits."""
+    """Return greedy tokens by decode steps, each with its lead over the next, over the rms of the logits."""
     state = model.init_state(1, PROMPT_LEN + NUM_GREEDY)
     logits = model.prefill(prompt, state)
     tokens, leads = [], []

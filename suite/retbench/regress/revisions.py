@@ -1,19 +1,19 @@
-"""Two revisions of the code, each where its workers can run: the checkout as it is, and another commit beside it.
+"""Revisions whose workers can run here: the checkout as it is, and one of its commits in a git worktree.
 
-The other commit gets a git worktree. Where its dependencies are those of the checkout it shares the installed ones, for
-they are what is already here; where they are not, it gets an environment of its own for what is not here, which is kept
-for the next time.
+A commit with the dependencies of the checkout uses the installed packages. Any other commit gets a virtual environment
+that adds the packages that are not installed. It is kept for the next check.
 """
 
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import sysconfig
 import tempfile
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import distributions
@@ -21,13 +21,14 @@ from pathlib import Path
 
 import retbench
 from retbench.errors import ConfigError, UnsupportedError
-from retbench.regress.programs import Stop, run_program
+from retbench.run.interrupts import Interrupted
 from retbench.run.protocol import VERSION
 
-Talk = Callable[[str], None]
+Notify = Callable[[str], None]
+"""Receives progress messages."""
 
-_APART = "Measure both with `retbench run`, each where it runs, then use `retbench compare`."
-"""What to do where a side cannot be set up here."""
+_POLL_S = 0.1
+_ADVICE = "Measure both with `retbench run`, each where it runs, then use `retbench compare`."
 
 _ASK = """
 import json, retbench
@@ -42,14 +43,7 @@ print(json.dumps({"file": retbench.__file__, "code": code_revision(), "protocol"
 
 @dataclass(frozen=True)
 class Revision:
-    """Code that can be measured.
-
-    Attributes:
-        name: What it is called.
-        source: The folder that its package is imported from.
-        python: The interpreter with its dependencies.
-        code: Its code revision, as records state it.
-    """
+    """Code that can be measured: its source folder, a Python with its dependencies, and its code revision."""
 
     name: str
     source: Path
@@ -58,16 +52,53 @@ class Revision:
 
     @property
     def variables(self) -> dict[str, str]:
-        """What its workers need in their environment."""
+        """Environment variables of its workers."""
         return {"PYTHONPATH": str(self.source)}
 
 
-def checkout_root() -> Path:
-    """The checkout that this package runs from.
+class StopRequest:
+    """The user's request to stop, which long operations check between two steps."""
 
-    Raises:
-        ConfigError: it runs from no git checkout.
-    """
+    def __init__(self) -> None:
+        self._is_made = False
+
+    def make(self) -> None:
+        """Request a stop; safe inside a signal handler."""
+        self._is_made = True
+
+    def check(self) -> None:
+        """Raise Interrupted if a stop was requested."""
+        if self._is_made:
+            raise Interrupted
+
+    def run(self, words: Sequence[str], variables: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+        """Run a program and capture its output.
+
+        It has a process session of its own, so that Ctrl-C ends it only through this request: Interrupted is raised,
+        and the program and its children are killed.
+        """
+        with subprocess.Popen(
+            words,
+            env=variables,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        ) as process:
+            while True:
+                try:
+                    stdout, stderr = process.communicate(timeout=_POLL_S)
+                except subprocess.TimeoutExpired:
+                    if self._is_made:
+                        os.killpg(process.pid, signal.SIGKILL)
+                        raise Interrupted from None
+                else:
+                    self.check()
+                    return subprocess.CompletedProcess(words, process.returncode, stdout, stderr)
+
+
+def checkout_root() -> Path:
+    """Return the checkout that this package runs from."""
     root = Path(retbench.__file__).resolve().parents[2]
     if not (root / ".git").exists():
         raise ConfigError(
@@ -78,26 +109,20 @@ def checkout_root() -> Path:
 
 
 def working_tree(root: Path) -> Revision:
-    """The checkout as it is, changes that are not committed included."""
-    return _revision("the working tree", root, Path(sys.executable), Stop())
+    """Return the checkout as it is, with uncommitted changes."""
+    return _revision("the working tree", root, Path(sys.executable), StopRequest())
 
 
 @contextmanager
-def commit(root: Path, ref: str, talk: Talk, stop: Stop | None = None) -> Iterator[Revision]:
-    """A commit of the checkout in a worktree, which is gone when the block ends.
-
-    Args:
-        root: The checkout.
-        ref: A commit, branch or tag.
-        talk: Told how its dependencies come to be.
-        stop: Ends that; None where nothing does.
+def commit(root: Path, ref: str, notify: Notify, stop: StopRequest | None = None) -> Iterator[Revision]:
+    """Check out a commit, branch or tag in a worktree, which is removed when the block ends.
 
     Raises:
-        Interrupted: the user ended it.
+        Interrupted: the user requested a stop.
         ConfigError: there is no such commit, or it holds no retbench.
-        UnsupportedError: its code does not run here, its workers cannot take turns with these, or git or pip failed.
+        UnsupportedError: its code does not run here, its workers use another protocol, or git or pip failed.
     """
-    stop = stop or Stop()
+    stop = stop or StopRequest()
     found = _resolve(root, ref)
     with tempfile.TemporaryDirectory(prefix="retbench-check-") as folder:
         tree = Path(folder) / "tree"
@@ -105,19 +130,14 @@ def commit(root: Path, ref: str, talk: Talk, stop: Stop | None = None) -> Iterat
         try:
             if not (tree / "suite" / "retbench").is_dir():
                 raise ConfigError(f"--against {ref}: that commit has no suite/retbench. Give a later one.")
-            python = _interpreter(root, tree, talk, stop)
+            python = _interpreter(root, tree, notify, stop)
             yield _revision(f"{ref} ({found[:10]})", tree, python, stop)
         finally:
             _git(root, "worktree", "remove", "--force", str(tree))
 
 
 def _resolve(root: Path, ref: str) -> str:
-    """The hash of a commit; of a branch that only the remote has too, as in a checkout that a job made.
-
-    Raises:
-        ConfigError: there is none.
-        UnsupportedError: git cannot tell.
-    """
+    """Return the hash of a commit; a branch may exist on the remote only, as in the checkout of a CI job."""
     for name in (ref, f"origin/{ref}"):
         words = ("rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}")
         if found := _git(root, *words, quiet=True):
@@ -128,66 +148,59 @@ def _resolve(root: Path, ref: str) -> str:
     )
 
 
-def _revision(name: str, root: Path, python: Path, stop: Stop) -> Revision:
-    """A revision, once it is found to be what will run.
-
-    Raises:
-        UnsupportedError: it will not, or its workers cannot take turns with these.
-    """
+def _revision(name: str, root: Path, python: Path, stop: StopRequest) -> Revision:
+    """Return a revision after checking that its code runs."""
     source = root / "suite"
-    done = run_program([str(python), "-P", "-c", _ASK], {**_variables(), "PYTHONPATH": str(source)}, stop)
+    done = stop.run([str(python), "-P", "-c", _ASK], {**_variables(), "PYTHONPATH": str(source)})
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise UnsupportedError(f"{name}: its code cannot be imported here: {last}. {_APART}")
-    told = json.loads(done.stdout.splitlines()[-1])
-    if not Path(told["file"]).resolve().is_relative_to(source.resolve()):
+        raise UnsupportedError(f"{name}: its code cannot be imported here: {last}. {_ADVICE}")
+    found = json.loads(done.stdout.splitlines()[-1])
+    if not Path(found["file"]).resolve().is_relative_to(source.resolve()):
         raise UnsupportedError(
-            f"{name}: Python imports retbench from {told['file']} and not from {source}. {_APART}"
+            f"{name}: Python imports retbench from {found['file']} and not from {source}. {_ADVICE}"
         )
-    if told["protocol"] != VERSION:
+    if found["protocol"] != VERSION:
         raise UnsupportedError(
-            f"{name}: its workers speak version {told['protocol']} of the protocol and these {VERSION}, so they cannot "
-            f"take turns. {_APART}"
+            f"{name}: its workers use another protocol: version {found['protocol'] or 'unknown'}, here {VERSION}. "
+            f"{_ADVICE}"
         )
-    return Revision(name, source, python, told["code"])
+    return Revision(name, source, python, found["code"])
 
 
-def _interpreter(root: Path, tree: Path, talk: Talk, stop: Stop) -> Path:
-    """The Python with the dependencies of a commit.
+def _interpreter(root: Path, tree: Path, notify: Notify, stop: StopRequest) -> Path:
+    """Return the Python with the dependencies of a commit.
 
-    An environment of its own has on top of everything that is installed here what the commit asks for and is not: what
-    both can use is the same on both sides, or nothing could be compared.
-
-    Raises:
-        UnsupportedError: it cannot be made.
+    A new environment sees everything that is installed here and adds the rest. Both sides must share what they can, or
+    nothing could be compared.
     """
     mine, theirs = (_dependencies(folder) for folder in (root, tree))
     if mine == theirs:
-        talk("both revisions ask for the same dependencies: the base uses the installed ones")
+        notify("both revisions have the same dependencies: the base uses the installed ones")
         return Path(sys.executable)
     installed = sorted({f"{one.name}=={one.version}" for one in distributions()})
-    folder = _environments() / _hash([*theirs, *installed, sys.prefix, sys.version])
+    parts = "\n".join([*theirs, *installed, sys.prefix, sys.version])
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = cache / "retbench" / "environments" / hashlib.sha256(parts.encode()).hexdigest()[:16]
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     if not (folder / "complete").exists():
-        talk(f"the base asks for other dependencies: installing those that are not here in {folder}")
+        notify(f"the base has other dependencies: installing the missing ones in {folder}")
         with tempfile.TemporaryDirectory(prefix="retbench-check-") as scratch:
-            # Programs that are killed leave what they have in the folder for such things.
+            # Killed programs leave their temporary files there.
             variables = {**_variables(), "TMPDIR": scratch}
             _create_environment(folder, variables, stop)
-            words = [str(python), "-m", "pip", "install", "--quiet", *theirs]
-            done = run_program(words, variables, stop)
+            done = stop.run([str(python), "-m", "pip", "install", "--quiet", *theirs], variables)
         if done.returncode:
             raise UnsupportedError(
-                f"the base's dependencies cannot be installed: {done.stderr.strip()[-500:]}. {_APART}"
+                f"the base's dependencies cannot be installed: {done.stderr.strip()[-500:]}. {_ADVICE}"
             )
         (folder / "complete").touch()
     return python
 
 
-def _create_environment(folder: Path, variables: Mapping[str, str], stop: Stop) -> None:
-    """An empty environment that sees the packages of this one behind its own."""
-    words = [sys.executable, "-P", "-m", "venv", "--copies", "--clear", str(folder)]
-    done = run_program(words, variables, stop)
+def _create_environment(folder: Path, variables: Mapping[str, str], stop: StopRequest) -> None:
+    """Create an empty environment that sees the packages of this one after its own."""
+    done = stop.run([sys.executable, "-P", "-m", "venv", "--copies", "--clear", str(folder)], variables)
     if done.returncode:
         said = (done.stderr or done.stdout).strip()[-500:]
         raise UnsupportedError(
@@ -200,43 +213,23 @@ def _create_environment(folder: Path, variables: Mapping[str, str], stop: Stop) 
 
 
 def _dependencies(folder: Path) -> list[str]:
-    """What a revision asks for, sorted."""
+    """Return the dependencies of a revision, sorted."""
     try:
         project = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))["project"]
         return sorted(project["dependencies"])
     except (OSError, KeyError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(
-            f"{folder}: its pyproject.toml does not say what it depends on: {error}."
-        ) from error
-
-
-def _environments() -> Path:
-    """Where environments are kept: the user's cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "retbench" / "environments"
-
-
-def _hash(words: list[str]) -> str:
-    return hashlib.sha256("\n".join(words).encode()).hexdigest()[:16]
+        raise ConfigError(f"{folder}: its pyproject.toml states no dependencies: {error}.") from error
 
 
 def _git(root: Path, *words: str, quiet: bool = False) -> str:
-    """What git prints.
-
-    Args:
-        root: The checkout.
-        words: The command.
-        quiet: It was told to be quiet: exit code 1, or failing without a word, says no, and the answer is empty.
-
-    Raises:
-        UnsupportedError: there is no git, or it failed.
-    """
+    """Return the output of git; where `quiet`, a failure without a message means "no", and the output is empty."""
     done = subprocess.run(
         ["git", "-C", str(root), *words],
         env=_variables(),
         capture_output=True,
         text=True,
         check=False,
-        start_new_session=True,  # Ctrl-C would leave half a worktree, or half of one removed
+        start_new_session=True,  # Ctrl-C would leave a worktree half made or half removed
     )
     says_no = quiet and (done.returncode == 1 or not done.stderr.strip())
     if done.returncode and not says_no:
@@ -245,19 +238,16 @@ def _git(root: Path, *words: str, quiet: bool = False) -> str:
 
 
 def _variables() -> dict[str, str]:
-    """The environment without what git tells a hook: which repository it serves, and the index of the commit to be.
+    """Return the environment without the variables that git sets for a hook.
 
-    With these, git would put the base's files into that commit. How git is configured stays, as it does when git goes
-    into a submodule.
-
-    Raises:
-        UnsupportedError: there is no git.
+    They name the repository and the index of the pending commit, into which git would put the base's files. Git's
+    configuration stays, as for a submodule.
     """
     try:
         done = subprocess.run(
             ["git", "rev-parse", "--local-env-vars"], capture_output=True, text=True, check=False
         )
     except FileNotFoundError as error:
-        raise UnsupportedError("--against takes git, which is not installed.") from error
+        raise UnsupportedError("--against needs git, which is not installed.") from error
     local = set(done.stdout.split()) - {"GIT_CONFIG_PARAMETERS", "GIT_CONFIG_COUNT"}
     return {name: value for name, value in os.environ.items() if name not in local}

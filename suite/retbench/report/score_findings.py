@@ -14,7 +14,8 @@ from retbench.report.score_figures import deepest, exams
 from retbench.report.score_tables import POINTS, format_p
 from retbench.report.scores import Scores, describe_subject, question_title
 from retbench.report.tasks import chance, paper_average
-from retbench.stats.paired import CONFIDENCE, Estimate, proportion_interval
+from retbench.stats.intervals import CONFIDENCE
+from retbench.stats.paired import Estimate, proportion_interval
 from retbench.units import format_count, format_percent, format_tokens
 
 SIGNIFICANT = 1 - CONFIDENCE

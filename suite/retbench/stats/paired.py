@@ -1,8 +1,8 @@
-"""What documents say: two models on the same texts or questions, compared document by document.
+"""Statistics over documents: two models on the same texts or questions, compared document by document.
 
-The unit is the document: it is what another evaluation would draw anew. Both models' results of a document stay
-together, so that what makes a document hard for both cancels. Seeds of a training are never units here: they are few,
-and what they vary is not what documents vary. Nothing here sees a token, or torch.
+The unit is the document, because another evaluation would draw other documents. Both models' results of a document
+stay together, so that its difficulty cancels. Training seeds are not units here: they are few, and vary other things.
+Functions raise RecordError for missing, unpaired or impossible values, and ConfigError for impossible parameters.
 """
 
 import math
@@ -10,32 +10,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 from scipy.special import bdtr, ndtr, ndtri, stdtrit
 
 from retbench.errors import ConfigError, RecordError
+from retbench.stats.intervals import CONFIDENCE, Array, check_confidence, finite_array
 
-CONFIDENCE = 0.95
 NUM_RESAMPLES = 10_000
 MIN_DOCUMENTS = 10
-"""With fewer documents a bootstrap covers too little: a value is given, and no interval."""
+"""With fewer documents a bootstrap interval covers too little: only the value is given."""
 
 _DRAWN_AT_ONCE = 2_000_000
-"""Documents drawn in one pass, which bounds the memory that resampling takes."""
-
-Array = npt.NDArray[np.float64]
+"""Documents drawn in one pass, which bounds the memory of resampling."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A ratio of sums over documents.
-
-    Attributes:
-        value: Of all documents.
-        low: Lower end of the interval; None with fewer than `MIN_DOCUMENTS` documents.
-        high: Upper end.
-        num_documents: Documents that it was made from.
-    """
+    """A ratio of sums over documents; its interval is None with fewer than `MIN_DOCUMENTS` documents."""
 
     value: float
     low: float | None
@@ -45,11 +35,11 @@ class Estimate:
 
 @dataclass(frozen=True)
 class PairedAccuracy:
-    """How often the first and the second of two models are right on the same questions.
+    """Accuracies of two models on the same questions, compared.
 
     Attributes:
-        first: Questions that only the first answers rightly.
-        second: Questions that only the second answers rightly.
+        first: Questions that only the first answers correctly.
+        second: Questions that only the second answers correctly.
         num_documents: Questions.
         difference: Accuracy of the first minus that of the second.
         low: Lower end of the difference's interval.
@@ -75,30 +65,20 @@ def ratio_of_sums(
     num_resamples: int = NUM_RESAMPLES,
     seed: int = 0,
 ) -> Estimate:
-    """Sum of `tops` over sum of `bottoms`, one of each a document, with its bootstrap interval over documents.
+    """Return the sum of `tops` over the sum of `bottoms`, one pair per document, with a bootstrap interval.
 
-    With the log-likelihoods of two models on the same documents it is the ratio of their bits per byte; with their
-    difference over the documents' bytes it is the difference. Documents are drawn with replacement, both of their
-    values together. The interval is the percentile one, its quantiles moved outwards by what Student's t and the
+    With the log-likelihoods of two models on the same documents this is the ratio of their bits per byte. With their
+    difference over the documents' bytes it is the difference. Documents are drawn with replacement, both values
+    together. The interval is the percentile one, its quantiles moved outwards by what Student's t and the
     factor sqrt(n / (n - 1)) add for few documents (Hesterberg, arXiv:1411.5279, "expanded percentile").
 
-    Args:
-        tops: Finite.
-        bottoms: Finite, not negative, not all zero.
-        confidence: Of the interval.
-        num_resamples: How often the documents are drawn.
-        seed: Of the draws: the same documents give the same interval.
-
-    Raises:
-        RecordError: there are no documents, not as many tops as bottoms, or a value is out of range.
-        ConfigError: the confidence is not between 0 and 1, or there are fewer than 1,000 resamples.
+    All values are finite, and the bottoms neither negative nor all zero. The same seed gives the same interval.
     """
-    _check_confidence(confidence)
+    check_confidence(confidence)
     if num_resamples < 1000:
         raise ConfigError(f"num_resamples is {num_resamples}; an interval takes 1000 or more.")
-    columns = np.stack(
-        [_documents(tops, "tops", tops, bottoms), _documents(bottoms, "bottoms", tops, bottoms)]
-    )
+    _check_paired(len(tops), len(bottoms), "documents")
+    columns = np.stack([finite_array(tops, "tops: document"), finite_array(bottoms, "bottoms: document")])
     if columns[1].min() < 0 or columns[1].sum() <= 0:
         raise RecordError(
             "the documents' denominators must not be negative nor all zero; "
@@ -118,25 +98,8 @@ def ratio_of_sums(
     return Estimate(value, float(low), float(high), num_documents)
 
 
-def _documents(values: Sequence[float], what: str, tops: Sequence[float], bottoms: Sequence[float]) -> Array:
-    """The values of all documents; RecordError where they cannot be paired or are not finite."""
-    if len(tops) != len(bottoms) or len(tops) == 0:
-        raise RecordError(
-            f"{len(tops)} documents on one side and {len(bottoms)} on the other: they are paired, and there must be "
-            "one. Keep the documents that both sides have."
-        )
-    array = np.asarray(values, dtype=np.float64)
-    wrong = np.flatnonzero(~np.isfinite(array))
-    if len(wrong):
-        raise RecordError(
-            f"{what}: document number {wrong[0]} has {array[wrong[0]]}, which is not finite. Find the record that "
-            "holds it."
-        )
-    return array
-
-
 def _resampled_sums(columns: Array, num_resamples: int, seed: int) -> Array:
-    """Sums of each column over documents drawn with replacement, (columns, resamples)."""
+    """Return sums of each column over documents drawn with replacement, (columns, resamples)."""
     generator = np.random.default_rng(seed)
     num_documents = columns.shape[1]
     step = max(1, _DRAWN_AT_ONCE // num_documents)
@@ -147,26 +110,26 @@ def _resampled_sums(columns: Array, num_resamples: int, seed: int) -> Array:
     return np.concatenate(parts, axis=1)
 
 
+def _check_paired(num_first: int, num_second: int, unit: str) -> None:
+    if num_first != num_second or num_first == 0:
+        raise RecordError(
+            f"{num_first} {unit} on one side and {num_second} on the other: they are compared in pairs, of which there "
+            f"must be at least one. Keep the {unit} that both sides have."
+        )
+
+
 def paired_accuracy(
     first: Sequence[bool], second: Sequence[bool], *, confidence: float = CONFIDENCE
 ) -> PairedAccuracy:
     """Compare two models that answered the same questions.
 
-    The test is McNemar's, exact: of the questions that one model alone answers rightly, how many are the first's. The
-    interval of the difference is Agresti and Min's "Wald+2" for matched proportions (Statistics in Medicine 24, 2005,
-    729-740): half a question is added to each of the four cells, so that it covers what it says with few questions and
-    has a width where no answer differs.
-
-    Raises:
-        RecordError: there are no questions, or not as many answers on one side as on the other.
-        ConfigError: the confidence is not between 0 and 1.
+    The test is McNemar's exact test on the questions that one model alone answers correctly. The interval of the
+    difference is Agresti and Min's "Wald+2" for matched proportions (Statistics in Medicine 24, 2005, 729-740). It adds
+    half a question to each of the four cells, so that it keeps its coverage with few questions and has a width where
+    no answer differs.
     """
-    _check_confidence(confidence)
-    if len(first) != len(second) or len(first) == 0:
-        raise RecordError(
-            f"{len(first)} answers on one side and {len(second)} on the other: they are paired, and there must be one. "
-            "Keep the questions that both sides have."
-        )
+    check_confidence(confidence)
+    _check_paired(len(first), len(second), "answers")
     mine, theirs = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
     count = len(mine)
     only_first, only_second = int((mine & ~theirs).sum()), int((theirs & ~mine).sum())
@@ -189,13 +152,8 @@ def paired_accuracy(
 def proportion_interval(
     num_right: int, num_documents: int, *, confidence: float = CONFIDENCE
 ) -> tuple[float, float]:
-    """Wilson's score interval of a proportion: of the questions that one model answers rightly.
-
-    Raises:
-        RecordError: there are no questions, or more right answers than questions.
-        ConfigError: the confidence is not between 0 and 1.
-    """
-    _check_confidence(confidence)
+    """Return Wilson's score interval of the proportion of questions that a model answers correctly."""
+    check_confidence(confidence)
     if not 0 <= num_right <= num_documents or num_documents == 0:
         raise RecordError(
             f"{num_right} right answers to {num_documents} questions. Find the record that says so."
@@ -205,8 +163,3 @@ def proportion_interval(
     middle = (share + spread / 2) / (1 + spread)
     half = math.sqrt(share * (1 - share) * spread + spread * spread / 4) / (1 + spread)
     return max(0.0, middle - half), min(1.0, middle + half)
-
-
-def _check_confidence(confidence: float) -> None:
-    if not 0 < confidence < 1:
-        raise ConfigError(f"confidence is {confidence}, which is not between 0 and 1. Give e.g. 0.95.")

@@ -1,4 +1,4 @@
-"""Two revisions in one sitting, with real workers: the source as it is, and copies of it with a change."""
+"""Two revisions in one session, with real workers: the source as it is, and copies of it with a change."""
 
 import shutil
 from dataclasses import replace
@@ -10,12 +10,12 @@ import retbench
 from retbench.errors import GateError, NotComparableError
 from retbench.measure.machine import usable_cores
 from retbench.planning.plan import Plan, make_plan
-from retbench.regress.against import Request, measure_in_turn, timed_plan
-from retbench.regress.rendering_report import Report
+from retbench.regress.interleaved import InterleavedCheck, timed_plan
+from retbench.regress.record_sets import RecordSet, are_interleaved
+from retbench.regress.report import CheckReport
 from retbench.regress.revisions import Revision, working_tree
-from retbench.regress.sides import Side, are_interleaved
-from retbench.regress.sitting import Limits, Sitting
-from retbench.stats.sequential import Rules
+from retbench.regress.session import InterleavedSession, SessionLimits
+from retbench.stats.sequential import DecisionRules
 
 ROOT = Path(retbench.__file__).parents[2]
 EXPERIMENT = """\
@@ -50,20 +50,42 @@ def plan(tmp_path: Path) -> Plan:
     )
 
 
-def changed(folder: Path, module: str, old: str, new: str) -> Revision:
-    """A copy of the source with one passage replaced."""
+def changed(folder: Path, module: str, old: str | None, new: str) -> Revision:
+    """A copy of the source with one passage replaced; None appends to the module."""
     source = folder / "changed" / "suite"
     shutil.copytree(ROOT / "suite", source, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
     path = source / "retbench" / module
     text = path.read_text(encoding="utf-8")
-    assert text.count(old) == 1
-    path.write_text(text.replace(old, new), encoding="utf-8")
+    assert old is None or text.count(old) == 1
+    path.write_text(text + new if old is None else text.replace(old, new), encoding="utf-8")
     return replace(working_tree(folder / "changed"), name="a changed copy")
 
 
-def check(plan: Plan, head: Revision, folder: Path, *, max_rounds: int = 3) -> Report:
-    request = Request(plan, "", Rules(), max_rounds, Limits(visits=1), always=True, folder=folder)
-    return measure_in_turn(request, (working_tree(ROOT), head), print)
+def failing_prefill(folder: Path, error: str) -> Revision:
+    """A copy of the source whose prefill of 64 tokens raises an error."""
+    return changed(folder, "workloads/prefill.py", None, FAILING_PREFILL.format(error=error))
+
+
+FAILING_PREFILL = """
+
+_unchanged_measure = measure
+
+
+def measure(context):
+    if context.cell.point.context_len == 64:
+        raise {error}
+    return _unchanged_measure(context)
+"""
+FAILING_SET_UP = """
+
+def measure_ceilings(*_, **__):
+    raise MemoryError("no memory for it")
+"""
+
+
+def check(plan: Plan, head: Revision, folder: Path, *, max_rounds: int = 3) -> CheckReport:
+    limits = SessionLimits(max_rounds=max_rounds, blocks=1)
+    return InterleavedCheck(plan, folder, print, limits, DecisionRules()).measure((working_tree(ROOT), head))
 
 
 @pytest.mark.parametrize(("asked", "threads"), [(None, max(1, usable_cores() - 1)), (1, 1)])
@@ -77,27 +99,31 @@ def test_a_core_is_left_to_the_rest_of_the_machine(tmp_path: Path, asked: int | 
     assert {cell.settings.threads for cell in timed_plan(plan, 1).cells} == {threads}
 
 
-@pytest.mark.parametrize(("visits", "steps"), [(1, 10), (4, 3), (10, 1), (11, 1)])
-def test_the_steps_of_a_cell_are_shared_out_among_its_visits(tmp_path: Path, visits: int, steps: int) -> None:
+@pytest.mark.parametrize(("blocks", "steps"), [(1, 10), (4, 3), (10, 1), (11, 1)])
+def test_the_steps_of_a_cell_are_shared_out_among_its_sample_blocks(
+    tmp_path: Path, blocks: int, steps: int
+) -> None:
     path = tmp_path / "tiny.toml"
     path.write_text(EXPERIMENT, encoding="utf-8")
     overrides = ("min_steps=10", "warmup_s=0.5")
     plan = make_plan(str(path), profile="smoke", device="cpu", dtype=None, limit=None, overrides=overrides)
-    for cell in timed_plan(plan, visits).cells:
+    for cell in timed_plan(plan, blocks).cells:
         assert cell.settings.min_steps == steps
-        assert cell.settings.warmup_s * visits == pytest.approx(0.5)
+        assert cell.settings.warmup_s * blocks == pytest.approx(0.5)
 
 
 def test_both_sides_are_measured_in_turn(plan: Plan, tmp_path: Path) -> None:
     """Prompts alone, which need no streamed state and so no preparation: the slow tests have both."""
     assert {cell.workload for cell in plan.cells} == {"decode", "prefill"}
     code = working_tree(ROOT)
-    told: list[str] = []
-    sitting = Sitting(plan, (code, code), tmp_path / "run", Limits(visits=2), told.append)
-    prompts = sorted(place for place in sitting.places if place.workload == "prefill")
-    assert sitting.measure(frozenset(prompts)).keys() == set(prompts)
-    assert sitting.measure(frozenset(prompts[:1])).keys() == set(prompts[:1])
-    sides = [Side("", tuple(seat.records())) for seat in sitting.seats]
+    messages: list[str] = []
+    session = InterleavedSession(
+        plan, (code, code), tmp_path / "run", SessionLimits(blocks=2), messages.append
+    )
+    prompts = sorted(point for point in session.points if point.workload == "prefill")
+    assert session.measure(frozenset(prompts)).keys() == set(prompts)
+    assert session.measure(frozenset(prompts[:1])).keys() == set(prompts[:1])
+    sides = [RecordSet("", tuple(side.records())) for side in session.sides]
     assert are_interleaved(*sides)
     for side in sides:
         assert [len(values) for values in side.values().values()] == [2, 1]
@@ -108,27 +134,27 @@ def test_both_sides_are_measured_in_turn(plan: Plan, tmp_path: Path) -> None:
     order = [side for _, side in sorted([(one, 0) for one in first[:4]] + [(one, 1) for one in second[:4]])]
     ahead, behind = order[0], 1 - order[0]
     assert order == [ahead, behind] * 2 + [behind, ahead] * 2
-    assert sitting.missing() == []
-    assert told[-1].startswith("round 2: 1 points")
+    assert session.missing() == []
+    assert messages[-1].startswith("round 2: 1 points")
 
 
 def test_a_budget_that_is_over_begins_no_round(plan: Plan, tmp_path: Path) -> None:
     code = working_tree(ROOT)
-    assert not Sitting(plan, (code, code), tmp_path, Limits(budget_s=1e-9), print).has_budget()
-    assert Sitting(plan, (code, code), tmp_path, Limits(budget_s=600), print).has_budget()
+    assert not InterleavedSession(
+        plan, (code, code), tmp_path, SessionLimits(budget_s=1e-9), print
+    ).has_budget()
+    assert InterleavedSession(plan, (code, code), tmp_path, SessionLimits(budget_s=600), print).has_budget()
 
 
 @pytest.mark.slow
 def test_a_point_that_fails_on_the_head_alone_is_a_regression(plan: Plan, tmp_path: Path) -> None:
-    start = "    context.forget_what_ran()\n"
-    fault = "    if context.cell.point.context_len == 64:\n        raise RuntimeError('broken')\n"
-    head = changed(tmp_path, "workloads/prefill.py", start, start + fault)
+    head = failing_prefill(tmp_path, "RuntimeError('broken')")
     report = check(plan, head, tmp_path / "records")
-    assert [(str(one.place), one.kind) for one in report.missing] == [
+    assert [(str(one.point), one.kind) for one in report.missing] == [
         ("prefill of retnet, batch 1, 64", "broken")
     ]
     assert "broken" in report.missing[0].reason
-    assert {str(item) for item in report.decisions} == {
+    assert {item.name for item in report.items} == {
         "decode of retnet, batch 1, 64",
         "prefill of retnet, batch 1, 32",
     }
@@ -144,73 +170,72 @@ def test_a_point_that_fails_on_the_head_alone_is_a_regression(plan: Plan, tmp_pa
 
 @pytest.mark.slow
 def test_a_point_that_fails_costs_the_others_no_round(plan: Plan, tmp_path: Path) -> None:
-    fault = "    if context.cell.point.context_len == 64:\n        raise RuntimeError('broken')\n"
-    start = "    context.forget_what_ran()\n"
-    head = changed(tmp_path, "workloads/prefill.py", start, start + fault)
+    head = failing_prefill(tmp_path, "RuntimeError('broken')")
     prompts = tuple(cell for cell in plan.cells if cell.workload == "prefill")
-    sitting = Sitting(
-        replace(plan, cells=prompts), (working_tree(ROOT), head), tmp_path / "run", Limits(visits=3), print
+    session = InterleavedSession(
+        replace(plan, cells=prompts),
+        (working_tree(ROOT), head),
+        tmp_path / "run",
+        SessionLimits(blocks=3),
+        print,
     )
-    found = sitting.measure(frozenset(sitting.places))
-    assert [place.context_len for place in found] == [32]
-    assert [one.kind for one in sitting.missing()] == ["broken"]
-
-
-OUT_OF_MEMORY = "raise MemoryError('no memory for it')\n"
+    found = session.measure(frozenset(session.points))
+    assert [point.context_len for point in found] == [32]
+    assert [one.kind for one in session.missing()] == ["broken"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize(
-    ("module", "start", "fault", "lengths"),
+    ("module", "fault", "lengths"),
     [
-        (
-            "workloads/prefill.py",
-            "    context.forget_what_ran()\n",
-            f"    if context.cell.point.context_len == 64:\n        {OUT_OF_MEMORY}",
-            {64},
-        ),
-        ("running/tasks.py", "        ceilings = measure_ceilings(", f"        {OUT_OF_MEMORY}", {32, 64}),
+        ("workloads/prefill.py", FAILING_PREFILL.format(error="MemoryError('no memory for it')"), {64}),
+        ("run/tasks.py", FAILING_SET_UP, {32, 64}),
     ],
     ids=["a cell", "the set-up"],
 )
 def test_what_fails_on_both_sides_is_the_fault_of_neither(
-    plan: Plan, tmp_path: Path, seed: int, module: str, start: str, fault: str, lengths: set[int]
+    plan: Plan, tmp_path: Path, seed: int, module: str, fault: str, lengths: set[int]
 ) -> None:
     """Whichever side the seed has asked first."""
-    code = changed(tmp_path, module, start, fault + start)
+    code = changed(tmp_path, module, None, fault)
     settings = plan.settings.model_copy(update={"seed": seed})
     prompts = tuple(
         cell.model_copy(update={"settings": settings}) for cell in plan.cells if cell.workload == "prefill"
     )
-    sitting = Sitting(replace(plan, cells=prompts), (code, code), tmp_path / "run", Limits(visits=2), print)
-    found = sitting.measure(frozenset(sitting.places))
-    assert {place.context_len for place in found} == {32, 64} - lengths
-    assert sitting.missing() == []
-    assert {place.context_len for place in sitting.failed_on_both()} == lengths
+    session = InterleavedSession(
+        replace(plan, cells=prompts), (code, code), tmp_path / "run", SessionLimits(blocks=2), print
+    )
+    found = session.measure(frozenset(session.points))
+    assert {point.context_len for point in found} == {32, 64} - lengths
+    assert session.missing() == []
+    assert {point.context_len for point in session.failed_on_both()} == lengths
 
 
 @pytest.mark.slow
-def test_a_base_whose_forms_disagree_is_nothing_to_hold_against(plan: Plan, tmp_path: Path) -> None:
+def test_a_base_whose_modes_disagree_is_not_comparable(plan: Plan, tmp_path: Path) -> None:
     start = "    error = float((found - reference)"
     base = changed(tmp_path, "models/gate.py", start, start.replace("float(", "9 + float("))
-    sitting = Sitting(plan, (base, working_tree(ROOT)), tmp_path / "run", Limits(visits=1), print)
+    session = InterleavedSession(
+        plan, (base, working_tree(ROOT)), tmp_path / "run", SessionLimits(blocks=1), print
+    )
     with pytest.raises(
-        NotComparableError, match=r"The base cannot be measured\. a changed copy: the forms of retnet"
+        NotComparableError,
+        match=r"The base cannot be measured\. a changed copy: the execution modes of retnet",
     ):
-        sitting.prepare()
-    sitting = Sitting(plan, (working_tree(ROOT), base), tmp_path / "other", Limits(visits=1), print)
+        session.prepare()
+    session = InterleavedSession(
+        plan, (working_tree(ROOT), base), tmp_path / "other", SessionLimits(blocks=1), print
+    )
     with pytest.raises(GateError, match="disagree"):
-        sitting.prepare()
+        session.prepare()
 
 
 @pytest.mark.slow
 def test_a_time_too_short_for_a_verdict_is_not_passed(plan: Plan, tmp_path: Path) -> None:
     code = working_tree(ROOT)
-    limits = Limits(visits=1, budget_s=1e-3)
-    report = measure_in_turn(
-        Request(plan, "", Rules(), 5, limits, always=True, folder=tmp_path), (code, code), print
-    )
+    limits = SessionLimits(max_rounds=5, blocks=1, budget_s=1e-3)
+    report = InterleavedCheck(plan, tmp_path, print, limits, DecisionRules()).measure((code, code))
     assert report.exit_code(strict=False) == 3
     assert any("give a longer --budget" in note for note in report.notes)
 
@@ -223,7 +248,7 @@ def test_sides_that_run_something_else_are_not_compared(plan: Plan, tmp_path: Pa
     report = check(plan, head, tmp_path / "records")
     assert [str(one) for one in report.hard] == ["ran.state_source: streamed prefill of real text | zeros"]
     assert report.exit_code(strict=False) == 3
-    assert not report.decisions
+    assert not report.items
 
 
 @pytest.mark.slow

@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from retbench.errors import RecordError
-from retbench.regress.evidence import Evidence, against_history, paired, unpaired
-from retbench.stats.intervals import ratio_interval
+from retbench.stats.intervals import LogRatio, paired, predicted_from, ratio_interval, unpaired
 from stats.noise import log_medians
 
 logs = st.lists(st.floats(-1, 1), min_size=2, max_size=20)
@@ -49,7 +48,7 @@ def test_exchanging_the_sides_exchanges_the_tests(values: list[float], margin: f
 
 def test_a_prediction_by_hand() -> None:
     # Mean 0.1, standard deviation 0.1, three runs: 0.1 * sqrt(1 + 1/3).
-    found = against_history([0.0, 0.1, 0.2], 0.5)
+    found = predicted_from([0.0, 0.1, 0.2], 0.5)
     assert found.estimate == pytest.approx(0.4)
     assert found.error == pytest.approx(0.1 * math.sqrt(4 / 3))
     assert (found.degrees, found.num_rounds) == (2, 3)
@@ -57,17 +56,17 @@ def test_a_prediction_by_hand() -> None:
 
 @pytest.mark.parametrize(
     "found",
-    [paired([0.3]), unpaired([0.0], [0.3, 0.4]), unpaired([0.1, 0.2], [0.3]), against_history([0.0], 0.3)],
+    [paired([0.3]), unpaired([0.0], [0.3, 0.4]), unpaired([0.1, 0.2], [0.3]), predicted_from([0.0], 0.3)],
 )
-def test_one_round_shows_nothing(found: Evidence) -> None:
+def test_one_round_shows_nothing(found: LogRatio) -> None:
     assert found.p_above(-10) == found.p_below(10) == 1
     assert (found.interval().low, found.detectable(0.02, 0.05)) == (None, None)
 
 
 @pytest.mark.parametrize(
-    "found", [paired([0.1] * 3), unpaired([0.2] * 3, [0.3] * 4), against_history([0.2] * 8, 0.3)]
+    "found", [paired([0.1] * 3), unpaired([0.2] * 3, [0.3] * 4), predicted_from([0.2] * 8, 0.3)]
 )
-def test_rounds_without_any_noise_show_what_they_are(found: Evidence) -> None:
+def test_rounds_without_any_noise_show_what_they_are(found: LogRatio) -> None:
     assert (found.p_above(0.05), found.p_above(0.1 + 1e-9), found.p_below(0.2)) == (0, 1, 0)
     assert found.interval().low == found.interval().high == pytest.approx(math.exp(0.1))
 
@@ -77,7 +76,7 @@ def test_what_is_not_finite_is_refused(value: float) -> None:
     for call in (
         lambda: paired([0.0, value]),
         lambda: unpaired([0.0, value], [0.0, 0.0]),
-        lambda: against_history([0.0, 0.0], value),
+        lambda: predicted_from([0.0, 0.0], value),
     ):
         with pytest.raises(RecordError, match="not finite"):
             call()
@@ -89,7 +88,7 @@ def test_what_is_called_detectable_is_found_in_four_of_five() -> None:
     rng = np.random.default_rng(3)
     margin, level, spread = math.log(1.02), 0.01, 0.02
     effect = paired(rng.normal(0, spread, 200).tolist())  # a good estimate of the spread alone
-    exact = Evidence(0, spread / math.sqrt(10), 9, 10)
+    exact = LogRatio(0, spread / math.sqrt(10), 9, 10)
     least = exact.detectable(margin, level)
     assert effect.error * math.sqrt(200) == pytest.approx(spread, rel=0.1)
     assert least is not None
@@ -101,7 +100,7 @@ def test_what_is_called_detectable_is_found_in_four_of_five() -> None:
 @pytest.mark.parametrize("num_rounds", [5, 10, 20])
 @pytest.mark.parametrize("session_sd", [0.005, 0.05])
 def test_paired_intervals_cover_what_they_say(num_rounds: int, session_sd: float) -> None:
-    """Nominal 95 % intervals under outliers, correlated iterations and a sitting that shifts both sides of a round."""
+    """Nominal 95 % intervals under outliers, correlated iterations and a session that shifts both sides of a round."""
     rng = np.random.default_rng(num_rounds)
     truth = math.log(1.03)
     sides = log_medians(rng, (TRIALS, num_rounds, 2)) + rng.normal(
@@ -118,11 +117,11 @@ def test_paired_intervals_cover_what_they_say(num_rounds: int, session_sd: float
 @pytest.mark.parametrize("num_runs", [8, 20])
 @pytest.mark.parametrize("session_sd", [0.005, 0.05])
 def test_predictions_cover_the_next_run(num_runs: int, session_sd: float) -> None:
-    """Each run is a sitting of its own, of five processes; the interval is for the run that comes next."""
+    """Each run is a session of its own, of five processes; the interval is for the run that comes next."""
     rng = np.random.default_rng(num_runs)
-    sittings = rng.normal(0, session_sd, size=(TRIALS, num_runs + 1))
-    runs = log_medians(rng, (TRIALS, num_runs + 1, 5)).mean(axis=2) + sittings
-    intervals = [against_history(row[:-1].tolist(), float(row[-1])).interval() for row in runs]
+    sessions = rng.normal(0, session_sd, size=(TRIALS, num_runs + 1))
+    runs = log_medians(rng, (TRIALS, num_runs + 1, 5)).mean(axis=2) + sessions
+    intervals = [predicted_from(row[:-1].tolist(), float(row[-1])).interval() for row in runs]
     covered = sum(
         one.low <= 1 <= one.high for one in intervals if one.low is not None and one.high is not None
     )

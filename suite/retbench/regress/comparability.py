@@ -1,0 +1,164 @@
+"""Comparability keys and confounders: what two records must share, and what may explain a difference.
+
+Comparability keys must be equal, or nothing is compared: the records would be of different things. Where confounders
+differ, a time that has moved is inconclusive, because they may have moved it. JSON and records call them hard and soft.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from statistics import median
+from typing import Any
+
+from retbench.records.record import Record
+from retbench.records.versions import computing_versions
+from retbench.regress.items import MeasurementPoint
+from retbench.regress.record_sets import RecordSet, point_of
+from retbench.report.doubts import excessive_load, has_company, number_at, was_held_down
+from retbench.report.frames import started
+from retbench.report.ledger import flatten
+
+CLOCK_TOLERANCE = 0.03
+"""Mean clocks that differ by at most this share count as equal."""
+SESSION = "measurement session"
+"""The confounder of two sides that were not measured in turn."""
+
+_COUNTS = frozenset({"timed_steps", "timed_calls", "energy_steps", "compile_s", "compile_error"})
+_STATISTICS = frozenset({"kv_fill_key_std", "kv_fill_value_std"})
+"""Entries of `backend` that describe a run, like the counts, and select no backend."""
+_KEYS = ("machine", "cpu_model", "physical_cores", "cpu_quota", "flush_denormal", "text", "torch_build")
+_PLACEMENT = frozenset({"OMP_PLACES", "CUDA_VISIBLE_DEVICES"})
+"""Variables that select one of several equal cores or GPUs; a scheduler sets them anew for each job."""
+_GPU_KEYS = ("name", "memory_bytes", "capability", "mig_mode", "cudnn_attention")
+_CONFOUNDERS = ("os", "governor", "transparent_huge_pages", "memory_bytes", "allowed_cpus")
+_GPU_CONFOUNDERS = ("driver_version", "power_limit_w", "persistence_mode", "ecc_mode", "max_sm_clock_hz")
+
+
+@dataclass(frozen=True)
+class FactDifference:
+    """A fact in which two sides differ; "–" where a side does not state it."""
+
+    fact: str
+    first: str
+    second: str
+
+    def __str__(self) -> str:
+        return f"{self.fact}: {self.first} | {self.second}"
+
+
+def comparability_keys(record: Record) -> dict[str, str]:
+    """Return everything that must be equal, by dotted name."""
+    environment = record.environment
+    variables = _mapping(environment.get("variables"))
+    gpu = _mapping(environment.get("gpu"))
+    tree: dict[str, Any] = {
+        "schema": record.schema_version,
+        "settings": record.settings,
+        "ran": {key: value for key, value in record.backend.items() if key not in _COUNTS | _STATISTICS},
+        "model": {"architecture": record.model.architecture, **record.model.config},
+        "weights": record.model.weights.fingerprint if record.model.weights else "drawn from the seed",
+        **{name: environment[name] for name in _KEYS if name in environment},
+        "versions": computing_versions(environment),
+        "variables": {name: value for name, value in variables.items() if name not in _PLACEMENT},
+        "gpu": {name: gpu[name] for name in _GPU_KEYS if name in gpu},
+    }
+    return {name: _text(value) for name, value in flatten(tree)}
+
+
+def confounders(records: Sequence[Record]) -> dict[str, str]:
+    """Return what may explain a difference, over all records of a side."""
+    facts: dict[str, str] = {}
+    trees = [dict(flatten(record.environment)) for record in records]
+    for name in (*_CONFOUNDERS, *(f"gpu.{name}" for name in _GPU_CONFOUNDERS)):
+        found = {_text(value) for tree in trees if (value := tree.get(name)) is not None}
+        if found:
+            facts[name] = ", ".join(sorted(found))
+    facts["busy when a worker started"] = _any(records, lambda facts: excessive_load(facts) is not None)
+    if any("gpu" in record.environment for record in records):
+        facts["other processes on the GPU"] = _any(records, has_company)
+        facts["clocks held down"] = _any(records, was_held_down)
+    return facts
+
+
+def sm_clock_hz(records: Sequence[Record]) -> float | None:
+    """Return the median SM clock after the cells of a side; None where it is not known."""
+    clocks = [number_at(record.environment, "gpu_state", "after", "sm_clock_hz") for record in records]
+    known = [clock for clock in clocks if clock is not None]
+    return median(known) if known else None
+
+
+def compare_facts(first: Mapping[str, str], second: Mapping[str, str]) -> list[FactDifference]:
+    """Return every fact in which two sides differ, by name."""
+    return [
+        FactDifference(name, first.get(name, "–"), second.get(name, "–"))
+        for name in sorted({*first, *second})
+        if first.get(name) != second.get(name)
+    ]
+
+
+def compare_clocks(first_hz: float | None, second_hz: float | None) -> list[FactDifference]:
+    """Return the difference of two GPU clocks beyond the tolerance; none where a clock is not known."""
+    if not first_hz or not second_hz or abs(second_hz / first_hz - 1) <= CLOCK_TOLERANCE:
+        return []
+    return [FactDifference("SM clock", *(f"{clock / 1e6:.0f} MHz" for clock in (first_hz, second_hz)))]
+
+
+def key_differences(first: Sequence[Record], second: Sequence[Record]) -> list[FactDifference]:
+    """Return the comparability keys that differ at a point that both sides have, each once."""
+    groups = [_by_point(records) for records in (first, second)]
+    found: dict[FactDifference, None] = {}
+    for point in sorted(groups[0].keys() & groups[1].keys()):
+        sides = [groups[0][point], groups[1][point]]
+        both_ok = all(any(record.status == "ok" for record in side) for side in sides)
+        one, other = (_distinct_keys(side, only_ok=both_ok) for side in sides)
+        alone = [facts for facts in one if facts not in other], [facts for facts in other if facts not in one]
+        if any(alone):
+            for mine, theirs in product(alone[0] or one, alone[1] or other):
+                found |= dict.fromkeys(compare_facts(mine, theirs))
+    return sorted(found, key=lambda difference: difference.fact)
+
+
+def _by_point(records: Sequence[Record]) -> dict[MeasurementPoint, list[Record]]:
+    groups: dict[MeasurementPoint, list[Record]] = {}
+    for record in records:
+        groups.setdefault(point_of(record), []).append(record)
+    return groups
+
+
+def _distinct_keys(records: Sequence[Record], *, only_ok: bool) -> list[dict[str, str]]:
+    """Return the distinct comparability keys of a point's rounds.
+
+    Unless `only_ok`, the keys lack the executed backend, which a failed round cannot state.
+    """
+    found: list[dict[str, str]] = []
+    for record in records:
+        if only_ok and record.status != "ok":
+            continue
+        keys = comparability_keys(record)
+        kept = keys if only_ok else {name: keys[name] for name in keys if not name.startswith("ran.")}
+        if kept not in found:
+            found.append(kept)
+    return found
+
+
+def confounder_differences(first: RecordSet, second: RecordSet, *, interleaved: bool) -> list[FactDifference]:
+    """Return the confounders that differ, the measurement session included unless the sides are interleaved."""
+    found = compare_facts(confounders(first.records), confounders(second.records))
+    found += compare_clocks(sm_clock_hz(first.records), sm_clock_hz(second.records))
+    if not interleaved:
+        moments = [min(started(record) for record in side.records) for side in (first, second)]
+        found.append(FactDifference(SESSION, *(f"{moment:%Y-%m-%d %H:%M}" for moment in moments)))
+    return found
+
+
+def _any(records: Sequence[Record], holds: Callable[[Mapping[str, Any]], bool]) -> str:
+    return "yes" if any(holds(record.environment) for record in records) else "no"
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str)

@@ -1,0 +1,244 @@
+"""Decisions on a comparison of times: verdicts, confounders, decided items, and sentences on what moved."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from statistics import fmean
+
+from retbench.regress.comparability import SESSION, FactDifference
+from retbench.regress.items import (
+    ComparedItem,
+    MeasurementPoint,
+    Pair,
+    Values,
+    curve_of,
+    curves_of,
+    is_timed,
+    make_items,
+    make_test,
+    time_of,
+)
+from retbench.regress.record_sets import geometric_mean
+from retbench.regress.render import describe_ratio
+from retbench.regress.report import CheckReport, DecidedItem, Outcome
+from retbench.stats.intervals import LogRatio
+from retbench.stats.sequential import Decision, DecisionRules, InterimAnalysis
+from retbench.units import format_bytes, format_percent, format_seconds, format_tokens
+
+ChangeOf = Callable[[ComparedItem], LogRatio | None]
+"""Estimates the change of any item from all rounds."""
+Decisions = Mapping[ComparedItem, Decision]
+Rounds = Sequence[Values]
+Sides = tuple[Rounds, Rounds]
+PointValues = Mapping[MeasurementPoint, Pair]
+
+_EITHER = "regressed, but either model may have moved: a measurement session shifts the times of both"
+
+
+def conclude(
+    report: CheckReport,
+    sides: Sides,
+    reference: str | None,
+    change_of: ChangeOf,
+    rules: DecisionRules,
+    *,
+    in_turn: bool,
+    accept_confounders: bool,
+    min_runs: int = 0,
+) -> CheckReport:
+    """Decide on the existing rounds of both sides in one analysis, and add the decisions to a report."""
+    items = make_items(_shared_points(sides), reference)
+    changes = {item: change for item in items if (change := change_of(item))}
+    seconds: dict[MeasurementPoint, float] = {}
+    for values in reversed(sides[0]):
+        seconds |= {point: value for point, value in values.items() if is_timed(point.workload)}
+    num_rounds = max((change.num_rounds for change in changes.values()), default=1)
+    test = make_test(items, seconds, rules, [InterimAnalysis(num_rounds, 1.0)])
+    test.analyse(changes)
+    decisions = test.decisions(changes)
+    if not accept_confounders:
+        decisions = _doubt_confounded(decisions if in_turn else _doubt_ratios(decisions), report.soft)
+    decisions = _require_runs(decisions, min_runs)
+    return with_decisions(report, decisions, sides, change_of, in_turn=in_turn)
+
+
+def _shared_points(sides: Sides) -> list[MeasurementPoint]:
+    first, second = ({point for values in rounds for point in values} for rounds in sides)
+    return sorted(first & second)
+
+
+def _require_runs(decisions: Decisions, min_runs: int) -> dict[ComparedItem, Decision]:
+    """Make decisions on too few runs inconclusive."""
+    found = dict(decisions)
+    for item, decision in decisions.items():
+        num_runs = decision.change.num_rounds if decision.change else 0
+        if num_runs < min_runs:
+            note = f"a verdict needs {min_runs} runs, and the baseline has {num_runs}"
+            found[item] = replace(decision, verdict="inconclusive", detectable=None, note=note)
+    return found
+
+
+def _doubt_ratios(decisions: Decisions) -> dict[ComparedItem, Decision]:
+    """Make a worse ratio of two measurement sessions inconclusive where the other model may have moved.
+
+    A session shifts the times of both models. A model is slower where its own time is longer, and every time of the
+    reference is the same.
+    """
+    timed = {item: one for item, one in decisions.items() if is_timed(item.workload)}
+    shifted = {item.subject for item, one in timed.items() if item.kind == "time" and one.verdict != "same"}
+    found = dict(decisions)
+    for item, decision in timed.items():
+        if item.kind == "ratio" and decision.verdict == "regressed":
+            mine, reference = item.points
+            if decisions[time_of(mine)].verdict != "regressed" or reference.model in shifted:
+                found[item] = replace(decision, verdict="inconclusive", note=_EITHER)
+    return found
+
+
+def _doubt_confounded(
+    decisions: Decisions, differences: Sequence[FactDifference]
+) -> dict[ComparedItem, Decision]:
+    """Make every time that moved inconclusive where confounders differ; a session leaves ratios alone."""
+    found = dict(decisions)
+    for item, decision in decisions.items():
+        facts = [one.fact for one in differences if one.fact != SESSION or item.kind != "ratio"]
+        if facts and decision.verdict in {"regressed", "improved"} and is_timed(item.workload):
+            note = f"{decision.verdict}, unless this explains it: {', '.join(facts)}"
+            found[item] = replace(decision, verdict="inconclusive", note=note)
+    return found
+
+
+def mean_log(item: ComparedItem, rounds: Rounds) -> float | None:
+    """Return the mean of an item's logarithm over rounds; None where no round has it."""
+    logs = [log for values in rounds if (log := item.log_value(values)) is not None]
+    return fmean(logs) if logs else None
+
+
+def with_decisions(
+    report: CheckReport, decisions: Decisions, sides: Sides, change_of: ChangeOf, *, in_turn: bool
+) -> CheckReport:
+    """Add decided items, values and sentences to a report.
+
+    Where both sides were measured `in_turn`, only the code moves a time.
+    """
+    values = {
+        point: (geometric_mean(sides[0], point), geometric_mean(sides[1], point))
+        for point in _shared_points(sides)
+    }
+    items = tuple(
+        _decided_item(item, decision, values, _outcome(item, decisions, in_turn=in_turn))
+        for item, decision in decisions.items()
+    )
+    sentences = tuple(_describe_moves(decisions, change_of))
+    return replace(report, items=items, values=values, sentences=sentences)
+
+
+def _outcome(item: ComparedItem, decisions: Decisions, *, in_turn: bool) -> Outcome:
+    """Return the outcome of an item; a ratio that is worse because its reference is better passes."""
+    decision = decisions[item]
+    if decision.verdict == "inconclusive":
+        return "skipped"
+    if decision.verdict != "regressed":
+        return "passed"
+    mine = decisions.get(time_of(item.points[0]))
+    if item.kind != "ratio" or mine is None or mine.change is None:
+        return "failure"
+    may_have_shifted = not in_turn and is_timed(item.workload)
+    return "failure" if may_have_shifted or mine.change.estimate > mine.margin else "passed"
+
+
+def _decided_item(
+    item: ComparedItem, decision: Decision, values: PointValues, outcome: Outcome
+) -> DecidedItem:
+    interval = decision.change.interval() if decision.change else None
+    first, second = _show_values(item, values)
+    detectable = decision.detectable
+    notes = [decision.note] if decision.note else []
+    if detectable is not None and detectable < 10:
+        notes.append(f"{format_percent(detectable)} or more would have been found")
+    data = {
+        "item": str(item),
+        "kind": item.kind,
+        "subject": item.subject,
+        "workload": item.workload,
+        "batch_size": item.points[0].batch_size,
+        "context_len": [point.context_len for point in item.points],
+        "verdict": decision.verdict,
+        "ratio": _finite(interval.value) if interval else None,
+        "low": _finite(interval.low) if interval else None,
+        "high": _finite(interval.high) if interval else None,
+        "num_rounds": interval.num_rounds if interval else 0,
+        "detectable": _finite(detectable),
+        "note": decision.note,
+    }
+    return DecidedItem(
+        name=str(item),
+        kind=item.kind,
+        verdict=decision.verdict,
+        outcome=outcome,
+        first=first,
+        second=second,
+        note="; ".join(notes),
+        change=interval,
+        margin=math.exp(decision.margin),
+        workload=item.workload,
+        data=data,
+    )
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and value < math.inf else None
+
+
+def _show_values(item: ComparedItem, values: PointValues) -> tuple[str, str]:
+    """Return the values of an item on both sides; a curve has no single value."""
+    pairs = [values.get(point, (math.nan, math.nan)) for point in item.points]
+    if item.kind == "curve":
+        return "", ""
+    if any(math.isnan(first) for first, _ in pairs):
+        return "–", "–"
+    if item.kind == "ratio":
+        (mine, theirs) = pairs
+        return f"{mine[0] / theirs[0]:.3f}", f"{mine[1] / theirs[1]:.3f}"
+    return format_value(item.points[0], pairs[0][0]), format_value(item.points[0], pairs[0][1])
+
+
+def format_value(point: MeasurementPoint, value: float) -> str:
+    """Return a value of a point with its unit."""
+    return format_seconds(value) if is_timed(point.workload) else format_bytes(value)
+
+
+_WORDS = {("regressed", True): "slower", ("regressed", False): "larger"}
+_WORDS |= {("improved", True): "faster", ("improved", False): "smaller"}
+
+
+def _describe_moves(decisions: Decisions, change_of: ChangeOf) -> list[str]:
+    """Return a sentence per curve that moved: 'decode of retnet slower at 8K and above: 1.120 [1.090, 1.150]'."""
+    sentences = []
+    for curve in curves_of(item.points[0] for item in decisions if item.kind == "time"):
+        verdicts = {point: decisions[time_of(point)].verdict for point in curve}
+        whole = decisions.get(curve_of(curve))
+        for verdict in ("regressed", "improved"):
+            moved = [point for point in curve if verdicts[point] == verdict]
+            where = describe_lengths([one.context_len for one in moved], [one.context_len for one in curve])
+            if not moved and whole is not None and whole.verdict == verdict:
+                moved, where = curve, "over all lengths together"
+            if moved:
+                point, change = moved[0], change_of(curve_of(moved))
+                batch = f", batch {point.batch_size}" if point.batch_size > 1 else ""
+                word = _WORDS[verdict, is_timed(point.workload)]
+                ratio = f": {describe_ratio(change.interval())}" if change else ""
+                sentences.append(f"{point.workload} of {point.model}{batch} {word} {where}{ratio}")
+    return sentences
+
+
+def describe_lengths(moved: list[int], measured: list[int]) -> str:
+    """Return where a curve moved: at every length, from a length on, up to a length, or at some lengths."""
+    shown = [format_tokens(length) for length in moved]
+    if moved and moved == measured:
+        return f"at {shown[0]}" if len(moved) == 1 else f"at every length from {shown[0]} to {shown[-1]}"
+    if len(moved) > 1 and moved == measured[-len(moved) :]:
+        return f"at {shown[0]} and above"
+    if len(moved) > 1 and moved == measured[: len(moved)]:
+        return f"at {shown[-1]} and below"
+    return f"at {', '.join(shown)}"

@@ -1,0 +1,259 @@
+"""The interleaved check: measure base and head in turn until every item is decided, then report."""
+
+import math
+import secrets
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from queue import Empty
+from typing import Protocol
+
+from retbench.architectures.registry import is_baseline
+from retbench.errors import ConfigError
+from retbench.measure.machine import usable_cores
+from retbench.planning.plan import Plan
+from retbench.regress.decide import with_decisions
+from retbench.regress.items import (
+    ComparedItem,
+    MeasurementPoint,
+    Times,
+    is_timed,
+    make_items,
+    make_test,
+    paired_changes,
+)
+from retbench.regress.report import CheckReport
+from retbench.regress.revisions import Notify, Revision, StopRequest, checkout_root, commit, working_tree
+from retbench.regress.session import DifferentWork, InterleavedSession, SessionLimits
+from retbench.run.interrupts import Interrupted, catch_signals
+from retbench.run.locks import timing_lock
+from retbench.run.process import Inbox
+from retbench.stats.sequential import (
+    MIN_ROUNDS,
+    Decision,
+    DecisionRules,
+    InterimAnalysis,
+    SequentialTest,
+    plan_analyses,
+)
+from retbench.workloads.workload import WORKLOADS
+
+_LOCK_POLL_S = 0.5
+
+_ENDINGS = {
+    "decided": "every point was decided",
+    "rounds": "the limit of rounds was reached",
+    "budget": "the time was over",
+    "nothing": "no point could be measured on both sides",
+}
+
+
+class RoundSource(Protocol):
+    """A source of rounds: two sides measured in turn, or recorded rounds."""
+
+    def measure(self, points: frozenset[MeasurementPoint], /) -> Times:
+        """Measure one more round of these points; failed points are left out."""
+
+    def has_budget(self) -> bool:
+        """Return whether another round may begin; flagged items are measured again in any case."""
+
+
+@dataclass(frozen=True)
+class SampledRounds:
+    """Decisions per item, all rounds in order, rounds measured anew for flagged items, and a key of `_ENDINGS`."""
+
+    decisions: dict[ComparedItem, Decision]
+    rounds: tuple[Times, ...]
+    repeats: tuple[Times, ...]
+    ending: str
+
+
+def sample(
+    points: Sequence[MeasurementPoint],
+    reference: str | None,
+    source: RoundSource,
+    rules: DecisionRules,
+    max_rounds: int,
+) -> SampledRounds:
+    """Measure rounds until everything is decided or the budget ends.
+
+    The items are those of the points in the first round, whatever their times. A point that cannot be measured would
+    never be decided, and would keep its curve undecided. Repeats do not count towards `max_rounds`.
+    """
+    analyses = plan_analyses(max_rounds)
+    rounds = [source.measure(frozenset(points))]
+    seconds = {point: times[0] for point, times in rounds[0].items()}
+    items = make_items(seconds, reference)
+    if not items:
+        return SampledRounds({}, tuple(rounds), (), "nothing")
+    test = make_test(items, seconds, rules, analyses)
+    ending = _measure_rounds(test, items, source, rounds)
+    can_repeat = test.flagged and rules.confirm_rate is not None
+    repeats = _measure_again(test, source, analyses) if can_repeat else []
+    decisions = test.decisions(paired_changes(items, rounds))
+    return SampledRounds(decisions, tuple(rounds), tuple(repeats), ending)
+
+
+def _measure_rounds(
+    test: SequentialTest[ComparedItem], items: list[ComparedItem], source: RoundSource, rounds: list[Times]
+) -> str:
+    """Measure up to each interim analysis and add the rounds to `rounds`."""
+    while analysis := test.next_analysis:
+        points = _points_of(test.undecided)
+        while len(rounds) < analysis.rounds:
+            if not source.has_budget():
+                # The end does not depend on the data, so the shares of all later analyses are spent now.
+                if len(rounds) >= MIN_ROUNDS:
+                    test.analyse_last(paired_changes(items, rounds))
+                return "budget" if test.undecided else "decided"
+            rounds.append(source.measure(points))
+        test.analyse(paired_changes(items, rounds))
+    return "rounds" if test.undecided else "decided"
+
+
+def _measure_again(
+    test: SequentialTest[ComparedItem], source: RoundSource, analyses: Sequence[InterimAnalysis]
+) -> list[Times]:
+    """Measure flagged items in as many new rounds as flagging took, and confirm them."""
+    flagged = test.flagged
+    count = max(analyses[0].rounds, *(test.rounds_of(item) for item in flagged))
+    repeats = [source.measure(_points_of(flagged)) for _ in range(count)]
+    test.confirm(paired_changes(flagged, repeats))
+    return repeats
+
+
+def _points_of(items: Iterable[ComparedItem]) -> frozenset[MeasurementPoint]:
+    return frozenset(point for item in items for point in item.points)
+
+
+@dataclass(frozen=True)
+class InterleavedCheck:
+    """A check of two revisions in one measurement session, whose records are stored below a folder."""
+
+    plan: Plan
+    folder: Path
+    notify: Notify
+    limits: SessionLimits
+    rules: DecisionRules
+
+    def against(self, ref: str, *, always: bool = False) -> CheckReport:
+        """Compare the working tree with one of its commits, `always` or only if their code differs.
+
+        Raises:
+            ConfigError: no such commit, or no workload of the sweep is timed.
+            RetbenchError: as in `revisions` and `session`.
+            Interrupted: the user requested a stop.
+        """
+        timed = replace(self, plan=timed_plan(self.plan, self.limits.blocks))
+        root = checkout_root()
+        stop = StopRequest()
+        with catch_signals(stop.make):
+            head = working_tree(root)
+            with commit(root, ref, self.notify, stop) as base:
+                if (base.code, base.python) == (head.code, head.python) and not always:
+                    note = "there is nothing to time; --always times it"
+                    report = _empty_report((base, head))
+                    return replace(report, same_code=True, method="nothing was timed", notes=(note,))
+                return timed.measure((base, head), stop)
+
+    def measure(self, revisions: tuple[Revision, Revision], stop: StopRequest | None = None) -> CheckReport:
+        """Measure rounds of base and head until every point is decided, and report."""
+        folder = self.folder / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
+        session = InterleavedSession(self.plan, revisions, folder, self.limits, self.notify)
+        subjects = self.plan.subjects
+        reference = next((one.model_name for one in subjects if is_baseline(one.model.architecture)), None)
+        report = _empty_report(revisions)
+        with catch_signals(session.interrupt):
+            if stop is not None:
+                stop.check()  # signals before this point went to the request
+            with timing_lock(self.plan.command, wait=_wait(session.sides[0].inbox, self.notify)):
+                try:
+                    session.prepare()
+                    sampled = sample(session.points, reference, session, self.rules, self.limits.max_rounds)
+                except DifferentWork as outcome:
+                    return replace(report, hard=outcome.differences)
+                finally:
+                    session.remove_states()
+        self.notify(f"records: {folder}")
+        return _report(report, session, sampled)
+
+
+def timed_plan(plan: Plan, num_blocks: int) -> Plan:
+    """Return the timed cells of a plan, with the settings of one sample block.
+
+    Steps and warm-up of the profile are divided among the sample blocks of a round. Sides that alternate every few
+    steps meet the same disturbances, and the median over blocks ignores those that only one side met.
+
+    Unless the profile sets a number of threads, one core stays free for other processes. With another busy process,
+    times on all cores scatter several times as much as times on one core fewer.
+    """
+    timed = tuple(cell for cell in plan.cells if is_timed(cell.workload))
+    if not timed:
+        found = ", ".join(sorted({cell.workload for cell in plan.cells}))
+        raise ConfigError(
+            f"experiment '{plan.experiment.name}' measures {found}, and an interleaved check compares times. Give an "
+            f"experiment that measures {', '.join(sorted(filter(is_timed, WORKLOADS)))}, such as latency."
+        )
+    update = {
+        "threads": plan.profile.threads or max(1, usable_cores() - 1),
+        "warmup_s": plan.settings.warmup_s / num_blocks,
+        "min_steps": math.ceil(plan.settings.min_steps / num_blocks),
+    }
+    settings = plan.settings.model_copy(update=update)
+    return replace(plan, cells=tuple(cell.model_copy(update={"settings": settings}) for cell in timed))
+
+
+def _empty_report(revisions: tuple[Revision, Revision]) -> CheckReport:
+    base, head = revisions
+    return CheckReport(
+        first=f"{base.name}, {base.code}",
+        second=f"{head.name}, {head.code}",
+        method="base and head in turn, cell by cell, in one measurement session",
+    )
+
+
+def _report(report: CheckReport, session: InterleavedSession, sampled: SampledRounds) -> CheckReport:
+    """Return the report of a session that has ended."""
+    all_rounds = [*sampled.rounds, *sampled.repeats]
+    base, head = (
+        [{point: pair[side] for point, pair in times.items()} for times in all_rounds] for side in (0, 1)
+    )
+    failed = {point for side in session.sides for point in side.failed}
+    decisions = {
+        item: decision
+        for item, decision in sampled.decisions.items()
+        if not any(point in failed for point in item.points)
+    }
+    notes = [f"{point} could be measured on neither side" for point in session.failed_on_both()]
+    if sampled.ending == "budget" and len(sampled.rounds) < MIN_ROUNDS:
+        decisions = {}
+        notes.append(
+            f"a verdict needs {MIN_ROUNDS} rounds, and the time is too short: give a longer --budget"
+        )
+    repeated = f", {len(sampled.repeats)} more of flagged items" if sampled.repeats else ""
+    method = f"{report.method}: {len(sampled.rounds)} rounds{repeated}; {_ENDINGS[sampled.ending]}"
+    report = replace(report, method=method, missing=tuple(session.missing()), notes=tuple(notes))
+    return with_decisions(
+        report,
+        decisions,
+        (base, head),
+        lambda item: paired_changes([item], all_rounds).get(item),
+        in_turn=True,
+    )
+
+
+def _wait(inbox: Inbox, notify: Notify) -> Callable[[str], None]:
+    """Return the function that waits for another run's lock and names its holder once."""
+    holders: set[str] = set()
+
+    def wait(holder: str) -> None:
+        if holder not in holders:
+            holders.add(holder)
+            notify(f"waiting for {holder}")
+        with suppress(Empty):
+            inbox.get(timeout=_LOCK_POLL_S)
+            raise Interrupted
+
+    return wait

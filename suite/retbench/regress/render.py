@@ -1,0 +1,162 @@
+"""Rendering of a check report: text for a terminal, Markdown for a job's summary, JSON, JUnit XML, and a figure."""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pandas as pd
+
+from retbench.errors import StorageError, unknown_name
+from retbench.files import check_writable
+from retbench.regress.report import NOT_COMPARABLE, VERDICTS, CheckReport, DecidedItem, Gap, Outcome
+from retbench.report.formats import escape_markdown, markdown_table
+from retbench.stats.intervals import Interval
+
+_GAPS: dict[Gap, Outcome] = {"broken": "failure", "fixed": "skipped", "absent": "error", "both": "skipped"}
+_TIME_FILES = {"md": "check.md", "json": "check.json", "junit": "junit.xml"}
+_QUANTITY_FILES = {"md": "exact.md", "json": "exact-report.json", "junit": "exact-junit.xml"}
+
+_FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+"""Characters that XML 1.0 does not allow, such as the escapes of a coloured traceback."""
+
+
+def render(report: CheckReport, form: str, *, strict: bool) -> str:
+    """Return a report in one of `FORMATS`."""
+    return _RENDERERS[form](report, strict)
+
+
+def check_output(form: str, folder: Path | None) -> None:
+    """Raise ConfigError for an unknown format or a folder that is not writable, before anything is measured."""
+    if form not in FORMATS:
+        raise unknown_name("format", form, FORMATS, where="--format")
+    if folder is not None:
+        check_writable(folder, "--out")
+
+
+def describe_ratio(ratio: Interval) -> str:
+    """Return a ratio with its interval: '1.120 [1.090, 1.150]'."""
+    ends = "" if ratio.low is None or ratio.high is None else f" [{ratio.low:.3f}, {ratio.high:.3f}]"
+    return f"{ratio.value:.3f}{ends}"
+
+
+def _columns(report: CheckReport) -> tuple[str, ...]:
+    sides = ("accepted", "measured") if report.quantities else ("first", "second")
+    return ("verdict", "item", *sides, "ratio", "rounds", "note")
+
+
+def _row(item: DecidedItem) -> tuple[str, ...]:
+    ratio = ("", "") if item.change is None else (describe_ratio(item.change), str(item.change.num_rounds))
+    return (item.verdict, item.name, item.first, item.second, *ratio, item.note)
+
+
+def _table(report: CheckReport) -> list[tuple[str, ...]]:
+    """Return a header and one row per item, regressions first, without empty columns and equal quantities."""
+    shown = [item for item in report.items if item.verdict != "equal"]
+    rows = [_row(item) for item in sorted(shown, key=lambda item: VERDICTS.index(item.verdict))]
+    header = _columns(report)
+    used = [index for index in range(len(header)) if any(row[index] for row in rows)]
+    return [tuple(row[index] for index in used) for row in (header, *rows)] if rows else []
+
+
+def _prose(report: CheckReport) -> list[str]:
+    """Return everything but the table, one line each, the outcome first."""
+    lines = [report.headline, *report.sentences]
+    lines += [f"differs: {difference}" for difference in report.hard]
+    lines += [f"missing: {one}" for one in report.missing]
+    lines += [f"may explain a difference: {difference}" for difference in report.soft]
+    return [*lines, report.method, *(f"note: {note}" for note in report.notes)]
+
+
+def _to_text(report: CheckReport, strict: bool) -> str:
+    """Return aligned columns that are never folded, then the rest."""
+    rows = _table(report)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+    sides = [f"first:  {report.first}", f"second: {report.second}"]
+    return "\n".join([*lines, *([""] if lines else []), *sides, *_prose(report)]) + "\n"
+
+
+def _to_markdown(report: CheckReport, strict: bool) -> str:
+    lines = [
+        f"### retbench: {report.headline}",
+        "",
+        f"First: {report.first}  ",
+        f"Second: {report.second}",
+        "",
+    ]
+    if rows := _table(report):
+        lines += [markdown_table(pd.DataFrame(rows[1:], columns=list(rows[0]))), ""]
+    lines += [f"- {escape_markdown(line)}" for line in _prose(report)[1:]]
+    return "\n".join(lines) + "\n"
+
+
+def _to_json(report: CheckReport, strict: bool) -> str:
+    data = report.to_json(strict=strict)
+    return json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _cases(report: CheckReport, strict: bool) -> list[tuple[str, str, Outcome, str]]:
+    """Return name, kind, outcome and message of every item, missing point and differing comparability key."""
+    cases: list[tuple[str, str, Outcome, str]] = []
+    for item in report.items:
+        entries = zip(_columns(report)[2:], _row(item)[2:], strict=True)
+        message = ", ".join(f"{heading} {text}" for heading, text in entries if text)
+        outcome = "failure" if strict and item.outcome == "skipped" else item.outcome
+        cases.append((item.name, item.kind, outcome, f"{item.verdict}: {message}"))
+    cases += [(str(one.point), "missing", _GAPS[one.kind], str(one)) for one in report.missing]
+    cases += [(one.fact, "comparable", "error", str(one)) for one in report.hard]
+    if report.exit_code(strict=strict) == NOT_COMPARABLE and all(
+        outcome != "error" for *_, outcome, _ in cases
+    ):
+        message = "; ".join([report.headline, *report.notes])
+        cases.append(("the comparison", "comparable", "error", message))
+    return cases
+
+
+def _to_junit(report: CheckReport, strict: bool) -> str:
+    """Return JUnit XML: a regression is a failure, and an item that could not be compared is an error."""
+    cases = _cases(report, strict)
+    suite = ElementTree.Element("testsuite", name="retbench", tests=str(len(cases)))
+    counts = Counter(outcome for *_, outcome, _ in cases)
+    suite.set("failures", str(counts["failure"]))
+    suite.set("errors", str(counts["error"]))
+    suite.set("skipped", str(counts["skipped"]))
+    for name, kind, outcome, message in cases:
+        shown = _FORBIDDEN.sub("", name)
+        case = ElementTree.SubElement(suite, "testcase", name=shown, classname=f"retbench.{kind}")
+        if outcome != "passed":
+            ElementTree.SubElement(case, outcome, message=_FORBIDDEN.sub("", message))
+    ElementTree.indent(suite)
+    return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(suite, encoding="unicode") + "\n"
+
+
+_RENDERERS: dict[str, Callable[[CheckReport, bool], str]] = {
+    "text": _to_text,
+    "md": _to_markdown,
+    "json": _to_json,
+    "junit": _to_junit,
+}
+FORMATS = tuple(_RENDERERS)
+
+
+def write_report(report: CheckReport, folder: Path, *, strict: bool) -> list[Path]:
+    """Write a report in every format, with a figure of its ratios, and return the paths."""
+    paths = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for form, name in (_QUANTITY_FILES if report.quantities else _TIME_FILES).items():
+            paths.append(folder / name)
+            paths[-1].write_text(render(report, form, strict=strict), encoding="utf-8")
+        if any(item.change for item in report.items):
+            from retbench.regress.figure import draw_ratios
+            from retbench.report.style import save_figure  # matplotlib loads slower than a comparison takes
+
+            paths += save_figure(draw_ratios(report), folder / "ratios")
+    except OSError as error:
+        raise StorageError(
+            f"{folder}: the report cannot be written: {error.strerror}. Give another folder with --out."
+        ) from error
+    return paths
