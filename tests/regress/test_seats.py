@@ -13,7 +13,7 @@ from retbench.run.protocol import RunInfo
 
 @pytest.fixture
 def seat(tmp_path: Path) -> Seat:
-    run = RunInfo(run_id="r", experiment="latency", profile="cpu", pair_ids={}, command="", code_revision="c")
+    run = RunInfo(run_id="r", experiment="latency", profile="cpu", command="", code_revision="c")
     return Seat(Revision("the base", tmp_path, tmp_path, "c"), run, tmp_path)
 
 

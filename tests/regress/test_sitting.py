@@ -120,7 +120,7 @@ def test_a_budget_that_is_over_begins_no_round(plan: Plan, tmp_path: Path) -> No
 
 @pytest.mark.slow
 def test_a_point_that_fails_on_the_head_alone_is_a_regression(plan: Plan, tmp_path: Path) -> None:
-    start = "    context.forget_what_ran()\n"
+    start = "    context.reset_backend_log()\n"
     fault = "    if context.cell.point.context_len == 64:\n        raise RuntimeError('broken')\n"
     head = changed(tmp_path, "workloads/prefill.py", start, start + fault)
     report = check(plan, head, tmp_path / "records")
@@ -145,7 +145,7 @@ def test_a_point_that_fails_on_the_head_alone_is_a_regression(plan: Plan, tmp_pa
 @pytest.mark.slow
 def test_a_point_that_fails_costs_the_others_no_round(plan: Plan, tmp_path: Path) -> None:
     fault = "    if context.cell.point.context_len == 64:\n        raise RuntimeError('broken')\n"
-    start = "    context.forget_what_ran()\n"
+    start = "    context.reset_backend_log()\n"
     head = changed(tmp_path, "workloads/prefill.py", start, start + fault)
     prompts = tuple(cell for cell in plan.cells if cell.workload == "prefill")
     sitting = Sitting(
@@ -166,7 +166,7 @@ OUT_OF_MEMORY = "raise MemoryError('no memory for it')\n"
     [
         (
             "workloads/prefill.py",
-            "    context.forget_what_ran()\n",
+            "    context.reset_backend_log()\n",
             f"    if context.cell.point.context_len == 64:\n        {OUT_OF_MEMORY}",
             {64},
         ),

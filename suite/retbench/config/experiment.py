@@ -7,16 +7,18 @@ a `ModelConfig`, `cells` turns a profile into the cells of a sweep. Nothing here
 import os
 import tomllib
 from collections.abc import Sequence
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 
-from retbench.config.evaluation import Length, PerplexitySpec, ZeroshotSpec, without_repeats
+from retbench.config.evaluation import GridSpec, WorkloadSpec
 from retbench.config.training import TrainingSpec
 from retbench.errors import ConfigError, unknown_name
 from retbench.strict import Strict, explain
+from retbench.workloads.workload import WORKLOADS, Workload, find_workload
 
 Dtype = Literal["float64", "float32", "bfloat16", "float16"]
 DTYPE_BYTES: dict[str, int] = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
@@ -80,51 +82,62 @@ class TransformerSpec(_ModelSpec):
 ModelSpec = Annotated[RetNetSpec | TransformerSpec, Field(discriminator="architecture")]
 
 
-class GridSpec(Strict):
-    """A `[profiles.P.workloads.KIND]` table of a workload that measures cost: its points, as a grid."""
-
-    context_len: tuple[Length, ...] = Field(min_length=1)
-    batch_size: tuple[Length, ...] = Field(default=(1,), min_length=1)
-
-    _distinct = field_validator("context_len", "batch_size")(without_repeats)
-
-
 class Workloads(Strict):
-    """The tables `[profiles.P.workloads.*]`."""
+    """The tables `[profiles.P.workloads.*]`: one or more registered workloads by name, each with its own table."""
 
-    decode: GridSpec | None = None
-    prefill: GridSpec | None = None
-    memory: GridSpec | None = None
-    training: GridSpec | None = None
-    """What a step of training costs; what a model is trained on is `[profiles.P.training]`."""
-    largest_batch: GridSpec | None = None
-    perplexity: PerplexitySpec | None = None
-    zeroshot: ZeroshotSpec | None = None
+    model_config = ConfigDict(extra="allow")
+
+    @classmethod
+    def described_by(cls) -> type[BaseModel]:
+        """Return the class whose fields are the registered workloads."""
+        return _tables_type()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_tables(cls, raw: Any) -> Any:
+        if isinstance(raw, cls):
+            return raw
+        tables = dict(_tables_type().model_validate(raw))
+        present = {name: spec for name, spec in tables.items() if spec is not None}
+        if not present:
+            raise ValueError(f"there is no workload; add one of {', '.join(tables)}")
+        return present
 
     @property
-    def grids(self) -> dict[str, GridSpec]:
-        """The workloads that measure cost, by name."""
-        return {name: spec for name, spec in self if isinstance(spec, GridSpec)}
+    def specs(self) -> dict[str, WorkloadSpec]:
+        """The table of each workload of the profile, by name."""
+        return dict(self.model_extra or {})
 
     @property
     def present(self) -> tuple[str, ...]:
-        """Names of all that the profile has."""
-        return tuple(name for name, spec in self if spec is not None)
+        """Names of the workloads of the profile."""
+        return tuple(self.specs)
 
-    @model_validator(mode="after")
-    def _not_empty(self) -> "Workloads":
-        if not self.present:
-            raise ValueError(f"there is no workload; add one of {', '.join(type(self).model_fields)}")
-        return self
+    @property
+    def registered(self) -> tuple[Workload, ...]:
+        """The workloads of the profile."""
+        return tuple(find_workload(name) for name in self.specs)
 
-    @model_validator(mode="after")
-    def _finds_batch(self) -> "Workloads":
-        if self.largest_batch and self.largest_batch.batch_size != (1,):
-            raise ValueError(
-                f"batch_size is {list(self.largest_batch.batch_size)} in workload 'largest_batch', which finds the "
-                "batch size itself; remove the field"
-            )
-        return self
+    @property
+    def grids(self) -> dict[str, GridSpec]:
+        """The tables that are grids of batch sizes and context lengths, by name."""
+        return {name: spec for name, spec in self.specs.items() if isinstance(spec, GridSpec)}
+
+    def get(self, name: str) -> WorkloadSpec | None:
+        """Return the table of a workload; None where the profile has none."""
+        return self.specs.get(name)
+
+    def limited(self, limit: int) -> "Workloads":
+        """Return the workloads with the first context lengths, or documents where quality is measured."""
+        return self.model_copy(update={name: spec.limited(limit) for name, spec in self.specs.items()})
+
+
+@cache
+def _tables_type() -> type[Strict]:
+    """A class with one optional field for each registered workload."""
+    specs = {name: workload.spec for name, workload in WORKLOADS.items() if workload.spec is not None}
+    fields: dict[str, Any] = {name: (spec | None, None) for name, spec in specs.items()}
+    return create_model("Workloads", __base__=Strict, **fields)
 
 
 class Profile(Strict):

@@ -6,7 +6,7 @@ The JSON Schema of a record is kept beside this file (`record.schema.json`); a t
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -21,13 +21,27 @@ from pydantic import (
     model_validator,
 )
 
-from retbench.config.evaluation import Protocol
 from retbench.errors import RecordError, StorageError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
-READABLE_VERSIONS = (1, 2)
-"""Schema versions that this one reads: a record of version 1 is one of version 2 that has no quality in it."""
+READABLE_VERSIONS = (1, 2, 3)
+"""Schema versions that are read, each as one of this version.
+
+1: without quality. 2: with `pair_id`, which depended on the other models of the experiment. 3: without it; the
+environment identifies the hardware (`node_id`, `gpu_uuid`) and the code of model and workload (`model_code`,
+`workload_code`).
+"""
+
+Protocol = Literal["whole", "strided", "last"]
+"""How documents are given to a model for their perplexity.
+
+whole: each document from its beginning, its first `context_len` tokens in one pass; a retention state is streamed.
+strided: windows in which a model sees `context_len` tokens, `stride` apart; each token is scored once, with more than
+    `context_len - stride` tokens before it except at the document's beginning.
+last: chunks of `CHUNK_LEN` tokens, the last `SCORED_LEN` of each scored by a model that sees the last `context_len` of
+    the chunk, these included (arXiv:2307.08621, Table 8).
+"""
 
 Status = Literal["ok", "oom", "timeout", "failed", "gate_failed", "unsupported"]
 
@@ -182,8 +196,8 @@ class Record(Part):
     profile: str
     cell_id: str
     """Hash of the cell's full configuration."""
-    pair_id: str
-    """Hash of all models of the experiment: cells with one pair_id may be compared."""
+    pair_id: str | None = None
+    """Hash of all models of the experiment; only records of schema versions 1 and 2 have it."""
     round: int = Field(ge=0)
     started_at: str
     """UTC, ISO 8601."""
@@ -206,6 +220,17 @@ class Record(Part):
     """Metrics that are not defined here, each with the reason."""
     command: str
     """The command line that makes this record again."""
+
+
+_NOT_COMPUTING = frozenset({"retbench", "nvidia-ml-py"})
+"""Versions that change no number: retbench has a code revision, and nvidia-ml-py only reads counters of the GPU."""
+
+
+def computing_versions(environment: Mapping[str, Any]) -> dict[str, str]:
+    """Return the versions of Python and of every library that could change a number; empty where none is recorded."""
+    stated = environment.get("versions")
+    versions = stated if isinstance(stated, dict) else {}
+    return {name: str(version) for name, version in sorted(versions.items()) if name not in _NOT_COMPUTING}
 
 
 def utc_now() -> str:

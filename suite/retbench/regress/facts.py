@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from retbench.records.record import Record
-from retbench.records.versions import computing_versions
+from retbench.records.record import Record, computing_versions
 from retbench.report.doubts import excessive_load, has_company, number_at, was_held_down
 from retbench.report.ledger import flatten
 

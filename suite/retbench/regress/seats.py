@@ -4,7 +4,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
 
-from retbench.planning import cells
 from retbench.planning.plan import Plan
 from retbench.records.record import Gate, Record, parse_record
 from retbench.regress.items import Place
@@ -73,7 +72,6 @@ def run_info(plan: Plan, revision: Revision, run_id: str) -> RunInfo:
         run_id=run_id,
         experiment=plan.experiment.name,
         profile=plan.profile_name,
-        pair_ids=cells.pair_ids(plan.subjects),
         command=plan.command,
         code_revision=revision.code,
     )

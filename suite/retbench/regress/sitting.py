@@ -17,7 +17,7 @@ from pathlib import Path
 from retbench import errors
 from retbench.errors import ConfigError, GateError, NotComparableError, RetbenchError, StorageError
 from retbench.measure.environment import worker_environment
-from retbench.planning.cells import Cell, Subject
+from retbench.planning.cells import Cell, ModelUnderTest
 from retbench.planning.plan import Plan
 from retbench.records.record import Gate
 from retbench.regress.compare import hard_differences
@@ -147,7 +147,7 @@ class Sitting:
                         raise
                     raise NotComparableError(f"The base cannot be measured. {error}") from error
 
-    def _prepare(self, seat: Seat, subject: Subject) -> None:
+    def _prepare(self, seat: Seat, subject: ModelUnderTest) -> None:
         """The gate and the states of one subject on one side."""
         todo = self._cells_of(subject)
         with self._worker(seat, "prepare", todo) as worker:
@@ -214,7 +214,7 @@ class Sitting:
         place = self._place(cell)
         return place in places and not any(place in seat.failed for seat in self.seats)
 
-    def _cells_of(self, subject: Subject) -> list[Cell]:
+    def _cells_of(self, subject: ModelUnderTest) -> list[Cell]:
         return [cell for cell in self._plan.cells if cell.subject.label == subject.label]
 
     def _place(self, cell: Cell) -> Place:
@@ -304,7 +304,7 @@ class Sitting:
         }
 
 
-def _check_gate(seat: Seat, subject: Subject, gate: Gate) -> None:
+def _check_gate(seat: Seat, subject: ModelUnderTest, gate: Gate) -> None:
     """GateError where the forms of a model disagree: no time may be reported of it."""
     red = [
         f"{check.name} at {check.length} tokens: {check.error:.3g}"

@@ -86,7 +86,6 @@ class Recorder:
             experiment=plan.experiment.name,
             profile=plan.profile_name,
             cell_id=_cell_id(plan, run),
-            pair_id=cells.pair_id({name: plan.models[name, run.size] for name in plan.model_names}),
             round=0,
             started_at=place.started_at,
             status="ok" if error is None else "failed",

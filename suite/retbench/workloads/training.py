@@ -1,30 +1,49 @@
 """Cost of a training step: forward over real text, cross-entropy, backward and AdamW; its memory, then its time.
 
-The learning rate is zero: the weights, which other cells share, stay what they are, and the arithmetic is that of any
-other rate. Weights, gradients and the optimiser's averages are in the model's dtype; there is no wider copy of them.
+The learning rate is zero: the weights, which other cells share, do not change, and the arithmetic is that of any other
+rate. Weights, gradients and the optimiser's averages are in the model's dtype; there is no wider copy of them.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import TYPE_CHECKING
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-from torch.optim import AdamW, Optimizer
+from retbench.planning.cells import Cell
+from retbench.records.record import Ceilings, Metric
+from retbench.workloads.metrics import (
+    EFFICIENCY,
+    counted,
+    estimated_calls_seconds,
+    training_flops,
+    training_metrics,
+)
+from retbench.workloads.workload import (
+    PROCESS_PEAK,
+    ROOFLINE,
+    TOKENS_PER_S,
+    WEIGHTS,
+    WORKSPACE,
+    Measurement,
+    MetricSpec,
+    Notes,
+    Workload,
+)
 
-from retbench.data import text
-from retbench.measure.memory import MemoryUse, measure_memory
-from retbench.models.decoder import Decoder
-from retbench.ops.retention import wide_dtype
-from retbench.records.record import Metric
-from retbench.workloads.context import Context, Measurement, Notes
-from retbench.workloads.memory import device_peaks, weight_bytes
-from retbench.workloads.metrics import counted, training_metrics
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.optim import AdamW, Optimizer
+
+    from retbench.models.decoder import Decoder
+    from retbench.workloads.context import Context
 
 
-def training_step(model: Decoder, optimizer: Optimizer, rows: Tensor) -> None:
-    """One step on rows (B, T + 1): each of T tokens foretells the next; the gradients are kept until the next step."""
+def training_step(model: "Decoder", optimizer: "Optimizer", rows: "Tensor") -> None:
+    """Take one step on rows (B, T + 1): each of T tokens predicts the next; gradients are kept until the next step."""
+    import torch.nn.functional as F
+
+    from retbench.ops.retention import wide_dtype
+
     optimizer.zero_grad(set_to_none=True)
     logits = model(rows[:, :-1])  # (B, T, N)
     loss = F.cross_entropy(logits.flatten(0, 1).to(wide_dtype(logits.dtype)), rows[:, 1:].flatten())
@@ -33,15 +52,17 @@ def training_step(model: Decoder, optimizer: Optimizer, rows: Tensor) -> None:
     optimizer.step()
 
 
-def measure(context: Context) -> Measurement:
-    """Bytes of one step with its parts, then seconds of several, at the cell's context length."""
+def measure(context: "Context") -> Measurement:
+    """Measure the bytes of one step with their parts, then time several, at the cell's context length."""
+    from retbench.data import text
+
     settings, point = context.cell.settings, context.cell.point
     rows = text.read_rows(point.batch_size, point.context_len + 1).to(context.device)
     with _in_training(context.model, checkpointing=settings.activation_checkpointing) as optimizer:
         step = partial(training_step, context.model, optimizer, rows)
-        context.forget_what_ran()
+        context.reset_backend_log()
         step()  # what is allocated once and kept is allocated here: the optimiser's averages, libraries' workspaces
-        held, absent = _weigh(context, optimizer, step)
+        held, absent = _measure_step_memory(context, optimizer, step)
         samples = context.time_calls(step)
     notes: Notes = {
         "training": "+".join(sorted(set(context.model.ran().values()))),
@@ -58,8 +79,11 @@ def measure(context: Context) -> Measurement:
 
 
 @contextmanager
-def _in_training(model: Decoder, *, checkpointing: bool) -> Iterator[AdamW]:
-    """An optimiser of a model that takes gradients; afterwards neither is left, and the model is as it was."""
+def _in_training(model: "Decoder", *, checkpointing: bool) -> Iterator["AdamW"]:
+    """Provide an optimiser and put the model into training mode; afterwards the model is as it was."""
+    import torch
+    from torch.optim import AdamW
+
     optimizer = AdamW(model.parameters(), lr=0.0, fused=True)
     model.train()
     model.activation_checkpointing = checkpointing
@@ -72,16 +96,19 @@ def _in_training(model: Decoder, *, checkpointing: bool) -> Iterator[AdamW]:
         model.eval()
 
 
-def _weigh(
-    context: Context, optimizer: Optimizer, step: partial[None]
+def _measure_step_memory(
+    context: "Context", optimizer: "Optimizer", step: partial[None]
 ) -> tuple[dict[str, Metric], dict[str, str]]:
-    """Bytes of one step and of their parts, and what cannot be had here.
+    """Return the bytes of one step with their parts, and the metrics that are absent here.
 
-    A step begins without gradients: what is alive at its peak beyond weights and averages is activations, temporaries
-    and those gradients that are there by then. The workspace is that peak less all gradients.
+    A step begins without gradients: beyond weights and averages its peak holds activations, temporaries and the
+    gradients computed by then. The workspace is that peak less all gradients.
     """
+    from retbench.measure.memory import measure_memory
+    from retbench.workloads.context import device_peaks, weight_bytes
+
     optimizer.zero_grad(set_to_none=True)
-    use: MemoryUse = measure_memory(step, context.device)
+    use = measure_memory(step, context.device)
     weights = weight_bytes(context.model)
     gradients = sum(weight.grad.nbytes for weight in context.model.parameters() if weight.grad is not None)
     averages = sum(value.nbytes for state in optimizer.state.values() for value in state.values())
@@ -96,3 +123,34 @@ def _weigh(
         "process_peak_bytes": counted(use.process_peak_bytes),
     }
     return held, absent
+
+
+def estimate(cell: Cell, ceilings: Ceilings) -> float:
+    """Estimate the seconds of a cell in one round."""
+    step_s = training_flops(cell) / ceilings.matmul_flops_per_s / EFFICIENCY
+    return 2 * step_s + estimated_calls_seconds(
+        step_s, cell.settings
+    )  # one allocates, one's memory is measured
+
+
+WORKLOAD = Workload(
+    name="training",
+    title="Cost of a training step",
+    kind="cost",
+    metrics=(
+        MetricSpec("step_s", "time per step", True, has_interval=True, better="faster"),
+        TOKENS_PER_S,
+        MetricSpec("peak_bytes", "peak memory", True, better="less memory"),
+        ROOFLINE,
+        WEIGHTS,
+        MetricSpec("gradient_bytes", "gradients", True),
+        MetricSpec("optimizer_bytes", "optimizer", True),
+        WORKSPACE,
+        PROCESS_PEAK,
+    ),
+    quantity="time per training step",
+    measure=measure,
+    estimate=estimate,
+    order=4,
+    computes_gradients=True,
+)
