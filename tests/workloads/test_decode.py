@@ -10,8 +10,9 @@ from retbench.models.gate import relative_error
 from retbench.models.state import DecoderState
 from retbench.planning.cells import Cell
 from retbench.workloads import decode
-from retbench.workloads.context import Context, EnergyFound
+from retbench.workloads.context import Context
 from retbench.workloads.states import stream_states
+from retbench.workloads.workload import Measurement
 
 from .conftest import make_cell
 
@@ -153,7 +154,7 @@ def test_captured_steps_leave_the_state_that_eager_steps_do(
     context_of: Make, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     # Measuring the energy would move the state on.
-    monkeypatch.setattr(Context, "measure_energy", lambda *_, **__: EnergyFound())
+    monkeypatch.setattr(Context, "measure_energy", lambda *_, **__: Measurement({}))
     device = torch.device("cuda:0")
     left: list[dict[str, torch.Tensor]] = []
     for cuda_graph in (False, True):

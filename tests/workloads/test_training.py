@@ -88,7 +88,7 @@ def test_a_step_that_fails_leaves_the_model_as_it_was(
     def fail(*_: object) -> None:
         raise RuntimeError("not enough memory")
 
-    monkeypatch.setattr("retbench.measure.memory.measure_memory", fail)
+    monkeypatch.setattr("retbench.workloads.context.measure_memory", fail)
     with pytest.raises(RuntimeError, match="not enough memory"):
         training.measure(context)
     assert not context.model.training

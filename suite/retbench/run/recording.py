@@ -1,18 +1,13 @@
 """Records of cells: what was measured or why it was not, with the facts of the cell, the run and the process."""
 
 from dataclasses import dataclass, field
-from importlib import metadata
 from typing import Any
 
 from retbench.architectures import costs
-from retbench.measure.source import find_source, part_hash
 from retbench.planning.cells import Cell
 from retbench.records.record import Ceilings, Documents, Gate, Metric, ModelInfo, Record, Series, Status
 from retbench.run.protocol import RunInfo
-from retbench.workloads.workload import find_workload
-
-ARCHITECTURES = "retbench.architectures"
-"""Package of the architectures, and group of the entry points of users' packages."""
+from retbench.workloads.workload import code_of_parts
 
 
 @dataclass(frozen=True)
@@ -90,14 +85,4 @@ def _model_info(cell: Cell) -> ModelInfo:
 
 def code_of_cell(cell: Cell) -> dict[str, str]:
     """Return the hashes of the source that only the model, and only the workload, of a cell runs."""
-    return {
-        "model_code": part_hash(_modules_of_model(cell.model.architecture)),
-        "workload_code": find_workload(cell.workload).code,
-    }
-
-
-def _modules_of_model(architecture: str) -> tuple[str, ...]:
-    """Full names of the modules that build a model: that of its architecture, and what builds every model."""
-    own = [f"{ARCHITECTURES}.{architecture}"] if find_source(f"{ARCHITECTURES}.{architecture}") else []
-    users = [point.module for point in metadata.entry_points(group=ARCHITECTURES, name=architecture)]
-    return ("retbench.models.build", *own, *users)
+    return code_of_parts(cell.model.architecture, cell.workload)

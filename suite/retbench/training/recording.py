@@ -33,6 +33,7 @@ from retbench.training.curve import CurvePoint
 from retbench.training.events import Tuning
 from retbench.training.loop import Trainer
 from retbench.training.plan import TrainingPlan, TrainingRun
+from retbench.workloads.workload import code_of_parts
 
 WORKLOAD = "training_run"
 RECORD = "record.json"
@@ -97,7 +98,7 @@ class Recorder:
             ),
             settings=_settings(plan),
             backend=_what_ran(plan, run, trainer, tuning),
-            environment=self.environment,
+            environment=self.environment | code_of_parts(plan.config(run).architecture, WORKLOAD),
             metrics=_metrics(plan, place.curve, place.step, place.total_seconds),
             series=_series(place.curve),
             absent={} if place.curve else {"validation_loss_nats": "the run ended before it was scored"},
@@ -121,8 +122,9 @@ class Recorder:
         record = _read(folder)
         if record is None or record.status != "failed" or record.cell_id != _cell_id(self._plan, run):
             return None
-        same_code = record.environment["code_revision"] == self.environment["code_revision"]
-        return record if same_code else None
+        now = self.environment | code_of_parts(self._plan.config(run).architecture, WORKLOAD)
+        names = ("code_revision", "model_code", "workload_code")
+        return record if all(record.environment.get(name) == now[name] for name in names) else None
 
     def adopt(self, folder: Path, run: TrainingRun, tuning: Tuning | None) -> None:
         """Make the record beside a run of the grid that of the final run which is the same training."""

@@ -1,31 +1,23 @@
 """What a workload is given to measure a cell with, and what several workloads measure alike."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
 
+from retbench.data import text
 from retbench.evaluation.progress import Report, tell_nobody
 from retbench.measure.clock import time_steps
-from retbench.measure.memory import MemoryUse
+from retbench.measure.memory import MemoryUse, measure_memory
 from retbench.measure.power import CounterUnavailableError, measure_energy
 from retbench.models.decoder import Decoder
+from retbench.models.state import DecoderState
 from retbench.planning.cells import Cell
-from retbench.records.record import Ceilings, Metric
+from retbench.records.record import Ceilings
 from retbench.workloads.metrics import ENERGY_METRICS, MIN_CALLS, counted, energy_metrics, more_calls
 from retbench.workloads.states import StateStore
-from retbench.workloads.workload import Notes
-
-
-@dataclass(frozen=True)
-class EnergyFound:
-    """Parts of a `Measurement`: metrics with the number of steps measured, or the reasons why they are absent."""
-
-    metrics: dict[str, Metric] = field(default_factory=dict)
-    absent: dict[str, str] = field(default_factory=dict)
-    notes: Notes = field(default_factory=dict)
+from retbench.workloads.workload import Measurement, Notes
 
 
 @dataclass(frozen=True)
@@ -70,10 +62,21 @@ class Context:
             samples += time_steps(call, before, device=self.device, warmup_s=0.0, min_steps=more)
         return samples
 
+    def read_tokens(self, num_tokens: int, *, start: int = 0) -> torch.Tensor:
+        """Read tokens (B, T) of real text for the batch, a different text for each sequence, from `start` on."""
+        return text.read_rows(self.cell.point.batch_size, num_tokens, start=start).to(self.device)
+
+    def backend_with(self, notes: Notes, state: DecoderState | None = None) -> Notes:
+        """Return the executed backend with notes, and with the capacity of the state's cache where it has one."""
+        found: Notes = {**self.model.ran(), **notes}
+        if state is not None and state.capacity is not None:
+            found["kv_capacity"] = state.capacity
+        return found
+
     def measure_energy(
         self, step: Callable[[], object], *, step_s: float, tokens_per_step: int
-    ) -> EnergyFound:
-        """Repeat a step while the energy counter is read.
+    ) -> Measurement:
+        """Repeat a step while the energy counter is read; without a counter the metrics are absent.
 
         Args:
             step: One step of the workload, with the same work at every call.
@@ -83,17 +86,18 @@ class Context:
         try:
             use = measure_energy(step, device=self.device, step_s=step_s)
         except CounterUnavailableError as error:
-            return EnergyFound(absent=dict.fromkeys(ENERGY_METRICS, str(error)))
-        return EnergyFound(energy_metrics(use, tokens_per_step), notes={"energy_steps": use.num_steps})
+            return Measurement({}, absent=dict.fromkeys(ENERGY_METRICS, str(error)))
+        return Measurement(energy_metrics(use, tokens_per_step), backend={"energy_steps": use.num_steps})
 
+    def measure_memory(self, step: Callable[[], object]) -> tuple[MemoryUse, Measurement]:
+        """Measure the memory that a step uses; the peaks of the GPU's allocator are absent on a CPU."""
+        use = measure_memory(step, self.device)
+        peaks = {"device_peak_bytes": use.device_peak_bytes, "reserved_peak_bytes": use.reserved_peak_bytes}
+        found = {name: counted(value) for name, value in peaks.items() if value is not None}
+        absent = dict.fromkeys(peaks.keys() - found.keys(), "the device is a CPU")
+        return use, Measurement(found, absent=absent)
 
-def weight_bytes(model: nn.Module) -> int:
-    """Return the bytes of all parameters, without the few hundred of buffers (decay, rotary frequencies)."""
-    return sum(parameter.nbytes for parameter in model.parameters())
-
-
-def device_peaks(use: MemoryUse) -> tuple[dict[str, Metric], dict[str, str]]:
-    """Return the peaks of the GPU's allocator during a call, or why they are absent."""
-    peaks = {"device_peak_bytes": use.device_peak_bytes, "reserved_peak_bytes": use.reserved_peak_bytes}
-    found = {name: counted(value) for name, value in peaks.items() if value is not None}
-    return found, dict.fromkeys(peaks.keys() - found.keys(), "the device is a CPU")
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all parameters, without the few hundred of buffers (decay, rotary frequencies)."""
+        return sum(parameter.nbytes for parameter in self.model.parameters())

@@ -15,17 +15,8 @@ from typing import TYPE_CHECKING
 from retbench.errors import GateError
 from retbench.planning.cells import Cell
 from retbench.records.record import Ceilings
-from retbench.workloads.metrics import decode_metrics, estimated_energy_seconds, estimated_step_seconds
-from retbench.workloads.workload import (
-    ENERGY,
-    ROOFLINE,
-    TOKENS_PER_S,
-    Measurement,
-    MetricSpec,
-    Notes,
-    Workload,
-    without_gradients,
-)
+from retbench.workloads import metrics
+from retbench.workloads.workload import Measurement, MetricSpec, Notes, Workload, without_gradients
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,11 +30,10 @@ Step = Callable[[], object]
 @without_gradients
 def measure(context: "Context") -> Measurement:
     """Time at least `min_steps` decode steps at the cell's context length."""
-    from retbench.data import text
     from retbench.measure.clock import time_steps
 
     settings, point = context.cell.settings, context.cell.point
-    rows = text.read_rows(point.batch_size, 2, start=point.context_len - 1).to(context.device)
+    rows = context.read_tokens(2, start=point.context_len - 1)
     tokens = rows[:, :1].clone(), rows[:, 1:].clone()
     state, mark, notes = _start(context)
     context.reset_backend_log()
@@ -52,23 +42,19 @@ def measure(context: "Context") -> Measurement:
     samples = time_steps(
         step, advance, device=context.device, warmup_s=settings.warmup_s, min_steps=settings.min_steps
     )
-    metrics = decode_metrics(context.cell, samples, context.ceilings)
+    timed = metrics.decode_metrics(context.cell, samples, context.ceilings)
 
     def decode_on() -> None:
         """Decode one more token at the same depth; the values of a retention state evolve from token to token."""
         state.rewind(depth)
         step()
 
-    energy = context.measure_energy(
-        decode_on, step_s=metrics["tpot_s"].value, tokens_per_step=point.batch_size
-    )
-    notes |= {**step_notes, "timed_steps": len(samples), **energy.notes}
-    if state.capacity is not None:
-        notes["kv_capacity"] = state.capacity
+    energy = context.measure_energy(decode_on, step_s=timed["tpot_s"].value, tokens_per_step=point.batch_size)
+    notes |= {**step_notes, "timed_steps": len(samples), **energy.backend}
     return Measurement(
-        metrics={**metrics, **energy.metrics},
+        metrics={**timed, **energy.metrics},
         absent=energy.absent,
-        backend={**context.model.ran(), **notes},
+        backend=context.backend_with(notes, state),
     )
 
 
@@ -196,8 +182,9 @@ def _compiled_steps(
 
 def estimate(cell: Cell, ceilings: Ceilings) -> float:
     """Estimate the seconds of a cell in one round."""
-    settings, step_s = cell.settings, estimated_step_seconds(cell, ceilings)
-    return settings.warmup_s + 2 * (settings.min_steps + 1) * step_s + estimated_energy_seconds(cell, step_s)
+    settings, step_s = cell.settings, metrics.estimated_step_seconds(cell, ceilings)
+    steps_s = settings.warmup_s + 2 * (settings.min_steps + 1) * step_s
+    return steps_s + metrics.estimated_energy_seconds(cell, step_s)
 
 
 WORKLOAD = Workload(
@@ -206,11 +193,11 @@ WORKLOAD = Workload(
     kind="cost",
     metrics=(
         MetricSpec("tpot_s", "time per token", True, has_interval=True, better="faster"),
-        TOKENS_PER_S,
-        ROOFLINE,
+        metrics.TOKENS_PER_S,
+        metrics.ROOFLINE,
         MetricSpec("bandwidth_ratio", "% of bandwidth"),
         MetricSpec("bytes_per_step", "bytes per step", True),
-        *ENERGY,
+        *metrics.ENERGY,
     ),
     quantity="time per output token",
     measure=measure,

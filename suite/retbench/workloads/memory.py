@@ -8,17 +8,8 @@ from typing import TYPE_CHECKING
 from retbench.architectures import costs
 from retbench.planning.cells import Cell
 from retbench.records.record import Ceilings
-from retbench.workloads.metrics import counted, estimated_step_seconds
-from retbench.workloads.workload import (
-    PROCESS_PEAK,
-    WEIGHTS,
-    WORKSPACE,
-    Measurement,
-    MetricSpec,
-    Notes,
-    Workload,
-    without_gradients,
-)
+from retbench.workloads.metrics import PROCESS_PEAK, WEIGHTS, WORKSPACE, counted, estimated_step_seconds
+from retbench.workloads.workload import Measurement, MetricSpec, Notes, Workload, without_gradients
 
 if TYPE_CHECKING:
     from retbench.workloads.context import Context
@@ -27,45 +18,36 @@ if TYPE_CHECKING:
 @without_gradients
 def measure(context: "Context") -> Measurement:
     """Measure the bytes that a decode step at the cell's context length holds and needs."""
-    from retbench.data import text
-    from retbench.measure.memory import measure_memory
-    from retbench.workloads.context import device_peaks, weight_bytes
-
     cell, model = context.cell, context.model
     batch, depth = cell.point.batch_size, cell.point.context_len
     capacity = depth + 1
     state = model.init_state(batch, capacity)
-    rows = text.read_rows(batch, 2, start=depth - 1).to(context.device)
+    rows = context.read_tokens(2, start=depth - 1)
     lead, token = rows[:, :1].clone(), rows[:, 1:].clone()
     state.position = depth - 1
     context.reset_backend_log()
     model(lead, state)  # what is allocated once and kept is allocated here
-    use = measure_memory(lambda: model(token, state), context.device)
-    weights = weight_bytes(model)
+    use, peaks = context.measure_memory(lambda: model(token, state))
+    weights, dtype = context.weight_bytes, cell.settings.dtype
+    held = {
+        "weight_bytes": weights,
+        "state_bytes": state.num_bytes,
+        "workspace_bytes": use.workspace_bytes,
+        "peak_bytes": weights + state.num_bytes + use.workspace_bytes,
+        "process_peak_bytes": use.process_peak_bytes,
+        "expected_weight_bytes": costs.weight_bytes(cell.model, dtype),
+        "expected_state_bytes": costs.state_bytes(cell.model, dtype, batch, capacity),
+    }
     notes: Notes = {
         "cuda_graph": False,
         "compile": False,
         "state_source": "zeros",
         "process_peak_since": use.process_peak_since,
     }
-    if state.capacity is not None:
-        notes["kv_capacity"] = state.capacity
-    on_device, absent = device_peaks(use)
     return Measurement(
-        metrics={
-            **on_device,
-            "weight_bytes": counted(weights),
-            "state_bytes": counted(state.num_bytes),
-            "workspace_bytes": counted(use.workspace_bytes),
-            "peak_bytes": counted(weights + state.num_bytes + use.workspace_bytes),
-            "process_peak_bytes": counted(use.process_peak_bytes),
-            "expected_weight_bytes": counted(costs.weight_bytes(cell.model, cell.settings.dtype)),
-            "expected_state_bytes": counted(
-                costs.state_bytes(cell.model, cell.settings.dtype, batch, capacity)
-            ),
-        },
-        absent=absent,
-        backend={**model.ran(), **notes},
+        metrics={**peaks.metrics, **{name: counted(value) for name, value in held.items()}},
+        absent=peaks.absent,
+        backend=context.backend_with(notes, state),
     )
 
 

@@ -8,9 +8,22 @@ from retbench.measure.power import UPDATE_S, WINDOW_S, EnergyUse
 from retbench.planning.cells import Cell, Settings, form_chunk
 from retbench.records.record import Ceilings, Metric
 from retbench.units import tokens_per_second
+from retbench.workloads.workload import MetricSpec
 
 ENERGY_METRICS = ("energy_per_token_j", "power_w")
 """Metrics that `energy_metrics` returns, and that are absent without an energy counter."""
+
+ENERGY = (
+    MetricSpec(
+        "energy_per_token_j", "energy per token", True, has_interval=True, optional=True, better="less energy"
+    ),
+    MetricSpec("power_w", "power", optional=True),
+)
+TOKENS_PER_S = MetricSpec("tokens_per_s", "tokens/s", False, has_interval=True, better="more throughput")
+ROOFLINE = MetricSpec("roofline_ratio", "% of roofline", has_interval=True)
+WEIGHTS = MetricSpec("weight_bytes", "weights", True)
+WORKSPACE = MetricSpec("workspace_bytes", "workspace", True)
+PROCESS_PEAK = MetricSpec("process_peak_bytes", "process, peak", True)
 
 MIN_CALLS = 3
 BUDGET_S = 0.5

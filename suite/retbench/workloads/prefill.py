@@ -4,22 +4,8 @@ from typing import TYPE_CHECKING
 
 from retbench.planning.cells import Cell
 from retbench.records.record import Ceilings
-from retbench.workloads.metrics import (
-    estimated_calls_seconds,
-    estimated_energy_seconds,
-    estimated_prefill_seconds,
-    prefill_metrics,
-)
-from retbench.workloads.workload import (
-    ENERGY,
-    ROOFLINE,
-    TOKENS_PER_S,
-    Measurement,
-    MetricSpec,
-    Notes,
-    Workload,
-    without_gradients,
-)
+from retbench.workloads import metrics
+from retbench.workloads.workload import Measurement, MetricSpec, Workload, without_gradients
 
 if TYPE_CHECKING:
     from retbench.workloads.context import Context
@@ -28,10 +14,8 @@ if TYPE_CHECKING:
 @without_gradients
 def measure(context: "Context") -> Measurement:
     """Time several prefills of the cell's context length."""
-    from retbench.data import text
-
     point = context.cell.point
-    tokens = text.read_rows(point.batch_size, point.context_len).to(context.device)
+    tokens = context.read_tokens(point.context_len)
     state = context.model.init_state(point.batch_size, point.context_len)
     empty = state.mark()
 
@@ -43,28 +27,29 @@ def measure(context: "Context") -> Measurement:
 
     context.reset_backend_log()
     samples = context.time_calls(prefill, rewind)
-    metrics = prefill_metrics(context.cell, samples, context.ceilings)
+    timed = metrics.prefill_metrics(context.cell, samples, context.ceilings)
 
     def prefill_anew() -> None:
         rewind()
         prefill()
 
     num_tokens = point.batch_size * point.context_len
-    energy = context.measure_energy(prefill_anew, step_s=metrics["ttft_s"].value, tokens_per_step=num_tokens)
-    notes: Notes = {"cuda_graph": False, "compile": False, "timed_calls": len(samples), **energy.notes}
-    if state.capacity is not None:
-        notes["kv_capacity"] = state.capacity
+    energy = context.measure_energy(prefill_anew, step_s=timed["ttft_s"].value, tokens_per_step=num_tokens)
+    notes = {"cuda_graph": False, "compile": False, "timed_calls": len(samples), **energy.backend}
     return Measurement(
-        metrics={**metrics, **energy.metrics},
+        metrics={**timed, **energy.metrics},
         absent=energy.absent,
-        backend={**context.model.ran(), **notes},
+        backend=context.backend_with(notes, state),
     )
 
 
 def estimate(cell: Cell, ceilings: Ceilings) -> float:
     """Estimate the seconds of a cell in one round."""
-    call_s = estimated_prefill_seconds(cell, cell.point.batch_size, cell.point.context_len, ceilings)
-    return estimated_calls_seconds(call_s, cell.settings) + estimated_energy_seconds(cell, call_s)
+    point = cell.point
+    call_s = metrics.estimated_prefill_seconds(cell, point.batch_size, point.context_len, ceilings)
+    return metrics.estimated_calls_seconds(call_s, cell.settings) + metrics.estimated_energy_seconds(
+        cell, call_s
+    )
 
 
 WORKLOAD = Workload(
@@ -73,9 +58,9 @@ WORKLOAD = Workload(
     kind="cost",
     metrics=(
         MetricSpec("ttft_s", "time to first token", True, has_interval=True, better="faster"),
-        TOKENS_PER_S,
-        ROOFLINE,
-        *ENERGY,
+        metrics.TOKENS_PER_S,
+        metrics.ROOFLINE,
+        *metrics.ENERGY,
     ),
     quantity="time to first token",
     measure=measure,

@@ -4,31 +4,15 @@ The learning rate is zero: the weights, which other cells share, do not change, 
 rate. Weights, gradients and the optimiser's averages are in the model's dtype; there is no wider copy of them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
 from retbench.planning.cells import Cell
-from retbench.records.record import Ceilings, Metric
-from retbench.workloads.metrics import (
-    EFFICIENCY,
-    counted,
-    estimated_calls_seconds,
-    training_flops,
-    training_metrics,
-)
-from retbench.workloads.workload import (
-    PROCESS_PEAK,
-    ROOFLINE,
-    TOKENS_PER_S,
-    WEIGHTS,
-    WORKSPACE,
-    Measurement,
-    MetricSpec,
-    Notes,
-    Workload,
-)
+from retbench.records.record import Ceilings
+from retbench.workloads import metrics
+from retbench.workloads.workload import Measurement, MetricSpec, Workload
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,27 +38,24 @@ def training_step(model: "Decoder", optimizer: "Optimizer", rows: "Tensor") -> N
 
 def measure(context: "Context") -> Measurement:
     """Measure the bytes of one step with their parts, then time several, at the cell's context length."""
-    from retbench.data import text
-
-    settings, point = context.cell.settings, context.cell.point
-    rows = text.read_rows(point.batch_size, point.context_len + 1).to(context.device)
-    with _in_training(context.model, checkpointing=settings.activation_checkpointing) as optimizer:
-        step = partial(training_step, context.model, optimizer, rows)
+    settings, model = context.cell.settings, context.model
+    rows = context.read_tokens(context.cell.point.context_len + 1)
+    with _in_training(model, checkpointing=settings.activation_checkpointing) as optimizer:
+        step = partial(training_step, model, optimizer, rows)
         context.reset_backend_log()
         step()  # what is allocated once and kept is allocated here: the optimiser's averages, libraries' workspaces
-        held, absent = _measure_step_memory(context, optimizer, step)
+        memory = _measure_step_memory(context, optimizer, step)
         samples = context.time_calls(step)
-    notes: Notes = {
-        "training": "+".join(sorted(set(context.model.ran().values()))),
-        "optimizer": "AdamW, fused, learning rate 0",
-        "activation_checkpointing": settings.activation_checkpointing,
-        "cuda_graph": False,
-        "timed_calls": len(samples),
-    }
     return Measurement(
-        metrics={**training_metrics(context.cell, samples, context.ceilings), **held},
-        absent=absent,
-        backend={**notes},
+        metrics={**metrics.training_metrics(context.cell, samples, context.ceilings), **memory.metrics},
+        absent=memory.absent,
+        backend={
+            "training": "+".join(sorted(set(model.ran().values()))),
+            "optimizer": "AdamW, fused, learning rate 0",
+            "activation_checkpointing": settings.activation_checkpointing,
+            "cuda_graph": False,
+            "timed_calls": len(samples),
+        },
     )
 
 
@@ -97,40 +78,36 @@ def _in_training(model: "Decoder", *, checkpointing: bool) -> Iterator["AdamW"]:
 
 
 def _measure_step_memory(
-    context: "Context", optimizer: "Optimizer", step: partial[None]
-) -> tuple[dict[str, Metric], dict[str, str]]:
-    """Return the bytes of one step with their parts, and the metrics that are absent here.
+    context: "Context", optimizer: "Optimizer", step: Callable[[], object]
+) -> Measurement:
+    """Measure the bytes of one step and of their parts.
 
     A step begins without gradients: beyond weights and averages its peak holds activations, temporaries and the
     gradients computed by then. The workspace is that peak less all gradients.
     """
-    from retbench.measure.memory import measure_memory
-    from retbench.workloads.context import device_peaks, weight_bytes
-
     optimizer.zero_grad(set_to_none=True)
-    use = measure_memory(step, context.device)
-    weights = weight_bytes(context.model)
+    use, peaks = context.measure_memory(step)
+    weights = context.weight_bytes
     gradients = sum(weight.grad.nbytes for weight in context.model.parameters() if weight.grad is not None)
     averages = sum(value.nbytes for state in optimizer.state.values() for value in state.values())
-    on_device, absent = device_peaks(use)
     held = {
-        **on_device,
-        "weight_bytes": counted(weights),
-        "gradient_bytes": counted(gradients),
-        "optimizer_bytes": counted(averages),
-        "workspace_bytes": counted(use.workspace_bytes - gradients),
-        "peak_bytes": counted(weights + averages + use.workspace_bytes),
-        "process_peak_bytes": counted(use.process_peak_bytes),
+        "weight_bytes": weights,
+        "gradient_bytes": gradients,
+        "optimizer_bytes": averages,
+        "workspace_bytes": use.workspace_bytes - gradients,
+        "peak_bytes": weights + averages + use.workspace_bytes,
+        "process_peak_bytes": use.process_peak_bytes,
     }
-    return held, absent
+    counted = {name: metrics.counted(value) for name, value in held.items()}
+    return Measurement({**peaks.metrics, **counted}, absent=peaks.absent)
 
 
 def estimate(cell: Cell, ceilings: Ceilings) -> float:
     """Estimate the seconds of a cell in one round."""
-    step_s = training_flops(cell) / ceilings.matmul_flops_per_s / EFFICIENCY
-    return 2 * step_s + estimated_calls_seconds(
+    step_s = metrics.training_flops(cell) / ceilings.matmul_flops_per_s / metrics.EFFICIENCY
+    return 2 * step_s + metrics.estimated_calls_seconds(
         step_s, cell.settings
-    )  # one allocates, one's memory is measured
+    )  # 2: to allocate, to measure memory
 
 
 WORKLOAD = Workload(
@@ -139,14 +116,14 @@ WORKLOAD = Workload(
     kind="cost",
     metrics=(
         MetricSpec("step_s", "time per step", True, has_interval=True, better="faster"),
-        TOKENS_PER_S,
+        metrics.TOKENS_PER_S,
         MetricSpec("peak_bytes", "peak memory", True, better="less memory"),
-        ROOFLINE,
-        WEIGHTS,
+        metrics.ROOFLINE,
+        metrics.WEIGHTS,
         MetricSpec("gradient_bytes", "gradients", True),
         MetricSpec("optimizer_bytes", "optimizer", True),
-        WORKSPACE,
-        PROCESS_PEAK,
+        metrics.WORKSPACE,
+        metrics.PROCESS_PEAK,
     ),
     quantity="time per training step",
     measure=measure,

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from retbench.config.evaluation import GridSpec, WorkloadSpec
 from retbench.errors import ConfigError, unknown_name
-from retbench.measure.source import part_hash
+from retbench.measure.source import find_source, part_hash
 from retbench.records.record import Ceilings, Metric, Series
 
 Kind = Literal["cost", "quality"]
@@ -24,6 +24,9 @@ Notes = dict[str, str | int | float | bool]
 
 ENTRY_POINTS = "retbench.workloads"
 """Group of the entry points through which users' packages add workloads."""
+
+ARCHITECTURES = "retbench.architectures"
+"""Package of the architectures, and group of the entry points of users' packages."""
 
 
 @dataclass(frozen=True)
@@ -131,19 +134,6 @@ class Workload:
         return self.measure(context)
 
 
-ENERGY = (
-    MetricSpec(
-        "energy_per_token_j", "energy per token", True, has_interval=True, optional=True, better="less energy"
-    ),
-    MetricSpec("power_w", "power", optional=True),
-)
-TOKENS_PER_S = MetricSpec("tokens_per_s", "tokens/s", False, has_interval=True, better="more throughput")
-ROOFLINE = MetricSpec("roofline_ratio", "% of roofline", has_interval=True)
-WEIGHTS = MetricSpec("weight_bytes", "weights", True)
-WORKSPACE = MetricSpec("workspace_bytes", "workspace", True)
-PROCESS_PEAK = MetricSpec("process_peak_bytes", "process, peak", True)
-
-
 def without_gradients(measure: Callable[[Any], Measurement]) -> Callable[[Any], Measurement]:
     """Run a function in torch's inference mode; torch is imported when it is called."""
 
@@ -223,3 +213,11 @@ def find_workload(name: str) -> Workload:
     if name not in WORKLOADS:
         raise unknown_name("workload", name, WORKLOADS)
     return WORKLOADS[name]
+
+
+def code_of_parts(architecture: str, workload: str) -> dict[str, str]:
+    """Return the hashes of the source that only an architecture, and only a workload, runs, as records state them."""
+    own = f"{ARCHITECTURES}.{architecture}"
+    users = metadata.entry_points(group=ARCHITECTURES, name=architecture)
+    modules = ["retbench.models.build", *([own] if find_source(own) else []), *(one.module for one in users)]
+    return {"model_code": part_hash(tuple(modules)), "workload_code": find_workload(workload).code}
