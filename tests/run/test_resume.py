@@ -1,6 +1,5 @@
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,9 @@ from retbench.planning.plan import Plan
 from retbench.records.record import Status, append_record, utc_now
 from retbench.run.protocol import RunInfo
 from retbench.run.recording import Outcome, Surroundings, code_of_cell, make_record
-from retbench.run.resume import RecordIdentity, finished_pairs, identities_here, recorded_status
+from retbench.run.resume import Identity, finished_pairs, identities_here, recorded_status
 
-Identities = dict[str, RecordIdentity]
+Identities = dict[str, Identity]
 VERSIONS = {"python": "3.11.7", "torch": "2.9.0", "numpy": "2"}
 FACTS: dict[str, Any] = {
     "machine": "box",
@@ -30,7 +29,12 @@ def cell(plan_of: Callable[..., Plan]) -> Cell:
 
 def identities_of(plan: Plan) -> Identities:
     return {
-        cell.cell_id: RecordIdentity("box", "0.1.0+src.aaa", **code_of_cell(cell), versions=VERSIONS)
+        cell.cell_id: {
+            "machine": "box",
+            "code_revision": "0.1.0+src.aaa",
+            "versions": VERSIONS,
+            **code_of_cell(cell),
+        }
         for cell in plan.cells
     }
 
@@ -91,7 +95,7 @@ def test_a_record_of_other_model_or_workload_code_does_not_count(
 ) -> None:
     put(tmp_path / "a.jsonl", run_info, cell, 0, "ok")
     assert finished_pairs(tmp_path, identities) == {(cell.cell_id, 0): "ok"}
-    identities[cell.cell_id] = replace(identities[cell.cell_id], **{part: "another"})
+    identities[cell.cell_id] |= {part: "another"}
     assert finished_pairs(tmp_path, identities) == {}
 
 

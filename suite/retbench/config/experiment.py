@@ -1,7 +1,7 @@
-"""Experiment files (TOML) read into frozen, strict, typed objects; a misspelt key is an error that names it.
+"""Experiment files (TOML) as frozen, strict, typed objects; a misspelt key is an error that names it.
 
-What is read here says what to run, not how a model is built: `matching` turns a model's entry and a size into
-a `ModelConfig`, `cells` turns a profile into the cells of a sweep. Nothing here imports torch.
+`matching` turns a model's entry and a size into a `ModelConfig`, and `cells` turns a profile into the cells of a sweep.
+Nothing here imports torch.
 """
 
 import os
@@ -154,30 +154,30 @@ class Profile(Strict):
     min_steps: int = Field(default=20, ge=1)
     """Timed steps of a cell in a round; their median is the round's value."""
     timeout_s: float = Field(default=600.0, gt=0, allow_inf_nan=False)
-    """Longest silence of a cell; one that says nothing for so long is ended and recorded as `timeout`. An evaluation
-    tells of its progress; a cell that measures cost is silent from its beginning to its end."""
+    """Longest time without a message from a cell; after it the cell is ended and recorded as `timeout`. An evaluation
+    reports its progress; a cell that measures cost sends no message before its end."""
     cuda_graph: bool = False
     """Replay each step from a captured CUDA graph, for every model of the experiment."""
     compile: bool = False
     """Compile each decode step with torch.compile, for every model of the experiment."""
     activation_checkpointing: bool = False
-    """Training keeps only what enters each block and computes the rest again for the gradients."""
+    """Training keeps only the input of each block and recomputes the other activations for the gradients."""
     memory_limit_bytes: int | None = Field(default=None, ge=1)
-    """Bytes that model, state and workspace may take together while cells are measured; beyond it is out of memory.
-    The equality gate is not held to it."""
+    """Bytes that model, state and workspace may take together while cells are measured; more is out of memory. The
+    limit does not apply to the equivalence check."""
     allow_mismatch: bool = False
-    """Run a pair whose non-embedding parameters differ by more than 1 %."""
+    """Run models whose non-embedding parameters differ by more than 1 %."""
     training: TrainingSpec | None = None
-    """What `retbench train` trains; quality is then measured of the models that it left."""
+    """Training by `retbench train`; the workloads are then measured with the trained models."""
     trained_by: str | None = Field(default=None, pattern=r"^[^/]+/[^/]+$")
-    """EXPERIMENT/PROFILE whose trained models are measured, where they are those of another file."""
+    """EXPERIMENT/PROFILE of another file whose trained models are measured."""
     workloads: Workloads
 
     @model_validator(mode="after")
     def _one_origin(self) -> "Profile":
         if self.training and self.trained_by:
             raise ValueError(
-                "it has a table 'training' and the field 'trained_by': its models have one origin"
+                "it has both a table 'training' and the field 'trained_by'; models have one origin, so remove one"
             )
         return self
 
@@ -188,27 +188,27 @@ class Experiment(Strict):
     name: str
     title: str
     source: str
-    """The table or figure of the paper that this reproduces."""
+    """Table or figure of the paper that this reproduces."""
     expect: str
-    """What to expect, in a sentence, with what it costs and on what."""
+    """Expected result, in a sentence."""
     models: dict[str, ModelSpec] = Field(min_length=1)
     profiles: dict[str, Profile] = Field(min_length=1)
 
     def profile(self, name: str) -> Profile:
-        """The profile called `name`; ConfigError with a suggestion when there is none."""
+        """Return the profile called `name`; ConfigError with a suggestion when there is none."""
         if name not in self.profiles:
             raise unknown_name("profile", name, self.profiles, where=f"experiment '{self.name}'")
         return self.profiles[name]
 
 
 def experiments_dir() -> Path:
-    """Folder of the experiment files: inside the installed wheel, or `experiments/` of the checkout."""
+    """Return the folder of the experiment files: inside the installed wheel, or `experiments/` of the checkout."""
     packaged = Path(str(resources.files("retbench"))) / "experiments"
     return packaged if packaged.is_dir() else Path(__file__).resolve().parents[3] / "experiments"
 
 
 def list_experiments() -> dict[str, Path]:
-    """Every shipped experiment by name."""
+    """Return the path of every shipped experiment by name."""
     return {path.stem: path for path in sorted(experiments_dir().glob("*.toml"))}
 
 
@@ -222,7 +222,7 @@ def load_experiment(
         overrides: `key=value` items as given to `--set`; the value is TOML. A key is a field of the profile
             (`rounds=3`, `workloads.decode.context_len=[1024]`) or starts with `models.`
             (`models.retnet.variant=torchscale`).
-        profile: The profile that unprefixed override keys go to; every profile when None.
+        profile: The profile that override keys without a prefix change; every profile when None.
 
     Raises:
         ConfigError: the file is absent, is not TOML, or holds something unknown or out of range.
@@ -231,7 +231,7 @@ def load_experiment(
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path}: not valid TOML: {error}. Mend the file at that place.") from error
+        raise ConfigError(f"{path}: not valid TOML: {error}. Correct the file there.") from error
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"{path}: cannot be read: {error}. Check the path and that it is a UTF-8 text file."
@@ -253,7 +253,7 @@ def load_experiment(
 
 
 def _find(name_or_path: str) -> Path:
-    """Path of an experiment file; ConfigError with a suggestion when there is none."""
+    """Return the path of an experiment file; ConfigError with a suggestion when there is none."""
     if name_or_path.endswith(".toml"):
         path = Path(name_or_path)
         if not os.path.isfile(path):  # unlike Path.is_file, false for a name too long to exist
@@ -287,7 +287,7 @@ def _apply_override(raw: dict[str, Any], item: str, profile: str | None) -> None
 
 
 def _override_targets(raw: dict[str, Any], first: str, profile: str | None) -> list[dict[str, Any]]:
-    """The tables that an override goes into; validation names what should be a table and is not."""
+    """Return the tables that an override changes; what should be a table and is not is left to validation."""
     if first == "models":
         return [raw]
     profiles = raw.get("profiles")

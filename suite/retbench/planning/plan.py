@@ -158,18 +158,8 @@ def _settings(profile: Profile, device: Device) -> Settings:
     """Return the settings that all cells share; UnsupportedError for more threads than there are processors."""
     threads = profile.threads or usable_cores()
     worker_environment(threads)
-    return Settings(
-        dtype=profile.dtype,
-        device=device.name,
-        threads=threads,
-        seed=profile.seed,
-        warmup_s=profile.warmup_s,
-        min_steps=profile.min_steps,
-        cuda_graph=profile.cuda_graph,
-        compile=profile.compile,
-        activation_checkpointing=profile.activation_checkpointing,
-        memory_limit_bytes=profile.memory_limit_bytes,
-    )
+    shared = profile.model_dump(include=Settings.model_fields.keys() - {"threads"})
+    return Settings(device=device.name, threads=threads, **shared)
 
 
 def _check_device(profile: Profile, device: Device) -> None:

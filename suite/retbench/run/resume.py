@@ -1,8 +1,8 @@
 """Identity of measurements, and what is on disk already and need not be measured again."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from retbench.measure import environment
 from retbench.planning.cells import Cell
@@ -14,52 +14,32 @@ FINAL: frozenset[Status] = frozenset({"ok", "oom"})
 of a task may have become available since."""
 
 
-@dataclass(frozen=True)
-class RecordIdentity:
-    """Everything that must agree before an old record is taken for a new measurement of its cell.
-
-    Attributes:
-        machine: Name of the machine.
-        code_revision: Version and hash of the source that all cells run.
-        model_code: Hash of the source that only its model runs.
-        workload_code: Hash of the source that only its workload runs.
-        versions: Versions of Python and of every library that could change a number.
-    """
-
-    machine: str
-    code_revision: str
-    model_code: str
-    workload_code: str
-    versions: Mapping[str, str] = field(default_factory=dict)
+Identity = dict[str, object]
+"""Everything that must agree before an old record is taken for a new measurement of its cell: the machine, the code
+that all cells, the model and the workload run, and the versions of all libraries that could change a number."""
 
 
-def identity_of(record: Record) -> RecordIdentity | None:
-    """Return the identity that a record states; None where it states none, as records before version 3."""
-    facts = record.environment
-    try:
-        return RecordIdentity(
-            machine=facts["machine"],
-            code_revision=facts["code_revision"],
-            model_code=facts["model_code"],
-            workload_code=facts["workload_code"],
-            versions=computing_versions(facts),
-        )
-    except KeyError:
-        return None
+def identity_of(record: Record) -> Identity:
+    """Return the identity that a record states; records before version 3 lack parts of it, which are None here."""
+    return _identity(record.environment)
 
 
-def identities_here(cells: Sequence[Cell]) -> dict[str, RecordIdentity]:
+def identities_here(cells: Sequence[Cell]) -> dict[str, Identity]:
     """Return the identity that a record of each cell would have if it were measured here and now, by cell_id."""
-    versions = computing_versions({"versions": environment.library_versions()})
-    revision = environment.code_revision()
-    machine = environment.machine_name(cells[0].settings.device)
-    return {
-        cell.cell_id: RecordIdentity(machine, revision, **code_of_cell(cell), versions=versions)
-        for cell in cells
+    facts = {
+        "machine": environment.machine_name(cells[0].settings.device),
+        "code_revision": environment.code_revision(),
+        "versions": environment.library_versions(),
     }
+    return {cell.cell_id: _identity(facts | code_of_cell(cell)) for cell in cells}
 
 
-def finished_pairs(folder: Path, identities: Mapping[str, RecordIdentity]) -> dict[tuple[str, int], Status]:
+def _identity(facts: Mapping[str, Any]) -> Identity:
+    names = ("machine", "code_revision", "model_code", "workload_code")
+    return {name: facts.get(name) for name in names} | {"versions": computing_versions(facts)}
+
+
+def finished_pairs(folder: Path, identities: Mapping[str, Identity]) -> dict[tuple[str, int], Status]:
     """Return the status of every (cell_id, round) in the record files of `folder` that need not be measured again.
 
     Lines that cannot be read (torn, or of another schema) do not count.

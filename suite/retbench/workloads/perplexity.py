@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 
 from retbench.config.evaluation import PerplexitySpec
 from retbench.errors import ConfigError
-from retbench.planning.cells import Cell, Evaluation, Inputs, ModelUnderTest
+from retbench.planning.cells import Evaluation, Inputs, ModelUnderTest
 from retbench.records.record import Metric, Series
 from retbench.units import tokens_per_second
 from retbench.workloads.workload import Measurement, MetricSpec, Workload
 
 if TYPE_CHECKING:
     from retbench.data.corpora import Corpus
-    from retbench.evaluation.perplexity import CorpusLoss, Reading
+    from retbench.evaluation.perplexity import CorpusLoss
     from retbench.workloads.context import Context
 
 IN_TEXT = ("bits_per_byte", "word_perplexity", "num_bytes", "num_words")
@@ -85,7 +85,7 @@ def measure(context: "Context") -> Measurement:
         ConfigError: the corpus is not the one that was planned, or nothing of it can be scored.
     """
     from retbench.data.corpora import load_corpus
-    from retbench.evaluation.perplexity import read_corpus
+    from retbench.evaluation.perplexity import Reading, read_corpus
     from retbench.workloads.evaluation_inputs import evaluation_of, tokenizer_of
 
     cell, evaluation = context.cell, evaluation_of(context)
@@ -96,12 +96,17 @@ def measure(context: "Context") -> Measurement:
             f"corpus '{corpus.name}' has changed during the run: its fingerprint is {corpus.fingerprint} and was "
             f"{evaluation.corpus_fingerprint}. Run the same command again."
         )
+    if cell.point.protocol is None:
+        raise ConfigError(f"the point of '{cell.model_name}' on '{cell.point.task}' has no protocol.")
+    reading = Reading(
+        cell.point.protocol, cell.point.context_len, cell.point.stride, evaluation.max_document_tokens
+    )
     split = evaluation.split or "test"
     documents = islice(corpus.documents(split), evaluation.limit)
     context.reset_backend_log()
     start_s = time.perf_counter()
     try:
-        found = read_corpus(context.model, tokenizer, documents, _reading(cell, evaluation), context.report)
+        found = read_corpus(context.model, tokenizer, documents, reading, context.report)
     except ConfigError as error:
         raise ConfigError(f"corpus '{corpus.name}', split '{split}': {error}") from error
     seconds = time.perf_counter() - start_s
@@ -112,17 +117,6 @@ def measure(context: "Context") -> Measurement:
         series=_series(found),
         documents=tuple(asdict(document) for document in found.documents),
         backend={"evaluation": "+".join(sorted(set(context.model.ran().values())))},
-    )
-
-
-def _reading(cell: Cell, evaluation: Evaluation) -> "Reading":
-    """Return how the documents are given to the model."""
-    from retbench.evaluation.perplexity import Reading
-
-    if cell.point.protocol is None:
-        raise ConfigError(f"the point of '{cell.model_name}' on '{cell.point.task}' has no protocol.")
-    return Reading(
-        cell.point.protocol, cell.point.context_len, cell.point.stride, evaluation.max_document_tokens
     )
 
 
