@@ -38,19 +38,17 @@ def find_models(
     if origin and names:
         trained = _trained_models(experiment, profile, origin, names, results)
     elif names:
-        trained = cells.seeded_models(_only(experiment, names), profile_name)
+        drawn = {name: experiment.models[name] for name in names}
+        trained = cells.seeded_models(experiment.model_copy(update={"models": drawn}), profile_name)
     else:
         trained = []
     found = trained + [
         _checkpoint_model(experiment, name, data_dir) for name in experiment.models if name not in names
     ]
-    _check_matches(found, profile, where=f"experiment '{experiment.name}', profile '{profile_name}'")
+    for size in dict.fromkeys(one.size for one in found):
+        of_size = {one.model_name: one.model for one in found if one.size == size}
+        cells.check_match(of_size, profile, where=f"experiment '{experiment.name}', profile '{profile_name}'")
     return found
-
-
-def _only(experiment: Experiment, names: Sequence[str]) -> Experiment:
-    """Return the experiment with some of its models."""
-    return experiment.model_copy(update={"models": {name: experiment.models[name] for name in names}})
 
 
 def _trained_models(
@@ -142,13 +140,6 @@ def _model_on_disk(
         corpus_fingerprint=corpus_fingerprint,
     )
     return cells.model_under_test(name, spec, size, info.config, held)
-
-
-def _check_matches(models: Sequence[ModelUnderTest], profile: Profile, *, where: str) -> None:
-    """Refuse models of one size that are not matched, where the profile does not allow a mismatch."""
-    for size in dict.fromkeys(one.size for one in models):
-        of_size = {one.model_name: one.model for one in models if one.size == size}
-        cells.check_match(of_size, profile, where=where)
 
 
 def find_inputs(

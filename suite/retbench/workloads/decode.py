@@ -10,6 +10,7 @@ that a batch may be as large as the memory allows. Every sequence is fed tokens 
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from retbench.errors import GateError
@@ -91,55 +92,29 @@ def _start(context: "Context") -> tuple["DecoderState", "Mark", Notes]:
 def _make_steps(
     context: "Context", state: "DecoderState", mark: "Mark", tokens: tuple["Tensor", "Tensor"]
 ) -> tuple[Step, Step, Notes]:
-    """Return the untimed step back to the depth, the timed one, and notes on how they run."""
-    settings = context.cell.settings
+    """Return the untimed step back to the depth, the timed one, and notes on how they run.
+
+    A CUDA graph has its position built in, so each of the two steps has its own.
+    """
+    from retbench.measure.clock import capture_graph
+
+    settings, device = context.cell.settings, context.device
     notes: Notes = {"cuda_graph": settings.cuda_graph, "compile": settings.compile}
     if settings.compile:
         advance, step, found = _compiled_steps(context, state, mark, tokens)
         return advance, step, notes | found
-    make = _captured_steps if settings.cuda_graph else _eager_steps
-    return *make(context, state, mark, tokens), notes
+    lead: Step = partial(context.model, tokens[0], state)
+    step = partial(context.model, tokens[1], state)
+    if settings.cuda_graph:
+        depth = _position_only(state, mark.position + 1)
+        lead = capture_graph(lead, device=device, before=lambda: state.rewind(mark))
+        step = capture_graph(step, device=device, before=lambda: state.rewind(depth))
 
-
-def _eager_steps(
-    context: "Context", state: "DecoderState", mark: "Mark", tokens: tuple["Tensor", "Tensor"]
-) -> tuple[Step, Step]:
-    """Return the untimed step back to the depth and the timed one."""
-    model, (lead, token) = context.model, tokens
-
-    def advance() -> None:
+    def lead_from_mark() -> None:
         state.rewind(mark)
-        model(lead, state)
+        lead()
 
-    def step() -> None:
-        model(token, state)
-
-    return advance, step
-
-
-def _captured_steps(
-    context: "Context", state: "DecoderState", mark: "Mark", tokens: tuple["Tensor", "Tensor"]
-) -> tuple[Step, Step]:
-    """Return the same two steps as CUDA graphs; each graph has its position built in."""
-    from retbench.measure.clock import capture_graph
-
-    model, (lead, token) = context.model, tokens
-    depth = _position_only(state, mark.position + 1)
-
-    def lead_step() -> None:
-        model(lead, state)
-
-    def timed_step() -> None:
-        model(token, state)
-
-    replay_lead = capture_graph(lead_step, device=context.device, before=lambda: state.rewind(mark))
-    replay = capture_graph(timed_step, device=context.device, before=lambda: state.rewind(depth))
-
-    def advance() -> None:
-        state.rewind(mark)
-        replay_lead()
-
-    return advance, replay
+    return lead_from_mark, step, notes
 
 
 def _compiled_steps(
