@@ -145,7 +145,7 @@ def expand(
     subjects: Sequence[ModelUnderTest] | None = None,
     inputs: Mapping[str, Inputs] | None = None,
 ) -> list[Cell]:
-    """Return every cell of one profile, models outermost, in the order of the file.
+    """Return every cell of one profile: models outermost, workloads in the order of lists.
 
     Args:
         experiment: The experiment.
