@@ -44,7 +44,7 @@ def _format(module: ModuleType) -> Format:
 
 def _known_formats() -> dict[str, Format]:
     """Return our own format, then those of each architecture, called after their modules."""
-    found = {native.NAME: _format(native)}
+    found: dict[str, Format] = {native.NAME: _format(native)}
     for architecture in architectures().values():
         for path in architecture.formats:
             found[path.rpartition(".")[2]] = _format(import_module(path))

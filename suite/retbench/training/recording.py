@@ -15,7 +15,6 @@ from retbench.architectures import costs
 from retbench.errors import RecordError, StorageError
 from retbench.files import write_atomic
 from retbench.measure.environment import describe_environment
-from retbench.planning import cells
 from retbench.records.record import (
     Metric,
     ModelInfo,
@@ -191,7 +190,8 @@ def _executed_backend(plan: TrainingPlan, run: TrainingRun, trainer: Trainer, tu
         "world_size": plan.world_size,
         **_run_facts(plan, run, tuning),
     }
-    chunk = cells.chunk_size(plan.entry(run))
+    entry = plan.entry(run)
+    chunk = plan.config(run).chunk_size(entry.backend, entry.chunk_size)
     return facts if chunk is None else {**facts, "chunk_size": chunk}
 
 

@@ -28,7 +28,7 @@ def find_inputs(spec: ZeroshotSpec, models: Sequence[ModelUnderTest], data_dir: 
         ConfigError: a tokenizer is missing or does not fit, or a task is unknown or takes no examples.
         UnsupportedError: the data of a task cannot be obtained here.
     """
-    from retbench.data.tokenizers import check_first_token_mark
+    from retbench.data.tokenizers import check_bos_token
     from retbench.evaluation.tasks import check_task
     from retbench.workloads.evaluation_inputs import choose_tokenizer
 
@@ -38,7 +38,7 @@ def find_inputs(spec: ZeroshotSpec, models: Sequence[ModelUnderTest], data_dir: 
     for model in models:
         tokenizer = choose_tokenizer(model, spec.tokenizer, data_dir)
         if spec.add_bos:
-            check_first_token_mark(tokenizer)
+            check_bos_token(tokenizer)
         evaluation = Evaluation(
             limit=spec.limit,
             fewshot_seed=spec.fewshot_seed,
