@@ -145,7 +145,12 @@ def test_a_module_is_found_without_importing_it() -> None:
 
 @pytest.mark.parametrize(
     ("source", "registered"),
-    [("WORKLOAD = 1", True), ("ARCHITECTURE: int = 1", True), ("def f():\n    WORKLOAD = 1", False)],
+    [
+        ("WORKLOAD = Workload()", True),
+        ("ARCHITECTURE: Architecture = Architecture()", True),
+        ("def f():\n    WORKLOAD = Workload()", False),
+        ('WORKLOAD = "training_run"', False),
+    ],
 )
 def test_a_part_is_known_by_the_name_that_it_assigns(source: str, registered: bool) -> None:
     assert parse_module(source.encode()).is_registered is registered

@@ -26,7 +26,7 @@ class ParsedModule:
     Attributes:
         digest: Hash of the syntax tree without docstrings.
         imports: Full names of everything that is imported anywhere in it; relative ones begin with their dots.
-        is_registered: The module assigns one of the names `REGISTERED`.
+        is_registered: The module assigns a new object to one of the names `REGISTERED`.
     """
 
     digest: str
@@ -133,9 +133,10 @@ def parse_module(content: bytes) -> ParsedModule:
 
 
 def _is_registration(node: ast.stmt) -> bool:
-    """Return whether a statement assigns one of the names `REGISTERED`."""
+    """Return whether a statement assigns a new object to one of the names `REGISTERED`."""
     targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-    return any(isinstance(target, ast.Name) and target.id in REGISTERED for target in targets)
+    named = any(isinstance(target, ast.Name) and target.id in REGISTERED for target in targets)
+    return named and isinstance(getattr(node, "value", None), ast.Call)
 
 
 def _imports(node: ast.AST) -> Iterator[str]:
