@@ -15,7 +15,7 @@ from retbench.architectures import costs
 from retbench.architectures.matching import resolve_model
 from retbench.cli import app
 from retbench.cli import check as command
-from retbench.cli.listing import named_models
+from retbench.cli.in_process import named_models
 from retbench.models import mixers
 from retbench.regress import quantities as exact
 from retbench.regress.baseline import content_hash

@@ -8,16 +8,15 @@ import typer
 
 from retbench.cli.baseline import EXACT, check_reason
 from retbench.cli.compare import Shown, show, show_report
-from retbench.cli.listing import named_models
-from retbench.cli.run import INTERRUPTED
-from retbench.errors import ConfigError
+from retbench.cli.in_process import named_models
+from retbench.errors import INTERRUPTED, ConfigError
 from retbench.files import check_writable
 from retbench.planning.plan import make_plan
 from retbench.regress import against
 from retbench.regress.exact import compare_exact, read_exact, write_exact
 from retbench.regress.exact_rendering import ExactReport
 from retbench.regress.sitting import VISITS, Limits
-from retbench.run.interrupts import Interrupted
+from retbench.run.locks import Interrupted
 from retbench.stats.sequential import Rules, plan_looks
 
 DEFAULT_OUT = Path("reports") / "check"

@@ -19,8 +19,7 @@ from retbench.regress.revisions import Revision, Talk, checkout_root, commit, wo
 from retbench.regress.sampling import Sampled, sample
 from retbench.regress.sides import TIMED, middle
 from retbench.regress.sitting import Limits, Sitting, Unlike
-from retbench.run.interrupts import Interrupted, catch_signals
-from retbench.run.locks import timing_lock
+from retbench.run.locks import Interrupted, catch_signals, timing_lock
 from retbench.run.process import Inbox
 from retbench.stats.sequential import MIN_ROUNDS, Rules
 

@@ -5,7 +5,7 @@ import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 
-from retbench.run.interrupts import Interrupted
+from retbench.run.locks import Interrupted
 
 _POLL_S = 0.1
 

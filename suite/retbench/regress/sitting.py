@@ -26,18 +26,18 @@ from retbench.regress.items import Pair, Place, Times, combine_visits
 from retbench.regress.rendering_report import Missing
 from retbench.regress.revisions import Revision, Talk
 from retbench.regress.seats import Seat, run_info
-from retbench.run.process import Death, Interrupt, Worker
+from retbench.run.process import Interrupt, Worker, WorkerExit
 from retbench.run.protocol import (
     Checked,
     Done,
     Ended,
     Failed,
     Job,
+    MeasureCell,
     Message,
     Ready,
     Refused,
     Task,
-    Visit,
 )
 from retbench.units import format_duration
 
@@ -47,7 +47,7 @@ median of so many visits, scattered by 0.015 and 0.014; of the first three alone
 SEATS = ("first", "second")
 """The base, and the head."""
 
-Conversation = Iterator[Message | Death]
+Conversation = Iterator[Message | WorkerExit]
 
 
 @dataclass(frozen=True)
@@ -151,14 +151,14 @@ class Sitting:
         """The gate and the states of one subject on one side."""
         todo = self._cells_of(subject)
         with self._worker(seat, "prepare", todo) as worker:
-            for message in worker.converse(self._plan.profile.timeout_s):
+            for message in worker.messages(self._plan.profile.timeout_s):
                 match message:
                     case Checked(gate=gate):
                         seat.gates[subject.label] = gate
                         _check_gate(seat, subject, gate)
                     case Refused(cells=indices, error=error):
                         seat.failed |= {self._place(todo[index]): error for index in indices}
-                    case Death(reason=reason):
+                    case WorkerExit(reason=reason):
                         raise RetbenchError(
                             f"{seat.revision.name}: {subject.label} could not be prepared: {reason}"
                         )
@@ -249,7 +249,7 @@ class Sitting:
         seats = self._random.sample(self.seats, len(self.seats))
         with ExitStack() as stack:
             workers = [stack.enter_context(self._worker(seat, "serve", todo)) for seat in seats]
-            talks = [worker.converse(self._plan.profile.timeout_s) for worker in workers]
+            talks = [worker.messages(self._plan.profile.timeout_s) for worker in workers]
             ready = [self._hear(seat, talk, todo, None) for seat, talk in zip(seats, talks, strict=True)]
             if not all(ready):
                 return False
@@ -258,7 +258,7 @@ class Sitting:
                 for index in self._random.sample(range(len(todo)), len(todo)):
                     done = []
                     for turn in order:
-                        workers[turn].send(Visit(index=index, round=number))
+                        workers[turn].send(MeasureCell(index=index, round=number))
                         done.append(self._hear(seats[turn], talks[turn], todo, index))
                     if not all(done):
                         return False
@@ -283,7 +283,7 @@ class Sitting:
                     return True
                 case Done(status=status, error=error) | Refused(status=status, error=error):
                     reason = f"{status} ({error or 'no reason was given'})"
-                case Death(status=status, reason=why):
+                case WorkerExit(status=status, reason=why):
                     reason = f"{status} ({why})"
                 case Ended():
                     reason = "failed (the worker left without a word)"
@@ -315,7 +315,7 @@ def _check_gate(seat: Seat, subject: Subject, gate: Gate) -> None:
         raise GateError(f"{seat.revision.name}: the forms of {subject.label} disagree: {'; '.join(red)}.")
 
 
-def _raise_failure(message: Message | Death) -> None:
+def _raise_failure(message: Message | WorkerExit) -> None:
     """The error that a worker met and no other would escape."""
     if isinstance(message, Failed):
         raise getattr(errors, message.kind)(message.message)

@@ -1,0 +1,304 @@
+"""Progress of runs and of training on stderr: a bar with the time left on a terminal, plain lines anywhere else.
+
+The bar is redrawn only when an event arrives. A thread that redraws it many times a second would take processor
+time from the worker that is being timed.
+"""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Generic, TextIO, TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+from rich.progress import Progress as RichProgress
+
+from retbench.planning.cells import Cell
+from retbench.records.record import Gate
+from retbench.run import events
+from retbench.run.events import RunEvent, RunProgress, RunSummary, WaitingForLock
+from retbench.training import events as training
+from retbench.training.plan import TrainingPlan, TrainingRun
+from retbench.units import format_bytes, format_count, format_duration, format_rate, format_tokens
+
+LOG_INTERVAL_S = 30.0
+"""Least time between two lines about frequent events in a log."""
+REDRAW_S = 0.2
+"""Least time between two drawings of the bar for frequent events."""
+
+_E = TypeVar("_E")
+
+
+@dataclass(frozen=True)
+class ShownEvent:
+    """One event as a display shows it.
+
+    Attributes:
+        text: The event as one line.
+        in_log: Whether a log keeps the line.
+        above_bar: Whether the line stays on a terminal, above the bar.
+        activity: Words in front of the bar; unchanged when None, as are the next two.
+        steps: Steps done and in all.
+        note: Words behind the bar.
+        is_frequent: Whether it may come many times a second.
+    """
+
+    text: str
+    in_log: bool = True
+    above_bar: bool = True
+    activity: str | None = None
+    steps: tuple[int, int] | None = None
+    note: str | None = None
+    is_frequent: bool = False
+
+
+@contextmanager
+def show_events(
+    view: Callable[[_E], ShownEvent], stream: TextIO | None = None
+) -> Iterator["EventDisplay[_E]"]:
+    """Yield a display that writes events to `stream` (stderr when None) until the block ends."""
+    console = Console(file=stream or sys.stderr, highlight=False, markup=False, emoji=False)
+    if not console.is_terminal or console.is_dumb_terminal:  # a dumb terminal cannot draw a bar
+        yield EventDisplay(view, console, None)
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn())
+    note = TextColumn("{task.fields[note]}")
+    with RichProgress(*columns, note, console=console, auto_refresh=False, transient=True) as bar:
+        yield EventDisplay(view, console, bar)
+
+
+class EventDisplay(Generic[_E]):
+    """Writes events as lines of a log, or on a bar; a line that repeats the last one is left out."""
+
+    def __init__(self, view: Callable[[_E], ShownEvent], console: Console, bar: RichProgress | None) -> None:
+        self._view = view
+        self._console = console
+        self._bar = bar
+        self._task = None if bar is None else bar.add_task("starting", total=None, note="")
+        self._last_line = ""
+        self._shown_s = time.monotonic() if bar is None else 0.0
+
+    def notify(self, event: _E, /) -> None:
+        """Show one event."""
+        shown = self._view(event)
+        interval_s = LOG_INTERVAL_S if self._bar is None else REDRAW_S
+        is_too_soon = shown.is_frequent and time.monotonic() - self._shown_s < interval_s
+        if self._bar is None:
+            if not shown.in_log or is_too_soon:
+                return
+            self._write(shown.text)
+            if shown.is_frequent:
+                self._shown_s = time.monotonic()
+            return
+        if shown.above_bar:
+            self._write(shown.text)
+        assert self._task is not None
+        done, total = shown.steps or (None, None)
+        self._bar.update(self._task, description=shown.activity, completed=done, total=total)
+        if shown.note is not None:
+            self._bar.update(self._task, note=shown.note)
+        if not is_too_soon:
+            self._shown_s = time.monotonic()
+            self._bar.refresh()
+
+    def _write(self, line: str) -> None:
+        if line != self._last_line:
+            self._console.print(line, soft_wrap=True)
+        self._last_line = line
+
+
+def view_run(event: RunEvent) -> ShownEvent:
+    """Return an event of a run as it is shown; successful cells only move the bar."""
+    match event:
+        case events.CellDone(status=status):
+            is_lasting = status != "ok"
+        case events.GateChecked(gate=gate):
+            is_lasting = not gate.passed
+        case _:
+            lasting = WaitingForLock | events.RunPlanned | events.WorkerEnded | events.RunFinished
+            is_lasting = isinstance(event, lasting)
+    progress = None if isinstance(event, WaitingForLock) else event.progress
+    return ShownEvent(
+        describe_run_event(event),
+        in_log=not isinstance(event, events.CellStarted | events.CellAdvanced | events.Streaming),
+        above_bar=is_lasting,
+        activity=_activity(event),
+        steps=(progress.done, progress.total) if progress else None,
+        note=_time_left(progress) if progress else None,
+    )
+
+
+def _activity(event: RunEvent) -> str:
+    """Return the current activity in the few words that fit in front of a bar."""
+    match event:
+        case WaitingForLock():
+            return "waiting for another run"
+        case events.Preparing(model_name=name) | events.GateChecked(model_name=name):
+            return f"{name}: equivalence check"
+        case events.Streaming(model_name=name, num_tokens=done, total_tokens=total):
+            return f"{name}: prefilled {format_tokens(done)} of {format_tokens(total)}"
+        case events.CellAdvanced():
+            return describe_run_event(event)
+        case events.CellStarted(cell=cell, round=number) | events.CellDone(cell=cell, round=number):
+            return f"round {number + 1}: {_name(cell)}"
+        case _:
+            return "running"
+
+
+def describe_run_event(event: RunEvent) -> str:
+    """Return one event of a run as a line of text."""
+    match event:
+        case WaitingForLock(holder=holder):
+            return f"waiting: another run is timing on this machine ({holder})"
+        case events.RunPlanned(progress=progress, skipped=skipped, run_id=run_id):
+            found = f"; {skipped} are on disk already" if skipped else ""
+            return f"run {run_id}: {progress.total - progress.done} measurements to take{found}"
+        case events.Preparing(model_name=name):
+            return f"{name}: checking that its execution modes are equivalent"
+        case events.Streaming(model_name=name, num_tokens=done, total_tokens=total):
+            return f"{name}: prefilled {done} of {total} tokens"
+        case events.GateChecked(model_name=name, gate=gate):
+            return f"{name}: {_describe_gate(gate)}"
+        case events.RoundStarted(round=number, num_rounds=rounds, model_order=order):
+            return f"round {number + 1} of {rounds}: {', '.join(order)}"
+        case events.CellStarted(cell=cell, round=number):
+            return f"round {number + 1}: {_name(cell)}"
+        case events.CellAdvanced(cell=cell, round=number, num_tokens=done):
+            return f"round {number + 1}: {_name(cell)}: {format_count(done)} tokens read"
+        case events.CellDone(cell=cell, round=number, status=status, error=error, progress=progress):
+            reason = f": {error}" if error else ""
+            left = _time_left(progress, ", ")
+            return (
+                f"{progress.done}/{progress.total} round {number + 1}: {_name(cell)}: {status}{reason}{left}"
+            )
+        case events.WorkerEnded(model_name=name, pid=pid, reason=reason):
+            return f"{name}: worker {pid} ended: {reason}"
+        case events.RunFinished(result=result):
+            return _summarise_run(result)
+
+
+def _name(cell: Cell) -> str:
+    """Return a cell in words: 'retnet decode at 32K', 'retnet 1m seed 0 zeroshot of piqa, 4 examples, at 2K'."""
+    point, work = cell.point, describe_work(cell)
+    batch = f" x {point.batch_size}" if point.batch_size > 1 else ""
+    comma = "," if "," in work else ""
+    return f"{cell.subject.label} {work}{comma} at {format_tokens(point.context_len)}{batch}"
+
+
+def describe_work(cell: Cell) -> str:
+    """Return a cell's workload in words: 'decode', 'zeroshot of piqa, 4 examples'."""
+    point = cell.point
+    task = f" of {point.task}" if point.task else ""
+    examples = f", {point.num_fewshot} examples" if point.num_fewshot else ""
+    return f"{cell.workload}{task}{f', {point.protocol}' if point.protocol else examples}"
+
+
+def _time_left(progress: RunProgress, prefix: str = "") -> str:
+    """Return 'about 3 min 20 s left', or nothing while it is unknown or at the end."""
+    if progress.seconds_left is None or progress.done == progress.total:
+        return ""
+    return f"{prefix}about {format_duration(progress.seconds_left)} left"
+
+
+def _describe_gate(gate: Gate) -> str:
+    if gate.passed:
+        return f"equivalent in {len(gate.checks)} checks at {gate.dtype}"
+    failed = "; ".join(
+        f"{check.name} at {check.length} tokens has error {check.error:.3g}, limit {check.limit:.3g}"
+        for check in gate.checks
+        if not check.passed
+    )
+    return f"NOT EQUIVALENT at {gate.dtype}, so none of its cells is measured: {failed}"
+
+
+def _summarise_run(result: RunSummary) -> str:
+    counts = ", ".join(f"{count} {status}" for status, count in sorted(result.counts.items()))
+    place = f" in {result.path}" if result.path else ""
+    nothing = "nothing new to measure"
+    if result.interrupted:
+        nothing = "nothing new measured yet" if result.skipped else "nothing measured yet"
+    return f"{_ending(interrupted=result.interrupted)}: {counts or nothing}{place}"
+
+
+def _ending(*, interrupted: bool) -> str:
+    return "interrupted; the same command continues from here" if interrupted else "finished"
+
+
+TrainingEvent = training.Event | WaitingForLock
+
+
+def view_training(plan: TrainingPlan) -> Callable[[TrainingEvent], ShownEvent]:
+    """Return the function that gives an event of training as it is shown."""
+
+    def view(event: TrainingEvent) -> ShownEvent:
+        text = describe_training_event(event, plan)
+        match event:
+            case training.StepDone(run=run, step=step):
+                return ShownEvent(
+                    text,
+                    above_bar=False,
+                    activity=run.name,
+                    steps=(step, run.num_steps),
+                    note=_pace(event),
+                    is_frequent=True,
+                )
+            case training.Packing():
+                return ShownEvent(text, above_bar=False, activity=text, is_frequent=True)
+            case _:
+                return ShownEvent(text, above_bar=not isinstance(event, training.PointAdded))
+
+    return view
+
+
+def describe_training_event(event: TrainingEvent, plan: TrainingPlan) -> str:
+    """Return one event of training as a line of text."""
+    match event:
+        case training.Planned(num_runs=total, num_done=done):
+            tokens = sum(map(plan.num_tokens, [*plan.tuning_runs, *plan.final_runs]))
+            found = f"; on disk already: {done}" if done else ""
+            return f"runs to train: {total}, {format_count(tokens)} tokens in all{found}"
+        case WaitingForLock(holder=holder) | training.WaitingForLock(holder=holder):
+            return f"waiting: another run is timing on this machine ({holder})"
+        case training.Packing(split=split, num_documents=count, num_bytes=size):
+            return f"packing the split {split}: {count:,} documents, {format_bytes(size)}"
+        case training.RunStarted(run=run, number=number, num_runs=total, step=step):
+            start = f", from step {step} on" if step else ""
+            return f"{number}/{total} {run.name}: {run.num_steps} steps at rate {describe_rate(run)}{start}"
+        case training.StepDone(run=run, step=step):
+            return f"{run.name}: step {step} of {run.num_steps}, {_pace(event)}"
+        case training.PointAdded(run=run, point=point):
+            losses = f"training {point.train_loss_nats:.4f}, validation {point.validation_loss_nats:.4f}"
+            return f"{run.name}: step {point.step}, {losses} nats/token"
+        case training.Noted(run=run, text=text):
+            return f"{run.name}: {text}"
+        case training.RunEnded(result=result):
+            if result.validation_loss is None:
+                return f"{result.run.name}: FAILED: {result.error}"
+            before = " (on disk already)" if result.on_disk else ""
+            return f"{result.run.name}: done{before}, validation {result.validation_loss:.4f} nats/token"
+        case training.Tuned(tuning=tuning):
+            return _describe_tuning(tuning)
+        case training.Finished(result=result):
+            failed = sum(run.status == "failed" for run in result.runs)
+            counts = f"{len(result.runs) - failed} done" + (f", {failed} failed" if failed else "")
+            return f"{_ending(interrupted=result.interrupted)}: {counts}"
+
+
+def _describe_tuning(tuning: training.Tuning) -> str:
+    """Return a model's rate in a sentence, with a warning where the grid may miss the best one."""
+    text = f"{tuning.model_name} at size {tuning.size}: best learning rate {tuning.learning_rate:g}"
+    if tuning.edge is None:
+        return text
+    return f"{text}. WARNING: it is the {tuning.edge} of the grid; a better one may lie beyond. Widen learning_rates."
+
+
+def _pace(event: training.StepDone) -> str:
+    left = "" if event.seconds_left is None else f", about {format_duration(event.seconds_left)} left"
+    return f"loss {event.loss:.4f}, {format_rate(event.tokens_per_s, 'tokens/s')}{left}"
+
+
+def describe_rate(run: TrainingRun) -> str:
+    """Return a run's learning rate, or that the grid decides it."""
+    return "best of grid" if run.learning_rate is None else f"{run.learning_rate:g}"
