@@ -11,8 +11,6 @@ import pytest
 from retbench.cli import progress
 from retbench.cli.progress import (
     ShownEvent,
-    describe_run_event,
-    describe_training_event,
     show_events,
     view_run,
     view_training,
@@ -136,7 +134,7 @@ def test_text_is_shown_as_it_is(cell: Cell) -> None:
 
 
 def test_a_failed_equivalence_check_shows_the_difference() -> None:
-    assert describe_run_event(GateChecked("retnet", FAILED, HALF)) == (
+    assert view_run(GateChecked("retnet", FAILED, HALF)).text == (
         "retnet: NOT EQUIVALENT at float32, so none of its cells is measured: "
         "a = b at 17 tokens has error 0.5, limit 0.001"
     )
@@ -144,7 +142,7 @@ def test_a_failed_equivalence_check_shows_the_difference() -> None:
 
 def test_an_interrupted_run_says_how_to_continue() -> None:
     event = RunFinished(RunSummary(counts={"ok": 1}, interrupted=True, path=Path("r.jsonl")), HALF)
-    assert describe_run_event(event) == "interrupted; the same command continues from here: 1 ok in r.jsonl"
+    assert view_run(event).text == "interrupted; the same command continues from here: 1 ok in r.jsonl"
 
 
 @pytest.mark.parametrize(
@@ -158,7 +156,7 @@ def test_a_run_that_was_interrupted_at_once_does_not_say_that_all_is_measured(
     result: RunSummary, words: str
 ) -> None:
     assert (
-        describe_run_event(RunFinished(result, HALF))
+        view_run(RunFinished(result, HALF)).text
         == f"interrupted; the same command continues from here: {words}"
     )
 
@@ -269,4 +267,4 @@ def test_a_terminal_shows_a_bar_of_training_and_keeps_warnings(
     ],
 )
 def test_other_events_of_training(training_plan: TrainingPlan, event: Event, line: str) -> None:
-    assert describe_training_event(event, training_plan) == line
+    assert view_training(training_plan)(event).text == line

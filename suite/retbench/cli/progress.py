@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, TextIO, TypeVar
 
 from rich.console import Console
@@ -110,73 +110,60 @@ class EventDisplay(Generic[_E]):
 
 
 def view_run(event: RunEvent) -> ShownEvent:
-    """Return an event of a run as it is shown; successful cells only move the bar."""
-    match event:
-        case events.CellDone(status=status):
-            is_lasting = status != "ok"
-        case events.GateChecked(gate=gate):
-            is_lasting = not gate.passed
-        case _:
-            lasting = WaitingForLock | events.RunPlanned | events.WorkerEnded | events.RunFinished
-            is_lasting = isinstance(event, lasting)
-    progress = None if isinstance(event, WaitingForLock) else event.progress
-    return ShownEvent(
-        describe_run_event(event),
-        in_log=not isinstance(event, events.CellStarted | events.CellAdvanced | events.Streaming),
-        above_bar=is_lasting,
-        activity=_activity(event),
-        steps=(progress.done, progress.total) if progress else None,
-        note=_time_left(progress) if progress else None,
-    )
+    """Return an event of a run as it is shown; on a terminal, successful cells only move the bar."""
+    shown = _view_run(event)
+    if isinstance(event, WaitingForLock):
+        return shown
+    progress = event.progress
+    return replace(shown, steps=(progress.done, progress.total), note=_time_left(progress))
 
 
-def _activity(event: RunEvent) -> str:
-    """Return the current activity in the few words that fit in front of a bar."""
+def _view_run(event: RunEvent) -> ShownEvent:
+    """Return an event of a run as it is shown, without its progress."""
     match event:
         case WaitingForLock():
-            return "waiting for another run"
-        case events.Preparing(model_name=name) | events.GateChecked(model_name=name):
-            return f"{name}: equivalence check"
-        case events.Streaming(model_name=name, num_tokens=done, total_tokens=total):
-            return f"{name}: prefilled {format_tokens(done)} of {format_tokens(total)}"
-        case events.CellAdvanced():
-            return describe_run_event(event)
-        case events.CellStarted(cell=cell, round=number) | events.CellDone(cell=cell, round=number):
-            return f"round {number + 1}: {_name(cell)}"
-        case _:
-            return "running"
-
-
-def describe_run_event(event: RunEvent) -> str:
-    """Return one event of a run as a line of text."""
-    match event:
-        case WaitingForLock(holder=holder):
-            return f"waiting: another run is timing on this machine ({holder})"
+            return ShownEvent(_describe_waiting(event), activity="waiting for another run")
         case events.RunPlanned(progress=progress, skipped=skipped, run_id=run_id):
             found = f"; {skipped} are on disk already" if skipped else ""
-            return f"run {run_id}: {progress.total - progress.done} measurements to take{found}"
+            text = f"run {run_id}: {progress.total - progress.done} measurements to take{found}"
+            return ShownEvent(text, activity="running")
         case events.Preparing(model_name=name):
-            return f"{name}: checking that its execution modes are equivalent"
-        case events.Streaming(model_name=name, num_tokens=done, total_tokens=total):
-            return f"{name}: prefilled {done} of {total} tokens"
+            text = f"{name}: checking that its execution modes are equivalent"
+            return ShownEvent(text, above_bar=False, activity=f"{name}: equivalence check")
         case events.GateChecked(model_name=name, gate=gate):
-            return f"{name}: {_describe_gate(gate)}"
+            text = f"{name}: {_describe_gate(gate)}"
+            return ShownEvent(text, above_bar=not gate.passed, activity=f"{name}: equivalence check")
+        case events.Streaming(model_name=name, num_tokens=done, total_tokens=total):
+            return _activity(f"{name}: prefilled {format_tokens(done)} of {format_tokens(total)}")
         case events.RoundStarted(round=number, num_rounds=rounds, model_order=order):
-            return f"round {number + 1} of {rounds}: {', '.join(order)}"
-        case events.CellStarted(cell=cell, round=number):
-            return f"round {number + 1}: {_name(cell)}"
-        case events.CellAdvanced(cell=cell, round=number, num_tokens=done):
-            return f"round {number + 1}: {_name(cell)}: {format_count(done)} tokens read"
-        case events.CellDone(cell=cell, round=number, status=status, error=error, progress=progress):
+            text = f"round {number + 1} of {rounds}: {', '.join(order)}"
+            return ShownEvent(text, above_bar=False, activity="running")
+        case events.CellStarted():
+            return _activity(_place(event))
+        case events.CellAdvanced(num_tokens=done):
+            return _activity(f"{_place(event)}: {format_count(done)} tokens read")
+        case events.CellDone(status=status, error=error, progress=progress):
             reason = f": {error}" if error else ""
-            left = _time_left(progress, ", ")
-            return (
-                f"{progress.done}/{progress.total} round {number + 1}: {_name(cell)}: {status}{reason}{left}"
-            )
+            text = f"{_place(event)}: {status}{reason}{_time_left(progress, ', ')}"
+            text = f"{progress.done}/{progress.total} {text}"
+            return ShownEvent(text, above_bar=status != "ok", activity=_place(event))
         case events.WorkerEnded(model_name=name, pid=pid, reason=reason):
-            return f"{name}: worker {pid} ended: {reason}"
+            return ShownEvent(f"{name}: worker {pid} ended: {reason}", activity="running")
         case events.RunFinished(result=result):
-            return _summarise_run(result)
+            return ShownEvent(_summarise_run(result), activity="running")
+
+
+def _activity(text: str) -> ShownEvent:
+    """Return an event that is shown in front of a bar only."""
+    return ShownEvent(text, in_log=False, above_bar=False, activity=text)
+
+
+def _place(event: events.CellStarted | events.CellAdvanced | events.CellDone) -> str:
+    return f"round {event.round + 1}: {_name(event.cell)}"
+
+
+def _describe_waiting(event: WaitingForLock | training.WaitingForLock) -> str:
+    return f"waiting: another run is timing on this machine ({event.holder})"
 
 
 def _name(cell: Cell) -> str:
@@ -231,59 +218,48 @@ TrainingEvent = training.Event | WaitingForLock
 
 def view_training(plan: TrainingPlan) -> Callable[[TrainingEvent], ShownEvent]:
     """Return the function that gives an event of training as it is shown."""
-
-    def view(event: TrainingEvent) -> ShownEvent:
-        text = describe_training_event(event, plan)
-        match event:
-            case training.StepDone(run=run, step=step):
-                return ShownEvent(
-                    text,
-                    above_bar=False,
-                    activity=run.name,
-                    steps=(step, run.num_steps),
-                    note=_pace(event),
-                    is_frequent=True,
-                )
-            case training.Packing():
-                return ShownEvent(text, above_bar=False, activity=text, is_frequent=True)
-            case _:
-                return ShownEvent(text, above_bar=not isinstance(event, training.PointAdded))
-
-    return view
+    return lambda event: _view_training(event, plan)
 
 
-def describe_training_event(event: TrainingEvent, plan: TrainingPlan) -> str:
-    """Return one event of training as a line of text."""
+def _view_training(event: TrainingEvent, plan: TrainingPlan) -> ShownEvent:
     match event:
+        case WaitingForLock() | training.WaitingForLock():
+            return ShownEvent(_describe_waiting(event))
         case training.Planned(num_runs=total, num_done=done):
             tokens = sum(map(plan.num_tokens, [*plan.tuning_runs, *plan.final_runs]))
             found = f"; on disk already: {done}" if done else ""
-            return f"runs to train: {total}, {format_count(tokens)} tokens in all{found}"
-        case WaitingForLock(holder=holder) | training.WaitingForLock(holder=holder):
-            return f"waiting: another run is timing on this machine ({holder})"
+            return ShownEvent(f"runs to train: {total}, {format_count(tokens)} tokens in all{found}")
         case training.Packing(split=split, num_documents=count, num_bytes=size):
-            return f"packing the split {split}: {count:,} documents, {format_bytes(size)}"
+            text = f"packing the split {split}: {count:,} documents, {format_bytes(size)}"
+            return ShownEvent(text, above_bar=False, activity=text, is_frequent=True)
         case training.RunStarted(run=run, number=number, num_runs=total, step=step):
             start = f", from step {step} on" if step else ""
-            return f"{number}/{total} {run.name}: {run.num_steps} steps at rate {describe_rate(run)}{start}"
+            rate = describe_rate(run)
+            return ShownEvent(f"{number}/{total} {run.name}: {run.num_steps} steps at rate {rate}{start}")
         case training.StepDone(run=run, step=step):
-            return f"{run.name}: step {step} of {run.num_steps}, {_pace(event)}"
+            pace = _pace(event)
+            text, steps = f"{run.name}: step {step} of {run.num_steps}, {pace}", (step, run.num_steps)
+            return ShownEvent(text, True, False, run.name, steps, pace, is_frequent=True)
         case training.PointAdded(run=run, point=point):
             losses = f"training {point.train_loss_nats:.4f}, validation {point.validation_loss_nats:.4f}"
-            return f"{run.name}: step {point.step}, {losses} nats/token"
+            return ShownEvent(f"{run.name}: step {point.step}, {losses} nats/token", above_bar=False)
         case training.Noted(run=run, text=text):
-            return f"{run.name}: {text}"
+            return ShownEvent(f"{run.name}: {text}")
         case training.RunEnded(result=result):
-            if result.validation_loss is None:
-                return f"{result.run.name}: FAILED: {result.error}"
-            before = " (on disk already)" if result.on_disk else ""
-            return f"{result.run.name}: done{before}, validation {result.validation_loss:.4f} nats/token"
+            return ShownEvent(_describe_result(result))
         case training.Tuned(tuning=tuning):
-            return _describe_tuning(tuning)
+            return ShownEvent(_describe_tuning(tuning))
         case training.Finished(result=result):
             failed = sum(run.status == "failed" for run in result.runs)
             counts = f"{len(result.runs) - failed} done" + (f", {failed} failed" if failed else "")
-            return f"{_ending(interrupted=result.interrupted)}: {counts}"
+            return ShownEvent(f"{_ending(interrupted=result.interrupted)}: {counts}")
+
+
+def _describe_result(result: training.RunResult) -> str:
+    if result.validation_loss is None:
+        return f"{result.run.name}: FAILED: {result.error}"
+    before = " (on disk already)" if result.on_disk else ""
+    return f"{result.run.name}: done{before}, validation {result.validation_loss:.4f} nats/token"
 
 
 def _describe_tuning(tuning: training.Tuning) -> str:
