@@ -123,7 +123,7 @@ def storing(path: Path) -> Iterator[None]:
 
 def _not_stored(path: Path, error: OSError) -> StorageError:
     return StorageError(
-        f"{path}: cannot be written: {error.strerror or error}. Everything stored before is intact. Free some "
+        f"{path}: cannot be written: {error.strerror or error}. What was stored before is intact. Free some "
         "space or give another folder, then run the same command again."
     )
 
