@@ -2,7 +2,7 @@
 
 import textwrap
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
@@ -40,34 +40,40 @@ def list_(
         raise typer.BadParameter("--page is Markdown: give it without --json")
     if page:
         _print_page()
-    elif tasks:
-        _list_tasks(data_dir, as_json=as_json)
-    elif sizes:
-        _list_sizes(as_json=as_json)
-    elif models:
-        _list_models(as_json=as_json)
+        return
+    listing = _tasks(data_dir) if tasks else _sizes() if sizes else _models() if models else _experiments()
+    if as_json:
+        print_json({listing.key: listing.rows})
     else:
-        _list_experiments(as_json=as_json)
+        print_columns(listing.header, listing.cells)
 
 
-def _list_experiments(*, as_json: bool) -> None:
+class _Listing(NamedTuple):
+    """One kind of names: as JSON below `key`, and as columns."""
+
+    key: str
+    rows: list[dict[str, Any]]
+    header: tuple[str, ...]
+    cells: list[tuple[str, ...]]
+
+
+def _experiments() -> _Listing:
     from retbench.config.experiment import list_experiments, load_experiment
 
     experiments = [load_experiment(name) for name in list_experiments()]
-    if as_json:
-        rows = [
+    return _Listing(
+        "experiments",
+        [
             {"name": e.name, "title": e.title, "source": e.source, "profiles": [*e.profiles]}
             for e in experiments
-        ]
-        print_json({"experiments": rows})
-        return
-    print_columns(
-        ("experiment", "profiles", "title"), [(e.name, " ".join(e.profiles), e.title) for e in experiments]
+        ],
+        ("experiment", "profiles", "title"),
+        [(e.name, " ".join(e.profiles), e.title) for e in experiments],
     )
 
 
-def _list_sizes(*, as_json: bool) -> None:
-    """Print every named size, with the parameters of its models."""
+def _sizes() -> _Listing:
+    """Return every named size, with the parameters of its models."""
     from retbench.architectures import costs, matching
     from retbench.architectures.sizes import SIZES
     from retbench.cli.in_process import named_models
@@ -80,9 +86,6 @@ def _list_sizes(*, as_json: bool) -> None:
             for model, spec in named_models().items()
         }
         rows.append({"name": name, **vars(size), "num_params_nonembedding": counts})
-    if as_json:
-        print_json({"sizes": rows})
-        return
     fields = {
         "size": "name",
         "width": "d_model",
@@ -91,47 +94,40 @@ def _list_sizes(*, as_json: bool) -> None:
         "attention heads": "attention_heads",
         "vocabulary": "vocab_size",
     }
-    print_columns(
-        (*fields, "parameters", "source"),
-        [
-            (
-                *(str(row[field]) for field in fields.values()),
-                format_count(row["num_params_nonembedding"]["retnet"]),
-                row["source"],
-            )
-            for row in rows
-        ],
-    )
+    cells = [
+        (
+            *(str(row[field]) for field in fields.values()),
+            format_count(row["num_params_nonembedding"]["retnet"]),
+            row["source"],
+        )
+        for row in rows
+    ]
+    return _Listing("sizes", rows, (*fields, "parameters", "source"), cells)
 
 
-def _list_models(*, as_json: bool) -> None:
+def _models() -> _Listing:
     from retbench.cli.in_process import backends_of, named_models
 
     models = named_models()
-    if as_json:
-        rows = [
-            {"name": name, **spec.model_dump(), "backends": backends_of(spec)}
-            for name, spec in models.items()
-        ]
-        print_json({"models": rows})
-        return
-    print_columns(
+    return _Listing(
+        "models",
+        [{"name": name, **spec.model_dump(), "backends": backends_of(spec)} for name, spec in models.items()],
         ("model", "architecture", "variant", "backends"),
         [(name, m.architecture, m.variant, " ".join(backends_of(m))) for name, m in models.items()],
     )
 
 
-def _list_tasks(data_dir: Path | None, *, as_json: bool) -> None:
-    """Print every zero-shot task with the paper that reports it and the place of its data."""
+def _tasks(data_dir: Path | None) -> _Listing:
+    """Return every zero-shot task with the paper that reports it and the place of its data."""
     from retbench.evaluation.tasks import task_rows
 
     rows = task_rows(data_dir)
-    if as_json:
-        print_json(
-            {"tasks": [{"name": name, "source": source, "data": place} for name, source, place in rows]}
-        )
-        return
-    print_columns(("task", "data", "source"), [(name, place, source) for name, source, place in rows])
+    return _Listing(
+        "tasks",
+        [{"name": name, "source": source, "data": place} for name, source, place in rows],
+        ("task", "data", "source"),
+        [(name, place, source) for name, source, place in rows],
+    )
 
 
 def _print_page() -> None:

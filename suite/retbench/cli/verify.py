@@ -112,10 +112,8 @@ def _print_json(name: str, size: str, model: "Decoder", gate: "Gate") -> None:
 
     checks = [
         {
-            "name": check.name,
-            "length": check.length,
+            **check.model_dump(),
             "error": check.error if math.isfinite(check.error) else None,
-            "limit": check.limit,
             "passed": check.passed,
         }
         for check in gate.checks

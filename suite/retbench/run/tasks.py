@@ -4,7 +4,8 @@ import gc
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -114,31 +115,40 @@ def _build(job: Job, device: torch.device) -> Decoder:
     )
 
 
-def _refusal(cells: tuple[int, ...], error: Exception) -> Refused:
-    """Return the message that `cells` cannot be measured because of `error`; its traceback goes to stderr."""
-    traceback.print_exception(error)
-    status, message = classify(error)
-    return Refused(cells=cells, status=status, error=message)
+@contextmanager
+def _refusing(cells: Iterable[int], send: Send) -> Iterator[None]:
+    """Refuse `cells`, by their index, if the block raises; a StorageError ends the run instead."""
+    try:
+        yield
+    except StorageError:
+        raise
+    except Exception as error:
+        traceback.print_exception(error)
+        status, message = classify(error)
+        send(Refused(cells=tuple(cells), status=status, error=message))
 
 
 def _prepare(job: Job, device: torch.device, store: StateStore, send: Send) -> None:
     """Run the equivalence check; if it passes, stream the states that decode cells start from."""
-    try:
+    gate = None
+    with _refusing(range(len(job.cells)), send):
         model = _build(job, device)
         gate = _check_gate(job, model)
-    except StorageError:
-        raise
-    except Exception as error:
-        send(_refusal(tuple(range(len(job.cells))), error))
+    if gate is None:
         return
     send(Checked(gate=gate))
     if not gate.passed or not is_streamed(model):
         return
-    streamed = tuple(
+    streamed = [
         index for index, cell in enumerate(job.cells) if find_workload(cell.workload).starts_from_state
-    )
+    ]
+
+    def report(num_tokens: int, total_tokens: int) -> None:
+        send(Streamed(num_tokens=num_tokens, total_tokens=total_tokens))
+
     if streamed:
-        _stream(job, model, streamed, store, send)
+        with _refusing(streamed, send):
+            stream_states(model, [job.cells[index] for index in streamed], store, report)
 
 
 def _check_gate(job: Job, model: Decoder) -> Gate:
@@ -183,20 +193,6 @@ def _gate_that_fits(model: Decoder, tokens: torch.Tensor, depth: int) -> Gate | 
     return None  # outside the handler, where no traceback holds the tensors of the failed pass
 
 
-def _stream(job: Job, model: Decoder, cells: tuple[int, ...], store: StateStore, send: Send) -> None:
-    """Stream the states of decode cells; refuse the cells if that fails."""
-
-    def report(num_tokens: int, total_tokens: int) -> None:
-        send(Streamed(num_tokens=num_tokens, total_tokens=total_tokens))
-
-    try:
-        stream_states(model, [job.cells[index] for index in cells], store, report)
-    except StorageError:
-        raise
-    except Exception as error:
-        send(_refusal(cells, error))
-
-
 def _free_memory(device: torch.device) -> None:
     """Free the memory that the last measurement left behind."""
     gc.collect()
@@ -239,20 +235,14 @@ class _Bench:
         return True
 
 
-def _set_up(job: Job, device: torch.device, surroundings: Surroundings, send: Send) -> _Bench | None:
-    """Measure the ceilings and build the model; if that fails, refuse all cells and return None."""
+def _set_up(job: Job, device: torch.device, surroundings: Surroundings, send: Send) -> _Bench:
+    """Measure the ceilings and build the model."""
     settings = job.cells[0].settings
-    try:
-        ceilings = measure_ceilings(device, getattr(torch, settings.dtype))
-        if settings.memory_limit_bytes is not None:
-            limit_memory(settings.memory_limit_bytes, device)
-        model = _build(job, device)
-    except StorageError:
-        raise
-    except Exception as error:
-        send(_refusal(tuple(range(len(job.cells))), error))
-        return None
+    ceilings = measure_ceilings(device, getattr(torch, settings.dtype))
+    if settings.memory_limit_bytes is not None:
+        limit_memory(settings.memory_limit_bytes, device)
     store = StateStore(job.states_dir, job.run.code_revision)
+    model = _build(job, device)
     return _Bench(job, model, device, replace(surroundings, ceilings=ceilings), store, send)
 
 
@@ -260,7 +250,9 @@ def _measure(
     job: Job, device: torch.device, surroundings: Surroundings, send: Send, requests: Iterator[MeasureCell]
 ) -> None:
     """Measure one cell per request; stop where another process must measure the rest."""
-    bench = _set_up(job, device, surroundings, send)
+    bench = None
+    with _refusing(range(len(job.cells)), send):
+        bench = _set_up(job, device, surroundings, send)
     if bench is None:
         return
     if job.task == "serve":
