@@ -1,4 +1,4 @@
-"""The worker as a process: what it sends, what it keeps to itself, and when it ends."""
+"""The worker as a process: its messages, its output, and its end."""
 
 import os
 import signal
@@ -76,9 +76,15 @@ def ask(job: Job, extra: dict[str, str] | None = None) -> tuple[list[Message], s
 
 
 def test_prints_of_a_library_do_not_reach_the_protocol(plan: Plan, tmp_path: Path) -> None:
-    noise = "import atexit, os, sys, threading\nprint('banner without an end', end='', flush=True)\n"
-    noise += (
-        "threading.Timer(0.3, lambda: (os.write(1, b'from C'), print('from Python', flush=True))).start()\n"
+    noise = (
+        "import os, threading, time\n"
+        "print('banner without an end', end='', flush=True)\n"
+        "def speak():\n"
+        "    while os.fstat(1).st_ino != os.fstat(2).st_ino:\n"  # until the worker keeps its stdout for itself
+        "        time.sleep(0.01)\n"
+        "    os.write(1, b'from C')\n"
+        "    print('from Python', flush=True)\n"
+        "threading.Thread(target=speak, daemon=True).start()\n"
     )
     (tmp_path / "sitecustomize.py").write_text(noise, encoding="utf-8")
     path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
@@ -104,7 +110,7 @@ def test_changed_source_is_not_measured(plan: Plan, tmp_path: Path) -> None:
     assert not (tmp_path / "a.jsonl").exists()
 
 
-def test_a_full_disk_is_told_as_such(plan: Plan, tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_as_such(plan: Plan, tmp_path: Path) -> None:
     (tmp_path / "states").write_text("in the way", encoding="utf-8")
     heard, _ = ask(make_job(plan, tmp_path, task="prepare"))
     assert isinstance(heard[-1], Failed)
@@ -136,7 +142,13 @@ def test_even_a_stopped_worker_dies_with_its_runner() -> None:
     with subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE) as runner:
         assert runner.stdout is not None
         worker = psutil.Process(int(runner.stdout.readline()))
-        time.sleep(1.0)  # long enough for it to ask the kernel; it then waits for a job that never comes
+        streams = [Path(f"/proc/{worker.pid}/fd/{number}") for number in (1, 2)]
+        deadline = time.monotonic() + 60
+        while os.readlink(streams[0]) != os.readlink(
+            streams[1]
+        ):  # it claims its stdout after it has asked the kernel
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
         worker.send_signal(signal.SIGSTOP)
         runner.kill()
         runner.wait()
