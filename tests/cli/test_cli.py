@@ -62,7 +62,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_run_prints_results_on_stdout_and_talk_on_stderr(measured: Path) -> None:
+def test_run_prints_results_on_stdout_and_progress_on_stderr(measured: Path) -> None:
     stdout = (measured / "stdout").read_text(encoding="utf-8")
     stderr = (measured / "stderr").read_text(encoding="utf-8")
     assert stdout.startswith("### decode\n")
@@ -306,7 +306,9 @@ def test_verify_shows_every_check_and_the_verdict() -> None:
     assert stdout.splitlines()[-1] == "retnet 300k float32 cpu chunkwise: equivalent"
 
 
-def test_a_red_gate_ends_verify_with_1_and_names_the_check(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_equivalence_check_ends_verify_with_1_and_names_the_check(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     import torch
 
     from retbench.models import gate

@@ -95,14 +95,14 @@ def test_records_at_another_dtype_are_refused(tmp_path: Path) -> None:
         (("retnet", "--ceilings", "nowhere"), 2, "no results at 'nowhere'"),
     ],
 )
-def test_what_is_impossible_is_said(words: tuple[str, ...], code: int, message: str) -> None:
+def test_an_impossible_request_is_refused(words: tuple[str, ...], code: int, message: str) -> None:
     exit_code, out, err = run(*words)
     assert exit_code == code
     assert message in err
     assert out == ""
 
 
-def test_the_papers_numbers_beside_the_closed_forms() -> None:
+def test_the_papers_numbers_next_to_the_analytical_ones() -> None:
     code, out, _ = run("--paper")
     assert code == 0
     (weights,) = [line for line in out.splitlines() if line.startswith("figure6a_weights")]

@@ -65,16 +65,16 @@ def test_cells_that_fill_the_memory_come_last_each_on_its_own_and_in_one_round(
     assert plan.num_measurements == 2 * (2 * 2 + 2)
     book = make(plan, run_info, tmp_path / "a.jsonl")
     assert book.total == plan.num_measurements
-    visits = []
+    orders = []
     for number in range(2):
         while todo := book.cell_order("retnet", number):
-            visits.append(sorted(cell.workload for cell in todo))
+            orders.append(sorted(cell.workload for cell in todo))
             for cell in todo:
                 book.mark_done(cell, number, "ok", None)
-    assert visits == [["decode"] * 2, ["largest_batch"], ["largest_batch"], ["decode"] * 2]
+    assert orders == [["decode"] * 2, ["largest_batch"], ["largest_batch"], ["decode"] * 2]
 
 
-def test_a_visit_goes_on_in_the_same_order(plan_of: Planner, run_info: RunInfo, tmp_path: Path) -> None:
+def test_the_pending_cells_keep_their_order(plan_of: Planner, run_info: RunInfo, tmp_path: Path) -> None:
     book = make(plan_of("workloads.decode.context_len=[1,2,3,4,5,6]"), run_info, tmp_path / "a.jsonl")
     before = book.cell_order("retnet", 0)
     book.mark_done(before[0], 0, "ok", None)
@@ -106,15 +106,15 @@ def test_a_refusal_is_recorded_for_every_round_left(
     assert book.result(interrupted=False).path == tmp_path / "a.jsonl"
 
 
-def test_nobody_is_blamed_for_a_cell_whose_record_is_on_disk(
+def test_a_worker_exit_does_not_replace_a_record_on_disk(
     plan_of: Planner, run_info: RunInfo, tmp_path: Path
 ) -> None:
     plan = plan_of("rounds=2")
     book = make(plan, run_info, tmp_path / "a.jsonl")
     book.write_failure(plan.cells[0], 0, "oom", "its own worker's record")
-    late = make(plan, run_info, tmp_path / "a.jsonl")  # the worker died before it could tell
-    late.write_worker_exit(plan.cells[0], 0, "failed", "the worker died")
-    late.write_worker_exit(plan.cells[0], 1, "failed", "the worker died")
+    late = make(plan, run_info, tmp_path / "a.jsonl")  # the worker ended before it could report
+    late.write_worker_exit(plan.cells[0], 0, "failed", "the worker ended")
+    late.write_worker_exit(plan.cells[0], 1, "failed", "the worker ended")
     records, _ = read_records(tmp_path)
     assert [(record.round, record.status) for record in records] == [(0, "oom"), (1, "failed")]
     assert late.counts == {"oom": 1, "failed": 1}
@@ -125,7 +125,7 @@ def test_without_a_record_there_is_no_file(plan_of: Planner, run_info: RunInfo, 
     assert result == events.RunSummary({}, {}, None, interrupted=True)
 
 
-def test_time_left_is_weighed_by_what_each_cell_took(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_time_left_follows_from_the_time_of_each_cell(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     pace = CellTimes()
@@ -143,7 +143,7 @@ def test_time_left_is_weighed_by_what_each_cell_took(monkeypatch: pytest.MonkeyP
     assert pace.seconds_for([]) == 0
 
 
-def test_the_exit_code_tells_how_a_run_went() -> None:
+def test_the_exit_code_follows_from_the_outcome_of_a_run() -> None:
     from retbench.cli.run import exit_code
 
     assert exit_code(events.RunSummary({"ok": 2})) == 0

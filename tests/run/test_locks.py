@@ -40,7 +40,7 @@ def test_the_lock_is_taken_and_given_back(own_lock: Path) -> None:
         assert not (own_lock / "holder.json").exists()
 
 
-def test_another_process_waits_and_is_told_who_holds_it(own_lock: Path) -> None:
+def test_another_process_waits_and_learns_who_holds_it(own_lock: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", HOLD], stdout=subprocess.PIPE) as process:
         try:
             assert process.stdout is not None

@@ -1,4 +1,4 @@
-"""Whole runs with real workers, and what befalls them: faults are dealt from outside, to the worker's process."""
+"""Whole runs with real workers; faults are injected from outside, into the worker's process."""
 
 import os
 import resource
@@ -34,16 +34,16 @@ class Observer:
     """Keeps every event, and does something on some."""
 
     def __init__(self, act: Act | None = None) -> None:
-        self.heard: list[events.RunEvent] = []
+        self.received: list[events.RunEvent] = []
         self._act = act
 
     def notify(self, event: events.RunEvent, /) -> None:
-        self.heard.append(event)
+        self.received.append(event)
         if self._act is not None:
             self._act(event)
 
     def kinds(self) -> Counter[str]:
-        return Counter(type(event).__name__ for event in self.heard)
+        return Counter(type(event).__name__ for event in self.received)
 
 
 @pytest.fixture(autouse=True)
@@ -117,7 +117,7 @@ def test_a_run_measures_every_cell_and_a_second_one_nothing(tmp_path: Path) -> N
         "CellDone": 10,
         "RunFinished": 1,
     }
-    assert observer.heard[-1] == events.RunFinished(result, events.RunProgress(10, 10, 0))
+    assert observer.received[-1] == events.RunFinished(result, events.RunProgress(10, 10, 0))
 
     again = Observer()
     assert run_plan(plan, out, fresh=False, observer=again) == RunSummary(
@@ -128,10 +128,10 @@ def test_a_run_measures_every_cell_and_a_second_one_nothing(tmp_path: Path) -> N
 
 
 class Faults:
-    """Deals each kind of fault to a worker at one cell, the first time that the cell is started."""
+    """Injects each kind of fault into a worker at one cell, the first time that the cell is started."""
 
     def __init__(self) -> None:
-        self.left = {8: self.crash, 16: self.hang, 32: self.murder, 2000: self.starve}
+        self.left = {8: self.crash, 16: self.hang, 32: self.kill, 2000: self.starve}
 
     def __call__(self, event: events.RunEvent) -> None:
         if isinstance(event, events.CellStarted):
@@ -150,7 +150,7 @@ class Faults:
         size = psutil.Process(pid).memory_info().vms
         resource.prlimit(pid, resource.RLIMIT_AS, (size, size))
 
-    def murder(self, pid: int) -> None:
+    def kill(self, pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
@@ -160,7 +160,7 @@ def faulty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Pat
     folder = tmp_path_factory.mktemp("faulty")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(LOCK_DIR_VARIABLE, str(folder / "lock"))
-        # So many steps that a cell outlasts the blow.
+        # So many steps that a cell outlasts the fault.
         steps = PROFILE.replace("min_steps = 2", "min_steps = 200") + "timeout_s = 5.0\n"
         lengths = grid("decode", 8, 16, 32, 40) + grid("prefill", 2000)
         path = write_experiment(folder, TRANSFORMER, steps, lengths)
@@ -173,7 +173,7 @@ def by_length(records: list[Record]) -> dict[int, Record]:
     return {one.point.context_len: one for one in records}
 
 
-def test_a_sweep_goes_on_whatever_befalls_its_workers(
+def test_a_run_continues_whatever_happens_to_its_workers(
     faulty: tuple[Path, Path, RunSummary, Observer],
 ) -> None:
     _, out, result, observer = faulty
@@ -205,7 +205,7 @@ def test_what_failed_is_tried_again_and_nothing_else(
     result = run_plan(plan_for(path), out, fresh=False, observer=observer)
     assert result == RunSummary({"ok": 3}, {"ok": 1, "oom": 1}, result.path, interrupted=False)
     tried = [
-        event.cell.point.context_len for event in observer.heard if isinstance(event, events.CellStarted)
+        event.cell.point.context_len for event in observer.received if isinstance(event, events.CellStarted)
     ]
     assert sorted(tried) == [8, 16, 32]
     assert len(records_in(out)) == before + 3
@@ -214,7 +214,7 @@ def test_what_failed_is_tried_again_and_nothing_else(
 @pytest.mark.skipif(
     torch.version.cuda is not None, reason="a PyTorch with CUDA cannot be loaded in so little memory"
 )
-def test_want_of_memory_before_any_cell_was_tried_is_no_outcome_of_the_cells(tmp_path: Path) -> None:
+def test_running_out_of_memory_before_any_cell_is_no_outcome_of_the_cells(tmp_path: Path) -> None:
     path = write_experiment(tmp_path, TRANSFORMER, RETNET, PROFILE, grid("prefill", 8))
     prepared: list[str] = []
 
@@ -263,7 +263,7 @@ def test_a_signal_before_anything_is_measured(tmp_path: Path) -> None:
     observer = Observer(stop_at_once)
     result = run_plan(plan_for(path), tmp_path / "out", fresh=False, observer=observer)
     assert result == RunSummary(interrupted=True)
-    assert observer.heard[-1] == events.RunFinished(result, events.RunProgress(0, 1))
+    assert observer.received[-1] == events.RunFinished(result, events.RunProgress(0, 1))
     assert no_workers()
 
 
@@ -284,7 +284,7 @@ run_plan(plan, Path(sys.argv[2]), fresh=False, observer=Observer())
 
 @pytest.fixture
 def drive() -> Iterator[Callable[[Path, Path], subprocess.Popen[str]]]:
-    """Starts a run in a process of its own, which tells its events on stdout."""
+    """Starts a run in a separate process, which prints its events to stdout."""
     started: list[subprocess.Popen[str]] = []
 
     def begin(path: Path, out: Path) -> subprocess.Popen[str]:
@@ -354,7 +354,7 @@ def test_a_second_run_waits_and_then_skips_what_the_first_has_done(
     observer = Observer()
     result = run_plan(plan_for(path), out, fresh=False, observer=observer)
     assert result == RunSummary({}, {"ok": 2}, None, interrupted=False)
-    waiting = observer.heard[0]
+    waiting = observer.received[0]
     assert isinstance(waiting, events.WaitingForLock)
     assert f"process {first.pid}" in waiting.holder
     assert observer.kinds() == {"WaitingForLock": 1, "RunPlanned": 1, "RunFinished": 1}
@@ -472,14 +472,16 @@ def test_a_worker_that_the_kernel_kills_for_memory_is_out_of_memory(
     assert "(oom_kill rose in" in str(found[20000].error)
 
 
-def test_a_red_gate_is_recorded_and_nothing_is_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Dropped into the worker from outside: a form that is a thousandth off.
+def test_a_failed_equivalence_check_is_recorded_and_nothing_is_timed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Injected into the worker from outside: a form that is a tenth off.
     (tmp_path / "sitecustomize.py").write_text(SABOTAGE, encoding="utf-8")
     monkeypatch.setenv(
         "PYTHONPATH", os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
     )
     path = write_experiment(tmp_path, RETNET, PROFILE, "", grid("prefill", 8, 16)).rename(
-        tmp_path / "red.toml"
+        tmp_path / "failing.toml"
     )
     observer = Observer()
     result = run_plan(plan_for(path, "rounds=2"), tmp_path / "out", fresh=False, observer=observer)

@@ -58,7 +58,7 @@ def leave_room_for(num_tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def streamed_depth(sent: list[Message]) -> int:
-    """The tokens over which the state of a green gate was streamed, as its check says."""
+    """The tokens over which a passed equivalence check streamed the state."""
     (message,) = sent
     assert isinstance(message, Checked)
     assert message.gate.passed
