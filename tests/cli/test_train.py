@@ -1,11 +1,11 @@
-"""What `retbench train` prints on stdout: the runs that are over, or those that are planned."""
+"""Output of `retbench train` on stdout: finished or planned runs."""
 
 import json
 from pathlib import Path
 
 import pytest
 
-from retbench.cli.training_output import print_plan, print_result
+from retbench.cli.train import print_plan, print_result
 from retbench.training.events import RunResult, TrainingResult, Tuning
 from retbench.training.plan import TrainingPlan
 
@@ -48,12 +48,12 @@ def test_scripts_get_one_object_in_base_units(
     training_plan: TrainingPlan, result: TrainingResult, capsys: pytest.CaptureFixture[str]
 ) -> None:
     print_result(training_plan, result, as_json=True)
-    told = json.loads(capsys.readouterr().out)
-    assert (told["experiment"], told["profile"], told["interrupted"]) == ("tiny", "cpu", True)
-    assert told["tuning"] == [
+    answer = json.loads(capsys.readouterr().out)
+    assert (answer["experiment"], answer["profile"], answer["interrupted"]) == ("tiny", "cpu", True)
+    assert answer["tuning"] == [
         {"model": "retnet", "size": "300k", "learning_rate": 1e-3, "edge_of_grid": "lowest"}
     ]
-    good, bad, final = told["runs"]
+    good, bad, final = answer["runs"]
     assert good == {
         "model": "retnet",
         "size": "300k",
@@ -90,9 +90,9 @@ def test_a_plan_in_json_has_the_seconds_and_the_command(
 ) -> None:
     runs = training_plan.final_runs
     print_plan(training_plan, runs, [1.5, 2.5], as_json=True)
-    told = json.loads(capsys.readouterr().out)
-    assert told["command"] == training_plan.command
-    assert [(run["model"], run["num_tokens"], run["seconds"]) for run in told["runs"]] == [
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["command"] == training_plan.command
+    assert [(run["model"], run["num_tokens"], run["seconds"]) for run in answer["runs"]] == [
         ("retnet", 2048, 1.5),
         ("transformer", 2048, 2.5),
     ]

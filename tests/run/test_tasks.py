@@ -1,20 +1,23 @@
-"""What a worker tells of a gate without the memory it needs, how deep a gate goes, and when a worker leaves."""
+"""A worker's tasks: the depth and memory of the equivalence check, when a worker stops, errors, progress."""
 
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from retbench.errors import CapacityError, CheckpointError, ConfigError, RetbenchError, UnsupportedError
 from retbench.models.gate import LENGTHS
 from retbench.ops import attention
 from retbench.planning.plan import Plan
 from retbench.records.record import Ceilings, Gate, Status, utc_now
 from retbench.run import tasks
-from retbench.run.protocol import Checked, Done, Job, Message, Refused, RunInfo
+from retbench.run.protocol import Advanced, Checked, Done, Job, MeasureCell, Message, Refused, RunInfo
 from retbench.run.recording import Outcome, Surroundings
+from retbench.run.tasks import CellProgress, classify
 from retbench.workloads.states import StateStore
 
 Prepare = Callable[..., list[Message]]
@@ -22,7 +25,7 @@ Prepare = Callable[..., list[Message]]
 
 @pytest.fixture
 def prepare(plan_of: Callable[..., Plan], run_info: RunInfo, tmp_path: Path) -> Prepare:
-    """Prepares the Transformer of the small experiment for cells of a depth, in this process; what is told of it."""
+    """Prepares the small experiment's Transformer for cells of a depth, in this process; returns the messages."""
 
     def run(depth: int) -> list[Message]:
         plan = plan_of("size=300k", f"workloads.decode.context_len=[{depth}]")
@@ -34,10 +37,10 @@ def prepare(plan_of: Callable[..., Plan], run_info: RunInfo, tmp_path: Path) -> 
             states_dir=tmp_path / "states",
             parent_pid=os.getpid(),
         )
-        told: list[Message] = []
+        sent: list[Message] = []
         store = StateStore(tmp_path / "states", "0.1.0+src.test")
-        tasks._prepare(job, torch.device("cpu"), store, told.append)
-        return told
+        tasks._prepare(job, torch.device("cpu"), store, sent.append)
+        return sent
 
     return run
 
@@ -54,9 +57,9 @@ def leave_room_for(num_tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tasks, "run_gate", starve)
 
 
-def streamed_depth(told: list[Message]) -> int:
-    """The tokens over which the state of a green gate was streamed, as its check says."""
-    (message,) = told
+def streamed_depth(sent: list[Message]) -> int:
+    """The tokens over which a passed equivalence check streamed the state."""
+    (message,) = sent
     assert isinstance(message, Checked)
     assert message.gate.passed
     return next(check.length for check in message.gate.checks if check.name == "streamed state = whole")
@@ -76,7 +79,9 @@ def test_a_gate_that_fits_at_no_depth_is_no_outcome_of_the_cells(
     (message,) = prepare(4096)
     assert isinstance(message, Refused)
     assert message.status == "unsupported"  # so that it is tried again
-    assert "equality gate of 'transformer' runs out of memory on cpu even at 2,047 tokens" in message.error
+    assert (
+        "equivalence check of 'transformer' runs out of memory on cpu even at 2,047 tokens" in message.error
+    )
 
 
 @pytest.mark.parametrize(("kernel", "depth"), [("flash", 2400), ("math", 2200)])
@@ -121,6 +126,67 @@ def test_a_worker_leaves_after_a_step_that_no_graph_could_hold(
         tasks, "measure_ceilings", lambda *_: Ceilings(read_bandwidth_bytes_per_s=1, matmul_flops_per_s=1)
     )
     monkeypatch.setattr(tasks, "_measure_cell", lambda *_: Outcome(status, utc_now(), "why"))
-    told: list[Message] = []
-    tasks._measure(job, torch.device("cpu"), Surroundings({}), told.append)
-    assert [message.status for message in told if isinstance(message, Done)] == [status] * measured
+    sent: list[Message] = []
+    requests = (MeasureCell(index=index, round=0) for index in range(len(job.cells)))
+    tasks._measure(job, torch.device("cpu"), Surroundings({}), sent.append, requests)
+    assert [message.status for message in sent if isinstance(message, Done)] == [status] * measured
+
+
+def test_progress_counts_every_token_and_is_sent_at_most_once_per_interval(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now_s = iter([100.0, 100.1, 101.0, 101.1, 101.9, 102.0])
+    monkeypatch.setattr(tasks, "time", SimpleNamespace(monotonic=lambda: next(now_s)))
+    sent: list[Message] = []
+    progress = CellProgress(sent.append)
+    for num_tokens in (5, 6, 7, 8, 9):
+        progress(num_tokens)
+    assert sent == [Advanced(num_tokens=11), Advanced(num_tokens=35)]
+
+
+def raised(error: Exception) -> Exception:
+    try:
+        raise error
+    except Exception as caught:
+        return caught
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("std::bad_alloc"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"),
+    ],
+)
+def test_running_out_of_memory_has_many_names(error: Exception) -> None:
+    status, message = classify(raised(error))
+    assert status == "oom"
+    assert message.startswith("out of memory: ")
+
+
+def test_torchs_own_allocator_runs_out_of_memory() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**62, dtype=torch.int8)
+    assert classify(caught.value)[0] == "oom"
+
+
+def test_what_is_unsupported_keeps_its_message() -> None:
+    assert classify(raised(UnsupportedError("no flash here"))) == ("unsupported", "no flash here")
+
+
+@pytest.mark.parametrize("kind", [ConfigError, CheckpointError, CapacityError, RetbenchError])
+def test_what_was_written_for_the_user_keeps_its_words(kind: type[RetbenchError]) -> None:
+    assert classify(raised(kind("a.json: no such split."))) == ("failed", "a.json: no such split.")
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("shapes\nof two lines"), ValueError("full"), ZeroDivisionError()]
+)
+def test_anything_else_has_failed_and_says_where(error: Exception) -> None:
+    status, message = classify(raised(error))
+    assert status == "failed"
+    assert message.startswith(f"{type(error).__name__} at test_tasks.py:")
+    assert "\n" not in message
