@@ -9,7 +9,8 @@ from report.synthetic_records import LENGTHS, Maker
 from retbench.records.record import Metric, Record
 from retbench.report.comparisons import find_crossover, find_slope, fit_line, pair_ratios
 from retbench.report.frames import metric_frame
-from retbench.report.points import lineup, summarise
+from retbench.report.points import lineup
+from retbench.report.sweeps import summarise
 
 
 def decode_records(

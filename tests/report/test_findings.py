@@ -6,13 +6,13 @@ import pytest
 
 from report.synthetic_records import CPU, SMALL_TRAINER, Maker
 from retbench.records.record import Metric, Record
-from retbench.report.findings import Finding, find
-from retbench.report.scenes import make_scenes
+from retbench.report.findings import KeyFinding, find_costs
 from retbench.report.selection import select
+from retbench.report.sweeps import make_sweeps
 
 
-def findings(records: list[Record]) -> list[Finding]:
-    return find(make_scenes(select(records)))
+def findings(records: list[Record]) -> list[KeyFinding]:
+    return find_costs(make_sweeps(select(records)))
 
 
 def decode(retnet: float, transformer: float, noise: tuple[float, ...] = (1.0, 1.01, 0.99)) -> list[Record]:

@@ -16,8 +16,8 @@ from retbench.report import style
 from retbench.report.drawings import Drawing
 from retbench.report.inference import draw_figure6
 from retbench.report.overlays import figure6a, figure6b, figure6c
-from retbench.report.scenes import make_scenes
 from retbench.report.selection import select
+from retbench.report.sweeps import make_sweeps
 
 LENGTHS, BATCHES = (1024, 2048, 4096, 8192), (1, 2, 4, 8, 16)
 CROWDED = replace(GPU, memory_bytes=40e9)
@@ -26,7 +26,7 @@ CROWDED = replace(GPU, memory_bytes=40e9)
 def figure6(records: list[Record]) -> Drawing | None:
     """The one figure of the paper's layout, if there is one."""
     with style.house_style():
-        found = draw_figure6(make_scenes(select(records)))
+        found = draw_figure6(make_sweeps(select(records)))
     assert len(found) <= 1
     return found[0] if found else None
 

@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 
 from report.synthetic_scores import ScoreMaker
+from retbench.report.evaluations import Evaluations, make_evaluations
 from retbench.report.frames import load_results
 from retbench.report.overlaps import overlap_sentences
 from retbench.report.report import write_report
-from retbench.report.scores import Scores, make_scores
+from retbench.report.selection import select
 
 NOW = "cla456789012"
 """Fingerprint of classic_books where it is scored."""
@@ -28,9 +29,9 @@ def maker_of(folder: Path, *, split: str, then: str | None, corpus: str = "class
     return maker
 
 
-def scores_of(maker: ScoreMaker) -> Scores:
+def scores_of(maker: ScoreMaker) -> Evaluations:
     loaded = load_results(maker.write())
-    found = make_scores(loaded.records, loaded.folders)
+    found = make_evaluations(select(loaded.records, folders=loaded.folders))
     assert found is not None
     return found
 

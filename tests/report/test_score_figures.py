@@ -9,20 +9,21 @@ import pytest
 from report.synthetic_scores import SEEDS, TASKS, TRAINED_LEN, ScoreMaker
 from report.words import check_words
 from retbench.report.drawings import Drawing
+from retbench.report.evaluations import Evaluations, make_evaluations
 from retbench.report.frames import load_results
 from retbench.report.score_figures import draw_scores
-from retbench.report.scores import Scores, make_scores
+from retbench.report.selection import select
 from retbench.stats.paired import proportion_interval
 
 
 @pytest.fixture(scope="module")
-def drawings(scores: Scores) -> dict[str, Drawing]:
+def drawings(scores: Evaluations) -> dict[str, Drawing]:
     return {drawing.name: drawing for drawing in draw_scores(scores)}
 
 
 def drawn(maker: ScoreMaker) -> list[Drawing]:
     loaded = load_results(maker.write())
-    scores = make_scores(loaded.records, loaded.folders)
+    scores = make_evaluations(select(loaded.records, folders=loaded.folders))
     assert scores is not None
     return draw_scores(scores)
 

@@ -11,16 +11,17 @@ from matplotlib.axes import Axes
 from report.synthetic_scores import SEEDS, ScoreMaker
 from report.words import check_words
 from retbench.report.drawings import Drawing
+from retbench.report.evaluations import Evaluations, make_evaluations
 from retbench.report.frames import load_results
-from retbench.report.readings import TRAINING_RUN, is_final
+from retbench.report.points import is_final
 from retbench.report.score_figures import draw_scores
-from retbench.report.scores import Scores, make_scores
+from retbench.report.selection import select
 
 FIGURE5 = "quality_training_run_classic_books_2048_figure5"
 
 
 @pytest.fixture(scope="module")
-def drawings(scores: Scores) -> dict[str, Drawing]:
+def drawings(scores: Evaluations) -> dict[str, Drawing]:
     return {drawing.name: drawing for drawing in draw_scores(scores)}
 
 
@@ -31,11 +32,11 @@ def points_of(axes: Axes) -> list[tuple[float, float]]:
 
 
 def test_points_over_sizes_are_the_readings_and_the_line_is_of_one_seed(
-    drawings: dict[str, Drawing], scores: Scores
+    drawings: dict[str, Drawing], scores: Evaluations
 ) -> None:
     drawing = drawings["quality_perplexity_litbank-original_whole_8192_by_size"]
     question = next(
-        q for q in scores.questions("perplexity") if (q.task, q.context_len) == ("litbank/original", 8192)
+        q for q in scores.task_points("document") if (q.task, q.context_len) == ("litbank/original", 8192)
     )
     expected = {
         (r.model.name, r.model.size, str(r.model.weights and r.model.weights.seed)): (
@@ -57,10 +58,10 @@ def test_points_over_sizes_are_the_readings_and_the_line_is_of_one_seed(
 
 
 def test_figure_5_is_the_perplexity_of_every_final_training(
-    drawings: dict[str, Drawing], scores: Scores
+    drawings: dict[str, Drawing], scores: Evaluations
 ) -> None:
     drawing = drawings[FIGURE5]
-    finals = [r for question in scores.questions(TRAINING_RUN) for r in scores.at(question) if is_final(r)]
+    finals = [r for question in scores.task_points("seed") for r in scores.at(question) if is_final(r)]
     expected = sorted(
         (float(r.model.num_params_nonembedding), math.exp(r.metrics["validation_loss_nats"].value))
         for r in finals
@@ -95,7 +96,7 @@ def test_a_best_rate_at_the_end_of_its_grid_is_named(tmp_path: Path) -> None:
     maker = ScoreMaker(tmp_path, seeds={"1m": (0,), "6m": (0,)}, change=change)
     maker.trainings()
     loaded = load_results(maker.write())
-    scores = make_scores(loaded.records, loaded.folders)
+    scores = make_evaluations(select(loaded.records, folders=loaded.folders))
     assert scores is not None
     (drawing,) = [drawing for drawing in draw_scores(scores) if drawing.name == FIGURE5]
     assert (
@@ -118,7 +119,7 @@ def test_figure_5_needs_two_sizes_and_one_tokenizer(tmp_path: Path) -> None:
     for maker in makers:
         maker.trainings()
         loaded = load_results(maker.write())
-        scores = make_scores(loaded.records, loaded.folders)
+        scores = make_evaluations(select(loaded.records, folders=loaded.folders))
         assert scores is not None
         found.append(FIGURE5 in {drawing.name for drawing in draw_scores(scores)})
     assert found == [False, False, True]

@@ -6,8 +6,10 @@ import typer
 
 from retbench.config.experiment import list_experiments
 from retbench.errors import RecordError
+from retbench.report.formats import render
 from retbench.report.frames import Results, load_results
-from retbench.report.tables import find_newest, render, table_of
+from retbench.report.selection import select
+from retbench.report.tables import contents_of, table_of
 
 
 def print_table(experiment: str, form: str, results: Path) -> None:
@@ -28,10 +30,10 @@ def print_table(experiment: str, form: str, results: Path) -> None:
 
 def print_records(results: Results, experiment: str, form: str) -> None:
     """Print the newest comparable ones of some records; on stderr, what is not among them."""
-    found = find_newest(results.records, experiment, results.folders)
-    for note in found.left_out:
+    found = contents_of(select(results.records, experiment, results.folders))
+    for note in found.selection.left_out:
         typer.echo(f"left out: {note}", err=True)
-    for reason in found.scores.refusals if found.scores else ():
+    for reason in found.refusals:
         typer.echo(f"not compared: {reason}", err=True)
     typer.echo(render(table_of(found, experiment), form), nl=False)
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from retbench.records.record import Record
 from retbench.records.versions import computing_versions
-from retbench.report.doubts import excessive_load, has_company, number_at, was_held_down
-from retbench.report.ledger import flatten
+from retbench.report.diagnostics import excessive_load, has_company, number_at, was_held_down
+from retbench.report.provenance import flatten
 
 CLOCK_TOLERANCE = 0.03
 """Mean clocks that differ by no more than this share are the same."""

@@ -10,8 +10,9 @@ from retbench.errors import RecordError
 from retbench.records.record import Record, Status
 from retbench.regress.items import Place, Values
 from retbench.report.frames import load_results, started
-from retbench.report.points import MAIN_METRIC, lineup
+from retbench.report.points import lineup
 from retbench.report.selection import select
+from retbench.workloads.workload import find_workload
 
 COMPARED = frozenset({"decode", "prefill", "training", "memory"})
 """Workloads that are compared by a cost, of which less is better."""
@@ -142,7 +143,7 @@ def value_of(record: Record) -> float:
     Raises:
         RecordError: it has no such metric, or one that is no cost.
     """
-    name = MAIN_METRIC[record.workload]
+    name = find_workload(record.workload).primary.name
     metric = record.metrics.get(name)
     if metric is None or metric.value <= 0:
         found = "missing" if metric is None else str(metric.value)

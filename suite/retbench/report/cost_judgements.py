@@ -23,8 +23,8 @@ from retbench.report.claim_types import (
     Verdict,
 )
 from retbench.report.comparisons import line_through
-from retbench.report.scenes import describe_status
 from retbench.report.setups import Setup, failure_at, points_of, values_at
+from retbench.report.wording import describe_status
 from retbench.stats.intervals import Interval, geometric_interval, ratio_interval, slope_equivalence
 from retbench.units import format_percent, format_tokens
 

@@ -21,14 +21,15 @@ from retbench.report.lines import (
     mark_failures,
     time_unit,
 )
-from retbench.report.scenes import Scene, describe_absence, describe_crossover, rounds_disagree
+from retbench.report.sweeps import CostSweep
+from retbench.report.wording import describe_absence, describe_crossover, rounds_disagree
 from retbench.stats.intervals import Crossover
 from retbench.units import format_seconds, format_tokens
 
 HEIGHT_IN = 2.75
 
 
-def draw_times(scene: Scene, metric: str, title: str, crossings: Mapping[str, Crossover]) -> Figure:
+def draw_times(scene: CostSweep, metric: str, title: str, crossings: Mapping[str, Crossover]) -> Figure:
     """All models' times against context length.
 
     Args:
@@ -54,7 +55,7 @@ def draw_times(scene: Scene, metric: str, title: str, crossings: Mapping[str, Cr
     return figure
 
 
-def draw_roofline(scenes: Sequence[Scene], title: str) -> Figure:
+def draw_roofline(scenes: Sequence[CostSweep], title: str) -> Figure:
     """The share of what the machine could do at best that each point reached, a panel a workload."""
     first, metric, size = scenes[0], "roofline_ratio", 0.01
     figure = style.new_figure(HEIGHT_IN, title, f"%, {first.subtitle(metric)}", first.conditions)
@@ -87,7 +88,7 @@ def draw_roofline(scenes: Sequence[Scene], title: str) -> Figure:
     return figure
 
 
-def draw_throughput(scenes: Sequence[Scene], title: str) -> Figure:
+def draw_throughput(scenes: Sequence[CostSweep], title: str) -> Figure:
     """All models' tokens/s against batch size, a panel a context length.
 
     Args:
@@ -120,7 +121,7 @@ def draw_throughput(scenes: Sequence[Scene], title: str) -> Figure:
     return figure
 
 
-def _mark_crossing(axes: Axes, crossing: Crossover, scene: Scene, model: str) -> None:
+def _mark_crossing(axes: Axes, crossing: Crossover, scene: CostSweep, model: str) -> None:
     """Where `model` overtakes the reference, its interval shaded; or the words that it does not."""
     label = scene.models.labels[model]
     if crossing.value is None:

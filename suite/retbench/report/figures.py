@@ -14,17 +14,11 @@ from retbench.report import curves, stacks, style, training_curves
 from retbench.report.comparisons import LINEAR_MARGIN, Line, find_crossover, fit_line
 from retbench.report.drawings import Drawing
 from retbench.report.inference import draw_figure6
-from retbench.report.points import MAIN_METRIC
-from retbench.report.scenes import (
-    Scene,
-    by_workload,
-    file_stem,
-    make_scenes,
-    scene_title,
-    swept_by_batch,
-)
 from retbench.report.selection import Selection
+from retbench.report.sweeps import CostSweep, by_workload, make_sweeps, swept_by_batch
+from retbench.report.wording import file_stem, section_title
 from retbench.stats.intervals import Crossover
+from retbench.workloads.workload import find_workload
 
 _TIME_TITLES = {"decode": "Time per output token", "prefill": "Time to first token"}
 _DATA_COLUMNS = ["model", "context_len", "metric", "unit", "value", "low", "high", "num_rounds", "status"]
@@ -32,7 +26,7 @@ _DATA_COLUMNS = ["model", "context_len", "metric", "unit", "value", "low", "high
 
 def make_drawings(selection: Selection) -> list[Drawing]:
     """Every figure that the records of a selection allow, in the order of the report."""
-    scenes = make_scenes(selection)
+    scenes = make_sweeps(selection)
     with style.house_style():
         decoding = by_workload([scene for scene in scenes if scene.workload == "decode"])
         times = [_times(scene) for group in decoding if not swept_by_batch(group) for scene in group]
@@ -43,9 +37,9 @@ def make_drawings(selection: Selection) -> list[Drawing]:
         return times + memory + draw_figure6(scenes) + prompts + training + _rooflines(scenes)
 
 
-def _times(scene: Scene) -> Drawing:
+def _times(scene: CostSweep) -> Drawing:
     """Time against context length, with the crossover."""
-    metric = MAIN_METRIC[scene.workload]
+    metric = find_workload(scene.workload).primary.name
     crossings: dict[str, Crossover] = {}
     for model in scene.models.challengers:
         found = find_crossover(scene.metrics, metric, model, str(scene.models.reference))
@@ -65,11 +59,11 @@ def _times(scene: Scene) -> Drawing:
     )
 
 
-def _throughput(scenes: Sequence[Scene]) -> Drawing:
+def _throughput(scenes: Sequence[CostSweep]) -> Drawing:
     """Tokens/s against batch size, of one experiment."""
     first, title = scenes[0], "Decode throughput"
     return Drawing(
-        name=f"{file_stem(scene_title(first.experiment, first.workload, '_'))}_throughput",
+        name=f"{file_stem(section_title(first.experiment, first.workload, '_'))}_throughput",
         experiments=(first.experiment,),
         title=title,
         caption="Tokens/s of all sequences of a batch together against the batch size, after contexts of each length. "
@@ -84,7 +78,7 @@ def _throughput(scenes: Sequence[Scene]) -> Drawing:
     )
 
 
-def _memory(scene: Scene) -> Drawing:
+def _memory(scene: CostSweep) -> Drawing:
     """Memory by part."""
     title = "Memory of inference"
     rows = stacks.memory_rows(scene)
@@ -101,7 +95,7 @@ def _memory(scene: Scene) -> Drawing:
     )
 
 
-def _training(scene: Scene) -> Drawing:
+def _training(scene: CostSweep) -> Drawing:
     """Speed and peak memory of training."""
     title = "Cost of a training step"
     found = {model: fit_line(scene.points, "peak_bytes", model) for model in scene.models.models}
@@ -121,7 +115,7 @@ def _training(scene: Scene) -> Drawing:
     )
 
 
-def _rooflines(scenes: Sequence[Scene]) -> list[Drawing]:
+def _rooflines(scenes: Sequence[CostSweep]) -> list[Drawing]:
     """Share of the roofline, a figure an experiment and batch size, a panel a workload."""
     by_length = [scene for group in by_workload(scenes) if not swept_by_batch(group) for scene in group]
     timed = [scene for scene in by_length if "roofline_ratio" in set(scene.metrics["metric"])]
@@ -148,13 +142,13 @@ def _rooflines(scenes: Sequence[Scene]) -> list[Drawing]:
     return drawings
 
 
-def _data(scene: Scene, metrics: list[str]) -> pd.DataFrame:
+def _data(scene: CostSweep, metrics: list[str]) -> pd.DataFrame:
     """The points of some metrics, and those that failed."""
     rows = scene.points[scene.points["metric"].isin(metrics)]
     return _with_failures(rows, scene, metrics)
 
 
-def _with_failures(rows: pd.DataFrame, scene: Scene, metrics: list[str]) -> pd.DataFrame:
+def _with_failures(rows: pd.DataFrame, scene: CostSweep, metrics: list[str]) -> pd.DataFrame:
     """Rows with the columns that every figure's data has, and a row a metric for each point that failed."""
     failed = scene.failed[["model", "context_len", "status"]].merge(
         pd.DataFrame({"metric": metrics}), how="cross"

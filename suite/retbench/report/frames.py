@@ -1,11 +1,11 @@
-"""Records of a folder as typed frames: one row a (cell, round, metric), or one a (cell, round).
+"""Records of a folder as typed frames: one row per (cell, replicate, metric), or one per (cell, replicate).
 
-Nothing is aggregated here. Every row carries what it may be compared with (`SET_COLUMNS`): rows that differ
-in any of those never meet in one value, interval or ratio.
+Nothing is aggregated here. Each row carries its comparability keys (`SET_COLUMNS`): rows that differ in any of them
+never enter one value, interval or ratio.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -27,26 +27,19 @@ SET_COLUMNS = (
     "torch_version",
     "python_version",
     "library_versions",
-    "pair_id",
 )
+
+_RECORD_FIELDS = ("experiment", "profile", "run_id", "cell_id", "workload")
+_MODEL_FIELDS = ("architecture", "variant", "size")
+_PARAMS = ("num_params", "num_params_nonembedding")
+_POINT_TEXTS = ("task", "protocol")
+_POINT_COUNTS = ("batch_size", "context_len", "num_fewshot")
 
 _CELL_COLUMNS: dict[str, str] = {
     **dict.fromkeys(SET_COLUMNS, _TEXT),
     "threads": _COUNT,
-    "experiment": _TEXT,
-    "profile": _TEXT,
-    "run_id": _TEXT,
-    "cell_id": _TEXT,
-    "model": _TEXT,
-    "architecture": _TEXT,
-    "variant": _TEXT,
-    "size": _TEXT,
-    "num_params": _COUNT,
-    "num_params_nonembedding": _COUNT,
-    "workload": _TEXT,
-    "batch_size": _COUNT,
-    "context_len": _COUNT,
-    "round": _COUNT,
+    **dict.fromkeys((*_RECORD_FIELDS, "session", "model", *_MODEL_FIELDS, *_POINT_TEXTS), _TEXT),
+    **dict.fromkeys((*_PARAMS, *_POINT_COUNTS, "round"), _COUNT),
     "started_at": _MOMENT,
 }
 STATUS_COLUMNS: dict[str, str] = {**_CELL_COLUMNS, "status": _TEXT, "error": _TEXT}
@@ -61,12 +54,12 @@ METRIC_COLUMNS: dict[str, str] = {
 
 @dataclass(frozen=True)
 class Results:
-    """What a results folder holds.
+    """Contents of a results folder.
 
     Attributes:
         records: Every readable record, duplicates included, in the order of files and lines.
-        problems: A sentence for every line that could not be read.
-        folders: Where the results of single documents lie, of each record that has such.
+        problems: One sentence per line that could not be read.
+        folders: Folder of the per-document results, for each record that has some.
     """
 
     records: tuple[Record, ...]
@@ -76,7 +69,7 @@ class Results:
 
 @dataclass(frozen=True)
 class ComparableSet:
-    """What must agree before two records may stand in one table or ratio; None where it is not recorded."""
+    """Facts that must agree before two records may share a table or ratio; None where one is not recorded."""
 
     machine: str | None
     device: str | None
@@ -86,15 +79,14 @@ class ComparableSet:
     torch_version: str | None
     python_version: str | None
     library_versions: str | None
-    """Of every other library that could move a number: numpy 2.4.1, triton 3.6.0."""
-    pair_id: str
+    """Versions of every other library that could change a number: numpy 2.4.1, triton 3.6.0."""
 
 
 def load_results(root: Path) -> Results:
-    """Every record in a file or below a folder.
+    """Return every record in a file or below a folder.
 
     Raises:
-        RecordError: there is no such place, or no record in it can be read; the message says what to run.
+        RecordError: the path does not exist, or no record in it can be read; the message says what to run.
     """
     advice = "Measure first: `retbench run latency`, or name the folder that holds results."
     if not root.exists():
@@ -118,7 +110,7 @@ def load_results(root: Path) -> Results:
 
 
 def set_of(record: Record) -> ComparableSet:
-    """The comparable set that a record belongs to."""
+    """Return the comparable set of a record."""
     settings, environment = record.settings, record.environment
     versions = computing_versions(environment)
     torch_version, python_version = versions.pop("torch", None), versions.pop("python", None)
@@ -133,7 +125,6 @@ def set_of(record: Record) -> ComparableSet:
         torch_version=torch_version,
         python_version=python_version,
         library_versions=libraries or "none" if "versions" in environment else None,
-        pair_id=record.pair_id,
     )
 
 
@@ -141,8 +132,13 @@ def _text(value: object) -> str | None:
     return None if value is None else str(value)
 
 
+def session_of(record: Record) -> str:
+    """Return the measurement session of a record: its run, on one node. Rounds are paired within a session only."""
+    return f"{record.run_id}@{record.environment.get('node_id', '')}"
+
+
 def started(record: Record) -> datetime:
-    """When a record was begun, in UTC; the beginning of time where its text is no time."""
+    """Return the start of a record in UTC; the earliest time where its text is no time."""
     try:
         moment = datetime.fromisoformat(record.started_at)
     except ValueError:
@@ -151,7 +147,7 @@ def started(record: Record) -> datetime:
 
 
 def keep_latest(records: Iterable[Record]) -> list[Record]:
-    """One record a (set, experiment, cell, round): the latest that is ok, or the latest where none is."""
+    """Return one record per (set, experiment, cell, round): the latest that is ok, else the latest failure."""
     kept: dict[tuple[ComparableSet, str, str, int], Record] = {}
     for record in records:
         key = (set_of(record), record.experiment, record.cell_id, record.round)
@@ -165,7 +161,7 @@ def _rank(record: Record) -> tuple[bool, datetime]:
 
 
 def metric_frame(records: Sequence[Record]) -> pd.DataFrame:
-    """One row a (cell, round, metric) of the records that are ok; columns and types are `METRIC_COLUMNS`."""
+    """Return one row per (cell, replicate, metric) of the records that are ok, with columns `METRIC_COLUMNS`."""
     rows = [
         _cell_row(record)
         | {"metric": name, "unit": metric.unit, "value": metric.value, "num_samples": len(metric.samples)}
@@ -177,7 +173,7 @@ def metric_frame(records: Sequence[Record]) -> pd.DataFrame:
 
 
 def status_frame(records: Sequence[Record]) -> pd.DataFrame:
-    """One row a (cell, round), whatever came of it; columns and types are `STATUS_COLUMNS`."""
+    """Return one row per (cell, replicate), failed ones included, with columns `STATUS_COLUMNS`."""
     rows = [
         _cell_row(record) | {"status": record.status, "error": record.error}
         for record in keep_latest(records)
@@ -186,26 +182,21 @@ def status_frame(records: Sequence[Record]) -> pd.DataFrame:
 
 
 def _cell_row(record: Record) -> dict[str, Any]:
-    """What every row of a record has in common."""
-    return asdict(set_of(record)) | {
-        "experiment": record.experiment,
-        "profile": record.profile,
-        "run_id": record.run_id,
-        "cell_id": record.cell_id,
+    """Return the columns that every row of a record shares."""
+    parts: list[tuple[object, Sequence[str]]] = [
+        (set_of(record), SET_COLUMNS),
+        (record, (*_RECORD_FIELDS, "round")),
+        (record.model, (*_MODEL_FIELDS, *_PARAMS)),
+        (record.point, (*_POINT_TEXTS, *_POINT_COUNTS)),
+    ]
+    row = {name: getattr(part, name) for part, names in parts for name in names}
+    return row | {
+        "session": session_of(record),
         "model": record.model.name,
-        "architecture": record.model.architecture,
-        "variant": record.model.variant,
-        "size": record.model.size,
-        "num_params": record.model.num_params,
-        "num_params_nonembedding": record.model.num_params_nonembedding,
-        "workload": record.workload,
-        "batch_size": record.point.batch_size,
-        "context_len": record.point.context_len,
-        "round": record.round,
         "started_at": started(record),
     }
 
 
 def _typed(rows: list[dict[str, Any]], columns: dict[str, str]) -> pd.DataFrame:
-    """A frame of exactly these columns in this order, with these types, however few rows there are."""
+    """Return a frame of exactly these columns and types, even without rows."""
     return pd.DataFrame(rows, columns=list(columns)).astype(columns)

@@ -9,15 +9,10 @@ from retbench.report import overlays
 from retbench.report.drawings import Drawing
 from retbench.report.inference_curves import WEIGHTS, Panel, draw_inference
 from retbench.report.overlays import PaperPoint, keep_comparable
-from retbench.report.scenes import (
-    Scene,
-    bind_units,
-    by_workload,
-    describe_conditions,
-    describe_rounds,
-    file_stem,
-)
+from retbench.report.provenance import describe_conditions
 from retbench.report.setups import Setup
+from retbench.report.sweeps import CostSweep, by_workload, describe_rounds
+from retbench.report.wording import bind_units, file_stem
 from retbench.units import format_tokens
 
 _COLUMNS = [
@@ -37,16 +32,16 @@ _COLUMNS = [
 ]
 
 
-def draw_figure6(scenes: Sequence[Scene]) -> list[Drawing]:
+def draw_figure6(scenes: Sequence[CostSweep]) -> list[Drawing]:
     """The paper's Figure 6 of each pair of models, with as many of its panels as there are records for."""
-    pairs: dict[str, list[Scene]] = {}
+    pairs: dict[str, list[CostSweep]] = {}
     for scene in scenes:
         pairs.setdefault(scene.records[0].pair_id, []).append(scene)
     found = [_panels(pair) for pair in pairs.values()]
     return [_draw(panels) for panels in found if panels]
 
 
-def _panels(scenes: Sequence[Scene]) -> list[Panel]:
+def _panels(scenes: Sequence[CostSweep]) -> list[Panel]:
     """The panels of one pair: memory of one experiment, throughput and latency of one that has most of both."""
     memory, decoding = (
         by_workload([scene for scene in scenes if scene.workload == workload])
@@ -62,18 +57,18 @@ def _extent(panels: Sequence[Panel]) -> tuple[int, int]:
     return len(panels), sum(len(panel.rows) for panel in panels)
 
 
-def _memory(scenes: Sequence[Scene]) -> Iterator[Panel]:
+def _memory(scenes: Sequence[CostSweep]) -> Iterator[Panel]:
     """(a): memory against context length."""
     yield from _by_length(scenes, ("a", "memory"), "peak_bytes", overlays.figure6a())
 
 
-def _throughput(scenes: Sequence[Scene]) -> Iterator[Panel]:
+def _throughput(scenes: Sequence[CostSweep]) -> Iterator[Panel]:
     """(b): throughput against context length."""
     yield from _by_length(scenes, ("b", "throughput"), "tokens_per_s", overlays.figure6b())
 
 
 def _by_length(
-    scenes: Sequence[Scene], name: tuple[str, str], metric: str, paper: Sequence[PaperPoint]
+    scenes: Sequence[CostSweep], name: tuple[str, str], metric: str, paper: Sequence[PaperPoint]
 ) -> Iterator[Panel]:
     """A panel against context length up to the paper's longest, at its batch or the largest there is."""
     longest = max(point.context_len for point in paper)
@@ -109,7 +104,7 @@ def _within(rows: pd.DataFrame, longest: int) -> pd.DataFrame:
     return rows[rows["context_len"] <= longest]
 
 
-def _latency(scenes: Sequence[Scene]) -> Iterator[Panel]:
+def _latency(scenes: Sequence[CostSweep]) -> Iterator[Panel]:
     """(c): time per token against batch size up to the paper's largest, a line a length.
 
     As in the paper, the reference has a line at every length and the others at the longest, their worst.

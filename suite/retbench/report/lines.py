@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from retbench.report import style
 from retbench.report.labels import Label, label_width_in
 from retbench.report.points import Lineup
-from retbench.report.scenes import describe_status
+from retbench.report.wording import describe_status
 from retbench.units import format_rate, format_tokens
 
 _WIDEST = 1.5

@@ -4,27 +4,27 @@ Corpora are told apart by name and fingerprint. Whether two different ones share
 """
 
 from retbench.records.record import Record
-from retbench.report.readings import fact, question_of, subject_of
-from retbench.report.scores import Scores, describe_subject, question_title
+from retbench.report.evaluations import Evaluations
+from retbench.report.points import fact, instance_of, task_point_of
 
 LEARNED_FROM = frozenset({"train", "all"})
 """Splits that hold what models are trained on; `validation` decides between learning rates, `test` is unseen."""
 
 
-def overlap_sentences(scores: Scores) -> list[str]:
+def overlap_sentences(scores: Evaluations) -> list[str]:
     """A sentence for each question that was asked of a corpus which models were trained on, or on another state of."""
     places: dict[tuple[str, str], list[str]] = {}
     for record in scores.records:
         doubt = _doubt(record, scores) if record.workload == "perplexity" and record.status == "ok" else None
         if doubt is not None:
-            question = question_of(record)
-            where = f"{question.experiment}: {question_title(question)}"
-            name = f"{scores.models.labels[record.model.name]} {describe_subject(subject_of(record))}"
+            question = task_point_of(record)
+            where = f"{question.experiment}: {question.title}"
+            name = f"{scores.models.labels[record.model.name]} {instance_of(record).title}"
             places.setdefault((where, doubt), []).append(name)
     return [f"{where}, read by {', '.join(names)}: {doubt}." for (where, doubt), names in places.items()]
 
 
-def _doubt(record: Record, scores: Scores) -> str | None:
+def _doubt(record: Record, scores: Evaluations) -> str | None:
     """What may be wrong with the text that a record scored; None where nothing is known to be."""
     weights = record.model.weights
     if weights is None or weights.corpus is None:
@@ -44,7 +44,7 @@ def _doubt(record: Record, scores: Scores) -> str | None:
     return None
 
 
-def _trained_on(record: Record, scores: Scores) -> object:
+def _trained_on(record: Record, scores: Evaluations) -> object:
     """Fingerprint of the corpus that the weights of a record learned from; None where their training left no record."""
     assert record.model.weights is not None
     found = {

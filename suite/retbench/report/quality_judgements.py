@@ -19,17 +19,17 @@ from retbench.report.claim_types import (
     Scale,
     Verdict,
 )
+from retbench.report.document_comparisons import DocumentComparison, Folders, compare
 from retbench.report.frames import ComparableSet, set_of, started
-from retbench.report.pairing import Comparison, Folders, compare
-from retbench.report.readings import (
-    Question,
-    Subject,
+from retbench.report.points import (
+    ModelInstance,
+    TaskPoint,
     fact,
+    instance_of,
     num_trained_tokens,
-    question_of,
-    select_readings,
-    subject_of,
+    task_point_of,
 )
+from retbench.report.selection import newest_evaluations
 from retbench.units import format_count, format_percent, format_tokens
 
 
@@ -76,11 +76,11 @@ def judge_quality(
     groups: dict[tuple[ComparableSet, str], list[Record]] = {}
     for record in records:
         if record.status == "ok":
-            key = replace(set_of(record), pair_id=""), _lacking(claim.scale, record)
+            key = set_of(record), _lacking(claim.scale, record)
             groups.setdefault(key, []).append(record)
     found: list[Reading] = []
     for (_, lacking), group in groups.items():
-        made = _judge(claim, rule, select_readings(group).records, folders)
+        made = _judge(claim, rule, newest_evaluations(group)[0], folders)
         found += [replace(reading, lacking=lacking) for reading in made]
     newest: dict[str, Reading] = {}
     for reading in sorted(found, key=lambda reading: max(map(started, reading.records)), reverse=True):
@@ -146,7 +146,7 @@ class _Duel:
         told_apart: Whether the interval of the lead leaves out 0; None where too few documents give none.
     """
 
-    question: Question
+    point: TaskPoint
     records: tuple[Record, Record]
     lead: float
     told_apart: bool | None
@@ -154,14 +154,16 @@ class _Duel:
 
 def _duels(
     rule: AheadRule | CrossesRule, readings: Sequence[Record], folders: Folders
-) -> dict[Subject, list[_Duel]]:
+) -> dict[ModelInstance, list[_Duel]]:
     """The comparisons of each size and seed that have a number."""
-    found: dict[Subject, list[_Duel]] = {}
+    found: dict[ModelInstance, list[_Duel]] = {}
     theirs = {
-        (question_of(record), subject_of(record)): record for record in readings if rule.reference.has(record)
+        (task_point_of(record), instance_of(record)): record
+        for record in readings
+        if rule.reference.has(record)
     }
     for record in readings:
-        place = question_of(record), subject_of(record)
+        place = task_point_of(record), instance_of(record)
         if not rule.challenger.has(record) or place not in theirs or not _is_asked(rule, place[0]):
             continue
         made = _duel(compare(record, theirs[place], folders), (record, theirs[place]))
@@ -170,7 +172,7 @@ def _duels(
     return found
 
 
-def _is_asked(rule: AheadRule | CrossesRule, question: Question) -> bool:
+def _is_asked(rule: AheadRule | CrossesRule, question: TaskPoint) -> bool:
     """Whether a rule is about a question."""
     if isinstance(rule, CrossesRule):
         within = question.protocol in rule.protocols and question.context_len <= rule.longest_context
@@ -184,24 +186,24 @@ def _is_asked(rule: AheadRule | CrossesRule, question: Question) -> bool:
     )
 
 
-def _duel(comparison: Comparison, records: tuple[Record, Record]) -> _Duel | None:
+def _duel(comparison: DocumentComparison, records: tuple[Record, Record]) -> _Duel | None:
     """Who is ahead and whether that is told apart; None where the two may not be compared."""
     if comparison.ratio is not None:
         ratio = comparison.ratio
         apart = None
         if ratio.low is not None and ratio.high is not None:
             apart = not ratio.low <= 1 <= ratio.high
-        return _Duel(comparison.question, records, 1 - ratio.value, apart)
+        return _Duel(comparison.point, records, 1 - ratio.value, apart)
     if "acc" in comparison.accuracies:
         pair = comparison.accuracies["acc"]
-        return _Duel(comparison.question, records, pair.difference, not pair.low <= 0 <= pair.high)
+        return _Duel(comparison.point, records, pair.difference, not pair.low <= 0 <= pair.high)
     return None
 
 
 def _judge_ahead(rule: AheadRule, readings: Sequence[Record], folders: Folders) -> Iterator[Reading]:
     """A row a size and seed; a part of what a claim is about is never all of it."""
     for subject, duels in _duels(rule, readings, folders).items():
-        questions = [duel.question for duel in duels]
+        questions = [duel.point for duel in duels]
         complete = {question.task for question in questions} >= set(rule.tasks) and (
             {question.context_len for question in questions} >= set(rule.context_lens)
         )
@@ -288,7 +290,7 @@ def _judge_nearness(claim: Claim, rule: NearRule, readings: Sequence[Record]) ->
         yield Reading(rule.checkpoint, "", record.model.size, None, (record,), finding)
 
 
-def _reading(subject: Subject, duels: Sequence[_Duel], finding: Finding) -> Reading:
+def _reading(subject: ModelInstance, duels: Sequence[_Duel], finding: Finding) -> Reading:
     """The row of one size and seed."""
     records = tuple(record for duel in duels for record in duel.records)
     tokens, seeds = num_trained_tokens(records[0]), () if subject.seed is None else (subject.seed,)

@@ -10,8 +10,8 @@ from retbench.config.experiment import RetNetSpec
 from retbench.records.record import Record
 from retbench.report.claim_types import Feature, Side
 from retbench.report.frames import keep_latest, set_of, started
-from retbench.report.scenes import device_name
 from retbench.report.selection import model_settings, shared_settings
+from retbench.report.wording import device_name
 
 FEATURE_WORDS: dict[Feature, tuple[str, str]] = {
     "fused": ("fused attention", "plain attention"),

@@ -10,24 +10,17 @@ from matplotlib.figure import Figure
 from retbench.records.record import Record
 from retbench.report import score_curves
 from retbench.report.drawings import Drawing
-from retbench.report.readings import Question, fact, is_final, subject_of
+from retbench.report.evaluations import Evaluations, describe_rates
+from retbench.report.points import TaskPoint, fact, instance_of, instance_row, is_final
+from retbench.report.provenance import describe_conditions
 from retbench.report.score_curves import Curve, Panel
-from retbench.report.scores import (
-    Scores,
-    describe_conditions,
-    describe_rates,
-    question_stem,
-    question_title,
-    seed_word,
-    subject_row,
-)
 from retbench.units import format_count, format_tokens
 
 _LARGEST_LOSS = math.log(sys.float_info.max)
 """In nats; of a larger one the perplexity is no number."""
 
 
-def draw_bits(scores: Scores, question: Question) -> Iterator[Drawing]:
+def draw_bits(scores: Evaluations, question: TaskPoint) -> Iterator[Drawing]:
     """Bits per byte over the parameters, where there are two sizes or more."""
     records = [
         record
@@ -39,18 +32,18 @@ def draw_bits(scores: Scores, question: Question) -> Iterator[Drawing]:
     title = "Quality by size"
     data = _data(records, "bits_per_byte", "bits", lambda record: record.metrics["bits_per_byte"].value)
     yield Drawing(
-        name=question_stem(question, "by_size"),
+        name=question.stem("by_size"),
         experiments=(question.experiment,),
         title=title,
-        caption=f"Bits per byte on {question_title(question)} against the size of the models; lower is better. Each "
+        caption=f"Bits per byte on {question.title} against the size of the models; lower is better. Each "
         "point is one seed of the training; those of the models stand side by side.",
         conditions=describe_conditions(records),
-        figure=_figure(scores, records, data, (title, f"bits per byte, {question_title(question)}")),
+        figure=_figure(scores, records, data, (title, f"bits per byte, {question.title}")),
         data=data,
     )
 
 
-def draw_figure5(scores: Scores, question: Question) -> Iterator[Drawing]:
+def draw_figure5(scores: Evaluations, question: TaskPoint) -> Iterator[Drawing]:
     """The RetNet paper's Figure 5: validation perplexity over the parameters, where two sizes or more were trained.
 
     Perplexities by tokens of different tokenizers may not be compared: there is no figure then.
@@ -73,7 +66,7 @@ def draw_figure5(scores: Scores, question: Question) -> Iterator[Drawing]:
         records, "validation_perplexity", "ratio", lambda record: math.exp(record.metrics[metric].value)
     )
     yield Drawing(
-        name=question_stem(question, "figure5"),
+        name=question.stem("figure5"),
         experiments=(question.experiment,),
         title=title,
         caption=f"Perplexity by token (tokenizer: {fact(records[0], 'tokenizer')}) on the validation split of {corpus} "
@@ -99,7 +92,7 @@ def _data(
     """A row a record, with what is to be drawn of it."""
     return pd.DataFrame(
         [
-            subject_row(record)
+            instance_row(record)
             | {
                 "num_params_nonembedding": record.model.num_params_nonembedding,
                 "metric": metric,
@@ -111,7 +104,9 @@ def _data(
     )
 
 
-def _figure(scores: Scores, records: Sequence[Record], data: pd.DataFrame, texts: tuple[str, str]) -> Figure:
+def _figure(
+    scores: Evaluations, records: Sequence[Record], data: pd.DataFrame, texts: tuple[str, str]
+) -> Figure:
     """A point a record, and a line through the first seed that every size has.
 
     Args:
@@ -154,5 +149,5 @@ def _shared_seeds(records: Sequence[Record]) -> list[str]:
     """Seeds that every size of every model has, as the data names them."""
     found: dict[tuple[str, str], set[str]] = {}
     for record in records:
-        found.setdefault((record.model.name, record.model.size), set()).add(seed_word(subject_of(record)))
+        found.setdefault((record.model.name, record.model.size), set()).add(instance_of(record).seed_word)
     return sorted(set.intersection(*found.values()))

@@ -13,7 +13,8 @@ from retbench.config.experiment import DTYPE_BYTES
 from retbench.records.record import Record
 from retbench.report import style
 from retbench.report.labels import Label, label_ends, label_width_in
-from retbench.report.scenes import Scene, describe_status
+from retbench.report.sweeps import CostSweep
+from retbench.report.wording import describe_status
 from retbench.units import GIB, MIB, format_bytes
 
 HEIGHT_IN = 2.9
@@ -22,7 +23,7 @@ EXPECTED = "expected_weight_and_state_bytes"
 """Closed form of what a bar shows without the workspace."""
 
 
-def memory_rows(scene: Scene) -> pd.DataFrame:
+def memory_rows(scene: CostSweep) -> pd.DataFrame:
     """What the figure draws: a row a (model, length, part) in bytes, closed form included.
 
     The closed form is there also where the measurement failed: it says what would have been needed.
@@ -54,7 +55,7 @@ def closed_form(record: Record) -> int | None:
     return costs.weight_bytes(config, dtype) + state
 
 
-def draw_memory(scene: Scene, title: str) -> Figure:
+def draw_memory(scene: CostSweep, title: str) -> Figure:
     """A panel a model, a bar a length: what the bytes are for, and the closed form as a thin line."""
     rows = memory_rows(scene)
     totals = rows[rows["metric"] != EXPECTED].groupby(["model", "context_len"])["value"].sum()
@@ -133,7 +134,7 @@ def _mark_failures(axes: Axes, failed: pd.DataFrame, form: pd.DataFrame, size: f
 
 
 def _describe_parts(
-    rows: pd.DataFrame, scene: Scene, model: str, look: style.Look
+    rows: pd.DataFrame, scene: CostSweep, model: str, look: style.Look
 ) -> list[tuple[str, float, str]]:
     """Name, bytes and colour of each part of a model's deepest bar, from the bottom up; empty without a bar."""
     if rows.empty:

@@ -11,7 +11,7 @@ from retbench.report import style
 from retbench.report.comparisons import Line
 from retbench.report.labels import Label, label_ends, label_width_in
 from retbench.report.lines import draw_lines, highest, margin_labels, mark_failures
-from retbench.report.scenes import Scene
+from retbench.report.sweeps import CostSweep
 from retbench.units import GIB, MIB, format_bytes
 
 HEIGHT_IN = 4.4
@@ -19,7 +19,7 @@ _TALLEST = 2.0
 """How far above the highest memory that is linear in the length any other is drawn."""
 
 
-def draw_training(scene: Scene, title: str, lines: Mapping[str, Line]) -> Figure:
+def draw_training(scene: CostSweep, title: str, lines: Mapping[str, Line]) -> Figure:
     """Tokens a second above peak memory, every model's line in each.
 
     Args:
@@ -51,7 +51,7 @@ def draw_training(scene: Scene, title: str, lines: Mapping[str, Line]) -> Figure
 
 
 def _fill_row(
-    axes: Axes, scene: Scene, rows: pd.DataFrame, labels: Sequence[Label], unit: tuple[float, str]
+    axes: Axes, scene: CostSweep, rows: pd.DataFrame, labels: Sequence[Label], unit: tuple[float, str]
 ) -> None:
     """Lines and failures of one row; labels stand to the right of it, each at the height of its line's end."""
     size, words = unit

@@ -201,7 +201,7 @@ _KNOWN = (
         name="training_run",
         title="Training runs",
         kind="quality",
-        metrics=(MetricSpec("validation_nats_per_token", "validation loss", True, better="better"),),
+        metrics=(MetricSpec("validation_loss_nats", "validation loss, nats/token", True, better="better"),),
         quantity="validation loss",
         replicate="seed",
         one_round=True,

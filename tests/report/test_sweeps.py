@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 
 from report.synthetic_records import Maker
 from retbench.records.record import Metric, ModelInfo, Record
+from retbench.report.comparisons import by_round
 from retbench.report.frames import metric_frame, status_frame
-from retbench.report.points import by_round, failed_points, lineup, summarise
+from retbench.report.points import lineup
+from retbench.report.sweeps import failed_points, summarise
 
 
 def rounds(values: list[float], metric: str = "tpot_s", unit: str = "s") -> list[Record]:

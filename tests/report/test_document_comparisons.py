@@ -8,11 +8,14 @@ import pytest
 
 from report.synthetic_scores import ScoreMaker
 from retbench.records.record import Metric
-from retbench.report.pairing import Comparison, Folders
-from retbench.report.scores import make_scores
+from retbench.report.document_comparisons import DocumentComparison, Folders
+from retbench.report.evaluations import make_evaluations
+from retbench.report.selection import select
 
 
-def compared(maker: ScoreMaker, workload: str = "perplexity", *, protocol: str = "whole") -> list[Comparison]:
+def compared(
+    maker: ScoreMaker, workload: str = "perplexity", *, protocol: str = "whole"
+) -> list[DocumentComparison]:
     """What comes of one question asked of one pair."""
     if workload == "perplexity":
         maker.perplexities("litbank/original", protocol, 2048)
@@ -21,7 +24,7 @@ def compared(maker: ScoreMaker, workload: str = "perplexity", *, protocol: str =
     folders: Folders = {
         r.documents: maker.root / "epyc-9b14-2c" / "quality" for r in maker.records if r.documents
     }
-    scores = make_scores(maker.records, folders)
+    scores = make_evaluations(select(maker.records, folders=folders))
     assert scores is not None
     return list(scores.comparisons)
 
@@ -73,7 +76,7 @@ def test_the_ratio_is_of_sums_over_documents_and_agrees_with_the_difference(tmp_
 
 def test_accuracies_are_paired_question_by_question(tmp_path: Path) -> None:
     maker = one_pair(tmp_path)
-    found = {c.question.task: c for c in compared(maker, "zeroshot")}
+    found = {c.point.task: c for c in compared(maker, "zeroshot")}
     assert set(found["hellaswag"].accuracies) == {"acc", "acc_norm"}
     assert set(found["lambada_openai"].accuracies) == {"acc"}
     values = {r.model.name: r.metrics["acc"].value for r in maker.records if r.point.task == "piqa"}
@@ -213,13 +216,15 @@ def test_documents_that_do_not_add_up_to_the_record_are_refused(tmp_path: Path) 
 def test_a_lost_or_damaged_file_is_refused(tmp_path: Path) -> None:
     maker = one_pair(tmp_path)
     maker.perplexities("litbank/original", "whole", 2048)
-    scores = make_scores(maker.records, {})
+    scores = make_evaluations(select(maker.records))
     assert scores is not None
     assert "it is not known where this file lies" in str(scores.comparisons[0].refusal)
     folder = tmp_path / "epyc-9b14-2c" / "quality"
     for path in folder.glob("*.gz"):
         path.write_bytes(b"damaged")
-    scores = make_scores(maker.records, {r.documents: folder for r in maker.records if r.documents})
+    scores = make_evaluations(
+        select(maker.records, folders={r.documents: folder for r in maker.records if r.documents})
+    )
     assert scores is not None
     assert "cannot be read" in str(scores.comparisons[0].refusal)
 

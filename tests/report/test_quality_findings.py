@@ -8,22 +8,23 @@ from typing import Any
 import pytest
 
 from report.synthetic_scores import SEEDS, ScoreMaker, answer_better
-from retbench.report.findings import Finding
+from retbench.report.evaluations import Evaluations, make_evaluations
+from retbench.report.findings import KeyFinding
 from retbench.report.frames import load_results
-from retbench.report.score_findings import find_scores
-from retbench.report.scores import Scores, make_scores
+from retbench.report.quality_findings import find_quality
+from retbench.report.selection import select
 
 CORPUS = "litbank/original"
 
 
-def found(maker: ScoreMaker) -> list[Finding]:
+def found(maker: ScoreMaker) -> list[KeyFinding]:
     loaded = load_results(maker.write())
-    scores = make_scores(loaded.records, loaded.folders)
+    scores = make_evaluations(select(loaded.records, folders=loaded.folders))
     assert scores is not None
-    return find_scores(scores)
+    return find_quality(scores)
 
 
-def losses(folder: Path, ratios: Mapping[str, float], **fields: Any) -> Finding:
+def losses(folder: Path, ratios: Mapping[str, float], **fields: Any) -> KeyFinding:
     """The finding where RetNet's bits per token are so many times the Transformer's, by size, within about 1 %."""
     bits = {"transformer": dict.fromkeys(ratios, 1.5), "retnet": {s: 1.5 * r for s, r in ratios.items()}}
     maker = ScoreMaker(folder, bits=bits, **({"seeds": dict.fromkeys(ratios, (0,))} | fields))
@@ -115,8 +116,8 @@ def test_seeds_that_disagree_are_told_one_by_one(tmp_path: Path) -> None:
     assert finding.lead.count("–") == 1  # a range over seeds, never a mean
 
 
-def test_the_whole_headline(scores: Scores) -> None:
-    findings = find_scores(scores)
+def test_the_whole_headline(scores: Evaluations) -> None:
+    findings = find_quality(scores)
     beyond = [finding for finding in findings if finding.text.startswith("Beyond the 2K tokens")]
     assert [finding.lead for finding in beyond] == ["-0.03 against +0.36", "-0.03 against +0.40"]
     record = next(
