@@ -10,11 +10,11 @@ from matplotlib.axes import Axes
 
 from report.synthetic_scores import SEEDS, ScoreMaker
 from report.words import check_words
-from retbench.report.drawings import Drawing
 from retbench.report.frames import load_results
 from retbench.report.readings import TRAINING_RUN, is_final
 from retbench.report.score_figures import draw_scores
 from retbench.report.scores import Scores, make_scores
+from retbench.report.style import Drawing
 
 FIGURE5 = "quality_training_run_classic_books_2048_figure5"
 
@@ -25,8 +25,8 @@ def drawings(scores: Scores) -> dict[str, Drawing]:
 
 
 def points_of(axes: Axes) -> list[tuple[float, float]]:
-    """Every point that is drawn without a line, in order."""
-    points = [line.get_xydata() for line in axes.lines if line.get_linestyle() == "None"]
+    """Every point that is drawn, in order."""
+    points = [line.get_xydata() for line in axes.lines if line.get_marker() != "None"]
     return sorted((float(x), float(y)) for pair in points for x, y in np.asarray(pair))
 
 

@@ -11,8 +11,8 @@ import pandas as pd
 from markupsafe import Markup, escape
 
 from retbench.report import style
-from retbench.report.drawings import Drawing
 from retbench.report.scenes import bind_units
+from retbench.report.style import Drawing
 from retbench.units import read_column
 
 _HEAD = re.compile(r"<svg\b[^>]*?viewBox=\"0 0 ([\d.]+) ([\d.]+)\"[^>]*>")

@@ -25,7 +25,6 @@ from retbench.report.doubts import (
     missing_sentences,
     noisy_sentences,
 )
-from retbench.report.drawings import Drawing, save_drawing
 from retbench.report.figures import make_drawings
 from retbench.report.findings import Finding, find
 from retbench.report.formats import escape_markdown, markdown_table, readable_tables
@@ -37,6 +36,7 @@ from retbench.report.score_findings import find_scores
 from retbench.report.score_section import ScoreSection, Titled, make_section
 from retbench.report.scores import Scores
 from retbench.report.selection import Selection
+from retbench.report.style import Drawing, save_drawing
 from retbench.report.tables import cost_frame, find_newest
 
 

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from retbench.report.drawings import Drawing
 from retbench.report.overlaps import overlap_sentences
 from retbench.report.readings import (
     QUALITY,
@@ -19,6 +18,7 @@ from retbench.report.score_figures import draw_scores
 from retbench.report.score_frame import score_frame
 from retbench.report.score_tables import readable_scores
 from retbench.report.scores import Scores, describe_subject, question_title
+from retbench.report.style import Drawing
 from retbench.units import format_count
 
 
