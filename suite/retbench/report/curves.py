@@ -164,7 +164,7 @@ class RowLayout:
         set_axis: Sets ticks and limits of the horizontal axis.
         from_zero: The vertical axis starts at zero; else it spans the values.
         at_edge: Names stand beside the axes, else beside the last points.
-        reasons: Crosses have their reason beside them.
+        reasons: Crosses of one or two models have their reason beside them, else in the subtitle.
         markers: Curves have markers.
     """
 
@@ -188,9 +188,12 @@ def draw_row(panels: Sequence[Panel], texts: tuple[str, str, str], layout: RowLa
     labels = end_labels(panels[-1], layout.describe)
     names = [panel.models.labels[model] for panel in panels for model in panel.models.models]
     above_pt = CROSSES_PT * max(panel.num_failing for panel in panels)
+    reasons = layout.reasons and above_pt <= 2 * CROSSES_PT
     if not panels[0].title:
         above_pt = max(0.0, above_pt - 2 * CROSSES_PT)  # two rows of crosses have room where a title would be
     top_in = style.HEADER_IN + above_pt / style.POINTS_PER_IN
+    if not reasons:
+        texts = (texts[0], "; ".join([texts[1], *_describe_crosses(panels)]), texts[2])
     figure = style.new_figure(max(HEIGHT_IN, top_in + style.BASE_IN + labels_height_in(labels)), *texts)
     axes = style.add_panels(
         figure,
@@ -206,7 +209,7 @@ def draw_row(panels: Sequence[Panel], texts: tuple[str, str, str], layout: RowLa
         style.set_value_axis(each, top / size, None if layout.from_zero else min(values) / size)
         each.yaxis.set_visible(bool(values))
         draw_curves(each, panel, markers=layout.markers)
-        draw_crosses(each, panel, reasons=layout.reasons)
+        draw_crosses(each, panel, reasons=reasons)
         pad = 3 + CROSSES_PT * panel.num_failing
         each.set_title(panel.title, fontsize=6.5, color=style.MUTED, loc="left", pad=pad)
     name_curves(axes[-1], labels, at_edge=layout.at_edge)
@@ -275,7 +278,7 @@ def draw_crosses(axes: Axes, panel: Panel, *, reasons: bool = True) -> None:
             )
 
 
-def describe_crosses(panels: Sequence[Panel]) -> list[str]:
+def _describe_crosses(panels: Sequence[Panel]) -> list[str]:
     """Return what the crosses of a figure stand for, if it has any: 'crosses: out of memory'."""
     statuses = sorted({point.status for panel in panels for point in panel.failed})
     return [f"crosses: {', '.join(map(describe_status, statuses))}"] if statuses else []

@@ -20,7 +20,6 @@ from retbench.report.curves import (
     Panel,
     Point,
     RowLayout,
-    describe_crosses,
     describe_rate,
     draw_crosses,
     draw_curves,
@@ -57,6 +56,8 @@ _POINTS = (
     "Points are geometric means of the rounds' medians, bars their 95 % intervals (often narrower than the marker; "
     "cut where they leave the plot)."
 )
+_MOST_CROSSINGS = 2
+"""Crossovers that have room in a figure; more of them stand in its data and in the tables only."""
 _TALLEST = 2.0
 """How far above the highest memory that is linear in the length any other is drawn, as a ratio."""
 
@@ -113,7 +114,7 @@ def _times(scene: Scene, workload: Workload) -> Drawing:
         (workload.title, f"{unit}, {scene.subtitle(metric)}", scene.conditions),
         RowLayout(lambda point: format_seconds(point.value), at_edge=False),
     )
-    for model, crossing in crossings.items():
+    for model, crossing in crossings.items() if len(crossings) <= _MOST_CROSSINGS else ():
         _mark_crossing(figure.axes[0], crossing, scene, model)
     return Drawing(
         name=scene.name,
@@ -163,7 +164,7 @@ def _throughput(scenes: Sequence[Scene]) -> Drawing:
         for length in lengths
     ]
     title = f"{first.workload.capitalize()} throughput"
-    subtitle = "; ".join(["tokens/s", *first.subtitle(metric).split("; ")[1:], *describe_crosses(panels)])
+    subtitle = "; ".join(["tokens/s", *first.subtitle(metric).split("; ")[1:]])
     label = "batch size (log scale); one panel per context length"
     layout = RowLayout(describe_rate, label=label, at_edge=False, reasons=False)
     figure = draw_row(panels, (title, subtitle, first.conditions), layout)

@@ -22,7 +22,7 @@ PARTS = ("weight_bytes", "state_bytes", "workspace_bytes")
 EXPECTED = "expected_weight_and_state_bytes"
 """Analytical size of what a bar shows without the workspace."""
 _PANEL_IN, _GAP_IN = 1.72, 0.42
-_MOST_COLUMNS = 4
+_MOST_COLUMNS = 2
 
 
 class Part(NamedTuple):
@@ -79,17 +79,21 @@ def draw_memory(scene: Scene, title: str) -> Figure:
         _draw_bars(axes, mine, look, size)
         expected = mine[mine["metric"] == EXPECTED].sort_values("context_len")
         _draw_expected(axes, expected, size)
-        _mark_failures(axes, scene.failed[scene.failed["model"] == model], expected, size)
+        failed = scene.failed[scene.failed["model"] == model]
+        _mark_failures(axes, failed, expected, size)
         label = scene.models.labels[model]
         axes.set_title(label, fontsize=6.8, color=look.text, loc="left", pad=3, fontweight="bold")
         parts = _describe_parts(mine[mine["metric"] != EXPECTED], scene, model, look)
         is_last = index == len(panels) - 1 or (index + 1) % _MOST_COLUMNS == 0
-        (_label_beside if is_last else _label_above)(axes, parts, size)
+        if is_last:
+            _label_beside(axes, parts, size)
+        else:
+            _label_inside(axes, parts, size, has_crosses=not failed.empty)
     return figure
 
 
 def _add_grid(count: int, texts: tuple[str, str, str]) -> tuple[Figure, list[Axes]]:
-    """Return a figure with panels in rows of at most four."""
+    """Return a figure with panels in rows of at most two."""
     columns, num_rows = min(count, _MOST_COLUMNS), -(-count // _MOST_COLUMNS)
     pitch_in = _PANEL_IN + _GAP_IN
     height_in = style.HEADER_IN + style.BASE_IN + num_rows * pitch_in - _GAP_IN
@@ -171,11 +175,14 @@ def _label_beside(axes: Axes, parts: Sequence[Part], size: float) -> None:
     label_ends(axes, labels)
 
 
-def _label_above(axes: Axes, parts: Sequence[Part], size: float) -> None:
-    """Write names and sizes of parts above the bars, flush with the right edge of the axes."""
+def _label_inside(axes: Axes, parts: Sequence[Part], size: float, *, has_crosses: bool) -> None:
+    """Write names and sizes of parts above the bars at the right, or in the upper left corner beside crosses."""
     top = sum(part.num_bytes for part in parts) / size
+    at, coordinates, side = (1.0, top), ("axes fraction", "data"), "right"
+    lowest_pt = 4.0
+    if has_crosses:
+        at, coordinates, side = (0.03, 1.0), ("axes fraction", "axes fraction"), "left"
+        lowest_pt = -8.5 * len(parts)
     for index, part in enumerate(parts):
-        words = f"{part.name} {format_bytes(part.num_bytes)}"
-        offset_pt = (0, 4 + 8.5 * index)
-        options = {"color": part.colour, "fontweight": "bold", "ha": "right"}
-        add_text(axes, words, (1, top), ("axes fraction", "data"), offset_pt, **options)
+        words, offset_pt = f"{part.name} {format_bytes(part.num_bytes)}", (0, lowest_pt + 8.5 * index)
+        add_text(axes, words, at, coordinates, offset_pt, color=part.colour, fontweight="bold", ha=side)

@@ -149,7 +149,7 @@ def new_figure(height_in: float, title: str, subtitle: str, conditions: str) -> 
     figure.text(left, 1 - 0.235 / height_in, subtitle, fontsize=6.5, color=MUTED, va="top")
     lines = textwrap.wrap(conditions, width=90, break_long_words=True, max_lines=4, placeholder=" …")
     figure.text(
-        left, 0.04 / height_in, "\n".join(lines), fontsize=4.8, color=MUTED, va="bottom", linespacing=1.25
+        left, 0.03 / height_in, "\n".join(lines), fontsize=4.8, color=MUTED, va="bottom", linespacing=1.1
     )
     return figure
 
