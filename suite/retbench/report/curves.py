@@ -4,8 +4,8 @@ A point is (model, x, value, interval, status) in base units. A model may have s
 seed of its training, or one per context length.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import inf, nan
 from typing import NamedTuple
@@ -23,8 +23,13 @@ from retbench.units import format_rate, format_tokens
 
 HEIGHT_IN = 2.75
 DOTTED = (0, (1, 1.6))
-CROSSES_PT = 6.0
+_ROW_IN, _GAP_IN = 1.2, 0.58
+_CROSSES_PT = 6.0
 """Height of a row of crosses."""
+_MOST_REASONS = 2
+"""Models whose crosses have the reason beside them; for more of them it stands in the subtitle."""
+_MOST_MARKERS = 16
+"""Points of a curve that have room for markers."""
 _WIDEST = 1.5
 """How far above the highest value an interval is drawn, as a ratio."""
 _TIME_UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
@@ -154,74 +159,96 @@ class Panel:
         return style.look(self.models.models.index(model))
 
 
-@dataclass(frozen=True)
-class RowLayout:
-    """How panels side by side are drawn.
-
-    Attributes:
-        describe: Words for the last value of a curve.
-        label: Name of the horizontal axis.
-        set_axis: Sets ticks and limits of the horizontal axis.
-        from_zero: The vertical axis starts at zero; else it spans the values.
-        at_edge: Names stand beside the axes, else beside the last points.
-        reasons: Crosses of one or two models have their reason beside them, else in the subtitle.
-        markers: Curves have markers.
-    """
-
-    describe: Describe
-    label: str = style.LOG_LENGTH_LABEL
-    set_axis: Callable[[Axes, Sequence[float]], None] = field(default=style.set_length_axis)
-    from_zero: bool = True
-    at_edge: bool = True
-    reasons: bool = True
-    markers: bool = True
-
-
-def draw_row(panels: Sequence[Panel], texts: tuple[str, str, str], layout: RowLayout) -> Figure:
-    """Draw panels side by side that share a vertical axis; the last one names the models.
+def draw_row(
+    panels: Sequence[Panel],
+    texts: tuple[str, str, str],
+    describe: Describe,
+    label: str = style.LOG_LENGTH_LABEL,
+    set_axis: Callable[[Axes, Sequence[float]], None] = style.set_length_axis,
+    *,
+    from_zero: bool = True,
+) -> Figure:
+    """Draw panels side by side that share a vertical axis; names of models stand to the right of the last one.
 
     Args:
         panels: From left to right.
         texts: Title, subtitle and conditions.
-        layout: How they are drawn.
+        describe: Words for the last value of a curve.
+        label: Name of the horizontal axis.
+        set_axis: Sets ticks and limits of the horizontal axis.
+        from_zero: The vertical axis starts at zero; else it spans the values.
     """
-    labels = end_labels(panels[-1], layout.describe)
-    names = [panel.models.labels[model] for panel in panels for model in panel.models.models]
-    above_pt = CROSSES_PT * max(panel.num_failing for panel in panels)
-    reasons = layout.reasons and above_pt <= 2 * CROSSES_PT
-    if not panels[0].title:
-        above_pt = max(0.0, above_pt - 2 * CROSSES_PT)  # two rows of crosses have room where a title would be
-    top_in = style.HEADER_IN + above_pt / style.POINTS_PER_IN
+    title, subtitle, conditions = texts
+    labels = end_labels(panels[-1], describe)
+    num_failing = max(panel.num_failing for panel in panels)
+    reasons = len(panels) == 1 and num_failing <= _MOST_REASONS
     if not reasons:
-        texts = (texts[0], "; ".join([texts[1], *_describe_crosses(panels)]), texts[2])
-    figure = style.new_figure(max(HEIGHT_IN, top_in + style.BASE_IN + labels_height_in(labels)), *texts)
-    axes = style.add_panels(
-        figure,
-        [2 + len(panel.ticks) for panel in panels],
-        right_in=label_width_in([*names, *(label.text for label in labels)]),
-        label=layout.label,
-        top_in=top_in,
-    )
+        subtitle = "; ".join(
+            [subtitle, *describe_crosses(p.status for panel in panels for p in panel.failed)]
+        )
+    num_rows = (
+        num_failing if panels[0].title else max(0, num_failing - _MOST_REASONS)
+    )  # these have room anyway
+    top_in = style.HEADER_IN + num_rows * _CROSSES_PT / style.POINTS_PER_IN
+    height_in = max(HEIGHT_IN, top_in + style.BASE_IN + _height_in(labels))
+    figure = style.new_figure(height_in, title, subtitle, conditions)
+    names = [panel.models.labels[model] for panel in panels for model in panel.models.models]
+    right_in = label_width_in([*names, *(label.text for label in labels)])
+    shares = [2 + len(panel.ticks) for panel in panels]
+    axes = style.add_panels(figure, shares, right_in=right_in, label=label, top_in=top_in)
     size, values = panels[0].size, [point.value for panel in panels for point in panel.measured]
-    top = max(panel.top for panel in panels) if layout.from_zero else max(values)
+    top = max(panel.top for panel in panels) if from_zero else max(values)
     for each, panel in zip(axes, panels, strict=True):
-        layout.set_axis(each, panel.ticks)
-        style.set_value_axis(each, top / size, None if layout.from_zero else min(values) / size)
-        each.yaxis.set_visible(bool(values))
-        draw_curves(each, panel, markers=layout.markers)
-        draw_crosses(each, panel, reasons=reasons)
-        pad = 3 + CROSSES_PT * panel.num_failing
-        each.set_title(panel.title, fontsize=6.5, color=style.MUTED, loc="left", pad=pad)
-    name_curves(axes[-1], labels, at_edge=layout.at_edge)
+        set_axis(each, panel.ticks)
+        style.set_value_axis(each, top / size, None if from_zero else min(values) / size)
+        _fill(each, panel, reasons=reasons)
+    _name_curves(axes[-1], labels)
     return figure
 
 
-def labels_height_in(labels: Sequence[Label]) -> float:
+def draw_column(
+    panels: Sequence[Panel],
+    labels: Sequence[Sequence[Label]],
+    texts: tuple[str, str, str],
+    axis_labels: Sequence[str],
+) -> Figure:
+    """Draw panels one above the other on linear axes, with labels beside each.
+
+    Args:
+        panels: From the top down.
+        labels: Labels of each panel in its units; their height counts, their place along the axis does not.
+        texts: Title, subtitle and conditions.
+        axis_labels: Name of the horizontal axis of each panel.
+    """
+    crosses_in = _CROSSES_PT * max(panel.num_failing for panel in panels) / style.POINTS_PER_IN
+    top_in, gap_in = style.HEADER_IN + crosses_in, _GAP_IN + crosses_in
+    row_in = max(_ROW_IN, *(_height_in(mine) for mine in labels))
+    figure = style.new_figure(top_in + len(panels) * (row_in + gap_in) - gap_in + style.BASE_IN, *texts)
+    right_in = label_width_in([label.text for mine in labels for label in mine])
+    rows = style.add_rows(figure, axis_labels, right_in=right_in, gap_in=gap_in, top_in=top_in)
+    for axes, panel, mine in zip(rows, panels, labels, strict=True):
+        style.set_linear_length_axis(axes, panel.ticks)
+        style.set_value_axis(axes, panel.top / panel.size)
+        _fill(axes, panel)
+        _name_curves(axes, mine)
+    return figure
+
+
+def _fill(axes: Axes, panel: Panel, *, reasons: bool = True) -> None:
+    """Draw curves, crosses and title of one panel."""
+    axes.yaxis.set_visible(bool(panel.measured))
+    _draw_curves(axes, panel)
+    _draw_crosses(axes, panel, reasons=reasons)
+    pad = 4 + _CROSSES_PT * panel.num_failing
+    axes.set_title(panel.title, fontsize=6.8, fontweight="bold", loc="left", pad=pad)
+
+
+def _height_in(labels: Sequence[Label]) -> float:
     """Return the inches that labels need one above the other."""
     return sum(label.height_pt for label in labels) / style.POINTS_PER_IN
 
 
-def draw_curves(axes: Axes, panel: Panel, *, markers: bool = True) -> None:
+def _draw_curves(axes: Axes, panel: Panel) -> None:
     """Draw the curves of every model with their intervals, thinner where a model has several."""
     for model, curves in panel.curves.items():
         look = panel.look(model)
@@ -234,7 +261,7 @@ def draw_curves(axes: Axes, panel: Panel, *, markers: bool = True) -> None:
                 linestyle=look.dash if panel.joined in (None, points[0].curve) else "",
                 transform=offset_copy(axes.transData, axes.figure.figure, x=aside_pt, units="points"),
                 linewidth=1.3 if len(curves) == 1 else 0.9,
-                marker=look.marker if markers else "",
+                marker=look.marker if len(points) <= _MOST_MARKERS else "",
                 markersize=3.9 if len(curves) == 1 else 3.4,
                 markeredgecolor=style.PAPER,
                 markeredgewidth=0.4,
@@ -252,7 +279,7 @@ def _draw_intervals(axes: Axes, points: Sequence[Point], size: float, colour: st
         axes.plot(x, end, "_", color=colour, linestyle="", markersize=5, markeredgewidth=0.8, zorder=1.9)
 
 
-def draw_crosses(axes: Axes, panel: Panel, *, reasons: bool = True) -> None:
+def _draw_crosses(axes: Axes, panel: Panel, *, reasons: bool) -> None:
     """Draw crosses above the axes at the places without a value, a row per model, with the reason."""
     height_pt = axes.bbox.height / axes.figure.dpi * style.POINTS_PER_IN
     above_pt = 3.5
@@ -261,7 +288,7 @@ def draw_crosses(axes: Axes, panel: Panel, *, reasons: bool = True) -> None:
         if not mine:
             continue
         x, y, transform = [point.x for point in mine], 1 + above_pt / height_pt, axes.get_xaxis_transform()
-        above_pt += CROSSES_PT
+        above_pt += _CROSSES_PT
         axes.plot(x, [y] * len(x), "x", color=panel.look(model).line, transform=transform, clip_on=False)
         if reasons:
             is_left = x[0] > panel.ticks[0]
@@ -278,10 +305,10 @@ def draw_crosses(axes: Axes, panel: Panel, *, reasons: bool = True) -> None:
             )
 
 
-def _describe_crosses(panels: Sequence[Panel]) -> list[str]:
+def describe_crosses(statuses: Iterable[str]) -> list[str]:
     """Return what the crosses of a figure stand for, if it has any: 'crosses: out of memory'."""
-    statuses = sorted({point.status for panel in panels for point in panel.failed})
-    return [f"crosses: {', '.join(map(describe_status, statuses))}"] if statuses else []
+    words = [describe_status(status) for status in sorted(set(statuses))]
+    return [f"crosses: {', '.join(words)}"] if words else []
 
 
 def end_labels(panel: Panel, describe: Describe) -> list[Label]:
@@ -303,11 +330,8 @@ def with_length(words: str, point: Point, longest: float) -> str:
     return words if point.x >= longest else f"{words}, {format_tokens(int(point.x))}"
 
 
-def name_curves(axes: Axes, labels: Sequence[Label], *, at_edge: bool = True) -> None:
-    """Write the labels of `end_labels` beside the ends of the curves, or beside the axes at the same height."""
+def _name_curves(axes: Axes, labels: Sequence[Label]) -> None:
+    """Write the labels of `end_labels` beside the axes at the height of the ends of the curves."""
     edge, top = axes.get_xlim()[1], axes.get_ylim()[1]
-    placed = [
-        replace(label, x=edge if at_edge else label.x, y=min(top, label.y))
-        for label in sorted(labels, key=lambda label: label.y)
-    ]
-    label_ends(axes, placed)
+    ordered = sorted(labels, key=lambda label: label.y)
+    label_ends(axes, [replace(label, x=edge, y=min(top, label.y)) for label in ordered])

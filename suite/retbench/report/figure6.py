@@ -19,22 +19,18 @@ from retbench.records.record import Record
 from retbench.report import style
 from retbench.report.claim_types import Scale, load_claims
 from retbench.report.curves import (
-    CROSSES_PT,
     DOTTED,
     Panel,
     Point,
     describe_rate,
-    draw_crosses,
-    draw_curves,
+    draw_column,
     end_labels,
     frame_points,
     highest,
-    labels_height_in,
-    name_curves,
     time_unit,
     with_length,
 )
-from retbench.report.labels import Label, add_text, label_width_in, spread
+from retbench.report.labels import Label, add_text, spread
 from retbench.report.points import Lineup
 from retbench.report.scenes import (
     Scene,
@@ -55,7 +51,6 @@ _METRICS = {"a": "peak_bytes", "b": "tokens_per_s", "c": "tpot_s"}
 _WEIGHTS = "weight_bytes"
 _SHEETS_OF_LATENCY = {"figure6c_transformer": "transformer", "figure6c_retnet": "retnet"}
 _AXIS_LABELS = {"context_len": style.LENGTH_LABEL, "batch_size": "batch size"}
-_ROW_IN, _GAP_IN = 1.2, 0.58
 _MB, _SMALL_PT = 1e6, 7.0
 _TITLE = "Figure 6 of the RetNet paper, redrawn"
 _COLUMNS = [
@@ -184,22 +179,15 @@ class Figure6Panel:
 
     @cached_property
     def curves(self) -> Panel:
-        """The curves as other figures have them."""
+        """The curves, as other figures have them."""
         rows = self.rows[self.rows["metric"] == self.metric]
         by_length = "context_len" if self.axis == "batch_size" else ""
         points = frame_points(rows, self.failed, self.axis, by_length)
         top = max([highest(points), *(point.number.value for point in self.paper)])
-        return Panel(points, self.models, size=self._unit(top)[0], at_least=top)
-
-    @property
-    def unit(self) -> str:
-        """Unit of the vertical axis."""
-        return self._unit(self.curves.top)[1]
-
-    def _unit(self, top: float) -> tuple[float, str]:
-        if self.letter == "a":
-            return (GB, "GB") if top >= GB else (_MB, "MB")
-        return time_unit(top) if self.letter == "c" else (1.0, "tokens/s")
+        size, unit = _unit(self.letter, top)
+        batch = "" if by_length else f", batch {self.records[0].point.batch_size}"
+        title = f"({self.letter}) {_NAMES[self.letter]}, {unit}{batch}"
+        return Panel(points, self.models, title, size=size, at_least=top)
 
     @property
     def markers(self) -> dict[str, str]:
@@ -208,17 +196,12 @@ class Figure6Panel:
         names = [name for name in self.models.models if name in architectures]
         return {architectures[name]: self.curves.look(name).marker for name in reversed(names)}
 
-    @property
-    def title(self) -> str:
-        """Letter, name, unit, and the batch size if it is the same everywhere."""
-        batch = f", batch {self.records[0].point.batch_size}" if self.axis == "context_len" else ""
-        return f"({self.letter}) {_NAMES[self.letter]}, {self.unit}{batch}"
-
     def describe(self, value: float) -> str:
         """Return a value with three digits in the unit of the panel; a rate has none."""
         if self.letter == "b":
             return describe_rate(Point("", 0, value))
-        return format_printed(float(f"{value / self.curves.size:.3g}"), self.unit)
+        size, unit = _unit(self.letter, self.curves.top)
+        return format_printed(float(f"{value / size:.3g}"), unit)
 
     @property
     def labels(self) -> list[Label]:
@@ -252,6 +235,13 @@ class Figure6Panel:
             )
             for architecture, value in last.items()
         ]
+
+
+def _unit(letter: str, top: float) -> tuple[float, str]:
+    """Return the unit of a panel whose highest value is `top`: its size in base units, and its name."""
+    if letter == "a":
+        return (GB, "GB") if top >= GB else (_MB, "MB")
+    return time_unit(top) if letter == "c" else (1.0, "tokens/s")
 
 
 def draw_figure6(scenes: Sequence[Scene]) -> list[Drawing]:
@@ -368,32 +358,12 @@ def _make_drawing(panels: Sequence[Figure6Panel]) -> Drawing:
 
 def _draw(panels: Sequence[Figure6Panel], texts: tuple[str, str, str]) -> Figure:
     """Draw the panels one above the other."""
-    crosses_in = max(panel.curves.num_failing for panel in panels) * CROSSES_PT / style.POINTS_PER_IN
-    labels = [panel.labels for panel in panels]
-    row_in = max(_ROW_IN, *(labels_height_in(mine) for mine in labels))
-    top_in, gap_in = style.HEADER_IN + crosses_in, _GAP_IN + crosses_in
-    figure = style.new_figure(top_in + len(panels) * (row_in + gap_in) - gap_in + style.BASE_IN, *texts)
-    right_in = label_width_in([label.text for mine in labels for label in mine])
     names = [_AXIS_LABELS[panel.axis] for panel in panels]
-    rows = style.add_rows(figure, names, right_in=right_in, gap_in=gap_in, top_in=top_in)
-    for axes, panel, mine in zip(rows, panels, labels, strict=True):
-        _fill(axes, panel, mine)
+    figure = draw_column([panel.curves for panel in panels], [panel.labels for panel in panels], texts, names)
+    for axes, panel in zip(figure.axes, panels, strict=True):
+        _draw_weights(axes, panel.rows[panel.rows["metric"] == _WEIGHTS], panel.curves.size)
+        _draw_paper(axes, panel)
     return figure
-
-
-def _fill(axes: Axes, panel: Figure6Panel, labels: Sequence[Label]) -> None:
-    """Draw everything in one panel."""
-    curves = panel.curves
-    style.set_linear_length_axis(axes, curves.ticks)
-    style.set_value_axis(axes, curves.top / curves.size)
-    axes.yaxis.set_visible(not panel.rows.empty)
-    draw_curves(axes, curves)
-    _draw_weights(axes, panel.rows[panel.rows["metric"] == _WEIGHTS], curves.size)
-    _draw_paper(axes, panel)
-    draw_crosses(axes, curves)
-    name_curves(axes, labels)
-    pad = 4 + CROSSES_PT * curves.num_failing
-    axes.set_title(panel.title, fontsize=6.8, fontweight="bold", loc="left", pad=pad)
 
 
 def _draw_weights(axes: Axes, rows: pd.DataFrame, size: float) -> None:

@@ -16,24 +16,19 @@ from retbench.report import memory_figure, style
 from retbench.report.comparisons import LINEAR_MARGIN, Line, find_crossover, fit_line
 from retbench.report.curves import (
     DOTTED,
-    Describe,
     Panel,
     Point,
-    RowLayout,
     describe_rate,
-    draw_crosses,
-    draw_curves,
+    draw_column,
     draw_row,
     end_labels,
     frame_points,
     highest,
-    labels_height_in,
-    name_curves,
     time_unit,
     with_length,
 )
 from retbench.report.figure6 import draw_figure6
-from retbench.report.labels import CORNERS, Label, add_note, add_text, beside, label_width_in
+from retbench.report.labels import CORNERS, add_note, add_text, beside
 from retbench.report.scenes import (
     Scene,
     by_workload,
@@ -97,6 +92,11 @@ def _panel(scene: Scene, metric: str, title: str = "", size: float = 1.0, at_lea
     return Panel(points, scene.models, title, scene.lengths, size, at_least)
 
 
+def _drawing(scene: Scene, name: str, texts: tuple[str, str], figure: Figure, data: pd.DataFrame) -> Drawing:
+    """Return a drawing under the conditions of a scene, with title and caption."""
+    return Drawing(name, (scene.experiment,), *texts, scene.conditions, figure, data)
+
+
 # ---- time against context length -------------------------------------------------------------------------------------
 
 
@@ -112,19 +112,15 @@ def _times(scene: Scene, workload: Workload) -> Drawing:
     figure = draw_row(
         [_panel(scene, metric, size=size)],
         (workload.title, f"{unit}, {scene.subtitle(metric)}", scene.conditions),
-        RowLayout(lambda point: format_seconds(point.value), at_edge=False),
+        lambda point: with_length(format_seconds(point.value), point, scene.lengths[-1]),
     )
     for model, crossing in crossings.items() if len(crossings) <= _MOST_CROSSINGS else ():
         _mark_crossing(figure.axes[0], crossing, scene, model)
-    return Drawing(
-        name=scene.name,
-        experiments=(scene.experiment,),
-        title=workload.title,
-        caption=f"{workload.quantity.capitalize()} against the context length, batch {scene.batch_size}. {_POINTS}",
-        conditions=scene.conditions,
-        figure=figure,
-        data=_with_crossings(_data(scene, [metric]), crossings),
+    caption = (
+        f"{workload.quantity.capitalize()} against the context length, batch {scene.batch_size}. {_POINTS}"
     )
+    data = _with_crossings(_data(scene, [metric]), crossings)
+    return _drawing(scene, scene.name, (workload.title, caption), figure, data)
 
 
 def _mark_crossing(axes: Axes, crossing: Crossover, scene: Scene, model: str) -> None:
@@ -166,20 +162,21 @@ def _throughput(scenes: Sequence[Scene]) -> Drawing:
     title = f"{first.workload.capitalize()} throughput"
     subtitle = "; ".join(["tokens/s", *first.subtitle(metric).split("; ")[1:]])
     label = "batch size (log scale); one panel per context length"
-    layout = RowLayout(describe_rate, label=label, at_edge=False, reasons=False)
-    figure = draw_row(panels, (title, subtitle, first.conditions), layout)
-    return Drawing(
-        name=f"{file_stem(scene_title(first.experiment, first.workload, '_'))}_throughput",
-        experiments=(first.experiment,),
-        title=title,
-        caption="Tokens/s of all sequences of a batch together against the batch size, at each context length. "
-        f"{_POINTS}",
-        conditions=first.conditions,
-        figure=figure,
-        data=pd.concat(
-            [_data(scene, [metric]).assign(batch_size=scene.batch_size) for scene in scenes],
-            ignore_index=True,
-        ),
+    figure = draw_row(panels, (title, subtitle, first.conditions), describe_rate, label)
+    caption = (
+        "Tokens/s of all sequences of a batch together against the batch size, at each context length. "
+        f"{_POINTS}"
+    )
+    data = pd.concat(
+        [_data(scene, [metric]).assign(batch_size=scene.batch_size) for scene in scenes],
+        ignore_index=True,
+    )
+    return _drawing(
+        first,
+        f"{file_stem(scene_title(first.experiment, first.workload, '_'))}_throughput",
+        (title, caption),
+        figure,
+        data,
     )
 
 
@@ -203,24 +200,29 @@ def _roofline(scenes: Sequence[Scene]) -> Drawing:
     first, metric, title = scenes[0], "roofline_ratio", "% of roofline"
     longest = scenes[-1].lengths[-1]
     panels = [_panel(scene, metric, scene.workload, size=0.01, at_least=1.0) for scene in scenes]
-    layout = RowLayout(lambda point: with_length(f"{100 * point.value:.0f} %", point, longest))
-    figure = draw_row(panels, (title, f"%, {first.subtitle(metric)}", first.conditions), layout)
+    figure = draw_row(
+        panels,
+        (title, f"%, {first.subtitle(metric)}", first.conditions),
+        lambda point: with_length(f"{100 * point.value:.0f} %", point, longest),
+    )
     for axes in figure.axes:
         axes.axhline(100, color=style.MUTED, linewidth=0.8, linestyle=(0, (4, 2)))
     at = ("axes fraction", "data")
     add_text(figure.axes[0], "ceiling", (0.03, 100), at, (0, 2), color=style.MUTED)
-    return Drawing(
-        name=f"{file_stem(first.experiment)}_roofline_batch{first.batch_size}",
-        experiments=(first.experiment,),
-        title=title,
-        caption="The least time that the bytes and operations of a point allow on this machine, as measured in the "
+    caption = (
+        "The least time that the bytes and operations of a point allow on this machine, as measured in the "
         f"same run, as a percentage of the measured time, batch {first.batch_size}. The dashed line is the ceiling "
-        "of the machine.",
-        conditions=first.conditions,
-        figure=figure,
-        data=pd.concat(
-            [_data(scene, [metric]).assign(workload=scene.workload) for scene in scenes], ignore_index=True
-        ),
+        "of the machine."
+    )
+    data = pd.concat(
+        [_data(scene, [metric]).assign(workload=scene.workload) for scene in scenes], ignore_index=True
+    )
+    return _drawing(
+        first,
+        f"{file_stem(first.experiment)}_roofline_batch{first.batch_size}",
+        (title, caption),
+        figure,
+        data,
     )
 
 
@@ -229,16 +231,14 @@ def _roofline(scenes: Sequence[Scene]) -> Drawing:
 
 def _memory(scene: Scene, workload: Workload) -> Drawing:
     """Draw memory by part."""
-    return Drawing(
-        name=scene.name,
-        experiments=(scene.experiment,),
-        title=workload.title,
-        caption="Bytes of the weights, of the recurrent state or the key-value cache, and of the workspace of "
+    caption = (
+        "Bytes of the weights, of the recurrent state or the key-value cache, and of the workspace of "
         f"one decode step at each context length, batch {scene.batch_size}. The thin line is the analytical size of "
-        "weights and state.",
-        conditions=scene.conditions,
-        figure=memory_figure.draw_memory(scene, workload.title),
-        data=_with_failures(memory_figure.memory_rows(scene), scene, list(memory_figure.PARTS)),
+        "weights and state."
+    )
+    data = _with_failures(memory_figure.memory_rows(scene), scene, list(memory_figure.PARTS))
+    return _drawing(
+        scene, scene.name, (workload.title, caption), memory_figure.draw_memory(scene, workload.title), data
     )
 
 
@@ -246,19 +246,21 @@ def _training(scene: Scene, workload: Workload) -> Drawing:
     """Draw speed and peak memory of training."""
     found = {model: fit_line(scene.points, "peak_bytes", model) for model in scene.models.models}
     lines = {model: line for model, line in found.items() if line is not None}
-    return Drawing(
-        name=scene.name,
-        experiments=(scene.experiment,),
-        title=workload.title,
-        caption="Tokens/s and peak memory of a whole training step (forward, backward, AdamW) on sequences of "
+    caption = (
+        "Tokens/s and peak memory of a whole training step (forward, backward, AdamW) on sequences of "
         f"each length, batch {scene.batch_size}. Points are geometric means of the rounds' medians, bars their 95 % "
         "intervals. Memory is weights, gradients, the optimizer's averages, activations and temporaries. A dotted "
         "line is the linear fit of a memory that differs from it by at most "
         f"{100 * LINEAR_MARGIN:.0f} % at every point. Memory far above these leaves the plot; its value is beside its "
-        "name.",
-        conditions=scene.conditions,
-        figure=_draw_training(scene, workload.title, {m: line for m, line in lines.items() if line.fits}),
-        data=_with_lines(_data(scene, ["tokens_per_s", "peak_bytes"]), lines),
+        "name."
+    )
+    data = _with_lines(_data(scene, ["tokens_per_s", "peak_bytes"]), lines)
+    return _drawing(
+        scene,
+        scene.name,
+        (workload.title, caption),
+        _draw_training(scene, workload.title, {m: line for m, line in lines.items() if line.fits}),
+        data,
     )
 
 
@@ -273,33 +275,25 @@ def _draw_training(scene: Scene, title: str, linear: Mapping[str, Line]) -> Figu
         line = linear.get(point.model)
         return f"{words}\n{format_bytes(line.slope)} per token" if line else words
 
-    top = highest(_panel(scene, "tokens_per_s").points)
-    size, unit = (1e3, "thousand tokens/s") if top >= 1e3 else (1.0, "tokens/s")
-    upper = _panel(scene, "tokens_per_s", size=size)
-    lower = _memory_panel(scene, linear)
-    memory_unit = "GiB" if lower.size == GIB else "MiB"
-    rows: list[tuple[Panel, Describe, str]] = [
-        (upper, describe_speed, unit),
-        (lower, describe_memory, f"peak memory, {memory_unit}"),
-    ]
+    speed, memory = _speed_panel(scene), _memory_panel(scene, linear)
     subtitle = scene.subtitle("step_s") + ("; dotted: linear fit" if linear else "")
-    labels = [end_labels(panel, describe) for panel, describe, _ in rows]
-    figure, axes = _add_two_rows(
-        labels, list(scene.models.labels.values()), (title, subtitle, scene.conditions)
+    figure = draw_column(
+        [speed, memory],
+        [end_labels(speed, describe_speed), end_labels(memory, describe_memory)],
+        (title, subtitle, scene.conditions),
+        [style.LENGTH_LABEL] * 2,
     )
-    for each, (panel, _, name), mine in zip(axes, rows, labels, strict=True):
-        style.set_linear_length_axis(each, panel.ticks)
-        style.set_value_axis(each, panel.top / panel.size)
-        each.yaxis.set_visible(bool(panel.measured))
-        each.set_ylabel(name, fontsize=6.5, color=style.MUTED, labelpad=3)
-        draw_curves(each, panel)
-        draw_crosses(each, panel)
-        name_curves(each, mine)
     for line in linear.values():
         x = [0.0, float(line.lengths[-1])]
-        y = [(line.intercept + line.slope * length) / lower.size for length in x]
-        axes[1].plot(x, y, color=style.INK, linewidth=0.8, linestyle=DOTTED, zorder=2.5)
+        y = [(line.intercept + line.slope * length) / memory.size for length in x]
+        figure.axes[1].plot(x, y, color=style.INK, linewidth=0.8, linestyle=DOTTED, zorder=2.5)
     return figure
+
+
+def _speed_panel(scene: Scene) -> Panel:
+    top = highest(_panel(scene, "tokens_per_s").points)
+    size, unit = (1e3, "thousand tokens/s") if top >= 1e3 else (1.0, "tokens/s")
+    return _panel(scene, "tokens_per_s", unit, size)
 
 
 def _memory_panel(scene: Scene, linear: Mapping[str, Line]) -> Panel:
@@ -307,19 +301,8 @@ def _memory_panel(scene: Scene, linear: Mapping[str, Line]) -> Panel:
     points = frame_points(scene.rows("peak_bytes"), scene.failed)
     values = [point.value for point in points if point.model in linear and point.status == "ok"]
     top = min(highest(points), _TALLEST * max(values)) if values else highest(points)
-    size = GIB if top >= GIB else MIB
-    return Panel(points, scene.models, places=scene.lengths, size=size, at_most=top)
-
-
-def _add_two_rows(
-    labels: Sequence[Sequence[Label]], names: Sequence[str], texts: tuple[str, str, str]
-) -> tuple[Figure, list[Axes]]:
-    """Return a figure with two rows of axes, high and wide enough for their labels."""
-    gap_in = 0.4
-    row_in = max(1.41, *(labels_height_in(mine) for mine in labels))
-    figure = style.new_figure(style.HEADER_IN + 2 * row_in + gap_in + style.BASE_IN, *texts)
-    right_in = label_width_in([*names, *(label.text for mine in labels for label in mine)])
-    return figure, style.add_rows(figure, ["", style.LENGTH_LABEL], right_in=right_in, gap_in=gap_in)
+    size, unit = (GIB, "GiB") if top >= GIB else (MIB, "MiB")
+    return Panel(points, scene.models, f"peak memory, {unit}", scene.lengths, size, at_most=top)
 
 
 # ---- the data beside the figures -------------------------------------------------------------------------------------
@@ -341,24 +324,17 @@ def _with_failures(rows: pd.DataFrame, scene: Scene, metrics: list[str]) -> pd.D
     )
 
 
-def _append(data: pd.DataFrame, rows: Sequence[Mapping[str, object]]) -> pd.DataFrame:
-    more = pd.DataFrame(rows, columns=_DATA_COLUMNS).astype(data.dtypes)
+def _append(data: pd.DataFrame, rows: Sequence[tuple[object, ...]]) -> pd.DataFrame:
+    columns = ["model", "metric", "unit", "value", "low", "high", "status"]
+    more = pd.DataFrame(rows, columns=columns).reindex(columns=_DATA_COLUMNS).astype(data.dtypes)
     return pd.concat([data, more], ignore_index=True)
 
 
 def _with_crossings(data: pd.DataFrame, crossings: Mapping[str, Crossover]) -> pd.DataFrame:
     """Return the data with one row per crossover."""
     rows = [
-        {
-            "model": model,
-            "metric": "crossover_context_len",
-            "unit": "tokens",
-            "value": crossing.value,
-            "low": crossing.low,
-            "high": crossing.high,
-            "status": crossing.kind,
-        }
-        for model, crossing in crossings.items()
+        (model, "crossover_context_len", "tokens", found.value, found.low, found.high, found.kind)
+        for model, found in crossings.items()
     ]
     return _append(data, rows)
 
@@ -366,13 +342,7 @@ def _with_crossings(data: pd.DataFrame, crossings: Mapping[str, Crossover]) -> p
 def _with_lines(data: pd.DataFrame, lines: Mapping[str, Line]) -> pd.DataFrame:
     """Return the data with slope, intercept and largest residual of the line through each model's memory."""
     rows = [
-        {
-            "model": model,
-            "metric": metric,
-            "unit": unit,
-            "value": value,
-            "status": "linear" if line.fits else "not linear",
-        }
+        (model, metric, unit, value, None, None, "linear" if line.fits else "not linear")
         for model, line in lines.items()
         for metric, unit, value in (
             ("fitted_slope_bytes_per_token", "bytes/token", line.slope),

@@ -1,8 +1,5 @@
 """The memory figure: stacked bars of weights, state or cache, and workspace against the context length."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
-
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -13,9 +10,9 @@ from retbench.architectures.configs import parse_model_config
 from retbench.config.experiment import DTYPE_BYTES
 from retbench.records.record import Record
 from retbench.report import style
-from retbench.report.curves import DOTTED
-from retbench.report.labels import Label, add_text, label_ends, label_width_in
-from retbench.report.scenes import Scene, describe_status
+from retbench.report.curves import DOTTED, describe_crosses
+from retbench.report.labels import add_text
+from retbench.report.scenes import Scene
 from retbench.units import GIB, MIB, format_bytes
 
 PARTS = ("weight_bytes", "state_bytes", "workspace_bytes")
@@ -23,14 +20,6 @@ EXPECTED = "expected_weight_and_state_bytes"
 """Analytical size of what a bar shows without the workspace."""
 _PANEL_IN, _GAP_IN = 1.72, 0.42
 _MOST_COLUMNS = 2
-
-
-class Part(NamedTuple):
-    """One part of a bar: its name, its bytes and the colour of its name."""
-
-    name: str
-    num_bytes: float
-    colour: str
 
 
 def memory_rows(scene: Scene) -> pd.DataFrame:
@@ -70,7 +59,13 @@ def draw_memory(scene: Scene, title: str) -> Figure:
     totals = rows[rows["metric"] != EXPECTED].groupby(["model", "context_len"])["value"].sum()
     largest = max([*totals, *rows["value"], 0.0])
     size, unit = (GIB, "GiB") if largest >= GIB else (MIB, "MiB")
-    subtitle = f"{unit}, batch {scene.batch_size}; dotted: analytical size of weights and state"
+    subtitle = "; ".join(
+        [
+            f"{unit}, batch {scene.batch_size}",
+            "dotted: analytical size of weights and state",
+            *describe_crosses(scene.failed["status"]),
+        ]
+    )
     figure, panels = _add_grid(len(scene.models.models), (title, subtitle, scene.conditions))
     for index, (axes, model) in enumerate(zip(panels, scene.models.models, strict=True)):
         look, mine = style.look(index), rows[rows["model"] == model]
@@ -80,16 +75,16 @@ def draw_memory(scene: Scene, title: str) -> Figure:
         expected = mine[mine["metric"] == EXPECTED].sort_values("context_len")
         _draw_expected(axes, expected, size)
         failed = scene.failed[scene.failed["model"] == model]
-        _mark_failures(axes, failed, expected, size)
+        _draw_crosses(axes, failed, expected, size)
         label = scene.models.labels[model]
         axes.set_title(label, fontsize=6.8, color=look.text, loc="left", pad=3, fontweight="bold")
-        parts = _describe_parts(mine[mine["metric"] != EXPECTED], scene, model, look)
-        is_last = index == len(panels) - 1 or (index + 1) % _MOST_COLUMNS == 0
-        if is_last:
-            _label_beside(axes, parts, size)
-        else:
-            _label_inside(axes, parts, size, has_crosses=not failed.empty)
+        _name_parts(axes, mine[mine["metric"] != EXPECTED], look, _state_name(scene, model))
     return figure
+
+
+def _state_name(scene: Scene, model: str) -> str:
+    architecture = next(r.model.architecture for r in scene.records if r.model.name == model)
+    return "KV cache" if registry.has_cache(architecture) else "state"
 
 
 def _add_grid(count: int, texts: tuple[str, str, str]) -> tuple[Figure, list[Axes]]:
@@ -104,7 +99,7 @@ def _add_grid(count: int, texts: tuple[str, str, str]) -> tuple[Figure, list[Axe
         panels += style.add_panels(
             figure,
             [1] * columns,
-            right_in=label_width_in(["workspace"]),
+            right_in=0.1,
             label=style.LOG_LENGTH_LABEL if is_lowest else "",
             top_in=style.HEADER_IN + row * pitch_in,
             base_in=style.BASE_IN + (num_rows - 1 - row) * pitch_in,
@@ -133,56 +128,21 @@ def _draw_expected(axes: Axes, expected: pd.DataFrame, size: float) -> None:
         axes.plot(x, y, "_", color=style.INK, zorder=4)
 
 
-def _mark_failures(axes: Axes, failed: pd.DataFrame, expected: pd.DataFrame, size: float) -> None:
-    """Draw a cross on the analytical size at every failed length, the reason beside the first.
-
-    Without an analytical size the crosses stand on the axis.
-    """
+def _draw_crosses(axes: Axes, failed: pd.DataFrame, expected: pd.DataFrame, size: float) -> None:
+    """Draw a cross on the analytical size at every failed length; on the axis if there is no analytical size."""
     needed = dict(zip(expected["context_len"], expected["value"], strict=True))
-    for number, (length, status) in enumerate(zip(failed["context_len"], failed["status"], strict=True)):
-        x, y = int(length), float(needed.get(length, 0.0)) / size
-        axes.plot([x], [y], "x", color=style.INK, zorder=5, clip_on=False)
-        if number == 0:
-            is_left = len(expected) > 0 and x > min(expected["context_len"])
-            side, offset_pt = ("right", (-5, 1)) if is_left else ("left", (-3, 8))
-            words = describe_status(str(status))
-            add_text(axes, words, (x, y), "data", offset_pt, color=style.INK, ha=side, va="center")
+    for length in failed["context_len"]:
+        y = float(needed.get(length, 0.0)) / size
+        axes.plot([int(length)], [y], "x", color=style.INK, zorder=5, clip_on=False)
 
 
-def _describe_parts(rows: pd.DataFrame, scene: Scene, model: str, look: style.Look) -> list[Part]:
-    """Return each part of a model's bar at the longest context, from the bottom up; empty without a bar."""
-    if rows.empty:
-        return []
+def _name_parts(axes: Axes, rows: pd.DataFrame, look: style.Look, state: str) -> None:
+    """Write names and sizes of the parts of the bar at the longest context into the upper left corner."""
     bar = rows[rows["context_len"] == rows["context_len"].max()].set_index("metric")["value"]
-    architecture = next(r.model.architecture for r in scene.records if r.model.name == model)
-    names = ("weights", "KV cache" if registry.has_cache(architecture) else "state", "workspace")
-    colours = (style.MUTED, look.text, look.text)
-    return [
-        Part(name, float(bar[part]), colour)
-        for part, name, colour in zip(PARTS, names, colours, strict=True)
-        if part in bar
+    names = zip(PARTS, ("weights", state, "workspace"), (style.MUTED, look.text, look.text), strict=True)
+    texts = [
+        (f"{name} {format_bytes(float(bar[part]))}", colour) for part, name, colour in names if part in bar
     ]
-
-
-def _label_beside(axes: Axes, parts: Sequence[Part], size: float) -> None:
-    """Write names and sizes of parts to the right of the axes, each at the height of its part."""
-    labels, base = [], 0.0
-    for part in parts:
-        middle = (base + part.num_bytes / 2) / size
-        text = f"{part.name}\n{format_bytes(part.num_bytes)}"
-        labels.append(Label(axes.get_xlim()[1], middle, text, part.colour))
-        base += part.num_bytes
-    label_ends(axes, labels)
-
-
-def _label_inside(axes: Axes, parts: Sequence[Part], size: float, *, has_crosses: bool) -> None:
-    """Write names and sizes of parts above the bars at the right, or in the upper left corner beside crosses."""
-    top = sum(part.num_bytes for part in parts) / size
-    at, coordinates, side = (1.0, top), ("axes fraction", "data"), "right"
-    lowest_pt = 4.0
-    if has_crosses:
-        at, coordinates, side = (0.03, 1.0), ("axes fraction", "axes fraction"), "left"
-        lowest_pt = -8.5 * len(parts)
-    for index, part in enumerate(parts):
-        words, offset_pt = f"{part.name} {format_bytes(part.num_bytes)}", (0, lowest_pt + 8.5 * index)
-        add_text(axes, words, at, coordinates, offset_pt, color=part.colour, fontweight="bold", ha=side)
+    for line, (text, colour) in enumerate(reversed(texts)):
+        offset_pt = (0, -6 - 8.5 * line)
+        add_text(axes, text, (0.03, 1), "axes fraction", offset_pt, color=colour, fontweight="bold")

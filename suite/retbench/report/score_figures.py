@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from retbench.records.record import Record
 from retbench.report import style
 from retbench.report.accuracy_figure import draw_accuracies
-from retbench.report.curves import Panel, Point, RowLayout, draw_row
+from retbench.report.curves import Panel, Point, draw_row
 from retbench.report.labels import add_note, beside
 from retbench.report.readings import TRAINING_RUN, Question, fact, is_final, subject_of
 from retbench.report.scores import (
@@ -69,6 +69,19 @@ def exams(scores: Scores) -> list[list[Question]]:
     return list(groups.values())
 
 
+def _drawing(
+    question: Question,
+    what: str,
+    texts: tuple[str, str],
+    records: Sequence[Record],
+    figure: Figure,
+    data: pd.DataFrame,
+) -> Drawing:
+    """Return a drawing of a question's records, with title and caption."""
+    name, experiments = question_stem(question, what), (question.experiment,)
+    return Drawing(name, experiments, *texts, describe_conditions(records), figure, data)
+
+
 # ---- loss along documents and along a training -----------------------------------------------------------------------
 
 
@@ -78,22 +91,21 @@ def _draw_positions(scores: Scores, question: Question) -> Iterator[Drawing]:
     for part, records in _parts(scores, _with_series(scores.measured(question), series)):
         panels = _panels(scores, records, series)
         marks = [_trained_length(scores, records, panel.title) for panel in panels]
-        conditions = describe_conditions(records)
-        subtitle = f"nats per token, {question_title(question)}"
-        layout = RowLayout(_three_decimals, "position in the document, tokens (log scale)", from_zero=False)
-        figure = draw_row(panels, (title, subtitle, conditions), layout)
-        _mark_lengths(figure.axes, marks, panels[0].ticks)
-        mark = " The dashed line is the sequence length of the training." if any(marks) else ""
-        yield Drawing(
-            name=question_stem(question, f"by_position{part}"),
-            experiments=(question.experiment,),
-            title=title,
-            caption=f"Nats per token against the position of the token in its document, {question_title(question)}; "
-            f"each point is the mean of the positions since the previous point, one line per seed.{mark}",
-            conditions=conditions,
-            figure=figure,
-            data=_series_data(records, series),
+        figure = draw_row(
+            panels,
+            (title, f"nats per token, {question_title(question)}", describe_conditions(records)),
+            _three_decimals,
+            "position in the document, tokens (log scale)",
+            from_zero=False,
         )
+        _mark_lengths(figure.axes, marks, panels[0].ticks)
+        caption = (
+            f"Nats per token against the position of the token in its document, {question_title(question)}; "
+            "each point is the mean of the positions since the previous point, one line per seed."
+            + (" The dashed line is the sequence length of the training." if any(marks) else "")
+        )
+        data = _series_data(records, series)
+        yield _drawing(question, f"by_position{part}", (title, caption), records, figure, data)
 
 
 def _mark_lengths(axes: Sequence[Axes], marks: Sequence[int | None], ticks: Sequence[float]) -> None:
@@ -111,27 +123,22 @@ def _draw_learning(scores: Scores, question: Question) -> Iterator[Drawing]:
     corpus, length = question.task or "its own text", format_tokens(question.context_len)
     finals = [record for record in _with_series(scores.measured(question), series) if is_final(record)]
     for part, records in _parts(scores, finals):
-        conditions = describe_conditions(records)
-        subtitle = f"validation loss, nats per token; sequences of {length}, {corpus}"
         panels = _panels(scores, records, series)
-        density = 1 if len(panels) > 2 else 4 // len(panels)
-        layout = RowLayout(
+        subtitle = f"validation loss, nats per token; sequences of {length}, {corpus}"
+        figure = draw_row(
+            panels,
+            (title, subtitle, describe_conditions(records)),
             _three_decimals,
             "tokens learned from",
-            partial(_set_token_axis, density=density),
+            partial(_set_token_axis, density=1 if len(panels) > 2 else 4 // len(panels)),
             from_zero=False,
-            markers=False,
         )
-        yield Drawing(
-            name=question_stem(question, f"learning{part}"),
-            experiments=(question.experiment,),
-            title=title,
-            caption=f"Loss on the validation split of {corpus} during training on its training split, in "
-            f"sequences of {length}; one line per seed. {describe_rates(scores, records)}",
-            conditions=conditions,
-            figure=draw_row(panels, (title, subtitle, conditions), layout),
-            data=_series_data(records, series),
+        caption = (
+            f"Loss on the validation split of {corpus} during training on its training split, in "
+            f"sequences of {length}; one line per seed. {describe_rates(scores, records)}"
         )
+        data = _series_data(records, series)
+        yield _drawing(question, f"learning{part}", (title, caption), records, figure, data)
 
 
 def _set_token_axis(axes: Axes, places: Sequence[float], density: int) -> None:
@@ -212,16 +219,9 @@ def _draw_bits(scores: Scores, question: Question) -> Iterator[Drawing]:
         return
     data = _size_data(records, metric, "bits", lambda record: record.metrics[metric].value)
     title, subtitle = "Quality by size", f"bits per byte, {question_title(question)}"
-    yield Drawing(
-        name=question_stem(question, "by_size"),
-        experiments=(question.experiment,),
-        title=title,
-        caption=f"Bits per byte on {question_title(question)} against the size of the models; lower is better. "
-        f"{_POINT_PER_SEED}",
-        conditions=describe_conditions(records),
-        figure=_draw_sizes(scores, records, data, (title, subtitle)),
-        data=data,
-    )
+    caption = f"Bits per byte on {question_title(question)} against the size of the models; lower is better. {_POINT_PER_SEED}"
+    figure = _draw_sizes(scores, records, data, (title, subtitle))
+    yield _drawing(question, "by_size", (title, caption), records, figure, data)
 
 
 def _draw_figure5(scores: Scores, question: Question) -> Iterator[Drawing]:
@@ -248,17 +248,13 @@ def _draw_figure5(scores: Scores, question: Question) -> Iterator[Drawing]:
     counts = sorted({record.metrics["num_tokens"].value for record in records})
     tokens = " to ".join(dict.fromkeys(format_count(count) for count in (counts[0], counts[-1])))
     title, subtitle = "Figure 5 of the RetNet paper, redrawn", f"validation perplexity, {corpus}, {length}"
-    yield Drawing(
-        name=question_stem(question, "figure5"),
-        experiments=(question.experiment,),
-        title=title,
-        caption=f"Perplexity per token (tokenizer: {fact(records[0], 'tokenizer')}) on the validation split of "
+    caption = (
+        f"Perplexity per token (tokenizer: {fact(records[0], 'tokenizer')}) on the validation split of "
         f"{corpus} against the size of the models; lower is better. They were trained on {tokens} tokens of its "
-        f"training split in sequences of {length}. {describe_rates(scores, records)} {_POINT_PER_SEED}",
-        conditions=describe_conditions(records),
-        figure=_draw_sizes(scores, records, data, (title, subtitle)),
-        data=data,
+        f"training split in sequences of {length}. {describe_rates(scores, records)} {_POINT_PER_SEED}"
     )
+    figure = _draw_sizes(scores, records, data, (title, subtitle))
+    yield _drawing(question, "figure5", (title, caption), records, figure, data)
 
 
 def _params(record: Record) -> int:
@@ -296,14 +292,14 @@ def _draw_sizes(
     )
     joined = next(iter(_shared_seeds(records)), "")
     line = f"; the line: seed {joined}" if joined not in ("", "none") else ""
-    layout = RowLayout(
+    return draw_row(
+        [Panel(points, scores.models, joined=joined, aside_pt=4.4)],
+        (texts[0], f"{texts[1]}{line}", describe_conditions(records)),
         _three_decimals,
         "parameters without embedding (log scale)",
         lambda axes, _: style.set_count_axis(axes, counts, [format_count(count) for count in counts]),
         from_zero=False,
     )
-    panel = Panel(points, scores.models, joined=joined, aside_pt=4.4)
-    return draw_row([panel], (texts[0], f"{texts[1]}{line}", describe_conditions(records)), layout)
 
 
 def _shared_seeds(records: Sequence[Record]) -> list[str]:
