@@ -9,9 +9,9 @@ import pytest
 from report.synthetic_records import CPU, GPU, Machine, Maker
 from retbench.papers.papers import find_number, load_papers
 from retbench.records.record import Record
-from retbench.report.overlays import PaperPoint, figure6a, figure6b, figure6c, keep_comparable
+from retbench.report.figure6 import PaperPoint, keep_comparable, paper_points
 
-FIGURES = (figure6a, figure6b, figure6c)
+LETTERS = ("a", "b", "c")
 H100 = replace(GPU, processor="NVIDIA H100 80GB HBM3")
 SMALL_A100 = replace(GPU, processor="NVIDIA A100-SXM4-40GB")
 
@@ -34,14 +34,14 @@ def fewer_key_heads(arguments: dict[str, Any]) -> dict[str, Any]:
 def test_every_value_is_that_of_the_papers_file() -> None:
     sheets = load_papers()["retnet"].sheets
     names = ("figure6a", "figure6b", "figure6c_transformer", "figure6c_retnet")
-    places = [point.number.place for figure in FIGURES for point in figure()]
+    places = [point.number.place for letter in LETTERS for point in paper_points(letter)]
     assert places == [
         f"retnet/{name}/{row}/{column}"
         for name in names
         for row in sheets[name].rows
         for column in sheets[name].columns
     ]
-    for point in (point for figure in FIGURES for point in figure()):
+    for point in (point for letter in LETTERS for point in paper_points(letter)):
         assert point.number == find_number(point.number.place)
 
 
@@ -49,25 +49,25 @@ def test_points_stand_where_the_paper_has_them() -> None:
     def at(points: list[PaperPoint], *place: object) -> list[float]:
         return [p.number.value for p in points if (p.architecture, p.batch_size, p.context_len) == place]
 
-    assert at(figure6a(), "transformer", 8, 8192) == [47.3e9]
-    assert at(figure6b(), "retnet", 8, 2048) == [310.8]
-    assert at(figure6c(), "transformer", 8, 8192) == pytest.approx([0.35, 0.38])
-    assert at(figure6c(), "retnet", 1, 8192) == pytest.approx([0.025, 0.03])
+    assert at(paper_points("a"), "transformer", 8, 8192) == [47.3e9]
+    assert at(paper_points("b"), "retnet", 8, 2048) == [310.8]
+    assert at(paper_points("c"), "transformer", 8, 8192) == pytest.approx([0.35, 0.38])
+    assert at(paper_points("c"), "retnet", 1, 8192) == pytest.approx([0.025, 0.03])
 
 
-@pytest.mark.parametrize("figure", FIGURES)
-def test_a_machine_and_a_size_of_the_paper_have_its_values(figure: Callable[[], list[PaperPoint]]) -> None:
-    assert keep_comparable(figure(), memory(GPU)) == figure()
+@pytest.mark.parametrize("letter", LETTERS)
+def test_a_machine_and_a_size_of_the_paper_have_its_values(letter: str) -> None:
+    assert keep_comparable(paper_points(letter), memory(GPU)) == paper_points(letter)
 
 
 @pytest.mark.parametrize("machine", [CPU, H100, SMALL_A100, replace(GPU, size="1.3b")])
-@pytest.mark.parametrize("figure", FIGURES)
-def test_another_machine_or_size_has_none(figure: Callable[[], list[PaperPoint]], machine: Machine) -> None:
-    assert keep_comparable(figure(), memory(machine)) == []
+@pytest.mark.parametrize("letter", LETTERS)
+def test_another_machine_or_size_has_none(letter: str, machine: Machine) -> None:
+    assert keep_comparable(paper_points(letter), memory(machine)) == []
 
 
 def test_grouped_queries_contradict_the_papers_transformer_alone() -> None:
-    kept = keep_comparable(figure6a(), memory(GPU, fewer_key_heads))
+    kept = keep_comparable(paper_points("a"), memory(GPU, fewer_key_heads))
     assert {point.architecture for point in kept} == {"retnet"}
 
 
@@ -75,4 +75,4 @@ def test_what_failed_has_none() -> None:
     def fail(arguments: dict[str, Any]) -> dict[str, Any]:
         return arguments | {"status": "failed", "metrics": {}}
 
-    assert keep_comparable(figure6a(), memory(GPU, fail)) == []
+    assert keep_comparable(paper_points("a"), memory(GPU, fail)) == []

@@ -8,11 +8,11 @@ import pytest
 
 from report.synthetic_scores import SEEDS, TASKS, TRAINED_LEN, ScoreMaker
 from report.words import check_words
-from retbench.report.drawings import Drawing
 from retbench.report.evaluations import Evaluations, make_evaluations
 from retbench.report.frames import load_results
 from retbench.report.score_figures import draw_scores
 from retbench.report.selection import select
+from retbench.report.style import Drawing
 from retbench.stats.paired import proportion_interval
 
 

@@ -10,12 +10,12 @@ from matplotlib.axes import Axes
 
 from report.synthetic_scores import SEEDS, ScoreMaker
 from report.words import check_words
-from retbench.report.drawings import Drawing
 from retbench.report.evaluations import Evaluations, make_evaluations
 from retbench.report.frames import load_results
 from retbench.report.points import is_final
 from retbench.report.score_figures import draw_scores
 from retbench.report.selection import select
+from retbench.report.style import Drawing
 
 FIGURE5 = "quality_training_run_classic_books_2048_figure5"
 
@@ -26,8 +26,8 @@ def drawings(scores: Evaluations) -> dict[str, Drawing]:
 
 
 def points_of(axes: Axes) -> list[tuple[float, float]]:
-    """Every point that is drawn without a line, in order."""
-    points = [line.get_xydata() for line in axes.lines if line.get_linestyle() == "None"]
+    """Every point that is drawn, in order."""
+    points = [line.get_xydata() for line in axes.lines if line.get_marker() != "None"]
     return sorted((float(x), float(y)) for pair in points for x, y in np.asarray(pair))
 
 
@@ -36,7 +36,7 @@ def test_points_over_sizes_are_the_readings_and_the_line_is_of_one_seed(
 ) -> None:
     drawing = drawings["quality_perplexity_litbank-original_whole_8192_by_size"]
     question = next(
-        q for q in scores.task_points("document") if (q.task, q.context_len) == ("litbank/original", 8192)
+        q for q in scores.task_points("perplexity") if (q.task, q.context_len) == ("litbank/original", 8192)
     )
     expected = {
         (r.model.name, r.model.size, str(r.model.weights and r.model.weights.seed)): (

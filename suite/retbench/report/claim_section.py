@@ -16,7 +16,7 @@ from retbench.report.claim_table import (
     verdict_words,
 )
 from retbench.report.claims import Judged, Row, decides
-from retbench.report.drawings import Drawing
+from retbench.report.style import Drawing
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import pandas as pd
 from markupsafe import Markup, escape
 
 from retbench.report import style
-from retbench.report.drawings import Drawing
+from retbench.report.style import Drawing
 from retbench.report.wording import bind_units
 from retbench.units import read_column
 

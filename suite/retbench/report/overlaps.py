@@ -1,4 +1,4 @@
-"""Where a model was scored on text that it may have learned from: what the records tell of it.
+"""Where a model was scored on text that it may have been trained on, according to the records.
 
 Corpora are told apart by name and fingerprint. Whether two different ones share a passage, no record says.
 """

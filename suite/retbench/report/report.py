@@ -19,7 +19,6 @@ from retbench.records.record import Record
 from retbench.report import diagnostics, html, provenance
 from retbench.report.claim_section import make_claim_section
 from retbench.report.claims import judge_claims
-from retbench.report.drawings import Drawing, save_drawing
 from retbench.report.evaluations import Evaluations, weights_table
 from retbench.report.figures import make_drawings
 from retbench.report.findings import find_costs
@@ -30,6 +29,7 @@ from retbench.report.points import group, lineup, measures_cost
 from retbench.report.quality_findings import find_quality
 from retbench.report.score_figures import draw_scores
 from retbench.report.selection import matched_groups, select
+from retbench.report.style import Drawing, save_drawing
 from retbench.report.tables import Contents, contents_of, cost_table, quality_table
 from retbench.report.wording import section_title
 

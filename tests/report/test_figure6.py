@@ -13,10 +13,9 @@ from report.synthetic_records import CPU, GPU, ROUNDS, SMALL, Maker
 from report.words import check_words
 from retbench.records.record import Record
 from retbench.report import style
-from retbench.report.drawings import Drawing
-from retbench.report.inference import draw_figure6
-from retbench.report.overlays import figure6a, figure6b, figure6c
+from retbench.report.figure6 import draw_figure6, paper_points
 from retbench.report.selection import select
+from retbench.report.style import Drawing
 from retbench.report.sweeps import make_sweeps
 
 LENGTHS, BATCHES = (1024, 2048, 4096, 8192), (1, 2, 4, 8, 16)
@@ -100,8 +99,8 @@ def test_lines_are_the_data_beside_them(drawing: Drawing) -> None:
     ours = drawing.data[drawing.data["kind"] == "measured"]
     units = {"a": ("peak_bytes", 1e9), "b": ("tokens_per_s", 1.0)}
     for axes, (panel, (metric, size)) in zip(drawing.figure.axes, units.items(), strict=False):
-        for look, model in zip(style.LOOKS, ("retnet", "transformer"), strict=False):
-            (line,) = [each for each in lines(axes)[look.line] if each]
+        for index, model in enumerate(("retnet", "transformer")):
+            (line,) = [each for each in lines(axes)[style.look(index).line] if each]
             assert [x for x, _ in line] == list(LENGTHS)
             drawn = [y * size for _, y in line]
             assert drawn == pytest.approx(values(ours, panel=panel, metric=metric, model=model))
@@ -164,9 +163,12 @@ def test_what_ran_out_of_memory_is_in_the_data_and_in_the_figure() -> None:
 
 def test_the_papers_values_are_drawn_where_nothing_stated_contradicts(drawing: Drawing) -> None:
     for axes, points, size in zip(
-        drawing.figure.axes, (figure6a(), figure6b(), figure6c()), (1e9, 1.0, 1e-3), strict=True
+        drawing.figure.axes,
+        (paper_points("a"), paper_points("b"), paper_points("c")),
+        (1e9, 1.0, 1e-3),
+        strict=True,
     ):
-        along = "batch_size" if points == figure6c() else "context_len"
+        along = "batch_size" if points == paper_points("c") else "context_len"
         expected = sorted((getattr(point, along), point.number.value / size) for point in points)
         assert hollow(axes) == expected
     assert "hollow: paper, read off" in drawing.figure.texts[1].get_text()
@@ -178,7 +180,7 @@ def test_the_data_has_the_papers_values_with_their_source(drawing: Drawing) -> N
     paper = drawing.data[drawing.data["kind"] != "measured"]
     assert values(paper, panel="a", model="transformer", context_len=8192) == [47.3e9]
     assert values(paper, panel="b", model="retnet", context_len=2048) == [310.8]
-    assert len(paper) == len(figure6a()) + len(figure6b()) + len(figure6c())
+    assert len(paper) == len(paper_points("a")) + len(paper_points("b")) + len(paper_points("c"))
     assert dict(zip(paper["panel"], zip(paper["kind"], paper["source"], strict=True), strict=True)) == {
         "a": ("read off by its pixels", "RetNet (arXiv:2307.08621) Figure 6(a)"),
         "b": ("read off by its pixels", "RetNet (arXiv:2307.08621) Figure 6(b)"),
