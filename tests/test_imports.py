@@ -31,7 +31,7 @@ BESIDE: dict[str, set[str]] = {
     "stats": LAYERS[0],
     "measure": LAYERS[0] | {"config", "records", "stats"},
     "report": LAYERS[0] | LAYERS[1] | {"papers", "stats", "planning"},
-    "papers": LAYERS[0] | {"config", "records"},
+    "papers": LAYERS[0] | LAYERS[1] | {"planning"},
     "regress": LAYERS[0] | LAYERS[1] | set().union(*LAYERS[1:9]) | {"report", "measure", "stats", "papers"},
 }
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}

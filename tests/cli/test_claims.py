@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from report.synthetic_records import CPU, SMALL, Maker, write_results
 from retbench.cli import app
-from retbench.report.claim_types import load_claims
+from retbench.papers.claims import load_claims
 
 
 def run(*words: str) -> tuple[int, str, str]:
@@ -50,7 +50,12 @@ def headlines_of(results: Path) -> dict[str, tuple[str, str]]:
     code, out, _ = run("--results", str(results), "--format", "short")
     assert code == 0
     rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in out.splitlines()]
-    assert rows[0] == ["the paper's claim", "source", "under the paper's conditions", "measured elsewhere"]
+    assert rows[0] == [
+        "the paper's claim",
+        "source",
+        "under the paper's conditions",
+        "under other conditions",
+    ]
     return {row[0]: (row[2], row[3]) for row in rows[2:]}
 
 
@@ -63,7 +68,7 @@ def test_the_short_table_has_the_headlines_with_what_other_conditions_show(tmp_p
     paper, elsewhere = told["At 8K RetNet's latency is 15.6 times lower than the Transformer's"]
     assert paper == "not testable"
     assert re.match(
-        r"partly at 25m, AMD EPYC 9B14, .*x \[.*\] at batch 1, 8K; the paper 15.6x \(one of 2\)", elsewhere
+        r"partly at 25m, AMD EPYC 9B14, .*× \[.*\] at batch 1, 8K; the paper 15.6× \(one of 2\)", elsewhere
     )
     assert told["RetNet is ahead in all seven zero-shot tasks at 6.7B"] == ("not testable", "–")
 
@@ -76,7 +81,7 @@ def test_what_was_measured_comes_first(tmp_path: Path) -> None:
     assert re.match(r"Measured, not decided \(\d+\)", titles[1])
     assert all(title.startswith("Not ") for title in titles[2:])
     first, second = (out.partition(title)[2].partition("###")[0] for title in titles[:2])
-    assert "one function" in first
+    assert "recurrent forms are equivalent" in first
     assert "At 8K RetNet's latency" in second
 
 

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from report.synthetic_records import CPU, GPU, Maker, matched_pair, write_results
 from retbench.architectures import costs
 from retbench.cli import app
-from retbench.papers.datasheets import load_datasheets
+from retbench.papers.papers import load_datasheets
 
 
 def run(*words: str) -> tuple[int, str, str]:

@@ -1,7 +1,7 @@
 import pytest
 
 from retbench.errors import ConfigError, UnsupportedError
-from retbench.papers.datasheets import find_datasheet, load_datasheets
+from retbench.papers.papers import find_datasheet, load_datasheets
 
 
 @pytest.mark.parametrize("name", load_datasheets())

@@ -187,15 +187,15 @@ rows.one = [1, 2]
     [
         ("[1, 2]", "[1, 2, 3]", "3 numbers for 2 columns"),
         ('unit = "x"', 'unit = "furlong"', "unit is 'furlong'"),
-        ('kind = "printed"', 'kind = "derived"', "says where its rows come from"),
+        ('kind = "printed"', 'kind = "derived"', "derived sheet has ratios or a derivation"),
         ('kind = "printed"', 'kind = "guessed"', "kind"),
         ('metric = "m"', 'metrics = "m"', "Did you mean 'metric'"),
-        ("rows.one = [1, 2]", 'rows.one = [1, 2]\naverages.r = ["p"]', "no column"),
+        ("rows.one = [1, 2]", 'rows.one = [1, 2]\naverages.r = ["p"]', "not a column"),
         ("rows.one = [1, 2]", "rows.one = [1, ", "not valid TOML"),
         (
             'kind = "printed"',
             'kind = "derived"\nratios.one = { top = "a/two", bottom = "a/one" }',
-            "no SHEET/ROW here",
+            "not a SHEET/ROW of this file",
         ),
     ],
 )

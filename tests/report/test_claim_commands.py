@@ -14,12 +14,7 @@ from report.synthetic_scores import ScoreMaker, answer_better
 from retbench.cli import app
 from retbench.config.evaluation import PerplexitySpec, ZeroshotSpec
 from retbench.config.experiment import Experiment, Profile, load_experiment
-from retbench.planning import plan
-from retbench.planning.plan import make_plan
-from retbench.records.record import Metric, Record, WeightsInfo
-from retbench.report.claim_types import (
-    RETNET,
-    TRANSFORMER,
+from retbench.papers.claims import (
     AheadRule,
     Claim,
     CrossesRule,
@@ -27,10 +22,14 @@ from retbench.report.claim_types import (
     Side,
     load_claims,
 )
+from retbench.planning import plan
+from retbench.planning.plan import make_plan
+from retbench.records.record import Metric, Record, WeightsInfo
 from retbench.report.claims import Scope, judge
 from retbench.report.frames import Results, load_results
 from retbench.run.devices import Device
 
+RETNET, TRANSFORMER = Side(architecture="retnet"), Side(architecture="transformer")
 CLAIMS = {claim.name: claim for claim in load_claims()}
 OF_QUALITY = [
     name for name, claim in CLAIMS.items() if isinstance(claim.rule, AheadRule | CrossesRule | NearRule)
@@ -109,7 +108,7 @@ def test_the_command_of_a_cost_decides_its_claim(
     found = [row for row in judged.rows if row.scope == scope]
     assert found
     assert all(row.num_records for row in found)
-    assert all(row.finding.verdict != "not_testable" or "more rounds" in row.finding.text for row in found)
+    assert all(row.finding.verdict != "not_testable" or "--set rounds=" in row.finding.text for row in found)
 
 
 # ---- quality ---------------------------------------------------------------------------------------------------------

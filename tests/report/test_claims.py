@@ -11,10 +11,10 @@ import pytest
 from report.synthetic_records import CPU, GPU, TRAINER, Maker
 from report.synthetic_scores import ScoreMaker
 from retbench.errors import ConfigError
+from retbench.papers.claims import Side, load_claims, parse_claims
 from retbench.records.record import GateCheck, Metric, Record
-from retbench.report.claim_table import claims_json, claims_markdown, headlines_markdown
-from retbench.report.claim_types import load_claims, parse_claims
-from retbench.report.claims import Judged, judge, judge_claims
+from retbench.report.claim_tables import claims_json, claims_markdown, headlines_markdown
+from retbench.report.claims import JudgedClaim, describe_setup, find_setups, judge, judge_claims
 from retbench.report.frames import Results, load_results
 
 CLAIMS = {claim.name: claim for claim in load_claims()}
@@ -41,7 +41,7 @@ def test_there_are_twenty_claims_of_the_retnet_paper_and_more() -> None:
 
 
 @pytest.mark.parametrize("judged", judge_claims(NOTHING), ids=lambda judged: judged.claim.name)
-def test_without_records_nothing_is_confirmed_and_everything_says_what_it_needs(judged: Judged) -> None:
+def test_without_records_nothing_is_confirmed_and_everything_says_what_it_needs(judged: JudgedClaim) -> None:
     assert judged.verdict == "not_testable"
     for row in judged.rows:
         assert row.finding.verdict == "not_testable"
@@ -55,7 +55,8 @@ GOOD = """
 statement = "s"
 source = "RetNet Figure 1"
 numbers = ["retnet/figure1_labels/latency/value"]
-rule = { kind = "ratio", workload = "decode", metric = "tpot_s", better = "lower", batch_size = 1, context_len = 8 }
+rule = { kind = "ratio", workload = "decode", metric = "tpot_s", better = "lower", batch_size = 1, context_len = 8, \
+  challenger = "a", reference = "b" }
 needs = "n"
 command = "retbench run latency"
 """
@@ -67,9 +68,9 @@ command = "retbench run latency"
         ('kind = "ratio"', 'kind = "rati"', "rule"),
         ('source = "RetNet Figure 1"', 'sources = "x"', "Did you mean 'source'"),
         ('needs = "n"\n', "", "says what it needs"),
-        ("numbers = [", "experiments = [", "held against a number"),
+        ("numbers = [", "experiments = [", "compared with a printed number"),
         ("figure1_labels", "figure1_label", "Did you mean 'figure1_labels'"),
-        ('command = "', 'strong = ["fused"]\ncommand = "', "second answer with its command"),
+        ('command = "', 'strong = ["fused"]\ncommand = "', "second verdict and its command"),
         ('needs = "n"', 'needs = "n"\nuntestable = "x"', "either a rule or the reason"),
     ],
 )
@@ -156,9 +157,7 @@ def unsteady(factor: float) -> Change:
 def test_an_interval_that_holds_no_advantage_and_a_large_one_tells_nothing() -> None:
     row = row_of("latency_ratio", latency(PLAIN, unsteady(4)), "paper")
     assert row.finding.verdict == "not_testable"
-    assert row.finding.text.endswith(
-        "the interval is too wide to tell, more rounds: `retbench run latency --profile cpu --set rounds=10`"
-    )
+    assert row.finding.text.endswith("`retbench run latency --profile cpu --set rounds=10`")
 
 
 def test_an_interval_that_reaches_the_printed_advantage_does_not_reproduce_it() -> None:
@@ -167,12 +166,12 @@ def test_an_interval_that_reaches_the_printed_advantage_does_not_reproduce_it() 
     high = float(row.finding.text.partition("]")[0].rpartition(", ")[2])
     assert high > 15.6
     assert row.finding.verdict == "partly"
-    assert "more rounds" in row.finding.text
+    assert "--set rounds=10`" in row.finding.text
 
 
 def test_a_value_beyond_the_printed_advantage_with_an_interval_that_is_not_is_partly() -> None:
     row = row_of("latency_ratio", latency(PLAIN, times(7), unsteady(1.3)), "paper")
-    assert float(row.finding.text.partition("x")[0]) > 15.6
+    assert float(row.finding.text.partition("×")[0]) > 15.6
     assert row.finding.verdict == "partly"
 
 
@@ -212,8 +211,8 @@ def test_the_claim_has_two_answers() -> None:
     assert judged.verdict == "reproduced"
     found = {row.scope: row.finding.verdict for row in judged.rows}
     assert found == {"paper": "reproduced", "strong": "partly"}
-    assert "plain attention + all key heads" in judged.rows[0].conditions
-    assert "fused attention + grouped queries + graphs" in judged.rows[1].conditions
+    assert "plain attention + multi-head attention" in judged.rows[0].conditions
+    assert "fused attention + grouped-query attention + CUDA graphs" in judged.rows[1].conditions
 
 
 def test_a_strong_transformer_alone_leaves_the_papers_row_open() -> None:
@@ -289,7 +288,7 @@ def test_elsewhere_a_point_out_of_memory_gives_way_to_the_nearest_below_and_is_n
 
     row = row_of("latency_ratio", latency(PLAIN, fill, times(20), machine=CPU), "elsewhere")
     assert row.finding.verdict == "reproduced"
-    assert "at batch 8, 4K; the paper 15.6x; transformer at batch 8, 8K: out of memory" in row.finding.text
+    assert "at batch 8, 4K; the paper 15.6×; transformer at batch 8, 8K: out of memory" in row.finding.text
 
 
 def test_of_two_runs_that_read_alike_the_newest_stands() -> None:
@@ -327,7 +326,7 @@ def test_a_level_that_noise_hides_takes_more_rounds() -> None:
 
     row = row_of("latency_level", latency(shake), "paper")
     assert row.finding.verdict == "not_testable"
-    assert "more rounds" in row.finding.text
+    assert "--set rounds=10`" in row.finding.text
 
 
 def test_level_over_the_batch() -> None:
@@ -427,8 +426,8 @@ def test_training_is_told_apart_by_attention() -> None:
     plain = judge(CLAIMS["training_speed"], Results(tuple(records), ()))
     flash = judge(CLAIMS["training_speed_flash"], Results(tuple(records), ()))
     assert [row.conditions.split(", ")[3] for row in plain.rows if row.scope == "elsewhere"] == [
-        "plain attention + all key heads",
-        "fused attention + all key heads",
+        "plain attention + multi-head attention",
+        "fused attention + multi-head attention",
     ]
     (row,) = [row for row in flash.rows if row.scope == "elsewhere"]
     assert "fused attention" in row.conditions
@@ -493,6 +492,25 @@ def test_a_newer_run_that_decides_nothing_does_not_hide_one_that_does() -> None:
     older = latency(together(PLAIN, times(6.5)), machine=replace(GPU, name="another"))
     judged = judge(CLAIMS["latency_ratio"], Results((*undecided, *older), ()))
     assert judged.verdict == "reproduced"
+
+
+def setup_words(failing: str | None) -> str:
+    """Return the words of the only setup of a pair, all of whose cells of one model failed."""
+
+    def change(arguments: dict[str, Any]) -> dict[str, Any]:
+        if arguments["model"].name != failing:
+            return arguments
+        return arguments | {"status": "oom", "metrics": {}, "backend": {}}
+
+    records = Maker(CPU, change=change).memory()
+    [setup] = find_setups(records, Side(architecture="retnet"), Side(architecture="transformer"))
+    return describe_setup(setup.records)
+
+
+def test_how_a_transformer_ran_is_said_where_one_did() -> None:
+    assert "multi-head attention" in setup_words(failing=None)
+    assert "multi-head attention" not in setup_words(failing="transformer")
+    assert "multi-head attention" in setup_words(failing="retnet")
 
 
 # ---- quality ---------------------------------------------------------------------------------------------------------
@@ -582,7 +600,10 @@ def test_no_difference_that_is_shown_is_no_verdict(tmp_path: Path) -> None:
     for name in ("perplexity_by_context", "perplexity_by_size"):
         rows = [row for row in judge(CLAIMS[name], results).rows if row.num_records]
         assert {row.finding.verdict for row in rows} == {"not_testable"}, name
-        assert all("told apart at 0" in row.finding.text for row in rows)
+        assert all(
+            "significantly at 0" in row.finding.text or "different at 0 of" in row.finding.text
+            for row in rows
+        )
 
 
 def test_a_model_that_has_seen_less_is_elsewhere(tmp_path: Path) -> None:
@@ -590,7 +611,7 @@ def test_a_model_that_has_seen_less_is_elsewhere(tmp_path: Path) -> None:
     judged = judge(CLAIMS["perplexity_by_context"], results)
     assert judged.verdict == "not_testable"
     assert judged.rows[1].finding.verdict == "reproduced"
-    assert judged.rows[1].conditions == "6.7b seed 0, trained on 20.0 M tokens"
+    assert judged.rows[1].conditions == "6.7b, trained on 20.0 M tokens, seed 0"
 
 
 def test_readings_of_an_older_machine_are_not_forgotten(tmp_path: Path) -> None:
@@ -603,7 +624,7 @@ def test_readings_of_an_older_machine_are_not_forgotten(tmp_path: Path) -> None:
     ask_last(newer)
     judged = judge(CLAIMS["perplexity_by_context"], load_results(newer.write()))
     assert judged.verdict == "reproduced"
-    assert [row.conditions.split()[0] for row in judged.rows] == ["6.7b", "1m"]
+    assert [row.conditions.split(",")[0] for row in judged.rows] == ["6.7b", "1m"]
 
 
 def test_one_context_is_not_all_three(tmp_path: Path) -> None:
@@ -613,7 +634,7 @@ def test_one_context_is_not_all_three(tmp_path: Path) -> None:
     change = as_model(sizes={"25m": "6.7b"}, weights=TRAINED)
     judged = judge(CLAIMS["perplexity_by_context"], scored(tmp_path, ask, change, seeds={"25m": (0,)}))
     assert judged.verdict == "partly"
-    assert judged.rows[0].finding.text.startswith("ahead at 1 of 1 questions, told apart at 1")
+    assert judged.rows[0].finding.text.startswith("ahead at 1 of 1 evaluations, significantly at 1")
 
 
 def test_a_part_of_the_tasks_is_not_all_of_them(tmp_path: Path) -> None:
@@ -622,7 +643,7 @@ def test_a_part_of_the_tasks_is_not_all_of_them(tmp_path: Path) -> None:
     results = scored(tmp_path, lambda maker: maker.zeroshots(0), change, seeds={"25m": (0,)})
     judged = judge(CLAIMS["zero_shot"], results)
     assert judged.verdict == "partly"
-    assert "of 3 questions, told apart at 1" in judged.rows[0].finding.text
+    assert "of 3 evaluations, significantly at 1" in judged.rows[0].finding.text
     assert judge(CLAIMS["four_shot"], results).verdict == "not_testable"
 
 
@@ -699,7 +720,7 @@ def test_every_seed_counts_and_not_the_newest_alone(
     judged = judge(CLAIMS["ablation_swish_gate"], results)
     assert judged.verdict == verdict
     (row,) = judged.rows
-    assert row.conditions == "200m seeds 0, 1, 2, trained on 100 B tokens"
+    assert row.conditions == "200m, trained on 100 B tokens, seeds 0, 1, 2"
     assert row.finding.text.startswith(f"reproduced at {counted} seeds; seed 0: ahead at ")
     assert row.num_records == 6
 
@@ -780,10 +801,10 @@ def test_the_table_counts_the_verdicts_and_marks_what_is_elsewhere() -> None:
     assert counted == len(CLAIMS)
     assert legend.startswith("Only records under a paper's own conditions decide a claim")
     assert title.startswith("### Decided under the paper's conditions (")
-    assert header == "| claim | source | conditions | verdict | found, or missing |"
+    assert header == "| claim | source | conditions | verdict | measured, or needed |"
     assert {line.count(" | ") for line in text.splitlines() if line.startswith("| ")} == {4}
     assert "- RetNet (arXiv:2307.08621) Figure 1: not stated: dtype, batch," in text
-    assert all("there)" in line for line in text.splitlines() if "| elsewhere: " in line)
+    assert all("there)" in line for line in text.splitlines() if "| other conditions: " in line)
     assert "`retbench run training_cost --profile paper" in text
 
 
@@ -803,7 +824,7 @@ def test_the_headlines_have_both_answers_in_one_row() -> None:
     assert paper.startswith("reproduced: ")
     assert "; strong Transformer: 6.7b, NVIDIA A100-SXM4-80GB, bfloat16, fused attention" in paper
     assert ": partly, " in paper
-    assert paper.count("the paper 15.6x") == 2
+    assert paper.count("the paper 15.6×") == 2
     assert elsewhere == "–"
 
 
@@ -813,5 +834,5 @@ def test_the_headlines_tell_of_a_transformer_as_the_papers_where_there_is_one() 
     plain, fused = (
         row for row in rows if "RetNet trains 7 times" in row or "RetNet trains 1.15 times" in row
     )
-    assert "plain attention + all key heads" in plain
-    assert "fused attention + all key heads" in fused
+    assert "plain attention + multi-head attention" in plain
+    assert "fused attention + multi-head attention" in fused

@@ -6,7 +6,7 @@ import typer
 
 from retbench.cli.layout import print_json
 from retbench.errors import unknown_name
-from retbench.report.claim_table import claims_json, claims_markdown, headlines_markdown
+from retbench.report.claim_tables import claims_json, claims_markdown, headlines_markdown
 from retbench.report.claims import judge_claims
 from retbench.report.frames import Results, load_results
 

@@ -20,14 +20,14 @@ from retbench.cli.targets import (
 )
 from retbench.config.experiment import Dtype, ModelSpec, TransformerSpec
 from retbench.errors import ConfigError, unknown_name
-from retbench.planning.prediction import Overtaking, Prediction, find_overtaking, predict
-from retbench.report.explanations import (
+from retbench.papers.explanations import (
     BARS_TOLERANCE,
     POINT_TOLERANCE_BYTES,
     TOLERANCE,
     Explanation,
     explain_paper,
 )
+from retbench.planning.prediction import Overtaking, Prediction, find_overtaking, predict
 from retbench.units import format_bytes, format_percent, format_rate, format_seconds, format_tokens
 
 COUNTERPART = {"retnet": "transformer", "transformer": "retnet"}

@@ -12,7 +12,7 @@ from retbench.cli.measure_once import alone_on_machine, become_worker
 from retbench.errors import RecordError
 from retbench.measure import machine
 from retbench.measure.environment import machine_name
-from retbench.papers.datasheets import find_datasheet
+from retbench.papers.papers import find_datasheet
 from retbench.planning.prediction import LONGEST_CONTEXT, StepTime, roofline
 from retbench.records.record import Ceilings
 from retbench.report.frames import load_results, set_of

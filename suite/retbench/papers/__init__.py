@@ -1,1 +1,1 @@
-"""What the papers print, as data with source, conditions and doubts. Nothing here is measured, and nothing made up."""
+"""Printed numbers, claims and datasheets as data, with source, conditions and doubts. Nothing here is measured."""

@@ -1,24 +1,29 @@
-"""The papers' numbers as typed objects, read from the TOML files beside this module.
+"""The papers' numbers and the makers' datasheets as typed objects, read from the TOML files of this package.
 
 A sheet is a table or figure, or a part of one: rows and columns of numbers that share source, kind, unit and
-conditions. Numbers stand in the files as the papers have them, and leave here in base units.
+conditions. The files have the numbers as printed; `find_number` returns them in base units. A datasheet gives the
+ceilings of a device that is not here to be measured.
 """
 
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from typing import Literal
+from typing import Literal, TypeVar
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, RootModel, ValidationError, model_validator
 
-from retbench.errors import ConfigError, unknown_name
+from retbench.config.experiment import Dtype
+from retbench.errors import ConfigError, UnsupportedError, unknown_name
+from retbench.records.record import Ceilings
 from retbench.strict import Strict, explain
 from retbench.units import PRINTED_UNITS, format_printed, from_printed
 
+Entry = TypeVar("Entry")
 Kind = Literal["printed", "read_off", "third_party", "derived"]
-"""printed: a number of the text, a table or a label. read_off: from a figure, by its pixels. third_party: from a figure
-that was not seen here, by somebody's eye. derived: arithmetic on the others."""
+"""printed: a number of the text, a table or a label. read_off: from a figure, by its pixels. third_party: published by
+others who read it off a figure by eye. derived: computed from the others."""
 
 KIND_WORDS: dict[Kind, str] = {
     "printed": "printed",
@@ -26,33 +31,33 @@ KIND_WORDS: dict[Kind, str] = {
     "third_party": "read off by others",
     "derived": "derived from the paper's numbers",
 }
-"""How a number came to be, in words."""
+"""How a number was obtained, in words."""
 
 
 class Conditions(Strict):
-    """Under which numbers were taken; what is absent here does not apply, or is named in `not_stated`."""
+    """Conditions of the numbers; what is absent here does not apply, or is named in `not_stated`."""
 
     size: str | None = None
-    """A name in `retbench list --sizes`, where all numbers of the sheet are of one."""
+    """A name in `retbench list --sizes`, if all numbers of the sheet have the same size."""
     hardware: str | None = None
     batch_size: int | None = Field(default=None, ge=1)
     context_len: int | None = Field(default=None, ge=1)
     protocol: str | None = None
-    """What was done, in words."""
+    """Procedure, in words."""
     training: str | None = None
-    """What the models were trained on."""
+    """Training data of the models."""
     not_stated: tuple[str, ...] = ()
-    """What could move the numbers and is nowhere in the paper."""
+    """Conditions that could change the numbers and are nowhere in the paper."""
 
 
 class Ratio(Strict):
-    """How a derived row comes from two others: `top` over `bottom`, column by column."""
+    """A derived row: row `top` over row `bottom`, column by column."""
 
     top: str
     """SHEET/ROW of the same paper."""
     bottom: str
     saved: bool = False
-    """The share that is saved: 1 - top / bottom."""
+    """If true, the share that is saved: 1 - top / bottom."""
 
 
 class Sheet(Strict):
@@ -62,45 +67,45 @@ class Sheet(Strict):
     """Table or figure."""
     kind: Kind
     metric: str
-    """What the numbers are."""
+    """Quantity that the numbers measure."""
     unit: str
-    """As printed; a name in `units.PRINTED_UNITS`."""
+    """Printed unit; a name in `units.PRINTED_UNITS`."""
     columns: tuple[str, ...] = Field(min_length=1)
     rows: dict[str, tuple[float, ...]] = Field(min_length=1)
     conditions: Conditions = Conditions()
     doubts: tuple[str, ...] = ()
-    """What keeps the numbers from being taken at their word, a sentence each."""
+    """Reasons to doubt the numbers, a sentence each."""
     averages: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     """Columns that are the mean of others."""
     ratios: dict[str, Ratio] = Field(default_factory=dict)
-    """Of a derived sheet: where its rows come from."""
+    """Origin of the rows of a derived sheet."""
     derivation: str | None = None
-    """The same in words, where rows are no ratios."""
+    """The origin in words, where rows are no ratios."""
 
     @model_validator(mode="after")
-    def _whole(self) -> "Sheet":
+    def _consistent(self) -> "Sheet":
         if self.unit not in PRINTED_UNITS:
-            raise ValueError(f"unit is {self.unit!r}, and known are {', '.join(PRINTED_UNITS)}")
+            raise ValueError(f"unit is {self.unit!r}. Use one of {', '.join(PRINTED_UNITS)}")
         for row, values in self.rows.items():
             if len(values) != len(self.columns):
                 raise ValueError(f"row '{row}' has {len(values)} numbers for {len(self.columns)} columns")
         parts = {part for parts in self.averages.values() for part in parts}
         if strange := sorted((parts | self.averages.keys()) - set(self.columns)):
-            raise ValueError(f"averages name '{strange[0]}', which is no column")
+            raise ValueError(f"averages name '{strange[0]}', which is not a column")
         is_derived = self.derivation is not None or self.ratios.keys() == self.rows.keys()
         if is_derived != (self.kind == "derived"):
-            raise ValueError("a derived sheet, and no other, says where its rows come from")
+            raise ValueError("only a derived sheet has ratios or a derivation, and it needs one of them")
         return self
 
 
 class Paper(Strict):
-    """One file: what one paper prints."""
+    """Printed numbers of one paper: one file."""
 
     name: str
     title: str
     arxiv: str
     trust: str
-    """How the numbers came into the file."""
+    """How the numbers were entered into the file."""
     sheets: dict[str, Sheet] = Field(min_length=1)
 
     @model_validator(mode="after")
@@ -109,7 +114,9 @@ class Paper(Strict):
             for place in (place for ratio in sheet.ratios.values() for place in (ratio.top, ratio.bottom)):
                 source, _, row = place.partition("/")
                 if source not in self.sheets or row not in self.sheets[source].rows:
-                    raise ValueError(f"sheet '{name}' is derived from '{place}', which is no SHEET/ROW here")
+                    raise ValueError(
+                        f"sheet '{name}' is derived from '{place}', which is not a SHEET/ROW of this file"
+                    )
         return self
 
 
@@ -121,11 +128,11 @@ class Number:
         place: PAPER/SHEET/ROW/COLUMN.
         value: In the base unit.
         unit: The base unit.
-        printed: As the paper has it, with its unit.
+        printed: Printed value with its unit.
         source: Paper and table or figure, in words.
-        kind: How it came to be.
-        conditions: Under which it was taken.
-        doubts: What keeps it from being taken at its word.
+        kind: How it was obtained.
+        conditions: Conditions under which it was obtained.
+        doubts: Reasons to doubt it.
     """
 
     place: str
@@ -140,60 +147,87 @@ class Number:
 
 @cache
 def load_papers() -> dict[str, Paper]:
-    """Every paper by its name.
-
-    Raises:
-        ConfigError: a file is not what it should be; the message names the place.
-    """
-    files = sorted(
-        (
-            item
-            for item in resources.files("retbench.papers").joinpath("printed").iterdir()
-            if item.name.endswith(".toml")
-        ),
-        key=lambda item: item.name,
+    """Return every paper by name; ConfigError, which names the place, where a file is invalid."""
+    folder = resources.files("retbench.papers").joinpath("printed")
+    names = sorted(
+        item.name.removesuffix(".toml") for item in folder.iterdir() if item.name.endswith(".toml")
     )
-    return {
-        item.name.removesuffix(".toml"): parse_paper(
-            item.name.removesuffix(".toml"), item.read_text(encoding="utf-8")
-        )
-        for item in files
-    }
+    texts = {name: folder.joinpath(f"{name}.toml").read_text(encoding="utf-8") for name in names}
+    return {name: parse_paper(name, text) for name, text in texts.items()}
 
 
 def parse_paper(name: str, text: str) -> Paper:
-    """The paper that a TOML text holds.
-
-    Raises:
-        ConfigError: it is not TOML, or holds something unknown, missing or contradictory.
-    """
+    """Return the paper of a TOML text; ConfigError where it holds something unknown, missing or contradictory."""
     try:
         return Paper.model_validate({"name": name, **tomllib.loads(text)})
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{name}.toml: not valid TOML: {error}. Mend the file at that place.") from error
+        raise ConfigError(f"{name}.toml: not valid TOML: {error}. Correct the file there.") from error
     except ValidationError as error:
         raise ConfigError(explain(error, Paper, f"{name}.toml")) from error
 
 
+def _find(kind: str, name: str, table: Mapping[str, Entry], place: str) -> Entry:
+    if name not in table:
+        raise unknown_name(kind, name, table, where=place)
+    return table[name]
+
+
 def find_number(place: str) -> Number:
-    """The number at PAPER/SHEET/ROW/COLUMN, in its base unit; ConfigError with a suggestion when there is none."""
+    """Return the number at PAPER/SHEET/ROW/COLUMN in its base unit; ConfigError with a suggestion if there is none."""
     parts = place.split("/")
     if len(parts) != 4:
-        raise ConfigError(f"'{place}' is no number of a paper. Give PAPER/SHEET/ROW/COLUMN.")
+        raise ConfigError(f"'{place}' is not a number of a paper. Use PAPER/SHEET/ROW/COLUMN.")
     name, sheet_name, row, column = parts
-    papers = load_papers()
-    if name not in papers:
-        raise unknown_name("paper", name, papers, where=place)
-    paper = papers[name]
-    if sheet_name not in paper.sheets:
-        raise unknown_name("sheet", sheet_name, paper.sheets, where=place)
-    sheet = paper.sheets[sheet_name]
-    if row not in sheet.rows:
-        raise unknown_name("row", row, sheet.rows, where=place)
+    paper = _find("paper", name, load_papers(), place)
+    sheet = _find("sheet", sheet_name, paper.sheets, place)
+    values = _find("row", row, sheet.rows, place)
     if column not in sheet.columns:
         raise unknown_name("column", column, sheet.columns, where=place)
-    as_printed = sheet.rows[row][sheet.columns.index(column)]
+    as_printed = values[sheet.columns.index(column)]
     value, unit = from_printed(as_printed, sheet.unit)
     source = f"{paper.title} (arXiv:{paper.arxiv}) {sheet.source}"
     printed = format_printed(as_printed, sheet.unit)
     return Number(place, value, unit, printed, source, sheet.kind, sheet.conditions, sheet.doubts)
+
+
+class Datasheet(Strict):
+    """Figures that the maker states of one device."""
+
+    title: str
+    source: str
+    memory_bytes: int = Field(ge=1)
+    read_bandwidth_bytes_per_s: float = Field(gt=0)
+    matmul_flops_per_s: dict[Dtype, float]
+    """Rate of dense matrix products by dtype."""
+
+    def ceilings(self, dtype: str) -> Ceilings:
+        """Return the stated ceilings at a dtype; UnsupportedError where the datasheet has none."""
+        rates: dict[str, float] = dict(self.matmul_flops_per_s.items())
+        if dtype not in rates:
+            raise UnsupportedError(
+                f"the datasheet of {self.title} has no rate of products in {dtype}. Give one of {', '.join(rates)}."
+            )
+        bandwidth = self.read_bandwidth_bytes_per_s
+        return Ceilings(read_bandwidth_bytes_per_s=bandwidth, matmul_flops_per_s=rates[dtype])
+
+
+class _Datasheets(RootModel[dict[str, Datasheet]]):
+    """The file of datasheets."""
+
+
+@cache
+def load_datasheets() -> dict[str, Datasheet]:
+    """Return every datasheet by the name of its device; ConfigError where the file is invalid."""
+    text = resources.files("retbench.papers").joinpath("datasheets.toml").read_text(encoding="utf-8")
+    try:
+        return _Datasheets.model_validate(tomllib.loads(text)).root
+    except ValidationError as error:
+        raise ConfigError(explain(error, _Datasheets, "datasheets.toml")) from error
+
+
+def find_datasheet(name: str) -> Datasheet:
+    """Return the datasheet of a device; ConfigError with a suggestion if there is none."""
+    sheets = load_datasheets()
+    if name not in sheets:
+        raise unknown_name("device", name, [*sheets, "cpu", "cuda"], where="--device")
+    return sheets[name]

@@ -1,203 +1,400 @@
-"""Verdicts on the papers' claims, from records and nothing else.
+"""Verdicts on the claims of papers, from records alone.
 
-A claim is judged under the paper's own conditions, and where it compares with a Transformer a second time with a strong
-one. Records of other sizes and devices are judged by the same rule and stand in rows of their own: they say how the
-claim fares there, and never decide it.
+A claim is judged under the paper's own conditions; a claim that compares with a baseline is judged a second time with a
+strong baseline. Records of other sizes and devices are judged by the same rule in rows of their own, and never decide.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from retbench.records.record import Record
-from retbench.report.claim_types import (
+from retbench.architectures.registry import baseline_features, is_baseline, unusual_settings
+from retbench.papers.claims import (
     AheadRule,
     Claim,
-    CostRule,
     CrossesRule,
-    Feature,
-    Finding,
     GateRule,
     NearRule,
     RatioRule,
-    Rule,
+    Scale,
+    Side,
     Verdict,
     load_claims,
 )
-from retbench.report.cost_judgements import judge_cost
-from retbench.report.frames import Results, started
-from retbench.report.quality_judgements import Reading, join_seeds, judge_quality
-from retbench.report.setups import FEATURE_WORDS, Setup, find_setups
+from retbench.records.record import Record
+from retbench.report.claim_rules import (
+    ClaimFinding,
+    QualityLead,
+    Setup,
+    judge_ahead,
+    judge_cost,
+    judge_crossing,
+    judge_near,
+)
+from retbench.report.document_comparisons import Folders, compare
+from retbench.report.frames import ComparableSet, Results, keep_latest, set_of, started
+from retbench.report.points import (
+    ModelInstance,
+    fact,
+    instance_of,
+    mismatch,
+    num_trained_tokens,
+    task_point_of,
+)
+from retbench.report.selection import model_settings, newest_evaluations, shared_settings
+from retbench.report.wording import device_name
 from retbench.units import format_count, format_tokens
 
 Scope = Literal["paper", "strong", "elsewhere"]
-"""paper: the paper's own conditions. strong: the same with a strong Transformer. elsewhere: any other."""
+"""paper: the paper's own conditions. strong: the same with a strong baseline. elsewhere: any other conditions."""
+
+FEATURE_WORDS = {
+    "fused": ("fused attention", "plain attention"),
+    "grouped": ("grouped-query attention", "multi-head attention"),
+    "graphs": ("CUDA graphs or compiled", "no CUDA graphs"),
+}
+"""Words for a baseline with a feature, and for one without."""
 
 
 @dataclass(frozen=True)
-class Row:
-    """What one set of records says of a claim, or that there is none.
+class ClaimRow:
+    """Verdict of one set of records, or a statement that there are none.
 
     Attributes:
-        scope: Which conditions.
-        conditions: In words.
-        finding: The verdict and its numbers; what is missing where there are no records.
-        command: That makes the records; of several runs all, in their order.
-        num_records: That the finding is made of.
-        run_ids: Of the runs that made them.
-        experiment: That the newest of them belong to.
-        features: Of the Transformer among them.
+        scope: Kind of the conditions.
+        words: The conditions in words, but for seeds.
+        finding: Verdict and numbers; what is needed where there are no records.
+        records: The records in the order in which they were started.
+        needed: Command that makes the records where there are none.
+        features: Features of the baseline among the records.
+        seeds: Seeds of the training; empty where it has none, or the row spans them.
     """
 
     scope: Scope
-    conditions: str
-    finding: Finding
-    command: str | None
-    num_records: int = 0
-    run_ids: tuple[str, ...] = ()
-    experiment: str | None = None
-    features: frozenset[Feature] = frozenset()
+    words: str
+    finding: ClaimFinding
+    records: tuple[Record, ...] = ()
+    needed: str | None = None
+    features: frozenset[str] = frozenset()
+    seeds: tuple[int, ...] = ()
+
+    @property
+    def conditions(self) -> str:
+        """Conditions in words: '25m, trained on 20.0 M tokens, 50 documents, seed 0'."""
+        plural = "s" if len(self.seeds) > 1 else ""
+        return f"{self.words}, seed{plural} {', '.join(map(str, self.seeds))}" if self.seeds else self.words
+
+    @property
+    def num_records(self) -> int:
+        """Number of records."""
+        return len(self.records)
+
+    @property
+    def run_ids(self) -> tuple[str, ...]:
+        """Sorted identifiers of the runs that made the records."""
+        return tuple(sorted({record.run_id for record in self.records}))
+
+    @property
+    def experiment(self) -> str | None:
+        """Experiment of the newest record."""
+        return self.records[-1].experiment if self.records else None
+
+    @property
+    def command(self) -> str | None:
+        """Commands that made the records, or would make them."""
+        return " && ".join(dict.fromkeys(record.command for record in self.records)) or self.needed
 
 
 @dataclass(frozen=True)
-class Judged:
+class JudgedClaim:
     """A claim with its verdict.
 
     Attributes:
         claim: The claim.
-        verdict: Under the paper's own conditions.
-        rows: The paper's conditions, then the strong Transformer, then all others.
+        verdict: Verdict under the paper's own conditions.
+        rows: Rows of the paper's conditions, then of the strong baseline, then of all others.
     """
 
     claim: Claim
     verdict: Verdict
-    rows: tuple[Row, ...]
+    rows: tuple[ClaimRow, ...]
 
 
-def judge_claims(results: Results) -> list[Judged]:
-    """Every claim, in the order of their file."""
+def judge_claims(results: Results) -> list[JudgedClaim]:
+    """Judge every claim, in the order of their file."""
     return [judge(claim, results) for claim in load_claims()]
 
 
-def judge(claim: Claim, results: Results) -> Judged:
-    """One claim."""
+def judge(claim: Claim, results: Results) -> JudgedClaim:
+    """Judge one claim."""
     if claim.rule is None:
-        reason = Finding("not_testable", claim.untestable or "")
-        return Judged(claim, "not_testable", (Row("paper", _conditions(claim), reason, None),))
-    records = [
-        record
-        for record in results.records
-        if not claim.experiments or record.experiment in claim.experiments
-    ]
-    found = (
-        _quality_rows(claim, records, results)
-        if isinstance(claim.rule, AheadRule | CrossesRule | NearRule)
-        else _cost_rows(claim, claim.rule, records)
-    )
-    order: tuple[Scope, ...] = ("paper", "strong", "elsewhere") if claim.strong else ("paper", "elsewhere")
-    rows = []
-    for scope in order:
-        mine = [row for row in found if row.scope == scope]
-        rows += mine or ([_missing(claim, scope)] if scope != "elsewhere" else [])
-    return Judged(claim, _verdict(claim.rule, rows), tuple(rows))
+        reason = ClaimFinding("not_testable", claim.untestable or "")
+        return JudgedClaim(claim, "not_testable", (ClaimRow("paper", _conditions(claim), reason),))
+    records = [record for record in results.records if claim.covers(record)]
+    is_quality = isinstance(claim.rule, AheadRule | CrossesRule | NearRule)
+    found = _quality_rows(claim, records, results.folders) if is_quality else _cost_rows(claim, records)
+    rows: list[ClaimRow] = []
+    scopes: tuple[Scope, ...] = ("paper", "strong") if claim.strong else ("paper",)
+    for scope in scopes:
+        rows += [row for row in found if row.scope == scope] or [_missing_row(claim, scope)]
+    rows += [row for row in found if row.scope == "elsewhere"]
+    return JudgedClaim(claim, _verdict(claim, rows), tuple(rows))
 
 
-def _verdict(rule: Rule, rows: Sequence[Row]) -> Verdict:
-    """That of the newest row under the paper's conditions that decides; forms that differ in any row are not equal."""
-    found = [row.finding for row in rows if row.scope == "paper"]
-    if isinstance(rule, GateRule) and any(finding.verdict == "not_reproduced" for finding in found):
+def _verdict(claim: Claim, rows: Sequence[ClaimRow]) -> Verdict:
+    """Return the verdict of the newest row under the paper's conditions that decides.
+
+    One failed equivalence check is enough to refute equivalence.
+    """
+    verdicts = [row.finding.verdict for row in rows if row.scope == "paper" and row.finding.decides]
+    if isinstance(claim.rule, GateRule) and "not_reproduced" in verdicts:
         return "not_reproduced"
-    return next((finding.verdict for finding in found if decides(finding)), "not_testable")
+    return verdicts[0] if verdicts else "not_testable"
 
 
-def _missing(claim: Claim, scope: Scope) -> Row:
-    """That there are no records under some conditions, and how to make them."""
-    command = claim.strong_command if scope == "strong" else claim.command
-    words = _conditions(claim, strong=scope == "strong")
-    return Row(scope, words, Finding("not_testable", f"needs {claim.needs}"), command)
+def _missing_row(claim: Claim, scope: Scope) -> ClaimRow:
+    is_strong = scope == "strong"
+    command = claim.strong_command if is_strong else claim.command
+    finding = ClaimFinding("not_testable", f"needs {claim.needs}")
+    return ClaimRow(scope, _conditions(claim, is_strong=is_strong), finding, needed=command)
 
 
-def _conditions(claim: Claim, *, strong: bool = False) -> str:
-    """The paper's conditions, or those of the second answer, in words."""
+def _conditions(claim: Claim, *, is_strong: bool = False) -> str:
+    """Describe the paper's conditions, or those with a strong baseline."""
     scale = claim.scale
-    parts = [*([scale.size] if scale.size else []), *([" ".join(scale.hardware)] if scale.hardware else [])]
-    if scale.dtypes:
-        parts.append(" or ".join(scale.dtypes))
+    parts = [part for part in (scale.size, " ".join(scale.hardware), " or ".join(scale.dtypes)) if part]
     if scale.chunk_size:
         parts.append(f"chunks of {scale.chunk_size}")
     if scale.num_tokens:
         parts.append(f"trained on {format_count(scale.num_tokens)} tokens")
     if scale.context_len:
         parts.append(f"contexts of {format_tokens(scale.context_len)}")
-    having = claim.strong if strong else scale.having
-    without = () if strong else scale.without
-    parts += [FEATURE_WORDS[feature][0] for feature in having]
-    parts += [FEATURE_WORDS[feature][1] for feature in without]
+    parts += [FEATURE_WORDS[feature][0] for feature in (claim.strong if is_strong else scale.having)]
+    parts += [FEATURE_WORDS[feature][1] for feature in (() if is_strong else scale.without)]
     return ", ".join(parts) or "any"
 
 
-def _cost_rows(claim: Claim, rule: CostRule, records: Sequence[Record]) -> list[Row]:
-    """A row a setup that bears on a claim, the newest first; of those that read alike the newest that decides."""
-    reference = rule.reference if isinstance(rule, RatioRule) else None
-    rows: dict[object, Row] = {}
-    mine = [each for each in records if isinstance(rule, GateRule) or each.workload == rule.workload]
-    for setup in find_setups(mine, rule.challenger, reference):
-        scope = _scope(claim, setup)
-        if scope is None:
-            continue
-        finding = judge_cost(claim, rule, setup, at_scale=scope != "elsewhere")
-        key = setup.latest.experiment, setup.words, setup.challenger[0].model.name
-        if finding is not None and (key not in rows or decides(finding) > decides(rows[key].finding)):
-            row = _row(scope, setup.words, finding, setup.records)
-            rows[key] = replace(row, features=setup.features)
+def _in_order(records: Iterable[Record]) -> tuple[Record, ...]:
+    return tuple(sorted(records, key=started))
+
+
+def _cost_rows(claim: Claim, records: Iterable[Record]) -> list[ClaimRow]:
+    """Return a row per setup, the newest first; of setups with the same words, the newest that decides."""
+    assert claim.rule is not None
+    assert not isinstance(claim.rule, NearRule)
+    reference = claim.rule.reference if isinstance(claim.rule, RatioRule) else None
+    rows: dict[object, ClaimRow] = {}
+    for setup in find_setups(records, claim.rule.challenger, reference):
+        features = _features(setup.records) or frozenset()
+        scope = _scope(claim, setup.challenger[0], features)
+        finding = scope and judge_cost(claim, setup, at_scale=scope != "elsewhere")
+        words = describe_setup(setup.records)
+        key = setup.latest.experiment, words, setup.challenger[0].model.name
+        if scope and finding and (key not in rows or finding.decides > rows[key].finding.decides):
+            rows[key] = ClaimRow(scope, words, finding, _in_order(setup.records), features=features)
     return list(rows.values())
 
 
-def decides(finding: Finding) -> bool:
-    """Whether records were enough for a verdict."""
-    return finding.verdict != "not_testable"
-
-
-def _scope(claim: Claim, setup: Setup) -> Scope | None:
-    """Under which conditions a setup was measured; None where its Transformer is not the one that a claim is about."""
-    scale, features = claim.scale, setup.features
+def _scope(claim: Claim, record: Record, features: frozenset[str]) -> Scope | None:
+    """Return the scope of a setup; None where its baseline is not the one that the claim is about."""
     is_strong = bool(claim.strong) and features >= set(claim.strong)
-    if not features >= set(scale.having) and not is_strong:
+    if not features >= set(claim.scale.having) and not is_strong:
         return None
-    if not scale.holds(setup.challenger[0]):
+    if not claim.scale.holds(record):
         return "elsewhere"
-    if not features & set(scale.without):
+    if not features & set(claim.scale.without):
         return "paper"
     return "strong" if is_strong else "elsewhere"
 
 
-def _quality_rows(claim: Claim, records: Sequence[Record], results: Results) -> list[Row]:
-    """A row a size that bears on a claim, of all its seeds; away from the paper's conditions a row a seed."""
-    assert isinstance(claim.rule, AheadRule | CrossesRule | NearRule)
-    found: dict[Scope, list[Reading]] = {"paper": [], "elsewhere": []}
-    for reading in judge_quality(claim, claim.rule, records, results.folders):
-        found["paper" if _is_as_in_the_paper(claim, reading) else "elsewhere"].append(reading)
-    found["paper"] = join_seeds(found["paper"])
-    return [
-        _row(scope, reading.words, reading.finding, reading.records)
-        for scope, readings in found.items()
-        for reading in readings
+def find_setups(records: Iterable[Record], challenger: Side, reference: Side | None) -> list[Setup]:
+    """Return every way of running the challenger beside every way of running the reference, the newest first.
+
+    Records of one setup share experiment, machine, dtype, code and settings.
+    """
+    groups: dict[object, dict[object, list[Record]]] = {}
+    for record in keep_latest(records):
+        conditions = (set_of(record), record.experiment, shared_settings(record))
+        way = (record.model.name, model_settings(record))
+        groups.setdefault(conditions, {}).setdefault(way, []).append(record)
+    setups = []
+    for group in groups.values():
+        for mine in (each for each in group.values() if challenger.has(each[0])):
+            if reference is None:
+                setups.append(Setup(tuple(mine)))
+                continue
+            others = (
+                each
+                for each in group.values()
+                if each is not mine and reference.has(each[0]) and mismatch(mine[0], each[0]) is None
+            )
+            setups += [Setup(tuple(mine), tuple(theirs)) for theirs in others]
+    return sorted(setups, key=lambda setup: started(setup.latest), reverse=True)
+
+
+def _features(records: Iterable[Record]) -> frozenset[str] | None:
+    """Return the features of the baseline as it ran; None without a baseline, or where it failed."""
+    for record in records:
+        if record.status == "ok" and is_baseline(record.model.architecture):
+            return baseline_features(record.model.architecture, record.model.config, record.backend)
+    return None
+
+
+def describe_setup(records: Sequence[Record]) -> str:
+    """Describe size, device, dtype, settings that differ from the defaults, and how the baseline ran."""
+    record = records[0]
+    model = record.model
+    unusual = unusual_settings(model.architecture, model.config, record.settings)
+    parts = [model.size, device_name(record), str(set_of(record).dtype), *unusual]
+    features = _features(records)
+    if features is not None:
+        words = [has if name in features else lacks for name, (has, lacks) in FEATURE_WORDS.items()]
+        parts.append(" + ".join(word for word in words if word != FEATURE_WORDS["graphs"][1]))
+    return ", ".join(parts)
+
+
+def _quality_rows(claim: Claim, records: Iterable[Record], folders: Folders) -> list[ClaimRow]:
+    """Return a row per size, the newest first; under other conditions than the paper's, a row per size and seed."""
+    groups: dict[tuple[ComparableSet, str], list[Record]] = {}
+    for record in records:
+        if record.status == "ok":
+            key = set_of(record), _lacking(claim.scale, record)
+            groups.setdefault(key, []).append(record)
+    found = [
+        row
+        for (_, lacking), group in groups.items()
+        for row in _judge_quality(claim, newest_evaluations(group)[0], lacking, folders)
     ]
+    newest: dict[str, ClaimRow] = {}
+    for row in sorted(found, key=lambda row: started(row.records[-1]), reverse=True):
+        newest.setdefault(row.conditions, row)
+    as_in_paper = [row for row in newest.values() if row.scope == "paper"]
+    return [*_join_seeds(as_in_paper), *(row for row in newest.values() if row.scope != "paper")]
 
 
-def _is_as_in_the_paper(claim: Claim, reading: Reading) -> bool:
-    """Whether models and questions are the paper's, as far as records tell."""
-    scale = claim.scale
-    return (
-        scale.size in (None, reading.size)
-        and (scale.num_tokens is None or (reading.num_tokens or 0) >= scale.num_tokens)
-        and not reading.lacking
+def _lacking(scale: Scale, record: Record) -> str:
+    """Describe the shortfall of a record against the paper's evaluation: fewer documents, or a shorter context."""
+    limit, context_len = fact(record, "limit"), record.point.context_len
+    parts = [] if limit is None else [f"{limit} documents"]
+    if scale.context_len is not None and context_len < scale.context_len:
+        parts.append(f"at {format_tokens(context_len)}")
+    return " ".join(parts)
+
+
+def _judge_quality(
+    claim: Claim, records: Sequence[Record], lacking: str, folders: Folders
+) -> Iterator[ClaimRow]:
+    """Judge records under the same conditions: each model, each pair of models, or all sizes in one."""
+    match claim.rule:
+        case NearRule() as rule:
+            for record in records:
+                weights = record.model.weights
+                if weights and weights.source == rule.checkpoint and rule.metric in record.metrics:
+                    finding = judge_near(claim, rule, record.metrics[rule.metric].value)
+                    yield _quality_row(claim, rule.checkpoint, lacking, finding, (record,))
+        case AheadRule() as rule:
+            for instance, leads in _leads(rule, records, folders).items():
+                sides = [record for lead in leads for record in lead.records]
+                models = f"{instance.size}, {_describe_training(sides)}"
+                row = _quality_row(claim, models, lacking, judge_ahead(rule, leads), sides)
+                yield row if instance.seed is None else replace(row, seeds=(instance.seed,))
+        case CrossesRule() as rule:
+            by_size: dict[str, list[QualityLead]] = {}
+            for instance, leads in _leads(rule, records, folders).items():
+                by_size.setdefault(instance.size, []).extend(leads)
+            if len(by_size) > 1:
+                yield _crossing_row(claim, rule, by_size, lacking)
+
+
+def _crossing_row(
+    claim: Claim, rule: CrossesRule, leads: Mapping[str, Sequence[QualityLead]], lacking: str
+) -> ClaimRow:
+    """Judge the sizes of the claim where all were measured, else the smallest and the largest size."""
+    sizes = sorted(leads, key=lambda size: leads[size][0].records[0].model.num_params_nonembedding)
+    is_complete = {*rule.behind_at, *rule.ahead_at} <= set(sizes)
+    small, large = (rule.behind_at, rule.ahead_at) if is_complete else (sizes[:1], sizes[-1:])
+    finding = judge_crossing({size: leads[size] for size in small}, {size: leads[size] for size in large})
+    records = [record for size in (*small, *large) for lead in leads[size] for record in lead.records]
+    models = f"{sizes[0]} to {sizes[-1]}, {_describe_training(records)}"
+    return _quality_row(claim, models, lacking, finding, records)
+
+
+def _quality_row(
+    claim: Claim, models: str, lacking: str, finding: ClaimFinding, records: Sequence[Record]
+) -> ClaimRow:
+    """Return a row, of the paper's conditions where sizes and training are the paper's, and nothing is `lacking`."""
+    sizes = {record.model.size for record in records}
+    wanted = {claim.scale.size} - {None}
+    if isinstance(claim.rule, CrossesRule):
+        wanted = {*claim.rule.behind_at, *claim.rule.ahead_at}
+    has_tokens = (_num_tokens(records) or 0) >= (claim.scale.num_tokens or 0)
+    scope: Scope = "paper" if wanted <= sizes and has_tokens and not lacking else "elsewhere"
+    return ClaimRow(scope, f"{models}, {lacking}" if lacking else models, finding, _in_order(records))
+
+
+def _num_tokens(records: Iterable[Record]) -> int | None:
+    """Return the fewest tokens that a model was trained on; None where one is not recorded."""
+    counts = [num_trained_tokens(record) for record in records]
+    known = [count for count in counts if count is not None]
+    return min(known) if len(known) == len(counts) else None
+
+
+def _describe_training(records: Iterable[Record]) -> str:
+    count = _num_tokens(records)
+    return "training tokens not recorded" if count is None else f"trained on {format_count(count)} tokens"
+
+
+def _leads(
+    rule: AheadRule | CrossesRule, records: Sequence[Record], folders: Folders
+) -> dict[ModelInstance, list[QualityLead]]:
+    """Compare both sides wherever they may be compared; by size and seed."""
+    found: dict[ModelInstance, list[QualityLead]] = {}
+    references = {
+        (task_point_of(record), instance_of(record)): record
+        for record in records
+        if rule.reference.has(record)
+    }
+    for record in records:
+        theirs = references.get((task_point_of(record), instance_of(record)))
+        lead = _lead(record, theirs, folders) if theirs and rule.challenger.has(record) else None
+        if lead is not None:
+            found.setdefault(instance_of(record), []).append(lead)
+    return found
+
+
+def _lead(mine: Record, theirs: Record, folders: Folders) -> QualityLead | None:
+    """Return the lead of one record over another; None where they may not be compared."""
+    found = compare(mine, theirs, folders)
+    if found.ratio is not None:
+        low, high = found.ratio.low, found.ratio.high
+        is_significant = None if low is None or high is None else not low <= 1 <= high
+        return QualityLead((mine, theirs), 1 - found.ratio.value, is_significant)
+    if "acc" in found.accuracies:
+        pair = found.accuracies["acc"]
+        return QualityLead((mine, theirs), pair.difference, not pair.low <= 0 <= pair.high)
+    return None
+
+
+def _join_seeds(rows: Iterable[ClaimRow]) -> list[ClaimRow]:
+    """Join the rows that differ only in the seed of the training."""
+    alike: dict[tuple[str, bool], list[ClaimRow]] = {}
+    for row in rows:
+        alike.setdefault((row.words, bool(row.seeds)), []).append(row)
+    return [mine[0] if len(mine) == 1 else _joined(mine) for mine in alike.values()]
+
+
+def _joined(rows: Sequence[ClaimRow]) -> ClaimRow:
+    """Return one row of several seeds; `partly` where the seeds do not agree."""
+    ordered = sorted(rows, key=lambda row: row.seeds)
+    verdicts = [row.finding.verdict for row in ordered]
+    verdict: Verdict = verdicts[0] if len(set(verdicts)) == 1 else "partly"
+    if set(verdicts) - {"not_testable"} == {"not_reproduced"}:
+        verdict = "not_reproduced"
+    counted = f"reproduced at {verdicts.count('reproduced')} of {len(ordered)} seeds"
+    text = "; ".join([counted, *(f"seed {row.seeds[0]}: {row.finding.text}" for row in ordered)])
+    return replace(
+        ordered[0],
+        finding=ClaimFinding(verdict, text),
+        records=_in_order(record for row in ordered for record in row.records),
+        seeds=tuple(seed for row in ordered for seed in row.seeds),
     )
-
-
-def _row(scope: Scope, words: str, finding: Finding, records: Sequence[Record]) -> Row:
-    """A row with where it comes from."""
-    in_order = sorted(records, key=started)
-    commands = dict.fromkeys(record.command for record in in_order)
-    run_ids = tuple(sorted({record.run_id for record in records}))
-    return Row(scope, words, finding, " && ".join(commands), len(records), run_ids, in_order[-1].experiment)

@@ -14,10 +14,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from retbench.architectures import registry
+from retbench.papers.claims import Scale, load_claims
 from retbench.papers.papers import KIND_WORDS, Number, find_number, load_papers
 from retbench.records.record import Record
 from retbench.report import style
-from retbench.report.claim_types import Scale, load_claims
 from retbench.report.curves import (
     DOTTED,
     Panel,
@@ -33,7 +33,6 @@ from retbench.report.curves import (
 from retbench.report.labels import Label, add_text, spread
 from retbench.report.points import Lineup
 from retbench.report.provenance import describe_conditions
-from retbench.report.setups import Setup
 from retbench.report.style import Drawing
 from retbench.report.sweeps import CostSweep, by_workload, describe_rounds
 from retbench.report.wording import bind_units, file_stem
@@ -468,7 +467,7 @@ def _describe_paper(panels: Sequence[Figure6Panel]) -> list[str]:
         doubts.setdefault(number.source.split()[-1], {}).update(dict.fromkeys(number.doubts))
     return [
         "Hollow markers are the paper's values (two where those who read them off differ); nothing that it states "
-        f"contradicts the conditions here: {Setup(records).words}.",
+        f"contradicts the conditions here: {describe_setup(records)}.",
         f"Not stated there: {', '.join(unknown)}.",
         *(f"{source}: {' '.join(words)}" for source, words in doubts.items() if words),
     ]

@@ -17,7 +17,7 @@ from retbench.errors import StorageError
 from retbench.files import check_writable
 from retbench.records.record import Record
 from retbench.report import diagnostics, html, provenance
-from retbench.report.claim_section import make_claim_section
+from retbench.report.claim_tables import make_claim_section
 from retbench.report.claims import judge_claims
 from retbench.report.evaluations import Evaluations, weights_table
 from retbench.report.figures import make_drawings

@@ -2,8 +2,8 @@
 
 import pytest
 
+from retbench.papers.explanations import Explanation, explain_paper
 from retbench.papers.papers import find_number
-from retbench.report.explanations import Explanation, explain_paper
 
 FOUND = explain_paper()
 

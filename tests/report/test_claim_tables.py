@@ -1,22 +1,71 @@
-"""The claims in the report: verdicts first, then each with its rows, numbers, doubts, command and runs."""
+"""Claims in the order in which they are read, and in the report: verdicts, rows, numbers, doubts, command and runs."""
 
 import html
 import re
 from collections.abc import Iterable
 from dataclasses import replace
 from datetime import timedelta
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from report.synthetic_records import CPU, GPU, Maker, write_results
+from retbench.papers.claims import load_claims
 from retbench.records.record import Gate, GateCheck, Record
-from retbench.report.claim_section import ClaimEntry, ClaimSection, make_claim_section
-from retbench.report.claim_types import load_claims
-from retbench.report.claims import judge_claims
+from retbench.report.claim_tables import (
+    ClaimEntry,
+    ClaimGroup,
+    ClaimSection,
+    group_claims,
+    make_claim_section,
+)
+from retbench.report.claims import JudgedClaim, judge_claims
 from retbench.report.frames import Results, load_results
 from retbench.report.report import write_report
+
+
+def groups_of(records: list[Record]) -> list[ClaimGroup[JudgedClaim]]:
+    return group_claims(judge_claims(Results(tuple(records), ())))
+
+
+def names_in(group: ClaimGroup[JudgedClaim]) -> list[str]:
+    return [each.claim.name for each in group.entries]
+
+
+def test_every_claim_is_in_one_group_and_the_title_counts_them() -> None:
+    groups = groups_of(Maker(CPU).latency())
+    names = list(chain.from_iterable(names_in(group) for group in groups))
+    assert sorted(names) == sorted(claim.name for claim in load_claims())
+    assert all(group.title.endswith(f" ({len(group.entries)})") for group in groups)
+
+
+def test_measured_claims_come_before_the_others() -> None:
+    groups = groups_of(Maker(CPU).latency())
+    known = [group.known for group in groups]
+    assert known == ["decided", "measured", *["open"] * (len(groups) - 2)]
+    assert names_in(groups[0]) == ["equal_forms"]
+    assert {"latency_ratio", "latency_level", "throughput_ratio"} <= set(names_in(groups[1]))
+
+
+def test_claims_without_records_are_grouped_by_what_they_need() -> None:
+    found = {group.title.rpartition(" (")[0]: names_in(group) for group in groups_of([])}
+    hardware, training, yet, never = found.values()
+    assert "needs the paper's hardware, A100 80GB" in next(iter(found))
+    assert {"memory_ratio", "training_speed"} <= set(hardware)
+    assert {"perplexity_by_size", "zero_shot", "ablation_decay"} <= set(training)
+    assert yet == ["equal_forms", "public_retnet", "public_transformer", "independent_lambada"]
+    assert never == ["training_large", "other_architectures"]
+
+
+def test_a_group_keeps_the_order_of_the_file() -> None:
+    order = [claim.name for claim in load_claims()]
+    for group in groups_of(Maker(CPU).memory()):
+        assert names_in(group) == sorted(names_in(group), key=order.index)
+
+
+# ---- the section of the report ---------------------------------------------------------------------------------------
 
 
 def section_of(records: Iterable[Record]) -> ClaimSection:
@@ -66,14 +115,14 @@ def test_a_verdict_stands_with_its_numbers_and_misses_nothing(gpu_records: list[
     (seen,) = entry.seen
     assert seen.verdict == "", "it stands beside the claim already"
     assert "A100" in seen.text
-    assert "the paper 3.4x" in seen.text
+    assert "the paper 3.4×" in seen.text
 
 
 def test_another_machine_is_seen_beside_what_is_missing(cpu_records: list[Record]) -> None:
     entry = entry_of("memory_ratio", cpu_records)
     assert entry.verdict == "not testable"
     (seen,) = entry.seen
-    assert seen.text.startswith("elsewhere: 25m, AMD EPYC 9B14")
+    assert seen.text.startswith("other conditions: 25m, AMD EPYC 9B14")
     assert seen.verdict in ("reproduced", "partly", "not reproduced")
     assert entry.missing == "needs one A100 of 80 GB"
 
@@ -108,7 +157,7 @@ def test_every_row_names_conditions_command_and_runs(
     assert [row.conditions.partition(":")[0] for row in rows] == [
         "as in the paper",
         "strong Transformer",
-        "elsewhere",
+        "other conditions",
     ]
     assert [row.records for row in rows] == ["12 in 20260102T030405Z", "none", "12 in 20260102T030405Z"]
     assert "--set models.transformer.num_kv_heads=8" in (rows[1].command or "")
@@ -117,7 +166,7 @@ def test_every_row_names_conditions_command_and_runs(
 def test_the_papers_numbers_stand_with_how_they_came_to_be_and_their_doubts() -> None:
     entry = entry_of("latency_level_over_batch", [])
     assert entry.numbers[0].endswith(": 25 ms (read off by others)")
-    assert any("the eyes of others" in doubt for doubt in entry.doubts)
+    assert any("others read these off by eye" in doubt for doubt in entry.doubts)
     assert any("not stated: dtype" in doubt for doubt in entry_of("latency_ratio", []).doubts)
 
 
@@ -163,4 +212,6 @@ def test_a_folder_of_failures_damage_and_duplicates_still_has_every_claim(tmp_pa
     for text in read_texts(tmp_path / "out"):
         assert "32 claims under the papers' own conditions: 1 reproduced, 31 not testable." in text
         assert "schema_version is 0 and this retbench reads 1" in text
-        assert re.search(r"undecided(</strong>)?, elsewhere: 25m, .*: retnet at batch 1, 8K: failed", text)
+        assert re.search(
+            r"undecided(</strong>)?, other conditions: 25m, .*: retnet at batch 1, 8K: failed", text
+        )

@@ -1,0 +1,394 @@
+"""Verdict of each kind of rule on one set of records.
+
+Intervals decide. A time takes two rounds or more; bytes are counted, so that one value decides. An interval that is too
+wide gives no verdict: noise neither confirms a claim nor refutes it. `partly` is an advantage that is shown, but not as
+large as printed. Other conditions than the paper's are judged at the nearest smaller point that was measured.
+"""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from retbench.papers.claims import (
+    AheadRule,
+    Claim,
+    GateRule,
+    GrowsRule,
+    LevelRule,
+    NearRule,
+    RatioRule,
+    ShareRule,
+    Verdict,
+)
+from retbench.records.record import Record
+from retbench.report.comparisons import LEVEL_MARGIN, line_through
+from retbench.report.frames import started
+from retbench.report.wording import describe_status
+from retbench.stats.intervals import Interval, geometric_interval, ratio_interval, slope_equivalence
+from retbench.units import format_percent, format_tokens
+
+TOLERANCE = 0.1
+"""Share of the printed advantage that may be lacking: 7.66 still reproduces 8.4."""
+
+Point = tuple[int, int]
+"""Batch size and context length."""
+
+Cells = Mapping[Point, Sequence[Record]]
+"""Records of one model and workload by point, whatever their status."""
+
+
+@dataclass(frozen=True)
+class ClaimFinding:
+    """Verdict of one set of records.
+
+    Attributes:
+        verdict: `not_testable` where the records bear on the claim and cannot decide it.
+        text: The numbers, in a sentence.
+    """
+
+    verdict: Verdict
+    text: str
+
+    @property
+    def decides(self) -> bool:
+        """True where the records were enough for a verdict."""
+        return self.verdict != "not_testable"
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Cost records of one model run one way, alone or with those of a model that it is compared with.
+
+    Attributes:
+        challenger: Records of the model that a claim is about.
+        reference: Records of the other model; empty where a claim is about one model.
+    """
+
+    challenger: tuple[Record, ...]
+    reference: tuple[Record, ...] = ()
+
+    @property
+    def records(self) -> tuple[Record, ...]:
+        """Records of both models."""
+        return (*self.challenger, *self.reference)
+
+    @property
+    def latest(self) -> Record:
+        """Record that was started last."""
+        return max(self.records, key=started)
+
+
+def judge_cost(claim: Claim, setup: Setup, *, at_scale: bool) -> ClaimFinding | None:
+    """Judge a claim with a rule of cost; None where the setup has no value that bears on it.
+
+    Only the paper's own points count where the setup is `at_scale`: it has the paper's conditions.
+    """
+    match claim.rule:
+        case RatioRule() as rule:
+            return _judge_ratio(claim, rule, setup, at_scale)
+        case LevelRule() as rule:
+            return _judge_level(rule, setup, at_scale)
+        case GrowsRule() as rule:
+            return _judge_growth(rule, setup, at_scale)
+        case ShareRule() as rule:
+            return _judge_share(claim, rule, setup, at_scale)
+        case GateRule():
+            return _judge_equivalence(setup)
+    raise TypeError(f"'{claim.name}' is no claim of cost")
+
+
+def _cells(records: Iterable[Record], workload: str) -> Cells:
+    found: dict[Point, list[Record]] = {}
+    for record in records:
+        if record.workload == workload:
+            found.setdefault((record.point.batch_size, record.point.context_len), []).append(record)
+    return found
+
+
+def _values(cell: Iterable[Record], metric: str) -> dict[int, float]:
+    """Return a metric by round, of the rounds that have it."""
+    return {
+        record.round: record.metrics[metric].value
+        for record in cell
+        if record.status == "ok" and metric in record.metrics
+    }
+
+
+def _shared_rounds(tables: Collection[Mapping[int, float]]) -> list[int]:
+    return sorted(set.intersection(*(set(values) for values in tables)))
+
+
+def _nearest(points: Collection[Point], wanted: Point, at_scale: bool) -> Point | None:
+    """Return `wanted` where it was measured; else, unless `at_scale`, the largest smaller context and batch."""
+    if wanted in points or at_scale:
+        return wanted if wanted in points else None
+    below = [point for point in points if point[0] <= wanted[0] and point[1] <= wanted[1]]
+    return max(below, key=lambda point: (point[1], point[0]), default=None)
+
+
+def _failure(sides: Sequence[Cells], point: Point) -> str:
+    """Describe why a model has no value at a point; empty where every model has one."""
+    for cells in sides:
+        statuses = [record.status for record in cells[point]]
+        if "ok" not in statuses:
+            return f"{cells[point][0].model.name} {_at(point)}: {describe_status(statuses[-1])}"
+    return ""
+
+
+def _is_counted(metric: str) -> bool:
+    return metric.endswith(("_bytes", "_batch"))
+
+
+def _series(
+    rule: LevelRule | GrowsRule, setup: Setup, fewest: int, at_scale: bool
+) -> tuple[dict[int, list[float]], str]:
+    """Return the cost along a range, and the range in words: by step, the values in the rounds that all steps share.
+
+    There is no cost where there are fewer than `fewest` steps, or no shared round. At the paper's scale the range has
+    to be complete. Otherwise, the other coordinate is the largest one up to the paper's that has enough steps.
+    """
+    axis = ("batch_size", "context_len").index(rule.along)
+    first, last = rule.within
+    cells = _cells(setup.challenger, rule.workload)
+    points = [point for point in cells if first <= point[axis] <= last]
+    others = {point[1 - axis] for point in points if point[1 - axis] <= rule.at}
+    for other in sorted(others & {rule.at} if at_scale else others, reverse=True):
+        tables = {
+            point[axis]: values
+            for point in sorted(points)
+            if point[1 - axis] == other and (values := _values(cells[point], rule.metric))
+        }
+        if len(tables) >= fewest and (not at_scale or {first, last} <= tables.keys()):
+            rounds = _shared_rounds(tables.values())
+            costs = {step: [values[number] for number in rounds] for step, values in tables.items()}
+            return (costs if rounds else {}), _range_words(rule, list(costs), other)
+    return {}, ""
+
+
+def _at(point: Point) -> str:
+    return f"at batch {point[0]}, {format_tokens(point[1])}"
+
+
+def _range_words(rule: LevelRule | GrowsRule, steps: Sequence[int], other: int) -> str:
+    if rule.along == "batch_size":
+        return f"from {steps[0]} to {steps[-1]} sequences at {format_tokens(other)}"
+    return f"from {format_tokens(steps[0])} to {format_tokens(steps[-1])} at batch {other}"
+
+
+def _ratio_words(interval: Interval) -> str:
+    """Format a ratio with its interval: '8.46× [8.10, 8.83]'."""
+    if interval.low is None or interval.high is None or interval.low == interval.high:
+        return f"{interval.value:.3g}×"
+    return f"{interval.value:.3g}× [{interval.low:.3g}, {interval.high:.3g}]"
+
+
+def _saving_words(advantage: Interval) -> str:
+    """Format the share that an advantage saves, with its interval: '63 % [61 %, 65 %]'."""
+    value, low, high = (format_percent(1 - 1 / each) for each in (advantage.value, *_ends(advantage)))
+    return value if low == high else f"{value} [{low}, {high}]"
+
+
+def _more_rounds(setup: Setup, num_rounds: int) -> str:
+    """Say that an interval is too wide, with the command that adds as many rounds as there are."""
+    command = f"{setup.latest.command} --set rounds={2 * num_rounds}"
+    return f"; the interval is too wide for a verdict, add rounds: `{command}`"
+
+
+def _judge_ratio(claim: Claim, rule: RatioRule, setup: Setup, at_scale: bool) -> ClaimFinding | None:
+    """Compare the advantage at the paper's point, by its interval, with the printed one."""
+    sides = [_cells(records, rule.workload) for records in (setup.challenger, setup.reference)]
+    shared = sides[0].keys() & sides[1].keys()
+    wanted = rule.batch_size, rule.context_len
+    point = _nearest(shared, wanted, at_scale)
+    if point is None:
+        return None
+    failure = _failure(sides, point)
+    if failure:
+        point = _nearest([each for each in shared if not _failure(sides, each)], wanted, at_scale)
+    if point is None:
+        return ClaimFinding("not_testable", failure)
+    mine, theirs = (_values(cells[point], rule.metric) for cells in sides)
+    rounds = _shared_rounds((mine, theirs))
+    if not rounds:
+        return None
+    top, bottom = (theirs, mine) if rule.better == "lower" else (mine, theirs)
+    advantage = ratio_interval([top[number] for number in rounds], [bottom[number] for number in rounds])
+    words = f"{(_saving_words if rule.saved else _ratio_words)(advantage)} {_at(point)}"
+    if advantage.low is None and not _is_counted(rule.metric):
+        return _one_round(words)
+    verdict, is_open = _ratio_verdict(advantage, 1 / (1 - claim.printed) if rule.saved else claim.printed)
+    printed = format_percent(claim.printed) if rule.saved else f"{claim.printed:.3g}×"
+    beyond = f"; {failure}" if failure else ""
+    more = _more_rounds(setup, len(rounds)) if is_open else ""
+    return ClaimFinding(verdict, f"{words}; the paper {printed}{beyond}{more}")
+
+
+def _decided(is_reproduced: bool, text: str) -> ClaimFinding:
+    return ClaimFinding("reproduced" if is_reproduced else "not_reproduced", text)
+
+
+def _one_round(words: str) -> ClaimFinding:
+    return ClaimFinding("not_testable", f"one round: {words} without an interval")
+
+
+def _ratio_verdict(advantage: Interval, printed: float) -> tuple[Verdict, bool]:
+    """Return the verdict on an advantage, and True where more rounds could improve it."""
+    low, high = _ends(advantage)
+    enough = 1 + (printed - 1) * (1 - TOLERANCE)
+    if low >= enough:
+        return "reproduced", False
+    if low > 1:
+        return "partly", high >= enough
+    return ("not_reproduced", False) if high <= 1 else ("not_testable", True)
+
+
+def _ends(ratio: Interval) -> tuple[float, float]:
+    """Return the ends of an interval; a value that was counted once has no width."""
+    return (ratio.value, ratio.value) if ratio.low is None or ratio.high is None else (ratio.low, ratio.high)
+
+
+def _judge_level(rule: LevelRule, setup: Setup, at_scale: bool) -> ClaimFinding | None:
+    """Compare the cost at the last step with that at the first, and look for an outlier between them."""
+    costs, range_words = _series(rule, setup, 2, at_scale)
+    if not costs:
+        return None
+    margin = LEVEL_MARGIN if rule.margin is None else rule.margin
+    steps, by_round = list(costs), list(zip(*costs.values(), strict=True))
+    if _is_counted(rule.metric):
+        ratio = max(by_round[0]) / min(by_round[0])
+        return _decided(ratio <= 1 + margin, f"{ratio:.3f}× {range_words}")
+    found = slope_equivalence(steps, by_round, margin)
+    if found.low is None or found.high is None:
+        return _one_round(f"{found.ratio:.3f}× {range_words}")
+    words = f"{found.ratio:.3f}× [{found.low:.3f}, {found.high:.3f}] {range_words}"
+    if found.apart is not None and found.apart[0] != steps[-1]:
+        step, ratio_there = found.apart
+        place = f"{step} sequences" if rule.along == "batch_size" else format_tokens(step)
+        words += f", and {_ratio_words(ratio_there)} at {place}"
+    if found.equivalent or found.differs:
+        return _decided(bool(found.equivalent), words)
+    return ClaimFinding("not_testable", f"{words}{_more_rounds(setup, len(by_round))}")
+
+
+def _judge_growth(rule: GrowsRule, setup: Setup, at_scale: bool) -> ClaimFinding | None:
+    """Look for a rise at every step, and where the claim says so for a straight line."""
+    by_length, range_words = _series(rule, setup, 3, at_scale)  # a line goes through any two points
+    if not by_length:
+        return None
+    is_counted = _is_counted(rule.metric)
+    costs = [values[:1] if is_counted else values for values in by_length.values()]
+    whole = ratio_interval(costs[-1], costs[0])
+    words = f"{_ratio_words(whole)} {range_words}"
+    if whole.low is None and not is_counted:
+        return _one_round(words)
+    rises = [_ends(ratio_interval(later, earlier)) for earlier, later in pairwise(costs)]
+    if any(low <= 1 for low, _ in rises):
+        is_flat = any(high <= 1 for _, high in (_ends(whole), *rises))
+        verdict: Verdict = "not_reproduced" if is_flat else "not_testable"
+        verdict = "partly" if _ends(whole)[0] > 1 else verdict
+        more = _more_rounds(setup, len(costs[0])) if verdict == "not_testable" else ""
+        return ClaimFinding(verdict, f"{words}, not shown to rise at every length{more}")
+    if not rule.linear:
+        return ClaimFinding("reproduced", words)
+    line = line_through(list(by_length), [geometric_interval(values).value for values in costs])
+    words = f"{words}, within {format_percent(line.largest_residual)} of a line"
+    return ClaimFinding("reproduced" if line.fits else "partly", words)
+
+
+def _judge_share(claim: Claim, rule: ShareRule, setup: Setup, at_scale: bool) -> ClaimFinding | None:
+    """Compare the sum of some bytes over others with the printed share."""
+    cells = _cells(setup.challenger, rule.workload)
+    point = _nearest(cells, (rule.batch_size, rule.context_len), at_scale)
+    if point is None:
+        return None
+    tables = {name: _values(cells[point], name) for name in (*rule.parts, rule.of)}
+    rounds = _shared_rounds(tables.values())
+    if not rounds:
+        return None
+    share = sum(tables[name][rounds[0]] for name in rule.parts) / tables[rule.of][rounds[0]]
+    text = f"{format_percent(share)} {_at(point)}; the paper {format_percent(claim.printed)}"
+    return _decided(share <= claim.printed * (1 + TOLERANCE), text)
+
+
+def _judge_equivalence(setup: Setup) -> ClaimFinding | None:
+    """Return whether every equivalence check of the setup passed, with the largest error."""
+    gates = [record.gate for record in setup.challenger if record.gate is not None]
+    if not gates:
+        return None
+    checks = [check for gate in gates for check in gate.checks]
+    worst = max(checks, key=lambda check: check.error / check.limit)
+    text = f"largest error {worst.error:.2g} ({worst.name}, {worst.length} tokens), limit {worst.limit:.2g}"
+    return _decided(all(gate.passed for gate in gates), text)
+
+
+@dataclass(frozen=True)
+class QualityLead:
+    """Lead of one model over another in one evaluation.
+
+    Attributes:
+        records: That of the challenger and that of the reference.
+        lead: Above 0 where the challenger is better.
+        is_significant: True where the interval of the lead excludes 0; None where too few documents give no interval.
+    """
+
+    records: tuple[Record, Record]
+    lead: float
+    is_significant: bool | None
+
+
+def judge_ahead(rule: AheadRule, leads: Sequence[QualityLead]) -> ClaimFinding:
+    """Judge whether the challenger is ahead at every evaluation.
+
+    `reproduced` takes every task and context of the claim, and significant leads at half of the evaluations or more.
+    """
+    ahead = [each for each in leads if each.lead > 0]
+    sure = [each for each in ahead if each.is_significant]
+    behind = [each for each in leads if each.lead < 0 and each.is_significant]
+    values = [each.lead for each in leads]
+    text = (
+        f"ahead at {len(ahead)} of {len(leads)} evaluations, significantly at {len(sure)}, significantly behind at "
+        f"{len(behind)}; lead {format_percent(min(values))} to {format_percent(max(values))}"
+    )
+    if all(each.is_significant is None for each in leads):
+        return ClaimFinding("not_testable", f"{text}; too few documents for an interval")
+    if not sure:
+        return ClaimFinding("not_reproduced" if behind else "not_testable", text)
+    points = [each.records[0].point for each in leads]
+    is_complete = {point.task for point in points} >= set(rule.tasks) and (
+        {point.context_len for point in points} >= set(rule.context_lens)
+    )
+    is_whole = is_complete and len(ahead) == len(leads) and 2 * len(sure) >= len(leads)
+    return ClaimFinding("reproduced" if is_whole else "partly", text)
+
+
+def judge_crossing(
+    small: Mapping[str, Sequence[QualityLead]], large: Mapping[str, Sequence[QualityLead]]
+) -> ClaimFinding:
+    """Judge whether the challenger is behind at the small sizes and ahead at the large ones."""
+    behind, ahead = ([each for leads in sizes.values() for each in leads] for sizes in (small, large))
+    as_claimed = [each.lead < 0 for each in behind if each.is_significant]
+    as_claimed += [each.lead > 0 for each in ahead if each.is_significant]
+    num_leads = len(behind) + len(ahead)
+    means = _mean_lead(behind), _mean_lead(ahead)
+    if not as_claimed:
+        verdict: Verdict = "not_testable"
+    elif all(as_claimed):
+        verdict = "reproduced" if len(as_claimed) == num_leads else "partly"
+    else:
+        verdict = "partly" if means[0] < 0 < means[1] else "not_reproduced"
+    return ClaimFinding(
+        verdict,
+        f"mean lead {format_percent(means[0])} at {', '.join(small)}, {format_percent(means[1])} at "
+        f"{', '.join(large)}, significantly different at {len(as_claimed)} of {num_leads} evaluations",
+    )
+
+
+def _mean_lead(leads: Sequence[QualityLead]) -> float:
+    return sum(each.lead for each in leads) / len(leads)
+
+
+def judge_near(claim: Claim, rule: NearRule, value: float) -> ClaimFinding:
+    """Judge whether a metric is what the paper prints."""
+    is_near = abs(value / claim.printed - 1) <= rule.tolerance
+    text = f"{value:.4g}; the paper {claim.printed:.4g}, within {format_percent(rule.tolerance)}"
+    return _decided(is_near, text)
