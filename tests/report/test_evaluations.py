@@ -29,7 +29,6 @@ def test_every_reading_is_compared_with_that_of_the_same_size_and_seed(scores: E
     ]
     assert {(c.model, c.reference) for c in made} == {("retnet", "transformer")}
     assert scores.refusals == []
-    assert scores.left_out == ()
 
 
 def test_documents_are_found_beside_their_records_at_any_depth(scored: Results) -> None:
@@ -37,11 +36,10 @@ def test_documents_are_found_beside_their_records_at_any_depth(scored: Results) 
     assert len(scored.folders) == sum(record.documents is not None for record in scored.records)
 
 
-def test_models_of_other_sizes_are_all_kept_though_their_pairs_differ(
-    scored: Results, scores: Evaluations
-) -> None:
-    assert len({record.pair_id for record in scores.records}) == 3
+def test_models_of_all_sizes_are_kept(scored: Results, scores: Evaluations) -> None:
+    assert len({record.model.size for record in scores.records}) == 3
     assert len(scores.records) == len(scored.records)
+    assert select(scored.records).left_out == ()
 
 
 def test_the_training_length_is_that_of_the_weights(scores: Evaluations, scored: Results) -> None:
@@ -59,11 +57,10 @@ def test_a_newer_reading_replaces_an_older_one_and_other_code_is_left_out(tmp_pa
     other = ScoreMaker(tmp_path, seeds=seeds, code_revision="old", started=older.started - timedelta(days=1))
     for maker in (older, newer, other):
         maker.perplexities("litbank/original", "whole", 2048)
-    found = make_evaluations(select([*newer.records, *older.records, *other.records]))
-    assert found is not None
-    assert list(map(id, found.records)) == list(map(id, newer.records))
-    apart, replaced = sorted(found.left_out, key=len, reverse=True)
-    assert "quality: 2 records of 2026-01-02 of quality that newer ones" in apart + replaced
+    selection = select([*newer.records, *older.records, *other.records])
+    assert list(map(id, selection.quality)) == list(map(id, newer.records))
+    apart, replaced = sorted(selection.left_out, key=len, reverse=True)
+    assert "quality: 2 records of 2026-01-02 of quality replaced by newer ones" in apart + replaced
     assert "code revision old, here 0.1.0+src.0123456789ab" in apart + replaced
 
 
@@ -72,9 +69,10 @@ def test_trainings_of_older_code_stand_beside_newer_evaluations(tmp_path: Path) 
     evaluation = ScoreMaker(tmp_path, seeds={"1m": (0,)})
     training.trainings()
     evaluation.perplexities("litbank/original", "whole", 8192)
-    found = make_evaluations(select([*training.records, *evaluation.records]))
+    selection = select([*training.records, *evaluation.records])
+    found = make_evaluations(selection)
     assert found is not None
-    assert found.left_out == ()
+    assert selection.left_out == ()
     assert len(found.conditions) == 2
     assert found.trained_length(evaluation.records) == TRAINED_LEN
 

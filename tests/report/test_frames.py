@@ -113,7 +113,6 @@ DIFFERENCES: dict[str, dict[str, Any]] = {
     "dtype": {"settings": {"dtype": "bfloat16"}},
     "threads": {"settings": {"threads": 1}},
     "device": {"settings": {"device": "cuda:0"}},
-    "pair_id": {"pair_id": "another"},
 }
 
 

@@ -4,7 +4,7 @@ A ratio is paired within the rounds of one measurement session. Models that shar
 the wider interval.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import correlation, linear_regression
 
@@ -16,6 +16,7 @@ from retbench.stats.intervals import (
     CONFIDENCE,
     Crossover,
     Equivalence,
+    Interval,
     crossover,
     ratio_interval,
     slope_equivalence,
@@ -70,31 +71,39 @@ class CostRatio:
     unpaired: bool
 
 
+Rounds = Mapping[tuple[str, int], float]
+"""Values of one model at one point by (measurement session, round)."""
+
+
+def compare_rounds(mine: Rounds, theirs: Rounds) -> tuple[Interval, bool] | None:
+    """Return the ratio of two models' values, and whether it is unpaired.
+
+    Models that share a measurement session are compared in the rounds that both have there; None without such a round.
+    """
+    shared = sorted(mine.keys() & theirs.keys(), key=lambda key: key[1])
+    if shared:
+        paired = ratio_interval([mine[key] for key in shared], [theirs[key] for key in shared], CONFIDENCE)
+        return paired, False
+    sessions = {session for session, _ in mine} & {session for session, _ in theirs}
+    if sessions or not mine or not theirs:
+        return None
+    return unpaired_ratio_interval(list(mine.values()), list(theirs.values()), CONFIDENCE), True
+
+
 def cost_ratio(mine: pd.DataFrame, theirs: pd.DataFrame) -> CostRatio | None:
-    """Compare the rounds of two models at one point.
+    """Return the ratio of the costs above 0 of two models at one point; None where they cannot be compared.
 
     Args:
         mine: Rows of `frames.metric_frame` of one metric.
         theirs: The same of the reference.
-
-    Returns:
-        The ratio of the costs above 0; None where one model has none. Two models that share sessions are compared in
-        the rounds of those; None where no round succeeded on both sides.
     """
-    columns = ["session", "round", "value"]
-    mine, theirs = (side[side["value"] > 0].sort_values("round")[columns] for side in (mine, theirs))
-    if mine.empty or theirs.empty:
-        return None
-    both = mine.merge(theirs, on=["session", "round"], suffixes=("", "_reference"))
-    unpaired = both.empty and not set(mine["session"]) & set(theirs["session"])
-    if both.empty and not unpaired:
-        return None
-    if unpaired:
-        tops, bottoms = list(mine["value"]), list(theirs["value"])
-        interval = unpaired_ratio_interval(tops, bottoms, CONFIDENCE)
-    else:
-        interval = ratio_interval(list(both["value"]), list(both["value_reference"]), CONFIDENCE)
-    return CostRatio(*value_and_ends(interval), interval.num_rounds, unpaired)
+    found = compare_rounds(_rounds(mine), _rounds(theirs))
+    return CostRatio(*value_and_ends(found[0]), found[0].num_rounds, found[1]) if found else None
+
+
+def _rounds(rows: pd.DataFrame) -> Rounds:
+    found = zip(rows["session"], rows["round"], rows["value"], strict=True)
+    return {(str(session), int(number)): float(value) for session, number, value in found if value > 0}
 
 
 def pair_ratios(metrics: pd.DataFrame, models: Lineup) -> pd.DataFrame:

@@ -18,6 +18,7 @@ from retbench.papers.claims import Scale, load_claims
 from retbench.papers.papers import KIND_WORDS, Number, find_number, load_papers
 from retbench.records.record import Record
 from retbench.report import style
+from retbench.report.claims import describe_setup
 from retbench.report.curves import (
     DOTTED,
     Panel,
