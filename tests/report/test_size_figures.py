@@ -36,7 +36,7 @@ def test_points_over_sizes_are_the_readings_and_the_line_is_of_one_seed(
 ) -> None:
     drawing = drawings["quality_perplexity_litbank-original_whole_8192_by_size"]
     question = next(
-        q for q in scores.task_points("perplexity") if (q.task, q.context_len) == ("litbank/original", 8192)
+        q for q in scores.task_points("document") if (q.task, q.context_len) == ("litbank/original", 8192)
     )
     expected = {
         (r.model.name, r.model.size, str(r.model.weights and r.model.weights.seed)): (

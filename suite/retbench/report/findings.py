@@ -141,6 +141,8 @@ def advantage(metric: MetricSpec, ratio: pd.Series, label: str, other: str) -> t
         clause += ", not significantly different)" if ratio["low"] <= 1 <= ratio["high"] else ")"
     if ratio["unpaired"]:
         clause += " (unpaired: the models were measured in different sessions)"
+    if ratio["low"] <= 1 <= ratio["high"]:
+        return "no significant difference", clause
     return size if is_better else f"{other}: {size}", clause
 
 

@@ -51,8 +51,11 @@ def _losses(evaluations: Evaluations, point: TaskPoint, model: str) -> list[KeyF
         f"{label}'s bits per {made[0].unit} on {point.title} are {'; '.join(at)}"
         f"{_trained(evaluations, point, made)}{_interval_note(made)}: {_verdict(by_size, label, other)}."
     )
-    last = [c.ratio.value for c in by_size[made[-1].instance.size] if c.ratio]
-    return [KeyFinding(_advantage(last, made[0].unit, other), text + _crossing(by_size, label))]
+    last = [c.ratio for c in by_size[made[-1].instance.size] if c.ratio]
+    lead = _advantage([ratio.value for ratio in last], made[0].unit, other)
+    if {_side(ratio) for ratio in last} == {"equal"}:
+        lead = "no significant difference"
+    return [KeyFinding(lead, text + _crossing(by_size, label))]
 
 
 def _advantage(ratios: Sequence[float], unit: str, other: str) -> str:

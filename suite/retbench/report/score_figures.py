@@ -47,21 +47,6 @@ def draw_scores(scores: Evaluations) -> list[Drawing]:
         ]
 
 
-def deepest(scores: Evaluations) -> list[TaskPoint]:
-    """Return for each corpus and protocol the question of the longest context that has a value."""
-    asked = [q for q in scores.task_points("perplexity") if scores.measured(q)]
-    return list({(q.experiment, q.task, q.protocol): q for q in asked}.values())
-
-
-def exams(scores: Evaluations) -> list[list[TaskPoint]]:
-    """Return the tasks that have a value, those with the same number of examples together."""
-    groups: dict[tuple[str, int | None], list[TaskPoint]] = {}
-    for question in scores.task_points("zeroshot"):
-        if scores.measured(question):
-            groups.setdefault((question.experiment, question.num_fewshot), []).append(question)
-    return list(groups.values())
-
-
 def _drawing(
     question: TaskPoint,
     what: str,
