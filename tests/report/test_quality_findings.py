@@ -44,7 +44,8 @@ def losses(folder: Path, ratios: Mapping[str, float], **fields: Any) -> KeyFindi
         ),
         (
             {"1m": 1.1, "6m": 1.1, "25m": 0.9},
-            "the Transformer is better at 1m and 6m; RetNet is better at 25m. RetNet becomes the better one between 6m and 25m.",
+            "the Transformer is better at 1m and 6m; RetNet is better at 25m. RetNet becomes the better one between "
+            "6m and 25m.",
         ),
         (
             {"1m": 0.9, "6m": 1.1},
