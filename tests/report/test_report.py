@@ -237,12 +237,12 @@ def test_a_report_needs_no_torch(results: Path, tmp_path: Path) -> None:
 
 def test_a_table_needs_neither_torch_nor_matplotlib(results: Path) -> None:
     code = (
-        "from retbench.report.frames import load_results, metric_frame\n"
+        "from retbench.report.frames import load_results, observations\n"
         "from retbench.report.formats import render\n"
         "from retbench.report.selection import select\n"
         "from retbench.report.tables import contents_of, table_of\n"
         "records = load_results(Path(sys.argv[2])).records\n"
-        "assert len(metric_frame(records))\n"
+        "assert len(observations(records))\n"
         "print(render(table_of(contents_of(select(records, 'memory')), 'memory'), 'csv'))"
     )
     printed = run_blocked("torch,matplotlib,jinja2", code, str(results))

@@ -94,7 +94,7 @@ def cost_ratio(mine: pd.DataFrame, theirs: pd.DataFrame) -> CostRatio | None:
     """Return the ratio of the costs above 0 of two models at one point; None where they cannot be compared.
 
     Args:
-        mine: Rows of `frames.metric_frame` of one metric.
+        mine: Rows of `frames.observations` of one metric.
         theirs: The same of the reference.
     """
     found = compare_rounds(_rounds(mine), _rounds(theirs))
@@ -110,7 +110,7 @@ def pair_ratios(metrics: pd.DataFrame, models: Lineup) -> pd.DataFrame:
     """Return each model's primary metric over the reference's, at every point that both have.
 
     Args:
-        metrics: A `frames.metric_frame`.
+        metrics: A `frames.observations`.
         models: The models to compare with their reference.
 
     Returns:
@@ -130,51 +130,6 @@ def pair_ratios(metrics: pd.DataFrame, models: Lineup) -> pd.DataFrame:
                 values = (found.ratio, found.low, found.high, found.num_rounds, found.unpaired)
                 rows.append((*point, model, models.reference, metric, *values))
     return pd.DataFrame(rows, columns=columns)
-
-
-@dataclass(frozen=True)
-class PeakThroughput:
-    """Highest tokens/s of a model and of the reference at one context length, each at the best of its batch sizes.
-
-    Attributes:
-        batch_sizes: The model's and the reference's.
-        values: Their tokens/s: geometric means of the rounds.
-        ratio: The model's over the reference's.
-    """
-
-    batch_sizes: tuple[int, int]
-    values: tuple[float, float]
-    ratio: CostRatio
-
-
-def find_peak(
-    metrics: pd.DataFrame, points: pd.DataFrame, model: str, reference: str
-) -> PeakThroughput | None:
-    """Return the highest tokens/s of two models; None where one has none, or no round succeeded on both sides.
-
-    Args:
-        metrics: Rows of `frames.metric_frame` of one experiment, workload and context length.
-        points: The same of `sweeps.summarise`.
-        model: The model.
-        reference: The model that it is compared with.
-    """
-    best, rounds = [], []
-    for name in (model, reference):
-        mine = points[(points["model"] == name) & (points["metric"] == "tokens_per_s")]
-        if mine.empty:
-            return None
-        best.append(mine.sort_values("value").iloc[-1])
-        rows = metrics[(metrics["model"] == name) & (metrics["metric"] == "tokens_per_s")]
-        rounds.append(rows[rows["batch_size"] == best[-1]["batch_size"]])
-    ratio = cost_ratio(*rounds)
-    if ratio is None:
-        return None
-    top, bottom = best
-    return PeakThroughput(
-        batch_sizes=(int(top["batch_size"]), int(bottom["batch_size"])),
-        values=(float(top["value"]), float(bottom["value"])),
-        ratio=ratio,
-    )
 
 
 def by_round(metrics: pd.DataFrame, metric: str, model: str) -> pd.DataFrame:

@@ -28,18 +28,10 @@ from retbench.units import format_count
 from retbench.workloads.workload import WORKLOADS
 
 _CHOICES = {
-    "arc_challenge": 4,
-    "arc_easy": 4,
-    "boolq": 2,
-    "copa": 2,
-    "hellaswag": 4,
-    "openbookqa": 4,
-    "piqa": 2,
-    "sciq": 4,
-    "storycloze_2016": 2,
-    "storycloze_2018": 2,
-    "winogrande": 2,
-    "wsc273": 2,
+    **dict.fromkeys(("arc_challenge", "arc_easy", "hellaswag", "openbookqa", "sciq"), 4),
+    **dict.fromkeys(
+        ("boolq", "copa", "piqa", "storycloze_2016", "storycloze_2018", "winogrande", "wsc273"), 2
+    ),
 }
 """Number of answers to choose from; the few ARC questions with three or five count as four."""
 
@@ -251,17 +243,8 @@ def describe_rates(evaluations: Evaluations, records: Sequence[Record]) -> str:
 
 def weights_table(evaluations: Evaluations) -> pd.DataFrame:
     """Return one row per model, size and seed with the origin of its weights."""
-    columns = [
-        "model",
-        "size",
-        "seed",
-        "parameters without embedding",
-        "trained on",
-        "tokens",
-        "learning rate",
-        "weights",
-        "fingerprint",
-    ]
+    origin = ("trained on", "tokens", "learning rate", "weights", "fingerprint")
+    columns = ["model", "size", "seed", "parameters without embedding", *origin]
     order = {instance: place for place, instance in enumerate(evaluations.instances(evaluations.records))}
     finals = [record for record in evaluations.records if is_final(record)]
     finals.sort(key=lambda r: (order[instance_of(r)], evaluations.models.models.index(r.model.name)))

@@ -12,8 +12,8 @@ import pandas as pd
 from retbench.report.comparisons import (
     LEVEL_MARGIN,
     Line,
+    cost_ratio,
     find_crossover,
-    find_peak,
     find_slope,
     fit_line,
     pair_ratios,
@@ -172,8 +172,12 @@ def _longest(pair: _Pair) -> list[KeyFinding]:
     return [KeyFinding(lead, text)]
 
 
+def _at(rows: pd.DataFrame, model: str, length: int) -> pd.DataFrame:
+    return rows[(rows["model"] == model) & (rows["context_len"] == length)]
+
+
 def _value(rows: pd.DataFrame, model: str, length: int) -> float:
-    return float(rows[(rows["model"] == model) & (rows["context_len"] == length)]["value"].iloc[0])
+    return float(_at(rows, model, length)["value"].iloc[0])
 
 
 def _limit(sweeps: Sequence[CostSweep]) -> str:
@@ -264,27 +268,33 @@ def _growth(pair: _Pair, line: Line) -> KeyFinding:
 def _peaks(sweeps: Sequence[CostSweep], model: str) -> list[KeyFinding]:
     """Compare the highest throughput of two models at the longest context, over all batch sizes."""
     models = sweeps[0].models
-    reference = str(models.reference)
-    metrics, points = (pd.concat([getattr(s, name) for s in sweeps]) for name in ("metrics", "points"))
+    names = (model, str(models.reference))
     for length in sorted({length for sweep in sweeps for length in sweep.lengths}, reverse=True):
-        rounds, values = (frame[frame["context_len"] == length] for frame in (metrics, points))
-        peak = find_peak(rounds, values, model, reference)
-        if peak is None:
+        peaks = [peak for name in names if (peak := _peak(sweeps, name, length))]
+        ratio = cost_ratio(peaks[0][1], peaks[1][1]) if len(peaks) == 2 else None
+        if ratio is None:
             continue
+        label, other = (models.labels[name] for name in names)
         sizes = [str(n) for n in sorted({s.batch_size for s in sweeps if length in s.lengths})]
-        mine, theirs = (
-            f"{format_length(value)} tokens/s (batch {batch_size})"
-            for value, batch_size in zip(peak.values, peak.batch_sizes, strict=True)
-        )
-        ratio = pd.Series(vars(peak.ratio))
-        lead, clause = advantage(THROUGHPUT, ratio, models.labels[model], models.labels[reference])
+        lead, clause = advantage(THROUGHPUT, pd.Series(vars(ratio)), label, other)
         text = (
             f"At {format_tokens(length)}, each model at the best of the batch sizes {join_words(sizes)}, the "
-            f"throughput of {models.labels[model]} is {mine} and that of the {models.labels[reference]} {theirs}: "
-            f"{clause}."
+            f"throughput of {label} is {peaks[0][0]} and that of the {other} {peaks[1][0]}: {clause}."
         )
-        return [KeyFinding(lead, text + _larger_batches(sweeps, (model, reference), length))]
+        return [KeyFinding(lead, text + _larger_batches(sweeps, names, length))]
     return []
+
+
+def _peak(sweeps: Sequence[CostSweep], model: str, length: int) -> tuple[str, pd.DataFrame] | None:
+    """Return the highest throughput of a model at a context length in words, and its rounds; None without any."""
+    at = {sweep.batch_size: _at(sweep.rows("tokens_per_s"), model, length)["value"] for sweep in sweeps}
+    values = {batch_size: float(found.iloc[0]) for batch_size, found in at.items() if len(found)}
+    if not values:
+        return None
+    best = max(values, key=values.__getitem__)
+    metrics = next(sweep.metrics for sweep in sweeps if sweep.batch_size == best)
+    rounds = _at(metrics[metrics["metric"] == "tokens_per_s"], model, length)
+    return f"{format_length(values[best])} tokens/s (batch {best})", rounds
 
 
 def _larger_batches(sweeps: Sequence[CostSweep], models: Sequence[str], length: int) -> str:

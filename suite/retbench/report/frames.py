@@ -1,7 +1,6 @@
-"""Records of a folder as typed frames: one row per (cell, replicate, metric), or one per (cell, replicate).
+"""Records of a folder, and the observations that they hold: (model, point, replicate, metric, value).
 
-Nothing is aggregated here. Each row carries its comparability keys (`SET_COLUMNS`): rows that differ in any of them
-never enter one value, interval or ratio.
+Nothing is aggregated here. Records of different comparable sets never enter one value, interval or ratio.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,39 +15,16 @@ from retbench.errors import RecordError
 from retbench.records.record import Documents, Record, read_records
 from retbench.records.versions import computing_versions
 
-_TEXT, _COUNT, _NUMBER, _MOMENT = "string", "Int64", "float64", "datetime64[us, UTC]"
+_TEXT, _COUNT, _NUMBER = "string", "Int64", "float64"
 
-SET_COLUMNS = (
-    "machine",
-    "device",
-    "dtype",
-    "threads",
-    "code_revision",
-    "torch_version",
-    "python_version",
-    "library_versions",
-)
-
-_RECORD_FIELDS = ("experiment", "profile", "run_id", "cell_id", "workload")
-_MODEL_FIELDS = ("architecture", "variant", "size")
-_PARAMS = ("num_params", "num_params_nonembedding")
-_POINT_TEXTS = ("task", "protocol")
+_RECORD_FIELDS = ("experiment", "workload", "status", "error")
 _POINT_COUNTS = ("batch_size", "context_len", "num_fewshot")
+_POINT_TEXTS = ("task", "protocol")
 
-_CELL_COLUMNS: dict[str, str] = {
-    **dict.fromkeys(SET_COLUMNS, _TEXT),
-    "threads": _COUNT,
-    **dict.fromkeys((*_RECORD_FIELDS, "session", "model", *_MODEL_FIELDS, *_POINT_TEXTS), _TEXT),
-    **dict.fromkeys((*_PARAMS, *_POINT_COUNTS, "round"), _COUNT),
-    "started_at": _MOMENT,
-}
-STATUS_COLUMNS: dict[str, str] = {**_CELL_COLUMNS, "status": _TEXT, "error": _TEXT}
-METRIC_COLUMNS: dict[str, str] = {
-    **_CELL_COLUMNS,
-    "metric": _TEXT,
-    "unit": _TEXT,
+OBSERVATION_COLUMNS: dict[str, str] = {
+    **dict.fromkeys((*_RECORD_FIELDS, "model", "size", *_POINT_TEXTS, "session", "metric", "unit"), _TEXT),
+    **dict.fromkeys((*_POINT_COUNTS, "round"), _COUNT),
     "value": _NUMBER,
-    "num_samples": _COUNT,
 }
 
 
@@ -160,43 +136,28 @@ def _rank(record: Record) -> tuple[bool, datetime]:
     return record.status == "ok", started(record)
 
 
-def metric_frame(records: Sequence[Record]) -> pd.DataFrame:
-    """Return one row per (cell, replicate, metric) of the records that are ok, with columns `METRIC_COLUMNS`."""
+def observations(records: Sequence[Record]) -> pd.DataFrame:
+    """Return one row per (cell, replicate, metric); a record without a metric has one row with its status.
+
+    Returns:
+        Columns `OBSERVATION_COLUMNS`, with their types also without rows.
+    """
     rows = [
-        _cell_row(record)
-        | {"metric": name, "unit": metric.unit, "value": metric.value, "num_samples": len(metric.samples)}
+        _cell_row(record) | values
         for record in keep_latest(records)
-        if record.status == "ok"
-        for name, metric in record.metrics.items()
+        for values in (_values(record) or [{"metric": None, "unit": None, "value": None}])
     ]
-    return _typed(rows, METRIC_COLUMNS)
+    return pd.DataFrame(rows, columns=list(OBSERVATION_COLUMNS)).astype(OBSERVATION_COLUMNS)
 
 
-def status_frame(records: Sequence[Record]) -> pd.DataFrame:
-    """Return one row per (cell, replicate), failed ones included, with columns `STATUS_COLUMNS`."""
-    rows = [
-        _cell_row(record) | {"status": record.status, "error": record.error}
-        for record in keep_latest(records)
-    ]
-    return _typed(rows, STATUS_COLUMNS)
+def _values(record: Record) -> list[dict[str, Any]]:
+    metrics = record.metrics.items() if record.status == "ok" else ()
+    return [{"metric": name, "unit": metric.unit, "value": metric.value} for name, metric in metrics]
 
 
 def _cell_row(record: Record) -> dict[str, Any]:
     """Return the columns that every row of a record shares."""
-    parts: list[tuple[object, Sequence[str]]] = [
-        (set_of(record), SET_COLUMNS),
-        (record, (*_RECORD_FIELDS, "round")),
-        (record.model, (*_MODEL_FIELDS, *_PARAMS)),
-        (record.point, (*_POINT_TEXTS, *_POINT_COUNTS)),
-    ]
-    row = {name: getattr(part, name) for part, names in parts for name in names}
-    return row | {
-        "session": session_of(record),
-        "model": record.model.name,
-        "started_at": started(record),
-    }
-
-
-def _typed(rows: list[dict[str, Any]], columns: dict[str, str]) -> pd.DataFrame:
-    """Return a frame of exactly these columns and types, even without rows."""
-    return pd.DataFrame(rows, columns=list(columns)).astype(columns)
+    own = {name: getattr(record, name) for name in (*_RECORD_FIELDS, "round")}
+    point = {name: getattr(record.point, name) for name in (*_POINT_COUNTS, *_POINT_TEXTS)}
+    model = {"model": record.model.name, "size": record.model.size}
+    return {**own, **point, **model, "session": session_of(record)}

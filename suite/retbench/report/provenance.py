@@ -14,31 +14,15 @@ from retbench.report.frames import set_of, started
 from retbench.report.points import Lineup
 from retbench.report.wording import bind_units, device_name
 from retbench.units import format_bytes, format_count, format_percent, format_rate
+from retbench.workloads.workload import WORKLOADS
 
 DIFFERS = "differs"
 BY_DESIGN = "by architecture"
 
 _OWN_SETTINGS = frozenset({"backend", "chunk_size", "samples per round"})
-_OWN_FACTS = frozenset(
-    {
-        "prefill",
-        "decode",
-        "training",
-        "kv_capacity",
-        "kv_fill",
-        "kv_fill_key_std",
-        "kv_fill_value_std",
-        "state_source",
-        "energy_steps",
-        "timed_steps",
-        "timed_calls",
-        "trials",
-        "evaluation",
-        "training_fingerprint",
-        "chunk_size",
-    }
-)
-"""Executed facts that belong to an architecture or follow from its speed: not unfair where the models differ."""
+_OWN_FACTS = ("kv_", "timed_", "chunk_size", "energy_steps", "state_source", "trials", "evaluation")
+"""First words of executed facts that belong to an architecture or follow from its speed, like the kernel of a workload
+and the fingerprint of a training: not unfair where the models differ."""
 
 
 def describe_conditions(records: Sequence[Record], models: Lineup | None = None) -> str:
@@ -126,7 +110,11 @@ def executed_table(records: Sequence[Record], models: Lineup) -> pd.DataFrame:
     rows = []
     for name in dict.fromkeys(name for mine in facts.values() for name in mine):
         values = [_summary(name, facts[model].get(name, [])) for model in present]
-        is_own = name in _OWN_SETTINGS or name.removeprefix("executed: ") in _OWN_FACTS
+        executed = name.removeprefix("executed: ")
+        is_kernel = executed in WORKLOADS or executed == "training_fingerprint"
+        is_own = name in _OWN_SETTINGS or (
+            executed != name and (is_kernel or executed.startswith(_OWN_FACTS))
+        )
         rows.append([name, *values, "" if len(set(values)) == 1 else BY_DESIGN if is_own else DIFFERS])
     return pd.DataFrame(rows, columns=["fact", *(models.labels[model] for model in present), "difference"])
 

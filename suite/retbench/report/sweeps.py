@@ -8,7 +8,7 @@ from statistics import median
 import pandas as pd
 
 from retbench.records.record import Record
-from retbench.report.frames import metric_frame, status_frame
+from retbench.report.frames import observations
 from retbench.report.points import Lineup, group, lineup
 from retbench.report.provenance import describe_conditions
 from retbench.report.selection import Selection, matched_groups
@@ -23,7 +23,7 @@ def summarise(metrics: pd.DataFrame) -> pd.DataFrame:
     """Return one row per (cell, metric): the geometric mean of the rounds' values with its interval.
 
     Args:
-        metrics: A `frames.metric_frame` of one selection.
+        metrics: A `frames.observations` of one selection.
 
     Returns:
         Columns of `POINT_KEY`, model, metric, unit, value, low, high, num_rounds. The ends are NaN with one round, and
@@ -52,17 +52,16 @@ def value_and_ends(interval: Interval) -> tuple[float, float, float]:
     return interval.value, low, high
 
 
-def failed_points(status: pd.DataFrame) -> pd.DataFrame:
+def failed_points(frame: pd.DataFrame) -> pd.DataFrame:
     """Return one row per cell without a successful round: `POINT_KEY`, model, and the last status and error.
 
     Args:
-        status: A `frames.status_frame`.
+        frame: A `frames.observations` of one selection.
     """
     key = [*POINT_KEY, "model"]
-    measured = status[status["status"] == "ok"][key].drop_duplicates()
-    rest = status.merge(measured, on=key, how="left", indicator=True)
-    rest = rest[rest["_merge"] == "left_only"].sort_values("round").drop_duplicates(key, keep="last")
-    return rest[[*key, "status", "error"]].sort_values(key, ignore_index=True)
+    ok = (frame["status"] == "ok").groupby([frame[name] for name in key]).transform("any")
+    failed = frame[~ok].sort_values("round").drop_duplicates(key, keep="last")
+    return failed[[*key, "status", "error"]].sort_values(key, ignore_index=True)
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ class CostSweep:
 
     Attributes:
         models: All models of the experiment's group, so that a model looks the same everywhere.
-        metrics: Its rows of `frames.metric_frame`.
+        metrics: Its rows of `frames.observations` that have a metric.
         points: Its rows of `summarise`.
         failed: Its rows of `failed_points`.
         records: Its records.
@@ -137,8 +136,9 @@ def make_sweeps(selection: Selection) -> list[CostSweep]:
 
 
 def _sweeps(records: Sequence[Record]) -> list[CostSweep]:
-    metrics, models = metric_frame(records), lineup(records)
-    points, failed = summarise(metrics), failed_points(status_frame(records))
+    frame, models = observations(records), lineup(records)
+    metrics, failed = frame[frame["metric"].notna()], failed_points(frame)
+    points = summarise(metrics)
     groups = group(records, lambda record: (record.experiment, record.workload, record.point.batch_size))
     return [
         CostSweep(
