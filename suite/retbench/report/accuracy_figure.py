@@ -15,14 +15,7 @@ from retbench.report.curves import Point
 from retbench.report.document_comparisons import DocumentComparison
 from retbench.report.evaluations import Evaluations, chance
 from retbench.report.labels import add_text, label_width_in
-from retbench.report.points import (
-    Lineup,
-    TaskPoint,
-    accuracy,
-    instance_of,
-    instance_row,
-    task_point_of,
-)
+from retbench.report.points import Lineup, TaskPoint, accuracy, instance_of, instance_row, task_point_of
 from retbench.report.provenance import describe_conditions
 from retbench.report.style import Drawing
 from retbench.report.wording import POINTS, file_stem, format_p

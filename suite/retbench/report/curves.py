@@ -28,7 +28,7 @@ _CROSSES_PT = 6.0
 """Height of a row of crosses."""
 _MOST_REASONS = 2
 """Models whose crosses have the reason beside them; for more of them it stands in the subtitle."""
-_MOST_MARKERS = 16
+_MOST_MARKERS = 12
 """Points of a curve that have room for markers."""
 _WIDEST = 1.5
 """How far above the highest value an interval is drawn, as a ratio."""
@@ -192,7 +192,7 @@ def draw_row(
     top_in = style.HEADER_IN + num_rows * _CROSSES_PT / style.POINTS_PER_IN
     height_in = max(HEIGHT_IN, top_in + style.BASE_IN + _height_in(labels))
     figure = style.new_figure(height_in, title, subtitle, conditions)
-    names = [panel.models.labels[model] for panel in panels for model in panel.models.models]
+    names = panels[0].models.labels.values()
     right_in = label_width_in([*names, *(label.text for label in labels)])
     shares = [2 + len(panel.ticks) for panel in panels]
     axes = style.add_panels(figure, shares, right_in=right_in, label=label, top_in=top_in)
@@ -224,7 +224,8 @@ def draw_column(
     top_in, gap_in = style.HEADER_IN + crosses_in, _GAP_IN + crosses_in
     row_in = max(_ROW_IN, *(_height_in(mine) for mine in labels))
     figure = style.new_figure(top_in + len(panels) * (row_in + gap_in) - gap_in + style.BASE_IN, *texts)
-    right_in = label_width_in([label.text for mine in labels for label in mine])
+    names = panels[0].models.labels.values()
+    right_in = label_width_in([*names, *(label.text for mine in labels for label in mine)])
     rows = style.add_rows(figure, axis_labels, right_in=right_in, gap_in=gap_in, top_in=top_in)
     for axes, panel, mine in zip(rows, panels, labels, strict=True):
         style.set_linear_length_axis(axes, panel.ticks)

@@ -41,10 +41,14 @@ from retbench.units import GB, format_printed, format_tokens
 
 _PAPER = "retnet"
 _BATCH = f"{_PAPER}/figure6a_batch/batch_size/value"
-_NAMES = {"a": "memory", "b": "throughput", "c": "time per token"}
 _METRICS = {"a": "peak_bytes", "b": "tokens_per_s", "c": "tpot_s"}
+_NAMES = {"a": "memory", "b": "throughput", "c": "time per token"}
+_WORDS = {
+    "a": "bytes of weights (dotted), state or key-value cache, and workspace of one decode step",
+    "b": "tokens/s of all sequences of a batch together",
+    "c": "time per output token against the batch size",
+}
 _WEIGHTS = "weight_bytes"
-_SHEETS_OF_LATENCY = {"figure6c_transformer": "transformer", "figure6c_retnet": "retnet"}
 _AXIS_LABELS = {"context_len": style.LENGTH_LABEL, "batch_size": "batch size"}
 _MB, _SMALL_PT = 1e6, 7.0
 _TITLE = "Figure 6 of the RetNet paper, redrawn"
@@ -92,8 +96,9 @@ def paper_points(letter: str) -> list[PaperPoint]:
             for row, column, number in _cells(f"figure6{letter}")
         ]
     return [
-        PaperPoint(architecture, int(column), int(row.partition("_")[0]), number)
-        for sheet, architecture in _SHEETS_OF_LATENCY.items()
+        PaperPoint(sheet.removeprefix("figure6c_"), int(column), int(row.partition("_")[0]), number)
+        for sheet in load_papers()[_PAPER].sheets
+        if sheet.startswith("figure6c_")
         for row, column, number in _cells(sheet)
     ]
 
@@ -201,12 +206,12 @@ class Figure6Panel:
     @property
     def labels(self) -> list[Label]:
         """Names of the curves with their last value or their length; then the paper's last values."""
-        longest = self.curves.ticks[-1]
+
+        def describe(point: Point) -> str:
+            return with_length(self.describe(point.value), point, self.curves.ticks[-1])
+
         if self.axis == "context_len":
-            own = end_labels(
-                self.curves, lambda point: with_length(self.describe(point.value), point, longest)
-            )
-            return own + self._paper_labels()
+            return end_labels(self.curves, describe) + self._paper_labels()
         return [
             Label(
                 points[-1].x,
@@ -430,10 +435,8 @@ def _describe(panels: Sequence[Figure6Panel]) -> str:
 
 
 def _describe_panel(panel: Figure6Panel) -> str:
-    if panel.letter == "a":
-        return "bytes of weights (dotted), state or key-value cache, and workspace of one decode step"
-    if panel.letter == "b":
-        return "tokens/s of all sequences of a batch together"
+    if panel.letter != "c":
+        return _WORDS[panel.letter]
     models = panel.models
     others = ", ".join(models.labels[name] for name in models.challengers)
     lengths = (

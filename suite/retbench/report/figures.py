@@ -142,10 +142,8 @@ def _mark_crossing(axes: Axes, crossing: Crossover, scene: CostSweep, model: str
 def _throughput(scenes: Sequence[CostSweep]) -> Drawing:
     """Draw tokens/s against batch size, of one experiment, a panel per context length."""
     first, metric, axis = scenes[0], "tokens_per_s", "batch_size"
-    rows, failed = (
-        pd.concat(frames, ignore_index=True)
-        for frames in ([scene.rows(metric) for scene in scenes], [scene.failed for scene in scenes])
-    )
+    rows = pd.concat([scene.rows(metric) for scene in scenes], ignore_index=True)
+    failed = pd.concat([scene.failed for scene in scenes], ignore_index=True)
     lengths = sorted({length for scene in scenes for length in scene.lengths})
     batches, top = tuple(float(scene.batch_size) for scene in scenes), highest(frame_points(rows, failed))
     panels = [
@@ -163,20 +161,11 @@ def _throughput(scenes: Sequence[CostSweep]) -> Drawing:
     label = "batch size (log scale); one panel per context length"
     figure = draw_row(panels, (title, subtitle, first.conditions), describe_rate, label)
     caption = (
-        "Tokens/s of all sequences of a batch together against the batch size, at each context length. "
-        f"{_POINTS}"
+        f"Tokens/s of all sequences of a batch against the batch size, at each context length. {_POINTS}"
     )
-    data = pd.concat(
-        [_data(scene, [metric]).assign(batch_size=scene.batch_size) for scene in scenes],
-        ignore_index=True,
-    )
-    return _drawing(
-        first,
-        f"{file_stem(section_title(first.experiment, first.workload, '_'))}_throughput",
-        (title, caption),
-        figure,
-        data,
-    )
+    name = f"{file_stem(section_title(first.experiment, first.workload, '_'))}_throughput"
+    data = [_data(scene, [metric]).assign(batch_size=scene.batch_size) for scene in scenes]
+    return _drawing(first, name, (title, caption), figure, pd.concat(data, ignore_index=True))
 
 
 def _rooflines(scenes: Sequence[CostSweep]) -> list[Drawing]:
@@ -213,16 +202,9 @@ def _roofline(scenes: Sequence[CostSweep]) -> Drawing:
         f"same run, as a percentage of the measured time, batch {first.batch_size}. The dashed line is the ceiling "
         "of the machine."
     )
-    data = pd.concat(
-        [_data(scene, [metric]).assign(workload=scene.workload) for scene in scenes], ignore_index=True
-    )
-    return _drawing(
-        first,
-        f"{file_stem(first.experiment)}_roofline_batch{first.batch_size}",
-        (title, caption),
-        figure,
-        data,
-    )
+    name = f"{file_stem(first.experiment)}_roofline_batch{first.batch_size}"
+    data = [_data(scene, [metric]).assign(workload=scene.workload) for scene in scenes]
+    return _drawing(first, name, (title, caption), figure, pd.concat(data, ignore_index=True))
 
 
 # ---- memory, and time with memory ------------------------------------------------------------------------------------
@@ -236,9 +218,8 @@ def _memory(scene: CostSweep, workload: Workload) -> Drawing:
         "weights and state."
     )
     data = _with_failures(memory_figure.memory_rows(scene), scene, list(memory_figure.PARTS))
-    return _drawing(
-        scene, scene.name, (workload.title, caption), memory_figure.draw_memory(scene, workload.title), data
-    )
+    figure = memory_figure.draw_memory(scene, workload.title)
+    return _drawing(scene, scene.name, (workload.title, caption), figure, data)
 
 
 def _training(scene: CostSweep, workload: Workload) -> Drawing:
@@ -254,13 +235,9 @@ def _training(scene: CostSweep, workload: Workload) -> Drawing:
         "name."
     )
     data = _with_lines(_data(scene, ["tokens_per_s", "peak_bytes"]), lines)
-    return _drawing(
-        scene,
-        scene.name,
-        (workload.title, caption),
-        _draw_training(scene, workload.title, {m: line for m, line in lines.items() if line.fits}),
-        data,
-    )
+    linear = {model: line for model, line in lines.items() if line.fits}
+    figure = _draw_training(scene, workload.title, linear)
+    return _drawing(scene, scene.name, (workload.title, caption), figure, data)
 
 
 def _draw_training(scene: CostSweep, title: str, linear: Mapping[str, Line]) -> Figure:

@@ -160,7 +160,8 @@ def _longest(pair: _Pair) -> list[KeyFinding]:
         format_metric(metric.name, _value(values, name, length)) for name in (pair.model, pair.reference)
     )
     lead, clause = advantage(metric, row, pair.label, pair.other)
-    limit = _limit([sweep]) if pair.workload.finds_batch else ""
+    limits = sweep.rows("memory_limit_bytes")["value"]
+    limit = f" in {format_bytes(limits.min())}" if len(limits) else ""
     text = (
         f"At {format_tokens(length)} the {pair.workload.quantity}{limit} is {mine} for {pair.label} and {theirs} "
         f"for the {pair.other}{pair.batch}: {clause}.{_beyond(sweep, (pair.model, pair.reference), length)}"

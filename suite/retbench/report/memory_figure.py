@@ -59,13 +59,8 @@ def draw_memory(scene: CostSweep, title: str) -> Figure:
     totals = rows[rows["metric"] != EXPECTED].groupby(["model", "context_len"])["value"].sum()
     largest = max([*totals, *rows["value"], 0.0])
     size, unit = (GIB, "GiB") if largest >= GIB else (MIB, "MiB")
-    subtitle = "; ".join(
-        [
-            f"{unit}, batch {scene.batch_size}",
-            "dotted: analytical size of weights and state",
-            *describe_crosses(scene.failed["status"]),
-        ]
-    )
+    crosses = describe_crosses(scene.failed["status"])
+    subtitle = "; ".join([f"{unit}, batch {scene.batch_size}", "dotted: analytical", *crosses])
     figure, panels = _add_grid(len(scene.models.models), (title, subtitle, scene.conditions))
     for index, (axes, model) in enumerate(zip(panels, scene.models.models, strict=True)):
         look, mine = style.look(index), rows[rows["model"] == model]

@@ -197,7 +197,8 @@ def _draw_bits(scores: Evaluations, question: TaskPoint) -> Iterator[Drawing]:
         return
     data = _size_data(records, metric, "bits", lambda record: record.metrics[metric].value)
     title, subtitle = "Quality by size", f"bits per byte, {question.title}"
-    caption = f"Bits per byte on {question.title} against the size of the models; lower is better. {_POINT_PER_SEED}"
+    where = question.title
+    caption = f"Bits per byte on {where} against the size of the models; lower is better. {_POINT_PER_SEED}"
     figure = _draw_sizes(scores, records, data, (title, subtitle))
     yield _drawing(question, "by_size", (title, caption), records, figure, data)
 
