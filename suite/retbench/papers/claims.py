@@ -1,6 +1,6 @@
 """Claims of papers as data: each statement, its conditions, and the rule by which records decide it.
 
-The claims are in `claims.toml` beside this module; `retbench.report.claims` judges them. An architecture is a plain
+The claims are in `claims.toml` in this package; `retbench.report.claims` judges them. An architecture is a plain
 name: a claim may be about one that is not installed.
 """
 
@@ -127,7 +127,7 @@ class GateRule(Strict):
 
 
 class AheadRule(Strict):
-    """One model is better than another on the same documents, at every task point."""
+    """One model is better than another on the same documents, in every evaluation."""
 
     kind: Literal["ahead"]
     workload: Literal["perplexity", "zeroshot"]
@@ -140,7 +140,7 @@ class AheadRule(Strict):
     reference: Side
 
     def covers(self, record: Record) -> bool:
-        """Return whether a record measures a task point of the rule."""
+        """Return whether a record belongs to an evaluation of the rule."""
         point = record.point
         return (
             record.workload == self.workload
@@ -235,7 +235,7 @@ class Claim(Strict):
     strong: tuple[Feature, ...] = ()
     """Features of the baseline in the second verdict; no second verdict when empty."""
     needs: str | None = None
-    """What a run under the paper's conditions takes."""
+    """Requirements of a run under the paper's conditions."""
     command: str | None = None
     strong_command: str | None = None
     untestable: str | None = None

@@ -41,15 +41,9 @@ Outcome = Literal["explained", "allowed", "unexplained"]
 
 @dataclass(frozen=True)
 class Explanation:
-    """One number of the paper with its analytical value.
+    """One number of the paper with its analytical value, both in the base unit, and the assumptions in a note.
 
-    Attributes:
-        place: Place of the number; see `papers.find_number`.
-        printed: The paper's value in the base unit.
-        derived: The analytical value; of a time or a rate the best that the device allows.
-        unit: Base unit of both.
-        verdict: Result of the comparison.
-        note: Assumptions of the analytical value, and what accounts for the difference.
+    The analytical value of a time or a rate is the best that the device allows.
     """
 
     place: str

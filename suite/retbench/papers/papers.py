@@ -31,7 +31,7 @@ KIND_WORDS: dict[Kind, str] = {
     "third_party": "read off by others",
     "derived": "derived from the paper's numbers",
 }
-"""How a number was obtained, in words."""
+"""Words for the origin of a number."""
 
 
 class Conditions(Strict):
@@ -105,7 +105,7 @@ class Paper(Strict):
     title: str
     arxiv: str
     trust: str
-    """How the numbers were entered into the file."""
+    """Origin of the numbers in the file."""
     sheets: dict[str, Sheet] = Field(min_length=1)
 
     @model_validator(mode="after")
@@ -122,24 +122,17 @@ class Paper(Strict):
 
 @dataclass(frozen=True)
 class Number:
-    """One number of a paper.
-
-    Attributes:
-        place: PAPER/SHEET/ROW/COLUMN.
-        value: In the base unit.
-        unit: The base unit.
-        printed: Printed value with its unit.
-        source: Paper and table or figure, in words.
-        kind: How it was obtained.
-        conditions: Conditions under which it was obtained.
-        doubts: Reasons to doubt it.
-    """
+    """One number of a paper, with what its sheet says about it."""
 
     place: str
+    """PAPER/SHEET/ROW/COLUMN."""
     value: float
     unit: str
+    """Base unit of the value."""
     printed: str
+    """Printed value with its unit."""
     source: str
+    """Paper and table or figure, in words."""
     kind: Kind
     conditions: Conditions
     doubts: tuple[str, ...]

@@ -6,8 +6,8 @@ large as printed. Other conditions than the paper's are judged at the nearest sm
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 from retbench.papers.claims import (
     AheadRule,
@@ -37,14 +37,8 @@ Cells = Mapping[Point, Sequence[Record]]
 """Records of one model and workload by point, whatever their status."""
 
 
-@dataclass(frozen=True)
-class ClaimFinding:
-    """Verdict of one set of records.
-
-    Attributes:
-        verdict: `not_testable` where the records bear on the claim and cannot decide it.
-        text: The numbers, in a sentence.
-    """
+class ClaimFinding(NamedTuple):
+    """Verdict of one set of records with its numbers; `not_testable` where the records cannot decide the claim."""
 
     verdict: Verdict
     text: str
@@ -55,14 +49,8 @@ class ClaimFinding:
         return self.verdict != "not_testable"
 
 
-@dataclass(frozen=True)
-class Setup:
-    """Cost records of one model run one way, alone or with those of a model that it is compared with.
-
-    Attributes:
-        challenger: Records of the model that a claim is about.
-        reference: Records of the other model; empty where a claim is about one model.
-    """
+class Setup(NamedTuple):
+    """Cost records of one model run one way; `reference` is empty where a claim is about one model."""
 
     challenger: tuple[Record, ...]
     reference: tuple[Record, ...] = ()
@@ -330,14 +318,10 @@ def _judge_equivalence(setup: Setup) -> ClaimFinding | None:
     return _decided(all(gate.passed for gate in gates), text)
 
 
-@dataclass(frozen=True)
-class QualityLead:
-    """Lead of one model over another in one evaluation.
+class QualityLead(NamedTuple):
+    """Lead of a challenger over a reference in one evaluation, above 0 where the challenger is better.
 
-    Attributes:
-        records: That of the challenger and that of the reference.
-        lead: Above 0 where the challenger is better.
-        is_significant: True where the interval of the lead excludes 0; None where too few documents give no interval.
+    It is significant where its interval excludes 0; None where too few documents give no interval.
     """
 
     records: tuple[Record, Record]

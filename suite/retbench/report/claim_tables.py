@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar, get_args
 
 from retbench.papers.claims import Claim, Verdict
@@ -33,13 +33,7 @@ _SCOPE_WORDS = {"paper": "as in the paper", "strong": "strong Transformer", "els
 
 @dataclass(frozen=True)
 class ClaimGroup(Generic[Member]):
-    """Claims of which equally much is known.
-
-    Attributes:
-        known: State of the evidence.
-        title: The state in words, with what a verdict needs and the number of claims.
-        entries: The claims in the order of their file.
-    """
+    """Claims in the same state of evidence, in the order of their file; the title has what a verdict needs."""
 
     known: Known
     title: str
@@ -295,7 +289,7 @@ def claims_json(judged: Sequence[JudgedClaim]) -> list[dict[str, Any]]:
                 {
                     "scope": row.scope,
                     "conditions": row.conditions,
-                    **asdict(row.finding),
+                    **row.finding._asdict(),
                     "command": row.command,
                     "num_records": row.num_records,
                     "run_ids": list(row.run_ids),

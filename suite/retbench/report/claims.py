@@ -6,7 +6,7 @@ strong baseline. Records of other sizes and devices are judged by the same rule 
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from retbench.architectures.registry import baseline_features, is_baseline, unusual_settings
 from retbench.papers.claims import (
@@ -15,6 +15,7 @@ from retbench.papers.claims import (
     CrossesRule,
     GateRule,
     NearRule,
+    QualityRule,
     RatioRule,
     Scale,
     Side,
@@ -105,15 +106,8 @@ class ClaimRow:
         return " && ".join(dict.fromkeys(record.command for record in self.records)) or self.needed
 
 
-@dataclass(frozen=True)
-class JudgedClaim:
-    """A claim with its verdict.
-
-    Attributes:
-        claim: The claim.
-        verdict: Verdict under the paper's own conditions.
-        rows: Rows of the paper's conditions, then of the strong baseline, then of all others.
-    """
+class JudgedClaim(NamedTuple):
+    """A claim, its verdict under the paper's own conditions, and its rows in the order of their scopes."""
 
     claim: Claim
     verdict: Verdict
@@ -131,7 +125,7 @@ def judge(claim: Claim, results: Results) -> JudgedClaim:
         reason = ClaimFinding("not_testable", claim.untestable or "")
         return JudgedClaim(claim, "not_testable", (ClaimRow("paper", _conditions(claim), reason),))
     records = [record for record in results.records if claim.covers(record)]
-    is_quality = isinstance(claim.rule, AheadRule | CrossesRule | NearRule)
+    is_quality = isinstance(claim.rule, QualityRule)
     found = _quality_rows(claim, records, results.folders) if is_quality else _cost_rows(claim, records)
     rows: list[ClaimRow] = []
     scopes: tuple[Scope, ...] = ("paper", "strong") if claim.strong else ("paper",)
@@ -208,7 +202,7 @@ def _scope(claim: Claim, record: Record, features: frozenset[str]) -> Scope | No
 
 
 def find_setups(records: Iterable[Record], challenger: Side, reference: Side | None) -> list[Setup]:
-    """Return every way of running the challenger beside every way of running the reference, the newest first.
+    """Return each way of running the challenger with each way of running the reference, the newest first.
 
     Records of one setup share experiment, machine, dtype, code and settings.
     """
