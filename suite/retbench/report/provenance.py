@@ -110,11 +110,9 @@ def executed_table(records: Sequence[Record], models: Lineup) -> pd.DataFrame:
     rows = []
     for name in dict.fromkeys(name for mine in facts.values() for name in mine):
         values = [_summary(name, facts[model].get(name, [])) for model in present]
-        executed = name.removeprefix("executed: ")
-        is_kernel = executed in WORKLOADS or executed == "training_fingerprint"
-        is_own = name in _OWN_SETTINGS or (
-            executed != name and (is_kernel or executed.startswith(_OWN_FACTS))
-        )
+        ran = name.removeprefix("executed: ")
+        is_kernel = ran in WORKLOADS or ran == "training_fingerprint"
+        is_own = name in _OWN_SETTINGS or (ran != name and (is_kernel or ran.startswith(_OWN_FACTS)))
         rows.append([name, *values, "" if len(set(values)) == 1 else BY_DESIGN if is_own else DIFFERS])
     return pd.DataFrame(rows, columns=["fact", *(models.labels[model] for model in present), "difference"])
 
