@@ -161,7 +161,7 @@ def test_report_understands_a_run_and_prints_the_paths_that_it_wrote(measured: P
     assert measured / "reports" / "index.html" in paths
     assert all(path.is_file() for path in paths)
     page = (measured / "reports" / "index.html").read_text(encoding="utf-8")
-    assert 'aria-label="Time per output token.' in page
+    assert 'aria-label="Decode latency.' in page
     assert '<td class="differs">' not in page
 
 

@@ -11,12 +11,14 @@ import pytest
 from report.synthetic_records import CPU, Maker
 from retbench.errors import ConfigError, RecordError
 from retbench.records.record import Metric, Record
-from retbench.report.tables import FORMATS, find_newest, render, table_of
+from retbench.report.formats import FORMATS, render
+from retbench.report.selection import select
+from retbench.report.tables import contents_of, table_of
 
 
 def build_table(records: Sequence[Record], experiment: str) -> pd.DataFrame:
     """The table of an experiment's newest comparable records."""
-    return table_of(find_newest(records, experiment), experiment)
+    return table_of(contents_of(select(records, experiment)), experiment)
 
 
 def test_one_row_a_model_workload_batch_and_length(cpu_records: list[Record]) -> None:

@@ -45,11 +45,13 @@ def read_results(path: Path) -> "Results":
 
 def print_records(results: "Results", experiment: str, form: str) -> None:
     """Print the newest comparable records; print on stderr which ones are left out."""
-    from retbench.report.tables import find_newest, render, table_of
+    from retbench.report.formats import render
+    from retbench.report.selection import select
+    from retbench.report.tables import contents_of, table_of
 
-    found = find_newest(results.records, experiment, results.folders)
-    for note in found.left_out:
+    found = contents_of(select(results.records, experiment, results.folders))
+    for note in found.selection.left_out:
         typer.echo(f"left out: {note}", err=True)
-    for reason in found.scores.refusals if found.scores else ():
+    for reason in found.refusals:
         typer.echo(f"not compared: {reason}", err=True)
     typer.echo(render(table_of(found, experiment), form), nl=False)

@@ -9,15 +9,15 @@ import pandas as pd
 import pytest
 from matplotlib.axes import Axes
 
-from report.synthetic_records import CPU, GPU, ROUNDS, SMALL, Maker
+from report.synthetic_records import CPU, GPU, ROUNDS, SMALL, Machine, Maker
 from report.words import check_words
+from retbench.papers.papers import find_number, load_papers
 from retbench.records.record import Record
 from retbench.report import style
-from retbench.report.drawings import Drawing
-from retbench.report.inference import draw_figure6
-from retbench.report.overlays import figure6a, figure6b, figure6c
-from retbench.report.scenes import make_scenes
+from retbench.report.figure6 import PaperPoint, draw_figure6, keep_comparable, paper_points
 from retbench.report.selection import select
+from retbench.report.style import Drawing
+from retbench.report.sweeps import make_sweeps
 
 LENGTHS, BATCHES = (1024, 2048, 4096, 8192), (1, 2, 4, 8, 16)
 CROWDED = replace(GPU, memory_bytes=40e9)
@@ -26,7 +26,7 @@ CROWDED = replace(GPU, memory_bytes=40e9)
 def figure6(records: list[Record]) -> Drawing | None:
     """The one figure of the paper's layout, if there is one."""
     with style.house_style():
-        found = draw_figure6(make_scenes(select(records)))
+        found = draw_figure6(make_sweeps(select(records)))
     assert len(found) <= 1
     return found[0] if found else None
 
@@ -100,8 +100,8 @@ def test_lines_are_the_data_beside_them(drawing: Drawing) -> None:
     ours = drawing.data[drawing.data["kind"] == "measured"]
     units = {"a": ("peak_bytes", 1e9), "b": ("tokens_per_s", 1.0)}
     for axes, (panel, (metric, size)) in zip(drawing.figure.axes, units.items(), strict=False):
-        for look, model in zip(style.LOOKS, ("retnet", "transformer"), strict=False):
-            (line,) = [each for each in lines(axes)[look.line] if each]
+        for index, model in enumerate(("retnet", "transformer")):
+            (line,) = [each for each in lines(axes)[style.look(index).line] if each]
             assert [x for x, _ in line] == list(LENGTHS)
             drawn = [y * size for _, y in line]
             assert drawn == pytest.approx(values(ours, panel=panel, metric=metric, model=model))
@@ -164,9 +164,12 @@ def test_what_ran_out_of_memory_is_in_the_data_and_in_the_figure() -> None:
 
 def test_the_papers_values_are_drawn_where_nothing_stated_contradicts(drawing: Drawing) -> None:
     for axes, points, size in zip(
-        drawing.figure.axes, (figure6a(), figure6b(), figure6c()), (1e9, 1.0, 1e-3), strict=True
+        drawing.figure.axes,
+        (paper_points("a"), paper_points("b"), paper_points("c")),
+        (1e9, 1.0, 1e-3),
+        strict=True,
     ):
-        along = "batch_size" if points == figure6c() else "context_len"
+        along = "batch_size" if points == paper_points("c") else "context_len"
         expected = sorted((getattr(point, along), point.number.value / size) for point in points)
         assert hollow(axes) == expected
     assert "hollow: paper, read off" in drawing.figure.texts[1].get_text()
@@ -178,7 +181,7 @@ def test_the_data_has_the_papers_values_with_their_source(drawing: Drawing) -> N
     paper = drawing.data[drawing.data["kind"] != "measured"]
     assert values(paper, panel="a", model="transformer", context_len=8192) == [47.3e9]
     assert values(paper, panel="b", model="retnet", context_len=2048) == [310.8]
-    assert len(paper) == len(figure6a()) + len(figure6b()) + len(figure6c())
+    assert len(paper) == len(paper_points("a")) + len(paper_points("b")) + len(paper_points("c"))
     assert dict(zip(paper["panel"], zip(paper["kind"], paper["source"], strict=True), strict=True)) == {
         "a": ("read off by its pixels", "RetNet (arXiv:2307.08621) Figure 6(a)"),
         "b": ("read off by its pixels", "RetNet (arXiv:2307.08621) Figure 6(b)"),
@@ -243,3 +246,72 @@ def test_no_word_leaves_the_figure_or_covers_another(make: Callable[[], list[Rec
 def test_no_word_of_the_usual_ones_does(drawing: Drawing, on_a_cpu: Drawing) -> None:
     check_words(drawing)
     check_words(on_a_cpu)
+
+
+# ---- which of the paper's values are comparable ----------------------------------------------------------------------
+
+LETTERS = ("a", "b", "c")
+H100 = replace(GPU, processor="NVIDIA H100 80GB HBM3")
+SMALL_A100 = replace(GPU, processor="NVIDIA A100-SXM4-40GB")
+
+
+def memory(
+    machine: Machine, change: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+) -> list[Record]:
+    return Maker(machine, change=change or (lambda arguments: arguments)).memory((2048, 8192), (8,))
+
+
+def fewer_key_heads(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Grouped queries, which the paper's parameters of attention leave no room for."""
+    model = arguments["model"]
+    if model.architecture == "retnet":
+        return arguments
+    config = model.config | {"num_kv_heads": model.config["num_heads"] // 4}
+    return arguments | {"model": model.model_copy(update={"config": config})}
+
+
+def test_every_value_is_that_of_the_papers_file() -> None:
+    sheets = load_papers()["retnet"].sheets
+    names = ("figure6a", "figure6b", "figure6c_transformer", "figure6c_retnet")
+    places = [point.number.place for letter in LETTERS for point in paper_points(letter)]
+    assert places == [
+        f"retnet/{name}/{row}/{column}"
+        for name in names
+        for row in sheets[name].rows
+        for column in sheets[name].columns
+    ]
+    for point in (point for letter in LETTERS for point in paper_points(letter)):
+        assert point.number == find_number(point.number.place)
+
+
+def test_points_stand_where_the_paper_has_them() -> None:
+    def at(points: list[PaperPoint], *place: object) -> list[float]:
+        return [p.number.value for p in points if (p.architecture, p.batch_size, p.context_len) == place]
+
+    assert at(paper_points("a"), "transformer", 8, 8192) == [47.3e9]
+    assert at(paper_points("b"), "retnet", 8, 2048) == [310.8]
+    assert at(paper_points("c"), "transformer", 8, 8192) == pytest.approx([0.35, 0.38])
+    assert at(paper_points("c"), "retnet", 1, 8192) == pytest.approx([0.025, 0.03])
+
+
+@pytest.mark.parametrize("letter", LETTERS)
+def test_a_machine_and_a_size_of_the_paper_have_its_values(letter: str) -> None:
+    assert keep_comparable(paper_points(letter), memory(GPU)) == paper_points(letter)
+
+
+@pytest.mark.parametrize("machine", [CPU, H100, SMALL_A100, replace(GPU, size="1.3b")])
+@pytest.mark.parametrize("letter", LETTERS)
+def test_another_machine_or_size_has_none(letter: str, machine: Machine) -> None:
+    assert keep_comparable(paper_points(letter), memory(machine)) == []
+
+
+def test_grouped_queries_contradict_the_papers_transformer_alone() -> None:
+    kept = keep_comparable(paper_points("a"), memory(GPU, fewer_key_heads))
+    assert {point.architecture for point in kept} == {"retnet"}
+
+
+def test_what_failed_has_none() -> None:
+    def fail(arguments: dict[str, Any]) -> dict[str, Any]:
+        return arguments | {"status": "failed", "metrics": {}}
+
+    assert keep_comparable(paper_points("a"), memory(GPU, fail)) == []

@@ -8,26 +8,28 @@ import pytest
 
 from report.synthetic_scores import SEEDS, TASKS, ScoreMaker
 from retbench.records.record import Record
+from retbench.report.evaluations import Evaluations, make_evaluations
+from retbench.report.formats import readable_tables
 from retbench.report.frames import load_results
-from retbench.report.readings import learning_rate
-from retbench.report.score_frame import LEAD, score_frame
-from retbench.report.score_tables import format_p, readable_scores
-from retbench.report.scores import Scores, make_scores
+from retbench.report.points import learning_rate
+from retbench.report.selection import select
+from retbench.report.tables import QUALITY_LEAD, quality_table
+from retbench.report.wording import format_p
 
 
 @pytest.fixture(scope="module")
-def frame(scores: Scores) -> pd.DataFrame:
-    return score_frame(scores, "quality")
+def frame(scores: Evaluations) -> pd.DataFrame:
+    return quality_table(scores, "quality")
 
 
 @pytest.fixture(scope="module")
 def tables(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    return readable_scores(frame)
+    return readable_tables(frame)
 
 
-def scores_of(maker: ScoreMaker) -> Scores:
+def scores_of(maker: ScoreMaker) -> Evaluations:
     loaded = load_results(maker.write())
-    found = make_scores(loaded.records, loaded.folders)
+    found = make_evaluations(select(loaded.records, folders=loaded.folders))
     assert found is not None
     return found
 
@@ -53,26 +55,28 @@ def row_of(frame: pd.DataFrame, record: Record) -> Any:
     return mine.iloc[0]
 
 
-def test_every_reading_is_one_row_with_its_metrics_in_base_units(frame: pd.DataFrame, scores: Scores) -> None:
+def test_every_reading_is_one_row_with_its_metrics_in_base_units(
+    frame: pd.DataFrame, scores: Evaluations
+) -> None:
     assert len(frame) == len(scores.records)
     for record in scores.records:
         row = row_of(frame, record)
         for name, metric in record.metrics.items():
             assert row[name] == metric.value, (name, record.point)
-    assert {str(frame[name].dtype) for name in frame.columns if name not in LEAD} == {"float64"}
+    assert {str(frame[name].dtype) for name in frame.columns if name not in QUALITY_LEAD} == {"float64"}
 
 
-def test_comparisons_stand_on_the_challengers_row_alone(frame: pd.DataFrame, scores: Scores) -> None:
+def test_comparisons_stand_on_the_challengers_row_alone(frame: pd.DataFrame, scores: Evaluations) -> None:
     theirs = frame[frame["model"] == "transformer"]
     assert theirs["bits_per_byte_ratio"].isna().all()
     assert theirs["reference"].isna().all()
     for c in scores.comparisons:
-        record = scores.find(c.question, c.model, c.subject)
+        record = scores.find(c.point, c.model, c.instance)
         assert record is not None
         row = row_of(frame, record)
         assert row["reference"] == "transformer"
         if c.ratio is not None:
-            column = f"bits_per_{'token' if c.question.protocol == 'last' else 'byte'}_ratio"
+            column = f"bits_per_{'token' if c.point.protocol == 'last' else 'byte'}_ratio"
             assert (row[column], row[f"{column}_low"]) == (c.ratio.value, c.ratio.low)
         for metric, pair in c.accuracies.items():
             assert row[f"{metric}_difference"] == pair.difference
@@ -163,7 +167,7 @@ def test_what_failed_or_was_not_asked_says_so(tmp_path: Path) -> None:
     maker.perplexities("litbank/original", "whole", 2048)
     maker.perplexities("litbank/original", "whole", 8192)
     maker.records = [r for r in maker.records if (r.model.name, r.point.context_len) != ("transformer", 2048)]
-    table = readable_scores(score_frame(scores_of(maker), "quality"))["perplexity"]
+    table = readable_tables(quality_table(scores_of(maker), "quality"))["perplexity"]
     assert list(table["nats/token, retnet"])[1:] == ["out of memory"]
     assert list(table["nats/token, transformer"])[:1] == ["not measured"]
     assert "ratio of bits/byte" not in table
@@ -177,7 +181,7 @@ def test_another_tokenizer_is_named_where_nats_a_token_cannot_be_compared(tmp_pa
 
     maker = ScoreMaker(tmp_path, seeds={"1m": (0,)}, change=change)
     maker.perplexities("litbank/original", "whole", 2048)
-    (line,) = readable_scores(score_frame(scores_of(maker), "quality"))["perplexity"].to_dict("records")
+    (line,) = readable_tables(quality_table(scores_of(maker), "quality"))["perplexity"].to_dict("records")
     assert line["nats/token, retnet"].endswith(" (gpt2)")
     assert line["nats/token, transformer"].endswith(" (bytes)")
     assert "(" not in line["bits/byte, retnet"]
@@ -186,7 +190,7 @@ def test_another_tokenizer_is_named_where_nats_a_token_cannot_be_compared(tmp_pa
 def test_columns_that_tell_nothing_are_left_out(tmp_path: Path) -> None:
     maker = ScoreMaker(tmp_path, seeds={"1m": (None,)})  # public weights, of no seed of ours
     maker.zeroshots(0)
-    table = readable_scores(score_frame(scores_of(maker), "quality"))["zeroshot"]
+    table = readable_tables(quality_table(scores_of(maker), "quality"))["zeroshot"]
     assert "seed" not in table
     assert set(table["task"]) >= set(TASKS)
 

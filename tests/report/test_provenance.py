@@ -9,14 +9,14 @@ import pandas as pd
 from report.synthetic_records import CPU, Maker
 from retbench.records.record import Gate, GateCheck, Record
 from retbench.report.frames import load_results
-from retbench.report.ledger import (
+from retbench.report.points import lineup
+from retbench.report.provenance import (
     environment_table,
-    gate_table,
+    equivalence_table,
+    executed_table,
     match_table,
     mismatch_sentence,
-    ran_table,
 )
-from retbench.report.points import lineup
 
 
 def as_dict(table: pd.DataFrame) -> dict[str, list[str]]:
@@ -33,7 +33,7 @@ def test_parameters_of_both_are_shown_with_their_mismatch(cpu_records: list[Reco
     assert rows["parameters without embedding and head"] == ["18,859,520", "18,905,600"]
     sentence = mismatch_sentence(cpu_records, models)
     assert "differ by 46,080 (0.2 % of the larger)" in sentence
-    assert "The same on both sides: d_model, num_layers, vocab_size, norm_eps." in sentence
+    assert "d_model, num_layers, vocab_size, norm_eps." in sentence
 
 
 def test_one_model_has_no_mismatch(cpu_records: list[Record]) -> None:
@@ -43,12 +43,12 @@ def test_one_model_has_no_mismatch(cpu_records: list[Record]) -> None:
 
 def test_a_fair_run_has_no_flag_but_the_architectures_own(cpu_records: list[Record]) -> None:
     decode = [record for record in cpu_records if record.workload == "decode"]
-    rows = as_dict(ran_table(decode, lineup(cpu_records)))
+    rows = as_dict(executed_table(decode, lineup(cpu_records)))
     assert rows["dtype"] == ["float32", "float32", ""]
     assert rows["rounds"] == ["5", "5", ""]
-    assert rows["samples a round"] == ["21", "21", ""]
-    assert rows["ran: decode"] == ["recurrent", "sdpa:math", "by architecture"]
-    assert rows["ran: kv_capacity"] == ["–", "1,025 to 32,769", "by architecture"]
+    assert rows["samples per round"] == ["21", "21", ""]
+    assert rows["executed: decode"] == ["recurrent", "sdpa:math", "by architecture"]
+    assert rows["executed: kv_capacity"] == ["–", "1,025 to 32,769", "by architecture"]
     assert "differs" not in {row[-1] for row in rows.values()}
 
 
@@ -58,7 +58,7 @@ def test_what_published_pairs_differ_in_is_what_their_architectures_bring() -> N
     for record in records:
         by_experiment.setdefault((record.run_id, record.workload), []).append(record)
     for mine in by_experiment.values():
-        table = ran_table(mine, lineup(mine))
+        table = executed_table(mine, lineup(mine))
         assert list(table[table["difference"] == "differs"]["fact"]) == []
 
 
@@ -68,8 +68,8 @@ def test_what_should_be_the_same_and_is_not_is_flagged(cpu_records: list[Record]
         for r in cpu_records
         if r.workload == "decode" and not (r.model.name == "transformer" and r.round == 4)
     ]
-    rows = as_dict(ran_table(records, lineup(records)))
-    assert rows["ran: cuda_graph"] == ["True", "False", "differs"]
+    rows = as_dict(executed_table(records, lineup(records)))
+    assert rows["executed: cuda_graph"] == ["True", "False", "differs"]
     assert rows["rounds"] == ["5", "4", "differs"]
 
 
@@ -83,20 +83,20 @@ def test_the_gate_shows_the_worst_error_of_all_records(cpu_records: list[Record]
         return cpu_records[0].model_copy(update={"gate": gate})
 
     models = lineup(cpu_records)
-    table = gate_table([*cpu_records, worse(9e-5)], models)
+    table = equivalence_table([*cpu_records, worse(9e-5)], models)
     rows = {(row.model, row.check): row for row in table.itertuples()}
     assert len(rows) == 5
     streamed = rows["RetNet", "streamed = whole"]
     assert (streamed.error, streamed.limit, streamed.verdict) == ("9.0e-05", "1e-04", "equal")
     for error in (math.inf, math.nan):
-        table = gate_table([*cpu_records, worse(error)], models)
+        table = equivalence_table([*cpu_records, worse(error)], models)
         bad = table[table["verdict"] == "NOT EQUAL"]
         assert list(bad["error"]) == ["inf"]
 
 
 def test_no_gate_is_an_empty_table(cpu_records: list[Record]) -> None:
     bare = [record.model_copy(update={"gate": None}) for record in cpu_records]
-    assert gate_table(bare, lineup(bare)).empty
+    assert equivalence_table(bare, lineup(bare)).empty
 
 
 def test_facts_that_change_are_shown_as_ranges() -> None:

@@ -8,22 +8,23 @@ from typing import Any
 import pytest
 
 from report.synthetic_scores import SEEDS, ScoreMaker, answer_better
-from retbench.report.findings import Finding
+from retbench.report.evaluations import Evaluations, make_evaluations
+from retbench.report.findings import KeyFinding
 from retbench.report.frames import load_results
-from retbench.report.score_findings import find_scores
-from retbench.report.scores import Scores, make_scores
+from retbench.report.quality_findings import find_quality
+from retbench.report.selection import select
 
 CORPUS = "litbank/original"
 
 
-def found(maker: ScoreMaker) -> list[Finding]:
+def found(maker: ScoreMaker) -> list[KeyFinding]:
     loaded = load_results(maker.write())
-    scores = make_scores(loaded.records, loaded.folders)
+    scores = make_evaluations(select(loaded.records, folders=loaded.folders))
     assert scores is not None
-    return find_scores(scores)
+    return find_quality(scores)
 
 
-def losses(folder: Path, ratios: Mapping[str, float], **fields: Any) -> Finding:
+def losses(folder: Path, ratios: Mapping[str, float], **fields: Any) -> KeyFinding:
     """The finding where RetNet's bits per token are so many times the Transformer's, by size, within about 1 %."""
     bits = {"transformer": dict.fromkeys(ratios, 1.5), "retnet": {s: 1.5 * r for s, r in ratios.items()}}
     maker = ScoreMaker(folder, bits=bits, **({"seeds": dict.fromkeys(ratios, (0,))} | fields))
@@ -39,15 +40,16 @@ def losses(folder: Path, ratios: Mapping[str, float], **fields: Any) -> Finding:
         ({"1m": 1.1}, "the Transformer is better."),
         (
             {"1m": 0.9, "6m": 0.9, "25m": 0.9},
-            "RetNet is better at every size. No crossing is shown from 1m to 25m.",
+            "RetNet is better at every size. No crossover is shown from 1m to 25m.",
         ),
         (
             {"1m": 1.1, "6m": 1.1, "25m": 0.9},
-            "the Transformer is better at 1m and 6m; RetNet is better at 25m. RetNet overtakes between 6m and 25m.",
+            "the Transformer is better at 1m and 6m; RetNet is better at 25m. RetNet becomes the better one between "
+            "6m and 25m.",
         ),
         (
             {"1m": 0.9, "6m": 1.1},
-            "RetNet is better at 1m; the Transformer is better at 6m. RetNet falls behind between 1m and 6m.",
+            "RetNet is better at 1m; the Transformer is better at 6m. RetNet becomes the worse one between 1m and 6m.",
         ),
         (
             {"1m": 0.9, "6m": 1.1, "25m": 0.9},
@@ -62,9 +64,13 @@ def test_the_better_model_is_named_and_where_it_changes(
     finding = losses(tmp_path, ratios)
     assert finding.text.endswith(f": {words}")
     assert finding.text.startswith("RetNet's bits per token on litbank/original (last, 2K) are ")
-    assert "trained on 20.0 M tokens (95 % intervals over 60 documents)" in finding.text
+    assert "trained on 20.0 M tokens (95 % CI over 60 documents)" in finding.text
     last = list(ratios.values())[-1]
-    assert float(finding.lead.rstrip("×")) == pytest.approx(last, rel=0.02)
+    share = 1 - last if last < 1 else 1 - 1 / last
+    lead = re.fullmatch(r"(Transformer: )?([\d.]+) % fewer bits per token", finding.lead)
+    assert lead is not None
+    assert (lead[1] is None) == (last < 1)
+    assert float(lead[2]) == pytest.approx(100 * share, abs=2)
     shown = [float(value) for value in re.findall(r"(\d\.\d{3}) \[", finding.text)]
     assert shown == pytest.approx(list(ratios.values()), rel=0.02)
 
@@ -85,14 +91,15 @@ def test_equal_losses_show_no_difference(tmp_path: Path) -> None:
     maker = ScoreMaker(tmp_path, seeds={"1m": (0,)}, change_rows=same)
     maker.perplexities(CORPUS, "last", 2048)
     (finding,) = found(maker)
-    assert finding.text.endswith(": no difference is shown.")
+    assert finding.lead == "no significant difference"
+    assert "not significant" in finding.text
 
 
 def test_few_documents_tell_nothing(tmp_path: Path) -> None:
     finding = losses(tmp_path, {"1m": 0.5}, num_documents=2)
     assert "(no interval: 2 documents)" in finding.text
     assert "95 %" not in finding.text
-    assert finding.text.endswith(": there are too few documents to tell.")
+    assert "too few documents" in finding.text
 
 
 def test_seeds_that_disagree_are_told_one_by_one(tmp_path: Path) -> None:
@@ -115,10 +122,15 @@ def test_seeds_that_disagree_are_told_one_by_one(tmp_path: Path) -> None:
     assert finding.lead.count("–") == 1  # a range over seeds, never a mean
 
 
-def test_the_whole_headline(scores: Scores) -> None:
-    findings = find_scores(scores)
-    beyond = [finding for finding in findings if finding.text.startswith("Beyond the 2K tokens")]
-    assert [finding.lead for finding in beyond] == ["-0.03 against +0.36", "-0.03 against +0.40"]
+def test_the_whole_headline(scores: Evaluations) -> None:
+    findings = find_quality(scores)
+    beyond = [
+        finding for finding in findings if finding.text.startswith("Beyond the training length of 2K tokens")
+    ]
+    assert [finding.lead for finding in beyond] == [
+        "-0.03 against +0.36 nats per token",
+        "-0.03 against +0.40 nats per token",
+    ]
     record = next(
         r
         for r in scores.records
@@ -131,8 +143,8 @@ def test_the_whole_headline(scores: Scores) -> None:
     exams = [finding for finding in findings if "-shot, 4 tasks at 25m seed 0" in finding.text]
     assert [finding.lead for finding in exams] == ["1 to 0 of 4", "no difference"]
     assert "RetNet is better at piqa (" in exams[0].text
-    assert "about 0.2 would come out so by chance" in exams[0].text
-    assert "At chance on both sides: copa and hellaswag." in exams[0].text
+    assert "about 0.2 are expected by chance" in exams[0].text
+    assert "at chance on copa and hellaswag." in exams[0].text
     assert len(findings) == 4 + len(beyond) + len(exams)
 
 

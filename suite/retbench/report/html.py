@@ -11,8 +11,8 @@ import pandas as pd
 from markupsafe import Markup, escape
 
 from retbench.report import style
-from retbench.report.drawings import Drawing
-from retbench.report.scenes import bind_units
+from retbench.report.style import Drawing
+from retbench.report.wording import bind_units
 from retbench.units import read_column
 
 _HEAD = re.compile(r"<svg\b[^>]*?viewBox=\"0 0 ([\d.]+) ([\d.]+)\"[^>]*>")
@@ -51,8 +51,9 @@ def _variable(match: re.Match[str]) -> str:
 
 
 def prose(text: str) -> Markup:
-    """A sentence as HTML: numbers keep to their units, and what is between backticks is code."""
-    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(bind_units(text)))))
+    """Return a sentence as HTML: numbers keep to their units, `text` is code, and [text](#anchor) is a link."""
+    coded = re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(bind_units(text))))
+    return Markup(re.sub(r"\[([^\]]+)\]\((#[\w-]+)\)", r'<a href="\2">\1</a>', coded))
 
 
 def colour_rules() -> dict[str, str]:

@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 
 from report.synthetic_records import Maker
 from retbench.records.record import Metric, ModelInfo, Record
-from retbench.report.frames import metric_frame, status_frame
-from retbench.report.points import by_round, failed_points, lineup, summarise
+from retbench.report.comparisons import by_round
+from retbench.report.frames import observations
+from retbench.report.points import lineup
+from retbench.report.sweeps import failed_points, summarise
 
 
 def rounds(values: list[float], metric: str = "tpot_s", unit: str = "s") -> list[Record]:
@@ -25,7 +27,7 @@ def rounds(values: list[float], metric: str = "tpot_s", unit: str = "s") -> list
 
 
 def test_a_point_is_the_geometric_mean_with_students_interval() -> None:
-    (point,) = summarise(metric_frame(rounds([1.0, 2.0, 4.0]))).itertuples()
+    (point,) = summarise(observations(rounds([1.0, 2.0, 4.0]))).itertuples()
     half = 4.302652729911275 * math.log(2) / math.sqrt(3)  # t(2, .975)
     assert point.value == pytest.approx(2.0)
     assert point.low == pytest.approx(2.0 * math.exp(-half))
@@ -34,18 +36,18 @@ def test_a_point_is_the_geometric_mean_with_students_interval() -> None:
 
 
 def test_one_round_has_no_interval() -> None:
-    (point,) = summarise(metric_frame(rounds([0.1]))).itertuples()
+    (point,) = summarise(observations(rounds([0.1]))).itertuples()
     assert point.value == 0.1
     assert math.isnan(float(str(point.low)))
 
 
 def test_bytes_that_are_the_same_each_round_are_exact() -> None:
-    (point,) = summarise(metric_frame(rounds([2147483648.0] * 5, "state_bytes", "bytes"))).itertuples()
+    (point,) = summarise(observations(rounds([2147483648.0] * 5, "state_bytes", "bytes"))).itertuples()
     assert (point.value, point.low, point.high) == (2147483648.0,) * 3
 
 
 def test_a_workspace_of_nothing_is_no_error() -> None:
-    (point,) = summarise(metric_frame(rounds([0.0, 0.0, 8.0], "workspace_bytes", "bytes"))).itertuples()
+    (point,) = summarise(observations(rounds([0.0, 0.0, 8.0], "workspace_bytes", "bytes"))).itertuples()
     assert point.value == 0.0
     assert math.isnan(float(str(point.high)))
 
@@ -53,17 +55,17 @@ def test_a_workspace_of_nothing_is_no_error() -> None:
 @given(st.permutations(range(6)))
 def test_the_order_of_records_does_not_matter(order: list[int]) -> None:
     records = rounds([1.0, 1.1, 1.3, 0.9, 1.05, 1.2])
-    shuffled = summarise(metric_frame([records[index] for index in order]))
-    assert shuffled.equals(summarise(metric_frame(records)))
+    shuffled = summarise(observations([records[index] for index in order]))
+    assert shuffled.equals(summarise(observations(records)))
 
 
 def test_no_records_no_points() -> None:
-    assert summarise(metric_frame([])).empty
+    assert summarise(observations([])).empty
 
 
 def test_rounds_and_lengths_make_a_table_with_gaps(cpu_records: list[Record]) -> None:
     decode = [r for r in cpu_records if r.workload == "decode"]
-    frame = metric_frame([r for r in decode if (r.round, r.point.context_len) != (2, 8192)])
+    frame = observations([r for r in decode if (r.round, r.point.context_len) != (2, 8192)])
     table = by_round(frame, "tpot_s", "retnet")
     assert table.shape == (5, 6)
     assert table.columns.astype(int).to_list() == [1024, 2048, 4096, 8192, 16384, 32768]
@@ -73,7 +75,7 @@ def test_rounds_and_lengths_make_a_table_with_gaps(cpu_records: list[Record]) ->
 
 
 def test_failed_points_are_those_without_any_value(gpu_records: list[Record]) -> None:
-    failed = failed_points(status_frame(gpu_records))
+    failed = failed_points(observations(gpu_records))
     decode = failed[failed["workload"] == "decode"]
     assert [list(row) for row in decode[["model", "context_len", "status"]].to_numpy()] == [
         ["transformer", 16384, "oom"],
@@ -85,7 +87,7 @@ def test_failed_points_are_those_without_any_value(gpu_records: list[Record]) ->
 def test_a_point_with_one_good_round_has_not_failed() -> None:
     good, bad = rounds([1.0, 1.0])
     bad = bad.model_copy(update={"status": "timeout", "metrics": {}})
-    assert failed_points(status_frame([good, bad])).empty
+    assert failed_points(observations([good, bad])).empty
 
 
 def renamed(record: Record, **fields: Any) -> Record:

@@ -1,6 +1,7 @@
-"""One model against another on the same documents: only where all that could move the difference is the same.
+"""Quality of one model compared with another's on the same documents.
 
-What may not be compared is refused, with a sentence that says what differs; no number is given then.
+Two records are compared only where everything else that could change the difference is equal. Otherwise the comparison
+is refused with a sentence that names the difference, and there is no number.
 """
 
 import math
@@ -12,7 +13,16 @@ from typing import Any, Literal
 from retbench.errors import RecordError
 from retbench.records.documents import read_documents
 from retbench.records.record import Documents, Record
-from retbench.report.readings import Question, Subject, fact, num_trained_tokens, question_of, subject_of
+from retbench.report.points import (
+    ModelInstance,
+    TaskPoint,
+    fact,
+    instance_of,
+    mismatch,
+    num_trained_tokens,
+    scores_text,
+    task_point_of,
+)
 from retbench.stats.paired import Estimate, PairedAccuracy, paired_accuracy, ratio_of_sums
 
 Folders = Mapping[Documents, Path]
@@ -29,35 +39,30 @@ _SHARED = {
     "task_version": "version of the task",
     "dtype": "dtype",
 }
-"""What both sides must share, in words."""
+"""Facts that both records must share, with their names in sentences."""
 
-_REQUIRED = {
-    "perplexity": ("split", "corpus_fingerprint", "tokenizer_fingerprint"),
-    "zeroshot": ("prompts_fingerprint", "lm_eval_version"),
-}
-"""What the records must state at all before they are compared."""
-
-_IDENTITY = {"perplexity": ("name", "num_bytes"), "zeroshot": ("doc_id", "doc_hash")}
-"""What shows that two rows are of one document."""
+_REQUIRED_OF_TEXT = ("split", "corpus_fingerprint", "tokenizer_fingerprint")
+_REQUIRED_OF_QUESTIONS = ("prompts_fingerprint", "lm_eval_version")
+"""Facts that the records must state before they are compared."""
 
 _AGREEMENT = 1e-5
-"""Largest relative difference between a record's mean and that of its documents: more is another evaluation."""
+"""Largest relative difference between a record's mean and that of its documents; a larger one is another evaluation."""
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """A model and the reference, of one size and seed, at one question.
+class DocumentComparison:
+    """A model and the reference, of one size and seed, at one task point.
 
     Attributes:
         ratio: Bits per byte or token of the model over the reference's.
         difference: Bits per byte or token of the model less the reference's.
-        accuracies: By metric, of a zero-shot task.
+        accuracies: Comparison of each accuracy of a zero-shot task.
         refusal: Why there is no number; None where there is one.
-        unit: What bits are counted by: tokens, of one tokenizer, where what was scored has no whole bytes.
+        unit: Denominator of the bits: tokens of one tokenizer where the scored text has no whole bytes.
     """
 
-    question: Question
-    subject: Subject
+    point: TaskPoint
+    instance: ModelInstance
     model: str
     reference: str
     ratio: Estimate | None = None
@@ -67,32 +72,34 @@ class Comparison:
     unit: Unit = "byte"
 
 
-def compare(mine: Record, theirs: Record, folders: Folders) -> Comparison:
-    """Compare two records of one question and subject, the second being the reference's."""
-    lead = (question_of(mine), subject_of(mine), mine.model.name, theirs.model.name)
-    refusal = _difference(mine, theirs)
+def compare(mine: Record, theirs: Record, folders: Folders) -> DocumentComparison:
+    """Compare two records of one task point and model instance, the second being the reference's."""
+    lead = (task_point_of(mine), instance_of(mine), mine.model.name, theirs.model.name)
+    refusal = _refusal(mine, theirs)
     if refusal is not None:
-        return Comparison(*lead, refusal=refusal)
+        return DocumentComparison(*lead, refusal=refusal)
     try:
         rows = _rows(mine, folders), _rows(theirs, folders)
-        _check_same_documents(_IDENTITY[mine.workload], *rows)
-        if mine.workload == "perplexity":
+        if scores_text(mine.workload):
+            _check_same_documents(("name", "num_bytes"), *rows)
             unit, ratio, difference = _compare_losses(mine, theirs, *rows)
-            return Comparison(*lead, ratio=ratio, difference=difference, unit=unit)
-        return Comparison(*lead, accuracies=_compare_answers(mine, theirs, *rows))
+            return DocumentComparison(*lead, ratio=ratio, difference=difference, unit=unit)
+        _check_same_documents(("doc_id", "doc_hash"), *rows)
+        return DocumentComparison(*lead, accuracies=_compare_answers(mine, theirs, *rows))
     except RecordError as error:
-        return Comparison(*lead, refusal=str(error).rstrip("."))
+        return DocumentComparison(*lead, refusal=str(error).rstrip("."))
 
 
-def _difference(mine: Record, theirs: Record) -> str | None:
-    """What keeps two records from being compared, in words; None where nothing does."""
-    if mine.pair_id != theirs.pair_id:
-        return "the models were not matched with each other"
+def _refusal(mine: Record, theirs: Record) -> str | None:
+    """Return why two records are not compared; None where they may be."""
+    reason = mismatch(mine, theirs)
+    if reason is not None:
+        return reason
     sides = (mine, theirs)
-    for name in _REQUIRED[mine.workload]:
+    for name in _REQUIRED_OF_TEXT if scores_text(mine.workload) else _REQUIRED_OF_QUESTIONS:
         for record in sides:
             if fact(record, name) is None:
-                return f"the record of {record.model.name} does not say its {name}"
+                return f"the record of {record.model.name} does not state its {name}"
     differences = [
         f"{words} {_text(fact(mine, name))} and {_text(fact(theirs, name))}"
         for name, words in _SHARED.items()
@@ -104,7 +111,7 @@ def _difference(mine: Record, theirs: Record) -> str | None:
     corpora = [record.model.weights.corpus if record.model.weights else None for record in sides]
     if None not in corpora and corpora[0] != corpora[1]:
         differences.append(f"trained on {corpora[0]} and {corpora[1]}")
-    return f"the sides differ: {'; '.join(differences)}" if differences else None
+    return f"the two records differ: {'; '.join(differences)}" if differences else None
 
 
 def _text(value: object) -> str:
@@ -112,25 +119,25 @@ def _text(value: object) -> str:
 
 
 def _rows(record: Record, folders: Folders) -> Rows:
-    """The results of a record's documents.
+    """Return the per-document results of a record.
 
     Raises:
         RecordError: they were not kept, or their file is missing or damaged.
     """
     if record.documents is None:
-        raise RecordError(f"the record of {record.model.name} holds no results of single documents")
+        raise RecordError(f"the record of {record.model.name} holds no per-document results")
     folder = folders.get(record.documents)
     if folder is None:
         raise RecordError(
-            f"{record.documents.file}: it is not known where this file lies; read a results folder"
+            f"{record.documents.file}: the folder of this file is not known; read a results folder"
         )
     return read_documents(folder, record.documents)
 
 
 def _check_same_documents(fields: Sequence[str], mine: Rows, theirs: Rows) -> None:
-    """RecordError where two lists of documents are not the same in the same order, by some of their fields."""
+    """Raise RecordError unless two lists hold the same documents in the same order, by some of their fields."""
     if len(mine) != len(theirs):
-        raise RecordError(f"the sides have {len(mine):,} and {len(theirs):,} documents")
+        raise RecordError(f"the two records have {len(mine):,} and {len(theirs):,} documents")
     for number, rows in enumerate(zip(mine, theirs, strict=True)):
         for name in fields:
             one, other = (_value(row, name, number) for row in rows)
@@ -139,14 +146,13 @@ def _check_same_documents(fields: Sequence[str], mine: Rows, theirs: Rows) -> No
 
 
 def _value(row: Mapping[str, Any], name: str, number: int) -> Any:
-    """A field of a document's row."""
     if name not in row:
         raise RecordError(f"document {number} has no '{name}'")
     return row[name]
 
 
 def _compare_losses(mine: Record, theirs: Record, own: Rows, other: Rows) -> tuple[Unit, Estimate, Estimate]:
-    """What bits are counted by, and their ratio and difference."""
+    """Return the denominator of the bits, and the ratio and difference of the losses."""
     scored = [
         number for number, row in enumerate(own) if _value(row, "num_tokens", number)
     ]  # 0: too short for the protocol
@@ -164,15 +170,15 @@ def _compare_losses(mine: Record, theirs: Record, own: Rows, other: Rows) -> tup
 
 
 def _check_same_tokens(mine: Record, theirs: Record, own: Rows, other: Rows) -> None:
-    """RecordError where two sides did not score the same tokens."""
+    """Raise RecordError unless both records scored the same tokens."""
     if fact(mine, "tokenizer_fingerprint") != fact(theirs, "tokenizer_fingerprint"):
         names = " and ".join(_text(fact(record, "tokenizer")) for record in (mine, theirs))
-        raise RecordError(f"what was scored has no whole bytes, and the tokenizers differ: {names}")
+        raise RecordError(f"the scored text has no whole bytes, and the tokenizers differ: {names}")
     _check_same_documents(("num_tokens",), own, other)
 
 
 def _compare_answers(mine: Record, theirs: Record, own: Rows, other: Rows) -> dict[str, PairedAccuracy]:
-    """Every metric that is right or wrong of each document on both sides."""
+    """Compare every metric that is 0 or 1 for each document on both sides."""
     found = {}
     for metric in mine.metrics:
         if metric in theirs.metrics and all(row.get(metric) in (0, 1) for row in (*own, *other)):
@@ -184,7 +190,7 @@ def _compare_answers(mine: Record, theirs: Record, own: Rows, other: Rows) -> di
 
 
 def _check_mean(record: Record, metric: str, mean: float) -> None:
-    """RecordError where the documents are not what a record's metric is the mean of."""
+    """Raise RecordError where a record's metric is not the mean of its documents."""
     if metric in record.metrics and not math.isclose(
         record.metrics[metric].value, mean, rel_tol=_AGREEMENT, abs_tol=1e-9
     ):
