@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
-from retbench.architectures.registry import baseline_features, is_baseline, unusual_settings
+from retbench.architectures.recorded import baseline_features, unusual_settings
+from retbench.architectures.registry import is_baseline
 from retbench.papers.claims import (
     AheadRule,
     Claim,

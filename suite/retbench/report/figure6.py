@@ -13,9 +13,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from retbench.architectures import registry
+from retbench.architectures import recorded
 from retbench.papers.claims import Scale, load_claims
-from retbench.papers.papers import KIND_WORDS, Number, find_number, load_papers
+from retbench.papers.papers import KIND_WORDS, RETNET_PAPER, Number, find_number, load_papers
 from retbench.records.record import Record
 from retbench.report import style
 from retbench.report.claims import describe_setup
@@ -39,8 +39,7 @@ from retbench.report.sweeps import CostSweep, by_workload, describe_rounds
 from retbench.report.wording import bind_units, file_stem
 from retbench.units import GB, format_printed, format_tokens
 
-_PAPER = "retnet"
-_BATCH = f"{_PAPER}/figure6a_batch/batch_size/value"
+_BATCH = f"{RETNET_PAPER}/figure6a_batch/batch_size/value"
 _METRICS = {"a": "peak_bytes", "b": "tokens_per_s", "c": "tpot_s"}
 _NAMES = {"a": "memory", "b": "throughput", "c": "time per token"}
 _WORDS = {
@@ -97,17 +96,17 @@ def paper_points(letter: str) -> list[PaperPoint]:
         ]
     return [
         PaperPoint(sheet.removeprefix("figure6c_"), int(column), int(row.partition("_")[0]), number)
-        for sheet in load_papers()[_PAPER].sheets
+        for sheet in load_papers()[RETNET_PAPER].sheets
         if sheet.startswith("figure6c_")
         for row, column, number in _cells(sheet)
     ]
 
 
 def _cells(name: str) -> Iterator[tuple[str, str, Number]]:
-    sheet = load_papers()[_PAPER].sheets[name]
+    sheet = load_papers()[RETNET_PAPER].sheets[name]
     for row in sheet.rows:
         for column in sheet.columns:
-            yield row, column, find_number(f"{_PAPER}/{name}/{row}/{column}")
+            yield row, column, find_number(f"{RETNET_PAPER}/{name}/{row}/{column}")
 
 
 def keep_comparable(points: Iterable[PaperPoint], records: Iterable[Record]) -> list[PaperPoint]:
@@ -130,7 +129,7 @@ def keep_comparable(points: Iterable[PaperPoint], records: Iterable[Record]) -> 
 def _holds(sheet: str, record: Record) -> bool:
     """Return whether nothing stated about a sheet contradicts a record."""
     model = record.model
-    features = registry.baseline_features(model.architecture, model.config, record.backend)
+    features = recorded.baseline_features(model.architecture, model.config, record.backend)
     return _scale(sheet).holds(record) and "grouped" not in features
 
 

@@ -5,7 +5,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from pydantic import ValidationError
 
-from retbench.architectures import costs, registry
+from retbench.architectures import costs, recorded
 from retbench.architectures.configs import parse_model_config
 from retbench.mixers.mixer import DTYPE_BYTES
 from retbench.records.record import Record
@@ -79,7 +79,7 @@ def draw_memory(scene: CostSweep, title: str) -> Figure:
 
 def _state_name(scene: CostSweep, model: str) -> str:
     architecture = next(r.model.architecture for r in scene.records if r.model.name == model)
-    return "KV cache" if registry.has_cache(architecture) else "state"
+    return "KV cache" if recorded.has_cache(architecture) else "state"
 
 
 def _add_grid(count: int, texts: tuple[str, str, str]) -> tuple[Figure, list[Axes]]:
