@@ -231,6 +231,25 @@ def test_a_quantity_on_one_side_alone_is_not_passed_over(few: Path, quantities: 
     assert "not in the baseline  retnet/parameters" in done.stdout
 
 
+def test_a_model_of_which_nothing_was_accepted_need_only_pass_its_equivalence_checks(
+    few: Path, quantities: Quantities
+) -> None:
+    known = {name: one for name, one in quantities.items() if not name.startswith("retnet/")}
+    write_quantities(few, known, torch.__version__, "without RetNet")
+    found = compare(few, quantities)
+    verdicts = {
+        quantities[name].kind: one.verdict for name, one in found.items() if name.startswith("retnet/")
+    }
+    assert verdicts["error"] == "equal"
+    assert {verdict for kind, verdict in verdicts.items() if kind != "error"} == {"not compared"}
+    assert check(few).exit_code == 0
+    name = next(
+        name for name, one in quantities.items() if one.kind == "error" and name.startswith("retnet/")
+    )
+    broken = quantities | {name: quantities[name].model_copy(update={"value": 1.0})}
+    assert compare(few, broken)[name].verdict == "changed"
+
+
 def test_an_equality_check_that_is_no_longer_made_is_reported(few: Path, quantities: Quantities) -> None:
     name = next(name for name, one in quantities.items() if one.kind == "error")
     without = {key: one for key, one in quantities.items() if key != name}
