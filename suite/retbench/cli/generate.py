@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, get_args
 import typer
 
 from retbench.architectures.configs import default_backend
-from retbench.checkpoints.info import CheckpointInfo
-from retbench.checkpoints.reading import read_checkpoint
+from retbench.checkpoints.reading import CheckpointInfo, read_checkpoint
 from retbench.cli.memory import require_memory
 from retbench.config.experiment import Dtype
 from retbench.data.tokenizers import Tokenizer, load_tokenizer

@@ -89,7 +89,7 @@ def _run_gate(request: Request, spec: ModelSpec, config: ModelConfig, device: st
 
     from retbench.data import text
     from retbench.models.build import build_model
-    from retbench.models.gate import LENGTHS, run_gate
+    from retbench.models.equivalence import LENGTHS, check_equivalence
 
     if device != "cpu":
         torch.cuda.set_device(device)  # kernels that are not torch's own go to the current one
@@ -102,7 +102,7 @@ def _run_gate(request: Request, spec: ModelSpec, config: ModelConfig, device: st
         chunk_size=spec.chunk_size,
     )
     tokens = text.read_tokens(max(DEPTH, *LENGTHS))[None].to(device)
-    return model, run_gate(model, tokens, depth=DEPTH)
+    return model, check_equivalence(model, tokens, depth=DEPTH)
 
 
 def _print_text(request: Request, model: "Decoder", gate: Gate) -> None:

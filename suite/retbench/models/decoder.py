@@ -115,11 +115,11 @@ class Decoder(nn.Module):
             mixer.set_backend(form_of(mixer.config, name))
         self.backend = name
 
-    def ran(self) -> dict[str, str]:
-        """What ran since the backend was set, as the mixers say: phase (prefill, decode) to form or kernel."""
+    def executed_backends(self) -> dict[str, str]:
+        """Return the form or kernel executed in each phase (prefill, decode) since the backend was set."""
         found: dict[str, set[str]] = {}
         for mixer in self.mixers:
-            for phase, name in mixer.ran.items():
+            for phase, name in mixer.executed.items():
                 found.setdefault(phase, set()).add(name)
         return {phase: "+".join(sorted(names)) for phase, names in sorted(found.items())}
 

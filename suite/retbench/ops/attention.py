@@ -85,7 +85,7 @@ BACKENDS: dict[str, Attention] = {
 }
 
 
-def what_runs(name: str, q: Tensor, k: Tensor, v: Tensor) -> str:
+def executed_kernel(name: str, q: Tensor, k: Tensor, v: Tensor) -> str:
     """What backend `name` does with these inputs, to the kernel where torch chooses one: sdpa:flash, reference."""
     if name == "sdpa" or (name == "products" and q.shape[2] > 1):
         return f"sdpa:{sdpa_kernel(q, k, v)}"

@@ -61,7 +61,7 @@ class Context:
     report: PassProgress = ignore_progress
 
     def forget_what_ran(self) -> None:
-        """From here on `model.ran()` tells only of what is yet to run."""
+        """Empty `model.executed_backends()`."""
         self.model.set_backend(self.model.backend)
 
     def time_calls(

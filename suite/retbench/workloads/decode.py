@@ -17,7 +17,7 @@ from retbench.data import text
 from retbench.errors import GateError
 from retbench.measure.clock import capture_graph, time_steps
 from retbench.measure.compiled import compile_step
-from retbench.models.gate import LIMITS, relative_error
+from retbench.models.equivalence import LIMITS, relative_error
 from retbench.models.state import DecoderState, Mark
 from retbench.workloads.context import Context, Measurement, Notes
 from retbench.workloads.energy import weigh_energy
@@ -56,7 +56,7 @@ def measure(context: Context) -> Measurement:
     return Measurement(
         metrics={**metrics, **energy.metrics},
         absent=energy.absent,
-        backend={**context.model.ran(), **notes},
+        backend={**context.model.executed_backends(), **notes},
     )
 
 

@@ -59,7 +59,7 @@ def measure(context: Context) -> Measurement:
             "memory_limit_bytes": counted(settings.memory_limit_bytes or weights + before),
             "available_bytes": counted(available),
         },
-        backend={**context.model.ran(), **notes},
+        backend={**context.model.executed_backends(), **notes},
     )
 
 

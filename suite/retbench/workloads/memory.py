@@ -56,7 +56,7 @@ def measure(context: Context) -> Measurement:
             ),
         },
         absent=absent,
-        backend={**model.ran(), **notes},
+        backend={**model.executed_backends(), **notes},
     )
 
 

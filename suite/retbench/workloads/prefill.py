@@ -41,5 +41,5 @@ def measure(context: Context) -> Measurement:
     return Measurement(
         metrics={**metrics, **energy.metrics},
         absent=energy.absent,
-        backend={**context.model.ran(), **notes},
+        backend={**context.model.executed_backends(), **notes},
     )

@@ -44,7 +44,7 @@ def measure(context: Context) -> Measurement:
         held, absent = _weigh(context, optimizer, step)
         samples = context.time_calls(step)
     notes: Notes = {
-        "training": "+".join(sorted(set(context.model.ran().values()))),
+        "training": "+".join(sorted(set(context.model.executed_backends().values()))),
         "optimizer": "AdamW, fused, learning rate 0",
         "activation_checkpointing": settings.activation_checkpointing,
         "cuda_graph": False,
