@@ -9,8 +9,8 @@ from typer.testing import CliRunner
 from retbench.cli import app
 from retbench.cli.listing import read_header
 from retbench.config.experiment import Experiment, list_experiments, load_experiment
-from retbench.planning.cells import Cell, Evaluation, Settings, expand, seeded_subjects
-from retbench.workloads import WORKLOADS
+from retbench.planning.cells import Cell, Evaluation, Settings, expand, seeded_models
+from retbench.workloads.workload import WORKLOADS
 
 ROOT = Path(__file__).parents[1]
 EXPERIMENTS = list_experiments()
@@ -120,12 +120,12 @@ def cells_of(experiment: Experiment, profile: str) -> list[Cell]:
         min_steps=chosen.min_steps,
         cuda_graph=chosen.cuda_graph,
     )
-    subjects = seeded_subjects(experiment, profile)
-    perplexity = chosen.workloads.perplexity
+    subjects = seeded_models(experiment, profile)
     evaluation = Evaluation(tokenizer="bytes", tokenizer_fingerprint="0")
-    evaluations = {
-        (subject.label, corpus): evaluation
-        for subject in subjects
-        for corpus in (None, *(perplexity.corpora if perplexity else ()))
+    inputs = {
+        name: {
+            (subject.label, point.task or ""): evaluation for subject in subjects for point in spec.points()
+        }
+        for name, spec in chosen.workloads.specs.items()
     }
-    return expand(experiment, profile, settings, subjects=subjects, evaluations=evaluations)
+    return expand(experiment, profile, settings, subjects=subjects, inputs=inputs)

@@ -19,6 +19,7 @@ QUALITY = (ROOT / "docs" / "quality.md").read_text(encoding="utf-8")
 def test_every_record_is_read() -> None:
     records, problems = read_records(PUBLISHED)
     assert problems == []
+    assert all(record.pair_id for record in records if record.schema_version < 3), "they keep what they say"
     assert {record.workload for record in records} >= {"decode", "memory", "training_run", "perplexity"}
     assert all(record.status == "ok" or record.workload in ("decode", "training") for record in records)
     assert {record.status for record in records} == {"ok", "oom"}, (

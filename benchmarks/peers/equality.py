@@ -57,11 +57,8 @@ def llama_pair_equality(config: ModelConfig, length: int, new_tokens: int) -> It
     """Our prefill against Llama's forward, our decode against each step of Llama's `generate`."""
     from benchmarks.peers import hf_llama
 
-    kind = (
-        ""
-        if config.mixer.num_kv_heads == config.mixer.num_heads
-        else f" ({config.mixer.num_kv_heads} key heads)"
-    )
+    mixer = pairs.attention_of(config)
+    kind = "" if mixer.num_kv_heads == mixer.num_heads else f" ({mixer.num_kv_heads} key heads)"
     peer = hf_llama.build_peer(config, seed=1, max_len=length + new_tokens)
     ours = pairs.carry(config, map_weights("llama", config, peer.state_dict()))
     tokens = pairs.random_tokens(config, length)

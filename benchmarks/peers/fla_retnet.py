@@ -13,6 +13,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from benchmarks.peers import pairs
 from retbench.architectures.configs import ModelConfig
 
 Weights = Mapping[str, Tensor]
@@ -29,7 +30,7 @@ def draw_weights(config: ModelConfig, *, seed: int) -> dict[str, Tensor]:
     def norm(width: int) -> Tensor:
         return 0.5 + torch.rand(width, generator=generator, dtype=torch.float64)
 
-    d, values, ffn = config.d_model, config.mixer.value_dim, config.ffn.ffn_dim
+    d, values, ffn = config.d_model, pairs.retention_of(config).value_dim, pairs.ffn_of(config).ffn_dim
     weights = {
         "model.embeddings.weight": matrix(config.vocab_size, d) * math.sqrt(d),
         "model.norm.weight": norm(d),
@@ -44,7 +45,7 @@ def draw_weights(config: ModelConfig, *, seed: int) -> dict[str, Tensor]:
             f"{layer}.attn.v_proj.weight": matrix(values, d),
             f"{layer}.attn.g_proj.weight": matrix(values, d),
             f"{layer}.attn.o_proj.weight": matrix(d, values),
-            f"{layer}.attn.g_norm_swish_gate.weight": norm(config.mixer.value_head_dim),
+            f"{layer}.attn.g_norm_swish_gate.weight": norm(pairs.retention_of(config).value_head_dim),
             f"{layer}.mlp_norm.weight": norm(d),
             f"{layer}.mlp.gate_proj.weight": matrix(ffn, d),
             f"{layer}.mlp.up_proj.weight": matrix(ffn, d),
@@ -55,7 +56,7 @@ def draw_weights(config: ModelConfig, *, seed: int) -> dict[str, Tensor]:
 
 def logits(weights: Weights, config: ModelConfig, tokens: Tensor) -> Tensor:
     """Logits (T, N) float64 of one sequence of tokens (T,), token after token."""
-    shape = (config.mixer.num_heads, config.mixer.head_dim, config.mixer.value_head_dim)
+    shape = (config.mixer.num_heads, config.mixer.head_dim, pairs.retention_of(config).value_head_dim)
     states = [torch.zeros(shape, dtype=torch.float64) for _ in range(config.num_layers)]
     rows = []
     for position, token in enumerate(tokens.tolist()):

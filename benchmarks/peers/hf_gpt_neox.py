@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
+from benchmarks.peers import pairs
 from retbench.architectures.configs import ModelConfig
 
 
@@ -21,7 +22,7 @@ def build_peer(config: ModelConfig, *, seed: int, max_len: int) -> GPTNeoXForCau
     arguments = GPTNeoXConfig(
         vocab_size=config.vocab_size,
         hidden_size=config.d_model,
-        intermediate_size=config.ffn.ffn_dim,
+        intermediate_size=pairs.ffn_of(config).ffn_dim,
         num_hidden_layers=config.num_layers,
         num_attention_heads=config.mixer.num_heads,
         hidden_act="gelu",

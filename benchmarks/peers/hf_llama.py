@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from benchmarks.peers import pairs
 from retbench.architectures.configs import ModelConfig
 
 
@@ -24,10 +25,10 @@ def build_peer(config: ModelConfig, *, seed: int, max_len: int) -> LlamaForCausa
     arguments = LlamaConfig(
         vocab_size=config.vocab_size,
         hidden_size=config.d_model,
-        intermediate_size=config.ffn.ffn_dim,
+        intermediate_size=pairs.ffn_of(config).ffn_dim,
         num_hidden_layers=config.num_layers,
         num_attention_heads=config.mixer.num_heads,
-        num_key_value_heads=config.mixer.num_kv_heads,
+        num_key_value_heads=pairs.attention_of(config).num_kv_heads,
         rms_norm_eps=config.norm_eps,
         max_position_embeddings=max_len,
         tie_word_embeddings=False,

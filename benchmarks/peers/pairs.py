@@ -9,6 +9,9 @@ from retbench.architectures.configs import ModelConfig
 from retbench.architectures.matching import resolve_model
 from retbench.architectures.retnet import RetNetSpec
 from retbench.architectures.transformer import TransformerSpec
+from retbench.mixers.attention.config import Attention
+from retbench.mixers.feed_forward import FeedForward
+from retbench.mixers.retention.config import Retention
 from retbench.models.build import build_model
 from retbench.models.decoder import Decoder
 
@@ -22,7 +25,27 @@ def torchscale_config(size: str = SIZE, *, norm_eps: float = 1e-6) -> ModelConfi
     """A RetNet of torchscale's variant."""
     config = resolve_model(RetNetSpec(architecture="retnet", variant="torchscale"), size)
     assert isinstance(config, ModelConfig)
-    return config.model_copy(update={"norm_eps": norm_eps})
+    mixer = retention_of(config).model_copy(update={"norm_eps": norm_eps})
+    blocks = tuple(block.model_copy(update={"mixer": mixer}) for block in config.blocks)
+    return config.model_copy(update={"norm_eps": norm_eps, "blocks": blocks})
+
+
+def retention_of(config: ModelConfig) -> Retention:
+    """Return the retention of a RetNet."""
+    assert isinstance(config.mixer, Retention)
+    return config.mixer
+
+
+def attention_of(config: ModelConfig) -> Attention:
+    """Return the attention of a Transformer."""
+    assert isinstance(config.mixer, Attention)
+    return config.mixer
+
+
+def ffn_of(config: ModelConfig) -> FeedForward:
+    """Return the feed-forward of a model."""
+    assert config.ffn is not None
+    return config.ffn
 
 
 def fla_config(size: str = SIZE) -> ModelConfig:

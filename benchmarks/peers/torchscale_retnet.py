@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torchscale.architecture.config import ModelConfig as TorchscaleConfig
 from torchscale.architecture.retnet import RetNetDecoder
 
+from benchmarks.peers import pairs
 from retbench.architectures.configs import ModelConfig
 
 CHUNK_SIZE = 512  # torchscale's default recurrent_chunk_size
@@ -25,8 +26,8 @@ def build_peer(config: ModelConfig, *, seed: int, chunkwise: bool = False) -> Re
     arguments = TorchscaleConfig(
         vocab_size=config.vocab_size,
         decoder_embed_dim=config.d_model,
-        decoder_value_embed_dim=config.mixer.value_dim,
-        decoder_ffn_embed_dim=config.ffn.ffn_dim,
+        decoder_value_embed_dim=pairs.retention_of(config).value_dim,
+        decoder_ffn_embed_dim=pairs.ffn_of(config).ffn_dim,
         decoder_layers=config.num_layers,
         decoder_retention_heads=config.mixer.num_heads,
         activation_fn="swish",  # as its fairseq architectures; the default is gelu

@@ -21,7 +21,7 @@ CHUNK_SIZE = 512  # it has no default; torchscale's
 
 def build_matched_peer(config: ModelConfig, *, seed: int) -> RetNet:
     """A decoder with `config`'s width, depth, heads and vocabulary, its feed-forward solved for the same parameters."""
-    budget = costs.layer_params(config)
+    budget = costs.block_params(config) // config.num_layers
     d = config.d_model
     # q, k, v, g, out with biases and two layer norms; then two matrices with biases of the width to be solved
     fixed = 5 * (d * d + d) + 4 * d + d
@@ -46,7 +46,7 @@ def _build(config: ModelConfig, ffn_dim: int, seed: int) -> RetNet:
 
 def build_peer(config: ModelConfig, *, seed: int) -> RetNet:
     """A decoder of `config`'s shapes with its own initialisation, which has every bias zero, and uneven norms."""
-    peer = _build(config, config.ffn.ffn_dim, seed).eval()
+    peer = _build(config, pairs.ffn_of(config).ffn_dim, seed).eval()
     for layer in peer.decoder.layers:
         layer.retention.activation = F.silu  # it has one setting for the feed-forward and for the gate
         layer.retention.group_norm.eps = config.norm_eps

@@ -14,7 +14,6 @@ from retbench.architectures.retnet import RetNetSpec
 from retbench.architectures.transformer import TransformerSpec
 from retbench.measure.clock import time_steps
 from retbench.models.build import build_model
-from retbench.models.state import KVCache
 from retbench.units import format_tokens
 from retbench.workloads.parts import CPU, measure_parts
 
@@ -54,7 +53,7 @@ def _measure_steps(config: ModelConfig, backend: str) -> dict[int, float]:
     model = build_model(config, dtype=getattr(torch, DTYPE), device=CPU, seed=0, backend=backend)
     state = model.init_state(1, DEPTHS[-1] + 1)
     for layer in state.layers:
-        for held in (layer.keys, layer.values) if isinstance(layer, KVCache) else (layer.values,):
+        for held in layer.tensors.values():
             held.normal_()
     token = torch.zeros(1, 1, dtype=torch.int64)
 

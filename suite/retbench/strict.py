@@ -13,6 +13,11 @@ class Strict(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    @classmethod
+    def described_by(cls) -> type[BaseModel]:
+        """Return the class whose fields a table of this class may have; a table open to plugins has another one."""
+        return cls
+
 
 _OPTIONS = {"device": "--device"}
 """What is no field of a file, by the option that sets it."""
@@ -86,7 +91,7 @@ def _find(model: type[BaseModel], loc: Loc) -> _Found:
     place = []
     for part in loc:
         if _is_table(node):
-            field = node.model_fields.get(part)
+            field = _described_by(node).model_fields.get(str(part))
             node = _bare(field.annotation) if field else None
         elif get_origin(node) in {dict, tuple, list}:
             node = _bare(get_args(node)[1 if get_origin(node) is dict else 0])
@@ -94,7 +99,11 @@ def _find(model: type[BaseModel], loc: Loc) -> _Found:
             node = next((one for one in get_args(node) if _is_table(one) and part in _tags(one)), None)
             continue
         place.append(str(part))
-    return _Found(place, node if _is_table(node) else None)
+    return _Found(place, _described_by(node) if _is_table(node) else None)
+
+
+def _described_by(table: type[BaseModel]) -> type[BaseModel]:
+    return table.described_by() if issubclass(table, Strict) else table
 
 
 def _is_table(node: Any) -> bool:

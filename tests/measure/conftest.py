@@ -37,6 +37,7 @@ class PretendNvml(ModuleType):
             "nvmlSystemGetDriverVersion": lambda: "550.54.15",
             "nvmlDeviceGetCount": lambda: len(self.names),
             "nvmlDeviceGetHandleByIndex": lambda index: f"handle {index}",
+            "nvmlDeviceGetUUID": lambda handle: f"UUID of {handle}",
             "nvmlDeviceGetName": lambda handle: self.names[int(handle.split()[-1])],
             "nvmlDeviceGetHandleByUUID": lambda uuid: f"handle of {uuid}",
             "nvmlDeviceGetHandleByPciBusId": lambda place: f"handle at {place}",

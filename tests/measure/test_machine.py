@@ -111,3 +111,18 @@ def test_version_1_without_limits(kernel: Path) -> None:
 def test_a_quota_below_one_core_still_leaves_one(kernel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "cpu_quota", lambda: 0.5)
     assert machine.usable_cores() == 1
+
+
+def test_a_host_is_identified_without_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "machine-id"
+    monkeypatch.setattr(machine, "_MACHINE_IDS", (path,))
+    without_id = machine.node_id()  # by its name, since the last boot
+    assert without_id == machine.node_id()
+    found = {without_id}
+    for text in ("0123456789abcdef" * 2, "fedcba9876543210" * 2):
+        path.write_text(f"{text}\n", encoding="utf-8")
+        found.add(machine.node_id())
+        assert machine.node_id() not in text
+    assert len(found) == 3
+    path.write_text("uninitialized\n", encoding="utf-8")
+    assert machine.node_id() == without_id

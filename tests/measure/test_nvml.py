@@ -184,3 +184,12 @@ def test_a_real_gpu_is_read() -> None:
     assert 10**8 < state["sm_clock_hz"] < 10**10
     assert 0 < state["temperature_c"] < 120
     assert nvml.describe_gpu(CUDA).facts["driver_version"]
+
+
+def test_a_gpu_is_identified_by_its_uuid(pretend: PretendNvml) -> None:
+    assert nvml.gpu_uuid(CUDA) == (f"UUID of handle of GPU-{UUID}", "")
+    pretend.missing.add("nvmlDeviceGetUUID")
+    uuid, reason = nvml.gpu_uuid(CUDA)
+    assert uuid is None
+    assert "nvmlDeviceGetUUID" in reason
+    assert nvml.gpu_uuid(torch.device("cpu")) == (None, "the device is a CPU")

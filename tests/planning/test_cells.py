@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from retbench.config.experiment import load_experiment
 from retbench.errors import ConfigError
-from retbench.planning.cells import Cell, Settings, expand, pair_id, resolve_models
+from retbench.planning.cells import Cell, Settings, expand
 
 SETTINGS = Settings(
     dtype="float32", device="cpu", threads=2, seed=0, warmup_s=0.1, min_steps=20, cuda_graph=False
@@ -93,19 +93,14 @@ def test_the_id_tells_any_two_lengths_apart(first: int, second: int) -> None:
     assert (one.cell_id == other.cell_id) == (first == second)
 
 
-def test_the_pair_id_changes_with_either_side() -> None:
-    def pair(*overrides: str) -> str:
-        experiment = load_experiment("latency", overrides, profile="smoke")
-        return pair_id(resolve_models(experiment, "smoke"))
-
-    ids = {
-        pair(),
-        pair("models.retnet.decay=paper"),
-        pair("models.transformer.num_kv_heads=1"),
-        pair("size=1m"),
-    }
-    assert len(ids) == 4
-    assert pair() == pair("rounds=9")
+def test_the_id_does_not_depend_on_other_models(tmp_path: Path, tiny_experiment: Path) -> None:
+    """Adding a model to an experiment leaves the cells of the others, and so their records, as they are."""
+    wider = tmp_path / "wider.toml"
+    more = '[models.linear]\narchitecture = "retnet"\ndecay = "none"\n\n[profiles.smoke]'
+    text = tiny_experiment.read_text(encoding="utf-8")
+    wider.write_text(text.replace("[profiles.smoke]", more, 1), encoding="utf-8")
+    before, after = ({cell.cell_id for cell in cells_of(str(path))} for path in (tiny_experiment, wider))
+    assert before < after
 
 
 def test_an_unmatched_pair_has_no_cells() -> None:

@@ -15,6 +15,7 @@ from retbench.planning.plan import Plan, make_plan
 from retbench.records.record import Ceilings
 from retbench.run.devices import Device
 from retbench.run.locks import LOCK_DIR_VARIABLE
+from retbench.workloads.metrics import EFFICIENCY
 
 CEILINGS = Ceilings(read_bandwidth_bytes_per_s=10e9, matmul_flops_per_s=100e9)
 
@@ -161,11 +162,7 @@ def test_an_estimate_counts_one_streamed_sequence_whatever_the_batch(
         for item in estimate(make(tiny_experiment, overrides=batches))
         if item.cell.model_name == "retnet"
     ]
-    streamed_s = (
-        costs.prefill_flops(one.cell.model, 1, 32768, 128)
-        / CEILINGS.matmul_flops_per_s
-        / estimates.EFFICIENCY
-    )
+    streamed_s = costs.prefill_flops(one.cell.model, 1, 32768, 128) / CEILINGS.matmul_flops_per_s / EFFICIENCY
     assert abs(one.seconds - two.seconds) == pytest.approx(streamed_s, rel=0.05)
 
 

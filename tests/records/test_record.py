@@ -42,7 +42,7 @@ records = st.builds(
     experiment=text,
     profile=text,
     cell_id=text,
-    pair_id=text,
+    pair_id=st.none() | text,
     round=st.integers(0, 9),
     started_at=st.datetimes().map(lambda moment: moment.isoformat() + "Z"),
     status=st.sampled_from(["ok", "oom", "timeout", "failed", "gate_failed", "unsupported"]),
@@ -72,7 +72,6 @@ def make_record(round_number: int = 0) -> Record:
         experiment="latency",
         profile="cpu",
         cell_id="a" * 16,
-        pair_id="b" * 12,
         round=round_number,
         started_at="2026-01-02T03:04:05Z",
         status="ok",
@@ -124,7 +123,7 @@ def test_the_schema_file_is_the_schema_of_the_record() -> None:
     [
         ("round", -1),
         ("status", "fine"),
-        ("schema_version", 3),
+        ("schema_version", 4),
         ("metrics", {"tpot_s": {"value": 1.0}}),
         ("rounds", 1),
     ],
@@ -134,6 +133,14 @@ def test_schema_and_reader_refuse_the_same(field: str, value: object) -> None:
     assert not Draft202012Validator(record_schema()).is_valid(raw)
     with pytest.raises(RecordError, match=field):
         parse_record(json.dumps(raw))
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_an_older_record_is_read_with_its_pair(version: int) -> None:
+    older = json.loads(make_record().model_dump_json()) | {"schema_version": version, "pair_id": "b" * 12}
+    found = parse_record(json.dumps(older))
+    assert (found.schema_version, found.pair_id) == (version, "b" * 12)
+    assert make_record().pair_id is None
 
 
 @pytest.mark.parametrize("error", [math.nan, math.inf, -math.inf])
@@ -184,7 +191,10 @@ def test_a_whole_last_line_without_its_newline_is_kept(tmp_path: Path) -> None:
     ("line", "cause"),
     [
         (b'{"schema_version": 1, "run_id": "2026', "torn line"),
-        (b'{"schema_version": 0}', f"schema_version is 0 and this retbench reads 1 and {SCHEMA_VERSION}"),
+        (
+            b'{"schema_version": 0}',
+            f"schema_version is 0 and this retbench reads 1 and 2 and {SCHEMA_VERSION}",
+        ),
         (b'{"schema_version": "next"}', "schema_version is 'next'"),
         (b'{"schema_version": 1}', "field 'run_id'"),
         (b"[1, 2]", "schema_version is None"),

@@ -13,7 +13,7 @@ from retbench.run.protocol import RunInfo
 
 @pytest.fixture
 def side(tmp_path: Path) -> SessionSide:
-    run = RunInfo(run_id="r", experiment="latency", profile="cpu", pair_ids={}, command="", code_revision="c")
+    run = RunInfo(run_id="r", experiment="latency", profile="cpu", command="", code_revision="c")
     return SessionSide(Revision("the base", tmp_path, tmp_path, "c"), run, tmp_path)
 
 

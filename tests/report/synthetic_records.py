@@ -1,8 +1,9 @@
 """Plausible records without a measurement: a matched pair on a made-up machine, times from its roofline."""
 
+import hashlib
 import math
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import cache
@@ -15,7 +16,7 @@ from retbench.architectures.matching import resolve_model
 from retbench.architectures.retnet import RetNetSpec
 from retbench.architectures.transformer import TransformerSpec
 from retbench.config.experiment import Dtype
-from retbench.planning.cells import Cell, Settings, Subject, pair_id
+from retbench.planning.cells import Cell, ModelUnderTest, Settings
 from retbench.records.record import (
     Ceilings,
     Gate,
@@ -50,6 +51,12 @@ def matched_pair(size: str) -> dict[str, ModelConfig]:
         "retnet": resolve_model(RetNetSpec(architecture="retnet"), size),
         "transformer": resolve_model(TransformerSpec(architecture="transformer"), size),
     }
+
+
+def pair_id(models: Mapping[str, ModelConfig]) -> str:
+    """The hash of all models of an experiment, which records had up to schema version 2."""
+    text = "\n".join(f"{name}={config.model_dump_json()}" for name, config in sorted(models.items()))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True)
@@ -202,7 +209,7 @@ class Maker:
 
     def _cell(self, model: str, workload: str, batch_size: int, length: int, experiment: str) -> Cell:
         return Cell(
-            subject=Subject(
+            subject=ModelUnderTest(
                 model_name=model,
                 size=self.machine.size,
                 model=self.machine.models[model],

@@ -9,9 +9,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from report.synthetic_records import CPU, matched_pair
+from report.synthetic_records import CPU, matched_pair, pair_id
 from retbench.architectures import costs
-from retbench.planning.cells import pair_id
 from retbench.records.documents import write_documents
 from retbench.records.record import Metric, ModelInfo, Point, Record, Series, WeightsInfo, append_record
 

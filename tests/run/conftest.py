@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from retbench.planning.cells import pair_ids
 from retbench.planning.plan import Plan, make_plan
 from retbench.run.protocol import RunInfo
 
@@ -30,7 +29,6 @@ def run_info(plan_of: Planner) -> RunInfo:
         run_id="run-1",
         experiment="tiny",
         profile="smoke",
-        pair_ids=pair_ids(plan_of().subjects),
         command="retbench run tiny",
         code_revision="0.1.0+src.test",
     )

@@ -27,9 +27,7 @@ from retbench.run.protocol import (
 GATE = Gate(
     passed=True, dtype="float32", checks=(GateCheck(name="a = b", length=17, error=1e-6, limit=1e-4),)
 )
-RUN = RunInfo(
-    run_id="r", experiment="e", profile="p", pair_ids={}, command="retbench run e", code_revision="0+src.1"
-)
+RUN = RunInfo(run_id="r", experiment="e", profile="p", command="retbench run e", code_revision="0+src.1")
 
 
 @pytest.mark.parametrize(

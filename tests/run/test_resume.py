@@ -5,14 +5,16 @@ from typing import Any
 
 import pytest
 
+from retbench.measure.environment import describe_environment
 from retbench.planning.cells import Cell
 from retbench.planning.plan import Plan
 from retbench.records.record import Status, append_record, utc_now
 from retbench.run.protocol import RunInfo
-from retbench.run.recording import Outcome, Surroundings, make_record
-from retbench.run.resume import Identity, finished_pairs, recorded_status
+from retbench.run.recording import Outcome, Surroundings, code_of_cell, make_record
+from retbench.run.resume import Identity, finished_pairs, identities_here, recorded_status
 
-HERE = Identity("box", "0.1.0+src.aaa", {"python": "3.11.7", "torch": "2.9.0", "numpy": "2"})
+Identities = dict[str, Identity]
+VERSIONS = {"python": "3.11.7", "torch": "2.9.0", "numpy": "2"}
 FACTS: dict[str, Any] = {
     "machine": "box",
     "code_revision": "0.1.0+src.aaa",
@@ -25,9 +27,21 @@ def cell(plan_of: Callable[..., Plan]) -> Cell:
     return plan_of().cells[0]
 
 
+def identities_of(plan: Plan) -> Identities:
+    return {
+        cell.cell_id: {
+            "machine": "box",
+            "code_revision": "0.1.0+src.aaa",
+            "versions": VERSIONS,
+            **code_of_cell(cell),
+        }
+        for cell in plan.cells
+    }
+
+
 @pytest.fixture
-def pairs(plan_of: Callable[..., Plan]) -> dict[str, str]:
-    return plan_of().pair_ids
+def identities(plan_of: Callable[..., Plan]) -> Identities:
+    return identities_of(plan_of())
 
 
 def put(
@@ -49,10 +63,10 @@ def put(
     ],
 )
 def test_what_another_try_would_only_repeat_is_finished(
-    tmp_path: Path, run_info: RunInfo, cell: Cell, pairs: dict[str, str], status: Status, finished: bool
+    tmp_path: Path, run_info: RunInfo, cell: Cell, identities: Identities, status: Status, finished: bool
 ) -> None:
     put(tmp_path / "a.jsonl", run_info, cell, 2, status)
-    assert finished_pairs(tmp_path, HERE, pairs) == ({(cell.cell_id, 2): status} if finished else {})
+    assert finished_pairs(tmp_path, identities) == ({(cell.cell_id, 2): status} if finished else {})
 
 
 @pytest.mark.parametrize(
@@ -65,37 +79,56 @@ def test_what_another_try_would_only_repeat_is_finished(
         {"versions": {"python": "3.11.7", "torch": "2.9.0", "numpy": "2", "triton": "3.6"}},
         {"versions": {}},
         {"versions": None},
+        {"machine": None},
     ],
 )
 def test_a_record_of_other_code_versions_or_machine_does_not_count(
-    tmp_path: Path, run_info: RunInfo, cell: Cell, pairs: dict[str, str], change: dict[str, Any]
+    tmp_path: Path, run_info: RunInfo, cell: Cell, identities: Identities, change: dict[str, Any]
 ) -> None:
     put(tmp_path / "a.jsonl", run_info, cell, 0, "ok", FACTS | change)
-    assert finished_pairs(tmp_path, HERE, pairs) == {}
+    assert finished_pairs(tmp_path, identities) == {}
 
 
-def test_a_record_made_beside_other_models_does_not_count(
+@pytest.mark.parametrize("part", ["model_code", "workload_code"])
+def test_a_record_of_other_model_or_workload_code_does_not_count(
+    tmp_path: Path, run_info: RunInfo, cell: Cell, identities: Identities, part: str
+) -> None:
+    put(tmp_path / "a.jsonl", run_info, cell, 0, "ok")
+    assert finished_pairs(tmp_path, identities) == {(cell.cell_id, 0): "ok"}
+    identities[cell.cell_id] |= {part: "another"}
+    assert finished_pairs(tmp_path, identities) == {}
+
+
+def test_a_record_made_beside_other_models_counts(
     tmp_path: Path, plan_of: Callable[..., Plan], run_info: RunInfo
 ) -> None:
-    """The Transformer is the same beside another RetNet, and no table would show the two records together."""
+    """The Transformer is the same beside another RetNet."""
     other = plan_of("models.retnet.variant=torchscale")
     cell = next(cell for cell in other.cells if cell.model_name == "transformer")
     assert cell in plan_of().cells
     put(tmp_path / "a.jsonl", run_info, cell, 0, "ok")
-    assert finished_pairs(tmp_path, HERE, plan_of().pair_ids) == {(cell.cell_id, 0): "ok"}
-    assert finished_pairs(tmp_path, HERE, other.pair_ids) == {}
+    for plan in (plan_of(), other):
+        assert finished_pairs(tmp_path, identities_of(plan)) == {(cell.cell_id, 0): "ok"}
+
+
+def test_the_identity_here_is_what_a_record_of_now_states(
+    tmp_path: Path, plan_of: Callable[..., Plan], run_info: RunInfo, cell: Cell
+) -> None:
+    facts = describe_environment("cpu", 1)
+    put(tmp_path / "a.jsonl", run_info, cell, 0, "ok", facts)
+    assert finished_pairs(tmp_path, identities_here(plan_of().cells)) == {(cell.cell_id, 0): "ok"}
 
 
 def test_every_run_s_file_counts_and_torn_lines_do_not(
-    tmp_path: Path, run_info: RunInfo, cell: Cell, pairs: dict[str, str]
+    tmp_path: Path, run_info: RunInfo, cell: Cell, identities: Identities
 ) -> None:
     put(tmp_path / "a.jsonl", run_info, cell, 0, "ok")
     put(tmp_path / "b.jsonl", run_info, cell, 1, "ok")
     with open(tmp_path / "b.jsonl", "ab") as file:
         whole = (tmp_path / "a.jsonl").read_bytes()
         file.write(whole[: len(whole) // 2])
-    assert finished_pairs(tmp_path, HERE, pairs) == {(cell.cell_id, 0): "ok", (cell.cell_id, 1): "ok"}
-    assert finished_pairs(tmp_path / "not there", HERE, pairs) == {}
+    assert finished_pairs(tmp_path, identities) == {(cell.cell_id, 0): "ok", (cell.cell_id, 1): "ok"}
+    assert finished_pairs(tmp_path / "not there", identities) == {}
 
 
 def test_the_latest_status_in_a_file_is_found(tmp_path: Path, run_info: RunInfo, cell: Cell) -> None:

@@ -11,7 +11,6 @@ import psutil
 import pytest
 
 from retbench.measure.environment import code_revision
-from retbench.planning.cells import pair_ids
 from retbench.planning.plan import Plan, make_plan
 from retbench.run.protocol import (
     CELL_MARK,
@@ -43,7 +42,6 @@ def make_job(plan: Plan, folder: Path, *, task: Task = "ceilings", revision: str
         run_id="r",
         experiment="tiny",
         profile="smoke",
-        pair_ids=pair_ids(plan.subjects),
         command="retbench run tiny",
         code_revision=revision or code_revision(),
     )

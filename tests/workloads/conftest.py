@@ -10,7 +10,7 @@ from retbench.architectures.matching import resolve_model
 from retbench.architectures.retnet import RetNetSpec
 from retbench.architectures.transformer import TransformerSpec
 from retbench.models.build import build_model
-from retbench.planning.cells import Cell, Settings, make_subject
+from retbench.planning.cells import Cell, Settings, model_under_test
 from retbench.records.record import Ceilings, Point
 from retbench.workloads.context import Context
 from retbench.workloads.states import StateStore
@@ -25,7 +25,7 @@ CEILINGS = Ceilings(read_bandwidth_bytes_per_s=10e9, matmul_flops_per_s=100e9)
 def make_cell(name: str, workload: str, context_len: int, batch_size: int = 1, min_steps: int = 4) -> Cell:
     spec = SPECS[name]
     return Cell(
-        subject=make_subject(name, spec, "1m", resolve_model(spec, "1m")),
+        subject=model_under_test(name, spec, "1m", resolve_model(spec, "1m")),
         workload=workload,
         point=Point(batch_size=batch_size, context_len=context_len),
         settings=Settings(

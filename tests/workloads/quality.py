@@ -9,7 +9,7 @@ import torch
 from retbench.architectures.matching import resolve_model
 from retbench.data.tokenizers import load_tokenizer
 from retbench.models.build import build_model
-from retbench.planning.cells import Cell, Evaluation, Settings, make_subject
+from retbench.planning.cells import Cell, Evaluation, Settings, model_under_test
 from retbench.records.record import Point
 from retbench.workloads.context import Context
 from retbench.workloads.states import StateStore
@@ -35,7 +35,7 @@ def make_context(
     config = resolve_model(spec, "300k", vocab_size=BYTES.vocab_size)
     tokenizer = {"tokenizer": "bytes", "tokenizer_fingerprint": BYTES.fingerprint}
     cell = Cell(
-        subject=make_subject(name, spec, "300k", config),
+        subject=model_under_test(name, spec, "300k", config),
         workload=workload,
         point=Point(batch_size=1, **point),
         settings=Settings(

@@ -11,8 +11,8 @@ from retbench.models.state import DecoderState
 from retbench.planning.cells import Cell
 from retbench.workloads import decode
 from retbench.workloads.context import Context
-from retbench.workloads.energy import EnergyFound
 from retbench.workloads.states import stream_states
+from retbench.workloads.workload import Measurement
 
 from .conftest import make_cell
 
@@ -120,7 +120,7 @@ def test_a_compiled_step_that_computes_something_else_is_not_timed(
     def miscompile(step: Callable[[], torch.Tensor]) -> Compiled[torch.Tensor]:
         return Compiled(step, 1.1 * step(), 0.0)
 
-    monkeypatch.setattr(decode, "compile_step", miscompile)
+    monkeypatch.setattr("retbench.measure.compiled.compile_step", miscompile)
     with pytest.raises(GateError, match=r"compiled decode step differs .* limit 0\.001"):
         decode.measure(ready(context_of(compiling("retnet", 64))))
 
@@ -128,7 +128,7 @@ def test_a_compiled_step_that_computes_something_else_is_not_timed(
 def test_no_state_is_copied_between_the_untimed_compiled_step_and_the_timed_one(
     context_of: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(decode, "compile_step", lambda step: Compiled(step, step(), 0.0))
+    monkeypatch.setattr("retbench.measure.compiled.compile_step", lambda step: Compiled(step, step(), 0.0))
     context = ready(context_of(compiling("retnet", 64)))
     seen: list[torch.Tensor] = []
     forward = context.model.forward
@@ -153,9 +153,8 @@ def test_no_state_is_copied_between_the_untimed_compiled_step_and_the_timed_one(
 def test_captured_steps_leave_the_state_that_eager_steps_do(
     context_of: Make, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr(
-        decode, "weigh_energy", lambda *_, **__: EnergyFound()
-    )  # a state would walk on from there
+    # Measuring the energy would move the state on.
+    monkeypatch.setattr(Context, "measure_energy", lambda *_, **__: Measurement({}))
     device = torch.device("cuda:0")
     left: list[dict[str, torch.Tensor]] = []
     for cuda_graph in (False, True):

@@ -7,7 +7,8 @@ import torch
 from retbench.measure.power import EnergyUse
 from retbench.models.state import DecoderState
 from retbench.planning.cells import Cell
-from retbench.workloads import decode, energy, prefill
+from retbench.workloads import context as contexts
+from retbench.workloads import decode, prefill
 from retbench.workloads.context import Context
 from retbench.workloads.states import stream_states
 
@@ -27,7 +28,7 @@ def counter(monkeypatch: pytest.MonkeyPatch) -> list[float]:
             step()
         return EnergyUse(num_steps=3, energy_j=18.0, seconds=6.0)
 
-    monkeypatch.setattr(energy, "measure_energy", pretend)
+    monkeypatch.setattr(contexts, "measure_energy", pretend)
     return asked
 
 

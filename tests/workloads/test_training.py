@@ -88,7 +88,7 @@ def test_a_step_that_fails_leaves_the_model_as_it_was(
     def fail(*_: object) -> None:
         raise RuntimeError("not enough memory")
 
-    monkeypatch.setattr(training, "measure_memory", fail)
+    monkeypatch.setattr("retbench.workloads.context.measure_memory", fail)
     with pytest.raises(RuntimeError, match="not enough memory"):
         training.measure(context)
     assert not context.model.training
@@ -132,7 +132,7 @@ def test_parts_add_up_to_the_peak(context_of: Make, name: str, backend: str) -> 
 def test_chunks_and_a_fused_kernel_keep_bytes_a_token_and_the_others_a_square(
     context_of: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Context, "time_calls", lambda *_: [1.0])  # it is weighed all the same
+    monkeypatch.setattr(Context, "time_calls", lambda *_: [1.0])  # its memory is measured all the same
     lengths = (128, 256, 512)
     growth = {}
     for name, backend in FORMS:

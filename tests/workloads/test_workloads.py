@@ -1,25 +1,159 @@
+"""The registry of workloads, with those of users' packages, and what a profile says of them."""
+
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from retbench.config.experiment import Workloads
-from retbench.workloads import FINDS_BATCH, STREAMED, WORKLOADS, load_workload
+from retbench.config import experiment as config
+from retbench.config.evaluation import GridSpec
+from retbench.config.experiment import load_experiment
+from retbench.errors import ConfigError
+from retbench.planning.plan import make_plan
+from retbench.workloads import workload as registry
+from retbench.workloads.workload import (
+    WORKLOADS,
+    Measurement,
+    MetricSpec,
+    Workload,
+    collect_workloads,
+    find_workload,
+)
+
+ORDER = [
+    "decode",
+    "prefill",
+    "memory",
+    "training",
+    "largest_batch",
+    "perplexity",
+    "zeroshot",
+    "training_run",
+]
 
 
-@pytest.mark.parametrize("name", WORKLOADS)
-def test_every_workload_can_measure(name: str) -> None:
-    assert callable(load_workload(name))
+def test_the_workloads_come_in_the_order_of_lists() -> None:
+    assert list(WORKLOADS) == ORDER
 
 
-def test_the_registry_is_what_a_profile_may_have() -> None:
-    assert WORKLOADS.keys() <= Workloads.model_fields.keys()
+@pytest.mark.parametrize("name", ORDER)
+def test_every_workload_can_measure_and_has_a_primary_metric(name: str) -> None:
+    found = find_workload(name)
+    assert (found.measure is None) == (found.spec is None) == (name == "training_run")
+    assert found.primary == found.metrics[0]
+    assert (found.kind == "quality") == (found.replicate != "round")
+    assert len(found.code) == 12
+    assert len({metric.name for metric in found.metrics}) == len(found.metrics)
 
 
-def test_streamed_workloads_and_those_that_find_a_batch_exist() -> None:
-    assert WORKLOADS.keys() >= STREAMED | FINDS_BATCH
+def test_workloads_are_told_apart_by_their_code() -> None:
+    assert len({found.code for found in WORKLOADS.values()}) == len(WORKLOADS)
+
+
+def test_an_unknown_workload_is_refused_with_the_nearest() -> None:
+    with pytest.raises(ConfigError, match=r"unknown workload 'prefil'\. Did you mean 'prefill'"):
+        find_workload("prefil")
 
 
 def test_the_registry_imports_no_torch() -> None:
-    code = "import sys, retbench.workloads; assert 'torch' not in sys.modules"
+    code = (
+        "import sys; from retbench.workloads.workload import WORKLOADS; [one.code for one in WORKLOADS.values()]; "
+        "from retbench.config.experiment import load_experiment; load_experiment('latency'); "
+        "sys.exit('torch' in sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def users_workload() -> Workload:
+    return Workload(
+        name="chat",
+        title="Chat turns",
+        kind="cost",
+        metrics=(MetricSpec("turn_s", "time per turn", True, has_interval=True, better="faster"),),
+        quantity="time per turn",
+        measure=lambda context: Measurement({}),
+        modules=("json",),
+    )
+
+
+def entry_point(load: Callable[[], Any]) -> SimpleNamespace:
+    package = SimpleNamespace(name="someones-workloads")
+    return SimpleNamespace(
+        name="chat", value="someones.chat:WORKLOAD", module="someones.chat", dist=package, load=load
+    )
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Callable[[], Any]], None]]:
+    """Installs a package with one workload, as far as the registry sees."""
+
+    def install(load: Callable[[], Any]) -> None:
+        def entry_points(*, group: str, **_: object) -> list[SimpleNamespace]:
+            return [entry_point(load)] if group == "retbench.workloads" else []
+
+        monkeypatch.setattr(metadata, "entry_points", entry_points)
+        registry.WORKLOADS.__dict__.pop("_found", None)
+        config._tables_type.cache_clear()
+
+    yield install
+    registry.WORKLOADS.__dict__.pop("_found", None)
+    config._tables_type.cache_clear()
+
+
+def test_a_users_workload_works_in_a_profile(
+    installed: Callable[[Callable[[], Any]], None], tiny_experiment: Path
+) -> None:
+    installed(users_workload)
+    assert list(WORKLOADS) == [*ORDER, "chat"]
+    overrides = ["workloads.chat.context_len=[32]", "workloads.chat.batch_size=[2]"]
+    plan = make_plan(
+        str(tiny_experiment),
+        profile="smoke",
+        device="cpu",
+        dtype=None,
+        limit=None,
+        overrides=overrides,
+    )
+    cells = [cell for cell in plan.cells if cell.workload == "chat"]
+    assert [(cell.model_name, cell.point.batch_size, cell.point.context_len) for cell in cells] == [
+        ("retnet", 2, 32),
+        ("transformer", 2, 32),
+    ]
+    assert plan.profile.workloads.present == ("decode", "chat")
+    with pytest.raises(ConfigError, match=r"workloads\] has no field 'chats'. Did you mean 'chat'"):
+        load_experiment(str(tiny_experiment), ["workloads.chats.context_len=[32]"], profile="smoke")
+
+
+def raise_import_error() -> None:
+    raise ImportError("No module named 'someones'")
+
+
+@pytest.mark.parametrize(
+    ("load", "reason"),
+    [
+        (raise_import_error, "No module named 'someones'"),
+        (lambda: "text", "it is a str"),
+        (lambda: find_workload("decode"), "its name 'decode' is that of another workload"),
+    ],
+)
+def test_a_broken_package_is_named(
+    installed: Callable[[Callable[[], Any]], None], load: Callable[[], Any], reason: str
+) -> None:
+    decode = find_workload("decode")
+    installed((lambda: decode) if "another" in reason else load)
+    with pytest.raises(ConfigError, match=r"package 'someones-workloads'.*pip uninstall") as caught:
+        collect_workloads()
+    assert reason in str(caught.value)
+
+
+def test_what_a_profile_has_is_open_to_look_up() -> None:
+    workloads = load_experiment("latency", ()).profile("smoke").workloads
+    assert workloads.present == ("decode", "prefill")
+    assert isinstance(workloads.get("decode"), GridSpec)
+    assert workloads.get("memory") is None
+    assert [one.name for one in workloads.registered] == ["decode", "prefill"]

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from retbench.errors import UnsupportedError
+from retbench.evaluation import zeroshot as scoring
 from retbench.workloads import zeroshot
 from retbench.workloads.context import Context
 
@@ -117,14 +118,14 @@ def test_units_and_numbers_that_are_too_large(folder: Path) -> None:
 
 
 def test_a_metric_that_is_no_number_is_absent(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    evaluate = zeroshot.evaluate
+    evaluate = scoring.evaluate
 
     def overflow(*args: Any, **options: Any) -> Any:
         scores = evaluate(*args, **options)
         scores.metrics["acc"] = scores.metrics["acc"]._replace(value=math.inf)
         return scores
 
-    monkeypatch.setattr(zeroshot, "evaluate", overflow)
+    monkeypatch.setattr(scoring, "evaluate", overflow)
     found = zeroshot.measure(context_of(folder, "copa"))
     assert "acc" not in found.metrics
     assert found.absent == {"acc": "it is too large a number, or none"}

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
-from retbench.architectures.registry import find_mixer, upgrade_config
+from retbench.architectures.registry import find_architecture, find_mixer, upgrade_config
 from retbench.errors import unknown_name
 from retbench.mixers.feed_forward import FeedForward
 from retbench.mixers.mixer import Mixer
@@ -98,6 +98,13 @@ class ModelConfig(Strict):
     def fingerprint(self) -> str:
         """Short hash of every field: two models with one fingerprint have the same shapes and arithmetic."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:12]
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """Full names of the modules that hold its architecture and its mixers."""
+        recipe = find_architecture(self.architecture).spec.__module__
+        parts = ((type(mixer).__module__, mixer.implementation.partition(":")[0]) for mixer in self.mixers)
+        return (recipe, *dict.fromkeys(name for pair in parts for name in pair))
 
     def chunk_size(self, form: str, asked: int | None) -> int | None:
         """Return the chunk that the model runs a form with; None where no mixer has chunks."""

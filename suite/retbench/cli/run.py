@@ -12,8 +12,8 @@ from retbench.planning.plan import Plan
 from retbench.report.frames import load_results
 from retbench.run.events import RunResult
 from retbench.run.progress import describe_work, show_progress
-from retbench.run.resume import identity_of
-from retbench.run.runner import identity_here, run_plan
+from retbench.run.resume import identities_here, identity_of
+from retbench.run.runner import run_plan
 from retbench.units import format_bytes, format_duration, format_tokens
 
 INTERRUPTED = 130
@@ -60,13 +60,13 @@ def exit_code(result: RunResult) -> int:
 
 
 def _print_results(plan: Plan, out: Path) -> None:
-    """The table of the plan's own cells, as this code measured them here beside these models, now or before."""
-    pair_ids, identity = plan.pair_ids, identity_here(plan)
+    """The table of the plan's own cells, as this code measured them here, now or before."""
+    identities = identities_here(plan.cells)
     results = load_results(out)
     mine = tuple(
         record
         for record in results.records
-        if pair_ids.get(record.cell_id) == record.pair_id and identity_of(record) == identity
+        if record.cell_id in identities and identity_of(record) == identities[record.cell_id]
     )
     print_records(replace(results, records=mine), plan.experiment.name, "md")
 

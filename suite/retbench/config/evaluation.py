@@ -1,54 +1,88 @@
-"""How language quality is measured: which text or tasks, how documents are cut, how far a model sees."""
+"""Tables of workloads in a profile: grids of points, and on which text and tasks quality is measured."""
 
-from typing import Annotated, Literal
+from collections.abc import Iterator
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from retbench.records.record import Point
+from retbench.records.record import Protocol as Protocol
 from retbench.strict import Strict
 
-Protocol = Literal["whole", "strided", "last"]
-"""How documents are given to a model for their perplexity.
-
-whole: each document from its beginning, its first `context_len` tokens in one pass; a retention state is streamed.
-strided: windows in which a model sees `context_len` tokens, `stride` apart; each token is scored once, with more than
-    `context_len - stride` tokens before it but at the document's beginning.
-last: chunks of `CHUNK_LEN` tokens, the last `SCORED_LEN` of each scored by a model that sees the last `context_len` of
-    the chunk, these included (arXiv:2307.08621, Table 8).
-"""
-
 FEWSHOT_SEED = 1234
-"""lm-eval's own default for the draw of the examples before a document."""
+"""Default of lm-eval for drawing the few-shot examples."""
 
 CHUNK_LEN = 2048
 SCORED_LEN = 128
+"""Tokens of a chunk and of its scored end in the protocol `last`."""
 
 Split = Literal["train", "validation", "test", "all"]
 Length = Annotated[int, Field(ge=1)]
 
 
 def without_repeats(values: tuple[object, ...]) -> tuple[object, ...]:
-    """The values; ValueError where one stands in it twice."""
+    """Return the values; ValueError where one is repeated."""
     if len(set(values)) < len(values):
         raise ValueError("a value stands in it twice; a point is measured once")
     return values
 
 
-class PerplexitySpec(Strict):
-    """A `[profiles.P.workloads.perplexity]` table: every corpus by every protocol at each of its context lengths."""
+class WorkloadSpec(Strict):
+    """Base of the tables `[profiles.P.workloads.NAME]`."""
+
+    def points(self) -> Iterator[Point]:
+        """Yield the points at which each model is measured."""
+        raise NotImplementedError
+
+    def limited(self, limit: int) -> Self:
+        """Return the table with less to do, as `--limit` asks."""
+        return self
+
+
+class GridSpec(WorkloadSpec):
+    """The table of a workload that measures cost: every batch size at every context length."""
+
+    context_len: tuple[Length, ...] = Field(min_length=1)
+    batch_size: tuple[Length, ...] = Field(default=(1,), min_length=1)
+
+    _distinct = field_validator("context_len", "batch_size")(without_repeats)
+
+    def points(self) -> Iterator[Point]:
+        """Yield the points, context lengths innermost."""
+        for batch_size in self.batch_size:
+            for context_len in self.context_len:
+                yield Point(batch_size=batch_size, context_len=context_len)
+
+    def limited(self, limit: int) -> Self:
+        """Keep the first context lengths."""
+        return self.model_copy(update={"context_len": self.context_len[:limit]})
+
+
+class EvaluationSpec(WorkloadSpec):
+    """Fields that every table of a workload that measures quality has."""
+
+    limit: int | None = Field(default=None, ge=1)
+    """Documents of the split or task that are used: the first ones."""
+    tokenizer: str | None = None
+    """For models whose weights come without a tokenizer; a trained model is given its own."""
+
+    def limited(self, limit: int) -> Self:
+        """Keep the first documents."""
+        return self.model_copy(update={"limit": limit})
+
+
+class PerplexitySpec(EvaluationSpec):
+    """The table `perplexity`: every corpus by every protocol at each of its context lengths."""
 
     corpora: tuple[str, ...] = Field(min_length=1)
     """Names that `load_corpus` takes."""
     split: Split = "test"
-    tokenizer: str | None = None
-    """For models whose weights come without one; a trained model is given its own."""
     protocols: dict[Protocol, Annotated[tuple[Length, ...], Field(min_length=1)]] = Field(min_length=1)
     """Context lengths of each protocol."""
     stride: int | None = Field(default=None, ge=1)
-    """Of the protocol `strided`; half the context when absent."""
-    limit: int | None = Field(default=None, ge=1)
-    """The first so many documents of the split."""
+    """Tokens between two windows of the protocol `strided`; half the context when absent."""
     max_document_tokens: int | None = Field(default=None, ge=2)
-    """Of each document the first so many tokens; for the protocol `whole` its context length says so too."""
+    """Tokens of each document that are used, the first ones; the context length limits the protocol `whole` too."""
 
     _distinct = field_validator("corpora")(without_repeats)
 
@@ -70,28 +104,30 @@ class PerplexitySpec(Strict):
             )
         return self
 
-    def stride_of(self, context_len: int) -> int:
-        """Stride of the protocol `strided` at a context length."""
-        return self.stride or max(1, context_len // 2)
+    def points(self) -> Iterator[Point]:
+        """Yield the points of each corpus."""
+        for corpus in self.corpora:
+            for protocol, lengths in self.protocols.items():
+                for context_len in lengths:
+                    stride = (self.stride or max(1, context_len // 2)) if protocol == "strided" else None
+                    yield Point(
+                        batch_size=1, context_len=context_len, task=corpus, protocol=protocol, stride=stride
+                    )
 
 
-class ZeroshotSpec(Strict):
-    """A `[profiles.P.workloads.zeroshot]` table: every task with every number of examples before the question."""
+class ZeroshotSpec(EvaluationSpec):
+    """The table `zeroshot`: every task with every number of few-shot examples."""
 
     tasks: tuple[str, ...] = Field(min_length=1)
     """Names in `retbench list --tasks`."""
     num_fewshot: tuple[Annotated[int, Field(ge=0)], ...] = Field(default=(0,), min_length=1)
     fewshot_seed: int | None = Field(default=None, ge=0, lt=2**32)
-    """Of the draw of the examples: that of lm-eval's `--seed`, `FEWSHOT_SEED` when absent."""
+    """Seed for drawing the examples, as lm-eval's `--seed`; `FEWSHOT_SEED` when absent."""
     add_bos: bool = False
-    """Begin every context with the tokenizer's first-token mark, as models trained so need it: lm-eval's
-    `add_bos_token=True`. Its default is what the tokenizer of transformers does by itself; here it is false."""
+    """Begin every context with the tokenizer's first-token mark, which models trained with it need: lm-eval's
+    `add_bos_token=True`. lm-eval's default depends on the tokenizer; here it is false."""
     context_len: Length = 2048
-    """Tokens that a model sees at most; of a longer prompt the last so many."""
-    limit: int | None = Field(default=None, ge=1)
-    """The first so many documents of a task."""
-    tokenizer: str | None = None
-    """For models whose weights come without one; a trained model is given its own."""
+    """Tokens that a model sees at most; a longer prompt loses its beginning."""
 
     _distinct = field_validator("tasks", "num_fewshot")(without_repeats)
 
@@ -103,3 +139,9 @@ class ZeroshotSpec(Strict):
                 "drawn; remove it, or ask for examples"
             )
         return self
+
+    def points(self) -> Iterator[Point]:
+        """Yield the points of each task."""
+        for task in self.tasks:
+            for num_fewshot in self.num_fewshot:
+                yield Point(batch_size=1, context_len=self.context_len, task=task, num_fewshot=num_fewshot)

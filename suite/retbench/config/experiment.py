@@ -1,24 +1,34 @@
-"""Experiment files (TOML) read into frozen, strict, typed objects; a misspelt key is an error that names it.
+"""Experiment files (TOML) as frozen, strict, typed objects; a misspelt key is an error that names it.
 
-What is read here says what to run, not how a model is built: `matching` turns a model's entry and a size into
-a `ModelConfig`, `cells` turns a profile into the cells of a sweep. Nothing here imports torch.
+`matching` turns a model's entry and a size into a `ModelConfig`, and `cells` turns a profile into the cells of a sweep.
+Nothing here imports torch.
 """
 
 import os
 import tomllib
 from collections.abc import Sequence
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    create_model,
+    field_validator,
+    model_validator,
+)
 
 from retbench.architectures.architecture import ModelSpec
 from retbench.architectures.registry import architectures
-from retbench.config.evaluation import Length, PerplexitySpec, ZeroshotSpec, without_repeats
+from retbench.config.evaluation import GridSpec, WorkloadSpec
 from retbench.config.training import TrainingSpec
 from retbench.errors import ConfigError, unknown_name
 from retbench.strict import Strict, explain
+from retbench.workloads.workload import WORKLOADS, Workload, find_workload
 
 Dtype = Literal["float64", "float32", "bfloat16", "float16"]
 if TYPE_CHECKING:
@@ -31,51 +41,62 @@ else:
 """A `[models.NAME]` table of any architecture, a user's package's included."""
 
 
-class GridSpec(Strict):
-    """A `[profiles.P.workloads.KIND]` table of a workload that measures cost: its points, as a grid."""
-
-    context_len: tuple[Length, ...] = Field(min_length=1)
-    batch_size: tuple[Length, ...] = Field(default=(1,), min_length=1)
-
-    _distinct = field_validator("context_len", "batch_size")(without_repeats)
-
-
 class Workloads(Strict):
-    """The tables `[profiles.P.workloads.*]`."""
+    """The tables `[profiles.P.workloads.*]`: one or more registered workloads by name, each with its own table."""
 
-    decode: GridSpec | None = None
-    prefill: GridSpec | None = None
-    memory: GridSpec | None = None
-    training: GridSpec | None = None
-    """What a step of training costs; what a model is trained on is `[profiles.P.training]`."""
-    largest_batch: GridSpec | None = None
-    perplexity: PerplexitySpec | None = None
-    zeroshot: ZeroshotSpec | None = None
+    model_config = ConfigDict(extra="allow")
+
+    @classmethod
+    def described_by(cls) -> type[BaseModel]:
+        """Return the class whose fields are the registered workloads."""
+        return _tables_type()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_tables(cls, raw: Any) -> Any:
+        if isinstance(raw, cls):
+            return raw
+        tables = dict(_tables_type().model_validate(raw))
+        present = {name: spec for name, spec in tables.items() if spec is not None}
+        if not present:
+            raise ValueError(f"there is no workload; add one of {', '.join(tables)}")
+        return present
 
     @property
-    def grids(self) -> dict[str, GridSpec]:
-        """The workloads that measure cost, by name."""
-        return {name: spec for name, spec in self if isinstance(spec, GridSpec)}
+    def specs(self) -> dict[str, WorkloadSpec]:
+        """The table of each workload of the profile, by name."""
+        return dict(self.model_extra or {})
 
     @property
     def present(self) -> tuple[str, ...]:
-        """Names of all that the profile has."""
-        return tuple(name for name, spec in self if spec is not None)
+        """Names of the workloads of the profile."""
+        return tuple(self.specs)
 
-    @model_validator(mode="after")
-    def _not_empty(self) -> "Workloads":
-        if not self.present:
-            raise ValueError(f"there is no workload; add one of {', '.join(type(self).model_fields)}")
-        return self
+    @property
+    def registered(self) -> tuple[Workload, ...]:
+        """The workloads of the profile."""
+        return tuple(find_workload(name) for name in self.specs)
 
-    @model_validator(mode="after")
-    def _finds_batch(self) -> "Workloads":
-        if self.largest_batch and self.largest_batch.batch_size != (1,):
-            raise ValueError(
-                f"batch_size is {list(self.largest_batch.batch_size)} in workload 'largest_batch', which finds the "
-                "batch size itself; remove the field"
-            )
-        return self
+    @property
+    def grids(self) -> dict[str, GridSpec]:
+        """The tables that are grids of batch sizes and context lengths, by name."""
+        return {name: spec for name, spec in self.specs.items() if isinstance(spec, GridSpec)}
+
+    def get(self, name: str) -> WorkloadSpec | None:
+        """Return the table of a workload; None where the profile has none."""
+        return self.specs.get(name)
+
+    def limited(self, limit: int) -> "Workloads":
+        """Return the workloads with the first context lengths, or documents where quality is measured."""
+        return self.model_copy(update={name: spec.limited(limit) for name, spec in self.specs.items()})
+
+
+@cache
+def _tables_type() -> type[Strict]:
+    """A class with one optional field for each registered workload."""
+    specs = {name: workload.spec for name, workload in WORKLOADS.items() if workload.spec is not None}
+    fields: dict[str, Any] = {name: (spec | None, None) for name, spec in specs.items()}
+    return create_model("Workloads", __base__=Strict, **fields)
 
 
 class Profile(Strict):
@@ -92,30 +113,30 @@ class Profile(Strict):
     min_steps: int = Field(default=20, ge=1)
     """Timed steps of a cell in a round; their median is the round's value."""
     timeout_s: float = Field(default=600.0, gt=0, allow_inf_nan=False)
-    """Longest silence of a cell; one that says nothing for so long is ended and recorded as `timeout`. An evaluation
-    tells of its progress; a cell that measures cost is silent from its beginning to its end."""
+    """Longest time without a message from a cell; after it the cell is ended and recorded as `timeout`. An evaluation
+    reports its progress; a cell that measures cost sends no message before its end."""
     cuda_graph: bool = False
     """Replay each step from a captured CUDA graph, for every model of the experiment."""
     compile: bool = False
     """Compile each decode step with torch.compile, for every model of the experiment."""
     activation_checkpointing: bool = False
-    """Training keeps only what enters each block and computes the rest again for the gradients."""
+    """Training keeps only the input of each block and recomputes the other activations for the gradients."""
     memory_limit_bytes: int | None = Field(default=None, ge=1)
-    """Bytes that model, state and workspace may take together while cells are measured; beyond it is out of memory.
-    The equality gate is not held to it."""
+    """Bytes that model, state and workspace may take together while cells are measured; more is out of memory. The
+    limit does not apply to the equivalence check."""
     allow_mismatch: bool = False
-    """Run a pair whose non-embedding parameters differ by more than 1 %."""
+    """Run models whose non-embedding parameters differ by more than 1 %."""
     training: TrainingSpec | None = None
-    """What `retbench train` trains; quality is then measured of the models that it left."""
+    """Training by `retbench train`; the workloads are then measured with the trained models."""
     trained_by: str | None = Field(default=None, pattern=r"^[^/]+/[^/]+$")
-    """EXPERIMENT/PROFILE whose trained models are measured, where they are those of another file."""
+    """EXPERIMENT/PROFILE of another file whose trained models are measured."""
     workloads: Workloads
 
     @model_validator(mode="after")
     def _one_origin(self) -> "Profile":
         if self.training and self.trained_by:
             raise ValueError(
-                "it has a table 'training' and the field 'trained_by': its models have one origin"
+                "it has both a table 'training' and the field 'trained_by'; models have one origin, so remove one"
             )
         return self
 
@@ -126,9 +147,9 @@ class Experiment(Strict):
     name: str
     title: str
     source: str
-    """The table or figure of the paper that this reproduces."""
+    """Table or figure of the paper that this reproduces."""
     expect: str
-    """What to expect, in a sentence, with what it costs and on what."""
+    """Expected result, in a sentence."""
     models: dict[str, AnyModelSpec] = Field(min_length=1)
     profiles: dict[str, Profile] = Field(min_length=1)
 
@@ -145,20 +166,20 @@ class Experiment(Strict):
         }
 
     def profile(self, name: str) -> Profile:
-        """The profile called `name`; ConfigError with a suggestion when there is none."""
+        """Return the profile called `name`; ConfigError with a suggestion when there is none."""
         if name not in self.profiles:
             raise unknown_name("profile", name, self.profiles, where=f"experiment '{self.name}'")
         return self.profiles[name]
 
 
 def experiments_dir() -> Path:
-    """Folder of the experiment files: inside the installed wheel, or `experiments/` of the checkout."""
+    """Return the folder of the experiment files: inside the installed wheel, or `experiments/` of the checkout."""
     packaged = Path(str(resources.files("retbench"))) / "experiments"
     return packaged if packaged.is_dir() else Path(__file__).resolve().parents[3] / "experiments"
 
 
 def list_experiments() -> dict[str, Path]:
-    """Every shipped experiment by name."""
+    """Return the path of every shipped experiment by name."""
     return {path.stem: path for path in sorted(experiments_dir().glob("*.toml"))}
 
 
@@ -172,7 +193,7 @@ def load_experiment(
         overrides: `key=value` items as given to `--set`; the value is TOML. A key is a field of the profile
             (`rounds=3`, `workloads.decode.context_len=[1024]`) or starts with `models.`
             (`models.retnet.variant=torchscale`).
-        profile: The profile that unprefixed override keys go to; every profile when None.
+        profile: The profile that override keys without a prefix change; every profile when None.
 
     Raises:
         ConfigError: the file is absent, is not TOML, or holds something unknown or out of range.
@@ -181,7 +202,7 @@ def load_experiment(
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path}: not valid TOML: {error}. Mend the file at that place.") from error
+        raise ConfigError(f"{path}: not valid TOML: {error}. Correct the file there.") from error
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"{path}: cannot be read: {error}. Check the path and that it is a UTF-8 text file."
@@ -203,7 +224,7 @@ def load_experiment(
 
 
 def _find(name_or_path: str) -> Path:
-    """Path of an experiment file; ConfigError with a suggestion when there is none."""
+    """Return the path of an experiment file; ConfigError with a suggestion when there is none."""
     if name_or_path.endswith(".toml"):
         path = Path(name_or_path)
         if not os.path.isfile(path):  # unlike Path.is_file, false for a name too long to exist
@@ -237,7 +258,7 @@ def _apply_override(raw: dict[str, Any], item: str, profile: str | None) -> None
 
 
 def _override_targets(raw: dict[str, Any], first: str, profile: str | None) -> list[dict[str, Any]]:
-    """The tables that an override goes into; validation names what should be a table and is not."""
+    """Return the tables that an override changes; what should be a table and is not is left to validation."""
     if first == "models":
         return [raw]
     profiles = raw.get("profiles")

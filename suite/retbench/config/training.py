@@ -1,7 +1,7 @@
-"""How models are trained: the recipe of a paper or one's own, and what a pair of models is given of it.
+"""Training: recipes of papers, and the table `[profiles.NAME.training]` of an experiment.
 
-A pair is trained fairly when both sides get the same tokens in the same order, the same optimiser and schedule, and
-the same tuning: `TrainingSpec` has one grid of learning rates, and each side takes the best of its own runs over it.
+Models are compared fairly when all get the same tokens in the same order, the same optimiser and schedule, and the same
+tuning: `TrainingSpec` has one grid of learning rates, and each model takes the best of its own runs over it.
 """
 
 from math import cos, pi, pow
@@ -18,39 +18,37 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Recipe(Strict):
-    """Optimiser and schedule; AdamW in all of them, with the learning rate of the model it is given to."""
+    """Hyper-parameters of AdamW and of the learning-rate schedule; the learning rate is tuned for each model."""
 
     source: str
-    """Where the numbers are from."""
+    """Source of the numbers."""
     beta1: Fraction = 0.9
     beta2: Fraction = 0.98
     eps: Positive = 1e-8
     weight_decay: float = Field(default=0.05, ge=0, allow_inf_nan=False)
-    """Decoupled; of matrices only, not of norms."""
+    """Decoupled weight decay of matrices; norms have none."""
     grad_clip: Positive = 2.0
-    """Largest norm of all gradients together."""
+    """Largest global norm of the gradients."""
     schedule: Literal["polynomial", "cosine", "constant"] = "polynomial"
-    """After the warm-up. polynomial: to `final_ratio` with the power `decay_power`, 1 being a line."""
+    """Decay of the learning rate after the warm-up. polynomial: to `final_ratio` with the power `decay_power`."""
     decay_power: Positive = 1.0
     final_ratio: float = Field(default=0.0, ge=0, le=1)
-    """The last step's learning rate over the highest."""
+    """Learning rate of the last step over the highest."""
     warmup_steps: int = Field(default=375, ge=0)
     """Steps of a linear rise from 0; never more than `warmup_share` of a run."""
     warmup_share: float = Field(default=0.1, ge=0, le=1)
-    """Of a run shorter than the paper's, the warm-up is at most this share."""
+    """Largest share of a run that the warm-up takes, for runs shorter than the paper's."""
 
     def warmup_of(self, num_steps: int) -> int:
-        """Steps of the warm-up in a run of `num_steps`."""
+        """Return the steps of the warm-up in a run of `num_steps`."""
         return min(self.warmup_steps, int(num_steps * self.warmup_share))
 
     def rate(self, step: int, num_steps: int, learning_rate: float) -> float:
-        """Learning rate of step `step` (from 0) of `num_steps`, where the highest is `learning_rate`."""
+        """Return the learning rate of step `step` (from 0) of `num_steps`, where the highest is `learning_rate`."""
         warmup = self.warmup_of(num_steps)
         if step < warmup:
             return learning_rate * (step + 1) / warmup
-        left = (num_steps - step) / (
-            num_steps - warmup
-        )  # 1 at the end of the warm-up, 1 / steps at the last step
+        left = (num_steps - step) / (num_steps - warmup)  # from 1 after the warm-up to 1 / steps
         match self.schedule:
             case "polynomial":
                 shape = pow(left, self.decay_power)
@@ -81,10 +79,10 @@ RECIPES: dict[str, Recipe] = {
 
 
 class TrainingSpec(Strict):
-    """A `[profiles.NAME.training]` table: what each model of the experiment is trained on, how long, and how tuned."""
+    """A `[profiles.NAME.training]` table: corpus, length and tuning of the training of each model."""
 
     corpus: str = "python"
-    """A name that `load_corpus` takes; its split `train` is learned from, its split `validation` tunes."""
+    """A name that `load_corpus` takes; its split `train` is trained on, its split `validation` is for tuning."""
     tokenizer: str = "bytes"
     sizes: tuple[str, ...] = Field(min_length=1)
     """Every model of the experiment is trained at each of them."""
@@ -92,32 +90,32 @@ class TrainingSpec(Strict):
     batch_size: int = Field(ge=1)
     """Sequences of a step, over all processes."""
     micro_batch_size: int | None = Field(default=None, ge=1)
-    """Sequences that a process has in flight at a time; gradients add up. All of its own when absent."""
+    """Sequences that a process handles at a time, with accumulated gradients. All of its sequences when absent."""
     num_tokens: int = Field(ge=1)
-    """Tokens that a model learns from; the steps are as many as whole batches of it."""
+    """Tokens that a model is trained on; the number of steps is that of whole batches."""
     recipe: str = "paper"
     learning_rates: tuple[Positive, ...] = Field(min_length=1)
-    """The grid: each side runs all of it at each tuning size and takes its own best by validation loss."""
+    """Grid of each model at each tuning size; each model takes its own best by validation loss."""
     tuning_sizes: tuple[str, ...] = ()
-    """Sizes at which the grid is run; another size takes the rate of the nearest tuning size below it. The smallest
-    size when empty."""
+    """Sizes at which the grid is run; another size takes the rate of the nearest tuning size below it. The first size
+    when empty."""
     tuning_tokens: int | None = Field(default=None, ge=1)
     """Tokens of a run of the grid; `num_tokens` when absent."""
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] = Field(default=(0,), min_length=1)
-    """Of the final runs, at every size without an entry in `seeds_by_size`; a seed draws weights and order of text."""
+    """Seeds of the final runs at every size without an entry in `seeds_by_size`; they draw weights and text order."""
     seeds_by_size: dict[str, tuple[Annotated[int, Field(ge=0, lt=2**31)], ...]] = Field(default_factory=dict)
     autocast: Literal["none", "bfloat16"] = "none"
-    """bfloat16: products of forward and backward in it, weights and optimiser in float32."""
+    """bfloat16: products of forward and backward in bfloat16, weights and optimiser in float32."""
     validation_tokens: int = Field(default=65536, ge=1)
-    """At most so many tokens of the validation split are scored."""
+    """Largest number of tokens of the validation split that are scored."""
     validate_every: int = Field(default=100, ge=1)
     """Steps between two points of the learning curve."""
     checkpoint_every: int = Field(default=100, ge=1)
-    """Steps between two checkpoints from which a killed run goes on."""
+    """Steps between two checkpoints from which a killed run continues."""
     keep_last: int = Field(default=2, ge=1)
-    """Checkpoints of a run that are kept while it goes on."""
+    """Checkpoints that are kept during a run."""
     spike_ratio: float = Field(default=3.0, gt=1, allow_inf_nan=False)
-    """A training loss of more than so many times the recent median, and above what guessing costs, ends the run."""
+    """A training loss of more than this many times the recent median, and above that of guessing, ends the run."""
 
     _distinct = field_validator("sizes", "learning_rates", "seeds", "tuning_sizes")(without_repeats)
 
@@ -145,7 +143,7 @@ class TrainingSpec(Strict):
 
     @property
     def tokens_per_step(self) -> int:
-        """Tokens that one step learns from."""
+        """Tokens of one step."""
         return self.batch_size * self.seq_len
 
     @property
@@ -164,5 +162,5 @@ class TrainingSpec(Strict):
         return self.tuning_sizes or self.sizes[:1]
 
     def seeds_of(self, size: str) -> tuple[int, ...]:
-        """Seeds of the final runs at a size."""
+        """Return the seeds of the final runs at a size."""
         return self.seeds_by_size.get(size, self.seeds)

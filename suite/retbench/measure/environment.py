@@ -5,7 +5,6 @@ PyTorch is imported only by the functions that query it, so that a runner can na
 """
 
 import functools
-import hashlib
 import os
 import platform
 import re
@@ -19,13 +18,12 @@ import psutil
 
 from retbench import __version__
 from retbench.errors import UnsupportedError
-from retbench.measure import machine, nvml
+from retbench.measure import machine, nvml, source
 
 if TYPE_CHECKING:
     import torch
 
 _PACKAGE = Path(__file__).resolve().parents[1]
-_NOT_MEASURING = frozenset({"cli", "papers", "regress", "report", "__main__.py"})
 _LIBRARIES = ("torch", "numpy", "triton", "flash-attn", "fla-core", "flash-linear-attention", "nvidia-ml-py")
 _VARIABLES = re.compile(
     r"(OMP|GOMP|KMP|MKL|OPENBLAS|ONEDNN|DNNL|MALLOC)_\w+|ATEN_CPU_CAPABILITY|CUBLAS_WORKSPACE_CONFIG"
@@ -117,16 +115,11 @@ def _slug(model: str) -> str:
 
 @functools.cache
 def code_revision() -> str:
-    """Version and a hash of the source that measures, committed or not: 0.1.0+src.0123456789ab.
+    """Return the version and a hash of the source that all cells run: 0.1.0+src.0123456789ab.
 
-    What only reads records or prints is left out, so that a better figure does not make old numbers stale.
+    Comments and docstrings do not count, nor does code that belongs to single models or workloads (`measure.source`).
     """
-    digest = hashlib.sha256()
-    for path in sorted(_PACKAGE.rglob("*.py")):
-        place = path.relative_to(_PACKAGE)
-        if place.parts[0] not in _NOT_MEASURING:
-            digest.update(place.as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
-    return f"{__version__}+src.{digest.hexdigest()[:12]}"
+    return f"{__version__}+src.{source.shared_hash()}"
 
 
 def library_versions() -> dict[str, str]:
@@ -141,15 +134,16 @@ def library_versions() -> dict[str, str]:
 
 
 def describe_environment(device: "torch.device | str", threads: int) -> dict[str, Any]:
-    """What of machine, libraries and settings could move a number, as this process finds it now.
+    """Describe everything about machine, libraries and settings that could change a number.
 
     Args:
         device: Where models run.
         threads: CPU threads that a worker was asked to use.
 
     Returns:
-        Facts by name, and under `absent` the reason of each that could not be read. `flush_denormal` and
-        `num_threads` are what holds, found by trying; `allowed_cpus` is where the threads may run.
+        Facts by name, and under `absent` the reason of each that could not be read. `flush_denormal` and `num_threads`
+        were tested in this process. `node_id` and `gpu_uuid` identify the hardware: numbers of different hardware are
+        not paired.
 
     Raises:
         UnsupportedError: the device is neither a CPU nor a CUDA device that is there.
@@ -162,6 +156,7 @@ def describe_environment(device: "torch.device | str", threads: int) -> dict[str
     absent: dict[str, str] = {}
     facts: dict[str, Any] = {
         "machine": machine_name(device),
+        "node_id": machine.node_id(),
         "code_revision": code_revision(),
         "versions": library_versions(),
         "threads": threads,
@@ -175,6 +170,8 @@ def describe_environment(device: "torch.device | str", threads: int) -> dict[str
     }
     commit, reason = _git_commit()
     _put(facts, absent, {"git_commit": commit}, reason)
+    uuid, reason = nvml.gpu_uuid(device)
+    _put(facts, absent, {"gpu_uuid": uuid}, reason)
     if device.type == "cuda":
         facts["gpu"] = _gpu_facts(device, absent)
     return facts | {"absent": absent}

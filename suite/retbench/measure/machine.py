@@ -3,12 +3,14 @@
 Imports no torch. A fact that cannot be read is None here, and absent with a reason in `environment`.
 """
 
+import hashlib
 import math
 import os
 import platform
 import re
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 
 import psutil
@@ -16,6 +18,7 @@ import psutil
 _PROC = Path("/proc")
 _CPUS = Path("/sys/devices/system/cpu")
 _CGROUPS = Path("/sys/fs/cgroup")
+_MACHINE_IDS = (Path("/etc/machine-id"), Path("/var/lib/dbus/machine-id"))
 _UNLIMITED_BYTES = 2**60
 """cgroup v1 reports a memory limit above this value if there is none."""
 
@@ -26,6 +29,19 @@ def read_text(path: Path) -> str | None:
         return path.read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
         return None
+
+
+def node_id() -> str:
+    """Return a hash that identifies this host and from which neither its name nor its id can be recovered.
+
+    A container without an id of its own is identified by its host name since the last boot.
+    """
+    known = next(
+        (text for path in _MACHINE_IDS if re.fullmatch("[0-9a-f]{32}", text := read_text(path) or "")), None
+    )
+    boot = read_text(_PROC / "sys/kernel/random/boot_id") or f"{uuid.getnode():x}"
+    own = known or f"{platform.node()} {boot}"
+    return hashlib.sha256(f"retbench {own}".encode()).hexdigest()[:16]
 
 
 def cpu_model() -> str:

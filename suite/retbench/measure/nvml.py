@@ -233,6 +233,17 @@ def describe_gpu(device: "torch.device") -> DriverReading:
         return DriverReading(absent={"driver_version": str(error)})
 
 
+def gpu_uuid(device: "torch.device") -> tuple[str | None, str]:
+    """Return the UUID of the GPU that `device` is; or None and the reason."""
+    if device.type != "cuda":
+        return None, "the device is a CPU"
+    try:
+        with open_nvml() as nvml:
+            return str(nvml.nvmlDeviceGetUUID(find_handle(nvml, identify(device)))), ""
+    except (DriverUnavailableError, AttributeError) as error:
+        return None, str(error)
+
+
 class DeviceWatch:
     """Reads the state of the GPU at both ends of a `with` block that measures something.
 

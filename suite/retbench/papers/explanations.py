@@ -173,5 +173,8 @@ def _training() -> Iterator[Explanation]:
         retnet, transformer = _pair(size)
         rows = (("retnet", retnet), ("transformer_flash", transformer), ("transformer", transformer))
         for row, model in rows:
-            flops = costs.training_flops(model, 1, CONTEXT_LEN, CHUNK_SIZE) / CONTEXT_LEN
+            flops = (
+                costs.training_flops(model, 1, CONTEXT_LEN, model.mixer.default_form, CHUNK_SIZE)
+                / CONTEXT_LEN
+            )
             yield _bounded(f"table4_throughput/{row}/{size}", peak / flops, "bound of eight GPUs in bfloat16")

@@ -1,28 +1,30 @@
-"""The cells of a sweep: one subject at one point of one workload, with every setting that could move it.
+"""The cells of a sweep: one model under test at one point of one workload, with every setting that affects it.
 
-A subject is a model with its weights: drawn from a seed, left by a training, or read from a checkpoint.
+A model under test has weights that are drawn from a seed, were left by a training, or are read from a checkpoint.
 """
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from retbench.architectures import matching
 from retbench.architectures.architecture import ModelSpec
 from retbench.architectures.configs import ModelConfig
-from retbench.config.evaluation import PerplexitySpec, Split, ZeroshotSpec
+from retbench.config.evaluation import Split
 from retbench.config.experiment import Dtype, Experiment, Profile
+from retbench.errors import ConfigError
 from retbench.records.record import Point, WeightsInfo
 from retbench.strict import Strict
+from retbench.workloads.workload import find_workload
 
 
 class Settings(Strict):
-    """What is the same for every cell of a run."""
+    """Settings that all cells of a run share."""
 
     dtype: Dtype
     device: str
-    """torch's name: `cpu`, `cuda:0`."""
+    """Name in torch: `cpu`, `cuda:0`."""
     threads: int
     seed: int
     warmup_s: float
@@ -31,28 +33,28 @@ class Settings(Strict):
     compile: bool = False
     activation_checkpointing: bool = False
     memory_limit_bytes: int | None = None
-    """Bytes that model, state and workspace may take together; None for all there is."""
+    """Bytes that model, state and workspace may take together; None without a limit."""
 
 
 class Weights(Strict):
-    """Weights that lie on a disk, and the tokenizer that goes with them."""
+    """Weights on a disk, and the tokenizer that belongs to them."""
 
     path: Path
     info: WeightsInfo
     tokenizer: str | None = None
     tokenizer_fingerprint: str | None = None
     corpus_fingerprint: str | None = None
-    """Of the corpus that they were trained on, as it was then; None where that is not known."""
+    """Fingerprint of the training corpus at the time of training; None where it is not known."""
 
 
-class Subject(Strict):
-    """A model with its weights and the form or backend that it is asked to run with."""
+class ModelUnderTest(Strict):
+    """A model with its weights and the form or backend that is requested for it."""
 
     model_name: str
     size: str
     model: ModelConfig
     backend: str
-    """Name of the retention form or attention backend that prefill is asked to use."""
+    """Name of the form or attention backend requested for prefill."""
     chunk_size: int | None
     """Chunk of the chunkwise form; None for a model that has no chunks."""
     weights: Weights | None = None
@@ -60,30 +62,44 @@ class Subject(Strict):
 
     @property
     def label(self) -> str:
-        """What tells it from the other subjects of a run."""
+        """Name that distinguishes it from the other models of a run."""
         seed = self.weights.info.seed if self.weights else None
         return self.model_name if seed is None else f"{self.model_name} {self.size} seed {seed}"
 
+    @property
+    def trained_weights(self) -> Weights:
+        """Its weights; ConfigError where they are random, which quality cannot be measured of."""
+        if self.weights is None:
+            raise ConfigError(
+                f"'{self.model_name}' has random weights, whose quality means nothing. Train it (retbench train), or "
+                f"give a checkpoint with --set models.{self.model_name}.checkpoint="
+            )
+        return self.weights
+
 
 class Evaluation(Strict):
-    """What a cell of quality depends on beside its point."""
+    """Evaluation inputs of a cell that measures quality, in addition to its point."""
 
     split: Split | None = None
     limit: int | None = None
     max_document_tokens: int | None = None
     fewshot_seed: int | None = None
-    """Of zero-shot tasks, as the file has it."""
+    """Seed of the few-shot examples, as the experiment file has it."""
     add_bos: bool | None = None
-    """Of zero-shot tasks; None elsewhere, where every text is read after a mark."""
+    """Set for zero-shot tasks only; a perplexity is always computed after a first-token mark."""
     tokenizer: str
     tokenizer_fingerprint: str
     corpus_fingerprint: str | None = None
 
 
-class Cell(Strict):
-    """One subject at one point of one workload."""
+Inputs = dict[tuple[str, str], Evaluation]
+"""Evaluation inputs of one workload, by the label of the model and the task of the point."""
 
-    subject: Subject
+
+class Cell(Strict):
+    """One model under test at one point of one workload."""
+
+    subject: ModelUnderTest
     workload: str
     point: Point
     settings: Settings
@@ -92,7 +108,7 @@ class Cell(Strict):
 
     @property
     def cell_id(self) -> str:
-        """Hash of every field but the place where weights lie."""
+        """Hash of every field except the path of the weights; other models of the experiment are not in it."""
         fields = self.model_dump(mode="json")
         if fields["subject"]["weights"]:
             del fields["subject"]["weights"]["path"]
@@ -100,17 +116,17 @@ class Cell(Strict):
 
     @property
     def model_name(self) -> str:
-        """The model's key in the experiment file."""
+        """Key of the model in the experiment file."""
         return self.subject.model_name
 
     @property
     def model(self) -> ModelConfig:
-        """The model's configuration."""
+        """Configuration of the model."""
         return self.subject.model
 
     @property
     def backend(self) -> str:
-        """Name of the form or backend asked for."""
+        """Name of the requested form or backend."""
         return self.subject.backend
 
     @property
@@ -124,84 +140,40 @@ def expand(
     profile_name: str,
     settings: Settings,
     *,
-    subjects: Sequence[Subject] | None = None,
-    evaluations: Mapping[tuple[str, str | None], Evaluation] | None = None,
+    subjects: Sequence[ModelUnderTest] | None = None,
+    inputs: Mapping[str, Inputs] | None = None,
 ) -> list[Cell]:
-    """Every cell of one profile, subjects outermost, in the order of the file.
+    """Return every cell of one profile: models outermost, workloads in the order of lists.
 
     Args:
         experiment: The experiment.
         profile_name: One of its profiles.
-        settings: What is the same for every cell.
-        subjects: What is measured; the models with weights drawn from the seed when None.
-        evaluations: What cells of quality depend on, by the label of their subject and their corpus, or None for
-            zero-shot tasks; a subject has no cells of those that are missing.
+        settings: Settings that all cells share.
+        subjects: The models under test; the models with weights drawn from the seed when None.
+        inputs: Evaluation inputs by workload. A model has no cells of a workload that needs inputs and lacks them.
 
     Raises:
         ConfigError: the models do not resolve, or are not matched.
     """
-    profile = experiment.profile(profile_name)
     if subjects is None:
-        subjects = seeded_subjects(experiment, profile_name)
+        subjects = seeded_models(experiment, profile_name)
     found: list[Cell] = []
     for subject in subjects:
-        for workload, grid in profile.workloads.grids.items():
-            found += [
-                Cell(
-                    subject=subject,
-                    workload=workload,
-                    point=Point(batch_size=batch_size, context_len=context_len),
-                    settings=settings,
-                )
-                for batch_size in grid.batch_size
-                for context_len in grid.context_len
-            ]
-        for workload, point, evaluation in _questions(subject, profile, evaluations or {}):
-            found.append(
-                Cell(
-                    subject=subject, workload=workload, point=point, settings=settings, evaluation=evaluation
-                )
-            )
+        for name, spec in experiment.profile(profile_name).workloads.specs.items():
+            needs_inputs = find_workload(name).find_inputs is not None
+            known = (inputs or {}).get(name, {})
+            for point in spec.points():
+                evaluation = known.get((subject.label, point.task or "")) if needs_inputs else None
+                if evaluation is not None or not needs_inputs:
+                    cell = Cell(
+                        subject=subject, workload=name, point=point, settings=settings, evaluation=evaluation
+                    )
+                    found.append(cell)
     return found
 
 
-def _questions(
-    subject: Subject, profile: Profile, evaluations: Mapping[tuple[str, str | None], Evaluation]
-) -> Iterator[tuple[str, Point, Evaluation]]:
-    """Workload, point and evaluation of each cell of quality of a subject."""
-    perplexity, zeroshot = profile.workloads.perplexity, profile.workloads.zeroshot
-    if perplexity:
-        for corpus in perplexity.corpora:
-            if evaluation := evaluations.get((subject.label, corpus)):
-                for point in _readings(perplexity, corpus):
-                    yield "perplexity", point, evaluation
-    if zeroshot and (evaluation := evaluations.get((subject.label, None))):
-        for point in _exams(zeroshot):
-            yield "zeroshot", point, evaluation
-
-
-def _readings(spec: PerplexitySpec, corpus: str) -> Iterator[Point]:
-    """Points of a corpus."""
-    for protocol, lengths in spec.protocols.items():
-        for context_len in lengths:
-            yield Point(
-                batch_size=1,
-                context_len=context_len,
-                task=corpus,
-                protocol=protocol,
-                stride=spec.stride_of(context_len) if protocol == "strided" else None,
-            )
-
-
-def _exams(spec: ZeroshotSpec) -> Iterator[Point]:
-    """Points of the tasks."""
-    for task in spec.tasks:
-        for num_fewshot in spec.num_fewshot:
-            yield Point(batch_size=1, context_len=spec.context_len, task=task, num_fewshot=num_fewshot)
-
-
-def seeded_subjects(experiment: Experiment, profile_name: str) -> list[Subject]:
-    """The matched models of one profile, with weights drawn from its seed.
+def seeded_models(experiment: Experiment, profile_name: str) -> list[ModelUnderTest]:
+    """Return the matched models of one profile, with weights drawn from its seed.
 
     Raises:
         ConfigError: the models do not resolve, or are not matched.
@@ -209,16 +181,16 @@ def seeded_subjects(experiment: Experiment, profile_name: str) -> list[Subject]:
     profile = experiment.profile(profile_name)
     models = resolve_models(experiment, profile_name)
     return [
-        make_subject(name, spec, spec.size or profile.size, models[name])
+        model_under_test(name, spec, spec.size or profile.size, models[name])
         for name, spec in experiment.models.items()
     ]
 
 
-def make_subject(
+def model_under_test(
     name: str, spec: ModelSpec, size: str, model: ModelConfig, weights: Weights | None = None
-) -> Subject:
-    """The subject of an entry of `[models]`."""
-    return Subject(
+) -> ModelUnderTest:
+    """Make a model under test of an entry of `[models]`."""
+    return ModelUnderTest(
         model_name=name,
         size=size,
         model=model,
@@ -231,7 +203,7 @@ def make_subject(
 def resolve_models(
     experiment: Experiment, profile_name: str, size: str | None = None, *, vocab_size: int | None = None
 ) -> dict[str, ModelConfig]:
-    """The matched configurations of an experiment's models in one profile.
+    """Return the matched configurations of an experiment's models in one profile.
 
     Args:
         experiment: The experiment.
@@ -252,21 +224,6 @@ def resolve_models(
 
 
 def check_match(models: Mapping[str, ModelConfig], profile: Profile, *, where: str) -> None:
-    """ConfigError where models that stand beside each other are not matched and the profile does not allow it."""
+    """Refuse models that are not matched with each other, where the profile does not allow a mismatch."""
     if len(models) > 1:
         matching.match_models(dict(models), allow_mismatch=profile.allow_mismatch, where=where)
-
-
-def pair_id(models: Mapping[str, ModelConfig]) -> str:
-    """Hash of the models that stand beside each other: cells with one pair_id were matched with each other."""
-    text = "\n".join(f"{name}={config.model_dump_json()}" for name, config in sorted(models.items()))
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def pair_ids(subjects: Sequence[Subject]) -> dict[str, str]:
-    """The pair_id of each model of a run, by its fingerprint; what was trained at one size is a pair of its own."""
-    groups: dict[str, dict[str, ModelConfig]] = {}
-    for subject in subjects:
-        trained = subject.weights is not None and subject.weights.info.seed is not None
-        groups.setdefault(subject.size if trained else "", {})[subject.model_name] = subject.model
-    return {model.fingerprint: pair_id(models) for models in groups.values() for model in models.values()}

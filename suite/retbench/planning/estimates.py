@@ -1,4 +1,4 @@
-"""What a plan will roughly take: time and memory of each cell, from closed forms and measured ceilings."""
+"""Estimates of a plan: time and memory of each cell, from analytical costs and measured ceilings."""
 
 import os
 from dataclasses import dataclass
@@ -8,44 +8,33 @@ from queue import SimpleQueue
 from retbench.architectures import costs
 from retbench.errors import RetbenchError
 from retbench.measure.environment import code_revision, worker_environment
-from retbench.measure.power import UPDATE_S, WINDOW_S
-from retbench.planning.cells import Cell, Settings
+from retbench.planning.cells import Cell
 from retbench.planning.plan import Plan
 from retbench.records.record import Ceilings
 from retbench.run.locks import timing_lock
 from retbench.run.process import Death, Inbox, Worker
 from retbench.run.protocol import Failed, Job, Measured, RunInfo
-from retbench.workloads import EVALUATES, FINDS_BATCH, STREAMED
-from retbench.workloads.metrics import prefill_flops, training_flops
-from retbench.workloads.repetition import MIN_CALLS, more_calls
+from retbench.workloads.metrics import estimated_prefill_seconds
 from retbench.workloads.training_memory import estimated_bytes
+from retbench.workloads.workload import find_workload
 
 WORKER_START_S = 2.0
-"""Estimated: from starting a worker's process to its first cell, on a CPU of today."""
+"""Estimated time from starting a worker's process to its first cell, on a current CPU."""
 
 GATE_PREFILLS, GATE_TOKENS = 12, 2048
-"""Estimated: what the gate takes, in prefills of so many tokens."""
-
-EFFICIENCY = 0.5
-"""Estimated: the share of the roofline that a step or a prefill reaches."""
-
-SEARCH_TRIALS = 8
-"""Estimated: what a search for the largest batch takes, in trials of that batch."""
-
-FIRST_WRITE = 15
-"""Estimated: how many times as long as reading memory it takes to write to it for the first time, on a CPU."""
+"""Estimated time of the equivalence check, in prefills of so many tokens."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a cell will roughly take; of one that evaluates a model, whose tokens are not known yet, nothing is said.
+    """Estimated time and memory of a cell; None for workloads that cannot be estimated, such as evaluations.
 
     Attributes:
         cell: The cell.
-        seconds: Wall time in all rounds, with its share of starting workers and of the gate; one deepest cell of a
-            streamed model has the streaming. None where it is not estimated.
-        memory_bytes: Weights, state, the activations of what is in flight, and what training keeps for the gradients;
-            not the process itself. None where it is not estimated.
+        seconds: Wall time in all rounds, with its share of starting workers and of the equivalence check. The deepest
+            cell of a streamed model includes the streaming.
+        memory_bytes: Weights, state, the activations in flight, and what training keeps for the gradients; without the
+            process itself.
     """
 
     cell: Cell
@@ -54,33 +43,36 @@ class Estimate:
 
 
 def estimate(plan: Plan) -> list[Estimate]:
-    """Time and memory of each cell, from closed forms and ceilings that a worker measures now.
+    """Estimate time and memory of each cell, from analytical costs and ceilings that a worker measures now.
 
     Raises:
         RetbenchError: another run is being timed on this machine, which measuring the ceilings would disturb.
     """
     ceilings = _ask_ceilings(plan)
-    streamed = [cell for cell in plan.cells if cell.workload in STREAMED and not cell.model.grows]
+    streamed = [
+        cell for cell in plan.cells if find_workload(cell.workload).starts_from_state and not cell.model.grows
+    ]
     streamed.sort(key=lambda cell: cell.point.context_len)
-    deepest = {cell.subject.label: cell for cell in streamed}  # the last of a subject stays
+    deepest = {cell.subject.label: cell for cell in streamed}  # the last of a model stays
     num_cells = len(plan.cells) / len(plan.subjects)
     start_s = WORKER_START_S * (plan.rounds + 1)
     found = []
     for cell in plan.cells:
-        if cell.workload in EVALUATES:
+        cell_seconds = find_workload(cell.workload).estimate
+        if cell_seconds is None:
             found.append(Estimate(cell, None, None))
             continue
-        gate_s = GATE_PREFILLS * _prefill_seconds(cell, 1, GATE_TOKENS, ceilings)
+        gate_s = GATE_PREFILLS * estimated_prefill_seconds(cell, 1, GATE_TOKENS, ceilings)
         sized = _sized(cell, plan.device_memory_bytes)
-        seconds = (start_s + gate_s) / num_cells + plan.rounds_of(cell) * _cell_seconds(sized, ceilings)
+        seconds = (start_s + gate_s) / num_cells + plan.rounds_of(cell) * cell_seconds(sized, ceilings)
         if cell == deepest.get(cell.subject.label):
-            seconds += _prefill_seconds(cell, 1, cell.point.context_len, ceilings)
+            seconds += estimated_prefill_seconds(cell, 1, cell.point.context_len, ceilings)
         found.append(Estimate(cell, seconds, _memory_bytes(sized)))
     return found
 
 
 def _ask_ceilings(plan: Plan) -> Ceilings:
-    """The device's ceilings, measured as a run would measure them."""
+    """Measure the device's ceilings as a run would."""
 
     def refuse(holder: str) -> None:
         raise RetbenchError(
@@ -91,7 +83,6 @@ def _ask_ceilings(plan: Plan) -> Ceilings:
         run_id="estimate",
         experiment=plan.experiment.name,
         profile=plan.profile_name,
-        pair_ids={},
         command=plan.command,
         code_revision=code_revision(),
     )
@@ -115,67 +106,27 @@ def _ask_ceilings(plan: Plan) -> Ceilings:
                     return ceilings
                 case Death(reason=reason) | Failed(message=reason):
                     raise RetbenchError(f"the ceilings could not be measured: {reason}")
-    raise RetbenchError("the ceilings could not be measured: the worker left without a word.")
+    raise RetbenchError("the ceilings could not be measured: the worker ended without a message.")
 
 
 def _sized(cell: Cell, device_memory_bytes: int | None) -> Cell:
-    """A cell at the batch size that it will come to, where that is what it finds."""
+    """Return a cell at the batch size that is expected, where the workload finds the batch size."""
     memory_bytes = cell.settings.memory_limit_bytes or device_memory_bytes
-    if cell.workload not in FINDS_BATCH or memory_bytes is None:
+    if not find_workload(cell.workload).finds_batch or memory_bytes is None:
         return cell
     largest = costs.largest_batch(cell.model, cell.settings.dtype, memory_bytes, cell.point.context_len)
     return cell.model_copy(update={"point": cell.point.model_copy(update={"batch_size": max(1, largest)})})
 
 
-def _cell_seconds(cell: Cell, ceilings: Ceilings) -> float:
-    """Wall time of one cell in one round."""
-    settings, point = cell.settings, cell.point
-    if cell.workload == "prefill":
-        call_s = _prefill_seconds(cell, point.batch_size, point.context_len, ceilings)
-        return _calls_seconds(call_s, settings) + _energy_seconds(cell, call_s)
-    if cell.workload == "training":
-        step_s = training_flops(cell) / ceilings.matmul_flops_per_s / EFFICIENCY
-        return 2 * step_s + _calls_seconds(step_s, settings)  # one to begin with, and one that is weighed
-    num_bytes = costs.decode_bytes(cell.model, settings.dtype, point.batch_size, point.context_len)
-    flops = costs.decode_flops(cell.model, point.batch_size, point.context_len)
-    at_best_s = max(num_bytes / ceilings.read_bandwidth_bytes_per_s, flops / ceilings.matmul_flops_per_s)
-    step_s = at_best_s / EFFICIENCY
-    match cell.workload:
-        case "decode":
-            return settings.warmup_s + 2 * (settings.min_steps + 1) * step_s + _energy_seconds(cell, step_s)
-        case "largest_batch":
-            filled_s = FIRST_WRITE * _state_bytes(cell) / ceilings.read_bandwidth_bytes_per_s
-            return WORKER_START_S + SEARCH_TRIALS * (filled_s + step_s)
-        case _:
-            assert cell.workload == "memory"
-            return 2 * step_s
-
-
-def _energy_seconds(cell: Cell, step_s: float) -> float:
-    """Wall time of repeating a step for its energy, which a CPU has no counter of."""
-    return 0.0 if cell.settings.device == "cpu" else max(WINDOW_S + 2 * UPDATE_S, step_s)
-
-
-def _calls_seconds(call_s: float, settings: Settings) -> float:
-    """Wall time of warming up and timing a long call."""
-    calls = MIN_CALLS + more_calls([call_s] * MIN_CALLS, settings.min_steps)
-    return max(settings.warmup_s, call_s) + calls * call_s
-
-
-def _prefill_seconds(cell: Cell, batch_size: int, context_len: int, ceilings: Ceilings) -> float:
-    """Wall time of one prefill of so many sequences by a cell's model."""
-    flops = prefill_flops(cell, batch_size, context_len)
-    return flops / ceilings.matmul_flops_per_s / EFFICIENCY
-
-
 def _memory_bytes(cell: Cell) -> int:
     """Weights, state, and the widest activations of a block for every token in flight."""
-    if cell.workload == "training":
+    workload = find_workload(cell.workload)
+    if workload.computes_gradients:
         return estimated_bytes(cell)
     model, dtype, batch_size = cell.model, cell.settings.dtype, cell.point.batch_size
     segment = min(cell.point.context_len, costs.PREFILL_SEGMENT)
-    streams = cell.workload in STREAMED and not model.grows
-    tokens = batch_size * segment if cell.workload == "prefill" else max(batch_size, segment * streams)
+    streams = workload.starts_from_state and not model.grows
+    tokens = batch_size * segment if workload.reads_prompts else max(batch_size, segment * streams)
     activations = costs.prefill_workspace_bytes(model, dtype, tokens, batch_size)
     return costs.weight_bytes(model, dtype) + _state_bytes(cell) + activations
 

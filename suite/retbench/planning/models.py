@@ -1,6 +1,6 @@
-"""What a run measures: models with seeded weights, those that a training has left, or checkpoints.
+"""Models under test: with weights drawn from a seed, left by a training, or read from a checkpoint.
 
-Without torch: of weights on the disk only their configuration is read here.
+Nothing here imports torch; of weights on the disk only the configuration is read.
 """
 
 from collections.abc import Sequence
@@ -11,51 +11,48 @@ from retbench.checkpoints.weights import find_weight_files, fingerprint_files
 from retbench.config.experiment import Experiment, Profile
 from retbench.errors import ConfigError
 from retbench.planning import cells
-from retbench.planning.cells import Subject, Weights
+from retbench.planning.cells import Inputs, ModelUnderTest, Weights
 from retbench.records.record import WeightsInfo
 from retbench.training.trained import TrainedRun, find_trained
 
 
-def find_subjects(
+def find_models(
     experiment: Experiment, profile_name: str, results: Path, data_dir: Path | None = None
-) -> list[Subject]:
-    """The subjects of one profile.
+) -> list[ModelUnderTest]:
+    """Return the models under test of one profile.
 
     Args:
         experiment: The experiment.
         profile_name: One of its profiles.
-        results: Root of the results, where `retbench train` has left its models.
-        data_dir: Where checkpoints are looked for that are named and are no path.
+        results: Root of the results, where `retbench train` stores its models.
+        data_dir: Where checkpoints are looked for that are given by a name and not by a path.
 
     Raises:
-        ConfigError: a model that should be trained is not there, a checkpoint cannot be read, or the models that stand
-            beside each other are not matched.
+        ConfigError: a trained model is missing, a checkpoint cannot be read, or the models are not matched.
     """
     profile = experiment.profile(profile_name)
     origin = profile.trained_by or (f"{experiment.name}/{profile_name}" if profile.training else None)
     names = [name for name, spec in experiment.models.items() if spec.checkpoint is None]
     if origin and names:
-        trained = _trained_subjects(experiment, profile, origin, names, results)
+        trained = _trained_models(experiment, profile, origin, names, results)
     elif names:
-        trained = cells.seeded_subjects(_only(experiment, names), profile_name)
+        drawn = {name: experiment.models[name] for name in names}
+        trained = cells.seeded_models(experiment.model_copy(update={"models": drawn}), profile_name)
     else:
         trained = []
     found = trained + [
-        _checkpoint_subject(experiment, name, data_dir) for name in experiment.models if name not in names
+        _checkpoint_model(experiment, name, data_dir) for name in experiment.models if name not in names
     ]
-    _check_matches(found, profile, where=f"experiment '{experiment.name}', profile '{profile_name}'")
+    for size in dict.fromkeys(one.size for one in found):
+        of_size = {one.model_name: one.model for one in found if one.size == size}
+        cells.check_match(of_size, profile, where=f"experiment '{experiment.name}', profile '{profile_name}'")
     return found
 
 
-def _only(experiment: Experiment, names: Sequence[str]) -> Experiment:
-    """The experiment with some of its models."""
-    return experiment.model_copy(update={"models": {name: experiment.models[name] for name in names}})
-
-
-def _trained_subjects(
+def _trained_models(
     experiment: Experiment, profile: Profile, origin: str, names: Sequence[str], results: Path
-) -> list[Subject]:
-    """The trained models of EXPERIMENT/PROFILE that go by the names of this experiment's."""
+) -> list[ModelUnderTest]:
+    """Return the trained models of EXPERIMENT/PROFILE that have the names of this experiment's."""
     trained_in, _, trained_as = origin.partition("/")
     runs = find_trained(results, trained_in, trained_as)
     by_name = {name: [run for run in runs if run.model_name == name] for name in names}
@@ -70,15 +67,15 @@ def _trained_subjects(
                 f"Train it first: retbench train {trained_in} --profile {trained_as} --out {results}"
             )
     return [
-        _trained_subject(experiment, run, origin)
+        _trained_model(experiment, run, origin)
         for name in names
         for run in by_name[name]
         if not wanted or (run.size, run.seed) in wanted
     ]
 
 
-def _trained_subject(experiment: Experiment, run: TrainedRun, origin: str) -> Subject:
-    """A model that `retbench train` has left."""
+def _trained_model(experiment: Experiment, run: TrainedRun, origin: str) -> ModelUnderTest:
+    """Return a model that `retbench train` has stored."""
     info = read_checkpoint(str(run.path))
     weights = WeightsInfo(
         source=origin,
@@ -89,20 +86,20 @@ def _trained_subject(experiment: Experiment, run: TrainedRun, origin: str) -> Su
         learning_rate=run.learning_rate,
         corpus=run.corpus,
     )
-    return _subject(experiment, run.model_name, run.size, info, weights, run.corpus_fingerprint)
+    return _model_on_disk(experiment, run.model_name, run.size, info, weights, run.corpus_fingerprint)
 
 
-def _checkpoint_subject(experiment: Experiment, name: str, data_dir: Path | None) -> Subject:
-    """A model whose entry names a checkpoint.
+def _checkpoint_model(experiment: Experiment, name: str, data_dir: Path | None) -> ModelUnderTest:
+    """Return a model whose entry names a checkpoint.
 
-    What `retbench train` noted of its training comes with it, so that no path leads around the guards against text that
-    was learned from; its seed does not, for it is one model and none of several seeds.
+    The notes of `retbench train` on its training are kept, so that a path does not bypass the guards against evaluating
+    on training text. Its seed is not kept: it is one model and not one of several seeds.
     """
     spec = experiment.models[name]
     assert spec.checkpoint is not None
     info = read_checkpoint(spec.checkpoint, revision=spec.revision, data_dir=data_dir)
     check_no_pickle(info)
-    told = info.metadata if "training_fingerprint" in info.metadata else {}
+    noted = info.metadata if "training_fingerprint" in info.metadata else {}
     weights = WeightsInfo(
         source=spec.checkpoint,
         fingerprint=info.weights_fingerprint
@@ -110,23 +107,23 @@ def _checkpoint_subject(experiment: Experiment, name: str, data_dir: Path | None
         or fingerprint_files(find_weight_files(info.path)),
         format=info.format,
         revision=info.revision,
-        num_tokens=told.get("num_tokens"),
-        corpus=told.get("corpus"),
+        num_tokens=noted.get("num_tokens"),
+        corpus=noted.get("corpus"),
     )
-    return _subject(
-        experiment, name, spec.size or "checkpoint", info, weights, told.get("corpus_fingerprint")
+    return _model_on_disk(
+        experiment, name, spec.size or "checkpoint", info, weights, noted.get("corpus_fingerprint")
     )
 
 
-def _subject(
+def _model_on_disk(
     experiment: Experiment,
     name: str,
     size: str,
     info: CheckpointInfo,
     weights: WeightsInfo,
     corpus_fingerprint: str | None = None,
-) -> Subject:
-    """A subject with weights on the disk; ConfigError where they are of another architecture than its entry."""
+) -> ModelUnderTest:
+    """Return a model with weights on the disk; ConfigError where they are of another architecture than its entry."""
     spec = experiment.models[name]
     if info.config.architecture != spec.architecture:
         raise ConfigError(
@@ -140,11 +137,22 @@ def _subject(
         tokenizer_fingerprint=info.tokenizer_fingerprint,
         corpus_fingerprint=corpus_fingerprint,
     )
-    return cells.make_subject(name, spec, size, info.config, held)
+    return cells.model_under_test(name, spec, size, info.config, held)
 
 
-def _check_matches(subjects: Sequence[Subject], profile: Profile, *, where: str) -> None:
-    """ConfigError where models of one size are not matched and the profile does not allow it."""
-    for size in dict.fromkeys(subject.size for subject in subjects):
-        models = {subject.model_name: subject.model for subject in subjects if subject.size == size}
-        cells.check_match(models, profile, where=where)
+def find_inputs(
+    models: Sequence[ModelUnderTest], profile: Profile, data_dir: Path | None
+) -> dict[str, Inputs]:
+    """Return the evaluation inputs of each workload that needs some, checked against the models.
+
+    Raises:
+        ConfigError: a model has random weights; a tokenizer is missing, does not fit, or is
+            not that of the training; a corpus is missing, lacks the split, or has changed since a model was trained on
+            it; a task is unknown or takes no examples.
+        UnsupportedError: the data of a task or a corpus cannot be obtained here.
+    """
+    return {
+        workload.name: dict(workload.find_inputs(profile.workloads.get(workload.name), models, data_dir))
+        for workload in profile.workloads.registered
+        if workload.find_inputs is not None
+    }

@@ -1,6 +1,6 @@
-"""Results of single documents: one gzipped JSON Lines file a record, beside the record's own file.
+"""Results of single documents: one compressed JSON Lines file per record, in the folder of the record file.
 
-A record holds the means; what they are the means of lies here, so that two models can be compared document by document.
+A record holds the means. These files hold the values of each document, so that models can be compared on each document.
 """
 
 import gzip
@@ -17,22 +17,22 @@ from retbench.records.record import Documents
 
 
 def write_documents(folder: Path, name: str, rows: Sequence[dict[str, Any]]) -> Documents:
-    """Store one JSON object a document as `<folder>/<name>.documents.jsonl.gz`, whole or not at all.
+    """Store one JSON object per document as `<folder>/<name>.documents.jsonl.gz`, whole or not at all.
 
     Raises:
         StorageError: the disk is full or the folder cannot be written to.
     """
     text = "".join(json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n" for row in rows).encode()
     path = folder / f"{name}.documents.jsonl.gz"
-    write_atomic(path, gzip.compress(text, mtime=0))  # the same results are the same bytes
+    write_atomic(path, gzip.compress(text, mtime=0))  # without a time, so that equal results are equal bytes
     return Documents(file=path.name, sha256=hashlib.sha256(text).hexdigest(), num_documents=len(rows))
 
 
 def read_documents(folder: Path, documents: Documents) -> list[dict[str, Any]]:
-    """The objects that `write_documents` stored.
+    """Read the objects that `write_documents` stored.
 
     Raises:
-        RecordError: the file is missing, damaged, or not the one that the record was made with.
+        RecordError: the file is missing or damaged, or does not belong to the record.
     """
     path = folder / documents.file
     try:
@@ -43,6 +43,6 @@ def read_documents(folder: Path, documents: Documents) -> list[dict[str, Any]]:
         ) from error
     if hashlib.sha256(text).hexdigest() != documents.sha256:
         raise RecordError(
-            f"{path}: not the file that the record was made with (its hash differs). Run the same command with --fresh."
+            f"{path}: does not belong to the record (its hash differs). Run the same command with --fresh."
         )
     return [json.loads(line) for line in text.splitlines()]

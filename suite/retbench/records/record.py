@@ -1,12 +1,12 @@
-"""What a run leaves on disk: one JSON object a (cell, round), appended as soon as it is measured.
+"""Records on disk: one JSON object per (cell, round), appended as soon as it is measured.
 
-This module defines the record and reads and writes files of them. It knows nothing of models or measurement.
-The JSON Schema of a record is kept beside this file (`record.schema.json`); a test keeps the two equal.
+This module defines the record and reads and writes record files; it is independent of models and of measurement.
+`record.schema.json` in this folder holds the JSON Schema of a record; a test keeps the two equal.
 """
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -21,18 +21,32 @@ from pydantic import (
     model_validator,
 )
 
-from retbench.config.evaluation import Protocol
 from retbench.errors import RecordError, StorageError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
-READABLE_VERSIONS = (1, 2)
-"""Schema versions that this one reads: a record of version 1 is one of version 2 that has no quality in it."""
+READABLE_VERSIONS = (1, 2, 3)
+"""Schema versions that are read, each as one of this version.
+
+1: without quality. 2: with `pair_id`, which depended on the other models of the experiment. 3: without it; the
+environment identifies the hardware (`node_id`, `gpu_uuid`) and the code of model and workload (`model_code`,
+`workload_code`).
+"""
+
+Protocol = Literal["whole", "strided", "last"]
+"""How documents are given to a model for their perplexity.
+
+whole: each document from its beginning, its first `context_len` tokens in one pass; a retention state is streamed.
+strided: windows in which a model sees `context_len` tokens, `stride` apart; each token is scored once, with more than
+    `context_len - stride` tokens before it except at the document's beginning.
+last: chunks of `CHUNK_LEN` tokens, the last `SCORED_LEN` of each scored by a model that sees the last `context_len` of
+    the chunk, these included (arXiv:2307.08621, Table 8).
+"""
 
 Status = Literal["ok", "oom", "timeout", "failed", "gate_failed", "unsupported"]
 
 NONFINITE = ("NaN", "Infinity", "-Infinity")
-"""How JSON, which has no such numbers, holds an error that is not finite."""
+"""Strings that stand for an error that is not finite, which JSON has no number for."""
 
 AnyFloat = Annotated[
     float, WithJsonSchema({"anyOf": [{"type": "number"}, {"enum": list(NONFINITE), "type": "string"}]})
@@ -40,7 +54,7 @@ AnyFloat = Annotated[
 
 
 class Part(BaseModel):
-    """Base of everything inside a record: immutable, unknown fields are errors."""
+    """Base of all parts of a record: immutable, unknown fields are errors."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", ser_json_inf_nan="strings", use_attribute_docstrings=True
@@ -53,23 +67,23 @@ class Metric(Part):
     unit: str
     """Base unit: s, bytes, bytes/s, FLOP, FLOP/s, tokens/s, J, W, ratio, count, nats, bits."""
     value: FiniteFloat
-    """The round's value: the median of the samples, or the only reading."""
+    """Value of the round: the median of the samples, or a single measured value."""
     samples: tuple[FiniteFloat, ...] = ()
-    """Every raw sample in the order taken; empty where there is just the one reading."""
+    """Every raw sample in the order taken; empty for a single measured value."""
 
 
 class Series(Part):
-    """A quantity over another one: a learning curve, the loss by position."""
+    """A quantity as a function of another one: a learning curve, the loss by position."""
 
     unit: str
-    """Of `y`."""
+    """Unit of `y`."""
     x_name: str
-    """What `x` counts, e.g. tokens, position."""
+    """Quantity that `x` counts, such as tokens or position."""
     x: tuple[FiniteFloat, ...]
-    """Of an interval its end."""
+    """Values of x; an interval is given by its end."""
     y: tuple[FiniteFloat, ...]
     counts: tuple[int, ...] = ()
-    """How many readings each y is the mean of; empty where each is one."""
+    """Number of values that each y is the mean of; empty where each is a single value."""
 
     @model_validator(mode="after")
     def _aligned(self) -> "Series":
@@ -81,38 +95,38 @@ class Series(Part):
 
 
 class Documents(Part):
-    """The results of each document, which lie in a file of their own beside the record's."""
+    """The file that holds the results of each document, in the folder of the record file."""
 
     file: str
-    """Name of the file, JSON Lines under gzip, in the folder of the record file."""
+    """Name of the file: JSON Lines, compressed with gzip."""
     sha256: str
-    """Of the file's lines."""
+    """Hash of the uncompressed lines."""
     num_documents: int = Field(ge=0)
 
 
 class WeightsInfo(Part):
-    """Where weights are from that were not drawn from a seed."""
+    """Origin of weights that were not drawn from a seed."""
 
     source: str
-    """As it was asked for: EXPERIMENT/PROFILE of the training, a folder, a hub name."""
+    """Origin as requested: EXPERIMENT/PROFILE of the training, a folder, or a hub name."""
     fingerprint: str
     """Hash of the weights, or of the hub's revision."""
     format: str
     revision: str | None = None
     seed: int | None = None
-    """Of the training, as far as it was retbench's own; so are the rest."""
+    """Seed of the training; this and the following fields are known for trainings by retbench only."""
     num_tokens: int | None = None
-    """Tokens that it was trained on."""
+    """Tokens of the training."""
     learning_rate: FiniteFloat | None = None
     corpus: str | None = None
-    """What it was trained on."""
+    """Corpus of the training."""
 
 
 class ModelInfo(Part):
-    """The model that a record is about."""
+    """The model of a record."""
 
     name: str
-    """Its key in the experiment file."""
+    """Key in the experiment file."""
     architecture: str
     variant: str
     size: str
@@ -121,44 +135,44 @@ class ModelInfo(Part):
     config: dict[str, Any]
     """Every field of the model's configuration, defaults included."""
     weights: WeightsInfo | None = None
-    """None where they were drawn from a seed."""
+    """Origin of the weights; None where they were drawn from a seed."""
 
 
 class Point(Part):
-    """Where in the sweep a record lies."""
+    """Coordinates of a record in the sweep."""
 
     batch_size: int = Field(ge=1)
     context_len: int = Field(ge=1)
     task: str | None = None
-    """Of a quality workload: the corpus, or the zero-shot task."""
+    """Corpus or zero-shot task of a quality workload."""
     protocol: Protocol | None = None
-    """How documents were cut."""
+    """Protocol by which documents were cut."""
     stride: int | None = Field(default=None, ge=1)
-    """Of the protocol `strided`: tokens between the beginnings of two windows."""
+    """Tokens between the beginnings of two windows in the protocol `strided`."""
     num_fewshot: int | None = Field(default=None, ge=0)
-    """Examples before the question."""
+    """Number of few-shot examples in the prompt."""
 
 
 class GateCheck(Part):
     """One comparison of two forms of a model."""
 
     name: str
-    """What was compared, e.g. 'chunkwise = parallel' or 'decode = prefill'."""
+    """The two forms, such as 'chunkwise = parallel' or 'decode = prefill'."""
     length: int
-    """Tokens."""
+    """Number of tokens."""
     error: AnyFloat
-    """max |difference| of the logits over the root mean square of the reference; in two bytes that of a head of a
-    mixer, as a vector, from the same inputs."""
+    """max |difference| of the logits over the root mean square of the reference; in 16-bit dtypes that of a mixer's
+    head outputs, as vectors, from the same inputs."""
     limit: FiniteFloat
 
     @property
     def passed(self) -> bool:
-        """Whether the error is finite and within the limit."""
+        """True where the error is finite and within the limit."""
         return self.error <= self.limit
 
 
 class Gate(Part):
-    """The equality checks that were run before anything was timed."""
+    """Equivalence check of a model's forms, which runs before anything is timed."""
 
     passed: bool
     dtype: str
@@ -166,11 +180,11 @@ class Gate(Part):
 
 
 class Ceilings(Part):
-    """What the device reached in the same process, just before the cells were measured."""
+    """Performance that the device reached in the same process, just before the cells were measured."""
 
     read_bandwidth_bytes_per_s: FiniteFloat
     matmul_flops_per_s: FiniteFloat
-    """In the dtype of the cell."""
+    """FLOP/s of matrix products in the dtype of the cell."""
 
 
 class Record(Part):
@@ -182,20 +196,20 @@ class Record(Part):
     profile: str
     cell_id: str
     """Hash of the cell's full configuration."""
-    pair_id: str
-    """Hash of all models of the experiment: cells with one pair_id may be compared."""
+    pair_id: str | None = None
+    """Hash of all models of the experiment; only records of schema versions 1 and 2 have it."""
     round: int = Field(ge=0)
     started_at: str
-    """UTC, ISO 8601."""
+    """Time in UTC, ISO 8601."""
     status: Status
     error: str | None = None
     model: ModelInfo
     workload: str
     point: Point
     settings: dict[str, Any]
-    """The rest of the cell: dtype, device, threads, seed, warm-up, steps, graph."""
+    """Settings of the cell: dtype, device, threads, seed, warm-up, steps, graph."""
     backend: dict[str, str | int | float | bool]
-    """What ran, as the code that ran it says."""
+    """Executed backend, as the code that ran reports it."""
     environment: dict[str, Any]
     ceilings: Ceilings | None = None
     gate: Gate | None = None
@@ -205,16 +219,27 @@ class Record(Part):
     absent: dict[str, str] = Field(default_factory=dict)
     """Metrics that are not defined here, each with the reason."""
     command: str
-    """The command line that makes this record again."""
+    """Command line that repeats the measurement."""
+
+
+_NOT_COMPUTING = frozenset({"retbench", "nvidia-ml-py"})
+"""Versions that change no number: retbench has a code revision, and nvidia-ml-py only reads counters of the GPU."""
+
+
+def computing_versions(environment: Mapping[str, Any]) -> dict[str, str]:
+    """Return the versions of Python and of every library that could change a number; empty where none is recorded."""
+    stated = environment.get("versions")
+    versions = stated if isinstance(stated, dict) else {}
+    return {name: str(version) for name, version in sorted(versions.items()) if name not in _NOT_COMPUTING}
 
 
 def utc_now() -> str:
-    """The time as records state it: UTC, ISO 8601, whole milliseconds."""
+    """Return the time as records state it: UTC, ISO 8601, whole milliseconds."""
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def record_schema() -> dict[str, Any]:
-    """The JSON Schema of a record; `record.schema.json` beside this file holds the same."""
+    """Return the JSON Schema of a record, which `record.schema.json` holds too."""
     schema = Record.model_json_schema()
     schema["properties"]["schema_version"]["enum"] = list(READABLE_VERSIONS)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
@@ -223,12 +248,11 @@ def record_schema() -> dict[str, Any]:
 def append_record(path: Path, record: Record) -> None:
     """Append one record and return when it is on the disk.
 
-    A torn last line, left by a process that died while writing, is ended first, so that it damages nothing
-    else.
-    Called by one process at a time for a file (the runner gives every run a file of its own).
+    A torn last line, left by a process that died while writing, is ended first, so that it damages nothing else. Only
+    one process at a time may write to a file; the runner uses a new file for every run.
 
     Raises:
-        StorageError: the disk is full or the file cannot be written; what was in it is unharmed.
+        StorageError: the disk is full or the file cannot be written; its earlier content is intact.
     """
     line = record.model_dump_json().encode() + b"\n"
     try:
@@ -258,10 +282,11 @@ def _last_byte(descriptor: int, size: int) -> bytes:
 
 
 def read_records(root: Path) -> tuple[list[Record], list[str]]:
-    """All records in a file or below a folder, and a sentence for every line that could not be read.
+    """Read all records in a file or below a folder.
 
     Returns:
-        Records in the order of their files' names and lines; problems, each naming file, line and cause.
+        Records in the order of file names and lines; and a sentence for every line that could not be read, with file,
+        line and cause.
     """
     records: list[Record] = []
     problems: list[str] = []
@@ -281,18 +306,17 @@ def read_records(root: Path) -> tuple[list[Record], list[str]]:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """The non-empty lines of a file with their numbers, from 1."""
+    """Yield the non-empty lines of a file with their numbers, from 1."""
     for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
         if line.strip():
             yield number, line
 
 
 def parse_record(line: str | bytes) -> Record:
-    """One line of a record file.
+    """Parse one line of a record file.
 
     Raises:
-        RecordError: the line is torn, of another schema version, or does not fit the schema; the message says
-            which.
+        RecordError: the line is torn, of another schema version, or does not fit the schema.
     """
     try:
         raw = json.loads(line if isinstance(line, str) else line.decode("utf-8"))

@@ -11,8 +11,7 @@ from itertools import product
 from statistics import median
 from typing import Any
 
-from retbench.records.record import Record
-from retbench.records.versions import computing_versions
+from retbench.records.record import Record, computing_versions
 from retbench.regress.items import MeasurementPoint
 from retbench.regress.record_sets import RecordSet, point_of
 from retbench.report.doubts import excessive_load, has_company, number_at, was_held_down

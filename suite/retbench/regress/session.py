@@ -17,7 +17,7 @@ from queue import SimpleQueue
 from retbench import errors
 from retbench.errors import ConfigError, GateError, NotComparableError, RetbenchError, StorageError
 from retbench.measure.environment import worker_environment
-from retbench.planning.cells import Cell, Subject, pair_ids
+from retbench.planning.cells import Cell, ModelUnderTest
 from retbench.planning.plan import Plan
 from retbench.records.record import Gate, Record, parse_record
 from retbench.regress.comparability import FactDifference, key_differences
@@ -174,7 +174,7 @@ class InterleavedSession:
                         raise
                     raise NotComparableError(f"The base cannot be measured. {error}") from error
 
-    def _prepare(self, side: SessionSide, subject: Subject) -> None:
+    def _prepare(self, side: SessionSide, subject: ModelUnderTest) -> None:
         """Run the equivalence check and stream the states of one subject on one side."""
         todo = self._cells_of(subject)
         with self._worker(side, "prepare", todo) as worker:
@@ -243,7 +243,7 @@ class InterleavedSession:
         point = self._point(cell)
         return point in points and not any(point in side.failed for side in self.sides)
 
-    def _cells_of(self, subject: Subject) -> list[Cell]:
+    def _cells_of(self, subject: ModelUnderTest) -> list[Cell]:
         return [cell for cell in self._plan.cells if cell.subject.label == subject.label]
 
     def _point(self, cell: Cell) -> MeasurementPoint:
@@ -321,13 +321,12 @@ def _run_info(plan: Plan, revision: Revision, run_id: str) -> protocol.RunInfo:
         run_id=run_id,
         experiment=plan.experiment.name,
         profile=plan.profile_name,
-        pair_ids=pair_ids(plan.subjects),
         command=plan.command,
         code_revision=revision.code,
     )
 
 
-def _require_equivalence(side: SessionSide, subject: Subject, gate: Gate) -> None:
+def _require_equivalence(side: SessionSide, subject: ModelUnderTest, gate: Gate) -> None:
     """Raise GateError where the execution modes of a model disagree: no time may be reported for it."""
     wrong = [check for check in gate.checks if not check.passed]
     failed = [f"{one.name} at {one.length} tokens: {one.error:.3g}" for one in wrong]

@@ -13,8 +13,7 @@ from typing import Any
 import pandas as pd
 
 from retbench.errors import RecordError
-from retbench.records.record import Documents, Record, read_records
-from retbench.records.versions import computing_versions
+from retbench.records.record import Documents, Record, computing_versions, read_records
 
 _TEXT, _COUNT, _NUMBER, _MOMENT = "string", "Int64", "float64", "datetime64[us, UTC]"
 
@@ -87,7 +86,7 @@ class ComparableSet:
     python_version: str | None
     library_versions: str | None
     """Of every other library that could move a number: numpy 2.4.1, triton 3.6.0."""
-    pair_id: str
+    pair_id: str | None
 
 
 def load_results(root: Path) -> Results:

@@ -39,7 +39,7 @@ _COLUMNS = [
 
 def draw_figure6(scenes: Sequence[Scene]) -> list[Drawing]:
     """The paper's Figure 6 of each pair of models, with as many of its panels as there are records for."""
-    pairs: dict[str, list[Scene]] = {}
+    pairs: dict[str | None, list[Scene]] = {}
     for scene in scenes:
         pairs.setdefault(scene.records[0].pair_id, []).append(scene)
     found = [_panels(pair) for pair in pairs.values()]

@@ -13,7 +13,7 @@ from retbench.records.record import Gate, Status, append_record, utc_now
 from retbench.run import events, resume
 from retbench.run.protocol import RunInfo
 from retbench.run.recording import Outcome, Surroundings, make_record
-from retbench.workloads import FINDS_BATCH
+from retbench.workloads.workload import find_workload
 
 Pair = tuple[str, int]
 """A cell_id and a round."""
@@ -112,7 +112,7 @@ class Ledger:
         cells = [cell for cell in self.plan.cells if cell.subject.label == label]
         random.Random(f"{self.plan.profile.seed}/{round_number}/{label}").shuffle(cells)
         pending = [cell for cell in cells if (cell.cell_id, round_number) in self._pending]
-        return [cell for cell in pending if cell.workload not in FINDS_BATCH] or pending[:1]
+        return [cell for cell in pending if not find_workload(cell.workload).finds_batch] or pending[:1]
 
     def subject_order(self, round_number: int) -> list[str]:
         """The labels of subjects that have something left in a round, shuffled by seed and round."""

@@ -14,7 +14,7 @@ from retbench.strict import Strict
 
 Task = Literal["prepare", "measure", "serve", "ceilings"]
 
-VERSION = 1
+VERSION = 2
 """Of what is said here: two revisions whose versions differ cannot be measured in turn by one runner."""
 
 CELL_MARK = b"retbench: the next cell"
@@ -30,11 +30,11 @@ class RunInfo(Strict):
     run_id: str
     experiment: str
     profile: str
-    pair_ids: dict[str, str]
-    """By the fingerprint of a model; see `cells.pair_ids`."""
     command: str
     code_revision: str
-    """Of the runner; a worker that finds another one is not measuring the same thing."""
+    """Code revision of the runner; a worker that finds another one does not measure the same thing."""
+    codes: dict[str, dict[str, str]] = Field(default_factory=dict)
+    """The runner's hashes of the code of model and workload, by cell_id; see `recording.code_of_cell`."""
 
 
 class Job(Strict):

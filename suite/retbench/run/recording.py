@@ -1,4 +1,4 @@
-"""Builds records: what is known of a cell and its run, around what was measured or why it was not."""
+"""Records of cells: what was measured or why it was not, with the facts of the cell, the run and the process."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -7,11 +7,12 @@ from retbench.architectures import costs
 from retbench.planning.cells import Cell
 from retbench.records.record import Ceilings, Documents, Gate, Metric, ModelInfo, Record, Series, Status
 from retbench.run.protocol import RunInfo
+from retbench.workloads.workload import code_of_parts
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of measuring one cell in one round."""
+    """Result of measuring one cell in one round."""
 
     status: Status
     started_at: str
@@ -22,12 +23,12 @@ class Outcome:
     absent: dict[str, str] = field(default_factory=dict)
     backend: dict[str, str | int | float | bool] = field(default_factory=dict)
     device_facts: dict[str, Any] = field(default_factory=dict)
-    """How the device fared meanwhile; goes into the environment."""
+    """State of the device during the measurement; goes into the environment."""
 
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What the records of one worker have in common."""
+    """Parts that all records of one worker share."""
 
     environment: dict[str, Any]
     gate: Gate | None = None
@@ -37,13 +38,12 @@ class Surroundings:
 def make_record(
     run: RunInfo, cell: Cell, round_number: int, outcome: Outcome, surroundings: Surroundings
 ) -> Record:
-    """The record of one cell in one round."""
+    """Make the record of one cell in one round."""
     return Record(
         run_id=run.run_id,
         experiment=run.experiment,
         profile=run.profile,
         cell_id=cell.cell_id,
-        pair_id=run.pair_ids[cell.model.fingerprint],
         round=round_number,
         started_at=outcome.started_at,
         status=outcome.status,
@@ -58,7 +58,7 @@ def make_record(
             **(cell.evaluation.model_dump() if cell.evaluation else {}),
         },
         backend=outcome.backend,
-        environment={**surroundings.environment, **outcome.device_facts},
+        environment={**surroundings.environment, **code_of_cell(cell), **outcome.device_facts},
         ceilings=surroundings.ceilings,
         gate=surroundings.gate,
         metrics=outcome.metrics,
@@ -70,7 +70,7 @@ def make_record(
 
 
 def _model_info(cell: Cell) -> ModelInfo:
-    """The model of a cell as records describe it."""
+    """Describe the model of a cell as records do."""
     return ModelInfo(
         name=cell.model_name,
         architecture=cell.model.architecture,
@@ -81,3 +81,8 @@ def _model_info(cell: Cell) -> ModelInfo:
         config=cell.model.model_dump(),
         weights=cell.subject.weights.info if cell.subject.weights else None,
     )
+
+
+def code_of_cell(cell: Cell) -> dict[str, str]:
+    """Return the hashes of the source that only the model, and only the workload, of a cell runs."""
+    return code_of_parts(cell.model, cell.workload)

@@ -1,61 +1,65 @@
-"""What is on disk already and need not be measured again."""
+"""Identity of measurements, and what is on disk already and need not be measured again."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from retbench.records.record import Record, Status, read_records
-from retbench.records.versions import computing_versions
+from retbench.measure import environment
+from retbench.planning.cells import Cell
+from retbench.records.record import Record, Status, computing_versions, read_records
+from retbench.run.recording import code_of_cell
 
 FINAL: frozenset[Status] = frozenset({"ok", "oom"})
-"""Outcomes that the same code on the same machine would only repeat. The others are tried again: what was not supported
-may be there since, a package or the data of a task."""
+"""Outcomes that the same code on the same machine would only repeat. The others are tried again: a package or the data
+of a task may have become available since."""
 
 
-@dataclass(frozen=True)
-class Identity:
-    """What must be the same for an old record to stand for a new measurement."""
-
-    machine: str
-    code_revision: str
-    versions: Mapping[str, str]
-    """Of Python and of every library that could move a number."""
+Identity = dict[str, object]
+"""Everything that must agree before an old record is taken for a new measurement of its cell: the machine, the code
+that all cells, the model and the workload run, and the versions of all libraries that could change a number."""
 
 
-def identity_of(record: Record) -> Identity | None:
-    """The identity that a record states; None where it states none."""
-    environment = record.environment
-    try:
-        return Identity(environment["machine"], environment["code_revision"], computing_versions(environment))
-    except KeyError:
-        return None
+def identity_of(record: Record) -> Identity:
+    """Return the identity that a record states; records before version 3 lack parts of it, which are None here."""
+    return _identity(record.environment)
 
 
-def finished_pairs(
-    folder: Path, identity: Identity, pair_ids: Mapping[str, str]
-) -> dict[tuple[str, int], Status]:
-    """Every (cell_id, round) in the record files of `folder` that a run need not measure again: its status.
+def identities_here(cells: Sequence[Cell]) -> dict[str, Identity]:
+    """Return the identity that a record of each cell would have if it were measured here and now, by cell_id."""
+    facts = {
+        "machine": environment.machine_name(cells[0].settings.device),
+        "code_revision": environment.code_revision(),
+        "versions": environment.library_versions(),
+    }
+    return {cell.cell_id: _identity(facts | code_of_cell(cell)) for cell in cells}
 
-    A record made beside other models does not count: no table would show it beside these. Lines that cannot be read
-    (torn, or of another schema) count as not there.
+
+def _identity(facts: Mapping[str, Any]) -> Identity:
+    names = ("machine", "code_revision", "model_code", "workload_code")
+    return {name: facts.get(name) for name in names} | {"versions": computing_versions(facts)}
+
+
+def finished_pairs(folder: Path, identities: Mapping[str, Identity]) -> dict[tuple[str, int], Status]:
+    """Return the status of every (cell_id, round) in the record files of `folder` that need not be measured again.
+
+    Lines that cannot be read (torn, or of another schema) do not count.
 
     Args:
-        folder: Where the records of the experiment lie.
-        identity: What a record made here and now would state.
-        pair_ids: The pair_id that it would get, by its cell_id.
+        folder: Where the records of the experiment are.
+        identities: The identity that a new record would have, by cell_id.
     """
     records, _ = read_records(folder)
     return {
         (record.cell_id, record.round): record.status
         for record in records
         if record.status in FINAL
-        and identity_of(record) == identity
-        and pair_ids.get(record.cell_id) == record.pair_id
+        and record.cell_id in identities
+        and identity_of(record) == identities[record.cell_id]
     }
 
 
 def recorded_status(path: Path, cell_id: str, round_number: int) -> Status | None:
-    """Status of the latest record of a (cell, round) in one file; None without one."""
+    """Return the status of the latest record of a (cell, round) in one file; None without one."""
     if not path.exists():
         return None
     records, _ = read_records(path)

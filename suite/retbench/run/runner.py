@@ -17,11 +17,9 @@ from retbench import errors
 from retbench.errors import RetbenchError
 from retbench.files import check_writable
 from retbench.measure import environment
-from retbench.planning import cells
 from retbench.planning.cells import Cell
 from retbench.planning.plan import Plan
 from retbench.records.record import Gate
-from retbench.records.versions import computing_versions
 from retbench.run import events
 from retbench.run.events import Observer, RunResult
 from retbench.run.interrupts import Interrupted, catch_signals
@@ -42,8 +40,9 @@ from retbench.run.protocol import (
     Streamed,
     Task,
 )
-from retbench.run.resume import Identity, finished_pairs
-from retbench.workloads import STREAMED
+from retbench.run.recording import code_of_cell
+from retbench.run.resume import finished_pairs, identities_here
+from retbench.workloads.workload import find_workload
 
 STATES_FOLDER = ".states"
 _LOCK_POLL_S = 0.5
@@ -104,17 +103,16 @@ class _Waiting:
 
 def _run_locked(plan: Plan, out: Path, fresh: bool, observer: Observer, inbox: Inbox) -> RunResult:
     """The run, once no other is measuring."""
-    identity = identity_here(plan)
-    folder = out / identity.machine / plan.experiment.name
+    folder = out / environment.machine_name(plan.settings.device) / plan.experiment.name
     run = RunInfo(
         run_id=f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}",
         experiment=plan.experiment.name,
         profile=plan.profile_name,
-        pair_ids=cells.pair_ids(plan.subjects),
         command=plan.command,
-        code_revision=identity.code_revision,
+        code_revision=environment.code_revision(),
+        codes={cell.cell_id: code_of_cell(cell) for cell in plan.cells},
     )
-    done = {} if fresh else finished_pairs(folder, identity, plan.pair_ids)
+    done = {} if fresh else finished_pairs(folder, identities_here(plan.cells))
     ledger = Ledger(plan, run, folder / f"{run.run_id}.jsonl", done, observer)
     ledger.tell(events.Planned(ledger.progress, ledger.skipped.total(), run.run_id))
     if ledger.skipped.total() < ledger.total:
@@ -130,15 +128,6 @@ def _run_locked(plan: Plan, out: Path, fresh: bool, observer: Observer, inbox: I
     result = ledger.result(interrupted=interrupted)
     ledger.tell(events.Finished(result, ledger.progress))
     return result
-
-
-def identity_here(plan: Plan) -> Identity:
-    """What records of this plan, measured here and now, will state of machine, code and libraries."""
-    return Identity(
-        environment.machine_name(plan.settings.device),
-        environment.code_revision(),
-        computing_versions({"versions": environment.library_versions()}),
-    )
 
 
 class _Sweep:
@@ -199,7 +188,7 @@ class _Sweep:
                         ledger.refuse([todo[index] for index in indices], status, error)
                     case Death(status=status, reason=reason):
                         self._take_death(name, worker.pid, reason)
-                        blamed = [cell for cell in todo if cell.workload in STREAMED] if streaming else todo
+                        blamed = [cell for cell in todo if _starts_from_state(cell) or not streaming]
                         if status == "oom" and not streaming:  # the gate holds more than any cell does
                             status, reason = "unsupported", f"before any cell of '{name}' was tried, {reason}"
                         ledger.refuse(blamed, status, reason)
@@ -269,3 +258,7 @@ class _Sweep:
                 self._ledger.environment = facts
             case Failed(kind=kind, message=text):
                 raise getattr(errors, kind)(text)
+
+
+def _starts_from_state(cell: Cell) -> bool:
+    return find_workload(cell.workload).starts_from_state

@@ -38,10 +38,10 @@ from retbench.run.protocol import (
     Streamed,
     Visit,
 )
-from retbench.run.recording import Outcome, Surroundings, make_record
-from retbench.workloads import STREAMED, load_workload
-from retbench.workloads.context import Context, Measurement
+from retbench.run.recording import Outcome, Surroundings, code_of_cell, make_record
+from retbench.workloads.context import Context
 from retbench.workloads.states import StateStore, is_streamed, stream_states
+from retbench.workloads.workload import Measurement, find_workload
 
 Tell = Callable[[Message], None]
 
@@ -82,15 +82,32 @@ def do_task(job: Job, tell: Tell, visits: Iterator[Visit]) -> None:
             f"the source of retbench changed during the run, from {job.run.code_revision} to "
             f"{facts['code_revision']}. What was measured is kept; run the same command again."
         )
+    _check_codes(job)
     match job.task:
         case "ceilings":
             tell(Measured(ceilings=measure_ceilings(device, dtype)))
         case "prepare":
-            _prepare(job, device, StateStore(job.states_dir, job.run.code_revision), tell)
+            _prepare(job, device, _store(job), tell)
         case "measure":
             _measure(job, device, Surroundings(facts, job.gate), tell)
         case "serve":
             _serve(job, device, Surroundings(facts, job.gate), tell, visits)
+
+
+def _check_codes(job: Job) -> None:
+    """Refuse to measure where the source of a model or workload has changed since the run began."""
+    for cell in job.cells:
+        code = code_of_cell(cell)
+        if code != job.run.codes.get(cell.cell_id, code):
+            raise RetbenchError(
+                f"the source of '{cell.model_name}' or of workload '{cell.workload}' changed during the run. What was "
+                "measured is kept; run the same command again."
+            )
+
+
+def _store(job: Job) -> StateStore:
+    """Return the store of streamed states that the job's code and model leave."""
+    return StateStore(job.states_dir, f"{job.run.code_revision} {code_of_cell(job.cells[0])['model_code']}")
 
 
 def _build(job: Job, device: torch.device) -> Decoder:
@@ -131,7 +148,9 @@ def _prepare(job: Job, device: torch.device, store: StateStore, tell: Tell) -> N
     tell(Checked(gate=gate))
     if not gate.passed or not is_streamed(model):
         return
-    decoding = tuple(index for index, cell in enumerate(job.cells) if cell.workload in STREAMED)
+    decoding = tuple(
+        index for index, cell in enumerate(job.cells) if find_workload(cell.workload).starts_from_state
+    )
     if decoding:
         _stream(job, model, decoding, store, tell)
 
@@ -248,7 +267,7 @@ def _set_up(job: Job, device: torch.device, surroundings: Surroundings, tell: Te
     except Exception as error:
         tell(_refusal(tuple(range(len(job.cells))), error))
         return None
-    store = StateStore(job.states_dir, job.run.code_revision)
+    store = _store(job)
     return _Bench(job, model, device, replace(surroundings, ceilings=ceilings), store, tell)
 
 
@@ -279,7 +298,7 @@ def _measure_cell(context: Context, records_path: Path) -> Outcome:
     watch = DeviceWatch(context.device)
     try:
         with watch:
-            found = load_workload(context.cell.workload)(context)
+            found = find_workload(context.cell.workload).run(context)
         documents = _store_documents(found, context.cell, records_path)
     except StorageError:
         raise

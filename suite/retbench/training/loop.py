@@ -16,7 +16,6 @@ from retbench.data.batches import Batches
 from retbench.files import write_atomic
 from retbench.models.build import build_model
 from retbench.models.decoder import Decoder
-from retbench.planning import cells
 from retbench.records.record import utc_now
 from retbench.training import snapshots
 from retbench.training.events import CurvePoint, Noted, Notify, PointAdded
@@ -110,7 +109,7 @@ class Trainer:
             device=self.device,
             seed=run.seed,
             backend=entry.backend,
-            chunk_size=cells.chunk_size(entry),
+            chunk_size=entry.chunk_size,
         )
         make_contiguous(self.model)
         self.model.activation_checkpointing = plan.profile.activation_checkpointing

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from retbench.config.training import Recipe
-from retbench.data.packed import PackedTokens
+from retbench.data.packing import PackedTokens
 from retbench.errors import ConfigError, DivergedError
 from retbench.models.decoder import Decoder
 from retbench.ops.linear import Linear

@@ -156,7 +156,8 @@ class TrainingPlan:
             self.config(run),
             spec.batch_size,
             spec.seq_len,
-            cells.form_chunk(entry.backend, cells.chunk_size(entry)),
+            entry.backend,
+            entry.chunk_size,
             recomputed=self.profile.activation_checkpointing,
         )
         return run.num_steps * step
@@ -167,7 +168,7 @@ class TrainingPlan:
         return {
             "model": self.config(run).model_dump(mode="json"),
             "backend": entry.backend,
-            "chunk_size": cells.chunk_size(entry),
+            "chunk_size": self.config(run).chunk_size(entry.backend, entry.chunk_size),
             "seed": run.seed,
             "num_steps": run.num_steps,
             "learning_rate": run.learning_rate,

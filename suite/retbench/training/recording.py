@@ -15,7 +15,6 @@ from retbench.architectures import costs
 from retbench.errors import RecordError, StorageError
 from retbench.files import write_atomic
 from retbench.measure.environment import describe_environment
-from retbench.planning import cells
 from retbench.records.record import (
     Metric,
     ModelInfo,
@@ -30,6 +29,7 @@ from retbench.records.record import (
 from retbench.training.events import CurvePoint, Tuning
 from retbench.training.loop import Trainer, TrainerState
 from retbench.training.plan import TrainingPlan, TrainingRun
+from retbench.workloads.workload import code_of_parts
 
 Facts = dict[str, str | int | float | bool]
 WORKLOAD = "training_run"
@@ -76,7 +76,6 @@ class Recorder:
             experiment=plan.experiment.name,
             profile=plan.profile_name,
             cell_id=_cell_id(plan, run),
-            pair_id=cells.pair_id({name: plan.models[name, run.size] for name in plan.model_names}),
             round=0,
             started_at=state.started_at,
             status="ok" if error is None else "failed",
@@ -88,7 +87,7 @@ class Recorder:
             ),
             settings=_settings(plan),
             backend=_executed_backend(plan, run, trainer, tuning),
-            environment=self.environment,
+            environment=self.environment | code_of_parts(plan.config(run), WORKLOAD),
             metrics=_metrics(plan, state),
             series=_series(state.curve),
             absent={} if state.curve else {"validation_loss_nats": "the run ended before it was scored"},
@@ -112,8 +111,9 @@ class Recorder:
         record = _read(folder)
         if record is None or record.status != "failed" or record.cell_id != _cell_id(self._plan, run):
             return None
-        same_code = record.environment["code_revision"] == self.environment["code_revision"]
-        return record if same_code else None
+        now = self.environment | code_of_parts(self._plan.config(run), WORKLOAD)
+        names = ("code_revision", "model_code", "workload_code")
+        return record if all(record.environment.get(name) == now[name] for name in names) else None
 
     def adopt(self, folder: Path, run: TrainingRun, tuning: Tuning | None) -> None:
         """Change the record copied from a run of the grid to that of the equal final run."""
@@ -190,7 +190,8 @@ def _executed_backend(plan: TrainingPlan, run: TrainingRun, trainer: Trainer, tu
         "world_size": plan.world_size,
         **_run_facts(plan, run, tuning),
     }
-    chunk = cells.chunk_size(plan.entry(run))
+    entry = plan.entry(run)
+    chunk = plan.config(run).chunk_size(entry.backend, entry.chunk_size)
     return facts if chunk is None else {**facts, "chunk_size": chunk}
 
 

@@ -1,55 +1,37 @@
-"""What a workload is given, and what it gives back."""
+"""What a workload is given to measure a cell with, and what several workloads measure alike."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from retbench.data import text
 from retbench.evaluation import PassProgress, ignore_progress
 from retbench.measure.clock import time_steps
+from retbench.measure.memory import MemoryUse, measure_memory
+from retbench.measure.power import CounterUnavailableError, measure_energy
 from retbench.models.decoder import Decoder
+from retbench.models.state import DecoderState
 from retbench.planning.cells import Cell
-from retbench.records.record import Ceilings, Metric, Series
-from retbench.workloads.repetition import MIN_CALLS, more_calls
+from retbench.records.record import Ceilings
+from retbench.workloads.metrics import ENERGY_METRICS, MIN_CALLS, counted, energy_metrics, more_calls
 from retbench.workloads.states import StateStore
-
-Notes = dict[str, str | int | float | bool]
-"""What ran, as records hold it."""
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """One cell measured in one round.
-
-    Attributes:
-        metrics: What was measured.
-        series: What was measured over a quantity of its own, such as the loss by position.
-        documents: Results of single documents, where quality is measured.
-        absent: What is not defined here, each with the reason.
-        backend: What ran, as the code that ran it says.
-    """
-
-    metrics: dict[str, Metric]
-    series: dict[str, Series] = field(default_factory=dict)
-    documents: tuple[dict[str, Any], ...] = ()
-    absent: dict[str, str] = field(default_factory=dict)
-    backend: Notes = field(default_factory=dict)
+from retbench.workloads.workload import Measurement, Notes
 
 
 @dataclass(frozen=True)
 class Context:
-    """Where a cell is measured.
+    """Everything that measuring a cell needs.
 
     Attributes:
         cell: The cell.
-        model: Its model, built and gated; other cells of this worker share it.
+        model: Its model, built and checked; other cells of this worker share it.
         device: Where the model is.
-        ceilings: What the device reached in this process.
+        ceilings: Bandwidth and FLOP/s that the device reached in this process.
         states: The streamed states of this run.
         data_dir: Where local data is looked for.
-        report: Told of every pass of an evaluation; what measures cost calls nothing while it is timed.
+        report: Called after every pass of an evaluation; workloads of cost call nothing while they are timed.
     """
 
     cell: Cell
@@ -60,14 +42,17 @@ class Context:
     data_dir: Path | None = None
     report: PassProgress = ignore_progress
 
-    def forget_what_ran(self) -> None:
-        """Empty `model.executed_backends()`."""
+    def reset_backend_log(self) -> None:
+        """Make `model.executed_backends()` report only what runs from here on."""
         self.model.set_backend(self.model.backend)
 
     def time_calls(
         self, call: Callable[[], object], before: Callable[[], object] = lambda: None
     ) -> list[float]:
-        """Seconds of each of several long calls, as often as `repetition` says; `before` is as in `time_steps`."""
+        """Return the seconds of each of several long calls.
+
+        A call is timed `MIN_CALLS` times and then as often as `more_calls` says; `before` is as in `time_steps`.
+        """
         settings = self.cell.settings
         samples = time_steps(
             call, before, device=self.device, warmup_s=settings.warmup_s, min_steps=MIN_CALLS
@@ -76,3 +61,43 @@ class Context:
         if more:
             samples += time_steps(call, before, device=self.device, warmup_s=0.0, min_steps=more)
         return samples
+
+    def read_tokens(self, num_tokens: int, *, start: int = 0) -> torch.Tensor:
+        """Read tokens (B, T) of real text for the batch, a different text for each sequence, from `start` on."""
+        return text.read_rows(self.cell.point.batch_size, num_tokens, start=start).to(self.device)
+
+    def backend_with(self, notes: Notes, state: DecoderState | None = None) -> Notes:
+        """Return the executed backend with notes, and with the capacity of the state's cache where it has one."""
+        found: Notes = {**self.model.executed_backends(), **notes}
+        if state is not None and state.capacity is not None:
+            found["kv_capacity"] = state.capacity
+        return found
+
+    def measure_energy(
+        self, step: Callable[[], object], *, step_s: float, tokens_per_step: int
+    ) -> Measurement:
+        """Repeat a step while the energy counter is read; without a counter the metrics are absent.
+
+        Args:
+            step: One step of the workload, with the same work at every call.
+            step_s: Seconds of one step.
+            tokens_per_step: Tokens that a step processes over all sequences.
+        """
+        try:
+            use = measure_energy(step, device=self.device, step_s=step_s)
+        except CounterUnavailableError as error:
+            return Measurement({}, absent=dict.fromkeys(ENERGY_METRICS, str(error)))
+        return Measurement(energy_metrics(use, tokens_per_step), backend={"energy_steps": use.num_steps})
+
+    def measure_memory(self, step: Callable[[], object]) -> tuple[MemoryUse, Measurement]:
+        """Measure the memory that a step uses; the peaks of the GPU's allocator are absent on a CPU."""
+        use = measure_memory(step, self.device)
+        peaks = {"device_peak_bytes": use.device_peak_bytes, "reserved_peak_bytes": use.reserved_peak_bytes}
+        found = {name: counted(value) for name, value in peaks.items() if value is not None}
+        absent = dict.fromkeys(peaks.keys() - found.keys(), "the device is a CPU")
+        return use, Measurement(found, absent=absent)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all parameters, without the few hundred of buffers (decay, rotary frequencies)."""
+        return sum(parameter.nbytes for parameter in self.model.parameters())

@@ -1,67 +1,68 @@
 """Time per output token at a depth: one step of one token for every sequence, the context being that deep.
 
-Every timed step starts from the same point. The state stands one token before the depth; ahead of each timed
-step, outside the clock, it returns there and takes one untimed step, which leaves in the processor's caches
-what continuous generation would; then the step at exactly that depth is timed. A compiled step belongs to its depth, so
-there the untimed step is the same step once more.
+Every timed step starts from the same point. The state stands one token before the depth. Ahead of each timed step,
+outside the clock, it returns there and takes one untimed step, which leaves the processor's caches as continuous
+generation would; then the step at exactly that depth is timed. A compiled step belongs to its depth, so its untimed
+step is the same step once more.
 
-A retention state is that of one sequence, repeated for the whole batch: returning to it takes a copy of one, so that
-a batch may be as large as the memory allows. The tokens fed are of a different text in every sequence.
+A retention state is that of one sequence, repeated for the whole batch: returning to it copies a single sequence, so
+that a batch may be as large as the memory allows. Every sequence is fed tokens of a different text.
 """
 
 from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
 
-import torch
-
-from retbench.data import text
 from retbench.errors import GateError
-from retbench.measure.clock import capture_graph, time_steps
-from retbench.measure.compiled import compile_step
-from retbench.models.equivalence import LIMITS, relative_error
-from retbench.models.state import DecoderState, Mark
-from retbench.workloads.context import Context, Measurement, Notes
-from retbench.workloads.energy import weigh_energy
-from retbench.workloads.metrics import decode_metrics
-from retbench.workloads.states import FILL_PREFILL_TOKENS, cache_scales, fill_caches, is_streamed
+from retbench.planning.cells import Cell
+from retbench.records.record import Ceilings
+from retbench.workloads import metrics
+from retbench.workloads.workload import Measurement, MetricSpec, Notes, Workload, without_gradients
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from retbench.models.state import DecoderState, Mark
+    from retbench.workloads.context import Context
 
 Step = Callable[[], object]
 
 
-@torch.inference_mode()
-def measure(context: Context) -> Measurement:
-    """Seconds of at least `min_steps` decode steps at the cell's context length."""
+@without_gradients
+def measure(context: "Context") -> Measurement:
+    """Time at least `min_steps` decode steps at the cell's context length."""
+    from retbench.measure.clock import time_steps
+
     settings, point = context.cell.settings, context.cell.point
-    rows = text.read_rows(point.batch_size, 2, start=point.context_len - 1).to(context.device)
+    rows = context.read_tokens(2, start=point.context_len - 1)
     tokens = rows[:, :1].clone(), rows[:, 1:].clone()
     state, mark, notes = _start(context)
-    context.forget_what_ran()
-    depth = Mark(mark.position + 1)  # for the position alone
+    context.reset_backend_log()
+    depth = Mark(mark.position + 1)
     advance, step, step_notes = _make_steps(context, state, mark, tokens)
     samples = time_steps(
         step, advance, device=context.device, warmup_s=settings.warmup_s, min_steps=settings.min_steps
     )
-    metrics = decode_metrics(context.cell, samples, context.ceilings)
+    timed = metrics.decode_metrics(context.cell, samples, context.ceilings)
 
     def decode_on() -> None:
-        """One token more at the same depth; what a retention state holds goes on from token to token."""
+        """Decode one more token at the same depth; the values of a retention state evolve from token to token."""
         state.rewind(depth)
         step()
 
-    energy = weigh_energy(
-        context, decode_on, step_s=metrics["tpot_s"].value, tokens_per_step=point.batch_size
-    )
-    notes |= {**step_notes, "timed_steps": len(samples), **energy.notes}
-    if state.capacity is not None:
-        notes["kv_capacity"] = state.capacity
+    energy = context.measure_energy(decode_on, step_s=timed["tpot_s"].value, tokens_per_step=point.batch_size)
+    notes |= {**step_notes, "timed_steps": len(samples), **energy.backend}
     return Measurement(
-        metrics={**metrics, **energy.metrics},
+        metrics={**timed, **energy.metrics},
         absent=energy.absent,
-        backend={**context.model.executed_backends(), **notes},
+        backend=context.backend_with(notes, state),
     )
 
 
-def _start(context: Context) -> tuple[DecoderState, Mark, Notes]:
-    """The state that stands one token before the depth, how to return to it, and where its contents come from."""
+def _start(context: "Context") -> tuple["DecoderState", "Mark", Notes]:
+    """Return the state one token before the depth, the mark to return to, and where the contents come from."""
+    from retbench.workloads.states import FILL_PREFILL_TOKENS, cache_scales, fill_caches, is_streamed
+
     model, point, position = context.model, context.cell.point, context.cell.point.context_len - 1
     if is_streamed(model):
         single = model.init_state(1, 0)
@@ -69,7 +70,7 @@ def _start(context: Context) -> tuple[DecoderState, Mark, Notes]:
         state, mark = model.init_state(point.batch_size, 0), single.mark()
         repeated = ", one sequence repeated" if point.batch_size > 1 else ""
         return state, mark, {"state_source": f"streamed prefill of real text{repeated}"}
-    scales = cache_scales(model)  # first, because the prefill that it takes needs room of its own
+    scales = cache_scales(model)  # before the cache is allocated: its prefill needs memory too
     state = model.init_state(point.batch_size, point.context_len + 1)
     fill_caches(model, state, position, context.cell.settings.seed)
     notes: Notes = {
@@ -83,70 +84,50 @@ def _start(context: Context) -> tuple[DecoderState, Mark, Notes]:
 
 
 def _make_steps(
-    context: Context, state: DecoderState, mark: Mark, tokens: tuple[torch.Tensor, torch.Tensor]
+    context: "Context", state: "DecoderState", mark: "Mark", tokens: tuple["Tensor", "Tensor"]
 ) -> tuple[Step, Step, Notes]:
-    """The untimed step back to the depth, the timed one, and how they run."""
-    settings = context.cell.settings
+    """Return the untimed step back to the depth, the timed one, and notes on how they run.
+
+    A CUDA graph has its position built in, so each of the two steps has its own.
+    """
+    from retbench.measure.clock import capture_graph
+
+    settings, device = context.cell.settings, context.device
     notes: Notes = {"cuda_graph": settings.cuda_graph, "compile": settings.compile}
     if settings.compile:
         advance, step, found = _compiled_steps(context, state, mark, tokens)
         return advance, step, notes | found
-    make = _captured_steps if settings.cuda_graph else _eager_steps
-    return *make(context, state, mark, tokens), notes
+    lead: Step = partial(context.model, tokens[0], state)
+    step = partial(context.model, tokens[1], state)
+    if settings.cuda_graph:
+        depth = Mark(mark.position + 1)
+        lead = capture_graph(lead, device=device, before=lambda: state.rewind(mark))
+        step = capture_graph(step, device=device, before=lambda: state.rewind(depth))
 
-
-def _eager_steps(
-    context: Context, state: DecoderState, mark: Mark, tokens: tuple[torch.Tensor, torch.Tensor]
-) -> tuple[Step, Step]:
-    """The untimed step back to the depth, and the timed one."""
-    model, (lead, token) = context.model, tokens
-
-    def advance() -> None:
+    def lead_from_mark() -> None:
         state.rewind(mark)
-        model(lead, state)
+        lead()
 
-    def step() -> None:
-        model(token, state)
-
-    return advance, step
-
-
-def _captured_steps(
-    context: Context, state: DecoderState, mark: Mark, tokens: tuple[torch.Tensor, torch.Tensor]
-) -> tuple[Step, Step]:
-    """The same two steps as CUDA graphs; a position is fixed in each, so each belongs to its depth."""
-    model, (lead, token) = context.model, tokens
-    depth = Mark(mark.position + 1)  # for the position alone
-
-    def lead_step() -> None:
-        model(lead, state)
-
-    def timed_step() -> None:
-        model(token, state)
-
-    replay_lead = capture_graph(lead_step, device=context.device, before=lambda: state.rewind(mark))
-    replay = capture_graph(timed_step, device=context.device, before=lambda: state.rewind(depth))
-
-    def advance() -> None:
-        state.rewind(mark)
-        replay_lead()
-
-    return advance, replay
+    return lead_from_mark, step, notes
 
 
 def _compiled_steps(
-    context: Context, state: DecoderState, mark: Mark, tokens: tuple[torch.Tensor, torch.Tensor]
+    context: "Context", state: "DecoderState", mark: "Mark", tokens: tuple["Tensor", "Tensor"]
 ) -> tuple[Step, Step, Notes]:
-    """The timed step compiled, twice over, and how far it is from the eager one.
+    """Return the compiled step as untimed and as timed step, and its distance from the eager one.
 
     Raises:
-        GateError: its logits differ from the eager step's by more than the gate allows at this dtype.
+        GateError: its logits differ from the eager step's by more than the equivalence check allows at this dtype.
     """
+    from retbench.measure.clock import capture_graph
+    from retbench.measure.compiled import compile_step
+    from retbench.models.equivalence import LIMITS, relative_error
+
     model, (lead, token) = context.model, tokens
     state.rewind(mark)
     model(lead, state)
     depth = state.mark(1)
-    stay = Mark(depth.position)  # for the position alone
+    stay = Mark(depth.position)
     state.rewind(depth)
     eager = model(token, state)
     state.rewind(depth)
@@ -166,3 +147,31 @@ def _compiled_steps(
         state.rewind(stay)  # a copy would leave the whole retention state in the processor's caches
 
     return advance, step, {"compile_error": error, "compile_s": compiled.seconds}
+
+
+def estimate(cell: Cell, ceilings: Ceilings) -> float:
+    """Estimate the seconds of a cell in one round."""
+    settings, step_s = cell.settings, metrics.estimated_step_seconds(cell, ceilings)
+    steps_s = settings.warmup_s + 2 * (settings.min_steps + 1) * step_s
+    return steps_s + metrics.estimated_energy_seconds(cell, step_s)
+
+
+WORKLOAD = Workload(
+    name="decode",
+    title="Decode latency",
+    kind="cost",
+    metrics=(
+        MetricSpec("tpot_s", "time per token", True, has_interval=True, better="faster"),
+        metrics.TOKENS_PER_S,
+        metrics.ROOFLINE,
+        MetricSpec("bandwidth_ratio", "% of bandwidth"),
+        MetricSpec("bytes_per_step", "bytes per step", True),
+        *metrics.ENERGY,
+    ),
+    quantity="time per output token",
+    measure=measure,
+    estimate=estimate,
+    order=1,
+    starts_from_state=True,
+    compiles=True,
+)

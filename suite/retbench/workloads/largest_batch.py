@@ -1,40 +1,71 @@
 """The largest batch whose decode step at a depth fits into the memory, found by trying.
 
-A trial allocates a whole state with room for one token more than the depth and takes a step at that depth; then it is
-let go. The batch is doubled until one does not fit, then the gap is halved until it is narrow enough. Nothing is timed,
-and the state holds zeros: what is in it does not change how many bytes a step needs. The number of sequences of the
-cell's point is 1: the batch is what is found, not what is asked for.
+A trial allocates a whole state with room for one token more than the depth, takes a step at that depth and frees the
+state. The batch is doubled until one does not fit, then bisected until the gap is narrow enough. Nothing is timed, and
+the state holds zeros: its contents do not change how many bytes a step needs. The batch size of the cell's point is 1:
+the batch is found, not given.
 
-The memory is `memory_limit_bytes`, or without one all of a CUDA device that is free. On a CPU there is no end to it
-that could be tried in safety, so there the limit must be set. The closed form is given what libraries leave of it, for
-matrix products keep buffers of their own: `available_bytes`, as it is before the first trial that does not fit, for
-the C library holds on to some of what such a trial had. So each of these cells has a worker of its own, and nothing is
-timed in it. It is measured in one round only: it counts, and would count the same again.
+The memory is `memory_limit_bytes`, or without a limit all that is free on a CUDA device. On a CPU it cannot be filled
+safely, so the limit must be set there. The analytical batch is computed from what libraries leave, because matrix
+products keep buffers: `available_bytes`, taken before the first trial that does not fit, because the C library keeps
+some of the memory of such a trial. So each of these cells has its own worker, and nothing is timed in it. One round is
+enough: another would count the same.
 """
 
-import gc
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Self
 
-import torch
+from pydantic import model_validator
 
 from retbench.architectures import costs
+from retbench.config.evaluation import GridSpec
 from retbench.errors import UnsupportedError
-from retbench.measure.limits import headroom_bytes, is_out_of_memory, return_freed_memory
-from retbench.records.record import Metric
-from retbench.workloads.context import Context, Measurement, Notes
-from retbench.workloads.metrics import counted
+from retbench.planning.cells import Cell
+from retbench.records.record import Ceilings, Metric
+from retbench.workloads.metrics import counted, estimated_step_seconds
+from retbench.workloads.workload import Measurement, MetricSpec, Notes, Workload, without_gradients
+
+if TYPE_CHECKING:
+    import torch
+
+    from retbench.workloads.context import Context
 
 RESOLUTION = 32
-"""The batch is found to one sequence, or to a part in so many of itself where it is larger than that."""
+"""The batch is found to one sequence, or to one part in so many where it is larger."""
+
+SEARCH_TRIALS = 8
+"""Estimated time of a search, in trials of the batch that it finds."""
+
+FIRST_WRITE = 15
+"""Estimated time of writing to memory for the first time on a CPU, in times of reading it."""
+
+SEARCH_START_S = 2.0
+"""Estimated time of starting the worker that each of these cells has."""
 
 
-def measure(context: Context) -> Measurement:
-    """The largest batch found beside the closed form's; MemoryError where not even one sequence fits."""
+class LargestBatchSpec(GridSpec):
+    """The table `largest_batch`: context lengths, without a batch size."""
+
+    @model_validator(mode="after")
+    def _finds_batch(self) -> Self:
+        if self.batch_size != (1,):
+            raise ValueError(
+                f"batch_size is {list(self.batch_size)} in workload 'largest_batch', which finds the batch size "
+                "itself; remove the field"
+            )
+        return self
+
+
+@without_gradients
+def measure(context: "Context") -> Measurement:
+    """Find the largest batch, with the analytical one beside it; MemoryError where not even one sequence fits."""
+    from retbench.measure.limits import return_freed_memory
+
     cell, settings = context.cell, context.cell.settings
     depth, weights = cell.point.context_len, costs.weight_bytes(cell.model, settings.dtype)
     before = _headroom_bytes(context)
     return_freed_memory()
-    context.forget_what_ran()
+    context.reset_backend_log()
     left: dict[int, int] = {}  # by batch: the bytes that may be taken after its trial
 
     def fits(batch_size: int) -> bool:
@@ -59,7 +90,7 @@ def measure(context: Context) -> Measurement:
             "memory_limit_bytes": counted(settings.memory_limit_bytes or weights + before),
             "available_bytes": counted(available),
         },
-        backend={**context.model.executed_backends(), **notes},
+        backend=context.backend_with(notes),
     )
 
 
@@ -67,27 +98,29 @@ def _sequences(count: int) -> Metric:
     return Metric(unit="count", value=count)
 
 
-def _headroom_bytes(context: Context) -> int:
-    """Bytes that state and workspace may take; UnsupportedError where there is no safe end to them."""
-    _let_go(context.device)
+def _headroom_bytes(context: "Context") -> int:
+    """Return the bytes that state and workspace may take; UnsupportedError where no limit keeps them safe."""
+    from retbench.measure.limits import headroom_bytes
+
+    _free_memory(context.device)
     headroom = headroom_bytes(context.device, context.cell.settings.memory_limit_bytes)
     if headroom is None:
         raise UnsupportedError(
-            "largest_batch on a CPU needs a limit of the memory, or the kernel would end some process for want of it. "
+            "largest_batch on a CPU needs a limit of the memory; without it the kernel would kill some process. "
             "Set memory_limit_bytes in the profile (--set memory_limit_bytes=1000000000)."
         )
     return headroom
 
 
 def find_largest(fits: Callable[[int], bool]) -> tuple[int, int]:
-    """The largest batch that fits, by doubling and then bisection.
+    """Find the largest batch that fits, by doubling and then bisection.
 
     Args:
-        fits: Whether a batch fits; taken to hold for every smaller one.
+        fits: Returns whether a batch fits; if one does, every smaller one is assumed to.
 
     Returns:
-        The largest batch that was seen to fit, 0 where 1 does not; and how many sequences more did not fit: 1, or at
-        most a part in `RESOLUTION`.
+        The largest batch that fitted, 0 where 1 does not; and how many sequences more did not fit: 1, or at most one
+        part in `RESOLUTION`.
     """
     low, high = 0, 1
     while fits(high):
@@ -98,8 +131,10 @@ def find_largest(fits: Callable[[int], bool]) -> tuple[int, int]:
     return low, high - low
 
 
-def _fits(context: Context, batch_size: int) -> bool:
-    """Whether a decode step of so many sequences at the cell's depth finds the memory that it needs."""
+def _fits(context: "Context", batch_size: int) -> bool:
+    """Return whether a decode step of so many sequences at the cell's depth finds the memory that it needs."""
+    from retbench.measure.limits import is_out_of_memory
+
     try:
         _step(context, batch_size)
     except Exception as error:
@@ -108,13 +143,14 @@ def _fits(context: Context, batch_size: int) -> bool:
         fitted = False
     else:
         fitted = True
-    _let_go(context.device)  # here, where no traceback holds the tensors of a step that failed
+    _free_memory(context.device)  # here, where no traceback holds the tensors of a step that failed
     return fitted
 
 
-@torch.inference_mode()
-def _step(context: Context, batch_size: int) -> None:
-    """One decode step at the cell's depth, all of its memory allocated and written to."""
+def _step(context: "Context", batch_size: int) -> None:
+    """Take one decode step at the cell's depth, with all of its memory allocated and written to."""
+    import torch
+
     depth = context.cell.point.context_len
     state = context.model.init_state(batch_size, depth + 1)
     state.position = depth
@@ -123,8 +159,41 @@ def _step(context: Context, batch_size: int) -> None:
         torch.cuda.synchronize(context.device)
 
 
-def _let_go(device: torch.device) -> None:
-    """Free what a trial left behind."""
+def _free_memory(device: "torch.device") -> None:
+    """Free what a measurement left behind."""
+    import gc
+
+    import torch
+
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
+
+
+def estimate(cell: Cell, ceilings: Ceilings) -> float:
+    """Estimate the seconds of a cell, whose batch size is the one expected to be found."""
+    point = cell.point
+    state = costs.state_bytes(cell.model, cell.settings.dtype, point.batch_size, point.context_len + 1)
+    filled_s = FIRST_WRITE * state / ceilings.read_bandwidth_bytes_per_s
+    return SEARCH_START_S + SEARCH_TRIALS * (filled_s + estimated_step_seconds(cell, ceilings))
+
+
+WORKLOAD = Workload(
+    name="largest_batch",
+    title="Largest batch",
+    kind="cost",
+    metrics=(
+        MetricSpec("largest_batch", "largest batch", False, better="more sequences"),
+        MetricSpec("largest_batch_step", "resolution"),
+        MetricSpec("expected_largest_batch", "analytical"),
+        MetricSpec("memory_limit_bytes", "memory limit"),
+        MetricSpec("available_bytes", "left by libraries"),
+    ),
+    quantity="largest batch that fits",
+    spec=LargestBatchSpec,
+    measure=measure,
+    estimate=estimate,
+    order=5,
+    one_round=True,
+    finds_batch=True,
+)

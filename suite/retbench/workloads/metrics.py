@@ -1,35 +1,61 @@
-"""Metrics of a cell from its samples: the arithmetic, without torch, so that made-up times can test it."""
+"""Arithmetic of the workloads, without torch: metrics of a cell from its samples, and estimates of its time."""
 
 from collections.abc import Sequence
 from statistics import median
 
 from retbench.architectures import costs
-from retbench.measure.power import EnergyUse
-from retbench.planning.cells import Cell
+from retbench.measure.power import UPDATE_S, WINDOW_S, EnergyUse
+from retbench.planning.cells import Cell, Settings
 from retbench.records.record import Ceilings, Metric
 from retbench.units import tokens_per_second
+from retbench.workloads.workload import MetricSpec
 
 ENERGY_METRICS = ("energy_per_token_j", "power_w")
-"""What `energy_metrics` gives, or, where there is no counter, what is absent."""
+"""Metrics that `energy_metrics` returns, and that are absent without an energy counter."""
+
+ENERGY = (
+    MetricSpec(
+        "energy_per_token_j", "energy per token", True, has_interval=True, optional=True, better="less energy"
+    ),
+    MetricSpec("power_w", "power", optional=True),
+)
+TOKENS_PER_S = MetricSpec("tokens_per_s", "tokens/s", False, has_interval=True, better="more throughput")
+ROOFLINE = MetricSpec("roofline_ratio", "% of roofline", has_interval=True)
+WEIGHTS = MetricSpec("weight_bytes", "weights", True)
+WORKSPACE = MetricSpec("workspace_bytes", "workspace", True)
+PROCESS_PEAK = MetricSpec("process_peak_bytes", "process, peak", True)
+
+MIN_CALLS = 3
+BUDGET_S = 0.5
+"""A long call is timed `MIN_CALLS` times, then as often as fits into so many seconds in all, up to `min_steps`."""
+
+EFFICIENCY = 0.5
+"""Estimated share of the roofline that a step or a prefill reaches."""
+
+
+def more_calls(samples: Sequence[float], min_steps: int) -> int:
+    """Return how many calls are timed beyond the first few, given how many seconds those took."""
+    fitting = int(BUDGET_S / median(samples))
+    return max(0, min(fitting, min_steps) - len(samples))
 
 
 def timed(samples: Sequence[float]) -> Metric:
-    """Seconds: the median of the samples, with every sample."""
+    """Return the median of the samples in seconds, with every sample."""
     return Metric(unit="s", value=median(samples), samples=tuple(samples))
 
 
 def counted(num_bytes: int) -> Metric:
-    """A number of bytes."""
+    """Return a number of bytes as a metric."""
     return Metric(unit="bytes", value=num_bytes)
 
 
 def decode_metrics(cell: Cell, samples: Sequence[float], ceilings: Ceilings) -> dict[str, Metric]:
-    """Metrics of decode steps at one depth.
+    """Return the metrics of decode steps at one depth.
 
     Args:
         cell: The cell; its context length is the depth.
         samples: Seconds of each step. A step gives every sequence of the batch one token.
-        ceilings: What the device reached.
+        ceilings: Bandwidth and FLOP/s that the device reached.
     """
     batch, depth = cell.point.batch_size, cell.point.context_len
     step = timed(samples)
@@ -48,17 +74,17 @@ def decode_metrics(cell: Cell, samples: Sequence[float], ceilings: Ceilings) -> 
 
 
 def prefill_flops(cell: Cell, batch_size: int, context_len: int) -> int:
-    """Operations of prompts in the form that a cell runs; the parallel form takes each segment as one chunk."""
+    """Return the FLOPs of prompts in the form that a cell runs."""
     return costs.prefill_flops(cell.model, batch_size, context_len, cell.backend, cell.chunk_size)
 
 
 def prefill_metrics(cell: Cell, samples: Sequence[float], ceilings: Ceilings) -> dict[str, Metric]:
-    """Metrics of whole prompts.
+    """Return the metrics of whole prompts.
 
     Args:
         cell: The cell; its context length is the prompt's.
         samples: Seconds of each call. A call processes the prompts of the whole batch.
-        ceilings: What the device reached.
+        ceilings: Bandwidth and FLOP/s that the device reached.
     """
     batch, length = cell.point.batch_size, cell.point.context_len
     call = timed(samples)
@@ -76,11 +102,11 @@ def prefill_metrics(cell: Cell, samples: Sequence[float], ceilings: Ceilings) ->
 
 
 def energy_metrics(use: EnergyUse, tokens_per_step: int) -> dict[str, Metric]:
-    """Metrics of a window of repeated steps.
+    """Return the metrics of a window of repeated steps.
 
     Args:
-        use: What they took, idle power included.
-        tokens_per_step: Tokens of one step, those of every sequence.
+        use: Energy and time of the window, idle power included.
+        tokens_per_step: Tokens of one step over all sequences.
     """
     per_token_j = use.energy_j / (use.num_steps * tokens_per_step)
     found = (Metric(unit="J", value=per_token_j), Metric(unit="W", value=use.power_w))
@@ -88,7 +114,7 @@ def energy_metrics(use: EnergyUse, tokens_per_step: int) -> dict[str, Metric]:
 
 
 def training_flops(cell: Cell) -> int:
-    """Operations of one training step of a cell, in the form that it runs."""
+    """Return the FLOPs of one training step of a cell, in the form that it runs."""
     batch, length, settings = cell.point.batch_size, cell.point.context_len, cell.settings
     recomputed = settings.activation_checkpointing
     return costs.training_flops(
@@ -97,12 +123,12 @@ def training_flops(cell: Cell) -> int:
 
 
 def training_metrics(cell: Cell, samples: Sequence[float], ceilings: Ceilings) -> dict[str, Metric]:
-    """Metrics of training steps.
+    """Return the metrics of training steps.
 
     Args:
         cell: The cell; its context length is that of each sequence.
         samples: Seconds of each step. A step learns from every token of the batch.
-        ceilings: What the device reached.
+        ceilings: Bandwidth and FLOP/s that the device reached.
     """
     step = timed(samples)
     num_tokens = cell.point.batch_size * cell.point.context_len
@@ -113,3 +139,28 @@ def training_metrics(cell: Cell, samples: Sequence[float], ceilings: Ceilings) -
         "flops_per_step": Metric(unit="FLOP", value=flops),
         "roofline_ratio": Metric(unit="ratio", value=flops / ceilings.matmul_flops_per_s / step.value),
     }
+
+
+def estimated_step_seconds(cell: Cell, ceilings: Ceilings) -> float:
+    """Estimate the time of one decode step at the cell's point."""
+    point = cell.point
+    num_bytes = costs.decode_bytes(cell.model, cell.settings.dtype, point.batch_size, point.context_len)
+    flops = costs.decode_flops(cell.model, point.batch_size, point.context_len)
+    at_best_s = max(num_bytes / ceilings.read_bandwidth_bytes_per_s, flops / ceilings.matmul_flops_per_s)
+    return at_best_s / EFFICIENCY
+
+
+def estimated_prefill_seconds(cell: Cell, batch_size: int, context_len: int, ceilings: Ceilings) -> float:
+    """Estimate the time of one prefill by the cell's model."""
+    return prefill_flops(cell, batch_size, context_len) / ceilings.matmul_flops_per_s / EFFICIENCY
+
+
+def estimated_calls_seconds(call_s: float, settings: Settings) -> float:
+    """Estimate the time of warming up and timing a long call."""
+    calls = MIN_CALLS + more_calls([call_s] * MIN_CALLS, settings.min_steps)
+    return max(settings.warmup_s, call_s) + calls * call_s
+
+
+def estimated_energy_seconds(cell: Cell, step_s: float) -> float:
+    """Estimate the time of repeating a step to measure its energy; 0 on a CPU, which has no counter."""
+    return 0.0 if cell.settings.device == "cpu" else max(WINDOW_S + 2 * UPDATE_S, step_s)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from retbench.architectures.configs import ModelConfig
 from retbench.measure.clock import time_steps
 from retbench.models.build import build_model
-from retbench.models.decoder import Decoder
+from retbench.models.decoder import Block, Decoder
 from retbench.models.state import DecoderState
 from retbench.ops.linear import Linear
 from retbench.planning.prediction import StepCurve
@@ -87,6 +87,7 @@ def parts_of(model: Decoder, state: DecoderState, batch_size: int, context_len: 
     found: list[list[Call]] = []
     for block, held in zip(model.blocks, state.layers, strict=True):
         first, *rest = _products(block)
+        assert isinstance(block, Block)
         mixing = block.mixer.mixing(held, batch_size, context_len)
         found += [[_product(first, batch_size), mixing], *([_product(part, batch_size)] for part in rest)]
     return [*found, [_product(model.head, batch_size)]]

@@ -1,21 +1,21 @@
-"""Time to first token: a whole prompt from an empty state to the logits of its last token.
+"""Time to first token: a whole prompt from an empty state to the logits of its last token."""
 
-How often a prompt is timed is in `repetition`.
-"""
+from typing import TYPE_CHECKING
 
-import torch
+from retbench.planning.cells import Cell
+from retbench.records.record import Ceilings
+from retbench.workloads import metrics
+from retbench.workloads.workload import Measurement, MetricSpec, Workload, without_gradients
 
-from retbench.data import text
-from retbench.workloads.context import Context, Measurement, Notes
-from retbench.workloads.energy import weigh_energy
-from retbench.workloads.metrics import prefill_metrics
+if TYPE_CHECKING:
+    from retbench.workloads.context import Context
 
 
-@torch.inference_mode()
-def measure(context: Context) -> Measurement:
-    """Seconds of several prefills of the cell's context length."""
+@without_gradients
+def measure(context: "Context") -> Measurement:
+    """Time several prefills of the cell's context length."""
     point = context.cell.point
-    tokens = text.read_rows(point.batch_size, point.context_len).to(context.device)
+    tokens = context.read_tokens(point.context_len)
     state = context.model.init_state(point.batch_size, point.context_len)
     empty = state.mark()
 
@@ -25,21 +25,46 @@ def measure(context: Context) -> Measurement:
     def prefill() -> None:
         context.model.prefill(tokens, state)
 
-    context.forget_what_ran()
+    context.reset_backend_log()
     samples = context.time_calls(prefill, rewind)
-    metrics = prefill_metrics(context.cell, samples, context.ceilings)
+    timed = metrics.prefill_metrics(context.cell, samples, context.ceilings)
 
     def prefill_anew() -> None:
         rewind()
         prefill()
 
     num_tokens = point.batch_size * point.context_len
-    energy = weigh_energy(context, prefill_anew, step_s=metrics["ttft_s"].value, tokens_per_step=num_tokens)
-    notes: Notes = {"cuda_graph": False, "compile": False, "timed_calls": len(samples), **energy.notes}
-    if state.capacity is not None:
-        notes["kv_capacity"] = state.capacity
+    energy = context.measure_energy(prefill_anew, step_s=timed["ttft_s"].value, tokens_per_step=num_tokens)
+    notes = {"cuda_graph": False, "compile": False, "timed_calls": len(samples), **energy.backend}
     return Measurement(
-        metrics={**metrics, **energy.metrics},
+        metrics={**timed, **energy.metrics},
         absent=energy.absent,
-        backend={**context.model.executed_backends(), **notes},
+        backend=context.backend_with(notes, state),
     )
+
+
+def estimate(cell: Cell, ceilings: Ceilings) -> float:
+    """Estimate the seconds of a cell in one round."""
+    point = cell.point
+    call_s = metrics.estimated_prefill_seconds(cell, point.batch_size, point.context_len, ceilings)
+    return metrics.estimated_calls_seconds(call_s, cell.settings) + metrics.estimated_energy_seconds(
+        cell, call_s
+    )
+
+
+WORKLOAD = Workload(
+    name="prefill",
+    title="Prefill latency",
+    kind="cost",
+    metrics=(
+        MetricSpec("ttft_s", "time to first token", True, has_interval=True, better="faster"),
+        metrics.TOKENS_PER_S,
+        metrics.ROOFLINE,
+        *metrics.ENERGY,
+    ),
+    quantity="time to first token",
+    measure=measure,
+    estimate=estimate,
+    order=2,
+    reads_prompts=True,
+)

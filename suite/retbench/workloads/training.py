@@ -1,30 +1,33 @@
 """Cost of a training step: forward over real text, cross-entropy, backward and AdamW; its memory, then its time.
 
-The learning rate is zero: the weights, which other cells share, stay what they are, and the arithmetic is that of any
-other rate. Weights, gradients and the optimiser's averages are in the model's dtype; there is no wider copy of them.
+The learning rate is zero: the weights, which other cells share, do not change, and the arithmetic is that of any other
+rate. Weights, gradients and the optimiser's averages are in the model's dtype; there is no wider copy of them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import TYPE_CHECKING
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-from torch.optim import AdamW, Optimizer
+from retbench.planning.cells import Cell
+from retbench.records.record import Ceilings
+from retbench.workloads import metrics
+from retbench.workloads.workload import Measurement, MetricSpec, Workload
 
-from retbench.data import text
-from retbench.measure.memory import MemoryUse, measure_memory
-from retbench.models.decoder import Decoder
-from retbench.ops.retention import wide_dtype
-from retbench.records.record import Metric
-from retbench.workloads.context import Context, Measurement, Notes
-from retbench.workloads.memory import device_peaks, weight_bytes
-from retbench.workloads.metrics import counted, training_metrics
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.optim import AdamW, Optimizer
+
+    from retbench.models.decoder import Decoder
+    from retbench.workloads.context import Context
 
 
-def training_step(model: Decoder, optimizer: Optimizer, rows: Tensor) -> None:
-    """One step on rows (B, T + 1): each of T tokens foretells the next; the gradients are kept until the next step."""
+def training_step(model: "Decoder", optimizer: "Optimizer", rows: "Tensor") -> None:
+    """Take one step on rows (B, T + 1): each of T tokens predicts the next; gradients are kept until the next step."""
+    import torch.nn.functional as F
+
+    from retbench.ops.retention import wide_dtype
+
     optimizer.zero_grad(set_to_none=True)
     logits = model(rows[:, :-1])  # (B, T, N)
     loss = F.cross_entropy(logits.flatten(0, 1).to(wide_dtype(logits.dtype)), rows[:, 1:].flatten())
@@ -33,33 +36,35 @@ def training_step(model: Decoder, optimizer: Optimizer, rows: Tensor) -> None:
     optimizer.step()
 
 
-def measure(context: Context) -> Measurement:
-    """Bytes of one step with its parts, then seconds of several, at the cell's context length."""
-    settings, point = context.cell.settings, context.cell.point
-    rows = text.read_rows(point.batch_size, point.context_len + 1).to(context.device)
-    with _in_training(context.model, checkpointing=settings.activation_checkpointing) as optimizer:
-        step = partial(training_step, context.model, optimizer, rows)
-        context.forget_what_ran()
+def measure(context: "Context") -> Measurement:
+    """Measure the bytes of one step with their parts, then time several, at the cell's context length."""
+    settings, model = context.cell.settings, context.model
+    rows = context.read_tokens(context.cell.point.context_len + 1)
+    with _in_training(model, checkpointing=settings.activation_checkpointing) as optimizer:
+        step = partial(training_step, model, optimizer, rows)
+        context.reset_backend_log()
         step()  # what is allocated once and kept is allocated here: the optimiser's averages, libraries' workspaces
-        held, absent = _weigh(context, optimizer, step)
+        memory = _measure_step_memory(context, optimizer, step)
         samples = context.time_calls(step)
-    notes: Notes = {
-        "training": "+".join(sorted(set(context.model.executed_backends().values()))),
-        "optimizer": "AdamW, fused, learning rate 0",
-        "activation_checkpointing": settings.activation_checkpointing,
-        "cuda_graph": False,
-        "timed_calls": len(samples),
-    }
     return Measurement(
-        metrics={**training_metrics(context.cell, samples, context.ceilings), **held},
-        absent=absent,
-        backend={**notes},
+        metrics={**metrics.training_metrics(context.cell, samples, context.ceilings), **memory.metrics},
+        absent=memory.absent,
+        backend={
+            "training": "+".join(sorted(set(model.executed_backends().values()))),
+            "optimizer": "AdamW, fused, learning rate 0",
+            "activation_checkpointing": settings.activation_checkpointing,
+            "cuda_graph": False,
+            "timed_calls": len(samples),
+        },
     )
 
 
 @contextmanager
-def _in_training(model: Decoder, *, checkpointing: bool) -> Iterator[AdamW]:
-    """An optimiser of a model that takes gradients; afterwards neither is left, and the model is as it was."""
+def _in_training(model: "Decoder", *, checkpointing: bool) -> Iterator["AdamW"]:
+    """Provide an optimiser and put the model into training mode; afterwards the model is as it was."""
+    import torch
+    from torch.optim import AdamW
+
     optimizer = AdamW(model.parameters(), lr=0.0, fused=True)
     model.train()
     model.activation_checkpointing = checkpointing
@@ -72,27 +77,57 @@ def _in_training(model: Decoder, *, checkpointing: bool) -> Iterator[AdamW]:
         model.eval()
 
 
-def _weigh(
-    context: Context, optimizer: Optimizer, step: partial[None]
-) -> tuple[dict[str, Metric], dict[str, str]]:
-    """Bytes of one step and of their parts, and what cannot be had here.
+def _measure_step_memory(
+    context: "Context", optimizer: "Optimizer", step: Callable[[], object]
+) -> Measurement:
+    """Measure the bytes of one step and of their parts.
 
-    A step begins without gradients: what is alive at its peak beyond weights and averages is activations, temporaries
-    and those gradients that are there by then. The workspace is that peak less all gradients.
+    A step begins without gradients: beyond weights and averages its peak holds activations, temporaries and the
+    gradients computed by then. The workspace is that peak less all gradients.
     """
     optimizer.zero_grad(set_to_none=True)
-    use: MemoryUse = measure_memory(step, context.device)
-    weights = weight_bytes(context.model)
+    use, peaks = context.measure_memory(step)
+    weights = context.weight_bytes
     gradients = sum(weight.grad.nbytes for weight in context.model.parameters() if weight.grad is not None)
     averages = sum(value.nbytes for state in optimizer.state.values() for value in state.values())
-    on_device, absent = device_peaks(use)
     held = {
-        **on_device,
-        "weight_bytes": counted(weights),
-        "gradient_bytes": counted(gradients),
-        "optimizer_bytes": counted(averages),
-        "workspace_bytes": counted(use.workspace_bytes - gradients),
-        "peak_bytes": counted(weights + averages + use.workspace_bytes),
-        "process_peak_bytes": counted(use.process_peak_bytes),
+        "weight_bytes": weights,
+        "gradient_bytes": gradients,
+        "optimizer_bytes": averages,
+        "workspace_bytes": use.workspace_bytes - gradients,
+        "peak_bytes": weights + averages + use.workspace_bytes,
+        "process_peak_bytes": use.process_peak_bytes,
     }
-    return held, absent
+    counted = {name: metrics.counted(value) for name, value in held.items()}
+    return Measurement({**peaks.metrics, **counted}, absent=peaks.absent)
+
+
+def estimate(cell: Cell, ceilings: Ceilings) -> float:
+    """Estimate the seconds of a cell in one round."""
+    step_s = metrics.training_flops(cell) / ceilings.matmul_flops_per_s / metrics.EFFICIENCY
+    return 2 * step_s + metrics.estimated_calls_seconds(
+        step_s, cell.settings
+    )  # 2: to allocate, to measure memory
+
+
+WORKLOAD = Workload(
+    name="training",
+    title="Cost of a training step",
+    kind="cost",
+    metrics=(
+        MetricSpec("step_s", "time per step", True, has_interval=True, better="faster"),
+        metrics.TOKENS_PER_S,
+        MetricSpec("peak_bytes", "peak memory", True, better="less memory"),
+        metrics.ROOFLINE,
+        metrics.WEIGHTS,
+        MetricSpec("gradient_bytes", "gradients", True),
+        MetricSpec("optimizer_bytes", "optimizer", True),
+        metrics.WORKSPACE,
+        metrics.PROCESS_PEAK,
+    ),
+    quantity="time per training step",
+    measure=measure,
+    estimate=estimate,
+    order=4,
+    computes_gradients=True,
+)

@@ -1,20 +1,49 @@
-"""What a workload is to the rest of the package: its table in a profile, its metrics, and how it is run.
+"""Workloads: what each takes in a profile, what it measures, how, and for how long.
 
-Nothing here imports torch. The function that measures is named, and imported by the worker only.
+Each module of this package that assigns the name `WORKLOAD` holds one. Users' packages add theirs through entry points
+of the group `retbench.workloads`. Neither this module nor the top level of those imports torch.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from importlib import import_module
-from typing import TYPE_CHECKING, Literal
+import functools
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module, metadata
+from pathlib import Path
+from typing import Any, Literal
 
-from retbench.errors import unknown_name
-
-if TYPE_CHECKING:
-    from retbench.workloads.context import Context, Measurement
+from retbench.architectures.configs import ModelConfig
+from retbench.config.evaluation import GridSpec, WorkloadSpec
+from retbench.errors import ConfigError, unknown_name
+from retbench.measure.source import part_hash
+from retbench.records.record import Ceilings, Metric, Series
 
 Kind = Literal["cost", "quality"]
 Replicate = Literal["round", "document", "seed"]
+Notes = dict[str, str | int | float | bool]
+"""The executed backend and how it ran, as records hold it."""
+
+ENTRY_POINTS = "retbench.workloads"
+"""Group of the entry points through which users' packages add workloads."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One cell measured in one round.
+
+    Attributes:
+        metrics: What was measured.
+        series: What was measured as a function of another quantity, such as the loss by position.
+        documents: Results of single documents, where quality is measured.
+        absent: Metrics that are not defined here, each with the reason.
+        backend: The executed backend, as the code that ran reports it.
+    """
+
+    metrics: dict[str, Metric]
+    series: dict[str, Series] = field(default_factory=dict)
+    documents: tuple[dict[str, Any], ...] = ()
+    absent: dict[str, str] = field(default_factory=dict)
+    backend: Notes = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -49,10 +78,22 @@ class Workload:
         metrics: In the order of the table; the first is the primary one, by which models are compared.
         quantity: What the primary metric is, in a sentence: "time per output token".
         replicate: What its intervals are over.
-        measure: "module:function" that measures one cell; imports torch. Empty for what `retbench train` records.
+        spec: The table that it takes in a profile; None where a profile cannot ask for it.
+        measure: Measures one cell, given a `context.Context`; torch is imported when it is called. None for what
+            `retbench train` records.
+        find_inputs: Checks and describes what cells are evaluated on: given the profile's table, the models under test
+            and the data folder, it returns a `cells.Evaluation` by the model's label and the point's task. None where
+            cells need no more than their point.
+        estimate: Seconds that a cell takes in one round, given the cell and the device's ceilings; None where they
+            cannot be estimated.
+        modules: Full names of the modules that measure it, where these are not the module of `measure`.
+        order: Place in lists; workloads of users' packages come last.
         one_round: Another round would only repeat the first.
         finds_batch: It finds a batch size instead of being given one, in a worker of its own for each cell.
         starts_from_state: Its cells start from a state of real text where the model's state can be streamed.
+        compiles: Its steps are compiled where a profile says `compile`.
+        computes_gradients: Its steps train. They are not captured in CUDA graphs and may recompute activations.
+        reads_prompts: Its steps process whole prompts, so that the activations of a prompt are in memory.
     """
 
     name: str
@@ -61,153 +102,108 @@ class Workload:
     metrics: tuple[MetricSpec, ...]
     quantity: str
     replicate: Replicate = "round"
-    measure: str = ""
+    spec: type[WorkloadSpec] | None = GridSpec
+    measure: Callable[[Any], Measurement] | None = None
+    find_inputs: Callable[[Any, Sequence[Any], Path | None], Mapping[tuple[str, str], Any]] | None = None
+    estimate: Callable[[Any, Ceilings], float] | None = None
+    modules: tuple[str, ...] = ()
+    order: int = 100
     one_round: bool = False
     finds_batch: bool = False
     starts_from_state: bool = False
+    compiles: bool = False
+    computes_gradients: bool = False
+    reads_prompts: bool = False
 
     @property
     def primary(self) -> MetricSpec:
         """The metric by which models are compared."""
         return self.metrics[0]
 
-    def load(self) -> "Callable[[Context], Measurement]":
-        """Return the function that measures a cell; this imports torch."""
-        module, _, function = self.measure.partition(":")
-        loaded: Callable[[Context], Measurement] = getattr(import_module(module), function)
-        return loaded
+    @property
+    def code(self) -> str:
+        """Hash of the source that measures it, beyond what all workloads share."""
+        return part_hash(self.modules or ((self.measure.__module__,) if self.measure else ()))
+
+    def run(self, context: Any) -> Measurement:
+        """Measure one cell."""
+        if self.measure is None:
+            raise ConfigError(f"workload '{self.name}' is recorded by `retbench train`, which measures it.")
+        return self.measure(context)
 
 
-_ENERGY = (
-    MetricSpec(
-        "energy_per_token_j", "energy per token", True, has_interval=True, optional=True, better="less energy"
-    ),
-    MetricSpec("power_w", "power", optional=True),
-)
-_TOKENS_PER_S = MetricSpec("tokens_per_s", "tokens/s", False, has_interval=True, better="more throughput")
-_ROOFLINE = MetricSpec("roofline_ratio", "% of roofline", has_interval=True)
-_WEIGHTS = MetricSpec("weight_bytes", "weights", True)
-_WORKSPACE = MetricSpec("workspace_bytes", "workspace", True)
-_PROCESS_PEAK = MetricSpec("process_peak_bytes", "process, peak", True)
+def without_gradients(measure: Callable[[Any], Measurement]) -> Callable[[Any], Measurement]:
+    """Run a function in torch's inference mode; torch is imported when it is called."""
 
-_KNOWN = (
-    Workload(
-        name="decode",
-        title="Decode latency",
-        kind="cost",
-        metrics=(
-            MetricSpec("tpot_s", "time per token", True, has_interval=True, better="faster"),
-            _TOKENS_PER_S,
-            _ROOFLINE,
-            MetricSpec("bandwidth_ratio", "% of bandwidth"),
-            MetricSpec("bytes_per_step", "bytes per step", True),
-            *_ENERGY,
-        ),
-        quantity="time per output token",
-        measure="retbench.workloads.decode:measure",
-        starts_from_state=True,
-    ),
-    Workload(
-        name="prefill",
-        title="Prefill latency",
-        kind="cost",
-        metrics=(
-            MetricSpec("ttft_s", "time to first token", True, has_interval=True, better="faster"),
-            _TOKENS_PER_S,
-            _ROOFLINE,
-            *_ENERGY,
-        ),
-        quantity="time to first token",
-        measure="retbench.workloads.prefill:measure",
-    ),
-    Workload(
-        name="memory",
-        title="Memory of inference",
-        kind="cost",
-        metrics=(
-            MetricSpec("peak_bytes", "weights + state + workspace", True, better="less memory"),
-            _WEIGHTS,
-            MetricSpec("state_bytes", "state or KV cache", True),
-            _WORKSPACE,
-            MetricSpec("expected_weight_bytes", "weights, analytical"),
-            MetricSpec("expected_state_bytes", "state, analytical"),
-            _PROCESS_PEAK,
-        ),
-        quantity="memory of weights, state and workspace",
-        measure="retbench.workloads.memory:measure",
-    ),
-    Workload(
-        name="training",
-        title="Cost of a training step",
-        kind="cost",
-        metrics=(
-            MetricSpec("step_s", "time per step", True, has_interval=True, better="faster"),
-            _TOKENS_PER_S,
-            MetricSpec("peak_bytes", "peak memory", True, better="less memory"),
-            _ROOFLINE,
-            _WEIGHTS,
-            MetricSpec("gradient_bytes", "gradients", True),
-            MetricSpec("optimizer_bytes", "optimizer", True),
-            _WORKSPACE,
-            _PROCESS_PEAK,
-        ),
-        quantity="time per training step",
-        measure="retbench.workloads.training:measure",
-    ),
-    Workload(
-        name="largest_batch",
-        title="Largest batch",
-        kind="cost",
-        metrics=(
-            MetricSpec("largest_batch", "largest batch", False, better="more sequences"),
-            MetricSpec("largest_batch_step", "resolution"),
-            MetricSpec("expected_largest_batch", "analytical"),
-            MetricSpec("memory_limit_bytes", "memory limit"),
-            MetricSpec("available_bytes", "left by libraries"),
-        ),
-        quantity="largest batch that fits",
-        measure="retbench.workloads.largest_batch:measure",
-        one_round=True,
-        finds_batch=True,
-    ),
-    Workload(
-        name="perplexity",
-        title="Perplexity",
-        kind="quality",
-        metrics=(
-            MetricSpec("bits_per_byte", "bits/byte", True, better="better"),
-            MetricSpec("nats_per_token", "nats/token", True, better="better"),
-            MetricSpec("word_perplexity", "word perplexity", True, better="better"),
-        ),
-        quantity="bits per byte",
-        replicate="document",
-        measure="retbench.workloads.perplexity:measure",
-        one_round=True,
-    ),
-    Workload(
-        name="zeroshot",
-        title="Zero-shot tasks",
-        kind="quality",
-        metrics=(
-            MetricSpec("acc", "accuracy", False, better="better"),
-            MetricSpec("acc_norm", "accuracy, normalised by length", False, better="better"),
-        ),
-        quantity="accuracy",
-        replicate="document",
-        measure="retbench.workloads.zeroshot:measure",
-        one_round=True,
-    ),
-    Workload(
-        name="training_run",
-        title="Training runs",
-        kind="quality",
-        metrics=(MetricSpec("validation_nats_per_token", "validation loss", True, better="better"),),
-        quantity="validation loss",
-        replicate="seed",
-        one_round=True,
-    ),
-)
-WORKLOADS: dict[str, Workload] = {workload.name: workload for workload in _KNOWN}
+    @functools.wraps(measure)
+    def run(context: Any) -> Measurement:
+        import torch
+
+        with torch.inference_mode():
+            return measure(context)
+
+    return run
+
+
+class _Registry(Mapping[str, Workload]):
+    """Every workload by name, in the order of lists; found when it is first asked for one."""
+
+    @functools.cached_property
+    def _found(self) -> dict[str, Workload]:
+        return collect_workloads()
+
+    def __getitem__(self, name: str) -> Workload:
+        return self._found[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._found)
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+
+WORKLOADS: Mapping[str, Workload] = _Registry()
+
+
+def collect_workloads() -> dict[str, Workload]:
+    """Find the workloads of this package and of users' packages.
+
+    Raises:
+        ConfigError: the workload of a user's package cannot be loaded, or has a name that is taken.
+    """
+    own = [
+        import_module(f"{__package__}.{path.stem}").WORKLOAD
+        for path in sorted(Path(__file__).parent.glob("*.py"))
+        if re.search(r"^WORKLOAD\b", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    ]
+    found: dict[str, Workload] = {one.name: one for one in sorted(own, key=lambda one: one.order)}
+    for point in metadata.entry_points(group=ENTRY_POINTS):
+        workload = _load_entry_point(point)
+        if workload.name in found:
+            raise _unusable(point, f"its name '{workload.name}' is that of another workload")
+        found[workload.name] = workload
+    return found
+
+
+def _load_entry_point(point: metadata.EntryPoint) -> Workload:
+    """Load a workload of a user's package."""
+    try:
+        workload = point.load()
+    except Exception as error:
+        raise _unusable(point, f"{type(error).__name__}: {error}") from error
+    if not isinstance(workload, Workload):
+        raise _unusable(
+            point, f"it is a {type(workload).__name__} and no retbench.workloads.workload.Workload"
+        )
+    return workload
+
+
+def _unusable(point: metadata.EntryPoint, reason: str) -> ConfigError:
+    package = point.dist.name if point.dist else point.module.partition(".")[0]
+    return ConfigError(
+        f"package '{package}': its workload '{point.name}' ({point.value}) cannot be used: {reason}. "
+        f"Correct the package, or remove it: pip uninstall {package}"
+    )
 
 
 def find_workload(name: str) -> Workload:
@@ -215,3 +211,8 @@ def find_workload(name: str) -> Workload:
     if name not in WORKLOADS:
         raise unknown_name("workload", name, WORKLOADS)
     return WORKLOADS[name]
+
+
+def code_of_parts(model: ModelConfig, workload: str) -> dict[str, str]:
+    """Return the hashes of the source that only a model, and only a workload, runs, as records state them."""
+    return {"model_code": part_hash(model.modules), "workload_code": find_workload(workload).code}

@@ -1,28 +1,66 @@
-"""Answers to a zero-shot or few-shot task; see `evaluation.zeroshot` for how they are scored."""
+"""Scores of zero-shot and few-shot tasks; see `evaluation.zeroshot` for how they are computed."""
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from retbench.config.evaluation import FEWSHOT_SEED
-from retbench.evaluation.lm import DecoderLM
-from retbench.evaluation.zeroshot import TaskScores, evaluate
+from retbench.config.evaluation import FEWSHOT_SEED, ZeroshotSpec
+from retbench.planning.cells import Evaluation, Inputs, ModelUnderTest
 from retbench.records.record import Metric
 from retbench.units import tokens_per_second
-from retbench.workloads.context import Context, Measurement, Notes
-from retbench.workloads.reading import evaluation_of, tokenizer_of
+from retbench.workloads.workload import Measurement, MetricSpec, Notes, Workload
+
+if TYPE_CHECKING:
+    from retbench.evaluation.zeroshot import TaskScores
+    from retbench.workloads.context import Context
 
 UNITS = {"bits_per_byte": "bits"}
-"""Of metrics that are not ratios."""
+"""Units of the metrics that are not ratios."""
 
 
-def measure(context: Context) -> Measurement:
-    """Scores of the cell's task, and those of each document.
+def find_inputs(spec: ZeroshotSpec, models: Sequence[ModelUnderTest], data_dir: Path | None) -> Inputs:
+    """Describe what the scores of each model on each task depend on.
+
+    Raises:
+        ConfigError: a tokenizer is missing or does not fit, or a task is unknown or takes no examples.
+        UnsupportedError: the data of a task cannot be obtained here.
+    """
+    from retbench.data.tokenizers import check_bos_token
+    from retbench.evaluation.tasks import check_task
+    from retbench.workloads.evaluation_inputs import choose_tokenizer
+
+    for task in spec.tasks:
+        check_task(task, num_fewshot=max(spec.num_fewshot), data_dir=data_dir)
+    found: Inputs = {}
+    for model in models:
+        tokenizer = choose_tokenizer(model, spec.tokenizer, data_dir)
+        if spec.add_bos:
+            check_bos_token(tokenizer)
+        evaluation = Evaluation(
+            limit=spec.limit,
+            fewshot_seed=spec.fewshot_seed,
+            add_bos=spec.add_bos,
+            tokenizer=tokenizer.name,
+            tokenizer_fingerprint=tokenizer.fingerprint,
+        )
+        found |= {(model.label, task): evaluation for task in spec.tasks}
+    return found
+
+
+def measure(context: "Context") -> Measurement:
+    """Score the cell's task and each of its documents.
 
     Raises:
         ConfigError: the tokenizer does not fit.
-        UnsupportedError: the task's data cannot be had.
+        UnsupportedError: the task's data cannot be obtained.
     """
+    from retbench.evaluation.lm import DecoderLM
+    from retbench.evaluation.zeroshot import evaluate
+    from retbench.workloads.evaluation_inputs import evaluation_of, tokenizer_of
+
     point, evaluation = context.cell.point, evaluation_of(context)
     lm = DecoderLM(
         context.model,
@@ -31,7 +69,7 @@ def measure(context: Context) -> Measurement:
         add_bos=bool(evaluation.add_bos),
     )
     lm.report = context.report
-    context.forget_what_ran()
+    context.reset_backend_log()
     start_s = time.perf_counter()
     scores = evaluate(
         lm,
@@ -52,8 +90,8 @@ def measure(context: Context) -> Measurement:
     )
 
 
-def _metrics(scores: TaskScores, seconds: float) -> dict[str, Metric | None]:
-    """lm-eval's metrics by their own names, each with its standard error, and what was counted; None: not finite."""
+def _metrics(scores: "TaskScores", seconds: float) -> dict[str, Metric | None]:
+    """Return lm-eval's metrics by its names, with their standard errors and counts; None where one is not finite."""
     found: dict[str, Metric | None] = {}
     for name, score in scores.metrics.items():
         unit = UNITS.get(name, "ratio")
@@ -70,8 +108,8 @@ def _metrics(scores: TaskScores, seconds: float) -> dict[str, Metric | None]:
     }
 
 
-def _notes(context: Context, scores: TaskScores) -> Notes:
-    """What ran, and what makes two scores comparable."""
+def _notes(context: "Context", scores: "TaskScores") -> Notes:
+    """Return the executed backend and what must agree before two scores are compared."""
     notes: Notes = {
         "evaluation": "+".join(sorted(set(context.model.executed_backends().values()))),
         "shown": scores.loaded.entry.metric,
@@ -89,3 +127,21 @@ def _notes(context: Context, scores: TaskScores) -> Notes:
             "fewshot_seed": scores.loaded.seed,
         }
     return notes
+
+
+WORKLOAD = Workload(
+    name="zeroshot",
+    title="Zero-shot tasks",
+    kind="quality",
+    metrics=(
+        MetricSpec("acc", "accuracy", False, better="better"),
+        MetricSpec("acc_norm", "accuracy, normalised by length", False, better="better"),
+    ),
+    quantity="accuracy",
+    replicate="document",
+    spec=ZeroshotSpec,
+    measure=measure,
+    find_inputs=find_inputs,
+    order=7,
+    one_round=True,
+)

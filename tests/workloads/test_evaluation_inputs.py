@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from retbench.errors import ConfigError
-from retbench.workloads.reading import evaluation_of, tokenizer_of
+from retbench.workloads.evaluation_inputs import evaluation_of, tokenizer_of
 
 from .quality import BYTES, make_context
 

@@ -1,0 +1,16 @@
+"""Training runs, which `retbench train` records."""
+
+from retbench.workloads.workload import MetricSpec, Workload
+
+WORKLOAD = Workload(
+    name="training_run",
+    title="Training runs",
+    kind="quality",
+    metrics=(MetricSpec("validation_loss_nats", "validation loss", True, better="better"),),
+    quantity="validation loss",
+    replicate="seed",
+    spec=None,
+    modules=("retbench.training.engine",),
+    order=8,
+    one_round=True,
+)
