@@ -306,7 +306,9 @@ def test_verify_shows_every_check_and_the_verdict() -> None:
     assert stdout.splitlines()[-1] == "retnet 300k float32 cpu chunkwise: equal"
 
 
-def test_a_red_gate_ends_verify_with_1_and_names_the_check(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_equivalence_check_ends_verify_with_1_and_names_the_check(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     import torch
 
     from retbench.models import equivalence
