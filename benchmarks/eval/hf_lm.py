@@ -9,8 +9,8 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizer
 
 from benchmarks.peers import hf_llama
 from retbench.architectures.configs import ModelConfig
-from retbench.checkpoints.formats import FORMATS
-from retbench.checkpoints.info import Description
+from retbench.checkpoints.format import Description
+from retbench.checkpoints.reading import FORMATS
 from retbench.data.tokenizers import Tokenizer
 from retbench.evaluation.tasks import quiet
 from retbench.models.decoder import Decoder
@@ -83,7 +83,7 @@ def carry_to_llama(model: Decoder, max_length: int) -> LlamaForCausalLM:
     peer = hf_llama.build_peer(config, seed=0, max_len=max_length)
     theirs = peer.state_dict()
     ours = model.state_dict()
-    for name, parts in FORMATS["llama"].plan(Description(config), theirs.keys(), {}).items():
+    for name, parts in FORMATS["llama"].plan(Description(config=config), theirs.keys(), {}).items():
         places: Sequence[torch.Tensor] = [theirs[part.name] for part in parts]
         for place, rows in zip(places, ours[name].split([len(place) for place in places]), strict=True):
             place.copy_(rows)

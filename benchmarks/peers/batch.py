@@ -13,7 +13,7 @@ from retbench.architectures.configs import ModelConfig
 from retbench.data.text import read_rows
 from retbench.measure.compiled import compile_step
 from retbench.models.build import build_model
-from retbench.models.gate import LIMITS
+from retbench.models.equivalence import LIMITS
 
 BATCH_SIZE = 8
 DEPTH = 1024

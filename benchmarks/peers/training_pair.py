@@ -63,7 +63,7 @@ class _Training:
     @property
     def ran(self) -> str:
         """The form, or the attention kernel, that ran."""
-        return "+".join(sorted(set(self.trainer.model.ran().values())))
+        return "+".join(sorted(set(self.trainer.model.executed_backends().values())))
 
 
 def throughput(rounds: int) -> Iterator[Outcome]:

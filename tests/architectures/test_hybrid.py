@@ -12,7 +12,7 @@ from retbench.architectures.sizes import find_size
 from retbench.config.experiment import Experiment, load_experiment
 from retbench.errors import ConfigError
 from retbench.models.build import build_model
-from retbench.models.gate import run_gate
+from retbench.models.equivalence import check_equivalence
 from retbench.workloads.states import fill_caches, prefilled_state
 
 PATTERN = """
@@ -57,7 +57,7 @@ def test_its_forms_are_equivalent_and_its_costs_are_those_of_the_model(experimen
     assert sum(weight.numel() for weight in model.parameters()) == costs.num_params(config)
     assert model.init_state(2, 33).num_bytes == costs.state_bytes(config, "float32", 2, 33)
     text = torch.randint(0, 256, (1, 301), generator=torch.Generator().manual_seed(0))
-    gate = run_gate(model, text, depth=301, lengths=(1, 17, 127))
+    gate = check_equivalence(model, text, depth=301, lengths=(1, 17, 127))
     assert gate.passed, [check for check in gate.checks if not check.passed]
     names = " ".join(check.name for check in gate.checks)
     assert "retention=parallel" in names

@@ -13,6 +13,8 @@ from retbench.architectures.configs import ModelConfig
 from retbench.architectures.retnet import retnet_config
 from retbench.architectures.transformer import transformer_config
 from retbench.checkpoints.loading import load_checkpoint
+from retbench.checkpoints.native import save_checkpoint
+from retbench.checkpoints.reading import read_checkpoint
 from retbench.models.build import build_model
 from retbench.models.decoder import Decoder
 
@@ -29,13 +31,16 @@ def tokens_for(config: ModelConfig, length: int = 37) -> Tensor:
 
 def load(folder: Path, **options: Any) -> Decoder:
     """A checkpoint in float32 on the CPU, in a backend that it has."""
-    from retbench.checkpoints.reading import read_checkpoint
-
     info = read_checkpoint(str(folder))
     backend = "chunkwise" if isinstance(info.config, ModelConfig) else "sdpa"
     return load_checkpoint(
         info, **{"dtype": torch.float32, "device": "cpu", "backend": backend, "chunk_size": 16, **options}
     )
+
+
+def save_model(folder: Path, model: Decoder, **options: Any) -> str:
+    """Save a model in our own format; returns the fingerprint of its weights."""
+    return save_checkpoint(folder, model.config, dict(model.named_parameters()), **options)
 
 
 def logits_of(model: Decoder, tokens: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from benchmarks.peers import fla_retnet
 from retbench.checkpoints.reading import read_checkpoint
 from retbench.errors import CheckpointError
-from retbench.models.gate import relative_error
+from retbench.models.equivalence import relative_error
 from tests.checkpoints.stored import (
     FLA,
     LLAMA,

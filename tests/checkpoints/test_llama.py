@@ -7,7 +7,7 @@ import torch
 
 from retbench.checkpoints.reading import read_checkpoint
 from retbench.errors import CheckpointError
-from retbench.models.gate import relative_error
+from retbench.models.equivalence import relative_error
 from tests.checkpoints.stored import LLAMA, change_config, load, logits_of, tokens_for
 
 pytestmark = [

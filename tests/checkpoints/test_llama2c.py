@@ -10,7 +10,7 @@ import torch
 
 from retbench.checkpoints.reading import read_checkpoint
 from retbench.errors import CheckpointError
-from retbench.models.gate import relative_error
+from retbench.models.equivalence import relative_error
 from retbench.models.generation import generate
 from tests.checkpoints import plain_llama2c
 from tests.checkpoints.stored import load, logits_of

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from retbench.architectures.retnet import retnet_config
 from retbench.checkpoints.reading import read_checkpoint
 from retbench.errors import CheckpointError, ConfigError
-from retbench.models.gate import relative_error
+from retbench.models.equivalence import relative_error
 from tests.checkpoints.stored import load, logits_of, tokens_for
 
 # torchscale and its fairscale still compile parts with torch.jit.script when they are imported

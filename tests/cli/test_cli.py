@@ -311,9 +311,9 @@ def test_a_failed_equivalence_check_ends_verify_with_1_and_names_the_check(
 ) -> None:
     import torch
 
-    from retbench.models import gate
+    from retbench.models import equivalence
 
-    monkeypatch.setattr(gate, "LIMITS", {torch.float32: 1e-12})
+    monkeypatch.setattr(equivalence, "LIMITS", {torch.float32: 1e-12})
     code, stdout, stderr = invoke("verify", "transformer", "--size", "300k", "--device", "cpu", "--json")
     assert code == 1
     assert json.loads(stdout)["passed"] is False

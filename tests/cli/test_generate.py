@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from retbench.architectures.retnet import retnet_config
-from retbench.checkpoints.saving import save_checkpoint
+from retbench.checkpoints.native import save_checkpoint
 from retbench.cli import app
 from retbench.cli.generate import TextStream, generate
 from retbench.data.tokenizers import ByteTokenizer, load_tokenizer
@@ -45,7 +45,12 @@ def untrained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoints") / "untrained"
     tokenizer = ByteTokenizer()
     save_checkpoint(
-        folder, model, tokenizer="bytes", tokenizer_fingerprint=tokenizer.fingerprint, context_len=64
+        folder,
+        config,
+        dict(model.named_parameters()),
+        tokenizer="bytes",
+        tokenizer_fingerprint=tokenizer.fingerprint,
+        context_len=64,
     )
     return folder
 

@@ -6,7 +6,7 @@ import torch
 from retbench.config.experiment import load_experiment
 from retbench.measure.clock import capture_graph
 from retbench.models.build import build_model
-from retbench.models.gate import LIMITS, relative_error, run_gate
+from retbench.models.equivalence import LIMITS, check_equivalence, relative_error
 from retbench.ops import attention, kernels
 from retbench.ops.decay import decay_schedule
 from retbench.ops.retention import retention_chunkwise, retention_recurrent
@@ -53,18 +53,18 @@ def needs_flash(dtype=torch.bfloat16):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", sorted(CONFIGS))
 def test_the_gate_is_green(name, dtype):
-    gate = run_gate(build(name, dtype), text(4096), depth=4096)
+    gate = check_equivalence(build(name, dtype), text(4096), depth=4096)
     assert gate.passed, [check for check in gate.checks if not check.passed]
 
 
 @pytest.mark.parametrize("name", sorted(WIDE))
 def test_the_gate_is_green_with_heads_as_wide_as_the_papers(name):
-    gate = run_gate(build(name, config=WIDE[name]), text(2047), depth=2047)
+    gate = check_equivalence(build(name, config=WIDE[name]), text(2047), depth=2047)
     assert gate.passed, [check for check in gate.checks if not check.passed]
 
 
 def test_the_gate_is_green_with_a_gated_decay():
-    gate = run_gate(build("retnet", config=GATED), text(2047), depth=2047)
+    gate = check_equivalence(build("retnet", config=GATED), text(2047), depth=2047)
     assert gate.passed, [check for check in gate.checks if not check.passed]
 
 
@@ -139,7 +139,7 @@ def test_flash_equals_sdpa_equals_reference(dtype):
         logits = [model.prefill(prompt[:, :690], state, segment_len=300)]
         logits += [model(prompt[:, t : t + 1], state) for t in range(690, 700)]
         assert relative_error(torch.cat(logits, dim=1), expected[:, 689:]) < LIMITS[dtype]
-        assert model.ran()["prefill"].startswith(backend)
+        assert model.executed_backends()["prefill"].startswith(backend)
 
 
 @pytest.mark.parametrize(("length", "keys"), [(1, 65), (65, 65), (7, 40)])
@@ -207,7 +207,7 @@ def test_fla_trains_as_the_chunkwise_form_does():
     for backend in ("chunkwise", "fla"):
         model = build("retnet", backend=backend)
         logits = model(prompt)
-        assert model.ran() == {"prefill": backend}
+        assert model.executed_backends() == {"prefill": backend}
         torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), prompt.flatten()).backward()
         gradients[backend] = {name: weight.grad for name, weight in model.named_parameters()}
     for name, expected in gradients["chunkwise"].items():
@@ -228,7 +228,7 @@ def test_fla_streams_a_state_over_segments_and_decodes_on_in_place():
     places = [layer.values.data_ptr() for layer in state.layers]
     assert relative_error(model(prompt[:, 512:], state), expected) < LIMITS[torch.bfloat16]
     assert places == [layer.values.data_ptr() for layer in state.layers]
-    assert model.ran() == {"prefill": "fla", "decode": "recurrent"}
+    assert model.executed_backends() == {"prefill": "fla", "decode": "recurrent"}
 
 
 def test_the_forms_agree_at_the_widths_of_the_paper_in_bfloat16():

@@ -7,7 +7,7 @@ import torch
 
 from retbench.errors import ConfigError, UnsupportedError
 from retbench.models.build import build_model
-from retbench.models.gate import relative_error
+from retbench.models.equivalence import relative_error
 from tests.models import plain_model
 from tests.models.cases import CASES, backends_of, config_of
 
@@ -98,11 +98,11 @@ def test_gradients_are_the_same_with_activation_checkpointing(case, backend):
 @torch.no_grad()
 def test_what_ran_is_what_was_asked_for(case, backend):
     model = build(case, backend, dtype=torch.float32)
-    assert model.ran() == {}
+    assert model.executed_backends() == {}
     state = model.init_state(2, 90)
     model.prefill(TEXT[:, :8], state)
     model(TEXT[:, 8:9], state)
-    ran = model.ran()
+    ran = model.executed_backends()
     if backend == "products":  # of a single query, which the last block of a prefill has
         assert ran["prefill"].startswith("products+sdpa:")
     else:

@@ -15,7 +15,7 @@ from retbench.cli import app
 from retbench.config.experiment import load_experiment
 from retbench.errors import UnsupportedError
 from retbench.models.build import build_model
-from retbench.models.gate import relative_error, run_gate
+from retbench.models.equivalence import check_equivalence, relative_error
 from retbench.ops import kernels
 from retbench.ops.decay import decay_schedule
 from retbench.ops.retention import retention_recurrent
@@ -100,7 +100,7 @@ def test_the_gate_compares_it_and_a_model_says_that_it_ran(monkeypatch, decay):
         cell.model, dtype=torch.float32, device="cpu", seed=0, backend="fla", chunk_size=cell.chunk_size
     )
     tokens = torch.randint(0, 256, (1, 200), generator=torch.Generator().manual_seed(0))
-    gate = run_gate(model, tokens, depth=200, lengths=(1, 17, 101))
+    gate = check_equivalence(model, tokens, depth=200, lengths=(1, 17, 101))
     assert gate.passed, [check for check in gate.checks if not check.passed]
     assert {"chunkwise = fla", "recurrent = fla", "decode = fla"} <= {check.name for check in gate.checks}
     state = model.init_state(1, 8)
@@ -108,7 +108,7 @@ def test_the_gate_compares_it_and_a_model_says_that_it_ran(monkeypatch, decay):
     with torch.no_grad():
         model(tokens[:, :7], state)
         model(tokens[:, 7:8], state)
-    assert model.ran() == {"prefill": "fla", "decode": "recurrent"}
+    assert model.executed_backends() == {"prefill": "fla", "decode": "recurrent"}
 
 
 def expand_one(*overrides):

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from retbench.models.gate import relative_error
+from retbench.models.equivalence import relative_error
 from retbench.ops.decay import decay_schedule
 from retbench.ops.retention import (
     retention_chunkwise,

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from retbench.errors import CapacityError, CheckpointError, ConfigError, RetbenchError, UnsupportedError
-from retbench.models.gate import LENGTHS
+from retbench.models.equivalence import LENGTHS
 from retbench.ops import attention
 from retbench.planning.plan import Plan
 from retbench.records.record import Ceilings, Gate, Status, utc_now
@@ -47,14 +47,14 @@ def prepare(plan_of: Callable[..., Plan], run_info: RunInfo, tmp_path: Path) -> 
 
 def leave_room_for(num_tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a gate that is deeper than this run out of memory."""
-    run_gate = tasks.run_gate
+    check_equivalence = tasks.check_equivalence
 
     def starve(model: Any, tokens: torch.Tensor, *, depth: int) -> Gate:
         if depth > num_tokens:
             raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-        return run_gate(model, tokens, depth=depth)
+        return check_equivalence(model, tokens, depth=depth)
 
-    monkeypatch.setattr(tasks, "run_gate", starve)
+    monkeypatch.setattr(tasks, "check_equivalence", starve)
 
 
 def streamed_depth(sent: list[Message]) -> int:

@@ -6,7 +6,7 @@ import torch
 from retbench.data import text
 from retbench.errors import GateError, UnsupportedError
 from retbench.measure.compiled import Compiled
-from retbench.models.gate import relative_error
+from retbench.models.equivalence import relative_error
 from retbench.models.state import DecoderState
 from retbench.planning.cells import Cell
 from retbench.workloads import decode

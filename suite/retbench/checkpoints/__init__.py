@@ -1,5 +1,5 @@
-"""Weights on disk: our own checkpoints and the public formats, read into one `Decoder` and written atomically.
+"""Checkpoints on disk: retbench's own format and public formats, read into one `Decoder`, and written atomically.
 
-`reading.read_checkpoint` says what a checkpoint is, without torch; `loading.load_checkpoint` makes the model of it;
-`saving.save_checkpoint` writes one. A format is one module: what its configuration means, and where its weights go.
+`reading.read_checkpoint` describes a checkpoint without importing torch, `loading.load_checkpoint` builds its model,
+and `native.save_checkpoint` writes one. Each format is one module: its configuration, and the names of its weights.
 """

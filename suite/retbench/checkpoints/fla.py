@@ -1,7 +1,7 @@
 """Checkpoints of flash-linear-attention: its RetNet and its Transformer, as in `fla-hub/retnet-*` and `transformer-*`.
 
-Since 9 February 2025 a feed-forward's inputs are `gate_proj` and `up_proj`; before, `gate_proj` held both, one below
-the other. The norm of the heads is `g_norm_swish_gate` where it is one kernel with the gate, else `g_norm`.
+Since 9 February 2025 the inputs of a feed-forward are `gate_proj` and `up_proj`; before, `gate_proj` held the rows of
+both. The norm of the heads is `g_norm_swish_gate` if one kernel computes it with the gate, else `g_norm`.
 
 Source: fla-org/flash-linear-attention, `fla/models/{retnet,transformer}/`, `fla/layers/{multiscale_retention,attn}.py`,
 `fla/modules/mlp.py`.
@@ -12,16 +12,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+from retbench.architectures.configs import ModelConfig
 from retbench.architectures.retnet import retnet_config
 from retbench.architectures.transformer import transformer_config
-from retbench.checkpoints.config_file import Fields, parse
-from retbench.checkpoints.info import Description
-from retbench.checkpoints.mapping import Names, Plan, Shape, map_decoder
+from retbench.checkpoints.format import Description, Fields, Names, Plan, Shape, map_decoder, parse
 from retbench.errors import CheckpointError
 from retbench.ops import ROTARY_BASE
 
 IGNORED = r"model\.layers\.\d+\.attn\.rotary\.inv_freq|lm_head\.weight"
-"""A buffer, which follows from the configuration; and the head of a model that does not use it, being tied."""
+"""A buffer that follows from the configuration, and the unused head of a model with tied embeddings."""
 
 _NAMES = Names(
     embedding="model.embeddings.weight",
@@ -38,11 +37,13 @@ _NAMES = Names(
 
 
 class _FlaFields(Fields):
-    """What both models have; the defaults are fla's own, which its files may leave out."""
+    """Fields of both models, with fla's own defaults, since its files may omit them."""
 
     hidden_size: int = 2048
     num_hidden_layers: int = 24
+    num_heads: int
     num_kv_heads: int | None = None
+    hidden_ratio: float | None
     intermediate_size: int | None = None
     hidden_act: Literal["swish", "silu"] = "swish"
     norm_eps: float = 1e-6
@@ -50,6 +51,20 @@ class _FlaFields(Fields):
     vocab_size: int = 32000
     tie_word_embeddings: bool = False
     attnres_block_size: None = None
+
+    def shared(self) -> dict[str, Any]:
+        """Return the arguments that both recipes take."""
+        ffn_dim = self.intermediate_size
+        if ffn_dim is None:  # `fla/modules/mlp.py`: two thirds of the ratio, up to a multiple of 256
+            ffn_dim = 256 * -(-int(self.hidden_size * (self.hidden_ratio or 4) * 2 / 3) // 256)
+        return {
+            "d_model": self.hidden_size,
+            "num_layers": self.num_hidden_layers,
+            "num_heads": self.num_heads,
+            "vocab_size": self.vocab_size,
+            "ffn_dim": ffn_dim,
+            "norm_eps": self.norm_eps,
+        }
 
 
 class _RetNetFields(_FlaFields):
@@ -61,7 +76,22 @@ class _RetNetFields(_FlaFields):
     use_output_gate: bool = True
     elementwise_affine: Literal[True, None] = True
     attn: None = None
-    """Layers of attention among those of retention."""
+    """Attention layers among the retention layers."""
+
+    def resolve(self, path: Path) -> ModelConfig:
+        """Return the model; CheckpointError for widths of keys that models here do not have."""
+        if self.expand_k != 1 or self.num_kv_heads not in (None, self.num_heads):
+            raise CheckpointError(
+                f"{path}: expand_k {self.expand_k} and num_kv_heads {self.num_kv_heads}; a RetNet here has keys as "
+                f"wide as the model (1.0) and one key head for each query head ({self.num_heads})."
+            )
+        return retnet_config(
+            variant="fla",
+            value_dim=round(self.hidden_size * self.expand_v),
+            decay="eq8",
+            swish_gate=self.use_output_gate,
+            **self.shared(),
+        )
 
 
 class _TransformerFields(_FlaFields):
@@ -73,66 +103,34 @@ class _TransformerFields(_FlaFields):
     qk_norm: Literal[False] = False
     attention_bias: Literal[False] = False
 
+    def resolve(self, path: Path) -> ModelConfig:
+        """Return the model."""
+        return transformer_config(
+            variant="llama",
+            num_kv_heads=self.num_kv_heads or self.num_heads,
+            rotary_base=self.rope_theta or ROTARY_BASE,
+            **self.shared(),
+        )
+
 
 def recognises(raw: Mapping[str, Any]) -> bool:
-    """Whether a configuration says that it is fla's RetNet or Transformer."""
+    """Return True for a configuration of fla's RetNet or Transformer."""
     return raw.get("model_type") in ("retnet", "transformer") and "num_hidden_layers" in raw
 
 
 def describe(raw: dict[str, Any], path: Path) -> Description:
-    """What a configuration says; CheckpointError where it is none, or of a model that this package does not have."""
+    """Read a configuration; CheckpointError if it is invalid, or of a model that this package does not have."""
     is_retnet = raw.get("model_type") == "retnet"
-    return _describe_retnet(raw, path) if is_retnet else _describe_transformer(raw, path)
-
-
-def _describe_retnet(raw: dict[str, Any], path: Path) -> Description:
-    """What a RetNet's configuration says."""
-    fields = parse(_RetNetFields, raw, path)
-    if fields.expand_k != 1 or fields.num_kv_heads not in (None, fields.num_heads):
-        raise CheckpointError(
-            f"{path}: expand_k {fields.expand_k} and num_kv_heads {fields.num_kv_heads}; a RetNet here has keys as "
-            f"wide as the model (1.0) and one key head for each query head ({fields.num_heads})."
-        )
-    config = retnet_config(
-        variant="fla",
-        value_dim=round(fields.hidden_size * fields.expand_v),
-        decay="eq8",
-        swish_gate=fields.use_output_gate,
-        num_heads=fields.num_heads,
-        **_common(fields, fields.hidden_ratio),
+    fields = parse(_RetNetFields, raw, path) if is_retnet else parse(_TransformerFields, raw, path)
+    return Description(
+        config=fields.resolve(path),
+        context_len=fields.max_position_embeddings,
+        tied_embeddings=fields.tie_word_embeddings,
     )
-    return Description(config, fields.max_position_embeddings, fields.tie_word_embeddings)
-
-
-def _describe_transformer(raw: dict[str, Any], path: Path) -> Description:
-    """What a Transformer's configuration says."""
-    fields = parse(_TransformerFields, raw, path)
-    config = transformer_config(
-        variant="llama",
-        num_heads=fields.num_heads,
-        num_kv_heads=fields.num_kv_heads or fields.num_heads,
-        rotary_base=fields.rope_theta or ROTARY_BASE,
-        **_common(fields, fields.hidden_ratio),
-    )
-    return Description(config, fields.max_position_embeddings, fields.tie_word_embeddings)
-
-
-def _common(fields: _FlaFields, hidden_ratio: float | None) -> dict[str, Any]:
-    """Fields of ours that both models have."""
-    ffn_dim = fields.intermediate_size
-    if ffn_dim is None:  # `fla/modules/mlp.py`: two thirds of the ratio, up to a multiple of 256
-        ffn_dim = 256 * -(-int(fields.hidden_size * (hidden_ratio or 4) * 2 / 3) // 256)
-    return {
-        "d_model": fields.hidden_size,
-        "num_layers": fields.num_hidden_layers,
-        "vocab_size": fields.vocab_size,
-        "ffn_dim": ffn_dim,
-        "norm_eps": fields.norm_eps,
-    }
 
 
 def plan(described: Description, stored: Collection[str], ours: Mapping[str, Shape]) -> Plan:
-    """Where the weights are, in whichever of the two layouts of a feed-forward the file has."""
+    """Map the weights, with the layout of the feed-forward that the file has."""
     names = _NAMES
     if "model.layers.0.mlp.up_proj.weight" not in stored:
         names = replace(names, gate_up=("mlp.gate_proj.weight",))

@@ -1,4 +1,4 @@
-"""Checkpoints of transformers' LlamaForCausalLM, tied or untied, with grouped queries or without.
+"""Checkpoints of transformers' LlamaForCausalLM, with or without tied embeddings and grouped-query attention.
 
 Source: huggingface/transformers, `models/llama/configuration_llama.py`, `models/llama/modeling_llama.py`.
 """
@@ -8,16 +8,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from retbench.architectures.transformer import transformer_config
-from retbench.checkpoints.config_file import Fields, parse
-from retbench.checkpoints.info import Description
-from retbench.checkpoints.mapping import Names, Plan, Shape, map_decoder
+from retbench.checkpoints.format import Description, Fields, Names, Plan, Shape, map_decoder, parse
 from retbench.errors import CheckpointError
 from retbench.ops import ROTARY_BASE
 from retbench.strict import Strict
 
 IGNORED = r"(model\.layers\.\d+\.self_attn|model)\.rotary_emb\.inv_freq|lm_head\.weight"
-"""Buffers that old releases wrote, which follow from the configuration; and the head of a model that does not use it,
-being tied: transformers too puts the embedding table in its place."""
+"""Buffers of old releases that follow from the configuration, and the unused head of a model with tied embeddings:
+transformers too replaces it by the embedding table."""
 
 _NAMES = Names(
     embedding="model.embed_tokens.weight",
@@ -34,7 +32,7 @@ _NAMES = Names(
 
 
 class _RotaryParameters(Strict):
-    """As transformers 5 writes them; a field more is a way of scaling them, which models here do not have."""
+    """Rotary parameters of transformers 5. Any other field would scale them, which models here do not support."""
 
     rope_type: Literal["default"] = "default"
     rope_theta: float = ROTARY_BASE
@@ -61,12 +59,12 @@ class _LlamaFields(Fields):
 
 
 def recognises(raw: Mapping[str, Any]) -> bool:
-    """Whether a configuration says that it is a Llama."""
+    """Return True for a configuration of a Llama."""
     return raw.get("model_type") == "llama" or "LlamaForCausalLM" in (raw.get("architectures") or ())
 
 
 def describe(raw: dict[str, Any], path: Path) -> Description:
-    """What a configuration says; CheckpointError where it is none, or of a model that this package does not have."""
+    """Read a configuration; CheckpointError if it is invalid, or of a model that this package does not have."""
     fields = parse(_LlamaFields, raw, path)
     heads = fields.num_attention_heads
     if fields.head_dim is not None and fields.head_dim * heads != fields.hidden_size:
@@ -85,9 +83,13 @@ def describe(raw: dict[str, Any], path: Path) -> Description:
         norm_eps=fields.rms_norm_eps,
         rotary_base=rotary.rope_theta,
     )
-    return Description(config, fields.max_position_embeddings, fields.tie_word_embeddings)
+    return Description(
+        config=config,
+        context_len=fields.max_position_embeddings,
+        tied_embeddings=fields.tie_word_embeddings,
+    )
 
 
 def plan(described: Description, stored: Collection[str], ours: Mapping[str, Shape]) -> Plan:
-    """Where the weights are."""
+    """Map the weights."""
     return map_decoder(described.config, _NAMES, tied_embeddings=described.tied_embeddings)

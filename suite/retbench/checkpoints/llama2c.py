@@ -1,7 +1,7 @@
-"""The binary of llama2.c, as of the TinyStories models: seven integers, then every weight in float32, unnamed.
+"""The binary format of llama2.c, e.g. of the TinyStories models: seven integers, then unnamed float32 weights.
 
-Queries and keys are rotated in pairs side by side there and in halves here, so their rows are reordered. The order of
-the weights and the norms' epsilon are those of `run.c`; the file says neither.
+llama2.c rotates adjacent pairs of queries and keys, models here rotate halves, so their rows are reordered. The order
+of the weights and the epsilon of the norms are those of `run.c`, since the file states neither.
 
 Source: karpathy/llama2.c, `run.c` (`memory_map_weights`, `rmsnorm`), `export.py` (`legacy_export`).
 """
@@ -13,21 +13,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from retbench.architectures.transformer import transformer_config
-from retbench.checkpoints.info import Description
-from retbench.checkpoints.mapping import Names, Plan, Shape, map_decoder
-from retbench.checkpoints.weights import Entry
+from retbench.checkpoints.format import Description, Names, Plan, Shape, map_decoder
+from retbench.checkpoints.weights import StoredTensor, StoredWeights
 from retbench.errors import CheckpointError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 IGNORED = r"freqs_(cos|sin)"
-"""Tables of cosines and sines: what they hold follows from the configuration."""
+"""Tables of cosines and sines that follow from the configuration."""
 NORM_EPS = 1e-5
 VERSIONED_MAGIC = 0x616B3432  # "ak42", which later exports begin with
 
 _HEADER = struct.Struct("<7i")
-_NAMES = Names(  # of llama2.c's own training script
+_NAMES = Names(  # those of llama2.c's own training script
     embedding="tok_embeddings.weight",
     norm="norm.weight",
     head="output.weight",
@@ -42,7 +41,7 @@ _NAMES = Names(  # of llama2.c's own training script
 
 
 class Header(NamedTuple):
-    """What the file says of itself."""
+    """The sizes at the start of a file."""
 
     dim: int
     hidden_dim: int
@@ -50,25 +49,15 @@ class Header(NamedTuple):
     n_heads: int
     n_kv_heads: int
     vocab_size: int
-    """Negative where the output head is a tensor of its own."""
+    """Negative if the output head is a separate tensor."""
     seq_len: int
-
-    @property
-    def is_plausible(self) -> bool:
-        """Whether a model can have these sizes."""
-        return (
-            min(self._replace(vocab_size=abs(self.vocab_size))) > 0
-            and self.n_layers < 1000
-            and self.dim % (2 * self.n_heads) == 0
-            and self.n_heads % self.n_kv_heads == 0
-        )
 
 
 def read_header(path: Path) -> Header:
-    """The sizes at the start of a file.
+    """Read the sizes at the start of a file.
 
     Raises:
-        CheckpointError: the file is too short, of a later version, or says what no model can be.
+        CheckpointError: the file is too short, of a later version, or its sizes are not those of a model.
     """
     try:
         with path.open("rb") as file:
@@ -85,13 +74,18 @@ def read_header(path: Path) -> Header:
             f"{path}: is a llama2.c export of version {header.hidden_dim}; only the one without a version is read "
             "here. Export it again with `python export.py --version 0`."
         )
-    if not header.is_plausible:
+    if not (
+        min(header._replace(vocab_size=abs(header.vocab_size))) > 0
+        and header.n_layers < 1000
+        and header.dim % (2 * header.n_heads) == 0
+        and header.n_heads % header.n_kv_heads == 0
+    ):
         raise CheckpointError(f"{path}: is not a model of llama2.c: its header would mean {header}.")
     return header
 
 
 def find_model(folder: Path) -> Path | None:
-    """The one file in a folder that begins as a model of llama2.c does; None where none or several do."""
+    """Return the only file in a folder with a valid header; None if there are none or several."""
     found = []
     for path in sorted(folder.glob("*.bin")):
         try:
@@ -102,8 +96,14 @@ def find_model(folder: Path) -> Path | None:
     return found[0] if len(found) == 1 else None
 
 
-def describe_header(header: Header) -> Description:
-    """What a header says."""
+def recognises(raw: Mapping[str, Any]) -> bool:
+    """Return False: the format has no configuration file."""
+    return False
+
+
+def describe(raw: dict[str, Any], path: Path) -> Description:
+    """Read the header of the file at `path`."""
+    header = read_header(path)
     config = transformer_config(
         d_model=header.dim,
         num_layers=header.n_layers,
@@ -113,62 +113,46 @@ def describe_header(header: Header) -> Description:
         ffn_dim=header.hidden_dim,
         norm_eps=NORM_EPS,
     )
-    return Description(config, header.seq_len, tied_embeddings=header.vocab_size > 0)
-
-
-def recognises(raw: Mapping[str, Any]) -> bool:
-    """Never: there is no configuration beside such a file."""
-    return False
-
-
-def describe(raw: dict[str, Any], path: Path) -> Description:
-    """What the header of the file at `path` says."""
-    return describe_header(read_header(path))
+    return Description(config=config, context_len=header.seq_len, tied_embeddings=header.vocab_size > 0)
 
 
 def plan(described: Description, stored: Collection[str], ours: Mapping[str, Shape]) -> Plan:
-    """Where the weights are."""
+    """Map the weights."""
     return map_decoder(described.config, _NAMES, tied_embeddings=described.tied_embeddings, interleaved=True)
 
 
-class Llama2cWeights:
-    """The weights of a file, under the names of llama2.c's own training script.
-
-    Args:
-        path: The file.
+def open_model(path: Path) -> StoredWeights:
+    """Open the weights of a file under the names of llama2.c's own training script.
 
     Raises:
-        CheckpointError: its size is not that of the model in its header.
+        CheckpointError: the file's size contradicts its header.
     """
+    offsets: dict[str, int] = {}
+    entries: dict[str, StoredTensor] = {}
+    position = _HEADER.size
+    for name, shape in _layout(read_header(path)):
+        entries[name] = StoredTensor("float32", shape, path)
+        offsets[name] = position
+        position += 4 * math.prod(shape)
+    found = path.stat().st_size
+    if found != position:
+        raise CheckpointError(
+            f"{path}: has {found:,} bytes where its header means {position:,}. Copy or download it again."
+        )
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._offsets: dict[str, int] = {}
-        self.entries: dict[str, Entry] = {}
-        header = read_header(path)
-        position = _HEADER.size
-        for name, shape in _layout(header):
-            self.entries[name] = Entry("float32", shape, path)
-            self._offsets[name] = position
-            position += 4 * math.prod(shape)
-        found = path.stat().st_size
-        if found != position:
-            raise CheckpointError(
-                f"{path}: has {found:,} bytes where its header means {position:,}. Copy or download it again."
-            )
-
-    def read(self, name: str) -> "Tensor":
-        """A tensor as it is stored."""
+    def read(name: str) -> "Tensor":
         import numpy as np
         import torch
 
-        shape = self.entries[name].shape
-        values = np.fromfile(self._path, "<f4", count=math.prod(shape), offset=self._offsets[name])
+        shape = entries[name].shape
+        values = np.fromfile(path, "<f4", count=math.prod(shape), offset=offsets[name])
         return torch.from_numpy(values).view(shape)
+
+    return StoredWeights(entries, read)
 
 
 def _layout(header: Header) -> list[tuple[str, Shape]]:
-    """Every tensor in the order of the file: kind after kind, each for all layers."""
+    """List the tensors in the order of the file, in which each kind has the tensors of all layers together."""
     dim, hidden, vocab = header.dim, header.hidden_dim, abs(header.vocab_size)
     head_dim = dim // header.n_heads
     kv = header.n_kv_heads * head_dim

@@ -1,4 +1,4 @@
-"""From a checkpoint to a model that computes what the one it was trained as does."""
+"""Build the model of a checkpoint and fill it with the stored weights, every one of which is checked."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -8,19 +8,16 @@ import torch
 from torch import Tensor
 
 from retbench.architectures.configs import ModelConfig
-from retbench.checkpoints.fingerprints import fingerprint_tensors
-from retbench.checkpoints.formats import FORMATS
-from retbench.checkpoints.info import CheckpointInfo, Description
-from retbench.checkpoints.mapping import Part, Plan, Shape
-from retbench.checkpoints.reading import open_checkpoint, read_checkpoint
-from retbench.checkpoints.weights import Weights
+from retbench.checkpoints.format import Description, Plan, Shape, WeightPart
+from retbench.checkpoints.reading import FORMATS, CheckpointInfo, open_checkpoint, read_checkpoint
+from retbench.checkpoints.weights import StoredWeights, fingerprint_tensors
 from retbench.errors import CheckpointError
 from retbench.models.build import allocate_model
 from retbench.models.decoder import Decoder
 
 FLOAT_DTYPES = ("float64", "float32", "bfloat16", "float16")
 MOST_NAMED = 3
-"""Tensors that a message names at most."""
+"""Most tensors that a message names."""
 
 
 def load_checkpoint(
@@ -32,19 +29,19 @@ def load_checkpoint(
     chunk_size: int | None = None,
     allow_pickle: bool = False,
 ) -> Decoder:
-    """The model of a checkpoint on its device, in evaluation mode.
+    """Build the model of a checkpoint on its device, in evaluation mode.
 
     Args:
-        checkpoint: What `read_checkpoint` gave, or what it takes.
-        dtype: Dtype of the model's weights, whatever that of the stored ones.
+        checkpoint: Result of `read_checkpoint`, or its argument.
+        dtype: Dtype of the model's weights; stored weights are converted.
         device: torch's name or device.
-        backend: Retention form or attention backend; see `Decoder.backends`.
-        chunk_size: Chunk of the chunkwise form; the default when None.
-        allow_pickle: Read weights that torch.save wrote, as tensors alone.
+        backend: A name in `Decoder.backends`.
+        chunk_size: Tokens per chunk of the chunkwise form; the default when None.
+        allow_pickle: Read weights written by torch.save, as tensors only.
 
     Raises:
         ConfigError: no such checkpoint or backend; a pickle that was not allowed.
-        CheckpointError: weights are missing, too many, of another shape or dtype, not finite, or damaged.
+        CheckpointError: weights are missing, unexpected, of another shape or dtype, not finite, or damaged.
         UnsupportedError: the backend cannot run on this device at this dtype; the hub cannot be reached.
     """
     info = checkpoint if isinstance(checkpoint, CheckpointInfo) else read_checkpoint(str(checkpoint))
@@ -52,11 +49,11 @@ def load_checkpoint(
     model = allocate_model(info.config, dtype=dtype, device=device, backend=backend, chunk_size=chunk_size)
     ours: dict[str, Shape] = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
     form = FORMATS[info.format]
-    plan = form.plan(_described(info), weights.entries.keys(), ours)
+    plan = form.plan(info, weights.entries.keys(), ours)
     assert plan.keys() == ours.keys()
     _check(plan, weights, info, form.ignored)
     if form.check is not None:
-        form.check(_described(info), weights)
+        form.check(info, weights)
     if info.weights_fingerprint is not None:
         _check_fingerprint(weights, info, info.weights_fingerprint)
     _fill(model, plan, weights)
@@ -64,26 +61,21 @@ def load_checkpoint(
 
 
 def map_weights(format: str, config: ModelConfig, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our state dict from weights in memory, under the names that their library gives them.
+    """Convert weights in memory from a library's names to the state dict of a `Decoder`.
 
     Args:
-        format: fla, llama, llama2c or torchscale; not tied.
-        config: The model.
-        weights: By name; gradients of them are mapped as well. What is no weight is left out.
+        format: Name of a format in `FORMATS`.
+        config: The model, without tied embeddings.
+        weights: Weights by name, or their gradients. Tensors that are not weights are ignored.
     """
-    plan = FORMATS[format].plan(Description(config), weights.keys(), {})
+    plan = FORMATS[format].plan(Description(config=config), weights.keys(), {})
     return {
         name: torch.cat([_rows(weights[part.name], part) for part in parts]) for name, parts in plan.items()
     }
 
 
-def _described(info: CheckpointInfo) -> Description:
-    """What the configuration of a checkpoint said about its weights."""
-    return Description(info.config, tied_embeddings=info.tied_embeddings)
-
-
-def _check(plan: Plan, weights: Weights, info: CheckpointInfo, ignored: str) -> None:
-    """CheckpointError unless every tensor that is needed is there as it must be, and no other."""
+def _check(plan: Plan, weights: StoredWeights, info: CheckpointInfo, ignored: str) -> None:
+    """Raise CheckpointError unless all needed tensors are present, of the right shape and dtype, and no others are."""
     needed = {part.name: part for parts in plan.values() for part in parts}
     entries = weights.entries
     absent = [name for name in needed if name not in entries]
@@ -101,8 +93,8 @@ def _check(plan: Plan, weights: Weights, info: CheckpointInfo, ignored: str) -> 
         _check_entry(part, weights, info)
 
 
-def _check_entry(part: Part, weights: Weights, info: CheckpointInfo) -> None:
-    """CheckpointError unless one tensor has the shape and a dtype that it must have."""
+def _check_entry(part: WeightPart, weights: StoredWeights, info: CheckpointInfo) -> None:
+    """Raise CheckpointError unless one tensor has the expected shape and a floating-point dtype."""
     entry = weights.entries[part.name]
     if entry.shape != part.shape:
         raise CheckpointError(
@@ -117,7 +109,7 @@ def _check_entry(part: Part, weights: Weights, info: CheckpointInfo) -> None:
 
 
 def _in_words(info: CheckpointInfo) -> str:
-    """The model that a configuration describes, as messages name it."""
+    """Describe the model of a configuration for a message."""
     config = info.config
     return (
         f"a {config.architecture} ({info.format}) with {config.num_layers} layers, d_model {config.d_model}, "
@@ -127,14 +119,14 @@ def _in_words(info: CheckpointInfo) -> str:
 
 
 def _named(names: Iterable[str]) -> str:
-    """Some of the names and how many more, with the verb that follows."""
+    """List some names and the number of others, with the verb that follows."""
     names = sorted(names)
     more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
     return f"{', '.join(names[:MOST_NAMED])}{more} {'is' if len(names) == 1 else 'are'}"
 
 
-def _check_fingerprint(weights: Weights, info: CheckpointInfo, expected: str) -> None:
-    """CheckpointError unless the stored tensors are bit by bit those that were saved."""
+def _check_fingerprint(weights: StoredWeights, info: CheckpointInfo, expected: str) -> None:
+    """Raise CheckpointError unless the stored tensors equal the saved ones bit by bit."""
     found = fingerprint_tensors((name, weights.read(name)) for name in sorted(weights.entries))
     if found != expected:
         paths = sorted({str(entry.path) for entry in weights.entries.values()})
@@ -145,8 +137,8 @@ def _check_fingerprint(weights: Weights, info: CheckpointInfo, expected: str) ->
 
 
 @torch.no_grad()
-def _fill(model: Decoder, plan: Plan, weights: Weights) -> None:
-    """Copy every weight to where it belongs, one tensor at a time."""
+def _fill(model: Decoder, plan: Plan, weights: StoredWeights) -> None:
+    """Copy the weights into the model, one tensor at a time."""
     for name, parameter in model.named_parameters():
         start = 0
         for part in plan[name]:
@@ -160,16 +152,16 @@ def _fill(model: Decoder, plan: Plan, weights: Weights) -> None:
         assert start == parameter.shape[0]
 
 
-def _rows(stored: Tensor, part: Part) -> Tensor:
-    """A tensor as it is stored, in our order: rotary pairs are rows half a head apart, not side by side."""
+def _rows(stored: Tensor, part: WeightPart) -> Tensor:
+    """Reorder adjacent rotary pairs, if the tensor has any, to pairs that are half a head apart."""
     if part.interleaved_heads is None:
         return stored
     reordered: Tensor = stored.unflatten(0, (part.interleaved_heads, -1, 2)).transpose(1, 2).flatten(0, 2)
     return reordered
 
 
-def _not_finite(name: str, stored: Tensor, dtype: torch.dtype, weights: Weights) -> CheckpointError:
-    """The error for a tensor with values that are not numbers, as stored or once converted."""
+def _not_finite(name: str, stored: Tensor, dtype: torch.dtype, weights: StoredWeights) -> CheckpointError:
+    """Build the error for a tensor with values that are not finite, as stored or once converted."""
     path = weights.entries[name].path
     count = int((~stored.isfinite()).sum())
     if count:

@@ -1,30 +1,39 @@
-"""Our own checkpoints: `model.safetensors` under the model's own names, and a `config.json` that says what it is."""
+"""retbench's own checkpoints: `model.safetensors` under the model's own names, and a `config.json`.
 
+A new checkpoint is written beside its final place, flushed to disk, then moved, so that a whole one exists at any time.
+"""
+
+import json
+import os
+import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from retbench.architectures.configs import ModelConfig
-from retbench.checkpoints.config_file import parse
-from retbench.checkpoints.info import Description
-from retbench.checkpoints.mapping import Part, Plan, Shape
-from retbench.errors import CheckpointError
+from retbench.checkpoints.format import CONFIG_NAME, Description, Plan, Shape, WeightPart, parse, read_json
+from retbench.checkpoints.weights import SAFETENSORS_NAME, fingerprint_tensors
+from retbench.errors import CheckpointError, ConfigError, StorageError
+from retbench.files import flush
 from retbench.strict import Strict
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 NAME: Literal["retbench"] = "retbench"
 VERSION: Literal[2] = 2
 IGNORED = r"(?!)"
-"""Nothing: every tensor of ours is a weight."""
+"""Matches nothing: every stored tensor is a weight."""
 
 
 class NativeConfig(Strict):
-    """What `config.json` holds."""
+    """Contents of `config.json`."""
 
     format: Literal["retbench"] = NAME
     format_version: Literal[1, 2] = VERSION
-    """1: the model is one flat table, as records had it before mixers."""
+    """1: the model is one flat table, as in records of that time."""
     config: ModelConfig
     context_len: int | None = None
     tokenizer: str | None
@@ -34,28 +43,124 @@ class NativeConfig(Strict):
 
 
 def recognises(raw: Mapping[str, Any]) -> bool:
-    """Whether a configuration is of a checkpoint of ours."""
+    """Return True for a configuration in this format."""
     return raw.get("format") == NAME
 
 
 def describe(raw: dict[str, Any], path: Path) -> Description:
-    """What a configuration says; CheckpointError where it is none of ours, or of a later version."""
+    """Read a configuration; CheckpointError if it is invalid or of a later version."""
     version = raw.get("format_version")
     if isinstance(version, int) and version > VERSION:
         raise CheckpointError(
             f"{path}: format_version is {version}, this retbench reads up to {VERSION}. Use a newer one."
         )
-    found = parse(NativeConfig, raw, path)
-    return Description(
-        found.config,
-        found.context_len,
-        tokenizer=found.tokenizer,
-        tokenizer_fingerprint=found.tokenizer_fingerprint,
-        weights_fingerprint=found.weights_fingerprint,
-        metadata=found.metadata,
-    )
+    fields = dict(parse(NativeConfig, raw, path))
+    return Description(**{name: fields[name] for name in Description.model_fields if name in fields})
 
 
 def plan(described: Description, stored: Collection[str], ours: Mapping[str, Shape]) -> Plan:
-    """Every tensor where it is: under its own name."""
-    return {name: (Part(name, shape),) for name, shape in ours.items()}
+    """Map every tensor to the tensor of the same name."""
+    return {name: (WeightPart(name, shape),) for name, shape in ours.items()}
+
+
+def save_checkpoint(
+    folder: Path,
+    config: ModelConfig,
+    weights: "Mapping[str, Tensor]",
+    *,
+    tokenizer: str | None = None,
+    tokenizer_fingerprint: str | None = None,
+    context_len: int | None = None,
+    metadata: Mapping[str, Any] | None = None,
+) -> str:
+    """Write the weights of a model to a folder: all of them or nothing.
+
+    An earlier checkpoint there stays until the new one is complete. If the machine stops between the two moves, the
+    earlier one remains under the folder's name with a leading dot and the suffix `.replaced`.
+
+    Args:
+        folder: A new folder, or a checkpoint in this format, which is replaced.
+        config: The model.
+        weights: Parameters of the `Decoder` by name, stored in their dtype.
+        tokenizer: Name or path of the tokenizer of the training text.
+        tokenizer_fingerprint: Fingerprint of that tokenizer.
+        context_len: Tokens of the longest training sequence.
+        metadata: Any other values to keep, as JSON.
+
+    Returns:
+        The fingerprint of the weights.
+
+    Raises:
+        ConfigError: `folder` holds anything other than a checkpoint in this format.
+        StorageError: writing failed (disk full, no permission); the earlier content is intact.
+    """
+    folder = Path(os.path.abspath(folder))
+    _require_replaceable(folder)
+    tensors = {name: weight.detach().cpu().contiguous() for name, weight in weights.items()}
+    fingerprint = fingerprint_tensors(sorted(tensors.items()))
+    stored = NativeConfig(
+        config=config,
+        context_len=context_len,
+        tokenizer=tokenizer,
+        tokenizer_fingerprint=tokenizer_fingerprint,
+        weights_fingerprint=fingerprint,
+        metadata=dict(metadata or {}),
+    )
+    text = json.dumps(stored.model_dump(), indent=2, allow_nan=False) + "\n"
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    try:
+        _write(partial, tensors, text)
+        _move(partial, folder)
+    except OSError as error:
+        raise StorageError(
+            f"{folder}: the checkpoint could not be written: {error}. What was there before is intact; free some "
+            "space, or give another folder."
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return fingerprint
+
+
+def _require_replaceable(folder: Path) -> None:
+    """Raise ConfigError if a folder holds anything other than a checkpoint in this format."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    try:
+        is_ours = recognises(read_json(folder / CONFIG_NAME))
+    except CheckpointError:
+        is_ours = False
+    if not is_ours:
+        raise ConfigError(
+            f"{folder}: holds something else than a checkpoint of retbench. Give another folder."
+        )
+
+
+def _write(partial: Path, tensors: "dict[str, Tensor]", config: str) -> None:
+    """Write both files to a new folder and flush them to disk."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    shutil.rmtree(partial, ignore_errors=True)  # left by a killed process with the same number
+    partial.mkdir(parents=True)
+    try:
+        save_file(tensors, partial / SAFETENSORS_NAME, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
+    (partial / CONFIG_NAME).write_text(config, encoding="utf-8")
+    for path in (partial / SAFETENSORS_NAME, partial / CONFIG_NAME, partial):
+        flush(path)
+
+
+def _move(partial: Path, folder: Path) -> None:
+    """Move the new folder into place; put the old one back if that fails."""
+    replaced = folder.with_name(f".{folder.name}.{os.getpid()}.replaced")
+    if folder.exists():
+        folder.rename(replaced)
+    try:
+        partial.rename(folder)
+    except OSError:
+        if replaced.exists():
+            replaced.rename(folder)
+        raise
+    shutil.rmtree(replaced, ignore_errors=True)
+    flush(folder.parent)

@@ -1,93 +1,208 @@
-"""What a checkpoint is, from its configuration and the headers of its weights. Without torch."""
+"""Description of a checkpoint from its location, its configuration and the headers of its weights. No torch.
 
+A checkpoint is a path, a path below the data folder, or a repository on the Hugging Face hub. A repository is read at
+one commit: that of `--revision`, else its pinned commit, else today's `main`. The commit is recorded.
+"""
+
+import re
 from collections import Counter
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from importlib import import_module
 from math import prod
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from retbench.checkpoints import formats, llama2c
-from retbench.checkpoints.config_file import CONFIG_NAME, read_json
-from retbench.checkpoints.info import CheckpointInfo
-from retbench.checkpoints.places import locate
-from retbench.checkpoints.weights import Weights, find_weight_files, is_pickle, open_weights, refuse_pickle
-from retbench.errors import CheckpointError
+from pydantic import ValidationError
+
+from retbench.architectures.registry import architectures
+from retbench.checkpoints import llama2c, native
+from retbench.checkpoints.format import (
+    CONFIG_NAME,
+    Description,
+    Plan,
+    Shape,
+    describe_errors,
+    read_json,
+)
+from retbench.checkpoints.weights import (
+    StoredWeights,
+    find_weight_files,
+    is_pickle,
+    open_weights,
+    refuse_pickle,
+)
+from retbench.data import hub, places
+from retbench.errors import CheckpointError, ConfigError, UnsupportedError, unknown_name
 
 LLAMA2C = "llama2c"
 FINAL = "final"
-"""The checkpoint in the folder of a training run."""
+"""Name of the checkpoint in the folder of a training run."""
 TOKENIZER_PATTERNS = ("tokenizer.json", "tokenizer.model", "tok*.bin")
-"""Of transformers and fla, and llama2.c's own."""
+"""Tokenizer files of transformers and fla, and of llama2.c."""
+PATTERNS = ("*.json", "*.safetensors", "tokenizer.model", "merges.txt", "vocab.txt")
+"""Files to download: never a pickle, never code."""
+
+PINNED_REVISIONS = {
+    "fla-hub/retnet-1.3B-100B": "7fddefc4d5e196a8d1f076bb7612d54321b3effe",
+    "fla-hub/transformer-1.3B-100B": "d6f66f4181fa669e5863327815b44533e3a395e7",
+    "fla-hub/transformer-2.7B-100B": "e29b06c913e05827bfb534844267c8d9f673feda",
+}
+"""Commit at which each public checkpoint is read. The models were trained alike on 100B tokens of SlimPajama.
+
+fla-hub/retnet-2.7B-100B is absent: no commit is known to be that of the published numbers.
+"""
+
+_REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(@[^@\s]+)?")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+class CheckpointInfo(Description):
+    """A checkpoint on this machine whose configuration was read; its weights are still on disk."""
+
+    format: str
+    """Name in `FORMATS`."""
+    weights_dtype: str | None = None
+    """torch's name of the dtype of most stored values; None if a pickle holds them."""
+    path: Path
+    """The folder, or the file of a checkpoint that is one file."""
+    source: str
+    """Name under which it was requested."""
+    revision: str | None = None
+    """Commit on the hub; None for a local checkpoint."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """A checkpoint format.
+
+    Attributes:
+        recognises: Returns True for a configuration in this format.
+        describe: Reads a configuration, which comes from the file at the path.
+        plan: Maps the weights, given the description, the names in the files, and the shapes of the `Decoder`.
+        ignored: Regular expression of the names of tensors that may be present and are not weights.
+        check: Raises CheckpointError if stored values contradict the configuration in a way that shapes do not show.
+    """
+
+    recognises: Callable[[Mapping[str, Any]], bool]
+    describe: Callable[[dict[str, Any], Path], Description]
+    plan: Callable[[Description, Collection[str], Mapping[str, Shape]], Plan]
+    ignored: str
+    check: Callable[[Description, StoredWeights], None] | None = None
+
+
+def _known_formats() -> dict[str, Format]:
+    """Collect retbench's own format, then those of each architecture, by the names of their modules."""
+    paths = [path for architecture in architectures().values() for path in architecture.formats]
+    modules = {native.NAME: native} | {path.rpartition(".")[2]: import_module(path) for path in paths}
+    return {
+        name: Format(each.recognises, each.describe, each.plan, each.IGNORED, getattr(each, "check", None))
+        for name, each in modules.items()
+    }
+
+
+FORMATS: dict[str, Format] = _known_formats()
 
 
 def read_checkpoint(
     name: str, *, revision: str | None = None, format: str = "auto", data_dir: Path | None = None
 ) -> CheckpointInfo:
-    """Find a checkpoint and read what it is; its weights stay on disk.
+    """Find a checkpoint and read its description; its weights stay on disk.
 
     Args:
-        name: A folder or file, or the folder of a run of `retbench train`; a path below the data folder; or
+        name: A folder, a file, or the folder of a run of `retbench train`; a path below the data folder; or
             OWNER/REPOSITORY[@REVISION] on the hub.
-        revision: Of a repository on the hub: a commit, branch or tag.
-        format: retbench, fla, llama, llama2c or torchscale; auto to find out.
-        data_dir: The data folder; that of RETBENCH_DATA when None.
+        revision: Commit, branch or tag of a repository on the hub.
+        format: A name in `FORMATS`, or auto to detect it.
+        data_dir: The data folder; RETBENCH_DATA when None.
 
     Raises:
         ConfigError: there is no such checkpoint or format.
         CheckpointError: it is damaged, or of a model that this package does not have.
         UnsupportedError: it is on the hub, which cannot be reached.
     """
-    formats.check_name(format)
+    if format not in FORMATS and format != "auto":
+        raise unknown_name("format", format, ["auto", *FORMATS], where="--format")
     path, commit = locate(name, revision=revision, data_dir=data_dir)
     if not _config_path(path).is_file() and _config_path(path / FINAL).is_file():
         path = path / FINAL
-    if format == LLAMA2C or (format == "auto" and not _config_path(path).is_file()):
-        path = _find_llama2c(path)
-        format, described = LLAMA2C, formats.describe(LLAMA2C, {}, path)
+    config_path = _config_path(path)
+    if format == LLAMA2C or (format == "auto" and not config_path.is_file()):
+        format, raw = LLAMA2C, {}
+        config_path = path = _find_llama2c(path)
     else:
-        config_path = _config_path(path)
         raw = read_json(config_path)
-        format = formats.recognise(raw, config_path) if format == "auto" else format
-        described = formats.describe(format, raw, config_path)
+        format = _recognise(raw, config_path) if format == "auto" else format
+    try:
+        described = FORMATS[format].describe(raw, config_path)
+    except ValidationError as error:  # sizes that contradict each other
+        raise describe_errors(error, config_path) from error
+    fields = dict(described) | {"tokenizer": described.tokenizer or _find_tokenizer(path)}
     return CheckpointInfo(
+        **fields,
         format=format,
-        config=described.config,
-        context_len=described.context_len,
-        tied_embeddings=described.tied_embeddings,
-        tokenizer=described.tokenizer or _find_tokenizer(path),
-        tokenizer_fingerprint=described.tokenizer_fingerprint,
-        weights_fingerprint=described.weights_fingerprint,
         weights_dtype=_stored_dtype(format, path),
         path=path,
         source=name,
         revision=commit,
-        metadata=dict(described.metadata),
     )
 
 
-def open_checkpoint(info: CheckpointInfo, *, allow_pickle: bool = False) -> Weights:
-    """The tensors of a checkpoint.
+class Located(NamedTuple):
+    """Path of a checkpoint on this machine, and its commit on the hub."""
+
+    path: Path
+    revision: str | None
+
+
+def locate(name: str, *, revision: str | None = None, data_dir: Path | None = None) -> Located:
+    """Find a checkpoint on this machine; download it from the hub if there is none.
+
+    Args:
+        name: A path; a path below the data folder; or OWNER/REPOSITORY[@REVISION] on the hub, optionally with the
+            prefix `hub:`, which skips the search for a path.
+        revision: Commit, branch or tag of the repository; its pinned commit, else `main`, when None.
+        data_dir: The data folder; RETBENCH_DATA when None.
 
     Raises:
-        CheckpointError: they cannot be read.
-        ConfigError: they are a pickle, and none was allowed.
+        ConfigError: no such path, repository or revision; a revision of a local checkpoint.
+        UnsupportedError: the hub cannot be reached.
     """
-    if info.format == LLAMA2C:
-        return llama2c.Llama2cWeights(info.path)
-    return open_weights(info.path, allow_pickle=allow_pickle)
+    if not name.startswith(hub.PREFIX):
+        try:
+            path = places.find(name, kind="checkpoint", data_dir=data_dir)
+        except ConfigError:
+            if not _REPOSITORY.fullmatch(name):
+                raise
+        else:
+            if revision is not None:
+                raise ConfigError(
+                    f"--revision {revision}: '{name}' is here, at {path}, and has no revisions."
+                )
+            return Located(path, None)
+    asked = hub.parse_name(hub.PREFIX + name.removeprefix(hub.PREFIX), revision)
+    return _fetch(name, asked._replace(revision=asked.revision or PINNED_REVISIONS.get(asked.repo)))
 
 
-def check_no_pickle(info: CheckpointInfo) -> None:
-    """ConfigError where the weights of a checkpoint are a pickle, which only some commands can be told to read."""
-    if info.format != LLAMA2C:
-        refuse_pickle(find_weight_files(info.path)[0])
+def _fetch(name: str, asked: hub.HubName) -> Located:
+    """Download a repository at one commit, unless the hub's cache has it, to a folder with the commit's name."""
+    try:
+        path = hub.download_files(name, asked, PATTERNS)
+    except UnsupportedError as error:
+        at = f" --revision {asked.revision}" if asked.revision else ""
+        raise UnsupportedError(
+            f"{error} Where there is a network: hf download {asked.repo}{at} --local-dir FOLDER. Then give FOLDER in "
+            f"place of '{name}'."
+        ) from error
+    return Located(path, path.name if _COMMIT.fullmatch(path.name) else asked.revision)
 
 
 def _config_path(path: Path) -> Path:
-    """Where the configuration of a checkpoint is: in its folder."""
     return (path if path.is_dir() else path.parent) / CONFIG_NAME
 
 
 def _find_llama2c(path: Path) -> Path:
-    """The file of a llama2.c model at `path`, or in the folder there, which has no configuration."""
+    """Return the llama2.c model at `path`, or the one in that folder, which has no configuration."""
     if path.is_file() and path.suffix == ".bin":
         return path
     found = llama2c.find_model(path) if path.is_dir() else None
@@ -100,8 +215,20 @@ def _find_llama2c(path: Path) -> Path:
     return found
 
 
+def _recognise(raw: Mapping[str, Any], path: Path) -> str:
+    """Return the name of a configuration's format; CheckpointError if it is unknown."""
+    for name, form in FORMATS.items():
+        if form.recognises(raw):
+            return name
+    said = {key: raw[key] for key in ("model_type", "architectures") if key in raw}
+    raise CheckpointError(
+        f"{path}: a model that cannot be read here: {said or 'it says neither model_type nor architectures'}. "
+        f"Formats: {', '.join(FORMATS)}; force one with --format."
+    )
+
+
 def _find_tokenizer(path: Path) -> str | None:
-    """The tokenizer beside the weights, if there is one."""
+    """Return the path of the tokenizer next to the weights, if there is exactly one."""
     folder = path if path.is_dir() else path.parent
     for pattern in TOKENIZER_PATTERNS:
         found = sorted(folder.glob(pattern))
@@ -111,7 +238,7 @@ def _find_tokenizer(path: Path) -> str | None:
 
 
 def _stored_dtype(format: str, path: Path) -> str | None:
-    """Dtype of most values of the weights; None where they are in a pickle, which is not opened for it."""
+    """Return the dtype of most stored values; None for a pickle, which is not opened."""
     if format == LLAMA2C:
         return "float32"
     if is_pickle(find_weight_files(path)[0]):
@@ -120,3 +247,16 @@ def _stored_dtype(format: str, path: Path) -> str | None:
     for entry in open_weights(path, allow_pickle=False).entries.values():
         values[entry.dtype] += prod(entry.shape)
     return values.most_common(1)[0][0] if values else None
+
+
+def open_checkpoint(info: CheckpointInfo, *, allow_pickle: bool = False) -> StoredWeights:
+    """Open the tensors of a checkpoint; errors as of `open_weights`."""
+    if info.format == LLAMA2C:
+        return llama2c.open_model(info.path)
+    return open_weights(info.path, allow_pickle=allow_pickle)
+
+
+def check_no_pickle(info: CheckpointInfo) -> None:
+    """Raise ConfigError if the weights are a pickle, which only some commands have an option to read."""
+    if info.format != LLAMA2C:
+        refuse_pickle(find_weight_files(info.path)[0])

@@ -1,7 +1,7 @@
 """State dicts of torchscale's RetNetDecoder, the official RetNet, since October 2023: RMSNorm and a gated feed-forward.
 
-torchscale writes no configuration beside its weights, so one has to be: a `config.json` with the fields of its
-RetNetConfig. Sizes and the activation must be there; what else is left out has torchscale's default.
+torchscale writes no configuration, so the user adds a `config.json` with the fields of its RetNetConfig. Sizes and the
+activation are required; other fields default to torchscale's values.
 
 Source: microsoft/torchscale, `torchscale/architecture/{config,retnet}.py`, `torchscale/component/`.
 """
@@ -13,17 +13,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from retbench.architectures.retnet import retnet_config
-from retbench.checkpoints.config_file import Fields, parse
-from retbench.checkpoints.info import Description
-from retbench.checkpoints.mapping import Names, Plan, Shape, map_decoder
-from retbench.checkpoints.weights import Weights
+from retbench.checkpoints.format import Description, Fields, Names, Plan, Shape, map_decoder, parse
+from retbench.checkpoints.weights import StoredWeights
 from retbench.errors import CheckpointError
 
 IGNORED = r"(decoder\.)?(retnet_rel_pos\.(angle|decay)|version|output_projection\.weight)"
-"""Buffers, which `check` reads; and the head of a model that does not use it, being tied."""
+"""Buffers, which `check` reads, and the unused head of a model with tied embeddings."""
 DECAY = "retnet_rel_pos.decay"
 FAIRSEQ_PREFIX = "decoder."
-"""Before every name where fairseq wrote the state dict of its whole model."""
+"""Prefix of all names in a state dict of fairseq's whole model."""
 
 _NAMES = Names(
     embedding="embed_tokens.weight",
@@ -47,7 +45,7 @@ class _RetNetFields(Fields):
     decoder_layers: int
     vocab_size: int
     activation_fn: Literal["swish", "silu"]
-    """Its published architectures have swish, its RetNetConfig has gelu unless told otherwise: so never guessed."""
+    """Required: torchscale's published architectures use swish, while its RetNetConfig defaults to gelu."""
     layernorm_eps: float = 1e-6
     share_decoder_input_output_embed: bool = False
     no_scale_embedding: Literal[True] = True
@@ -60,12 +58,12 @@ class _RetNetFields(Fields):
 
 
 def recognises(raw: Mapping[str, Any]) -> bool:
-    """Whether a configuration has the fields of torchscale's RetNetConfig."""
+    """Return True for a configuration with the fields of torchscale's RetNetConfig."""
     return "decoder_retention_heads" in raw
 
 
 def describe(raw: dict[str, Any], path: Path) -> Description:
-    """What a configuration says; CheckpointError where it is none, or of a model that this package does not have."""
+    """Read a configuration; CheckpointError if it is invalid, or of a model that this package does not have."""
     fields = parse(_RetNetFields, raw, path)
     config = retnet_config(
         variant="torchscale",
@@ -78,13 +76,13 @@ def describe(raw: dict[str, Any], path: Path) -> Description:
         decay="eq8",
         norm_eps=fields.layernorm_eps,
     )
-    return Description(config, None, fields.share_decoder_input_output_embed)
+    return Description(config=config, tied_embeddings=fields.share_decoder_input_output_embed)
 
 
-def check(described: Description, weights: Weights) -> None:
-    """CheckpointError where the stored decays are not those of the configuration.
+def check(described: Description, weights: StoredWeights) -> None:
+    """Raise CheckpointError if the stored decays contradict the configuration.
 
-    Its number of heads changes no weight's shape, and was written by hand: this alone shows that it is the right one.
+    The number of heads changes no weight's shape and was written by hand, so only the decays can confirm it.
     """
     for name in (DECAY, FAIRSEQ_PREFIX + DECAY):
         if name not in weights.entries:
@@ -105,7 +103,7 @@ def check(described: Description, weights: Weights) -> None:
 
 
 def plan(described: Description, stored: Collection[str], ours: Mapping[str, Shape]) -> Plan:
-    """Where the weights are, with fairseq's prefix where the file has it."""
+    """Map the weights, with fairseq's prefix if the file has it."""
     names = _NAMES
     if FAIRSEQ_PREFIX + names.embedding in stored:
         prefixed = {

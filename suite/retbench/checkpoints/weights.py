@@ -1,11 +1,12 @@
-"""The tensors in weight files: what there is, known from the headers, and each read when it is wanted."""
+"""Tensors in weight files: listed from the headers, and each read on demand; and fingerprints of their content."""
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
-from retbench.checkpoints.config_file import read_json
-from retbench.checkpoints.mapping import Shape
+from retbench.checkpoints.format import Shape, read_json
 from retbench.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
@@ -16,71 +17,75 @@ INDEX_NAME = f"{SAFETENSORS_NAME}.index.json"
 PICKLE_SUFFIXES = frozenset({".pt", ".pth", ".bin"})
 
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-"""safetensors' names of the dtypes that weights may have, and torch's."""
+"""torch's names of the dtypes that weights may have, by those of safetensors."""
 
 
-class Entry(NamedTuple):
-    """A tensor in a file."""
+class StoredTensor(NamedTuple):
+    """Header of a tensor in a file."""
 
     dtype: str
-    """torch's name; the file's own where weights cannot have it."""
+    """torch's name; the file's own name for any other dtype."""
     shape: Shape
     path: Path
 
 
-class Weights(Protocol):
-    """Tensors by name."""
+@dataclass(frozen=True)
+class StoredWeights:
+    """Tensors in files by name.
 
-    @property
-    def entries(self) -> Mapping[str, Entry]:
-        """Every tensor there is."""
-
-    def read(self, name: str) -> "Tensor":
-        """One of them, on the CPU, as it is stored."""
-
-
-class SafetensorsWeights:
-    """One or more safetensors files.
-
-    Args:
-        paths: The files.
-        promised: The names that an index says are in them.
-
-    Raises:
-        CheckpointError: a file is truncated or no safetensors file, or a promised tensor is in none.
+    Attributes:
+        entries: Header of every tensor.
+        read: Returns one tensor on the CPU, as stored.
     """
 
-    def __init__(self, paths: tuple[Path, ...], promised: frozenset[str] = frozenset()) -> None:
-        self.entries: dict[str, Entry] = {}
-        for path in paths:
-            self.entries.update(_read_header(path))
-        absent = sorted(promised - self.entries.keys())
+    entries: Mapping[str, StoredTensor]
+    read: "Callable[[str], Tensor]"
+
+
+def open_weights(path: Path, *, allow_pickle: bool) -> StoredWeights:
+    """Open the tensors of a checkpoint in a folder or file.
+
+    Raises:
+        CheckpointError: they cannot be read.
+        ConfigError: they are a pickle, which was not allowed.
+    """
+    files = find_weight_files(path)
+    if is_pickle(files[0]):
+        if not allow_pickle:
+            refuse_pickle(files[0])
+        return _open_pickle(files[0])
+    entries = {name: entry for file in files for name, entry in _read_header(file).items()}
+    index = files[0].with_name(INDEX_NAME)
+    is_indexed = len(files) > 1 or not (path.is_file() or files[0].name == SAFETENSORS_NAME)
+    if is_indexed and index.is_file():
+        absent = sorted(_weight_map(index).keys() - entries.keys())
         if absent:
             raise CheckpointError(
-                f"{paths[0].with_name(INDEX_NAME)}: promises the tensor '{absent[0]}'"
+                f"{index}: promises the tensor '{absent[0]}'"
                 f"{f' and {len(absent) - 1} more' if len(absent) > 1 else ''}, which no file beside it has."
             )
 
-    def read(self, name: str) -> "Tensor":
-        """A tensor as it is stored."""
+    def read(name: str) -> "Tensor":
         from safetensors import safe_open
 
-        with safe_open(self.entries[name].path, framework="pt") as file:
+        with safe_open(entries[name].path, framework="pt") as file:
             tensor: Tensor = file.get_tensor(name)
         return tensor
 
+    return StoredWeights(entries, read)
 
-def _read_header(path: Path) -> dict[str, Entry]:
-    """The tensors of one safetensors file, without reading any."""
+
+def _read_header(path: Path) -> dict[str, StoredTensor]:
+    """List the tensors of one safetensors file without reading any."""
     from safetensors import SafetensorError, safe_open
 
     entries = {}
     try:
         with safe_open(path, framework="numpy") as file:
-            for name in file.keys():  # noqa: SIM118 - it is no mapping
+            for name in file.keys():  # noqa: SIM118 - not a mapping
                 view = file.get_slice(name)
                 dtype = str(view.get_dtype())
-                entries[name] = Entry(_DTYPES.get(dtype, dtype), tuple(view.get_shape()), path)
+                entries[name] = StoredTensor(_DTYPES.get(dtype, dtype), tuple(view.get_shape()), path)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
             f"{path}: is not a whole safetensors file ({error}). Copy or download it again."
@@ -88,58 +93,42 @@ def _read_header(path: Path) -> dict[str, Entry]:
     return entries
 
 
-class PickledWeights:
-    """A state dict that torch.save wrote, read with `weights_only`: nothing but tensors and plain containers.
+def _open_pickle(path: Path) -> StoredWeights:
+    """Read a state dict written by torch.save with `weights_only`, which permits tensors and plain containers only.
 
-    Args:
-        path: The file; it may hold the state dict itself, or under the key `model` or `state_dict`.
-
-    Raises:
-        CheckpointError: the file holds anything else.
+    The file may hold the state dict itself, or the state dict under the key `model` or `state_dict`.
     """
+    import pickle
 
-    def __init__(self, path: Path) -> None:
-        import pickle
+    import torch
 
-        import torch
-
-        try:
-            found = torch.load(path, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise CheckpointError(
-                f"{path}: holds something else than a state dict of tensors ({reason})."
-            ) from error
-        self._tensors = _state_dict(found, path)
-        self.entries = {
-            name: Entry(str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), path)
-            for name, tensor in self._tensors.items()
-        }
-
-    def read(self, name: str) -> "Tensor":
-        """A tensor as it is stored."""
-        return self._tensors[name]
-
-
-def _state_dict(found: Any, path: Path) -> "dict[str, Tensor]":
-    """The tensors by name in what a pickle held."""
-    from torch import Tensor
-
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(
+            f"{path}: holds something else than a state dict of tensors ({reason})."
+        ) from error
     for key in ("model", "state_dict"):
         if isinstance(found, dict) and isinstance(found.get(key), dict):
             found = found[key]
-    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+    if not isinstance(found, dict) or not all(isinstance(value, torch.Tensor) for value in found.values()):
         raise CheckpointError(f"{path}: holds something else than a state dict of tensors.")
-    return {str(name): tensor for name, tensor in found.items()}
+    tensors = {str(name): tensor for name, tensor in found.items()}
+    entries = {
+        name: StoredTensor(str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), path)
+        for name, tensor in tensors.items()
+    }
+    return StoredWeights(entries, tensors.__getitem__)
 
 
 def find_weight_files(path: Path) -> tuple[Path, ...]:
-    """The weight files of a checkpoint: `path` itself where it is a file, else those of the folder.
+    """Find the weight files of a checkpoint: `path` itself if it is a file, else files of the folder.
 
-    safetensors come first: one file, or those of an index; then a pickle.
+    safetensors take precedence: one file, or those of an index; then a pickle.
 
     Raises:
-        CheckpointError: there are none, or it is not clear which.
+        CheckpointError: there are none, or several candidates.
     """
     if path.is_file():
         return (path,)
@@ -165,7 +154,7 @@ def find_weight_files(path: Path) -> tuple[Path, ...]:
 
 
 def _weight_map(index: Path) -> dict[str, str]:
-    """Tensor to file name, of an index."""
+    """Read the file name of each tensor from an index."""
     found = read_json(index).get("weight_map")
     if not isinstance(found, dict) or not found or not all(isinstance(name, str) for name in found.values()):
         raise CheckpointError(f"{index}: has no weight_map of tensors to files.")
@@ -175,12 +164,12 @@ def _weight_map(index: Path) -> dict[str, str]:
 
 
 def is_pickle(path: Path) -> bool:
-    """Whether a weight file is one that torch.save writes."""
+    """Return True for a weight file written by torch.save."""
     return path.suffix in PICKLE_SUFFIXES
 
 
 def refuse_pickle(path: Path) -> None:
-    """ConfigError where a weight file is a pickle."""
+    """Raise ConfigError if a weight file is a pickle."""
     if is_pickle(path):
         raise ConfigError(
             f"{path}: is a pickle, which could run code of its maker. Save it as safetensors; `retbench generate` "
@@ -188,19 +177,26 @@ def refuse_pickle(path: Path) -> None:
         )
 
 
-def open_weights(path: Path, *, allow_pickle: bool) -> Weights:
-    """The tensors of a checkpoint in a folder or file.
+def fingerprint_tensors(tensors: "Iterable[tuple[str, Tensor]]") -> str:
+    """Return 12 hexadecimal digits of SHA-256 over each tensor's name, dtype, shape and bytes.
 
-    Raises:
-        CheckpointError: they cannot be read.
-        ConfigError: they are a pickle, and none was allowed.
+    Args:
+        tensors: Names and tensors, sorted by name; each is used once, so an iterator may read them lazily.
     """
-    files = find_weight_files(path)
-    if not is_pickle(files[0]):
-        is_indexed = len(files) > 1 or not (path.is_file() or files[0].name == SAFETENSORS_NAME)
-        index = files[0].with_name(INDEX_NAME)
-        promised = frozenset(_weight_map(index)) if is_indexed and index.is_file() else frozenset[str]()
-        return SafetensorsWeights(files, promised)
-    if not allow_pickle:
-        refuse_pickle(files[0])
-    return PickledWeights(files[0])
+    import torch
+
+    digest = hashlib.sha256()
+    for name, tensor in tensors:
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        values = tensor.detach().cpu().contiguous().flatten()
+        digest.update(values.view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:12]
+
+
+def fingerprint_files(paths: Iterable[Path]) -> str:
+    """Return 12 hexadecimal digits over the bytes of files, in order, for formats that store no fingerprint."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with open(path, "rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:12]

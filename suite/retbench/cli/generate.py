@@ -14,7 +14,7 @@ from retbench.cli.options import DataDir, DeviceName, new_app
 from retbench.errors import ConfigError
 
 if TYPE_CHECKING:
-    from retbench.checkpoints.info import CheckpointInfo
+    from retbench.checkpoints.reading import CheckpointInfo
     from retbench.data.tokenizers import Tokenizer
     from retbench.models.decoder import Decoder
     from retbench.models.generation import Sampling

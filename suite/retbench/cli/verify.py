@@ -67,7 +67,7 @@ def _run_gate(
 
     from retbench.data import text
     from retbench.models.build import build_model
-    from retbench.models.gate import LENGTHS, run_gate
+    from retbench.models.equivalence import LENGTHS, check_equivalence
 
     if device != "cpu":
         torch.cuda.set_device(device)  # kernels that are not torch's own use the current device
@@ -80,7 +80,7 @@ def _run_gate(
         chunk_size=spec.chunk_size,
     )
     tokens = text.read_tokens(max(DEPTH, *LENGTHS))[None].to(device)
-    return model, run_gate(model, tokens, depth=DEPTH)
+    return model, check_equivalence(model, tokens, depth=DEPTH)
 
 
 def _print_text(name: str, size: str, model: "Decoder", gate: "Gate") -> None:

@@ -23,7 +23,7 @@ class MixerModule(nn.Module):
         chunk_size: Tokens of a chunk where the form has chunks; the mixer's default when None.
 
     Attributes:
-        ran: Phase (prefill, decode) to the form or kernel that was executed since the form was set.
+        executed: Phase (prefill, decode) to the form or kernel that was executed since the form was set.
     """
 
     config: Mixer
@@ -31,7 +31,7 @@ class MixerModule(nn.Module):
     def __init__(self, config: Mixer, form: str, chunk_size: int | None) -> None:
         super().__init__()
         self.config = config
-        self.ran: dict[str, str] = {}
+        self.executed: dict[str, str] = {}
         self.set_backend(form)
 
     @property
@@ -52,11 +52,11 @@ class MixerModule(nn.Module):
         return {name: self.missing_reason(name, device, dtype) for name in self.config.forms}
 
     def set_backend(self, name: str) -> None:
-        """Choose the form for more than one token, and empty `ran`; ConfigError for an unknown name."""
+        """Choose the form for more than one token, and empty `executed`; ConfigError for an unknown name."""
         if name not in self.config.forms:
             raise unknown_name(f"{self.config.title} backend", name, self.config.forms)
         self.backend = name
-        self.ran = {}
+        self.executed = {}
 
     def init_state(self, batch_size: int, capacity: int) -> LayerState:
         """Return the zero state; `capacity` tokens where a tensor has an entry for each token."""

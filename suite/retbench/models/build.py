@@ -1,4 +1,4 @@
-"""Builds a model from its configuration, with weights drawn from a seed."""
+"""Construction of a model from its configuration, with weights drawn from a seed."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ from retbench.architectures.configs import ModelConfig
 from retbench.models.decoder import Decoder
 
 INIT_STD = 0.02
-"""Standard deviation of every weight matrix: `initializer_range` of Llama and of fla's RetNet."""
+"""Standard deviation of every weight matrix; `initializer_range` of Llama and of fla's RetNet."""
 
 
 def build_model(
@@ -24,15 +24,15 @@ def build_model(
     backend: str,
     chunk_size: int | None = None,
 ) -> Decoder:
-    """A model on its device, in evaluation mode, with normal weights drawn from `seed`.
+    """Build a model on its device, in evaluation mode, with normal weights drawn from `seed`.
 
     Args:
         config: The model.
-        dtype: Dtype of the weights; the retention state, the decay and the rotary angles stay in the wide dtype.
+        dtype: Dtype of the weights; recurrent states, decays and rotary angles stay in the wide dtype.
         device: torch's name or device.
-        seed: Same seed, device type and configuration give the same weights.
-        backend: Retention form or attention backend; see `Decoder.backends`.
-        chunk_size: Chunk of the chunkwise form; the default when None.
+        seed: Equal seeds, device types and configurations give equal weights.
+        backend: A name in `Decoder.backends`.
+        chunk_size: Tokens per chunk of a chunkwise form; the mixer's default when None.
 
     Raises:
         ConfigError: unknown backend.
@@ -51,25 +51,25 @@ def allocate_model(
     backend: str,
     chunk_size: int | None = None,
 ) -> Decoder:
-    """What `build_model` gives, with weights that are still whatever was in the memory: to be read from a file."""
+    """Build a model with uninitialised weights, to be filled from a file."""
     with _default_dtype(dtype), torch.device(device), _WithoutInit():
         model = Decoder(config, backend, chunk_size)
-    model = model.to(device)  # its constants are made on the CPU
+    model = model.to(device)  # constants are computed on the CPU
     model.set_backend(backend)
     return model.eval()
 
 
 class _WithoutInit(TorchFunctionMode):
-    """Leaves out what modules do to new weights, which are drawn anew afterwards.
+    """Mode that skips the initialisation of new weights, which are overwritten afterwards.
 
-    Building on the meta device would do the same, but its first use loads torch's decompositions and sympy: a
-    second of every worker's start.
+    The meta device would do the same, but its first use loads torch's decompositions and sympy, which delays the start
+    of every worker by a second.
     """
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Do nothing for a function of torch.nn.init but return its tensor; anything else as it is."""
+        """Return the tensor of a function of torch.nn.init unchanged; call any other function."""
         if getattr(func, "__module__", None) == "torch.nn.init":
             return args[0] if args else (kwargs or {})["tensor"]
         return func(*args, **(kwargs or {}))
@@ -77,7 +77,7 @@ class _WithoutInit(TorchFunctionMode):
 
 @contextmanager
 def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """Make new floating-point tensors `dtype`, so that no weight exists in a wider one first."""
+    """Create floating-point tensors in `dtype`, so that no weight exists in a wider dtype first."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -88,11 +88,11 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 @torch.no_grad()
 def init_weights(model: nn.Module, seed: int) -> None:
-    """Draw every matrix from a normal distribution; every norm gets weight one and bias zero."""
+    """Draw matrices from a normal distribution; set weights of norms to one and biases to zero."""
     generator = torch.Generator(next(model.parameters()).device).manual_seed(seed)
     for name, parameter in model.named_parameters():
         if parameter.dim() == 1:
             parameter.fill_(0.0 if name.endswith("bias") else 1.0)
-        else:  # in the order of memory, whichever way the matrix lies
+        else:  # in memory order for either layout
             stored = parameter if parameter.is_contiguous() else parameter.t()
             stored.normal_(0.0, INIT_STD, generator=generator)

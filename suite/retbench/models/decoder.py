@@ -1,4 +1,4 @@
-"""A decoder-only language model: embedding, blocks, norm, head. It knows no architecture; its mixers do."""
+"""A decoder-only language model of any architecture: embedding, blocks of mixers, norm, head."""
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from retbench.ops.position import Positions
 
 
 class Block(nn.Module):
-    """x + mixer(norm(x)), then, where there is a feed-forward, x + ffn(norm(x))."""
+    """x + mixer(norm(x)), followed by x + ffn(norm(x)) if the block has a feed-forward."""
 
     def __init__(self, config: ModelConfig, block: BlockConfig, backend: str, chunk_size: int | None) -> None:
         super().__init__()
@@ -42,12 +42,12 @@ class Decoder(nn.Module):
 
     Args:
         config: The model.
-        backend: The form to run with; see `configs.form_of`.
-        chunk_size: Chunk of a chunkwise form; the mixer's default when None.
+        backend: The forms of the mixers; see `configs.form_of`.
+        chunk_size: Tokens per chunk of a chunkwise form; the mixer's default when None.
 
     Attributes:
-        activation_checkpointing: With gradients and without a state, keep only what enters each block, and run it
-            again when its gradients are computed. Off when built.
+        activation_checkpointing: With gradients and without a state, keep only the input of each block, and recompute
+            the block in the backward pass. Off by default.
     """
 
     def __init__(self, config: ModelConfig, backend: str, chunk_size: int | None = None) -> None:
@@ -57,7 +57,7 @@ class Decoder(nn.Module):
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
         self.blocks = nn.ModuleList(Block(config, block, backend, chunk_size) for block in config.layers)
         self.encodings = nn.ModuleList()
-        """What mixers need of a position; blocks with equal mixers share one."""
+        """Position encodings; blocks with equal mixers share one."""
         self._encoding_of = self._share_encodings()
         self.activation_checkpointing = False
         self.norm = make_norm(config.norm, config.d_model, config.norm_eps)
@@ -65,7 +65,7 @@ class Decoder(nn.Module):
         self.backend = backend
 
     def _share_encodings(self) -> list[int]:
-        """Build one encoding for each different mixer; return for each block the index of its own."""
+        """Build one encoding per distinct mixer; return the index of each block's encoding."""
         kinds = list(self.config.mixers)
         first = {kinds.index(mixer.config): mixer for mixer in reversed(self.mixers)}
         self.encodings.extend(first[index].encoding() for index in range(len(kinds)))
@@ -73,7 +73,7 @@ class Decoder(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return self.embedding.weight.device
 
     @property
@@ -87,13 +87,13 @@ class Decoder(nn.Module):
         return [block.mixer for block in self.blocks if isinstance(block, Block)]
 
     def backends(self) -> dict[str, str | None]:
-        """Return every form that the model can be asked for: None where usable here, else the reason why not."""
+        """Return every backend of the model with None if it can run here, else the reason why not."""
         return {name: self._missing_reason(name) for name in self.config.forms}
 
     def _missing_reason(self, name: str) -> str | None:
-        """Return why a form cannot run on this device at this dtype; None where it can."""
+        """Return why a backend cannot run on this device at this dtype; None if it can."""
         first = {mixer.config: mixer for mixer in reversed(self.mixers)}
-        # Of the forms asked for alone: to look at others may mean to import what this process never needs.
+        # Checks the requested forms only: checking others may import packages that this process never needs.
         reasons = (
             mixer.missing_reason(form_of(config, name), self.device, self.dtype)
             for config, mixer in first.items()
@@ -101,7 +101,7 @@ class Decoder(nn.Module):
         return next((reason for reason in reasons if reason is not None), None)
 
     def set_backend(self, name: str) -> None:
-        """Choose the form of every mixer.
+        """Set the form of every mixer.
 
         Raises:
             ConfigError: unknown name.
@@ -115,28 +115,28 @@ class Decoder(nn.Module):
             mixer.set_backend(form_of(mixer.config, name))
         self.backend = name
 
-    def ran(self) -> dict[str, str]:
-        """What ran since the backend was set, as the mixers say: phase (prefill, decode) to form or kernel."""
+    def executed_backends(self) -> dict[str, str]:
+        """Return the form or kernel executed in each phase (prefill, decode) since the backend was set."""
         found: dict[str, set[str]] = {}
         for mixer in self.mixers:
-            for phase, name in mixer.ran.items():
+            for phase, name in mixer.executed.items():
                 found.setdefault(phase, set()).add(name)
         return {phase: "+".join(sorted(names)) for phase, names in sorted(found.items())}
 
     def init_state(self, batch_size: int, capacity: int) -> DecoderState:
-        """An empty state for `batch_size` sequences; `capacity` tokens where a layer has a key-value cache."""
+        """Return an empty state for `batch_size` sequences; key-value caches have room for `capacity` tokens."""
         return DecoderState([mixer.init_state(batch_size, capacity) for mixer in self.mixers])
 
     def forward(
         self, tokens: Tensor, state: DecoderState | None = None, *, last_only: bool = False
     ) -> Tensor:
-        """Logits of the tokens that follow.
+        """Compute the logits of the following tokens.
 
         Args:
-            tokens: (B, T) int64. One token with a state and without gradients is a decode step, O(1) for retention.
-            state: Advanced in place by T tokens; None starts at position 0 and keeps nothing.
-            last_only: Logits of the last token only; of the last block, the other tokens then get no more than what
-                later tokens need of them: keys, values and state.
+            tokens: (B, T) int64. One token with a state and without gradients is a decode step.
+            state: Advanced in place by T tokens; None starts at position 0 and keeps no state.
+            last_only: Compute logits of the last token only. For other tokens the last block then computes only what
+                later tokens need: keys, values and state.
 
         Returns:
             (B, T, N), or (B, 1, N) with `last_only`.
@@ -150,9 +150,9 @@ class Decoder(nn.Module):
     def features(
         self, tokens: Tensor, state: DecoderState | None = None, *, last_only: bool = False
     ) -> Tensor:
-        """What the head turns into logits, (B, T, D) or (B, 1, D); arguments and errors as of `forward`.
+        """Compute the input of the head, (B, T, D) or (B, 1, D); arguments and errors as of `forward`.
 
-        Where logits are wanted of some tokens only, or a part at a time, `head` takes any rows of it.
+        Apply `head` to any of its rows to get the logits of some tokens only.
         """
         length = tokens.shape[1]
         if state is not None:
@@ -166,7 +166,7 @@ class Decoder(nn.Module):
             only_last = last_only and index == last and length > 1
             positions = encoded[self._encoding_of[index]]
             if self.activation_checkpointing and state is None and torch.is_grad_enabled():
-                # Nothing in a block is random, so there is no state of a generator to go back to.
+                # A block uses no random numbers, so no generator state has to be restored.
                 x = checkpoint(
                     block,
                     x,
@@ -185,7 +185,7 @@ class Decoder(nn.Module):
 
     @torch.no_grad()
     def prefill(self, tokens: Tensor, state: DecoderState, *, segment_len: int = PREFILL_SEGMENT) -> Tensor:
-        """Feed a prompt (B, T) in segments, so that workspace does not grow with it; logits (B, 1, N) of its end."""
+        """Process a prompt (B, T) in segments of bounded workspace; return the logits (B, 1, N) of its last token."""
         state.require_room(tokens.shape[1])
         for segment in tokens.split(segment_len, dim=1):
             logits: Tensor = self(segment, state, last_only=True)

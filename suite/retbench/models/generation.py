@@ -1,4 +1,4 @@
-"""Text token by token: greedy, or drawn with a temperature from the most probable tokens."""
+"""Generation of text: greedy, or drawn with a temperature from the most probable tokens."""
 
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
@@ -13,16 +13,16 @@ from retbench.models.decoder import Decoder
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen.
+    """Rule for the choice of the next token.
 
     Attributes:
         temperature: Logits are divided by it; 0 takes the most probable token (greedy).
-        top_k: Draw among so many of the most probable tokens; None for all.
-        top_p: Draw among the fewest tokens that have this probability together, after `top_k`; None for all
-            (nucleus sampling, arXiv:1904.09751).
+        top_k: Number of most probable tokens to draw from; None for all.
+        top_p: Draw from the smallest set of tokens with this total probability, after `top_k`; None for all (nucleus
+            sampling, arXiv:1904.09751).
 
     Raises:
-        ConfigError: a value that has no meaning, or none at temperature 0.
+        ConfigError: an invalid value, or one without effect at temperature 0.
     """
 
     temperature: float = 0.0
@@ -47,19 +47,19 @@ GREEDY = Sampling()
 
 
 def token_probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
-    """Probability with which each token is drawn.
+    """Return the probability of drawing each token.
 
     Args:
         logits: (N,).
         sampling: With a temperature over 0.
 
     Returns:
-        (N,) float32 or wider, summing to one; 0 for the tokens left out.
+        (N,) float32 or wider, summing to one; 0 for excluded tokens.
     """
     scaled = logits.to(torch.promote_types(logits.dtype, torch.float32)) / sampling.temperature
     if sampling.top_k is None and sampling.top_p is None:
         return scaled.softmax(0)
-    ordered, tokens = scaled.sort(descending=True, stable=True)  # of equals the first, as the greedy choice
+    ordered, tokens = scaled.sort(descending=True, stable=True)  # ties in the order of the greedy choice
     kept = ordered[: sampling.top_k].softmax(0)
     if sampling.top_p is not None and sampling.top_p < 1:
         before = kept.cumsum(0) - kept  # of all tokens more probable than this one
@@ -69,7 +69,7 @@ def token_probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
 
 
 def choose_token(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> int:
-    """The next token, given its logits (N,)."""
+    """Choose the next token from logits (N,)."""
     if sampling.temperature == 0:
         return int(logits.argmax())
     return int(torch.multinomial(token_probabilities(logits, sampling), 1, generator=generator))

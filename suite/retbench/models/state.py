@@ -1,6 +1,6 @@
-"""What inference carries from token to token: the states of all layers, and the position.
+"""State of a decoder during inference: the states of all layers, and the position.
 
-Positions live here, never in the caller. A `DecoderState` is advanced in place by the model that it belongs to.
+The state holds the position, and the model advances the state in place.
 """
 
 from typing import NamedTuple
@@ -17,16 +17,16 @@ class Mark(NamedTuple):
 
     position: int
     overwritten: tuple[dict[str, Tensor], ...] = ()
-    """For each layer copies of the tensors that later tokens overwrite; empty to return to the position alone."""
+    """Copies of each layer's tensors that later tokens overwrite; empty to restore the position only."""
 
 
 class DecoderState:
     """The state of a whole decoder.
 
     Attributes:
-        layers: One state for each block.
-        position: Tokens seen so far; the next token's position.
-        capacity: Tokens that there is room for; None where nothing grows with the context.
+        layers: One state per block.
+        position: Number of tokens so far, which is the next token's position.
+        capacity: Most tokens that fit; None if no layer grows with the context.
     """
 
     def __init__(self, layers: list[LayerState], position: int = 0) -> None:
@@ -37,16 +37,16 @@ class DecoderState:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all layers."""
+        """Total bytes of all layers."""
         return sum(layer.num_bytes for layer in self.layers)
 
     @property
     def device(self) -> torch.device:
-        """Where the tensors are."""
+        """Device of the tensors."""
         return self.layers[0].device
 
     def require_room(self, num_tokens: int) -> None:
-        """CapacityError when `num_tokens` more do not fit."""
+        """Raise CapacityError if `num_tokens` more tokens do not fit."""
         if self.capacity is not None and self.position + num_tokens > self.capacity:
             raise CapacityError(
                 f"key-value cache: {num_tokens} tokens at position {self.position} do not fit its capacity of "
@@ -54,11 +54,11 @@ class DecoderState:
             )
 
     def snapshot(self) -> "DecoderState":
-        """Return a full copy, of the tokens seen only: its cache has no room for more."""
+        """Return a full copy of the tokens so far, without room for more."""
         return DecoderState([layer.snapshot(self.position) for layer in self.layers], self.position)
 
     def restore(self, saved: "DecoderState") -> None:
-        """Become what `saved` was; any number of times, whatever was done in between."""
+        """Copy the content of `saved`, which stays valid for further calls."""
         if self.capacity is not None and saved.position > self.capacity:
             raise CapacityError(
                 f"key-value cache: a state at position {saved.position} does not fit a capacity of {self.capacity}."
@@ -68,34 +68,34 @@ class DecoderState:
         self.position = saved.position
 
     def mark(self, num_sequences: int | None = None) -> Mark:
-        """Return a cheap point to `rewind` to: what is overwritten is copied, of a cache only the length is noted.
+        """Return a cheap point to `rewind` to: a copy of overwritten tensors, and only the length of caches.
 
-        Good for as long as nothing before the mark's position is written again. With `num_sequences` = 1 the first
-        sequence is copied, and all return to it.
+        It is valid until a position before the mark is written again. With `num_sequences` = 1 only the first sequence
+        is copied, and `rewind` restores all sequences from it.
         """
         return Mark(self.position, tuple(layer.overwritten(num_sequences) for layer in self.layers))
 
     def rewind(self, mark: Mark) -> None:
-        """Return to `mark`; with every sequence where it is of one."""
+        """Restore the state at `mark`."""
         for layer, copies in zip(self.layers, mark.overwritten, strict=bool(mark.overwritten)):
             for name, copied in copies.items():
                 layer[name].copy_(copied)
         self.position = mark.position
 
     def reorder(self, indices: Tensor) -> None:
-        """Follow the beams: sequence b becomes a copy of what sequence indices[b], (B,) int64, was."""
+        """Reorder beams: replace sequence b by a copy of sequence indices[b], (B,) int64."""
         for layer in self.layers:
             layer.reorder(indices, self.position)
 
     def gather(self, indices: Tensor, capacity: int) -> "DecoderState":
-        """Return a new state to branch off with: sequence b is a copy of sequence indices[b], (B,) int64 of any B.
+        """Return a new state whose sequence b is a copy of sequence indices[b], (B,) int64 of any B.
 
         Args:
-            indices: Sequences of this state; one may be taken any number of times.
-            capacity: Tokens the new state has room for, those seen so far included.
+            indices: Sequences of this state, with repetition.
+            capacity: Most tokens that fit into the new state, including those so far.
 
         Raises:
-            CapacityError: less room than the tokens seen so far take.
+            CapacityError: the tokens so far do not fit.
         """
         if self.capacity is not None and capacity < self.position:
             raise CapacityError(
@@ -105,7 +105,7 @@ class DecoderState:
         return DecoderState(layers, self.position)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return everything to be stored, by name; `load_tensors` takes it back."""
+        """Return all tensors to store, by name; the inverse is `load_tensors`."""
         found = {
             f"layers.{index}.{name}": tensor
             for index, layer in enumerate(self.layers)
@@ -114,11 +114,11 @@ class DecoderState:
         return {"position": torch.tensor(self.position), **found}
 
     def load_tensors(self, stored: dict[str, Tensor]) -> None:
-        """Become the state whose `tensors()` were stored.
+        """Restore the state from stored `tensors()`.
 
         Raises:
             KeyError: a tensor is missing.
-            CapacityError: more tokens than this state has room for.
+            CapacityError: the stored tokens do not fit.
         """
         layers = [
             LayerState({name: stored[f"layers.{index}.{name}"] for name in layer.tensors}, layer.layout)

@@ -1,17 +1,17 @@
 """Tensor operators: retention, attention, rotary positions, decays, and the layers built on them.
 
 Letters of tensor shapes, the same in the whole package: B batch, T query positions, S key positions, C chunk, H heads,
-K width of a key head, V width of a value head, D model width, F feed-forward width, N vocabulary. Nothing in this file
-imports torch, so that configurations can take these constants.
+K width of a key head, V width of a value head, D model width, F feed-forward width, N vocabulary. This file imports no
+torch, so that configurations can use its constants.
 """
 
 from typing import Literal
 
 Layout = Literal["half", "interleaved"]
-"""Which values of a head are the pairs that a rotary position turns; see `ops.position`."""
+"""Pairs of a head's values that a rotary position rotates; see `ops.position`."""
 
 ROTARY_BASE = 10_000.0
 """Base of the rotary positions in every paper's and every named model."""
 
 FLA_CHUNK_SIZE = 64
-"""Tokens of a chunk in flash-linear-attention's kernels (`fla/ops/simple_gla/chunk.py`)."""
+"""Tokens per chunk in flash-linear-attention's kernels (`fla/ops/simple_gla/chunk.py`)."""

@@ -1,4 +1,4 @@
-"""Causal softmax attention by named backends; the backend asked for runs, or an error says why it cannot.
+"""Causal softmax attention by named backends. The requested backend runs, or an error states why it cannot.
 
 Every backend takes queries (B, H, T, K) of the last T positions and keys and values (B, Hkv, S, K) of all S >= T
 positions, and returns (B, H, T, K). Query t attends to keys 0 .. S - T + t. With Hkv < H, each key head serves
@@ -16,13 +16,13 @@ from torch.nn.attention import SDPBackend
 
 AttentionBackend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
-# Here, for every process that runs a model. On Hopper torch may ask cuDNN first, but never does for a mask that is
-# aligned to the last key: two kernels in one prompt, and of cuDNN's a plan for each length of the cache.
+# Set for every process that runs a model. On Hopper torch may prefer cuDNN, but never for a mask aligned to the last
+# key. One prompt would then use two kernels, and cuDNN would build a plan for each length of the cache.
 torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def attend_reference(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention as it is defined: every score, a mask, a softmax in float32 or wider."""
+    """Compute attention by its definition: all scores, a mask, and a softmax in float32 or wider."""
     groups = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
     length, keys = q.shape[2], k.shape[2]
@@ -34,12 +34,12 @@ def attend_reference(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def attend_sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Run torch's scaled_dot_product_attention, whichever kernel torch picks; `sdpa_kernel` tells which."""
+    """Run torch's scaled_dot_product_attention, with the kernel that torch chooses; `sdpa_kernel` returns its name."""
     length, keys = q.shape[2], k.shape[2]
     grouped = k.shape[1] != q.shape[1]
     if length == 1 or length == keys:
         return F.scaled_dot_product_attention(q, k, v, is_causal=length > 1, enable_gqa=grouped)
-    # Brings in torch._dynamo, which a worker that never needs it should not load.
+    # Imports torch._dynamo, which workers should load only when needed.
     from torch.nn.attention.bias import causal_lower_right
 
     mask = causal_lower_right(length, keys)
@@ -47,10 +47,10 @@ def attend_sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def attend_flash(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """The flash-attn package; its causal mask is aligned to the last key, as ours is (since 2.1). CUDA, 2-byte dtypes.
+    """Run the flash-attn package, on CUDA in 16-bit dtypes. Its causal mask is aligned to the last key (since 2.1).
 
-    One query is split over the keys by `flash_attn_with_kvcache`, which has no gradient. It takes a cache as it lies,
-    in any layout whose heads are contiguous.
+    For a single query `flash_attn_with_kvcache` splits the keys. It has no gradient, and takes a cache in any layout
+    whose heads are contiguous.
     """
     from flash_attn import flash_attn_func, flash_attn_with_kvcache
 
@@ -63,10 +63,10 @@ def attend_flash(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def attend_products(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """One query by two matrix products around a softmax in float32 or wider; more queries as `attend_sdpa`.
+    """Attend from one query with two matrix products and a softmax in float32 or wider; else run `attend_sdpa`.
 
-    On a CPU in bfloat16 torch's fused kernel multiplies a single query row by row: in a trial at a batch of 8 and 1,024
-    keys it took four times as long as this.
+    On a CPU in bfloat16 torch's fused kernel multiplies a single query row by row. In a trial with a batch of 8 and
+    1,024 keys it took four times as long.
     """
     if q.shape[2] > 1:
         return attend_sdpa(q, k, v)
@@ -85,18 +85,18 @@ BACKENDS: dict[str, AttentionBackend] = {
 }
 
 
-def what_runs(name: str, q: Tensor, k: Tensor, v: Tensor) -> str:
-    """What backend `name` does with these inputs, to the kernel where torch chooses one: sdpa:flash, reference."""
+def executed_kernel(name: str, q: Tensor, k: Tensor, v: Tensor) -> str:
+    """Return the kernel that backend `name` executes for these inputs: reference, or sdpa:flash if torch chooses it."""
     if name == "sdpa" or (name == "products" and q.shape[2] > 1):
         return f"sdpa:{sdpa_kernel(q, k, v)}"
     return name
 
 
 def sdpa_kernel(q: Tensor, k: Tensor, v: Tensor) -> str:
-    """Name of the kernel that torch runs for these inputs in `attend_sdpa`: math, flash or efficient.
+    """Return the name of the kernel that torch runs for these inputs in `attend_sdpa`: math, flash or efficient.
 
-    Asked of torch's own dispatcher and, for a mask that is aligned to the last key, in the order in which torch's
-    `CausalBias` asks: flash, efficient, else whatever takes the mask as a tensor. On a CPU it is always a tensor.
+    The answer is that of torch's own dispatcher. For a mask aligned to the last key the order is that of torch's
+    `CausalBias`: flash, efficient, else a kernel that takes the mask as a tensor, as it always is on a CPU.
     """
     length, keys = q.shape[2], k.shape[2]
     grouped, mask = k.shape[1] != q.shape[1], None
@@ -115,7 +115,7 @@ def sdpa_kernel(q: Tensor, k: Tensor, v: Tensor) -> str:
 
 
 def missing_reason(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why backend `name` cannot run on this device at this dtype, and what to do; None where it can."""
+    """Return why backend `name` cannot run on this device at this dtype, and what to do; None if it can."""
     if name != "flash":
         return None
     if device.type != "cuda":
@@ -129,7 +129,7 @@ def missing_reason(name: str, device: torch.device, dtype: torch.dtype) -> str |
 
 
 def _flash_problem(device: torch.device) -> str | None:
-    """Why the installed flash-attn is of no use on this device: too old a GPU, or a build for another torch."""
+    """Return why the installed flash-attn cannot run on this device: an old GPU, or a build for another torch."""
     major, minor = torch.cuda.get_device_capability(device)
     if major < 8:
         return (
@@ -137,9 +137,7 @@ def _flash_problem(device: torch.device) -> str | None:
         )
     try:
         importlib.import_module("flash_attn")
-    except (
-        Exception
-    ) as error:  # a foreign package: an undefined symbol is an ImportError, and there are others
+    except Exception as error:  # an undefined symbol is an ImportError, but there are others
         what = " ".join(str(error).split())
         return f"flash-attn cannot be imported ({type(error).__name__}: {what}); build it anew for this torch"
     return None

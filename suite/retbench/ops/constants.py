@@ -1,4 +1,4 @@
-"""Constants of a model that must not be rounded to a narrow dtype of its own: decays and rotary frequencies."""
+"""Constants that must not be rounded to a model's narrow dtype: decays and rotary frequencies."""
 
 from collections.abc import Callable
 from typing import Self
@@ -10,10 +10,10 @@ from retbench.ops.retention import wide_dtype
 
 
 class Float64Constant(nn.Module):
-    """A float64 tensor that goes with a module to any device and stays float64 whatever the module is cast to.
+    """A tensor that follows its module to any device and stays float64 when the module is cast.
 
-    A buffer would be cast: in bfloat16 the slowest decay rounds to 1 and positions above 256 stop being distinct.
-    It is made anew after each move, so it is right even where the module was allocated without values.
+    A buffer would be cast: in bfloat16 the slowest decay rounds to 1, and positions above 256 are no longer distinct.
+    The tensor is recomputed after each move, so it is valid even if the module was allocated without values.
 
     Args:
         make: Returns the tensor.
@@ -36,14 +36,14 @@ class Float64Constant(nn.Module):
 
 
 class WideConstant(Float64Constant):
-    """The same, rounded once to the wide dtype of what it goes with: for where each step would have to round it."""
+    """A constant rounded once to the wide dtype of its module, so that decode steps need not round it."""
 
     def __init__(self, make: Callable[[], Tensor]) -> None:
         super().__init__(make)
         self.value = self.value.to(wide_dtype(torch.get_default_dtype()))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Follow the module's device, and its dtype where that is a wide one."""
+        """Follow the module's device, and its dtype if that is wide."""
         moved: Tensor = fn(self.value)
         self.value = self._make().to(device=moved.device, dtype=wide_dtype(moved.dtype))
         return self

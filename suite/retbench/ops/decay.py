@@ -1,4 +1,4 @@
-"""Decays of retention: schedules that are fixed for each head, and the gate that computes one from the data."""
+"""Decays of retention: fixed schedules per head, and data-dependent gates."""
 
 import math
 
@@ -14,7 +14,7 @@ SINGLE_DECAY = 127 / 128
 
 
 def decay_schedule(kind: str, num_heads: int) -> Tensor:
-    """Logarithm of the decay of each head, (H,) float64.
+    """Return the logarithm of the decay of each head, (H,) float64.
 
     eq8: 1 - 2^(-5-h), arXiv:2307.08621 Eq. 8, torchscale, fla.
     paper: 1 - exp(linspace(log 1/32, log 1/512, H)), ibid. Sec. 3.1, which the paper's models used.
@@ -36,7 +36,7 @@ def decay_schedule(kind: str, num_heads: int) -> Tensor:
 
 
 def gated_log_decay(logits: Tensor, wide: torch.dtype) -> Tensor:
-    """Logarithm of sigmoid(logits)^(1/tau), of the shape of `logits` and in the dtype `wide`.
+    """Return the logarithm of sigmoid(logits)^(1/tau), in the shape of `logits` and the dtype `wide`.
 
     Source: arXiv:2405.05254, Sec. 3.3.
     """

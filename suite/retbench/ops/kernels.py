@@ -1,8 +1,8 @@
-"""Retention by the Triton kernels of flash-linear-attention: one more form, on CUDA, of the same signature.
+"""Retention by the Triton kernels of flash-linear-attention: a form on CUDA with the signature of the others.
 
-`chunk_simple_gla` is the chunkwise form with a decay for each head, fixed or dependent on the data; RetNet is its case
-of a fixed one. Products are of the inputs' own dtype and added up in float32; between two chunks the state is rounded
-to that dtype for the read-out and carried on in float32. The tests and the gate hold it to the forms in `retention`.
+`chunk_simple_gla` is the chunkwise form with a fixed or data-dependent decay per head; RetNet's is fixed. It multiplies
+in the inputs' dtype and accumulates in float32. Between chunks the state stays in float32 and is rounded for the
+read-out only. The tests and the equivalence check compare it with the forms in `retention`.
 
 Source: fla-org/flash-linear-attention, `fla/ops/simple_gla/chunk.py`; its `fla/ops/retention/chunk.py` calls the same.
 """
@@ -20,7 +20,7 @@ from retbench.ops.retention import check_shapes
 
 _OPS = "fla.ops.simple_gla"
 _FLOAT32_REASON = (
-    "flash-linear-attention's kernels multiply float32 in TensorFloat-32, which is less than other forms are held to; "
+    "flash-linear-attention's kernels multiply float32 in TensorFloat-32, which is less precise than other forms; "
     "use --dtype bfloat16, or backend 'chunkwise'"
 )
 
@@ -28,9 +28,9 @@ _FLOAT32_REASON = (
 def retention_fla(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Retention chunk by chunk, in chunks of 64 tokens, by `chunk_simple_gla`.
+    """Compute retention in chunks of 64 tokens with `chunk_simple_gla`.
 
-    Arguments, returns and errors as of `retention_recurrent`, where `missing_reason` gives None.
+    Arguments, returns and errors as of `retention_recurrent`; requires that `missing_reason` returns None.
     """
     check_shapes(q, k, v, log_decay, state)
     chunk_simple_gla = importlib.import_module(_OPS).chunk_simple_gla
@@ -42,7 +42,7 @@ def retention_fla(
         v=v,
         g=None if fixed else decay,
         g_gamma=decay if fixed else None,
-        scale=1.0,  # the keys come scaled
+        scale=1.0,  # the keys are scaled already
         initial_state=state,
         output_final_state=True,
     )
@@ -51,7 +51,7 @@ def retention_fla(
 
 
 def missing_reason(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why these kernels cannot run on this device at this dtype, and what to do; None where they can."""
+    """Return why these kernels cannot run on this device at this dtype, and what to do; None if they can."""
     if device.type != "cuda":
         return "flash-linear-attention's kernels run on CUDA devices only; use backend 'chunkwise'"
     if dtype == torch.float32:
@@ -65,10 +65,10 @@ def missing_reason(device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 def _import_problem() -> str | None:
-    """Why the installed package is of no use here: it cannot be imported, or is too old."""
+    """Return why the installed package cannot be used: it is too old or cannot be imported."""
     try:
         found = importlib.import_module(_OPS).chunk_simple_gla
-    except Exception as error:  # whatever a foreign package, or Triton under it, may raise
+    except Exception as error:  # anything that the package or Triton may raise
         what = " ".join(str(error).split())
         return f"flash-linear-attention cannot be imported ({type(error).__name__}: {what}); install it anew"
     if "g_gamma" not in inspect.signature(found).parameters:
@@ -78,14 +78,14 @@ def _import_problem() -> str | None:
 
 @cache
 def _launch_problem(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why the kernels cannot be launched here though they are installed: Triton compiles them at their first launch."""
+    """Return why installed kernels cannot be launched here: Triton compiles them at their first launch."""
     try:
         x = torch.zeros(1, FLA_CHUNK_SIZE, 1, 64, dtype=dtype, device=device)  # (B, T, H, K)
         retention_fla(x, x, x, torch.zeros(1, device=device))
         torch.cuda.synchronize(device)
     except torch.OutOfMemoryError:
-        raise  # it is not the kernels' fault
-    except Exception as error:  # of Triton, of the C compiler that it calls, of the driver
+        raise  # not a fault of the kernels
+    except Exception as error:  # raised by Triton, its C compiler or the driver
         what = " ".join(str(error).split())
         return (
             f"flash-linear-attention's kernels cannot be launched ({type(error).__name__}: {what}); Triton needs a C "

@@ -1,4 +1,4 @@
-"""Parts of a block that are not its mixer: norms and feed-forwards."""
+"""Norms and feed-forwards of a block."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -7,7 +7,7 @@ from retbench.ops.linear import Linear
 
 
 class RMSNorm(nn.RMSNorm):
-    """nn.RMSNorm in the dtype of its weight, whatever that of its input is: autocast gives it 16-bit values."""
+    """nn.RMSNorm in the dtype of its weight, also for the 16-bit inputs of autocast."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., width) to (..., width)."""

@@ -1,4 +1,4 @@
-"""A projection laid out for decoding, and the products that stream its weight on a CPU."""
+"""A projection whose weight is laid out for decoding, and the products that stream it on a CPU."""
 
 from functools import lru_cache
 
@@ -8,13 +8,13 @@ from torch import Tensor, nn
 
 
 class Linear(nn.Linear):
-    """nn.Linear without bias whose weight, (out, in) to the outside, lies transposed in memory. Same state dict.
+    """nn.Linear without bias whose (out, in) weight is stored transposed in memory. Its state dict is the same.
 
-    Decoding one sequence streams every weight once for a single row. On a CPU neither layout of a matrix product
-    does that at the rate of the memory; for a wide output a batch of products over slices of the rows comes closer
-    (`_multiply_slices`), for a narrow one the weighted sum of a table's rows (`_sum_rows`), and (in, out) is such a
-    table. Everything else (several rows, gradients, other dtypes, a GPU) is nn.Linear's own product, and so is a
-    compiled one, for which torch packs the weight in a layout of its own.
+    Decoding one sequence streams every weight once for a single row. On a CPU no layout of a matrix product does that
+    at memory bandwidth. For a wide output a batch of products over slices of the rows comes closer
+    (`_multiply_slices`); for a narrow one, the weighted sum of the rows of an (in, out) table (`_sum_rows`). All other
+    cases use nn.Linear's product: several rows, gradients, other dtypes, GPUs, and compiled models, for which torch
+    packs the weight itself.
     """
 
     def __init__(self, in_features: int, out_features: int) -> None:
@@ -30,7 +30,7 @@ class Linear(nn.Linear):
         return F.linear(x, self.weight)
 
     def _streams(self, x: Tensor) -> bool:
-        """Whether x is a single row that streams the weight on a CPU."""
+        """Return True if x is a single row for which a CPU streams the weight."""
         return (
             x.numel() == self.in_features
             and x.device.type == "cpu"
@@ -40,31 +40,31 @@ class Linear(nn.Linear):
         )
 
     def part(self, x: Tensor, start: int, end: int) -> Tensor:
-        """Outputs start .. end - 1 alone: (..., in) to (..., end - start)."""
+        """Compute outputs start .. end - 1 only: (..., in) to (..., end - start)."""
         return F.linear(x, self.weight[start:end])
 
 
 WIDE_OUTPUT = 4096
-"""From this width on slices were the faster way in a trial on two cores, below it the sum of rows."""
+"""Smallest width for which slices were faster than the sum of rows, in a trial on two cores."""
 NUM_SLICES = 8
 
 
 def _multiply_slices(x: Tensor, table: Tensor) -> Tensor:
-    """Product of x (in,) and a contiguous table (in, out) as a batch of products over slices of the rows."""
+    """Multiply x (in,) by a contiguous table (in, out) as a batch of products over slices of the rows."""
     slices = table.view(NUM_SLICES, -1, table.shape[1])  # (slices, in / slices, out)
     return torch.bmm(x.view(NUM_SLICES, 1, -1), slices).sum(dim=(0, 1))
 
 
 def _sum_rows(x: Tensor, table: Tensor) -> Tensor:
-    """Product of x (in,) and a contiguous table (in, out) as embedding bags, two a thread, each a run of rows."""
+    """Multiply x (in,) by a contiguous table (in, out) as embedding bags of consecutive rows, two per thread."""
     rows, bags = _bags(x.shape[0], 2 * torch.get_num_threads())
-    # By position: no scaling by frequency, mode 0 (sum), a dense gradient, and x as the weights of the rows.
+    # Positional arguments: no scaling by frequency, mode 0 (sum), a dense gradient, and x as the weights of the rows.
     summed = torch.embedding_bag(table, rows, bags, False, 0, False, x)[0]  # (bags, out)
     return summed.sum(dim=0)
 
 
 @lru_cache
 def _bags(num_rows: int, num_bags: int) -> tuple[Tensor, Tensor]:
-    """Every row once, in order, and where each bag starts."""
-    with torch.inference_mode(False):  # made once, used in every mode
+    """Return the indices of all rows in order, and the start of each bag."""
+    with torch.inference_mode(False):  # cached, so usable in every mode
         return torch.arange(num_rows), torch.arange(num_bags) * num_rows // num_bags

@@ -1,7 +1,7 @@
-"""Rotary positions in the two conventions that the models use, and what else goes by position, exact at any depth.
+"""Rotary positions in both conventions of the models, and other values that depend on the position, at any depth.
 
-Angles are formed in float64 and only their cosine and sine are rounded: in float32 an angle at position 32,768 is off
-by up to 2e-3, and in bfloat16 positions above 256 are not even distinct.
+Angles are computed in float64, and only their cosine and sine are rounded. In float32 an angle at position 32,768 has
+an error of up to 2e-3, and in bfloat16 positions above 256 are not distinct.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from retbench.ops.retention import wide_dtype
 
 
 class Positions(NamedTuple):
-    """Where the tokens of one call stand."""
+    """Positions of the tokens of one call."""
 
     start: int
     """Position of the first token."""
@@ -27,17 +27,17 @@ class Positions(NamedTuple):
     sin: Tensor | None = None
     """(T, 1, K/2) in the wide dtype."""
     row_norm: Tensor | None = None
-    """(T, H, 1) in the model's dtype: one over the square root of the row sum of D, where a variant divides by it."""
+    """(T, H, 1) in the model's dtype: one over the square root of the row sum of D, if a variant divides by it."""
 
     @property
     def last(self) -> "Positions":
-        """Where the last token stands."""
+        """The position of the last token."""
         values = (None if one is None else one[-1:] for one in (self.cos, self.sin, self.row_norm))
         return Positions(self.start + self.length - 1, 1, *values)
 
 
 class NoEncoding(nn.Module):
-    """Positions of a mixer that needs no more than their numbers."""
+    """Encoding for mixers that need position numbers only."""
 
     def forward(self, start: int, length: int, dtype: torch.dtype) -> Positions:
         """Return positions start .. start + length - 1."""
@@ -45,7 +45,7 @@ class NoEncoding(nn.Module):
 
 
 def rotary_frequencies(head_dim: int, layout: Layout, base: float) -> Tensor:
-    """Frequency of each pair of a head, (K/2,) float64.
+    """Return the frequency of each pair of a head, (K/2,) float64.
 
     half: pairs (x_i, x_{i+K/2}), frequencies base^(-2i/K); Llama, fla.
     interleaved: pairs (x_2i, x_2i+1), frequencies base^(-linspace(0, 1, K/2)), both ends included; torchscale, YOCO.
@@ -59,14 +59,14 @@ def rotary_frequencies(head_dim: int, layout: Layout, base: float) -> Tensor:
 
 
 class Rotary(nn.Module):
-    """Cosines and sines of the rotary embedding, and what else depends on the position alone.
+    """Cosines and sines of the rotary embedding, and other values that depend on the position only.
 
     Args:
         head_dim: K, the width of a rotated head.
-        layout: Decides the frequencies; `rotate` decides by it which values are pairs.
-        base: The slowest pair turns by about one over it a token.
-        normed_decay: Makes the logarithm of the decay of each head, (H,), where retention is divided by the square root
-            of the row sum of D.
+        layout: Determines the frequencies here, and the pairs in `rotate`.
+        base: The slowest pair turns by about 1 / base per token.
+        normed_decay: Returns the logarithm of the decay of each head, (H,), if retention is divided by the square
+            root of the row sum of D.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Rotary(nn.Module):
         self.normed_decay = None if normed_decay is None else Float64Constant(normed_decay)
 
     def forward(self, start: int, length: int, dtype: torch.dtype) -> Positions:
-        """Positions start .. start + length - 1, for a model of `dtype`."""
+        """Return positions start .. start + length - 1 for a model of `dtype`."""
         frequency = self.frequency.value
         steps = torch.arange(start, start + length, dtype=torch.float64, device=frequency.device)
         angle = steps[:, None, None] * frequency  # (T, 1, K/2)
@@ -93,7 +93,7 @@ class Rotary(nn.Module):
 
 
 def inverse_row_norm(log_decay: Tensor, start: int, length: int) -> Tensor:
-    """One over the square root of the row sums of D at positions start .. start + length - 1, (T, H, 1) float64.
+    """Return the inverse square root of the row sums of D at positions start .. start + length - 1, (T, H, 1) float64.
 
     Args:
         log_decay: Logarithm of the decay of each head, (H,) float64.
@@ -114,6 +114,6 @@ def rotate(x: Tensor, positions: Positions, layout: Layout) -> Tensor:
     if layout == "half":
         first, second = x.chunk(2, dim=-1)
         return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
-    # Neighbours are the two parts of a complex number: one product instead of six strided passes.
+    # Adjacent values are the parts of a complex number: one product instead of six strided passes.
     pairs = torch.view_as_complex(x.to(cos.dtype).unflatten(-1, (-1, 2)))  # (B, T, H, K/2)
     return torch.view_as_real(pairs * torch.complex(cos, sin)).flatten(-2).to(x.dtype)

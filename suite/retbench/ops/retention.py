@@ -2,18 +2,17 @@
 
     out_t = q_t S_t        S_t = exp(log_decay_t) S_{t-1} + k_t^T v_t
 
-Shapes: q, k (B, T, H, K); v (B, T, H, V); state (B, H, K, V). `log_decay` is (H,) where it is fixed (RetNet) or
-(B, T, H) where it depends on the data (gated retention); zero is linear attention. Queries or keys come scaled and
-rotated, and no form scales anything of its own, so no later norm has to cancel a difference.
+Shapes: q, k (B, T, H, K); v (B, T, H, V); state (B, H, K, V). `log_decay` is (H,) if fixed (RetNet) or (B, T, H) if
+data-dependent (gated retention); zero is linear attention. Queries or keys are scaled and rotated by the caller. No
+form applies a scale of its own, so no later norm has to cancel a difference.
 
-The state, the decay and every exponent are held in the wider of float32 and the input's dtype. No form divides by a
-power of the decay, so nothing overflows at any length. Factors below half the exponent range are taken as zero: they
-are far below rounding, and their products would be denormal numbers, which a CPU handles many times more slowly. So it
-is under autocast too, which would round the factors of every product: the forms switch it off. `retention_step_` does
-not, for nothing decodes under it.
+The state, the decay and every exponent are in the wider of float32 and the input's dtype. No form divides by a power of
+the decay, so nothing overflows at any length. Factors below half the exponent range are set to zero: they are far below
+rounding, and their products would be denormal numbers, which are many times slower on a CPU. The forms disable
+autocast, which would round the factors of every product. `retention_step_` does not, since decoding never uses it.
 
 Source: Sun et al., arXiv:2307.08621, Eq. 5 (parallel), Eq. 6 (recurrent), Eq. 7 (chunkwise); Sun et al.,
-arXiv:2405.05254, Eq. 4-7 for a decay that depends on the data.
+arXiv:2405.05254, Eq. 4-7 for a data-dependent decay.
 """
 
 import math
@@ -30,21 +29,21 @@ DEFAULT_CHUNK_SIZE = 128
 
 
 def wide_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype that state and decay are held in: the wider of float32 and `dtype`."""
+    """Return the dtype of state and decay: the wider of float32 and `dtype`."""
     return torch.promote_types(dtype, torch.float32)
 
 
 def retention_recurrent(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Retention token by token: the definition itself, O(1) work and memory a token.
+    """Compute retention token by token, by its definition: O(1) work and memory per token.
 
     Args:
         q: Queries, (B, T, H, K).
         k: Keys, (B, T, H, K).
         v: Values, (B, T, H, V).
         log_decay: Logarithm of the decay, (H,) or (B, T, H), at most 0.
-        state: State after the tokens before, (B, H, K, V) in the wide dtype; None is zero. Not changed.
+        state: State after the previous tokens, (B, H, K, V) in the wide dtype; None is zero. Not changed.
 
     Returns:
         out: (B, T, H, V) in the dtype of v.
@@ -68,7 +67,7 @@ def retention_recurrent(
 
 
 def retention_step_(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor) -> Tensor:
-    """One token of the recurrent form with the state updated in place: what decoding runs. No gradients.
+    """Compute one token of the recurrent form for decoding, and update the state in place. No gradients.
 
     Args:
         q: Query, (B, 1, H, K).
@@ -84,9 +83,9 @@ def retention_step_(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: T
 
 
 def retention_decayed_step_(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, state: Tensor) -> Tensor:
-    """`retention_step_` given the decay itself, in the dtype of the state: what a fixed one is, is computed only once.
+    """Compute `retention_step_` from the decay itself, so that a fixed decay is computed only once.
 
-    Arguments and returns as there, but for `decay`, exp(log_decay): (H,) or (B, 1, H) in the wide dtype.
+    Arguments and returns as there, except `decay`, exp(log_decay): (H,) or (B, 1, H) in the wide dtype.
     """
     decay = decay.view(-1, decay.shape[-1], 1, 1)  # (1 or B, H, 1, 1)
     q, k, wide_v = q.to(state.dtype), k.to(state.dtype), v.to(state.dtype)
@@ -98,9 +97,9 @@ def retention_decayed_step_(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, stat
 def retention_last(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The last token's retention alone: O(T) work and no score, since out_T = q_T S_T.
+    """Compute retention of the last token only: O(T) work and no scores, since out_T = q_T S_T.
 
-    Arguments, returns and errors as of `retention_recurrent`, but q and the output are of one token, (B, 1, H, .).
+    Arguments, returns and errors as of `retention_recurrent`, with one token in q and the output, (B, 1, H, .).
     """
     check_shapes(q.expand_as(k), k, v, log_decay, state)
     wide = wide_dtype(v.dtype)
@@ -118,9 +117,9 @@ def retention_last(
 def retention_parallel(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Retention of all tokens at once, (q k^T * D) v: O(T^2) work, no sequential dependence.
+    """Compute retention of all tokens at once, (q k^T * D) v: O(T^2) work, no sequential dependence.
 
-    Arguments, returns and errors as of `retention_recurrent`. The state enters as one more term, as in Eq. 7.
+    Arguments, returns and errors as of `retention_recurrent`. The state adds one term, as in Eq. 7.
     """
     check_shapes(q, k, v, log_decay, state)
     decay = _decay_factors(log_decay, q.shape[1], wide_dtype(v.dtype))
@@ -137,13 +136,13 @@ def retention_chunkwise(
     *,
     chunk_size: int = DEFAULT_CHUNK_SIZE,
 ) -> tuple[Tensor, Tensor]:
-    """Retention chunk by chunk: parallel inside a chunk, recurrent from chunk to chunk; O(T) work and memory.
+    """Compute retention in chunks, parallel inside a chunk and recurrent between chunks: O(T) work and memory.
 
     Arguments, returns and errors as of `retention_recurrent`; the last chunk may be shorter than `chunk_size`.
     """
     check_shapes(q, k, v, log_decay, state)
     wide = wide_dtype(v.dtype)
-    # Split, not sliced chunk by chunk: the gradient of a slice is as long as the sequence, that of a split is a chunk.
+    # Split instead of slices: the gradient of a slice has the length of the sequence, that of a split one chunk.
     parts = [x.transpose(1, 2).split(chunk_size, dim=2) for x in (q, k, v)]  # (B, H, C, .) each
     fixed = log_decay.dim() == 1
     by_chunk = None if fixed else log_decay.split(chunk_size, dim=1)
@@ -162,12 +161,12 @@ def retention_chunkwise(
 
 
 class _DecayFactors(NamedTuple):
-    """Products of the decay over the tokens of one chunk; the batch axis is 1 where the decay is fixed."""
+    """Products of the decay over the tokens of one chunk; the batch axis is 1 for a fixed decay."""
 
     within: Tensor
-    """(B or 1, H, C, C): from key j to query i, zero where j > i."""
+    """(B or 1, H, C, C): from key j to query i, zero for j > i."""
     since_start: Tensor
-    """(B or 1, H, C, 1): from before the chunk to query i."""
+    """(B or 1, H, C, 1): from the start of the chunk to query i."""
     until_end: Tensor
     """(B or 1, H, C, 1): from key j to the end of the chunk."""
     total: Tensor
@@ -175,7 +174,7 @@ class _DecayFactors(NamedTuple):
 
 
 def _decay_factors(log_decay: Tensor, length: int, wide: torch.dtype) -> _DecayFactors:
-    """The decay factors of a chunk of `length` tokens."""
+    """Compute the decay factors of a chunk of `length` tokens."""
     summed = _summed(log_decay, length)
     if log_decay.dim() == 1:
         within = _fixed_decay_matrix(log_decay, length, wide)
@@ -193,17 +192,17 @@ def _decay_factors(log_decay: Tensor, length: int, wide: torch.dtype) -> _DecayF
 
 
 def _fixed_decay_matrix(log_decay: Tensor, length: int, wide: torch.dtype) -> Tensor:
-    """Powers of decays (H,) from key j to query i, (1, H, C, C): each is formed once, for it depends on i - j alone."""
+    """Return powers of decays (H,) from key j to query i, (1, H, C, C), each computed once per distance i - j."""
     distances = torch.arange(length - 1, -1, -1, device=log_decay.device, dtype=torch.float64)
-    powers = _exp(log_decay.double()[:, None] * distances, wide)  # (H, C), the farthest first
-    padded = F.pad(powers, (0, length - 1))  # and zeros for what comes later than the query
+    powers = _exp(log_decay.double()[:, None] * distances, wide)  # (H, C), longest distance first
+    padded = F.pad(powers, (0, length - 1))  # zeros for keys after the query
     return padded.unfold(-1, length, 1).flip(-2)[None]
 
 
 def _summed(log_decay: Tensor, length: int) -> Tensor:
-    """Logarithm of the decay from before the first of `length` tokens to each, (B or 1, H, T).
+    """Return the logarithm of the decay from before the first of `length` tokens to each, (B or 1, H, T).
 
-    Summed in float64: the difference of two long sums would lose digits in float32.
+    Sums are in float64, since the difference of two long sums would lose digits in float32.
     """
     if log_decay.dim() == 1:
         steps = torch.arange(1, length + 1, device=log_decay.device, dtype=torch.float64)
@@ -214,10 +213,10 @@ def _summed(log_decay: Tensor, length: int) -> Tensor:
 def _attend_chunk(
     q: Tensor, k: Tensor, v: Tensor, decay: _DecayFactors, state: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """One chunk, head-first: q, k (B, H, C, K), v (B, H, C, V), state (B, H, K, V) or None for zero.
+    """Compute one chunk, heads first: q, k (B, H, C, K), v (B, H, C, V), state (B, H, K, V) or None for zero.
 
-    Everything is computed in the wide dtype and the outputs are rounded once: a sum of two rounded terms that nearly
-    cancel would be all rounding error, and the norm of the head that follows would blow it up.
+    Everything is in the wide dtype, and outputs are rounded once. A sum of two rounded terms that nearly cancel would
+    be mostly rounding error, which the norm of the head would amplify.
     """
     dtype, wide = v.dtype, decay.within.dtype
     q, k, v = q.to(wide), k.to(wide), v.to(wide)
@@ -231,14 +230,14 @@ def _attend_chunk(
 
 
 def _exp(exponent: Tensor, dtype: torch.dtype) -> Tensor:
-    """Exponential in float64, rounded once to `dtype`; exactly zero below half of its exponent range."""
+    """Return the exponential in float64, rounded once to `dtype`; exactly zero below half of its exponent range."""
     exponent = exponent.double()
     floor = math.log(torch.finfo(dtype).tiny) / 2
     return exponent.masked_fill(exponent < floor, -math.inf).exp().to(dtype)
 
 
 def _state_or_zeros(k: Tensor, v: Tensor, state: Tensor | None) -> Tensor:
-    """The state given, or the zero state that fits k (B, T, H, K) and v (B, T, H, V)."""
+    """Return the given state, or a zero state for k (B, T, H, K) and v (B, T, H, V)."""
     if state is not None:
         return state
     batch, _, heads, key_dim = k.shape
@@ -246,12 +245,12 @@ def _state_or_zeros(k: Tensor, v: Tensor, state: Tensor | None) -> Tensor:
 
 
 def _stack_tokens(outs: list[Tensor], v: Tensor) -> Tensor:
-    """(B, T, H, V) in the dtype of v from T outputs (B, H, V)."""
+    """Stack T outputs (B, H, V) to (B, T, H, V) in the dtype of v."""
     return torch.stack(outs, dim=1).to(v.dtype) if outs else torch.empty_like(v)
 
 
 def check_shapes(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor | None) -> None:
-    """ValueError naming the tensor that does not fit q."""
+    """Raise ValueError if the shapes disagree."""
     if q.dim() != 4 or k.shape != q.shape or v.dim() != 4 or v.shape[:3] != q.shape[:3]:
         raise ValueError(
             f"q and k must be (B, T, H, K) and v (B, T, H, V), got {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}"

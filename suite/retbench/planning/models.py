@@ -6,10 +6,8 @@ Nothing here imports torch; of weights on the disk only the configuration is rea
 from collections.abc import Sequence
 from pathlib import Path
 
-from retbench.checkpoints.fingerprints import fingerprint_files
-from retbench.checkpoints.info import CheckpointInfo
-from retbench.checkpoints.reading import check_no_pickle, read_checkpoint
-from retbench.checkpoints.weights import find_weight_files
+from retbench.checkpoints.reading import CheckpointInfo, check_no_pickle, read_checkpoint
+from retbench.checkpoints.weights import find_weight_files, fingerprint_files
 from retbench.config.experiment import Experiment, Profile
 from retbench.errors import ConfigError
 from retbench.planning import cells

@@ -19,7 +19,7 @@ from retbench.architectures.configs import ModelConfig
 from retbench.measure.memory import measure_memory
 from retbench.models.build import allocate_model
 from retbench.models.decoder import Decoder
-from retbench.models.gate import run_gate
+from retbench.models.equivalence import check_equivalence
 from retbench.regress.machine_independent import Quantities, Quantity
 
 SIZE, VOCAB_SIZE = "1m", 256
@@ -139,7 +139,7 @@ def _computed(config: ModelConfig, spec: ModelSpec, text: Tensor) -> Quantities:
     found: Quantities = {}
     for dtype in (torch.float64, torch.float32):
         model, name = build(config, spec, dtype), str(dtype).removeprefix("torch.")
-        gate = run_gate(model, text, depth=DEPTH, lengths=GATE_LENGTHS)
+        gate = check_equivalence(model, text, depth=DEPTH, lengths=GATE_LENGTHS)
         for check in gate.checks:
             label = f"{name} {check.name}, {check.length} tokens"
             found[label] = Quantity(kind="error", value=check.error, limit=check.limit)

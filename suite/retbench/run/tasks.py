@@ -20,7 +20,7 @@ from retbench.measure.limits import is_out_of_memory, limit_memory
 from retbench.measure.nvml import DeviceWatch
 from retbench.models.build import build_model
 from retbench.models.decoder import Decoder
-from retbench.models.gate import LENGTHS, run_gate
+from retbench.models.equivalence import LENGTHS, check_equivalence
 from retbench.planning.cells import Cell
 from retbench.records.documents import write_documents
 from retbench.records.record import Documents, Gate, Status, append_record, utc_now
@@ -198,13 +198,13 @@ def _is_quadratic(model: Decoder, tokens: torch.Tensor) -> bool:
     """Return whether the form or kernel that runs a prompt here holds a score for every pair of tokens."""
     forms = {mixer.config.forms[mixer.backend].quadratic for mixer in model.mixers}
     model(tokens[:, : LENGTHS[1]])
-    return True in forms or _QUADRATIC_KERNEL in model.ran()["prefill"].split("+")
+    return True in forms or _QUADRATIC_KERNEL in model.executed_backends()["prefill"].split("+")
 
 
 def _gate_that_fits(model: Decoder, tokens: torch.Tensor, depth: int) -> Gate | None:
     """Run the equivalence check at a depth; return None where the memory does not suffice."""
     try:
-        return run_gate(model, tokens, depth=depth)
+        return check_equivalence(model, tokens, depth=depth)
     except Exception as error:
         if not is_out_of_memory(error):
             raise

@@ -14,9 +14,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from retbench.checkpoints.fingerprints import fingerprint_tensors
+from retbench.checkpoints.native import save_checkpoint
 from retbench.checkpoints.reading import FINAL, read_checkpoint
-from retbench.checkpoints.saving import save_weights
+from retbench.checkpoints.weights import fingerprint_tensors
 from retbench.data.batches import Batches
 from retbench.data.packing import PackedTokens
 from retbench.errors import DivergedError
@@ -297,7 +297,7 @@ class _Engine:
         loss, tokens_per_s = state.curve[-1].validation_loss_nats, num_tokens / state.total_seconds
         fingerprint = fingerprint_tensors(sorted(weights.items()))
         self._recorder.keep(folder, run, trainer, self._tuning_of(run), weights_fingerprint=fingerprint)
-        save_weights(
+        save_checkpoint(
             folder / FINAL,
             trainer.model.config,
             weights,

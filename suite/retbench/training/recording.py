@@ -184,7 +184,7 @@ def _settings(plan: TrainingPlan) -> dict[str, Any]:
 def _executed_backend(plan: TrainingPlan, run: TrainingRun, trainer: Trainer, tuning: Tuning | None) -> Facts:
     """Return the executed backend and the facts of the run."""
     facts: Facts = {
-        "training": "+".join(sorted(set(trainer.model.ran().values()))),
+        "training": "+".join(sorted(set(trainer.model.executed_backends().values()))),
         "optimizer": "AdamW, fused",
         "processes_in_turn": trainer.state.num_processes,
         "world_size": plan.world_size,

@@ -43,7 +43,7 @@ class Context:
     report: PassProgress = ignore_progress
 
     def reset_backend_log(self) -> None:
-        """Make `model.ran()` report only what runs from here on."""
+        """Make `model.executed_backends()` report only what runs from here on."""
         self.model.set_backend(self.model.backend)
 
     def time_calls(
@@ -68,7 +68,7 @@ class Context:
 
     def backend_with(self, notes: Notes, state: DecoderState | None = None) -> Notes:
         """Return the executed backend with notes, and with the capacity of the state's cache where it has one."""
-        found: Notes = {**self.model.ran(), **notes}
+        found: Notes = {**self.model.executed_backends(), **notes}
         if state is not None and state.capacity is not None:
             found["kv_capacity"] = state.capacity
         return found

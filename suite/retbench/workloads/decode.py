@@ -121,7 +121,7 @@ def _compiled_steps(
     """
     from retbench.measure.clock import capture_graph
     from retbench.measure.compiled import compile_step
-    from retbench.models.gate import LIMITS, relative_error
+    from retbench.models.equivalence import LIMITS, relative_error
 
     model, (lead, token) = context.model, tokens
     state.rewind(mark)

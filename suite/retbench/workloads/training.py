@@ -50,7 +50,7 @@ def measure(context: "Context") -> Measurement:
         metrics={**metrics.training_metrics(context.cell, samples, context.ceilings), **memory.metrics},
         absent=memory.absent,
         backend={
-            "training": "+".join(sorted(set(model.ran().values()))),
+            "training": "+".join(sorted(set(model.executed_backends().values()))),
             "optimizer": "AdamW, fused, learning rate 0",
             "activation_checkpointing": settings.activation_checkpointing,
             "cuda_graph": False,

@@ -111,7 +111,7 @@ def _metrics(scores: "TaskScores", seconds: float) -> dict[str, Metric | None]:
 def _notes(context: "Context", scores: "TaskScores") -> Notes:
     """Return the executed backend and what must agree before two scores are compared."""
     notes: Notes = {
-        "evaluation": "+".join(sorted(set(context.model.ran().values()))),
+        "evaluation": "+".join(sorted(set(context.model.executed_backends().values()))),
         "shown": scores.loaded.entry.metric,
         "prompts_fingerprint": scores.prompts_fingerprint,
         "task_version": scores.task_version,

@@ -52,8 +52,8 @@ class AttentionModule(MixerModule):
             k, v = self._append(state, k, v, positions.start)
         out = attention.BACKENDS[self.backend](q, k, v)  # (B, H, T, K)
         phase = "prefill" if x.shape[1] > 1 else "decode"
-        if phase not in self.ran:  # asked once for each phase, so that a decode step does nothing for it
-            self.ran[phase] = attention.what_runs(self.backend, q, k, v)
+        if phase not in self.executed:  # asked once for each phase, so that a decode step does nothing for it
+            self.executed[phase] = attention.executed_kernel(self.backend, q, k, v)
         mixed: Tensor = self.out_proj(out.transpose(1, 2).flatten(2))
         return mixed
 

@@ -142,11 +142,11 @@ class RetentionModule(MixerModule):
     def _retain(self, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: LayerState | None) -> Tensor:
         """Run the operator: one in-place step for one token, the chosen form for more; (B, T, H, V)."""
         if state is not None and q.shape[1] == 1 and not torch.is_grad_enabled():
-            self.ran["decode"] = "recurrent"
+            self.executed["decode"] = "recurrent"
             if log_decay.dim() == 1:
                 return retention_decayed_step_(q, k, v, self.decay.value, state["values"])
             return retention_step_(q, k, v, log_decay, state["values"])
-        self.ran["prefill"] = self.backend
+        self.executed["prefill"] = self.backend
         out, values = self.forms[self.backend](q, k, v, log_decay, state["values"] if state else None)
         self.keep(state, "values", values)
         return out

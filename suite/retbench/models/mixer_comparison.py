@@ -1,11 +1,10 @@
-"""Passes of a model held against one whole pass mixer by mixer, every mixer from the inputs that it had there.
+"""Comparison of passes with a reference pass, mixer by mixer, where every mixer gets its inputs of the reference pass.
 
-In two bytes the logits of a deep RetNet do not tell equal forms from different ones. At token 0 the retention is
-(q_0 k_0) v_0, of which the norm of the head leaves v_0 and the sign of q_0 k_0. Where that product nearly vanishes, the
-rounding of the layers below decides the sign, and from there on two equal forms part; a test shows it. So all passes
-give a mixer the same inputs, and what is compared is what its operator gives ahead of that norm, which blows up what
-a vanishing product has of rounding from the same inputs too. All that follows in a block is done token by token and
-knows neither form nor state.
+In 16-bit dtypes the logits of a deep RetNet cannot distinguish equivalent forms from wrong ones. At token 0 retention
+is (q_0 k_0) v_0, of which the head norm keeps v_0 and the sign of q_0 k_0. If that product nearly vanishes, rounding in
+lower layers decides the sign, and two equivalent forms diverge from there on; a test demonstrates it. So every pass
+gives a mixer the same inputs, and the outputs of its operator are compared before that norm, which would also amplify
+rounding of a vanishing product. The rest of a block works token by token and depends on neither form nor state.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,21 +17,21 @@ from retbench.models.decoder import Decoder
 from retbench.models.state import DecoderState
 
 LIMITS = {torch.bfloat16: 0.1, torch.float16: 0.02}
-"""By dtype, for `head_error`. On a CPU `retbench verify MODEL --size 200m --dtype bfloat16` finds at most 0.001 of
-RetNet and 0.005 of the Transformer; the defects in the tests of the gate give 0.18 and more. There is room for kernels
-that round more in between than a CPU's."""
+"""Largest `head_error` by dtype. On a CPU `retbench verify MODEL --size 200m --dtype bfloat16` measures at most 0.001
+for RetNet and 0.005 for the Transformer; the defects in the tests give 0.18 and more. The margin is for kernels with
+more intermediate rounding than a CPU's."""
 
 
 class MixerComparison:
-    """A whole pass to hold others against: the inputs of its mixers and what their operators made of them.
+    """Reference pass: the inputs of its mixers and the outputs of their operators.
 
-    Memory: D values for each token and layer, and for each token kept as many as the heads give.
+    Memory: D values per token and layer, and all heads' outputs of each kept token.
 
     Args:
         model: The model.
-        tokens: Those of the whole pass, (1, T) int64.
-        state: An empty one, which the pass advances.
-        kept: Tokens whose outputs are kept; of those behind them the state alone can be compared.
+        tokens: Tokens of the reference pass, (1, T) int64.
+        state: An empty state, which the pass advances.
+        kept: Number of leading tokens whose outputs are kept; later tokens are compared by the state only.
     """
 
     def __init__(self, model: Decoder, tokens: Tensor, state: DecoderState, kept: int) -> None:
@@ -46,17 +45,17 @@ class MixerComparison:
             return x
 
         def leave(layer: int, out: Tensor) -> None:
-            self._outs.append(self._heads(layer, out[:, :kept]).clone())  # the rest is let go
+            self._outs.append(self._heads(layer, out[:, :kept]).clone())  # frees the rest
 
         with _hooks(model, enter, leave):
             model.features(tokens, state)
 
     def error(self, run: Callable[[], object], start: int, end: int) -> float:
-        """Largest `head_error` in any mixer of a run over the tokens start .. end - 1; 0 of tokens that are not kept.
+        """Return the largest `head_error` in any mixer of a run over tokens start .. end - 1; 0 for tokens not kept.
 
-        The model may go through them in any segments; a mixer that is asked for its last token is compared there.
+        The run may use any segments. A mixer that computes only its last token is compared at that token.
         """
-        ends = [start] * len(self._inputs)  # how far each mixer has come
+        ends = [start] * len(self._inputs)  # position that each mixer has reached
         errors = [0.0]
 
         def enter(layer: int, x: Tensor) -> Tensor:
@@ -75,7 +74,7 @@ class MixerComparison:
         return max(errors)
 
     def state_error(self, found: DecoderState, reference: DecoderState) -> float:
-        """Largest `head_error` in any layer of a state: of a cache at any token, of a retention state as a whole."""
+        """Return the largest `head_error` of any layer: per token of a cache, over the whole of a fixed state."""
         errors = []
         for one, other in zip(found.layers, reference.layers, strict=True):
             expected = other.used(reference.position)
@@ -87,15 +86,15 @@ class MixerComparison:
         return max(errors)
 
     def _heads(self, layer: int, out: Tensor) -> Tensor:
-        """Return what an operator gives, (1, T, H, V) or (1, T, H V), as (1, H, T, V)."""
+        """Return the output of an operator, (1, T, H, V) or (1, T, H V), as (1, H, T, V)."""
         return out.view(1, out.shape[1], self._model.mixers[layer].config.num_heads, -1).transpose(1, 2)
 
 
 def head_error(found: Tensor, reference: Tensor, whole: Tensor) -> float:
-    """Largest |found - reference| of a head at a token, as vectors, over the size of that reference.
+    """Return the largest |found - reference| of any head at any token, as vectors, relative to the reference's size.
 
-    The size is its norm, but at least the root mean square of the norms of all the head's tokens: the one at which a
-    product vanishes says nothing. By head and by token, so that one alone that is wrong shows as well as all of them.
+    The size is the reference's norm, but at least the root mean square of the norms over all tokens of the head, so a
+    token with a vanishing product does not count. A single wrong head or token is found as reliably as a wrong pass.
 
     Args:
         found: (1, H, T, V).
@@ -103,7 +102,7 @@ def head_error(found: Tensor, reference: Tensor, whole: Tensor) -> float:
         whole: The reference at all tokens, (1, H, S, V).
 
     Returns:
-        The error; infinite where anything is not finite.
+        The error; infinity if any value is not finite.
     """
     usual = _norms(whole).square().mean(dim=-1, keepdim=True).sqrt()  # (1, H, 1)
     size = _norms(reference).maximum(usual).clamp_min(1e-300)
@@ -112,7 +111,7 @@ def head_error(found: Tensor, reference: Tensor, whole: Tensor) -> float:
 
 
 def _norms(x: Tensor) -> Tensor:
-    """The norm of each vector of the last axis, in float64."""
+    """Return the norm of each vector along the last axis, in float64."""
     norms: Tensor = torch.linalg.vector_norm(x, dim=-1, dtype=torch.float64)
     return norms
 
@@ -121,7 +120,7 @@ def _norms(x: Tensor) -> Tensor:
 def _hooks(
     model: Decoder, enter: Callable[[int, Tensor], Tensor], leave: Callable[[int, Tensor], None]
 ) -> Iterator[None]:
-    """Inside, every mixer gets what `enter` makes of its input, and `leave` what its operator gives; by layer."""
+    """Replace the input of every mixer by `enter(layer, input)`, and pass its operator's output to `leave`."""
     handles = []
     try:
         for layer, mixer in enumerate(model.mixers):

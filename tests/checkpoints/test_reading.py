@@ -7,8 +7,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 
-from retbench.checkpoints.places import PUBLIC_PAIRS, locate, pinned_revision
-from retbench.checkpoints.reading import read_checkpoint
+from retbench.checkpoints.reading import PINNED_REVISIONS, locate, read_checkpoint
 from retbench.errors import ConfigError, UnsupportedError
 from tests.checkpoints.stored import write_fla_retnet
 
@@ -100,14 +99,12 @@ def test_without_a_network_the_message_says_what_to_do(hub, monkeypatch):
 
 
 def test_pinned_revisions_are_whole_commits():
-    pinned = {
-        name: pinned_revision(name)
-        for pair in PUBLIC_PAIRS.values()
-        for name in (pair.retnet, pair.transformer)
+    assert set(PINNED_REVISIONS) == {
+        "fla-hub/retnet-1.3B-100B",
+        "fla-hub/transformer-1.3B-100B",
+        "fla-hub/transformer-2.7B-100B",
     }
-    assert [name for name, commit in pinned.items() if commit is None] == ["fla-hub/retnet-2.7B-100B"]
-    assert all(len(commit) == 40 and int(commit, 16) for commit in pinned.values() if commit is not None)
-    assert pinned_revision("somebody/some-model") is None
+    assert all(len(commit) == 40 and int(commit, 16) for commit in PINNED_REVISIONS.values())
 
 
 def test_a_configuration_is_read_without_torch(hub):

@@ -1,4 +1,4 @@
-"""The gate lets equal forms pass and stops a model whose forms differ."""
+"""The equivalence check passes equivalent forms and fails a model whose forms differ."""
 
 import pytest
 import torch
@@ -9,8 +9,8 @@ from retbench.errors import ConfigError
 from retbench.mixers.attention.module import AttentionModule
 from retbench.mixers.retention import module as retention_module
 from retbench.models.build import build_model
-from retbench.models.gate import relative_error, run_gate
-from retbench.models.same_inputs import head_error
+from retbench.models.equivalence import check_equivalence, relative_error
+from retbench.models.mixer_comparison import head_error
 from retbench.ops import attention, retention
 from retbench.ops.position import Rotary
 from retbench.planning.cells import resolve_models
@@ -28,7 +28,7 @@ def build(name, dtype=torch.float32):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", sorted(CONFIGS))
 def test_equal_forms_pass(name, dtype):
-    gate = run_gate(build(name, dtype), TEXT, depth=600, lengths=LENGTHS)
+    gate = check_equivalence(build(name, dtype), TEXT, depth=600, lengths=LENGTHS)
     assert gate.passed, [check for check in gate.checks if not check.passed]
     compared = {check.name for check in gate.checks}
     expected = {"parallel = chunkwise", "recurrent = chunkwise"} if name == "retnet" else {"reference = sdpa"}
@@ -50,7 +50,7 @@ def test_equal_forms_of_many_layers_pass_in_bfloat16():
     for name, weight in model.named_parameters():
         if weight.dim() == 2 and "embedding" not in name:
             weight.mul_(8)  # products as large as those of a width of 4096
-    gate = run_gate(model, TEXT, depth=301, lengths=LENGTHS)
+    gate = check_equivalence(model, TEXT, depth=301, lengths=LENGTHS)
     assert gate.passed, [check for check in gate.checks if not check.passed]
     assert max(check.error for check in gate.checks) < 0.01
     prompt = TEXT[:, :127]
@@ -161,7 +161,7 @@ DEFECTS = [
 @pytest.mark.parametrize(("name", "defect", "check"), DEFECTS)
 def test_a_model_whose_forms_differ_is_stopped(monkeypatch, name, defect, check, dtype):
     defect(monkeypatch)
-    gate = run_gate(build(name, dtype), TEXT, depth=301, lengths=LENGTHS)
+    gate = check_equivalence(build(name, dtype), TEXT, depth=301, lengths=LENGTHS)
     assert not gate.passed
     assert check in {found.name for found in gate.checks if not found.passed}
 
@@ -186,13 +186,13 @@ def test_nothing_but_numbers_passes():
 
 def test_too_little_text_is_refused():
     with pytest.raises(ConfigError, match="needs 2047 tokens of text and got 600"):
-        run_gate(build("retnet"), TEXT, depth=10)
+        check_equivalence(build("retnet"), TEXT, depth=10)
 
 
 def test_the_backend_is_what_it_was():
     model = build("retnet")
     model.set_backend("parallel")
-    run_gate(model, TEXT, depth=600, lengths=LENGTHS)
+    check_equivalence(model, TEXT, depth=600, lengths=LENGTHS)
     assert model.backend == "parallel"
 
 
@@ -203,5 +203,5 @@ def test_the_backend_is_what_it_was_even_where_a_form_finds_no_memory(monkeypatc
     model = build("retnet")
     monkeypatch.setattr(model.mixers[0], "forms", model.mixers[0].forms | {"recurrent": starve})
     with pytest.raises(MemoryError):
-        run_gate(model, TEXT, depth=600, lengths=LENGTHS)
+        check_equivalence(model, TEXT, depth=600, lengths=LENGTHS)
     assert model.backend == "chunkwise"

@@ -10,19 +10,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from retbench.checkpoints import saving
-from retbench.checkpoints.fingerprints import fingerprint_tensors
 from retbench.checkpoints.reading import read_checkpoint
-from retbench.checkpoints.saving import save_checkpoint
+from retbench.checkpoints.weights import fingerprint_tensors
 from retbench.errors import CheckpointError, ConfigError, StorageError
-from tests.checkpoints.stored import change_config, load, logits_of, tokens_for, weighty
+from tests.checkpoints.stored import change_config, load, logits_of, save_model, tokens_for, weighty
 from tests.models.cases import CASES, config_of
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_what_is_read_is_what_was_saved(tmp_path, case):
     model = weighty(config_of(case))
-    fingerprint = save_checkpoint(tmp_path / "saved", model)
+    fingerprint = save_model(tmp_path / "saved", model)
     info = read_checkpoint(str(tmp_path / "saved"))
     assert info.config == model.config
     assert info.weights_fingerprint == fingerprint
@@ -39,7 +37,7 @@ def test_what_is_read_is_what_was_saved(tmp_path, case):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_weights_are_kept_in_their_dtype(tmp_path, dtype):
     model = weighty(config_of("fla"), dtype=dtype)
-    save_checkpoint(tmp_path / "saved", model)
+    save_model(tmp_path / "saved", model)
     assert read_checkpoint(str(tmp_path / "saved")).weights_dtype == str(dtype).removeprefix("torch.")
     assert {weight.dtype for weight in load_file(tmp_path / "saved" / "model.safetensors").values()} == {
         dtype
@@ -50,7 +48,7 @@ def test_weights_are_kept_in_their_dtype(tmp_path, dtype):
 
 
 def test_what_belongs_to_a_checkpoint_is_kept(tmp_path):
-    save_checkpoint(
+    save_model(
         tmp_path / "saved",
         weighty(config_of("fla")),
         tokenizer="bytes",
@@ -85,9 +83,9 @@ def test_the_fingerprint_is_of_names_dtypes_shapes_and_bits():
 
 def test_a_newer_checkpoint_replaces_the_older(tmp_path):
     folder = tmp_path / "saved"
-    save_checkpoint(folder, weighty(config_of("fla"), seed=1))
+    save_model(folder, weighty(config_of("fla"), seed=1))
     (folder / "stray.txt").write_text("of the older one", encoding="utf-8")
-    newer = save_checkpoint(folder, weighty(config_of("fla"), seed=2))
+    newer = save_model(folder, weighty(config_of("fla"), seed=2))
     assert read_checkpoint(str(folder)).weights_fingerprint == newer
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
     assert [path.name for path in tmp_path.iterdir()] == ["saved"]
@@ -96,26 +94,25 @@ def test_a_newer_checkpoint_replaces_the_older(tmp_path):
 def test_nothing_else_is_ever_replaced(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work", encoding="utf-8")
     with pytest.raises(ConfigError, match="holds something else"):
-        save_checkpoint(tmp_path, weighty(config_of("fla")))
+        save_model(tmp_path, weighty(config_of("fla")))
     (tmp_path / "config.json").write_text('{"model_type": "llama"}', encoding="utf-8")
     with pytest.raises(ConfigError, match="holds something else"):
-        save_checkpoint(tmp_path, weighty(config_of("fla")))
+        save_model(tmp_path, weighty(config_of("fla")))
     with pytest.raises(ConfigError, match="holds something else"):
-        save_checkpoint(tmp_path / "thesis.tex", weighty(config_of("fla")))
+        save_model(tmp_path / "thesis.tex", weighty(config_of("fla")))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "thesis.tex"]
 
 
 DISK_FULL = """
 import resource, sys
 from pathlib import Path
-from retbench.checkpoints.saving import save_checkpoint
 from retbench.errors import StorageError
-from tests.checkpoints.stored import weighty
+from tests.checkpoints.stored import save_model, weighty
 from tests.models.cases import config_of
 model = weighty(config_of("fla"), seed=2)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # as a full disk does, writing fails part of the way
 try:
-    save_checkpoint(Path(sys.argv[1]), model)
+    save_model(Path(sys.argv[1]), model)
 except StorageError as error:
     print(error)
 """
@@ -124,7 +121,7 @@ except StorageError as error:
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on the size of files")
 def test_a_full_disk_leaves_what_was_there(tmp_path):
     folder = tmp_path / "saved"
-    older = save_checkpoint(folder, weighty(config_of("fla"), seed=1))
+    older = save_model(folder, weighty(config_of("fla"), seed=1))
     done = subprocess.run(
         [sys.executable, "-c", DISK_FULL, str(folder)],
         capture_output=True,
@@ -143,7 +140,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path):
 
 def test_a_move_that_fails_puts_the_older_back(tmp_path, monkeypatch):
     folder = tmp_path / "saved"
-    older = save_checkpoint(folder, weighty(config_of("fla"), seed=1))
+    older = save_model(folder, weighty(config_of("fla"), seed=1))
     rename = Path.rename
 
     def fail(self, target):
@@ -151,15 +148,15 @@ def test_a_move_that_fails_puts_the_older_back(tmp_path, monkeypatch):
             raise OSError(28, "No space left on device")
         return rename(self, target)
 
-    monkeypatch.setattr(saving.Path, "rename", fail)
+    monkeypatch.setattr(Path, "rename", fail)
     with pytest.raises(StorageError, match="No space left on device"):
-        save_checkpoint(folder, weighty(config_of("fla"), seed=2))
+        save_model(folder, weighty(config_of("fla"), seed=2))
     assert read_checkpoint(str(folder)).weights_fingerprint == older
     assert [path.name for path in tmp_path.iterdir()] == ["saved"]
 
 
 def test_one_changed_bit_is_noticed(tmp_path):
-    save_checkpoint(tmp_path / "saved", weighty(config_of("fla")))
+    save_model(tmp_path / "saved", weighty(config_of("fla")))
     path = tmp_path / "saved" / "model.safetensors"
     raw = bytearray(path.read_bytes())
     raw[-3] ^= 1
@@ -172,7 +169,7 @@ def test_one_changed_bit_is_noticed(tmp_path):
 
 
 def test_weights_of_another_model_are_noticed(tmp_path):
-    save_checkpoint(tmp_path / "saved", weighty(config_of("fla")))
+    save_model(tmp_path / "saved", weighty(config_of("fla")))
     config = json.loads((tmp_path / "saved" / "config.json").read_text(encoding="utf-8"))
     change_config(tmp_path / "saved", config=config["config"] | {"vocab_size": 300})
     with pytest.raises(
@@ -192,7 +189,7 @@ def test_weights_of_another_model_are_noticed(tmp_path):
     ids=str,
 )
 def test_a_configuration_that_is_not_ours_is_refused(tmp_path, fields, message):
-    save_checkpoint(tmp_path / "saved", weighty(config_of("fla")))
+    save_model(tmp_path / "saved", weighty(config_of("fla")))
     change_config(tmp_path / "saved", **fields)
     with pytest.raises(CheckpointError, match=message):
         read_checkpoint(str(tmp_path / "saved"))
@@ -200,7 +197,7 @@ def test_a_configuration_that_is_not_ours_is_refused(tmp_path, fields, message):
 
 def test_metadata_that_is_not_json_is_refused_before_anything_is_written(tmp_path):
     with pytest.raises(ValueError, match="nan"):
-        save_checkpoint(tmp_path / "saved", weighty(config_of("fla")), metadata={"loss": float("nan")})
+        save_model(tmp_path / "saved", weighty(config_of("fla")), metadata={"loss": float("nan")})
     with pytest.raises(TypeError, match="not JSON serializable"):
-        save_checkpoint(tmp_path / "saved", weighty(config_of("fla")), metadata={"path": tmp_path})
+        save_model(tmp_path / "saved", weighty(config_of("fla")), metadata={"path": tmp_path})
     assert list(tmp_path.iterdir()) == []

@@ -1,8 +1,9 @@
-"""The equality gate: before a model is timed, its forms are shown to be one function, on this machine, at this dtype.
+"""Equivalence check: all execution modes of a model agree, on this machine and at this dtype, before it is timed.
 
-The reference is one whole pass of the form or backend that will be timed; by causality its first tokens are the
-reference for every shorter prompt. In float32 and wider logits are compared, and errors are max |difference| over the
-root mean square of the reference. In two bytes mixers are, each from the same inputs: `same_inputs` says why.
+The reference is a single pass over all tokens with the backend to be timed. By causality its first tokens are the
+reference for every shorter prompt. In float32 and wider the check compares logits; an error is max |difference| over
+the root mean square of the reference. In 16-bit dtypes it compares mixers on equal inputs, for the reason that
+`mixer_comparison` gives. Records keep the result as `gate`.
 """
 
 from collections.abc import Callable
@@ -12,52 +13,55 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from retbench.architectures.configs import form_of
 from retbench.errors import ConfigError
 from retbench.models.decoder import Decoder
-from retbench.models.same_inputs import MixerComparison
+from retbench.models.mixer_comparison import MixerComparison
 from retbench.models.state import DecoderState
 from retbench.records.record import Gate, GateCheck
 
 LENGTHS = (1, 17, 127, 513, 2047)
-"""Odd prompt lengths up to 2K: one token, parts of a chunk, and several chunks with a remainder."""
+"""Odd prompt lengths up to 2K: one token, less than a chunk, and several chunks with a remainder."""
 
 LIMITS = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.5, torch.float16: 0.05}
-"""By dtype, for the logits of a whole model. Wider than what the operator alone is held to by the tests (1e-12 in
-float64, 1e-4 in float32): every norm divides by what may be small, and so amplifies the rounding before it. In two
-bytes not even these hold between forms of many layers, and the gate has others."""
+"""Largest error of a model's logits by dtype. The tests' limits for the operator alone are lower (1e-12 in float64,
+1e-4 in float32), because every norm divides by a value that may be small and so amplifies earlier rounding. In 16-bit
+dtypes forms of many layers exceed even these limits, so `mixer_comparison` has others."""
 
 DECODED_TOKENS = 16
 UNEVEN_SEGMENT = 509
 SHORT_PROMPT, SHORT_SEGMENT = 7, 3
-"""Decoding is tried near the beginning too: in two bytes one key more or less is lost among thousands."""
+"""Decoding is checked near the beginning too: one extra or missing key among thousands is lost in 16-bit rounding."""
 
 
-class _Comparison(Protocol):
-    """One whole pass, and how far others are from it."""
+class _PassComparison(Protocol):
+    """Errors of other passes relative to one pass over all tokens."""
 
     limit: float
 
     def error(self, run: Callable[[], Tensor], start: int, end: int) -> float:
-        """How far a run over the tokens start .. end - 1 is off; it gives the logits of the last of them."""
+        """Return the error of a run over tokens start .. end - 1 that returns the logits of the last of them."""
         ...
 
     def state_error(self, found: DecoderState, reference: DecoderState) -> float:
-        """Largest error of any tensor of a state."""
+        """Return the largest error of any tensor of a state."""
         ...
 
 
 @torch.no_grad()
-def run_gate(model: Decoder, tokens: Tensor, *, depth: int, lengths: tuple[int, ...] = LENGTHS) -> Gate:
-    """Compare a model's backends with each other, its decoding with its prefill, and a streamed state with a whole one.
+def check_equivalence(
+    model: Decoder, tokens: Tensor, *, depth: int, lengths: tuple[int, ...] = LENGTHS
+) -> Gate:
+    """Check that all backends, decoding after prefill, and a state built in segments agree with a single pass.
 
     Args:
-        model: The model as it will be timed; its backend is the same afterwards, even where a pass fails.
+        model: The model as it will be timed; its backend is unchanged afterwards, even if a pass fails.
         tokens: Real text, (1, L) int64, with L at least `depth` and the longest of `lengths`.
-        depth: Tokens over which a state streamed in uneven segments is compared with one built in a single pass.
-        lengths: Odd prompt lengths; the other backends are compared at the longest.
+        depth: Tokens over which a state built in uneven segments is compared with one built in a single pass.
+        lengths: Odd prompt lengths; other backends are compared at the longest.
 
     Returns:
-        Every check with its error and limit; `passed` only when all are within.
+        Every check with its error and limit; `passed` if no error exceeds its limit.
 
     Raises:
         ConfigError: too few tokens.
@@ -65,9 +69,9 @@ def run_gate(model: Decoder, tokens: Tensor, *, depth: int, lengths: tuple[int, 
     longest = max(*lengths, SHORT_PROMPT + DECODED_TOKENS)
     total = max(depth, longest)
     if tokens.shape[1] < total:
-        raise ConfigError(f"the gate needs {total} tokens of text and got {tokens.shape[1]}.")
+        raise ConfigError(f"the equivalence check needs {total} tokens of text and got {tokens.shape[1]}.")
     tokens, whole = tokens[:, :total], model.init_state(1, total)
-    reference: _Comparison
+    reference: _PassComparison
     if model.dtype.itemsize == 2:
         reference = MixerComparison(model, tokens, whole, longest)
     else:
@@ -83,28 +87,28 @@ def run_gate(model: Decoder, tokens: Tensor, *, depth: int, lengths: tuple[int, 
 
 
 def relative_error(found: Tensor, reference: Tensor) -> float:
-    """Largest |found - reference| over the root mean square of the reference; infinite where either is not finite."""
+    """Return max |found - reference| over the root mean square of the reference; infinity if either is not finite."""
     found, reference = found.double(), reference.double()
     error = float((found - reference).abs().max() / reference.square().mean().sqrt().clamp_min(1e-300))
     return error if error == error else float("inf")
 
 
 class _LogitComparison:
-    """By logits, of the whole pass over `tokens` (1, T) that advances `state`, an empty one."""
+    """Comparison of logits with those of one pass over `tokens` (1, T), which advances the empty `state`."""
 
     def __init__(self, model: Decoder, tokens: Tensor, state: DecoderState) -> None:
         self.limit = LIMITS[model.dtype]
         self._logits = model(tokens, state)  # (1, T, N)
 
     def error(self, run: Callable[[], Tensor], start: int, end: int) -> float:
-        """By `relative_error`; start is where it is."""
+        """Return the `relative_error` of the logits of the last tokens before `end`."""
         found = run()
         return relative_error(found, self._logits[:, end - found.shape[1] : end])
 
     def state_error(self, found: DecoderState, reference: DecoderState) -> float:
-        """Largest error of any tensor of a state, each by its own root mean square, so that every layer counts.
+        """Return the largest error of any tensor of a state, each relative to its own root mean square.
 
-        One tensor after the other: all of them in float64 would be four times a key-value cache of many gigabytes.
+        Tensors are converted one by one: all in float64 would take four times the memory of a large key-value cache.
         """
         expected = reference.tensors()
         errors = [
@@ -116,9 +120,9 @@ class _LogitComparison:
 
 
 def _check_prompts(
-    model: Decoder, tokens: Tensor, lengths: tuple[int, ...], reference: _Comparison
+    model: Decoder, tokens: Tensor, lengths: tuple[int, ...], reference: _PassComparison
 ) -> list[GateCheck]:
-    """Shorter prompts against the beginning of the whole pass."""
+    """Compare shorter prompts with the beginning of the reference pass."""
     name, checks = f"{model.backend}, short = long", []
     for length in lengths:
         error = reference.error(partial(model, tokens[:, :length]), 0, length)
@@ -126,12 +130,13 @@ def _check_prompts(
     return checks
 
 
-def _check_backends(model: Decoder, prompt: Tensor, reference: _Comparison) -> list[GateCheck]:
-    """Every other backend that can be used here, over a prompt (1, T)."""
+def _check_backends(model: Decoder, prompt: Tensor, reference: _PassComparison) -> list[GateCheck]:
+    """Compare every other backend that is available here over a prompt (1, T)."""
     own, length, checks = model.backend, prompt.shape[1], []
+    forms = [mixer.backend for mixer in model.mixers]
     try:
         for name, reason in model.backends().items():
-            if reason is None and name != own:
+            if reason is None and [form_of(mixer.config, name) for mixer in model.mixers] != forms:
                 model.set_backend(name)
                 error = reference.error(partial(model, prompt), 0, length)
                 checks.append(
@@ -143,9 +148,9 @@ def _check_backends(model: Decoder, prompt: Tensor, reference: _Comparison) -> l
 
 
 def _check_streaming(
-    model: Decoder, tokens: Tensor, prompt_len: int, reference: _Comparison, whole: DecoderState
+    model: Decoder, tokens: Tensor, prompt_len: int, reference: _PassComparison, whole: DecoderState
 ) -> list[GateCheck]:
-    """Prefill in uneven segments, decode some tokens, go on in segments to the end: against the one whole pass."""
+    """Prefill in uneven segments, decode some tokens, and prefill the rest; compare with the reference pass."""
     total, limit, short = tokens.shape[1], reference.limit, SHORT_PROMPT + DECODED_TOKENS
     state = model.init_state(1, total)
     decode_early = partial(_decode, model, tokens[:, :short], model.init_state(1, short), SHORT_SEGMENT)
@@ -153,7 +158,7 @@ def _check_streaming(
     decoded = max(reference.error(decode_early, 0, short), reference.error(decode, 0, prompt_len))
     if total > prompt_len:
         go_on = partial(model.prefill, tokens[:, prompt_len:], state, segment_len=UNEVEN_SEGMENT)
-        reference.error(go_on, prompt_len, total)  # what the state comes to is compared
+        reference.error(go_on, prompt_len, total)  # the state afterwards is compared below
     error = reference.state_error(state, whole)
     return [
         GateCheck(name=f"decode = {model.backend}", length=prompt_len, error=decoded, limit=limit),
@@ -162,7 +167,7 @@ def _check_streaming(
 
 
 def _decode(model: Decoder, tokens: Tensor, state: DecoderState, segment_len: int) -> Tensor:
-    """Logits (1, 1 + DECODED_TOKENS, N) of the end of the prompt that is prefilled, and of each token decoded then."""
+    """Prefill all but the last DECODED_TOKENS tokens and decode those; return logits (1, 1 + DECODED_TOKENS, N)."""
     start = tokens.shape[1] - DECODED_TOKENS
     logits = [model.prefill(tokens[:, :start], state, segment_len=segment_len)]
     logits += [model(tokens[:, t : t + 1], state) for t in range(start, tokens.shape[1])]

@@ -1,0 +1,171 @@
+"""Parts that checkpoint formats share: typed configuration files, and the mapping of weights. No torch.
+
+A tensor of a `Decoder` is one or more tensors of the file, concatenated by rows: queries, keys and values, for example,
+are one projection here.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from retbench.architectures.configs import BlockConfig, ModelConfig
+from retbench.errors import CheckpointError
+from retbench.strict import Strict
+
+CONFIG_NAME = "config.json"
+
+Shape = tuple[int, ...]
+
+
+class Description(Strict):
+    """The contents of a format's configuration."""
+
+    config: ModelConfig
+    context_len: int | None = None
+    """Tokens of the longest training sequence; None if the checkpoint does not state it."""
+    tied_embeddings: bool = False
+    """Whether the output head is the embedding table. A `Decoder` keeps a copy for each."""
+    tokenizer: str | None = None
+    """Name or path of the tokenizer; None if the checkpoint has none."""
+    tokenizer_fingerprint: str | None = None
+    weights_fingerprint: str | None = None
+    """`weights.fingerprint_tensors` of the stored tensors; only retbench's own format has one."""
+    metadata: dict[str, Any] = Field(default_factory=dict)
+
+
+class Fields(BaseModel):
+    """The fields of a public configuration that affect the model; all others are ignored.
+
+    A field with one permitted value stands for a feature that models here lack: any other value is refused.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+FieldsT = TypeVar("FieldsT", bound=BaseModel)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read the object in a JSON file; CheckpointError if the file cannot be read or holds no JSON object."""
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}.") from error
+    except ValueError as error:  # a JSONDecodeError, or bytes that are not text
+        raise CheckpointError(f"{path}: is not JSON: {error}.") from error
+    if not isinstance(raw, dict):
+        raise CheckpointError(f"{path}: holds a JSON {type(raw).__name__}, expected an object.")
+    return raw
+
+
+def parse(kind: type[FieldsT], raw: dict[str, Any], path: Path) -> FieldsT:
+    """Validate `raw` as a `kind`.
+
+    Raises:
+        CheckpointError: fields are missing, of another type, or describe a model that this package does not have.
+    """
+    try:
+        return kind.model_validate(raw)
+    except ValidationError as error:
+        raise describe_errors(error, path) from error
+
+
+def describe_errors(error: ValidationError, path: Path) -> CheckpointError:
+    """Build a CheckpointError that names every invalid field, its value, and the expected one."""
+    lines = []
+    for fault in error.errors(include_url=False):
+        name = ".".join(str(part) for part in fault["loc"])
+        found = "" if fault["type"] == "missing" or not name else f" (found {fault['input']!r})"
+        lines.append(f"{name + ': ' if name else ''}{fault['msg']}{found}")
+    return CheckpointError(f"{path}: not a configuration that can be read here: {'; '.join(lines)}.")
+
+
+class WeightPart(NamedTuple):
+    """A tensor of a file that is all, or some rows, of a tensor of a `Decoder`."""
+
+    name: str
+    shape: Shape
+    """Expected shape in the file."""
+    interleaved_heads: int | None = None
+    """Heads whose rows are stored as adjacent rotary pairs (x_0, x_1), ...; pairs here are (x_i, x_{i+K/2})."""
+
+
+Plan = dict[str, tuple[WeightPart, ...]]
+"""For each tensor of a `Decoder`, its parts in the file, in order."""
+
+
+@dataclass(frozen=True)
+class Names:
+    """Tensor names of a format's decoder, whose blocks have RMSNorm and a gated feed-forward."""
+
+    embedding: str
+    norm: str
+    head: str
+    layer: str
+    """A block, with `{}` for its number; the names below follow it after a dot."""
+    mixer_norm: str
+    projections: tuple[str, ...]
+    """Inputs of the mixer: queries, keys, values and, if the mixer has one, the gate."""
+    out: str
+    ffn_norm: str
+    gate_up: tuple[str, ...]
+    """Inputs of the feed-forward: the activated one, then the other; or both as one tensor."""
+    down: str
+    head_norm: str | None = None
+    """Norm of the heads, if it has a weight."""
+
+
+def map_decoder(
+    config: ModelConfig, names: Names, *, tied_embeddings: bool = False, interleaved: bool = False
+) -> Plan:
+    """Return the parts of every tensor of a model in a file.
+
+    Args:
+        config: A model with RMSNorm and a gated feed-forward.
+        names: Names of the tensors in the file.
+        tied_embeddings: The head is the embedding table.
+        interleaved: Rows of query and key heads are adjacent rotary pairs instead of halves.
+    """
+    table = (config.vocab_size, config.d_model)
+    plan: Plan = {
+        "embedding.weight": (WeightPart(names.embedding, table),),
+        "norm.weight": (WeightPart(names.norm, (config.d_model,)),),
+        "head.weight": (WeightPart(names.embedding if tied_embeddings else names.head, table),),
+    }
+    for index, block in enumerate(config.layers):
+        for name, parts in _map_block(block, names, interleaved).items():
+            theirs = names.layer.format(index)
+            plan[f"blocks.{index}.{name}"] = tuple(
+                part._replace(name=f"{theirs}.{part.name}") for part in parts
+            )
+    return plan
+
+
+def _map_block(block: BlockConfig, names: Names, interleaved: bool) -> Plan:
+    """Return the parts of one block's tensors, without the block's own name."""
+    mixer, ffn, projection = block.mixer, block.ffn, block.mixer.projection()
+    assert ffn is not None
+    assert projection is not None
+    d, width = mixer.d_model, ffn.ffn_dim
+    inputs = tuple(
+        WeightPart(name, (rows, d), heads if interleaved else None)
+        for name, rows, heads in zip(
+            names.projections, projection.widths, projection.rotary_heads, strict=True
+        )
+    )
+    plan: Plan = {
+        "mixer_norm.weight": (WeightPart(names.mixer_norm, (d,)),),
+        f"mixer.{projection.name}.weight": inputs,
+        "mixer.out_proj.weight": (WeightPart(names.out, (d, projection.mixed_width)),),
+        "ffn_norm.weight": (WeightPart(names.ffn_norm, (d,)),),
+        "ffn.gate_up_proj.weight": tuple(
+            WeightPart(name, (2 * width // len(names.gate_up), d)) for name in names.gate_up
+        ),
+        "ffn.down_proj.weight": (WeightPart(names.down, (d, width)),),
+    }
+    if names.head_norm is not None and mixer.other_params:
+        plan["mixer.head_norm.weight"] = (WeightPart(names.head_norm, (mixer.other_params,)),)
+    return plan
