@@ -136,15 +136,16 @@ def make_page(results: Results) -> ReportPage:
     costs = make_drawings(contents.selection) if contents.sweeps else []
     quality = draw_scores(evaluations) if evaluations else []
     claims = make_claim_section(judge_claims(results), [*costs, *quality])
+    limitations = _limitations(contents, results.problems)
     sections = [
         Section("verdicts", "Verdicts", [Block("verdicts", claims)]),
-        _findings(contents),
+        _findings(contents, has_limitations=limitations.blocks[0].title != ""),
         *(_cost_sections(contents, costs) if contents.sweeps else []),
         *([_quality_section(evaluations, quality)] if evaluations else []),
         Section("claims", "Claims in detail", [Block("claims", claims)], _CLAIMS_NOTE),
         *_matching_sections(records),
         Section("environment", "Environment", [Block("table", provenance.environment_table(records))]),
-        _limitations(contents, results.problems),
+        limitations,
         _commands(records),
     ]
     titles = dict.fromkeys(title_of(record.model.architecture) for record in records)
@@ -162,13 +163,16 @@ def _conditions(contents: Contents) -> str:
     return provenance.describe_conditions(records, sweeps[0].models)
 
 
-def _findings(contents: Contents) -> Section:
+def _findings(contents: Contents, *, has_limitations: bool) -> Section:
     evaluations = contents.evaluations
     found = [*find_costs(contents.sweeps), *(find_quality(evaluations) if evaluations else [])]
-    if found:
-        return Section("findings", "Key findings", [Block("findings", found)])
-    text = "No two models were measured at the same point, so there is nothing to compare."
-    return Section("findings", "Key findings", [Block("warning", f"{text} See Limitations below.")])
+    nothing = "No two models were measured at the same point, so there is nothing to compare."
+    blocks = [Block("findings", found) if found else Block("warning", nothing)]
+    if has_limitations:
+        blocks.append(
+            Block("warning", "Some results are missing, failed or noisy: see [limitations](#limitations).")
+        )
+    return Section("findings", "Key findings", blocks)
 
 
 def _cost_sections(contents: Contents, drawings: list[Drawing]) -> list[Section]:
