@@ -30,7 +30,7 @@ LAYERS: list[set[str]] = [
 BESIDE: dict[str, set[str]] = {
     "stats": LAYERS[0],
     "measure": LAYERS[0] | {"config", "records", "stats"},
-    "report": LAYERS[0] | LAYERS[1] | {"papers", "stats", "planning"},
+    "report": LAYERS[0] | LAYERS[1] | {"papers", "stats", "planning", "workloads"},
     "papers": LAYERS[0] | LAYERS[1] | {"planning"},
     "regress": LAYERS[0] | LAYERS[1] | set().union(*LAYERS[1:9]) | {"report", "measure", "stats", "papers"},
 }
