@@ -51,7 +51,7 @@ class Line:
 
     @property
     def fits(self) -> bool:
-        """Whether the cost is linear in the length."""
+        """True if the cost is linear in context length."""
         return self.largest_residual <= LINEAR_MARGIN
 
 

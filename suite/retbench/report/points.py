@@ -1,4 +1,4 @@
-"""Identity of a record in the report: its task point, its model instance, and the models it is shown beside.
+"""Identity of a record in the report: its task point, its model instance, and the lineup of its models.
 
 Cost and quality are one kind of observation: (model, point, replicate, metric, value). The replicate is a round where
 cost is measured, a document where text or questions are scored, and a seed where models are trained.
