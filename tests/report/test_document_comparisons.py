@@ -116,7 +116,7 @@ def test_models_whose_parameters_differ_by_more_than_one_percent_are_refused(
             return arguments
         count = round(share * model.num_params_nonembedding)
         model = model.model_copy(update={"num_params_nonembedding": count})
-        return arguments | {"model": model, "pair_id": "another"}
+        return arguments | {"model": model, "pair_id": "another", "run_id": "another"}
 
     (found,) = compared(one_pair(tmp_path, change=change))
     assert (found.ratio is None) == is_refused
@@ -129,7 +129,8 @@ def test_a_mismatch_that_the_experiment_allows_is_compared(tmp_path: Path) -> No
         model = arguments["model"].model_copy(
             update={"num_params_nonembedding": 10 if arguments["model"].name == "retnet" else 20}
         )
-        return arguments | {"settings": settings, "model": model, "pair_id": arguments["model"].name}
+        name = arguments["model"].name
+        return arguments | {"settings": settings, "model": model, "pair_id": name, "run_id": name}
 
     (found,) = compared(one_pair(tmp_path, change=change))
     assert found.refusal is None

@@ -10,7 +10,7 @@ from retbench.checkpoints.reading import read_checkpoint
 from retbench.errors import RecordError
 from retbench.records.record import Record, read_records
 from retbench.report.points import instance_of, is_final, learning_rate, num_trained_tokens
-from retbench.report.selection import newest_evaluations
+from retbench.report.selection import select
 from retbench.training.engine import train_all
 from retbench.training.plan import TrainingPlan
 from retbench.training.recording import Recorder
@@ -63,7 +63,7 @@ def test_a_record_says_what_the_run_was_and_what_it_came_to(plan: TrainingPlan, 
 
 
 def test_the_report_reads_what_training_writes(plan: TrainingPlan, tmp_path: Path) -> None:
-    readings = newest_evaluations(trained_records(plan, tmp_path))
+    readings = select(trained_records(plan, tmp_path))
     assert readings.left_out == ()
     assert len(readings.records) == 6  # two rates of the grid and a final run of each model
     finals = [record for record in readings.records if is_final(record)]
@@ -77,7 +77,7 @@ def test_the_report_reads_what_training_writes(plan: TrainingPlan, tmp_path: Pat
 
 def test_failed_runs_are_distinguished(plan_of: PlanOf, tmp_path: Path) -> None:
     plan = plan_of(*SMALL, "training.learning_rates=[1e30, 1e31]", "training.seeds=[3]")
-    readings = newest_evaluations(trained_records(plan, tmp_path))
+    readings = select(trained_records(plan, tmp_path))
     assert readings.left_out == ()
     assert {
         (record.model.name, instance_of(record), learning_rate(record)) for record in readings.records

@@ -47,9 +47,9 @@ class TaskRows:
         return max(1, len(self.points))
 
 
-def draw_accuracies(scores: Evaluations, questions: Sequence[TaskPoint]) -> Iterator[Drawing]:
+def draw_accuracies(scores: Evaluations, task_points: Sequence[TaskPoint]) -> Iterator[Drawing]:
     """Yield the accuracy in each task at the largest size that two models or more were evaluated at."""
-    records = [r for q in questions for r in scores.measured(q) if accuracy(r)]
+    records = [r for q in task_points for r in scores.measured(q) if accuracy(r)]
     sizes = [
         size
         for size in scores.sizes(records)
@@ -58,13 +58,13 @@ def draw_accuracies(scores: Evaluations, questions: Sequence[TaskPoint]) -> Iter
     if not sizes:
         return
     largest = [record for record in records if record.model.size == sizes[-1]]
-    tasks = [_task_rows(scores, question, largest) for question in questions]
-    shots = questions[0].num_fewshot or 0
+    tasks = [_task_rows(scores, task_point, largest) for task_point in task_points]
+    shots = task_points[0].num_fewshot or 0
     title, conditions = f"Accuracy, {shots}-shot", describe_conditions(largest)
     subtitle = f"%, models of {sizes[-1]}; bars: 95 % interval over questions"
     yield Drawing(
-        name=f"{file_stem(questions[0].experiment)}_zeroshot_{shots}shot",
-        experiments=(questions[0].experiment,),
+        name=f"{file_stem(task_points[0].experiment)}_zeroshot_{shots}shot",
+        experiments=(task_points[0].experiment,),
         title=title,
         caption=f"Accuracy (acc) of the models of {sizes[-1]}, {shots}-shot, with Wilson's 95 % "
         "interval over the questions. The grey tick is the accuracy of guessing. The text beside it is the difference "
@@ -95,19 +95,19 @@ def _data_row(record: Record) -> dict[str, object]:
     }
 
 
-def _task_rows(scores: Evaluations, question: TaskPoint, records: Sequence[Record]) -> TaskRows:
+def _task_rows(scores: Evaluations, task_point: TaskPoint, records: Sequence[Record]) -> TaskRows:
     """Return the accuracies in a task, by model and seed."""
     models = scores.models
-    mine = [record for record in records if task_point_of(record) == question]
+    mine = [record for record in records if task_point_of(record) == task_point]
     mine.sort(key=lambda record: (models.models.index(record.model.name), instance_of(record).seed_word))
     notes = [
         (f"{models.labels[model]} " if len(models.challengers) > 1 else "") + _note(comparison)
         for model in models.challengers  # in the order of their dots
-        for comparison in scores.compared(question, model)
+        for comparison in scores.compared(task_point, model)
         if comparison.instance.size == records[0].model.size and "acc" in comparison.accuracies
     ]
     points = tuple(_point(record) for record in mine)
-    return TaskRows(str(question.task), points, chance(question.task, "acc"), "\n".join(notes))
+    return TaskRows(str(task_point.task), points, chance(task_point.task, "acc"), "\n".join(notes))
 
 
 def _note(comparison: DocumentComparison) -> str:

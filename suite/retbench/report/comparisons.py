@@ -51,7 +51,7 @@ class Line:
 
     @property
     def fits(self) -> bool:
-        """Whether the cost is linear in the length."""
+        """True if the cost is linear in context length."""
         return self.largest_residual <= LINEAR_MARGIN
 
 
@@ -91,12 +91,7 @@ def compare_rounds(mine: Rounds, theirs: Rounds) -> tuple[Interval, bool] | None
 
 
 def cost_ratio(mine: pd.DataFrame, theirs: pd.DataFrame) -> CostRatio | None:
-    """Return the ratio of the costs above 0 of two models at one point; None where they cannot be compared.
-
-    Args:
-        mine: Rows of `frames.observations` of one metric.
-        theirs: The same of the reference.
-    """
+    """Return the ratio of two models' observations of one cost at one point; None where they cannot be compared."""
     found = compare_rounds(_rounds(mine), _rounds(theirs))
     return CostRatio(*value_and_ends(found[0]), found[0].num_rounds, found[1]) if found else None
 
@@ -109,12 +104,7 @@ def _rounds(rows: pd.DataFrame) -> Rounds:
 def pair_ratios(metrics: pd.DataFrame, models: Lineup) -> pd.DataFrame:
     """Return each model's primary metric over the reference's, at every point that both have.
 
-    Args:
-        metrics: A `frames.observations`.
-        models: The models to compare with their reference.
-
-    Returns:
-        Columns of `POINT_KEY`, model, reference, metric and the fields of `CostRatio`.
+    The columns are those of `POINT_KEY`, model, reference, metric and the fields of `CostRatio`.
     """
     columns = [*POINT_KEY, "model", "reference", "metric", "ratio", "low", "high", "num_rounds", "unpaired"]
     primary = {name: workload.primary.name for name, workload in WORKLOADS.items()}
@@ -133,13 +123,7 @@ def pair_ratios(metrics: pd.DataFrame, models: Lineup) -> pd.DataFrame:
 
 
 def by_round(metrics: pd.DataFrame, metric: str, model: str) -> pd.DataFrame:
-    """Return one cost of one model: a row per round, a column per context length, NaN without a value above 0.
-
-    Args:
-        metrics: Rows of one experiment, workload and batch size.
-        metric: Name of the metric.
-        model: Name of the model.
-    """
+    """Return one cost of a sweep: a row per round, a column per context length, NaN without a value above 0."""
     return _pivot(_rows(metrics, metric, model), "value")
 
 
@@ -173,42 +157,23 @@ def find_crossover(
 ) -> tuple[list[int], Crossover] | None:
     """Return the lengths used and the context length from which on `model` costs less than `reference`.
 
-    Args:
-        metrics: Rows of one experiment, workload and batch size.
-        metric: The cost.
-        model: The model whose advantage is looked for.
-        reference: The model that it is compared with.
-
-    Returns:
-        None where the two share fewer than two lengths.
+    None where the two share fewer than two lengths of a sweep's metrics.
     """
     lengths, ratios = _complete(ratios_by_round(metrics, metric, model, reference))
     return (lengths, crossover(lengths, ratios)) if len(lengths) > 1 else None
 
 
 def find_slope(metrics: pd.DataFrame, metric: str, model: str) -> tuple[list[int], Equivalence] | None:
-    """Return the lengths used and whether a cost is constant in context length; None with fewer than two lengths.
-
-    Args:
-        metrics: Rows of one experiment, workload and batch size.
-        metric: The cost.
-        model: Name of the model.
-    """
+    """Return the lengths used and whether a cost is constant in context length; None with fewer than two lengths."""
     lengths, values = _complete(by_round(metrics, metric, model))
     return (lengths, slope_equivalence(lengths, values, LEVEL_MARGIN)) if len(lengths) > 1 else None
 
 
 def fit_line(points: pd.DataFrame, metric: str, model: str) -> Line | None:
-    """Return the line through a metric of one model.
+    """Return the line through a metric of a sweep's points.
 
-    Args:
-        points: Rows of `sweeps.summarise` of one experiment, workload and batch size.
-        metric: The metric, above 0.
-        model: Name of the model.
-
-    Returns:
-        The line; None with fewer than three lengths, since a line passes through any two, and where all values are
-        equal or one is not above 0.
+    None with fewer than three lengths, since a line passes through any two, and where all values are equal or one is
+    not above 0.
     """
     rows = points[(points["metric"] == metric) & (points["model"] == model)].sort_values("context_len")
     lengths = [int(length) for length in rows["context_len"]]

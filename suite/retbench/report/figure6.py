@@ -243,25 +243,26 @@ def _unit(letter: str, top: float) -> tuple[float, str]:
     return time_unit(top) if letter == "c" else (1.0, "tokens/s")
 
 
-def draw_figure6(scenes: Sequence[CostSweep]) -> list[Drawing]:
-    """Return the paper's Figure 6 of each size of models, with all panels that the records allow."""
-    by_size: dict[str, list[CostSweep]] = {}
-    for scene in scenes:
-        by_size.setdefault(scene.records[0].model.size, []).append(scene)
-    found = [_panels(sweeps) for sweeps in by_size.values()]
+def draw_figure6(sweeps: Sequence[CostSweep]) -> list[Drawing]:
+    """Return the paper's Figure 6 of each group of matched models, with all panels that the records allow."""
+    pairs: dict[tuple[str, tuple[str, ...]], list[CostSweep]] = {}
+    for sweep in sweeps:
+        key = (sweep.records[0].model.size, sweep.models.models)
+        pairs.setdefault(key, []).append(sweep)
+    found = [_panels(pair) for pair in pairs.values()]
     return [_make_drawing(panels) for panels in found if panels]
 
 
-def _panels(scenes: Sequence[CostSweep]) -> list[Figure6Panel]:
+def _panels(sweeps: Sequence[CostSweep]) -> list[Figure6Panel]:
     """Return the panels of one pair: memory of one experiment, throughput and latency of one that has most of both."""
-    memory = [list(_by_length(group, "a")) for group in _with_metric(scenes, "state_bytes")]
-    decoding = [[*_by_length(group, "b"), *_by_batch(group)] for group in _with_metric(scenes, "tpot_s")]
+    memory = [list(_by_length(group, "a")) for group in _with_metric(sweeps, "state_bytes")]
+    decoding = [[*_by_length(group, "b"), *_by_batch(group)] for group in _with_metric(sweeps, "tpot_s")]
     return [*max(memory, key=_extent, default=[]), *max(decoding, key=_extent, default=[])]
 
 
-def _with_metric(scenes: Sequence[CostSweep], metric: str) -> Iterator[list[CostSweep]]:
-    for group in by_workload(scenes):
-        if any(metric in set(scene.points["metric"]) for scene in group):
+def _with_metric(sweeps: Sequence[CostSweep], metric: str) -> Iterator[list[CostSweep]]:
+    for group in by_workload(sweeps):
+        if any(metric in set(sweep.points["metric"]) for sweep in group):
             yield group
 
 
@@ -269,32 +270,32 @@ def _extent(panels: Sequence[Figure6Panel]) -> tuple[int, int]:
     return len(panels), sum(len(panel.rows) for panel in panels)
 
 
-def _by_length(scenes: Sequence[CostSweep], letter: str) -> Iterator[Figure6Panel]:
+def _by_length(sweeps: Sequence[CostSweep], letter: str) -> Iterator[Figure6Panel]:
     """Yield a panel against context length up to the paper's longest, at its batch or the largest there is."""
     paper, metric = paper_points(letter), _METRICS[letter]
     longest = max(point.context_len for point in paper)
     metrics = [metric, _WEIGHTS] if letter == "a" else [metric]
     fit = [
-        scene
-        for scene in scenes
-        if len([n for n in scene.lengths if n <= longest]) > 1
-        and not _within(scene.rows(metric), longest).empty
+        sweep
+        for sweep in sweeps
+        if len([n for n in sweep.lengths if n <= longest]) > 1
+        and not _within(sweep.rows(metric), longest).empty
     ]
     if not fit:
         return
-    scene = max(fit, key=lambda scene: (scene.batch_size == paper[0].batch_size, scene.batch_size))
-    records = [record for record in scene.records if record.point.context_len <= longest]
+    sweep = max(fit, key=lambda sweep: (sweep.batch_size == paper[0].batch_size, sweep.batch_size))
+    records = [record for record in sweep.records if record.point.context_len <= longest]
     reach = max(record.point.context_len for record in records)
     yield Figure6Panel(
         letter,
         "context_len",
-        models=scene.models,
-        rows=_within(scene.points[scene.points["metric"].isin(metrics)], longest),
-        failed=_within(scene.failed, longest),
+        models=sweep.models,
+        rows=_within(sweep.points[sweep.points["metric"].isin(metrics)], longest),
+        failed=_within(sweep.failed, longest),
         paper=tuple(
             point
             for point in keep_comparable(paper, records)
-            if point.batch_size == scene.batch_size and point.context_len <= reach
+            if point.batch_size == sweep.batch_size and point.context_len <= reach
         ),
         records=tuple(records),
     )
@@ -304,30 +305,30 @@ def _within(rows: pd.DataFrame, longest: int) -> pd.DataFrame:
     return rows[rows["context_len"] <= longest]
 
 
-def _by_batch(scenes: Sequence[CostSweep]) -> Iterator[Figure6Panel]:
+def _by_batch(sweeps: Sequence[CostSweep]) -> Iterator[Figure6Panel]:
     """Yield (c), latency against batch size: of the reference at each length, of the others at the longest."""
     paper = paper_points("c")
     longest, largest = max(p.context_len for p in paper), max(p.batch_size for p in paper)
-    fit = [scene for scene in scenes if scene.batch_size <= largest]
-    lengths = [n for n in sorted({n for scene in fit for n in scene.lengths}) if n <= longest]
+    fit = [sweep for sweep in sweeps if sweep.batch_size <= largest]
+    lengths = [n for n in sorted({n for sweep in fit for n in sweep.lengths}) if n <= longest]
     if len(fit) < 2 or not lengths:
         return
-    reference = scenes[0].models.reference
+    reference = sweeps[0].models.reference
 
     def shown(frames: Iterable[pd.DataFrame]) -> pd.DataFrame:
         rows = _within(pd.concat(frames, ignore_index=True), longest)
         return rows[(rows["context_len"] == lengths[-1]) | (rows["model"] == reference)]
 
-    rows = shown(scene.rows("tpot_s") for scene in fit)
+    rows = shown(sweep.rows("tpot_s") for sweep in fit)
     if rows.empty:
         return
-    records = [r for scene in fit for r in scene.records if r.point.context_len <= longest]
+    records = [r for sweep in fit for r in sweep.records if r.point.context_len <= longest]
     yield Figure6Panel(
         "c",
         "batch_size",
-        models=scenes[0].models,
+        models=sweeps[0].models,
         rows=rows,
-        failed=shown(scene.failed for scene in fit),
+        failed=shown(sweep.failed for sweep in fit),
         paper=tuple(
             point
             for point in keep_comparable(paper, records)

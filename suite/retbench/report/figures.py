@@ -56,9 +56,9 @@ _TALLEST = 2.0
 
 def make_drawings(selection: Selection) -> list[Drawing]:
     """Return every figure that the records of a selection allow, in the order of the report."""
-    scenes = make_sweeps(selection)
+    sweeps = make_sweeps(selection)
     with style.house_style():
-        groups = by_workload(scenes)
+        groups = by_workload(sweeps)
         by_name = [
             drawing
             for workload in WORKLOADS.values()
@@ -66,68 +66,68 @@ def make_drawings(selection: Selection) -> list[Drawing]:
             if group[0].workload == workload.name
             for drawing in _of_workload(group, workload)
         ]
-        return [*by_name, *draw_figure6(scenes), *_rooflines(scenes)]
+        return [*by_name, *draw_figure6(sweeps), *_rooflines(sweeps)]
 
 
-def _of_workload(scenes: Sequence[CostSweep], workload: Workload) -> list[Drawing]:
-    """Return the figures of one experiment's scenes of a workload."""
+def _of_workload(sweeps: Sequence[CostSweep], workload: Workload) -> list[Drawing]:
+    """Return the figures of one experiment's sweeps of a workload."""
     metrics = {metric.name for metric in workload.metrics}
     if workload.primary.name == "peak_bytes":
-        return [_memory(scene, workload) for scene in scenes]
+        return [_memory(sweep, workload) for sweep in sweeps]
     if {"tokens_per_s", "peak_bytes"} <= metrics:
-        return [_training(scene, workload) for scene in scenes]
+        return [_training(sweep, workload) for sweep in sweeps]
     if not workload.primary.has_interval:
         return []
-    if "tokens_per_s" in metrics and swept_by_batch(scenes):
-        return [_throughput(scenes)]
-    return [_times(scene, workload) for scene in scenes]
+    if "tokens_per_s" in metrics and swept_by_batch(sweeps):
+        return [_throughput(sweeps)]
+    return [_times(sweep, workload) for sweep in sweeps]
 
 
-def _panel(scene: CostSweep, metric: str, title: str = "", size: float = 1.0, at_least: float = 0.0) -> Panel:
-    """Return a metric of a scene against the context length."""
-    points = frame_points(scene.rows(metric), scene.failed)
-    return Panel(points, scene.models, title, scene.lengths, size, at_least)
+def _panel(sweep: CostSweep, metric: str, title: str = "", size: float = 1.0, at_least: float = 0.0) -> Panel:
+    """Return a metric of a sweep against the context length."""
+    points = frame_points(sweep.rows(metric), sweep.failed)
+    return Panel(points, sweep.models, title, sweep.lengths, size, at_least)
 
 
 def _drawing(
-    scene: CostSweep, name: str, texts: tuple[str, str], figure: Figure, data: pd.DataFrame
+    sweep: CostSweep, name: str, texts: tuple[str, str], figure: Figure, data: pd.DataFrame
 ) -> Drawing:
-    """Return a drawing under the conditions of a scene, with title and caption."""
-    return Drawing(name, (scene.experiment,), *texts, scene.conditions, figure, data)
+    """Return a drawing under the conditions of a sweep, with title and caption."""
+    return Drawing(name, (sweep.experiment,), *texts, sweep.conditions, figure, data)
 
 
 # ---- time against context length -------------------------------------------------------------------------------------
 
 
-def _times(scene: CostSweep, workload: Workload) -> Drawing:
+def _times(sweep: CostSweep, workload: Workload) -> Drawing:
     """Draw time against context length, with the crossovers."""
     metric = workload.primary.name
     crossings: dict[str, Crossover] = {}
-    for model in scene.models.challengers:
-        found = find_crossover(scene.metrics, metric, model, str(scene.models.reference))
+    for model in sweep.models.challengers:
+        found = find_crossover(sweep.metrics, metric, model, str(sweep.models.reference))
         if found is not None:
             crossings[model] = found[1]
-    size, unit = time_unit(highest(_panel(scene, metric).points))
+    size, unit = time_unit(highest(_panel(sweep, metric).points))
     figure = draw_row(
-        [_panel(scene, metric, size=size)],
-        (workload.title, f"{unit}, {scene.subtitle(metric)}", scene.conditions),
-        lambda point: with_length(format_seconds(point.value), point, scene.lengths[-1]),
+        [_panel(sweep, metric, size=size)],
+        (workload.title, f"{unit}, {sweep.subtitle(metric)}", sweep.conditions),
+        lambda point: with_length(format_seconds(point.value), point, sweep.lengths[-1]),
     )
     for model, crossing in crossings.items() if len(crossings) <= _MOST_CROSSINGS else ():
-        _mark_crossing(figure.axes[0], crossing, scene, model)
+        _mark_crossing(figure.axes[0], crossing, sweep, model)
     caption = (
-        f"{workload.quantity.capitalize()} against the context length, batch {scene.batch_size}. {_POINTS}"
+        f"{workload.quantity.capitalize()} against the context length, batch {sweep.batch_size}. {_POINTS}"
     )
-    data = _with_crossings(_data(scene, [metric]), crossings)
-    return _drawing(scene, scene.name, (workload.title, caption), figure, data)
+    data = _with_crossings(_data(sweep, [metric]), crossings)
+    return _drawing(sweep, sweep.name, (workload.title, caption), figure, data)
 
 
-def _mark_crossing(axes: Axes, crossing: Crossover, scene: CostSweep, model: str) -> None:
+def _mark_crossing(axes: Axes, crossing: Crossover, sweep: CostSweep, model: str) -> None:
     """Mark where `model` becomes faster than the reference, its interval shaded, or say that there is no such place."""
-    label = scene.models.labels[model]
+    label = sweep.models.labels[model]
     if crossing.value is None:
-        lead = "rounds disagree" if rounds_disagree(crossing, scene.lengths) else "none in range"
-        words = f"crossover: {lead}\n{describe_absence(crossing, scene.lengths, label)}"
+        lead = "rounds disagree" if rounds_disagree(crossing, sweep.lengths) else "none in range"
+        words = f"crossover: {lead}\n{describe_absence(crossing, sweep.lengths, label)}"
         add_note(axes, words, CORNERS)
         return
     if crossing.low is not None and crossing.high is not None:
@@ -139,13 +139,13 @@ def _mark_crossing(axes: Axes, crossing: Crossover, scene: CostSweep, model: str
 # ---- throughput against batch size, % of roofline --------------------------------------------------------------------
 
 
-def _throughput(scenes: Sequence[CostSweep]) -> Drawing:
+def _throughput(sweeps: Sequence[CostSweep]) -> Drawing:
     """Draw tokens/s against batch size, of one experiment, a panel per context length."""
-    first, metric, axis = scenes[0], "tokens_per_s", "batch_size"
-    rows = pd.concat([scene.rows(metric) for scene in scenes], ignore_index=True)
-    failed = pd.concat([scene.failed for scene in scenes], ignore_index=True)
-    lengths = sorted({length for scene in scenes for length in scene.lengths})
-    batches, top = tuple(float(scene.batch_size) for scene in scenes), highest(frame_points(rows, failed))
+    first, metric, axis = sweeps[0], "tokens_per_s", "batch_size"
+    rows = pd.concat([sweep.rows(metric) for sweep in sweeps], ignore_index=True)
+    failed = pd.concat([sweep.failed for sweep in sweeps], ignore_index=True)
+    lengths = sorted({length for sweep in sweeps for length in sweep.lengths})
+    batches, top = tuple(float(sweep.batch_size) for sweep in sweeps), highest(frame_points(rows, failed))
     panels = [
         Panel(
             frame_points(rows[rows["context_len"] == length], failed[failed["context_len"] == length], axis),
@@ -164,30 +164,30 @@ def _throughput(scenes: Sequence[CostSweep]) -> Drawing:
         f"Tokens/s of all sequences of a batch against the batch size, at each context length. {_POINTS}"
     )
     name = f"{file_stem(section_title(first.experiment, first.workload, '_'))}_throughput"
-    data = [_data(scene, [metric]).assign(batch_size=scene.batch_size) for scene in scenes]
+    data = [_data(sweep, [metric]).assign(batch_size=sweep.batch_size) for sweep in sweeps]
     return _drawing(first, name, (title, caption), figure, pd.concat(data, ignore_index=True))
 
 
-def _rooflines(scenes: Sequence[CostSweep]) -> list[Drawing]:
+def _rooflines(sweeps: Sequence[CostSweep]) -> list[Drawing]:
     """Draw % of roofline, one figure per experiment and batch size, one panel per workload."""
     timed = [
-        scene
-        for group in by_workload(scenes)
+        sweep
+        for group in by_workload(sweeps)
         if not swept_by_batch(group)
-        for scene in group
-        if "roofline_ratio" in set(scene.metrics["metric"])
+        for sweep in group
+        if "roofline_ratio" in set(sweep.metrics["metric"])
     ]
 
-    def place(scene: CostSweep) -> tuple[str, int]:
-        return scene.experiment, scene.batch_size
+    def place(sweep: CostSweep) -> tuple[str, int]:
+        return sweep.experiment, sweep.batch_size
 
     return [_roofline(list(group)) for _, group in groupby(sorted(timed, key=place), place)]
 
 
-def _roofline(scenes: Sequence[CostSweep]) -> Drawing:
-    first, metric, title = scenes[0], "roofline_ratio", "% of roofline"
-    longest = scenes[-1].lengths[-1]
-    panels = [_panel(scene, metric, scene.workload, size=0.01, at_least=1.0) for scene in scenes]
+def _roofline(sweeps: Sequence[CostSweep]) -> Drawing:
+    first, metric, title = sweeps[0], "roofline_ratio", "% of roofline"
+    longest = sweeps[-1].lengths[-1]
+    panels = [_panel(sweep, metric, sweep.workload, size=0.01, at_least=1.0) for sweep in sweeps]
     figure = draw_row(
         panels,
         (title, f"%, {first.subtitle(metric)}", first.conditions),
@@ -203,60 +203,60 @@ def _roofline(scenes: Sequence[CostSweep]) -> Drawing:
         "of the machine."
     )
     name = f"{file_stem(first.experiment)}_roofline_batch{first.batch_size}"
-    data = [_data(scene, [metric]).assign(workload=scene.workload) for scene in scenes]
+    data = [_data(sweep, [metric]).assign(workload=sweep.workload) for sweep in sweeps]
     return _drawing(first, name, (title, caption), figure, pd.concat(data, ignore_index=True))
 
 
 # ---- memory, and time with memory ------------------------------------------------------------------------------------
 
 
-def _memory(scene: CostSweep, workload: Workload) -> Drawing:
+def _memory(sweep: CostSweep, workload: Workload) -> Drawing:
     """Draw memory by part."""
     caption = (
         "Bytes of the weights, of the recurrent state or the key-value cache, and of the workspace of "
-        f"one decode step at each context length, batch {scene.batch_size}. The thin line is the analytical size of "
+        f"one decode step at each context length, batch {sweep.batch_size}. The thin line is the analytical size of "
         "weights and state."
     )
-    data = _with_failures(memory_figure.memory_rows(scene), scene, list(memory_figure.PARTS))
-    figure = memory_figure.draw_memory(scene, workload.title)
-    return _drawing(scene, scene.name, (workload.title, caption), figure, data)
+    data = _with_failures(memory_figure.memory_rows(sweep), sweep, list(memory_figure.PARTS))
+    figure = memory_figure.draw_memory(sweep, workload.title)
+    return _drawing(sweep, sweep.name, (workload.title, caption), figure, data)
 
 
-def _training(scene: CostSweep, workload: Workload) -> Drawing:
+def _training(sweep: CostSweep, workload: Workload) -> Drawing:
     """Draw speed and peak memory of training."""
-    found = {model: fit_line(scene.points, "peak_bytes", model) for model in scene.models.models}
+    found = {model: fit_line(sweep.points, "peak_bytes", model) for model in sweep.models.models}
     lines = {model: line for model, line in found.items() if line is not None}
     caption = (
         "Tokens/s and peak memory of a whole training step (forward, backward, AdamW) on sequences of "
-        f"each length, batch {scene.batch_size}. Points are geometric means of the rounds' medians, bars their 95 % "
+        f"each length, batch {sweep.batch_size}. Points are geometric means of the rounds' medians, bars their 95 % "
         "intervals. Memory is weights, gradients, the optimizer's averages, activations and temporaries. A dotted "
         "line is the linear fit of a memory that differs from it by at most "
         f"{100 * LINEAR_MARGIN:.0f} % at every point. Memory far above these leaves the plot; its value is beside its "
         "name."
     )
-    data = _with_lines(_data(scene, ["tokens_per_s", "peak_bytes"]), lines)
+    data = _with_lines(_data(sweep, ["tokens_per_s", "peak_bytes"]), lines)
     linear = {model: line for model, line in lines.items() if line.fits}
-    figure = _draw_training(scene, workload.title, linear)
-    return _drawing(scene, scene.name, (workload.title, caption), figure, data)
+    figure = _draw_training(sweep, workload.title, linear)
+    return _drawing(sweep, sweep.name, (workload.title, caption), figure, data)
 
 
-def _draw_training(scene: CostSweep, title: str, linear: Mapping[str, Line]) -> Figure:
+def _draw_training(sweep: CostSweep, title: str, linear: Mapping[str, Line]) -> Figure:
     """Draw tokens/s above peak memory, with the lines of the models whose memory is linear in the length."""
 
     def describe_speed(point: Point) -> str:
-        return with_length(f"{point.value:,.0f} tokens/s", point, scene.lengths[-1])
+        return with_length(f"{point.value:,.0f} tokens/s", point, sweep.lengths[-1])
 
     def describe_memory(point: Point) -> str:
-        words = with_length(format_bytes(point.value), point, scene.lengths[-1])
+        words = with_length(format_bytes(point.value), point, sweep.lengths[-1])
         line = linear.get(point.model)
         return f"{words}\n{format_bytes(line.slope)} per token" if line else words
 
-    speed, memory = _speed_panel(scene), _memory_panel(scene, linear)
-    subtitle = scene.subtitle("step_s") + ("; dotted: linear fit" if linear else "")
+    speed, memory = _speed_panel(sweep), _memory_panel(sweep, linear)
+    subtitle = sweep.subtitle("step_s") + ("; dotted: linear fit" if linear else "")
     figure = draw_column(
         [speed, memory],
         [end_labels(speed, describe_speed), end_labels(memory, describe_memory)],
-        (title, subtitle, scene.conditions),
+        (title, subtitle, sweep.conditions),
         [style.LENGTH_LABEL] * 2,
     )
     for line in linear.values():
@@ -266,32 +266,32 @@ def _draw_training(scene: CostSweep, title: str, linear: Mapping[str, Line]) -> 
     return figure
 
 
-def _speed_panel(scene: CostSweep) -> Panel:
-    top = highest(_panel(scene, "tokens_per_s").points)
+def _speed_panel(sweep: CostSweep) -> Panel:
+    top = highest(_panel(sweep, "tokens_per_s").points)
     size, unit = (1e3, "thousand tokens/s") if top >= 1e3 else (1.0, "tokens/s")
-    return _panel(scene, "tokens_per_s", unit, size)
+    return _panel(sweep, "tokens_per_s", unit, size)
 
 
-def _memory_panel(scene: CostSweep, linear: Mapping[str, Line]) -> Panel:
+def _memory_panel(sweep: CostSweep, linear: Mapping[str, Line]) -> Panel:
     """Return peak memory; values far above the linear ones, which would flatten those, leave the panel."""
-    points = frame_points(scene.rows("peak_bytes"), scene.failed)
+    points = frame_points(sweep.rows("peak_bytes"), sweep.failed)
     values = [point.value for point in points if point.model in linear and point.status == "ok"]
     top = min(highest(points), _TALLEST * max(values)) if values else highest(points)
     size, unit = (GIB, "GiB") if top >= GIB else (MIB, "MiB")
-    return Panel(points, scene.models, f"peak memory, {unit}", scene.lengths, size, at_most=top)
+    return Panel(points, sweep.models, f"peak memory, {unit}", sweep.lengths, size, at_most=top)
 
 
 # ---- the data beside the figures -------------------------------------------------------------------------------------
 
 
-def _data(scene: CostSweep, metrics: list[str]) -> pd.DataFrame:
+def _data(sweep: CostSweep, metrics: list[str]) -> pd.DataFrame:
     """Return the points of some metrics, and those that failed."""
-    return _with_failures(scene.points[scene.points["metric"].isin(metrics)], scene, metrics)
+    return _with_failures(sweep.points[sweep.points["metric"].isin(metrics)], sweep, metrics)
 
 
-def _with_failures(rows: pd.DataFrame, scene: CostSweep, metrics: list[str]) -> pd.DataFrame:
+def _with_failures(rows: pd.DataFrame, sweep: CostSweep, metrics: list[str]) -> pd.DataFrame:
     """Return rows with the columns of every figure's data, and a row per metric for each point that failed."""
-    failed = scene.failed[["model", "context_len", "status"]].merge(
+    failed = sweep.failed[["model", "context_len", "status"]].merge(
         pd.DataFrame({"metric": metrics}), how="cross"
     )
     frame = pd.concat([rows.assign(status="ok"), failed], ignore_index=True)

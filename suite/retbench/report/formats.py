@@ -92,7 +92,7 @@ def _cost_lines(known: Workload | None, rows: Sequence[Row]) -> Iterator[dict[st
 
 
 def _cost_cell(row: Row, name: str, main: str) -> str:
-    """Return one cell as text; without a value, the status in the primary column and a dash elsewhere."""
+    """Return one cell as text; without a value, the status in the primary column and a dash in the others."""
     value = row.get(name)
     if isinstance(value, str):
         return value

@@ -1,8 +1,4 @@
-"""Figures and tables made part of a page.
-
-A figure's SVG goes in without what only a file of its own needs, in the page's colours; a cell goes in with the number
-that it is sorted by.
-"""
+"""HTML of the page's parts: figures as inline SVG in the page's colours, sentences, and cells with their sort keys."""
 
 import re
 from collections.abc import Iterator
@@ -20,10 +16,10 @@ _COLOUR = re.compile(r"#[0-9a-f]{6}\b")
 
 
 def inline_svg(svg: str, drawing: Drawing) -> str:
-    """The SVG of a drawing for use inside HTML.
+    """Return the SVG of a drawing for use inside HTML.
 
-    Its colours become the page's variables, so that it is legible on a dark page; the strip with the conditions is
-    cut off, for the page gives them as text; its ids are made its own, since figures share a page.
+    Its colours become the page's variables, so that it is legible on a dark page. The strip with the conditions is cut
+    off, because the page shows them as text. Its ids get the figure's name as a prefix.
     """
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<!--.*?-->\s*|<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
@@ -44,7 +40,7 @@ def inline_svg(svg: str, drawing: Drawing) -> str:
 
 
 def _variable(match: re.Match[str]) -> str:
-    """The variable of a colour of the house; another colour stays."""
+    """Return the CSS variable of a palette colour; any other colour unchanged."""
     names = {light: name for name, (light, _) in style.css_colours().items()}
     name = names.get(match[0])
     return f"var(--{name})" if name else match[0]
@@ -57,7 +53,7 @@ def prose(text: str) -> Markup:
 
 
 def colour_rules() -> dict[str, str]:
-    """Declarations of the colour variables for a style sheet: of the light page and of the dark one."""
+    """Return the CSS declarations of the colour variables for the light and the dark page."""
     colours = style.css_colours()
     return {
         "light": " ".join(f"--{name}: {light};" for name, (light, _) in colours.items()),
@@ -66,7 +62,7 @@ def colour_rules() -> dict[str, str]:
 
 
 def cells(table: pd.DataFrame) -> Iterator[list[tuple[str, str | None]]]:
-    """The rows of a table of text, each cell with the number it is sorted by, in base units; None where it has none."""
+    """Yield the rows of a table of text, each cell with its sort key in base units; None where it has no number."""
     columns = []
     for position in range(table.shape[1]):
         texts = [str(cell) for cell in table.iloc[:, position]]

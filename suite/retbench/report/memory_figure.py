@@ -22,21 +22,21 @@ _PANEL_IN, _GAP_IN = 1.72, 0.42
 _MOST_COLUMNS = 2
 
 
-def memory_rows(scene: CostSweep) -> pd.DataFrame:
+def memory_rows(sweep: CostSweep) -> pd.DataFrame:
     """Return one row per (model, length, part) in bytes, the analytical size included.
 
     The analytical size is there also where the measurement failed: it says what would have been needed.
     """
     columns = ["model", "context_len", "metric", "unit", "value"]
     sizes = {
-        (record.model.name, record.point.context_len): _analytical_bytes(record) for record in scene.records
+        (record.model.name, record.point.context_len): _analytical_bytes(record) for record in sweep.records
     }
     expected = [
         (model, length, EXPECTED, "bytes", value)
         for (model, length), value in sorted(sizes.items())
         if value is not None
     ]
-    measured = scene.points[scene.points["metric"].isin(PARTS)]
+    measured = sweep.points[sweep.points["metric"].isin(PARTS)]
     return pd.concat([measured[columns], pd.DataFrame(expected, columns=columns)], ignore_index=True)
 
 
@@ -53,33 +53,34 @@ def _analytical_bytes(record: Record) -> int | None:
     return costs.weight_bytes(config, dtype) + state
 
 
-def draw_memory(scene: CostSweep, title: str) -> Figure:
+def draw_memory(sweep: CostSweep, title: str) -> Figure:
     """Draw a panel per model and a bar per length; a thin dotted line is the analytical size."""
-    rows = memory_rows(scene)
+    rows = memory_rows(sweep)
     totals = rows[rows["metric"] != EXPECTED].groupby(["model", "context_len"])["value"].sum()
     largest = max([*totals, *rows["value"], 0.0])
     size, unit = (GIB, "GiB") if largest >= GIB else (MIB, "MiB")
-    crosses = describe_crosses(scene.failed["status"])
-    subtitle = "; ".join([f"{unit}, batch {scene.batch_size}", "dotted: analytical", *crosses])
-    figure, panels = _add_grid(len(scene.models.models), (title, subtitle, scene.conditions))
-    for index, (axes, model) in enumerate(zip(panels, scene.models.models, strict=True)):
+    crosses = describe_crosses(sweep.failed["status"])
+    subtitle = "; ".join([f"{unit}, batch {sweep.batch_size}", "dotted: analytical", *crosses])
+    figure, panels = _add_grid(len(sweep.models.models), (title, subtitle, sweep.conditions))
+    for index, (axes, model) in enumerate(zip(panels, sweep.models.models, strict=True)):
         look, mine = style.look(index), rows[rows["model"] == model]
-        style.set_length_axis(axes, scene.lengths)
+        style.set_length_axis(axes, sweep.lengths)
         style.set_value_axis(axes, largest / size)
         _draw_bars(axes, mine, look, size)
         expected = mine[mine["metric"] == EXPECTED].sort_values("context_len")
         _draw_expected(axes, expected, size)
-        failed = scene.failed[scene.failed["model"] == model]
+        failed = sweep.failed[sweep.failed["model"] == model]
         _draw_crosses(axes, failed, expected, size)
-        label = scene.models.labels[model]
+        label = sweep.models.labels[model]
         axes.set_title(label, fontsize=6.8, color=look.text, loc="left", pad=3, fontweight="bold")
-        _name_parts(axes, mine[mine["metric"] != EXPECTED], look, _state_name(scene, model))
+        _name_parts(axes, mine[mine["metric"] != EXPECTED], look, _state_name(sweep, model))
     return figure
 
 
-def _state_name(scene: CostSweep, model: str) -> str:
-    architecture = next(r.model.architecture for r in scene.records if r.model.name == model)
-    return "KV cache" if recorded.has_cache(architecture) else "state"
+def _state_name(sweep: CostSweep, model: str) -> str:
+    recorded_model = next(r.model for r in sweep.records if r.model.name == model)
+    grows = recorded.has_cache(recorded_model.architecture, recorded_model.config)
+    return "KV cache" if grows else "state"
 
 
 def _add_grid(count: int, texts: tuple[str, str, str]) -> tuple[Figure, list[Axes]]:

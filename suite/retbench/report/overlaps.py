@@ -17,8 +17,8 @@ def overlap_sentences(scores: Evaluations) -> list[str]:
     for record in scores.records:
         doubt = _doubt(record, scores) if record.workload == "perplexity" and record.status == "ok" else None
         if doubt is not None:
-            question = task_point_of(record)
-            where = f"{question.experiment}: {question.title}"
+            task_point = task_point_of(record)
+            where = f"{task_point.experiment}: {task_point.title}"
             name = f"{scores.models.labels[record.model.name]} {instance_of(record).title}"
             places.setdefault((where, doubt), []).append(name)
     return [

@@ -1,4 +1,4 @@
-"""Identity of a record in the report: its task point, its model instance, and the models it is shown beside.
+"""Identity of a record in the report: its task point, its model instance, and the lineup of its models.
 
 Cost and quality are one kind of observation: (model, point, replicate, metric, value). The replicate is a round where
 cost is measured, a document where text or questions are scored, and a seed where models are trained.
@@ -10,6 +10,7 @@ from typing import NamedTuple, TypeVar
 
 from retbench.architectures.registry import is_baseline, title_of
 from retbench.records.record import Record
+from retbench.report.frames import session_of
 from retbench.report.wording import file_stem
 from retbench.units import format_percent, format_tokens
 from retbench.workloads.workload import WORKLOADS, Replicate
@@ -210,11 +211,12 @@ def _refusals(records: Sequence[Record], reference: str | None) -> dict[str, str
 def mismatch(mine: Record, theirs: Record) -> str | None:
     """Return why two models are not matched: their parameters differ by more than `MAX_MISMATCH`; None if they are.
 
-    Models of an experiment that allows a mismatch are compared all the same. So are those of older records with one
-    pair_id: their experiment has matched them.
+    Models of an experiment that allows a mismatch are compared all the same: one run refuses others. So are those of
+    older records with one pair_id, which their experiment has matched.
     """
     is_older_pair = mine.pair_id is not None and mine.pair_id == theirs.pair_id
-    if is_older_pair or all(fact(record, "allow_mismatch") for record in (mine, theirs)):
+    is_allowed = all(fact(record, "allow_mismatch") for record in (mine, theirs))
+    if is_older_pair or is_allowed or session_of(mine) == session_of(theirs):
         return None
     low, high = sorted(record.model.num_params_nonembedding for record in (mine, theirs))
     if high - low <= MAX_MISMATCH * high:

@@ -70,13 +70,11 @@ class Section:
         name: Anchor.
         title: Heading.
         blocks: Its parts, in their order.
-        note: Explanation below the heading.
     """
 
     name: str
     title: str
     blocks: list[Block]
-    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -136,15 +134,16 @@ def make_page(results: Results) -> ReportPage:
     costs = make_drawings(contents.selection) if contents.sweeps else []
     quality = draw_scores(evaluations) if evaluations else []
     claims = make_claim_section(judge_claims(results), [*costs, *quality])
+    limitations = _limitations(contents, results.problems)
     sections = [
         Section("verdicts", "Verdicts", [Block("verdicts", claims)]),
-        _findings(contents),
+        _findings(contents, has_limitations=limitations.blocks[0].title != ""),
         *(_cost_sections(contents, costs) if contents.sweeps else []),
         *([_quality_section(evaluations, quality)] if evaluations else []),
-        Section("claims", "Claims in detail", [Block("claims", claims)], _CLAIMS_NOTE),
+        Section("claims", "Claims in detail", [Block("claims", claims)]),
         *_matching_sections(records),
         Section("environment", "Environment", [Block("table", provenance.environment_table(records))]),
-        _limitations(contents, results.problems),
+        limitations,
         _commands(records),
     ]
     titles = dict.fromkeys(title_of(record.model.architecture) for record in records)
@@ -162,13 +161,16 @@ def _conditions(contents: Contents) -> str:
     return provenance.describe_conditions(records, sweeps[0].models)
 
 
-def _findings(contents: Contents) -> Section:
+def _findings(contents: Contents, *, has_limitations: bool) -> Section:
     evaluations = contents.evaluations
     found = [*find_costs(contents.sweeps), *(find_quality(evaluations) if evaluations else [])]
-    if found:
-        return Section("findings", "Key findings", [Block("findings", found)])
-    text = "No two models were measured at the same point, so there is nothing to compare."
-    return Section("findings", "Key findings", [Block("warning", f"{text} See Limitations below.")])
+    nothing = "No two models were measured at the same point, so there is nothing to compare."
+    blocks = [Block("findings", found) if found else Block("warning", nothing)]
+    if has_limitations:
+        blocks.append(
+            Block("warning", "Some results are missing, failed or noisy: see [limitations](#limitations).")
+        )
+    return Section("findings", "Key findings", blocks)
 
 
 def _cost_sections(contents: Contents, drawings: list[Drawing]) -> list[Section]:
@@ -182,7 +184,7 @@ def _cost_sections(contents: Contents, drawings: list[Drawing]) -> list[Section]
         for workload, table in readable_tables(cost_table(sweeps)).items()
     ]
     figures = Block("figures", drawings) if drawings else Block("text", "These workloads have no figure.")
-    return [Section("figures", "Figures", [figures]), Section("tables", "Tables", tables, _TABLES_NOTE)]
+    return [Section("figures", "Figures", [figures]), Section("tables", "Tables", tables)]
 
 
 def _quality_section(evaluations: Evaluations, drawings: list[Drawing]) -> Section:
@@ -200,7 +202,7 @@ def _quality_section(evaluations: Evaluations, drawings: list[Drawing]) -> Secti
         ),
         Block("sentences", evaluations.refusals, "Not compared"),
     ]
-    return Section("quality", "Quality", [block for block in blocks if len(block.content)], _QUALITY_NOTE)
+    return Section("quality", "Quality", [block for block in blocks if len(block.content)])
 
 
 def _matching_sections(records: Sequence[Record]) -> list[Section]:
@@ -225,8 +227,8 @@ def _matching_sections(records: Sequence[Record]) -> list[Section]:
     ]
     return [
         Section("matching", "Model matching", matching),
-        Section("executed", "Executed kernels", executed, _EXECUTED_NOTE),
-        Section("equivalence", "Equivalence checks", checks, _EQUIVALENCE_NOTE),
+        Section("executed", "Executed kernels", executed),
+        Section("equivalence", "Equivalence checks", checks),
     ]
 
 
@@ -254,12 +256,6 @@ def _limitations(contents: Contents, problems: Sequence[str]) -> Section:
         Block("sentences", problems, "Unreadable lines"),
     ]
     found = [block for block in blocks if len(block.content)]
-    if selection.left_out:
-        place = next(number for number, block in enumerate(found) if block.title == "Left out")
-        found[place : place + 1] = [
-            Block("text", _LEFT_OUT_NOTE, "Left out"),
-            Block("sentences", selection.left_out),
-        ]
     none = Block("text", "None: every point of every round has a value, and nothing was left out.")
     return Section("limitations", "Limitations", found or [none])
 
@@ -270,36 +266,6 @@ def _commands(records: Sequence[Record]) -> Section:
     return Section(
         "commands", "Commands", [Block("commands", [*commands, "retbench report"]), Block("table", sources)]
     )
-
-
-_CLAIMS_NOTE = (
-    "Every set of records that bears on a claim has a row. A verdict under the paper's own conditions counts; "
-    "one in brackets is of other conditions. Where there are no records, the command makes them."
-)
-_TABLES_NOTE = (
-    "Values are geometric means of the rounds' medians with 95 % confidence intervals. A ratio is paired within "
-    "the rounds of one measurement session, and below 1 where the model needs less than the Transformer. An "
-    "unpaired ratio compares different sessions."
-)
-_QUALITY_NOTE = (
-    "Loss on text and accuracy on questions. An interval is over documents or questions, for these weights, "
-    "with both models on the same ones. Seeds show what another training would give, and are never pooled. "
-    "Compare nats per token within one tokenizer only, bits per byte also across tokenizers."
-)
-_EXECUTED_NOTE = (
-    "Every setting as requested and as the executed code recorded it. `differs` marks what should be equal and "
-    "is not."
-)
-_EQUIVALENCE_NOTE = (
-    "Before anything is timed, the execution modes of each model are compared. An error is the largest "
-    "difference of the logits over the root mean square of the reference. In bfloat16 and float16 it is that of "
-    "any head of a mixer, as a vector, from the same inputs. The table shows the largest error over all records "
-    "here."
-)
-_LEFT_OUT_NOTE = (
-    "Only records of one machine, device, dtype, thread count, code revision, torch and Python version are "
-    "compared: the newest such set. To see another, give its file to `retbench report`."
-)
 
 
 def _templates() -> Environment:

@@ -36,19 +36,19 @@ def draw_scores(scores: Evaluations) -> list[Drawing]:
     trainings = scores.task_points("seed")
     with style.house_style():
         return [
-            *(each for question in trainings for each in _draw_figure5(scores, question)),
+            *(each for task_point in trainings for each in _draw_figure5(scores, task_point)),
             *(
                 each
-                for question in scores.longest_texts()
-                for each in (*_draw_bits(scores, question), *_draw_positions(scores, question))
+                for task_point in scores.longest_texts()
+                for each in (*_draw_bits(scores, task_point), *_draw_positions(scores, task_point))
             ),
             *(each for group in scores.task_groups() for each in draw_accuracies(scores, group)),
-            *(each for question in trainings for each in _draw_learning(scores, question)),
+            *(each for task_point in trainings for each in _draw_learning(scores, task_point)),
         ]
 
 
 def _drawing(
-    question: TaskPoint,
+    task_point: TaskPoint,
     what: str,
     texts: tuple[str, str],
     records: Sequence[Record],
@@ -56,34 +56,34 @@ def _drawing(
     data: pd.DataFrame,
 ) -> Drawing:
     """Return a drawing of a question's records, with title and caption."""
-    name, experiments = question.stem(what), (question.experiment,)
+    name, experiments = task_point.stem(what), (task_point.experiment,)
     return Drawing(name, experiments, *texts, describe_conditions(records), figure, data)
 
 
 # ---- loss along documents and along a training -----------------------------------------------------------------------
 
 
-def _draw_positions(scores: Evaluations, question: TaskPoint) -> Iterator[Drawing]:
+def _draw_positions(scores: Evaluations, task_point: TaskPoint) -> Iterator[Drawing]:
     """Yield the loss along the documents, a panel per size."""
     series, title = "loss_by_position", "Loss along the document"
-    for part, records in _parts(scores, _with_series(scores.measured(question), series)):
+    for part, records in _parts(scores, _with_series(scores.measured(task_point), series)):
         panels = _panels(scores, records, series)
         marks = [_trained_length(scores, records, panel.title) for panel in panels]
         figure = draw_row(
             panels,
-            (title, f"nats per token, {question.title}", describe_conditions(records)),
+            (title, f"nats per token, {task_point.title}", describe_conditions(records)),
             _three_decimals,
             "position in the document, tokens (log scale)",
             from_zero=False,
         )
         _mark_lengths(figure.axes, marks, panels[0].ticks)
         caption = (
-            f"Nats per token against the position of the token in its document, {question.title}; "
+            f"Nats per token against the position of the token in its document, {task_point.title}; "
             "each point is the mean of the positions since the previous point, one line per seed."
             + (" The dashed line is the sequence length of the training." if any(marks) else "")
         )
         data = _series_data(records, series)
-        yield _drawing(question, f"by_position{part}", (title, caption), records, figure, data)
+        yield _drawing(task_point, f"by_position{part}", (title, caption), records, figure, data)
 
 
 def _mark_lengths(axes: Sequence[Axes], marks: Sequence[int | None], ticks: Sequence[float]) -> None:
@@ -95,11 +95,11 @@ def _mark_lengths(axes: Sequence[Axes], marks: Sequence[int | None], ticks: Sequ
                 add_note(each, "training\nlength", beside(length))
 
 
-def _draw_learning(scores: Evaluations, question: TaskPoint) -> Iterator[Drawing]:
+def _draw_learning(scores: Evaluations, task_point: TaskPoint) -> Iterator[Drawing]:
     """Yield the validation loss along the final trainings, a panel per size."""
     series, title = "validation_loss_nats", "Learning curves"
-    corpus, length = question.task or "its own text", format_tokens(question.context_len)
-    finals = [record for record in _with_series(scores.measured(question), series) if is_final(record)]
+    corpus, length = task_point.task or "its own text", format_tokens(task_point.context_len)
+    finals = [record for record in _with_series(scores.measured(task_point), series) if is_final(record)]
     for part, records in _parts(scores, finals):
         panels = _panels(scores, records, series)
         subtitle = f"validation loss, nats per token; sequences of {length}, {corpus}"
@@ -116,7 +116,7 @@ def _draw_learning(scores: Evaluations, question: TaskPoint) -> Iterator[Drawing
             f"sequences of {length}; one line per seed. {describe_rates(scores, records)}"
         )
         data = _series_data(records, series)
-        yield _drawing(question, f"learning{part}", (title, caption), records, figure, data)
+        yield _drawing(task_point, f"learning{part}", (title, caption), records, figure, data)
 
 
 def _set_token_axis(axes: Axes, places: Sequence[float], density: int) -> None:
@@ -189,21 +189,23 @@ def _series_data(records: Sequence[Record], series: str) -> pd.DataFrame:
 # ---- quality by size -------------------------------------------------------------------------------------------------
 
 
-def _draw_bits(scores: Evaluations, question: TaskPoint) -> Iterator[Drawing]:
+def _draw_bits(scores: Evaluations, task_point: TaskPoint) -> Iterator[Drawing]:
     """Yield bits per byte against the parameters, if there are two sizes or more."""
     metric = "bits_per_byte"
-    records = [record for record in scores.measured(question) if metric in record.metrics and _params(record)]
+    records = [
+        record for record in scores.measured(task_point) if metric in record.metrics and _params(record)
+    ]
     if len(scores.sizes(records)) < 2:
         return
     data = _size_data(records, metric, "bits", lambda record: record.metrics[metric].value)
-    title, subtitle = "Quality by size", f"bits per byte, {question.title}"
-    where = question.title
+    title, subtitle = "Quality by size", f"bits per byte, {task_point.title}"
+    where = task_point.title
     caption = f"Bits per byte on {where} against the size of the models; lower is better. {_POINT_PER_SEED}"
     figure = _draw_sizes(scores, records, data, (title, subtitle))
-    yield _drawing(question, "by_size", (title, caption), records, figure, data)
+    yield _drawing(task_point, "by_size", (title, caption), records, figure, data)
 
 
-def _draw_figure5(scores: Evaluations, question: TaskPoint) -> Iterator[Drawing]:
+def _draw_figure5(scores: Evaluations, task_point: TaskPoint) -> Iterator[Drawing]:
     """Yield the RetNet paper's Figure 5: validation perplexity against the parameters, of two sizes or more.
 
     Perplexities per token of different tokenizers cannot be compared: there is no figure then.
@@ -211,7 +213,7 @@ def _draw_figure5(scores: Evaluations, question: TaskPoint) -> Iterator[Drawing]
     metric = "validation_loss_nats"
     records = [
         record
-        for record in scores.measured(question)
+        for record in scores.measured(task_point)
         if is_final(record)
         and _params(record)
         and {metric, "num_tokens"} <= record.metrics.keys()
@@ -223,7 +225,7 @@ def _draw_figure5(scores: Evaluations, question: TaskPoint) -> Iterator[Drawing]
     data = _size_data(
         records, "validation_perplexity", "ratio", lambda record: math.exp(record.metrics[metric].value)
     )
-    corpus, length = question.task or "its own text", format_tokens(question.context_len)
+    corpus, length = task_point.task or "its own text", format_tokens(task_point.context_len)
     counts = sorted({record.metrics["num_tokens"].value for record in records})
     tokens = " to ".join(dict.fromkeys(format_count(count) for count in (counts[0], counts[-1])))
     title, subtitle = "Figure 5 of the RetNet paper, redrawn", f"validation perplexity, {corpus}, {length}"
@@ -233,7 +235,7 @@ def _draw_figure5(scores: Evaluations, question: TaskPoint) -> Iterator[Drawing]
         f"training split in sequences of {length}. {describe_rates(scores, records)} {_POINT_PER_SEED}"
     )
     figure = _draw_sizes(scores, records, data, (title, subtitle))
-    yield _drawing(question, "figure5", (title, caption), records, figure, data)
+    yield _drawing(task_point, "figure5", (title, caption), records, figure, data)
 
 
 def _params(record: Record) -> int:
