@@ -181,7 +181,7 @@ def test_weights_of_another_model_are_noticed(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"format_version": 2}, "format_version is 2, this retbench reads up to 1. Use a newer one"),
+        ({"format_version": 3}, "format_version is 3, this retbench reads up to 2. Use a newer one"),
         ({"surprise": 1}, "surprise: Extra inputs are not permitted"),
         ({"weights_fingerprint": None}, "weights_fingerprint"),
         ({"config": {"architecture": "mamba"}}, "config"),

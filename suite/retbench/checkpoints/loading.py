@@ -77,35 +77,27 @@ def map_weights(format: str, config: ModelConfig, weights: Mapping[str, Tensor])
 def _check(plan: Plan, weights: StoredWeights, info: CheckpointInfo, ignored: str) -> None:
     """Raise CheckpointError unless all needed tensors are present, of the right shape and dtype, and no others are."""
     needed = {part.name: part for parts in plan.values() for part in parts}
-    entries = weights.entries
+    entries, words = weights.entries, _in_words(info)
     absent = [name for name in needed if name not in entries]
     if absent:
         raise CheckpointError(
-            f"{info.path}: of the {len(needed)} tensors of {_in_words(info)}, {_named(absent)} missing."
+            f"{info.path}: of the {len(needed)} tensors of {words}, {_named(absent)} missing."
         )
-    spare = re.compile(ignored)
-    unexpected = [name for name in entries if name not in needed and not spare.fullmatch(name)]
+    unexpected = [name for name in entries if name not in needed and not re.fullmatch(ignored, name)]
     if unexpected:
-        raise CheckpointError(
-            f"{entries[unexpected[0]].path}: {_named(unexpected)} not part of {_in_words(info)}."
-        )
-    for part in needed.values():
-        _check_entry(part, weights, info)
-
-
-def _check_entry(part: WeightPart, weights: StoredWeights, info: CheckpointInfo) -> None:
-    """Raise CheckpointError unless one tensor has the expected shape and a floating-point dtype."""
-    entry = weights.entries[part.name]
-    if entry.shape != part.shape:
-        raise CheckpointError(
-            f"{entry.path}: tensor '{part.name}' has shape {entry.shape}, expected {part.shape} for "
-            f"{_in_words(info)}. Weights and configuration do not belong together."
-        )
-    if entry.dtype not in FLOAT_DTYPES:
-        raise CheckpointError(
-            f"{entry.path}: tensor '{part.name}' has dtype {entry.dtype}, expected one of {', '.join(FLOAT_DTYPES)}; "
-            "quantised weights cannot be read here."
-        )
+        raise CheckpointError(f"{entries[unexpected[0]].path}: {_named(unexpected)} not part of {words}.")
+    for name, part in needed.items():
+        path, shape, dtype = entries[name].path, entries[name].shape, entries[name].dtype
+        if shape != part.shape:
+            raise CheckpointError(
+                f"{path}: tensor '{name}' has shape {shape}, expected {part.shape} for {words}. Weights and "
+                "configuration do not belong together."
+            )
+        if dtype not in FLOAT_DTYPES:
+            raise CheckpointError(
+                f"{path}: tensor '{name}' has dtype {dtype}, expected one of {', '.join(FLOAT_DTYPES)}; quantised "
+                "weights cannot be read here."
+            )
 
 
 def _in_words(info: CheckpointInfo) -> str:

@@ -6,25 +6,17 @@ one commit: that of `--revision`, else its pinned commit, else today's `main`. T
 
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from importlib import import_module
 from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from pydantic import ValidationError
 
 from retbench.architectures.registry import architectures
 from retbench.checkpoints import llama2c, native
-from retbench.checkpoints.format import (
-    CONFIG_NAME,
-    Description,
-    Plan,
-    Shape,
-    describe_errors,
-    read_json,
-)
+from retbench.checkpoints.format import CONFIG_NAME, Description, Format, read_json
 from retbench.checkpoints.weights import (
     StoredWeights,
     find_weight_files,
@@ -72,32 +64,11 @@ class CheckpointInfo(Description):
     """Commit on the hub; None for a local checkpoint."""
 
 
-@dataclass(frozen=True)
-class Format:
-    """A checkpoint format.
-
-    Attributes:
-        recognises: Returns True for a configuration in this format.
-        describe: Reads a configuration, which comes from the file at the path.
-        plan: Maps the weights, given the description, the names in the files, and the shapes of the `Decoder`.
-        ignored: Regular expression of the names of tensors that may be present and are not weights.
-        check: Raises CheckpointError if stored values contradict the configuration in a way that shapes do not show.
-    """
-
-    recognises: Callable[[Mapping[str, Any]], bool]
-    describe: Callable[[dict[str, Any], Path], Description]
-    plan: Callable[[Description, Collection[str], Mapping[str, Shape]], Plan]
-    ignored: str
-    check: Callable[[Description, StoredWeights], None] | None = None
-
-
 def _known_formats() -> dict[str, Format]:
     """Collect retbench's own format, then those of each architecture, by the names of their modules."""
     paths = [path for architecture in architectures().values() for path in architecture.formats]
-    modules = {native.NAME: native} | {path.rpartition(".")[2]: import_module(path) for path in paths}
-    return {
-        name: Format(each.recognises, each.describe, each.plan, each.IGNORED, getattr(each, "check", None))
-        for name, each in modules.items()
+    return {native.NAME: native.FORMAT} | {
+        path.rpartition(".")[2]: import_module(path).FORMAT for path in paths
     }
 
 
@@ -135,8 +106,8 @@ def read_checkpoint(
         format = _recognise(raw, config_path) if format == "auto" else format
     try:
         described = FORMATS[format].describe(raw, config_path)
-    except ValidationError as error:  # sizes that contradict each other
-        raise describe_errors(error, config_path) from error
+    except ValidationError as error:  # fields are missing, of another type, or contradict each other
+        raise _invalid(error, config_path) from error
     fields = dict(described) | {"tokenizer": described.tokenizer or _find_tokenizer(path)}
     return CheckpointInfo(
         **fields,
@@ -148,15 +119,10 @@ def read_checkpoint(
     )
 
 
-class Located(NamedTuple):
-    """Path of a checkpoint on this machine, and its commit on the hub."""
-
-    path: Path
-    revision: str | None
-
-
-def locate(name: str, *, revision: str | None = None, data_dir: Path | None = None) -> Located:
-    """Find a checkpoint on this machine; download it from the hub if there is none.
+def locate(
+    name: str, *, revision: str | None = None, data_dir: Path | None = None
+) -> tuple[Path, str | None]:
+    """Return the path of a checkpoint, downloaded from the hub if it is not local, and its commit on the hub.
 
     Args:
         name: A path; a path below the data folder; or OWNER/REPOSITORY[@REVISION] on the hub, optionally with the
@@ -179,22 +145,18 @@ def locate(name: str, *, revision: str | None = None, data_dir: Path | None = No
                 raise ConfigError(
                     f"--revision {revision}: '{name}' is here, at {path}, and has no revisions."
                 )
-            return Located(path, None)
+            return path, None
     asked = hub.parse_name(hub.PREFIX + name.removeprefix(hub.PREFIX), revision)
-    return _fetch(name, asked._replace(revision=asked.revision or PINNED_REVISIONS.get(asked.repo)))
-
-
-def _fetch(name: str, asked: hub.HubName) -> Located:
-    """Download a repository at one commit, unless the hub's cache has it, to a folder with the commit's name."""
-    try:
-        path = hub.download_files(name, asked, PATTERNS)
+    at = asked.revision or PINNED_REVISIONS.get(asked.repo)
+    try:  # the hub's cache has the folder under the name of the commit
+        path = hub.download_files(name, asked._replace(revision=at), PATTERNS)
     except UnsupportedError as error:
-        at = f" --revision {asked.revision}" if asked.revision else ""
+        option = f" --revision {at}" if at else ""
         raise UnsupportedError(
-            f"{error} Where there is a network: hf download {asked.repo}{at} --local-dir FOLDER. Then give FOLDER in "
-            f"place of '{name}'."
+            f"{error} Where there is a network: hf download {asked.repo}{option} --local-dir FOLDER. Then give FOLDER "
+            f"in place of '{name}'."
         ) from error
-    return Located(path, path.name if _COMMIT.fullmatch(path.name) else asked.revision)
+    return path, path.name if _COMMIT.fullmatch(path.name) else at
 
 
 def _config_path(path: Path) -> Path:
@@ -227,6 +189,16 @@ def _recognise(raw: Mapping[str, Any], path: Path) -> str:
     )
 
 
+def _invalid(error: ValidationError, path: Path) -> CheckpointError:
+    """Build a CheckpointError that names every invalid field, its value, and the expected one."""
+    lines = []
+    for fault in error.errors(include_url=False):
+        name = ".".join(str(part) for part in fault["loc"])
+        found = "" if fault["type"] == "missing" or not name else f" (found {fault['input']!r})"
+        lines.append(f"{name + ': ' if name else ''}{fault['msg']}{found}")
+    return CheckpointError(f"{path}: not a configuration that can be read here: {'; '.join(lines)}.")
+
+
 def _find_tokenizer(path: Path) -> str | None:
     """Return the path of the tokenizer next to the weights, if there is exactly one."""
     folder = path if path.is_dir() else path.parent
@@ -250,7 +222,7 @@ def _stored_dtype(format: str, path: Path) -> str | None:
 
 
 def open_checkpoint(info: CheckpointInfo, *, allow_pickle: bool = False) -> StoredWeights:
-    """Open the tensors of a checkpoint; errors as of `open_weights`."""
+    """Open the tensors of a checkpoint; errors as in `open_weights`."""
     if info.format == LLAMA2C:
         return llama2c.open_model(info.path)
     return open_weights(info.path, allow_pickle=allow_pickle)
