@@ -5,11 +5,10 @@ import shlex
 from pathlib import Path
 
 import pytest
-import typer
 from typer.testing import CliRunner
 
 from retbench import errors
-from retbench.cli import EXIT_CODES, app
+from retbench.cli import COMMANDS, EXIT_CODES, app, load_command
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -22,15 +21,13 @@ PAGES = [
 ]
 TEXTS = {path: path.read_text(encoding="utf-8") for path in PAGES}
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
-PROGRAM = typer.main.get_command(app)
-COMMANDS = sorted(PROGRAM.commands)  # type: ignore[attr-defined]
 
 
 def parse(words: str) -> None:
     """Fail unless `retbench ...` is a command with options that it has."""
     name, *arguments = shlex.split(words, comments=True)[1:]
     assert name in COMMANDS, words
-    command = PROGRAM.commands[name]  # type: ignore[attr-defined]
+    command = load_command(name)
     while hasattr(command, "commands"):
         name, *arguments = arguments
         assert name in command.commands, words
@@ -76,7 +73,7 @@ def test_every_command_has_help_that_ends_with_an_example(name: str) -> None:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_option_is_explained(name: str) -> None:
-    command = PROGRAM.commands[name]  # type: ignore[attr-defined]
+    command = load_command(name)
     for one in (command, *getattr(command, "commands", {}).values()):
         assert [parameter.name for parameter in one.params if not parameter.help] == []
 

@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from retbench.cli import app
-from retbench.cli.listing import read_header
+from retbench.cli.list import read_header
 from retbench.config.experiment import Experiment, list_experiments, load_experiment
 from retbench.planning.cells import Cell, Evaluation, Settings, expand, seeded_models
 from retbench.workloads.workload import WORKLOADS

@@ -12,30 +12,35 @@ import retbench
 
 PACKAGE = Path(retbench.__file__).parent
 
-# Lowest first; a module may import from its own layer and from those before it.
+# Lowest first; a module may import from its own layer and from those before it. A name stands for a package, or for
+# one module of a package whose other modules lie in another layer.
 LAYERS: list[set[str]] = [
     {"__init__", "errors", "units", "files", "strict"},
-    {"config", "architectures", "records"},
+    {"ops", "records", "stats"},
+    {"mixers"},
+    {"architectures", "measure"},
+    {"config.evaluation", "config.training", "workloads.workload"},
+    {"config"},
+    {"planning.cells", "planning.prediction"},
+    {"data", "models"},
+    {"checkpoints", "evaluation"},
+    {"workloads"},
+    {"training"},
+    {"run.devices", "run.locks", "run.process", "run.protocol"},
     {"planning"},
-    {"ops", "models"},
-    {"data"},
-    {"checkpoints"},
-    {"evaluation"},
-    {"training", "workloads"},
-    {"run"},
+    {"run", "papers"},
+    {"report"},
+    {"regress"},
     {"cli", "__main__"},
 ]
-# Beside the layers: what these may import from the package, themselves apart. Measuring sees callables, not models;
-# the report sees records, costs, statistics and what the papers print; regress sees what the report sees, and runs it.
-BESIDE: dict[str, set[str]] = {
-    "stats": LAYERS[0],
-    "measure": LAYERS[0] | {"config", "records", "stats"},
-    "report": LAYERS[0] | LAYERS[1] | {"papers", "stats", "planning"},
-    "papers": LAYERS[0] | LAYERS[1] | {"planning"},
-    "regress": LAYERS[0] | LAYERS[1] | set().union(*LAYERS[1:9]) | {"report", "measure", "stats", "papers"},
-}
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
-WITHOUT_TORCH = LAYERS[0] | LAYERS[1] | {"analysis", "comparing", "paper", "cli", "commands", "progress"}
+# What works where torch is not wanted: experiments, plans, records and everything that is made of records.
+WITHOUT_TORCH = (
+    *("architectures", "config", "records", "stats", "papers", "report", "planning", "cli", "regress"),
+    *("workloads.workload", "mixers.mixer", "mixers.feed_forward", "mixers.linear_operator"),
+)
+# The report shows what a cluster measured: it sees neither models nor what measures them.
+NOT_FOR_THE_REPORT = {"models", "measure", "run", "training", "data", "checkpoints", "evaluation", "ops"}
 
 
 def module_name(path: Path) -> str:
@@ -48,14 +53,34 @@ MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 
 
 def unit(module: str) -> str:
-    """The part of the package that a module belongs to: `models` of retbench.models.state."""
-    parts = module.split(".")
-    return parts[1] if len(parts) > 1 else "__init__"
+    """Return the part of the package that a module belongs to, as `LAYERS` names it."""
+    parts = module.split(".")[1:]
+    own = ".".join(parts[:2])
+    return own if own in RANK else parts[0] if parts else "__init__"
+
+
+def needs_no_torch(module: str) -> bool:
+    """Return whether a module must be usable without torch."""
+    parts = module.split(".")[1:]
+    is_config = parts[:1] == ["mixers"] and parts[-1] == "config"
+    return module != QUANTITIES and (
+        is_config or ".".join(parts[:2]) in WITHOUT_TORCH or ".".join(parts[:1]) in WITHOUT_TORCH
+    )
+
+
+QUANTITIES = "retbench.regress.quantities"
+"""Measures the machine-independent quantities, with torch; the rest of its package reads them."""
 
 
 def imported(path: Path, *, top_level_only: bool = False) -> set[str]:
-    """Full names of everything a file imports, inside its functions too unless `top_level_only`."""
+    """Return the full names that a file imports, inside its functions too unless `top_level_only`.
+
+    Imports that only a type checker makes are left out.
+    """
     tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
+            node.body = []
     names: set[str] = set()
     for node in tree.body if top_level_only else ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -78,27 +103,14 @@ def own_imports(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_every_module_has_its_place(module: str) -> None:
-    assert unit(module) in RANK.keys() | BESIDE.keys()
-
-
-@pytest.mark.parametrize("module", MODULES)
 def test_imports_point_one_way(module: str) -> None:
-    part = unit(module)
-    others = {unit(name) for name in own_imports(MODULES[module])} - {part, "__init__"}
-    if part in BESIDE:
-        assert others <= BESIDE[part]
-    else:
-        ranked = others - BESIDE.keys()
-        assert not {name for name in ranked if RANK[name] > RANK[part]}
-        if RANK[part] < RANK["workloads"]:
-            assert not others & BESIDE.keys()
+    others = {unit(name) for name in own_imports(MODULES[module])} - {unit(module), "__init__"}
+    assert not {name for name in others if RANK[name] > RANK[unit(module)]}
 
 
-@pytest.mark.parametrize("module", [name for name in MODULES if unit(name) in {"analysis", "comparing"}])
-def test_reading_takes_only_statistics_from_measurement(module: str) -> None:
-    measuring = {name for name in own_imports(MODULES[module]) if unit(name) == "measure"}
-    assert measuring <= {"retbench.stats.intervals", "retbench.stats.paired"}
+@pytest.mark.parametrize("module", [name for name in MODULES if unit(name) == "report"])
+def test_the_report_sees_records_only(module: str) -> None:
+    assert not {unit(name).split(".")[0] for name in own_imports(MODULES[module])} & NOT_FOR_THE_REPORT
 
 
 def test_no_modules_import_each_other() -> None:
@@ -106,17 +118,22 @@ def test_no_modules_import_each_other() -> None:
     assert set(TopologicalSorter(graph).static_order()) >= graph.keys() - {"retbench"}
 
 
-@pytest.mark.parametrize("module", [name for name in MODULES if unit(name) in WITHOUT_TORCH])
+@pytest.mark.parametrize("module", [name for name in MODULES if needs_no_torch(name)])
 def test_imports_no_torch(module: str) -> None:
-    names = imported(MODULES[module], top_level_only=unit(module) == "commands")
+    names = imported(MODULES[module], top_level_only=True)
     assert not {name for name in names if name.split(".")[0] == "torch"}
 
 
 def test_nothing_of_these_loads_torch() -> None:
     """What is imported by what is imported counts too, so this is tried in a process of its own."""
-    light = WITHOUT_TORCH | {"plan", "runner"}
-    names = [name for name in MODULES if unit(name) in light and not name.endswith("__main__")]
+    names = [name for name in MODULES if needs_no_torch(name)]
     code = f"import sys; import {', '.join(names)}; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout == "False\n"
+
+
+def test_no_workload_loads_torch_until_it_measures() -> None:
+    code = "import sys; from retbench.workloads.workload import WORKLOADS as w; len(w); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout == "False\n"
 
@@ -130,12 +147,5 @@ def test_the_command_line_starts_light() -> None:
     assert {name for name in loaded if name.split(".")[0] == "retbench"} == {
         "retbench",
         "retbench.cli",
-        "retbench.cli.baseline",
-        "retbench.cli.check",
-        "retbench.cli.compare",
-        "retbench.cli.measuring",
-        "retbench.cli.models",
-        "retbench.cli.options",
-        "retbench.cli.reading",
         "retbench.errors",
     }

@@ -9,7 +9,7 @@ from statistics import median
 from benchmarks.peers.outcomes import Limit, Outcome, error_outcome, speed_outcome, worst
 from benchmarks.peers.rounds import interleave
 from benchmarks.peers.training import GRADIENT_LIMIT, LENGTH, gradients, training_step
-from retbench.cli.train import Request, make_training_plan
+from retbench.cli.train import make_training_plan
 from retbench.data.batches import Batches
 from retbench.data.packing import pack
 from retbench.errors import UnsupportedError
@@ -118,4 +118,4 @@ def _plan(num_steps: int) -> TrainingPlan:
         f"training.validate_every={num_steps}",
         f"training.checkpoint_every={num_steps}",
     )
-    return make_training_plan(Request("quality", "cpu", "cpu", overrides, None))
+    return make_training_plan("quality", "cpu", "cpu", overrides)

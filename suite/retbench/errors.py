@@ -1,22 +1,24 @@
-"""The errors a user can meet, and the exit code each one ends the command with.
+"""The errors a user can meet, and the exit code that each one ends the command with.
 
     RetbenchError            1  something failed; the message says what and what to do
       ConfigError            2  the request is impossible or misspelt
-      RecordError            2  a record file cannot be read as what it claims to be
-      CheckpointError        2  weights or their configuration cannot be read as what they claim to be
+      RecordError            2  a record file cannot be read
+      CheckpointError        2  weights or their configuration cannot be read
       CapacityError          2  more tokens than the key-value cache was allocated for
       StorageError           1  a record or a checkpoint could not be written (disk full)
-      UnsupportedError       3  asked for rightly, but this machine or installation cannot do it
+      UnsupportedError       3  the request is valid, but this machine or installation cannot do it
       NotComparableError     3  two measurements are not of the same thing
-      RegressionError        1  a run has moved against those before it
-      GateError              1  the forms of a model disagree: no time may be reported for it
+      RegressionError        1  a run has moved from those before it
+      GateError              1  the execution modes of a model are not equivalent: no time may be reported for it
       DivergedError          1  a training run went wrong: its loss is not finite, or a spike
 
-Every message names what was wrong, where, the value, and what to do.
+Every message states what is wrong, where, the value, and what to do.
 """
 
 from collections.abc import Iterable
-from difflib import get_close_matches
+
+INTERRUPTED = 130
+"""Exit code of a command that the user interrupted."""
 
 
 class RetbenchError(Exception):
@@ -32,13 +34,13 @@ class ConfigError(RetbenchError):
 
 
 class RecordError(RetbenchError):
-    """A record file holds something this version cannot read."""
+    """A record file cannot be read by this version."""
 
     exit_code = 2
 
 
 class CheckpointError(RetbenchError):
-    """A checkpoint is damaged, does not belong to its configuration, or is a model this version does not have."""
+    """A checkpoint is damaged, does not fit its configuration, or is of a model that this version does not have."""
 
     exit_code = 2
 
@@ -66,26 +68,28 @@ class NotComparableError(RetbenchError):
 
 
 class RegressionError(RetbenchError):
-    """A run has moved against those that it is to join."""
+    """A run has moved from the runs that it should join."""
 
 
 class GateError(RetbenchError):
-    """Two forms of one model disagree by more than the stated limit."""
+    """Two execution modes of a model differ by more than the stated limit."""
 
 
 class DivergedError(RetbenchError):
-    """A training run's loss or gradients are not finite, or its loss is far above what it was."""
+    """A training run's loss or gradients are not finite, or its loss has risen far."""
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str], *, where: str = "") -> ConfigError:
-    """A ConfigError for a name that is not among `known`, with the nearest match suggested.
+    """Return a ConfigError for a name that is not among `known`, with the nearest match suggested.
 
     Args:
-        kind: What the name should have been, e.g. "experiment".
+        kind: Kind of the name, e.g. "experiment".
         name: The name as given.
         known: Every accepted name.
         where: File or option that held it; leads the message when given.
     """
+    from difflib import get_close_matches
+
     options = sorted(known)
     near = get_close_matches(name, options, n=1)
     prefix = f"{where}: " if where else ""

@@ -1,4 +1,4 @@
-"""Files and folders that are there whole or not at all, whenever the process or the machine ends."""
+"""Files and folders that are written completely or not at all, whenever the process or the machine ends."""
 
 import errno
 import hashlib
@@ -12,20 +12,20 @@ from pathlib import Path
 from retbench.errors import ConfigError, StorageError
 
 DRAFT = ".draft-"
-"""Begins the name of what is being written; left behind by a process that died, and removed by the next."""
+"""Prefix of a name while it is being written; a process that was killed leaves it behind, the next one removes it."""
 
 
 def check_writable(folder: Path, option: str) -> None:
-    """Refuse a folder that cannot hold files, before time is spent on what is to go there; leaves nothing behind.
+    """Check that a folder can hold files, before time is spent on its content; leave nothing behind.
 
-    Permissions do not tell: only root may do what they forbid, and in /proc not even root may do what they allow.
+    Permissions do not decide: root may do what they forbid, and in /proc not even root may do what they allow.
 
     Args:
         folder: It need not exist.
-        option: That it was given by, for the message.
+        option: Option that it was given by, for the message.
 
     Raises:
-        ConfigError: it cannot be made or written to.
+        ConfigError: it cannot be created or written to.
         StorageError: the disk is full.
     """
     new = [place for place in (folder, *folder.parents) if not os.path.lexists(place)]
@@ -41,16 +41,16 @@ def check_writable(folder: Path, option: str) -> None:
             "permissions."
         ) from error
     finally:
-        with suppress(OSError):  # what was not made, or holds what another process has put there
+        with suppress(OSError):  # a folder that was not created, or that another process has written to
             for place in new:
                 place.rmdir()
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Write a file in one piece, on the disk when this returns.
+    """Write a file atomically; it is flushed to disk when this returns.
 
     Raises:
-        StorageError: the disk is full or the folder cannot be written; what was there is unharmed.
+        StorageError: the disk is full or the folder cannot be written; an earlier file is intact.
     """
     draft = path.with_name(f"{DRAFT}{path.name}")
     with storing(path):
@@ -60,7 +60,7 @@ def write_atomic(path: Path, content: bytes) -> None:
             flush(draft)
             draft.replace(path)
         except OSError:
-            with suppress(OSError):  # whatever kept it from being written may keep it from being removed
+            with suppress(OSError):  # the fault that prevented writing may prevent removal
                 draft.unlink()
             raise
         flush(path.parent)
@@ -68,7 +68,7 @@ def write_atomic(path: Path, content: bytes) -> None:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """A new folder to fill, which is at `path`, whole and on the disk, once the block ends without an error.
+    """Yield a new folder to fill; move it to `path`, flushed to disk, when the block ends without an error.
 
     Raises:
         StorageError: the disk is full or the folder cannot be written.
@@ -84,10 +84,10 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def open_draft(path: Path) -> Path:
-    """An empty folder to fill with what is to be at `path`.
+    """Return an empty folder to fill, which `put_in_place` moves to `path`.
 
     Raises:
-        StorageError: it cannot be made.
+        StorageError: it cannot be created.
     """
     draft = path.with_name(f"{DRAFT}{path.name}")
     with storing(path):
@@ -97,7 +97,7 @@ def open_draft(path: Path) -> Path:
 
 
 def put_in_place(draft: Path, path: Path) -> None:
-    """Move a folder that is filled to `path`, in place of what is there, once all of it is on the disk.
+    """Flush a filled folder to disk and move it to `path`, replacing an earlier folder.
 
     Raises:
         StorageError: it could not be written.
@@ -114,7 +114,7 @@ def put_in_place(draft: Path, path: Path) -> None:
 
 @contextmanager
 def storing(path: Path) -> Iterator[None]:
-    """An OSError as a StorageError that names the path."""
+    """Turn an OSError into a StorageError that names the path."""
     try:
         yield
     except OSError as error:
@@ -123,13 +123,13 @@ def storing(path: Path) -> Iterator[None]:
 
 def _not_stored(path: Path, error: OSError) -> StorageError:
     return StorageError(
-        f"{path}: cannot be written: {error.strerror or error}. What was stored before is intact. Free some space or "
-        "give another folder, then run the same command again."
+        f"{path}: cannot be written: {error.strerror or error}. What was stored before is intact. Free some "
+        "space or give another folder, then run the same command again."
     )
 
 
 def flush(path: Path) -> None:
-    """Return when a file, or the entries of a folder, are on the disk."""
+    """Flush a file, or the entries of a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -138,6 +138,6 @@ def flush(path: Path) -> None:
 
 
 def checksum(path: Path) -> str:
-    """SHA-256 of a file's content."""
+    """Return the SHA-256 of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""The base of every typed object that is read from a file or sent between processes, and its faults as sentences."""
+"""Base class of objects that are read from a file or sent between processes, and messages about invalid ones."""
 
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 
 class Strict(BaseModel):
-    """Immutable; unknown fields are errors."""
+    """A model that is immutable and has no unknown fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -20,24 +20,24 @@ class Strict(BaseModel):
 
 
 _OPTIONS = {"device": "--device"}
-"""What is no field of a file, by the option that sets it."""
+"""Names that are no fields of a file, with the option that sets each."""
 Loc = tuple[int | str, ...]
 
 
 def explain(error: ValidationError, model: type[BaseModel], where: str, known: Sequence[str] = ()) -> str:
-    """A pydantic error as one sentence a fault: place, what was wrong, the value, the nearest known name.
+    """Return a pydantic error as one sentence per fault: place, fault, value, nearest known name.
 
     Args:
-        error: Of validating a `model`.
+        error: Raised by the validation of a `model`.
         model: The outermost table.
-        where: Leads each sentence: the file, and what else the values come from.
-        known: Names of tables that are whole, to tell the user of beside one that says too little.
+        where: Leads each sentence: the file, and other origins of the values.
+        known: Names of complete tables, to suggest next to an incomplete one.
     """
     faults = error.errors()
     lines = [
         f"{where}: {_sentence(fault, model, known)}"
         for fault in faults
-        # A list whose entries are refused counts as empty.
+        # pydantic counts a list whose entries are invalid as empty.
         if not (fault["type"] == "too_short" and any(_is_inside(one["loc"], fault["loc"]) for one in faults))
     ]
     return "\n".join(dict.fromkeys(lines))
@@ -48,7 +48,7 @@ def _is_inside(loc: Loc, outer: Loc) -> bool:
 
 
 def _sentence(fault: Any, model: type[BaseModel], known: Sequence[str]) -> str:
-    """One fault: place, what was wrong, the value, what to do."""
+    """Return one fault: place, fault, value, remedy."""
     place, _ = _find(model, fault["loc"])
     name, value = ".".join(place), fault["input"]
     reason = fault["msg"].removeprefix("Value error, ").removesuffix(".")
@@ -63,12 +63,12 @@ def _sentence(fault: Any, model: type[BaseModel], known: Sequence[str]) -> str:
         case "tuple_type":
             return f"'{name}' is {value!r}, and takes a list, e.g. {[value]!r}."
         case "value_error" | "union_tag_invalid" if isinstance(value, dict):
-            return f"[{name or 'top level'}]: {reason}."  # which names what is wrong in the table
+            return f"[{name or 'top level'}]: {reason}."  # the reason names the field
     return f"'{name}' is {value!r}: {reason}."
 
 
 def _unknown_field(loc: Loc, model: type[BaseModel]) -> str:
-    """A field that its table does not have, with the nearest that it has."""
+    """Return the sentence about an unknown field, with the nearest known one."""
     field = str(loc[-1])
     place, table = _find(model, loc[:-1])
     near = get_close_matches(field, table.model_fields if table else (), n=1)
@@ -78,15 +78,15 @@ def _unknown_field(loc: Loc, model: type[BaseModel]) -> str:
     return f"[{'.'.join(place) or 'top level'}] has no field '{field}'. {hint}"
 
 
-class _Found(NamedTuple):
-    """A place in a file as its reader knows it, and the table there; None where there is none."""
+class _Location(NamedTuple):
+    """A place in a file as its reader sees it, and the table there, if any."""
 
     place: list[str]
     table: type[BaseModel] | None
 
 
-def _find(model: type[BaseModel], loc: Loc) -> _Found:
-    """Follow a location of pydantic, in which a table or a value that may be of several types has its type's name."""
+def _find(model: type[BaseModel], loc: Loc) -> _Location:
+    """Follow a location of pydantic, which contains the tag of each table in a union."""
     node: Any = model
     place = []
     for part in loc:
@@ -99,7 +99,7 @@ def _find(model: type[BaseModel], loc: Loc) -> _Found:
             node = next((one for one in get_args(node) if _is_table(one) and part in _tags(one)), None)
             continue
         place.append(str(part))
-    return _Found(place, _described_by(node) if _is_table(node) else None)
+    return _Location(place, _described_by(node) if _is_table(node) else None)
 
 
 def _described_by(table: type[BaseModel]) -> type[BaseModel]:
@@ -111,7 +111,7 @@ def _is_table(node: Any) -> bool:
 
 
 def _bare(annotation: Any) -> Any:
-    """An annotation without what is noted beside it, and without None."""
+    """Return an annotation without its metadata and without None."""
     if get_origin(annotation) is Annotated:
         return _bare(get_args(annotation)[0])
     rest = [one for one in get_args(annotation) if one is not NoneType]
@@ -119,7 +119,7 @@ def _bare(annotation: Any) -> Any:
 
 
 def _tags(table: type[BaseModel]) -> set[str]:
-    """Every name that one of the fields of a table is restricted to, which tells it from others."""
+    """Return every string that a field of a table is restricted to, by which a union distinguishes it."""
     return {
         one
         for field in table.model_fields.values()

@@ -1,6 +1,6 @@
-"""The one place where numbers change unit: base units on disk, readable units in print.
+"""Conversion of numbers from base units on disk to readable units in print; no other module converts units.
 
-Stored numbers are in s, bytes, bytes/s, FLOP/s, tokens/s and ratios (never percent). Here they become text.
+Stored numbers are in s, bytes, bytes/s, FLOP/s, tokens/s and ratios (never percent).
 GiB is 2^30 bytes and GB is 10^9 bytes; the two never mix.
 """
 
@@ -31,29 +31,29 @@ PRINTED_UNITS: dict[str, tuple[float, str]] = {
     "number": (1, "count"),
     "px": (1, "count"),
 }
-"""Units that papers print in: one of each in its base unit, and that unit. RetNet's words a second are tokens."""
+"""Units that papers print in: size in the base unit, and the base unit. RetNet's words per second are tokens."""
 
 _COUNT_STEPS = ((1e9, " B"), (1e6, " M"), (1e3, " K"), (1, ""))
 
 
 def _three_digits(value: float) -> str:
-    """Three significant digits without an exponent."""
+    """Return three significant digits without an exponent."""
     rounded = _rounded(value)
     return f"{value:.{0 if rounded >= 100 else 1 if rounded >= 10 else 2}f}"
 
 
 def _rounded(value: float) -> float:
-    """Magnitude after rounding to three digits, so that 0.9999 counts as 1.00 and is not shown as 1000 m."""
+    """Return the magnitude rounded to three digits, so that 0.9999 s is 1.00 s and not 1000 ms."""
     return abs(float(f"{value:.3g}"))
 
 
 def _pick(value: float, steps: Sequence[tuple[float, str]]) -> tuple[float, str]:
-    """The largest unit that leaves `value` at 1 or more, or the smallest there is."""
+    """Return the largest unit in which `value` is 1 or more, or the smallest unit."""
     return next((step for step in steps if _rounded(value / step[0]) >= 1), steps[-1])
 
 
 def format_seconds(seconds: float) -> str:
-    """A duration as text with three significant digits: 0.00123 -> '1.23 ms'."""
+    """Format a duration with three significant digits: 0.00123 -> '1.23 ms'."""
     if not seconds:
         return "0 s"
     size, unit = _pick(seconds, _TIME_STEPS)
@@ -61,7 +61,7 @@ def format_seconds(seconds: float) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """A waiting time as a person says it: 75 -> '1 min 15 s'."""
+    """Format a waiting time in words: 75 -> '1 min 15 s'."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -71,46 +71,46 @@ def format_duration(seconds: float) -> str:
 
 
 def format_bytes(num_bytes: float) -> str:
-    """A size as text in binary units: 6291456 -> '6.00 MiB'."""
+    """Format a size in binary units: 6291456 -> '6.00 MiB'."""
     size, unit = _pick(num_bytes, _BYTE_STEPS)
     return f"{num_bytes:.0f} B" if size == 1 else f"{_three_digits(num_bytes / size)} {unit}"
 
 
 def format_energy(joules: float) -> str:
-    """An energy with three significant digits: 0.0123 -> '12.3 mJ'."""
+    """Format an energy with three significant digits: 0.0123 -> '12.3 mJ'."""
     size, unit = _pick(joules, _ENERGY_STEPS)
     return f"{_three_digits(joules / size)} {unit}"
 
 
 def format_power(watts: float) -> str:
-    """A power with three significant digits: 287.4 -> '287 W'."""
+    """Format a power with three significant digits: 287.4 -> '287 W'."""
     return f"{_three_digits(watts)} W"
 
 
 def format_rate(per_second: float, unit: str) -> str:
-    """A rate with a decimal prefix: (30.3e9, 'B/s') -> '30.3 GB/s'."""
+    """Format a rate with a decimal prefix: (30.3e9, 'B/s') -> '30.3 GB/s'."""
     size, prefix = _pick(per_second, _RATE_STEPS)
     return f"{_three_digits(per_second / size)} {prefix}{unit}"
 
 
 def format_count(count: float) -> str:
-    """A count with its usual prefix: 24_500_000 -> '24.5 M', 6.74e9 -> '6.74 B'."""
+    """Format a count with its usual prefix: 24_500_000 -> '24.5 M', 6.74e9 -> '6.74 B'."""
     size, suffix = _pick(count, _COUNT_STEPS)
     return f"{count:.0f}" if size == 1 else f"{_three_digits(count / size)}{suffix}"
 
 
 def format_percent(ratio: float) -> str:
-    """A ratio as percent: 0.0123 -> '1.2 %'."""
+    """Format a ratio as percent: 0.0123 -> '1.2 %'."""
     return f"{100 * ratio:.1f} %"
 
 
 def format_tokens(num_tokens: int) -> str:
-    """A context length as the field writes it: 32768 -> '32K', 1000 -> '1000'."""
+    """Format a context length as papers do: 32768 -> '32K', 1000 -> '1000'."""
     return f"{num_tokens // 1024}K" if num_tokens >= 1024 and num_tokens % 1024 == 0 else str(num_tokens)
 
 
 def from_printed(value: float, unit: str) -> tuple[float, str]:
-    """A number as a paper prints it, in its base unit: (4.19, 'MB') -> (4190000.0, 'bytes')."""
+    """Convert a number as a paper prints it to its base unit: (4.19, 'MB') -> (4190000.0, 'bytes')."""
     size, base = PRINTED_UNITS[unit]
     return value * size, base
 
@@ -119,7 +119,7 @@ _PRINTED_WORDS = {"percent": " %", "x": "x", "perplexity": "", "ratio": "", "num
 
 
 def format_printed(value: float, unit: str) -> str:
-    """A number as a paper prints it, with its unit: (70.0, 'percent') -> '70 %', (13.9, 'GB') -> '13.9 GB'."""
+    """Format a number as a paper prints it, with its unit: (70.0, 'percent') -> '70 %', (13.9, 'GB') -> '13.9 GB'."""
     return f"{value:g}{_PRINTED_WORDS.get(unit, f' {unit}')}"
 
 
@@ -133,25 +133,25 @@ _STEPS = {
     **{suffix: size for size, suffix in _COUNT_STEPS},
     **dict.fromkeys(("", "x", "×", " W", " tokens"), 1),
     " %": 0.01,
-    "K": KIB,  # of lengths
-    "k": 1e3,  # of the names of sizes, as are the two that follow
+    "K": KIB,  # in lengths
+    "k": 1e3,  # in names of sizes, as the next two
     "m": 1e6,
     "b": 1e9,
 }
-"""What follows a number in the texts made here, as it stands there: one of each in its base unit."""
+"""Units after a number in the texts made here, with their size in the base unit."""
 
 
 def read_column(texts: Sequence[str]) -> list[float | None]:
-    """The numbers that a column of texts holds, in their base unit, so that the column can be sorted by them.
+    """Return the numbers in a column of texts in their base unit, so that the column can be sorted by them.
 
-    Intervals and errors beside a number are passed over. A lone 'B' is bytes where any text of the column has KiB, MiB
-    or GiB, else billions; their order is the same in either case.
+    Intervals and errors after a number are ignored. A lone 'B' is bytes where any text of the column has KiB, MiB or
+    GiB, else billions; their order is the same in either case.
 
     Args:
-        texts: As the functions above write them: '8.12 [8.01, 8.23] ms', '6.00 MiB', '32K', '1,840'.
+        texts: Written by the functions above: '8.12 [8.01, 8.23] ms', '6.00 MiB', '32K', '1,840'.
 
     Returns:
-        A number each, or None for a text that is none.
+        One number per text, or None for a text without a number.
     """
     steps = _STEPS | {" B": 1 if any(text.endswith("iB") for text in texts) else 1e9}
     found: list[float | None] = []
@@ -164,5 +164,5 @@ def read_column(texts: Sequence[str]) -> list[float | None]:
 
 
 def tokens_per_second(num_tokens: int, seconds: float) -> float:
-    """Rate of `num_tokens` produced in one call of `seconds` (not of several calls)."""
+    """Return the rate of `num_tokens` produced in one call of `seconds` (not of several calls)."""
     return num_tokens / seconds

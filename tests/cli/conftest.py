@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from retbench.cli.train import Request, make_training_plan
+from retbench.cli.train import make_training_plan
 from retbench.training.plan import TrainingPlan
 from tests.training.conftest import TINY_TRAINING
 
@@ -25,4 +25,4 @@ def training_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainingPl
     (tmp_path / "text.txt").write_text("Some text to learn from. " * 40, encoding="utf-8")
     path = tmp_path / "tiny.toml"
     path.write_text(TINY_TRAINING.format(corpus=tmp_path / "text.txt"), encoding="utf-8")
-    return make_training_plan(Request(str(path), "cpu", "cpu", SETTINGS, None))
+    return make_training_plan(str(path), "cpu", "cpu", SETTINGS)

@@ -50,27 +50,22 @@ def headlines_of(results: Path) -> dict[str, tuple[str, str]]:
     code, out, _ = run("--results", str(results), "--format", "short")
     assert code == 0
     rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in out.splitlines()]
-    assert rows[0] == [
-        "the paper's claim",
-        "source",
-        "under the paper's conditions",
-        "under other conditions",
-    ]
+    assert len(rows[0]) == 4
     return {row[0]: (row[2], row[3]) for row in rows[2:]}
 
 
 def test_the_short_table_has_the_headlines_with_what_other_conditions_show(tmp_path: Path) -> None:
     records = [*Maker(CPU).latency(), *Maker(CPU).memory(), *Maker(SMALL).throughput()]
-    told = headlines_of(write_results(tmp_path / "results", records))
+    rows = headlines_of(write_results(tmp_path / "results", records))
     headlines = [claim.statement for claim in load_claims() if claim.headline]
-    assert list(told) == headlines
+    assert list(rows) == headlines
     assert 10 <= len(headlines) <= 15
-    paper, elsewhere = told["At 8K RetNet's latency is 15.6 times lower than the Transformer's"]
+    paper, elsewhere = rows["At 8K RetNet's latency is 15.6 times lower than the Transformer's"]
     assert paper == "not testable"
     assert re.match(
         r"partly at 25m, AMD EPYC 9B14, .*× \[.*\] at batch 1, 8K; the paper 15.6× \(one of 2\)", elsewhere
     )
-    assert told["RetNet is ahead in all seven zero-shot tasks at 6.7B"] == ("not testable", "–")
+    assert rows["RetNet is ahead in all seven zero-shot tasks at 6.7B"] == ("not testable", "–")
 
 
 def test_what_was_measured_comes_first(tmp_path: Path) -> None:

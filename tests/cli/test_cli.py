@@ -15,7 +15,7 @@ from jsonschema import Draft202012Validator
 from typer.testing import CliRunner
 
 import retbench
-from retbench.cli import app
+from retbench.cli import COMMANDS, app, load_command
 from retbench.records.record import read_records
 
 TINY = ("--profile", "smoke", "--device", "cpu")
@@ -62,7 +62,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_run_prints_results_on_stdout_and_talk_on_stderr(measured: Path) -> None:
+def test_run_prints_results_on_stdout_and_progress_on_stderr(measured: Path) -> None:
     stdout = (measured / "stdout").read_text(encoding="utf-8")
     stderr = (measured / "stderr").read_text(encoding="utf-8")
     assert stdout.startswith("### decode\n")
@@ -161,7 +161,7 @@ def test_report_understands_a_run_and_prints_the_paths_that_it_wrote(measured: P
     assert measured / "reports" / "index.html" in paths
     assert all(path.is_file() for path in paths)
     page = (measured / "reports" / "index.html").read_text(encoding="utf-8")
-    assert 'aria-label="Time per output token.' in page
+    assert 'aria-label="Decode latency.' in page
     assert '<td class="differs">' not in page
 
 
@@ -193,7 +193,7 @@ def test_an_interrupted_run_keeps_what_it_measured_and_ends_with_130(
     stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == 130, stderr
     assert "Traceback" not in stderr
-    assert "the same command goes on from here" in stderr
+    assert "the same command continues from here" in stderr
     assert stdout == ""
     records, problems = read_records(tmp_path / "results")
     assert records
@@ -303,7 +303,7 @@ def test_verify_shows_every_check_and_the_verdict() -> None:
     code, stdout, stderr = invoke("verify", "retnet", "--size", "300k", "--device", "cpu")
     assert (code, stderr) == (0, "")
     assert "recurrent" in stdout
-    assert stdout.splitlines()[-1] == "retnet 300k float32 cpu chunkwise: equal"
+    assert stdout.splitlines()[-1] == "retnet 300k float32 cpu chunkwise: equivalent"
 
 
 def test_a_failed_equivalence_check_ends_verify_with_1_and_names_the_check(
@@ -317,7 +317,7 @@ def test_a_failed_equivalence_check_ends_verify_with_1_and_names_the_check(
     code, stdout, stderr = invoke("verify", "transformer", "--size", "300k", "--device", "cpu", "--json")
     assert code == 1
     assert json.loads(stdout)["passed"] is False
-    assert "its forms disagree (" in stderr
+    assert "not equivalent (" in stderr
 
 
 def test_verify_refuses_a_model_that_memory_cannot_hold(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -340,6 +340,11 @@ def test_env_shows_machine_ceilings_and_backends(tmp_path: Path) -> None:
     assert answer["backends"]["retnet"]["chunkwise"] == {"float32": None, "bfloat16": None}
     assert "CUDA" in answer["backends"]["transformer"]["flash"]["bfloat16"]
     assert answer["environment"]["machine"]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_help_summarises_a_command_as_the_command_does(name: str) -> None:
+    assert load_command(name).help.partition("\n\n")[0].replace("\n", " ") == COMMANDS[name]
 
 
 def test_help_answers_at_once(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from retbench.architectures.retnet import retnet_config
 from retbench.checkpoints.format import Description
 from retbench.checkpoints.native import save_checkpoint
 from retbench.cli import app
-from retbench.cli.generate import Request, TextStream, generate
+from retbench.cli.generate import TextStream, generate
 from retbench.data.tokenizers import ByteTokenizer, load_tokenizer
 from retbench.errors import CheckpointError
 from retbench.models.build import build_model
@@ -128,10 +128,10 @@ def test_quantised_weights_are_refused_on_a_gpu_too(untrained, tmp_path, monkeyp
         {name: weight.to(torch.int32) for name, weight in weights.items()}, folder / "model.safetensors"
     )
     device = Device("meta", None)  # in place of a GPU
-    monkeypatch.setattr("retbench.cli.generate.find_device", lambda asked: device)
+    monkeypatch.setattr("retbench.run.devices.find_device", lambda asked: device)
     monkeypatch.setattr("torch.cuda.set_device", lambda name: None)
     with pytest.raises(CheckpointError, match="quantised weights cannot be read here"):
-        generate(Request(str(folder), "x", max_tokens=1))
+        generate(str(folder), "x", max_tokens=1)
 
 
 def test_another_tokenizer_than_that_of_the_training_is_refused(untrained, tmp_path):

@@ -13,8 +13,8 @@ from typer.testing import CliRunner, Result
 
 from retbench.architectures import costs
 from retbench.architectures.matching import resolve_model
-from retbench.cli import app, listing
-from retbench.cli.listing import named_models
+from retbench.architectures.registry import named_specs
+from retbench.cli import app
 from retbench.models import mixers
 from retbench.regress import quantities as exact
 from retbench.regress.baseline import content_hash
@@ -29,7 +29,7 @@ from retbench.regress.machine_independent import (
 from retbench.regress.quantities import build, fill_weights, measure_quantities, read_text
 from retbench.regress.report import DecidedItem
 
-MODELS = {name: spec for name, spec in named_models().items() if name in {"retnet", "transformer"}}
+MODELS = {name: spec for name, spec in named_specs().items() if name in {"retnet", "transformer"}}
 
 
 @pytest.fixture(scope="session")
@@ -41,7 +41,7 @@ def quantities() -> Quantities:
 def few(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, quantities: Quantities) -> Path:
     """A baseline of two models, and a command that is given what was measured of these once."""
     monkeypatch.setattr(exact, "measure_quantities", lambda specs: quantities)
-    monkeypatch.setattr(listing, "named_models", lambda: MODELS)
+    monkeypatch.setattr("retbench.architectures.registry.named_specs", lambda: MODELS)
     write_quantities(tmp_path / "exact.json", quantities, torch.__version__, "for tests")
     return tmp_path / "exact.json"
 
@@ -59,7 +59,7 @@ def compare(
 
 def test_what_is_committed_is_what_the_code_computes(quantities: Quantities) -> None:
     accepted = read_quantities(shipped_path())
-    assert {name.partition("/")[0] for name in accepted.quantities} == named_models().keys()
+    assert {name.partition("/")[0] for name in accepted.quantities} == named_specs().keys()
     report = compare_quantities("exact.json", accepted, quantities, torch.__version__)
     findings = [item for item in report.items if item.name.partition("/")[0] in MODELS]
     assert [one for one in findings if one.verdict not in {"equal", "not compared"}] == []
@@ -164,7 +164,7 @@ def test_a_change_of_the_code_fails(
     names: set[str],
 ) -> None:
     only = {"retnet": MODELS["retnet"]}
-    monkeypatch.setattr(listing, "named_models", lambda: only)
+    monkeypatch.setattr("retbench.architectures.registry.named_specs", lambda: only)
     mine = {name: one for name, one in quantities.items() if name.startswith("retnet/")}
     write_quantities(tmp_path / "exact.json", mine, torch.__version__, "for tests")
     change(monkeypatch)
@@ -231,6 +231,25 @@ def test_a_quantity_on_one_side_alone_is_not_passed_over(few: Path, quantities: 
     assert "not in the baseline  retnet/parameters" in done.stdout
 
 
+def test_a_model_of_which_nothing_was_accepted_need_only_pass_its_equivalence_checks(
+    few: Path, quantities: Quantities
+) -> None:
+    known = {name: one for name, one in quantities.items() if not name.startswith("retnet/")}
+    write_quantities(few, known, torch.__version__, "without RetNet")
+    found = compare(few, quantities)
+    verdicts = {
+        quantities[name].kind: one.verdict for name, one in found.items() if name.startswith("retnet/")
+    }
+    assert verdicts["error"] == "equal"
+    assert {verdict for kind, verdict in verdicts.items() if kind != "error"} == {"not compared"}
+    assert check(few).exit_code == 0
+    name = next(
+        name for name, one in quantities.items() if one.kind == "error" and name.startswith("retnet/")
+    )
+    broken = quantities | {name: quantities[name].model_copy(update={"value": 1.0})}
+    assert compare(few, broken)[name].verdict == "changed"
+
+
 def test_an_equality_check_that_is_no_longer_made_is_reported(few: Path, quantities: Quantities) -> None:
     name = next(name for name, one in quantities.items() if one.kind == "error")
     without = {key: one for key, one in quantities.items() if key != name}
@@ -265,7 +284,7 @@ def test_logits_that_are_not_finite_fail_and_no_crash(
 def test_a_wrong_baseline_is_refused_before_anything_is_measured(
     few: Path, monkeypatch: pytest.MonkeyPatch, damage: Callable[[Path], None], code: int, words: str
 ) -> None:
-    monkeypatch.setattr(listing, "named_models", lambda: pytest.fail("measured"))
+    monkeypatch.setattr("retbench.architectures.registry.named_specs", lambda: pytest.fail("measured"))
     damage(few)
     done = check(few)
     assert done.exit_code == code

@@ -7,8 +7,9 @@ import pytest
 from report.synthetic_records import CPU, GPU, SMALL, TRAINER, Maker, write_results
 from report.synthetic_scores import ScoreMaker
 from retbench.records.record import Record
+from retbench.report.evaluations import Evaluations, make_evaluations
 from retbench.report.frames import Results, load_results
-from retbench.report.scores import Scores, make_scores
+from retbench.report.selection import select
 
 
 @pytest.fixture(scope="session")
@@ -46,9 +47,9 @@ def scored(tmp_path_factory: pytest.TempPathFactory) -> Results:
 
 
 @pytest.fixture(scope="session")
-def scores(scored: Results) -> Scores:
+def scores(scored: Results) -> Evaluations:
     """What those records come to."""
-    found = make_scores(scored.records, scored.folders)
+    found = make_evaluations(select(scored.records, folders=scored.folders))
     assert found is not None
     return found
 

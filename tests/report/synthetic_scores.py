@@ -13,6 +13,9 @@ from report.synthetic_records import CPU, matched_pair, pair_id
 from retbench.architectures import costs
 from retbench.records.documents import write_documents
 from retbench.records.record import Metric, ModelInfo, Point, Record, Series, WeightsInfo, append_record
+from retbench.report.evaluations import Evaluations, make_evaluations
+from retbench.report.frames import load_results
+from retbench.report.selection import select
 
 SIZES = ("1m", "6m", "25m")
 SEEDS = {"1m": (0, 1, 2), "6m": (0,), "25m": (0,)}
@@ -318,3 +321,11 @@ class ScoreMaker:
             folder = self._folder(arguments["experiment"])
             arguments.setdefault("documents", write_documents(folder, arguments["cell_id"], rows))
         self.records.append(Record(**arguments))
+
+
+def evaluations_of(maker: ScoreMaker) -> Evaluations:
+    """Return the evaluations of a maker's records, read from a results folder."""
+    loaded = load_results(maker.write())
+    found = make_evaluations(select(loaded.records, folders=loaded.folders))
+    assert found is not None
+    return found

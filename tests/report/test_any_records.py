@@ -19,9 +19,11 @@ from retbench.records.record import (
     WeightsInfo,
     append_record,
 )
+from retbench.report.formats import FORMATS, render
 from retbench.report.frames import Results
-from retbench.report.report import make_report, write_report
-from retbench.report.tables import FORMATS, find_newest, render, table_of
+from retbench.report.report import make_page, write_report
+from retbench.report.selection import select
+from retbench.report.tables import contents_of, table_of
 
 PROTOTYPE = Maker(CPU).record("latency", "retnet", "decode", 1, 1024, 0)
 METRICS = (
@@ -123,10 +125,11 @@ odd_records = st.builds(
 @settings(max_examples=15, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(odd_records, min_size=1, max_size=6))
 def test_any_records_make_a_report_and_every_table(records: list[Record]) -> None:
-    report = make_report(Results(tuple(records), ()))
-    assert report.sources["records used"].astype(int).sum() <= len(records)
+    report = make_page(Results(tuple(records), ()))
+    sources = report.sections[-1].blocks[-1].content
+    assert sources["records used"].astype(int).sum() <= len(records)
     for experiment in {record.experiment for record in records}:
-        table = table_of(find_newest(records, experiment), experiment)
+        table = table_of(contents_of(select(records, experiment)), experiment)
         assert len(table) > 0
         assert all(render(table, form).endswith("\n") for form in FORMATS)
 

@@ -64,7 +64,7 @@ def page(request: pytest.FixtureRequest, browser: Any, report: Path) -> Iterator
 
 
 def test_it_opens_in_silence_and_fetches_nothing(page: Any) -> None:
-    assert page.title() == "RetNet and a matched Transformer, measured"
+    assert page.title() == "RetNet, Transformer: benchmark report"
     assert page.heard == []
 
 
@@ -275,5 +275,5 @@ def test_a_page_of_failures_does_not_scroll_sideways_either(browser: Any, tmp_pa
     unfold(page)
     page.set_viewport_size({"width": 320, "height": 900})
     assert page.evaluate("document.documentElement.scrollWidth") <= 320
-    assert page.locator("#doubts").get_by_text("wordword").first.is_visible()
+    assert page.locator("#limitations").get_by_text("wordword").first.is_visible()
     page.close()

@@ -8,8 +8,9 @@ import pytest
 from report.synthetic_records import LENGTHS, Maker
 from retbench.records.record import Metric, Record
 from retbench.report.comparisons import find_crossover, find_slope, fit_line, pair_ratios
-from retbench.report.frames import metric_frame
-from retbench.report.points import lineup, summarise
+from retbench.report.frames import observations
+from retbench.report.points import lineup
+from retbench.report.sweeps import summarise
 
 
 def decode_records(
@@ -34,7 +35,7 @@ DRIFT = [1.0, 1.5, 0.7, 1.2, 2.0]
 
 def test_what_a_round_does_to_both_sides_cancels() -> None:
     records = decode_records(LEVEL, RISING, DRIFT)
-    ratios = pair_ratios(metric_frame(records), lineup(records))
+    ratios = pair_ratios(observations(records), lineup(records))
     assert list(ratios["context_len"]) == list(LENGTHS)
     assert list(ratios["ratio"]) == pytest.approx([4, 2, 1, 0.5, 0.25, 0.125])
     assert (ratios["high"] / ratios["low"]).max() == pytest.approx(1.0)
@@ -44,7 +45,7 @@ def test_what_a_round_does_to_both_sides_cancels() -> None:
 def test_only_rounds_that_both_sides_have_are_paired() -> None:
     records = decode_records(LEVEL, RISING, DRIFT)
     records = [r for r in records if not (r.model.name == "transformer" and r.round in (0, 1, 2, 3))]
-    ratios = pair_ratios(metric_frame(records), lineup(records))
+    ratios = pair_ratios(observations(records), lineup(records))
     assert set(ratios["num_rounds"]) == {1}
     assert ratios["low"].isna().all()
     assert list(ratios["ratio"]) == pytest.approx([4, 2, 1, 0.5, 0.25, 0.125])
@@ -52,11 +53,11 @@ def test_only_rounds_that_both_sides_have_are_paired() -> None:
 
 def test_without_a_transformer_there_is_no_ratio() -> None:
     records = [r for r in decode_records(LEVEL, RISING, DRIFT) if r.model.name == "retnet"]
-    assert pair_ratios(metric_frame(records), lineup(records)).empty
+    assert pair_ratios(observations(records), lineup(records)).empty
 
 
 def test_the_crossover_is_where_the_lines_meet() -> None:
-    frame = metric_frame(decode_records(LEVEL, RISING, DRIFT))
+    frame = observations(decode_records(LEVEL, RISING, DRIFT))
     found = find_crossover(frame, "tpot_s", "retnet", "transformer")
     assert found is not None
     assert found[0] == list(LENGTHS)
@@ -67,7 +68,7 @@ def test_the_crossover_is_where_the_lines_meet() -> None:
 def test_a_length_that_one_side_lacks_is_not_used() -> None:
     short = {length: seconds for length, seconds in RISING.items() if length <= 8192}
     found = find_crossover(
-        metric_frame(decode_records(LEVEL, short, DRIFT)), "tpot_s", "retnet", "transformer"
+        observations(decode_records(LEVEL, short, DRIFT)), "tpot_s", "retnet", "transformer"
     )
     assert found is not None
     assert found[0] == [1024, 2048, 4096, 8192]
@@ -76,7 +77,7 @@ def test_a_length_that_one_side_lacks_is_not_used() -> None:
 def test_one_lost_round_costs_a_round_and_not_a_length() -> None:
     records = decode_records(LEVEL, RISING, DRIFT)
     records = [r for r in records if (r.model.name, r.round, r.point.context_len) != ("retnet", 3, 32768)]
-    found = find_slope(metric_frame(records), "tpot_s", "retnet")
+    found = find_slope(observations(records), "tpot_s", "retnet")
     assert found is not None
     assert found[0] == list(LENGTHS)
     assert found[1].num_rounds == 4
@@ -85,7 +86,7 @@ def test_one_lost_round_costs_a_round_and_not_a_length() -> None:
 
 
 def test_a_time_that_rises_is_not_level() -> None:
-    found = find_slope(metric_frame(decode_records(LEVEL, RISING, DRIFT)), "tpot_s", "transformer")
+    found = find_slope(observations(decode_records(LEVEL, RISING, DRIFT)), "tpot_s", "transformer")
     assert found is not None
     assert found[1].ratio == pytest.approx(32)
     assert found[1].equivalent is False
@@ -94,13 +95,13 @@ def test_a_time_that_rises_is_not_level() -> None:
 @pytest.mark.parametrize("lengths", [(), (1024,)])
 def test_fewer_than_two_lengths_tell_nothing(lengths: tuple[int, ...]) -> None:
     times = dict.fromkeys(lengths, 1.0)
-    frame = metric_frame(decode_records(times, times, DRIFT))
+    frame = observations(decode_records(times, times, DRIFT))
     assert find_crossover(frame, "tpot_s", "retnet", "transformer") is None
     assert find_slope(frame, "tpot_s", "retnet") is None
 
 
 def test_a_made_up_pair_is_plausible(cpu_records: list[Record]) -> None:
-    frame = metric_frame([r for r in cpu_records if r.workload == "decode"])
+    frame = observations([r for r in cpu_records if r.workload == "decode"])
     found = find_crossover(frame, "tpot_s", "retnet", "transformer")
     assert found is not None
     assert found[1].low is not None
@@ -111,7 +112,7 @@ def test_a_made_up_pair_is_plausible(cpu_records: list[Record]) -> None:
 
 def points_of(values: dict[int, float]) -> pd.DataFrame:
     """Points of a cost that has these values at these lengths, in two rounds."""
-    return summarise(metric_frame(decode_records(values, values, [1.0, 1.0])))
+    return summarise(observations(decode_records(values, values, [1.0, 1.0])))
 
 
 def test_a_line_is_found_with_its_parts() -> None:

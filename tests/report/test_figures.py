@@ -22,15 +22,15 @@ from report.words import check_words
 from retbench.errors import RecordError, StorageError
 from retbench.records.record import Metric, Record
 from retbench.report import style
-from retbench.report.drawings import Drawing, save_drawing
 from retbench.report.figures import make_drawings
 from retbench.report.selection import select
+from retbench.report.style import Drawing, save_drawing
 
 NAMES = [
     "latency_decode_batch1",
+    "latency_prefill_batch1",
     "memory_batch1",
     "memory_latency_figure6",
-    "latency_prefill_batch1",
     "latency_roofline_batch1",
 ]
 
@@ -113,14 +113,16 @@ def test_the_crossover_is_in_the_data_and_in_the_figure(drawings: list[Drawing])
     (row,) = data[data["metric"] == "crossover_context_len"].to_dict(orient="records")
     assert (row["model"], row["unit"], row["status"]) == ("retnet", "tokens", "at")
     assert row["low"] < row["value"] < row["high"]
-    words = [text.get_text() for text in drawings[0].figure.axes[0].texts]
-    assert "RetNet overtakes at\n2,430 [2,310, 2,550] tokens" in words
+    (note,) = [text.get_text() for text in drawings[0].figure.axes[0].texts if "faster" in text.get_text()]
+    assert "RetNet" in note
+    assert "2,430 [2,310, 2,550] tokens" in note
 
 
-def test_bars_add_up_to_the_closed_form_and_the_workspace(drawings: list[Drawing]) -> None:
-    data = drawings[1].data.pivot(index=["model", "context_len"], columns="metric", values="value")
+def test_bars_add_up_to_the_analytical_size_and_the_workspace(drawings: list[Drawing]) -> None:
+    drawing = next(drawing for drawing in drawings if drawing.name == "memory_batch1")
+    data = drawing.data.pivot(index=["model", "context_len"], columns="metric", values="value")
     assert (data["weight_bytes"] + data["state_bytes"] == data["expected_weight_and_state_bytes"]).all()
-    bars = drawings[1].figure.axes[1].patches
+    bars = drawing.figure.axes[1].patches
     total = sum(bar.get_height() for bar in bars[-3:] if isinstance(bar, Rectangle)) * 2**20
     assert total == pytest.approx(
         data.loc[("transformer", 32768), list(data.columns.drop("expected_weight_and_state_bytes"))].sum()
@@ -149,19 +151,25 @@ def test_training_shows_speed_above_memory_and_the_lines_through_it(training_rec
     rises = [np.ptp(np.asarray(line.get_ydata())) * 2**30 / 8192 for line in dotted]
     assert rises == pytest.approx(list(fitted[fitted["status"] == "linear"]["value"]))
     words = [text.get_text() for text in memory.texts]
-    assert "chunkwise RetNet\n564 MiB\n68.5 KiB a token" in words
+    assert "chunkwise RetNet\n564 MiB\n68.5 KiB per token" in words
     assert "parallel RetNet\n6.55 GiB" in words  # far above the plot, its value all the same
 
 
 def model_lines(axes: Axes) -> list[Line2D]:
     """The lines of models, in their order."""
-    return [line for line in axes.lines if line.get_marker() in {look.marker for look in style.LOOKS}]
+    return [line for line in axes.lines if line.get_marker() in style.HOLLOW]
+
+
+def all_words(drawing: Drawing) -> list[str]:
+    """Everything written in a figure, but for ticks and titles of panels."""
+    texts = [text for axes in drawing.figure.axes for text in axes.texts] + drawing.figure.texts
+    return [text.get_text() for text in texts]
 
 
 def test_points_that_failed_are_in_the_data_and_in_the_figure(gpu_records: list[Record]) -> None:
     for drawing in make_drawings(select(gpu_records)):
         failed = drawing.data[drawing.data["status"] == "oom"]
-        words = [text.get_text() for axes in drawing.figure.axes for text in axes.texts]
+        words = " ".join(all_words(drawing))
         if "prefill" in drawing.name or "figure6" in drawing.name:  # no longer than 8K
             assert failed.empty
         else:
@@ -177,7 +185,7 @@ def test_throughput_is_drawn_against_the_batch_size_with_what_ran_out_of_memory(
     assert drawing.name == "throughput_decode_throughput"
     assert "crosses: out of memory" in drawing.figure.texts[1].get_text()
     panels = drawing.figure.axes
-    assert [axes.texts[0].get_text() for axes in panels] == ["1K", "4K"]
+    assert [axes.get_title(loc="left") for axes in panels] == ["1K", "4K"]
     for axes, length in zip(panels, (1024, 4096), strict=True):
         here = drawing.data[drawing.data["context_len"] == length]
         lines = [line for line in axes.lines if line.get_marker() in ("o", "s")]
@@ -256,8 +264,7 @@ def test_an_interval_far_wider_than_the_values_does_not_flatten_them() -> None:
 
 def test_nothing_measured_is_drawn_as_failures_not_as_a_crash() -> None:
     drawings = make_drawings(select(failed_records()))
-    words = [text.get_text() for drawing in drawings for axes in drawing.figure.axes for text in axes.texts]
-    assert "timed out" in words
+    assert all("timed out" in " ".join(all_words(drawing)) for drawing in drawings)
 
 
 def test_a_model_looks_the_same_in_every_figure(drawings: list[Drawing]) -> None:
@@ -271,12 +278,45 @@ def test_a_model_looks_the_same_in_every_figure(drawings: list[Drawing]) -> None
         assert colours <= {style.look(1).text}
 
 
+def test_no_two_of_many_models_look_the_same() -> None:
+    looks = [style.look(index) for index in range(100)]
+    assert len({(look.line, look.marker, look.dash) for look in looks}) == len(looks)
+    assert len({look.line for look in looks[:8]}) == 8
+    assert looks[:10] == [style.look(index) for index in range(10)]
+
+
+def ten_models(records: list[Record]) -> list[Record]:
+    """Ten copies of the Transformer, which runs out of memory."""
+    return [
+        record.model_copy(
+            update={
+                "model": record.model.model_copy(update={"name": f"model{number}"}),
+                "cell_id": f"{record.cell_id}{number}",
+            }
+        )
+        for number in range(10)
+        for record in records
+        if record.model.name == "transformer"
+    ]
+
+
+def test_ten_models_have_looks_and_names_of_their_own() -> None:
+    maker = Maker(GPU)
+    records = maker.latency(batch_sizes=(8,)) + maker.memory(batch_sizes=(8,))
+    for drawing in make_drawings(select(ten_models(records))):
+        check_words(drawing)
+        if "decode" in drawing.name:
+            lines = model_lines(drawing.figure.axes[0])
+            looks = {(line.get_color(), line.get_marker(), str(line.get_linestyle())) for line in lines}
+            assert len(lines) == len(looks) == 10
+
+
 def test_no_state_is_left_behind(tmp_path: Path) -> None:
     code = (
         "import sys, matplotlib as mpl\n"
         "from pathlib import Path\n"
-        "from analysis.synthetic_records import Maker\n"
-        "from retbench.report.drawings import save_drawing\n"
+        "from report.synthetic_records import Maker\n"
+        "from retbench.report.style import save_drawing\n"
         "from retbench.report.figures import make_drawings\n"
         "from retbench.report.selection import select\n"
         "before = mpl.rcParams.copy()\n"

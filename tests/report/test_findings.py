@@ -6,13 +6,13 @@ import pytest
 
 from report.synthetic_records import CPU, SMALL_TRAINER, Maker
 from retbench.records.record import Metric, Record
-from retbench.report.findings import Finding, find
-from retbench.report.scenes import make_scenes
+from retbench.report.findings import KeyFinding, find_costs
 from retbench.report.selection import select
+from retbench.report.sweeps import make_sweeps
 
 
-def findings(records: list[Record]) -> list[Finding]:
-    return find(make_scenes(select(records)))
+def findings(records: list[Record]) -> list[KeyFinding]:
+    return find_costs(make_sweeps(select(records)))
 
 
 def decode(retnet: float, transformer: float, noise: tuple[float, ...] = (1.0, 1.01, 0.99)) -> list[Record]:
@@ -35,40 +35,37 @@ def decode(retnet: float, transformer: float, noise: tuple[float, ...] = (1.0, 1
 def test_the_headline_of_a_whole_run(cpu_records: list[Record]) -> None:
     crossing, deepest, level, prompt, memory = findings(cpu_records)
     assert crossing.lead == "2,430 tokens"
-    assert crossing.text == (
-        "RetNet decodes faster than the Transformer from a context of 2,430 tokens on, batch 1 "
-        "(95 % interval 2,310 to 2,550)."
-    )
-    assert deepest.lead == "0.223×"
-    assert "At 32K a token takes RetNet 9.32 ms and the Transformer 41.8 ms" in deepest.text
+    assert "from a context of 2,430 tokens on, batch 1 (95 % CI [2,310, 2,550])" in crossing.text
+    assert deepest.lead == "4.49× faster"
+    assert "At 32K" in deepest.text
+    assert "9.32 ms for RetNet and 41.8 ms for the Transformer" in deepest.text
     assert level.lead == "1.01×"
-    assert "90 % interval 0.998 to 1.029" in level.text
-    assert "inside [0.95, 1.05], so it does not depend on the context length" in level.text
-    assert "a prompt takes RetNet" in prompt.text
-    assert memory.text == (
-        "At 32K weights, state and workspace take RetNet 110 MiB and the Transformer 874 MiB, batch 1: "
-        "a ratio of 0.126."
-    )
+    assert "90 % CI [0.998, 1.029]" in level.text
+    assert "inside [0.95, 1.05], so it is constant in context length" in level.text
+    assert "the time to first token is" in prompt.text
+    assert memory.lead == "87.4 % less memory"
+    assert "110 MiB for RetNet and 874 MiB for the Transformer, batch 1" in memory.text
 
 
 def test_where_the_transformer_fails_the_deepest_common_length_is_compared(gpu_records: list[Record]) -> None:
     found = findings(gpu_records)
-    deepest = next(finding for finding in found if "a token takes" in finding.text)
+    deepest = next(finding for finding in found if "the time per output token is" in finding.text)
     assert deepest.text.startswith("At 8K ")
-    assert deepest.text.endswith("At 16K the Transformer has no value: out of memory.")
+    assert "At 16K the Transformer has no value: out of memory." in deepest.text
     memory = found[-1]
-    assert memory.text.startswith("At 8K weights")
-    assert memory.text.endswith("out of memory.")
+    assert memory.text.startswith("At 8K the memory")
+    assert "out of memory." in memory.text
 
 
 @pytest.mark.parametrize(
     ("retnet", "words"),
-    [(0.5, "RetNet ahead at every length"), (2.0, "RetNet not ahead up to 2K")],
+    [(0.5, "RetNet is faster at every measured length"), (2.0, "RetNet is not faster up to 2K")],
 )
 def test_without_a_crossover_it_says_none_and_why(retnet: float, words: str) -> None:
     first = findings(decode(retnet, 1.0))[0]
-    assert first.lead == "none in range"
-    assert first.text == f"Crossover of the time per token, 1K to 2K, batch 1: {words}."
+    assert first.lead == "no crossover"
+    assert "1K to 2K, batch 1" in first.text
+    assert first.text.endswith(f": {words}.")
 
 
 def test_rounds_that_disagree_are_called_unclear() -> None:
@@ -92,7 +89,7 @@ def test_rounds_that_disagree_are_called_unclear() -> None:
 
 def test_an_interval_too_wide_is_not_called_level() -> None:
     level = findings(decode(0.5, 1.0))[2]
-    assert "does not depend" in level.text
+    assert "so it is constant" in level.text
     records = [
         r.model_copy(update={"metrics": {"tpot_s": Metric(unit="s", value=0.5 + 0.2 * (r.round == 0))}})
         if r.point.context_len == 2048
@@ -100,13 +97,13 @@ def test_an_interval_too_wide_is_not_called_level() -> None:
         for r in decode(0.5, 1.0)
     ]
     level = findings(records)[2]
-    assert "not shown to be level" in level.text
+    assert "not shown to be constant" in level.text
 
 
 def test_one_round_gives_a_value_and_no_verdict() -> None:
     found = findings(decode(0.5, 1.0, noise=(1.0,)))
-    assert "one round, so no interval" in found[2].text
-    assert "interval" not in found[1].text
+    assert "one round, so there is no interval" in found[2].text
+    assert "CI" not in found[1].text
 
 
 def test_one_model_alone_has_no_headline(cpu_records: list[Record]) -> None:
@@ -115,17 +112,15 @@ def test_one_model_alone_has_no_headline(cpu_records: list[Record]) -> None:
 
 def test_throughput_is_compared_at_the_batch_that_suits_each_model_best(swept_records: list[Record]) -> None:
     largest, peak = findings(swept_records)
-    assert largest.lead == "17.5×"
-    assert largest.text == (
-        "At 4K RetNet fits 140 sequences into 954 MiB and the Transformer 8: a ratio of 17.5."
-    )
-    assert peak.text.startswith(
-        "At 4K, each at the best of the batch sizes 1, 2, 4, 8, 16, 32 and 64, RetNet decodes 1,420 tokens/s "
-        "(batch 64) and the Transformer 188 tokens/s (batch 8): a ratio of 7.5"
-    )
-    assert "95 % interval" in peak.text
+    assert largest.lead == "17.5× more sequences"
+    assert "in 954 MiB is 140 for RetNet and 8 for the Transformer" in largest.text
+    assert peak.lead.startswith("7.5")
+    assert "batch sizes 1, 2, 4, 8, 16, 32 and 64" in peak.text
+    assert "RetNet is 1,420 tokens/s (batch 64)" in peak.text
+    assert "Transformer 188 tokens/s (batch 8)" in peak.text
+    assert "95 % CI" in peak.text
     alone = [record for record in swept_records if record.round == 0 and record.workload == "decode"]
-    assert "interval" not in findings(alone)[0].text
+    assert "CI" not in findings(alone)[0].text
 
 
 def test_a_depth_that_one_model_never_reached_is_not_compared(swept_records: list[Record]) -> None:
@@ -137,31 +132,29 @@ def test_a_depth_that_one_model_never_reached_is_not_compared(swept_records: lis
     assert [finding.text[:5] for finding in findings(reached)] == ["At 1K", "At 1K"]
 
 
-def test_training_is_compared_at_every_length_and_its_memory_fitted(training_records: list[Record]) -> None:
+def test_training_is_compared_at_both_ends_and_its_memory_fitted(training_records: list[Record]) -> None:
     speed, growth, *others = findings(training_records)
-    assert speed.lead == "0.204×"
-    assert speed.text == (
-        "A training step of the chunkwise RetNet takes 0.530 [0.505, 0.558] times as long as the fused Transformer's "
-        "at 2K, 0.430 [0.420, 0.440] at 3K, 0.351 [0.341, 0.362] at 4K, 0.260 [0.253, 0.266] at 6K and "
-        "0.204 [0.200, 0.208] at 8K, batch 1 (95 % intervals)."
-    )
-    assert growth.lead == "68.5 KiB a token"
-    assert growth.text == (
-        "From 2K to 8K the peak memory of a training step of the chunkwise RetNet, batch 1, is linear in the length: "
-        "68.5 KiB a token and 16.0 MiB (a line misses no point by more than 0.01 %, R² 1.0000). At 8K it is 564 MiB, "
-        "and the fused Transformer's 460 MiB."
-    )
-    assert [finding.lead for finding in others] == ["4.28×", "not linear", "1.98×", "not linear"]
+    assert speed.lead == "4.91× faster"
+    assert "At 8K the time per training step is" in speed.text
+    assert "the chunkwise RetNet is 4.91× faster (95 % CI [4.8" in speed.text
+    assert "At 2K the chunkwise RetNet is 1.89× faster (95 % CI [1.79, 1.98])." in speed.text
+    assert growth.lead == "68.5 KiB per token"
+    assert "linear in context length: 68.5 KiB per token and 16.0 MiB" in growth.text
+    assert "no point by more than 0.01 %, R² 1.0000" in growth.text
+    assert "At 8K it is 564 MiB, and that of the fused Transformer 460 MiB." in growth.text
+    leads = [finding.lead for finding in others]
+    assert leads[1] == leads[3] == "not linear"
+    assert leads[0] == "fused Transformer: 4.28× faster"
+    assert leads[2] == "fused Transformer: 1.98× faster"
     assert "parallel RetNet" in others[0].text
     assert "misses a point by 78 %, R² 0.9766" in others[1].text
 
 
 def test_training_that_runs_out_of_memory_is_compared_as_far_as_it_goes() -> None:
     found = {finding.text for finding in findings(Maker(SMALL_TRAINER).training())}
-    (text,) = (text for text in found if text.startswith("A training step of the plain Transformer"))
-    assert " at 2K, " in text
-    assert " at 4K, batch 1" in text
-    assert text.endswith("At 6K the plain Transformer has no value: out of memory.")
+    (text,) = (t for t in found if t.startswith("At 4K the time") and "for the plain Transformer" in t)
+    assert "At 6K the plain Transformer has no value: out of memory." in text
+    assert "At 2K" in text
 
 
 def test_one_round_of_training_at_two_lengths_has_neither_interval_nor_line(
@@ -170,4 +163,4 @@ def test_one_round_of_training_at_two_lengths_has_neither_interval_nor_line(
     few = [r for r in training_records if r.round == 0 and r.point.context_len <= 3072]
     found = findings(few)
     assert len(found) == 3  # a ratio of each model with the fused Transformer
-    assert all("[" not in finding.text and "intervals" not in finding.text for finding in found)
+    assert all("[" not in finding.text and "CI" not in finding.text for finding in found)

@@ -1,5 +1,6 @@
 """Frames: exact columns and types, the record that counts, and nothing pooled that must not be."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,11 @@ from report.synthetic_records import Maker
 from retbench.errors import RecordError
 from retbench.records.record import Metric, Record
 from retbench.report.frames import (
-    METRIC_COLUMNS,
-    STATUS_COLUMNS,
+    OBSERVATION_COLUMNS,
     load_results,
-    metric_frame,
+    observations,
     set_of,
     started,
-    status_frame,
 )
 
 
@@ -59,18 +58,19 @@ def test_results_keep_records_and_problems(results: Path, cpu_records: list[Reco
 @pytest.mark.parametrize("some", [True, False])
 def test_columns_and_types_are_declared_and_kept(cpu_records: list[Record], some: bool) -> None:
     records = cpu_records if some else []
-    for frame, columns in ((metric_frame(records), METRIC_COLUMNS), (status_frame(records), STATUS_COLUMNS)):
-        assert list(frame.columns) == list(columns)
-        assert {name: str(kind) for name, kind in frame.dtypes.items()} == columns
-        assert bool(len(frame)) == some
+    frame = observations(records)
+    assert list(frame.columns) == list(OBSERVATION_COLUMNS)
+    assert {name: str(kind) for name, kind in frame.dtypes.items()} == OBSERVATION_COLUMNS
+    assert bool(len(frame)) == some
 
 
 def test_one_row_a_cell_round_and_metric(cpu_records: list[Record]) -> None:
-    frame = metric_frame(cpu_records)
+    frame = observations(cpu_records)
     assert len(frame) == sum(len(record.metrics) for record in cpu_records)
-    assert not frame.duplicated(["experiment", "cell_id", "round", "metric"]).any()
+    key = ["experiment", "workload", "model", "batch_size", "context_len", "session", "round", "metric"]
+    assert not frame.duplicated(key).any()
     row = frame[(frame["metric"] == "tpot_s")].iloc[0]
-    assert (row["unit"], row["num_samples"], row["threads"]) == ("s", 21, 2)
+    assert (row["unit"], row["status"]) == ("s", "ok")
     assert row["value"] == cpu_records[0].metrics["tpot_s"].value
 
 
@@ -78,8 +78,8 @@ def test_the_latest_that_is_ok_counts() -> None:
     first, second = timed(1.0, "2026-01-01T00:00:00Z"), timed(2.0, "2026-01-01T00:00:01Z")
     failed = timed(0.0, "2026-01-01T00:00:02Z", status="timeout")
     for order in ([first, second, failed], [failed, second, first]):
-        assert list(metric_frame(order)["value"]) == [2.0]
-        assert list(status_frame(order)["status"]) == ["ok"]
+        assert list(observations(order)["value"]) == [2.0]
+        assert list(observations(order)["status"]) == ["ok"]
 
 
 def test_where_none_is_ok_the_latest_failure_counts() -> None:
@@ -87,19 +87,19 @@ def test_where_none_is_ok_the_latest_failure_counts() -> None:
         timed(0.0, "2026-01-01T00:00:01Z", status="failed"),
         timed(0.0, "2026-01-01T00:00:00Z", status="oom"),
     ]
-    assert list(status_frame(records)["status"]) == ["failed"]
-    assert metric_frame(records).empty
+    assert list(observations(records)["status"]) == ["failed"]
+    assert observations(records)["metric"].isna().all()
 
 
 def test_times_in_other_zones_are_compared_as_moments() -> None:
     early, late = timed(1.0, "2026-01-01T02:00:00+02:00"), timed(2.0, "2026-01-01T00:00:01Z")
-    assert list(metric_frame([late, early])["value"]) == [2.0]
+    assert list(observations([late, early])["value"]) == [2.0]
 
 
 @pytest.mark.parametrize("text", ["yesterday", ""])
 def test_a_time_that_is_none_loses_against_any_other(text: str) -> None:
     assert started(timed(1.0, text)).year == 1
-    assert list(metric_frame([timed(1.0, text), timed(2.0, "2020-01-01T00:00:00")])["value"]) == [2.0]
+    assert list(observations([timed(1.0, text), timed(2.0, "2020-01-01T00:00:00")])["value"]) == [2.0]
 
 
 DIFFERENCES: dict[str, dict[str, Any]] = {
@@ -113,7 +113,6 @@ DIFFERENCES: dict[str, dict[str, Any]] = {
     "dtype": {"settings": {"dtype": "bfloat16"}},
     "threads": {"settings": {"threads": 1}},
     "device": {"settings": {"device": "cuda:0"}},
-    "pair_id": {"pair_id": "another"},
 }
 
 
@@ -126,14 +125,11 @@ def test_what_differs_is_never_pooled(field: str) -> None:
     }
     there = here.model_copy(update=changes)
     assert getattr(set_of(here), field) != getattr(set_of(there), field)
-    frame = metric_frame([here, there])
-    assert frame[field].nunique() == 2
-    assert len(frame) == 2 * len(here.metrics)
+    assert len(observations([here, there])) == 2 * len(here.metrics)
 
 
 def test_facts_that_are_not_recorded_are_missing_not_made_up() -> None:
-    frame = metric_frame([one(environment={}, settings={})])
-    assert frame[["machine", "threads", "torch_version", "library_versions"]].isna().all(axis=None)
+    assert set(asdict(set_of(one(environment={}, settings={}))).values()) == {None}
 
 
 def test_what_only_reads_counters_keeps_nothing_apart() -> None:

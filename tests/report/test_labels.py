@@ -5,7 +5,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retbench.report.labels import raise_low, spread
+from retbench.report.labels import keep_inside, spread
 
 
 @given(st.lists(st.floats(0, 150), min_size=1, max_size=6), st.floats(1, 20))
@@ -22,12 +22,12 @@ def test_labels_with_room_stay_where_they_are(steps: list[int]) -> None:
     assert spread(wanted, [18.0] * len(wanted)) == wanted
 
 
-@given(st.lists(st.floats(-50, 150), min_size=1, max_size=6), st.floats(1, 20))
-def test_labels_that_reach_below_the_axes_are_moved_up(wanted: list[float], height: float) -> None:
+@given(st.lists(st.floats(-50, 350), min_size=1, max_size=6), st.floats(1, 20))
+def test_labels_that_leave_the_axes_are_moved_back(wanted: list[float], height: float) -> None:
     heights = [height] * len(wanted)
-    places = raise_low(spread(wanted, heights), heights)
+    places = keep_inside(spread(wanted, heights), heights, 300)
     assert min(places) >= height / 2
+    assert max(places) <= 300 - height / 2
     order = sorted(range(len(wanted)), key=lambda index: wanted[index])
     for lower, upper in pairwise(order):
         assert places[upper] - places[lower] > 0.9 * height
-    assert all(place >= before for place, before in zip(places, spread(wanted, heights), strict=True))

@@ -1,4 +1,4 @@
-"""Text that a model may have learned from is told wherever it was scored on it, and nowhere else."""
+"""Evaluations on training text are reported, and no others."""
 
 from pathlib import Path
 from typing import Any
@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 
 from report.synthetic_scores import ScoreMaker
+from retbench.report.evaluations import Evaluations, make_evaluations
 from retbench.report.frames import load_results
 from retbench.report.overlaps import overlap_sentences
 from retbench.report.report import write_report
-from retbench.report.scores import Scores, make_scores
+from retbench.report.selection import select
 
 NOW = "cla456789012"
 """Fingerprint of classic_books where it is scored."""
@@ -28,30 +29,32 @@ def maker_of(folder: Path, *, split: str, then: str | None, corpus: str = "class
     return maker
 
 
-def scores_of(maker: ScoreMaker) -> Scores:
+def scores_of(maker: ScoreMaker) -> Evaluations:
     loaded = load_results(maker.write())
-    found = make_scores(loaded.records, loaded.folders)
+    found = make_evaluations(select(loaded.records, folders=loaded.folders))
     assert found is not None
     return found
 
 
 @pytest.mark.parametrize("split", ["train", "all"])
 @pytest.mark.parametrize("then", [NOW, None])
-def test_the_text_of_the_training_is_told(tmp_path: Path, split: str, then: str | None) -> None:
+def test_an_evaluation_on_training_text_is_reported(tmp_path: Path, split: str, then: str | None) -> None:
     (sentence,) = overlap_sentences(scores_of(maker_of(tmp_path, split=split, then=then)))
-    assert sentence == (
-        "quality: classic_books (whole, 2K), read by RetNet 1m seed 0, Transformer 1m seed 0: its split "
-        f"'{split}' holds the text of the training, so the loss says how well that is remembered, not how well "
-        "language is predicted."
-    )
+    for part in (
+        "quality: classic_books (whole, 2K)",
+        "RetNet 1m seed 0, Transformer 1m seed 0",
+        f"split '{split}'",
+        "training text",
+    ):
+        assert part in sentence
 
 
 @pytest.mark.parametrize("split", ["test", "validation"])
-def test_what_is_held_out_is_not_doubted(tmp_path: Path, split: str) -> None:
+def test_held_out_text_is_not_reported(tmp_path: Path, split: str) -> None:
     assert overlap_sentences(scores_of(maker_of(tmp_path, split=split, then=NOW))) == []
 
 
-def test_another_corpus_is_not_doubted(tmp_path: Path) -> None:
+def test_another_corpus_is_not_reported(tmp_path: Path) -> None:
     assert overlap_sentences(scores_of(maker_of(tmp_path, split="all", then=NOW, corpus="litbank"))) == []
 
 
@@ -60,9 +63,9 @@ def test_the_same_files_under_another_name_are_the_text_of_the_training(tmp_path
     assert "classics (whole, 2K)" in sentence
 
 
-def test_a_corpus_that_has_changed_is_told_in_the_report(tmp_path: Path) -> None:
+def test_a_changed_corpus_is_in_the_report(tmp_path: Path) -> None:
     maker = maker_of(tmp_path / "results", split="test", then="0" * 12)
-    words = f"'classic_books' has changed since the training (fingerprint {'0' * 12} then, {NOW} when it was scored)"
+    words = f"'classic_books' has changed since the training (fingerprint {'0' * 12} then, {NOW} now)"
     (sentence,) = overlap_sentences(scores_of(maker))
     assert words in sentence
     page, text, *_ = [

@@ -1,4 +1,4 @@
-"""Which records of quality are readings of one subject at one question, and which of them counts."""
+"""Which records of quality are selection of one subject at one question, and which of them counts."""
 
 from datetime import timedelta
 from pathlib import Path
@@ -8,17 +8,16 @@ import pytest
 
 from report.synthetic_scores import ScoreMaker
 from retbench.records.record import Metric, Record
-from retbench.report.readings import (
-    Subject,
+from retbench.report.points import (
+    ModelInstance,
     accuracy,
+    instance_of,
     is_final,
     learning_rate,
     num_trained_tokens,
-    question_of,
-    select_readings,
-    subject_of,
-    without_quality,
+    task_point_of,
 )
+from retbench.report.selection import select
 
 SEEDS = {"1m": (0,)}
 
@@ -29,9 +28,10 @@ def one_corpus(folder: Path, **fields: Any) -> ScoreMaker:
     return maker
 
 
-def test_cost_and_quality_are_parted(scores_records: list[Record], cpu_records: list[Record]) -> None:
-    assert without_quality([*cpu_records, *scores_records]) == cpu_records
-    assert select_readings(cpu_records).records == ()
+def test_cost_and_quality_are_separate(scores_records: list[Record], cpu_records: list[Record]) -> None:
+    selection = select([*cpu_records, *scores_records])
+    assert sorted(map(id, selection.costs)) == sorted(map(id, cpu_records))
+    assert sorted(map(id, selection.quality)) == sorted(map(id, scores_records))
 
 
 @pytest.fixture
@@ -40,22 +40,22 @@ def scores_records(tmp_path: Path) -> list[Record]:
 
 
 def test_a_question_is_all_that_was_asked(scores_records: list[Record]) -> None:
-    asked = [question_of(record) for record in scores_records if record.workload != "training_run"]
+    asked = [task_point_of(record) for record in scores_records if record.workload != "training_run"]
     assert len(set(asked)) == len(asked) / 2  # of two models each
     (one, *_) = [question for question in asked if question.workload == "perplexity"]
     assert (one.task, one.protocol, one.context_len) == ("litbank/original", "whole", 2048)
     record = scores_records[-1]
     other = record.model_copy(update={"point": record.point.model_copy(update={"stride": 7})})
-    assert question_of(other) != question_of(record)
+    assert task_point_of(other) != task_point_of(record)
 
 
 def test_of_a_grid_every_rate_is_kept_and_only_the_final_run_is_final(scores_records: list[Record]) -> None:
     trainings = [record for record in scores_records if record.workload == "training_run"]
-    readings = select_readings(trainings)
-    assert len(readings.records) == len(trainings) == 8
-    grid = [record for record in readings.records if not is_final(record)]
+    selection = select(trainings)
+    assert len(selection.records) == len(trainings) == 8
+    grid = [record for record in selection.records if not is_final(record)]
     assert sorted(learning_rate(record) or 0 for record in grid) == [1e-3, 1e-3, 2e-3, 2e-3, 4e-3, 4e-3]
-    assert {subject_of(record) for record in grid} == {Subject("1m", 0)}
+    assert {instance_of(record) for record in grid} == {ModelInstance("1m", 0)}
 
 
 def test_a_value_goes_before_a_later_failure(tmp_path: Path) -> None:
@@ -64,9 +64,9 @@ def test_a_value_goes_before_a_later_failure(tmp_path: Path) -> None:
 
     good = one_corpus(tmp_path / "good")
     bad = one_corpus(tmp_path / "bad", started=good.started + timedelta(hours=1), change=fail)
-    readings = select_readings([*bad.records, *good.records])
-    assert {record.status for record in readings.records} == {"ok"}
-    assert select_readings(bad.records).records == tuple(bad.records)  # where there is no value, the failure
+    selection = select([*bad.records, *good.records])
+    assert {record.status for record in selection.records} == {"ok"}
+    assert select(bad.records).records == tuple(bad.records)  # where there is no value, the failure
 
 
 def test_other_weights_replace_older_ones_and_it_is_said(tmp_path: Path) -> None:
@@ -80,11 +80,11 @@ def test_other_weights_replace_older_ones_and_it_is_said(tmp_path: Path) -> None
 
     older = one_corpus(tmp_path / "older")
     newer = one_corpus(tmp_path / "newer", started=older.started + timedelta(hours=1), change=retrain)
-    readings = select_readings([*older.records, *newer.records])
-    assert {num_trained_tokens(record) for record in readings.records} == {7}
-    (note,) = readings.left_out
+    selection = select([*older.records, *newer.records])
+    assert {num_trained_tokens(record) for record in selection.records} == {7}
+    (note,) = selection.left_out
     assert note.startswith("quality: 2 ")
-    assert "newer ones of the same model, size, seed and question replace" in note
+    assert "replaced by newer ones of the same model, size, seed and task point" in note
 
 
 def look(folder: Path, num_documents: int, *, after_h: float = 0, weights: str | None = None) -> list[Record]:
@@ -105,23 +105,21 @@ def look(folder: Path, num_documents: int, *, after_h: float = 0, weights: str |
 def test_a_quick_look_does_not_replace_the_whole(tmp_path: Path) -> None:
     whole = one_corpus(tmp_path / "whole").records
     quick = [record for hour in (-1, 1) for record in look(tmp_path / str(hour), 1, after_h=hour)]
-    readings = select_readings([*whole, *quick])
-    assert readings.records == tuple(whole)
-    (note,) = readings.left_out
+    selection = select([*whole, *quick])
+    assert selection.records == tuple(whole)
+    (note,) = selection.left_out
     assert note.startswith("quality: 4 records of ")
-    assert note.endswith(" of quality on 1 document that those of the same question on 60 replace.")
-    assert select_readings([*look(tmp_path / "more", 9), *quick]).records == tuple(
-        look(tmp_path / "again", 9)
-    )
+    assert note.endswith(" of quality on 1 document, replaced by those of the same task point on 60.")
+    assert select([*look(tmp_path / "more", 9), *quick]).records == tuple(look(tmp_path / "again", 9))
 
 
 def test_a_quick_look_at_new_weights_replaces_the_whole_of_old_ones(tmp_path: Path) -> None:
     whole = one_corpus(tmp_path / "whole").records
     quick = look(tmp_path / "quick", 1, after_h=1, weights="another")
-    readings = select_readings([*whole, *quick])
-    assert readings.records == tuple(quick)
-    (note,) = readings.left_out
-    assert "newer ones of the same model, size, seed and question replace" in note
+    selection = select([*whole, *quick])
+    assert selection.records == tuple(quick)
+    (note,) = selection.left_out
+    assert "replaced by newer ones of the same model, size, seed and task point" in note
 
 
 def test_an_accuracy_needs_its_questions(scores_records: list[Record]) -> None:

@@ -11,21 +11,23 @@ from typing import Any
 import pytest
 
 from report.synthetic_records import CPU, GPU, Maker, write_results
+from report.synthetic_scores import ScoreMaker
 from retbench.errors import ConfigError, RecordError
 from retbench.records.record import Record
-from retbench.report.report import write_report
+from retbench.report.frames import Results
+from retbench.report.report import make_page, write_report
 
 SECTIONS = [
     "Verdicts",
-    "Measured here",
+    "Key findings",
     "Figures",
     "Tables",
-    "Claim by claim",
-    "How the pair is matched",
-    "What ran",
-    "The gate",
+    "Claims in detail",
+    "Model matching",
+    "Executed kernels",
+    "Equivalence checks",
     "Environment",
-    "What is missing, failed or noisy",
+    "Limitations",
     "Commands",
 ]
 
@@ -61,11 +63,11 @@ def test_experiments_of_different_models_stand_side_by_side_each_with_its_pair(
     cpu_records: list[Record], training_records: list[Record], tmp_path: Path
 ) -> None:
     page, markdown = report_of([*cpu_records, *training_records], tmp_path)
-    matching = markdown.partition("## How the pair is matched")[2].partition("## What ran")[0]
+    matching = markdown.partition("## Model matching")[2].partition("## Executed kernels")[0]
     assert re.findall(r"^### (.*)$", matching, flags=re.MULTILINE) == ["latency, memory", "training_cost"]
     assert matching.count("Parameters without embedding and head differ by") == 2
     assert "| chunkwise RetNet |" in matching
-    gate = markdown.partition("## The gate")[2].partition("## Environment")[0]
+    gate = markdown.partition("## Equivalence checks")[2].partition("## Environment")[0]
     assert re.findall(r"^### (.*)$", gate, flags=re.MULTILINE) == ["latency, memory", "training_cost"]
     assert "may not be pooled" not in markdown
     for figure in ("latency_decode_batch1", "training_cost"):
@@ -152,7 +154,7 @@ def test_a_folder_of_failures_alone_is_still_a_report(tmp_path: Path) -> None:
     page, markdown = report_of(maker.latency(lengths) + maker.memory(lengths), tmp_path)
     assert "there is nothing to compare" in page
     assert "ended &lt;by&gt; signal 9" in page
-    assert "No record here holds a gate." in page
+    assert "No record here holds an equivalence check." in page
     assert "worker ended <by> signal 9 \\|" in markdown
 
 
@@ -170,7 +172,7 @@ def test_an_unfair_run_is_flagged(tmp_path: Path, cpu_records: list[Record]) -> 
     ]
     page, markdown = report_of(records, tmp_path)
     assert '<td class="differs">differs</td>' in page
-    assert "| ran: cuda_graph | True | False | differs |" in markdown
+    assert "| executed: cuda_graph | True | False | differs |" in markdown
 
 
 def test_the_report_is_on_the_newest_set(tmp_path: Path) -> None:
@@ -178,7 +180,7 @@ def test_the_report_is_on_the_newest_set(tmp_path: Path) -> None:
     page, _ = report_of(
         [*Maker(later).memory(lengths=(1024,)), *Maker(CPU).memory(lengths=(1024,))], tmp_path
     )
-    measured = page.partition("<h2>What ran")[2]
+    measured = page.partition("<h2>Executed kernels")[2]
     assert "NVIDIA A100-SXM4-80GB" in measured
     assert "AMD EPYC 9B14" not in measured
 
@@ -235,11 +237,46 @@ def test_a_report_needs_no_torch(results: Path, tmp_path: Path) -> None:
 
 def test_a_table_needs_neither_torch_nor_matplotlib(results: Path) -> None:
     code = (
-        "from retbench.report.frames import load_results, metric_frame\n"
-        "from retbench.report.tables import find_newest, render, table_of\n"
+        "from retbench.report.frames import load_results, observations\n"
+        "from retbench.report.formats import render\n"
+        "from retbench.report.selection import select\n"
+        "from retbench.report.tables import contents_of, table_of\n"
         "records = load_results(Path(sys.argv[2])).records\n"
-        "assert len(metric_frame(records))\n"
-        "print(render(table_of(find_newest(records, 'memory'), 'memory'), 'csv'))"
+        "assert len(observations(records))\n"
+        "print(render(table_of(contents_of(select(records, 'memory')), 'memory'), 'csv'))"
     )
     printed = run_blocked("torch,matplotlib,jinja2", code, str(results))
     assert printed.startswith("model,workload,batch_size,context_len,status")
+
+
+def test_the_quality_section_has_conditions_weights_and_a_table_per_workload(scored: Results) -> None:
+    section = next(section for section in make_page(scored).sections if section.name == "quality")
+    titles = [block.title for block in section.blocks if block.kind == "table"]
+    assert len(titles) == len(set(titles)) == 4  # the weights, and three workloads
+    (conditions,) = [block.content for block in section.blocks if block.kind == "conditions"]
+    assert "AMD EPYC 9B14 · float32" in conditions  # evaluated under those that it was trained under
+    assert "Not compared" not in titles
+
+
+def test_the_report_holds_quality_beside_its_data(tmp_path: Path) -> None:
+    maker = ScoreMaker(tmp_path / "results", seeds={"1m": (0,), "6m": (0,)})
+    maker.everything()
+    paths = write_report(maker.write(), tmp_path / "out")
+    page = next(path for path in paths if path.suffix == ".md").read_text("utf-8")
+    for words in (
+        "RetNet's bits per byte on litbank/original (whole, 8K)",
+        "Beyond the training length of 2K tokens",
+        "classic_books",
+    ):
+        assert words in page
+    names = {path.name for path in paths}
+    assert "quality_zeroshot_0shot.svg" in names
+    assert "quality_zeroshot_0shot.csv" in names
+
+
+def test_a_report_without_figures_is_written_too(tmp_path: Path) -> None:
+    maker = ScoreMaker(tmp_path / "results", seeds={"1m": (0,)})
+    maker.perplexities("litbank/original", "last", 2048)
+    paths = write_report(maker.write(), tmp_path / "out")
+    assert {path.name for path in paths} == {"index.html", "report.md"}
+    assert "ratio of bits/token" in (tmp_path / "out/report.md").read_text(encoding="utf-8")

@@ -40,7 +40,7 @@ def test_one_set_is_taken_whole(cpu_records: list[Record]) -> None:
         (replace(LATER, threads=1), "threads 2, here 1"),
         (replace(LATER, code_revision="0.2.0"), "code revision 0.1.0+src.0123456789ab, here 0.2.0"),
         (replace(LATER, torch_version="2.6.0"), "torch 2.13.0, here 2.6.0"),
-        (replace(LATER, size="6m"), "pair "),
+        (replace(LATER, size="6m"), "size 25m, here 6m"),
     ],
 )
 def test_the_newest_set_is_taken_and_the_other_is_told(machine: Any, words: str) -> None:
@@ -50,7 +50,7 @@ def test_the_newest_set_is_taken_and_the_other_is_told(machine: Any, words: str)
     assert sorted(map(id, selection.records)) == sorted(map(id, newer))
     assert len(selection.left_out) == 1
     assert words in selection.left_out[0]
-    assert selection.left_out[0].startswith("latency: 40 records of 2026-01-02 that may not be pooled")
+    assert selection.left_out[0].startswith("latency: 40 records of 2026-01-02 ")
 
 
 def test_a_newer_set_without_a_value_does_not_push_out_an_older_one() -> None:

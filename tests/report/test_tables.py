@@ -11,12 +11,14 @@ import pytest
 from report.synthetic_records import CPU, Maker
 from retbench.errors import ConfigError, RecordError
 from retbench.records.record import Metric, Record
-from retbench.report.tables import FORMATS, find_newest, render, table_of
+from retbench.report.formats import FORMATS, render
+from retbench.report.selection import select
+from retbench.report.tables import contents_of, table_of
 
 
 def build_table(records: Sequence[Record], experiment: str) -> pd.DataFrame:
     """The table of an experiment's newest comparable records."""
-    return table_of(find_newest(records, experiment), experiment)
+    return table_of(contents_of(select(records, experiment)), experiment)
 
 
 def test_one_row_a_model_workload_batch_and_length(cpu_records: list[Record]) -> None:
@@ -71,7 +73,7 @@ def test_json_is_a_list_of_rows_with_null_for_what_is_not_defined(cpu_records: l
 def test_markdown_has_readable_units_and_a_table_a_workload(cpu_records: list[Record]) -> None:
     text = render(build_table(cpu_records, "latency"), "md")
     assert text.startswith(
-        "### decode\n\n| model | batch | context | time per token | ratio to Transformer |"
+        "### decode\n\n| model | batch | context | time per token | time ratio to Transformer |"
     )
     assert "\n### prefill\n" in text
     (row,) = [line for line in text.splitlines() if line.startswith("| retnet | 1 | 32K |")]
@@ -93,9 +95,9 @@ def test_training_has_a_ratio_of_times_to_fused_attention_at_every_length(
     parts = ["weight_bytes", "gradient_bytes", "optimizer_bytes", "workspace_bytes"]
     assert (table[parts].sum(axis=1) == table["peak_bytes"]).all()
     text = render(table, "md")
-    assert "| context | time per step | peak memory | time ratio to Transformer | tokens/s |" in text
+    assert "| context | time per step | time ratio to Transformer | tokens/s | peak memory |" in text
     (row,) = [line for line in text.splitlines() if line.startswith("| retnet_chunkwise | 1 | 8K |")]
-    assert "| 1.24 [1.22, 1.26] s | 564 MiB | 0.204 [0.200, 0.208] | 6.61 [6.53, 6.69] k |" in row
+    assert "| 1.24 [1.22, 1.26] s | 0.204 [0.200, 0.208] | 6.61 [6.53, 6.69] k | 564 MiB |" in row
 
 
 def test_an_interval_over_two_units_names_both() -> None:
@@ -225,10 +227,10 @@ def test_batch_sizes_follow_each_other_where_they_are_what_is_swept(swept_record
     )
 
 
-def test_the_largest_batch_stands_beside_its_closed_form(swept_records: list[Record]) -> None:
+def test_the_largest_batch_is_shown_with_its_analytical_value(swept_records: list[Record]) -> None:
     text = render(build_table(swept_records, "throughput"), "md").partition("### largest_batch\n\n")[2]
     assert text.startswith(
-        "| model | context | largest batch | to within | closed form | ratio to Transformer |"
+        "| model | context | largest batch | ratio to Transformer | resolution | analytical |"
     )
-    assert "| retnet | 4K | 140 | 4 | 140 | 17.5 | 954 MiB |" in text
-    assert "| transformer | 4K | 8 | 1 | 8 | – | 954 MiB |" in text
+    assert "| retnet | 4K | 140 | 17.5 | 4 | 140 | 954 MiB |" in text
+    assert "| transformer | 4K | 8 | – | 1 | 8 | 954 MiB |" in text

@@ -59,7 +59,7 @@ def test_a_cuda_device_is_found(monkeypatch: pytest.MonkeyPatch, asked: str | No
         (Torch("12.8", 80, 80), "cuda:2", "the devices here are cuda:0 to cuda:1"),
     ],
 )
-def test_what_keeps_cuda_from_being_used_is_told(
+def test_the_reason_why_cuda_cannot_be_used_is_reported(
     monkeypatch: pytest.MonkeyPatch, torch: Torch, asked: str, reason: str
 ) -> None:
     monkeypatch.setattr(devices, "_ask_torch", torch)

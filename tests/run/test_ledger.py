@@ -7,7 +7,7 @@ import pytest
 from retbench.planning.plan import Plan
 from retbench.records.record import Status, read_records
 from retbench.run import events
-from retbench.run.ledger import Ledger, Pace, Pair
+from retbench.run.ledger import CellTimes, Ledger, Pair
 from retbench.run.protocol import RunInfo
 
 Planner = Callable[..., Plan]
@@ -15,9 +15,9 @@ Planner = Callable[..., Plan]
 
 class Listener:
     def __init__(self) -> None:
-        self.heard: list[events.Event] = []
+        self.heard: list[events.RunEvent] = []
 
-    def notify(self, event: events.Event, /) -> None:
+    def notify(self, event: events.RunEvent, /) -> None:
         self.heard.append(event)
 
 
@@ -30,9 +30,9 @@ def test_what_is_on_disk_is_skipped(plan_of: Planner, run_info: RunInfo, tmp_pat
     cell = plan.cells[0]
     book = make(plan, run_info, tmp_path / "a.jsonl", {(cell.cell_id, 1): "ok", ("of another plan", 0): "ok"})
     assert (book.total, book.skipped) == (12, {"ok": 1})
-    assert book.progress == events.Progress(1, 12, None)
-    assert cell not in book.visiting_order("retnet", 1)
-    assert cell in book.visiting_order("retnet", 0)
+    assert book.progress == events.RunProgress(1, 12, None)
+    assert cell not in book.cell_order("retnet", 1)
+    assert cell in book.cell_order("retnet", 0)
 
 
 def test_orders_are_shuffled_by_seed_round_and_model(
@@ -42,17 +42,17 @@ def test_orders_are_shuffled_by_seed_round_and_model(
     plan = plan_of("rounds=4", lengths)
     book = make(plan, run_info, tmp_path / "a.jsonl")
     orders = [
-        [cell.point.context_len for cell in book.visiting_order(name, number)]
+        [cell.point.context_len for cell in book.cell_order(name, number)]
         for name in ("retnet", "transformer")
         for number in range(4)
     ]
     assert all(sorted(order) == list(range(1, 9)) for order in orders)
     assert len({tuple(order) for order in orders}) == 8
     again = make(plan, run_info, tmp_path / "a.jsonl")
-    assert [cell.point.context_len for cell in again.visiting_order("retnet", 0)] == orders[0]
+    assert [cell.point.context_len for cell in again.cell_order("retnet", 0)] == orders[0]
     other = make(plan_of("rounds=4", lengths, "seed=1"), run_info, tmp_path / "a.jsonl")
-    assert [cell.point.context_len for cell in other.visiting_order("retnet", 0)] != orders[0]
-    assert {tuple(book.subject_order(number)) for number in range(4)} == {
+    assert [cell.point.context_len for cell in other.cell_order("retnet", 0)] != orders[0]
+    assert {tuple(book.model_order(number)) for number in range(4)} == {
         ("retnet", "transformer"),
         ("transformer", "retnet"),
     }
@@ -65,21 +65,21 @@ def test_cells_that_fill_the_memory_come_last_each_on_its_own_and_in_one_round(
     assert plan.num_measurements == 2 * (2 * 2 + 2)
     book = make(plan, run_info, tmp_path / "a.jsonl")
     assert book.total == plan.num_measurements
-    visits = []
+    orders = []
     for number in range(2):
-        while todo := book.visiting_order("retnet", number):
-            visits.append(sorted(cell.workload for cell in todo))
+        while todo := book.cell_order("retnet", number):
+            orders.append(sorted(cell.workload for cell in todo))
             for cell in todo:
-                book.settle(cell, number, "ok", None)
-    assert visits == [["decode"] * 2, ["largest_batch"], ["largest_batch"], ["decode"] * 2]
+                book.mark_done(cell, number, "ok", None)
+    assert orders == [["decode"] * 2, ["largest_batch"], ["largest_batch"], ["decode"] * 2]
 
 
-def test_a_visit_goes_on_in_the_same_order(plan_of: Planner, run_info: RunInfo, tmp_path: Path) -> None:
+def test_the_pending_cells_keep_their_order(plan_of: Planner, run_info: RunInfo, tmp_path: Path) -> None:
     book = make(plan_of("workloads.decode.context_len=[1,2,3,4,5,6]"), run_info, tmp_path / "a.jsonl")
-    before = book.visiting_order("retnet", 0)
-    book.settle(before[0], 0, "ok", None)
-    book.settle(before[3], 0, "ok", None)
-    assert book.visiting_order("retnet", 0) == [*before[1:3], *before[4:]]
+    before = book.cell_order("retnet", 0)
+    book.mark_done(before[0], 0, "ok", None)
+    book.mark_done(before[3], 0, "ok", None)
+    assert book.cell_order("retnet", 0) == [*before[1:3], *before[4:]]
 
 
 def test_a_refusal_is_recorded_for_every_round_left(
@@ -88,7 +88,7 @@ def test_a_refusal_is_recorded_for_every_round_left(
     plan = plan_of("rounds=3")
     book = make(plan, run_info, tmp_path / "a.jsonl", {(plan.cells[0].cell_id, 1): "ok"})
     book.environment = {"machine": "box"}
-    book.refuse(plan.cells[:2], "oom", "too large")
+    book.write_all_rounds(plan.cells[:2], "oom", "too large")
     records, problems = read_records(tmp_path)
     assert not problems
     assert sorted((record.point.context_len, record.round) for record in records) == [
@@ -106,15 +106,15 @@ def test_a_refusal_is_recorded_for_every_round_left(
     assert book.result(interrupted=False).path == tmp_path / "a.jsonl"
 
 
-def test_nobody_is_blamed_for_a_cell_whose_record_is_on_disk(
+def test_a_worker_exit_does_not_replace_a_record_on_disk(
     plan_of: Planner, run_info: RunInfo, tmp_path: Path
 ) -> None:
     plan = plan_of("rounds=2")
     book = make(plan, run_info, tmp_path / "a.jsonl")
-    book.write(plan.cells[0], 0, "oom", "its own worker's record")
-    late = make(plan, run_info, tmp_path / "a.jsonl")  # the worker died before it could tell
-    late.blame(plan.cells[0], 0, "failed", "the worker died")
-    late.blame(plan.cells[0], 1, "failed", "the worker died")
+    book.write_failure(plan.cells[0], 0, "oom", "its own worker's record")
+    late = make(plan, run_info, tmp_path / "a.jsonl")  # the worker ended before it could report
+    late.write_worker_exit(plan.cells[0], 0, "failed", "the worker ended")
+    late.write_worker_exit(plan.cells[0], 1, "failed", "the worker ended")
     records, _ = read_records(tmp_path)
     assert [(record.round, record.status) for record in records] == [(0, "oom"), (1, "failed")]
     assert late.counts == {"oom": 1, "failed": 1}
@@ -122,13 +122,13 @@ def test_nobody_is_blamed_for_a_cell_whose_record_is_on_disk(
 
 def test_without_a_record_there_is_no_file(plan_of: Planner, run_info: RunInfo, tmp_path: Path) -> None:
     result = make(plan_of(), run_info, tmp_path / "a.jsonl").result(interrupted=True)
-    assert result == events.RunResult({}, {}, None, interrupted=True)
+    assert result == events.RunSummary({}, {}, None, interrupted=True)
 
 
-def test_time_left_is_weighed_by_what_each_cell_took(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_time_left_follows_from_the_time_of_each_cell(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    pace = Pace()
+    pace = CellTimes()
     assert pace.seconds_for([("a", 0)]) is None
     for cell_id, took in (("a", 1.0), ("b", 5.0), ("a", 3.0)):
         now[0] += took
@@ -143,11 +143,11 @@ def test_time_left_is_weighed_by_what_each_cell_took(monkeypatch: pytest.MonkeyP
     assert pace.seconds_for([]) == 0
 
 
-def test_the_exit_code_tells_how_a_run_went() -> None:
+def test_the_exit_code_follows_from_the_outcome_of_a_run() -> None:
     from retbench.cli.run import exit_code
 
-    assert exit_code(events.RunResult({"ok": 2})) == 0
-    assert exit_code(events.RunResult({"ok": 2, "unsupported": 1})) == 3
-    assert exit_code(events.RunResult({"ok": 2, "unsupported": 1, "failed": 1})) == 1
-    assert exit_code(events.RunResult({"oom": 1})) == 0
-    assert exit_code(events.RunResult({}, {"ok": 2, "oom": 1})) == 0
+    assert exit_code(events.RunSummary({"ok": 2})) == 0
+    assert exit_code(events.RunSummary({"ok": 2, "unsupported": 1})) == 3
+    assert exit_code(events.RunSummary({"ok": 2, "unsupported": 1, "failed": 1})) == 1
+    assert exit_code(events.RunSummary({"oom": 1})) == 0
+    assert exit_code(events.RunSummary({}, {"ok": 2, "oom": 1})) == 0

@@ -2,12 +2,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from retbench.errors import StorageError
-from retbench.run.locks import LOCK_DIR_VARIABLE, lock_dir, timing_lock
+from retbench.run.locks import LOCK_DIR_VARIABLE, catch_signals, lock_dir, timing_lock
 
 HOLD = """
 import sys, time
@@ -39,7 +40,7 @@ def test_the_lock_is_taken_and_given_back(own_lock: Path) -> None:
         assert not (own_lock / "holder.json").exists()
 
 
-def test_another_process_waits_and_is_told_who_holds_it(own_lock: Path) -> None:
+def test_another_process_waits_and_learns_who_holds_it(own_lock: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", HOLD], stdout=subprocess.PIPE) as process:
         try:
             assert process.stdout is not None
@@ -90,3 +91,46 @@ def test_the_lock_does_not_move_with_the_temporary_folder(monkeypatch: pytest.Mo
     usual = lock_dir()
     monkeypatch.setenv("TMPDIR", "/somewhere/else")
     assert lock_dir() == usual
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signals_are_caught_and_then_handled_as_before(number: signal.Signals) -> None:
+    def before(*_: object) -> None:
+        pytest.fail("the earlier handler ran")
+
+    outside = signal.signal(number, before)  # under nohup, say, a hangup is ignored
+    calls: list[int] = []
+    try:
+        with catch_signals(lambda: calls.append(1)):
+            os.kill(os.getpid(), number)
+            os.kill(os.getpid(), number)
+        assert signal.getsignal(number) is before
+    finally:
+        signal.signal(number, outside)
+    assert calls == [1, 1]
+
+
+def test_an_ignored_signal_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    calls: list[int] = []
+    try:
+        with catch_signals(lambda: calls.append(1)):
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert calls == []
+
+
+def test_another_thread_than_the_main_one_changes_nothing() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    inside: list[object] = []
+
+    def body() -> None:
+        with catch_signals(lambda: None):
+            inside.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=body)
+    thread.start()
+    thread.join()
+    assert inside == [before]

@@ -1,4 +1,4 @@
-"""Whole runs with real workers, and what befalls them: faults are dealt from outside, to the worker's process."""
+"""Whole runs with real workers; faults are injected from outside, into the worker's process."""
 
 import os
 import resource
@@ -18,7 +18,7 @@ from retbench.errors import ConfigError, RetbenchError, StorageError
 from retbench.planning.plan import Plan, make_plan
 from retbench.records.record import Record, read_records
 from retbench.run import events
-from retbench.run.events import RunResult
+from retbench.run.events import RunSummary
 from retbench.run.locks import LOCK_DIR_VARIABLE
 from retbench.run.runner import run_plan
 
@@ -27,23 +27,23 @@ RETNET = '[models.retnet]\narchitecture = "retnet"\n'
 TRANSFORMER = '[models.transformer]\narchitecture = "transformer"\n'
 PROFILE = '[profiles.smoke]\nsize = "1m"\nrounds = 1\nwarmup_s = 0.0\nmin_steps = 2\nthreads = 1\n'
 
-Act = Callable[[events.Event], None]
+Act = Callable[[events.RunEvent], None]
 
 
 class Observer:
     """Keeps every event, and does something on some."""
 
     def __init__(self, act: Act | None = None) -> None:
-        self.heard: list[events.Event] = []
+        self.received: list[events.RunEvent] = []
         self._act = act
 
-    def notify(self, event: events.Event, /) -> None:
-        self.heard.append(event)
+    def notify(self, event: events.RunEvent, /) -> None:
+        self.received.append(event)
         if self._act is not None:
             self._act(event)
 
     def kinds(self) -> Counter[str]:
-        return Counter(type(event).__name__ for event in self.heard)
+        return Counter(type(event).__name__ for event in self.received)
 
 
 @pytest.fixture(autouse=True)
@@ -108,32 +108,32 @@ def test_a_run_measures_every_cell_and_a_second_one_nothing(tmp_path: Path) -> N
         assert one.command == plan.command
     assert not list(out.rglob(".states"))
     assert observer.kinds() == {
-        "Planned": 1,
+        "RunPlanned": 1,
         "Preparing": 2,
         "GateChecked": 2,
         "Streaming": 3,
         "RoundStarted": 1,
         "CellStarted": 10,
         "CellDone": 10,
-        "Finished": 1,
+        "RunFinished": 1,
     }
-    assert observer.heard[-1] == events.Finished(result, events.Progress(10, 10, 0))
+    assert observer.received[-1] == events.RunFinished(result, events.RunProgress(10, 10, 0))
 
     again = Observer()
-    assert run_plan(plan, out, fresh=False, observer=again) == RunResult(
+    assert run_plan(plan, out, fresh=False, observer=again) == RunSummary(
         {}, {"ok": 10}, None, interrupted=False
     )
-    assert again.kinds() == {"Planned": 1, "Finished": 1}
+    assert again.kinds() == {"RunPlanned": 1, "RunFinished": 1}
     assert len(records_in(out)) == 10
 
 
 class Faults:
-    """Deals each kind of fault to a worker at one cell, the first time that the cell is started."""
+    """Injects each kind of fault into a worker at one cell, the first time that the cell is started."""
 
     def __init__(self) -> None:
-        self.left = {8: self.crash, 16: self.hang, 32: self.murder, 2000: self.starve}
+        self.left = {8: self.crash, 16: self.hang, 32: self.kill, 2000: self.starve}
 
-    def __call__(self, event: events.Event) -> None:
+    def __call__(self, event: events.RunEvent) -> None:
         if isinstance(event, events.CellStarted):
             fault = self.left.pop(event.cell.point.context_len, None)
             if fault is not None:
@@ -150,17 +150,17 @@ class Faults:
         size = psutil.Process(pid).memory_info().vms
         resource.prlimit(pid, resource.RLIMIT_AS, (size, size))
 
-    def murder(self, pid: int) -> None:
+    def kill(self, pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
 @pytest.fixture(scope="module")
-def faulty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path, RunResult, Observer]]:
+def faulty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path, RunSummary, Observer]]:
     """A sweep in which a worker crashes, one hangs, one runs out of memory and one is killed."""
     folder = tmp_path_factory.mktemp("faulty")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(LOCK_DIR_VARIABLE, str(folder / "lock"))
-        # So many steps that a cell outlasts the blow.
+        # So many steps that a cell outlasts the fault.
         steps = PROFILE.replace("min_steps = 2", "min_steps = 200") + "timeout_s = 5.0\n"
         lengths = grid("decode", 8, 16, 32, 40) + grid("prefill", 2000)
         path = write_experiment(folder, TRANSFORMER, steps, lengths)
@@ -173,8 +173,8 @@ def by_length(records: list[Record]) -> dict[int, Record]:
     return {one.point.context_len: one for one in records}
 
 
-def test_a_sweep_goes_on_whatever_befalls_its_workers(
-    faulty: tuple[Path, Path, RunResult, Observer],
+def test_a_run_continues_whatever_happens_to_its_workers(
+    faulty: tuple[Path, Path, RunSummary, Observer],
 ) -> None:
     _, out, result, observer = faulty
     assert result.counts == {"failed": 2, "timeout": 1, "oom": 1, "ok": 1}
@@ -192,20 +192,20 @@ def test_a_sweep_goes_on_whatever_befalls_its_workers(
     assert "SIGKILL; no out-of-memory counter rose" in str(found[32].error)
     assert found[40].metrics["tpot_s"].samples
     assert not any(one.metrics for length, one in found.items() if length != 40)
-    assert observer.kinds()["WorkerDied"] == 3
+    assert observer.kinds()["WorkerEnded"] == 3
     assert no_workers()
 
 
 def test_what_failed_is_tried_again_and_nothing_else(
-    faulty: tuple[Path, Path, RunResult, Observer],
+    faulty: tuple[Path, Path, RunSummary, Observer],
 ) -> None:
     path, out, _, _ = faulty
     before = len(records_in(out))
     observer = Observer()
     result = run_plan(plan_for(path), out, fresh=False, observer=observer)
-    assert result == RunResult({"ok": 3}, {"ok": 1, "oom": 1}, result.path, interrupted=False)
+    assert result == RunSummary({"ok": 3}, {"ok": 1, "oom": 1}, result.path, interrupted=False)
     tried = [
-        event.cell.point.context_len for event in observer.heard if isinstance(event, events.CellStarted)
+        event.cell.point.context_len for event in observer.received if isinstance(event, events.CellStarted)
     ]
     assert sorted(tried) == [8, 16, 32]
     assert len(records_in(out)) == before + 3
@@ -214,11 +214,11 @@ def test_what_failed_is_tried_again_and_nothing_else(
 @pytest.mark.skipif(
     torch.version.cuda is not None, reason="a PyTorch with CUDA cannot be loaded in so little memory"
 )
-def test_want_of_memory_before_any_cell_was_tried_is_no_outcome_of_the_cells(tmp_path: Path) -> None:
+def test_running_out_of_memory_before_any_cell_is_no_outcome_of_the_cells(tmp_path: Path) -> None:
     path = write_experiment(tmp_path, TRANSFORMER, RETNET, PROFILE, grid("prefill", 8))
     prepared: list[str] = []
 
-    def starve_the_second(event: events.Event) -> None:
+    def starve_the_second(event: events.RunEvent) -> None:
         if isinstance(event, events.Preparing):
             prepared.append(event.model_name)
             if len(prepared) == 2:
@@ -238,7 +238,7 @@ def test_a_signal_ends_the_run_and_keeps_what_is_measured(tmp_path: Path) -> Non
     path = write_experiment(tmp_path, TRANSFORMER, PROFILE, grid("prefill", 8, 16, 24))
     started = 0
 
-    def stop_at_second_cell(event: events.Event) -> None:
+    def stop_at_second_cell(event: events.RunEvent) -> None:
         nonlocal started
         if isinstance(event, events.CellStarted):
             started += 1
@@ -256,14 +256,14 @@ def test_a_signal_ends_the_run_and_keeps_what_is_measured(tmp_path: Path) -> Non
 def test_a_signal_before_anything_is_measured(tmp_path: Path) -> None:
     path = write_experiment(tmp_path, TRANSFORMER, PROFILE, grid("prefill", 8))
 
-    def stop_at_once(event: events.Event) -> None:
+    def stop_at_once(event: events.RunEvent) -> None:
         if isinstance(event, events.Preparing):
             os.kill(os.getpid(), signal.SIGINT)
 
     observer = Observer(stop_at_once)
     result = run_plan(plan_for(path), tmp_path / "out", fresh=False, observer=observer)
-    assert result == RunResult(interrupted=True)
-    assert observer.heard[-1] == events.Finished(result, events.Progress(0, 1))
+    assert result == RunSummary(interrupted=True)
+    assert observer.received[-1] == events.RunFinished(result, events.RunProgress(0, 1))
     assert no_workers()
 
 
@@ -284,7 +284,7 @@ run_plan(plan, Path(sys.argv[2]), fresh=False, observer=Observer())
 
 @pytest.fixture
 def drive() -> Iterator[Callable[[Path, Path], subprocess.Popen[str]]]:
-    """Starts a run in a process of its own, which tells its events on stdout."""
+    """Starts a run in a separate process, which prints its events to stdout."""
     started: list[subprocess.Popen[str]] = []
 
     def begin(path: Path, out: Path) -> subprocess.Popen[str]:
@@ -353,11 +353,11 @@ def test_a_second_run_waits_and_then_skips_what_the_first_has_done(
     wait_for(first, "Preparing")
     observer = Observer()
     result = run_plan(plan_for(path), out, fresh=False, observer=observer)
-    assert result == RunResult({}, {"ok": 2}, None, interrupted=False)
-    waiting = observer.heard[0]
+    assert result == RunSummary({}, {"ok": 2}, None, interrupted=False)
+    waiting = observer.received[0]
     assert isinstance(waiting, events.WaitingForLock)
     assert f"process {first.pid}" in waiting.holder
-    assert observer.kinds() == {"WaitingForLock": 1, "Planned": 1, "Finished": 1}
+    assert observer.kinds() == {"WaitingForLock": 1, "RunPlanned": 1, "RunFinished": 1}
     assert len(records_in(out)) == 2
 
 
@@ -367,19 +367,19 @@ def test_a_run_that_waits_can_be_interrupted(
     path, out = write_experiment(tmp_path, TRANSFORMER, PROFILE, grid("prefill", 8)), tmp_path / "out"
     wait_for(drive(path, out), "Preparing")
 
-    def stop(event: events.Event) -> None:
+    def stop(event: events.RunEvent) -> None:
         if isinstance(event, events.WaitingForLock):
             os.kill(os.getpid(), signal.SIGINT)
 
     result = run_plan(plan_for(path), tmp_path / "other", fresh=False, observer=Observer(stop))
-    assert result == RunResult(interrupted=True)
+    assert result == RunSummary(interrupted=True)
 
 
 def test_a_full_disk_is_a_clear_error_and_what_was_there_is_intact(tmp_path: Path) -> None:
     path = write_experiment(tmp_path, TRANSFORMER, PROFILE, grid("prefill", 8, 16, 24))
     done: list[int] = []
 
-    def fill_after_first(event: events.Event) -> None:
+    def fill_after_first(event: events.RunEvent) -> None:
         if isinstance(event, events.CellDone):
             done.append(event.cell.point.context_len)
         if isinstance(event, events.CellStarted) and done:
@@ -401,7 +401,7 @@ def test_a_folder_that_cannot_be_made_is_refused_before_anything_is_measured(tmp
     observer = Observer()
     with pytest.raises(ConfigError, match="cannot be written to: Not a directory"):
         run_plan(plan_for(path), tmp_path / "out", fresh=False, observer=observer)
-    assert observer.kinds() == {"Planned": 1}
+    assert observer.kinds() == {"RunPlanned": 1}
 
 
 @pytest.mark.slow
@@ -461,7 +461,7 @@ def test_a_worker_that_the_kernel_kills_for_memory_is_out_of_memory(
     lengths = grid("decode", 8, 20000) + "batch_size = [16]\n"
     path = write_experiment(tmp_path, TRANSFORMER, PROFILE, lengths)
 
-    def confine(event: events.Event) -> None:
+    def confine(event: events.RunEvent) -> None:
         if isinstance(event, events.CellStarted) and event.cell.point.context_len == 20000:
             (small_group / "memory.limit_in_bytes").write_text(str(64 * 2**20), encoding="ascii")
             (small_group / "cgroup.procs").write_text(str(event.pid), encoding="ascii")
@@ -469,17 +469,19 @@ def test_a_worker_that_the_kernel_kills_for_memory_is_out_of_memory(
     result = run_plan(plan_for(path), tmp_path / "out", fresh=False, observer=Observer(confine))
     assert result.counts == {"ok": 1, "oom": 1}
     found = by_length(records_in(tmp_path / "out"))
-    assert "the kernel killed the worker for want of memory (oom_kill rose in" in str(found[20000].error)
+    assert "(oom_kill rose in" in str(found[20000].error)
 
 
-def test_a_red_gate_is_recorded_and_nothing_is_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Dropped into the worker from outside: a form that is a thousandth off.
+def test_a_failed_equivalence_check_is_recorded_and_nothing_is_timed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Injected into the worker from outside: a form that is a tenth off.
     (tmp_path / "sitecustomize.py").write_text(SABOTAGE, encoding="utf-8")
     monkeypatch.setenv(
         "PYTHONPATH", os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
     )
     path = write_experiment(tmp_path, RETNET, PROFILE, "", grid("prefill", 8, 16)).rename(
-        tmp_path / "red.toml"
+        tmp_path / "failing.toml"
     )
     observer = Observer()
     result = run_plan(plan_for(path, "rounds=2"), tmp_path / "out", fresh=False, observer=observer)
@@ -488,7 +490,7 @@ def test_a_red_gate_is_recorded_and_nothing_is_timed(tmp_path: Path, monkeypatch
         assert not one.metrics
         assert one.gate is not None
         assert not one.gate.passed
-        assert "the forms of 'retnet' disagree" in str(one.error)
+        assert "'retnet' are not equivalent" in str(one.error)
     assert observer.kinds()["CellStarted"] == 0
 
 

@@ -1,4 +1,4 @@
-"""The worker as a process: what it sends, what it keeps to itself, and when it ends."""
+"""The worker as a process: its messages, its output, and its end."""
 
 import os
 import signal
@@ -69,19 +69,25 @@ def ask(job: Job, extra: dict[str, str] | None = None) -> tuple[list[Message], s
         assert process.stderr is not None
         process.stdin.write(job.model_dump_json().encode() + b"\n")
         process.stdin.flush()  # and left open, as the runner does
-        heard = [message for line in process.stdout if (message := decode(line)) is not None]
-        return heard, process.stderr.read().decode()
+        received = [message for line in process.stdout if (message := decode(line)) is not None]
+        return received, process.stderr.read().decode()
 
 
 def test_prints_of_a_library_do_not_reach_the_protocol(plan: Plan, tmp_path: Path) -> None:
-    noise = "import atexit, os, sys, threading\nprint('banner without an end', end='', flush=True)\n"
-    noise += (
-        "threading.Timer(0.3, lambda: (os.write(1, b'from C'), print('from Python', flush=True))).start()\n"
+    noise = (
+        "import os, threading, time\n"
+        "print('banner without an end', end='', flush=True)\n"
+        "def speak():\n"
+        "    while os.fstat(1).st_ino != os.fstat(2).st_ino:\n"  # until the worker keeps its stdout for itself
+        "        time.sleep(0.01)\n"
+        "    os.write(1, b'from C')\n"
+        "    print('from Python', flush=True)\n"
+        "threading.Thread(target=speak, daemon=True).start()\n"
     )
     (tmp_path / "sitecustomize.py").write_text(noise, encoding="utf-8")
     path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
-    heard, stderr = ask(make_job(plan, tmp_path), {"PYTHONPATH": path})
-    assert [type(message) for message in heard] == [Hello, Measured, Ended]
+    received, stderr = ask(make_job(plan, tmp_path), {"PYTHONPATH": path})
+    assert [type(message) for message in received] == [Hello, Measured, Ended]
     assert "from C" in stderr
     assert "from Python" in stderr
 
@@ -89,31 +95,31 @@ def test_prints_of_a_library_do_not_reach_the_protocol(plan: Plan, tmp_path: Pat
 def test_every_cell_begins_with_a_mark_on_stderr(plan: Plan, tmp_path: Path) -> None:
     cells = tuple(cell for cell in plan.cells if cell.model_name == "transformer")
     job = make_job(plan, tmp_path, task="measure").model_copy(update={"cells": cells})
-    heard, stderr = ask(job)
-    assert [type(message) for message in heard] == [Hello, *[Started, Done] * len(cells), Ended]
+    received, stderr = ask(job)
+    assert [type(message) for message in received] == [Hello, *[Started, Done] * len(cells), Ended]
     assert stderr.encode().splitlines().count(CELL_MARK) == len(cells) > 0
 
 
 def test_changed_source_is_not_measured(plan: Plan, tmp_path: Path) -> None:
-    heard, _ = ask(make_job(plan, tmp_path, task="measure", revision="0.1.0+src.before"))
-    assert isinstance(heard[-1], Failed)
-    assert heard[-1].kind == "RetbenchError"
-    assert "the source of retbench changed during the run, from 0.1.0+src.before to" in heard[-1].message
+    received, _ = ask(make_job(plan, tmp_path, task="measure", revision="0.1.0+src.before"))
+    assert isinstance(received[-1], Failed)
+    assert received[-1].kind == "RetbenchError"
+    assert "the source of retbench changed during the run, from 0.1.0+src.before to" in received[-1].message
     assert not (tmp_path / "a.jsonl").exists()
 
 
-def test_a_full_disk_is_told_as_such(plan: Plan, tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_as_such(plan: Plan, tmp_path: Path) -> None:
     (tmp_path / "states").write_text("in the way", encoding="utf-8")
-    heard, _ = ask(make_job(plan, tmp_path, task="prepare"))
-    assert isinstance(heard[-1], Failed)
-    assert heard[-1].kind == "StorageError"
+    received, _ = ask(make_job(plan, tmp_path, task="prepare"))
+    assert isinstance(received[-1], Failed)
+    assert received[-1].kind == "StorageError"
 
 
 def test_a_worker_without_a_runner_ends(plan: Plan, tmp_path: Path) -> None:
     assert subprocess.run(COMMAND, stdin=subprocess.DEVNULL, check=False, timeout=60).returncode == 1
     orphan = make_job(plan, tmp_path).model_copy(update={"parent_pid": os.getpid() + 1})
-    heard, _ = ask(orphan)
-    assert heard == []
+    received, _ = ask(orphan)
+    assert received == []
 
 
 def test_the_end_of_stdin_ends_a_worker(plan: Plan, tmp_path: Path) -> None:
@@ -134,7 +140,13 @@ def test_even_a_stopped_worker_dies_with_its_runner() -> None:
     with subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE) as runner:
         assert runner.stdout is not None
         worker = psutil.Process(int(runner.stdout.readline()))
-        time.sleep(1.0)  # long enough for it to ask the kernel; it then waits for a job that never comes
+        streams = [Path(f"/proc/{worker.pid}/fd/{number}") for number in (1, 2)]
+        deadline = time.monotonic() + 60
+        while os.readlink(streams[0]) != os.readlink(
+            streams[1]
+        ):  # it claims its stdout after it has asked the kernel
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
         worker.send_signal(signal.SIGSTOP)
         runner.kill()
         runner.wait()

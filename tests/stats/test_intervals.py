@@ -14,6 +14,7 @@ from retbench.stats.intervals import (
     geometric_interval,
     ratio_interval,
     slope_equivalence,
+    unpaired_ratio_interval,
 )
 
 positive = st.floats(min_value=1e-6, max_value=1e6)
@@ -303,3 +304,23 @@ def test_a_margin_is_a_share(margin: float) -> None:
 def test_no_torch_is_imported() -> None:
     code = "import sys, retbench.stats.intervals; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_an_unpaired_ratio_has_welchs_interval() -> None:
+    tops, bottoms = [2.0, 2.2, 1.9, 2.4], [1.0, 1.1, 0.8]
+    found = unpaired_ratio_interval(tops, bottoms)
+    expected = stats.ttest_ind(np.log(tops), np.log(bottoms), equal_var=False).confidence_interval(0.95)
+    assert found.value == pytest.approx(np.exp(np.log(tops).mean() - np.log(bottoms).mean()))
+    assert found.low == pytest.approx(np.exp(expected.low))
+    assert found.high == pytest.approx(np.exp(expected.high))
+    assert found.num_rounds == 3
+
+
+def test_an_unpaired_ratio_needs_two_rounds_on_each_side() -> None:
+    found = unpaired_ratio_interval([2.0, 2.2], [1.0])
+    assert (found.low, found.high, found.num_rounds) == (None, None, 1)
+
+
+def test_an_unpaired_ratio_of_equal_counts_is_exact() -> None:
+    found = unpaired_ratio_interval([4.0, 4.0], [2.0, 2.0])
+    assert (found.value, found.low, found.high) == pytest.approx((2.0, 2.0, 2.0))

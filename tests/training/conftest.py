@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from retbench.cli.train import Request, make_training_plan
+from retbench.cli.train import make_training_plan
 from retbench.data.packing import pack
 from retbench.training.engine import TrainingText
 from retbench.training.events import CurvePoint
@@ -69,7 +69,7 @@ def plan_of(experiment: Path) -> PlanOf:
     """Makes the plan of the small experiment, with overrides."""
 
     def make(*overrides: str) -> TrainingPlan:
-        return make_training_plan(Request(str(experiment), "cpu", "cpu", overrides, None))
+        return make_training_plan(str(experiment), "cpu", "cpu", overrides)
 
     return make
 

@@ -11,7 +11,7 @@ from retbench.checkpoints.reading import read_checkpoint
 from retbench.errors import ConfigError
 from retbench.files import checksum
 from retbench.records.record import Record, read_records
-from retbench.report.readings import select_readings
+from retbench.report.selection import select
 from retbench.training.engine import delete_runs, train_all
 from retbench.training.events import (
     RunResult,
@@ -177,7 +177,7 @@ def test_what_is_trained_anew_is_recorded_anew(plan_of: PlanOf, tmp_path: Path) 
     records = training_records(tmp_path)
     assert [record.model.name for record in records] == ["retnet", "transformer"] * 2
     assert len({record.cell_id for record in records}) == 2
-    newest = select_readings(records).records
+    newest = select(records).records
     assert [record.started_at for record in newest] == [record.started_at for record in records[2:]]
 
 

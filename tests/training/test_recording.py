@@ -9,13 +9,8 @@ from retbench.architectures import costs
 from retbench.checkpoints.reading import read_checkpoint
 from retbench.errors import RecordError
 from retbench.records.record import Record, read_records
-from retbench.report.readings import (
-    is_final,
-    learning_rate,
-    num_trained_tokens,
-    select_readings,
-    subject_of,
-)
+from retbench.report.points import instance_of, is_final, learning_rate, num_trained_tokens
+from retbench.report.selection import select
 from retbench.training.engine import train_all
 from retbench.training.plan import TrainingPlan
 from retbench.training.recording import Recorder
@@ -68,13 +63,13 @@ def test_a_record_says_what_the_run_was_and_what_it_came_to(plan: TrainingPlan, 
 
 
 def test_the_report_reads_what_training_writes(plan: TrainingPlan, tmp_path: Path) -> None:
-    readings = select_readings(trained_records(plan, tmp_path))
+    readings = select(trained_records(plan, tmp_path))
     assert readings.left_out == ()
     assert len(readings.records) == 6  # two rates of the grid and a final run of each model
     finals = [record for record in readings.records if is_final(record)]
     assert [record.model.name for record in finals] == ["retnet", "transformer"]
     for record in finals:
-        assert subject_of(record) == ("300k", 0)
+        assert instance_of(record) == ("300k", 0)
         assert learning_rate(record) in (1e-3, 4e-3)
         assert num_trained_tokens(record) == 384
         assert record.backend["best_rate_is"] in ("the lowest of the grid", "the highest of the grid")
@@ -82,10 +77,10 @@ def test_the_report_reads_what_training_writes(plan: TrainingPlan, tmp_path: Pat
 
 def test_failed_runs_are_distinguished(plan_of: PlanOf, tmp_path: Path) -> None:
     plan = plan_of(*SMALL, "training.learning_rates=[1e30, 1e31]", "training.seeds=[3]")
-    readings = select_readings(trained_records(plan, tmp_path))
+    readings = select(trained_records(plan, tmp_path))
     assert readings.left_out == ()
     assert {
-        (record.model.name, subject_of(record), learning_rate(record)) for record in readings.records
+        (record.model.name, instance_of(record), learning_rate(record)) for record in readings.records
     } == {(name, ("300k", 3), rate) for name in ("retnet", "transformer") for rate in (1e30, 1e31)}
 
 

@@ -10,7 +10,7 @@ import torch
 from report.synthetic_records import matched_pair
 from retbench.architectures.configs import ModelConfig
 from retbench.architectures.matching import resolve_model
-from retbench.cli.listing import named_models
+from retbench.cli.in_process import named_models
 from retbench.models.decoder import Decoder
 from retbench.ops.linear import Linear
 from retbench.workloads import parts

@@ -36,7 +36,12 @@ def resolve_model(spec: ModelSpec, default_size: str, *, vocab_size: int | None 
     try:
         return find_architecture(spec.architecture).resolve(spec, size)
     except ValidationError as error:  # such as a feed-forward width that the value heads cannot share
-        reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+        fault = error.errors()[0]
+        place, reason = ".".join(map(str, fault["loc"])), fault["msg"].removeprefix("Value error, ")
+        if place:
+            raise ConfigError(
+                f"{spec.architecture}: '{place}' is {fault['input']!r}: {reason}. Correct or remove it."
+            ) from error
         asked = f", ffn_dim {spec.ffn_dim!r}" if hasattr(spec, "ffn_dim") else ""
         raise ConfigError(
             f"{spec.architecture} of size '{name}'{asked}: {reason}. Use ffn_dim = \"matched\", or a width that fits."

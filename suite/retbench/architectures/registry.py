@@ -1,7 +1,7 @@
 """Finds architectures and mixers: those of this package, by looking into its folders, and those of users' packages.
 
-A user's package names its `Architecture` objects in the entry point group `retbench.architectures`. What the report
-asks by an architecture's name is here too: a record may be of one that is not installed, and keeps its own name then.
+A user's package names its `Architecture` objects in the entry point group `retbench.architectures`. A record may be of
+an architecture that is not installed: it keeps its own name then.
 """
 
 from collections.abc import Iterator, Mapping
@@ -9,18 +9,12 @@ from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
 from pkgutil import iter_modules
-from typing import TYPE_CHECKING, Any
-
-from pydantic import ValidationError
+from typing import Any
 
 from retbench import mixers as own_mixers
 from retbench.architectures.architecture import Architecture, ModelSpec
-from retbench.architectures.sizes import find_size
 from retbench.errors import ConfigError, unknown_name
 from retbench.mixers.mixer import Mixer
-
-if TYPE_CHECKING:
-    from retbench.architectures.configs import ModelConfig
 
 GROUP = "retbench.architectures"
 
@@ -138,59 +132,3 @@ def is_baseline(architecture: str) -> bool:
     """Return whether other models are compared with this architecture."""
     known = architectures().get(architecture)
     return known is not None and known.is_baseline
-
-
-def read_config(config: Mapping[str, Any]) -> "ModelConfig | None":
-    """Return the model of a record; None where its architecture or mixers are not known here."""
-    from retbench.architectures.configs import parse_model_config
-
-    try:
-        return parse_model_config(dict(config))
-    except (ValidationError, ConfigError, KeyError):
-        return None
-
-
-def has_cache(architecture: str, config: Mapping[str, Any] | None = None) -> bool:
-    """Return whether a model's state grows with the context, as a key-value cache does.
-
-    Without a configuration the architecture's own default is asked; an unknown architecture has no cache.
-    """
-    known = architectures().get(architecture)
-    if config is not None:
-        model = read_config({"architecture": architecture, **config})
-    elif known is not None:
-        spec = known.spec.model_validate({"architecture": architecture, **next(iter(known.presets.values()))})
-        model = known.resolve(spec, find_size("1m"))
-    else:
-        model = None
-    return model is not None and model.grows
-
-
-def is_standard(architecture: str, config: Mapping[str, Any]) -> bool:
-    """Return whether a model lacks nothing that its paper describes; ablations do."""
-    known, model = architectures().get(architecture), read_config({"architecture": architecture, **config})
-    return known is None or model is None or known.is_standard(model)
-
-
-def unusual_settings(architecture: str, config: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:
-    """Return in words what differs from the architecture's defaults: ['decay gated', 'chunk size 512'].
-
-    A baseline's options are told by `baseline_features` instead.
-    """
-    known, model = architectures().get(architecture), read_config({"architecture": architecture, **config})
-    if known is None or model is None or known.is_baseline:
-        return []
-    usual = {"backend": model.mixer.default_form, "chunk_size": model.mixer.default_chunk_size}
-    return known.unusual(model) + [
-        f"{name.replace('_', ' ')} {settings[name]}"
-        for name, value in usual.items()
-        if settings.get(name, value) != value
-    ]
-
-
-def baseline_features(
-    architecture: str, config: Mapping[str, Any], backend: Mapping[str, Any]
-) -> frozenset[str]:
-    """Return what makes a baseline strong, as it ran: 'fused' attention, 'grouped' queries, CUDA 'graphs'."""
-    known, model = architectures().get(architecture), read_config({"architecture": architecture, **config})
-    return known.features(model, backend) if known and model else frozenset()

@@ -1,32 +1,62 @@
-"""The command line: thin verbs. Each reads its options and calls one function of `commands`.
+"""The command line: one module per command, imported only when its command is requested.
 
-Those that list what there is are here, all others in modules by what they are about. Nothing heavy is imported here,
-so that help and mistakes answer at once; a command imports what it needs when it runs. Results go to stdout, talk goes
-to stderr.
+Results go to stdout; progress and diagnostics go to stderr. Nothing heavy is imported here, so that help and
+unknown commands answer at once.
 """
 
 import errno
+from importlib import import_module
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 import retbench
-from retbench.cli import baseline, measuring, models, reading
-from retbench.cli.check import check
-from retbench.cli.compare import compare
-from retbench.cli.options import AsJson, DataDir, DeviceName
-from retbench.errors import RetbenchError
+from retbench.errors import INTERRUPTED, RetbenchError
 
-INTERRUPTED = 130
 EXIT_CODES = """\
-Exit codes: 0 fine (an expected out-of-memory included); 1 a cell failed, a check is red, or something is slower; 2 the
+Exit codes: 0 fine (an expected out-of-memory included); 1 a cell or a check failed, or something is slower; 2 the
 request is impossible; 3 not supported on this machine, or not comparable; 4 inconclusive, with --strict;
 130 interrupted, with everything measured kept."""
 
+COMMANDS = {
+    "list": "List the experiments, the model sizes, the models or the tasks.",
+    "run": "Measure an experiment, or continue where it stopped.",
+    "train": "Train the models of an experiment under equal conditions, or continue.",
+    "table": "Print the results of an experiment from its records.",
+    "report": "Write the report and its figures from the records.",
+    "claims": "Print the papers' claims, each with its verdict or what it still needs.",
+    "verify": "Check that all execution modes of a model are equivalent.",
+    "predict": "Predict time per token, memory, largest batch and crossover.",
+    "generate": "Continue a text with any checkpoint, printing tokens as they come.",
+    "env": "Show this machine: hardware, ceilings and usable backends.",
+    "compare": "Compare two record sets of one machine, or a run with a baseline: is B slower than A?",
+    "check": "Check on any machine what does not depend on it; or, with --against, the times of a checkout.",
+    "baseline": "Keep a window of accepted runs that later ones are compared with.",
+}
+"""The commands in the order of the help. Each is `app` in the module of its name."""
+
+
+def load_command(name: str) -> Any:
+    """Import the module of a command and return its click command."""
+    return typer.main.get_command(import_module(f"retbench.cli.{name}").app)
+
 
 class _Commands(TyperGroup):
-    """Ends a command that meets one of our errors with its message and its exit code, without a traceback."""
+    """Load a command on request, and end it with one message and an exit code after an error of ours."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.commands: Any = dict.fromkeys(COMMANDS)  # names for suggestions
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Return a command, or None for an unknown name."""
+        return load_command(cmd_name) if cmd_name in COMMANDS else None
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write the commands of the help without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([*COMMANDS.items()])
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
@@ -61,62 +91,11 @@ app = typer.Typer(
 def main(
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
 ) -> None:
-    """Matched RetNet and Transformer models, proven equal in every form, then timed and weighed.
+    """Benchmark matched RetNet and Transformer models for latency, memory and quality.
 
+    All execution modes of a model are checked to be numerically equivalent before anything is timed.
     Start with: retbench run latency, then retbench report.
     """
     if version:
         typer.echo(retbench.__version__)
         raise typer.Exit
-
-
-@app.command("list", epilog="Example: retbench list --sizes")
-def list_(
-    sizes: Annotated[bool, typer.Option("--sizes", help="List the named model sizes instead.")] = False,
-    models: Annotated[bool, typer.Option("--models", help="List the models that `verify` takes.")] = False,
-    tasks: Annotated[
-        bool, typer.Option("--tasks", help="List the zero-shot tasks, and where the data of each is.")
-    ] = False,
-    page: Annotated[
-        bool, typer.Option("--page", help="Print the experiments with command and cost, as Markdown.")
-    ] = False,
-    data_dir: DataDir = None,
-    as_json: AsJson = False,
-) -> None:
-    """List the experiments, the model sizes, the models or the tasks."""
-    from retbench.cli import listing
-
-    if sizes + models + tasks + page > 1:
-        raise typer.BadParameter("give one of --sizes, --models, --tasks and --page")
-    if page and as_json:
-        raise typer.BadParameter("--page is Markdown: give it without --json")
-    if page:
-        listing.print_page()
-    elif tasks:
-        listing.list_tasks(data_dir, as_json=as_json)
-    elif sizes:
-        listing.list_sizes(as_json=as_json)
-    elif models:
-        listing.list_models(as_json=as_json)
-    else:
-        listing.list_shipped(as_json=as_json)
-
-
-measuring.register(app)
-reading.register(app)
-models.register(app)
-
-
-@app.command(epilog="Example: retbench env --json")
-def env(device: DeviceName = None, as_json: AsJson = False) -> None:
-    """Show what this machine is and can do."""
-    from retbench.cli import env as command
-
-    command.show_environment(device, as_json=as_json)
-
-
-app.command(
-    epilog="Example: retbench compare results/MACHINE/latency/BEFORE.jsonl results/MACHINE/latency/AFTER.jsonl"
-)(compare)
-app.command(epilog="Example: retbench check --against HEAD~1 --format md")(check)
-app.add_typer(baseline.app, name="baseline")

@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from retbench.cli.compare import ReportFolder, ReportFormat, Strict, print_report
+from retbench.cli.options import new_app
 
 if TYPE_CHECKING:
     from retbench.regress.interleaved import InterleavedCheck
     from retbench.regress.machine_independent import Quantities
     from retbench.regress.report import CheckReport
 
+app = new_app()
 DEFAULT_OUT = Path("reports") / "check"
 _TIMING = {"overrides": "set"} | {
     name: name
@@ -20,6 +22,7 @@ _TIMING = {"overrides": "set"} | {
 """Options that need --against, by parameter."""
 
 
+@app.command(epilog="Example: retbench check --against HEAD~1 --format md")
 def check(
     ctx: typer.Context,
     against: Annotated[
@@ -115,8 +118,8 @@ def _notify(text: str) -> None:
 
 def _check_times(check: "InterleavedCheck", ref: str, *, always: bool) -> "CheckReport":
     """Measure both revisions; exit with 130 if the user interrupts it."""
-    from retbench.cli.run import INTERRUPTED
-    from retbench.run.interrupts import Interrupted
+    from retbench.errors import INTERRUPTED
+    from retbench.run.locks import Interrupted
 
     try:
         return check.against(ref, always=always)
@@ -139,7 +142,7 @@ def measured_quantities() -> "tuple[Quantities, str]":
     """Measure the machine-independent quantities; return them with the version of torch."""
     import torch
 
-    from retbench.cli.listing import named_models
+    from retbench.architectures.registry import named_specs
     from retbench.regress.quantities import measure_quantities
 
-    return measure_quantities(named_models()), torch.__version__
+    return measure_quantities(named_specs()), torch.__version__

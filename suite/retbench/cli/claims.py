@@ -1,40 +1,43 @@
-"""`retbench claims`: what the records on disk say of the papers' claims, without torch."""
+"""`retbench claims`: the papers' claims tested on the records on disk, without torch."""
 
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
 from retbench.cli.layout import print_json
+from retbench.cli.options import ResultsPath, new_app
+from retbench.cli.table import read_results
 from retbench.errors import unknown_name
-from retbench.report.claim_tables import claims_json, claims_markdown, headlines_markdown
-from retbench.report.claims import judge_claims
-from retbench.report.frames import Results, load_results
 
+app = new_app()
 FORMATS = ("md", "short", "json")
 
 
-def print_claims(form: str, results: Path) -> None:
-    """Print every claim, or the headlines; where there are no results at all, what each of them needs.
+@app.command(epilog="Example: retbench claims --format md")
+def claims(
+    form: Annotated[
+        str, typer.Option("--format", help="md, json, or short: a Markdown table of the headlines.")
+    ] = "md",
+    results: ResultsPath = Path("results"),
+) -> None:
+    """Print the papers' claims, each with its verdict or what it still needs.
 
-    Raises:
-        ConfigError: an unknown format.
-        RecordError: there are records, and none of them can be read.
+    Only records under a paper's own conditions decide a claim; all others are shown in rows of their own.
     """
+    from retbench.report.claim_tables import claims_json, claims_markdown, headlines_markdown
+    from retbench.report.claims import judge_claims
+    from retbench.report.frames import Results
+
     if form not in FORMATS:
         raise unknown_name("format", form, FORMATS, where="--format")
-    judged = judge_claims(_load(results))
+    if results.exists():
+        found = read_results(results)
+    else:
+        typer.echo(f"retbench: no results at '{results}': no claim is tested", err=True)
+        found = Results((), ())
+    judged = judge_claims(found)
     if form == "json":
         print_json({"claims": claims_json(judged)})
     else:
         typer.echo(headlines_markdown(judged) if form == "short" else claims_markdown(judged), nl=False)
-
-
-def _load(results: Path) -> Results:
-    """The records of a folder, none where there is no such folder; on stderr, what could not be read."""
-    if not results.exists():
-        typer.echo(f"retbench: no results at '{results}': no claim is tested", err=True)
-        return Results((), ())
-    found = load_results(results)
-    for problem in found.problems:
-        typer.echo(f"retbench: {problem}", err=True)
-    return found

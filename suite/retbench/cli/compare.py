@@ -5,9 +5,12 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from retbench.cli.options import new_app
+
 if TYPE_CHECKING:
     from retbench.regress.report import CheckReport
 
+app = new_app()
 ReportFormat = Annotated[str, typer.Option("--format", help="text, md, json or junit.")]
 ReportFolder = Annotated[
     Path | None,
@@ -16,6 +19,9 @@ ReportFolder = Annotated[
 Strict = Annotated[bool, typer.Option("--strict", help="End with exit code 4 if an item is inconclusive.")]
 
 
+@app.command(
+    epilog="Example: retbench compare results/MACHINE/latency/BEFORE.jsonl results/MACHINE/latency/AFTER.jsonl"
+)
 def compare(
     first: Annotated[
         Path,

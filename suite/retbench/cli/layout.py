@@ -1,4 +1,4 @@
-"""How the commands print: rows in aligned columns, or one JSON object."""
+"""Output of the commands: rows in aligned columns, or one JSON object."""
 
 import json
 from collections.abc import Sequence
@@ -8,24 +8,24 @@ import typer
 
 
 def print_columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print rows in columns as wide as their longest entry, numbers to the right, the last column unpadded.
+    """Print rows in columns as wide as their longest entry, numbers right-aligned, the last column unpadded.
 
-    Lines are never folded or cut, so that what is piped into another program is whole.
+    Lines are never folded or cut, so that a program that reads them gets them whole.
     """
     if not rows:
         return
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    to_the_right = [
+    right_aligned = [
         all(row[index][:1].isdigit() for row in rows if row[index]) for index in range(len(header))
     ]
     for row in [header, *rows]:
         cells = [
             text.rjust(width) if right else text.ljust(width)
-            for text, width, right in zip(row, widths, to_the_right, strict=True)
+            for text, width, right in zip(row, widths, right_aligned, strict=True)
         ]
         typer.echo("  ".join(cells).rstrip())
 
 
 def print_json(data: dict[str, Any]) -> None:
-    """Print one JSON object, indented; a ValueError for a number that JSON does not have (NaN, infinity)."""
+    """Print one JSON object, indented; raise ValueError for NaN and infinity, which JSON does not have."""
     typer.echo(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False))

@@ -1,4 +1,4 @@
-"""Arguments and options that several verbs have."""
+"""Arguments and options that several commands share."""
 
 from pathlib import Path
 from typing import Annotated
@@ -16,7 +16,7 @@ DataDir = Annotated[
         "--data-dir",
         exists=True,
         file_okay=False,
-        help="Folder that corpora, tokenizers and tasks are looked up in; by default that of RETBENCH_DATA.",
+        help="Folder of corpora, tokenizers and tasks; by default that of RETBENCH_DATA.",
     ),
 ]
 DeviceName = Annotated[
@@ -32,3 +32,8 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Replace a field of the profile or of models.NAME."),
 ]
+
+
+def new_app(**settings: bool | str) -> typer.Typer:
+    """Return the typer app of one command's module."""
+    return typer.Typer(add_completion=False, rich_markup_mode=None, **settings)  # type: ignore[arg-type]

@@ -1,98 +1,118 @@
-"""`retbench predict`: what decoding should take and hold, from closed forms and a device's ceilings."""
+"""`retbench predict`: time and memory of decoding, from analytical costs and a device's ceilings."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from retbench.architectures.architecture import ModelSpec
-from retbench.architectures.configs import ModelConfig
-from retbench.architectures.matching import resolve_model
-from retbench.architectures.registry import counterpart_of, is_baseline
 from retbench.cli.layout import print_columns, print_json
-from retbench.cli.listing import named_models
-from retbench.cli.targets import (
-    Target,
-    datasheet_target,
-    measured_cpu,
-    measured_gpu,
-    recorded_target,
-)
-from retbench.config.experiment import Dtype
-from retbench.errors import ConfigError, unknown_name
-from retbench.papers.explanations import (
-    BARS_TOLERANCE,
-    POINT_TOLERANCE_BYTES,
-    TOLERANCE,
-    Explanation,
-    explain_paper,
-)
-from retbench.planning.prediction import Overtaking, Prediction, find_overtaking, predict
+from retbench.cli.options import AsJson, new_app
+from retbench.errors import ConfigError
 from retbench.units import format_bytes, format_percent, format_rate, format_seconds, format_tokens
 
+if TYPE_CHECKING:
+    from retbench.architectures.architecture import ModelSpec
+    from retbench.architectures.configs import ModelConfig
+    from retbench.cli.targets import PredictionTarget
+    from retbench.papers.explanations import Explanation
+    from retbench.planning.prediction import Overtaking, Prediction
 
-@dataclass(frozen=True)
-class Request:
-    """What was asked for.
+app = new_app()
+CONTEXTS = (1024, 2048, 4096, 8192, 16384, 32768)
 
-    Attributes:
-        model: A name of `retbench list --models`; None with `paper`.
-        size: A name of `retbench list --sizes`.
-        device: A datasheet's name, cpu or cuda[:N].
-        ceilings: Records that the ceilings are taken from instead of a device.
-        dtype: None for that of the records, float32 on a CPU, else bfloat16.
-        contexts: Context lengths.
-        batches: Batch sizes.
-        kv_heads: Key and value heads of the Transformer.
+
+@app.command(epilog="Example: retbench predict retnet --device a100-80gb --context 8192 --batch 8")
+def predict(
+    call: typer.Context,
+    model: Annotated[
+        str | None, typer.Argument(metavar="MODEL", help="A name from `retbench list --models`.")
+    ] = None,
+    size: Annotated[str, typer.Option(help="A name from `retbench list --sizes`.")] = "6.7b",
+    device: Annotated[
+        str, typer.Option(help="a100-80gb, a100-80gb-pcie, h100-80gb or h200; cpu or cuda: measured now.")
+    ] = "a100-80gb",
+    ceilings: Annotated[
+        Path | None, typer.Option(help="Folder or file of records whose ceilings replace the device's.")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="By default that of the records, float32 on cpu, else bfloat16.")
+    ] = None,
+    context: Annotated[
+        list[int] | None, typer.Option(help="Context length; may be repeated. By default 1K to 32K.")
+    ] = None,
+    batch: Annotated[
+        list[int] | None, typer.Option(help="Batch size; may be repeated. By default 1.")
+    ] = None,
+    kv_heads: Annotated[
+        int | None, typer.Option(min=1, help="Key-value heads of the Transformer; by default all heads.")
+    ] = None,
+    paper: Annotated[
+        bool,
+        typer.Option("--paper", help="Compare the paper's own numbers with the analytical costs instead."),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Predict time per token, memory, largest batch and crossover.
+
+    MODEL is compared with its counterpart. From a datasheet or from measured ceilings the time is the least that the
+    device allows; on a CPU, where the parts of a step are measured one by one, it is the expected time.
     """
+    from retbench.architectures.matching import resolve_model
+    from retbench.planning import prediction
 
-    model: str
-    size: str
-    device: str
-    ceilings: Path | None
-    dtype: str | None
-    contexts: tuple[int, ...]
-    batches: tuple[int, ...]
-    kv_heads: int | None
-
-
-def print_prediction(request: Request, *, as_json: bool) -> None:
-    """Print time, memory, largest batch and crossover of a model and of its counterpart.
-
-    Raises:
-        ConfigError: an unknown model, size, device or dtype, or a length or batch below 1.
-        UnsupportedError: the device is not here, or its datasheet has no such dtype.
-        RecordError: there are no records with ceilings at that dtype.
-    """
-    for what, values in (("--context", request.contexts), ("--batch", request.batches)):
+    if (model is None) != paper:
+        raise typer.BadParameter("give either MODEL or --paper")
+    if model is None:
+        _print_explanations(call, as_json=as_json)
+        return
+    if ceilings is not None and "--device" in _given(call):
+        raise typer.BadParameter("--ceilings are those of the records' device: leave out --device")
+    contexts, batches = context or CONTEXTS, batch or (1,)
+    for option, values in (("--context", contexts), ("--batch", batches)):
         if min(values) < 1:
-            raise ConfigError(f"{what} is {min(values)}. Give 1 or more.")
-    specs = _specs(request)
-    models = {name: resolve_model(spec, request.size) for name, spec in specs.items()}
-    target = _target(request, specs, models)
-    points = [(batch, context) for batch in request.batches for context in request.contexts]
-    found = predict(
-        models, points, dtype=target.dtype, step_time=target.step_time, memory_bytes=target.memory_bytes
+            raise ConfigError(f"{option} is {min(values)}. Give 1 or more.")
+    specs = _specs(model, kv_heads)
+    models = {name: resolve_model(spec, size) for name, spec in specs.items()}
+    backends = [(config, specs[name].backend) for name, config in models.items()]
+    target = _target(device, ceilings, dtype, backends, batches, contexts)
+    found = prediction.predict(
+        models,
+        [(batch_size, context_len) for batch_size in batches for context_len in contexts],
+        dtype=target.dtype,
+        step_time=target.step_time,
+        memory_bytes=target.memory_bytes,
     )
-    overtakings = _overtakings(request, models, target)
-    if as_json:
-        print_json(_as_json(request, target, found, overtakings))
-    else:
-        _print_text(request, target, found, overtakings)
+    first, second = models.values()
+    crossovers = [
+        prediction.find_overtaking(first, second, batch_size, target.step_time, target.within)
+        for batch_size in batches
+    ]
+    (_print_json if as_json else _print_text)(size, target, found, crossovers)
 
 
-def _specs(request: Request) -> dict[str, ModelSpec]:
-    """The model and its counterpart, that of RetNet first."""
-    known = named_models()
-    if request.model not in known:
-        raise unknown_name("model", request.model, known)
-    names = [request.model, counterpart_of(known[request.model].architecture)]
-    specs = {name: known[name] for name in names}
-    if request.kv_heads is not None:
+def _given(call: typer.Context) -> set[str]:
+    """Return the options that were given on the command line."""
+    sources = {name: call.get_parameter_source(name) for name in call.params}
+    return {
+        f"--{name.replace('_', '-')}"
+        for name, source in sources.items()
+        if source is not None and source.name == "COMMANDLINE"
+    }
+
+
+def _specs(model: str, kv_heads: int | None) -> "dict[str, ModelSpec]":
+    """Return the model and its counterpart, RetNet first."""
+    from retbench.architectures.registry import counterpart_of, is_baseline
+    from retbench.cli.in_process import find_named_model
+
+    spec = find_named_model(model)
+    counterpart = counterpart_of(spec.architecture)
+    specs = {model: spec, counterpart: find_named_model(counterpart)}
+    if kv_heads is not None:
         specs = {
-            name: spec.model_copy(update={"num_kv_heads": request.kv_heads})
+            name: spec.model_copy(update={"num_kv_heads": kv_heads})
             if "num_kv_heads" in type(spec).model_fields
             else spec
             for name, spec in specs.items()
@@ -100,81 +120,77 @@ def _specs(request: Request) -> dict[str, ModelSpec]:
     return dict(sorted(specs.items(), key=lambda item: is_baseline(item[1].architecture)))
 
 
-def _target(request: Request, specs: dict[str, ModelSpec], models: dict[str, ModelConfig]) -> Target:
-    """The device with its ceilings: from records, a datasheet, or measured here and now."""
-    if request.dtype is not None and request.dtype not in get_args(Dtype):
-        raise unknown_name("dtype", request.dtype, get_args(Dtype), where="--dtype")
-    if request.ceilings is not None:
-        return recorded_target(request.ceilings, request.dtype)
-    if request.device == "cpu":
-        wanted = [(model, specs[name].backend) for name, model in models.items()]
-        return measured_cpu(wanted, request.batches, request.contexts, request.dtype or "float32")
-    dtype = request.dtype or "bfloat16"
-    is_here = request.device.partition(":")[0] == "cuda"
-    return measured_gpu(request.device, dtype) if is_here else datasheet_target(request.device, dtype)
+def _target(
+    device: str,
+    ceilings: Path | None,
+    dtype: str | None,
+    models: "Sequence[tuple[ModelConfig, str]]",
+    batches: Sequence[int],
+    contexts: Sequence[int],
+) -> "PredictionTarget":
+    """Return the device with its ceilings: from records, from a datasheet, or measured now."""
+    from retbench.cli import targets
+    from retbench.cli.in_process import check_dtype
+
+    check_dtype(dtype)
+    if ceilings is not None:
+        return targets.recorded_target(ceilings, dtype)
+    if device == "cpu":
+        return targets.measured_cpu(models, batches, contexts, dtype or "float32")
+    of_device = targets.measured_gpu if device.partition(":")[0] == "cuda" else targets.datasheet_target
+    return of_device(device, dtype or "bfloat16")
 
 
-def _overtakings(request: Request, models: dict[str, ModelConfig], target: Target) -> list[Overtaking]:
-    """Where the RetNet overtakes the Transformer, at every batch size."""
-    retnet, transformer = models.values()
-    return [
-        find_overtaking(retnet, transformer, batch, target.step_time, target.within)
-        for batch in request.batches
-    ]
-
-
-def _as_json(
-    request: Request,
-    target: Target,
-    found: Sequence[Prediction],
-    overtakings: Sequence[Overtaking],
-) -> dict[str, Any]:
-    """Everything in base units."""
-    return {
-        "device": target.title,
-        "source": target.source,
-        "memory_bytes": target.memory_bytes,
-        "ceilings": target.ceilings.model_dump() if target.ceilings else None,
-        "size": request.size,
-        "dtype": target.dtype,
-        "step_s_is": "at_best" if target.is_bound else "expected",
-        "predictions": [
-            {**asdict(each), "memory_bytes": each.memory_bytes, "fits": each.fits} for each in found
-        ],
-        "crossovers": [asdict(each) for each in overtakings],
-    }
+def _print_json(
+    size: str,
+    target: "PredictionTarget",
+    found: "Sequence[Prediction]",
+    crossovers: "Sequence[Overtaking]",
+) -> None:
+    """Print everything in base units."""
+    print_json(
+        {
+            "device": target.title,
+            "source": target.source,
+            "memory_bytes": target.memory_bytes,
+            "ceilings": target.ceilings.model_dump() if target.ceilings else None,
+            "size": size,
+            "dtype": target.dtype,
+            "step_s_is": "at_best" if target.is_bound else "expected",
+            "predictions": [
+                {**asdict(each), "memory_bytes": each.memory_bytes, "fits": each.fits} for each in found
+            ],
+            "crossovers": [asdict(each) for each in crossovers],
+        }
+    )
 
 
 def _print_text(
-    request: Request,
-    target: Target,
-    found: Sequence[Prediction],
-    overtakings: Sequence[Overtaking],
+    size: str,
+    target: "PredictionTarget",
+    found: "Sequence[Prediction]",
+    crossovers: "Sequence[Overtaking]",
 ) -> None:
-    """The same for people."""
-    reached = (
+    """Print the same in readable units."""
+    rates = (
         f"; {format_rate(target.ceilings.read_bandwidth_bytes_per_s, 'B/s')} read, "
         f"{format_rate(target.ceilings.matmul_flops_per_s, 'FLOP/s')}"
         if target.ceilings
         else ""
     )
-    typer.echo(f"{target.title}, {target.dtype}, size {request.size} ({target.source}{reached})")
-    typer.echo()
-    time = "token at best" if target.is_bound else "token"
+    typer.echo(f"{target.title}, {target.dtype}, size {size} ({target.source}{rates})\n")
+    time = "time per token at best" if target.is_bound else "time per token"
     memory = ("weights", "state", "memory", "largest batch")
-    print_columns(
-        ("model", "batch", "context", f"time per {time}", "tokens/s", *memory), [_row(each) for each in found]
-    )
+    print_columns(("model", "batch", "context", time, "tokens/s", *memory), [_row(each) for each in found])
     typer.echo()
-    for each in overtakings:
+    for each in crossovers:
         is_out = any(one.batch_size == each.batch_size and one.fits is False for one in found)
-        typer.echo(
-            f"{_describe(each)}{' That is of time alone: what is out of memory above does not fit.' if is_out else ''}"
-        )
+        note = " This compares times only: a batch that is out of memory above does not fit."
+        typer.echo(f"{_describe(each)}{note if is_out else ''}")
 
 
-def _row(each: Prediction) -> tuple[str, ...]:
-    """One prediction; a batch that does not fit has no time."""
+def _row(each: "Prediction") -> tuple[str, ...]:
+    """Return one prediction; a batch that does not fit has no time."""
     out_of_memory = each.fits is False
     return (
         each.model,
@@ -189,43 +205,52 @@ def _row(each: Prediction) -> tuple[str, ...]:
     )
 
 
-def _describe(each: Overtaking) -> str:
-    """Where RetNet overtakes, as a sentence."""
-    lead = f"batch {each.batch_size}: RetNet's step is the shorter one"
+def _describe(each: "Overtaking") -> str:
+    """Return the crossover as a sentence."""
+    lead = f"batch {each.batch_size}: RetNet's step is shorter"
     if each.context_len is None:
-        return f"{lead} nowhere up to {format_tokens(each.looked_to)} tokens of context."
+        return f"{lead} at no context up to {format_tokens(each.looked_to)} tokens."
     if each.context_len == each.looked_from:
-        return f"{lead} at every context from {format_tokens(each.looked_from)} on."
+        return f"{lead} at every context of {format_tokens(each.looked_from)} tokens or more."
     return f"{lead} from {each.context_len:,} tokens of context on."
 
 
-def print_explanations(*, as_json: bool) -> None:
-    """Print the RetNet paper's numbers of cost beside the closed forms, and which of them these do not explain."""
+def _print_explanations(call: typer.Context, *, as_json: bool) -> None:
+    """Print the RetNet paper's costs next to the analytical ones, with those that these do not explain."""
+    from retbench.papers.explanations import (
+        BARS_TOLERANCE,
+        POINT_TOLERANCE_BYTES,
+        TOLERANCE,
+        explain_paper,
+    )
+
+    if given := _given(call) - {"--paper", "--as-json"}:
+        raise typer.BadParameter(
+            f"--paper has the paper's own sizes and device: leave out {', '.join(sorted(given))}"
+        )
     found = explain_paper()
     if as_json:
         print_json({"explanations": [asdict(each) for each in found]})
         return
     print_columns(
-        ("number", "paper", "closed form", "verdict", "what was computed"),
+        ("number", "paper", "analytical", "verdict", "how it was computed"),
         [(each.place.removeprefix("retnet/"), *_values(each), each.verdict, each.note) for each in found],
     )
-    typer.echo()
     typer.echo(
-        f"explained: within {100 * TOLERANCE:.0f} %, a point of Figure 6(a) within {POINT_TOLERANCE_BYTES / 1e9:g} GB, "
-        f"two bars of Figure 1 within {100 * BARS_TOLERANCE:.0f} %. allowed: no better than the device permits."
+        f"\nexplained: within {100 * TOLERANCE:.0f} %, a point of Figure 6(a) within "
+        f"{POINT_TOLERANCE_BYTES / 1e9:g} GB, two bars of Figure 1 within {100 * BARS_TOLERANCE:.0f} %. "
+        "allowed: no better than the device permits."
     )
 
 
-def _values(each: Explanation) -> tuple[str, str]:
-    """Both numbers in readable units; GB where the paper has them."""
-    match each.unit:
-        case "bytes":
-            return f"{each.printed / 1e9:.4g} GB", f"{each.derived / 1e9:.4g} GB"
-        case "s":
-            return format_seconds(each.printed), format_seconds(each.derived)
-        case "tokens/s":
-            return format_rate(each.printed, "tokens/s"), format_rate(each.derived, "tokens/s")
-        case _ if each.printed < 1:
-            return format_percent(each.printed), format_percent(each.derived)
-        case _:
-            return f"{each.printed:.3g}x", f"{each.derived:.3g}x"
+def _values(each: "Explanation") -> tuple[str, ...]:
+    """Return the printed and the derived number in readable units; GB where the paper has them."""
+    if each.unit == "bytes":
+        return tuple(f"{value / 1e9:.4g} GB" for value in (each.printed, each.derived))
+    if each.unit == "s":
+        return format_seconds(each.printed), format_seconds(each.derived)
+    if each.unit == "tokens/s":
+        return format_rate(each.printed, "tokens/s"), format_rate(each.derived, "tokens/s")
+    if each.printed < 1:
+        return format_percent(each.printed), format_percent(each.derived)
+    return f"{each.printed:.3g}x", f"{each.derived:.3g}x"

@@ -1,50 +1,28 @@
-"""`retbench table` and `retbench report`: what the records on disk say, without torch."""
+"""`retbench report`: the report and its figures from the records on disk, without torch."""
 
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
-from retbench.config.experiment import list_experiments
-from retbench.errors import RecordError
-from retbench.report.frames import Results, load_results
-from retbench.report.tables import find_newest, render, table_of
+from retbench.cli.options import ResultsPath, new_app
+
+app = new_app()
 
 
-def print_table(experiment: str, form: str, results: Path) -> None:
-    """Print the newest comparable results of an experiment; on stderr, what is not among them.
+@app.command(epilog="Example: retbench report --results results --out reports")
+def report(
+    results: ResultsPath = Path("results"),
+    out: Annotated[
+        Path,
+        typer.Option(file_okay=False, help="Folder to write to; an earlier report in it is overwritten."),
+    ] = Path("reports"),
+) -> None:
+    """Write the report and its figures from the records.
 
-    Raises:
-        RecordError: there are no results there, or none of that experiment.
-        ConfigError: an unknown experiment or format.
+    The path of every file goes to stdout.
     """
-    found = load_results(results)
-    for problem in found.problems:
-        typer.echo(f"retbench: {problem}", err=True)
-    name = Path(experiment).stem if experiment.endswith(".toml") else experiment
-    if name in list_experiments() and all(record.experiment != name for record in found.records):
-        raise RecordError(f"{results}: holds no record of '{name}'. Measure it first: `retbench run {name}`.")
-    print_records(found, name, form)
-
-
-def print_records(results: Results, experiment: str, form: str) -> None:
-    """Print the newest comparable ones of some records; on stderr, what is not among them."""
-    found = find_newest(results.records, experiment, results.folders)
-    for note in found.left_out:
-        typer.echo(f"left out: {note}", err=True)
-    for reason in found.scores.refusals if found.scores else ():
-        typer.echo(f"not compared: {reason}", err=True)
-    typer.echo(render(table_of(found, experiment), form), nl=False)
-
-
-def print_report(results: Path, out: Path) -> None:
-    """Write the report and print the path of every file.
-
-    Raises:
-        RecordError: there are no results there.
-        ConfigError: `out` cannot be written to.
-        StorageError: a file cannot be written.
-    """
-    from retbench.report.report import write_report  # matplotlib takes longer to load than a table to print
+    from retbench.report.report import write_report
 
     for path in write_report(results, out):
         typer.echo(path)

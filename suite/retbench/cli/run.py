@@ -1,39 +1,88 @@
-"""`retbench run`: carry out a plan with progress on stderr and the results on stdout, or show what it would do."""
+"""`retbench run`: measure an experiment with progress on stderr and the results on stdout, or show the plan."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from retbench.cli.layout import print_columns, print_json
-from retbench.cli.report import print_records
+from retbench.cli.options import AsJson, DataDir, DeviceName, ExperimentName, Overrides, ProfileName, new_app
+from retbench.errors import INTERRUPTED, RetbenchError, UnsupportedError
 from retbench.files import check_writable
-from retbench.planning.estimates import Estimate, estimate
-from retbench.planning.plan import Plan
-from retbench.report.frames import load_results
-from retbench.run.events import RunResult
-from retbench.run.progress import describe_work, show_progress
-from retbench.run.resume import identities_here, identity_of
-from retbench.run.runner import run_plan
 from retbench.units import format_bytes, format_duration, format_tokens
 
-INTERRUPTED = 130
-FAILED = 1
-UNSUPPORTED = 3
-FAILURES = frozenset({"failed", "timeout", "gate_failed"})
-"""What makes a run a failure. Running out of memory is a result: it says where the memory ends."""
-NOT_ESTIMATED = "not estimated"
-"""Of a cell that evaluates a model."""
+if TYPE_CHECKING:
+    from retbench.planning.estimates import Estimate
+    from retbench.planning.plan import Plan
+    from retbench.run.events import RunSummary
+
+app = new_app()
+_FAILURES = frozenset({"failed", "timeout", "gate_failed"})
+"""Statuses of a failed run. Running out of memory is a result: it says where the memory ends."""
+_NOT_ESTIMATED = "not estimated"
 
 
-def carry_out(plan: Plan, out: Path, *, fresh: bool, as_json: bool) -> int:
-    """Measure what is not on disk yet, print the results, and return the exit code.
+@app.command(epilog="Example: retbench run latency --profile smoke --device cpu")
+def run(
+    experiment: ExperimentName,
+    profile: ProfileName = None,
+    device: DeviceName = None,
+    dtype: Annotated[str | None, typer.Option(help="Replaces the profile's dtype.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="Keep only the first N context lengths, or documents.")
+    ] = None,
+    compiled: Annotated[
+        bool | None,
+        typer.Option(
+            "--compile/--no-compile", help="Compile decode steps with torch.compile; replaces the profile's."
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(file_okay=False, help="Folder that records are appended to.")] = Path(
+        "results"
+    ),
+    overrides: Overrides = None,
+    data_dir: DataDir = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Measure again the cells that are on disk.")] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Show the cells with their expected time and memory; measure nothing."
+        ),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Measure an experiment, or continue where it stopped.
 
-    Raises:
-        ConfigError: `out` cannot be written to.
-        StorageError: a record could not be written.
+    Each record is appended as soon as it is measured, so that an ended run loses nothing; the same command measures
+    the rest.
     """
-    with show_progress() as observer:
-        result = run_plan(plan, out, fresh=fresh, observer=observer)
+    from retbench.planning.plan import make_plan
+
+    plan = make_plan(
+        experiment,
+        profile=profile,
+        device=device,
+        dtype=dtype,
+        limit=limit,
+        compiled=compiled,
+        overrides=overrides or [],
+        results=out,
+        data_dir=data_dir.absolute() if data_dir else None,
+    )
+    if dry_run:
+        _show_plan(plan, out, as_json=as_json)
+    else:
+        raise typer.Exit(_measure(plan, out, fresh=fresh, as_json=as_json))
+
+
+def _measure(plan: "Plan", out: Path, *, fresh: bool, as_json: bool) -> int:
+    """Measure the cells that are not on disk yet, print the results, and return the exit code."""
+    from retbench.cli.progress import show_events, view_run
+    from retbench.run.runner import run_plan
+
+    with show_events(view_run) as display:
+        result = run_plan(plan, out, fresh=fresh, observer=display)
     if as_json:
         print_json(
             {
@@ -50,34 +99,42 @@ def carry_out(plan: Plan, out: Path, *, fresh: bool, as_json: bool) -> int:
     return exit_code(result)
 
 
-def exit_code(result: RunResult) -> int:
-    """The exit code that tells how a run went; what it found on disk already went well."""
+def exit_code(result: "RunSummary") -> int:
+    """Return the exit code of a run; cells found on disk count as successful."""
     if result.interrupted:
         return INTERRUPTED
-    if FAILURES & result.counts.keys():
-        return FAILED
-    return UNSUPPORTED if "unsupported" in result.counts else 0
+    if _FAILURES & result.counts.keys():
+        return RetbenchError.exit_code
+    return UnsupportedError.exit_code if "unsupported" in result.counts else 0
 
 
-def _print_results(plan: Plan, out: Path) -> None:
-    """The table of the plan's own cells, as this code measured them here, now or before."""
+def _print_results(plan: "Plan", out: Path) -> None:
+    """Print the table of the plan's own cells, measured with this code on this machine, now or before."""
+    from dataclasses import replace
+
+    from retbench.cli.table import print_records
+    from retbench.report.frames import load_results
+    from retbench.run.resume import identities_here, identity_of
+
     identities = identities_here(plan.cells)
     results = load_results(out)
-    mine = tuple(
+    own = tuple(
         record
         for record in results.records
         if record.cell_id in identities and identity_of(record) == identities[record.cell_id]
     )
-    print_records(replace(results, records=mine), plan.experiment.name, "md")
+    print_records(replace(results, records=own), plan.experiment.name, "md")
 
 
-def show_plan(plan: Plan, out: Path, *, as_json: bool) -> None:
-    """Print every cell with the time and the memory it will roughly take.
+def _show_plan(plan: "Plan", out: Path, *, as_json: bool) -> None:
+    """Print every cell with its approximate time and memory.
 
     Raises:
         ConfigError: the run could not write to `out`.
         RetbenchError: another run is timing on this machine, which an estimate would disturb.
     """
+    from retbench.planning.estimates import estimate
+
     check_writable(out, "--out")
     estimates = estimate(plan)
     if as_json:
@@ -93,22 +150,12 @@ def show_plan(plan: Plan, out: Path, *, as_json: bool) -> None:
         return
     print_columns(
         ("model", "workload", "batch", "context", f"time, {plan.rounds} rounds", "memory"),
-        [*(_estimate_row(item) for item in estimates), _last_row(estimates)],
+        [*(_estimate_row(item) for item in estimates), _total_row(estimates)],
     )
 
 
-def _last_row(estimates: Sequence[Estimate]) -> tuple[str, ...]:
-    """What all cells take together, as far as it is estimated."""
-    seconds = [item.seconds for item in estimates if item.seconds is not None]
-    held = [item.memory_bytes for item in estimates if item.memory_bytes is not None]
-    if not seconds:
-        return ("none is estimated", "", "", "", "", "")
-    name = "all" if len(seconds) == len(estimates) else "all that are estimated"
-    return (name, "", "", "", format_duration(sum(seconds)), format_bytes(max(held)))
-
-
-def _estimate_fields(item: Estimate) -> dict[str, str | int | float | None]:
-    """An estimate in base units; null where there is none."""
+def _estimate_fields(item: "Estimate") -> dict[str, str | int | float | None]:
+    """Return an estimate in base units; null where there is none."""
     point, weights = item.cell.point, item.cell.subject.weights
     return {
         "model": item.cell.model_name,
@@ -125,20 +172,25 @@ def _estimate_fields(item: Estimate) -> dict[str, str | int | float | None]:
     }
 
 
-def _estimate_row(item: Estimate) -> tuple[str, ...]:
-    """An estimate as people read it."""
+def _estimate_row(item: "Estimate") -> tuple[str, ...]:
+    from retbench.cli.progress import describe_work
+
     point = item.cell.point
     return (
         item.cell.subject.label,
         describe_work(item.cell),
         str(point.batch_size),
         format_tokens(point.context_len),
-        *_amounts(item),
+        _NOT_ESTIMATED if item.seconds is None else format_duration(item.seconds),
+        _NOT_ESTIMATED if item.memory_bytes is None else format_bytes(item.memory_bytes),
     )
 
 
-def _amounts(item: Estimate) -> tuple[str, str]:
-    """Time and memory as people read them."""
-    if item.seconds is None or item.memory_bytes is None:
-        return NOT_ESTIMATED, NOT_ESTIMATED
-    return format_duration(item.seconds), format_bytes(item.memory_bytes)
+def _total_row(estimates: "Sequence[Estimate]") -> tuple[str, ...]:
+    """Return the time and the peak memory of all cells with an estimate."""
+    seconds = [item.seconds for item in estimates if item.seconds is not None]
+    held = [item.memory_bytes for item in estimates if item.memory_bytes is not None]
+    if not seconds:
+        return ("none is estimated", "", "", "", "", "")
+    name = "all" if len(seconds) == len(estimates) else "all that are estimated"
+    return (name, "", "", "", format_duration(sum(seconds)), format_bytes(max(held)))

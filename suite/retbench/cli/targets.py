@@ -1,4 +1,4 @@
-"""What a prediction is made for: a device by its datasheet, by what records reached, or by what is measured now."""
+"""The devices that `retbench predict` predicts for: from a datasheet, from records, or measured now."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,31 +8,29 @@ from statistics import median
 import psutil
 
 from retbench.architectures.configs import ModelConfig
-from retbench.cli.measure_once import alone_on_machine, become_worker
+from retbench.cli.in_process import alone_on_machine, become_worker
 from retbench.errors import RecordError
 from retbench.measure import machine
 from retbench.measure.environment import machine_name
 from retbench.papers.papers import find_datasheet
 from retbench.planning.prediction import LONGEST_CONTEXT, StepTime, roofline
 from retbench.records.record import Ceilings
-from retbench.report.frames import load_results, set_of
-from retbench.report.selection import choose_conditions
 from retbench.run.devices import find_device
 
 
 @dataclass(frozen=True)
-class Target:
-    """What is predicted for.
+class PredictionTarget:
+    """A device that is predicted for.
 
     Attributes:
         title: The device in words.
-        source: Where its ceilings come from.
-        memory_bytes: None where not known.
-        step_time: Of a step.
-        is_bound: Whether a time is the least that is possible, or what a step should take.
-        dtype: Of the weights.
+        source: Origin of its ceilings.
+        memory_bytes: None if unknown.
+        step_time: Gives the time of a step.
+        is_bound: Whether a time is the least that is possible, or the expected one.
+        dtype: Dtype of the weights.
         ceilings: Bandwidth and products; None where parts were measured.
-        within: Context lengths that `step_time` knows.
+        within: Context lengths for which `step_time` is defined.
     """
 
     title: str
@@ -45,25 +43,32 @@ class Target:
     within: tuple[int, int] = (1, LONGEST_CONTEXT)
 
 
-def datasheet_target(device: str, dtype: str) -> Target:
-    """A device that need not be here."""
+def _bounded(
+    title: str, source: str, memory_bytes: int | None, ceilings: Ceilings, dtype: str
+) -> PredictionTarget:
+    """Return a target whose ceilings bound the time of a step."""
+    return PredictionTarget(title, source, memory_bytes, roofline(ceilings, dtype), True, dtype, ceilings)
+
+
+def datasheet_target(device: str, dtype: str) -> PredictionTarget:
+    """Return a device by its datasheet; it need not be on this machine."""
     sheet = find_datasheet(device)
-    ceilings = sheet.ceilings(dtype)
-    return Target(
-        sheet.title, sheet.source, sheet.memory_bytes, roofline(ceilings, dtype), True, dtype, ceilings
-    )
+    return _bounded(sheet.title, sheet.source, sheet.memory_bytes, sheet.ceilings(dtype), dtype)
 
 
-def recorded_target(path: Path, dtype: str | None) -> Target:
-    """The device of the newest records, by the ceilings that it reached then.
+def recorded_target(path: Path, dtype: str | None) -> PredictionTarget:
+    """Return the device of the newest records, by the ceilings that they reached.
 
     Args:
         path: Folder or file of records.
-        dtype: Of the records to take; that of the newest when None.
+        dtype: Dtype of the records to take; that of the newest when None.
 
     Raises:
         RecordError: there are no such records.
     """
+    from retbench.report.frames import load_results, set_of
+    from retbench.report.selection import choose_conditions
+
     records = [
         record
         for record in load_results(path).records
@@ -81,19 +86,17 @@ def recorded_target(path: Path, dtype: str | None) -> Target:
         matmul_flops_per_s=median(each.matmul_flops_per_s for each in found),
     )
     key, gpu = set_of(newest[-1]), newest[-1].environment.get("gpu")
-    return Target(
+    return _bounded(
         title=str(key.machine),
-        source=f"median of what {len(found)} records in {path} reached, {newest[-1].started_at[:10]}",
+        source=f"median of {len(found)} records in {path}, {newest[-1].started_at[:10]}",
         memory_bytes=gpu.get("memory_bytes") if isinstance(gpu, dict) else None,
-        step_time=roofline(ceilings, str(key.dtype)),
-        is_bound=True,
-        dtype=str(key.dtype),
         ceilings=ceilings,
+        dtype=str(key.dtype),
     )
 
 
-def measured_gpu(device: str, dtype: str) -> Target:
-    """A GPU of this machine, by the ceilings that it reaches now; UnsupportedError where it is not here."""
+def measured_gpu(device: str, dtype: str) -> PredictionTarget:
+    """Return a GPU of this machine, by the ceilings that it reaches now; UnsupportedError if there is none."""
     found = find_device(device)
     become_worker()
     import torch
@@ -102,22 +105,19 @@ def measured_gpu(device: str, dtype: str) -> Target:
 
     with alone_on_machine("retbench predict"):
         ceilings = measure_ceilings(torch.device(found.name), getattr(torch, dtype))
-    step_time = roofline(ceilings, dtype)
-    return Target(
-        machine_name(found.name), "measured now", found.memory_bytes, step_time, True, dtype, ceilings
-    )
+    return _bounded(machine_name(found.name), "measured now", found.memory_bytes, ceilings, dtype)
 
 
 def measured_cpu(
     models: Sequence[tuple[ModelConfig, str]], batches: Sequence[int], contexts: Sequence[int], dtype: str
-) -> Target:
-    """This machine's CPU, by the parts of each model's step, which are measured now.
+) -> PredictionTarget:
+    """Return this machine's CPU, by the parts of each model's step, which are measured now.
 
     Args:
         models: Each with its backend.
-        batches: Batch sizes that parts are measured at.
-        contexts: Context lengths that they are measured at.
-        dtype: Of the weights.
+        batches: Batch sizes at which parts are measured.
+        contexts: Context lengths at which they are measured.
+        dtype: Dtype of the weights.
     """
     become_worker()
     from retbench.workloads.parts import measure_parts
@@ -136,4 +136,4 @@ def measured_cpu(
     source = "parts of a step measured now, each at its own shape"
     memory_bytes = machine.memory_limit_bytes() or psutil.virtual_memory().total
     within = (lengths[0], lengths[-1])
-    return Target(machine_name("cpu"), source, memory_bytes, step_time, False, dtype, None, within)
+    return PredictionTarget(machine_name("cpu"), source, memory_bytes, step_time, False, dtype, None, within)

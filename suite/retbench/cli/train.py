@@ -1,127 +1,151 @@
-"""`retbench train`: train the models of an experiment, progress on stderr and a table on stdout; or show the runs."""
+"""`retbench train`: train the models of an experiment with progress on stderr and a table on stdout, or show the plan.
+
+A command may be one process, or one of several that torchrun launched together.
+"""
 
 import shlex
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any
 
-from retbench.cli.training_output import print_plan, print_result
-from retbench.cli.training_progress import Event, Tell, show_training
-from retbench.config import experiment as config
-from retbench.errors import ConfigError
+import typer
+
+from retbench.cli.layout import print_columns, print_json
+from retbench.cli.options import AsJson, DataDir, DeviceName, ExperimentName, Overrides, ProfileName, new_app
+from retbench.cli.progress import describe_rate, show_events, view_training
+from retbench.config.experiment import load_experiment
+from retbench.errors import INTERRUPTED, ConfigError, RetbenchError
 from retbench.files import check_writable
 from retbench.measure.environment import pin_process
 from retbench.measure.machine import usable_cores
 from retbench.planning.plan import PAPER_MEMORY_BYTES
 from retbench.run.devices import Device, find_device
 from retbench.run.events import WaitingForLock
-from retbench.run.interrupts import Interrupted, catch_signals
-from retbench.run.locks import timing_lock
+from retbench.run.locks import Interrupted, catch_signals, timing_lock
 from retbench.training import trained
 from retbench.training.events import Packing, TrainingResult
-from retbench.training.plan import TrainingPlan, check_shares, resolve_models, training_spec
+from retbench.training.plan import TrainingPlan, TrainingRun, check_shares, resolve_models, training_spec
 from retbench.training.ranks import ALONE, Launch, OtherRankFailedError, Ranks, joined
+from retbench.units import format_count, format_duration, format_rate
 
 if TYPE_CHECKING:
     from retbench.data.packing import PackedTokens
     from retbench.training.engine import TrainingText
 
-INTERRUPTED = 130
-FAILED = 1
+app = new_app()
+Notify = Callable[[Any], None]
 
 
-@dataclass(frozen=True)
-class Request:
-    """The words of the command."""
+@app.command(epilog="Example: retbench train quality --profile smoke --device cpu")
+def train(
+    experiment: ExperimentName,
+    profile: ProfileName = None,
+    device: DeviceName = None,
+    out: Annotated[
+        Path, typer.Option(file_okay=False, help="Folder of results; the models go to its checkpoints/.")
+    ] = Path("results"),
+    overrides: Overrides = None,
+    data_dir: DataDir = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Show the runs with their tokens and expected time; train nothing."),
+    ] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Delete the runs of this profile and train them again.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train the models of an experiment under equal conditions, or continue.
 
-    experiment: str
-    profile: str | None
-    device: str | None
-    overrides: tuple[str, ...]
-    data_dir: Path | None
+    Each model runs the same grid of learning rates and takes its own best; then the final runs follow. A run that was
+    ended in any way continues as if it had not been.
+
+    On several GPUs or machines: torchrun --nproc-per-node 8 -m retbench train EXPERIMENT, with a folder of results that
+    all of them can access.
+    """
+    launch = Launch.from_environment()
+
+    def plan() -> TrainingPlan:
+        return make_training_plan(experiment, profile, device, overrides or (), data_dir, launch)
+
+    if not dry_run:
+        try:
+            with joined(launch, on_cpu=device == "cpu") as ranks:
+                code = carry_out(ranks.together(plan), out, fresh=fresh, as_json=as_json, ranks=ranks)
+        except OtherRankFailedError:
+            code = RetbenchError.exit_code
+        raise typer.Exit(code)
+    if launch.rank == 0:
+        _show_plan(plan(), out, as_json=as_json)
 
 
-def make_training_plan(request: Request, launch: Launch | None = None) -> TrainingPlan:
-    """The plan of one command; see `retbench.planning.plan.make_plan` for its defaults.
+def make_training_plan(
+    experiment: str,
+    profile: str | None = None,
+    device: str | None = None,
+    overrides: Sequence[str] = (),
+    data_dir: Path | None = None,
+    launch: Launch | None = None,
+) -> TrainingPlan:
+    """Return the plan of one command; see `retbench.planning.plan.make_plan` for its defaults.
 
     Args:
-        request: The words of the command.
+        experiment: Name of an experiment, or path of its file.
+        profile: Name of the profile.
+        device: Requested device.
+        overrides: KEY=VALUE replacements of the profile's fields.
+        data_dir: Folder of local data.
         launch: The place of this process among those that train together; alone when None.
 
     Raises:
-        ConfigError: something is misspelt or contradicts itself, or the profile trains nothing.
-        UnsupportedError: this machine cannot do what was asked.
+        ConfigError: something is misspelt or contradictory, or the profile trains nothing.
+        UnsupportedError: this machine cannot do what was requested.
     """
     from retbench.data.corpora import load_corpus
     from retbench.data.tokenizers import load_tokenizer
 
     launch = launch or Launch()
-    found = _find_device(request.device, launch)
-    kind, _, _ = found.name.partition(":")
-    roomy = found.memory_bytes is not None and found.memory_bytes >= PAPER_MEMORY_BYTES
-    profile_name = request.profile or ("paper" if roomy else "cpu")
-    experiment = config.load_experiment(request.experiment, request.overrides, profile=profile_name)
-    spec = training_spec(experiment, profile_name)
+    found = _find_device(device, launch)
+    has_room = found.memory_bytes is not None and found.memory_bytes >= PAPER_MEMORY_BYTES
+    profile_name = profile or ("paper" if has_room else "cpu")
+    loaded = load_experiment(experiment, overrides, profile=profile_name)
+    spec = training_spec(loaded, profile_name)
     check_shares(spec, launch.world_size)
-    tokenizer = load_tokenizer(spec.tokenizer, data_dir=request.data_dir)
-    models = resolve_models(experiment, profile_name, tokenizer.vocab_size)
+    tokenizer = load_tokenizer(spec.tokenizer, data_dir=data_dir)
+    device_word = found.name if launch.world_size == 1 else found.name.partition(":")[0]
+    words = ["retbench", "train", experiment, "--profile", profile_name, "--device", device_word]
+    words += [word for item in overrides for word in ("--set", item)]
+    words += [] if data_dir is None else ["--data-dir", str(data_dir)]
     return TrainingPlan(
-        experiment=experiment,
+        experiment=loaded,
         profile_name=profile_name,
         spec=spec,
-        models=models,
+        models=resolve_models(loaded, profile_name, tokenizer.vocab_size),
         tokenizer=tokenizer,
-        corpus=load_corpus(spec.corpus, data_dir=request.data_dir),
+        corpus=load_corpus(spec.corpus, data_dir=data_dir),
         device=found.name,
-        threads=experiment.profile(profile_name).threads or max(1, usable_cores() // launch.local_world_size),
-        command=launch.command(
-            _command(request, profile_name, found.name if launch.world_size == 1 else kind)
-        ),
+        threads=loaded.profile(profile_name).threads or max(1, usable_cores() // launch.local_world_size),
+        command=launch.command(shlex.join(words)),
         world_size=launch.world_size,
     )
 
 
 def _find_device(asked: str | None, launch: Launch) -> Device:
-    """The device of this process: of several on a machine with GPUs, each takes the one of its number."""
+    """Return the device of this process: with several processes and GPUs, each takes the GPU of its rank."""
     if launch.world_size == 1:
         return find_device(asked)
     if asked not in (None, "cpu", "cuda"):
         raise ConfigError(
-            f"--device {asked}: of {launch.world_size} processes each takes a GPU of its own. Give cuda or cpu."
+            f"--device {asked}: each of the {launch.world_size} processes takes its own GPU. Give cuda or cpu."
         )
     found = find_device(asked)
     return found if found.name == "cpu" else find_device(f"cuda:{launch.local_rank}")
 
 
-def _command(request: Request, profile_name: str, device: str) -> str:
-    """`retbench train` with the options that were given or settled."""
-    words = ["retbench", "train", request.experiment, "--profile", profile_name, "--device", device]
-    for item in request.overrides:
-        words += ["--set", item]
-    if request.data_dir is not None:
-        words += ["--data-dir", str(request.data_dir)]
-    return shlex.join(words)
-
-
-def train(request: Request, out: Path, *, fresh: bool, as_json: bool) -> int:
-    """Carry out a request, in this process or together with those that torchrun launched; returns the exit code.
-
-    Raises:
-        RetbenchError: as of `make_training_plan` and `carry_out`; of several processes, in one of them.
-    """
-    launch = Launch.from_environment()
-    try:
-        with joined(launch, on_cpu=request.device == "cpu") as ranks:
-            plan = ranks.together(lambda: make_training_plan(request, launch))
-            return carry_out(plan, out, fresh=fresh, as_json=as_json, ranks=ranks)
-    except OtherRankFailedError:
-        return FAILED
-
-
 def carry_out(plan: TrainingPlan, out: Path, *, fresh: bool, as_json: bool, ranks: Ranks = ALONE) -> int:
-    """Train what is not on disk yet, print the runs, and return the exit code.
+    """Train the runs that are not on disk yet, print all runs, and return the exit code.
 
     Raises:
         ConfigError: a folder holds another run than the plan's, or cannot be written to.
@@ -131,14 +155,20 @@ def carry_out(plan: TrainingPlan, out: Path, *, fresh: bool, as_json: bool, rank
     stopped: list[bool] = []
     with ExitStack() as stack:
         stack.enter_context(catch_signals(lambda: stopped.append(True)))
-        tell: Tell = stack.enter_context(show_training(plan)) if ranks.leads else _tell_nobody
+        notify: Notify = lambda _: None  # noqa: E731 - only the first process shows events
+        if ranks.leads:
+            notify = stack.enter_context(show_events(view_training(plan))).notify
 
         def wait(holder: str) -> None:
             ranks.hold_on()
-            _wait(holder, tell, lambda: bool(stopped))
+            notify(WaitingForLock(holder))
+            for _ in range(5):
+                if stopped:
+                    raise Interrupted
+                time.sleep(0.1)
 
-        def enter() -> bool:
-            """Whether the machine is ours; False when told to stop."""
+        def lock() -> bool:
+            """Take the lock; return False after a stop signal."""
             try:
                 stack.enter_context(timing_lock(plan.command, wait=wait))
             except Interrupted:
@@ -146,60 +176,49 @@ def carry_out(plan: TrainingPlan, out: Path, *, fresh: bool, as_json: bool, rank
             return True
 
         result = TrainingResult((), (), interrupted=True)
-        if ranks.lead(enter):
-            result = _train(plan, out, fresh, tell, lambda: bool(stopped), ranks) or result
+        if ranks.lead(lock):
+            result = _train(plan, out, fresh, notify, lambda: bool(stopped), ranks) or result
     if ranks.leads:
         print_result(plan, result, as_json=as_json)
     if result.interrupted:
         return INTERRUPTED
-    return FAILED if any(run.status == "failed" for run in result.runs) else 0
+    return RetbenchError.exit_code if any(run.status == "failed" for run in result.runs) else 0
 
 
 def _check_out(plan: TrainingPlan, out: Path) -> None:
-    """ConfigError where there is something to train, and it could not be stored."""
-    if not all(trained.is_done(out, plan, run) for run in [*plan.tuning_runs, *plan.final_runs]):
+    """Raise ConfigError if there is a run to train that could not be stored."""
+    if not all(trained.is_done(out, plan, run) for run in _runs(plan)):
         check_writable(out, "--out")
 
 
-def _tell_nobody(event: Event) -> None:
-    """What processes other than the first do with events."""
-
-
-def _wait(holder: str, tell: Tell, stopped: Callable[[], bool]) -> None:
-    """Pause while another run holds the machine; Interrupted when told to stop."""
-    import time
-
-    tell(WaitingForLock(holder))
-    for _ in range(5):
-        if stopped():
-            raise Interrupted
-        time.sleep(0.1)
+def _runs(plan: TrainingPlan) -> list[TrainingRun]:
+    return [*plan.tuning_runs, *plan.final_runs]
 
 
 def _train(
-    plan: TrainingPlan, out: Path, fresh: bool, tell: Tell, stop: Callable[[], bool], ranks: Ranks
+    plan: TrainingPlan, out: Path, fresh: bool, notify: Notify, stop: Callable[[], bool], ranks: Ranks
 ) -> TrainingResult | None:
-    """Train, once no other run is timing on the machine; None where it was told to stop before the first step."""
+    """Train while no other run is timing; return None after a stop signal before the first step."""
     from retbench.training.engine import delete_runs, train_all
 
     pin_process(plan.threads)
     if fresh:
         ranks.lead(lambda: delete_runs(plan, out))
-    text = ranks.together(lambda: _read_text(plan, tell, stop))
+    text = ranks.together(lambda: _read_text(plan, notify, stop))
     if ranks.any(text is None):
         return None
     assert text is not None
-    return train_all(plan, text, out, notify=tell, stop=stop, ranks=ranks)
+    return train_all(plan, text, out, notify=notify, stop=stop, ranks=ranks)
 
 
-def _read_text(plan: TrainingPlan, tell: Tell, stop: Callable[[], bool]) -> "TrainingText | None":
-    """The tokens of a plan's corpus, packed where they are not yet; None when told to stop between two documents."""
+def _read_text(plan: TrainingPlan, notify: Notify, stop: Callable[[], bool]) -> "TrainingText | None":
+    """Return the packed tokens of a plan's corpus; None after a stop signal between two documents."""
     from retbench.data.packing import pack
     from retbench.training.engine import TrainingText
 
     def packed(split: str, most: int | None) -> "PackedTokens":
         def report(num_documents: int, num_bytes: int) -> None:
-            tell(Packing(split, num_documents, num_bytes))
+            notify(Packing(split, num_documents, num_bytes))
             if stop():
                 raise Interrupted
 
@@ -213,27 +232,118 @@ def _read_text(plan: TrainingPlan, tell: Tell, stop: Callable[[], bool]) -> "Tra
         return None
 
 
-def show_plan(request: Request, out: Path, *, as_json: bool) -> None:
-    """Print every run with its tokens and the time that it will roughly take.
+_COLUMNS = ("model", "size", "run", "learning rate", "seed", "tokens")
+
+
+def _columns(run: TrainingRun, num_tokens: int) -> tuple[str, ...]:
+    return (
+        run.model_name,
+        run.size,
+        run.role,
+        describe_rate(run),
+        str(run.seed),
+        format_count(num_tokens),
+    )
+
+
+def _fields(plan: TrainingPlan, run: TrainingRun) -> dict[str, Any]:
+    """Return a run in base units."""
+    return {
+        "model": run.model_name,
+        "size": run.size,
+        "role": run.role,
+        "learning_rate": run.learning_rate,
+        "seed": run.seed,
+        "num_tokens": plan.num_tokens(run),
+    }
+
+
+def print_result(plan: TrainingPlan, result: TrainingResult, *, as_json: bool) -> None:
+    """Print the finished runs as a table, or as one JSON object in base units."""
+    if as_json:
+        print_json(_result_fields(plan, result))
+        return
+    print_columns(
+        (*_COLUMNS, "validation nats/token", "tokens/s", "folder"),
+        [
+            (
+                *_columns(item.run, item.num_tokens),
+                "failed" if item.validation_loss is None else f"{item.validation_loss:.4f}",
+                "" if item.tokens_per_s is None else format_rate(item.tokens_per_s, "tokens/s"),
+                str(item.folder),
+            )
+            for item in result.runs
+        ],
+    )
+
+
+def _result_fields(plan: TrainingPlan, result: TrainingResult) -> dict[str, Any]:
+    return {
+        "experiment": plan.experiment.name,
+        "profile": plan.profile_name,
+        "interrupted": result.interrupted,
+        "tuning": [
+            {
+                "model": tuning.model_name,
+                "size": tuning.size,
+                "learning_rate": tuning.learning_rate,
+                "edge_of_grid": tuning.edge,
+            }
+            for tuning in result.tunings
+        ],
+        "runs": [
+            {
+                **_fields(plan, item.run),
+                "status": item.status,
+                "error": item.error,
+                "num_tokens": item.num_tokens,
+                "validation_loss_nats": item.validation_loss,
+                "tokens_per_s": item.tokens_per_s,
+                "folder": str(item.folder),
+                "trained_before": item.on_disk,
+            }
+            for item in result.runs
+        ],
+    }
+
+
+def _show_plan(plan: TrainingPlan, out: Path, *, as_json: bool) -> None:
+    """Print every run with its tokens and its approximate time.
 
     Raises:
         ConfigError: another run is timing on this machine, which an estimate would disturb, or the runs could not be
             stored in `out`.
     """
-    from retbench.training.engine import estimate_seconds
+    from retbench.training.estimate import estimate_seconds
 
     def refuse(holder: str) -> None:
         raise ConfigError(
             f"an estimate measures the machine, and that would disturb the run of {holder}. Try again when it is done."
         )
 
-    launch = Launch.from_environment()
-    if launch.rank > 0:
-        return
-    plan = make_training_plan(request, launch)
     _check_out(plan, out)
-    runs = [*plan.tuning_runs, *plan.final_runs]
     with timing_lock(plan.command, wait=refuse):
         pin_process(plan.threads)
-        seconds = estimate_seconds(plan, runs)
-    print_plan(plan, runs, seconds, as_json=as_json)
+        seconds = estimate_seconds(plan, _runs(plan))
+    print_plan(plan, _runs(plan), seconds, as_json=as_json)
+
+
+def print_plan(
+    plan: TrainingPlan, runs: Sequence[TrainingRun], seconds: Sequence[float], *, as_json: bool
+) -> None:
+    """Print runs with their tokens and their approximate seconds."""
+    timed = list(zip(runs, seconds, strict=True))
+    if as_json:
+        print_json(
+            {
+                "experiment": plan.experiment.name,
+                "profile": plan.profile_name,
+                "command": plan.command,
+                "runs": [{**_fields(plan, run), "seconds": expected} for run, expected in timed],
+            }
+        )
+        return
+    rows = [(*_columns(run, plan.num_tokens(run)), format_duration(expected)) for run, expected in timed]
+    tokens = format_count(sum(map(plan.num_tokens, runs)))
+    total = ("all", *[""] * 4, tokens, format_duration(sum(seconds)))
+    print_columns((*_COLUMNS, "time"), [*rows, total])

@@ -41,6 +41,10 @@ else:
 """A `[models.NAME]` table of any architecture, a user's package's included."""
 
 
+_TAKES_PATTERN = next(name for name, each in architectures().items() if "pattern" in each.spec.model_fields)
+"""Architecture of a `[models.NAME]` table that has a pattern and names none."""
+
+
 class Workloads(Strict):
     """The tables `[profiles.P.workloads.*]`: one or more registered workloads by name, each with its own table."""
 
@@ -159,7 +163,7 @@ class Experiment(Strict):
         if not isinstance(models, dict):
             return models
         return {
-            name: {"architecture": "hybrid", **table}
+            name: {"architecture": _TAKES_PATTERN, **table}
             if isinstance(table, dict) and "pattern" in table
             else table
             for name, table in models.items()

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend
 
-Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
+AttentionBackend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 # Set for every process that runs a model. On Hopper torch may prefer cuDNN, but never for a mask aligned to the last
 # key. One prompt would then use two kernels, and cuDNN would build a plan for each length of the cache.
@@ -77,7 +77,7 @@ def attend_products(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return out.view(q.shape)
 
 
-BACKENDS: dict[str, Attention] = {
+BACKENDS: dict[str, AttentionBackend] = {
     "reference": attend_reference,
     "sdpa": attend_sdpa,
     "products": attend_products,

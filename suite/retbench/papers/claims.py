@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from retbench.architectures.registry import is_standard
+from retbench.architectures.recorded import is_standard
 from retbench.config.experiment import Dtype
 from retbench.errors import ConfigError
 from retbench.papers.papers import find_number

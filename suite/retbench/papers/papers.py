@@ -138,6 +138,10 @@ class Number:
     doubts: tuple[str, ...]
 
 
+RETNET_PAPER = "retnet"
+"""Name of the file with the numbers of arXiv:2307.08621."""
+
+
 @cache
 def load_papers() -> dict[str, Paper]:
     """Return every paper by name; ConfigError, which names the place, where a file is invalid."""

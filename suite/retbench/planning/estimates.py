@@ -12,7 +12,7 @@ from retbench.planning.cells import Cell
 from retbench.planning.plan import Plan
 from retbench.records.record import Ceilings
 from retbench.run.locks import timing_lock
-from retbench.run.process import Death, Inbox, Worker
+from retbench.run.process import Inbox, Worker, WorkerExit
 from retbench.run.protocol import Failed, Job, Measured, RunInfo
 from retbench.workloads.metrics import estimated_prefill_seconds
 from retbench.workloads.training_memory import estimated_bytes
@@ -100,11 +100,11 @@ def _ask_ceilings(plan: Plan) -> Ceilings:
         timing_lock(plan.command, wait=refuse),
         Worker(job, inbox, worker_environment(plan.settings.threads)) as worker,
     ):
-        for message in worker.converse(plan.profile.timeout_s):
+        for message in worker.messages(plan.profile.timeout_s):
             match message:
                 case Measured(ceilings=ceilings):
                     return ceilings
-                case Death(reason=reason) | Failed(message=reason):
+                case WorkerExit(reason=reason) | Failed(message=reason):
                     raise RetbenchError(f"the ceilings could not be measured: {reason}")
     raise RetbenchError("the ceilings could not be measured: the worker ended without a message.")
 

@@ -14,9 +14,9 @@ from typing import Any
 from retbench.records.record import Record, computing_versions
 from retbench.regress.items import MeasurementPoint
 from retbench.regress.record_sets import RecordSet, point_of
-from retbench.report.doubts import excessive_load, has_company, number_at, was_held_down
+from retbench.report.diagnostics import excessive_load, has_company, number_at, was_held_down
 from retbench.report.frames import started
-from retbench.report.ledger import flatten
+from retbench.report.provenance import flatten
 
 CLOCK_TOLERANCE = 0.03
 """Mean clocks that differ by at most this share count as equal."""

@@ -64,14 +64,22 @@ class AcceptedQuantities(Strict):
 def compare_quantities(
     name: str, accepted: AcceptedQuantities, measured: Mapping[str, Quantity], torch_version: str
 ) -> CheckReport:
-    """Compare the quantities of this code with the accepted ones in the file `name`."""
+    """Compare the quantities of this code with the accepted ones in the file `name`.
+
+    A model of which nothing was accepted yet, such as one of a user's package, must pass its equivalence checks; the
+    rest of it is not compared.
+    """
     minor, accepted_minor = (
         text.split("+")[0].split(".")[:2] for text in (torch_version, accepted.torch_version)
     )
     same_torch = minor == accepted_minor
+    models = {_model_of(one) for one in accepted.quantities}
     names = dict.fromkeys([*accepted.quantities, *measured])
     items = (
-        _decide(one, accepted.quantities.get(one), measured.get(one), same_torch=same_torch) for one in names
+        _decide(one, accepted.quantities.get(one), measured.get(one), same_torch=same_torch)
+        if _model_of(one) in models
+        else _decide_new(one, measured[one])
+        for one in names
     )
     return CheckReport(
         first=f"{name} (torch {accepted.torch_version}: {accepted.reason})",
@@ -80,6 +88,20 @@ def compare_quantities(
         items=tuple(items),
         quantities=True,
     )
+
+
+def _model_of(name: str) -> str:
+    """Return the model of a quantity: 'retnet' of 'retnet/parameters'."""
+    return name.partition("/")[0]
+
+
+def _decide_new(name: str, measured: Quantity) -> DecidedItem:
+    """Check a quantity of a model of which nothing was accepted yet."""
+    if measured.kind == "error":
+        return _decide(name, Quantity(kind="error"), measured, same_torch=True)
+    note = "its model is not in the baseline: retbench baseline accept exact"
+    data = {"name": name, "status": "not compared", "expected": "–", "found": str(measured), "note": note}
+    return DecidedItem(name, "quantity", "not compared", "skipped", "–", str(measured), note, data=data)
 
 
 def _decide(

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import retbench
 from retbench.errors import ConfigError, UnsupportedError
-from retbench.run.interrupts import Interrupted
+from retbench.run.locks import Interrupted
 from retbench.run.protocol import VERSION
 
 Notify = Callable[[str], None]

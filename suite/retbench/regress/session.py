@@ -26,11 +26,11 @@ from retbench.regress.record_sets import point_of, value_of
 from retbench.regress.report import MissingPoint
 from retbench.regress.revisions import Notify, Revision
 from retbench.run import protocol
-from retbench.run.process import Death, Inbox, Interrupt, Worker
+from retbench.run.process import Inbox, Interrupt, Worker, WorkerExit
 from retbench.stats.sequential import plan_analyses
 from retbench.units import format_duration
 
-Messages = Iterator[protocol.Message | Death]
+Messages = Iterator[protocol.Message | WorkerExit]
 
 
 @dataclass(frozen=True)
@@ -178,14 +178,14 @@ class InterleavedSession:
         """Run the equivalence check and stream the states of one subject on one side."""
         todo = self._cells_of(subject)
         with self._worker(side, "prepare", todo) as worker:
-            for message in worker.converse(self._plan.profile.timeout_s):
+            for message in worker.messages(self._plan.profile.timeout_s):
                 match message:
                     case protocol.Checked(gate=gate):
                         side.gates[subject.label] = gate
                         _require_equivalence(side, subject, gate)
                     case protocol.Refused(cells=indices, error=error):
                         side.failed |= {self._point(todo[index]): error for index in indices}
-                    case Death(reason=reason):
+                    case WorkerExit(reason=reason):
                         raise RetbenchError(
                             f"{side.revision.name}: {subject.label} could not be prepared: {reason}"
                         )
@@ -277,7 +277,7 @@ class InterleavedSession:
         sides = self._random.sample(self.sides, len(self.sides))
         with ExitStack() as stack:
             workers = [stack.enter_context(self._worker(side, "serve", todo)) for side in sides]
-            streams = [worker.converse(self._plan.profile.timeout_s) for worker in workers]
+            streams = [worker.messages(self._plan.profile.timeout_s) for worker in workers]
             ready = [
                 self._await(side, stream, todo, None) for side, stream in zip(sides, streams, strict=True)
             ]
@@ -288,7 +288,7 @@ class InterleavedSession:
                 for index in self._random.sample(range(len(todo)), len(todo)):
                     done = []
                     for turn in order:
-                        workers[turn].send(protocol.Visit(index=index, round=number))
+                        workers[turn].send(protocol.MeasureCell(index=index, round=number))
                         done.append(self._await(sides[turn], streams[turn], todo, index))
                     if not all(done):
                         return False
@@ -304,7 +304,7 @@ class InterleavedSession:
                     return True
                 case protocol.Done(status=status, error=error) | protocol.Refused(status=status, error=error):
                     reason = f"{status} ({error or 'no reason was given'})"
-                case Death(status=status, reason=why):
+                case WorkerExit(status=status, reason=why):
                     reason = f"{status} ({why})"
                 case protocol.Ended():
                     reason = "failed (the worker ended without a message)"
@@ -336,7 +336,7 @@ def _require_equivalence(side: SessionSide, subject: ModelUnderTest, gate: Gate)
         )
 
 
-def _raise_failure(message: protocol.Message | Death) -> None:
+def _raise_failure(message: protocol.Message | WorkerExit) -> None:
     """Raise the error that ended a worker, if the message reports one."""
     if isinstance(message, protocol.Failed):
         raise getattr(errors, message.kind)(message.message)

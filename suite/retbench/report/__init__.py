@@ -1,5 +1,5 @@
-"""From records to tables, figures and a report: reads what runs left on disk, and needs no torch.
+"""Tables, figures, claims and the report, from the records that runs left on disk; nothing here imports torch.
 
-Data walks one way: records -> selection (what may stand together) -> frames (typed rows) -> points (values
-with intervals) -> tables, figures, findings -> report.
+Data flows one way: records -> selection (newest comparable ones) -> observations -> points with intervals, and
+comparisons with the reference -> tables, figures, findings -> page.
 """

@@ -21,9 +21,9 @@ from retbench.papers.claims import (
     Verdict,
 )
 from retbench.records.record import Record
-from retbench.report.comparisons import LEVEL_MARGIN, line_through
-from retbench.report.frames import started
-from retbench.report.scenes import describe_status
+from retbench.report.comparisons import LEVEL_MARGIN, compare_rounds, line_through
+from retbench.report.frames import session_of, started
+from retbench.report.wording import describe_status
 from retbench.stats.intervals import Interval, geometric_interval, ratio_interval, slope_equivalence
 from retbench.units import format_percent, format_tokens
 
@@ -97,6 +97,15 @@ def _values(cell: Iterable[Record], metric: str) -> dict[int, float]:
     """Return a metric by round, of the rounds that have it."""
     return {
         record.round: record.metrics[metric].value
+        for record in cell
+        if record.status == "ok" and metric in record.metrics
+    }
+
+
+def _by_session(cell: Iterable[Record], metric: str) -> dict[tuple[str, int], float]:
+    """Return a metric by measurement session and round, of the rounds that have it."""
+    return {
+        (session_of(record), record.round): record.metrics[metric].value
         for record in cell
         if record.status == "ok" and metric in record.metrics
     }
@@ -195,19 +204,19 @@ def _judge_ratio(claim: Claim, rule: RatioRule, setup: Setup, at_scale: bool) ->
         point = _nearest([each for each in shared if not _failure(sides, each)], wanted, at_scale)
     if point is None:
         return ClaimFinding("not_testable", failure)
-    mine, theirs = (_values(cells[point], rule.metric) for cells in sides)
-    rounds = _shared_rounds((mine, theirs))
-    if not rounds:
+    mine, theirs = (_by_session(cells[point], rule.metric) for cells in sides)
+    found = compare_rounds(theirs, mine) if rule.better == "lower" else compare_rounds(mine, theirs)
+    if found is None:
         return None
-    top, bottom = (theirs, mine) if rule.better == "lower" else (mine, theirs)
-    advantage = ratio_interval([top[number] for number in rounds], [bottom[number] for number in rounds])
+    advantage, unpaired = found
     words = f"{(_saving_words if rule.saved else _ratio_words)(advantage)} {_at(point)}"
+    words += " (unpaired: measured in different sessions)" if unpaired else ""
     if advantage.low is None and not _is_counted(rule.metric):
         return _one_round(words)
     verdict, is_open = _ratio_verdict(advantage, 1 / (1 - claim.printed) if rule.saved else claim.printed)
     printed = format_percent(claim.printed) if rule.saved else f"{claim.printed:.3g}×"
     beyond = f"; {failure}" if failure else ""
-    more = _more_rounds(setup, len(rounds)) if is_open else ""
+    more = _more_rounds(setup, advantage.num_rounds) if is_open else ""
     return ClaimFinding(verdict, f"{words}; the paper {printed}{beyond}{more}")
 
 

@@ -13,7 +13,7 @@ from retbench.report.comparisons import LEVEL_MARGIN
 from retbench.report.formats import escape_markdown
 
 if TYPE_CHECKING:
-    from retbench.report.drawings import Drawing  # imports matplotlib
+    from retbench.report.style import Drawing  # imports matplotlib
 
 Known = Literal["decided", "measured", "open"]
 """decided: there is a verdict under the paper's conditions. measured: there are records, but none decides. open: there

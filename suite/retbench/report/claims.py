@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
-from retbench.architectures.registry import baseline_features, is_baseline, unusual_settings
+from retbench.architectures.recorded import baseline_features, unusual_settings
+from retbench.architectures.registry import is_baseline
 from retbench.papers.claims import (
     AheadRule,
     Claim,
@@ -32,18 +33,18 @@ from retbench.report.claim_rules import (
     judge_crossing,
     judge_near,
 )
+from retbench.report.document_comparisons import Folders, compare
 from retbench.report.frames import ComparableSet, Results, keep_latest, set_of, started
-from retbench.report.pairing import Folders, compare
-from retbench.report.readings import (
-    Subject,
+from retbench.report.points import (
+    ModelInstance,
     fact,
+    instance_of,
+    mismatch,
     num_trained_tokens,
-    question_of,
-    select_readings,
-    subject_of,
+    task_point_of,
 )
-from retbench.report.scenes import device_name
-from retbench.report.selection import model_settings, shared_settings
+from retbench.report.selection import model_settings, newest_evaluations, shared_settings
+from retbench.report.wording import device_name
 from retbench.units import format_count, format_tokens
 
 Scope = Literal["paper", "strong", "elsewhere"]
@@ -217,7 +218,11 @@ def find_setups(records: Iterable[Record], challenger: Side, reference: Side | N
             if reference is None:
                 setups.append(Setup(tuple(mine)))
                 continue
-            others = (each for each in group.values() if each is not mine and reference.has(each[0]))
+            others = (
+                each
+                for each in group.values()
+                if each is not mine and reference.has(each[0]) and mismatch(mine[0], each[0]) is None
+            )
             setups += [Setup(tuple(mine), tuple(theirs)) for theirs in others]
     return sorted(setups, key=lambda setup: started(setup.latest), reverse=True)
 
@@ -248,12 +253,12 @@ def _quality_rows(claim: Claim, records: Iterable[Record], folders: Folders) -> 
     groups: dict[tuple[ComparableSet, str], list[Record]] = {}
     for record in records:
         if record.status == "ok":
-            key = replace(set_of(record), pair_id=""), _lacking(claim.scale, record)
+            key = set_of(record), _lacking(claim.scale, record)
             groups.setdefault(key, []).append(record)
     found = [
         row
         for (_, lacking), group in groups.items()
-        for row in _judge_quality(claim, select_readings(group).records, lacking, folders)
+        for row in _judge_quality(claim, newest_evaluations(group)[0], lacking, folders)
     ]
     newest: dict[str, ClaimRow] = {}
     for row in sorted(found, key=lambda row: started(row.records[-1]), reverse=True):
@@ -283,15 +288,15 @@ def _judge_quality(
                     finding = judge_near(claim, rule, record.metrics[rule.metric].value)
                     yield _quality_row(claim, rule.checkpoint, lacking, finding, (record,))
         case AheadRule() as rule:
-            for subject, leads in _leads(rule, records, folders).items():
+            for instance, leads in _leads(rule, records, folders).items():
                 sides = [record for lead in leads for record in lead.records]
-                models = f"{subject.size}, {_describe_training(sides)}"
+                models = f"{instance.size}, {_describe_training(sides)}"
                 row = _quality_row(claim, models, lacking, judge_ahead(rule, leads), sides)
-                yield row if subject.seed is None else replace(row, seeds=(subject.seed,))
+                yield row if instance.seed is None else replace(row, seeds=(instance.seed,))
         case CrossesRule() as rule:
             by_size: dict[str, list[QualityLead]] = {}
-            for subject, leads in _leads(rule, records, folders).items():
-                by_size.setdefault(subject.size, []).extend(leads)
+            for instance, leads in _leads(rule, records, folders).items():
+                by_size.setdefault(instance.size, []).extend(leads)
             if len(by_size) > 1:
                 yield _crossing_row(claim, rule, by_size, lacking)
 
@@ -336,17 +341,19 @@ def _describe_training(records: Iterable[Record]) -> str:
 
 def _leads(
     rule: AheadRule | CrossesRule, records: Sequence[Record], folders: Folders
-) -> dict[Subject, list[QualityLead]]:
+) -> dict[ModelInstance, list[QualityLead]]:
     """Compare both sides wherever they may be compared; by size and seed."""
-    found: dict[Subject, list[QualityLead]] = {}
+    found: dict[ModelInstance, list[QualityLead]] = {}
     references = {
-        (question_of(record), subject_of(record)): record for record in records if rule.reference.has(record)
+        (task_point_of(record), instance_of(record)): record
+        for record in records
+        if rule.reference.has(record)
     }
     for record in records:
-        theirs = references.get((question_of(record), subject_of(record)))
+        theirs = references.get((task_point_of(record), instance_of(record)))
         lead = _lead(record, theirs, folders) if theirs and rule.challenger.has(record) else None
         if lead is not None:
-            found.setdefault(subject_of(record), []).append(lead)
+            found.setdefault(instance_of(record), []).append(lead)
     return found
 
 

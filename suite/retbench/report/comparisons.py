@@ -1,37 +1,45 @@
-"""One model against another within rounds: ratios, where one overtakes; and how one's cost depends on the length."""
+"""Costs of one model compared with another's: ratios and crossovers; and how a cost grows with the context length.
 
-from collections.abc import Sequence
+A ratio is paired within the rounds of one measurement session. Models that share no session are compared unpaired, with
+the wider interval.
+"""
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import correlation, linear_regression
 
 import pandas as pd
 
-from retbench.report.points import MAIN_METRIC, POINT_KEY, Lineup, by_round, ends_of
+from retbench.report.points import Lineup
+from retbench.report.sweeps import POINT_KEY, value_and_ends
 from retbench.stats.intervals import (
     CONFIDENCE,
     Crossover,
     Equivalence,
+    Interval,
     crossover,
     ratio_interval,
     slope_equivalence,
+    unpaired_ratio_interval,
 )
+from retbench.workloads.workload import WORKLOADS
 
 LEVEL_MARGIN = 0.05
-"""A cost whose ratio of the deepest to the shallowest context lies within 1 ± this is called level."""
+"""A cost is constant in context length where the ratio of the last to the first length lies within 1 ± this."""
 
 LINEAR_MARGIN = 0.02
-"""A cost that a straight line misses at no length by more than this share of it is called linear in the length."""
+"""A cost is linear in context length where a straight line misses no point by more than this share of it."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """The straight line through a cost over the context length, by least squares.
+    """Straight line through a cost over the context length, by least squares.
 
     Attributes:
-        lengths: Those it was fitted to, tokens.
-        slope: Of the line, a token.
-        intercept: At no token.
-        largest_residual: Of any point, over the point's value.
+        lengths: Context lengths of the fit, tokens.
+        slope: Cost per token.
+        intercept: Cost at no token.
+        largest_residual: Largest residual over the point's value.
         r_squared: Share of the variance that the line explains; nearly 1 for a square as well.
     """
 
@@ -43,137 +51,129 @@ class Line:
 
     @property
     def fits(self) -> bool:
-        """Whether the cost is linear in the length."""
+        """True if the cost is linear in context length."""
         return self.largest_residual <= LINEAR_MARGIN
 
 
-def pair_ratios(metrics: pd.DataFrame, models: Lineup) -> pd.DataFrame:
-    """Each model's main metric over the reference's, paired within rounds.
+@dataclass(frozen=True)
+class CostRatio:
+    """Ratio of two costs at one point; the ends are NaN without an interval.
 
-    Args:
-        metrics: A `frames.metric_frame`.
-        models: Whom to compare with whom.
-
-    Returns:
-        Columns of `POINT_KEY`, model, reference, metric, ratio, low, high, num_rounds; a row a point at which
-        both have a cost above 0 in a round that they share; low and high are NaN with one such round.
+    Attributes:
+        num_rounds: Paired rounds, or the fewer rounds of the two models.
+        unpaired: Whether the models were measured in different sessions.
     """
-    columns = [*POINT_KEY, "model", "reference", "metric", "ratio", "low", "high", "num_rounds"]
-    main = metrics[(metrics["metric"] == metrics["workload"].map(MAIN_METRIC)) & (metrics["value"] > 0)]
-    keys = [*POINT_KEY, "metric", "round"]
-    reference = main[main["model"] == models.reference][[*keys, "value"]]
+
+    ratio: float
+    low: float
+    high: float
+    num_rounds: int
+    unpaired: bool
+
+
+Rounds = Mapping[tuple[str, int], float]
+"""Values of one model at one point by (measurement session, round)."""
+
+
+def compare_rounds(mine: Rounds, theirs: Rounds) -> tuple[Interval, bool] | None:
+    """Return the ratio of two models' values, and whether it is unpaired.
+
+    Models that share a measurement session are compared in the rounds that both have there; None without such a round.
+    """
+    shared = sorted(mine.keys() & theirs.keys(), key=lambda key: key[1])
+    if shared:
+        paired = ratio_interval([mine[key] for key in shared], [theirs[key] for key in shared], CONFIDENCE)
+        return paired, False
+    sessions = {session for session, _ in mine} & {session for session, _ in theirs}
+    if sessions or not mine or not theirs:
+        return None
+    return unpaired_ratio_interval(list(mine.values()), list(theirs.values()), CONFIDENCE), True
+
+
+def cost_ratio(mine: pd.DataFrame, theirs: pd.DataFrame) -> CostRatio | None:
+    """Return the ratio of two models' observations of one cost at one point; None where they cannot be compared."""
+    found = compare_rounds(_rounds(mine), _rounds(theirs))
+    return CostRatio(*value_and_ends(found[0]), found[0].num_rounds, found[1]) if found else None
+
+
+def _rounds(rows: pd.DataFrame) -> Rounds:
+    found = zip(rows["session"], rows["round"], rows["value"], strict=True)
+    return {(str(session), int(number)): float(value) for session, number, value in found if value > 0}
+
+
+def pair_ratios(metrics: pd.DataFrame, models: Lineup) -> pd.DataFrame:
+    """Return each model's primary metric over the reference's, at every point that both have.
+
+    The columns are those of `POINT_KEY`, model, reference, metric and the fields of `CostRatio`.
+    """
+    columns = [*POINT_KEY, "model", "reference", "metric", "ratio", "low", "high", "num_rounds", "unpaired"]
+    primary = {name: workload.primary.name for name, workload in WORKLOADS.items()}
+    main = metrics[metrics["metric"] == metrics["workload"].map(primary)]
+    keys = [*POINT_KEY, "metric"]
+    reference = dict(iter(main[main["model"] == models.reference].groupby(keys, observed=True)))
     rows = []
     for model in models.challengers:
-        mine = main[main["model"] == model][[*keys, "value"]]
-        both = mine.merge(reference, on=keys, suffixes=("", "_reference"))
-        for key, group in both.groupby([*POINT_KEY, "metric"], sort=True, observed=True):
-            *point, metric = key
-            top, bottom = list(group["value"]), list(group["value_reference"])
-            rows.append((*point, model, models.reference, metric, *_ratio(top, bottom), len(group)))
+        for key, mine in main[main["model"] == model].groupby(keys, sort=True, observed=True):
+            found = cost_ratio(mine, reference[key]) if key in reference else None
+            if found is not None:
+                *point, metric = key
+                values = (found.ratio, found.low, found.high, found.num_rounds, found.unpaired)
+                rows.append((*point, model, models.reference, metric, *values))
     return pd.DataFrame(rows, columns=columns)
 
 
-def _ratio(top: Sequence[float], bottom: Sequence[float]) -> tuple[float, float, float]:
-    """Ratio, low and high of rounds that are paired."""
-    return ends_of(ratio_interval(top, bottom, CONFIDENCE))
+def by_round(metrics: pd.DataFrame, metric: str, model: str) -> pd.DataFrame:
+    """Return one cost of a sweep: a row per round, a column per context length, NaN without a value above 0."""
+    return _pivot(_rows(metrics, metric, model), "value")
 
 
-@dataclass(frozen=True)
-class Peak:
-    """The most tokens/s of a model and of the reference at one context length, each at the best of its batch sizes.
+def _rows(metrics: pd.DataFrame, metric: str, model: str) -> pd.DataFrame:
+    return metrics[(metrics["metric"] == metric) & (metrics["model"] == model) & (metrics["value"] > 0)]
 
-    Attributes:
-        batch_sizes: The model's and the reference's.
-        values: Their tokens/s: geometric means of the rounds.
-        ratio: The model's over the reference's, low and high, paired within rounds; NaN with one round.
+
+def _pivot(rows: pd.DataFrame, values: str) -> pd.DataFrame:
+    return rows.pivot(index="round", columns="context_len", values=values).sort_index().sort_index(axis=1)
+
+
+def ratios_by_round(metrics: pd.DataFrame, metric: str, model: str, reference: str) -> pd.DataFrame:
+    """Return the ratios of two costs: a row per paired round, a column per context length.
+
+    Models that share no measurement session have one row: the ratios of their geometric means.
     """
-
-    batch_sizes: tuple[int, int]
-    values: tuple[float, float]
-    ratio: tuple[float, float, float]
-
-
-def find_peak(metrics: pd.DataFrame, points: pd.DataFrame, model: str, reference: str) -> Peak | None:
-    """The most tokens/s of two models.
-
-    Args:
-        metrics: Rows of a `frames.metric_frame` of one experiment, workload and context length.
-        points: The same of `points.summarise`.
-        model: Whose.
-        reference: Over whom.
-
-    Returns:
-        The two peaks; None where one of the models has none, or they share no round.
-    """
-    best = []
-    for name in (model, reference):
-        mine = points[(points["model"] == name) & (points["metric"] == "tokens_per_s")]
-        if mine.empty:
-            return None
-        best.append(mine.sort_values("value").iloc[-1])
-    rounds = [
-        metrics[
-            (metrics["model"] == point["model"])
-            & (metrics["metric"] == "tokens_per_s")
-            & (metrics["batch_size"] == point["batch_size"])
-        ].set_index("round")["value"]
-        for point in best
-    ]
-    both = pd.concat(rounds, axis=1, join="inner", keys=["top", "bottom"])
-    if both.empty:
-        return None
-    top, bottom = best
-    return Peak(
-        batch_sizes=(int(top["batch_size"]), int(bottom["batch_size"])),
-        values=(float(top["value"]), float(bottom["value"])),
-        ratio=_ratio(list(both["top"]), list(both["bottom"])),
-    )
+    sides = [_rows(metrics, metric, name) for name in (model, reference)]
+    both = sides[0].merge(sides[1], on=["session", "round", "context_len"], suffixes=("", "_reference"))
+    if set(sides[0]["session"]) & set(sides[1]["session"]):
+        return _pivot(both.assign(ratio=both["value"] / both["value_reference"]), "ratio")
+    ratios = {
+        length: found.ratio
+        for length, mine in sides[0].groupby("context_len", sort=True)
+        if (found := cost_ratio(mine, sides[1][sides[1]["context_len"] == length])) is not None
+    }
+    return pd.DataFrame([ratios])
 
 
 def find_crossover(
     metrics: pd.DataFrame, metric: str, model: str, reference: str
 ) -> tuple[list[int], Crossover] | None:
-    """The context length from which on `model` costs less than `reference`.
+    """Return the lengths used and the context length from which on `model` costs less than `reference`.
 
-    Args:
-        metrics: Rows of one experiment, workload and batch size.
-        metric: The cost.
-        model: Whose advantage is looked for.
-        reference: Over whom.
-
-    Returns:
-        The lengths that were used, and the crossover; None where the two share fewer than two lengths.
+    None where the two share fewer than two lengths of a sweep's metrics.
     """
-    lengths, ratios = _complete(by_round(metrics, metric, model) / by_round(metrics, metric, reference))
+    lengths, ratios = _complete(ratios_by_round(metrics, metric, model, reference))
     return (lengths, crossover(lengths, ratios)) if len(lengths) > 1 else None
 
 
 def find_slope(metrics: pd.DataFrame, metric: str, model: str) -> tuple[list[int], Equivalence] | None:
-    """Whether a cost is the same at the deepest context as at the shallowest.
-
-    Args:
-        metrics: Rows of one experiment, workload and batch size.
-        metric: The cost.
-        model: Whose.
-
-    Returns:
-        The lengths that were used, and the verdict; None with fewer than two lengths.
-    """
+    """Return the lengths used and whether a cost is constant in context length; None with fewer than two lengths."""
     lengths, values = _complete(by_round(metrics, metric, model))
     return (lengths, slope_equivalence(lengths, values, LEVEL_MARGIN)) if len(lengths) > 1 else None
 
 
 def fit_line(points: pd.DataFrame, metric: str, model: str) -> Line | None:
-    """The line through a metric of one model, whose points have a value each.
+    """Return the line through a metric of a sweep's points.
 
-    Args:
-        points: Rows of `points.summarise`, of one experiment, workload and batch size.
-        metric: The metric, above 0.
-        model: Whose.
-
-    Returns:
-        The line; None with fewer than three lengths, for a line goes through any two, and where all values are the
-        same or one is not above 0.
+    None with fewer than three lengths, since a line passes through any two, and where all values are equal or one is
+    not above 0.
     """
     rows = points[(points["metric"] == metric) & (points["model"] == model)].sort_values("context_len")
     lengths = [int(length) for length in rows["context_len"]]
@@ -184,7 +184,7 @@ def fit_line(points: pd.DataFrame, metric: str, model: str) -> Line | None:
 
 
 def line_through(lengths: Sequence[int], values: Sequence[float]) -> Line:
-    """The line through three costs or more, above 0 and not all the same."""
+    """Return the line through three costs or more, above 0 and not all equal."""
     slope, intercept = linear_regression(lengths, values)
     residuals = [
         abs(intercept + slope * length - value) / value for length, value in zip(lengths, values, strict=True)
@@ -193,7 +193,7 @@ def line_through(lengths: Sequence[int], values: Sequence[float]) -> Line:
 
 
 def _complete(table: pd.DataFrame) -> tuple[list[int], list[list[float]]]:
-    """Lengths and rounds without gaps: lengths that half of the rounds lack go first, then rounds that lack one."""
+    """Return lengths and rounds without gaps; drop lengths that half of the rounds lack, then incomplete rounds."""
     present = table.notna().sum(axis=0)
     kept = table.loc[:, present * 2 > present.max()].dropna(axis=0)
     if kept.empty:

@@ -1,135 +1,338 @@
-"""Figures of times and shares of the roofline against context length, and of throughput against batch size."""
+"""Curves of every model against one quantity: the drawing functions that figures of cost and of quality share.
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+A point is (model, x, value, interval, status) in base units. A model may have several curves in one panel: one per
+seed of its training, or one per context length.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from math import inf, nan
+from typing import NamedTuple
 
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.transforms import offset_copy
 
 from retbench.report import style
-from retbench.report.labels import CORNERS, add_note, beside, label_ends
-from retbench.report.lines import (
-    describe_crosses,
-    describe_rate,
-    draw_crosses,
-    draw_lines,
-    end_labels,
-    highest,
-    margin_in,
-    margin_labels,
-    mark_failures,
-    time_unit,
-)
-from retbench.report.scenes import Scene, describe_absence, describe_crossover, rounds_disagree
-from retbench.stats.intervals import Crossover
-from retbench.units import format_seconds, format_tokens
+from retbench.report.labels import Label, add_text, label_ends, label_width_in
+from retbench.report.points import Lineup
+from retbench.report.wording import describe_status
+from retbench.units import format_rate, format_tokens
 
 HEIGHT_IN = 2.75
+DOTTED = (0, (1, 1.6))
+_ROW_IN, _GAP_IN = 1.2, 0.58
+_CROSSES_PT = 6.0
+"""Height of a row of crosses."""
+_MOST_REASONS = 2
+"""Models whose crosses have the reason beside them; for more of them it stands in the subtitle."""
+_MOST_MARKERS = 12
+"""Points of a curve that have room for markers."""
+_WIDEST = 1.5
+"""How far above the highest value an interval is drawn, as a ratio."""
+_TIME_UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
 
 
-def draw_times(scene: Scene, metric: str, title: str, crossings: Mapping[str, Crossover]) -> Figure:
-    """All models' times against context length.
+class Point(NamedTuple):
+    """One point of a figure: a value with its 95 % interval, or the reason why there is none."""
 
-    Args:
-        scene: What is drawn.
-        metric: Which time.
-        title: The heading.
-        crossings: Where each model overtakes the reference.
-    """
-    rows = scene.rows(metric)
-    top = highest(rows)
-    size, unit = time_unit(top)
-    subtitle = f"{unit}, {scene.subtitle(metric)}"
-    figure = style.new_figure(HEIGHT_IN, title, subtitle, scene.conditions)
-    (axes,) = style.add_panels(figure, [1], right_in=margin_in(scene.models))
-    style.set_length_axis(axes, scene.lengths)
-    style.set_value_axis(axes, top / size)
-    axes.yaxis.set_visible(not rows.empty)
-    draw_lines(axes, rows, scene.models, size)
-    label_ends(axes, end_labels(rows, scene.models, size, format_seconds))
-    mark_failures(axes, scene.failed, scene.models, scene.lengths[0])
-    for model, crossing in crossings.items():
-        _mark_crossing(axes, crossing, scene, model)
-    return figure
+    model: str
+    x: float
+    value: float = nan
+    low: float = nan
+    high: float = nan
+    status: str = "ok"
+    curve: str = ""
 
 
-def draw_roofline(scenes: Sequence[Scene], title: str) -> Figure:
-    """The share of what the machine could do at best that each point reached, a panel a workload."""
-    first, metric, size = scenes[0], "roofline_ratio", 0.01
-    figure = style.new_figure(HEIGHT_IN, title, f"%, {first.subtitle(metric)}", first.conditions)
-    shares = [2 + len(scene.lengths) for scene in scenes]
-    panels = style.add_panels(figure, shares, right_in=margin_in(first.models))
-    top = max([1.0, *(highest(scene.rows(metric)) for scene in scenes)])
-    for axes, scene in zip(panels, scenes, strict=True):
-        style.set_length_axis(axes, scene.lengths)
-        style.set_value_axis(axes, top / size)
-        axes.axhline(1 / size, color=style.MUTED, linewidth=0.8, linestyle=(0, (4, 2)))
-        draw_lines(axes, scene.rows(metric), scene.models, size)
-        mark_failures(axes, scene.failed, scene.models, scene.lengths[0])
-    panels[0].annotate(
-        "ceiling",
-        xy=(0.03, 1 / size),
-        xycoords=("axes fraction", "data"),
-        xytext=(0, 2),
-        textcoords="offset points",
-        fontsize=6.2,
-        color=style.MUTED,
-    )
-    last = scenes[-1]
-    edge = panels[-1].get_xlim()[1]
-    labels = margin_labels(
-        last.rows(metric), last.models, last.lengths[-1], lambda ratio: f"{100 * ratio:.0f} %"
-    )
-    label_ends(panels[-1], [replace(label, x=edge, y=label.y / size) for label in labels])
-    for axes, scene in zip(panels, scenes, strict=True):
-        add_note(axes, scene.workload, (*CORNERS[1:], CORNERS[0]))
-    return figure
+Describe = Callable[[Point], str]
 
 
-def draw_throughput(scenes: Sequence[Scene], title: str) -> Figure:
-    """All models' tokens/s against batch size, a panel a context length.
+def frame_points(
+    rows: pd.DataFrame, failed: pd.DataFrame, axis: str = "context_len", curve: str = ""
+) -> tuple[Point, ...]:
+    """Return the points of one metric along an axis, and those without a value.
 
     Args:
-        scenes: Of one experiment and workload, one a batch size.
-        title: The heading.
+        rows: Rows of `points.summarise` that have one metric.
+        failed: Rows of `points.failed_points`.
+        axis: Column of the horizontal axis.
+        curve: Column whose values name the curves; empty where a model has one curve.
     """
-    first, metric, axis = scenes[0], "tokens_per_s", "batch_size"
-    rows = pd.concat([scene.rows(metric) for scene in scenes], ignore_index=True)
-    failed = pd.concat([scene.failed for scene in scenes], ignore_index=True)
-    lengths = sorted({length for scene in scenes for length in scene.lengths})
-    subtitle = "; ".join(["tokens/s", *first.subtitle(metric).split("; ")[1:], *describe_crosses(failed)])
-    figure = style.new_figure(HEIGHT_IN, title, subtitle, first.conditions)
-    panels = style.add_panels(
-        figure,
-        [1] * len(lengths),
-        right_in=margin_in(first.models),
-        label="batch size (log scale); a panel a context",
-    )
-    for axes, length in zip(panels, lengths, strict=True):
-        style.set_length_axis(axes, [scene.batch_size for scene in scenes])
-        style.set_value_axis(axes, highest(rows))
-        axes.yaxis.set_visible(not rows.empty)
-        draw_lines(axes, rows[rows["context_len"] == length], first.models, 1.0, axis)
-        draw_crosses(axes, failed[failed["context_len"] == length], first.models, axis)
-        axes.annotate(
-            format_tokens(length), xy=(0.05, 0.98), xycoords="axes fraction", va="top", color=style.MUTED
+    names = [format_tokens(int(name)) for name in rows[curve]] if curve else [""] * len(rows)
+    measured = [
+        Point(str(model), int(x), float(value), float(low), float(high), curve=name)
+        for model, x, value, low, high, name in zip(
+            rows["model"], rows[axis], rows["value"], rows["low"], rows["high"], names, strict=True
         )
-    last = rows[rows["context_len"] == lengths[-1]]
-    label_ends(panels[-1], end_labels(last, first.models, 1.0, describe_rate, axis))
+    ]
+    missing = zip(failed["model"], failed[axis], failed["status"], strict=True)
+    return (*measured, *(Point(str(model), int(x), status=str(status)) for model, x, status in missing))
+
+
+def highest(points: Sequence[Point]) -> float:
+    """Return the highest value or end of an interval; far wider intervals are cut, for they would flatten all."""
+    values = [point.value for point in points if point.value == point.value]
+    if not values:
+        return 1.0
+    ends = [point.high for point in points if point.high == point.high]
+    return min(max(ends), _WIDEST * max(values)) if ends else max(values)
+
+
+def time_unit(top: float) -> tuple[float, str]:
+    """Return the unit in which a longest time of `top` seconds is 1 or more: its size in seconds, and its name."""
+    return next((step for step in _TIME_UNITS if top >= step[0]), _TIME_UNITS[-1])
+
+
+def describe_rate(point: Point) -> str:
+    """Return tokens/s without their unit: 12345.6 -> '12.3 k'."""
+    return format_rate(point.value, "").strip()
+
+
+@dataclass(frozen=True)
+class Panel:
+    """What one pair of axes shows.
+
+    Attributes:
+        points: Points of every model.
+        models: All models of the selection, so that each has the same look in every figure.
+        title: What distinguishes the panel from others of its figure; empty for a panel alone.
+        places: Ticks of the horizontal axis; those of the points when empty.
+        size: One unit of the vertical axis in base units.
+        at_least: The vertical axis reaches this value, in base units.
+        at_most: Values above this one, in base units, leave the panel.
+        joined: Name of the only curve of each model that is drawn as a line and labelled; None for every curve.
+        aside_pt: Distance of a model's points from those of the next at the same place.
+    """
+
+    points: tuple[Point, ...]
+    models: Lineup
+    title: str = ""
+    places: tuple[float, ...] = ()
+    size: float = 1.0
+    at_least: float = 0.0
+    at_most: float = inf
+    joined: str | None = None
+    aside_pt: float = 0.0
+
+    @cached_property
+    def curves(self) -> dict[str, list[list[Point]]]:
+        """The curves of each model, in the order of the models; each from left to right."""
+        found: dict[str, dict[str, list[Point]]] = {}
+        for point in self.measured:
+            found.setdefault(point.model, {}).setdefault(point.curve, []).append(point)
+        return {
+            model: [sorted(points, key=lambda point: point.x) for points in found[model].values()]
+            for model in self.models.models
+            if model in found
+        }
+
+    @property
+    def measured(self) -> list[Point]:
+        """The points that have a value."""
+        return [point for point in self.points if point.status == "ok"]
+
+    @property
+    def failed(self) -> list[Point]:
+        """The points that have none."""
+        return [point for point in self.points if point.status != "ok"]
+
+    @property
+    def ticks(self) -> tuple[float, ...]:
+        """Ticks of the horizontal axis, in order."""
+        return self.places or tuple(sorted({point.x for point in self.points}))
+
+    @property
+    def num_failing(self) -> int:
+        """Models that have a point without a value."""
+        return len({point.model for point in self.failed})
+
+    @property
+    def top(self) -> float:
+        """The highest value that the vertical axis has room for, in base units."""
+        return min(self.at_most, max(highest(self.points), self.at_least))
+
+    def look(self, model: str) -> style.Look:
+        """Return the look of a model."""
+        return style.look(self.models.models.index(model))
+
+
+def draw_row(
+    panels: Sequence[Panel],
+    texts: tuple[str, str, str],
+    describe: Describe,
+    label: str = style.LOG_LENGTH_LABEL,
+    set_axis: Callable[[Axes, Sequence[float]], None] = style.set_length_axis,
+    *,
+    from_zero: bool = True,
+) -> Figure:
+    """Draw panels side by side that share a vertical axis; names of models stand to the right of the last one.
+
+    Args:
+        panels: From left to right.
+        texts: Title, subtitle and conditions.
+        describe: Words for the last value of a curve.
+        label: Name of the horizontal axis.
+        set_axis: Sets ticks and limits of the horizontal axis.
+        from_zero: The vertical axis starts at zero; else it spans the values.
+    """
+    title, subtitle, conditions = texts
+    labels = end_labels(panels[-1], describe)
+    num_failing = max(panel.num_failing for panel in panels)
+    reasons = len(panels) == 1 and num_failing <= _MOST_REASONS
+    if not reasons:
+        subtitle = "; ".join(
+            [subtitle, *describe_crosses(p.status for panel in panels for p in panel.failed)]
+        )
+    num_rows = (
+        num_failing if panels[0].title else max(0, num_failing - _MOST_REASONS)
+    )  # these have room anyway
+    top_in = style.HEADER_IN + num_rows * _CROSSES_PT / style.POINTS_PER_IN
+    height_in = max(HEIGHT_IN, top_in + style.BASE_IN + _height_in(labels))
+    figure = style.new_figure(height_in, title, subtitle, conditions)
+    names = panels[0].models.labels.values()
+    right_in = label_width_in([*names, *(label.text for label in labels)])
+    shares = [2 + len(panel.ticks) for panel in panels]
+    axes = style.add_panels(figure, shares, right_in=right_in, label=label, top_in=top_in)
+    size, values = panels[0].size, [point.value for panel in panels for point in panel.measured]
+    top = max(panel.top for panel in panels) if from_zero else max(values)
+    for each, panel in zip(axes, panels, strict=True):
+        set_axis(each, panel.ticks)
+        style.set_value_axis(each, top / size, None if from_zero else min(values) / size)
+        _fill(each, panel, reasons=reasons)
+    _name_curves(axes[-1], labels)
     return figure
 
 
-def _mark_crossing(axes: Axes, crossing: Crossover, scene: Scene, model: str) -> None:
-    """Where `model` overtakes the reference, its interval shaded; or the words that it does not."""
-    label = scene.models.labels[model]
-    if crossing.value is None:
-        lead = "rounds disagree" if rounds_disagree(crossing, scene.lengths) else "none in range"
-        words = f"crossover: {lead}\n{describe_absence(crossing, scene.lengths, label)}"
-        add_note(axes, words, CORNERS)
+def draw_column(
+    panels: Sequence[Panel],
+    labels: Sequence[Sequence[Label]],
+    texts: tuple[str, str, str],
+    axis_labels: Sequence[str],
+) -> Figure:
+    """Draw panels one above the other on linear axes, with labels beside each.
+
+    Args:
+        panels: From the top down.
+        labels: Labels of each panel in its units; their height counts, their place along the axis does not.
+        texts: Title, subtitle and conditions.
+        axis_labels: Name of the horizontal axis of each panel.
+    """
+    crosses_in = _CROSSES_PT * max(panel.num_failing for panel in panels) / style.POINTS_PER_IN
+    top_in, gap_in = style.HEADER_IN + crosses_in, _GAP_IN + crosses_in
+    row_in = max(_ROW_IN, *(_height_in(mine) for mine in labels))
+    figure = style.new_figure(top_in + len(panels) * (row_in + gap_in) - gap_in + style.BASE_IN, *texts)
+    names = panels[0].models.labels.values()
+    right_in = label_width_in([*names, *(label.text for mine in labels for label in mine)])
+    rows = style.add_rows(figure, axis_labels, right_in=right_in, gap_in=gap_in, top_in=top_in)
+    for axes, panel, mine in zip(rows, panels, labels, strict=True):
+        style.set_linear_length_axis(axes, panel.ticks)
+        style.set_value_axis(axes, panel.top / panel.size)
+        _fill(axes, panel)
+        _name_curves(axes, mine)
+    return figure
+
+
+def _fill(axes: Axes, panel: Panel, *, reasons: bool = True) -> None:
+    """Draw curves, crosses and title of one panel."""
+    axes.yaxis.set_visible(bool(panel.measured))
+    _draw_curves(axes, panel)
+    _draw_crosses(axes, panel, reasons=reasons)
+    pad = 4 + _CROSSES_PT * panel.num_failing
+    axes.set_title(panel.title, fontsize=6.8, fontweight="bold", loc="left", pad=pad)
+
+
+def _height_in(labels: Sequence[Label]) -> float:
+    """Return the inches that labels need one above the other."""
+    return sum(label.height_pt for label in labels) / style.POINTS_PER_IN
+
+
+def _draw_curves(axes: Axes, panel: Panel) -> None:
+    """Draw the curves of every model with their intervals, thinner where a model has several."""
+    for model, curves in panel.curves.items():
+        look = panel.look(model)
+        aside_pt = panel.aside_pt * (panel.models.models.index(model) - (len(panel.models.models) - 1) / 2)
+        for points in curves:
+            axes.plot(
+                [point.x for point in points],
+                [point.value / panel.size for point in points],
+                color=look.line,
+                linestyle=look.dash if panel.joined in (None, points[0].curve) else "",
+                transform=offset_copy(axes.transData, axes.figure.figure, x=aside_pt, units="points"),
+                linewidth=1.3 if len(curves) == 1 else 0.9,
+                marker=look.marker if len(points) <= _MOST_MARKERS else "",
+                markersize=3.9 if len(curves) == 1 else 3.4,
+                markeredgecolor=style.PAPER,
+                markeredgewidth=0.4,
+            )
+            _draw_intervals(axes, points, panel.size, look.line)
+
+
+def _draw_intervals(axes: Axes, points: Sequence[Point], size: float, colour: str) -> None:
+    bars = [(point.x, point.low / size, point.high / size) for point in points if point.low == point.low]
+    if not bars:
         return
-    if crossing.low is not None and crossing.high is not None:
-        axes.axvspan(crossing.low, crossing.high, color=style.GRID, linewidth=0, zorder=0)
-    axes.axvline(crossing.value, color=style.MUTED, linewidth=0.7, linestyle=(0, (2, 2)), zorder=1)
-    words = f"{label} overtakes at\n{describe_crossover(crossing)}"
-    add_note(axes, words, beside(crossing.value))
+    x, low, high = zip(*bars, strict=True)
+    axes.vlines(x, low, high, color=colour, linewidth=0.8)
+    for end in (low, high):
+        axes.plot(x, end, "_", color=colour, linestyle="", markersize=5, markeredgewidth=0.8, zorder=1.9)
+
+
+def _draw_crosses(axes: Axes, panel: Panel, *, reasons: bool) -> None:
+    """Draw crosses above the axes at the places without a value, a row per model, with the reason."""
+    height_pt = axes.bbox.height / axes.figure.dpi * style.POINTS_PER_IN
+    above_pt = 3.5
+    for model in panel.models.models:
+        mine = sorted((point for point in panel.failed if point.model == model), key=lambda point: point.x)
+        if not mine:
+            continue
+        x, y, transform = [point.x for point in mine], 1 + above_pt / height_pt, axes.get_xaxis_transform()
+        above_pt += _CROSSES_PT
+        axes.plot(x, [y] * len(x), "x", color=panel.look(model).line, transform=transform, clip_on=False)
+        if reasons:
+            is_left = x[0] > panel.ticks[0]
+            add_text(
+                axes,
+                describe_status(mine[0].status),
+                (x[0] if is_left else x[-1], y),
+                transform,
+                (-5 if is_left else 5, 0),
+                fontsize=6.0,
+                color=panel.look(model).text,
+                ha="right" if is_left else "left",
+                va="center",
+            )
+
+
+def describe_crosses(statuses: Iterable[str]) -> list[str]:
+    """Return what the crosses of a figure stand for, if it has any: 'crosses: out of memory'."""
+    words = [describe_status(status) for status in sorted(set(statuses))]
+    return [f"crosses: {', '.join(words)}"] if words else []
+
+
+def end_labels(panel: Panel, describe: Describe) -> list[Label]:
+    """Return each model's name and last value, of several curves the range, in the units of the panel."""
+    labels = []
+    for model, curves in panel.curves.items():
+        named = [points for points in curves if points[0].curve == panel.joined] or curves
+        last = max(points[-1].x for points in named)
+        ends = sorted((points[-1] for points in named if points[-1].x == last), key=lambda point: point.value)
+        words = "–".join(dict.fromkeys(describe(end) for end in (ends[0], ends[-1])))
+        middle = (ends[0].value + ends[-1].value) / 2 / panel.size
+        text = f"{panel.models.labels[model]}\n{words}"
+        labels.append(Label(ends[-1].x, middle, text, panel.look(model).text))
+    return labels
+
+
+def with_length(words: str, point: Point, longest: float) -> str:
+    """Return words for the last value of a curve, with its context length if longer ones exist."""
+    return words if point.x >= longest else f"{words}, {format_tokens(int(point.x))}"
+
+
+def _name_curves(axes: Axes, labels: Sequence[Label]) -> None:
+    """Write the labels of `end_labels` beside the axes at the height of the ends of the curves."""
+    edge, top = axes.get_xlim()[1], axes.get_ylim()[1]
+    ordered = sorted(labels, key=lambda label: label.y)
+    label_ends(axes, [replace(label, x=edge, y=min(top, label.y)) for label in ordered])

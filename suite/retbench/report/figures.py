@@ -1,162 +1,297 @@
-"""The figures: which are drawn from which workload.
+"""The figures of cost: which are drawn from the records of which workload, with title, caption and data.
 
-A figure is one function that takes what it shows and gives a matplotlib Figure (`curves`, `stacks`,
-`training_curves`); here it gets its name, its caption and the data behind it.
-Those of quality are made in `score_figures`, the paper's Figure 6 in `inference`. To add one, write the function and
-its `Drawing`, and list it in `make_drawings`.
+The metrics of a workload decide on its figure: a time becomes curves against the context length, memory becomes
+stacked bars, and a workload that measures both becomes two rows. `score_figures` draws quality, `figure6` the RetNet
+paper's Figure 6.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import groupby
 
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-from retbench.report import curves, stacks, style, training_curves
+from retbench.report import memory_figure, style
 from retbench.report.comparisons import LINEAR_MARGIN, Line, find_crossover, fit_line
-from retbench.report.drawings import Drawing
-from retbench.report.inference import draw_figure6
-from retbench.report.points import MAIN_METRIC
-from retbench.report.scenes import (
-    Scene,
-    by_workload,
-    file_stem,
-    make_scenes,
-    scene_title,
-    swept_by_batch,
+from retbench.report.curves import (
+    DOTTED,
+    Panel,
+    Point,
+    describe_rate,
+    draw_column,
+    draw_row,
+    end_labels,
+    frame_points,
+    highest,
+    time_unit,
+    with_length,
 )
+from retbench.report.figure6 import draw_figure6
+from retbench.report.labels import CORNERS, add_note, add_text, beside
 from retbench.report.selection import Selection
+from retbench.report.style import Drawing
+from retbench.report.sweeps import CostSweep, by_workload, make_sweeps, swept_by_batch
+from retbench.report.wording import (
+    describe_absence,
+    describe_crossover,
+    file_stem,
+    rounds_disagree,
+    section_title,
+)
 from retbench.stats.intervals import Crossover
+from retbench.units import GIB, MIB, format_bytes, format_seconds, format_tokens
+from retbench.workloads.workload import WORKLOADS, Workload
 
-_TIME_TITLES = {"decode": "Time per output token", "prefill": "Time to first token"}
 _DATA_COLUMNS = ["model", "context_len", "metric", "unit", "value", "low", "high", "num_rounds", "status"]
+_POINTS = (
+    "Points are geometric means of the rounds' medians, bars their 95 % intervals (often narrower than the marker; "
+    "cut where they leave the plot)."
+)
+_MOST_CROSSINGS = 2
+"""Crossovers that have room in a figure; more of them stand in its data and in the tables only."""
+_TALLEST = 2.0
+"""How far above the highest memory that is linear in the length any other is drawn, as a ratio."""
 
 
 def make_drawings(selection: Selection) -> list[Drawing]:
-    """Every figure that the records of a selection allow, in the order of the report."""
-    scenes = make_scenes(selection)
+    """Return every figure that the records of a selection allow, in the order of the report."""
+    sweeps = make_sweeps(selection)
     with style.house_style():
-        decoding = by_workload([scene for scene in scenes if scene.workload == "decode"])
-        times = [_times(scene) for group in decoding if not swept_by_batch(group) for scene in group]
-        times += [_throughput(group) for group in decoding if swept_by_batch(group)]
-        memory = [_memory(scene) for scene in scenes if scene.workload == "memory"]
-        prompts = [_times(scene) for scene in scenes if scene.workload == "prefill"]
-        training = [_training(scene) for scene in scenes if scene.workload == "training"]
-        return times + memory + draw_figure6(scenes) + prompts + training + _rooflines(scenes)
+        groups = by_workload(sweeps)
+        by_name = [
+            drawing
+            for workload in WORKLOADS.values()
+            for group in groups
+            if group[0].workload == workload.name
+            for drawing in _of_workload(group, workload)
+        ]
+        return [*by_name, *draw_figure6(sweeps), *_rooflines(sweeps)]
 
 
-def _times(scene: Scene) -> Drawing:
-    """Time against context length, with the crossover."""
-    metric = MAIN_METRIC[scene.workload]
+def _of_workload(sweeps: Sequence[CostSweep], workload: Workload) -> list[Drawing]:
+    """Return the figures of one experiment's sweeps of a workload."""
+    metrics = {metric.name for metric in workload.metrics}
+    if workload.primary.name == "peak_bytes":
+        return [_memory(sweep, workload) for sweep in sweeps]
+    if {"tokens_per_s", "peak_bytes"} <= metrics:
+        return [_training(sweep, workload) for sweep in sweeps]
+    if not workload.primary.has_interval:
+        return []
+    if "tokens_per_s" in metrics and swept_by_batch(sweeps):
+        return [_throughput(sweeps)]
+    return [_times(sweep, workload) for sweep in sweeps]
+
+
+def _panel(sweep: CostSweep, metric: str, title: str = "", size: float = 1.0, at_least: float = 0.0) -> Panel:
+    """Return a metric of a sweep against the context length."""
+    points = frame_points(sweep.rows(metric), sweep.failed)
+    return Panel(points, sweep.models, title, sweep.lengths, size, at_least)
+
+
+def _drawing(
+    sweep: CostSweep, name: str, texts: tuple[str, str], figure: Figure, data: pd.DataFrame
+) -> Drawing:
+    """Return a drawing under the conditions of a sweep, with title and caption."""
+    return Drawing(name, (sweep.experiment,), *texts, sweep.conditions, figure, data)
+
+
+# ---- time against context length -------------------------------------------------------------------------------------
+
+
+def _times(sweep: CostSweep, workload: Workload) -> Drawing:
+    """Draw time against context length, with the crossovers."""
+    metric = workload.primary.name
     crossings: dict[str, Crossover] = {}
-    for model in scene.models.challengers:
-        found = find_crossover(scene.metrics, metric, model, str(scene.models.reference))
+    for model in sweep.models.challengers:
+        found = find_crossover(sweep.metrics, metric, model, str(sweep.models.reference))
         if found is not None:
             crossings[model] = found[1]
-    title = _TIME_TITLES[scene.workload]
-    at = "after a context" if scene.workload == "decode" else "for a prompt"
-    return Drawing(
-        name=scene.name,
-        experiments=(scene.experiment,),
-        title=title,
-        caption=f"{title} {at} of each length, batch {scene.batch_size}. Points are geometric means of the "
-        "rounds' medians, bars their 95 % intervals (often narrower than the marker; cut where they leave the plot).",
-        conditions=scene.conditions,
-        figure=curves.draw_times(scene, metric, title, crossings),
-        data=_with_crossings(_data(scene, [metric]), crossings),
+    size, unit = time_unit(highest(_panel(sweep, metric).points))
+    figure = draw_row(
+        [_panel(sweep, metric, size=size)],
+        (workload.title, f"{unit}, {sweep.subtitle(metric)}", sweep.conditions),
+        lambda point: with_length(format_seconds(point.value), point, sweep.lengths[-1]),
     )
-
-
-def _throughput(scenes: Sequence[Scene]) -> Drawing:
-    """Tokens/s against batch size, of one experiment."""
-    first, title = scenes[0], "Decode throughput"
-    return Drawing(
-        name=f"{file_stem(scene_title(first.experiment, first.workload, '_'))}_throughput",
-        experiments=(first.experiment,),
-        title=title,
-        caption="Tokens/s of all sequences of a batch together against the batch size, after contexts of each length. "
-        "Points are geometric means of the rounds' medians, bars their 95 % intervals (often narrower than the marker; "
-        "cut where they leave the plot).",
-        conditions=first.conditions,
-        figure=curves.draw_throughput(scenes, title),
-        data=pd.concat(
-            [_data(scene, ["tokens_per_s"]).assign(batch_size=scene.batch_size) for scene in scenes],
-            ignore_index=True,
-        ),
+    for model, crossing in crossings.items() if len(crossings) <= _MOST_CROSSINGS else ():
+        _mark_crossing(figure.axes[0], crossing, sweep, model)
+    caption = (
+        f"{workload.quantity.capitalize()} against the context length, batch {sweep.batch_size}. {_POINTS}"
     )
+    data = _with_crossings(_data(sweep, [metric]), crossings)
+    return _drawing(sweep, sweep.name, (workload.title, caption), figure, data)
 
 
-def _memory(scene: Scene) -> Drawing:
-    """Memory by part."""
-    title = "Memory of inference"
-    rows = stacks.memory_rows(scene)
-    return Drawing(
-        name=scene.name,
-        experiments=(scene.experiment,),
-        title=title,
-        caption=f"Bytes held by weights, by the recurrent state or the key-value cache, and needed as workspace by "
-        f"one decode step at each context length, batch {scene.batch_size}. The thin line is the closed form of "
-        "weights and state.",
-        conditions=scene.conditions,
-        figure=stacks.draw_memory(scene, title),
-        data=_with_failures(rows, scene, list(stacks.PARTS)),
-    )
+def _mark_crossing(axes: Axes, crossing: Crossover, sweep: CostSweep, model: str) -> None:
+    """Mark where `model` becomes faster than the reference, its interval shaded, or say that there is no such place."""
+    label = sweep.models.labels[model]
+    if crossing.value is None:
+        lead = "rounds disagree" if rounds_disagree(crossing, sweep.lengths) else "none in range"
+        words = f"crossover: {lead}\n{describe_absence(crossing, sweep.lengths, label)}"
+        add_note(axes, words, CORNERS)
+        return
+    if crossing.low is not None and crossing.high is not None:
+        axes.axvspan(crossing.low, crossing.high, color=style.GRID, linewidth=0, zorder=0)
+    axes.axvline(crossing.value, color=style.MUTED, linewidth=0.7, linestyle=(0, (2, 2)), zorder=1)
+    add_note(axes, f"{label} faster from\n{describe_crossover(crossing)}", beside(crossing.value))
 
 
-def _training(scene: Scene) -> Drawing:
-    """Speed and peak memory of training."""
-    title = "Cost of a training step"
-    found = {model: fit_line(scene.points, "peak_bytes", model) for model in scene.models.models}
-    lines = {model: line for model, line in found.items() if line is not None}
-    return Drawing(
-        name=scene.name,
-        experiments=(scene.experiment,),
-        title=title,
-        caption=f"Tokens a second and peak memory of a whole training step (forward, backward, AdamW) on sequences of "
-        f"each length, batch {scene.batch_size}. Points are geometric means of the rounds' medians, bars their 95 % "
-        "intervals. Memory is weights, gradients, the optimiser's averages, activations and temporaries. Dotted is the "
-        f"straight line through a memory that it misses at no point by more than {100 * LINEAR_MARGIN:.0f} %; memory "
-        "far above these leaves the plot and goes on to the value beside its name.",
-        conditions=scene.conditions,
-        figure=training_curves.draw_training(scene, title, lines),
-        data=_with_lines(_data(scene, ["tokens_per_s", "peak_bytes"]), lines),
-    )
+# ---- throughput against batch size, % of roofline --------------------------------------------------------------------
 
 
-def _rooflines(scenes: Sequence[Scene]) -> list[Drawing]:
-    """Share of the roofline, a figure an experiment and batch size, a panel a workload."""
-    by_length = [scene for group in by_workload(scenes) if not swept_by_batch(group) for scene in group]
-    timed = [scene for scene in by_length if "roofline_ratio" in set(scene.metrics["metric"])]
-    drawings = []
-    for experiment, batch_size in sorted({(scene.experiment, scene.batch_size) for scene in timed}):
-        mine = [s for s in timed if (s.experiment, s.batch_size) == (experiment, batch_size)]
-        title = "Share of the roofline reached"
-        drawings.append(
-            Drawing(
-                name=f"{file_stem(experiment)}_roofline_batch{batch_size}",
-                experiments=(experiment,),
-                title=title,
-                caption="The least time that the bytes and operations of a point allow on this machine, as measured "
-                f"in the same run, over the time it took, batch {batch_size}. The dashed line is the machine's "
-                "ceiling.",
-                conditions=mine[0].conditions,
-                figure=curves.draw_roofline(mine, title),
-                data=pd.concat(
-                    [_data(scene, ["roofline_ratio"]).assign(workload=scene.workload) for scene in mine],
-                    ignore_index=True,
-                ),
-            )
+def _throughput(sweeps: Sequence[CostSweep]) -> Drawing:
+    """Draw tokens/s against batch size, of one experiment, a panel per context length."""
+    first, metric, axis = sweeps[0], "tokens_per_s", "batch_size"
+    rows = pd.concat([sweep.rows(metric) for sweep in sweeps], ignore_index=True)
+    failed = pd.concat([sweep.failed for sweep in sweeps], ignore_index=True)
+    lengths = sorted({length for sweep in sweeps for length in sweep.lengths})
+    batches, top = tuple(float(sweep.batch_size) for sweep in sweeps), highest(frame_points(rows, failed))
+    panels = [
+        Panel(
+            frame_points(rows[rows["context_len"] == length], failed[failed["context_len"] == length], axis),
+            first.models,
+            format_tokens(length),
+            batches,
+            at_least=top,
         )
-    return drawings
+        for length in lengths
+    ]
+    title = f"{first.workload.capitalize()} throughput"
+    subtitle = "; ".join(["tokens/s", *first.subtitle(metric).split("; ")[1:]])
+    label = "batch size (log scale); one panel per context length"
+    figure = draw_row(panels, (title, subtitle, first.conditions), describe_rate, label)
+    caption = (
+        f"Tokens/s of all sequences of a batch against the batch size, at each context length. {_POINTS}"
+    )
+    name = f"{file_stem(section_title(first.experiment, first.workload, '_'))}_throughput"
+    data = [_data(sweep, [metric]).assign(batch_size=sweep.batch_size) for sweep in sweeps]
+    return _drawing(first, name, (title, caption), figure, pd.concat(data, ignore_index=True))
 
 
-def _data(scene: Scene, metrics: list[str]) -> pd.DataFrame:
-    """The points of some metrics, and those that failed."""
-    rows = scene.points[scene.points["metric"].isin(metrics)]
-    return _with_failures(rows, scene, metrics)
+def _rooflines(sweeps: Sequence[CostSweep]) -> list[Drawing]:
+    """Draw % of roofline, one figure per experiment and batch size, one panel per workload."""
+    timed = [
+        sweep
+        for group in by_workload(sweeps)
+        if not swept_by_batch(group)
+        for sweep in group
+        if "roofline_ratio" in set(sweep.metrics["metric"])
+    ]
+
+    def place(sweep: CostSweep) -> tuple[str, int]:
+        return sweep.experiment, sweep.batch_size
+
+    return [_roofline(list(group)) for _, group in groupby(sorted(timed, key=place), place)]
 
 
-def _with_failures(rows: pd.DataFrame, scene: Scene, metrics: list[str]) -> pd.DataFrame:
-    """Rows with the columns that every figure's data has, and a row a metric for each point that failed."""
-    failed = scene.failed[["model", "context_len", "status"]].merge(
+def _roofline(sweeps: Sequence[CostSweep]) -> Drawing:
+    first, metric, title = sweeps[0], "roofline_ratio", "% of roofline"
+    longest = sweeps[-1].lengths[-1]
+    panels = [_panel(sweep, metric, sweep.workload, size=0.01, at_least=1.0) for sweep in sweeps]
+    figure = draw_row(
+        panels,
+        (title, f"%, {first.subtitle(metric)}", first.conditions),
+        lambda point: with_length(f"{100 * point.value:.0f} %", point, longest),
+    )
+    for axes in figure.axes:
+        axes.axhline(100, color=style.MUTED, linewidth=0.8, linestyle=(0, (4, 2)))
+    at = ("axes fraction", "data")
+    add_text(figure.axes[0], "ceiling", (0.03, 100), at, (0, 2), color=style.MUTED)
+    caption = (
+        "The least time that the bytes and operations of a point allow on this machine, as measured in the "
+        f"same run, as a percentage of the measured time, batch {first.batch_size}. The dashed line is the ceiling "
+        "of the machine."
+    )
+    name = f"{file_stem(first.experiment)}_roofline_batch{first.batch_size}"
+    data = [_data(sweep, [metric]).assign(workload=sweep.workload) for sweep in sweeps]
+    return _drawing(first, name, (title, caption), figure, pd.concat(data, ignore_index=True))
+
+
+# ---- memory, and time with memory ------------------------------------------------------------------------------------
+
+
+def _memory(sweep: CostSweep, workload: Workload) -> Drawing:
+    """Draw memory by part."""
+    caption = (
+        "Bytes of the weights, of the recurrent state or the key-value cache, and of the workspace of "
+        f"one decode step at each context length, batch {sweep.batch_size}. The thin line is the analytical size of "
+        "weights and state."
+    )
+    data = _with_failures(memory_figure.memory_rows(sweep), sweep, list(memory_figure.PARTS))
+    figure = memory_figure.draw_memory(sweep, workload.title)
+    return _drawing(sweep, sweep.name, (workload.title, caption), figure, data)
+
+
+def _training(sweep: CostSweep, workload: Workload) -> Drawing:
+    """Draw speed and peak memory of training."""
+    found = {model: fit_line(sweep.points, "peak_bytes", model) for model in sweep.models.models}
+    lines = {model: line for model, line in found.items() if line is not None}
+    caption = (
+        "Tokens/s and peak memory of a whole training step (forward, backward, AdamW) on sequences of "
+        f"each length, batch {sweep.batch_size}. Points are geometric means of the rounds' medians, bars their 95 % "
+        "intervals. Memory is weights, gradients, the optimizer's averages, activations and temporaries. A dotted "
+        "line is the linear fit of a memory that differs from it by at most "
+        f"{100 * LINEAR_MARGIN:.0f} % at every point. Memory far above these leaves the plot; its value is beside its "
+        "name."
+    )
+    data = _with_lines(_data(sweep, ["tokens_per_s", "peak_bytes"]), lines)
+    linear = {model: line for model, line in lines.items() if line.fits}
+    figure = _draw_training(sweep, workload.title, linear)
+    return _drawing(sweep, sweep.name, (workload.title, caption), figure, data)
+
+
+def _draw_training(sweep: CostSweep, title: str, linear: Mapping[str, Line]) -> Figure:
+    """Draw tokens/s above peak memory, with the lines of the models whose memory is linear in the length."""
+
+    def describe_speed(point: Point) -> str:
+        return with_length(f"{point.value:,.0f} tokens/s", point, sweep.lengths[-1])
+
+    def describe_memory(point: Point) -> str:
+        words = with_length(format_bytes(point.value), point, sweep.lengths[-1])
+        line = linear.get(point.model)
+        return f"{words}\n{format_bytes(line.slope)} per token" if line else words
+
+    speed, memory = _speed_panel(sweep), _memory_panel(sweep, linear)
+    subtitle = sweep.subtitle("step_s") + ("; dotted: linear fit" if linear else "")
+    figure = draw_column(
+        [speed, memory],
+        [end_labels(speed, describe_speed), end_labels(memory, describe_memory)],
+        (title, subtitle, sweep.conditions),
+        [style.LENGTH_LABEL] * 2,
+    )
+    for line in linear.values():
+        x = [0.0, float(line.lengths[-1])]
+        y = [(line.intercept + line.slope * length) / memory.size for length in x]
+        figure.axes[1].plot(x, y, color=style.INK, linewidth=0.8, linestyle=DOTTED, zorder=2.5)
+    return figure
+
+
+def _speed_panel(sweep: CostSweep) -> Panel:
+    top = highest(_panel(sweep, "tokens_per_s").points)
+    size, unit = (1e3, "thousand tokens/s") if top >= 1e3 else (1.0, "tokens/s")
+    return _panel(sweep, "tokens_per_s", unit, size)
+
+
+def _memory_panel(sweep: CostSweep, linear: Mapping[str, Line]) -> Panel:
+    """Return peak memory; values far above the linear ones, which would flatten those, leave the panel."""
+    points = frame_points(sweep.rows("peak_bytes"), sweep.failed)
+    values = [point.value for point in points if point.model in linear and point.status == "ok"]
+    top = min(highest(points), _TALLEST * max(values)) if values else highest(points)
+    size, unit = (GIB, "GiB") if top >= GIB else (MIB, "MiB")
+    return Panel(points, sweep.models, f"peak memory, {unit}", sweep.lengths, size, at_most=top)
+
+
+# ---- the data beside the figures -------------------------------------------------------------------------------------
+
+
+def _data(sweep: CostSweep, metrics: list[str]) -> pd.DataFrame:
+    """Return the points of some metrics, and those that failed."""
+    return _with_failures(sweep.points[sweep.points["metric"].isin(metrics)], sweep, metrics)
+
+
+def _with_failures(rows: pd.DataFrame, sweep: CostSweep, metrics: list[str]) -> pd.DataFrame:
+    """Return rows with the columns of every figure's data, and a row per metric for each point that failed."""
+    failed = sweep.failed[["model", "context_len", "status"]].merge(
         pd.DataFrame({"metric": metrics}), how="cross"
     )
     frame = pd.concat([rows.assign(status="ok"), failed], ignore_index=True)
@@ -165,33 +300,25 @@ def _with_failures(rows: pd.DataFrame, scene: Scene, metrics: list[str]) -> pd.D
     )
 
 
-def _with_crossings(data: pd.DataFrame, crossings: dict[str, Crossover]) -> pd.DataFrame:
-    """The data with a row for each crossover."""
+def _append(data: pd.DataFrame, rows: Sequence[tuple[object, ...]]) -> pd.DataFrame:
+    columns = ["model", "metric", "unit", "value", "low", "high", "status"]
+    more = pd.DataFrame(rows, columns=columns).reindex(columns=_DATA_COLUMNS).astype(data.dtypes)
+    return pd.concat([data, more], ignore_index=True)
+
+
+def _with_crossings(data: pd.DataFrame, crossings: Mapping[str, Crossover]) -> pd.DataFrame:
+    """Return the data with one row per crossover."""
     rows = [
-        {
-            "model": model,
-            "metric": "crossover_context_len",
-            "unit": "tokens",
-            "value": crossing.value,
-            "low": crossing.low,
-            "high": crossing.high,
-            "status": crossing.kind,
-        }
-        for model, crossing in crossings.items()
+        (model, "crossover_context_len", "tokens", found.value, found.low, found.high, found.kind)
+        for model, found in crossings.items()
     ]
-    return pd.concat([data, pd.DataFrame(rows, columns=_DATA_COLUMNS).astype(data.dtypes)], ignore_index=True)
+    return _append(data, rows)
 
 
-def _with_lines(data: pd.DataFrame, lines: dict[str, Line]) -> pd.DataFrame:
-    """The data with the line through each model's memory: its parts, and what it misses."""
+def _with_lines(data: pd.DataFrame, lines: Mapping[str, Line]) -> pd.DataFrame:
+    """Return the data with slope, intercept and largest residual of the line through each model's memory."""
     rows = [
-        {
-            "model": model,
-            "metric": metric,
-            "unit": unit,
-            "value": value,
-            "status": "linear" if line.fits else "not linear",
-        }
+        (model, metric, unit, value, None, None, "linear" if line.fits else "not linear")
         for model, line in lines.items()
         for metric, unit, value in (
             ("fitted_slope_bytes_per_token", "bytes/token", line.slope),
@@ -199,4 +326,4 @@ def _with_lines(data: pd.DataFrame, lines: dict[str, Line]) -> pd.DataFrame:
             ("fitted_largest_residual_ratio", "ratio", line.largest_residual),
         )
     ]
-    return pd.concat([data, pd.DataFrame(rows, columns=_DATA_COLUMNS).astype(data.dtypes)], ignore_index=True)
+    return _append(data, rows)

@@ -1,43 +1,45 @@
-"""The headline: sentences computed from the records, each led by its number.
+"""Findings on cost: sentences computed from the records, each led by its number.
 
-A sentence is only as strong as its interval: where rounds disagree, or one round cannot tell, it says so.
+Every workload has the same sentence, made of its primary metric's quantity and direction. A sentence claims no more
+than its interval shows: where rounds disagree, or there is only one, it says so.
 """
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import pandas as pd
 
 from retbench.report.comparisons import (
     LEVEL_MARGIN,
     Line,
+    cost_ratio,
     find_crossover,
-    find_peak,
     find_slope,
     fit_line,
     pair_ratios,
 )
-from retbench.report.points import MAIN_METRIC
-from retbench.report.scenes import (
-    Scene,
-    by_workload,
+from retbench.report.formats import format_metric
+from retbench.report.sweeps import CostSweep, by_workload, swept_by_batch
+from retbench.report.wording import (
     describe_absence,
     describe_status,
     format_length,
+    join_words,
     rounds_disagree,
-    swept_by_batch,
 )
 from retbench.stats.intervals import Crossover, Equivalence
-from retbench.units import format_bytes, format_seconds, format_tokens
+from retbench.units import format_bytes, format_tokens
+from retbench.workloads.workload import WORKLOADS, MetricSpec, Workload
+
+THROUGHPUT = MetricSpec("tokens_per_s", "tokens/s", lower_is_better=False, better="more throughput")
 
 
 @dataclass(frozen=True)
-class Finding:
-    """One sentence of the headline.
+class KeyFinding:
+    """One sentence of the page's first section.
 
     Attributes:
-        lead: The number it is about, with its unit; or that there is none.
+        lead: Its number with the unit, or that there is none.
         text: The sentence.
     """
 
@@ -45,261 +47,268 @@ class Finding:
     text: str
 
 
-def find(scenes: Sequence[Scene]) -> list[Finding]:
-    """Every finding that the scenes allow, in the order of the scenes; empty where no two models were measured."""
-    writers: dict[str, Callable[[Scene, str, str], list[Finding]]] = {
-        "decode": _decode,
-        "prefill": _prefill,
-        "memory": _memory,
-        "largest_batch": _largest_batch,
-        "training": _training,
-    }
-    order = list(writers)
-    known = sorted(
-        (scene for scene in scenes if scene.workload in writers), key=lambda s: order.index(s.workload)
-    )
-    swept = [group for group in by_workload(known) if swept_by_batch(group) and group[0].workload == "decode"]
-    of_swept = {scene.name for group in swept for scene in group}
-    return [
+@dataclass(frozen=True)
+class _Pair:
+    """A model and the reference in one sweep, with the wording of its workload."""
+
+    sweep: CostSweep
+    workload: Workload
+    model: str
+
+    @property
+    def reference(self) -> str:
+        return str(self.sweep.models.reference)
+
+    @property
+    def label(self) -> str:
+        label = self.sweep.models.labels[self.model]
+        return f"the {label}" if " " in label else label
+
+    @property
+    def other(self) -> str:
+        return self.sweep.models.labels[self.reference]
+
+    @property
+    def metric(self) -> MetricSpec:
+        return self.workload.primary
+
+    @property
+    def batch(self) -> str:
+        return "" if self.workload.finds_batch else f", batch {self.sweep.batch_size}"
+
+
+def find_costs(sweeps: Sequence[CostSweep]) -> list[KeyFinding]:
+    """Return every finding on cost, in the order of the workloads; none where no two models were measured."""
+    order = list(WORKLOADS)
+    known = sorted((s for s in sweeps if s.workload in WORKLOADS), key=lambda s: order.index(s.workload))
+    groups = by_workload(known)
+    swept = [of_one for of_one in groups if swept_by_batch(of_one) and len(of_one[0].rows("tokens_per_s"))]
+    found = [
         finding
-        for scene in known
-        if scene.name not in of_swept
-        for model in scene.models.challengers
-        for finding in writers[scene.workload](scene, model, str(scene.models.reference))
-    ] + [
+        for of_one in groups
+        if of_one not in swept
+        for sweep in of_one
+        for model in sweep.models.challengers
+        for finding in _findings(_Pair(sweep, WORKLOADS[sweep.workload], model))
+    ]
+    return found + [
         finding
-        for group in swept
-        for model in group[0].models.challengers
-        for finding in _peaks(group, model)
+        for of_one in swept
+        for model in of_one[0].models.challengers
+        for finding in _peaks(of_one, model)
     ]
 
 
-def _decode(scene: Scene, model: str, reference: str) -> list[Finding]:
-    """Crossover, ratio at the deepest context, and whether the model's time is level in the context."""
-    metric = MAIN_METRIC[scene.workload]
-    label, other = scene.models.labels[model], scene.models.labels[reference]
+def _findings(pair: _Pair) -> list[KeyFinding]:
+    """Return crossover, ratio at the longest context, and growth with the context length, as far as they apply."""
     found = []
-    crossing = find_crossover(scene.metrics, metric, model, reference)
-    if crossing is not None:
-        found.append(_crossover(*crossing, label, other, scene.batch_size))
-    found += _deepest(scene, model, reference, f"a token takes {label}", format_seconds)
-    slope = find_slope(scene.metrics, metric, model)
-    if slope is not None:
-        lengths, verdict = slope
-        first, last = format_tokens(lengths[0]), format_tokens(lengths[-1])
-        limits = f"[{1 - LEVEL_MARGIN:.2f}, {1 + LEVEL_MARGIN:.2f}]"
-        text = f"{label}'s time per token at {last} is {verdict.ratio:.3f} of that at {first}, batch {scene.batch_size}"
-        if verdict.low is None or verdict.high is None:
-            text += f": one round, so no interval to hold against {limits}."
-        else:
-            text += (
-                f" (90 % interval {verdict.low:.3f} to {verdict.high:.3f}, on a line through all lengths): "
-                f"{_level_words(verdict, limits)}."
-            )
-        found.append(Finding(f"{verdict.ratio:.2f}×", text))
+    sweep, metric = pair.sweep, pair.metric.name
+    if pair.workload.starts_from_state:
+        crossing = find_crossover(sweep.metrics, metric, pair.model, pair.reference)
+        found += [_crossover(pair, *crossing)] if crossing else []
+    found += _longest(pair)
+    if pair.workload.starts_from_state:
+        slope = find_slope(sweep.metrics, metric, pair.model)
+        found += [_level(pair, *slope)] if slope else []
+    if any(spec.name == "peak_bytes" for spec in pair.workload.metrics[1:]):
+        line = fit_line(sweep.points, "peak_bytes", pair.model)
+        found += [_growth(pair, line)] if line else []
     return found
 
 
-def _level_words(verdict: Equivalence, limits: str) -> str:
-    """Whether a cost depends on the length, and how that was told."""
-    if verdict.equivalent:
-        return f"inside {limits}, so it does not depend on the context length"
-    if verdict.apart is not None:
-        length, ratio = verdict.apart
-        return f"not level, at {format_tokens(length)} it is {ratio.value:.3f} of that at the first"
-    return f"{'not' if verdict.differs else 'not shown to be'} level, which takes an interval inside {limits}"
+def advantage(metric: MetricSpec, ratio: pd.Series, label: str, other: str) -> tuple[str, str]:
+    """Return lead and clause of a ratio to the reference, in the direction in which it is an advantage.
 
-
-def _crossover(
-    lengths: Sequence[int], crossing: Crossover, label: str, other: str, batch_size: int
-) -> Finding:
-    """Where the model becomes the faster of the two."""
-    reach = f"{format_tokens(lengths[0])} to {format_tokens(lengths[-1])}"
-    if crossing.value is None:
-        why = describe_absence(crossing, lengths, label)
-        text = f"Crossover of the time per token, {reach}, batch {batch_size}: {why}."
-        if rounds_disagree(crossing, lengths):
-            return Finding("rounds disagree", f"{text} {crossing.note}".replace("the first model", label))
-        return Finding("none in range", text)
-    text = (
-        f"{label} decodes faster than the {other} from a context of {format_length(crossing.value)} tokens on, "
-        f"batch {batch_size}"
+    Args:
+        metric: The metric compared.
+        ratio: ratio, low, high and unpaired, as in `comparisons.CostRatio`.
+        label: Name of the model.
+        other: Name of the reference.
+    """
+    is_better = (ratio["ratio"] < 1) == bool(metric.lower_is_better)
+    invert = ratio["ratio"] < 1
+    factors = [1 / ratio[end] if invert else ratio[end] for end in ("ratio", "low", "high")]
+    saves = metric.better.startswith("less")
+    value, *ends = (
+        f"{100 * (1 - 1 / factor):.3g}" if saves else f"{factor:#.3g}".removesuffix(".") for factor in factors
     )
-    if crossing.low is not None and crossing.high is not None:
-        text += f" (95 % interval {format_length(crossing.low)} to {format_length(crossing.high)})"
-    return Finding(f"{format_length(crossing.value)} tokens", f"{text}. {crossing.note}".strip())
+    size = f"{value}{' %' if saves else '×'} {metric.better}"
+    verb = {"less": "needs", "more": "reaches"}.get(metric.better.partition(" ")[0], "is")
+    clause = f"{label if is_better else f'the {other}'} {verb} {size}"
+    if ratio["low"] == ratio["low"]:
+        low, high = reversed(ends) if invert else ends
+        clause += f" (95 % CI [{low}, {high}]{' %' if saves else ''}"
+        clause += ", not significantly different)" if ratio["low"] <= 1 <= ratio["high"] else ")"
+    if ratio["unpaired"]:
+        clause += " (unpaired: the models were measured in different sessions)"
+    if ratio["low"] <= 1 <= ratio["high"]:
+        return "no significant difference", clause
+    return size if is_better else f"{other}: {size}", clause
 
 
-def _prefill(scene: Scene, model: str, reference: str) -> list[Finding]:
-    """Ratio at the longest prompt."""
-    return _deepest(scene, model, reference, f"a prompt takes {scene.models.labels[model]}", format_seconds)
-
-
-def _memory(scene: Scene, model: str, reference: str) -> list[Finding]:
-    """Ratio at the deepest context."""
-    label = scene.models.labels[model]
-    return _deepest(scene, model, reference, f"weights, state and workspace take {label}", format_bytes)
-
-
-def _largest_batch(scene: Scene, model: str, reference: str) -> list[Finding]:
-    """How many sequences of the deepest context that both reached each model fits."""
-    ratios = pair_ratios(scene.metrics, scene.models)
-    ratios = ratios[ratios["model"] == model].sort_values("context_len")
+def _longest(pair: _Pair) -> list[KeyFinding]:
+    """Compare the two models at the longest context that both reached, and say why one of them ends there."""
+    sweep, metric = pair.sweep, pair.metric
+    ratios = pair_ratios(sweep.metrics, sweep.models)
+    ratios = ratios[ratios["model"] == pair.model].sort_values("context_len")
     if ratios.empty:
         return []
-    length, ratio = int(ratios["context_len"].iloc[-1]), float(ratios["ratio"].iloc[-1])
-    largest, limits = scene.rows("largest_batch"), scene.rows("memory_limit_bytes")
-    mine, theirs = (_value(largest, name, length) for name in (model, reference))
-    memory, other = format_bytes(_value(limits, model, length)), scene.models.labels[reference]
-    text = (
-        f"At {format_tokens(length)} {scene.models.labels[model]} fits {mine:,.0f} sequences into {memory} and the "
-        f"{other} {theirs:,.0f}: a ratio of {ratio:#.3g}."
+    row = ratios.iloc[-1]
+    length = int(row["context_len"])
+    values = sweep.rows(metric.name)
+    mine, theirs = (
+        format_metric(metric.name, _value(values, name, length)) for name in (pair.model, pair.reference)
     )
-    return [Finding(f"{ratio:#.3g}×", text + _beyond(scene, (model, reference), length))]
-
-
-def _peaks(scenes: Sequence[Scene], model: str) -> list[Finding]:
-    """The most tokens/s at the deepest context that both models reached, each at the best of its batch sizes."""
-    models, reference = scenes[0].models, str(scenes[0].models.reference)
-    metrics = pd.concat([scene.metrics for scene in scenes])
-    points = pd.concat([scene.points for scene in scenes], ignore_index=True)
-    for length in sorted({length for scene in scenes for length in scene.lengths}, reverse=True):
-        here, there = (frame[frame["context_len"] == length] for frame in (metrics, points))
-        peak = find_peak(here, there, model, reference)
-        if peak is None:
-            continue
-        ratio, low, high = peak.ratio
-        mine, theirs = (
-            f"{format_length(value)} tokens/s (batch {batch_size})"
-            for value, batch_size in zip(peak.values, peak.batch_sizes, strict=True)
-        )
-        text = (
-            f"At {format_tokens(length)}, each at the best of the batch sizes {_listed(_batches(scenes, length))}, "
-            f"{models.labels[model]} decodes {mine} and the {models.labels[reference]} {theirs}: a ratio of "
-            f"{ratio:#.3g}"
-        )
-        if low == low:
-            text += f" (95 % interval {low:#.3g} to {high:#.3g})"
-        return [Finding(f"{ratio:#.3g}×", f"{text}.{_larger_batches(scenes, (model, reference), length)}")]
-    return []
-
-
-def _batches(scenes: Sequence[Scene], length: int) -> list[str]:
-    """The batch sizes that were tried at a length."""
-    return [str(size) for size in sorted({scene.batch_size for scene in scenes if length in scene.lengths})]
-
-
-def _larger_batches(scenes: Sequence[Scene], models: Sequence[str], length: int) -> str:
-    """What kept each model from a larger batch at a length; empty where nothing did."""
-    failed = pd.concat([scene.failed for scene in scenes])
-    text = ""
-    for model in models:
-        mine = failed[(failed["model"] == model) & (failed["context_len"] == length)]
-        if mine.empty:
-            continue
-        first = mine.sort_values("batch_size").iloc[0]
-        text += (
-            f" At batch {int(first['batch_size'])} the {scenes[0].models.labels[model]} has no value: "
-            f"{describe_status(str(first['status']))}{_limit_words(scenes)}."
-        )
-    return text
-
-
-def _limit_words(scenes: Sequence[Scene]) -> str:
-    """How much memory the experiment allows, where it allows less than there is."""
-    limits = {record.settings.get("memory_limit_bytes") for scene in scenes for record in scene.records}
-    known = [limit for limit in limits if isinstance(limit, int)]
-    return f", of {format_bytes(min(known))} that the experiment allows" if known else ""
-
-
-def _training(scene: Scene, model: str, reference: str) -> list[Finding]:
-    """Ratio of the times of a step at every length, and how the model's peak memory grows."""
-    label, other = scene.models.labels[model], scene.models.labels[reference]
-    ratios = pair_ratios(scene.metrics, scene.models)
-    ratios = ratios[ratios["model"] == model].sort_values("context_len")
-    found = []
-    if not ratios.empty:
-        first, *rest = (
-            (f"{row['ratio']:#.3g}{_ends(row)}", f"at {format_tokens(int(row['context_len']))}")
-            for row in ratios.to_dict(orient="records")
-        )
-        at = [f"{first[0]} times as long as the {other}'s {first[1]}", *(" ".join(item) for item in rest)]
-        last = ratios.iloc[-1]
-        what = " (95 % intervals)" if ratios["low"].notna().any() else ""
-        text = f"A training step of the {label} takes {_listed(at)}, batch {scene.batch_size}{what}."
-        beyond = _beyond(scene, (model, reference), int(last["context_len"]))
-        found.append(Finding(f"{last['ratio']:#.3g}×", text + beyond))
-    line = fit_line(scene.points, "peak_bytes", model)
-    if line is not None:
-        found.append(_growth(scene, line, model, reference))
-    return found
-
-
-def _ends(row: Mapping[Hashable, Any]) -> str:
-    """The interval of a ratio, where it has one."""
-    return f" [{row['low']:#.3g}, {row['high']:#.3g}]" if row["low"] == row["low"] else ""
-
-
-def _listed(items: Sequence[str]) -> str:
-    """Items as a sentence lists them: 'a, b and c'."""
-    return " and ".join([", ".join(items[:-1]), items[-1]]) if len(items) > 1 else items[0]
-
-
-def _growth(scene: Scene, line: Line, model: str, reference: str) -> Finding:
-    """Whether a model's peak memory of training is linear in the length, the line, and how it compares."""
-    label, last = scene.models.labels[model], line.lengths[-1]
-    reach = f"{format_tokens(line.lengths[0])} to {format_tokens(last)}"
-    missed = max(0.01, 100 * line.largest_residual)
-    fit = f"a line misses no point by more than {missed:.2g} %, R² {line.r_squared:.4f}"
-    text = f"From {reach} the peak memory of a training step of the {label}, batch {scene.batch_size}, is"
-    peaks = scene.rows("peak_bytes")
-    beside = ""
-    if last in set(peaks[peaks["model"] == reference]["context_len"]):
-        mine, theirs = (format_bytes(_value(peaks, name, last)) for name in (model, reference))
-        beside = (
-            f" At {format_tokens(last)} it is {mine}, and the {scene.models.labels[reference]}'s {theirs}."
-        )
-    if not line.fits:
-        fit = fit.replace("no point by more than", "a point by")
-        return Finding("not linear", f"{text} not linear in the length ({fit}).{beside}")
-    sign = "and" if line.intercept >= 0 else "less"
-    lead = f"{format_bytes(line.slope)} a token"
-    text += f" linear in the length: {lead} {sign} {format_bytes(abs(line.intercept))} ({fit}).{beside}"
-    return Finding(lead, text)
-
-
-def _deepest(
-    scene: Scene, model: str, reference: str, begin: str, describe: Callable[[float], str]
-) -> list[Finding]:
-    """The two models at the deepest context that both reached, and what kept one of them from a deeper one."""
-    ratios = pair_ratios(scene.metrics, scene.models)
-    ratios = ratios[ratios["model"] == model].sort_values("context_len")
-    if ratios.empty:
-        return []
-    last = ratios.iloc[-1]
-    length = int(last["context_len"])
-    values = scene.rows(MAIN_METRIC[scene.workload])
-    mine, theirs = (_value(values, name, length) for name in (model, reference))
+    lead, clause = advantage(metric, row, pair.label, pair.other)
+    limits = sweep.rows("memory_limit_bytes")["value"]
+    limit = f" in {format_bytes(limits.min())}" if len(limits) else ""
     text = (
-        f"At {format_tokens(length)} {begin} {describe(mine)} and the {scene.models.labels[reference]} "
-        f"{describe(theirs)}, batch {scene.batch_size}: a ratio of {last['ratio']:#.3g}"
+        f"At {format_tokens(length)} the {pair.workload.quantity}{limit} is {mine} for {pair.label} and {theirs} "
+        f"for the {pair.other}{pair.batch}: {clause}.{_beyond(sweep, (pair.model, pair.reference), length)}"
     )
-    if last["low"] == last["low"]:
-        text += f" (95 % interval {last['low']:#.3g} to {last['high']:#.3g})"
-    return [Finding(f"{last['ratio']:#.3g}×", f"{text}.{_beyond(scene, (model, reference), length)}")]
+    if len(ratios) > 1 and not pair.workload.starts_from_state:
+        first = ratios.iloc[0]
+        _, clause = advantage(metric, first, pair.label, pair.other)
+        text += f" At {format_tokens(int(first['context_len']))} {clause}."
+    return [KeyFinding(lead, text)]
+
+
+def _at(rows: pd.DataFrame, model: str, length: int) -> pd.DataFrame:
+    return rows[(rows["model"] == model) & (rows["context_len"] == length)]
 
 
 def _value(rows: pd.DataFrame, model: str, length: int) -> float:
-    return float(rows[(rows["model"] == model) & (rows["context_len"] == length)]["value"].iloc[0])
+    return float(_at(rows, model, length)["value"].iloc[0])
 
 
-def _beyond(scene: Scene, models: Sequence[str], length: int) -> str:
-    """Why the comparison ends at `length` where the sweep goes deeper; empty where it does not."""
-    failed = scene.failed[(scene.failed["context_len"] > length) & scene.failed["model"].isin(models)]
+def _limit(sweeps: Sequence[CostSweep]) -> str:
+    """Return the memory that the experiment allows, where it is limited."""
+    limits = {record.settings.get("memory_limit_bytes") for sweep in sweeps for record in sweep.records}
+    known = [limit for limit in limits if isinstance(limit, int)]
+    return f" in {format_bytes(min(known))}" if known else ""
+
+
+def _beyond(sweep: CostSweep, models: Sequence[str], length: int) -> str:
+    """Return why the comparison ends at `length` where the sweep has longer contexts; empty where it does not."""
+    failed = sweep.failed[(sweep.failed["context_len"] > length) & sweep.failed["model"].isin(models)]
     if failed.empty:
         return ""
     first = failed.sort_values("context_len").iloc[0]
     return (
-        f" At {format_tokens(int(first['context_len']))} the {scene.models.labels[str(first['model'])]} "
+        f" At {format_tokens(int(first['context_len']))} the {sweep.models.labels[str(first['model'])]} "
         f"has no value: {describe_status(str(first['status']))}."
     )
+
+
+def _crossover(pair: _Pair, lengths: Sequence[int], crossing: Crossover) -> KeyFinding:
+    """State the context length from which on the model is faster."""
+    reach = f"{format_tokens(lengths[0])} to {format_tokens(lengths[-1])}"
+    if crossing.value is None:
+        text = f"Crossover of the {pair.workload.quantity}, {reach}{pair.batch}: "
+        text += f"{describe_absence(crossing, lengths, pair.label)}."
+        if rounds_disagree(crossing, lengths):
+            note = crossing.note.replace("the first model", pair.label)
+            return KeyFinding("rounds disagree", f"{text} {note}")
+        return KeyFinding("no crossover", text)
+    length = f"{format_length(crossing.value)} tokens"
+    text = (
+        f"The {pair.workload.quantity} of {pair.label} is below that of the {pair.other} from a context of {length} "
+        f"on{pair.batch}"
+    )
+    if crossing.low is not None and crossing.high is not None:
+        text += f" (95 % CI [{format_length(crossing.low)}, {format_length(crossing.high)}])"
+    return KeyFinding(length, f"{text}. {crossing.note}".strip())
+
+
+def _level(pair: _Pair, lengths: Sequence[int], slope: Equivalence) -> KeyFinding:
+    """State whether the model's time is constant in context length."""
+    first, last = format_tokens(lengths[0]), format_tokens(lengths[-1])
+    limits = f"[{1 - LEVEL_MARGIN:.2f}, {1 + LEVEL_MARGIN:.2f}]"
+    text = f"The {pair.workload.quantity} of {pair.label} at {last} is {slope.ratio:.3f} of that at {first}{pair.batch}"
+    if slope.low is None or slope.high is None:
+        text += f": one round, so there is no interval to compare with {limits}."
+    else:
+        interval = f"90 % CI [{slope.low:.3f}, {slope.high:.3f}] of a line through all lengths"
+        text += f" ({interval}): {_level_words(slope, limits)}."
+    return KeyFinding(f"{slope.ratio:.2f}×", text)
+
+
+def _level_words(slope: Equivalence, limits: str) -> str:
+    if slope.equivalent:
+        return f"inside {limits}, so it is constant in context length"
+    if slope.apart is not None:
+        length, ratio = slope.apart
+        return f"not constant, at {format_tokens(length)} it is {ratio.value:.3f} of that at the first"
+    return (
+        f"{'not' if slope.differs else 'not shown to be'} constant, which needs an interval inside {limits}"
+    )
+
+
+def _growth(pair: _Pair, line: Line) -> KeyFinding:
+    """State whether the model's peak memory is linear in the length, with the line, and compare it at the last one."""
+    last = line.lengths[-1]
+    missed = max(0.01, 100 * line.largest_residual)
+    text = (
+        f"From {format_tokens(line.lengths[0])} to {format_tokens(last)} the peak memory "
+        f"{pair.workload.quantity.removeprefix('time ')} of {pair.label}{pair.batch}, is"
+    )
+    peaks = pair.sweep.rows("peak_bytes")
+    compared = ""
+    if last in set(peaks[peaks["model"] == pair.reference]["context_len"]):
+        mine, theirs = (format_bytes(_value(peaks, name, last)) for name in (pair.model, pair.reference))
+        compared = f" At {format_tokens(last)} it is {mine}, and that of the {pair.other} {theirs}."
+    if not line.fits:
+        fit = f"a line misses a point by {missed:.2g} %, R² {line.r_squared:.4f}"
+        return KeyFinding("not linear", f"{text} not linear in context length ({fit}).{compared}")
+    fit = f"a line misses no point by more than {missed:.2g} %, R² {line.r_squared:.4f}"
+    lead = f"{format_bytes(line.slope)} per token"
+    formula = f"{lead} {'and' if line.intercept >= 0 else 'less'} {format_bytes(abs(line.intercept))}"
+    return KeyFinding(lead, f"{text} linear in context length: {formula} ({fit}).{compared}")
+
+
+def _peaks(sweeps: Sequence[CostSweep], model: str) -> list[KeyFinding]:
+    """Compare the highest throughput of two models at the longest context, over all batch sizes."""
+    models = sweeps[0].models
+    names = (model, str(models.reference))
+    for length in sorted({length for sweep in sweeps for length in sweep.lengths}, reverse=True):
+        peaks = [peak for name in names if (peak := _peak(sweeps, name, length))]
+        ratio = cost_ratio(peaks[0][1], peaks[1][1]) if len(peaks) == 2 else None
+        if ratio is None:
+            continue
+        label, other = (models.labels[name] for name in names)
+        sizes = [str(n) for n in sorted({s.batch_size for s in sweeps if length in s.lengths})]
+        lead, clause = advantage(THROUGHPUT, pd.Series(vars(ratio)), label, other)
+        text = (
+            f"At {format_tokens(length)}, each model at the best of the batch sizes {join_words(sizes)}, the "
+            f"throughput of {label} is {peaks[0][0]} and that of the {other} {peaks[1][0]}: {clause}."
+        )
+        return [KeyFinding(lead, text + _larger_batches(sweeps, names, length))]
+    return []
+
+
+def _peak(sweeps: Sequence[CostSweep], model: str, length: int) -> tuple[str, pd.DataFrame] | None:
+    """Return the highest throughput of a model at a context length in words, and its rounds; None without any."""
+    at = {sweep.batch_size: _at(sweep.rows("tokens_per_s"), model, length)["value"] for sweep in sweeps}
+    values = {batch_size: float(found.iloc[0]) for batch_size, found in at.items() if len(found)}
+    if not values:
+        return None
+    best = max(values, key=values.__getitem__)
+    metrics = next(sweep.metrics for sweep in sweeps if sweep.batch_size == best)
+    rounds = _at(metrics[metrics["metric"] == "tokens_per_s"], model, length)
+    return f"{format_length(values[best])} tokens/s (batch {best})", rounds
+
+
+def _larger_batches(sweeps: Sequence[CostSweep], models: Sequence[str], length: int) -> str:
+    """Return why each model has no larger batch at a length; empty where it has."""
+    failed = pd.concat([sweep.failed for sweep in sweeps])
+    limit = _limit(sweeps).replace(" in ", ", with a limit of ")
+    text = ""
+    for model in models:
+        mine = failed[(failed["model"] == model) & (failed["context_len"] == length)]
+        if not mine.empty:
+            first = mine.sort_values("batch_size").iloc[0]
+            text += (
+                f" At batch {int(first['batch_size'])} the {sweeps[0].models.labels[model]} has no value: "
+                f"{describe_status(str(first['status']))}{limit}."
+            )
+    return text

@@ -1,18 +1,21 @@
-"""How a table is written: JSON in base units, and Markdown and LaTeX with units as people read them."""
+"""Formats of tables: JSON and CSV in base units, Markdown and LaTeX with readable units."""
 
 import json
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 import pandas as pd
 
-from retbench.report.points import MAIN_METRIC
-from retbench.report.readings import QUALITY
-from retbench.report.scenes import describe_status
-from retbench.report.score_tables import readable_scores
+from retbench.errors import unknown_name
+from retbench.report.evaluations import ACCURACIES, paper_average
+from retbench.report.points import scores_text
+from retbench.report.tables import COST_LEAD, POINT_COLUMNS, QUALITY_LEAD, RATIO, UNPAIRED
+from retbench.report.wording import POINTS, describe_status, format_p
 from retbench.units import (
     format_bytes,
+    format_count,
     format_energy,
     format_percent,
     format_power,
@@ -20,125 +23,105 @@ from retbench.units import (
     format_seconds,
     format_tokens,
 )
+from retbench.workloads.workload import WORKLOADS, Workload
 
-INTERVALS = (
-    "tpot_s",
-    "ttft_s",
-    "step_s",
-    "tokens_per_s",
-    "roofline_ratio",
-    "energy_per_token_j",
-    "ratio_to_transformer",
-)
-"""Columns that have a low and a high beside them: what is measured anew in every round."""
+Row = Mapping[str, Any]
 
-_HEADINGS = {
-    "model": "model",
-    "batch_size": "batch",
-    "context_len": "context",
-    "tpot_s": "time per token",
-    "ttft_s": "time to first token",
-    "step_s": "time per step",
-    "peak_bytes": "weights + state + workspace",
-    "largest_batch": "largest batch",
-    "largest_batch_step": "to within",
-    "expected_largest_batch": "closed form",
-    "ratio_to_transformer": "ratio to Transformer",
-    "tokens_per_s": "tokens/s",
-    "roofline_ratio": "of roofline",
-    "bandwidth_ratio": "of bandwidth",
-    "bytes_per_step": "bytes a step",
-    "energy_per_token_j": "energy per token",
-    "power_w": "power",
-    "weight_bytes": "weights",
-    "state_bytes": "state or KV cache",
-    "gradient_bytes": "gradients",
-    "optimizer_bytes": "optimizer",
-    "workspace_bytes": "workspace",
-    "expected_weight_bytes": "weights, closed form",
-    "expected_state_bytes": "state, closed form",
-    "process_peak_bytes": "process, peak",
-    "memory_limit_bytes": "memory limit",
-    "available_bytes": "left by libraries",
+NONE = "–"
+
+_RATIO_OF = {"_s": "time ", "_bytes": "memory "}
+_ENDINGS: dict[str, Callable[[float], str]] = {
+    "_per_step": format_bytes,
+    "_bytes": format_bytes,
+    "_ratio": format_percent,
+    "_j": format_energy,
+    "_w": format_power,
+    "_s": format_seconds,
 }
-"""What is shown to people, in this order."""
+"""Formats of numbers by the unit in the metric's name."""
 
-_TRAINING_HEADINGS = {"peak_bytes": "peak memory", "ratio_to_transformer": "time ratio to Transformer"}
-"""What is called otherwise in a table of training, which has no state and compares times."""
-
-
-_POINT = ("model", "batch_size", "context_len")
+_NOT_SCORES = ("num_truncated", "num_tokens", "tokens_per_s")
+"""Metrics of an evaluation that are not scores."""
 
 
 def readable_tables(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """A table of `tables.table_of` for people: a frame of text a workload, with readable units."""
-    tables = readable_scores(frame)
-    costs = frame[~frame["workload"].isin(QUALITY)]
-    for workload, rows in costs.groupby("workload", sort=False):
-        metrics = _metrics_shown(rows)
-        main = MAIN_METRIC.get(str(workload), metrics[0] if metrics else "status")
-        if main not in metrics:  # no point has a value: the column is there to say why
-            metrics.insert(0, main)
-        headings = _HEADINGS | (_TRAINING_HEADINGS if workload == "training" else {})
-        point = [name for name in _POINT if (name, main) != ("batch_size", "largest_batch")]
-        columns = [*point, *metrics]
-        cells = rows.to_dict(orient="records")
-        table = pd.DataFrame(
-            {headings.get(name, name): [_cell(row, name, main) for row in cells] for name in columns}
-        )
-        table["rounds"] = [f"{row['rounds_ok']} of {row['rounds']}" for row in cells]
-        tables[str(workload)] = table
+    """Return a table of `tables.table_of` for people: one frame of text per workload, with readable units."""
+    tables: dict[str, pd.DataFrame] = {}
+    for name, part in frame.groupby("workload", sort=False):
+        rows: list[Row] = part.to_dict(orient="records")  # type: ignore[assignment]
+        table = pd.DataFrame(list(_lines(str(name), rows))).fillna(NONE)
+        idle = [column for column in ("seed", "protocol") if column in table and set(table[column]) == {NONE}]
+        tables[str(name)] = table.drop(columns=idle)
     return tables
 
 
-def _metrics_shown(rows: pd.DataFrame) -> list[str]:
-    """The columns of metrics that hold any number: those known here in their order, then the others."""
-    lead = {*_POINT, "workload", "status", "rounds_ok", "rounds"}
-    names = [
-        str(name) for name in rows.columns if name not in lead and not str(name).endswith(("_low", "_high"))
+def _lines(workload: str, rows: Sequence[Row]) -> Iterator[dict[str, str]]:
+    """Yield the readable rows of one workload."""
+    known = WORKLOADS.get(workload)
+    if any(not is_missing(row.get("rounds")) for row in rows):
+        return _cost_lines(known, rows)
+    if known is not None and known.replicate == "seed":
+        return _training_lines(known, rows)
+    return _loss_lines(workload, rows) if scores_text(workload) else _answer_lines(rows)
+
+
+def is_missing(value: object) -> bool:
+    """Return whether a table has no value here."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def _cost_lines(known: Workload | None, rows: Sequence[Row]) -> Iterator[dict[str, str]]:
+    """Yield one row per (model, batch size, context length); the primary column says why a value is missing."""
+    headings = {metric.name: metric.heading for metric in known.metrics} if known else {}
+    lead = {*COST_LEAD, *POINT_COLUMNS, *QUALITY_LEAD, RATIO, UNPAIRED}
+    present = [
+        name
+        for name in dict.fromkeys([*headings, *(str(name) for row in rows for name in row)])
+        if name not in lead and not name.endswith(("_low", "_high"))
+        if any(not is_missing(row.get(name)) for row in rows)
     ]
-    known = [name for name in _HEADINGS if name in names]
-    return [name for name in dict.fromkeys([*known, *names]) if rows[name].notna().any()]
+    main = known.primary.name if known else (present or ["status"])[0]
+    ratio = [RATIO] if any(not is_missing(row.get(RATIO)) for row in rows) else []
+    metrics = [main, *ratio, *(name for name in present if name != main)]
+    kind = next((words for ending, words in _RATIO_OF.items() if main.endswith(ending)), "")
+    headings |= {RATIO: f"{kind}ratio to Transformer", "batch_size": "batch", "context_len": "context"}
+    point = ["model", *(() if known and known.finds_batch else ("batch_size",)), "context_len"]
+    for row in rows:
+        line = {headings.get(name, name): _cost_cell(row, name, main) for name in (*point, *metrics)}
+        yield line | {"rounds": f"{row['rounds_ok']:.0f} of {row['rounds']:.0f}"}
 
 
-def _cell(row: Mapping[Hashable, Any], name: str, main: str | None) -> str:
-    """One cell as people read it; without a value, the status in the main column and a dash elsewhere."""
-    value = row.get(name, math.nan)
+def _cost_cell(row: Row, name: str, main: str) -> str:
+    """Return one cell as text; without a value, the status in the primary column and a dash in the others."""
+    value = row.get(name)
     if isinstance(value, str):
         return value
-    if math.isnan(value):
+    if is_missing(value):
         if name != main:
-            return "–"
+            return NONE
         return "not recorded" if row["status"] == "ok" else describe_status(str(row["status"]))
-    ends = [row[f"{name}_low"], row[f"{name}_high"]] if name in INTERVALS else []
-    return _with_interval([_format(name, float(item)) for item in (value, *ends) if not math.isnan(item)])
+    numbers = [value, *(row.get(f"{name}{end}") for end in ("_low", "_high"))]
+    text = _with_unit([format_metric(name, float(number)) for number in numbers if not is_missing(number)])  # type: ignore[arg-type]
+    is_unpaired = name == RATIO and not is_missing(row.get(UNPAIRED)) and bool(row[UNPAIRED])
+    return f"{text} (unpaired)" if is_unpaired else text
 
 
-def _format(name: str, number: float) -> str:
-    """A number with the unit that its name says."""
-    if name == "ratio_to_transformer":
+def format_metric(name: str, number: float) -> str:
+    """Return a number with the unit that its name states."""
+    if name == RATIO:
         return f"{number:#.3g}".removesuffix(".")
     if name == "context_len":
         return format_tokens(int(number))
-    if "largest_batch" in name:
+    if "largest_batch" in name or name == "batch_size":
         return f"{number:,.0f}"
     if name.endswith("_per_s"):
         return format_rate(number, "").strip()
-    endings: dict[str, Callable[[float], str]] = {
-        "_per_step": format_bytes,
-        "_bytes": format_bytes,
-        "_ratio": format_percent,
-        "_j": format_energy,
-        "_w": format_power,
-        "_s": format_seconds,
-    }
-    return next(
-        (write(number) for ending, write in endings.items() if name.endswith(ending)), f"{number:.4g}"
-    )
+    write = next((write for ending, write in _ENDINGS.items() if name.endswith(ending)), None)
+    return write(number) if write else f"{number:.4g}"
 
 
-def _with_interval(texts: Sequence[str]) -> str:
-    """Value and ends as '8.12 [8.01, 8.23] ms', the unit once where all share it."""
+def _with_unit(texts: Sequence[str]) -> str:
+    """Return value and ends as '8.12 [8.01, 8.23] ms', with the unit once where all share it."""
     if len(texts) == 1:
         return texts[0]
     numbers, units = zip(*(text.partition(" ")[::2] for text in texts), strict=True)
@@ -149,17 +132,163 @@ def _with_interval(texts: Sequence[str]) -> str:
     return f"{value} [{low}, {high}]"
 
 
+def _models_by_point(rows: Sequence[Row]) -> Iterator[tuple[dict[str, str], dict[str, Row]]]:
+    """Yield each task point and instance in words, with the row of each model."""
+    names = (*POINT_COLUMNS, "size", "seed")
+    for key, found in groupby(rows, key=lambda row: tuple(row[name] for name in names)):
+        values = dict(zip(names, key, strict=True))
+        lead = {
+            "task": _plain(values["task"]),
+            "protocol": _plain(values["protocol"]),
+            "context": format_tokens(int(values["context_len"])),
+            "shots": _plain(values["num_fewshot"]),
+            "size": str(values["size"]),
+            "seed": _plain(values["seed"]),
+        }
+        yield lead, {str(row["model"]): row for row in found}
+
+
+def _plain(value: object) -> str:
+    return NONE if is_missing(value) else str(value)
+
+
+def _models(rows: Sequence[Row]) -> tuple[list[str], list[str]]:
+    """Return all models, and those that were compared with the reference."""
+    models = dict.fromkeys(str(row["model"]) for row in rows)
+    compared = {str(row["model"]) for row in rows if not is_missing(row["reference"])}
+    return list(models), [model for model in models if model in compared]
+
+
+def _loss_lines(workload: str, rows: Sequence[Row]) -> Iterator[dict[str, str]]:
+    """Yield the losses of the models at each point, and the ratio of their bits per byte or token."""
+    models, challengers = _models(rows)
+    ratios = {unit: f"bits_per_{unit}_ratio" for unit in ("byte", "token")}
+    units = [u for u, column in ratios.items() if any(not is_missing(row.get(column)) for row in rows)]
+    for lead, sides in _models_by_point(rows):
+        line = {"corpus": lead["task"], **{n: lead[n] for n in ("protocol", "context", "size", "seed")}}
+        tokenizers = {_plain(side["tokenizer"]) for side in sides.values()}
+        for metric in WORKLOADS[workload].metrics:
+            for model in models:
+                text = _score(sides.get(model), metric.name)
+                if metric.name.endswith("_per_token") and len(tokenizers) > 1 and model in sides:
+                    text += f" ({_plain(sides[model]['tokenizer'])})"  # another token: not comparable
+                line[f"{metric.heading}, {model}"] = text
+        for unit in units or ["byte"]:
+            heading = f"ratio of bits/{unit}"
+            line |= _compared(sides, challengers, ratios[unit], heading, lambda value: f"{value:.3f}")
+        yield line
+
+
+def _score(side: Row | None, metric: str) -> str:
+    """Return a score with its standard error; without a value the reason."""
+    if side is None:
+        return describe_status("missing")
+    value, error = side.get(metric), side.get(f"{metric}_stderr")
+    if value is None or is_missing(value):
+        return NONE if side["status"] == "ok" else describe_status(str(side["status"]))
+    if metric in ACCURACIES:
+        if error is None or is_missing(error):
+            return format_percent(value)
+        return f"{POINTS * value:.1f} ± {POINTS * error:.1f} %"
+    if "nats" in metric or "bits" in metric:
+        return f"{value:.4f}"
+    return f"{value:.4g}" if is_missing(error) else f"{value:.4g} ± {error:.2g}"
+
+
+def _compared(
+    sides: Mapping[str, Row],
+    challengers: Sequence[str],
+    column: str,
+    heading: str,
+    write: Callable[[float], str],
+) -> dict[str, str]:
+    """Return a column per model that is compared with the reference: the value with its interval."""
+    line = {}
+    for model in challengers:
+        side = sides.get(model, {})
+        value, low, high = (side.get(f"{column}{end}") for end in ("", "_low", "_high"))
+        text = NONE if is_missing(value) else write(value)  # type: ignore[arg-type]
+        if not is_missing(low):
+            text += f" [{write(low)}, {write(high)}]"  # type: ignore[arg-type]
+        own = f"{heading}, {model}" if len(challengers) > 1 else heading
+        line[own] = "not compared" if not is_missing(side.get("not_compared")) else text
+    return line
+
+
+def _answer_lines(rows: Sequence[Row]) -> Iterator[dict[str, str]]:
+    """Yield the scores of the models in each task with their differences, then the paper's average."""
+    models, challengers = _models(rows)
+    means: dict[tuple[str, str, str], dict[str, dict[str, float]]] = {}
+    for lead, sides in _models_by_point(rows):
+        words = {name: lead[name] for name in ("task", "shots", "context", "size", "seed")}
+        key = (lead["shots"], lead["size"], lead["seed"])
+        for model, side in sides.items():
+            if not is_missing(side.get("acc", math.nan)):
+                means.setdefault(key, {}).setdefault(lead["task"], {})[model] = float(side["acc"])
+        for metric in _scores_of(sides):
+            line = words | {"metric": metric}
+            line |= {model: _score(sides.get(model), metric) for model in models}
+            if metric in ACCURACIES:
+                difference = f"{metric}_difference"
+                line |= _compared(sides, challengers, difference, "difference, points", _points)
+                line |= _compared(sides, challengers, f"{metric}_mcnemar_p", "McNemar p", format_p)
+            yield line
+    for (shots, size, seed), accuracies in means.items():
+        found = paper_average(accuracies)
+        if found is not None and len(found[1]) == len(models):
+            tasks, values = found
+            line = {"task": f"mean of {', '.join(tasks)}", "shots": shots, "size": size, "seed": seed}
+            yield line | {"metric": "acc", **{model: format_percent(values[model]) for model in models}}
+
+
+def _points(difference: float) -> str:
+    """Return a difference of accuracies in percentage points."""
+    return f"{POINTS * difference:+.1f}"
+
+
+def _scores_of(sides: Mapping[str, Row]) -> list[str]:
+    """Return the scores of any model, accuracies first; "acc" where there is none."""
+    skipped = ("_stderr", "_low", "_high", "_difference", "_ratio", "_mcnemar_p")
+    found = {
+        name
+        for side in sides.values()
+        for name, value in side.items()
+        if name not in (*QUALITY_LEAD, *COST_LEAD, *_NOT_SCORES)
+        and not name.endswith(skipped)
+        and not is_missing(value)
+    }
+    return [*(m for m in ACCURACIES if m in found), *sorted(found - set(ACCURACIES))] or ["acc"]
+
+
+def _training_lines(known: Workload, rows: Sequence[Row]) -> Iterator[dict[str, str]]:
+    """Yield one row per training: its settings and its final metrics."""
+    for row in rows:
+        tokens = row.get("num_tokens") if not is_missing(row.get("num_tokens")) else row["trained_tokens"]
+        rate, speed = row["learning_rate"], row.get("tokens_per_s")
+        yield {
+            "model": str(row["model"]),
+            "size": str(row["size"]),
+            "seed": _plain(row["seed"]),
+            "run": str(row["role"]),
+            "learning rate": NONE if is_missing(rate) else f"{rate:.3g}",
+            "sequence": format_tokens(int(row["context_len"])),
+            "tokens": NONE if is_missing(tokens) else format_count(float(tokens)),  # type: ignore[arg-type]
+            **{metric.heading: _score(row, metric.name) for metric in known.metrics},
+            "tokens/s": NONE if is_missing(speed) else format_metric("tokens_per_s", float(speed)),  # type: ignore[arg-type]
+        }
+
+
 def to_json(frame: pd.DataFrame) -> str:
-    """A list of objects, one a row; null where there is no number."""
+    """Return a list of objects, one per row; null where there is no number."""
     rows = [
-        {name: None if isinstance(item, float) and math.isnan(item) else item for name, item in row.items()}
+        {name: None if is_missing(item) else item for name, item in row.items()}
         for row in frame.astype(object).to_dict(orient="records")
     ]
     return json.dumps(rows, indent=2, ensure_ascii=False) + "\n"
 
 
 def markdown_table(table: pd.DataFrame) -> str:
-    """A frame of text as a Markdown table: first column flush left, the others right."""
+    """Return a frame of text as a Markdown table: first column flush left, the others right."""
     header = [str(column) for column in table.columns]
     rule = [":--", *("--:" for _ in header[1:])]
     rows = [[str(cell) for cell in row] for row in table.itertuples(index=False)]
@@ -169,12 +298,12 @@ def markdown_table(table: pd.DataFrame) -> str:
 
 
 def escape_markdown(text: str) -> str:
-    """A text that fits into one cell of a Markdown table."""
+    """Return text that fits into one cell of a Markdown table."""
     return " ".join(text.replace("|", "\\|").split())
 
 
 def to_markdown(frame: pd.DataFrame) -> str:
-    """A Markdown table a workload, under its name."""
+    """Return a Markdown table per workload, under its name."""
     blocks = [
         f"### {workload}\n\n{markdown_table(table)}\n" for workload, table in readable_tables(frame).items()
     ]
@@ -183,13 +312,7 @@ def to_markdown(frame: pd.DataFrame) -> str:
 
 _LATEX_SPECIAL = {
     "\\": r"\textbackslash{}",
-    "%": r"\%",
-    "&": r"\&",
-    "_": r"\_",
-    "#": r"\#",
-    "$": r"\$",
-    "{": r"\{",
-    "}": r"\}",
+    **{character: rf"\{character}" for character in "%&_#${}"},
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
     "–": "--",
@@ -198,30 +321,41 @@ _LATEX_SPECIAL = {
 
 
 def to_latex(frame: pd.DataFrame) -> str:
-    """A tabular a workload, for the package booktabs."""
+    """Return a tabular per workload, for the package booktabs."""
     blocks = []
     for workload, table in readable_tables(frame).items():
         rows = [list(table.columns), *table.itertuples(index=False)]
-        lines = [" & ".join(_escape_latex(str(cell)) for cell in row) + r" \\" for row in rows]
+        head, *body = (" & ".join(_escape_latex(str(cell)) for cell in row) + r" \\" for row in rows)
         columns = "l" + "r" * (len(table.columns) - 1)
-        head, body = lines[0], lines[1:]
-        blocks.append(
-            "\n".join(
-                [
-                    f"% {workload}",
-                    rf"\begin{{tabular}}{{{columns}}}",
-                    r"\toprule",
-                    head,
-                    r"\midrule",
-                    *body,
-                    r"\bottomrule",
-                    r"\end{tabular}",
-                    "",
-                ]
-            )
-        )
+        begin = [f"% {workload}", rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule"]
+        blocks.append("\n".join([*begin, *body, r"\bottomrule", r"\end{tabular}", ""]))
     return "\n".join(blocks)
 
 
 def _escape_latex(text: str) -> str:
     return "".join(_LATEX_SPECIAL.get(character, character) for character in text)
+
+
+_WRITERS: dict[str, Callable[[pd.DataFrame], str]] = {
+    "md": to_markdown,
+    "csv": lambda table: table.to_csv(index=False, na_rep="NA", lineterminator="\n"),
+    "json": to_json,
+    "latex": to_latex,
+}
+FORMATS = tuple(_WRITERS)
+
+
+def render(frame: pd.DataFrame, format: str) -> str:
+    """Return a table of `tables.table_of` as text that ends in a newline.
+
+    Args:
+        frame: The table.
+        format: One of `FORMATS`. csv and json keep base units; csv writes NA for an undefined value, json null. md and
+            latex write readable units, one table per workload.
+
+    Raises:
+        ConfigError: the format is unknown.
+    """
+    if format not in _WRITERS:
+        raise unknown_name("table format", format, FORMATS, where="--format")
+    return _WRITERS[format](frame)

@@ -1,11 +1,10 @@
-"""Records of a folder as typed frames: one row a (cell, round, metric), or one a (cell, round).
+"""Records of a folder, and the observations that they hold: (model, point, replicate, metric, value).
 
-Nothing is aggregated here. Every row carries what it may be compared with (`SET_COLUMNS`): rows that differ
-in any of those never meet in one value, interval or ratio.
+Nothing is aggregated here. Records of different comparable sets never enter one value, interval or ratio.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,57 +14,27 @@ import pandas as pd
 from retbench.errors import RecordError
 from retbench.records.record import Documents, Record, computing_versions, read_records
 
-_TEXT, _COUNT, _NUMBER, _MOMENT = "string", "Int64", "float64", "datetime64[us, UTC]"
+_TEXT, _COUNT, _NUMBER = "string", "Int64", "float64"
 
-SET_COLUMNS = (
-    "machine",
-    "device",
-    "dtype",
-    "threads",
-    "code_revision",
-    "torch_version",
-    "python_version",
-    "library_versions",
-    "pair_id",
-)
+_RECORD_FIELDS = ("experiment", "workload", "status", "error")
+_POINT_COUNTS = ("batch_size", "context_len", "num_fewshot")
+_POINT_TEXTS = ("task", "protocol")
 
-_CELL_COLUMNS: dict[str, str] = {
-    **dict.fromkeys(SET_COLUMNS, _TEXT),
-    "threads": _COUNT,
-    "experiment": _TEXT,
-    "profile": _TEXT,
-    "run_id": _TEXT,
-    "cell_id": _TEXT,
-    "model": _TEXT,
-    "architecture": _TEXT,
-    "variant": _TEXT,
-    "size": _TEXT,
-    "num_params": _COUNT,
-    "num_params_nonembedding": _COUNT,
-    "workload": _TEXT,
-    "batch_size": _COUNT,
-    "context_len": _COUNT,
-    "round": _COUNT,
-    "started_at": _MOMENT,
-}
-STATUS_COLUMNS: dict[str, str] = {**_CELL_COLUMNS, "status": _TEXT, "error": _TEXT}
-METRIC_COLUMNS: dict[str, str] = {
-    **_CELL_COLUMNS,
-    "metric": _TEXT,
-    "unit": _TEXT,
+OBSERVATION_COLUMNS: dict[str, str] = {
+    **dict.fromkeys((*_RECORD_FIELDS, "model", "size", *_POINT_TEXTS, "session", "metric", "unit"), _TEXT),
+    **dict.fromkeys((*_POINT_COUNTS, "round"), _COUNT),
     "value": _NUMBER,
-    "num_samples": _COUNT,
 }
 
 
 @dataclass(frozen=True)
 class Results:
-    """What a results folder holds.
+    """Contents of a results folder.
 
     Attributes:
         records: Every readable record, duplicates included, in the order of files and lines.
-        problems: A sentence for every line that could not be read.
-        folders: Where the results of single documents lie, of each record that has such.
+        problems: One sentence per line that could not be read.
+        folders: Folder of the per-document results, for each record that has some.
     """
 
     records: tuple[Record, ...]
@@ -75,7 +44,7 @@ class Results:
 
 @dataclass(frozen=True)
 class ComparableSet:
-    """What must agree before two records may stand in one table or ratio; None where it is not recorded."""
+    """Facts that must agree before two records may share a table or ratio; None where one is not recorded."""
 
     machine: str | None
     device: str | None
@@ -85,15 +54,14 @@ class ComparableSet:
     torch_version: str | None
     python_version: str | None
     library_versions: str | None
-    """Of every other library that could move a number: numpy 2.4.1, triton 3.6.0."""
-    pair_id: str | None
+    """Versions of every other library that could change a number: numpy 2.4.1, triton 3.6.0."""
 
 
 def load_results(root: Path) -> Results:
-    """Every record in a file or below a folder.
+    """Return every record in a file or below a folder.
 
     Raises:
-        RecordError: there is no such place, or no record in it can be read; the message says what to run.
+        RecordError: the path does not exist, or no record in it can be read; the message says what to run.
     """
     advice = "Measure first: `retbench run latency`, or name the folder that holds results."
     if not root.exists():
@@ -117,7 +85,7 @@ def load_results(root: Path) -> Results:
 
 
 def set_of(record: Record) -> ComparableSet:
-    """The comparable set that a record belongs to."""
+    """Return the comparable set of a record."""
     settings, environment = record.settings, record.environment
     versions = computing_versions(environment)
     torch_version, python_version = versions.pop("torch", None), versions.pop("python", None)
@@ -132,7 +100,6 @@ def set_of(record: Record) -> ComparableSet:
         torch_version=torch_version,
         python_version=python_version,
         library_versions=libraries or "none" if "versions" in environment else None,
-        pair_id=record.pair_id,
     )
 
 
@@ -140,8 +107,13 @@ def _text(value: object) -> str | None:
     return None if value is None else str(value)
 
 
+def session_of(record: Record) -> str:
+    """Return the measurement session of a record: its run, on one node. Rounds are paired within a session only."""
+    return f"{record.run_id}@{record.environment.get('node_id', '')}"
+
+
 def started(record: Record) -> datetime:
-    """When a record was begun, in UTC; the beginning of time where its text is no time."""
+    """Return the start of a record in UTC; the earliest time where its text is no time."""
     try:
         moment = datetime.fromisoformat(record.started_at)
     except ValueError:
@@ -150,7 +122,7 @@ def started(record: Record) -> datetime:
 
 
 def keep_latest(records: Iterable[Record]) -> list[Record]:
-    """One record a (set, experiment, cell, round): the latest that is ok, or the latest where none is."""
+    """Return one record per (set, experiment, cell, round): the latest that is ok, else the latest failure."""
     kept: dict[tuple[ComparableSet, str, str, int], Record] = {}
     for record in records:
         key = (set_of(record), record.experiment, record.cell_id, record.round)
@@ -163,48 +135,28 @@ def _rank(record: Record) -> tuple[bool, datetime]:
     return record.status == "ok", started(record)
 
 
-def metric_frame(records: Sequence[Record]) -> pd.DataFrame:
-    """One row a (cell, round, metric) of the records that are ok; columns and types are `METRIC_COLUMNS`."""
+def observations(records: Sequence[Record]) -> pd.DataFrame:
+    """Return one row per (cell, replicate, metric); a record without a metric has one row with its status.
+
+    Returns:
+        Columns `OBSERVATION_COLUMNS`, with their types also without rows.
+    """
     rows = [
-        _cell_row(record)
-        | {"metric": name, "unit": metric.unit, "value": metric.value, "num_samples": len(metric.samples)}
+        _cell_row(record) | values
         for record in keep_latest(records)
-        if record.status == "ok"
-        for name, metric in record.metrics.items()
+        for values in (_values(record) or [{"metric": None, "unit": None, "value": None}])
     ]
-    return _typed(rows, METRIC_COLUMNS)
+    return pd.DataFrame(rows, columns=list(OBSERVATION_COLUMNS)).astype(OBSERVATION_COLUMNS)
 
 
-def status_frame(records: Sequence[Record]) -> pd.DataFrame:
-    """One row a (cell, round), whatever came of it; columns and types are `STATUS_COLUMNS`."""
-    rows = [
-        _cell_row(record) | {"status": record.status, "error": record.error}
-        for record in keep_latest(records)
-    ]
-    return _typed(rows, STATUS_COLUMNS)
+def _values(record: Record) -> list[dict[str, Any]]:
+    metrics = record.metrics.items() if record.status == "ok" else ()
+    return [{"metric": name, "unit": metric.unit, "value": metric.value} for name, metric in metrics]
 
 
 def _cell_row(record: Record) -> dict[str, Any]:
-    """What every row of a record has in common."""
-    return asdict(set_of(record)) | {
-        "experiment": record.experiment,
-        "profile": record.profile,
-        "run_id": record.run_id,
-        "cell_id": record.cell_id,
-        "model": record.model.name,
-        "architecture": record.model.architecture,
-        "variant": record.model.variant,
-        "size": record.model.size,
-        "num_params": record.model.num_params,
-        "num_params_nonembedding": record.model.num_params_nonembedding,
-        "workload": record.workload,
-        "batch_size": record.point.batch_size,
-        "context_len": record.point.context_len,
-        "round": record.round,
-        "started_at": started(record),
-    }
-
-
-def _typed(rows: list[dict[str, Any]], columns: dict[str, str]) -> pd.DataFrame:
-    """A frame of exactly these columns in this order, with these types, however few rows there are."""
-    return pd.DataFrame(rows, columns=list(columns)).astype(columns)
+    """Return the columns that every row of a record shares."""
+    own = {name: getattr(record, name) for name in (*_RECORD_FIELDS, "round")}
+    point = {name: getattr(record.point, name) for name in (*_POINT_COUNTS, *_POINT_TEXTS)}
+    model = {"model": record.model.name, "size": record.model.size}
+    return {**own, **point, **model, "session": session_of(record)}

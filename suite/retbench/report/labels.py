@@ -1,9 +1,9 @@
-"""Words in figures: names at the ends of lines, and notes where they cover least."""
+"""Words in figures: names at the ends of curves, and notes where they cover least."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,10 +13,13 @@ from matplotlib.text import Annotation
 
 from retbench.report.style import MUTED, POINTS_PER_IN
 
+_ABOVE_PT = 6.0
+"""How far labels may reach above their axes."""
+
 
 @dataclass(frozen=True)
 class Label:
-    """Words beside a place in the data."""
+    """Words to the right of a point in the units of the axes."""
 
     x: float
     y: float
@@ -24,27 +27,33 @@ class Label:
     colour: str
     is_bold: bool = True
 
+    @property
+    def height_pt(self) -> float:
+        """Height of its lines."""
+        return 9.0 * (1 + self.text.count("\n"))
+
 
 def label_width_in(texts: Sequence[str]) -> float:
-    """Inches that labels need at the right of a figure."""
+    """Return the inches that labels need at the right of a figure."""
     longest = max((len(line) for text in texts for line in text.split("\n")), default=0)
     return 0.12 + 0.0635 * longest
 
 
 def label_ends(axes: Axes, labels: Sequence[Label]) -> None:
-    """Names beside the ends of lines, moved apart where they would touch, and none below the axes.
+    """Write names beside the ends of curves, moved apart where they would touch, and none outside of the axes.
 
-    Limits of the axes must be final.
+    The limits of the axes must be final.
     """
     low, high = axes.get_ylim()
     height_pt = axes.bbox.height / axes.figure.dpi * POINTS_PER_IN
-    heights = [9.0 * (1 + label.text.count("\n")) for label in labels]
+    heights = [label.height_pt for label in labels]
     wanted = [(label.y - low) / (high - low) * height_pt for label in labels]
-    for label, want, place in zip(labels, wanted, raise_low(spread(wanted, heights), heights), strict=True):
+    placed = keep_inside(spread(wanted, heights), heights, height_pt + _ABOVE_PT)
+    for label, want, y_pt in zip(labels, wanted, placed, strict=True):
         axes.annotate(
             label.text,
             xy=(label.x, label.y),
-            xytext=(6, place - want),
+            xytext=(6, y_pt - want),
             textcoords="offset points",
             color=label.colour,
             fontweight="bold" if label.is_bold else "normal",
@@ -56,7 +65,7 @@ def label_ends(axes: Axes, labels: Sequence[Label]) -> None:
 
 
 def spread(wanted: Sequence[float], heights: Sequence[float]) -> list[float]:
-    """Places near the `wanted` ones, in their order, no two closer than half the sum of their heights."""
+    """Return positions near the `wanted` ones, in their order, none closer than half the sum of two heights."""
     order = sorted(range(len(wanted)), key=lambda index: wanted[index])
     places = list(wanted)
     for _ in range(50):  # each pass halves what is left of an overlap
@@ -72,47 +81,52 @@ def spread(wanted: Sequence[float], heights: Sequence[float]) -> list[float]:
     return places
 
 
-def raise_low(places: Sequence[float], heights: Sequence[float]) -> list[float]:
-    """The places with those that reach below zero moved up, and what they would touch then."""
-    raised, top = list(places), 0.0
-    for index in sorted(range(len(places)), key=lambda index: places[index]):
-        raised[index] = max(places[index], top + heights[index] / 2)
-        top = raised[index] + heights[index] / 2
-    return raised
+def keep_inside(places: Sequence[float], heights: Sequence[float], room: float) -> list[float]:
+    """Return the positions with those above `room` moved down and then those below zero up, without overlaps."""
+    order = sorted(range(len(places)), key=lambda index: places[index])
+    inside, ceiling, floor = list(places), room, 0.0
+    for index in reversed(order):
+        inside[index] = min(inside[index], ceiling - heights[index] / 2)
+        ceiling = inside[index] - heights[index] / 2
+    for index in order:
+        inside[index] = max(inside[index], floor + heights[index] / 2)
+        floor = inside[index] + heights[index] / 2
+    return inside
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where words may stand: a point, in data or as a fraction of the axes, and which side of it they are on."""
+class Anchor(NamedTuple):
+    """A point where a note may stand, in data or as a fraction of the axes, and on which side of the point."""
 
     x: float
     y: float
-    x_in: Literal["data", "axes fraction"]
+    x_in: str
     right: bool
     above: bool
 
 
 CORNERS = tuple(
-    Place(x, y, "axes fraction", x < 0.5, y < 0.5)
+    Anchor(x, y, "axes fraction", x < 0.5, y < 0.5)
     for x, y in ((0.03, 0.97), (0.03, 0.04), (0.97, 0.04), (0.97, 0.97))
 )
 
 
-def beside(x: float) -> tuple[Place, ...]:
-    """Places on either side of a vertical line, from the top down."""
+def beside(x: float) -> tuple[Anchor, ...]:
+    """Return anchors on either side of a vertical line, from the top down."""
     return tuple(
-        Place(x, y, "data", right, above=False) for y in (0.97, 0.8, 0.6, 0.4, 0.2) for right in (True, False)
+        Anchor(x, y, "data", right, above=False)
+        for y in (0.97, 0.8, 0.6, 0.4, 0.2)
+        for right in (True, False)
     )
 
 
-def add_note(axes: Axes, text: str, places: Sequence[Place]) -> None:
-    """Small grey words at the place where they cover least of the lines and words there are, the first such one."""
+def add_note(axes: Axes, text: str, anchors: Sequence[Anchor]) -> None:
+    """Write small grey words at the first anchor where they cover the fewest curves and words."""
     renderer = FigureCanvasAgg(axes.figure.figure).get_renderer()
     boxes = [words.get_window_extent(renderer) for words in axes.texts]
-    points = [point for line in axes.lines for point in _walk(line)]
+    points = [point for line in axes.lines for point in _points_along(line)]
 
-    def covered(place: Place) -> int:
-        words = _note(axes, text, place)
+    def covered(anchor: Anchor) -> int:
+        words = _note(axes, text, anchor)
         box = words.get_window_extent(renderer)
         words.remove()
         outside = box.x0 < axes.bbox.x0 or box.x1 > axes.bbox.x1
@@ -122,27 +136,40 @@ def add_note(axes: Axes, text: str, places: Sequence[Place]) -> None:
             + sum(box.contains(x, y) for x, y in points)
         )
 
-    _note(axes, text, min(places, key=covered))
+    _note(axes, text, min(anchors, key=covered))
 
 
-def _note(axes: Axes, text: str, place: Place) -> Annotation:
-    """Words at a place."""
-    return axes.annotate(
+def _note(axes: Axes, text: str, anchor: Anchor) -> Annotation:
+    return add_text(
+        axes,
         text,
-        xy=(place.x, place.y),
-        xycoords=(place.x_in, "axes fraction"),
-        xytext=((4 if place.right else -4) * (place.x_in == "data"), 0),
-        textcoords="offset points",
-        fontsize=6.2,
+        (anchor.x, anchor.y),
+        (anchor.x_in, "axes fraction"),
+        ((4 if anchor.right else -4) * (anchor.x_in == "data"), 0),
         color=MUTED,
-        ha="left" if place.right else "right",
-        va="bottom" if place.above else "top",
+        ha="left" if anchor.right else "right",
+        va="bottom" if anchor.above else "top",
         linespacing=1.25,
     )
 
 
-def _walk(line: Line2D) -> Iterator[tuple[float, float]]:
-    """Points along a line as it is drawn, close enough that words on it cover one."""
+def add_text(
+    axes: Axes,
+    text: str,
+    at: tuple[float, float],
+    coordinates: Any,
+    offset_pt: tuple[float, float],
+    **options: Any,
+) -> Annotation:
+    """Write small words at a distance in points from a place in the axes."""
+    given = {"fontsize": 6.2, "annotation_clip": False, **options}
+    return axes.annotate(
+        text, xy=at, xycoords=coordinates, xytext=offset_pt, textcoords="offset points", **given
+    )
+
+
+def _points_along(line: Line2D) -> Iterator[tuple[float, float]]:
+    """Yield points along a line as it is drawn, close enough that words on it cover one."""
     corners = line.get_transform().transform(np.asarray(line.get_xydata()))
     for start, end in pairwise(corners):
         for step in np.linspace(0, 1, 25):

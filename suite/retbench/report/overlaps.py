@@ -1,51 +1,53 @@
-"""Where a model was scored on text that it may have learned from: what the records tell of it.
+"""Evaluations on text that a model may have been trained on, as far as the records show it.
 
-Corpora are told apart by name and fingerprint. Whether two different ones share a passage, no record says.
+Corpora are identified by name and fingerprint. Records do not show whether two different corpora share a passage.
 """
 
 from retbench.records.record import Record
-from retbench.report.readings import fact, question_of, subject_of
-from retbench.report.scores import Scores, describe_subject, question_title
+from retbench.report.evaluations import Evaluations
+from retbench.report.points import fact, instance_of, task_point_of
 
 LEARNED_FROM = frozenset({"train", "all"})
-"""Splits that hold what models are trained on; `validation` decides between learning rates, `test` is unseen."""
+"""Splits that hold training text; `validation` decides between learning rates, `test` is unseen."""
 
 
-def overlap_sentences(scores: Scores) -> list[str]:
-    """A sentence for each question that was asked of a corpus which models were trained on, or on another state of."""
+def overlap_sentences(scores: Evaluations) -> list[str]:
+    """Return a sentence for each evaluation on a corpus that models were trained on, or on another state of it."""
     places: dict[tuple[str, str], list[str]] = {}
     for record in scores.records:
         doubt = _doubt(record, scores) if record.workload == "perplexity" and record.status == "ok" else None
         if doubt is not None:
-            question = question_of(record)
-            where = f"{question.experiment}: {question_title(question)}"
-            name = f"{scores.models.labels[record.model.name]} {describe_subject(subject_of(record))}"
+            task_point = task_point_of(record)
+            where = f"{task_point.experiment}: {task_point.title}"
+            name = f"{scores.models.labels[record.model.name]} {instance_of(record).title}"
             places.setdefault((where, doubt), []).append(name)
-    return [f"{where}, read by {', '.join(names)}: {doubt}." for (where, doubt), names in places.items()]
+    return [
+        f"{where}, evaluated with {', '.join(names)}: {doubt}." for (where, doubt), names in places.items()
+    ]
 
 
-def _doubt(record: Record, scores: Scores) -> str | None:
-    """What may be wrong with the text that a record scored; None where nothing is known to be."""
-    weights = record.model.weights
+def _doubt(record: Record, scores: Evaluations) -> str | None:
+    """Return what may be wrong with the text that a record was evaluated on; None if nothing is known."""
+    weights, split = record.model.weights, fact(record, "split")
     if weights is None or weights.corpus is None:
         return None
-    then, now = _trained_on(record, scores), fact(record, "corpus_fingerprint")
-    if then != now and None not in (then, now) and weights.corpus == record.point.task:
+    then, now = _training_fingerprint(record, scores), fact(record, "corpus_fingerprint")
+    is_same_name = weights.corpus == record.point.task
+    if then != now and None not in (then, now) and is_same_name:
         return (
-            f"'{weights.corpus}' has changed since the training (fingerprint {then} then, {now} when it was scored), "
-            "so what is held out of it now may have been learned from"
+            f"'{weights.corpus}' has changed since the training (fingerprint {then} then, {now} now), so text that is "
+            "held out now may have been training text"
         )
-    split = fact(record, "split")
-    if split in LEARNED_FROM and (weights.corpus == record.point.task or (then is not None and then == now)):
+    if split in LEARNED_FROM and (is_same_name or (then is not None and then == now)):
         return (
-            f"its split '{split}' holds the text of the training, so the loss says how well that is remembered, not "
-            "how well language is predicted"
+            f"its split '{split}' holds the training text, so the loss measures how well that is remembered, not how "
+            "well language is predicted"
         )
     return None
 
 
-def _trained_on(record: Record, scores: Scores) -> object:
-    """Fingerprint of the corpus that the weights of a record learned from; None where their training left no record."""
+def _training_fingerprint(record: Record, scores: Evaluations) -> object:
+    """Return the fingerprint of the corpus that the weights were trained on; None if no training record shows it."""
     assert record.model.weights is not None
     found = {
         fact(training, "corpus_fingerprint")

@@ -1,129 +1,227 @@
-"""Rounds made into points: a value with its interval, and the points that have none.
+"""Identity of a record in the report: its task point, its model instance, and the lineup of its models.
 
-Takes frames of one selection (see `selection`); rows of different comparable sets must not be mixed here.
+Cost and quality are one kind of observation: (model, point, replicate, metric, value). The replicate is a round where
+cost is measured, a document where text or questions are scored, and a seed where models are trained.
 """
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from statistics import median
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, TypeVar
 
-import pandas as pd
-
+from retbench.architectures.registry import is_baseline, title_of
 from retbench.records.record import Record
-from retbench.stats.intervals import CONFIDENCE, Interval, geometric_interval
+from retbench.report.frames import session_of
+from retbench.report.wording import file_stem
+from retbench.units import format_percent, format_tokens
+from retbench.workloads.workload import WORKLOADS, Replicate
 
-MAIN_METRIC = {
-    "decode": "tpot_s",
-    "prefill": "ttft_s",
-    "memory": "peak_bytes",
-    "training": "step_s",
-    "largest_batch": "largest_batch",
-}
-"""What a workload is compared by; lower is better for each but the largest batch."""
+Key = TypeVar("Key", bound=Hashable)
 
-POINT_KEY = ["experiment", "workload", "batch_size", "context_len"]
+MAX_MISMATCH = 0.01
+"""Largest relative difference of non-embedding parameters between two models that are compared."""
 
-_PROPER_NAMES = {"retnet": "RetNet", "transformer": "Transformer"}
+
+def replicate_of(record: Record) -> Replicate:
+    """Return the unit of replication; of a workload that is not installed here, as its record shows."""
+    known = WORKLOADS.get(record.workload)
+    if known is not None:
+        return known.replicate
+    return "document" if record.documents or record.point.task else "round"
+
+
+def measures_cost(record: Record) -> bool:
+    """Return whether a record is about cost, not about quality."""
+    return replicate_of(record) == "round"
+
+
+def scores_text(workload: str) -> bool:
+    """Return whether a workload scores documents by a loss, not questions by an accuracy."""
+    known = WORKLOADS.get(workload)
+    return known is not None and known.replicate == "document" and known.primary.lower_is_better is True
+
+
+class TaskPoint(NamedTuple):
+    """One evaluation input or training task: a corpus with a protocol, a zero-shot task, a training length."""
+
+    experiment: str
+    workload: str
+    task: str | None
+    protocol: str | None
+    context_len: int
+    num_fewshot: int | None
+    stride: int | None = None
+
+    @property
+    def title(self) -> str:
+        """Readable name: 'litbank/original (whole, 8K)', 'hellaswag, 4-shot'."""
+        task = self.task or self.workload
+        if scores_text(self.workload):
+            protocol = self.protocol or "protocol not recorded"
+            return f"{task} ({protocol}, {format_tokens(self.context_len)})"
+        return task if self.num_fewshot is None else f"{task}, {self.num_fewshot}-shot"
+
+    def stem(self, suffix: str) -> str:
+        """Return a name for a figure of this point: unique in a report, fit for a file name."""
+        parts = (self.experiment, self.workload, self.task, self.protocol, str(self.context_len), suffix)
+        return file_stem("_".join(part for part in parts if part))
+
+
+class ModelInstance(NamedTuple):
+    """One of the models of a name: its size, and the seed of its training, None where it has none."""
+
+    size: str
+    seed: int | None
+
+    @property
+    def title(self) -> str:
+        """Size, and the seed if there is one: '3m', '3m seed 1'."""
+        return self.size if self.seed is None else f"{self.size} seed {self.seed}"
+
+    @property
+    def seed_word(self) -> str:
+        """Seed in the data of a figure."""
+        return "none" if self.seed is None else str(self.seed)
+
+
+def task_point_of(record: Record) -> TaskPoint:
+    """Return the task point of a record."""
+    point = record.point
+    return TaskPoint(
+        record.experiment,
+        record.workload,
+        point.task,
+        point.protocol,
+        point.context_len,
+        point.num_fewshot,
+        point.stride,
+    )
+
+
+def instance_of(record: Record) -> ModelInstance:
+    """Return size and seed of a record's model; a failed training has its seed in `backend`, having no weights."""
+    seed = record.model.weights.seed if record.model.weights else record.backend.get("seed")
+    return ModelInstance(record.model.size, seed if isinstance(seed, int) else None)
+
+
+def instance_row(record: Record) -> dict[str, object]:
+    """Return the columns that identify the model instance of a record in the data of a figure."""
+    return {
+        "model": record.model.name,
+        "size": record.model.size,
+        "seed": instance_of(record).seed_word,
+    }
+
+
+def fact(record: Record, name: str) -> object:
+    """Return a fact that the executed code recorded, else the setting of that name."""
+    return record.backend.get(name, record.settings.get(name))
+
+
+def is_final(record: Record) -> bool:
+    """Return False for a run of the grid of learning rates, which only tunes."""
+    return fact(record, "role") != "tuning"
+
+
+def learning_rate(record: Record) -> float | None:
+    """Return the highest learning rate of the training of a record's weights; None where it is not known."""
+    if record.model.weights:
+        return record.model.weights.learning_rate
+    rate = record.backend.get("learning_rate")
+    return rate if isinstance(rate, float) else None
+
+
+def num_trained_tokens(record: Record) -> int | None:
+    """Return the tokens that the weights of a record were trained on; None where it is not known."""
+    return record.model.weights.num_tokens if record.model.weights else None
+
+
+def accuracy(record: Record) -> tuple[float, int] | None:
+    """Return the share of right answers and the number of questions; None unless the record has both."""
+    share, documents = record.metrics.get("acc"), record.documents
+    if share is None or documents is None or not documents.num_documents or not 0 <= share.value <= 1:
+        return None
+    return share.value, documents.num_documents
+
+
+def group(records: Iterable[Record], key: Callable[[Record], Key]) -> dict[Key, list[Record]]:
+    """Return the records by a key, in their order."""
+    groups: dict[Key, list[Record]] = {}
+    for record in records:
+        groups.setdefault(key(record), []).append(record)
+    return groups
 
 
 @dataclass(frozen=True)
 class Lineup:
-    """The models of a selection in the order in which they are shown.
+    """Models that are shown together, in the order in which they are shown.
 
     Attributes:
-        models: Names, the ones that challenge first and Transformers last.
-        reference: The Transformer that the others are compared with; None where there is none.
+        models: Names, baselines last.
+        reference: The baseline that the others are compared with; None without a baseline.
         labels: A readable name of each.
+        refusals: Why a model is not compared with the reference, by model.
     """
 
     models: tuple[str, ...]
     reference: str | None
-    labels: dict[str, str]
+    labels: Mapping[str, str]
+    refusals: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def challengers(self) -> tuple[str, ...]:
-        """The models that are compared with the reference."""
-        return tuple(model for model in self.models if model != self.reference) if self.reference else ()
+        """Models that are compared with the reference."""
+        if self.reference is None:
+            return ()
+        return tuple(name for name in self.models if name != self.reference and name not in self.refusals)
 
 
 def lineup(records: Sequence[Record]) -> Lineup:
-    """The models that these records are about."""
+    """Return the models of these records."""
     architectures = {record.model.name: record.model.architecture for record in records}
-    models = sorted(architectures, key=lambda name: (architectures[name] == "transformer", name))
-    transformers = [name for name in models if architectures[name] == "transformer"]
-    labels = {}
-    for name in models:
-        kind = architectures[name]
-        proper = _PROPER_NAMES.get(kind, kind)
-        alone = list(architectures.values()).count(kind) == 1
-        labels[name] = proper if alone else _own_label(proper, kind, name)
-    return Lineup(tuple(models), transformers[0] if transformers else None, labels)
+    models = sorted(architectures, key=lambda name: (is_baseline(architectures[name]), name))
+    baselines = [name for name in models if is_baseline(architectures[name])]
+    kinds = list(architectures.values())
+    labels = {
+        name: _own_label(architectures[name], name)
+        if kinds.count(architectures[name]) > 1
+        else title_of(architectures[name])
+        for name in models
+    }
+    reference = baselines[0] if baselines else None
+    return Lineup(tuple(models), reference, labels, _refusals(records, reference))
 
 
-def _own_label(proper: str, kind: str, name: str) -> str:
-    """A model among others of its kind: 'retnet_chunkwise' -> 'chunkwise RetNet', 'wide' -> 'RetNet (wide)'."""
-    own = name.removeprefix(f"{kind}_")
-    return f"{proper} ({name})" if own == name else f"{own.replace('_', ' ')} {proper}"
+def _own_label(architecture: str, name: str) -> str:
+    """Name a model among others of its architecture: 'chunkwise RetNet', 'RetNet (wide)'."""
+    own = name.removeprefix(f"{architecture}_")
+    title = title_of(architecture)
+    return f"{title} ({name})" if own == name else f"{own.replace('_', ' ')} {title}"
 
 
-def summarise(metrics: pd.DataFrame) -> pd.DataFrame:
-    """One row a (cell, metric): the geometric mean of the rounds' values with its interval.
+def _refusals(records: Sequence[Record], reference: str | None) -> dict[str, str]:
+    """Return why models are matched with the reference at no size that both have."""
+    by_size = {(record.model.name, record.model.size): record for record in records}
+    reasons: dict[str, list[str | None]] = {}
+    for (name, size), record in by_size.items():
+        if name != reference and (str(reference), size) in by_size:
+            reasons.setdefault(name, []).append(mismatch(record, by_size[str(reference), size]))
+    return {name: str(found[0]) for name, found in reasons.items() if all(found)}
 
-    Args:
-        metrics: A `frames.metric_frame`.
 
-    Returns:
-        Columns of `POINT_KEY`, model, metric, unit, value, low, high, num_rounds; low and high are NaN with
-        one round, and where a value is not positive (then the value is the median).
+def mismatch(mine: Record, theirs: Record) -> str | None:
+    """Return why two models are not matched: their parameters differ by more than `MAX_MISMATCH`; None if they are.
+
+    Models of an experiment that allows a mismatch are compared all the same: one run refuses others. So are those of
+    older records with one pair_id, which their experiment has matched.
     """
-    columns = ["experiment", "workload", "model", "batch_size", "context_len", "metric", "unit"]
-    rows = []
-    for key, group in metrics.groupby(columns, sort=True, observed=True):
-        values = [float(value) for value in group.sort_values("round")["value"]]
-        rows.append((*key, *_interval(values), len(values)))
-    return pd.DataFrame(rows, columns=[*columns, "value", "low", "high", "num_rounds"])
-
-
-def _interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Value, low and high of the rounds of one point."""
-    if min(values) <= 0 or len(values) == 1:
-        return median(values), math.nan, math.nan
-    if min(values) == max(values):  # counted, not timed: exact, without the rounding of a logarithm
-        return values[0], values[0], values[0]
-    return ends_of(geometric_interval(values, CONFIDENCE))
-
-
-def ends_of(interval: Interval) -> tuple[float, float, float]:
-    """Value, low and high for a column of numbers: an end that is not there is NaN."""
-    low = math.nan if interval.low is None else interval.low
-    high = math.nan if interval.high is None else interval.high
-    return interval.value, low, high
-
-
-def by_round(metrics: pd.DataFrame, metric: str, model: str) -> pd.DataFrame:
-    """Values of one cost of one model: a row a round, a column a context length, NaN where there is none above 0.
-
-    Args:
-        metrics: Rows of one experiment, workload and batch size.
-        metric: Name of the metric.
-        model: Name of the model.
-    """
-    rows = metrics[(metrics["metric"] == metric) & (metrics["model"] == model) & (metrics["value"] > 0)]
-    return rows.pivot(index="round", columns="context_len", values="value").sort_index().sort_index(axis=1)
-
-
-def failed_points(status: pd.DataFrame) -> pd.DataFrame:
-    """One row a cell that has no round that is ok.
-
-    Args:
-        status: A `frames.status_frame`.
-
-    Returns:
-        Columns of `POINT_KEY`, model, status, error: of the last round.
-    """
-    key = [*POINT_KEY, "model"]
-    measured = status[status["status"] == "ok"][key].drop_duplicates()
-    rest = status.merge(measured, on=key, how="left", indicator=True)
-    rest = rest[rest["_merge"] == "left_only"].sort_values("round").drop_duplicates(key, keep="last")
-    return rest[[*key, "status", "error"]].sort_values(key, ignore_index=True)
+    is_older_pair = mine.pair_id is not None and mine.pair_id == theirs.pair_id
+    is_allowed = all(fact(record, "allow_mismatch") for record in (mine, theirs))
+    if is_older_pair or is_allowed or session_of(mine) == session_of(theirs):
+        return None
+    low, high = sorted(record.model.num_params_nonembedding for record in (mine, theirs))
+    if high - low <= MAX_MISMATCH * high:
+        return None
+    return (
+        f"the models are not matched: {low:,} and {high:,} parameters without embedding and head differ by "
+        f"{format_percent((high - low) / high)}, more than {format_percent(MAX_MISMATCH)}"
+    )

@@ -1,93 +1,98 @@
-"""The report: one page that stands alone, the same as Markdown, and the figures, all from records.
+"""The report: one self-contained page, the same as Markdown, and the figures, all from records.
 
-The same records give the same bytes: nothing in it tells when or where it was written.
+Both templates render one model of the page, `ReportPage`. The same records give the same bytes: nothing in it depends
+on when or where it was written.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from retbench.architectures.registry import title_of
 from retbench.errors import StorageError
 from retbench.files import check_writable
 from retbench.records.record import Record
-from retbench.report import ledger, page
-from retbench.report.claim_tables import ClaimSection, make_claim_section
+from retbench.report import diagnostics, html, provenance
+from retbench.report.claim_tables import make_claim_section
 from retbench.report.claims import judge_claims
-from retbench.report.doubts import (
-    absent_sentences,
-    disturbance_sentences,
-    failure_table,
-    missing_sentences,
-    noisy_sentences,
-)
-from retbench.report.drawings import Drawing, save_drawing
+from retbench.report.evaluations import Evaluations, weights_table
 from retbench.report.figures import make_drawings
-from retbench.report.findings import Finding, find
+from retbench.report.findings import find_costs
 from retbench.report.formats import escape_markdown, markdown_table, readable_tables
-from retbench.report.frames import Results, load_results, set_of, started
-from retbench.report.points import lineup
-from retbench.report.readings import QUALITY, question_of
-from retbench.report.scenes import Scene, describe_conditions, make_scenes, scene_title
-from retbench.report.score_findings import find_scores
-from retbench.report.score_section import ScoreSection, Titled, make_section
-from retbench.report.scores import Scores
-from retbench.report.selection import Selection
-from retbench.report.tables import cost_frame, find_newest
+from retbench.report.frames import Results, load_results, started
+from retbench.report.overlaps import overlap_sentences
+from retbench.report.points import group, lineup, measures_cost
+from retbench.report.quality_findings import find_quality
+from retbench.report.score_figures import draw_scores
+from retbench.report.selection import matched_groups, select
+from retbench.report.style import Drawing, save_drawing
+from retbench.report.tables import Contents, contents_of, cost_table, quality_table
+from retbench.report.wording import section_title
+
+BlockKind = Literal[
+    "text",
+    "warning",
+    "conditions",
+    "sentences",
+    "findings",
+    "table",
+    "figures",
+    "verdicts",
+    "claims",
+    "commands",
+]
 
 
 @dataclass(frozen=True)
-class Matched:
-    """How the models of some experiments are matched."""
+class Block:
+    """One part of a section.
 
-    experiments: str
-    mismatch: str
-    table: pd.DataFrame
-    gate: pd.DataFrame
+    Attributes:
+        kind: How the templates show it.
+        content: Text, sentences, findings, a table, figures or claims, as the kind says.
+        title: Heading above it; empty for none.
+    """
+
+    kind: BlockKind
+    content: Any
+    title: str = ""
 
 
 @dataclass(frozen=True)
-class Report:
-    """Everything that both templates show, in their order; without records of cost there is no figure and no table."""
+class Section:
+    """One section of the page.
 
+    Attributes:
+        name: Anchor.
+        title: Heading.
+        blocks: Its parts, in their order.
+    """
+
+    name: str
+    title: str
+    blocks: list[Block]
+
+
+@dataclass(frozen=True)
+class ReportPage:
+    """Everything that both templates show."""
+
+    title: str
     conditions: str
-    claims: ClaimSection
-    findings: list[Finding]
-    drawings: list[Drawing]
-    tables: list[Titled]
-    scores: ScoreSection | None
-    pairs: list[Matched]
-    ran: list[Titled]
-    environment: pd.DataFrame
-    failures: pd.DataFrame
-    missing: list[str]
-    noisy: list[str]
-    disturbances: list[str]
-    absent: list[str]
-    left_out: list[str]
-    problems: list[str]
-    commands: list[str]
-    sources: pd.DataFrame
-
-    @property
-    def all_drawings(self) -> list[Drawing]:
-        """The figures of cost and of quality."""
-        return [*self.drawings, *(self.scores.drawings if self.scores else [])]
+    sections: list[Section]
+    drawings: list[Drawing] = field(default_factory=list)
 
 
 def write_report(results: Path, out: Path) -> list[Path]:
-    """Write `index.html`, `report.md` and `figures/` into a folder.
+    """Write `index.html`, `report.md` and `figures/` into a folder and return the paths of all files.
 
     Args:
         results: A record file, or a folder of them.
-        out: The folder; made if need be, files of an earlier report are overwritten.
-
-    Returns:
-        The files written.
+        out: The folder; it is created if need be, and files of an earlier report are overwritten.
 
     Raises:
         RecordError: there is nothing to report on; the message says what to run.
@@ -96,132 +101,175 @@ def write_report(results: Path, out: Path) -> list[Path]:
     """
     found = load_results(results)
     check_writable(out, "--out")
-    report = make_report(found)
-    paths = [path for drawing in report.all_drawings for path in save_drawing(drawing, out / "figures")]
-    templates = _templates()
+    page = make_page(found)
+    figures = out / "figures"
+    paths = [path for drawing in page.drawings for path in save_drawing(drawing, figures)]
     svgs = {
-        drawing.name: Markup(
-            page.inline_svg((out / "figures" / f"{drawing.name}.svg").read_text("utf-8"), drawing)
-        )
-        for drawing in report.all_drawings
+        drawing.name: Markup(html.inline_svg((figures / f"{drawing.name}.svg").read_text("utf-8"), drawing))
+        for drawing in page.drawings
     }
-    texts = {
-        "index.html": templates.get_template("index.html.j2").render(
-            report=report, svgs=svgs, colours=page.colour_rules()
-        ),
-        "report.md": templates.get_template("report.md.j2").render(report=report),
-    }
-    for name, text in texts.items():
-        path = out / name
-        try:
-            out.mkdir(parents=True, exist_ok=True)  # where there are no figures, nothing has made it
-            path.write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise StorageError(
-                f"{path}: the report could not be written: {error.strerror}. Free some space or give another folder."
-            ) from error
-        paths.append(path)
+    templates = _templates()
+    for name in ("index.html", "report.md"):
+        text = templates.get_template(f"{name}.j2").render(page=page, svgs=svgs, colours=html.colour_rules())
+        paths.append(_write(out / name, text))
     return paths
 
 
-def make_report(results: Results) -> Report:
-    """The contents of the report: claims are judged on all records, the rest is on the newest comparable ones."""
-    found = find_newest(results.records, folders=results.folders)
-    costs, scores = found.costs, found.scores
-    scenes = make_scenes(costs) if costs else []
-    records = (*(costs.records if costs else ()), *(scores.records if scores else ()))
-    everything = Selection(set_of(max(records, key=started)), records, found.left_out)
-    section = make_section(scores) if scores else None
-    drawings = make_drawings(costs) if costs else []
-    all_drawings = [*drawings, *(section.drawings if section else [])]
-    return Report(
-        conditions=_conditions(scenes) if scenes else "; ".join(section.conditions if section else []),
-        claims=make_claim_section(judge_claims(results), all_drawings),
-        findings=[*find(scenes), *(find_scores(scores) if scores else [])],
-        drawings=drawings,
-        tables=_tables(costs) if costs else [],
-        scores=section,
-        pairs=[_matched(pair) for pair in everything.pairs()],
-        ran=[*_ran(scenes), *(_evaluated(scores) if scores else [])],
-        environment=ledger.environment_table(records),
-        failures=failure_table(everything),
-        missing=[*missing_sentences(everything, scenes), *(section.missing if section else [])],
-        noisy=noisy_sentences(scenes),
-        disturbances=disturbance_sentences(costs) if costs else [],
-        absent=absent_sentences(everything),
-        left_out=list(found.left_out),
-        problems=list(results.problems),
-        commands=list(dict.fromkeys(record.command for record in sorted(records, key=started))),
-        sources=_sources(everything),
-    )
+def _write(path: Path, text: str) -> Path:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)  # without figures, nothing has created it
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise StorageError(
+            f"{path}: the report could not be written: {error.strerror}. Free some space or give another folder."
+        ) from error
+    return path
 
 
-def _conditions(scenes: Sequence[Scene]) -> str:
-    """Under which the models of the first scene were measured."""
-    first = [scene for scene in scenes if scene.models == scenes[0].models]
-    return describe_conditions([record for scene in first for record in scene.records], first[0].models)
-
-
-def _matched(pair: Selection) -> Matched:
-    """How the models of a selection of one pair are matched, and what its gate found."""
-    records, models = pair.records, lineup(pair.records)
-    sizes = {record.model.size for record in records if record.workload in QUALITY}
-    return Matched(
-        experiments=", ".join([*pair.experiments, *(sizes if len(sizes) == 1 else ())]),
-        mismatch=ledger.mismatch_sentence(records, models),
-        table=ledger.match_table(records, models),
-        gate=ledger.gate_table(records, models),
-    )
-
-
-def _tables(selection: Selection) -> list[Titled]:
-    """The tables of every experiment, one a workload."""
-    return [
-        Titled(scene_title(experiment, workload), table)
-        for experiment in selection.experiments
-        for workload, table in readable_tables(cost_frame(selection, experiment)).items()
+def make_page(results: Results) -> ReportPage:
+    """Return the contents of the report: claims on all records, the rest on the newest comparable ones."""
+    contents = contents_of(select(results.records, folders=results.folders))
+    records = contents.selection.records
+    evaluations = contents.evaluations
+    costs = make_drawings(contents.selection) if contents.sweeps else []
+    quality = draw_scores(evaluations) if evaluations else []
+    claims = make_claim_section(judge_claims(results), [*costs, *quality])
+    limitations = _limitations(contents, results.problems)
+    sections = [
+        Section("verdicts", "Verdicts", [Block("verdicts", claims)]),
+        _findings(contents, has_limitations=limitations.blocks[0].title != ""),
+        *(_cost_sections(contents, costs) if contents.sweeps else []),
+        *([_quality_section(evaluations, quality)] if evaluations else []),
+        Section("claims", "Claims in detail", [Block("claims", claims)]),
+        *_matching_sections(records),
+        Section("environment", "Environment", [Block("table", provenance.environment_table(records))]),
+        limitations,
+        _commands(records),
     ]
+    titles = dict.fromkeys(title_of(record.model.architecture) for record in records)
+    return ReportPage(
+        f"{', '.join(titles)}: benchmark report", _conditions(contents), sections, [*costs, *quality]
+    )
 
 
-def _ran(scenes: Sequence[Scene]) -> list[Titled]:
-    """What ran, one table an experiment and workload."""
-    groups: dict[tuple[str, str], list[Scene]] = {}
-    for scene in scenes:
-        groups.setdefault((scene.experiment, scene.workload), []).append(scene)
-    return [
-        Titled(
-            scene_title(experiment, workload),
-            ledger.ran_table([record for scene in group for record in scene.records], group[0].models),
+def _conditions(contents: Contents) -> str:
+    """Return the conditions of the first models measured; of quality without costs, those of each family."""
+    sweeps = contents.sweeps
+    if not sweeps:
+        return "; ".join(contents.evaluations.conditions if contents.evaluations else [])
+    records = [record for sweep in sweeps if sweep.models == sweeps[0].models for record in sweep.records]
+    return provenance.describe_conditions(records, sweeps[0].models)
+
+
+def _findings(contents: Contents, *, has_limitations: bool) -> Section:
+    evaluations = contents.evaluations
+    found = [*find_costs(contents.sweeps), *(find_quality(evaluations) if evaluations else [])]
+    nothing = "No two models were measured at the same point, so there is nothing to compare."
+    blocks = [Block("findings", found) if found else Block("warning", nothing)]
+    if has_limitations:
+        blocks.append(
+            Block("warning", "Some results are missing, failed or noisy: see [limitations](#limitations).")
         )
-        for (experiment, workload), group in groups.items()
+    return Section("findings", "Key findings", blocks)
+
+
+def _cost_sections(contents: Contents, drawings: list[Drawing]) -> list[Section]:
+    """Return the figures, and the tables of every experiment, one per workload."""
+    groups: dict[str, list[Any]] = {}
+    for sweep in contents.sweeps:
+        groups.setdefault(sweep.experiment, []).append(sweep)
+    tables = [
+        Block("table", table, section_title(experiment, workload))
+        for experiment, sweeps in groups.items()
+        for workload, table in readable_tables(cost_table(sweeps)).items()
     ]
+    figures = Block("figures", drawings) if drawings else Block("text", "These workloads have no figure.")
+    return [Section("figures", "Figures", [figures]), Section("tables", "Tables", tables)]
 
 
-def _evaluated(scores: Scores) -> list[Titled]:
-    """What ran, one table an experiment and workload of quality."""
-    groups: dict[tuple[str, str], list[Record]] = {}
-    for record in sorted(scores.records, key=lambda record: str(question_of(record))):
-        groups.setdefault((record.experiment, record.workload), []).append(record)
+def _quality_section(evaluations: Evaluations, drawings: list[Drawing]) -> Section:
+    """Return the figures and tables of quality, the origin of the weights, and refused comparisons."""
+    experiments = sorted({record.experiment for record in evaluations.records})
+    blocks = [
+        *(Block("conditions", line) for line in evaluations.conditions),
+        Block("figures", drawings),
+        Block("table", weights_table(evaluations), "Evaluated models"),
+        Block("sentences", overlap_sentences(evaluations), "Evaluated on training text"),
+        *(
+            Block("table", table, section_title(experiment, workload))
+            for experiment in experiments
+            for workload, table in readable_tables(quality_table(evaluations, experiment)).items()
+        ),
+        Block("sentences", evaluations.refusals, "Not compared"),
+    ]
+    return Section("quality", "Quality", [block for block in blocks if len(block.content)])
+
+
+def _matching_sections(records: Sequence[Record]) -> list[Section]:
+    """Return how the models are matched, which kernels executed, and the equivalence checks."""
+    matching: list[Block] = []
+    checks: list[Block] = []
+    groups = matched_groups(records)
+    by_experiment = group(records, lambda record: record.experiment)
+    lineups = {experiment: lineup(mine) for experiment, mine in by_experiment.items()}
+    for members in groups:
+        models = lineup(members)
+        title = _group_title(members) if len(groups) > 1 else ""
+        matching.append(Block("text", provenance.mismatch_sentence(members, models), title))
+        matching.append(Block("table", provenance.match_table(members, models)))
+        table = provenance.equivalence_table(members, models)
+        missing = Block("warning", "No record here holds an equivalence check.", title)
+        checks.append(Block("table", table, title) if len(table) else missing)
+    ordered = sorted(records, key=lambda r: (not measures_cost(r), r.experiment, r.workload))
+    executed = [
+        Block("table", provenance.executed_table(mine, lineups[key[0]]), section_title(*key))
+        for key, mine in group(ordered, lambda record: (record.experiment, record.workload)).items()
+    ]
     return [
-        Titled(scene_title(*key), ledger.ran_table(records, scores.models)) for key, records in groups.items()
+        Section("matching", "Model matching", matching),
+        Section("executed", "Executed kernels", executed),
+        Section("equivalence", "Equivalence checks", checks),
     ]
 
 
-def _sources(selection: Selection) -> pd.DataFrame:
-    """The record files behind the report."""
-    counts: dict[tuple[str, str, str], int] = {}
-    for record in selection.records:
-        key = (str(record.environment.get("machine")), record.experiment, record.run_id)
-        counts[key] = counts.get(key, 0) + 1
-    rows = [
-        [f"{machine}/{experiment}/{run}.jsonl", str(count)]
-        for (machine, experiment, run), count in counts.items()
+def _group_title(records: Sequence[Record]) -> str:
+    """Return the experiments of matched models, and the size where they are of quality."""
+    sizes = {record.model.size for record in records if not measures_cost(record)}
+    return ", ".join([*sorted({record.experiment for record in records}), *sorted(sizes)])
+
+
+def _limitations(contents: Contents, problems: Sequence[str]) -> Section:
+    """Return everything that is missing, failed, noisy, disturbed, unavailable, left out or unreadable."""
+    selection, evaluations = contents.selection, contents.evaluations
+    records = selection.records
+    missing = diagnostics.missing_sentences(records, contents.sweeps)
+    missing += diagnostics.missing_evaluations(evaluations) if evaluations else []
+    refused = [] if evaluations and evaluations.refusals == contents.refusals else contents.refusals
+    blocks = [
+        Block("table", diagnostics.failure_table(records), "Failed"),
+        Block("sentences", missing, "Missing"),
+        Block("sentences", refused, "Not compared"),
+        Block("sentences", diagnostics.noisy_sentences(contents.sweeps), "Noisy"),
+        Block("sentences", diagnostics.disturbance_sentences(selection.costs), "Disturbed"),
+        Block("sentences", diagnostics.absent_sentences(records), "Not available here"),
+        Block("sentences", selection.left_out, "Left out"),
+        Block("sentences", problems, "Unreadable lines"),
     ]
-    return pd.DataFrame(sorted(rows), columns=["file below the results folder", "records used"])
+    found = [block for block in blocks if len(block.content)]
+    none = Block("text", "None: every point of every round has a value, and nothing was left out.")
+    return Section("limitations", "Limitations", found or [none])
+
+
+def _commands(records: Sequence[Record]) -> Section:
+    commands = dict.fromkeys(record.command for record in sorted(records, key=started))
+    sources = provenance.source_table(records)
+    return Section(
+        "commands", "Commands", [Block("commands", [*commands, "retbench report"]), Block("table", sources)]
+    )
 
 
 def _templates() -> Environment:
-    """The templates; what is missing in one is an error, and only HTML is escaped."""
+    """Return the templates; an undefined name in one is an error, and only HTML is escaped."""
     environment = Environment(
         loader=PackageLoader("retbench.report", "templates"),
         autoescape=lambda name: name is not None and name.endswith(".html.j2"),
@@ -232,10 +280,9 @@ def _templates() -> Environment:
     )
     filters: dict[str, Any] = {
         "cell": escape_markdown,
-        "cells": page.cells,
+        "cells": html.cells,
         "markdown": markdown_table,
-        "prose": page.prose,
-        "rows": lambda table: table.itertuples(index=False),
+        "prose": html.prose,
     }
     environment.filters.update(filters)
     return environment

@@ -1,236 +1,291 @@
-"""The figures of quality: what each shows of the scores, its caption and the data behind it."""
+"""The figures of quality: loss along documents and along a training, quality by size, accuracy in tasks.
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+Every seed has a curve or point of its own: there is never a mean over seeds, nor an interval over them.
+"""
+
+import math
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from retbench.records.record import Record
-from retbench.report import score_curves, style
-from retbench.report.drawings import Drawing
-from retbench.report.pairing import Comparison
-from retbench.report.readings import (
-    TRAINING_RUN,
-    Question,
-    accuracy,
-    is_final,
-    question_of,
-    subject_of,
-)
-from retbench.report.scenes import file_stem
-from retbench.report.score_curves import Answer, Curve, Exam, Panel
-from retbench.report.score_tables import POINTS, format_p
-from retbench.report.scores import (
-    Scores,
-    describe_conditions,
-    describe_rates,
-    question_stem,
-    question_title,
-    seed_word,
-    subject_row,
-)
-from retbench.report.size_figures import draw_bits, draw_figure5
-from retbench.report.tasks import chance
-from retbench.stats.paired import proportion_interval
-from retbench.units import format_tokens
+from retbench.report import style
+from retbench.report.accuracy_figure import draw_accuracies
+from retbench.report.curves import Panel, Point, draw_row
+from retbench.report.evaluations import Evaluations, describe_rates
+from retbench.report.labels import add_note, beside
+from retbench.report.points import TaskPoint, fact, instance_of, instance_row, is_final
+from retbench.report.provenance import describe_conditions
+from retbench.report.style import Drawing
+from retbench.units import format_count, format_tokens
 
 _MOST_PANELS = 4
 """Sizes that have room side by side."""
+_LARGEST_LOSS = math.log(sys.float_info.max)
+"""In nats; the perplexity of a larger one is not a number."""
+_POINT_PER_SEED = "Each point is one seed of the training; the points of the models stand side by side."
 
 
-def draw_scores(scores: Scores) -> list[Drawing]:
-    """Every figure that the scores allow, in the order of the report."""
-    trainings = scores.questions(TRAINING_RUN)
+def draw_scores(scores: Evaluations) -> list[Drawing]:
+    """Return every figure that the scores allow, in the order of the report."""
+    trainings = scores.task_points("seed")
     with style.house_style():
         return [
-            *(each for question in trainings for each in draw_figure5(scores, question)),
+            *(each for task_point in trainings for each in _draw_figure5(scores, task_point)),
             *(
                 each
-                for question in deepest(scores)
-                for each in (*draw_bits(scores, question), *_by_position(scores, question))
+                for task_point in scores.longest_texts()
+                for each in (*_draw_bits(scores, task_point), *_draw_positions(scores, task_point))
             ),
-            *(each for group in exams(scores) for each in _answers(scores, group)),
-            *(each for question in trainings for each in _learning(scores, question)),
+            *(each for group in scores.task_groups() for each in draw_accuracies(scores, group)),
+            *(each for task_point in trainings for each in _draw_learning(scores, task_point)),
         ]
 
 
-def deepest(scores: Scores) -> list[Question]:
-    """Of each corpus and protocol the question of the longest context that has a value."""
-    asked = [q for q in scores.questions("perplexity") if scores.measured(q)]
-    return list({(q.experiment, q.task, q.protocol): q for q in asked}.values())
+def _drawing(
+    task_point: TaskPoint,
+    what: str,
+    texts: tuple[str, str],
+    records: Sequence[Record],
+    figure: Figure,
+    data: pd.DataFrame,
+) -> Drawing:
+    """Return a drawing of a question's records, with title and caption."""
+    name, experiments = task_point.stem(what), (task_point.experiment,)
+    return Drawing(name, experiments, *texts, describe_conditions(records), figure, data)
 
 
-def exams(scores: Scores) -> list[list[Question]]:
-    """Tasks with the same examples before the question, together."""
-    groups: dict[tuple[str, int | None], list[Question]] = {}
-    for question in scores.questions("zeroshot"):
-        if scores.measured(question):
-            groups.setdefault((question.experiment, question.num_fewshot), []).append(question)
-    return list(groups.values())
+# ---- loss along documents and along a training -----------------------------------------------------------------------
 
 
-def _by_position(scores: Scores, question: Question) -> Iterator[Drawing]:
-    """Loss along the documents, a panel a size."""
-    for part, records in _fitting(scores, _with_series(scores, question, "loss_by_position")):
-        yield _positions(scores, question, records, part)
+def _draw_positions(scores: Evaluations, task_point: TaskPoint) -> Iterator[Drawing]:
+    """Yield the loss along the documents, a panel per size."""
+    series, title = "loss_by_position", "Loss along the document"
+    for part, records in _parts(scores, _with_series(scores.measured(task_point), series)):
+        panels = _panels(scores, records, series)
+        marks = [_trained_length(scores, records, panel.title) for panel in panels]
+        figure = draw_row(
+            panels,
+            (title, f"nats per token, {task_point.title}", describe_conditions(records)),
+            _three_decimals,
+            "position in the document, tokens (log scale)",
+            from_zero=False,
+        )
+        _mark_lengths(figure.axes, marks, panels[0].ticks)
+        caption = (
+            f"Nats per token against the position of the token in its document, {task_point.title}; "
+            "each point is the mean of the positions since the previous point, one line per seed."
+            + (" The dashed line is the sequence length of the training." if any(marks) else "")
+        )
+        data = _series_data(records, series)
+        yield _drawing(task_point, f"by_position{part}", (title, caption), records, figure, data)
 
 
-def _positions(scores: Scores, question: Question, records: Sequence[Record], part: str) -> Drawing:
-    """Loss along the documents, of some sizes."""
-    title, conditions = "Loss along the document", describe_conditions(records)
-    panels = _panels(scores, records, "loss_by_position")
-    beyond = (
-        "" if not any(panel.trained_len for panel in panels) else " The dashed line is the length trained at."
-    )
-    return Drawing(
-        name=question_stem(question, f"by_position{part}"),
-        experiments=(question.experiment,),
-        title=title,
-        caption=f"Nats per token by the position of the token in its document, {question_title(question)}; each "
-        f"point is the mean of the positions since the one before it, a line a seed.{beyond}",
-        conditions=conditions,
-        figure=score_curves.draw_positions(
-            panels, scores.models, title, f"nats per token, {question_title(question)}", conditions
-        ),
-        data=_series_data(records, "loss_by_position"),
-    )
+def _mark_lengths(axes: Sequence[Axes], marks: Sequence[int | None], ticks: Sequence[float]) -> None:
+    """Mark the length that the models of each panel were trained at, if it is in the range."""
+    for each, length in zip(axes, marks, strict=True):
+        if length is not None and ticks[0] <= length <= ticks[-1]:
+            each.axvline(length, color=style.MUTED, linewidth=0.7, linestyle=(0, (2, 2)), zorder=1)
+            if each is axes[0]:
+                add_note(each, "training\nlength", beside(length))
 
 
-def _learning(scores: Scores, question: Question) -> Iterator[Drawing]:
-    """Validation loss along the final trainings, a panel a size."""
-    finals = [record for record in _with_series(scores, question, "validation_loss_nats") if is_final(record)]
-    for part, records in _fitting(scores, finals):
-        yield _curves(scores, question, records, part)
+def _draw_learning(scores: Evaluations, task_point: TaskPoint) -> Iterator[Drawing]:
+    """Yield the validation loss along the final trainings, a panel per size."""
+    series, title = "validation_loss_nats", "Learning curves"
+    corpus, length = task_point.task or "its own text", format_tokens(task_point.context_len)
+    finals = [record for record in _with_series(scores.measured(task_point), series) if is_final(record)]
+    for part, records in _parts(scores, finals):
+        panels = _panels(scores, records, series)
+        subtitle = f"validation loss, nats per token; sequences of {length}, {corpus}"
+        figure = draw_row(
+            panels,
+            (title, subtitle, describe_conditions(records)),
+            _three_decimals,
+            "tokens learned from",
+            partial(_set_token_axis, density=1 if len(panels) > 2 else 4 // len(panels)),
+            from_zero=False,
+        )
+        caption = (
+            f"Loss on the validation split of {corpus} during training on its training split, in "
+            f"sequences of {length}; one line per seed. {describe_rates(scores, records)}"
+        )
+        data = _series_data(records, series)
+        yield _drawing(task_point, f"learning{part}", (title, caption), records, figure, data)
 
 
-def _with_series(scores: Scores, question: Question, name: str) -> list[Record]:
-    """The readings of a question that have a series with any point."""
-    return [r for r in scores.measured(question) if name in r.series and r.series[name].x]
+def _set_token_axis(axes: Axes, places: Sequence[float], density: int) -> None:
+    """Make a linear axis of tokens from zero; its outer ticks are aligned inwards, for panels are close together."""
+    last = max(places)
+    axes.set_xlim(0, style.LINEAR_EDGE * last)
+    ticks = [x for x in MaxNLocator(nbins=density).tick_values(0, last) if x <= last]
+    axes.set_xticks(ticks, [_short(x) for x in ticks])
+    axes.get_xticklabels()[0].set_horizontalalignment("left")
+    axes.get_xticklabels()[-1].set_horizontalalignment("right")
 
 
-def _fitting(scores: Scores, records: Sequence[Record]) -> Iterator[tuple[str, list[Record]]]:
-    """Records of as many sizes as one figure has room for, and what to add to its name from the second on."""
+def _short(count: float) -> str:
+    """Return a number of tokens for a tick: '20 M'."""
+    steps = ((1e9, "B"), (1e6, "M"), (1e3, "K"), (0, ""))
+    size, unit = next((size, unit) for size, unit in steps if count >= size)
+    return f"{count / (size or 1):.3g} {unit}".strip()
+
+
+def _three_decimals(point: Point) -> str:
+    return f"{point.value:.3f}"
+
+
+def _with_series(records: Sequence[Record], name: str) -> list[Record]:
+    """Return the records that have a series with any point."""
+    return [record for record in records if name in record.series and record.series[name].x]
+
+
+def _parts(scores: Evaluations, records: Sequence[Record]) -> Iterator[tuple[str, list[Record]]]:
+    """Yield the records of as many sizes as one figure has room for, and the suffix of the figure's name."""
     sizes = scores.sizes(records)
     for start in range(0, len(sizes), _MOST_PANELS):
         shown = sizes[start : start + _MOST_PANELS]
-        part = f"_{start // _MOST_PANELS + 1}" if start else ""
-        yield part, [record for record in records if record.model.size in shown]
+        suffix = f"_{start // _MOST_PANELS + 1}" if start else ""
+        yield suffix, [record for record in records if record.model.size in shown]
 
 
-def _curves(scores: Scores, question: Question, records: Sequence[Record], part: str) -> Drawing:
-    """Validation loss along the final trainings of some sizes."""
-    title, conditions = "Learning curves", describe_conditions(records)
-    corpus = question.task or "its own text"
-    about = f"sequences of {format_tokens(question.context_len)}, {corpus}"
-    return Drawing(
-        name=question_stem(question, f"learning{part}"),
-        experiments=(question.experiment,),
-        title=title,
-        caption=f"Loss on the validation split of {corpus} while the models learn from its training split, in "
-        f"sequences of {format_tokens(question.context_len)}; a line a seed. {describe_rates(scores, records)}",
-        conditions=conditions,
-        figure=score_curves.draw_training(
-            _panels(scores, records, "validation_loss_nats"),
-            scores.models,
-            title,
-            f"validation loss, nats per token; {about}",
-            conditions,
-        ),
-        data=_series_data(records, "validation_loss_nats"),
-    )
-
-
-def _panels(scores: Scores, records: Sequence[Record], series: str) -> list[Panel]:
-    """A panel a size, with a curve a model and seed."""
+def _panels(scores: Evaluations, records: Sequence[Record], series: str) -> list[Panel]:
+    """Return a panel per size, with a curve per model and seed."""
+    places = tuple(sorted({x for record in records for x in record.series[series].x}))
     panels = []
     for size in scores.sizes(records):
         mine = [record for record in records if record.model.size == size]
-        mine.sort(
-            key=lambda record: (scores.models.models.index(record.model.name), seed_word(subject_of(record)))
-        )
-        curves = [Curve(r.model.name, r.series[series].x, r.series[series].y) for r in mine]
-        panels.append(Panel(size, tuple(curves), scores.trained_length(mine)))
+        mine.sort(key=lambda record: instance_of(record).seed_word)
+        points = [
+            Point(record.model.name, x, y, curve=instance_of(record).seed_word)
+            for record in mine
+            for x, y in zip(record.series[series].x, record.series[series].y, strict=True)
+        ]
+        panels.append(Panel(tuple(points), scores.models, size, places))
     return panels
 
 
+def _trained_length(scores: Evaluations, records: Sequence[Record], size: str) -> int | None:
+    return scores.trained_length([record for record in records if record.model.size == size])
+
+
 def _series_data(records: Sequence[Record], series: str) -> pd.DataFrame:
-    """The points of a series of each record."""
+    """Return the points of a series of each record."""
     rows = []
     for record in records:
         values = record.series[series]
         counts = values.counts or (1,) * len(values.x)
         for x, y, count in zip(values.x, values.y, counts, strict=True):
             row = {"metric": series, "unit": values.unit, values.x_name: x, "value": y, "count": count}
-            rows.append(subject_row(record) | row)
+            rows.append(instance_row(record) | row)
     return pd.DataFrame(rows)
 
 
-def _answers(scores: Scores, questions: Sequence[Question]) -> Iterator[Drawing]:
-    """Accuracy in each task at the largest size that two models or more answered at."""
-    records = [r for q in questions for r in scores.measured(q) if accuracy(r)]
-    sizes = [
-        size
-        for size in scores.sizes(records)
-        if len({record.model.name for record in records if record.model.size == size}) > 1
+# ---- quality by size -------------------------------------------------------------------------------------------------
+
+
+def _draw_bits(scores: Evaluations, task_point: TaskPoint) -> Iterator[Drawing]:
+    """Yield bits per byte against the parameters, if there are two sizes or more."""
+    metric = "bits_per_byte"
+    records = [
+        record for record in scores.measured(task_point) if metric in record.metrics and _params(record)
     ]
-    if not sizes:
+    if len(scores.sizes(records)) < 2:
         return
-    largest = [record for record in records if record.model.size == sizes[-1]]
+    data = _size_data(records, metric, "bits", lambda record: record.metrics[metric].value)
+    title, subtitle = "Quality by size", f"bits per byte, {task_point.title}"
+    where = task_point.title
+    caption = f"Bits per byte on {where} against the size of the models; lower is better. {_POINT_PER_SEED}"
+    figure = _draw_sizes(scores, records, data, (title, subtitle))
+    yield _drawing(task_point, "by_size", (title, caption), records, figure, data)
+
+
+def _draw_figure5(scores: Evaluations, task_point: TaskPoint) -> Iterator[Drawing]:
+    """Yield the RetNet paper's Figure 5: validation perplexity against the parameters, of two sizes or more.
+
+    Perplexities per token of different tokenizers cannot be compared: there is no figure then.
+    """
+    metric = "validation_loss_nats"
+    records = [
+        record
+        for record in scores.measured(task_point)
+        if is_final(record)
+        and _params(record)
+        and {metric, "num_tokens"} <= record.metrics.keys()
+        and record.metrics[metric].value < _LARGEST_LOSS
+    ]
+    tokenizers = {fact(record, "tokenizer_fingerprint") for record in records}
+    if len(scores.sizes(records)) < 2 or len(tokenizers) > 1:
+        return
+    data = _size_data(
+        records, "validation_perplexity", "ratio", lambda record: math.exp(record.metrics[metric].value)
+    )
+    corpus, length = task_point.task or "its own text", format_tokens(task_point.context_len)
+    counts = sorted({record.metrics["num_tokens"].value for record in records})
+    tokens = " to ".join(dict.fromkeys(format_count(count) for count in (counts[0], counts[-1])))
+    title, subtitle = "Figure 5 of the RetNet paper, redrawn", f"validation perplexity, {corpus}, {length}"
+    caption = (
+        f"Perplexity per token (tokenizer: {fact(records[0], 'tokenizer')}) on the validation split of "
+        f"{corpus} against the size of the models; lower is better. They were trained on {tokens} tokens of its "
+        f"training split in sequences of {length}. {describe_rates(scores, records)} {_POINT_PER_SEED}"
+    )
+    figure = _draw_sizes(scores, records, data, (title, subtitle))
+    yield _drawing(task_point, "figure5", (title, caption), records, figure, data)
+
+
+def _params(record: Record) -> int:
+    return record.model.num_params_nonembedding
+
+
+def _size_data(
+    records: Sequence[Record], metric: str, unit: str, value: Callable[[Record], float]
+) -> pd.DataFrame:
+    """Return a row per record, with its parameters and its value."""
     rows = [
-        subject_row(record)
-        | {"task": record.point.task, "metric": "acc", "unit": "ratio"}
-        | asdict(_answer(record))
-        | {"num_documents": (accuracy(record) or (0, 0))[1], "chance": chance(record.point.task, "acc")}
-        for record in largest
+        instance_row(record)
+        | {"num_params_nonembedding": _params(record), "metric": metric, "unit": unit, "value": value(record)}
+        for record in records
     ]
-    made = [_exam(scores, question, largest) for question in questions]
-    shots = questions[0].num_fewshot or 0
-    title, conditions = f"Accuracy, {shots}-shot", describe_conditions(largest)
-    yield Drawing(
-        name=f"{file_stem(questions[0].experiment)}_zeroshot_{shots}shot",
-        experiments=(questions[0].experiment,),
-        title=title,
-        caption=f"Share of right answers (acc) of the models of {sizes[-1]}, {shots}-shot, with Wilson's 95 % "
-        "interval over the questions. The grey tick is what guessing reaches. Beside it: the difference in percentage "
-        "points, paired over the questions, and the p-value of McNemar's exact test.",
-        conditions=conditions,
-        figure=score_curves.draw_answers(
-            [exam for exam in made if exam.answers],
-            scores.models,
-            (title, f"%, models of {sizes[-1]}; bars: 95 % interval over questions", conditions),
-        ),
-        data=pd.DataFrame(rows),
+    return pd.DataFrame(rows)
+
+
+def _draw_sizes(
+    scores: Evaluations, records: Sequence[Record], data: pd.DataFrame, texts: tuple[str, str]
+) -> Figure:
+    """Draw a point per record, and a line through the first seed that every size has.
+
+    Args:
+        scores: All scores.
+        records: Those that are drawn.
+        data: Rows of `_size_data`.
+        texts: Title and subtitle.
+    """
+    sizes = scores.sizes(records)
+    counts = [float(data[data["size"] == size]["num_params_nonembedding"].mean()) for size in sizes]
+    points = tuple(
+        Point(str(row["model"]), row["num_params_nonembedding"], row["value"], curve=str(row["seed"]))
+        for row in data.to_dict(orient="records")
+    )
+    joined = next(iter(_shared_seeds(records)), "")
+    line = f"; the line: seed {joined}" if joined not in ("", "none") else ""
+    return draw_row(
+        [Panel(points, scores.models, joined=joined, aside_pt=4.4)],
+        (texts[0], f"{texts[1]}{line}", describe_conditions(records)),
+        _three_decimals,
+        "parameters without embedding (log scale)",
+        lambda axes, _: style.set_count_axis(axes, counts, [format_count(count) for count in counts]),
+        from_zero=False,
     )
 
 
-def _answer(record: Record) -> Answer:
-    """An accuracy with its interval."""
-    value, count = accuracy(record) or (0.0, 1)  # figures show only those that have one
-    return Answer(record.model.name, value, *proportion_interval(round(value * count), count))
-
-
-def _exam(scores: Scores, question: Question, records: Sequence[Record]) -> Exam:
-    """The answers to a task, by model and seed."""
-    mine = [record for record in records if question_of(record) == question]
-    mine.sort(
-        key=lambda record: (scores.models.models.index(record.model.name), seed_word(subject_of(record)))
-    )
-    size, challengers = records[0].model.size, scores.models.challengers
-    notes = [
-        (f"{scores.models.labels[model]} " if len(challengers) > 1 else "") + _note(comparison)
-        for model in challengers  # in the order of their dots
-        for comparison in scores.compared(question, model)
-        if comparison.subject.size == size and "acc" in comparison.accuracies
-    ]
-    return Exam(
-        task=str(question.task),
-        answers=tuple(_answer(record) for record in mine),
-        chance=chance(question.task, "acc"),
-        note="\n".join(notes),
-    )
-
-
-def _note(comparison: Comparison) -> str:
-    pair = comparison.accuracies["acc"]
-    p_value = format_p(pair.p_value)
-    return f"{POINTS * pair.difference:+.1f}, p {p_value if p_value.startswith('<') else f'= {p_value}'}"
+def _shared_seeds(records: Sequence[Record]) -> list[str]:
+    """Return the seeds that every size of every model has."""
+    found: dict[tuple[str, str], set[str]] = {}
+    for record in records:
+        found.setdefault((record.model.name, record.model.size), set()).add(instance_of(record).seed_word)
+    return sorted(set.intersection(*found.values()))

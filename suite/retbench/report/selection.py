@@ -1,18 +1,30 @@
-"""Which records a table or report is made of: the newest set that may be compared, and what was left out.
+"""Selection of the records that a table or report shows: the newest comparable ones, with a note on all others.
 
 Records of another machine, device, dtype, thread count, code revision, version of Python or of a library that computes
-are never shown together. Inside a set every experiment has its newest pair of models, its newest protocol (warm-up,
-steps, graph), and of each model the newest way of running it (backend, chunk); what is of different pairs stands apart.
+are never shown together. Costs, evaluations and trainings have one such set each. Of a cost every experiment has its
+newest size and protocol (warm-up, steps, graph), and of each model the newest way of running it (backend, chunk). Of
+quality every (task point, model instance) has its newest record.
 """
 
 import json
-from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from pathlib import Path
 from typing import TypeVar
 
 from retbench.errors import RecordError, unknown_name
-from retbench.records.record import Record
+from retbench.records.record import Documents, Record
 from retbench.report.frames import ComparableSet, keep_latest, set_of, started
+from retbench.report.points import (
+    group,
+    instance_of,
+    is_final,
+    learning_rate,
+    measures_cost,
+    replicate_of,
+    task_point_of,
+)
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -20,16 +32,12 @@ MODEL_SETTINGS = ("backend", "chunk_size")
 """Settings that belong to one model; all others are shared by the models of an experiment."""
 
 _SET_WORDS = {
-    "machine": "machine",
-    "device": "device",
-    "dtype": "dtype",
-    "threads": "threads",
     "code_revision": "code revision",
     "torch_version": "torch",
     "python_version": "Python",
     "library_versions": "libraries",
-    "pair_id": "pair",
 }
+"""Names of comparability keys in sentences, where they differ from the field's."""
 
 
 @dataclass(frozen=True)
@@ -37,93 +45,82 @@ class Selection:
     """Records that may be compared with each other.
 
     Attributes:
-        key: The set they share; its pair is that of the newest record.
-        records: One a (cell, round).
-        left_out: A sentence for everything that was found and is not among them.
+        records: One per (cell, round).
+        left_out: One sentence per group of records that were found and are not among them.
+        everything: All records that were found, for looking up trainings.
+        folders: Folder of the per-document results of each record; without it quality is not compared.
     """
 
-    key: ComparableSet
     records: tuple[Record, ...]
-    left_out: tuple[str, ...]
+    left_out: tuple[str, ...] = ()
+    everything: tuple[Record, ...] = ()
+    folders: Mapping[Documents, Path] = field(default_factory=dict)
 
     @property
     def experiments(self) -> tuple[str, ...]:
         """Names of the experiments, sorted."""
         return tuple(sorted({record.experiment for record in self.records}))
 
-    def of(self, experiment: str) -> "Selection":
-        """The part of one experiment."""
-        records = tuple(record for record in self.records if record.experiment == experiment)
-        return Selection(self.key, records, self.left_out)
+    @property
+    def costs(self) -> tuple[Record, ...]:
+        """Records of cost."""
+        return tuple(record for record in self.records if measures_cost(record))
 
-    def pairs(self) -> list["Selection"]:
-        """The parts whose models were matched with each other, that of the first experiment first."""
-        ordered = sorted(self.records, key=lambda record: record.experiment)
-        by_pair = _group(ordered, lambda record: record.pair_id)
-        return [
-            Selection(replace(self.key, pair_id=pair), tuple(records), self.left_out)
-            for pair, records in by_pair.items()
-        ]
+    @property
+    def quality(self) -> tuple[Record, ...]:
+        """Records of quality."""
+        return tuple(record for record in self.records if not measures_cost(record))
 
 
-def select(records: Sequence[Record], experiment: str | None = None) -> Selection:
-    """The newest comparable set, of one experiment or of all.
+def select(
+    records: Sequence[Record],
+    experiment: str | None = None,
+    folders: Mapping[Documents, Path] | None = None,
+) -> Selection:
+    """Return the newest comparable records of one experiment, or of all.
 
-    A set that holds a measured value goes before one that holds only failures.
+    A set that holds a measured value is preferred to one that holds only failures.
 
     Raises:
         RecordError: there are no records.
-        ConfigError: there are none of that experiment; the nearest name is suggested.
+        ConfigError: there are none of that experiment; the message suggests the nearest name.
     """
-    records = of_experiment(records, experiment)
-    kept = keep_latest(records)
-    left_out = [_repeated(len(records) - len(kept))] if len(kept) < len(records) else []
-    shared, notes = choose_conditions(kept)
-    left_out += notes
     chosen: list[Record] = []
-    for of_one in _group(shared, lambda record: record.experiment).values():
-        by_set = _group(of_one, set_of)
-        newest = _newest(by_set)
-        left_out += [_describe_set(other, newest, by_set[other]) for other in by_set if other != newest]
-        chosen += by_set[newest]
-    chosen, notes = _one_protocol(chosen)
-    return Selection(set_of(max(chosen, key=started)), tuple(chosen), tuple(left_out + notes))
+    left_out: list[str] = []
+    families = group(_of_experiment(records, experiment), replicate_of)
+    for replicate in sorted(families, key=["round", "document", "seed"].index):
+        found = families[replicate]
+        kept = keep_latest(found)
+        if len(kept) < len(found):
+            left_out.append(_repeated(len(found) - len(kept)))
+        comparable, other_sets = choose_conditions(kept)
+        newest, older = (_one_protocol if replicate == "round" else newest_evaluations)(comparable)
+        chosen += newest
+        left_out += other_sets + older
+    return Selection(tuple(chosen), tuple(left_out), tuple(records), folders or {})
 
 
-def of_experiment(records: Sequence[Record], experiment: str | None) -> Sequence[Record]:
-    """The records of an experiment; all when None.
-
-    Raises:
-        RecordError: there are no records.
-        ConfigError: there are none of that experiment; the nearest name is suggested.
-    """
+def _of_experiment(records: Sequence[Record], experiment: str | None) -> Sequence[Record]:
     if not records:
         raise RecordError("there are no records to select from. Measure first: `retbench run latency`.")
     if experiment is None:
         return records
-    known = {record.experiment for record in records}
-    if experiment not in known:
-        raise unknown_name("experiment", experiment, known, where="the results")
+    present = {record.experiment for record in records}
+    if experiment not in present:
+        raise unknown_name("experiment", experiment, present, where="the results")
     return [record for record in records if record.experiment == experiment]
 
 
 def choose_conditions(records: Sequence[Record]) -> tuple[list[Record], list[str]]:
-    """The records of the newest conditions, whatever their pair, and a sentence on those of each other set."""
-    by_conditions = _group(records, lambda record: replace(set_of(record), pair_id=""))
-    shared = _newest(by_conditions)
-    notes = [_describe_set(other, shared, by_conditions[other]) for other in by_conditions if other != shared]
-    return by_conditions[shared], notes
+    """Return the records of the newest comparable set, and a sentence on each other set."""
+    by_set = group(records, set_of)
+    newest = _newest(by_set)
+    notes = [_describe_set(other, newest, by_set[other]) for other in by_set if other != newest]
+    return by_set[newest], notes
 
 
-def _group(records: Iterable[Record], key: Callable[[Record], Key]) -> dict[Key, list[Record]]:
-    groups: dict[Key, list[Record]] = {}
-    for record in records:
-        groups.setdefault(key(record), []).append(record)
-    return groups
-
-
-def _newest(groups: dict[Key, list[Record]]) -> Key:
-    """The group that holds a value and was begun last."""
+def _newest(groups: Mapping[Key, Sequence[Record]]) -> Key:
+    """Return the group that holds a value and was started last."""
     return max(
         groups,
         key=lambda key: (
@@ -133,62 +130,75 @@ def _newest(groups: dict[Key, list[Record]]) -> Key:
     )
 
 
-def _one_protocol(records: list[Record]) -> tuple[list[Record], list[str]]:
-    """The records of one way of measuring an experiment, and one way of running each model of it."""
+def _one_protocol(records: Sequence[Record]) -> tuple[list[Record], list[str]]:
+    """Return the records of one protocol per experiment, and of one way of running each of its models."""
     chosen: list[Record] = []
     notes: list[str] = []
-    for experiment, of_one in sorted(_group(records, lambda record: record.experiment).items()):
-        protocols = _group(of_one, shared_settings)
+    for experiment, of_one in sorted(group(records, lambda record: record.experiment).items()):
+        protocols = group(of_one, shared_settings)
         newest = _newest(protocols)
         notes += [
-            f"{experiment}: {describe_count(others)} with other settings ({_difference(protocol, newest)})."
+            f"{experiment}: {_describe_count(others)} with other settings ({_difference(protocol, newest)})."
             for protocol, others in protocols.items()
             if protocol != newest
         ]
-        for model, of_model in _group(protocols[newest], lambda record: record.model.name).items():
-            ways = _group(of_model, model_settings)
+        for model, of_model in group(protocols[newest], lambda record: record.model.name).items():
+            ways = group(of_model, model_settings)
             way = _newest(ways)
-            chosen += ways[way]
+            chosen += _one_code(ways[way])
             notes += [
-                f"{experiment}: {describe_count(others)} of {model} run another way ({_difference(other, way)})."
+                f"{experiment}: {_describe_count(others)} of {model} run another way "
+                f"({_difference(other, way)})."
                 for other, others in ways.items()
                 if other != way
             ]
     return chosen, notes
 
 
+def _one_code(records: Sequence[Record]) -> list[Record]:
+    """Return the records of the newest code of each workload."""
+    chosen: list[Record] = []
+    for of_one in group(records, lambda record: record.workload).values():
+        codes = group(of_one, lambda record: str(record.environment.get("workload_code")))
+        chosen += codes[_newest(codes)]
+    return chosen
+
+
 def shared_settings(record: Record) -> str:
-    """The settings that an experiment's models share, as JSON with sorted keys."""
+    """Return the settings that an experiment's models share, size included, as JSON with sorted keys."""
     shared = {name: value for name, value in record.settings.items() if name not in MODEL_SETTINGS}
-    return json.dumps(shared, sort_keys=True)
+    return json.dumps({**shared, "size": record.model.size}, sort_keys=True)
 
 
 def model_settings(record: Record) -> str:
-    """The settings that are one model's own, as JSON with sorted keys."""
-    return json.dumps({name: record.settings.get(name) for name in MODEL_SETTINGS}, sort_keys=True)
+    """Return one model's own settings, configuration and code as JSON with sorted keys."""
+    own = {name: record.settings.get(name) for name in MODEL_SETTINGS}
+    model = {"architecture": record.model.architecture, "variant": record.model.variant}
+    code = {"model code": record.environment.get("model_code")}
+    return json.dumps({**record.model.config, **model, **own, **code}, sort_keys=True, default=str)
 
 
 def _difference(other: str, chosen: str) -> str:
-    """What two settings differ in, e.g. 'min_steps 5, here 20'."""
+    """Return the differences of two settings: 'min_steps 5, here 20'."""
     mine, theirs = json.loads(chosen), json.loads(other)
     names = [name for name in sorted({*mine, *theirs}) if mine.get(name) != theirs.get(name)]
     return ", ".join(f"{name} {theirs.get(name)}, here {mine.get(name)}" for name in names)
 
 
-def _describe_set(other: ComparableSet, chosen: ComparableSet, records: list[Record]) -> str:
-    """A sentence on a set that was not chosen: what it holds and what keeps it apart."""
-    mine, theirs = asdict(chosen), asdict(other)
-    apart = ", ".join(
-        f"{word} {theirs[field]}, here {mine[field]}"
-        for field, word in _SET_WORDS.items()
-        if mine[field] != theirs[field]
+def _describe_set(other: ComparableSet, chosen: ComparableSet, records: Sequence[Record]) -> str:
+    """Return a sentence on records of another set, with every comparability key that differs."""
+    theirs, mine = asdict(other), asdict(chosen)
+    differences = ", ".join(
+        f"{_SET_WORDS.get(name, name)} {theirs[name]}, here {mine[name]}"
+        for name in mine
+        if theirs[name] != mine[name]
     )
     experiments = ", ".join(sorted({record.experiment for record in records}))
-    return f"{experiments}: {describe_count(records)} that may not be pooled with these ({apart})."
+    return f"{experiments}: {_describe_count(records)} that may not be pooled with these ({differences})."
 
 
-def describe_count(records: list[Record]) -> str:
-    """How many records, of when, and how many are empty: '12 records of 2026-01-02 (3 without a value)'."""
+def _describe_count(records: Sequence[Record]) -> str:
+    """Return number, dates and failures of records: '12 records of 2026-01-02 (3 without a value)'."""
     dates = sorted({started(record).date().isoformat() for record in records})
     when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
     failed = sum(record.status != "ok" for record in records)
@@ -198,4 +208,77 @@ def describe_count(records: list[Record]) -> str:
 
 def _repeated(count: int) -> str:
     noun = "1 record was" if count == 1 else f"{count} records were"
-    return f"{noun} measured again; of each cell and round the latest that succeeded counts."
+    return f"{noun} measured again; the latest successful one per cell and round counts."
+
+
+def newest_evaluations(records: Sequence[Record]) -> tuple[list[Record], list[str]]:
+    """Return the latest record with a value per (task point, model instance), and notes on those it replaces.
+
+    Among records that differ only in their number of documents, the one with the most counts: a short trial run
+    replaces no complete evaluation.
+    """
+    newest: dict[tuple[object, ...], datetime] = {}
+    for record in sorted(records, key=started):
+        newest[record.status, _version(record)] = started(record)
+    ordered = sorted(
+        records,
+        key=lambda record: (
+            record.status == "ok",
+            newest[record.status, _version(record)],
+            _num_documents(record),
+            started(record),
+        ),
+    )
+    latest = {_place(record): record for record in ordered}
+    replaced: dict[tuple[str, str], list[Record]] = {}
+    for record in records:
+        if record is not latest[_place(record)]:
+            reason = _why_replaced(record, latest[_place(record)])
+            replaced.setdefault((record.experiment, reason), []).append(record)
+    notes = [
+        f"{experiment}: {_describe_count(others)} of quality {reason}."
+        for (experiment, reason), others in replaced.items()
+    ]
+    return [record for record in records if record is latest[_place(record)]], notes
+
+
+def _why_replaced(record: Record, by: Record) -> str:
+    """Return why another record replaces this one, as the end of a sentence."""
+    mine, theirs = _num_documents(record), _num_documents(by)
+    if _version(record) == _version(by) and mine < theirs:
+        noun = "document" if mine == 1 else "documents"
+        return f"on {mine:,} {noun}, replaced by those of the same task point on {theirs:,}"
+    return (
+        "replaced by newer ones of the same model, size, seed and task point "
+        "(other weights, documents or settings)"
+    )
+
+
+def _num_documents(record: Record) -> int:
+    return record.documents.num_documents if record.documents else 0
+
+
+def _version(record: Record) -> tuple[object, ...]:
+    """Return what identifies an evaluation, weights and settings included, but not its number of documents."""
+    settings = json.dumps({**record.settings, "limit": None}, sort_keys=True, default=str)
+    weights = record.model.weights.fingerprint if record.model.weights else None
+    return _place(record), weights, settings
+
+
+def _place(record: Record) -> tuple[object, ...]:
+    """Return the key under which one record of quality is kept."""
+    tuned = None if is_final(record) else learning_rate(record)
+    return task_point_of(record), record.model.name, instance_of(record), tuned
+
+
+def matched_groups(records: Iterable[Record]) -> list[tuple[Record, ...]]:
+    """Return records by the models that their experiment has at one size, in the order of the experiments.
+
+    Experiments with the same models at the same size share a group.
+    """
+    ordered = sorted(records, key=lambda record: record.experiment)
+    lineups: dict[Hashable, list[Record]] = {}
+    for of_one in group(ordered, lambda record: (record.experiment, record.model.size)).values():
+        models = {record.model.model_copy(update={"weights": None}).model_dump_json() for record in of_one}
+        lineups.setdefault(frozenset(models), []).extend(of_one)
+    return [tuple(found) for found in lineups.values()]

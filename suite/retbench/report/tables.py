@@ -1,223 +1,248 @@
-"""One row a (model, workload, batch size, context length): value with interval, roofline, ratio to the Transformer.
+"""The table of an experiment, in base units: one row per (model, point), with the comparison with the Transformer.
 
-`table_of` gives numbers in base units with the unit in each column's name, for csv and json; `render` also writes
-them for people, in Markdown and LaTeX, with readable units. A point that has no value shows why.
+`table_of` has the unit in each column's name, for csv and json; `formats.render` also writes it for people.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
+from typing import Any
 
 import pandas as pd
 
-from retbench.errors import unknown_name
 from retbench.records.record import Record
 from retbench.report.comparisons import pair_ratios
-from retbench.report.formats import INTERVALS, to_json, to_latex, to_markdown
-from retbench.report.pairing import Folders
-from retbench.report.readings import without_quality
-from retbench.report.scenes import Scene, by_workload, make_scenes, swept_by_batch
-from retbench.report.score_frame import score_frame
-from retbench.report.scores import Scores, make_scores
-from retbench.report.selection import Selection, of_experiment, select
+from retbench.report.document_comparisons import DocumentComparison
+from retbench.report.evaluations import Evaluations, make_evaluations
+from retbench.report.points import (
+    fact,
+    instance_of,
+    is_final,
+    learning_rate,
+    num_trained_tokens,
+    replicate_of,
+    task_point_of,
+)
+from retbench.report.selection import Selection
+from retbench.report.sweeps import CostSweep, by_workload, make_sweeps, swept_by_batch
+from retbench.workloads.workload import WORKLOADS, MetricSpec
 
-_WRITERS: dict[str, Callable[[pd.DataFrame], str]] = {
-    "md": to_markdown,
-    "csv": lambda table: table.to_csv(index=False, na_rep="NA", lineterminator="\n"),
-    "json": to_json,
-    "latex": to_latex,
-}
-FORMATS = tuple(_WRITERS)
+RATIO = "ratio_to_transformer"
+UNPAIRED = "ratio_is_unpaired"
+"""Column of rows whose ratio compares different measurement sessions; there only if some do."""
 
-_ENERGY = ("energy_per_token_j", "power_w")
-"""Left out where no point has one: only some GPUs have a counter."""
-
-_WORKLOAD_METRICS = {
-    "decode": ("tpot_s", "tokens_per_s", "roofline_ratio", "bandwidth_ratio", "bytes_per_step", *_ENERGY),
-    "prefill": ("ttft_s", "tokens_per_s", "roofline_ratio", *_ENERGY),
-    "memory": (
-        "peak_bytes",
-        "weight_bytes",
-        "state_bytes",
-        "workspace_bytes",
-        "expected_weight_bytes",
-        "expected_state_bytes",
-        "process_peak_bytes",
-    ),
-    "largest_batch": (
-        "largest_batch",
-        "largest_batch_step",
-        "expected_largest_batch",
-        "memory_limit_bytes",
-        "available_bytes",
-    ),
-    "training": (
-        "step_s",
-        "tokens_per_s",
-        "peak_bytes",
-        "roofline_ratio",
-        "weight_bytes",
-        "gradient_bytes",
-        "optimizer_bytes",
-        "workspace_bytes",
-        "process_peak_bytes",
-    ),
-}
+COST_LEAD = ("model", "workload", "batch_size", "context_len", "status", "rounds_ok", "rounds")
+POINT_COLUMNS = ("task", "protocol", "context_len", "num_fewshot")
+QUALITY_LEAD = (
+    "model",
+    "workload",
+    *POINT_COLUMNS,
+    "size",
+    "seed",
+    "status",
+    "num_params_nonembedding",
+    "tokenizer",
+    "trained_tokens",
+    "learning_rate",
+    "role",
+    "num_documents",
+    "reference",
+    "not_compared",
+)
+"""Columns that are text or whole numbers; None where there is none."""
 
 
 @dataclass(frozen=True)
-class Found:
-    """What the newest comparable records of an experiment, or of all, are about.
+class Contents:
+    """Contents of a selection, ready to be shown.
 
     Attributes:
-        costs: Records of cost; None where there are none.
-        scores: Records of quality; None where there are none.
+        selection: The records.
+        sweeps: Their cost sweeps.
+        evaluations: Their records of quality; None where there are none.
     """
 
-    costs: Selection | None
-    scores: Scores | None
+    selection: Selection
+    sweeps: list[CostSweep]
+    evaluations: Evaluations | None
 
     @property
-    def left_out(self) -> tuple[str, ...]:
-        """A sentence for everything that was found and is not shown."""
-        return tuple(note for part in (self.costs, self.scores) if part for note in part.left_out)
+    def refusals(self) -> list[str]:
+        """One sentence per reason for which two models are not compared."""
+        costs = [
+            f"{sweep.models.labels[model]} and the {sweep.models.labels[str(sweep.models.reference)]} in "
+            f"{sweep.experiment}: {reason}."
+            for sweep in self.sweeps
+            for model, reason in sweep.models.refusals.items()
+        ]
+        quality = self.evaluations.refusals if self.evaluations else []
+        return [*dict.fromkeys(costs), *quality]
 
 
-def find_newest(
-    records: Sequence[Record], experiment: str | None = None, folders: Folders = MappingProxyType({})
-) -> Found:
-    """The newest comparable records, of one experiment or of all.
-
-    Args:
-        records: Of any workload.
-        experiment: Only this one; all when None.
-        folders: Where the results of single documents lie; without them no model is compared in quality.
-
-    Raises:
-        RecordError: there are no records.
-        ConfigError: there are none of that experiment; the nearest name is suggested.
-    """
-    mine = of_experiment(records, experiment)
-    costs = without_quality(mine)
-    return Found(select(costs) if costs else None, make_scores(mine, folders, records))
+def contents_of(selection: Selection) -> Contents:
+    """Return the sweeps and evaluations of a selection."""
+    return Contents(selection, make_sweeps(selection), make_evaluations(selection))
 
 
-def table_of(found: Found, experiment: str) -> pd.DataFrame:
-    """The table of one experiment.
+def table_of(contents: Contents, experiment: str) -> pd.DataFrame:
+    """Return the table of one experiment.
 
     Returns:
-        Columns model, workload, batch_size, context_len, status, rounds_ok, rounds, then metrics, each in the unit that
-        its name ends in, with `_low` and `_high` (95 %) where it is measured anew each round. A ratio to the
-        Transformer is of the workload's first metric, paired within rounds: below 1 where the model needs less, above
-        it where it fits more sequences. NaN where a metric is not defined for the workload, or the status is not ok.
-        Batch sizes follow each other at one length where there are more of them than lengths. Readings of quality have
-        columns of their own, those of `score_frame.score_frame`.
+        For costs: columns `COST_LEAD`, then metrics in the unit of their name, with `_low` and `_high` (95 %) where
+        they are measured anew in each round. The ratio to the Transformer is that of the workload's primary metric,
+        paired within rounds: below 1 where the model needs less, above 1 where it fits more sequences. Batch sizes
+        follow each other at one length where there are more of them than lengths.
+        For quality: columns `QUALITY_LEAD`, metrics, and on the row of a model that was compared with the Transformer
+        `bits_per_byte_ratio` and `bits_per_byte_difference` (per token where the scored text has no whole bytes), or
+        per accuracy `<metric>_difference` and `<metric>_mcnemar_p`, with the ends of the 95 % intervals.
+        NaN where a metric is not defined, or the status is not ok.
     """
-    frames = [
-        *(
-            [cost_frame(found.costs, experiment)]
-            if found.costs and experiment in found.costs.experiments
-            else []
-        ),
-        *(
-            [score_frame(found.scores, experiment)]
-            if found.scores and experiment in found.scores.experiments
-            else []
-        ),
-    ]
-    if len(frames) == 1:
-        return frames[0]
+    frames = []
+    if any(sweep.experiment == experiment for sweep in contents.sweeps):
+        frames.append(cost_table([sweep for sweep in contents.sweeps if sweep.experiment == experiment]))
+    evaluations = contents.evaluations
+    if evaluations and any(point.experiment == experiment for point in evaluations.task_points()):
+        frames.append(quality_table(evaluations, experiment))
+    return frames[0] if len(frames) == 1 else _stacked(frames)
+
+
+def _stacked(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Return frames of different columns as one; numbers stay numbers and None stays None."""
     columns = list(dict.fromkeys(str(name) for frame in frames for name in frame.columns))
     rows = [row for frame in frames for row in frame.astype(object).to_dict(orient="records")]
     numbers = {name for frame in frames for name in frame.columns if frame[name].dtype == "float64"}
+    return _object_frame(rows, columns, numbers)
+
+
+def _object_frame(rows: Sequence[Any], columns: list[str], numbers: set[str]) -> pd.DataFrame:
     table = pd.DataFrame([[row.get(name) for name in columns] for row in rows], columns=columns, dtype=object)
-    return table.astype({name: "float64" for name in columns if name in numbers})
+    types: dict[str, str] = {name: "float64" for name in columns if name in numbers}
+    return table.astype(types)
 
 
-def cost_frame(selection: Selection, experiment: str) -> pd.DataFrame:
-    """The part of a table that is about cost."""
-    scenes = [scene for scene in make_scenes(selection) if scene.experiment == experiment]
+def cost_table(sweeps: Sequence[CostSweep]) -> pd.DataFrame:
+    """Return the rows of an experiment's cost sweeps."""
     blocks = [
-        _by_length(part) if swept_by_batch(group) else part
-        for group in by_workload(scenes)
-        for part in [pd.concat([_block(scene) for scene in group], ignore_index=True)]
+        _by_length(part) if swept_by_batch(of_one) else part
+        for of_one in by_workload(sweeps)
+        for part in [pd.concat([_block(sweep) for sweep in of_one], ignore_index=True)]
     ]
-    lead = ["model", "workload", "batch_size", "context_len", "status", "rounds_ok", "rounds"]
-    metrics = list(
-        dict.fromkeys(column for block in blocks for column in block.columns if column not in lead)
-    )
-    ratio = [column for column in metrics if column.startswith("ratio_to_transformer")]
-    return pd.concat(blocks, ignore_index=True)[
-        [*lead, *(column for column in metrics if column not in ratio), *ratio]
-    ]
+    names = dict.fromkeys(str(column) for block in blocks for column in block.columns)
+    ratio = [name for name in names if name.startswith("ratio_")]
+    metrics = [name for name in names if name not in (*COST_LEAD, *ratio)]
+    return pd.concat(blocks, ignore_index=True)[[*COST_LEAD, *metrics, *ratio]]
 
 
 def _by_length(block: pd.DataFrame) -> pd.DataFrame:
-    """The rows of a workload, of each model and length together."""
+    """Return the rows of a workload with those of each model and length together."""
     models = list(dict.fromkeys(block["model"]))
     order = block.assign(model=block["model"].map(models.index))
-    order = order.sort_values(["model", "context_len", "batch_size"])
-    return block.loc[order.index]
+    return block.loc[order.sort_values(["model", "context_len", "batch_size"]).index]
 
 
-def _block(scene: Scene) -> pd.DataFrame:
-    """The rows of one scene: every model at every length, measured or not."""
-    rows = [_outcome(scene, model, length) for model in scene.models.models for length in scene.lengths]
+def _block(sweep: CostSweep) -> pd.DataFrame:
+    """Return the rows of one sweep: every model at every length, measured or not."""
+    rows = [_outcome(sweep, model, length) for model in sweep.models.models for length in sweep.lengths]
     block = pd.DataFrame(rows)
-    key = ["model", "context_len"]
-    for metric in _metrics_of(scene):
-        part = scene.rows(metric)[[*key, "value", "low", "high"]]
-        block = _join(block, part.rename(columns={"value": metric}), metric)
-    ratios = pair_ratios(scene.metrics, scene.models)
-    part = ratios[[*key, "ratio", "low", "high"]].rename(columns={"ratio": "ratio_to_transformer"})
-    return _join(block, part, "ratio_to_transformer")
+    for metric in metrics_of(sweep):
+        block = _join(block, sweep.rows(metric.name).rename(columns={"value": metric.name}), metric)
+    ratios = pair_ratios(sweep.metrics, sweep.models).rename(columns={"ratio": RATIO, "unpaired": UNPAIRED})
+    block = _join(block, ratios, MetricSpec(RATIO, RATIO, has_interval=True))
+    if ratios[UNPAIRED].any():
+        key = ["model", "context_len"]
+        block = block.merge(ratios[[*key, UNPAIRED]], on=key, how="left")
+    return block
 
 
-def _metrics_of(scene: Scene) -> Sequence[str]:
-    """The metrics that a workload's table shows; all there are for one that is not known here."""
-    found = sorted(str(metric) for metric in scene.points["metric"].unique())
-    known = _WORKLOAD_METRICS.get(scene.workload, found)
-    return [metric for metric in known if metric in found or metric not in _ENERGY]
+def metrics_of(sweep: CostSweep) -> list[MetricSpec]:
+    """Return the metrics of a workload's table; of a workload that is not installed here, those of the records."""
+    found = sorted(str(metric) for metric in sweep.points["metric"].unique())
+    known = WORKLOADS.get(sweep.workload)
+    if known is None:
+        return [MetricSpec(name, name.replace("_", " ")) for name in found]
+    return [metric for metric in known.metrics if metric.name in found or not metric.optional]
 
 
-def _join(block: pd.DataFrame, part: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """The block with a metric's column, and its ends where it has an interval."""
-    ends = {"low": f"{metric}_low", "high": f"{metric}_high"}
-    part = part.rename(columns=ends) if metric in INTERVALS else part.drop(columns=list(ends))
-    part = part.astype({column: "float64" for column in part.columns if column.startswith(metric)})
-    return block.merge(part, on=["model", "context_len"], how="left")
+def _join(block: pd.DataFrame, part: pd.DataFrame, metric: MetricSpec) -> pd.DataFrame:
+    """Return the block with a metric's column, and its ends if it has an interval."""
+    ends = {"low": f"{metric.name}_low", "high": f"{metric.name}_high"} if metric.has_interval else {}
+    names = [metric.name, *ends.values()]
+    part = part.rename(columns=ends)[["model", "context_len", *names]]
+    return block.merge(part.astype(dict.fromkeys(names, "float64")), on=["model", "context_len"], how="left")
 
 
-def _outcome(scene: Scene, model: str, length: int) -> dict[str, object]:
-    """What came of one model at one length: 'ok' where any round gave a value."""
-    statuses = [
-        record.status
-        for record in scene.records
-        if (record.model.name, record.point.context_len) == (model, length)
-    ]
+def _outcome(sweep: CostSweep, model: str, length: int) -> dict[str, object]:
+    """Return the outcome of one model at one length: 'ok' where any round has a value."""
+    statuses = [record.status for record in sweep.cell(model, length)]
     num_ok = statuses.count("ok")
     return {
         "model": model,
-        "workload": scene.workload,
-        "batch_size": scene.batch_size,
+        "workload": sweep.workload,
+        "batch_size": sweep.batch_size,
         "context_len": length,
         "status": "ok" if num_ok else statuses[-1] if statuses else "missing",
         "rounds_ok": num_ok,
-        "rounds": scene.num_rounds,
+        "rounds": sweep.num_rounds,
     }
 
 
-def render(frame: pd.DataFrame, format: str) -> str:
-    """A table of `table_of` as text that ends in a newline.
+def quality_table(evaluations: Evaluations, experiment: str) -> pd.DataFrame:
+    """Return one row per (task point, instance, model) of an experiment."""
+    rows = [
+        _quality_row(evaluations, record)
+        for point in evaluations.task_points()
+        if point.experiment == experiment
+        for record in _ordered(evaluations, evaluations.at(point))
+    ]
+    columns = list(dict.fromkeys([*QUALITY_LEAD, *(name for row in rows for name in row)]))
+    return _object_frame(rows, columns, {*columns} - {*QUALITY_LEAD})
 
-    Args:
-        frame: The table.
-        format: One of `FORMATS`. csv and json keep base units; csv writes NA for what is not defined, json null.
-            md and latex write readable units, a table a workload.
 
-    Raises:
-        ConfigError: the format is not known.
-    """
-    if format not in _WRITERS:
-        raise unknown_name("table format", format, FORMATS, where="--format")
-    return _WRITERS[format](frame)
+def _ordered(evaluations: Evaluations, records: Sequence[Record]) -> list[Record]:
+    """Return records of one task point by size, seed and model; of trainings the grid first."""
+    instances, models = evaluations.instances(records), evaluations.models.models
+    return sorted(
+        records,
+        key=lambda r: (
+            instances.index(instance_of(r)),
+            is_final(r),
+            models.index(r.model.name),
+            learning_rate(r) or 0.0,
+        ),
+    )
+
+
+def _quality_row(evaluations: Evaluations, record: Record) -> dict[str, Any]:
+    point, instance = task_point_of(record), instance_of(record)
+    is_training = replicate_of(record) == "seed"
+    row: dict[str, Any] = {
+        "model": record.model.name,
+        "workload": record.workload,
+        **{name: getattr(point, name) for name in POINT_COLUMNS},
+        "size": instance.size,
+        "seed": instance.seed,
+        "status": record.status,
+        "num_params_nonembedding": record.model.num_params_nonembedding,
+        "tokenizer": fact(record, "tokenizer"),
+        "trained_tokens": num_trained_tokens(record),
+        "learning_rate": learning_rate(record),
+        "role": ("final" if is_final(record) else "tuning") if is_training else None,
+        "num_documents": record.documents.num_documents if record.documents else None,
+    }
+    row |= {name: metric.value for name, metric in record.metrics.items() if name not in row}
+    key = (point, instance, record.model.name)
+    made = [c for c in evaluations.comparisons if (c.point, c.instance, c.model) == key]
+    return row | (_comparison_columns(made[0]) if made else {})
+
+
+def _comparison_columns(comparison: DocumentComparison) -> dict[str, Any]:
+    row: dict[str, Any] = {"reference": comparison.reference, "not_compared": comparison.refusal}
+    losses = {"ratio": comparison.ratio, "difference": comparison.difference}
+    estimates = {f"bits_per_{comparison.unit}_{name}": estimate for name, estimate in losses.items()}
+    for column, estimate in estimates.items():
+        if estimate is not None:
+            row |= {column: estimate.value, f"{column}_low": estimate.low, f"{column}_high": estimate.high}
+    for metric, pair in comparison.accuracies.items():
+        column = f"{metric}_difference"
+        row |= {column: pair.difference, f"{column}_low": pair.low, f"{column}_high": pair.high}
+        row |= {f"{metric}_mcnemar_p": pair.p_value}
+    return row

@@ -1,5 +1,5 @@
-"""What the runner is made of: the worker's process and protocol, locks, resuming, causes of death, events.
+"""Runs: the runner, its worker processes and their protocol, locks, resuming, events.
 
-`retbench.run.runner` puts it together; `retbench.run.worker` is the other end of the pipe. Nothing here imports
-torch.
+`retbench.run.runner` is the entry point; `retbench.run.worker` is the process that measures. Only the worker's
+tasks import torch.
 """

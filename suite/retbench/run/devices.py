@@ -1,4 +1,4 @@
-"""Which device a run is for, found without a CUDA context in the runner, which would share the GPU."""
+"""The device of a run, found without a CUDA context in the runner: that would take memory of the GPU."""
 
 import json
 import re
@@ -20,12 +20,7 @@ _PROBE_TIMEOUT_S = 120.0
 
 @dataclass(frozen=True)
 class Device:
-    """A device by torch's name.
-
-    Attributes:
-        name: `cpu`, or `cuda:N`.
-        memory_bytes: Of a CUDA device; None for the CPU.
-    """
+    """A device by torch's name: `cpu`, or `cuda:N` with its memory."""
 
     name: str
     memory_bytes: int | None = None
@@ -33,7 +28,7 @@ class Device:
 
 @dataclass(frozen=True)
 class _TorchFacts:
-    """What torch says: its version, the CUDA version it was built for, the memory of each device."""
+    """torch's version, the CUDA version it was built for, and the memory of each device."""
 
     version: str
     cuda: str | None
@@ -41,14 +36,14 @@ class _TorchFacts:
 
 
 def find_device(asked: str | None) -> Device:
-    """The device that was asked for, or the best one here.
+    """Return the requested device, or the best one on this machine.
 
     Args:
-        asked: `cpu`, `cuda` or `cuda:N`; None for the first CUDA device where there is one, else the CPU.
+        asked: `cpu`, `cuda` or `cuda:N`; None for the first CUDA device if there is one, else the CPU.
 
     Raises:
-        ConfigError: no such kind of device.
-        UnsupportedError: CUDA was asked for and cannot be used here.
+        ConfigError: `asked` is not a kind of device.
+        UnsupportedError: the CUDA device cannot be used on this machine.
     """
     if asked == "cpu" or (asked is None and not _has_driver()):
         return Device("cpu")
@@ -62,7 +57,7 @@ def find_device(asked: str | None) -> Device:
 
 
 def _cuda_index(asked: str) -> int:
-    """N of `cuda:N`; 0 of `cuda`."""
+    """Return N of `cuda:N`, and 0 for `cuda`."""
     match = re.fullmatch(r"cuda(?::([0-9]{1,3}))?", asked)
     if match is None:
         raise ConfigError(
@@ -72,7 +67,7 @@ def _cuda_index(asked: str) -> int:
 
 
 def _has_driver() -> bool:
-    """Whether NVIDIA's driver answers; without it torch need not be started to learn that there is no GPU."""
+    """Return whether NVIDIA's driver answers; without it there is no GPU, and torch need not be started."""
     import pynvml
 
     try:
@@ -84,14 +79,14 @@ def _has_driver() -> bool:
 
 
 def _ask_torch() -> _TorchFacts:
-    """What torch says about CUDA in a process of its own."""
+    """Query torch about CUDA in a separate process."""
     command = [sys.executable, "-P", "-c", _PROBE]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_PROBE_TIMEOUT_S, check=True)
     except subprocess.TimeoutExpired as error:
         raise UnsupportedError(
-            f"torch gave no answer about CUDA devices within {_PROBE_TIMEOUT_S:g} s. Look at `nvidia-smi`; "
-            "--device cpu does without."
+            f"torch gave no answer about CUDA devices within {_PROBE_TIMEOUT_S:g} s. Check `nvidia-smi`, or "
+            "give --device cpu."
         ) from error
     except subprocess.CalledProcessError as error:
         last = (error.stderr.strip().splitlines() or ["no message"])[-1]
@@ -101,7 +96,7 @@ def _ask_torch() -> _TorchFacts:
 
 
 def _why_no_cuda(found: _TorchFacts) -> str:
-    """Why a CUDA device cannot be used, and what to do."""
+    """Return the reason why a CUDA device cannot be used, and a remedy."""
     if found.cuda is None:
         return (
             f"torch {found.version} is a build without CUDA. Install one with it "
@@ -109,7 +104,7 @@ def _why_no_cuda(found: _TorchFacts) -> str:
         )
     if not found.memory_bytes:
         return (
-            f"torch {found.version} for CUDA {found.cuda} finds no device. Look at `nvidia-smi` and at "
+            f"torch {found.version} for CUDA {found.cuda} finds no device. Check `nvidia-smi` and "
             "CUDA_VISIBLE_DEVICES, or give --device cpu."
         )
     return f"the devices here are cuda:0 to cuda:{len(found.memory_bytes) - 1}. Give one of them."

@@ -1,7 +1,7 @@
-"""What a run tells while it goes on: the events, in order, and the Observer that receives them.
+"""Events of a run, in order, and the Observer that receives them.
 
-A run notifies from the thread that called it, between messages of the worker, so that an observer may print
-but should not linger: a worker is measuring meanwhile. Nothing here prints.
+A run notifies from the thread that called it, between messages of the worker. An observer may print but must be
+quick, because a worker is measuring meanwhile. Nothing here prints.
 """
 
 from dataclasses import dataclass, field
@@ -13,14 +13,13 @@ from retbench.records.record import Gate, Status
 
 
 @dataclass(frozen=True)
-class Progress:
-    """How far a run is, counted in (cell, round) pairs.
+class RunProgress:
+    """Progress of a run, counted in (cell, round) pairs.
 
     Attributes:
         done: Pairs with a record, those found on disk included.
         total: Pairs of the plan.
-        seconds_left: Expected wall time of the rest, from what the cells took so far; None before the first
-            cell ends.
+        seconds_left: Expected wall time of the rest; None before the first cell ends.
     """
 
     done: int
@@ -29,14 +28,14 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class RunResult:
-    """What a run came to.
+class RunSummary:
+    """Outcome of a run.
 
     Attributes:
         counts: Records written in this run by status.
-        skipped: (cell, round) pairs that were on disk already, by status.
+        skipped: (cell, round) pairs that were on disk before, by status.
         path: The run's record file; None when nothing was written.
-        interrupted: Whether SIGINT or SIGTERM ended it; everything measured before is on disk.
+        interrupted: Whether a signal ended it; everything measured before is on disk.
     """
 
     counts: dict[Status, int] = field(default_factory=dict)
@@ -47,48 +46,47 @@ class RunResult:
 
 @dataclass(frozen=True)
 class WaitingForLock:
-    """Another run is timing on this machine; told once for each holder."""
+    """Another run is timing on this machine; sent once per holder."""
 
     holder: str
-    """Who holds the lock, in words: process id, command, since when."""
+    """Process id, command and start of the run that holds the lock."""
 
 
 @dataclass(frozen=True)
-class Planned:
-    """The lock is held and the records on disk are read: what is left is known."""
+class RunPlanned:
+    """The lock is held and the records on disk are read."""
 
-    progress: Progress
+    progress: RunProgress
     skipped: int
     run_id: str
 
 
 @dataclass(frozen=True)
 class Preparing:
-    """A model's prepare worker was started: the gate, and the states that need a real prefill."""
+    """A model's prepare worker was started: the equivalence check, and the states that need a real prefill."""
 
     model_name: str
     pid: int
-    progress: Progress
+    progress: RunProgress
 
 
 @dataclass(frozen=True)
 class Streaming:
-    """A prepare worker's streamed prefill went on."""
+    """A prepare worker's streamed prefill has advanced."""
 
     model_name: str
     num_tokens: int
-    """Tokens done so far."""
     total_tokens: int
-    progress: Progress
+    progress: RunProgress
 
 
 @dataclass(frozen=True)
 class GateChecked:
-    """A model's forms were compared; after a red gate none of its cells is measured."""
+    """A model's equivalence check has ended; if it failed, none of the model's cells is measured."""
 
     model_name: str
     gate: Gate
-    progress: Progress
+    progress: RunProgress
 
 
 @dataclass(frozen=True)
@@ -98,29 +96,27 @@ class RoundStarted:
     round: int
     num_rounds: int
     model_order: tuple[str, ...]
-    progress: Progress
+    progress: RunProgress
 
 
 @dataclass(frozen=True)
 class CellStarted:
-    """A worker began with a cell."""
+    """The worker with process id `pid` has begun a cell."""
 
     cell: Cell
     round: int
     pid: int
-    """The worker's process."""
-    progress: Progress
+    progress: RunProgress
 
 
 @dataclass(frozen=True)
 class CellAdvanced:
-    """A cell that evaluates a model goes on."""
+    """A cell that evaluates a model has advanced: the model has read this many tokens."""
 
     cell: Cell
     round: int
     num_tokens: int
-    """Tokens that the model has read in this cell."""
-    progress: Progress
+    progress: RunProgress
 
 
 @dataclass(frozen=True)
@@ -131,30 +127,30 @@ class CellDone:
     round: int
     status: Status
     error: str | None
-    progress: Progress
+    progress: RunProgress
 
 
 @dataclass(frozen=True)
-class WorkerDied:
-    """A worker's process ended on its own or was ended for its time limit; the sweep goes on."""
+class WorkerEnded:
+    """A worker's process ended too early or exceeded its time limit; the run continues."""
 
     model_name: str
     pid: int
     reason: str
-    progress: Progress
+    progress: RunProgress
 
 
 @dataclass(frozen=True)
-class Finished:
+class RunFinished:
     """The last event of a run that was not ended by an error."""
 
-    result: RunResult
-    progress: Progress
+    result: RunSummary
+    progress: RunProgress
 
 
-Event = (
+RunEvent = (
     WaitingForLock
-    | Planned
+    | RunPlanned
     | Preparing
     | Streaming
     | GateChecked
@@ -162,20 +158,20 @@ Event = (
     | CellStarted
     | CellAdvanced
     | CellDone
-    | WorkerDied
-    | Finished
+    | WorkerEnded
+    | RunFinished
 )
 
 
 class Observer(Protocol):
     """Receives the events of a run."""
 
-    def notify(self, event: Event, /) -> None:
-        """Take note of one event."""
+    def notify(self, event: RunEvent, /) -> None:
+        """Receive one event."""
 
 
 class Silent:
-    """An observer that does nothing with what it hears."""
+    """An observer that ignores every event."""
 
-    def notify(self, event: Event, /) -> None:
+    def notify(self, event: RunEvent, /) -> None:
         """Ignore the event."""

@@ -1,4 +1,4 @@
-"""What of a plan is done, what is left, how long it should take, and the records that the runner writes."""
+"""The state of a run: which (cell, round) pairs are done, which are left, and the records that the runner writes."""
 
 import random
 import time
@@ -19,25 +19,25 @@ Pair = tuple[str, int]
 """A cell_id and a round."""
 
 
-class Pace:
-    """How long cells take, from those seen, each weighed with what is left of it."""
+class CellTimes:
+    """Durations of the measured cells, from which the time left is estimated."""
 
     def __init__(self) -> None:
         self._seconds: dict[str, list[float]] = {}
         self._since = time.monotonic()
 
     def restart(self) -> None:
-        """From here on time counts towards the next cell: its worker's start is part of its cost."""
+        """Start counting towards the next cell: the start of its worker is part of its cost."""
         self._since = time.monotonic()
 
     def note(self, cell_id: str) -> None:
-        """A cell has just ended."""
+        """Note that a cell has just ended."""
         now = time.monotonic()
         self._seconds.setdefault(cell_id, []).append(now - self._since)
         self._since = now
 
     def seconds_for(self, pairs: Iterable[Pair]) -> float | None:
-        """Expected time of `pairs`, a cell not seen yet taken as the mean of those seen; None before any."""
+        """Return the expected time of `pairs`, with the mean for cells not yet measured; None before any is."""
         if not self._seconds:
             return None
         means = {cell_id: sum(seen) / len(seen) for cell_id, seen in self._seconds.items()}
@@ -46,14 +46,14 @@ class Pace:
 
 
 class Ledger:
-    """The (cell, round) pairs of a plan, and everything that befalls them.
+    """The (cell, round) pairs of a plan with their outcomes.
 
     Args:
         plan: The plan.
-        run: What records say about this run.
+        run: Fields that all records of this run share.
         path: The run's own record file.
         done: Pairs that are on disk already, with their status.
-        observer: Told of every change.
+        observer: Receives every change.
     """
 
     def __init__(
@@ -64,37 +64,36 @@ class Ledger:
         self.path = path
         self.counts: dict[Status, int] = {}
         self.environment: dict[str, Any] = {}
-        """Of the latest worker that said hello."""
+        """The latest worker's; empty before any worker has started."""
         self.gates: dict[str, Gate] = {}
         self._observer = observer
-        self._pace = Pace()
+        self._times = CellTimes()
         everything = {(cell.cell_id, number) for cell in plan.cells for number in range(plan.rounds_of(cell))}
         self.total = len(everything)
         self._pending = everything - done.keys()
         self.skipped = Counter(done[pair] for pair in everything & done.keys())
 
     @property
-    def progress(self) -> events.Progress:
-        """How far the run is."""
-        return events.Progress(
-            self.total - len(self._pending), self.total, self._pace.seconds_for(self._pending)
-        )
+    def progress(self) -> events.RunProgress:
+        """Progress of the run."""
+        seconds_left = self._times.seconds_for(self._pending)
+        return events.RunProgress(self.total - len(self._pending), self.total, seconds_left)
 
-    def result(self, *, interrupted: bool) -> events.RunResult:
-        """What the run has come to so far."""
+    def result(self, *, interrupted: bool) -> events.RunSummary:
+        """Return the outcome of the run so far."""
         path = self.path if self.counts else None
-        return events.RunResult(dict(self.counts), dict(self.skipped), path, interrupted)
+        return events.RunSummary(dict(self.counts), dict(self.skipped), path, interrupted)
 
-    def tell(self, event: events.Event) -> None:
-        """Pass an event on."""
+    def notify(self, event: events.RunEvent) -> None:
+        """Pass an event on to the observer."""
         self._observer.notify(event)
 
     def worker_starts(self) -> None:
-        """A worker that will measure cells is being started."""
-        self._pace.restart()
+        """Note that a worker which will measure cells is being started."""
+        self._times.restart()
 
     def pending(self, label: str, round_number: int | None = None) -> list[Cell]:
-        """Cells of a subject that still want a record in a round, or in any round; in the order of the plan."""
+        """Return a model's cells without a record in a round, or in any round, in the order of the plan."""
         rounds = range(self.plan.rounds) if round_number is None else (round_number,)
         return [
             cell
@@ -103,32 +102,32 @@ class Ledger:
             and any((cell.cell_id, number) in self._pending for number in rounds)
         ]
 
-    def visiting_order(self, label: str, round_number: int) -> list[Cell]:
-        """The pending cells of a subject in a round for one worker, shuffled by seed, round and subject.
+    def cell_order(self, label: str, round_number: int) -> list[Cell]:
+        """Return a model's pending cells in a round for one worker, shuffled by seed, round and model.
 
-        Cells that fill the memory come when the others are done, one at a time: each needs a process whose memory
-        nothing has split up, and leaves one in which nothing should be timed.
+        Cells that fill the memory come after all others, one per worker: each needs a process with unfragmented
+        memory, and leaves one in which nothing must be timed.
         """
         cells = [cell for cell in self.plan.cells if cell.subject.label == label]
         random.Random(f"{self.plan.profile.seed}/{round_number}/{label}").shuffle(cells)
         pending = [cell for cell in cells if (cell.cell_id, round_number) in self._pending]
         return [cell for cell in pending if not find_workload(cell.workload).finds_batch] or pending[:1]
 
-    def subject_order(self, round_number: int) -> list[str]:
-        """The labels of subjects that have something left in a round, shuffled by seed and round."""
+    def model_order(self, round_number: int) -> list[str]:
+        """Return the labels of models with pending cells in a round, shuffled by seed and round."""
         labels = [subject.label for subject in self.plan.subjects]
         random.Random(f"{self.plan.profile.seed}/{round_number}").shuffle(labels)
         return [label for label in labels if self.pending(label, round_number)]
 
-    def settle(self, cell: Cell, round_number: int, status: Status, error: str | None) -> None:
-        """A (cell, round) has its record on disk."""
+    def mark_done(self, cell: Cell, round_number: int, status: Status, error: str | None) -> None:
+        """Note that a (cell, round) has its record on disk."""
         self._pending.discard((cell.cell_id, round_number))
-        self._pace.note(cell.cell_id)
+        self._times.note(cell.cell_id)
         self.counts[status] = self.counts.get(status, 0) + 1
-        self.tell(events.CellDone(cell, round_number, status, error, self.progress))
+        self.notify(events.CellDone(cell, round_number, status, error, self.progress))
 
-    def write(self, cell: Cell, round_number: int, status: Status, error: str) -> None:
-        """Record that a (cell, round) has no measurement, and why.
+    def write_failure(self, cell: Cell, round_number: int, status: Status, error: str) -> None:
+        """Write the record that a (cell, round) has no measurement, with the reason.
 
         Raises:
             StorageError: the record could not be written.
@@ -136,19 +135,19 @@ class Ledger:
         surroundings = Surroundings(self.environment, self.gates.get(cell.subject.label))
         outcome = Outcome(status, utc_now(), error)
         append_record(self.path, make_record(self.run, cell, round_number, outcome, surroundings))
-        self.settle(cell, round_number, status, error)
+        self.mark_done(cell, round_number, status, error)
 
-    def refuse(self, cells: Iterable[Cell], status: Status, error: str) -> None:
-        """Record the same for cells in every round that is left of them."""
+    def write_all_rounds(self, cells: Iterable[Cell], status: Status, error: str) -> None:
+        """Write the same failure for cells in each of their pending rounds."""
         for cell in cells:
             for number in range(self.plan.rounds):
                 if (cell.cell_id, number) in self._pending:
-                    self.write(cell, number, status, error)
+                    self.write_failure(cell, number, status, error)
 
-    def blame(self, cell: Cell, round_number: int, status: Status, error: str) -> None:
-        """The worker died on a cell: record that, unless the cell's record had reached the disk before."""
+    def write_worker_exit(self, cell: Cell, round_number: int, status: Status, error: str) -> None:
+        """Write the failure of the cell at which a worker ended, unless the cell's record was written before."""
         written = resume.recorded_status(self.path, cell.cell_id, round_number)
         if written is None:
-            self.write(cell, round_number, status, error)
+            self.write_failure(cell, round_number, status, error)
         else:
-            self.settle(cell, round_number, written, None)
+            self.mark_done(cell, round_number, written, None)

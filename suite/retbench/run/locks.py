@@ -1,41 +1,82 @@
-"""One timing run at a time on a machine: every run of a user takes one lock, wherever it writes to."""
+"""One timing run at a time on a machine, and an orderly end when the user stops it.
+
+Every run of a user takes the same lock, wherever it writes to. SIGINT, SIGTERM and SIGHUP become a call, so that
+a run handles them in one place, between two steps.
+"""
 
 import json
 import os
+import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from types import FrameType
 
 from filelock import FileLock, Timeout
 
 from retbench.errors import StorageError
 
 LOCK_DIR_VARIABLE = "RETBENCH_LOCK_DIR"
-"""Names another folder for the lock: one that containers on one machine share."""
+"""Environment variable with another folder for the lock, e.g. one that containers on one machine share."""
+
+_STOP_SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+)
+
+
+class Interrupted(Exception):  # noqa: N818 - an outcome, not an error
+    """The user asked the run to stop."""
+
+
+@contextmanager
+def catch_signals(on_signal: Callable[[], None]) -> Iterator[None]:
+    """Call `on_signal` for every stop signal instead of ending; outside the main thread nothing changes.
+
+    A signal that this process was started to ignore (SIGHUP under nohup, SIGINT in the background of a script) stays
+    ignored.
+
+    Args:
+        on_signal: Must be safe inside a signal handler (`SimpleQueue.put` is).
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(_number: int, _frame: FrameType | None) -> None:
+        on_signal()
+
+    handled = [number for number in _STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    previous = {number: signal.signal(number, handle) for number in handled}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def lock_dir() -> Path:
-    """Folder of the lock: the same for every process of this user on this machine."""
+    """Return the folder of the lock: the same one for every process of this user on this machine."""
     named = os.environ.get(LOCK_DIR_VARIABLE)
     if named:
         return Path(named)
     if sys.platform == "win32":
         return Path(tempfile.gettempdir()) / "retbench"
-    # Not tempfile's folder: batch systems give every job another TMPDIR, and two jobs must meet here.
+    # Not tempfile's folder: batch systems give every job its own TMPDIR, and two jobs must meet here.
     return Path("/tmp") / f"retbench-{os.getuid()}"
 
 
 @contextmanager
 def timing_lock(command: str, *, wait: Callable[[str], None]) -> Iterator[None]:
-    """Hold the machine's lock; it is released by the kernel when this process ends in whatever way.
+    """Hold the machine's lock; the kernel releases it when this process ends in any way.
 
     Args:
-        command: What this run is, for those who wait for it.
-        wait: Called with the holder, in words, each time the lock was found taken; returns when to try again,
-            or raises.
+        command: This run's command line, for those who wait for it.
+        wait: Called with a description of the holder each time the lock is taken; returns when to try again, or
+            raises.
 
     Raises:
         StorageError: the folder of the lock cannot be made or is another user's.
@@ -49,11 +90,11 @@ def timing_lock(command: str, *, wait: Callable[[str], None]) -> Iterator[None]:
                 lock.acquire(blocking=False)
                 break
             except Timeout:
-                wait(_describe(holder))
-        _announce(holder, command)
+                wait(_describe_holder(holder))
+        _write_holder(holder, command)
     except OSError as error:
         raise StorageError(
-            f"{folder}: the lock that keeps two runs from timing each other cannot be taken: {error}. "
+            f"{folder}: the lock that keeps two runs from timing at once cannot be taken: {error}. "
             f"Make the folder yours, or name another one in {LOCK_DIR_VARIABLE}."
         ) from error
     try:
@@ -63,18 +104,17 @@ def timing_lock(command: str, *, wait: Callable[[str], None]) -> Iterator[None]:
         lock.release()
 
 
-def _announce(holder: Path, command: str) -> None:
-    """Write down who holds the lock, in one piece."""
+def _write_holder(path: Path, command: str) -> None:
+    """Write who holds the lock, atomically."""
     since = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-    draft = holder.with_suffix(f".{os.getpid()}")
+    draft = path.with_suffix(f".{os.getpid()}")
     draft.write_text(json.dumps({"pid": os.getpid(), "command": command, "since": since}), encoding="utf-8")
-    draft.replace(holder)
+    draft.replace(path)
 
 
-def _describe(holder: Path) -> str:
-    """Who holds the lock, in words."""
+def _describe_holder(path: Path) -> str:
     try:
-        found = json.loads(holder.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
         return f"process {found['pid']}, `{found['command']}`, since {found['since']}"
     except (OSError, ValueError, KeyError, TypeError):
-        return "another run, which has not said yet who it is"
+        return "another run that has not identified itself yet"

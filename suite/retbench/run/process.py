@@ -1,4 +1,8 @@
-"""One worker process as the runner sees it: started in its own session, listened to, ended for certain."""
+"""One worker process as the runner sees it: start it in its own session, receive its messages, end it for certain.
+
+Why a process ended is explained by its exit status, the end of its stderr, and the kernel's counters of
+out-of-memory kills.
+"""
 
 import os
 import signal
@@ -7,7 +11,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,42 +19,50 @@ from queue import Empty, SimpleQueue
 from typing import IO
 
 from retbench.records.record import Status
-from retbench.run.deaths import explain_death, read_oom_kills
-from retbench.run.interrupts import Interrupted
-from retbench.run.protocol import CELL_MARK, Advanced, Ended, Job, Message, Started, Visit, decode
+from retbench.run.locks import Interrupted
+from retbench.run.protocol import CELL_MARK, Advanced, Ended, Job, MeasureCell, Message, Started, decode
 
 SETUP_TIMEOUT_S = 900.0
-"""Longest silence outside a cell: imports, building a model, the gate, one segment of a prefill."""
+"""Longest silence outside a cell: imports, building a model, the equivalence check, one segment of a prefill."""
 
-_LAST_LINES = 40
+_TAIL_LINES = 40
 _LINE_BYTES = 2000
 _EXIT_WAIT_S = 10.0
+_VMSTAT = Path("/proc/vmstat")
+_CGROUPS = Path("/sys/fs/cgroup")
+_OUT_OF_MEMORY_PHRASES = (
+    "bad_alloc",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "memoryerror",
+    "out of memory",
+)
 
 
 @dataclass(frozen=True)
 class Interrupt:
-    """In an inbox: the run was told to stop."""
+    """Entry of an inbox: the user asked the run to stop."""
 
 
 @dataclass(frozen=True)
-class Death:
-    """In a conversation: the worker's process is gone, and its work was not done."""
+class WorkerExit:
+    """Last entry of a worker's messages when its process ended before its work was done."""
 
     status: Status
     reason: str
 
 
 Inbox = SimpleQueue[tuple[int, Message | None] | Interrupt]
-"""What the runner waits on: an interrupt, or a worker's process id and message (None: its stdout ended)."""
+"""Queue that the runner reads: an interrupt, or a worker's process id and message (None: its stdout ended)."""
 
 
 class Worker:
     """A running `python -m retbench.run.worker`; use as a context manager, which leaves no process behind.
 
     Args:
-        job: What it is to do.
-        inbox: Where its messages go.
-        environment: Variables that must be set before its Python starts, on top of the runner's own.
+        job: The worker's job.
+        inbox: Receives its messages.
+        environment: Variables that must be set before its Python starts, in addition to the runner's own.
         python: The interpreter; the runner's own when None.
     """
 
@@ -58,9 +70,9 @@ class Worker:
         self, job: Job, inbox: Inbox, environment: dict[str, str], python: Path | None = None
     ) -> None:
         self._inbox = inbox
-        self._last_words: deque[bytes] = deque(maxlen=_LAST_LINES)
-        # -P keeps the current folder, and whatever lies in it, off the module path. An own session keeps
-        # Ctrl-C in the terminal from reaching the worker: the runner decides.
+        self._stderr_tail: deque[bytes] = deque(maxlen=_TAIL_LINES)
+        # -P keeps the current folder off the module path. A session of its own keeps Ctrl-C in the terminal from
+        # reaching the worker: the runner decides.
         self._process = subprocess.Popen(
             [str(python or sys.executable), "-P", "-m", "retbench.run.worker"],
             stdin=subprocess.PIPE,
@@ -71,38 +83,36 @@ class Worker:
         )
         self.pid = self._process.pid
         self._oom_kills = read_oom_kills(self.pid)
-        self._listeners = [
-            threading.Thread(target=self._hear_messages, args=(self._process.stdout,), daemon=True),
-            threading.Thread(target=self._hear_noise, args=(self._process.stderr,), daemon=True),
+        self._readers = [
+            threading.Thread(target=self._read_messages, args=(self._process.stdout,), daemon=True),
+            threading.Thread(target=self._read_stderr, args=(self._process.stderr,), daemon=True),
         ]
-        for listener in self._listeners:
-            listener.start()
+        for reader in self._readers:
+            reader.start()
         self.send(job)
 
-    def send(self, message: Job | Visit) -> None:
-        """Hand over the job, or ask for a visit, and keep the pipe open: its end would end the worker."""
+    def send(self, message: Job | MeasureCell) -> None:
+        """Send the job or a request, and keep the pipe open: its end would end the worker."""
         assert self._process.stdin is not None
-        try:
+        with suppress(BrokenPipeError):  # it ended at once, which the end of its stdout reports
             self._process.stdin.write(message.model_dump_json().encode() + b"\n")
             self._process.stdin.flush()
-        except BrokenPipeError:
-            pass  # it died at once; the end of its stdout tells
 
-    def _hear_messages(self, stream: IO[bytes]) -> None:
+    def _read_messages(self, stream: IO[bytes]) -> None:
         for line in stream:
             message = decode(line)
             if message is not None:
                 self._inbox.put((self.pid, message))
             elif line.strip():
-                self._last_words.append(line[:_LINE_BYTES])
+                self._stderr_tail.append(line[:_LINE_BYTES])
         self._inbox.put((self.pid, None))
 
-    def _hear_noise(self, stream: IO[bytes]) -> None:
+    def _read_stderr(self, stream: IO[bytes]) -> None:
         for line in iter(lambda: stream.readline(_LINE_BYTES), b""):
-            if line.strip() == CELL_MARK:  # what earlier cells survived is no evidence of why this one died
-                self._last_words.clear()
+            if line.strip() == CELL_MARK:  # output of earlier cells does not explain why this one failed
+                self._stderr_tail.clear()
             else:
-                self._last_words.append(line)
+                self._stderr_tail.append(line)
 
     def __enter__(self) -> "Worker":
         return self
@@ -111,40 +121,27 @@ class Worker:
         self.kill()
 
     def kill(self) -> None:
-        """End the process and whatever it started, at once, and wait until it is gone."""
+        """End the process and its children at once, and wait until the process is gone."""
         if self._process.poll() is None:
-            with suppress(ProcessLookupError):  # it may go between the two calls
+            with suppress(ProcessLookupError):  # it may end between the two calls
                 os.killpg(self.pid, signal.SIGKILL)
             self._process.wait()
         if self._process.stdin is not None:
             _close(self._process.stdin)
-        for listener, stream in zip(
-            self._listeners, (self._process.stdout, self._process.stderr), strict=True
-        ):
-            listener.join(timeout=1.0)
-            if stream is not None and not listener.is_alive():
+        streams = (self._process.stdout, self._process.stderr)
+        for reader, stream in zip(self._readers, streams, strict=True):
+            reader.join(timeout=1.0)
+            if stream is not None and not reader.is_alive():
                 _close(stream)
 
-    def death(self) -> Death:
-        """What became of a process whose stdout has ended."""
-        try:
-            returncode = self._process.wait(timeout=_EXIT_WAIT_S)
-        except subprocess.TimeoutExpired:
-            self.kill()
-            return Death("failed", "the worker closed its stdout but did not end")
-        self._listeners[1].join(timeout=1.0)
-        words = b"".join(self._last_words).decode("utf-8", errors="replace")
-        status, reason = explain_death(returncode, words, self._oom_kills, read_oom_kills(os.getpid()))
-        return Death(status, reason)
-
-    def converse(self, cell_timeout_s: float) -> Iterator[Message | Death]:
-        """The worker's messages as they come, until it has ended; a Death last where its work was not done.
+    def messages(self, cell_timeout_s: float) -> Iterator[Message | WorkerExit]:
+        """Yield the worker's messages until it has ended; a WorkerExit is last when its work was not done.
 
         Args:
             cell_timeout_s: Longest silence of a cell that was started.
 
         Raises:
-            Interrupted: the run was told to stop.
+            Interrupted: the user asked the run to stop.
         """
         in_cell, limit = False, SETUP_TIMEOUT_S
         deadline = time.monotonic() + limit
@@ -153,15 +150,15 @@ class Worker:
                 item = self._inbox.get(timeout=max(0.0, deadline - time.monotonic()))
             except Empty:
                 self.kill()
-                yield Death("timeout", _too_long(limit, in_cell=in_cell))
+                yield WorkerExit("timeout", _describe_timeout(limit, in_cell=in_cell))
                 return
             if isinstance(item, Interrupt):
                 raise Interrupted
             pid, message = item
             if pid != self.pid:
-                continue  # of a worker that was ended while its last message was on the way
+                continue  # a late message of a worker that was ended
             if message is None:
-                yield self.death()
+                yield self._exit()
                 return
             in_cell = isinstance(message, Started | Advanced)
             limit = cell_timeout_s if in_cell else SETUP_TIMEOUT_S
@@ -170,9 +167,19 @@ class Worker:
                 return
             deadline = time.monotonic() + limit
 
+    def _exit(self) -> WorkerExit:
+        """Explain the end of a process whose stdout has ended."""
+        try:
+            returncode = self._process.wait(timeout=_EXIT_WAIT_S)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            return WorkerExit("failed", "the worker closed its stdout but did not end")
+        self._readers[1].join(timeout=1.0)
+        stderr = b"".join(self._stderr_tail).decode("utf-8", errors="replace")
+        return explain_exit(returncode, stderr, self._oom_kills, read_oom_kills(os.getpid()))
 
-def _too_long(limit_s: float, *, in_cell: bool) -> str:
-    """Why a worker was ended that said nothing for `limit_s`."""
+
+def _describe_timeout(limit_s: float, *, in_cell: bool) -> str:
     if in_cell:
         return (
             f"the cell said nothing for timeout_s = {limit_s:g} and was ended (--set timeout_s= changes it)."
@@ -181,5 +188,82 @@ def _too_long(limit_s: float, *, in_cell: bool) -> str:
 
 
 def _close(stream: IO[bytes]) -> None:
-    with suppress(BrokenPipeError):  # what the worker did not read is lost with it
+    with suppress(BrokenPipeError):  # input that the worker did not read is lost with it
         stream.close()
+
+
+def explain_exit(
+    returncode: int, stderr: str, before: Mapping[str, int], after: Mapping[str, int]
+) -> WorkerExit:
+    """Explain why a process ended before its work was done.
+
+    The status is `oom` only on evidence: a counter that rose, or the process's own messages; otherwise `failed`.
+
+    Args:
+        returncode: As subprocess gives it: negative for a signal.
+        stderr: The end of its stderr.
+        before: `read_oom_kills` when the process started.
+        after: The same after its end.
+    """
+    risen = [source for source, count in after.items() if count > before.get(source, count)]
+    status: Status = "failed"
+    if returncode == -signal.SIGKILL and risen:
+        status = "oom"
+        reason = f"the kernel killed the worker because memory ran out (oom_kill rose in {risen[0]})"
+    elif returncode == -signal.SIGKILL:
+        counters = "no out-of-memory counter rose" if after else "this system has no out-of-memory counter"
+        reason = f"the worker was killed with SIGKILL; {counters}, so the cause is unknown"
+    elif any(phrase in stderr.lower() for phrase in _OUT_OF_MEMORY_PHRASES):
+        status, reason = "oom", f"the worker ran out of memory and {_describe_returncode(returncode)}"
+    else:
+        reason = f"the worker {_describe_returncode(returncode)}"
+    return WorkerExit(status, f"{reason}.{_quote_tail(stderr)}")
+
+
+def _describe_returncode(returncode: int) -> str:
+    if returncode >= 0:
+        return f"ended with exit code {returncode} before its work was done"
+    try:
+        name = signal.Signals(-returncode).name
+    except ValueError:
+        name = f"signal {-returncode}"
+    return f"was ended by {name}"
+
+
+def _quote_tail(stderr: str) -> str:
+    lines = [line for line in stderr.splitlines() if line.strip()]
+    return " Last lines of its stderr:\n" + "\n".join(lines[-8:]) if lines else " It wrote nothing to stderr."
+
+
+def read_oom_kills(pid: int) -> dict[str, int]:
+    """Return the number of out-of-memory kills by the file that states it; empty where the system has none.
+
+    The files are the system's own counter, and that of the memory control group (version 2 or 1) of process `pid`.
+    """
+    counts = {path: _read_oom_kill_line(path) for path in (_VMSTAT, *_cgroup_files(pid))}
+    return {str(path): count for path, count in counts.items() if count is not None}
+
+
+def _cgroup_files(pid: int) -> list[Path]:
+    """Return the files that count out-of-memory kills in the control groups of `pid`."""
+    try:
+        lines = Path(f"/proc/{pid}/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    files = []
+    for line in lines:
+        _, controllers, group = line.split(":", 2)
+        if not controllers:
+            files.append(_CGROUPS / group.lstrip("/") / "memory.events")
+        elif "memory" in controllers.split(","):
+            files.append(_CGROUPS / "memory" / group.lstrip("/") / "memory.oom_control")
+    return files
+
+
+def _read_oom_kill_line(path: Path) -> int | None:
+    """Return the number after `oom_kill` in a file of `name value` lines, or None."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError:
+        return None
+    return next((int(line.split()[1]) for line in text.splitlines() if line.startswith("oom_kill ")), None)

@@ -1,6 +1,6 @@
-"""What runner and worker say to each other: a job down the worker's stdin, messages back, each a JSON line.
+"""Messages between runner and worker: a job to the worker's stdin, messages back, each one line of JSON.
 
-The runner keeps the worker's stdin open for as long as it lives; its end is the worker's sign to stop.
+The runner keeps the worker's stdin open for as long as it lives; its end makes the worker exit.
 """
 
 from pathlib import Path
@@ -14,18 +14,18 @@ from retbench.strict import Strict
 
 Task = Literal["prepare", "measure", "serve", "ceilings"]
 
-VERSION = 2
-"""Of what is said here: two revisions whose versions differ cannot be measured in turn by one runner."""
+VERSION = 3
+"""Version of these messages: one runner cannot measure two revisions with different versions in turn."""
 
 CELL_MARK = b"retbench: the next cell"
-"""A line that a worker writes to its stderr ahead of each `Started`: what stands before it says nothing of the cell.
+"""Line that a worker writes to its stderr before each `Started`: output before it does not concern the cell.
 
-`Started` itself comes by another pipe, and may be heard after the last words of a cell that dies at once.
+`Started` itself comes through another pipe, and may arrive after the last output of a cell that ends at once.
 """
 
 
 class RunInfo(Strict):
-    """What every record of a run says about the run."""
+    """The fields that every record of a run states about the run."""
 
     run_id: str
     experiment: str
@@ -38,12 +38,12 @@ class RunInfo(Strict):
 
 
 class Job(Strict):
-    """What a worker is to do, for one subject.
+    """A worker's task, for one model.
 
-    prepare: run the gate, and stream the states that decode cells start from into `states_dir`.
+    prepare: run the equivalence check, and stream the states that decode cells start from into `states_dir`.
     measure: measure the cells in the order given, appending each record to `records_path`.
-    serve: measure a cell each time that a visit asks for it, so that two workers can take turns.
-    ceilings: measure what the device reaches, for an estimate.
+    serve: measure one cell per request, so that two workers can take turns.
+    ceilings: measure the device's ceilings, for an estimate.
     """
 
     task: Task
@@ -51,38 +51,38 @@ class Job(Strict):
     cells: tuple[Cell, ...] = Field(min_length=1)
     round: int = 0
     gate: Gate | None = None
-    """What the prepare worker found; goes into every record."""
+    """Result of the prepare worker's equivalence check; goes into every record."""
     records_path: Path
     states_dir: Path
     data_dir: Path | None = None
-    """Where local data is looked for."""
+    """Folder of local data."""
     parent_pid: int
     """The runner; a worker with another parent has been orphaned."""
 
 
-class Visit(Strict):
-    """To a worker that serves: measure the cell with this index in the job, in this round."""
+class MeasureCell(Strict):
+    """Request to a worker that serves: measure the cell with this index in the job, in this round."""
 
     index: int
     round: int
 
 
 class Hello(Strict):
-    """The worker is up: imports done, process pinned."""
+    """The worker is ready: imports done, process pinned."""
 
     event: Literal["hello"] = "hello"
     environment: dict[str, Any]
 
 
 class Checked(Strict):
-    """The gate was run."""
+    """The equivalence check was run."""
 
     event: Literal["checked"] = "checked"
     gate: Gate
 
 
 class Streamed(Strict):
-    """The streamed prefill of the decode cells went on."""
+    """The streamed prefill of the decode cells has advanced."""
 
     event: Literal["streamed"] = "streamed"
     num_tokens: int
@@ -99,7 +99,7 @@ class Refused(Strict):
 
 
 class Ready(Strict):
-    """A worker that serves waits for a visit."""
+    """A worker that serves waits for a request."""
 
     event: Literal["ready"] = "ready"
 
@@ -112,11 +112,10 @@ class Started(Strict):
 
 
 class Advanced(Strict):
-    """The cell that was started goes on: a model has read so many tokens of what it is evaluated on."""
+    """The started cell has advanced: its model has read this many tokens since the start."""
 
     event: Literal["advanced"] = "advanced"
     num_tokens: int
-    """Since the cell was started."""
 
 
 class Done(Strict):
@@ -129,7 +128,7 @@ class Done(Strict):
 
 
 class Measured(Strict):
-    """The ceilings that were asked for."""
+    """The measured ceilings."""
 
     event: Literal["measured"] = "measured"
     ceilings: Ceilings
@@ -144,7 +143,7 @@ class Failed(Strict):
 
 
 class Ended(Strict):
-    """The worker leaves on its own account; cells it has not told of are another worker's."""
+    """The worker exits as intended; cells that it has not reported are left to another worker."""
 
     event: Literal["ended"] = "ended"
 
@@ -155,12 +154,12 @@ _ADAPTER: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discrimina
 
 
 def encode(message: Message) -> bytes:
-    """A message as the line that carries it, set off from whatever stands before it."""
+    """Return a message as one line, separated from any output before it."""
     return b"\n" + message.model_dump_json().encode() + b"\n"
 
 
 def decode(line: bytes) -> Message | None:
-    """The message in a line; None for a line that holds none, such as a library's print."""
+    """Return the message in a line; None for a line without one, such as a library's output."""
     try:
         return _ADAPTER.validate_json(line)
     except ValidationError:

@@ -1,7 +1,7 @@
-"""Runs a plan: a prepare worker for each subject, then rounds of measuring workers, until all is recorded.
+"""Carry out a plan: a prepare worker per model, then rounds of measuring workers, until all is recorded.
 
-A worker that dies, hangs or runs out of memory costs the cell it was at, never the sweep. What is on the disk
-already is skipped, so that the same command goes on where the last one stopped, whatever ended it.
+A worker that crashes, hangs or runs out of memory costs the cell it was measuring, never the run. Cells with a
+record on disk are skipped, so that the same command continues where the last one stopped.
 """
 
 import os
@@ -21,11 +21,10 @@ from retbench.planning.cells import Cell
 from retbench.planning.plan import Plan
 from retbench.records.record import Gate
 from retbench.run import events
-from retbench.run.events import Observer, RunResult
-from retbench.run.interrupts import Interrupted, catch_signals
+from retbench.run.events import Observer, RunSummary
 from retbench.run.ledger import Ledger
-from retbench.run.locks import timing_lock
-from retbench.run.process import Death, Inbox, Interrupt, Worker
+from retbench.run.locks import Interrupted, catch_signals, timing_lock
+from retbench.run.process import Inbox, Interrupt, Worker, WorkerExit
 from retbench.run.protocol import (
     Advanced,
     Checked,
@@ -48,51 +47,48 @@ STATES_FOLDER = ".states"
 _LOCK_POLL_S = 0.5
 
 
-def run_plan(plan: Plan, out: Path, *, fresh: bool, observer: Observer) -> RunResult:
+def run_plan(plan: Plan, out: Path, *, fresh: bool, observer: Observer) -> RunSummary:
     """Measure everything in `plan` that is not on disk already.
 
-    Records go to `<out>/<machine>/<experiment>/<run_id>.jsonl`, a file of this run alone. Only one run at a
-    time measures on a machine: a second one waits, then skips what the first has measured.
+    Records go to `<out>/<machine>/<experiment>/<run_id>.jsonl`, a file of this run alone. Only one run at a time
+    measures on a machine: a second one waits, then skips the pairs that the first one has measured.
 
     Args:
-        plan: What to measure.
+        plan: The cells to measure.
         out: Root of the results.
-        fresh: Measure again what is on disk; nothing is deleted.
-        observer: Told of everything that happens.
+        fresh: Measure pairs again that are on disk; nothing is deleted.
+        observer: Receives all events.
 
     Returns:
-        What was measured; `interrupted` after SIGINT or SIGTERM, with all workers ended and every record
-        kept.
+        Counts of the records; `interrupted` after a stop signal, with all workers ended and every record kept.
 
     Raises:
         ConfigError: there is something to measure, and `out` cannot be written to.
         StorageError: a record could not be written; those before it are intact.
-        RetbenchError: no worker can start, or one met an error that no other cell would escape.
+        RetbenchError: no worker can start, or one met an error that every other cell would meet.
     """
     inbox: Inbox = SimpleQueue()
-    queue_up = _Waiting(inbox, observer)
     with catch_signals(lambda: inbox.put(Interrupt())):
         try:
-            with timing_lock(plan.command, wait=queue_up):
+            with timing_lock(plan.command, wait=_LockWait(inbox, observer)):
                 return _run_locked(plan, out, fresh, observer, inbox)
         except Interrupted:
-            result = RunResult(interrupted=True)
-            observer.notify(events.Finished(result, events.Progress(0, plan.num_measurements)))
+            result = RunSummary(interrupted=True)
+            observer.notify(events.RunFinished(result, events.RunProgress(0, plan.num_measurements)))
             return result
 
 
-class _Waiting:
-    """What a run does while another one holds the lock."""
+class _LockWait:
+    """Report who holds the lock, once per holder, and pause; raise Interrupted after a stop signal."""
 
     def __init__(self, inbox: Inbox, observer: Observer) -> None:
         self._inbox = inbox
         self._observer = observer
-        self._told = ""
+        self._holder = ""
 
     def __call__(self, holder: str) -> None:
-        """Tell who holds the lock, once, and pause; Interrupted when told to stop."""
-        if holder != self._told:
-            self._told = holder
+        if holder != self._holder:
+            self._holder = holder
             self._observer.notify(events.WaitingForLock(holder))
         try:
             self._inbox.get(timeout=_LOCK_POLL_S)
@@ -101,8 +97,8 @@ class _Waiting:
         raise Interrupted
 
 
-def _run_locked(plan: Plan, out: Path, fresh: bool, observer: Observer, inbox: Inbox) -> RunResult:
-    """The run, once no other is measuring."""
+def _run_locked(plan: Plan, out: Path, fresh: bool, observer: Observer, inbox: Inbox) -> RunSummary:
+    """Measure the plan while no other run is measuring."""
     folder = out / environment.machine_name(plan.settings.device) / plan.experiment.name
     run = RunInfo(
         run_id=f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}",
@@ -114,7 +110,7 @@ def _run_locked(plan: Plan, out: Path, fresh: bool, observer: Observer, inbox: I
     )
     done = {} if fresh else finished_pairs(folder, identities_here(plan.cells))
     ledger = Ledger(plan, run, folder / f"{run.run_id}.jsonl", done, observer)
-    ledger.tell(events.Planned(ledger.progress, ledger.skipped.total(), run.run_id))
+    ledger.notify(events.RunPlanned(ledger.progress, ledger.skipped.total(), run.run_id))
     if ledger.skipped.total() < ledger.total:
         check_writable(folder, "--out")
     states = folder / STATES_FOLDER
@@ -126,12 +122,12 @@ def _run_locked(plan: Plan, out: Path, fresh: bool, observer: Observer, inbox: I
     else:
         shutil.rmtree(states, ignore_errors=True)
     result = ledger.result(interrupted=interrupted)
-    ledger.tell(events.Finished(result, ledger.progress))
+    ledger.notify(events.RunFinished(result, ledger.progress))
     return result
 
 
 class _Sweep:
-    """The workers of a run, one after the other."""
+    """Starts the workers of a run, one after the other, and records their messages."""
 
     def __init__(self, plan: Plan, ledger: Ledger, states: Path, inbox: Inbox) -> None:
         self._plan = plan
@@ -140,22 +136,22 @@ class _Sweep:
         self._inbox = inbox
 
     def run(self) -> None:
-        """Prepare each subject, then measure round by round; Interrupted when told to stop."""
+        """Prepare each model, then measure round by round; raise Interrupted after a stop signal."""
         ledger = self._ledger
         for subject in self._plan.subjects:
             while (left := ledger.pending(subject.label)) and not self._prepare(subject.label, left):
                 pass
         for number in range(self._plan.rounds):
-            order = ledger.subject_order(number)
+            order = ledger.model_order(number)
             if order:
-                ledger.tell(events.RoundStarted(number, self._plan.rounds, tuple(order), ledger.progress))
+                ledger.notify(events.RoundStarted(number, self._plan.rounds, tuple(order), ledger.progress))
             for name in order:
-                while left := ledger.visiting_order(name, number):
+                while left := ledger.cell_order(name, number):
                     self._measure(name, number, left)
 
     @contextmanager
     def _worker(self, task: Task, todo: list[Cell], name: str, number: int = 0) -> Iterator[Worker]:
-        """A worker with a job; none is left when the block ends."""
+        """Start a worker with a job; end it with the block."""
         job = Job(
             task=task,
             run=self._ledger.run,
@@ -172,43 +168,47 @@ class _Sweep:
             yield worker
 
     def _prepare(self, name: str, todo: list[Cell]) -> bool:
-        """Run the gate, stream the states; false where the worker died: on the states it streamed, or on all."""
+        """Run the equivalence check and stream the states; return False if the worker ended too early.
+
+        The failure is then recorded for the cells whose states it was streaming, or for all cells.
+        """
         ledger = self._ledger
         streaming = False
         with self._worker("prepare", todo, name) as worker:
-            ledger.tell(events.Preparing(name, worker.pid, ledger.progress))
-            for message in worker.converse(self._plan.profile.timeout_s):
+            ledger.notify(events.Preparing(name, worker.pid, ledger.progress))
+            for message in worker.messages(self._plan.profile.timeout_s):
                 match message:
                     case Checked(gate=gate):
-                        self._take_gate(name, todo, gate)
+                        self._note_gate(name, todo, gate)
                     case Streamed(num_tokens=done, total_tokens=total):
                         streaming = True
-                        ledger.tell(events.Streaming(name, done, total, ledger.progress))
+                        ledger.notify(events.Streaming(name, done, total, ledger.progress))
                     case Refused(cells=indices, status=status, error=error):
-                        ledger.refuse([todo[index] for index in indices], status, error)
-                    case Death(status=status, reason=reason):
-                        self._take_death(name, worker.pid, reason)
-                        blamed = [cell for cell in todo if _starts_from_state(cell) or not streaming]
-                        if status == "oom" and not streaming:  # the gate holds more than any cell does
+                        ledger.write_all_rounds([todo[index] for index in indices], status, error)
+                    case WorkerExit(status=status, reason=reason):
+                        self._note_exit(name, worker.pid, reason)
+                        failed = [cell for cell in todo if _starts_from_state(cell)] if streaming else todo
+                        if status == "oom" and not streaming:  # the check holds more than any cell does
                             status, reason = "unsupported", f"before any cell of '{name}' was tried, {reason}"
-                        ledger.refuse(blamed, status, reason)
+                        ledger.write_all_rounds(failed, status, reason)
                         return False
                     case _:
-                        self._take(message)
+                        self._note_other(message)
         return True
 
-    def _take_gate(self, name: str, todo: list[Cell], gate: Gate) -> None:
-        """Note a gate; a red one means that nothing of the model is measured."""
+    def _note_gate(self, name: str, todo: list[Cell], gate: Gate) -> None:
+        """Note the result of an equivalence check; if it failed, no cell of the model is measured."""
         ledger = self._ledger
         ledger.gates[name] = gate
-        ledger.tell(events.GateChecked(name, gate, ledger.progress))
+        ledger.notify(events.GateChecked(name, gate, ledger.progress))
         if not gate.passed:
-            red = [
+            failed = [
                 f"{check.name} at {check.length} tokens: error {check.error:.3g}, limit {check.limit:.3g}"
                 for check in gate.checks
                 if not check.passed
             ]
-            ledger.refuse(todo, "gate_failed", f"the forms of '{name}' disagree: {'; '.join(red)}")
+            error = f"the execution modes of '{name}' are not equivalent: {'; '.join(failed)}"
+            ledger.write_all_rounds(todo, "gate_failed", error)
 
     def _measure(self, name: str, number: int, todo: list[Cell]) -> None:
         """Have one worker measure as much of `todo` as it can; at least one cell gets its record."""
@@ -217,42 +217,42 @@ class _Sweep:
         current: Cell | None = None
         left = len(todo)
         with self._worker("measure", todo, name, number) as worker:
-            for message in worker.converse(self._plan.profile.timeout_s):
+            for message in worker.messages(self._plan.profile.timeout_s):
                 match message:
                     case Started(index=index):
                         current = todo[index]
-                        ledger.tell(events.CellStarted(current, number, worker.pid, ledger.progress))
+                        ledger.notify(events.CellStarted(current, number, worker.pid, ledger.progress))
                     case Advanced(num_tokens=done):
                         assert current is not None
-                        ledger.tell(events.CellAdvanced(current, number, done, ledger.progress))
+                        ledger.notify(events.CellAdvanced(current, number, done, ledger.progress))
                     case Done(index=index, status=status, error=error):
-                        ledger.settle(todo[index], number, status, error)
+                        ledger.mark_done(todo[index], number, status, error)
                         current, left = None, left - 1
                     case Refused(cells=indices, status=status, error=error):
                         for index in indices:
-                            ledger.write(todo[index], number, status, error)
+                            ledger.write_failure(todo[index], number, status, error)
                             left -= 1
-                    case Death(status=status, reason=reason):
-                        self._take_death(name, worker.pid, reason)
-                        blamed = [current] if current else todo if left == len(todo) else []
-                        for cell in blamed:
-                            ledger.blame(cell, number, status, reason)
+                    case WorkerExit(status=status, reason=reason):
+                        self._note_exit(name, worker.pid, reason)
+                        failed = [current] if current else todo if left == len(todo) else []
+                        for cell in failed:
+                            ledger.write_worker_exit(cell, number, status, reason)
                             left -= 1
                     case _:
-                        self._take(message)
+                        self._note_other(message)
         if left == len(todo):
             raise RetbenchError(
-                f"a worker of '{name}' ended without measuring anything and without saying why."
+                f"a worker of '{name}' ended without measuring anything and without a reason."
             )
 
-    def _take_death(self, name: str, pid: int, reason: str) -> None:
-        """Tell of a death; where no worker has ever come up, none will, and that ends the run."""
+    def _note_exit(self, name: str, pid: int, reason: str) -> None:
+        """Report a worker's exit; raise RetbenchError if no worker has ever started, for none will."""
         if not self._ledger.environment:
             raise RetbenchError(f"no worker can start on this machine: {reason}")
-        self._ledger.tell(events.WorkerDied(name, pid, reason, self._ledger.progress))
+        self._ledger.notify(events.WorkerEnded(name, pid, reason, self._ledger.progress))
 
-    def _take(self, message: Message | Death) -> None:
-        """What any worker may say: hello, or an error of the whole run."""
+    def _note_other(self, message: Message | WorkerExit) -> None:
+        """Handle the messages that any worker may send: its environment, or an error of the whole run."""
         match message:
             case Hello(environment=facts):
                 self._ledger.environment = facts

@@ -2,8 +2,10 @@
 
 import gc
 import sys
+import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import torch
 
 from retbench.checkpoints.loading import load_checkpoint
 from retbench.data import text
-from retbench.errors import RetbenchError, StorageError, UnsupportedError
+from retbench.errors import GateError, RetbenchError, StorageError, UnsupportedError
 from retbench.measure import environment
 from retbench.measure.ceilings import measure_ceilings
 from retbench.measure.limits import is_out_of_memory, limit_memory
@@ -21,77 +23,79 @@ from retbench.models.decoder import Decoder
 from retbench.models.equivalence import LENGTHS, check_equivalence
 from retbench.planning.cells import Cell
 from retbench.records.documents import write_documents
-from retbench.records.record import Documents, Gate, append_record, utc_now
-from retbench.run.failures import classify
-from retbench.run.heartbeat import Heartbeat
+from retbench.records.record import Documents, Gate, Status, append_record, utc_now
 from retbench.run.protocol import (
     CELL_MARK,
+    Advanced,
     Checked,
     Done,
     Hello,
     Job,
+    MeasureCell,
     Measured,
     Message,
     Ready,
     Refused,
     Started,
     Streamed,
-    Visit,
 )
 from retbench.run.recording import Outcome, Surroundings, code_of_cell, make_record
 from retbench.workloads.context import Context
 from retbench.workloads.states import StateStore, is_streamed, stream_states
 from retbench.workloads.workload import Measurement, find_workload
 
-Tell = Callable[[Message], None]
+Send = Callable[[Message], None]
 
 GATE_DEPTH = {"cpu": 4096, "cuda": 32768}
-"""Deepest state that the gate streams and compares with a whole pass, unless no cell is as deep."""
+"""Deepest state that the equivalence check streams and compares with a whole pass, unless no cell is as deep."""
 
 QUADRATIC_GATE_DEPTH = 4096
 """The same where a whole pass holds a score for every pair of tokens."""
 
 _QUADRATIC_KERNEL = "sdpa:math"
-"""Kernel of torch of which that is true whatever the form, as a model says afterwards what ran."""
+"""Kernel of torch that holds such scores whatever the form, by the name of the executed backend."""
+
+PROGRESS_INTERVAL_S = 1.0
+"""Least time between two progress messages: the runner, which may share the cores, must stay idle."""
 
 
-def do_task(job: Job, tell: Tell, visits: Iterator[Visit]) -> None:
-    """Do what the job says and tell of it.
+def do_task(job: Job, send: Send, requests: Iterator[MeasureCell]) -> None:
+    """Do the job and report each step.
 
-    An error costs the cells that met it; a StorageError, which no other cell or worker would escape, ends the run.
+    An error costs the cells that met it; a StorageError, which would meet any other cell or worker, ends the run.
 
     Args:
         job: The job.
-        tell: Sends a message to the runner.
-        visits: What the runner asks of a worker that serves.
+        send: Sends a message to the runner.
+        requests: The runner's requests to a worker that serves.
 
     Raises:
-        RetbenchError: something that ends the whole run, such as a full disk.
+        RetbenchError: an error that ends the whole run, such as a full disk.
     """
-    gc.freeze()  # modules stay; looking through them all between any two cells takes as long as the cells do
+    gc.freeze()  # modules stay; scanning all of them between any two cells takes as long as the cells do
     gc.enable()
     settings = job.cells[0].settings
     environment.pin_process(settings.threads)
     device, dtype = torch.device(settings.device), getattr(torch, settings.dtype)
     facts = {**environment.describe_environment(device, settings.threads), "text": text.fingerprint()}
     if device.type == "cuda":
-        torch.cuda.set_device(device)  # kernels that are not torch's own go to the current one
-    tell(Hello(environment=facts))
+        torch.cuda.set_device(device)  # kernels that are not torch's own use the current device
+    send(Hello(environment=facts))
     if facts["code_revision"] != job.run.code_revision:
         raise RetbenchError(
             f"the source of retbench changed during the run, from {job.run.code_revision} to "
-            f"{facts['code_revision']}. What was measured is kept; run the same command again."
+            f"{facts['code_revision']}. All measured records are kept; run the same command again."
         )
     _check_codes(job)
     match job.task:
         case "ceilings":
-            tell(Measured(ceilings=measure_ceilings(device, dtype)))
+            send(Measured(ceilings=measure_ceilings(device, dtype)))
         case "prepare":
-            _prepare(job, device, _store(job), tell)
-        case "measure":
-            _measure(job, device, Surroundings(facts, job.gate), tell)
-        case "serve":
-            _serve(job, device, Surroundings(facts, job.gate), tell, visits)
+            _prepare(job, device, _store(job), send)
+        case "measure" | "serve":
+            in_order = (MeasureCell(index=index, round=job.round) for index in range(len(job.cells)))
+            wanted = requests if job.task == "serve" else in_order
+            _measure(job, device, Surroundings(facts, job.gate), send, wanted)
 
 
 def _check_codes(job: Job) -> None:
@@ -111,7 +115,7 @@ def _store(job: Job) -> StateStore:
 
 
 def _build(job: Job, device: torch.device) -> Decoder:
-    """The model that all cells of the job share."""
+    """Build the model that all cells of the job share."""
     cell = job.cells[0]
     dtype, weights = getattr(torch, cell.settings.dtype), cell.subject.weights
     if weights is not None:
@@ -128,38 +132,47 @@ def _build(job: Job, device: torch.device) -> Decoder:
     )
 
 
-def _refusal(cells: tuple[int, ...], error: Exception) -> Refused:
-    """That `cells` cannot be measured because of `error`; its traceback goes to stderr."""
-    traceback.print_exception(error)
-    status, message = classify(error)
-    return Refused(cells=cells, status=status, error=message)
-
-
-def _prepare(job: Job, device: torch.device, store: StateStore, tell: Tell) -> None:
-    """Run the gate; after a green one, stream the states that decode cells start from."""
+@contextmanager
+def _refusing(cells: Iterable[int], send: Send) -> Iterator[None]:
+    """Refuse `cells`, by their index, if the block raises; a StorageError ends the run instead."""
     try:
-        model = _build(job, device)
-        gate = _check_gate(job, model)
+        yield
     except StorageError:
         raise
     except Exception as error:
-        tell(_refusal(tuple(range(len(job.cells))), error))
+        traceback.print_exception(error)
+        status, message = classify(error)
+        send(Refused(cells=tuple(cells), status=status, error=message))
+
+
+def _prepare(job: Job, device: torch.device, store: StateStore, send: Send) -> None:
+    """Run the equivalence check; if it passes, stream the states that decode cells start from."""
+    gate = None
+    with _refusing(range(len(job.cells)), send):
+        model = _build(job, device)
+        gate = _check_gate(job, model)
+    if gate is None:
         return
-    tell(Checked(gate=gate))
+    send(Checked(gate=gate))
     if not gate.passed or not is_streamed(model):
         return
-    decoding = tuple(
+    streamed = [
         index for index, cell in enumerate(job.cells) if find_workload(cell.workload).starts_from_state
-    )
-    if decoding:
-        _stream(job, model, decoding, store, tell)
+    ]
+
+    def report(num_tokens: int, total_tokens: int) -> None:
+        send(Streamed(num_tokens=num_tokens, total_tokens=total_tokens))
+
+    if streamed:
+        with _refusing(streamed, send):
+            stream_states(model, [job.cells[index] for index in streamed], store, report)
 
 
 def _check_gate(job: Job, model: Decoder) -> Gate:
-    """The gate of a model, over real text: as deep as its cells go, its kernels can and the memory allows.
+    """Run the equivalence check over real text: as deep as the cells go, the kernels can and the memory allows.
 
-    It holds more than any cell does, two states and the logits of every token, or what enters every mixer. So it is
-    tried at half the depth where the memory does not suffice, and that it never does says nothing of the cells.
+    The check holds more than any cell does: two states and the logits of every token, or the input of every mixer. So
+    it is tried at half the depth when the memory does not suffice, and if it never does, the cells have not failed.
 
     Raises:
         UnsupportedError: the memory does not suffice at the shortest depth either.
@@ -169,12 +182,12 @@ def _check_gate(job: Job, model: Decoder) -> Gate:
     tokens = text.read_rows(1, min(depth, GATE_DEPTH[model.device.type])).to(model.device)
     depth = min(tokens.shape[1], QUADRATIC_GATE_DEPTH if _is_quadratic(model, tokens) else depth)
     while (gate := _gate_that_fits(model, tokens, depth)) is None:
-        _let_go(model.device)
+        _free_memory(model.device)
         if depth == shortest:
             raise UnsupportedError(
-                f"the equality gate of '{job.cells[0].model_name}' runs out of memory on {model.device} even at "
-                f"{shortest:,} tokens, and no model is measured that has not passed it. Free memory there, or use a "
-                "smaller size (--set size=...)."
+                f"the equivalence check of '{job.cells[0].model_name}' runs out of memory on {model.device} even at "
+                f"{shortest:,} tokens, and a model that has not passed it is not measured. Free memory there, or use "
+                "a smaller size (--set size=...)."
             )
         depth = max(shortest, depth // 2)
     return gate
@@ -182,38 +195,24 @@ def _check_gate(job: Job, model: Decoder) -> Gate:
 
 @torch.inference_mode()
 def _is_quadratic(model: Decoder, tokens: torch.Tensor) -> bool:
-    """Whether the form or kernel that a prompt runs with here holds a score for every pair of tokens."""
+    """Return whether the form or kernel that runs a prompt here holds a score for every pair of tokens."""
     forms = {mixer.config.forms[mixer.backend].quadratic for mixer in model.mixers}
     model(tokens[:, : LENGTHS[1]])
     return True in forms or _QUADRATIC_KERNEL in model.executed_backends()["prefill"].split("+")
 
 
 def _gate_that_fits(model: Decoder, tokens: torch.Tensor, depth: int) -> Gate | None:
-    """The gate at a depth; None where the memory does not suffice for it."""
+    """Run the equivalence check at a depth; return None where the memory does not suffice."""
     try:
         return check_equivalence(model, tokens, depth=depth)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-    return None  # here, where no traceback holds the tensors of the pass that failed
+    return None  # outside the handler, where no traceback holds the tensors of the failed pass
 
 
-def _stream(job: Job, model: Decoder, cells: tuple[int, ...], store: StateStore, tell: Tell) -> None:
-    """Stream the states of decode cells; they are refused where that fails."""
-
-    def report(num_tokens: int, total_tokens: int) -> None:
-        tell(Streamed(num_tokens=num_tokens, total_tokens=total_tokens))
-
-    try:
-        stream_states(model, [job.cells[index] for index in cells], store, report)
-    except StorageError:
-        raise
-    except Exception as error:
-        tell(_refusal(cells, error))
-
-
-def _let_go(device: torch.device) -> None:
-    """Free what the last measurement left behind."""
+def _free_memory(device: torch.device) -> None:
+    """Free the memory that the last measurement left behind."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -221,79 +220,67 @@ def _let_go(device: torch.device) -> None:
 
 @dataclass(frozen=True)
 class _Bench:
-    """A worker set up to measure: its model built, its ceilings measured."""
+    """A worker ready to measure: its model is built, its ceilings are measured."""
 
     job: Job
     model: Decoder
     device: torch.device
     surroundings: Surroundings
     store: StateStore
-    tell: Tell
+    send: Send
 
     def measure(self, index: int, round_number: int) -> bool:
-        """Measure a cell and write its record; whether the process can be trusted with another one.
+        """Measure a cell and write its record; return whether the process can measure another one.
 
         It cannot after a cell that failed, that found the host's memory full, or whose step no CUDA graph could hold:
-        a capture that failed leaves the allocator in it (pytorch#180395). A full GPU is emptied.
+        a failed capture leaves the allocator in capture mode (pytorch#180395). A full GPU is emptied.
         """
         job, cell = self.job, self.job.cells[index]
         ceilings = self.surroundings.ceilings
         assert ceilings is not None
         print(f"\n{CELL_MARK.decode()}", file=sys.stderr, flush=True)
-        self.tell(Started(index=index))
+        self.send(Started(index=index))
         context = Context(
-            cell, self.model, self.device, ceilings, self.store, job.data_dir, Heartbeat(self.tell)
+            cell, self.model, self.device, ceilings, self.store, job.data_dir, CellProgress(self.send)
         )
         outcome = _measure_cell(context, job.records_path)
         append_record(job.records_path, make_record(job.run, cell, round_number, outcome, self.surroundings))
-        self.tell(Done(index=index, status=outcome.status, error=outcome.error))
-        leave = {"failed": True, "oom": self.device.type == "cpu", "unsupported": cell.settings.cuda_graph}
-        if leave.get(outcome.status, False):
+        self.send(Done(index=index, status=outcome.status, error=outcome.error))
+        leaves = {"failed": True, "oom": self.device.type == "cpu", "unsupported": cell.settings.cuda_graph}
+        if leaves.get(outcome.status, False):
             return False
-        _let_go(self.device)
+        _free_memory(self.device)
         return True
 
 
-def _set_up(job: Job, device: torch.device, surroundings: Surroundings, tell: Tell) -> _Bench | None:
-    """Measure the ceilings and build the model; None where that fails, with all cells refused."""
+def _set_up(job: Job, device: torch.device, surroundings: Surroundings, send: Send) -> _Bench:
+    """Measure the ceilings and build the model."""
     settings = job.cells[0].settings
-    try:
-        ceilings = measure_ceilings(device, getattr(torch, settings.dtype))
-        if settings.memory_limit_bytes is not None:
-            limit_memory(settings.memory_limit_bytes, device)
-        model = _build(job, device)
-    except StorageError:
-        raise
-    except Exception as error:
-        tell(_refusal(tuple(range(len(job.cells))), error))
-        return None
-    store = _store(job)
-    return _Bench(job, model, device, replace(surroundings, ceilings=ceilings), store, tell)
+    ceilings = measure_ceilings(device, getattr(torch, settings.dtype))
+    if settings.memory_limit_bytes is not None:
+        limit_memory(settings.memory_limit_bytes, device)
+    model = _build(job, device)
+    return _Bench(job, model, device, replace(surroundings, ceilings=ceilings), _store(job), send)
 
 
-def _measure(job: Job, device: torch.device, surroundings: Surroundings, tell: Tell) -> None:
-    """Measure each cell in the order given; leave where another process had better measure the rest."""
-    bench = _set_up(job, device, surroundings, tell)
-    if bench is not None:
-        for index in range(len(job.cells)):
-            if not bench.measure(index, job.round):
-                return
-
-
-def _serve(
-    job: Job, device: torch.device, surroundings: Surroundings, tell: Tell, visits: Iterator[Visit]
+def _measure(
+    job: Job, device: torch.device, surroundings: Surroundings, send: Send, requests: Iterator[MeasureCell]
 ) -> None:
-    """Measure a cell each time that one is asked for; leave like a worker that measures them all."""
-    bench = _set_up(job, device, surroundings, tell)
-    if bench is not None:
-        tell(Ready())
-        for visit in visits:
-            if not bench.measure(visit.index, visit.round):
-                return
+    """Measure one cell per request; stop where another process must measure the rest."""
+    bench = None
+    with _refusing(range(len(job.cells)), send):
+        bench = _set_up(job, device, surroundings, send)
+    if bench is None:
+        return
+    if job.task == "serve":
+        send(Ready())
+    for request in requests:
+        if not bench.measure(request.index, request.round):
+            return
 
 
 def _measure_cell(context: Context, records_path: Path) -> Outcome:
-    """What came of one cell; running out of memory is an outcome like any other."""
+    """Measure one cell; running out of memory is an outcome like any other."""
     started_at = utc_now()
     watch = DeviceWatch(context.device)
     try:
@@ -319,7 +306,43 @@ def _measure_cell(context: Context, records_path: Path) -> Outcome:
 
 
 def _store_documents(found: Measurement, cell: Cell, records_path: Path) -> Documents | None:
-    """Write the results of single documents beside the record file, if there are any."""
+    """Write the results per document next to the record file, if there are any."""
     if not found.documents:
         return None
     return write_documents(records_path.parent, f"{records_path.stem}-{cell.cell_id}", found.documents)
+
+
+class CellProgress:
+    """Report the tokens that a cell has read, at most once per `PROGRESS_INTERVAL_S`.
+
+    Without these messages, a cell that takes hours would count as one that hangs.
+    """
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._num_tokens = 0
+        self._sent_s = time.monotonic()
+
+    def __call__(self, num_tokens: int) -> None:
+        """Add `num_tokens` that were read."""
+        self._num_tokens += num_tokens
+        now_s = time.monotonic()
+        if now_s - self._sent_s >= PROGRESS_INTERVAL_S:
+            self._sent_s = now_s
+            self._send(Advanced(num_tokens=self._num_tokens))
+
+
+def classify(error: Exception) -> tuple[Status, str]:
+    """Return status and message of a cell whose measurement raised `error`."""
+    if isinstance(error, UnsupportedError):
+        return "unsupported", str(error)
+    if isinstance(error, GateError):
+        return "gate_failed", str(error)
+    if isinstance(error, RetbenchError):  # its message is written for the user and names the place
+        return "failed", str(error)
+    first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    if is_out_of_memory(error):
+        return "oom", f"out of memory: {first_line}"
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    place = f"{frame.filename.rpartition('/')[2]}:{frame.lineno}"
+    return "failed", f"{type(error).__name__} at {place}: {first_line}"

@@ -379,3 +379,30 @@ def _log_table(log_lengths: Array, values_by_round: Sequence[Sequence[float]]) -
                 "Keep the lengths that every round has."
             )
     return np.stack([_logs(values, f"round {number}") for number, values in enumerate(values_by_round)])
+
+
+def unpaired_ratio_interval(
+    numerators: Sequence[float], denominators: Sequence[float], confidence: float = CONFIDENCE
+) -> Interval:
+    """Return the ratio of two geometric means with Welch's t interval on the logarithms.
+
+    For sides that were measured in different sessions, whose rounds are not paired.
+
+    Raises:
+        RecordError: a side has no rounds, or a value that is not positive and finite.
+        ConfigError: the confidence is not between 0 and 1.
+    """
+    sides = [_logs(numerators, "numerators"), _logs(denominators, "denominators")]
+    num_rounds = min(len(side) for side in sides)
+    mean = float(sides[0].mean() - sides[1].mean())
+    if num_rounds == 1:
+        return Interval(_exp(mean), None, None, 1)
+    if not 0 < confidence < 1:
+        raise ConfigError(f"confidence is {confidence}, which is not between 0 and 1. Give e.g. 0.95.")
+    variances = [float(side.var(ddof=1)) / len(side) for side in sides]
+    total = sum(variances)
+    if total == 0:
+        return Interval(_exp(mean), _exp(mean), _exp(mean), num_rounds)
+    spread = sum(variance**2 / (len(side) - 1) for variance, side in zip(variances, sides, strict=True))
+    half = float(stdtrit(total**2 / spread, (1 + confidence) / 2)) * math.sqrt(total)
+    return Interval(_exp(mean), _exp(mean - half), _exp(mean + half), num_rounds)

@@ -1,0 +1,89 @@
+"""Shared by the commands that build or measure a model in their own process instead of a worker."""
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import get_args
+
+import psutil
+import typer
+
+from retbench.architectures import costs
+from retbench.architectures.architecture import ModelSpec
+from retbench.architectures.configs import ModelConfig
+from retbench.architectures.matching import resolve_model
+from retbench.architectures.registry import named_specs
+from retbench.config.experiment import Dtype
+from retbench.errors import UnsupportedError, unknown_name
+from retbench.measure import environment, machine
+from retbench.measure.limits import is_out_of_memory
+from retbench.run.locks import timing_lock
+from retbench.units import format_bytes
+
+LOCK_POLL_S = 1.0
+
+
+def find_named_model(name: str) -> ModelSpec:
+    """Return a model by its name; ConfigError for an unknown one."""
+    models = named_specs()
+    if name not in models:
+        raise unknown_name("model", name, models)
+    return models[name]
+
+
+def backends_of(spec: ModelSpec) -> tuple[str, ...]:
+    """Return the names of the forms of a model."""
+    return tuple(resolve_model(spec, "1m").forms)
+
+
+def check_dtype(dtype: str | None) -> None:
+    """Raise ConfigError if `dtype` is given and unknown."""
+    if dtype is not None and dtype not in get_args(Dtype):
+        raise unknown_name("dtype", dtype, get_args(Dtype), where="--dtype")
+
+
+def become_worker() -> int:
+    """Pin this process to the cores that a worker uses; return its number of threads."""
+    threads = machine.usable_cores()
+    os.environ.update(environment.worker_environment(threads))  # before torch, and OpenMP with it, is loaded
+    environment.pin_process(threads)
+    return threads
+
+
+@contextmanager
+def alone_on_machine(command: str) -> Iterator[None]:
+    """Hold the lock of timing runs, and wait for it with a message on stderr."""
+
+    def wait(holder: str) -> None:
+        typer.echo(f"waiting: another run is timing on this machine ({holder})", err=True)
+        time.sleep(LOCK_POLL_S)
+
+    with timing_lock(command, wait=wait):
+        yield
+
+
+@contextmanager
+def within_memory(named: str, config: ModelConfig, dtype: str, device: str, advice: str) -> Iterator[None]:
+    """Raise UnsupportedError if a model does not fit in memory, before it is built or while the block runs.
+
+    On a CPU the weights are compared with the free memory first: the kernel would end some process otherwise.
+
+    Args:
+        named: The model, as the message names it.
+        config: The model.
+        dtype: Dtype of its weights.
+        device: Device that it is built on.
+        advice: Remedy, as a sentence.
+    """
+    needed, free = costs.weight_bytes(config, dtype), psutil.virtual_memory().available
+    if device == "cpu" and needed > free:
+        raise UnsupportedError(
+            f"{named} has {format_bytes(needed)} of weights, and {format_bytes(free)} of memory are free. {advice}"
+        )
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise UnsupportedError(f"{named} does not fit in the memory of {device}. {advice}") from error

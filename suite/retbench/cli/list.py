@@ -1,0 +1,169 @@
+"""`retbench list`: the experiments, sizes, models and tasks that have a name."""
+
+import textwrap
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import typer
+
+from retbench.cli.layout import print_columns, print_json
+from retbench.cli.options import AsJson, DataDir, new_app
+
+app = new_app()
+
+_PAGE_HEAD = """\
+# Experiments
+
+Each file here repeats a table or figure of a paper and has three profiles: `smoke` (a check that everything works),
+`cpu` (two cores; the default without a GPU of 70 GB) and `paper` (the paper's sizes). Its header says how it differs
+from the paper. This page is made from the files by `make pages`; the times are those that the files state.
+"""
+
+
+@app.command("list", epilog="Example: retbench list --sizes")
+def list_(
+    sizes: Annotated[bool, typer.Option("--sizes", help="List the named model sizes instead.")] = False,
+    models: Annotated[bool, typer.Option("--models", help="List the models that `verify` takes.")] = False,
+    tasks: Annotated[
+        bool, typer.Option("--tasks", help="List the zero-shot tasks, with the place of their data.")
+    ] = False,
+    page: Annotated[
+        bool, typer.Option("--page", help="Print the experiments with command and cost, as Markdown.")
+    ] = False,
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the experiments, the model sizes, the models or the tasks."""
+    if sizes + models + tasks + page > 1:
+        raise typer.BadParameter("give one of --sizes, --models, --tasks and --page")
+    if page and as_json:
+        raise typer.BadParameter("--page is Markdown: give it without --json")
+    if page:
+        _print_page()
+        return
+    listing = _tasks(data_dir) if tasks else _sizes() if sizes else _models() if models else _experiments()
+    if as_json:
+        print_json({listing.key: listing.rows})
+    else:
+        print_columns(listing.header, listing.cells)
+
+
+class _Listing(NamedTuple):
+    """One kind of names: as JSON below `key`, and as columns."""
+
+    key: str
+    rows: list[dict[str, Any]]
+    header: tuple[str, ...]
+    cells: list[tuple[str, ...]]
+
+
+def _experiments() -> _Listing:
+    from retbench.config.experiment import list_experiments, load_experiment
+
+    experiments = [load_experiment(name) for name in list_experiments()]
+    return _Listing(
+        "experiments",
+        [
+            {"name": e.name, "title": e.title, "source": e.source, "profiles": [*e.profiles]}
+            for e in experiments
+        ],
+        ("experiment", "profiles", "title"),
+        [(e.name, " ".join(e.profiles), e.title) for e in experiments],
+    )
+
+
+def _sizes() -> _Listing:
+    """Return every named size, with the parameters of its models."""
+    from retbench.architectures import costs, matching
+    from retbench.architectures.registry import architectures, named_specs
+    from retbench.architectures.sizes import SIZES
+    from retbench.units import format_count
+
+    rows: list[dict[str, Any]] = []
+    for name, size in SIZES.items():
+        counts = {
+            model: costs.num_params_nonembedding(matching.resolve_model(spec, name))
+            for model, spec in named_specs().items()
+        }
+        rows.append({"name": name, **vars(size), "num_params_nonembedding": counts})
+    fields = {
+        "size": "name",
+        "width": "d_model",
+        "layers": "num_layers",
+        "retention heads": "retention_heads",
+        "attention heads": "attention_heads",
+        "vocabulary": "vocab_size",
+    }
+    cells = [
+        (
+            *(str(row[field]) for field in fields.values()),
+            format_count(row["num_params_nonembedding"][next(iter(architectures()))]),
+            row["source"],
+        )
+        for row in rows
+    ]
+    return _Listing("sizes", rows, (*fields, "parameters", "source"), cells)
+
+
+def _models() -> _Listing:
+    from retbench.architectures.registry import named_specs
+    from retbench.cli.in_process import backends_of
+
+    models = named_specs()
+    return _Listing(
+        "models",
+        [{"name": name, **spec.model_dump(), "backends": backends_of(spec)} for name, spec in models.items()],
+        ("model", "architecture", "variant", "backends"),
+        [
+            (name, m.architecture, getattr(m, "variant", "–"), " ".join(backends_of(m)))
+            for name, m in models.items()
+        ],
+    )
+
+
+def _tasks(data_dir: Path | None) -> _Listing:
+    """Return every zero-shot task with the paper that reports it and the place of its data."""
+    from retbench.evaluation.tasks import task_rows
+
+    rows = task_rows(data_dir)
+    return _Listing(
+        "tasks",
+        [{"name": name, "source": source, "data": place} for name, source, place in rows],
+        ("task", "data", "source"),
+        [(name, place, source) for name, source, place in rows],
+    )
+
+
+def _print_page() -> None:
+    """Print every experiment with its command and its cost, as the page `experiments/README.md`."""
+    from retbench.config.experiment import list_experiments, load_experiment
+
+    blocks = [_PAGE_HEAD]
+    for name, path in list_experiments().items():
+        experiment = load_experiment(name)
+        profiles = experiment.profiles.values()
+        trained = [name for profile in profiles if profile.training]
+        trained += [profile.trained_by.partition("/")[0] for profile in profiles if profile.trained_by]
+        commands = [
+            *(f"retbench train {origin}" for origin in dict.fromkeys(trained)),
+            f"retbench run {experiment.name}",
+        ]
+        blocks += [
+            f"## [{name}]({path.name}): {experiment.title}\n",
+            _wrap(f"{experiment.source}. {experiment.expect}"),
+            "```sh\n" + "\n".join(commands) + "\n```\n",
+            _wrap(f"Cost: {read_header(path)[-1]}"),
+        ]
+    typer.echo("\n".join(blocks), nl=False)
+
+
+def _wrap(text: str) -> str:
+    return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False) + "\n"
+
+
+def read_header(path: Path) -> list[str]:
+    """Return the paragraphs of an experiment file's opening comment; the last one states cost and machine."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    end = next(number for number, line in enumerate(lines) if not line.startswith("#"))
+    text = "\n".join(line.removeprefix("#").strip() for line in lines[:end])
+    return [" ".join(paragraph.split()) for paragraph in text.split("\n\n")]

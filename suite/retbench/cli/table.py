@@ -1,0 +1,57 @@
+"""`retbench table`: the results of an experiment from the records on disk, without torch."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from retbench.cli.options import ExperimentName, ResultsPath, new_app
+from retbench.errors import RecordError
+
+if TYPE_CHECKING:
+    from retbench.report.frames import Results
+
+app = new_app()
+
+
+@app.command(epilog="Example: retbench table latency --format csv")
+def table(
+    experiment: ExperimentName,
+    form: Annotated[str, typer.Option("--format", help="md, csv, json or latex.")] = "md",
+    results: ResultsPath = Path("results"),
+) -> None:
+    """Print the results of an experiment from its records.
+
+    Only the newest comparable records are shown; stderr lists the others.
+    """
+    from retbench.config.experiment import list_experiments
+
+    found = read_results(results)
+    name = Path(experiment).stem if experiment.endswith(".toml") else experiment
+    if name in list_experiments() and all(record.experiment != name for record in found.records):
+        raise RecordError(f"{results}: holds no record of '{name}'. Measure it first: `retbench run {name}`.")
+    print_records(found, name, form)
+
+
+def read_results(path: Path) -> "Results":
+    """Return the records at a path; print on stderr which ones cannot be read."""
+    from retbench.report.frames import load_results
+
+    found = load_results(path)
+    for problem in found.problems:
+        typer.echo(f"retbench: {problem}", err=True)
+    return found
+
+
+def print_records(results: "Results", experiment: str, form: str) -> None:
+    """Print the newest comparable records; print on stderr which ones are left out."""
+    from retbench.report.formats import render
+    from retbench.report.selection import select
+    from retbench.report.tables import contents_of, table_of
+
+    found = contents_of(select(results.records, experiment, results.folders))
+    for note in found.selection.left_out:
+        typer.echo(f"left out: {note}", err=True)
+    for reason in found.refusals:
+        typer.echo(f"not compared: {reason}", err=True)
+    typer.echo(render(table_of(found, experiment), form), nl=False)

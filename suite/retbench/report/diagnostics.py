@@ -1,0 +1,164 @@
+"""Limitations of the results: what is missing, failed or noisy, and what disturbed the measurement."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from retbench.config.experiment import list_experiments
+from retbench.records.record import Record
+from retbench.report.evaluations import Evaluations
+from retbench.report.points import instance_of, measures_cost, task_point_of
+from retbench.report.sweeps import CostSweep
+from retbench.report.wording import describe_status, section_title
+from retbench.units import format_tokens
+
+NOISY_RATIO = 0.10
+"""A point is noisy where the half-width of its interval exceeds this share of its value."""
+
+BUSY_LOAD = 1.5
+"""A machine is busy where its load average per physical core exceeds this; the run itself keeps it near 1."""
+
+
+def missing_sentences(records: Sequence[Record], sweeps: Sequence[CostSweep]) -> list[str]:
+    """Return one sentence per shipped experiment without records, and per point without all of its rounds."""
+    present = {record.experiment for record in records}
+    sentences = [
+        f"{name}: not measured under these conditions. Run `retbench run {name}`."
+        for name in list_experiments()
+        if name not in present
+    ]
+    for sweep in sweeps:
+        for model in sweep.models.models:
+            for length in sweep.lengths:
+                count = len({record.round for record in sweep.cell(model, length)})
+                if count < sweep.num_rounds:
+                    sentences.append(
+                        f"{sweep.experiment}: {sweep.models.labels[model]}, {sweep.workload} at "
+                        f"{format_tokens(length)}, batch {sweep.batch_size}: {count or 'none'} of {sweep.num_rounds} "
+                        f"rounds {'is' if count == 1 else 'are'} measured. {_rerun(sweep.records[-1])}"
+                    )
+    return sentences
+
+
+def _rerun(record: Record) -> str:
+    return f"Run `{record.command}` again; it continues where it stopped."
+
+
+def missing_evaluations(evaluations: Evaluations) -> list[str]:
+    """Return one sentence per task point that some models or seeds lack, though others of the experiment have it."""
+    sentences = []
+    for point in evaluations.task_points():
+        peers = [
+            r for r in evaluations.records if (r.experiment, r.workload) == (point.experiment, point.workload)
+        ]
+        present = {(r.model.name, instance_of(r)) for r in peers if task_point_of(r) == point}
+        expected = {(r.model.name, instance_of(r)) for r in peers}
+        absent = [
+            f"{evaluations.models.labels[model]} {instance.title}"
+            for instance in evaluations.instances(peers)
+            for model in evaluations.models.models
+            if (model, instance) in expected - present
+        ]
+        if absent:
+            sentences.append(
+                f"{point.experiment}: {point.title} was not evaluated for {', '.join(absent)}. {_rerun(peers[-1])}"
+            )
+    return sentences
+
+
+def noisy_sentences(sweeps: Sequence[CostSweep]) -> list[str]:
+    """Return one sentence per sweep whose primary metric has wide intervals."""
+    sentences = []
+    for sweep in sweeps:
+        if sweep.primary is None or not sweep.primary.has_interval:
+            continue
+        timed = sweep.rows(sweep.primary.name)
+        wide = timed[(timed["high"] - timed["low"]) / 2 > NOISY_RATIO * timed["value"]]
+        places = [
+            f"{sweep.models.labels[model]} at {', '.join(format_tokens(int(n)) for n in rows['context_len'])}"
+            for model, rows in ((name, wide[wide["model"] == name]) for name in sweep.models.models)
+            if len(rows)
+        ]
+        if places:
+            sentences.append(
+                f"{section_title(sweep.experiment, sweep.workload)}, batch {sweep.batch_size}: the half-width of "
+                f"the interval exceeds {100 * NOISY_RATIO:.0f} % of the value for {'; '.join(places)}. Use more "
+                "rounds (`--set rounds=10`) or a quieter machine."
+            )
+    return sentences
+
+
+def disturbance_sentences(records: Sequence[Record]) -> list[str]:
+    """Return one sentence per recorded disturbance of times: load, other processes, throttled clocks."""
+    environments = [record.environment for record in records]
+    loads = [load for load in map(excessive_load, environments) if load is not None]
+    foreign = sum(map(has_company, environments))
+    throttled = sum(map(was_held_down, environments))
+    total = len(environments)
+    sentences = []
+    if loads:
+        sentences.append(
+            f"{len(loads)} of {total} records come from a machine that was busy when their worker started: load "
+            f"average up to {max(loads):.1f}."
+        )
+    if foreign:
+        sentences.append(f"{foreign} of {total} records were measured while other processes used the GPU.")
+    if throttled:
+        sentences.append(f"In {throttled} of {total} records the GPU reduced its clocks for power or heat.")
+    return sentences
+
+
+def has_company(facts: Mapping[str, Any]) -> bool:
+    """Return whether other processes used the GPU before or after a record was measured."""
+    counts = (number_at(facts, "gpu_state", end, "num_foreign_processes") for end in ("before", "after"))
+    return any((count or 0) > 0 for count in counts)
+
+
+def was_held_down(facts: Mapping[str, Any]) -> bool:
+    """Return whether the GPU reduced its clocks for power or heat while a record was measured."""
+    causes = (number_at(facts, "gpu_state", "violation_s", cause) for cause in ("power", "thermal"))
+    return any((seconds or 0) > 0 for seconds in causes)
+
+
+def excessive_load(facts: Mapping[str, Any]) -> float | None:
+    """Return the load average of the last minute where it is too high for the machine's cores."""
+    loads = facts.get("load_average")
+    load = number_at({"latest": loads[0]}, "latest") if isinstance(loads, list) and loads else None
+    cores = number_at(facts, "physical_cores")
+    return load if load is not None and cores is not None and load > BUSY_LOAD * cores else None
+
+
+def number_at(facts: object, *names: str) -> float | None:
+    """Return the number at a path of nested facts; None where there is none."""
+    for name in names:
+        facts = facts.get(name) if isinstance(facts, Mapping) else None
+    return float(facts) if isinstance(facts, int | float) else None
+
+
+def absent_sentences(records: Sequence[Record]) -> list[str]:
+    """Return one sentence per metric that is not available here, with the reason."""
+    return sorted(
+        {
+            f"{record.experiment}: {metric}: {reason}."
+            for record in records
+            for metric, reason in record.absent.items()
+        }
+    )
+
+
+def failure_table(records: Sequence[Record]) -> pd.DataFrame:
+    """Return one row per cell and reason for which a round has no value."""
+    rounds: dict[tuple[str, ...], list[int]] = {}
+    for record in records:
+        if record.status != "ok":
+            model, workload = record.model.name, record.workload
+            if not measures_cost(record):
+                model = f"{model} {instance_of(record).title}"
+                workload = f"{workload}: {task_point_of(record).title}"
+            point = (str(record.point.batch_size), format_tokens(record.point.context_len))
+            reason = (describe_status(record.status), record.error or "no reason was recorded")
+            rounds.setdefault((record.experiment, model, workload, *point, *reason), []).append(record.round)
+    rows = [[*key[:-2], ", ".join(map(str, sorted(found))), *key[-2:]] for key, found in rounds.items()]
+    columns = ["experiment", "model", "workload", "batch", "context", "rounds", "status", "reason"]
+    return pd.DataFrame(rows, columns=columns)

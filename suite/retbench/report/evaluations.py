@@ -1,0 +1,275 @@
+"""Quality in the report: evaluations and trainings, every comparison between models that they allow, and task facts."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from retbench.records.record import Record
+from retbench.report.document_comparisons import DocumentComparison, Folders, compare
+from retbench.report.points import (
+    Lineup,
+    ModelInstance,
+    TaskPoint,
+    fact,
+    group,
+    instance_of,
+    is_final,
+    learning_rate,
+    lineup,
+    num_trained_tokens,
+    replicate_of,
+    scores_text,
+    task_point_of,
+)
+from retbench.report.provenance import describe_conditions
+from retbench.report.selection import Selection
+from retbench.units import format_count
+from retbench.workloads.workload import WORKLOADS
+
+_CHOICES = {
+    **dict.fromkeys(("arc_challenge", "arc_easy", "hellaswag", "openbookqa", "sciq"), 4),
+    **dict.fromkeys(
+        ("boolq", "copa", "piqa", "storycloze_2016", "storycloze_2018", "winogrande", "wsc273"), 2
+    ),
+}
+"""Number of answers to choose from; the few ARC questions with three or five count as four."""
+
+PAPER_TASKS = (
+    "hellaswag",
+    "boolq",
+    "copa",
+    "piqa",
+    "wsc273",
+    "winogrande",
+    "storycloze_2016",
+    "storycloze_2018",
+)
+"""Tasks that RetNet (arXiv:2307.08621) averages in Table 3: seven, with StoryCloze of either year."""
+
+ACCURACIES = ("acc", "acc_norm")
+"""Metrics that are a share of right answers."""
+
+
+def chance(task: str | None, metric: str) -> float | None:
+    """Return the accuracy of guessing; None where it is not known."""
+    choices = _CHOICES.get(task or "")
+    return 1 / choices if choices and metric in ACCURACIES else None
+
+
+def paper_average(accuracies: Mapping[str, Mapping[str, float]]) -> tuple[list[str], dict[str, float]] | None:
+    """Return each model's mean accuracy over the paper's tasks that all models have, with those tasks in its order.
+
+    Args:
+        accuracies: By task and model.
+
+    Returns:
+        None with fewer than two such tasks.
+    """
+    models = dict.fromkeys(model for by_model in accuracies.values() for model in by_model)
+    tasks = [task for task in PAPER_TASKS if accuracies.get(task, {}).keys() == models.keys()]
+    if len(tasks) < 2 or not models:
+        return None
+    return tasks, {model: sum(accuracies[task][model] for task in tasks) / len(tasks) for model in models}
+
+
+@dataclass(frozen=True)
+class Evaluations:
+    """Records of quality that are comparable, and the comparisons of their models.
+
+    Attributes:
+        records: One per (task point, model, instance); of trainings also one per learning rate of the grid.
+        models: All models, so that a model looks the same everywhere.
+        comparisons: One per model and reference with a value at the same task point and instance.
+        trainings: Final trainings of all records, of any age and machine.
+    """
+
+    records: tuple[Record, ...]
+    models: Lineup
+    comparisons: tuple[DocumentComparison, ...] = ()
+    trainings: tuple[Record, ...] = ()
+
+    def task_points(self, replicate: str | None = None) -> list[TaskPoint]:
+        """Return the task points in the order in which they are shown, of one kind of replicate or all."""
+        found = {
+            task_point_of(record)
+            for record in self.records
+            if replicate is None or replicate_of(record) == replicate
+        }
+        return sorted(found, key=_display_order)
+
+    def at(self, point: TaskPoint) -> list[Record]:
+        """Return the records of a task point."""
+        return [record for record in self.records if task_point_of(record) == point]
+
+    def measured(self, point: TaskPoint) -> list[Record]:
+        """Return the records of a task point that have a value."""
+        return [record for record in self.at(point) if record.status == "ok"]
+
+    def longest_texts(self) -> list[TaskPoint]:
+        """Return the task point of the longest measured context of each corpus and protocol."""
+        found = [p for p in self.task_points() if scores_text(p.workload) and self.measured(p)]
+        return list({(p.experiment, p.task, p.protocol): p for p in found}.values())
+
+    def task_groups(self) -> list[list[TaskPoint]]:
+        """Return measured tasks with the same number of examples together."""
+        groups: dict[tuple[str, str, int | None], list[TaskPoint]] = {}
+        for point in self.task_points("document"):
+            if not scores_text(point.workload) and self.measured(point):
+                groups.setdefault((point.experiment, point.workload, point.num_fewshot), []).append(point)
+        return list(groups.values())
+
+    def instances(self, records: Sequence[Record]) -> list[ModelInstance]:
+        """Return sizes from the smallest to the largest, each with its seeds."""
+        params: dict[str, int] = {}
+        for record in records:
+            size = record.model.size
+            params[size] = max(params.get(size, 0), record.model.num_params_nonembedding)
+        found = {instance_of(record) for record in records}
+        return sorted(found, key=lambda s: (params[s.size], s.size, -1 if s.seed is None else s.seed))
+
+    def sizes(self, records: Sequence[Record]) -> list[str]:
+        """Return sizes from the smallest to the largest."""
+        return list(dict.fromkeys(instance.size for instance in self.instances(records)))
+
+    def compared(self, point: TaskPoint, model: str | None = None) -> list[DocumentComparison]:
+        """Return the comparisons of a task point that have a number, from the smallest size up."""
+        order = self.instances(self.at(point))
+        chosen = [
+            c for c in self.comparisons if c.point == point and c.refusal is None and model in (None, c.model)
+        ]
+        return sorted(chosen, key=lambda c: order.index(c.instance))
+
+    def find(self, point: TaskPoint, model: str, instance: ModelInstance) -> Record | None:
+        """Return the record of a model instance at a task point."""
+        return next((r for r in self.at(point) if r.model.name == model and instance_of(r) == instance), None)
+
+    def trained_length(self, records: Sequence[Record]) -> int | None:
+        """Return the sequence length of the training of all these models; None if unknown or not one number."""
+        lengths = {self._trained_length(record) for record in records}
+        return lengths.pop() if len(lengths) == 1 else None
+
+    def _trained_length(self, record: Record) -> int | None:
+        weights = record.model.weights
+        if weights is None:
+            return None
+        lengths = {
+            training.point.context_len
+            for training in self.trainings
+            if training.model.weights
+            and (
+                training.model.weights.fingerprint == weights.fingerprint
+                or (training.model.name, instance_of(training), num_trained_tokens(training))
+                == (record.model.name, instance_of(record), weights.num_tokens)
+            )
+        }
+        return lengths.pop() if len(lengths) == 1 else None
+
+    @property
+    def refusals(self) -> list[str]:
+        """One sentence per reason for which two models are not compared, with the task points."""
+        places: dict[tuple[str, str, str], list[str]] = {}
+        for c in self.comparisons:
+            if c.refusal is not None:
+                where = f"{c.point.title} {c.instance.title}"
+                places.setdefault((c.model, c.reference, c.refusal), []).append(where)
+        labels = self.models.labels
+        return [
+            f"{labels[model]} and the {labels[reference]} at {'; '.join(where)}: {refusal}."
+            for (model, reference, refusal), where in places.items()
+        ]
+
+    @property
+    def conditions(self) -> list[str]:
+        """Conditions of the evaluations and of the trainings, one line each."""
+        families = group(sorted(self.records, key=replicate_of), replicate_of)
+        return list(dict.fromkeys(describe_conditions(family) for family in families.values()))
+
+
+def _display_order(point: TaskPoint) -> tuple[object, ...]:
+    workloads = [*WORKLOADS, point.workload]
+    rest = (point.experiment, point.task or "", point.protocol or "", point.num_fewshot or 0)
+    return workloads.index(point.workload), *rest, point.context_len, point.stride or 0, point.workload
+
+
+def make_evaluations(selection: Selection) -> Evaluations | None:
+    """Return the records of quality of a selection with their comparisons; None where it has none."""
+    records = selection.quality
+    if not records:
+        return None
+    models = lineup(records)
+    return Evaluations(
+        records=records,
+        models=models,
+        comparisons=tuple(_compare_all(records, models, selection.folders)),
+        trainings=tuple(
+            record for record in selection.everything if replicate_of(record) == "seed" and is_final(record)
+        ),
+    )
+
+
+def _compare_all(records: Sequence[Record], models: Lineup, folders: Folders) -> Iterator[DocumentComparison]:
+    """Compare each model with the reference of the same size and seed, at every task point."""
+    measured = {
+        (task_point_of(record), instance_of(record), record.model.name): record
+        for record in records
+        if replicate_of(record) == "document" and record.status == "ok"
+    }
+    for (point, instance, model), mine in measured.items():
+        theirs = measured.get((point, instance, str(models.reference)))
+        if model != models.reference and theirs is not None:
+            yield compare(mine, theirs, folders)
+
+
+def describe_rates(evaluations: Evaluations, records: Sequence[Record]) -> str:
+    """Return where the learning rates of final trainings come from, and which of them lie at an end of their grid."""
+    places: dict[str, list[str]] = {}
+    for size in evaluations.sizes(records):
+        origins = {fact(record, "tuned_at") for record in records if record.model.size == size}
+        for origin in sorted(origins, key=str):
+            words: dict[object, str] = {
+                None: "the only one of the grid",
+                size: "each model's best of the grid there",
+            }
+            places.setdefault(words.get(origin, f"its best at {origin}"), []).append(size)
+    origins_in_words = "; ".join(f"at {', '.join(sizes)} {words}" for words, sizes in places.items())
+    ends = dict.fromkeys(
+        f" That of {evaluations.models.labels[record.model.name]} at {fact(record, 'tuned_at')} is {found}."
+        for record in records
+        if (found := fact(record, "best_rate_is")) not in (None, "inside the grid")
+    )
+    return f"Learning rates: {origins_in_words}.{''.join(ends)}"
+
+
+def weights_table(evaluations: Evaluations) -> pd.DataFrame:
+    """Return one row per model, size and seed with the origin of its weights."""
+    origin = ("trained on", "tokens", "learning rate", "weights", "fingerprint")
+    columns = ["model", "size", "seed", "parameters without embedding", *origin]
+    order = {instance: place for place, instance in enumerate(evaluations.instances(evaluations.records))}
+    finals = [record for record in evaluations.records if is_final(record)]
+    finals.sort(key=lambda r: (order[instance_of(r)], evaluations.models.models.index(r.model.name)))
+    rows = dict.fromkeys(
+        (
+            evaluations.models.labels[record.model.name],
+            record.model.size,
+            "–" if instance_of(record).seed is None else str(instance_of(record).seed),
+            f"{record.model.num_params_nonembedding:,}",
+            *_origin(record),
+        )
+        for record in finals
+    )
+    return pd.DataFrame(list(rows), columns=columns)
+
+
+def _origin(record: Record) -> tuple[str, ...]:
+    """Return corpus, tokens, learning rate, source and fingerprint of a record's weights."""
+    weights, tokens, rate = record.model.weights, num_trained_tokens(record), learning_rate(record)
+    if weights is None:
+        return "–", "–", "–", "drawn from a seed, untrained", "–"
+    return (
+        weights.corpus or "not recorded",
+        "not recorded" if tokens is None else format_count(tokens),
+        "not recorded" if rate is None else f"{rate:.3g}",
+        weights.source + (f" at {weights.revision}" if weights.revision else ""),
+        weights.fingerprint,
+    )

@@ -1,0 +1,218 @@
+"""Provenance of the numbers: how models are matched, which kernels executed, the equivalence checks, the environment.
+
+Each table is a frame of text with a column per model; where the models differ, the last column says so.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from retbench.records.record import Record
+from retbench.report.frames import set_of, started
+from retbench.report.points import Lineup
+from retbench.report.wording import bind_units, device_name
+from retbench.units import format_bytes, format_count, format_percent, format_rate
+from retbench.workloads.workload import WORKLOADS
+
+DIFFERS = "differs"
+BY_DESIGN = "by architecture"
+
+_OWN_SETTINGS = frozenset({"backend", "chunk_size", "samples per round"})
+_OWN_FACTS = ("kv_", "timed_", "chunk_size", "energy_steps", "state_source", "trials", "evaluation")
+"""First words of executed facts that belong to an architecture or follow from its speed, like the kernel of a workload
+and the fingerprint of a training: not unfair where the models differ."""
+
+
+def describe_conditions(records: Sequence[Record], models: Lineup | None = None) -> str:
+    """Return device, dtype, code and date of comparable records in one line; of costs also threads and parameters.
+
+    Args:
+        records: The records.
+        models: Their models, where they are of cost.
+    """
+    latest = max(records, key=started)
+    key = set_of(latest)
+    parts = [
+        device_name(latest),
+        str(key.dtype),
+        *(_cost_conditions(latest, records, models) if models else ()),
+        f"retbench {key.code_revision}",
+        f"torch {key.torch_version}",
+        started(latest).date().isoformat(),
+    ]
+    return bind_units(" · ".join(parts))
+
+
+def _cost_conditions(latest: Record, records: Sequence[Record], models: Lineup) -> list[str]:
+    key = set_of(latest)
+    params = {record.model.name: record.model.num_params_nonembedding for record in records}
+    graph = f"CUDA graph {'on' if latest.settings.get('cuda_graph') else 'off'}"
+    counts = [
+        f"{models.labels[name]} {format_count(params[name])}" for name in models.models if name in params
+    ]
+    return [
+        f"{key.threads} thread{'' if key.threads == 1 else 's'}",
+        *([graph] if "cuda" in str(key.device) else []),
+        f"parameters without embedding: {', '.join(counts)}",
+    ]
+
+
+def match_table(records: Sequence[Record], models: Lineup) -> pd.DataFrame:
+    """Return configurations and parameters of the models in adjacent columns."""
+    infos = {record.model.name: record.model for record in records}
+    names = dict.fromkeys(
+        name for info in infos.values() for name in ("architecture", "variant", *info.config)
+    )
+    rows = [[name, *(str(infos[model].config.get(name, "–")) for model in models.models)] for name in names]
+    counts = {"parameters": "num_params", "parameters without embedding and head": "num_params_nonembedding"}
+    for heading, field in counts.items():
+        rows.append([heading, *(f"{getattr(infos[model], field):,}" for model in models.models)])
+    return pd.DataFrame(rows, columns=["fact", *(models.labels[model] for model in models.models)])
+
+
+def mismatch_sentence(records: Sequence[Record], models: Lineup) -> str:
+    """Return how far the parameters of the models differ, and which configuration fields are equal."""
+    infos = {record.model.name: record.model for record in records}
+    if len(infos) < 2:
+        return f"Only one model was measured: {', '.join(models.labels.values())}."
+    counts = [info.num_params_nonembedding for info in infos.values()]
+    low, high = min(counts), max(counts)
+    configs = [info.config for info in infos.values()]
+    same = [
+        name for name, value in configs[0].items() if all(config.get(name) == value for config in configs)
+    ]
+    refused = "".join(
+        f" {models.labels[name]} is not compared with the {models.labels[str(models.reference)]}: {reason}."
+        for name, reason in models.refusals.items()
+    )
+    return (
+        f"Parameters without embedding and head differ by {high - low:,} ({format_percent((high - low) / high)} "
+        f"of the larger). The models share: {', '.join(same) or 'nothing'}.{refused}"
+    )
+
+
+def executed_table(records: Sequence[Record], models: Lineup) -> pd.DataFrame:
+    """Return settings and executed kernels of one experiment and workload per model, with differences flagged."""
+    facts: dict[str, dict[str, list[object]]] = {}
+    for record in records:
+        mine = facts.setdefault(record.model.name, {})
+        executed = {f"executed: {name}": value for name, value in record.backend.items()}
+        for name, value in {**record.settings, **executed}.items():
+            plain = json.dumps(value) if isinstance(value, list | dict) else value
+            mine.setdefault(name, []).append(plain)
+        mine.setdefault("rounds", []).append(record.round)
+        mine.setdefault("samples per round", []).extend(
+            len(metric.samples) for metric in record.metrics.values() if metric.samples
+        )
+    present = [model for model in models.models if model in facts]
+    rows = []
+    for name in dict.fromkeys(name for mine in facts.values() for name in mine):
+        values = [_summary(name, facts[model].get(name, [])) for model in present]
+        ran = name.removeprefix("executed: ")
+        is_kernel = ran in WORKLOADS or ran == "training_fingerprint"
+        is_own = name in _OWN_SETTINGS or (ran != name and (is_kernel or ran.startswith(_OWN_FACTS)))
+        rows.append([name, *values, "" if len(set(values)) == 1 else BY_DESIGN if is_own else DIFFERS])
+    return pd.DataFrame(rows, columns=["fact", *(models.labels[model] for model in present), "difference"])
+
+
+def _summary(name: str, values: Sequence[object]) -> str:
+    """Return the values of one fact over all records of a model, in a few words."""
+    if not values:
+        return "–"
+    if name == "rounds":
+        return str(len(set(values)))
+    distinct = list(dict.fromkeys(values))
+    if len(distinct) == 1:
+        return "–" if distinct[0] is None else str(distinct[0])
+    numbers = _numbers(distinct)
+    return f"{min(numbers):,} to {max(numbers):,}" if numbers else "; ".join(map(str, distinct))
+
+
+def _numbers(values: Sequence[object]) -> list[float]:
+    """Return the values if all are numbers, else nothing."""
+    numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
+    return numbers if len(numbers) == len(values) else []
+
+
+def equivalence_table(records: Sequence[Record], models: Lineup) -> pd.DataFrame:
+    """Return the largest error of each equivalence check over all records, with its limit."""
+    worst: dict[tuple[str, str, int, str], tuple[float, float]] = {}
+    for record in records:
+        for check in record.gate.checks if record.gate else ():
+            key = (record.model.name, check.name, check.length, record.gate.dtype if record.gate else "")
+            error = check.error if check.error == check.error else float("inf")
+            if key not in worst or error > worst[key][0]:
+                worst[key] = (error, check.limit)
+    rows = [
+        [
+            models.labels[model],
+            name,
+            f"{length:,}",
+            dtype,
+            f"{error:.1e}",
+            f"{limit:.0e}",
+            "equal" if error <= limit else "NOT EQUAL",
+        ]
+        for (model, name, length, dtype), (error, limit) in worst.items()
+    ]
+    columns = ["model", "check", "tokens", "dtype", "error", "limit", "verdict"]
+    return pd.DataFrame(rows, columns=columns).sort_values("model", kind="stable", ignore_index=True)
+
+
+def environment_table(records: Sequence[Record]) -> pd.DataFrame:
+    """Return every fact of the environment; one that changed between records with its range or number of values."""
+    facts: dict[str, list[object]] = {}
+    for record in sorted(records, key=started):
+        for name, value in flatten(record.environment):
+            facts.setdefault(name, []).append(value)
+    ceilings = [record.ceilings for record in records if record.ceilings]
+    rows = []
+    if ceilings:
+        bandwidths = [ceiling.read_bandwidth_bytes_per_s for ceiling in ceilings]
+        products = [ceiling.matmul_flops_per_s for ceiling in ceilings]
+        rows.append(["measured read bandwidth", _range(bandwidths, lambda value: format_rate(value, "B/s"))])
+        rows.append(["measured matrix product", _range(products, lambda value: format_rate(value, "FLOP/s"))])
+    rows += [[name, _changing(name, values)] for name, values in facts.items()]
+    return pd.DataFrame(rows, columns=["fact", "value"])
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, object]]:
+    """Yield the leaves of nested facts with dotted names; a list is one leaf, as JSON with two decimal digits."""
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{name}.")
+        elif isinstance(value, list):
+            rounded = [round(item, 2) if isinstance(item, float) else item for item in value]
+            yield f"{prefix}{name}", json.dumps(rounded)
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _changing(name: str, values: Sequence[object]) -> str:
+    """Return one value, a range of numbers, or the latest of several values with their number."""
+    distinct = list(dict.fromkeys(values))
+    if name.endswith("_bytes") and all(isinstance(value, int) for value in distinct):
+        return _range([float(str(value)) for value in distinct], format_bytes)
+    if len(distinct) == 1:
+        return str(distinct[0])
+    numbers = _numbers(distinct)
+    if numbers:
+        return f"{min(numbers)} to {max(numbers)}"
+    return f"{distinct[-1]} (the latest of {len(distinct)} values)"
+
+
+def _range(values: Sequence[float], describe: Callable[[float], str]) -> str:
+    low, high = describe(min(values)), describe(max(values))
+    return low if low == high else f"{low} to {high}"
+
+
+def source_table(records: Sequence[Record]) -> pd.DataFrame:
+    """Return the record files behind the report."""
+    counts: dict[str, int] = {}
+    for record in records:
+        path = f"{record.environment.get('machine')}/{record.experiment}/{record.run_id}.jsonl"
+        counts[path] = counts.get(path, 0) + 1
+    rows = sorted([path, str(count)] for path, count in counts.items())
+    return pd.DataFrame(rows, columns=["file below the results folder", "records used"])

@@ -1,0 +1,259 @@
+"""Findings on quality: sentences computed from the paired comparisons of documents, whichever model they favour.
+
+Each is about one corpus or one group of tasks; seeds are never pooled. A sentence claims no more than the interval or
+test shows.
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
+from retbench.records.record import Record, Series
+from retbench.report.document_comparisons import DocumentComparison
+from retbench.report.evaluations import Evaluations, chance, paper_average
+from retbench.report.findings import KeyFinding
+from retbench.report.points import TaskPoint, accuracy, num_trained_tokens
+from retbench.report.wording import POINTS, format_p, join_words
+from retbench.stats.intervals import CONFIDENCE
+from retbench.stats.paired import Estimate, proportion_interval
+from retbench.units import format_count, format_percent, format_tokens
+
+SIGNIFICANT = 1 - CONFIDENCE
+"""Largest p-value of a significant difference."""
+
+
+def find_quality(evaluations: Evaluations) -> list[KeyFinding]:
+    """Return every finding on quality: per corpus and protocol at its longest context, and per group of tasks."""
+    found = []
+    for model in evaluations.models.challengers:
+        for point in evaluations.longest_texts():
+            found += _losses(evaluations, point, model)
+            found += _beyond_training(evaluations, point, model)
+        for points in evaluations.task_groups():
+            found += _answers(evaluations, points, model)
+    return found
+
+
+def _losses(evaluations: Evaluations, point: TaskPoint, model: str) -> list[KeyFinding]:
+    """State the ratio of bits per byte or token at every size and seed, and between which sizes the order changes."""
+    made = [c for c in evaluations.compared(point, model) if c.ratio is not None]
+    if not made:
+        return []
+    labels = evaluations.models.labels
+    label, other = labels[model], labels[made[0].reference]
+    by_size: dict[str, list[DocumentComparison]] = {}
+    for c in made:
+        by_size.setdefault(c.instance.size, []).append(c)
+    at: list[str] = []
+    for size, mine in by_size.items():
+        seeds = f" (seeds {join_words([str(c.instance.seed) for c in mine])})" if len(mine) > 1 else ""
+        reference = f" of the {other}'s" if not at else ""
+        at.append(f"{join_words([_ratio(c.ratio) for c in mine if c.ratio])}{reference} at {size}{seeds}")
+    text = (
+        f"{label}'s bits per {made[0].unit} on {point.title} are {'; '.join(at)}"
+        f"{_trained(evaluations, point, made)}{_interval_note(made)}: {_verdict(by_size, label, other)}."
+    )
+    last = [c.ratio for c in by_size[made[-1].instance.size] if c.ratio]
+    lead = _advantage([ratio.value for ratio in last], made[0].unit, other)
+    if {_side(ratio) for ratio in last} == {"equal"}:
+        lead = "no significant difference"
+    return [KeyFinding(lead, text + _crossing(by_size, label))]
+
+
+def _advantage(ratios: Sequence[float], unit: str, other: str) -> str:
+    """Return the ratios of one size as an advantage: '32.4 % fewer bits per byte'."""
+    low, high = min(ratios), max(ratios)
+    if low < 1 < high or low == high == 1:
+        return f"{_range(ratios)}×"
+    shares = [1 - high, 1 - low] if high <= 1 else [1 - 1 / low, 1 - 1 / high]
+    words = "–".join(dict.fromkeys(f"{100 * share:.1f}" for share in shares))
+    return f"{'' if high <= 1 else f'{other}: '}{words} % fewer bits per {unit}"
+
+
+def _interval_note(made: Sequence[DocumentComparison]) -> str:
+    """Return the documents that the intervals are over; nothing without an interval."""
+    counts = {c.ratio.num_documents for c in made if c.ratio and c.ratio.low is not None}
+    if not counts:
+        return ""
+    count = counts.pop() if len(counts) == 1 else None
+    return f" (95 % CI over {f'{count:,} documents' if count else 'documents'})"
+
+
+def _ratio(ratio: Estimate) -> str:
+    """Return a ratio with its interval, or that there are too few documents for one."""
+    if ratio.low is None or ratio.high is None:
+        return f"{ratio.value:.3f} (no interval: {ratio.num_documents} documents)"
+    return f"{ratio.value:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]"
+
+
+def _range(values: Sequence[float]) -> str:
+    return "–".join(dict.fromkeys(f"{value:.3f}" for value in (min(values), max(values))))
+
+
+def _trained(evaluations: Evaluations, point: TaskPoint, made: Sequence[DocumentComparison]) -> str:
+    """Return the training tokens of the compared models, if it is one number."""
+    records = [evaluations.find(point, c.model, c.instance) for c in made]
+    tokens = {num_trained_tokens(record) for record in records if record}
+    count = tokens.pop() if len(tokens) == 1 else None
+    return "" if count is None else f", trained on {format_count(count)} tokens"
+
+
+def _verdict(by_size: Mapping[str, Sequence[DocumentComparison]], label: str, other: str) -> str:
+    """State the better model, as far as the intervals over documents show it."""
+    places: dict[str, list[str]] = {}
+    for size, mine in by_size.items():
+        sides = [_side(c.ratio) for c in mine if c.ratio]
+        if len(set(sides)) == 1:
+            places.setdefault(sides[0], []).append(size)
+        else:
+            for side, c in zip(sides, mine, strict=True):
+                places.setdefault(side, []).append(c.instance.title)
+    words = {
+        "better": f"{label} is better",
+        "worse": f"the {other} is better",
+        "equal": "the difference is not significant",
+        "unclear": "there are too few documents for a verdict",
+    }
+    if len(places) == 1:
+        return words[next(iter(places))] + (" at every size" if len(by_size) > 1 else "")
+    return "; ".join(f"{words[side]} at {join_words(where)}" for side, where in places.items())
+
+
+def _side(ratio: Estimate) -> str:
+    """Return the side of 1 on which an interval of a loss lies; a lower loss is better."""
+    if ratio.low is None or ratio.high is None:
+        return "unclear"
+    return "better" if ratio.high < 1 else "worse" if ratio.low > 1 else "equal"
+
+
+def _crossing(by_size: Mapping[str, Sequence[DocumentComparison]], label: str) -> str:
+    """State between which sizes, whose seeds agree, the better model changes; nothing with one size."""
+    sizes = list(by_size)
+    if len(sizes) < 2:
+        return ""
+    sides = {size: {_side(c.ratio) for c in mine if c.ratio} for size, mine in by_size.items()}
+    clear = [(size, *sides[size]) for size in sizes if sides[size] in ({"better"}, {"worse"})]
+    changes = [
+        f"between {one} and {two}" for (one, before), (two, after) in pairwise(clear) if before != after
+    ]
+    if not changes:
+        return f" No crossover is shown from {sizes[0]} to {sizes[-1]}."
+    if len(changes) > 1:
+        return f" The order changes {join_words(changes)}."
+    return f" {label} becomes the {clear[-1][1]} one {changes[0]}."
+
+
+def _beyond_training(evaluations: Evaluations, point: TaskPoint, model: str) -> list[KeyFinding]:
+    """State how both losses change from the positions before the training length to the last ones measured."""
+    reference = str(evaluations.models.reference)
+    for size in reversed(evaluations.sizes(evaluations.at(point))):
+        mine, theirs = (_with_positions(evaluations, point, name, size) for name in (model, reference))
+        trained = evaluations.trained_length([*mine, *theirs]) if mine and theirs else None
+        if trained is None:
+            continue
+        series = [[record.series["loss_by_position"] for record in side] for side in (mine, theirs)]
+        if not all(trained in one.x and max(one.x) > trained for side in series for one in side):
+            continue
+        label, other = evaluations.models.labels[model], evaluations.models.labels[reference]
+        end = format_tokens(int(max(series[0][0].x)))
+        (own, rise), (others, other_rise) = (_change(side, trained) for side in series)
+        text = (
+            f"Beyond the training length of {format_tokens(trained)} tokens the loss of the models of {size} on "
+            f"{point.title} changes, from the positions up to {format_tokens(trained)} to those up to {end}, "
+            f"{own} nats per token for {label} and {others} for the {other}."
+        )
+        return [KeyFinding(f"{rise} against {other_rise} nats per token", text)]
+    return []
+
+
+def _with_positions(evaluations: Evaluations, point: TaskPoint, model: str, size: str) -> list[Record]:
+    """Return the records of a model of a size that have a loss by position."""
+    empty = Series(unit="", x_name="", x=(), y=())
+    return [
+        record
+        for record in evaluations.measured(point)
+        if (record.model.name, record.model.size) == (model, size)
+        and record.series.get("loss_by_position", empty).x
+    ]
+
+
+def _change(side: Sequence[Series], trained: int) -> tuple[str, str]:
+    """Return both losses and their difference, over the seeds."""
+    before = [one.y[one.x.index(trained)] for one in side]
+    after = [one.y[one.x.index(max(one.x))] for one in side]
+    changes = [late - early for early, late in zip(before, after, strict=True)]
+    lead = " to ".join(dict.fromkeys(f"{change:+z.2f}" for change in (min(changes), max(changes))))
+    return f"from {_range(before)} to {_range(after)}", lead
+
+
+def _answers(evaluations: Evaluations, points: Sequence[TaskPoint], model: str) -> list[KeyFinding]:
+    """State per seed of the largest size the tasks with a difference, those at chance, and the paper's average."""
+    made = [c for point in points for c in evaluations.compared(point, model) if "acc" in c.accuracies]
+    instances = list(dict.fromkeys(c.instance for c in made))
+    if not instances:
+        return []
+    sizes = evaluations.sizes([record for point in points for record in evaluations.at(point)])
+    largest = [instance for instance in instances if instance.size == sizes[-1]]
+    return [
+        _task_finding(evaluations, [c for c in made if c.instance == instance])
+        for instance in largest or instances[-1:]
+    ]
+
+
+def _task_finding(evaluations: Evaluations, made: Sequence[DocumentComparison]) -> KeyFinding:
+    """State the outcome of one model instance on all tasks with the same number of examples."""
+    model, reference, instance = made[0].model, made[0].reference, made[0].instance
+    label, other = evaluations.models.labels[model], evaluations.models.labels[reference]
+    differ: dict[bool, list[str]] = {True: [], False: []}
+    records = {}
+    for c in made:
+        pair, task = c.accuracies["acc"], str(c.point.task)
+        sides = [evaluations.find(c.point, name, instance) for name in (model, reference)]
+        records[task] = [side for side in sides if side]
+        if pair.p_value < SIGNIFICANT:
+            p_value = format_p(pair.p_value)
+            sign = "" if p_value.startswith("<") else "= "
+            words = f"{task} ({POINTS * pair.difference:+.1f} points, p {sign}{p_value})"
+            differ[pair.difference > 0].append(words)
+    at_chance = [task for task, sides in records.items() if len(sides) == 2 and all(map(_guesses, sides))]
+    parts = [
+        f"{words} {join_words(differ[is_better])}"
+        for words, is_better in ((f"{label} is better at", True), (f"the {other} is better at", False))
+        if differ[is_better]
+    ]
+    count = len(made)
+    lead, verdict = "no difference", "McNemar's exact test shows no significant difference"
+    if parts:
+        lead, verdict = f"{len(differ[True])} to {len(differ[False])} of {count}", "; ".join(parts)
+        if count > 1:
+            verdict += f" ({count} tests; about {SIGNIFICANT * count:.1f} are expected by chance)"
+    shots, tasks = made[0].point.num_fewshot or 0, "task" if count == 1 else "tasks"
+    text = f"{shots}-shot, {count} {tasks} at {instance.title}: {verdict}."
+    if at_chance:
+        text += f" Both models are at chance on {join_words(at_chance)}."
+    return KeyFinding(lead, text + _average(records, {model: label, reference: other}))
+
+
+def _guesses(record: Record) -> bool:
+    """Return whether the interval of an accuracy holds that of guessing."""
+    level, found = chance(record.point.task, "acc"), accuracy(record)
+    if level is None or found is None:
+        return False
+    value, count = found
+    low, high = proportion_interval(round(value * count), count)
+    return low <= level <= high
+
+
+def _average(records: Mapping[str, Sequence[Record]], labels: Mapping[str, str]) -> str:
+    """State the paper's average over those of its tasks that both models have."""
+    found = paper_average(
+        {
+            task: {side.model.name: side.metrics["acc"].value for side in sides}
+            for task, sides in records.items()
+            if len(sides) == 2
+        }
+    )
+    if found is None:
+        return ""
+    tasks, means = found
+    values = ", ".join(f"{label} {format_percent(means[model])}" for model, label in labels.items())
+    return f" Mean over the paper's tasks that both have ({', '.join(tasks)}): {values}."

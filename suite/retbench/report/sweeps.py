@@ -1,0 +1,172 @@
+"""Cost sweeps: one workload of an experiment at one batch size over context lengths, with its rounds as points."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+
+import pandas as pd
+
+from retbench.records.record import Record
+from retbench.report.frames import observations
+from retbench.report.points import Lineup, group, lineup
+from retbench.report.provenance import describe_conditions
+from retbench.report.selection import Selection, matched_groups
+from retbench.report.wording import file_stem, section_title
+from retbench.stats.intervals import CONFIDENCE, Interval, geometric_interval
+from retbench.workloads.workload import WORKLOADS, MetricSpec
+
+POINT_KEY = ["experiment", "workload", "batch_size", "context_len"]
+
+
+def summarise(metrics: pd.DataFrame) -> pd.DataFrame:
+    """Return one row per (cell, metric): the geometric mean of the rounds' values with its interval.
+
+    Args:
+        metrics: A `frames.observations` of one selection.
+
+    Returns:
+        Columns of `POINT_KEY`, model, metric, unit, value, low, high, num_rounds. The ends are NaN with one round, and
+        where a value is not positive (then the value is the median).
+    """
+    columns = ["experiment", "workload", "model", "batch_size", "context_len", "metric", "unit"]
+    rows = []
+    for key, rounds in metrics.groupby(columns, sort=True, observed=True):
+        values = [float(value) for value in rounds.sort_values("round")["value"]]
+        rows.append((*key, *_interval(values), len(values)))
+    return pd.DataFrame(rows, columns=[*columns, "value", "low", "high", "num_rounds"])
+
+
+def _interval(values: Sequence[float]) -> tuple[float, float, float]:
+    if min(values) <= 0 or len(values) == 1:
+        return median(values), math.nan, math.nan
+    if min(values) == max(values):  # counted, not timed: exact, without the rounding of a logarithm
+        return values[0], values[0], values[0]
+    return value_and_ends(geometric_interval(values, CONFIDENCE))
+
+
+def value_and_ends(interval: Interval) -> tuple[float, float, float]:
+    """Return value, low and high as numbers; a missing end is NaN."""
+    low = math.nan if interval.low is None else interval.low
+    high = math.nan if interval.high is None else interval.high
+    return interval.value, low, high
+
+
+def failed_points(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return one row per cell without a successful round: `POINT_KEY`, model, and the last status and error.
+
+    Args:
+        frame: A `frames.observations` of one selection.
+    """
+    key = [*POINT_KEY, "model"]
+    ok = (frame["status"] == "ok").groupby([frame[name] for name in key]).transform("any")
+    failed = frame[~ok].sort_values("round").drop_duplicates(key, keep="last")
+    return failed[[*key, "status", "error"]].sort_values(key, ignore_index=True)
+
+
+@dataclass(frozen=True)
+class CostSweep:
+    """One workload of one experiment at one batch size.
+
+    Attributes:
+        models: All models of the experiment's group, so that a model looks the same everywhere.
+        metrics: Its rows of `frames.observations` that have a metric.
+        points: Its rows of `summarise`.
+        failed: Its rows of `failed_points`.
+        records: Its records.
+        conditions: Conditions of the measurement, in one line.
+    """
+
+    experiment: str
+    workload: str
+    batch_size: int
+    models: Lineup
+    metrics: pd.DataFrame
+    points: pd.DataFrame
+    failed: pd.DataFrame
+    records: tuple[Record, ...]
+    conditions: str
+
+    @property
+    def name(self) -> str:
+        """Name, unique in a selection and fit for a file name."""
+        return f"{file_stem(section_title(self.experiment, self.workload, '_'))}_batch{self.batch_size}"
+
+    @property
+    def primary(self) -> MetricSpec | None:
+        """Metric by which models are compared; None of a workload that is not installed here."""
+        known = WORKLOADS.get(self.workload)
+        return known.primary if known else None
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Every context length, measured or failed, in order."""
+        return tuple(sorted({record.point.context_len for record in self.records}))
+
+    @property
+    def num_rounds(self) -> int:
+        """Number of rounds of the cell that has most."""
+        return len({record.round for record in self.records})
+
+    def rows(self, metric: str) -> pd.DataFrame:
+        """Return the points of one metric."""
+        return self.points[self.points["metric"] == metric]
+
+    def cell(self, model: str, length: int) -> list[Record]:
+        """Return the records of one model at one context length."""
+        return [r for r in self.records if (r.model.name, r.point.context_len) == (model, length)]
+
+    def subtitle(self, metric: str) -> str:
+        """Return the batch size and the meaning of the error bars."""
+        rounds = describe_rounds(self.rows(metric))
+        return f"batch {self.batch_size}{'; ' if rounds.startswith('bars') else ', '}{rounds}"
+
+
+def describe_rounds(rows: pd.DataFrame) -> str:
+    """Return the meaning of the error bars of points, or that there are none."""
+    if not rows["low"].notna().any():
+        return "one round"
+    return f"bars: 95 % interval of {int(rows['num_rounds'].max())} rounds"
+
+
+def make_sweeps(selection: Selection) -> list[CostSweep]:
+    """Return every cost sweep of a selection, sorted by experiment, workload and batch size."""
+    sweeps = [sweep for records in matched_groups(selection.costs) for sweep in _sweeps(records)]
+    return sorted(sweeps, key=lambda sweep: (sweep.experiment, sweep.workload, sweep.batch_size))
+
+
+def _sweeps(records: Sequence[Record]) -> list[CostSweep]:
+    frame, models = observations(records), lineup(records)
+    metrics, failed = frame[frame["metric"].notna()], failed_points(frame)
+    points = summarise(metrics)
+    groups = group(records, lambda record: (record.experiment, record.workload, record.point.batch_size))
+    return [
+        CostSweep(
+            *key,
+            models=models,
+            metrics=_part(metrics, *key),
+            points=_part(points, *key),
+            failed=_part(failed, *key),
+            records=tuple(mine),
+            conditions=describe_conditions(mine, models),
+        )
+        for key, mine in groups.items()
+    ]
+
+
+def _part(frame: pd.DataFrame, experiment: str, workload: str, batch_size: int) -> pd.DataFrame:
+    mine = (frame["experiment"] == experiment) & (frame["workload"] == workload)
+    return frame[mine & (frame["batch_size"] == batch_size)]
+
+
+def by_workload(sweeps: Sequence[CostSweep]) -> list[list[CostSweep]]:
+    """Return the sweeps of one experiment and workload together, one per batch size, in their order."""
+    groups: dict[tuple[str, str], list[CostSweep]] = {}
+    for sweep in sweeps:
+        groups.setdefault((sweep.experiment, sweep.workload), []).append(sweep)
+    return list(groups.values())
+
+
+def swept_by_batch(sweeps: Sequence[CostSweep]) -> bool:
+    """Return whether a workload is swept over more batch sizes than context lengths."""
+    return len(sweeps) > len({length for sweep in sweeps for length in sweep.lengths})

@@ -1,0 +1,94 @@
+"""Words and numbers that tables, figures and findings share."""
+
+import re
+from collections.abc import Sequence
+
+from retbench.records.record import Record
+from retbench.stats.intervals import Crossover
+from retbench.units import format_tokens
+
+_STATUS_WORDS = {
+    "oom": "out of memory",
+    "timeout": "timed out",
+    "failed": "failed",
+    "gate_failed": "forms disagree",
+    "unsupported": "not supported here",
+    "missing": "not measured",
+}
+
+_NUMBER_AND_UNIT = re.compile(r"(?<=\d) (?=(?:%|[KMGTB]|[nµm]?s|[KMG]i?B|tokens|threads?)(?![A-Za-z]))")
+
+POINTS = 100
+"""Percentage points in a difference of 1 between accuracies."""
+
+
+def describe_status(status: str) -> str:
+    """Return a status in words: 'oom' -> 'out of memory'."""
+    return _STATUS_WORDS.get(status, status)
+
+
+def section_title(experiment: str, workload: str, join: str = ": ") -> str:
+    """Return experiment and workload in one; the name once where both have the same."""
+    return workload if experiment == workload else f"{experiment}{join}{workload}"
+
+
+def file_stem(text: str) -> str:
+    """Return a name as part of a file name: letters, digits, dashes and underscores only."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", text)
+
+
+def bind_units(text: str) -> str:
+    """Return text in which no line break separates a number from its unit."""
+    return _NUMBER_AND_UNIT.sub("\u00a0", text)
+
+
+def join_words(items: Sequence[str]) -> str:
+    """Return items as a sentence lists them: 'a, b and c'."""
+    return " and ".join([", ".join(items[:-1]), items[-1]]) if len(items) > 1 else items[0]
+
+
+def format_p(p_value: float) -> str:
+    """Return a p-value with two digits, or an upper bound of a very small one."""
+    return "< 0.0001" if p_value < 1e-4 else f"{p_value:.2g}"
+
+
+def format_length(tokens: float) -> str:
+    """Return a computed length with three digits: 2431.7 -> '2,430'."""
+    return f"{float(f'{tokens:.3g}'):,.0f}"
+
+
+def describe_crossover(crossing: Crossover) -> str:
+    """Return a crossover with its interval: '1,840 [1,620, 2,090] tokens'; three digits each."""
+    if crossing.value is None:
+        return "none in range"
+    ends = (
+        f" [{format_length(crossing.low)}, {format_length(crossing.high)}]"
+        if crossing.low is not None and crossing.high is not None
+        else ""
+    )
+    return f"{format_length(crossing.value)}{ends} tokens"
+
+
+def rounds_disagree(crossing: Crossover, lengths: Sequence[int]) -> bool:
+    """Return whether a crossover is missing because rounds disagree, not because the range is too short."""
+    return crossing.value is None and not {crossing.low, crossing.high} & {lengths[0], lengths[-1]}
+
+
+def describe_absence(crossing: Crossover, lengths: Sequence[int], label: str) -> str:
+    """Return why the range measured holds no crossover, in a few words."""
+    if crossing.low is None and crossing.high == lengths[0]:
+        return f"{label} is faster at every measured length"
+    if crossing.high is None and crossing.low == lengths[-1]:
+        return f"{label} is not faster up to {format_tokens(lengths[-1])}"
+    if crossing.high is not None:
+        return f"{label} is faster from {format_length(crossing.high)} on in every round"
+    return f"{label} is faster in some rounds only"
+
+
+def device_name(record: Record) -> str:
+    """Return the vendor's name of the device of a record, without trademark signs."""
+    gpu = record.environment.get("gpu")
+    if isinstance(gpu, dict) and "name" in gpu:
+        return str(gpu["name"])
+    name = str(record.environment.get("cpu_model") or record.environment.get("machine"))
+    return re.sub(r"\((?:R|TM)\)", "", name)

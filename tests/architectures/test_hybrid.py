@@ -1,0 +1,106 @@
+"""Hybrids: a list of mixers in an experiment becomes one model, matched, equivalent in its forms, and timed alike."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from retbench.architectures import costs
+from retbench.architectures.configs import form_of, parse_model_config
+from retbench.architectures.matching import resolve_model
+from retbench.architectures.sizes import find_size
+from retbench.config.experiment import Experiment, load_experiment
+from retbench.errors import ConfigError
+from retbench.models.build import build_model
+from retbench.models.equivalence import check_equivalence
+from retbench.workloads.states import fill_caches, prefilled_state
+
+PATTERN = """
+title = "A hybrid"
+source = "none; made for tests"
+expect = "It runs."
+[models.mixed]
+pattern = ["retention", "retention", {mixer = "attention", num_kv_heads = 1}]
+[profiles.smoke]
+size = "3m"
+[profiles.smoke.workloads.decode]
+context_len = [64]
+"""
+
+
+@pytest.fixture
+def experiment(tmp_path: Path) -> Experiment:
+    path = tmp_path / "mixed.toml"
+    path.write_text(PATTERN, encoding="utf-8")
+    return load_experiment(str(path))
+
+
+def test_a_pattern_is_repeated_over_the_layers(experiment: Experiment) -> None:
+    config = resolve_model(experiment.models["mixed"], "3m")
+    kinds = [layer.mixer.mixer for layer in config.layers]
+    assert kinds == ["retention", "retention", "attention"] * 2
+    assert [block.count for block in config.blocks] == [2, 1, 2, 1]
+    assert config.grows
+    assert parse_model_config(config.model_dump()) == config
+
+
+@pytest.mark.parametrize("size", ["1m", "25m", "1.3b"])
+def test_it_is_matched_to_the_budget_of_its_size(experiment: Experiment, size: str) -> None:
+    config, shape = resolve_model(experiment.models["mixed"], size), find_size(size)
+    budget = 12 * shape.d_model**2 * shape.num_layers
+    assert costs.block_params(config) == pytest.approx(budget, rel=0.01)
+
+
+def test_its_forms_are_equivalent_and_its_costs_are_those_of_the_model(experiment: Experiment) -> None:
+    config = resolve_model(experiment.models["mixed"], "1m")
+    model = build_model(config, dtype=torch.float32, device="cpu", seed=0, backend="chunkwise+sdpa")
+    assert sum(weight.numel() for weight in model.parameters()) == costs.num_params(config)
+    assert model.init_state(2, 33).num_bytes == costs.state_bytes(config, "float32", 2, 33)
+    text = torch.randint(0, 256, (1, 301), generator=torch.Generator().manual_seed(0))
+    gate = check_equivalence(model, text, depth=301, lengths=(1, 17, 127))
+    assert gate.passed, [check for check in gate.checks if not check.passed]
+    names = " ".join(check.name for check in gate.checks)
+    assert "retention=parallel" in names
+    assert "attention=reference" in names
+
+
+def test_each_mixer_takes_its_own_form(experiment: Experiment) -> None:
+    config = resolve_model(experiment.models["mixed"], "1m")
+    retention, attention = config.mixers
+    assert form_of(retention, "attention=reference") == "chunkwise"
+    assert form_of(attention, "recurrent+reference") == "reference"
+    with pytest.raises(ConfigError, match="nonsense"):
+        build_model(config, dtype=torch.float32, device="cpu", seed=0, backend="nonsense")
+
+
+def test_a_filled_state_has_the_retention_of_real_text_and_caches_of_its_scale(
+    experiment: Experiment,
+) -> None:
+    config = resolve_model(experiment.models["mixed"], "1m")
+    model = build_model(config, dtype=torch.float32, device="cpu", seed=0, backend="chunkwise+sdpa")
+    state = model.init_state(2, 40)
+    fill_caches(model, state, 30, seed=0)
+    assert state.position == 30
+    for layer, real in zip(state.layers, prefilled_state(model).layers, strict=True):
+        for name in layer.names("fixed"):
+            assert torch.equal(layer[name], real[name].expand_as(layer[name]))
+        for name in layer.names("per_token"):
+            assert layer[name][:, :, :30].std() == pytest.approx(float(real[name].std()), rel=0.2)
+            assert not layer[name][:, :, 30:].any()
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        ('"retentoin"', "retention"),
+        ("{window = 3}", "without the name of a mixer"),
+        ('{mixer = "attention", num_kv_heads = 3}', "must divide"),
+        ('{mixer = "attention", heads = 3}', "heads"),
+    ],
+)
+def test_a_wrong_pattern_is_refused_with_what_is_wrong(tmp_path: Path, item: str, message: str) -> None:
+    path = tmp_path / "wrong.toml"
+    table = '{mixer = "attention", num_kv_heads = 1}'
+    path.write_text(PATTERN.replace(table, item), encoding="utf-8")
+    with pytest.raises(ConfigError, match=message):
+        resolve_model(load_experiment(str(path)).models["mixed"], "3m")

@@ -1,0 +1,136 @@
+"""Doubts: what is missing, noisy, disturbed or failed is told, and a clean run is not accused."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from report.synthetic_records import CPU, Maker
+from report.synthetic_scores import ScoreMaker, evaluations_of
+from retbench.records.record import Record
+from retbench.report.diagnostics import (
+    absent_sentences,
+    disturbance_sentences,
+    failure_table,
+    missing_evaluations,
+    missing_sentences,
+    noisy_sentences,
+)
+from retbench.report.selection import Selection, select
+from retbench.report.sweeps import make_sweeps
+
+
+def missing_of(selection: Selection) -> list[str]:
+    """What is missing of the experiments that were run."""
+    sentences = missing_sentences(selection.records, make_sweeps(selection))
+    return [sentence for sentence in sentences if sentence.partition(":")[0] in selection.experiments]
+
+
+def test_a_clean_run_is_not_accused(cpu_records: list[Record]) -> None:
+    selection = select(cpu_records)
+    sweeps = make_sweeps(selection)
+    assert missing_of(selection) == []
+    assert noisy_sentences(sweeps) == []
+    assert disturbance_sentences(selection.records) == []
+    assert failure_table(selection.records).empty
+
+
+def test_an_experiment_that_was_not_run_is_named_with_its_command(cpu_records: list[Record]) -> None:
+    selection = select(cpu_records, "latency")
+    (sentence,) = [
+        s for s in missing_sentences(selection.records, make_sweeps(selection)) if s.startswith("memory:")
+    ]
+    assert "Run `retbench run memory`." in sentence
+
+
+def test_missing_rounds_and_points_are_named(cpu_records: list[Record]) -> None:
+    def kept(record: Record) -> bool:
+        place = (record.model.name, record.workload, record.point.context_len)
+        lost_point = place == ("transformer", "decode", 4096)
+        return not (lost_point or (place == ("retnet", "decode", 1024) and record.round > 0))
+
+    selection = select([record for record in cpu_records if kept(record)])
+    point, rounds = sorted(missing_of(selection), key=lambda s: "RetNet" in s)
+    assert point.startswith("latency: Transformer, decode at 4K, batch 1: none of 5 rounds are measured.")
+    assert rounds.startswith("latency: RetNet, decode at 1K, batch 1: 1 of 5 rounds is measured.")
+    assert "Run `retbench run latency --profile cpu` again" in rounds
+
+
+def test_a_wide_interval_is_called_noisy(cpu_records: list[Record]) -> None:
+    def shaken(record: Record) -> Record:
+        if (record.workload, record.point.context_len, record.model.name) != ("decode", 2048, "retnet"):
+            return record
+        metric = record.metrics["tpot_s"]
+        slower = metric.model_copy(update={"value": metric.value * (1 + 0.2 * (record.round % 2))})
+        return record.model_copy(update={"metrics": record.metrics | {"tpot_s": slower}})
+
+    (sentence,) = noisy_sentences(make_sweeps(select([shaken(record) for record in cpu_records])))
+    assert sentence.startswith("latency: decode, batch 1: ")
+    assert "10 %" in sentence
+    assert "RetNet at 2K" in sentence
+
+
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        ({"load_average": [7.5, 3.0, 1.0], "physical_cores": 2}, "load average up to 7.5"),
+        (
+            {"gpu_state": {"before": {"num_foreign_processes": 1}, "after": {}}},
+            "while other processes used the GPU",
+        ),
+        ({"gpu_state": {"violation_s": {"power": 0.0, "thermal": 0.2}}}, "reduced its clocks"),
+    ],
+)
+def test_what_disturbed_a_measurement_is_told(facts: dict[str, Any], words: str) -> None:
+    def change(arguments: dict[str, Any]) -> dict[str, Any]:
+        return arguments | {"environment": arguments["environment"] | facts}
+
+    (sentence,) = disturbance_sentences(Maker(CPU, change=change).memory())
+    assert "12" in sentence
+    assert words in sentence
+
+
+@pytest.mark.parametrize("load", [None, [], "idle", [2.0]])
+def test_an_idle_or_unknown_load_is_no_disturbance(load: object) -> None:
+    def change(arguments: dict[str, Any]) -> dict[str, Any]:
+        facts = {"load_average": load, "physical_cores": 2}
+        return arguments | {"environment": arguments["environment"] | facts}
+
+    assert disturbance_sentences(Maker(CPU, change=change).memory()) == []
+
+
+def test_failures_of_a_cell_for_one_reason_are_one_row(gpu_records: list[Record]) -> None:
+    table = failure_table(select(gpu_records, "latency").records)
+    assert table[["model", "context", "rounds", "status"]].to_numpy().tolist() == [
+        ["transformer", "16K", "0, 1, 2, 3, 4", "out of memory"],
+        ["transformer", "32K", "0, 1, 2, 3, 4", "out of memory"],
+    ]
+
+
+def test_what_cannot_be_measured_here_is_told_once(cpu_records: list[Record]) -> None:
+    assert absent_sentences(cpu_records) == [
+        "latency: energy_per_token_j: no energy counter on this machine.",
+        "memory: energy_per_token_j: no energy counter on this machine.",
+    ]
+
+
+def test_what_was_not_asked_of_a_model_is_named_with_its_command(tmp_path: Path) -> None:
+    maker = ScoreMaker(tmp_path, seeds={"1m": (0, 1)})
+    maker.perplexities("litbank/original", "whole", 2048)
+    maker.perplexities("wikitext-103", "whole", 2048)
+    assert missing_evaluations(evaluations_of(maker)) == []
+    (sentence,) = missing_evaluations(
+        replace(
+            evaluations_of(maker),
+            records=tuple(
+                record
+                for record in maker.records
+                if (record.model.name, record.point.task, record.model.weights and record.model.weights.seed)
+                != ("retnet", "wikitext-103", 1)
+            ),
+        )
+    )
+    assert sentence.startswith("quality: wikitext-103 (whole, 2K) ")
+    assert "RetNet 1m seed 1" in sentence
+    assert "Run `retbench run quality --profile cpu` again" in sentence

@@ -1,0 +1,114 @@
+"""The ledger: both sides side by side, and a flag on what should be the same and is not."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from report.synthetic_records import CPU, Maker
+from retbench.records.record import Gate, GateCheck, Record
+from retbench.report.frames import load_results
+from retbench.report.points import lineup
+from retbench.report.provenance import (
+    environment_table,
+    equivalence_table,
+    executed_table,
+    match_table,
+    mismatch_sentence,
+)
+
+
+def as_dict(table: pd.DataFrame) -> dict[str, list[str]]:
+    return {row[0]: list(row[1:]) for row in table.itertuples(index=False)}
+
+
+def test_parameters_of_both_are_shown_with_their_mismatch(cpu_records: list[Record]) -> None:
+    models = lineup(cpu_records)
+    table = match_table(cpu_records, models)
+    assert list(table.columns) == ["fact", "RetNet", "Transformer"]
+    rows = as_dict(table)
+    assert rows["ffn_dim"] == ["680", "1368"]
+    assert rows["value_dim"] == ["1024", "–"]
+    assert rows["parameters without embedding and head"] == ["18,859,520", "18,905,600"]
+    sentence = mismatch_sentence(cpu_records, models)
+    assert "differ by 46,080 (0.2 % of the larger)" in sentence
+    assert "d_model, num_layers, vocab_size, norm_eps." in sentence
+
+
+def test_one_model_has_no_mismatch(cpu_records: list[Record]) -> None:
+    alone = [record for record in cpu_records if record.model.name == "retnet"]
+    assert mismatch_sentence(alone, lineup(alone)) == "Only one model was measured: RetNet."
+
+
+def test_a_fair_run_has_no_flag_but_the_architectures_own(cpu_records: list[Record]) -> None:
+    decode = [record for record in cpu_records if record.workload == "decode"]
+    rows = as_dict(executed_table(decode, lineup(cpu_records)))
+    assert rows["dtype"] == ["float32", "float32", ""]
+    assert rows["rounds"] == ["5", "5", ""]
+    assert rows["samples per round"] == ["21", "21", ""]
+    assert rows["executed: decode"] == ["recurrent", "sdpa:math", "by architecture"]
+    assert rows["executed: kv_capacity"] == ["–", "1,025 to 32,769", "by architecture"]
+    assert "differs" not in {row[-1] for row in rows.values()}
+
+
+def test_what_published_pairs_differ_in_is_what_their_architectures_bring() -> None:
+    records = load_results(Path(__file__).parents[2] / "results" / "published").records
+    by_experiment: dict[object, list[Record]] = {}
+    for record in records:
+        by_experiment.setdefault((record.run_id, record.workload), []).append(record)
+    for mine in by_experiment.values():
+        table = executed_table(mine, lineup(mine))
+        assert list(table[table["difference"] == "differs"]["fact"]) == []
+
+
+def test_what_should_be_the_same_and_is_not_is_flagged(cpu_records: list[Record]) -> None:
+    records = [
+        r.model_copy(update={"backend": r.backend | {"cuda_graph": True}}) if r.model.name == "retnet" else r
+        for r in cpu_records
+        if r.workload == "decode" and not (r.model.name == "transformer" and r.round == 4)
+    ]
+    rows = as_dict(executed_table(records, lineup(records)))
+    assert rows["executed: cuda_graph"] == ["True", "False", "differs"]
+    assert rows["rounds"] == ["5", "4", "differs"]
+
+
+def test_the_gate_shows_the_worst_error_of_all_records(cpu_records: list[Record]) -> None:
+    def worse(error: float) -> Record:
+        gate = Gate(
+            passed=error <= 1e-4,
+            dtype="float32",
+            checks=(GateCheck(name="streamed = whole", length=2047, error=error, limit=1e-4),),
+        )
+        return cpu_records[0].model_copy(update={"gate": gate})
+
+    models = lineup(cpu_records)
+    table = equivalence_table([*cpu_records, worse(9e-5)], models)
+    rows = {(row.model, row.check): row for row in table.itertuples()}
+    assert len(rows) == 5
+    streamed = rows["RetNet", "streamed = whole"]
+    assert (streamed.error, streamed.limit, streamed.verdict) == ("9.0e-05", "1e-04", "equal")
+    for error in (math.inf, math.nan):
+        table = equivalence_table([*cpu_records, worse(error)], models)
+        bad = table[table["verdict"] == "NOT EQUAL"]
+        assert list(bad["error"]) == ["inf"]
+
+
+def test_no_gate_is_an_empty_table(cpu_records: list[Record]) -> None:
+    bare = [record.model_copy(update={"gate": None}) for record in cpu_records]
+    assert equivalence_table(bare, lineup(bare)).empty
+
+
+def test_facts_that_change_are_shown_as_ranges() -> None:
+    def change(arguments: dict[str, Any]) -> dict[str, Any]:
+        number = arguments["round"]
+        facts = {"load_average": 1 + number, "governor": f"g{number}", "cpus": [0, 1], "memory_bytes": 2**34}
+        return arguments | {"environment": arguments["environment"] | facts}
+
+    rows = as_dict(environment_table(Maker(CPU, change=change).latency(lengths=(1024,))))
+    assert rows["load_average"] == ["1 to 5"]
+    assert rows["governor"] == ["g4 (the latest of 5 values)"]
+    assert rows["cpus"] == ["[0, 1]"]
+    assert rows["memory_bytes"] == ["16.0 GiB"]
+    assert rows["versions.torch"] == ["2.13.0"]
+    assert rows["measured read bandwidth"] == ["30.0 GB/s"]

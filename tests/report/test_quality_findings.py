@@ -1,0 +1,182 @@
+"""The headline on quality falls as the numbers do: better, worse, level, or too few documents to tell."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from report.synthetic_scores import SEEDS, ScoreMaker, answer_better
+from retbench.report.evaluations import Evaluations, make_evaluations
+from retbench.report.findings import KeyFinding
+from retbench.report.frames import load_results
+from retbench.report.quality_findings import find_quality
+from retbench.report.selection import select
+
+CORPUS = "litbank/original"
+
+
+def found(maker: ScoreMaker) -> list[KeyFinding]:
+    loaded = load_results(maker.write())
+    scores = make_evaluations(select(loaded.records, folders=loaded.folders))
+    assert scores is not None
+    return find_quality(scores)
+
+
+def losses(folder: Path, ratios: Mapping[str, float], **fields: Any) -> KeyFinding:
+    """The finding where RetNet's bits per token are so many times the Transformer's, by size, within about 1 %."""
+    bits = {"transformer": dict.fromkeys(ratios, 1.5), "retnet": {s: 1.5 * r for s, r in ratios.items()}}
+    maker = ScoreMaker(folder, bits=bits, **({"seeds": dict.fromkeys(ratios, (0,))} | fields))
+    maker.perplexities(CORPUS, "last", 2048)
+    (finding,) = found(maker)
+    return finding
+
+
+@pytest.mark.parametrize(
+    ("ratios", "words"),
+    [
+        ({"1m": 0.9}, "RetNet is better."),
+        ({"1m": 1.1}, "the Transformer is better."),
+        (
+            {"1m": 0.9, "6m": 0.9, "25m": 0.9},
+            "RetNet is better at every size. No crossover is shown from 1m to 25m.",
+        ),
+        (
+            {"1m": 1.1, "6m": 1.1, "25m": 0.9},
+            "the Transformer is better at 1m and 6m; RetNet is better at 25m. RetNet becomes the better one between "
+            "6m and 25m.",
+        ),
+        (
+            {"1m": 0.9, "6m": 1.1},
+            "RetNet is better at 1m; the Transformer is better at 6m. RetNet becomes the worse one between 1m and 6m.",
+        ),
+        (
+            {"1m": 0.9, "6m": 1.1, "25m": 0.9},
+            "RetNet is better at 1m and 25m; the Transformer is better at 6m. The order changes between 1m and 6m and "
+            "between 6m and 25m.",
+        ),
+    ],
+)
+def test_the_better_model_is_named_and_where_it_changes(
+    tmp_path: Path, ratios: dict[str, float], words: str
+) -> None:
+    finding = losses(tmp_path, ratios)
+    assert finding.text.endswith(f": {words}")
+    assert finding.text.startswith("RetNet's bits per token on litbank/original (last, 2K) are ")
+    assert "trained on 20.0 M tokens (95 % CI over 60 documents)" in finding.text
+    last = list(ratios.values())[-1]
+    share = 1 - last if last < 1 else 1 - 1 / last
+    lead = re.fullmatch(r"(Transformer: )?([\d.]+) % fewer bits per token", finding.lead)
+    assert lead is not None
+    assert (lead[1] is None) == (last < 1)
+    assert float(lead[2]) == pytest.approx(100 * share, abs=2)
+    shown = [float(value) for value in re.findall(r"(\d\.\d{3}) \[", finding.text)]
+    assert shown == pytest.approx(list(ratios.values()), rel=0.02)
+
+
+def test_equal_losses_show_no_difference(tmp_path: Path) -> None:
+    shared: dict[int, list[dict[str, Any]]] = {}
+
+    def same(model: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The Transformer's rows are RetNet's, alternately a little more and a little less."""
+        if model == "retnet":
+            shared[len(rows)] = rows
+            return rows
+        return [
+            {**row, "nll_nats": row["nll_nats"] * (1.01 if number % 2 else 0.99)}
+            for number, row in enumerate(shared[len(rows)])
+        ]
+
+    maker = ScoreMaker(tmp_path, seeds={"1m": (0,)}, change_rows=same)
+    maker.perplexities(CORPUS, "last", 2048)
+    (finding,) = found(maker)
+    assert finding.lead == "no significant difference"
+    assert "not significant" in finding.text
+
+
+def test_few_documents_tell_nothing(tmp_path: Path) -> None:
+    finding = losses(tmp_path, {"1m": 0.5}, num_documents=2)
+    assert "(no interval: 2 documents)" in finding.text
+    assert "95 %" not in finding.text
+    assert "too few documents" in finding.text
+
+
+def test_seeds_that_disagree_are_told_one_by_one(tmp_path: Path) -> None:
+    number = {"retnet": 0}
+
+    def change(model: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        if model != "retnet":
+            return rows
+        number["retnet"] += 1
+        factor = 0.8 if number["retnet"] == 2 else 1.25
+        return [{**row, "nll_nats": factor * row["nll_nats"]} for row in rows]
+
+    maker = ScoreMaker(tmp_path, seeds={"1m": (0, 1, 2)}, change_rows=change)
+    maker.perplexities(CORPUS, "last", 2048)
+    (finding,) = found(maker)
+    assert "at 1m (seeds 0, 1 and 2)" in finding.text
+    assert finding.text.endswith(
+        ": the Transformer is better at 1m seed 0 and 1m seed 2; RetNet is better at 1m seed 1."
+    )
+    assert finding.lead.count("–") == 1  # a range over seeds, never a mean
+
+
+def test_the_whole_headline(scores: Evaluations) -> None:
+    findings = find_quality(scores)
+    beyond = [
+        finding for finding in findings if finding.text.startswith("Beyond the training length of 2K tokens")
+    ]
+    assert [finding.lead for finding in beyond] == [
+        "-0.03 against +0.36 nats per token",
+        "-0.03 against +0.40 nats per token",
+    ]
+    record = next(
+        r
+        for r in scores.records
+        if (r.model.name, r.model.size, r.point.task) == ("transformer", "25m", CORPUS)
+        and r.point.context_len == 8192
+    )
+    series = record.series["loss_by_position"]
+    early, late = (series.y[series.x.index(length)] for length in (2048, 8192))
+    assert f"from {early:.3f} to {late:.3f} for the Transformer." in beyond[0].text
+    exams = [finding for finding in findings if "-shot, 4 tasks at 25m seed 0" in finding.text]
+    assert [finding.lead for finding in exams] == ["1 to 0 of 4", "no difference"]
+    assert "RetNet is better at piqa (" in exams[0].text
+    assert "about 0.2 are expected by chance" in exams[0].text
+    assert "at chance on copa and hellaswag." in exams[0].text
+    assert len(findings) == 4 + len(beyond) + len(exams)
+
+
+@pytest.mark.parametrize("names", [{}, {"retnet": "transformer", "transformer": "retnet"}])
+def test_each_mean_over_the_papers_tasks_stands_beside_its_own_model(
+    tmp_path: Path, names: Mapping[str, str]
+) -> None:
+    """RetNet answers three of four questions rightly, the Transformer two of four, whatever the models are called."""
+
+    def rename(arguments: dict[str, Any]) -> dict[str, Any]:
+        name = arguments["model"].name
+        arguments["model"] = arguments["model"].model_copy(update={"name": names.get(name, name)})
+        return arguments
+
+    maker = ScoreMaker(tmp_path, seeds={"1m": (0,)}, change=rename, change_rows=answer_better)
+    maker.zeroshots(0)
+    (finding,) = found(maker)
+    assert finding.text.endswith(
+        "Mean over the paper's tasks that both have (hellaswag, copa, piqa): RetNet 75.0 %, Transformer 50.0 %."
+    )
+
+
+def test_models_that_were_trained_at_the_whole_length_have_nothing_beyond(tmp_path: Path) -> None:
+    maker = ScoreMaker(tmp_path, seeds=SEEDS)
+    maker.trainings()
+    maker.perplexities(CORPUS, "whole", 2048)
+    assert not [finding for finding in found(maker) if finding.text.startswith("Beyond")]
+
+
+def test_without_a_transformer_nothing_is_compared(tmp_path: Path) -> None:
+    maker = ScoreMaker(tmp_path, seeds={"1m": (0,)})
+    maker.perplexities(CORPUS, "whole", 2048)
+    maker.zeroshots(0)
+    maker.records = [record for record in maker.records if record.model.name == "retnet"]
+    assert found(maker) == []

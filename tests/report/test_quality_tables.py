@@ -1,0 +1,203 @@
+"""Quality as tables: one row a reading in base units, then the models side by side for people."""
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from report.synthetic_scores import SEEDS, TASKS, ScoreMaker
+from retbench.records.record import Record
+from retbench.report.evaluations import Evaluations, make_evaluations
+from retbench.report.formats import readable_tables
+from retbench.report.frames import load_results
+from retbench.report.points import learning_rate
+from retbench.report.selection import select
+from retbench.report.tables import QUALITY_LEAD, quality_table
+from retbench.report.wording import format_p
+
+
+@pytest.fixture(scope="module")
+def frame(scores: Evaluations) -> pd.DataFrame:
+    return quality_table(scores, "quality")
+
+
+@pytest.fixture(scope="module")
+def tables(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    return readable_tables(frame)
+
+
+def scores_of(maker: ScoreMaker) -> Evaluations:
+    loaded = load_results(maker.write())
+    found = make_evaluations(select(loaded.records, folders=loaded.folders))
+    assert found is not None
+    return found
+
+
+def row_of(frame: pd.DataFrame, record: Record) -> Any:
+    """The row of a record's subject and question."""
+    mine = frame[
+        (frame["model"] == record.model.name)
+        & (frame["workload"] == record.workload)
+        & (frame["task"] == record.point.task)
+        & (frame["size"] == record.model.size)
+        & (frame["seed"] == (record.model.weights.seed if record.model.weights else None))
+        & (frame["context_len"] == record.point.context_len)
+    ]
+    for field in ("protocol", "num_fewshot"):
+        if getattr(record.point, field) is not None:
+            mine = mine[mine[field] == getattr(record.point, field)]
+    if record.workload == "training_run":
+        mine = mine[
+            (mine["role"] == record.backend["role"]) & (mine["learning_rate"] == learning_rate(record))
+        ]
+    assert len(mine) == 1
+    return mine.iloc[0]
+
+
+def test_every_reading_is_one_row_with_its_metrics_in_base_units(
+    frame: pd.DataFrame, scores: Evaluations
+) -> None:
+    assert len(frame) == len(scores.records)
+    for record in scores.records:
+        row = row_of(frame, record)
+        for name, metric in record.metrics.items():
+            assert row[name] == metric.value, (name, record.point)
+    assert {str(frame[name].dtype) for name in frame.columns if name not in QUALITY_LEAD} == {"float64"}
+
+
+def test_comparisons_stand_on_the_challengers_row_alone(frame: pd.DataFrame, scores: Evaluations) -> None:
+    theirs = frame[frame["model"] == "transformer"]
+    assert theirs["bits_per_byte_ratio"].isna().all()
+    assert theirs["reference"].isna().all()
+    for c in scores.comparisons:
+        record = scores.find(c.point, c.model, c.instance)
+        assert record is not None
+        row = row_of(frame, record)
+        assert row["reference"] == "transformer"
+        if c.ratio is not None:
+            column = f"bits_per_{'token' if c.point.protocol == 'last' else 'byte'}_ratio"
+            assert (row[column], row[f"{column}_low"]) == (c.ratio.value, c.ratio.low)
+        for metric, pair in c.accuracies.items():
+            assert row[f"{metric}_difference"] == pair.difference
+            assert row[f"{metric}_mcnemar_p"] == pair.p_value
+
+
+def test_losses_of_the_models_stand_side_by_side(
+    tables: dict[str, pd.DataFrame], frame: pd.DataFrame
+) -> None:
+    table = tables["perplexity"]
+    points = 6  # two corpora: whole at two lengths, and the last tokens
+    assert len(table) == points * sum(map(len, SEEDS.values()))
+    assert list(dict.fromkeys(table["size"])) == ["1m", "6m", "25m"]
+    (line,) = table[
+        (table["corpus"] == "wikitext-103") & (table["protocol"] == "whole") & (table["context"] == "8K")
+        & (table["size"] == "1m") & (table["seed"] == "1")
+    ].to_dict(orient="records")  # fmt: skip
+    mine = frame[
+        (frame["task"] == "wikitext-103") & (frame["protocol"] == "whole") & (frame["context_len"] == 8192)
+        & (frame["size"] == "1m") & (frame["seed"] == 1)
+    ].set_index("model")  # fmt: skip
+    for model in ("retnet", "transformer"):
+        assert line[f"nats/token, {model}"] == f"{mine.loc[model, 'nats_per_token']:.4f}"
+        assert line[f"bits/byte, {model}"] == f"{mine.loc[model, 'bits_per_byte']:.4f}"
+        assert line[f"word perplexity, {model}"] == f"{mine.loc[model, 'word_perplexity']:.4g}"
+    ratio = [mine.loc["retnet", f"bits_per_byte_ratio{end}"] for end in ("", "_low", "_high")]
+    assert line["ratio of bits/byte"] == "{:.3f} [{:.3f}, {:.3f}]".format(*ratio)
+    in_tokens = table["protocol"] == "last"
+    assert set(table.loc[in_tokens, "ratio of bits/byte"]) == {"–"}
+    assert set(table.loc[~in_tokens, "ratio of bits/token"]) == {"–"}
+    assert all(" [" in text for text in table.loc[in_tokens, "ratio of bits/token"])
+
+
+def test_accuracies_have_their_error_difference_and_test(
+    tables: dict[str, pd.DataFrame], frame: pd.DataFrame
+) -> None:
+    table = tables["zeroshot"]
+    assert set(table["shots"]) == {"0", "4"}
+    (line,) = table[
+        (table["task"] == "piqa") & (table["shots"] == "0") & (table["size"] == "25m")
+    ].to_dict(orient="records")  # fmt: skip
+    (mine,) = frame[
+        (frame["task"] == "piqa") & (frame["num_fewshot"] == 0) & (frame["size"] == "25m")
+        & (frame["model"] == "retnet")
+    ].to_dict(orient="records")  # fmt: skip
+    assert line["retnet"] == f"{100 * mine['acc']:.1f} ± {100 * mine['acc_stderr']:.1f} %"
+    ends = [100 * mine[f"acc_difference{end}"] for end in ("", "_low", "_high")]
+    assert line["difference, points"] == "{:+.1f} [{:+.1f}, {:+.1f}]".format(*ends)
+    assert line["McNemar p"] == format_p(mine["acc_mcnemar_p"])
+    (perplexity,) = table[
+        (table["task"] == "lambada_openai") & (table["metric"] == "perplexity") & (table["shots"] == "0")
+        & (table["size"] == "25m")
+    ].to_dict(orient="records")  # fmt: skip
+    assert perplexity["difference, points"] == "–"  # it is no share
+
+
+def test_the_papers_average_is_over_its_own_tasks(
+    tables: dict[str, pd.DataFrame], frame: pd.DataFrame
+) -> None:
+    table = tables["zeroshot"]
+    means = table[table["task"].str.startswith("mean of")]
+    assert set(means["task"]) == {"mean of hellaswag, copa, piqa"}  # lambada is not in the paper's Table 3
+    assert len(means) == 2 * sum(map(len, SEEDS.values()))
+    (line,) = means[(means["size"] == "6m") & (means["shots"] == "4")].to_dict(orient="records")
+    mine = frame[
+        (frame["size"] == "6m") & (frame["num_fewshot"] == 4) & (frame["model"] == "transformer")
+        & frame["task"].isin(["hellaswag", "copa", "piqa"])
+    ]  # fmt: skip
+    assert line["transformer"] == f"{100 * mine['acc'].mean():.1f} %"
+
+
+def test_trainings_are_listed_the_grid_first(tables: dict[str, pd.DataFrame]) -> None:
+    table = tables["training_run"]
+    assert list(table["run"]) == ["tuning"] * 6 + ["final"] * 10
+    assert list(table["learning rate"][:6]) == ["0.001", "0.002", "0.004"] * 2
+    assert set(table["tokens"]) == {"20.0 M"}
+
+
+def failing(arguments: dict[str, Any]) -> dict[str, Any]:
+    """RetNet at 8K ran out of memory; the Transformer at 2K was not asked."""
+    if (arguments["model"].name, arguments["point"].context_len) == ("retnet", 8192):
+        return arguments | {"status": "oom", "error": "out of memory", "metrics": {}, "series": {}}
+    return arguments
+
+
+def test_what_failed_or_was_not_asked_says_so(tmp_path: Path) -> None:
+    maker = ScoreMaker(tmp_path, seeds={"1m": (0,)}, change=failing)
+    maker.perplexities("litbank/original", "whole", 2048)
+    maker.perplexities("litbank/original", "whole", 8192)
+    maker.records = [r for r in maker.records if (r.model.name, r.point.context_len) != ("transformer", 2048)]
+    table = readable_tables(quality_table(scores_of(maker), "quality"))["perplexity"]
+    assert list(table["nats/token, retnet"])[1:] == ["out of memory"]
+    assert list(table["nats/token, transformer"])[:1] == ["not measured"]
+    assert "ratio of bits/byte" not in table
+
+
+def test_another_tokenizer_is_named_where_nats_a_token_cannot_be_compared(tmp_path: Path) -> None:
+    def change(arguments: dict[str, Any]) -> dict[str, Any]:
+        if arguments["model"].name == "retnet":
+            arguments["settings"] |= {"tokenizer": "gpt2", "tokenizer_fingerprint": "another"}
+        return arguments
+
+    maker = ScoreMaker(tmp_path, seeds={"1m": (0,)}, change=change)
+    maker.perplexities("litbank/original", "whole", 2048)
+    (line,) = readable_tables(quality_table(scores_of(maker), "quality"))["perplexity"].to_dict("records")
+    assert line["nats/token, retnet"].endswith(" (gpt2)")
+    assert line["nats/token, transformer"].endswith(" (bytes)")
+    assert "(" not in line["bits/byte, retnet"]
+
+
+def test_columns_that_tell_nothing_are_left_out(tmp_path: Path) -> None:
+    maker = ScoreMaker(tmp_path, seeds={"1m": (None,)})  # public weights, of no seed of ours
+    maker.zeroshots(0)
+    table = readable_tables(quality_table(scores_of(maker), "quality"))["zeroshot"]
+    assert "seed" not in table
+    assert set(table["task"]) >= set(TASKS)
+
+
+@pytest.mark.parametrize(
+    ("p_value", "text"),
+    [(0.0, "< 0.0001"), (9.99e-5, "< 0.0001"), (1e-4, "0.0001"), (0.0312, "0.031"), (1.0, "1")],
+)
+def test_a_p_value_is_not_more_exact_than_it_is_worth(p_value: float, text: str) -> None:
+    assert format_p(p_value) == text

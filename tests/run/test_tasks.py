@@ -1,0 +1,192 @@
+"""A worker's tasks: the depth and memory of the equivalence check, when a worker stops, errors, progress."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from retbench.errors import CapacityError, CheckpointError, ConfigError, RetbenchError, UnsupportedError
+from retbench.models.equivalence import LENGTHS
+from retbench.ops import attention
+from retbench.planning.plan import Plan
+from retbench.records.record import Ceilings, Gate, Status, utc_now
+from retbench.run import tasks
+from retbench.run.protocol import Advanced, Checked, Done, Job, MeasureCell, Message, Refused, RunInfo
+from retbench.run.recording import Outcome, Surroundings
+from retbench.run.tasks import CellProgress, classify
+from retbench.workloads.states import StateStore
+
+Prepare = Callable[..., list[Message]]
+
+
+@pytest.fixture
+def prepare(plan_of: Callable[..., Plan], run_info: RunInfo, tmp_path: Path) -> Prepare:
+    """Prepares the small experiment's Transformer for cells of a depth, in this process; returns the messages."""
+
+    def run(depth: int) -> list[Message]:
+        plan = plan_of("size=300k", f"workloads.decode.context_len=[{depth}]")
+        job = Job(
+            task="prepare",
+            run=run_info,
+            cells=tuple(cell for cell in plan.cells if cell.model_name == "transformer"),
+            records_path=tmp_path / "a.jsonl",
+            states_dir=tmp_path / "states",
+            parent_pid=os.getpid(),
+        )
+        sent: list[Message] = []
+        store = StateStore(tmp_path / "states", "0.1.0+src.test")
+        tasks._prepare(job, torch.device("cpu"), store, sent.append)
+        return sent
+
+    return run
+
+
+def leave_room_for(num_tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a gate that is deeper than this run out of memory."""
+    check_equivalence = tasks.check_equivalence
+
+    def starve(model: Any, tokens: torch.Tensor, *, depth: int) -> Gate:
+        if depth > num_tokens:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return check_equivalence(model, tokens, depth=depth)
+
+    monkeypatch.setattr(tasks, "check_equivalence", starve)
+
+
+def streamed_depth(sent: list[Message]) -> int:
+    """The tokens over which a passed equivalence check streamed the state."""
+    (message,) = sent
+    assert isinstance(message, Checked)
+    assert message.gate.passed
+    return next(check.length for check in message.gate.checks if check.name == "streamed state = whole")
+
+
+def test_a_gate_without_the_memory_goes_half_as_deep(
+    prepare: Prepare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leave_room_for(3000, monkeypatch)
+    assert streamed_depth(prepare(4096)) == max(2048, *LENGTHS)
+
+
+def test_a_gate_that_fits_at_no_depth_is_no_outcome_of_the_cells(
+    prepare: Prepare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leave_room_for(0, monkeypatch)
+    (message,) = prepare(4096)
+    assert isinstance(message, Refused)
+    assert message.status == "unsupported"  # so that it is tried again
+    assert (
+        "equivalence check of 'transformer' runs out of memory on cpu even at 2,047 tokens" in message.error
+    )
+
+
+@pytest.mark.parametrize(("kernel", "depth"), [("flash", 2400), ("math", 2200)])
+def test_a_gate_goes_as_deep_as_the_kernel_that_runs_can(
+    prepare: Prepare, monkeypatch: pytest.MonkeyPatch, kernel: str, depth: int
+) -> None:
+    monkeypatch.setattr(attention, "sdpa_kernel", lambda *_: kernel)
+    monkeypatch.setitem(tasks.GATE_DEPTH, "cpu", 2400)
+    monkeypatch.setattr(tasks, "QUADRATIC_GATE_DEPTH", 2200)
+    assert streamed_depth(prepare(4096)) == depth
+
+
+@pytest.mark.parametrize(
+    ("status", "cuda_graph", "measured"),
+    [("ok", True, 2), ("unsupported", False, 2), ("unsupported", True, 1), ("failed", False, 1)],
+)
+def test_a_worker_leaves_after_a_step_that_no_graph_could_hold(
+    plan_of: Callable[..., Plan],
+    run_info: RunInfo,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    status: Status,
+    cuda_graph: bool,
+    measured: int,
+) -> None:
+    plan = plan_of("workloads.decode.context_len=[8,16]")
+    settings = plan.cells[0].settings.model_copy(update={"cuda_graph": cuda_graph})
+    job = Job(
+        task="measure",
+        run=run_info,
+        cells=tuple(
+            cell.model_copy(update={"settings": settings})
+            for cell in plan.cells
+            if cell.model_name == "transformer"
+        ),
+        records_path=tmp_path / "a.jsonl",
+        states_dir=tmp_path / "states",
+        parent_pid=os.getpid(),
+    )
+    assert len(job.cells) == 2
+    monkeypatch.setattr(
+        tasks, "measure_ceilings", lambda *_: Ceilings(read_bandwidth_bytes_per_s=1, matmul_flops_per_s=1)
+    )
+    monkeypatch.setattr(tasks, "_measure_cell", lambda *_: Outcome(status, utc_now(), "why"))
+    sent: list[Message] = []
+    requests = (MeasureCell(index=index, round=0) for index in range(len(job.cells)))
+    tasks._measure(job, torch.device("cpu"), Surroundings({}), sent.append, requests)
+    assert [message.status for message in sent if isinstance(message, Done)] == [status] * measured
+
+
+def test_progress_counts_every_token_and_is_sent_at_most_once_per_interval(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now_s = iter([100.0, 100.1, 101.0, 101.1, 101.9, 102.0])
+    monkeypatch.setattr(tasks, "time", SimpleNamespace(monotonic=lambda: next(now_s)))
+    sent: list[Message] = []
+    progress = CellProgress(sent.append)
+    for num_tokens in (5, 6, 7, 8, 9):
+        progress(num_tokens)
+    assert sent == [Advanced(num_tokens=11), Advanced(num_tokens=35)]
+
+
+def raised(error: Exception) -> Exception:
+    try:
+        raise error
+    except Exception as caught:
+        return caught
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("std::bad_alloc"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"),
+    ],
+)
+def test_running_out_of_memory_has_many_names(error: Exception) -> None:
+    status, message = classify(raised(error))
+    assert status == "oom"
+    assert message.startswith("out of memory: ")
+
+
+def test_torchs_own_allocator_runs_out_of_memory() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**62, dtype=torch.int8)
+    assert classify(caught.value)[0] == "oom"
+
+
+def test_what_is_unsupported_keeps_its_message() -> None:
+    assert classify(raised(UnsupportedError("no flash here"))) == ("unsupported", "no flash here")
+
+
+@pytest.mark.parametrize("kind", [ConfigError, CheckpointError, CapacityError, RetbenchError])
+def test_what_was_written_for_the_user_keeps_its_words(kind: type[RetbenchError]) -> None:
+    assert classify(raised(kind("a.json: no such split."))) == ("failed", "a.json: no such split.")
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("shapes\nof two lines"), ValueError("full"), ZeroDivisionError()]
+)
+def test_anything_else_has_failed_and_says_where(error: Exception) -> None:
+    status, message = classify(raised(error))
+    assert status == "failed"
+    assert message.startswith(f"{type(error).__name__} at test_tasks.py:")
+    assert "\n" not in message
