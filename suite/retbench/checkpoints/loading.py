@@ -1,4 +1,4 @@
-"""Build the model of a checkpoint and fill it with the stored weights, every one of which is checked."""
+"""Loading of checkpoints: a model with the stored weights, all of which are checked."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -123,8 +123,8 @@ def _check_fingerprint(weights: StoredWeights, info: CheckpointInfo, expected: s
     if found != expected:
         paths = sorted({str(entry.path) for entry in weights.entries.values()})
         raise CheckpointError(
-            f"{', '.join(paths)}: its weights have the fingerprint {found}, its configuration says {expected}: it was "
-            "damaged, or replaced by another."
+            f"{', '.join(paths)}: its weights have the fingerprint {found}, its configuration says {expected}: the "
+            "file was damaged or replaced."
         )
 
 
@@ -139,7 +139,11 @@ def _fill(model: Decoder, plan: Plan, weights: StoredWeights) -> None:
             rows = parameter[start:end]
             rows.copy_(_rows(stored, part))
             if not rows.isfinite().all():
-                raise _not_finite(part.name, stored, parameter.dtype, weights)
+                path, most = weights.entries[part.name].path, stored.abs().max()
+                fault = f"values up to {most:.3g}, which {rows.dtype} cannot hold. Ask for another dtype."
+                if count := int((~stored.isfinite()).sum()):
+                    fault = f"{count} values that are NaN or infinite."
+                raise CheckpointError(f"{path}: tensor '{part.name}' holds {fault}")
             start = end
         assert start == parameter.shape[0]
 
@@ -150,15 +154,3 @@ def _rows(stored: Tensor, part: WeightPart) -> Tensor:
         return stored
     reordered: Tensor = stored.unflatten(0, (part.interleaved_heads, -1, 2)).transpose(1, 2).flatten(0, 2)
     return reordered
-
-
-def _not_finite(name: str, stored: Tensor, dtype: torch.dtype, weights: StoredWeights) -> CheckpointError:
-    """Build the error for a tensor with values that are not finite, as stored or once converted."""
-    path = weights.entries[name].path
-    count = int((~stored.isfinite()).sum())
-    if count:
-        return CheckpointError(f"{path}: tensor '{name}' holds {count} values that are NaN or infinite.")
-    return CheckpointError(
-        f"{path}: tensor '{name}' holds values up to {stored.abs().max():.3g}, which {dtype} cannot hold. Ask for "
-        "another dtype."
-    )

@@ -1,6 +1,6 @@
 """retbench's own checkpoints: `model.safetensors` under the model's own names, and a `config.json`.
 
-A new checkpoint is written beside its final place, flushed to disk, then moved, so that a whole one exists at any time.
+A new checkpoint is written to a temporary folder, flushed to disk, then moved, so that it is never incomplete.
 """
 
 import json
@@ -90,7 +90,7 @@ def save_checkpoint(folder: Path, described: Description, weights: "Mapping[str,
         _move(partial, folder)
     except OSError as error:
         raise StorageError(
-            f"{folder}: the checkpoint could not be written: {error}. What was there before is intact; free some "
+            f"{folder}: the checkpoint could not be written: {error}. Its earlier content is intact. Free some "
             "space, or give another folder."
         ) from error
     finally:
@@ -108,7 +108,8 @@ def _require_replaceable(folder: Path) -> None:
         is_ours = False
     if not is_ours:
         raise ConfigError(
-            f"{folder}: holds something else than a checkpoint of retbench. Give another folder."
+            f"{folder}: holds files other than a checkpoint of retbench, which are not overwritten. Give "
+            "another folder."
         )
 
 

@@ -18,9 +18,9 @@ from retbench.architectures.registry import architectures
 from retbench.checkpoints import llama2c, native
 from retbench.checkpoints.format import CONFIG_NAME, Description, Format, read_json
 from retbench.checkpoints.weights import (
+    PICKLE_SUFFIXES,
     StoredWeights,
     find_weight_files,
-    is_pickle,
     open_weights,
     refuse_pickle,
 )
@@ -109,13 +109,9 @@ def read_checkpoint(
     except ValidationError as error:  # fields are missing, of another type, or contradict each other
         raise _invalid(error, config_path) from error
     fields = dict(described) | {"tokenizer": described.tokenizer or _find_tokenizer(path)}
+    dtype = _stored_dtype(format, path)
     return CheckpointInfo(
-        **fields,
-        format=format,
-        weights_dtype=_stored_dtype(format, path),
-        path=path,
-        source=name,
-        revision=commit,
+        **fields, format=format, weights_dtype=dtype, path=path, source=name, revision=commit
     )
 
 
@@ -124,15 +120,7 @@ def locate(
 ) -> tuple[Path, str | None]:
     """Return the path of a checkpoint, downloaded from the hub if it is not local, and its commit on the hub.
 
-    Args:
-        name: A path; a path below the data folder; or OWNER/REPOSITORY[@REVISION] on the hub, optionally with the
-            prefix `hub:`, which skips the search for a path.
-        revision: Commit, branch or tag of the repository; its pinned commit, else `main`, when None.
-        data_dir: The data folder; RETBENCH_DATA when None.
-
-    Raises:
-        ConfigError: no such path, repository or revision; a revision of a local checkpoint.
-        UnsupportedError: the hub cannot be reached.
+    Arguments and errors as of `read_checkpoint`. The prefix `hub:` of a name skips the search for a path.
     """
     if not name.startswith(hub.PREFIX):
         try:
@@ -143,7 +131,7 @@ def locate(
         else:
             if revision is not None:
                 raise ConfigError(
-                    f"--revision {revision}: '{name}' is here, at {path}, and has no revisions."
+                    f"--revision {revision}: '{name}' is local, at {path}, and has no revisions."
                 )
             return path, None
     asked = hub.parse_name(hub.PREFIX + name.removeprefix(hub.PREFIX), revision)
@@ -153,8 +141,8 @@ def locate(
     except UnsupportedError as error:
         option = f" --revision {at}" if at else ""
         raise UnsupportedError(
-            f"{error} Where there is a network: hf download {asked.repo}{option} --local-dir FOLDER. Then give FOLDER "
-            f"in place of '{name}'."
+            f"{error} On a machine with a network: hf download {asked.repo}{option} --local-dir FOLDER. Then give "
+            f"FOLDER in place of '{name}'."
         ) from error
     return path, path.name if _COMMIT.fullmatch(path.name) else at
 
@@ -170,8 +158,8 @@ def _find_llama2c(path: Path) -> Path:
     found = llama2c.find_model(path) if path.is_dir() else None
     if found is None:
         raise CheckpointError(
-            f"{_config_path(path)}: there is no such file, so it is not known what the weights are. A folder of ours, "
-            "of fla or of transformers has one; beside a state dict of torchscale write one with the fields of its "
+            f"{_config_path(path)}: there is no such file, so the format of the weights is unknown. Checkpoints of "
+            "retbench, fla and transformers have one. For a state dict of torchscale, write one with the fields of its "
             "RetNetConfig (decoder_embed_dim, decoder_retention_heads, ..., activation_fn)."
         )
     return found
@@ -184,7 +172,7 @@ def _recognise(raw: Mapping[str, Any], path: Path) -> str:
             return name
     said = {key: raw[key] for key in ("model_type", "architectures") if key in raw}
     raise CheckpointError(
-        f"{path}: a model that cannot be read here: {said or 'it says neither model_type nor architectures'}. "
+        f"{path}: a model of unknown format: {said or 'neither model_type nor architectures is given'}. "
         f"Formats: {', '.join(FORMATS)}; force one with --format."
     )
 
@@ -213,7 +201,7 @@ def _stored_dtype(format: str, path: Path) -> str | None:
     """Return the dtype of most stored values; None for a pickle, which is not opened."""
     if format == LLAMA2C:
         return "float32"
-    if is_pickle(find_weight_files(path)[0]):
+    if find_weight_files(path)[0].suffix in PICKLE_SUFFIXES:
         return None
     values: Counter[str] = Counter()
     for entry in open_weights(path, allow_pickle=False).entries.values():
