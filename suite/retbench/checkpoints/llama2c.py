@@ -82,13 +82,15 @@ def read_header(path: Path) -> Header:
     return header
 
 
-def find_model(folder: Path) -> Path | None:
-    """Return the only file in a folder with a valid header; None if there are none or several."""
+def find_model(path: Path) -> Path | None:
+    """Return `path` itself if it is a .bin file, else the only file in the folder with a valid header."""
+    if path.is_file() and path.suffix == ".bin":
+        return path
     found = []
-    for path in sorted(folder.glob("*.bin")):
+    for file in path.glob("*.bin"):
         with suppress(CheckpointError):
-            read_header(path)
-            found.append(path)
+            read_header(file)
+            found.append(file)
     return found[0] if len(found) == 1 else None
 
 

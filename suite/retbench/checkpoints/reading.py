@@ -152,10 +152,8 @@ def _config_path(path: Path) -> Path:
 
 
 def _find_llama2c(path: Path) -> Path:
-    """Return the llama2.c model at `path`, or the one in that folder, which has no configuration."""
-    if path.is_file() and path.suffix == ".bin":
-        return path
-    found = llama2c.find_model(path) if path.is_dir() else None
+    """Return the file of a llama2.c model, which has no configuration; CheckpointError if there is none."""
+    found = llama2c.find_model(path)
     if found is None:
         raise CheckpointError(
             f"{_config_path(path)}: there is no such file, so the format of the weights is unknown. Checkpoints of "
