@@ -23,7 +23,7 @@ def logits(weights: Weights, config: ModelConfig, tokens: list[int]) -> Array:
     x = weights["embedding.weight"][tokens]
     for index in range(config.num_layers):
         block = _below(weights, f"blocks.{index}.")
-        mix = _retain if "mixer.qkvg_proj.weight" in block else _attend
+        mix = _retain if config.architecture == "retnet" else _attend
         x = x + mix(
             _below(block, "mixer."), config, _norm(x, _below(block, "mixer_norm."), layered, config.norm_eps)
         )
