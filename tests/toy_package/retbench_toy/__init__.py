@@ -1,0 +1,1 @@
+"""An architecture and a workload of a user's own package."""
