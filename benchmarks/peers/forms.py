@@ -4,12 +4,12 @@ from collections.abc import Iterator
 from functools import partial
 
 import torch
-from retbench.models.mixers import RetentionMixer
 from torch import Tensor
 
 from benchmarks.peers import pairs
 from benchmarks.peers.outcomes import Limit, Outcome, error_outcome, worst
 from retbench.data.text import read_tokens
+from retbench.mixers.retention.module import RetentionModule
 from retbench.models.decoder import Decoder
 from retbench.ops.retention import (
     RetentionForm,
@@ -122,7 +122,7 @@ def forms_bfloat16() -> Iterator[Outcome]:
 def _operator_inputs(model: Decoder, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """q, k, v and log_decay that the first layer of a chunkwise model gives its operator."""
     mixer = model.mixers[0]
-    assert isinstance(mixer, RetentionMixer)
+    assert isinstance(mixer, RetentionModule)
     seen: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
 
     def note(

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from retbench.architectures.configs import ModelConfig
+from retbench.architectures.configs import ModelConfig, default_backend
 from retbench.architectures.matching import resolve_model
 from retbench.architectures.retnet import RetNetSpec
 from retbench.architectures.transformer import TransformerSpec
@@ -94,7 +94,7 @@ def plain(
     config: ModelConfig, *, dtype: torch.dtype = torch.float32, chunk_size: int | None = None
 ) -> Decoder:
     """Our model of `config` with weights of its own, in the backend that experiments use unless told otherwise."""
-    backend = "chunkwise" if isinstance(config, ModelConfig) else "sdpa"
+    backend = default_backend(config)
     return build_model(config, dtype=dtype, device="cpu", seed=0, backend=backend, chunk_size=chunk_size)
 
 

@@ -82,7 +82,7 @@ def test_prefill_flops_of_retention_equal_what_torch_counts(case, length):
         * config.mixer.head_dim
         * config.mixer.value_head_dim
     )
-    assert costs.prefill_flops(config, 2, length, 64) == counted + unread
+    assert costs.prefill_flops(config, 2, length, "chunkwise", 64) == counted + unread
 
 
 @pytest.mark.parametrize("case", ATTENTION)
@@ -91,7 +91,7 @@ def test_prefill_flops_of_attention_count_the_causal_half(case):
     text = torch.zeros(2, 256, dtype=torch.int64)
     counted = count_flops(lambda: model(text, last_only=True))
     upper_half = 2 * (model.config.num_layers - 1) * 2 * model.config.d_model * 256 * 255
-    assert costs.prefill_flops(model.config, 2, 256, 1) == counted - upper_half
+    assert costs.prefill_flops(model.config, 2, 256, "reference", None) == counted - upper_half
 
 
 TRAINED = [("retnet", "chunkwise"), ("retnet", "parallel"), ("transformer", "reference")]
@@ -124,7 +124,7 @@ def test_training_flops_equal_what_torch_counts(name, backend, length, checkpoin
             config.mixer.value_head_dim if name == "retnet" else config.mixer.head_dim
         )
         counted -= (runs + 2) * heads * widths * length * (length - 1)
-    assert costs.training_flops(config, 2, length, chunk_size, recomputed=checkpointing) == counted
+    assert costs.training_flops(config, 2, length, backend, 64, recomputed=checkpointing) == counted
 
 
 def test_what_the_paper_lets_one_derive():

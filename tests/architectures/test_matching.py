@@ -1,3 +1,5 @@
+"""Matching: every recipe comes within 1 % of its size's budget, and says why where it cannot."""
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -51,13 +53,13 @@ def test_the_solved_width_is_the_nearest_that_the_heads_allow(size: str, spec: M
     config = matching.resolve_model(spec, size)
     step = 8
     assert config.ffn.ffn_dim % step == 0
-    budget = 12 * config.d_model**2
-    error = abs(costs.layer_params(config) - budget)
+    budget = 12 * config.d_model**2 * config.num_layers
+    error = abs(costs.block_params(config) - budget)
     for other in (config.ffn.ffn_dim - step, config.ffn.ffn_dim + step):
         if config.variant == "torchscale" and other % config.mixer.num_heads:
             continue
-        widths = {"ffn_dim": other} | ({"value_dim": other} if config.variant == "torchscale" else {})
-        assert error <= abs(costs.layer_params(config.model_copy(update=widths)) - budget)
+        wider = matching.resolve_model(spec.model_copy(update={"ffn_dim": other}), size)
+        assert error <= abs(costs.block_params(wider) - budget)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -85,17 +87,17 @@ def test_a_variant_has_a_decay_of_its_own(variant: str, decay: str) -> None:
 
 def test_the_papers_own_widths_are_what_is_solved() -> None:
     """12 d^2 a layer: a feed-forward of 2d for RetNet and of 4d for the Transformer (Sec. 3.1)."""
-    assert matching.resolve_model(retnet("paper"), "6.7b").ffn_dim == 2 * 4096
-    assert matching.resolve_model(transformer(variant="gpt"), "6.7b").ffn_dim == 4 * 4096
+    assert matching.resolve_model(retnet("paper"), "6.7b").ffn.ffn_dim == 2 * 4096
+    assert matching.resolve_model(transformer(variant="gpt"), "6.7b").ffn.ffn_dim == 4 * 4096
 
 
 def test_an_ablation_gives_its_parameters_to_the_feed_forward() -> None:
     """Unless told the width: then it is smaller, and a pair is mismatched."""
     spec = retnet("paper").model_copy(update={"swish_gate": False})
     whole, without = (matching.resolve_model(item, "200m") for item in (retnet("paper"), spec))
-    assert costs.layer_params(without) == costs.layer_params(whole)
+    assert costs.block_params(without) == costs.block_params(whole)
     fixed = matching.resolve_model(spec.model_copy(update={"ffn_dim": 2048}), "200m")
-    assert costs.layer_params(fixed) == costs.layer_params(whole) - 2 * 1024**2
+    assert costs.block_params(fixed) == costs.block_params(whole) - 16 * 2 * 1024**2
 
 
 def test_a_head_width_makes_the_heads() -> None:
@@ -107,14 +109,14 @@ def test_a_head_width_makes_the_heads() -> None:
 
 
 def test_published_widths_are_those_of_the_projects() -> None:
-    assert matching.resolve_model(retnet("torchscale", "published"), "1.3b").ffn_dim == 3456
-    assert matching.resolve_model(retnet("torchscale", "published"), "6.7b").ffn_dim == 6912
-    assert matching.resolve_model(transformer(ffn_dim="published"), "6.7b").ffn_dim == 11008  # Llama 7B
-    assert matching.resolve_model(transformer(None, "published", "gpt"), "125m").ffn_dim == 3072  # GPT-2
-    assert matching.resolve_model(retnet("fla", "published"), "fla-1.3b").ffn_dim == 2816
-    assert matching.resolve_model(retnet("fla", "published"), "fla-2.7b").ffn_dim == 3584
-    assert matching.resolve_model(retnet("yoco", "published"), "yoco-160m").ffn_dim == 2304
-    assert matching.resolve_model(retnet("paper", "published"), "1.3b").ffn_dim == 4096
+    assert matching.resolve_model(retnet("torchscale", "published"), "1.3b").ffn.ffn_dim == 3456
+    assert matching.resolve_model(retnet("torchscale", "published"), "6.7b").ffn.ffn_dim == 6912
+    assert matching.resolve_model(transformer(ffn_dim="published"), "6.7b").ffn.ffn_dim == 11008  # Llama 7B
+    assert matching.resolve_model(transformer(None, "published", "gpt"), "125m").ffn.ffn_dim == 3072  # GPT-2
+    assert matching.resolve_model(retnet("fla", "published"), "fla-1.3b").ffn.ffn_dim == 2816
+    assert matching.resolve_model(retnet("fla", "published"), "fla-2.7b").ffn.ffn_dim == 3584
+    assert matching.resolve_model(retnet("yoco", "published"), "yoco-160m").ffn.ffn_dim == 2304
+    assert matching.resolve_model(retnet("paper", "published"), "1.3b").ffn.ffn_dim == 4096
 
 
 def test_published_widths_of_fla_give_its_checkpoints_parameters() -> None:
@@ -131,7 +133,7 @@ def test_a_size_of_the_model_wins_over_the_profiles() -> None:
 def test_grouped_queries_give_their_parameters_to_the_feed_forward() -> None:
     grouped = matching.resolve_model(transformer(2), "25m")
     full = matching.resolve_model(transformer(), "25m")
-    assert grouped.ffn_dim > full.ffn_dim
+    assert grouped.ffn.ffn_dim > full.ffn.ffn_dim
 
 
 @pytest.mark.parametrize(
@@ -170,4 +172,4 @@ def test_any_width_resolves_or_is_explained(width: int, variant: str, size: str)
         with pytest.raises(ConfigError, match="multiple of num_heads"):
             matching.resolve_model(retnet(variant, width), size)
     else:
-        assert matching.resolve_model(retnet(variant, width), size).ffn_dim == width
+        assert matching.resolve_model(retnet(variant, width), size).ffn.ffn_dim == width

@@ -9,9 +9,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from benchmarks.peers import fla_retnet
-from retbench.architectures.configs import ModelConfig
+from retbench.architectures.configs import ModelConfig, default_backend
 from retbench.architectures.retnet import retnet_config
 from retbench.architectures.transformer import transformer_config
+from retbench.checkpoints.format import Description
 from retbench.checkpoints.loading import load_checkpoint
 from retbench.checkpoints.native import save_checkpoint
 from retbench.checkpoints.reading import read_checkpoint
@@ -32,7 +33,7 @@ def tokens_for(config: ModelConfig, length: int = 37) -> Tensor:
 def load(folder: Path, **options: Any) -> Decoder:
     """A checkpoint in float32 on the CPU, in a backend that it has."""
     info = read_checkpoint(str(folder))
-    backend = "chunkwise" if isinstance(info.config, ModelConfig) else "sdpa"
+    backend = default_backend(info.config)
     return load_checkpoint(
         info, **{"dtype": torch.float32, "device": "cpu", "backend": backend, "chunk_size": 16, **options}
     )
@@ -40,7 +41,8 @@ def load(folder: Path, **options: Any) -> Decoder:
 
 def save_model(folder: Path, model: Decoder, **options: Any) -> str:
     """Save a model in our own format; returns the fingerprint of its weights."""
-    return save_checkpoint(folder, model.config, dict(model.named_parameters()), **options)
+    described = Description(config=model.config, **options)
+    return save_checkpoint(folder, described, dict(model.named_parameters()))
 
 
 def logits_of(model: Decoder, tokens: Tensor) -> Tensor:
@@ -51,7 +53,7 @@ def logits_of(model: Decoder, tokens: Tensor) -> Tensor:
 @torch.no_grad()
 def weighty(config: ModelConfig, *, dtype: torch.dtype = torch.float32, seed: int = 1) -> Decoder:
     """A model of ours."""
-    backend = "chunkwise" if isinstance(config, ModelConfig) else "sdpa"
+    backend = default_backend(config)
     model = build_model(config, dtype=dtype, device="cpu", seed=seed, backend=backend, chunk_size=16)
     generator = torch.Generator().manual_seed(seed)
     for weight in model.parameters():

@@ -93,12 +93,12 @@ def test_a_newer_checkpoint_replaces_the_older(tmp_path):
 
 def test_nothing_else_is_ever_replaced(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work", encoding="utf-8")
-    with pytest.raises(ConfigError, match="holds something else"):
+    with pytest.raises(ConfigError, match="other than a checkpoint of retbench"):
         save_model(tmp_path, weighty(config_of("fla")))
     (tmp_path / "config.json").write_text('{"model_type": "llama"}', encoding="utf-8")
-    with pytest.raises(ConfigError, match="holds something else"):
+    with pytest.raises(ConfigError, match="other than a checkpoint of retbench"):
         save_model(tmp_path, weighty(config_of("fla")))
-    with pytest.raises(ConfigError, match="holds something else"):
+    with pytest.raises(ConfigError, match="other than a checkpoint of retbench"):
         save_model(tmp_path / "thesis.tex", weighty(config_of("fla")))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "thesis.tex"]
 
@@ -181,7 +181,7 @@ def test_weights_of_another_model_are_noticed(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"format_version": 2}, "format_version is 2, this retbench reads up to 1. Use a newer one"),
+        ({"format_version": 3}, "format_version is 3, this retbench reads up to 2. Use a newer one"),
         ({"surprise": 1}, "surprise: Extra inputs are not permitted"),
         ({"weights_fingerprint": None}, "weights_fingerprint"),
         ({"config": {"architecture": "mamba"}}, "config"),

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from retbench.architectures.retnet import retnet_config
+from retbench.checkpoints.format import Description
 from retbench.checkpoints.native import save_checkpoint
 from retbench.cli import app
 from retbench.cli.generate import TextStream, generate
@@ -44,14 +45,10 @@ def untrained(tmp_path_factory):
     model = build_model(config, dtype=torch.float32, device="cpu", seed=1, backend="chunkwise")
     folder = tmp_path_factory.mktemp("checkpoints") / "untrained"
     tokenizer = ByteTokenizer()
-    save_checkpoint(
-        folder,
-        config,
-        dict(model.named_parameters()),
-        tokenizer="bytes",
-        tokenizer_fingerprint=tokenizer.fingerprint,
-        context_len=64,
+    described = Description(
+        config=config, tokenizer="bytes", tokenizer_fingerprint=tokenizer.fingerprint, context_len=64
     )
+    save_checkpoint(folder, described, dict(model.named_parameters()))
     return folder
 
 

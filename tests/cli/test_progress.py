@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from retbench.training.curve import CurvePoint
 
 from retbench.cli import progress
 from retbench.cli.progress import (
@@ -36,6 +35,7 @@ from retbench.run.events import (
     WorkerEnded,
 )
 from retbench.training.events import (
+    CurvePoint,
     Event,
     Finished,
     Noted,

@@ -23,7 +23,7 @@ def logits(weights: Weights, config: ModelConfig, tokens: list[int]) -> Array:
     x = weights["embedding.weight"][tokens]
     for index in range(config.num_layers):
         block = _below(weights, f"blocks.{index}.")
-        mix = _retain if isinstance(config, ModelConfig) else _attend
+        mix = _retain if config.architecture == "retnet" else _attend
         x = x + mix(
             _below(block, "mixer."), config, _norm(x, _below(block, "mixer_norm."), layered, config.norm_eps)
         )
@@ -111,7 +111,7 @@ def _retain(weights: Weights, config: ModelConfig, x: Array) -> Array:
         if config.variant in ("torchscale", "paper"):
             matrix = matrix / np.sqrt(matrix.sum(-1, keepdims=True))
         out = (scores * matrix) @ vh
-        if config.head_norm:
+        if config.mixer.head_norm != "none":
             weight = {"weight": weights["head_norm.weight"]} if config.variant == "fla" else {}
             out = _norm(out, weight, config.variant == "paper", config.norm_eps)
         outs.append(out)

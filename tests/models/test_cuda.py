@@ -118,12 +118,12 @@ def test_steps_replayed_one_after_the_other_walk_on_as_eager_ones_do():
             (capture_graph(lambda token=token: model(token, captured), device=CUDA, before=back), token)
         )
     for layer in captured.layers:
-        layer.values.zero_()
+        layer["values"].zero_()
     for replay, _ in replays:
         replay()
     torch.cuda.synchronize()
     for one, other in zip(captured.layers, eager.layers, strict=True):
-        assert relative_error(one.values, other.values) < 1e-5
+        assert relative_error(one["values"], other["values"]) < 1e-5
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -225,9 +225,9 @@ def test_fla_streams_a_state_over_segments_and_decodes_on_in_place():
     state, whole = model.init_state(1, 0), model.init_state(1, 0)
     expected = model(prompt, whole)[:, -1:]
     model.prefill(prompt[:, :512], state, segment_len=199)
-    places = [layer.values.data_ptr() for layer in state.layers]
+    places = [layer["values"].data_ptr() for layer in state.layers]
     assert relative_error(model(prompt[:, 512:], state), expected) < LIMITS[torch.bfloat16]
-    assert places == [layer.values.data_ptr() for layer in state.layers]
+    assert places == [layer["values"].data_ptr() for layer in state.layers]
     assert model.executed_backends() == {"prefill": "fla", "decode": "recurrent"}
 
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from retbench.architectures.configs import repeat_blocks
 from retbench.architectures.retnet import retnet_config
 from retbench.config.experiment import load_experiment
 from retbench.errors import ConfigError
@@ -182,6 +183,20 @@ def test_nothing_but_numbers_passes():
     heads = torch.ones(1, 2, 3, 4)
     assert head_error(heads * torch.nan, heads, heads) == float("inf")
     assert head_error(heads, heads / 0, heads / 0) == float("inf")
+
+
+def test_a_hybrid_is_checked_in_each_other_form_of_each_mixer_and_not_in_its_own():
+    blocks = repeat_blocks([next(CONFIGS[name].layers) for name in ("retnet", "transformer")])
+    config = CONFIGS["retnet"].model_copy(update={"blocks": blocks})
+    model = build_model(config, dtype=torch.float32, device="cpu", seed=0, backend="chunkwise+sdpa")
+    gate = check_equivalence(model, TEXT, depth=301, lengths=LENGTHS)
+    assert gate.passed, [check for check in gate.checks if not check.passed]
+    compared = {
+        check.name.split(" = ")[0] for check in gate.checks if check.name.endswith(" = chunkwise+sdpa")
+    }
+    available = {name for name, reason in model.backends().items() if reason is None}
+    assert {"retention=chunkwise", "attention=sdpa"} <= available
+    assert compared - {"decode"} == available - {"retention=chunkwise", "attention=sdpa"}
 
 
 def test_too_little_text_is_refused():

@@ -62,7 +62,7 @@ def test_row_normaliser_is_the_row_sum_of_the_decay_matrix():
     )["retnet"]
     model = build_model(config, dtype=torch.float64, device="cpu", seed=0, backend="parallel")
     decay = model.mixers[0].log_decay.value.exp()
-    positions = model.rotary(5, 3, torch.float64)
+    positions = model.encodings[0](5, 3, torch.float64)
     found = positions.row_norm.squeeze(-1)
     assert torch.equal(positions.last.row_norm, positions.row_norm[-1:])
     for row, position in enumerate((5, 6, 7)):

@@ -146,7 +146,7 @@ def test_an_estimate_grows_with_what_is_to_be_done(
     assert found["retnet", 32768].memory_bytes == found["retnet", 4096].memory_bytes
     assert found["transformer", 32768].seconds > found["transformer", 4096].seconds
     deepest = found["retnet", 32768].cell
-    streamed_s = costs.prefill_flops(deepest.model, 1, 32768, 128) / CEILINGS.matmul_flops_per_s
+    streamed_s = costs.prefill_flops(deepest.model, 1, 32768, "chunkwise", 128) / CEILINGS.matmul_flops_per_s
     assert found["retnet", 32768].seconds - found["retnet", 4096].seconds > streamed_s
     more = estimate(make(tiny_experiment, overrides=[lengths, "rounds=4"]))
     assert sum(one.seconds for one in more) > sum(one.seconds for one in found.values())
@@ -162,7 +162,11 @@ def test_an_estimate_counts_one_streamed_sequence_whatever_the_batch(
         for item in estimate(make(tiny_experiment, overrides=batches))
         if item.cell.model_name == "retnet"
     ]
-    streamed_s = costs.prefill_flops(one.cell.model, 1, 32768, 128) / CEILINGS.matmul_flops_per_s / EFFICIENCY
+    streamed_s = (
+        costs.prefill_flops(one.cell.model, 1, 32768, "chunkwise", 128)
+        / CEILINGS.matmul_flops_per_s
+        / EFFICIENCY
+    )
     assert abs(one.seconds - two.seconds) == pytest.approx(streamed_s, rel=0.05)
 
 

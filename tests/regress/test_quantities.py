@@ -15,7 +15,7 @@ from retbench.architectures import costs
 from retbench.architectures.matching import resolve_model
 from retbench.architectures.registry import named_specs
 from retbench.cli import app
-from retbench.models import mixers
+from retbench.mixers.retention import module as retention_module
 from retbench.regress import quantities as exact
 from retbench.regress.baseline import content_hash
 from retbench.regress.machine_independent import (
@@ -120,8 +120,8 @@ def test_the_command_passes_on_the_code_as_it_is(few: Path, tmp_path: Path) -> N
 
 def changed_decay(patch: pytest.MonkeyPatch) -> None:
     """Every form forgets a little faster, so that the equivalence check passes and the loss changes."""
-    original = mixers.decay_schedule
-    patch.setattr(mixers, "decay_schedule", lambda *arguments: 1.001 * original(*arguments))
+    original = retention_module.decay_schedule
+    patch.setattr(retention_module, "decay_schedule", lambda *arguments: 1.001 * original(*arguments))
 
 
 def changed_bytes(patch: pytest.MonkeyPatch) -> None:
@@ -260,11 +260,13 @@ def test_an_equality_check_that_is_no_longer_made_is_reported(few: Path, quantit
 def test_logits_that_are_not_finite_fail_and_no_crash(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    original = mixers.decay_schedule
+    original = retention_module.decay_schedule
     path = tmp_path / "exact.json"
     only = {"retnet": MODELS["retnet"]}
     write_quantities(path, measure_quantities(only), torch.__version__, "for tests")
-    monkeypatch.setattr(mixers, "decay_schedule", lambda *arguments: math.nan * original(*arguments))
+    monkeypatch.setattr(
+        retention_module, "decay_schedule", lambda *arguments: math.nan * original(*arguments)
+    )
     found = compare(path, measure_quantities(only))
     assert found["retnet/float64 nats per token"].verdict == "changed"
     assert found["retnet/greedy tokens"].verdict == "changed"

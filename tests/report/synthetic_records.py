@@ -321,7 +321,9 @@ class Maker:
 
     def _prefill(self, cell: Cell) -> dict[str, Metric]:
         machine, point = self.machine, cell.point
-        done = costs.prefill_flops(cell.model, point.batch_size, point.context_len, 128)
+        done = costs.prefill_flops(
+            cell.model, point.batch_size, point.context_len, cell.backend, cell.chunk_size
+        )
         value = done / machine.flops / (0.55 if cell.model_name == "retnet" else 0.6) * self._noise(0.03)
         return {
             "ttft_s": Metric(unit="s", value=value, samples=(value,)),

@@ -74,5 +74,5 @@ def test_a_changed_corpus_is_in_the_report(tmp_path: Path) -> None:
         if path.suffix in {".html", ".md"}
     ]
     for written in (page, text):
-        assert "Scored on text of the training" in written
+        assert "Evaluated on training text" in written
         assert NOW in written

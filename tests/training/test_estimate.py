@@ -29,8 +29,8 @@ def test_a_run_takes_its_operations_at_the_share_of_the_rate_that_training_reach
     plan: TrainingPlan,
 ) -> None:
     for run, seconds in zip(plan.final_runs, engine.estimate_seconds(plan, plan.final_runs), strict=True):
-        chunk = 32 if run.model_name == "retnet" else None
-        step = costs.training_flops(plan.config(run), 2, 48, chunk)
+        entry = plan.entry(run)
+        step = costs.training_flops(plan.config(run), 2, 48, entry.backend, entry.chunk_size)
         assert seconds == pytest.approx(12 * step / 1e10 / engine.EFFICIENCY)
 
 

@@ -56,7 +56,7 @@ def test_prefill_metrics_of_made_up_times() -> None:
     cell = make_cell("retnet", "prefill", context_len=512, batch_size=2)
     found = prefill_metrics(cell, [0.4, 0.2, 0.3], CEILINGS)
     num_bytes = costs.prefill_bytes(cell.model, "float32", 2, 512)
-    flops = costs.prefill_flops(cell.model, 2, 512, 128)
+    flops = costs.prefill_flops(cell.model, 2, 512, "chunkwise", 128)
     assert found["ttft_s"].value == 0.3
     assert found["tokens_per_s"].value == pytest.approx(2 * 512 / 0.3)  # every token of both prompts
     assert found["flops_per_call"].value == flops
@@ -77,7 +77,7 @@ def test_prefill_roofline_is_whichever_takes_longer(bandwidth: float, rate: floa
 def test_prefill_flops_are_those_of_the_form_that_runs(backend: str, chunk: int) -> None:
     cell = with_backend(make_cell("retnet", "prefill", context_len=4096), backend)
     found = prefill_metrics(cell, [0.1], CEILINGS)
-    assert found["flops_per_call"].value == costs.prefill_flops(cell.model, 1, 4096, chunk)
+    assert found["flops_per_call"].value == costs.prefill_flops(cell.model, 1, 4096, "chunkwise", chunk)
 
 
 def test_energy_metrics_of_a_made_up_window() -> None:
@@ -91,7 +91,7 @@ def test_energy_metrics_of_a_made_up_window() -> None:
 def test_training_metrics_of_made_up_times() -> None:
     cell = make_cell("retnet", "training", context_len=512, batch_size=2)
     found = training_metrics(cell, [0.4, 0.2, 0.3], CEILINGS)
-    flops = costs.training_flops(cell.model, 2, 512, 128)
+    flops = costs.training_flops(cell.model, 2, 512, "chunkwise", 128)
     assert found["step_s"].value == 0.3
     assert found["tokens_per_s"].value == pytest.approx(2 * 512 / 0.3)  # every token of both sequences
     assert found["flops_per_step"].value == flops

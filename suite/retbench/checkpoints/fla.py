@@ -15,24 +15,16 @@ from typing import Any, Literal
 from retbench.architectures.configs import ModelConfig
 from retbench.architectures.retnet import retnet_config
 from retbench.architectures.transformer import transformer_config
-from retbench.checkpoints.format import Description, Fields, Names, Plan, Shape, map_decoder, parse
+from retbench.checkpoints.format import Description, Fields, Format, Names, Plan, Shape, map_decoder
 from retbench.errors import CheckpointError
 from retbench.ops import ROTARY_BASE
 
-IGNORED = r"model\.layers\.\d+\.attn\.rotary\.inv_freq|lm_head\.weight"
-"""A buffer that follows from the configuration, and the unused head of a model with tied embeddings."""
-
 _NAMES = Names(
     embedding="model.embeddings.weight",
-    norm="model.norm.weight",
-    head="lm_head.weight",
-    layer="model.layers.{}",
     mixer_norm="attn_norm.weight",
-    projections=("attn.q_proj.weight", "attn.k_proj.weight", "attn.v_proj.weight"),
+    projections=tuple(f"attn.{letter}_proj.weight" for letter in "qkv"),
     out="attn.o_proj.weight",
     ffn_norm="mlp_norm.weight",
-    gate_up=("mlp.gate_proj.weight", "mlp.up_proj.weight"),
-    down="mlp.down_proj.weight",
 )
 
 
@@ -113,15 +105,10 @@ class _TransformerFields(_FlaFields):
         )
 
 
-def recognises(raw: Mapping[str, Any]) -> bool:
-    """Return True for a configuration of fla's RetNet or Transformer."""
-    return raw.get("model_type") in ("retnet", "transformer") and "num_hidden_layers" in raw
-
-
 def describe(raw: dict[str, Any], path: Path) -> Description:
     """Read a configuration; CheckpointError if it is invalid, or of a model that this package does not have."""
     is_retnet = raw.get("model_type") == "retnet"
-    fields = parse(_RetNetFields, raw, path) if is_retnet else parse(_TransformerFields, raw, path)
+    fields = (_RetNetFields if is_retnet else _TransformerFields).model_validate(raw)
     return Description(
         config=fields.resolve(path),
         context_len=fields.max_position_embeddings,
@@ -145,4 +132,13 @@ def plan(described: Description, stored: Collection[str], ours: Mapping[str, Sha
             projections=(*names.projections, *gate),
             head_norm=fused if is_fused else "attn.g_norm.weight",
         )
-    return map_decoder(described.config, names, tied_embeddings=described.tied_embeddings)
+    return map_decoder(described, names)
+
+
+FORMAT = Format(
+    recognises=lambda raw: raw.get("model_type") in ("retnet", "transformer") and "num_hidden_layers" in raw,
+    describe=describe,
+    plan=plan,
+    # A buffer that follows from the configuration, and the unused head of a model with tied embeddings.
+    ignored=r"model\.layers\.\d+\.attn\.rotary\.inv_freq|lm_head\.weight",
+)

@@ -5,15 +5,19 @@ are one projection here.
 """
 
 import json
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from retbench.architectures.configs import BlockConfig, ModelConfig
 from retbench.errors import CheckpointError
 from retbench.strict import Strict
+
+if TYPE_CHECKING:
+    from retbench.checkpoints.weights import StoredWeights
 
 CONFIG_NAME = "config.json"
 
@@ -45,9 +49,6 @@ class Fields(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
-FieldsT = TypeVar("FieldsT", bound=BaseModel)
-
-
 def read_json(path: Path) -> dict[str, Any]:
     """Read the object in a JSON file; CheckpointError if the file cannot be read or holds no JSON object."""
     try:
@@ -59,28 +60,6 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise CheckpointError(f"{path}: holds a JSON {type(raw).__name__}, expected an object.")
     return raw
-
-
-def parse(kind: type[FieldsT], raw: dict[str, Any], path: Path) -> FieldsT:
-    """Validate `raw` as a `kind`.
-
-    Raises:
-        CheckpointError: fields are missing, of another type, or describe a model that this package does not have.
-    """
-    try:
-        return kind.model_validate(raw)
-    except ValidationError as error:
-        raise describe_errors(error, path) from error
-
-
-def describe_errors(error: ValidationError, path: Path) -> CheckpointError:
-    """Build a CheckpointError that names every invalid field, its value, and the expected one."""
-    lines = []
-    for fault in error.errors(include_url=False):
-        name = ".".join(str(part) for part in fault["loc"])
-        found = "" if fault["type"] == "missing" or not name else f" (found {fault['input']!r})"
-        lines.append(f"{name + ': ' if name else ''}{fault['msg']}{found}")
-    return CheckpointError(f"{path}: not a configuration that can be read here: {'; '.join(lines)}.")
 
 
 class WeightPart(NamedTuple):
@@ -99,41 +78,59 @@ Plan = dict[str, tuple[WeightPart, ...]]
 
 @dataclass(frozen=True)
 class Names:
-    """Tensor names of a format's decoder, whose blocks have RMSNorm and a gated feed-forward."""
+    """Tensor names of a decoder with RMSNorm and a gated feed-forward; defaults are those of transformers' Llama."""
 
-    embedding: str
-    norm: str
-    head: str
-    layer: str
+    embedding: str = "model.embed_tokens.weight"
+    norm: str = "model.norm.weight"
+    head: str = "lm_head.weight"
+    layer: str = "model.layers.{}"
     """A block, with `{}` for its number; the names below follow it after a dot."""
-    mixer_norm: str
-    projections: tuple[str, ...]
+    mixer_norm: str = "input_layernorm.weight"
+    projections: tuple[str, ...] = tuple(f"self_attn.{letter}_proj.weight" for letter in "qkv")
     """Inputs of the mixer: queries, keys, values and, if the mixer has one, the gate."""
-    out: str
-    ffn_norm: str
-    gate_up: tuple[str, ...]
+    out: str = "self_attn.o_proj.weight"
+    ffn_norm: str = "post_attention_layernorm.weight"
+    gate_up: tuple[str, ...] = ("mlp.gate_proj.weight", "mlp.up_proj.weight")
     """Inputs of the feed-forward: the activated one, then the other; or both as one tensor."""
-    down: str
+    down: str = "mlp.down_proj.weight"
     head_norm: str | None = None
     """Norm of the heads, if it has a weight."""
 
 
-def map_decoder(
-    config: ModelConfig, names: Names, *, tied_embeddings: bool = False, interleaved: bool = False
-) -> Plan:
+@dataclass(frozen=True)
+class Format:
+    """A checkpoint format.
+
+    Attributes:
+        recognises: Returns True for a configuration in this format.
+        describe: Reads a configuration, which comes from the file at the path. Raises CheckpointError or
+            ValidationError if it is invalid, or of a model that this package does not have.
+        plan: Maps the weights, given the description, the names in the files, and the shapes of the `Decoder`.
+        ignored: Regular expression of the names of tensors that may be present and are not weights.
+        check: Raises CheckpointError if stored values contradict the configuration in a way that shapes do not show.
+    """
+
+    recognises: Callable[[Mapping[str, Any]], bool]
+    describe: Callable[[dict[str, Any], Path], Description]
+    plan: Callable[[Description, Collection[str], Mapping[str, Shape]], Plan]
+    ignored: str
+    check: "Callable[[Description, StoredWeights], None] | None" = None
+
+
+def map_decoder(described: Description, names: Names, *, interleaved: bool = False) -> Plan:
     """Return the parts of every tensor of a model in a file.
 
     Args:
-        config: A model with RMSNorm and a gated feed-forward.
+        described: A model with RMSNorm and a gated feed-forward.
         names: Names of the tensors in the file.
-        tied_embeddings: The head is the embedding table.
         interleaved: Rows of query and key heads are adjacent rotary pairs instead of halves.
     """
+    config = described.config
     table = (config.vocab_size, config.d_model)
     plan: Plan = {
         "embedding.weight": (WeightPart(names.embedding, table),),
         "norm.weight": (WeightPart(names.norm, (config.d_model,)),),
-        "head.weight": (WeightPart(names.embedding if tied_embeddings else names.head, table),),
+        "head.weight": (WeightPart(names.embedding if described.tied_embeddings else names.head, table),),
     }
     for index, block in enumerate(config.layers):
         for name, parts in _map_block(block, names, interleaved).items():

@@ -3,32 +3,14 @@
 Source: huggingface/transformers, `models/llama/configuration_llama.py`, `models/llama/modeling_llama.py`.
 """
 
-from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from retbench.architectures.transformer import transformer_config
-from retbench.checkpoints.format import Description, Fields, Names, Plan, Shape, map_decoder, parse
+from retbench.checkpoints.format import Description, Fields, Format, Names, map_decoder
 from retbench.errors import CheckpointError
 from retbench.ops import ROTARY_BASE
 from retbench.strict import Strict
-
-IGNORED = r"(model\.layers\.\d+\.self_attn|model)\.rotary_emb\.inv_freq|lm_head\.weight"
-"""Buffers of old releases that follow from the configuration, and the unused head of a model with tied embeddings:
-transformers too replaces it by the embedding table."""
-
-_NAMES = Names(
-    embedding="model.embed_tokens.weight",
-    norm="model.norm.weight",
-    head="lm_head.weight",
-    layer="model.layers.{}",
-    mixer_norm="input_layernorm.weight",
-    projections=("self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight"),
-    out="self_attn.o_proj.weight",
-    ffn_norm="post_attention_layernorm.weight",
-    gate_up=("mlp.gate_proj.weight", "mlp.up_proj.weight"),
-    down="mlp.down_proj.weight",
-)
 
 
 class _RotaryParameters(Strict):
@@ -58,14 +40,9 @@ class _LlamaFields(Fields):
     pretraining_tp: Literal[1] = 1
 
 
-def recognises(raw: Mapping[str, Any]) -> bool:
-    """Return True for a configuration of a Llama."""
-    return raw.get("model_type") == "llama" or "LlamaForCausalLM" in (raw.get("architectures") or ())
-
-
 def describe(raw: dict[str, Any], path: Path) -> Description:
     """Read a configuration; CheckpointError if it is invalid, or of a model that this package does not have."""
-    fields = parse(_LlamaFields, raw, path)
+    fields = _LlamaFields.model_validate(raw)
     heads = fields.num_attention_heads
     if fields.head_dim is not None and fields.head_dim * heads != fields.hidden_size:
         raise CheckpointError(
@@ -90,6 +67,13 @@ def describe(raw: dict[str, Any], path: Path) -> Description:
     )
 
 
-def plan(described: Description, stored: Collection[str], ours: Mapping[str, Shape]) -> Plan:
-    """Map the weights."""
-    return map_decoder(described.config, _NAMES, tied_embeddings=described.tied_embeddings)
+FORMAT = Format(
+    recognises=lambda raw: (
+        raw.get("model_type") == "llama" or "LlamaForCausalLM" in (raw.get("architectures") or ())
+    ),
+    describe=describe,
+    plan=lambda described, stored, ours: map_decoder(described, Names()),
+    # Buffers of old releases that follow from the configuration, and the unused head of a model with tied embeddings:
+    # transformers too replaces it by the embedding table.
+    ignored=r"(model\.layers\.\d+\.self_attn|model)\.rotary_emb\.inv_freq|lm_head\.weight",
+)

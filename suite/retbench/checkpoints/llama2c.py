@@ -8,20 +8,18 @@ Source: karpathy/llama2.c, `run.c` (`memory_map_weights`, `rmsnorm`), `export.py
 
 import math
 import struct
-from collections.abc import Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from retbench.architectures.transformer import transformer_config
-from retbench.checkpoints.format import Description, Names, Plan, Shape, map_decoder
+from retbench.checkpoints.format import Description, Format, Names, Shape, map_decoder
 from retbench.checkpoints.weights import StoredTensor, StoredWeights
 from retbench.errors import CheckpointError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-IGNORED = r"freqs_(cos|sin)"
-"""Tables of cosines and sines that follow from the configuration."""
 NORM_EPS = 1e-5
 VERSIONED_MAGIC = 0x616B3432  # "ak42", which later exports begin with
 
@@ -84,21 +82,16 @@ def read_header(path: Path) -> Header:
     return header
 
 
-def find_model(folder: Path) -> Path | None:
-    """Return the only file in a folder with a valid header; None if there are none or several."""
+def find_model(path: Path) -> Path | None:
+    """Return `path` itself if it is a .bin file, else the only file in the folder with a valid header."""
+    if path.is_file() and path.suffix == ".bin":
+        return path
     found = []
-    for path in sorted(folder.glob("*.bin")):
-        try:
-            read_header(path)
-        except CheckpointError:
-            continue
-        found.append(path)
+    for file in path.glob("*.bin"):
+        with suppress(CheckpointError):
+            read_header(file)
+            found.append(file)
     return found[0] if len(found) == 1 else None
-
-
-def recognises(raw: Mapping[str, Any]) -> bool:
-    """Return False: the format has no configuration file."""
-    return False
 
 
 def describe(raw: dict[str, Any], path: Path) -> Description:
@@ -116,11 +109,6 @@ def describe(raw: dict[str, Any], path: Path) -> Description:
     return Description(config=config, context_len=header.seq_len, tied_embeddings=header.vocab_size > 0)
 
 
-def plan(described: Description, stored: Collection[str], ours: Mapping[str, Shape]) -> Plan:
-    """Map the weights."""
-    return map_decoder(described.config, _NAMES, tied_embeddings=described.tied_embeddings, interleaved=True)
-
-
 def open_model(path: Path) -> StoredWeights:
     """Open the weights of a file under the names of llama2.c's own training script.
 
@@ -130,7 +118,7 @@ def open_model(path: Path) -> StoredWeights:
     offsets: dict[str, int] = {}
     entries: dict[str, StoredTensor] = {}
     position = _HEADER.size
-    for name, shape in _layout(read_header(path)):
+    for name, shape in _layout(path):
         entries[name] = StoredTensor("float32", shape, path)
         offsets[name] = position
         position += 4 * math.prod(shape)
@@ -151,30 +139,28 @@ def open_model(path: Path) -> StoredWeights:
     return StoredWeights(entries, read)
 
 
-def _layout(header: Header) -> list[tuple[str, Shape]]:
+def _layout(path: Path) -> list[tuple[str, Shape]]:
     """List the tensors in the order of the file, in which each kind has the tensors of all layers together."""
-    dim, hidden, vocab = header.dim, header.hidden_dim, abs(header.vocab_size)
-    head_dim = dim // header.n_heads
-    kv = header.n_kv_heads * head_dim
-    table = (vocab, dim)
-    kinds: list[tuple[str, Shape]] = [
-        (_NAMES.mixer_norm, (dim,)),
-        (_NAMES.projections[0], (dim, dim)),
-        (_NAMES.projections[1], (kv, dim)),
-        (_NAMES.projections[2], (kv, dim)),
-        (_NAMES.out, (dim, dim)),
-        (_NAMES.ffn_norm, (dim,)),
-        (_NAMES.gate_up[0], (hidden, dim)),
-        (_NAMES.down, (dim, hidden)),
-        (_NAMES.gate_up[1], (hidden, dim)),
-    ]
-    layers = range(header.n_layers)
-    rotary = (header.seq_len, head_dim // 2)
+    header, described = read_header(path), describe({}, path)
+    plan = map_decoder(described, _NAMES)
+    shapes = {part.name: part.shape for parts in plan.values() for part in parts}
+    activated, linear = _NAMES.gate_up
+    mixer = (_NAMES.mixer_norm, *_NAMES.projections, _NAMES.out)
+    kinds = (*mixer, _NAMES.ffn_norm, activated, _NAMES.down, linear)
+    blocks = [_NAMES.layer.format(layer) for layer in range(header.n_layers)]
+    table = (header.seq_len, header.dim // header.n_heads // 2)
     return [
-        (_NAMES.embedding, table),
-        *((f"{_NAMES.layer.format(layer)}.{name}", shape) for name, shape in kinds for layer in layers),
-        (_NAMES.norm, (dim,)),
-        ("freqs_cos", rotary),
-        ("freqs_sin", rotary),
-        *([(_NAMES.head, table)] if header.vocab_size < 0 else []),
+        (_NAMES.embedding, shapes[_NAMES.embedding]),
+        *((name, shapes[name]) for name in (f"{block}.{kind}" for kind in kinds for block in blocks)),
+        (_NAMES.norm, shapes[_NAMES.norm]),
+        *(("freqs_cos", table), ("freqs_sin", table)),
+        *([] if described.tied_embeddings else [(_NAMES.head, shapes[_NAMES.head])]),
     ]
+
+
+FORMAT = Format(
+    recognises=lambda raw: False,  # the format has no configuration file
+    describe=describe,
+    plan=lambda described, stored, ours: map_decoder(described, _NAMES, interleaved=True),
+    ignored=r"freqs_(cos|sin)",  # tables that follow from the configuration
+)

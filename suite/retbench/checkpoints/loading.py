@@ -1,4 +1,4 @@
-"""Build the model of a checkpoint and fill it with the stored weights, every one of which is checked."""
+"""Loading of checkpoints: a model with the stored weights, all of which are checked."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -77,35 +77,27 @@ def map_weights(format: str, config: ModelConfig, weights: Mapping[str, Tensor])
 def _check(plan: Plan, weights: StoredWeights, info: CheckpointInfo, ignored: str) -> None:
     """Raise CheckpointError unless all needed tensors are present, of the right shape and dtype, and no others are."""
     needed = {part.name: part for parts in plan.values() for part in parts}
-    entries = weights.entries
+    entries, words = weights.entries, _in_words(info)
     absent = [name for name in needed if name not in entries]
     if absent:
         raise CheckpointError(
-            f"{info.path}: of the {len(needed)} tensors of {_in_words(info)}, {_named(absent)} missing."
+            f"{info.path}: of the {len(needed)} tensors of {words}, {_named(absent)} missing."
         )
-    spare = re.compile(ignored)
-    unexpected = [name for name in entries if name not in needed and not spare.fullmatch(name)]
+    unexpected = [name for name in entries if name not in needed and not re.fullmatch(ignored, name)]
     if unexpected:
-        raise CheckpointError(
-            f"{entries[unexpected[0]].path}: {_named(unexpected)} not part of {_in_words(info)}."
-        )
-    for part in needed.values():
-        _check_entry(part, weights, info)
-
-
-def _check_entry(part: WeightPart, weights: StoredWeights, info: CheckpointInfo) -> None:
-    """Raise CheckpointError unless one tensor has the expected shape and a floating-point dtype."""
-    entry = weights.entries[part.name]
-    if entry.shape != part.shape:
-        raise CheckpointError(
-            f"{entry.path}: tensor '{part.name}' has shape {entry.shape}, expected {part.shape} for "
-            f"{_in_words(info)}. Weights and configuration do not belong together."
-        )
-    if entry.dtype not in FLOAT_DTYPES:
-        raise CheckpointError(
-            f"{entry.path}: tensor '{part.name}' has dtype {entry.dtype}, expected one of {', '.join(FLOAT_DTYPES)}; "
-            "quantised weights cannot be read here."
-        )
+        raise CheckpointError(f"{entries[unexpected[0]].path}: {_named(unexpected)} not part of {words}.")
+    for name, part in needed.items():
+        path, shape, dtype = entries[name].path, entries[name].shape, entries[name].dtype
+        if shape != part.shape:
+            raise CheckpointError(
+                f"{path}: tensor '{name}' has shape {shape}, expected {part.shape} for {words}. Weights and "
+                "configuration do not belong together."
+            )
+        if dtype not in FLOAT_DTYPES:
+            raise CheckpointError(
+                f"{path}: tensor '{name}' has dtype {dtype}, expected one of {', '.join(FLOAT_DTYPES)}; quantised "
+                "weights cannot be read here."
+            )
 
 
 def _in_words(info: CheckpointInfo) -> str:
@@ -131,8 +123,8 @@ def _check_fingerprint(weights: StoredWeights, info: CheckpointInfo, expected: s
     if found != expected:
         paths = sorted({str(entry.path) for entry in weights.entries.values()})
         raise CheckpointError(
-            f"{', '.join(paths)}: its weights have the fingerprint {found}, its configuration says {expected}: it was "
-            "damaged, or replaced by another."
+            f"{', '.join(paths)}: its weights have the fingerprint {found}, its configuration says {expected}: the "
+            "file was damaged or replaced."
         )
 
 
@@ -147,7 +139,11 @@ def _fill(model: Decoder, plan: Plan, weights: StoredWeights) -> None:
             rows = parameter[start:end]
             rows.copy_(_rows(stored, part))
             if not rows.isfinite().all():
-                raise _not_finite(part.name, stored, parameter.dtype, weights)
+                path, most = weights.entries[part.name].path, stored.abs().max()
+                fault = f"values up to {most:.3g}, which {rows.dtype} cannot hold. Ask for another dtype."
+                if count := int((~stored.isfinite()).sum()):
+                    fault = f"{count} values that are NaN or infinite."
+                raise CheckpointError(f"{path}: tensor '{part.name}' holds {fault}")
             start = end
         assert start == parameter.shape[0]
 
@@ -158,15 +154,3 @@ def _rows(stored: Tensor, part: WeightPart) -> Tensor:
         return stored
     reordered: Tensor = stored.unflatten(0, (part.interleaved_heads, -1, 2)).transpose(1, 2).flatten(0, 2)
     return reordered
-
-
-def _not_finite(name: str, stored: Tensor, dtype: torch.dtype, weights: StoredWeights) -> CheckpointError:
-    """Build the error for a tensor with values that are not finite, as stored or once converted."""
-    path = weights.entries[name].path
-    count = int((~stored.isfinite()).sum())
-    if count:
-        return CheckpointError(f"{path}: tensor '{name}' holds {count} values that are NaN or infinite.")
-    return CheckpointError(
-        f"{path}: tensor '{name}' holds values up to {stored.abs().max():.3g}, which {dtype} cannot hold. Ask for "
-        "another dtype."
-    )

@@ -1,19 +1,19 @@
 """retbench's own checkpoints: `model.safetensors` under the model's own names, and a `config.json`.
 
-A new checkpoint is written beside its final place, flushed to disk, then moved, so that a whole one exists at any time.
+A new checkpoint is written to a temporary folder, flushed to disk, then moved, so that it is never incomplete.
 """
 
 import json
 import os
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from retbench.architectures.configs import ModelConfig
-from retbench.checkpoints.format import CONFIG_NAME, Description, Plan, Shape, WeightPart, parse, read_json
+from retbench.checkpoints.format import CONFIG_NAME, Description, Format, WeightPart, read_json
 from retbench.checkpoints.weights import SAFETENSORS_NAME, fingerprint_tensors
 from retbench.errors import CheckpointError, ConfigError, StorageError
 from retbench.files import flush
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 NAME: Literal["retbench"] = "retbench"
 VERSION: Literal[2] = 2
-IGNORED = r"(?!)"
-"""Matches nothing: every stored tensor is a weight."""
 
 
 class NativeConfig(Strict):
@@ -42,11 +40,6 @@ class NativeConfig(Strict):
     metadata: dict[str, Any] = Field(default_factory=dict)
 
 
-def recognises(raw: Mapping[str, Any]) -> bool:
-    """Return True for a configuration in this format."""
-    return raw.get("format") == NAME
-
-
 def describe(raw: dict[str, Any], path: Path) -> Description:
     """Read a configuration; CheckpointError if it is invalid or of a later version."""
     version = raw.get("format_version")
@@ -54,38 +47,28 @@ def describe(raw: dict[str, Any], path: Path) -> Description:
         raise CheckpointError(
             f"{path}: format_version is {version}, this retbench reads up to {VERSION}. Use a newer one."
         )
-    fields = dict(parse(NativeConfig, raw, path))
+    fields = dict(NativeConfig.model_validate(raw))
     return Description(**{name: fields[name] for name in Description.model_fields if name in fields})
 
 
-def plan(described: Description, stored: Collection[str], ours: Mapping[str, Shape]) -> Plan:
-    """Map every tensor to the tensor of the same name."""
-    return {name: (WeightPart(name, shape),) for name, shape in ours.items()}
+FORMAT = Format(
+    recognises=lambda raw: raw.get("format") == NAME,
+    describe=describe,
+    plan=lambda described, stored, ours: {name: (WeightPart(name, shape),) for name, shape in ours.items()},
+    ignored=r"(?!)",  # matches nothing: every stored tensor is a weight
+)
 
 
-def save_checkpoint(
-    folder: Path,
-    config: ModelConfig,
-    weights: "Mapping[str, Tensor]",
-    *,
-    tokenizer: str | None = None,
-    tokenizer_fingerprint: str | None = None,
-    context_len: int | None = None,
-    metadata: Mapping[str, Any] | None = None,
-) -> str:
-    """Write the weights of a model to a folder: all of them or nothing.
+def save_checkpoint(folder: Path, described: Description, weights: "Mapping[str, Tensor]") -> str:
+    """Write a model to a folder: all of it or nothing.
 
     An earlier checkpoint there stays until the new one is complete. If the machine stops between the two moves, the
     earlier one remains under the folder's name with a leading dot and the suffix `.replaced`.
 
     Args:
         folder: A new folder, or a checkpoint in this format, which is replaced.
-        config: The model.
+        described: The model, its tokenizer and metadata, whose values must have a form in JSON.
         weights: Parameters of the `Decoder` by name, stored in their dtype.
-        tokenizer: Name or path of the tokenizer of the training text.
-        tokenizer_fingerprint: Fingerprint of that tokenizer.
-        context_len: Tokens of the longest training sequence.
-        metadata: Any other values to keep, as JSON.
 
     Returns:
         The fingerprint of the weights.
@@ -98,14 +81,8 @@ def save_checkpoint(
     _require_replaceable(folder)
     tensors = {name: weight.detach().cpu().contiguous() for name, weight in weights.items()}
     fingerprint = fingerprint_tensors(sorted(tensors.items()))
-    stored = NativeConfig(
-        config=config,
-        context_len=context_len,
-        tokenizer=tokenizer,
-        tokenizer_fingerprint=tokenizer_fingerprint,
-        weights_fingerprint=fingerprint,
-        metadata=dict(metadata or {}),
-    )
+    fields = {name: value for name, value in described if name in NativeConfig.model_fields}
+    stored = NativeConfig(**fields | {"weights_fingerprint": fingerprint})
     text = json.dumps(stored.model_dump(), indent=2, allow_nan=False) + "\n"
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     try:
@@ -113,7 +90,7 @@ def save_checkpoint(
         _move(partial, folder)
     except OSError as error:
         raise StorageError(
-            f"{folder}: the checkpoint could not be written: {error}. What was there before is intact; free some "
+            f"{folder}: the checkpoint could not be written: {error}. Its earlier content is intact. Free some "
             "space, or give another folder."
         ) from error
     finally:
@@ -126,12 +103,13 @@ def _require_replaceable(folder: Path) -> None:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     try:
-        is_ours = recognises(read_json(folder / CONFIG_NAME))
+        is_ours = FORMAT.recognises(read_json(folder / CONFIG_NAME))
     except CheckpointError:
         is_ours = False
     if not is_ours:
         raise ConfigError(
-            f"{folder}: holds something else than a checkpoint of retbench. Give another folder."
+            f"{folder}: holds files other than a checkpoint of retbench, which are not overwritten. Give "
+            "another folder."
         )
 
 

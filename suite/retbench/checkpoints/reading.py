@@ -6,29 +6,21 @@ one commit: that of `--revision`, else its pinned commit, else today's `main`. T
 
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from importlib import import_module
 from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from pydantic import ValidationError
 
 from retbench.architectures.registry import architectures
 from retbench.checkpoints import llama2c, native
-from retbench.checkpoints.format import (
-    CONFIG_NAME,
-    Description,
-    Plan,
-    Shape,
-    describe_errors,
-    read_json,
-)
+from retbench.checkpoints.format import CONFIG_NAME, Description, Format, read_json
 from retbench.checkpoints.weights import (
+    PICKLE_SUFFIXES,
     StoredWeights,
     find_weight_files,
-    is_pickle,
     open_weights,
     refuse_pickle,
 )
@@ -72,32 +64,11 @@ class CheckpointInfo(Description):
     """Commit on the hub; None for a local checkpoint."""
 
 
-@dataclass(frozen=True)
-class Format:
-    """A checkpoint format.
-
-    Attributes:
-        recognises: Returns True for a configuration in this format.
-        describe: Reads a configuration, which comes from the file at the path.
-        plan: Maps the weights, given the description, the names in the files, and the shapes of the `Decoder`.
-        ignored: Regular expression of the names of tensors that may be present and are not weights.
-        check: Raises CheckpointError if stored values contradict the configuration in a way that shapes do not show.
-    """
-
-    recognises: Callable[[Mapping[str, Any]], bool]
-    describe: Callable[[dict[str, Any], Path], Description]
-    plan: Callable[[Description, Collection[str], Mapping[str, Shape]], Plan]
-    ignored: str
-    check: Callable[[Description, StoredWeights], None] | None = None
-
-
 def _known_formats() -> dict[str, Format]:
     """Collect retbench's own format, then those of each architecture, by the names of their modules."""
     paths = [path for architecture in architectures().values() for path in architecture.formats]
-    modules = {native.NAME: native} | {path.rpartition(".")[2]: import_module(path) for path in paths}
-    return {
-        name: Format(each.recognises, each.describe, each.plan, each.IGNORED, getattr(each, "check", None))
-        for name, each in modules.items()
+    return {native.NAME: native.FORMAT} | {
+        path.rpartition(".")[2]: import_module(path).FORMAT for path in paths
     }
 
 
@@ -135,38 +106,21 @@ def read_checkpoint(
         format = _recognise(raw, config_path) if format == "auto" else format
     try:
         described = FORMATS[format].describe(raw, config_path)
-    except ValidationError as error:  # sizes that contradict each other
-        raise describe_errors(error, config_path) from error
+    except ValidationError as error:  # fields are missing, of another type, or contradict each other
+        raise _invalid(error, config_path) from error
     fields = dict(described) | {"tokenizer": described.tokenizer or _find_tokenizer(path)}
+    dtype = _stored_dtype(format, path)
     return CheckpointInfo(
-        **fields,
-        format=format,
-        weights_dtype=_stored_dtype(format, path),
-        path=path,
-        source=name,
-        revision=commit,
+        **fields, format=format, weights_dtype=dtype, path=path, source=name, revision=commit
     )
 
 
-class Located(NamedTuple):
-    """Path of a checkpoint on this machine, and its commit on the hub."""
+def locate(
+    name: str, *, revision: str | None = None, data_dir: Path | None = None
+) -> tuple[Path, str | None]:
+    """Return the path of a checkpoint, downloaded from the hub if it is not local, and its commit on the hub.
 
-    path: Path
-    revision: str | None
-
-
-def locate(name: str, *, revision: str | None = None, data_dir: Path | None = None) -> Located:
-    """Find a checkpoint on this machine; download it from the hub if there is none.
-
-    Args:
-        name: A path; a path below the data folder; or OWNER/REPOSITORY[@REVISION] on the hub, optionally with the
-            prefix `hub:`, which skips the search for a path.
-        revision: Commit, branch or tag of the repository; its pinned commit, else `main`, when None.
-        data_dir: The data folder; RETBENCH_DATA when None.
-
-    Raises:
-        ConfigError: no such path, repository or revision; a revision of a local checkpoint.
-        UnsupportedError: the hub cannot be reached.
+    Arguments and errors as of `read_checkpoint`. The prefix `hub:` of a name skips the search for a path.
     """
     if not name.startswith(hub.PREFIX):
         try:
@@ -177,24 +131,20 @@ def locate(name: str, *, revision: str | None = None, data_dir: Path | None = No
         else:
             if revision is not None:
                 raise ConfigError(
-                    f"--revision {revision}: '{name}' is here, at {path}, and has no revisions."
+                    f"--revision {revision}: '{name}' is local, at {path}, and has no revisions."
                 )
-            return Located(path, None)
+            return path, None
     asked = hub.parse_name(hub.PREFIX + name.removeprefix(hub.PREFIX), revision)
-    return _fetch(name, asked._replace(revision=asked.revision or PINNED_REVISIONS.get(asked.repo)))
-
-
-def _fetch(name: str, asked: hub.HubName) -> Located:
-    """Download a repository at one commit, unless the hub's cache has it, to a folder with the commit's name."""
-    try:
-        path = hub.download_files(name, asked, PATTERNS)
+    at = asked.revision or PINNED_REVISIONS.get(asked.repo)
+    try:  # the hub's cache has the folder under the name of the commit
+        path = hub.download_files(name, asked._replace(revision=at), PATTERNS)
     except UnsupportedError as error:
-        at = f" --revision {asked.revision}" if asked.revision else ""
+        option = f" --revision {at}" if at else ""
         raise UnsupportedError(
-            f"{error} Where there is a network: hf download {asked.repo}{at} --local-dir FOLDER. Then give FOLDER in "
-            f"place of '{name}'."
+            f"{error} On a machine with a network: hf download {asked.repo}{option} --local-dir FOLDER. Then give "
+            f"FOLDER in place of '{name}'."
         ) from error
-    return Located(path, path.name if _COMMIT.fullmatch(path.name) else asked.revision)
+    return path, path.name if _COMMIT.fullmatch(path.name) else at
 
 
 def _config_path(path: Path) -> Path:
@@ -202,14 +152,12 @@ def _config_path(path: Path) -> Path:
 
 
 def _find_llama2c(path: Path) -> Path:
-    """Return the llama2.c model at `path`, or the one in that folder, which has no configuration."""
-    if path.is_file() and path.suffix == ".bin":
-        return path
-    found = llama2c.find_model(path) if path.is_dir() else None
+    """Return the file of a llama2.c model, which has no configuration; CheckpointError if there is none."""
+    found = llama2c.find_model(path)
     if found is None:
         raise CheckpointError(
-            f"{_config_path(path)}: there is no such file, so it is not known what the weights are. A folder of ours, "
-            "of fla or of transformers has one; beside a state dict of torchscale write one with the fields of its "
+            f"{_config_path(path)}: there is no such file, so the format of the weights is unknown. Checkpoints of "
+            "retbench, fla and transformers have one. For a state dict of torchscale, write one with the fields of its "
             "RetNetConfig (decoder_embed_dim, decoder_retention_heads, ..., activation_fn)."
         )
     return found
@@ -222,9 +170,19 @@ def _recognise(raw: Mapping[str, Any], path: Path) -> str:
             return name
     said = {key: raw[key] for key in ("model_type", "architectures") if key in raw}
     raise CheckpointError(
-        f"{path}: a model that cannot be read here: {said or 'it says neither model_type nor architectures'}. "
+        f"{path}: a model of unknown format: {said or 'neither model_type nor architectures is given'}. "
         f"Formats: {', '.join(FORMATS)}; force one with --format."
     )
+
+
+def _invalid(error: ValidationError, path: Path) -> CheckpointError:
+    """Build a CheckpointError that names every invalid field, its value, and the expected one."""
+    lines = []
+    for fault in error.errors(include_url=False):
+        name = ".".join(str(part) for part in fault["loc"])
+        found = "" if fault["type"] == "missing" or not name else f" (found {fault['input']!r})"
+        lines.append(f"{name + ': ' if name else ''}{fault['msg']}{found}")
+    return CheckpointError(f"{path}: not a configuration that can be read here: {'; '.join(lines)}.")
 
 
 def _find_tokenizer(path: Path) -> str | None:
@@ -241,7 +199,7 @@ def _stored_dtype(format: str, path: Path) -> str | None:
     """Return the dtype of most stored values; None for a pickle, which is not opened."""
     if format == LLAMA2C:
         return "float32"
-    if is_pickle(find_weight_files(path)[0]):
+    if find_weight_files(path)[0].suffix in PICKLE_SUFFIXES:
         return None
     values: Counter[str] = Counter()
     for entry in open_weights(path, allow_pickle=False).entries.values():
@@ -250,7 +208,7 @@ def _stored_dtype(format: str, path: Path) -> str | None:
 
 
 def open_checkpoint(info: CheckpointInfo, *, allow_pickle: bool = False) -> StoredWeights:
-    """Open the tensors of a checkpoint; errors as of `open_weights`."""
+    """Open the tensors of a checkpoint; errors as in `open_weights`."""
     if info.format == LLAMA2C:
         return llama2c.open_model(info.path)
     return open_weights(info.path, allow_pickle=allow_pickle)

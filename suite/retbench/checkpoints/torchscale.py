@@ -13,12 +13,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from retbench.architectures.retnet import retnet_config
-from retbench.checkpoints.format import Description, Fields, Names, Plan, Shape, map_decoder, parse
+from retbench.checkpoints.format import Description, Fields, Format, Names, Plan, Shape, map_decoder
 from retbench.checkpoints.weights import StoredWeights
 from retbench.errors import CheckpointError
 
-IGNORED = r"(decoder\.)?(retnet_rel_pos\.(angle|decay)|version|output_projection\.weight)"
-"""Buffers, which `check` reads, and the unused head of a model with tied embeddings."""
 DECAY = "retnet_rel_pos.decay"
 FAIRSEQ_PREFIX = "decoder."
 """Prefix of all names in a state dict of fairseq's whole model."""
@@ -57,14 +55,9 @@ class _RetNetFields(Fields):
     no_output_layer: Literal[False] = False
 
 
-def recognises(raw: Mapping[str, Any]) -> bool:
-    """Return True for a configuration with the fields of torchscale's RetNetConfig."""
-    return "decoder_retention_heads" in raw
-
-
 def describe(raw: dict[str, Any], path: Path) -> Description:
     """Read a configuration; CheckpointError if it is invalid, or of a model that this package does not have."""
-    fields = parse(_RetNetFields, raw, path)
+    fields = _RetNetFields.model_validate(raw)
     config = retnet_config(
         variant="torchscale",
         d_model=fields.decoder_embed_dim,
@@ -110,4 +103,14 @@ def plan(described: Description, stored: Collection[str], ours: Mapping[str, Sha
             name: FAIRSEQ_PREFIX + getattr(names, name) for name in ("embedding", "norm", "head", "layer")
         }
         names = replace(names, **prefixed)
-    return map_decoder(described.config, names, tied_embeddings=described.tied_embeddings)
+    return map_decoder(described, names)
+
+
+FORMAT = Format(
+    recognises=lambda raw: "decoder_retention_heads" in raw,
+    describe=describe,
+    plan=plan,
+    # Buffers, which `check` reads, and the unused head of a model with tied embeddings.
+    ignored=r"(decoder\.)?(retnet_rel_pos\.(angle|decay)|version|output_projection\.weight)",
+    check=check,
+)

@@ -50,7 +50,7 @@ def open_weights(path: Path, *, allow_pickle: bool) -> StoredWeights:
         ConfigError: they are a pickle, which was not allowed.
     """
     files = find_weight_files(path)
-    if is_pickle(files[0]):
+    if files[0].suffix in PICKLE_SUFFIXES:
         if not allow_pickle:
             refuse_pickle(files[0])
         return _open_pickle(files[0])
@@ -61,8 +61,8 @@ def open_weights(path: Path, *, allow_pickle: bool) -> StoredWeights:
         absent = sorted(_weight_map(index).keys() - entries.keys())
         if absent:
             raise CheckpointError(
-                f"{index}: promises the tensor '{absent[0]}'"
-                f"{f' and {len(absent) - 1} more' if len(absent) > 1 else ''}, which no file beside it has."
+                f"{index}: lists the tensor '{absent[0]}'"
+                f"{f' and {len(absent) - 1} more' if len(absent) > 1 else ''}, which none of its files has."
             )
 
     def read(name: str) -> "Tensor":
@@ -88,7 +88,7 @@ def _read_header(path: Path) -> dict[str, StoredTensor]:
                 entries[name] = StoredTensor(_DTYPES.get(dtype, dtype), tuple(view.get_shape()), path)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
-            f"{path}: is not a whole safetensors file ({error}). Copy or download it again."
+            f"{path}: is not a complete safetensors file ({error}). Copy or download it again."
         ) from error
     return entries
 
@@ -106,14 +106,12 @@ def _open_pickle(path: Path) -> StoredWeights:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(
-            f"{path}: holds something else than a state dict of tensors ({reason})."
-        ) from error
+        raise CheckpointError(f"{path}: does not hold a state dict of tensors ({reason}).") from error
     for key in ("model", "state_dict"):
         if isinstance(found, dict) and isinstance(found.get(key), dict):
             found = found[key]
     if not isinstance(found, dict) or not all(isinstance(value, torch.Tensor) for value in found.values()):
-        raise CheckpointError(f"{path}: holds something else than a state dict of tensors.")
+        raise CheckpointError(f"{path}: does not hold a state dict of tensors.")
     tensors = {str(name): tensor for name, tensor in found.items()}
     entries = {
         name: StoredTensor(str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), path)
@@ -125,10 +123,8 @@ def _open_pickle(path: Path) -> StoredWeights:
 def find_weight_files(path: Path) -> tuple[Path, ...]:
     """Find the weight files of a checkpoint: `path` itself if it is a file, else files of the folder.
 
-    safetensors take precedence: one file, or those of an index; then a pickle.
-
-    Raises:
-        CheckpointError: there are none, or several candidates.
+    safetensors take precedence: one file, or those of an index; then a pickle. CheckpointError if there are none, or
+    several candidates.
     """
     if path.is_file():
         return (path,)
@@ -138,7 +134,9 @@ def find_weight_files(path: Path) -> tuple[Path, ...]:
         names = sorted(set(_weight_map(path / INDEX_NAME).values()))
         absent = [name for name in names if not (path / name).is_file()]
         if absent:
-            raise CheckpointError(f"{path / INDEX_NAME}: names {', '.join(absent)}, which is not beside it.")
+            raise CheckpointError(
+                f"{path / INDEX_NAME}: names {', '.join(absent)}, which is not in that folder."
+            )
         return tuple(path / name for name in names)
     for suffixes in ({".safetensors"}, PICKLE_SUFFIXES):
         found = sorted(file for file in path.iterdir() if file.suffix in suffixes and file.is_file())
@@ -163,17 +161,12 @@ def _weight_map(index: Path) -> dict[str, str]:
     return found
 
 
-def is_pickle(path: Path) -> bool:
-    """Return True for a weight file written by torch.save."""
-    return path.suffix in PICKLE_SUFFIXES
-
-
 def refuse_pickle(path: Path) -> None:
     """Raise ConfigError if a weight file is a pickle."""
-    if is_pickle(path):
+    if path.suffix in PICKLE_SUFFIXES:
         raise ConfigError(
-            f"{path}: is a pickle, which could run code of its maker. Save it as safetensors; `retbench generate` "
-            "reads it too where --allow-pickle says so, as tensors alone."
+            f"{path}: is a pickle, which could run arbitrary code. Save it as safetensors, or use `retbench generate "
+            "--allow-pickle`, which reads tensors only."
         )
 
 

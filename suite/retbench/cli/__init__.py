@@ -31,8 +31,8 @@ COMMANDS = {
     "generate": "Continue a text with any checkpoint, printing tokens as they come.",
     "env": "Show this machine: hardware, ceilings and usable backends.",
     "compare": "Compare two record sets of one machine, or a run with a baseline: is B slower than A?",
-    "check": "Check on any machine what does not depend on it; or, with --against, the times of a checkout.",
-    "baseline": "Keep a window of accepted runs that later ones are compared with.",
+    "check": "Check machine-independent quantities; with --against, the times of a checkout.",
+    "baseline": "Keep a window of accepted runs that later runs are compared with.",
 }
 """The commands in the order of the help. Each is `app` in the module of its name."""
 

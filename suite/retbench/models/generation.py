@@ -106,7 +106,7 @@ def generate(
     stop: Collection[int] = (),
     num_tokens: int | None = None,
 ) -> Iterator[int]:
-    """Yield the tokens that follow a prompt, each as soon as it is known.
+    """Yield the tokens that follow a prompt, each as soon as it is chosen.
 
     Args:
         model: The model, in evaluation mode.

@@ -89,6 +89,6 @@ def _launch_problem(device: torch.device, dtype: torch.dtype) -> str | None:
         what = " ".join(str(error).split())
         return (
             f"flash-linear-attention's kernels cannot be launched ({type(error).__name__}: {what}); Triton needs a C "
-            "compiler (gcc, or the one that CC names) and a GPU that it knows; use backend 'chunkwise'"
+            "compiler (gcc, or the one that CC names) and a supported GPU; use backend 'chunkwise'"
         )
     return None

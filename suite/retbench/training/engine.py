@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from retbench.checkpoints.format import Description
 from retbench.checkpoints.native import save_checkpoint
 from retbench.checkpoints.reading import FINAL, read_checkpoint
 from retbench.checkpoints.weights import fingerprint_tensors
@@ -297,10 +298,8 @@ class _Engine:
         loss, tokens_per_s = state.curve[-1].validation_loss_nats, num_tokens / state.total_seconds
         fingerprint = fingerprint_tensors(sorted(weights.items()))
         self._recorder.keep(folder, run, trainer, self._tuning_of(run), weights_fingerprint=fingerprint)
-        save_checkpoint(
-            folder / FINAL,
-            trainer.model.config,
-            weights,
+        described = Description(
+            config=trainer.model.config,
             tokenizer=plan.tokenizer.name,
             tokenizer_fingerprint=plan.tokenizer.fingerprint,
             context_len=plan.spec.seq_len,
@@ -319,5 +318,6 @@ class _Engine:
                 "tokens_per_s": tokens_per_s,
             },
         )
+        save_checkpoint(folder / FINAL, described, weights)
         shutil.rmtree(folder / trained.STEPS, ignore_errors=True)
         return RunResult(run, "ok", folder, num_tokens, loss, tokens_per_s)
