@@ -1,14 +1,14 @@
 # make report      measure this machine and write reports/index.html
-# make test        the tests that every change must pass, in two processes, each with cores of its own (tests/conftest.py)
-# make test-long   these and the slow ones, in one process with all cores
-# make check       lint, types and test
-# make exact       what does not depend on the machine, against results/baselines/exact.json
-# make pages       write what is generated: experiments/README.md, and from results/published the claims in README.md and
-#                  the figures in docs, each with its data
-# make bench-peers against torchscale, yet-another-retnet and transformers
-# make bench-eval  against lm-eval's HFLM: the same answers document by document, then the speed; needs RETBENCH_DATA
-# make bench-predict  predicted decode times against measured ones on this CPU
-# make gpu-check   half an hour on a GPU: environment, its tests, smoke, then the paper's sizes; BUDGET=30 (minutes)
+# make test        run the tests that every change must pass, in two processes with separate cores (tests/conftest.py)
+# make test-long   run all tests, the slow ones too, in one process with all cores
+# make check       run lint, types and test
+# make exact       compare machine-independent quantities with results/baselines/exact.json
+# make pages       write generated pages: experiments/README.md, and from results/published the claims in README.md
+#                  and the figures in docs with their data
+# make bench-peers compare with torchscale, yet-another-retnet and transformers: equality first, then speed
+# make bench-eval  compare with lm-eval's HFLM: answers document by document, then speed; needs RETBENCH_DATA
+# make bench-predict  compare predicted decode times with measured ones on this CPU
+# make gpu-check   on a GPU: environment, tests, smoke, then the paper's sizes; BUDGET=30 (minutes)
 PYTHON ?= python3
 BIN := .venv/bin
 BUDGET ?= 30

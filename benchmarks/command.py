@@ -1,4 +1,4 @@
-"""The command of a package of bars: lists them, runs those chosen, prints one JSON line for each thing shown.
+"""The command of a package of bars (comparisons with a limit): list them, run some, print a JSON line per result.
 
 Exit codes: 0 every bar holds, 1 one does not, 2 the request is impossible, 3 a peer is not installed or data is
 missing, 130 interrupted.
@@ -18,14 +18,14 @@ from retbench.run.locks import Interrupted
 def run_command(
     bars: Mapping[str, Bar], arguments: Sequence[str] | None, *, prog: str, description: str, epilog: str
 ) -> int:
-    """Parse, check that every peer is there, run; returns the exit code.
+    """Parse the options, check that every peer is installed, run the bars, and return the exit code.
 
     Args:
         bars: Every bar by name.
         arguments: Those of the command line; the process's own when None.
-        prog: How the command is called.
-        description: What it does, for its help.
-        epilog: The end of its help.
+        prog: Name of the command.
+        description: Purpose of the command, for its help.
+        epilog: End of its help.
     """
     options = _parse(arguments, prog, description, epilog)
     if options.list:
@@ -52,12 +52,12 @@ def run_command(
 
 
 def end_well(name: str, task: Callable[[], int], *, kept: str = "") -> int:
-    """The exit code of a command: its task's, or that of what went wrong or of an interruption, which is told.
+    """Run a task and return its exit code, or that of an error or interruption, which is printed.
 
     Args:
-        name: Of the command.
-        task: What it does; returns its exit code.
-        kept: What of it an interruption leaves, in words.
+        name: Name of the command.
+        task: Does the work and returns the exit code.
+        kept: A description of what an interruption leaves.
     """
     try:
         return task()
@@ -73,25 +73,23 @@ def end_well(name: str, task: Callable[[], int], *, kept: str = "") -> int:
 
 
 def say(text: str) -> None:
-    """Tell the user, beside what the command prints."""
+    """Print a message on stderr."""
     print(text, file=sys.stderr, flush=True)
 
 
 def _parse(arguments: Sequence[str] | None, prog: str, description: str, epilog: str) -> argparse.Namespace:
-    """Options; argparse ends the process with 2 where they are wrong."""
+    """Parse the options; argparse exits with 2 for wrong ones."""
     parser = argparse.ArgumentParser(
         prog=prog,
         description=description,
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--list", action="store_true", help="name every bar and end")
+    parser.add_argument("--list", action="store_true", help="list every bar and exit")
     parser.add_argument(
         "--only", action="append", metavar="BAR", default=[], help="run this bar; may be repeated"
     )
-    parser.add_argument(
-        "--rounds", type=int, default=7, help="rounds of each timed bar, at least 2 (default 7)"
-    )
+    parser.add_argument("--rounds", type=int, default=7, help="rounds per timed bar, at least 2 (default 7)")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of both sides (default 2)")
     options = parser.parse_args(arguments)
     if options.rounds < 2 or options.threads < 1:
@@ -100,7 +98,7 @@ def _parse(arguments: Sequence[str] | None, prog: str, description: str, epilog:
 
 
 def _chosen(bars: Mapping[str, Bar], only: Sequence[str]) -> list[str]:
-    """The bars asked for, in their own order; ConfigError for an unknown name."""
+    """Return the requested bars in their own order; ConfigError for an unknown name."""
     for name in only:
         if name not in bars:
             raise unknown_name("bar", name, bars, where="--only")
@@ -108,7 +106,7 @@ def _chosen(bars: Mapping[str, Bar], only: Sequence[str]) -> list[str]:
 
 
 def _run(bars: Mapping[str, Bar], rounds: int, threads: int) -> int:
-    """Run the bars and print their lines; 1 when one does not hold."""
+    """Run the bars, print their lines, and return 1 if one does not hold."""
     os.environ.update(worker_environment(threads))  # before torch is imported: OpenMP reads it then
     pin_process(threads)
     failed = []

@@ -1,8 +1,8 @@
-"""The first half hour on a GPU in one command, most valuable first: `python -m benchmarks.gpu_check`.
+"""Check a new GPU within a time budget, the most valuable steps first: `python -m benchmarks.gpu_check`.
 
-Each step is a process with its share of what is left of the budget. One that overruns is told to stop, keeps what it
-has measured, and the next goes on; one that fails is reported and not fatal. Records, logs, a report and a summary are
-there at the end, whatever was reached; the commands in the logs go on where a sweep was cut short.
+Each step is a process with a share of the remaining budget. A step that exceeds it is stopped, keeps what it has
+measured, and the next step starts. A step that fails is reported and is not fatal. Records, logs, a report and a
+summary are written in any case. The commands in the logs continue a sweep that was cut short.
 
 Exit codes: 0 all done, 1 a test or another step failed, 2 the request is impossible, 3 no such device, 4 nothing
 failed but something was cut short, 130 interrupted.
@@ -31,18 +31,18 @@ from retbench.units import format_duration
 ROOT = Path(__file__).parents[1]
 DEFAULT_OUT = Path("reports") / "gpu-check"
 REPORT_S = 60.0
-"""Kept for the reports."""
+"""Reserved for the reports."""
 LEAST_S = 2.0
-"""A step that would get less is not begun."""
+"""A step with less time is not started."""
 GRACE_S = (45.0, 15.0)
 """How long a step may take to stop after SIGINT, and then after SIGTERM (where SIGINT is ignored)."""
 TAIL_LINES = 15
 
 EPILOG = """\
-What a step is expected to take is a guess for an A100 or H100 of 80 GB; it decides how the budget is shared.
+The expected times of the steps are guesses for an A100 or H100 of 80 GB; the budget is divided by them.
 
 Example: python -m benchmarks.gpu_check --budget 30 --out reports/gpu-check
-On a CPU, to try the procedure with the smoke profiles alone: python -m benchmarks.gpu_check --device cpu --budget 5
+On a CPU, to try the procedure with the smoke profiles only: python -m benchmarks.gpu_check --device cpu --budget 5
 """
 
 Ending = Literal["done", "failed", "cut short", "not begun"]
@@ -53,9 +53,9 @@ class Step:
     """One process.
 
     Attributes:
-        name: What it shows.
-        words: What follows the interpreter.
-        guess_s: Guessed, not measured: how long it takes, for its share of the budget.
+        name: Name in the summary.
+        words: Arguments of the interpreter.
+        guess_s: Guessed seconds, by which the budget is divided.
     """
 
     name: str
@@ -65,7 +65,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a step: how it ended, how long it took and had, and a word on a failure."""
+    """Result of a step: how it ended, the time it took and its limit, and a note on a failure."""
 
     step: Step
     ending: Ending
@@ -75,7 +75,7 @@ class Outcome:
 
 
 def steps_for(device: str, out: Path) -> list[Step]:
-    """Every step but the reports, most valuable first."""
+    """Return every step except the reports, the most valuable first."""
     graphs = () if device == "cpu" else ("--set", "cuda_graph=true")
     steps = [
         Step("environment, ceilings", ("-m", "retbench", "env", "--device", device), 60),
@@ -93,7 +93,7 @@ def steps_for(device: str, out: Path) -> list[Step]:
         _sweep("paper: prefill", "latency", device, out, 210, *paper, *_only("prefill", [1])),
     ]
     if find_spec("fla") is not None:
-        # In a folder of its own: a report shows one way of running a model.
+        # In a separate folder: a report shows one way of running a model.
         fla = ("--set", "models.retnet.backend=fla")
         words = (*paper, *_only("prefill", [1]), *fla)
         steps += [
@@ -105,7 +105,7 @@ def steps_for(device: str, out: Path) -> list[Step]:
 
 
 def _sweep(name: str, experiment: str, device: str, out: Path, guess_s: float, *more: str) -> Step:
-    """A step that runs an experiment."""
+    """Return a step that runs an experiment."""
     results = str(out / "results")
     return Step(
         name, ("-m", "retbench", "run", experiment, "--device", device, "--out", results, *more), guess_s
@@ -113,9 +113,9 @@ def _sweep(name: str, experiment: str, device: str, out: Path, guess_s: float, *
 
 
 def _only(workload: str, batch_sizes: list[int]) -> tuple[str, ...]:
-    """What reduces the profile `paper` of latency to one workload at its own lengths.
+    """Return options that reduce the profile `paper` of latency to one workload at its own lengths.
 
-    The cells are those of the whole profile, so that a later `retbench run latency --profile paper` goes on from here.
+    The cells are those of the whole profile, so that a later `retbench run latency --profile paper` continues them.
     """
     grid = load_experiment("latency").profile("paper").workloads.grids[workload]
     lengths = list(grid.context_len)
@@ -128,7 +128,7 @@ class Stopped(Exception):  # noqa: N818 - an outcome, not an error
 
 
 def run_steps(steps: Sequence[Step], budget_s: float, logs: Path) -> list[Outcome]:
-    """Run the steps one after the other; an outcome for each, whatever happens."""
+    """Run the steps one after the other and return an outcome for each, whatever happens."""
     end = monotonic() + budget_s
     outcomes: list[Outcome] = []
     for index, step in enumerate(steps):
@@ -150,13 +150,13 @@ def run_steps(steps: Sequence[Step], budget_s: float, logs: Path) -> list[Outcom
 
 
 def run_step(step: Step, limit_s: float, log: Path) -> Outcome:
-    """Run one step, its stdout going to a file; Stopped when this process was told to end, with the step ended too."""
+    """Run one step with its stdout in a file; Stopped if the user interrupts, after the step has been ended."""
     command = [sys.executable, *step.words]
     start = monotonic()
     with open(log, "w", encoding="utf-8") as file:
         file.write(f"$ {shlex.join(command)}\n")
         file.flush()
-        # A session of its own: Ctrl-C comes here first, and what must be killed can be as a whole.
+        # In a new process session: Ctrl-C reaches this process only, and the whole group can be killed.
         process = subprocess.Popen(command, stdout=file, cwd=ROOT, start_new_session=True)
         overran = False
         try:
@@ -175,7 +175,7 @@ def run_step(step: Step, limit_s: float, log: Path) -> Outcome:
 
 
 def stop(process: subprocess.Popen[bytes]) -> int:
-    """End a step as a user would, so that it keeps what it has; harder where it does not listen."""
+    """Interrupt a step, so that it keeps what it has measured; kill it if it does not end."""
     try:
         for number, grace_s in zip((signal.SIGINT, signal.SIGTERM), GRACE_S, strict=True):
             process.send_signal(number)
@@ -189,7 +189,7 @@ def stop(process: subprocess.Popen[bytes]) -> int:
 
 
 def write_reports(out: Path, logs: Path) -> list[Outcome]:
-    """The report of every folder that holds records; an outcome for each."""
+    """Write the report of every folder with records, and return an outcome for each."""
     outcomes = []
     for folder in (out, out / "fla"):
         if any(folder.glob("results/**/*.jsonl")):
@@ -202,7 +202,7 @@ def write_reports(out: Path, logs: Path) -> list[Outcome]:
 
 
 def summarise(outcomes: Sequence[Outcome], out: Path) -> str:
-    """A line for each step and where everything is."""
+    """Return a line per step, and the folder of the results."""
     width = max(len(outcome.step.name) for outcome in outcomes)
     lines = [
         f"{one.step.name.ljust(width)}  {one.ending.ljust(9)}  {format_duration(one.took_s):>12}"
@@ -213,7 +213,7 @@ def summarise(outcomes: Sequence[Outcome], out: Path) -> str:
 
 
 def exit_code(outcomes: Sequence[Outcome]) -> int:
-    """130 after an interrupt, 1 after a failure, 4 where something was cut short, else 0."""
+    """Return 130 after an interrupt, 1 after a failure, 4 if something was cut short, else 0."""
     if any(outcome.note == "interrupted" for outcome in outcomes):
         return 130
     endings = {outcome.ending for outcome in outcomes}
@@ -221,7 +221,7 @@ def exit_code(outcomes: Sequence[Outcome]) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse, look for the device, run everything; returns the exit code."""
+    """Parse the options, find the device, run everything, and return the exit code."""
     options = _parse(arguments)
     out = Path(options.out).absolute()
     try:
@@ -244,18 +244,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Options; argparse ends the process with 2 where they are wrong."""
+    """Parse the options; argparse exits with 2 for wrong ones."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.gpu_check",
         description="Environment, tests, smoke sweeps and as much of the paper's sizes as a budget allows.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--budget", type=float, default=30.0, metavar="MINUTES", help="in all (default 30)")
-    parser.add_argument("--out", default=DEFAULT_OUT, metavar="DIR", help=f"folder (default {DEFAULT_OUT})")
     parser.add_argument(
-        "--device", default="cuda", help="cuda, cuda:N, or cpu for smoke alone (default cuda)"
+        "--budget", type=float, default=30.0, metavar="MINUTES", help="total time (default 30)"
     )
+    parser.add_argument("--out", default=DEFAULT_OUT, metavar="DIR", help=f"folder (default {DEFAULT_OUT})")
+    parser.add_argument("--device", default="cuda", help="cuda, cuda:N, or cpu for smoke only (default cuda)")
     options = parser.parse_args(arguments)
     if not 2 <= options.budget < 1e6:
         parser.error(
@@ -265,7 +265,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _make_logs(out: Path) -> Path:
-    """The folder of the logs; ConfigError where it cannot be made."""
+    """Make the folder of the logs; ConfigError if it cannot be made."""
     try:
         (out / "logs").mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -280,7 +280,7 @@ def _interrupt(_number: int, _frame: FrameType | None) -> None:
 
 
 def _stem(name: str) -> str:
-    """A name as part of a file's."""
+    """Return a name as part of a file name."""
     return "-".join("".join(letter if letter.isalnum() else " " for letter in name).split())
 
 
@@ -289,7 +289,7 @@ def _say(text: str) -> None:
 
 
 def _say_outcome(outcome: Outcome, log: Path) -> None:
-    """How a step ended; of one that failed, the end of what it printed."""
+    """Print how a step ended; for a failed one, the end of its output."""
     if outcome.ending == "failed":
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
         _say("\n".join(lines[-TAIL_LINES:]))

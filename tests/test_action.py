@@ -1,4 +1,4 @@
-"""The composite action and the workflow to copy: their files are whole, and the script does what its inputs say."""
+"""The composite action and the example workflow: their files are complete, and the script follows its inputs."""
 
 import os
 import subprocess
@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 import yaml
-from typer.main import get_command
 
-from retbench.cli import app
+from retbench.cli import load_command
 
 ROOT = Path(__file__).parents[1]
 ACTION: dict[str, Any] = yaml.safe_load((ROOT / "action.yml").read_text(encoding="utf-8"))
@@ -27,7 +26,7 @@ if [[ "$*" == *--against* ]]; then exit "$TIMED"; else exit "$EXACT"; fi
 def run_step(
     folder: Path, *, exact: int = 0, timed: int = 0, **inputs: str
 ) -> tuple[int, list[list[str]], str]:
-    """Exit code of the step, the arguments of every call of retbench, and the summary."""
+    """Run the step; return its exit code, the arguments of every call of retbench, and the summary."""
     stub = folder / "bin" / "retbench"
     stub.parent.mkdir()
     stub.write_text(STUB, encoding="utf-8")
@@ -51,7 +50,7 @@ def run_step(
     return done.returncode, calls, files["GITHUB_STEP_SUMMARY"].read_text(encoding="utf-8")
 
 
-def test_without_a_base_only_the_exact_lane_runs(tmp_path: Path) -> None:
+def test_without_a_base_only_the_machine_independent_check_runs(tmp_path: Path) -> None:
     code, calls, summary = run_step(tmp_path)
     assert code == 0
     assert calls == [["check", "--out", f"{tmp_path}/reports/check", "--format", "md"]]
@@ -69,7 +68,7 @@ def test_a_base_is_passed_on_whole_whatever_it_is_called(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(("exact", "timed", "expected"), [(1, 0, 1), (0, 1, 1), (3, 1, 3), (0, 4, 4)])
-def test_either_lane_fails_the_job_and_both_are_run(
+def test_either_check_fails_the_job_and_both_are_run(
     tmp_path: Path, exact: int, timed: int, expected: int
 ) -> None:
     code, calls, _ = run_step(tmp_path, exact=exact, timed=timed, against="main")
@@ -78,9 +77,8 @@ def test_either_lane_fails_the_job_and_both_are_run(
 
 def test_every_call_is_one_that_retbench_takes(tmp_path: Path) -> None:
     _, calls, _ = run_step(tmp_path, against="main", strict="true")
-    program = get_command(app)
     for name, *arguments in calls:
-        program.commands[name].make_context(name, list(arguments))  # type: ignore[attr-defined]
+        load_command(name).make_context(name, list(arguments))
 
 
 def test_a_device_and_an_index_are_passed_on_where_they_are_given(tmp_path: Path) -> None:

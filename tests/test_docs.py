@@ -1,4 +1,4 @@
-"""README, CONTRIBUTING and docs are held to the code: commands, options, targets, files and names exist."""
+"""README, CONTRIBUTING and docs agree with the code: commands, options, targets, files and names exist."""
 
 import re
 import shlex
@@ -24,7 +24,7 @@ MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 
 
 def parse(words: str) -> None:
-    """Fail unless `retbench ...` is a command with options that it has."""
+    """Fail unless `retbench ...` is a command and has the options given."""
     name, *arguments = shlex.split(words, comments=True)[1:]
     assert name in COMMANDS, words
     command = load_command(name)
@@ -37,7 +37,7 @@ def parse(words: str) -> None:
 
 
 def example_of(name: str) -> str:
-    """The example that the help of a command ends with."""
+    """Return the example at the end of a command's help."""
     text = CliRunner().invoke(app, [name, "--help"], terminal_width=200).stdout
     last = text.strip().splitlines()[-1].strip()
     assert last.startswith("Example: "), f"the help of {name} ends with: {last}"
@@ -45,7 +45,7 @@ def example_of(name: str) -> str:
 
 
 def commands_in(text: str) -> list[str]:
-    """Every `retbench ...` in code: lines of code blocks, and code within a sentence."""
+    """Return every `retbench ...` in code: lines of code blocks, and code within a sentence."""
     blocks = re.findall(r"```sh\n(.*?)```", text, flags=re.DOTALL)
     lines = [line for block in blocks for line in block.splitlines()]
     inline = re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
@@ -53,7 +53,7 @@ def commands_in(text: str) -> list[str]:
 
 
 def targets_in(text: str) -> set[str]:
-    """Every target of `make ...` in code."""
+    """Return every target of `make ...` in code."""
     lines = re.findall(r"^make ([a-z -]+)", text, flags=re.MULTILINE)
     inline = re.findall(r"`make ([a-z -]+)`", text)
     return {word for line in [*lines, *inline] for word in line.split()}
@@ -122,19 +122,8 @@ def test_every_path_exists(page: Path) -> None:
 
 
 def test_every_name_in_contributing_stands_in_the_file_named_with_it() -> None:
-    """`name` in `path`, or `path` ..., `name`: at least somewhere in the files of the same paragraph."""
-    known = {
-        *COMMANDS,
-        "smoke",
-        "cpu",
-        "paper",
-        "assert",
-        "match",
-        "absent",
-        "variant",
-        "measure",
-        "analysis",
-    }
+    """Each `name` is found in one of the files that its paragraph names."""
+    known = {*COMMANDS, "smoke", "cpu", "paper", "assert", "absent"}
     for paragraph in CONTRIBUTING.split("\n\n"):
         words = re.findall(r"`([A-Za-z_]+)`", paragraph)
         files = [ROOT / path for path in re.findall(r"`(suite/[^`]+\.py)`", paragraph)]

@@ -34,7 +34,7 @@ def test_every_training_run_leaves_snapshots_to_go_on_from(name: str, profile: s
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_the_header_ends_with_what_it_costs_and_on_what(name: str) -> None:
     cost = read_header(EXPERIMENTS[name])[-1]
-    assert re.search(r"`paper` wants .*GPU", cost)
+    assert re.search(r"`paper` needs .*GPU", cost)
     assert re.search(r"took|timed|an hour", cost)
 
 

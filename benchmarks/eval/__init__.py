@@ -1,4 +1,4 @@
-"""retbench's zero-shot scores beside lm-eval's own HFLM: the same weights, the same questions, then both timed.
+"""retbench's zero-shot scores compared with lm-eval's HFLM on the same weights and documents; then both are timed.
 
     python -m benchmarks.eval --list
 

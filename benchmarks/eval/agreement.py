@@ -1,4 +1,4 @@
-"""The bars on agreement: what our scorer and lm-eval's HFLM say of each document, from the same trained weights."""
+"""Bars on agreement: scores of each document by our scorer and by lm-eval's HFLM, from the same trained weights."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,10 +20,10 @@ from retbench.models.build import build_model
 from retbench.models.decoder import Decoder
 
 MAX_LENGTH = 512
-"""What the trained model was trained for; longer contexts lose their start, on both sides alike."""
+"""Context length of the trained model; the start of a longer context is cut off on both sides."""
 HF_BATCH = 16
 ROUNDING = 2
-"""A document is too close to call where what decides it is at most this many times what rounding made of its scores."""
+"""A document is not decided in float32 if its two best scores differ by at most this many times the rounding error."""
 BITS_LIMIT = 1e-4
 
 Sample = Mapping[str, Any]
@@ -31,19 +31,19 @@ Sample = Mapping[str, Any]
 
 
 def trained_model() -> tuple[Decoder, Tokenizer, Path]:
-    """stories260K, its tokenizer, and the data folder; UnsupportedError where there is none."""
+    """Return stories260K, its tokenizer, and the data folder; UnsupportedError if they are not available."""
     folder = data_folder()
     if folder is None or not (folder / "stories260K").is_dir():
         raise UnsupportedError(
-            "these bars read the task files and stories260K (llama2.c's trained model of 260K parameters) from a "
-            "folder that RETBENCH_DATA names; set it to one that has them."
+            "these bars read the task files and stories260K (llama2.c's trained model of 260K parameters) from the "
+            "folder of RETBENCH_DATA. Set it to a folder that contains them."
         )
     model = load_checkpoint(folder / "stories260K", dtype=torch.float32, device="cpu", backend="sdpa")
     return model, load_tokenizer(str(folder / "stories260K" / "tok512.bin")), folder
 
 
 def agree(task: str, limit: int | None, max_length: int) -> Iterator[Outcome]:
-    """Log-likelihoods, and every metric by document, of a task's first `limit` documents."""
+    """Compare log-likelihoods, and every metric by document, on a task's first `limit` documents."""
     ours, theirs = _both(task, limit, max_length)
     bar = f"agree-{task}"
     totals = [
@@ -51,12 +51,12 @@ def agree(task: str, limit: int | None, max_length: int) -> Iterator[Outcome]:
     ]
     yield error_outcome(f"{bar}: log-likelihoods", totals[0], totals[1], FP32_LIMIT)
     for metric in ours[0]["metrics"]:
-        if metric != "perplexity":  # its part of a document is the log-likelihood itself
+        if metric != "perplexity":  # for one document it is the log-likelihood itself
             yield _by_document(f"{bar}: {metric}", metric, ours, theirs)
 
 
 def wikitext() -> Iterator[Outcome]:
-    """Bits per byte of the whole test set."""
+    """Compare bits per byte of the whole test set."""
     ours, theirs = _both("wikitext", None, MAX_LENGTH)
     found, expected = _bits_per_byte(ours), _bits_per_byte(theirs)
     error = abs(found - expected)
@@ -66,7 +66,7 @@ def wikitext() -> Iterator[Outcome]:
 
 
 def _bits_per_byte(samples: Sequence[Sample]) -> float:
-    """Over all documents."""
+    """Return bits per byte over all documents."""
     parts = [sample["bits_per_byte"] for sample in samples]  # nats, bytes
     nats = float(sum(total for total, _ in parts))
     num_bytes = int(sum(count for _, count in parts))
@@ -74,7 +74,7 @@ def _bits_per_byte(samples: Sequence[Sample]) -> float:
 
 
 def batched() -> Iterator[Outcome]:
-    """Shared and batched against one request at a time, for a trained Transformer and a RetNet of random weights."""
+    """Compare batches with shared prefixes with single requests, on a trained Transformer and a random RetNet."""
     from benchmarks.peers import pairs
 
     model, tokenizer, folder = trained_model()
@@ -98,7 +98,7 @@ def batched() -> Iterator[Outcome]:
 
 
 def _both(task: str, limit: int | None, max_length: int) -> tuple[Sequence[Sample], Sequence[Sample]]:
-    """What each says of every document, after the prompts are seen to be the same."""
+    """Return both sides' samples of every document, after checking that the prompts are the same."""
     model, tokenizer, folder = trained_model()
     loaded = load_task(task, data_dir=folder)
     ours = run_lm_eval(DecoderLM(model, tokenizer, max_length=max_length), loaded, limit=limit)
@@ -109,32 +109,32 @@ def _both(task: str, limit: int | None, max_length: int) -> tuple[Sequence[Sampl
 
 
 def _totals(sample: Sample) -> list[float]:
-    """Log-likelihood of each request of a document."""
+    """Return the log-likelihood of each request of a document."""
     return [answer[0] for answer in sample["filtered_resps"]]
 
 
 def _all_totals(samples: Sequence[Sample]) -> torch.Tensor:
-    """Log-likelihood of every request, float64."""
+    """Return the log-likelihood of every request, float64."""
     return torch.tensor([total for sample in samples for total in _totals(sample)], dtype=torch.float64)
 
 
 def _by_document(bar: str, metric: str, ours: Sequence[Sample], theirs: Sequence[Sample]) -> Outcome:
-    """How many documents differ in a metric though they are not too close to call; the others are named."""
+    """Count the documents that differ in a metric and are decided in float32; the note names all that differ."""
     differing = [(o, t) for o, t in zip(ours, theirs, strict=True) if o[metric] != t[metric]]
     close = [o["doc_id"] for o, t in differing if _is_close(metric, o, t)]
     wrong = [o["doc_id"] for o, t in differing if not _is_close(metric, o, t)]
     found, expected = (sum(sample[metric] for sample in side) / len(side) for side in (ours, theirs))
     notes = [f"{len(ours)} documents"]
-    notes += [f"too close to call in float32: {close}"] if close else []
+    notes += [f"not decided in float32: {close}"] if close else []
     notes += [f"differ: {wrong}"] if wrong else []
     count = float(len(wrong))
     return Outcome(bar, found, expected, count, count, count, Limit(high=0.0), "; ".join(notes))
 
 
 def _is_close(metric: str, ours: Sample, theirs: Sample) -> bool:
-    """Whether rounding alone may have decided between the two best choices of a document."""
+    """Return whether rounding alone may have decided between the two best choices of a document."""
     sides = [_totals(ours), _totals(theirs)]
-    if len(sides[0]) < 2:  # a single text is greedy or is not: its margin is not in its log-likelihood
+    if len(sides[0]) < 2:  # a single text is greedy or not: its log-likelihood does not show the margin
         return False
     if metric == "acc_norm":
         choices = [argument[1] for argument in ours["arguments"]]

@@ -1,4 +1,4 @@
-"""Every bar by name. Nothing here imports torch or a peer: that is left to the bar that is run."""
+"""Every bar by name. Only a bar that runs imports torch or a peer."""
 
 from functools import partial
 
@@ -9,7 +9,9 @@ _Bar = partial(Bar, package="benchmarks.eval", peers=("transformers", "accelerat
 
 def _agree(task: str, limit: int | None = None, max_length: int = 512) -> Bar:
     size = f"first {limit}" if limit else "all"
-    title = f"{task} ({size}): each document's acc and acc_norm = HFLM's, but for those that float32 cannot tell apart"
+    title = (
+        f"{task} ({size}): each document's acc and acc_norm = HFLM's, except where float32 does not decide"
+    )
     return _Bar(
         title, "agreement", "agree", {"task": task, "limit": limit, "max_length": max_length}, timed=False
     )

@@ -17,7 +17,7 @@ from retbench.models.decoder import Decoder
 
 
 class OurTokenizer(PreTrainedTokenizer):  # type: ignore[misc]  # transformers is not followed
-    """One of our tokenizers as transformers' code sees it; it adds no special token of its own, as ours do not."""
+    """One of our tokenizers with the interface of transformers; like ours, it adds no special token."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.ours = tokenizer
@@ -27,15 +27,15 @@ class OurTokenizer(PreTrainedTokenizer):  # type: ignore[misc]  # transformers i
 
     @property
     def vocab_size(self) -> int:
-        """Tokens that there are."""
+        """Number of tokens."""
         return self.ours.vocab_size
 
     def get_vocab(self) -> dict[str, int]:
-        """The marks alone: nothing here asks for more."""
+        """Return the special tokens only, which is all that is used here."""
         return dict(self.marks)
 
     def encode(self, text: str, **_: Any) -> list[int]:
-        """Tokens of a text."""
+        """Return the tokens of a text."""
         return self.ours.encode(text)
 
     def _convert_token_to_id(self, token: str) -> int:
@@ -48,14 +48,14 @@ class OurTokenizer(PreTrainedTokenizer):  # type: ignore[misc]  # transformers i
 def build_hf_lm(
     model: Decoder, tokenizer: Tokenizer, *, max_length: int, batch_size: int, fast_file: str | None = None
 ) -> HFLM:
-    """HFLM with the weights of `model`, a Transformer of Llama's variant.
+    """Build an HFLM with the weights of `model`, a Transformer of Llama's variant.
 
     Args:
-        model: Ours.
-        tokenizer: Ours.
-        max_length: Tokens it reads at most.
-        batch_size: Requests of one forward pass.
-        fast_file: A tokenizer.json to be read by transformers' own fast tokenizer instead, for timing.
+        model: Our model.
+        tokenizer: Our tokenizer.
+        max_length: Longest context in tokens.
+        batch_size: Requests per forward pass.
+        fast_file: A tokenizer.json that transformers' own fast tokenizer reads instead, for timing.
     """
     from transformers import PreTrainedTokenizerFast
 
@@ -77,7 +77,7 @@ def build_hf_lm(
 
 @torch.no_grad()
 def carry_to_llama(model: Decoder, max_length: int) -> LlamaForCausalLM:
-    """A Llama with our weights: the converter of checkpoints, the other way."""
+    """Return a Llama with our weights, by the inverse of the checkpoint conversion."""
     config = model.config
     assert isinstance(config, ModelConfig)
     peer = hf_llama.build_peer(config, seed=0, max_len=max_length)

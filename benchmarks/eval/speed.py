@@ -1,4 +1,4 @@
-"""The bars on speed: log-likelihoods of HellaSwag's first documents, ours and HFLM's from the same weights in turn."""
+"""Bars on speed: our and HFLM's log-likelihoods of HellaSwag's first documents, timed alternately on equal weights."""
 
 import sys
 import tempfile
@@ -25,19 +25,19 @@ from retbench.evaluation.tasks import load_task, quiet
 
 MAX_LENGTH = 2048
 HF_BATCHES = (4, 8, 16, 32)
-"""HFLM is timed with the one that a first trial finds fastest."""
+"""Candidates; HFLM is timed with the fastest one in a first trial."""
 TRIAL = 96
 """Requests of the trial."""
 BOOKS = 12
-"""Novels that the tokenizer is made from."""
+"""Novels that the tokenizer is trained on."""
 
 
 @torch.inference_mode()
 def hellaswag(rounds: int, documents: int, shots: int, limit: float) -> Iterator[Outcome]:
-    """Our time over HFLM's, tokenization included, after the log-likelihoods are seen to be the same.
+    """Measure our time over HFLM's, tokenization included, after checking that the log-likelihoods are equal.
 
-    The model is size 25m with random weights, the tokenizer a byte-level BPE of its vocabulary's size made from
-    novels, read by the same library on both sides.
+    The model is size 25m with random weights, the tokenizer a byte-level BPE of its vocabulary's size, trained
+    on novels and read by the same library on both sides.
     """
     _, _, folder = trained_model()
     config = pairs.llama_config()
@@ -51,7 +51,7 @@ def hellaswag(rounds: int, documents: int, shots: int, limit: float) -> Iterator
         theirs, batch_size = _fastest(build, requests[:TRIAL])
 
     def ours() -> LM:
-        """Anew for each call, because it remembers the texts that it has encoded."""
+        """Build a new one for each call, because it caches the texts that it has encoded."""
         return DecoderLM(model, tokenizer, max_length=MAX_LENGTH)
 
     name = f"speed-hellaswag-{shots}-shot" if shots else "speed-hellaswag"
@@ -73,7 +73,7 @@ def hellaswag(rounds: int, documents: int, shots: int, limit: float) -> Iterator
 
 
 def _requests(folder: Path, documents: int, shots: int) -> list[Instance]:
-    """What lm-eval would ask."""
+    """Return the requests of lm-eval."""
     loaded = load_task("hellaswag", data_dir=folder, num_fewshot=shots)
     with quiet():
         loaded.task.build_all_requests(limit=documents)
@@ -82,13 +82,13 @@ def _requests(folder: Path, documents: int, shots: int) -> list[Instance]:
 
 
 def _answer(lm: LM, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
-    """Every log-likelihood, without bars on the screen."""
+    """Return every log-likelihood, without a progress bar."""
     found: list[tuple[float, bool]] = lm.loglikelihood(requests, disable_tqdm=True)
     return found
 
 
 def _fastest(build: Any, requests: Sequence[Instance]) -> tuple[LM, int]:
-    """HFLM with the batch size that is fastest on a few requests."""
+    """Return HFLM with the batch size that is fastest on a few requests."""
     sides = {batch_size: build(batch_size=batch_size) for batch_size in HF_BATCHES}
     _answer(sides[HF_BATCHES[0]], requests)  # warms up
     times = {size: time_call(partial(_answer, lm, requests)) for size, lm in sides.items()}
@@ -97,12 +97,10 @@ def _fastest(build: Any, requests: Sequence[Instance]) -> tuple[LM, int]:
 
 
 def _make_tokenizer(folder: Path, vocab_size: int, file: str) -> None:
-    """A byte-level BPE like GPT-2's, of a small vocabulary; UnsupportedError without the novels."""
+    """Train a byte-level BPE like GPT-2's with a small vocabulary; UnsupportedError without the novels."""
     books = sorted(str(path) for path in (folder / "classic_books").rglob("*.md"))[:BOOKS]
     if len(books) < BOOKS:
-        raise UnsupportedError(
-            f"{folder / 'classic_books'}: {BOOKS} novels are needed to make a tokenizer from."
-        )
+        raise UnsupportedError(f"{folder / 'classic_books'}: {BOOKS} novels are needed to train a tokenizer.")
     tokenizer = FastTokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -1,4 +1,4 @@
-"""The bar on documents of any length: a novel streamed through RetNet costs what it costs, in constant memory."""
+"""Bar on long documents: a novel streamed through RetNet has the same losses as in one pass, in constant memory."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -22,7 +22,7 @@ MEMORY_LIMIT = 1.2
 
 @torch.inference_mode()
 def novel() -> Iterator[Outcome]:
-    """Losses of a novel's beginning, streamed and in the parallel form; then bytes over the weights, novel by document.
+    """Compare losses of a novel's beginning, streamed and parallel; then the memory of the novel and of a document.
 
     The model is RetNet of size 25m with random weights, the novel LitBank's first of `NOVEL_TOKENS` bytes or more.
     """

@@ -1,8 +1,8 @@
-"""retbench's models beside other people's: the same weights, the same logits, then both timed in turn.
+"""retbench's models compared with other projects': equal logits from equal weights; then both are timed alternately.
 
     python -m benchmarks.peers --list
 
-One room a peer (`torchscale_retnet`, `hf_llama`, `yar_retnet`, `fla_retnet`) builds it and maps its weights to ours;
-one room a question (`forms`, `equality`, `decode`, `prefill`, `training`) holds the bars; `bars` lists them.
-A bar that times something proves equality first, and reports no time where that fails.
+One module per peer (`torchscale_retnet`, `hf_llama`, `yar_retnet`, `fla_retnet`) builds it and maps its weights to
+ours. One module per topic (`forms`, `equality`, `decode`, `prefill`, `training`) holds the bars; `bars` lists them. A
+bar that times something checks equality first, and reports no time if that fails.
 """

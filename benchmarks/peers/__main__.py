@@ -1,4 +1,4 @@
-"""Runs bars and prints one JSON line for each thing shown: `python -m benchmarks.peers`; see `benchmarks.command`."""
+"""Run bars and print one JSON line per result: `python -m benchmarks.peers`; see `benchmarks.command`."""
 
 import sys
 from collections.abc import Sequence
@@ -8,21 +8,21 @@ from benchmarks.peers.bars import BARS
 
 EPILOG = """\
 Each line holds both sides, their ratio, its 90 % interval over rounds (low, high), the limit and whether it holds:
-the whole interval must lie inside. Where equality is shown, `ours` is the largest absolute difference, `theirs` the
-root mean square of the peer's logits, `ratio` the error; where speed is, both are seconds or what `note` says. Run
-nothing else meanwhile.
+the whole interval must lie inside. For equality, `ours` is the largest absolute difference, `theirs` the root mean
+square of the peer's logits, and `ratio` the error. For speed, both are seconds or the quantity in `note`. Run nothing
+else meanwhile.
 
 Example: python -m benchmarks.peers --only decode-torchscale --only decode-llama-4k
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the bars that the arguments choose; returns the exit code."""
+    """Run the bars that the arguments select, and return the exit code."""
     return run_command(
         BARS,
         arguments,
         prog="python -m benchmarks.peers",
-        description="Show retbench's models equal to other projects', then time both in turn.",
+        description="Check that retbench's models equal other projects', then time both alternately.",
         epilog=EPILOG,
     )
 

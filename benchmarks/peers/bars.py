@@ -1,4 +1,4 @@
-"""Every bar by name. Nothing here imports torch or a peer: that is left to the bar that is run."""
+"""Every bar by name. Only a bar that runs imports torch or a peer."""
 
 import importlib
 import importlib.util
@@ -15,25 +15,25 @@ PACKAGES = {
     "accelerate": "accelerate",
     "yet_another_retnet": "yet-another-retnet",
 }
-"""Import name of each peer, and the name it is installed by."""
+"""Import name of each peer, and its name on the package index."""
 
 
 @dataclass(frozen=True)
 class Bar:
-    """One question with a limit.
+    """One comparison with a limit.
 
     Attributes:
-        title: What is compared, and the limit.
-        room: Module of its package that answers it.
-        function: Its function there: rounds and `arguments` in, outcomes out.
+        title: The comparison and its limit.
+        module: Module of its package that measures it.
+        function: Function of the module: takes rounds and `arguments`, and yields outcomes.
         arguments: Further arguments by name.
-        peers: Import names of the projects it needs.
-        timed: Whether it times anything, so that rounds matter to it.
-        package: The package of bars that it is in.
+        peers: Import names of the projects that it needs.
+        timed: It times something, and so takes rounds.
+        package: Package of the bar.
     """
 
     title: str
-    room: str
+    module: str
     function: str
     arguments: dict[str, Any] = field(default_factory=dict)
     peers: tuple[str, ...] = ()
@@ -41,13 +41,13 @@ class Bar:
     package: str = "benchmarks.peers"
 
     def missing(self) -> list[str]:
-        """Packages to be installed before it can run."""
+        """Return the packages that must be installed before it can run."""
         return [PACKAGES[name] for name in self.peers if importlib.util.find_spec(name) is None]
 
     def measure(self, rounds: int) -> "Iterator[Outcome]":
-        """Every line of the bar, equality before speed."""
-        room = importlib.import_module(f"{self.package}.{self.room}")
-        measure: Callable[..., Iterator[Outcome]] = getattr(room, self.function)
+        """Yield every outcome of the bar, equality before speed."""
+        module = importlib.import_module(f"{self.package}.{self.module}")
+        measure: Callable[..., Iterator[Outcome]] = getattr(module, self.function)
         return measure(rounds, **self.arguments) if self.timed else measure(**self.arguments)
 
 
@@ -69,7 +69,7 @@ BARS: dict[str, Bar] = {
         "parallel = chunkwise = recurrent to 1e-4", "forms", "forms", {"dtype": "float32"}, timed=False
     ),
     "forms-bfloat16": Bar(
-        "decode at 32K errs at most twice as much as chunkwise", "forms", "forms_bfloat16", timed=False
+        "error of decoding at 32K at most twice that of chunkwise", "forms", "forms_bfloat16", timed=False
     ),
     "equal-loop": Bar("operator = float64 loop to 1e-12", "equality", "loop_equality", timed=False),
     "equal-fla": Bar("logits = fla's published formula to 1e-4", "equality", "fla_equality", timed=False),
@@ -119,7 +119,9 @@ BARS: dict[str, Bar] = {
         "RetNet's time per token at depth 32K over depth 1K, within .95 to 1.05", "decode", "depth_retnet"
     ),
     "bandwidth-125m": Bar(
-        "share of the read bandwidth that decoding moves, at least .50 each", "decode", "bandwidth"
+        "share of the read bandwidth that decoding reaches, at least .50 for each model",
+        "decode",
+        "bandwidth",
     ),
     "batch-8-25m": _batch("25m"),
     "batch-8-125m": _batch("125m"),
@@ -146,5 +148,5 @@ BARS: dict[str, Bar] = {
 
 
 def missing_packages(bars: Iterable[Bar]) -> list[str]:
-    """Packages that any of the bars lacks, each once."""
+    """Return the packages that any of the bars lacks, each once."""
     return sorted({package for bar in bars for package in bar.missing()})

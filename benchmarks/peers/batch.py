@@ -1,4 +1,4 @@
-"""The bar on a batch: how much faster a compiled bfloat16 step is than the eager float32 step, for both models."""
+"""Bar on a batch: the time of a compiled bfloat16 step over that of the eager float32 step, for both models."""
 
 from collections.abc import Callable, Iterator
 from statistics import median
@@ -18,11 +18,11 @@ from retbench.models.equivalence import LIMITS
 BATCH_SIZE = 8
 DEPTH = 1024
 LIMIT = 0.5
-"""Time of the compiled step over that of the eager one: twice the tokens a second."""
+"""Time of the compiled step over that of the eager one: twice the tokens per second."""
 
 
 class _Decoding:
-    """A step of eight sequences from one depth, over and over."""
+    """Repeated decode steps of eight sequences from one depth."""
 
     def __init__(self, config: ModelConfig, dtype: torch.dtype, backend: str, *, compiled: bool) -> None:
         model = build_model(config, dtype=dtype, device="cpu", seed=0, backend=backend)
@@ -36,17 +36,17 @@ class _Decoding:
             logits: Tensor = model(token, self.state)
             return logits
 
-        step()  # notes what ran
+        step()  # records the executed backend
         self.state.rewind(self.depth)
         self.run: Callable[[], Tensor] = compile_step(step).run if compiled else step
 
     def logits(self) -> Tensor:
-        """Logits of the step, (8, 1, N)."""
+        """Return the logits of the step, (8, 1, N)."""
         self.state.rewind(self.depth)
         return self.run()
 
     def __call__(self) -> float:
-        """Median seconds of a step; every step starts at the same depth."""
+        """Return the median seconds of a step; every step starts at the same depth."""
         samples = []
         for _ in range(WARM_STEPS + TIMED_STEPS):
             self.state.rewind(self.depth)
@@ -56,10 +56,10 @@ class _Decoding:
 
 @torch.inference_mode()
 def batch(rounds: int, size: str) -> Iterator[Outcome]:
-    """A step of eight sequences at depth 1K: compiled in bfloat16 (ours) over eager in float32 (theirs).
+    """Time a step of eight sequences at depth 1K: compiled in bfloat16 (ours) over eager in float32 (theirs).
 
-    Eager float32 is what an experiment does unless told otherwise. Both have the same weights, but for rounding, and
-    have read the same text. The compiled step is held against the eager one of the same rounded weights.
+    Eager float32 is the default of experiments. Both have the same weights, except for rounding, and have read the same
+    text. The compiled step is compared with the eager step of the same rounded weights.
     """
     pair: dict[str, tuple[ModelConfig, str, str]] = {
         "retnet": (pairs.fla_config(size), "chunkwise", "chunkwise"),

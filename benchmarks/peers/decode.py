@@ -1,4 +1,4 @@
-"""Bars on the time of one decoded token: against torchscale and transformers, over depth, and against the memory."""
+"""Bars on the time per decoded token: compared with torchscale and transformers, over depth, and with bandwidth."""
 
 from collections.abc import Iterator, Sequence
 from statistics import fmean, stdev
@@ -21,12 +21,12 @@ SHALLOW, DEEP = 1024, 32768
 LLAMA_LIMITS = {1024: 0.70, 4096: 0.60, 8192: 0.55}
 BANDWIDTH_SIZE = "125m"
 PROVEN_TOKENS = 16
-"""Tokens decoded at depth, on both sides, whose logits are compared before the clock starts."""
+"""Tokens decoded at depth on both sides, whose logits are compared before anything is timed."""
 
 
 @torch.inference_mode()
 def decode_torchscale(rounds: int) -> Iterator[Outcome]:
-    """RetNet's time per token against torchscale's recurrent form, at depth 1K, from the same weights and text.
+    """Time RetNet's decoding and torchscale's recurrent form at depth 1K, from the same weights and text.
 
     torchscale has no prefill into a state: its state is built by its own recurrent form, outside the clock.
     """
@@ -58,10 +58,10 @@ def decode_torchscale(rounds: int) -> Iterator[Outcome]:
 
 @torch.inference_mode()
 def decode_llama(rounds: int, depth: int) -> Iterator[Outcome]:
-    """The Transformer's time per token against transformers' Llama `generate` after a prompt of `depth` tokens.
+    """Time the Transformer's decoding and transformers' Llama `generate` after a prompt of `depth` tokens.
 
-    Each round calls `generate` on the whole prompt; a streamer notes when each new token is known, and only the time
-    from one new token to the next counts, so prefill is out and all that `generate` does for a token is in.
+    Each round calls `generate` on the whole prompt, and a streamer records when each new token is known. Only the time
+    from one new token to the next counts: it excludes prefill and includes all work of `generate` per token.
     """
     from benchmarks.peers import hf_llama
 
@@ -86,21 +86,21 @@ def decode_llama(rounds: int, depth: int) -> Iterator[Outcome]:
 
 @torch.inference_mode()
 def depth_retnet(rounds: int) -> Iterator[Outcome]:
-    """RetNet's time per token at depth 32K (ours) over depth 1K (theirs), and the bytes of its state at both."""
+    """Compare RetNet's time per token and state bytes at depth 32K (ours) with those at depth 1K (theirs)."""
     model = pairs.plain(pairs.fla_config())
     prompt = read_tokens(DEEP)[None]
     deep, shallow = OurDecoding(model, prompt), OurDecoding(model, prompt[:, :SHALLOW])
     sizes = deep.state.num_bytes, shallow.state.num_bytes
     ratio = sizes[0] / sizes[1]
     yield Outcome("depth-retnet: state bytes", *sizes, ratio, ratio, ratio, Limit(1.0, 1.0))
-    # Two sides that do the same: only many rounds tell noise from a difference, and a round is short.
+    # The sides do equal work: only many rounds separate noise from a difference, and a round is short.
     times = interleave({"32K": deep, "1K": shallow}, 5 * rounds)
     yield speed_outcome("depth-retnet", times["32K"], times["1K"], Limit(0.95, 1.05))
 
 
 @torch.inference_mode()
 def bandwidth(rounds: int) -> Iterator[Outcome]:
-    """Bytes per second that a decode step moves (ours) over the read bandwidth of the same round (theirs).
+    """Measure bytes per second of a decode step (ours) over the read bandwidth of the same round (theirs).
 
     The last line compares the two models: its `ratio` is the difference of their two ratios.
     """
@@ -112,7 +112,7 @@ def bandwidth(rounds: int) -> Iterator[Outcome]:
     sides = {name: OurDecoding(pairs.plain(config), prompt) for name, config in configs.items()}
     read = {"read": lambda: measure_ceilings(torch.device("cpu"), torch.float32).read_bandwidth_bytes_per_s}
     values = interleave({**sides, **read}, rounds)
-    middle = SHALLOW + WARM_STEPS + TIMED_STEPS // 2  # the median step's depth, to within what a step adds
+    middle = SHALLOW + WARM_STEPS + TIMED_STEPS // 2  # depth of the median step, up to one token
     shares = {}
     for name, config in configs.items():
         step_bytes = costs.decode_bytes(config, "float32", 1, middle)
@@ -123,7 +123,7 @@ def bandwidth(rounds: int) -> Iterator[Outcome]:
 
 
 def _difference(bar: str, ours: Sequence[float], theirs: Sequence[float]) -> Outcome:
-    """Mean difference of two shares paired by round, with Student's t interval; within 10 points of each other."""
+    """Return the mean difference of two shares paired by round, with Student's t interval; the limit is 10 points."""
     differences = [mine - other for mine, other in zip(ours, theirs, strict=True)]
     count = len(differences)
     half = float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)) * stdev(differences) / count**0.5

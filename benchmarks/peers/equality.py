@@ -1,4 +1,4 @@
-"""Our models and each peer's, from the same weights, give the same logits. Errors are max |difference| over the rms."""
+"""Compare logits of our models and each peer's from the same weights. Errors are max |difference| over the rms."""
 
 from collections.abc import Iterator
 
@@ -17,7 +17,7 @@ FP64_LIMIT = 1e-12
 
 @torch.inference_mode()
 def decode_logits(model: Decoder, tokens: Tensor, num_prompt: int) -> Tensor:
-    """Logits (1, T - num_prompt + 1, N): one prefill of the prompt, then every other token of (1, T) fed by itself."""
+    """Return logits (1, T - num_prompt + 1, N): prefill the prompt, then decode the other tokens of (1, T)."""
     state = model.init_state(1, tokens.shape[1])
     logits = [model.prefill(tokens[:, :num_prompt], state)]
     logits += [model(tokens[:, t : t + 1], state) for t in range(num_prompt, tokens.shape[1])]
@@ -25,13 +25,13 @@ def decode_logits(model: Decoder, tokens: Tensor, num_prompt: int) -> Tensor:
 
 
 def _usable(model: Decoder) -> list[str]:
-    """The forms or backends of a model that run here."""
+    """Return the forms or backends of a model that run here."""
     return [name for name, reason in model.backends().items() if reason is None]
 
 
 @torch.inference_mode()
 def torchscale_equality(config: ModelConfig | None = None, length: int = 385) -> Iterator[Outcome]:
-    """Our forms against torchscale's parallel form, our decode against its recurrent form; size 25m by default."""
+    """Compare our forms with torchscale's parallel form and our decoding with its recurrent form; default size 25m."""
     from benchmarks.peers import torchscale_retnet
 
     config = config or pairs.torchscale_config()
@@ -47,14 +47,14 @@ def torchscale_equality(config: ModelConfig | None = None, length: int = 385) ->
 
 
 def llama_equality() -> Iterator[Outcome]:
-    """Size 25m, with as many key heads as query heads and with a quarter of them."""
+    """Compare size 25m with multi-head attention, and with a quarter of the key-value heads."""
     for num_kv_heads in (None, 2):
         yield from llama_pair_equality(pairs.llama_config(num_kv_heads=num_kv_heads), 385, 16)
 
 
 @torch.inference_mode()
 def llama_pair_equality(config: ModelConfig, length: int, new_tokens: int) -> Iterator[Outcome]:
-    """Our prefill against Llama's forward, our decode against each step of Llama's `generate`."""
+    """Compare our prefill with Llama's forward, and our decoding with each step of Llama's `generate`."""
     from benchmarks.peers import hf_llama
 
     mixer = pairs.attention_of(config)
@@ -72,7 +72,7 @@ def llama_pair_equality(config: ModelConfig, length: int, new_tokens: int) -> It
 
 @torch.inference_mode()
 def gpt_neox_equality(config: ModelConfig | None = None, length: int = 385) -> Iterator[Outcome]:
-    """Our prefill and our decode against GPT-NeoX's forward; size 25m by default."""
+    """Compare our prefill and our decoding with GPT-NeoX's forward; size 25m by default."""
     from benchmarks.peers import hf_gpt_neox
 
     config = config or pairs.gpt_config()
@@ -84,7 +84,7 @@ def gpt_neox_equality(config: ModelConfig | None = None, length: int = 385) -> I
 
 @torch.inference_mode()
 def yar_equality(config: ModelConfig | None = None, length: int = 385) -> Iterator[Outcome]:
-    """Our forms and our decode against yet-another-retnet's parallel form; size 25m by default."""
+    """Compare our forms and our decoding with yet-another-retnet's parallel form; size 25m by default."""
     from benchmarks.peers import yar_retnet
 
     config = config or pairs.paper_config()
@@ -95,13 +95,13 @@ def yar_equality(config: ModelConfig | None = None, length: int = 385) -> Iterat
 
 
 def _against_forward(bar: str, ours: Decoder, tokens: Tensor, expected: Tensor) -> Iterator[Outcome]:
-    """Every backend of ours that runs here, and our decode, against a peer's logits of all tokens."""
+    """Compare all our backends that run here, and our decoding, with a peer's logits of all tokens."""
     yield from _backends_against(bar, ours, tokens, expected)
     yield error_outcome(f"{bar}: decode = its forward", decode_logits(ours, tokens, 1), expected, FP32_LIMIT)
 
 
 def _backends_against(bar: str, ours: Decoder, tokens: Tensor, expected: Tensor) -> Iterator[Outcome]:
-    """Every backend of ours that runs here against a peer's logits of all tokens."""
+    """Compare all our backends that run here with a peer's logits of all tokens."""
     for backend in _usable(ours):
         ours.set_backend(backend)
         yield error_outcome(f"{bar}: {backend} = its forward", ours(tokens), expected, FP32_LIMIT)
@@ -109,9 +109,9 @@ def _backends_against(bar: str, ours: Decoder, tokens: Tensor, expected: Tensor)
 
 @torch.inference_mode()
 def fla_equality(config: ModelConfig | None = None, length: int = 45) -> Iterator[Outcome]:
-    """Our forms and our decode against the published formula in float64, from the same weights rounded to fp32.
+    """Compare our forms and our decoding with the published formula in float64, from equal weights rounded to fp32.
 
-    Size 1m by default, for the formula is slow; chunks of 16, so that there are several and a remainder.
+    The default size is 1m because the formula is slow. Chunks of 16 give several chunks and a remainder.
     """
     config = config or pairs.fla_config("1m")
     weights = {
@@ -124,7 +124,7 @@ def fla_equality(config: ModelConfig | None = None, length: int = 45) -> Iterato
 
 
 def loop_equality(length: int = 301) -> Iterator[Outcome]:
-    """The operator's forms in float64 against the definition, a token and a head at a time: the worst of all."""
+    """Compare the operator's forms in float64 with its definition, per token and head; yield the worst errors."""
     generator = torch.Generator().manual_seed(0)
     q, k = (torch.randn(1, length, 3, 8, generator=generator, dtype=torch.float64) for _ in range(2))
     v = torch.randn(1, length, 3, 20, generator=generator, dtype=torch.float64)

@@ -1,7 +1,8 @@
-"""The RetNet that flash-linear-attention publishes, written from its published description as plain float64 loops.
+"""The RetNet of flash-linear-attention, written from its published description as plain float64 loops.
 
-Not flash-linear-attention itself: its kernels run on GPUs only. Nothing here shares code with `retbench.models`: one
-token, one head at a time, so that a fault of ours has no twin here. Names of weights are those of its checkpoints.
+This is not flash-linear-attention itself, whose kernels run on GPUs only. It computes one token and one head at a time
+and shares no code with `retbench.models`, so that it does not repeat our errors. Weights have the names of its
+checkpoints.
 
 Source: fla-org/flash-linear-attention, `fla/layers/multiscale_retention.py`, `fla/models/retnet/modeling_retnet.py`,
 `fla/modules/rotary.py`.
@@ -20,7 +21,7 @@ Weights = Mapping[str, Tensor]
 
 
 def draw_weights(config: ModelConfig, *, seed: int) -> dict[str, Tensor]:
-    """Random float64 weights under the names of fla's checkpoints, large enough for every part to matter."""
+    """Draw float64 weights under the names of fla's checkpoints, large enough for every part to matter."""
     generator = torch.Generator().manual_seed(seed)
 
     def matrix(rows: int, columns: int) -> Tensor:
@@ -55,7 +56,7 @@ def draw_weights(config: ModelConfig, *, seed: int) -> dict[str, Tensor]:
 
 
 def logits(weights: Weights, config: ModelConfig, tokens: Tensor) -> Tensor:
-    """Logits (T, N) float64 of one sequence of tokens (T,), token after token."""
+    """Return the logits (T, N) float64 of one sequence of tokens (T,), token by token."""
     shape = (config.mixer.num_heads, config.mixer.head_dim, pairs.retention_of(config).value_head_dim)
     states = [torch.zeros(shape, dtype=torch.float64) for _ in range(config.num_layers)]
     rows = []
@@ -80,7 +81,7 @@ def logits(weights: Weights, config: ModelConfig, tokens: Tensor) -> Tensor:
 def _retain(
     weights: Weights, layer: str, config: ModelConfig, x: Tensor, state: Tensor, position: int
 ) -> Tensor:
-    """Multi-scale retention of one token x (D,); `state` (H, K, V) is advanced in place."""
+    """Return the multi-scale retention of one token x (D,); `state` (H, K, V) is advanced in place."""
     q = (weights[f"{layer}.q_proj.weight"] @ x).view(config.mixer.num_heads, -1)
     k = (weights[f"{layer}.k_proj.weight"] @ x).view(config.mixer.num_heads, -1)
     v = (weights[f"{layer}.v_proj.weight"] @ x).view(config.mixer.num_heads, -1)
@@ -98,7 +99,7 @@ def _retain(
 
 
 def _rotate(x: Tensor, position: int) -> Tensor:
-    """Rotary position of one head x (K,): pairs (x_i, x_{i+K/2}), turned by position / 10000^(2i/K)."""
+    """Rotate one head x (K,): pairs (x_i, x_{i+K/2}) by position / 10000^(2i/K)."""
     half = x.shape[0] // 2
     rotated = torch.empty_like(x)
     for i in range(half):
@@ -109,20 +110,20 @@ def _rotate(x: Tensor, position: int) -> Tensor:
 
 
 def _rms_norm(x: Tensor, weight: Tensor) -> Tensor:
-    """A vector (D,) over its root mean square, times the weight; epsilon 1e-6 as in fla's configuration."""
+    """Divide a vector (D,) by its rms and multiply it by the weight; epsilon 1e-6 as in fla's configuration."""
     normed: Tensor = x / (x.pow(2).mean() + 1e-6).sqrt() * weight
     return normed
 
 
 def _swiglu(weights: Weights, layer: str, x: Tensor) -> Tensor:
-    """Gated feed-forward of one token x (D,)."""
+    """Return the gated feed-forward of one token x (D,)."""
     gate = weights[f"{layer}.gate_proj.weight"] @ x
     up = weights[f"{layer}.up_proj.weight"] @ x
     return weights[f"{layer}.down_proj.weight"] @ (gate * torch.sigmoid(gate) * up)
 
 
 def retention_loop(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor) -> tuple[Tensor, Tensor]:
-    """The operator by its definition, in float64, a token and a head at a time.
+    """Compute the operator by its definition, in float64, one token and one head at a time.
 
     Args:
         q: (T, H, K).

@@ -1,4 +1,4 @@
-"""Bars on the operator itself: its three forms agree in outputs, states and gradients, and bfloat16 decoding holds."""
+"""Bars on the operator: its three forms agree in outputs, states and gradients; the error of bfloat16 decoding."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -21,7 +21,7 @@ from retbench.ops.retention import (
 
 LIMITS = {"float64": 1e-12, "float32": 1e-4}
 CASES = ((257, 19, 100), (1023, 64, 511), (4095, 127, 2049))
-"""Tokens, chunk, and where the sequence is cut to be resumed."""
+"""Number of tokens, chunk size, and position at which the sequence is cut and resumed."""
 HEADS, KEY_DIM, VALUE_DIM = 2, 16, 32
 BF16_DEPTH = 32768
 BF16_TOKENS = 256
@@ -29,7 +29,7 @@ BF16_TOKENS = 256
 
 
 def forms(dtype: str) -> Iterator[Outcome]:
-    """Chunkwise and parallel against recurrent, whole and resumed, over both kinds of decay; the worst of each part."""
+    """Compare chunkwise and parallel with recurrent, whole and resumed, for both kinds of decay; yield the worst."""
     bar, kind_of_float = f"forms-{dtype}", getattr(torch, dtype)
     found: dict[str, list[Outcome]] = {"output": [], "state": [], "gradient": []}
     for length, chunk_size, cut in CASES:
@@ -58,7 +58,7 @@ def forms(dtype: str) -> Iterator[Outcome]:
 def _run(
     form: RetentionForm, dtype: torch.dtype, length: int, kind: str, cut: int
 ) -> dict[str, list[Tensor]]:
-    """Outputs, last state and gradients of one form, the sequence cut in two at `cut` (0: whole), from a state."""
+    """Return outputs, last state and gradients of one form from a state; the sequence is cut at `cut` (0: whole)."""
     generator = torch.Generator().manual_seed(length)
 
     def draw(*shape: int) -> Tensor:
@@ -87,11 +87,11 @@ def _run(
 
 @torch.inference_mode()
 def forms_bfloat16() -> Iterator[Outcome]:
-    """Error of a bfloat16 decode at depth 32K (ours) over that of the bfloat16 chunkwise form (theirs), against fp64.
+    """Compare errors of bfloat16 decoding at depth 32K (ours) and of the bfloat16 chunkwise form (theirs), from fp64.
 
-    Of the operator: queries, keys and values of the first layer of a model on real text, fed to the recurrent step
-    32,768 times, and to the chunkwise form; errors over the last 256 tokens. Of a whole model with the same text: its
-    state prefilled, then those tokens decoded, against one chunkwise pass.
+    For the operator, queries, keys and values of the first layer of a model on real text go through 32,768 recurrent
+    steps and through the chunkwise form; errors are over the last 256 tokens. For a whole model with the same text, its
+    state is prefilled, those tokens are decoded, and the result is compared with one chunkwise pass.
     """
     model = pairs.plain(pairs.fla_config("1m"), dtype=torch.bfloat16)
     tokens = read_tokens(BF16_DEPTH)[None]
@@ -120,7 +120,7 @@ def forms_bfloat16() -> Iterator[Outcome]:
 
 
 def _operator_inputs(model: Decoder, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """q, k, v and log_decay that the first layer of a chunkwise model gives its operator."""
+    """Return the inputs q, k, v and log_decay of the operator in the first layer of a chunkwise model."""
     mixer = model.mixers[0]
     assert isinstance(mixer, RetentionModule)
     seen: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
@@ -139,7 +139,7 @@ def _operator_inputs(model: Decoder, tokens: Tensor) -> tuple[Tensor, Tensor, Te
 
 
 def _error_ratio(bar: str, decoded: Tensor, chunkwise: Tensor, exact: Tensor) -> Outcome:
-    """Error of decoding over the error of the chunkwise form, at most 2."""
+    """Return the error of decoding over the error of the chunkwise form, at most 2."""
     ours, theirs = (error_outcome(bar, found, exact, 1.0).ratio for found in (decoded, chunkwise))
     ratio = ours / theirs
     return Outcome(bar, ours, theirs, ratio, ratio, ratio, Limit(high=2.0))

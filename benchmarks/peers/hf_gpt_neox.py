@@ -11,12 +11,12 @@ from retbench.architectures.configs import ModelConfig
 
 
 def build_peer(config: ModelConfig, *, seed: int, max_len: int) -> GPTNeoXForCausalLM:
-    """A GPT-NeoX of `config`'s shapes with its own initialisation and norms that are neither one nor zero.
+    """Build a GPT-NeoX of `config`'s shapes with its own initialisation and norms that are neither one nor zero.
 
     Args:
         config: The model.
         seed: Same seed, same weights.
-        max_len: Positions it is declared for.
+        max_len: Largest number of positions.
     """
     torch.manual_seed(seed)
     arguments = GPTNeoXConfig(
@@ -45,7 +45,7 @@ def build_peer(config: ModelConfig, *, seed: int, max_len: int) -> GPTNeoXForCau
 
 
 def map_weights(weights: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
-    """Our state dict from GPT-NeoX's."""
+    """Return our state dict from GPT-NeoX's."""
     mapped = {
         "embedding.weight": weights["gpt_neox.embed_in.weight"],
         "head.weight": weights["lm_head.weight"],
@@ -53,7 +53,7 @@ def map_weights(weights: Mapping[str, Tensor], config: ModelConfig) -> dict[str,
     mapped |= _norm(weights, "norm", "gpt_neox.final_layer_norm")
     for index in range(config.num_layers):
         theirs, ours = f"gpt_neox.layers.{index}", f"blocks.{index}"
-        qkv = weights[f"{theirs}.attention.query_key_value.weight"]  # head by head, each with its q, k and v
+        qkv = weights[f"{theirs}.attention.query_key_value.weight"]  # per head, each with its q, k and v
         by_kind = qkv.view(config.mixer.num_heads, 3, config.mixer.head_dim, -1).transpose(0, 1)
         mapped |= {
             f"{ours}.mixer.qkv_proj.weight": by_kind.reshape(3 * config.d_model, -1),
@@ -67,5 +67,5 @@ def map_weights(weights: Mapping[str, Tensor], config: ModelConfig) -> dict[str,
 
 
 def _norm(weights: Mapping[str, Tensor], ours: str, theirs: str) -> dict[str, Tensor]:
-    """Weight and bias of a norm."""
+    """Return weight and bias of a norm."""
     return {f"{ours}.{part}": weights[f"{theirs}.{part}"] for part in ("weight", "bias")}

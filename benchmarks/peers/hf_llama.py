@@ -1,4 +1,4 @@
-"""transformers' LlamaForCausalLM: built, weighted, and timed token by token inside its own `generate`."""
+"""transformers' LlamaForCausalLM: built, initialised, and timed token by token inside its own `generate`."""
 
 import time
 from itertools import pairwise
@@ -14,12 +14,12 @@ from retbench.architectures.configs import ModelConfig
 
 
 def build_peer(config: ModelConfig, *, seed: int, max_len: int) -> LlamaForCausalLM:
-    """A Llama of `config`'s shapes with its own initialisation, norm weights that are not all one, and SDPA.
+    """Build a Llama of `config`'s shapes with its own initialisation, norm weights that are not all one, and SDPA.
 
     Args:
         config: The model.
         seed: Same seed, same weights.
-        max_len: Positions it is declared for.
+        max_len: Largest number of positions.
     """
     torch.manual_seed(seed)
     arguments = LlamaConfig(
@@ -46,18 +46,18 @@ def build_peer(config: ModelConfig, *, seed: int, max_len: int) -> LlamaForCausa
 
 
 class Generated(NamedTuple):
-    """What one call of `generate` gave."""
+    """Result of one call of `generate`."""
 
     tokens: Tensor
     """(1, n) int64: the new tokens."""
     logits: Tensor
-    """(1, n, N): the logits that each new token was taken from; empty where they were not asked for."""
+    """(1, n, N): logits of each new token; empty unless requested."""
     step_s: list[float]
     """Seconds from each new token to the next, n - 1 of them: decode steps, without the prefill."""
 
 
 class _TokenClock:
-    """A streamer, as `generate` takes one: it is told of the prompt, then of every new token when it is known."""
+    """A streamer for `generate`: it receives the prompt, then every new token as soon as it is known."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
@@ -66,19 +66,19 @@ class _TokenClock:
         self.times.append(time.perf_counter())
 
     def end(self) -> None:
-        """Nothing is left to do when the last token has come."""
+        """Do nothing after the last token."""
 
 
 def generate(
     peer: LlamaForCausalLM, prompt: Tensor, num_tokens: int, *, with_logits: bool = False
 ) -> Generated:
-    """Greedy generation with the key-value cache that transformers uses by default.
+    """Generate greedily with the key-value cache that transformers uses by default.
 
     Args:
         peer: The model.
         prompt: (1, T) int64.
-        num_tokens: New tokens, exactly.
-        with_logits: Keep the logits of every step; not while timing.
+        num_tokens: Exact number of new tokens.
+        with_logits: Keep the logits of every step; not for timing.
     """
     clock = _TokenClock()
     found = peer.generate(
@@ -99,5 +99,5 @@ def generate(
 
 
 def median_step_s(peer: LlamaForCausalLM, prompt: Tensor, *, warm: int, timed: int) -> float:
-    """Median seconds of a decode step inside one `generate` call, after `warm` steps that do not count."""
+    """Return the median seconds of a decode step inside one `generate` call, after `warm` untimed steps."""
     return median(generate(peer, prompt, warm + timed + 1).step_s[warm:])

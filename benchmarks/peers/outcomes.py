@@ -1,4 +1,4 @@
-"""What a bar leaves: one JSON line with both sides, their ratio, its interval and the limit."""
+"""Result of a bar: one JSON line with both sides, their ratio, its interval and the limit."""
 
 import json
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from retbench.stats.intervals import ratio_interval
 
 CONFIDENCE = 0.90
 FP32_LIMIT = 1e-4
-"""Largest error of two fp32 models that are the same model."""
+"""Largest error between two fp32 implementations of one model."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Limit:
     high: float | None = None
 
     def holds(self, low: float, high: float) -> bool:
-        """Whether the interval [low, high] lies inside; never for a NaN."""
+        """Return whether the interval [low, high] lies inside; false for a NaN."""
         above = self.low is None or low >= self.low
         below = self.high is None or high <= self.high
         return above and below and low <= high
@@ -33,14 +33,14 @@ class Outcome:
     """One line of output.
 
     Attributes:
-        bar: The bar's name, followed by what this line is about where the bar has several.
-        ours: Seconds of a step or call, or what the note says; of an error, the largest absolute difference.
-        theirs: The same of the peer; of an error, the root mean square of the reference.
-        ratio: ours / theirs, or what `bar` says.
-        low: Lower end of its 90 % interval over rounds; the ratio itself where nothing is random.
+        bar: Name of the bar, followed by the topic of this line if the bar has several.
+        ours: Seconds of a step or call, or the quantity in `note`; for an error, the largest absolute difference.
+        theirs: The same quantity of the peer; for an error, the root mean square of the reference.
+        ratio: ours / theirs, or the quantity in `bar`.
+        low: Lower end of its 90 % interval over rounds; the ratio itself if nothing is random.
         high: Upper end.
-        limit: Where the interval must lie.
-        note: What a reader must know beside the numbers; in the line only where there is something.
+        limit: Range in which the interval must lie.
+        note: A remark; left out of the line if empty.
     """
 
     bar: str
@@ -54,11 +54,11 @@ class Outcome:
 
     @property
     def holds(self) -> bool:
-        """Whether the bar is met."""
+        """True if the interval lies within the limit."""
         return self.limit.holds(self.low, self.high)
 
     def to_json(self) -> str:
-        """The line: `limit` is a number where only the upper end is limited, else [low, high] with null for none."""
+        """Return the line; `limit` is a number if only the upper end is limited, else [low, high]."""
         limit = self.limit.high if self.limit.low is None else [self.limit.low, self.limit.high]
         return json.dumps(
             {
@@ -76,7 +76,7 @@ class Outcome:
 
 
 def error_outcome(bar: str, ours: Tensor, reference: Tensor, limit: float) -> Outcome:
-    """Largest absolute difference over the root mean square of the reference, both in float64.
+    """Return the largest absolute difference over the root mean square of the reference, both in float64.
 
     Raises:
         ValueError: the shapes differ.
@@ -90,17 +90,17 @@ def error_outcome(bar: str, ours: Tensor, reference: Tensor, limit: float) -> Ou
 
 
 def worst(outcomes: Sequence[Outcome]) -> Outcome:
-    """The outcome with the largest ratio; a NaN is worse than any number."""
+    """Return the outcome with the largest ratio; a NaN is worse than any number."""
     return max(outcomes, key=lambda outcome: (outcome.ratio != outcome.ratio, outcome.ratio))
 
 
 def speed_outcome(
     bar: str, ours: Sequence[float], theirs: Sequence[float], limit: Limit, note: str = ""
 ) -> Outcome:
-    """Ratio of two sides paired by round, with its interval; `ours` and `theirs` are geometric means over rounds.
+    """Return the ratio of two sides paired by round; `ours` and `theirs` are geometric means over rounds.
 
     Raises:
-        ValueError: one round, which has no interval.
+        ValueError: there is only one round, which gives no interval.
     """
     interval = ratio_interval(ours, theirs, CONFIDENCE)
     if interval.low is None or interval.high is None:

@@ -1,4 +1,4 @@
-"""Our side of a pair: configurations at the size of the bars, and models that carry a peer's weights."""
+"""Our side of a comparison: configurations at the size of the bars, and models with a peer's weights."""
 
 from collections.abc import Mapping
 
@@ -22,7 +22,7 @@ TINY_EPS = 1e-12
 
 
 def torchscale_config(size: str = SIZE, *, norm_eps: float = 1e-6) -> ModelConfig:
-    """A RetNet of torchscale's variant."""
+    """Return a RetNet of torchscale's variant."""
     config = resolve_model(RetNetSpec(architecture="retnet", variant="torchscale"), size)
     assert isinstance(config, ModelConfig)
     mixer = retention_of(config).model_copy(update={"norm_eps": norm_eps})
@@ -49,29 +49,31 @@ def ffn_of(config: ModelConfig) -> FeedForward:
 
 
 def fla_config(size: str = SIZE) -> ModelConfig:
-    """A RetNet of fla's variant, which experiments use unless told otherwise."""
+    """Return a RetNet of fla's variant, the default of experiments."""
     config = resolve_model(RetNetSpec(architecture="retnet"), size)
     assert isinstance(config, ModelConfig)
     return config
 
 
 def paper_config(size: str = SIZE) -> ModelConfig:
-    """A RetNet of the paper's variant with values as wide as keys, which is what yet-another-retnet has."""
+    """Return a RetNet of the paper's variant with values as wide as keys, as in yet-another-retnet."""
     config = resolve_model(RetNetSpec(architecture="retnet", variant="paper"), size)
     assert isinstance(config, ModelConfig)
-    # A row of D is divided by its norm before the head norm and not there: its epsilon must not matter.
-    return config.model_copy(update={"value_dim": config.d_model, "norm_eps": TINY_EPS})
+    # Here a row of D is divided by its norm before the head norm, and there it is not: epsilon must not matter.
+    mixer = retention_of(config).model_copy(update={"value_dim": config.d_model, "norm_eps": TINY_EPS})
+    blocks = tuple(block.model_copy(update={"mixer": mixer}) for block in config.blocks)
+    return config.model_copy(update={"norm_eps": TINY_EPS, "blocks": blocks})
 
 
 def gpt_config(size: str = SIZE) -> ModelConfig:
-    """A Transformer of GPT's variant."""
+    """Return a Transformer of GPT's variant."""
     config = resolve_model(TransformerSpec(architecture="transformer", variant="gpt"), size)
     assert isinstance(config, ModelConfig)
     return config
 
 
 def llama_config(size: str = SIZE, *, num_kv_heads: int | None = None) -> ModelConfig:
-    """A Transformer of Llama's variant."""
+    """Return a Transformer of Llama's variant."""
     config = resolve_model(TransformerSpec(architecture="transformer", num_kv_heads=num_kv_heads), size)
     assert isinstance(config, ModelConfig)
     return config
@@ -84,7 +86,7 @@ def carry(
     dtype: torch.dtype = torch.float32,
     chunk_size: int | None = None,
 ) -> Decoder:
-    """Our model of `config` with weights that a peer's mapper gave; every one is used and none is missing."""
+    """Build our model of `config` with mapped weights of a peer; every weight is used and none is missing."""
     model = plain(config, dtype=dtype, chunk_size=chunk_size)
     model.load_state_dict(weights, strict=True)
     return model
@@ -93,12 +95,12 @@ def carry(
 def plain(
     config: ModelConfig, *, dtype: torch.dtype = torch.float32, chunk_size: int | None = None
 ) -> Decoder:
-    """Our model of `config` with weights of its own, in the backend that experiments use unless told otherwise."""
+    """Build our model of `config` with its own weights and the default backend of experiments."""
     backend = default_backend(config)
     return build_model(config, dtype=dtype, device="cpu", seed=0, backend=backend, chunk_size=chunk_size)
 
 
 def random_tokens(config: ModelConfig, length: int, *, seed: int = 0) -> Tensor:
-    """(1, length) int64 over the whole vocabulary: where a row of an embedding was mapped wrongly, this shows it."""
+    """Draw tokens (1, length) int64 over the whole vocabulary, so that an embedding row mapped wrongly is found."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(config.vocab_size, (1, length), generator=generator)

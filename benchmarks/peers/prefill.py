@@ -1,4 +1,4 @@
-"""The bar on prefill: a long prompt, chunk by chunk, to the logits of its last token."""
+"""Bar on prefill: a long prompt, chunk by chunk, to the logits of its last token."""
 
 from collections.abc import Iterator
 
@@ -16,10 +16,10 @@ PROVEN_LEN = 2047
 
 @torch.inference_mode()
 def prefill_torchscale(rounds: int) -> Iterator[Outcome]:
-    """Our prefill of 8,192 tokens against torchscale's chunkwise form (chunk 512, its default), same weights and text.
+    """Time our prefill of 8,192 tokens and torchscale's chunkwise form (chunk 512, its default) on equal weights.
 
-    Both give the logits of the last token; torchscale is asked for its features and projects the last one. Ours also
-    leaves the state that decoding goes on from, which torchscale's chunkwise form cannot.
+    Both return the logits of the last token; torchscale computes its features and projects the last one. Ours also
+    returns the state from which decoding continues, which torchscale's chunkwise form cannot.
     """
     from benchmarks.peers import torchscale_retnet
 

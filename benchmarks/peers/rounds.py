@@ -1,4 +1,4 @@
-"""Timing in turn: within a round every side is measured once, in random order, so that a slow minute falls on all."""
+"""Alternating measurement: a round measures every side once, in random order, so that disturbances affect all."""
 
 import random
 import sys
@@ -12,12 +12,12 @@ from retbench.models.decoder import Decoder
 from retbench.models.state import DecoderState
 
 WARM_STEPS = 3
-"""Untimed steps ahead of the timed ones of a round, on both sides."""
+"""Untimed steps before the timed ones of a round, on both sides."""
 TIMED_STEPS = 24
 
 
 def interleave(sides: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """One value of each side a round, sides in random order within it; progress goes to stderr."""
+    """Return one value per side and round, measured in random order; progress goes to stderr."""
     order = random.Random(0)
     values: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(1, rounds + 1):
@@ -29,14 +29,14 @@ def interleave(sides: Mapping[str, Callable[[], float]], rounds: int) -> dict[st
 
 
 def time_call(call: Callable[[], object]) -> float:
-    """Seconds of one call."""
+    """Return the seconds of one call."""
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
 
 
 def time_greedy(step: Callable[[Tensor], Tensor], token: Tensor) -> float:
-    """Median seconds of a step of greedy decoding: logits of one token, then the likeliest next.
+    """Return the median seconds of a step of greedy decoding: logits of one token, then the likeliest next.
 
     Args:
         step: Token (1, 1) to logits (1, 1, N).
@@ -51,11 +51,11 @@ def time_greedy(step: Callable[[Tensor], Tensor], token: Tensor) -> float:
 
 
 class OurDecoding:
-    """Greedy decoding of one of our models from one depth, over and over.
+    """Repeated greedy decoding of one of our models from one depth.
 
     Args:
         model: The model.
-        prompt: (1, depth) int64, prefilled once, here.
+        prompt: (1, depth) int64, prefilled once by the constructor.
     """
 
     def __init__(self, model: Decoder, prompt: Tensor) -> None:
@@ -66,6 +66,6 @@ class OurDecoding:
         self.start = self.state.mark()
 
     def __call__(self) -> float:
-        """Median seconds of a step; every call starts at the same depth."""
+        """Return the median seconds of a step; every call starts at the same depth."""
         self.state.rewind(self.start)
         return time_greedy(lambda token: self.model(token, self.state), self.token)

@@ -1,7 +1,7 @@
-"""torchscale's RetNetDecoder, the official RetNet: built, weighted and driven by its own best way.
+"""torchscale's RetNetDecoder, the official RetNet: built, initialised and run in its own best way.
 
-Its chunkwise form equals the other two only where the norms' epsilon vanishes, because it hands the head norm a tensor
-of another scale; bars that use it set `norm_eps` to 1e-12 on both sides.
+Its chunkwise form equals the other two only for a vanishing epsilon of the norms, because the input of its head norm
+has another scale. Bars that use it set `norm_eps` to 1e-12 on both sides.
 """
 
 import torch
@@ -16,12 +16,12 @@ CHUNK_SIZE = 512  # torchscale's default recurrent_chunk_size
 
 
 def build_peer(config: ModelConfig, *, seed: int, chunkwise: bool = False) -> RetNetDecoder:
-    """A torchscale decoder of `config`'s shapes with its own initialisation, and norm weights that are not all one.
+    """Build a torchscale decoder of `config`'s shapes with its own initialisation and norm weights other than one.
 
     Args:
         config: Variant `torchscale`, decay `eq8`.
         seed: Same seed, same weights, in either form.
-        chunkwise: Use its chunkwise form (which cannot decode) in place of parallel and recurrent.
+        chunkwise: Use its chunkwise form (which cannot decode) instead of parallel and recurrent.
     """
     arguments = TorchscaleConfig(
         vocab_size=config.vocab_size,
@@ -45,21 +45,21 @@ def build_peer(config: ModelConfig, *, seed: int, chunkwise: bool = False) -> Re
 
 
 def last_logits(peer: RetNetDecoder, tokens: Tensor) -> Tensor:
-    """Logits (B, 1, N) of the last token: the features of all, then the head for one."""
+    """Return the logits (B, 1, N) of the last token: the features of all tokens, then the head for one."""
     features = peer(tokens, features_only=True)[0]
     logits: Tensor = peer.output_layer(features[:, -1:])
     return logits
 
 
 class RecurrentDecoding:
-    """torchscale's recurrent form, fed one token after another.
+    """torchscale's recurrent form, one token at a time.
 
     torchscale takes the whole history at every step and uses its length and its last token. Here the history is a
-    prefix of one tensor allocated ahead, so passing it costs nothing.
+    prefix of one tensor that is allocated in advance, so that passing it costs nothing.
 
     Args:
-        peer: Not chunkwise.
-        capacity: Tokens of history there is room for.
+        peer: A decoder that is not chunkwise.
+        capacity: Largest number of tokens of history.
     """
 
     def __init__(self, peer: RetNetDecoder, capacity: int) -> None:
@@ -69,14 +69,14 @@ class RecurrentDecoding:
         self.state: dict[int, dict[str, Tensor]] = {}
 
     def step(self, token: Tensor) -> Tensor:
-        """Feed one token (1, 1); logits (1, 1, N)."""
+        """Process one token (1, 1) and return its logits (1, 1, N)."""
         self.history[:, self.position : self.position + 1] = token
         self.position += 1
         logits: Tensor = self.peer(self.history[:, : self.position], incremental_state=self.state)[0]
         return logits
 
     def mark(self) -> tuple[int, dict[int, dict[str, Tensor]]]:
-        """A point to return to. torchscale makes new tensors at every step, so none has to be copied."""
+        """Return a mark for `rewind`. torchscale makes new tensors at every step, so that none has to be copied."""
         return self.position, {layer: dict(parts) for layer, parts in self.state.items()}
 
     def rewind(self, mark: tuple[int, dict[int, dict[str, Tensor]]]) -> None:

@@ -1,4 +1,4 @@
-"""The bar on training: forward and backward of one sequence, against the best form that the peers have."""
+"""Bar on training: forward and backward of one sequence, compared with the fastest form of the peers."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -19,15 +19,15 @@ from retbench.ops.retention import retention_parallel
 
 LENGTH = 2048
 GRADIENT_LIMIT = 1e-3
-"""Wider than for logits: only the embedding rows of the text's bytes have a gradient, so that one's rms is small."""
+"""Wider than for logits: only the embedding rows of the text's bytes have a gradient, so that its rms is small."""
 WITHIN = 1.3
-"""Forms of the peers slower than this times their best in a first trial are not timed further."""
+"""Forms that take longer than this factor times the fastest in a first trial are not timed further."""
 
 Forward = Callable[[Tensor], Tensor]
 
 
 def training_step(module: nn.Module, forward: Forward, tokens: Tensor) -> Tensor:
-    """Cross-entropy of tokens (1, T + 1) and its gradients, left in `.grad`; returns the logits (1, T, N)."""
+    """Compute the cross-entropy of tokens (1, T + 1) with gradients in `.grad`, and return the logits (1, T, N)."""
     module.zero_grad(set_to_none=True)
     logits = forward(tokens[:, :-1])
     F.cross_entropy(logits.flatten(0, 1), tokens[0, 1:]).backward()
@@ -35,10 +35,10 @@ def training_step(module: nn.Module, forward: Forward, tokens: Tensor) -> Tensor
 
 
 def training(rounds: int) -> Iterator[Outcome]:
-    """Forward + backward at length 2,048 against the fastest form of torchscale and yet-another-retnet.
+    """Time forward + backward at length 2,048, ours and the fastest form of torchscale and yet-another-retnet.
 
-    All have the same parameters, so nearly the same matrix products, and those are most of a step: no form can win
-    much here without faster products. The bar is to be no slower than the fastest.
+    All have equal numbers of parameters and so nearly the same matrix products, which take most of a step. No form can
+    be much faster without faster products. The limit is the time of the fastest form.
     """
     from benchmarks.peers import torchscale_retnet, yar_retnet
 
@@ -65,12 +65,12 @@ def training(rounds: int) -> Iterator[Outcome]:
 
 
 def _timer(module: nn.Module, forward: Forward, tokens: Tensor) -> Callable[[], float]:
-    """Seconds of one training step, each time it is called."""
+    """Return a function that times one training step."""
     return lambda: time_call(lambda: training_step(module, forward, tokens))
 
 
 def _equality(model: Decoder, peer: nn.Module, tokens: Tensor) -> Iterator[Outcome]:
-    """Logits and the gradient of every weight against torchscale's parallel form."""
+    """Compare logits and the gradient of every weight with torchscale's parallel form."""
     logits = training_step(model, model, tokens)
     expected = training_step(peer, lambda x: peer(x)[0], tokens)
     yield error_outcome("training: equality, logits", logits, expected, FP32_LIMIT)
@@ -85,12 +85,12 @@ def _equality(model: Decoder, peer: nn.Module, tokens: Tensor) -> Iterator[Outco
 
 
 def gradients(module: nn.Module) -> dict[str, Tensor]:
-    """The gradient of every weight that has one."""
+    """Return the gradient of every weight that has one."""
     return {name: weight.grad for name, weight in module.named_parameters() if weight.grad is not None}
 
 
 def _yar_equality() -> Outcome:
-    """The operator, with the paper's decays, against yet-another-retnet's: its weights fit no model of ours."""
+    """Compare the operator with yet-another-retnet's, whose weights fit no model of ours, at the paper's decays."""
     from yet_another_retnet.retention import retention_parallel as their_parallel
 
     generator = torch.Generator().manual_seed(0)

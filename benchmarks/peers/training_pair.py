@@ -1,4 +1,4 @@
-"""The bar on training a pair: RetNet's tokens a second in whole steps over those of the matched Transformer."""
+"""Bar on training a pair: RetNet's tokens per second in whole steps over those of the matched Transformer."""
 
 import tempfile
 from collections.abc import Iterator
@@ -18,24 +18,24 @@ from retbench.training.plan import TrainingPlan, TrainingRun
 
 BAR = "training-throughput-2048"
 SIZE = "3m"
-"""The largest that the experiment `quality` trains on two cores."""
+"""The largest size that the experiment `quality` trains on two cores."""
 BATCH_SIZE = 2
 WARM, TIMED = 1, 5
-"""Untimed and timed steps of a turn."""
+"""Untimed and timed steps per round."""
 LIMIT = 0.8
 
 
 class _Training:
-    """A run of `retbench train`, a few steps a turn; what it writes between two turns is not timed."""
+    """A run of `retbench train`, a few steps per round; what it writes between rounds is not timed."""
 
     def __init__(self, plan: TrainingPlan, run: TrainingRun, batches: Batches, folder: Path) -> None:
         self.first = batches.batch(0)
-        # The run has more steps than are taken, so that nothing is scored: any rows will do.
+        # The run has more steps than are taken, so that nothing is scored and any rows are suitable.
         self.trainer = Trainer(plan, run, batches, self.first, folder / run.name, lambda event: None)
         self.tokens_per_step = plan.spec.tokens_per_step
 
     def __call__(self) -> float:
-        """Tokens a second in the median step of a turn."""
+        """Return the tokens per second of the median step of a round."""
         seconds: list[float] = []
         with suppress(Stopped):
             self.trainer.train(
@@ -44,7 +44,7 @@ class _Training:
         return self.tokens_per_step / median(seconds[WARM:])
 
     def equality(self, reference: str) -> Outcome:
-        """The worst gradient of the first sequence against that of another backend."""
+        """Compare the gradients of the first sequence with those of another backend; return the worst."""
         model, found = self.trainer.model, []
         own = model.backend
         for backend in (own, reference):
@@ -62,12 +62,12 @@ class _Training:
 
     @property
     def ran(self) -> str:
-        """The form, or the attention kernel, that ran."""
+        """The executed form or attention kernel."""
         return "+".join(sorted(set(self.trainer.model.executed_backends().values())))
 
 
 def throughput(rounds: int) -> Iterator[Outcome]:
-    """Steps of the pair of `retbench train quality`, on Python's library: forward, backward, clipping and AdamW.
+    """Time steps of the pair of `retbench train quality` on Python's library: forward, backward, clipping and AdamW.
 
     Raises:
         UnsupportedError: torch has no fused attention for the Transformer here.
@@ -81,14 +81,14 @@ def throughput(rounds: int) -> Iterator[Outcome]:
         values = interleave({"ours": retnet, "theirs": transformer}, rounds)
         if transformer.ran != "sdpa:flash":
             raise UnsupportedError(
-                f"{BAR}: attention ran as {transformer.ran}, which is not fused. Use a torch that has it on a CPU."
+                f"{BAR}: attention ran as {transformer.ran}, which is not fused. Use a torch that fuses it on CPUs."
             )
         note = f"tokens/s, size {SIZE}; {retnet.ran} over {transformer.ran}"
         yield speed_outcome(BAR, values["ours"], values["theirs"], Limit(low=LIMIT), note)
 
 
 def _pair(rounds: int, folder: Path) -> tuple[_Training, _Training]:
-    """RetNet and the Transformer of the experiment, each about to take its first step."""
+    """Return RetNet and the Transformer of the experiment, each before its first step."""
     plan = _plan(rounds * (WARM + TIMED) + 1)
     most = plan.spec.num_steps * plan.spec.batch_size * (plan.spec.seq_len + 1)
     packed = pack(plan.corpus, "train", plan.tokenizer, folder, max_tokens=most)
@@ -105,7 +105,7 @@ def _pair(rounds: int, folder: Path) -> tuple[_Training, _Training]:
 
 
 def _plan(num_steps: int) -> TrainingPlan:
-    """The experiment's plan for two cores, of one size, seed and rate, without a data folder."""
+    """Return the experiment's plan for two cores, with one size, seed and rate and without a data folder."""
     overrides = (
         "training.corpus=python",
         f'training.sizes=["{SIZE}"]',

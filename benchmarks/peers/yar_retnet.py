@@ -1,7 +1,7 @@
 """yet-another-retnet: the paper's block, but with biases and values as wide as keys, and without a last norm.
 
-Its decays are those of the paper's experiments. With its biases zero, our `paper` variant with values as wide as keys
-carries its weights, and shows the same logits once its last norm is taken off.
+Its decays are those of the paper's experiments. If its biases are zero, our `paper` variant with values as wide as keys
+can load its weights, and has the same logits without its last norm.
 """
 
 from collections.abc import Mapping
@@ -16,11 +16,11 @@ from retbench.architectures import costs
 from retbench.architectures.configs import ModelConfig
 from retbench.models.decoder import Decoder
 
-CHUNK_SIZE = 512  # it has no default; torchscale's
+CHUNK_SIZE = 512  # torchscale's; it has no default
 
 
 def build_matched_peer(config: ModelConfig, *, seed: int) -> RetNet:
-    """A decoder with `config`'s width, depth, heads and vocabulary, its feed-forward solved for the same parameters."""
+    """Build a decoder with `config`'s width, depth, heads and vocabulary, and as many parameters."""
     budget = costs.block_params(config) // config.num_layers
     d = config.d_model
     # q, k, v, g, out with biases and two layer norms; then two matrices with biases of the width to be solved
@@ -30,7 +30,7 @@ def build_matched_peer(config: ModelConfig, *, seed: int) -> RetNet:
 
 
 def _build(config: ModelConfig, ffn_dim: int, seed: int) -> RetNet:
-    """A decoder with `config`'s width, depth, heads and vocabulary."""
+    """Build a decoder with `config`'s width, depth, heads and vocabulary."""
     torch.manual_seed(seed)
     return RetNet(
         num_tokens=config.vocab_size,
@@ -45,7 +45,7 @@ def _build(config: ModelConfig, ffn_dim: int, seed: int) -> RetNet:
 
 
 def build_peer(config: ModelConfig, *, seed: int) -> RetNet:
-    """A decoder of `config`'s shapes with its own initialisation, which has every bias zero, and uneven norms."""
+    """Build a decoder of `config`'s shapes with its own initialisation, whose biases are zero, and uneven norms."""
     peer = _build(config, pairs.ffn_of(config).ffn_dim, seed).eval()
     for layer in peer.decoder.layers:
         layer.retention.activation = F.silu  # it has one setting for the feed-forward and for the gate
@@ -57,14 +57,14 @@ def build_peer(config: ModelConfig, *, seed: int) -> RetNet:
 
 
 def carry(peer: RetNet, config: ModelConfig) -> Decoder:
-    """Our model with its weights, and, as it has none, without a norm after the last block."""
+    """Build our model with its weights and, like it, without a norm after the last block."""
     model = pairs.carry(config, _map_weights(peer.state_dict(), config))
     model.norm = nn.Identity()
     return model
 
 
 def _map_weights(weights: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
-    """Our state dict from its; the last norm's weights are ours."""
+    """Return our state dict from its own; the last norm's weights are ours."""
     mapped = {
         "embedding.weight": weights["embedding.weight"],
         "head.weight": weights["out.weight"],
@@ -87,7 +87,7 @@ def _map_weights(weights: Mapping[str, Tensor], config: ModelConfig) -> dict[str
 
 
 def forward_chunkwise(peer: RetNet, tokens: Tensor) -> Tensor:
-    """Logits (B, T, N) by its chunkwise form; the caller walks over the chunks, as its README shows."""
+    """Return logits (B, T, N) of its chunkwise form, chunk by chunk as its README shows."""
     states: list[Tensor] = []
     outs = []
     for start in range(0, tokens.shape[1], CHUNK_SIZE):

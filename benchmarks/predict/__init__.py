@@ -1,5 +1,5 @@
-"""The cost model held against this CPU: predicted times of decode steps beside measured ones.
+"""Compare the cost model with this CPU: predicted and measured times of decode steps.
 
-A prediction is made of parts that are timed apart from each other (`retbench.workloads.parts`); no step of the model is
-in it. Run nothing else meanwhile.
+A prediction consists of parts that are timed separately (`retbench.workloads.parts`); it contains no step of the model.
+Run nothing else meanwhile.
 """

@@ -1,4 +1,4 @@
-"""Runs bars and prints one JSON line for each thing shown: `python -m benchmarks.predict`; see `benchmarks.command`."""
+"""Run bars and print one JSON line per result: `python -m benchmarks.predict`; see `benchmarks.command`."""
 
 import sys
 from collections.abc import Sequence
@@ -7,20 +7,20 @@ from benchmarks.command import run_command
 from benchmarks.predict.bars import BARS
 
 EPILOG = """\
-Each line holds the predicted seconds of a step (ours) and the measured ones (theirs), their ratio, its 90 % interval
-over rounds (low, high), the limits and whether the whole interval lies within them. Run nothing else meanwhile.
+Each line holds the predicted (ours) and measured (theirs) seconds of a step, their ratio, its 90 % interval over rounds
+(low, high), the limits and whether the whole interval lies within them. Run nothing else meanwhile.
 
 Example: python -m benchmarks.predict --only decode-25m
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the bars that the arguments choose; returns the exit code."""
+    """Run the bars that the arguments select, and return the exit code."""
     return run_command(
         BARS,
         arguments,
         prog="python -m benchmarks.predict",
-        description="Hold predicted times of decode steps against measured ones on this CPU.",
+        description="Compare predicted times of decode steps with measured ones on this CPU.",
         epilog=EPILOG,
     )
 

@@ -1,4 +1,4 @@
-"""Every bar by name. Nothing here imports torch: that is left to the bar that is run."""
+"""Every bar by name. Only a bar that runs imports torch."""
 
 from benchmarks.peers.bars import Bar
 

@@ -1,4 +1,4 @@
-"""Predicted and measured time of a decode step, in turn within each round."""
+"""Predicted and measured time of a decode step, alternating within each round."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -30,7 +30,7 @@ SPECS: dict[str, ModelSpec] = {
 
 
 def decode(rounds: int, size: str) -> Iterator[Outcome]:
-    """Seconds of a step at every depth, predicted and measured, for both models; parts are timed anew in each round."""
+    """Compare predicted and measured seconds of a step at every depth; parts are timed again in each round."""
     predicted: dict[tuple[str, int], list[float]] = {(name, depth): [] for name in SPECS for depth in DEPTHS}
     measured: dict[tuple[str, int], list[float]] = {place: [] for place in predicted}
     for number in range(1, rounds + 1):
@@ -49,7 +49,7 @@ def decode(rounds: int, size: str) -> Iterator[Outcome]:
 
 @torch.inference_mode()
 def _measure_steps(config: ModelConfig, backend: str) -> dict[int, float]:
-    """Median seconds of a step at every depth, after one at the depth before, as the workload `decode` times it."""
+    """Return the median seconds of a step at every depth, after a step at the depth before, as in `decode`."""
     model = build_model(config, dtype=getattr(torch, DTYPE), device=CPU, seed=0, backend=backend)
     state = model.init_state(1, DEPTHS[-1] + 1)
     for layer in state.layers:

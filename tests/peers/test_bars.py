@@ -67,6 +67,6 @@ def test_a_missing_peer_ends_with_3_and_the_line_that_installs_it(
 @pytest.mark.parametrize("name", bars.BARS)
 def test_every_bar_calls_a_function_that_takes_its_arguments(name: str) -> None:
     bar = bars.BARS[name]
-    function = getattr(importlib.import_module(f"benchmarks.peers.{bar.room}"), bar.function)
+    function = getattr(importlib.import_module(f"benchmarks.peers.{bar.module}"), bar.function)
     inspect.signature(function).bind(*([2] if bar.timed else []), **bar.arguments)
     assert set(bar.peers) <= set(bars.PACKAGES)
