@@ -104,6 +104,12 @@ SMALL = replace(CPU, memory_bytes=1e9)
 """A CPU that may take a gigabyte."""
 
 
+def with_mixer(config: dict[str, Any], **fields: Any) -> dict[str, Any]:
+    """Return a dumped configuration in which every mixer has other fields."""
+    blocks = [{**block, "mixer": {**block["mixer"], **fields}} for block in config["blocks"]]
+    return {**config, "blocks": blocks}
+
+
 @dataclass
 class Maker:
     """Makes the records of one machine, one after the other, each a second later.

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 
 from report.synthetic_records import GPU, Maker
 from report.synthetic_scores import ScoreMaker, answer_better
-from retbench.cli import app
+from retbench.cli import load_command
 from retbench.config.evaluation import PerplexitySpec, ZeroshotSpec
 from retbench.config.experiment import Experiment, Profile, load_experiment
 from retbench.papers.claims import (
@@ -41,12 +40,11 @@ LARGE = replace(GPU, memory_bytes=1e15)
 
 def commands_of(text: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
     """The verb and the options of every `retbench ...` in a claim's command."""
-    program = typer.main.get_command(app)
     for words in (text or "").replace("torchrun --nproc-per-node 8 -m ", "").split(" && "):
         if words:
             name, verb, *arguments = shlex.split(words)
             assert name == "retbench"
-            yield verb, program.commands[verb].make_context(verb, arguments).params  # type: ignore[attr-defined]
+            yield verb, load_command(verb).make_context(verb, arguments).params
 
 
 def experiment_of(options: dict[str, Any]) -> tuple[Experiment, Profile]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from report.synthetic_records import CPU, GPU, TRAINER, Maker
+from report.synthetic_records import CPU, GPU, TRAINER, Maker, with_mixer
 from report.synthetic_scores import ScoreMaker
 from retbench.errors import ConfigError
 from retbench.papers.claims import Side, load_claims, parse_claims
@@ -110,7 +110,7 @@ def ran(attention: str, *, graphs: bool, kv_heads: int | None = None) -> Change:
             arguments["backend"][workload] = attention
             settings["backend"] = attention.partition(":")[0]
             if kv_heads:
-                config = {**arguments["model"].config, "num_kv_heads": kv_heads}
+                config = with_mixer(arguments["model"].config, num_kv_heads=kv_heads)
                 arguments["model"] = arguments["model"].model_copy(update={"config": config})
         arguments["settings"] = settings
         arguments["cell_id"] += f"-{attention}"
@@ -185,13 +185,13 @@ def is_retnet(**config: Any) -> Change:
             arguments["settings"] = {**arguments["settings"], **settings}
             arguments["cell_id"] += str(config)
             model = arguments["model"]
-            arguments["model"] = model.model_copy(update={"config": {**model.config, **parts}})
+            arguments["model"] = model.model_copy(update={"config": with_mixer(model.config, **parts)})
         return arguments
 
     return change
 
 
-@pytest.mark.parametrize("lack", [{"decay": "gated"}, {"swish_gate": False}, {"head_norm": False}])
+@pytest.mark.parametrize("lack", [{"decay": "gated"}, {"swish_gate": False}, {"head_norm": "none"}])
 def test_a_retnet_that_lacks_a_part_is_none_that_a_claim_of_cost_is_about(lack: dict[str, Any]) -> None:
     judged = judge(CLAIMS["latency_ratio"], Results(tuple(latency(PLAIN, times(9), is_retnet(**lack))), ()))
     assert judged.verdict == "not_testable"

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from matplotlib.axes import Axes
 
-from report.synthetic_records import CPU, GPU, ROUNDS, SMALL, Machine, Maker
+from report.synthetic_records import CPU, GPU, ROUNDS, SMALL, Machine, Maker, with_mixer
 from report.words import check_words
 from retbench.papers.papers import find_number, load_papers
 from retbench.records.record import Record
@@ -266,7 +266,8 @@ def fewer_key_heads(arguments: dict[str, Any]) -> dict[str, Any]:
     model = arguments["model"]
     if model.architecture == "retnet":
         return arguments
-    config = model.config | {"num_kv_heads": model.config["num_heads"] // 4}
+    heads = model.config["blocks"][0]["mixer"]["num_heads"]
+    config = with_mixer(model.config, num_kv_heads=heads // 4)
     return arguments | {"model": model.model_copy(update={"config": config})}
 
 

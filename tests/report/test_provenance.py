@@ -33,7 +33,7 @@ def test_parameters_of_both_are_shown_with_their_mismatch(cpu_records: list[Reco
     assert rows["parameters without embedding and head"] == ["18,859,520", "18,905,600"]
     sentence = mismatch_sentence(cpu_records, models)
     assert "differ by 46,080 (0.2 % of the larger)" in sentence
-    assert "d_model, num_layers, vocab_size, norm_eps." in sentence
+    assert "d_model, num_layers, vocab_size, norm, norm_eps" in sentence
 
 
 def test_one_model_has_no_mismatch(cpu_records: list[Record]) -> None:

@@ -22,6 +22,21 @@ def read_config(config: Mapping[str, Any]) -> ModelConfig | None:
         return None
 
 
+def config_facts(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a model's configuration as one flat table; of several mixers the fields are led by the mixer's name."""
+    model = read_config(config)
+    if model is None:
+        return {name: value for name, value in config.items() if not isinstance(value, list | dict)}
+    names = ("d_model", "num_layers", "vocab_size", "norm", "norm_eps")
+    facts: dict[str, Any] = {name: getattr(model, name) for name in names}
+    for mixer in model.mixers:
+        lead = f"{mixer.mixer}." if len(model.mixers) > 1 else ""
+        facts |= {lead + name: value for name, value in mixer.model_dump().items() if name not in names}
+    if model.ffn is not None:
+        facts |= {"ffn": model.ffn.kind, "ffn_dim": model.ffn.ffn_dim}
+    return facts
+
+
 def has_cache(architecture: str, config: Mapping[str, Any] | None = None) -> bool:
     """Return whether a model's state grows with the context, as a key-value cache does.
 

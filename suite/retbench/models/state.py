@@ -75,6 +75,11 @@ class DecoderState:
         """
         return Mark(self.position, tuple(layer.overwritten(num_sequences) for layer in self.layers))
 
+    @staticmethod
+    def position_mark(position: int) -> Mark:
+        """Return a mark that restores a position and leaves the tensors as they are."""
+        return Mark(position)
+
     def rewind(self, mark: Mark) -> None:
         """Restore the state at `mark`."""
         for layer, copies in zip(self.layers, mark.overwritten, strict=bool(mark.overwritten)):

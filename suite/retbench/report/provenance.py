@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from retbench.architectures.recorded import config_facts
 from retbench.records.record import Record
 from retbench.report.frames import set_of, started
 from retbench.report.points import Lineup
@@ -62,10 +63,12 @@ def _cost_conditions(latest: Record, records: Sequence[Record], models: Lineup) 
 def match_table(records: Sequence[Record], models: Lineup) -> pd.DataFrame:
     """Return configurations and parameters of the models in adjacent columns."""
     infos = {record.model.name: record.model for record in records}
-    names = dict.fromkeys(
-        name for info in infos.values() for name in ("architecture", "variant", *info.config)
-    )
-    rows = [[name, *(str(infos[model].config.get(name, "–")) for model in models.models)] for name in names]
+    facts = {
+        name: {"architecture": info.architecture, "variant": info.variant, **config_facts(info.config)}
+        for name, info in infos.items()
+    }
+    names = dict.fromkeys(name for of_model in facts.values() for name in of_model)
+    rows = [[name, *(str(facts[model].get(name, "–")) for model in models.models)] for name in names]
     counts = {"parameters": "num_params", "parameters without embedding and head": "num_params_nonembedding"}
     for heading, field in counts.items():
         rows.append([heading, *(f"{getattr(infos[model], field):,}" for model in models.models)])
@@ -79,7 +82,7 @@ def mismatch_sentence(records: Sequence[Record], models: Lineup) -> str:
         return f"Only one model was measured: {', '.join(models.labels.values())}."
     counts = [info.num_params_nonembedding for info in infos.values()]
     low, high = min(counts), max(counts)
-    configs = [info.config for info in infos.values()]
+    configs = [config_facts(info.config) for info in infos.values()]
     same = [
         name for name, value in configs[0].items() if all(config.get(name) == value for config in configs)
     ]

@@ -38,7 +38,7 @@ def measure(context: "Context") -> Measurement:
     tokens = rows[:, :1].clone(), rows[:, 1:].clone()
     state, mark, notes = _start(context)
     context.reset_backend_log()
-    depth = Mark(mark.position + 1)
+    depth = state.position_mark(mark.position + 1)
     advance, step, step_notes = _make_steps(context, state, mark, tokens)
     samples = time_steps(
         step, advance, device=context.device, warmup_s=settings.warmup_s, min_steps=settings.min_steps
@@ -100,7 +100,7 @@ def _make_steps(
     lead: Step = partial(context.model, tokens[0], state)
     step = partial(context.model, tokens[1], state)
     if settings.cuda_graph:
-        depth = Mark(mark.position + 1)
+        depth = state.position_mark(mark.position + 1)
         lead = capture_graph(lead, device=device, before=lambda: state.rewind(mark))
         step = capture_graph(step, device=device, before=lambda: state.rewind(depth))
 
@@ -127,7 +127,7 @@ def _compiled_steps(
     state.rewind(mark)
     model(lead, state)
     depth = state.mark(1)
-    stay = Mark(depth.position)
+    stay = state.position_mark(depth.position)
     state.rewind(depth)
     eager = model(token, state)
     state.rewind(depth)
