@@ -44,7 +44,7 @@ def has_cache(architecture: str, config: Mapping[str, Any] | None = None) -> boo
     """
     known = architectures().get(architecture)
     if config is not None:
-        model = read_config({"architecture": architecture, **config})
+        model = read_config({**config, "architecture": architecture})
     elif known is not None:
         spec = known.spec.model_validate({"architecture": architecture, **next(iter(known.presets.values()))})
         model = known.resolve(spec, find_size("1m"))
@@ -55,7 +55,7 @@ def has_cache(architecture: str, config: Mapping[str, Any] | None = None) -> boo
 
 def is_standard(architecture: str, config: Mapping[str, Any]) -> bool:
     """Return whether a model lacks nothing that its paper describes; ablations do."""
-    known, model = architectures().get(architecture), read_config({"architecture": architecture, **config})
+    known, model = architectures().get(architecture), read_config({**config, "architecture": architecture})
     return known is None or model is None or known.is_standard(model)
 
 
@@ -64,7 +64,7 @@ def unusual_settings(architecture: str, config: Mapping[str, Any], settings: Map
 
     A baseline's options are told by `baseline_features` instead.
     """
-    known, model = architectures().get(architecture), read_config({"architecture": architecture, **config})
+    known, model = architectures().get(architecture), read_config({**config, "architecture": architecture})
     if known is None or model is None or known.is_baseline:
         return []
     usual = {"backend": model.mixer.default_form, "chunk_size": model.mixer.default_chunk_size}
@@ -79,5 +79,5 @@ def baseline_features(
     architecture: str, config: Mapping[str, Any], backend: Mapping[str, Any]
 ) -> frozenset[str]:
     """Return what makes a baseline strong, as it ran: 'fused' attention, 'grouped' queries, CUDA 'graphs'."""
-    known, model = architectures().get(architecture), read_config({"architecture": architecture, **config})
+    known, model = architectures().get(architecture), read_config({**config, "architecture": architecture})
     return known.features(model, backend) if known and model else frozenset()

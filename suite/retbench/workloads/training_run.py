@@ -6,7 +6,7 @@ WORKLOAD = Workload(
     name="training_run",
     title="Training runs",
     kind="quality",
-    metrics=(MetricSpec("validation_loss_nats", "validation loss", True, better="better"),),
+    metrics=(MetricSpec("validation_loss_nats", "validation loss, nats/token", True, better="better"),),
     quantity="validation loss",
     replicate="seed",
     spec=None,
