@@ -19,7 +19,7 @@ import time, torch
 from retbench.architectures.retnet import retnet_config
 from retbench.models.build import build_model
 config = retnet_config(
-    architecture="retnet", d_model=32, num_heads=2, value_dim=64, ffn_dim=32, num_layers=1, vocab_size=16
+    d_model=32, num_heads=2, value_dim=64, ffn_dim=32, num_layers=1, vocab_size=16
 )
 model = build_model(config, dtype=torch.float32, device="cpu", seed=0, backend="recurrent")
 inner = model.features

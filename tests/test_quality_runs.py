@@ -123,7 +123,6 @@ def test_a_record_says_what_the_weights_are_of(measured: list[Record]) -> None:
         assert record.gate.passed
         assert record.settings["tokenizer"] == "bytes"
     assert len({record.model.weights.fingerprint for record in measured if record.model.weights}) == 4
-    assert len({record.pair_id for record in measured}) == 1
 
 
 def test_documents_add_up_to_the_record(folder: Path, measured: list[Record]) -> None:
@@ -158,7 +157,7 @@ def test_random_weights_are_not_judged(folder: Path) -> None:
     (folder / "random.toml").write_text(text[:start] + text[end:], encoding="utf-8")
     done = run_in(folder, "run", "random.toml", "--profile", "smoke", "--device", "cpu")
     assert done.exit_code == 2
-    assert "'retnet' has random weights, and perplexity of them say nothing" in done.stderr
+    assert "'retnet' has random weights" in done.stderr
 
 
 @contextmanager
@@ -285,7 +284,7 @@ def test_text_of_the_training_is_told_in_the_report(folder: Path, measured: list
     done = run_in(folder, "report", "--out", "report")
     assert done.exit_code == 0, done.output
     text = (folder / "report/report.md").read_text(encoding="utf-8")
-    assert "its split 'all' holds the text of the training" in text
+    assert "its split 'all' holds the training text" in text
 
 
 Answers = dict[int | None, tuple[Record, list[list[float]]]]

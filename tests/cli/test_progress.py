@@ -36,18 +36,15 @@ from retbench.run.events import (
 )
 from retbench.training.events import (
     CurvePoint,
-    Event,
-    Finished,
     Noted,
     Packing,
-    Planned,
     PointAdded,
-    RunEnded,
     RunResult,
     RunStarted,
     StepDone,
+    TrainingEvent,
+    TrainingPlanned,
     TrainingResult,
-    Tuned,
     Tuning,
 )
 from retbench.training.plan import TrainingPlan, TrainingRun
@@ -191,22 +188,22 @@ def step(number: int, left: float | None = 75.0) -> StepDone:
     return StepDone(TUNING, number, 2.6, 1234.0, left)
 
 
-EVENTS: list[Event | WaitingForLock] = [
+EVENTS: list[TrainingEvent | WaitingForLock] = [
     WaitingForLock(HOLDER),
     WaitingForLock(HOLDER),
     WaitingForLock("process 8, `retbench train quality`"),
     Packing("train", 1, 4096),
     Packing("train", 1200, 3 * 2**20),
-    Planned(6, 1),
+    TrainingPlanned(6, 1),
     RunStarted(TUNING, 1, 6, 0),
     step(1),
     step(2),
     PointAdded(TUNING, POINT),
     Noted(TUNING, "the snapshot x is damaged"),
-    RunEnded(GOOD),
-    Tuned(Tuning("retnet", "300k", 4e-3, "highest")),
-    RunEnded(BAD),
-    Finished(TrainingResult((GOOD, BAD), ())),
+    GOOD,
+    Tuning("retnet", "300k", 4e-3, "highest"),
+    BAD,
+    TrainingResult((GOOD, BAD), ()),
 ]
 
 
@@ -253,18 +250,18 @@ def test_a_terminal_shows_a_bar_of_training_and_keeps_warnings(
 @pytest.mark.parametrize(
     ("event", "line"),
     [
-        (Planned(6, 0), "runs to train: 6, 12.3 K tokens in all"),
+        (TrainingPlanned(6, 0), "runs to train: 6, 12.3 K tokens in all"),
         (
             RunStarted(FINAL, 5, 6, 7),
             "5/6 transformer-300k-seed0: 16 steps at rate best of grid, from step 7 on",
         ),
-        (RunEnded(FOUND), "retnet-300k-lr0.004-seed0: done (on disk already), validation 2.3457 nats/token"),
-        (Tuned(Tuning("retnet", "1m", 1e-2, None)), "retnet at size 1m: best learning rate 0.01"),
+        (FOUND, "retnet-300k-lr0.004-seed0: done (on disk already), validation 2.3457 nats/token"),
+        (Tuning("retnet", "1m", 1e-2, None), "retnet at size 1m: best learning rate 0.01"),
         (
-            Finished(TrainingResult((GOOD,), (), interrupted=True)),
+            TrainingResult((GOOD,), (), interrupted=True),
             "interrupted; the same command continues from here: 1 done",
         ),
     ],
 )
-def test_other_events_of_training(training_plan: TrainingPlan, event: Event, line: str) -> None:
+def test_other_events_of_training(training_plan: TrainingPlan, event: TrainingEvent, line: str) -> None:
     assert view_training(training_plan)(event).text == line

@@ -15,11 +15,15 @@ from retbench.measure.source import find_source, import_closure, parse_module, s
 
 PACKAGE = Path(retbench.__file__).parent
 REPORT = """
+from retbench.architectures.matching import resolve_model
+from retbench.architectures.registry import named_specs
 from retbench.measure import environment
+from retbench.measure.source import part_hash
 from retbench.workloads.workload import find_workload
 print(environment.code_revision())
 print(environment._git_commit()[1])
 print(find_workload("decode").code, find_workload("memory").code, find_workload("training").code)
+print(*(part_hash(resolve_model(named_specs()[name], "1m").modules) for name in ("retnet", "transformer")))
 """
 
 
@@ -30,21 +34,20 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(shutil.copytree(PACKAGE, tmp_path_factory.mktemp("copy") / "retbench", ignore=ignore))
 
 
-Identity = tuple[str, str, str, str]
+Identity = tuple[str, ...]
 
 
 def identity(copy: Path) -> Identity:
-    """Code revision, and the codes of the workloads decode, memory and training, of a copy of the package."""
+    """Code revision, codes of the workloads decode, memory and training, and of the models retnet and transformer."""
     variables = os.environ | {"PYTHONPATH": str(copy.parent)}
     command = [sys.executable, "-c", REPORT]
     done = subprocess.run(
         command, env=variables, cwd=copy.parent, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    revision, reason, codes = done.stdout.splitlines()
+    revision, reason, workloads, models = done.stdout.splitlines()
     assert reason == "not run from a git checkout"
-    decode, memory, training = codes.split()
-    return revision, decode, memory, training
+    return revision, *workloads.split(), *models.split()
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +93,9 @@ def test_comments_and_docstrings_do_not_count(
         ("workloads/decode.py", (1,)),
         ("workloads/memory.py", (2,)),
         ("measure/clock.py", (0,)),
-        ("ops/attention.py", (0,)),
+        ("ops/linear.py", (0,)),
+        ("ops/attention.py", (5,)),
+        ("mixers/retention/module.py", (4,)),
     ],
 )
 def test_an_edit_changes_the_identity_of_what_runs_it(
@@ -99,7 +104,7 @@ def test_an_edit_changes_the_identity_of_what_runs_it(
     path = copy / place
     edit(place, (path.read_text(encoding="utf-8") if path.exists() else "") + "\nADDED = 1\n")
     after = identity(copy)
-    assert tuple(part for part in range(4) if before[part] != after[part]) == changed
+    assert tuple(part for part in range(6) if before[part] != after[part]) == changed
 
 
 def test_a_new_workload_changes_nothing_of_others(

@@ -249,7 +249,7 @@ def test_another_schema_version_is_a_hard_difference(base: Path, tmp_path: Path)
     head = write(
         tmp_path / "head.jsonl", HEAD, rewrite=lambda record: record.model_copy(update={"schema_version": 1})
     )
-    assert [str(one) for one in report_of(base, head).hard] == ["schema: 2 | 1"]
+    assert [str(one) for one in report_of(base, head).hard] == ["schema: 3 | 1"]
 
 
 def with_load(load: float) -> Rewrite:

@@ -59,7 +59,7 @@ def compare(
 
 def test_what_is_committed_is_what_the_code_computes(quantities: Quantities) -> None:
     accepted = read_quantities(shipped_path())
-    assert {name.partition("/")[0] for name in accepted.quantities} == named_specs().keys()
+    assert {name.partition("/")[0] for name in accepted.quantities} <= named_specs().keys()
     report = compare_quantities("exact.json", accepted, quantities, torch.__version__)
     findings = [item for item in report.items if item.name.partition("/")[0] in MODELS]
     assert [one for one in findings if one.verdict not in {"equal", "not compared"}] == []

@@ -55,7 +55,7 @@ def test_a_cuda_device_is_found(monkeypatch: pytest.MonkeyPatch, asked: str | No
     ("torch", "asked", "reason"),
     [
         (Torch(None), "cuda", "torch 2.9.0 is a build without CUDA. Install one with it"),
-        (Torch("12.8"), "cuda", "finds no device. Look at `nvidia-smi` and at CUDA_VISIBLE_DEVICES"),
+        (Torch("12.8"), "cuda", "finds no device. Check `nvidia-smi`"),
         (Torch("12.8", 80, 80), "cuda:2", "the devices here are cuda:0 to cuda:1"),
     ],
 )

@@ -100,7 +100,12 @@ def upgrade_config(raw: dict[str, Any]) -> dict[str, Any]:
     if "blocks" in raw or not isinstance(name, str) or name not in architectures():
         return raw
     upgrade = architectures()[name].upgrade
-    return raw if upgrade is None else upgrade(raw).model_dump()
+    if upgrade is None:
+        return raw
+    try:
+        return upgrade(raw).model_dump()
+    except TypeError as error:  # fields are missing, unknown or of another type
+        raise ValueError(f"no model of architecture {name!r}: {error}") from error
 
 
 def named_specs() -> dict[str, ModelSpec]:

@@ -314,7 +314,7 @@ def _show_plan(plan: TrainingPlan, out: Path, *, as_json: bool) -> None:
         ConfigError: another run is timing on this machine, which an estimate would disturb, or the runs could not be
             stored in `out`.
     """
-    from retbench.training.estimate import estimate_seconds
+    from retbench.training.engine import estimate_seconds
 
     def refuse(holder: str) -> None:
         raise ConfigError(
