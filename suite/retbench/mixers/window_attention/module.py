@@ -1,0 +1,158 @@
+"""Sliding-window attention with sinks as a torch module."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import chain
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from retbench.mixers.module import MixerModule
+from retbench.mixers.state import LayerState
+from retbench.mixers.window_attention.config import WindowAttention
+from retbench.ops.linear import Linear
+from retbench.ops.position import Positions, Rotary, rotate
+
+BLOCK = 256
+"""Queries that the form `blocks` takes at once."""
+
+
+class WindowAttentionModule(MixerModule):
+    """Causal attention to a window and to sinks; grouped-query where num_kv_heads < num_heads.
+
+    The token at position p is cached in slot p where p < sinks, else in slot sinks + (p - sinks) mod window. So the
+    slots that are filled hold exactly the keys that the next query attends to, and a decode step needs no mask.
+
+    Args:
+        config: The mixer.
+        form: blocks: blocks of queries, each with the keys that any of them sees. reference: every score, and a mask.
+        chunk_size: The mixer has no chunks to choose.
+    """
+
+    config: WindowAttention
+
+    def __init__(self, config: WindowAttention, form: str, chunk_size: int | None) -> None:
+        super().__init__(config, form, chunk_size)
+        self.qkv_proj = Linear(config.d_model, config.d_model + 2 * config.kv_width)
+        self.out_proj = Linear(config.d_model, config.d_model)
+
+    @property
+    def after_operator(self) -> nn.Module:
+        """The output projection, which gets (B, T, H K)."""
+        return self.out_proj
+
+    def encoding(self) -> Rotary:
+        """Build the rotary positions."""
+        return Rotary(self.config.head_dim, "half", self.config.rotary_base)
+
+    def forward(
+        self, x: Tensor, state: LayerState | None, positions: Positions, *, last_only: bool = False
+    ) -> Tensor:
+        """(B, T, D) to (B, T, D), or (B, 1, D) with `last_only`; `state` is advanced in place."""
+        d, start, end = self.config.d_model, positions.start, positions.start + x.shape[1]
+        rows = x[:, -1:] if last_only else x
+        q = rotate(
+            self._heads(self.qkv_proj.part(rows, 0, d)), positions.last if last_only else positions, "half"
+        )
+        k, v = self.qkv_proj.part(x, d, d + 2 * self.config.kv_width).chunk(2, dim=-1)
+        k = rotate(self._heads(k), positions, "half")
+        q, k, v = (one.transpose(1, 2) for one in (q, k, self._heads(v)))  # (B, H or Hkv, T, K)
+        if state is not None and x.shape[1] == 1:
+            self.executed["decode"] = "ring"
+            out = self._decode(q, k, v, state, start)
+        else:
+            self.executed["prefill"] = self.backend
+            keys, values, key_positions = self._with_cached(k, v, state, start)
+            self._store(k, v, state, start)
+            out = self._attend(q, keys, values, range(end - q.shape[2], end), key_positions)
+        mixed: Tensor = self.out_proj(out.transpose(1, 2).flatten(2))
+        return mixed
+
+    def mixing(self, state: LayerState, batch_size: int, context_len: int) -> Callable[[], object]:
+        """Return the attention of one token to what the cache holds at a depth."""
+        filled = min(context_len + 1, self.config.slots)
+        keys, values = (state[name][:, :, :filled] for name in ("keys", "values"))
+        q = torch.randn(batch_size, self.config.num_heads, 1, self.config.head_dim).to(keys.dtype)
+        return partial(self._sdpa, q, keys, values, None)
+
+    def _decode(self, q: Tensor, k: Tensor, v: Tensor, state: LayerState, position: int) -> Tensor:
+        """Write one key and value into their slot and attend to all slots that are filled."""
+        self._store(k, v, state, position)
+        filled = min(position + 1, self.config.slots)
+        return self._sdpa(q, state["keys"][:, :, :filled], state["values"][:, :, :filled], None)
+
+    def _slot(self, position: int) -> int:
+        """Return the slot of the token at a position."""
+        sinks, window = self.config.sinks, self.config.window
+        return position if position < sinks else sinks + (position - sinks) % window
+
+    def _held(self, start: int, end: int) -> list[int]:
+        """Return which of the positions start .. end - 1 a cache holds whose last position is end - 1."""
+        sinks, window = self.config.sinks, self.config.window
+        return list(chain(range(start, min(end, sinks)), range(max(start, sinks, end - window), end)))
+
+    def _with_cached(
+        self, k: Tensor, v: Tensor, state: LayerState | None, start: int
+    ) -> tuple[Tensor, Tensor, list[int]]:
+        """Return the keys and values that are cached and the new ones, with the position of each."""
+        held = self._held(0, start) if state is not None else []
+        new = range(start, start + k.shape[2])
+        if state is None or not held:
+            return k, v, list(new)
+        slots = torch.tensor([self._slot(position) for position in held], device=k.device)
+        cached = (state[name].index_select(2, slots) for name in ("keys", "values"))
+        keys, values = (torch.cat(pair, dim=2) for pair in zip(cached, (k, v), strict=True))
+        return keys, values, [*held, *new]
+
+    def _store(self, k: Tensor, v: Tensor, state: LayerState | None, start: int) -> None:
+        """Write keys and values (B, Hkv, T, K) from position `start` on, those that stay."""
+        if state is None:
+            return
+        kept = self._held(start, start + k.shape[2])
+        if len(kept) == 1 == k.shape[2]:
+            slot = self._slot(start)
+            state["keys"][:, :, slot : slot + 1] = k
+            state["values"][:, :, slot : slot + 1] = v
+            return
+        slots = torch.tensor([self._slot(position) for position in kept], device=k.device)
+        rows = torch.tensor(kept, device=k.device) - start
+        state["keys"].index_copy_(2, slots, k.index_select(2, rows))
+        state["values"].index_copy_(2, slots, v.index_select(2, rows))
+
+    def _attend(
+        self, q: Tensor, k: Tensor, v: Tensor, queries: range, key_positions: Sequence[int]
+    ) -> Tensor:
+        """Attend with queries at some positions to keys at others, in the form that was chosen; (B, H, T, K)."""
+        at = torch.tensor(queries, device=q.device)
+        keys_at = torch.tensor(key_positions, device=q.device)
+        if self.backend == "reference":
+            return self._sdpa(q, k, v, self._mask(at, keys_at))
+        outs = []
+        for first in range(0, len(queries), BLOCK):
+            block = at[first : first + BLOCK]
+            seen = (keys_at <= block[-1]) & (
+                (keys_at > block[0] - self.config.window) | (keys_at < self.config.sinks)
+            )
+            chosen = seen.nonzero().flatten()
+            mask = self._mask(block, keys_at[chosen])
+            outs.append(
+                self._sdpa(
+                    q[:, :, first : first + BLOCK], k.index_select(2, chosen), v.index_select(2, chosen), mask
+                )
+            )
+        return torch.cat(outs, dim=2)
+
+    def _mask(self, queries: Tensor, keys: Tensor) -> Tensor:
+        """Return which keys each query attends to, (T, S) bool, by their positions."""
+        i, j = queries[:, None], keys[None]
+        return (j <= i) & ((j > i - self.config.window) | (j < self.config.sinks))
+
+    def _sdpa(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """Attend under a mask with torch's scaled_dot_product_attention."""
+        grouped = self.config.num_kv_heads != self.config.num_heads
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """(B, T, W) as heads, (B, T, W / K, K)."""
+        return x.view(*x.shape[:-1], -1, self.config.head_dim)

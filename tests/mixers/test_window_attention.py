@@ -1,0 +1,157 @@
+"""Window attention against scores under a plain mask, and the sliding-window Transformer as a model."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from retbench.architectures import costs
+from retbench.architectures.configs import ModelConfig
+from retbench.architectures.matching import resolve_model
+from retbench.architectures.sizes import find_size
+from retbench.architectures.sliding_window import SlidingWindowSpec
+from retbench.errors import ConfigError
+from retbench.mixers.state import allocate_state
+from retbench.mixers.window_attention.config import WindowAttention
+from retbench.mixers.window_attention.module import WindowAttentionModule
+from retbench.models.build import build_model
+from retbench.models.equivalence import check_equivalence
+from retbench.ops.position import Positions, rotate
+
+D_MODEL, HEADS = 32, 4
+
+
+def model_of(window: int, sinks: int, size: str = "1m", num_kv_heads: int | None = None) -> ModelConfig:
+    spec = SlidingWindowSpec(
+        architecture="sliding_window", window=window, sinks=sinks, num_kv_heads=num_kv_heads
+    )
+    return resolve_model(spec, size)
+
+
+def make_mixer(window: int, sinks: int, form: str = "blocks", kv_heads: int = 2) -> WindowAttentionModule:
+    config = WindowAttention(
+        d_model=D_MODEL, num_heads=HEADS, num_kv_heads=kv_heads, window=window, sinks=sinks
+    )
+    torch.manual_seed(0)
+    module = WindowAttentionModule(config, form, None).double()
+    for weight in module.parameters():
+        torch.nn.init.normal_(weight, std=0.3)
+    return module
+
+
+def positions_of(module: WindowAttentionModule, start: int, length: int) -> Positions:
+    return module.encoding()(start, length, torch.float64)
+
+
+def plain(module: WindowAttentionModule, x: Tensor) -> Tensor:
+    """One query at a time over a list of the keys that it may see, written out from the definition."""
+    config = module.config
+    length, kv = x.shape[1], config.kv_width
+    q, k, v = F.linear(x, module.qkv_proj.weight).split([config.d_model, kv, kv], dim=-1)
+    q, k, v = (part.view(1, length, -1, config.head_dim) for part in (q, k, v))
+    where = positions_of(module, 0, length)
+    q, k = rotate(q, where, "half"), rotate(k, where, "half")
+    rows = []
+    for i in range(length):
+        seen = [j for j in range(i + 1) if i - j < config.window or j < config.sinks]
+        heads = []
+        for head in range(config.num_heads):
+            shared = head // (config.num_heads // config.num_kv_heads)
+            scores = k[0, seen, shared] @ q[0, i, head] / config.head_dim**0.5
+            heads.append(scores.softmax(0) @ v[0, seen, shared])
+        rows.append(torch.cat(heads))
+    return F.linear(torch.stack(rows)[None], module.out_proj.weight)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    window=st.integers(1, 12),
+    sinks=st.integers(0, 5),
+    form=st.sampled_from(["blocks", "reference"]),
+    cuts=st.lists(st.integers(1, 9), min_size=1, max_size=5),
+)
+def test_every_cut_of_a_text_equals_the_plain_mask(
+    window: int, sinks: int, form: str, cuts: list[int]
+) -> None:
+    """A cut of one token is a decode step on the ring buffer; a longer one meets a cache that may have wrapped."""
+    module, length = make_mixer(window, sinks, form), sum(cuts)
+    x = torch.randn(1, length, D_MODEL, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    state = allocate_state(module.config.state, 1, length, x, torch.float64)
+    start, outs = 0, []
+    with torch.no_grad():
+        for cut in cuts:
+            outs.append(module(x[:, start : start + cut], state, positions_of(module, start, cut)))
+            start += cut
+        torch.testing.assert_close(torch.cat(outs, dim=1), plain(module, x), rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("form", ["blocks", "reference"])
+def test_a_query_sees_its_window_and_not_one_key_more(form: str) -> None:
+    """The key that leaves the window changes nothing; the last one inside it does."""
+    window, sinks, last = 5, 2, 20
+    module = make_mixer(window, sinks, form)
+    x = torch.randn(1, last + 1, D_MODEL, dtype=torch.float64)
+    where = positions_of(module, 0, last + 1)
+    with torch.no_grad():
+        before = module(x, None, where)[:, last]
+        changed = []
+        for j in range(last + 1):
+            other = x.clone()
+            other[:, j] += 1
+            if not torch.equal(module(other, None, where)[:, last], before):
+                changed.append(j)
+    assert changed == [0, 1, *range(last - window + 1, last + 1)]
+
+
+def test_a_window_as_long_as_the_text_is_full_attention() -> None:
+    module = make_mixer(64, 0)
+    x = torch.randn(1, 64, D_MODEL, dtype=torch.float64)
+    with torch.no_grad():
+        torch.testing.assert_close(module(x, None, positions_of(module, 0, 64)), plain(module, x))
+    assert model_of(4096, 0).mixer.training_flops(64, "blocks", None) == 4 * 128 * 64 * 65 // 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("window", "sinks"), [(16, 4), (100, 0), (4096, 4)])
+def test_the_forms_of_the_model_are_equivalent(dtype: torch.dtype, window: int, sinks: int) -> None:
+    model = build_model(model_of(window, sinks), dtype=dtype, device="cpu", seed=0, backend="blocks")
+    text = torch.randint(0, 256, (1, 301), generator=torch.Generator().manual_seed(0))
+    gate = check_equivalence(model, text, depth=301, lengths=(1, 17, 127))
+    assert gate.passed, [check for check in gate.checks if not check.passed]
+    assert "reference = blocks" in {check.name for check in gate.checks}
+
+
+@pytest.mark.parametrize("num_kv_heads", [None, 1])
+def test_parameters_and_state_are_those_of_the_model(num_kv_heads: int | None) -> None:
+    config = model_of(16, 4, num_kv_heads=num_kv_heads)
+    model = build_model(config, dtype=torch.bfloat16, device="cpu", seed=0, backend="blocks")
+    assert sum(weight.numel() for weight in model.parameters()) == costs.num_params(config)
+    for context_len in (5, 20, 21, 4096):
+        assert model.init_state(3, context_len).num_bytes == costs.state_bytes(
+            config, "bfloat16", 3, context_len
+        )
+    assert costs.state_bytes(config, "bfloat16", 1, 20) == costs.state_bytes(config, "bfloat16", 1, 32768)
+
+
+@given(window=st.integers(1, 20), sinks=st.integers(0, 6), length=st.integers(1, 60))
+def test_operations_count_the_keys_that_are_seen(window: int, sinks: int, length: int) -> None:
+    config = WindowAttention(d_model=D_MODEL, num_heads=HEADS, num_kv_heads=2, window=window, sinks=sinks)
+    seen = [sum(i - j < window or j < sinks for j in range(i + 1)) for i in range(length)]
+    assert [config.num_visible(i) for i in range(length)] == seen
+    assert config.training_flops(length, "blocks", None) == 4 * D_MODEL * sum(seen)
+    assert config.prefill_flops(length, "blocks", None, last_only=True) == 4 * D_MODEL * seen[-1]
+
+
+@pytest.mark.parametrize("size", ["1m", "25m", "1.3b"])
+def test_it_is_matched_to_the_budget_of_its_size(size: str) -> None:
+    shape = find_size(size)
+    assert costs.block_params(model_of(1024, 4, size)) == pytest.approx(
+        12 * shape.d_model**2 * shape.num_layers, rel=0.01
+    )
+
+
+def test_heads_that_do_not_divide_are_refused() -> None:
+    with pytest.raises(ConfigError, match="num_kv_heads"):
+        model_of(16, 4, num_kv_heads=3)
