@@ -243,7 +243,7 @@ class Maker:
             size=cell.subject.size,
             num_params=costs.num_params(cell.model),
             num_params_nonembedding=costs.num_params_nonembedding(cell.model),
-            config=cell.model.model_dump(),
+            config=cell.model.model_dump(mode="json"),
         )
 
     def _state_bytes(self, cell: Cell) -> int:

@@ -272,7 +272,7 @@ class ScoreMaker:
                 size=size,
                 num_params=costs.num_params(config),
                 num_params_nonembedding=costs.num_params_nonembedding(config),
-                config=config.model_dump(),
+                config=config.model_dump(mode="json"),
                 weights=None
                 if seed is None
                 else WeightsInfo(

@@ -78,7 +78,7 @@ def _model_info(cell: Cell) -> ModelInfo:
         size=cell.subject.size,
         num_params=costs.num_params(cell.model),
         num_params_nonembedding=costs.num_params_nonembedding(cell.model),
-        config=cell.model.model_dump(),
+        config=cell.model.model_dump(mode="json"),
         weights=cell.subject.weights.info if cell.subject.weights else None,
     )
 

@@ -230,7 +230,7 @@ def _model_info(plan: TrainingPlan, run: TrainingRun, weights_fingerprint: str |
         size=run.size,
         num_params=costs.num_params(config),
         num_params_nonembedding=costs.num_params_nonembedding(config),
-        config=config.model_dump(),
+        config=config.model_dump(mode="json"),
         weights=weights,
     )
 

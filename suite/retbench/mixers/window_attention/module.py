@@ -51,11 +51,13 @@ class WindowAttentionModule(MixerModule):
     ) -> Tensor:
         """(B, T, D) to (B, T, D), or (B, 1, D) with `last_only`; `state` is advanced in place."""
         d, start, end = self.config.d_model, positions.start, positions.start + x.shape[1]
-        rows = x[:, -1:] if last_only else x
-        q = rotate(
-            self._heads(self.qkv_proj.part(rows, 0, d)), positions.last if last_only else positions, "half"
-        )
-        k, v = self.qkv_proj.part(x, d, d + 2 * self.config.kv_width).chunk(2, dim=-1)
+        widths = [d, self.config.kv_width, self.config.kv_width]
+        if last_only and x.shape[1] > 1:
+            q = self.qkv_proj.part(x[:, -1:], 0, d)
+            k, v = self.qkv_proj.part(x, d, sum(widths)).chunk(2, dim=-1)
+        else:
+            q, k, v = self.qkv_proj(x).split(widths, dim=-1)
+        q = rotate(self._heads(q), positions.last if last_only else positions, "half")
         k = rotate(self._heads(k), positions, "half")
         q, k, v = (one.transpose(1, 2) for one in (q, k, self._heads(v)))  # (B, H or Hkv, T, K)
         if state is not None and x.shape[1] == 1:
