@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from retbench.architectures import costs
-from retbench.architectures.configs import form_of, parse_model_config
+from retbench.architectures.configs import default_backend, form_of, parse_model_config
+from retbench.architectures.hybrid import HybridSpec
 from retbench.architectures.matching import resolve_model
 from retbench.architectures.sizes import find_size
 from retbench.config.experiment import Experiment, load_experiment
@@ -62,6 +63,23 @@ def test_its_forms_are_equivalent_and_its_costs_are_those_of_the_model(experimen
     names = " ".join(check.name for check in gate.checks)
     assert "retention=parallel" in names
     assert "attention=reference" in names
+
+
+def test_the_default_form_of_each_mixer_is_what_a_record_says(experiment: Experiment) -> None:
+    assert experiment.models["mixed"].backend == "retention=chunkwise+attention=sdpa"
+    assert (
+        default_backend(resolve_model(experiment.models["mixed"], "1m")) == experiment.models["mixed"].backend
+    )
+
+
+def test_a_pattern_of_one_mixer_is_a_model_that_runs() -> None:
+    spec = HybridSpec(pattern=("linear_attention",))
+    model = build_model(
+        resolve_model(spec, "1m"), dtype=torch.float32, device="cpu", seed=0, backend=spec.backend
+    )
+    assert set(model.executed_backends().values()) == set()
+    model(torch.zeros(1, 9, dtype=torch.int64))
+    assert set(model.executed_backends().values()) == {"chunkwise"}
 
 
 def test_each_mixer_takes_its_own_form(experiment: Experiment) -> None:

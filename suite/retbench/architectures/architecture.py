@@ -1,4 +1,4 @@
-"""What an architecture is: a recipe that turns an entry of an experiment and a size into a model of mixers."""
+"""Architectures: recipes that turn an entry of an experiment and a size into a model of mixers."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ FfnWidth = Literal["matched", "published"] | Annotated[int, Field(ge=8)]
 
 
 class ModelSpec(Strict):
-    """What every `[models.NAME]` table may have; an architecture's own class adds its fields."""
+    """Fields of every `[models.NAME]` table; the class of an architecture adds its fields."""
 
     architecture: str
     size: str | None = None
@@ -25,7 +25,7 @@ class ModelSpec(Strict):
     checkpoint: str | None = None
     """A folder or a hub name of weights that are measured as they are; their configuration replaces the size's."""
     revision: str | None = None
-    """Of a hub name; the one pinned in retbench, where there is one, when absent."""
+    """Revision of a hub name. When absent: the revision that retbench pins, or else the newest."""
     backend: str
     """The form to run with; of a hybrid one for each of its mixers, joined by '+'."""
     chunk_size: int | None = None
@@ -48,7 +48,7 @@ class Architecture:
         order: Place in lists, the lowest first; equal ones by name.
         upgrade: Turns a configuration of the first format, one flat table, into today's.
         formats: Modules of the checkpoint formats that hold its weights.
-        is_standard: Whether a model lacks nothing that its paper describes; ablations do.
+        is_standard: True for a model that has every part that its paper describes; ablations lack some.
         unusual: In words what differs from the model that the paper describes.
         features: What makes a baseline strong, as it was run: 'fused', 'grouped', 'graphs'.
     """

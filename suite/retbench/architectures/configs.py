@@ -1,7 +1,7 @@
 """Full configurations of models: all that fixes shapes and arithmetic, nothing about how they are run."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
@@ -91,7 +91,7 @@ class ModelConfig(Strict):
 
     @property
     def grows(self) -> bool:
-        """Whether the state grows with the context, as a key-value cache does."""
+        """True if the state grows with the context, as a key-value cache does."""
         return any(one.kind == "per_token" for mixer in self.mixers for one in mixer.state)
 
     @property
@@ -124,8 +124,14 @@ def form_of(mixer: Mixer, backend: str) -> str:
 
 
 def default_backend(config: ModelConfig) -> str:
-    """Return the default form of each kind of mixer, joined by '+'."""
-    return "+".join(dict.fromkeys(mixer.default_form for mixer in config.mixers))
+    """Return the default form of each kind of mixer in a model; see `join_default_forms`."""
+    return join_default_forms(type(mixer) for mixer in config.mixers)
+
+
+def join_default_forms(kinds: Iterable[type[Mixer]]) -> str:
+    """Return the default form of one kind of mixer; of several kinds MIXER=FORM, joined by '+'."""
+    forms = {kind.model_fields["mixer"].default: kind.default_form for kind in kinds}
+    return "+".join(form if len(forms) == 1 else f"{name}={form}" for name, form in forms.items())
 
 
 def check_backend(config: ModelConfig, backend: str) -> None:
@@ -134,11 +140,7 @@ def check_backend(config: ModelConfig, backend: str) -> None:
     for part in backend.split("+"):
         name, sign, form = part.partition("=")
         known = name in kinds and form in kinds[name].forms if sign else False
-        if not (
-            known
-            or any(part in mixer.forms for mixer in kinds.values())
-            or (part == "default" and len(kinds) > 1)
-        ):
+        if not known and not any(part in mixer.forms for mixer in kinds.values()):
             title = "+".join(mixer.title for mixer in kinds.values())
             raise unknown_name(f"{title} backend", part, config.forms)
 

@@ -2,10 +2,10 @@
 
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from retbench.architectures.architecture import Architecture, FfnWidth, ModelSpec
-from retbench.architectures.configs import BlockConfig, ModelConfig, repeat_blocks
+from retbench.architectures.configs import BlockConfig, ModelConfig, join_default_forms, repeat_blocks
 from retbench.architectures.matching import choose_width
 from retbench.architectures.registry import find_mixer
 from retbench.architectures.sizes import Size
@@ -21,21 +21,35 @@ class HybridSpec(ModelSpec):
     """The mixers of the layers, from the first on, repeated to the last: names such as "retention", or tables such as
     {mixer = "attention", num_kv_heads = 2} with a mixer's own fields."""
     ffn_dim: FfnWidth = "matched"
-    backend: str = "default"
-    """Each mixer's own default, or forms joined by '+': "chunkwise+sdpa", "retention=recurrent"."""
+    backend: str = ""
+    """Forms joined by '+': "chunkwise+sdpa", "retention=recurrent"; the default form of each mixer when absent."""
     chunk_size: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _choose_default_forms(cls, raw: object) -> object:
+        """Set an absent backend by the pattern, if the pattern has the type that its field will ask for."""
+        if not isinstance(raw, dict):
+            return raw
+        pattern = raw.get("pattern")
+        if not isinstance(pattern, list | tuple) or not all(isinstance(item, str | dict) for item in pattern):
+            return raw
+        kinds = (find_mixer(_fields_of(item)["mixer"]) for item in pattern)
+        return {"backend": join_default_forms(kinds), **raw}
+
+
+def _fields_of(item: str | dict[str, Any]) -> dict[str, Any]:
+    """Return an entry of a pattern as a mixer's fields; ConfigError where it names no mixer."""
+    fields = {"mixer": item} if isinstance(item, str) else dict(item)
+    if not isinstance(fields.get("mixer"), str):
+        raise ConfigError(f'an entry of pattern is {item!r}, without the name of a mixer. Add mixer = "...".')
+    return fields
 
 
 def _resolve(spec: HybridSpec, size: Size) -> ModelConfig:
     """Return the model of an entry at a size."""
-    mixers = []
-    for item in spec.pattern:
-        fields = {"mixer": item} if isinstance(item, str) else dict(item)
-        if not isinstance(fields.get("mixer"), str):
-            raise ConfigError(
-                f'an entry of pattern is {item!r}, without the name of a mixer. Add mixer = "...".'
-            )
-        mixers.append(find_mixer(fields["mixer"]).at_size(size, **fields))
+    fields = [_fields_of(item) for item in spec.pattern]
+    mixers = [find_mixer(each["mixer"]).at_size(size, **each) for each in fields]
 
     def make(ffn_dim: int) -> ModelConfig:
         ffn = FeedForward(d_model=size.d_model, ffn_dim=ffn_dim)

@@ -1,4 +1,4 @@
-"""What the report asks of the model in a record, by its architecture's name and its configuration.
+"""Facts about the model of a record, which the report reads from its architecture's name and its configuration.
 
 A record may be of an architecture that is not installed here: then nothing about it is known, and nothing is assumed.
 """
@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from retbench.architectures.architecture import Architecture
 from retbench.architectures.configs import ModelConfig, parse_model_config
 from retbench.architectures.registry import architectures
 from retbench.architectures.sizes import find_size
@@ -20,6 +21,11 @@ def read_config(config: Mapping[str, Any]) -> ModelConfig | None:
         return parse_model_config(dict(config))
     except (ValidationError, ConfigError, KeyError):
         return None
+
+
+def _find(architecture: str, config: Mapping[str, Any]) -> tuple[Architecture | None, ModelConfig | None]:
+    """Return the architecture and the model of a record; None for one that is not known here."""
+    return architectures().get(architecture), read_config({**config, "architecture": architecture})
 
 
 def config_facts(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -44,7 +50,7 @@ def has_cache(architecture: str, config: Mapping[str, Any] | None = None) -> boo
     """
     known = architectures().get(architecture)
     if config is not None:
-        model = read_config({**config, "architecture": architecture})
+        _, model = _find(architecture, config)
     elif known is not None:
         spec = known.spec.model_validate({"architecture": architecture, **next(iter(known.presets.values()))})
         model = known.resolve(spec, find_size("1m"))
@@ -55,7 +61,7 @@ def has_cache(architecture: str, config: Mapping[str, Any] | None = None) -> boo
 
 def is_standard(architecture: str, config: Mapping[str, Any]) -> bool:
     """Return whether a model lacks nothing that its paper describes; ablations do."""
-    known, model = architectures().get(architecture), read_config({**config, "architecture": architecture})
+    known, model = _find(architecture, config)
     return known is None or model is None or known.is_standard(model)
 
 
@@ -64,7 +70,7 @@ def unusual_settings(architecture: str, config: Mapping[str, Any], settings: Map
 
     A baseline's options are told by `baseline_features` instead.
     """
-    known, model = architectures().get(architecture), read_config({**config, "architecture": architecture})
+    known, model = _find(architecture, config)
     if known is None or model is None or known.is_baseline:
         return []
     usual = {"backend": model.mixer.default_form, "chunk_size": model.mixer.default_chunk_size}
@@ -79,5 +85,5 @@ def baseline_features(
     architecture: str, config: Mapping[str, Any], backend: Mapping[str, Any]
 ) -> frozenset[str]:
     """Return what makes a baseline strong, as it ran: 'fused' attention, 'grouped' queries, CUDA 'graphs'."""
-    known, model = architectures().get(architecture), read_config({**config, "architecture": architecture})
+    known, model = _find(architecture, config)
     return known.features(model, backend) if known and model else frozenset()

@@ -22,15 +22,15 @@ Backend = Literal["parallel", "chunkwise", "recurrent", "fla"]
 
 @dataclass(frozen=True)
 class Traits:
-    """What a variant's blocks are made of, and the rules of its own code.
+    """Parts of a variant's blocks, by the rules of the code that published it.
 
     Attributes:
-        norm: Of the blocks; see `ModelConfig.norm`.
+        norm: Norm of the blocks; see `ModelConfig.norm`.
         ffn: Kind of the feed-forward.
         layout: Pairs and frequencies of the rotary positions.
         head_norm: See `Retention.head_norm`.
         row_norm: See `Retention.row_norm`.
-        decay: The variant's own.
+        decay: See `Retention.decay`; an experiment may replace it.
     """
 
     norm: Literal["rms", "layer"]

@@ -31,7 +31,7 @@ class Description(Strict):
     context_len: int | None = None
     """Tokens of the longest training sequence; None if the checkpoint does not state it."""
     tied_embeddings: bool = False
-    """Whether the output head is the embedding table. A `Decoder` keeps a copy for each."""
+    """True if the output head is the embedding table. A `Decoder` keeps a copy for each."""
     tokenizer: str | None = None
     """Name or path of the tokenizer; None if the checkpoint has none."""
     tokenizer_fingerprint: str | None = None

@@ -1,7 +1,7 @@
 """Training: recipes of papers, and the table `[profiles.NAME.training]` of an experiment.
 
 Models are compared fairly when all get the same tokens in the same order, the same optimiser and schedule, and the same
-tuning: `TrainingSpec` has one grid of learning rates, and each model takes the best of its own runs over it.
+tuning: `TrainingSpec` has one grid of learning rates, and each model takes the rate at which it trained best.
 """
 
 from math import cos, pi, pow

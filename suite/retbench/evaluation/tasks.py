@@ -263,7 +263,7 @@ def _require_hub(entry: TaskEntry, data_dir: Path | None) -> None:
 
 
 def _hub_is_off() -> bool:
-    """Return True if the user has switched the hub off, by the rules of its own clients."""
+    """Return True if the user has switched the hub off, by the rules of huggingface_hub and datasets."""
     switches = (os.environ.get(name, "") for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"))
     return any(switch.upper() in {"1", "ON", "YES", "TRUE"} for switch in switches)
 

@@ -14,7 +14,7 @@ import torch
 from retbench.errors import UnsupportedError
 
 _CAPTURE_WARMUP_STEPS = 3
-"""As PyTorch's own make_graphed_callables runs before a capture (num_warmup_iters)."""
+"""Warm-up steps before a capture: num_warmup_iters of PyTorch's make_graphed_callables."""
 
 
 def check_device(device: torch.device, what: str) -> None:

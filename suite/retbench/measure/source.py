@@ -21,7 +21,7 @@ _MIXERS = "retbench.mixers."
 
 @dataclass(frozen=True)
 class ParsedModule:
-    """What the hashes need of the source of one module.
+    """The parts of one module's source that the hashes are made of.
 
     Attributes:
         digest: Hash of the syntax tree without docstrings.

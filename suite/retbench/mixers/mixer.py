@@ -1,4 +1,4 @@
-"""What every sequence mixer says of itself: its sizes, forms, state and analytical costs. Without torch.
+"""Sequence mixers: their sizes, forms, state and analytical costs. Imports no torch.
 
 A multiply and an add are two operations. Norms, activations and rotations are left out of the operation counts.
 """
@@ -96,7 +96,7 @@ class Projection(NamedTuple):
 
 
 class KeptValues(NamedTuple):
-    """What training keeps for the gradients, for one layer.
+    """Values that training keeps for the gradients, for one layer.
 
     Attributes:
         narrow: Values for each token in the model's dtype.
@@ -110,7 +110,7 @@ class KeptValues(NamedTuple):
 
 
 class SizeFields(Protocol):
-    """What a mixer takes from a model size; see `retbench.architectures.sizes.Size`."""
+    """Fields of a model size that mixers read; see `retbench.architectures.sizes.Size`."""
 
     @property
     def d_model(self) -> int: ...  # noqa: D102

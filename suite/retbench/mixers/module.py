@@ -1,4 +1,4 @@
-"""The torch side of a mixer: what the decoder asks of every one."""
+"""The torch side of a mixer: the interface that the decoder calls."""
 
 from collections.abc import Callable
 

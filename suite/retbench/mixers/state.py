@@ -12,7 +12,7 @@ TOKEN_AXIS = 2
 
 
 class LayerState:
-    """What one layer carries from token to token.
+    """The tensors that one layer carries from token to token.
 
     Attributes:
         tensors: By name, allocated once and written in place.

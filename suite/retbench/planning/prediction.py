@@ -1,4 +1,4 @@
-"""What decoding should take, from closed forms and what a device reaches; without torch.
+"""Prediction of decode time and memory, from closed forms and what a device reaches; without torch.
 
 Two ways to the time of a step. `roofline` takes a device's two ceilings and gives the least time that they allow: no
 program is faster, and most are slower. `StepCurve` holds what the parts of a step took together, each measured at its
@@ -92,7 +92,7 @@ class Prediction:
 
     @property
     def fits(self) -> bool | None:
-        """Whether the batch fits the memory; None where that is not known."""
+        """True if the batch fits into memory; None if the memory is not known."""
         return None if self.largest_batch is None else self.batch_size <= self.largest_batch
 
 

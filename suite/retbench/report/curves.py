@@ -93,7 +93,7 @@ def describe_rate(point: Point) -> str:
 
 @dataclass(frozen=True)
 class Panel:
-    """What one pair of axes shows.
+    """The curves of one pair of axes.
 
     Attributes:
         points: Points of every model.

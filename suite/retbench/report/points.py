@@ -8,6 +8,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
 
+from retbench.architectures.registry import architectures as registered
 from retbench.architectures.registry import is_baseline, title_of
 from retbench.records.record import Record
 from retbench.report.frames import session_of
@@ -178,7 +179,13 @@ class Lineup:
 def lineup(records: Sequence[Record]) -> Lineup:
     """Return the models of these records."""
     architectures = {record.model.name: record.model.architecture for record in records}
-    models = sorted(architectures, key=lambda name: (is_baseline(architectures[name]), name))
+    places = {name: place for place, name in enumerate(registered())}
+
+    def place(name: str) -> tuple[bool, int, str]:
+        kind = architectures[name]
+        return is_baseline(kind), places.get(kind, len(places)), name
+
+    models = sorted(architectures, key=place)
     baselines = [name for name in models if is_baseline(architectures[name])]
     kinds = list(architectures.values())
     labels = {

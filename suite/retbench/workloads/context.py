@@ -1,4 +1,4 @@
-"""What a workload is given to measure a cell with, and what several workloads measure alike."""
+"""The context in which a workload measures a cell, and measurements that several workloads share."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

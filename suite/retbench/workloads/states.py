@@ -60,7 +60,7 @@ class StateStore:
         return self._folder / f"{key}-{position}.safetensors"
 
     def holds(self, cell: Cell, position: int) -> bool:
-        """Whether the state is stored; the state at position 0 need not be."""
+        """True if the state is stored; the state at position 0 need not be."""
         return position == 0 or self._path(cell, position).exists()
 
     def save(self, cell: Cell, state: DecoderState) -> None:

@@ -33,11 +33,11 @@ class Retention(Mixer):
     """eq8: 1 - 2^(-5-h). paper: 1 - exp(linspace(log 1/32, log 1/512, H)). single: 127/128. none: 1. gated:
     sigmoid(x W)^(1/16)."""
     swish_gate: bool = True
-    """Whether the retention is multiplied by swish(x W_G) (Eq. 8)."""
+    """True if the retention is multiplied by swish(x W_G) (Eq. 8)."""
     head_norm: Literal["none", "rms", "rms_affine", "layer"] = "rms"
     """Norm of each head (GroupNorm in Eq. 8). rms_affine: one weight for all heads. layer: without weights."""
     row_norm: bool = False
-    """Whether retention is divided by the square root of the row sum of D (arXiv:2307.08621, Sec. 2.4)."""
+    """True if retention is divided by the square root of the row sum of D (arXiv:2307.08621, Sec. 2.4)."""
     layout: Layout = "half"
     rotary_base: float = Field(default=ROTARY_BASE, gt=1)
     norm_eps: float = 1e-6
