@@ -1,7 +1,7 @@
 import pytest
 
 from retbench import errors
-from retbench.errors import ConfigError, RetbenchError, unknown_name
+from retbench.errors import MAX_SHOWN, ConfigError, RetbenchError, shown, unknown_name
 
 # The exit codes are a promise to scripts: README and CONTRIBUTING state them.
 EXIT_CODES = {
@@ -43,3 +43,11 @@ def test_unknown_name_suggests_the_nearest_and_lists_all() -> None:
 def test_unknown_name_without_anything_near_suggests_nothing() -> None:
     error = unknown_name("size", "huge", ["1m", "6m"], where="--size")
     assert str(error) == "--size: unknown size 'huge'. Known: 1m, 6m."
+
+
+@pytest.mark.parametrize("value", ["\x1b[2J", "a\nb", "\ud800", "x" * 10_000, 10**5000, ["y" * 300]])
+def test_a_quoted_value_is_one_short_line_without_control_characters(value: object) -> None:
+    text = shown(value)
+    text.encode()
+    assert text.isprintable()
+    assert len(text) <= MAX_SHOWN + 30

@@ -6,7 +6,7 @@ import pytest
 
 from retbench import files
 from retbench.errors import ConfigError
-from retbench.files import atomic_folder, check_writable
+from retbench.files import atomic_folder, check_writable, inside, write_atomic
 
 
 def test_all_of_a_folder_is_flushed_before_it_is_put_in_place(
@@ -41,3 +41,24 @@ def test_looking_whether_a_folder_can_hold_files_leaves_nothing_behind(tmp_path:
     (tmp_path / "old").mkdir()
     check_writable(tmp_path / "old", "--out")
     assert list(tmp_path.rglob("*")) == [tmp_path / "old"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", ".", "..", "../x", "/etc/passwd", "a/b", "a\\b", "a\0b", "a\nb", "\x1b[2J", "\ud800", "a" * 256],
+)
+def test_a_name_that_leaves_the_folder_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match="cannot be the name of a file or folder"):
+        inside(tmp_path, "good", name)
+
+
+def test_a_plain_name_is_joined(tmp_path: Path) -> None:
+    assert inside(tmp_path, "retnet", "25m+x.y_z-1") == tmp_path / "retnet/25m+x.y_z-1"
+
+
+def test_a_draft_that_is_a_link_is_not_written_through(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("kept", encoding="utf-8")
+    (tmp_path / f"{files.DRAFT}record").symlink_to(tmp_path / "precious")
+    write_atomic(tmp_path / "record", b"new")
+    assert (tmp_path / "precious").read_text(encoding="utf-8") == "kept"
+    assert (tmp_path / "record").read_bytes() == b"new"

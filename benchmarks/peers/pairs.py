@@ -1,6 +1,7 @@
 """Our side of a comparison: configurations at the size of the bars, and models with a peer's weights."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,7 +26,12 @@ def torchscale_config(size: str = SIZE, *, norm_eps: float = 1e-6) -> ModelConfi
     """Return a RetNet of torchscale's variant."""
     config = resolve_model(RetNetSpec(architecture="retnet", variant="torchscale"), size)
     assert isinstance(config, ModelConfig)
-    mixer = retention_of(config).model_copy(update={"norm_eps": norm_eps})
+    return with_retention(config, norm_eps=norm_eps)
+
+
+def with_retention(config: ModelConfig, *, norm_eps: float, **fields: Any) -> ModelConfig:
+    """Return a RetNet with another epsilon in all norms, and other fields in its retention."""
+    mixer = retention_of(config).model_copy(update={"norm_eps": norm_eps, **fields})
     blocks = tuple(block.model_copy(update={"mixer": mixer}) for block in config.blocks)
     return config.model_copy(update={"norm_eps": norm_eps, "blocks": blocks})
 
@@ -60,9 +66,7 @@ def paper_config(size: str = SIZE) -> ModelConfig:
     config = resolve_model(RetNetSpec(architecture="retnet", variant="paper"), size)
     assert isinstance(config, ModelConfig)
     # Here a row of D is divided by its norm before the head norm, and there it is not: epsilon must not matter.
-    mixer = retention_of(config).model_copy(update={"value_dim": config.d_model, "norm_eps": TINY_EPS})
-    blocks = tuple(block.model_copy(update={"mixer": mixer}) for block in config.blocks)
-    return config.model_copy(update={"norm_eps": TINY_EPS, "blocks": blocks})
+    return with_retention(config, norm_eps=TINY_EPS, value_dim=config.d_model)
 
 
 def gpt_config(size: str = SIZE) -> ModelConfig:

@@ -6,7 +6,7 @@ has another scale. Bars that use it set `norm_eps` to 1e-12 on both sides.
 
 import torch
 from torch import Tensor, nn
-from torchscale.architecture.config import ModelConfig as TorchscaleConfig
+from torchscale.architecture.config import RetNetConfig as TorchscaleConfig
 from torchscale.architecture.retnet import RetNetDecoder
 
 from benchmarks.peers import pairs

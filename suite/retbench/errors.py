@@ -17,6 +17,9 @@ Every message states what is wrong, where, the value, and what to do.
 
 from collections.abc import Iterable
 
+MAX_SHOWN = 200
+"""Characters of a value that a message quotes."""
+
 INTERRUPTED = 130
 """Exit code of a command that the user interrupted."""
 
@@ -79,6 +82,16 @@ class DivergedError(RetbenchError):
     """A training run's loss or gradients are not finite, or its loss has risen far."""
 
 
+def shown(value: object) -> str:
+    """Return a value as a message quotes it: on one line, without control characters, cut after 200 characters."""
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # nested without end; an integer of more than 4,300 digits
+        return f"a {type(value).__name__} too large to show"
+    text = text.encode("utf-8", "backslashreplace").decode()  # half of a surrogate pair cannot be printed
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}... ({len(text):,} characters)"
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str], *, where: str = "") -> ConfigError:
     """Return a ConfigError for a name that is not among `known`, with the nearest match suggested.
 
@@ -94,4 +107,4 @@ def unknown_name(kind: str, name: str, known: Iterable[str], *, where: str = "")
     near = get_close_matches(name, options, n=1)
     prefix = f"{where}: " if where else ""
     hint = f" Did you mean '{near[0]}'?" if near else ""
-    return ConfigError(f"{prefix}unknown {kind} '{name}'.{hint} Known: {', '.join(options)}.")
+    return ConfigError(f"{prefix}unknown {kind} {shown(name)}.{hint} Known: {', '.join(options)}.")

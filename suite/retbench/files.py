@@ -9,7 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from retbench.errors import ConfigError, StorageError
+from retbench.errors import ConfigError, StorageError, shown
+
+MAX_NAME_BYTES = 200
+"""Longest name of one entry: file systems allow 255 bytes, of which suffixes and the prefix of a draft take some."""
 
 DRAFT = ".draft-"
 """Prefix of a name while it is being written; a process that was killed leaves it behind, the next one removes it."""
@@ -56,7 +59,11 @@ def write_atomic(path: Path, content: bytes) -> None:
     with storing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            draft.write_bytes(content)
+            draft.unlink(missing_ok=True)
+            with draft.open(
+                "xb"
+            ) as file:  # a new file: a link of that name in a folder from elsewhere is not followed
+                file.write(content)
             flush(draft)
             draft.replace(path)
         except OSError:
@@ -126,6 +133,27 @@ def _not_stored(path: Path, error: OSError) -> StorageError:
         f"{path}: cannot be written: {error.strerror or error}. What was stored before is intact. Free some "
         "space or give another folder, then run the same command again."
     )
+
+
+def inside(root: Path, *names: str) -> Path:
+    """Return the path of an entry below a folder, from names that came out of a file.
+
+    Raises:
+        ConfigError: a name is not that of one entry (it is empty, absolute, `..`, or has a separator), or is too long.
+    """
+    for name in names:
+        size = len(name.encode("utf-8", "surrogatepass"))
+        if (
+            not name.isprintable()
+            or name in {"", ".", ".."}
+            or {"/", "\\"} & {*name}
+            or size > MAX_NAME_BYTES
+        ):
+            raise ConfigError(
+                f"{root}: {shown(name)} cannot be the name of a file or folder in it. Use letters, digits, '.', '_', "
+                f"'+' and '-', at most {MAX_NAME_BYTES} of them."
+            )
+    return root.joinpath(*names)
 
 
 def flush(path: Path) -> None:

@@ -5,7 +5,12 @@ from difflib import get_close_matches
 from types import NoneType
 from typing import Annotated, Any, NamedTuple, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
+
+from retbench.errors import shown
+
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._+-]*$", max_length=100)]
+"""A name that becomes part of a path, of an option, and of a heading."""
 
 
 class Strict(BaseModel):
@@ -61,10 +66,10 @@ def _sentence(fault: Any, model: type[BaseModel], known: Sequence[str]) -> str:
             others = f" Those that have it: {', '.join(known)}." if known else ""
             return f"[{name}] lacks the field {fault['ctx']['discriminator']}. Add it, or check the name.{others}"
         case "tuple_type":
-            return f"'{name}' is {value!r}, and takes a list, e.g. {[value]!r}."
+            return f"'{name}' is {shown(value)}, and takes a list, e.g. [{shown(value)}]."
         case "value_error" | "union_tag_invalid" if isinstance(value, dict):
             return f"[{name or 'top level'}]: {reason}."  # the reason names the field
-    return f"'{name}' is {value!r}: {reason}."
+    return f"'{name}' is {shown(value)}: {reason}."
 
 
 def _unknown_field(loc: Loc, model: type[BaseModel]) -> str:

@@ -57,7 +57,7 @@ def test_torchscale_parallel_and_recurrent() -> None:
 def test_torchscale_chunkwise_where_its_epsilon_vanishes() -> None:
     from benchmarks.peers import torchscale_retnet
 
-    config = TORCHSCALE.model_copy(update={"norm_eps": pairs.TINY_EPS})
+    config = pairs.with_retention(TORCHSCALE, norm_eps=pairs.TINY_EPS)
     peer = torchscale_retnet.build_peer(config, seed=3, chunkwise=True)
     ours = pairs.carry(config, map_weights("torchscale", config, peer.state_dict()))
     tokens = pairs.random_tokens(config, 1100)  # two of its chunks and a remainder

@@ -1,0 +1,60 @@
+"""JSON and TOML of strangers: a value, or a ValueError that says what is wrong."""
+
+import contextlib
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from retbench.parsing import MAX_DEPTH, parse_json, parse_toml
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+)
+
+
+@given(JSON_VALUES)
+def test_a_value_comes_back(value: object) -> None:
+    assert parse_json(json.dumps(value)) == value
+
+
+@given(st.binary() | st.text())
+def test_anything_else_is_a_value_error(text: bytes | str) -> None:
+    for parse in (parse_json, lambda one: parse_toml(one if isinstance(one, str) else one.decode("latin-1"))):
+        with contextlib.suppress(ValueError):
+            parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("[" * 100_000, "nested more than"),
+        ("[" * (MAX_DEPTH + 2) + "]" * (MAX_DEPTH + 2), "nested more than"),
+        (str(2**70), "an integer of 71 bits"),
+        (str(-(2**70)), "an integer of 71 bits"),
+        ("9" * 5000, "limit"),
+        ('{"a": ["\\ud800"]}', "surrogate"),
+        ('{"\\udfff": 1}', "surrogate"),
+        (b'"\xff"', "utf-8"),
+    ],
+)
+def test_json_that_fails_later_is_refused_at_once(text: str | bytes, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        parse_json(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("a = " + "[" * 100_000, "nested more than"),
+        ("a = " + "[" * (MAX_DEPTH + 2) + "]" * (MAX_DEPTH + 2), "nested more than"),
+        (f"a = {2**70}", "an integer of 71 bits"),
+        ("a = " + "9" * 5000, "limit"),
+        ("a = ", "Invalid value"),
+    ],
+)
+def test_toml_that_fails_later_is_refused_at_once(text: str, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        parse_toml(text)
