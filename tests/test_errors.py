@@ -45,7 +45,9 @@ def test_unknown_name_without_anything_near_suggests_nothing() -> None:
     assert str(error) == "--size: unknown size 'huge'. Known: 1m, 6m."
 
 
-@pytest.mark.parametrize("value", ["\x1b[2J", "a\nb", "\ud800", "x" * 10_000, 10**5000, ["y" * 300]], ids=type)
+@pytest.mark.parametrize(
+    "value", ["\x1b[2J", "a\nb", "\ud800", "x" * 10_000, 10**5000, ["y" * 300]], ids=type
+)
 def test_a_quoted_value_is_one_short_line_without_control_characters(value: object) -> None:
     text = shown(value)
     text.encode()
