@@ -35,7 +35,7 @@ REPORT_S = 60.0
 LEAST_S = 2.0
 """A step with less time is not started."""
 GRACE_S = (45.0, 15.0)
-"""How long a step may take to stop after SIGINT, and then after SIGTERM (where SIGINT is ignored)."""
+"""Seconds that a step may take to stop after SIGINT, and then after SIGTERM (where SIGINT is ignored)."""
 TAIL_LINES = 15
 
 EPILOG = """\

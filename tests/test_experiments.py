@@ -10,6 +10,8 @@ from retbench.cli import app
 from retbench.cli.list import read_header
 from retbench.config.experiment import Experiment, list_experiments, load_experiment
 from retbench.planning.cells import Cell, Evaluation, Settings, expand, seeded_models
+from retbench.planning.plan import make_plan
+from retbench.run.resume import Identity, identities_here
 from retbench.workloads.workload import WORKLOADS
 
 ROOT = Path(__file__).parents[1]
@@ -29,6 +31,18 @@ def test_every_training_run_leaves_snapshots_to_go_on_from(name: str, profile: s
     training = load_experiment(name).profile(profile).training
     if training is not None and len(training.learning_rates) > 1:
         assert training.checkpoint_every < training.tuning_steps
+
+
+@pytest.mark.parametrize("profile", ["smoke", "cpu"])
+def test_another_model_leaves_the_measurements_of_the_others_what_they_are(profile: str) -> None:
+    def identities(*overrides: str) -> dict[str, Identity]:
+        plan = make_plan("latency", profile=profile, device="cpu", dtype=None, limit=None, overrides=overrides)
+        return identities_here(plan.cells)
+
+    before = identities()
+    after = identities("models.linear.architecture=linear")
+    assert {cell_id: after.get(cell_id) for cell_id in before} == before
+    assert len(after) == len(before) // 2 * 3
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

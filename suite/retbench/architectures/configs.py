@@ -24,7 +24,7 @@ class BlockConfig(Strict):
     """Equal blocks in a row: a mixer, then a feed-forward where there is one."""
 
     count: int = Field(default=1, ge=1)
-    """How many blocks of this kind follow each other."""
+    """Number of blocks of this kind that follow each other."""
     mixer: Annotated[SerializeAsAny[Mixer], BeforeValidator(_parse_mixer)]
     ffn: FeedForward | None = None
 

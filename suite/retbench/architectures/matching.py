@@ -96,7 +96,7 @@ def check_divides(name: str, value: int, whole: str, total: int) -> None:
 
 @dataclass(frozen=True)
 class Match:
-    """How the models of an experiment are matched.
+    """Matching of the models of an experiment.
 
     Attributes:
         mismatch_ratio: |difference| of the non-embedding parameters over the larger of the two.

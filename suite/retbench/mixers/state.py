@@ -8,7 +8,7 @@ from torch import Tensor
 from retbench.mixers.mixer import StateTensor
 
 TOKEN_AXIS = 2
-"""Of per_token and window tensors, (B, heads, tokens, width)."""
+"""Dimension of the tokens in per_token and window tensors, which are (B, heads, tokens, width)."""
 
 
 class LayerState:
@@ -42,7 +42,7 @@ class LayerState:
 
     @property
     def device(self) -> torch.device:
-        """Where the tensors are."""
+        """Device of the tensors."""
         return next(iter(self.tensors.values())).device
 
     def names(self, *kinds: str) -> list[str]:

@@ -19,7 +19,7 @@ class LinearAttention(Mixer):
     mixer: Literal["linear_attention"] = "linear_attention"
     feature_map: Literal["elu", "identity"] = "elu"
     norm_eps: float = 1e-6
-    """Of the head norm, and what is added to the sum of the weights."""
+    """Epsilon of the head norm; the normaliser adds it to the sum of the weights."""
 
     title: ClassVar[str] = "linear attention"
     forms: ClassVar = {
