@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from retbench import files
-from retbench.errors import ConfigError
+from retbench.errors import ConfigError, StorageError
 from retbench.files import atomic_folder, check_writable, inside, write_atomic
 
 
@@ -62,3 +62,26 @@ def test_a_draft_that_is_a_link_is_not_written_through(tmp_path: Path) -> None:
     write_atomic(tmp_path / "record", b"new")
     assert (tmp_path / "precious").read_text(encoding="utf-8") == "kept"
     assert (tmp_path / "record").read_bytes() == b"new"
+
+
+def test_a_folder_that_cannot_be_replaced_keeps_its_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with atomic_folder(tmp_path / "run") as draft:
+        (draft / "record").write_bytes(b"1")
+    rename = Path.rename
+
+    def fails_once(path: Path, target: Path) -> Path:
+        if path.name == f"{files.DRAFT}run":
+            raise OSError(5, "Input/output error")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fails_once)
+    with pytest.raises(StorageError), atomic_folder(tmp_path / "run") as draft:
+        (draft / "record").write_bytes(b"2")
+    monkeypatch.undo()
+    assert (tmp_path / "run/record").read_bytes() == b"1"
+    with atomic_folder(tmp_path / "run") as draft:
+        (draft / "record").write_bytes(b"2")
+    assert (tmp_path / "run/record").read_bytes() == b"2"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["run"]

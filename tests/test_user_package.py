@@ -43,12 +43,12 @@ def retbench(folder: Path, *words: str) -> str:
 
 def test_it_is_listed_and_its_forms_are_checked(folder: Path) -> None:
     listed = json.loads(retbench(folder, "list", "--models", "--json"))["models"]
-    assert {"name": "toy", "backends": ["parallel", "recurrent"]}.items() <= next(
+    assert {"name": "toy", "backends": ["parallel", "chunkwise", "recurrent"]}.items() <= next(
         one for one in listed if one["name"] == "toy"
     ).items()
     checks = json.loads(retbench(folder, "verify", "toy", "--size", "1m", "--json"))
     assert checks["passed"]
-    assert "recurrent = parallel" in {check["name"] for check in checks["checks"]}
+    assert "recurrent = chunkwise" in {check["name"] for check in checks["checks"]}
 
 
 def test_it_is_measured_beside_the_shipped_ones_and_in_hybrids(measured: Path) -> None:

@@ -106,17 +106,29 @@ def open_draft(path: Path) -> Path:
 def put_in_place(draft: Path, path: Path) -> None:
     """Flush a filled folder to disk and move it to `path`, replacing an earlier folder.
 
+    The earlier folder is moved aside first, and moved back if the new one cannot take its place.
+
     Raises:
         StorageError: it could not be written.
     """
+    aside = draft.with_name(f"{draft.name}.replaced")
     with storing(path):
         for entry in sorted(draft.rglob("*"), key=Path.is_dir):  # the files, then the folders that name them
             flush(entry)
         flush(draft)
-        if path.exists():
-            shutil.rmtree(path)
-        draft.rename(path)
+        replaces = path.exists()
+        if replaces:
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
+        try:
+            draft.rename(path)
+        except OSError:
+            if replaces:
+                aside.rename(path)
+            raise
         flush(path.parent)
+        if replaces:
+            shutil.rmtree(aside)
 
 
 @contextmanager

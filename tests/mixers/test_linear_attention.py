@@ -143,7 +143,7 @@ def test_decode_flops_exceed_the_products_by_the_state_update(variant: Variant) 
     assert isinstance(mixer, LinearAttention)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.zeros(2, 1, dtype=torch.int64), state)
-    values = 2 * config.num_layers * mixer.num_heads * mixer.head_dim * mixer.state_width
+    values = 2 * config.num_layers * mixer.num_heads * mixer.head_dim * mixer.value_head_dim
     assert costs.decode_flops(config, 2, 0) == counter.get_total_flops() + 3 * values
 
 

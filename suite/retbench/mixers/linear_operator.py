@@ -1,49 +1,64 @@
-"""Operation counts of the linear operator o_t = q_t S_t, S_t = decay S_{t-1} + k_t^T v_t, shared by its mixers."""
+"""Sizes and costs that all mixers of the linear operator share: o_t = q_t S_t, S_t = decay S_{t-1} + k_t^T v_t."""
 
-from retbench.mixers.mixer import causal_pairs
+from typing import ClassVar
+
+from retbench.mixers.mixer import Form, Mixer, StateTensor, causal_pairs
 
 SEGMENT = 1024
 """Tokens of a prompt that the parallel form takes as one chunk: those of a segment, `costs.PREFILL_SEGMENT`."""
 
 
-def counted_chunk(form: str, chunk_size: int | None) -> int | None:
-    """Return the chunk that a form's operations are counted by: 1 for the recurrent, None for the parallel."""
-    return {"parallel": None, "recurrent": 1}.get(form, chunk_size)
+class LinearOperator(Mixer):
+    """A mixer whose state is S, (H, K, V)."""
 
+    forms: ClassVar = {
+        "parallel": Form("parallel", quadratic=True),
+        "chunkwise": Form("chunkwise"),
+        "recurrent": Form("recurrent"),
+    }
+    default_form: ClassVar[str] = "chunkwise"
+    default_chunk_size: ClassVar[int | None] = 128
 
-def step_flops(num_heads: int, key_dim: int, value_dim: int) -> int:
-    """Return the operations of one token: decay and rank-one update (3 for each state value), the read-out (2)."""
-    return 5 * num_heads * key_dim * value_dim
+    @property
+    def value_head_dim(self) -> int:
+        """V, the width of a value head in the state."""
+        return self.head_dim
 
+    @property
+    def state(self) -> tuple[StateTensor, ...]:
+        """S, (H, K, V)."""
+        return (StateTensor("values", (self.num_heads, self.head_dim, self.value_head_dim), wide=True),)
 
-def training_flops(num_heads: int, key_dim: int, value_dim: int, context_len: int, chunk: int | None) -> int:
-    """Return the products of a forward pass over one sequence that starts without a state.
+    def chunk_size(self, form: str, asked: int | None) -> int | None:
+        """Return the chunk of the chunkwise form."""
+        return asked or self.default_chunk_size
 
-    Args:
-        num_heads: H.
-        key_dim: K.
-        value_dim: V.
-        context_len: Tokens.
-        chunk: See `counted_chunk`; None is the parallel form, counted causal like attention.
-    """
-    if chunk is None:
-        return num_heads * (key_dim + value_dim) * causal_pairs(context_len)
-    whole, rest = divmod(context_len, chunk)
-    inside = 2 * (whole * chunk**2 + rest**2) * (key_dim + value_dim)
-    written = context_len - (rest or chunk)  # tokens of all chunks but the last
-    read = max(0, context_len - chunk)  # and of all but the first
-    return num_heads * (inside + 2 * (written + read) * key_dim * value_dim)
+    def _counted_chunk(self, form: str, asked: int | None) -> int | None:
+        """Return the chunk that a form's operations are counted by: 1 for the recurrent, None for the parallel."""
+        return {"parallel": None, "recurrent": 1}.get(form, self.chunk_size(form, asked))
 
+    def decode_flops(self, context_len: int) -> int:
+        """Return the operations of one token: decay and rank-one update (3 per value of S), the read-out (2)."""
+        return 5 * self.num_heads * self.head_dim * self.value_head_dim
 
-def prefill_flops(
-    num_heads: int, key_dim: int, value_dim: int, context_len: int, chunk: int | None, *, last_only: bool
-) -> int:
-    """Return the products of one prompt; the blocks on the diagonal are counted whole, as they are computed.
+    def training_flops(self, context_len: int, form: str, chunk_size: int | None) -> int:
+        """Return the products of a form; the parallel form is counted causal, like attention."""
+        key_dim, value_dim = self.head_dim, self.value_head_dim
+        chunk = self._counted_chunk(form, chunk_size)
+        if chunk is None:
+            return self.num_heads * (key_dim + value_dim) * causal_pairs(context_len)
+        whole, rest = divmod(context_len, chunk)
+        inside = 2 * (whole * chunk**2 + rest**2) * (key_dim + value_dim)
+        written = context_len - (rest or chunk)  # tokens of all chunks but the last
+        read = max(0, context_len - chunk)  # and of all but the first
+        return self.num_heads * (inside + 2 * (written + read) * key_dim * value_dim)
 
-    Arguments as of `training_flops`; with `last_only` only the last token has an output.
-    """
-    update = 2 * key_dim * value_dim  # and as much for a read-out of the state
-    if last_only:
-        return num_heads * (context_len + 1) * update
-    inside = 2 * min(chunk or SEGMENT, SEGMENT, context_len) * (key_dim + value_dim)
-    return num_heads * context_len * (inside + 2 * update)
+    def prefill_flops(self, context_len: int, form: str, chunk_size: int | None, *, last_only: bool) -> int:
+        """Return the products of one prompt; the blocks on the diagonal are counted whole, as they are computed."""
+        key_dim, value_dim = self.head_dim, self.value_head_dim
+        update = 2 * key_dim * value_dim  # and as much for a read-out of the state
+        if last_only:
+            return self.num_heads * (context_len + 1) * update
+        chunk = self._counted_chunk(form, chunk_size)
+        inside = 2 * min(chunk or SEGMENT, SEGMENT, context_len) * (key_dim + value_dim)
+        return self.num_heads * context_len * (inside + 2 * update)

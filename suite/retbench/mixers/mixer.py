@@ -6,7 +6,7 @@ A multiply and an add are two operations. Norms, activations and rotations are l
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, Self
 
 from pydantic import Field
 
@@ -139,7 +139,7 @@ class Mixer(Strict):
     """"module:class" of the torch module, imported when a model is built."""
 
     @classmethod
-    def at_size(cls, size: "SizeFields", **fields: Any) -> "Mixer":
+    def at_size(cls, size: "SizeFields", **fields: Any) -> Self:
         """Return the mixer of a model size with its usual heads and widths; `fields` replace what they name.
 
         Raises:
@@ -204,9 +204,16 @@ class Mixer(Strict):
         """Return the input projection as other formats split it; None where no other format is read."""
         return None
 
-    def narrowed(self, head_dim: int) -> "Mixer":
-        """Return the same mixer with hardly any width, for the overhead of a step: see `workloads.parts`."""
-        raise NotImplementedError
+    def narrowed(self, head_dim: int) -> Self:
+        """Return the same mixer with heads of a small width, for the overhead of a step: see `workloads.parts`."""
+        return self.model_copy(update={"d_model": head_dim * self.num_heads})
+
+    def check_rotary_heads(self) -> None:
+        """Raise ValueError if a head does not consist of pairs to rotate."""
+        if self.d_model % (2 * self.num_heads):
+            raise ValueError(
+                f"d_model {self.d_model} must be a multiple of 2 * {self.num_heads} heads (rotary pairs)"
+            )
 
     def build(self, form: str, chunk_size: int | None) -> "MixerModule":
         """Build the torch module on torch's default device in its default dtype; its weights are not drawn yet."""

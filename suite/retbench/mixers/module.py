@@ -1,15 +1,31 @@
-"""The torch side of a mixer: the interface that the decoder calls."""
+"""The torch side of mixers: the interface that the decoder calls, and what mixers of one operator share."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from retbench.errors import unknown_name
+from retbench.mixers.linear_operator import LinearOperator
 from retbench.mixers.mixer import Mixer
+from retbench.mixers.softmax_attention import SoftmaxAttention
 from retbench.mixers.state import LayerState, allocate_state
-from retbench.ops.position import NoEncoding, Positions
-from retbench.ops.retention import wide_dtype
+from retbench.ops.linear import Linear
+from retbench.ops.position import NoEncoding, Positions, Rotary, rotate
+from retbench.ops.retention import (
+    RetentionForm,
+    retention_chunkwise,
+    retention_decayed_step_,
+    retention_last,
+    retention_parallel,
+    retention_recurrent,
+    retention_step_,
+    wide_dtype,
+)
+
+STEP_DECAY = 0.99
+"""Decay of every head in `LinearOperatorModule.mixing`: the time of a step does not depend on it."""
 
 
 class MixerModule(nn.Module):
@@ -82,3 +98,114 @@ class MixerModule(nn.Module):
     def mixing(self, state: LayerState, batch_size: int, context_len: int) -> Callable[[], object]:
         """Return a call that does what a decode step at a depth does between the projections, on random inputs."""
         raise NotImplementedError
+
+
+class LinearOperatorModule(MixerModule):
+    """Base of the mixers that compute o_t = q_t S_t.
+
+    One token without gradients is always a recurrent step in place, in every form; so is the last token alone of a
+    prompt's last block.
+
+    Args:
+        config: The mixer.
+        form: parallel, chunkwise, recurrent, or a kernel that the subclass adds to `forms`, for more than one token.
+        chunk_size: Tokens of a chunk of the chunkwise form.
+
+    Attributes:
+        forms: The operator by form.
+    """
+
+    config: LinearOperator
+
+    def __init__(self, config: LinearOperator, form: str, chunk_size: int | None) -> None:
+        super().__init__(config, form, chunk_size)
+        self.forms: dict[str, RetentionForm] = {
+            "parallel": retention_parallel,
+            "chunkwise": partial(
+                retention_chunkwise, chunk_size=chunk_size or config.default_chunk_size or 1
+            ),
+            "recurrent": retention_recurrent,
+        }
+
+    def operate(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        log_decay: Tensor,
+        state: LayerState | None,
+        *,
+        step_decay: Tensor | None = None,
+    ) -> Tensor:
+        """Run the operator and advance the state in place.
+
+        Args:
+            q: Queries, (B, T, H, K), or (B, 1, H, K) for the last token's output alone.
+            k: Keys, (B, T, H, K).
+            v: Values, (B, T, H, V).
+            log_decay: (H,) or (B, T, H).
+            state: Of this layer; None starts from zero and keeps nothing.
+            step_decay: exp(log_decay) where that is fixed, for decode steps.
+
+        Returns:
+            (B, T, H, V), or (B, 1, H, V) for the last token alone.
+        """
+        before = state["values"] if state is not None else None
+        if q.shape[1] < k.shape[1]:
+            out, after = retention_last(q, k, v, log_decay, before)
+        elif before is not None and q.shape[1] == 1 and not torch.is_grad_enabled():
+            self.executed["decode"] = "recurrent"
+            if step_decay is not None:
+                return retention_decayed_step_(q, k, v, step_decay, before)
+            return retention_step_(q, k, v, log_decay, before)
+        else:
+            self.executed["prefill"] = self.backend
+            out, after = self.forms[self.backend](q, k, v, log_decay, before)
+        self.keep(state, "values", after)
+        return out
+
+    def mixing(self, state: LayerState, batch_size: int, context_len: int) -> Callable[[], object]:
+        """Return a decode step's operator on the state, which has one cost at every depth."""
+        values, dtype = state["values"], next(self.parameters()).dtype
+        _, heads, key_dim, value_dim = values.shape
+        q, k = torch.randn(2, batch_size, 1, heads, key_dim).to(dtype)
+        v = torch.randn(batch_size, 1, heads, value_dim).to(dtype)
+        decay = torch.full((heads,), STEP_DECAY, dtype=values.dtype)
+        return partial(retention_decayed_step_, q, k, v, decay, values)
+
+
+class SoftmaxAttentionModule(MixerModule):
+    """Base of the mixers of softmax attention: one product for queries, keys and values, and rotary positions."""
+
+    config: SoftmaxAttention
+
+    def __init__(self, config: SoftmaxAttention, form: str, chunk_size: int | None) -> None:
+        super().__init__(config, form, chunk_size)
+        self.qkv_proj = Linear(config.d_model, config.d_model + 2 * config.kv_width)
+        self.out_proj = Linear(config.d_model, config.d_model)
+
+    @property
+    def after_operator(self) -> nn.Module:
+        """The output projection, which gets (B, T, H K)."""
+        return self.out_proj
+
+    def encoding(self) -> Rotary:
+        """Build the rotary positions."""
+        return Rotary(self.config.head_dim, "half", self.config.rotary_base)
+
+    def project(self, x: Tensor, positions: Positions, *, last_only: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Return rotated q (B, H, T, K) and k (B, Hkv, T, K), and v; q for the last token alone with `last_only`."""
+        heads, kv_heads, d = self.config.num_heads, self.config.num_kv_heads, self.config.d_model
+        if last_only and x.shape[1] > 1:
+            q = rotate(self._heads(self.qkv_proj.part(x[:, -1:], 0, d)), positions.last, "half")
+            kv = self._heads(self.qkv_proj.part(x, d, d + 2 * self.config.kv_width))
+            k, v = rotate(kv[:, :, :kv_heads], positions, "half"), kv[:, :, kv_heads:]
+        else:
+            qkv = self._heads(self.qkv_proj(x))
+            q, k = rotate(qkv[:, :, : heads + kv_heads], positions, "half").split([heads, kv_heads], dim=2)
+            v = qkv[:, :, heads + kv_heads :]
+        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """(B, T, W) as heads, (B, T, W / K, K)."""
+        return x.view(*x.shape[:-1], -1, self.config.head_dim)

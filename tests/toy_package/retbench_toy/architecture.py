@@ -6,19 +6,17 @@ from retbench.architectures.architecture import Architecture, ModelSpec
 from retbench.architectures.configs import BlockConfig, ModelConfig
 from retbench.architectures.matching import solve_width
 from retbench.architectures.sizes import Size
-from retbench.mixers import linear_operator
 from retbench.mixers.feed_forward import FeedForward
-from retbench.mixers.mixer import Form, KeptValues, Mixer, SizeFields, StateTensor
+from retbench.mixers.linear_operator import LinearOperator
+from retbench.mixers.mixer import KeptValues, SizeFields
 
 
-class ToyMixer(Mixer):
+class ToyMixer(LinearOperator):
     """o_t = q_t S_t with S_t = S_{t-1} + k_t^T v_t."""
 
     mixer: Literal["toy_mixer"] = "toy_mixer"
 
     title: ClassVar[str] = "toy"
-    forms: ClassVar = {"parallel": Form("parallel", quadratic=True), "recurrent": Form("recurrent")}
-    default_form: ClassVar[str] = "parallel"
     implementation: ClassVar[str] = "retbench_toy.architecture:make_module"
 
     @classmethod
@@ -33,43 +31,21 @@ class ToyMixer(Mixer):
     def local_params(self) -> int:
         return 2 * self.d_model**2
 
-    @property
-    def state(self) -> tuple[StateTensor, ...]:
-        return (StateTensor("sum", (self.num_heads, self.head_dim, self.head_dim), wide=True),)
-
-    def decode_flops(self, context_len: int) -> int:
-        return linear_operator.step_flops(self.num_heads, self.head_dim, self.head_dim)
-
-    def training_flops(self, context_len: int, form: str, chunk_size: int | None) -> int:
-        chunk = linear_operator.counted_chunk(form, chunk_size)
-        return linear_operator.training_flops(
-            self.num_heads, self.head_dim, self.head_dim, context_len, chunk
-        )
-
-    def prefill_flops(self, context_len: int, form: str, chunk_size: int | None, *, last_only: bool) -> int:
-        chunk = linear_operator.counted_chunk(form, chunk_size)
-        sizes = self.num_heads, self.head_dim, self.head_dim
-        return linear_operator.prefill_flops(*sizes, context_len, chunk, last_only=last_only)
-
     def decode_workspace(self, dtype: str) -> int:
         return 8 * self.d_model
 
     def kept_for_gradients(self, form: str) -> KeptValues:
         return KeptValues(6 * self.d_model, scores=1 if self.forms[form].quadratic else 0)
 
-    def narrowed(self, head_dim: int) -> "ToyMixer":
-        return self.model_copy(update={"d_model": head_dim * self.num_heads})
-
 
 def make_module(config: ToyMixer, form: str, chunk_size: int | None) -> Any:
     """Return the torch module; torch is imported when a model is built."""
     import torch
 
-    from retbench.mixers.module import MixerModule
-    from retbench.ops import retention
+    from retbench.mixers.module import LinearOperatorModule
     from retbench.ops.linear import Linear
 
-    class ToyModule(MixerModule):
+    class ToyModule(LinearOperatorModule):
         def __init__(self) -> None:
             super().__init__(config, form, chunk_size)
             self.qkv_proj = Linear(config.d_model, 3 * config.d_model)
@@ -84,19 +60,9 @@ def make_module(config: ToyMixer, form: str, chunk_size: int | None) -> Any:
                 part.view(*part.shape[:-1], config.num_heads, -1)
                 for part in self.qkv_proj(x).chunk(3, dim=-1)
             )
-            q, before = q * config.head_dim**-0.5, state["sum"] if state else None
             no_decay = torch.zeros(config.num_heads, dtype=torch.float64, device=x.device)
-            forms = {"parallel": retention.retention_parallel, "recurrent": retention.retention_recurrent}
-            name = "recurrent" if x.shape[1] == 1 else self.backend
-            self.executed["decode" if x.shape[1] == 1 else "prefill"] = name
-            out, after = forms[name](q, k, v, no_decay, before)
-            self.keep(state, "sum", after)
-            return self.out_proj(out[:, -1:].flatten(2) if last_only else out.flatten(2))
-
-        def mixing(self, state: Any, batch_size: int, context_len: int) -> Any:
-            q, k, v = torch.randn(3, batch_size, 1, config.num_heads, config.head_dim)
-            no_decay = torch.zeros(config.num_heads, dtype=torch.float64)
-            return lambda: retention.retention_step_(q, k, v, no_decay, state["sum"])
+            q = (q[:, -1:] if last_only else q) * config.head_dim**-0.5
+            return self.out_proj(self.operate(q, k, v, no_decay, state).flatten(2))
 
     return ToyModule()
 
@@ -105,7 +71,7 @@ class ToySpec(ModelSpec):
     """A `[models.NAME]` table with architecture = "toy"."""
 
     architecture: Literal["toy"]
-    backend: Literal["parallel", "recurrent"] = "parallel"
+    backend: Literal["parallel", "chunkwise", "recurrent"] = "chunkwise"
 
 
 def resolve(spec: ToySpec, size: Size) -> ModelConfig:

@@ -1,29 +1,17 @@
 """Linear attention as a torch module: the operator of retention without a decay, on mapped queries and keys."""
 
-from collections.abc import Callable
-from functools import partial
-from typing import cast
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from retbench.mixers.linear_attention.config import LinearAttention
-from retbench.mixers.module import MixerModule
+from retbench.mixers.module import LinearOperatorModule
 from retbench.mixers.state import LayerState
 from retbench.ops.constants import Float64Constant, WideConstant
 from retbench.ops.layers import make_head_norm
 from retbench.ops.linear import Linear
 from retbench.ops.position import Positions
-from retbench.ops.retention import (
-    RetentionForm,
-    retention_chunkwise,
-    retention_decayed_step_,
-    retention_last,
-    retention_parallel,
-    retention_recurrent,
-    wide_dtype,
-)
+from retbench.ops.retention import wide_dtype
 
 
 class Normaliser(nn.Module):
@@ -38,29 +26,17 @@ class Normaliser(nn.Module):
         return out[..., :-1] / (out[..., -1:] + self.eps)
 
 
-class LinearAttentionModule(MixerModule):
+class LinearAttentionModule(LinearOperatorModule):
     """Causal linear attention; see `LinearAttention` for the feature maps.
 
     The normaliser is one more column of ones in the values, so that it is summed in the state's dtype: a sum of 16-bit
     numbers would stop growing after some hundred tokens.
-
-    Args:
-        config: The mixer.
-        form: parallel, chunkwise or recurrent, for more than one token; one token without gradients is always a
-            recurrent step in place.
-        chunk_size: Tokens of a chunk of the chunkwise form.
     """
 
     config: LinearAttention
 
     def __init__(self, config: LinearAttention, form: str, chunk_size: int | None) -> None:
         super().__init__(config, form, chunk_size)
-        chunk = chunk_size or config.default_chunk_size
-        self.forms: dict[str, RetentionForm] = {
-            "parallel": retention_parallel,
-            "chunkwise": partial(retention_chunkwise, chunk_size=cast(int, chunk)),
-            "recurrent": retention_recurrent,
-        }
         self.qkv_proj = Linear(config.d_model, 3 * config.d_model)
         is_normalised = config.feature_map == "elu"
         self.head_norm = (
@@ -82,28 +58,9 @@ class LinearAttentionModule(MixerModule):
     ) -> Tensor:
         """(B, T, D) to (B, T, D), or (B, 1, D) with `last_only`; `state` is advanced in place."""
         q, k, v = self._project(x, last_only)
-        before = state["values"] if state is not None else None
-        log_decay = self.log_decay.value
-        if last_only:
-            out, values = retention_last(q, k, v, log_decay, before)
-            self.keep(state, "values", values)
-        elif state is not None and x.shape[1] == 1 and not torch.is_grad_enabled():
-            self.executed["decode"] = "recurrent"
-            out = retention_decayed_step_(q, k, v, self.decay.value, state["values"])
-        else:
-            self.executed["prefill"] = self.backend
-            out, values = self.forms[self.backend](q, k, v, log_decay, before)
-            self.keep(state, "values", values)
+        out = self.operate(q, k, v, self.log_decay.value, state, step_decay=self.decay.value)
         mixed: Tensor = self.out_proj(self.head_norm(out).to(x.dtype).flatten(2))
         return mixed
-
-    def mixing(self, state: LayerState, batch_size: int, context_len: int) -> Callable[[], object]:
-        """Return a decode step's operator on the state, which has one cost at every depth."""
-        values, dtype = state["values"], self.qkv_proj.weight.dtype
-        _, heads, key_dim, value_dim = values.shape
-        q, k = torch.randn(2, batch_size, 1, heads, key_dim).to(dtype)
-        v = torch.randn(batch_size, 1, heads, value_dim).to(dtype)
-        return partial(retention_decayed_step_, q, k, v, self.decay.value, values)
 
     def _project(self, x: Tensor, last_only: bool) -> tuple[Tensor, Tensor, Tensor]:
         """Return mapped q and k (B, T, H, K) and v (B, T, H, V), q of the last token alone with `last_only`."""

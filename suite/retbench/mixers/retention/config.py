@@ -1,26 +1,17 @@
 """Retention: sizes, forms, state and costs."""
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from retbench.mixers import linear_operator
-from retbench.mixers.mixer import (
-    DTYPE_BYTES,
-    WIDE_BYTES,
-    Form,
-    KeptValues,
-    Mixer,
-    Projection,
-    SizeFields,
-    StateTensor,
-)
+from retbench.mixers.linear_operator import LinearOperator
+from retbench.mixers.mixer import DTYPE_BYTES, WIDE_BYTES, Form, KeptValues, Projection, SizeFields
 from retbench.ops import FLA_CHUNK_SIZE, ROTARY_BASE, Layout
 
 Decay = Literal["eq8", "paper", "single", "none", "gated"]
 
 
-class Retention(Mixer):
+class Retention(LinearOperator):
     """Multi-scale retention with a swish gate (arXiv:2307.08621, Sec. 2.2).
 
     Gated retention (arXiv:2405.05254, Sec. 3.3) is the decay `gated`.
@@ -43,22 +34,12 @@ class Retention(Mixer):
     norm_eps: float = 1e-6
 
     title: ClassVar[str] = "retention"
-    forms: ClassVar = {
-        "parallel": Form("parallel", quadratic=True),
-        "chunkwise": Form("chunkwise"),
-        "recurrent": Form("recurrent"),
-        "fla": Form("kernel"),
-    }
-    default_form: ClassVar[str] = "chunkwise"
-    default_chunk_size: ClassVar[int | None] = 128
+    forms: ClassVar = {**LinearOperator.forms, "fla": Form("kernel")}
     implementation: ClassVar[str] = "retbench.mixers.retention.module:RetentionModule"
 
     @model_validator(mode="after")
-    def _fits(self) -> "Retention":
-        if self.d_model % (2 * self.num_heads):
-            raise ValueError(
-                f"d_model {self.d_model} must be a multiple of 2 * {self.num_heads} heads (rotary pairs)"
-            )
+    def _fits(self) -> Self:
+        self.check_rotary_heads()
         if self.value_dim % self.num_heads:
             raise ValueError(f"value_dim {self.value_dim} must be a multiple of num_heads {self.num_heads}")
         if self.decay == "gated" and self.row_norm:
@@ -69,7 +50,7 @@ class Retention(Mixer):
         return self
 
     @classmethod
-    def at_size(cls, size: SizeFields, **fields: Any) -> "Retention":
+    def at_size(cls, size: SizeFields, **fields: Any) -> Self:
         """Return fla's retention at a size: values of twice the width."""
         usual = {
             "d_model": size.d_model,
@@ -81,7 +62,7 @@ class Retention(Mixer):
 
     @property
     def value_head_dim(self) -> int:
-        """Width of one value head."""
+        """V, the width of one value head."""
         return self.value_dim // self.num_heads
 
     @property
@@ -100,30 +81,9 @@ class Retention(Mixer):
         """The weight of the head norm."""
         return self.value_head_dim if self.head_norm == "rms_affine" else 0
 
-    @property
-    def state(self) -> tuple[StateTensor, ...]:
-        """The retention state S, (H, K, V)."""
-        return (StateTensor("values", (self.num_heads, self.head_dim, self.value_head_dim), wide=True),)
-
     def chunk_size(self, form: str, asked: int | None) -> int | None:
         """Return the chunk of the chunkwise form; that of fla's kernels is their own."""
         return FLA_CHUNK_SIZE if form == "fla" else asked or self.default_chunk_size
-
-    def decode_flops(self, context_len: int) -> int:
-        """Return the operations of one token, the same at every depth."""
-        return linear_operator.step_flops(self.num_heads, self.head_dim, self.value_head_dim)
-
-    def training_flops(self, context_len: int, form: str, chunk_size: int | None) -> int:
-        """Return the products of a form."""
-        chunk = linear_operator.counted_chunk(form, self.chunk_size(form, chunk_size))
-        sizes = self.num_heads, self.head_dim, self.value_head_dim
-        return linear_operator.training_flops(*sizes, context_len, chunk)
-
-    def prefill_flops(self, context_len: int, form: str, chunk_size: int | None, *, last_only: bool) -> int:
-        """Return the products of a prompt."""
-        chunk = linear_operator.counted_chunk(form, self.chunk_size(form, chunk_size))
-        sizes = self.num_heads, self.head_dim, self.value_head_dim
-        return linear_operator.prefill_flops(*sizes, context_len, chunk, last_only=last_only)
 
     def decode_workspace(self, dtype: str) -> int:
         """Return the values alive at once in a decode step."""
@@ -154,7 +114,7 @@ class Retention(Mixer):
         heads = [self.num_heads, self.num_heads, *(None for _ in values)]
         return Projection("qkvg_proj", (self.d_model, self.d_model, *values), tuple(heads), self.value_dim)
 
-    def narrowed(self, head_dim: int) -> "Retention":
+    def narrowed(self, head_dim: int) -> Self:
         """Return the same mixer with heads of `head_dim`."""
         width = head_dim * self.num_heads
         return self.model_copy(update={"d_model": width, "value_dim": width})

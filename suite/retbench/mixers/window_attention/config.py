@@ -1,14 +1,14 @@
 """Sliding-window attention: sizes, forms, ring buffer and costs."""
 
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from retbench.mixers.mixer import DTYPE_BYTES, WIDE_BYTES, Form, KeptValues, Mixer, SizeFields, StateTensor
-from retbench.ops import ROTARY_BASE
+from retbench.mixers.mixer import Form, StateTensor
+from retbench.mixers.softmax_attention import SoftmaxAttention
 
 
-class WindowAttention(Mixer):
+class WindowAttention(SoftmaxAttention):
     """Causal softmax attention to the last `window` tokens, the own one included, and to the first `sinks`.
 
     Query i attends to key j <= i where j > i - window or j < sinks. Keys are cached as they are rotated at their own
@@ -17,54 +17,18 @@ class WindowAttention(Mixer):
     """
 
     mixer: Literal["window_attention"] = "window_attention"
-    num_kv_heads: int = Field(ge=1)
-    """Key and value heads; fewer than query heads is grouped-query attention (arXiv:2305.13245)."""
     window: int = Field(default=1024, ge=1)
     sinks: int = Field(default=4, ge=0)
-    rotary_base: float = Field(default=ROTARY_BASE, gt=1)
 
     title: ClassVar[str] = "window attention"
     forms: ClassVar = {"blocks": Form("chunkwise"), "reference": Form("parallel", quadratic=True)}
     default_form: ClassVar[str] = "blocks"
     implementation: ClassVar[str] = "retbench.mixers.window_attention.module:WindowAttentionModule"
 
-    @classmethod
-    def at_size(cls, size: SizeFields, **fields: Any) -> "WindowAttention":
-        """Return multi-head window attention at a size."""
-        heads = fields.get("num_heads", size.attention_heads)
-        return cls.model_validate(
-            {"d_model": size.d_model, "num_heads": heads, "num_kv_heads": heads, **fields}
-        )
-
-    @model_validator(mode="after")
-    def _fits(self) -> "WindowAttention":
-        if self.d_model % (2 * self.num_heads):
-            raise ValueError(
-                f"d_model {self.d_model} must be a multiple of 2 * {self.num_heads} heads (rotary pairs)"
-            )
-        if self.num_heads % self.num_kv_heads:
-            raise ValueError(f"num_kv_heads {self.num_kv_heads} must divide num_heads {self.num_heads}")
-        return self
-
-    @property
-    def kv_width(self) -> int:
-        """Width of all key heads together, which is that of the value heads."""
-        return self.num_kv_heads * self.head_dim
-
     @property
     def slots(self) -> int:
         """Tokens that the cache holds."""
         return self.sinks + self.window
-
-    @property
-    def streamed_params(self) -> int:
-        """Parameters of the products that give keys and values."""
-        return 2 * self.d_model * self.kv_width
-
-    @property
-    def local_params(self) -> int:
-        """Parameters of the products that give queries and output."""
-        return 2 * self.d_model * self.d_model
 
     @property
     def state(self) -> tuple[StateTensor, ...]:
@@ -95,16 +59,3 @@ class WindowAttention(Mixer):
         if last_only:
             return 4 * self.d_model * self.num_visible(context_len - 1)
         return self.training_flops(context_len, form, chunk_size)
-
-    def decode_workspace(self, dtype: str) -> int:
-        """Return the projections, and queries and keys as they are rotated, in halves and joined."""
-        d, kv, wide = self.d_model, self.kv_width, WIDE_BYTES[dtype] // DTYPE_BYTES[dtype]
-        return d + 2 * kv + 2 * wide * (d + kv)
-
-    def kept_for_gradients(self, form: str) -> KeptValues:
-        """Return what the operators need again."""
-        return KeptValues(10 * self.d_model, scores=1 if self.forms[form].quadratic else 0)
-
-    def narrowed(self, head_dim: int) -> "WindowAttention":
-        """Return the same mixer with heads of `head_dim`."""
-        return self.model_copy(update={"d_model": head_dim * self.num_heads})

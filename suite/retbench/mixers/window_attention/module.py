@@ -6,19 +6,18 @@ from itertools import chain
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from retbench.mixers.module import MixerModule
+from retbench.mixers.module import SoftmaxAttentionModule
 from retbench.mixers.state import LayerState
 from retbench.mixers.window_attention.config import WindowAttention
-from retbench.ops.linear import Linear
-from retbench.ops.position import Positions, Rotary, rotate
+from retbench.ops.position import Positions
 
 BLOCK = 256
 """Queries that the form `blocks` takes at once."""
 
 
-class WindowAttentionModule(MixerModule):
+class WindowAttentionModule(SoftmaxAttentionModule):
     """Causal attention to a window and to sinks; grouped-query where num_kv_heads < num_heads.
 
     The token at position p is cached in slot p where p < sinks, else in slot sinks + (p - sinks) mod window. So the
@@ -32,34 +31,12 @@ class WindowAttentionModule(MixerModule):
 
     config: WindowAttention
 
-    def __init__(self, config: WindowAttention, form: str, chunk_size: int | None) -> None:
-        super().__init__(config, form, chunk_size)
-        self.qkv_proj = Linear(config.d_model, config.d_model + 2 * config.kv_width)
-        self.out_proj = Linear(config.d_model, config.d_model)
-
-    @property
-    def after_operator(self) -> nn.Module:
-        """The output projection, which gets (B, T, H K)."""
-        return self.out_proj
-
-    def encoding(self) -> Rotary:
-        """Build the rotary positions."""
-        return Rotary(self.config.head_dim, "half", self.config.rotary_base)
-
     def forward(
         self, x: Tensor, state: LayerState | None, positions: Positions, *, last_only: bool = False
     ) -> Tensor:
         """(B, T, D) to (B, T, D), or (B, 1, D) with `last_only`; `state` is advanced in place."""
-        d, start, end = self.config.d_model, positions.start, positions.start + x.shape[1]
-        widths = [d, self.config.kv_width, self.config.kv_width]
-        if last_only and x.shape[1] > 1:
-            q = self.qkv_proj.part(x[:, -1:], 0, d)
-            k, v = self.qkv_proj.part(x, d, sum(widths)).chunk(2, dim=-1)
-        else:
-            q, k, v = self.qkv_proj(x).split(widths, dim=-1)
-        q = rotate(self._heads(q), positions.last if last_only else positions, "half")
-        k = rotate(self._heads(k), positions, "half")
-        q, k, v = (one.transpose(1, 2) for one in (q, k, self._heads(v)))  # (B, H or Hkv, T, K)
+        start, end = positions.start, positions.start + x.shape[1]
+        q, k, v = self.project(x, positions, last_only=last_only)  # (B, H or Hkv, T, K)
         if state is not None and x.shape[1] == 1:
             self.executed["decode"] = "ring"
             out = self._decode(q, k, v, state, start)
@@ -154,7 +131,3 @@ class WindowAttentionModule(MixerModule):
         """Attend under a mask with torch's scaled_dot_product_attention."""
         grouped = self.config.num_kv_heads != self.config.num_heads
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
-
-    def _heads(self, x: Tensor) -> Tensor:
-        """(B, T, W) as heads, (B, T, W / K, K)."""
-        return x.view(*x.shape[:-1], -1, self.config.head_dim)
