@@ -7,8 +7,8 @@ from retbench.architectures.configs import repeat_blocks
 from retbench.architectures.retnet import retnet_config
 from retbench.config.experiment import load_experiment
 from retbench.errors import ConfigError
+from retbench.mixers import module as mixer_module
 from retbench.mixers.attention.module import AttentionModule
-from retbench.mixers.retention import module as retention_module
 from retbench.models.build import build_model
 from retbench.models.equivalence import check_equivalence, relative_error
 from retbench.models.mixer_comparison import head_error
@@ -62,9 +62,9 @@ def test_equal_forms_of_many_layers_pass_in_bfloat16():
 
 def forget_to_decay(monkeypatch):
     """A decode step without a decay."""
-    honest = retention_module.retention_decayed_step_
+    honest = mixer_module.retention_decayed_step_
     monkeypatch.setattr(
-        retention_module,
+        mixer_module,
         "retention_decayed_step_",
         lambda q, k, v, decay, state: honest(q, k, v, torch.ones_like(decay), state),
     )
@@ -83,19 +83,19 @@ def forget_to_decay_from_chunk_to_chunk(monkeypatch):
 
 def keep_a_stale_state(monkeypatch):
     """The last block of a prompt computes a new state and keeps the old one."""
-    honest = retention_module.retention_last
+    honest = mixer_module.retention_last
 
     def stale(q, k, v, log_decay, state):
         return honest(q, k, v, log_decay, state)[0], state
 
-    monkeypatch.setattr(retention_module, "retention_last", stale)
+    monkeypatch.setattr(mixer_module, "retention_last", stale)
 
 
 def begin_from_nothing(monkeypatch):
     """The chunkwise form of a later segment takes the state for empty."""
-    honest = retention_module.retention_chunkwise
+    honest = mixer_module.retention_chunkwise
     monkeypatch.setattr(
-        retention_module,
+        mixer_module,
         "retention_chunkwise",
         lambda q, k, v, g, state, chunk_size: honest(q, k, v, g, None),
     )
