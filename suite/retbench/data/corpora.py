@@ -67,10 +67,6 @@ class Corpus(ABC):
     def _read(self, split: str) -> Iterator[Document]:
         """Yield the documents of an existing split."""
 
-    def num_bytes(self, split: str) -> int:
-        """Return the UTF-8 bytes of the texts of a split; ConfigError if there is no such split."""
-        return sum(len(document.text.encode()) for document in self.documents(split))
-
 
 def present_splits(present: Iterable[str | None]) -> tuple[str, ...]:
     """Return these splits in order, then "all"."""
@@ -153,14 +149,7 @@ class FileCorpus(Corpus):
         """Return False if no document of a file is in a split."""
         if split == ALL or not self._split_of:
             return True
-        return any(self._split_of[name] == split for name, _ in index.documents)
-
-    def num_bytes(self, split: str) -> int:
-        """Return the UTF-8 bytes of the texts of a split, from the index unless documents are cut."""
-        if split not in (ALL, *self._split_of.values()):
-            return super().num_bytes(split)
-        sizes = (entry for index in self._indexes for entry in index.documents)
-        return sum(size for name, size in sizes if split in (ALL, self._split_of.get(name)))
+        return any(self._split_of[name] == split for name in index.documents)
 
 
 def _fingerprint(files: Sequence[TextFile], indexes: Sequence[FileIndex]) -> str:
@@ -175,8 +164,8 @@ def _assign_splits(files: Sequence[TextFile], indexes: Sequence[FileIndex]) -> d
     """Return the split of each document by its name; empty if the documents are too few and have to be cut."""
     own = splits.own_splits([file.name for file in files])
     if own is not None:
-        return {name: split for split, index in zip(own, indexes, strict=True) for name, _ in index.documents}
-    names = [name for index in indexes for name, _ in index.documents]
+        return {name: split for split, index in zip(own, indexes, strict=True) for name in index.documents}
+    names = [name for index in indexes for name in index.documents]
     return splits.hashed_splits(names) if len(names) >= splits.MIN_DOCUMENTS else {}
 
 

@@ -7,7 +7,6 @@ fields always works.
 
 import csv
 import gzip
-import json
 import os
 import re
 import zlib
@@ -17,6 +16,7 @@ from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 from retbench.errors import ConfigError
+from retbench.parsing import parse_json
 
 Row = dict[str, Any]
 SPLITS = ("train", "validation", "test")
@@ -130,8 +130,8 @@ def _read_lines(path: Path) -> list[Row]:
         for number, line in enumerate(lines, 1):
             if line.strip():
                 try:
-                    row = json.loads(line)
-                except json.JSONDecodeError as error:
+                    row = parse_json(line)
+                except ValueError as error:
                     raise ValueError(f"line {number}: {error}") from error
                 if not isinstance(row, dict):
                     raise ValueError(f"line {number}: no JSON object")
@@ -152,7 +152,7 @@ def _read_requests(path: Path) -> list[Row]:
     documents: dict[Any, Row] = {}
     with gzip.open(path, "rt", encoding="utf-8") as lines:
         for line in lines:
-            request = json.loads(line)
+            request = parse_json(line)
             documents.setdefault(request["native_id"], request["doc"])
     return list(documents.values())
 
