@@ -2,12 +2,15 @@
 
 import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from retbench.errors import RetbenchError
 
 EXAMPLES = pytest.mark.parametrize("examples", [40, pytest.param(10_000, marks=pytest.mark.slow)])
 """For tests that call `fuzz`: a few examples, or as many as the long run takes."""
@@ -30,6 +33,16 @@ NOT_JSON = st.one_of(
     st.binary(max_size=60),
     st.sampled_from([b"", b"[" * 100_000, b'{"a":' * 5000, b"1" + b"0" * 5000, b"\xff", b"NaN"]),
 )
+
+
+@contextmanager
+def read_or_refused() -> Iterator[None]:
+    """Fail where the block ends with another error than the project's own, or with one that quotes too much."""
+    try:
+        yield
+    except RetbenchError as error:
+        if len(str(error)) > 3000:
+            pytest.fail(f"a message of {len(str(error)):,} characters")
 
 
 def fuzz(strategy: st.SearchStrategy[Any], check: Callable[[Any], None], examples: int) -> None:

@@ -176,7 +176,9 @@ except StorageError as error:
 
 def start(root: Path, encode: str) -> "subprocess.Popen[str]":
     words = [sys.executable, "-c", PACK.format(encode=encode), str(root)]
-    return subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def test_of_two_processes_one_packs(write_folder: Write, tmp_path: Path) -> None:
@@ -232,6 +234,6 @@ def test_real_text_comes_back(data_dir: Path) -> None:
     documents = list(corpus.documents("validation"))
     (end,) = tokenizer.encode("<|endoftext|>")
     ends = [-1, *np.flatnonzero(packed.tokens == end).tolist()]
-    assert [
-        tokenizer.decode(packed.tokens[start + 1 : stop].tolist()) for start, stop in pairwise(ends)
-    ] == [item.text for item in documents]
+    assert [tokenizer.decode(packed.tokens[start + 1 : stop].tolist()) for start, stop in pairwise(ends)] == [
+        item.text for item in documents
+    ]

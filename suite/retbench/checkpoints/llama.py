@@ -68,7 +68,9 @@ def describe(raw: dict[str, Any], path: Path) -> Description:
 
 
 FORMAT = Format(
-    recognises=lambda raw: raw.get("model_type") == "llama" or raw.get("architectures") == ["LlamaForCausalLM"],
+    recognises=lambda raw: (
+        raw.get("model_type") == "llama" or raw.get("architectures") == ["LlamaForCausalLM"]
+    ),
     describe=describe,
     plan=lambda described, stored, ours: map_decoder(described, Names()),
     # Buffers of old releases that follow from the configuration, and the unused head of a model with tied embeddings:

@@ -86,8 +86,8 @@ def _check_size(info: CheckpointInfo, weights: StoredWeights) -> None:
     num_params = num_params_of(info.config)
     if num_params > 2 * num_stored or info.config.num_layers > len(weights.entries):
         raise CheckpointError(
-            f"{info.path}: holds {len(weights.entries):,} tensors with {num_stored:,} values, and {_in_words(info)} has "
-            f"{num_params:,}. Weights and configuration do not belong together."
+            f"{info.path}: holds {len(weights.entries):,} tensors with {num_stored:,} values, and {_in_words(info)} "
+            f"has {num_params:,}. Weights and configuration do not belong together."
         )
 
 

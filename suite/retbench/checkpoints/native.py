@@ -6,14 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
-
-from retbench.architectures.configs import ModelConfig
 from retbench.checkpoints.format import CONFIG_NAME, Description, Format, WeightPart, read_json
 from retbench.checkpoints.weights import SAFETENSORS_NAME, fingerprint_tensors, save_tensors
 from retbench.errors import CheckpointError, ConfigError
 from retbench.files import atomic_folder
-from retbench.strict import Strict
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,18 +18,15 @@ NAME: Literal["retbench"] = "retbench"
 VERSION: Literal[2] = 2
 
 
-class NativeConfig(Strict):
+class NativeConfig(Description):
     """Contents of `config.json`."""
 
     format: Literal["retbench"] = NAME
     format_version: Literal[1, 2] = VERSION
     """1: the model is one flat table, as in records of that time."""
-    config: ModelConfig
-    context_len: int | None = None
     tokenizer: str | None
     tokenizer_fingerprint: str | None
     weights_fingerprint: str
-    metadata: dict[str, Any] = Field(default_factory=dict)
 
 
 def describe(raw: dict[str, Any], path: Path) -> Description:
@@ -43,8 +36,8 @@ def describe(raw: dict[str, Any], path: Path) -> Description:
         raise CheckpointError(
             f"{path}: format_version is {version}, this retbench reads up to {VERSION}. Use a newer one."
         )
-    fields = dict(NativeConfig.model_validate(raw))
-    return Description(**{name: fields[name] for name in Description.model_fields if name in fields})
+    stored = NativeConfig.model_validate(raw)
+    return Description(**{name: getattr(stored, name) for name in Description.model_fields})
 
 
 FORMAT = Format(
@@ -76,9 +69,8 @@ def save_checkpoint(folder: Path, described: Description, weights: "Mapping[str,
     _require_replaceable(folder)
     tensors = {name: weight.detach().cpu().contiguous() for name, weight in weights.items()}
     fingerprint = fingerprint_tensors(sorted(tensors.items()))
-    fields = {name: value for name, value in described if name in NativeConfig.model_fields}
-    stored = NativeConfig(**fields | {"weights_fingerprint": fingerprint})
-    text = json.dumps(stored.model_dump(), indent=2, allow_nan=False) + "\n"
+    stored = NativeConfig(**dict(described) | {"weights_fingerprint": fingerprint})
+    text = json.dumps(stored.model_dump(exclude={"tied_embeddings"}), indent=2, allow_nan=False) + "\n"
     with atomic_folder(folder) as draft:
         save_tensors(tensors, draft / SAFETENSORS_NAME)
         (draft / CONFIG_NAME).write_text(text, encoding="utf-8")

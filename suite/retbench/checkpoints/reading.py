@@ -176,8 +176,9 @@ def _recognise(raw: Mapping[str, Any], path: Path) -> str:
         if form.recognises(raw):
             return name
     said = {key: raw[key] for key in ("model_type", "architectures") if key in raw}
+    found = shown(said) if said else "neither model_type nor architectures is given"
     raise CheckpointError(
-        f"{path}: a model of unknown format: {shown(said) if said else 'neither model_type nor architectures is given'}. "
+        f"{path}: a model of unknown format: {found}. "
         f"Formats: {', '.join(FORMATS)}; force one with --format."
     )
 

@@ -74,22 +74,19 @@ def present_splits(present: Iterable[str | None]) -> tuple[str, ...]:
     return (*(split for split in splits.SPLITS if split in found), ALL)
 
 
-def load_corpus(name: str, *, data_dir: Path | None = None, revision: str | None = None) -> Corpus:
+def load_corpus(name: str, *, data_dir: Path | None = None) -> Corpus:
     """Return the corpus of that name.
 
     Args:
         name: "python", a path, a name below the data folder, or `hub:...`. A folder called python is "./python".
         data_dir: The data folder; None for that of RETBENCH_DATA.
-        revision: Revision of a hub data set; None for its newest commit.
 
     Raises:
         ConfigError: there is no such corpus, or it holds no text, or something that is not text.
         UnsupportedError: the hub cannot be reached, or a package is missing.
     """
     if name.startswith(hub.PREFIX):
-        return HubCorpus(name, revision)
-    if revision is not None:
-        raise ConfigError(f"the corpus '{name}' has no revisions; only one of the hub has. Leave it out.")
+        return HubCorpus(name)
     if name == PYTHON:
         return FileCorpus(name, library_files())
     return FileCorpus(name, list_files(find(name, kind="corpus", data_dir=data_dir, known=[PYTHON])))
@@ -177,19 +174,18 @@ class HubCorpus(Corpus):
     hash of each row's position, 90 / 5 / 5 in expectation. The commit represents the content in the fingerprint.
 
     Args:
-        name: `hub:OWNER/NAME[/CONFIG][@REVISION]`.
-        revision: Branch, tag or commit; the newest commit if neither this nor the name gives one.
+        name: `hub:OWNER/NAME[/CONFIG][@REVISION]`, at the newest commit if it names no revision.
 
     Raises:
         ConfigError: there is no such data set, configuration or revision, or it has no column of texts.
         UnsupportedError: the hub cannot be reached, or `datasets` is not installed.
     """
 
-    def __init__(self, name: str, revision: str | None = None) -> None:
+    def __init__(self, name: str) -> None:
         self.name = name
         self._datasets = hub.load_package("datasets", f"'{name}'")
-        parsed = hub.parse_name(name, revision)
-        self.revision = hub.resolve_revision(name, parsed, "dataset")
+        parsed = hub.parse_name(name)
+        self.revision = hub.resolve_revision(name, parsed)
         self._repo, self._config = parsed.repo, parsed.config
         with self._translate_errors():
             self._sources = tuple(

@@ -79,7 +79,9 @@ class Tokenizer(ABC):
         try:
             return self._encode(text)
         except Exception as error:  # libraries raise no specific class
-            raise ConfigError(f"the tokenizer {shown(self.name)} cannot encode {shown(text)}: {error}.") from error
+            raise ConfigError(
+                f"the tokenizer {shown(self.name)} cannot encode {shown(text)}: {error}."
+            ) from error
 
     @abstractmethod
     def _encode(self, text: str) -> list[int]:
@@ -164,7 +166,9 @@ def _special_tokens(folder: Path, tokenizer: Any) -> tuple[str | None, str | Non
         if (folder / file).is_file():
             content = _read_json(folder / file)
             if not isinstance(content, dict):
-                raise ConfigError(f"{folder / file}: holds {shown(content)}, expected an object. Fetch the file again.")
+                raise ConfigError(
+                    f"{folder / file}: holds {shown(content)}, expected an object. Fetch the file again."
+                )
             begin, end = (_token_text(folder / file, content, field) for field in ("bos_token", "eos_token"))
             if begin or end:
                 return begin, end
@@ -177,7 +181,9 @@ def _token_text(path: Path, content: dict[str, Any], field: str) -> str | None:
     token = content.get(field)
     text = token.get("content") if isinstance(token, dict) else token
     if text is not None and not isinstance(text, str):
-        raise ConfigError(f"{path}: {field} is {shown(token)}, expected the text of a token. Fetch the file again.")
+        raise ConfigError(
+            f"{path}: {field} is {shown(token)}, expected the text of a token. Fetch the file again."
+        )
     return text
 
 

@@ -9,30 +9,16 @@ import csv
 import gzip
 import os
 import re
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
-from retbench.errors import ConfigError
+from retbench.errors import ConfigError, shown
 from retbench.parsing import parse_json
 
 Row = dict[str, Any]
 SPLITS = ("train", "validation", "test")
-DAMAGED = (
-    KeyError,
-    IndexError,
-    ValueError,
-    TypeError,
-    AttributeError,
-    OSError,
-    EOFError,
-    SyntaxError,  # of XML
-    csv.Error,
-    zlib.error,
-)
-"""Errors of the readers for a file of another format or with damage."""
 LETTERS = "ABCDEFGH"
 WINOGRAD_SCHEMAS = 273
 """The collection later grew to 285; the task uses the first ones."""
@@ -75,9 +61,9 @@ def read_local(task: str, data_dir: Path) -> dict[str, LocalSplit]:
     for split, (layout, paths) in find_layouts(task, data_dir).items():
         try:
             rows = layout.read(*paths)
-        except DAMAGED as error:
+        except Exception as error:  # the readers take files for what they should be
             raise ConfigError(
-                f"{paths[0]}: cannot be read as the {split} split of {task} ({type(error).__name__}: {error}). "
+                f"{paths[0]}: cannot be read as the {split} split of {task} ({one_line(error)}). "
                 "Fetch the file anew, or take it away to use another source."
             ) from error
         if not rows:
@@ -87,6 +73,11 @@ def read_local(task: str, data_dir: Path) -> dict[str, LocalSplit]:
         files = tuple(path.relative_to(data_dir).as_posix() for path in paths)
         splits[split] = LocalSplit(rows, files, layout.note)
     return splits
+
+
+def one_line(error: Exception) -> str:
+    """Return an error of a library as a part of a message."""
+    return f"{type(error).__name__}: {shown(' '.join(str(error).split()))[1:-1]}"
 
 
 def find_layouts(task: str, data_dir: Path) -> dict[str, tuple[Layout, tuple[Path, ...]]]:

@@ -124,7 +124,8 @@ class Snapshot:
     def misfit(self, content: str) -> CheckpointError:
         """Return the error for a snapshot that was written as it is, but not by this run."""
         return CheckpointError(
-            f"{self.path}: this snapshot has {content}, so it is not of this run. Remove it, or train anew with --fresh."
+            f"{self.path}: this snapshot has {content}, so it is not of this run. Remove it, or train anew with "
+            "--fresh."
         )
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:

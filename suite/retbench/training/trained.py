@@ -52,7 +52,7 @@ def run_folder(out: Path, plan: TrainingPlan, run: TrainingRun) -> Path:
     """Return the folder of a run.
 
     Raises:
-        ConfigError: a name cannot be that of a folder, or a link leads elsewhere: what lies there is not ours to delete.
+        ConfigError: a name cannot be that of a folder, or a link leads elsewhere, where nothing is written or deleted.
     """
     grid = (TUNING,) if run.role == "tuning" else ()
     names = (CHECKPOINTS, plan.experiment.name, plan.profile_name, *grid, run.name)
