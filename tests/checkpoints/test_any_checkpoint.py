@@ -125,6 +125,7 @@ def test_any_pickle_is_read_or_refused(tmp_path: Path, examples: int) -> None:
     (tmp_path / "model.safetensors").unlink()
     torch.save({"model": {name: tensor.float() for name, tensor in weights.items()}}, tmp_path / "a.pt")
     content = (tmp_path / "a.pt").read_bytes()
+
     def check(change: tuple[int, bytes, int]) -> None:
         start, put, length = change
         (tmp_path / "a.pt").write_bytes(content[:start] + put + content[start + length :])

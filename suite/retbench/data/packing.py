@@ -153,7 +153,8 @@ def _find(path: Path) -> PackedTokens | None:
 def _remove_leftovers(folder: Path) -> None:
     """Remove the drafts of killed processes: nobody holds their locks."""
     for draft in folder.glob(f"{DRAFT}*"):
-        lock = FileLock(folder / f"{draft.name.removeprefix(DRAFT)}.lock")
+        key = draft.name.removeprefix(DRAFT).partition(".")[0]
+        lock = FileLock(folder / f"{key}.lock")
         with suppress(Timeout), lock.acquire(timeout=0):
             shutil.rmtree(draft, ignore_errors=True)
 

@@ -105,7 +105,8 @@ def read_final(folder: Path) -> TrainedRun:
 
 def remove_leftovers(folder: Path) -> None:
     """Remove what a killed process left in and next to the folder of a run: drafts, and snapshots of a finished run."""
-    drafts = [folder.with_name(f"{DRAFT}{folder.name}"), *folder.glob(f"{DRAFT}*")]
+    names = (f"{DRAFT}{folder.name}", f"{DRAFT}{folder.name}.replaced")
+    drafts = [*map(folder.with_name, names), *folder.glob(f"{DRAFT}*")]
     for path in [*drafts, folder / STEPS] if _has_final(folder) else drafts:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
