@@ -51,9 +51,9 @@ def open_weights(path: Path, *, allow_pickle: bool) -> StoredWeights:
         ConfigError: they are a pickle, which was not allowed.
     """
     files = find_weight_files(path)
+    if not allow_pickle:
+        refuse_pickle(files[0])
     if files[0].suffix in PICKLE_SUFFIXES:
-        if not allow_pickle:
-            refuse_pickle(files[0])
         return _open_pickle(files[0])
     entries = {name: entry for file in files for name, entry in _read_header(file).items()}
     index = files[0].with_name(INDEX_NAME)

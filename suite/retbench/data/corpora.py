@@ -129,7 +129,7 @@ class FileCorpus(Corpus):
 
     def _read(self, split: str) -> Iterator[Document]:
         for file, index in zip(self._files, self._indexes, strict=True):
-            if not self._may_hold(index, split):
+            if split != ALL and self._split_of and all(self._split_of[n] != split for n in index.documents):
                 continue
             if not is_unchanged(file, index):
                 raise RetbenchError(
@@ -141,12 +141,6 @@ class FileCorpus(Corpus):
                     yield document
                 elif self._is_cut:
                     yield Document(document.name, splits.cut(document.text)[split])
-
-    def _may_hold(self, index: FileIndex, split: str) -> bool:
-        """Return False if no document of a file is in a split."""
-        if split == ALL or not self._split_of:
-            return True
-        return any(self._split_of[name] == split for name in index.documents)
 
 
 def _fingerprint(files: Sequence[TextFile], indexes: Sequence[FileIndex]) -> str:

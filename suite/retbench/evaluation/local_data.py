@@ -209,11 +209,6 @@ def _read_winograd_text(path: Path) -> list[Row]:
     return rows
 
 
-def _read_wikitext(path: Path) -> list[Row]:
-    """Read a raw WikiText file, one article per document as in EleutherAI/wikitext_document_level."""
-    return _articles(path.read_text(encoding="utf-8"))
-
-
 def _read_wikitext_rows(path: Path) -> list[Row]:
     """Read a raw WikiText file whose paragraphs were joined by empty lines, and undo the joining.
 
@@ -234,7 +229,7 @@ def _read_wikitext_rows(path: Path) -> list[Row]:
 
 
 def _articles(text: str) -> list[Row]:
-    """Split a text into pages that begin with a heading of the first level."""
+    """Split a text into pages that begin with a heading of the first level, as EleutherAI/wikitext_document_level."""
     pages: list[list[str]] = [[]]
     for line in text.split("\n"):
         marks = line.replace("= = =", "===").replace("= =", "==").strip()
@@ -373,7 +368,11 @@ LAYOUTS: dict[str, tuple[Layout, ...]] = {
     ),
     "sciq": (_arrow("sciq/none"),),
     "wikitext": (
-        Layout("test", ("wikitext-2-raw/wiki.test.raw",), _read_wikitext),
+        Layout(
+            "test",
+            ("wikitext-2-raw/wiki.test.raw",),
+            lambda path: _articles(path.read_text(encoding="utf-8")),
+        ),
         Layout("test", ("wikitext-2-raw/wikitext-test.txt",), _read_wikitext_rows),
     ),
 }
