@@ -183,6 +183,8 @@ def test_weights_of_another_model_are_noticed(tmp_path):
         ({"surprise": 1}, "surprise: Extra inputs are not permitted"),
         ({"weights_fingerprint": None}, "weights_fingerprint"),
         ({"config": {"architecture": "mamba"}}, "config"),
+        ({"metadata": {"training_fingerprint": "0", "num_tokens": "many"}}, "num_tokens"),
+        ({"metadata": {"training_fingerprint": "0", "corpus": ["a"]}}, "corpus"),
     ],
     ids=str,
 )

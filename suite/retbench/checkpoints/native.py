@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from pydantic import BaseModel, field_validator
+
 from retbench.checkpoints.format import CONFIG_NAME, Description, Format, WeightPart, read_json
 from retbench.checkpoints.weights import SAFETENSORS_NAME, fingerprint_tensors, save_tensors
 from retbench.errors import CheckpointError, ConfigError
@@ -18,6 +20,14 @@ NAME: Literal["retbench"] = "retbench"
 VERSION: Literal[2] = 2
 
 
+class TrainingNotes(BaseModel):
+    """The notes of `retbench train` that an evaluation reads."""
+
+    num_tokens: int | None = None
+    corpus: str | None = None
+    corpus_fingerprint: str | None = None
+
+
 class NativeConfig(Description):
     """Contents of `config.json`."""
 
@@ -27,6 +37,13 @@ class NativeConfig(Description):
     tokenizer: str | None
     tokenizer_fingerprint: str | None
     weights_fingerprint: str
+
+    @field_validator("metadata")
+    @classmethod
+    def _notes_have_their_types(cls, metadata: dict[str, Any]) -> dict[str, Any]:
+        if "training_fingerprint" in metadata:
+            TrainingNotes.model_validate(metadata, strict=True)
+        return metadata
 
 
 def describe(raw: dict[str, Any], path: Path) -> Description:
