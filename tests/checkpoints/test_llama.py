@@ -7,6 +7,7 @@ import torch
 
 from retbench.checkpoints.reading import read_checkpoint
 from retbench.errors import CheckpointError
+from retbench.evaluation.perplexity import streamed_losses
 from retbench.models.equivalence import relative_error
 from tests.checkpoints.stored import LLAMA, change_config, load, logits_of, tokens_for
 
@@ -130,3 +131,14 @@ def test_a_model_that_is_not_ours_is_refused(tmp_path, fields, message):
     with pytest.raises(CheckpointError, match=message) as caught:
         read_checkpoint(str(tmp_path))
     assert str(caught.value).startswith(str(tmp_path / "config.json"))
+
+
+def test_losses_with_a_large_vocabulary_are_those_of_transformers(tmp_path):
+    peer = build(vocab_size=49_152, max_position_embeddings=512)
+    peer.save_pretrained(tmp_path)
+    tokens = torch.randint(49_152, (1, 257), generator=torch.Generator().manual_seed(0))
+    found = streamed_losses(load(tmp_path), tokens, segment_len=100)
+    with torch.inference_mode():
+        logits = peer(tokens[:, :-1]).logits.double()
+    expected = -logits.log_softmax(-1).gather(-1, tokens[:, 1:, None])
+    assert float(found.double().sum()) == pytest.approx(float(expected.sum()), rel=1e-6)

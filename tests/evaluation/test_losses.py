@@ -95,3 +95,28 @@ def test_losses_of_a_bf16_model_are_float32() -> None:
     config = resolve_model(SPECS["retnet"], "300k")
     model = build_model(config, dtype=torch.bfloat16, device="cpu", seed=1, backend="chunkwise")
     assert streamed_losses(model, draw(1, 20)).dtype == torch.float32
+
+
+class GivenLogits:
+    """A model whose logits are given, one vocabulary per token."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, logits: Tensor) -> None:
+        self.logits = logits
+
+    def init_state(self, batch_size: int, capacity: int) -> None:
+        """There is none."""
+
+    def __call__(self, tokens: Tensor, state: None) -> Tensor:
+        return self.logits[: tokens.shape[0], : tokens.shape[1]]
+
+
+def test_the_sum_over_a_large_vocabulary_is_that_of_float64() -> None:
+    vocab_size = 262_144
+    logits = 2 * torch.randn(2, 24, vocab_size, generator=torch.Generator().manual_seed(0))
+    tokens = torch.randint(vocab_size, (2, 25), generator=torch.Generator().manual_seed(1))
+    found = streamed_losses(GivenLogits(logits), tokens)  # type: ignore[arg-type]
+    expected = -logits.double().log_softmax(-1).gather(-1, tokens[:, 1:, None]).squeeze(-1)
+    assert float(found.double().sum()) == pytest.approx(float(expected.sum()), rel=1e-6)
+    torch.testing.assert_close(found.double(), expected, rtol=2e-6, atol=0)

@@ -59,7 +59,7 @@ def test_a_checkpoint_that_was_not_trained_here_is_refused(out: Path) -> None:
     content = json.loads(path.read_text("utf-8"))
     del content["metadata"]["num_tokens"]
     path.write_text(json.dumps(content), encoding="utf-8")
-    with pytest.raises(ConfigError, match="'num_tokens' in 'metadata', so `retbench train` did not write it"):
+    with pytest.raises(ConfigError, match="lacks num_tokens or has other values"):
         found(out)
 
 
@@ -70,8 +70,11 @@ def test_a_checkpoint_that_was_not_trained_here_is_refused(out: Path) -> None:
         lambda path: path.write_text("[]", encoding="utf-8"),
         lambda path: path.write_bytes(b"\xff"),
         lambda path: (path.unlink(), path.mkdir()),
+        lambda path: path.write_text('{"determined_by": 5}', encoding="utf-8"),
+        lambda path: path.write_text("[" * 100_000, encoding="utf-8"),
+        lambda path: path.write_text('{"determined_by": {"seed": 1' + "0" * 5000 + "}}", encoding="utf-8"),
     ],
-    ids=["cut off", "no object", "no text", "a folder"],
+    ids=["cut off", "no object", "no text", "a folder", "no settings", "deep", "huge"],
 )
 def test_a_folder_that_does_not_say_what_it_holds_is_never_taken_over(
     out: Path, plan: TrainingPlan, damage: Callable[[Path], object]
@@ -88,5 +91,5 @@ def test_a_rate_that_is_not_decided_yet_is_no_difference(plan: TrainingPlan, out
     folder = trained.run_folder(out, plan, run)
     trained.check(folder, plan, run)
     trained.check(folder, plan, replace(run, learning_rate=None))
-    with pytest.raises(ConfigError, match=r"learning_rate: 0.003 on disk, 0.1 asked for"):
+    with pytest.raises(ConfigError, match=r"'learning_rate': 0.003 on disk, 0.1 asked for"):
         trained.check(folder, plan, replace(run, learning_rate=0.1))

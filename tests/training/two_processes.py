@@ -118,7 +118,7 @@ def storage(ranks: Ranks, folder: Path) -> dict[str, Any]:
 
 def _damage(path: Path) -> None:
     """Flip a bit in the second process's part of a snapshot."""
-    file = sorted(path.glob("*.distcp"))[-1]
+    file = sorted(path.glob("*.safetensors"))[-1]
     content = bytearray(file.read_bytes())
     content[-9] ^= 1
     file.write_bytes(content)

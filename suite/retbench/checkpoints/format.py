@@ -4,7 +4,6 @@ A tensor of a `Decoder` is one or more tensors of the file, concatenated by rows
 are one projection here.
 """
 
-import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from retbench.architectures.configs import BlockConfig, ModelConfig
 from retbench.errors import CheckpointError
+from retbench.parsing import parse_json
 from retbench.strict import Strict
 
 if TYPE_CHECKING:
@@ -52,10 +52,10 @@ class Fields(BaseModel):
 def read_json(path: Path) -> dict[str, Any]:
     """Read the object in a JSON file; CheckpointError if the file cannot be read or holds no JSON object."""
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = parse_json(path.read_bytes())
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}.") from error
-    except ValueError as error:  # a JSONDecodeError, or bytes that are not text
+    except ValueError as error:
         raise CheckpointError(f"{path}: is not JSON: {error}.") from error
     if not isinstance(raw, dict):
         raise CheckpointError(f"{path}: holds a JSON {type(raw).__name__}, expected an object.")

@@ -69,7 +69,7 @@ def describe(raw: dict[str, Any], path: Path) -> Description:
 
 FORMAT = Format(
     recognises=lambda raw: (
-        raw.get("model_type") == "llama" or "LlamaForCausalLM" in (raw.get("architectures") or ())
+        raw.get("model_type") == "llama" or raw.get("architectures") == ["LlamaForCausalLM"]
     ),
     describe=describe,
     plan=lambda described, stored, ours: map_decoder(described, Names()),

@@ -2,12 +2,14 @@
 
 import re
 from collections.abc import Iterable, Mapping
+from math import prod
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from retbench.architectures.configs import ModelConfig
+from retbench.architectures.costs import num_params as num_params_of
 from retbench.checkpoints.format import Description, Plan, Shape, WeightPart
 from retbench.checkpoints.reading import FORMATS, CheckpointInfo, open_checkpoint, read_checkpoint
 from retbench.checkpoints.weights import StoredWeights, fingerprint_tensors
@@ -46,6 +48,7 @@ def load_checkpoint(
     """
     info = checkpoint if isinstance(checkpoint, CheckpointInfo) else read_checkpoint(str(checkpoint))
     weights = open_checkpoint(info, allow_pickle=allow_pickle)
+    _check_size(info, weights)
     model = allocate_model(info.config, dtype=dtype, device=device, backend=backend, chunk_size=chunk_size)
     ours: dict[str, Shape] = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
     form = FORMATS[info.format]
@@ -72,6 +75,20 @@ def map_weights(format: str, config: ModelConfig, weights: Mapping[str, Tensor])
     return {
         name: torch.cat([_rows(weights[part.name], part) for part in parts]) for name, parts in plan.items()
     }
+
+
+def _check_size(info: CheckpointInfo, weights: StoredWeights) -> None:
+    """Raise CheckpointError before memory is allocated for a model that the files cannot fill.
+
+    Files hold at least half of it: they may have one table as embedding and as head.
+    """
+    num_stored = sum(prod(entry.shape) for entry in weights.entries.values())
+    num_params = num_params_of(info.config)
+    if num_params > 2 * num_stored or info.config.num_layers > len(weights.entries):
+        raise CheckpointError(
+            f"{info.path}: holds {len(weights.entries):,} tensors with {num_stored:,} values, and {_in_words(info)} "
+            f"has {num_params:,}. Weights and configuration do not belong together."
+        )
 
 
 def _check(plan: Plan, weights: StoredWeights, info: CheckpointInfo, ignored: str) -> None:

@@ -1,23 +1,17 @@
-"""retbench's own checkpoints: `model.safetensors` under the model's own names, and a `config.json`.
-
-A new checkpoint is written to a temporary folder, flushed to disk, then moved, so that it is never incomplete.
-"""
+"""retbench's own checkpoints: `model.safetensors` under the model's own names, and a `config.json`."""
 
 import json
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
+from pydantic import BaseModel, field_validator
 
-from retbench.architectures.configs import ModelConfig
 from retbench.checkpoints.format import CONFIG_NAME, Description, Format, WeightPart, read_json
-from retbench.checkpoints.weights import SAFETENSORS_NAME, fingerprint_tensors
-from retbench.errors import CheckpointError, ConfigError, StorageError
-from retbench.files import flush
-from retbench.strict import Strict
+from retbench.checkpoints.weights import SAFETENSORS_NAME, fingerprint_tensors, save_tensors
+from retbench.errors import CheckpointError, ConfigError
+from retbench.files import atomic_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,18 +20,30 @@ NAME: Literal["retbench"] = "retbench"
 VERSION: Literal[2] = 2
 
 
-class NativeConfig(Strict):
+class TrainingNotes(BaseModel):
+    """The notes of `retbench train` that an evaluation reads."""
+
+    num_tokens: int | None = None
+    corpus: str | None = None
+    corpus_fingerprint: str | None = None
+
+
+class NativeConfig(Description):
     """Contents of `config.json`."""
 
     format: Literal["retbench"] = NAME
     format_version: Literal[1, 2] = VERSION
     """1: the model is one flat table, as in records of that time."""
-    config: ModelConfig
-    context_len: int | None = None
     tokenizer: str | None
     tokenizer_fingerprint: str | None
     weights_fingerprint: str
-    metadata: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("metadata")
+    @classmethod
+    def _notes_have_their_types(cls, metadata: dict[str, Any]) -> dict[str, Any]:
+        if "training_fingerprint" in metadata:
+            TrainingNotes.model_validate(metadata, strict=True)
+        return metadata
 
 
 def describe(raw: dict[str, Any], path: Path) -> Description:
@@ -47,8 +53,8 @@ def describe(raw: dict[str, Any], path: Path) -> Description:
         raise CheckpointError(
             f"{path}: format_version is {version}, this retbench reads up to {VERSION}. Use a newer one."
         )
-    fields = dict(NativeConfig.model_validate(raw))
-    return Description(**{name: fields[name] for name in Description.model_fields if name in fields})
+    stored = NativeConfig.model_validate(raw)
+    return Description(**{name: getattr(stored, name) for name in Description.model_fields})
 
 
 FORMAT = Format(
@@ -62,8 +68,7 @@ FORMAT = Format(
 def save_checkpoint(folder: Path, described: Description, weights: "Mapping[str, Tensor]") -> str:
     """Write a model to a folder: all of it or nothing.
 
-    An earlier checkpoint there stays until the new one is complete. If the machine stops between the two moves, the
-    earlier one remains under the folder's name with a leading dot and the suffix `.replaced`.
+    An earlier checkpoint there stays until the new one is complete.
 
     Args:
         folder: A new folder, or a checkpoint in this format, which is replaced.
@@ -81,20 +86,11 @@ def save_checkpoint(folder: Path, described: Description, weights: "Mapping[str,
     _require_replaceable(folder)
     tensors = {name: weight.detach().cpu().contiguous() for name, weight in weights.items()}
     fingerprint = fingerprint_tensors(sorted(tensors.items()))
-    fields = {name: value for name, value in described if name in NativeConfig.model_fields}
-    stored = NativeConfig(**fields | {"weights_fingerprint": fingerprint})
-    text = json.dumps(stored.model_dump(), indent=2, allow_nan=False) + "\n"
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    try:
-        _write(partial, tensors, text)
-        _move(partial, folder)
-    except OSError as error:
-        raise StorageError(
-            f"{folder}: the checkpoint could not be written: {error}. Its earlier content is intact. Free some "
-            "space, or give another folder."
-        ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    stored = NativeConfig(**dict(described) | {"weights_fingerprint": fingerprint})
+    text = json.dumps(stored.model_dump(exclude={"tied_embeddings"}), indent=2, allow_nan=False) + "\n"
+    with atomic_folder(folder) as draft:
+        save_tensors(tensors, draft / SAFETENSORS_NAME)
+        (draft / CONFIG_NAME).write_text(text, encoding="utf-8")
     return fingerprint
 
 
@@ -111,34 +107,3 @@ def _require_replaceable(folder: Path) -> None:
             f"{folder}: holds files other than a checkpoint of retbench, which are not overwritten. Give "
             "another folder."
         )
-
-
-def _write(partial: Path, tensors: "dict[str, Tensor]", config: str) -> None:
-    """Write both files to a new folder and flush them to disk."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    shutil.rmtree(partial, ignore_errors=True)  # left by a killed process with the same number
-    partial.mkdir(parents=True)
-    try:
-        save_file(tensors, partial / SAFETENSORS_NAME, metadata={"format": "pt"})
-    except SafetensorError as error:
-        raise OSError(str(error)) from error
-    (partial / CONFIG_NAME).write_text(config, encoding="utf-8")
-    for path in (partial / SAFETENSORS_NAME, partial / CONFIG_NAME, partial):
-        flush(path)
-
-
-def _move(partial: Path, folder: Path) -> None:
-    """Move the new folder into place; put the old one back if that fails."""
-    replaced = folder.with_name(f".{folder.name}.{os.getpid()}.replaced")
-    if folder.exists():
-        folder.rename(replaced)
-    try:
-        partial.rename(folder)
-    except OSError:
-        if replaced.exists():
-            replaced.rename(folder)
-        raise
-    shutil.rmtree(replaced, ignore_errors=True)
-    flush(folder.parent)

@@ -25,7 +25,7 @@ from retbench.checkpoints.weights import (
     refuse_pickle,
 )
 from retbench.data import hub, places
-from retbench.errors import CheckpointError, ConfigError, UnsupportedError, unknown_name
+from retbench.errors import CheckpointError, ConfigError, UnsupportedError, shown, unknown_name
 
 LLAMA2C = "llama2c"
 FINAL = "final"
@@ -44,6 +44,9 @@ PINNED_REVISIONS = {
 
 fla-hub/retnet-2.7B-100B is absent: no commit is known to be that of the published numbers.
 """
+
+MOST_FAULTS = 5
+"""Most invalid fields that a message names."""
 
 _REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(@[^@\s]+)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -108,6 +111,10 @@ def read_checkpoint(
         described = FORMATS[format].describe(raw, config_path)
     except ValidationError as error:  # fields are missing, of another type, or contradict each other
         raise _invalid(error, config_path) from error
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:  # from a recipe, for absurd sizes
+        raise CheckpointError(
+            f"{config_path}: not a configuration that can be read here: {type(error).__name__}: {error}."
+        ) from error
     fields = dict(described) | {"tokenizer": described.tokenizer or _find_tokenizer(path)}
     dtype = _stored_dtype(format, path)
     return CheckpointInfo(
@@ -169,18 +176,18 @@ def _recognise(raw: Mapping[str, Any], path: Path) -> str:
         if form.recognises(raw):
             return name
     said = {key: raw[key] for key in ("model_type", "architectures") if key in raw}
+    found = shown(said) if said else "neither model_type nor architectures is given"
     raise CheckpointError(
-        f"{path}: a model of unknown format: {said or 'neither model_type nor architectures is given'}. "
-        f"Formats: {', '.join(FORMATS)}; force one with --format."
+        f"{path}: a model of unknown format: {found}. Formats: {', '.join(FORMATS)}; force one with --format."
     )
 
 
 def _invalid(error: ValidationError, path: Path) -> CheckpointError:
-    """Build a CheckpointError that names every invalid field, its value, and the expected one."""
+    """Build a CheckpointError that names the first invalid fields, their values, and the expected ones."""
     lines = []
-    for fault in error.errors(include_url=False):
+    for fault in error.errors(include_url=False)[:MOST_FAULTS]:
         name = ".".join(str(part) for part in fault["loc"])
-        found = "" if fault["type"] == "missing" or not name else f" (found {fault['input']!r})"
+        found = "" if fault["type"] == "missing" or not name else f" (found {shown(fault['input'])})"
         lines.append(f"{name + ': ' if name else ''}{fault['msg']}{found}")
     return CheckpointError(f"{path}: not a configuration that can be read here: {'; '.join(lines)}.")
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from retbench.checkpoints.format import Shape, read_json
 from retbench.errors import CheckpointError, ConfigError
+from retbench.files import inside
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,9 +51,9 @@ def open_weights(path: Path, *, allow_pickle: bool) -> StoredWeights:
         ConfigError: they are a pickle, which was not allowed.
     """
     files = find_weight_files(path)
+    if not allow_pickle:
+        refuse_pickle(files[0])
     if files[0].suffix in PICKLE_SUFFIXES:
-        if not allow_pickle:
-            refuse_pickle(files[0])
         return _open_pickle(files[0])
     entries = {name: entry for file in files for name, entry in _read_header(file).items()}
     index = files[0].with_name(INDEX_NAME)
@@ -93,24 +94,35 @@ def _read_header(path: Path) -> dict[str, StoredTensor]:
     return entries
 
 
+def save_tensors(tensors: "Mapping[str, Tensor]", path: Path) -> None:
+    """Write tensors to a safetensors file; an OSError if that fails, as for any other file."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file(dict(tensors), path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
+
+
 def _open_pickle(path: Path) -> StoredWeights:
     """Read a state dict written by torch.save with `weights_only`, which permits tensors and plain containers only.
 
     The file may hold the state dict itself, or the state dict under the key `model` or `state_dict`.
     """
-    import pickle
-
     import torch
 
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError) as error:
+    except Exception as error:  # a damaged file may end anywhere in the unpickler
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(f"{path}: does not hold a state dict of tensors ({reason}).") from error
     for key in ("model", "state_dict"):
         if isinstance(found, dict) and isinstance(found.get(key), dict):
             found = found[key]
-    if not isinstance(found, dict) or not all(isinstance(value, torch.Tensor) for value in found.values()):
+    if not isinstance(found, dict) or not all(
+        isinstance(value, torch.Tensor) and value.layout is torch.strided for value in found.values()
+    ):
         raise CheckpointError(f"{path}: does not hold a state dict of tensors.")
     tensors = {str(name): tensor for name, tensor in found.items()}
     entries = {
@@ -156,8 +168,11 @@ def _weight_map(index: Path) -> dict[str, str]:
     found = read_json(index).get("weight_map")
     if not isinstance(found, dict) or not found or not all(isinstance(name, str) for name in found.values()):
         raise CheckpointError(f"{index}: has no weight_map of tensors to files.")
-    if any(Path(name).name != name for name in found.values()):
-        raise CheckpointError(f"{index}: names files outside its folder.")
+    try:
+        for name in found.values():
+            inside(index.parent, name)
+    except ConfigError as error:
+        raise CheckpointError(f"{index}: names a file outside its folder: {error}") from error
     return found
 
 

@@ -35,15 +35,11 @@ class Batches:
         seed: Seed of the order, 0 or more.
 
     Raises:
-        ConfigError: a size is not positive, or the stream has fewer rows than one batch.
+        ConfigError: the stream has fewer rows than one batch.
     """
 
     def __init__(self, packed: PackedTokens, *, batch_size: int, seq_len: int, seed: int) -> None:
-        for name, value, least in (("batch_size", batch_size, 1), ("seq_len", seq_len, 1), ("seed", seed, 0)):
-            if value < least:
-                raise ConfigError(f"{name} is {value}; it has to be {least} or more.")
         self.batch_size = batch_size
-        self.seq_len = seq_len
         self.seed = seed
         self.num_rows = len(packed) // (seq_len + 1)
         """Rows per epoch."""
@@ -55,49 +51,17 @@ class Batches:
             )
         self._rows = packed.tokens[: self.num_rows * (seq_len + 1)].reshape(self.num_rows, seq_len + 1)
 
-    @property
-    def tokens_per_step(self) -> int:
-        """Predicted tokens per step, over all ranks."""
-        return self.batch_size * self.seq_len
-
-    def epoch(self, step: int) -> int:
-        """Return the epoch, from 0, of the first row of a step."""
-        return step * self.batch_size // self.num_rows
-
-    def row_numbers(self, step: int) -> list[int]:
-        """Return the rows of a step in order: row r is tokens[r * (seq_len + 1) : (r + 1) * (seq_len + 1)].
-
-        Raises:
-            ConfigError: the step is negative.
-        """
-        if step < 0:
-            raise ConfigError(f"step is {step}; steps are counted from 0.")
-        positions = range(step * self.batch_size, (step + 1) * self.batch_size)
-        return [
-            int(epoch_order(self.num_rows, self.seed, position // self.num_rows)[position % self.num_rows])
-            for position in positions
-        ]
-
     def batch(self, step: int, rank: int = 0, world_size: int = 1) -> torch.Tensor:
-        """Return the rows of a step for one rank; the ranks' rows in order are the whole step's.
-
-        Args:
-            step: From 0.
-            rank: Rank of the process.
-            world_size: Number of processes; each gets equally many rows.
+        """Return the rows of a step, from 0, for one rank; the ranks' rows in order are the whole step's.
 
         Returns:
             (batch_size / world_size, seq_len + 1) int64, on the CPU.
-
-        Raises:
-            ConfigError: the step is negative, there is no such rank, or the batch is not divisible.
         """
-        if not 0 <= rank < world_size:
-            raise ConfigError(f"rank {rank} of {world_size} processes: ranks go from 0 to {world_size - 1}.")
-        share, rest = divmod(self.batch_size, world_size)
-        if rest:
-            raise ConfigError(
-                f"batch_size {self.batch_size} cannot be shared by {world_size} processes. Use a multiple."
-            )
-        numbers = self.row_numbers(step)[rank * share : (rank + 1) * share]
+        assert self.batch_size % world_size == 0
+        share = self.batch_size // world_size
+        start = step * self.batch_size + rank * share
+        numbers = [
+            epoch_order(self.num_rows, self.seed, position // self.num_rows)[position % self.num_rows]
+            for position in range(start, start + share)
+        ]
         return torch.from_numpy(self._rows[numbers].astype(np.int64))

@@ -67,10 +67,6 @@ class Corpus(ABC):
     def _read(self, split: str) -> Iterator[Document]:
         """Yield the documents of an existing split."""
 
-    def num_bytes(self, split: str) -> int:
-        """Return the UTF-8 bytes of the texts of a split; ConfigError if there is no such split."""
-        return sum(len(document.text.encode()) for document in self.documents(split))
-
 
 def present_splits(present: Iterable[str | None]) -> tuple[str, ...]:
     """Return these splits in order, then "all"."""
@@ -78,22 +74,19 @@ def present_splits(present: Iterable[str | None]) -> tuple[str, ...]:
     return (*(split for split in splits.SPLITS if split in found), ALL)
 
 
-def load_corpus(name: str, *, data_dir: Path | None = None, revision: str | None = None) -> Corpus:
+def load_corpus(name: str, *, data_dir: Path | None = None) -> Corpus:
     """Return the corpus of that name.
 
     Args:
         name: "python", a path, a name below the data folder, or `hub:...`. A folder called python is "./python".
         data_dir: The data folder; None for that of RETBENCH_DATA.
-        revision: Revision of a hub data set; None for its newest commit.
 
     Raises:
         ConfigError: there is no such corpus, or it holds no text, or something that is not text.
         UnsupportedError: the hub cannot be reached, or a package is missing.
     """
     if name.startswith(hub.PREFIX):
-        return HubCorpus(name, revision)
-    if revision is not None:
-        raise ConfigError(f"the corpus '{name}' has no revisions; only one of the hub has. Leave it out.")
+        return HubCorpus(name)
     if name == PYTHON:
         return FileCorpus(name, library_files())
     return FileCorpus(name, list_files(find(name, kind="corpus", data_dir=data_dir, known=[PYTHON])))
@@ -136,7 +129,7 @@ class FileCorpus(Corpus):
 
     def _read(self, split: str) -> Iterator[Document]:
         for file, index in zip(self._files, self._indexes, strict=True):
-            if not self._may_hold(index, split):
+            if split != ALL and self._split_of and all(self._split_of[n] != split for n in index.documents):
                 continue
             if not is_unchanged(file, index):
                 raise RetbenchError(
@@ -148,19 +141,6 @@ class FileCorpus(Corpus):
                     yield document
                 elif self._is_cut:
                     yield Document(document.name, splits.cut(document.text)[split])
-
-    def _may_hold(self, index: FileIndex, split: str) -> bool:
-        """Return False if no document of a file is in a split."""
-        if split == ALL or not self._split_of:
-            return True
-        return any(self._split_of[name] == split for name, _ in index.documents)
-
-    def num_bytes(self, split: str) -> int:
-        """Return the UTF-8 bytes of the texts of a split, from the index unless documents are cut."""
-        if split not in (ALL, *self._split_of.values()):
-            return super().num_bytes(split)
-        sizes = (entry for index in self._indexes for entry in index.documents)
-        return sum(size for name, size in sizes if split in (ALL, self._split_of.get(name)))
 
 
 def _fingerprint(files: Sequence[TextFile], indexes: Sequence[FileIndex]) -> str:
@@ -175,8 +155,8 @@ def _assign_splits(files: Sequence[TextFile], indexes: Sequence[FileIndex]) -> d
     """Return the split of each document by its name; empty if the documents are too few and have to be cut."""
     own = splits.own_splits([file.name for file in files])
     if own is not None:
-        return {name: split for split, index in zip(own, indexes, strict=True) for name, _ in index.documents}
-    names = [name for index in indexes for name, _ in index.documents]
+        return {name: split for split, index in zip(own, indexes, strict=True) for name in index.documents}
+    names = [name for index in indexes for name in index.documents]
     return splits.hashed_splits(names) if len(names) >= splits.MIN_DOCUMENTS else {}
 
 
@@ -188,19 +168,18 @@ class HubCorpus(Corpus):
     hash of each row's position, 90 / 5 / 5 in expectation. The commit represents the content in the fingerprint.
 
     Args:
-        name: `hub:OWNER/NAME[/CONFIG][@REVISION]`.
-        revision: Branch, tag or commit; the newest commit if neither this nor the name gives one.
+        name: `hub:OWNER/NAME[/CONFIG][@REVISION]`, at the newest commit if it names no revision.
 
     Raises:
         ConfigError: there is no such data set, configuration or revision, or it has no column of texts.
         UnsupportedError: the hub cannot be reached, or `datasets` is not installed.
     """
 
-    def __init__(self, name: str, revision: str | None = None) -> None:
+    def __init__(self, name: str) -> None:
         self.name = name
         self._datasets = hub.load_package("datasets", f"'{name}'")
-        parsed = hub.parse_name(name, revision)
-        self.revision = hub.resolve_revision(name, parsed, "dataset")
+        parsed = hub.parse_name(name)
+        self.revision = hub.resolve_revision(name, parsed)
         self._repo, self._config = parsed.repo, parsed.config
         with self._translate_errors():
             self._sources = tuple(

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from retbench.errors import ConfigError, UnsupportedError
 
@@ -93,13 +93,8 @@ def translate_hub_errors(name: str) -> Iterator[None]:
         ) from error
 
 
-def resolve_revision(name: str, hub_name: HubName, repo_type: Literal["dataset", "model"]) -> str:
-    """Return the commit that a revision stands for now, which makes a run repeatable.
-
-    Args:
-        name: The user's spelling, for messages.
-        hub_name: The parsed name.
-        repo_type: Kind of the repository.
+def resolve_revision(name: str, hub_name: HubName) -> str:
+    """Return the commit that a data set's revision stands for now, which makes a run repeatable.
 
     Raises:
         ConfigError: the hub has no such repository or revision.
@@ -107,7 +102,7 @@ def resolve_revision(name: str, hub_name: HubName, repo_type: Literal["dataset",
     """
     with translate_hub_errors(name):
         api = load_package("huggingface_hub", f"'{name}'").HfApi()
-        info: Any = api.repo_info(hub_name.repo, revision=hub_name.revision, repo_type=repo_type)
+        info: Any = api.repo_info(hub_name.repo, revision=hub_name.revision, repo_type="dataset")
         return str(info.sha)
 
 

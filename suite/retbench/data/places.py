@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
 
-from retbench.errors import ConfigError
+from retbench.errors import ConfigError, shown
 
 
 def cache_dir() -> Path:
@@ -54,8 +54,9 @@ def find(
     """
     if not name.strip():
         raise ConfigError(f"the {kind} has an empty name. Give a name or a path.")
-    if os.path.exists(os.path.expanduser(name)):  # unlike Path.exists, false for a name too long to exist
-        return Path(name).expanduser()
+    path = os.path.expanduser(name)
+    if os.path.exists(path):  # unlike Path.exists, false for a name too long to exist
+        return Path(path)
     root = data_folder(data_dir)
     if root is not None and os.path.exists(root / (below or name)):
         return root / (below or name)
@@ -65,6 +66,6 @@ def find(
     searched = f"nor is it below {root}" if root is not None else "and no data folder was named"
     built_in = f" Built in: {', '.join(sorted(known))}." if known else ""
     raise ConfigError(
-        f"unknown {kind} '{name}': there is no such path, {searched}.{hint}{built_in} Give a path, hub:REPO, or a "
+        f"unknown {kind} {shown(name)}: there is no such path, {searched}.{hint}{built_in} Give a path, hub:REPO, or a "
         "name below the folder of --data-dir or RETBENCH_DATA."
     )

@@ -21,13 +21,14 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from itertools import chain, pairwise
 from pathlib import Path
+from stat import S_ISREG
 from typing import NamedTuple, TextIO
 
 from pydantic import TypeAdapter, ValidationError
 
 from retbench.data.places import cache_dir
-from retbench.errors import ConfigError
-from retbench.files import checksum
+from retbench.errors import ConfigError, StorageError
+from retbench.files import checksum, write_atomic
 from retbench.strict import Strict
 
 READING = "universal newlines, WikiText by article; version 1"
@@ -64,8 +65,8 @@ class FileIndex(Strict):
     size: int
     mtime_ns: int
     sha256: str
-    documents: tuple[tuple[str, int], ...]
-    """Name and UTF-8 bytes of each document."""
+    documents: tuple[str, ...]
+    """Name of each document."""
 
 
 _Indexes = TypeAdapter(dict[str, FileIndex])
@@ -114,13 +115,14 @@ def _translate_read_errors(path: Path) -> Iterator[None]:
     """Turn errors of reading into a ConfigError that names the file."""
     try:
         yield
-    except UnicodeDecodeError as error:
+    except (
+        UnicodeError,
+        SyntaxError,
+        LookupError,
+    ) as error:  # the latter two: of an encoding that a source declares
         raise ConfigError(
-            f"{path}: not {error.encoding} text: {error.reason} (byte 0x{error.object[error.start]:02x}). Convert the "
-            "file to UTF-8 or take it out of the corpus."
+            f"{path}: is not text: {error}. Convert the file to UTF-8 or take it out of the corpus."
         ) from error
-    except SyntaxError as error:  # a Python source that declares an unknown encoding
-        raise ConfigError(f"{path}: {error.msg}. Take the file out of the corpus.") from error
     except OSError as error:
         raise ConfigError(
             f"{path}: cannot be read ({error.strerror}). Check that it is a file and its permissions."
@@ -210,18 +212,24 @@ def is_unchanged(file: TextFile, index: FileIndex) -> bool:
 
 def _stat(file: TextFile) -> os.stat_result:
     try:
-        return file.path.stat()
+        found = file.path.stat()
     except OSError as error:
         raise ConfigError(f"{file.path}: cannot be read ({error.strerror}). Check the file.") from error
+    if not S_ISREG(found.st_mode):  # a device or a pipe may never end
+        raise ConfigError(f"{file.path}: is not a regular file. Take it out of the corpus.")
+    return found
 
 
 def _index(file: TextFile) -> FileIndex:
     """Read a file and index it."""
     before = _stat(file)
-    documents = tuple((name, len(text.encode())) for name, text in read_documents(file))
-    return FileIndex(
-        size=before.st_size, mtime_ns=before.st_mtime_ns, sha256=checksum(file.path), documents=documents
-    )
+    names = []
+    with _translate_read_errors(file.path):
+        for name, text in read_documents(file):
+            text.encode()  # some encodings of Python sources give half of a surrogate pair
+            names.append(name)
+        sha256 = checksum(file.path)
+    return FileIndex(size=before.st_size, mtime_ns=before.st_mtime_ns, sha256=sha256, documents=tuple(names))
 
 
 def _load_cached(path: Path) -> dict[str, FileIndex]:
@@ -235,8 +243,5 @@ def _load_cached(path: Path) -> dict[str, FileIndex]:
 def _store_settled(path: Path, found: dict[str, FileIndex]) -> None:
     """Cache the indexes of files that are no longer being modified; a cache that cannot be written is left out."""
     settled = {name: index for name, index in found.items() if time.time_ns() - index.mtime_ns > _SETTLED_NS}
-    with suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_suffix(f".{os.getpid()}")
-        draft.write_bytes(_Indexes.dump_json(settled))
-        draft.replace(path)
+    with suppress(StorageError):
+        write_atomic(path, _Indexes.dump_json(settled))

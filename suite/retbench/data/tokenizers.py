@@ -45,22 +45,19 @@ _HUB_FILES = (
 )
 
 
-def load_tokenizer(name: str, *, data_dir: Path | None = None, revision: str | None = None) -> Tokenizer:
+def load_tokenizer(name: str, *, data_dir: Path | None = None) -> Tokenizer:
     """Return the tokenizer of that name.
 
     Args:
         name: "bytes", a path, a name below the data folder, or `hub:...`.
         data_dir: The data folder; None for that of RETBENCH_DATA.
-        revision: Revision of a hub repository; None for its newest commit.
 
     Raises:
         ConfigError: there is no such tokenizer, or its files are damaged.
         UnsupportedError: the hub cannot be reached, or a package is missing.
     """
     if name.startswith(hub.PREFIX):
-        return _read_folder(name, hub.download_files(name, hub.parse_name(name, revision), _HUB_FILES))
-    if revision is not None:
-        raise ConfigError(f"the tokenizer '{name}' has no revisions; only one of the hub has. Leave it out.")
+        return _read_folder(name, hub.download_files(name, hub.parse_name(name), _HUB_FILES))
     if name == BYTES:
         return ByteTokenizer()
     path = find(name, kind="tokenizer", data_dir=data_dir, known=[BYTES], below=_SHORT_NAMES.get(name))

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from retbench.data.hub import load_package
-from retbench.errors import ConfigError
+from retbench.errors import ConfigError, shown
+from retbench.parsing import parse_json
 
 BYTES = "bytes"
 _END_OF_TEXT = "<|endoftext|>"
@@ -48,7 +49,7 @@ def _read_bytes(path: Path) -> bytes:
 def _read_json(path: Path) -> Any:
     """Read a JSON file; ConfigError if it is not valid JSON."""
     try:
-        return json.loads(_read_bytes(path))
+        return parse_json(_read_bytes(path))
     except ValueError as error:
         raise ConfigError(f"{path}: not valid JSON: {error}. Fetch the file again.") from error
 
@@ -67,9 +68,24 @@ class Tokenizer(ABC):
     eos_token_id: int | None
     """The token after a text, if there is one."""
 
-    @abstractmethod
     def encode(self, text: str) -> list[int]:
-        """Return the tokens of a text, without begin-of-text and end-of-text tokens."""
+        """Return the tokens of a text, without begin-of-text and end-of-text tokens.
+
+        A special token that is spelt out becomes that token; SentencePiece and llama2.c put a space before the text.
+
+        Raises:
+            ConfigError: the tokenizer has no token for a part of the text, or it is not Unicode.
+        """
+        try:
+            return self._encode(text)
+        except Exception as error:  # libraries raise no specific class
+            raise ConfigError(
+                f"the tokenizer {shown(self.name)} cannot encode {shown(text)}: {error}."
+            ) from error
+
+    @abstractmethod
+    def _encode(self, text: str) -> list[int]:
+        """Return the tokens of a text; any error is translated."""
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Return the text of tokens; ConfigError if one is not in the vocabulary, which libraries ignore silently."""
@@ -96,8 +112,7 @@ class ByteTokenizer(Tokenizer):
     eos_token_id = 256
     fingerprint = hashlib.sha256(b"UTF-8 bytes, 256 begins and ends a text").hexdigest()[:12]
 
-    def encode(self, text: str) -> list[int]:
-        """Return the bytes of a text."""
+    def _encode(self, text: str) -> list[int]:
         return list(text.encode())
 
     def _decode(self, tokens: list[int]) -> str:
@@ -112,7 +127,7 @@ class LibraryTokenizer(Tokenizer):
         self._tokenizer = tokenizer
         tokenizer.no_truncation()
         tokenizer.no_padding()
-        self.vocab_size = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())
+        self.vocab_size = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
         self.bos_token_id, self.eos_token_id = (
             None if token is None else tokenizer.token_to_id(token) for token in special
         )
@@ -120,8 +135,7 @@ class LibraryTokenizer(Tokenizer):
             fingerprint.encode(), f"{self.bos_token_id} {self.eos_token_id}".encode()
         )
 
-    def encode(self, text: str) -> list[int]:
-        """Return the tokens of a text; a special token that is spelt out becomes that token."""
+    def _encode(self, text: str) -> list[int]:
         tokens: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return tokens
 
@@ -151,12 +165,26 @@ def _special_tokens(folder: Path, tokenizer: Any) -> tuple[str | None, str | Non
     for file in ("tokenizer_config.json", "special_tokens_map.json"):
         if (folder / file).is_file():
             content = _read_json(folder / file)
-            found = [content.get(field) for field in ("bos_token", "eos_token")]
-            begin, end = (token.get("content") if isinstance(token, dict) else token for token in found)
+            if not isinstance(content, dict):
+                raise ConfigError(
+                    f"{folder / file}: holds {shown(content)}, expected an object. Fetch the file again."
+                )
+            begin, end = (_token_text(folder / file, content, field) for field in ("bos_token", "eos_token"))
             if begin or end:
                 return begin, end
     special = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
     return next((pair for pair in _WELL_KNOWN if special.issuperset(pair)), (None, None))
+
+
+def _token_text(path: Path, content: dict[str, Any], field: str) -> str | None:
+    """Return the text of a special token, which is stored as a string or in an object; ConfigError if it is neither."""
+    token = content.get(field)
+    text = token.get("content") if isinstance(token, dict) else token
+    if text is not None and not isinstance(text, str):
+        raise ConfigError(
+            f"{path}: {field} is {shown(token)}, expected the text of a token. Fetch the file again."
+        )
+    return text
 
 
 def read_gpt2_files(name: str, vocabulary: Path, merges: Path) -> LibraryTokenizer:
@@ -183,7 +211,9 @@ def read_gpt2_files(name: str, vocabulary: Path, merges: Path) -> LibraryTokeniz
 
 def _check_merges(tokens: Any, pairs: Sequence[tuple[str, ...]], where: str) -> None:
     """Raise a ConfigError for files that do not belong together, which would crash the library."""
-    if not isinstance(tokens, dict) or not all(isinstance(token, int) for token in tokens.values()):
+    if not isinstance(tokens, dict) or not all(
+        type(token) is int and 0 <= token < 2**32 for token in tokens.values()
+    ):
         fault = "the first is no object of tokens and their numbers"
     else:
         wrong = next(
@@ -210,14 +240,13 @@ class SentencePieceTokenizer(Tokenizer):
         try:
             self._processor = library.SentencePieceProcessor(model_proto=content)
             self.vocab_size = self._processor.vocab_size()
-        except RuntimeError as error:
+        except Exception as error:  # the library raises no specific class
             raise ConfigError(f"{path}: not a SentencePiece model: {error}. Fetch the file again.") from error
         begin, end = self._processor.bos_id(), self._processor.eos_id()
         self.bos_token_id = begin if begin >= 0 else None
         self.eos_token_id = end if end >= 0 else None
 
-    def encode(self, text: str) -> list[int]:
-        """Return the tokens of a text, after the model's own space."""
+    def _encode(self, text: str) -> list[int]:
         tokens: list[int] = self._processor.encode(text, add_bos=False, add_eos=False)
         return tokens
 
@@ -285,8 +314,8 @@ class ScoredPieces(Tokenizer):
             tokens += [token] if token is not None else [_FIRST_BYTE + byte for byte in piece]
         return tokens
 
-    def encode(self, text: str) -> list[int]:
-        """Return the tokens of a text; only the space before it is added. Takes n log n steps."""
+    def _encode(self, text: str) -> list[int]:
+        """Return the tokens of a text in n log n steps."""
         if not text:
             return []
         tokens = self._characters(" " + text)

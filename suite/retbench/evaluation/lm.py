@@ -16,7 +16,7 @@ from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, po
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from retbench.data.tokenizers import Tokenizer, check_bos_token, check_vocabulary, prefix_token
-from retbench.errors import ConfigError, UnsupportedError
+from retbench.errors import ConfigError, UnsupportedError, shown
 from retbench.evaluation import PassProgress, ignore_progress
 from retbench.evaluation.batching import MIN_SAVED
 from retbench.evaluation.scoring import Scorer, ScoringRequest
@@ -98,22 +98,6 @@ class DecoderLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no type inform
     def prefix_token_id(self) -> int:
         """The token before a text without context."""
         return prefix_token(self.tokenizer)
-
-    @property
-    def tokenizer_name(self) -> str:
-        """Name and fingerprint of the tokenizer."""
-        return f"{self.tokenizer.name}@{self.tokenizer.fingerprint}"
-
-    def get_model_info(self) -> dict[str, Any]:
-        """Return the description of the model that lm-eval stores with its results."""
-        return {
-            "model_num_parameters": sum(weight.numel() for weight in self.model.parameters()),
-            "model_dtype": str(self.model.dtype).removeprefix("torch."),
-            "backend": self.model.backend,
-            "tokenizer": self.tokenizer_name,
-            "max_length": self.max_length,
-            "add_bos": self.add_bos,
-        }
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
         """Return the tokens of a text, after a begin-of-text token if `add_bos` is set and the call allows it."""
@@ -219,13 +203,13 @@ class DecoderLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no type inform
         for (context, continuation), _, scored in requests:
             if not scored:
                 raise ConfigError(
-                    f"tokenizer '{self.tokenizer.name}' joins the end of the context {context[-40:]!r} with the whole "
-                    f"of the continuation {continuation[:40]!r}, so no token of it can be scored by itself."
+                    f"tokenizer '{self.tokenizer.name}' joins the end of the context {shown(context[-40:])} with the "
+                    f"whole of the continuation {shown(continuation[:40])}, so no token of it can be scored by itself."
                 )
             if len(scored) > self.max_length:
                 raise ConfigError(
                     f"a continuation of {len(scored):,} tokens is longer than max_length {self.max_length:,}: "
-                    f"{continuation[:40]!r}. Raise max_length."
+                    f"{shown(continuation[:40])}. Raise max_length."
                 )
         return self._score([ScoringRequest(context, scored) for _, context, scored in requests])
 

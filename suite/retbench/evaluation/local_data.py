@@ -7,32 +7,18 @@ fields always works.
 
 import csv
 import gzip
-import json
 import os
 import re
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
-from retbench.errors import ConfigError
+from retbench.errors import ConfigError, shown
+from retbench.parsing import parse_json
 
 Row = dict[str, Any]
 SPLITS = ("train", "validation", "test")
-DAMAGED = (
-    KeyError,
-    IndexError,
-    ValueError,
-    TypeError,
-    AttributeError,
-    OSError,
-    EOFError,
-    SyntaxError,  # of XML
-    csv.Error,
-    zlib.error,
-)
-"""Errors of the readers for a file of another format or with damage."""
 LETTERS = "ABCDEFGH"
 WINOGRAD_SCHEMAS = 273
 """The collection later grew to 285; the task uses the first ones."""
@@ -75,9 +61,9 @@ def read_local(task: str, data_dir: Path) -> dict[str, LocalSplit]:
     for split, (layout, paths) in find_layouts(task, data_dir).items():
         try:
             rows = layout.read(*paths)
-        except DAMAGED as error:
+        except Exception as error:  # the readers take files for what they should be
             raise ConfigError(
-                f"{paths[0]}: cannot be read as the {split} split of {task} ({type(error).__name__}: {error}). "
+                f"{paths[0]}: cannot be read as the {split} split of {task} ({one_line(error)}). "
                 "Fetch the file anew, or take it away to use another source."
             ) from error
         if not rows:
@@ -87,6 +73,11 @@ def read_local(task: str, data_dir: Path) -> dict[str, LocalSplit]:
         files = tuple(path.relative_to(data_dir).as_posix() for path in paths)
         splits[split] = LocalSplit(rows, files, layout.note)
     return splits
+
+
+def one_line(error: Exception) -> str:
+    """Return an error of a library as a part of a message."""
+    return f"{type(error).__name__}: {shown(' '.join(str(error).split()))[1:-1]}"
 
 
 def find_layouts(task: str, data_dir: Path) -> dict[str, tuple[Layout, tuple[Path, ...]]]:
@@ -130,8 +121,8 @@ def _read_lines(path: Path) -> list[Row]:
         for number, line in enumerate(lines, 1):
             if line.strip():
                 try:
-                    row = json.loads(line)
-                except json.JSONDecodeError as error:
+                    row = parse_json(line)
+                except ValueError as error:
                     raise ValueError(f"line {number}: {error}") from error
                 if not isinstance(row, dict):
                     raise ValueError(f"line {number}: no JSON object")
@@ -152,7 +143,7 @@ def _read_requests(path: Path) -> list[Row]:
     documents: dict[Any, Row] = {}
     with gzip.open(path, "rt", encoding="utf-8") as lines:
         for line in lines:
-            request = json.loads(line)
+            request = parse_json(line)
             documents.setdefault(request["native_id"], request["doc"])
     return list(documents.values())
 
@@ -218,11 +209,6 @@ def _read_winograd_text(path: Path) -> list[Row]:
     return rows
 
 
-def _read_wikitext(path: Path) -> list[Row]:
-    """Read a raw WikiText file, one article per document as in EleutherAI/wikitext_document_level."""
-    return _articles(path.read_text(encoding="utf-8"))
-
-
 def _read_wikitext_rows(path: Path) -> list[Row]:
     """Read a raw WikiText file whose paragraphs were joined by empty lines, and undo the joining.
 
@@ -243,7 +229,7 @@ def _read_wikitext_rows(path: Path) -> list[Row]:
 
 
 def _articles(text: str) -> list[Row]:
-    """Split a text into pages that begin with a heading of the first level."""
+    """Split a text into pages that begin with a heading of the first level, as EleutherAI/wikitext_document_level."""
     pages: list[list[str]] = [[]]
     for line in text.split("\n"):
         marks = line.replace("= = =", "===").replace("= =", "==").strip()
@@ -382,7 +368,11 @@ LAYOUTS: dict[str, tuple[Layout, ...]] = {
     ),
     "sciq": (_arrow("sciq/none"),),
     "wikitext": (
-        Layout("test", ("wikitext-2-raw/wiki.test.raw",), _read_wikitext),
+        Layout(
+            "test",
+            ("wikitext-2-raw/wiki.test.raw",),
+            lambda path: _articles(path.read_text(encoding="utf-8")),
+        ),
         Layout("test", ("wikitext-2-raw/wikitext-test.txt",), _read_wikitext_rows),
     ),
 }

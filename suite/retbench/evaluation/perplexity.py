@@ -233,8 +233,11 @@ def streamed_losses(
         end = min(start + segment_len, length - 1)
         logits = model(tokens[:, start:end].to(model.device), state)  # (B, S, N)
         targets = tokens[:, start + 1 : end + 1].to(model.device)
-        losses = F.cross_entropy(logits.float().transpose(1, 2), targets, reduction="none")  # (B, S)
-        found[:, start:end] = losses.cpu()
+        # Over the contiguous last axis: over another one torch adds the vocabulary up one by one, in float32.
+        losses = F.cross_entropy(
+            logits.flatten(0, 1).float(), targets.flatten(), reduction="none"
+        )  # (B * S,)
+        found[:, start:end] = losses.view_as(targets).cpu()
         report(targets.numel())
     return found
 

@@ -63,6 +63,24 @@ class ScoringResult:
     num_computed_tokens: int
 
 
+class _Targets(NamedTuple):
+    """The tokens that one pass scores."""
+
+    rows_of_logits: dict[tuple[int, int], int]
+    """Row and position in the pass, to a row of logits, which requests with equal tokens share."""
+    rows: list[int]
+    """Per token, the row of the logits before it."""
+    owners: list[int]
+    """Per token, its request."""
+    tokens: list[int]
+
+    def add(self, position: tuple[int, int], owner: int, token: int) -> None:
+        """Add a token after a position of the pass."""
+        self.rows.append(self.rows_of_logits.setdefault(position, len(self.rows_of_logits)))
+        self.owners.append(owner)
+        self.tokens.append(token)
+
+
 class Scorer:
     """Scores requests with one model.
 
@@ -115,61 +133,24 @@ class Scorer:
             if self.min_saved is None
             else build_tree(inputs, min_saved=self.min_saved)
         )
-        first_scored = [len(tokens) - len(r.continuation) for tokens, r in zip(kept, requests, strict=True)]
-        run = _ScoringRun(self, kept, first_scored, report)
-        run.run(tree, None, [0] * len(tree), 0)
-        sums, misses = run.sums.tolist(), run.misses.tolist()
+        self._kept, self._report = kept, report
+        self._first_scored = [
+            len(tokens) - len(r.continuation) for tokens, r in zip(kept, requests, strict=True)
+        ]
+        self._sums = torch.zeros(len(kept), dtype=torch.float64)
+        self._misses = torch.zeros(len(kept), dtype=torch.int64)
+        self._num_computed = 0
+        self._held_bytes = 0  # of the states from which the current branches start
+        self._run(tree, None, [0] * len(tree), 0)
+        scores = zip(self._sums.tolist(), self._misses.tolist(), strict=True)
         return ScoringResult(
-            [ContinuationScore(total, missed == 0) for total, missed in zip(sums, misses, strict=True)],
+            [ContinuationScore(total, missed == 0) for total, missed in scores],
             sum(len(all_) > len(some) for all_, some in zip(whole, kept, strict=True)),
             sum(map(len, inputs)),
-            run.num_computed_tokens,
+            self._num_computed,
         )
 
-
-class _Targets(NamedTuple):
-    """The tokens that one pass scores."""
-
-    rows_of_logits: dict[tuple[int, int], int]
-    """Row and position in the pass, to a row of logits, which requests with equal tokens share."""
-    rows: list[int]
-    """Per token, the row of the logits before it."""
-    owners: list[int]
-    """Per token, its request."""
-    tokens: list[int]
-
-    def add(self, position: tuple[int, int], owner: int, token: int) -> None:
-        """Add a token after a position of the pass."""
-        self.rows.append(self.rows_of_logits.setdefault(position, len(self.rows_of_logits)))
-        self.owners.append(owner)
-        self.tokens.append(token)
-
-
-class _ScoringRun:
-    """One call of `Scorer.score`.
-
-    Args:
-        scorer: Its settings.
-        kept: Tokens of each request; the model reads all but the last.
-        first_scored: Index in `kept` of the first token to score.
-        report: Called after every pass.
-    """
-
-    def __init__(
-        self,
-        scorer: Scorer,
-        kept: Sequence[Sequence[int]],
-        first_scored: Sequence[int],
-        report: PassProgress,
-    ) -> None:
-        self.scorer, self.model = scorer, scorer.model
-        self.kept, self.first_scored, self.report = kept, first_scored, report
-        self.sums = torch.zeros(len(kept), dtype=torch.float64)
-        self.misses = torch.zeros(len(kept), dtype=torch.int64)
-        self.num_computed_tokens = 0
-        self.held_bytes = 0  # of the states from which the current branches start
-
-    def run(
+    def _run(
         self, branches: Sequence[Branch], state: DecoderState | None, rows: Sequence[int], start: int
     ) -> None:
         """Run branches from token `start` on.
@@ -190,9 +171,9 @@ class _ScoringRun:
             advanced = self._pass(batch, state, start, end, keep=True)
             assert advanced is not None
             children = [(child, row) for row, (branch, _) in enumerate(batch) for child in branch.children]
-            self.held_bytes += advanced.num_bytes
-            self.run([child for child, _ in children], advanced, [row for _, row in children], end)
-            self.held_bytes -= advanced.num_bytes
+            self._held_bytes += advanced.num_bytes
+            self._run([child for child, _ in children], advanced, [row for _, row in children], end)
+            self._held_bytes -= advanced.num_bytes
 
     def _batches(
         self, pairs: Sequence[tuple[Branch, int]], start: int, *, longest: bool
@@ -204,7 +185,7 @@ class _ScoringRun:
             [branch.end - start for branch in branches],
             [0 if longest else branch.num_leaves for branch in branches],
             fits=lambda rows, length: self._fits(rows, start, length, keep=not longest),
-            pass_tokens=self.scorer.pass_tokens,
+            pass_tokens=self.pass_tokens,
         ):
             yield ordered[first:last]
 
@@ -215,8 +196,8 @@ class _ScoringRun:
         """
         dtype = str(self.model.dtype).removeprefix("torch.")
         own = costs.state_bytes(self.model.config, dtype, rows, start + length)
-        room = self.scorer.state_bytes - self.held_bytes
-        return rows * length <= self.scorer.batch_tokens and own <= (room // 2 if keep else room)
+        room = self.state_bytes - self._held_bytes
+        return rows * length <= self.batch_tokens and own <= (room // 2 if keep else room)
 
     def _pass(
         self,
@@ -229,16 +210,16 @@ class _ScoringRun:
     ) -> DecoderState | None:
         """Run the tokens start .. end - 1 of each branch, score those after them, and return the state to keep."""
         width = end - start
-        tokens = [list(self.kept[branch.members[0]][start : min(end, branch.end)]) for branch, _ in batch]
+        tokens = [list(self._kept[branch.members[0]][start : min(end, branch.end)]) for branch, _ in batch]
         padded = torch.tensor([row + [0] * (width - len(row)) for row in tokens], device=self.model.device)
-        self.num_computed_tokens += padded.numel()
+        self._num_computed += padded.numel()
         advanced = self._copied(batch, state, end) if keep or state is not None else None
         targets = self._targets(batch, start, end)
         last_only = all(position == width - 1 for _, position in targets.rows_of_logits)
         features = self.model.features(padded, advanced, last_only=last_only)  # (B, T or 1, D)
         if targets.tokens:
             self._score(features, targets)
-        self.report(padded.numel())
+        self._report(padded.numel())
         return advanced if keep else None
 
     def _copied(
@@ -255,8 +236,8 @@ class _ScoringRun:
         targets = _Targets({}, [], [], [])
         for row, (branch, _) in enumerate(batch):
             for member in branch.members:
-                kept = self.kept[member]
-                for position in range(max(start, self.first_scored[member] - 1), min(end, branch.end)):
+                kept = self._kept[member]
+                for position in range(max(start, self._first_scored[member] - 1), min(end, branch.end)):
                     targets.add((row, position - start), member, kept[position + 1])
         return targets
 
@@ -269,8 +250,8 @@ class _ScoringRun:
             torch.tensor(column) for column in (targets.rows, targets.tokens, targets.owners)
         )
         values, is_likeliest = self._log_probabilities(chosen, rows, tokens)
-        self.sums.index_add_(0, owners, values)
-        self.misses.index_add_(0, owners, (~is_likeliest).to(torch.int64))
+        self._sums.index_add_(0, owners, values)
+        self._misses.index_add_(0, owners, (~is_likeliest).to(torch.int64))
 
     def _log_probabilities(self, chosen: Tensor, rows: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Return the log-probability of each target, float64, and if it is the most probable token.

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from retbench.config.evaluation import FEWSHOT_SEED
 from retbench.data.places import data_folder
 from retbench.errors import ConfigError, UnsupportedError, unknown_name
-from retbench.evaluation.local_data import LocalSplit, describe_files, find_layouts, read_local
+from retbench.evaluation.local_data import LocalSplit, describe_files, find_layouts, one_line, read_local
 
 RETNET = "RetNet (arXiv:2307.08621) Table 3"
 GLA = "GLA (arXiv:2312.06635) Table 2"
@@ -75,7 +75,6 @@ class LoadedTask:
         data_files: Local files below the data folder, or the name of the hub's data set.
         data_note: How prompts from local rows differ from those from the hub's; empty if they do not.
         split: The evaluated split.
-        num_fewshot: Examples before each document.
         fewshot_source: Split of the examples, if there are any.
         seed: Seed of the choice of examples.
     """
@@ -86,7 +85,6 @@ class LoadedTask:
     data_files: tuple[str, ...]
     data_note: str
     split: str
-    num_fewshot: int
     fewshot_source: str | None
     seed: int
 
@@ -142,7 +140,6 @@ def load_task(
         data_files=tuple(data_files) or (str(config["dataset_path"]),),
         data_note=local[split].note if local else "",
         split=split,
-        num_fewshot=num_fewshot,
         fewshot_source=described if num_fewshot else None,
         seed=seed,
     )
@@ -224,9 +221,9 @@ def _local_overrides(config: Mapping[str, Any], local: Mapping[str, LocalSplit])
     for split, found in local.items():
         try:
             datasets[split] = Dataset.from_list(found.rows)
-        except (ValueError, TypeError) as error:  # from arrow, whose columns have one type each
+        except Exception as error:  # from arrow, whose columns have one type each
             raise ConfigError(
-                f"task {config['task']}: {', '.join(found.files)}: the rows do not make a table ({_one_line(error)}). "
+                f"task {config['task']}: {', '.join(found.files)}: the rows do not make a table ({one_line(error)}). "
                 "A field must be of one type in all of them."
             ) from error
     return {**present, "custom_dataset": lambda **_: datasets, "dataset_kwargs": None}
@@ -248,9 +245,9 @@ def _build(
             used = ", ".join(file for found in local.values() for file in found.files)
             raise ConfigError(
                 f"task {entry.name}: {used}: lm-eval cannot make its prompts of these rows "
-                f"({type(error).__name__}: {error}). Their fields must be those of {config['dataset_path']}."
+                f"({one_line(error)}). Their fields must be those of {config['dataset_path']}."
             ) from error
-        reason = f"{config['dataset_path']} cannot be had from the hub ({_one_line(error)})"
+        reason = f"{config['dataset_path']} cannot be had from the hub ({one_line(error)})"
         raise _no_data(entry, data_dir, reason) from error
 
 
@@ -290,10 +287,6 @@ def _process_once(process: Callable[[Any], Any]) -> Callable[[Any], Any]:
         return processed[dataset._fingerprint]
 
     return process_docs
-
-
-def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 @contextmanager

@@ -7,13 +7,12 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from retbench.config.evaluation import FEWSHOT_SEED
-from retbench.errors import ConfigError
-from retbench.evaluation.tasks import LoadedTask, load_task, quiet
+from retbench.errors import ConfigError, RetbenchError
+from retbench.evaluation.local_data import one_line
+from retbench.evaluation.tasks import LoadedTask, quiet
 
 if TYPE_CHECKING:
     from retbench.evaluation.lm import DecoderLM
@@ -60,7 +59,6 @@ class TaskScores:
 
     Attributes:
         loaded: The task, its data and its examples.
-        limit: Requested number of documents; None for all.
         lm_eval_version: Version of the package.
         metrics: Every metric of the task; `loaded.entry.metric` is the one to show first.
         documents: Every scored document, in order.
@@ -69,11 +67,9 @@ class TaskScores:
         num_truncated: Continuations whose context did not fit `max_length`.
         num_input_tokens: Tokens of all requests.
         num_computed_tokens: Tokens that the model read.
-        max_length: Maximum tokens that the model reads at once.
     """
 
     loaded: LoadedTask
-    limit: int | None
     lm_eval_version: str
     metrics: dict[str, MetricScore]
     documents: list[DocumentScore]
@@ -82,7 +78,6 @@ class TaskScores:
     num_truncated: int
     num_input_tokens: int
     num_computed_tokens: int
-    max_length: int
 
     @property
     def task_version(self) -> str:
@@ -90,37 +85,12 @@ class TaskScores:
         return str(self.loaded.task.VERSION)
 
 
-def evaluate(
-    lm: "DecoderLM",
-    task_name: str,
-    *,
-    data_dir: Path | None = None,
-    limit: int | None = None,
-    num_fewshot: int = 0,
-    seed: int = FEWSHOT_SEED,
-) -> TaskScores:
-    """Score a model on a task.
-
-    Args:
-        lm: The model.
-        task_name: Name in `tasks.TASKS`.
-        data_dir: Folder of local files; None for that of RETBENCH_DATA.
-        limit: Number of documents, from the first; None for all.
-        num_fewshot: Examples before each document.
-        seed: Seed of their choice.
+def evaluate(lm: "DecoderLM", loaded: LoadedTask, *, limit: int | None = None) -> TaskScores:
+    """Score a model on a loaded task: on its first documents, or on all if `limit` is None.
 
     Raises:
-        ConfigError: unknown task, unreadable files, a limit below 1, or a tokenizer that does not fit.
-        UnsupportedError: the task's data cannot be had.
+        ConfigError: the task's local files or the tokenizer do not fit.
     """
-    if limit is not None and limit < 1:
-        raise ConfigError(f"limit must be at least 1, or left out for every document; got {limit}.")
-    loaded = load_task(task_name, data_dir=data_dir, num_fewshot=num_fewshot, seed=seed)
-    return score_task(lm, loaded, limit=limit)
-
-
-def score_task(lm: "DecoderLM", loaded: LoadedTask, *, limit: int | None = None) -> TaskScores:
-    """Score a model on a loaded task; see `evaluate`."""
     from lm_eval import __version__
 
     lm.num_truncated = lm.num_input_tokens = lm.num_computed_tokens = 0
@@ -129,7 +99,6 @@ def score_task(lm: "DecoderLM", loaded: LoadedTask, *, limit: int | None = None)
     documents = [_document(sample, loaded.task.OUTPUT_TYPE) for sample in samples]
     return TaskScores(
         loaded=loaded,
-        limit=limit,
         lm_eval_version=__version__,
         metrics=_aggregate(loaded.task, documents),
         documents=documents,
@@ -138,18 +107,30 @@ def score_task(lm: "DecoderLM", loaded: LoadedTask, *, limit: int | None = None)
         num_truncated=lm.num_truncated,
         num_input_tokens=lm.num_input_tokens,
         num_computed_tokens=lm.num_computed_tokens,
-        max_length=lm.max_length,
     )
 
 
 def run_lm_eval(lm: Any, loaded: LoadedTask, *, limit: int | None) -> list[dict[str, Any]]:
-    """Return lm-eval's samples of any LM on a task in order: requests, responses and each document's metrics."""
+    """Return lm-eval's samples of any LM on a task in order: requests, responses and each document's metrics.
+
+    Raises:
+        ConfigError: a row of a local file has a value that lm-eval cannot make a prompt or a metric of.
+    """
     from lm_eval.evaluator import evaluate as run
 
     name = loaded.entry.name
-    with quiet(), redirect_stderr(io.StringIO()):  # progress bars that no setting turns off
-        # Without bootstrap, for which lm-eval starts a pool of processes, and which no metric here needs.
-        found = run(lm, {name: loaded.task}, limit=limit, bootstrap_iters=0, log_samples=True)
+    try:
+        with quiet(), redirect_stderr(io.StringIO()):  # progress bars that no setting turns off
+            # Without bootstrap, for which lm-eval starts a pool of processes, and which no metric here needs.
+            found = run(lm, {name: loaded.task}, limit=limit, bootstrap_iters=0, log_samples=True)
+    except Exception as error:
+        is_the_models = isinstance(error, RetbenchError | RuntimeError | MemoryError)
+        if is_the_models or loaded.data_source == "hub":
+            raise
+        raise ConfigError(
+            f"task {name}: {', '.join(loaded.data_files)}: lm-eval cannot score these rows ({one_line(error)}). Fetch "
+            "the files anew, or take them away to use another source."
+        ) from error
     samples: list[dict[str, Any]] = found["samples"][name]
     return sorted(samples, key=lambda sample: sample["doc_id"])
 

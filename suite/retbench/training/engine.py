@@ -16,12 +16,12 @@ from torch import Tensor
 
 from retbench.checkpoints.format import Description
 from retbench.checkpoints.native import save_checkpoint
-from retbench.checkpoints.reading import FINAL, read_checkpoint
+from retbench.checkpoints.reading import FINAL
 from retbench.checkpoints.weights import fingerprint_tensors
 from retbench.data.batches import Batches
 from retbench.data.packing import PackedTokens
 from retbench.errors import DivergedError
-from retbench.files import atomic_folder
+from retbench.files import atomic_folder, storing
 from retbench.measure.ceilings import measure_ceilings
 from retbench.training import trained
 from retbench.training.events import (
@@ -81,11 +81,16 @@ def train_all(
 
 
 def delete_runs(plan: TrainingPlan, out: Path) -> None:
-    """Delete every run of a plan from the disk, so that all are trained anew."""
-    for run in plan.runs:
-        folder = trained.run_folder(out, plan, run)
+    """Delete every run of a plan from the disk, so that all are trained anew.
+
+    Raises:
+        ConfigError: a folder is not below `out`; nothing was deleted.
+        StorageError: one cannot be deleted.
+    """
+    for folder in [trained.run_folder(out, plan, run) for run in plan.runs]:
         if (folder / trained.RUN).is_file():
-            shutil.rmtree(folder)
+            with storing(folder):
+                shutil.rmtree(folder)
 
 
 def estimate_seconds(plan: TrainingPlan, runs: Sequence[TrainingRun]) -> list[float]:
@@ -143,95 +148,91 @@ def edge_of(rate: float, grid: tuple[float, ...]) -> Literal["lowest", "highest"
     return "lowest" if rate == min(grid) else "highest"
 
 
+@dataclass
 class _Engine:
     """Trains the runs of a plan one after the other.
 
     The first process decides everything that depends on the disk; all processes follow the same runs.
     """
 
-    def __init__(
-        self,
-        plan: TrainingPlan,
-        text: TrainingText,
-        out: Path,
-        notify: Notify,
-        stop: Callable[[], bool],
-        ranks: Ranks,
-    ) -> None:
-        self._plan, self._text, self._out = plan, text, out
-        self._notify, self._stop, self._ranks = notify, stop, ranks
+    plan: TrainingPlan
+    text: TrainingText
+    out: Path
+    notify: Notify
+    stop: Callable[[], bool]
+    ranks: Ranks
+
+    def __post_init__(self) -> None:
+        plan = self.plan
         self._remaining = RemainingTime(sum(map(plan.flops, plan.runs)))
         self._results: list[RunResult] = []
         self._tunings: dict[tuple[str, str], Tuning] = {}
         self._recorder: Recorder  # in the first process only
-        self._validation: Tensor = validation_rows(
-            text.validation, plan.spec.validation_tokens, plan.spec.seq_len
+        self._validation = validation_rows(
+            self.text.validation, plan.spec.validation_tokens, plan.spec.seq_len
         )
 
     def prepare(self) -> None:
-        """Check the folders of all runs, and read the records; called in the first process only."""
-        for run in self._plan.runs:
-            trained.check(self._folder(run), self._plan, run)
-        self._recorder = Recorder(self._plan, self._out)
+        """Check and tidy the folders of all runs, and read the records; called in the first process only."""
+        folders = {run: self._folder(run) for run in self.plan.runs}
+        for run, folder in folders.items():
+            trained.check(folder, self.plan, run)
+        for folder in folders.values():
+            trained.remove_leftovers(folder)
+        self._recorder = Recorder(self.plan, self.out)
 
     def _folder(self, run: TrainingRun) -> Path:
-        return trained.run_folder(self._out, self._plan, run)
+        return trained.run_folder(self.out, self.plan, run)
 
     def train_all(self) -> TrainingResult:
         """Train the grid, then the final runs."""
-        plan = self._plan
-        done = self._ranks.lead(lambda: sum(trained.is_done(self._out, plan, run) for run in plan.runs))
-        self._notify(TrainingPlanned(len(plan.runs), done))
+        plan = self.plan
+        done = self.ranks.lead(lambda: sum(trained.is_done(self.out, plan, run) for run in plan.runs))
+        self.notify(TrainingPlanned(len(plan.runs), done))
         interrupted = False
         try:
             for run in plan.tuning_runs:
                 self._complete(run)
             self._tunings = best_rates(plan, self._results)
             for tuning in self._tunings.values():
-                self._notify(tuning)
+                self.notify(tuning)
             for run in plan.final_runs:
-                self._complete(self._with_rate(run))
+                decided = self._tuning_of(run)
+                self._complete(replace(run, learning_rate=decided.learning_rate) if decided else run)
         except Stopped:
             interrupted = True
         result = TrainingResult(tuple(self._results), tuple(self._tunings.values()), interrupted)
-        self._notify(result)
+        self.notify(result)
         return result
-
-    def _with_rate(self, run: TrainingRun) -> TrainingRun:
-        """Return a final run with the rate that its model's grid decided, if any."""
-        tuning = self._tuning_of(run)
-        if tuning is None or run.learning_rate is not None:
-            return run
-        return replace(run, learning_rate=tuning.learning_rate)
 
     def _tuning_of(self, run: TrainingRun) -> Tuning | None:
         """Return the tuning behind a final run's rate; None for a run of the grid, or without a grid."""
-        return None if run.role == "tuning" else self._tunings.get((run.model_name, self._plan.tuned_at(run)))
+        return None if run.role == "tuning" else self._tunings.get((run.model_name, self.plan.tuned_at(run)))
 
     def _complete(self, run: TrainingRun) -> None:
         """Train one run to its end, unless it has ended before."""
         folder = self._folder(run)
-        result = self._ranks.lead(lambda: self._find_result(run, folder))
+        result = self.ranks.lead(lambda: self._find_result(run, folder))
         if result is None:
-            self._ranks.lead(lambda: trained.claim(folder, self._plan, run))
+            self.ranks.lead(lambda: trained.claim(folder, self.plan, run))
             result = self._train(run, folder)
         else:
-            self._remaining.leave_out(self._plan.flops(run))
-        self._ranks.lead(lambda: self._recorder.publish(folder))
+            self._remaining.leave_out(self.plan.flops(run))
+        self.ranks.lead(lambda: self._recorder.publish(folder))
         self._results.append(result)
-        self._notify(result)
+        self.notify(result)
 
     def _find_result(self, run: TrainingRun, folder: Path) -> RunResult | None:
         """Return the result of a run that needs no training.
 
         Such a run has no rate, is on disk, has failed with the same code, or equals a run of the grid.
         """
-        plan = self._plan
+        plan = self.plan
         if run.learning_rate is None:
             reason = f"no learning rate: every run of {run.model_name}'s grid at size {plan.tuned_at(run)} diverged."
             return RunResult(run, "failed", folder, 0, error=reason)
         trained.check(folder, plan, run)
-        if not trained.is_done(self._out, plan, run):
+        if not trained.is_done(self.out, plan, run):
             failure = self._recorder.find_failure(folder, run)
             if failure is not None:
                 num_tokens = int(failure.metrics["num_tokens"].value)
@@ -242,58 +243,61 @@ class _Engine:
             with atomic_folder(folder) as draft:
                 shutil.copytree(twin.folder, draft, dirs_exist_ok=True)
                 self._recorder.adopt(draft, run, self._tuning_of(run))
-        metadata = read_checkpoint(str(folder / FINAL)).metadata
-        loss, tokens_per_s = metadata["validation_loss"], metadata["tokens_per_s"]
-        return RunResult(run, "ok", folder, plan.num_tokens(run), loss, tokens_per_s, on_disk=True)
+        final = trained.read_final(folder)
+        return RunResult(
+            run,
+            "ok",
+            folder,
+            plan.num_tokens(run),
+            final.validation_loss,
+            final.tokens_per_s,
+            on_disk=True,
+        )
 
     def _find_equal_run(self, run: TrainingRun) -> RunResult | None:
         """Return the run of the grid that equals a final run: the same steps, seed and rate."""
-        if run.role == "tuning":
-            return None
-        wanted = self._plan.fingerprint(run)
-        return next(
-            (
-                result
-                for result in self._results
-                if result.run.role == "tuning"
-                and result.status == "ok"
-                and (result.run.model_name, result.run.size) == (run.model_name, run.size)
-                and self._plan.fingerprint(result.run) == wanted
-            ),
-            None,
-        )
+        wanted = self.plan.fingerprint(run)
+        for result in self._results:
+            its = result.run
+            if (
+                (run.role, its.role, result.status) == ("final", "tuning", "ok")
+                and (its.model_name, its.size) == (run.model_name, run.size)
+                and self.plan.fingerprint(its) == wanted
+            ):
+                return result
+        return None
 
     def _train(self, run: TrainingRun, folder: Path) -> RunResult:
         """Train one run to its end; its result is `failed` if it diverges."""
-        plan, spec = self._plan, self._plan.spec
-        batches = Batches(self._text.train, batch_size=spec.batch_size, seq_len=spec.seq_len, seed=run.seed)
-        trainer = Trainer(plan, run, batches, self._validation, folder, self._notify, self._ranks)
+        plan, spec = self.plan, self.plan.spec
+        batches = Batches(self.text.train, batch_size=spec.batch_size, seq_len=spec.seq_len, seed=run.seed)
+        trainer = Trainer(plan, run, batches, self._validation, folder, self.notify, self.ranks)
         step_flops = plan.flops(run) / run.num_steps
         self._remaining.leave_out(trainer.state.step * step_flops)
         number = [(each.name, each.role) for each in plan.runs].index((run.name, run.role)) + 1
-        self._notify(RunStarted(run, number, len(plan.runs), trainer.state.step))
+        self.notify(RunStarted(run, number, len(plan.runs), trainer.state.step))
 
         def on_step(step: int, loss: float, seconds: float) -> None:
             left = self._remaining.advance(step_flops)
-            self._notify(StepDone(run, step, loss, spec.tokens_per_step / seconds, left))
+            self.notify(StepDone(run, step, loss, spec.tokens_per_step / seconds, left))
 
         try:
-            trainer.train(self._stop, on_step)
+            trainer.train(self.stop, on_step)
         except DivergedError as error:
             self._remaining.leave_out((run.num_steps - trainer.state.step) * step_flops)
             num_tokens, reason = trainer.state.step * spec.tokens_per_step, str(error)
-            self._ranks.lead(
+            self.ranks.lead(
                 lambda: self._recorder.keep(folder, run, trainer, self._tuning_of(run), error=reason)
             )
             return RunResult(run, "failed", folder, num_tokens, error=reason)
-        weights = full_weights(trainer.model, keep=self._ranks.leads)
-        return self._ranks.lead(lambda: self._save(run, folder, trainer, weights))
+        weights = full_weights(trainer.model, keep=self.ranks.leads)
+        return self.ranks.lead(lambda: self._save(run, folder, trainer, weights))
 
     def _save(
         self, run: TrainingRun, folder: Path, trainer: Trainer, weights: dict[str, Tensor]
     ) -> RunResult:
         """Write the record and the final checkpoint of a run, and delete its snapshots."""
-        plan, state = self._plan, trainer.state
+        plan, state = self.plan, trainer.state
         num_tokens = plan.num_tokens(run)
         loss, tokens_per_s = state.curve[-1].validation_loss_nats, num_tokens / state.total_seconds
         fingerprint = fingerprint_tensors(sorted(weights.items()))

@@ -2,17 +2,20 @@
 
 import csv
 import io
+import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, ClassVar
 
 import torch
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from torch import Tensor
 
 from retbench.data.batches import Batches
+from retbench.errors import DivergedError
 from retbench.files import write_atomic
 from retbench.models.build import build_model
 from retbench.models.decoder import Decoder
@@ -52,19 +55,19 @@ class TrainerState:
         recent_losses: Losses that the next one is compared with.
     """
 
+    __pydantic_config__: ClassVar = ConfigDict(extra="forbid", allow_inf_nan=False)
+
     step: int = 0
     started_at: str = field(default_factory=utc_now)
     num_processes: int = 1
     loss_sum: float = 0.0
-    seconds: float = 0.0
-    total_seconds: float = 0.0
+    seconds: Annotated[float, Field(ge=0)] = 0.0
+    total_seconds: Annotated[float, Field(ge=0)] = 0.0
     recent_losses: list[float] = field(default_factory=list)
     curve: list[CurvePoint] = field(default_factory=list)
 
-    @classmethod
-    def from_json(cls, stored: dict[str, Any]) -> "TrainerState":
-        """Return the state that `dataclasses.asdict` converted."""
-        return cls(**{**stored, "curve": [CurvePoint(**point) for point in stored["curve"]]})
+
+_STATE = TypeAdapter(TrainerState)
 
 
 def write_curve(path: Path, points: Sequence[CurvePoint]) -> None:
@@ -190,6 +193,8 @@ class Trainer:
             validation_loss = mean_loss(self.model, self._validation, self._micro_batch_size)
         self.model.train()
         reshard(self.model)
+        if not math.isfinite(validation_loss):
+            raise DivergedError(f"step {state.step}: the validation loss is {validation_loss}.")
         point = CurvePoint(
             step=state.step,
             num_tokens=state.step * spec.tokens_per_step,
@@ -213,13 +218,21 @@ class Trainer:
         self._ranks.lead(lambda: snapshots.prune(steps, self.plan.spec.keep_last))
 
     def _restore(self) -> None:
-        """Restore the latest undamaged snapshot, if there is one."""
+        """Restore the latest undamaged snapshot, if there is one; CheckpointError if it is not of this run."""
         found = snapshots.find_snapshot(
             self.folder / STEPS, lambda text: self._notify(Noted(self.run, text)), self._ranks
         )
         if found is None:
             return
+        try:
+            self.state = _STATE.validate_python(found.state)
+        except ValidationError as error:
+            raise found.misfit(f"a state of another form ({error.errors()[0]['msg']})") from error
+        steps = [0, *(point.step for point in self.state.curve), self.state.step, self.run.num_steps]
+        if steps != sorted(steps) or self.state.step == self.run.num_steps:
+            raise found.misfit(
+                f"{self.state.step} of {self.run.num_steps} steps and a curve that is not theirs"
+            )
         found.restore(self.model, self.optimizer)
-        self.state = TrainerState.from_json(found.state)
         self.state.num_processes += 1
         self._ranks.lead(lambda: write_curve(self.folder / CURVE, self.state.curve))

@@ -13,7 +13,7 @@ from typing import Any
 
 from retbench.architectures import costs
 from retbench.errors import RecordError, StorageError
-from retbench.files import write_atomic
+from retbench.files import inside, write_atomic
 from retbench.measure.environment import describe_environment
 from retbench.records.record import (
     Metric,
@@ -50,7 +50,7 @@ class Recorder:
         self._plan = plan
         self.environment = describe_environment(plan.device, plan.threads)
         self.run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
-        folder = out / self.environment["machine"] / plan.experiment.name
+        folder = inside(out, self.environment["machine"], plan.experiment.name)
         self.path = folder / f"{self.run_id}.jsonl"
         known, _ = read_records(folder)
         self._known = {_identity(record) for record in known if record.workload == WORKLOAD}
@@ -110,6 +110,8 @@ class Recorder:
         """Return the record of a run that failed with the same settings, device and code, if there is one."""
         record = _read(folder)
         if record is None or record.status != "failed" or record.cell_id != _cell_id(self._plan, run):
+            return None
+        if "num_tokens" not in record.metrics:
             return None
         now = self.environment | code_of_parts(self._plan.config(run), WORKLOAD)
         names = ("code_revision", "model_code", "workload_code")

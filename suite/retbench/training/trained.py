@@ -8,13 +8,18 @@ trained it has `steps/` (snapshots to continue from), and at the end `final/` (a
 """
 
 import json
-from dataclasses import dataclass
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
+from pydantic import FiniteFloat, ValidationError
+
 from retbench.checkpoints.reading import FINAL, read_checkpoint
-from retbench.errors import ConfigError
-from retbench.files import write_atomic
+from retbench.errors import ConfigError, shown
+from retbench.files import DRAFT, inside, write_atomic
+from retbench.parsing import parse_json
+from retbench.strict import Strict
 from retbench.training.plan import TrainingPlan, TrainingRun
 
 CHECKPOINTS = "checkpoints"
@@ -24,14 +29,13 @@ CURVE = "curve.csv"
 RUN = "run.json"
 
 
-@dataclass(frozen=True)
-class TrainedRun:
-    """A finished final run: the folder of its checkpoint, and how it was trained; the loss is nats per token."""
+class TrainedRun(Strict):
+    """A finished run: the folder of its checkpoint, and how it was trained; the loss is nats per token."""
 
     model_name: str
     size: str
     seed: int
-    learning_rate: float
+    learning_rate: FiniteFloat
     path: Path
     weights_fingerprint: str
     tokenizer: str
@@ -39,14 +43,27 @@ class TrainedRun:
     corpus: str
     corpus_fingerprint: str
     num_tokens: int
-    validation_loss: float
+    validation_loss: FiniteFloat
+    tokens_per_s: FiniteFloat
     training_fingerprint: str
 
 
 def run_folder(out: Path, plan: TrainingPlan, run: TrainingRun) -> Path:
-    """Return the folder of a run."""
-    folder = out / CHECKPOINTS / plan.experiment.name / plan.profile_name
-    return (folder / TUNING if run.role == "tuning" else folder) / run.name
+    """Return the folder of a run.
+
+    Raises:
+        ConfigError: a name cannot be that of a folder, or a link leads elsewhere, where nothing is written or deleted.
+    """
+    grid = (TUNING,) if run.role == "tuning" else ()
+    names = (CHECKPOINTS, plan.experiment.name, plan.profile_name, *grid, run.name)
+    folder = inside(out, *names)
+    found = os.path.realpath(folder / STEPS)
+    if found != os.path.join(os.path.realpath(out), *names, STEPS):
+        raise ConfigError(
+            f"{folder}: a link leads to {found}, and runs are stored and deleted below {out} only. Remove the link, "
+            "or give the folder that holds the results with --out."
+        )
+    return folder
 
 
 def is_done(out: Path, plan: TrainingPlan, run: TrainingRun) -> bool:
@@ -62,36 +79,45 @@ def find_trained(out: Path, experiment: str, profile: str) -> list[TrainedRun]:
     """Return the finished final runs of a profile, in the order of their folders' names.
 
     Raises:
-        ConfigError: a checkpoint there was not written by `retbench train`.
+        CheckpointError: a checkpoint there cannot be read.
+        ConfigError: a checkpoint there was not written by `retbench train`, or a name cannot be that of a folder.
     """
-    folder = out / CHECKPOINTS / experiment / profile
+    folder = inside(out, CHECKPOINTS, experiment, profile)
     if not folder.is_dir():
         return []
-    return [_read_final(path / FINAL) for path in sorted(folder.iterdir()) if _has_final(path)]
+    return [read_final(path) for path in sorted(folder.iterdir()) if _has_final(path)]
 
 
-def _read_final(path: Path) -> TrainedRun:
-    info = read_checkpoint(str(path))
-    known: dict[str, Any] = {
-        "path": path,
-        "weights_fingerprint": str(info.weights_fingerprint),
-        "tokenizer": str(info.tokenizer),
-        "tokenizer_fingerprint": str(info.tokenizer_fingerprint),
-    }
+def read_final(folder: Path) -> TrainedRun:
+    """Return the finished run in a folder; errors as of `find_trained`."""
+    info = read_checkpoint(str(folder / FINAL))
+    own = ("path", "weights_fingerprint", "tokenizer", "tokenizer_fingerprint")
+    stored = {**info.metadata, **{name: getattr(info, name) for name in own}}
     try:
-        others = {name: info.metadata[name] for name in TrainedRun.__dataclass_fields__ if name not in known}
-    except KeyError as error:
+        return TrainedRun(**{name: stored[name] for name in TrainedRun.model_fields if name in stored})
+    except ValidationError as error:
+        wrong = ", ".join(dict.fromkeys(str(fault["loc"][0]) for fault in error.errors()))
         raise ConfigError(
-            f"{path}: its config.json does not have {error} in 'metadata', so `retbench train` did not write it. "
-            "Move it away from the trained models, and give its path to evaluate it."
+            f"{info.path}: the 'metadata' of its config.json lacks {wrong} or has other values there than `retbench "
+            "train` writes. Move it away from the trained models, and give its path to evaluate it."
         ) from error
-    return TrainedRun(**known, **others)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a killed process left in and next to the folder of a run: drafts, and snapshots of a finished run."""
+    names = (f"{DRAFT}{folder.name}", f"{DRAFT}{folder.name}.replaced")
+    drafts = [*map(folder.with_name, names), *folder.glob(f"{DRAFT}*")]
+    for path in [*drafts, folder / STEPS] if _has_final(folder) else drafts:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def read_run(folder: Path) -> dict[str, Any] | None:
     """Return the settings of the run in a folder; None if there is no run."""
     try:
-        found: dict[str, Any] = json.loads((folder / RUN).read_text(encoding="utf-8"))["determined_by"]
+        return dict(parse_json((folder / RUN).read_bytes())["determined_by"])
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -99,7 +125,6 @@ def read_run(folder: Path) -> dict[str, Any] | None:
             f"{folder / RUN}: does not hold the settings of a run ({error}). Move the folder away, or train anew "
             "with --fresh."
         ) from error
-    return found
 
 
 def claim(folder: Path, plan: TrainingPlan, run: TrainingRun) -> None:
@@ -120,12 +145,12 @@ def check(folder: Path, plan: TrainingPlan, run: TrainingRun) -> None:
     A learning rate that is not decided yet is not compared. A folder without any result may be overwritten.
     """
     stored = read_run(folder)
-    if stored is None or all(path.name == RUN for path in folder.iterdir()):
+    if stored is None or all(path.name == RUN or path.name.startswith(DRAFT) for path in folder.iterdir()):
         return
     wanted = plan.determined_by(run)
     undecided = set() if run.learning_rate is not None else {"learning_rate"}
     found = [
-        f"{name}: {stored.get(name)!r} on disk, {wanted.get(name)!r} asked for"
+        f"{shown(name)}: {shown(stored.get(name))} on disk, {shown(wanted.get(name))} asked for"
         for name in sorted((wanted.keys() | stored.keys()) - undecided)
         if wanted.get(name) != stored.get(name)
     ]

@@ -58,6 +58,7 @@ def measure(context: "Context") -> Measurement:
         UnsupportedError: the task's data cannot be obtained.
     """
     from retbench.evaluation.lm import DecoderLM
+    from retbench.evaluation.tasks import load_task
     from retbench.evaluation.zeroshot import evaluate
     from retbench.workloads.evaluation_inputs import evaluation_of, tokenizer_of
 
@@ -71,14 +72,13 @@ def measure(context: "Context") -> Measurement:
     lm.report = context.report
     context.reset_backend_log()
     start_s = time.perf_counter()
-    scores = evaluate(
-        lm,
+    task = load_task(
         point.task or "",
         data_dir=context.data_dir,
-        limit=evaluation.limit,
         num_fewshot=point.num_fewshot or 0,
         seed=FEWSHOT_SEED if evaluation.fewshot_seed is None else evaluation.fewshot_seed,
     )
+    scores = evaluate(lm, task, limit=evaluation.limit)
     seconds = time.perf_counter() - start_s
     metrics = _metrics(scores, seconds)
     finite = {name: metric for name, metric in metrics.items() if metric is not None}
