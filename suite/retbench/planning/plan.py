@@ -11,7 +11,7 @@ from typing import get_args
 
 from retbench.config import experiment as config
 from retbench.config.experiment import Experiment, Profile
-from retbench.errors import ConfigError, UnsupportedError, unknown_name
+from retbench.errors import ConfigError, UnsupportedError, shown, unknown_name
 from retbench.measure.environment import worker_environment
 from retbench.measure.machine import usable_cores
 from retbench.planning import cells
@@ -100,7 +100,7 @@ def make_plan(
     """
     found = find_device(device)
     roomy = found.memory_bytes is not None and found.memory_bytes >= PAPER_MEMORY_BYTES
-    profile_name = profile or ("paper" if roomy else "cpu")
+    profile_name = ("paper" if roomy else "cpu") if profile is None else profile
     experiment = config.load_experiment(name_or_path, overrides, profile=profile_name)
     where = f"experiment '{experiment.name}', profile '{profile_name}'"
     chosen = _adjust(experiment.profile(profile_name), dtype, limit)
@@ -146,9 +146,9 @@ def _adjust(profile: Profile, dtype: str | None, limit: int | None) -> Profile:
             raise unknown_name("dtype", dtype, get_args(config.Dtype), where="--dtype")
         changes["dtype"] = dtype
     if limit is not None:
-        if limit < 1:
+        if not 1 <= limit < 2**31:
             raise ConfigError(
-                f"--limit is {limit}: it is the number of context lengths, or documents, to keep. Give 1 or more."
+                f"--limit is {shown(limit)}: it is the number of context lengths, or documents, to keep, 1 or more."
             )
         changes["workloads"] = profile.workloads.limited(limit)
     return profile.model_copy(update=changes)

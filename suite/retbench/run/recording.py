@@ -35,6 +35,15 @@ class Surroundings:
     ceilings: Ceilings | None = None
 
 
+def without_trial(name: str, status: Status, reason: str) -> tuple[Status, str]:
+    """Return status and reason of cells of a model that were not tried, of which running out of memory says nothing."""
+    return (
+        ("unsupported", f"before any cell of '{name}' was tried, {reason}")
+        if status == "oom"
+        else (status, reason)
+    )
+
+
 def make_record(
     run: RunInfo, cell: Cell, round_number: int, outcome: Outcome, surroundings: Surroundings
 ) -> Record:

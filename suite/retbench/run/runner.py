@@ -6,7 +6,6 @@ record on disk are skipped, so that the same command continues where the last on
 
 import os
 import secrets
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -39,11 +38,11 @@ from retbench.run.protocol import (
     Streamed,
     Task,
 )
-from retbench.run.recording import code_of_cell
+from retbench.run.recording import code_of_cell, without_trial
 from retbench.run.resume import finished_pairs, identities_here
+from retbench.run.scratch import FreshRuns, remove_leftovers, scratch_folder
 from retbench.workloads.workload import find_workload
 
-STATES_FOLDER = ".states"
 _LOCK_POLL_S = 0.5
 
 
@@ -56,7 +55,7 @@ def run_plan(plan: Plan, out: Path, *, fresh: bool, observer: Observer) -> RunSu
     Args:
         plan: The cells to measure.
         out: Root of the results.
-        fresh: Measure pairs again that are on disk; nothing is deleted.
+        fresh: Measure pairs again that are on disk; nothing is deleted. After an interruption the same call goes on.
         observer: Receives all events.
 
     Returns:
@@ -108,19 +107,24 @@ def _run_locked(plan: Plan, out: Path, fresh: bool, observer: Observer, inbox: I
         code_revision=environment.code_revision(),
         codes={cell.cell_id: code_of_cell(cell) for cell in plan.cells},
     )
-    done = {} if fresh else finished_pairs(folder, identities_here(plan.cells))
+    fresh_runs = FreshRuns(folder, plan)
+    done = finished_pairs(folder, identities_here(plan.cells), fresh_runs.read() if fresh else None)
     ledger = Ledger(plan, run, folder / f"{run.run_id}.jsonl", done, observer)
     ledger.notify(events.RunPlanned(ledger.progress, ledger.skipped.total(), run.run_id))
-    if ledger.skipped.total() < ledger.total:
-        check_writable(folder, "--out")
-    states = folder / STATES_FOLDER
     interrupted = False
-    try:
-        _Sweep(plan, ledger, states, inbox).run()
-    except Interrupted:
-        interrupted = True
+    if ledger.skipped.total() == ledger.total:
+        remove_leftovers(folder)
     else:
-        shutil.rmtree(states, ignore_errors=True)
+        check_writable(folder, "--out")
+        if fresh:
+            fresh_runs.add(run.run_id)
+        try:
+            with scratch_folder(folder, run.run_id) as states:
+                _Sweep(plan, ledger, states, inbox).run()
+        except Interrupted:
+            interrupted = True
+    if not interrupted:
+        fresh_runs.end()
     result = ledger.result(interrupted=interrupted)
     ledger.notify(events.RunFinished(result, ledger.progress))
     return result
@@ -134,13 +138,14 @@ class _Sweep:
         self._ledger = ledger
         self._states = states
         self._inbox = inbox
+        self._repeated: set[tuple[Task, str, int]] = set()
 
     def run(self) -> None:
         """Prepare each model, then measure round by round; raise Interrupted after a stop signal."""
         ledger = self._ledger
         for subject in self._plan.subjects:
             while (left := ledger.pending(subject.label)) and not self._prepare(subject.label, left):
-                pass
+                pass  # a worker that ended too early: another one prepares what is left
         for number in range(self._plan.rounds):
             order = ledger.model_order(number)
             if order:
@@ -170,10 +175,11 @@ class _Sweep:
     def _prepare(self, name: str, todo: list[Cell]) -> bool:
         """Run the equivalence check and stream the states; return False if the worker ended too early.
 
-        The failure is then recorded for the cells whose states it was streaming, or for all cells.
+        The second time, the failure is recorded for the cells that cannot be measured: all of a model that was not
+        checked, else those whose states are not streamed yet.
         """
         ledger = self._ledger
-        streaming = False
+        streamed = 0
         with self._worker("prepare", todo, name) as worker:
             ledger.notify(events.Preparing(name, worker.pid, ledger.progress))
             for message in worker.messages(self._plan.profile.timeout_s):
@@ -181,17 +187,17 @@ class _Sweep:
                     case Checked(gate=gate):
                         self._note_gate(name, todo, gate)
                     case Streamed(num_tokens=done, total_tokens=total):
-                        streaming = True
+                        streamed = done
                         ledger.notify(events.Streaming(name, done, total, ledger.progress))
                     case Refused(cells=indices, status=status, error=error):
                         ledger.write_all_rounds([todo[index] for index in indices], status, error)
                     case WorkerExit(status=status, reason=reason):
                         self._note_exit(name, worker.pid, reason)
-                        failed = [cell for cell in todo if _starts_from_state(cell)] if streaming else todo
-                        if status == "oom" and not streaming:  # the check holds more than any cell does
-                            status, reason = "unsupported", f"before any cell of '{name}' was tried, {reason}"
-                        ledger.write_all_rounds(failed, status, reason)
-                        return False
+                        if self._may_repeat("prepare", name):
+                            return False
+                        failed = _unprepared(todo, streamed) if name in ledger.gates else todo
+                        ledger.write_all_rounds(failed, *without_trial(name, status, reason))
+                        return not failed
                     case _:
                         self._note_other(message)
         return True
@@ -234,10 +240,14 @@ class _Sweep:
                             left -= 1
                     case WorkerExit(status=status, reason=reason):
                         self._note_exit(name, worker.pid, reason)
-                        failed = [current] if current else todo if left == len(todo) else []
-                        for cell in failed:
-                            ledger.write_worker_exit(cell, number, status, reason)
-                            left -= 1
+                        if current is not None:
+                            ledger.write_worker_exit(current, number, status, reason)
+                        elif left == len(todo):
+                            if self._may_repeat("measure", name, number):
+                                return
+                            for cell in todo:
+                                ledger.write_failure(cell, number, *without_trial(name, status, reason))
+                        return
                     case _:
                         self._note_other(message)
         if left == len(todo):
@@ -245,9 +255,16 @@ class _Sweep:
                 f"a worker of '{name}' ended without measuring anything and without a reason."
             )
 
+    def _may_repeat(self, task: Task, name: str, number: int = 0) -> bool:
+        """Return whether a task whose worker ended before its first result is given to another one: once."""
+        what = (task, name, number)
+        first = what not in self._repeated
+        self._repeated.add(what)
+        return first
+
     def _note_exit(self, name: str, pid: int, reason: str) -> None:
-        """Report a worker's exit; raise RetbenchError if no worker has ever started, for none will."""
-        if not self._ledger.environment:
+        """Report a worker's exit; raise RetbenchError if two have ended and none has ever started, for none will."""
+        if self._repeated and not self._ledger.environment:
             raise RetbenchError(f"no worker can start on this machine: {reason}")
         self._ledger.notify(events.WorkerEnded(name, pid, reason, self._ledger.progress))
 
@@ -260,5 +277,12 @@ class _Sweep:
                 raise getattr(errors, kind)(text)
 
 
-def _starts_from_state(cell: Cell) -> bool:
-    return find_workload(cell.workload).starts_from_state
+def _unprepared(cells: list[Cell], streamed: int) -> list[Cell]:
+    """Return the cells that start from a state of more tokens than were streamed."""
+    return [
+        cell
+        for cell in cells
+        if find_workload(cell.workload).starts_from_state
+        and not cell.model.grows
+        and cell.point.context_len - 1 > streamed
+    ]

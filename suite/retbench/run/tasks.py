@@ -39,7 +39,7 @@ from retbench.run.protocol import (
     Started,
     Streamed,
 )
-from retbench.run.recording import Outcome, Surroundings, code_of_cell, make_record
+from retbench.run.recording import Outcome, Surroundings, code_of_cell, make_record, without_trial
 from retbench.workloads.context import Context
 from retbench.workloads.states import StateStore, is_streamed, stream_states
 from retbench.workloads.workload import Measurement, find_workload
@@ -133,22 +133,22 @@ def _build(job: Job, device: torch.device) -> Decoder:
 
 
 @contextmanager
-def _refusing(cells: Iterable[int], send: Send) -> Iterator[None]:
-    """Refuse `cells`, by their index, if the block raises; a StorageError ends the run instead."""
+def _refusing(job: Job, cells: Iterable[int], send: Send) -> Iterator[None]:
+    """Refuse `cells` of a job, by their index, if the block raises; a StorageError ends the run instead."""
     try:
         yield
     except StorageError:
         raise
     except Exception as error:
         traceback.print_exception(error)
-        status, message = classify(error)
+        status, message = without_trial(job.cells[0].model_name, *classify(error))
         send(Refused(cells=tuple(cells), status=status, error=message))
 
 
 def _prepare(job: Job, device: torch.device, store: StateStore, send: Send) -> None:
     """Run the equivalence check; if it passes, stream the states that decode cells start from."""
     gate = None
-    with _refusing(range(len(job.cells)), send):
+    with _refusing(job, range(len(job.cells)), send):
         model = _build(job, device)
         gate = _check_gate(job, model)
     if gate is None:
@@ -164,7 +164,7 @@ def _prepare(job: Job, device: torch.device, store: StateStore, send: Send) -> N
         send(Streamed(num_tokens=num_tokens, total_tokens=total_tokens))
 
     if streamed:
-        with _refusing(streamed, send):
+        with _refusing(job, streamed, send):
             stream_states(model, [job.cells[index] for index in streamed], store, report)
 
 
@@ -268,7 +268,7 @@ def _measure(
 ) -> None:
     """Measure one cell per request; stop where another process must measure the rest."""
     bench = None
-    with _refusing(range(len(job.cells)), send):
+    with _refusing(job, range(len(job.cells)), send):
         bench = _set_up(job, device, surroundings, send)
     if bench is None:
         return
