@@ -92,7 +92,7 @@ def plan_and_estimate(path: str, overrides: list[str]) -> None:
         estimates.estimate(plan)
     except RetbenchError as error:
         message = str(error)
-        assert message.replace("\n", "").isprintable(), ascii(message)
+        assert message.replace("\n", "").replace("\xa0", "").isprintable(), ascii(message)
         assert len(message) < 20_000
 
 

@@ -75,7 +75,7 @@ def trained(cell: Cell, fingerprint: str) -> Cell:
     """The same cell with weights that were read from a folder."""
     info = WeightsInfo(source="folder", fingerprint=fingerprint, format="retbench")
     weights = Weights(path=Path("folder"), info=info)
-    return cell.model_copy(update={"subject": cell.subject.model_copy(update={"weights": weights})})
+    return cell.model_copy(update={"under_test": cell.under_test.model_copy(update={"weights": weights})})
 
 
 def test_models_of_one_configuration_with_other_weights_share_no_state(

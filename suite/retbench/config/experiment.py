@@ -6,7 +6,7 @@ Nothing here imports torch.
 
 import os
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -164,7 +164,9 @@ class Experiment(Strict):
     def _patterns_are_hybrids(cls, models: object) -> object:
         if not isinstance(models, dict):
             return models
-        _check_sizes(models)
+        large = [one for one in _scalars(models) if isinstance(one, int) and abs(one) > MAX_LENGTH]
+        if large:
+            raise ValueError(f"it has the number {large[0]:,}; the largest is {MAX_LENGTH:,}")
         return {
             name: {"architecture": _TAKES_PATTERN, **table}
             if isinstance(table, dict) and "pattern" in table
@@ -179,13 +181,19 @@ class Experiment(Strict):
         return self.profiles[name]
 
 
-def _check_sizes(value: object) -> None:
-    """Raise ValueError for a number in the tables of models that is larger than any width, window or chunk."""
-    if isinstance(value, int) and abs(value) > MAX_LENGTH:
-        raise ValueError(f"it has the number {value:,}; the largest is {MAX_LENGTH:,}")
-    if isinstance(value, (dict, list)):
-        for one in value.values() if isinstance(value, dict) else value:
-            _check_sizes(one)
+_PLAIN_SPACE = str.maketrans("", "", "\n\t\xa0")
+"""Characters that do not count as printable and may stand in a text."""
+
+
+def _scalars(node: object) -> Iterator[object]:
+    """Yield every key of nested tables, and every value that is no table or list."""
+    if isinstance(node, dict):
+        yield from node
+    if isinstance(node, (dict, list)):
+        for one in node.values() if isinstance(node, dict) else node:
+            yield from _scalars(one)
+    else:
+        yield node
 
 
 def experiments_dir() -> Path:
@@ -229,6 +237,9 @@ def load_experiment(
         )
     for item in overrides:
         _apply_override(raw, item, profile)
+    for text in _scalars(raw):
+        if isinstance(text, str) and not text.translate(_PLAIN_SPACE).isprintable():
+            raise ConfigError(f"{path}: {shown(text)} has characters that cannot be printed. Remove them.")
     try:
         return Experiment.model_validate({"name": path.stem, **raw})
     except ValidationError as error:

@@ -55,9 +55,9 @@ class Plan:
         return self.cells[0].settings
 
     @property
-    def subjects(self) -> tuple[ModelUnderTest, ...]:
+    def models(self) -> tuple[ModelUnderTest, ...]:
         """The models under test, each once, in the order of the cells."""
-        return tuple({cell.subject.label: cell.subject for cell in self.cells}.values())
+        return tuple({cell.under_test.label: cell.under_test for cell in self.cells}.values())
 
     @property
     def num_measurements(self) -> int:
@@ -117,7 +117,7 @@ def make_plan(
         ("--data-dir", data_dir),
     ]
     flags = [] if compiled is None else ["--compile" if compiled else "--no-compile"]
-    subjects = find_models(experiment, profile_name, results, data_dir)
+    models = find_models(experiment, profile_name, results, data_dir)
     return Plan(
         experiment=experiment,
         profile_name=profile_name,
@@ -127,8 +127,8 @@ def make_plan(
                 experiment,
                 profile_name,
                 _settings(chosen, found),
-                subjects=subjects,
-                inputs=find_inputs(subjects, chosen, data_dir),
+                models=models,
+                inputs=find_inputs(models, chosen, data_dir),
             )
         ),
         rounds=1 if all(one.one_round for one in chosen.workloads.registered) else chosen.rounds,

@@ -98,7 +98,7 @@ class Ledger:
         return [
             cell
             for cell in self.plan.cells
-            if cell.subject.label == label
+            if cell.under_test.label == label
             and any((cell.cell_id, number) in self._pending for number in rounds)
         ]
 
@@ -108,14 +108,14 @@ class Ledger:
         Cells that fill the memory come after all others, one per worker: each needs a process with unfragmented
         memory, and leaves one in which nothing must be timed.
         """
-        cells = [cell for cell in self.plan.cells if cell.subject.label == label]
+        cells = [cell for cell in self.plan.cells if cell.under_test.label == label]
         random.Random(f"{self.plan.profile.seed}/{round_number}/{label}").shuffle(cells)
         pending = [cell for cell in cells if (cell.cell_id, round_number) in self._pending]
         return [cell for cell in pending if not find_workload(cell.workload).finds_batch] or pending[:1]
 
     def model_order(self, round_number: int) -> list[str]:
         """Return the labels of models with pending cells in a round, shuffled by seed and round."""
-        labels = [subject.label for subject in self.plan.subjects]
+        labels = [model.label for model in self.plan.models]
         random.Random(f"{self.plan.profile.seed}/{round_number}").shuffle(labels)
         return [label for label in labels if self.pending(label, round_number)]
 
@@ -132,7 +132,7 @@ class Ledger:
         Raises:
             StorageError: the record could not be written.
         """
-        surroundings = Surroundings(self.environment, self.gates.get(cell.subject.label))
+        surroundings = Surroundings(self.environment, self.gates.get(cell.under_test.label))
         outcome = Outcome(status, utc_now(), error)
         append_record(self.path, make_record(self.run, cell, round_number, outcome, surroundings))
         self.mark_done(cell, round_number, status, error)

@@ -95,7 +95,7 @@ class Worker:
         """Send the job or a request, and keep the pipe open: its end would end the worker."""
         assert self._process.stdin is not None
         with suppress(BrokenPipeError):  # it ended at once, which the end of its stdout reports
-            self._process.stdin.write(message.model_dump_json().encode() + b"\n")
+            self._process.stdin.write(message.model_dump_json(by_alias=True).encode() + b"\n")
             self._process.stdin.flush()
 
     def _read_messages(self, stream: IO[bytes]) -> None:

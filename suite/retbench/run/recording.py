@@ -84,11 +84,11 @@ def _model_info(cell: Cell) -> ModelInfo:
         name=cell.model_name,
         architecture=cell.model.architecture,
         variant=cell.model.variant,
-        size=cell.subject.size,
+        size=cell.under_test.size,
         num_params=costs.num_params(cell.model),
         num_params_nonembedding=costs.num_params_nonembedding(cell.model),
         config=cell.model.model_dump(mode="json"),
-        weights=cell.subject.weights.info if cell.subject.weights else None,
+        weights=cell.under_test.weights.info if cell.under_test.weights else None,
     )
 
 

@@ -143,8 +143,8 @@ class _Sweep:
     def run(self) -> None:
         """Prepare each model, then measure round by round; raise Interrupted after a stop signal."""
         ledger = self._ledger
-        for subject in self._plan.subjects:
-            while (left := ledger.pending(subject.label)) and not self._prepare(subject.label, left):
+        for model in self._plan.models:
+            while (left := ledger.pending(model.label)) and not self._prepare(model.label, left):
                 pass  # a worker that ended too early: another one prepares what is left
         for number in range(self._plan.rounds):
             order = ledger.model_order(number)

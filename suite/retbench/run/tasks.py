@@ -117,7 +117,7 @@ def _store(job: Job) -> StateStore:
 def _build(job: Job, device: torch.device) -> Decoder:
     """Build the model that all cells of the job share."""
     cell = job.cells[0]
-    dtype, weights = getattr(torch, cell.settings.dtype), cell.subject.weights
+    dtype, weights = getattr(torch, cell.settings.dtype), cell.under_test.weights
     if weights is not None:
         return load_checkpoint(
             weights.path, dtype=dtype, device=device, backend=cell.backend, chunk_size=cell.chunk_size

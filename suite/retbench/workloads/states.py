@@ -44,7 +44,7 @@ class StateStore:
 
     def _path(self, cell: Cell, position: int) -> Path:
         """The file of one sequence's state after `position` tokens, named by all that its values depend on."""
-        weights = cell.subject.weights
+        weights = cell.under_test.weights
         parts = {
             "model": cell.model.fingerprint,
             "weights": weights.info.fingerprint if weights else None,
