@@ -64,7 +64,8 @@ def test_an_older_driver_or_binding_is_asked_by_the_older_name(pretend: PretendN
 
 
 def test_the_gpu_is_found_by_its_uuid(pretend: PretendNvml) -> None:
-    assert nvml.find_handle(pretend, nvml.identify(CUDA)) == f"handle of GPU-{UUID}"
+    with nvml.open_gpu(CUDA) as (_, handle):
+        assert handle == f"handle of GPU-{UUID}"
 
 
 def test_a_slice_is_found_as_the_gpu_it_is_of(pretend: PretendNvml, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,12 +75,14 @@ def test_a_slice_is_found_as_the_gpu_it_is_of(pretend: PretendNvml, monkeypatch:
         return f"handle of {uuid}"
 
     monkeypatch.setattr(pretend, "nvmlDeviceGetHandleByUUID", only_slices, raising=False)
-    assert nvml.find_handle(pretend, nvml.identify(CUDA)) == f"parent of handle of MIG-{UUID}"
+    with nvml.open_gpu(CUDA) as (_, handle):
+        assert handle == f"parent of handle of MIG-{UUID}"
 
 
 def test_the_bus_is_the_last_way_to_find_it(pretend: PretendNvml) -> None:
     pretend.refused = {"nvmlDeviceGetHandleByUUID"}
-    assert nvml.find_handle(pretend, nvml.identify(CUDA)) == "handle at 00000000:3b:00.0"
+    with nvml.open_gpu(CUDA) as (_, handle):
+        assert handle == "handle at 00000000:3b:00.0"
 
 
 def test_a_gpu_that_nvml_does_not_know_is_absent_with_the_reason(pretend: PretendNvml) -> None:

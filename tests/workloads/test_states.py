@@ -92,7 +92,7 @@ def test_a_state_that_cannot_be_stored_leaves_nothing_half_written(context_of: M
     (tmp_path / "file").write_text("in the way", encoding="utf-8")
     cell = make_cell("retnet", "decode", 65)
     store = StateStore(tmp_path / "file", "0.1.0+src.test")
-    with pytest.raises(StorageError, match="streamed state could not be stored"):
+    with pytest.raises(StorageError, match="cannot be written"):
         stream_states(context_of(cell).model, [cell], store, ignore)
 
 

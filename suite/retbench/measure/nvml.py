@@ -44,29 +44,6 @@ class DriverUnavailableError(Exception):
     """NVML cannot be used on this machine; the message states the reason."""
 
 
-@dataclass(frozen=True)
-class DeviceIdentity:
-    """Identity of a GPU in torch and in NVML, whatever CUDA_VISIBLE_DEVICES has renumbered.
-
-    Attributes:
-        uuid: UUID without its prefix: 8a3b... for GPU-8a3b....
-        pci_bus_id: domain:bus:device.function; None if this torch does not report it.
-    """
-
-    uuid: str
-    pci_bus_id: str | None
-
-
-def identify(device: "torch.device") -> DeviceIdentity:
-    """Return the identity of a CUDA device; this creates a CUDA context in the process."""
-    import torch
-
-    properties: Any = torch.cuda.get_device_properties(device)
-    bus = getattr(properties, "pci_bus_id", None)
-    pci = bus if bus is None else f"{properties.pci_domain_id:08x}:{bus:02x}:{properties.pci_device_id:02x}.0"
-    return DeviceIdentity(str(properties.uuid), pci)
-
-
 @contextmanager
 def open_nvml() -> Iterator[Any]:
     """Yield the initialised `pynvml` module.
@@ -88,20 +65,34 @@ def open_nvml() -> Iterator[Any]:
         raise DriverUnavailableError(f"NVML: {error}") from error
 
 
-def find_handle(nvml: Any, identity: DeviceIdentity) -> Any:
-    """Return NVML's handle of a GPU; for a MIG slice that of the whole GPU, which has clocks and temperature.
+@contextmanager
+def open_gpu(device: "torch.device") -> Iterator[tuple[Any, Any]]:
+    """Yield the initialised `pynvml` module and its handle of the GPU that `device` is in torch.
+
+    CUDA_VISIBLE_DEVICES may have renumbered the GPUs. The handle of a MIG slice is that of the whole GPU, which has
+    clocks and temperature. A CUDA context is created in this process.
 
     Raises:
-        DriverUnavailableError: NVML does not find the GPU.
+        DriverUnavailableError: as `open_nvml`, or NVML does not find the GPU.
     """
+    import torch
+
+    with open_nvml() as nvml:
+        yield nvml, _find_handle(nvml, torch.cuda.get_device_properties(device))
+
+
+def _find_handle(nvml: Any, properties: Any) -> Any:
+    """Return NVML's handle of the GPU with these properties, by its UUID or else its place on the bus."""
     lookups: list[Callable[[], Any]] = [
-        lambda: nvml.nvmlDeviceGetHandleByUUID(f"GPU-{identity.uuid}"),
+        lambda: nvml.nvmlDeviceGetHandleByUUID(f"GPU-{properties.uuid}"),
         lambda: nvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(
-            nvml.nvmlDeviceGetHandleByUUID(f"MIG-{identity.uuid}")
+            nvml.nvmlDeviceGetHandleByUUID(f"MIG-{properties.uuid}")
         ),
     ]
-    if identity.pci_bus_id is not None:
-        lookups.append(lambda: nvml.nvmlDeviceGetHandleByPciBusId(identity.pci_bus_id))
+    bus = getattr(properties, "pci_bus_id", None)  # an older torch does not report it
+    if bus is not None:
+        place = f"{properties.pci_domain_id:08x}:{bus:02x}:{properties.pci_device_id:02x}.0"
+        lookups.append(lambda: nvml.nvmlDeviceGetHandleByPciBusId(place))
     reasons = []
     for lookup in lookups:
         try:
@@ -109,7 +100,7 @@ def find_handle(nvml: Any, identity: DeviceIdentity) -> Any:
         except nvml.NVMLError as error:
             reasons.append(str(error))
     raise DriverUnavailableError(
-        f"NVML does not find the GPU that torch uses, {identity}: {', '.join(reasons)}"
+        f"NVML does not find the GPU {properties.uuid} that torch uses: {', '.join(reasons)}"
     )
 
 
@@ -227,8 +218,8 @@ def _read_processes(nvml: Any, handle: Any, reading: DriverReading) -> None:
 def describe_gpu(device: "torch.device") -> DriverReading:
     """Return the settings of a GPU; without a driver, one reason under `driver_version`."""
     try:
-        with open_nvml() as nvml:
-            return read_settings(nvml, find_handle(nvml, identify(device)))
+        with open_gpu(device) as (nvml, handle):
+            return read_settings(nvml, handle)
     except DriverUnavailableError as error:
         return DriverReading(absent={"driver_version": str(error)})
 
@@ -238,8 +229,8 @@ def gpu_uuid(device: "torch.device") -> tuple[str | None, str]:
     if device.type != "cuda":
         return None, "the device is a CPU"
     try:
-        with open_nvml() as nvml:
-            return str(nvml.nvmlDeviceGetUUID(find_handle(nvml, identify(device)))), ""
+        with open_gpu(device) as (nvml, handle):
+            return str(nvml.nvmlDeviceGetUUID(handle)), ""
     except (DriverUnavailableError, AttributeError) as error:
         return None, str(error)
 
@@ -280,8 +271,8 @@ class DeviceWatch:
         if self._device.type != "cuda":
             return DriverReading(absent={"gpu_state": f"the device is '{self._device}', not a GPU with NVML"})
         try:
-            with open_nvml() as nvml:
-                reading = read_state(nvml, find_handle(nvml, identify(self._device)))
+            with open_gpu(self._device) as (nvml, handle):
+                reading = read_state(nvml, handle)
         except DriverUnavailableError as error:
             return DriverReading(absent={"gpu_state": str(error)})
         absent = {f"gpu_state.{name}": reason for name, reason in reading.absent.items()}

@@ -76,9 +76,8 @@ def measure_energy(step: Callable[[], object], *, device: "torch.device", step_s
             "the device is a CPU" if device.type == "cpu" else f"it is on '{device}'"
         )
     try:
-        with nvml.open_nvml() as binding:
-            read_j = _energy_reader(binding, nvml.find_handle(binding, nvml.identify(device)))
-            return _repeat(step, read_j, device, step_s)
+        with nvml.open_gpu(device) as (binding, handle):
+            return _repeat(step, _energy_reader(binding, handle), device, step_s)
     except nvml.DriverUnavailableError as error:
         raise CounterUnavailableError(str(error)) from error
 

@@ -85,8 +85,14 @@ def _ask_ceilings(plan: Plan) -> Ceilings:
         command=plan.command,
         code_revision=code_revision(),
     )
-    paths = {"records_path": Path(os.devnull), "states_dir": Path(os.devnull)}
-    job = Job(task="ceilings", run=run, cells=plan.cells[:1], parent_pid=os.getpid(), **paths)
+    job = Job(
+        task="ceilings",
+        run=run,
+        cells=plan.cells[:1],
+        records_path=Path(os.devnull),
+        states_dir=Path(os.devnull),
+        parent_pid=os.getpid(),
+    )
     variables = worker_environment(plan.settings.threads)
     with timing_lock(plan.command, wait=refuse), Worker(job, SimpleQueue(), variables) as worker:
         for message in worker.messages(plan.profile.timeout_s):

@@ -257,7 +257,7 @@ class InterleavedSession:
             task=task,
             run=side.run,
             cells=tuple(todo),
-            gate=side.gates.get(todo[0].subject.label),
+            gate=side.gates.get(todo[0].under_test.label),
             records_path=side.records_path.absolute(),
             states_dir=side.states.absolute(),
             data_dir=self._plan.data_dir,

@@ -6,8 +6,8 @@ record on disk are skipped, so that the same command continues where the last on
 
 import os
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -69,7 +69,7 @@ def run_plan(plan: Plan, out: Path, *, fresh: bool, observer: Observer) -> RunSu
     inbox: Inbox = SimpleQueue()
     with catch_signals(lambda: inbox.put(Interrupt())):
         try:
-            with timing_lock(plan.command, wait=_LockWait(inbox, observer)):
+            with timing_lock(plan.command, wait=_lock_wait(inbox, observer)):
                 return _run_locked(plan, out, fresh, observer, inbox)
         except Interrupted:
             result = RunSummary(interrupted=True)
@@ -77,23 +77,19 @@ def run_plan(plan: Plan, out: Path, *, fresh: bool, observer: Observer) -> RunSu
             return result
 
 
-class _LockWait:
-    """Report who holds the lock, once per holder, and pause; raise Interrupted after a stop signal."""
+def _lock_wait(inbox: Inbox, observer: Observer) -> Callable[[str], None]:
+    """Return the function that reports who holds the lock, once per holder, and pauses; a stop signal interrupts it."""
+    reported: set[str] = set()
 
-    def __init__(self, inbox: Inbox, observer: Observer) -> None:
-        self._inbox = inbox
-        self._observer = observer
-        self._holder = ""
+    def wait(holder: str) -> None:
+        if holder not in reported:
+            reported.add(holder)
+            observer.notify(events.WaitingForLock(holder))
+        with suppress(Empty):
+            inbox.get(timeout=_LOCK_POLL_S)
+            raise Interrupted
 
-    def __call__(self, holder: str) -> None:
-        if holder != self._holder:
-            self._holder = holder
-            self._observer.notify(events.WaitingForLock(holder))
-        try:
-            self._inbox.get(timeout=_LOCK_POLL_S)
-        except Empty:
-            return
-        raise Interrupted
+    return wait
 
 
 def _run_locked(plan: Plan, out: Path, fresh: bool, observer: Observer, inbox: Inbox) -> RunSummary:
@@ -154,9 +150,8 @@ class _Sweep:
                 while left := ledger.cell_order(name, number):
                     self._measure(name, number, left)
 
-    @contextmanager
-    def _worker(self, task: Task, todo: list[Cell], name: str, number: int = 0) -> Iterator[Worker]:
-        """Start a worker with a job; end it with the block."""
+    def _worker(self, task: Task, todo: list[Cell], name: str, number: int = 0) -> Worker:
+        """Start a worker with a job."""
         job = Job(
             task=task,
             run=self._ledger.run,
@@ -168,9 +163,7 @@ class _Sweep:
             data_dir=self._plan.data_dir,
             parent_pid=os.getpid(),
         )
-        threads = self._plan.settings.threads
-        with Worker(job, self._inbox, environment.worker_environment(threads)) as worker:
-            yield worker
+        return Worker(job, self._inbox, environment.worker_environment(self._plan.settings.threads))
 
     def _prepare(self, name: str, todo: list[Cell]) -> bool:
         """Run the equivalence check and stream the states; return False if the worker ended too early.

@@ -19,7 +19,7 @@ from retbench.files import DRAFT, storing, write_atomic
 from retbench.planning.plan import Plan
 from retbench.records.record import read_records
 
-_PREFIX, _LOCK, _STATES = ".run-", "lock", "*.safetensors"
+_PREFIX, _LOCK, _STATES = ".run-", "lock", "[!.]*.safetensors"
 
 
 @contextmanager
@@ -63,8 +63,9 @@ def remove_leftovers(folder: Path, heir: Path | None = None) -> None:
         try:
             if scratch != heir and not scratch.is_symlink():
                 with FileLock(scratch / _LOCK, timeout=0):
-                    for state in scratch.glob(_STATES) if heir else ():
-                        state.replace(heir / state.name)
+                    if heir is not None:
+                        for state in scratch.glob(_STATES):
+                            state.replace(heir / state.name)
                     _remove_unrecorded(folder, scratch.name.removeprefix(_PREFIX))
                     shutil.rmtree(scratch)
         except (Timeout, OSError):
