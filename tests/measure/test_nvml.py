@@ -111,7 +111,7 @@ def test_in_a_container_others_are_counted_but_not_named(
 
 
 def test_a_watch_reads_before_and_after_and_takes_the_difference(pretend: PretendNvml) -> None:
-    with nvml.DeviceWatch(CUDA) as watch:
+    with nvml.watch_device(CUDA) as watch:
         pretend.violation_ns += 250_000_000
     state = watch.facts["gpu_state"]
     assert state["before"]["sm_clock_hz"] == state["after"]["sm_clock_hz"] == 1_095_000_000
@@ -124,21 +124,20 @@ def test_a_watch_reads_before_and_after_and_takes_the_difference(pretend: Preten
 
 def test_a_watch_says_what_it_could_not_read(pretend: PretendNvml) -> None:
     pretend.refused = {"nvmlDeviceGetViolationStatus"}
-    with nvml.DeviceWatch(CUDA) as watch:
+    with nvml.watch_device(CUDA) as watch:
         pass
     assert watch.facts["gpu_state"]["violation_s"] == {}
     assert watch.absent["gpu_state.power_violation_s"] == "NVML: Not Supported"
 
 
 def test_a_watch_lets_an_error_through(pretend: PretendNvml) -> None:
-    watch = nvml.DeviceWatch(CUDA)
-    with pytest.raises(KeyError, match="of the cell"), watch:
+    with pytest.raises(KeyError, match="of the cell"), nvml.watch_device(CUDA) as watch:
         raise KeyError("of the cell")
     assert watch.facts == {}
 
 
 def test_a_watch_on_a_cpu_has_no_gpu_to_read() -> None:
-    with nvml.DeviceWatch(torch.device("cpu")) as watch:
+    with nvml.watch_device(torch.device("cpu")) as watch:
         pass
     assert watch.facts == {}
     assert watch.absent == {"gpu_state": "the device is 'cpu', not a GPU with NVML"}
@@ -162,7 +161,7 @@ def test_no_name_where_nvml_fails(pretend: PretendNvml) -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a driver")
 def test_without_a_driver_everything_is_absent_with_a_reason() -> None:
-    with nvml.DeviceWatch(CUDA) as watch:
+    with nvml.watch_device(CUDA) as watch:
         pass
     assert watch.facts == {}
     assert watch.absent["gpu_state"].startswith("NVML: ")
@@ -172,7 +171,7 @@ def test_without_a_driver_everything_is_absent_with_a_reason() -> None:
 
 def test_without_the_binding_the_reason_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", None)
-    with nvml.DeviceWatch(CUDA) as watch:
+    with nvml.watch_device(CUDA) as watch:
         pass
     assert "nvidia-ml-py is not installed" in watch.absent["gpu_state"]
 
@@ -181,7 +180,7 @@ def test_without_the_binding_the_reason_names_the_package(monkeypatch: pytest.Mo
 @pytest.mark.gpu
 def test_a_real_gpu_is_read() -> None:
     torch.zeros(1, device=CUDA)
-    with nvml.DeviceWatch(CUDA) as watch:
+    with nvml.watch_device(CUDA) as watch:
         pass
     state = watch.facts["gpu_state"]["after"]
     assert 10**8 < state["sm_clock_hz"] < 10**10

@@ -24,7 +24,7 @@ from pydantic import (
 
 from retbench.architectures.architecture import ModelSpec
 from retbench.architectures.registry import architectures
-from retbench.config.evaluation import MAX_LENGTH, GridSpec, WorkloadSpec
+from retbench.config.evaluation import MAX_LENGTH, WorkloadSpec
 from retbench.config.training import TrainingSpec
 from retbench.errors import ConfigError, shown, unknown_name
 from retbench.parsing import MAX_DEPTH, parse_toml
@@ -73,23 +73,9 @@ class Workloads(Strict):
         return dict(self.model_extra or {})
 
     @property
-    def present(self) -> tuple[str, ...]:
-        """Names of the workloads of the profile."""
-        return tuple(self.specs)
-
-    @property
     def registered(self) -> tuple[Workload, ...]:
         """The workloads of the profile."""
         return tuple(find_workload(name) for name in self.specs)
-
-    @property
-    def grids(self) -> dict[str, GridSpec]:
-        """The tables that are grids of batch sizes and context lengths, by name."""
-        return {name: spec for name, spec in self.specs.items() if isinstance(spec, GridSpec)}
-
-    def get(self, name: str) -> WorkloadSpec | None:
-        """Return the table of a workload; None where the profile has none."""
-        return self.specs.get(name)
 
     def limited(self, limit: int) -> "Workloads":
         """Return the workloads with the first context lengths, or documents where quality is measured."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -235,48 +235,38 @@ def gpu_uuid(device: "torch.device") -> tuple[str | None, str]:
         return None, str(error)
 
 
-class DeviceWatch:
-    """Reads the state of the GPU at both ends of a `with` block that measures something.
+@contextmanager
+def watch_device(device: "torch.device") -> Iterator[DriverReading]:
+    """Read the state of the GPU before and after a block that measures something, into the reading that is yielded.
 
-    Attributes:
-        facts: `gpu_state` for a record's environment: the states `before` and `after`, and `violation_s`, the time
-            in between that the clocks were throttled for power and for heat.
-        absent: Reason of each fact that could not be read, for the record's `absent`.
+    Its facts are `gpu_state` for a record's environment: the states `before` and `after`, and `violation_s`, the time
+    in between that the clocks were throttled for power and for heat. It stays empty if the block raises, since a
+    failing GPU may not answer.
     """
+    before, reading = _read_now(device), DriverReading()
+    yield reading
+    after = _read_now(device)
+    reading.absent |= before.absent | after.absent
+    if before.facts and after.facts:
+        violation_s = _violation_between(before.facts, after.facts)
+        reading.facts["gpu_state"] = {
+            "before": before.facts,
+            "after": after.facts,
+            "violation_s": violation_s,
+        }
 
-    def __init__(self, device: "torch.device") -> None:
-        self._device = device
-        self._before = DriverReading()
-        self.facts: dict[str, Any] = {}
-        self.absent: dict[str, str] = {}
 
-    def __enter__(self) -> Self:
-        self._before = self._read()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None:
-            return  # nothing was measured, and a failing GPU may not answer
-        after = self._read()
-        self.absent |= self._before.absent | after.absent
-        if self._before.facts and after.facts:
-            self.facts["gpu_state"] = {
-                "before": self._before.facts,
-                "after": after.facts,
-                "violation_s": _violation_between(self._before.facts, after.facts),
-            }
-
-    def _read(self) -> DriverReading:
-        """Return the present state; one reason if there is no GPU or no driver."""
-        if self._device.type != "cuda":
-            return DriverReading(absent={"gpu_state": f"the device is '{self._device}', not a GPU with NVML"})
-        try:
-            with open_gpu(self._device) as (nvml, handle):
-                reading = read_state(nvml, handle)
-        except DriverUnavailableError as error:
-            return DriverReading(absent={"gpu_state": str(error)})
-        absent = {f"gpu_state.{name}": reason for name, reason in reading.absent.items()}
-        return DriverReading(reading.facts, absent)
+def _read_now(device: "torch.device") -> DriverReading:
+    """Return the present state; one reason if there is no GPU or no driver."""
+    if device.type != "cuda":
+        return DriverReading(absent={"gpu_state": f"the device is '{device}', not a GPU with NVML"})
+    try:
+        with open_gpu(device) as (nvml, handle):
+            reading = read_state(nvml, handle)
+    except DriverUnavailableError as error:
+        return DriverReading(absent={"gpu_state": str(error)})
+    absent = {f"gpu_state.{name}": reason for name, reason in reading.absent.items()}
+    return DriverReading(reading.facts, absent)
 
 
 def _violation_between(before: dict[str, Any], after: dict[str, Any]) -> dict[str, float]:

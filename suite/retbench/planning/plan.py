@@ -180,7 +180,7 @@ def _check_device(profile: Profile, device: Device) -> None:
 
 def _check_settings(profile: Profile, where: str) -> None:
     """Refuse settings that contradict the workloads, or that none of them uses."""
-    workloads, present = profile.workloads.registered, ", ".join(profile.workloads.present)
+    workloads, present = profile.workloads.registered, ", ".join(profile.workloads.specs)
     training = [one.name for one in workloads if one.computes_gradients]
     if training and profile.cuda_graph:
         raise ConfigError(

@@ -67,7 +67,7 @@ class Ledger:
         """The latest worker's; empty before any worker has started."""
         self.gates: dict[str, Gate] = {}
         self._observer = observer
-        self._times = CellTimes()
+        self.times = CellTimes()
         everything = {(cell.cell_id, number) for cell in plan.cells for number in range(plan.rounds_of(cell))}
         self.total = len(everything)
         self._pending = everything - done.keys()
@@ -76,7 +76,7 @@ class Ledger:
     @property
     def progress(self) -> events.RunProgress:
         """Progress of the run."""
-        seconds_left = self._times.seconds_for(self._pending)
+        seconds_left = self.times.seconds_for(self._pending)
         return events.RunProgress(self.total - len(self._pending), self.total, seconds_left)
 
     def result(self, *, interrupted: bool) -> events.RunSummary:
@@ -87,10 +87,6 @@ class Ledger:
     def notify(self, event: events.RunEvent) -> None:
         """Pass an event on to the observer."""
         self._observer.notify(event)
-
-    def worker_starts(self) -> None:
-        """Note that a worker which will measure cells is being started."""
-        self._times.restart()
 
     def pending(self, label: str, round_number: int | None = None) -> list[Cell]:
         """Return a model's cells without a record in a round, or in any round, in the order of the plan."""
@@ -122,7 +118,7 @@ class Ledger:
     def mark_done(self, cell: Cell, round_number: int, status: Status, error: str | None) -> None:
         """Note that a (cell, round) has its record on disk."""
         self._pending.discard((cell.cell_id, round_number))
-        self._times.note(cell.cell_id)
+        self.times.note(cell.cell_id)
         self.counts[status] = self.counts.get(status, 0) + 1
         self.notify(events.CellDone(cell, round_number, status, error, self.progress))
 

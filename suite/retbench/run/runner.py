@@ -212,7 +212,7 @@ class _Sweep:
     def _measure(self, name: str, number: int, todo: list[Cell]) -> None:
         """Have one worker measure as much of `todo` as it can; at least one cell gets its record."""
         ledger = self._ledger
-        ledger.worker_starts()
+        ledger.times.restart()
         current: Cell | None = None
         left = len(todo)
         with self._worker("measure", todo, name, number) as worker:

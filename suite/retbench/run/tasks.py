@@ -18,7 +18,7 @@ from retbench.errors import GateError, RetbenchError, StorageError, UnsupportedE
 from retbench.measure import environment
 from retbench.measure.ceilings import measure_ceilings
 from retbench.measure.limits import free_memory, is_out_of_memory, limit_memory, try_in_memory
-from retbench.measure.nvml import DeviceWatch
+from retbench.measure.nvml import watch_device
 from retbench.models.build import build_model
 from retbench.models.decoder import Decoder
 from retbench.models.equivalence import LENGTHS, check_equivalence
@@ -244,9 +244,8 @@ def _spoils(status: Status, settings: Settings) -> bool:
 def _measure_cell(context: Context, records_path: Path) -> Outcome:
     """Measure one cell; running out of memory is an outcome like any other."""
     started_at = utc_now()
-    watch = DeviceWatch(context.device)
     try:
-        with watch:
+        with watch_device(context.device) as watch:
             found = find_workload(context.cell.workload).run(context)
         name = f"{records_path.stem}-{context.cell.cell_id}"
         documents = write_documents(records_path.parent, name, found.documents) if found.documents else None
