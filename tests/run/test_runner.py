@@ -379,6 +379,7 @@ def test_what_a_dead_run_left_is_removed_and_results_are_kept(tmp_path: Path) ->
     append_record(folder / "dead.jsonl", record)
     (folder / ".run-dead").mkdir()
     left = [".run-dead/a.safetensors", ".draft-dead-x.documents.jsonl.gz", "dead-x.documents.jsonl.gz"]
+    left.append(".draft-older-x.documents.jsonl.gz")  # of a run whose folder is gone
     for name in left:
         (folder / name).write_bytes(b"left")
     before = {path for path in out.rglob("*") if path.name not in "".join(left)}

@@ -41,7 +41,7 @@ class DriverReading:
 
 
 class DriverUnavailableError(Exception):
-    """NVML cannot be used on this machine; the message states the reason."""
+    """NVML, or one of its counters, cannot be used on this machine; the message states the reason."""
 
 
 @contextmanager

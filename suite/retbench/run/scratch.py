@@ -9,7 +9,7 @@ Each run has its own folder, since two runs may share `--out` without sharing th
 import hashlib
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from glob import escape
 from pathlib import Path
 
@@ -59,17 +59,24 @@ def _take_lock(own: Path) -> FileLock:
 
 def remove_leftovers(folder: Path, heir: Path | None = None) -> None:
     """Remove what ended runs left in a folder; their states go to `heir`, the folder of a run that may need them."""
+    drafts = [*folder.glob(f"{DRAFT}*")]  # before the locks are tried: a run that begins later may write more
+    live = [] if heir is None else [heir.name.removeprefix(_PREFIX)]
     for scratch in folder.glob(f"{_PREFIX}*"):
+        run_id = scratch.name.removeprefix(_PREFIX)
         try:
-            if scratch != heir and not scratch.is_symlink():
+            if run_id not in live and not scratch.is_symlink():
                 with FileLock(scratch / _LOCK, timeout=0):
                     if heir is not None:
                         for state in scratch.glob(_STATES):
                             state.replace(heir / state.name)
-                    _remove_unrecorded(folder, scratch.name.removeprefix(_PREFIX))
+                    _remove_unrecorded(folder, run_id)
                     shutil.rmtree(scratch)
-        except (Timeout, OSError):
-            continue  # that run is alive, or the folder is another user's
+        except (Timeout, OSError):  # that run is alive, or the folder is another user's
+            live.append(run_id)
+    for draft in drafts:
+        if not draft.name.removeprefix(DRAFT).startswith(tuple(live)):
+            with suppress(OSError):
+                draft.unlink(missing_ok=True)
 
 
 def _remove_unrecorded(folder: Path, run_id: str) -> None:
