@@ -9,8 +9,8 @@ from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
 from retbench.errors import shown
 
-MAX_FAULTS = 20
-"""Faults of a file that a message lists."""
+MAX_FAULTS, MAX_REASON = 20, 1000
+"""Faults of a file that a message lists, and characters of a reason, which may quote the file."""
 
 _NAME = "[A-Za-z0-9_][A-Za-z0-9._+-]*"
 NAME_RULE = "Use at most 100 letters, digits, '.', '_', '+' and '-', and begin with a letter, a digit or '_'."
@@ -67,14 +67,14 @@ def _sentence(fault: Any, model: type[BaseModel], known: Sequence[str]) -> str:
     """Return one fault: place, fault, value, remedy."""
     place, _ = _find(model, tuple(part for part in fault["loc"] if part != "[key]"))
     name, value = _join(place), fault["input"]
-    reason = fault["msg"].removeprefix("Value error, ").removesuffix(".")
+    reason = fault["msg"].removeprefix("Value error, ").removesuffix(".")[:MAX_REASON]
     match fault["type"]:
         case "extra_forbidden":
             return _unknown_field(fault["loc"], model)
         case "missing":
             return f"the field '{name}' is missing. Add it."
         case "union_tag_not_found":
-            others = f" Those that have it: {', '.join(known)}." if known else ""
+            others = f" Those that have it: {', '.join(known)[:MAX_REASON]}." if known else ""
             return f"[{name}] lacks the field {fault['ctx']['discriminator']}. Add it, or check the name.{others}"
         case "string_pattern_mismatch" | "string_too_long":
             return f"'{name}' is {shown(value)}, and becomes part of a path. {NAME_RULE}"

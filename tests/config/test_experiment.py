@@ -38,7 +38,7 @@ def test_what_was_read_cannot_be_changed(tiny_experiment: Path) -> None:
         ("a/b", "unknown experiment 'a/b'"),
         ("absent.toml", "no experiment file at 'absent.toml'"),
         ("x" * 5000 + ".toml", "no experiment file"),
-        ("nul\0.toml", "no experiment file"),
+        ("nul\0.toml", r"no experiment file at 'nul\\x00.toml'"),
         (".toml", "no experiment file"),
     ],
 )

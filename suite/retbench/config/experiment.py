@@ -209,27 +209,28 @@ def load_experiment(
         ConfigError: the file is absent, is not TOML, or holds something unknown or out of range.
     """
     path = _find(name_or_path)
+    place = shown(str(path)).strip("'\"")
     try:
         raw = parse_toml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
-            f"{path}: cannot be read: {error}. Check the path and that it is a UTF-8 text file."
+            f"{place}: cannot be read: {error}. Check the path and that it is a UTF-8 text file."
         ) from error
     except ValueError as error:
-        raise ConfigError(f"{path}: not valid TOML: {error}. Correct the file there.") from error
+        raise ConfigError(f"{place}: not valid TOML: {error}. Correct the file there.") from error
     if "name" in raw:
         raise ConfigError(
-            f"{path}: the field 'name' is not allowed; an experiment is called after its file. Remove it."
+            f"{place}: the field 'name' is not allowed; an experiment is called after its file. Remove it."
         )
     for item in overrides:
         _apply_override(raw, item, profile)
     for text in _scalars(raw):
         if isinstance(text, str) and not text.translate(_PLAIN_SPACE).isprintable():
-            raise ConfigError(f"{path}: {shown(text)} has characters that cannot be printed. Remove them.")
+            raise ConfigError(f"{place}: {shown(text)} has characters that cannot be printed. Remove them.")
     try:
         return Experiment.model_validate({"name": path.stem, **raw})
     except ValidationError as error:
-        where = " ".join([str(path), *(f"--set {shown(item)[1:-1]}" for item in overrides)])
+        where = " ".join([place, *(f"--set {shown(item)[1:-1]}" for item in overrides)])
         tables = raw.get("models")
         known = tables.items() if isinstance(tables, dict) else ()
         whole = [name for name, table in known if isinstance(table, dict) and "architecture" in table]
@@ -242,7 +243,8 @@ def _find(name_or_path: str) -> Path:
         path = Path(name_or_path)
         if not os.path.isfile(path):  # unlike Path.is_file, false for a name too long to exist
             raise ConfigError(
-                f"no experiment file at '{path}'. Give an existing TOML file or a name from `retbench list`."
+                f"no experiment file at {shown(name_or_path)}. Give an existing TOML file or a name from "
+                "`retbench list`."
             )
         return path
     known = list_experiments()
