@@ -117,8 +117,8 @@ def _only(workload: str, batch_sizes: list[int]) -> tuple[str, ...]:
 
     The cells are those of the whole profile, so that a later `retbench run latency --profile paper` continues them.
     """
-    grid = load_experiment("latency").profile("paper").workloads.grids[workload]
-    lengths = list(grid.context_len)
+    points = load_experiment("latency").profile("paper").workloads.specs[workload].points()
+    lengths = sorted({point.context_len for point in points})
     table = f"workloads={{{workload}={{context_len={lengths}, batch_size={batch_sizes}}}}}"
     return ("--set", table)
 

@@ -144,4 +144,4 @@ def cells_of(experiment: Experiment, profile: str) -> list[Cell]:
         }
         for name, spec in chosen.workloads.specs.items()
     }
-    return expand(experiment, profile, settings, subjects=subjects, inputs=inputs)
+    return expand(experiment, profile, settings, models=subjects, inputs=inputs)

@@ -9,8 +9,17 @@ from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
 from retbench.errors import shown
 
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._+-]*$", max_length=100)]
+MAX_FAULTS, MAX_REASON = 20, 1000
+"""Faults of a file that a message lists, and characters of a reason, which may quote the file."""
+
+_NAME = "[A-Za-z0-9_][A-Za-z0-9._+-]*"
+NAME_RULE = "Use at most 100 letters, digits, '.', '_', '+' and '-', and begin with a letter, a digit or '_'."
+
+Name = Annotated[str, StringConstraints(pattern=f"^{_NAME}$", max_length=100)]
 """A name that becomes part of a path, of an option, and of a heading."""
+
+NamePair = Annotated[str, StringConstraints(pattern=f"^{_NAME}/{_NAME}$", max_length=200)]
+"""Two names, such as EXPERIMENT/PROFILE."""
 
 
 class Strict(BaseModel):
@@ -45,7 +54,9 @@ def explain(error: ValidationError, model: type[BaseModel], where: str, known: S
         # pydantic counts a list whose entries are invalid as empty.
         if not (fault["type"] == "too_short" and any(_is_inside(one["loc"], fault["loc"]) for one in faults))
     ]
-    return "\n".join(dict.fromkeys(lines))
+    lines = list(dict.fromkeys(lines))
+    more = [f"{where}: {len(lines) - MAX_FAULTS} more faults."] if len(lines) > MAX_FAULTS else []
+    return "\n".join(lines[:MAX_FAULTS] + more)
 
 
 def _is_inside(loc: Loc, outer: Loc) -> bool:
@@ -54,17 +65,19 @@ def _is_inside(loc: Loc, outer: Loc) -> bool:
 
 def _sentence(fault: Any, model: type[BaseModel], known: Sequence[str]) -> str:
     """Return one fault: place, fault, value, remedy."""
-    place, _ = _find(model, fault["loc"])
-    name, value = ".".join(place), fault["input"]
-    reason = fault["msg"].removeprefix("Value error, ").removesuffix(".")
+    place, _ = _find(model, tuple(part for part in fault["loc"] if part != "[key]"))
+    name, value = _join(place), fault["input"]
+    reason = fault["msg"].removeprefix("Value error, ").removesuffix(".")[:MAX_REASON]
     match fault["type"]:
         case "extra_forbidden":
             return _unknown_field(fault["loc"], model)
         case "missing":
             return f"the field '{name}' is missing. Add it."
         case "union_tag_not_found":
-            others = f" Those that have it: {', '.join(known)}." if known else ""
+            others = f" Those that have it: {', '.join(known)[:MAX_REASON]}." if known else ""
             return f"[{name}] lacks the field {fault['ctx']['discriminator']}. Add it, or check the name.{others}"
+        case "string_pattern_mismatch" | "string_too_long":
+            return f"'{name}' is {shown(value)}, and becomes part of a path. {NAME_RULE}"
         case "tuple_type":
             return f"'{name}' is {shown(value)}, and takes a list, e.g. [{shown(value)}]."
         case "value_error" | "union_tag_invalid" if isinstance(value, dict):
@@ -74,13 +87,18 @@ def _sentence(fault: Any, model: type[BaseModel], known: Sequence[str]) -> str:
 
 def _unknown_field(loc: Loc, model: type[BaseModel]) -> str:
     """Return the sentence about an unknown field, with the nearest known one."""
-    field = str(loc[-1])
+    field = _join([str(loc[-1])])
     place, table = _find(model, loc[:-1])
     near = get_close_matches(field, table.model_fields if table else (), n=1)
     hint = f"Did you mean '{near[0]}'?" if near else "Remove it, or move it to its table."
     if not near and field in _OPTIONS:
         hint = f"It is set by the option {_OPTIONS[field]}."
-    return f"[{'.'.join(place) or 'top level'}] has no field '{field}'. {hint}"
+    return f"[{_join(place) or 'top level'}] has no field '{field}'. {hint}"
+
+
+def _join(place: Sequence[str]) -> str:
+    """Return a place in a file with dots, as messages quote it."""
+    return shown(".".join(place)).strip("'\"")
 
 
 class _Location(NamedTuple):

@@ -1,4 +1,5 @@
 import contextlib
+import json
 import os
 from pathlib import Path
 
@@ -37,7 +38,7 @@ def test_what_was_read_cannot_be_changed(tiny_experiment: Path) -> None:
         ("a/b", "unknown experiment 'a/b'"),
         ("absent.toml", "no experiment file at 'absent.toml'"),
         ("x" * 5000 + ".toml", "no experiment file"),
-        ("nul\0.toml", "no experiment file"),
+        ("nul\0.toml", r"no experiment file at 'nul\\x00.toml'"),
         (".toml", "no experiment file"),
     ],
 )
@@ -123,7 +124,18 @@ def test_overrides_reach_models_and_workloads() -> None:
         ("round=3", r"has no field 'round'\. Did you mean 'rounds'\?"),
         ("rounds=abc", "'profiles.smoke.rounds' is 'abc'"),
         ("rounds=nan", "finite"),
-        ("seed=99999999999999999999999999", "less than"),
+        ("seed=99999999999999999999999999", "does not fit into 64"),
+        ("seed=9223372036854775808", "less than"),
+        ("rounds=1000000000000000000", "'profiles.smoke.rounds' is 1000000000000000000: .* less than"),
+        ("timeout_s=1e300", "less than"),
+        ("workloads.decode.batch_size=[1000000000000000000]", "batch_size.0' is 1000000000000000000"),
+        ("models.retnet.ffn_dim=1000000000000000000", r"\[models\].* 1,000,000,000,000,000,000"),
+        ("rounds=" + "[" * 5000, "nested more than 64 levels"),
+        ("a." * 5000 + "b=1", "the key has 5001 parts"),
+        ("rounds=" + "9" * 5000, "--set 'rounds=9+"),
+        ("size=\udcff", r"--set 'size=\\udcff'"),
+        ("models.a/b.architecture=retnet", r"'models.a/b' is 'a/b', and becomes part of a path"),
+        ("trained_by=../x/smoke", r"'profiles.smoke.trained_by' is '../x/smoke'"),
         ("size.x=1", "'size' is not a table"),
         ("models=3", "'models' is 3"),
         ("models.retnett.variant=fla", r"\[models.retnett\] lacks the field 'architecture'"),
@@ -168,6 +180,35 @@ def test_an_unknown_profile_is_explained(tiny_experiment: Path) -> None:
         ConfigError, match=r"experiment 'tiny': unknown profile 'smok'\. Did you mean 'smoke'\?"
     ):
         load_experiment(str(tiny_experiment)).profile("smok")
+
+
+@pytest.mark.parametrize(
+    "name", ["../up", "/tmp/absolute", ".hidden", "a b", "", "..", "x" * 101, "line\nbreak", "\x1b[31mred"]
+)
+@pytest.mark.parametrize("table", ["models.retnet", "profiles.smoke"])
+def test_a_name_that_leaves_its_folder_is_refused(tiny_experiment: Path, table: str, name: str) -> None:
+    kind = table.partition(".")[0]
+    text = tiny_experiment.read_text(encoding="utf-8").replace(f"[{table}", f"[{kind}.{json.dumps(name)}")
+    tiny_experiment.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"becomes part of a path|cannot be printed") as caught:
+        load_experiment(str(tiny_experiment))
+    assert str(caught.value).replace("\n", "").isprintable()
+    assert len(str(caught.value)) < 1500
+
+
+@pytest.mark.parametrize("stem", ["my experiment", "-x", "x" * 101])
+def test_an_experiment_s_file_is_called_by_a_name(tiny_experiment: Path, stem: str) -> None:
+    path = tiny_experiment.rename(tiny_experiment.with_name(f"{stem}.toml"))
+    with pytest.raises(ConfigError, match=r"'name' is .*, and becomes part of a path"):
+        load_experiment(str(path))
+
+
+def test_a_file_with_thousands_of_faults_is_explained_in_some_lines(tiny_experiment: Path) -> None:
+    faults = "".join(f"x{number} = 1\n" for number in range(3000))
+    tiny_experiment.write_text(faults + tiny_experiment.read_text(encoding="utf-8"), encoding="utf-8")
+    with pytest.raises(ConfigError, match="2980 more faults") as caught:
+        load_experiment(str(tiny_experiment))
+    assert len(str(caught.value).splitlines()) < 50
 
 
 @given(st.text(), st.text())

@@ -3,6 +3,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from retbench.measure import machine
@@ -70,9 +71,15 @@ def test_no_reported_cache_is_zero(kernel: Path) -> None:
     assert machine.last_level_cache_bytes() == 0
 
 
-def test_no_control_group_is_no_limit(kernel: Path) -> None:
+def test_without_a_control_group_the_limit_is_the_machine_s(kernel: Path) -> None:
     assert machine.cpu_quota() is None
-    assert machine.memory_limit_bytes() is None
+    assert machine.memory_limit_bytes() == psutil.virtual_memory().total
+
+
+def test_the_limits_of_the_process_count() -> None:
+    code = "from retbench.measure.machine import memory_limit_bytes; print(memory_limit_bytes())"
+    limited = f"import resource; resource.setrlimit(resource.RLIMIT_AS, ({2**30}, {2**30})); {code}"
+    assert int(subprocess.check_output([sys.executable, "-c", limited])) == 2**30
 
 
 def test_limits_of_version_2_are_the_tightest_on_the_way_up(
@@ -105,7 +112,7 @@ def test_version_1_without_limits(kernel: Path) -> None:
     write(kernel / "cgroup/cpu/cpu.cfs_period_us", "100000\n")
     write(kernel / "cgroup/memory/memory.limit_in_bytes", "9223372036854771712\n")
     assert machine.cpu_quota() is None
-    assert machine.memory_limit_bytes() is None
+    assert machine.memory_limit_bytes() == psutil.virtual_memory().total
 
 
 def test_a_quota_below_one_core_still_leaves_one(kernel: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,7 +64,8 @@ def test_an_older_driver_or_binding_is_asked_by_the_older_name(pretend: PretendN
 
 
 def test_the_gpu_is_found_by_its_uuid(pretend: PretendNvml) -> None:
-    assert nvml.find_handle(pretend, nvml.identify(CUDA)) == f"handle of GPU-{UUID}"
+    with nvml.open_gpu(CUDA) as (_, handle):
+        assert handle == f"handle of GPU-{UUID}"
 
 
 def test_a_slice_is_found_as_the_gpu_it_is_of(pretend: PretendNvml, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,12 +75,14 @@ def test_a_slice_is_found_as_the_gpu_it_is_of(pretend: PretendNvml, monkeypatch:
         return f"handle of {uuid}"
 
     monkeypatch.setattr(pretend, "nvmlDeviceGetHandleByUUID", only_slices, raising=False)
-    assert nvml.find_handle(pretend, nvml.identify(CUDA)) == f"parent of handle of MIG-{UUID}"
+    with nvml.open_gpu(CUDA) as (_, handle):
+        assert handle == f"parent of handle of MIG-{UUID}"
 
 
 def test_the_bus_is_the_last_way_to_find_it(pretend: PretendNvml) -> None:
     pretend.refused = {"nvmlDeviceGetHandleByUUID"}
-    assert nvml.find_handle(pretend, nvml.identify(CUDA)) == "handle at 00000000:3b:00.0"
+    with nvml.open_gpu(CUDA) as (_, handle):
+        assert handle == "handle at 00000000:3b:00.0"
 
 
 def test_a_gpu_that_nvml_does_not_know_is_absent_with_the_reason(pretend: PretendNvml) -> None:
@@ -108,7 +111,7 @@ def test_in_a_container_others_are_counted_but_not_named(
 
 
 def test_a_watch_reads_before_and_after_and_takes_the_difference(pretend: PretendNvml) -> None:
-    with nvml.DeviceWatch(CUDA) as watch:
+    with nvml.watch_device(CUDA) as watch:
         pretend.violation_ns += 250_000_000
     state = watch.facts["gpu_state"]
     assert state["before"]["sm_clock_hz"] == state["after"]["sm_clock_hz"] == 1_095_000_000
@@ -121,21 +124,20 @@ def test_a_watch_reads_before_and_after_and_takes_the_difference(pretend: Preten
 
 def test_a_watch_says_what_it_could_not_read(pretend: PretendNvml) -> None:
     pretend.refused = {"nvmlDeviceGetViolationStatus"}
-    with nvml.DeviceWatch(CUDA) as watch:
+    with nvml.watch_device(CUDA) as watch:
         pass
     assert watch.facts["gpu_state"]["violation_s"] == {}
     assert watch.absent["gpu_state.power_violation_s"] == "NVML: Not Supported"
 
 
 def test_a_watch_lets_an_error_through(pretend: PretendNvml) -> None:
-    watch = nvml.DeviceWatch(CUDA)
-    with pytest.raises(KeyError, match="of the cell"), watch:
+    with pytest.raises(KeyError, match="of the cell"), nvml.watch_device(CUDA) as watch:
         raise KeyError("of the cell")
     assert watch.facts == {}
 
 
 def test_a_watch_on_a_cpu_has_no_gpu_to_read() -> None:
-    with nvml.DeviceWatch(torch.device("cpu")) as watch:
+    with nvml.watch_device(torch.device("cpu")) as watch:
         pass
     assert watch.facts == {}
     assert watch.absent == {"gpu_state": "the device is 'cpu', not a GPU with NVML"}
@@ -159,7 +161,7 @@ def test_no_name_where_nvml_fails(pretend: PretendNvml) -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a driver")
 def test_without_a_driver_everything_is_absent_with_a_reason() -> None:
-    with nvml.DeviceWatch(CUDA) as watch:
+    with nvml.watch_device(CUDA) as watch:
         pass
     assert watch.facts == {}
     assert watch.absent["gpu_state"].startswith("NVML: ")
@@ -169,7 +171,7 @@ def test_without_a_driver_everything_is_absent_with_a_reason() -> None:
 
 def test_without_the_binding_the_reason_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", None)
-    with nvml.DeviceWatch(CUDA) as watch:
+    with nvml.watch_device(CUDA) as watch:
         pass
     assert "nvidia-ml-py is not installed" in watch.absent["gpu_state"]
 
@@ -178,7 +180,7 @@ def test_without_the_binding_the_reason_names_the_package(monkeypatch: pytest.Mo
 @pytest.mark.gpu
 def test_a_real_gpu_is_read() -> None:
     torch.zeros(1, device=CUDA)
-    with nvml.DeviceWatch(CUDA) as watch:
+    with nvml.watch_device(CUDA) as watch:
         pass
     state = watch.facts["gpu_state"]["after"]
     assert 10**8 < state["sm_clock_hz"] < 10**10

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from report.synthetic_records import matched_pair
 from retbench.architectures import costs
 from retbench.errors import ConfigError
-from retbench.planning.prediction import StepCurve, find_overtaking, predict, roofline
+from retbench.planning.prediction import StepCurve, find_crossover, predict, roofline
 from retbench.records.record import Ceilings
 
 PAIR = matched_pair("25m")
@@ -60,7 +60,7 @@ def test_the_crossover_is_the_first_length_that_looking_at_each_finds(
     def step_time(model: object, batch_size: int, context_len: int) -> float:
         return flat if model is RETNET else start + slope * context_len
 
-    found = find_overtaking(RETNET, TRANSFORMER, 1, step_time, (1, last))
+    found = find_crossover(RETNET, TRANSFORMER, 1, step_time, (1, last))
     ahead = [length for length in range(1, last + 1) if flat <= start + slope * length]
     assert found.context_len == (ahead[0] if ahead else None)
 

@@ -28,8 +28,7 @@ from retbench.records.record import (
     Status,
     append_record,
 )
-from retbench.workloads.metrics import training_flops
-from retbench.workloads.training_memory import estimated_bytes
+from retbench.workloads.metrics import training_bytes, training_flops
 
 LENGTHS = (1024, 2048, 4096, 8192, 16384, 32768)
 TRAINING_LENGTHS = (2048, 3072, 4096, 6144, 8192)
@@ -180,7 +179,7 @@ class Maker:
         """One record; out of memory where weights and state exceed the machine's memory."""
         needed = costs.weight_bytes(cell.model, self.machine.dtype) + self._state_bytes(cell)
         if cell.workload == "training":
-            needed = estimated_bytes(cell)
+            needed = training_bytes(cell)
         status: Status = "oom" if needed > self.machine.memory_bytes else "ok"
         self._count += 1
         arguments: dict[str, Any] = {
@@ -215,7 +214,7 @@ class Maker:
 
     def _cell(self, model: str, workload: str, batch_size: int, length: int, experiment: str) -> Cell:
         return Cell(
-            subject=ModelUnderTest(
+            under_test=ModelUnderTest(
                 model_name=model,
                 size=self.machine.size,
                 model=self.machine.models[model],
@@ -240,7 +239,7 @@ class Maker:
             name=cell.model_name,
             architecture=cell.model.architecture,
             variant=cell.model.variant,
-            size=cell.subject.size,
+            size=cell.under_test.size,
             num_params=costs.num_params(cell.model),
             num_params_nonembedding=costs.num_params_nonembedding(cell.model),
             config=cell.model.model_dump(mode="json"),
@@ -355,7 +354,7 @@ class Maker:
 
     def _training(self, cell: Cell) -> dict[str, Metric]:
         machine, point = self.machine, cell.point
-        done, held = training_flops(cell), estimated_bytes(cell)
+        done, held = training_flops(cell), training_bytes(cell)
         shares = {"chunkwise": 0.35, "parallel": 0.1, "sdpa": 0.3, "reference": 0.15}
         value = done / machine.flops / shares[cell.backend] * self._noise(0.02)
         weights = costs.weight_bytes(cell.model, machine.dtype)

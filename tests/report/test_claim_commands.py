@@ -153,7 +153,7 @@ def answered(options: dict[str, Any], claim: Claim, folder: Path) -> Results:
     assert isinstance(rule, AheadRule | CrossesRule | NearRule)
     sides = (RETNET, TRANSFORMER) if isinstance(rule, NearRule) else (rule.challenger, rule.reference)
     experiment, profile = experiment_of(options)
-    (workload,) = profile.workloads.present
+    (workload,) = profile.workloads.specs
     spec = getattr(profile.workloads, workload)
     seeds, num_tokens = trained_by(options)
 

@@ -79,5 +79,5 @@ def test_torch_is_asked_in_a_process_of_its_own() -> None:
     import torch
 
     found = devices._ask_torch()
-    assert found.version == torch.__version__
-    assert len(found.memory_bytes) == torch.cuda.device_count()
+    assert found.torch == torch.__version__
+    assert len(found.memory) == torch.cuda.device_count()

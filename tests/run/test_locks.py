@@ -3,11 +3,13 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from retbench.errors import StorageError
+from retbench.run import locks
 from retbench.run.locks import LOCK_DIR_VARIABLE, catch_signals, lock_dir, timing_lock
 
 HOLD = """
@@ -134,3 +136,62 @@ def test_another_thread_than_the_main_one_changes_nothing() -> None:
     thread.start()
     thread.join()
     assert inside == [before]
+
+
+def make_link(folder: Path) -> None:
+    (folder.parent / "elsewhere").mkdir(mode=0o700)
+    folder.symlink_to(folder.parent / "elsewhere")
+
+
+def make_open(folder: Path) -> None:
+    folder.mkdir()
+    folder.chmod(0o777)
+
+
+def make_foreign(folder: Path) -> None:
+    folder.mkdir(mode=0o700)
+    os.chown(folder, 12345, 12345)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        make_link,
+        make_open,
+        pytest.param(
+            make_foreign,
+            marks=pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away"),
+        ),
+    ],
+)
+def test_a_folder_that_others_can_write_to_is_refused(own_lock: Path, make: Callable[[Path], None]) -> None:
+    make(own_lock)
+    with (
+        pytest.raises(StorageError, match=f"name another one in {LOCK_DIR_VARIABLE}"),
+        timing_lock("a", wait=give_up),
+    ):
+        pass
+    assert not list(own_lock.iterdir())
+
+
+def test_a_usual_folder_that_others_can_read_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(LOCK_DIR_VARIABLE)
+    monkeypatch.setattr(locks, "lock_dir", lambda: tmp_path / "usual")
+    with timing_lock("a", wait=give_up):
+        pass
+    (tmp_path / "usual").chmod(0o755)
+    with pytest.raises(StorageError, match="its mode 755"), timing_lock("a", wait=give_up):
+        pass
+
+
+def test_the_holder_is_not_written_through_a_link(own_lock: Path, tmp_path: Path) -> None:
+    treasure = tmp_path / "treasure"
+    treasure.write_text("mine", encoding="utf-8")
+    own_lock.mkdir(mode=0o700)
+    for name in ("holder.json", f"holder.{os.getpid()}"):
+        (own_lock / name).symlink_to(treasure)
+    with timing_lock("retbench run a", wait=give_up):
+        assert "retbench run a" in (own_lock / "holder.json").read_text(encoding="utf-8")
+    assert treasure.read_text(encoding="utf-8") == "mine"

@@ -12,6 +12,7 @@ from queue import SimpleQueue
 import psutil
 import pytest
 
+from retbench.measure import machine
 from retbench.planning.plan import Plan
 from retbench.records.record import Status
 from retbench.run import process
@@ -225,28 +226,21 @@ def test_only_the_end_of_stderr_is_quoted() -> None:
 
 @pytest.mark.skipif(not Path(VMSTAT).exists(), reason="needs Linux")
 def test_the_kernels_counters_are_read() -> None:
-    counters = read_oom_kills(os.getpid())
-    assert counters[VMSTAT] >= 0
-    assert read_oom_kills(2**22 + 1).keys() == {VMSTAT}  # no such process: the system's counter alone
+    assert read_oom_kills()[VMSTAT] >= 0
 
 
 def test_counters_of_both_versions_of_control_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "a" / "b").mkdir(parents=True)
-    (tmp_path / "memory" / "c").mkdir(parents=True)
-    (tmp_path / "a" / "b" / "memory.events").write_text("oom 9\noom_kill 5\n", encoding="utf-8")
-    (tmp_path / "memory" / "c" / "memory.oom_control").write_text(
-        "under_oom 0\noom_kill 6\n", encoding="utf-8"
-    )
-    monkeypatch.setattr(process, "_CGROUPS", tmp_path)
+    for name, text in (
+        ("self/cgroup", "4:memory:/c\n2:cpu,cpuacct:/d\n0::/a/b\n"),
+        ("a/b/memory.events", "oom 9\noom_kill 5\n"),
+        ("memory/c/memory.oom_control", "under_oom 0\noom_kill 6\n"),
+    ):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    monkeypatch.setattr(machine, "_PROC", tmp_path)
+    monkeypatch.setattr(machine, "_CGROUPS", tmp_path)
     monkeypatch.setattr(process, "_VMSTAT", tmp_path / "none")
-    real = Path.read_text
-    groups = "4:memory:/c\n2:cpu,cpuacct:/d\n0::/a/b\n"
-
-    def read_text(path: Path, encoding: str | None = None) -> str:
-        return groups if str(path) == "/proc/1/cgroup" else real(path, encoding=encoding)
-
-    monkeypatch.setattr(Path, "read_text", read_text)
-    assert sorted(read_oom_kills(1).values()) == [5, 6]
+    assert sorted(read_oom_kills().values()) == [5, 6]
 
 
 def test_a_real_crash_is_named() -> None:

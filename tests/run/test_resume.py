@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from retbench.measure.environment import describe_environment
+from retbench.measure.machine import memory_limit_bytes
 from retbench.planning.cells import Cell
 from retbench.planning.plan import Plan
 from retbench.records.record import Status, append_record, utc_now
@@ -19,6 +20,7 @@ FACTS: dict[str, Any] = {
     "machine": "box",
     "code_revision": "0.1.0+src.aaa",
     "versions": {"python": "3.11.7", "torch": "2.9.0", "numpy": "2", "nvidia-ml-py": "13"},
+    "memory_limit_bytes": memory_limit_bytes(),
 }
 
 
@@ -67,6 +69,39 @@ def test_what_another_try_would_only_repeat_is_finished(
 ) -> None:
     put(tmp_path / "a.jsonl", run_info, cell, 2, status)
     assert finished_pairs(tmp_path, identities) == ({(cell.cell_id, 2): status} if finished else {})
+
+
+@pytest.mark.parametrize(
+    ("met", "finished"),
+    [
+        ({"memory_limit_bytes": memory_limit_bytes() + 1}, True),
+        ({"memory_limit_bytes": memory_limit_bytes() - 1}, False),
+        ({"memory_limit_bytes": None}, False),
+        ({"memory_limit_bytes": "4 GB"}, False),
+        ({"gpu": {"memory_bytes": 80, "free_bytes": 79}}, True),
+        ({"gpu": {"memory_bytes": 80, "free_bytes": 20}}, False),
+        ({"gpu": {"memory_bytes": 80, "free_bytes": None}}, True),
+        ({"gpu": "none"}, True),
+    ],
+)
+def test_out_of_memory_is_final_only_under_the_same_or_a_smaller_limit(
+    tmp_path: Path,
+    run_info: RunInfo,
+    cell: Cell,
+    identities: Identities,
+    met: dict[str, Any],
+    finished: bool,
+) -> None:
+    put(tmp_path / "a.jsonl", run_info, cell, 0, "oom", FACTS | met)
+    assert bool(finished_pairs(tmp_path, identities)) == finished
+
+
+def test_only_the_runs_of_a_fresh_command_count(
+    tmp_path: Path, run_info: RunInfo, cell: Cell, identities: Identities
+) -> None:
+    put(tmp_path / "a.jsonl", run_info, cell, 0, "ok")
+    put(tmp_path / "b.jsonl", run_info.model_copy(update={"run_id": "run-2"}), cell, 1, "ok")
+    assert set(finished_pairs(tmp_path, identities, {"run-2"})) == {(cell.cell_id, 1)}
 
 
 @pytest.mark.parametrize(

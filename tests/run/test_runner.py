@@ -8,6 +8,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -16,7 +17,8 @@ import torch
 
 from retbench.errors import ConfigError, RetbenchError, StorageError
 from retbench.planning.plan import Plan, make_plan
-from retbench.records.record import Record, read_records
+from retbench.records.documents import write_documents
+from retbench.records.record import Record, append_record, read_records
 from retbench.run import events
 from retbench.run.events import RunSummary
 from retbench.run.locks import LOCK_DIR_VARIABLE
@@ -71,6 +73,11 @@ def records_in(folder: Path) -> list[Record]:
     return found
 
 
+def hidden_in(out: Path) -> list[str]:
+    """Names of everything that is not a result."""
+    return sorted(path.name for path in out.rglob(".*"))
+
+
 def keys(records: list[Record]) -> list[tuple[str, str, int, int]]:
     return sorted((one.model.name, one.workload, one.point.context_len, one.round) for one in records)
 
@@ -106,7 +113,7 @@ def test_a_run_measures_every_cell_and_a_second_one_nothing(tmp_path: Path) -> N
         if one.workload in {"decode", "prefill"}:
             assert one.absent["energy_per_token_j"] == "the device is a CPU"
         assert one.command == plan.command
-    assert not list(out.rglob(".states"))
+    assert hidden_in(out) == []
     assert observer.kinds() == {
         "RunPlanned": 1,
         "Preparing": 2,
@@ -190,6 +197,9 @@ def test_a_run_continues_whatever_happens_to_its_workers(
     assert "timeout_s = 5" in str(found[16].error)
     assert "out of memory" in str(found[2000].error)
     assert "SIGKILL; no out-of-memory counter rose" in str(found[32].error)
+    assert (
+        found[2000].environment["memory_limit_bytes"] >= found[2000].environment["memory_available_bytes"] > 0
+    )
     assert found[40].metrics["tpot_s"].samples
     assert not any(one.metrics for length, one in found.items() if length != 40)
     assert observer.kinds()["WorkerEnded"] == 3
@@ -221,7 +231,7 @@ def test_running_out_of_memory_before_any_cell_is_no_outcome_of_the_cells(tmp_pa
     def starve_the_second(event: events.RunEvent) -> None:
         if isinstance(event, events.Preparing):
             prepared.append(event.model_name)
-            if len(prepared) == 2:
+            if len(prepared) >= 2:
                 resource.prlimit(event.pid, resource.RLIMIT_AS, (2**29, 2**29))
 
     out = tmp_path / "out"
@@ -342,7 +352,153 @@ def test_a_killed_run_leaves_no_worker_loses_nothing_and_repeats_nothing(
     assert len(problems) == 1
     assert keys(after) == sorted(set(keys(after)))
     assert len(after) == 8
-    assert not list(out.rglob("*.safetensors"))
+    assert hidden_in(out) == []
+
+
+def test_two_runs_that_share_only_their_folder_leave_each_other_s_states_alone(
+    tmp_path: Path, drive: Callable[[Path, Path], subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_experiment(tmp_path, RETNET, PROFILE, grid("decode", *range(100, 106)))
+    out = tmp_path / "out"
+    other = drive(path, out)
+    wait_for(other, "CellStarted")
+    monkeypatch.setenv(LOCK_DIR_VARIABLE, str(tmp_path / "another lock"))  # as in another container
+    assert run_plan(plan_for(path), out, fresh=True, observer=Observer()).counts == {"ok": 6}
+    other.communicate(timeout=120)
+    assert Counter(one.status for one in records_in(out)) == {"ok": 12}
+    assert hidden_in(out) == []
+
+
+def test_what_a_dead_run_left_is_removed_and_results_are_kept(tmp_path: Path) -> None:
+    path, out = write_experiment(tmp_path, TRANSFORMER, PROFILE, grid("prefill", 8)), tmp_path / "out"
+    plan = plan_for(path)
+    result = run_plan(plan, out, fresh=False, observer=Observer())
+    assert result.path is not None
+    folder, kept = result.path.parent, write_documents(result.path.parent, "dead-cell", [{"a": 1}])
+    record = records_in(out)[0].model_copy(update={"run_id": "dead", "documents": kept})
+    append_record(folder / "dead.jsonl", record)
+    (folder / ".run-dead").mkdir()
+    left = [".run-dead/a.safetensors", ".draft-dead-x.documents.jsonl.gz", "dead-x.documents.jsonl.gz"]
+    left.append(".draft-older-x.documents.jsonl.gz")  # of a run whose folder is gone
+    for name in left:
+        (folder / name).write_bytes(b"left")
+    before = {path for path in out.rglob("*") if path.name not in "".join(left)}
+    assert run_plan(plan, out, fresh=False, observer=Observer()).counts == {}
+    assert set(out.rglob("*")) == before
+    assert hidden_in(out) == []
+
+
+def stop_at(cell_number: int) -> Act:
+    """Stops the run by a signal when so many cells have been started."""
+    started = 0
+
+    def act(event: events.RunEvent) -> None:
+        nonlocal started
+        if isinstance(event, events.CellStarted):
+            started += 1
+            if started == cell_number:
+                os.kill(event.pid, signal.SIGSTOP)  # so that it does not end before the signal is met
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    return act
+
+
+def test_an_interrupted_run_with_fresh_goes_on_with_the_same_command(tmp_path: Path) -> None:
+    path, out = write_experiment(tmp_path, TRANSFORMER, PROFILE, grid("prefill", 8, 16, 24)), tmp_path / "out"
+    plan = plan_for(path)
+    run_plan(plan, out, fresh=False, observer=Observer())
+    counts = [
+        run_plan(plan, out, fresh=True, observer=Observer(act)).counts
+        for act in (stop_at(2), stop_at(2), None, None)
+    ]
+    assert counts == [{"ok": 1}, {"ok": 1}, {"ok": 1}, {"ok": 3}]
+    assert hidden_in(out) == []
+
+
+def test_a_prepare_worker_that_is_killed_once_costs_nothing(tmp_path: Path) -> None:
+    path = write_experiment(tmp_path, RETNET, PROFILE, grid("decode", 8), grid("prefill", 8))
+    killed: list[int] = []
+
+    def kill_the_first(event: events.RunEvent) -> None:
+        if isinstance(event, events.Preparing) and not killed:
+            killed.append(event.pid)
+            os.kill(event.pid, signal.SIGKILL)
+
+    result = run_plan(plan_for(path), tmp_path / "out", fresh=False, observer=Observer(kill_the_first))
+    assert result.counts == {"ok": 2}
+
+
+def test_a_prepare_worker_that_dies_twice_costs_what_cannot_be_measured(tmp_path: Path) -> None:
+    path = write_experiment(tmp_path, RETNET, PROFILE, grid("decode", 8, 64, 30000), grid("prefill", 8))
+    pids: list[int] = []
+
+    def kill_while_it_streams(event: events.RunEvent) -> None:
+        if isinstance(event, events.Preparing):
+            pids.append(event.pid)
+        if isinstance(event, events.Streaming) and event.num_tokens > 63:
+            with suppress(ProcessLookupError):
+                os.kill(pids[-1], signal.SIGKILL)
+
+    out = tmp_path / "out"
+    result = run_plan(plan_for(path, "rounds=2"), out, fresh=False, observer=Observer(kill_while_it_streams))
+    assert result.counts == {"ok": 6, "failed": 2}
+    assert {one.point.context_len for one in records_in(out) if one.status == "failed"} == {30000}
+    assert run_plan(plan_for(path, "rounds=2"), out, fresh=False, observer=Observer()).counts == {"ok": 2}
+
+
+CEILINGS = """
+import importlib.abc, importlib.machinery, os, resource, signal, sys
+
+class Finder(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name != "retbench.measure.ceilings":
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(name, path)
+        run = spec.loader.exec_module
+        def exec_module(module):
+            run(module)
+            real = module.measure_ceilings
+            def measure_ceilings(device, dtype):
+                FAULT
+                return real(device, dtype)
+            module.measure_ceilings = measure_ceilings
+        spec.loader.exec_module = exec_module
+        return spec
+
+sys.meta_path.insert(0, Finder())
+"""
+
+
+def inject(folder: Path, fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have every worker suffer a fault before it measures its ceilings."""
+    (folder / "sitecustomize.py").write_text(CEILINGS.replace("FAULT", fault), encoding="utf-8")
+    paths = [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
+
+
+def test_out_of_memory_before_a_cell_begins_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, out = write_experiment(tmp_path, TRANSFORMER, PROFILE, grid("prefill", 8, 16)), tmp_path / "out"
+    with monkeypatch.context() as patch:
+        inject(tmp_path, "resource.setrlimit(resource.RLIMIT_DATA, (2**20, 2**20))", patch)
+        result = run_plan(plan_for(path), out, fresh=False, observer=Observer())
+    assert result.counts == {"unsupported": 2}
+    assert all("out of memory" in str(one.error) for one in records_in(out))
+    assert run_plan(plan_for(path), out, fresh=False, observer=Observer()).counts == {"ok": 2}
+
+
+def test_a_worker_that_is_killed_once_before_its_first_cell_costs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, out = write_experiment(tmp_path, TRANSFORMER, PROFILE, grid("prefill", 8, 16)), tmp_path / "out"
+    flag = tmp_path / "killed"
+    fault = (
+        f"if not os.path.exists({str(flag)!r}): os.mkdir({str(flag)!r}); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    inject(tmp_path, fault, monkeypatch)
+    assert run_plan(plan_for(path), out, fresh=False, observer=Observer()).counts == {"ok": 2}
+    assert flag.exists()
 
 
 def test_a_second_run_waits_and_then_skips_what_the_first_has_done(

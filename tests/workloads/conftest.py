@@ -25,7 +25,7 @@ CEILINGS = Ceilings(read_bandwidth_bytes_per_s=10e9, matmul_flops_per_s=100e9)
 def make_cell(name: str, workload: str, context_len: int, batch_size: int = 1, min_steps: int = 4) -> Cell:
     spec = SPECS[name]
     return Cell(
-        subject=model_under_test(name, spec, "1m", resolve_model(spec, "1m")),
+        under_test=model_under_test(name, spec, "1m", resolve_model(spec, "1m")),
         workload=workload,
         point=Point(batch_size=batch_size, context_len=context_len),
         settings=Settings(
@@ -41,7 +41,7 @@ def make_cell(name: str, workload: str, context_len: int, batch_size: int = 1, m
 
 
 def with_backend(cell: Cell, backend: str) -> Cell:
-    return cell.model_copy(update={"subject": cell.subject.model_copy(update={"backend": backend})})
+    return cell.model_copy(update={"under_test": cell.under_test.model_copy(update={"backend": backend})})
 
 
 @pytest.fixture

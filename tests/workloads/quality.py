@@ -35,7 +35,7 @@ def make_context(
     config = resolve_model(spec, "300k", vocab_size=BYTES.vocab_size)
     tokenizer = {"tokenizer": "bytes", "tokenizer_fingerprint": BYTES.fingerprint}
     cell = Cell(
-        subject=model_under_test(name, spec, "300k", config),
+        under_test=model_under_test(name, spec, "300k", config),
         workload=workload,
         point=Point(batch_size=1, **point),
         settings=Settings(

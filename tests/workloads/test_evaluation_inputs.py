@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from retbench.errors import ConfigError
-from retbench.workloads.evaluation_inputs import evaluation_of, tokenizer_of
+from retbench.workloads.evaluation_inputs import tokenizer_of
 
 from .quality import BYTES, make_context
 
@@ -29,9 +29,3 @@ def test_one_that_is_gone_is_refused(tmp_path: Path) -> None:
     context = make_context(tmp_path, "retnet", "perplexity", POINT, {"tokenizer": "gone/tokenizer.json"})
     with pytest.raises(ConfigError, match=r"unknown tokenizer 'gone/tokenizer.json'"):
         tokenizer_of(context)
-
-
-def test_a_cell_of_cost_says_nothing_of_tokenizers(tmp_path: Path) -> None:
-    context = make_context(tmp_path, "retnet", "decode", {"context_len": 64}, None)
-    with pytest.raises(ConfigError, match="workload 'decode' of 'retnet' does not say which tokenizer"):
-        evaluation_of(context)

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -13,7 +14,6 @@ from retbench.errors import UnsupportedError
 from retbench.planning.cells import Cell
 from retbench.planning.plan import make_plan
 from retbench.records.record import Record, read_records
-from retbench.run.events import Silent
 from retbench.run.runner import run_plan
 from retbench.workloads import largest_batch
 from retbench.workloads.context import Context
@@ -49,6 +49,8 @@ context_len = [2048]
 batch_size = [1, 16]
 """
 
+SILENT = SimpleNamespace(notify=lambda _event: None)
+
 
 @given(st.integers(min_value=0, max_value=10**6))
 def test_what_is_found_fits_and_a_step_more_does_not(largest: int) -> None:
@@ -80,7 +82,7 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> list[Record]:
     path = folder / "tiny.toml"
     path.write_text(EXPERIMENT, encoding="utf-8")
     plan = make_plan(str(path), profile="smoke", device="cpu", dtype=None, limit=None, overrides=())
-    run_plan(plan, folder / "out", fresh=False, observer=Silent())
+    run_plan(plan, folder / "out", fresh=False, observer=SILENT)
     found, problems = read_records(folder / "out")
     assert not problems
     return found
@@ -134,7 +136,7 @@ def test_less_memory_than_one_sequence_needs_is_out_of_memory(tmp_path: Path) ->
         limit=None,
         overrides=[f"memory_limit_bytes={limit}", "workloads.largest_batch.context_len=[16384]"],
     )
-    run_plan(plan, tmp_path / "out", fresh=False, observer=Silent())
+    run_plan(plan, tmp_path / "out", fresh=False, observer=SILENT)
     (found,) = read_records(tmp_path / "out")[0]
     assert found.status == "oom"
     assert "not even one sequence of 16,384 tokens" in str(found.error)

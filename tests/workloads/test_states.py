@@ -75,7 +75,7 @@ def trained(cell: Cell, fingerprint: str) -> Cell:
     """The same cell with weights that were read from a folder."""
     info = WeightsInfo(source="folder", fingerprint=fingerprint, format="retbench")
     weights = Weights(path=Path("folder"), info=info)
-    return cell.model_copy(update={"subject": cell.subject.model_copy(update={"weights": weights})})
+    return cell.model_copy(update={"under_test": cell.under_test.model_copy(update={"weights": weights})})
 
 
 def test_models_of_one_configuration_with_other_weights_share_no_state(
@@ -92,7 +92,7 @@ def test_a_state_that_cannot_be_stored_leaves_nothing_half_written(context_of: M
     (tmp_path / "file").write_text("in the way", encoding="utf-8")
     cell = make_cell("retnet", "decode", 65)
     store = StateStore(tmp_path / "file", "0.1.0+src.test")
-    with pytest.raises(StorageError, match="streamed state could not be stored"):
+    with pytest.raises(StorageError, match="cannot be written"):
         stream_states(context_of(cell).model, [cell], store, ignore)
 
 

@@ -10,9 +10,9 @@ from retbench.models.build import build_model
 from retbench.planning.cells import Cell
 from retbench.workloads import training
 from retbench.workloads.context import Context
+from retbench.workloads.metrics import training_bytes
 from retbench.workloads.prefill import measure as measure_prefill
 from retbench.workloads.training import training_step
-from retbench.workloads.training_memory import estimated_bytes
 
 from .conftest import make_cell, with_backend
 
@@ -126,7 +126,7 @@ def test_parts_add_up_to_the_peak(context_of: Make, name: str, backend: str) -> 
     num_weights = len(list(context_of(cell).model.parameters()))
     assert found["optimizer_bytes"] == 2 * found["weight_bytes"] + 4 * num_weights  # and a step counter each
     assert found["workspace_bytes"] > 0
-    assert found["peak_bytes"] / 1.5 < estimated_bytes(cell) < 1.5 * found["peak_bytes"]
+    assert found["peak_bytes"] / 1.5 < training_bytes(cell) < 1.5 * found["peak_bytes"]
 
 
 def test_chunks_and_a_fused_kernel_keep_bytes_a_token_and_the_others_a_square(

@@ -124,7 +124,7 @@ def test_a_users_workload_works_in_a_profile(
         ("retnet", 2, 32),
         ("transformer", 2, 32),
     ]
-    assert plan.profile.workloads.present == ("decode", "chat")
+    assert plan.profile.workloads.specs.keys() == {"decode", "chat"}
     with pytest.raises(ConfigError, match=r"workloads\] has no field 'chats'. Did you mean 'chat'"):
         load_experiment(str(tiny_experiment), ["workloads.chats.context_len=[32]"], profile="smoke")
 
@@ -138,14 +138,14 @@ def raise_import_error() -> None:
     [
         (raise_import_error, "No module named 'someones'"),
         (lambda: "text", "it is a str"),
-        (lambda: find_workload("decode"), "its name 'decode' is that of another workload"),
+        (lambda: find_workload("decode"), "its name 'decode' is taken"),
     ],
 )
 def test_a_broken_package_is_named(
     installed: Callable[[Callable[[], Any]], None], load: Callable[[], Any], reason: str
 ) -> None:
     decode = find_workload("decode")
-    installed((lambda: decode) if "another" in reason else load)
+    installed((lambda: decode) if "taken" in reason else load)
     with pytest.raises(ConfigError, match=r"package 'someones-workloads'.*pip uninstall") as caught:
         collect_workloads()
     assert reason in str(caught.value)
@@ -153,7 +153,6 @@ def test_a_broken_package_is_named(
 
 def test_what_a_profile_has_is_open_to_look_up() -> None:
     workloads = load_experiment("latency", ()).profile("smoke").workloads
-    assert workloads.present == ("decode", "prefill")
-    assert isinstance(workloads.get("decode"), GridSpec)
-    assert workloads.get("memory") is None
+    assert list(workloads.specs) == ["decode", "prefill"]
+    assert isinstance(workloads.specs["decode"], GridSpec)
     assert [one.name for one in workloads.registered] == ["decode", "prefill"]

@@ -4,12 +4,11 @@ A user's package names its `Architecture` objects in the entry point group `retb
 an architecture that is not installed: it keeps its own name then.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from functools import cache
-from importlib import import_module
-from importlib.metadata import entry_points
+from importlib import import_module, metadata
 from pkgutil import iter_modules
-from typing import Any
+from typing import Any, TypeVar
 
 from retbench import mixers as own_mixers
 from retbench.architectures.architecture import Architecture, ModelSpec
@@ -17,6 +16,7 @@ from retbench.errors import ConfigError, unknown_name
 from retbench.mixers.mixer import Mixer
 
 GROUP = "retbench.architectures"
+T = TypeVar("T")
 
 
 @cache
@@ -30,32 +30,40 @@ def architectures() -> Mapping[str, Architecture]:
     modules = (import_module(f"{GROUP}.{found.name}") for found in iter_modules(package.__path__))
     own = [module.ARCHITECTURE for module in modules if hasattr(module, "ARCHITECTURE")]
     found = {each.name: each for each in sorted(own, key=lambda each: (each.order, each.name))}
-    for each in _installed():
-        if each.name in found:
-            raise ConfigError(
-                f"the architecture '{each.name}' of an installed package is there already. Rename one, or remove the "
-                "package."
-            )
+    for each in installed(GROUP, Architecture, found):
         found[each.name] = each
     return found
 
 
-def _installed() -> Iterator[Architecture]:
-    """Yield the architectures of users' packages."""
-    for entry in entry_points(group=GROUP):
+def installed(group: str, kind: type[T], taken: Container[str]) -> Iterator[T]:
+    """Yield the objects of users' packages in a group of entry points.
+
+    Args:
+        group: Name of the group.
+        kind: Class of the objects, which have a `name`.
+        taken: Names that they must not have; it may grow meanwhile.
+
+    Raises:
+        ConfigError: a package cannot be imported, gives something else, or takes a name twice.
+    """
+    for entry in metadata.entry_points(group=group):
         try:
-            found = entry.load()
+            found: Any = entry.load()
         except Exception as error:  # whatever a foreign package raises when it is imported
-            raise ConfigError(
-                f"the package that brings the architecture '{entry.name}' ({entry.value}) cannot be imported: "
-                f"{type(error).__name__}: {error}. Mend or uninstall it."
-            ) from error
-        if not isinstance(found, Architecture):
-            raise ConfigError(
-                f"the entry point '{entry.name}' ({entry.value}) gives a {type(found).__name__}; it must give a "
-                "retbench.architectures.architecture.Architecture."
-            )
+            raise _unusable(entry, f"{type(error).__name__}: {error}") from error
+        if kind not in type(found).__mro__:
+            raise _unusable(entry, f"it is a {type(found).__name__} and no {kind.__module__}.{kind.__name__}")
+        if found.name in taken:
+            raise _unusable(entry, f"its name '{found.name}' is taken")
         yield found
+
+
+def _unusable(entry: metadata.EntryPoint, reason: str) -> ConfigError:
+    package = entry.dist.name if entry.dist else entry.module.partition(".")[0]
+    return ConfigError(
+        f"package '{package}': its entry point '{entry.name}' ({entry.value}) cannot be used: {reason}. "
+        f"Correct the package, or remove it: pip uninstall {package}"
+    )
 
 
 def find_architecture(name: str) -> Architecture:

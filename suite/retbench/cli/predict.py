@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from retbench.architectures.configs import ModelConfig
     from retbench.cli.targets import PredictionTarget
     from retbench.papers.explanations import Explanation
-    from retbench.planning.prediction import Overtaking, Prediction
+    from retbench.planning.prediction import Crossover, Prediction
 
 app = new_app()
 CONTEXTS = (1024, 2048, 4096, 8192, 16384, 32768)
@@ -86,7 +86,7 @@ def predict(
     )
     first, second = models.values()
     crossovers = [
-        prediction.find_overtaking(first, second, batch_size, target.step_time, target.within)
+        prediction.find_crossover(first, second, batch_size, target.step_time, target.within)
         for batch_size in batches
     ]
     (_print_json if as_json else _print_text)(size, target, found, crossovers)
@@ -145,7 +145,7 @@ def _print_json(
     size: str,
     target: "PredictionTarget",
     found: "Sequence[Prediction]",
-    crossovers: "Sequence[Overtaking]",
+    crossovers: "Sequence[Crossover]",
 ) -> None:
     """Print everything in base units."""
     print_json(
@@ -169,7 +169,7 @@ def _print_text(
     size: str,
     target: "PredictionTarget",
     found: "Sequence[Prediction]",
-    crossovers: "Sequence[Overtaking]",
+    crossovers: "Sequence[Crossover]",
 ) -> None:
     """Print the same in readable units."""
     rates = (
@@ -205,7 +205,7 @@ def _row(each: "Prediction") -> tuple[str, ...]:
     )
 
 
-def _describe(each: "Overtaking") -> str:
+def _describe(each: "Crossover") -> str:
     """Return the crossover as a sentence."""
     lead = f"batch {each.batch_size}: RetNet's step is shorter"
     if each.context_len is None:

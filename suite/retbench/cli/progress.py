@@ -171,7 +171,7 @@ def _name(cell: Cell) -> str:
     point, work = cell.point, describe_work(cell)
     batch = f" x {point.batch_size}" if point.batch_size > 1 else ""
     comma = "," if "," in work else ""
-    return f"{cell.subject.label} {work}{comma} at {format_tokens(point.context_len)}{batch}"
+    return f"{cell.under_test.label} {work}{comma} at {format_tokens(point.context_len)}{batch}"
 
 
 def describe_work(cell: Cell) -> str:

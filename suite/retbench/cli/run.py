@@ -13,7 +13,7 @@ from retbench.files import check_writable
 from retbench.units import format_bytes, format_duration, format_tokens
 
 if TYPE_CHECKING:
-    from retbench.planning.estimates import Estimate
+    from retbench.planning.estimates import CellEstimate
     from retbench.planning.plan import Plan
     from retbench.run.events import RunSummary
 
@@ -154,12 +154,12 @@ def _show_plan(plan: "Plan", out: Path, *, as_json: bool) -> None:
     )
 
 
-def _estimate_fields(item: "Estimate") -> dict[str, str | int | float | None]:
+def _estimate_fields(item: "CellEstimate") -> dict[str, str | int | float | None]:
     """Return an estimate in base units; null where there is none."""
-    point, weights = item.cell.point, item.cell.subject.weights
+    point, weights = item.cell.point, item.cell.under_test.weights
     return {
         "model": item.cell.model_name,
-        "size": item.cell.subject.size,
+        "size": item.cell.under_test.size,
         "seed": weights.info.seed if weights else None,
         "workload": item.cell.workload,
         "task": point.task,
@@ -172,12 +172,12 @@ def _estimate_fields(item: "Estimate") -> dict[str, str | int | float | None]:
     }
 
 
-def _estimate_row(item: "Estimate") -> tuple[str, ...]:
+def _estimate_row(item: "CellEstimate") -> tuple[str, ...]:
     from retbench.cli.progress import describe_work
 
     point = item.cell.point
     return (
-        item.cell.subject.label,
+        item.cell.under_test.label,
         describe_work(item.cell),
         str(point.batch_size),
         format_tokens(point.context_len),
@@ -186,7 +186,7 @@ def _estimate_row(item: "Estimate") -> tuple[str, ...]:
     )
 
 
-def _total_row(estimates: "Sequence[Estimate]") -> tuple[str, ...]:
+def _total_row(estimates: "Sequence[CellEstimate]") -> tuple[str, ...]:
     """Return the time and the peak memory of all cells with an estimate."""
     seconds = [item.seconds for item in estimates if item.seconds is not None]
     held = [item.memory_bytes for item in estimates if item.memory_bytes is not None]

@@ -16,8 +16,12 @@ CHUNK_LEN = 2048
 SCORED_LEN = 128
 """Tokens of a chunk and of its scored end in the protocol `last`."""
 
+MAX_LENGTH = 2**24
+"""Longest context and largest batch, so that every number of tokens and of bytes fits into 64 bits."""
+
 Split = Literal["train", "validation", "test", "all"]
-Length = Annotated[int, Field(ge=1)]
+Length = Annotated[int, Field(ge=1, le=MAX_LENGTH)]
+Count = Annotated[int, Field(ge=1, lt=2**31)]
 
 
 def without_repeats(values: tuple[object, ...]) -> tuple[object, ...]:
@@ -42,8 +46,8 @@ class WorkloadSpec(Strict):
 class GridSpec(WorkloadSpec):
     """The table of a workload that measures cost: every batch size at every context length."""
 
-    context_len: tuple[Length, ...] = Field(min_length=1)
-    batch_size: tuple[Length, ...] = Field(default=(1,), min_length=1)
+    context_len: tuple[Length, ...] = Field(min_length=1, max_length=256)
+    batch_size: tuple[Length, ...] = Field(default=(1,), min_length=1, max_length=256)
 
     _distinct = field_validator("context_len", "batch_size")(without_repeats)
 
@@ -61,7 +65,7 @@ class GridSpec(WorkloadSpec):
 class EvaluationSpec(WorkloadSpec):
     """Fields that every table of a workload that measures quality has."""
 
-    limit: int | None = Field(default=None, ge=1)
+    limit: Count | None = None
     """Documents of the split or task that are used: the first ones."""
     tokenizer: str | None = None
     """For models whose weights come without a tokenizer; a trained model is given its own."""
@@ -79,9 +83,9 @@ class PerplexitySpec(EvaluationSpec):
     split: Split = "test"
     protocols: dict[Protocol, Annotated[tuple[Length, ...], Field(min_length=1)]] = Field(min_length=1)
     """Context lengths of each protocol."""
-    stride: int | None = Field(default=None, ge=1)
+    stride: Length | None = None
     """Tokens between two windows of the protocol `strided`; half the context when absent."""
-    max_document_tokens: int | None = Field(default=None, ge=2)
+    max_document_tokens: int | None = Field(default=None, ge=2, lt=2**31)
     """Tokens of each document that are used, the first ones; the context length limits the protocol `whole` too."""
 
     _distinct = field_validator("corpora")(without_repeats)
@@ -120,7 +124,7 @@ class ZeroshotSpec(EvaluationSpec):
 
     tasks: tuple[str, ...] = Field(min_length=1)
     """Names in `retbench list --tasks`."""
-    num_fewshot: tuple[Annotated[int, Field(ge=0)], ...] = Field(default=(0,), min_length=1)
+    num_fewshot: tuple[Annotated[int, Field(ge=0, le=1000)], ...] = Field(default=(0,), min_length=1)
     fewshot_seed: int | None = Field(default=None, ge=0, lt=2**32)
     """Seed for drawing the examples, as lm-eval's `--seed`; `FEWSHOT_SEED` when absent."""
     add_bos: bool = False

@@ -6,7 +6,7 @@ Nothing here imports torch.
 
 import os
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -24,10 +24,11 @@ from pydantic import (
 
 from retbench.architectures.architecture import ModelSpec
 from retbench.architectures.registry import architectures
-from retbench.config.evaluation import GridSpec, WorkloadSpec
+from retbench.config.evaluation import MAX_LENGTH, WorkloadSpec
 from retbench.config.training import TrainingSpec
-from retbench.errors import ConfigError, unknown_name
-from retbench.strict import Strict, explain
+from retbench.errors import ConfigError, shown, unknown_name
+from retbench.parsing import MAX_DEPTH, parse_toml
+from retbench.strict import Name, NamePair, Strict, explain
 from retbench.workloads.workload import WORKLOADS, Workload, find_workload
 
 Dtype = Literal["float64", "float32", "bfloat16", "float16"]
@@ -72,23 +73,9 @@ class Workloads(Strict):
         return dict(self.model_extra or {})
 
     @property
-    def present(self) -> tuple[str, ...]:
-        """Names of the workloads of the profile."""
-        return tuple(self.specs)
-
-    @property
     def registered(self) -> tuple[Workload, ...]:
         """The workloads of the profile."""
         return tuple(find_workload(name) for name in self.specs)
-
-    @property
-    def grids(self) -> dict[str, GridSpec]:
-        """The tables that are grids of batch sizes and context lengths, by name."""
-        return {name: spec for name, spec in self.specs.items() if isinstance(spec, GridSpec)}
-
-    def get(self, name: str) -> WorkloadSpec | None:
-        """Return the table of a workload; None where the profile has none."""
-        return self.specs.get(name)
 
     def limited(self, limit: int) -> "Workloads":
         """Return the workloads with the first context lengths, or documents where quality is measured."""
@@ -108,15 +95,15 @@ class Profile(Strict):
 
     size: str
     dtype: Dtype = "float32"
-    rounds: int = Field(default=5, ge=1)
+    rounds: int = Field(default=5, ge=1, le=10_000)
     seed: int = Field(default=0, ge=0, lt=2**63)
-    threads: int | None = Field(default=None, ge=1)
+    threads: int | None = Field(default=None, ge=1, lt=2**31)
     """CPU threads of a worker; every physical core when absent."""
-    warmup_s: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    warmup_s: float = Field(default=1.0, ge=0, le=86_400, allow_inf_nan=False)
     """Wall time of untimed steps before the first sample of a cell."""
-    min_steps: int = Field(default=20, ge=1)
+    min_steps: int = Field(default=20, ge=1, le=1_000_000)
     """Timed steps of a cell in a round; their median is the round's value."""
-    timeout_s: float = Field(default=600.0, gt=0, allow_inf_nan=False)
+    timeout_s: float = Field(default=600.0, gt=0, le=10_000_000, allow_inf_nan=False)
     """Longest time without a message from a cell; after it the cell is ended and recorded as `timeout`. An evaluation
     reports its progress; a cell that measures cost sends no message before its end."""
     cuda_graph: bool = False
@@ -125,14 +112,14 @@ class Profile(Strict):
     """Compile each decode step with torch.compile, for every model of the experiment."""
     activation_checkpointing: bool = False
     """Training keeps only the input of each block and recomputes the other activations for the gradients."""
-    memory_limit_bytes: int | None = Field(default=None, ge=1)
+    memory_limit_bytes: int | None = Field(default=None, ge=1, le=2**50)
     """Bytes that model, state and workspace may take together while cells are measured; more is out of memory. The
     limit does not apply to the equivalence check."""
     allow_mismatch: bool = False
     """Run models whose non-embedding parameters differ by more than 1 %."""
     training: TrainingSpec | None = None
     """Training by `retbench train`; the workloads are then measured with the trained models."""
-    trained_by: str | None = Field(default=None, pattern=r"^[^/]+/[^/]+$")
+    trained_by: NamePair | None = None
     """EXPERIMENT/PROFILE of another file whose trained models are measured."""
     workloads: Workloads
 
@@ -148,20 +135,24 @@ class Profile(Strict):
 class Experiment(Strict):
     """One experiment file."""
 
-    name: str
+    name: Name
+    """Name of the file, without its ending."""
     title: str
     source: str
     """Table or figure of the paper that this reproduces."""
     expect: str
     """Expected result, in a sentence."""
-    models: dict[str, AnyModelSpec] = Field(min_length=1)
-    profiles: dict[str, Profile] = Field(min_length=1)
+    models: dict[Name, AnyModelSpec] = Field(min_length=1)
+    profiles: dict[Name, Profile] = Field(min_length=1)
 
     @field_validator("models", mode="before")
     @classmethod
     def _patterns_are_hybrids(cls, models: object) -> object:
         if not isinstance(models, dict):
             return models
+        large = [one for one in _scalars(models) if isinstance(one, int) and abs(one) > MAX_LENGTH]
+        if large:
+            raise ValueError(f"it has the number {large[0]:,}; the largest is {MAX_LENGTH:,}")
         return {
             name: {"architecture": _TAKES_PATTERN, **table}
             if isinstance(table, dict) and "pattern" in table
@@ -174,6 +165,21 @@ class Experiment(Strict):
         if name not in self.profiles:
             raise unknown_name("profile", name, self.profiles, where=f"experiment '{self.name}'")
         return self.profiles[name]
+
+
+_PLAIN_SPACE = str.maketrans("", "", "\n\t\xa0")
+"""Characters that do not count as printable and may stand in a text."""
+
+
+def _scalars(node: object) -> Iterator[object]:
+    """Yield every key of nested tables, and every value that is no table or list."""
+    if isinstance(node, dict):
+        yield from node
+    if isinstance(node, (dict, list)):
+        for one in node.values() if isinstance(node, dict) else node:
+            yield from _scalars(one)
+    else:
+        yield node
 
 
 def experiments_dir() -> Path:
@@ -203,24 +209,28 @@ def load_experiment(
         ConfigError: the file is absent, is not TOML, or holds something unknown or out of range.
     """
     path = _find(name_or_path)
+    place = shown(str(path)).strip("'\"")
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path}: not valid TOML: {error}. Correct the file there.") from error
+        raw = parse_toml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
-            f"{path}: cannot be read: {error}. Check the path and that it is a UTF-8 text file."
+            f"{place}: cannot be read: {error}. Check the path and that it is a UTF-8 text file."
         ) from error
+    except ValueError as error:
+        raise ConfigError(f"{place}: not valid TOML: {error}. Correct the file there.") from error
     if "name" in raw:
         raise ConfigError(
-            f"{path}: the field 'name' is not allowed; an experiment is called after its file. Remove it."
+            f"{place}: the field 'name' is not allowed; an experiment is called after its file. Remove it."
         )
     for item in overrides:
         _apply_override(raw, item, profile)
+    for text in _scalars(raw):
+        if isinstance(text, str) and not text.translate(_PLAIN_SPACE).isprintable():
+            raise ConfigError(f"{place}: {shown(text)} has characters that cannot be printed. Remove them.")
     try:
         return Experiment.model_validate({"name": path.stem, **raw})
     except ValidationError as error:
-        where = " ".join([str(path), *(f"--set {item}" for item in overrides)])
+        where = " ".join([place, *(f"--set {shown(item)[1:-1]}" for item in overrides)])
         tables = raw.get("models")
         known = tables.items() if isinstance(tables, dict) else ()
         whole = [name for name, table in known if isinstance(table, dict) and "architecture" in table]
@@ -233,7 +243,8 @@ def _find(name_or_path: str) -> Path:
         path = Path(name_or_path)
         if not os.path.isfile(path):  # unlike Path.is_file, false for a name too long to exist
             raise ConfigError(
-                f"no experiment file at '{path}'. Give an existing TOML file or a name from `retbench list`."
+                f"no experiment file at {shown(name_or_path)}. Give an existing TOML file or a name from "
+                "`retbench list`."
             )
         return path
     known = list_experiments()
@@ -246,18 +257,23 @@ def _apply_override(raw: dict[str, Any], item: str, profile: str | None) -> None
     """Set one `key=value` in the parsed TOML, in place."""
     key, sign, text = item.partition("=")
     if not sign or not key.strip():
-        raise ConfigError(f"--set {item!r}: not of the form key=value. Example: --set rounds=3")
+        raise ConfigError(f"--set {shown(item)}: not of the form key=value. Example: --set rounds=3")
+    parts = key.strip().split(".")
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
+        item.encode()  # bytes of the command line that are not UTF-8 are halves of surrogate pairs
+        value = parse_toml(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text.strip()  # a bare word is a string: --set dtype=bfloat16
-    parts = key.strip().split(".")
+    except ValueError as error:
+        raise ConfigError(f"--set {shown(item)}: {error}. Correct the value.") from error
+    if len(parts) > MAX_DEPTH:
+        raise ConfigError(f"--set {shown(item)}: the key has {len(parts)} parts. Check the key.")
     for target in _override_targets(raw, parts[0], profile):
         node = target
         for part in parts[:-1]:
             node = node.setdefault(part, {})
             if not isinstance(node, dict):
-                raise ConfigError(f"--set {item!r}: '{part}' is not a table. Check the key.")
+                raise ConfigError(f"--set {shown(item)}: '{part}' is not a table. Check the key.")
         node[parts[-1]] = value
 
 

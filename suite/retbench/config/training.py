@@ -9,11 +9,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from retbench.config.evaluation import without_repeats
+from retbench.config.evaluation import MAX_LENGTH, Count, Length, without_repeats
 from retbench.errors import unknown_name
-from retbench.strict import Strict
+from retbench.strict import Name, Strict
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -84,14 +84,14 @@ class TrainingSpec(Strict):
     corpus: str = "python"
     """A name that `load_corpus` takes; its split `train` is trained on, its split `validation` is for tuning."""
     tokenizer: str = "bytes"
-    sizes: tuple[str, ...] = Field(min_length=1)
+    sizes: tuple[Name, ...] = Field(min_length=1)
     """Every model of the experiment is trained at each of them."""
-    seq_len: int = Field(ge=2)
-    batch_size: int = Field(ge=1)
+    seq_len: int = Field(ge=2, le=MAX_LENGTH)
+    batch_size: Length
     """Sequences of a step, over all processes."""
-    micro_batch_size: int | None = Field(default=None, ge=1)
+    micro_batch_size: Length | None = None
     """Sequences that a process handles at a time, with accumulated gradients. All of its sequences when absent."""
-    num_tokens: int = Field(ge=1)
+    num_tokens: int = Field(ge=1, le=2**50)
     """Tokens that a model is trained on; the number of steps is that of whole batches."""
     recipe: str = "paper"
     learning_rates: tuple[Positive, ...] = Field(min_length=1)
@@ -99,22 +99,22 @@ class TrainingSpec(Strict):
     tuning_sizes: tuple[str, ...] = ()
     """Sizes at which the grid is run; another size takes the rate of the nearest tuning size below it. The first size
     when empty."""
-    tuning_tokens: int | None = Field(default=None, ge=1)
+    tuning_tokens: int | None = Field(default=None, ge=1, le=2**50)
     """Tokens of a run of the grid; `num_tokens` when absent."""
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] = Field(default=(0,), min_length=1)
     """Seeds of the final runs at every size without an entry in `seeds_by_size`; they draw weights and text order."""
     seeds_by_size: dict[str, tuple[Annotated[int, Field(ge=0, lt=2**31)], ...]] = Field(default_factory=dict)
     autocast: Literal["none", "bfloat16"] = "none"
     """bfloat16: products of forward and backward in bfloat16, weights and optimiser in float32."""
-    validation_tokens: int = Field(default=65536, ge=1)
+    validation_tokens: Count = 65536
     """Largest number of tokens of the validation split that are scored."""
-    validate_every: int = Field(default=100, ge=1)
+    validate_every: Count = 100
     """Steps between two points of the learning curve."""
-    checkpoint_every: int = Field(default=100, ge=1)
+    checkpoint_every: Count = 100
     """Steps between two checkpoints from which a killed run continues."""
-    keep_last: int = Field(default=2, ge=1)
+    keep_last: Count = 2
     """Checkpoints that are kept during a run."""
-    spike_ratio: float = Field(default=3.0, gt=1, allow_inf_nan=False)
+    spike_ratio: float = Field(default=3.0, gt=1, le=1e6)
     """A training loss of more than this many times the recent median, and above that of guessing, ends the run."""
 
     _distinct = field_validator("sizes", "learning_rates", "seeds", "tuning_sizes")(without_repeats)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 
 from retbench.measure.clock import check_device, time_steps
+from retbench.measure.limits import free_memory
 from retbench.measure.machine import last_level_cache_bytes
 from retbench.records.record import Ceilings
 from retbench.units import GIB, MIB
@@ -44,8 +45,7 @@ def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
             read_bandwidth_bytes_per_s=_read_bandwidth(device),
             matmul_flops_per_s=_matmul_rate(device, dtype),
         )
-    if device.type == "cuda":
-        torch.cuda.empty_cache()  # so that the next measurement finds no buffers in the allocator
+    free_memory(device)
     return ceilings
 
 

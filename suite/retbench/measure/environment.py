@@ -234,6 +234,8 @@ def _host_facts(absent: dict[str, str]) -> dict[str, Any]:
         "physical_cores": machine.physical_cores(),
         "allowed_cpus": machine.allowed_cpus(),
         "memory_bytes": psutil.virtual_memory().total,
+        "memory_limit_bytes": machine.memory_limit_bytes(),
+        "memory_available_bytes": psutil.virtual_memory().available,
     }
     from_kernel = {
         "last_level_cache_bytes": machine.last_level_cache_bytes() or None,
@@ -241,8 +243,7 @@ def _host_facts(absent: dict[str, str]) -> dict[str, Any]:
         "transparent_huge_pages": chosen.group(1) if chosen else None,
     }
     _put(facts, absent, from_kernel, "the kernel does not report it")
-    limits = {"cpu_quota": machine.cpu_quota(), "memory_limit_bytes": machine.memory_limit_bytes()}
-    _put(facts, absent, limits, "no limit is set")
+    _put(facts, absent, {"cpu_quota": machine.cpu_quota()}, "no limit is set")
     return facts
 
 
@@ -258,6 +259,7 @@ def _gpu_facts(device: "torch.device", absent: dict[str, str]) -> dict[str, Any]
         "capability": f"{properties.major}.{properties.minor}",
         "num_multiprocessors": properties.multi_processor_count,
         "memory_bytes": properties.total_memory,
+        "free_bytes": torch.cuda.mem_get_info(device)[0],
         "l2_cache_bytes": properties.L2_cache_size,
         "cudnn": torch.backends.cudnn.version(),
         "cudnn_attention": torch.backends.cuda.cudnn_sdp_enabled(),

@@ -1,9 +1,11 @@
 """Limits on the memory of a worker, and detection of out-of-memory errors of the host or of a device."""
 
 import ctypes
+import gc
 import resource
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
 
 import psutil
 
@@ -13,6 +15,8 @@ from retbench.units import format_bytes
 
 if TYPE_CHECKING:
     import torch
+
+T = TypeVar("T")
 
 _OUT_OF_MEMORY = (
     "can't allocate memory",
@@ -32,6 +36,26 @@ def is_out_of_memory(error: Exception) -> bool:
     if isinstance(error, MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _OUT_OF_MEMORY)
+
+
+def try_in_memory(call: Callable[[], T], device: "torch.device") -> T | None:
+    """Return the result of a call; None where memory ran out, which is then free again."""
+    try:
+        return call()
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+    free_memory(device)  # outside the handler, where no traceback holds the tensors of the failed call
+    return None
+
+
+def free_memory(device: "torch.device") -> None:
+    """Free the memory that a measurement left behind."""
+    import torch
+
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def limit_memory(limit_bytes: int, device: "torch.device") -> None:

@@ -8,6 +8,7 @@ import math
 import os
 import platform
 import re
+import resource
 import subprocess
 import sys
 import uuid
@@ -19,8 +20,6 @@ _PROC = Path("/proc")
 _CPUS = Path("/sys/devices/system/cpu")
 _CGROUPS = Path("/sys/fs/cgroup")
 _MACHINE_IDS = (Path("/etc/machine-id"), Path("/var/lib/dbus/machine-id"))
-_UNLIMITED_BYTES = 2**60
-"""cgroup v1 reports a memory limit above this value if there is none."""
 
 
 def read_text(path: Path) -> str | None:
@@ -108,7 +107,7 @@ def last_level_cache_bytes() -> int:
 def cpu_quota() -> float | None:
     """Return the number of CPUs that the container's time quota allows; None without a quota."""
     limits = []
-    for folder in _own_cgroups("cpu"):
+    for folder in own_cgroups("cpu"):
         quota, _, period = (read_text(folder / "cpu.max") or "").partition(" ")
         if not period:
             quota = read_text(folder / "cpu.cfs_quota_us") or ""
@@ -118,15 +117,16 @@ def cpu_quota() -> float | None:
     return min(limits, default=None)
 
 
-def memory_limit_bytes() -> int | None:
-    """Return the bytes of memory that the container may use; None without a limit."""
-    limits = []
-    for folder in _own_cgroups("memory"):
+def memory_limit_bytes() -> int:
+    """Return the most bytes that a process may have here: of the machine, its container and its resource limits."""
+    own = (resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA))
+    limits = [psutil.virtual_memory().total, *(limit for limit in own if limit != resource.RLIM_INFINITY)]
+    for folder in own_cgroups("memory"):
         for name in ("memory.max", "memory.limit_in_bytes"):
             limit = read_text(folder / name) or ""
-            if limit.isdecimal() and int(limit) < _UNLIMITED_BYTES:
+            if limit.isdecimal():
                 limits.append(int(limit))
-    return min(limits, default=None)
+    return min(limits)
 
 
 def status_bytes(name: str) -> int | None:
@@ -136,7 +136,7 @@ def status_bytes(name: str) -> int | None:
     return None if found is None else int(found.group(1)) * 1024
 
 
-def _own_cgroups(controller: str) -> list[Path]:
+def own_cgroups(controller: str) -> list[Path]:
     """Return the folders of this process's control group and its parents, in cgroups version 2 and 1.
 
     In a container the path is often that of the host and does not exist; the mount's root is then the container's

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -41,30 +41,7 @@ class DriverReading:
 
 
 class DriverUnavailableError(Exception):
-    """NVML cannot be used on this machine; the message states the reason."""
-
-
-@dataclass(frozen=True)
-class DeviceIdentity:
-    """Identity of a GPU in torch and in NVML, whatever CUDA_VISIBLE_DEVICES has renumbered.
-
-    Attributes:
-        uuid: UUID without its prefix: 8a3b... for GPU-8a3b....
-        pci_bus_id: domain:bus:device.function; None if this torch does not report it.
-    """
-
-    uuid: str
-    pci_bus_id: str | None
-
-
-def identify(device: "torch.device") -> DeviceIdentity:
-    """Return the identity of a CUDA device; this creates a CUDA context in the process."""
-    import torch
-
-    properties: Any = torch.cuda.get_device_properties(device)
-    bus = getattr(properties, "pci_bus_id", None)
-    pci = bus if bus is None else f"{properties.pci_domain_id:08x}:{bus:02x}:{properties.pci_device_id:02x}.0"
-    return DeviceIdentity(str(properties.uuid), pci)
+    """NVML, or one of its counters, cannot be used on this machine; the message states the reason."""
 
 
 @contextmanager
@@ -88,20 +65,34 @@ def open_nvml() -> Iterator[Any]:
         raise DriverUnavailableError(f"NVML: {error}") from error
 
 
-def find_handle(nvml: Any, identity: DeviceIdentity) -> Any:
-    """Return NVML's handle of a GPU; for a MIG slice that of the whole GPU, which has clocks and temperature.
+@contextmanager
+def open_gpu(device: "torch.device") -> Iterator[tuple[Any, Any]]:
+    """Yield the initialised `pynvml` module and its handle of the GPU that `device` is in torch.
+
+    CUDA_VISIBLE_DEVICES may have renumbered the GPUs. The handle of a MIG slice is that of the whole GPU, which has
+    clocks and temperature. A CUDA context is created in this process.
 
     Raises:
-        DriverUnavailableError: NVML does not find the GPU.
+        DriverUnavailableError: as `open_nvml`, or NVML does not find the GPU.
     """
+    import torch
+
+    with open_nvml() as nvml:
+        yield nvml, _find_handle(nvml, torch.cuda.get_device_properties(device))
+
+
+def _find_handle(nvml: Any, properties: Any) -> Any:
+    """Return NVML's handle of the GPU with these properties, by its UUID or else its place on the bus."""
     lookups: list[Callable[[], Any]] = [
-        lambda: nvml.nvmlDeviceGetHandleByUUID(f"GPU-{identity.uuid}"),
+        lambda: nvml.nvmlDeviceGetHandleByUUID(f"GPU-{properties.uuid}"),
         lambda: nvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(
-            nvml.nvmlDeviceGetHandleByUUID(f"MIG-{identity.uuid}")
+            nvml.nvmlDeviceGetHandleByUUID(f"MIG-{properties.uuid}")
         ),
     ]
-    if identity.pci_bus_id is not None:
-        lookups.append(lambda: nvml.nvmlDeviceGetHandleByPciBusId(identity.pci_bus_id))
+    bus = getattr(properties, "pci_bus_id", None)  # an older torch does not report it
+    if bus is not None:
+        place = f"{properties.pci_domain_id:08x}:{bus:02x}:{properties.pci_device_id:02x}.0"
+        lookups.append(lambda: nvml.nvmlDeviceGetHandleByPciBusId(place))
     reasons = []
     for lookup in lookups:
         try:
@@ -109,7 +100,7 @@ def find_handle(nvml: Any, identity: DeviceIdentity) -> Any:
         except nvml.NVMLError as error:
             reasons.append(str(error))
     raise DriverUnavailableError(
-        f"NVML does not find the GPU that torch uses, {identity}: {', '.join(reasons)}"
+        f"NVML does not find the GPU {properties.uuid} that torch uses: {', '.join(reasons)}"
     )
 
 
@@ -227,8 +218,8 @@ def _read_processes(nvml: Any, handle: Any, reading: DriverReading) -> None:
 def describe_gpu(device: "torch.device") -> DriverReading:
     """Return the settings of a GPU; without a driver, one reason under `driver_version`."""
     try:
-        with open_nvml() as nvml:
-            return read_settings(nvml, find_handle(nvml, identify(device)))
+        with open_gpu(device) as (nvml, handle):
+            return read_settings(nvml, handle)
     except DriverUnavailableError as error:
         return DriverReading(absent={"driver_version": str(error)})
 
@@ -238,54 +229,44 @@ def gpu_uuid(device: "torch.device") -> tuple[str | None, str]:
     if device.type != "cuda":
         return None, "the device is a CPU"
     try:
-        with open_nvml() as nvml:
-            return str(nvml.nvmlDeviceGetUUID(find_handle(nvml, identify(device)))), ""
+        with open_gpu(device) as (nvml, handle):
+            return str(nvml.nvmlDeviceGetUUID(handle)), ""
     except (DriverUnavailableError, AttributeError) as error:
         return None, str(error)
 
 
-class DeviceWatch:
-    """Reads the state of the GPU at both ends of a `with` block that measures something.
+@contextmanager
+def watch_device(device: "torch.device") -> Iterator[DriverReading]:
+    """Read the state of the GPU before and after a block that measures something, into the reading that is yielded.
 
-    Attributes:
-        facts: `gpu_state` for a record's environment: the states `before` and `after`, and `violation_s`, the time
-            in between that the clocks were throttled for power and for heat.
-        absent: Reason of each fact that could not be read, for the record's `absent`.
+    Its facts are `gpu_state` for a record's environment: the states `before` and `after`, and `violation_s`, the time
+    in between that the clocks were throttled for power and for heat. It stays empty if the block raises, since a
+    failing GPU may not answer.
     """
+    before, reading = _read_now(device), DriverReading()
+    yield reading
+    after = _read_now(device)
+    reading.absent |= before.absent | after.absent
+    if before.facts and after.facts:
+        violation_s = _violation_between(before.facts, after.facts)
+        reading.facts["gpu_state"] = {
+            "before": before.facts,
+            "after": after.facts,
+            "violation_s": violation_s,
+        }
 
-    def __init__(self, device: "torch.device") -> None:
-        self._device = device
-        self._before = DriverReading()
-        self.facts: dict[str, Any] = {}
-        self.absent: dict[str, str] = {}
 
-    def __enter__(self) -> Self:
-        self._before = self._read()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None:
-            return  # nothing was measured, and a failing GPU may not answer
-        after = self._read()
-        self.absent |= self._before.absent | after.absent
-        if self._before.facts and after.facts:
-            self.facts["gpu_state"] = {
-                "before": self._before.facts,
-                "after": after.facts,
-                "violation_s": _violation_between(self._before.facts, after.facts),
-            }
-
-    def _read(self) -> DriverReading:
-        """Return the present state; one reason if there is no GPU or no driver."""
-        if self._device.type != "cuda":
-            return DriverReading(absent={"gpu_state": f"the device is '{self._device}', not a GPU with NVML"})
-        try:
-            with open_nvml() as nvml:
-                reading = read_state(nvml, find_handle(nvml, identify(self._device)))
-        except DriverUnavailableError as error:
-            return DriverReading(absent={"gpu_state": str(error)})
-        absent = {f"gpu_state.{name}": reason for name, reason in reading.absent.items()}
-        return DriverReading(reading.facts, absent)
+def _read_now(device: "torch.device") -> DriverReading:
+    """Return the present state; one reason if there is no GPU or no driver."""
+    if device.type != "cuda":
+        return DriverReading(absent={"gpu_state": f"the device is '{device}', not a GPU with NVML"})
+    try:
+        with open_gpu(device) as (nvml, handle):
+            reading = read_state(nvml, handle)
+    except DriverUnavailableError as error:
+        return DriverReading(absent={"gpu_state": str(error)})
+    absent = {f"gpu_state.{name}": reason for name, reason in reading.absent.items()}
+    return DriverReading(reading.facts, absent)
 
 
 def _violation_between(before: dict[str, Any], after: dict[str, Any]) -> dict[str, float]:

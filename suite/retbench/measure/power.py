@@ -30,10 +30,6 @@ _TIMEOUT_S = 3.0
 """A counter that is not updated for this long under load does not work."""
 
 
-class CounterUnavailableError(Exception):
-    """No energy counter can be read; the message states the reason."""
-
-
 @dataclass(frozen=True)
 class EnergyUse:
     """Energy of the whole board over a window of repeated steps, idle power included."""
@@ -69,28 +65,24 @@ def measure_energy(step: Callable[[], object], *, device: "torch.device", step_s
         step_s: Approximate duration of a step, which sets the number of steps between two reads of the counter.
 
     Raises:
-        CounterUnavailableError: the device is a CPU, has no counter, or shares it with other slices of the GPU.
+        DriverUnavailableError: the device is a CPU, has no counter, or shares it with other slices of the GPU.
     """
     if device.type != "cuda":
-        raise CounterUnavailableError(
-            "the device is a CPU" if device.type == "cpu" else f"it is on '{device}'"
-        )
-    try:
-        with nvml.open_nvml() as binding:
-            read_j = _energy_reader(binding, nvml.find_handle(binding, nvml.identify(device)))
-            return _repeat(step, read_j, device, step_s)
-    except nvml.DriverUnavailableError as error:
-        raise CounterUnavailableError(str(error)) from error
+        raise nvml.DriverUnavailableError("the device is a CPU")
+    with nvml.open_gpu(device) as (binding, handle):
+        return _repeat(step, _energy_reader(binding, handle), device, step_s)
 
 
 def _energy_reader(binding: Any, handle: Any) -> Callable[[], float]:
     """Return a function that reads the counter in joules."""
     if nvml.is_sliced(binding, handle):
-        raise CounterUnavailableError("the GPU is in slices (MIG), and its energy counter covers all of them")
+        raise nvml.DriverUnavailableError(
+            "the GPU is in slices (MIG), and its energy counter covers all of them"
+        )
     try:
         binding.nvmlDeviceGetTotalEnergyConsumption(handle)
     except (binding.NVMLError, AttributeError) as error:  # AttributeError: a binding without the function
-        raise CounterUnavailableError(f"NVML: {error}") from error
+        raise nvml.DriverUnavailableError(f"NVML: {error}") from error
     return lambda: binding.nvmlDeviceGetTotalEnergyConsumption(handle) / 1000  # mJ
 
 
@@ -121,4 +113,6 @@ def _repeat(
                 )
             first, last = first or sample, sample
         elif sample.at_s - last.at_s > _TIMEOUT_S:
-            raise CounterUnavailableError(f"the energy counter stood still for {_TIMEOUT_S:g} s under load")
+            raise nvml.DriverUnavailableError(
+                f"the energy counter stood still for {_TIMEOUT_S:g} s under load"
+            )

@@ -1,1 +1,1 @@
-"""From an experiment to the cells of a run: models under test, evaluation inputs, estimates."""
+"""Planning: an experiment becomes the cells of a run, with models under test, evaluation inputs and estimates."""

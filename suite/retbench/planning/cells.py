@@ -8,6 +8,8 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from pydantic import AliasChoices, Field
+
 from retbench.architectures import matching
 from retbench.architectures.architecture import ModelSpec
 from retbench.architectures.configs import ModelConfig
@@ -99,7 +101,10 @@ Inputs = dict[tuple[str, str], Evaluation]
 class Cell(Strict):
     """One model under test at one point of one workload."""
 
-    subject: ModelUnderTest
+    under_test: ModelUnderTest = Field(
+        validation_alias=AliasChoices("under_test", "subject"), serialization_alias="subject"
+    )
+    """The model; `subject` in the messages of workers and in the hash that is `cell_id`, which must not change."""
     workload: str
     point: Point
     settings: Settings
@@ -109,7 +114,7 @@ class Cell(Strict):
     @property
     def cell_id(self) -> str:
         """Hash of every field except the path of the weights; other models of the experiment are not in it."""
-        fields = self.model_dump(mode="json")
+        fields = self.model_dump(mode="json", by_alias=True)
         if fields["subject"]["weights"]:
             del fields["subject"]["weights"]["path"]
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
@@ -117,22 +122,22 @@ class Cell(Strict):
     @property
     def model_name(self) -> str:
         """Key of the model in the experiment file."""
-        return self.subject.model_name
+        return self.under_test.model_name
 
     @property
     def model(self) -> ModelConfig:
         """Configuration of the model."""
-        return self.subject.model
+        return self.under_test.model
 
     @property
     def backend(self) -> str:
         """Name of the requested form or backend."""
-        return self.subject.backend
+        return self.under_test.backend
 
     @property
     def chunk_size(self) -> int | None:
         """Chunk of the chunkwise form."""
-        return self.subject.chunk_size
+        return self.under_test.chunk_size
 
 
 def expand(
@@ -140,7 +145,7 @@ def expand(
     profile_name: str,
     settings: Settings,
     *,
-    subjects: Sequence[ModelUnderTest] | None = None,
+    models: Sequence[ModelUnderTest] | None = None,
     inputs: Mapping[str, Inputs] | None = None,
 ) -> list[Cell]:
     """Return every cell of one profile: models outermost, workloads in the order of lists.
@@ -149,24 +154,22 @@ def expand(
         experiment: The experiment.
         profile_name: One of its profiles.
         settings: Settings that all cells share.
-        subjects: The models under test; the models with weights drawn from the seed when None.
+        models: The models under test; the models with weights drawn from the seed when None.
         inputs: Evaluation inputs by workload. A model has no cells of a workload that needs inputs and lacks them.
 
     Raises:
         ConfigError: the models do not resolve, or are not matched.
     """
-    if subjects is None:
-        subjects = seeded_models(experiment, profile_name)
     found: list[Cell] = []
-    for subject in subjects:
+    for model in seeded_models(experiment, profile_name) if models is None else models:
         for name, spec in experiment.profile(profile_name).workloads.specs.items():
             needs_inputs = find_workload(name).find_inputs is not None
             known = (inputs or {}).get(name, {})
             for point in spec.points():
-                evaluation = known.get((subject.label, point.task or "")) if needs_inputs else None
+                evaluation = known.get((model.label, point.task or "")) if needs_inputs else None
                 if evaluation is not None or not needs_inputs:
                     cell = Cell(
-                        subject=subject, workload=name, point=point, settings=settings, evaluation=evaluation
+                        under_test=model, workload=name, point=point, settings=settings, evaluation=evaluation
                     )
                     found.append(cell)
     return found
@@ -200,25 +203,14 @@ def model_under_test(
     )
 
 
-def resolve_models(
-    experiment: Experiment, profile_name: str, size: str | None = None, *, vocab_size: int | None = None
-) -> dict[str, ModelConfig]:
+def resolve_models(experiment: Experiment, profile_name: str) -> dict[str, ModelConfig]:
     """Return the matched configurations of an experiment's models in one profile.
-
-    Args:
-        experiment: The experiment.
-        profile_name: One of its profiles.
-        size: The profile's when None.
-        vocab_size: The size's when None.
 
     Raises:
         ConfigError: they do not resolve, or are not matched.
     """
     profile = experiment.profile(profile_name)
-    models = {
-        name: matching.resolve_model(spec, size or profile.size, vocab_size=vocab_size)
-        for name, spec in experiment.models.items()
-    }
+    models = {name: matching.resolve_model(spec, profile.size) for name, spec in experiment.models.items()}
     check_match(models, profile, where=f"experiment '{experiment.name}', profile '{profile_name}'")
     return models
 

@@ -12,10 +12,9 @@ from retbench.planning.cells import Cell
 from retbench.planning.plan import Plan
 from retbench.records.record import Ceilings
 from retbench.run.locks import timing_lock
-from retbench.run.process import Inbox, Worker, WorkerExit
+from retbench.run.process import Worker, WorkerExit
 from retbench.run.protocol import Failed, Job, Measured, RunInfo
-from retbench.workloads.metrics import estimated_prefill_seconds
-from retbench.workloads.training_memory import estimated_bytes
+from retbench.workloads.metrics import estimated_prefill_seconds, training_bytes
 from retbench.workloads.workload import find_workload
 
 WORKER_START_S = 2.0
@@ -26,7 +25,7 @@ GATE_PREFILLS, GATE_TOKENS = 12, 2048
 
 
 @dataclass(frozen=True)
-class Estimate:
+class CellEstimate:
     """Estimated time and memory of a cell; None for workloads that cannot be estimated, such as evaluations.
 
     Attributes:
@@ -42,7 +41,7 @@ class Estimate:
     memory_bytes: int | None
 
 
-def estimate(plan: Plan) -> list[Estimate]:
+def estimate(plan: Plan) -> list[CellEstimate]:
     """Estimate time and memory of each cell, from analytical costs and ceilings that a worker measures now.
 
     Raises:
@@ -53,21 +52,21 @@ def estimate(plan: Plan) -> list[Estimate]:
         cell for cell in plan.cells if find_workload(cell.workload).starts_from_state and not cell.model.grows
     ]
     streamed.sort(key=lambda cell: cell.point.context_len)
-    deepest = {cell.subject.label: cell for cell in streamed}  # the last of a model stays
-    num_cells = len(plan.cells) / len(plan.subjects)
+    deepest = {cell.under_test.label: cell for cell in streamed}  # the last of a model stays
+    num_cells = len(plan.cells) / len(plan.models)
     start_s = WORKER_START_S * (plan.rounds + 1)
     found = []
     for cell in plan.cells:
         cell_seconds = find_workload(cell.workload).estimate
         if cell_seconds is None:
-            found.append(Estimate(cell, None, None))
+            found.append(CellEstimate(cell, None, None))
             continue
         gate_s = GATE_PREFILLS * estimated_prefill_seconds(cell, 1, GATE_TOKENS, ceilings)
         sized = _sized(cell, plan.device_memory_bytes)
         seconds = (start_s + gate_s) / num_cells + plan.rounds_of(cell) * cell_seconds(sized, ceilings)
-        if cell == deepest.get(cell.subject.label):
+        if cell == deepest.get(cell.under_test.label):
             seconds += estimated_prefill_seconds(cell, 1, cell.point.context_len, ceilings)
-        found.append(Estimate(cell, seconds, _memory_bytes(sized)))
+        found.append(CellEstimate(cell, seconds, _memory_bytes(sized)))
     return found
 
 
@@ -86,20 +85,16 @@ def _ask_ceilings(plan: Plan) -> Ceilings:
         command=plan.command,
         code_revision=code_revision(),
     )
-    nowhere = Path(os.devnull)
     job = Job(
         task="ceilings",
         run=run,
         cells=plan.cells[:1],
-        records_path=nowhere,
-        states_dir=nowhere,
+        records_path=Path(os.devnull),
+        states_dir=Path(os.devnull),
         parent_pid=os.getpid(),
     )
-    inbox: Inbox = SimpleQueue()
-    with (
-        timing_lock(plan.command, wait=refuse),
-        Worker(job, inbox, worker_environment(plan.settings.threads)) as worker,
-    ):
+    variables = worker_environment(plan.settings.threads)
+    with timing_lock(plan.command, wait=refuse), Worker(job, SimpleQueue(), variables) as worker:
         for message in worker.messages(plan.profile.timeout_s):
             match message:
                 case Measured(ceilings=ceilings):
@@ -119,19 +114,14 @@ def _sized(cell: Cell, device_memory_bytes: int | None) -> Cell:
 
 
 def _memory_bytes(cell: Cell) -> int:
-    """Weights, state, and the widest activations of a block for every token in flight."""
-    workload = find_workload(cell.workload)
+    """Return the bytes of weights, state, and the widest activations of a block for every token in flight."""
+    workload, model, dtype = find_workload(cell.workload), cell.model, cell.settings.dtype
+    batch_size, context_len = cell.point.batch_size, cell.point.context_len
     if workload.computes_gradients:
-        return estimated_bytes(cell)
-    model, dtype, batch_size = cell.model, cell.settings.dtype, cell.point.batch_size
-    segment = min(cell.point.context_len, costs.PREFILL_SEGMENT)
+        return training_bytes(cell)
+    segment = min(context_len, costs.PREFILL_SEGMENT)
     streams = workload.starts_from_state and not model.grows
     tokens = batch_size * segment if workload.reads_prompts else max(batch_size, segment * streams)
     activations = costs.prefill_workspace_bytes(model, dtype, tokens, batch_size)
-    return costs.weight_bytes(model, dtype) + _state_bytes(cell) + activations
-
-
-def _state_bytes(cell: Cell) -> int:
-    """The state with room for one token more than the cell's context."""
-    point = cell.point
-    return costs.state_bytes(cell.model, cell.settings.dtype, point.batch_size, point.context_len + 1)
+    state = costs.state_bytes(model, dtype, batch_size, context_len + 1)
+    return costs.weight_bytes(model, dtype) + state + activations

@@ -152,7 +152,7 @@ def find_inputs(
         UnsupportedError: the data of a task or a corpus cannot be obtained here.
     """
     return {
-        workload.name: dict(workload.find_inputs(profile.workloads.get(workload.name), models, data_dir))
+        workload.name: dict(workload.find_inputs(profile.workloads.specs[workload.name], models, data_dir))
         for workload in profile.workloads.registered
         if workload.find_inputs is not None
     }

@@ -11,7 +11,7 @@ from typing import get_args
 
 from retbench.config import experiment as config
 from retbench.config.experiment import Experiment, Profile
-from retbench.errors import ConfigError, UnsupportedError, unknown_name
+from retbench.errors import ConfigError, UnsupportedError, shown, unknown_name
 from retbench.measure.environment import worker_environment
 from retbench.measure.machine import usable_cores
 from retbench.planning import cells
@@ -55,9 +55,9 @@ class Plan:
         return self.cells[0].settings
 
     @property
-    def subjects(self) -> tuple[ModelUnderTest, ...]:
+    def models(self) -> tuple[ModelUnderTest, ...]:
         """The models under test, each once, in the order of the cells."""
-        return tuple({cell.subject.label: cell.subject for cell in self.cells}.values())
+        return tuple({cell.under_test.label: cell.under_test for cell in self.cells}.values())
 
     @property
     def num_measurements(self) -> int:
@@ -100,7 +100,7 @@ def make_plan(
     """
     found = find_device(device)
     roomy = found.memory_bytes is not None and found.memory_bytes >= PAPER_MEMORY_BYTES
-    profile_name = profile or ("paper" if roomy else "cpu")
+    profile_name = ("paper" if roomy else "cpu") if profile is None else profile
     experiment = config.load_experiment(name_or_path, overrides, profile=profile_name)
     where = f"experiment '{experiment.name}', profile '{profile_name}'"
     chosen = _adjust(experiment.profile(profile_name), dtype, limit)
@@ -117,7 +117,7 @@ def make_plan(
         ("--data-dir", data_dir),
     ]
     flags = [] if compiled is None else ["--compile" if compiled else "--no-compile"]
-    subjects = find_models(experiment, profile_name, results, data_dir)
+    models = find_models(experiment, profile_name, results, data_dir)
     return Plan(
         experiment=experiment,
         profile_name=profile_name,
@@ -127,8 +127,8 @@ def make_plan(
                 experiment,
                 profile_name,
                 _settings(chosen, found),
-                subjects=subjects,
-                inputs=find_inputs(subjects, chosen, data_dir),
+                models=models,
+                inputs=find_inputs(models, chosen, data_dir),
             )
         ),
         rounds=1 if all(one.one_round for one in chosen.workloads.registered) else chosen.rounds,
@@ -146,9 +146,9 @@ def _adjust(profile: Profile, dtype: str | None, limit: int | None) -> Profile:
             raise unknown_name("dtype", dtype, get_args(config.Dtype), where="--dtype")
         changes["dtype"] = dtype
     if limit is not None:
-        if limit < 1:
+        if not 1 <= limit < 2**31:
             raise ConfigError(
-                f"--limit is {limit}: it is the number of context lengths, or documents, to keep. Give 1 or more."
+                f"--limit is {shown(limit)}: it is the number of context lengths, or documents, to keep, 1 or more."
             )
         changes["workloads"] = profile.workloads.limited(limit)
     return profile.model_copy(update=changes)
@@ -180,7 +180,7 @@ def _check_device(profile: Profile, device: Device) -> None:
 
 def _check_settings(profile: Profile, where: str) -> None:
     """Refuse settings that contradict the workloads, or that none of them uses."""
-    workloads, present = profile.workloads.registered, ", ".join(profile.workloads.present)
+    workloads, present = profile.workloads.registered, ", ".join(profile.workloads.specs)
     training = [one.name for one in workloads if one.computes_gradients]
     if training and profile.cuda_graph:
         raise ConfigError(

@@ -5,6 +5,7 @@ program is faster, and most are slower. `StepCurve` holds what the parts of a st
 own shape, and gives what a step should take; it never sees the time of a step that it predicts.
 """
 
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -16,14 +17,14 @@ from retbench.records.record import Ceilings
 from retbench.units import tokens_per_second
 
 LONGEST_CONTEXT = 2**20
-"""Up to which a crossover is looked for, tokens."""
+"""Longest context length at which models are compared, in tokens."""
 
 StepTime = Callable[[ModelConfig, int, int], float]
 """Seconds of a decode step of a model at a batch size and a context length."""
 
 
 def roofline(ceilings: Ceilings, dtype: str) -> StepTime:
-    """The least time that the ceilings allow a step: moving its bytes or doing its operations, whichever is longer."""
+    """Return the least time that the ceilings allow: to move a step's bytes or to do its operations."""
 
     def step_seconds(model: ModelConfig, batch_size: int, context_len: int) -> float:
         num_bytes = costs.decode_bytes(model, dtype, batch_size, context_len)
@@ -35,16 +36,12 @@ def roofline(ceilings: Ceilings, dtype: str) -> StepTime:
 
 @dataclass(frozen=True)
 class StepCurve:
-    """Times of one model's decode step at one batch size, put together from measured parts.
-
-    Attributes:
-        step_s: What a step should take, by context length.
-    """
+    """Times of one model's decode step at one batch size, by context length, composed of measured parts."""
 
     step_s: Mapping[int, float]
 
     def seconds(self, context_len: int) -> float:
-        """Seconds of a step; between two lengths it lies on a line.
+        """Return the seconds of a step; between two lengths it lies on a line.
 
         Raises:
             ConfigError: the length lies outside those that parts were measured at.
@@ -104,47 +101,34 @@ def predict(
     step_time: StepTime,
     memory_bytes: int | None,
 ) -> list[Prediction]:
-    """Every model at every (batch size, context length), models outermost."""
-    return [
-        _predict_one(name, model, point, dtype, step_time(model, *point), memory_bytes)
-        for name, model in models.items()
-        for point in points
-    ]
-
-
-def _predict_one(
-    name: str,
-    model: ModelConfig,
-    point: tuple[int, int],
-    dtype: str,
-    step_s: float,
-    memory_bytes: int | None,
-) -> Prediction:
-    """One model at one point."""
-    batch_size, context_len = point
-    return Prediction(
-        model=name,
-        batch_size=batch_size,
-        context_len=context_len,
-        step_s=step_s,
-        tokens_per_s=tokens_per_second(batch_size, step_s),
-        weight_bytes=costs.weight_bytes(model, dtype),
-        state_bytes=costs.state_bytes(model, dtype, batch_size, context_len + 1),
-        workspace_bytes=costs.decode_workspace_bytes(model, dtype, batch_size),
-        largest_batch=None
-        if memory_bytes is None
-        else costs.largest_batch(model, dtype, memory_bytes, context_len),
-    )
+    """Predict every model at every (batch size, context length), models outermost."""
+    found = []
+    for name, model in models.items():
+        for batch_size, context_len in points:
+            step_s = step_time(model, batch_size, context_len)
+            prediction = Prediction(
+                model=name,
+                batch_size=batch_size,
+                context_len=context_len,
+                step_s=step_s,
+                tokens_per_s=tokens_per_second(batch_size, step_s),
+                weight_bytes=costs.weight_bytes(model, dtype),
+                state_bytes=costs.state_bytes(model, dtype, batch_size, context_len + 1),
+                workspace_bytes=costs.decode_workspace_bytes(model, dtype, batch_size),
+                largest_batch=memory_bytes and costs.largest_batch(model, dtype, memory_bytes, context_len),
+            )
+            found.append(prediction)
+    return found
 
 
 @dataclass(frozen=True)
-class Overtaking:
-    """From which context length on the first of two models has the shorter step.
+class Crossover:
+    """Context length from which on the first of two models has the shorter step.
 
     Attributes:
-        batch_size: At which.
-        context_len: Tokens; None where the first is not ahead at the last length looked at.
-        looked_from: The first length looked at.
+        batch_size: Batch size of both.
+        context_len: Tokens; None where the first is not ahead at the last length that was compared.
+        looked_from: The first length that was compared.
         looked_to: The last one.
     """
 
@@ -154,33 +138,26 @@ class Overtaking:
     looked_to: int
 
 
-def find_overtaking(
+def find_crossover(
     first: ModelConfig,
     second: ModelConfig,
     batch_size: int,
     step_time: StepTime,
     within: tuple[int, int] = (1, LONGEST_CONTEXT),
-) -> Overtaking:
-    """Where the first model overtakes, its advantage growing with the context: by halving the lengths.
+) -> Crossover:
+    """Find where the first model, whose step grows by less with the context, becomes the faster one: by bisection.
 
     Args:
-        first: A model whose step grows by less with the context.
-        second: The other.
-        batch_size: Of both.
-        step_time: Of a step.
-        within: Lengths to look at.
+        first: A model.
+        second: The other model.
+        batch_size: Batch size of both.
+        step_time: Time of a step.
+        within: Lengths to compare at.
     """
     low, high = within
 
     def is_ahead(context_len: int) -> bool:
         return step_time(first, batch_size, context_len) <= step_time(second, batch_size, context_len)
 
-    if not is_ahead(high):
-        return Overtaking(batch_size, None, low, high)
-    while low < high:
-        middle = (low + high) // 2
-        if is_ahead(middle):
-            high = middle
-        else:
-            low = middle + 1
-    return Overtaking(batch_size, high, *within)
+    ahead = low + bisect_left(range(low, high), True, key=is_ahead) if is_ahead(high) else None
+    return Crossover(batch_size, ahead, low, high)

@@ -161,8 +161,8 @@ class InterleavedCheck:
         """Measure rounds of base and head until every point is decided, and report."""
         folder = self.folder / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
         session = InterleavedSession(self.plan, revisions, folder, self.limits, self.notify)
-        subjects = self.plan.subjects
-        reference = next((one.model_name for one in subjects if is_baseline(one.model.architecture)), None)
+        models = self.plan.models
+        reference = next((one.model_name for one in models if is_baseline(one.model.architecture)), None)
         report = _empty_report(revisions)
         with catch_signals(session.interrupt):
             if stop is not None:

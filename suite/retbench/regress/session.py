@@ -163,7 +163,7 @@ class InterleavedSession:
         """
         self._begun = time.monotonic()
         for side in self.sides:
-            for subject in self._plan.subjects:
+            for subject in self._plan.models:
                 self._notify(f"{side.revision.name}: equivalence checks of {subject.label}")
                 try:
                     self._prepare(side, subject)
@@ -203,7 +203,7 @@ class InterleavedSession:
         """
         number, self._round = self._round, self._round + 1
         since = time.monotonic()
-        subjects = list(self._plan.subjects)
+        subjects = list(self._plan.models)
         self._random.shuffle(subjects)
         for subject in subjects:
             while todo := [cell for cell in self._cells_of(subject) if self._is_needed(cell, points)]:
@@ -244,7 +244,7 @@ class InterleavedSession:
         return point in points and not any(point in side.failed for side in self.sides)
 
     def _cells_of(self, subject: ModelUnderTest) -> list[Cell]:
-        return [cell for cell in self._plan.cells if cell.subject.label == subject.label]
+        return [cell for cell in self._plan.cells if cell.under_test.label == subject.label]
 
     def _point(self, cell: Cell) -> MeasurementPoint:
         point = cell.point
@@ -257,7 +257,7 @@ class InterleavedSession:
             task=task,
             run=side.run,
             cells=tuple(todo),
-            gate=side.gates.get(todo[0].subject.label),
+            gate=side.gates.get(todo[0].under_test.label),
             records_path=side.records_path.absolute(),
             states_dir=side.states.absolute(),
             data_dir=self._plan.data_dir,

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from retbench.errors import ConfigError, RetbenchError, UnsupportedError
 
@@ -26,13 +27,12 @@ class Device:
     memory_bytes: int | None = None
 
 
-@dataclass(frozen=True)
-class _TorchFacts:
+class _TorchFacts(NamedTuple):
     """torch's version, the CUDA version it was built for, and the memory of each device."""
 
-    version: str
+    torch: str
     cuda: str | None
-    memory_bytes: tuple[int, ...]
+    memory: tuple[int, ...]
 
 
 def find_device(asked: str | None) -> Device:
@@ -49,8 +49,8 @@ def find_device(asked: str | None) -> Device:
         return Device("cpu")
     index = _cuda_index("cuda" if asked is None else asked)
     found = _ask_torch()
-    if index < len(found.memory_bytes):
-        return Device(f"cuda:{index}", found.memory_bytes[index])
+    if index < len(found.memory):
+        return Device(f"cuda:{index}", found.memory[index])
     if asked is None:
         return Device("cpu")
     raise UnsupportedError(f"--device {asked}: {_why_no_cuda(found)}")
@@ -91,20 +91,19 @@ def _ask_torch() -> _TorchFacts:
     except subprocess.CalledProcessError as error:
         last = (error.stderr.strip().splitlines() or ["no message"])[-1]
         raise RetbenchError(f"torch cannot be used in this Python ({sys.executable}): {last}") from error
-    found = json.loads(done.stdout.splitlines()[-1])
-    return _TorchFacts(found["torch"], found["cuda"], tuple(found["memory"]))
+    return _TorchFacts(**json.loads(done.stdout.splitlines()[-1]))
 
 
 def _why_no_cuda(found: _TorchFacts) -> str:
     """Return the reason why a CUDA device cannot be used, and a remedy."""
     if found.cuda is None:
         return (
-            f"torch {found.version} is a build without CUDA. Install one with it "
+            f"torch {found.torch} is a build without CUDA. Install one with it "
             "(https://pytorch.org/get-started/locally), or give --device cpu."
         )
-    if not found.memory_bytes:
+    if not found.memory:
         return (
-            f"torch {found.version} for CUDA {found.cuda} finds no device. Check `nvidia-smi` and "
+            f"torch {found.torch} for CUDA {found.cuda} finds no device. Check `nvidia-smi` and "
             "CUDA_VISIBLE_DEVICES, or give --device cpu."
         )
-    return f"the devices here are cuda:0 to cuda:{len(found.memory_bytes) - 1}. Give one of them."
+    return f"the devices here are cuda:0 to cuda:{len(found.memory) - 1}. Give one of them."

@@ -168,10 +168,3 @@ class Observer(Protocol):
 
     def notify(self, event: RunEvent, /) -> None:
         """Receive one event."""
-
-
-class Silent:
-    """An observer that ignores every event."""
-
-    def notify(self, event: RunEvent, /) -> None:
-        """Ignore the event."""

@@ -67,7 +67,7 @@ class Ledger:
         """The latest worker's; empty before any worker has started."""
         self.gates: dict[str, Gate] = {}
         self._observer = observer
-        self._times = CellTimes()
+        self.times = CellTimes()
         everything = {(cell.cell_id, number) for cell in plan.cells for number in range(plan.rounds_of(cell))}
         self.total = len(everything)
         self._pending = everything - done.keys()
@@ -76,7 +76,7 @@ class Ledger:
     @property
     def progress(self) -> events.RunProgress:
         """Progress of the run."""
-        seconds_left = self._times.seconds_for(self._pending)
+        seconds_left = self.times.seconds_for(self._pending)
         return events.RunProgress(self.total - len(self._pending), self.total, seconds_left)
 
     def result(self, *, interrupted: bool) -> events.RunSummary:
@@ -88,17 +88,13 @@ class Ledger:
         """Pass an event on to the observer."""
         self._observer.notify(event)
 
-    def worker_starts(self) -> None:
-        """Note that a worker which will measure cells is being started."""
-        self._times.restart()
-
     def pending(self, label: str, round_number: int | None = None) -> list[Cell]:
         """Return a model's cells without a record in a round, or in any round, in the order of the plan."""
         rounds = range(self.plan.rounds) if round_number is None else (round_number,)
         return [
             cell
             for cell in self.plan.cells
-            if cell.subject.label == label
+            if cell.under_test.label == label
             and any((cell.cell_id, number) in self._pending for number in rounds)
         ]
 
@@ -108,21 +104,21 @@ class Ledger:
         Cells that fill the memory come after all others, one per worker: each needs a process with unfragmented
         memory, and leaves one in which nothing must be timed.
         """
-        cells = [cell for cell in self.plan.cells if cell.subject.label == label]
+        cells = [cell for cell in self.plan.cells if cell.under_test.label == label]
         random.Random(f"{self.plan.profile.seed}/{round_number}/{label}").shuffle(cells)
         pending = [cell for cell in cells if (cell.cell_id, round_number) in self._pending]
         return [cell for cell in pending if not find_workload(cell.workload).finds_batch] or pending[:1]
 
     def model_order(self, round_number: int) -> list[str]:
         """Return the labels of models with pending cells in a round, shuffled by seed and round."""
-        labels = [subject.label for subject in self.plan.subjects]
+        labels = [model.label for model in self.plan.models]
         random.Random(f"{self.plan.profile.seed}/{round_number}").shuffle(labels)
         return [label for label in labels if self.pending(label, round_number)]
 
     def mark_done(self, cell: Cell, round_number: int, status: Status, error: str | None) -> None:
         """Note that a (cell, round) has its record on disk."""
         self._pending.discard((cell.cell_id, round_number))
-        self._times.note(cell.cell_id)
+        self.times.note(cell.cell_id)
         self.counts[status] = self.counts.get(status, 0) + 1
         self.notify(events.CellDone(cell, round_number, status, error, self.progress))
 
@@ -132,7 +128,7 @@ class Ledger:
         Raises:
             StorageError: the record could not be written.
         """
-        surroundings = Surroundings(self.environment, self.gates.get(cell.subject.label))
+        surroundings = Surroundings(self.environment, self.gates.get(cell.under_test.label))
         outcome = Outcome(status, utc_now(), error)
         append_record(self.path, make_record(self.run, cell, round_number, outcome, surroundings))
         self.mark_done(cell, round_number, status, error)

@@ -7,8 +7,7 @@ a run handles them in one place, between two steps.
 import json
 import os
 import signal
-import sys
-import tempfile
+import stat
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -60,13 +59,8 @@ def catch_signals(on_signal: Callable[[], None]) -> Iterator[None]:
 
 def lock_dir() -> Path:
     """Return the folder of the lock: the same one for every process of this user on this machine."""
-    named = os.environ.get(LOCK_DIR_VARIABLE)
-    if named:
-        return Path(named)
-    if sys.platform == "win32":
-        return Path(tempfile.gettempdir()) / "retbench"
     # Not tempfile's folder: batch systems give every job its own TMPDIR, and two jobs must meet here.
-    return Path("/tmp") / f"retbench-{os.getuid()}"
+    return Path(os.environ.get(LOCK_DIR_VARIABLE) or f"/tmp/retbench-{os.getuid()}")
 
 
 @contextmanager
@@ -79,11 +73,12 @@ def timing_lock(command: str, *, wait: Callable[[str], None]) -> Iterator[None]:
             raises.
 
     Raises:
-        StorageError: the folder of the lock cannot be made or is another user's.
+        StorageError: the folder of the lock cannot be made, is a link, or can be written to by another user.
     """
     folder = lock_dir()
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _check_own(folder)
         lock, holder = FileLock(folder / "timing.lock"), folder / "holder.json"
         while True:
             try:
@@ -95,7 +90,7 @@ def timing_lock(command: str, *, wait: Callable[[str], None]) -> Iterator[None]:
     except OSError as error:
         raise StorageError(
             f"{folder}: the lock that keeps two runs from timing at once cannot be taken: {error}. "
-            f"Make the folder yours, or name another one in {LOCK_DIR_VARIABLE}."
+            f"Make it a folder of yours that only you can write to, or name another one in {LOCK_DIR_VARIABLE}."
         ) from error
     try:
         yield
@@ -104,12 +99,26 @@ def timing_lock(command: str, *, wait: Callable[[str], None]) -> Iterator[None]:
         lock.release()
 
 
+def _check_own(folder: Path) -> None:
+    """Raise an OSError unless a folder is this user's alone: anybody may make one of any name in /tmp."""
+    found = folder.lstat()
+    if stat.S_ISLNK(found.st_mode):
+        raise OSError("it is a link")
+    if found.st_uid != os.getuid():
+        raise OSError(f"it belongs to user {found.st_uid}, and this is user {os.getuid()}")
+    # A folder that the user has named may be read by others; nobody else may write to it.
+    foreign = 0o022 if os.environ.get(LOCK_DIR_VARIABLE) else 0o077
+    if stat.S_IMODE(found.st_mode) & foreign:
+        raise OSError(f"its mode {stat.S_IMODE(found.st_mode):o} lets others use it")
+
+
 def _write_holder(path: Path, command: str) -> None:
-    """Write who holds the lock, atomically."""
+    """Write who holds the lock, to a new file: a link of that name is not followed."""
     since = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-    draft = path.with_suffix(f".{os.getpid()}")
-    draft.write_text(json.dumps({"pid": os.getpid(), "command": command, "since": since}), encoding="utf-8")
-    draft.replace(path)
+    path.unlink(missing_ok=True)  # of a holder that was killed
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    with open(descriptor, "w", encoding="utf-8") as file:
+        json.dump({"pid": os.getpid(), "command": command, "since": since}, file)
 
 
 def _describe_holder(path: Path) -> str:

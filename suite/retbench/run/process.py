@@ -18,6 +18,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import IO
 
+from retbench.measure.machine import own_cgroups, read_text
 from retbench.records.record import Status
 from retbench.run.locks import Interrupted
 from retbench.run.protocol import CELL_MARK, Advanced, Ended, Job, MeasureCell, Message, Started, decode
@@ -29,7 +30,6 @@ _TAIL_LINES = 40
 _LINE_BYTES = 2000
 _EXIT_WAIT_S = 10.0
 _VMSTAT = Path("/proc/vmstat")
-_CGROUPS = Path("/sys/fs/cgroup")
 _OUT_OF_MEMORY_PHRASES = (
     "bad_alloc",
     "can't allocate memory",
@@ -82,7 +82,7 @@ class Worker:
             start_new_session=True,
         )
         self.pid = self._process.pid
-        self._oom_kills = read_oom_kills(self.pid)
+        self._oom_kills = read_oom_kills()
         self._readers = [
             threading.Thread(target=self._read_messages, args=(self._process.stdout,), daemon=True),
             threading.Thread(target=self._read_stderr, args=(self._process.stderr,), daemon=True),
@@ -95,7 +95,7 @@ class Worker:
         """Send the job or a request, and keep the pipe open: its end would end the worker."""
         assert self._process.stdin is not None
         with suppress(BrokenPipeError):  # it ended at once, which the end of its stdout reports
-            self._process.stdin.write(message.model_dump_json().encode() + b"\n")
+            self._process.stdin.write(message.model_dump_json(by_alias=True).encode() + b"\n")
             self._process.stdin.flush()
 
     def _read_messages(self, stream: IO[bytes]) -> None:
@@ -176,7 +176,7 @@ class Worker:
             return WorkerExit("failed", "the worker closed its stdout but did not end")
         self._readers[1].join(timeout=1.0)
         stderr = b"".join(self._stderr_tail).decode("utf-8", errors="replace")
-        return explain_exit(returncode, stderr, self._oom_kills, read_oom_kills(os.getpid()))
+        return explain_exit(returncode, stderr, self._oom_kills, read_oom_kills())
 
 
 def _describe_timeout(limit_s: float, *, in_cell: bool) -> str:
@@ -235,35 +235,19 @@ def _quote_tail(stderr: str) -> str:
     return " Last lines of its stderr:\n" + "\n".join(lines[-8:]) if lines else " It wrote nothing to stderr."
 
 
-def read_oom_kills(pid: int) -> dict[str, int]:
+def read_oom_kills() -> dict[str, int]:
     """Return the number of out-of-memory kills by the file that states it; empty where the system has none.
 
-    The files are the system's own counter, and that of the memory control group (version 2 or 1) of process `pid`.
+    The files are the system's own counter, and those of the memory control groups (version 2 or 1) of this process,
+    which its workers share.
     """
-    counts = {path: _read_oom_kill_line(path) for path in (_VMSTAT, *_cgroup_files(pid))}
+    files = ("memory.events", "memory.oom_control")
+    paths = (_VMSTAT, *(folder / name for folder in own_cgroups("memory") for name in files))
+    counts = {path: _read_oom_kill_line(path) for path in paths}
     return {str(path): count for path, count in counts.items() if count is not None}
-
-
-def _cgroup_files(pid: int) -> list[Path]:
-    """Return the files that count out-of-memory kills in the control groups of `pid`."""
-    try:
-        lines = Path(f"/proc/{pid}/cgroup").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return []
-    files = []
-    for line in lines:
-        _, controllers, group = line.split(":", 2)
-        if not controllers:
-            files.append(_CGROUPS / group.lstrip("/") / "memory.events")
-        elif "memory" in controllers.split(","):
-            files.append(_CGROUPS / "memory" / group.lstrip("/") / "memory.oom_control")
-    return files
 
 
 def _read_oom_kill_line(path: Path) -> int | None:
     """Return the number after `oom_kill` in a file of `name value` lines, or None."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError:
-        return None
+    text = read_text(path) or ""
     return next((int(line.split()[1]) for line in text.splitlines() if line.startswith("oom_kill ")), None)

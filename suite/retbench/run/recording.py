@@ -5,9 +5,9 @@ from typing import Any
 
 from retbench.architectures import costs
 from retbench.planning.cells import Cell
-from retbench.records.record import Ceilings, Documents, Gate, Metric, ModelInfo, Record, Series, Status
+from retbench.records.record import Ceilings, Documents, Gate, ModelInfo, Record, Status
 from retbench.run.protocol import RunInfo
-from retbench.workloads.workload import code_of_parts
+from retbench.workloads.workload import Measurement, code_of_parts
 
 
 @dataclass(frozen=True)
@@ -17,11 +17,8 @@ class Outcome:
     status: Status
     started_at: str
     error: str | None = None
-    metrics: dict[str, Metric] = field(default_factory=dict)
-    series: dict[str, Series] = field(default_factory=dict)
+    found: Measurement = field(default_factory=lambda: Measurement({}))
     documents: Documents | None = None
-    absent: dict[str, str] = field(default_factory=dict)
-    backend: dict[str, str | int | float | bool] = field(default_factory=dict)
     device_facts: dict[str, Any] = field(default_factory=dict)
     """State of the device during the measurement; goes into the environment."""
 
@@ -33,6 +30,15 @@ class Surroundings:
     environment: dict[str, Any]
     gate: Gate | None = None
     ceilings: Ceilings | None = None
+
+
+def without_trial(name: str, status: Status, reason: str) -> tuple[Status, str]:
+    """Return status and reason of cells of a model that were not tried, of which running out of memory says nothing."""
+    return (
+        ("unsupported", f"before any cell of '{name}' was tried, {reason}")
+        if status == "oom"
+        else (status, reason)
+    )
 
 
 def make_record(
@@ -57,14 +63,14 @@ def make_record(
             "chunk_size": cell.chunk_size,
             **(cell.evaluation.model_dump() if cell.evaluation else {}),
         },
-        backend=outcome.backend,
+        backend=outcome.found.backend,
         environment={**surroundings.environment, **code_of_cell(cell), **outcome.device_facts},
         ceilings=surroundings.ceilings,
         gate=surroundings.gate,
-        metrics=outcome.metrics,
-        series=outcome.series,
+        metrics=outcome.found.metrics,
+        series=outcome.found.series,
         documents=outcome.documents,
-        absent=outcome.absent,
+        absent=outcome.found.absent,
         command=run.command,
     )
 
@@ -75,11 +81,11 @@ def _model_info(cell: Cell) -> ModelInfo:
         name=cell.model_name,
         architecture=cell.model.architecture,
         variant=cell.model.variant,
-        size=cell.subject.size,
+        size=cell.under_test.size,
         num_params=costs.num_params(cell.model),
         num_params_nonembedding=costs.num_params_nonembedding(cell.model),
         config=cell.model.model_dump(mode="json"),
-        weights=cell.subject.weights.info if cell.subject.weights else None,
+        weights=cell.under_test.weights.info if cell.under_test.weights else None,
     )
 
 

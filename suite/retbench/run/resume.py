@@ -1,18 +1,17 @@
 """Identity of measurements, and what is on disk already and need not be measured again."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from retbench.measure import environment
+from retbench.measure.machine import memory_limit_bytes
 from retbench.planning.cells import Cell
 from retbench.records.record import Record, Status, computing_versions, read_records
 from retbench.run.recording import code_of_cell
 
-FINAL: frozenset[Status] = frozenset({"ok", "oom"})
-"""Outcomes that the same code on the same machine would only repeat. The others are tried again: a package or the data
-of a task may have become available since."""
-
+_FREE_SHARE = 0.9
+"""Share of a GPU's memory that is free when a worker of this package alone has begun to use it."""
 
 Identity = dict[str, object]
 """Everything that must agree before an old record is taken for a new measurement of its cell: the machine, the code
@@ -39,7 +38,9 @@ def _identity(facts: Mapping[str, Any]) -> Identity:
     return {name: facts.get(name) for name in names} | {"versions": computing_versions(facts)}
 
 
-def finished_pairs(folder: Path, identities: Mapping[str, Identity]) -> dict[tuple[str, int], Status]:
+def finished_pairs(
+    folder: Path, identities: Mapping[str, Identity], runs: Container[str] | None = None
+) -> dict[tuple[str, int], Status]:
     """Return the status of every (cell_id, round) in the record files of `folder` that need not be measured again.
 
     Lines that cannot be read (torn, or of another schema) do not count.
@@ -47,15 +48,33 @@ def finished_pairs(folder: Path, identities: Mapping[str, Identity]) -> dict[tup
     Args:
         folder: Where the records of the experiment are.
         identities: The identity that a new record would have, by cell_id.
+        runs: Ids of the runs whose records count; all when None.
     """
     records, _ = read_records(folder)
     return {
         (record.cell_id, record.round): record.status
         for record in records
-        if record.status in FINAL
-        and record.cell_id in identities
+        if record.cell_id in identities
         and identity_of(record) == identities[record.cell_id]
+        and (runs is None or record.run_id in runs)
+        and _is_final(record)
     }
+
+
+def _is_final(record: Record) -> bool:
+    """Return whether the same code on the same machine would only repeat the outcome of a record.
+
+    Out of memory is repeated where a process may not have more memory than the record's had, unless other processes
+    held memory of its GPU. Failures are tried again: a package or the data of a task may have become available since.
+    """
+    if record.status != "oom":
+        return record.status == "ok"
+    match record.environment:
+        case {"gpu": {"free_bytes": int(free), "memory_bytes": int(total)}} if free < _FREE_SHARE * total:
+            return False
+        case {"memory_limit_bytes": int(limit)}:
+            return memory_limit_bytes() <= limit
+    return False
 
 
 def recorded_status(path: Path, cell_id: str, round_number: int) -> Status | None:

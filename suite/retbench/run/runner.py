@@ -6,9 +6,8 @@ record on disk are skipped, so that the same command continues where the last on
 
 import os
 import secrets
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -39,11 +38,11 @@ from retbench.run.protocol import (
     Streamed,
     Task,
 )
-from retbench.run.recording import code_of_cell
+from retbench.run.recording import code_of_cell, without_trial
 from retbench.run.resume import finished_pairs, identities_here
+from retbench.run.scratch import FreshRuns, remove_leftovers, scratch_folder
 from retbench.workloads.workload import find_workload
 
-STATES_FOLDER = ".states"
 _LOCK_POLL_S = 0.5
 
 
@@ -56,7 +55,7 @@ def run_plan(plan: Plan, out: Path, *, fresh: bool, observer: Observer) -> RunSu
     Args:
         plan: The cells to measure.
         out: Root of the results.
-        fresh: Measure pairs again that are on disk; nothing is deleted.
+        fresh: Measure pairs again that are on disk; nothing is deleted. After an interruption the same call goes on.
         observer: Receives all events.
 
     Returns:
@@ -70,7 +69,7 @@ def run_plan(plan: Plan, out: Path, *, fresh: bool, observer: Observer) -> RunSu
     inbox: Inbox = SimpleQueue()
     with catch_signals(lambda: inbox.put(Interrupt())):
         try:
-            with timing_lock(plan.command, wait=_LockWait(inbox, observer)):
+            with timing_lock(plan.command, wait=_lock_wait(inbox, observer)):
                 return _run_locked(plan, out, fresh, observer, inbox)
         except Interrupted:
             result = RunSummary(interrupted=True)
@@ -78,23 +77,19 @@ def run_plan(plan: Plan, out: Path, *, fresh: bool, observer: Observer) -> RunSu
             return result
 
 
-class _LockWait:
-    """Report who holds the lock, once per holder, and pause; raise Interrupted after a stop signal."""
+def _lock_wait(inbox: Inbox, observer: Observer) -> Callable[[str], None]:
+    """Return the function that reports who holds the lock, once per holder, and pauses; a stop signal interrupts it."""
+    reported: set[str] = set()
 
-    def __init__(self, inbox: Inbox, observer: Observer) -> None:
-        self._inbox = inbox
-        self._observer = observer
-        self._holder = ""
+    def wait(holder: str) -> None:
+        if holder not in reported:
+            reported.add(holder)
+            observer.notify(events.WaitingForLock(holder))
+        with suppress(Empty):
+            inbox.get(timeout=_LOCK_POLL_S)
+            raise Interrupted
 
-    def __call__(self, holder: str) -> None:
-        if holder != self._holder:
-            self._holder = holder
-            self._observer.notify(events.WaitingForLock(holder))
-        try:
-            self._inbox.get(timeout=_LOCK_POLL_S)
-        except Empty:
-            return
-        raise Interrupted
+    return wait
 
 
 def _run_locked(plan: Plan, out: Path, fresh: bool, observer: Observer, inbox: Inbox) -> RunSummary:
@@ -108,19 +103,24 @@ def _run_locked(plan: Plan, out: Path, fresh: bool, observer: Observer, inbox: I
         code_revision=environment.code_revision(),
         codes={cell.cell_id: code_of_cell(cell) for cell in plan.cells},
     )
-    done = {} if fresh else finished_pairs(folder, identities_here(plan.cells))
+    fresh_runs = FreshRuns(folder, plan)
+    done = finished_pairs(folder, identities_here(plan.cells), fresh_runs.read() if fresh else None)
     ledger = Ledger(plan, run, folder / f"{run.run_id}.jsonl", done, observer)
     ledger.notify(events.RunPlanned(ledger.progress, ledger.skipped.total(), run.run_id))
-    if ledger.skipped.total() < ledger.total:
-        check_writable(folder, "--out")
-    states = folder / STATES_FOLDER
     interrupted = False
-    try:
-        _Sweep(plan, ledger, states, inbox).run()
-    except Interrupted:
-        interrupted = True
+    if ledger.skipped.total() == ledger.total:
+        remove_leftovers(folder)
     else:
-        shutil.rmtree(states, ignore_errors=True)
+        check_writable(folder, "--out")
+        if fresh:
+            fresh_runs.add(run.run_id)
+        try:
+            with scratch_folder(folder, run.run_id) as states:
+                _Sweep(plan, ledger, states, inbox).run()
+        except Interrupted:
+            interrupted = True
+    if not interrupted:
+        fresh_runs.end()
     result = ledger.result(interrupted=interrupted)
     ledger.notify(events.RunFinished(result, ledger.progress))
     return result
@@ -134,13 +134,14 @@ class _Sweep:
         self._ledger = ledger
         self._states = states
         self._inbox = inbox
+        self._repeated: set[tuple[Task, str, int]] = set()
 
     def run(self) -> None:
         """Prepare each model, then measure round by round; raise Interrupted after a stop signal."""
         ledger = self._ledger
-        for subject in self._plan.subjects:
-            while (left := ledger.pending(subject.label)) and not self._prepare(subject.label, left):
-                pass
+        for model in self._plan.models:
+            while (left := ledger.pending(model.label)) and not self._prepare(model.label, left):
+                pass  # a worker that ended too early: another one prepares what is left
         for number in range(self._plan.rounds):
             order = ledger.model_order(number)
             if order:
@@ -149,9 +150,8 @@ class _Sweep:
                 while left := ledger.cell_order(name, number):
                     self._measure(name, number, left)
 
-    @contextmanager
-    def _worker(self, task: Task, todo: list[Cell], name: str, number: int = 0) -> Iterator[Worker]:
-        """Start a worker with a job; end it with the block."""
+    def _worker(self, task: Task, todo: list[Cell], name: str, number: int = 0) -> Worker:
+        """Start a worker with a job."""
         job = Job(
             task=task,
             run=self._ledger.run,
@@ -163,17 +163,16 @@ class _Sweep:
             data_dir=self._plan.data_dir,
             parent_pid=os.getpid(),
         )
-        threads = self._plan.settings.threads
-        with Worker(job, self._inbox, environment.worker_environment(threads)) as worker:
-            yield worker
+        return Worker(job, self._inbox, environment.worker_environment(self._plan.settings.threads))
 
     def _prepare(self, name: str, todo: list[Cell]) -> bool:
         """Run the equivalence check and stream the states; return False if the worker ended too early.
 
-        The failure is then recorded for the cells whose states it was streaming, or for all cells.
+        The second time, the failure is recorded for the cells that cannot be measured: all of a model that was not
+        checked, else those whose states are not streamed yet.
         """
         ledger = self._ledger
-        streaming = False
+        streamed = 0
         with self._worker("prepare", todo, name) as worker:
             ledger.notify(events.Preparing(name, worker.pid, ledger.progress))
             for message in worker.messages(self._plan.profile.timeout_s):
@@ -181,17 +180,17 @@ class _Sweep:
                     case Checked(gate=gate):
                         self._note_gate(name, todo, gate)
                     case Streamed(num_tokens=done, total_tokens=total):
-                        streaming = True
+                        streamed = done
                         ledger.notify(events.Streaming(name, done, total, ledger.progress))
                     case Refused(cells=indices, status=status, error=error):
                         ledger.write_all_rounds([todo[index] for index in indices], status, error)
                     case WorkerExit(status=status, reason=reason):
                         self._note_exit(name, worker.pid, reason)
-                        failed = [cell for cell in todo if _starts_from_state(cell)] if streaming else todo
-                        if status == "oom" and not streaming:  # the check holds more than any cell does
-                            status, reason = "unsupported", f"before any cell of '{name}' was tried, {reason}"
-                        ledger.write_all_rounds(failed, status, reason)
-                        return False
+                        if self._may_repeat("prepare", name):
+                            return False
+                        failed = _unprepared(todo, streamed) if name in ledger.gates else todo
+                        ledger.write_all_rounds(failed, *without_trial(name, status, reason))
+                        return not failed
                     case _:
                         self._note_other(message)
         return True
@@ -213,7 +212,7 @@ class _Sweep:
     def _measure(self, name: str, number: int, todo: list[Cell]) -> None:
         """Have one worker measure as much of `todo` as it can; at least one cell gets its record."""
         ledger = self._ledger
-        ledger.worker_starts()
+        ledger.times.restart()
         current: Cell | None = None
         left = len(todo)
         with self._worker("measure", todo, name, number) as worker:
@@ -234,10 +233,14 @@ class _Sweep:
                             left -= 1
                     case WorkerExit(status=status, reason=reason):
                         self._note_exit(name, worker.pid, reason)
-                        failed = [current] if current else todo if left == len(todo) else []
-                        for cell in failed:
-                            ledger.write_worker_exit(cell, number, status, reason)
-                            left -= 1
+                        if current is not None:
+                            ledger.write_worker_exit(current, number, status, reason)
+                        elif left == len(todo):
+                            if self._may_repeat("measure", name, number):
+                                return
+                            for cell in todo:
+                                ledger.write_failure(cell, number, *without_trial(name, status, reason))
+                        return
                     case _:
                         self._note_other(message)
         if left == len(todo):
@@ -245,9 +248,16 @@ class _Sweep:
                 f"a worker of '{name}' ended without measuring anything and without a reason."
             )
 
+    def _may_repeat(self, task: Task, name: str, number: int = 0) -> bool:
+        """Return whether a task whose worker ended before its first result is given to another one: once."""
+        what = (task, name, number)
+        first = what not in self._repeated
+        self._repeated.add(what)
+        return first
+
     def _note_exit(self, name: str, pid: int, reason: str) -> None:
-        """Report a worker's exit; raise RetbenchError if no worker has ever started, for none will."""
-        if not self._ledger.environment:
+        """Report a worker's exit; raise RetbenchError if two have ended and none has ever started, for none will."""
+        if self._repeated and not self._ledger.environment:
             raise RetbenchError(f"no worker can start on this machine: {reason}")
         self._ledger.notify(events.WorkerEnded(name, pid, reason, self._ledger.progress))
 
@@ -260,5 +270,12 @@ class _Sweep:
                 raise getattr(errors, kind)(text)
 
 
-def _starts_from_state(cell: Cell) -> bool:
-    return find_workload(cell.workload).starts_from_state
+def _unprepared(cells: list[Cell], streamed: int) -> list[Cell]:
+    """Return the cells that start from a state of more tokens than were streamed."""
+    return [
+        cell
+        for cell in cells
+        if find_workload(cell.workload).starts_from_state
+        and not cell.model.grows
+        and cell.point.context_len - 1 > streamed
+    ]

@@ -6,7 +6,8 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,14 +17,14 @@ from retbench.data import text
 from retbench.errors import GateError, RetbenchError, StorageError, UnsupportedError
 from retbench.measure import environment
 from retbench.measure.ceilings import measure_ceilings
-from retbench.measure.limits import is_out_of_memory, limit_memory
-from retbench.measure.nvml import DeviceWatch
+from retbench.measure.limits import free_memory, is_out_of_memory, limit_memory, try_in_memory
+from retbench.measure.nvml import watch_device
 from retbench.models.build import build_model
 from retbench.models.decoder import Decoder
 from retbench.models.equivalence import LENGTHS, check_equivalence
-from retbench.planning.cells import Cell
+from retbench.planning.cells import Settings
 from retbench.records.documents import write_documents
-from retbench.records.record import Documents, Gate, Status, append_record, utc_now
+from retbench.records.record import Gate, Status, append_record, utc_now
 from retbench.run.protocol import (
     CELL_MARK,
     Advanced,
@@ -39,10 +40,10 @@ from retbench.run.protocol import (
     Started,
     Streamed,
 )
-from retbench.run.recording import Outcome, Surroundings, code_of_cell, make_record
+from retbench.run.recording import Outcome, Surroundings, code_of_cell, make_record, without_trial
 from retbench.workloads.context import Context
 from retbench.workloads.states import StateStore, is_streamed, stream_states
-from retbench.workloads.workload import Measurement, find_workload
+from retbench.workloads.workload import find_workload
 
 Send = Callable[[Message], None]
 
@@ -117,7 +118,7 @@ def _store(job: Job) -> StateStore:
 def _build(job: Job, device: torch.device) -> Decoder:
     """Build the model that all cells of the job share."""
     cell = job.cells[0]
-    dtype, weights = getattr(torch, cell.settings.dtype), cell.subject.weights
+    dtype, weights = getattr(torch, cell.settings.dtype), cell.under_test.weights
     if weights is not None:
         return load_checkpoint(
             weights.path, dtype=dtype, device=device, backend=cell.backend, chunk_size=cell.chunk_size
@@ -133,22 +134,22 @@ def _build(job: Job, device: torch.device) -> Decoder:
 
 
 @contextmanager
-def _refusing(cells: Iterable[int], send: Send) -> Iterator[None]:
-    """Refuse `cells`, by their index, if the block raises; a StorageError ends the run instead."""
+def _refusing(job: Job, cells: Iterable[int], send: Send) -> Iterator[None]:
+    """Refuse `cells` of a job, by their index, if the block raises; a StorageError ends the run instead."""
     try:
         yield
     except StorageError:
         raise
     except Exception as error:
         traceback.print_exception(error)
-        status, message = classify(error)
+        status, message = without_trial(job.cells[0].model_name, *classify(error))
         send(Refused(cells=tuple(cells), status=status, error=message))
 
 
 def _prepare(job: Job, device: torch.device, store: StateStore, send: Send) -> None:
     """Run the equivalence check; if it passes, stream the states that decode cells start from."""
     gate = None
-    with _refusing(range(len(job.cells)), send):
+    with _refusing(job, range(len(job.cells)), send):
         model = _build(job, device)
         gate = _check_gate(job, model)
     if gate is None:
@@ -164,7 +165,7 @@ def _prepare(job: Job, device: torch.device, store: StateStore, send: Send) -> N
         send(Streamed(num_tokens=num_tokens, total_tokens=total_tokens))
 
     if streamed:
-        with _refusing(streamed, send):
+        with _refusing(job, streamed, send):
             stream_states(model, [job.cells[index] for index in streamed], store, report)
 
 
@@ -181,8 +182,9 @@ def _check_gate(job: Job, model: Decoder) -> Gate:
     depth = max(shortest, max(cell.point.context_len for cell in job.cells))
     tokens = text.read_rows(1, min(depth, GATE_DEPTH[model.device.type])).to(model.device)
     depth = min(tokens.shape[1], QUADRATIC_GATE_DEPTH if _is_quadratic(model, tokens) else depth)
-    while (gate := _gate_that_fits(model, tokens, depth)) is None:
-        _free_memory(model.device)
+    while (
+        gate := try_in_memory(partial(check_equivalence, model, tokens, depth=depth), model.device)
+    ) is None:
         if depth == shortest:
             raise UnsupportedError(
                 f"the equivalence check of '{job.cells[0].model_name}' runs out of memory on {model.device} even at "
@@ -201,115 +203,60 @@ def _is_quadratic(model: Decoder, tokens: torch.Tensor) -> bool:
     return True in forms or _QUADRATIC_KERNEL in model.executed_backends()["prefill"].split("+")
 
 
-def _gate_that_fits(model: Decoder, tokens: torch.Tensor, depth: int) -> Gate | None:
-    """Run the equivalence check at a depth; return None where the memory does not suffice."""
-    try:
-        return check_equivalence(model, tokens, depth=depth)
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-    return None  # outside the handler, where no traceback holds the tensors of the failed pass
-
-
-def _free_memory(device: torch.device) -> None:
-    """Free the memory that the last measurement left behind."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-
-
-@dataclass(frozen=True)
-class _Bench:
-    """A worker ready to measure: its model is built, its ceilings are measured."""
-
-    job: Job
-    model: Decoder
-    device: torch.device
-    surroundings: Surroundings
-    store: StateStore
-    send: Send
-
-    def measure(self, index: int, round_number: int) -> bool:
-        """Measure a cell and write its record; return whether the process can measure another one.
-
-        It cannot after a cell that failed, that found the host's memory full, or whose step no CUDA graph could hold:
-        a failed capture leaves the allocator in capture mode (pytorch#180395). A full GPU is emptied.
-        """
-        job, cell = self.job, self.job.cells[index]
-        ceilings = self.surroundings.ceilings
-        assert ceilings is not None
-        print(f"\n{CELL_MARK.decode()}", file=sys.stderr, flush=True)
-        self.send(Started(index=index))
-        context = Context(
-            cell, self.model, self.device, ceilings, self.store, job.data_dir, CellProgress(self.send)
-        )
-        outcome = _measure_cell(context, job.records_path)
-        append_record(job.records_path, make_record(job.run, cell, round_number, outcome, self.surroundings))
-        self.send(Done(index=index, status=outcome.status, error=outcome.error))
-        leaves = {"failed": True, "oom": self.device.type == "cpu", "unsupported": cell.settings.cuda_graph}
-        if leaves.get(outcome.status, False):
-            return False
-        _free_memory(self.device)
-        return True
-
-
-def _set_up(job: Job, device: torch.device, surroundings: Surroundings, send: Send) -> _Bench:
-    """Measure the ceilings and build the model."""
-    settings = job.cells[0].settings
-    ceilings = measure_ceilings(device, getattr(torch, settings.dtype))
-    if settings.memory_limit_bytes is not None:
-        limit_memory(settings.memory_limit_bytes, device)
-    model = _build(job, device)
-    return _Bench(job, model, device, replace(surroundings, ceilings=ceilings), _store(job), send)
-
-
 def _measure(
     job: Job, device: torch.device, surroundings: Surroundings, send: Send, requests: Iterator[MeasureCell]
 ) -> None:
     """Measure one cell per request; stop where another process must measure the rest."""
-    bench = None
-    with _refusing(range(len(job.cells)), send):
-        bench = _set_up(job, device, surroundings, send)
-    if bench is None:
+    model, settings = None, job.cells[0].settings
+    with _refusing(job, range(len(job.cells)), send):
+        ceilings = measure_ceilings(device, getattr(torch, settings.dtype))
+        if settings.memory_limit_bytes is not None:
+            limit_memory(settings.memory_limit_bytes, device)
+        model = _build(job, device)
+    if model is None:
         return
+    surroundings = replace(surroundings, ceilings=ceilings)
     if job.task == "serve":
         send(Ready())
     for request in requests:
-        if not bench.measure(request.index, request.round):
+        cell = job.cells[request.index]
+        print(f"\n{CELL_MARK.decode()}", file=sys.stderr, flush=True)
+        send(Started(index=request.index))
+        context = Context(cell, model, device, ceilings, _store(job), job.data_dir, CellProgress(send))
+        outcome = _measure_cell(context, job.records_path)
+        append_record(job.records_path, make_record(job.run, cell, request.round, outcome, surroundings))
+        send(Done(index=request.index, status=outcome.status, error=outcome.error))
+        if _spoils(outcome.status, settings):
             return
+        free_memory(device)
+
+
+def _spoils(status: Status, settings: Settings) -> bool:
+    """Return whether a process cannot measure another cell after this outcome.
+
+    It cannot after a cell that failed, that found the host's memory full, or whose step no CUDA graph could hold: a
+    failed capture leaves the allocator in capture mode (pytorch#180395). A full GPU is emptied.
+    """
+    spoils = {"failed": True, "oom": settings.device == "cpu", "unsupported": settings.cuda_graph}
+    return spoils.get(status, False)
 
 
 def _measure_cell(context: Context, records_path: Path) -> Outcome:
     """Measure one cell; running out of memory is an outcome like any other."""
     started_at = utc_now()
-    watch = DeviceWatch(context.device)
     try:
-        with watch:
+        with watch_device(context.device) as watch:
             found = find_workload(context.cell.workload).run(context)
-        documents = _store_documents(found, context.cell, records_path)
+        name = f"{records_path.stem}-{context.cell.cell_id}"
+        documents = write_documents(records_path.parent, name, found.documents) if found.documents else None
     except StorageError:
         raise
     except Exception as error:
         traceback.print_exception(error)
         status, message = classify(error)
         return Outcome(status, started_at, message)
-    return Outcome(
-        "ok",
-        started_at,
-        metrics=found.metrics,
-        series=found.series,
-        documents=documents,
-        absent={**watch.absent, **found.absent},
-        backend=found.backend,
-        device_facts=watch.facts,
-    )
-
-
-def _store_documents(found: Measurement, cell: Cell, records_path: Path) -> Documents | None:
-    """Write the results per document next to the record file, if there are any."""
-    if not found.documents:
-        return None
-    return write_documents(records_path.parent, f"{records_path.stem}-{cell.cell_id}", found.documents)
+    found = replace(found, absent={**watch.absent, **found.absent})
+    return Outcome("ok", started_at, found=found, documents=documents, device_facts=watch.facts)
 
 
 class CellProgress:

@@ -10,7 +10,8 @@ from retbench.data import text
 from retbench.evaluation import PassProgress, ignore_progress
 from retbench.measure.clock import time_steps
 from retbench.measure.memory import MemoryUse, measure_memory
-from retbench.measure.power import CounterUnavailableError, measure_energy
+from retbench.measure.nvml import DriverUnavailableError
+from retbench.measure.power import measure_energy
 from retbench.models.decoder import Decoder
 from retbench.models.state import DecoderState
 from retbench.planning.cells import Cell
@@ -85,7 +86,7 @@ class Context:
         """
         try:
             use = measure_energy(step, device=self.device, step_s=step_s)
-        except CounterUnavailableError as error:
+        except DriverUnavailableError as error:
             return Measurement({}, absent=dict.fromkeys(ENERGY_METRICS, str(error)))
         return Measurement(energy_metrics(use, tokens_per_step), backend={"energy_steps": use.num_steps})
 

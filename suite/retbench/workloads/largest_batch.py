@@ -13,6 +13,7 @@ enough: another would count the same.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Self
 
 from pydantic import model_validator
@@ -26,8 +27,6 @@ from retbench.workloads.metrics import counted, estimated_step_seconds
 from retbench.workloads.workload import Measurement, MetricSpec, Notes, Workload, without_gradients
 
 if TYPE_CHECKING:
-    import torch
-
     from retbench.workloads.context import Context
 
 RESOLUTION = 32
@@ -59,7 +58,7 @@ class LargestBatchSpec(GridSpec):
 @without_gradients
 def measure(context: "Context") -> Measurement:
     """Find the largest batch, with the analytical one beside it; MemoryError where not even one sequence fits."""
-    from retbench.measure.limits import return_freed_memory
+    from retbench.measure.limits import return_freed_memory, try_in_memory
 
     cell, settings = context.cell, context.cell.settings
     depth, weights = cell.point.context_len, costs.weight_bytes(cell.model, settings.dtype)
@@ -69,7 +68,7 @@ def measure(context: "Context") -> Measurement:
     left: dict[int, int] = {}  # by batch: the bytes that may be taken after its trial
 
     def fits(batch_size: int) -> bool:
-        fitted = _fits(context, batch_size)
+        fitted = try_in_memory(partial(_step, context, batch_size), context.device) or False
         left[batch_size] = _headroom_bytes(context)
         return fitted
 
@@ -100,9 +99,9 @@ def _sequences(count: int) -> Metric:
 
 def _headroom_bytes(context: "Context") -> int:
     """Return the bytes that state and workspace may take; UnsupportedError where no limit keeps them safe."""
-    from retbench.measure.limits import headroom_bytes
+    from retbench.measure.limits import free_memory, headroom_bytes
 
-    _free_memory(context.device)
+    free_memory(context.device)
     headroom = headroom_bytes(context.device, context.cell.settings.memory_limit_bytes)
     if headroom is None:
         raise UnsupportedError(
@@ -131,24 +130,8 @@ def find_largest(fits: Callable[[int], bool]) -> tuple[int, int]:
     return low, high - low
 
 
-def _fits(context: "Context", batch_size: int) -> bool:
-    """Return whether a decode step of so many sequences at the cell's depth finds the memory that it needs."""
-    from retbench.measure.limits import is_out_of_memory
-
-    try:
-        _step(context, batch_size)
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        fitted = False
-    else:
-        fitted = True
-    _free_memory(context.device)  # here, where no traceback holds the tensors of a step that failed
-    return fitted
-
-
-def _step(context: "Context", batch_size: int) -> None:
-    """Take one decode step at the cell's depth, with all of its memory allocated and written to."""
+def _step(context: "Context", batch_size: int) -> bool:
+    """Take one decode step at the cell's depth, with all of its memory allocated and written to; return True."""
     import torch
 
     depth = context.cell.point.context_len
@@ -157,17 +140,7 @@ def _step(context: "Context", batch_size: int) -> None:
     context.model(torch.zeros(batch_size, 1, dtype=torch.int64, device=context.device), state)
     if context.device.type == "cuda":
         torch.cuda.synchronize(context.device)
-
-
-def _free_memory(device: "torch.device") -> None:
-    """Free what a measurement left behind."""
-    import gc
-
-    import torch
-
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
+    return True
 
 
 def estimate(cell: Cell, ceilings: Ceilings) -> float:

@@ -6,6 +6,7 @@ from statistics import median
 from retbench.architectures import costs
 from retbench.measure.power import UPDATE_S, WINDOW_S, EnergyUse
 from retbench.planning.cells import Cell, Settings
+from retbench.planning.prediction import roofline
 from retbench.records.record import Ceilings, Metric
 from retbench.units import tokens_per_second
 from retbench.workloads.workload import MetricSpec
@@ -58,19 +59,11 @@ def decode_metrics(cell: Cell, samples: Sequence[float], ceilings: Ceilings) -> 
         ceilings: Bandwidth and FLOP/s that the device reached.
     """
     batch, depth = cell.point.batch_size, cell.point.context_len
-    step = timed(samples)
     num_bytes = costs.decode_bytes(cell.model, cell.settings.dtype, batch, depth)
     flops = costs.decode_flops(cell.model, batch, depth)
-    moved_at_best_s = num_bytes / ceilings.read_bandwidth_bytes_per_s
-    at_best_s = max(moved_at_best_s, flops / ceilings.matmul_flops_per_s)
-    return {
-        "tpot_s": step,
-        "tokens_per_s": Metric(unit="tokens/s", value=tokens_per_second(batch, step.value)),
-        "bytes_per_step": counted(num_bytes),
-        "flops_per_step": Metric(unit="FLOP", value=flops),
-        "bandwidth_ratio": Metric(unit="ratio", value=moved_at_best_s / step.value),
-        "roofline_ratio": Metric(unit="ratio", value=at_best_s / step.value),
-    }
+    found = _of_calls("tpot_s", "step", samples, batch, flops, num_bytes, ceilings)
+    bandwidth = num_bytes / ceilings.read_bandwidth_bytes_per_s / found["tpot_s"].value
+    return {**found, "bandwidth_ratio": Metric(unit="ratio", value=bandwidth)}
 
 
 def prefill_flops(cell: Cell, batch_size: int, context_len: int) -> int:
@@ -87,17 +80,34 @@ def prefill_metrics(cell: Cell, samples: Sequence[float], ceilings: Ceilings) ->
         ceilings: Bandwidth and FLOP/s that the device reached.
     """
     batch, length = cell.point.batch_size, cell.point.context_len
-    call = timed(samples)
     num_bytes = costs.prefill_bytes(cell.model, cell.settings.dtype, batch, length)
     flops = prefill_flops(cell, batch, length)
-    moved_at_best_s = num_bytes / ceilings.read_bandwidth_bytes_per_s
-    at_best_s = max(moved_at_best_s, flops / ceilings.matmul_flops_per_s)
+    return _of_calls("ttft_s", "call", samples, batch * length, flops, num_bytes, ceilings)
+
+
+def _of_calls(
+    name: str,
+    call: str,
+    samples: Sequence[float],
+    num_tokens: int,
+    flops: int,
+    num_bytes: int | None,
+    ceilings: Ceilings,
+) -> dict[str, Metric]:
+    """Return the metrics of timed calls: the time `name`, tokens per second, work per call, and share of the roofline.
+
+    Without `num_bytes`, the roofline is that of the FLOPs alone.
+    """
+    seconds = timed(samples)
+    at_best_s = max(
+        (num_bytes or 0) / ceilings.read_bandwidth_bytes_per_s, flops / ceilings.matmul_flops_per_s
+    )
     return {
-        "ttft_s": call,
-        "tokens_per_s": Metric(unit="tokens/s", value=tokens_per_second(batch * length, call.value)),
-        "bytes_per_call": counted(num_bytes),
-        "flops_per_call": Metric(unit="FLOP", value=flops),
-        "roofline_ratio": Metric(unit="ratio", value=at_best_s / call.value),
+        name: seconds,
+        "tokens_per_s": Metric(unit="tokens/s", value=tokens_per_second(num_tokens, seconds.value)),
+        **({} if num_bytes is None else {f"bytes_per_{call}": counted(num_bytes)}),
+        f"flops_per_{call}": Metric(unit="FLOP", value=flops),
+        "roofline_ratio": Metric(unit="ratio", value=at_best_s / seconds.value),
     }
 
 
@@ -130,24 +140,27 @@ def training_metrics(cell: Cell, samples: Sequence[float], ceilings: Ceilings) -
         samples: Seconds of each step. A step learns from every token of the batch.
         ceilings: Bandwidth and FLOP/s that the device reached.
     """
-    step = timed(samples)
     num_tokens = cell.point.batch_size * cell.point.context_len
-    flops = training_flops(cell)
-    return {
-        "step_s": step,
-        "tokens_per_s": Metric(unit="tokens/s", value=tokens_per_second(num_tokens, step.value)),
-        "flops_per_step": Metric(unit="FLOP", value=flops),
-        "roofline_ratio": Metric(unit="ratio", value=flops / ceilings.matmul_flops_per_s / step.value),
-    }
+    return _of_calls("step_s", "step", samples, num_tokens, training_flops(cell), None, ceilings)
+
+
+def training_bytes(cell: Cell) -> int:
+    """Estimate the bytes of weights, gradients and two averages of them, kept activations, and logits."""
+    settings, point = cell.settings, cell.point
+    return costs.training_memory_bytes(
+        cell.model,
+        settings.dtype,
+        point.batch_size,
+        point.context_len,
+        cell.backend,
+        checkpointing=settings.activation_checkpointing,
+    )
 
 
 def estimated_step_seconds(cell: Cell, ceilings: Ceilings) -> float:
     """Estimate the time of one decode step at the cell's point."""
-    point = cell.point
-    num_bytes = costs.decode_bytes(cell.model, cell.settings.dtype, point.batch_size, point.context_len)
-    flops = costs.decode_flops(cell.model, point.batch_size, point.context_len)
-    at_best_s = max(num_bytes / ceilings.read_bandwidth_bytes_per_s, flops / ceilings.matmul_flops_per_s)
-    return at_best_s / EFFICIENCY
+    step_seconds = roofline(ceilings, cell.settings.dtype)
+    return step_seconds(cell.model, cell.point.batch_size, cell.point.context_len) / EFFICIENCY
 
 
 def estimated_prefill_seconds(cell: Cell, batch_size: int, context_len: int, ceilings: Ceilings) -> float:

@@ -95,8 +95,7 @@ def measure(context: "Context") -> Measurement:
             f"corpus '{corpus.name}' has changed during the run: its fingerprint is {corpus.fingerprint} and was "
             f"{evaluation.corpus_fingerprint}. Run the same command again."
         )
-    if cell.point.protocol is None:
-        raise ConfigError(f"the point of '{cell.model_name}' on '{cell.point.task}' has no protocol.")
+    assert cell.point.protocol is not None
     setup = PerplexitySetup(
         cell.point.protocol, cell.point.context_len, cell.point.stride, evaluation.max_document_tokens
     )

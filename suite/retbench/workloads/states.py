@@ -9,19 +9,16 @@ prefill leaves in each layer.
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from retbench.architectures.costs import PREFILL_SEGMENT
 from retbench.data import text
-from retbench.errors import StorageError
+from retbench.files import write_atomic
 from retbench.models.decoder import Decoder
 from retbench.models.state import DecoderState
 from retbench.planning.cells import Cell
@@ -34,8 +31,8 @@ class StateStore:
     """Snapshots in a folder, one file each, written whole or not at all.
 
     Args:
-        folder: Where they are; made when the first is stored.
-        code_revision: Of the code that computes them; a state of other code is not found.
+        folder: Folder of the files; it is made when the first is stored.
+        code_revision: Revision of the code that computes them; a state of other code is not found.
     """
 
     def __init__(self, folder: Path, code_revision: str) -> None:
@@ -43,8 +40,8 @@ class StateStore:
         self._code_revision = code_revision
 
     def _path(self, cell: Cell, position: int) -> Path:
-        """The file of one sequence's state after `position` tokens, named by all that its values depend on."""
-        weights = cell.subject.weights
+        """Return the file of one sequence's state after `position` tokens, named by all that its values depend on."""
+        weights = cell.under_test.weights
         parts = {
             "model": cell.model.fingerprint,
             "weights": weights.info.fingerprint if weights else None,
@@ -60,7 +57,7 @@ class StateStore:
         return self._folder / f"{key}-{position}.safetensors"
 
     def holds(self, cell: Cell, position: int) -> bool:
-        """True if the state is stored; the state at position 0 need not be."""
+        """Return whether the state is stored; the state at position 0 need not be."""
         return position == 0 or self._path(cell, position).exists()
 
     def save(self, cell: Cell, state: DecoderState) -> None:
@@ -69,22 +66,8 @@ class StateStore:
         Raises:
             StorageError: the disk is full or the folder cannot be written.
         """
-        path = self._path(cell, state.position)
-        draft = path.with_suffix(f".{os.getpid()}")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            tensors = {name: tensor.cpu().contiguous() for name, tensor in state.tensors().items()}
-            save_file(tensors, draft)
-            with open(draft, "rb") as file:
-                os.fsync(file.fileno())
-            draft.replace(path)
-        except (OSError, SafetensorError) as error:
-            with suppress(OSError):  # whatever kept it from being written may keep it from being removed
-                draft.unlink()
-            raise StorageError(
-                f"{path}: the streamed state could not be stored: {error}. Free some space or give another "
-                "folder with --out, then run the same command again."
-            ) from error
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in state.tensors().items()}
+        write_atomic(self._path(cell, state.position), save(tensors))
 
     def load(self, cell: Cell, state: DecoderState, position: int) -> None:
         """Make every sequence of `state` what was stored after `position` tokens; at 0 it stays as it is."""
@@ -106,8 +89,8 @@ def stream_states(
     Args:
         model: The model.
         cells: Decode cells of this model.
-        store: Where the states go; what it holds already is not computed again.
-        report: Called with the tokens done and the tokens in all, ahead of the first segment and after each.
+        store: Receives the states; those that it holds already are not computed again.
+        report: Called with the tokens done and the tokens in all, before the first segment and after each.
 
     Raises:
         StorageError: a state could not be stored.

@@ -8,13 +8,14 @@ import functools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import import_module, metadata
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
 from retbench.architectures.configs import ModelConfig
+from retbench.architectures.registry import installed
 from retbench.config.evaluation import GridSpec, WorkloadSpec
-from retbench.errors import ConfigError, unknown_name
+from retbench.errors import unknown_name
 from retbench.measure.source import part_hash
 from retbench.records.record import Ceilings, Metric, Series
 
@@ -127,8 +128,7 @@ class Workload:
 
     def run(self, context: Any) -> Measurement:
         """Measure one cell."""
-        if self.measure is None:
-            raise ConfigError(f"workload '{self.name}' is recorded by `retbench train`, which measures it.")
+        assert self.measure is not None, "no profile can ask for it"
         return self.measure(context)
 
 
@@ -177,33 +177,9 @@ def collect_workloads() -> dict[str, Workload]:
         if re.search(r"^WORKLOAD\b", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
     ]
     found: dict[str, Workload] = {one.name: one for one in sorted(own, key=lambda one: one.order)}
-    for point in metadata.entry_points(group=ENTRY_POINTS):
-        workload = _load_entry_point(point)
-        if workload.name in found:
-            raise _unusable(point, f"its name '{workload.name}' is that of another workload")
+    for workload in installed(ENTRY_POINTS, Workload, found):
         found[workload.name] = workload
     return found
-
-
-def _load_entry_point(point: metadata.EntryPoint) -> Workload:
-    """Load a workload of a user's package."""
-    try:
-        workload = point.load()
-    except Exception as error:
-        raise _unusable(point, f"{type(error).__name__}: {error}") from error
-    if not isinstance(workload, Workload):
-        raise _unusable(
-            point, f"it is a {type(workload).__name__} and no retbench.workloads.workload.Workload"
-        )
-    return workload
-
-
-def _unusable(point: metadata.EntryPoint, reason: str) -> ConfigError:
-    package = point.dist.name if point.dist else point.module.partition(".")[0]
-    return ConfigError(
-        f"package '{package}': its workload '{point.name}' ({point.value}) cannot be used: {reason}. "
-        f"Correct the package, or remove it: pip uninstall {package}"
-    )
 
 
 def find_workload(name: str) -> Workload:

@@ -1,0 +1,120 @@
+"""The files of a run that are not results: its streamed states, and what a killed run leaves behind.
+
+<out>/<machine>/<experiment>/.run-<run_id>/   the states, and a lock that the kernel releases when the run ends
+<out>/<machine>/<experiment>/.fresh-<plan>    the runs of a command with --fresh that has not measured everything yet
+
+Each run has its own folder, since two runs may share `--out` without sharing the lock of a machine.
+"""
+
+import hashlib
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from glob import escape
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from retbench.files import DRAFT, storing, write_atomic
+from retbench.planning.plan import Plan
+from retbench.records.record import read_records
+
+_PREFIX, _LOCK, _STATES = ".run-", "lock", "[!.]*.safetensors"
+
+
+@contextmanager
+def scratch_folder(folder: Path, run_id: str) -> Iterator[Path]:
+    """Yield the folder for a run's states, with the states of ended runs in it; remove it at the end.
+
+    If the block raises, the states stay for the next run.
+
+    Raises:
+        StorageError: the folder cannot be made.
+    """
+    own = folder / f"{_PREFIX}{run_id}"
+    with storing(own):
+        lock = _take_lock(own)
+    finished = False
+    try:
+        remove_leftovers(folder, heir=own)
+        yield own
+        finished = True
+    finally:
+        _remove_unrecorded(folder, run_id)
+        if finished or not any(own.glob(_STATES)):
+            shutil.rmtree(own, ignore_errors=True)
+        lock.release()
+
+
+def _take_lock(own: Path) -> FileLock:
+    """Make a run's folder and lock it; once more if another run took it for that of an ended run."""
+    while True:
+        own.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(own / _LOCK)
+        lock.acquire()
+        if (own / _LOCK).exists():
+            return lock
+        lock.release()
+
+
+def remove_leftovers(folder: Path, heir: Path | None = None) -> None:
+    """Remove what ended runs left in a folder; their states go to `heir`, the folder of a run that may need them."""
+    drafts = [*folder.glob(f"{DRAFT}*")]  # before the locks are tried: a run that begins later may write more
+    live = [] if heir is None else [heir.name.removeprefix(_PREFIX)]
+    for scratch in folder.glob(f"{_PREFIX}*"):
+        run_id = scratch.name.removeprefix(_PREFIX)
+        try:
+            if run_id not in live and not scratch.is_symlink():
+                with FileLock(scratch / _LOCK, timeout=0):
+                    if heir is not None:
+                        for state in scratch.glob(_STATES):
+                            state.replace(heir / state.name)
+                    _remove_unrecorded(folder, run_id)
+                    shutil.rmtree(scratch)
+        except (Timeout, OSError):  # that run is alive, or the folder is another user's
+            live.append(run_id)
+    for draft in drafts:
+        if not draft.name.removeprefix(DRAFT).startswith(tuple(live)):
+            with suppress(OSError):
+                draft.unlink(missing_ok=True)
+
+
+def _remove_unrecorded(folder: Path, run_id: str) -> None:
+    """Remove drafts of a run that has ended, and results of documents that none of its records names."""
+    documents = [*folder.glob(f"{escape(run_id)}-*.documents.jsonl.gz")]
+    recorded = set()
+    if documents:
+        records, _ = read_records(folder / f"{run_id}.jsonl")
+        recorded = {record.documents.file for record in records if record.documents}
+    for path in (
+        *folder.glob(f"{DRAFT}{escape(run_id)}*"),
+        *(one for one in documents if one.name not in recorded),
+    ):
+        path.unlink(missing_ok=True)
+
+
+class FreshRuns:
+    """The runs that count as one command with `--fresh`: an interrupted one, and those that continue it.
+
+    Args:
+        folder: Folder of the records.
+        plan: The plan of the command.
+    """
+
+    def __init__(self, folder: Path, plan: Plan) -> None:
+        cells = "".join(sorted(cell.cell_id for cell in plan.cells))
+        self._path = folder / f".fresh-{hashlib.sha256(cells.encode()).hexdigest()[:16]}"
+
+    def read(self) -> frozenset[str]:
+        """Return the ids of the runs so far."""
+        if not self._path.is_file():
+            return frozenset()
+        return frozenset(self._path.read_text(encoding="utf-8", errors="replace").split())
+
+    def add(self, run_id: str) -> None:
+        """Note that another run begins."""
+        write_atomic(self._path, "\n".join(sorted(self.read() | {run_id})).encode())
+
+    def end(self) -> None:
+        """Note that everything was measured: the next command with `--fresh` begins anew."""
+        self._path.unlink(missing_ok=True)
