@@ -1,7 +1,7 @@
 """Decisions on a comparison of times: verdicts, confounders, decided items, and sentences on what moved."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
 
@@ -22,7 +22,7 @@ from retbench.regress.record_sets import geometric_mean
 from retbench.regress.render import describe_ratio
 from retbench.regress.report import CheckReport, DecidedItem, Outcome
 from retbench.stats.intervals import LogRatio
-from retbench.stats.sequential import Decision, DecisionRules, InterimAnalysis
+from retbench.stats.sequential import Decision, DecisionRules, InterimAnalysis, Verdict
 from retbench.units import format_bytes, format_percent, format_seconds, format_tokens
 
 ChangeOf = Callable[[ComparedItem], LogRatio | None]
@@ -126,19 +126,29 @@ def with_decisions(
         for point in _shared_points(sides)
     }
     items = tuple(
-        _decided_item(item, decision, values, _outcome(item, decisions, in_turn=in_turn))
+        _decided_item(item, decision, values, _outcome(item, decision.verdict, decisions, in_turn=in_turn))
         for item, decision in decisions.items()
     )
     sentences = tuple(_describe_moves(decisions, change_of))
     return replace(report, items=items, values=values, sentences=sentences)
 
 
-def _outcome(item: ComparedItem, decisions: Decisions, *, in_turn: bool) -> Outcome:
+def is_settled(decided: Decisions, undecided: Iterable[ComparedItem], *, strict: bool) -> bool:
+    """Return whether the exit code is the same whatever is decided on the rest, where sides were measured in turn."""
+    for item, decision in decided.items():
+        is_final = item.kind != "ratio" or time_of(item.points[0]) in decided
+        if is_final and _outcome(item, decision.verdict, decided, in_turn=True) == "failure":
+            return True
+    if any(_outcome(item, "regressed", decided, in_turn=True) == "failure" for item in undecided):
+        return False
+    return not strict or any(decision.verdict == "inconclusive" for decision in decided.values())
+
+
+def _outcome(item: ComparedItem, verdict: Verdict, decisions: Decisions, *, in_turn: bool) -> Outcome:
     """Return the outcome of an item; a ratio that is worse because its reference is better passes."""
-    decision = decisions[item]
-    if decision.verdict == "inconclusive":
+    if verdict == "inconclusive":
         return "skipped"
-    if decision.verdict != "regressed":
+    if verdict != "regressed":
         return "passed"
     mine = decisions.get(time_of(item.points[0]))
     if item.kind != "ratio" or mine is None or mine.change is None:
