@@ -344,7 +344,6 @@ def test_an_empty_value_is_an_error(
         ("list", "x" * 5000),
         ("run", "latency", "--limit", "x" * 5000),
         ("run", "x" * 5000),
-        ("run", "latency", "--set", "x" * 5000),
         ("table", "latency", "--results", "x" * 5000),
         ("verify", "retnet", "--dtype", "x" * 5000),
         ("predict", "retnet", "--device", "x" * 5000),

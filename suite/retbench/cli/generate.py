@@ -1,6 +1,5 @@
 """`retbench generate`: continue a prompt with a checkpoint, printing the text token by token."""
 
-import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -10,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
-from retbench.cli.options import DataDir, DeviceName, new_app
+from retbench.cli.options import DataDir, DeviceName, new_app, not_empty
+from retbench.cli.streams import has_reader
 from retbench.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -22,49 +22,65 @@ if TYPE_CHECKING:
 app = new_app()
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
+Checkpoint = Annotated[
+    str,
+    typer.Argument(
+        metavar="CHECKPOINT",
+        help="A folder or file, a path in the data folder, or OWNER/REPOSITORY on the Hugging Face hub.",
+    ),
+]
+Prompt = Annotated[
+    str, typer.Option(help="Text to continue; - reads it from standard input. Empty begins a new text.")
+]
+MaxTokens = Annotated[int, typer.Option(min=1, help="Largest number of new tokens.")]
+Temperature = Annotated[
+    float | None,
+    typer.Option(help="0 takes the likeliest token; by default 1 with --top-k or --top-p, else 0."),
+]
+TopK = Annotated[int | None, typer.Option(help="Sample from the K likeliest tokens.")]
+TopP = Annotated[
+    float | None, typer.Option(help="Sample from the fewest tokens with this total probability.")
+]
+Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the sampling.")]
+DtypeName = Annotated[
+    str | None, typer.Option(help="By default float32 on a CPU, else that of the stored weights.")
+]
+TokenizerName = Annotated[
+    str | None, typer.Option(callback=not_empty, help="By default the checkpoint's own, if it has one.")
+]
+HubRevision = Annotated[
+    str | None,
+    typer.Option(
+        callback=not_empty,
+        help="Commit, branch or tag on the hub; by default the pinned one, else main.",
+    ),
+]
+CheckpointFormat = Annotated[
+    str, typer.Option("--format", help="auto, retbench, fla, llama, llama2c or torchscale.")
+]
+AllowPickle = Annotated[
+    bool, typer.Option("--allow-pickle", help="Read weights written by torch.save, as tensors only.")
+]
+
 
 @app.command(
     epilog='Example: retbench generate fla-hub/retnet-1.3B-100B --prompt "The sea was" --tokenizer mistral'
 )
 def generate(
-    checkpoint: Annotated[
-        str,
-        typer.Argument(
-            metavar="CHECKPOINT",
-            help="A folder or file, a path in the data folder, or OWNER/REPOSITORY on the Hugging Face hub.",
-        ),
-    ],
-    prompt: Annotated[
-        str, typer.Option(help="Text to continue; - reads it from standard input. Empty begins a new text.")
-    ] = "",
-    max_tokens: Annotated[int, typer.Option(min=1, help="Largest number of new tokens.")] = 256,
-    temperature: Annotated[
-        float | None,
-        typer.Option(help="0 takes the likeliest token; by default 1 with --top-k or --top-p, else 0."),
-    ] = None,
-    top_k: Annotated[int | None, typer.Option(help="Sample from the K likeliest tokens.")] = None,
-    top_p: Annotated[
-        float | None, typer.Option(help="Sample from the fewest tokens with this total probability.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
+    checkpoint: Checkpoint,
+    prompt: Prompt = "",
+    max_tokens: MaxTokens = 256,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    seed: Seed = 0,
     device: DeviceName = None,
-    dtype: Annotated[
-        str | None, typer.Option(help="By default float32 on a CPU, else that of the stored weights.")
-    ] = None,
-    tokenizer: Annotated[
-        str | None, typer.Option(help="By default the checkpoint's own, if it has one.")
-    ] = None,
+    dtype: DtypeName = None,
+    tokenizer: TokenizerName = None,
     data_dir: DataDir = None,
-    revision: Annotated[
-        str | None,
-        typer.Option(help="Commit, branch or tag on the hub; by default the pinned one, else main."),
-    ] = None,
-    form: Annotated[
-        str, typer.Option("--format", help="auto, retbench, fla, llama, llama2c or torchscale.")
-    ] = "auto",
-    allow_pickle: Annotated[
-        bool, typer.Option("--allow-pickle", help="Read weights written by torch.save, as tensors only.")
-    ] = False,
+    revision: HubRevision = None,
+    form: CheckpointFormat = "auto",
+    allow_pickle: AllowPickle = False,
 ) -> None:
     """Continue a text with any checkpoint, printing tokens as they come.
 
@@ -78,9 +94,9 @@ def generate(
 
     check_dtype(dtype)
     device = find_device(device).name
+    text = _read_prompt(prompt)
     info = read_checkpoint(checkpoint, revision=revision, format=form, data_dir=data_dir)
     reader = _find_tokenizer(checkpoint, info, tokenizer, data_dir)
-    text = _read_prompt(prompt)
     tokens = _encode(text, reader)
     if temperature is None:
         temperature = 0.0 if top_k is None and top_p is None else 1.0
@@ -92,12 +108,8 @@ def generate(
             f"retbench: {length} tokens are more than the {info.context_len} that this model was trained on.",
             err=True,
         )
-    try:
-        with _without_denormals():
-            _print_text(text, _stream(model, reader, tokens, sampling, max_tokens, seed))
-    except BrokenPipeError:
-        # The reader has closed the pipe; nothing may be written to it again, not even at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    with _without_denormals():
+        _print_text(text, _stream(model, reader, tokens, sampling, max_tokens, seed))
 
 
 def _find_tokenizer(
@@ -133,12 +145,14 @@ def _find_tokenizer(
 
 def _read_prompt(given: str) -> str:
     """Return the prompt; for `-`, the content of stdin without the newline at its end."""
-    if given != "-":
-        return given
+    # What is not UTF-8 in the words of a command reaches Python as halves of surrogate pairs.
     try:
-        return sys.stdin.buffer.read().decode("utf-8").removesuffix("\n")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"the prompt on standard input is not UTF-8: {error}.") from error
+        content = sys.stdin.buffer.read() if given == "-" else given.encode("utf-8", "surrogateescape")
+        text = content.decode("utf-8")
+    except UnicodeError as error:
+        where = "on standard input" if given == "-" else "of --prompt"
+        raise ConfigError(f"the prompt {where} is not UTF-8: {error}.") from error
+    return text.removesuffix("\n") if given == "-" else text
 
 
 def _encode(prompt: str, tokenizer: "Tokenizer") -> list[int]:
@@ -225,6 +239,8 @@ def _print_text(prompt: str, pieces: Iterator[str]) -> None:
     """Print the prompt and each piece at once, as UTF-8 whatever the terminal's encoding."""
     typer.echo(prompt.encode("utf-8", "replace"), nl=False)
     for piece in pieces:
+        if not has_reader():
+            return
         if piece:
             typer.echo(piece.encode("utf-8", "replace"), nl=False)
     typer.echo()

@@ -53,7 +53,7 @@ class RoundSource(Protocol):
     """A source of rounds: two sides measured in turn, or recorded rounds."""
 
     def measure(self, points: frozenset[MeasurementPoint], /) -> Times:
-        """Measure one more round of these points; a point that failed is left out, now and in every later round."""
+        """Measure one more round of these points; failed points are left out, and are not asked for again."""
 
     def has_budget(self) -> bool:
         """Return whether another round may begin; flagged items are measured again in any case."""
@@ -163,8 +163,9 @@ class _Sampler:
         }
 
     def _measure(self, points: frozenset[MeasurementPoint]) -> Times:
-        times = self.source.measure(points)
-        self.failed |= points - times.keys()
+        asked = points - self.failed
+        times = self.source.measure(asked)
+        self.failed |= asked - times.keys()
         return times
 
 

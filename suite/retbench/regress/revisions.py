@@ -138,7 +138,9 @@ def commit(root: Path, ref: str, notify: Notify, stop: StopRequest | None = None
         _git(root, "worktree", "add", "--quiet", "--detach", str(tree), found)
         try:
             if not (tree / "suite" / "retbench").is_dir():
-                raise ConfigError(f"--against {ref}: that commit has no suite/retbench. Give a later one.")
+                raise ConfigError(
+                    f"--against {shown(ref)}: that commit has no suite/retbench. Give a later one."
+                )
             python = _interpreter(root, tree, notify, stop)
             yield _revision(f"{ref} ({found[:10]})", tree, python, stop)
         finally:
@@ -195,8 +197,8 @@ def _resolve(root: Path, ref: str) -> str:
         if found := _git(root, *words, quiet=True):
             return found
     raise ConfigError(
-        f"--against {ref}: there is no such commit in {root}. Give a commit, branch or tag; in a shallow clone, fetch "
-        "it first (`git fetch --depth 1 origin REF`, then --against FETCH_HEAD)."
+        f"--against {shown(ref)}: there is no such commit in {root}. Give a commit, branch or tag; in a shallow clone, "
+        "fetch it first (`git fetch --depth 1 origin REF`, then --against FETCH_HEAD)."
     )
 
 
@@ -226,7 +228,7 @@ def _interpreter(root: Path, tree: Path, notify: Notify, stop: StopRequest) -> P
     A new environment sees everything that is installed here and adds the rest. Both sides must share what they can, or
     nothing could be compared.
     """
-    mine, theirs = (_dependencies(folder) for folder in (root, tree))
+    mine, theirs = (read_dependencies(folder) for folder in (root, tree))
     if mine == theirs:
         notify("both revisions have the same dependencies: the base uses the installed ones")
         return Path(sys.executable)
@@ -262,7 +264,7 @@ def _create_environment(folder: Path, variables: Mapping[str, str], stop: StopRe
     (own / "checkout.pth").write_text("\n".join(shared) + "\n", encoding="utf-8")
 
 
-def _dependencies(folder: Path) -> list[str]:
+def read_dependencies(folder: Path) -> list[str]:
     """Return the dependencies of a revision, sorted.
 
     Raises:
@@ -287,7 +289,7 @@ def _requirement(text: object, path: Path) -> str:
         requirement = None
     if requirement is None or not (requirement.url or "https:").startswith(("https:", "git+https:")):
         raise ConfigError(
-            f"{path}: the dependency {shown(text)} is not a name with versions (PEP 508), or a URL other than https. "
+            f"{path}: the dependency {shown(text)} is neither a name with versions (PEP 508) nor an https URL. "
             "Change it, or give another commit."
         )
     return str(requirement)
