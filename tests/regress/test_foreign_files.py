@@ -41,28 +41,37 @@ ANYTHING = st.recursive(
 )
 
 
-@st.composite
-def mutated(draw: st.DrawFn, content: Any) -> Any:
-    """JSON with up to three values replaced, added or removed, anywhere in it."""
+EDITS = st.lists(
+    st.tuples(
+        st.lists(st.integers(0, 99), min_size=1, max_size=7),
+        st.sampled_from(["replace", "remove", "add"]),
+        st.text(max_size=5),
+        ANYTHING,
+    ),
+    max_size=3,
+)
+"""Where in a file (the number of the entry at each level), what is done, and with what name and value."""
+
+
+def edit(content: Any, edits: list[tuple[list[int], str, str, Any]]) -> Any:
+    """Return JSON with values replaced, added or removed."""
     content = json.loads(json.dumps(content))
-    for _ in range(draw(st.integers(0, 3))):
-        node = content
-        while True:
-            keys = list(node) if isinstance(node, dict) else list(range(len(node)))
-            if not keys:
+    for path, action, name, value in edits:
+        node, last = content, None
+        for number in path:
+            below = node[last] if last is not None else node
+            if not isinstance(below, dict | list) or not below:
                 break
-            key = draw(st.sampled_from(keys))
-            if isinstance(node[key], dict | list) and node[key] and draw(st.integers(0, 3)):
-                node = node[key]
-                continue
-            match draw(st.sampled_from(["replace", "remove", "add"])):
-                case "remove":
-                    del node[key]
-                case "add" if isinstance(node, dict):
-                    node[draw(st.text(max_size=5))] = draw(ANYTHING)
-                case _:
-                    node[key] = draw(ANYTHING)
+            node = below
+            last = list(node)[number % len(node)] if isinstance(node, dict) else number % len(node)
+        if last is None:
             break
+        if action == "remove":
+            del node[last]
+        elif action == "add" and isinstance(node, dict):
+            node[name] = value
+        else:
+            node[last] = value
     return content
 
 
@@ -115,9 +124,9 @@ def fuzz_baselines(path: Path, run: RecordSet, max_examples: int) -> None:
     mutant = path.with_name("mutant.json")
 
     @settings(max_examples=max_examples, suppress_health_check=list(HealthCheck))
-    @given(content=mutated(content), damage=DAMAGE)
-    def check(content: Any, damage: bytes) -> None:
-        put(mutant, content, damage)
+    @given(edits=EDITS, damage=DAMAGE)
+    def check(edits: Any, damage: bytes) -> None:
+        put(mutant, edit(content, edits), damage)
         use_baseline(mutant, run)
 
     check()
@@ -136,9 +145,9 @@ def fuzz_quantities(folder: Path, max_examples: int) -> None:
     content = json.loads(path.read_text(encoding="utf-8"))
 
     @settings(max_examples=max_examples, suppress_health_check=list(HealthCheck))
-    @given(content=mutated(content), damage=DAMAGE)
-    def check(content: Any, damage: bytes) -> None:
-        put(path, content, damage)
+    @given(edits=EDITS, damage=DAMAGE)
+    def check(edits: Any, damage: bytes) -> None:
+        put(path, edit(content, edits), damage)
         try:
             report = compare_quantities("name", read_quantities(path), quantities, "2.13.0")
         except RetbenchError:

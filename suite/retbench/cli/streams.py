@@ -39,7 +39,7 @@ def _protected(stream: TextIO | None, tolerated: type[OSError]) -> TextIO:
 class _Output(io.RawIOBase):
     """The bytes of a stream: after an error that is tolerated, everything is dropped."""
 
-    def __init__(self, raw: io.RawIOBase, tolerated: type[OSError]) -> None:
+    def __init__(self, raw: Any, tolerated: type[OSError]) -> None:
         self._raw = raw
         self._tolerated = tolerated
         self.is_lost = False
@@ -48,7 +48,8 @@ class _Output(io.RawIOBase):
         """Write bytes; return how many were written or dropped."""
         if not self.is_lost:
             try:
-                return self._raw.write(data)
+                num_bytes: int | None = self._raw.write(data)
+                return num_bytes
             except self._tolerated:
                 self.is_lost = True
         return len(data)
@@ -59,8 +60,8 @@ class _Output(io.RawIOBase):
 
     def fileno(self) -> int:
         """Return the descriptor."""
-        return self._raw.fileno()
+        return int(self._raw.fileno())
 
     def isatty(self) -> bool:
         """Return whether it is a terminal."""
-        return self._raw.isatty()
+        return bool(self._raw.isatty())

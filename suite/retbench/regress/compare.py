@@ -20,11 +20,19 @@ from retbench.regress.baseline import (
 )
 from retbench.regress.comparability import FactDifference
 from retbench.regress.decide import conclude, mean_log
-from retbench.regress.items import ComparedItem, MeasurementPoint, Values, is_timed, time_of
+from retbench.regress.items import (
+    ComparedItem,
+    MeasurementPoint,
+    Times,
+    Values,
+    is_timed,
+    paired_changes,
+    time_of,
+)
 from retbench.regress.record_sets import PointAttempts, RecordSet, are_interleaved, load_record_set, point_of
 from retbench.regress.render import render
 from retbench.regress.report import CheckReport, Gap, MissingPoint
-from retbench.stats.intervals import LogRatio, paired, predicted_from, unpaired
+from retbench.stats.intervals import LogRatio, predicted_from, unpaired
 from retbench.stats.sequential import WITHOUT_REPEAT, DecisionRules
 
 FIRST = "first runs"
@@ -67,12 +75,13 @@ def compare_record_sets(
         return report
     by_number = first.values(), second.values()
     sides = list(by_number[0].values()), list(by_number[1].values())
-    pairs = [
-        (values, by_number[1][number]) for number, values in by_number[0].items() if number in by_number[1]
+    pairs: list[Times] = [
+        {point: (mine[point], theirs[point]) for point in mine.keys() & theirs.keys()}
+        for mine, theirs in ((side, by_number[1].get(number, {})) for number, side in by_number[0].items())
     ]
 
     def change_of(item: ComparedItem) -> LogRatio | None:
-        return _paired_change(item, pairs) if interleaved else _unpaired_change(item, *sides)
+        return paired_changes([item], pairs).get(item) if interleaved else _unpaired_change(item, *sides)
 
     return conclude(
         report,
@@ -85,18 +94,10 @@ def compare_record_sets(
     )
 
 
-def _paired_change(item: ComparedItem, rounds: Sequence[tuple[Values, Values]]) -> LogRatio | None:
-    logs = [(item.log_value(first), item.log_value(second)) for first, second in rounds]
-    found = [after - before for before, after in logs if before is not None and after is not None]
-    return paired(found) if found else None
-
-
 def _unpaired_change(
     item: ComparedItem, first: Sequence[Values], second: Sequence[Values]
 ) -> LogRatio | None:
-    logs = [
-        [log for values in side if (log := item.log_value(values)) is not None] for side in (first, second)
-    ]
+    logs = [item.log_values(side) for side in (first, second)]
     if not all(logs):
         return None
     found = unpaired(*logs)

@@ -63,16 +63,6 @@ IsSettled = Callable[[Mapping[ComparedItem, Decision], Collection[ComparedItem]]
 """Returns whether what was decided settles the result, whatever is decided on the items that are still open."""
 
 
-@dataclass(frozen=True)
-class SampledRounds:
-    """Decisions per item, all rounds in order, rounds measured anew for flagged items, and a key of `_ENDINGS`."""
-
-    decisions: dict[ComparedItem, Decision]
-    rounds: tuple[Times, ...]
-    repeats: tuple[Times, ...]
-    ending: str
-
-
 def sample(
     points: Sequence[MeasurementPoint],
     reference: str | None,
@@ -80,7 +70,7 @@ def sample(
     rules: DecisionRules,
     max_rounds: int,
     is_settled: IsSettled = lambda *_: False,
-) -> SampledRounds:
+) -> "SampledRounds":
     """Measure rounds until everything is decided, the result is settled, or the budget ends.
 
     The items are those of the points in the first round, whatever their times. A point that cannot be measured would
@@ -90,19 +80,24 @@ def sample(
     first = source.measure(frozenset(points))
     seconds = {point: times[0] for point, times in first.items()}
     items = make_items(seconds, reference)
-    if not items:
-        return SampledRounds({}, (first,), (), "nothing")
     test = make_test(items, seconds, rules, analyses)
-    sampler = _Sampler(source, items, test, is_settled, analyses[0].rounds, [first])
-    ending = sampler.measure_rounds()
-    sampler.confirm()
-    decisions = test.decisions(paired_changes(items, sampler.rounds))
-    return SampledRounds(decisions, tuple(sampler.rounds), tuple(sampler.repeats), ending)
+    sampled = SampledRounds(source, items, test, is_settled, analyses[0].rounds, [first])
+    if items:
+        sampled.ending = sampled.measure_rounds()
+        sampled.confirm()
+    return sampled
 
 
 @dataclass
-class _Sampler:
-    """Rounds that were measured so far, those that repeat flagged items, and the items that these confirmed."""
+class SampledRounds:
+    """Rounds that are measured until every item is decided.
+
+    Attributes:
+        rounds: All rounds in order, without `repeats`: those that measured flagged items anew.
+        confirmed: Flagged items that repeats have confirmed.
+        failed: Points that cannot be measured any more.
+        ending: Why no further round was measured: a key of `_ENDINGS`.
+    """
 
     source: RoundSource
     items: list[ComparedItem]
@@ -113,6 +108,12 @@ class _Sampler:
     repeats: list[Times] = field(default_factory=list)
     confirmed: set[ComparedItem] = field(default_factory=set)
     failed: set[MeasurementPoint] = field(default_factory=set)
+    ending: str = "nothing"
+
+    @property
+    def decisions(self) -> dict[ComparedItem, Decision]:
+        """The decision on every item."""
+        return self.test.decisions(paired_changes(self.items, self.rounds))
 
     def measure_rounds(self) -> str:
         """Measure up to each interim analysis; return a key of `_ENDINGS`."""
@@ -147,20 +148,19 @@ class _Sampler:
 
     def _settles(self) -> bool:
         """Return whether the result is settled; if flagged items settle it, they are confirmed first."""
-        if not self.is_settled(self._decided, self._open):
-            return False
-        self.confirm()
-        return self.is_settled(self._decided, self._open)
 
-    @property
-    def _decided(self) -> dict[ComparedItem, Decision]:
-        """Decisions that no further round changes."""
-        decisions = self.test.decisions({})
-        return {
-            item: decision
-            for item, decision in decisions.items()
-            if item not in self.test.undecided and self.failed.isdisjoint(item.points)
-        }
+        def settled() -> bool:
+            decided = {
+                item: decision
+                for item, decision in self.test.decisions({}).items()
+                if item not in self.test.undecided and self.failed.isdisjoint(item.points)
+            }
+            return self.is_settled(decided, self._open)
+
+        if settled():
+            self.confirm()
+            return settled()
+        return False
 
     def _measure(self, points: frozenset[MeasurementPoint]) -> Times:
         asked = points - self.failed

@@ -84,6 +84,10 @@ class ComparedItem:
             return None
         return math.fsum(weight * math.log(values[point]) for point, weight in self.weights)
 
+    def log_values(self, rounds: Iterable[Values]) -> list[float]:
+        """Return the weighted sum of logarithms of every round that has all values."""
+        return [log for values in rounds if (log := self.log_value(values)) is not None]
+
     def log_ratio(self, times: Times) -> float | None:
         """Return its log-ratio in one round; None where a time is missing."""
         return self.log_value({point: second / first for point, (first, second) in times.items()})

@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 
 import pandas as pd
 
-from retbench.errors import StorageError, unknown_name
+from retbench.errors import StorageError, printable, unknown_name
 from retbench.files import check_writable
 from retbench.regress.report import NOT_COMPARABLE, VERDICTS, CheckReport, DecidedItem, Gap, Outcome
 from retbench.report.formats import escape_markdown, markdown_table
@@ -58,16 +58,17 @@ def _table(report: CheckReport) -> list[tuple[str, ...]]:
     rows = [_row(item) for item in sorted(shown, key=lambda item: VERDICTS.index(item.verdict))]
     header = _columns(report)
     used = [index for index in range(len(header)) if any(row[index] for row in rows)]
-    return [tuple(row[index] for index in used) for row in (header, *rows)] if rows else []
+    return [tuple(printable(row[index]) for index in used) for row in (header, *rows)] if rows else []
 
 
 def _prose(report: CheckReport) -> list[str]:
-    """Return everything but the table, one line each, the outcome first."""
+    """Return everything but the table and the sides, one line each, the outcome first."""
     lines = [report.headline, *report.sentences]
     lines += [f"differs: {difference}" for difference in report.hard]
     lines += [f"missing: {one}" for one in report.missing]
     lines += [f"may explain a difference: {difference}" for difference in report.soft]
-    return [*lines, report.method, *(f"note: {note}" for note in report.notes)]
+    lines += [report.method, *(f"note: {note}" for note in report.notes)]
+    return [printable(line) for line in lines]
 
 
 def _to_text(report: CheckReport, strict: bool) -> str:
@@ -75,18 +76,13 @@ def _to_text(report: CheckReport, strict: bool) -> str:
     rows = _table(report)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-    sides = [f"first:  {report.first}", f"second: {report.second}"]
+    sides = [f"first:  {printable(report.first)}", f"second: {printable(report.second)}"]
     return "\n".join([*lines, *([""] if lines else []), *sides, *_prose(report)]) + "\n"
 
 
 def _to_markdown(report: CheckReport, strict: bool) -> str:
-    lines = [
-        f"### retbench: {report.headline}",
-        "",
-        f"First: {report.first}  ",
-        f"Second: {report.second}",
-        "",
-    ]
+    first, second = (escape_markdown(printable(side)) for side in (report.first, report.second))
+    lines = [f"### retbench: {report.headline}", "", f"First: {first}  ", f"Second: {second}", ""]
     if rows := _table(report):
         lines += [markdown_table(pd.DataFrame(rows[1:], columns=list(rows[0]))), ""]
     lines += [f"- {escape_markdown(line)}" for line in _prose(report)[1:]]
