@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from retbench.cli.options import AsJson
-from retbench.errors import printable
+from retbench.errors import printable, shown
 
 if TYPE_CHECKING:
     from retbench.regress.baseline import Baseline
@@ -108,8 +108,8 @@ def show(
         exact = path / FILE_NAME
         hint = f" It holds {FILE_NAME}, for `retbench check`: `retbench baseline show {exact}`."
         raise RecordError(
-            f"no baseline of a machine at '{path}'.{hint if exact.is_file() else ''} Make one with `retbench baseline "
-            "save RUN`."
+            f"no baseline of a machine at {shown(str(path))}.{hint if exact.is_file() else ''} Make one with "
+            "`retbench baseline save RUN`."
         )
     found = {str(one): read_baseline(one) for one in paths}
     if as_json:

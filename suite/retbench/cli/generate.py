@@ -11,7 +11,7 @@ import typer
 
 from retbench.cli.options import DataDir, DeviceName, new_app, not_empty
 from retbench.cli.streams import has_reader
-from retbench.errors import ConfigError
+from retbench.errors import ConfigError, shown
 
 if TYPE_CHECKING:
     from retbench.checkpoints.reading import CheckpointInfo
@@ -126,18 +126,18 @@ def _find_tokenizer(
     name = requested or info.tokenizer
     if name is None:
         raise ConfigError(
-            f"'{checkpoint}' comes without a tokenizer. Give the one it was trained with by --tokenizer."
+            f"{shown(checkpoint)} comes without a tokenizer. Give the one it was trained with by --tokenizer."
         )
     tokenizer = load_tokenizer(name, data_dir=data_dir)
     expected = info.tokenizer_fingerprint
     if expected is not None and tokenizer.fingerprint != expected:
         raise ConfigError(
-            f"the tokenizer '{name}' has the fingerprint {tokenizer.fingerprint}; '{checkpoint}' was trained "
-            f"with '{info.tokenizer}', fingerprint {expected}. Give that one by --tokenizer."
+            f"the tokenizer {shown(name)} has the fingerprint {tokenizer.fingerprint}; {shown(checkpoint)} was trained "
+            f"with {shown(info.tokenizer)}, fingerprint {expected}. Give that one by --tokenizer."
         )
     if tokenizer.vocab_size > info.config.vocab_size:
         raise ConfigError(
-            f"the tokenizer '{name}' has {tokenizer.vocab_size} tokens, the vocabulary of '{checkpoint}' "
+            f"the tokenizer {shown(name)} has {tokenizer.vocab_size} tokens, the vocabulary of {shown(checkpoint)} "
             f"{info.config.vocab_size}. Give the tokenizer that it was trained with by --tokenizer."
         )
     return tokenizer
@@ -161,7 +161,8 @@ def _encode(prompt: str, tokenizer: "Tokenizer") -> list[int]:
     tokens = [*begin, *tokenizer.encode(prompt)]
     if not tokens:
         raise ConfigError(
-            f"an empty prompt, and the tokenizer '{tokenizer.name}' has no token that begins a text. Give a --prompt."
+            f"an empty prompt, and the tokenizer {shown(tokenizer.name)} has no token that begins a text. Give a "
+            "--prompt."
         )
     return tokens
 
@@ -181,7 +182,7 @@ def _load(
     dtype = dtype or ("float32" if device == "cpu" else stored or "float32")
     if device != "cpu":
         torch.cuda.set_device(device)
-    named = f"'{checkpoint}' at {dtype}"
+    named = f"{shown(checkpoint)} at {dtype}"
     with within_memory(named, info.config, dtype, device, "Give another --dtype or --device."):
         return load_checkpoint(
             info,

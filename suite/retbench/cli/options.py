@@ -48,9 +48,6 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Replace a field of the profile or of models.NAME."),
 ]
-OutFolder = Annotated[
-    Path, typer.Option("--out", file_okay=False, help="Folder of results; records are appended below it.")
-]
 
 
 def new_app(**settings: bool | str) -> typer.Typer:

@@ -9,7 +9,7 @@ import psutil
 
 from retbench.architectures.configs import ModelConfig
 from retbench.cli.in_process import alone_on_machine, become_worker
-from retbench.errors import RecordError
+from retbench.errors import RecordError, shown
 from retbench.measure import machine
 from retbench.measure.environment import machine_name
 from retbench.papers.papers import find_datasheet
@@ -76,7 +76,7 @@ def recorded_target(path: Path, dtype: str | None) -> PredictionTarget:
     ]
     if not records:
         raise RecordError(
-            f"no record at '{path}' has ceilings{f' at {dtype}' if dtype else ''}. "
+            f"no record at {shown(str(path))} has ceilings{f' at {dtype}' if dtype else ''}. "
             "Give another --dtype, or measure: `retbench run latency`."
         )
     newest, _ = choose_conditions(records)

@@ -108,10 +108,6 @@ class Baseline(Strict):
         """Return the comparability keys of every point."""
         return {one.point: {**self.shared_facts, **one.facts} for one in self.place_facts}
 
-    def with_run(self, run: StoredRun) -> "Baseline":
-        """Return the window with one more run, without the oldest of a full window."""
-        return self.model_copy(update={"runs": (*self.runs, run)[-MAX_RUNS:]})
-
 
 def make_baseline(side: RecordSet, reason: str) -> Baseline:
     """Begin a window with one run."""

@@ -10,6 +10,7 @@ from retbench.errors import ConfigError, NotComparableError, RecordError, Regres
 from retbench.files import check_writable
 from retbench.regress import comparability
 from retbench.regress.baseline import (
+    MAX_RUNS,
     Baseline,
     StoredRun,
     baseline_path,
@@ -124,6 +125,12 @@ def compare_with_baseline(
             f"'{name}' is of {baseline.experiment}, profile {baseline.profile}, and '{run.name}' has no point of it. "
             "Give records of the same experiment and profile."
         )
+    differences = {
+        difference
+        for record in run.records
+        if record.status == "ok" and (facts := keys.get(point_of(record))) is not None
+        for difference in comparability.compare_facts(facts, comparability.comparability_keys(record))
+    }
     tried = run.attempts()
     # A baseline keeps no failures: every accepted run may have had those that the machine has each time.
     accepted = {point: one for point, one in tried.items() if not one.has_value and one.is_expected}
@@ -132,7 +139,7 @@ def compare_with_baseline(
         first=f"{name}: {len(baseline.runs)} runs ({baseline.runs[-1].code_revision})",
         second=f"{run.name} ({run.revisions})",
         method=f"one run against {len(baseline.runs)} accepted ones, with the prediction interval of a run",
-        hard=tuple(_baseline_key_differences(keys, run)),
+        hard=tuple(sorted(differences, key=str)),
         soft=tuple(_baseline_confounders(baseline, run)),
         missing=tuple(_find_missing(accepted, tried)),
         notes=(*run.notes, *run.ratio_notes),
@@ -159,27 +166,13 @@ def compare_with_baseline(
     )
 
 
-def _baseline_key_differences(
-    keys: Mapping[MeasurementPoint, Mapping[str, str]], run: RecordSet
-) -> list[FactDifference]:
-    found: dict[FactDifference, None] = {}
-    for record in run.records:
-        if record.status == "ok" and (facts := keys.get(point_of(record))) is not None:
-            found |= dict.fromkeys(
-                comparability.compare_facts(facts, comparability.comparability_keys(record))
-            )
-    return sorted(found, key=lambda difference: difference.fact)
-
-
 def _baseline_confounders(baseline: Baseline, run: RecordSet) -> list[FactDifference]:
     """Return the confounders of a run that no accepted run has."""
     mine, accepted = comparability.confounders(run.records), [one.soft for one in baseline.runs]
     latest = comparability.compare_facts(accepted[-1], mine)
     found = [one for one in latest if all(facts.get(one.fact) != mine.get(one.fact) for facts in accepted)]
-    clocks = [
-        comparability.compare_clocks(one.sm_clock_hz, comparability.sm_clock_hz(run.records))
-        for one in baseline.runs
-    ]
+    clock = comparability.sm_clock_hz(run.records)
+    clocks = [comparability.compare_clocks(one.sm_clock_hz, clock) for one in baseline.runs]
     return found + (clocks[-1] if all(clocks) else [])
 
 
@@ -267,7 +260,7 @@ def _with_run(path: Path, baseline: Baseline, side: RecordSet) -> Baseline:
             f"'{side.name}' has moved against {path}:\n{render(report, 'text', strict=False)}"
             "After an intended change, `retbench baseline accept` begins the window anew."
         )
-    return baseline.with_run(run)
+    return baseline.model_copy(update={"runs": (*baseline.runs, run)[-MAX_RUNS:]})
 
 
 def _some(side: RecordSet) -> str:

@@ -278,21 +278,18 @@ def _report(report: CheckReport, session: InterleavedSession, sampled: SampledRo
     base, head = (
         [{point: pair[side] for point, pair in times.items()} for times in all_rounds] for side in (0, 1)
     )
-    failed = {point for side in session.sides for point in side.failed}
     decisions = {
         item: decision
         for item, decision in sampled.decisions.items()
-        if not any(point in failed for point in item.points)
+        if sampled.failed.isdisjoint(item.points)
     }
-    notes = [f"{point} could be measured on neither side" for point in session.failed_on_both()]
+    notes: tuple[str, ...] = ()
     if sampled.ending == "budget" and len(sampled.rounds) < MIN_ROUNDS:
         decisions = {}
-        notes.append(
-            f"a verdict needs {MIN_ROUNDS} rounds, and the time is too short: give a longer --budget"
-        )
+        notes = (f"a verdict needs {MIN_ROUNDS} rounds, and the time is too short: give a longer --budget",)
     repeated = f", {len(sampled.repeats)} more of flagged items" if sampled.repeats else ""
     method = f"{report.method}: {len(sampled.rounds)} rounds{repeated}; {_ENDINGS[sampled.ending]}"
-    report = replace(report, method=method, missing=tuple(session.missing()), notes=tuple(notes))
+    report = replace(report, method=method, missing=tuple(session.missing()), notes=notes)
     return with_decisions(
         report,
         decisions,

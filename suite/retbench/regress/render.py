@@ -1,7 +1,6 @@
 """Rendering of a check report: text for a terminal, Markdown for a job's summary, JSON, JUnit XML, and a figure."""
 
 import json
-import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -18,9 +17,6 @@ from retbench.stats.intervals import Interval
 _GAPS: dict[Gap, Outcome] = {"broken": "failure", "fixed": "skipped", "absent": "error", "both": "skipped"}
 _TIME_FILES = {"md": "check.md", "json": "check.json", "junit": "junit.xml"}
 _QUANTITY_FILES = {"md": "exact.md", "json": "exact-report.json", "junit": "exact-junit.xml"}
-
-_FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-"""Characters that XML 1.0 does not allow, such as the escapes of a coloured traceback."""
 
 
 def render(report: CheckReport, form: str, *, strict: bool) -> str:
@@ -121,10 +117,9 @@ def _to_junit(report: CheckReport, strict: bool) -> str:
     suite.set("errors", str(counts["error"]))
     suite.set("skipped", str(counts["skipped"]))
     for name, kind, outcome, message in cases:
-        shown = _FORBIDDEN.sub("", name)
-        case = ElementTree.SubElement(suite, "testcase", name=shown, classname=f"retbench.{kind}")
+        case = ElementTree.SubElement(suite, "testcase", name=printable(name), classname=f"retbench.{kind}")
         if outcome != "passed":
-            ElementTree.SubElement(case, outcome, message=_FORBIDDEN.sub("", message))
+            ElementTree.SubElement(case, outcome, message=printable(message))
     ElementTree.indent(suite)
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(suite, encoding="unicode") + "\n"
 
