@@ -55,9 +55,10 @@ def test_log_ratios_by_hand() -> None:
     times: Times = {one: (1.0, 1.2), two: (2.0, 2.2)}
     ratio = ComparedItem("ratio", "retnet/transformer", ((one, 1.0), (two, -1.0)))
     curve = ComparedItem("curve", "retnet", ((one, 0.5), (two, 0.5)))
-    assert ratio.log_ratio(times) == pytest.approx(math.log(1.2 / 1.1))
-    assert curve.log_ratio(times) == pytest.approx(math.log(1.2 * 1.1) / 2)
-    assert curve.log_ratio({one: (1.0, 1.2)}) is None
+    changes = paired_changes([ratio, curve], [times])
+    assert changes[ratio].estimate == pytest.approx(math.log(1.2 / 1.1))
+    assert changes[curve].estimate == pytest.approx(math.log(1.2 * 1.1) / 2)
+    assert paired_changes([curve], [{one: (1.0, 1.2)}]) == {}
     assert paired_changes([ratio], [times, {one: (1.0, 1.0)}])[ratio].num_rounds == 1
 
 

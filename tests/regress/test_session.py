@@ -67,14 +67,16 @@ def failing_prefill(folder: Path, error: str) -> Revision:
 
 
 FAILING_PREFILL = """
+import dataclasses
 
-_unchanged_measure = measure
 
-
-def measure(context):
+def _failing(context):
     if context.cell.point.context_len == 64:
         raise {error}
-    return _unchanged_measure(context)
+    return measure(context)
+
+
+WORKLOAD = dataclasses.replace(WORKLOAD, measure=_failing)
 """
 FAILING_SET_UP = """
 

@@ -1,6 +1,5 @@
 """`retbench check`: machine-independent quantities, or the times of a checkout against one of its commits."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +9,6 @@ from retbench.cli.compare import ReportFolder, ReportFormat, Strict, print_repor
 from retbench.cli.options import given_options, new_app, not_empty
 
 if TYPE_CHECKING:
-    from retbench.planning.plan import Plan
     from retbench.regress.interleaved import InterleavedCheck
     from retbench.regress.machine_independent import Quantities
     from retbench.regress.report import CheckReport
@@ -19,30 +17,17 @@ app = new_app()
 DEFAULT_OUT = Path("reports") / "check"
 
 
-def _timing(*names: str, help: str, **settings: Any) -> Any:
+def _timing(help: str, *names: str, **settings: Any) -> Any:
     """Return an option that needs --against."""
-    return typer.Option(*names, help=f"With --against: {help}", callback=not_empty, **settings)
+    return typer.Option(*names, help=f"With --against: {help}", **settings)
 
 
 Reference = Annotated[
     str | None,
     typer.Option(metavar="REF", help="Time the checkout against this commit of it, in one session."),
 ]
-ExperimentOption = Annotated[str, _timing(help="what is timed.")]
-Profile = Annotated[str, _timing(help="in which profile.")]
-Device = Annotated[str | None, _timing(help="cpu, cuda or cuda:N; by default the first GPU, else the CPU.")]
 Overrides = Annotated[
-    list[str] | None, _timing("--set", metavar="KEY=VALUE", help="replace a field, as of `retbench run`.")
-]
-Rounds = Annotated[int, _timing(help="maximum rounds, without repeats of flagged items.")]
-Visits = Annotated[int, _timing(help="sample blocks per cell and side in a round; they divide its steps.")]
-Budget = Annotated[
-    float, _timing(help="minutes after which no round begins; flagged items are repeated anyway.")
-]
-Margin = Annotated[float, _timing(help="share by which a time must have moved to count.")]
-Always = Annotated[bool, _timing("--always", help="time even if the code that measures is the same.")]
-AllPoints = Annotated[
-    bool, _timing("--all-points", help="go on until every item is decided, though the exit code is settled.")
+    list[str] | None, _timing("replace a field, as of `retbench run`.", "--set", metavar="KEY=VALUE")
 ]
 QuantitiesFile = Annotated[
     Path | None,
@@ -54,16 +39,22 @@ QuantitiesFile = Annotated[
 def check(
     call: typer.Context,
     against: Reference = None,
-    experiment: ExperimentOption = "latency",
-    profile: Profile = "smoke",
-    device: Device = None,
+    experiment: Annotated[str, _timing("what is timed.")] = "latency",
+    profile: Annotated[str, _timing("in which profile.", callback=not_empty)] = "smoke",
+    device: Annotated[
+        str | None, _timing("cpu, cuda or cuda:N; by default the first GPU, else the CPU.")
+    ] = None,
     overrides: Overrides = None,
-    rounds: Rounds = 20,
-    visits: Visits = 10,
-    budget: Budget = 20.0,
-    margin: Margin = 0.02,
-    always: Always = False,
-    all_points: AllPoints = False,
+    rounds: Annotated[int, _timing("maximum rounds, without repeats of flagged items.")] = 20,
+    visits: Annotated[
+        int, _timing("sample blocks per cell and side in a round; they divide its steps.")
+    ] = 10,
+    budget: Annotated[
+        float, _timing("minutes after which no round begins but those of flagged items.")
+    ] = 20.0,
+    margin: Annotated[float, _timing("share by which a time must have moved to count.")] = 0.02,
+    always: Annotated[bool, _timing("time even if the code that measures is the same.", "--always")] = False,
+    all_points: Annotated[bool, _timing("go on though the exit code is settled.", "--all-points")] = False,
     baseline: QuantitiesFile = None,
     form: ReportFormat = "text",
     out: ReportFolder = None,
@@ -79,6 +70,7 @@ def check(
     decided, no further round can change the exit code, or the budget ends. Flagged items are measured again. Exit code
     1 if a time is longer, 3 if the two do not measure the same, 4 under --strict if an item is inconclusive.
     """
+    from retbench.planning.plan import make_plan
     from retbench.regress.interleaved import InterleavedCheck
     from retbench.regress.render import check_output
     from retbench.regress.session import SessionLimits
@@ -90,7 +82,10 @@ def check(
         report = _check_quantities(baseline)
     else:
         limits, rules = SessionLimits(rounds, visits, 60 * budget), DecisionRules(margin=margin)
-        plan, folder = _plan(experiment, profile, device, overrides or ()), (out or DEFAULT_OUT) / "records"
+        plan = make_plan(
+            experiment, profile=profile, device=device, dtype=None, limit=None, overrides=overrides or ()
+        )
+        folder = (out or DEFAULT_OUT) / "records"
         timed = InterleavedCheck(plan, folder, _notify, limits, rules, strict, all_points)
         report = _check_times(timed, against, always=always)
     print_report(report, form, out, strict=strict)
@@ -108,12 +103,6 @@ def _check_options(call: typer.Context, against: str | None, baseline: Path | No
             raise ConfigError(
                 f"{option} says what is timed, and without --against REF nothing is. Give --against, or leave it out."
             )
-
-
-def _plan(experiment: str, profile: str, device: str | None, overrides: Sequence[str]) -> "Plan":
-    from retbench.planning.plan import make_plan
-
-    return make_plan(experiment, profile=profile, device=device, dtype=None, limit=None, overrides=overrides)
 
 
 def _notify(text: str) -> None:

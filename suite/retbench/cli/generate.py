@@ -32,16 +32,13 @@ Checkpoint = Annotated[
 Prompt = Annotated[
     str, typer.Option(help="Text to continue; - reads it from standard input. Empty begins a new text.")
 ]
-MaxTokens = Annotated[int, typer.Option(min=1, help="Largest number of new tokens.")]
 Temperature = Annotated[
     float | None,
     typer.Option(help="0 takes the likeliest token; by default 1 with --top-k or --top-p, else 0."),
 ]
-TopK = Annotated[int | None, typer.Option(help="Sample from the K likeliest tokens.")]
 TopP = Annotated[
     float | None, typer.Option(help="Sample from the fewest tokens with this total probability.")
 ]
-Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the sampling.")]
 DtypeName = Annotated[
     str | None, typer.Option(help="By default float32 on a CPU, else that of the stored weights.")
 ]
@@ -69,11 +66,11 @@ AllowPickle = Annotated[
 def generate(
     checkpoint: Checkpoint,
     prompt: Prompt = "",
-    max_tokens: MaxTokens = 256,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Largest number of new tokens.")] = 256,
     temperature: Temperature = None,
-    top_k: TopK = None,
+    top_k: Annotated[int | None, typer.Option(help="Sample from the K likeliest tokens.")] = None,
     top_p: TopP = None,
-    seed: Seed = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the sampling.")] = 0,
     device: DeviceName = None,
     dtype: DtypeName = None,
     tokenizer: TokenizerName = None,

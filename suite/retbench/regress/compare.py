@@ -20,7 +20,7 @@ from retbench.regress.baseline import (
     write_hashed,
 )
 from retbench.regress.comparability import FactDifference
-from retbench.regress.decide import conclude, mean_log
+from retbench.regress.decide import conclude
 from retbench.regress.items import (
     ComparedItem,
     MeasurementPoint,
@@ -57,7 +57,8 @@ def compare_record_sets(
     The report has no items where a comparability key differs. `accept_confounders` judges what has moved although
     confounders differ. RecordError means that the sides have no point in common.
     """
-    if not first.points(measured=False) & second.points(measured=False):
+    tried = first.attempts(), second.attempts()
+    if not tried[0].keys() & tried[1].keys():
         raise RecordError(
             f"'{first.name}' and '{second.name}' have no point in common: the first has {_some(first)}, the second "
             f"{_some(second)}. Give records of the same experiment and profile."
@@ -69,7 +70,7 @@ def compare_record_sets(
         method=_PAIRED if interleaved else _UNPAIRED,
         hard=tuple(comparability.key_differences(first.records, second.records)),
         soft=tuple(comparability.confounder_differences(first, second, interleaved=interleaved)),
-        missing=tuple(_find_missing(first.attempts(), second.attempts())),
+        missing=tuple(_find_missing(*tried)),
         notes=(*first.notes, *second.notes, *first.ratio_notes),
     )
     if report.hard:
@@ -120,7 +121,8 @@ def compare_with_baseline(
     As `compare_record_sets`, where confounders count that differ from those of every accepted run.
     """
     keys = baseline.keys_by_point()
-    if not keys.keys() & run.points(measured=False):
+    tried = run.attempts()
+    if not keys.keys() & tried.keys():
         raise RecordError(
             f"'{name}' is of {baseline.experiment}, profile {baseline.profile}, and '{run.name}' has no point of it. "
             "Give records of the same experiment and profile."
@@ -131,7 +133,6 @@ def compare_with_baseline(
         if record.status == "ok" and (facts := keys.get(point_of(record))) is not None
         for difference in comparability.compare_facts(facts, comparability.comparability_keys(record))
     }
-    tried = run.attempts()
     # A baseline keeps no failures: every accepted run may have had those that the machine has each time.
     accepted = {point: one for point, one in tried.items() if not one.has_value and one.is_expected}
     accepted |= dict.fromkeys(keys, PointAttempts(1, {}))
@@ -150,9 +151,9 @@ def compare_with_baseline(
     sides = [values for rounds in windows for values in rounds], mine
 
     def change_of(item: ComparedItem) -> LogRatio | None:
-        history = [mean for rounds in reversed(windows) if (mean := mean_log(item, rounds)) is not None]
-        new = mean_log(item, mine)
-        return predicted_from(history, new) if history and new is not None else None
+        history = [fmean(logs) for rounds in reversed(windows) if (logs := item.log_values(rounds))]
+        new = item.log_values(mine)
+        return predicted_from(history, fmean(new)) if history and new else None
 
     return conclude(
         report,
@@ -204,8 +205,8 @@ def spread_between(runs: Sequence[StoredRun]) -> list[tuple[MeasurementPoint, fl
     """Return every point with its geometric mean and the log standard deviation of the runs, None with one run."""
     found = []
     for point in sorted({stored.point for run in runs for stored in run.points}):
-        logs = [mean for run in runs if (mean := mean_log(time_of(point), run.rounds())) is not None]
-        found.append((point, math.exp(fmean(logs)), stdev(logs) if len(logs) > 1 else None))
+        means = [fmean(logs) for run in runs if (logs := time_of(point).log_values(run.rounds()))]
+        found.append((point, math.exp(fmean(means)), stdev(means) if len(means) > 1 else None))
     return found
 
 
@@ -265,5 +266,5 @@ def _with_run(path: Path, baseline: Baseline, side: RecordSet) -> Baseline:
 
 def _some(side: RecordSet) -> str:
     """Return one of the points of a side, and how many others there are."""
-    points = sorted(side.points(measured=False))
+    points = sorted(side.attempts())
     return f"{points[0]} and {len(points) - 1} others" if len(points) > 1 else str(points[0])

@@ -18,7 +18,6 @@ from retbench.regress.items import (
     make_test,
     time_of,
 )
-from retbench.regress.record_sets import geometric_mean
 from retbench.regress.render import describe_ratio
 from retbench.regress.report import CheckReport, DecidedItem, Outcome
 from retbench.stats.intervals import LogRatio
@@ -99,12 +98,6 @@ def _explain(item: ComparedItem, verdict: Verdict, differences: Sequence[FactDif
     return f"{verdict}, unless this explains it: {', '.join(facts)}" if facts else None
 
 
-def mean_log(item: ComparedItem, rounds: Rounds) -> float | None:
-    """Return the mean of an item's logarithm over rounds; None where no round has it."""
-    logs = item.log_values(rounds)
-    return fmean(logs) if logs else None
-
-
 def with_decisions(
     report: CheckReport, decisions: Decisions, sides: Sides, change_of: ChangeOf, *, in_turn: bool
 ) -> CheckReport:
@@ -112,10 +105,10 @@ def with_decisions(
 
     Where both sides were measured `in_turn`, only the code moves a time.
     """
-    values = {
-        point: (geometric_mean(sides[0], point), geometric_mean(sides[1], point))
-        for point in _shared_points(sides)
-    }
+    values: dict[MeasurementPoint, Pair] = {}
+    for point in _shared_points(sides):
+        first, second = (math.exp(fmean(time_of(point).log_values(rounds))) for rounds in sides)
+        values[point] = first, second
     items = tuple(
         _decided_item(item, decision, values, _outcome(item, decision.verdict, decisions, in_turn=in_turn))
         for item, decision in decisions.items()
