@@ -14,7 +14,7 @@ from retbench.strict import Strict
 
 SCHEMA_VERSION = 1
 FILE_NAME = "exact.json"
-"""Of the accepted quantities, in the folder of baselines."""
+"""Name of the file of accepted quantities in the folder of baselines."""
 
 Status = Literal["equal", "changed", "not compared", "not in the baseline", "not measured"]
 
