@@ -102,7 +102,7 @@ def _explain(error: OSError) -> tuple[str, int]:
         return "no space left on the device. Free some and run the command again.", StorageError.exit_code
     where = "" if error.filename is None else f"{shown(error.filename)}: "
     code = ConfigError.exit_code if error.errno in _WRONG_PATH else StorageError.exit_code
-    advice = "Give another path" if code == ConfigError.exit_code else "Check the device"
+    advice = "Give another path" if code == ConfigError.exit_code else "Check the disk and the network"
     return f"{where}{error.strerror or error}. {advice}, then run the command again.", code
 
 

@@ -108,13 +108,9 @@ def _specs(model: str, kv_heads: int | None) -> "dict[str, ModelSpec]":
     spec = find_named_model(model)
     counterpart = counterpart_of(spec.architecture)
     specs = {model: spec, counterpart: find_named_model(counterpart)}
-    if kv_heads is not None:
-        specs = {
-            name: spec.model_copy(update={"num_kv_heads": kv_heads})
-            if "num_kv_heads" in type(spec).model_fields
-            else spec
-            for name, spec in specs.items()
-        }
+    for name, one in specs.items():
+        if kv_heads is not None and "num_kv_heads" in type(one).model_fields:
+            specs[name] = one.model_copy(update={"num_kv_heads": kv_heads})
     return dict(sorted(specs.items(), key=lambda item: is_baseline(item[1].architecture)))
 
 
@@ -140,12 +136,10 @@ def _target(
 
 
 def _print_json(
-    size: str,
-    target: "PredictionTarget",
-    found: "Sequence[Prediction]",
-    crossovers: "Sequence[Overtaking]",
+    size: str, target: "PredictionTarget", found: "Sequence[Prediction]", crossovers: "Sequence[Overtaking]"
 ) -> None:
     """Print everything in base units."""
+    predictions = [{**asdict(each), "memory_bytes": each.memory_bytes, "fits": each.fits} for each in found]
     print_json(
         {
             "device": target.title,
@@ -154,30 +148,23 @@ def _print_json(
             "ceilings": target.ceilings.model_dump() if target.ceilings else None,
             "size": size,
             "dtype": target.dtype,
-            "step_s_is": "at_best" if target.is_bound else "expected",
-            "predictions": [
-                {**asdict(each), "memory_bytes": each.memory_bytes, "fits": each.fits} for each in found
-            ],
+            "step_s_is": "at_best" if target.ceilings else "expected",
+            "predictions": predictions,
             "crossovers": [asdict(each) for each in crossovers],
         }
     )
 
 
 def _print_text(
-    size: str,
-    target: "PredictionTarget",
-    found: "Sequence[Prediction]",
-    crossovers: "Sequence[Overtaking]",
+    size: str, target: "PredictionTarget", found: "Sequence[Prediction]", crossovers: "Sequence[Overtaking]"
 ) -> None:
     """Print the same in readable units."""
-    rates = (
-        f"; {format_rate(target.ceilings.read_bandwidth_bytes_per_s, 'B/s')} read, "
-        f"{format_rate(target.ceilings.matmul_flops_per_s, 'FLOP/s')}"
-        if target.ceilings
-        else ""
-    )
+    rates, time = "", "time per token"
+    if reached := target.ceilings:
+        rates = f"; {format_rate(reached.read_bandwidth_bytes_per_s, 'B/s')} read"
+        rates += f", {format_rate(reached.matmul_flops_per_s, 'FLOP/s')}"
+        time += " at best"
     typer.echo(f"{target.title}, {target.dtype}, size {size} ({target.source}{rates})\n")
-    time = "time per token at best" if target.is_bound else "time per token"
     memory = ("weights", "state", "memory", "largest batch")
     print_columns(("model", "batch", "context", time, "tokens/s", *memory), [_row(each) for each in found])
     typer.echo()
