@@ -306,11 +306,13 @@ LONG = "n" * 300
         ("verify", LONG),
     ],
 )
-def test_a_name_that_is_too_long_is_one_message(tmp_path: Path, words: tuple[str, ...]) -> None:
-    done = retbench_process(*words, cwd=tmp_path)
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert done.stderr
+def test_a_name_that_is_too_long_is_one_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, stdout, stderr = invoke(*words)
+    assert (code, stdout) == (2, "")
+    assert stderr
 
 
 @pytest.mark.parametrize(

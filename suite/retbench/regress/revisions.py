@@ -4,7 +4,6 @@ A commit with the dependencies of the checkout uses the installed packages. Any 
 that adds the packages that are not installed. It is kept for the next check.
 """
 
-import fcntl
 import hashlib
 import json
 import os
@@ -27,6 +26,9 @@ from retbench.errors import ConfigError, UnsupportedError, shown
 from retbench.parsing import parse_toml
 from retbench.run.locks import Interrupted
 from retbench.run.protocol import VERSION
+
+if sys.platform != "win32":
+    import fcntl
 
 Notify = Callable[[str], None]
 """Receives progress messages."""
@@ -150,6 +152,10 @@ def commit(root: Path, ref: str, notify: Notify, stop: StopRequest | None = None
 @contextmanager
 def _locked_folder() -> Iterator[Path]:
     """Yield a new temporary folder, which is locked until it is removed or this process has ended."""
+    if sys.platform == "win32":  # which cannot lock a folder
+        with tempfile.TemporaryDirectory(prefix=_PREFIX) as name:
+            yield Path(name)
+        return
     draft = Path(tempfile.mkdtemp(prefix="retbench-draft-"))
     descriptor = os.open(draft, os.O_RDONLY)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -177,6 +183,8 @@ def _remove_leftovers(root: Path) -> None:
 
 def _is_left_over(folder: Path) -> bool:
     """Return whether a folder is this user's, and no process has locked it."""
+    if sys.platform == "win32":
+        return False
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except OSError:
