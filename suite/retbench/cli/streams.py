@@ -37,7 +37,7 @@ def _protected(stream: TextIO | None, tolerated: type[OSError]) -> TextIO:
 
 
 class _Output(io.RawIOBase):
-    """The bytes of a stream: after an error that is tolerated, everything is dropped."""
+    """The bytes of a stream: after its first error everything is dropped; only some errors are tolerated."""
 
     def __init__(self, raw: Any, tolerated: type[OSError]) -> None:
         self._raw = raw
@@ -50,8 +50,10 @@ class _Output(io.RawIOBase):
             try:
                 num_bytes: int | None = self._raw.write(data)
                 return num_bytes
-            except self._tolerated:
-                self.is_lost = True
+            except OSError as error:
+                self.is_lost = True  # also for what is flushed at exit
+                if not isinstance(error, self._tolerated):
+                    raise
         return len(data)
 
     def writable(self) -> bool:
