@@ -32,7 +32,7 @@ from retbench.regress.items import (
 )
 from retbench.regress.record_sets import PointAttempts, RecordSet, are_interleaved, load_record_set, point_of
 from retbench.regress.render import render
-from retbench.regress.report import CheckReport, Gap, MissingPoint
+from retbench.regress.report import SIDES, CheckReport, Gap, MissingPoint
 from retbench.stats.intervals import LogRatio, predicted_from, unpaired
 from retbench.stats.sequential import WITHOUT_REPEAT, DecisionRules
 
@@ -186,8 +186,7 @@ def _find_missing(
         if one is None or other is None:
             yield MissingPoint(point, "first" if one is None else "second", "not measured", "absent")
         elif gap := _find_gap(one, other):
-            side = {"broken": "second", "fixed": "first"}.get(gap, "both")
-            yield MissingPoint(point, side, str(one if gap == "fixed" else other), gap)
+            yield MissingPoint(point, SIDES[gap], str(one if gap == "fixed" else other), gap)
 
 
 def _find_gap(first: PointAttempts, second: PointAttempts) -> Gap | None:

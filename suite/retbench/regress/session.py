@@ -8,7 +8,7 @@ import os
 import random
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +23,7 @@ from retbench.records.record import Gate, Record, parse_record
 from retbench.regress.comparability import FactDifference, key_differences
 from retbench.regress.items import MeasurementPoint, Pair, Times, combine_blocks
 from retbench.regress.record_sets import point_of, value_of
-from retbench.regress.report import Gap, MissingPoint
+from retbench.regress.report import SIDES, Gap, MissingPoint
 from retbench.regress.revisions import Notify, Revision
 from retbench.run import protocol
 from retbench.run.process import Inbox, Interrupt, Worker, WorkerExit
@@ -226,17 +226,11 @@ class InterleavedSession:
     def missing(self) -> list[MissingPoint]:
         """Return the points that failed, on one side or on both."""
         first, second = (side.failed for side in self.sides)
-        gaps: list[tuple[Gap, str, set[MeasurementPoint], Mapping[MeasurementPoint, str]]] = [
-            ("broken", "second", second.keys() - first.keys(), second),
-            ("fixed", "first", first.keys() - second.keys(), first),
-            ("both", "both", first.keys() & second.keys(), second),
-        ]
-        found = [
-            MissingPoint(point, side, reasons[point], gap)
-            for gap, side, points, reasons in gaps
-            for point in points
-        ]
-        return sorted(found, key=lambda one: one.point)
+        found = []
+        for point in sorted({*first, *second}):
+            gap: Gap = "fixed" if point not in second else "broken" if point not in first else "both"
+            found.append(MissingPoint(point, SIDES[gap], second.get(point) or first[point], gap))
+        return found
 
     def _cells_of(self, subject: ModelUnderTest) -> list[Cell]:
         return [cell for cell in self._plan.cells if cell.subject.label == subject.label]
