@@ -86,7 +86,8 @@ def run_checks(num_checks: int, slower_percent: float, workloads: Sequence[str])
 
 def _check(plan: Plan, base: Revision, head: Revision, folder: Path) -> CheckReport:
     """Run one check as `retbench check --against` does."""
-    check = InterleavedCheck(plan, folder / "records", say, SessionLimits(), DecisionRules())
+    limits, rules = SessionLimits(), DecisionRules()
+    check = InterleavedCheck(plan, folder / "records", say, limits, rules, all_points=True)
     return check.measure((base, head))
 
 

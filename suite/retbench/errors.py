@@ -92,6 +92,11 @@ def shown(value: object) -> str:
     return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}... ({len(text):,} characters)"
 
 
+def printable(text: str) -> str:
+    """Return a text with escapes in place of control characters, which would control the terminal."""
+    return "".join(one if one.isprintable() or one == " " else repr(one)[1:-1] for one in text)
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str], *, where: str = "") -> ConfigError:
     """Return a ConfigError for a name that is not among `known`, with the nearest match suggested.
 

@@ -1,5 +1,6 @@
 """The command line as a user meets it: real processes, real files, exit codes, and what goes to which stream."""
 
+import errno
 import json
 import os
 import shutil
@@ -273,6 +274,110 @@ def test_a_pipe_that_is_closed_early_is_no_error() -> None:
     done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
     assert done.stdout.startswith("size")
     assert done.stderr == ""
+
+
+LONG = "n" * 300
+"""Longer than a file system allows a name to be."""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("run", LONG),
+        ("run", f"{LONG}.toml"),
+        ("run", "latency", "--profile", LONG),
+        ("run", "latency", *TINY, "--limit", "1", "--out", LONG),
+        ("run", "latency", *TINY, "--limit", "1", "--data-dir", LONG),
+        ("train", LONG),
+        ("train", "quality", *TINY, "--out", LONG),
+        ("table", "latency", "--results", LONG),
+        ("report", "--results", LONG),
+        ("claims", "--results", LONG),
+        ("compare", LONG, LONG),
+        ("compare", f"{LONG}.json", LONG),
+        ("check", "--baseline", LONG),
+        ("check", "--out", LONG),
+        ("baseline", "save", LONG),
+        ("baseline", "show", LONG),
+        ("baseline", "accept", "exact", "--reason", "new", "--folder", LONG),
+        ("predict", "retnet", "--ceilings", LONG),
+        ("generate", LONG),
+        ("generate", "no-such", "--tokenizer", LONG, "--data-dir", "."),
+        ("verify", LONG),
+    ],
+)
+def test_a_name_that_is_too_long_is_one_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, stdout, stderr = invoke(*words)
+    assert (code, stdout) == (2, "")
+    assert stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("run", "latency", "--profile", ""),
+        ("run", "latency", "--dtype", ""),
+        ("run", "latency", "--device", ""),
+        ("run", ""),
+        ("train", "quality", "--profile", ""),
+        ("check", "--against", ""),
+        ("check", "--against", "HEAD", "--profile", ""),
+        ("predict", "retnet", "--dtype", ""),
+        ("generate", "x", "--tokenizer", ""),
+        ("generate", "x", "--revision", ""),
+    ],
+)
+def test_an_empty_value_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, stdout, stderr = invoke(*words)
+    assert (code, stdout) == (2, "")
+    assert stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("x" * 5000,),
+        ("list", "x" * 5000),
+        ("run", "latency", "--limit", "x" * 5000),
+        ("run", "x" * 5000),
+        ("table", "latency", "--results", "x" * 5000),
+        ("verify", "retnet", "--dtype", "x" * 5000),
+        ("predict", "retnet", "--device", "x" * 5000),
+        ("check", "--against", "x" * 5000),
+        ("run", "latency", "--limit", "\x1b[31m"),
+    ],
+)
+def test_a_message_quotes_the_beginning_of_a_long_value(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, stdout, stderr = invoke(*words)
+    assert (code, stdout) == (2, "")
+    assert max(map(len, stderr.splitlines())) < 1000
+    assert "\x1b" not in stderr
+
+
+def test_a_file_that_cannot_be_read_is_one_message_with_its_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(code: int) -> tuple[int, str]:
+        def read(*_: object) -> None:
+            raise OSError(code, os.strerror(code), "some/file")
+
+        monkeypatch.setattr("retbench.report.frames.load_results", read)
+        returned, _, stderr = invoke("table", "latency", "--results", str(tmp_path))
+        return returned, stderr
+
+    assert fail(errno.EACCES)[0] == fail(errno.EISDIR)[0] == 2
+    code, stderr = fail(errno.EIO)
+    assert code == 1
+    assert stderr.startswith("retbench: 'some/file': Input/output error.")
 
 
 def test_version() -> None:

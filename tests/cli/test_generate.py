@@ -113,6 +113,9 @@ def test_a_text_longer_than_those_of_the_training_is_remarked_on(untrained):
         (["--revision", "main"], 2, "has no revisions"),
         (["--device", "cuda:99"], 3, "cuda"),
         (["--max-tokens", "0"], 2, "max-tokens"),
+        (["--seed", "99999999999999999999"], 2, "--seed"),
+        (["--seed", "-1"], 2, "--seed"),
+        (["--prompt", "\udcff"], 2, "is not UTF-8"),
     ],
 )
 def test_what_cannot_be_done_is_refused(untrained, words, code, message):

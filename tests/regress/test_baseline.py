@@ -222,7 +222,7 @@ def put_nan(path: Path) -> None:
     [
         (truncate, 2, "not a whole JSON file"),
         (edit_a_value, 2, "edited by hand"),
-        (put_nan, 2, "holds NaN"),
+        (put_nan, 2, "finite number"),
         (lambda path: rewrite_file(path, {"schema_version": 99}), 3, "schema_version is 99"),
         (lambda path: rewrite_file(path, {"schema_version": "one"}), 2, "no schema_version"),
         (lambda path: rewrite_file(path, {"runs": []}), 2, "holds no run"),
@@ -354,6 +354,38 @@ def test_a_folder_of_two_sweeps_is_no_run(runs: list[Path], tmp_path: Path) -> N
     done = save(tmp_path / "baselines", both)
     assert done.exit_code == 2
     assert "latency/cpu, other/cpu" in done.stderr
+
+
+@pytest.mark.parametrize("field", ["machine", "experiment", "profile"])
+@pytest.mark.parametrize("leads", ["absolute", "upwards", "too long", "empty"])
+@pytest.mark.parametrize("command", ["save", "accept"])
+def test_names_of_records_do_not_lead_out_of_the_folder(
+    tmp_path: Path, field: str, leads: str, command: str
+) -> None:
+    victim = tmp_path / "victim" / ("latency-cpu.json" if field == "machine" else "x-cpu.json")
+    victim.parent.mkdir()
+    victim.write_text("mine", encoding="utf-8")
+    folder = tmp_path / "work" / "baselines"
+    stem = victim.parent / ("x-cpu" if field == "profile" else "x")
+    name = {
+        "absolute": str(victim.parent if field == "machine" else stem),
+        "upwards": "../../victim" if field == "machine" else f"../../../victim/{stem.name}",
+        "too long": "n" * 300,
+        "empty": "",
+    }[leads]
+
+    def rename(record: Record) -> Record:
+        if field == "machine":
+            return record.model_copy(update={"environment": {**record.environment, "machine": name}})
+        return record.model_copy(update={field: name})
+
+    run = write(tmp_path / "run.jsonl", CPU, rewrite=rename)
+    words = ["--reason", "new"] if command == "accept" else []
+    done = call("baseline", command, run, *words, "--folder", folder)
+    if leads != "empty" or field == "machine":  # an empty experiment or profile is a part of a name
+        assert done.exit_code == 2
+    assert victim.read_text(encoding="utf-8") == "mine"
+    assert {*tmp_path.rglob("*.json")} - {*folder.rglob("*")} == {victim}
 
 
 def test_no_baseline_is_reported(tmp_path: Path) -> None:

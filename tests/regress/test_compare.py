@@ -407,7 +407,7 @@ def test_what_a_model_is_called_breaks_no_xml(tmp_path: Path) -> None:
 
     sides = (write(tmp_path / f"{one.code_revision}.jsonl", one, rewrite=renamed) for one in (CPU, HEAD))
     suite = ElementTree.fromstring(run(*sides, "--format", "junit").stdout)
-    assert "decode of [31mred, batch 1, 1K" in [case.get("name") for case in suite]
+    assert r"decode of \x1b[31mred, batch 1, 1K" in [case.get("name") for case in suite]
 
 
 def test_where_a_scheduler_put_a_process_is_no_hard_fact(base: Path, tmp_path: Path) -> None:

@@ -4,8 +4,11 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from retbench.regress.interleaved import SampledRounds, sample
+from retbench.regress.decide import is_settled, with_decisions
+from retbench.regress.interleaved import IsSettled, SampledRounds, sample
 from retbench.regress.items import (
     ComparedItem,
     MeasurementPoint,
@@ -14,7 +17,9 @@ from retbench.regress.items import (
     make_items,
     paired_changes,
 )
-from retbench.stats.sequential import DecisionRules
+from retbench.regress.report import CheckReport
+from retbench.stats.intervals import LogRatio
+from retbench.stats.sequential import Decision, DecisionRules
 from stats.noise import POINTS, NoisyRounds
 
 RUNS = 200
@@ -50,9 +55,10 @@ def test_log_ratios_by_hand() -> None:
     times: Times = {one: (1.0, 1.2), two: (2.0, 2.2)}
     ratio = ComparedItem("ratio", "retnet/transformer", ((one, 1.0), (two, -1.0)))
     curve = ComparedItem("curve", "retnet", ((one, 0.5), (two, 0.5)))
-    assert ratio.log_ratio(times) == pytest.approx(math.log(1.2 / 1.1))
-    assert curve.log_ratio(times) == pytest.approx(math.log(1.2 * 1.1) / 2)
-    assert curve.log_ratio({one: (1.0, 1.2)}) is None
+    changes = paired_changes([ratio, curve], [times])
+    assert changes[ratio].estimate == pytest.approx(math.log(1.2 / 1.1))
+    assert changes[curve].estimate == pytest.approx(math.log(1.2 * 1.1) / 2)
+    assert paired_changes([curve], [{one: (1.0, 1.2)}]) == {}
     assert paired_changes([ratio], [times, {one: (1.0, 1.0)}])[ratio].num_rounds == 1
 
 
@@ -169,3 +175,113 @@ def test_a_place_that_a_later_round_lacks_is_not_passed_over() -> None:
 def test_where_nothing_can_be_measured_one_round_is_enough() -> None:
     found = sample(POINTS, "transformer", Scripted(lambda number, point: None), DecisionRules(), 20)
     assert (found.ending, len(found.rounds), found.decisions) == ("nothing", 1, {})
+
+
+def settling(strict: bool = False) -> IsSettled:
+    return lambda decided, still_open: is_settled(decided, still_open, strict=strict)
+
+
+def noisy_ratio(number: int, point: MeasurementPoint) -> float:
+    """Both models are 12 % slower, and one of them has noise that leaves its ratio undecided."""
+    size = 0.05 if point.model == "transformer" and point.workload == "decode" else 0.001
+    return 0.0112 * jitter(number, size)
+
+
+def test_one_certain_regression_settles_the_exit_code() -> None:
+    everything = sample(POINTS, "transformer", Scripted(noisy_ratio), DecisionRules(), 40)
+    assert len(everything.rounds) == 40
+    source = Scripted(noisy_ratio)
+    found = sample(POINTS, "transformer", source, DecisionRules(), 40, settling())
+    assert (found.ending, len(found.rounds), len(found.repeats)) == ("settled", 5, 5)
+    assert verdicts(found)["regressed"] >= 5
+    assert verdicts(found)["inconclusive"] >= 1
+
+
+def test_a_flag_that_is_not_confirmed_settles_nothing() -> None:
+    """The others go on, and are found."""
+    once, noisy = POINTS[0], POINTS[8]
+
+    def head(number: int, point: MeasurementPoint) -> float:
+        factor = 1.3 if point == once and number < 5 else 1.0
+        return 0.01 * factor * jitter(number, 0.06 if point == noisy else 0.001)
+
+    source = Scripted(head)
+    found = sample([once, POINTS[3], noisy], None, source, DecisionRules(), 10, settling())
+    by_place = {item.points[0]: decision.verdict for item, decision in found.decisions.items()}
+    assert found.ending == "rounds"
+    assert (len(found.rounds), len(found.repeats)) == (10, 5)
+    assert by_place == {once: "inconclusive", POINTS[3]: "same", noisy: "inconclusive"}
+
+
+@pytest.mark.parametrize(("strict", "rounds"), [(False, 5), (True, 10)])
+def test_a_ratio_that_cannot_fail_is_waited_for_under_strict_alone(strict: bool, rounds: int) -> None:
+    """Both models are the same, but their noise adds up in the ratio."""
+    mine, reference = POINTS[0], POINTS[3]
+
+    def head(number: int, point: MeasurementPoint) -> float:
+        return 0.01 * (jitter(number, 0.008) if point == mine else 1 / jitter(number, 0.008))
+
+    found = sample([mine, reference], "transformer", Scripted(head), DecisionRules(), 10, settling(strict))
+    assert {item.kind: one.verdict for item, one in found.decisions.items()}["time"] == "same"
+    assert len(found.rounds) == rounds
+
+
+def test_a_point_that_fails_later_is_waited_for_no_longer() -> None:
+    """What it left is no regression either, however slow it was before."""
+    gone = POINTS[0]
+
+    def head(number: int, point: MeasurementPoint) -> float | None:
+        if point == gone:
+            return 0.02 * jitter(number) if number < 5 else None
+        return 0.01 * jitter(number, 0.001)
+
+    source = Scripted(head)
+    found = sample(POINTS, None, source, DecisionRules(), 20, settling())
+    assert gone in source.asked[5]
+    assert not any(gone in points for points in source.asked[6:])
+    alive = {item: one for item, one in found.decisions.items() if gone not in item.points}
+    assert {one.verdict for one in alive.values()} == {"same"}
+    assert all(one.verdict != "regressed" for one in found.decisions.values())
+    assert len(found.rounds) <= 7
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_an_early_end_raises_no_more_alarms(strict: bool) -> None:
+    for slow_down, expected in ((0.0, 0.01), (math.log(1.1), 1.0)):
+        alarms = 0
+        for seed in range(RUNS):
+            source = NoisyRounds(np.random.default_rng(seed), slow_down, 0.05)
+            found = sample(POINTS, "transformer", source, DecisionRules(), 20, settling(strict))
+            alarms += "regressed" in verdicts(found)
+            assert not slow_down or len(found.rounds) <= 10
+        assert alarms <= expected * RUNS
+        assert slow_down == 0 or alarms >= 0.99 * RUNS
+
+
+REGRESSED = Decision("regressed", LogRatio(0.1, 0.0, 4.0, 5), 0.02)
+SAME = Decision("same", LogRatio(0.0, 0.0, 4.0, 5), 0.02)
+OPEN = Decision("inconclusive", LogRatio(0.0, 0.1, 4.0, 5), 0.02)
+
+
+@given(
+    st.lists(st.sampled_from([REGRESSED, SAME, OPEN, None]), min_size=19, max_size=19),
+    st.booleans(),
+)
+def test_a_settled_exit_code_is_that_of_every_end(verdicts: list[Decision | None], strict: bool) -> None:
+    """Whatever comes of the items that are open, the report has the same exit code."""
+    items = make_items(POINTS, "transformer")
+    decided = {item: one for item, one in zip(items, verdicts, strict=True) if one is not None}
+    still_open = [item for item in items if item not in decided]
+    if not is_settled(decided, still_open, strict=strict):
+        return
+    codes = set()
+    for rest in (REGRESSED, SAME, OPEN):
+        report = with_decisions(
+            CheckReport("", "", ""),
+            {item: decided.get(item, rest) for item in items},
+            ([], []),
+            lambda item: None,
+            in_turn=True,
+        )
+        codes.add(report.exit_code(strict=strict))
+    assert len(codes) == 1

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import zipfile
 from collections.abc import Callable
@@ -122,7 +123,9 @@ def test_other_dependencies_get_an_environment_that_is_kept(
             "tiny-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
         )
         file.writestr("tiny-1.0.dist-info/RECORD", "tiny.py,,\n")
-    root, messages = repository(needs=f'"tiny @ {wheel.as_uri()}"'), list[str]()
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    root, messages = repository(needs='"tiny"'), list[str]()
     with commit(root, "base", messages.append) as base:
         found = subprocess.run(
             [base.python, "-c", "import tiny; print(tiny.value)"], capture_output=True, text=True, check=True
@@ -142,9 +145,94 @@ def test_dependencies_that_cannot_be_had_are_reported(
     repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    root = repository(needs=f'"gone @ {(tmp_path / "gone-1.0-py3-none-any.whl").as_uri()}"')
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    root = repository(needs='"gone"')
     with pytest.raises(UnsupportedError, match="cannot be installed"), commit(root, "base", print):
         pytest.fail("measured")
+
+
+@pytest.mark.parametrize(
+    "needs",
+    [
+        '"-r/etc/passwd"',
+        '"--index-url=https://example.org"',
+        '"./local"',
+        '"/etc"',
+        '"tiny @ file:///etc/passwd"',
+        '"tiny @ git+file:///etc"',
+        '"tiny @ http://example.org/tiny.whl"',
+        '"https://example.org/tiny.whl"',
+        "5",
+        "[]",
+        '{"tiny" = 1}',
+        '""',
+    ],
+)
+def test_a_dependency_is_a_requirement_and_no_option_of_pip(repository: Repository, needs: str) -> None:
+    with (
+        pytest.raises(ConfigError, match=r"pyproject\.toml: the dependency"),
+        commit(repository(needs=needs), "base", print),
+    ):
+        pytest.fail("measured")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "project = 5",
+        "project = []",
+        "[project]\ndependencies = 5",
+        "[project]\ndependencies = {}",
+        "x = " + "[" * 5000,
+        "x = 1" + "0" * 5000,
+        "\x00",
+    ],
+)
+def test_a_project_of_another_shape_is_refused(repository: Repository, text: str) -> None:
+    root = repository()
+    (root / "pyproject.toml").write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"pyproject\.toml"), commit(root, "base", print):
+        pytest.fail("measured")
+
+
+def test_what_a_killed_check_left_goes_with_the_next_one(
+    repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what another check holds, or what is not of a check, stays."""
+    root, scratch = repository(), tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setenv("TMPDIR", str(scratch))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    hold = (
+        "import sys, time; from pathlib import Path; from retbench.regress.revisions import commit\n"
+        "with commit(Path(sys.argv[1]), 'base', print): print('held', flush=True); time.sleep(600)"
+    )
+    killed, running = (
+        subprocess.Popen([sys.executable, "-c", hold, str(root)], stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    )
+    for process in (killed, running):
+        assert process.stdout is not None
+        with process.stdout:
+            assert "held\n" in iter(process.stdout.readline, "")
+    other = scratch / "retbench-check-link"
+    other.symlink_to(root)
+    killed.kill()
+    killed.wait()
+    assert len(git(root, "worktree", "list").splitlines()) == 3
+    with commit(root, "base", print):
+        assert (
+            len(git(root, "worktree", "list").splitlines()) == 3
+        )  # the checkout, that of `running`, and this one
+        assert len(list(scratch.iterdir())) == 3
+    running.terminate()
+    running.wait()
+    with commit(root, "base", print):
+        pass
+    assert len(git(root, "worktree", "list").splitlines()) == 1
+    assert list(scratch.iterdir()) == [other]
+    assert (root / "pyproject.toml").exists()
 
 
 @pytest.mark.parametrize("protocol", ["VERSION = 99", ""])

@@ -8,13 +8,11 @@ from retbench.records.record import append_record
 from retbench.regress.items import MeasurementPoint
 from retbench.regress.revisions import Revision
 from retbench.regress.session import SessionSide
-from retbench.run.protocol import RunInfo
 
 
 @pytest.fixture
 def side(tmp_path: Path) -> SessionSide:
-    run = RunInfo(run_id="r", experiment="latency", profile="cpu", command="", code_revision="c")
-    return SessionSide(Revision("the base", tmp_path, tmp_path, "c"), run, tmp_path)
+    return SessionSide(Revision("the base", tmp_path, tmp_path, "c"), tmp_path)
 
 
 def test_records_are_read_once_as_they_come(side: SessionSide) -> None:

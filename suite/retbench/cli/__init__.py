@@ -6,13 +6,13 @@ unknown commands answer at once.
 
 import errno
 from importlib import import_module
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
 
 import retbench
-from retbench.errors import INTERRUPTED, RetbenchError
+from retbench.errors import INTERRUPTED, MAX_SHOWN, ConfigError, RetbenchError, StorageError, shown
 
 EXIT_CODES = """\
 Exit codes: 0 fine (an expected out-of-memory included); 1 a cell or a check failed, or something is slower; 2 the
@@ -42,12 +42,28 @@ def load_command(name: str) -> Any:
     return typer.main.get_command(import_module(f"retbench.cli.{name}").app)
 
 
+_USAGE_ERROR: Any = typer.BadParameter.__base__
+_NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
+_WRONG_PATH = {
+    *(errno.EACCES, errno.EEXIST, errno.EINVAL, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG),
+    *(errno.ENOENT, errno.ENOTDIR, errno.EPERM, errno.EROFS),
+}
+"""Faults of the path that was given, and not of the machine."""
+
+
 class _Commands(TyperGroup):
-    """Load a command on request, and end it with one message and an exit code after an error of ours."""
+    """Load a command on request, and end it with one message and an exit code after an error of ours or of a file."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
         self.commands: Any = dict.fromkeys(COMMANDS)  # names for suggestions
+
+    def main(self, *args: Any, **settings: Any) -> Any:
+        """Run the program."""
+        from retbench.cli.streams import protect_streams
+
+        protect_streams()
+        return super().main(*args, **settings)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """Return a command, or None for an unknown name."""
@@ -62,19 +78,32 @@ class _Commands(TyperGroup):
         """Run the command."""
         try:
             return super().invoke(ctx)
+        except _USAGE_ERROR as error:
+            text = error.message.replace("\n", " ")
+            if len(text) > 2 * MAX_SHOWN or not text.isprintable():
+                error.message = shown(text)
+            raise
         except RetbenchError as error:
-            typer.echo(f"retbench: {error}", err=True)
-            raise typer.Exit(error.exit_code) from error
+            _end(str(error), error.exit_code, error)
         except OSError as error:
-            if error.errno != errno.ENOSPC:
-                raise
-            typer.echo(
-                "retbench: no space left on the device. Free some and run the command again.", err=True
-            )
-            raise typer.Exit(RetbenchError.exit_code) from error
+            _end(*_explain(error), error)
         except KeyboardInterrupt as error:
-            typer.echo("retbench: interrupted", err=True)
-            raise typer.Exit(INTERRUPTED) from error
+            _end("interrupted", INTERRUPTED, error)
+
+
+def _end(message: str, code: int, error: BaseException) -> NoReturn:
+    typer.echo(f"retbench: {message}", err=True)
+    raise typer.Exit(code) from error
+
+
+def _explain(error: OSError) -> tuple[str, int]:
+    """Return the message and the exit code of a file operation that failed."""
+    if error.errno in _NO_SPACE:
+        return "no space left on the device. Free some and run the command again.", StorageError.exit_code
+    where = "" if error.filename is None else f"{shown(error.filename)}: "
+    code = ConfigError.exit_code if error.errno in _WRONG_PATH else StorageError.exit_code
+    advice = "Give another path" if code == ConfigError.exit_code else "Check the disk and the network"
+    return f"{where}{error.strerror or error}. {advice}, then run the command again.", code
 
 
 app = typer.Typer(

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from retbench.cli.options import AsJson
+from retbench.errors import printable, shown
 
 if TYPE_CHECKING:
     from retbench.regress.baseline import Baseline
@@ -107,8 +108,8 @@ def show(
         exact = path / FILE_NAME
         hint = f" It holds {FILE_NAME}, for `retbench check`: `retbench baseline show {exact}`."
         raise RecordError(
-            f"no baseline of a machine at '{path}'.{hint if exact.is_file() else ''} Make one with `retbench baseline "
-            "save RUN`."
+            f"no baseline of a machine at {shown(str(path))}.{hint if exact.is_file() else ''} Make one with "
+            "`retbench baseline save RUN`."
         )
     found = {str(one): read_baseline(one) for one in paths}
     if as_json:
@@ -127,7 +128,8 @@ def _show_quantities(path: Path, *, as_json: bool) -> None:
         print_json({"path": str(path), **accepted.model_dump(mode="json", exclude_defaults=True)})
         return
     quantities = accepted.quantities
-    typer.echo(f"{path}: {len(quantities)} quantities, torch {accepted.torch_version}: {accepted.reason}")
+    head = f"{path}: {len(quantities)} quantities, torch {accepted.torch_version}: {accepted.reason}"
+    typer.echo(printable(head))
     print_columns(("quantity", "value"), [(name, str(one)) for name, one in quantities.items()])
 
 
@@ -138,8 +140,9 @@ def _print_baseline(name: str, baseline: "Baseline") -> None:
     from retbench.units import format_percent
 
     latest = baseline.runs[-1]
-    typer.echo(f"{name}: {len(baseline.runs)} runs, the latest {latest.started_at} ({latest.code_revision})")
-    typer.echo(f"window begun: {baseline.reason}")
+    count = f"{len(baseline.runs)} runs, the latest {latest.started_at} ({latest.code_revision})"
+    for line in (f"{name}: {count}", f"window begun: {baseline.reason}"):
+        typer.echo(printable(line))
     rows = [
         (str(point), format_value(point, value), "–" if deviation is None else format_percent(deviation))
         for point, value, deviation in spread_between(baseline.runs)

@@ -1,12 +1,12 @@
 """`retbench check`: machine-independent quantities, or the times of a checkout against one of its commits."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from retbench.cli.compare import ReportFolder, ReportFormat, Strict, print_report
-from retbench.cli.options import new_app
+from retbench.cli.options import given_options, new_app, not_empty
 
 if TYPE_CHECKING:
     from retbench.regress.interleaved import InterleavedCheck
@@ -15,58 +15,47 @@ if TYPE_CHECKING:
 
 app = new_app()
 DEFAULT_OUT = Path("reports") / "check"
-_TIMING = {"overrides": "set"} | {
-    name: name
-    for name in ("experiment", "profile", "device", "rounds", "visits", "budget", "margin", "always")
-}
-"""Options that need --against, by parameter."""
+
+
+def _timing(help: str, *names: str, **settings: Any) -> Any:
+    """Return an option that needs --against."""
+    return typer.Option(*names, help=f"With --against: {help}", **settings)
+
+
+Reference = Annotated[
+    str | None,
+    typer.Option(metavar="REF", help="Time the checkout against this commit of it, in one session."),
+]
+Overrides = Annotated[
+    list[str] | None, _timing("replace a field, as of `retbench run`.", "--set", metavar="KEY=VALUE")
+]
+QuantitiesFile = Annotated[
+    Path | None,
+    typer.Option(dir_okay=False, help="Accepted quantities; by default those shipped with retbench."),
+]
 
 
 @app.command(epilog="Example: retbench check --against HEAD~1 --format md")
 def check(
-    ctx: typer.Context,
-    against: Annotated[
-        str | None,
-        typer.Option(metavar="REF", help="Time the checkout against this commit of it, in one session."),
-    ] = None,
-    experiment: Annotated[str, typer.Option(help="With --against: what is timed.")] = "latency",
-    profile: Annotated[str, typer.Option(help="With --against: in which profile.")] = "smoke",
+    call: typer.Context,
+    against: Reference = None,
+    experiment: Annotated[str, _timing("what is timed.")] = "latency",
+    profile: Annotated[str, _timing("in which profile.", callback=not_empty)] = "smoke",
     device: Annotated[
-        str | None,
-        typer.Option(help="With --against: cpu, cuda or cuda:N; by default the first GPU, else the CPU."),
+        str | None, _timing("cpu, cuda or cuda:N; by default the first GPU, else the CPU.")
     ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", metavar="KEY=VALUE", help="With --against: replace a field, as of `retbench run`."
-        ),
-    ] = None,
-    rounds: Annotated[
-        int, typer.Option(help="With --against: maximum rounds, without repeats of flagged items.")
-    ] = 20,
+    overrides: Overrides = None,
+    rounds: Annotated[int, _timing("maximum rounds, without repeats of flagged items.")] = 20,
     visits: Annotated[
-        int,
-        typer.Option(
-            help="With --against: sample blocks per cell and side in a round; they divide its steps."
-        ),
+        int, _timing("sample blocks per cell and side in a round; they divide its steps.")
     ] = 10,
     budget: Annotated[
-        float,
-        typer.Option(
-            help="With --against: minutes after which no round begins; flagged items are repeated anyway."
-        ),
+        float, _timing("minutes after which no round begins but those of flagged items.")
     ] = 20.0,
-    margin: Annotated[
-        float, typer.Option(help="With --against: share by which a time must have moved to count.")
-    ] = 0.02,
-    always: Annotated[
-        bool,
-        typer.Option("--always", help="With --against: time even if the code that measures is the same."),
-    ] = False,
-    baseline: Annotated[
-        Path | None,
-        typer.Option(dir_okay=False, help="Accepted quantities; by default those shipped with retbench."),
-    ] = None,
+    margin: Annotated[float, _timing("share by which a time must have moved to count.")] = 0.02,
+    always: Annotated[bool, _timing("time even if the code that measures is the same.", "--always")] = False,
+    all_points: Annotated[bool, _timing("go on though the exit code is settled.", "--all-points")] = False,
+    baseline: QuantitiesFile = None,
     form: ReportFormat = "text",
     out: ReportFolder = None,
     strict: Strict = False,
@@ -77,39 +66,43 @@ def check(
     bytes, the equivalence of all execution modes, the loss of a fixed text under fixed small weights, and greedy
     tokens. Exit code 1 if one differs from the accepted value.
 
-    With --against REF, rounds of the checkout and of that commit alternate until every point is decided or the budget
-    ends. Flagged items are measured again. Exit code 1 if a time is longer, 3 if the two do not measure the same, 4
-    under --strict if an item is inconclusive.
+    With --against REF, whose code runs here, rounds of the checkout and of that commit alternate until every point is
+    decided, no further round can change the exit code, or the budget ends. Flagged items are measured again. Exit code
+    1 if a time is longer, 3 if the two do not measure the same, 4 under --strict if an item is inconclusive.
     """
-    from retbench.errors import ConfigError
+    from retbench.planning.plan import make_plan
+    from retbench.regress.interleaved import InterleavedCheck
     from retbench.regress.render import check_output
+    from retbench.regress.session import SessionLimits
+    from retbench.stats.sequential import DecisionRules
 
     check_output(form, out)
-    sources = {name: ctx.get_parameter_source(name) for name in ctx.params}
-    given = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+    _check_options(call, against, baseline)
     if against is None:
-        for option in (_TIMING[name] for name in given if name in _TIMING):
-            raise ConfigError(
-                f"--{option} says what is timed, and without --against REF nothing is. Give --against, or leave it out."
-            )
         report = _check_quantities(baseline)
     else:
-        if baseline is not None:
-            raise ConfigError("--baseline holds quantities, and --against compares times. Give one of them.")
-        from retbench.files import check_writable
-        from retbench.planning.plan import make_plan
-        from retbench.regress.interleaved import InterleavedCheck
-        from retbench.regress.session import SessionLimits
-        from retbench.stats.sequential import DecisionRules
-
         limits, rules = SessionLimits(rounds, visits, 60 * budget), DecisionRules(margin=margin)
         plan = make_plan(
             experiment, profile=profile, device=device, dtype=None, limit=None, overrides=overrides or ()
         )
         folder = (out or DEFAULT_OUT) / "records"
-        check_writable(folder, "--out")
-        report = _check_times(InterleavedCheck(plan, folder, _notify, limits, rules), against, always=always)
+        timed = InterleavedCheck(plan, folder, _notify, limits, rules, strict, all_points)
+        report = _check_times(timed, against, always=always)
     print_report(report, form, out, strict=strict)
+
+
+def _check_options(call: typer.Context, against: str | None, baseline: Path | None) -> None:
+    """Raise ConfigError for options of the other kind of check."""
+    from retbench.errors import ConfigError
+
+    if against is not None and baseline is not None:
+        raise ConfigError("--baseline holds quantities, and --against compares times. Give one of them.")
+    timing = {one.opts[0] for one in call.command.params if "With --against" in getattr(one, "help", "")}
+    for option in given_options(call):
+        if against is None and option in timing:
+            raise ConfigError(
+                f"{option} says what is timed, and without --against REF nothing is. Give --against, or leave it out."
+            )
 
 
 def _notify(text: str) -> None:
@@ -119,8 +112,10 @@ def _notify(text: str) -> None:
 def _check_times(check: "InterleavedCheck", ref: str, *, always: bool) -> "CheckReport":
     """Measure both revisions; exit with 130 if the user interrupts it."""
     from retbench.errors import INTERRUPTED
+    from retbench.files import check_writable
     from retbench.run.locks import Interrupted
 
+    check_writable(check.folder, "--out")
     try:
         return check.against(ref, always=always)
     except Interrupted:

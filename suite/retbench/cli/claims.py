@@ -8,7 +8,7 @@ import typer
 from retbench.cli.layout import print_json
 from retbench.cli.options import ResultsPath, new_app
 from retbench.cli.table import read_results
-from retbench.errors import unknown_name
+from retbench.errors import shown, unknown_name
 
 app = new_app()
 FORMATS = ("md", "short", "json")
@@ -34,7 +34,7 @@ def claims(
     if results.exists():
         found = read_results(results)
     else:
-        typer.echo(f"retbench: no results at '{results}': no claim is tested", err=True)
+        typer.echo(f"retbench: no results at {shown(str(results))}: no claim is tested", err=True)
         found = Results((), ())
     judged = judge_claims(found)
     if form == "json":

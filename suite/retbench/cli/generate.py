@@ -1,6 +1,5 @@
 """`retbench generate`: continue a prompt with a checkpoint, printing the text token by token."""
 
-import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -10,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
-from retbench.cli.options import DataDir, DeviceName, new_app
-from retbench.errors import ConfigError
+from retbench.cli.options import DataDir, DeviceName, new_app, not_empty
+from retbench.cli.streams import has_reader
+from retbench.errors import ConfigError, shown
 
 if TYPE_CHECKING:
     from retbench.checkpoints.reading import CheckpointInfo
@@ -22,49 +22,62 @@ if TYPE_CHECKING:
 app = new_app()
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
+Checkpoint = Annotated[
+    str,
+    typer.Argument(
+        metavar="CHECKPOINT",
+        help="A folder or file, a path in the data folder, or OWNER/REPOSITORY on the Hugging Face hub.",
+    ),
+]
+Prompt = Annotated[
+    str, typer.Option(help="Text to continue; - reads it from standard input. Empty begins a new text.")
+]
+Temperature = Annotated[
+    float | None,
+    typer.Option(help="0 takes the likeliest token; by default 1 with --top-k or --top-p, else 0."),
+]
+TopP = Annotated[
+    float | None, typer.Option(help="Sample from the fewest tokens with this total probability.")
+]
+DtypeName = Annotated[
+    str | None, typer.Option(help="By default float32 on a CPU, else that of the stored weights.")
+]
+TokenizerName = Annotated[
+    str | None, typer.Option(callback=not_empty, help="By default the checkpoint's own, if it has one.")
+]
+HubRevision = Annotated[
+    str | None,
+    typer.Option(
+        callback=not_empty,
+        help="Commit, branch or tag on the hub; by default the pinned one, else main.",
+    ),
+]
+CheckpointFormat = Annotated[
+    str, typer.Option("--format", help="auto, retbench, fla, llama, llama2c or torchscale.")
+]
+AllowPickle = Annotated[
+    bool, typer.Option("--allow-pickle", help="Read weights written by torch.save, as tensors only.")
+]
+
 
 @app.command(
     epilog='Example: retbench generate fla-hub/retnet-1.3B-100B --prompt "The sea was" --tokenizer mistral'
 )
 def generate(
-    checkpoint: Annotated[
-        str,
-        typer.Argument(
-            metavar="CHECKPOINT",
-            help="A folder or file, a path in the data folder, or OWNER/REPOSITORY on the Hugging Face hub.",
-        ),
-    ],
-    prompt: Annotated[
-        str, typer.Option(help="Text to continue; - reads it from standard input. Empty begins a new text.")
-    ] = "",
+    checkpoint: Checkpoint,
+    prompt: Prompt = "",
     max_tokens: Annotated[int, typer.Option(min=1, help="Largest number of new tokens.")] = 256,
-    temperature: Annotated[
-        float | None,
-        typer.Option(help="0 takes the likeliest token; by default 1 with --top-k or --top-p, else 0."),
-    ] = None,
+    temperature: Temperature = None,
     top_k: Annotated[int | None, typer.Option(help="Sample from the K likeliest tokens.")] = None,
-    top_p: Annotated[
-        float | None, typer.Option(help="Sample from the fewest tokens with this total probability.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
+    top_p: TopP = None,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the sampling.")] = 0,
     device: DeviceName = None,
-    dtype: Annotated[
-        str | None, typer.Option(help="By default float32 on a CPU, else that of the stored weights.")
-    ] = None,
-    tokenizer: Annotated[
-        str | None, typer.Option(help="By default the checkpoint's own, if it has one.")
-    ] = None,
+    dtype: DtypeName = None,
+    tokenizer: TokenizerName = None,
     data_dir: DataDir = None,
-    revision: Annotated[
-        str | None,
-        typer.Option(help="Commit, branch or tag on the hub; by default the pinned one, else main."),
-    ] = None,
-    form: Annotated[
-        str, typer.Option("--format", help="auto, retbench, fla, llama, llama2c or torchscale.")
-    ] = "auto",
-    allow_pickle: Annotated[
-        bool, typer.Option("--allow-pickle", help="Read weights written by torch.save, as tensors only.")
-    ] = False,
+    revision: HubRevision = None,
+    form: CheckpointFormat = "auto",
+    allow_pickle: AllowPickle = False,
 ) -> None:
     """Continue a text with any checkpoint, printing tokens as they come.
 
@@ -78,9 +91,9 @@ def generate(
 
     check_dtype(dtype)
     device = find_device(device).name
+    text = _read_prompt(prompt)
     info = read_checkpoint(checkpoint, revision=revision, format=form, data_dir=data_dir)
     reader = _find_tokenizer(checkpoint, info, tokenizer, data_dir)
-    text = _read_prompt(prompt)
     tokens = _encode(text, reader)
     if temperature is None:
         temperature = 0.0 if top_k is None and top_p is None else 1.0
@@ -92,12 +105,8 @@ def generate(
             f"retbench: {length} tokens are more than the {info.context_len} that this model was trained on.",
             err=True,
         )
-    try:
-        with _without_denormals():
-            _print_text(text, _stream(model, reader, tokens, sampling, max_tokens, seed))
-    except BrokenPipeError:
-        # The reader has closed the pipe; nothing may be written to it again, not even at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    with _without_denormals():
+        _print_text(text, _stream(model, reader, tokens, sampling, max_tokens, seed))
 
 
 def _find_tokenizer(
@@ -114,18 +123,18 @@ def _find_tokenizer(
     name = requested or info.tokenizer
     if name is None:
         raise ConfigError(
-            f"'{checkpoint}' comes without a tokenizer. Give the one it was trained with by --tokenizer."
+            f"{shown(checkpoint)} comes without a tokenizer. Give the one it was trained with by --tokenizer."
         )
     tokenizer = load_tokenizer(name, data_dir=data_dir)
     expected = info.tokenizer_fingerprint
     if expected is not None and tokenizer.fingerprint != expected:
         raise ConfigError(
-            f"the tokenizer '{name}' has the fingerprint {tokenizer.fingerprint}; '{checkpoint}' was trained "
-            f"with '{info.tokenizer}', fingerprint {expected}. Give that one by --tokenizer."
+            f"the tokenizer {shown(name)} has the fingerprint {tokenizer.fingerprint}; {shown(checkpoint)} was trained "
+            f"with {shown(info.tokenizer)}, fingerprint {expected}. Give that one by --tokenizer."
         )
     if tokenizer.vocab_size > info.config.vocab_size:
         raise ConfigError(
-            f"the tokenizer '{name}' has {tokenizer.vocab_size} tokens, the vocabulary of '{checkpoint}' "
+            f"the tokenizer {shown(name)} has {tokenizer.vocab_size} tokens, the vocabulary of {shown(checkpoint)} "
             f"{info.config.vocab_size}. Give the tokenizer that it was trained with by --tokenizer."
         )
     return tokenizer
@@ -133,12 +142,14 @@ def _find_tokenizer(
 
 def _read_prompt(given: str) -> str:
     """Return the prompt; for `-`, the content of stdin without the newline at its end."""
-    if given != "-":
-        return given
+    # What is not UTF-8 in the words of a command reaches Python as halves of surrogate pairs.
     try:
-        return sys.stdin.buffer.read().decode("utf-8").removesuffix("\n")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"the prompt on standard input is not UTF-8: {error}.") from error
+        content = sys.stdin.buffer.read() if given == "-" else given.encode("utf-8", "surrogateescape")
+        text = content.decode("utf-8")
+    except UnicodeError as error:
+        where = "on standard input" if given == "-" else "of --prompt"
+        raise ConfigError(f"the prompt {where} is not UTF-8: {error}.") from error
+    return text.removesuffix("\n") if given == "-" else text
 
 
 def _encode(prompt: str, tokenizer: "Tokenizer") -> list[int]:
@@ -147,7 +158,8 @@ def _encode(prompt: str, tokenizer: "Tokenizer") -> list[int]:
     tokens = [*begin, *tokenizer.encode(prompt)]
     if not tokens:
         raise ConfigError(
-            f"an empty prompt, and the tokenizer '{tokenizer.name}' has no token that begins a text. Give a --prompt."
+            f"an empty prompt, and the tokenizer {shown(tokenizer.name)} has no token that begins a text. Give a "
+            "--prompt."
         )
     return tokens
 
@@ -167,7 +179,7 @@ def _load(
     dtype = dtype or ("float32" if device == "cpu" else stored or "float32")
     if device != "cpu":
         torch.cuda.set_device(device)
-    named = f"'{checkpoint}' at {dtype}"
+    named = f"{shown(checkpoint)} at {dtype}"
     with within_memory(named, info.config, dtype, device, "Give another --dtype or --device."):
         return load_checkpoint(
             info,
@@ -225,6 +237,8 @@ def _print_text(prompt: str, pieces: Iterator[str]) -> None:
     """Print the prompt and each piece at once, as UTF-8 whatever the terminal's encoding."""
     typer.echo(prompt.encode("utf-8", "replace"), nl=False)
     for piece in pieces:
+        if not has_reader():
+            return
         if piece:
             typer.echo(piece.encode("utf-8", "replace"), nl=False)
     typer.echo()

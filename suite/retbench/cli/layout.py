@@ -6,6 +6,8 @@ from typing import Any
 
 import typer
 
+from retbench.errors import printable
+
 
 def print_columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print rows in columns as wide as their longest entry, numbers right-aligned, the last column unpadded.
@@ -14,6 +16,7 @@ def print_columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """
     if not rows:
         return
+    rows = [[printable(text) for text in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     right_aligned = [
         all(row[index][:1].isdigit() for row in rows if row[index]) for index in range(len(header))

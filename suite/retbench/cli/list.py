@@ -2,12 +2,13 @@
 
 import textwrap
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import typer
 
 from retbench.cli.layout import print_columns, print_json
 from retbench.cli.options import AsJson, DataDir, new_app
+from retbench.units import format_count
 
 app = new_app()
 
@@ -41,43 +42,43 @@ def list_(
     if page:
         _print_page()
         return
-    listing = _tasks(data_dir) if tasks else _sizes() if sizes else _models() if models else _experiments()
+    key, rows, columns = (
+        _tasks(data_dir) if tasks else _sizes() if sizes else _models() if models else _experiments()
+    )
     if as_json:
-        print_json({listing.key: listing.rows})
+        print_json({key: rows})
     else:
-        print_columns(listing.header, listing.cells)
+        print_columns(
+            [*columns], [[_cell(row.get(field, "–")) for field in columns.values()] for row in rows]
+        )
 
 
-class _Listing(NamedTuple):
-    """One kind of names: as JSON below `key`, and as columns."""
+_Listing = tuple[str, list[dict[str, Any]], dict[str, str]]
+"""One kind of names: the key of the JSON object, its rows, and the field of each printed column."""
 
-    key: str
-    rows: list[dict[str, Any]]
-    header: tuple[str, ...]
-    cells: list[tuple[str, ...]]
+
+def _cell(value: Any) -> str:
+    """Return a field as text: a list as words, and the parameters of each model as those of the first."""
+    if isinstance(value, dict):
+        return format_count(next(iter(value.values())))
+    return " ".join(value) if isinstance(value, list | tuple) else str(value)
 
 
 def _experiments() -> _Listing:
     from retbench.config.experiment import list_experiments, load_experiment
 
     experiments = [load_experiment(name) for name in list_experiments()]
-    return _Listing(
-        "experiments",
-        [
-            {"name": e.name, "title": e.title, "source": e.source, "profiles": [*e.profiles]}
-            for e in experiments
-        ],
-        ("experiment", "profiles", "title"),
-        [(e.name, " ".join(e.profiles), e.title) for e in experiments],
-    )
+    rows = [
+        {"name": e.name, "title": e.title, "source": e.source, "profiles": [*e.profiles]} for e in experiments
+    ]
+    return "experiments", rows, {"experiment": "name", "profiles": "profiles", "title": "title"}
 
 
 def _sizes() -> _Listing:
     """Return every named size, with the parameters of its models."""
     from retbench.architectures import costs, matching
-    from retbench.architectures.registry import architectures, named_specs
+    from retbench.architectures.registry import named_specs
     from retbench.architectures.sizes import SIZES
-    from retbench.units import format_count
 
     rows: list[dict[str, Any]] = []
     for name, size in SIZES.items():
@@ -86,52 +87,37 @@ def _sizes() -> _Listing:
             for model, spec in named_specs().items()
         }
         rows.append({"name": name, **vars(size), "num_params_nonembedding": counts})
-    fields = {
+    columns = {
         "size": "name",
         "width": "d_model",
         "layers": "num_layers",
         "retention heads": "retention_heads",
         "attention heads": "attention_heads",
         "vocabulary": "vocab_size",
+        "parameters": "num_params_nonembedding",
+        "source": "source",
     }
-    cells = [
-        (
-            *(str(row[field]) for field in fields.values()),
-            format_count(row["num_params_nonembedding"][next(iter(architectures()))]),
-            row["source"],
-        )
-        for row in rows
-    ]
-    return _Listing("sizes", rows, (*fields, "parameters", "source"), cells)
+    return "sizes", rows, columns
 
 
 def _models() -> _Listing:
     from retbench.architectures.registry import named_specs
     from retbench.cli.in_process import backends_of
 
-    models = named_specs()
-    return _Listing(
-        "models",
-        [{"name": name, **spec.model_dump(), "backends": backends_of(spec)} for name, spec in models.items()],
-        ("model", "architecture", "variant", "backends"),
-        [
-            (name, m.architecture, getattr(m, "variant", "–"), " ".join(backends_of(m)))
-            for name, m in models.items()
-        ],
-    )
+    rows = [
+        {"name": name, **spec.model_dump(), "backends": backends_of(spec)}
+        for name, spec in named_specs().items()
+    ]
+    columns = {"model": "name", **{name: name for name in ("architecture", "variant", "backends")}}
+    return "models", rows, columns
 
 
 def _tasks(data_dir: Path | None) -> _Listing:
     """Return every zero-shot task with the paper that reports it and the place of its data."""
     from retbench.evaluation.tasks import task_rows
 
-    rows = task_rows(data_dir)
-    return _Listing(
-        "tasks",
-        [{"name": name, "source": source, "data": place} for name, source, place in rows],
-        ("task", "data", "source"),
-        [(name, place, source) for name, source, place in rows],
-    )
+    rows = [{"name": name, "source": source, "data": place} for name, source, place in task_rows(data_dir)]
+    return "tasks", rows, {"task": "name", "data": "data", "source": "source"}
 
 
 def _print_page() -> None:

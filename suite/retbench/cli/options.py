@@ -5,6 +5,20 @@ from typing import Annotated
 
 import typer
 
+
+def not_empty(value: str | None) -> str | None:
+    """Refuse an empty value, which would count as an option that was left out."""
+    if value == "":
+        raise typer.BadParameter("it is empty. Give a value, or leave the option out.")
+    return value
+
+
+def given_options(call: typer.Context) -> list[str]:
+    """Return the options that were given on the command line, as they are written."""
+    sources = {one: call.get_parameter_source(one.name or "") for one in call.command.params}
+    return [one.opts[0] for one, source in sources.items() if source and source.name == "COMMANDLINE"]
+
+
 ExperimentName = Annotated[
     str, typer.Argument(metavar="EXPERIMENT", help="A name from `retbench list`, or the path of a TOML file.")
 ]
@@ -25,7 +39,9 @@ DeviceName = Annotated[
 ProfileName = Annotated[
     str | None,
     typer.Option(
-        "--profile", help="smoke, cpu or paper; by default paper on a GPU of 70 GB or more, else cpu."
+        "--profile",
+        callback=not_empty,
+        help="smoke, cpu or paper; by default paper on a GPU of 70 GB or more, else cpu.",
     ),
 ]
 Overrides = Annotated[

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from retbench.cli.layout import print_columns, print_json
-from retbench.cli.options import AsJson, new_app
-from retbench.errors import ConfigError
+from retbench.cli.options import AsJson, given_options, new_app
 from retbench.units import format_bytes, format_percent, format_rate, format_seconds, format_tokens
 
 if TYPE_CHECKING:
@@ -21,37 +20,49 @@ if TYPE_CHECKING:
 
 app = new_app()
 CONTEXTS = (1024, 2048, 4096, 8192, 16384, 32768)
+_LARGEST = 2**40
+
+ModelName = Annotated[
+    str | None, typer.Argument(metavar="MODEL", help="A name from `retbench list --models`.")
+]
+SizeName = Annotated[str, typer.Option(help="A name from `retbench list --sizes`.")]
+DeviceOption = Annotated[
+    str, typer.Option(help="a100-80gb, a100-80gb-pcie, h100-80gb or h200; cpu or cuda: measured now.")
+]
+CeilingsPath = Annotated[
+    Path | None, typer.Option(help="Folder or file of records whose ceilings replace the device's.")
+]
+DtypeName = Annotated[
+    str | None, typer.Option(help="By default that of the records, float32 on cpu, else bfloat16.")
+]
+ContextLens = Annotated[
+    list[int] | None,
+    typer.Option(min=1, max=_LARGEST, help="Context length; may be repeated. By default 1K to 32K."),
+]
+BatchSizes = Annotated[
+    list[int] | None, typer.Option(min=1, max=_LARGEST, help="Batch size; may be repeated. By default 1.")
+]
+KvHeads = Annotated[
+    int | None, typer.Option(min=1, help="Key-value heads of the Transformer; by default all heads.")
+]
+ComparePaper = Annotated[
+    bool,
+    typer.Option("--paper", help="Compare the paper's own numbers with the analytical costs instead."),
+]
 
 
 @app.command(epilog="Example: retbench predict retnet --device a100-80gb --context 8192 --batch 8")
 def predict(
     call: typer.Context,
-    model: Annotated[
-        str | None, typer.Argument(metavar="MODEL", help="A name from `retbench list --models`.")
-    ] = None,
-    size: Annotated[str, typer.Option(help="A name from `retbench list --sizes`.")] = "6.7b",
-    device: Annotated[
-        str, typer.Option(help="a100-80gb, a100-80gb-pcie, h100-80gb or h200; cpu or cuda: measured now.")
-    ] = "a100-80gb",
-    ceilings: Annotated[
-        Path | None, typer.Option(help="Folder or file of records whose ceilings replace the device's.")
-    ] = None,
-    dtype: Annotated[
-        str | None, typer.Option(help="By default that of the records, float32 on cpu, else bfloat16.")
-    ] = None,
-    context: Annotated[
-        list[int] | None, typer.Option(help="Context length; may be repeated. By default 1K to 32K.")
-    ] = None,
-    batch: Annotated[
-        list[int] | None, typer.Option(help="Batch size; may be repeated. By default 1.")
-    ] = None,
-    kv_heads: Annotated[
-        int | None, typer.Option(min=1, help="Key-value heads of the Transformer; by default all heads.")
-    ] = None,
-    paper: Annotated[
-        bool,
-        typer.Option("--paper", help="Compare the paper's own numbers with the analytical costs instead."),
-    ] = False,
+    model: ModelName = None,
+    size: SizeName = "6.7b",
+    device: DeviceOption = "a100-80gb",
+    ceilings: CeilingsPath = None,
+    dtype: DtypeName = None,
+    context: ContextLens = None,
+    batch: BatchSizes = None,
+    kv_heads: KvHeads = None,
+    paper: ComparePaper = False,
     as_json: AsJson = False,
 ) -> None:
     """Predict time per token, memory, largest batch and crossover.
@@ -67,12 +78,9 @@ def predict(
     if model is None:
         _print_explanations(call, as_json=as_json)
         return
-    if ceilings is not None and "--device" in _given(call):
+    if ceilings is not None and "--device" in given_options(call):
         raise typer.BadParameter("--ceilings are those of the records' device: leave out --device")
     contexts, batches = context or CONTEXTS, batch or (1,)
-    for option, values in (("--context", contexts), ("--batch", batches)):
-        if min(values) < 1:
-            raise ConfigError(f"{option} is {min(values)}. Give 1 or more.")
     specs = _specs(model, kv_heads)
     models = {name: resolve_model(spec, size) for name, spec in specs.items()}
     backends = [(config, specs[name].backend) for name, config in models.items()]
@@ -92,16 +100,6 @@ def predict(
     (_print_json if as_json else _print_text)(size, target, found, crossovers)
 
 
-def _given(call: typer.Context) -> set[str]:
-    """Return the options that were given on the command line."""
-    sources = {name: call.get_parameter_source(name) for name in call.params}
-    return {
-        f"--{name.replace('_', '-')}"
-        for name, source in sources.items()
-        if source is not None and source.name == "COMMANDLINE"
-    }
-
-
 def _specs(model: str, kv_heads: int | None) -> "dict[str, ModelSpec]":
     """Return the model and its counterpart, RetNet first."""
     from retbench.architectures.registry import counterpart_of, is_baseline
@@ -110,13 +108,9 @@ def _specs(model: str, kv_heads: int | None) -> "dict[str, ModelSpec]":
     spec = find_named_model(model)
     counterpart = counterpart_of(spec.architecture)
     specs = {model: spec, counterpart: find_named_model(counterpart)}
-    if kv_heads is not None:
-        specs = {
-            name: spec.model_copy(update={"num_kv_heads": kv_heads})
-            if "num_kv_heads" in type(spec).model_fields
-            else spec
-            for name, spec in specs.items()
-        }
+    for name, one in specs.items():
+        if kv_heads is not None and "num_kv_heads" in type(one).model_fields:
+            specs[name] = one.model_copy(update={"num_kv_heads": kv_heads})
     return dict(sorted(specs.items(), key=lambda item: is_baseline(item[1].architecture)))
 
 
@@ -142,12 +136,10 @@ def _target(
 
 
 def _print_json(
-    size: str,
-    target: "PredictionTarget",
-    found: "Sequence[Prediction]",
-    crossovers: "Sequence[Crossover]",
+    size: str, target: "PredictionTarget", found: "Sequence[Prediction]", crossovers: "Sequence[Crossover]"
 ) -> None:
     """Print everything in base units."""
+    predictions = [{**asdict(each), "memory_bytes": each.memory_bytes, "fits": each.fits} for each in found]
     print_json(
         {
             "device": target.title,
@@ -156,30 +148,23 @@ def _print_json(
             "ceilings": target.ceilings.model_dump() if target.ceilings else None,
             "size": size,
             "dtype": target.dtype,
-            "step_s_is": "at_best" if target.is_bound else "expected",
-            "predictions": [
-                {**asdict(each), "memory_bytes": each.memory_bytes, "fits": each.fits} for each in found
-            ],
+            "step_s_is": "at_best" if target.ceilings else "expected",
+            "predictions": predictions,
             "crossovers": [asdict(each) for each in crossovers],
         }
     )
 
 
 def _print_text(
-    size: str,
-    target: "PredictionTarget",
-    found: "Sequence[Prediction]",
-    crossovers: "Sequence[Crossover]",
+    size: str, target: "PredictionTarget", found: "Sequence[Prediction]", crossovers: "Sequence[Crossover]"
 ) -> None:
     """Print the same in readable units."""
-    rates = (
-        f"; {format_rate(target.ceilings.read_bandwidth_bytes_per_s, 'B/s')} read, "
-        f"{format_rate(target.ceilings.matmul_flops_per_s, 'FLOP/s')}"
-        if target.ceilings
-        else ""
-    )
+    rates, time = "", "time per token"
+    if reached := target.ceilings:
+        rates = f"; {format_rate(reached.read_bandwidth_bytes_per_s, 'B/s')} read"
+        rates += f", {format_rate(reached.matmul_flops_per_s, 'FLOP/s')}"
+        time += " at best"
     typer.echo(f"{target.title}, {target.dtype}, size {size} ({target.source}{rates})\n")
-    time = "time per token at best" if target.is_bound else "time per token"
     memory = ("weights", "state", "memory", "largest batch")
     print_columns(("model", "batch", "context", time, "tokens/s", *memory), [_row(each) for each in found])
     typer.echo()
@@ -224,7 +209,7 @@ def _print_explanations(call: typer.Context, *, as_json: bool) -> None:
         explain_paper,
     )
 
-    if given := _given(call) - {"--paper", "--as-json"}:
+    if given := {*given_options(call)} - {"--paper", "--json"}:
         raise typer.BadParameter(
             f"--paper has the paper's own sizes and device: leave out {', '.join(sorted(given))}"
         )

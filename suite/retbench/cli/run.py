@@ -189,8 +189,8 @@ def _estimate_row(item: "CellEstimate") -> tuple[str, ...]:
 def _total_row(estimates: "Sequence[CellEstimate]") -> tuple[str, ...]:
     """Return the time and the peak memory of all cells with an estimate."""
     seconds = [item.seconds for item in estimates if item.seconds is not None]
-    held = [item.memory_bytes for item in estimates if item.memory_bytes is not None]
     if not seconds:
-        return ("none is estimated", "", "", "", "", "")
+        return ("none is estimated", *[""] * 5)
     name = "all" if len(seconds) == len(estimates) else "all that are estimated"
-    return (name, "", "", "", format_duration(sum(seconds)), format_bytes(max(held)))
+    peak = max(item.memory_bytes for item in estimates if item.memory_bytes is not None)
+    return (name, *[""] * 3, format_duration(sum(seconds)), format_bytes(peak))

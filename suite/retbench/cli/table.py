@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from retbench.cli.options import ExperimentName, ResultsPath, new_app
-from retbench.errors import RecordError
+from retbench.errors import RecordError, shown
 
 if TYPE_CHECKING:
     from retbench.report.frames import Results
@@ -29,7 +29,9 @@ def table(
     found = read_results(results)
     name = Path(experiment).stem if experiment.endswith(".toml") else experiment
     if name in list_experiments() and all(record.experiment != name for record in found.records):
-        raise RecordError(f"{results}: holds no record of '{name}'. Measure it first: `retbench run {name}`.")
+        raise RecordError(
+            f"{results}: holds no record of {shown(name)}. Measure it first: `retbench run {name}`."
+        )
     print_records(found, name, form)
 
 

@@ -9,7 +9,7 @@ import psutil
 
 from retbench.architectures.configs import ModelConfig
 from retbench.cli.in_process import alone_on_machine, become_worker
-from retbench.errors import RecordError
+from retbench.errors import RecordError, shown
 from retbench.measure import machine
 from retbench.measure.environment import machine_name
 from retbench.papers.papers import find_datasheet
@@ -27,9 +27,8 @@ class PredictionTarget:
         source: Origin of its ceilings.
         memory_bytes: None if unknown.
         step_time: Gives the time of a step.
-        is_bound: Whether a time is the least that is possible, or the expected one.
         dtype: Dtype of the weights.
-        ceilings: Bandwidth and products; None where parts were measured.
+        ceilings: Bandwidth and products, which bound the time; None where it is the expected time, from measured parts.
         within: Context lengths for which `step_time` is defined.
     """
 
@@ -37,7 +36,6 @@ class PredictionTarget:
     source: str
     memory_bytes: int | None
     step_time: StepTime
-    is_bound: bool
     dtype: str
     ceilings: Ceilings | None
     within: tuple[int, int] = (1, LONGEST_CONTEXT)
@@ -47,7 +45,7 @@ def _bounded(
     title: str, source: str, memory_bytes: int | None, ceilings: Ceilings, dtype: str
 ) -> PredictionTarget:
     """Return a target whose ceilings bound the time of a step."""
-    return PredictionTarget(title, source, memory_bytes, roofline(ceilings, dtype), True, dtype, ceilings)
+    return PredictionTarget(title, source, memory_bytes, roofline(ceilings, dtype), dtype, ceilings)
 
 
 def datasheet_target(device: str, dtype: str) -> PredictionTarget:
@@ -76,7 +74,7 @@ def recorded_target(path: Path, dtype: str | None) -> PredictionTarget:
     ]
     if not records:
         raise RecordError(
-            f"no record at '{path}' has ceilings{f' at {dtype}' if dtype else ''}. "
+            f"no record at {shown(str(path))} has ceilings{f' at {dtype}' if dtype else ''}. "
             "Give another --dtype, or measure: `retbench run latency`."
         )
     newest, _ = choose_conditions(records)
@@ -136,4 +134,4 @@ def measured_cpu(
     source = "parts of a step measured now, each at its own shape"
     memory_bytes = machine.memory_limit_bytes() or psutil.virtual_memory().total
     within = (lengths[0], lengths[-1])
-    return PredictionTarget(machine_name("cpu"), source, memory_bytes, step_time, False, dtype, None, within)
+    return PredictionTarget(machine_name("cpu"), source, memory_bytes, step_time, dtype, None, within)

@@ -16,7 +16,7 @@ from retbench.cli.layout import print_columns, print_json
 from retbench.cli.options import AsJson, DataDir, DeviceName, ExperimentName, Overrides, ProfileName, new_app
 from retbench.cli.progress import describe_rate, show_events, view_training
 from retbench.config.experiment import load_experiment
-from retbench.errors import INTERRUPTED, ConfigError, RetbenchError
+from retbench.errors import INTERRUPTED, ConfigError, RetbenchError, shown
 from retbench.files import check_writable
 from retbench.measure.environment import pin_process
 from retbench.measure.machine import usable_cores
@@ -109,7 +109,7 @@ def make_training_plan(
     launch = launch or Launch()
     found = _find_device(device, launch)
     has_room = found.memory_bytes is not None and found.memory_bytes >= PAPER_MEMORY_BYTES
-    profile_name = profile or ("paper" if has_room else "cpu")
+    profile_name = ("paper" if has_room else "cpu") if profile is None else profile
     loaded = load_experiment(experiment, overrides, profile=profile_name)
     spec = training_spec(loaded, profile_name)
     check_shares(spec, launch.world_size)
@@ -138,7 +138,7 @@ def _find_device(asked: str | None, launch: Launch) -> Device:
         return find_device(asked)
     if asked not in (None, "cpu", "cuda"):
         raise ConfigError(
-            f"--device {asked}: each of the {launch.world_size} processes takes its own GPU. Give cuda or cpu."
+            f"--device {shown(asked)}: each of the {launch.world_size} processes takes its own GPU. Give cuda or cpu."
         )
     found = find_device(asked)
     return found if found.name == "cpu" else find_device(f"cuda:{launch.local_rank}")
@@ -236,75 +236,60 @@ _COLUMNS = ("model", "size", "run", "learning rate", "seed", "tokens")
 
 
 def _columns(run: TrainingRun, num_tokens: int) -> tuple[str, ...]:
-    return (
-        run.model_name,
-        run.size,
-        run.role,
-        describe_rate(run),
-        str(run.seed),
-        format_count(num_tokens),
-    )
+    rate, tokens = describe_rate(run), format_count(num_tokens)
+    return (run.model_name, run.size, run.role, rate, str(run.seed), tokens)
 
 
-def _fields(plan: TrainingPlan, run: TrainingRun) -> dict[str, Any]:
+def _fields(run: TrainingRun, num_tokens: int) -> dict[str, Any]:
     """Return a run in base units."""
-    return {
-        "model": run.model_name,
-        "size": run.size,
-        "role": run.role,
-        "learning_rate": run.learning_rate,
-        "seed": run.seed,
-        "num_tokens": plan.num_tokens(run),
+    names = {
+        "model": "model_name",
+        "size": "size",
+        "role": "role",
+        "learning_rate": "learning_rate",
+        "seed": "seed",
     }
+    return {**{key: getattr(run, name) for key, name in names.items()}, "num_tokens": num_tokens}
 
 
 def print_result(plan: TrainingPlan, result: TrainingResult, *, as_json: bool) -> None:
     """Print the finished runs as a table, or as one JSON object in base units."""
     if as_json:
-        print_json(_result_fields(plan, result))
+        print_json(
+            {
+                "experiment": plan.experiment.name,
+                "profile": plan.profile_name,
+                "interrupted": result.interrupted,
+                "tuning": [
+                    {"model": one.model_name, "size": one.size, "learning_rate": one.learning_rate}
+                    | {"edge_of_grid": one.edge}
+                    for one in result.tunings
+                ],
+                "runs": [
+                    {
+                        **_fields(item.run, item.num_tokens),
+                        "status": item.status,
+                        "error": item.error,
+                        "validation_loss_nats": item.validation_loss,
+                        "tokens_per_s": item.tokens_per_s,
+                        "folder": str(item.folder),
+                        "trained_before": item.on_disk,
+                    }
+                    for item in result.runs
+                ],
+            }
+        )
         return
-    print_columns(
-        (*_COLUMNS, "validation nats/token", "tokens/s", "folder"),
-        [
-            (
-                *_columns(item.run, item.num_tokens),
-                "failed" if item.validation_loss is None else f"{item.validation_loss:.4f}",
-                "" if item.tokens_per_s is None else format_rate(item.tokens_per_s, "tokens/s"),
-                str(item.folder),
-            )
-            for item in result.runs
-        ],
-    )
-
-
-def _result_fields(plan: TrainingPlan, result: TrainingResult) -> dict[str, Any]:
-    return {
-        "experiment": plan.experiment.name,
-        "profile": plan.profile_name,
-        "interrupted": result.interrupted,
-        "tuning": [
-            {
-                "model": tuning.model_name,
-                "size": tuning.size,
-                "learning_rate": tuning.learning_rate,
-                "edge_of_grid": tuning.edge,
-            }
-            for tuning in result.tunings
-        ],
-        "runs": [
-            {
-                **_fields(plan, item.run),
-                "status": item.status,
-                "error": item.error,
-                "num_tokens": item.num_tokens,
-                "validation_loss_nats": item.validation_loss,
-                "tokens_per_s": item.tokens_per_s,
-                "folder": str(item.folder),
-                "trained_before": item.on_disk,
-            }
-            for item in result.runs
-        ],
-    }
+    rows = [
+        (
+            *_columns(item.run, item.num_tokens),
+            "failed" if item.validation_loss is None else f"{item.validation_loss:.4f}",
+            "" if item.tokens_per_s is None else format_rate(item.tokens_per_s, "tokens/s"),
+            str(item.folder),
+        )
+        for item in result.runs
+    ]
+    print_columns((*_COLUMNS, "validation nats/token", "tokens/s", "folder"), rows)
 
 
 def _show_plan(plan: TrainingPlan, out: Path, *, as_json: bool) -> None:
@@ -322,28 +307,24 @@ def _show_plan(plan: TrainingPlan, out: Path, *, as_json: bool) -> None:
         )
 
     _check_out(plan, out)
+    runs = _runs(plan)
     with timing_lock(plan.command, wait=refuse):
         pin_process(plan.threads)
-        seconds = estimate_seconds(plan, _runs(plan))
-    print_plan(plan, _runs(plan), seconds, as_json=as_json)
+        seconds = estimate_seconds(plan, runs)
+    print_plan(plan, runs, seconds, as_json=as_json)
 
 
 def print_plan(
     plan: TrainingPlan, runs: Sequence[TrainingRun], seconds: Sequence[float], *, as_json: bool
 ) -> None:
     """Print runs with their tokens and their approximate seconds."""
-    timed = list(zip(runs, seconds, strict=True))
+    timed = [(run, plan.num_tokens(run), expected) for run, expected in zip(runs, seconds, strict=True)]
     if as_json:
-        print_json(
-            {
-                "experiment": plan.experiment.name,
-                "profile": plan.profile_name,
-                "command": plan.command,
-                "runs": [{**_fields(plan, run), "seconds": expected} for run, expected in timed],
-            }
-        )
+        found = [{**_fields(run, count), "seconds": expected} for run, count, expected in timed]
+        experiment, profile = plan.experiment.name, plan.profile_name
+        print_json({"experiment": experiment, "profile": profile, "command": plan.command, "runs": found})
         return
-    rows = [(*_columns(run, plan.num_tokens(run)), format_duration(expected)) for run, expected in timed]
-    tokens = format_count(sum(map(plan.num_tokens, runs)))
+    rows = [(*_columns(run, count), format_duration(expected)) for run, count, expected in timed]
+    tokens = format_count(sum(count for _, count, _ in timed))
     total = ("all", *[""] * 4, tokens, format_duration(sum(seconds)))
     print_columns((*_COLUMNS, "time"), [*rows, total])

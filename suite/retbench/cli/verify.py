@@ -50,9 +50,7 @@ def verify(
         decoder, gate = _run_gate(spec, config, dtype, backend or spec.backend, device)
     (_print_json if as_json else _print_text)(model, size, decoder, gate)
     if not gate.passed:
-        failed = ", ".join(
-            f"{check.name} at {check.length} tokens" for check in gate.checks if not check.passed
-        )
+        failed = ", ".join(f"{one.name} at {one.length} tokens" for one in gate.checks if not one.passed)
         raise GateError(
             f"{named}: its execution modes are not equivalent ({failed}). No run would measure it; see the "
             "errors above."
@@ -85,19 +83,11 @@ def _run_gate(
 
 def _print_text(name: str, size: str, model: "Decoder", gate: "Gate") -> None:
     """Print the checks as a table, the backends that were not compared, and the verdict."""
-    print_columns(
-        ("check", "tokens", "error", "limit", "result"),
-        [
-            (
-                check.name,
-                str(check.length),
-                f"{check.error:.1e}",
-                f"{check.limit:.1e}",
-                "ok" if check.passed else "FAILED",
-            )
-            for check in gate.checks
-        ],
-    )
+    rows = [
+        (one.name, str(one.length), f"{one.error:.1e}", f"{one.limit:.1e}", "ok" if one.passed else "FAILED")
+        for one in gate.checks
+    ]
+    print_columns(("check", "tokens", "error", "limit", "result"), rows)
     for backend, reason in model.backends().items():
         if reason:
             typer.echo(f"not compared: {backend}: {reason}")
@@ -110,12 +100,8 @@ def _print_json(name: str, size: str, model: "Decoder", gate: "Gate") -> None:
     from retbench.architectures import costs
 
     checks = [
-        {
-            **check.model_dump(),
-            "error": check.error if math.isfinite(check.error) else None,
-            "passed": check.passed,
-        }
-        for check in gate.checks
+        {**one.model_dump(), "error": one.error if math.isfinite(one.error) else None, "passed": one.passed}
+        for one in gate.checks
     ]
     print_json(
         {

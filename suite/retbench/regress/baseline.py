@@ -8,12 +8,13 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import Field, FiniteFloat, ValidationError
 
-from retbench.errors import RecordError, UnsupportedError
-from retbench.files import write_atomic
+from retbench.errors import RecordError, UnsupportedError, shown
+from retbench.files import inside, write_atomic
+from retbench.parsing import parse_json
 from retbench.regress.comparability import comparability_keys, confounders, sm_clock_hz
 from retbench.regress.items import MeasurementPoint
 from retbench.regress.record_sets import RecordSet, point_of
@@ -53,7 +54,7 @@ class StoredAt(Strict):
 class StoredPoint(StoredAt):
     """The values of a run at a point."""
 
-    values: dict[int, FiniteFloat] = Field(min_length=1)
+    values: dict[int, Annotated[FiniteFloat, Field(gt=0)]] = Field(min_length=1)
     """By round."""
 
 
@@ -107,10 +108,6 @@ class Baseline(Strict):
         """Return the comparability keys of every point."""
         return {one.point: {**self.shared_facts, **one.facts} for one in self.place_facts}
 
-    def with_run(self, run: StoredRun) -> "Baseline":
-        """Return the window with one more run, without the oldest of a full window."""
-        return self.model_copy(update={"runs": (*self.runs, run)[-MAX_RUNS:]})
-
 
 def make_baseline(side: RecordSet, reason: str) -> Baseline:
     """Begin a window with one run."""
@@ -140,8 +137,8 @@ def make_baseline(side: RecordSet, reason: str) -> Baseline:
 
 
 def baseline_path(folder: Path, baseline: Baseline) -> Path:
-    """Return the path of a baseline in a folder of baselines."""
-    return folder / baseline.machine / f"{baseline.experiment}-{baseline.profile}.json"
+    """Return the path of a baseline in a folder of baselines; ConfigError if its names would leave the folder."""
+    return inside(folder, baseline.machine, f"{baseline.experiment}-{baseline.profile}.json")
 
 
 def make_run(side: RecordSet) -> StoredRun:
@@ -211,20 +208,17 @@ def read_hashed(path: Path, kind: type[Kind], schema_version: int) -> Kind:
     except ValidationError as error:
         fault = error.errors()[0]
         location = ".".join(str(part) for part in fault["loc"])
-        raise RecordError(f"{path}: field '{location}': {fault['msg']}. {_AGAIN}.") from error
+        raise RecordError(f"{path}: field {shown(location)}: {fault['msg']}. {_AGAIN}.") from error
 
 
 def _read_json(path: Path) -> object:
-    def refuse(name: str) -> NoReturn:
-        raise RecordError(f"{path}: it holds {name}, and every value of a baseline is finite. {_AGAIN}.")
-
     try:
-        return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+        return parse_json(path.read_bytes())
     except OSError as error:
         raise RecordError(
             f"{path}: the baseline cannot be read: {error.strerror}. Make one with `retbench baseline accept`."
         ) from error
     except ValueError as error:
         raise RecordError(
-            f"{path}: not a whole JSON file (truncated, or merged by lines?). {_AGAIN}."
+            f"{path}: not a whole JSON file (truncated, or merged by lines?): {shown(str(error))}. {_AGAIN}."
         ) from error

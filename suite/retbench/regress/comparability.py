@@ -105,10 +105,13 @@ def compare_clocks(first_hz: float | None, second_hz: float | None) -> list[Fact
 
 def key_differences(first: Sequence[Record], second: Sequence[Record]) -> list[FactDifference]:
     """Return the comparability keys that differ at a point that both sides have, each once."""
-    groups = [_by_point(records) for records in (first, second)]
+    groups: tuple[dict[MeasurementPoint, list[Record]], ...] = ({}, {})
+    for records, group in zip((first, second), groups, strict=True):
+        for record in records:
+            group.setdefault(point_of(record), []).append(record)
     found: dict[FactDifference, None] = {}
     for point in sorted(groups[0].keys() & groups[1].keys()):
-        sides = [groups[0][point], groups[1][point]]
+        sides = [group[point] for group in groups]
         both_ok = all(any(record.status == "ok" for record in side) for side in sides)
         one, other = (_distinct_keys(side, only_ok=both_ok) for side in sides)
         alone = [facts for facts in one if facts not in other], [facts for facts in other if facts not in one]
@@ -118,13 +121,6 @@ def key_differences(first: Sequence[Record], second: Sequence[Record]) -> list[F
     return sorted(found, key=lambda difference: difference.fact)
 
 
-def _by_point(records: Sequence[Record]) -> dict[MeasurementPoint, list[Record]]:
-    groups: dict[MeasurementPoint, list[Record]] = {}
-    for record in records:
-        groups.setdefault(point_of(record), []).append(record)
-    return groups
-
-
 def _distinct_keys(records: Sequence[Record], *, only_ok: bool) -> list[dict[str, str]]:
     """Return the distinct comparability keys of a point's rounds.
 
@@ -132,12 +128,11 @@ def _distinct_keys(records: Sequence[Record], *, only_ok: bool) -> list[dict[str
     """
     found: list[dict[str, str]] = []
     for record in records:
-        if only_ok and record.status != "ok":
-            continue
         keys = comparability_keys(record)
-        kept = keys if only_ok else {name: keys[name] for name in keys if not name.startswith("ran.")}
-        if kept not in found:
-            found.append(kept)
+        if not only_ok:
+            keys = {name: text for name, text in keys.items() if not name.startswith("ran.")}
+        if (record.status == "ok" or not only_ok) and keys not in found:
+            found.append(keys)
     return found
 
 

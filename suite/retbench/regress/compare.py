@@ -10,6 +10,7 @@ from retbench.errors import ConfigError, NotComparableError, RecordError, Regres
 from retbench.files import check_writable
 from retbench.regress import comparability
 from retbench.regress.baseline import (
+    MAX_RUNS,
     Baseline,
     StoredRun,
     baseline_path,
@@ -19,12 +20,20 @@ from retbench.regress.baseline import (
     write_hashed,
 )
 from retbench.regress.comparability import FactDifference
-from retbench.regress.decide import conclude, mean_log
-from retbench.regress.items import ComparedItem, MeasurementPoint, Values, is_timed, time_of
+from retbench.regress.decide import conclude
+from retbench.regress.items import (
+    ComparedItem,
+    MeasurementPoint,
+    Times,
+    Values,
+    is_timed,
+    paired_changes,
+    time_of,
+)
 from retbench.regress.record_sets import PointAttempts, RecordSet, are_interleaved, load_record_set, point_of
 from retbench.regress.render import render
-from retbench.regress.report import CheckReport, Gap, MissingPoint
-from retbench.stats.intervals import LogRatio, paired, predicted_from, unpaired
+from retbench.regress.report import SIDES, CheckReport, Gap, MissingPoint
+from retbench.stats.intervals import LogRatio, predicted_from, unpaired
 from retbench.stats.sequential import WITHOUT_REPEAT, DecisionRules
 
 FIRST = "first runs"
@@ -48,7 +57,8 @@ def compare_record_sets(
     The report has no items where a comparability key differs. `accept_confounders` judges what has moved although
     confounders differ. RecordError means that the sides have no point in common.
     """
-    if not first.points(measured=False) & second.points(measured=False):
+    tried = first.attempts(), second.attempts()
+    if not tried[0].keys() & tried[1].keys():
         raise RecordError(
             f"'{first.name}' and '{second.name}' have no point in common: the first has {_some(first)}, the second "
             f"{_some(second)}. Give records of the same experiment and profile."
@@ -60,19 +70,20 @@ def compare_record_sets(
         method=_PAIRED if interleaved else _UNPAIRED,
         hard=tuple(comparability.key_differences(first.records, second.records)),
         soft=tuple(comparability.confounder_differences(first, second, interleaved=interleaved)),
-        missing=tuple(_find_missing(first.attempts(), second.attempts())),
+        missing=tuple(_find_missing(*tried)),
         notes=(*first.notes, *second.notes, *first.ratio_notes),
     )
     if report.hard:
         return report
     by_number = first.values(), second.values()
     sides = list(by_number[0].values()), list(by_number[1].values())
-    pairs = [
-        (values, by_number[1][number]) for number, values in by_number[0].items() if number in by_number[1]
+    pairs: list[Times] = [
+        {point: (mine[point], theirs[point]) for point in mine.keys() & theirs.keys()}
+        for mine, theirs in ((side, by_number[1].get(number, {})) for number, side in by_number[0].items())
     ]
 
     def change_of(item: ComparedItem) -> LogRatio | None:
-        return _paired_change(item, pairs) if interleaved else _unpaired_change(item, *sides)
+        return paired_changes([item], pairs).get(item) if interleaved else _unpaired_change(item, *sides)
 
     return conclude(
         report,
@@ -85,18 +96,10 @@ def compare_record_sets(
     )
 
 
-def _paired_change(item: ComparedItem, rounds: Sequence[tuple[Values, Values]]) -> LogRatio | None:
-    logs = [(item.log_value(first), item.log_value(second)) for first, second in rounds]
-    found = [after - before for before, after in logs if before is not None and after is not None]
-    return paired(found) if found else None
-
-
 def _unpaired_change(
     item: ComparedItem, first: Sequence[Values], second: Sequence[Values]
 ) -> LogRatio | None:
-    logs = [
-        [log for values in side if (log := item.log_value(values)) is not None] for side in (first, second)
-    ]
+    logs = [item.log_values(side) for side in (first, second)]
     if not all(logs):
         return None
     found = unpaired(*logs)
@@ -118,12 +121,18 @@ def compare_with_baseline(
     As `compare_record_sets`, where confounders count that differ from those of every accepted run.
     """
     keys = baseline.keys_by_point()
-    if not keys.keys() & run.points(measured=False):
+    tried = run.attempts()
+    if not keys.keys() & tried.keys():
         raise RecordError(
             f"'{name}' is of {baseline.experiment}, profile {baseline.profile}, and '{run.name}' has no point of it. "
             "Give records of the same experiment and profile."
         )
-    tried = run.attempts()
+    differences = {
+        difference
+        for record in run.records
+        if record.status == "ok" and (facts := keys.get(point_of(record))) is not None
+        for difference in comparability.compare_facts(facts, comparability.comparability_keys(record))
+    }
     # A baseline keeps no failures: every accepted run may have had those that the machine has each time.
     accepted = {point: one for point, one in tried.items() if not one.has_value and one.is_expected}
     accepted |= dict.fromkeys(keys, PointAttempts(1, {}))
@@ -131,7 +140,7 @@ def compare_with_baseline(
         first=f"{name}: {len(baseline.runs)} runs ({baseline.runs[-1].code_revision})",
         second=f"{run.name} ({run.revisions})",
         method=f"one run against {len(baseline.runs)} accepted ones, with the prediction interval of a run",
-        hard=tuple(_baseline_key_differences(keys, run)),
+        hard=tuple(sorted(differences, key=str)),
         soft=tuple(_baseline_confounders(baseline, run)),
         missing=tuple(_find_missing(accepted, tried)),
         notes=(*run.notes, *run.ratio_notes),
@@ -142,9 +151,9 @@ def compare_with_baseline(
     sides = [values for rounds in windows for values in rounds], mine
 
     def change_of(item: ComparedItem) -> LogRatio | None:
-        history = [mean for rounds in reversed(windows) if (mean := mean_log(item, rounds)) is not None]
-        new = mean_log(item, mine)
-        return predicted_from(history, new) if history and new is not None else None
+        history = [fmean(logs) for rounds in reversed(windows) if (logs := item.log_values(rounds))]
+        new = item.log_values(mine)
+        return predicted_from(history, fmean(new)) if history and new else None
 
     return conclude(
         report,
@@ -158,27 +167,13 @@ def compare_with_baseline(
     )
 
 
-def _baseline_key_differences(
-    keys: Mapping[MeasurementPoint, Mapping[str, str]], run: RecordSet
-) -> list[FactDifference]:
-    found: dict[FactDifference, None] = {}
-    for record in run.records:
-        if record.status == "ok" and (facts := keys.get(point_of(record))) is not None:
-            found |= dict.fromkeys(
-                comparability.compare_facts(facts, comparability.comparability_keys(record))
-            )
-    return sorted(found, key=lambda difference: difference.fact)
-
-
 def _baseline_confounders(baseline: Baseline, run: RecordSet) -> list[FactDifference]:
     """Return the confounders of a run that no accepted run has."""
     mine, accepted = comparability.confounders(run.records), [one.soft for one in baseline.runs]
     latest = comparability.compare_facts(accepted[-1], mine)
     found = [one for one in latest if all(facts.get(one.fact) != mine.get(one.fact) for facts in accepted)]
-    clocks = [
-        comparability.compare_clocks(one.sm_clock_hz, comparability.sm_clock_hz(run.records))
-        for one in baseline.runs
-    ]
+    clock = comparability.sm_clock_hz(run.records)
+    clocks = [comparability.compare_clocks(one.sm_clock_hz, clock) for one in baseline.runs]
     return found + (clocks[-1] if all(clocks) else [])
 
 
@@ -191,8 +186,7 @@ def _find_missing(
         if one is None or other is None:
             yield MissingPoint(point, "first" if one is None else "second", "not measured", "absent")
         elif gap := _find_gap(one, other):
-            side = {"broken": "second", "fixed": "first"}.get(gap, "both")
-            yield MissingPoint(point, side, str(one if gap == "fixed" else other), gap)
+            yield MissingPoint(point, SIDES[gap], str(one if gap == "fixed" else other), gap)
 
 
 def _find_gap(first: PointAttempts, second: PointAttempts) -> Gap | None:
@@ -210,8 +204,8 @@ def spread_between(runs: Sequence[StoredRun]) -> list[tuple[MeasurementPoint, fl
     """Return every point with its geometric mean and the log standard deviation of the runs, None with one run."""
     found = []
     for point in sorted({stored.point for run in runs for stored in run.points}):
-        logs = [mean for run in runs if (mean := mean_log(time_of(point), run.rounds())) is not None]
-        found.append((point, math.exp(fmean(logs)), stdev(logs) if len(logs) > 1 else None))
+        means = [fmean(logs) for run in runs if (logs := time_of(point).log_values(run.rounds()))]
+        found.append((point, math.exp(fmean(means)), stdev(means) if len(means) > 1 else None))
     return found
 
 
@@ -266,10 +260,10 @@ def _with_run(path: Path, baseline: Baseline, side: RecordSet) -> Baseline:
             f"'{side.name}' has moved against {path}:\n{render(report, 'text', strict=False)}"
             "After an intended change, `retbench baseline accept` begins the window anew."
         )
-    return baseline.with_run(run)
+    return baseline.model_copy(update={"runs": (*baseline.runs, run)[-MAX_RUNS:]})
 
 
 def _some(side: RecordSet) -> str:
     """Return one of the points of a side, and how many others there are."""
-    points = sorted(side.points(measured=False))
+    points = sorted(side.attempts())
     return f"{points[0]} and {len(points) - 1} others" if len(points) > 1 else str(points[0])

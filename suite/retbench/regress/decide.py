@@ -1,7 +1,7 @@
 """Decisions on a comparison of times: verdicts, confounders, decided items, and sentences on what moved."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
 
@@ -18,11 +18,10 @@ from retbench.regress.items import (
     make_test,
     time_of,
 )
-from retbench.regress.record_sets import geometric_mean
 from retbench.regress.render import describe_ratio
 from retbench.regress.report import CheckReport, DecidedItem, Outcome
 from retbench.stats.intervals import LogRatio
-from retbench.stats.sequential import Decision, DecisionRules, InterimAnalysis
+from retbench.stats.sequential import Decision, DecisionRules, InterimAnalysis, Verdict
 from retbench.units import format_bytes, format_percent, format_seconds, format_tokens
 
 ChangeOf = Callable[[ComparedItem], LogRatio | None]
@@ -56,9 +55,18 @@ def conclude(
     test = make_test(items, seconds, rules, [InterimAnalysis(num_rounds, 1.0)])
     test.analyse(changes)
     decisions = test.decisions(changes)
-    if not accept_confounders:
-        decisions = _doubt_confounded(decisions if in_turn else _doubt_ratios(decisions), report.soft)
-    decisions = _require_runs(decisions, min_runs)
+    verdicts = {item: decision.verdict for item, decision in decisions.items()}
+    facts = () if accept_confounders else report.soft
+    for item, decision in tuple(decisions.items()):
+        num_runs = decision.change.num_rounds if decision.change else 0
+        doubt = None
+        if num_runs < min_runs:
+            doubt = f"a verdict needs {min_runs} runs, and the baseline has {num_runs}"
+        elif is_timed(item.workload) and decision.verdict in {"regressed", "improved"}:
+            is_shifted = not (in_turn or accept_confounders) and _may_be_shifted(item, verdicts)
+            doubt = _EITHER if is_shifted else _explain(item, decision.verdict, facts)
+        if doubt:
+            decisions[item] = replace(decision, verdict="inconclusive", detectable=None, note=doubt)
     return with_decisions(report, decisions, sides, change_of, in_turn=in_turn)
 
 
@@ -67,51 +75,27 @@ def _shared_points(sides: Sides) -> list[MeasurementPoint]:
     return sorted(first & second)
 
 
-def _require_runs(decisions: Decisions, min_runs: int) -> dict[ComparedItem, Decision]:
-    """Make decisions on too few runs inconclusive."""
-    found = dict(decisions)
-    for item, decision in decisions.items():
-        num_runs = decision.change.num_rounds if decision.change else 0
-        if num_runs < min_runs:
-            note = f"a verdict needs {min_runs} runs, and the baseline has {num_runs}"
-            found[item] = replace(decision, verdict="inconclusive", detectable=None, note=note)
-    return found
-
-
-def _doubt_ratios(decisions: Decisions) -> dict[ComparedItem, Decision]:
-    """Make a worse ratio of two measurement sessions inconclusive where the other model may have moved.
+def _may_be_shifted(item: ComparedItem, verdicts: Mapping[ComparedItem, Verdict]) -> bool:
+    """Return whether a ratio of two measurement sessions may be worse because of the other model.
 
     A session shifts the times of both models. A model is slower where its own time is longer, and every time of the
     reference is the same.
     """
-    timed = {item: one for item, one in decisions.items() if is_timed(item.workload)}
-    shifted = {item.subject for item, one in timed.items() if item.kind == "time" and one.verdict != "same"}
-    found = dict(decisions)
-    for item, decision in timed.items():
-        if item.kind == "ratio" and decision.verdict == "regressed":
-            mine, reference = item.points
-            if decisions[time_of(mine)].verdict != "regressed" or reference.model in shifted:
-                found[item] = replace(decision, verdict="inconclusive", note=_EITHER)
-    return found
+    if item.kind != "ratio" or verdicts[item] != "regressed":
+        return False
+    mine, reference = item.points
+    times = {
+        one: verdict for one, verdict in verdicts.items() if one.kind == "time" and is_timed(one.workload)
+    }
+    return verdicts[time_of(mine)] != "regressed" or any(
+        verdict != "same" for one, verdict in times.items() if one.subject == reference.model
+    )
 
 
-def _doubt_confounded(
-    decisions: Decisions, differences: Sequence[FactDifference]
-) -> dict[ComparedItem, Decision]:
-    """Make every time that moved inconclusive where confounders differ; a session leaves ratios alone."""
-    found = dict(decisions)
-    for item, decision in decisions.items():
-        facts = [one.fact for one in differences if one.fact != SESSION or item.kind != "ratio"]
-        if facts and decision.verdict in {"regressed", "improved"} and is_timed(item.workload):
-            note = f"{decision.verdict}, unless this explains it: {', '.join(facts)}"
-            found[item] = replace(decision, verdict="inconclusive", note=note)
-    return found
-
-
-def mean_log(item: ComparedItem, rounds: Rounds) -> float | None:
-    """Return the mean of an item's logarithm over rounds; None where no round has it."""
-    logs = [log for values in rounds if (log := item.log_value(values)) is not None]
-    return fmean(logs) if logs else None
+def _explain(item: ComparedItem, verdict: Verdict, differences: Sequence[FactDifference]) -> str | None:
+    """Return the confounders that may have moved a time; a measurement session leaves ratios alone."""
+    facts = [one.fact for one in differences if one.fact != SESSION or item.kind != "ratio"]
+    return f"{verdict}, unless this explains it: {', '.join(facts)}" if facts else None
 
 
 def with_decisions(
@@ -121,24 +105,34 @@ def with_decisions(
 
     Where both sides were measured `in_turn`, only the code moves a time.
     """
-    values = {
-        point: (geometric_mean(sides[0], point), geometric_mean(sides[1], point))
-        for point in _shared_points(sides)
-    }
+    values: dict[MeasurementPoint, Pair] = {}
+    for point in _shared_points(sides):
+        first, second = (math.exp(fmean(time_of(point).log_values(rounds))) for rounds in sides)
+        values[point] = first, second
     items = tuple(
-        _decided_item(item, decision, values, _outcome(item, decisions, in_turn=in_turn))
+        _decided_item(item, decision, values, _outcome(item, decision.verdict, decisions, in_turn=in_turn))
         for item, decision in decisions.items()
     )
     sentences = tuple(_describe_moves(decisions, change_of))
     return replace(report, items=items, values=values, sentences=sentences)
 
 
-def _outcome(item: ComparedItem, decisions: Decisions, *, in_turn: bool) -> Outcome:
+def is_settled(decided: Decisions, undecided: Iterable[ComparedItem], *, strict: bool) -> bool:
+    """Return whether the exit code is the same whatever is decided on the rest, where sides were measured in turn."""
+    for item, decision in decided.items():
+        is_final = item.kind != "ratio" or time_of(item.points[0]) in decided
+        if is_final and _outcome(item, decision.verdict, decided, in_turn=True) == "failure":
+            return True
+    if any(_outcome(item, "regressed", decided, in_turn=True) == "failure" for item in undecided):
+        return False
+    return not strict or any(decision.verdict == "inconclusive" for decision in decided.values())
+
+
+def _outcome(item: ComparedItem, verdict: Verdict, decisions: Decisions, *, in_turn: bool) -> Outcome:
     """Return the outcome of an item; a ratio that is worse because its reference is better passes."""
-    decision = decisions[item]
-    if decision.verdict == "inconclusive":
+    if verdict == "inconclusive":
         return "skipped"
-    if decision.verdict != "regressed":
+    if verdict != "regressed":
         return "passed"
     mine = decisions.get(time_of(item.points[0]))
     if item.kind != "ratio" or mine is None or mine.change is None:

@@ -2,9 +2,9 @@
 
 import math
 import secrets
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from queue import Empty
@@ -14,7 +14,7 @@ from retbench.architectures.registry import is_baseline
 from retbench.errors import ConfigError
 from retbench.measure.machine import usable_cores
 from retbench.planning.plan import Plan
-from retbench.regress.decide import with_decisions
+from retbench.regress.decide import is_settled, with_decisions
 from retbench.regress.items import (
     ComparedItem,
     MeasurementPoint,
@@ -33,7 +33,6 @@ from retbench.stats.sequential import (
     MIN_ROUNDS,
     Decision,
     DecisionRules,
-    InterimAnalysis,
     SequentialTest,
     plan_analyses,
 )
@@ -43,6 +42,7 @@ _LOCK_POLL_S = 0.5
 
 _ENDINGS = {
     "decided": "every point was decided",
+    "settled": "no further round can change the exit code (--all-points goes on)",
     "rounds": "the limit of rounds was reached",
     "budget": "the time was over",
     "nothing": "no point could be measured on both sides",
@@ -53,20 +53,14 @@ class RoundSource(Protocol):
     """A source of rounds: two sides measured in turn, or recorded rounds."""
 
     def measure(self, points: frozenset[MeasurementPoint], /) -> Times:
-        """Measure one more round of these points; failed points are left out."""
+        """Measure one more round of these points; failed points are left out, and are not asked for again."""
 
     def has_budget(self) -> bool:
         """Return whether another round may begin; flagged items are measured again in any case."""
 
 
-@dataclass(frozen=True)
-class SampledRounds:
-    """Decisions per item, all rounds in order, rounds measured anew for flagged items, and a key of `_ENDINGS`."""
-
-    decisions: dict[ComparedItem, Decision]
-    rounds: tuple[Times, ...]
-    repeats: tuple[Times, ...]
-    ending: str
+IsSettled = Callable[[Mapping[ComparedItem, Decision], Collection[ComparedItem]], bool]
+"""Returns whether what was decided settles the result, whatever is decided on the items that are still open."""
 
 
 def sample(
@@ -75,52 +69,104 @@ def sample(
     source: RoundSource,
     rules: DecisionRules,
     max_rounds: int,
-) -> SampledRounds:
-    """Measure rounds until everything is decided or the budget ends.
+    is_settled: IsSettled = lambda *_: False,
+) -> "SampledRounds":
+    """Measure rounds until everything is decided, the result is settled, or the budget ends.
 
     The items are those of the points in the first round, whatever their times. A point that cannot be measured would
     never be decided, and would keep its curve undecided. Repeats do not count towards `max_rounds`.
     """
     analyses = plan_analyses(max_rounds)
-    rounds = [source.measure(frozenset(points))]
-    seconds = {point: times[0] for point, times in rounds[0].items()}
+    first = source.measure(frozenset(points))
+    seconds = {point: times[0] for point, times in first.items()}
     items = make_items(seconds, reference)
-    if not items:
-        return SampledRounds({}, tuple(rounds), (), "nothing")
     test = make_test(items, seconds, rules, analyses)
-    ending = _measure_rounds(test, items, source, rounds)
-    can_repeat = test.flagged and rules.confirm_rate is not None
-    repeats = _measure_again(test, source, analyses) if can_repeat else []
-    decisions = test.decisions(paired_changes(items, rounds))
-    return SampledRounds(decisions, tuple(rounds), tuple(repeats), ending)
+    sampled = SampledRounds(source, items, test, is_settled, analyses[0].rounds, [first])
+    if items:
+        sampled.ending = sampled.measure_rounds()
+        sampled.confirm()
+    return sampled
 
 
-def _measure_rounds(
-    test: SequentialTest[ComparedItem], items: list[ComparedItem], source: RoundSource, rounds: list[Times]
-) -> str:
-    """Measure up to each interim analysis and add the rounds to `rounds`."""
-    while analysis := test.next_analysis:
-        points = _points_of(test.undecided)
-        while len(rounds) < analysis.rounds:
-            if not source.has_budget():
-                # The end does not depend on the data, so the shares of all later analyses are spent now.
-                if len(rounds) >= MIN_ROUNDS:
-                    test.analyse_last(paired_changes(items, rounds))
-                return "budget" if test.undecided else "decided"
-            rounds.append(source.measure(points))
-        test.analyse(paired_changes(items, rounds))
-    return "rounds" if test.undecided else "decided"
+@dataclass
+class SampledRounds:
+    """Rounds that are measured until every item is decided.
 
+    Attributes:
+        rounds: All rounds in order, without `repeats`: those that measured flagged items anew.
+        confirmed: Flagged items that repeats have confirmed.
+        failed: Points that cannot be measured any more.
+        ending: Why no further round was measured: a key of `_ENDINGS`.
+    """
 
-def _measure_again(
-    test: SequentialTest[ComparedItem], source: RoundSource, analyses: Sequence[InterimAnalysis]
-) -> list[Times]:
-    """Measure flagged items in as many new rounds as flagging took, and confirm them."""
-    flagged = test.flagged
-    count = max(analyses[0].rounds, *(test.rounds_of(item) for item in flagged))
-    repeats = [source.measure(_points_of(flagged)) for _ in range(count)]
-    test.confirm(paired_changes(flagged, repeats))
-    return repeats
+    source: RoundSource
+    items: list[ComparedItem]
+    test: SequentialTest[ComparedItem]
+    is_settled: IsSettled
+    min_repeats: int
+    rounds: list[Times]
+    repeats: list[Times] = field(default_factory=list)
+    confirmed: set[ComparedItem] = field(default_factory=set)
+    failed: set[MeasurementPoint] = field(default_factory=set)
+    ending: str = "nothing"
+
+    @property
+    def decisions(self) -> dict[ComparedItem, Decision]:
+        """The decision on every item."""
+        return self.test.decisions(paired_changes(self.items, self.rounds))
+
+    def measure_rounds(self) -> str:
+        """Measure up to each interim analysis; return a key of `_ENDINGS`."""
+        while self._open and (analysis := self.test.next_analysis):
+            if self._settles():
+                return "settled"
+            points = _points_of(self._open)
+            while len(self.rounds) < analysis.rounds:
+                if not self.source.has_budget():
+                    # The end does not depend on the data, so the shares of all later analyses are spent now.
+                    if len(self.rounds) >= MIN_ROUNDS:
+                        self.test.analyse_last(paired_changes(self.items, self.rounds))
+                    return "budget" if self._open else "decided"
+                self.rounds.append(self._measure(points))
+            self.test.analyse(paired_changes(self.items, self.rounds))
+        return "rounds" if self._open else "decided"
+
+    def confirm(self) -> None:
+        """Measure flagged items in as many new rounds as flagging took, and keep those that are found again."""
+        flagged = self.test.flagged.keys() - self.confirmed
+        if flagged:
+            count = max(self.min_repeats, *map(self.test.rounds_of, flagged))
+            repeats = [self._measure(_points_of(flagged)) for _ in range(count)]
+            self.test.confirm(paired_changes(flagged, repeats), flagged)
+            self.confirmed |= flagged & self.test.flagged.keys()
+            self.repeats += repeats
+
+    @property
+    def _open(self) -> set[ComparedItem]:
+        """Items that further rounds may decide."""
+        return {item for item in self.test.undecided if self.failed.isdisjoint(item.points)}
+
+    def _settles(self) -> bool:
+        """Return whether the result is settled; if flagged items settle it, they are confirmed first."""
+
+        def settled() -> bool:
+            decided = {
+                item: decision
+                for item, decision in self.test.decisions({}).items()
+                if item not in self.test.undecided and self.failed.isdisjoint(item.points)
+            }
+            return self.is_settled(decided, self._open)
+
+        if settled():
+            self.confirm()
+            return settled()
+        return False
+
+    def _measure(self, points: frozenset[MeasurementPoint]) -> Times:
+        asked = points - self.failed
+        times = self.source.measure(asked)
+        self.failed |= asked - times.keys()
+        return times
 
 
 def _points_of(items: Iterable[ComparedItem]) -> frozenset[MeasurementPoint]:
@@ -129,13 +175,18 @@ def _points_of(items: Iterable[ComparedItem]) -> frozenset[MeasurementPoint]:
 
 @dataclass(frozen=True)
 class InterleavedCheck:
-    """A check of two revisions in one measurement session, whose records are stored below a folder."""
+    """A check of two revisions in one measurement session, whose records are stored below a folder.
+
+    It ends when no further round can change the exit code, that of `strict` or the other, unless `all_points`.
+    """
 
     plan: Plan
     folder: Path
     notify: Notify
     limits: SessionLimits
     rules: DecisionRules
+    strict: bool = False
+    all_points: bool = False
 
     def against(self, ref: str, *, always: bool = False) -> CheckReport:
         """Compare the working tree with one of its commits, `always` or only if their code differs.
@@ -158,19 +209,27 @@ class InterleavedCheck:
                 return timed.measure((base, head), stop)
 
     def measure(self, revisions: tuple[Revision, Revision], stop: StopRequest | None = None) -> CheckReport:
-        """Measure rounds of base and head until every point is decided, and report."""
+        """Measure rounds of base and head until every point is decided or the exit code is settled, and report."""
         folder = self.folder / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
         session = InterleavedSession(self.plan, revisions, folder, self.limits, self.notify)
         models = self.plan.models
         reference = next((one.model_name for one in models if is_baseline(one.model.architecture)), None)
         report = _empty_report(revisions)
+
+        def settled(decided: Mapping[ComparedItem, Decision], still_open: Collection[ComparedItem]) -> bool:
+            if self.all_points:
+                return False
+            is_broken = any(one.kind == "broken" for one in session.missing())
+            return is_broken or is_settled(decided, still_open, strict=self.strict)
+
         with catch_signals(session.interrupt):
             if stop is not None:
                 stop.check()  # signals before this point went to the request
             with timing_lock(self.plan.command, wait=_wait(session.sides[0].inbox, self.notify)):
                 try:
                     session.prepare()
-                    sampled = sample(session.points, reference, session, self.rules, self.limits.max_rounds)
+                    rounds = self.limits.max_rounds
+                    sampled = sample(session.points, reference, session, self.rules, rounds, settled)
                 except DifferentWork as outcome:
                     return replace(report, hard=outcome.differences)
                 finally:
@@ -219,21 +278,18 @@ def _report(report: CheckReport, session: InterleavedSession, sampled: SampledRo
     base, head = (
         [{point: pair[side] for point, pair in times.items()} for times in all_rounds] for side in (0, 1)
     )
-    failed = {point for side in session.sides for point in side.failed}
     decisions = {
         item: decision
         for item, decision in sampled.decisions.items()
-        if not any(point in failed for point in item.points)
+        if sampled.failed.isdisjoint(item.points)
     }
-    notes = [f"{point} could be measured on neither side" for point in session.failed_on_both()]
+    notes: tuple[str, ...] = ()
     if sampled.ending == "budget" and len(sampled.rounds) < MIN_ROUNDS:
         decisions = {}
-        notes.append(
-            f"a verdict needs {MIN_ROUNDS} rounds, and the time is too short: give a longer --budget"
-        )
+        notes = (f"a verdict needs {MIN_ROUNDS} rounds, and the time is too short: give a longer --budget",)
     repeated = f", {len(sampled.repeats)} more of flagged items" if sampled.repeats else ""
     method = f"{report.method}: {len(sampled.rounds)} rounds{repeated}; {_ENDINGS[sampled.ending]}"
-    report = replace(report, method=method, missing=tuple(session.missing()), notes=tuple(notes))
+    report = replace(report, method=method, missing=tuple(session.missing()), notes=notes)
     return with_decisions(
         report,
         decisions,

@@ -78,15 +78,13 @@ class ComparedItem:
         """The workload of its points."""
         return self.points[0].workload
 
-    def log_value(self, values: Values) -> float | None:
-        """Return the weighted sum of logarithms on one side in one round; None where a value is missing."""
-        if not all(point in values for point in self.points):
-            return None
-        return math.fsum(weight * math.log(values[point]) for point, weight in self.weights)
-
-    def log_ratio(self, times: Times) -> float | None:
-        """Return its log-ratio in one round; None where a time is missing."""
-        return self.log_value({point: second / first for point, (first, second) in times.items()})
+    def log_values(self, rounds: Iterable[Values]) -> list[float]:
+        """Return the weighted sum of logarithms of every round that has all of its points."""
+        return [
+            math.fsum(weight * math.log(values[point]) for point, weight in self.weights)
+            for values in rounds
+            if all(point in values for point in self.points)
+        ]
 
     def __str__(self) -> str:
         lengths = sorted({point.context_len for point in self.points})
@@ -155,9 +153,9 @@ def make_test(
 
 def paired_changes(items: Iterable[ComparedItem], rounds: Sequence[Times]) -> dict[ComparedItem, LogRatio]:
     """Estimate the change of every item that some round has."""
-    found: dict[ComparedItem, LogRatio] = {}
-    for item in items:
-        logs = [log for times in rounds if (log := item.log_ratio(times)) is not None]
-        if logs:
-            found[item] = paired(logs)
-    return found
+    sides = [[{point: pair[side] for point, pair in times.items()} for times in rounds] for side in (0, 1)]
+    changes = {
+        item: [after - before for before, after in zip(*map(item.log_values, sides), strict=True)]
+        for item in items
+    }
+    return {item: paired(logs) for item, logs in changes.items() if logs}

@@ -14,7 +14,7 @@ from retbench.strict import Strict
 
 SCHEMA_VERSION = 1
 FILE_NAME = "exact.json"
-"""Of the accepted quantities, in the folder of baselines."""
+"""Name of the file of accepted quantities in the folder of baselines."""
 
 Status = Literal["equal", "changed", "not compared", "not in the baseline", "not measured"]
 
@@ -72,15 +72,18 @@ def compare_quantities(
     minor, accepted_minor = (
         text.split("+")[0].split(".")[:2] for text in (torch_version, accepted.torch_version)
     )
-    same_torch = minor == accepted_minor
-    models = {_model_of(one) for one in accepted.quantities}
+    models = {one.partition("/")[0] for one in accepted.quantities}  # 'retnet' of 'retnet/parameters'
     names = dict.fromkeys([*accepted.quantities, *measured])
-    items = (
-        _decide(one, accepted.quantities.get(one), measured.get(one), same_torch=same_torch)
-        if _model_of(one) in models
-        else _decide_new(one, measured[one])
+    items = [
+        _decide(
+            one,
+            accepted.quantities.get(one),
+            measured.get(one),
+            same_torch=minor == accepted_minor,
+            is_new=one.partition("/")[0] not in models,
+        )
         for one in names
-    )
+    ]
     return CheckReport(
         first=f"{name} (torch {accepted.torch_version}: {accepted.reason})",
         second=f"this code (torch {torch_version})",
@@ -90,37 +93,27 @@ def compare_quantities(
     )
 
 
-def _model_of(name: str) -> str:
-    """Return the model of a quantity: 'retnet' of 'retnet/parameters'."""
-    return name.partition("/")[0]
-
-
-def _decide_new(name: str, measured: Quantity) -> DecidedItem:
-    """Check a quantity of a model of which nothing was accepted yet."""
-    if measured.kind == "error":
-        return _decide(name, Quantity(kind="error"), measured, same_torch=True)
-    note = "its model is not in the baseline: retbench baseline accept exact"
-    data = {"name": name, "status": "not compared", "expected": "–", "found": str(measured), "note": note}
-    return DecidedItem(name, "quantity", "not compared", "skipped", "–", str(measured), note, data=data)
-
-
 def _decide(
-    name: str, accepted: Quantity | None, measured: Quantity | None, *, same_torch: bool
+    name: str, accepted: Quantity | None, measured: Quantity | None, *, same_torch: bool, is_new: bool
 ) -> DecidedItem:
-    """Compare one quantity."""
-    expected, found = ("–" if one is None else str(one) for one in (accepted, measured))
+    """Compare one quantity; of a model that `is_new`, of which nothing was accepted, only the equivalence checks."""
     status: Status
-    status, note = "not measured", ""
-    if measured is not None:
-        status, note = "not in the baseline", ""
-    if accepted is not None and measured is not None:
+    if is_new and measured is not None and measured.kind == "error":
+        accepted = Quantity(kind="error")
+    expected, found = ("–" if one is None else str(one) for one in (accepted, measured))
+    if measured is None:
+        status, note = "not measured", ""
+    elif accepted is not None:
         status, note = _compare(accepted, measured, same_torch=same_torch)
         if measured.kind == accepted.kind == "error":
             expected = "–" if measured.limit is None else f"at most {measured.limit:.1e}"
+    elif is_new:
+        status, note = "not compared", "its model is not in the baseline: retbench baseline accept exact"
+    else:
+        status, note = "not in the baseline", ""
+    outcome = _OUTCOMES.get(status, "error")
     data = {"name": name, "status": status, "expected": expected, "found": found, "note": note}
-    return DecidedItem(
-        name, "quantity", status, _OUTCOMES.get(status, "error"), expected, found, note, data=data
-    )
+    return DecidedItem(name, "quantity", status, outcome, expected, found, note, data=data)
 
 
 def _compare(accepted: Quantity, measured: Quantity, *, same_torch: bool) -> tuple[Status, str]:
@@ -137,9 +130,9 @@ def _compare(accepted: Quantity, measured: Quantity, *, same_torch: bool) -> tup
             value, limit = measured.value, measured.limit
             is_equal = value is not None and limit is not None and value <= limit
         case "loss" if measured.value is not None and accepted.value is not None:
-            change = abs(measured.value / accepted.value - 1)
-            is_equal = change <= (accepted.limit or 0.0)
-            note = f"relative change {change:.1e}, limit {accepted.limit:.0e}"
+            limit, change = accepted.limit or 0.0, abs(measured.value - accepted.value)
+            is_equal = change <= limit * abs(accepted.value)
+            note = f"change {change:.1e}, limit {limit * abs(accepted.value):.0e}"
     return "equal" if is_equal else "changed", note
 
 

@@ -23,7 +23,7 @@ from retbench.models.equivalence import check_equivalence
 from retbench.regress.machine_independent import Quantities, Quantity
 
 SIZE, VOCAB_SIZE = "1m", 256
-"""Of the models that run; a token is a byte."""
+"""Size and vocabulary of the models that run; a token is a byte."""
 PAPER_SIZE = "6.7b"
 DEPTH = 1021
 """Tokens of the text."""
@@ -36,7 +36,7 @@ TINY = torch.finfo(torch.float64).tiny
 NLL_TOLERANCE = {"float64": 1e-9, "float32": 1e-5}
 """Relative: another order of the same additions changes a loss by less."""
 MARGIN_TOLERANCE = 2e-3
-"""Where the likeliest token leads the next by at most this share of the logits' rms, either is right."""
+"""Lead of the likeliest token over the next, as a share of the logits' rms, up to which either is right."""
 
 _NORM_SPREAD = 0.25
 """Weights of norms are spread by this about 1, and biases about 0, so that each of them changes the result."""

@@ -1,7 +1,6 @@
 """Record sets: the newest comparable records of a file or folder, as values by point and round."""
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import pairwise
@@ -10,7 +9,7 @@ from pathlib import Path
 from retbench.architectures.registry import is_baseline
 from retbench.errors import RecordError
 from retbench.records.record import Record, Status
-from retbench.regress.items import MeasurementPoint, Values, is_compared
+from retbench.regress.items import MeasurementPoint, is_compared
 from retbench.report.frames import load_results, started
 from retbench.report.selection import select
 from retbench.workloads.workload import WORKLOADS, find_workload
@@ -96,10 +95,6 @@ class RecordSet:
                 rounds.setdefault(record.round, {})[point_of(record)] = value_of(record)
         return dict(sorted(rounds.items()))
 
-    def points(self, *, measured: bool) -> set[MeasurementPoint]:
-        """Return the points with a value in some round, or all points that have a record."""
-        return {point_of(record) for record in self.records if record.status == "ok" or not measured}
-
 
 def load_record_set(path: Path) -> RecordSet:
     """Load the newest comparable records below a path.
@@ -152,9 +147,3 @@ def are_interleaved(first: RecordSet, second: RecordSet) -> bool:
     ordered = [found for _, found in sorted(starts.items())]
     is_ordered = all(max(earlier) < min(later) for earlier, later in pairwise(ordered))
     return numbers[0] == numbers[1] and len(ordered) > 1 and is_ordered
-
-
-def geometric_mean(rounds: Sequence[Values], point: MeasurementPoint) -> float:
-    """Return the geometric mean of a point's values."""
-    logs = [math.log(values[point]) for values in rounds if point in values]
-    return math.exp(math.fsum(logs) / len(logs))

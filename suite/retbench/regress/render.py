@@ -1,7 +1,6 @@
 """Rendering of a check report: text for a terminal, Markdown for a job's summary, JSON, JUnit XML, and a figure."""
 
 import json
-import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +8,7 @@ from xml.etree import ElementTree
 
 import pandas as pd
 
-from retbench.errors import StorageError, unknown_name
+from retbench.errors import StorageError, printable, unknown_name
 from retbench.files import check_writable
 from retbench.regress.report import NOT_COMPARABLE, VERDICTS, CheckReport, DecidedItem, Gap, Outcome
 from retbench.report.formats import escape_markdown, markdown_table
@@ -18,9 +17,6 @@ from retbench.stats.intervals import Interval
 _GAPS: dict[Gap, Outcome] = {"broken": "failure", "fixed": "skipped", "absent": "error", "both": "skipped"}
 _TIME_FILES = {"md": "check.md", "json": "check.json", "junit": "junit.xml"}
 _QUANTITY_FILES = {"md": "exact.md", "json": "exact-report.json", "junit": "exact-junit.xml"}
-
-_FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-"""Characters that XML 1.0 does not allow, such as the escapes of a coloured traceback."""
 
 
 def render(report: CheckReport, form: str, *, strict: bool) -> str:
@@ -58,16 +54,17 @@ def _table(report: CheckReport) -> list[tuple[str, ...]]:
     rows = [_row(item) for item in sorted(shown, key=lambda item: VERDICTS.index(item.verdict))]
     header = _columns(report)
     used = [index for index in range(len(header)) if any(row[index] for row in rows)]
-    return [tuple(row[index] for index in used) for row in (header, *rows)] if rows else []
+    return [tuple(printable(row[index]) for index in used) for row in (header, *rows)] if rows else []
 
 
 def _prose(report: CheckReport) -> list[str]:
-    """Return everything but the table, one line each, the outcome first."""
+    """Return everything but the table and the sides, one line each, the outcome first."""
     lines = [report.headline, *report.sentences]
     lines += [f"differs: {difference}" for difference in report.hard]
     lines += [f"missing: {one}" for one in report.missing]
     lines += [f"may explain a difference: {difference}" for difference in report.soft]
-    return [*lines, report.method, *(f"note: {note}" for note in report.notes)]
+    lines += [report.method, *(f"note: {note}" for note in report.notes)]
+    return [printable(line) for line in lines]
 
 
 def _to_text(report: CheckReport, strict: bool) -> str:
@@ -75,18 +72,13 @@ def _to_text(report: CheckReport, strict: bool) -> str:
     rows = _table(report)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-    sides = [f"first:  {report.first}", f"second: {report.second}"]
+    sides = [f"first:  {printable(report.first)}", f"second: {printable(report.second)}"]
     return "\n".join([*lines, *([""] if lines else []), *sides, *_prose(report)]) + "\n"
 
 
 def _to_markdown(report: CheckReport, strict: bool) -> str:
-    lines = [
-        f"### retbench: {report.headline}",
-        "",
-        f"First: {report.first}  ",
-        f"Second: {report.second}",
-        "",
-    ]
+    first, second = (escape_markdown(printable(side)) for side in (report.first, report.second))
+    lines = [f"### retbench: {report.headline}", "", f"First: {first}  ", f"Second: {second}", ""]
     if rows := _table(report):
         lines += [markdown_table(pd.DataFrame(rows[1:], columns=list(rows[0]))), ""]
     lines += [f"- {escape_markdown(line)}" for line in _prose(report)[1:]]
@@ -125,10 +117,9 @@ def _to_junit(report: CheckReport, strict: bool) -> str:
     suite.set("errors", str(counts["error"]))
     suite.set("skipped", str(counts["skipped"]))
     for name, kind, outcome, message in cases:
-        shown = _FORBIDDEN.sub("", name)
-        case = ElementTree.SubElement(suite, "testcase", name=shown, classname=f"retbench.{kind}")
+        case = ElementTree.SubElement(suite, "testcase", name=printable(name), classname=f"retbench.{kind}")
         if outcome != "passed":
-            ElementTree.SubElement(case, outcome, message=_FORBIDDEN.sub("", message))
+            ElementTree.SubElement(case, outcome, message=printable(message))
     ElementTree.indent(suite)
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(suite, encoding="unicode") + "\n"
 

@@ -17,6 +17,8 @@ _FAILURES = ("regressed", "changed", "not in the baseline", "not measured")
 VERDICTS = (*_FAILURES, "improved", "inconclusive", "not compared", "same", "equal")
 """In the order of tables and headlines."""
 
+SIDES = {"broken": "second", "fixed": "first", "both": "both"}
+"""The side without a value, by the kind of gap; of the other kind either side may lack it."""
 _GAP_WORDS: dict[Gap, str] = {
     "broken": "failed on the second side",
     "fixed": "failed on the first side alone",

@@ -7,27 +7,35 @@ that adds the packages that are not installed. It is kept for the next check.
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import sysconfig
 import tempfile
-import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import distributions
 from pathlib import Path
 
+from packaging.requirements import InvalidRequirement, Requirement
+
 import retbench
-from retbench.errors import ConfigError, UnsupportedError
+from retbench.errors import ConfigError, UnsupportedError, shown
+from retbench.parsing import parse_toml
 from retbench.run.locks import Interrupted
 from retbench.run.protocol import VERSION
+
+if sys.platform != "win32":
+    import fcntl
 
 Notify = Callable[[str], None]
 """Receives progress messages."""
 
 _POLL_S = 0.1
+_PREFIX = "retbench-check-"
+"""Prefix of the temporary folder of a check, which holds the git worktree."""
 _ADVICE = "Measure both with `retbench run`, each where it runs, then use `retbench compare`."
 
 _ASK = """
@@ -117,6 +125,8 @@ def working_tree(root: Path) -> Revision:
 def commit(root: Path, ref: str, notify: Notify, stop: StopRequest | None = None) -> Iterator[Revision]:
     """Check out a commit, branch or tag in a worktree, which is removed when the block ends.
 
+    Its code runs here, and its dependencies may be installed. Worktrees that killed checks left are removed.
+
     Raises:
         Interrupted: the user requested a stop.
         ConfigError: there is no such commit, or it holds no retbench.
@@ -124,16 +134,68 @@ def commit(root: Path, ref: str, notify: Notify, stop: StopRequest | None = None
     """
     stop = stop or StopRequest()
     found = _resolve(root, ref)
-    with tempfile.TemporaryDirectory(prefix="retbench-check-") as folder:
-        tree = Path(folder) / "tree"
+    _remove_leftovers(root)
+    with _locked_folder() as folder:
+        tree = folder / "tree"
         _git(root, "worktree", "add", "--quiet", "--detach", str(tree), found)
         try:
             if not (tree / "suite" / "retbench").is_dir():
-                raise ConfigError(f"--against {ref}: that commit has no suite/retbench. Give a later one.")
+                raise ConfigError(
+                    f"--against {shown(ref)}: that commit has no suite/retbench. Give a later one."
+                )
             python = _interpreter(root, tree, notify, stop)
             yield _revision(f"{ref} ({found[:10]})", tree, python, stop)
         finally:
             _git(root, "worktree", "remove", "--force", str(tree))
+
+
+@contextmanager
+def _locked_folder() -> Iterator[Path]:
+    """Yield a new temporary folder, which is locked until it is removed or this process has ended."""
+    if sys.platform == "win32":  # which cannot lock a folder
+        with tempfile.TemporaryDirectory(prefix=_PREFIX) as name:
+            yield Path(name)
+        return
+    draft = Path(tempfile.mkdtemp(prefix="retbench-draft-"))
+    descriptor = os.open(draft, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    # Another check may remove a folder of this name that is not locked.
+    folder = draft.rename(draft.with_name(draft.name.replace("retbench-draft-", _PREFIX)))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(descriptor)
+
+
+def _remove_leftovers(root: Path) -> None:
+    """Remove the folders of checks that were killed, and their worktrees in this repository."""
+    lines = _git(root, "worktree", "list", "--porcelain").splitlines()
+    trees = [Path(line.removeprefix("worktree ")) for line in lines if line.startswith("worktree ")]
+    trees = [tree for tree in trees if tree.parent.name.startswith(_PREFIX)]
+    for folder in {*Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"), *(tree.parent for tree in trees)}:
+        if _is_left_over(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+    for tree in trees:
+        if not tree.exists():
+            _git(root, "worktree", "remove", "--force", str(tree))
+
+
+def _is_left_over(folder: Path) -> bool:
+    """Return whether a folder is this user's, and no process has locked it."""
+    if sys.platform == "win32":
+        return False
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.fstat(descriptor).st_uid == os.getuid()
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
 
 
 def _resolve(root: Path, ref: str) -> str:
@@ -143,8 +205,8 @@ def _resolve(root: Path, ref: str) -> str:
         if found := _git(root, *words, quiet=True):
             return found
     raise ConfigError(
-        f"--against {ref}: there is no such commit in {root}. Give a commit, branch or tag; in a shallow clone, fetch "
-        "it first (`git fetch --depth 1 origin REF`, then --against FETCH_HEAD)."
+        f"--against {shown(ref)}: there is no such commit in {root}. Give a commit, branch or tag; in a shallow clone, "
+        "fetch it first (`git fetch --depth 1 origin REF`, then --against FETCH_HEAD)."
     )
 
 
@@ -174,7 +236,7 @@ def _interpreter(root: Path, tree: Path, notify: Notify, stop: StopRequest) -> P
     A new environment sees everything that is installed here and adds the rest. Both sides must share what they can, or
     nothing could be compared.
     """
-    mine, theirs = (_dependencies(folder) for folder in (root, tree))
+    mine, theirs = (read_dependencies(folder) for folder in (root, tree))
     if mine == theirs:
         notify("both revisions have the same dependencies: the base uses the installed ones")
         return Path(sys.executable)
@@ -185,11 +247,9 @@ def _interpreter(root: Path, tree: Path, notify: Notify, stop: StopRequest) -> P
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     if not (folder / "complete").exists():
         notify(f"the base has other dependencies: installing the missing ones in {folder}")
-        with tempfile.TemporaryDirectory(prefix="retbench-check-") as scratch:
-            # Killed programs leave their temporary files there.
-            variables = {**_variables(), "TMPDIR": scratch}
-            _create_environment(folder, variables, stop)
-            done = stop.run([str(python), "-m", "pip", "install", "--quiet", *theirs], variables)
+        variables = {**_variables(), "TMPDIR": str(tree.parent)}  # killed programs leave their files there
+        _create_environment(folder, variables, stop)
+        done = stop.run([str(python), "-m", "pip", "install", "--quiet", "--", *theirs], variables)
         if done.returncode:
             raise UnsupportedError(
                 f"the base's dependencies cannot be installed: {done.stderr.strip()[-500:]}. {_ADVICE}"
@@ -212,13 +272,35 @@ def _create_environment(folder: Path, variables: Mapping[str, str], stop: StopRe
     (own / "checkout.pth").write_text("\n".join(shared) + "\n", encoding="utf-8")
 
 
-def _dependencies(folder: Path) -> list[str]:
-    """Return the dependencies of a revision, sorted."""
+def read_dependencies(folder: Path) -> list[str]:
+    """Return the dependencies of a revision, sorted.
+
+    Raises:
+        ConfigError: its pyproject.toml cannot be read, or a dependency is not a requirement of PEP 508, which pip could
+            take for an option, or names a file.
+    """
+    path = folder / "pyproject.toml"
     try:
-        project = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-        return sorted(project["dependencies"])
-    except (OSError, KeyError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"{folder}: its pyproject.toml states no dependencies: {error}.") from error
+        found = parse_toml(path.read_text(encoding="utf-8"))["project"]["dependencies"]
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"{path}: it states no dependencies: {shown(str(error))}.") from error
+    if not isinstance(found, list):
+        raise ConfigError(f"{path}: project.dependencies is {shown(found)}, and must be a list.")
+    return sorted(_requirement(one, path) for one in found)
+
+
+def _requirement(text: object, path: Path) -> str:
+    """Return a dependency as pip reads it."""
+    try:
+        requirement = Requirement(text) if isinstance(text, str) else None
+    except InvalidRequirement:
+        requirement = None
+    if requirement is None or not (requirement.url or "https:").startswith(("https:", "git+https:")):
+        raise ConfigError(
+            f"{path}: the dependency {shown(text)} is neither a name with versions (PEP 508) nor an https URL. "
+            "Change it, or give another commit."
+        )
+    return str(requirement)
 
 
 def _git(root: Path, *words: str, quiet: bool = False) -> str:

@@ -23,7 +23,7 @@ from retbench.records.record import Gate, Record, parse_record
 from retbench.regress.comparability import FactDifference, key_differences
 from retbench.regress.items import MeasurementPoint, Pair, Times, combine_blocks
 from retbench.regress.record_sets import point_of, value_of
-from retbench.regress.report import MissingPoint
+from retbench.regress.report import SIDES, Gap, MissingPoint
 from retbench.regress.revisions import Notify, Revision
 from retbench.run import protocol
 from retbench.run.process import Inbox, Interrupt, Worker, WorkerExit
@@ -75,7 +75,6 @@ class SessionSide:
     """
 
     revision: Revision
-    run: protocol.RunInfo
     folder: Path
     inbox: Inbox = field(default_factory=SimpleQueue)
     gates: dict[str, Gate] = field(default_factory=dict)
@@ -132,7 +131,7 @@ class InterleavedSession:
         self._round = 0
         self._random = random.Random(plan.settings.seed)
         self.sides = tuple(
-            SessionSide(revision, _run_info(plan, revision, folder.name), folder / name)
+            SessionSide(revision, folder / name)
             for name, revision in zip(("base", "head"), revisions, strict=True)
         )
 
@@ -206,9 +205,11 @@ class InterleavedSession:
         subjects = list(self._plan.models)
         self._random.shuffle(subjects)
         for subject in subjects:
-            while todo := [cell for cell in self._cells_of(subject) if self._is_needed(cell, points)]:
-                if self._alternate(todo, number):
-                    break
+            is_short = True
+            while is_short:  # a failed cell is not tried again, and the others need new workers
+                left = points - self.sides[0].failed.keys() - self.sides[1].failed.keys()
+                todo = [cell for cell in self._cells_of(subject) if self._point(cell) in left]
+                is_short = bool(todo) and not self._alternate(todo, number)
         if number == 0 and (differences := key_differences(*(side.records() for side in self.sides))):
             raise DifferentWork(differences)
         took, spent = time.monotonic() - since, time.monotonic() - self._begun
@@ -223,25 +224,13 @@ class InterleavedSession:
         }
 
     def missing(self) -> list[MissingPoint]:
-        """Return the points that failed on one side alone."""
+        """Return the points that failed, on one side or on both."""
         first, second = (side.failed for side in self.sides)
-        broken = [
-            MissingPoint(point, "second", second[point], "broken") for point in second.keys() - first.keys()
-        ]
-        fixed = [
-            MissingPoint(point, "first", first[point], "fixed") for point in first.keys() - second.keys()
-        ]
-        return sorted(broken + fixed, key=lambda one: one.point)
-
-    def failed_on_both(self) -> list[MeasurementPoint]:
-        """Return the points that neither side can measure."""
-        first, second = (side.failed.keys() for side in self.sides)
-        return sorted(first & second)
-
-    def _is_needed(self, cell: Cell, points: frozenset[MeasurementPoint]) -> bool:
-        """Return whether a round measures a cell; a failed cell is not tried again."""
-        point = self._point(cell)
-        return point in points and not any(point in side.failed for side in self.sides)
+        found = []
+        for point in sorted({*first, *second}):
+            gap: Gap = "fixed" if point not in second else "broken" if point not in first else "both"
+            found.append(MissingPoint(point, SIDES[gap], second.get(point) or first[point], gap))
+        return found
 
     def _cells_of(self, subject: ModelUnderTest) -> list[Cell]:
         return [cell for cell in self._plan.cells if cell.under_test.label == subject.label]
@@ -255,7 +244,13 @@ class InterleavedSession:
     def _worker(self, side: SessionSide, task: protocol.Task, todo: Sequence[Cell]) -> Worker:
         job = protocol.Job(
             task=task,
-            run=side.run,
+            run=protocol.RunInfo(
+                run_id=side.folder.parent.name,
+                experiment=self._plan.experiment.name,
+                profile=self._plan.profile_name,
+                command=self._plan.command,
+                code_revision=side.revision.code,
+            ),
             cells=tuple(todo),
             gate=side.gates.get(todo[0].under_test.label),
             records_path=side.records_path.absolute(),
@@ -314,16 +309,6 @@ class InterleavedSession:
             side.failed |= {self._point(cell): reason for cell in affected}
             return False
         return False
-
-
-def _run_info(plan: Plan, revision: Revision, run_id: str) -> protocol.RunInfo:
-    return protocol.RunInfo(
-        run_id=run_id,
-        experiment=plan.experiment.name,
-        profile=plan.profile_name,
-        command=plan.command,
-        code_revision=revision.code,
-    )
 
 
 def _require_equivalence(side: SessionSide, subject: ModelUnderTest, gate: Gate) -> None:

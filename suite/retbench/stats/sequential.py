@@ -10,7 +10,8 @@ Why the rates hold, however the noise of the items is correlated:
   first error that weight is never less than the weight of the true hypotheses. So the probability of any error at any
   analysis is at most the rate (the union bound).
 - A flagged item counts only when rounds measured anew confirm it. These are independent of the first, so that the
-  probability of a false alarm in a run is at most `flag_rate * confirm_rate`: 0.5 %.
+  probability of a false alarm in a run is at most `flag_rate * confirm_rate`: 0.5 %. That holds whether all flags are
+  confirmed at the end or those of each analysis at once: what is not confirmed is among those left again.
 - An item is called the same where both one-sided tests against the margin reject at the analysis's share of
   `miss_rate`. A difference of the margin or more is called the same at most that often.
 
@@ -18,7 +19,7 @@ The tests simulate all three.
 """
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Generic, Literal, TypeVar
@@ -193,13 +194,14 @@ class SequentialTest(Generic[Key]):
         change = self._decided[key].change
         return change.num_rounds if change else 0
 
-    def confirm(self, changes: Mapping[Key, LogRatio]) -> None:
-        """Keep the flagged items that rounds measured anew confirm; the rest becomes inconclusive."""
+    def confirm(self, changes: Mapping[Key, LogRatio], among: Collection[Key] | None = None) -> None:
+        """Keep the flagged items, or those `among` them, that new rounds confirm; the rest becomes inconclusive."""
         rate = self._rules.confirm_rate
         if rate is None:
             raise AssertionError("these rules have nothing measured again")
         for direction in ("regressed", "improved"):
-            keys = [key for key, found in self.flagged.items() if found == direction]
+            flagged = [key for key, found in self.flagged.items() if found == direction]
+            keys = [key for key in flagged if among is None or key in among]
             p_values = {
                 key: self._p_value(key, changes[key], direction) if key in changes else 1.0 for key in keys
             }

@@ -1,0 +1,85 @@
+"""A reader that goes, or a disk that is full, never ends a run and never changes its exit code: real processes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from regress.test_compare import HEAD, slower, write
+from report.synthetic_records import CPU
+from retbench.records.record import read_records
+
+RETBENCH = [sys.executable, "-m", "retbench"]
+TINY = ("--profile", "smoke", "--device", "cpu", "--set", "workloads.decode.context_len=[64]")
+
+
+def shell(command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run a command line of bash in which $RETBENCH is the program; the exit code is that of its first part."""
+    script = f"{command}; exit ${{PIPESTATUS[0]}}"
+    return subprocess.run(
+        ["bash", "-c", script],
+        cwd=cwd,
+        env={**os.environ, "RETBENCH": " ".join(RETBENCH)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+
+
+def without_reader(*words: object, stream: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run the program with a stream that nobody reads from the start."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, stream: writer}
+    try:
+        return subprocess.run([*RETBENCH, *map(str, words)], cwd=cwd, text=True, check=False, **streams)
+    finally:
+        os.close(writer)
+
+
+def test_a_run_whose_output_is_cut_measures_everything(tmp_path: Path, tiny_experiment: Path) -> None:
+    words = f"run {tiny_experiment} {' '.join(TINY)}"
+    done = shell(f"$RETBENCH {words} 2>&1 | head -n 1", tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(done.stdout.splitlines()) == 1
+    records, problems = read_records(tmp_path / "results")
+    assert [record.status for record in records] == ["ok", "ok"]
+    assert not problems
+    for stderr in ("2>/dev/full", "2>&-"):
+        again = shell(f"$RETBENCH {words} {stderr}", tmp_path)
+        assert again.returncode == 0
+        assert again.stdout.startswith("### decode")
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_the_exit_code_is_that_of_the_result(tmp_path: Path, stream: str) -> None:
+    base, head = (
+        write(tmp_path / "base.jsonl", CPU),
+        write(tmp_path / "head.jsonl", HEAD, slower(1.5, "retnet")),
+    )
+    done = without_reader("compare", base, head, "--accept-soft", stream=stream, cwd=tmp_path)
+    assert done.returncode == 1
+    assert not done.stderr
+    assert "regressed" in (done.stdout or "regressed")
+    missing = without_reader("compare", base, tmp_path / "no-such", stream=stream, cwd=tmp_path)
+    assert missing.returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "stream", "code"),
+    [(("table", "--help"), "stdout", 0), (("list",), "stdout", 0), (("rnu",), "stderr", 2)],
+)
+def test_what_nobody_reads_is_no_error(
+    tmp_path: Path, words: tuple[str, ...], stream: str, code: int
+) -> None:
+    done = without_reader(*words, stream=stream, cwd=tmp_path)
+    assert done.returncode == code
+    assert "Traceback" not in (done.stderr or "")
+
+
+def test_characters_that_an_encoding_lacks_are_escaped(tmp_path: Path) -> None:
+    done = shell("PYTHONIOENCODING=ascii $RETBENCH predict retnet --size 1m --context 1024", tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
