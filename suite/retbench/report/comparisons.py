@@ -123,7 +123,7 @@ def pair_ratios(metrics: pd.DataFrame, models: Lineup) -> pd.DataFrame:
 
 
 def by_round(metrics: pd.DataFrame, metric: str, model: str) -> pd.DataFrame:
-    """Return one cost of a sweep: a row per round, a column per context length, NaN without a value above 0."""
+    """Return one cost of a sweep: a row per round of a session, a column per context length; NaN without a value."""
     return _pivot(_rows(metrics, metric, model), "value")
 
 
@@ -132,7 +132,8 @@ def _rows(metrics: pd.DataFrame, metric: str, model: str) -> pd.DataFrame:
 
 
 def _pivot(rows: pd.DataFrame, values: str) -> pd.DataFrame:
-    return rows.pivot(index="round", columns="context_len", values=values).sort_index().sort_index(axis=1)
+    table = rows.pivot(index=["session", "round"], columns="context_len", values=values)
+    return table.sort_index(level="round", sort_remaining=False).sort_index(axis=1)
 
 
 def ratios_by_round(metrics: pd.DataFrame, metric: str, model: str, reference: str) -> pd.DataFrame:

@@ -22,7 +22,13 @@ from retbench.report.claims import judge_claims
 from retbench.report.evaluations import Evaluations, weights_table
 from retbench.report.figures import make_drawings
 from retbench.report.findings import find_costs
-from retbench.report.formats import escape_markdown, markdown_table, readable_tables
+from retbench.report.formats import (
+    code_block,
+    escape_markdown,
+    markdown_table,
+    markdown_text,
+    readable_tables,
+)
 from retbench.report.frames import Results, load_results, started
 from retbench.report.overlaps import overlap_sentences
 from retbench.report.points import group, lineup, measures_cost
@@ -281,8 +287,10 @@ def _templates() -> Environment:
     filters: dict[str, Any] = {
         "cell": escape_markdown,
         "cells": html.cells,
+        "code_block": code_block,
         "markdown": markdown_table,
         "prose": html.prose,
+        "text": markdown_text,
     }
     environment.filters.update(filters)
     return environment

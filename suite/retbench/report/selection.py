@@ -11,11 +11,11 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from retbench.errors import RecordError, unknown_name
-from retbench.records.record import Documents, Record
-from retbench.report.frames import ComparableSet, keep_latest, set_of, started
+from retbench.records.record import Documents, ModelInfo, Record
+from retbench.report.frames import ComparableSet, by_parts, keep_latest, set_of, started
 from retbench.report.points import (
     group,
     instance_of,
@@ -166,16 +166,26 @@ def _one_code(records: Sequence[Record]) -> list[Record]:
 
 def shared_settings(record: Record) -> str:
     """Return the settings that an experiment's models share, size included, as JSON with sorted keys."""
-    shared = {name: value for name, value in record.settings.items() if name not in MODEL_SETTINGS}
-    return json.dumps({**shared, "size": record.model.size}, sort_keys=True)
+    return _shared_settings(record.settings, record.model)
+
+
+@by_parts
+def _shared_settings(settings: Mapping[str, Any], model: ModelInfo) -> str:
+    shared = {name: value for name, value in settings.items() if name not in MODEL_SETTINGS}
+    return json.dumps({**shared, "size": model.size}, sort_keys=True)
 
 
 def model_settings(record: Record) -> str:
     """Return one model's own settings, configuration and code as JSON with sorted keys."""
-    own = {name: record.settings.get(name) for name in MODEL_SETTINGS}
-    model = {"architecture": record.model.architecture, "variant": record.model.variant}
-    code = {"model code": record.environment.get("model_code")}
-    return json.dumps({**record.model.config, **model, **own, **code}, sort_keys=True, default=str)
+    return _model_settings(record.settings, record.model, record.environment)
+
+
+@by_parts
+def _model_settings(settings: Mapping[str, Any], model: ModelInfo, environment: Mapping[str, Any]) -> str:
+    own = {name: settings.get(name) for name in MODEL_SETTINGS}
+    names = {"architecture": model.architecture, "variant": model.variant}
+    code = {"model code": environment.get("model_code")}
+    return json.dumps({**model.config, **names, **own, **code}, sort_keys=True, default=str)
 
 
 def _difference(other: str, chosen: str) -> str:
@@ -279,6 +289,11 @@ def matched_groups(records: Iterable[Record]) -> list[tuple[Record, ...]]:
     ordered = sorted(records, key=lambda record: record.experiment)
     lineups: dict[Hashable, list[Record]] = {}
     for of_one in group(ordered, lambda record: (record.experiment, record.model.size)).values():
-        models = {record.model.model_copy(update={"weights": None}).model_dump_json() for record in of_one}
+        models = {_without_weights(record.model) for record in of_one}
         lineups.setdefault(frozenset(models), []).extend(of_one)
     return [tuple(found) for found in lineups.values()]
+
+
+@by_parts
+def _without_weights(model: ModelInfo) -> str:
+    return model.model_copy(update={"weights": None}).model_dump_json()
