@@ -155,7 +155,7 @@ def test_a_folder_of_failures_alone_is_still_a_report(tmp_path: Path) -> None:
     assert "there is nothing to compare" in page
     assert "ended &lt;by&gt; signal 9" in page
     assert "No record here holds an equivalence check." in page
-    assert "worker ended <by> signal 9 \\|" in markdown
+    assert "worker ended \\<by> signal 9 \\|" in markdown
 
 
 def test_one_model_alone_is_still_a_report(tmp_path: Path, cpu_records: list[Record]) -> None:
