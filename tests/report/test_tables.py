@@ -1,5 +1,6 @@
 """Tables: base units for machines, readable units for people, and a status wherever there is no value."""
 
+import csv
 import io
 import json
 from collections.abc import Sequence
@@ -59,6 +60,21 @@ def test_csv_reads_back_as_the_table(cpu_records: list[Record], gpu_records: lis
         table = build_table(records, "latency")
         back = pd.read_csv(io.StringIO(render(table, "csv")))
         pd.testing.assert_frame_equal(back, table, check_dtype=False)
+
+
+@pytest.mark.parametrize("name", ["=1+1", "+cmd", "-2+3", "@SUM(A1)"])
+def test_no_cell_of_csv_is_a_formula(name: str) -> None:
+    def change(arguments: dict[str, Any]) -> dict[str, Any]:
+        metrics = {"loss_nats": Metric(unit="nats", value=-2.5), name: Metric(unit="nats", value=1.0)}
+        model = arguments["model"].model_copy(update={"name": name})
+        return arguments | {"workload": name, "metrics": metrics, "model": model}
+
+    text = render(build_table(Maker(CPU, change=change).memory(lengths=(1024,)), "memory"), "csv")
+    header, *rows = csv.reader(io.StringIO(text))
+    assert f"'{name}" in header
+    assert rows[0][:2] == [f"'{name}"] * 2
+    assert rows[0][header.index("loss_nats")] == "-2.5"
+    assert not [cell for row in [header, *rows] for cell in row if cell.startswith(("=", "+", "@"))]
 
 
 def test_json_is_a_list_of_rows_with_null_for_what_is_not_defined(cpu_records: list[Record]) -> None:

@@ -27,7 +27,9 @@ def inline_svg(svg: str, drawing: Drawing) -> str:
     if head is None:
         raise ValueError(f"figure {drawing.name}: no <svg> with a viewBox at its beginning")
     width, height = float(head[1]), float(head[2]) - style.FOOTER_IN * style.POINTS_PER_IN
-    label = f"{drawing.title}. {drawing.caption}".replace("&", "&amp;").replace('"', "&quot;")
+    label = f"{drawing.title}. {drawing.caption}".translate(
+        {ord("&"): "&amp;", ord('"'): "&quot;", ord("<"): "&lt;"}
+    )
     start = (
         f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" role="img" '
         f'viewBox="0 0 {width:g} {height:g}" aria-label="{label}">'
