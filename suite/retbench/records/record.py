@@ -26,6 +26,7 @@ from pydantic import (
     WithJsonSchema,
     model_validator,
 )
+from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import from_json, to_json
 
 from retbench.errors import RecordError, StorageError, shown
@@ -66,7 +67,8 @@ Name = Annotated[str, StringConstraints(max_length=200, pattern=f"^[^{_CONTROL}]
 """A name that tables, figures and files show."""
 
 Count = Annotated[int, Field(ge=0, le=2**53)]
-"""A number of things; up to the limit a float holds it exactly."""
+Size = Annotated[int, Field(ge=1, le=2**53)]
+"""A number of things, and one above 0; up to the limit a float holds them exactly."""
 
 AnyFloat = Annotated[
     float, WithJsonSchema({"anyOf": [{"type": "number"}, {"enum": list(NONFINITE), "type": "string"}]})
@@ -161,13 +163,13 @@ class ModelInfo(Part):
 class Point(Part):
     """Coordinates of a record in the sweep."""
 
-    batch_size: Count = Field(ge=1)
-    context_len: Count = Field(ge=1)
+    batch_size: Size
+    context_len: Size
     task: Name | None = None
     """Corpus or zero-shot task of a quality workload."""
     protocol: Protocol | None = None
     """Protocol by which documents were cut."""
-    stride: Count | None = Field(default=None, ge=1)
+    stride: Size | None = None
     """Tokens between the beginnings of two windows in the protocol `strided`."""
     num_fewshot: Count | None = None
     """Number of few-shot examples in the prompt."""
@@ -260,9 +262,17 @@ def utc_now() -> str:
 
 def record_schema() -> dict[str, Any]:
     """Return the JSON Schema of a record, which `record.schema.json` holds too."""
-    schema = Record.model_json_schema()
+    schema = Record.model_json_schema(schema_generator=_WithoutTitles)
     schema["properties"]["schema_version"]["enum"] = list(READABLE_VERSIONS)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+class _WithoutTitles(GenerateJsonSchema):
+    """Writes a schema in which no field has a title, which would repeat its name."""
+
+    def field_title_should_be_set(self, schema: Any) -> bool:
+        """Return False."""
+        return False
 
 
 def append_record(path: Path, record: Record) -> None:
