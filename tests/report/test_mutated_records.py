@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,12 @@ from hypothesis import strategies as st
 
 from report.synthetic_records import CPU, SMALL, SMALL_TRAINER, Maker
 from report.synthetic_scores import ScoreMaker
-from retbench.errors import RetbenchError
+from retbench.errors import RecordError
 from retbench.records.record import Record
 from retbench.report.claim_tables import claims_json, claims_markdown
 from retbench.report.claims import judge_claims
 from retbench.report.formats import FORMATS, render
-from retbench.report.frames import Results, load_results
+from retbench.report.frames import load_results
 from retbench.report.report import make_page
 from retbench.report.selection import select
 from retbench.report.tables import contents_of, table_of
@@ -41,18 +40,18 @@ odd_values = st.sampled_from([*ODD_NUMBERS, *ODD_TEXTS, *ODD_OBJECTS])
 def published(experiment: str) -> list[Record]:
     """Every tenth record of an experiment, as an earlier version wrote them."""
     found = [record for record in load_results(PUBLISHED).records if record.experiment == experiment]
-    return found[:: len(found) // 8]
+    return found[:: len(found) // 6]
 
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, list[Any]]:
     """Records as JSON values, by the folder that holds their documents."""
-    scores = ScoreMaker(tmp_path_factory.mktemp("scores"), seeds={"1m": (0, 1), "6m": (0,)}, num_documents=12)
+    scores = ScoreMaker(tmp_path_factory.mktemp("scores"), seeds={"1m": (0,), "6m": (0,)}, num_documents=12)
     scores.trainings()
     scores.perplexities("wikitext-103", "whole", 2048)
     scores.zeroshots(0, ("piqa",))
     (folder,) = {path.parent for path in scores.root.rglob("*.documents.jsonl.gz")}
-    costs = [one for one in Maker(CPU).latency((1024, 2048, 4096)) if one.round < 2]
+    costs = [one for one in Maker(CPU).latency((1024, 2048)) if one.round < 2]
     found: dict[Path, list[Record]] = {folder: scores.records}
     for name, records in {
         "costs": [*costs, *Maker(CPU).memory((1024, 2048))],
@@ -106,30 +105,31 @@ def change(target: Any, path: list[Any], last: Any, what: str, value: Any) -> No
         return
 
 
-def is_made_of(folder: Path, records: list[Any], *, with_page: bool) -> Results:
-    """Make everything that is made of a results folder."""
+def make_everything(folder: Path, records: list[Any], form: str, *, with_page: bool) -> None:
+    """Make everything that is made of a results folder, unless none of its lines can be read."""
     lines = [json.dumps(record) for record in records]
     (folder / "run.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    results = load_results(folder)
+    try:
+        results = load_results(folder)
+    except RecordError as error:
+        assert "no record that can be read" in str(error)  # noqa: PT017 - the only reason to make nothing
+        return
     assert all(problem.isprintable() and len(problem) < 2000 for problem in results.problems)
     for experiment in {record.experiment for record in results.records}:
         table = table_of(contents_of(select(results.records, experiment, results.folders)), experiment)
-        for form in FORMATS:
-            text = render(table, form)
-            assert text.replace("\n", "").replace("\t", "").isprintable()
+        text = render(table, form)
+        assert text.replace("\n", "").replace("\t", "").isprintable()
     judged = judge_claims(results)
     json.dumps(claims_json(judged), allow_nan=False)
     assert claims_markdown(judged)
     if with_page:
         make_page(results)
-    return results
 
 
 def check(sources: dict[Path, list[Any]], data: st.DataObject, *, with_page: bool) -> None:
     folder = data.draw(st.sampled_from([*sources]))
     records = data.draw(mutations(sources[folder]))
-    with suppress(RetbenchError):  # no record is left, or values that no statistics can be made of
-        is_made_of(folder, records, with_page=with_page)
+    make_everything(folder, records, data.draw(st.sampled_from(FORMATS)), with_page=with_page)
 
 
 @settings(
@@ -150,4 +150,4 @@ def test_mutated_records_make_tables_claims_and_a_report(
 )
 @given(st.data())
 def test_ten_thousand_mutated_record_sets(sources: dict[Path, list[Any]], data: st.DataObject) -> None:
-    check(sources, data, with_page=data.draw(st.integers(0, 19)) == 0)
+    check(sources, data, with_page=data.draw(st.integers(0, 39)) == 0)

@@ -419,7 +419,10 @@ _OWN = frozenset({"started_at", "error", "metrics", "series", "documents"})
 @cache
 def _validators() -> dict[str, TypeAdapter[Any]]:
     """Return the validator of each field of a record."""
-    return {name: TypeAdapter(Annotated[one.annotation, one]) for name, one in Record.model_fields.items()}
+    kinds: dict[str, Any] = {
+        name: Annotated[one.annotation, one] for name, one in Record.model_fields.items()
+    }
+    return {name: TypeAdapter(kind) for name, kind in kinds.items()}
 
 
 def _read_object(line: bytes) -> dict[str, Any]:

@@ -79,7 +79,9 @@ def compare_rounds(mine: Rounds, theirs: Rounds) -> tuple[Interval, bool] | None
     """Return the ratio of two models' values, and whether it is unpaired.
 
     Models that share a measurement session are compared in the rounds that both have there; None without such a round.
+    A cost is above 0: other values do not count.
     """
+    mine, theirs = ({key: value for key, value in side.items() if value > 0} for side in (mine, theirs))
     shared = sorted(mine.keys() & theirs.keys(), key=lambda key: key[1])
     if shared:
         paired = ratio_interval([mine[key] for key in shared], [theirs[key] for key in shared], CONFIDENCE)
@@ -98,7 +100,7 @@ def cost_ratio(mine: pd.DataFrame, theirs: pd.DataFrame) -> CostRatio | None:
 
 def _rounds(rows: pd.DataFrame) -> Rounds:
     found = zip(rows["session"], rows["round"], rows["value"], strict=True)
-    return {(str(session), int(number)): float(value) for session, number, value in found if value > 0}
+    return {(str(session), int(number)): float(value) for session, number, value in found}
 
 
 def pair_ratios(metrics: pd.DataFrame, models: Lineup) -> pd.DataFrame:

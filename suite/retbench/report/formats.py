@@ -231,7 +231,13 @@ def _answer_lines(rows: Sequence[Row]) -> Iterator[dict[str, str]]:
             line |= {model: _score(sides.get(model), metric) for model in models}
             if metric in ACCURACIES:
                 difference = f"{metric}_difference"
-                line |= _compared(sides, challengers, difference, "difference, points", _points)
+                line |= _compared(
+                    sides,
+                    challengers,
+                    difference,
+                    "difference, points",
+                    lambda value: f"{POINTS * value:+.1f}",
+                )
                 line |= _compared(sides, challengers, f"{metric}_mcnemar_p", "McNemar p", format_p)
             yield line
     for (shots, size, seed), accuracies in means.items():
@@ -240,11 +246,6 @@ def _answer_lines(rows: Sequence[Row]) -> Iterator[dict[str, str]]:
             tasks, values = found
             line = {"task": f"mean of {', '.join(tasks)}", "shots": shots, "size": size, "seed": seed}
             yield line | {"metric": "acc", **{model: format_percent(values[model]) for model in models}}
-
-
-def _points(difference: float) -> str:
-    """Return a difference of accuracies in percentage points."""
-    return f"{POINTS * difference:+.1f}"
 
 
 def _scores_of(sides: Mapping[str, Row]) -> list[str]:
@@ -351,14 +352,16 @@ def to_markdown(frame: pd.DataFrame) -> str:
     return "\n".join(blocks)
 
 
-_LATEX_SPECIAL = {
-    "\\": r"\textbackslash{}",
-    **{character: rf"\{character}" for character in "%&_#${}"},
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "–": "--",
-    "µ": r"\textmu{}",
-}
+_LATEX = str.maketrans(
+    {
+        "\\": r"\textbackslash{}",
+        **{character: rf"\{character}" for character in "%&_#${}"},
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "–": "--",
+        "µ": r"\textmu{}",
+    }
+)
 
 
 def to_latex(frame: pd.DataFrame) -> str:
@@ -366,7 +369,7 @@ def to_latex(frame: pd.DataFrame) -> str:
     blocks = []
     for workload, table in readable_tables(frame).items():
         rows = [list(table.columns), *table.itertuples(index=False)]
-        head, *body = (" & ".join(_escape_latex(str(cell)) for cell in row) + r" \\" for row in rows)
+        head, *body = (" & ".join(str(cell).translate(_LATEX) for cell in row) + r" \\" for row in rows)
         columns = "l" + "r" * (len(table.columns) - 1)
         begin = [
             f"% {' '.join(workload.split())}",
@@ -377,10 +380,6 @@ def to_latex(frame: pd.DataFrame) -> str:
         ]
         blocks.append("\n".join([*begin, *body, r"\bottomrule", r"\end{tabular}", ""]))
     return "\n".join(blocks)
-
-
-def _escape_latex(text: str) -> str:
-    return "".join(_LATEX_SPECIAL.get(character, character) for character in text)
 
 
 _WRITERS: dict[str, Callable[[pd.DataFrame], str]] = {

@@ -10,30 +10,24 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import cache, wraps
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, TypeVar
 
 import pandas as pd
 
 from retbench.errors import RecordError
 from retbench.records.record import Documents, Record, computing_versions, read_files, visible
 
-Parts = ParamSpec("Parts")
 Value = TypeVar("Value")
 
 _NEVER = datetime.min.replace(tzinfo=UTC)
 _CLOCK_SKEW = timedelta(days=1)
 """By how much the clocks of two machines may differ."""
 
-_TEXT, _COUNT, _NUMBER = "string", "Int64", "float64"
-
-_RECORD_FIELDS = ("experiment", "workload", "status", "error")
-_POINT_COUNTS = ("batch_size", "context_len", "num_fewshot")
-_POINT_TEXTS = ("task", "protocol")
-
 OBSERVATION_COLUMNS: dict[str, str] = {
-    **dict.fromkeys((*_RECORD_FIELDS, "model", "size", *_POINT_TEXTS, "session", "metric", "unit"), _TEXT),
-    **dict.fromkeys((*_POINT_COUNTS, "round"), _COUNT),
-    "value": _NUMBER,
+    **dict.fromkeys(("experiment", "workload", "status", "error", "model", "session"), "string"),
+    **dict.fromkeys(("batch_size", "context_len", "round"), "Int64"),
+    **dict.fromkeys(("metric", "unit"), "string"),
+    "value": "float64",
 }
 
 
@@ -106,7 +100,7 @@ def _no_collection() -> Iterator[None]:
             gc.enable()
 
 
-def by_parts(function: Callable[Parts, Value]) -> Callable[Parts, Value]:
+def by_parts(function: Callable[..., Value]) -> Callable[..., Value]:
     """Remember the values of a function of parts of records, which are the same objects in the records of a run.
 
     They are not compared, which would take longer than most such functions. They are kept, so that no other object
@@ -115,10 +109,10 @@ def by_parts(function: Callable[Parts, Value]) -> Callable[Parts, Value]:
     known: dict[tuple[int, ...], tuple[object, Value]] = {}
 
     @wraps(function)
-    def remembered(*parts: Parts.args, **named: Parts.kwargs) -> Value:
+    def remembered(*parts: object) -> Value:
         key = tuple(map(id, parts))
         if key not in known:
-            known[key] = parts, function(*parts, **named)
+            known[key] = parts, function(*parts)
         return known[key][1]
 
     return remembered
@@ -186,12 +180,13 @@ def _future_sentences(path: Path, records: Iterable[Record]) -> list[str]:
     ]
 
 
-def keep_latest(records: Sequence[Record]) -> list[Record]:
+def keep_latest(records: Iterable[Record]) -> list[Record]:
     """Return one record per (set, experiment, cell, round): the latest that is ok, else the latest failure.
 
     Of one run the record that was written last is the latest, whatever its clock said. Of several runs it is that of
     the run which was started last.
     """
+    records = list(records)
     begun: dict[str, datetime] = {}
     for record in records:
         begun[record.run_id] = max(started(record), begun.get(record.run_id, _NEVER))
@@ -214,22 +209,12 @@ def observations(records: Sequence[Record]) -> pd.DataFrame:
     Returns:
         Columns `OBSERVATION_COLUMNS`, with their types also without rows.
     """
-    rows = [
-        _cell_row(record) | values
-        for record in records
-        for values in (_values(record) or [{"metric": None, "unit": None, "value": None}])
-    ]
+    rows: list[tuple[object, ...]] = []
+    for record in records:
+        words = (record.experiment, record.workload, record.status, record.error, record.model.name)
+        cell = (*words, session_of(record), record.point.batch_size, record.point.context_len, record.round)
+        metrics = record.metrics.items() if record.status == "ok" else ()
+        rows += [(*cell, name, metric.unit, metric.value) for name, metric in metrics] or [
+            (*cell, *[None] * 3)
+        ]
     return pd.DataFrame(rows, columns=list(OBSERVATION_COLUMNS)).astype(OBSERVATION_COLUMNS)
-
-
-def _values(record: Record) -> list[dict[str, Any]]:
-    metrics = record.metrics.items() if record.status == "ok" else ()
-    return [{"metric": name, "unit": metric.unit, "value": metric.value} for name, metric in metrics]
-
-
-def _cell_row(record: Record) -> dict[str, Any]:
-    """Return the columns that every row of a record shares."""
-    own = {name: getattr(record, name) for name in (*_RECORD_FIELDS, "round")}
-    point = {name: getattr(record.point, name) for name in (*_POINT_COUNTS, *_POINT_TEXTS)}
-    model = {"model": record.model.name, "size": record.model.size}
-    return {**own, **point, **model, "session": session_of(record)}

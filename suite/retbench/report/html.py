@@ -65,14 +65,7 @@ def colour_rules() -> dict[str, str]:
 
 def cells(table: pd.DataFrame) -> Iterator[list[tuple[str, str | None]]]:
     """Yield the rows of a table of text, each cell with its sort key in base units; None where it has no number."""
-    columns = []
-    for position in range(table.shape[1]):
-        texts = [str(cell) for cell in table.iloc[:, position]]
-        values = read_column(texts)
-        columns.append(
-            [
-                (text, None if value is None else f"{value:.6g}")
-                for text, value in zip(texts, values, strict=True)
-            ]
-        )
-    return (list(row) for row in zip(*columns, strict=True))
+    columns = [[str(cell) for cell in table.iloc[:, position]] for position in range(table.shape[1])]
+    keys = [[None if key is None else f"{key:.6g}" for key in read_column(texts)] for texts in columns]
+    rows = zip(zip(*columns, strict=True), zip(*keys, strict=True), strict=True)
+    return (list(zip(*row, strict=True)) for row in rows)

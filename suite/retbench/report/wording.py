@@ -4,6 +4,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
 
 from retbench.records.record import Record
@@ -47,9 +48,7 @@ def csv_text(table: pd.DataFrame) -> str:
     for position, kind in enumerate(safe.dtypes):
         if not pd.api.types.is_numeric_dtype(kind):
             cells = [_not_formula(cell) for cell in safe.iloc[:, position]]
-            safe.isetitem(
-                position, pd.Series(cells, safe.index, dtype=object)
-            )  # numbers in it stay as they are
+            safe.isetitem(position, np.array(cells, dtype=object))  # whole numbers beside None stay whole
     return safe.to_csv(index=False, na_rep="NA", lineterminator="\n")
 
 
