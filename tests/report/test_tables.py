@@ -4,12 +4,15 @@ import csv
 import io
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+from typer.testing import CliRunner
 
 from report.synthetic_records import CPU, Maker
+from retbench.cli import app
 from retbench.errors import ConfigError, RecordError
 from retbench.records.record import Metric, Record
 from retbench.report.formats import FORMATS, render
@@ -75,6 +78,24 @@ def test_no_cell_of_csv_is_a_formula(name: str) -> None:
     assert rows[0][:2] == [f"'{name}"] * 2
     assert rows[0][header.index("loss_nats")] == "-2.5"
     assert not [cell for row in [header, *rows] for cell in row if cell.startswith(("=", "+", "@"))]
+
+
+@pytest.mark.parametrize(
+    "command", [*(["table", "memory", "--format", form] for form in FORMATS), ["claims"]]
+)
+def test_no_control_character_of_a_folder_reaches_the_terminal(tmp_path: Path, command: list[str]) -> None:
+    clear = "\x1b[2J\x9b\u202e"
+    records = Maker(CPU).memory(lengths=(1024, 2048))
+    lines = [
+        record.model_dump_json().replace("retnet", f"ret{json.dumps(clear)[1:-1]}net") for record in records
+    ]
+    (tmp_path / f"run{clear}.jsonl").write_text(
+        "\n".join([*lines, f'{{"{clear}', f'{{"schema_version": "{clear}"}}']), encoding="utf-8"
+    )
+    done = CliRunner().invoke(app, [*command, "--results", str(tmp_path)])
+    assert done.exit_code == 0
+    assert done.stderr.count("run\\x1b[2J\\x9b\\u202e.jsonl:") == 2
+    assert done.output.replace("\n", "").replace("\t", "").replace("\u00a0", " ").isprintable()
 
 
 def test_json_is_a_list_of_rows_with_null_for_what_is_not_defined(cpu_records: list[Record]) -> None:

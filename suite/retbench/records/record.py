@@ -28,6 +28,7 @@ from pydantic import (
 )
 from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import from_json, to_json
+from typing_extensions import TypeAliasType
 
 from retbench.errors import RecordError, StorageError, shown
 from retbench.parsing import check_storable
@@ -63,11 +64,11 @@ MAX_LINE_BYTES = 16 * 2**20
 _CONTROL = r"\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069"
 """Characters that move a cursor, end a line, or turn the direction of text, as ranges of a pattern."""
 
-Name = Annotated[str, StringConstraints(max_length=200, pattern=f"^[^{_CONTROL}]*$")]
+Name = TypeAliasType("Name", Annotated[str, StringConstraints(max_length=200, pattern=f"^[^{_CONTROL}]*$")])
 """A name that tables, figures and files show."""
 
-Count = Annotated[int, Field(ge=0, le=2**53)]
-Size = Annotated[int, Field(ge=1, le=2**53)]
+Count = TypeAliasType("Count", Annotated[int, Field(ge=0, le=2**53)])
+Size = TypeAliasType("Size", Annotated[int, Field(ge=1, le=2**53)])
 """A number of things, and one above 0; up to the limit a float holds them exactly."""
 
 AnyFloat = Annotated[

@@ -17,6 +17,7 @@ from retbench.units import format_percent, format_tokens
 from retbench.workloads.workload import WORKLOADS, Replicate
 
 Key = TypeVar("Key", bound=Hashable)
+Item = TypeVar("Item")
 
 MAX_MISMATCH = 0.01
 """Largest relative difference of non-embedding parameters between two models that are compared."""
@@ -144,11 +145,11 @@ def accuracy(record: Record) -> tuple[float, int] | None:
     return share.value, documents.num_documents
 
 
-def group(records: Iterable[Record], key: Callable[[Record], Key]) -> dict[Key, list[Record]]:
-    """Return the records by a key, in their order."""
-    groups: dict[Key, list[Record]] = {}
-    for record in records:
-        groups.setdefault(key(record), []).append(record)
+def group(items: Iterable[Item], key: Callable[[Item], Key]) -> dict[Key, list[Item]]:
+    """Return records or other items by a key, in their order."""
+    groups: dict[Key, list[Item]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
     return groups
 
 
