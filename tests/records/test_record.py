@@ -33,7 +33,7 @@ from retbench.records.record import (
 
 SCHEMA_PATH = Path(retbench.__file__).parent / "records" / "record.schema.json"
 
-finite = st.floats(allow_nan=False, allow_infinity=False)
+finite = st.floats(-1e150, 1e150)
 whole = st.integers(-(2**63), 2**63)
 counts = st.integers(0, 2**53)
 text = st.text(
@@ -45,7 +45,11 @@ text = st.text(
 )
 plain = st.dictionaries(text, st.none() | st.booleans() | whole | finite | text, max_size=3)
 checks = st.builds(
-    GateCheck, name=text, length=st.integers(1, 4096), error=finite | st.just(math.inf), limit=finite
+    GateCheck,
+    name=text,
+    length=st.integers(1, 4096),
+    error=finite | st.just(math.inf),
+    limit=st.floats(1e-9, 1.0),
 )
 records = st.builds(
     Record,

@@ -71,6 +71,9 @@ Count = TypeAliasType("Count", Annotated[int, Field(ge=0, le=2**53)])
 Size = TypeAliasType("Size", Annotated[int, Field(ge=1, le=2**53)])
 """A number of things, and one above 0; up to the limit a float holds them exactly."""
 
+Number = TypeAliasType("Number", Annotated[FiniteFloat, Field(ge=-1e150, le=1e150)])
+"""A measured number, whose square is finite too."""
+
 AnyFloat = Annotated[
     float, WithJsonSchema({"anyOf": [{"type": "number"}, {"enum": list(NONFINITE), "type": "string"}]})
 ]
@@ -89,9 +92,9 @@ class Metric(Part):
 
     unit: Name
     """Base unit: s, bytes, bytes/s, FLOP, FLOP/s, tokens/s, J, W, ratio, count, nats, bits."""
-    value: FiniteFloat
+    value: Number
     """Value of the round: the median of the samples, or a single measured value."""
-    samples: tuple[FiniteFloat, ...] = ()
+    samples: tuple[Number, ...] = ()
     """Every raw sample in the order taken; empty for a single measured value."""
 
 
@@ -102,9 +105,9 @@ class Series(Part):
     """Unit of `y`."""
     x_name: Name
     """Quantity that `x` counts, such as tokens or position."""
-    x: tuple[FiniteFloat, ...]
+    x: tuple[Number, ...]
     """Values of x; an interval is given by its end."""
-    y: tuple[FiniteFloat, ...]
+    y: tuple[Number, ...]
     counts: tuple[Count, ...] = ()
     """Number of values that each y is the mean of; empty where each is a single value."""
 
@@ -140,7 +143,7 @@ class WeightsInfo(Part):
     """Seed of the training; this and the following fields are known for trainings by retbench only."""
     num_tokens: Count | None = None
     """Tokens of the training."""
-    learning_rate: FiniteFloat | None = None
+    learning_rate: Number | None = None
     corpus: str | None = None
     """Corpus of the training."""
 
@@ -186,7 +189,7 @@ class GateCheck(Part):
     error: AnyFloat
     """max |difference| of the logits over the root mean square of the reference; in 16-bit dtypes that of a mixer's
     head outputs, as vectors, from the same inputs."""
-    limit: FiniteFloat
+    limit: Number = Field(gt=0)
 
     @property
     def passed(self) -> bool:
@@ -205,8 +208,8 @@ class Gate(Part):
 class Ceilings(Part):
     """Performance that the device reached in the same process, just before the cells were measured."""
 
-    read_bandwidth_bytes_per_s: FiniteFloat
-    matmul_flops_per_s: FiniteFloat
+    read_bandwidth_bytes_per_s: Number
+    matmul_flops_per_s: Number
     """FLOP/s of matrix products in the dtype of the cell."""
 
 

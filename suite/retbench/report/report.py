@@ -259,7 +259,7 @@ def _limitations(contents: Contents, problems: Sequence[str]) -> Section:
         Block("sentences", diagnostics.disturbance_sentences(selection.costs), "Disturbed"),
         Block("sentences", diagnostics.absent_sentences(records), "Not available here"),
         Block("sentences", selection.left_out, "Left out"),
-        Block("sentences", problems, "Unreadable lines"),
+        Block("sentences", problems, "Files with problems"),
     ]
     found = [block for block in blocks if len(block.content)]
     none = Block("text", "None: every point of every round has a value, and nothing was left out.")
