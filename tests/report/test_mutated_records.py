@@ -1,5 +1,6 @@
 """Mutated records: whatever a results folder holds, tables, claims and the report are made of what can be read."""
 
+import copy
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -86,7 +87,7 @@ def mutations(draw: st.DrawFn, records: list[Any]) -> list[Any]:
         targets = made if draw(st.booleans()) else [draw(st.sampled_from(made))]
         what = draw(st.sampled_from(["replace", "replace", "replace", "remove", "add"]))
         for target in targets:
-            change(target, path, last, what, value)
+            change(target, path, last, what, copy.deepcopy(value))
     return made
 
 

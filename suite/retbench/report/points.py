@@ -115,8 +115,9 @@ def instance_row(record: Record) -> dict[str, object]:
 
 
 def fact(record: Record, name: str) -> object:
-    """Return a fact that the executed code recorded, else the setting of that name."""
-    return record.backend.get(name, record.settings.get(name))
+    """Return a fact that the executed code recorded, else the setting of that name; a list or table as text."""
+    value = record.backend.get(name, record.settings.get(name))
+    return str(value) if isinstance(value, list | dict) else value
 
 
 def is_final(record: Record) -> bool:
