@@ -214,6 +214,23 @@ def test_a_workload_that_is_not_known_here_shows_what_it_measured() -> None:
     assert "| retnet | 1 | 1K | 2.5 | 1 of 1 |" in render(table, "md")
 
 
+def test_an_unknown_workload_may_have_records_of_cost_and_of_quality() -> None:
+    def other(arguments: dict[str, Any]) -> dict[str, Any]:
+        task = "piqa" if arguments["model"].name == "retnet" else None
+        point = arguments["point"].model_copy(update={"task": task})
+        return arguments | {
+            "workload": "recall",
+            "point": point,
+            "metrics": {"acc": Metric(unit="ratio", value=0.5)},
+        }
+
+    table = build_table(Maker(CPU, change=other).memory(lengths=(1024,)), "memory")
+    assert len(table) == 2
+    text = render(table, "md")
+    assert "1 of 1" in text
+    assert "piqa" in text
+
+
 def test_an_unknown_workload_that_failed_says_so() -> None:
     def fail(arguments: dict[str, Any]) -> dict[str, Any]:
         return arguments | {"workload": "recall", "status": "failed", "metrics": {}}

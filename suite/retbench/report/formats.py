@@ -59,11 +59,14 @@ def readable_tables(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
 def _lines(workload: str, rows: Sequence[Row]) -> Iterator[dict[str, str]]:
     """Yield the readable rows of one workload."""
     known = WORKLOADS.get(workload)
-    if any(not is_missing(row.get("rounds")) for row in rows):
-        return _cost_lines(known, rows)
-    if known is not None and known.replicate == "seed":
-        return _training_lines(known, rows)
-    return _loss_lines(workload, rows) if scores_text(workload) else _answer_lines(rows)
+    costs = [row for row in rows if not is_missing(row.get("rounds"))]
+    quality = [row for row in rows if is_missing(row.get("rounds"))]
+    if costs:  # of a workload that is not installed here, the records of one experiment may hold both
+        yield from _cost_lines(known, costs)
+    if quality and known is not None and known.replicate == "seed":
+        yield from _training_lines(known, quality)
+    elif quality:
+        yield from _loss_lines(workload, quality) if scores_text(workload) else _answer_lines(quality)
 
 
 def is_missing(value: object) -> bool:
