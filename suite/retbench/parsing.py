@@ -22,7 +22,7 @@ def parse_json(text: str | bytes) -> Any:
         value = json.loads(text)
     except RecursionError:
         raise ValueError(f"it is nested more than {MAX_DEPTH} levels deep") from None
-    _check(value)
+    check_storable(value)
     return value
 
 
@@ -36,11 +36,11 @@ def parse_toml(text: str) -> dict[str, Any]:
         value = tomllib.loads(text)
     except RecursionError:
         raise ValueError(f"it is nested more than {MAX_DEPTH} levels deep") from None
-    _check(value)
+    check_storable(value)
     return value
 
 
-def _check(value: object) -> None:
+def check_storable(value: object) -> None:
     """Raise ValueError for values that JSON or Python can write and nothing here can store."""
     level, depth = [value], 0
     while level:

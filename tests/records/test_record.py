@@ -2,14 +2,17 @@
 
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
+from pydantic import ValidationError
 
 import retbench
 from retbench.errors import RecordError, StorageError
@@ -30,11 +33,23 @@ from retbench.records.record import (
 
 SCHEMA_PATH = Path(retbench.__file__).parent / "records" / "record.schema.json"
 
-finite = st.floats(allow_nan=False, allow_infinity=False)
-text = st.text(max_size=12)
-plain = st.dictionaries(text, st.none() | st.booleans() | st.integers() | finite | text, max_size=3)
+finite = st.floats(-1e150, 1e150)
+whole = st.integers(-(2**63), 2**63)
+counts = st.integers(0, 2**53)
+text = st.text(
+    st.characters(
+        exclude_categories=["Cc", "Cs", "Zl", "Zp"],
+        exclude_characters="\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069",
+    ),
+    max_size=12,
+)
+plain = st.dictionaries(text, st.none() | st.booleans() | whole | finite | text, max_size=3)
 checks = st.builds(
-    GateCheck, name=text, length=st.integers(1, 4096), error=finite | st.just(math.inf), limit=finite
+    GateCheck,
+    name=text,
+    length=st.integers(1, 4096),
+    error=finite | st.just(math.inf),
+    limit=st.floats(1e-9, 1.0),
 )
 records = st.builds(
     Record,
@@ -47,11 +62,20 @@ records = st.builds(
     started_at=st.datetimes().map(lambda moment: moment.isoformat() + "Z"),
     status=st.sampled_from(["ok", "oom", "timeout", "failed", "gate_failed", "unsupported"]),
     error=st.none() | text,
-    model=st.builds(ModelInfo, config=plain),
+    model=st.builds(
+        ModelInfo,
+        name=text,
+        architecture=text,
+        variant=text,
+        size=text,
+        num_params=counts,
+        num_params_nonembedding=counts,
+        config=plain,
+    ),
     workload=text,
     point=st.builds(Point, batch_size=st.integers(1, 64), context_len=st.integers(1, 2**20)),
     settings=plain,
-    backend=st.dictionaries(text, st.booleans() | st.integers() | finite | text, max_size=3),
+    backend=st.dictionaries(text, st.booleans() | whole | finite | text, max_size=3),
     environment=plain | st.dictionaries(text, plain, max_size=2),
     ceilings=st.none() | st.builds(Ceilings, read_bandwidth_bytes_per_s=finite, matmul_flops_per_s=finite),
     gate=st.none()
@@ -200,6 +224,7 @@ def test_a_whole_last_line_without_its_newline_is_kept(tmp_path: Path) -> None:
         (b"[1, 2]", "schema_version is None"),
         (b"null", "schema_version is None"),
         (b"[" * 100_000, "not a whole JSON object"),
+        (b'{"schema_version": 3, "command": "\\ud800"}', "not a whole JSON object"),
         (b"1" * 5_000, "not a whole JSON object"),
         (b'{"run_id": "caf\xe9"}', "not UTF-8"),
         (b"\xff\xfe\x00\x00", "not UTF-8"),
@@ -217,6 +242,93 @@ def test_every_unreadable_line_is_named_with_its_cause(tmp_path: Path, line: byt
     assert len(problems) == 1
     assert problems[0].startswith(f"{path}:2: ")
     assert cause in problems[0]
+
+
+def changed(**fields: object) -> bytes:
+    """The line of a record with other values of some fields."""
+    return json.dumps(json.loads(make_record().model_dump_json()) | fields).encode()
+
+
+DEEP: dict[str, Any] = {}
+for _ in range(80):
+    DEEP = {"a": DEEP}
+
+
+@pytest.mark.parametrize(
+    ("fields", "place"),
+    [
+        ({"settings": {"seed": 2**70}}, "settings"),
+        ({"round": 2**70}, "round"),
+        ({"point": {"batch_size": 2**70, "context_len": 1}}, "point.batch_size"),
+        ({"environment": DEEP}, "environment"),
+        ({"experiment": "x" * 100_000}, "experiment"),
+        ({"workload": "two\nlines"}, "workload"),
+        ({"model": make_record().model.model_dump() | {"config": 5}}, "model.config"),
+        ({"model": make_record().model.model_dump() | {"num_params": -1}}, "model.num_params"),
+        ({"metrics": {"a\nb": {"unit": "s", "value": 1.0}}}, "metrics"),
+        ({"metrics": {"tpot_s": {"unit": "s", "value": "1e999"}}}, "metrics.tpot_s.value"),
+        ({"documents": {"file": "x", "sha256": "", "num_documents": 10**12}}, "documents.num_documents"),
+    ],
+)
+def test_a_value_out_of_bounds_costs_its_line_and_no_other(
+    tmp_path: Path, fields: dict[str, Any], place: str
+) -> None:
+    path = tmp_path / "run.jsonl"
+    path.write_bytes(b"\n".join([changed(), changed(**fields), changed(round=1)]))
+    read, (problem,) = read_records(path)
+    assert [record.round for record in read] == [0, 1]
+    assert problem.startswith(f"{path}:2: field '{place}")
+    assert problem.isprintable()
+    assert len(problem) < 1000
+
+
+@pytest.mark.parametrize("control", ["\x1b[2J", "\r", "\x07", "\x9b2J", "\x7f", "\u202e"])
+def test_control_characters_are_read_as_escapes(control: str) -> None:
+    fields = {"error": f"a{control}\n\tb", "environment": {control: [control]}, "experiment": f"x{control}"}
+    for ensure_ascii in (True, False):
+        line = json.dumps(json.loads(changed()) | fields, ensure_ascii=ensure_ascii)
+        found = parse_record(line)
+        escape = control[0].encode("unicode_escape").decode() + control[1:]
+        assert found.error == f"a{escape}\n\tb"
+        assert found.environment == {escape: [escape]}
+        assert found.experiment == f"x{escape}"
+
+
+def test_names_with_control_characters_are_not_written() -> None:
+    with pytest.raises(ValidationError, match="experiment"):
+        Record.model_validate(make_record().model_dump() | {"experiment": "a\x1b[2J"})
+
+
+def test_a_file_without_an_end_is_not_read(tmp_path: Path) -> None:
+    append_record(tmp_path / "a.jsonl", make_record())
+    (tmp_path / "b.jsonl").symlink_to("/dev/zero")
+    os.mkfifo(tmp_path / "c.jsonl")
+    with (tmp_path / "d.jsonl").open("wb") as file:
+        file.truncate(2**40)
+    read, problems = read_records(tmp_path)
+    assert read == [make_record()]
+    assert [Path(one.partition(": ")[0]).name for one in problems] == ["b.jsonl", "c.jsonl", "d.jsonl:1"]
+
+
+def test_equal_parts_of_records_are_one_object(tmp_path: Path) -> None:
+    path = tmp_path / "run.jsonl"
+    for number in range(2):
+        append_record(path, make_record(number))
+    (first, second), _ = read_records(path)
+    assert (first, second) == (make_record(0), make_record(1))
+    assert first.model is second.model
+    assert first.environment is second.environment
+    assert first.metrics["tpot_s"] is not second.metrics["tpot_s"]
+
+
+@settings(max_examples=40, deadline=None)
+@given(records)
+def test_a_line_is_read_as_pydantic_reads_it(record: Record) -> None:
+    line = record.model_dump_json()
+    found = parse_record(line)
+    assert found == Record.model_validate_json(line)
+    assert found.model_fields_set == Record.model_validate_json(line).model_fields_set
+    assert found.model_dump_json() == line
 
 
 @settings(max_examples=60, deadline=None)

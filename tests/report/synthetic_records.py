@@ -397,3 +397,49 @@ def write_results(root: Path, records: Iterable[Record]) -> Path:
         machine = str(record.environment["machine"])
         append_record(root / machine / record.experiment / f"{record.run_id}.jsonl", record)
     return root
+
+
+def write_many(root: Path, count: int) -> Path:
+    """A folder of many runs: latency, memory and throughput of a machine, measured again at each of its revisions.
+
+    The records of a run differ as those of real runs do: in their times, and per worker in environment and check.
+    """
+    maker = Maker(SMALL)
+    run = [*maker.latency(), *maker.memory(), *maker.throughput()]
+    workers = {(record.experiment, record.model.name, record.round): record for record in run}
+    chance = random.Random(0)
+    written = 0
+    while written < count:
+        started = SMALL.started + timedelta(hours=written // len(run))
+        run_id = started.strftime("%Y%m%dT%H%M%SZ")
+        revision = f"0.1.0+src.{written // 2000:012x}"
+        lines: dict[str, list[str]] = {}
+        for number, record in enumerate(run[: count - written]):
+            worker = workers[record.experiment, record.model.name, record.round]
+            noise = math.exp(chance.gauss(0.0, 0.02))
+            metrics = {
+                name: Metric(
+                    unit=metric.unit,
+                    value=metric.value * noise,
+                    samples=tuple(sample * noise for sample in metric.samples),
+                )
+                if name.endswith("_s")
+                else metric
+                for name, metric in record.metrics.items()
+            }
+            changes = {
+                "run_id": run_id,
+                "started_at": (started + timedelta(seconds=number)).isoformat(),
+                "environment": {**worker.environment, "code_revision": revision},
+                "gate": worker.gate,
+                "metrics": metrics,
+            }
+            lines.setdefault(record.experiment, []).append(
+                record.model_copy(update=changes).model_dump_json()
+            )
+        for experiment, of_one in lines.items():
+            path = root / SMALL.name / experiment / f"{run_id}.jsonl"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("\n".join(of_one) + "\n", encoding="utf-8")
+        written += sum(map(len, lines.values()))
+    return root

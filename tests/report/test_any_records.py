@@ -135,6 +135,31 @@ def test_any_records_make_a_report_and_every_table(records: list[Record]) -> Non
 
 
 @pytest.mark.parametrize(
+    ("part", "facts"),
+    [
+        ("environment", {"memory_bytes": True}),
+        ("environment", {"memory_bytes": "8 GiB"}),
+        ("environment", {"load_average": {"a": 1}, "versions": [1], "gpu": "none", "node_id": []}),
+        ("settings", {"memory_limit_bytes": [1], "threads": "two", "dtype": {}, "device": None}),
+        ("backend", {"decode": 2**60, "seed": "one"}),
+        ("config", {"blocks": 5, "d_model": "wide"}),
+        ("config", {"blocks": [{"mixer": {"mixer": 5}}]}),
+    ],
+)
+def test_facts_of_another_type_are_shown_as_they_are(part: str, facts: dict[str, Any]) -> None:
+    def change(arguments: dict[str, Any]) -> dict[str, Any]:
+        if part == "config":
+            model = arguments["model"]
+            return arguments | {"model": model.model_copy(update={"config": model.config | facts})}
+        return arguments | {part: arguments[part] | facts}
+
+    maker = Maker(CPU, change=change)
+    records = (*maker.latency((1024, 2048)), *maker.memory((1024,)))
+    assert make_page(Results(records, ())).sections
+    assert len(table_of(contents_of(select(records, "latency")), "latency")) == 8
+
+
+@pytest.mark.parametrize(
     "fields", [{"experiment": "../../up"}, {"experiment": "$x$ <b>", "workload": "memory"}]
 )
 def test_a_name_never_leads_out_of_the_folder_nor_into_the_page(

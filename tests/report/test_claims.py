@@ -294,7 +294,9 @@ def test_elsewhere_a_point_out_of_memory_gives_way_to_the_nearest_below_and_is_n
 def test_of_two_runs_that_read_alike_the_newest_stands() -> None:
     older = Maker(GPU, change=together(PLAIN, times(9))).latency(lengths=LENGTHS, batch_sizes=(8,))
     later = [
-        record.model_copy(update={"started_at": record.started_at.replace("2026", "2027"), "run_id": "later"})
+        record.model_copy(
+            update={"started_at": record.started_at.replace("2026-01", "2026-02"), "run_id": "later"}
+        )
         for record in latency(PLAIN, times(0.2))
     ]
     row = row_of("latency_ratio", [*older, *later], "paper")
@@ -469,7 +471,7 @@ def called(name: str) -> Change:
 
 @pytest.mark.parametrize("other", [is_retnet(backend="fla"), is_retnet(chunk_size=32), called("second")])
 def test_forms_that_differ_are_not_hidden_by_a_newer_run_of_another_way(other: Change) -> None:
-    newer = replace(CPU, started=datetime(2027, 1, 1, tzinfo=UTC))
+    newer = replace(CPU, started=datetime(2026, 2, 1, tzinfo=UTC))
     broken = latency(break_forms, other, machine=CPU)
     assert verdict_of("equal_forms", [*broken, *latency(machine=newer)]) == "not_reproduced"
 
@@ -479,13 +481,13 @@ def test_forms_that_differ_anywhere_are_not_one_function() -> None:
     row = row_of("equal_forms", latency(break_forms, machine=CPU), "paper")
     assert row.finding.verdict == "not_reproduced"
     assert "chunkwise = parallel, 9 tokens" in row.finding.text
-    newer = Maker(replace(GPU, started=datetime(2027, 1, 1, tzinfo=UTC))).latency(lengths=LENGTHS)
+    newer = Maker(replace(GPU, started=datetime(2026, 2, 1, tzinfo=UTC))).latency(lengths=LENGTHS)
     assert verdict_of("equal_forms", [*latency(break_forms, machine=CPU), *newer]) == "not_reproduced"
 
 
 def test_a_newer_run_that_decides_nothing_does_not_hide_one_that_does() -> None:
     newer = Maker(
-        replace(GPU, started=datetime(2027, 1, 1, tzinfo=UTC), torch_version="2.14.0"), change=PLAIN
+        replace(GPU, started=datetime(2026, 2, 1, tzinfo=UTC), torch_version="2.14.0"), change=PLAIN
     )
     undecided = [r for r in newer.latency(lengths=LENGTHS, batch_sizes=(8,)) if r.round == 0]
     assert verdict_of("latency_ratio", undecided) == "not_testable"
@@ -619,7 +621,7 @@ def test_readings_of_an_older_machine_are_not_forgotten(tmp_path: Path) -> None:
     older = ScoreMaker(tmp_path, change=change, seeds={"25m": (0,)}, code_revision="0.0.9")
     ask_last(older)
     older.write()
-    later = datetime(2027, 1, 1, tzinfo=UTC)
+    later = datetime(2026, 2, 1, tzinfo=UTC)
     newer = ScoreMaker(tmp_path, change=as_model(), seeds={"1m": (0,)}, started=later)
     ask_last(newer)
     judged = judge(CLAIMS["perplexity_by_context"], load_results(newer.write()))

@@ -7,7 +7,7 @@ import pytest
 
 from report.synthetic_records import LENGTHS, Maker
 from retbench.records.record import Metric, Record
-from retbench.report.comparisons import find_crossover, find_slope, fit_line, pair_ratios
+from retbench.report.comparisons import find_crossover, find_slope, fit_line, pair_ratios, ratios_by_round
 from retbench.report.frames import observations
 from retbench.report.points import lineup
 from retbench.report.sweeps import summarise
@@ -137,3 +137,52 @@ def test_a_square_is_not_linear_though_most_of_its_variance_is() -> None:
 @pytest.mark.parametrize("values", [{}, {1024: 1.0, 2048: 2.0}, dict.fromkeys(LENGTHS, 4.0)])
 def test_too_few_points_or_a_level_cost_have_no_line(values: dict[int, float]) -> None:
     assert fit_line(points_of(values), "tpot_s", "retnet") is None
+
+
+SLOWER = {"one": 1.0, "two": 2.6}
+"""Speed of two measurement sessions of a machine, as a factor on every time."""
+
+INTERRUPTED = {
+    "a resumed run": {"retnet": ["one"] * 5, "transformer": ["one"] * 2 + ["two"] * 3},
+    "a resumed run that began again": {"retnet": ["two"] * 3 + ["one"] * 2, "transformer": ["one"] * 5},
+    "rounds by turns": {
+        "retnet": ["one", "two"] * 2 + ["one"],
+        "transformer": ["one"] * 2 + ["two"] * 2 + ["one"],
+    },
+}
+"""The session in which each round of each model was measured."""
+
+
+@pytest.mark.parametrize("case", INTERRUPTED)
+def test_rounds_of_different_sessions_are_never_paired(case: str) -> None:
+    mine, theirs = dict.fromkeys(LENGTHS, 0.93), dict.fromkeys(LENGTHS, 1.0)
+    records = []
+    for record in decode_records(mine, theirs, [1.0, 1.05, 0.96, 1.02, 0.99]):
+        session = INTERRUPTED[case][record.model.name][record.round]
+        value = record.metrics["tpot_s"].value * SLOWER[session]
+        metrics = {"tpot_s": Metric(unit="s", value=value)}
+        records.append(record.model_copy(update={"run_id": session, "metrics": metrics}))
+    shared = sum(one == two for one, two in zip(*INTERRUPTED[case].values(), strict=True))
+    frame, models = observations(records), lineup(records)
+    ratios = pair_ratios(frame, models)
+    assert list(ratios["ratio"]) == pytest.approx([0.93] * len(LENGTHS))
+    assert set(ratios["num_rounds"]) == {shared}
+    assert not ratios["unpaired"].any()
+    assert (ratios["high"] - ratios["low"]).max() < 1e-6
+    by_session = ratios_by_round(frame, "tpot_s", "retnet", "transformer")
+    assert by_session.to_numpy().ravel().tolist() == pytest.approx([0.93] * shared * len(LENGTHS))
+
+
+def test_a_round_that_two_sessions_measured_in_parts_is_not_one_line_over_the_lengths() -> None:
+    records = [
+        record.model_copy(
+            update={"metrics": {"tpot_s": Metric(unit="s", value=4.0 * SLOWER[session])}, "run_id": session}
+        )
+        for record in decode_records(LEVEL, LEVEL, DRIFT)
+        for session in ["two" if record.round == 4 and record.point.context_len > 4096 else "one"]
+    ]
+    found = find_slope(observations(records), "tpot_s", "retnet")
+    assert found is not None
+    lengths, slope = found
+    assert lengths == list(LENGTHS)
+    assert slope.ratio == pytest.approx(1.0)

@@ -24,7 +24,8 @@ from retbench.report.sweeps import make_sweeps
 def missing_of(selection: Selection) -> list[str]:
     """What is missing of the experiments that were run."""
     sentences = missing_sentences(selection.records, make_sweeps(selection))
-    return [sentence for sentence in sentences if sentence.partition(":")[0] in selection.experiments]
+    experiments = {record.experiment for record in selection.records}
+    return [sentence for sentence in sentences if sentence.partition(":")[0] in experiments]
 
 
 def test_a_clean_run_is_not_accused(cpu_records: list[Record]) -> None:

@@ -5,8 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from report.synthetic_scores import ScoreMaker
+from retbench.records.documents import read_documents, write_documents
 from retbench.records.record import Metric
 from retbench.report.document_comparisons import DocumentComparison, Folders
 from retbench.report.evaluations import make_evaluations
@@ -204,7 +207,7 @@ def rows_of_retnet(change: Any) -> Any:
 @pytest.mark.parametrize(
     ("field", "value", "words"),
     [
-        ("name", "another book", "document 3 differs: its name is another book and book 3"),
+        ("name", "another book", "document 3 differs: its name is 'another book' and 'book 3'"),
         ("num_bytes", 17, "document 3 differs: its num_bytes is 17 and "),
     ],
 )
@@ -264,3 +267,43 @@ def test_few_documents_give_a_ratio_and_no_interval(tmp_path: Path) -> None:
     assert found.ratio is not None
     assert found.ratio.low is None
     assert math.isfinite(found.ratio.value)
+
+
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory: pytest.TempPathFactory) -> ScoreMaker:
+    maker = one_pair(tmp_path_factory.mktemp("asked"), num_documents=12)
+    maker.perplexities("litbank/original", "whole", 2048)
+    maker.perplexities("litbank/original", "last", 2048)
+    maker.zeroshots(0, ("piqa",))
+    return maker
+
+
+odd = st.sampled_from(
+    [2**63, -1, 0, 1, 1e308, -1e308, 5e-324, "", "x", "\x1b[2J", None, True, [], [1], {}, {"a": 1}]
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_whatever_the_documents_hold_there_is_a_number_or_a_reason(
+    asked: ScoreMaker, data: st.DataObject
+) -> None:
+    folder = asked.root / "epyc-9b14-2c" / "quality"
+    number = data.draw(st.integers(0, len(asked.records) - 1))
+    record = asked.records[number]
+    assert record.documents is not None
+    rows = read_documents(folder, record.documents)
+    for _ in range(data.draw(st.integers(1, 3))):
+        name = data.draw(st.sampled_from([*rows[0]]))
+        value = data.draw(odd)
+        for row in rows if data.draw(st.booleans()) else [data.draw(st.sampled_from(rows))]:
+            row[name] = value
+    changed = record.model_copy(update={"documents": write_documents(folder, "changed", rows), "metrics": {}})
+    records = [*asked.records[:number], changed, *asked.records[number + 1 :]]
+    folders: Folders = {one.documents: folder for one in records if one.documents}
+    found = make_evaluations(select(records, folders=folders))
+    assert found is not None
+    for comparison in found.comparisons:
+        numbers = comparison.ratio or comparison.accuracies
+        assert (comparison.refusal is None) == bool(numbers) or record.workload == "zeroshot"
+        assert comparison.refusal is None or comparison.refusal.isprintable()

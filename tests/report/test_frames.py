@@ -6,16 +6,18 @@ from typing import Any
 
 import pytest
 
-from report.synthetic_records import Maker
+from report.synthetic_records import Maker, write_results
 from retbench.errors import RecordError
 from retbench.records.record import Metric, Record
 from retbench.report.frames import (
     OBSERVATION_COLUMNS,
+    keep_latest,
     load_results,
     observations,
     set_of,
     started,
 )
+from retbench.report.selection import select
 
 
 def one(**changes: Any) -> Record:
@@ -24,9 +26,18 @@ def one(**changes: Any) -> Record:
     return record.model_copy(update=changes)
 
 
-def timed(seconds: float, started_at: str, status: str = "ok") -> Record:
+def timed(seconds: float, started_at: str, status: str = "ok", run_id: str = "") -> Record:
+    """A record of a run of its own, unless `run_id` names one."""
     metrics = {"tpot_s": Metric(unit="s", value=seconds)} if status == "ok" else {}
-    return one(metrics=metrics, started_at=started_at, status=status)
+    return one(metrics=metrics, started_at=started_at, status=status, run_id=run_id or started_at)
+
+
+def latest(records: list[Record]) -> list[tuple[str, float | None]]:
+    """Status and time of the records that count."""
+    return [
+        (record.status, record.metrics["tpot_s"].value if record.metrics else None)
+        for record in keep_latest(records)
+    ]
 
 
 def test_no_such_folder_says_what_to_run(tmp_path: Path) -> None:
@@ -78,8 +89,7 @@ def test_the_latest_that_is_ok_counts() -> None:
     first, second = timed(1.0, "2026-01-01T00:00:00Z"), timed(2.0, "2026-01-01T00:00:01Z")
     failed = timed(0.0, "2026-01-01T00:00:02Z", status="timeout")
     for order in ([first, second, failed], [failed, second, first]):
-        assert list(observations(order)["value"]) == [2.0]
-        assert list(observations(order)["status"]) == ["ok"]
+        assert latest(order) == [("ok", 2.0)]
 
 
 def test_where_none_is_ok_the_latest_failure_counts() -> None:
@@ -87,19 +97,41 @@ def test_where_none_is_ok_the_latest_failure_counts() -> None:
         timed(0.0, "2026-01-01T00:00:01Z", status="failed"),
         timed(0.0, "2026-01-01T00:00:00Z", status="oom"),
     ]
-    assert list(observations(records)["status"]) == ["failed"]
+    assert latest(records) == [("failed", None)]
     assert observations(records)["metric"].isna().all()
+
+
+def test_of_one_run_the_record_that_was_written_last_counts_whatever_its_clock_said() -> None:
+    moments = ["2026-01-01T00:00:09Z", "2099-01-01T00:00:00Z", "2026-01-01T00:00:03Z"]
+    records = [timed(number, text, run_id="one") for number, text in enumerate(moments, start=1)]
+    assert latest(records) == [("ok", 3.0)]
+    other = timed(4.0, "2026-01-01T00:00:05Z", run_id="another")
+    assert latest([*records, other]) == [("ok", 3.0)], "its run was still going on at :09"
 
 
 def test_times_in_other_zones_are_compared_as_moments() -> None:
     early, late = timed(1.0, "2026-01-01T02:00:00+02:00"), timed(2.0, "2026-01-01T00:00:01Z")
-    assert list(observations([late, early])["value"]) == [2.0]
+    assert latest([late, early]) == [("ok", 2.0)]
 
 
-@pytest.mark.parametrize("text", ["yesterday", ""])
-def test_a_time_that_is_none_loses_against_any_other(text: str) -> None:
+EDGES = ["yesterday", "", "0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-23:59", "2099-01-01T00:00:00Z"]
+
+
+@pytest.mark.parametrize("text", EDGES)
+def test_a_time_that_is_none_or_in_the_future_loses_against_any_other(text: str) -> None:
     assert started(timed(1.0, text)).year == 1
-    assert list(observations([timed(1.0, text), timed(2.0, "2020-01-01T00:00:00")])["value"]) == [2.0]
+    other = timed(2.0, "2020-01-01T00:00:00")
+    assert latest([timed(1.0, text), other]) == latest([other, timed(1.0, text)]) == [("ok", 2.0)]
+
+
+def test_records_of_the_future_are_named_with_their_file(results: Path, cpu_records: list[Record]) -> None:
+    later = [record.model_copy(update={"started_at": "2099-01-01T00:00:00Z"}) for record in cpu_records[:2]]
+    write_results(results, [record.model_copy(update={"run_id": "later"}) for record in later])
+    loaded = load_results(results)
+    (problem,) = loaded.problems
+    assert problem.startswith(f"{results}/epyc-9b14-2c/latency/later.jsonl: 2 of its records are dated in")
+    assert "2099-01-01" in problem
+    assert not {"later"} & {record.run_id for record in select(loaded.records).records}
 
 
 DIFFERENCES: dict[str, dict[str, Any]] = {

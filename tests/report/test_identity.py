@@ -23,7 +23,7 @@ def published() -> list[Record]:
 
 
 def third_model(
-    records: list[Record], *, size: float = 1.0, run_id: str = "20270101T000000Z"
+    records: list[Record], *, size: float = 1.0, run_id: str = "20261126T230000Z"
 ) -> list[Record]:
     """Records of a model of an architecture that is not installed here, twice as fast as the Transformer."""
     made = []
@@ -43,7 +43,7 @@ def third_model(
             for name, metric in record.metrics.items()
         }
         own = {"model": info, "metrics": metrics, "cell_id": f"{record.cell_id[:-1]}x"}
-        other = {"run_id": run_id, "pair_id": "another", "started_at": "2027-01-01T00:00:00Z"}
+        other = {"run_id": run_id, "pair_id": "another", "started_at": "2026-11-26T23:00:00Z"}
         made.append(record.model_copy(update=own | other))
     return made
 

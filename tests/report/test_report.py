@@ -3,12 +3,14 @@
 import re
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from markdown_it import MarkdownIt
 
 from report.synthetic_records import CPU, GPU, Maker, write_results
 from report.synthetic_scores import ScoreMaker
@@ -131,6 +133,51 @@ def test_failures_other_machines_damage_and_old_lines_are_all_told(
         assert "not UTF-8" in text
 
 
+HOSTILE = (
+    "<img src=x onerror=alert(1)> [click](javascript:alert) ![x](http://a.b/c.png)",
+    "`<b>`x` a\\|b`c\\|<b>d`",
+    "\\<script> **bold** _it_ *it* [<i>](#claims)",
+    "# heading <!-- comment ``` 1. item",
+    "1. item ```",
+)
+
+
+def markup_of(words: str, folder: Path) -> tuple[str, Counter[str]]:
+    """The page of records that have the words wherever a record has any, and the markup of the same in Markdown."""
+
+    def change(arguments: dict[str, Any]) -> dict[str, Any]:
+        other = {"experiment": words, "error": words, "command": words, "absent": {words: words}}
+        environment = arguments["environment"] | {words: words, "cpu_model": words, "code_revision": words}
+        failed = {"status": "failed", "metrics": {}} if arguments["round"] == 1 else {}
+        model = arguments["model"].model_copy(update={"size": words, "variant": words})
+        return arguments | other | failed | {"environment": environment, "model": model}
+
+    page, markdown = report_of(Maker(CPU, change=change).latency((1024, 2048)), folder)
+    blocks = MarkdownIt("commonmark").enable("table").parse(markdown)
+    tokens = [*blocks, *(token for block in blocks for token in block.children or ())]
+    places = [str(token.attrs.get("href", token.attrs.get("src", "#"))) for token in tokens]
+    assert all(place.startswith(("figures/", "#")) for place in places)
+    return page, Counter(token.type for token in tokens)
+
+
+def test_words_of_a_record_are_no_markup_in_the_page_nor_in_markdown(tmp_path: Path) -> None:
+    _, plain = markup_of("plain", tmp_path / "plain")
+    for number, words in enumerate(HOSTILE):
+        page, found = markup_of(words, tmp_path / str(number))
+        assert not re.search(r"<(img|b|i|script )\b[^<]*>", page)
+        for kind in (
+            "html_inline",
+            "html_block",
+            "em_open",
+            "image",
+            "heading_open",
+            "list_item_open",
+            "fence",
+        ):
+            assert found[kind] == plain[kind], (kind, words)
+        assert not found["html_inline"] + found["html_block"]
+
+
 def test_one_experiment_alone_says_that_the_other_is_missing(
     tmp_path: Path, cpu_records: list[Record]
 ) -> None:
@@ -155,7 +202,7 @@ def test_a_folder_of_failures_alone_is_still_a_report(tmp_path: Path) -> None:
     assert "there is nothing to compare" in page
     assert "ended &lt;by&gt; signal 9" in page
     assert "No record here holds an equivalence check." in page
-    assert "worker ended <by> signal 9 \\|" in markdown
+    assert "worker ended \\<by> signal 9 \\|" in markdown
 
 
 def test_one_model_alone_is_still_a_report(tmp_path: Path, cpu_records: list[Record]) -> None:

@@ -1,14 +1,18 @@
 """Tables: base units for machines, readable units for people, and a status wherever there is no value."""
 
+import csv
 import io
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+from typer.testing import CliRunner
 
 from report.synthetic_records import CPU, Maker
+from retbench.cli import app
 from retbench.errors import ConfigError, RecordError
 from retbench.records.record import Metric, Record
 from retbench.report.formats import FORMATS, render
@@ -59,6 +63,39 @@ def test_csv_reads_back_as_the_table(cpu_records: list[Record], gpu_records: lis
         table = build_table(records, "latency")
         back = pd.read_csv(io.StringIO(render(table, "csv")))
         pd.testing.assert_frame_equal(back, table, check_dtype=False)
+
+
+@pytest.mark.parametrize("name", ["=1+1", "+cmd", "-2+3", "@SUM(A1)"])
+def test_no_cell_of_csv_is_a_formula(name: str) -> None:
+    def change(arguments: dict[str, Any]) -> dict[str, Any]:
+        metrics = {"loss_nats": Metric(unit="nats", value=-2.5), name: Metric(unit="nats", value=1.0)}
+        model = arguments["model"].model_copy(update={"name": name})
+        return arguments | {"workload": name, "metrics": metrics, "model": model}
+
+    text = render(build_table(Maker(CPU, change=change).memory(lengths=(1024,)), "memory"), "csv")
+    header, *rows = csv.reader(io.StringIO(text))
+    assert f"'{name}" in header
+    assert rows[0][:2] == [f"'{name}"] * 2
+    assert rows[0][header.index("loss_nats")] == "-2.5"
+    assert not [cell for row in [header, *rows] for cell in row if cell.startswith(("=", "+", "@"))]
+
+
+@pytest.mark.parametrize(
+    "command", [*(["table", "memory", "--format", form] for form in FORMATS), ["claims"]]
+)
+def test_no_control_character_of_a_folder_reaches_the_terminal(tmp_path: Path, command: list[str]) -> None:
+    clear = "\x1b[2J\x9b\u202e"
+    records = Maker(CPU).memory(lengths=(1024, 2048))
+    lines = [
+        record.model_dump_json().replace("retnet", f"ret{json.dumps(clear)[1:-1]}net") for record in records
+    ]
+    (tmp_path / f"run{clear}.jsonl").write_text(
+        "\n".join([*lines, f'{{"{clear}', f'{{"schema_version": "{clear}"}}']), encoding="utf-8"
+    )
+    done = CliRunner().invoke(app, [*command, "--results", str(tmp_path)])
+    assert done.exit_code == 0
+    assert done.stderr.count("run\\x1b[2J\\x9b\\u202e.jsonl:") == 2
+    assert done.output.replace("\n", "").replace("\t", "").replace("\u00a0", " ").isprintable()
 
 
 def test_json_is_a_list_of_rows_with_null_for_what_is_not_defined(cpu_records: list[Record]) -> None:
@@ -175,6 +212,23 @@ def test_a_workload_that_is_not_known_here_shows_what_it_measured() -> None:
     assert "recall" in render(table, "csv")
     assert "| model | batch | context | loss_nats | rounds |" in render(table, "md")
     assert "| retnet | 1 | 1K | 2.5 | 1 of 1 |" in render(table, "md")
+
+
+def test_an_unknown_workload_may_have_records_of_cost_and_of_quality() -> None:
+    def other(arguments: dict[str, Any]) -> dict[str, Any]:
+        task = "piqa" if arguments["model"].name == "retnet" else None
+        point = arguments["point"].model_copy(update={"task": task})
+        return arguments | {
+            "workload": "recall",
+            "point": point,
+            "metrics": {"acc": Metric(unit="ratio", value=0.5)},
+        }
+
+    table = build_table(Maker(CPU, change=other).memory(lengths=(1024,)), "memory")
+    assert len(table) == 2
+    text = render(table, "md")
+    assert "1 of 1" in text
+    assert "piqa" in text
 
 
 def test_an_unknown_workload_that_failed_says_so() -> None:

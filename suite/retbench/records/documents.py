@@ -11,9 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from retbench.errors import RecordError
-from retbench.files import write_atomic
-from retbench.records.record import Documents
+from retbench.errors import ConfigError, RecordError
+from retbench.files import inside, write_atomic
+from retbench.parsing import parse_json
+from retbench.records.record import Documents, visible
+
+MAX_BYTES = 256 * 2**20
+"""Most bytes that the results of one record's documents may take, uncompressed: some two million documents."""
 
 
 def write_documents(folder: Path, name: str, rows: Sequence[dict[str, Any]]) -> Documents:
@@ -32,17 +36,36 @@ def read_documents(folder: Path, documents: Documents) -> list[dict[str, Any]]:
     """Read the objects that `write_documents` stored.
 
     Raises:
-        RecordError: the file is missing or damaged, or does not belong to the record.
+        RecordError: the file is missing or damaged, is not in the folder, or does not belong to the record.
     """
-    path = folder / documents.file
+    path = folder / visible(documents.file)
     try:
-        text = gzip.decompress(path.read_bytes())
-    except (OSError, EOFError, zlib.error) as error:
+        text = _unpack(inside(folder, documents.file))
+        if len(text) > MAX_BYTES:
+            raise ValueError(f"they take more than {MAX_BYTES:,} bytes")
+        if hashlib.sha256(text).hexdigest() != documents.sha256:
+            raise ValueError("they do not belong to the record (their hash differs)")
+        num_lines = text.count(b"\n")
+        if num_lines != documents.num_documents:
+            raise ValueError(
+                f"there are {num_lines:,} of them, and the record has {documents.num_documents:,}"
+            )
+        rows = [parse_json(line) for line in text.split(b"\n")[:-1]]
+        if not all(isinstance(row, dict) for row in rows):
+            raise ValueError("one is not a JSON object")
+    except (ConfigError, OSError, EOFError, zlib.error, ValueError) as error:
         raise RecordError(
-            f"{path}: the results of the record's documents cannot be read: {error}. Run the same command with --fresh."
+            f"{path}: the results of the record's documents cannot be read: {str(error).rstrip('.')}. Run the same "
+            "command with --fresh."
         ) from error
-    if hashlib.sha256(text).hexdigest() != documents.sha256:
-        raise RecordError(
-            f"{path}: does not belong to the record (its hash differs). Run the same command with --fresh."
-        )
-    return [json.loads(line) for line in text.splitlines()]
+    return rows
+
+
+def _unpack(path: Path) -> bytes:
+    """Return the uncompressed content of a file, one byte more than `MAX_BYTES` of a larger one."""
+    if path.is_symlink() or not path.is_file():
+        raise ValueError("it is not a regular file")
+    with gzip.open(
+        path
+    ) as file:  # reads in pieces, so that a file which unpacks to terabytes takes no more memory
+        return file.read(MAX_BYTES + 1)

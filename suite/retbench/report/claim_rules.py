@@ -153,7 +153,8 @@ def _series(
         tables = {
             point[axis]: values
             for point in sorted(points)
-            if point[1 - axis] == other and (values := _values(cells[point], rule.metric))
+            if point[1 - axis] == other
+            and (values := {n: value for n, value in _values(cells[point], rule.metric).items() if value > 0})
         }
         if len(tables) >= fewest and (not at_scale or {first, last} <= tables.keys()):
             rounds = _shared_rounds(tables.values())
@@ -299,7 +300,7 @@ def _judge_share(claim: Claim, rule: ShareRule, setup: Setup, at_scale: bool) ->
     if point is None:
         return None
     tables = {name: _values(cells[point], name) for name in (*rule.parts, rule.of)}
-    rounds = _shared_rounds(tables.values())
+    rounds = [number for number in _shared_rounds(tables.values()) if tables[rule.of][number] > 0]
     if not rounds:
         return None
     share = sum(tables[name][rounds[0]] for name in rule.parts) / tables[rule.of][rounds[0]]
@@ -309,7 +310,7 @@ def _judge_share(claim: Claim, rule: ShareRule, setup: Setup, at_scale: bool) ->
 
 def _judge_equivalence(setup: Setup) -> ClaimFinding | None:
     """Return whether every equivalence check of the setup passed, with the largest error."""
-    gates = [record.gate for record in setup.challenger if record.gate is not None]
+    gates = [record.gate for record in setup.challenger if record.gate and record.gate.checks]
     if not gates:
         return None
     checks = [check for gate in gates for check in gate.checks]

@@ -79,7 +79,9 @@ def compare_rounds(mine: Rounds, theirs: Rounds) -> tuple[Interval, bool] | None
     """Return the ratio of two models' values, and whether it is unpaired.
 
     Models that share a measurement session are compared in the rounds that both have there; None without such a round.
+    A cost is above 0: other values do not count.
     """
+    mine, theirs = ({key: value for key, value in side.items() if value > 0} for side in (mine, theirs))
     shared = sorted(mine.keys() & theirs.keys(), key=lambda key: key[1])
     if shared:
         paired = ratio_interval([mine[key] for key in shared], [theirs[key] for key in shared], CONFIDENCE)
@@ -98,7 +100,7 @@ def cost_ratio(mine: pd.DataFrame, theirs: pd.DataFrame) -> CostRatio | None:
 
 def _rounds(rows: pd.DataFrame) -> Rounds:
     found = zip(rows["session"], rows["round"], rows["value"], strict=True)
-    return {(str(session), int(number)): float(value) for session, number, value in found if value > 0}
+    return {(str(session), int(number)): float(value) for session, number, value in found}
 
 
 def pair_ratios(metrics: pd.DataFrame, models: Lineup) -> pd.DataFrame:
@@ -123,7 +125,7 @@ def pair_ratios(metrics: pd.DataFrame, models: Lineup) -> pd.DataFrame:
 
 
 def by_round(metrics: pd.DataFrame, metric: str, model: str) -> pd.DataFrame:
-    """Return one cost of a sweep: a row per round, a column per context length, NaN without a value above 0."""
+    """Return one cost of a sweep: a row per round of a session, a column per context length; NaN without a value."""
     return _pivot(_rows(metrics, metric, model), "value")
 
 
@@ -132,7 +134,8 @@ def _rows(metrics: pd.DataFrame, metric: str, model: str) -> pd.DataFrame:
 
 
 def _pivot(rows: pd.DataFrame, values: str) -> pd.DataFrame:
-    return rows.pivot(index="round", columns="context_len", values=values).sort_index().sort_index(axis=1)
+    table = rows.pivot(index=["session", "round"], columns="context_len", values=values)
+    return table.sort_index(level="round", sort_remaining=False).sort_index(axis=1)
 
 
 def ratios_by_round(metrics: pd.DataFrame, metric: str, model: str, reference: str) -> pd.DataFrame:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from retbench.errors import RecordError
+from retbench.errors import RecordError, shown
 from retbench.records.documents import read_documents
 from retbench.records.record import Documents, Record
 from retbench.report.points import (
@@ -142,7 +142,7 @@ def _check_same_documents(fields: Sequence[str], mine: Rows, theirs: Rows) -> No
         for name in fields:
             one, other = (_value(row, name, number) for row in rows)
             if one != other:
-                raise RecordError(f"document {number} differs: its {name} is {one} and {other}")
+                raise RecordError(f"document {number} differs: its {name} is {shown(one)} and {shown(other)}")
 
 
 def _value(row: Mapping[str, Any], name: str, number: int) -> Any:
@@ -151,19 +151,27 @@ def _value(row: Mapping[str, Any], name: str, number: int) -> Any:
     return row[name]
 
 
+def _number(row: Mapping[str, Any], name: str, number: int) -> float:
+    value = _value(row, name, number)
+    if isinstance(value, int | float) and abs(value) < 1e100:
+        return float(value)
+    raise RecordError(
+        f"document {number} has the {name} {shown(value)}, which is no number that can be added up"
+    )
+
+
 def _compare_losses(mine: Record, theirs: Record, own: Rows, other: Rows) -> tuple[Unit, Estimate, Estimate]:
     """Return the denominator of the bits, and the ratio and difference of the losses."""
-    scored = [
-        number for number, row in enumerate(own) if _value(row, "num_tokens", number)
-    ]  # 0: too short for the protocol
+    # A document without tokens was too short for the protocol.
+    scored = [number for number, row in enumerate(own) if _number(row, "num_tokens", number)]
     unit: Unit = "byte" if all(own[number]["num_bytes"] for number in scored) else "token"
     if unit == "token":
         _check_same_tokens(mine, theirs, own, other)
-    counts = [float(own[number][f"num_{unit}s"]) for number in scored]
+    counts = [_number(own[number], f"num_{unit}s", number) for number in scored]
     metric, nats = ("bits_per_byte", math.log(2)) if unit == "byte" else ("nats_per_token", 1.0)
     losses = []
     for record, rows in ((mine, own), (theirs, other)):
-        losses.append([float(_value(rows[number], "nll_nats", number)) for number in scored])
+        losses.append([_number(rows[number], "nll_nats", number) for number in scored])
         _check_mean(record, metric, sum(losses[-1]) / nats / max(1.0, sum(counts)))
     excess = [(one - two) / math.log(2) for one, two in zip(*losses, strict=True)]
     return unit, ratio_of_sums(*losses), ratio_of_sums(excess, counts)

@@ -113,11 +113,10 @@ class Evaluations:
 
     def task_groups(self) -> list[list[TaskPoint]]:
         """Return measured tasks with the same number of examples together."""
-        groups: dict[tuple[str, str, int | None], list[TaskPoint]] = {}
-        for point in self.task_points("document"):
-            if not scores_text(point.workload) and self.measured(point):
-                groups.setdefault((point.experiment, point.workload, point.num_fewshot), []).append(point)
-        return list(groups.values())
+        points = [p for p in self.task_points("document") if not scores_text(p.workload) and self.measured(p)]
+        return list(
+            group(points, lambda point: (point.experiment, point.workload, point.num_fewshot)).values()
+        )
 
     def instances(self, records: Sequence[Record]) -> list[ModelInstance]:
         """Return sizes from the smallest to the largest, each with its seeds."""

@@ -183,7 +183,7 @@ def _value(rows: pd.DataFrame, model: str, length: int) -> float:
 
 def _limit(sweeps: Sequence[CostSweep]) -> str:
     """Return the memory that the experiment allows, where it is limited."""
-    limits = {record.settings.get("memory_limit_bytes") for sweep in sweeps for record in sweep.records}
+    limits = [record.settings.get("memory_limit_bytes") for sweep in sweeps for record in sweep.records]
     known = [limit for limit in limits if isinstance(limit, int)]
     return f" in {format_bytes(min(known))}" if known else ""
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any
@@ -12,7 +13,7 @@ from retbench.errors import unknown_name
 from retbench.report.evaluations import ACCURACIES, paper_average
 from retbench.report.points import scores_text
 from retbench.report.tables import COST_LEAD, POINT_COLUMNS, QUALITY_LEAD, RATIO, UNPAIRED
-from retbench.report.wording import POINTS, describe_status, format_p
+from retbench.report.wording import POINTS, csv_text, describe_status, format_p
 from retbench.units import (
     format_bytes,
     format_count,
@@ -58,11 +59,14 @@ def readable_tables(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
 def _lines(workload: str, rows: Sequence[Row]) -> Iterator[dict[str, str]]:
     """Yield the readable rows of one workload."""
     known = WORKLOADS.get(workload)
-    if any(not is_missing(row.get("rounds")) for row in rows):
-        return _cost_lines(known, rows)
-    if known is not None and known.replicate == "seed":
-        return _training_lines(known, rows)
-    return _loss_lines(workload, rows) if scores_text(workload) else _answer_lines(rows)
+    costs = [row for row in rows if not is_missing(row.get("rounds"))]
+    quality = [row for row in rows if is_missing(row.get("rounds"))]
+    if costs:  # of a workload that is not installed here, the records of one experiment may hold both
+        yield from _cost_lines(known, costs)
+    if quality and known is not None and known.replicate == "seed":
+        yield from _training_lines(known, quality)
+    elif quality:
+        yield from _loss_lines(workload, quality) if scores_text(workload) else _answer_lines(quality)
 
 
 def is_missing(value: object) -> bool:
@@ -230,7 +234,13 @@ def _answer_lines(rows: Sequence[Row]) -> Iterator[dict[str, str]]:
             line |= {model: _score(sides.get(model), metric) for model in models}
             if metric in ACCURACIES:
                 difference = f"{metric}_difference"
-                line |= _compared(sides, challengers, difference, "difference, points", _points)
+                line |= _compared(
+                    sides,
+                    challengers,
+                    difference,
+                    "difference, points",
+                    lambda value: f"{POINTS * value:+.1f}",
+                )
                 line |= _compared(sides, challengers, f"{metric}_mcnemar_p", "McNemar p", format_p)
             yield line
     for (shots, size, seed), accuracies in means.items():
@@ -239,11 +249,6 @@ def _answer_lines(rows: Sequence[Row]) -> Iterator[dict[str, str]]:
             tasks, values = found
             line = {"task": f"mean of {', '.join(tasks)}", "shots": shots, "size": size, "seed": seed}
             yield line | {"metric": "acc", **{model: format_percent(values[model]) for model in models}}
-
-
-def _points(difference: float) -> str:
-    """Return a difference of accuracies in percentage points."""
-    return f"{POINTS * difference:+.1f}"
 
 
 def _scores_of(sides: Mapping[str, Row]) -> list[str]:
@@ -297,27 +302,69 @@ def markdown_table(table: pd.DataFrame) -> str:
     )
 
 
+_MARKDOWN_KEPT = re.compile(r"(`[^`]+`)|\[([^\]]+)\](\(#[\w-]+\))")
+"""Code, and links to a part of the page: the Markdown that sentences are written in."""
+
+_MARKDOWN_SPECIAL = re.compile(r"[\\`*]|<(?=[A-Za-z/!?])|\](?=[(\[])|(?<![^\W_])_|_(?![^\W_])")
+"""Characters that begin or end markup, where they do: `_` not within a word, `<` not before a number."""
+
+_MARKDOWN_START = re.compile(r"^(?=\d+[.)](?: |$)|[#>=~\[]|[+-](?:[ -]|$))(\d*)")
+"""The beginning of a line that would be a heading, a quotation, an item, a fence or a definition."""
+
+
+def markdown_text(text: str) -> str:
+    """Return a sentence for a line of Markdown: its `code` and [links](#anchor), and no other markup or HTML."""
+    return _MARKDOWN_START.sub(r"\1\\", _inline_markdown(text, lambda code: code))
+
+
 def escape_markdown(text: str) -> str:
-    """Return text that fits into one cell of a Markdown table."""
-    return " ".join(text.replace("|", "\\|").split())
+    """Return a sentence for one cell of a Markdown table, as `markdown_text` does."""
+    # GitHub splits rows before it looks for code, and takes the bar after a backslash of the code for a border.
+    return _inline_markdown(text, lambda code: _escape_markup(code) if "\\|" in code else code).replace(
+        "|", "\\|"
+    )
+
+
+def _inline_markdown(text: str, write_code: Callable[[str], str]) -> str:
+    found, end, line = "", 0, re.sub(r"[^\S\u00a0]+", " ", text).strip()
+    for part in _MARKDOWN_KEPT.finditer(line):
+        code, words, anchor = part.groups()
+        found += _escape_markup(line[end : part.start()])
+        found += write_code(code) if code else f"[{_escape_markup(words)}]{anchor}"
+        end = part.end()
+    return found + _escape_markup(line[end:])
+
+
+def _escape_markup(text: str) -> str:
+    return _MARKDOWN_SPECIAL.sub(r"\\\g<0>", text)
+
+
+def code_block(lines: Sequence[str]) -> str:
+    """Return lines as a block of code in Markdown, between fences that none of them closes."""
+    found = [" ".join(line.split()) for line in lines]
+    fence = "`" * max(3, 1 + max((len(run) for line in found for run in re.findall("`+", line)), default=0))
+    return "\n".join([fence, *found, fence])
 
 
 def to_markdown(frame: pd.DataFrame) -> str:
     """Return a Markdown table per workload, under its name."""
     blocks = [
-        f"### {workload}\n\n{markdown_table(table)}\n" for workload, table in readable_tables(frame).items()
+        f"### {markdown_text(workload)}\n\n{markdown_table(table)}\n"
+        for workload, table in readable_tables(frame).items()
     ]
     return "\n".join(blocks)
 
 
-_LATEX_SPECIAL = {
-    "\\": r"\textbackslash{}",
-    **{character: rf"\{character}" for character in "%&_#${}"},
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "–": "--",
-    "µ": r"\textmu{}",
-}
+_LATEX = str.maketrans(
+    {
+        "\\": r"\textbackslash{}",
+        **{character: rf"\{character}" for character in "%&_#${}"},
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "–": "--",
+        "µ": r"\textmu{}",
+    }
+)
 
 
 def to_latex(frame: pd.DataFrame) -> str:
@@ -325,20 +372,22 @@ def to_latex(frame: pd.DataFrame) -> str:
     blocks = []
     for workload, table in readable_tables(frame).items():
         rows = [list(table.columns), *table.itertuples(index=False)]
-        head, *body = (" & ".join(_escape_latex(str(cell)) for cell in row) + r" \\" for row in rows)
+        head, *body = (" & ".join(str(cell).translate(_LATEX) for cell in row) + r" \\" for row in rows)
         columns = "l" + "r" * (len(table.columns) - 1)
-        begin = [f"% {workload}", rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule"]
+        begin = [
+            f"% {' '.join(workload.split())}",
+            rf"\begin{{tabular}}{{{columns}}}",
+            r"\toprule",
+            head,
+            r"\midrule",
+        ]
         blocks.append("\n".join([*begin, *body, r"\bottomrule", r"\end{tabular}", ""]))
     return "\n".join(blocks)
 
 
-def _escape_latex(text: str) -> str:
-    return "".join(_LATEX_SPECIAL.get(character, character) for character in text)
-
-
 _WRITERS: dict[str, Callable[[pd.DataFrame], str]] = {
     "md": to_markdown,
-    "csv": lambda table: table.to_csv(index=False, na_rep="NA", lineterminator="\n"),
+    "csv": csv_text,
     "json": to_json,
     "latex": to_latex,
 }

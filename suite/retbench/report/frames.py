@@ -3,27 +3,31 @@
 Nothing is aggregated here. Records of different comparable sets never enter one value, interval or ratio.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import gc
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from functools import cache, wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 
 from retbench.errors import RecordError
-from retbench.records.record import Documents, Record, computing_versions, read_records
+from retbench.records.record import Documents, Record, computing_versions, read_files, visible
 
-_TEXT, _COUNT, _NUMBER = "string", "Int64", "float64"
+Value = TypeVar("Value")
 
-_RECORD_FIELDS = ("experiment", "workload", "status", "error")
-_POINT_COUNTS = ("batch_size", "context_len", "num_fewshot")
-_POINT_TEXTS = ("task", "protocol")
+_NEVER = datetime.min.replace(tzinfo=UTC)
+_CLOCK_SKEW = timedelta(days=1)
+"""By how much the clocks of two machines may differ."""
 
 OBSERVATION_COLUMNS: dict[str, str] = {
-    **dict.fromkeys((*_RECORD_FIELDS, "model", "size", *_POINT_TEXTS, "session", "metric", "unit"), _TEXT),
-    **dict.fromkeys((*_POINT_COUNTS, "round"), _COUNT),
-    "value": _NUMBER,
+    **dict.fromkeys(("experiment", "workload", "status", "error", "model", "session"), "string"),
+    **dict.fromkeys(("batch_size", "context_len", "round"), "Int64"),
+    **dict.fromkeys(("metric", "unit"), "string"),
+    "value": "float64",
 }
 
 
@@ -69,11 +73,11 @@ def load_results(root: Path) -> Results:
     records: list[Record] = []
     problems: list[str] = []
     folders: dict[Documents, Path] = {}
-    for path in [root] if root.is_file() else sorted(root.rglob("*.jsonl")):
-        found, faults = read_records(path)
-        records += found
-        problems += faults
-        folders |= {record.documents: path.parent for record in found if record.documents}
+    with _no_collection():
+        for path, found, faults in read_files(root):
+            records += found
+            problems += faults + _future_sentences(path, found)
+            folders |= {record.documents: path.parent for record in found if record.documents}
     if not records and problems:
         raise RecordError(
             f"'{root}' holds no record that can be read, and {len(problems)} lines that cannot. The first: "
@@ -84,9 +88,43 @@ def load_results(root: Path) -> Results:
     return Results(tuple(records), tuple(problems), folders)
 
 
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Stop the search for cyclic garbage, which takes longer than reading a large folder and finds none."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def by_parts(function: Callable[..., Value]) -> Callable[..., Value]:
+    """Remember the values of a function of parts of records, which are the same objects in the records of a run.
+
+    They are not compared, which would take longer than most such functions. They are kept, so that no other object
+    takes their identity.
+    """
+    known: dict[tuple[int, ...], tuple[object, Value]] = {}
+
+    @wraps(function)
+    def remembered(*parts: object) -> Value:
+        key = tuple(map(id, parts))
+        if key not in known:
+            known[key] = parts, function(*parts)
+        return known[key][1]
+
+    return remembered
+
+
 def set_of(record: Record) -> ComparableSet:
     """Return the comparable set of a record."""
-    settings, environment = record.settings, record.environment
+    return _set_of(record.settings, record.environment)
+
+
+@by_parts
+def _set_of(settings: Mapping[str, Any], environment: Mapping[str, Any]) -> ComparableSet:
     versions = computing_versions(environment)
     torch_version, python_version = versions.pop("torch", None), versions.pop("python", None)
     libraries = ", ".join(f"{name} {version}" for name, version in versions.items())
@@ -113,50 +151,70 @@ def session_of(record: Record) -> str:
 
 
 def started(record: Record) -> datetime:
-    """Return the start of a record in UTC; the earliest time where its text is no time."""
+    """Return the start of a record in UTC; the earliest time where its text is no time, or one in the future."""
+    moment = _moment(record.started_at)
+    return _NEVER if moment is None or _is_future(moment) else moment
+
+
+@cache
+def _moment(text: str) -> datetime | None:
     try:
-        moment = datetime.fromisoformat(record.started_at)
-    except ValueError:
-        return datetime.min.replace(tzinfo=UTC)
-    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+        moment = datetime.fromisoformat(text)
+        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    except (ValueError, OverflowError):  # an hour before the year 1
+        return None
+
+
+def _is_future(moment: datetime) -> bool:
+    return moment > datetime.now(UTC) + _CLOCK_SKEW
+
+
+def _future_sentences(path: Path, records: Iterable[Record]) -> list[str]:
+    """Return a sentence on the records of a file that are dated in the future."""
+    moments = [m for record in records if (m := _moment(record.started_at)) and _is_future(m)]
+    if not moments:
+        return []
+    return [
+        f"{visible(str(path))}: {len(moments)} of its records are dated in the future, up to {max(moments):%Y-%m-%d}: "
+        "they count as the oldest. Set the clock of the machine that measured them, and measure again."
+    ]
 
 
 def keep_latest(records: Iterable[Record]) -> list[Record]:
-    """Return one record per (set, experiment, cell, round): the latest that is ok, else the latest failure."""
+    """Return one record per (set, experiment, cell, round): the latest that is ok, else the latest failure.
+
+    Of one run the record that was written last is the latest, whatever its clock said. Of several runs it is that of
+    the run which was started last.
+    """
+    records = list(records)
+    begun: dict[str, datetime] = {}
+    for record in records:
+        begun[record.run_id] = max(started(record), begun.get(record.run_id, _NEVER))
     kept: dict[tuple[ComparableSet, str, str, int], Record] = {}
     for record in records:
         key = (set_of(record), record.experiment, record.cell_id, record.round)
-        if key not in kept or _rank(record) >= _rank(kept[key]):
+        other = kept.get(key)
+        if other is None or _rank(record, begun) >= _rank(other, begun):
             kept[key] = record
     return list(kept.values())
 
 
-def _rank(record: Record) -> tuple[bool, datetime]:
-    return record.status == "ok", started(record)
+def _rank(record: Record, begun: Mapping[str, datetime]) -> tuple[bool, datetime]:
+    return record.status == "ok", begun[record.run_id]
 
 
 def observations(records: Sequence[Record]) -> pd.DataFrame:
-    """Return one row per (cell, replicate, metric); a record without a metric has one row with its status.
+    """Return one row per record and metric; a record without a metric has one row with its status.
 
     Returns:
         Columns `OBSERVATION_COLUMNS`, with their types also without rows.
     """
-    rows = [
-        _cell_row(record) | values
-        for record in keep_latest(records)
-        for values in (_values(record) or [{"metric": None, "unit": None, "value": None}])
-    ]
+    rows: list[tuple[object, ...]] = []
+    for record in records:
+        words = (record.experiment, record.workload, record.status, record.error, record.model.name)
+        cell = (*words, session_of(record), record.point.batch_size, record.point.context_len, record.round)
+        metrics = record.metrics.items() if record.status == "ok" else ()
+        rows += [(*cell, name, metric.unit, metric.value) for name, metric in metrics] or [
+            (*cell, *[None] * 3)
+        ]
     return pd.DataFrame(rows, columns=list(OBSERVATION_COLUMNS)).astype(OBSERVATION_COLUMNS)
-
-
-def _values(record: Record) -> list[dict[str, Any]]:
-    metrics = record.metrics.items() if record.status == "ok" else ()
-    return [{"metric": name, "unit": metric.unit, "value": metric.value} for name, metric in metrics]
-
-
-def _cell_row(record: Record) -> dict[str, Any]:
-    """Return the columns that every row of a record shares."""
-    own = {name: getattr(record, name) for name in (*_RECORD_FIELDS, "round")}
-    point = {name: getattr(record.point, name) for name in (*_POINT_COUNTS, *_POINT_TEXTS)}
-    model = {"model": record.model.name, "size": record.model.size}
-    return {**own, **point, **model, "session": session_of(record)}

@@ -27,7 +27,9 @@ def inline_svg(svg: str, drawing: Drawing) -> str:
     if head is None:
         raise ValueError(f"figure {drawing.name}: no <svg> with a viewBox at its beginning")
     width, height = float(head[1]), float(head[2]) - style.FOOTER_IN * style.POINTS_PER_IN
-    label = f"{drawing.title}. {drawing.caption}".replace("&", "&amp;").replace('"', "&quot;")
+    label = f"{drawing.title}. {drawing.caption}".translate(
+        {ord("&"): "&amp;", ord('"'): "&quot;", ord("<"): "&lt;"}
+    )
     start = (
         f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" role="img" '
         f'viewBox="0 0 {width:g} {height:g}" aria-label="{label}">'
@@ -63,14 +65,7 @@ def colour_rules() -> dict[str, str]:
 
 def cells(table: pd.DataFrame) -> Iterator[list[tuple[str, str | None]]]:
     """Yield the rows of a table of text, each cell with its sort key in base units; None where it has no number."""
-    columns = []
-    for position in range(table.shape[1]):
-        texts = [str(cell) for cell in table.iloc[:, position]]
-        values = read_column(texts)
-        columns.append(
-            [
-                (text, None if value is None else f"{value:.6g}")
-                for text, value in zip(texts, values, strict=True)
-            ]
-        )
-    return (list(row) for row in zip(*columns, strict=True))
+    columns = [[str(cell) for cell in table.iloc[:, position]] for position in range(table.shape[1])]
+    keys = [[None if key is None else f"{key:.6g}" for key in read_column(texts)] for texts in columns]
+    rows = zip(zip(*columns, strict=True), zip(*keys, strict=True), strict=True)
+    return (list(zip(*row, strict=True)) for row in rows)

@@ -17,6 +17,7 @@ from retbench.units import format_percent, format_tokens
 from retbench.workloads.workload import WORKLOADS, Replicate
 
 Key = TypeVar("Key", bound=Hashable)
+Item = TypeVar("Item")
 
 MAX_MISMATCH = 0.01
 """Largest relative difference of non-embedding parameters between two models that are compared."""
@@ -114,8 +115,9 @@ def instance_row(record: Record) -> dict[str, object]:
 
 
 def fact(record: Record, name: str) -> object:
-    """Return a fact that the executed code recorded, else the setting of that name."""
-    return record.backend.get(name, record.settings.get(name))
+    """Return a fact that the executed code recorded, else the setting of that name; a list or table as text."""
+    value = record.backend.get(name, record.settings.get(name))
+    return str(value) if isinstance(value, list | dict) else value
 
 
 def is_final(record: Record) -> bool:
@@ -144,11 +146,11 @@ def accuracy(record: Record) -> tuple[float, int] | None:
     return share.value, documents.num_documents
 
 
-def group(records: Iterable[Record], key: Callable[[Record], Key]) -> dict[Key, list[Record]]:
-    """Return the records by a key, in their order."""
-    groups: dict[Key, list[Record]] = {}
-    for record in records:
-        groups.setdefault(key(record), []).append(record)
+def group(items: Iterable[Item], key: Callable[[Item], Key]) -> dict[Key, list[Item]]:
+    """Return records or other items by a key, in their order."""
+    groups: dict[Key, list[Item]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
     return groups
 
 

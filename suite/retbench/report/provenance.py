@@ -196,11 +196,11 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, ob
 def _changing(name: str, values: Sequence[object]) -> str:
     """Return one value, a range of numbers, or the latest of several values with their number."""
     distinct = list(dict.fromkeys(values))
-    if name.endswith("_bytes") and all(isinstance(value, int) for value in distinct):
-        return _range([float(str(value)) for value in distinct], format_bytes)
+    numbers = _numbers(distinct)
+    if name.endswith("_bytes") and numbers:
+        return _range(numbers, format_bytes)
     if len(distinct) == 1:
         return str(distinct[0])
-    numbers = _numbers(distinct)
     if numbers:
         return f"{min(numbers)} to {max(numbers)}"
     return f"{distinct[-1]} (the latest of {len(distinct)} values)"

@@ -22,7 +22,13 @@ from retbench.report.claims import judge_claims
 from retbench.report.evaluations import Evaluations, weights_table
 from retbench.report.figures import make_drawings
 from retbench.report.findings import find_costs
-from retbench.report.formats import escape_markdown, markdown_table, readable_tables
+from retbench.report.formats import (
+    code_block,
+    escape_markdown,
+    markdown_table,
+    markdown_text,
+    readable_tables,
+)
 from retbench.report.frames import Results, load_results, started
 from retbench.report.overlaps import overlap_sentences
 from retbench.report.points import group, lineup, measures_cost
@@ -253,7 +259,7 @@ def _limitations(contents: Contents, problems: Sequence[str]) -> Section:
         Block("sentences", diagnostics.disturbance_sentences(selection.costs), "Disturbed"),
         Block("sentences", diagnostics.absent_sentences(records), "Not available here"),
         Block("sentences", selection.left_out, "Left out"),
-        Block("sentences", problems, "Unreadable lines"),
+        Block("sentences", problems, "Files with problems"),
     ]
     found = [block for block in blocks if len(block.content)]
     none = Block("text", "None: every point of every round has a value, and nothing was left out.")
@@ -281,8 +287,10 @@ def _templates() -> Environment:
     filters: dict[str, Any] = {
         "cell": escape_markdown,
         "cells": html.cells,
+        "code_block": code_block,
         "markdown": markdown_table,
         "prose": html.prose,
+        "text": markdown_text,
     }
     environment.filters.update(filters)
     return environment

@@ -7,15 +7,15 @@ quality every (task point, model instance) has its newest record.
 """
 
 import json
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 from retbench.errors import RecordError, unknown_name
-from retbench.records.record import Documents, Record
-from retbench.report.frames import ComparableSet, keep_latest, set_of, started
+from retbench.records.record import Documents, ModelInfo, Record
+from retbench.report.frames import ComparableSet, by_parts, keep_latest, set_of, started
 from retbench.report.points import (
     group,
     instance_of,
@@ -25,8 +25,6 @@ from retbench.report.points import (
     replicate_of,
     task_point_of,
 )
-
-Key = TypeVar("Key", bound=Hashable)
 
 MODEL_SETTINGS = ("backend", "chunk_size")
 """Settings that belong to one model; all others are shared by the models of an experiment."""
@@ -55,11 +53,6 @@ class Selection:
     left_out: tuple[str, ...] = ()
     everything: tuple[Record, ...] = ()
     folders: Mapping[Documents, Path] = field(default_factory=dict)
-
-    @property
-    def experiments(self) -> tuple[str, ...]:
-        """Names of the experiments, sorted."""
-        return tuple(sorted({record.experiment for record in self.records}))
 
     @property
     def costs(self) -> tuple[Record, ...]:
@@ -113,88 +106,76 @@ def _of_experiment(records: Sequence[Record], experiment: str | None) -> Sequenc
 
 def choose_conditions(records: Sequence[Record]) -> tuple[list[Record], list[str]]:
     """Return the records of the newest comparable set, and a sentence on each other set."""
-    by_set = group(records, set_of)
-    newest = _newest(by_set)
-    notes = [_describe_set(other, newest, by_set[other]) for other in by_set if other != newest]
-    return by_set[newest], notes
+    return _newest(records, set_of, "that may not be pooled with these")
 
 
-def _newest(groups: Mapping[Key, Sequence[Record]]) -> Key:
-    """Return the group that holds a value and was started last."""
-    return max(
-        groups,
-        key=lambda key: (
-            any(record.status == "ok" for record in groups[key]),
-            max(started(record) for record in groups[key]),
-        ),
+def _newest(
+    records: Sequence[Record], key: Callable[[Record], ComparableSet | str], words: str = ""
+) -> tuple[list[Record], list[str]]:
+    """Return the records by one key: those that hold a value and were started last.
+
+    Returns:
+        These records; and, with `words`, a sentence on the records of each other key, with what differs.
+    """
+    groups = group(records, key)
+    newest = max(
+        groups, key=lambda one: (any(r.status == "ok" for r in groups[one]), max(map(started, groups[one])))
     )
+    notes = [
+        f"{', '.join(sorted({record.experiment for record in others}))}: {_describe_count(others)} {words} "
+        f"({_difference(other, newest)})."
+        for other, others in groups.items()
+        if words and other != newest
+    ]
+    return groups[newest], notes
 
 
 def _one_protocol(records: Sequence[Record]) -> tuple[list[Record], list[str]]:
     """Return the records of one protocol per experiment, and of one way of running each of its models."""
     chosen: list[Record] = []
     notes: list[str] = []
-    for experiment, of_one in sorted(group(records, lambda record: record.experiment).items()):
-        protocols = group(of_one, shared_settings)
-        newest = _newest(protocols)
-        notes += [
-            f"{experiment}: {_describe_count(others)} with other settings ({_difference(protocol, newest)})."
-            for protocol, others in protocols.items()
-            if protocol != newest
-        ]
-        for model, of_model in group(protocols[newest], lambda record: record.model.name).items():
-            ways = group(of_model, model_settings)
-            way = _newest(ways)
-            chosen += _one_code(ways[way])
-            notes += [
-                f"{experiment}: {_describe_count(others)} of {model} run another way "
-                f"({_difference(other, way)})."
-                for other, others in ways.items()
-                if other != way
-            ]
+    for _, of_one in sorted(group(records, lambda record: record.experiment).items()):
+        of_protocol, others = _newest(of_one, shared_settings, "with other settings")
+        notes += others
+        for model, of_model in group(of_protocol, lambda record: record.model.name).items():
+            of_way, others = _newest(of_model, model_settings, f"of {model} run another way")
+            notes += others
+            for of_workload in group(of_way, lambda record: record.workload).values():
+                chosen += _newest(of_workload, lambda record: str(record.environment.get("workload_code")))[0]
     return chosen, notes
-
-
-def _one_code(records: Sequence[Record]) -> list[Record]:
-    """Return the records of the newest code of each workload."""
-    chosen: list[Record] = []
-    for of_one in group(records, lambda record: record.workload).values():
-        codes = group(of_one, lambda record: str(record.environment.get("workload_code")))
-        chosen += codes[_newest(codes)]
-    return chosen
 
 
 def shared_settings(record: Record) -> str:
     """Return the settings that an experiment's models share, size included, as JSON with sorted keys."""
-    shared = {name: value for name, value in record.settings.items() if name not in MODEL_SETTINGS}
-    return json.dumps({**shared, "size": record.model.size}, sort_keys=True)
+    return _shared_settings(record.settings, record.model)
+
+
+@by_parts
+def _shared_settings(settings: Mapping[str, Any], model: ModelInfo) -> str:
+    shared = {name: value for name, value in settings.items() if name not in MODEL_SETTINGS}
+    return json.dumps({**shared, "size": model.size}, sort_keys=True)
 
 
 def model_settings(record: Record) -> str:
     """Return one model's own settings, configuration and code as JSON with sorted keys."""
-    own = {name: record.settings.get(name) for name in MODEL_SETTINGS}
-    model = {"architecture": record.model.architecture, "variant": record.model.variant}
-    code = {"model code": record.environment.get("model_code")}
-    return json.dumps({**record.model.config, **model, **own, **code}, sort_keys=True, default=str)
+    return _model_settings(record.settings, record.model, record.environment)
 
 
-def _difference(other: str, chosen: str) -> str:
-    """Return the differences of two settings: 'min_steps 5, here 20'."""
-    mine, theirs = json.loads(chosen), json.loads(other)
-    names = [name for name in sorted({*mine, *theirs}) if mine.get(name) != theirs.get(name)]
-    return ", ".join(f"{name} {theirs.get(name)}, here {mine.get(name)}" for name in names)
+@by_parts
+def _model_settings(settings: Mapping[str, Any], model: ModelInfo, environment: Mapping[str, Any]) -> str:
+    own = {name: settings.get(name) for name in MODEL_SETTINGS}
+    names = {"architecture": model.architecture, "variant": model.variant}
+    code = {"model code": environment.get("model_code")}
+    return json.dumps({**model.config, **names, **own, **code}, sort_keys=True, default=str)
 
 
-def _describe_set(other: ComparableSet, chosen: ComparableSet, records: Sequence[Record]) -> str:
-    """Return a sentence on records of another set, with every comparability key that differs."""
-    theirs, mine = asdict(other), asdict(chosen)
-    differences = ", ".join(
-        f"{_SET_WORDS.get(name, name)} {theirs[name]}, here {mine[name]}"
-        for name in mine
-        if theirs[name] != mine[name]
+def _difference(other: ComparableSet | str, chosen: ComparableSet | str) -> str:
+    """Return the differences of two sets or settings: 'min_steps 5, here 20'."""
+    mine, theirs = (json.loads(one) if isinstance(one, str) else asdict(one) for one in (chosen, other))
+    names = [name for name in {**mine, **theirs} if mine.get(name) != theirs.get(name)]
+    return ", ".join(
+        f"{_SET_WORDS.get(name, name)} {theirs.get(name)}, here {mine.get(name)}" for name in names
     )
-    experiments = ", ".join(sorted({record.experiment for record in records}))
-    return f"{experiments}: {_describe_count(records)} that may not be pooled with these ({differences})."
 
 
 def _describe_count(records: Sequence[Record]) -> str:
@@ -279,6 +260,11 @@ def matched_groups(records: Iterable[Record]) -> list[tuple[Record, ...]]:
     ordered = sorted(records, key=lambda record: record.experiment)
     lineups: dict[Hashable, list[Record]] = {}
     for of_one in group(ordered, lambda record: (record.experiment, record.model.size)).values():
-        models = {record.model.model_copy(update={"weights": None}).model_dump_json() for record in of_one}
+        models = {_without_weights(record.model) for record in of_one}
         lineups.setdefault(frozenset(models), []).extend(of_one)
     return [tuple(found) for found in lineups.values()]
+
+
+@by_parts
+def _without_weights(model: ModelInfo) -> str:
+    return model.model_copy(update={"weights": None}).model_dump_json()

@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullFormatter, NullLocator
 
 from retbench.errors import StorageError
+from retbench.report.wording import csv_text
 from retbench.units import format_tokens
 
 WIDTH_IN = 3.5
@@ -202,7 +203,7 @@ def save_drawing(drawing: Drawing, out_dir: Path) -> list[Path]:
         out_dir.mkdir(parents=True, exist_ok=True)
         paths = save_figure(drawing.figure, stem)
         data = stem.with_suffix(".csv")
-        drawing.data.to_csv(data, index=False, na_rep="NA")
+        data.write_text(csv_text(drawing.data), encoding="utf-8")
     except OSError as error:
         raise StorageError(
             f"{stem}: the figure could not be written: {error.strerror}. Free some space or give another folder."

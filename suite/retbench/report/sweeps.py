@@ -161,10 +161,7 @@ def _part(frame: pd.DataFrame, experiment: str, workload: str, batch_size: int) 
 
 def by_workload(sweeps: Sequence[CostSweep]) -> list[list[CostSweep]]:
     """Return the sweeps of one experiment and workload together, one per batch size, in their order."""
-    groups: dict[tuple[str, str], list[CostSweep]] = {}
-    for sweep in sweeps:
-        groups.setdefault((sweep.experiment, sweep.workload), []).append(sweep)
-    return list(groups.values())
+    return list(group(sweeps, lambda sweep: (sweep.experiment, sweep.workload)).values())
 
 
 def swept_by_batch(sweeps: Sequence[CostSweep]) -> bool:

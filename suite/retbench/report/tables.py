@@ -3,8 +3,9 @@
 `table_of` has the unit in each column's name, for csv and json; `formats.render` also writes it for people.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import pandas as pd
@@ -121,36 +122,33 @@ def _object_frame(rows: Sequence[Any], columns: list[str], numbers: set[str]) ->
 
 def cost_table(sweeps: Sequence[CostSweep]) -> pd.DataFrame:
     """Return the rows of an experiment's cost sweeps."""
-    blocks = [
-        _by_length(part) if swept_by_batch(of_one) else part
-        for of_one in by_workload(sweeps)
-        for part in [pd.concat([_block(sweep) for sweep in of_one], ignore_index=True)]
-    ]
-    names = dict.fromkeys(str(column) for block in blocks for column in block.columns)
+    rows: list[dict[str, Any]] = []
+    for of_one in by_workload(sweeps):
+        block = [row for sweep in of_one for row in _cost_rows(sweep)]
+        if swept_by_batch(of_one):
+            order = list(dict.fromkeys(row["model"] for row in block))
+            block.sort(key=lambda row: (order.index(row["model"]), row["context_len"], row["batch_size"]))
+        rows += block
+    names = dict.fromkeys(name for row in rows for name in row)
     ratio = [name for name in names if name.startswith("ratio_")]
-    metrics = [name for name in names if name not in (*COST_LEAD, *ratio)]
-    return pd.concat(blocks, ignore_index=True)[[*COST_LEAD, *metrics, *ratio]]
+    columns = [*COST_LEAD, *(name for name in names if name not in (*COST_LEAD, *ratio)), *ratio]
+    numbers = dict.fromkeys(set(columns) - {*COST_LEAD, UNPAIRED}, "float64")
+    return pd.DataFrame(rows, columns=columns).astype(numbers)
 
 
-def _by_length(block: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows of a workload with those of each model and length together."""
-    models = list(dict.fromkeys(block["model"]))
-    order = block.assign(model=block["model"].map(models.index))
-    return block.loc[order.sort_values(["model", "context_len", "batch_size"]).index]
-
-
-def _block(sweep: CostSweep) -> pd.DataFrame:
-    """Return the rows of one sweep: every model at every length, measured or not."""
-    rows = [_outcome(sweep, model, length) for model in sweep.models.models for length in sweep.lengths]
-    block = pd.DataFrame(rows)
-    for metric in metrics_of(sweep):
-        block = _join(block, sweep.rows(metric.name).rename(columns={"value": metric.name}), metric)
-    ratios = pair_ratios(sweep.metrics, sweep.models).rename(columns={"ratio": RATIO, "unpaired": UNPAIRED})
-    block = _join(block, ratios, MetricSpec(RATIO, RATIO, has_interval=True))
-    if ratios[UNPAIRED].any():
-        key = ["model", "context_len"]
-        block = block.merge(ratios[[*key, UNPAIRED]], on=key, how="left")
-    return block
+def _cost_rows(sweep: CostSweep) -> Iterator[dict[str, Any]]:
+    """Yield the rows of one sweep: every model at every length, measured or not."""
+    ratios = pair_ratios(sweep.metrics, sweep.models)
+    found = {(p.model, p.context_len, p.metric): (p.value, p.low, p.high) for p in sweep.points.itertuples()}
+    found |= {(p.model, p.context_len, RATIO): (p.ratio, p.low, p.high) for p in ratios.itertuples()}
+    unpaired = {(p.model, p.context_len): p.unpaired for p in ratios.itertuples()}
+    for model, length in product(sweep.models.models, sweep.lengths):
+        row = _outcome(sweep, model, length)
+        for metric in (*metrics_of(sweep), MetricSpec(RATIO, RATIO, has_interval=True)):
+            ends = ("", "_low", "_high") if metric.has_interval else ("",)
+            values = found.get((model, length, metric.name), (None, None, None))
+            row |= {f"{metric.name}{end}": value for end, value in zip(ends, values, strict=False)}
+        yield row | ({UNPAIRED: unpaired.get((model, length))} if any(unpaired.values()) else {})
 
 
 def metrics_of(sweep: CostSweep) -> list[MetricSpec]:
@@ -160,14 +158,6 @@ def metrics_of(sweep: CostSweep) -> list[MetricSpec]:
     if known is None:
         return [MetricSpec(name, name.replace("_", " ")) for name in found]
     return [metric for metric in known.metrics if metric.name in found or not metric.optional]
-
-
-def _join(block: pd.DataFrame, part: pd.DataFrame, metric: MetricSpec) -> pd.DataFrame:
-    """Return the block with a metric's column, and its ends if it has an interval."""
-    ends = {"low": f"{metric.name}_low", "high": f"{metric.name}_high"} if metric.has_interval else {}
-    names = [metric.name, *ends.values()]
-    part = part.rename(columns=ends)[["model", "context_len", *names]]
-    return block.merge(part.astype(dict.fromkeys(names, "float64")), on=["model", "context_len"], how="left")
 
 
 def _outcome(sweep: CostSweep, model: str, length: int) -> dict[str, object]:

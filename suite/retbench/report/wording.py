@@ -1,7 +1,11 @@
 """Words and numbers that tables, figures and findings share."""
 
+import hashlib
 import re
 from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
 
 from retbench.records.record import Record
 from retbench.stats.intervals import Crossover
@@ -33,8 +37,33 @@ def section_title(experiment: str, workload: str, join: str = ": ") -> str:
 
 
 def file_stem(text: str) -> str:
-    """Return a name as part of a file name: letters, digits, dashes and underscores only."""
-    return re.sub(r"[^A-Za-z0-9_-]+", "-", text)
+    """Return a name as part of a file name: letters, digits, dashes and underscores only, at most 120 of them."""
+    stem = re.sub(r"[^A-Za-z0-9_-]+", "-", text)
+    return stem if len(stem) <= 120 else f"{stem[:110]}-{hashlib.sha256(text.encode()).hexdigest()[:9]}"
+
+
+def csv_text(table: pd.DataFrame) -> str:
+    """Return a table as CSV, with NA for a missing value; no text in it is a formula for a spreadsheet."""
+    safe = table.rename(columns=_not_formula)
+    for position, kind in enumerate(safe.dtypes):
+        if not pd.api.types.is_numeric_dtype(kind):
+            cells = [_not_formula(cell) for cell in safe.iloc[:, position]]
+            safe.isetitem(position, np.array(cells, dtype=object))  # whole numbers beside None stay whole
+    return safe.to_csv(index=False, na_rep="NA", lineterminator="\n")
+
+
+def _not_formula(cell: object) -> object:
+    """Return a cell with an apostrophe before a text that a spreadsheet would compute."""
+    if (
+        isinstance(cell, str)
+        and cell.startswith(("=", "+", "-", "@", "\t", "\r"))
+        and not _NUMBER.fullmatch(cell)
+    ):
+        return f"'{cell}"
+    return cell
+
+
+_NUMBER = re.compile(r"[-+]?\d+(\.\d+)?(e[-+]?\d+)?")
 
 
 def bind_units(text: str) -> str:

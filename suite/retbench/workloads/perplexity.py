@@ -136,7 +136,7 @@ def _metrics(found: "CorpusLoss", seconds: float) -> tuple[dict[str, Metric], di
     }
     try:
         metrics["word_perplexity"] = Metric(unit="ratio", value=math.exp(found.nll_nats / found.num_words))
-    except OverflowError:
+    except (OverflowError, ValueError):  # beyond what a float, or a record, holds
         return metrics, {"word_perplexity": f"e^{found.nll_nats / found.num_words:.0f} is too large a number"}
     return metrics, {}
 

@@ -1,0 +1,154 @@
+"""Mutated records: whatever a results folder holds, tables, claims and the report are made of what can be read."""
+
+import copy
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from report.synthetic_records import CPU, SMALL, SMALL_TRAINER, Maker
+from report.synthetic_scores import ScoreMaker
+from retbench.errors import RecordError
+from retbench.records.record import Record
+from retbench.report.claim_tables import claims_json, claims_markdown
+from retbench.report.claims import judge_claims
+from retbench.report.formats import FORMATS, render
+from retbench.report.frames import load_results
+from retbench.report.report import make_page
+from retbench.report.selection import select
+from retbench.report.tables import contents_of, table_of
+
+PUBLISHED = Path(__file__).parents[2] / "results" / "published"
+
+DEEP: list[Any] = []
+for _ in range(100):
+    DEEP = [DEEP]
+
+ODD_NUMBERS = [2**70, -(2**70), 2**63, 2**53, 10**9, 1024, 1, 0, -1, -0.5, 1e308, -1e308, 5e-324, 1e-300]
+ODD_TEXTS = [
+    *("", "x", "x" * 5000, "\x1b[2J", "a\nb", "\ud800", "=1", "1e999", "NaN", "../up", "|`<b>", "$x_1$", "0"),
+    *("9999-12-31T23:59:59-23:59", "0001-01-01T00:00:00+23:59", "2099-01-01T00:00:00Z", "ok", "oom", "whole"),
+    *("retnet", "transformer", "mamba2", "decode", "memory", "perplexity", "zeroshot", "training_run", "1m"),
+]
+ODD_OBJECTS = [True, False, None, [], {}, DEEP, [None], {"a": 1}, [[1.5], "x"]]
+odd_values = st.sampled_from([*ODD_NUMBERS, *ODD_TEXTS, *ODD_OBJECTS])
+
+
+def published(experiment: str) -> list[Record]:
+    """Every tenth record of an experiment, as an earlier version wrote them."""
+    found = [record for record in load_results(PUBLISHED).records if record.experiment == experiment]
+    return found[:: len(found) // 6]
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, list[Any]]:
+    """Records as JSON values, by the folder that holds their documents."""
+    scores = ScoreMaker(tmp_path_factory.mktemp("scores"), seeds={"1m": (0,), "6m": (0,)}, num_documents=12)
+    scores.trainings()
+    scores.perplexities("wikitext-103", "whole", 2048)
+    scores.zeroshots(0, ("piqa",))
+    (folder,) = {path.parent for path in scores.root.rglob("*.documents.jsonl.gz")}
+    costs = [one for one in Maker(CPU).latency((1024, 2048)) if one.round < 2]
+    found: dict[Path, list[Record]] = {folder: scores.records}
+    for name, records in {
+        "costs": [*costs, *Maker(CPU).memory((1024, 2048))],
+        "training": [one for one in Maker(SMALL_TRAINER).training((2048, 4096)) if one.round < 2],
+        "throughput": [one for one in Maker(SMALL).throughput((1024,), (1, 2)) if one.round < 2],
+        "published": [*published("latency"), *published("quality")],
+    }.items():
+        found[tmp_path_factory.mktemp(name)] = records
+    return {
+        place: [json.loads(record.model_dump_json()) for record in records]
+        for place, records in found.items()
+    }
+
+
+def places_of(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The path of every part of a JSON value."""
+    if path:
+        yield path
+    for key, one in (
+        value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    ):
+        yield from places_of(one, (*path, key))
+
+
+@st.composite
+def mutations(draw: st.DrawFn, records: list[Any]) -> list[Any]:
+    """Records of which some parts are replaced, removed or renamed."""
+    made = json.loads(json.dumps(records))
+    for _ in range(draw(st.integers(1, 4))):
+        *path, last = draw(st.sampled_from([*places_of(draw(st.sampled_from(made)))]))
+        value = draw(odd_values)
+        targets = made if draw(st.booleans()) else [draw(st.sampled_from(made))]
+        what = draw(st.sampled_from(["replace", "replace", "replace", "remove", "add"]))
+        for target in targets:
+            change(target, path, last, what, copy.deepcopy(value))
+    return made
+
+
+def change(target: Any, path: list[Any], last: Any, what: str, value: Any) -> None:
+    """Change one part of a JSON value, unless an earlier change has removed it."""
+    try:
+        for key in path:
+            target = target[key]
+        if what == "remove":
+            del target[last]
+        elif what == "add" and isinstance(target, dict):
+            target[str(value)] = target[last]
+        else:
+            target[last] = value
+    except (LookupError, TypeError):
+        return
+
+
+def make_everything(folder: Path, records: list[Any], form: str, *, with_page: bool) -> None:
+    """Make everything that is made of a results folder, unless none of its lines can be read."""
+    lines = [json.dumps(record) for record in records]
+    (folder / "run.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    try:
+        results = load_results(folder)
+    except RecordError as error:
+        assert "no record that can be read" in str(error)  # noqa: PT017 - the only reason to make nothing
+        return
+    assert all(problem.isprintable() and len(problem) < 2000 for problem in results.problems)
+    for experiment in {record.experiment for record in results.records}:
+        table = table_of(contents_of(select(results.records, experiment, results.folders)), experiment)
+        text = render(table, form)
+        assert text.replace("\n", "").replace("\t", "").isprintable()
+    judged = judge_claims(results)
+    json.dumps(claims_json(judged), allow_nan=False)
+    assert claims_markdown(judged)
+    if with_page:
+        make_page(results)
+
+
+def check(sources: dict[Path, list[Any]], data: st.DataObject, *, with_page: bool) -> None:
+    folder = data.draw(st.sampled_from([*sources]))
+    records = data.draw(mutations(sources[folder]))
+    make_everything(folder, records, data.draw(st.sampled_from(FORMATS)), with_page=with_page)
+
+
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+)
+@given(st.data())
+def test_mutated_records_make_tables_claims_and_a_report(
+    sources: dict[Path, list[Any]], data: st.DataObject
+) -> None:
+    check(sources, data, with_page=data.draw(st.integers(0, 4)) == 0)
+
+
+@pytest.mark.slow
+@settings(
+    max_examples=10_000,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+@given(st.data())
+def test_ten_thousand_mutated_record_sets(sources: dict[Path, list[Any]], data: st.DataObject) -> None:
+    check(sources, data, with_page=data.draw(st.integers(0, 39)) == 0)
