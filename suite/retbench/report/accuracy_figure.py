@@ -123,9 +123,9 @@ def _draw(tasks: Sequence[TaskRows], models: Lineup, texts: tuple[str, str, str]
     (axes,) = style.add_panels(
         figure,
         [1],
+        ["accuracy, %"],
         right_in=label_width_in([rows.note for rows in tasks]) * 0.74,
         left_in=label_width_in([rows.task for rows in tasks]) * 0.95,
-        label="accuracy, %",
     )
     ends = [100 * end for rows in tasks for point in rows.points for end in (point.low, point.high)]
     guesses = [100 * rows.chance for rows in tasks if rows.chance is not None]

@@ -19,7 +19,7 @@ from retbench.report import style
 from retbench.report.labels import Label, add_text, label_ends, label_width_in
 from retbench.report.points import Lineup
 from retbench.report.wording import describe_status
-from retbench.units import format_rate, format_tokens
+from retbench.units import GIB, MIB, format_rate, format_tokens
 
 HEIGHT_IN = 2.75
 DOTTED = (0, (1, 1.6))
@@ -32,7 +32,15 @@ _MOST_MARKERS = 12
 """Points of a curve that have room for markers."""
 _WIDEST = 1.5
 """How far above the highest value an interval is drawn, as a ratio."""
-_TIME_UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
+
+DATA_COLUMNS = ["model", "context_len", "metric", "unit", "value", "low", "high", "num_rounds", "status"]
+"""Columns of the data of a figure of cost."""
+
+Units = Sequence[tuple[float, str]]
+"""Units from the largest down: size in base units, and name."""
+TIME_UNITS: Units = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
+MEMORY_UNITS: Units = ((GIB, "GiB"), (MIB, "MiB"))
+RATE_UNITS: Units = ((1e3, "thousand tokens/s"), (1.0, "tokens/s"))
 
 
 class Point(NamedTuple):
@@ -72,6 +80,13 @@ def frame_points(
     return (*measured, *(Point(str(model), int(x), status=str(status)) for model, x, status in missing))
 
 
+def with_failures(rows: pd.DataFrame, failed: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
+    """Return measured rows, and a row per metric of each point that failed: the data of a figure of cost."""
+    missing = failed.drop(columns="error").merge(pd.DataFrame({"metric": metrics}), how="cross")
+    frame = pd.concat([rows.assign(status="ok"), missing], ignore_index=True)
+    return frame.sort_values(["metric", "model", "context_len", "batch_size"], ignore_index=True)
+
+
 def highest(points: Sequence[Point]) -> float:
     """Return the highest value or end of an interval; far wider intervals are cut, for they would flatten all."""
     values = [point.value for point in points if point.value == point.value]
@@ -81,9 +96,9 @@ def highest(points: Sequence[Point]) -> float:
     return min(max(ends), _WIDEST * max(values)) if ends else max(values)
 
 
-def time_unit(top: float) -> tuple[float, str]:
-    """Return the unit in which a longest time of `top` seconds is 1 or more: its size in seconds, and its name."""
-    return next((step for step in _TIME_UNITS if top >= step[0]), _TIME_UNITS[-1])
+def unit_for(top: float, units: Units) -> tuple[float, str]:
+    """Return the largest unit of which `top` is at least one; else the smallest."""
+    return next((unit for unit in units if top >= unit[0]), units[-1])
 
 
 def describe_rate(point: Point) -> str:
@@ -98,9 +113,10 @@ class Panel:
     Attributes:
         points: Points of every model.
         models: All models of the selection, so that each has the same look in every figure.
-        title: What distinguishes the panel from others of its figure; empty for a panel alone.
+        title: What distinguishes the panel from others of its figure, with "{unit}" for the unit; empty for a panel
+            alone.
         places: Ticks of the horizontal axis; those of the points when empty.
-        size: One unit of the vertical axis in base units.
+        units: Units that the vertical axis may have.
         at_least: The vertical axis reaches this value, in base units.
         at_most: Values above this one, in base units, leave the panel.
         joined: Name of the only curve of each model that is drawn as a line and labelled; None for every curve.
@@ -111,7 +127,7 @@ class Panel:
     models: Lineup
     title: str = ""
     places: tuple[float, ...] = ()
-    size: float = 1.0
+    units: Units = ((1.0, ""),)
     at_least: float = 0.0
     at_most: float = inf
     joined: str | None = None
@@ -154,6 +170,16 @@ class Panel:
         """The highest value that the vertical axis has room for, in base units."""
         return min(self.at_most, max(highest(self.points), self.at_least))
 
+    @property
+    def size(self) -> float:
+        """One unit of the vertical axis in base units."""
+        return unit_for(self.top, self.units)[0]
+
+    @property
+    def unit(self) -> str:
+        """Name of the unit of the vertical axis."""
+        return unit_for(self.top, self.units)[1]
+
     def look(self, model: str) -> style.Look:
         """Return the look of a model."""
         return style.look(self.models.models.index(model))
@@ -186,16 +212,13 @@ def draw_row(
         subtitle = "; ".join(
             [subtitle, *describe_crosses(p.status for panel in panels for p in panel.failed)]
         )
-    num_rows = (
-        num_failing if panels[0].title else max(0, num_failing - _MOST_REASONS)
-    )  # these have room anyway
+    # One panel without a title has room for a few rows of crosses anyway.
+    num_rows = num_failing if panels[0].title else max(0, num_failing - _MOST_REASONS)
     top_in = style.HEADER_IN + num_rows * _CROSSES_PT / style.POINTS_PER_IN
     height_in = max(HEIGHT_IN, top_in + style.BASE_IN + _height_in(labels))
     figure = style.new_figure(height_in, title, subtitle, conditions)
-    names = panels[0].models.labels.values()
-    right_in = label_width_in([*names, *(label.text for label in labels)])
     shares = [2 + len(panel.ticks) for panel in panels]
-    axes = style.add_panels(figure, shares, right_in=right_in, label=label, top_in=top_in)
+    axes = style.add_panels(figure, shares, [label], right_in=_room_in(panels, labels), top_in=top_in)
     size, values = panels[0].size, [point.value for panel in panels for point in panel.measured]
     top = max(panel.top for panel in panels) if from_zero else max(values)
     for each, panel in zip(axes, panels, strict=True):
@@ -224,9 +247,10 @@ def draw_column(
     top_in, gap_in = style.HEADER_IN + crosses_in, _GAP_IN + crosses_in
     row_in = max(_ROW_IN, *(_height_in(mine) for mine in labels))
     figure = style.new_figure(top_in + len(panels) * (row_in + gap_in) - gap_in + style.BASE_IN, *texts)
-    names = panels[0].models.labels.values()
-    right_in = label_width_in([*names, *(label.text for mine in labels for label in mine)])
-    rows = style.add_rows(figure, axis_labels, right_in=right_in, gap_in=gap_in, top_in=top_in)
+    right_in = _room_in(panels, [label for mine in labels for label in mine])
+    rows = style.add_panels(
+        figure, [1], axis_labels, right_in=right_in, left_in=0.52, top_in=top_in, gap_in=gap_in
+    )
     for axes, panel, mine in zip(rows, panels, labels, strict=True):
         style.set_linear_length_axis(axes, panel.ticks)
         style.set_value_axis(axes, panel.top / panel.size)
@@ -241,7 +265,14 @@ def _fill(axes: Axes, panel: Panel, *, reasons: bool = True) -> None:
     _draw_curves(axes, panel)
     _draw_crosses(axes, panel, reasons=reasons)
     pad = 4 + _CROSSES_PT * panel.num_failing
-    axes.set_title(panel.title, fontsize=6.8, fontweight="bold", loc="left", pad=pad)
+    axes.set_title(
+        panel.title.replace("{unit}", panel.unit), fontsize=6.8, fontweight="bold", loc="left", pad=pad
+    )
+
+
+def _room_in(panels: Sequence[Panel], labels: Sequence[Label]) -> float:
+    """Return the inches that labels need beside the panels, at least those of the models' names."""
+    return label_width_in([*panels[0].models.labels.values(), *(label.text for label in labels)])
 
 
 def _height_in(labels: Sequence[Label]) -> float:

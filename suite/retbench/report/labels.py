@@ -39,10 +39,10 @@ def label_width_in(texts: Sequence[str]) -> float:
     return 0.12 + 0.0635 * longest
 
 
-def label_ends(axes: Axes, labels: Sequence[Label]) -> None:
+def label_ends(axes: Axes, labels: Sequence[Label], aside_pt: float = 6.0, **options: Any) -> None:
     """Write names beside the ends of curves, moved apart where they would touch, and none outside of the axes.
 
-    The limits of the axes must be final.
+    The limits of the axes must be final. The options are those of `add_text`.
     """
     low, high = axes.get_ylim()
     height_pt = axes.bbox.height / axes.figure.dpi * POINTS_PER_IN
@@ -50,17 +50,20 @@ def label_ends(axes: Axes, labels: Sequence[Label]) -> None:
     wanted = [(label.y - low) / (high - low) * height_pt for label in labels]
     placed = keep_inside(spread(wanted, heights), heights, height_pt + _ABOVE_PT)
     for label, want, y_pt in zip(labels, wanted, placed, strict=True):
-        axes.annotate(
+        add_text(
+            axes,
             label.text,
-            xy=(label.x, label.y),
-            xytext=(6, y_pt - want),
-            textcoords="offset points",
-            color=label.colour,
-            fontweight="bold" if label.is_bold else "normal",
-            fontsize=6.8,
-            va="center",
-            linespacing=1.15,
-            annotation_clip=False,
+            (label.x, label.y),
+            "data",
+            (aside_pt, y_pt - want),
+            **{
+                "color": label.colour,
+                "fontweight": "bold" if label.is_bold else "normal",
+                "fontsize": 6.8,
+                "va": "center",
+                "linespacing": 1.15,
+                **options,
+            },
         )
 
 

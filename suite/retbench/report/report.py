@@ -13,8 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from retbench.architectures.registry import title_of
-from retbench.errors import StorageError
-from retbench.files import check_writable
+from retbench.files import check_writable, write_atomic
 from retbench.records.record import Record
 from retbench.report import diagnostics, html, provenance
 from retbench.report.claim_tables import make_claim_section
@@ -111,19 +110,9 @@ def write_report(results: Path, out: Path) -> list[Path]:
     templates = _templates()
     for name in ("index.html", "report.md"):
         text = templates.get_template(f"{name}.j2").render(page=page, svgs=svgs, colours=html.colour_rules())
-        paths.append(_write(out / name, text))
+        write_atomic(out / name, text.encode())
+        paths.append(out / name)
     return paths
-
-
-def _write(path: Path, text: str) -> Path:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)  # without figures, nothing has created it
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise StorageError(
-            f"{path}: the report could not be written: {error.strerror}. Free some space or give another folder."
-        ) from error
-    return path
 
 
 def make_page(results: Results) -> ReportPage:
