@@ -303,12 +303,19 @@ def ten_models(records: list[Record]) -> list[Record]:
 def test_ten_models_have_looks_and_names_of_their_own() -> None:
     maker = Maker(GPU)
     records = maker.latency(batch_sizes=(8,)) + maker.memory(batch_sizes=(8,))
+    records += maker.throughput((1024, 2048, 4096, 8192), (1, 4, 16))
     for drawing in make_drawings(select(ten_models(records))):
         check_words(drawing)
-        if "decode" in drawing.name:
+        if drawing.name == "latency_decode_batch8":
             lines = model_lines(drawing.figure.axes[0])
             looks = {(line.get_color(), line.get_marker(), str(line.get_linestyle())) for line in lines}
             assert len(lines) == len(looks) == 10
+            names = [text.get_text() for text in drawing.figure.axes[0].texts]
+            assert {name[0] for name in names} >= {style.FILLED[str(line.get_marker())] for line in lines}
+        if drawing.name == "throughput_decode_throughput":
+            widths_in = [axes.get_position().width * style.WIDTH_IN for axes in drawing.figure.axes]
+            assert min(widths_in) > 0.45
+        assert "2026-01-02" in drawing.figure.texts[2].get_text().replace("\n", "")
 
 
 def test_no_state_is_left_behind(tmp_path: Path) -> None:

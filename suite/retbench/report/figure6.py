@@ -119,11 +119,11 @@ class Figure6Panel:
     @property
     def labels(self) -> list[Label]:
         """Names of the curves with their last value or their length; then the paper's last values."""
-        panel, names = self.panel, self.models.labels
+        panel = self.panel
         if self.letter == "c":
             ends = [line[-1] for lines in panel.curves.values() for line in lines]
             return [
-                Label(e.x, e.value / panel.size, f"{names[e.model]} {e.curve}", panel.look(e.model).text)
+                Label(e.x, e.value / panel.size, f"{panel.name(e.model)} {e.curve}", panel.look(e.model).text)
                 for e in ends
             ]
         longest = panel.ticks[-1]

@@ -1,14 +1,12 @@
 """Words in figures: names at the ends of curves, and notes where they cover least."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.lines import Line2D
 from matplotlib.text import Annotation
 
 from retbench.report.style import MUTED, POINTS_PER_IN
@@ -39,16 +37,18 @@ def label_width_in(texts: Sequence[str]) -> float:
     return 0.12 + 0.0635 * longest
 
 
-def label_ends(axes: Axes, labels: Sequence[Label], aside_pt: float = 6.0, **options: Any) -> None:
+def label_ends(
+    axes: Axes, labels: Sequence[Label], *, aside_pt: float = 6.0, above_pt: float = 0.0, **options: Any
+) -> None:
     """Write names beside the ends of curves, moved apart where they would touch, and none outside of the axes.
 
-    The limits of the axes must be final. The options are those of `add_text`.
+    The limits of the axes must be final. `above_pt` is free above them. The options are those of `add_text`.
     """
     low, high = axes.get_ylim()
     height_pt = axes.bbox.height / axes.figure.dpi * POINTS_PER_IN
     heights = [label.height_pt for label in labels]
     wanted = [(label.y - low) / (high - low) * height_pt for label in labels]
-    placed = keep_inside(spread(wanted, heights), heights, height_pt + _ABOVE_PT)
+    placed = keep_inside(spread(wanted, heights), heights, height_pt + _ABOVE_PT + above_pt)
     for label, want, y_pt in zip(labels, wanted, placed, strict=True):
         add_text(
             axes,
@@ -123,10 +123,10 @@ def beside(x: float) -> tuple[Anchor, ...]:
 
 
 def add_note(axes: Axes, text: str, anchors: Sequence[Anchor]) -> None:
-    """Write small grey words at the first anchor where they cover the fewest curves and words."""
+    """Write small grey words at the first anchor where they cover the fewest words and curves."""
     renderer = FigureCanvasAgg(axes.figure.figure).get_renderer()
     boxes = [words.get_window_extent(renderer) for words in axes.texts]
-    points = [point for line in axes.lines for point in _points_along(line)]
+    curves = [line.get_transform().transform_path(line.get_path()) for line in axes.lines]
 
     def covered(anchor: Anchor) -> int:
         words = _note(axes, text, anchor)
@@ -136,7 +136,7 @@ def add_note(axes: Axes, text: str, anchors: Sequence[Anchor]) -> None:
         return int(
             1000 * outside
             + 50 * sum(box.overlaps(other) for other in boxes)
-            + sum(box.contains(x, y) for x, y in points)
+            + sum(curve.intersects_bbox(box, filled=False) for curve in curves)
         )
 
     _note(axes, text, min(anchors, key=covered))
@@ -169,12 +169,3 @@ def add_text(
     return axes.annotate(
         text, xy=at, xycoords=coordinates, xytext=offset_pt, textcoords="offset points", **given
     )
-
-
-def _points_along(line: Line2D) -> Iterator[tuple[float, float]]:
-    """Yield points along a line as it is drawn, close enough that words on it cover one."""
-    corners = line.get_transform().transform(np.asarray(line.get_xydata()))
-    for start, end in pairwise(corners):
-        for step in np.linspace(0, 1, 25):
-            x, y = start + (end - start) * step
-            yield float(x), float(y)

@@ -5,9 +5,8 @@ on when or where it was written.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -44,46 +43,32 @@ BlockKind = Literal[
     "claims",
     "commands",
 ]
+"""How the templates show a block: the templates have a branch for each."""
 
 
-@dataclass(frozen=True)
-class Block:
-    """One part of a section.
-
-    Attributes:
-        kind: How the templates show it.
-        content: Text, sentences, findings, a table, figures or claims, as the kind says.
-        title: Heading above it; empty for none.
-    """
+class Block(NamedTuple):
+    """One part of a section; the content is text, sentences, findings, a table, figures or claims, as the kind says."""
 
     kind: BlockKind
     content: Any
     title: str = ""
 
 
-@dataclass(frozen=True)
-class Section:
-    """One section of the page.
-
-    Attributes:
-        name: Anchor.
-        title: Heading.
-        blocks: Its parts, in their order.
-    """
+class Section(NamedTuple):
+    """One section of the page; the name is its anchor."""
 
     name: str
     title: str
     blocks: list[Block]
 
 
-@dataclass(frozen=True)
-class ReportPage:
+class ReportPage(NamedTuple):
     """Everything that both templates show."""
 
     title: str
     conditions: str
     sections: list[Section]
-    drawings: list[Drawing] = field(default_factory=list)
+    drawings: list[Drawing]
 
 
 def write_report(results: Path, out: Path) -> list[Path]:

@@ -271,7 +271,14 @@ def _draw_sizes(
     joined = next(iter(_shared_seeds(records)), "")
     line = f"; the line: seed {joined}" if joined not in ("", "none") else ""
     figure = draw_row(
-        [Panel(points, scores.models, joined=joined, aside_pt=4.4)],
+        [
+            Panel(
+                points,
+                scores.models,
+                joined=joined,
+                aside_pt=min(16.0, 4.4 * (len(scores.models.models) - 1)),
+            )
+        ],
         (title, f"{subtitle}{line}", describe_conditions(records)),
         _three_decimals,
         "parameters without embedding (log scale)",

@@ -93,6 +93,8 @@ _COLOURS = (
 
 HOLLOW = {"o": "○", "s": "□", "^": "△", "D": "◇", "v": "▽", "<": "◁", ">": "▷", "p": "⬠", "*": "☆"}
 """Every marker, and the character that looks like it when it is not filled."""
+FILLED = {"o": "●", "s": "■", "^": "▲", "D": "◆", "v": "▼", "<": "◀", ">": "▶", "p": "⬟", "*": "★"}
+"""The character that looks like each marker."""
 _DASHES = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (4, 1, 1, 1)))
 
 
@@ -111,6 +113,11 @@ def look(index: int) -> Look:
     colour, _ = _COLOURS[index % len(_COLOURS)]
     dash = _DASHES[index // len(_COLOURS) % len(_DASHES)]
     return Look(*colour, list(HOLLOW)[index % len(HOLLOW)], dash)
+
+
+def repeats(num_models: int) -> bool:
+    """Return whether some of as many models have the same colour."""
+    return num_models > len(_COLOURS)
 
 
 def css_colours() -> dict[str, tuple[str, str]]:
@@ -247,8 +254,8 @@ def add_panels(
     )
     for row, label in zip(rows, labels, strict=True):
         first, last = row[0].get_position(), row[-1].get_position()
-        at = (first.x0 + last.x1) / 2, first.y0 - 0.3 / height_in
-        figure.text(*at, label, fontsize=6.5, color=MUTED, ha="center")
+        middle = max((first.x0 + last.x1) / 2, (0.06 + 0.0245 * len(label)) / WIDTH_IN)  # not cut at the left
+        figure.text(middle, first.y0 - 0.3 / height_in, label, fontsize=6.5, color=MUTED, ha="center")
         for axes in row[1:]:
             axes.spines["left"].set_visible(False)
     return [axes for row in rows for axes in row]
