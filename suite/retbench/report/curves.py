@@ -19,7 +19,7 @@ from retbench.report import style
 from retbench.report.labels import Label, add_text, label_ends, label_width_in
 from retbench.report.points import Lineup
 from retbench.report.wording import describe_status
-from retbench.units import GIB, MIB, format_rate, format_tokens
+from retbench.units import GIB, MIB, format_tokens
 
 HEIGHT_IN = 2.75
 DOTTED = (0, (1, 1.6))
@@ -61,25 +61,28 @@ Describe = Callable[[Point], str]
 
 
 def frame_points(
-    rows: pd.DataFrame, failed: pd.DataFrame, axis: str = "context_len", curve: str = ""
+    rows: pd.DataFrame, failed: pd.DataFrame | None = None, axis: str = "context_len", curve: str = ""
 ) -> tuple[Point, ...]:
     """Return the points of one metric along an axis, and those without a value.
 
     Args:
-        rows: Rows of `points.summarise` that have one metric.
-        failed: Rows of `points.failed_points`.
+        rows: Rows of a figure's data that have one metric; `low` and `high` may be absent.
+        failed: Rows of `sweeps.failed_points`.
         axis: Column of the horizontal axis.
         curve: Column whose values name the curves; empty where a model has one curve.
     """
-    names = [format_tokens(int(name)) for name in rows[curve]] if curve else [""] * len(rows)
+    ends = rows.reindex(columns=["low", "high"], fill_value=nan)
+    names = rows[curve] if curve else [""] * len(rows)
     measured = [
-        Point(str(model), int(x), float(value), float(low), float(high), curve=name)
+        Point(str(model), float(x), float(value), float(low), float(high), curve=str(name))
         for model, x, value, low, high, name in zip(
-            rows["model"], rows[axis], rows["value"], rows["low"], rows["high"], names, strict=True
+            rows["model"], rows[axis], rows["value"], ends["low"], ends["high"], names, strict=True
         )
     ]
+    if failed is None:
+        return tuple(measured)
     missing = zip(failed["model"], failed[axis], failed["status"], strict=True)
-    return (*measured, *(Point(str(model), int(x), status=str(status)) for model, x, status in missing))
+    return (*measured, *(Point(str(model), float(x), status=str(status)) for model, x, status in missing))
 
 
 def with_failures(rows: pd.DataFrame, failed: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
@@ -101,11 +104,6 @@ def highest(points: Sequence[Point]) -> float:
 def unit_for(top: float, units: Units) -> tuple[float, str]:
     """Return the largest unit of which `top` is at least one; else the smallest."""
     return next((unit for unit in units if top >= unit[0]), units[-1])
-
-
-def describe_rate(point: Point) -> str:
-    """Return tokens/s without their unit: 12345.6 -> '12.3 k'."""
-    return format_rate(point.value, "").strip()
 
 
 @dataclass(frozen=True)

@@ -94,10 +94,10 @@ class Figure6Panel:
     @cached_property
     def panel(self) -> curves.Panel:
         """The curves, as other figures have them."""
-        kind, by_length = _KINDS[self.letter], "context_len" if self.letter == "c" else ""
-        points = curves.frame_points(
-            self.rows[self.rows["metric"] == kind.metric], self.failed, self.axis, by_length
-        )
+        kind, by_length = _KINDS[self.letter], "length" if self.letter == "c" else ""
+        rows = self.rows[self.rows["metric"] == kind.metric]
+        rows = rows.assign(length=rows["context_len"].map(format_tokens))
+        points = curves.frame_points(rows, self.failed, self.axis, by_length)
         top = max([curves.highest(points), *(point.number.value for point in self.paper)])
         batch = "" if by_length else f", batch {self.records[0].point.batch_size}"
         title = f"({self.letter}) {kind.name}, {{unit}}{batch}"

@@ -24,7 +24,6 @@ from retbench.report.curves import (
     TIME_UNITS,
     Panel,
     Point,
-    describe_rate,
     draw_column,
     draw_row,
     end_labels,
@@ -46,7 +45,7 @@ from retbench.report.wording import (
     section_title,
 )
 from retbench.stats.intervals import Crossover
-from retbench.units import format_bytes, format_seconds, format_tokens
+from retbench.units import format_bytes, format_rate, format_seconds, format_tokens
 from retbench.workloads.workload import WORKLOADS, Workload
 
 _POINTS = (
@@ -166,7 +165,9 @@ def _throughput(sweeps: Sequence[CostSweep]) -> Drawing:
     title = f"{first.workload.capitalize()} throughput"
     subtitle = "; ".join(["tokens/s", *first.subtitle(metric).split("; ")[1:]])
     label = "batch size (log scale); one panel per context length"
-    figure = draw_row(panels, (title, subtitle, first.conditions), describe_rate, label)
+    figure = draw_row(
+        panels, (title, subtitle, first.conditions), lambda point: format_rate(point.value, "").strip(), label
+    )
     caption = (
         f"Tokens/s of all sequences of a batch against the batch size, at each context length. {_POINTS}"
     )

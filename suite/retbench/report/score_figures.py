@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from retbench.records.record import Record
 from retbench.report import style
 from retbench.report.accuracy_figure import draw_accuracies
-from retbench.report.curves import Panel, Point, draw_row
+from retbench.report.curves import Panel, Point, draw_row, frame_points
 from retbench.report.evaluations import Evaluations, describe_rates
 from retbench.report.labels import add_note, beside
 from retbench.report.points import TaskPoint, fact, instance_of, instance_row, is_final
@@ -66,7 +66,7 @@ def _drawing(
 def _draw_positions(scores: Evaluations, task_point: TaskPoint) -> Iterator[Drawing]:
     """Yield the loss along the documents, a panel per size."""
     series, title = "loss_by_position", "Loss along the document"
-    for part, records, panels in _parts(scores, task_point, series):
+    for part, records, data, panels in _parts(scores, task_point, series):
         figure = draw_row(
             panels,
             (title, f"nats per token, {task_point.title}", describe_conditions(records)),
@@ -84,7 +84,6 @@ def _draw_positions(scores: Evaluations, task_point: TaskPoint) -> Iterator[Draw
             "each point is the mean of the positions since the previous point, one line per seed."
             + (" The dashed line is the sequence length of the training." if any(marks) else "")
         )
-        data = _series_data(records, series)
         yield _drawing(task_point, f"by_position{part}", (title, caption), records, figure, data)
 
 
@@ -101,7 +100,7 @@ def _draw_learning(scores: Evaluations, task_point: TaskPoint) -> Iterator[Drawi
     """Yield the validation loss along the final trainings, a panel per size."""
     series, title = "validation_loss_nats", "Learning curves"
     corpus, length = task_point.task or "its own text", format_tokens(task_point.context_len)
-    for part, records, panels in _parts(scores, task_point, series):
+    for part, records, data, panels in _parts(scores, task_point, series):
         subtitle = f"validation loss, nats per token; sequences of {length}, {corpus}"
         figure = draw_row(
             panels,
@@ -115,7 +114,6 @@ def _draw_learning(scores: Evaluations, task_point: TaskPoint) -> Iterator[Drawi
             f"Loss on the validation split of {corpus} during training on its training split, in "
             f"sequences of {length}; one line per seed. {describe_rates(scores, records)}"
         )
-        data = _series_data(records, series)
         yield _drawing(task_point, f"learning{part}", (title, caption), records, figure, data)
 
 
@@ -142,28 +140,20 @@ def _three_decimals(point: Point) -> str:
 
 def _parts(
     scores: Evaluations, task_point: TaskPoint, series: str
-) -> Iterator[tuple[str, list[Record], list[Panel]]]:
-    """Yield as many sizes as one figure has room for: the suffix of its name, its records, and a panel per size."""
+) -> Iterator[tuple[str, list[Record], pd.DataFrame, list[Panel]]]:
+    """Yield as many sizes as one figure has room for: suffix of its name, records, data, and a panel per size."""
     final = [record for record in scores.measured(task_point) if is_final(record)]
     records = [record for record in final if series in record.series and record.series[series].x]
     sizes = scores.sizes(records)
     for start in range(0, len(sizes), _MOST_PANELS):
         shown = sizes[start : start + _MOST_PANELS]
-        suffix = f"_{start // _MOST_PANELS + 1}" if start else ""
         mine = [record for record in records if record.model.size in shown]
-        yield suffix, mine, _panels(scores, mine, series)
-
-
-def _panels(scores: Evaluations, records: Sequence[Record], series: str) -> list[Panel]:
-    """Return a panel per size, with a curve per model and seed."""
-    places = tuple(sorted({x for record in records for x in record.series[series].x}))
-    found: dict[str, list[Point]] = {size: [] for size in scores.sizes(records)}
-    for record in sorted(records, key=lambda record: instance_of(record).seed_word):
-        found[record.model.size] += [
-            Point(record.model.name, x, y, curve=instance_of(record).seed_word)
-            for x, y in zip(record.series[series].x, record.series[series].y, strict=True)
-        ]
-    return [Panel(tuple(points), scores.models, size, places) for size, points in found.items()]
+        data, axis = _series_data(mine, series), mine[0].series[series].x_name
+        by_size = dict(iter(data.sort_values("seed", kind="stable").groupby("size")))
+        places = tuple(sorted(set(data[axis])))
+        points = {size: frame_points(by_size[size], axis=axis, curve="seed") for size in shown}
+        panels = [Panel(points[size], scores.models, size, places) for size in shown]
+        yield f"_{start // _MOST_PANELS + 1}" if start else "", mine, data, panels
 
 
 def _series_data(records: Sequence[Record], series: str) -> pd.DataFrame:
@@ -264,10 +254,7 @@ def _draw_sizes(
     """
     title, subtitle, caption = texts
     counts = list(data.groupby("size")["num_params_nonembedding"].mean().reindex(scores.sizes(records)))
-    points = tuple(
-        Point(str(row["model"]), row["num_params_nonembedding"], row["value"], curve=str(row["seed"]))
-        for row in data.to_dict(orient="records")
-    )
+    points = frame_points(data, axis="num_params_nonembedding", curve="seed")
     joined = next(iter(_shared_seeds(records)), "")
     line = f"; the line: seed {joined}" if joined not in ("", "none") else ""
     figure = draw_row(
