@@ -318,6 +318,32 @@ def test_ten_models_have_looks_and_names_of_their_own() -> None:
         assert "2026-01-02" in drawing.figure.texts[2].get_text().replace("\n", "")
 
 
+def test_a_name_of_any_length_leaves_room_for_the_curves(cpu_records: list[Record]) -> None:
+    longest = "long_name_" * 20
+    records = [
+        record.model_copy(update={"model": record.model.model_copy(update={"name": longest})})
+        if record.model.name == "retnet"
+        else record
+        for record in [*cpu_records, *Maker(SMALL).throughput((1024, 2048), (1, 2))]
+    ]
+    other = [
+        record.model_copy(
+            update={
+                "model": record.model.model_copy(update={"name": "other"}),
+                "cell_id": f"{record.cell_id}other",
+            }
+        )
+        for record in records
+        if record.model.name == longest
+    ]
+    drawings = make_drawings(select([*records, *other]))
+    assert len(drawings) > 4
+    for drawing in drawings:
+        for axes in drawing.figure.axes:
+            assert axes.get_position().width > 0.05, drawing.name
+            assert all(len(line) < 40 for text in axes.texts for line in text.get_text().split("\n"))
+
+
 def test_no_state_is_left_behind(tmp_path: Path) -> None:
     code = (
         "import sys, matplotlib as mpl\n"

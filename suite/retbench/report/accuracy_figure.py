@@ -14,7 +14,7 @@ from retbench.report import style
 from retbench.report.curves import Point
 from retbench.report.document_comparisons import DocumentComparison
 from retbench.report.evaluations import Evaluations, chance
-from retbench.report.labels import add_text, label_width_in
+from retbench.report.labels import add_text, label_width_in, shorten
 from retbench.report.points import Lineup, TaskPoint, accuracy, instance_of, instance_row, task_point_of
 from retbench.report.provenance import describe_conditions
 from retbench.report.style import Drawing
@@ -99,7 +99,7 @@ def _task_rows(scores: Evaluations, task_point: TaskPoint, records: Sequence[Rec
     compared = {(c.model, c.instance): c for c in scores.compared(task_point) if "acc" in c.accuracies}
     found = [compared.get((record.model.name, instance_of(record))) for record in mine]
     return TaskRows(
-        str(task_point.task),
+        shorten(str(task_point.task)),
         tuple(_point(record) for record in mine),
         tuple(_note(comparison) if comparison else "" for comparison in found),
         chance(task_point.task, "acc"),
@@ -117,8 +117,9 @@ def _draw(tasks: Sequence[TaskRows], models: Lineup, texts: tuple[str, str, str]
     num_rows = sum(len(rows.points) + 1 for rows in tasks) + 1
     present = {point.model for rows in tasks for point in rows.points}
     names = [name for name in models.models if name in present]
+    labels = [shorten(models.labels[name]) for name in names]
     guesses = [100 * rows.chance for rows in tasks if rows.chance is not None]
-    columns = int(style.WIDTH_IN / (label_width_in([models.labels[name] for name in names]) + 0.1)) or 1
+    columns = int(style.WIDTH_IN / (label_width_in(labels) + 0.1)) or 1
     top_in = style.HEADER_IN + _NAME_IN * -(-(len(names) + bool(guesses)) // columns)
     figure = style.new_figure(top_in + style.BASE_IN + _ROW_IN * num_rows, *texts)
     (axes,) = style.add_panels(
@@ -140,8 +141,8 @@ def _draw(tasks: Sequence[TaskRows], models: Lineup, texts: tuple[str, str, str]
         top += len(rows.points) + 1
     axes.set_ylim(top - 1, -1)
     axes.set_yticks(middles, [rows.task for rows in tasks])
-    looks = [(models.labels[name], style.look(models.models.index(name))) for name in names]
-    marks = [(name, look.marker, look.line, look.text) for name, look in looks]
+    looks = [style.look(models.models.index(name)) for name in names]
+    marks = [(name, look.marker, look.line, look.text) for name, look in zip(labels, looks, strict=True)]
     marks += [("guessing", "|", style.MUTED, style.MUTED)] if guesses else []
     figure.legend(
         [Line2D([], [], marker=marker, color=colour, linestyle="") for _, marker, colour, _ in marks],

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import offset_copy
 
 from retbench.report import style
-from retbench.report.labels import Label, add_text, label_ends, label_width_in
+from retbench.report.labels import Label, add_text, label_ends, label_width_in, shorten
 from retbench.report.points import Lineup
 from retbench.report.wording import describe_status
 from retbench.units import GIB, MIB, format_tokens
@@ -187,7 +187,7 @@ class Panel:
     def name(self, model: str) -> str:
         """Return the label of a model, led by its marker where colours alone do not distinguish the models."""
         mark = f"{style.FILLED[self.look(model).marker]} " if style.repeats(len(self.models.models)) else ""
-        return f"{mark}{self.models.labels[model]}"
+        return f"{mark}{shorten(self.models.labels[model])}"
 
 
 def draw_row(
@@ -298,7 +298,8 @@ def _fill(axes: Axes, panel: Panel, *, reasons: bool = True) -> None:
 
 def _room_in(panels: Sequence[Panel], labels: Sequence[Label]) -> float:
     """Return the inches that labels need beside the panels, at least those of the models' names."""
-    return label_width_in([*panels[0].models.labels.values(), *(label.text for label in labels)])
+    names = map(panels[0].name, panels[0].models.models)
+    return label_width_in([*names, *(label.text for label in labels)])
 
 
 def _height_in(labels: Sequence[Label]) -> float:

@@ -33,7 +33,7 @@ from retbench.report.curves import (
     with_length,
 )
 from retbench.report.figure6 import draw_figure6
-from retbench.report.labels import CORNERS, add_note, add_text, beside
+from retbench.report.labels import CORNERS, add_note, add_text, beside, shorten
 from retbench.report.selection import Selection
 from retbench.report.style import Drawing
 from retbench.report.sweeps import CostSweep, by_workload, make_sweeps, swept_by_batch
@@ -130,7 +130,7 @@ def _times(sweep: CostSweep, workload: Workload) -> Drawing:
 
 def _mark_crossing(axes: Axes, crossing: Crossover, sweep: CostSweep, model: str) -> None:
     """Mark where `model` becomes faster than the reference, its interval shaded, or say that there is no such place."""
-    label = sweep.models.labels[model]
+    label = shorten(sweep.models.labels[model])
     if crossing.value is None:
         lead = "rounds disagree" if rounds_disagree(crossing, sweep.lengths) else "none in range"
         words = f"crossover: {lead}\n{describe_absence(crossing, sweep.lengths, label)}"

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from math import inf
 from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
@@ -11,6 +12,7 @@ from matplotlib.text import Annotation
 
 from retbench.report.style import MUTED, POINTS_PER_IN
 
+_LONGEST_NAME = 26
 _ABOVE_PT = 6.0
 """How far labels may reach above their axes."""
 
@@ -29,6 +31,11 @@ class Label:
     def height_pt(self) -> float:
         """Height of its lines."""
         return 9.0 * (1 + self.text.count("\n"))
+
+
+def shorten(name: str) -> str:
+    """Return a name as far as a figure has room for it."""
+    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
 
 
 def label_width_in(texts: Sequence[str]) -> float:
@@ -123,23 +130,23 @@ def beside(x: float) -> tuple[Anchor, ...]:
 
 
 def add_note(axes: Axes, text: str, anchors: Sequence[Anchor]) -> None:
-    """Write small grey words at the first anchor where they cover the fewest words and curves."""
+    """Write small grey words at the first anchor where they cover the fewest words and curves, if they have room."""
     renderer = FigureCanvasAgg(axes.figure.figure).get_renderer()
     boxes = [words.get_window_extent(renderer) for words in axes.texts]
     curves = [line.get_transform().transform_path(line.get_path()) for line in axes.lines]
 
-    def covered(anchor: Anchor) -> int:
+    def covered(anchor: Anchor) -> float:
         words = _note(axes, text, anchor)
         box = words.get_window_extent(renderer)
         words.remove()
-        outside = box.x0 < axes.bbox.x0 or box.x1 > axes.bbox.x1
-        return int(
-            1000 * outside
-            + 50 * sum(box.overlaps(other) for other in boxes)
-            + sum(curve.intersects_bbox(box, filled=False) for curve in curves)
-        )
+        if box.x0 < axes.bbox.x0 or box.x1 > axes.bbox.x1:
+            return inf
+        num_words = sum(box.overlaps(other) for other in boxes)
+        return 50 * num_words + sum(curve.intersects_bbox(box, filled=False) for curve in curves)
 
-    _note(axes, text, min(anchors, key=covered))
+    best = min(anchors, key=covered)
+    if covered(best) < inf:
+        _note(axes, text, best)
 
 
 def _note(axes: Axes, text: str, anchor: Anchor) -> Annotation:

@@ -11,7 +11,7 @@ from retbench.mixers.mixer import DTYPE_BYTES
 from retbench.records.record import Record
 from retbench.report import style
 from retbench.report.curves import DOTTED, MEMORY_UNITS, describe_crosses, unit_for
-from retbench.report.labels import add_text
+from retbench.report.labels import add_text, shorten
 from retbench.report.sweeps import CostSweep
 from retbench.units import format_bytes
 
@@ -71,7 +71,7 @@ def draw_memory(sweep: CostSweep, title: str) -> Figure:
         _draw_expected(axes, expected, size)
         failed = sweep.failed[sweep.failed["model"] == model]
         _draw_crosses(axes, failed, expected, size)
-        label = sweep.models.labels[model]
+        label = shorten(sweep.models.labels[model])
         axes.set_title(label, fontsize=6.8, color=look.text, loc="left", pad=3, fontweight="bold")
         _name_parts(axes, mine[mine["metric"] != EXPECTED], look, _state_name(sweep, model))
     return figure
