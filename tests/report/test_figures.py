@@ -341,7 +341,7 @@ def test_a_name_of_any_length_leaves_room_for_the_curves(cpu_records: list[Recor
     for drawing in drawings:
         for axes in drawing.figure.axes:
             assert axes.get_position().width > 0.05, drawing.name
-            assert all(len(line) < 40 for text in axes.texts for line in text.get_text().split("\n"))
+            assert all(len(line) < 60 for text in axes.texts for line in text.get_text().split("\n"))
 
 
 def test_no_state_is_left_behind(tmp_path: Path) -> None:

@@ -139,10 +139,12 @@ def add_note(axes: Axes, text: str, anchors: Sequence[Anchor]) -> None:
         words = _note(axes, text, anchor)
         box = words.get_window_extent(renderer)
         words.remove()
-        if box.x0 < axes.bbox.x0 or box.x1 > axes.bbox.x1:
+        outside, figure = box.x0 < axes.bbox.x0 or box.x1 > axes.bbox.x1, axes.figure.bbox
+        if box.x0 < figure.x0 or box.x1 > figure.x1:
             return inf
         num_words = sum(box.overlaps(other) for other in boxes)
-        return 50 * num_words + sum(curve.intersects_bbox(box, filled=False) for curve in curves)
+        num_curves = sum(bool(curve.intersects_bbox(box, filled=False)) for curve in curves)
+        return 1000 * bool(outside) + 50 * num_words + num_curves
 
     best = min(anchors, key=covered)
     if covered(best) < inf:

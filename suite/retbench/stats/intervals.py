@@ -282,6 +282,7 @@ class Equivalence:
         differs: The cost is shown not to be constant: the interval lies outside 1 ± margin, or a length is apart.
         apart: Of the lengths shown to differ from the first by more than the margin, the farthest one with its ratio.
             A line through a hump may be horizontal. None where no length differs.
+        num_rounds: Number of rounds.
     """
 
     ratio: float
@@ -290,6 +291,7 @@ class Equivalence:
     equivalent: bool | None
     differs: bool
     apart: tuple[int, Interval] | None
+    num_rounds: int
 
 
 def slope_equivalence(
@@ -310,7 +312,7 @@ def slope_equivalence(
     if rise.low is not None and rise.high is not None:
         is_inside = 1 - margin < rise.low and rise.high < 1 + margin and apart is None
     differs = _is_outside(rise, margin) or apart is not None
-    return Equivalence(rise.value, rise.low, rise.high, is_inside, differs, apart)
+    return Equivalence(rise.value, rise.low, rise.high, is_inside, differs, apart, rise.num_rounds)
 
 
 def _is_outside(ratio: Interval, margin: float) -> bool:
