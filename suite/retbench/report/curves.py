@@ -33,7 +33,7 @@ _MOST_REASONS = 2
 _MOST_MARKERS = 12
 """Points of a curve that have room for markers."""
 _WIDEST = 1.5
-"""How far above the highest value an interval is drawn, as a ratio."""
+"""Highest end of an interval that is drawn over the highest value, as a ratio."""
 
 DATA_COLUMNS = ["model", "context_len", "metric", "unit", "value", "low", "high", "num_rounds", "status"]
 """Columns of the data of a figure of cost."""

@@ -55,7 +55,7 @@ _POINTS = (
 _MOST_CROSSINGS = 2
 """Crossovers that have room in a figure; more of them stand in its data and in the tables only."""
 _TALLEST = 2.0
-"""How far above the highest memory that is linear in the length any other is drawn, as a ratio."""
+"""Highest memory that is drawn over the highest one that is linear in the length, as a ratio."""
 
 
 def make_drawings(selection: Selection) -> list[Drawing]:
@@ -132,9 +132,8 @@ def _mark_crossing(axes: Axes, crossing: Crossover, sweep: CostSweep, model: str
     """Mark where `model` becomes faster than the reference, its interval shaded, or say that there is no such place."""
     label = shorten(sweep.models.labels[model])
     if crossing.value is None:
-        lead = "rounds disagree" if rounds_disagree(crossing, sweep.lengths) else "none in range"
-        words = f"crossover: {lead}\n{describe_absence(crossing, sweep.lengths, label)}"
-        add_note(axes, words, CORNERS)
+        lead = "crossover: rounds disagree" if rounds_disagree(crossing, sweep.lengths) else "no crossover"
+        add_note(axes, f"{lead}\n{describe_absence(crossing, sweep.lengths, label)}", CORNERS)
         return
     if crossing.low is not None and crossing.high is not None:
         axes.axvspan(crossing.low, crossing.high, color=style.GRID, linewidth=0, zorder=0)

@@ -14,7 +14,7 @@ from retbench.report.style import MUTED, POINTS_PER_IN
 
 _LONGEST_NAME = 26
 _ABOVE_PT = 6.0
-"""How far labels may reach above their axes."""
+"""Height above the axes that labels may reach."""
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ BlockKind = Literal[
     "claims",
     "commands",
 ]
-"""How the templates show a block: the templates have a branch for each."""
+"""Kinds of blocks: the templates have a branch for each."""
 
 
 class Block(NamedTuple):
