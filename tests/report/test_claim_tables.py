@@ -18,20 +18,19 @@ from retbench.report.claim_tables import (
     ClaimEntry,
     ClaimGroup,
     ClaimSection,
-    group_claims,
     make_claim_section,
 )
-from retbench.report.claims import JudgedClaim, judge_claims
+from retbench.report.claims import judge_claims
 from retbench.report.frames import Results, load_results
 from retbench.report.report import write_report
 
 
-def groups_of(records: list[Record]) -> list[ClaimGroup[JudgedClaim]]:
-    return group_claims(judge_claims(Results(tuple(records), ())))
+def groups_of(records: list[Record]) -> list[ClaimGroup]:
+    return make_claim_section(judge_claims(Results(tuple(records), ()))).groups
 
 
-def names_in(group: ClaimGroup[JudgedClaim]) -> list[str]:
-    return [each.claim.name for each in group.entries]
+def names_in(group: ClaimGroup) -> list[str]:
+    return [entry.name for entry in group.entries]
 
 
 def test_every_claim_is_in_one_group_and_the_title_counts_them() -> None:

@@ -11,10 +11,11 @@ from matplotlib.axes import Axes
 
 from report.synthetic_records import CPU, GPU, ROUNDS, SMALL, Machine, Maker, with_mixer
 from report.words import check_words
+from retbench.papers.figure6 import PaperPoint, keep_comparable, paper_points
 from retbench.papers.papers import find_number, load_papers
 from retbench.records.record import Record
 from retbench.report import style
-from retbench.report.figure6 import PaperPoint, draw_figure6, keep_comparable, paper_points
+from retbench.report.figure6 import draw_figure6
 from retbench.report.selection import select
 from retbench.report.style import Drawing
 from retbench.report.sweeps import make_sweeps

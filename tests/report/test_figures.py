@@ -303,12 +303,45 @@ def ten_models(records: list[Record]) -> list[Record]:
 def test_ten_models_have_looks_and_names_of_their_own() -> None:
     maker = Maker(GPU)
     records = maker.latency(batch_sizes=(8,)) + maker.memory(batch_sizes=(8,))
+    records += maker.throughput((1024, 2048, 4096, 8192), (1, 4, 16))
     for drawing in make_drawings(select(ten_models(records))):
         check_words(drawing)
-        if "decode" in drawing.name:
+        if drawing.name == "latency_decode_batch8":
             lines = model_lines(drawing.figure.axes[0])
             looks = {(line.get_color(), line.get_marker(), str(line.get_linestyle())) for line in lines}
             assert len(lines) == len(looks) == 10
+            names = [text.get_text() for text in drawing.figure.axes[0].texts]
+            assert {name[0] for name in names} >= {style.FILLED[str(line.get_marker())] for line in lines}
+        if drawing.name == "throughput_decode_throughput":
+            widths_in = [axes.get_position().width * style.WIDTH_IN for axes in drawing.figure.axes]
+            assert min(widths_in) > 0.45
+        assert "2026-01-02" in drawing.figure.texts[2].get_text().replace("\n", "")
+
+
+def test_a_name_of_any_length_leaves_room_for_the_curves(cpu_records: list[Record]) -> None:
+    longest = "long_name_" * 20
+    records = [
+        record.model_copy(update={"model": record.model.model_copy(update={"name": longest})})
+        if record.model.name == "retnet"
+        else record
+        for record in [*cpu_records, *Maker(SMALL).throughput((1024, 2048), (1, 2))]
+    ]
+    other = [
+        record.model_copy(
+            update={
+                "model": record.model.model_copy(update={"name": "other"}),
+                "cell_id": f"{record.cell_id}other",
+            }
+        )
+        for record in records
+        if record.model.name == longest
+    ]
+    drawings = make_drawings(select([*records, *other]))
+    assert len(drawings) > 4
+    for drawing in drawings:
+        for axes in drawing.figure.axes:
+            assert axes.get_position().width > 0.05, drawing.name
+            assert all(len(line) < 60 for text in axes.texts for line in text.get_text().split("\n"))
 
 
 def test_no_state_is_left_behind(tmp_path: Path) -> None:
@@ -342,7 +375,7 @@ def test_no_records_and_no_room_are_clear_errors(tmp_path: Path, cpu_records: li
     with pytest.raises(RecordError):
         draw([], tmp_path)
     (tmp_path / "file").write_text("", encoding="utf-8")
-    with pytest.raises(StorageError, match="could not be written"):
+    with pytest.raises(StorageError, match="file/latency_decode_batch1: cannot be written"):
         draw(cpu_records, tmp_path / "file")
 
 

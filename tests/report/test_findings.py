@@ -106,6 +106,15 @@ def test_one_round_gives_a_value_and_no_verdict() -> None:
     assert "CI" not in found[1].text
 
 
+def test_equal_bytes_are_called_equal() -> None:
+    def change(arguments: dict[str, Any]) -> dict[str, Any]:
+        return arguments | {"metrics": {"peak_bytes": Metric(unit="bytes", value=2**30)}}
+
+    (finding,) = findings(Maker(CPU, change=change).memory((1024, 2048)))
+    assert finding.lead == "no difference"
+    assert "RetNet and the Transformer are equal" in finding.text
+
+
 def test_one_model_alone_has_no_headline(cpu_records: list[Record]) -> None:
     assert findings([r for r in cpu_records if r.model.name == "retnet"]) == []
 
@@ -134,18 +143,21 @@ def test_a_depth_that_one_model_never_reached_is_not_compared(swept_records: lis
 
 def test_training_is_compared_at_both_ends_and_its_memory_fitted(training_records: list[Record]) -> None:
     speed, growth, *others = findings(training_records)
-    assert speed.lead == "4.91× faster"
+    assert speed.lead == "chunkwise RetNet: 4.91× faster"
     assert "At 8K the time per training step is" in speed.text
     assert "the chunkwise RetNet is 4.91× faster (95 % CI [4.8" in speed.text
     assert "At 2K the chunkwise RetNet is 1.89× faster (95 % CI [1.79, 1.98])." in speed.text
-    assert growth.lead == "68.5 KiB per token"
+    assert growth.lead == "chunkwise RetNet: 68.5 KiB per token"
     assert "linear in context length: 68.5 KiB per token and 16.0 MiB" in growth.text
     assert "no point by more than 0.01 %, R² 1.0000" in growth.text
     assert "At 8K it is 564 MiB, and that of the fused Transformer 460 MiB." in growth.text
     leads = [finding.lead for finding in others]
-    assert leads[1] == leads[3] == "not linear"
-    assert leads[0] == "fused Transformer: 4.28× faster"
-    assert leads[2] == "fused Transformer: 1.98× faster"
+    assert leads == [
+        "fused Transformer: 4.28× faster than parallel RetNet",
+        "parallel RetNet: not linear",
+        "fused Transformer: 1.98× faster than plain Transformer",
+        "plain Transformer: not linear",
+    ]
     assert "parallel RetNet" in others[0].text
     assert "misses a point by 78 %, R² 0.9766" in others[1].text
 

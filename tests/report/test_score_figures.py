@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from matplotlib.axes import Axes
 
-from report.synthetic_scores import SEEDS, TASKS, TRAINED_LEN, ScoreMaker
+from report.synthetic_scores import SEEDS, TASKS, TRAINED_LEN, ScoreMaker, evaluations_of
 from report.words import check_words
+from retbench.report import style
 from retbench.report.evaluations import Evaluations, make_evaluations
 from retbench.report.frames import load_results
 from retbench.report.points import is_final
@@ -264,3 +265,22 @@ def test_figure_5_needs_two_sizes_and_one_tokenizer(tmp_path: Path) -> None:
 
 def test_the_words_of_figure_5_can_be_read(drawings: dict[str, Drawing]) -> None:
     check_words(drawings[FIGURE5])
+
+
+def test_of_ten_models_each_has_its_own_look_and_its_note_beside_its_own_dot(tmp_path: Path) -> None:
+    names = ["retnet", "transformer", *(f"retnet_{number}" for number in range(8))]
+    bits = {name: {"1m": 1.7 + place / 100, "6m": 1.6} for place, name in enumerate(names)}
+    maker = ScoreMaker(tmp_path, seeds={"1m": (0,), "6m": (0,)}, num_documents=12, bits=bits)
+    maker.trainings()
+    maker.perplexities("wikitext-103", "whole", 8192)
+    maker.zeroshots(0, ["copa"])
+    drawings = draw_scores(evaluations_of(maker))
+    for drawing in drawings:
+        check_words(drawing)
+        for axes in drawing.figure.axes:
+            for line in (line for line in axes.lines if line.get_marker() in style.HOLLOW):
+                xs = line.get_transform().transform(np.asarray(line.get_xydata()))[:, 0]
+                assert axes.bbox.x0 <= xs.min() <= xs.max() <= axes.bbox.x1, drawing.name
+    (axes,) = next(drawing for drawing in drawings if "zeroshot" in drawing.name).figure.axes
+    notes = {text.xy[1] for text in axes.texts if ", p " in text.get_text()}  # type: ignore[attr-defined]
+    assert notes == {float(place) for place in range(9)}  # the tenth model is the reference

@@ -13,6 +13,7 @@ def check_words(drawing: Drawing) -> None:
         renderer = FigureCanvasAgg(figure).get_renderer()
         figure.draw(renderer)
         words = [text for axes in figure.axes for text in axes.texts] + figure.texts
+        words += [text for legend in figure.legends for text in legend.get_texts()]
         words += [tick for axes in figure.axes for tick in axes.get_xticklabels()]
         words += [text for axes in figure.axes for text in (axes._left_title,)]  # type: ignore[attr-defined]
         notes = [(t.get_text(), t.get_window_extent(renderer)) for t in words if t.get_text().strip()]

@@ -8,7 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy import stats
 
-from retbench.errors import ConfigError, RecordError
+from retbench.errors import RecordError
 from retbench.stats.intervals import (
     crossover,
     geometric_interval,
@@ -99,13 +99,13 @@ def test_sides_of_different_length_are_not_paired() -> None:
 
 @pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf])
 def test_a_value_that_is_no_cost_is_refused(value: float) -> None:
-    with pytest.raises(RecordError, match=f"number 1 is {value}"):
+    with pytest.raises(RecordError, match=f"one of the values is {value}"):
         geometric_interval([1.0, value])
     with pytest.raises(RecordError, match="denominators"):
         ratio_interval([1.0], [value])
-    with pytest.raises(RecordError, match="round 0"):
+    with pytest.raises(RecordError, match="ratios"):
         crossover([1, 2], [[1.0, value]])
-    with pytest.raises(RecordError, match="round 1"):
+    with pytest.raises(RecordError, match="values"):
         slope_equivalence([1, 2], [[1.0, 1.0], [1.0, value]], 0.05)
 
 
@@ -117,23 +117,6 @@ def test_no_rounds_are_refused() -> None:
     ):
         with pytest.raises(RecordError, match="Measure at least one"):
             call()
-
-
-@pytest.mark.parametrize("confidence", [0.0, 1.0, 95.0])
-def test_a_confidence_is_a_probability(confidence: float) -> None:
-    with pytest.raises(ConfigError, match="between 0 and 1"):
-        geometric_interval([1.0, 2.0], confidence)
-
-
-@pytest.mark.parametrize("lengths", [[2, 1], [1, 1]])
-def test_lengths_must_increase(lengths: list[int]) -> None:
-    with pytest.raises(RecordError, match="do not increase"):
-        crossover(lengths, [[1.0, 1.0]])
-
-
-def test_a_round_must_have_every_length() -> None:
-    with pytest.raises(RecordError, match="round 1 has 1 values for 2 lengths"):
-        crossover([1, 2], [[1.0, 1.0], [1.0]])
 
 
 @given(
@@ -182,7 +165,6 @@ def test_crossover_scales_with_the_unit_of_length(ratios: list[float], unit: int
 def test_always_behind_puts_the_crossover_above_the_range() -> None:
     found = crossover(LENGTHS, [[1.2] * 6, [1.1] * 6])
     assert (found.kind, found.value, found.low, found.high) == ("none", None, 32768.0, None)
-    assert "not ahead at 32,768 tokens" in found.note
 
 
 def test_equal_at_every_length_is_not_ahead() -> None:
@@ -192,7 +174,6 @@ def test_equal_at_every_length_is_not_ahead() -> None:
 def test_always_ahead_puts_the_crossover_below_the_range() -> None:
     found = crossover(LENGTHS, [[0.9] * 6, [0.8] * 6])
     assert (found.kind, found.value, found.low, found.high) == ("none", None, None, 1024.0)
-    assert "ahead at every length from 1,024 to 32,768" in found.note
 
 
 def test_ahead_and_fallen_back_is_no_crossover() -> None:
@@ -288,17 +269,6 @@ def test_a_cost_at_the_margin_is_called_level_in_one_of_twenty() -> None:
 
 def test_a_level_cost_with_little_noise_is_called_level() -> None:
     assert claims(1.0, 0.01) >= 0.95
-
-
-def test_a_slope_needs_two_lengths() -> None:
-    with pytest.raises(RecordError, match="no slope"):
-        slope_equivalence([1024], [[1.0], [1.0]], 0.05)
-
-
-@pytest.mark.parametrize("margin", [0.0, 1.0, 5.0])
-def test_a_margin_is_a_share(margin: float) -> None:
-    with pytest.raises(ConfigError, match="margin"):
-        slope_equivalence([1, 2], [[1.0, 1.0]], margin)
 
 
 def test_no_torch_is_imported() -> None:

@@ -6,17 +6,15 @@ name: a claim may be about one that is not installed.
 
 import tomllib
 from functools import cache
-from importlib import resources
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from retbench.architectures.recorded import is_standard
 from retbench.config.experiment import Dtype
-from retbench.errors import ConfigError
-from retbench.papers.papers import find_number
+from retbench.papers.papers import find_number, read_data, validate
 from retbench.records.record import Record
-from retbench.strict import Strict, explain
+from retbench.strict import Strict
 
 Verdict = Literal["reproduced", "partly", "not_reproduced", "not_testable"]
 Feature = Literal["fused", "grouped", "graphs"]
@@ -273,16 +271,10 @@ class Claim(Strict):
 @cache
 def load_claims() -> tuple[Claim, ...]:
     """Return every claim in the order of the file; ConfigError where the file is invalid."""
-    text = resources.files("retbench.papers").joinpath("claims.toml").read_text(encoding="utf-8")
-    return parse_claims(text)
+    return parse_claims(read_data("claims.toml"))
 
 
 def parse_claims(text: str) -> tuple[Claim, ...]:
     """Return the claims of a TOML text; ConfigError where it holds something unknown or contradictory."""
-    found = []
-    for name, fields in tomllib.loads(text).items():
-        try:
-            found.append(Claim.model_validate({"name": name, **fields}))
-        except ValidationError as error:
-            raise ConfigError(explain(error, Claim, f"claims.toml: {name}")) from error
-    return tuple(found)
+    tables = tomllib.loads(text)
+    return tuple(validate(Claim, name, fields, f"claims.toml: {name}") for name, fields in tables.items())

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
-from pydantic import Field, RootModel, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from retbench.config.experiment import Dtype
 from retbench.errors import ConfigError, UnsupportedError, unknown_name
@@ -20,7 +20,8 @@ from retbench.records.record import Ceilings
 from retbench.strict import Strict, explain
 from retbench.units import PRINTED_UNITS, format_printed, from_printed
 
-Entry = TypeVar("Entry")
+Entry = TypeVar("Entry", bound=Strict)
+Value = TypeVar("Value")
 Kind = Literal["printed", "read_off", "third_party", "derived"]
 """printed: a number of the text, a table or a label. read_off: from a figure, by its pixels. third_party: published by
 others who read it off a figure by eye. derived: computed from the others."""
@@ -142,28 +143,37 @@ RETNET_PAPER = "retnet"
 """Name of the file with the numbers of arXiv:2307.08621."""
 
 
+def read_data(name: str) -> str:
+    """Return the text of a file of this package."""
+    return resources.files("retbench.papers").joinpath(name).read_text(encoding="utf-8")
+
+
+def validate(model: type[Entry], name: str, fields: Mapping[str, Any], where: str) -> Entry:
+    """Return a named table as an object; ConfigError, which names the place, where it is invalid."""
+    try:
+        return model.model_validate({"name": name, **fields})
+    except ValidationError as error:
+        raise ConfigError(explain(error, model, where)) from error
+
+
 @cache
 def load_papers() -> dict[str, Paper]:
     """Return every paper by name; ConfigError, which names the place, where a file is invalid."""
-    folder = resources.files("retbench.papers").joinpath("printed")
-    names = sorted(
-        item.name.removesuffix(".toml") for item in folder.iterdir() if item.name.endswith(".toml")
-    )
-    texts = {name: folder.joinpath(f"{name}.toml").read_text(encoding="utf-8") for name in names}
-    return {name: parse_paper(name, text) for name, text in texts.items()}
+    files = sorted(item.name for item in resources.files("retbench.papers").joinpath("printed").iterdir())
+    names = [name.removesuffix(".toml") for name in files if name.endswith(".toml")]
+    return {name: parse_paper(name, read_data(f"printed/{name}.toml")) for name in names}
 
 
 def parse_paper(name: str, text: str) -> Paper:
     """Return the paper of a TOML text; ConfigError where it holds something unknown, missing or contradictory."""
     try:
-        return Paper.model_validate({"name": name, **tomllib.loads(text)})
+        fields = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{name}.toml: not valid TOML: {error}. Correct the file there.") from error
-    except ValidationError as error:
-        raise ConfigError(explain(error, Paper, f"{name}.toml")) from error
+    return validate(Paper, name, fields, f"{name}.toml")
 
 
-def _find(kind: str, name: str, table: Mapping[str, Entry], place: str) -> Entry:
+def _find(kind: str, name: str, table: Mapping[str, Value], place: str) -> Value:
     if name not in table:
         raise unknown_name(kind, name, table, where=place)
     return table[name]
@@ -190,6 +200,7 @@ def find_number(place: str) -> Number:
 class Datasheet(Strict):
     """Figures that the maker states of one device."""
 
+    name: str
     title: str
     source: str
     memory_bytes: int = Field(ge=1)
@@ -208,18 +219,11 @@ class Datasheet(Strict):
         return Ceilings(read_bandwidth_bytes_per_s=bandwidth, matmul_flops_per_s=rates[dtype])
 
 
-class _Datasheets(RootModel[dict[str, Datasheet]]):
-    """The file of datasheets."""
-
-
 @cache
 def load_datasheets() -> dict[str, Datasheet]:
     """Return every datasheet by the name of its device; ConfigError where the file is invalid."""
-    text = resources.files("retbench.papers").joinpath("datasheets.toml").read_text(encoding="utf-8")
-    try:
-        return _Datasheets.model_validate(tomllib.loads(text)).root
-    except ValidationError as error:
-        raise ConfigError(explain(error, _Datasheets, "datasheets.toml")) from error
+    tables = tomllib.loads(read_data("datasheets.toml"))
+    return {name: validate(Datasheet, name, fields, "datasheets.toml") for name, fields in tables.items()}
 
 
 def find_datasheet(name: str) -> Datasheet:

@@ -22,7 +22,7 @@ def draw_ratios(report: CheckReport) -> Figure:
         footer = f"{report.first} | {report.second} | {report.method}"
         figure = style.new_figure(height, "Second side over first", report.headline, footer)
         label = "ratio with its 95 % interval; grey: the margin"
-        (axes,) = style.add_panels(figure, [1.0], right_in=0.2, label=label, left_in=_LABEL_IN)
+        (axes,) = style.add_panels(figure, [1.0], [label], right_in=0.2, left_in=_LABEL_IN)
         for number, (item, change) in enumerate(rows):
             _draw_row(axes, number, item, change)
         axes.axvline(1.0, color=style.INK, linewidth=0.6)

@@ -6,23 +6,23 @@ from dataclasses import dataclass
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
-from matplotlib.transforms import offset_copy
 
 from retbench.records.record import Record
 from retbench.report import style
 from retbench.report.curves import Point
 from retbench.report.document_comparisons import DocumentComparison
 from retbench.report.evaluations import Evaluations, chance
-from retbench.report.labels import add_text, label_width_in
+from retbench.report.labels import add_text, label_width_in, shorten
 from retbench.report.points import Lineup, TaskPoint, accuracy, instance_of, instance_row, task_point_of
 from retbench.report.provenance import describe_conditions
 from retbench.report.style import Drawing
 from retbench.report.wording import POINTS, file_stem, format_p
 from retbench.stats.paired import proportion_interval
 
-_ROW_IN = 0.124
-"""Height of one dot."""
+_ROW_IN, _NAME_IN, _NAMES_IN = 0.124, 0.125, 0.36
+"""Height of one dot and of one line of the models' names, and distance of the first line from the top."""
 
 
 @dataclass(frozen=True)
@@ -32,19 +32,14 @@ class TaskRows:
     Attributes:
         task: Name of the task.
         points: In the order of the models.
+        notes: How the model of each point differs from the reference; empty where they are not compared.
         chance: Accuracy of guessing; None where it is not known.
-        note: How the models differ.
     """
 
     task: str
     points: tuple[Point, ...]
+    notes: tuple[str, ...]
     chance: float | None
-    note: str
-
-    @property
-    def height(self) -> int:
-        """Rows of dots."""
-        return max(1, len(self.points))
 
 
 def draw_accuracies(scores: Evaluations, task_points: Sequence[TaskPoint]) -> Iterator[Drawing]:
@@ -67,8 +62,9 @@ def draw_accuracies(scores: Evaluations, task_points: Sequence[TaskPoint]) -> It
         experiments=(task_points[0].experiment,),
         title=title,
         caption=f"Accuracy (acc) of the models of {sizes[-1]}, {shots}-shot, with Wilson's 95 % "
-        "interval over the questions. The grey tick is the accuracy of guessing. The text beside it is the difference "
-        "in percentage points, paired over the questions, and the p-value of McNemar's exact test.",
+        "interval over the questions. The grey tick is the accuracy of guessing. The text beside a model is its "
+        f"difference from the {scores.models.labels.get(str(scores.models.reference))} in percentage points, paired "
+        "over the questions, and the p-value of McNemar's exact test.",
         conditions=conditions,
         figure=_draw([rows for rows in tasks if rows.points], scores.models, (title, subtitle, conditions)),
         data=pd.DataFrame([_data_row(record) for record in largest]),
@@ -100,14 +96,14 @@ def _task_rows(scores: Evaluations, task_point: TaskPoint, records: Sequence[Rec
     models = scores.models
     mine = [record for record in records if task_point_of(record) == task_point]
     mine.sort(key=lambda record: (models.models.index(record.model.name), instance_of(record).seed_word))
-    notes = [
-        (f"{models.labels[model]} " if len(models.challengers) > 1 else "") + _note(comparison)
-        for model in models.challengers  # in the order of their dots
-        for comparison in scores.compared(task_point, model)
-        if comparison.instance.size == records[0].model.size and "acc" in comparison.accuracies
-    ]
-    points = tuple(_point(record) for record in mine)
-    return TaskRows(str(task_point.task), points, chance(task_point.task, "acc"), "\n".join(notes))
+    compared = {(c.model, c.instance): c for c in scores.compared(task_point) if "acc" in c.accuracies}
+    found = [compared.get((record.model.name, instance_of(record))) for record in mine]
+    return TaskRows(
+        shorten(str(task_point.task)),
+        tuple(_point(record) for record in mine),
+        tuple(_note(comparison) if comparison else "" for comparison in found),
+        chance(task_point.task, "acc"),
+    )
 
 
 def _note(comparison: DocumentComparison) -> str:
@@ -118,68 +114,62 @@ def _note(comparison: DocumentComparison) -> str:
 
 def _draw(tasks: Sequence[TaskRows], models: Lineup, texts: tuple[str, str, str]) -> Figure:
     """Draw the tasks from the top down."""
-    num_rows = sum(rows.height + 1 for rows in tasks) + 1
-    figure = style.new_figure(style.HEADER_IN + style.BASE_IN + _ROW_IN * num_rows, *texts)
+    num_rows = sum(len(rows.points) + 1 for rows in tasks) + 1
+    present = {point.model for rows in tasks for point in rows.points}
+    names = [name for name in models.models if name in present]
+    labels = [shorten(models.labels[name]) for name in names]
+    guesses = [100 * rows.chance for rows in tasks if rows.chance is not None]
+    columns = int(style.WIDTH_IN / (label_width_in(labels) + 0.1)) or 1
+    top_in = style.HEADER_IN + _NAME_IN * -(-(len(names) + bool(guesses)) // columns)
+    figure = style.new_figure(top_in + style.BASE_IN + _ROW_IN * num_rows, *texts)
     (axes,) = style.add_panels(
         figure,
         [1],
-        right_in=label_width_in([rows.note for rows in tasks]) * 0.74,
+        ["accuracy, %"],
+        right_in=label_width_in([note for rows in tasks for note in rows.notes]) * 0.74,
         left_in=label_width_in([rows.task for rows in tasks]) * 0.95,
-        label="accuracy, %",
+        top_in=top_in - _NAME_IN,
     )
     ends = [100 * end for rows in tasks for point in rows.points for end in (point.low, point.high)]
-    guesses = [100 * rows.chance for rows in tasks if rows.chance is not None]
     axes.set_xlim(max(0, min(ends + guesses) - 2), min(100, max(ends + guesses) + 2))
     axes.xaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
     axes.grid(axis="x")
     top, middles = 0, list[float]()
     for rows in tasks:
-        middles.append(top + (rows.height - 1) / 2)
+        middles.append(top + (len(rows.points) - 1) / 2)
         _draw_task(axes, rows, models, top)
-        top += rows.height + 1
+        top += len(rows.points) + 1
     axes.set_ylim(top - 1, -1)
     axes.set_yticks(middles, [rows.task for rows in tasks])
-    _name_models(
-        axes, models, {point.model for rows in tasks for point in rows.points}, guesses=bool(guesses)
+    looks = [style.look(models.models.index(name)) for name in names]
+    marks = [(name, look.marker, look.line, look.text) for name, look in zip(labels, looks, strict=True)]
+    marks += [("guessing", "|", style.MUTED, style.MUTED)] if guesses else []
+    figure.legend(
+        [Line2D([], [], marker=marker, color=colour, linestyle="") for _, marker, colour, _ in marks],
+        [name for name, *_ in marks],
+        labelcolor=[text for *_, text in marks],
+        ncols=columns,
+        loc="upper left",
+        bbox_to_anchor=(0, 1 - _NAMES_IN / figure.get_figheight()),
+        frameon=False,
+        prop={"size": 6.2, "weight": "bold"},
+        borderpad=0.5,
+        handletextpad=0.0,
+        labelspacing=0.3,
+        columnspacing=0.6,
     )
     return figure
 
 
 def _draw_task(axes: Axes, rows: TaskRows, models: Lineup, top: int) -> None:
-    """Draw dots, intervals, the accuracy of guessing and the note of one task."""
-    for y, point in enumerate(rows.points, top):
+    """Draw dots, intervals, notes and the accuracy of guessing of one task."""
+    for y, (point, note) in enumerate(zip(rows.points, rows.notes, strict=True), top):
         look = style.look(models.models.index(point.model))
         axes.hlines(y, 100 * point.low, 100 * point.high, color=look.line, linewidth=0.8)
         x = 100 * point.value
         axes.plot(x, y, look.marker, color=look.line, markeredgecolor=style.PAPER, markeredgewidth=0.4)
-    bottom = top + rows.height - 1
+        at, options = ("axes fraction", "data"), {"fontsize": 5.8, "color": look.text, "va": "center"}
+        add_text(axes, note, (1, y), at, (6, 0), **options)
     if rows.chance is not None:
-        x = 100 * rows.chance
+        x, bottom = 100 * rows.chance, top + len(rows.points) - 1
         axes.plot([x, x], [top - 0.6, bottom + 0.6], color=style.MUTED, linewidth=0.9, zorder=1)
-    at = (1, (top + bottom) / 2)
-    add_text(
-        axes, rows.note, at, ("axes fraction", "data"), (6, 0), fontsize=5.8, color=style.INK, va="center"
-    )
-
-
-def _name_models(axes: Axes, models: Lineup, present: set[str], *, guesses: bool) -> None:
-    """Write the models' names in their colours above the axes, each with its marker, and the mark of guessing.
-
-    Names that do not fit in one line continue in further ones, for which the axes make room at their top.
-    """
-    looks = [(models.labels[name], style.look(i)) for i, name in enumerate(models.models) if name in present]
-    marks = [(name, look.marker, look.line, look.text) for name, look in looks]
-    if guesses:
-        marks.append(("guessing", "|", style.MUTED, style.MUTED))
-    x_pt, room_pt, line = 2.0, (1 - axes.get_position().x0) * style.WIDTH_IN * style.POINTS_PER_IN, 0
-    for name, marker, colour, text in marks:
-        if x_pt > 2 and x_pt + 5 + 4.2 * len(name) > room_pt:
-            x_pt, line = 2.0, line + 1
-        y_pt = 7.0 - 10 * line
-        place = offset_copy(axes.transAxes, axes.figure.figure, x=x_pt, y=y_pt, units="points")
-        axes.plot(0, 1, marker, color=colour, transform=place, clip_on=False)
-        at = (x_pt + 5, y_pt)
-        add_text(axes, name, (0, 1), "axes fraction", at, color=text, fontweight="bold", va="center")
-        x_pt += 18 + 4.2 * len(name)
-    bottom, top = axes.get_ylim()
-    axes.set_ylim(bottom, top - 1.2 * line)

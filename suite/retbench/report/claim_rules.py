@@ -93,22 +93,14 @@ def _cells(records: Iterable[Record], workload: str) -> Cells:
     return found
 
 
+def _with(metric: str, cell: Iterable[Record]) -> list[Record]:
+    """Return the records that have a metric."""
+    return [record for record in cell if record.status == "ok" and metric in record.metrics]
+
+
 def _values(cell: Iterable[Record], metric: str) -> dict[int, float]:
     """Return a metric by round, of the rounds that have it."""
-    return {
-        record.round: record.metrics[metric].value
-        for record in cell
-        if record.status == "ok" and metric in record.metrics
-    }
-
-
-def _by_session(cell: Iterable[Record], metric: str) -> dict[tuple[str, int], float]:
-    """Return a metric by measurement session and round, of the rounds that have it."""
-    return {
-        (session_of(record), record.round): record.metrics[metric].value
-        for record in cell
-        if record.status == "ok" and metric in record.metrics
-    }
+    return {record.round: record.metrics[metric].value for record in _with(metric, cell)}
 
 
 def _shared_rounds(tables: Collection[Mapping[int, float]]) -> list[int]:
@@ -205,7 +197,10 @@ def _judge_ratio(claim: Claim, rule: RatioRule, setup: Setup, at_scale: bool) ->
         point = _nearest([each for each in shared if not _failure(sides, each)], wanted, at_scale)
     if point is None:
         return ClaimFinding("not_testable", failure)
-    mine, theirs = (_by_session(cells[point], rule.metric) for cells in sides)
+    mine, theirs = (
+        {(session_of(r), r.round): r.metrics[rule.metric].value for r in _with(rule.metric, cells[point])}
+        for cells in sides
+    )
     found = compare_rounds(theirs, mine) if rule.better == "lower" else compare_rounds(mine, theirs)
     if found is None:
         return None

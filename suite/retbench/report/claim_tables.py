@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 from retbench.papers.claims import Claim, Verdict
 from retbench.papers.papers import KIND_WORDS, Number, find_number
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 Known = Literal["decided", "measured", "open"]
 """decided: there is a verdict under the paper's conditions. measured: there are records, but none decides. open: there
 are no records."""
-Member = TypeVar("Member")
 
 LEGEND = (
     "Only records under a paper's own conditions decide a claim; records of other conditions are listed with it and "
@@ -29,26 +28,6 @@ LEGEND = (
 )
 """Meaning of the verdicts."""
 _SCOPE_WORDS = {"paper": "as in the paper", "strong": "strong Transformer", "elsewhere": "other conditions"}
-
-
-@dataclass(frozen=True)
-class ClaimGroup(Generic[Member]):
-    """Claims in the same state of evidence, in the order of their file; the title has what a verdict needs."""
-
-    known: Known
-    title: str
-    entries: tuple[Member, ...]
-
-
-def group_claims(judged: Sequence[JudgedClaim]) -> list[ClaimGroup[JudgedClaim]]:
-    """Group the claims: decided ones, then measured ones, and then the others by what a verdict needs."""
-    groups: dict[tuple[int, Known, str], list[JudgedClaim]] = {}
-    for each in judged:
-        groups.setdefault(_rank(each), []).append(each)
-    return [
-        ClaimGroup(known, f"{title} ({len(members)})", tuple(members))
-        for (_, known, title), members in sorted(groups.items())
-    ]
 
 
 def _rank(each: JudgedClaim) -> tuple[int, Known, str]:
@@ -141,16 +120,16 @@ def _limitations(judged: Sequence[JudgedClaim]) -> list[str]:
 
 def claims_markdown(judged: Sequence[JudgedClaim]) -> str:
     """Return the counts of the verdicts, then a table per group with a row per claim and conditions."""
-    lines = [_count_verdicts(judged), "", LEGEND]
-    for group in group_claims(judged):
+    section = make_claim_section(judged)
+    lines = [section.counts, "", section.legend]
+    for group in section.groups:
         lines += ["", f"### {group.title}", ""]
         lines += _head("claim", "source", "conditions", "verdict", "measured, or needed")
-        for each in group.entries:
-            lead = each.claim.statement, each.claim.source
-            for row in each.rows:
-                words = _describe(row)
-                needed = f": `{row.command}`" if row.command and not row.records else ""
-                lines.append(_line(*lead, words.conditions, words.verdict, words.found + needed))
+        for claim in group.entries:
+            lead = claim.statement, claim.source
+            for row in claim.rows:
+                needed = f": `{row.command}`" if row.command and row.records == "none" else ""
+                lines.append(_line(*lead, row.conditions, row.verdict, row.found + needed))
                 lead = "", ""
     if limitations := _limitations(judged):
         lines += ["", "### Not stated by the papers, or doubtful", "", *(f"- {line}" for line in limitations)]
@@ -229,22 +208,37 @@ class ClaimEntry:
     figures: "list[Drawing]"
 
 
-@dataclass(frozen=True)
-class ClaimSection:
-    """Everything that the report shows about claims: counts of verdicts, their legend, and the claims by group."""
+class ClaimGroup(NamedTuple):
+    """Claims in the same state of evidence, in the order of their file; the title has what a verdict needs."""
+
+    known: Known
+    title: str
+    entries: list[ClaimEntry]
+
+
+class ClaimSection(NamedTuple):
+    """Everything that is shown about claims: counts of verdicts, their legend, and the claims by group."""
 
     counts: str
     legend: str
-    groups: list[ClaimGroup[ClaimEntry]]
+    groups: list[ClaimGroup]
 
 
-def make_claim_section(judged: Sequence[JudgedClaim], drawings: "Sequence[Drawing]") -> ClaimSection:
-    """Return the section on claims, with references to the report's figures."""
-    groups = [
-        ClaimGroup(group.known, group.title, tuple(_entry(each, drawings) for each in group.entries))
-        for group in group_claims(judged)
+def make_claim_section(judged: Sequence[JudgedClaim], drawings: "Sequence[Drawing]" = ()) -> ClaimSection:
+    """Group the claims: decided ones, then measured ones, and then the others by what a verdict needs.
+
+    Args:
+        judged: The claims.
+        drawings: The report's figures, to which the claims refer.
+    """
+    groups: dict[tuple[int, Known, str], list[ClaimEntry]] = {}
+    for each in judged:
+        groups.setdefault(_rank(each), []).append(_entry(each, drawings))
+    found = [
+        ClaimGroup(known, f"{title} ({len(entries)})", entries)
+        for (_, known, title), entries in sorted(groups.items(), key=lambda item: item[0])
     ]
-    return ClaimSection(_count_verdicts(judged), LEGEND, groups)
+    return ClaimSection(_count_verdicts(judged), LEGEND, found)
 
 
 def _entry(each: JudgedClaim, drawings: "Sequence[Drawing]") -> ClaimEntry:

@@ -16,14 +16,16 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import offset_copy
 
 from retbench.report import style
-from retbench.report.labels import Label, add_text, label_ends, label_width_in
+from retbench.report.labels import Label, add_text, label_ends, label_width_in, shorten
 from retbench.report.points import Lineup
 from retbench.report.wording import describe_status
-from retbench.units import format_rate, format_tokens
+from retbench.units import GIB, MIB, format_tokens
 
 HEIGHT_IN = 2.75
 DOTTED = (0, (1, 1.6))
 _ROW_IN, _GAP_IN = 1.2, 0.58
+_NARROWEST_IN = 0.62
+"""Least width of a panel with its ticks; panels that have no room side by side go into further rows."""
 _CROSSES_PT = 6.0
 """Height of a row of crosses."""
 _MOST_REASONS = 2
@@ -31,8 +33,16 @@ _MOST_REASONS = 2
 _MOST_MARKERS = 12
 """Points of a curve that have room for markers."""
 _WIDEST = 1.5
-"""How far above the highest value an interval is drawn, as a ratio."""
-_TIME_UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
+"""Highest end of an interval that is drawn over the highest value, as a ratio."""
+
+DATA_COLUMNS = ["model", "context_len", "metric", "unit", "value", "low", "high", "num_rounds", "status"]
+"""Columns of the data of a figure of cost."""
+
+Units = Sequence[tuple[float, str]]
+"""Units from the largest down: size in base units, and name."""
+TIME_UNITS: Units = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
+MEMORY_UNITS: Units = ((GIB, "GiB"), (MIB, "MiB"))
+RATE_UNITS: Units = ((1e3, "thousand tokens/s"), (1.0, "tokens/s"))
 
 
 class Point(NamedTuple):
@@ -51,25 +61,35 @@ Describe = Callable[[Point], str]
 
 
 def frame_points(
-    rows: pd.DataFrame, failed: pd.DataFrame, axis: str = "context_len", curve: str = ""
+    rows: pd.DataFrame, failed: pd.DataFrame | None = None, axis: str = "context_len", curve: str = ""
 ) -> tuple[Point, ...]:
     """Return the points of one metric along an axis, and those without a value.
 
     Args:
-        rows: Rows of `points.summarise` that have one metric.
-        failed: Rows of `points.failed_points`.
+        rows: Rows of a figure's data that have one metric; `low` and `high` may be absent.
+        failed: Rows of `sweeps.failed_points`.
         axis: Column of the horizontal axis.
         curve: Column whose values name the curves; empty where a model has one curve.
     """
-    names = [format_tokens(int(name)) for name in rows[curve]] if curve else [""] * len(rows)
+    ends = rows.reindex(columns=["low", "high"], fill_value=nan)
+    names = rows[curve] if curve else [""] * len(rows)
     measured = [
-        Point(str(model), int(x), float(value), float(low), float(high), curve=name)
+        Point(str(model), float(x), float(value), float(low), float(high), curve=str(name))
         for model, x, value, low, high, name in zip(
-            rows["model"], rows[axis], rows["value"], rows["low"], rows["high"], names, strict=True
+            rows["model"], rows[axis], rows["value"], ends["low"], ends["high"], names, strict=True
         )
     ]
+    if failed is None:
+        return tuple(measured)
     missing = zip(failed["model"], failed[axis], failed["status"], strict=True)
-    return (*measured, *(Point(str(model), int(x), status=str(status)) for model, x, status in missing))
+    return (*measured, *(Point(str(model), float(x), status=str(status)) for model, x, status in missing))
+
+
+def with_failures(rows: pd.DataFrame, failed: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
+    """Return measured rows, and a row per metric of each point that failed: the data of a figure of cost."""
+    missing = failed.drop(columns="error").merge(pd.DataFrame({"metric": metrics}), how="cross")
+    frame = pd.concat([rows.assign(status="ok"), missing], ignore_index=True)
+    return frame.sort_values(["metric", "model", "context_len", "batch_size"], ignore_index=True)
 
 
 def highest(points: Sequence[Point]) -> float:
@@ -81,14 +101,9 @@ def highest(points: Sequence[Point]) -> float:
     return min(max(ends), _WIDEST * max(values)) if ends else max(values)
 
 
-def time_unit(top: float) -> tuple[float, str]:
-    """Return the unit in which a longest time of `top` seconds is 1 or more: its size in seconds, and its name."""
-    return next((step for step in _TIME_UNITS if top >= step[0]), _TIME_UNITS[-1])
-
-
-def describe_rate(point: Point) -> str:
-    """Return tokens/s without their unit: 12345.6 -> '12.3 k'."""
-    return format_rate(point.value, "").strip()
+def unit_for(top: float, units: Units) -> tuple[float, str]:
+    """Return the largest unit of which `top` is at least one; else the smallest."""
+    return next((unit for unit in units if top >= unit[0]), units[-1])
 
 
 @dataclass(frozen=True)
@@ -98,20 +113,21 @@ class Panel:
     Attributes:
         points: Points of every model.
         models: All models of the selection, so that each has the same look in every figure.
-        title: What distinguishes the panel from others of its figure; empty for a panel alone.
+        title: What distinguishes the panel from others of its figure, with "{unit}" for the unit; empty for a panel
+            alone.
         places: Ticks of the horizontal axis; those of the points when empty.
-        size: One unit of the vertical axis in base units.
+        units: Units that the vertical axis may have.
         at_least: The vertical axis reaches this value, in base units.
         at_most: Values above this one, in base units, leave the panel.
         joined: Name of the only curve of each model that is drawn as a line and labelled; None for every curve.
-        aside_pt: Distance of a model's points from those of the next at the same place.
+        aside_pt: Distance of the first model's points from those of the last at the same place.
     """
 
     points: tuple[Point, ...]
     models: Lineup
     title: str = ""
     places: tuple[float, ...] = ()
-    size: float = 1.0
+    units: Units = ((1.0, ""),)
     at_least: float = 0.0
     at_most: float = inf
     joined: str | None = None
@@ -149,14 +165,29 @@ class Panel:
         """Models that have a point without a value."""
         return len({point.model for point in self.failed})
 
-    @property
+    @cached_property
     def top(self) -> float:
         """The highest value that the vertical axis has room for, in base units."""
         return min(self.at_most, max(highest(self.points), self.at_least))
 
+    @property
+    def size(self) -> float:
+        """One unit of the vertical axis in base units."""
+        return unit_for(self.top, self.units)[0]
+
+    @property
+    def unit(self) -> str:
+        """Name of the unit of the vertical axis."""
+        return unit_for(self.top, self.units)[1]
+
     def look(self, model: str) -> style.Look:
         """Return the look of a model."""
         return style.look(self.models.models.index(model))
+
+    def name(self, model: str) -> str:
+        """Return the label of a model, led by its marker where colours alone do not distinguish the models."""
+        mark = f"{style.FILLED[self.look(model).marker]} " if style.repeats(len(self.models.models)) else ""
+        return f"{mark}{shorten(self.models.labels[model])}"
 
 
 def draw_row(
@@ -168,7 +199,7 @@ def draw_row(
     *,
     from_zero: bool = True,
 ) -> Figure:
-    """Draw panels side by side that share a vertical axis; names of models stand to the right of the last one.
+    """Draw panels side by side with the same vertical axis; names of models stand to the right of the last one.
 
     Args:
         panels: From left to right.
@@ -180,29 +211,26 @@ def draw_row(
     """
     title, subtitle, conditions = texts
     labels = end_labels(panels[-1], describe)
-    num_failing = max(panel.num_failing for panel in panels)
-    reasons = len(panels) == 1 and num_failing <= _MOST_REASONS
+    reasons = len(panels) == 1 and panels[0].num_failing <= _MOST_REASONS
     if not reasons:
         subtitle = "; ".join(
             [subtitle, *describe_crosses(p.status for panel in panels for p in panel.failed)]
         )
-    num_rows = (
-        num_failing if panels[0].title else max(0, num_failing - _MOST_REASONS)
-    )  # these have room anyway
-    top_in = style.HEADER_IN + num_rows * _CROSSES_PT / style.POINTS_PER_IN
-    height_in = max(HEIGHT_IN, top_in + style.BASE_IN + _height_in(labels))
-    figure = style.new_figure(height_in, title, subtitle, conditions)
-    names = panels[0].models.labels.values()
-    right_in = label_width_in([*names, *(label.text for label in labels)])
-    shares = [2 + len(panel.ticks) for panel in panels]
-    axes = style.add_panels(figure, shares, right_in=right_in, label=label, top_in=top_in)
+    right_in = _room_in(panels, labels)
+    num_rows = -(-len(panels) // max(1, int((style.WIDTH_IN - right_in) / _NARROWEST_IN)))
+    num_columns = -(-len(panels) // num_rows)
+    shares = [2.0 + len(panel.ticks) for panel in panels[:num_columns]]
+    row_in = _height_in(labels) if num_rows == 1 else max(_ROW_IN, _height_in(labels) / num_rows)
+    names = [""] * (num_rows - 1) + [label]
+    axes = _add_panels(panels, shares, names, (title, subtitle, conditions), row_in=row_in, right_in=right_in)
     size, values = panels[0].size, [point.value for panel in panels for point in panel.measured]
     top = max(panel.top for panel in panels) if from_zero else max(values)
     for each, panel in zip(axes, panels, strict=True):
         set_axis(each, panel.ticks)
         style.set_value_axis(each, top / size, None if from_zero else min(values) / size)
         _fill(each, panel, reasons=reasons)
-    _name_curves(axes[-1], labels)
+    figure, above = axes[0].figure.figure, axes[0].get_position().y1 - axes[-1].get_position().y1
+    _name_curves(axes[-1], labels, above * figure.get_figheight() * style.POINTS_PER_IN)
     return figure
 
 
@@ -220,19 +248,41 @@ def draw_column(
         texts: Title, subtitle and conditions.
         axis_labels: Name of the horizontal axis of each panel.
     """
-    crosses_in = _CROSSES_PT * max(panel.num_failing for panel in panels) / style.POINTS_PER_IN
-    top_in, gap_in = style.HEADER_IN + crosses_in, _GAP_IN + crosses_in
+    right_in = _room_in(panels, [label for mine in labels for label in mine])
     row_in = max(_ROW_IN, *(_height_in(mine) for mine in labels))
-    figure = style.new_figure(top_in + len(panels) * (row_in + gap_in) - gap_in + style.BASE_IN, *texts)
-    names = panels[0].models.labels.values()
-    right_in = label_width_in([*names, *(label.text for mine in labels for label in mine)])
-    rows = style.add_rows(figure, axis_labels, right_in=right_in, gap_in=gap_in, top_in=top_in)
+    rows = _add_panels(panels, [1], axis_labels, texts, row_in=row_in, right_in=right_in, left_in=0.52)
     for axes, panel, mine in zip(rows, panels, labels, strict=True):
         style.set_linear_length_axis(axes, panel.ticks)
         style.set_value_axis(axes, panel.top / panel.size)
         _fill(axes, panel)
         _name_curves(axes, mine)
-    return figure
+    return rows[0].figure.figure
+
+
+def _add_panels(
+    panels: Sequence[Panel],
+    shares: Sequence[float],
+    axis_labels: Sequence[str],
+    texts: tuple[str, str, str],
+    *,
+    row_in: float,
+    right_in: float,
+    left_in: float = 0.38,
+) -> list[Axes]:
+    """Return axes for panels in a new figure, with room above each row for its crosses; see `style.add_panels`."""
+    num_failing = max(panel.num_failing for panel in panels)
+    # One panel without a title has room for a few rows of crosses anyway.
+    num_crosses = num_failing if panels[0].title else max(0, num_failing - _MOST_REASONS)
+    crosses_in = num_crosses * _CROSSES_PT / style.POINTS_PER_IN
+    top_in, gap_in = style.HEADER_IN + crosses_in, _GAP_IN + crosses_in
+    height_in = top_in + len(axis_labels) * (row_in + gap_in) - gap_in + style.BASE_IN
+    figure = style.new_figure(max(HEIGHT_IN, height_in), *texts)
+    axes = style.add_panels(
+        figure, shares, axis_labels, right_in=right_in, left_in=left_in, top_in=top_in, gap_in=gap_in
+    )
+    for unused in axes[len(panels) :]:
+        unused.remove()
+    return axes[: len(panels)]
 
 
 def _fill(axes: Axes, panel: Panel, *, reasons: bool = True) -> None:
@@ -241,7 +291,15 @@ def _fill(axes: Axes, panel: Panel, *, reasons: bool = True) -> None:
     _draw_curves(axes, panel)
     _draw_crosses(axes, panel, reasons=reasons)
     pad = 4 + _CROSSES_PT * panel.num_failing
-    axes.set_title(panel.title, fontsize=6.8, fontweight="bold", loc="left", pad=pad)
+    axes.set_title(
+        panel.title.replace("{unit}", panel.unit), fontsize=6.8, fontweight="bold", loc="left", pad=pad
+    )
+
+
+def _room_in(panels: Sequence[Panel], labels: Sequence[Label]) -> float:
+    """Return the inches that labels need beside the panels, at least those of the models' names."""
+    names = map(panels[0].name, panels[0].models.models)
+    return label_width_in([*names, *(label.text for label in labels)])
 
 
 def _height_in(labels: Sequence[Label]) -> float:
@@ -253,7 +311,8 @@ def _draw_curves(axes: Axes, panel: Panel) -> None:
     """Draw the curves of every model with their intervals, thinner where a model has several."""
     for model, curves in panel.curves.items():
         look = panel.look(model)
-        aside_pt = panel.aside_pt * (panel.models.models.index(model) - (len(panel.models.models) - 1) / 2)
+        place, last = panel.models.models.index(model), max(1, len(panel.models.models) - 1)
+        aside_pt = panel.aside_pt * (place / last - 0.5)
         for points in curves:
             axes.plot(
                 [point.x for point in points],
@@ -321,7 +380,7 @@ def end_labels(panel: Panel, describe: Describe) -> list[Label]:
         ends = sorted((points[-1] for points in named if points[-1].x == last), key=lambda point: point.value)
         words = "–".join(dict.fromkeys(describe(end) for end in (ends[0], ends[-1])))
         middle = (ends[0].value + ends[-1].value) / 2 / panel.size
-        text = f"{panel.models.labels[model]}\n{words}"
+        text = f"{panel.name(model)}\n{words}"
         labels.append(Label(ends[-1].x, middle, text, panel.look(model).text))
     return labels
 
@@ -331,8 +390,8 @@ def with_length(words: str, point: Point, longest: float) -> str:
     return words if point.x >= longest else f"{words}, {format_tokens(int(point.x))}"
 
 
-def _name_curves(axes: Axes, labels: Sequence[Label]) -> None:
+def _name_curves(axes: Axes, labels: Sequence[Label], above_pt: float = 0.0) -> None:
     """Write the labels of `end_labels` beside the axes at the height of the ends of the curves."""
     edge, top = axes.get_xlim()[1], axes.get_ylim()[1]
     ordered = sorted(labels, key=lambda label: label.y)
-    label_ends(axes, [replace(label, x=edge, y=min(top, label.y)) for label in ordered])
+    label_ends(axes, [replace(label, x=edge, y=min(top, label.y)) for label in ordered], above_pt=above_pt)

@@ -6,7 +6,9 @@ paper's Figure 6.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby
+from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -15,20 +17,23 @@ from matplotlib.figure import Figure
 from retbench.report import memory_figure, style
 from retbench.report.comparisons import LINEAR_MARGIN, Line, find_crossover, fit_line
 from retbench.report.curves import (
+    DATA_COLUMNS,
     DOTTED,
+    MEMORY_UNITS,
+    RATE_UNITS,
+    TIME_UNITS,
     Panel,
     Point,
-    describe_rate,
     draw_column,
     draw_row,
     end_labels,
     frame_points,
     highest,
-    time_unit,
+    with_failures,
     with_length,
 )
 from retbench.report.figure6 import draw_figure6
-from retbench.report.labels import CORNERS, add_note, add_text, beside
+from retbench.report.labels import CORNERS, add_note, add_text, beside, shorten
 from retbench.report.selection import Selection
 from retbench.report.style import Drawing
 from retbench.report.sweeps import CostSweep, by_workload, make_sweeps, swept_by_batch
@@ -40,10 +45,9 @@ from retbench.report.wording import (
     section_title,
 )
 from retbench.stats.intervals import Crossover
-from retbench.units import GIB, MIB, format_bytes, format_seconds, format_tokens
+from retbench.units import format_bytes, format_rate, format_seconds, format_tokens
 from retbench.workloads.workload import WORKLOADS, Workload
 
-_DATA_COLUMNS = ["model", "context_len", "metric", "unit", "value", "low", "high", "num_rounds", "status"]
 _POINTS = (
     "Points are geometric means of the rounds' medians, bars their 95 % intervals (often narrower than the marker; "
     "cut where they leave the plot)."
@@ -51,7 +55,7 @@ _POINTS = (
 _MOST_CROSSINGS = 2
 """Crossovers that have room in a figure; more of them stand in its data and in the tables only."""
 _TALLEST = 2.0
-"""How far above the highest memory that is linear in the length any other is drawn, as a ratio."""
+"""Highest memory that is drawn over the highest one that is linear in the length, as a ratio."""
 
 
 def make_drawings(selection: Selection) -> list[Drawing]:
@@ -83,10 +87,10 @@ def _of_workload(sweeps: Sequence[CostSweep], workload: Workload) -> list[Drawin
     return [_times(sweep, workload) for sweep in sweeps]
 
 
-def _panel(sweep: CostSweep, metric: str, title: str = "", size: float = 1.0, at_least: float = 0.0) -> Panel:
-    """Return a metric of a sweep against the context length."""
+def _panel(sweep: CostSweep, metric: str, title: str = "", **options: Any) -> Panel:
+    """Return a metric of a sweep against the context length; the options are further fields of the panel."""
     points = frame_points(sweep.rows(metric), sweep.failed)
-    return Panel(points, sweep.models, title, sweep.lengths, size, at_least)
+    return Panel(points, sweep.models, title, sweep.lengths, **options)
 
 
 def _drawing(
@@ -101,16 +105,15 @@ def _drawing(
 
 def _times(sweep: CostSweep, workload: Workload) -> Drawing:
     """Draw time against context length, with the crossovers."""
-    metric = workload.primary.name
-    crossings: dict[str, Crossover] = {}
-    for model in sweep.models.challengers:
-        found = find_crossover(sweep.metrics, metric, model, str(sweep.models.reference))
-        if found is not None:
-            crossings[model] = found[1]
-    size, unit = time_unit(highest(_panel(sweep, metric).points))
+    metric, reference = workload.primary.name, str(sweep.models.reference)
+    found = {
+        model: find_crossover(sweep.metrics, metric, model, reference) for model in sweep.models.challengers
+    }
+    crossings = {model: crossing[1] for model, crossing in found.items() if crossing is not None}
+    panel = _panel(sweep, metric, units=TIME_UNITS)
     figure = draw_row(
-        [_panel(sweep, metric, size=size)],
-        (workload.title, f"{unit}, {sweep.subtitle(metric)}", sweep.conditions),
+        [panel],
+        (workload.title, f"{panel.unit}, {sweep.subtitle(metric)}", sweep.conditions),
         lambda point: with_length(format_seconds(point.value), point, sweep.lengths[-1]),
     )
     for model, crossing in crossings.items() if len(crossings) <= _MOST_CROSSINGS else ():
@@ -118,17 +121,19 @@ def _times(sweep: CostSweep, workload: Workload) -> Drawing:
     caption = (
         f"{workload.quantity.capitalize()} against the context length, batch {sweep.batch_size}. {_POINTS}"
     )
-    data = _with_crossings(_data(sweep, [metric]), crossings)
-    return _drawing(sweep, sweep.name, (workload.title, caption), figure, data)
+    rows = [
+        (model, "crossover_context_len", "tokens", found.value, found.low, found.high, found.kind)
+        for model, found in crossings.items()
+    ]
+    return _drawing(sweep, sweep.name, (workload.title, caption), figure, _data(sweep, [metric], rows))
 
 
 def _mark_crossing(axes: Axes, crossing: Crossover, sweep: CostSweep, model: str) -> None:
     """Mark where `model` becomes faster than the reference, its interval shaded, or say that there is no such place."""
-    label = sweep.models.labels[model]
+    label = shorten(sweep.models.labels[model])
     if crossing.value is None:
-        lead = "rounds disagree" if rounds_disagree(crossing, sweep.lengths) else "none in range"
-        words = f"crossover: {lead}\n{describe_absence(crossing, sweep.lengths, label)}"
-        add_note(axes, words, CORNERS)
+        lead = "crossover: rounds disagree" if rounds_disagree(crossing, sweep.lengths) else "no crossover"
+        add_note(axes, f"{lead}\n{describe_absence(crossing, sweep.lengths, label)}", CORNERS)
         return
     if crossing.low is not None and crossing.high is not None:
         axes.axvspan(crossing.low, crossing.high, color=style.GRID, linewidth=0, zorder=0)
@@ -159,7 +164,9 @@ def _throughput(sweeps: Sequence[CostSweep]) -> Drawing:
     title = f"{first.workload.capitalize()} throughput"
     subtitle = "; ".join(["tokens/s", *first.subtitle(metric).split("; ")[1:]])
     label = "batch size (log scale); one panel per context length"
-    figure = draw_row(panels, (title, subtitle, first.conditions), describe_rate, label)
+    figure = draw_row(
+        panels, (title, subtitle, first.conditions), lambda point: format_rate(point.value, "").strip(), label
+    )
     caption = (
         f"Tokens/s of all sequences of a batch against the batch size, at each context length. {_POINTS}"
     )
@@ -187,7 +194,7 @@ def _rooflines(sweeps: Sequence[CostSweep]) -> list[Drawing]:
 def _roofline(sweeps: Sequence[CostSweep]) -> Drawing:
     first, metric, title = sweeps[0], "roofline_ratio", "% of roofline"
     longest = sweeps[-1].lengths[-1]
-    panels = [_panel(sweep, metric, sweep.workload, size=0.01, at_least=1.0) for sweep in sweeps]
+    panels = [_panel(s, metric, s.workload, units=((0.01, "%"),), at_least=1.0) for s in sweeps]
     figure = draw_row(
         panels,
         (title, f"%, {first.subtitle(metric)}", first.conditions),
@@ -217,15 +224,16 @@ def _memory(sweep: CostSweep, workload: Workload) -> Drawing:
         f"one decode step at each context length, batch {sweep.batch_size}. The thin line is the analytical size of "
         "weights and state."
     )
-    data = _with_failures(memory_figure.memory_rows(sweep), sweep, list(memory_figure.PARTS))
+    data = with_failures(memory_figure.memory_rows(sweep), sweep.failed, memory_figure.PARTS)
     figure = memory_figure.draw_memory(sweep, workload.title)
-    return _drawing(sweep, sweep.name, (workload.title, caption), figure, data)
+    return _drawing(sweep, sweep.name, (workload.title, caption), figure, data.reindex(columns=DATA_COLUMNS))
 
 
 def _training(sweep: CostSweep, workload: Workload) -> Drawing:
     """Draw speed and peak memory of training."""
-    found = {model: fit_line(sweep.points, "peak_bytes", model) for model in sweep.models.models}
-    lines = {model: line for model, line in found.items() if line is not None}
+    lines = {
+        model: line for model in sweep.models.models if (line := fit_line(sweep.points, "peak_bytes", model))
+    }
     caption = (
         "Tokens/s and peak memory of a whole training step (forward, backward, AdamW) on sequences of "
         f"each length, batch {sweep.batch_size}. Points are geometric means of the rounds' medians, bars their 95 % "
@@ -234,9 +242,19 @@ def _training(sweep: CostSweep, workload: Workload) -> Drawing:
         f"{100 * LINEAR_MARGIN:.0f} % at every point. Memory far above these leaves the plot; its value is beside its "
         "name."
     )
-    data = _with_lines(_data(sweep, ["tokens_per_s", "peak_bytes"]), lines)
-    linear = {model: line for model, line in lines.items() if line.fits}
-    figure = _draw_training(sweep, workload.title, linear)
+    rows = [
+        (model, f"fitted_{name}", unit, value, None, None, "linear" if line.fits else "not linear")
+        for model, line in lines.items()
+        for name, unit, value in (
+            ("slope_bytes_per_token", "bytes/token", line.slope),
+            ("intercept_bytes", "bytes", line.intercept),
+            ("largest_residual_ratio", "ratio", line.largest_residual),
+        )
+    ]
+    figure = _draw_training(
+        sweep, workload.title, {model: line for model, line in lines.items() if line.fits}
+    )
+    data = _data(sweep, ["tokens_per_s", "peak_bytes"], rows)
     return _drawing(sweep, sweep.name, (workload.title, caption), figure, data)
 
 
@@ -251,7 +269,8 @@ def _draw_training(sweep: CostSweep, title: str, linear: Mapping[str, Line]) -> 
         line = linear.get(point.model)
         return f"{words}\n{format_bytes(line.slope)} per token" if line else words
 
-    speed, memory = _speed_panel(sweep), _memory_panel(sweep, linear)
+    speed = _panel(sweep, "tokens_per_s", "{unit}", units=RATE_UNITS)
+    memory = _memory_panel(sweep, linear)
     subtitle = sweep.subtitle("step_s") + ("; dotted: linear fit" if linear else "")
     figure = draw_column(
         [speed, memory],
@@ -266,64 +285,20 @@ def _draw_training(sweep: CostSweep, title: str, linear: Mapping[str, Line]) -> 
     return figure
 
 
-def _speed_panel(sweep: CostSweep) -> Panel:
-    top = highest(_panel(sweep, "tokens_per_s").points)
-    size, unit = (1e3, "thousand tokens/s") if top >= 1e3 else (1.0, "tokens/s")
-    return _panel(sweep, "tokens_per_s", unit, size)
-
-
 def _memory_panel(sweep: CostSweep, linear: Mapping[str, Line]) -> Panel:
     """Return peak memory; values far above the linear ones, which would flatten those, leave the panel."""
-    points = frame_points(sweep.rows("peak_bytes"), sweep.failed)
-    values = [point.value for point in points if point.model in linear and point.status == "ok"]
-    top = min(highest(points), _TALLEST * max(values)) if values else highest(points)
-    size, unit = (GIB, "GiB") if top >= GIB else (MIB, "MiB")
-    return Panel(points, sweep.models, f"peak memory, {unit}", sweep.lengths, size, at_most=top)
+    panel = _panel(sweep, "peak_bytes", "peak memory, {unit}", units=MEMORY_UNITS)
+    values = [point.value for point in panel.measured if point.model in linear]
+    return replace(panel, at_most=_TALLEST * max(values)) if values else panel
 
 
 # ---- the data beside the figures -------------------------------------------------------------------------------------
 
 
-def _data(sweep: CostSweep, metrics: list[str]) -> pd.DataFrame:
-    """Return the points of some metrics, and those that failed."""
-    return _with_failures(sweep.points[sweep.points["metric"].isin(metrics)], sweep, metrics)
-
-
-def _with_failures(rows: pd.DataFrame, sweep: CostSweep, metrics: list[str]) -> pd.DataFrame:
-    """Return rows with the columns of every figure's data, and a row per metric for each point that failed."""
-    failed = sweep.failed[["model", "context_len", "status"]].merge(
-        pd.DataFrame({"metric": metrics}), how="cross"
-    )
-    frame = pd.concat([rows.assign(status="ok"), failed], ignore_index=True)
-    return frame.reindex(columns=_DATA_COLUMNS).sort_values(
-        ["metric", "model", "context_len"], ignore_index=True
-    )
-
-
-def _append(data: pd.DataFrame, rows: Sequence[tuple[object, ...]]) -> pd.DataFrame:
+def _data(sweep: CostSweep, metrics: list[str], more: Sequence[tuple[object, ...]] = ()) -> pd.DataFrame:
+    """Return the points of some metrics, those that failed, and `more` rows, of what was computed from all."""
+    rows = sweep.points[sweep.points["metric"].isin(metrics)]
+    data = with_failures(rows, sweep.failed, metrics).reindex(columns=DATA_COLUMNS)
     columns = ["model", "metric", "unit", "value", "low", "high", "status"]
-    more = pd.DataFrame(rows, columns=columns).reindex(columns=_DATA_COLUMNS).astype(data.dtypes)
-    return pd.concat([data, more], ignore_index=True)
-
-
-def _with_crossings(data: pd.DataFrame, crossings: Mapping[str, Crossover]) -> pd.DataFrame:
-    """Return the data with one row per crossover."""
-    rows = [
-        (model, "crossover_context_len", "tokens", found.value, found.low, found.high, found.kind)
-        for model, found in crossings.items()
-    ]
-    return _append(data, rows)
-
-
-def _with_lines(data: pd.DataFrame, lines: Mapping[str, Line]) -> pd.DataFrame:
-    """Return the data with slope, intercept and largest residual of the line through each model's memory."""
-    rows = [
-        (model, metric, unit, value, None, None, "linear" if line.fits else "not linear")
-        for model, line in lines.items()
-        for metric, unit, value in (
-            ("fitted_slope_bytes_per_token", "bytes/token", line.slope),
-            ("fitted_intercept_bytes", "bytes", line.intercept),
-            ("fitted_largest_residual_ratio", "ratio", line.largest_residual),
-        )
-    ]
-    return _append(data, rows)
+    computed = pd.DataFrame(list(more), columns=columns).reindex(columns=DATA_COLUMNS).astype(data.dtypes)
+    return pd.concat([data, computed], ignore_index=True)

@@ -19,6 +19,7 @@ from retbench.report.comparisons import (
     pair_ratios,
 )
 from retbench.report.formats import format_metric
+from retbench.report.points import Lineup
 from retbench.report.sweeps import CostSweep, by_workload, swept_by_batch
 from retbench.report.wording import (
     describe_absence,
@@ -45,6 +46,14 @@ class KeyFinding:
 
     lead: str
     text: str
+
+    def of(self, model: str, models: Lineup) -> "KeyFinding":
+        """Return the finding with the model in its lead, if several models are compared with the reference."""
+        label, other = models.labels[model], models.labels[str(models.reference)]
+        if len(models.challengers) < 2:
+            return self
+        is_other = self.lead.startswith(f"{other}: ")
+        return KeyFinding(f"{self.lead} than {label}" if is_other else f"{label}: {self.lead}", self.text)
 
 
 @dataclass(frozen=True)
@@ -84,7 +93,7 @@ def find_costs(sweeps: Sequence[CostSweep]) -> list[KeyFinding]:
     groups = by_workload(known)
     swept = [of_one for of_one in groups if swept_by_batch(of_one) and len(of_one[0].rows("tokens_per_s"))]
     found = [
-        finding
+        finding.of(model, sweep.models)
         for of_one in groups
         if of_one not in swept
         for sweep in of_one
@@ -92,7 +101,7 @@ def find_costs(sweeps: Sequence[CostSweep]) -> list[KeyFinding]:
         for finding in _findings(_Pair(sweep, WORKLOADS[sweep.workload], model))
     ]
     return found + [
-        finding
+        finding.of(model, of_one[0].models)
         for of_one in swept
         for model in of_one[0].models.challengers
         for finding in _peaks(of_one, model)
@@ -125,6 +134,8 @@ def advantage(metric: MetricSpec, ratio: pd.Series, label: str, other: str) -> t
         label: Name of the model.
         other: Name of the reference.
     """
+    if ratio["ratio"] == 1:
+        return "no difference", f"{label} and the {other} are equal"
     is_better = (ratio["ratio"] < 1) == bool(metric.lower_is_better)
     invert = ratio["ratio"] < 1
     factors = [1 / ratio[end] if invert else ratio[end] for end in ("ratio", "low", "high")]

@@ -1,20 +1,20 @@
 """Words in figures: names at the ends of curves, and notes where they cover least."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from math import inf
 from typing import Any, NamedTuple
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.lines import Line2D
 from matplotlib.text import Annotation
 
 from retbench.report.style import MUTED, POINTS_PER_IN
 
+_LONGEST_NAME = 26
 _ABOVE_PT = 6.0
-"""How far labels may reach above their axes."""
+"""Height above the axes that labels may reach."""
 
 
 @dataclass(frozen=True)
@@ -33,34 +33,44 @@ class Label:
         return 9.0 * (1 + self.text.count("\n"))
 
 
+def shorten(name: str) -> str:
+    """Return a name as far as a figure has room for it."""
+    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
+
+
 def label_width_in(texts: Sequence[str]) -> float:
     """Return the inches that labels need at the right of a figure."""
     longest = max((len(line) for text in texts for line in text.split("\n")), default=0)
     return 0.12 + 0.0635 * longest
 
 
-def label_ends(axes: Axes, labels: Sequence[Label]) -> None:
+def label_ends(
+    axes: Axes, labels: Sequence[Label], *, aside_pt: float = 6.0, above_pt: float = 0.0, **options: Any
+) -> None:
     """Write names beside the ends of curves, moved apart where they would touch, and none outside of the axes.
 
-    The limits of the axes must be final.
+    The limits of the axes must be final. `above_pt` is free above them. The options are those of `add_text`.
     """
     low, high = axes.get_ylim()
     height_pt = axes.bbox.height / axes.figure.dpi * POINTS_PER_IN
     heights = [label.height_pt for label in labels]
     wanted = [(label.y - low) / (high - low) * height_pt for label in labels]
-    placed = keep_inside(spread(wanted, heights), heights, height_pt + _ABOVE_PT)
+    placed = keep_inside(spread(wanted, heights), heights, height_pt + _ABOVE_PT + above_pt)
     for label, want, y_pt in zip(labels, wanted, placed, strict=True):
-        axes.annotate(
+        add_text(
+            axes,
             label.text,
-            xy=(label.x, label.y),
-            xytext=(6, y_pt - want),
-            textcoords="offset points",
-            color=label.colour,
-            fontweight="bold" if label.is_bold else "normal",
-            fontsize=6.8,
-            va="center",
-            linespacing=1.15,
-            annotation_clip=False,
+            (label.x, label.y),
+            "data",
+            (aside_pt, y_pt - want),
+            **{
+                "color": label.colour,
+                "fontweight": "bold" if label.is_bold else "normal",
+                "fontsize": 6.8,
+                "va": "center",
+                "linespacing": 1.15,
+                **options,
+            },
         )
 
 
@@ -120,23 +130,25 @@ def beside(x: float) -> tuple[Anchor, ...]:
 
 
 def add_note(axes: Axes, text: str, anchors: Sequence[Anchor]) -> None:
-    """Write small grey words at the first anchor where they cover the fewest curves and words."""
+    """Write small grey words at the first anchor where they cover the fewest words and curves, if they have room."""
     renderer = FigureCanvasAgg(axes.figure.figure).get_renderer()
     boxes = [words.get_window_extent(renderer) for words in axes.texts]
-    points = [point for line in axes.lines for point in _points_along(line)]
+    curves = [line.get_transform().transform_path(line.get_path()) for line in axes.lines]
 
-    def covered(anchor: Anchor) -> int:
+    def covered(anchor: Anchor) -> float:
         words = _note(axes, text, anchor)
         box = words.get_window_extent(renderer)
         words.remove()
-        outside = box.x0 < axes.bbox.x0 or box.x1 > axes.bbox.x1
-        return int(
-            1000 * outside
-            + 50 * sum(box.overlaps(other) for other in boxes)
-            + sum(box.contains(x, y) for x, y in points)
-        )
+        outside, figure = box.x0 < axes.bbox.x0 or box.x1 > axes.bbox.x1, axes.figure.bbox
+        if box.x0 < figure.x0 or box.x1 > figure.x1:
+            return inf
+        num_words = sum(box.overlaps(other) for other in boxes)
+        num_curves = sum(bool(curve.intersects_bbox(box, filled=False)) for curve in curves)
+        return 1000 * bool(outside) + 50 * num_words + num_curves
 
-    _note(axes, text, min(anchors, key=covered))
+    best = min(anchors, key=covered)
+    if covered(best) < inf:
+        _note(axes, text, best)
 
 
 def _note(axes: Axes, text: str, anchor: Anchor) -> Annotation:
@@ -166,12 +178,3 @@ def add_text(
     return axes.annotate(
         text, xy=at, xycoords=coordinates, xytext=offset_pt, textcoords="offset points", **given
     )
-
-
-def _points_along(line: Line2D) -> Iterator[tuple[float, float]]:
-    """Yield points along a line as it is drawn, close enough that words on it cover one."""
-    corners = line.get_transform().transform(np.asarray(line.get_xydata()))
-    for start, end in pairwise(corners):
-        for step in np.linspace(0, 1, 25):
-            x, y = start + (end - start) * step
-            yield float(x), float(y)

@@ -10,10 +10,10 @@ from retbench.architectures.configs import parse_model_config
 from retbench.mixers.mixer import DTYPE_BYTES
 from retbench.records.record import Record
 from retbench.report import style
-from retbench.report.curves import DOTTED, describe_crosses
-from retbench.report.labels import add_text
+from retbench.report.curves import DOTTED, MEMORY_UNITS, describe_crosses, unit_for
+from retbench.report.labels import add_text, shorten
 from retbench.report.sweeps import CostSweep
-from retbench.units import GIB, MIB, format_bytes
+from retbench.units import format_bytes
 
 PARTS = ("weight_bytes", "state_bytes", "workspace_bytes")
 EXPECTED = "expected_weight_and_state_bytes"
@@ -58,7 +58,7 @@ def draw_memory(sweep: CostSweep, title: str) -> Figure:
     rows = memory_rows(sweep)
     totals = rows[rows["metric"] != EXPECTED].groupby(["model", "context_len"])["value"].sum()
     largest = max([*totals, *rows["value"], 0.0])
-    size, unit = (GIB, "GiB") if largest >= GIB else (MIB, "MiB")
+    size, unit = unit_for(largest, MEMORY_UNITS)
     crosses = describe_crosses(sweep.failed["status"])
     subtitle = "; ".join([f"{unit}, batch {sweep.batch_size}", "dotted: analytical", *crosses])
     figure, panels = _add_grid(len(sweep.models.models), (title, subtitle, sweep.conditions))
@@ -71,7 +71,7 @@ def draw_memory(sweep: CostSweep, title: str) -> Figure:
         _draw_expected(axes, expected, size)
         failed = sweep.failed[sweep.failed["model"] == model]
         _draw_crosses(axes, failed, expected, size)
-        label = sweep.models.labels[model]
+        label = shorten(sweep.models.labels[model])
         axes.set_title(label, fontsize=6.8, color=look.text, loc="left", pad=3, fontweight="bold")
         _name_parts(axes, mine[mine["metric"] != EXPECTED], look, _state_name(sweep, model))
     return figure
@@ -86,20 +86,10 @@ def _state_name(sweep: CostSweep, model: str) -> str:
 def _add_grid(count: int, texts: tuple[str, str, str]) -> tuple[Figure, list[Axes]]:
     """Return a figure with panels in rows of at most two."""
     columns, num_rows = min(count, _MOST_COLUMNS), -(-count // _MOST_COLUMNS)
-    pitch_in = _PANEL_IN + _GAP_IN
-    height_in = style.HEADER_IN + style.BASE_IN + num_rows * pitch_in - _GAP_IN
+    height_in = style.HEADER_IN + style.BASE_IN + num_rows * (_PANEL_IN + _GAP_IN) - _GAP_IN
     figure = style.new_figure(height_in, *texts)
-    panels: list[Axes] = []
-    for row in range(num_rows):
-        is_lowest = row == num_rows - 1
-        panels += style.add_panels(
-            figure,
-            [1] * columns,
-            right_in=0.1,
-            label=style.LOG_LENGTH_LABEL if is_lowest else "",
-            top_in=style.HEADER_IN + row * pitch_in,
-            base_in=style.BASE_IN + (num_rows - 1 - row) * pitch_in,
-        )
+    labels = [""] * (num_rows - 1) + [style.LOG_LENGTH_LABEL]
+    panels = style.add_panels(figure, [1] * columns, labels, right_in=0.1, gap_in=_GAP_IN)
     for unused in panels[count:]:
         unused.remove()
     return figure, panels[:count]

@@ -204,6 +204,8 @@ def _own_label(architecture: str, name: str) -> str:
     """Name a model among others of its architecture: 'chunkwise RetNet', 'RetNet (wide)'."""
     own = name.removeprefix(f"{architecture}_")
     title = title_of(architecture)
+    if name == architecture:
+        return title
     return f"{title} ({name})" if own == name else f"{own.replace('_', ' ')} {title}"
 
 

@@ -19,6 +19,8 @@ from retbench.workloads.workload import WORKLOADS
 
 DIFFERS = "differs"
 BY_DESIGN = "by architecture"
+_MOST_COUNTS = 4
+"""Models whose parameters have room in one line."""
 
 _OWN_SETTINGS = frozenset({"backend", "chunk_size", "samples per round"})
 _OWN_FACTS = ("kv_", "timed_", "chunk_size", "energy_steps", "state_source", "trials", "evaluation")
@@ -53,6 +55,9 @@ def _cost_conditions(latest: Record, records: Sequence[Record], models: Lineup) 
     counts = [
         f"{models.labels[name]} {format_count(params[name])}" for name in models.models if name in params
     ]
+    if len(counts) > _MOST_COUNTS:
+        ends = map(format_count, (min(params.values()), max(params.values())))
+        counts = [f"{' to '.join(dict.fromkeys(ends))} in {len(counts)} models"]
     return [
         f"{key.threads} thread{'' if key.threads == 1 else 's'}",
         *([graph] if "cuda" in str(key.device) else []),

@@ -25,11 +25,13 @@ def find_quality(evaluations: Evaluations) -> list[KeyFinding]:
     """Return every finding on quality: per corpus and protocol at its longest context, and per group of tasks."""
     found = []
     for model in evaluations.models.challengers:
+        mine = []
         for point in evaluations.longest_texts():
-            found += _losses(evaluations, point, model)
-            found += _beyond_training(evaluations, point, model)
+            mine += _losses(evaluations, point, model)
+            mine += _beyond_training(evaluations, point, model)
         for points in evaluations.task_groups():
-            found += _answers(evaluations, points, model)
+            mine += _answers(evaluations, points, model)
+        found += [finding.of(model, evaluations.models) for finding in mine]
     return found
 
 

@@ -5,16 +5,14 @@ on when or where it was written.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from retbench.architectures.registry import title_of
-from retbench.errors import StorageError
-from retbench.files import check_writable
+from retbench.files import check_writable, write_atomic
 from retbench.records.record import Record
 from retbench.report import diagnostics, html, provenance
 from retbench.report.claim_tables import make_claim_section
@@ -51,46 +49,32 @@ BlockKind = Literal[
     "claims",
     "commands",
 ]
+"""Kinds of blocks: the templates have a branch for each."""
 
 
-@dataclass(frozen=True)
-class Block:
-    """One part of a section.
-
-    Attributes:
-        kind: How the templates show it.
-        content: Text, sentences, findings, a table, figures or claims, as the kind says.
-        title: Heading above it; empty for none.
-    """
+class Block(NamedTuple):
+    """One part of a section; the content is text, sentences, findings, a table, figures or claims, as the kind says."""
 
     kind: BlockKind
     content: Any
     title: str = ""
 
 
-@dataclass(frozen=True)
-class Section:
-    """One section of the page.
-
-    Attributes:
-        name: Anchor.
-        title: Heading.
-        blocks: Its parts, in their order.
-    """
+class Section(NamedTuple):
+    """One section of the page; the name is its anchor."""
 
     name: str
     title: str
     blocks: list[Block]
 
 
-@dataclass(frozen=True)
-class ReportPage:
+class ReportPage(NamedTuple):
     """Everything that both templates show."""
 
     title: str
     conditions: str
     sections: list[Section]
-    drawings: list[Drawing] = field(default_factory=list)
+    drawings: list[Drawing]
 
 
 def write_report(results: Path, out: Path) -> list[Path]:
@@ -117,19 +101,9 @@ def write_report(results: Path, out: Path) -> list[Path]:
     templates = _templates()
     for name in ("index.html", "report.md"):
         text = templates.get_template(f"{name}.j2").render(page=page, svgs=svgs, colours=html.colour_rules())
-        paths.append(_write(out / name, text))
+        write_atomic(out / name, text.encode())
+        paths.append(out / name)
     return paths
-
-
-def _write(path: Path, text: str) -> Path:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)  # without figures, nothing has created it
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise StorageError(
-            f"{path}: the report could not be written: {error.strerror}. Free some space or give another folder."
-        ) from error
-    return path
 
 
 def make_page(results: Results) -> ReportPage:

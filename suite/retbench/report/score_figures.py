@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from retbench.records.record import Record
 from retbench.report import style
 from retbench.report.accuracy_figure import draw_accuracies
-from retbench.report.curves import Panel, Point, draw_row
+from retbench.report.curves import Panel, Point, draw_row, frame_points
 from retbench.report.evaluations import Evaluations, describe_rates
 from retbench.report.labels import add_note, beside
 from retbench.report.points import TaskPoint, fact, instance_of, instance_row, is_final
@@ -66,9 +66,7 @@ def _drawing(
 def _draw_positions(scores: Evaluations, task_point: TaskPoint) -> Iterator[Drawing]:
     """Yield the loss along the documents, a panel per size."""
     series, title = "loss_by_position", "Loss along the document"
-    for part, records in _parts(scores, _with_series(scores.measured(task_point), series)):
-        panels = _panels(scores, records, series)
-        marks = [_trained_length(scores, records, panel.title) for panel in panels]
+    for part, records, data, panels in _parts(scores, task_point, series):
         figure = draw_row(
             panels,
             (title, f"nats per token, {task_point.title}", describe_conditions(records)),
@@ -76,13 +74,16 @@ def _draw_positions(scores: Evaluations, task_point: TaskPoint) -> Iterator[Draw
             "position in the document, tokens (log scale)",
             from_zero=False,
         )
+        marks = [
+            scores.trained_length([record for record in records if record.model.size == panel.title])
+            for panel in panels
+        ]
         _mark_lengths(figure.axes, marks, panels[0].ticks)
         caption = (
             f"Nats per token against the position of the token in its document, {task_point.title}; "
             "each point is the mean of the positions since the previous point, one line per seed."
             + (" The dashed line is the sequence length of the training." if any(marks) else "")
         )
-        data = _series_data(records, series)
         yield _drawing(task_point, f"by_position{part}", (title, caption), records, figure, data)
 
 
@@ -99,9 +100,7 @@ def _draw_learning(scores: Evaluations, task_point: TaskPoint) -> Iterator[Drawi
     """Yield the validation loss along the final trainings, a panel per size."""
     series, title = "validation_loss_nats", "Learning curves"
     corpus, length = task_point.task or "its own text", format_tokens(task_point.context_len)
-    finals = [record for record in _with_series(scores.measured(task_point), series) if is_final(record)]
-    for part, records in _parts(scores, finals):
-        panels = _panels(scores, records, series)
+    for part, records, data, panels in _parts(scores, task_point, series):
         subtitle = f"validation loss, nats per token; sequences of {length}, {corpus}"
         figure = draw_row(
             panels,
@@ -115,7 +114,6 @@ def _draw_learning(scores: Evaluations, task_point: TaskPoint) -> Iterator[Drawi
             f"Loss on the validation split of {corpus} during training on its training split, in "
             f"sequences of {length}; one line per seed. {describe_rates(scores, records)}"
         )
-        data = _series_data(records, series)
         yield _drawing(task_point, f"learning{part}", (title, caption), records, figure, data)
 
 
@@ -140,38 +138,22 @@ def _three_decimals(point: Point) -> str:
     return f"{point.value:.3f}"
 
 
-def _with_series(records: Sequence[Record], name: str) -> list[Record]:
-    """Return the records that have a series with any point."""
-    return [record for record in records if name in record.series and record.series[name].x]
-
-
-def _parts(scores: Evaluations, records: Sequence[Record]) -> Iterator[tuple[str, list[Record]]]:
-    """Yield the records of as many sizes as one figure has room for, and the suffix of the figure's name."""
+def _parts(
+    scores: Evaluations, task_point: TaskPoint, series: str
+) -> Iterator[tuple[str, list[Record], pd.DataFrame, list[Panel]]]:
+    """Yield as many sizes as one figure has room for: suffix of its name, records, data, and a panel per size."""
+    final = [record for record in scores.measured(task_point) if is_final(record)]
+    records = [record for record in final if series in record.series and record.series[series].x]
     sizes = scores.sizes(records)
     for start in range(0, len(sizes), _MOST_PANELS):
         shown = sizes[start : start + _MOST_PANELS]
-        suffix = f"_{start // _MOST_PANELS + 1}" if start else ""
-        yield suffix, [record for record in records if record.model.size in shown]
-
-
-def _panels(scores: Evaluations, records: Sequence[Record], series: str) -> list[Panel]:
-    """Return a panel per size, with a curve per model and seed."""
-    places = tuple(sorted({x for record in records for x in record.series[series].x}))
-    panels = []
-    for size in scores.sizes(records):
-        mine = [record for record in records if record.model.size == size]
-        mine.sort(key=lambda record: instance_of(record).seed_word)
-        points = [
-            Point(record.model.name, x, y, curve=instance_of(record).seed_word)
-            for record in mine
-            for x, y in zip(record.series[series].x, record.series[series].y, strict=True)
-        ]
-        panels.append(Panel(tuple(points), scores.models, size, places))
-    return panels
-
-
-def _trained_length(scores: Evaluations, records: Sequence[Record], size: str) -> int | None:
-    return scores.trained_length([record for record in records if record.model.size == size])
+        mine = [record for record in records if record.model.size in shown]
+        data, axis = _series_data(mine, series), mine[0].series[series].x_name
+        by_size = dict(iter(data.sort_values("seed", kind="stable").groupby("size")))
+        places = tuple(sorted(set(data[axis])))
+        points = {size: frame_points(by_size[size], axis=axis, curve="seed") for size in shown}
+        panels = [Panel(points[size], scores.models, size, places) for size in shown]
+        yield f"_{start // _MOST_PANELS + 1}" if start else "", mine, data, panels
 
 
 def _series_data(records: Sequence[Record], series: str) -> pd.DataFrame:
@@ -191,18 +173,17 @@ def _series_data(records: Sequence[Record], series: str) -> pd.DataFrame:
 
 def _draw_bits(scores: Evaluations, task_point: TaskPoint) -> Iterator[Drawing]:
     """Yield bits per byte against the parameters, if there are two sizes or more."""
-    metric = "bits_per_byte"
+    metric, where = "bits_per_byte", task_point.title
     records = [
         record for record in scores.measured(task_point) if metric in record.metrics and _params(record)
     ]
-    if len(scores.sizes(records)) < 2:
-        return
-    data = _size_data(records, metric, "bits", lambda record: record.metrics[metric].value)
-    title, subtitle = "Quality by size", f"bits per byte, {task_point.title}"
-    where = task_point.title
-    caption = f"Bits per byte on {where} against the size of the models; lower is better. {_POINT_PER_SEED}"
-    figure = _draw_sizes(scores, records, data, (title, subtitle))
-    yield _drawing(task_point, "by_size", (title, caption), records, figure, data)
+    if len(scores.sizes(records)) > 1:
+        data = _size_data(records, metric, "bits", lambda record: record.metrics[metric].value)
+        caption = (
+            f"Bits per byte on {where} against the size of the models; lower is better. {_POINT_PER_SEED}"
+        )
+        texts = "Quality by size", f"bits per byte, {where}", caption
+        yield _draw_sizes(scores, task_point, "by_size", texts, records, data)
 
 
 def _draw_figure5(scores: Evaluations, task_point: TaskPoint) -> Iterator[Drawing]:
@@ -228,14 +209,13 @@ def _draw_figure5(scores: Evaluations, task_point: TaskPoint) -> Iterator[Drawin
     corpus, length = task_point.task or "its own text", format_tokens(task_point.context_len)
     counts = sorted({record.metrics["num_tokens"].value for record in records})
     tokens = " to ".join(dict.fromkeys(format_count(count) for count in (counts[0], counts[-1])))
-    title, subtitle = "Figure 5 of the RetNet paper, redrawn", f"validation perplexity, {corpus}, {length}"
     caption = (
         f"Perplexity per token (tokenizer: {fact(records[0], 'tokenizer')}) on the validation split of "
         f"{corpus} against the size of the models; lower is better. They were trained on {tokens} tokens of its "
         f"training split in sequences of {length}. {describe_rates(scores, records)} {_POINT_PER_SEED}"
     )
-    figure = _draw_sizes(scores, records, data, (title, subtitle))
-    yield _drawing(task_point, "figure5", (title, caption), records, figure, data)
+    title, subtitle = "Figure 5 of the RetNet paper, redrawn", f"validation perplexity, {corpus}, {length}"
+    yield _draw_sizes(scores, task_point, "figure5", (title, subtitle, caption), records, data)
 
 
 def _params(record: Record) -> int:
@@ -255,32 +235,44 @@ def _size_data(
 
 
 def _draw_sizes(
-    scores: Evaluations, records: Sequence[Record], data: pd.DataFrame, texts: tuple[str, str]
-) -> Figure:
+    scores: Evaluations,
+    task_point: TaskPoint,
+    what: str,
+    texts: tuple[str, str, str],
+    records: Sequence[Record],
+    data: pd.DataFrame,
+) -> Drawing:
     """Draw a point per record, and a line through the first seed that every size has.
 
     Args:
         scores: All scores.
+        task_point: That of the records.
+        what: Last part of the figure's name.
+        texts: Title, subtitle and caption.
         records: Those that are drawn.
         data: Rows of `_size_data`.
-        texts: Title and subtitle.
     """
-    sizes = scores.sizes(records)
-    counts = [float(data[data["size"] == size]["num_params_nonembedding"].mean()) for size in sizes]
-    points = tuple(
-        Point(str(row["model"]), row["num_params_nonembedding"], row["value"], curve=str(row["seed"]))
-        for row in data.to_dict(orient="records")
-    )
+    title, subtitle, caption = texts
+    counts = list(data.groupby("size")["num_params_nonembedding"].mean().reindex(scores.sizes(records)))
+    points = frame_points(data, axis="num_params_nonembedding", curve="seed")
     joined = next(iter(_shared_seeds(records)), "")
     line = f"; the line: seed {joined}" if joined not in ("", "none") else ""
-    return draw_row(
-        [Panel(points, scores.models, joined=joined, aside_pt=4.4)],
-        (texts[0], f"{texts[1]}{line}", describe_conditions(records)),
+    figure = draw_row(
+        [
+            Panel(
+                points,
+                scores.models,
+                joined=joined,
+                aside_pt=min(16.0, 4.4 * (len(scores.models.models) - 1)),
+            )
+        ],
+        (title, f"{subtitle}{line}", describe_conditions(records)),
         _three_decimals,
         "parameters without embedding (log scale)",
         lambda axes, _: style.set_count_axis(axes, counts, [format_count(count) for count in counts]),
         from_zero=False,
     )
+    return _drawing(task_point, what, (title, caption), records, figure, data)
 
 
 def _shared_seeds(records: Sequence[Record]) -> list[str]:

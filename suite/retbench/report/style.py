@@ -20,7 +20,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullFormatter, NullLocator
 
-from retbench.errors import StorageError
+from retbench.files import storing
 from retbench.report.wording import csv_text
 from retbench.units import format_tokens
 
@@ -94,6 +94,8 @@ _COLOURS = (
 
 HOLLOW = {"o": "○", "s": "□", "^": "△", "D": "◇", "v": "▽", "<": "◁", ">": "▷", "p": "⬠", "*": "☆"}
 """Every marker, and the character that looks like it when it is not filled."""
+FILLED = {"o": "●", "s": "■", "^": "▲", "D": "◆", "v": "▼", "<": "◀", ">": "▶", "p": "⬟", "*": "★"}
+"""The character that looks like each marker."""
 _DASHES = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (4, 1, 1, 1)))
 
 
@@ -112,6 +114,11 @@ def look(index: int) -> Look:
     colour, _ = _COLOURS[index % len(_COLOURS)]
     dash = _DASHES[index // len(_COLOURS) % len(_DASHES)]
     return Look(*colour, list(HOLLOW)[index % len(HOLLOW)], dash)
+
+
+def repeats(num_models: int) -> bool:
+    """Return whether some of as many models have the same colour."""
+    return num_models > len(_COLOURS)
 
 
 def css_colours() -> dict[str, tuple[str, str]]:
@@ -199,81 +206,60 @@ def save_drawing(drawing: Drawing, out_dir: Path) -> list[Path]:
         StorageError: the folder cannot be written.
     """
     stem = out_dir / drawing.name
-    try:
+    data = stem.with_suffix(".csv")
+    with storing(stem):
         out_dir.mkdir(parents=True, exist_ok=True)
         paths = save_figure(drawing.figure, stem)
-        data = stem.with_suffix(".csv")
         data.write_text(csv_text(drawing.data), encoding="utf-8")
-    except OSError as error:
-        raise StorageError(
-            f"{stem}: the figure could not be written: {error.strerror}. Free some space or give another folder."
-        ) from error
     return [*paths, data]
 
 
 def add_panels(
     figure: Figure,
     shares: Sequence[float],
+    labels: Sequence[str] = (LOG_LENGTH_LABEL,),
     *,
     right_in: float,
-    label: str = LOG_LENGTH_LABEL,
     left_in: float = 0.38,
     top_in: float = HEADER_IN,
-    base_in: float = BASE_IN,
+    gap_in: float = 0.0,
 ) -> list[Axes]:
-    """Add axes side by side that share a vertical axis.
+    """Add rows of axes, row by row from the top; those of one row stand side by side and share a vertical axis.
 
     Args:
         figure: From `new_figure`.
-        shares: Share of the width of each panel.
+        shares: Share of the width of each column.
+        labels: Name of the horizontal axis of each row; it may be empty.
         right_in: Inches kept free at the right for labels.
-        label: Name of the horizontal axis.
         left_in: Inches kept free at the left for the ticks of the vertical axis.
-        top_in: Inches kept free above the panels.
-        base_in: Inches kept free below the panels.
-    """
-    height_in, gap_in = float(figure.get_figheight()), 0.16
-    inner = WIDTH_IN - left_in - right_in - gap_in * (len(shares) - 1)
-    panels: list[Axes] = []
-    for share in shares:
-        width = inner * share / sum(shares)
-        box = (
-            left_in / WIDTH_IN,
-            base_in / height_in,
-            width / WIDTH_IN,
-            (height_in - base_in - top_in) / height_in,
-        )
-        panels.append(figure.add_axes(box, sharey=panels[0] if panels else None))
-        left_in += width + gap_in
-        if len(panels) > 1:
-            panels[-1].tick_params(labelleft=False)
-            panels[-1].spines["left"].set_visible(False)
-    middle = (panels[0].get_position().x0 + panels[-1].get_position().x1) / 2
-    figure.text(middle, (base_in - 0.3) / height_in, label, fontsize=6.5, color=MUTED, ha="center")
-    return panels
-
-
-def add_rows(
-    figure: Figure, labels: Sequence[str], *, right_in: float, gap_in: float, top_in: float = HEADER_IN
-) -> list[Axes]:
-    """Add axes one above the other, from the top down.
-
-    Args:
-        figure: From `new_figure`.
-        labels: Name of the horizontal axis of each; it may be empty.
-        right_in: Inches kept free at the right for labels.
-        gap_in: Inches between two rows.
         top_in: Inches kept free above the first row.
+        gap_in: Inches between two rows.
     """
-    count, rows = len(labels), list[Axes]()
-    each_in = (float(figure.get_figheight()) - BASE_IN - top_in - gap_in * (count - 1)) / count
-    for index, label in enumerate(labels):
-        above_in = top_in + index * (each_in + gap_in)
-        base_in = float(figure.get_figheight()) - above_in - each_in
-        rows += add_panels(
-            figure, [1], right_in=right_in, label=label, left_in=0.52, top_in=above_in, base_in=base_in
-        )
-    return rows
+    height_in, aside_in = float(figure.get_figheight()), 0.16
+    rows_in = height_in - BASE_IN - top_in - gap_in * (len(labels) - 1)
+    columns_in = WIDTH_IN - left_in - right_in - aside_in * (len(shares) - 1)
+    rows = figure.subplots(
+        len(labels),
+        len(shares),
+        sharey="row",
+        squeeze=False,
+        width_ratios=shares,
+        gridspec_kw={
+            "left": left_in / WIDTH_IN,
+            "right": 1 - right_in / WIDTH_IN,
+            "bottom": BASE_IN / height_in,
+            "top": 1 - top_in / height_in,
+            "wspace": aside_in * len(shares) / columns_in,
+            "hspace": gap_in * len(labels) / rows_in,
+        },
+    )
+    for row, label in zip(rows, labels, strict=True):
+        first, last = row[0].get_position(), row[-1].get_position()
+        middle = max((first.x0 + last.x1) / 2, (0.06 + 0.0245 * len(label)) / WIDTH_IN)  # not cut at the left
+        figure.text(middle, first.y0 - 0.3 / height_in, label, fontsize=6.5, color=MUTED, ha="center")
+        for axes in row[1:]:
+            axes.spines["left"].set_visible(False)
+    return [axes for row in rows for axes in row]
 
 
 def _set_ticks(axes: Axes, places: Sequence[float], texts: Sequence[str]) -> None:

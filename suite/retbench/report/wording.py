@@ -89,7 +89,7 @@ def format_length(tokens: float) -> str:
 def describe_crossover(crossing: Crossover) -> str:
     """Return a crossover with its interval: '1,840 [1,620, 2,090] tokens'; three digits each."""
     if crossing.value is None:
-        return "none in range"
+        return "no crossover"
     ends = (
         f" [{format_length(crossing.low)}, {format_length(crossing.high)}]"
         if crossing.low is not None and crossing.high is not None

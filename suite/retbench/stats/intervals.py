@@ -2,20 +2,19 @@
 
 The unit is the round. The value of a cell in a round is the median of its samples. Intervals are Student's t on the
 logarithms of the rounds' values; samples are never pooled. One round gives a value without an interval. Functions raise
-RecordError for values that are missing, not finite or not positive, and ConfigError for impossible parameters.
+RecordError for values that are missing, not finite or not positive.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 from scipy.special import stdtr, stdtrit
 
-from retbench.errors import ConfigError, RecordError
+from retbench.errors import RecordError
 
 CONFIDENCE = 0.95
 EQUIVALENCE_CONFIDENCE = 0.90
@@ -86,13 +85,13 @@ class LogRatio:
         return _exp(margin + float(spread) * self.error) - 1
 
 
-def paired(logs: Sequence[float]) -> LogRatio:
+def paired(logs: npt.ArrayLike) -> LogRatio:
     """Estimate a log-ratio from rounds in which both sides were measured one right after the other."""
     values = _finite_logs(logs)
     return LogRatio(float(values.mean()), _standard_error(values), len(values) - 1.0, len(values))
 
 
-def unpaired(first: Sequence[float], second: Sequence[float]) -> LogRatio:
+def unpaired(first: npt.ArrayLike, second: npt.ArrayLike) -> LogRatio:
     """Estimate a log-ratio from the logarithms of independent rounds, by Welch's t."""
     sides = _finite_logs(first), _finite_logs(second)
     estimate = float(sides[1].mean() - sides[0].mean())
@@ -125,7 +124,7 @@ def _standard_error(values: Array) -> float:
     return float(values.std(ddof=1)) / math.sqrt(len(values))
 
 
-def finite_array(values: Sequence[float], unit: str) -> Array:
+def finite_array(values: npt.ArrayLike, unit: str) -> Array:
     """Return values as an array; RecordError with the `unit` and number of one that is not finite."""
     array = np.asarray(values, dtype=np.float64)
     wrong = np.flatnonzero(~np.isfinite(array))
@@ -136,16 +135,11 @@ def finite_array(values: Sequence[float], unit: str) -> Array:
     return array
 
 
-def _finite_logs(logs: Sequence[float]) -> Array:
-    if len(logs) == 0:
+def _finite_logs(logs: npt.ArrayLike) -> Array:
+    array = finite_array(logs, "round")
+    if len(array) == 0:
         raise RecordError("no rounds: there is nothing to compare. Measure at least one on each side.")
-    return finite_array(logs, "round")
-
-
-def check_confidence(confidence: float) -> None:
-    """Raise ConfigError unless a confidence is between 0 and 1."""
-    if not 0 < confidence < 1:
-        raise ConfigError(f"confidence is {confidence}, which is not between 0 and 1. Give e.g. 0.95.")
+    return array
 
 
 def _exp(value: float) -> float:
@@ -155,7 +149,7 @@ def _exp(value: float) -> float:
 
 def geometric_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Interval:
     """Return the geometric mean of the rounds' values with Student's t interval on their logarithms."""
-    return _interval(_logs(values, "values"), confidence)
+    return paired(_logs(values, "values")).interval(confidence)
 
 
 def ratio_interval(
@@ -167,27 +161,27 @@ def ratio_interval(
             f"{len(numerators)} rounds on one side and {len(denominators)} on the other: ratios are paired by "
             "round. Keep the rounds that both sides have."
         )
-    return _interval(_logs(numerators, "numerators") - _logs(denominators, "denominators"), confidence)
+    return paired(_logs(numerators, "numerators") - _logs(denominators, "denominators")).interval(confidence)
 
 
-def _interval(logs: Array, confidence: float) -> Interval:
-    check_confidence(confidence)
-    num_rounds = len(logs)
-    error = float(logs.std(ddof=1)) / math.sqrt(num_rounds) if num_rounds > 1 else 0.0
-    return LogRatio(float(logs.mean()), error, num_rounds - 1, num_rounds).interval(confidence)
+def unpaired_ratio_interval(
+    numerators: Sequence[float], denominators: Sequence[float], confidence: float = CONFIDENCE
+) -> Interval:
+    """Return the ratio of the geometric means of independent rounds, with Welch's t interval on the logarithms."""
+    return unpaired(_logs(denominators, "denominators"), _logs(numerators, "numerators")).interval(confidence)
 
 
-def _logs(values: Sequence[float], name: str) -> Array:
+def _logs(values: npt.ArrayLike, name: str) -> Array:
     """Return logarithms, of positive and finite values only."""
-    if len(values) == 0:
+    array = np.asarray(values, dtype=np.float64)
+    if array.size == 0:
         raise RecordError(f"no {name}: there are no rounds. Measure at least one.")
-    for number, value in enumerate(values):
-        if not 0 < value < math.inf:
-            raise RecordError(
-                f"{name}: number {number} is {value}, and a cost is positive and finite. "
-                "Find the record that holds it."
-            )
-    return np.log(np.asarray(values, dtype=np.float64))
+    wrong = array[~((array > 0) & (array < math.inf))]
+    if wrong.size:
+        raise RecordError(
+            f"one of the {name} is {wrong[0]}, and a cost is positive and finite. Find the record that holds it."
+        )
+    return np.log(array)
 
 
 @dataclass(frozen=True)
@@ -223,18 +217,16 @@ def crossover(
     The lengths increase. `ratios_by_round` holds the cost of the first model over that of the second, per round and
     length.
     """
-    log_lengths = _log_lengths(lengths)
-    log_ratios = _log_table(log_lengths, ratios_by_round)
+    log_lengths, log_ratios = _logs(lengths, "lengths"), _logs(ratios_by_round, "ratios")
     crossings = [_last_crossing(log_lengths, row) for row in log_ratios]
-    inside = np.array([crossing for crossing in crossings if math.isfinite(crossing)])
-    if len(inside) < len(crossings):
+    if not np.isfinite(crossings).all():
         return _crossover_outside(lengths, crossings)
     notes = []
     if repeated := sum(_num_crossings(row) > 1 for row in log_ratios):
         notes.append(
             f"{repeated} of {len(crossings)} rounds cross more than once; the last crossing of each is taken."
         )
-    interval = _interval(inside, confidence)
+    interval = paired(crossings).interval(confidence)
     ends = [end for end in (interval.low, interval.high) if end is not None]
     if not all(lengths[0] <= end <= lengths[-1] for end in ends):
         notes.append("The interval reaches beyond the lengths measured.")
@@ -259,28 +251,22 @@ def _last_crossing(log_lengths: Array, log_ratios: Array) -> float:
 
 
 def _crossover_outside(lengths: Sequence[int], crossings: Sequence[float]) -> Crossover:
-    """Return what all rounds agree on where some round does not cross within the range."""
+    """Return what all rounds agree on where some round does not cross within the range; the note if they disagree."""
     inside = [math.exp(crossing) for crossing in crossings if math.isfinite(crossing)]
     num_below, num_above = crossings.count(-math.inf), crossings.count(math.inf)
-    ahead = f"ahead at every length from {lengths[0]:,} to {lengths[-1]:,} tokens"
-    behind = f"not ahead at {lengths[-1]:,} tokens"
-    if num_below == len(crossings):
-        note = f"The first model is {ahead}: any crossover lies below."
-        return Crossover("none", None, None, float(lengths[0]), note)
-    if num_above == len(crossings):
-        note = f"The first model is {behind}: any crossover lies above."
-        return Crossover("none", None, float(lengths[-1]), None, note)
+    low = None if num_below else min([*inside, float(lengths[-1])])
+    high = None if num_above else max([*inside, float(lengths[0])])
+    if len(crossings) in (num_below, num_above):
+        return Crossover("none", None, low, high, "")
     seen = []
     if inside:
         seen.append(f"{len(inside)} cross between {min(inside):,.0f} and {max(inside):,.0f} tokens")
     if num_below:
+        ahead = f"ahead at every length from {lengths[0]:,} to {lengths[-1]:,} tokens"
         seen.append(f"in {num_below} the first model is {ahead}")
     if num_above:
-        seen.append(f"in {num_above} it is {behind}")
-    note = f"The {len(crossings)} rounds disagree: {'; '.join(seen)}."
-    low = min(inside) if inside and not num_below else None
-    high = max(inside) if inside and not num_above else None
-    return Crossover("none", None, low, high, note)
+        seen.append(f"in {num_above} it is not ahead at {lengths[-1]:,} tokens")
+    return Crossover("none", None, low, high, f"The {len(crossings)} rounds disagree: {'; '.join(seen)}.")
 
 
 @dataclass(frozen=True)
@@ -317,29 +303,16 @@ def slope_equivalence(
     the rise of the line from the first length to the last. The tests are at 5 % each. A cost is not constant either
     where the 95 % interval of any length's ratio to the first lies outside 1 ± margin. The lengths increase.
     """
-    if not 0 < margin < 1:
-        raise ConfigError(f"margin is {margin}, which is not between 0 and 1. Give e.g. 0.05 for within 5 %.")
-    log_lengths = _log_lengths(lengths)
-    if len(log_lengths) < 2:
-        raise RecordError(f"one length ({lengths[0]}) has no slope. Measure at two lengths or more.")
-    log_values = _log_table(log_lengths, values_by_round)
+    log_lengths, log_values = _logs(lengths, "lengths"), _logs(values_by_round, "values")
     centred = log_lengths - log_lengths.mean()
     slopes = log_values @ centred / (centred @ centred)
-    rise = _interval(slopes * (log_lengths[-1] - log_lengths[0]), EQUIVALENCE_CONFIDENCE)
-    if rise.low is None or rise.high is None:
-        return Equivalence(
-            rise.value, None, None, None, differs=False, apart=None, num_rounds=rise.num_rounds
-        )
+    rise = paired(slopes * (log_lengths[-1] - log_lengths[0])).interval(EQUIVALENCE_CONFIDENCE)
     apart = _farthest_outside(lengths, log_values, margin)
-    return Equivalence(
-        rise.value,
-        rise.low,
-        rise.high,
-        equivalent=1 - margin < rise.low and rise.high < 1 + margin and apart is None,
-        differs=_is_outside(rise, margin) or apart is not None,
-        apart=apart,
-        num_rounds=rise.num_rounds,
-    )
+    is_inside = None
+    if rise.low is not None and rise.high is not None:
+        is_inside = 1 - margin < rise.low and rise.high < 1 + margin and apart is None
+    differs = _is_outside(rise, margin) or apart is not None
+    return Equivalence(rise.value, rise.low, rise.high, is_inside, differs, apart, rise.num_rounds)
 
 
 def _is_outside(ratio: Interval, margin: float) -> bool:
@@ -353,56 +326,6 @@ def _farthest_outside(
     lengths: Sequence[int], log_values: Array, margin: float
 ) -> tuple[int, Interval] | None:
     """Return the length whose ratio to the first is farthest from 1, of those with an interval outside the margin."""
-    rises = [_interval(log_values[:, i] - log_values[:, 0], CONFIDENCE) for i in range(1, len(lengths))]
-    outside = [
-        (length, rise) for length, rise in zip(lengths[1:], rises, strict=True) if _is_outside(rise, margin)
-    ]
+    rises = [paired(column - log_values[:, 0]).interval() for column in log_values.T]
+    outside = [item for item in zip(lengths, rises, strict=True) if _is_outside(item[1], margin)]
     return max(outside, key=lambda item: abs(math.log(item[1].value)), default=None)
-
-
-def _log_lengths(lengths: Sequence[int]) -> Array:
-    """Return logarithms of lengths, which must increase."""
-    logs = _logs(lengths, "lengths")
-    if any(later <= earlier for earlier, later in pairwise(lengths)):
-        raise RecordError(f"lengths are {list(lengths)}, which do not increase. Sort them, each once.")
-    return logs
-
-
-def _log_table(log_lengths: Array, values_by_round: Sequence[Sequence[float]]) -> Array:
-    """Return logarithms of every round's values, (rounds, lengths)."""
-    if len(values_by_round) == 0:
-        raise RecordError("no rounds: there is nothing to compare. Measure at least one.")
-    for number, values in enumerate(values_by_round):
-        if len(values) != len(log_lengths):
-            raise RecordError(
-                f"round {number} has {len(values)} values for {len(log_lengths)} lengths. "
-                "Keep the lengths that every round has."
-            )
-    return np.stack([_logs(values, f"round {number}") for number, values in enumerate(values_by_round)])
-
-
-def unpaired_ratio_interval(
-    numerators: Sequence[float], denominators: Sequence[float], confidence: float = CONFIDENCE
-) -> Interval:
-    """Return the ratio of two geometric means with Welch's t interval on the logarithms.
-
-    For sides that were measured in different sessions, whose rounds are not paired.
-
-    Raises:
-        RecordError: a side has no rounds, or a value that is not positive and finite.
-        ConfigError: the confidence is not between 0 and 1.
-    """
-    sides = [_logs(numerators, "numerators"), _logs(denominators, "denominators")]
-    num_rounds = min(len(side) for side in sides)
-    mean = float(sides[0].mean() - sides[1].mean())
-    if num_rounds == 1:
-        return Interval(_exp(mean), None, None, 1)
-    if not 0 < confidence < 1:
-        raise ConfigError(f"confidence is {confidence}, which is not between 0 and 1. Give e.g. 0.95.")
-    variances = [float(side.var(ddof=1)) / len(side) for side in sides]
-    total = sum(variances)
-    if total == 0:
-        return Interval(_exp(mean), _exp(mean), _exp(mean), num_rounds)
-    spread = sum(variance**2 / (len(side) - 1) for variance, side in zip(variances, sides, strict=True))
-    half = float(stdtrit(total**2 / spread, (1 + confidence) / 2)) * math.sqrt(total)
-    return Interval(_exp(mean), _exp(mean - half), _exp(mean + half), num_rounds)

@@ -2,7 +2,7 @@
 
 The unit is the document, because another evaluation would draw other documents. Both models' results of a document
 stay together, so that its difficulty cancels. Training seeds are not units here: they are few, and vary other things.
-Functions raise RecordError for missing, unpaired or impossible values, and ConfigError for impossible parameters.
+Functions raise RecordError for missing, unpaired or impossible values.
 """
 
 import math
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import bdtr, ndtr, ndtri, stdtrit
 
-from retbench.errors import ConfigError, RecordError
-from retbench.stats.intervals import CONFIDENCE, Array, check_confidence, finite_array
+from retbench.errors import RecordError
+from retbench.stats.intervals import CONFIDENCE, Array, finite_array
 
 NUM_RESAMPLES = 10_000
 MIN_DOCUMENTS = 10
@@ -61,7 +61,6 @@ def ratio_of_sums(
     tops: Sequence[float],
     bottoms: Sequence[float],
     *,
-    confidence: float = CONFIDENCE,
     num_resamples: int = NUM_RESAMPLES,
     seed: int = 0,
 ) -> Estimate:
@@ -74,9 +73,6 @@ def ratio_of_sums(
 
     All values are finite, and the bottoms neither negative nor all zero. The same seed gives the same interval.
     """
-    check_confidence(confidence)
-    if num_resamples < 1000:
-        raise ConfigError(f"num_resamples is {num_resamples}; an interval takes 1000 or more.")
     _check_paired(len(tops), len(bottoms), "documents")
     columns = np.stack([finite_array(tops, "tops: document"), finite_array(bottoms, "bottoms: document")])
     if columns[1].min() < 0 or columns[1].sum() <= 0:
@@ -90,10 +86,8 @@ def ratio_of_sums(
         return Estimate(value, None, None, num_documents)
     sums = _resampled_sums(columns, num_resamples, seed)
     ratios = np.divide(sums[0], sums[1], out=np.full(num_resamples, math.inf), where=sums[1] > 0)
-    widened = math.sqrt(num_documents / (num_documents - 1)) * stdtrit(
-        num_documents - 1, (1 - confidence) / 2
-    )
-    level = float(ndtr(widened))
+    quantile = stdtrit(num_documents - 1, (1 - CONFIDENCE) / 2)
+    level = float(ndtr(math.sqrt(num_documents / (num_documents - 1)) * quantile))
     low, high = np.quantile(ratios, [level, 1 - level])
     return Estimate(value, float(low), float(high), num_documents)
 
@@ -118,9 +112,7 @@ def _check_paired(num_first: int, num_second: int, unit: str) -> None:
         )
 
 
-def paired_accuracy(
-    first: Sequence[bool], second: Sequence[bool], *, confidence: float = CONFIDENCE
-) -> PairedAccuracy:
+def paired_accuracy(first: Sequence[bool], second: Sequence[bool]) -> PairedAccuracy:
     """Compare two models that answered the same questions.
 
     The test is McNemar's exact test on the questions that one model alone answers correctly. The interval of the
@@ -128,7 +120,6 @@ def paired_accuracy(
     half a question to each of the four cells, so that it keeps its coverage with few questions and has a width where
     no answer differs.
     """
-    check_confidence(confidence)
     _check_paired(len(first), len(second), "answers")
     mine, theirs = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
     count = len(mine)
@@ -137,7 +128,7 @@ def paired_accuracy(
     p_value = min(1.0, 2 * float(bdtr(min(only_first, only_second), discordant, 0.5))) if discordant else 1.0
     middle = (only_first - only_second) / (count + 2)
     spread = math.sqrt(discordant + 1 - (only_first - only_second) ** 2 / (count + 2)) / (count + 2)
-    half = float(ndtri((1 + confidence) / 2)) * spread
+    half = float(ndtri((1 + CONFIDENCE) / 2)) * spread
     return PairedAccuracy(
         first=only_first,
         second=only_second,
@@ -149,16 +140,13 @@ def paired_accuracy(
     )
 
 
-def proportion_interval(
-    num_right: int, num_documents: int, *, confidence: float = CONFIDENCE
-) -> tuple[float, float]:
+def proportion_interval(num_right: int, num_documents: int) -> tuple[float, float]:
     """Return Wilson's score interval of the proportion of questions that a model answers correctly."""
-    check_confidence(confidence)
     if not 0 <= num_right <= num_documents or num_documents == 0:
         raise RecordError(
             f"{num_right} right answers to {num_documents} questions. Find the record that says so."
         )
-    z = float(ndtri((1 + confidence) / 2))
+    z = float(ndtri((1 + CONFIDENCE) / 2))
     share, spread = num_right / num_documents, z * z / num_documents
     middle = (share + spread / 2) / (1 + spread)
     half = math.sqrt(share * (1 - share) * spread + spread * spread / 4) / (1 + spread)
