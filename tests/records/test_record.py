@@ -34,6 +34,7 @@ from retbench.records.record import (
 SCHEMA_PATH = Path(retbench.__file__).parent / "records" / "record.schema.json"
 
 finite = st.floats(-1e150, 1e150)
+positive = st.floats(min_value=1e-150, max_value=1e150)
 whole = st.integers(-(2**63), 2**63)
 counts = st.integers(0, 2**53)
 text = st.text(
@@ -77,7 +78,7 @@ records = st.builds(
     settings=plain,
     backend=st.dictionaries(text, st.booleans() | whole | finite | text, max_size=3),
     environment=plain | st.dictionaries(text, plain, max_size=2),
-    ceilings=st.none() | st.builds(Ceilings, read_bandwidth_bytes_per_s=finite, matmul_flops_per_s=finite),
+    ceilings=st.none() | st.builds(Ceilings, read_bandwidth_bytes_per_s=positive, matmul_flops_per_s=positive),
     gate=st.none()
     | st.builds(Gate, passed=st.booleans(), dtype=text, checks=st.lists(checks, max_size=2).map(tuple)),
     metrics=st.dictionaries(

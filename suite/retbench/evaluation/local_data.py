@@ -35,7 +35,7 @@ class Layout(NamedTuple):
     convert: Callable[[Row], Row] | None = None
     """Gives a row the hub's fields."""
     note: str = ""
-    """How the rows differ from the hub's; empty if the prompts are the same."""
+    """Difference of the rows from the hub's; empty if the prompts are the same."""
 
     def read(self, *paths: Path) -> list[Row]:
         """Read the rows, with the hub's fields."""

@@ -34,7 +34,7 @@ Losses = npt.NDArray[np.float64]
 
 
 class PerplexitySetup(NamedTuple):
-    """How documents are given to a model; see `config.evaluation.Protocol`."""
+    """Protocol by which documents are given to a model; see `config.evaluation.Protocol`."""
 
     protocol: Protocol
     context_len: int

@@ -44,7 +44,7 @@ environment identifies the hardware (`node_id`, `gpu_uuid`) and the code of mode
 """
 
 Protocol = Literal["whole", "strided", "last"]
-"""How documents are given to a model for their perplexity.
+"""Protocol by which documents are given to a model for their perplexity.
 
 whole: each document from its beginning, its first `context_len` tokens in one pass; a retention state is streamed.
 strided: windows in which a model sees `context_len` tokens, `stride` apart; each token is scored once, with more than
@@ -72,7 +72,8 @@ Size = TypeAliasType("Size", Annotated[int, Field(ge=1, le=2**53)])
 """A number of things, and one above 0; up to the limit a float holds them exactly."""
 
 Number = TypeAliasType("Number", Annotated[FiniteFloat, Field(ge=-1e150, le=1e150)])
-"""A measured number, whose square is finite too."""
+Positive = TypeAliasType("Positive", Annotated[FiniteFloat, Field(gt=0, le=1e150)])
+"""A measured number, whose square is finite too, and one that others are divided by."""
 
 AnyFloat = Annotated[
     float, WithJsonSchema({"anyOf": [{"type": "number"}, {"enum": list(NONFINITE), "type": "string"}]})
@@ -189,7 +190,7 @@ class GateCheck(Part):
     error: AnyFloat
     """max |difference| of the logits over the root mean square of the reference; in 16-bit dtypes that of a mixer's
     head outputs, as vectors, from the same inputs."""
-    limit: Number = Field(gt=0)
+    limit: Positive
 
     @property
     def passed(self) -> bool:
@@ -208,8 +209,8 @@ class Gate(Part):
 class Ceilings(Part):
     """Performance that the device reached in the same process, just before the cells were measured."""
 
-    read_bandwidth_bytes_per_s: Number
-    matmul_flops_per_s: Number
+    read_bandwidth_bytes_per_s: Positive
+    matmul_flops_per_s: Positive
     """FLOP/s of matrix products in the dtype of the cell."""
 
 
