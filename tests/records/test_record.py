@@ -78,7 +78,8 @@ records = st.builds(
     settings=plain,
     backend=st.dictionaries(text, st.booleans() | whole | finite | text, max_size=3),
     environment=plain | st.dictionaries(text, plain, max_size=2),
-    ceilings=st.none() | st.builds(Ceilings, read_bandwidth_bytes_per_s=positive, matmul_flops_per_s=positive),
+    ceilings=st.none()
+    | st.builds(Ceilings, read_bandwidth_bytes_per_s=positive, matmul_flops_per_s=positive),
     gate=st.none()
     | st.builds(Gate, passed=st.booleans(), dtype=text, checks=st.lists(checks, max_size=2).map(tuple)),
     metrics=st.dictionaries(
