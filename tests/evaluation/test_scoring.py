@@ -121,14 +121,6 @@ def test_logits_taken_a_slice_at_a_time(model, monkeypatch):
     check(model, questions(4, 3))
 
 
-@pytest.mark.parametrize(
-    "request_", [ScoringRequest([], [1]), ScoringRequest([1], []), ScoringRequest([1], [1] * 9)]
-)
-def test_what_cannot_be_scored_is_refused(request_):
-    with pytest.raises(ValueError, match="request 0"):
-        Scorer(build("llama"), max_length=8).score([request_])
-
-
 SMALL = st.lists(st.integers(0, 2), min_size=1, max_size=10)
 
 

@@ -113,18 +113,10 @@ class Scorer:
     def score(
         self, requests: Sequence[ScoringRequest], report: PassProgress = ignore_progress
     ) -> ScoringResult:
-        """Score every request, calling `report` after every pass.
-
-        Raises:
-            ValueError: an empty context or continuation, or a continuation longer than `max_length`.
-        """
-        for index, request in enumerate(requests):
-            if not 0 < len(request.continuation) <= self.max_length or not request.context:
-                raise ValueError(
-                    f"request {index}: a context of {len(request.context)} and a continuation of "
-                    f"{len(request.continuation)} tokens; need at least 1 of each, and at most "
-                    f"{self.max_length} to score"
-                )
+        """Score every request, calling `report` after every pass."""
+        for request in requests:
+            assert request.context
+            assert 0 < len(request.continuation) <= self.max_length
         whole = [[*request.context, *request.continuation] for request in requests]
         kept = [tokens[-(self.max_length + 1) :] for tokens in whole]
         inputs = [tokens[:-1] for tokens in kept]
