@@ -132,7 +132,7 @@ def test_a_finished_run_has_the_same_result_again(plan_of: PlanOf, tmp_path: Pat
 
 
 def test_a_model_whose_whole_grid_diverges_has_no_final_run(plan_of: PlanOf, tmp_path: Path) -> None:
-    plan = plan_of(*SMALL, "training.learning_rates=[1e30, 1e31]")
+    plan = plan_of(*SMALL, "training.learning_rates=[1e5, 1e6]")
     for is_first in (True, False):  # the same command trains nothing again, and adds no record
         result, events = carry_out(plan, tmp_path)
         assert any(isinstance(event, StepDone) for event in events) == is_first
@@ -150,7 +150,7 @@ def test_a_model_whose_whole_grid_diverges_has_no_final_run(plan_of: PlanOf, tmp
 def test_other_code_tries_again_what_diverged(
     plan_of: PlanOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan = plan_of(*SMALL, "training.learning_rates=[1e30]")
+    plan = plan_of(*SMALL, "training.learning_rates=[1e6]")
     carry_out(plan, tmp_path)
     monkeypatch.setattr("retbench.measure.environment.code_revision", lambda: "another")
     _, events = carry_out(plan, tmp_path)
@@ -186,7 +186,7 @@ def test_nothing_is_trained_where_any_folder_holds_another_run(plan_of: PlanOf, 
     first = tmp_path / "checkpoints/tiny/cpu/retnet-300k-seed0"
     shutil.rmtree(first)
     with pytest.raises(
-        ConfigError, match=r"transformer-300k-seed0 holds another run .*'seq_len': 48 on disk"
+        ConfigError, match=r"transformer-300k-seed0 holds another run .*seq_len: 48 on disk"
     ):
         carry_out(plan_of(*SMALL, "training.seq_len=24"), tmp_path)
     assert not first.exists()

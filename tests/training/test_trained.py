@@ -91,5 +91,5 @@ def test_a_rate_that_is_not_decided_yet_is_no_difference(plan: TrainingPlan, out
     folder = trained.run_folder(out, plan, run)
     trained.check(folder, plan, run)
     trained.check(folder, plan, replace(run, learning_rate=None))
-    with pytest.raises(ConfigError, match=r"'learning_rate': 0.003 on disk, 0.1 asked for"):
+    with pytest.raises(ConfigError, match=r"learning_rate: 0.003 on disk, 0.1 asked for"):
         trained.check(folder, plan, replace(run, learning_rate=0.1))
