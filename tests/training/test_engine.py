@@ -185,9 +185,7 @@ def test_nothing_is_trained_where_any_folder_holds_another_run(plan_of: PlanOf, 
     carry_out(plan_of(*SMALL), tmp_path)
     first = tmp_path / "checkpoints/tiny/cpu/retnet-300k-seed0"
     shutil.rmtree(first)
-    with pytest.raises(
-        ConfigError, match=r"transformer-300k-seed0 holds another run .*seq_len: 48 on disk"
-    ):
+    with pytest.raises(ConfigError, match=r"transformer-300k-seed0 holds another run .*seq_len: 48 on disk"):
         carry_out(plan_of(*SMALL, "training.seq_len=24"), tmp_path)
     assert not first.exists()
 

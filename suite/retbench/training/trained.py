@@ -150,7 +150,8 @@ def check(folder: Path, plan: TrainingPlan, run: TrainingRun) -> None:
     wanted = plan.determined_by(run)
     undecided = set() if run.learning_rate is not None else {"learning_rate"}
     found = [
-        f"{name if name in wanted else shown(name)}: {shown(stored.get(name))} on disk, {shown(wanted.get(name))} asked for"
+        f"{name if name in wanted else shown(name)}: {shown(stored.get(name))} on disk, "
+        f"{shown(wanted.get(name))} asked for"
         for name in sorted((wanted.keys() | stored.keys()) - undecided)
         if wanted.get(name) != stored.get(name)
     ]
