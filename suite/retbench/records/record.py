@@ -439,9 +439,7 @@ def _read_object(line: bytes) -> dict[str, Any]:
     if len(line) > MAX_LINE_BYTES:
         raise RecordError(f"longer than {MAX_LINE_BYTES:,} bytes; the rest of the file is left out.")
     try:
-        raw = from_json(
-            line, allow_inf_nan=False
-        )  # several times as fast as json; refuses half of a surrogate pair
+        raw = from_json(line)  # several times as fast as json; refuses half of a surrogate pair
     except ValueError as error:
         try:
             line.decode("utf-8")
