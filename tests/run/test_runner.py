@@ -657,7 +657,7 @@ import importlib.abc, importlib.machinery, sys
 
 class Finder(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):
-        if name != "retbench.mixers.retention.module":
+        if name != "retbench.mixers.module":
             return None
         spec = importlib.machinery.PathFinder.find_spec(name, path)
         run = spec.loader.exec_module

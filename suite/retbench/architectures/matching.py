@@ -4,6 +4,7 @@ A size fixes the width, the number of layers and the budget of the paper, 12 d_m
 (arXiv:2307.08621, Sec. 3.1). What is left as mismatch is reported, and more than 1 % is refused.
 """
 
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -54,16 +55,18 @@ def solve_width(make: Callable[[int], ModelConfig], size: Size, *, step: int = W
     """Return the model whose blocks come closest to the size's budget.
 
     Args:
-        make: Makes the model with a width.
+        make: Makes the model with a width; a wider one has at least as many parameters.
         size: The size, which says the budget.
         step: Widths are multiples of it.
     """
     budget = 12 * size.d_model**2 * size.num_layers
+    widths = range(step, 8 * size.d_model, step)
 
-    def distance(width: int) -> int:
-        return abs(costs.block_params(make(width)) - budget)
+    def num_params(width: int) -> int:
+        return costs.block_params(make(width))
 
-    return make(min(range(step, 8 * size.d_model, step), key=distance))
+    above = bisect_left(widths, budget, hi=len(widths) - 1, key=num_params)
+    return make(min(widths[max(0, above - 1) : above + 1], key=lambda width: abs(num_params(width) - budget)))
 
 
 def choose_width(

@@ -41,8 +41,6 @@ def read_documents(folder: Path, documents: Documents) -> list[dict[str, Any]]:
     path = folder / visible(documents.file)
     try:
         text = _unpack(inside(folder, documents.file))
-        if len(text) > MAX_BYTES:
-            raise ValueError(f"they take more than {MAX_BYTES:,} bytes")
         if hashlib.sha256(text).hexdigest() != documents.sha256:
             raise ValueError("they do not belong to the record (their hash differs)")
         num_lines = text.count(b"\n")
@@ -62,10 +60,13 @@ def read_documents(folder: Path, documents: Documents) -> list[dict[str, Any]]:
 
 
 def _unpack(path: Path) -> bytes:
-    """Return the uncompressed content of a file, one byte more than `MAX_BYTES` of a larger one."""
+    """Return the uncompressed content of a file; ValueError if it is more than `MAX_BYTES`, before it takes more."""
     if path.is_symlink() or not path.is_file():
         raise ValueError("it is not a regular file")
-    with gzip.open(
-        path
-    ) as file:  # reads in pieces, so that a file which unpacks to terabytes takes no more memory
-        return file.read(MAX_BYTES + 1)
+    text = bytearray()
+    with gzip.open(path) as file:
+        while piece := file.read(2**20):
+            text += piece
+            if len(text) > MAX_BYTES:
+                raise ValueError(f"they take more than {MAX_BYTES:,} bytes")
+    return bytes(text)
