@@ -27,11 +27,11 @@ def test_a_large_folder_is_read_in_seconds(
 ) -> None:
     started = time.perf_counter()
     call = [sys.executable, "-m", "retbench", *command, "--results", str(folder)]
-    process = subprocess.Popen(call, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    assert process.stdout.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
+    with subprocess.Popen(call, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.read()
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
     elapsed_s, peak_mb = time.perf_counter() - started, usage.ru_maxrss / 1000
     assert process.returncode == 0
     assert peak_mb < 700
