@@ -6,6 +6,7 @@ fail later, far from the file.
 
 import json
 import tomllib
+from collections.abc import Callable
 from typing import Any
 
 MAX_DEPTH = 64
@@ -18,12 +19,7 @@ def parse_json(text: str | bytes) -> Any:
     Raises:
         ValueError: it is not JSON, not UTF-8, nested too deeply, or has a number or a string that cannot be stored.
     """
-    try:
-        value = json.loads(text)
-    except RecursionError:
-        raise ValueError(f"it is nested more than {MAX_DEPTH} levels deep") from None
-    check_storable(value)
-    return value
+    return _parse(json.loads, text)
 
 
 def parse_toml(text: str) -> dict[str, Any]:
@@ -32,8 +28,13 @@ def parse_toml(text: str) -> dict[str, Any]:
     Raises:
         ValueError: it is not TOML, is nested too deeply, or has a number or a string that cannot be stored.
     """
+    found: dict[str, Any] = _parse(tomllib.loads, text)
+    return found
+
+
+def _parse(load: Callable[[Any], Any], text: str | bytes) -> Any:
     try:
-        value = tomllib.loads(text)
+        value = load(text)
     except RecursionError:
         raise ValueError(f"it is nested more than {MAX_DEPTH} levels deep") from None
     check_storable(value)
