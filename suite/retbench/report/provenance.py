@@ -96,7 +96,7 @@ def mismatch_sentence(records: Sequence[Record], models: Lineup) -> str:
         for name, reason in models.refusals.items()
     )
     return (
-        f"Parameters without embedding and head differ by {high - low:,} ({format_percent((high - low) / high)} "
+        f"Parameters without embedding and head differ by {high - low:,} ({format_percent((high - low) / max(1, high))} "
         f"of the larger). The models share: {', '.join(same) or 'nothing'}.{refused}"
     )
 
