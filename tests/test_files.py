@@ -6,7 +6,7 @@ import pytest
 
 from retbench import files
 from retbench.errors import ConfigError, StorageError
-from retbench.files import atomic_folder, check_writable, inside, write_atomic
+from retbench.files import atomic_folder, check_writable, inside, own_path, write_atomic
 
 
 def test_all_of_a_folder_is_flushed_before_it_is_put_in_place(
@@ -85,3 +85,15 @@ def test_a_folder_that_cannot_be_replaced_keeps_its_content(
         (draft / "record").write_bytes(b"2")
     assert (tmp_path / "run/record").read_bytes() == b"2"
     assert [entry.name for entry in tmp_path.iterdir()] == ["run"]
+
+
+@pytest.mark.parametrize("link", ["a", "a/b"])
+def test_a_link_below_the_folder_is_refused_and_the_folder_may_be_one(tmp_path: Path, link: str) -> None:
+    root, elsewhere = tmp_path / "root", tmp_path / "elsewhere"
+    (root / link).parent.mkdir(parents=True)
+    elsewhere.mkdir()
+    (tmp_path / "other").symlink_to(root)
+    assert own_path(tmp_path / "other", "a", "b") == tmp_path / "other/a/b"
+    (root / link).symlink_to(elsewhere)
+    with pytest.raises(ConfigError, match="a link leads to"):
+        own_path(root, "a", "b")

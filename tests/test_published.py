@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from retbench.cli import app
-from retbench.records.record import read_records
+from retbench.records.store import read_records
 
 ROOT = Path(__file__).parents[1]
 PUBLISHED = ROOT / "results" / "published"

@@ -12,7 +12,8 @@ from typer.testing import CliRunner, Result
 
 from retbench.cli import app
 from retbench.records.documents import read_documents
-from retbench.records.record import Record, read_records
+from retbench.records.record import Record
+from retbench.records.store import read_records
 
 TRANSFORMER = """\
 [models.transformer]

@@ -11,7 +11,8 @@ import pytest
 
 from retbench.config.experiment import list_experiments, load_experiment
 from retbench.planning.plan import Plan, make_plan
-from retbench.records.record import Record, read_records
+from retbench.records.record import Record
+from retbench.records.store import read_records
 from tests.checkpoints.stored import FLA, LLAMA, write_fla_retnet, write_fla_transformer
 
 pytestmark = pytest.mark.slow

@@ -60,9 +60,8 @@ def write_atomic(path: Path, content: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             draft.unlink(missing_ok=True)
-            with draft.open(
-                "xb"
-            ) as file:  # a new file: a link of that name in a folder from elsewhere is not followed
+            # A new file: a link of that name, in a folder that somebody else has made, is not followed.
+            with draft.open("xb") as file:
                 file.write(content)
             flush(draft)
             draft.replace(path)
@@ -166,6 +165,24 @@ def inside(root: Path, *names: str) -> Path:
                 f"'+' and '-', at most {MAX_NAME_BYTES} of them."
             )
     return root.joinpath(*names)
+
+
+def own_path(root: Path, *names: str) -> Path:
+    """Return the path of an entry that is written or deleted below a folder: as `inside`, and no link leads elsewhere.
+
+    The folder itself may be a link, which the user has given.
+
+    Raises:
+        ConfigError: as `inside`, or a part of the path is a link.
+    """
+    path = inside(root, *names)
+    found = os.path.realpath(path)
+    if found != os.path.join(os.path.realpath(root), *names):
+        raise ConfigError(
+            f"{path}: a link leads to {found}, and only what lies below {root} is written or deleted. Remove the link, "
+            "or give another folder."
+        )
+    return path
 
 
 def flush(path: Path) -> None:

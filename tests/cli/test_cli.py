@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 import retbench
 from retbench.cli import COMMANDS, app, load_command
-from retbench.records.record import read_records
+from retbench.records.store import read_records
 
 TINY = ("--profile", "smoke", "--device", "cpu")
 

@@ -9,7 +9,7 @@ import pytest
 
 from regress.test_compare import HEAD, slower, write
 from report.synthetic_records import CPU
-from retbench.records.record import read_records
+from retbench.records.store import read_records
 
 RETBENCH = [sys.executable, "-m", "retbench"]
 TINY = ("--profile", "smoke", "--device", "cpu", "--set", "workloads.decode.context_len=[64]")

@@ -25,11 +25,9 @@ from retbench.records.record import (
     ModelInfo,
     Point,
     Record,
-    append_record,
-    parse_record,
-    read_records,
     record_schema,
 )
+from retbench.records.store import append_record, parse_record, read_records
 
 SCHEMA_PATH = Path(retbench.__file__).parent / "records" / "record.schema.json"
 
@@ -374,7 +372,8 @@ def test_files_are_read_in_the_order_of_their_names(tmp_path: Path) -> None:
 WRITER = """
 import sys
 from pathlib import Path
-from retbench.records.record import Record, append_record
+from retbench.records.record import Record
+from retbench.records.store import append_record
 record = Record.model_validate_json(Path(sys.argv[2]).read_text())
 for number in range(40):
     append_record(Path(sys.argv[1]), record.model_copy(update={"round": number, "run_id": sys.argv[3]}))
@@ -399,7 +398,8 @@ FILLER = """
 import resource, sys
 from pathlib import Path
 from retbench.errors import StorageError
-from retbench.records.record import Record, append_record
+from retbench.records.record import Record
+from retbench.records.store import append_record
 path, record = Path(sys.argv[1]), Record.model_validate_json(Path(sys.argv[2]).read_text())
 append_record(path, record)
 size = path.stat().st_size

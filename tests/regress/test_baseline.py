@@ -13,7 +13,8 @@ from typer.testing import CliRunner, Result
 from regress.test_compare import Change, Rewrite, failing, steady, without, write
 from report.synthetic_records import CPU, Machine
 from retbench.cli import app
-from retbench.records.record import Record, append_record
+from retbench.records.record import Record
+from retbench.records.store import append_record
 from retbench.regress.baseline import MAX_RUNS, content_hash, read_baseline
 from retbench.regress.machine_independent import Quantity, write_quantities
 

@@ -14,7 +14,8 @@ from typer.testing import CliRunner, Result
 
 from report.synthetic_records import CPU, GPU, Machine, Maker, write_results
 from retbench.cli import app
-from retbench.records.record import Metric, Record, append_record
+from retbench.records.record import Metric, Record
+from retbench.records.store import append_record
 from retbench.regress.compare import compare_record_sets
 from retbench.regress.decide import describe_lengths
 from retbench.regress.items import MeasurementPoint

@@ -4,7 +4,7 @@ import pytest
 
 from report.synthetic_records import CPU, Maker
 from retbench.errors import RecordError
-from retbench.records.record import append_record
+from retbench.records.store import append_record
 from retbench.regress.items import MeasurementPoint
 from retbench.regress.revisions import Revision
 from retbench.regress.session import SessionSide

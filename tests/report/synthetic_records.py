@@ -17,17 +17,8 @@ from retbench.architectures.retnet import RetNetSpec
 from retbench.architectures.transformer import TransformerSpec
 from retbench.config.experiment import Dtype
 from retbench.planning.cells import Cell, ModelUnderTest, Settings
-from retbench.records.record import (
-    Ceilings,
-    Gate,
-    GateCheck,
-    Metric,
-    ModelInfo,
-    Point,
-    Record,
-    Status,
-    append_record,
-)
+from retbench.records.record import Ceilings, Gate, GateCheck, Metric, ModelInfo, Point, Record, Status
+from retbench.records.store import append_record
 from retbench.workloads.metrics import training_bytes, training_flops
 
 LENGTHS = (1024, 2048, 4096, 8192, 16384, 32768)

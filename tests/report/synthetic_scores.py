@@ -12,7 +12,8 @@ from typing import Any
 from report.synthetic_records import CPU, matched_pair, pair_id
 from retbench.architectures import costs
 from retbench.records.documents import write_documents
-from retbench.records.record import Metric, ModelInfo, Point, Record, Series, WeightsInfo, append_record
+from retbench.records.record import Metric, ModelInfo, Point, Record, Series, WeightsInfo
+from retbench.records.store import append_record
 from retbench.report.evaluations import Evaluations, make_evaluations
 from retbench.report.frames import load_results
 from retbench.report.selection import select

@@ -9,16 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from report.synthetic_records import CPU, Maker
-from retbench.records.record import (
-    Documents,
-    Metric,
-    ModelInfo,
-    Point,
-    Record,
-    Series,
-    WeightsInfo,
-    append_record,
-)
+from retbench.records.record import Documents, Metric, ModelInfo, Point, Record, Series, WeightsInfo
+from retbench.records.store import append_record
 from retbench.report.formats import FORMATS, render
 from retbench.report.frames import Results
 from retbench.report.report import make_page, write_report

@@ -36,6 +36,14 @@ def test_parameters_of_both_are_shown_with_their_mismatch(cpu_records: list[Reco
     assert "d_model, num_layers, vocab_size, norm, norm_eps" in sentence
 
 
+def test_models_without_parameters_do_not_differ(cpu_records: list[Record]) -> None:
+    empty = [
+        record.model_copy(update={"model": record.model.model_copy(update={"num_params_nonembedding": 0})})
+        for record in cpu_records
+    ]
+    assert "differ by 0 (0.0 % of the larger)" in mismatch_sentence(empty, lineup(empty))
+
+
 def test_one_model_has_no_mismatch(cpu_records: list[Record]) -> None:
     alone = [record for record in cpu_records if record.model.name == "retnet"]
     assert mismatch_sentence(alone, lineup(alone)) == "Only one model was measured: RetNet."

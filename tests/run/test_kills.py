@@ -14,7 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from retbench.records.record import Record, read_records
+from retbench.records.record import Record
+from retbench.records.store import read_records
 
 pytestmark = pytest.mark.slow
 

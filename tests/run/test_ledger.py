@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from retbench.planning.plan import Plan
-from retbench.records.record import Status, read_records
+from retbench.records.record import Status
+from retbench.records.store import read_records
 from retbench.run import events
 from retbench.run.ledger import CellTimes, Ledger, Pair
 from retbench.run.protocol import RunInfo

@@ -9,7 +9,8 @@ from retbench.measure.environment import describe_environment
 from retbench.measure.machine import memory_limit_bytes
 from retbench.planning.cells import Cell
 from retbench.planning.plan import Plan
-from retbench.records.record import Status, append_record, utc_now
+from retbench.records.record import Status, utc_now
+from retbench.records.store import append_record
 from retbench.run.protocol import RunInfo
 from retbench.run.recording import Outcome, Surroundings, code_of_cell, make_record
 from retbench.run.resume import Identity, finished_pairs, identities_here, recorded_status

@@ -16,9 +16,11 @@ import pytest
 import torch
 
 from retbench.errors import ConfigError, RetbenchError, StorageError
+from retbench.measure.environment import machine_name
 from retbench.planning.plan import Plan, make_plan
 from retbench.records.documents import write_documents
-from retbench.records.record import Record, append_record, read_records
+from retbench.records.record import Record
+from retbench.records.store import append_record, read_records
 from retbench.run import events
 from retbench.run.events import RunSummary
 from retbench.run.locks import LOCK_DIR_VARIABLE
@@ -446,34 +448,48 @@ def test_a_prepare_worker_that_dies_twice_costs_what_cannot_be_measured(tmp_path
     assert run_plan(plan_for(path, "rounds=2"), out, fresh=False, observer=Observer()).counts == {"ok": 2}
 
 
-CEILINGS = """
+FINDER = """
 import importlib.abc, importlib.machinery, os, resource, signal, sys
 
 class Finder(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):
-        if name != "retbench.measure.ceilings":
+        if name != "MODULE":
             return None
         spec = importlib.machinery.PathFinder.find_spec(name, path)
         run = spec.loader.exec_module
         def exec_module(module):
             run(module)
-            real = module.measure_ceilings
-            def measure_ceilings(device, dtype):
-                FAULT
-                return real(device, dtype)
-            module.measure_ceilings = measure_ceilings
+            change(module)
         spec.loader.exec_module = exec_module
         return spec
 
 sys.meta_path.insert(0, Finder())
 """
+CEILINGS = """
+def change(module):
+    real = module.measure_ceilings
+    def measure_ceilings(device, dtype):
+        FAULT
+        return real(device, dtype)
+    module.measure_ceilings = measure_ceilings
+"""
+A_TENTH_OFF = """
+def change(module):
+    real = module.retention_parallel
+    module.retention_parallel = lambda *args: (real(*args)[0] * 1.1, real(*args)[1])
+"""
+
+
+def change_module(folder: Path, module: str, change: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have every worker change a module when it imports it."""
+    (folder / "sitecustomize.py").write_text(FINDER.replace("MODULE", module) + change, encoding="utf-8")
+    paths = [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
 
 
 def inject(folder: Path, fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have every worker suffer a fault before it measures its ceilings."""
-    (folder / "sitecustomize.py").write_text(CEILINGS.replace("FAULT", fault), encoding="utf-8")
-    paths = [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
+    change_module(folder, "retbench.measure.ceilings", CEILINGS.replace("FAULT", fault), monkeypatch)
 
 
 def test_out_of_memory_before_a_cell_begins_is_tried_again(
@@ -551,6 +567,17 @@ def test_a_full_disk_is_a_clear_error_and_what_was_there_is_intact(tmp_path: Pat
         run_plan(plan_for(path), tmp_path / "out", fresh=False, observer=Observer(fill_after_first))
     assert [one.point.context_len for one in records_in(tmp_path / "out")] == done
     assert no_workers()
+
+
+def test_records_are_not_written_through_a_link(tmp_path: Path) -> None:
+    path = write_experiment(tmp_path, RETNET, PROFILE, "", grid("prefill", 8))
+    plan, out, elsewhere = plan_for(path), tmp_path / "out", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    out.mkdir()
+    (out / machine_name(plan.settings.device)).symlink_to(elsewhere)
+    with pytest.raises(ConfigError, match="a link leads to"):
+        run_plan(plan, out, fresh=False, observer=Observer())
+    assert list(elsewhere.iterdir()) == []
 
 
 def test_a_folder_that_cannot_be_made_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
@@ -633,11 +660,7 @@ def test_a_worker_that_the_kernel_kills_for_memory_is_out_of_memory(
 def test_a_failed_equivalence_check_is_recorded_and_nothing_is_timed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Injected into the worker from outside: a form that is a tenth off.
-    (tmp_path / "sitecustomize.py").write_text(SABOTAGE, encoding="utf-8")
-    monkeypatch.setenv(
-        "PYTHONPATH", os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
-    )
+    change_module(tmp_path, "retbench.mixers.module", A_TENTH_OFF, monkeypatch)
     path = write_experiment(tmp_path, RETNET, PROFILE, "", grid("prefill", 8, 16)).rename(
         tmp_path / "failing.toml"
     )
@@ -650,26 +673,6 @@ def test_a_failed_equivalence_check_is_recorded_and_nothing_is_timed(
         assert not one.gate.passed
         assert "'retnet' are not equivalent" in str(one.error)
     assert observer.kinds()["CellStarted"] == 0
-
-
-SABOTAGE = """
-import importlib.abc, importlib.machinery, sys
-
-class Finder(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path, target=None):
-        if name != "retbench.mixers.module":
-            return None
-        spec = importlib.machinery.PathFinder.find_spec(name, path)
-        run = spec.loader.exec_module
-        def exec_module(module):
-            run(module)
-            real = module.retention_parallel
-            module.retention_parallel = lambda *args: (real(*args)[0] * 1.1, real(*args)[1])
-        spec.loader.exec_module = exec_module
-        return spec
-
-sys.meta_path.insert(0, Finder())
-"""
 
 
 def test_what_this_machine_lacks_is_unsupported_in_every_round(tmp_path: Path) -> None:

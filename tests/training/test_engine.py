@@ -10,7 +10,8 @@ import pytest
 from retbench.checkpoints.reading import read_checkpoint
 from retbench.errors import ConfigError
 from retbench.files import checksum
-from retbench.records.record import Record, read_records
+from retbench.records.record import Record
+from retbench.records.store import read_records
 from retbench.report.selection import select
 from retbench.training.engine import delete_runs, train_all
 from retbench.training.events import (

@@ -20,7 +20,8 @@ from typer.testing import CliRunner
 
 from retbench.cli import app
 from retbench.files import checksum
-from retbench.records.record import Record, read_records
+from retbench.records.record import Record
+from retbench.records.store import read_records
 from retbench.training.ranks import ALONE
 from retbench.training.snapshots import find_snapshot
 from retbench.training.trained import find_trained

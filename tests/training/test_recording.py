@@ -8,7 +8,8 @@ import pytest
 from retbench.architectures import costs
 from retbench.checkpoints.reading import read_checkpoint
 from retbench.errors import RecordError
-from retbench.records.record import Record, read_records
+from retbench.records.record import Record
+from retbench.records.store import read_records
 from retbench.report.points import instance_of, is_final, learning_rate, num_trained_tokens
 from retbench.report.selection import select
 from retbench.training.engine import train_all

@@ -13,7 +13,8 @@ from retbench.architectures import costs
 from retbench.errors import UnsupportedError
 from retbench.planning.cells import Cell
 from retbench.planning.plan import make_plan
-from retbench.records.record import Record, read_records
+from retbench.records.record import Record
+from retbench.records.store import read_records
 from retbench.run.runner import run_plan
 from retbench.workloads import largest_batch
 from retbench.workloads.context import Context

@@ -28,9 +28,8 @@ def _protected(stream: TextIO | None, tolerated: type[OSError]) -> TextIO:
     if stream is None:  # closed before the start: no file that is opened later may take its number
         return open(os.devnull, "w", encoding="utf-8")
     stream.flush()
-    raw = _Output(
-        getattr(stream.buffer, "raw", stream.buffer), tolerated
-    )  # unbuffered: the buffer is the file
+    # Of an unbuffered stream the buffer is the file.
+    raw = _Output(getattr(stream.buffer, "raw", stream.buffer), tolerated)
     return io.TextIOWrapper(
         io.BufferedWriter(raw), stream.encoding, "backslashreplace", line_buffering=stream.isatty()
     )

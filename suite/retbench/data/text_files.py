@@ -115,11 +115,8 @@ def _translate_read_errors(path: Path) -> Iterator[None]:
     """Turn errors of reading into a ConfigError that names the file."""
     try:
         yield
-    except (
-        UnicodeError,
-        SyntaxError,
-        LookupError,
-    ) as error:  # the latter two: of an encoding that a source declares
+    # The latter two are raised for an encoding that a Python source declares.
+    except (UnicodeError, SyntaxError, LookupError) as error:
         raise ConfigError(
             f"{path}: is not text: {error}. Convert the file to UTF-8 or take it out of the corpus."
         ) from error

@@ -233,10 +233,8 @@ def streamed_losses(
         end = min(start + segment_len, length - 1)
         logits = model(tokens[:, start:end].to(model.device), state)  # (B, S, N)
         targets = tokens[:, start + 1 : end + 1].to(model.device)
-        # Over the contiguous last axis: over another one torch adds the vocabulary up one by one, in float32.
-        losses = F.cross_entropy(
-            logits.flatten(0, 1).float(), targets.flatten(), reduction="none"
-        )  # (B * S,)
+        # Over the contiguous last axis: over another one torch adds up the vocabulary one by one, in float32.
+        losses = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
         found[:, start:end] = losses.view_as(targets).cpu()
         report(targets.numel())
     return found

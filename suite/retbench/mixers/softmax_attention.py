@@ -31,7 +31,7 @@ class SoftmaxAttention(Mixer):
 
     @property
     def kv_width(self) -> int:
-        """Width of all key heads together, which is that of the value heads."""
+        """Width of the key heads together; the value heads have the same width."""
         return self.num_kv_heads * self.head_dim
 
     @property

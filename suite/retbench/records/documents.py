@@ -14,7 +14,8 @@ from typing import Any
 from retbench.errors import ConfigError, RecordError
 from retbench.files import inside, write_atomic
 from retbench.parsing import parse_json
-from retbench.records.record import Documents, visible
+from retbench.records.record import Documents
+from retbench.records.store import visible
 
 MAX_BYTES = 256 * 2**20
 """Most bytes that the results of one record's documents may take, uncompressed: some two million documents."""

@@ -1,18 +1,10 @@
-"""Records on disk: one JSON object per (cell, round), appended as soon as it is measured.
+"""The record: one JSON object per (cell, round); independent of models and of measurement.
 
-This module defines the record and reads and writes record files; it is independent of models and of measurement.
 `record.schema.json` in this folder holds the JSON Schema of a record; a test keeps the two equal.
 """
 
-import errno
-import os
-import re
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from functools import cache
-from itertools import count
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -21,17 +13,11 @@ from pydantic import (
     Field,
     FiniteFloat,
     StringConstraints,
-    TypeAdapter,
-    ValidationError,
     WithJsonSchema,
     model_validator,
 )
 from pydantic.json_schema import GenerateJsonSchema
-from pydantic_core import from_json, to_json
 from typing_extensions import TypeAliasType
-
-from retbench.errors import RecordError, StorageError, shown
-from retbench.parsing import check_storable
 
 SCHEMA_VERSION = 3
 
@@ -58,13 +44,10 @@ Status = Literal["ok", "oom", "timeout", "failed", "gate_failed", "unsupported"]
 NONFINITE = ("NaN", "Infinity", "-Infinity")
 """Strings that stand for an error that is not finite, which JSON has no number for."""
 
-MAX_LINE_BYTES = 16 * 2**20
-"""Longest line that is read; a record of a long training has some 100 KiB."""
-
-_CONTROL = r"\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069"
+CONTROL = r"\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069"
 """Characters that move a cursor, end a line, or turn the direction of text, as ranges of a pattern."""
 
-Name = TypeAliasType("Name", Annotated[str, StringConstraints(max_length=200, pattern=f"^[^{_CONTROL}]*$")])
+Name = TypeAliasType("Name", Annotated[str, StringConstraints(max_length=200, pattern=f"^[^{CONTROL}]*$")])
 """A name that tables, figures and files show."""
 
 Count = TypeAliasType("Count", Annotated[int, Field(ge=0, le=2**53)])
@@ -278,209 +261,3 @@ class _WithoutTitles(GenerateJsonSchema):
     def field_title_should_be_set(self, schema: Any) -> bool:
         """Return False."""
         return False
-
-
-def append_record(path: Path, record: Record) -> None:
-    """Append one record and return when it is on the disk.
-
-    A torn last line, left by a process that died while writing, is ended first, so that it damages nothing else. Only
-    one process at a time may write to a file; the runner uses a new file for every run.
-
-    Raises:
-        StorageError: the disk is full or the file cannot be written; its earlier content is intact.
-    """
-    line = record.model_dump_json().encode() + b"\n"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Unbuffered: a buffered file would write the rest of a failed line again when it is closed.
-        with open(path, "ab+", buffering=0) as file:
-            start = file.seek(0, os.SEEK_END)
-            if start and _last_byte(file.fileno(), start) != b"\n":
-                line = b"\n" + line
-            try:
-                while line:
-                    line = line[file.write(line) :]
-                os.fsync(file.fileno())
-            except OSError:
-                os.ftruncate(file.fileno(), start)
-                raise
-    except OSError as error:
-        raise StorageError(
-            f"{path}: the record of cell {record.cell_id}, round {record.round} could not be written: "
-            f"{error.strerror}. Everything before it is intact. Free some space or give another folder "
-            "with --out, then run the same command again."
-        ) from error
-
-
-def _last_byte(descriptor: int, size: int) -> bytes:
-    return os.pread(descriptor, 1, size - 1)
-
-
-def read_records(root: Path) -> tuple[list[Record], list[str]]:
-    """Read all records in a file or below a folder.
-
-    Returns:
-        Records in the order of file names and lines; and a sentence for every line that could not be read, with file,
-        line and cause.
-    """
-    records: list[Record] = []
-    problems: list[str] = []
-    for _, found, faults in read_files(root):
-        records += found
-        problems += faults
-    return records, problems
-
-
-def read_files(root: Path) -> Iterator[tuple[Path, list[Record], list[str]]]:
-    """Yield each record file at or below a path, with its records and a sentence for every line that is left out."""
-    parser = _Parser()
-    for path in [root] if root.is_file() else sorted(root.rglob("*.jsonl")):
-        records: list[Record] = []
-        problems: list[str] = []
-        place = visible(str(path))
-        try:
-            for number, line in _lines(path):
-                try:
-                    records.append(parser.parse(line))
-                except RecordError as error:
-                    problems.append(f"{place}:{number}: {error}")
-        except OSError as error:
-            problems.append(f"{place}: cannot be read: {error.strerror}; it is left out.")
-        yield path, records, problems
-
-
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Yield the non-empty lines of a file with their numbers, from 1; a line that is too long is the last one."""
-    if (
-        path.exists() and not path.is_dir() and not path.is_file()
-    ):  # /dev/zero has no end, and a pipe no beginning
-        raise OSError(errno.EINVAL, "it is not a regular file")
-    with path.open("rb") as file:
-        for number in count(1):
-            line = file.readline(MAX_LINE_BYTES + 1)
-            if line.strip():
-                yield number, line
-            if not line or len(line) > MAX_LINE_BYTES:
-                return
-
-
-def parse_record(line: str | bytes) -> Record:
-    """Parse one line of a record file.
-
-    Raises:
-        RecordError: the line is torn, of another schema version, or does not fit the schema.
-    """
-    return _Parser().parse(line.encode("utf-8", "surrogatepass") if isinstance(line, str) else line)
-
-
-class _Parser:
-    """Parses records; their equal parts become one object, so that a folder of many records fits into memory.
-
-    Most of a record is the same in others of its run: the model, the settings, the environment. Such a part is
-    validated once.
-    """
-
-    def __init__(self) -> None:
-        self._parts: dict[tuple[str, bytes], Any] = {}
-        self._names: dict[frozenset[str], set[str]] = {}
-
-    def parse(self, line: bytes) -> Record:
-        """Return the record of a line.
-
-        Raises:
-            RecordError: see `parse_record`.
-        """
-        raw = _read_object(line)
-        names = frozenset(raw)
-        if _REQUIRED <= names <= _FIELDS:
-            with suppress(ValidationError):  # the whole record is validated below, for the name of the field
-                parts = {name: self._part(name, value) for name, value in raw.items()}
-                return Record.model_construct(_fields_set=self._names.setdefault(names, {*names}), **parts)
-        try:
-            return Record.model_validate(raw)
-        except ValidationError as error:
-            raise RecordError(f"{_first_fault(error)}; the line is left out.") from error
-
-    def _part(self, name: str, value: Any) -> Any:
-        """Return the validated value of a field; of equal values the same object, but for those of one record only."""
-        if name in _OWN:
-            return _validators()[name].validate_python(value)
-        key = name, to_json(value, inf_nan_mode="constants")
-        if key not in self._parts:
-            part = _validators()[name].validate_python(value)
-            try:
-                check_storable(value)
-            except ValueError as error:
-                raise RecordError(f"field '{name}': {error}; the line is left out.") from error
-            self._parts[key] = part
-        return self._parts[key]
-
-
-_FIELDS = frozenset(Record.model_fields)
-_REQUIRED = frozenset(name for name, field in Record.model_fields.items() if field.is_required())
-_OWN = frozenset({"started_at", "error", "metrics", "series", "documents"})
-
-
-@cache
-def _validators() -> dict[str, TypeAdapter[Any]]:
-    """Return the validator of each field of a record."""
-    kinds: dict[str, Any] = {
-        name: Annotated[one.annotation, one] for name, one in Record.model_fields.items()
-    }
-    return {name: TypeAdapter(kind) for name, kind in kinds.items()}
-
-
-def _read_object(line: bytes) -> dict[str, Any]:
-    """Return the object of a line of a readable schema version, with control characters written as escapes.
-
-    Raises:
-        RecordError: there is none.
-    """
-    if len(line) > MAX_LINE_BYTES:
-        raise RecordError(f"longer than {MAX_LINE_BYTES:,} bytes; the rest of the file is left out.")
-    try:
-        raw = from_json(line)  # several times as fast as json; refuses half of a surrogate pair
-    except ValueError as error:
-        try:
-            line.decode("utf-8")
-        except UnicodeDecodeError:
-            raise RecordError("not UTF-8 text (a damaged file?); the line is left out.") from error
-        raise RecordError(
-            f"not a whole JSON object (a torn line from an interrupted write?): {error}; it is left out."
-        ) from error
-    version = raw.get("schema_version") if isinstance(raw, dict) else None
-    if version not in READABLE_VERSIONS:
-        raise RecordError(
-            f"schema_version is {shown(version)} and this retbench reads "
-            f"{' and '.join(map(str, READABLE_VERSIONS))}. Read it with the version that wrote it, or measure again."
-        )
-    is_plain = line.isascii() and not any(
-        escape in line for escape in (b"\\b", b"\\f", b"\\r", b"\\u", b"\x7f")
-    )
-    found: dict[str, Any] = raw if is_plain else visible(raw)
-    return found
-
-
-_INVISIBLE = re.compile(rf"(?![\n\t])[{_CONTROL}]")
-
-
-def visible(value: Any) -> Any:
-    """Return a JSON value whose texts have escapes for the characters that steer a terminal; lines and tabs stay."""
-    match value:
-        case str():
-            return _INVISIBLE.sub(lambda one: one[0].encode("unicode_escape").decode(), value)
-        case dict():
-            return {visible(name): visible(one) for name, one in value.items()}
-        case list():
-            return [visible(one) for one in value]
-        case _:
-            return value
-
-
-def _first_fault(error: ValidationError) -> str:
-    """Return place and reason of the first fault, with the value unless it is missing or large."""
-    fault = error.errors()[0]
-    place = shown(".".join(str(part) for part in fault["loc"]))
-    if isinstance(fault["input"], dict | list):
-        return f"field {place}: {fault['msg']}"
-    return f"field {place} is {shown(fault['input'])}: {fault['msg']}"

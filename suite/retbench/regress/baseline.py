@@ -13,7 +13,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import Field, FiniteFloat, ValidationError
 
 from retbench.errors import RecordError, UnsupportedError, shown
-from retbench.files import inside, write_atomic
+from retbench.files import own_path, write_atomic
 from retbench.parsing import parse_json
 from retbench.regress.comparability import comparability_keys, confounders, sm_clock_hz
 from retbench.regress.items import MeasurementPoint
@@ -138,7 +138,7 @@ def make_baseline(side: RecordSet, reason: str) -> Baseline:
 
 def baseline_path(folder: Path, baseline: Baseline) -> Path:
     """Return the path of a baseline in a folder of baselines; ConfigError if its names would leave the folder."""
-    return inside(folder, baseline.machine, f"{baseline.experiment}-{baseline.profile}.json")
+    return own_path(folder, baseline.machine, f"{baseline.experiment}-{baseline.profile}.json")
 
 
 def make_run(side: RecordSet) -> StoredRun:

@@ -72,7 +72,7 @@ def compare_quantities(
     minor, accepted_minor = (
         text.split("+")[0].split(".")[:2] for text in (torch_version, accepted.torch_version)
     )
-    models = {one.partition("/")[0] for one in accepted.quantities}  # 'retnet' of 'retnet/parameters'
+    models = {one.partition("/")[0] for one in accepted.quantities}  # a name is MODEL/QUANTITY
     names = dict.fromkeys([*accepted.quantities, *measured])
     items = [
         _decide(

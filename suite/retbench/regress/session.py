@@ -19,7 +19,8 @@ from retbench.errors import ConfigError, GateError, NotComparableError, Retbench
 from retbench.measure.environment import worker_environment
 from retbench.planning.cells import Cell, ModelUnderTest
 from retbench.planning.plan import Plan
-from retbench.records.record import Gate, Record, parse_record
+from retbench.records.record import Gate, Record
+from retbench.records.store import parse_record
 from retbench.regress.comparability import FactDifference, key_differences
 from retbench.regress.items import MeasurementPoint, Pair, Times, combine_blocks
 from retbench.regress.record_sets import point_of, value_of

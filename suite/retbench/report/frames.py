@@ -3,9 +3,7 @@
 Nothing is aggregated here. Records of different comparable sets never enter one value, interval or ratio.
 """
 
-import gc
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import cache, wraps
@@ -15,7 +13,8 @@ from typing import Any, TypeVar
 import pandas as pd
 
 from retbench.errors import RecordError
-from retbench.records.record import Documents, Record, computing_versions, read_files, visible
+from retbench.records.record import Documents, Record, computing_versions
+from retbench.records.store import read_files, visible
 
 Value = TypeVar("Value")
 
@@ -73,11 +72,10 @@ def load_results(root: Path) -> Results:
     records: list[Record] = []
     problems: list[str] = []
     folders: dict[Documents, Path] = {}
-    with _no_collection():
-        for path, found, faults in read_files(root):
-            records += found
-            problems += faults + _future_sentences(path, found)
-            folders |= {record.documents: path.parent for record in found if record.documents}
+    for path, found, faults in read_files(root):
+        records += found
+        problems += faults + _future_sentences(path, found)
+        folders |= {record.documents: path.parent for record in found if record.documents}
     if not records and problems:
         raise RecordError(
             f"'{root}' holds no record that can be read, and {len(problems)} lines that cannot. The first: "
@@ -86,18 +84,6 @@ def load_results(root: Path) -> Results:
     if not records:
         raise RecordError(f"no results at '{root}': it holds no record (*.jsonl). {advice}")
     return Results(tuple(records), tuple(problems), folders)
-
-
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """Stop the search for cyclic garbage, which takes longer than reading a large folder and finds none."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def by_parts(function: Callable[..., Value]) -> Callable[..., Value]:

@@ -95,9 +95,10 @@ def mismatch_sentence(records: Sequence[Record], models: Lineup) -> str:
         f" {models.labels[name]} is not compared with the {models.labels[str(models.reference)]}: {reason}."
         for name, reason in models.refusals.items()
     )
+    share = format_percent((high - low) / high if high else 0)  # a record may state that there are none
     return (
-        f"Parameters without embedding and head differ by {high - low:,} ({format_percent((high - low) / max(1, high))} "
-        f"of the larger). The models share: {', '.join(same) or 'nothing'}.{refused}"
+        f"Parameters without embedding and head differ by {high - low:,} ({share} of the larger). "
+        f"The models share: {', '.join(same) or 'nothing'}.{refused}"
     )
 
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from retbench.planning.cells import Cell
 from retbench.planning.plan import Plan
-from retbench.records.record import Gate, Status, append_record, utc_now
+from retbench.records.record import Gate, Status, utc_now
+from retbench.records.store import append_record
 from retbench.run import events, resume
 from retbench.run.protocol import RunInfo
 from retbench.run.recording import Outcome, Surroundings, make_record

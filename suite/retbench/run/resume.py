@@ -7,7 +7,8 @@ from typing import Any
 from retbench.measure import environment
 from retbench.measure.machine import memory_limit_bytes
 from retbench.planning.cells import Cell
-from retbench.records.record import Record, Status, computing_versions, read_records
+from retbench.records.record import Record, Status, computing_versions
+from retbench.records.store import read_records
 from retbench.run.recording import code_of_cell
 
 _FREE_SHARE = 0.9

@@ -14,7 +14,7 @@ from queue import Empty, SimpleQueue
 
 from retbench import errors
 from retbench.errors import RetbenchError
-from retbench.files import check_writable
+from retbench.files import check_writable, own_path
 from retbench.measure import environment
 from retbench.planning.cells import Cell
 from retbench.planning.plan import Plan
@@ -94,7 +94,7 @@ def _lock_wait(inbox: Inbox, observer: Observer) -> Callable[[str], None]:
 
 def _run_locked(plan: Plan, out: Path, fresh: bool, observer: Observer, inbox: Inbox) -> RunSummary:
     """Measure the plan while no other run is measuring."""
-    folder = out / environment.machine_name(plan.settings.device) / plan.experiment.name
+    folder = own_path(out, environment.machine_name(plan.settings.device), plan.experiment.name)
     run = RunInfo(
         run_id=f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}",
         experiment=plan.experiment.name,

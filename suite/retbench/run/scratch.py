@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 
 from retbench.files import DRAFT, storing, write_atomic
 from retbench.planning.plan import Plan
-from retbench.records.record import read_records
+from retbench.records.store import read_records
 
 _PREFIX, _LOCK, _STATES = ".run-", "lock", "[!.]*.safetensors"
 

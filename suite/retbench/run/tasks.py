@@ -24,7 +24,8 @@ from retbench.models.decoder import Decoder
 from retbench.models.equivalence import LENGTHS, check_equivalence
 from retbench.planning.cells import Settings
 from retbench.records.documents import write_documents
-from retbench.records.record import Gate, Status, append_record, utc_now
+from retbench.records.record import Gate, Status, utc_now
+from retbench.records.store import append_record
 from retbench.run.protocol import (
     CELL_MARK,
     Advanced,

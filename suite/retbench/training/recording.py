@@ -13,19 +13,10 @@ from typing import Any
 
 from retbench.architectures import costs
 from retbench.errors import RecordError, StorageError
-from retbench.files import inside, write_atomic
+from retbench.files import own_path, write_atomic
 from retbench.measure.environment import describe_environment
-from retbench.records.record import (
-    Metric,
-    ModelInfo,
-    Point,
-    Record,
-    Series,
-    WeightsInfo,
-    append_record,
-    parse_record,
-    read_records,
-)
+from retbench.records.record import Metric, ModelInfo, Point, Record, Series, WeightsInfo
+from retbench.records.store import append_record, parse_record, read_records
 from retbench.training.events import CurvePoint, Tuning
 from retbench.training.loop import Trainer, TrainerState
 from retbench.training.plan import TrainingPlan, TrainingRun
@@ -50,7 +41,7 @@ class Recorder:
         self._plan = plan
         self.environment = describe_environment(plan.device, plan.threads)
         self.run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
-        folder = inside(out, self.environment["machine"], plan.experiment.name)
+        folder = own_path(out, self.environment["machine"], plan.experiment.name)
         self.path = folder / f"{self.run_id}.jsonl"
         known, _ = read_records(folder)
         self._known = {_identity(record) for record in known if record.workload == WORKLOAD}

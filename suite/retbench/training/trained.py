@@ -8,7 +8,6 @@ trained it has `steps/` (snapshots to continue from), and at the end `final/` (a
 """
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from pydantic import FiniteFloat, ValidationError
 
 from retbench.checkpoints.reading import FINAL, read_checkpoint
 from retbench.errors import ConfigError, shown
-from retbench.files import DRAFT, inside, write_atomic
+from retbench.files import DRAFT, inside, own_path, write_atomic
 from retbench.parsing import parse_json
 from retbench.strict import Strict
 from retbench.training.plan import TrainingPlan, TrainingRun
@@ -55,15 +54,7 @@ def run_folder(out: Path, plan: TrainingPlan, run: TrainingRun) -> Path:
         ConfigError: a name cannot be that of a folder, or a link leads elsewhere, where nothing is written or deleted.
     """
     grid = (TUNING,) if run.role == "tuning" else ()
-    names = (CHECKPOINTS, plan.experiment.name, plan.profile_name, *grid, run.name)
-    folder = inside(out, *names)
-    found = os.path.realpath(folder / STEPS)
-    if found != os.path.join(os.path.realpath(out), *names, STEPS):
-        raise ConfigError(
-            f"{folder}: a link leads to {found}, and runs are stored and deleted below {out} only. Remove the link, "
-            "or give the folder that holds the results with --out."
-        )
-    return folder
+    return own_path(out, CHECKPOINTS, plan.experiment.name, plan.profile_name, *grid, run.name, STEPS).parent
 
 
 def is_done(out: Path, plan: TrainingPlan, run: TrainingRun) -> bool:

@@ -105,9 +105,8 @@ def _measure_step_memory(
 def estimate(cell: Cell, ceilings: Ceilings) -> float:
     """Estimate the seconds of a cell in one round."""
     step_s = metrics.training_flops(cell) / ceilings.matmul_flops_per_s / metrics.EFFICIENCY
-    return 2 * step_s + metrics.estimated_calls_seconds(
-        step_s, cell.settings
-    )  # 2: to allocate, to measure memory
+    # Two steps more: one allocates, one measures memory.
+    return 2 * step_s + metrics.estimated_calls_seconds(step_s, cell.settings)
 
 
 WORKLOAD = Workload(

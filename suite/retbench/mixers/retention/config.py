@@ -102,9 +102,8 @@ class Retention(LinearOperator):
 
     def kept_for_gradients(self, form: str) -> KeptValues:
         """Return what the operators need again; the parallel form keeps the decays of all pairs beside the scores."""
-        retained = (
-            3 * self.d_model + 2 * self.value_dim
-        )  # queries, keys and values as they enter, and the output
+        # Queries, keys and values as they enter, and the output.
+        retained = 3 * self.d_model + 2 * self.value_dim
         scores = 2 if self.forms[form].quadratic else 0
         return KeptValues(7 * self.d_model + 4 * self.value_dim, retained, scores)
 
