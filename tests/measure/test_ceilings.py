@@ -1,10 +1,12 @@
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 import torch
 
 from retbench.errors import UnsupportedError
 from retbench.measure import ceilings
+from retbench.records.record import ReadRate
 
 CPU = torch.device("cpu")
 
@@ -20,7 +22,8 @@ def test_a_cpu_has_plausible_ceilings_and_keeps_its_random_numbers() -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 def test_every_dtype_has_a_product_rate(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ceilings, "_MATMUL_SIZES", (64, 128))
-    monkeypatch.setattr(ceilings, "_read_bandwidth", lambda device: 1.0)
+    rate = ReadRate(footprint_bytes=1, bytes_per_s=1.0, kernel="dot")
+    monkeypatch.setattr(ceilings, "_read_curve", lambda device: (rate,))
     assert ceilings.measure_ceilings(CPU, dtype).matmul_flops_per_s > 1e6
 
 
@@ -43,17 +46,44 @@ def pretend_clock(
     return time_steps
 
 
-def test_bandwidth_is_bytes_over_the_fastest_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    times = [[0.5, 0.25, 0.4], [0.3, 0.125]]
+def test_the_curve_has_every_size_up_to_one_far_beyond_the_caches() -> None:
+    curve = ceilings.measure_ceilings(CPU, torch.float32).read_curve
+    sizes = [rate.footprint_bytes for rate in curve]
+    assert sizes[0] == 4 * 2**20
+    assert sizes[-1] == ceilings.largest_footprint(CPU)
+    assert all(above == min(2 * below, sizes[-1]) for below, above in pairwise(sizes))
+    assert all(1e8 < rate.bytes_per_s < 1e13 for rate in curve)
+
+
+def test_bandwidth_is_bytes_over_the_time_of_the_fastest_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = [[0.5, 0.25, 0.4], [0.3, 0.125], [0.2], [0.126]]
     monkeypatch.setattr(ceilings, "time_steps", pretend_clock(lambda number: times[number], []))
-    monkeypatch.setattr(ceilings, "last_level_cache_bytes", lambda: 0)
-    assert ceilings._read_bandwidth(CPU) == 256 * 2**20 / 0.125
+    found = ceilings.measure_read_rate(CPU, 64 * 2**20)
+    assert (found.bytes_per_s, found.kernel) == (64 * 2**20 / 0.125, "matrix-vector product")
 
 
-def test_the_buffer_is_larger_than_the_caches(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_small_buffer_is_read_several_times_in_one_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ceilings, "time_steps", pretend_clock(lambda number: [1.0], []))
-    monkeypatch.setattr(ceilings, "last_level_cache_bytes", lambda: 100 * 2**20)
-    assert ceilings._read_bandwidth(CPU) == 400 * 2**20
+    assert ceilings.measure_read_rate(CPU, 2**20).bytes_per_s == 16 * 2**20
+
+
+@pytest.mark.parametrize("footprint", [1, 8191, 8192, 100_003, 3 * 2**20 + 1])
+def test_every_kernel_reads_every_value(footprint: int) -> None:
+    values = ceilings._ones(CPU, footprint)
+    assert 0.5 * footprint < values.nbytes <= max(footprint, 8192)
+    values.random_(1, 5)
+    first, second = values.double().chunk(2)
+    kernels = ceilings._read_kernels(values)
+    assert kernels["dot"]() == pytest.approx(float(first @ second))
+    assert float(kernels["matrix-vector product"]().sum()) == pytest.approx(float(values.double().sum()))
+    assert float(kernels["sum"]().sum()) == pytest.approx(float(values.double().sum()))
+    assert torch.equal(kernels["copy"]().double(), second)
+
+
+def test_the_curve_ends_beyond_the_caches(monkeypatch: pytest.MonkeyPatch) -> None:
+    for cache_mib, largest_mib in ((0, 256), (100, 400), (1000, 512)):
+        monkeypatch.setattr(ceilings, "last_level_cache_bytes", lambda mib=cache_mib: mib * 2**20)
+        assert ceilings.largest_footprint(CPU) == largest_mib * 2**20
 
 
 def test_product_rate_is_two_operations_a_multiply_add(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,14 @@ from retbench.records.record import (
     Metric,
     ModelInfo,
     Point,
+    ReadRate,
     Record,
     record_schema,
 )
 from retbench.records.store import append_record, parse_record, read_records
 
 SCHEMA_PATH = Path(retbench.__file__).parent / "records" / "record.schema.json"
+
 
 finite = st.floats(-1e150, 1e150)
 positive = st.floats(min_value=1e-150, max_value=1e150)
@@ -43,6 +46,18 @@ text = st.text(
     max_size=12,
 )
 plain = st.dictionaries(text, st.none() | st.booleans() | whole | finite | text, max_size=3)
+
+
+def curves() -> st.SearchStrategy[tuple[ReadRate, ...]]:
+    """Read bandwidths by size, in order."""
+    return st.dictionaries(st.integers(1, 2**40), positive, max_size=4).map(
+        lambda found: tuple(
+            ReadRate(footprint_bytes=size, bytes_per_s=rate, kernel="dot")
+            for size, rate in sorted(found.items())
+        )
+    )
+
+
 checks = st.builds(
     GateCheck,
     name=text,
@@ -77,7 +92,9 @@ records = st.builds(
     backend=st.dictionaries(text, st.booleans() | whole | finite | text, max_size=3),
     environment=plain | st.dictionaries(text, plain, max_size=2),
     ceilings=st.none()
-    | st.builds(Ceilings, read_bandwidth_bytes_per_s=positive, matmul_flops_per_s=positive),
+    | st.builds(
+        Ceilings, read_bandwidth_bytes_per_s=positive, matmul_flops_per_s=positive, read_curve=curves()
+    ),
     gate=st.none()
     | st.builds(Gate, passed=st.booleans(), dtype=text, checks=st.lists(checks, max_size=2).map(tuple)),
     metrics=st.dictionaries(
@@ -147,7 +164,7 @@ def test_the_schema_file_is_the_schema_of_the_record() -> None:
     [
         ("round", -1),
         ("status", "fine"),
-        ("schema_version", 4),
+        ("schema_version", 5),
         ("metrics", {"tpot_s": {"value": 1.0}}),
         ("rounds", 1),
     ],
@@ -217,7 +234,7 @@ def test_a_whole_last_line_without_its_newline_is_kept(tmp_path: Path) -> None:
         (b'{"schema_version": 1, "run_id": "2026', "torn line"),
         (
             b'{"schema_version": 0}',
-            f"schema_version is 0 and this retbench reads 1 and 2 and {SCHEMA_VERSION}",
+            f"schema_version is 0 and this retbench reads 1 and 2 and 3 and {SCHEMA_VERSION}",
         ),
         (b'{"schema_version": "next"}', "schema_version is 'next'"),
         (b'{"schema_version": 1}', "field 'run_id'"),
@@ -433,3 +450,42 @@ def test_a_folder_that_cannot_be_made_is_a_storage_error(tmp_path: Path) -> None
 
 if __name__ == "__main__":
     print(json.dumps(record_schema(), indent=2))
+
+
+def ceilings_of(curve: Iterable[tuple[int, float]]) -> Ceilings:
+    rates = [ReadRate(footprint_bytes=size, bytes_per_s=rate, kernel="dot") for size, rate in curve]
+    return Ceilings(read_bandwidth_bytes_per_s=1.0, matmul_flops_per_s=1.0, read_curve=tuple(rates))
+
+
+@pytest.mark.parametrize(
+    ("footprint", "rate"),
+    [(1, 80.0), (100, 80.0), (200, 60.0), (400, 40.0), (1600, 10.0), (10**12, 10.0), (100 * 2**0.5, 70.0)],
+)
+def test_the_read_bandwidth_at_a_footprint_lies_on_the_curve(footprint: float, rate: float) -> None:
+    assert ceilings_of([(100, 80.0), (400, 40.0), (1600, 10.0)]).read_bytes_per_s(footprint) == pytest.approx(
+        rate
+    )
+
+
+@given(curves(), st.floats(1, 1e13))
+def test_a_read_bandwidth_is_never_beyond_its_neighbours(
+    curve: tuple[ReadRate, ...], footprint: float
+) -> None:
+    found = Ceilings(read_bandwidth_bytes_per_s=3.0, matmul_flops_per_s=1.0, read_curve=curve)
+    rates = [rate.bytes_per_s for rate in curve] or [3.0]
+    assert min(rates) * (1 - 1e-9) <= found.read_bytes_per_s(footprint) <= max(rates) * (1 + 1e-9)
+
+
+@given(curves(), st.integers(1, 2**40), positive)
+def test_a_further_measurement_can_only_raise_a_ceiling(
+    curve: tuple[ReadRate, ...], size: int, rate: float
+) -> None:
+    before = Ceilings(read_bandwidth_bytes_per_s=3.0, matmul_flops_per_s=1.0, read_curve=curve)
+    after = before.with_rate(ReadRate(footprint_bytes=size, bytes_per_s=rate, kernel="sum"))
+    assert after.read_bytes_per_s(size) == max(rate, before.read_bytes_per_s(size))
+    assert Ceilings.model_validate_json(after.model_dump_json()) == after
+
+
+def test_a_curve_out_of_order_is_refused() -> None:
+    with pytest.raises(ValidationError, match=r"sizes \[400, 100\]"):
+        ceilings_of([(400, 1.0), (100, 2.0)])

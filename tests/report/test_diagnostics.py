@@ -8,7 +8,7 @@ import pytest
 
 from report.synthetic_records import CPU, Maker
 from report.synthetic_scores import ScoreMaker, evaluations_of
-from retbench.records.record import Record
+from retbench.records.record import FAULTY_CEILING, Metric, Record
 from retbench.report.diagnostics import (
     absent_sentences,
     disturbance_sentences,
@@ -17,6 +17,7 @@ from retbench.report.diagnostics import (
     missing_sentences,
     noisy_sentences,
 )
+from retbench.report.frames import observations
 from retbench.report.selection import Selection, select
 from retbench.report.sweeps import make_sweeps
 
@@ -135,3 +136,23 @@ def test_what_was_not_asked_of_a_model_is_named_with_its_command(tmp_path: Path)
     assert sentence.startswith("quality: wikitext-103 (whole, 2K) ")
     assert "RetNet 1m seed 1" in sentence
     assert "Run `retbench run quality --profile cpu` again" in sentence
+
+
+def test_a_share_above_one_is_no_share_in_any_round(cpu_records: list[Record]) -> None:
+    cell_id = next(record.cell_id for record in cpu_records if record.workload == "decode")
+    changed = [
+        record.model_copy(
+            update={"metrics": {**record.metrics, "roofline_ratio": Metric(unit="ratio", value=1.5)}}
+        )
+        if record.cell_id == cell_id and record.round == 0
+        else record
+        for record in cpu_records
+    ]
+    assert [sentence for sentence in absent_sentences(changed) if "roofline_ratio" in sentence] == [
+        f"latency: roofline_ratio: {FAULTY_CEILING}."
+    ]
+    shares = [
+        (frame["metric"] == "roofline_ratio").sum() for frame in map(observations, (cpu_records, changed))
+    ]
+    rounds = len({record.round for record in cpu_records})
+    assert shares[0] - shares[1] == rounds > 1

@@ -73,7 +73,7 @@ def _find_backends(device: str) -> Backends:
 def _print_facts(device: str, facts: dict[str, Any], ceilings: "dict[str, Ceilings]") -> None:
     """Print the main facts of the environment in readable units."""
     gpu = facts.get("gpu")
-    bandwidth = max(found.read_bandwidth_bytes_per_s for found in ceilings.values())
+    curve = next(iter(ceilings.values())).read_curve
     rates = {dtype: format_rate(found.matmul_flops_per_s, "FLOP/s") for dtype, found in ceilings.items()}
     rows = {
         "machine": facts["machine"],
@@ -84,7 +84,10 @@ def _print_facts(device: str, facts: dict[str, Any], ceilings: "dict[str, Ceilin
         "threads": str(facts["threads"]),
         **facts["versions"],
         "retbench": facts["code_revision"],
-        "read bandwidth": format_rate(bandwidth, "B/s"),
+        "read bandwidth": ", ".join(
+            f"{format_rate(rate.bytes_per_s, 'B/s')} of {format_bytes(rate.footprint_bytes)}"
+            for rate in curve
+        ),
         **{f"products, {dtype}": rate for dtype, rate in rates.items()},
         **{f"absent: {name}": reason for name, reason in facts["absent"].items()},
     }

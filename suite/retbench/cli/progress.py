@@ -146,7 +146,7 @@ def _view_run(event: RunEvent) -> ShownEvent:
             reason = f": {error}" if error else ""
             text = f"{_place(event)}: {status}{reason}{_time_left(progress, ', ')}"
             text = f"{progress.done}/{progress.total} {text}"
-            return ShownEvent(text, above_bar=status != "ok", activity=_place(event))
+            return ShownEvent(text, above_bar=bool(error), activity=_place(event))
         case events.WorkerEnded(model_name=name, pid=pid, reason=reason):
             return ShownEvent(f"{name}: worker {pid} ended: {reason}", activity="running")
         case events.RunFinished(result=result):

@@ -14,7 +14,7 @@ from retbench.measure import machine
 from retbench.measure.environment import machine_name
 from retbench.papers.papers import find_datasheet
 from retbench.planning.prediction import LONGEST_CONTEXT, StepTime, roofline
-from retbench.records.record import Ceilings
+from retbench.records.record import Ceilings, ReadRate
 from retbench.run.devices import find_device
 
 
@@ -79,10 +79,7 @@ def recorded_target(path: Path, dtype: str | None) -> PredictionTarget:
         )
     newest, _ = choose_conditions(records)
     found = [record.ceilings for record in newest if record.ceilings]
-    ceilings = Ceilings(
-        read_bandwidth_bytes_per_s=median(each.read_bandwidth_bytes_per_s for each in found),
-        matmul_flops_per_s=median(each.matmul_flops_per_s for each in found),
-    )
+    ceilings = _median_ceilings(found)
     key, gpu = set_of(newest[-1]), newest[-1].environment.get("gpu")
     return _bounded(
         title=str(key.machine),
@@ -90,6 +87,24 @@ def recorded_target(path: Path, dtype: str | None) -> PredictionTarget:
         memory_bytes=gpu.get("memory_bytes") if isinstance(gpu, dict) else None,
         ceilings=ceilings,
         dtype=str(key.dtype),
+    )
+
+
+def _median_ceilings(found: Sequence[Ceilings]) -> Ceilings:
+    """Return the medians of the ceilings of several records, of the curve at the sizes that all of them have."""
+    sizes = [{rate.footprint_bytes: rate for rate in each.read_curve} for each in found]
+    shared = sorted(set(sizes[0]).intersection(*sizes[1:]))
+    return Ceilings(
+        read_bandwidth_bytes_per_s=median(each.read_bandwidth_bytes_per_s for each in found),
+        matmul_flops_per_s=median(each.matmul_flops_per_s for each in found),
+        read_curve=tuple(
+            ReadRate(
+                footprint_bytes=size,
+                bytes_per_s=median(each[size].bytes_per_s for each in sizes),
+                kernel=sizes[0][size].kernel,
+            )
+            for size in shared
+        ),
     )
 
 

@@ -1,16 +1,24 @@
 """Ceilings of the roofline: the read bandwidth and the matrix-product rate that a device reaches."""
 
 from collections.abc import Callable
+from itertools import count, takewhile
 
 import torch
+from torch import Tensor
 
-from retbench.measure.clock import check_device, time_steps
+from retbench.measure.clock import capture_graph, check_device, time_steps
 from retbench.measure.limits import free_memory
 from retbench.measure.machine import last_level_cache_bytes
-from retbench.records.record import Ceilings
+from retbench.records.record import Ceilings, ReadRate
 from retbench.units import GIB, MIB
 
-_READ_SAMPLES = 5
+_SMALLEST_FOOTPRINT = 4 * MIB
+_ROW_VALUES = 1024
+"""Values in a row of the matrix of a matrix-vector product."""
+_READ_SAMPLES = 3
+_SAMPLE_BYTES = {"cpu": 16 * MIB, "cuda": 256 * MIB}
+"""Bytes that a timed sample reads at least, in several calls of a kernel: what it takes to call one is not the
+device's. On CUDA they are captured in one graph."""
 _WARMUP_S = {"cpu": 0.0, "cuda": 0.1}
 """Wall time of untimed calls before each series: an idle GPU needs longer than one product to raise its clocks."""
 _MATMUL_SIZES = (256, 512, 1024, 2048, 4096, 8192)
@@ -25,9 +33,8 @@ _MATMUL_SAMPLES = 5
 def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
     """Measure read bandwidth and matrix-product rate of `device`, each as the best of several attempts.
 
-    Read bandwidth includes: reading and summing a buffer of float32 ones once, on PyTorch's present threads. The
-    buffer has 1 GiB on CUDA; on a CPU four times the last-level caches, between 256 MiB and 1 GiB.
-    Excludes: allocation, first touch of a page, writes.
+    Read bandwidth: that of buffers of 4 MiB, 8 MiB and so on, to 1 GiB on CUDA; on a CPU to four times the last-level
+    caches, but at least 256 MiB and at most 512 MiB. See `measure_read_rate`.
     Product rate includes: square products in `dtype` (a multiply-add is two operations), at the best size from 256 to
     8192 whose product does not take too long; in TensorFloat-32 only if the process allows it.
     Excludes: allocation and filling.
@@ -41,12 +48,36 @@ def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
     """
     check_device(device, "ceilings can be measured")
     with torch.inference_mode():
+        curve = _read_curve(device)
         ceilings = Ceilings(
-            read_bandwidth_bytes_per_s=_read_bandwidth(device),
+            read_bandwidth_bytes_per_s=curve[-1].bytes_per_s,
             matmul_flops_per_s=_matmul_rate(device, dtype),
+            read_curve=curve,
         )
     free_memory(device)
     return ceilings
+
+
+@torch.inference_mode()
+def measure_read_rate(device: torch.device, footprint_bytes: int) -> ReadRate:
+    """Measure the read bandwidth of a buffer of one size, which caches of that size may hold.
+
+    Includes: reading float32 ones from end to end by the fastest of four kernels: dot product, matrix-vector product,
+    sum, and copy of one half to the other, whose write counts like a read. On a CPU with PyTorch's present threads.
+    Excludes: allocation, first touch of a page.
+
+    Args:
+        device: `cpu` or `cuda:N`; nothing else may run on it.
+        footprint_bytes: Size; the buffer has the next lower multiple of two rows.
+    """
+    check_device(device, "ceilings can be measured")
+    return _fastest_read(_ones(device, footprint_bytes), footprint_bytes)
+
+
+def largest_footprint(device: torch.device) -> int:
+    """Return the bytes beyond which the read bandwidth no longer depends on the size."""
+    far_beyond_cache = min(max(256 * MIB, 4 * last_level_cache_bytes()), 512 * MIB)
+    return GIB if device.type == "cuda" else far_beyond_cache
 
 
 def _fastest(call: Callable[[], object], device: torch.device, num_samples: int) -> float:
@@ -55,15 +86,60 @@ def _fastest(call: Callable[[], object], device: torch.device, num_samples: int)
     return min(time_steps(call, lambda: None, device=device, warmup_s=warmup_s, min_steps=num_samples))
 
 
-def _read_bandwidth(device: torch.device) -> float:
-    """Return the bytes/s of reading a buffer once, by the faster of two reductions."""
-    far_beyond_cache = min(max(256 * MIB, 4 * last_level_cache_bytes()), GIB)
-    num_bytes = GIB if device.type == "cuda" else far_beyond_cache
-    rows = torch.ones(1024, num_bytes // (4 * 1024), dtype=torch.float32, device=device)
-    # One sum per row needs no second pass over partial sums; a single sum is split more finely. The faster one
-    # depends on the device.
-    reductions: tuple[Callable[[], object], ...] = (lambda: rows.sum(dim=1), rows.sum)
-    return rows.nbytes / min(_fastest(reduction, device, _READ_SAMPLES) for reduction in reductions)
+def _read_curve(device: torch.device) -> tuple[ReadRate, ...]:
+    """Return the read bandwidth by size, in steps of two."""
+    largest = largest_footprint(device)
+    values = _ones(device, largest)
+    sizes = [
+        *takewhile(lambda size: size < largest, (_SMALLEST_FOOTPRINT << step for step in count())),
+        largest,
+    ]
+    return tuple(_fastest_read(values[: size // values.itemsize], size) for size in sizes)
+
+
+def _ones(device: torch.device, footprint_bytes: int) -> Tensor:
+    """Return a buffer of float32 ones of whole pairs of rows."""
+    pair_bytes = 2 * _ROW_VALUES * torch.float32.itemsize
+    num_pairs = max(1, footprint_bytes // pair_bytes)
+    return torch.ones(num_pairs * 2 * _ROW_VALUES, dtype=torch.float32, device=device)
+
+
+def _fastest_read(values: Tensor, footprint_bytes: int) -> ReadRate:
+    """Return the read bandwidth of a buffer by the fastest of the kernels that read it."""
+    calls = max(1, _SAMPLE_BYTES[values.device.type] // values.nbytes)
+    rates = {
+        name: calls
+        * values.nbytes
+        / _fastest(_repeated(kernel, calls, values.device), values.device, _READ_SAMPLES)
+        for name, kernel in _read_kernels(values).items()
+    }
+    best = max(rates, key=rates.__getitem__)
+    return ReadRate(footprint_bytes=footprint_bytes, bytes_per_s=rates[best], kernel=best)
+
+
+def _read_kernels(values: Tensor) -> dict[str, Callable[[], object]]:
+    """Return calls that each read every value once; the fastest depends on device and size."""
+    first, second = values.chunk(2)
+    rows = values.view(-1, _ROW_VALUES)
+    vector, product = values.new_ones(_ROW_VALUES), values.new_empty(len(rows))
+    total = values.new_empty(())
+    return {
+        "dot": lambda: torch.dot(first, second, out=total),
+        "matrix-vector product": lambda: torch.mv(rows, vector, out=product),
+        # One sum for each row needs no second pass over partial sums.
+        "sum": lambda: torch.sum(rows, dim=1, out=product),
+        "copy": lambda: first.copy_(second),
+    }
+
+
+def _repeated(kernel: Callable[[], object], calls: int, device: torch.device) -> Callable[[], object]:
+    """Return several calls of a kernel as one; on CUDA as one graph, which the host does not delay."""
+
+    def run() -> None:
+        for _ in range(calls):
+            kernel()
+
+    return capture_graph(run, device=device) if device.type == "cuda" else run
 
 
 def _matmul_rate(device: torch.device, dtype: torch.dtype) -> float:

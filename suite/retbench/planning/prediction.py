@@ -29,7 +29,7 @@ def roofline(ceilings: Ceilings, dtype: str) -> StepTime:
     def step_seconds(model: ModelConfig, batch_size: int, context_len: int) -> float:
         num_bytes = costs.decode_bytes(model, dtype, batch_size, context_len)
         flops = costs.decode_flops(model, batch_size, context_len)
-        return max(num_bytes / ceilings.read_bandwidth_bytes_per_s, flops / ceilings.matmul_flops_per_s)
+        return max(num_bytes / ceilings.read_bytes_per_s(num_bytes), flops / ceilings.matmul_flops_per_s)
 
     return step_seconds
 

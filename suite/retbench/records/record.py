@@ -3,9 +3,12 @@
 `record.schema.json` in this folder holds the JSON Schema of a record; a test keeps the two equal.
 """
 
+from bisect import bisect_left
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal
+from itertools import pairwise
+from math import log
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -19,15 +22,18 @@ from pydantic import (
 from pydantic.json_schema import GenerateJsonSchema
 from typing_extensions import TypeAliasType
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
-READABLE_VERSIONS = (1, 2, 3)
+READABLE_VERSIONS = (1, 2, 3, 4)
 """Schema versions that are read, each as one of this version.
 
 1: without quality. 2: with `pair_id`, which depended on the other models of the experiment. 3: without it; the
 environment identifies the hardware (`node_id`, `gpu_uuid`) and the code of model and workload (`model_code`,
-`workload_code`).
+`workload_code`). 4: with `read_curve` of the ceilings.
 """
+
+SAME_MEANING_SINCE = 3
+"""Schema version since which every metric that is compared means the same."""
 
 Protocol = Literal["whole", "strided", "last"]
 """Protocol by which documents are given to a model for their perplexity.
@@ -40,6 +46,14 @@ last: chunks of `CHUNK_LEN` tokens, the last `SCORED_LEN` of each scored by a mo
 """
 
 Status = Literal["ok", "oom", "timeout", "failed", "gate_failed", "unsupported"]
+
+SHARES = ("roofline_ratio", "bandwidth_ratio")
+"""Metrics that are shares of a measured ceiling."""
+
+FAULTY_CEILING = (
+    "it was faster than the device was measured to allow, so the ceiling is at fault and no share is given"
+)
+"""Why a share is absent."""
 
 NONFINITE = ("NaN", "Infinity", "-Infinity")
 """Strings that stand for an error that is not finite, which JSON has no number for."""
@@ -189,12 +203,58 @@ class Gate(Part):
     checks: tuple[GateCheck, ...]
 
 
+class ReadRate(Part):
+    """The read bandwidth of a buffer of one size."""
+
+    footprint_bytes: Size
+    bytes_per_s: Positive
+    kernel: Name
+    """The fastest of the kernels that were tried."""
+
+
 class Ceilings(Part):
     """Performance that the device reached in the same process, just before the cells were measured."""
 
     read_bandwidth_bytes_per_s: Positive
+    """Of a buffer far beyond the caches."""
     matmul_flops_per_s: Positive
     """FLOP/s of matrix products in the dtype of the cell."""
+    read_curve: tuple[ReadRate, ...] = ()
+    """By size, the smallest first. Empty in records that have one bandwidth for every size."""
+
+    @model_validator(mode="after")
+    def _sizes_grow(self) -> Self:
+        sizes = [rate.footprint_bytes for rate in self.read_curve]
+        if any(below >= above for below, above in pairwise(sizes)):
+            raise ValueError(
+                f"read_curve has the sizes {sizes}, and each must be larger than the one before it"
+            )
+        return self
+
+    def read_bytes_per_s(self, footprint_bytes: float) -> float:
+        """Return the read bandwidth at a footprint, between two sizes on a line over the logarithm of the size.
+
+        Below the smallest size and above the largest it is theirs; without a curve it is one for every size.
+        """
+        curve = self.read_curve
+        index = bisect_left(curve, footprint_bytes, key=lambda one: one.footprint_bytes)
+        if not curve or index == len(curve):
+            return curve[-1].bytes_per_s if curve else self.read_bandwidth_bytes_per_s
+        above, below = curve[index], curve[max(0, index - 1)]
+        if above.footprint_bytes <= footprint_bytes or index == 0:
+            return above.bytes_per_s
+        share = log(footprint_bytes / below.footprint_bytes) / log(
+            above.footprint_bytes / below.footprint_bytes
+        )
+        return (1 - share) * below.bytes_per_s + share * above.bytes_per_s
+
+    def with_rate(self, rate: ReadRate) -> "Ceilings":
+        """Return the same with one more size, unless the curve is as high there: a ceiling is the best attempt."""
+        if rate.bytes_per_s <= self.read_bytes_per_s(rate.footprint_bytes):
+            return self
+        others = [one for one in self.read_curve if one.footprint_bytes != rate.footprint_bytes]
+        curve = sorted([*others, rate], key=lambda one: one.footprint_bytes)
+        return self.model_copy(update={"read_curve": tuple(curve)})
 
 
 class Record(Part):

@@ -11,7 +11,7 @@ from itertools import product
 from statistics import median
 from typing import Any
 
-from retbench.records.record import Record, computing_versions
+from retbench.records.record import SAME_MEANING_SINCE, Record, computing_versions
 from retbench.regress.items import MeasurementPoint
 from retbench.regress.record_sets import RecordSet, point_of
 from retbench.report.diagnostics import excessive_load, has_company, number_at, was_held_down
@@ -52,7 +52,7 @@ def comparability_keys(record: Record) -> dict[str, str]:
     variables = _mapping(environment.get("variables"))
     gpu = _mapping(environment.get("gpu"))
     tree: dict[str, Any] = {
-        "schema": record.schema_version,
+        "schema": min(record.schema_version, SAME_MEANING_SINCE),
         "settings": record.settings,
         "ran": {key: value for key, value in record.backend.items() if key not in _COUNTS | _STATISTICS},
         "model": {"architecture": record.model.architecture, **record.model.config},

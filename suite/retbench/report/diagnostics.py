@@ -6,8 +6,9 @@ from typing import Any
 import pandas as pd
 
 from retbench.config.experiment import list_experiments
-from retbench.records.record import Record
+from retbench.records.record import FAULTY_CEILING, Record
 from retbench.report.evaluations import Evaluations
+from retbench.report.frames import faulty_shares
 from retbench.report.points import instance_of, measures_cost, task_point_of
 from retbench.report.sweeps import CostSweep
 from retbench.report.wording import describe_status, section_title
@@ -138,13 +139,15 @@ def number_at(facts: object, *names: str) -> float | None:
 
 def absent_sentences(records: Sequence[Record]) -> list[str]:
     """Return one sentence per metric that is not available here, with the reason."""
-    return sorted(
-        {
-            f"{record.experiment}: {metric}: {reason}."
-            for record in records
-            for metric, reason in record.absent.items()
-        }
-    )
+    reasons = {
+        (record.experiment, metric, reason)
+        for record in records
+        for metric, reason in {
+            **record.absent,
+            **dict.fromkeys(faulty_shares(record), FAULTY_CEILING),
+        }.items()
+    }
+    return sorted(f"{experiment}: {metric}: {reason}." for experiment, metric, reason in reasons)
 
 
 def failure_table(records: Sequence[Record]) -> pd.DataFrame:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import pandas as pd
 
 from retbench.errors import RecordError
-from retbench.records.record import Documents, Record, computing_versions
+from retbench.records.record import FAULTY_CEILING, SHARES, Documents, Record, computing_versions
 from retbench.records.store import read_files, visible
 
 Value = TypeVar("Value")
@@ -189,18 +189,32 @@ def _rank(record: Record, begun: Mapping[str, datetime]) -> tuple[bool, datetime
     return record.status == "ok", begun[record.run_id]
 
 
+def faulty_shares(record: Record) -> list[str]:
+    """Return the shares of ceilings that are above 1 in a record, or absent because they were.
+
+    The other rounds of the same cell then have none either: those in which the ceiling happened to be higher would
+    stand for all.
+    """
+    return [
+        name
+        for name in SHARES
+        if record.absent.get(name) == FAULTY_CEILING
+        or (name in record.metrics and record.metrics[name].value > 1)
+    ]
+
+
 def observations(records: Sequence[Record]) -> pd.DataFrame:
     """Return one row per record and metric; a record without a metric has one row with its status.
 
     Returns:
         Columns `OBSERVATION_COLUMNS`, with their types also without rows.
     """
+    faulty = {(record.cell_id, share) for record in records for share in faulty_shares(record)}
     rows: list[tuple[object, ...]] = []
     for record in records:
         words = (record.experiment, record.workload, record.status, record.error, record.model.name)
         cell = (*words, session_of(record), record.point.batch_size, record.point.context_len, record.round)
         metrics = record.metrics.items() if record.status == "ok" else ()
-        rows += [(*cell, name, metric.unit, metric.value) for name, metric in metrics] or [
-            (*cell, *[None] * 3)
-        ]
+        sound = [(name, metric) for name, metric in metrics if (record.cell_id, name) not in faulty]
+        rows += [(*cell, name, metric.unit, metric.value) for name, metric in sound] or [(*cell, *[None] * 3)]
     return pd.DataFrame(rows, columns=list(OBSERVATION_COLUMNS)).astype(OBSERVATION_COLUMNS)

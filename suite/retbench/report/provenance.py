@@ -5,12 +5,13 @@ Each table is a frame of text with a column per model; where the models differ, 
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from statistics import median
 from typing import Any
 
 import pandas as pd
 
 from retbench.architectures.recorded import config_facts
-from retbench.records.record import Record
+from retbench.records.record import ReadRate, Record
 from retbench.report.frames import set_of, started
 from retbench.report.points import Lineup
 from retbench.report.wording import bind_units, device_name
@@ -182,9 +183,27 @@ def environment_table(records: Sequence[Record]) -> pd.DataFrame:
         bandwidths = [ceiling.read_bandwidth_bytes_per_s for ceiling in ceilings]
         products = [ceiling.matmul_flops_per_s for ceiling in ceilings]
         rows.append(["measured read bandwidth", _range(bandwidths, lambda value: format_rate(value, "B/s"))])
+        curves = [ceiling.read_curve for ceiling in ceilings]
+        rows.append(["read bandwidth by size", _by_size(curves)])
         rows.append(["measured matrix product", _range(products, lambda value: format_rate(value, "FLOP/s"))])
     rows += [[name, _changing(name, values)] for name, values in facts.items()]
     return pd.DataFrame(rows, columns=["fact", "value"])
+
+
+def _by_size(curves: Sequence[Sequence[ReadRate]]) -> str:
+    """Return the median bandwidth of each size that all curves have; in words what records without one compare with."""
+    measured = [{rate.footprint_bytes: rate.bytes_per_s for rate in curve} for curve in curves if curve]
+    sizes = sorted(set(measured[0]).intersection(*measured[1:])) if measured else []
+    found = [
+        f"{format_rate(median(each[size] for each in measured), 'B/s')} of {format_bytes(size)}"
+        for size in sizes
+    ]
+    without = len(curves) - len(measured)
+    if without:
+        found.append(
+            f"{without} of {len(curves)} records have one bandwidth for every size, far beyond the caches"
+        )
+    return ", ".join(found)
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, object]]:

@@ -125,6 +125,7 @@ class Done(Strict):
     index: int
     status: Status
     error: str | None = None
+    """Why it failed; or what is at fault about a measurement that succeeded."""
 
 
 class Measured(Strict):

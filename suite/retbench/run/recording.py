@@ -65,7 +65,7 @@ def make_record(
         },
         backend=outcome.found.backend,
         environment={**surroundings.environment, **code_of_cell(cell), **outcome.device_facts},
-        ceilings=surroundings.ceilings,
+        ceilings=outcome.found.ceilings or surroundings.ceilings,
         gate=surroundings.gate,
         metrics=outcome.found.metrics,
         series=outcome.found.series,

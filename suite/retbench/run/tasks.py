@@ -24,7 +24,7 @@ from retbench.models.decoder import Decoder
 from retbench.models.equivalence import LENGTHS, check_equivalence
 from retbench.planning.cells import Settings
 from retbench.records.documents import write_documents
-from retbench.records.record import Gate, Status, utc_now
+from retbench.records.record import FAULTY_CEILING, Gate, Status, utc_now
 from retbench.records.store import append_record
 from retbench.run.protocol import (
     CELL_MARK,
@@ -226,7 +226,8 @@ def _measure(
         context = Context(cell, model, device, ceilings, _store(job), job.data_dir, CellProgress(send))
         outcome = _measure_cell(context, job.records_path)
         append_record(job.records_path, make_record(job.run, cell, request.round, outcome, surroundings))
-        send(Done(index=request.index, status=outcome.status, error=outcome.error))
+        faulty = FAULTY_CEILING if FAULTY_CEILING in outcome.found.absent.values() else None
+        send(Done(index=request.index, status=outcome.status, error=outcome.error or faulty))
         if _spoils(outcome.status, settings):
             return
         free_memory(device)

@@ -2,13 +2,16 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from retbench.data import text
 from retbench.evaluation import PassProgress, ignore_progress
+from retbench.measure.ceilings import largest_footprint, measure_read_rate
 from retbench.measure.clock import time_steps
+from retbench.measure.limits import try_in_memory
 from retbench.measure.memory import MemoryUse, measure_memory
 from retbench.measure.nvml import DriverUnavailableError
 from retbench.measure.power import measure_energy
@@ -97,6 +100,15 @@ class Context:
         found = {name: counted(value) for name, value in peaks.items() if value is not None}
         absent = dict.fromkeys(peaks.keys() - found.keys(), "the device is a CPU")
         return use, Measurement(found, absent=absent)
+
+    def ceilings_at(self, footprint_bytes: int) -> Ceilings:
+        """Return the ceilings with the read bandwidth at the footprint of what was just timed, measured now.
+
+        A machine that others share changes within minutes, and a cache of any size lies between two points of a curve.
+        """
+        size = min(footprint_bytes, largest_footprint(self.device))
+        rate = try_in_memory(partial(measure_read_rate, self.device, size), self.device)
+        return self.ceilings if rate is None else self.ceilings.with_rate(rate)
 
     @property
     def weight_bytes(self) -> int:

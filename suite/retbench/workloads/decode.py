@@ -43,19 +43,23 @@ def measure(context: "Context") -> Measurement:
     samples = time_steps(
         step, advance, device=context.device, warmup_s=settings.warmup_s, min_steps=settings.min_steps
     )
-    timed = metrics.decode_metrics(context.cell, samples, context.ceilings)
+    ceilings = context.ceilings_at(metrics.decode_bytes(context.cell))
+    timed = metrics.decode_metrics(context.cell, samples, ceilings)
 
     def decode_on() -> None:
         """Decode one more token at the same depth; the values of a retention state evolve from token to token."""
         state.rewind(depth)
         step()
 
-    energy = context.measure_energy(decode_on, step_s=timed["tpot_s"].value, tokens_per_step=point.batch_size)
+    energy = context.measure_energy(
+        decode_on, step_s=timed.metrics["tpot_s"].value, tokens_per_step=point.batch_size
+    )
     notes |= {**step_notes, "timed_steps": len(samples), **energy.backend}
     return Measurement(
-        metrics={**timed, **energy.metrics},
-        absent=energy.absent,
+        metrics={**timed.metrics, **energy.metrics},
+        absent={**timed.absent, **energy.absent},
         backend=context.backend_with(notes, state),
+        ceilings=ceilings,
     )
 
 

@@ -1,15 +1,16 @@
 """Arithmetic of the workloads, without torch: metrics of a cell from its samples, and estimates of its time."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from statistics import median
 
 from retbench.architectures import costs
 from retbench.measure.power import UPDATE_S, WINDOW_S, EnergyUse
 from retbench.planning.cells import Cell, Settings
 from retbench.planning.prediction import roofline
-from retbench.records.record import Ceilings, Metric
+from retbench.records.record import FAULTY_CEILING, Ceilings, Metric
 from retbench.units import tokens_per_second
-from retbench.workloads.workload import MetricSpec
+from retbench.workloads.workload import Measurement, MetricSpec
 
 ENERGY_METRICS = ("energy_per_token_j", "power_w")
 """Metrics that `energy_metrics` returns, and that are absent without an energy counter."""
@@ -50,7 +51,7 @@ def counted(num_bytes: int) -> Metric:
     return Metric(unit="bytes", value=num_bytes)
 
 
-def decode_metrics(cell: Cell, samples: Sequence[float], ceilings: Ceilings) -> dict[str, Metric]:
+def decode_metrics(cell: Cell, samples: Sequence[float], ceilings: Ceilings) -> Measurement:
     """Return the metrics of decode steps at one depth.
 
     Args:
@@ -59,11 +60,29 @@ def decode_metrics(cell: Cell, samples: Sequence[float], ceilings: Ceilings) -> 
         ceilings: Bandwidth and FLOP/s that the device reached.
     """
     batch, depth = cell.point.batch_size, cell.point.context_len
-    num_bytes = costs.decode_bytes(cell.model, cell.settings.dtype, batch, depth)
-    flops = costs.decode_flops(cell.model, batch, depth)
+    num_bytes, flops = decode_bytes(cell), costs.decode_flops(cell.model, batch, depth)
     found = _of_calls("tpot_s", "step", samples, batch, flops, num_bytes, ceilings)
-    bandwidth = num_bytes / ceilings.read_bandwidth_bytes_per_s / found["tpot_s"].value
-    return {**found, "bandwidth_ratio": Metric(unit="ratio", value=bandwidth)}
+    at_best_s = num_bytes / ceilings.read_bytes_per_s(num_bytes)
+    return with_shares(found, {"bandwidth_ratio": at_best_s / found.metrics["tpot_s"].value})
+
+
+def decode_bytes(cell: Cell) -> int:
+    """Return the bytes that a decode step of a cell must move."""
+    point = cell.point
+    return costs.decode_bytes(cell.model, cell.settings.dtype, point.batch_size, point.context_len)
+
+
+def prefill_bytes(cell: Cell) -> int:
+    """Return the bytes that the prompts of a cell must move."""
+    point = cell.point
+    return costs.prefill_bytes(cell.model, cell.settings.dtype, point.batch_size, point.context_len)
+
+
+def with_shares(found: Measurement, shares: Mapping[str, float]) -> Measurement:
+    """Add shares of ceilings to what was measured; one above 1 is absent, because its ceiling is none."""
+    sound = {name: Metric(unit="ratio", value=share) for name, share in shares.items() if share <= 1}
+    faulty = dict.fromkeys(shares.keys() - sound.keys(), FAULTY_CEILING)
+    return replace(found, metrics={**found.metrics, **sound}, absent={**found.absent, **faulty})
 
 
 def prefill_flops(cell: Cell, batch_size: int, context_len: int) -> int:
@@ -71,7 +90,7 @@ def prefill_flops(cell: Cell, batch_size: int, context_len: int) -> int:
     return costs.prefill_flops(cell.model, batch_size, context_len, cell.backend, cell.chunk_size)
 
 
-def prefill_metrics(cell: Cell, samples: Sequence[float], ceilings: Ceilings) -> dict[str, Metric]:
+def prefill_metrics(cell: Cell, samples: Sequence[float], ceilings: Ceilings) -> Measurement:
     """Return the metrics of whole prompts.
 
     Args:
@@ -80,9 +99,8 @@ def prefill_metrics(cell: Cell, samples: Sequence[float], ceilings: Ceilings) ->
         ceilings: Bandwidth and FLOP/s that the device reached.
     """
     batch, length = cell.point.batch_size, cell.point.context_len
-    num_bytes = costs.prefill_bytes(cell.model, cell.settings.dtype, batch, length)
     flops = prefill_flops(cell, batch, length)
-    return _of_calls("ttft_s", "call", samples, batch * length, flops, num_bytes, ceilings)
+    return _of_calls("ttft_s", "call", samples, batch * length, flops, prefill_bytes(cell), ceilings)
 
 
 def _of_calls(
@@ -93,22 +111,21 @@ def _of_calls(
     flops: int,
     num_bytes: int | None,
     ceilings: Ceilings,
-) -> dict[str, Metric]:
+) -> Measurement:
     """Return the metrics of timed calls: the time `name`, tokens per second, work per call, and share of the roofline.
 
     Without `num_bytes`, the roofline is that of the FLOPs alone.
     """
     seconds = timed(samples)
-    at_best_s = max(
-        (num_bytes or 0) / ceilings.read_bandwidth_bytes_per_s, flops / ceilings.matmul_flops_per_s
-    )
-    return {
+    moved_s = num_bytes / ceilings.read_bytes_per_s(num_bytes) if num_bytes else 0.0
+    at_best_s = max(moved_s, flops / ceilings.matmul_flops_per_s)
+    found = {
         name: seconds,
         "tokens_per_s": Metric(unit="tokens/s", value=tokens_per_second(num_tokens, seconds.value)),
         **({} if num_bytes is None else {f"bytes_per_{call}": counted(num_bytes)}),
         f"flops_per_{call}": Metric(unit="FLOP", value=flops),
-        "roofline_ratio": Metric(unit="ratio", value=at_best_s / seconds.value),
     }
+    return with_shares(Measurement(found), {"roofline_ratio": at_best_s / seconds.value})
 
 
 def energy_metrics(use: EnergyUse, tokens_per_step: int) -> dict[str, Metric]:
@@ -132,7 +149,7 @@ def training_flops(cell: Cell) -> int:
     )
 
 
-def training_metrics(cell: Cell, samples: Sequence[float], ceilings: Ceilings) -> dict[str, Metric]:
+def training_metrics(cell: Cell, samples: Sequence[float], ceilings: Ceilings) -> Measurement:
     """Return the metrics of training steps.
 
     Args:

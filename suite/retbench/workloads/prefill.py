@@ -27,19 +27,22 @@ def measure(context: "Context") -> Measurement:
 
     context.reset_backend_log()
     samples = context.time_calls(prefill, rewind)
-    timed = metrics.prefill_metrics(context.cell, samples, context.ceilings)
+    ceilings = context.ceilings_at(metrics.prefill_bytes(context.cell))
+    timed = metrics.prefill_metrics(context.cell, samples, ceilings)
 
     def prefill_anew() -> None:
         rewind()
         prefill()
 
     num_tokens = point.batch_size * point.context_len
-    energy = context.measure_energy(prefill_anew, step_s=timed["ttft_s"].value, tokens_per_step=num_tokens)
+    call_s = timed.metrics["ttft_s"].value
+    energy = context.measure_energy(prefill_anew, step_s=call_s, tokens_per_step=num_tokens)
     notes = {"cuda_graph": False, "compile": False, "timed_calls": len(samples), **energy.backend}
     return Measurement(
-        metrics={**timed, **energy.metrics},
-        absent=energy.absent,
+        metrics={**timed.metrics, **energy.metrics},
+        absent={**timed.absent, **energy.absent},
         backend=context.backend_with(notes, state),
+        ceilings=ceilings,
     )
 
 

@@ -46,9 +46,10 @@ def measure(context: "Context") -> Measurement:
         step()  # what is allocated once and kept is allocated here: the optimiser's averages, libraries' workspaces
         memory = _measure_step_memory(context, optimizer, step)
         samples = context.time_calls(step)
+    timed = metrics.training_metrics(context.cell, samples, context.ceilings)
     return Measurement(
-        metrics={**metrics.training_metrics(context.cell, samples, context.ceilings), **memory.metrics},
-        absent=memory.absent,
+        metrics={**timed.metrics, **memory.metrics},
+        absent={**timed.absent, **memory.absent},
         backend={
             "training": "+".join(sorted(set(model.executed_backends().values()))),
             "optimizer": "AdamW, fused, learning rate 0",

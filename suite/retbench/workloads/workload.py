@@ -38,6 +38,8 @@ class Measurement:
         documents: Results of single documents, where quality is measured.
         absent: Metrics that are not defined here, each with the reason.
         backend: The executed backend, as the code that ran reports it.
+        ceilings: Those of the process, with the read bandwidth at the footprint of what was measured; None where
+            nothing was added to them.
     """
 
     metrics: dict[str, Metric]
@@ -45,6 +47,7 @@ class Measurement:
     documents: tuple[dict[str, Any], ...] = ()
     absent: dict[str, str] = field(default_factory=dict)
     backend: Notes = field(default_factory=dict)
+    ceilings: Ceilings | None = None
 
 
 @dataclass(frozen=True)
