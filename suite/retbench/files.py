@@ -18,6 +18,12 @@ DRAFT = ".draft-"
 """Prefix of a name while it is being written; a process that was killed leaves it behind, the next one removes it."""
 
 
+def cache_dir() -> Path:
+    """Return the folder of what can be made again: RETBENCH_CACHE, else ~/.cache/retbench; it need not exist yet."""
+    given = os.environ.get("RETBENCH_CACHE")
+    return Path(given).expanduser() if given else Path.home() / ".cache" / "retbench"
+
+
 def check_writable(folder: Path, option: str) -> None:
     """Check that a folder can hold files, before time is spent on its content; leave nothing behind.
 

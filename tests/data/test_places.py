@@ -2,8 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from retbench.data.places import cache_dir, data_folder, find
+from retbench.data.places import data_folder, find
 from retbench.errors import ConfigError
+from retbench.files import cache_dir
 
 
 def test_the_cache_is_that_of_the_environment_or_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from retbench.errors import UnsupportedError
-from retbench.measure.compiled import compile_step
+from retbench.measure.compiled import compile_step, is_recompile
 
 # What inductor loads still uses torch.jit.script.
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
@@ -33,15 +33,26 @@ def test_a_compiled_step_gives_what_the_step_gives_and_moves_what_it_moves() -> 
 
 @torch.inference_mode()
 def test_a_step_that_depends_on_what_has_changed_is_not_compiled_anew_in_silence() -> None:
-    x, seen = torch.randn(4), {"times": 0}
+    x, seen = torch.randn(4), {"name": "sin"}
 
     def step() -> torch.Tensor:
-        seen["times"] += 1
-        return x * seen["times"]
+        return getattr(x, seen["name"])()
 
     compiled = compile_step(step)
-    with pytest.raises(RuntimeError, match="recompile"):
+    seen["name"] = "cos"
+    with pytest.raises(RuntimeError, match="recompile") as caught:
         compiled.run()
+    assert is_recompile(caught.value)
+
+
+@torch.inference_mode()
+def test_integers_and_sizes_that_change_need_no_other_code() -> None:
+    def step(x: torch.Tensor, start: int) -> torch.Tensor:
+        return x[:start].sum() * start
+
+    compiled = compile_step(step, torch.ones(7), 5)
+    assert float(compiled.first) == 25
+    assert float(compiled.run(torch.ones(90), 80)) == 6400
 
 
 @torch.inference_mode()

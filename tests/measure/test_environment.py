@@ -153,3 +153,23 @@ def test_in_a_checkout_the_commit_is_recorded(described: dict[str, Any]) -> None
     assert (
         described.get("git_commit", "").removesuffix("-dirty") == head or "git_commit" in described["absent"]
     )
+
+
+def test_what_compilation_lacks_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert environment.missing_for_compilation() == "there is no C++ compiler 'no-such-compiler'"
+    monkeypatch.setenv("CXX", sys.executable)  # any program
+    monkeypatch.setattr(environment.sysconfig, "get_path", lambda name: str(tmp_path))
+    assert environment.missing_for_compilation() == f"Python's headers are not in {tmp_path}"
+    (tmp_path / "Python.h").touch()
+    assert environment.missing_for_compilation() is None
+
+
+def test_compiled_code_is_kept_in_the_cache_folder_unless_another_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    monkeypatch.setenv("RETBENCH_CACHE", str(tmp_path))
+    assert environment.worker_environment(1)["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "compiled")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/elsewhere")
+    assert environment.worker_environment(1)["TORCHINDUCTOR_CACHE_DIR"] == "/elsewhere"

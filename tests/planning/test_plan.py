@@ -66,6 +66,36 @@ def test_compiling_is_a_setting_that_the_command_line_wins(
     assert shlex.split(found.command)[-1] == flag
 
 
+@pytest.mark.parametrize(
+    ("missing", "compiles", "words"),
+    [
+        (None, True, "compiled with torch.compile"),
+        ("there is no g++", False, "eagerly, because there is no g++"),
+    ],
+)
+def test_a_profile_may_leave_compilation_to_the_machine(
+    tiny_experiment: Path, monkeypatch: pytest.MonkeyPatch, missing: str | None, compiles: bool, words: str
+) -> None:
+    monkeypatch.setattr(plan, "missing_for_compilation", lambda: missing)
+    found = make(tiny_experiment, overrides=["compile=auto"])
+    assert found.settings.compile is compiles
+    assert words in (found.note or "")
+    assert found.command.endswith("--compile" if compiles else "--no-compile")
+    asked = make(tiny_experiment, overrides=["compile=auto"], compiled=not compiles)
+    assert (asked.settings.compile, asked.note) == (not compiles, None)
+
+
+def test_compiled_and_eager_cells_are_never_the_same(tiny_experiment: Path) -> None:
+    eager, compiled = (make(tiny_experiment, compiled=each).cells for each in (False, True))
+    assert not {cell.cell_id for cell in eager} & {cell.cell_id for cell in compiled}
+
+
+def test_the_cpu_profile_of_latency_compiles_where_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "missing_for_compilation", lambda: None)
+    assert make("latency", profile="cpu").settings.compile
+    assert not make("latency", profile="smoke").settings.compile
+
+
 @pytest.mark.parametrize("changes", [{"compiled": True}, {"overrides": ["compile=true"]}])
 def test_compiling_where_nothing_decodes_is_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"none of its workloads \(memory\) is 'decode'"):

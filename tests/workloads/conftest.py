@@ -10,6 +10,7 @@ from retbench.architectures.matching import resolve_model
 from retbench.architectures.retnet import RetNetSpec
 from retbench.architectures.transformer import TransformerSpec
 from retbench.models.build import build_model
+from retbench.models.compiled import StepCompiler
 from retbench.planning.cells import Cell, Settings, model_under_test
 from retbench.records.record import Ceilings, Point
 from retbench.workloads.context import Context
@@ -61,6 +62,6 @@ def context_of(store: StateStore) -> Callable[[Cell], Context]:
             backend=cell.backend,
             chunk_size=cell.chunk_size,
         )
-        return Context(cell, model, device, CEILINGS, store)
+        return Context(cell, model, device, CEILINGS, store, StepCompiler(model))
 
     return make

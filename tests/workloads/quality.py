@@ -9,6 +9,7 @@ import torch
 from retbench.architectures.matching import resolve_model
 from retbench.data.tokenizers import load_tokenizer
 from retbench.models.build import build_model
+from retbench.models.compiled import StepCompiler
 from retbench.planning.cells import Cell, Evaluation, Settings, model_under_test
 from retbench.records.record import Point
 from retbench.workloads.context import Context
@@ -52,4 +53,4 @@ def make_context(
         chunk_size=cell.chunk_size,
     )
     store = StateStore(folder / "states", "0.1.0+src.test")
-    return Context(cell, model, torch.device("cpu"), CEILINGS, store, data_dir=folder)
+    return Context(cell, model, torch.device("cpu"), CEILINGS, store, StepCompiler(model), data_dir=folder)

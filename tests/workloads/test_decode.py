@@ -117,34 +117,45 @@ def test_a_compiled_step_is_held_against_the_eager_one(context_of: Make, name: s
 def test_a_compiled_step_that_computes_something_else_is_not_timed(
     context_of: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def miscompile(step: Callable[[], torch.Tensor]) -> Compiled[torch.Tensor]:
-        return Compiled(step, 1.1 * step(), 0.0)
+    def miscompile(
+        step: Callable[..., torch.Tensor], *inputs: object, packs_weights: bool
+    ) -> Compiled[torch.Tensor]:
+        def run(*given: object) -> torch.Tensor:
+            return 1.1 * step(*given)
 
-    monkeypatch.setattr("retbench.measure.compiled.compile_step", miscompile)
+        return Compiled(run, run(*inputs), 0.0)
+
+    monkeypatch.setattr("retbench.models.compiled.compile_step", miscompile)
     with pytest.raises(GateError, match=r"compiled decode step differs .* limit 0\.001"):
         decode.measure(ready(context_of(compiling("retnet", 64))))
 
 
-def test_no_state_is_copied_between_the_untimed_compiled_step_and_the_timed_one(
-    context_of: Make, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", ["retnet", "transformer"])
+@pytest.mark.parametrize("stale", [False, True])
+def test_a_replayed_graph_is_held_against_the_eager_step(
+    context_of: Make, monkeypatch: pytest.MonkeyPatch, name: str, stale: bool
 ) -> None:
-    monkeypatch.setattr("retbench.measure.compiled.compile_step", lambda step: Compiled(step, step(), 0.0))
-    context = ready(context_of(compiling("retnet", 64)))
-    seen: list[torch.Tensor] = []
-    forward = context.model.forward
+    def capture(
+        step: Callable[[], object], *, device: torch.device, before: Callable[[], object]
+    ) -> Callable[[], object]:
+        before()
+        step()
+        return (lambda: None) if stale else step
 
-    def spy(tokens: torch.Tensor, state: DecoderState | None = None, **options: bool) -> torch.Tensor:
-        if state is not None and state.position == 64:
-            seen.append(state.tensors()["layers.0.values"].clone())
-        return forward(tokens, state, **options)
-
-    context.model.forward = spy  # type: ignore[method-assign]
-    decode.measure(context)
-    untimed, timed = seen[2::2], seen[3::2]  # behind the eager step and that which was compiled
-    assert len(untimed) == len(timed) == 4 + 1  # the samples and one step to warm up
-    assert all(torch.equal(one, untimed[0]) for one in untimed)
-    assert all(torch.equal(one, timed[0]) for one in timed)
-    assert not torch.equal(untimed[0], timed[0])  # it went on from where the untimed step had left it
+    monkeypatch.setattr("retbench.measure.clock.capture_graph", capture)
+    cell = make_cell(name, "decode", 64)
+    settings = cell.settings.model_copy(update={"cuda_graph": True})
+    context = ready(context_of(cell.model_copy(update={"settings": settings})))
+    if stale:
+        with torch.no_grad():  # the logits that stay are those of the capture
+            monkeypatch.setattr(
+                "retbench.models.equivalence.relative_error",
+                lambda found, eager: 0.25 * float(found is not eager),
+            )
+        with pytest.raises(GateError, match=r"replayed decode step differs .* by 0\.25"):
+            decode.measure(context)
+    else:
+        assert decode.measure(context).backend["cuda_graph_error"] == 0
 
 
 @pytest.mark.gpu
@@ -161,7 +172,9 @@ def test_captured_steps_leave_the_state_that_eager_steps_do(
         cell = make_cell(name, "decode", 64)
         settings = cell.settings.model_copy(update={"device": "cuda:0", "cuda_graph": cuda_graph})
         made = context_of(cell.model_copy(update={"settings": settings}))
-        context = ready(Context(made.cell, made.model.to(device), device, made.ceilings, made.states))
+        context = ready(
+            Context(made.cell, made.model.to(device), device, made.ceilings, made.states, made.compiler)
+        )
         states = keep_states(context, monkeypatch)
         found = decode.measure(context)
         assert found.backend["cuda_graph"] is cuda_graph

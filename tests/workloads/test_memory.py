@@ -48,7 +48,7 @@ def test_a_gpus_allocator_holds_what_the_closed_forms_say(context_of: Make, name
     device = torch.device("cuda:0")
     before = torch.cuda.memory_allocated(device)
     on_cpu = context_of(cell)
-    context = Context(cell, on_cpu.model.to(device), device, on_cpu.ceilings, on_cpu.states)
+    context = Context(cell, on_cpu.model.to(device), device, on_cpu.ceilings, on_cpu.states, on_cpu.compiler)
     weights = torch.cuda.memory_allocated(device) - before
     num_tensors = sum(1 for _ in context.model.parameters()) + sum(1 for _ in context.model.buffers())
     expected = costs.weight_bytes(cell.model, "float32")

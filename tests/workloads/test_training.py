@@ -165,7 +165,7 @@ def test_a_step_on_a_gpu_has_the_allocators_peaks(context_of: Make, name: str, b
     settings = cell.settings.model_copy(update={"device": "cuda:0", "dtype": "bfloat16"})
     made, device = context_of(cell.model_copy(update={"settings": settings})), torch.device("cuda:0")
     model = made.model.to(device, torch.bfloat16)
-    found = training.measure(Context(made.cell, model, device, made.ceilings, made.states))
+    found = training.measure(Context(made.cell, model, device, made.ceilings, made.states, made.compiler))
     value = {metric: found.metrics[metric].value for metric in found.metrics}
     assert value["peak_bytes"] == sum(value[part] for part in PARTS)
     assert value["peak_bytes"] <= value["device_peak_bytes"] <= value["reserved_peak_bytes"]

@@ -144,6 +144,7 @@ def _show_plan(plan: "Plan", out: Path, *, as_json: bool) -> None:
                 "profile": plan.profile_name,
                 "rounds": plan.rounds,
                 "command": plan.command,
+                "note": plan.note,
                 "cells": [_estimate_fields(item) for item in estimates],
             }
         )
@@ -152,6 +153,8 @@ def _show_plan(plan: "Plan", out: Path, *, as_json: bool) -> None:
         ("model", "workload", "batch", "context", f"time, {plan.rounds} rounds", "memory"),
         [*(_estimate_row(item) for item in estimates), _total_row(estimates)],
     )
+    if plan.note:
+        typer.echo(f"\n{plan.note[0].upper()}{plan.note[1:]}.")
 
 
 def _estimate_fields(item: "CellEstimate") -> dict[str, str | int | float | None]:

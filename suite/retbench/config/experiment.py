@@ -108,8 +108,9 @@ class Profile(Strict):
     reports its progress; a cell that measures cost sends no message before its end."""
     cuda_graph: bool = False
     """Replay each step from a captured CUDA graph, for every model of the experiment."""
-    compile: bool = False
-    """Compile each decode step with torch.compile, for every model of the experiment."""
+    compile: bool | Literal["auto"] = False
+    """Compile each decode step with torch.compile, for every model of the experiment. auto: on a CPU that has a C++
+    compiler."""
     activation_checkpointing: bool = False
     """Training keeps only the input of each block and recomputes the other activations for the gradients."""
     memory_limit_bytes: int | None = Field(default=None, ge=1, le=2**50)

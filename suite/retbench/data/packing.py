@@ -22,10 +22,9 @@ from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from retbench.data.corpora import Corpus, check_split
-from retbench.data.places import cache_dir
 from retbench.data.tokenizers import Tokenizer
 from retbench.errors import ConfigError, RetbenchError, StorageError
-from retbench.files import DRAFT, atomic_folder, checksum, storing
+from retbench.files import DRAFT, atomic_folder, cache_dir, checksum, storing
 from retbench.strict import Strict
 
 FORMAT_VERSION: Literal[2] = 2

@@ -1,8 +1,4 @@
-"""The data folder, which names are looked up in, and the cache folder, whose content can be made again.
-
-The data folder is given by `--data-dir`, else by RETBENCH_DATA; otherwise there is none. The cache folder is
-RETBENCH_CACHE, else ~/.cache/retbench.
-"""
+"""The data folder, in which names are looked up: that of `--data-dir`, else of RETBENCH_DATA, else none."""
 
 import os
 from collections.abc import Iterable
@@ -10,12 +6,6 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from retbench.errors import ConfigError, shown
-
-
-def cache_dir() -> Path:
-    """Return the cache folder; it need not exist yet."""
-    given = os.environ.get("RETBENCH_CACHE")
-    return Path(given).expanduser() if given else Path.home() / ".cache" / "retbench"
 
 
 def data_folder(given: Path | None = None) -> Path | None:

@@ -26,9 +26,8 @@ from typing import NamedTuple, TextIO
 
 from pydantic import TypeAdapter, ValidationError
 
-from retbench.data.places import cache_dir
 from retbench.errors import ConfigError, StorageError
-from retbench.files import checksum, write_atomic
+from retbench.files import cache_dir, checksum, write_atomic
 from retbench.strict import Strict
 
 READING = "universal newlines, WikiText by article; version 1"

@@ -1,9 +1,9 @@
-"""Steps compiled by torch.compile: operators are fused, and weights are packed for their products."""
+"""Steps compiled by torch.compile, in which operators are fused."""
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 
@@ -18,27 +18,30 @@ class Compiled(Generic[T]):
     """A compiled step.
 
     Attributes:
-        run: Runs the step.
+        run: Runs the step on inputs that differ from the first ones in nothing but what is symbolic.
         first: Result of the first run.
         seconds: Wall time of the compilation and the first run. Compiled code is cached on disk, so a second process
             needs less.
     """
 
-    run: Callable[[], T]
+    run: Callable[..., T]
     first: T
     seconds: float
 
 
-def compile_step(step: Callable[[], T]) -> Compiled[T]:
-    """Compile `step` as one graph for its present shapes and host-side numbers.
+def compile_step(step: Callable[..., T], *inputs: Any, packs_weights: bool = False) -> Compiled[T]:
+    """Compile `step` as one graph and run it once. Code compiled earlier is discarded.
 
-    Every weight becomes a constant of the code (`freezing`), so that products on a CPU can pack it in their fastest
-    layout; the model keeps its own weights in addition. Code compiled earlier is discarded. If a later run depends on
-    anything that has changed, it fails instead of recompiling silently.
+    Integers on the host, and dimensions of the inputs that are not marked static, are symbolic: code for one value
+    serves every other. If a later run depends on anything else that has changed, it fails instead of recompiling
+    silently. Sizes of weights are always static.
 
     Args:
         step: Run once, without gradients. Host-side work of the first run, such as logging the executed backend, must
             be done before.
+        inputs: Arguments of the step.
+        packs_weights: Make every weight a constant of the code (`freezing`), which products on a CPU pack in their own
+            layout; the model keeps its own weights in addition. Such code is not cached on disk.
 
     Raises:
         UnsupportedError: torch cannot compile the step on this machine.
@@ -49,21 +52,26 @@ def compile_step(step: Callable[[], T]) -> Compiled[T]:
     torch.compiler.reset()
     torch.compiler.set_stance("default")
     start = time.perf_counter()
-    run = torch.compile(step, fullgraph=True, dynamic=False)
+    run = torch.compile(step, fullgraph=True, dynamic=True)
     try:
-        with inductor.patch(freezing=True):
-            first = run()
+        with inductor.patch(freezing=packs_weights):
+            first = run(*inputs)
     except torch._dynamo.exc.TorchDynamoException as error:
         cause = getattr(error, "inner_exception", error)  # the compiler's own error
         if is_out_of_memory(cause):
             raise cause from error
         raise UnsupportedError(
-            f"torch.compile cannot compile the step: {_first_line(cause)}. On a CPU it needs a C++ compiler (g++ or "
-            "clang++, or the one that CXX names). Leave --compile out, or install one."
+            f"torch.compile cannot compile the step: {_first_line(cause)}. On a CPU it needs a C++ compiler (g++, or "
+            "the one that CXX names) and Python's headers. Give --no-compile, or install them."
         ) from error
     seconds = time.perf_counter() - start
     torch.compiler.set_stance("fail_on_recompile")
     return Compiled(run, first, seconds)
+
+
+def is_recompile(error: RuntimeError) -> bool:
+    """Return whether a run of a compiled step failed, before it began, because its code does not fit the inputs."""
+    return "fail_on_recompile" in str(error)
 
 
 def _first_line(error: Exception) -> str:

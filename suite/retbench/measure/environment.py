@@ -8,7 +8,10 @@ import functools
 import os
 import platform
 import re
+import shutil
 import subprocess
+import sys
+import sysconfig
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -18,6 +21,7 @@ import psutil
 
 from retbench import __version__
 from retbench.errors import UnsupportedError
+from retbench.files import cache_dir
 from retbench.measure import machine, nvml, source
 
 if TYPE_CHECKING:
@@ -31,12 +35,14 @@ _VARIABLES = re.compile(
     r"|NVIDIA_TF32_OVERRIDE|TORCH_(ALLOW_TF32_CUBLAS_OVERRIDE|CUDNN_SDPA_DEPRIORITIZED)|GLIBC_TUNABLES|THP_MEM_ALLOC_ENABLE"
 )
 """Environment variables that set threads, affinity, allocators or modes; none of them names a folder."""
+_COMPILED_CODE = "TORCHINDUCTOR_CACHE_DIR"
+"""Where torch.compile keeps its code. Its own default is a folder below /tmp whose name others can guess."""
 _GRAIN_VALUES = 32768
 """PyTorch gives each thread at least this many values of a pointwise operator (at::internal::GRAIN_SIZE)."""
 
 
 def worker_environment(threads: int) -> dict[str, str]:
-    """Return the variables that must be set before a worker starts, because OpenMP reads them when it is loaded.
+    """Return the variables that must be set before a worker starts, because libraries read them when they are loaded.
 
     Each thread is bound to its own CPU among those that this process may use, and each physical core gets one thread
     before any gets two. Unbound threads occasionally share a CPU, which delays the step.
@@ -59,7 +65,19 @@ def worker_environment(threads: int) -> dict[str, str]:
         "MKL_NUM_THREADS": str(threads),
         "MKL_DYNAMIC": "false",
         "OPENBLAS_NUM_THREADS": str(threads),
+        _COMPILED_CODE: os.environ.get(_COMPILED_CODE) or str(cache_dir() / "compiled"),
     }
+
+
+def missing_for_compilation() -> str | None:
+    """Return what torch.compile lacks on the CPU of this machine; None where it lacks nothing."""
+    compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
+    if shutil.which(compiler) is None:
+        return f"there is no C++ compiler '{compiler}'"
+    headers = Path(sysconfig.get_path("include"))
+    if not (headers / "Python.h").is_file():
+        return f"Python's headers are not in {headers}"
+    return None
 
 
 def pin_process(threads: int) -> None:

@@ -20,6 +20,9 @@ from retbench.workloads.workload import find_workload
 WORKER_START_S = 2.0
 """Estimated time from starting a worker's process to its first cell, on a current CPU."""
 
+FIRST_COMPILATION_S, CACHED_COMPILATION_S = 1.5, 0.3
+"""Estimated time of compiling a block's decode step, and of finding its code in the cache on disk."""
+
 GATE_PREFILLS, GATE_TOKENS = 12, 2048
 """Estimated time of the equivalence check, in prefills of so many tokens."""
 
@@ -30,8 +33,8 @@ class CellEstimate:
 
     Attributes:
         cell: The cell.
-        seconds: Wall time in all rounds, with its share of starting workers and of the equivalence check. The deepest
-            cell of a streamed model includes the streaming.
+        seconds: Wall time in all rounds, with its share of starting workers, of compiling the steps and of the
+            equivalence check. The deepest cell of a streamed model includes the streaming.
         memory_bytes: Weights, state, the activations in flight, and what training keeps for the gradients; without the
             process itself.
     """
@@ -63,11 +66,29 @@ def estimate(plan: Plan) -> list[CellEstimate]:
             continue
         gate_s = GATE_PREFILLS * estimated_prefill_seconds(cell, 1, GATE_TOKENS, ceilings)
         sized = _sized(cell, plan.device_memory_bytes)
-        seconds = (start_s + gate_s) / num_cells + plan.rounds_of(cell) * cell_seconds(sized, ceilings)
+        seconds = (
+            (start_s + gate_s) / num_cells
+            + _compilation_seconds(cell, plan)
+            + plan.rounds_of(cell) * cell_seconds(sized, ceilings)
+        )
         if cell == deepest.get(cell.under_test.label):
             seconds += estimated_prefill_seconds(cell, 1, cell.point.context_len, ceilings)
         found.append(CellEstimate(cell, seconds, _memory_bytes(sized)))
     return found
+
+
+def _compilation_seconds(cell: Cell, plan: Plan) -> float:
+    """Estimate a cell's share of compiling its step in every round, which serves all its depths; 0 where it is not."""
+    if not (cell.settings.compile and find_workload(cell.workload).compiles):
+        return 0.0
+    sharing = [
+        one
+        for one in plan.cells
+        if (one.under_test.label, one.workload, one.point.batch_size)
+        == (cell.under_test.label, cell.workload, cell.point.batch_size)
+    ]
+    of_block_s = FIRST_COMPILATION_S + (plan.rounds_of(cell) - 1) * CACHED_COMPILATION_S
+    return cell.model.num_layers * of_block_s / len(sharing)
 
 
 def _ask_ceilings(plan: Plan) -> Ceilings:

@@ -12,7 +12,7 @@ from typing import get_args
 from retbench.config import experiment as config
 from retbench.config.experiment import Experiment, Profile
 from retbench.errors import ConfigError, UnsupportedError, shown, unknown_name
-from retbench.measure.environment import worker_environment
+from retbench.measure.environment import missing_for_compilation, worker_environment
 from retbench.measure.machine import usable_cores
 from retbench.planning import cells
 from retbench.planning.cells import Cell, ModelUnderTest, Settings
@@ -38,6 +38,7 @@ class Plan:
         command: The command line that makes the same plan again.
         device_memory_bytes: Memory of a CUDA device; None for the CPU.
         data_dir: Where local data is looked for.
+        note: What was decided for this machine, in words; None where nothing was.
     """
 
     experiment: Experiment
@@ -48,6 +49,7 @@ class Plan:
     command: str
     device_memory_bytes: int | None
     data_dir: Path | None = None
+    note: str | None = None
 
     @property
     def settings(self) -> Settings:
@@ -104,6 +106,7 @@ def make_plan(
     experiment = config.load_experiment(name_or_path, overrides, profile=profile_name)
     where = f"experiment '{experiment.name}', profile '{profile_name}'"
     chosen = _adjust(experiment.profile(profile_name), dtype, limit)
+    compiled, note = _decide_compilation(chosen, found) if compiled is None else (compiled, None)
     if compiled is not None:
         chosen = chosen.model_copy(update={"compile": compiled})
     _check_device(chosen, found)
@@ -135,6 +138,25 @@ def make_plan(
         command=_command(name_or_path, [*options, *(("--set", item) for item in overrides)], flags),
         device_memory_bytes=found.memory_bytes,
         data_dir=data_dir,
+        note=note,
+    )
+
+
+def _decide_compilation(profile: Profile, device: Device) -> tuple[bool | None, str | None]:
+    """Return whether steps are compiled where a profile leaves it to the machine, with what is worth telling.
+
+    It is None where the profile does not leave it to the machine.
+    """
+    if profile.compile != "auto":
+        return None, None
+    if device.name != "cpu":
+        return False, None
+    missing = missing_for_compilation()
+    if missing is None:
+        return True, "decode steps are compiled with torch.compile (--no-compile measures them eagerly)"
+    return False, (
+        f"decode steps are measured eagerly, because {missing}; compiled ones are faster. On Debian and Ubuntu: "
+        "apt install g++ python3-dev"
     )
 
 
@@ -195,7 +217,7 @@ def _check_settings(profile: Profile, where: str) -> None:
     if profile.compile and not any(one.compiles for one in workloads):
         compiling = " or ".join(f"'{one.name}'" for one in WORKLOADS.values() if one.compiles)
         raise ConfigError(
-            f"{where}: compile = true, and none of its workloads ({present}) is {compiling}, whose steps alone are "
+            f"{where}: compile is set, and none of its workloads ({present}) is {compiling}, whose steps alone are "
             "compiled. Leave it out, or measure an experiment that decodes, such as latency."
         )
 

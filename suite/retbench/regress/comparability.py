@@ -23,7 +23,9 @@ CLOCK_TOLERANCE = 0.03
 SESSION = "measurement session"
 """The confounder of two sides that were not measured in turn."""
 
-_COUNTS = frozenset({"timed_steps", "timed_calls", "energy_steps", "compile_s", "compile_error"})
+_COUNTS = frozenset(
+    {"timed_steps", "timed_calls", "energy_steps", "compile_s", "compile_error", "cuda_graph_error"}
+)
 _STATISTICS = frozenset({"kv_fill_key_std", "kv_fill_value_std"})
 """Entries of `backend` that describe a run, like the counts, and select no backend."""
 _KEYS = ("machine", "cpu_model", "physical_cores", "cpu_quota", "flush_denormal", "text", "torch_build")

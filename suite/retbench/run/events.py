@@ -59,6 +59,8 @@ class RunPlanned:
     progress: RunProgress
     skipped: int
     run_id: str
+    note: str | None = None
+    """What the plan decided for this machine."""
 
 
 @dataclass(frozen=True)

@@ -106,7 +106,7 @@ def _run_locked(plan: Plan, out: Path, fresh: bool, observer: Observer, inbox: I
     fresh_runs = FreshRuns(folder, plan)
     done = finished_pairs(folder, identities_here(plan.cells), fresh_runs.read() if fresh else None)
     ledger = Ledger(plan, run, folder / f"{run.run_id}.jsonl", done, observer)
-    ledger.notify(events.RunPlanned(ledger.progress, ledger.skipped.total(), run.run_id))
+    ledger.notify(events.RunPlanned(ledger.progress, ledger.skipped.total(), run.run_id, plan.note))
     interrupted = False
     if ledger.skipped.total() == ledger.total:
         remove_leftovers(folder)

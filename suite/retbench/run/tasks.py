@@ -20,6 +20,7 @@ from retbench.measure.ceilings import measure_ceilings
 from retbench.measure.limits import free_memory, is_out_of_memory, limit_memory, try_in_memory
 from retbench.measure.nvml import watch_device
 from retbench.models.build import build_model
+from retbench.models.compiled import StepCompiler
 from retbench.models.decoder import Decoder
 from retbench.models.equivalence import LENGTHS, check_equivalence
 from retbench.planning.cells import Settings
@@ -217,13 +218,16 @@ def _measure(
     if model is None:
         return
     surroundings = replace(surroundings, ceilings=ceilings)
+    compiler = StepCompiler(model)
     if job.task == "serve":
         send(Ready())
     for request in requests:
         cell = job.cells[request.index]
         print(f"\n{CELL_MARK.decode()}", file=sys.stderr, flush=True)
         send(Started(index=request.index))
-        context = Context(cell, model, device, ceilings, _store(job), job.data_dir, CellProgress(send))
+        context = Context(
+            cell, model, device, ceilings, _store(job), compiler, job.data_dir, CellProgress(send)
+        )
         outcome = _measure_cell(context, job.records_path)
         append_record(job.records_path, make_record(job.run, cell, request.round, outcome, surroundings))
         faulty = FAULTY_CEILING if FAULTY_CEILING in outcome.found.absent.values() else None

@@ -15,6 +15,7 @@ from retbench.measure.limits import try_in_memory
 from retbench.measure.memory import MemoryUse, measure_memory
 from retbench.measure.nvml import DriverUnavailableError
 from retbench.measure.power import measure_energy
+from retbench.models.compiled import StepCompiler
 from retbench.models.decoder import Decoder
 from retbench.models.state import DecoderState
 from retbench.planning.cells import Cell
@@ -34,6 +35,7 @@ class Context:
         device: Where the model is.
         ceilings: Bandwidth and FLOP/s that the device reached in this process.
         states: The streamed states of this run.
+        compiler: Compiles the model's decode steps; other cells of this worker share it.
         data_dir: Where local data is looked for.
         report: Called after every pass of an evaluation; workloads of cost call nothing while they are timed.
     """
@@ -43,6 +45,7 @@ class Context:
     device: torch.device
     ceilings: Ceilings
     states: StateStore
+    compiler: StepCompiler
     data_dir: Path | None = None
     report: PassProgress = ignore_progress
 

@@ -2,8 +2,7 @@
 
 Every timed step starts from the same point. The state stands one token before the depth. Ahead of each timed step,
 outside the clock, it returns there and takes one untimed step, which leaves the processor's caches as continuous
-generation would; then the step at exactly that depth is timed. A compiled step belongs to its depth, so its untimed
-step is the same step once more.
+generation would; then the step at exactly that depth is timed.
 
 A retention state is that of one sequence, repeated for the whole batch: returning to it copies a single sequence, so
 that a batch may be as large as the memory allows. Every sequence is fed tokens of a different text.
@@ -11,7 +10,7 @@ that a batch may be as large as the memory allows. Every sequence is fed tokens 
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from retbench.errors import GateError
 from retbench.planning.cells import Cell
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     from retbench.models.state import DecoderState, Mark
     from retbench.workloads.context import Context
 
-Step = Callable[[], object]
+Step = Callable[[], Any]
 
 
 @without_gradients
@@ -92,21 +91,25 @@ def _make_steps(
 ) -> tuple[Step, Step, Notes]:
     """Return the untimed step back to the depth, the timed one, and notes on how they run.
 
-    A CUDA graph has its position built in, so each of the two steps has its own.
-    """
-    from retbench.measure.clock import capture_graph
+    Steps that are compiled or replayed are first held against the eager ones.
 
-    settings, device = context.cell.settings, context.device
+    Raises:
+        GateError: their logits differ by more than the equivalence check allows at this dtype.
+    """
+    settings = context.cell.settings
     notes: Notes = {"cuda_graph": settings.cuda_graph, "compile": settings.compile}
-    if settings.compile:
-        advance, step, found = _compiled_steps(context, state, mark, tokens)
-        return advance, step, notes | found
     lead: Step = partial(context.model, tokens[0], state)
-    step = partial(context.model, tokens[1], state)
-    if settings.cuda_graph:
-        depth = state.position_mark(mark.position + 1)
-        lead = capture_graph(lead, device=device, before=lambda: state.rewind(mark))
-        step = capture_graph(step, device=device, before=lambda: state.rewind(depth))
+    step: Step = partial(context.model, tokens[1], state)
+    if settings.compile or settings.cuda_graph:
+        state.rewind(mark)
+        lead()
+        eager = step()
+        if settings.compile:
+            lead, step, found = _compiled_steps(context, state, mark, tokens, eager)
+            notes |= found
+        if settings.cuda_graph:
+            lead, step, found = _captured_steps(context, state, mark, (lead, step), eager)
+            notes |= found
 
     def lead_from_mark() -> None:
         state.rewind(mark)
@@ -116,41 +119,53 @@ def _make_steps(
 
 
 def _compiled_steps(
-    context: "Context", state: "DecoderState", mark: "Mark", tokens: tuple["Tensor", "Tensor"]
+    context: "Context",
+    state: "DecoderState",
+    mark: "Mark",
+    tokens: tuple["Tensor", "Tensor"],
+    eager: "Tensor",
 ) -> tuple[Step, Step, Notes]:
-    """Return the compiled step as untimed and as timed step, and its distance from the eager one.
+    """Return both steps, by the same compiled code."""
+    lead, token = tokens
+    state.rewind(mark)
+    step = context.compiler.prepare(lead, state)
+    notes: Notes = {
+        "compile_error": _checked_error("compiled", step.run(token, state), eager),
+        "compile_s": step.seconds,
+        "weight_layout": "packed" if step.packs_weights else "as stored",
+    }
+    return partial(step.run, lead, state), partial(step.run, token, state), notes
 
-    Raises:
-        GateError: its logits differ from the eager step's by more than the equivalence check allows at this dtype.
-    """
+
+def _captured_steps(
+    context: "Context", state: "DecoderState", mark: "Mark", steps: tuple[Step, Step], eager: "Tensor"
+) -> tuple[Step, Step, Notes]:
+    """Return both steps as CUDA graphs; a graph has its position built in, so each has its own."""
     from retbench.measure.clock import capture_graph
-    from retbench.measure.compiled import compile_step
+
+    lead, step = steps
+    kept: list[Any] = []
+
+    def keep_logits() -> None:
+        kept[:] = [step()]
+
+    depth = state.position_mark(mark.position + 1)
+    lead = capture_graph(lead, device=context.device, before=lambda: state.rewind(mark))
+    replay = capture_graph(keep_logits, device=context.device, before=lambda: state.rewind(depth))
+    state.rewind(mark)
+    lead()
+    replay()
+    return lead, replay, {"cuda_graph_error": _checked_error("replayed", kept[0], eager)}
+
+
+def _checked_error(how: str, logits: "Tensor", eager: "Tensor") -> float:
+    """Return the distance of a step's logits from the eager step's; GateError where it is too large."""
     from retbench.models.equivalence import LIMITS, relative_error
 
-    model, (lead, token) = context.model, tokens
-    state.rewind(mark)
-    model(lead, state)
-    depth = state.mark(1)
-    stay = state.position_mark(depth.position)
-    state.rewind(depth)
-    eager = model(token, state)
-    state.rewind(depth)
-    compiled = compile_step(lambda: model(token, state))
-    error, limit = relative_error(compiled.first, eager), LIMITS[model.dtype]
+    error, limit = relative_error(logits, eager), LIMITS[eager.dtype]
     if not error <= limit:
-        raise GateError(
-            f"the compiled decode step differs from the eager one by {error:.3g}, limit {limit:g}."
-        )
-    step: Step = compiled.run
-    if context.cell.settings.cuda_graph:
-        step = capture_graph(compiled.run, device=context.device, before=lambda: state.rewind(depth))
-
-    def advance() -> None:
-        state.rewind(depth)
-        step()
-        state.rewind(stay)  # a copy would leave the whole retention state in the processor's caches
-
-    return advance, step, {"compile_error": error, "compile_s": compiled.seconds}
+        raise GateError(f"the {how} decode step differs from the eager one by {error:.3g}, limit {limit:g}.")
+    return error
 
 
 def estimate(cell: Cell, ceilings: Ceilings) -> float:

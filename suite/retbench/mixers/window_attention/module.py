@@ -88,12 +88,12 @@ class WindowAttentionModule(SoftmaxAttentionModule):
         """Write keys and values (B, Hkv, T, K) from position `start` on, those that stay."""
         if state is None:
             return
-        kept = self._held(start, start + k.shape[2])
-        if len(kept) == 1 == k.shape[2]:
+        if k.shape[2] == 1:
             slot = self._slot(start)
             state["keys"][:, :, slot : slot + 1] = k
             state["values"][:, :, slot : slot + 1] = v
             return
+        kept = self._held(start, start + k.shape[2])
         slots = torch.tensor([self._slot(position) for position in kept], device=k.device)
         rows = torch.tensor(kept, device=k.device) - start
         state["keys"].index_copy_(2, slots, k.index_select(2, rows))

@@ -1,0 +1,96 @@
+"""Compiled decode steps: one compilation serves every depth, and what it computes is what the eager step computes."""
+
+import pytest
+import torch
+
+from retbench.architectures.matching import resolve_model
+from retbench.architectures.registry import named_specs
+from retbench.models.build import build_model
+from retbench.models.compiled import StepCompiler
+from retbench.models.decoder import Decoder
+from retbench.models.equivalence import relative_error
+
+# What inductor loads still uses torch.jit.script.
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
+
+
+def one_layer(name: str, dtype: torch.dtype = torch.float32) -> Decoder:
+    """The named model with as few layers as it has kinds of them: compiling takes seconds for each."""
+    spec = named_specs()[name]
+    config = resolve_model(spec, "1m")
+    blocks = tuple(block.model_copy(update={"count": 1}) for block in dict.fromkeys(config.blocks))
+    config = config.model_copy(update={"blocks": blocks})
+    return build_model(config, dtype=dtype, device="cpu", seed=0, backend=spec.backend)
+
+
+@torch.inference_mode()
+def errors_by_depth(
+    model: Decoder, compiler: StepCompiler, depths: list[int], batch_size: int
+) -> list[float]:
+    """Distances of the compiled step's logits and state from the eager one's, and the compilation's seconds."""
+    found = []
+    for depth in depths:
+        tokens = torch.arange(batch_size).view(-1, 1)
+        state = model.init_state(batch_size, depth + 1)
+        generator = torch.Generator().manual_seed(depth)
+        for layer in state.layers:
+            for tensor in layer.tensors.values():
+                tensor.normal_(generator=generator)
+        state.position = depth
+        mark = state.mark()
+        eager = model(tokens, state)
+        left = state.snapshot().tensors()
+        state.rewind(mark)
+        step = compiler.prepare(tokens, state)
+        assert state.position == depth + 1
+        for name, tensor in state.tensors().items():
+            assert relative_error(tensor, left[name]) <= 1e-4
+        found.append(relative_error(step.logits, eager))
+    return found
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "retnet",
+        "transformer",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("retnet-torchscale", "retnet-yoco", "hybrid")
+        ),
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("linear", "sliding_window", "retnet-paper")
+        ),
+    ],
+)
+def test_one_compilation_serves_every_depth(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from retbench.models import compiled
+
+    compilations = []
+    compile_step = compiled.compile_step
+
+    def count(*args: object, **options: bool) -> object:
+        compilations.append(args)
+        return compile_step(*args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(compiled, "compile_step", count)
+    model = one_layer(name)
+    assert max(errors_by_depth(model, StepCompiler(model), [100, 5, 1500, 2], batch_size=2)) < 1e-4
+    assert len(compilations) == (1 if name != "sliding_window" else 2)  # whether its window is full, is code
+
+
+@pytest.mark.parametrize(
+    ("dtype", "batch_size", "packs"),
+    [(torch.float32, 1, False), (torch.float32, 4, True), (torch.bfloat16, 1, True)],
+)
+def test_weights_are_packed_where_that_is_faster(dtype: torch.dtype, batch_size: int, packs: bool) -> None:
+    assert StepCompiler(one_layer("retnet", dtype)).packs_weights(batch_size) is packs
+
+
+@pytest.mark.slow
+def test_another_batch_size_is_compiled_anew_and_packed_weights_give_the_same() -> None:
+    model = one_layer("transformer")
+    compiler = StepCompiler(model)
+    for batch_size in (1, 4):
+        assert max(errors_by_depth(model, compiler, [64, 128], batch_size)) < 1e-4
