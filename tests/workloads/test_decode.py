@@ -106,7 +106,7 @@ def compiling(name: str, depth: int) -> Cell:
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # what inductor loads uses it
-@pytest.mark.parametrize("name", ["retnet", pytest.param("transformer", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["retnet", "transformer"])
 def test_a_compiled_step_is_held_against_the_eager_one(context_of: Make, name: str) -> None:
     found = decode.measure(ready(context_of(compiling(name, 64))))
     assert found.backend["compile"] is True

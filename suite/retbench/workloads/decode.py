@@ -74,7 +74,9 @@ def _start(context: "Context") -> tuple["DecoderState", "Mark", Notes]:
         repeated = ", one sequence repeated" if point.batch_size > 1 else ""
         return state, mark, {"state_source": f"streamed prefill of real text{repeated}"}
     scales = cache_scales(model)  # before the cache is allocated: its prefill needs memory too
-    state = model.init_state(point.batch_size, point.context_len + 1)
+    # In compiled code a cache that is full after a step is another case than one that is not.
+    spare = 1 if context.cell.settings.compile else 0
+    state = model.init_state(point.batch_size, point.context_len + 1 + spare)
     fill_caches(model, state, position, context.cell.settings.seed)
     notes: Notes = {
         "state_source": "filled",
