@@ -96,7 +96,7 @@ def recorded_target(path: Path, dtype: str | None) -> PredictionTarget:
 def measured_gpu(device: str, dtype: str) -> PredictionTarget:
     """Return a GPU of this machine, by the ceilings that it reaches now; UnsupportedError if there is none."""
     found = find_device(device)
-    become_worker()
+    become_worker(found.name)
     import torch
 
     from retbench.measure.ceilings import measure_ceilings
@@ -117,7 +117,7 @@ def measured_cpu(
         contexts: Context lengths at which they are measured.
         dtype: Dtype of the weights.
     """
-    become_worker()
+    become_worker("cpu")
     from retbench.workloads.parts import measure_parts
 
     lengths = sorted(set(contexts))

@@ -93,7 +93,7 @@ def _ask_ceilings(plan: Plan) -> Ceilings:
         states_dir=Path(os.devnull),
         parent_pid=os.getpid(),
     )
-    variables = worker_environment(plan.settings.threads)
+    variables = worker_environment(plan.settings.threads, plan.settings.device)
     with timing_lock(plan.command, wait=refuse), Worker(job, SimpleQueue(), variables) as worker:
         for message in worker.messages(plan.profile.timeout_s):
             match message:

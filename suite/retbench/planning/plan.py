@@ -157,7 +157,7 @@ def _adjust(profile: Profile, dtype: str | None, limit: int | None) -> Profile:
 def _settings(profile: Profile, device: Device) -> Settings:
     """Return the settings that all cells share; UnsupportedError for more threads than there are processors."""
     threads = profile.threads or usable_cores()
-    worker_environment(threads)
+    worker_environment(threads, device.name)
     shared = profile.model_dump(include=Settings.model_fields.keys() - {"threads"})
     return Settings(device=device.name, threads=threads, **shared)
 
