@@ -95,8 +95,28 @@ def test_there_is_a_profile_for_every_machine(name: str) -> None:
 def test_every_profile_resolves_and_matches(name: str, profile: str) -> None:
     experiment = load_experiment(name)
     cells = cells_of(experiment, profile)
-    assert {cell.model_name for cell in cells} == experiment.models.keys()
+    assert {cell.model_name for cell in cells} == experiment.of_profile(profile).models.keys()
     assert {cell.workload for cell in cells} <= WORKLOADS.keys()
+
+
+@pytest.mark.parametrize("name", ["latency", "kin"])
+def test_on_a_gpu_prompts_are_read_by_a_kernel_and_the_own_form_is_a_row_of_prefill_alone(name: str) -> None:
+    cells = cells_of(load_experiment(name), "paper")
+    backends = {(cell.model_name, cell.workload): cell.backend for cell in cells}
+    assert backends["retnet", "prefill"] == "fla"
+    assert backends["retnet_chunkwise", "prefill"] == "chunkwise"
+    assert ("retnet_chunkwise", "decode") not in backends
+    for profile in ("smoke", "cpu"):
+        found = {cell.backend for cell in cells_of(load_experiment(name), profile)}
+        assert "chunkwise" in found
+        assert "fla" not in found
+
+
+def test_the_cost_of_training_has_a_row_of_each_kernel_on_a_gpu() -> None:
+    backends = {cell.model_name: cell.backend for cell in cells_of(load_experiment("training_cost"), "paper")}
+    assert backends["retnet_fla"] == "fla"
+    assert backends["retnet_chunkwise"] == "chunkwise"
+    assert "retnet_fla" not in load_experiment("training_cost").models
 
 
 @pytest.mark.parametrize(("name", "profile"), PROFILES)
@@ -106,7 +126,7 @@ def test_timed_profiles_have_the_rounds_that_an_interval_needs(name: str, profil
     tables = chosen.workloads.specs.items()
     timed = {workload for workload, table in tables if isinstance(table, GridSpec)} - {"memory"}
     # A smoke run of more than a pair would not end within its 45 seconds: it shows that everything works, once.
-    smoke = 3 if len(experiment.models) == 2 else 1
+    smoke = 3 if len(experiment.of_profile(profile).models) == 2 else 1
     assert chosen.rounds >= (0 if not timed else smoke if profile == "smoke" else 5)
     assert chosen.min_steps >= 20
 

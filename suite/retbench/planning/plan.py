@@ -101,7 +101,8 @@ def make_plan(
     found = find_device(device)
     roomy = found.memory_bytes is not None and found.memory_bytes >= PAPER_MEMORY_BYTES
     profile_name = ("paper" if roomy else "cpu") if profile is None else profile
-    experiment = config.load_experiment(name_or_path, overrides, profile=profile_name)
+    loaded = config.load_experiment(name_or_path, overrides, profile=profile_name)
+    experiment = loaded.of_profile(profile_name)
     where = f"experiment '{experiment.name}', profile '{profile_name}'"
     chosen = _adjust(experiment.profile(profile_name), dtype, limit)
     if compiled is not None:
