@@ -51,6 +51,12 @@ def test_products_say_that_only_a_single_query_is_theirs():
     assert executed_kernel("reference", *make_inputs(9, 9)) == "reference"
 
 
+def test_the_reference_copies_keys_only_where_heads_share_them():
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiled:
+        attend_reference(*make_inputs(1, 9))
+    assert "aten::repeat_interleave" not in {event.key for event in profiled.key_averages()}
+
+
 def test_grouped_heads_share_neighbouring_keys():
     q, k, v = make_inputs(5, 5, heads=4, kv_heads=2)
     out = attend_reference(q, k, v)

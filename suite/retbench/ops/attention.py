@@ -24,7 +24,9 @@ torch.backends.cuda.enable_cudnn_sdp(False)
 def attend_reference(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Compute attention by its definition: all scores, a mask, and a softmax in float32 or wider."""
     groups = q.shape[1] // k.shape[1]
-    k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+    # repeat_interleave copies also where nothing repeats, which would read and write a cache once more.
+    if groups > 1:
+        k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
     length, keys = q.shape[2], k.shape[2]
     scores = (q @ k.mT) * q.shape[-1] ** -0.5  # (B, H, T, S)
     later = torch.ones(length, keys, dtype=torch.bool, device=q.device).triu(keys - length + 1)
