@@ -156,7 +156,11 @@ def pretend(monkeypatch: pytest.MonkeyPatch) -> Iterator[PretendCuda]:
     clock._capture_stream.cache_clear()
 
 
-def test_cuda_steps_lie_between_events_and_one_wait_follows(pretend: PretendCuda) -> None:
+def test_cuda_steps_lie_between_events_and_clocks_are_read_before_the_wait(
+    pretend: PretendCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clock, "sample_device", lambda: pretend.log.append("sample"))
+
     def spend(what: str, ms: float) -> Callable[[], None]:
         def run() -> None:
             pretend.log.append(what)
@@ -169,7 +173,7 @@ def test_cuda_steps_lie_between_events_and_one_wait_follows(pretend: PretendCuda
     )
     assert samples == pytest.approx([0.004, 0.004])
     timed = ["before", "record on the current stream", "step", "record on the current stream"]
-    assert pretend.log == ["before", "step", "wait", *timed, *timed, "wait"]
+    assert pretend.log == ["before", "step", "wait", *timed, *timed, "sample", "wait"]
 
 
 def test_a_graph_is_warmed_and_captured_on_one_side_stream(pretend: PretendCuda) -> None:

@@ -13,6 +13,7 @@ import torch
 
 from retbench.errors import UnsupportedError
 from retbench.measure.limits import is_out_of_memory
+from retbench.measure.nvml import sample_device
 
 _CAPTURE_WARMUP_STEPS = 3
 """Warm-up steps before a capture: num_warmup_iters of PyTorch's make_graphed_callables."""
@@ -111,8 +112,11 @@ def _time_on_cuda(
             start.record(stream)
             step()
             end.record(stream)
+        # The device still works on the queued steps: its clocks are now those of the measurement.
+        sample_device()
         torch.cuda.synchronize(device)
-    return [start.elapsed_time(end) / 1000 for start, end in events]  # elapsed_time is in ms
+    # elapsed_time is in milliseconds.
+    return [start.elapsed_time(end) / 1000 for start, end in events]
 
 
 def capture_graph(
