@@ -10,6 +10,7 @@ from retbench.cli import app
 from retbench.cli.list import read_header
 from retbench.config.evaluation import GridSpec
 from retbench.config.experiment import Experiment, list_experiments, load_experiment
+from retbench.papers.papers import find_datasheet
 from retbench.planning.cells import Cell, Evaluation, Settings, expand, seeded_models
 from retbench.planning.plan import make_plan
 from retbench.run.resume import Identity, identities_here
@@ -76,6 +77,27 @@ def test_the_page_names_training_where_models_are_trained() -> None:
 @pytest.mark.parametrize("options", [["--page", "--sizes"], ["--page", "--json"]])
 def test_the_page_is_asked_for_alone(options: list[str]) -> None:
     assert CliRunner().invoke(app, ["list", *options]).exit_code == 2
+
+
+def test_the_header_of_quality_states_the_operations_of_its_training_on_gpus() -> None:
+    """Six operations per parameter and token, at the sizes' names, for two models; 8 GPUs at 40 % of their peak."""
+    spec = load_experiment("quality").profile("paper").training
+    assert spec is not None
+    tokens = spec.num_tokens + len(spec.learning_rates) * (spec.tuning_tokens or 0)
+    params = sum(float(size.removesuffix("b")) * 1e9 for size in spec.sizes)
+    operations = 2 * 6 * params * tokens
+    days = {
+        name: operations / (8 * 0.4 * find_datasheet(name).matmul_flops_per_s["bfloat16"]) / 86_400
+        for name in ("a100-80gb", "h100-80gb")
+    }
+    cost = read_header(EXPERIMENTS["quality"])[-1]
+    assert f"needs {operations:.1e} operations".replace("e+", "e") in cost
+    assert round(days["a100-80gb"] / 30.4) == 5
+    assert "five months of eight A100" in cost
+    assert round(days["h100-80gb"] / 7) == 7
+    assert "seven weeks of eight H100" in cost
+    assert float(spec.sizes[0].removesuffix("b")) * 1e9 / params == pytest.approx(1 / 8, rel=0.1)
+    assert "an eighth of that" in cost
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

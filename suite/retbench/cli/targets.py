@@ -51,7 +51,7 @@ def _bounded(
 def datasheet_target(device: str, dtype: str) -> PredictionTarget:
     """Return a device by its datasheet; it need not be on this machine."""
     sheet = find_datasheet(device)
-    return _bounded(sheet.title, sheet.source, sheet.memory_bytes, sheet.ceilings(dtype), dtype)
+    return _bounded(sheet.title, sheet.source, sheet.usable_bytes, sheet.ceilings(dtype), dtype)
 
 
 def recorded_target(path: Path, dtype: str | None) -> PredictionTarget:
