@@ -130,9 +130,11 @@ def test_hidden_gpus_leave_the_cpu(monkeypatch: pytest.MonkeyPatch, visible: str
 
 
 def test_a_warning_of_torch_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    devices._ask_torch.cache_clear()
     warns = "import warnings; warnings.warn('the driver is too old')\n"
     monkeypatch.setattr(devices, "_PROBE", warns + devices._PROBE)
     assert "the driver is too old" in devices._ask_torch().stderr
+    devices._ask_torch.cache_clear()
 
 
 def test_torch_is_asked_in_a_process_of_its_own() -> None:

@@ -47,7 +47,11 @@ def estimate(plan: Plan) -> list[CellEstimate]:
     Raises:
         RetbenchError: another run is being timed on this machine, which measuring the ceilings would disturb.
     """
-    ceilings = _ask_ceilings(plan)
+    return estimate_with(plan, _ask_ceilings(plan))
+
+
+def estimate_with(plan: Plan, ceilings: Ceilings) -> list[CellEstimate]:
+    """Estimate time and memory of each cell from given ceilings."""
     streamed = [
         cell for cell in plan.cells if find_workload(cell.workload).starts_from_state and not cell.model.grows
     ]

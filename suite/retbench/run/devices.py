@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from retbench.errors import ConfigError, RetbenchError, UnsupportedError
@@ -107,8 +108,9 @@ def _has_driver() -> bool:
     return True
 
 
+@cache
 def _ask_torch() -> _TorchFacts:
-    """Query torch about CUDA in a separate process, with its warnings."""
+    """Query torch about CUDA in a separate process, once, with its warnings."""
     command = [sys.executable, "-P", "-W", "default", "-c", _PROBE]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_PROBE_TIMEOUT_S, check=True)
