@@ -107,7 +107,8 @@ def _chosen(bars: Mapping[str, Bar], only: Sequence[str]) -> list[str]:
 
 def _run(bars: Mapping[str, Bar], rounds: int, threads: int) -> int:
     """Run the bars, print their lines, and return 1 if one does not hold."""
-    os.environ.update(worker_environment(threads))  # before torch is imported: OpenMP reads it then
+    # Before torch is imported: OpenMP reads the variables then.
+    os.environ.update(worker_environment(threads, "cpu"))
     pin_process(threads)
     failed = []
     for name, bar in bars.items():

@@ -1,8 +1,8 @@
 """Check a new GPU within a time budget, the most valuable steps first: `python -m benchmarks.gpu_check`.
 
-Each step is a process with a share of the remaining budget. A step that exceeds it is stopped, keeps what it has
-measured, and the next step starts. A step that fails is reported and is not fatal. Records, logs, a report and a
-summary are written in any case. The commands in the logs continue a sweep that was cut short.
+Each step is a process with a time limit. A step that exceeds it is stopped, keeps what it has measured, and the next
+step starts. A step that fails, or that this machine does not support, is reported and is not fatal. Records, logs, a
+report and a summary are written in any case. The commands in the logs continue a sweep that was cut short.
 
 Exit codes: 0 all done, 1 a test or another step failed, 2 the request is impossible, 3 no such device, 4 nothing
 failed but something was cut short, 130 interrupted.
@@ -24,7 +24,10 @@ from types import FrameType
 from typing import Literal
 
 from retbench.config.experiment import load_experiment
-from retbench.errors import ConfigError, RetbenchError
+from retbench.errors import ConfigError, RetbenchError, UnsupportedError
+from retbench.papers.papers import find_datasheet
+from retbench.planning.estimates import estimate_with
+from retbench.planning.plan import Plan, make_plan
 from retbench.run.devices import find_device
 from retbench.units import format_duration
 
@@ -36,16 +39,31 @@ LEAST_S = 2.0
 """A step with less time is not started."""
 GRACE_S = (45.0, 15.0)
 """Seconds that a step may take to stop after SIGINT, and then after SIGTERM (where SIGINT is ignored)."""
+KILL_WAIT_S = 30.0
+"""Longest wait after SIGKILL, which does not end a process that the GPU's driver holds."""
+SLACK = 1.5
+"""A step may take so many times its expected time, where the budget allows it."""
 TAIL_LINES = 15
 
-EPILOG = """\
-The expected times of the steps are guesses for an A100 or H100 of 80 GB; the budget is divided by them.
+DATASHEET = "a100-80gb"
+"""Device by whose datasheet the times of sweeps are estimated."""
+CUDA_START_S = 8.0
+"""Expected seconds by which a worker on a GPU starts later than on a CPU: the CUDA context, and its ceilings."""
+ROUNDS = 2
+"""Rounds of a sweep; `retbench run` with the profile measures the others later."""
+SMALL = "1.3b"
+"""Size of the first sweeps of `paper`, whose own is 6.7b."""
+FLA_TESTS = "test_fla_"
+GRAPH_TESTS = "replay or graph or nvml or limit or memory"
+
+EPILOG = f"""\
+The expected times of sweeps are the project's own estimates for the device {DATASHEET}.
 
 Example: python -m benchmarks.gpu_check --budget 30 --out reports/gpu-check
 On a CPU, to try the procedure with the smoke profiles only: python -m benchmarks.gpu_check --device cpu --budget 5
 """
 
-Ending = Literal["done", "failed", "cut short", "not begun"]
+Ending = Literal["done", "failed", "cut short", "not begun", "not supported"]
 
 
 @dataclass(frozen=True)
@@ -55,12 +73,12 @@ class Step:
     Attributes:
         name: Name in the summary.
         words: Arguments of the interpreter.
-        guess_s: Guessed seconds, by which the budget is divided.
+        expected_s: Expected seconds.
     """
 
     name: str
     words: tuple[str, ...]
-    guess_s: float
+    expected_s: float
 
 
 @dataclass(frozen=True)
@@ -76,51 +94,110 @@ class Outcome:
 
 def steps_for(device: str, out: Path) -> list[Step]:
     """Return every step except the reports, the most valuable first."""
-    graphs = () if device == "cpu" else ("--set", "cuda_graph=true")
-    steps = [
+    facts = [
+        Step("device", ("-m", "benchmarks.gpu.facts"), 20),
         Step("environment, ceilings", ("-m", "retbench", "env", "--device", device), 60),
-        Step("tests that need a GPU", ("-m", "pytest", "-m", "gpu", "-k", "not test_fla_", "-q"), 180),
+    ]
+    layout = ("-m", "benchmarks.gpu.weight_layout", "--device", device)
+    if device == "cpu":
+        small = (*layout, "--sizes", "6m", "--rows", "1", "--steps", "3")
+        return [*facts, Step("layout of weights", small, 60), *_smoke_steps(device, out)]
+    return [
+        *facts,
+        Step("layout of weights", layout, 60),
+        Step("kernel census", ("-m", "benchmarks.gpu.kernel_census", "--device", device), 120),
+        *_test_steps(),
+        *_smoke_steps(device, out, "--set", "cuda_graph=true"),
+        *_paper_steps(device, out),
+    ]
+
+
+def _test_steps() -> list[Step]:
+    """Return the tests that need a GPU, with those of fla's kernels, whose compilation takes minutes, by themselves."""
+    pytest = ("-m", "pytest", "-m", "gpu", "-q", "--durations=5", "-k")
+    steps = [Step("tests: graphs, memory, driver", (*pytest, f"({GRAPH_TESTS}) and not {FLA_TESTS}"), 90)]
+    if find_spec("fla") is not None:
+        # Before the equivalence checks, which run these kernels too: Triton stores what it has compiled.
+        steps.append(Step("fla: compile its kernels, and test them", (*pytest, FLA_TESTS), 240))
+    return [
+        *steps,
+        Step("tests: equivalence, kernels", (*pytest, f"not ({GRAPH_TESTS}) and not {FLA_TESTS}"), 180),
+    ]
+
+
+def _smoke_steps(device: str, out: Path, *graphs: str) -> list[Step]:
+    """Return the smoke profiles, whose time is that of starting workers."""
+    return [
         _sweep("smoke: latency", "latency", device, out, 90, "--profile", "smoke", *graphs),
         _sweep("smoke: memory", "memory", device, out, 60, "--profile", "smoke"),
     ]
-    if device == "cpu":
-        return steps
-    paper = ("--profile", "paper")
-    steps += [
-        _sweep("paper: decode, batch 1", "latency", device, out, 390, *paper, *_only("decode", [1])),
-        _sweep("paper: memory", "memory", device, out, 120, *paper),
-        _sweep("paper: decode, batch 8", "latency", device, out, 270, *paper, *_only("decode", [8])),
-        _sweep("paper: prefill", "latency", device, out, 210, *paper, *_only("prefill", [1])),
+
+
+def _paper_steps(device: str, out: Path) -> list[Step]:
+    """Return parts of the profiles `paper`, the most valuable first.
+
+    Their cells are those of the whole profiles, so that a later `retbench run` continues them. Those at another size
+    than the profile's answer the same question in less time. Without fla RetNet reads prompts in chunks.
+    """
+    small = (f"size={SMALL}",)
+    form = () if find_spec("fla") is not None else ("models.retnet.backend=chunkwise",)
+    parts: list[tuple[str, str, tuple[str, ...]]] = [
+        (f"{SMALL}: decode, batch 1", "latency", (*small, *form, _only("latency", "decode", [1]))),
+        ("6.7b: memory", "memory", ()),
+        ("6.7b: largest batch", "throughput", (_only("throughput", "largest_batch", None),)),
+        (f"{SMALL}: prefill", "latency", (*small, *form, _only("latency", "prefill", [1]))),
+        ("6.7b: decode, batch 1", "latency", (*form, _only("latency", "decode", [1]))),
+        ("6.7b: decode, batch 8", "latency", (*form, _only("latency", "decode", [8]))),
+        ("6.7b: prefill", "latency", (*form, _only("latency", "prefill", [1]))),
+        ("6.7b: throughput", "throughput", (_only("throughput", "decode", None),)),
     ]
-    if find_spec("fla") is not None:
-        # In a separate folder: a report shows one way of running a model.
-        fla = ("--set", "models.retnet.backend=fla")
-        words = (*paper, *_only("prefill", [1]), *fla)
-        steps += [
-            _sweep("paper: prefill, backend fla", "latency", device, out / "fla", 180, *words),
-            # Last: Triton compiles hundreds of variants of the kernels to choose from.
-            Step("tests of fla's kernels", ("-m", "pytest", "-m", "gpu", "-k", "test_fla_", "-q"), 180),
-        ]
+    steps = []
+    for name, experiment, overrides in parts:
+        overrides = (*overrides, f"rounds={ROUNDS}") if experiment != "memory" else overrides
+        options = tuple(word for item in overrides for word in ("--set", item))
+        expected_s = expected_seconds(experiment, device, overrides)
+        words = ("--profile", "paper", *options)
+        # A report shows one size of an experiment, so each has its own folder.
+        folder = out / SMALL if small[0] in overrides else out
+        steps.append(_sweep(f"paper, {name}", experiment, device, folder, expected_s, *words))
     return steps
 
 
-def _sweep(name: str, experiment: str, device: str, out: Path, guess_s: float, *more: str) -> Step:
-    """Return a step that runs an experiment."""
-    results = str(out / "results")
-    return Step(
-        name, ("-m", "retbench", "run", experiment, "--device", device, "--out", results, *more), guess_s
+def expected_seconds(experiment: str, device: str, overrides: Sequence[str]) -> float:
+    """Return the estimated seconds of the profile `paper` with overrides, by the ceilings of a datasheet."""
+    plan = _plan(experiment, device, overrides)
+    ceilings = find_datasheet(DATASHEET).ceilings(plan.settings.dtype)
+    cells_s = sum(cell.seconds for cell in estimate_with(plan, ceilings) if cell.seconds is not None)
+    num_workers = len(plan.models) * (plan.rounds + 1)
+    return cells_s + num_workers * CUDA_START_S
+
+
+def _plan(experiment: str, device: str, overrides: Sequence[str]) -> Plan:
+    return make_plan(
+        experiment, profile="paper", device=device, dtype=None, limit=None, overrides=list(overrides)
     )
 
 
-def _only(workload: str, batch_sizes: list[int]) -> tuple[str, ...]:
-    """Return options that reduce the profile `paper` of latency to one workload at its own lengths.
+def _sweep(name: str, experiment: str, device: str, out: Path, expected_s: float, *more: str) -> Step:
+    """Return a step that runs an experiment."""
+    results = str(out / "results")
+    words = ("-m", "retbench", "run", experiment, "--device", device, "--out", results, *more)
+    return Step(name, words, expected_s)
 
-    The cells are those of the whole profile, so that a later `retbench run latency --profile paper` continues them.
+
+def _only(experiment: str, workload: str, batch_sizes: list[int] | None) -> str:
+    """Return an override that reduces a profile `paper` to one workload at its own lengths.
+
+    Args:
+        experiment: The experiment.
+        workload: The workload that stays.
+        batch_sizes: Its batch sizes; those of the profile when None.
     """
-    points = load_experiment("latency").profile("paper").workloads.specs[workload].points()
+    spec = load_experiment(experiment).profile("paper").workloads.specs[workload]
+    points = list(spec.points())
     lengths = sorted({point.context_len for point in points})
-    table = f"workloads={{{workload}={{context_len={lengths}, batch_size={batch_sizes}}}}}"
-    return ("--set", table)
+    batches = batch_sizes or sorted({point.batch_size for point in points})
+    return f"workloads={{{workload}={{context_len={lengths}, batch_size={batches}}}}}"
 
 
 class Stopped(Exception):  # noqa: N818 - an outcome, not an error
@@ -132,11 +209,11 @@ def run_steps(steps: Sequence[Step], budget_s: float, logs: Path) -> list[Outcom
     end = monotonic() + budget_s
     outcomes: list[Outcome] = []
     for index, step in enumerate(steps):
-        share = step.guess_s / sum(later.guess_s for later in steps[index:])
-        limit_s = share * (end - monotonic())
-        if limit_s < LEAST_S:
-            outcomes.append(Outcome(step, "not begun", limit_s=max(0.0, limit_s), note="no time was left"))
+        left_s = end - monotonic()
+        if left_s < LEAST_S:
+            outcomes.append(Outcome(step, "not begun", limit_s=max(0.0, left_s), note="no time was left"))
             continue
+        limit_s = time_limit(step, steps[index:], left_s)
         _say(f"[{index + 1} of {len(steps)}] {step.name}: at most {format_duration(limit_s)}")
         log = logs / f"{index + 1}-{_stem(step.name)}.txt"
         try:
@@ -149,6 +226,12 @@ def run_steps(steps: Sequence[Step], budget_s: float, logs: Path) -> list[Outcom
     return outcomes
 
 
+def time_limit(step: Step, left: Sequence[Step], left_s: float) -> float:
+    """Return the seconds that a step may take: its expected time and some more, or its share of a large budget."""
+    share_s = left_s * step.expected_s / sum(later.expected_s for later in left)
+    return min(left_s, max(LEAST_S, SLACK * step.expected_s, share_s))
+
+
 def run_step(step: Step, limit_s: float, log: Path) -> Outcome:
     """Run one step with its stdout in a file; Stopped if the user interrupts, after the step has been ended."""
     command = [sys.executable, *step.words]
@@ -159,6 +242,7 @@ def run_step(step: Step, limit_s: float, log: Path) -> Outcome:
         # In a new process session: Ctrl-C reaches this process only, and the whole group can be killed.
         process = subprocess.Popen(command, stdout=file, cwd=ROOT, start_new_session=True)
         overran = False
+        code: int | None
         try:
             code = process.wait(limit_s)
         except subprocess.TimeoutExpired:
@@ -169,13 +253,27 @@ def run_step(step: Step, limit_s: float, log: Path) -> Outcome:
     took_s = monotonic() - start
     if code == 0:
         return Outcome(step, "done", took_s, limit_s)
+    if code is None:
+        note = f"process {process.pid} has not ended after SIGKILL: a driver holds it"
+        return Outcome(step, "failed", took_s, limit_s, note)
     if overran:
         return Outcome(step, "cut short", took_s, limit_s)
+    if code == UnsupportedError.exit_code:
+        return Outcome(step, "not supported", took_s, limit_s, _last_line(log))
     return Outcome(step, "failed", took_s, limit_s, f"exit code {code}")
 
 
-def stop(process: subprocess.Popen[bytes]) -> int:
-    """Interrupt a step, so that it keeps what it has measured; kill it if it does not end."""
+def _last_line(log: Path) -> str:
+    """Return the last line of a step's output, which states its reason."""
+    return log.read_text(encoding="utf-8", errors="replace").strip().rpartition("\n")[2]
+
+
+def stop(process: subprocess.Popen[bytes]) -> int | None:
+    """Interrupt a step, so that it keeps what it has measured; kill it if it does not end.
+
+    Returns:
+        Its exit status; None if it has not ended after SIGKILL either.
+    """
     try:
         for number, grace_s in zip((signal.SIGINT, signal.SIGTERM), GRACE_S, strict=True):
             process.send_signal(number)
@@ -185,13 +283,16 @@ def stop(process: subprocess.Popen[bytes]) -> int:
         if process.poll() is None:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-    return process.wait()
+    try:
+        return process.wait(KILL_WAIT_S)
+    except subprocess.TimeoutExpired:
+        return None
 
 
 def write_reports(out: Path, logs: Path) -> list[Outcome]:
     """Write the report of every folder with records, and return an outcome for each."""
     outcomes = []
-    for folder in (out, out / "fla"):
+    for folder in (out, out / SMALL):
         if any(folder.glob("results/**/*.jsonl")):
             words = ("report", "--results", str(folder / "results"), "--out", str(folder / "report"))
             step = Step(f"report: {folder / 'report' / 'index.html'}", ("-m", "retbench", *words), REPORT_S)
@@ -216,7 +317,7 @@ def exit_code(outcomes: Sequence[Outcome]) -> int:
     """Return 130 after an interrupt, 1 after a failure, 4 if something was cut short, else 0."""
     if any(outcome.note == "interrupted" for outcome in outcomes):
         return 130
-    endings = {outcome.ending for outcome in outcomes}
+    endings = {outcome.ending for outcome in outcomes} - {"not supported"}
     return 1 if "failed" in endings else 4 if endings - {"done"} else 0
 
 
@@ -227,11 +328,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         device = find_device(options.device).name
         logs = _make_logs(out)
+        steps = steps_for(device, out)
     except RetbenchError as error:
         _say(f"gpu-check: {error}")
         return error.exit_code
     signal.signal(signal.SIGTERM, _interrupt)
-    steps = steps_for(device, out)
     outcomes = run_steps(steps, 60 * options.budget - REPORT_S, logs)
     try:
         outcomes += write_reports(out, logs)

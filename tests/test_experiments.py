@@ -10,6 +10,7 @@ from retbench.cli import app
 from retbench.cli.list import read_header
 from retbench.config.evaluation import GridSpec
 from retbench.config.experiment import Experiment, list_experiments, load_experiment
+from retbench.papers.papers import find_datasheet
 from retbench.planning.cells import Cell, Evaluation, Settings, expand, seeded_models
 from retbench.planning.plan import make_plan
 from retbench.run.resume import Identity, identities_here
@@ -78,6 +79,27 @@ def test_the_page_is_asked_for_alone(options: list[str]) -> None:
     assert CliRunner().invoke(app, ["list", *options]).exit_code == 2
 
 
+def test_the_header_of_quality_states_the_operations_of_its_training_on_gpus() -> None:
+    """Six operations per parameter and token, at the sizes' names, for two models; 8 GPUs at 40 % of their peak."""
+    spec = load_experiment("quality").profile("paper").training
+    assert spec is not None
+    tokens = spec.num_tokens + len(spec.learning_rates) * (spec.tuning_tokens or 0)
+    params = sum(float(size.removesuffix("b")) * 1e9 for size in spec.sizes)
+    operations = 2 * 6 * params * tokens
+    days = {
+        name: operations / (8 * 0.4 * find_datasheet(name).matmul_flops_per_s["bfloat16"]) / 86_400
+        for name in ("a100-80gb", "h100-80gb")
+    }
+    cost = read_header(EXPERIMENTS["quality"])[-1]
+    assert f"needs {operations:.1e} operations".replace("e+", "e") in cost
+    assert round(days["a100-80gb"] / 30.4) == 5
+    assert "five months of eight A100" in cost
+    assert round(days["h100-80gb"] / 7) == 7
+    assert "seven weeks of eight H100" in cost
+    assert float(spec.sizes[0].removesuffix("b")) * 1e9 / params == pytest.approx(1 / 8, rel=0.1)
+    assert "an eighth of that" in cost
+
+
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_the_source_names_a_table_or_figure(name: str) -> None:
     experiment = load_experiment(name)
@@ -95,8 +117,28 @@ def test_there_is_a_profile_for_every_machine(name: str) -> None:
 def test_every_profile_resolves_and_matches(name: str, profile: str) -> None:
     experiment = load_experiment(name)
     cells = cells_of(experiment, profile)
-    assert {cell.model_name for cell in cells} == experiment.models.keys()
+    assert {cell.model_name for cell in cells} == experiment.of_profile(profile).models.keys()
     assert {cell.workload for cell in cells} <= WORKLOADS.keys()
+
+
+@pytest.mark.parametrize("name", ["latency", "kin"])
+def test_on_a_gpu_prompts_are_read_by_a_kernel_and_the_own_form_is_a_row_of_prefill_alone(name: str) -> None:
+    cells = cells_of(load_experiment(name), "paper")
+    backends = {(cell.model_name, cell.workload): cell.backend for cell in cells}
+    assert backends["retnet", "prefill"] == "fla"
+    assert backends["retnet_chunkwise", "prefill"] == "chunkwise"
+    assert ("retnet_chunkwise", "decode") not in backends
+    for profile in ("smoke", "cpu"):
+        found = {cell.backend for cell in cells_of(load_experiment(name), profile)}
+        assert "chunkwise" in found
+        assert "fla" not in found
+
+
+def test_the_cost_of_training_has_a_row_of_each_kernel_on_a_gpu() -> None:
+    backends = {cell.model_name: cell.backend for cell in cells_of(load_experiment("training_cost"), "paper")}
+    assert backends["retnet_fla"] == "fla"
+    assert backends["retnet_chunkwise"] == "chunkwise"
+    assert "retnet_fla" not in load_experiment("training_cost").models
 
 
 @pytest.mark.parametrize(("name", "profile"), PROFILES)
@@ -106,7 +148,7 @@ def test_timed_profiles_have_the_rounds_that_an_interval_needs(name: str, profil
     tables = chosen.workloads.specs.items()
     timed = {workload for workload, table in tables if isinstance(table, GridSpec)} - {"memory"}
     # A smoke run of more than a pair would not end within its 45 seconds: it shows that everything works, once.
-    smoke = 3 if len(experiment.models) == 2 else 1
+    smoke = 3 if len(experiment.of_profile(profile).models) == 2 else 1
     assert chosen.rounds >= (0 if not timed else smoke if profile == "smoke" else 5)
     assert chosen.min_steps >= 20
 

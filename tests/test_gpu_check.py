@@ -5,13 +5,19 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
+from _pytest.mark.expression import Expression
 
 from benchmarks import gpu_check
-from benchmarks.gpu_check import Step, exit_code, run_step, run_steps, steps_for
+from benchmarks.gpu_check import Step, exit_code, run_step, run_steps, steps_for, stop, time_limit
+from retbench.papers.papers import find_datasheet
 from retbench.planning import plan
+from retbench.planning.estimates import estimate_with
+from retbench.planning.plan import Plan
 from retbench.run.devices import Device
 
 # Says that it runs, then waits; on SIGINT it keeps what it has and ends as retbench does.
@@ -32,30 +38,40 @@ time.sleep(60)
 """
 
 
-def python(name: str, code: str, *arguments: object, guess_s: float = 10.0) -> Step:
-    return Step(name, ("-c", code, *map(str, arguments)), guess_s)
+def python(name: str, code: str, *arguments: object, expected_s: float = 10.0) -> Step:
+    return Step(name, ("-c", code, *map(str, arguments)), expected_s)
 
 
 def test_an_overrun_is_cut_short_and_kept_a_failure_is_told_and_the_next_go_on(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     steps = [
-        python("fails", "print('why it failed'); raise SystemExit(3)", guess_s=1),
-        python("overruns", LISTENS, tmp_path / "kept", guess_s=30),
-        python("goes on", "print('fine')", guess_s=60),
+        python("fails", "print('why it failed'); raise SystemExit(1)"),
+        python("is not possible", "print('more words'); print('nsys is not installed'); raise SystemExit(3)"),
+        python("overruns", LISTENS, tmp_path / "kept", expected_s=2),
+        python("goes on", "print('fine')"),
     ]
-    outcomes = run_steps(steps, 9.0, tmp_path)
-    assert [outcome.ending for outcome in outcomes] == ["not begun", "cut short", "done"]
+    outcomes = run_steps(steps, 30.0, tmp_path)
+    assert [outcome.ending for outcome in outcomes] == ["failed", "not supported", "cut short", "done"]
+    assert [outcome.note for outcome in outcomes] == ["exit code 1", "nsys is not installed", "", ""]
     assert (tmp_path / "kept").read_text() == "kept"
-    assert outcomes[1].took_s < 9.0
-    assert (tmp_path / "3-goes-on.txt").read_text().splitlines()[-1] == "fine"
-    assert exit_code(outcomes) == 4
-
-    (failed,) = run_steps(steps[:1], 20.0, tmp_path)
-    assert (failed.ending, failed.note) == ("failed", "exit code 3")
+    assert outcomes[2].took_s < 12.0
+    assert (tmp_path / "4-goes-on.txt").read_text().splitlines()[-1] == "fine"
     assert "why it failed" in capfd.readouterr().err
-    assert exit_code([failed, *outcomes]) == 1
-    assert exit_code([outcomes[2]]) == 0
+    assert [exit_code(outcomes), exit_code(outcomes[1:]), exit_code(outcomes[1::2])] == [1, 4, 0]
+    (late,) = run_steps(steps[3:], 1.0, tmp_path)
+    assert (late.ending, late.note) == ("not begun", "no time was left")
+
+
+@pytest.mark.parametrize(
+    ("left_s", "limit_s"),
+    [(400.0, 200.0), (100.0, 15.0), (12.0, 12.0)],
+)
+def test_a_step_may_take_its_share_of_a_large_budget_and_all_that_is_left_of_a_small_one(
+    left_s: float, limit_s: float
+) -> None:
+    steps = [python("first", "", expected_s=10), python("second", "", expected_s=10 if left_s > 300 else 90)]
+    assert time_limit(steps[0], steps, left_s) == pytest.approx(limit_s)
 
 
 def test_a_step_that_does_not_listen_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,6 +79,23 @@ def test_a_step_that_does_not_listen_is_killed(tmp_path: Path, monkeypatch: pyte
     outcome = run_step(python("deaf", DEAF), 1.0, tmp_path / "log.txt")
     assert outcome.ending == "cut short"
     assert outcome.took_s < 20
+
+
+def test_a_step_that_a_driver_holds_leaves_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process ignores signals and SIGKILL does not arrive, as in state D."""
+    started: list[subprocess.Popen[bytes]] = []
+    monkeypatch.setattr(gpu_check, "GRACE_S", (0.1, 0.1))
+    monkeypatch.setattr(gpu_check, "KILL_WAIT_S", 0.1)
+    monkeypatch.setattr(gpu_check, "stop", lambda process: (started.append(process), stop(process))[1])
+    monkeypatch.setattr(os, "killpg", lambda pid, number: None)
+    outcomes = run_steps([python("held", DEAF, expected_s=1), python("next", "pass")], 20.0, tmp_path)
+    (held,) = started
+    held.kill()
+    held.wait(10)
+    assert [outcome.ending for outcome in outcomes] == ["failed", "done"]
+    assert outcomes[0].note == f"process {held.pid} has not ended after SIGKILL: a driver holds it"
 
 
 PROCEDURE = """
@@ -105,47 +138,135 @@ def test_without_the_device_nothing_is_begun(tmp_path: Path, capsys: pytest.Capt
         gpu_check.main(["--budget", "0.5"])
 
 
-def test_on_a_cpu_only_smoke_is_tried(tmp_path: Path) -> None:
+def test_on_a_cpu_only_what_needs_no_gpu_is_tried(tmp_path: Path) -> None:
     steps = steps_for("cpu", tmp_path)
-    assert [step.name for step in steps[2:]] == ["smoke: latency", "smoke: memory"]
+    assert [step.name for step in steps] == [
+        "device",
+        "environment, ceilings",
+        "layout of weights",
+        "smoke: latency",
+        "smoke: memory",
+    ]
     assert not any("paper" in word or "cuda" in word for step in steps for word in step.words)
 
 
-@pytest.mark.parametrize("has_fla", [False, True])
-def test_its_sweeps_are_cells_of_the_papers_profile(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_fla: bool
-) -> None:
-    monkeypatch.setattr(gpu_check, "find_spec", lambda name: object() if has_fla else None)
-    monkeypatch.setattr(plan, "find_device", lambda asked: Device("cuda:0", 80 * 10**9))
-    whole = plan.make_plan("latency", profile="paper", device="cuda", dtype=None, limit=None, overrides=[])
-    wanted = {cell.cell_id for cell in whole.cells}
-    found: list[str] = []
-    steps = [
-        step for step in steps_for("cuda:0", tmp_path) if "latency" in step.words and "paper" in step.words
+@pytest.fixture
+def on_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[bool], list[Step]]:
+    """Return the steps for a GPU of 80 GB, with and without fla."""
+
+    def steps(has_fla: bool) -> list[Step]:
+        monkeypatch.setattr(gpu_check, "find_spec", lambda name: object() if has_fla else None)
+        monkeypatch.setattr(plan, "find_device", lambda asked: Device("cuda:0", 85 * 10**9))
+        return steps_for("cuda:0", tmp_path)
+
+    return steps
+
+
+OnGpu = Callable[[bool], list[Step]]
+
+
+def test_on_a_gpu_facts_come_first_and_the_most_valuable_sweeps_before_the_others(on_gpu: OnGpu) -> None:
+    assert [step.name for step in on_gpu(True)] == [
+        "device",
+        "environment, ceilings",
+        "layout of weights",
+        "kernel census",
+        "tests: graphs, memory, driver",
+        "fla: compile its kernels, and test them",
+        "tests: equivalence, kernels",
+        "smoke: latency",
+        "smoke: memory",
+        "paper, 1.3b: decode, batch 1",
+        "paper, 6.7b: memory",
+        "paper, 6.7b: largest batch",
+        "paper, 1.3b: prefill",
+        "paper, 6.7b: decode, batch 1",
+        "paper, 6.7b: decode, batch 8",
+        "paper, 6.7b: prefill",
+        "paper, 6.7b: throughput",
     ]
-    assert len(steps) == 3 + has_fla
-    for step in steps:
-        overrides = [value for flag, value in _options(step) if flag == "--set"]
-        part = plan.make_plan(
-            "latency", profile="paper", device="cuda:0", dtype=None, limit=None, overrides=overrides
-        )
-        assert part.rounds == whole.rounds
-        found += [cell.cell_id for cell in part.cells if cell.backend != "fla"]
-    assert set(found) == wanted
 
 
-def test_what_triton_compiles_for_comes_last_and_the_guesses_fill_half_an_hour(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_what_triton_compiles_for_has_a_step_before_the_equivalence_checks(on_gpu: OnGpu) -> None:
+    names = [step.name for step in on_gpu(True)]
+    assert names.index("fla: compile its kernels, and test them") < names.index("tests: equivalence, kernels")
+    assert not any("fla" in step.name for step in on_gpu(False))
+    test_cuda = (gpu_check.ROOT / "tests" / "models" / "test_cuda.py").read_text(encoding="utf-8")
+    assert f"def {gpu_check.FLA_TESTS}" in test_cuda
+
+
+def test_each_test_of_a_gpu_is_in_one_step(on_gpu: OnGpu) -> None:
+    chosen = [step.words[step.words.index("-k") + 1] for step in on_gpu(True) if "pytest" in step.words]
+    steps = {
+        "test_a_replayed_step_equals_an_eager_one": [True, False, False],
+        "test_fla_trains_as_the_chunkwise_form_does": [False, True, False],
+        "test_the_gate_is_green": [False, False, True],
+        "test_flash_equals_sdpa_equals_reference": [False, False, True],
+    }
+    for name, expected in steps.items():
+        matches = partial(lambda name, word, **_: word in name, name)
+        assert [Expression.compile(one).evaluate(matches) for one in chosen] == expected
+
+
+def plan_of(step: Step) -> Plan:
+    """Return what a sweep's command measures."""
+    words = step.words[step.words.index("run") + 1 :]
+    options = list(zip(words[1::2], words[2::2], strict=True))
+    overrides = [value for flag, value in options if flag == "--set"]
+    return plan.make_plan(
+        words[0], profile="paper", device="cuda:0", dtype=None, limit=None, overrides=overrides
+    )
+
+
+def sweeps(steps: list[Step]) -> dict[str, Plan]:
+    return {step.name: plan_of(step) for step in steps if step.name.startswith("paper")}
+
+
+@pytest.mark.parametrize("experiment", ["latency", "memory", "throughput"])
+def test_the_sweeps_at_the_papers_size_are_the_cells_of_its_profiles(on_gpu: OnGpu, experiment: str) -> None:
+    found = [
+        cell.cell_id
+        for name, part in sweeps(on_gpu(True)).items()
+        if part.experiment.name == experiment and "1.3b" not in name
+        for cell in part.cells
+    ]
+    whole = plan.make_plan(experiment, profile="paper", device="cuda", dtype=None, limit=None, overrides=[])
+    assert sorted(found) == sorted(cell.cell_id for cell in whole.cells)
+
+
+@pytest.mark.parametrize("has_fla", [True, False])
+def test_sweeps_take_two_rounds_and_a_prompt_is_read_by_what_is_installed(
+    on_gpu: OnGpu, has_fla: bool
 ) -> None:
-    monkeypatch.setattr(gpu_check, "find_spec", lambda name: object())
-    steps = steps_for("cuda:0", tmp_path)
-    assert sum(step.guess_s for step in steps) + gpu_check.REPORT_S == 30 * 60
-    chosen = [step.words[step.words.index("-k") + 1] for step in steps if "pytest" in step.words]
-    assert chosen == ["not test_fla_", "test_fla_"]
-    assert "def test_fla_" in (gpu_check.ROOT / "tests" / "models" / "test_cuda.py").read_text()
+    found = sweeps(on_gpu(has_fla))
+    assert {part.rounds for part in found.values()} <= {1, gpu_check.ROUNDS}
+    cells = [cell for name, part in found.items() if "prefill" in name for cell in part.cells]
+    assert {cell.backend for cell in cells if cell.model_name == "retnet"} == {
+        "fla" if has_fla else "chunkwise"
+    }
 
 
-def _options(step: Step) -> list[tuple[str, str]]:
-    """Flags and values of a `retbench run`."""
-    words = step.words[step.words.index("latency") + 1 :]
-    return list(zip(words[::2], words[1::2], strict=True))
+def test_the_time_of_a_sweep_is_the_projects_own_estimate(on_gpu: OnGpu) -> None:
+    ceilings = find_datasheet("a100-80gb").ceilings("bfloat16")
+    for step in on_gpu(True):
+        if step.name.startswith("paper"):
+            part = plan_of(step)
+            estimated_s = sum(one.seconds or 0.0 for one in estimate_with(part, ceilings))
+            starts_s = (part.rounds + 1) * len(part.models) * gpu_check.CUDA_START_S
+            assert step.expected_s == pytest.approx(estimated_s + starts_s)
+            assert step.expected_s > 30
+
+
+def test_the_default_budget_holds_all_but_the_last_sweeps(on_gpu: OnGpu) -> None:
+    steps = on_gpu(True)
+    expected_s = {step.name: step.expected_s for step in steps}
+    first = list(expected_s)[: list(expected_s).index("paper, 6.7b: decode, batch 8")]
+    assert sum(expected_s[name] for name in first) + gpu_check.REPORT_S < 30 * 60
+
+
+def test_the_small_size_has_a_folder_and_a_report_of_its_own(on_gpu: OnGpu, tmp_path: Path) -> None:
+    folders = {
+        step.name: step.words[step.words.index("--out") + 1] for step in on_gpu(True) if "run" in step.words
+    }
+    assert folders["paper, 1.3b: prefill"] == str(tmp_path / "1.3b" / "results")
+    assert folders["paper, 6.7b: prefill"] == str(tmp_path / "results")

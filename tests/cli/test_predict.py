@@ -48,7 +48,7 @@ def test_a_batch_that_does_not_fit_has_no_time() -> None:
     (line,) = [line for line in out.splitlines() if line.startswith("transformer")]
     assert code == 0
     assert "out of memory" in line
-    assert line.split()[-1] == "3"
+    assert line.split()[-1] == "4"
 
 
 def test_grouped_queries_move_the_crossover() -> None:

@@ -241,3 +241,67 @@ def test_a_batch_size_that_is_to_be_found_cannot_be_given(tiny_experiment: Path)
     search = ["workloads.largest_batch.context_len=[64]", "workloads.largest_batch.batch_size=[1, 8]"]
     with pytest.raises(ConfigError, match=r"batch_size is \[1, 8\] in workload 'largest_batch', which finds"):
         load_experiment(str(tiny_experiment), search, profile="smoke")
+
+
+OWN_MODELS = """
+[profiles.gpu]
+size = "1m"
+[profiles.gpu.models.retnet]
+backend = "fla"
+[profiles.gpu.models.other]
+architecture = "retnet"
+workloads = ["prefill"]
+[profiles.gpu.workloads.decode]
+context_len = [64]
+"""
+
+
+@pytest.fixture
+def with_own_models(tiny_experiment: Path) -> str:
+    """An experiment one of whose profiles replaces a field of a model, and adds a model."""
+    with tiny_experiment.open("a", encoding="utf-8") as file:
+        file.write(OWN_MODELS)
+    return str(tiny_experiment)
+
+
+def test_a_profile_replaces_fields_of_models_and_adds_models(with_own_models: str) -> None:
+    experiment = load_experiment(with_own_models)
+    models = experiment.of_profile("gpu").models
+    assert {name: spec.backend for name, spec in models.items()} == {
+        "retnet": "fla",
+        "transformer": "sdpa",
+        "other": "chunkwise",
+    }
+    assert experiment.of_profile("smoke").models == experiment.models
+    assert experiment.models["retnet"].backend == "chunkwise"
+    assert experiment.of_profile("gpu").of_profile("gpu").models == models
+
+
+def test_an_override_of_a_model_wins_over_its_profile(with_own_models: str) -> None:
+    overrides = ["models.retnet.backend=recurrent", "models.other.decay=single"]
+    models = load_experiment(with_own_models, overrides, profile="gpu").of_profile("gpu").models
+    assert models["retnet"].backend == "recurrent"
+    assert models["other"].decay == "single"
+    with pytest.raises(ConfigError, match=r"\[models.other\] lacks the field 'architecture'"):
+        load_experiment(with_own_models, overrides, profile="smoke")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            'workloads = ["prefill"]',
+            'workloads = ["prefil"]',
+            "models.other names the workload 'prefil'; known are",
+        ),
+        ('backend = "fla"', 'backend = "flash"', r"profiles\.gpu\.models\.retnet.*'flash'"),
+        ('backend = "fla"', 'backnd = "fla"', "has no field 'backnd'"),
+    ],
+)
+def test_a_fault_in_the_models_of_a_profile_is_explained(
+    with_own_models: str, old: str, new: str, message: str
+) -> None:
+    path = Path(with_own_models)
+    path.write_text(path.read_text(encoding="utf-8").replace(old, new), encoding="utf-8")
+    with pytest.raises(ConfigError, match=message):
+        load_experiment(with_own_models)

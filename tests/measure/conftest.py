@@ -29,6 +29,8 @@ class PretendNvml(ModuleType):
         self.refused: set[str] = set()
         self.processes: list[tuple[int, int | None]] = []
         self.violation_ns = 0
+        self.sm_clock_mhz = 1095
+        self.reasons = 0x44
         self.names = ["NVIDIA A100-SXM4-80GB"]
         self.mig = [0, 1]  # off, and on after the next reset
 
@@ -45,15 +47,18 @@ class PretendNvml(ModuleType):
             "nvmlDeviceGetEnforcedPowerLimit": lambda handle: 400_000,
             "nvmlDeviceGetMaxClockInfo": lambda handle, clock: {1: 1410, 2: 1593}[clock],
             "nvmlDeviceGetPersistenceMode": lambda handle: 1,
+            "nvmlDeviceGetMemoryInfo": lambda handle: SimpleNamespace(
+                total=85_899_345_920, free=80_000_000_000, used=5_899_345_920
+            ),
             "nvmlDeviceGetMigMode": lambda handle: self.mig,
             "nvmlDeviceGetEccMode": lambda handle: [1, 0],
-            "nvmlDeviceGetClockInfo": lambda handle, clock: {1: 1095, 2: 1593}[clock],
+            "nvmlDeviceGetClockInfo": lambda handle, clock: {1: self.sm_clock_mhz, 2: 1593}[clock],
             "nvmlDeviceGetTemperature": lambda handle, sensor: 61,
             "nvmlDeviceGetPowerUsage": lambda handle: 250_500,
             "nvmlDeviceGetViolationStatus": lambda handle, policy: SimpleNamespace(
                 violationTime=self.violation_ns if policy == 0 else 0
             ),
-            "nvmlDeviceGetCurrentClocksEventReasons": lambda handle: 0x44,
+            "nvmlDeviceGetCurrentClocksEventReasons": lambda handle: self.reasons,
             "nvmlDeviceGetCurrentClocksThrottleReasons": lambda handle: 0x8,
             "nvmlDeviceGetComputeRunningProcesses": lambda handle: [
                 SimpleNamespace(pid=pid, usedGpuMemory=used) for pid, used in self.processes

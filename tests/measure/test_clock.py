@@ -12,6 +12,7 @@ import torch
 
 from retbench.errors import UnsupportedError
 from retbench.measure import clock
+from retbench.run.tasks import classify
 
 CPU = torch.device("cpu")
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -155,7 +156,11 @@ def pretend(monkeypatch: pytest.MonkeyPatch) -> Iterator[PretendCuda]:
     clock._capture_stream.cache_clear()
 
 
-def test_cuda_steps_lie_between_events_and_one_wait_follows(pretend: PretendCuda) -> None:
+def test_cuda_steps_lie_between_events_and_clocks_are_read_before_the_wait(
+    pretend: PretendCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clock, "sample_device", lambda: pretend.log.append("sample"))
+
     def spend(what: str, ms: float) -> Callable[[], None]:
         def run() -> None:
             pretend.log.append(what)
@@ -168,7 +173,7 @@ def test_cuda_steps_lie_between_events_and_one_wait_follows(pretend: PretendCuda
     )
     assert samples == pytest.approx([0.004, 0.004])
     timed = ["before", "record on the current stream", "step", "record on the current stream"]
-    assert pretend.log == ["before", "step", "wait", *timed, *timed, "wait"]
+    assert pretend.log == ["before", "step", "wait", *timed, *timed, "sample", "wait"]
 
 
 def test_a_graph_is_warmed_and_captured_on_one_side_stream(pretend: PretendCuda) -> None:
@@ -194,20 +199,41 @@ def test_all_captures_share_one_stream_and_what_libraries_keep_for_it(pretend: P
     assert pretend.num_streams == 1
 
 
-def capture_failing_with(error: RuntimeError, pretend: PretendCuda) -> None:
-    """Capture a step that works while warming up and fails when captured."""
+OUT_OF_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    torch.AcceleratorError("CUDA error: out of memory"),
+    RuntimeError("CUDA error: out of memory"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+]
+INVALIDATED = torch.AcceleratorError("CUDA error: operation failed due to a previous error during capture")
+
+
+def capture_failing_with(
+    error: RuntimeError, pretend: PretendCuda, afterwards: RuntimeError | None = None
+) -> None:
+    """Capture a step that works in the warm-up and fails in the capture; `afterwards` is the error of a retry."""
     pretend.fails_at_end = True
 
     def step() -> None:
-        if "capture begins" in pretend.log:
+        if "capture ends" in pretend.log:
+            pretend.log.append("retry")
+            if afterwards is not None:
+                raise afterwards
+        elif "capture begins" in pretend.log:
             raise error
 
     clock.capture_graph(step, device=torch.device("cuda"))
 
 
-def test_a_step_that_no_graph_holds_is_refused_with_the_first_cause(pretend: PretendCuda) -> None:
+@pytest.mark.parametrize("afterwards", [None, RuntimeError("the allocator is in capture mode")])
+def test_a_step_that_no_graph_holds_is_refused_with_the_first_cause(
+    pretend: PretendCuda, afterwards: RuntimeError | None
+) -> None:
     with pytest.raises(UnsupportedError, match=r"not permitted.*cuda_graph=false"):
-        capture_failing_with(RuntimeError("operation not permitted when stream is capturing"), pretend)
+        capture_failing_with(
+            RuntimeError("operation not permitted when stream is capturing"), pretend, afterwards
+        )
+    assert "retry" in pretend.log
 
 
 def test_an_error_of_the_warm_up_is_no_lack_of_support(pretend: PretendCuda) -> None:
@@ -218,9 +244,33 @@ def test_an_error_of_the_warm_up_is_no_lack_of_support(pretend: PretendCuda) -> 
         clock.capture_graph(step, device=torch.device("cuda"))
 
 
-def test_a_capture_without_memory_is_no_lack_of_support(pretend: PretendCuda) -> None:
-    with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory"):
-        capture_failing_with(torch.OutOfMemoryError("CUDA out of memory"), pretend)
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=repr)
+def test_a_capture_without_memory_is_out_of_memory(pretend: PretendCuda, error: RuntimeError) -> None:
+    with pytest.raises(RuntimeError) as caught:
+        capture_failing_with(error, pretend)
+    assert caught.value is error
+    assert classify(caught.value)[0] == "oom"
+    assert "retry" not in pretend.log
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=repr)
+def test_a_warm_up_without_memory_is_out_of_memory(pretend: PretendCuda, error: RuntimeError) -> None:
+    def step() -> None:
+        raise error
+
+    with pytest.raises(RuntimeError) as caught:
+        clock.capture_graph(step, device=torch.device("cuda"))
+    assert classify(caught.value)[0] == "oom"
+    assert "capture begins" not in pretend.log
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=repr)
+def test_an_invalidated_capture_is_out_of_memory_if_the_eager_step_is(
+    pretend: PretendCuda, error: RuntimeError
+) -> None:
+    with pytest.raises(RuntimeError) as caught:
+        capture_failing_with(INVALIDATED, pretend, afterwards=error)
+    assert caught.value is error
 
 
 @needs_cuda
@@ -259,6 +309,7 @@ WAITS = """
 import torch
 from retbench.errors import UnsupportedError
 from retbench.measure import clock
+from retbench.run.tasks import classify
 device = torch.device("cuda")
 source = torch.ones(4, device=device)
 try:

@@ -19,10 +19,12 @@ USE_ALL_THREADS = "import torch; torch.ones(2**20).exp()\n"
 needs_two_cpus = pytest.mark.skipif(len(machine.allowed_cpus()) < 2, reason="one CPU")
 
 
-def describe_in_worker(code: str, threads: int, *, with_variables: bool = True) -> dict[str, Any]:
+def describe_in_worker(
+    code: str, threads: int, *, device: str = "cpu", with_variables: bool = True
+) -> dict[str, Any]:
     """Return the description that a process started like a worker prints."""
     code = "import json\nfrom retbench.measure import environment\n" + code.format(threads=threads)
-    variables = os.environ | (environment.worker_environment(threads) if with_variables else {})
+    variables = os.environ | (environment.worker_environment(threads, device) if with_variables else {})
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, env=variables, capture_output=True, text=True, check=True)
     described: dict[str, Any] = json.loads(done.stdout)
@@ -50,6 +52,23 @@ def test_a_worker_of_two_threads_flushes_denormals_on_both_and_has_a_cpu_for_eac
     assert len(found["allowed_cpus"]) == 2 or "libgomp.so.1" not in found["torch_build"]["openmp"]
 
 
+AFFINITY = "import json, os, torch; print(json.dumps(sorted(os.sched_getaffinity(0))))"
+
+
+@needs_two_cpus
+@pytest.mark.usefixtures("every_core")
+@pytest.mark.parametrize(("device", "bound"), [("cpu", True), ("cuda:0", False)])
+def test_the_main_thread_of_a_worker_on_a_gpu_may_use_every_cpu(
+    monkeypatch: pytest.MonkeyPatch, device: str, bound: bool
+) -> None:
+    monkeypatch.setenv("OMP_PLACES", "{0}")
+    monkeypatch.setenv("OMP_PROC_BIND", "true")
+    variables = os.environ | environment.worker_environment(2, device)
+    command = [sys.executable, "-c", AFFINITY]
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, check=True)
+    assert (len(json.loads(done.stdout)) == 1) == bound
+
+
 @needs_two_cpus
 @pytest.mark.usefixtures("every_core")
 def test_pinning_sets_the_threads_by_itself() -> None:
@@ -65,13 +84,13 @@ def test_pinning_too_late_is_recorded() -> None:
 def test_more_threads_than_cpus_are_refused_with_the_number_that_goes() -> None:
     count = len(machine.allowed_cpus())
     with pytest.raises(UnsupportedError, match=rf"--set threads={count}\b"):
-        environment.worker_environment(count + 1)
+        environment.worker_environment(count + 1, "cpu")
 
 
 def test_each_physical_core_has_a_thread_before_one_has_two(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "allowed_cores", lambda: [[0, 4], [1, 5]])
-    assert environment.worker_environment(2)["OMP_PLACES"] == "{0},{1}"
-    assert environment.worker_environment(3)["OMP_PLACES"] == "{0},{1},{4}"
+    assert environment.worker_environment(2, "cpu")["OMP_PLACES"] == "{0},{1}"
+    assert environment.worker_environment(3, "cpu")["OMP_PLACES"] == "{0},{1},{4}"
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +160,7 @@ def test_a_device_that_is_not_there_is_refused(device: str) -> None:
 def test_naming_machine_and_code_needs_no_torch() -> None:
     code = (
         "import sys; from retbench.measure import environment as e; e.machine_name('cpu'); e.code_revision(); "
-        "e.library_versions(); e.worker_environment(1); sys.exit('torch' in sys.modules)"
+        "e.library_versions(); e.worker_environment(1, 'cpu'); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
@@ -170,6 +189,6 @@ def test_compiled_code_is_kept_in_the_cache_folder_unless_another_is_named(
 ) -> None:
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
     monkeypatch.setenv("RETBENCH_CACHE", str(tmp_path))
-    assert environment.worker_environment(1)["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "compiled")
+    assert environment.worker_environment(1, "cpu")["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "compiled")
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/elsewhere")
-    assert environment.worker_environment(1)["TORCHINDUCTOR_CACHE_DIR"] == "/elsewhere"
+    assert environment.worker_environment(1, "cpu")["TORCHINDUCTOR_CACHE_DIR"] == "/elsewhere"

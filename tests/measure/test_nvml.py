@@ -1,3 +1,4 @@
+import inspect
 import os
 import sys
 
@@ -19,6 +20,7 @@ def test_settings_are_in_base_units(pretend: PretendNvml) -> None:
         "persistence_mode": True,
         "mig_mode": False,
         "ecc_mode": True,
+        "board_memory_bytes": 85_899_345_920,
     }
     assert reading.absent == {}
     assert pretend.open == 0
@@ -117,9 +119,36 @@ def test_a_watch_reads_before_and_after_and_takes_the_difference(pretend: Preten
     assert state["before"]["sm_clock_hz"] == state["after"]["sm_clock_hz"] == 1_095_000_000
     assert state["after"]["temperature_c"] == 61
     assert state["after"]["power_w"] == 250.5
+    assert state["after"]["board_used_bytes"] == 5_899_345_920
     assert state["violation_s"] == {"power": 0.25, "thermal": 0.0}
-    assert watch.absent == {}
+    assert watch.absent == {"gpu_state.during": "the cell timed no steps on the device"}
     assert pretend.open == 0
+
+
+def test_a_watch_samples_clocks_while_the_gpu_works(pretend: PretendNvml) -> None:
+    pretend.sm_clock_mhz, pretend.reasons = 210, 0x1
+    nvml.sample_device()
+    with nvml.watch_device(CUDA) as watch:
+        pretend.sm_clock_mhz, pretend.reasons = 1400, 0x4
+        nvml.sample_device()
+        pretend.sm_clock_mhz, pretend.reasons = 1200, 0x44
+        nvml.sample_device()
+        nvml.sample_device()
+        pretend.sm_clock_mhz, pretend.reasons = 210, 0x1
+    nvml.sample_device()
+    assert watch.facts["gpu_state"]["during"] == {
+        "num_samples": 3,
+        "sm_clock_hz": 1_200_000_000,
+        "memory_clock_hz": 1_593_000_000,
+        "clocks_event_reasons": ["hw_thermal_slowdown", "sw_power_cap"],
+    }
+    assert pretend.open == 0
+
+
+def test_the_queries_of_memory_are_those_of_the_installed_binding() -> None:
+    binding = pytest.importorskip("pynvml")
+    assert "handle" in inspect.signature(binding.nvmlDeviceGetMemoryInfo).parameters
+    assert {"total", "used"} <= {name for name, _ in binding.c_nvmlMemory_t._fields_}
 
 
 def test_a_watch_says_what_it_could_not_read(pretend: PretendNvml) -> None:

@@ -1,5 +1,7 @@
 """The attention backends against each other, and what they say of themselves."""
 
+import importlib
+import inspect
 import sys
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -8,7 +10,9 @@ import pytest
 import torch
 
 from retbench.models.equivalence import relative_error
+from retbench.ops import attention
 from retbench.ops.attention import (
+    BACKENDS,
     attend_flash,
     attend_products,
     attend_reference,
@@ -49,6 +53,12 @@ def test_products_say_that_only_a_single_query_is_theirs():
     assert executed_kernel("products", *make_inputs(1, 9)) == "products"
     assert executed_kernel("products", *make_inputs(9, 9, dtype=torch.float32)).startswith("sdpa:")
     assert executed_kernel("reference", *make_inputs(9, 9)) == "reference"
+
+
+def test_the_reference_copies_keys_only_where_heads_share_them():
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiled:
+        attend_reference(*make_inputs(1, 9))
+    assert "aten::repeat_interleave" not in {event.key for event in profiled.key_averages()}
 
 
 def test_grouped_heads_share_neighbouring_keys():
@@ -157,3 +167,91 @@ def test_flash_is_given_heads_after_tokens_and_a_cache_as_it_lies(monkeypatch, l
         with torch.set_grad_enabled(with_gradients):
             assert relative_error(attend_flash(q, k, v), attend_reference(q, k, v)) < 1e-12
     assert called == ["flash_attn_func", "flash_attn_with_kvcache" if length == 1 else "flash_attn_func"]
+
+
+class Handle:
+    """What torch keeps of an activated version."""
+
+    def __init__(self, log):
+        self.log = log
+
+    def remove(self):
+        self.log.append("removed")
+
+
+@pytest.fixture
+def version3(monkeypatch):
+    """FlashAttention 3 as torch's registry would have it, and the log of what is done with it."""
+    log = []
+    registry = torch.nn.attention._registry
+    monkeypatch.setattr(registry, "_FLASH_ATTENTION_ACTIVE", None)
+    monkeypatch.setitem(
+        registry._FLASH_ATTENTION_IMPLS, "FA3", lambda: log.append("activated") or Handle(log)
+    )
+    monkeypatch.setattr(attention, "_active_flash", None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    return log
+
+
+def test_torch_has_the_versions_of_flash_attention_that_are_named():
+    names = {version.name for version in attention._FLASH_VERSIONS.values()}
+    assert names <= set(torch.nn.attention.list_flash_attention_impls())
+    for module in ("_fa3", "_fa4"):
+        register = getattr(
+            importlib.import_module(f"torch.nn.attention.{module}"), f"register_flash_attention{module}"
+        )
+        default = inspect.signature(register).parameters["module_path"].default
+        assert default in {version.module for version in attention._FLASH_VERSIONS.values()}
+
+
+def test_a_version_is_activated_once_and_sdpa_runs_torchs_own_again(version3):
+    q, k, v = make_inputs(9, 9, dtype=torch.float32)
+    expected = attend_reference(q, k, v)
+    for _ in range(2):
+        assert relative_error(BACKENDS["flash3"](q, k, v), expected) < 1e-5
+    assert version3 == ["activated"]
+    attend_sdpa(q, k, v)
+    attend_sdpa(q, k, v)
+    assert version3 == ["activated", "removed"]
+    assert executed_kernel("flash3", q, k, v) == "flash3"
+
+
+def test_a_version_runs_no_other_kernel(version3):
+    seen = []
+
+    def record(*args, **options):
+        enabled = (torch.backends.cuda.flash_sdp_enabled(), torch.backends.cuda.math_sdp_enabled())
+        seen.append((*enabled, torch.backends.cuda.mem_efficient_sdp_enabled()))
+        return args[0]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "_call_sdpa", record)
+        BACKENDS["flash3"](*make_inputs(9, 9))
+        attend_sdpa(*make_inputs(9, 9))
+    assert seen == [(True, False, False), (True, True, True)]
+
+
+def test_a_version_that_can_be_activated_is_usable_and_left_inactive(version3):
+    assert missing_reason("flash3", CUDA, torch.bfloat16) is None
+    assert version3 == ["activated", "removed"]
+
+
+@pytest.mark.parametrize(
+    ("name", "capability", "words"),
+    [
+        ("flash3", (8, 0), "FA3 needs compute capability 9.x, and this GPU has 8.0"),
+        ("flash3", (10, 0), "FA3 needs compute capability 9.x, and this GPU has 10.0"),
+        ("flash4", (8, 0), "FA4 needs compute capability 9.x or 10.x"),
+        ("flash3", (9, 0), "torch cannot activate FA3 (ModuleNotFoundError"),
+        ("flash4", (10, 0), "'flash_attn.cute.interface' of https://github.com/Dao-AILab"),
+    ],
+)
+def test_a_version_that_is_not_there_says_why(monkeypatch, name, capability, words):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert words in missing_reason(name, CUDA, torch.bfloat16)
+    assert torch.nn.attention.current_flash_attention_impl() is None
+
+
+def test_a_version_needs_a_gpu_and_16_bits():
+    assert "CUDA devices only" in missing_reason("flash3", torch.device("cpu"), torch.bfloat16)
+    assert "not float32" in missing_reason("flash4", CUDA, torch.float32)

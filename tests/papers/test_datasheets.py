@@ -1,5 +1,6 @@
 import pytest
 
+from retbench.cli.targets import datasheet_target
 from retbench.errors import ConfigError, UnsupportedError
 from retbench.papers.papers import find_datasheet, load_datasheets
 
@@ -12,6 +13,18 @@ def test_a_datasheet_says_where_its_numbers_are_from(name: str) -> None:
     found = sheet.ceilings("bfloat16")
     assert found.read_bandwidth_bytes_per_s == sheet.read_bandwidth_bytes_per_s
     assert found.matmul_flops_per_s > 10 * sheet.ceilings("float32").matmul_flops_per_s / 3
+
+
+@pytest.mark.parametrize("name", load_datasheets())
+def test_the_usable_memory_is_that_of_the_driver_and_near_the_makers(name: str) -> None:
+    sheet = find_datasheet(name)
+    assert 0.95 < sheet.usable_bytes / sheet.memory_bytes < 1.08
+    assert sheet.usable_bytes != sheet.memory_bytes
+    assert sheet.usable_source
+
+
+def test_a_prediction_fills_the_usable_memory() -> None:
+    assert datasheet_target("h200", "bfloat16").memory_bytes == find_datasheet("h200").usable_bytes
 
 
 def test_the_papers_device_is_there() -> None:

@@ -164,7 +164,7 @@ def test_a_run_that_has_moved_with_a_reason_does_not_join(baseline: Path, tmp_pa
 
 def clocked(hz: float) -> Rewrite:
     def rewrite(record: Record) -> Record:
-        state = {"gpu_state": {"after": {"sm_clock_hz": hz}}}
+        state = {"gpu_state": {"during": {"sm_clock_hz": hz}, "after": {"sm_clock_hz": 0.21e9}}}
         return record.model_copy(update={"environment": {**record.environment, **state}})
 
     return rewrite

@@ -82,6 +82,10 @@ def test_a_wide_interval_is_called_noisy(cpu_records: list[Record]) -> None:
             "while other processes used the GPU",
         ),
         ({"gpu_state": {"violation_s": {"power": 0.0, "thermal": 0.2}}}, "reduced its clocks"),
+        (
+            {"gpu_state": {"during": {"clocks_event_reasons": ["gpu_idle", "sw_power_cap"]}}},
+            "reduced its clocks",
+        ),
     ],
 )
 def test_what_disturbed_a_measurement_is_told(facts: dict[str, Any], words: str) -> None:

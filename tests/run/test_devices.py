@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -25,15 +26,24 @@ def test_an_unknown_device_is_refused(asked: str) -> None:
 class Torch:
     """What torch would say, in place of asking it."""
 
-    def __init__(self, cuda: str | None, *memory_bytes: int) -> None:
-        self.facts = devices._TorchFacts("2.9.0", cuda, memory_bytes)
+    def __init__(
+        self, cuda: str | None, *memory_bytes: int, hip: str | None = None, stderr: str = ""
+    ) -> None:
+        self.facts = devices._TorchFacts("2.9.0", cuda, hip, memory_bytes, stderr)
 
     def __call__(self) -> devices._TorchFacts:
         return self.facts
 
 
-def test_without_a_driver_the_cpu_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True)
+def _no_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Start from a machine without the driver of any GPU."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(devices, "_has_driver", lambda: False)
+    monkeypatch.setattr(devices, "_AMD_DRIVER", tmp_path / "no kfd")
+
+
+def test_without_a_driver_the_cpu_is_taken() -> None:
     assert find_device(None) == Device("cpu")
 
 
@@ -69,10 +79,62 @@ def test_the_reason_why_cuda_cannot_be_used_is_reported(
     assert str(caught.value).startswith(f"--device {asked}: ")
 
 
-def test_a_driver_without_a_usable_device_leaves_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+TOO_OLD = """
+torch/cuda/__init__.py:187: UserWarning: CUDA initialization: The NVIDIA driver on your system is too old
+  return torch._C._cuda_getDeviceCount() > 0
+"""
+
+
+@pytest.mark.parametrize(
+    ("torch", "reasons"),
+    [
+        (Torch(None), ["is a build without CUDA"]),
+        (Torch("13.0"), ["finds no device", "torch wrote no reason"]),
+        (Torch("13.0", stderr=TOO_OLD), ["driver on your system is too old", "whl/cu126", "--device cpu"]),
+    ],
+)
+def test_a_gpu_that_torch_cannot_use_is_no_reason_to_take_the_cpu(
+    monkeypatch: pytest.MonkeyPatch, torch: Torch, reasons: list[str]
+) -> None:
     monkeypatch.setattr(devices, "_has_driver", lambda: True)
-    monkeypatch.setattr(devices, "_ask_torch", Torch(None))
+    monkeypatch.setattr(devices, "_ask_torch", torch)
+    with pytest.raises(UnsupportedError) as caught:
+        find_device(None)
+    assert str(caught.value).startswith("this machine has a GPU: ")
+    assert all(reason in str(caught.value) for reason in reasons)
+
+
+@pytest.mark.parametrize("asked", [None, "cuda"])
+def test_a_torch_for_rocm_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, asked: str | None
+) -> None:
+    monkeypatch.setattr(devices, "_AMD_DRIVER", tmp_path)
+    monkeypatch.setattr(devices, "_ask_torch", Torch(None, 192, hip="6.4"))
+    with pytest.raises(UnsupportedError, match=r"for ROCm 6\.4.*--device cpu"):
+        find_device(asked)
+
+
+def test_an_amd_gpu_that_torch_was_not_built_for_leaves_the_cpu(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(devices, "_AMD_DRIVER", tmp_path)
+    monkeypatch.setattr(devices, "_ask_torch", Torch("13.0"))
     assert find_device(None) == Device("cpu")
+
+
+@pytest.mark.parametrize("visible", ["", "-1"])
+def test_hidden_gpus_leave_the_cpu(monkeypatch: pytest.MonkeyPatch, visible: str) -> None:
+    monkeypatch.setattr(devices, "_has_driver", lambda: True)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert find_device(None) == Device("cpu")
+
+
+def test_a_warning_of_torch_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    devices._ask_torch.cache_clear()
+    warns = "import warnings; warnings.warn('the driver is too old')\n"
+    monkeypatch.setattr(devices, "_PROBE", warns + devices._PROBE)
+    assert "the driver is too old" in devices._ask_torch().stderr
+    devices._ask_torch.cache_clear()
 
 
 def test_torch_is_asked_in_a_process_of_its_own() -> None:

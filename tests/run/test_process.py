@@ -12,6 +12,7 @@ from queue import SimpleQueue
 import psutil
 import pytest
 
+from retbench.errors import RetbenchError
 from retbench.measure import machine
 from retbench.planning.plan import Plan
 from retbench.records.record import Status
@@ -102,6 +103,28 @@ def test_the_end_of_a_worker_is_explained(start: Start, last_step: str, reason: 
     assert ended.status == "failed"
     assert reason in ended.reason
     assert ended.reason.endswith("my last line")
+
+
+def test_a_worker_that_a_driver_holds_ends_the_run_and_not_the_wait(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker ignores signals, as a process that the kernel cannot interrupt (state D) seems to."""
+    worker = start(say(Started(index=0)) + "time.sleep(60)\n")
+    monkeypatch.setattr(process, "_KILL_WAIT_S", 0.2)
+    monkeypatch.setattr(os, "killpg", lambda pid, number: None)
+    received: list[Message | WorkerExit] = []
+    began = time.monotonic()
+    try:
+        with pytest.raises(RetbenchError, match=rf"process {worker.pid}\) has not ended"), worker:
+            received += worker.messages(0.5)
+        with pytest.raises(KeyError), worker:
+            raise KeyError
+        assert time.monotonic() - began < 30
+    finally:
+        monkeypatch.undo()
+        assert worker.kill()
+    assert isinstance(received[-1], WorkerExit)
+    assert received[-1].status == "timeout"
 
 
 def test_output_of_an_earlier_cell_does_not_explain_an_exit(start: Start) -> None:

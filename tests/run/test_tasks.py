@@ -95,10 +95,18 @@ def test_a_gate_goes_as_deep_as_the_kernel_that_runs_can(
 
 
 @pytest.mark.parametrize(
-    ("status", "cuda_graph", "measured"),
-    [("ok", True, 2), ("unsupported", False, 2), ("unsupported", True, 1), ("failed", False, 1)],
+    ("status", "cuda_graph", "measured", "device"),
+    [
+        ("ok", True, 2, "cpu"),
+        ("unsupported", False, 2, "cpu"),
+        ("unsupported", True, 1, "cpu"),
+        ("failed", False, 1, "cpu"),
+        ("oom", False, 1, "cpu"),
+        ("oom", False, 2, "cuda:0"),
+        ("oom", True, 1, "cuda:0"),
+    ],
 )
-def test_a_worker_leaves_after_a_step_that_no_graph_could_hold(
+def test_a_worker_ends_after_an_outcome_that_spoils_its_memory(
     plan_of: Callable[..., Plan],
     run_info: RunInfo,
     tmp_path: Path,
@@ -106,9 +114,10 @@ def test_a_worker_leaves_after_a_step_that_no_graph_could_hold(
     status: Status,
     cuda_graph: bool,
     measured: int,
+    device: str,
 ) -> None:
     plan = plan_of("workloads.decode.context_len=[8,16]")
-    settings = plan.cells[0].settings.model_copy(update={"cuda_graph": cuda_graph})
+    settings = plan.cells[0].settings.model_copy(update={"cuda_graph": cuda_graph, "device": device})
     job = Job(
         task="measure",
         run=run_info,

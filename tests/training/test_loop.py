@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from retbench.data.batches import Batches
-from retbench.errors import DivergedError
+from retbench.errors import DivergedError, UnsupportedError
 from retbench.files import checksum
 from retbench.models.build import build_model
+from retbench.ops import kernels
+from retbench.ops.retention import retention_chunkwise
 from retbench.training.events import CurvePoint, TrainingEvent
 from retbench.training.loop import Stopped, Trainer, write_curve
 from retbench.training.optimization import mean_loss, validation_rows
@@ -84,6 +86,32 @@ def plain_training(plan: TrainingPlan, number: int) -> tuple[dict[str, Tensor], 
                 mean, square = first[name] / (1 - 0.9 ** (step + 1)), second[name] / (1 - 0.98 ** (step + 1))
                 weight -= rate * mean / (square.sqrt() + 1e-8)
     return {name: weight.detach() for name, weight in model.named_parameters()}, losses
+
+
+@pytest.mark.parametrize(("autocast", "accepted"), [("bfloat16", True), ("none", False)])
+def test_a_kernel_for_16_bits_trains_float32_weights_under_autocast_only(
+    plan_of: PlanOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autocast: str, accepted: bool
+) -> None:
+    """The kernel is replaced: it records the dtype of its inputs, and needs no GPU."""
+    entered: set[torch.dtype] = set()
+
+    def kernel(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor | None) -> object:
+        entered.update((q.dtype, k.dtype, v.dtype))
+        return retention_chunkwise(q, k, v, log_decay, state)
+
+    def missing_reason(_device: torch.device, dtype: torch.dtype) -> str | None:
+        return None if dtype == torch.bfloat16 else "it takes bfloat16"
+
+    monkeypatch.setattr(kernels, "retention_fla", kernel)
+    monkeypatch.setattr(kernels, "missing_reason", missing_reason)
+    plan = plan_of("models.retnet.backend=fla", f"training.autocast={autocast}")
+    number = next(n for n, run in enumerate(plan.final_runs) if plan.entry(run).backend == "fla")
+    if not accepted:
+        with pytest.raises(UnsupportedError, match="it takes bfloat16"):
+            trainer_of(plan, tmp_path, number)
+        return
+    train(plan, tmp_path, number)
+    assert entered == {torch.bfloat16}
 
 
 @pytest.mark.parametrize("number", [0, 1])

@@ -30,6 +30,8 @@ class ModelSpec(Strict):
     """The form to run with; of a hybrid one for each of its mixers, joined by '+'."""
     chunk_size: int | None = None
     """Tokens of a chunk of the chunkwise form."""
+    workloads: tuple[str, ...] | None = None
+    """Workloads that measure the model; every workload of the profile when absent."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from retbench.mixers.feed_forward import FeedForward
 from retbench.ops import ROTARY_BASE
 
 Variant = Literal["llama", "gpt"]
-Backend = Literal["reference", "sdpa", "products", "flash"]
+Backend = Literal["reference", "sdpa", "products", "flash", "flash3", "flash4"]
 
 
 class TransformerSpec(ModelSpec):

@@ -28,7 +28,7 @@ def env(device: DeviceName = None, as_json: AsJson = False) -> None:
     from retbench.run.devices import find_device
 
     name = find_device(device).name
-    threads = become_worker()
+    threads = become_worker(name)
     facts = environment.describe_environment(name, threads)
     ceilings, backends = _measure(name), _find_backends(name)
     if as_json:

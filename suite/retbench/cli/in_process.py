@@ -43,10 +43,11 @@ def check_dtype(dtype: str | None) -> None:
         raise unknown_name("dtype", dtype, get_args(Dtype), where="--dtype")
 
 
-def become_worker() -> int:
-    """Pin this process to the cores that a worker uses; return its number of threads."""
+def become_worker(device: str) -> int:
+    """Give this process the threads of a worker on `device`, and its cores on a CPU; return the number of threads."""
     threads = machine.usable_cores()
-    os.environ.update(environment.worker_environment(threads))  # before torch, and OpenMP with it, is loaded
+    # Before torch is loaded, and OpenMP with it.
+    os.environ.update(environment.worker_environment(threads, device))
     environment.pin_process(threads)
     return threads
 

@@ -27,7 +27,11 @@ ModelName = Annotated[
 ]
 SizeName = Annotated[str, typer.Option(help="A name from `retbench list --sizes`.")]
 DeviceOption = Annotated[
-    str, typer.Option(help="a100-80gb, a100-80gb-pcie, h100-80gb or h200; cpu or cuda: measured now.")
+    str,
+    typer.Option(
+        help="a100-40gb, a100-80gb, a100-80gb-pcie, h100-80gb, h100-80gb-pcie, h100-nvl, h200, l40s, b200 or mi300x; "
+        "cpu or cuda: measured now."
+    ),
 ]
 CeilingsPath = Annotated[
     Path | None, typer.Option(help="Folder or file of records whose ceilings replace the device's.")

@@ -51,7 +51,7 @@ def _bounded(
 def datasheet_target(device: str, dtype: str) -> PredictionTarget:
     """Return a device by its datasheet; it need not be on this machine."""
     sheet = find_datasheet(device)
-    return _bounded(sheet.title, sheet.source, sheet.memory_bytes, sheet.ceilings(dtype), dtype)
+    return _bounded(sheet.title, sheet.source, sheet.usable_bytes, sheet.ceilings(dtype), dtype)
 
 
 def recorded_target(path: Path, dtype: str | None) -> PredictionTarget:
@@ -111,7 +111,7 @@ def _median_ceilings(found: Sequence[Ceilings]) -> Ceilings:
 def measured_gpu(device: str, dtype: str) -> PredictionTarget:
     """Return a GPU of this machine, by the ceilings that it reaches now; UnsupportedError if there is none."""
     found = find_device(device)
-    become_worker()
+    become_worker(found.name)
     import torch
 
     from retbench.measure.ceilings import measure_ceilings
@@ -132,7 +132,7 @@ def measured_cpu(
         contexts: Context lengths at which they are measured.
         dtype: Dtype of the weights.
     """
-    become_worker()
+    become_worker("cpu")
     from retbench.workloads.parts import measure_parts
 
     lengths = sorted(set(contexts))

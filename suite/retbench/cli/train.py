@@ -110,7 +110,7 @@ def make_training_plan(
     found = _find_device(device, launch)
     has_room = found.memory_bytes is not None and found.memory_bytes >= PAPER_MEMORY_BYTES
     profile_name = ("paper" if has_room else "cpu") if profile is None else profile
-    loaded = load_experiment(experiment, overrides, profile=profile_name)
+    loaded = load_experiment(experiment, overrides, profile=profile_name).of_profile(profile_name)
     spec = training_spec(loaded, profile_name)
     check_shares(spec, launch.world_size)
     tokenizer = load_tokenizer(spec.tokenizer, data_dir=data_dir)

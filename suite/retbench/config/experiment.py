@@ -6,7 +6,7 @@ Nothing here imports torch.
 
 import os
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -90,6 +90,21 @@ def _tables_type() -> type[Strict]:
     return create_model("Workloads", __base__=Strict, **fields)
 
 
+def _with_architectures(models: object) -> object:
+    """Return `[models.NAME]` tables in which those with a pattern name their architecture; anything else as it is."""
+    if not isinstance(models, dict):
+        return models
+    large = [one for one in _scalars(models) if isinstance(one, int) and abs(one) > MAX_LENGTH]
+    if large:
+        raise ValueError(f"it has the number {large[0]:,}; the largest is {MAX_LENGTH:,}")
+    return {
+        name: {"architecture": _TAKES_PATTERN, **table}
+        if isinstance(table, dict) and "pattern" in table
+        else table
+        for name, table in models.items()
+    }
+
+
 class Profile(Strict):
     """A `[profiles.NAME]` table: one experiment at one scale."""
 
@@ -122,7 +137,12 @@ class Profile(Strict):
     """Training by `retbench train`; the workloads are then measured with the trained models."""
     trained_by: NamePair | None = None
     """EXPERIMENT/PROFILE of another file whose trained models are measured."""
+    models: dict[Name, AnyModelSpec] | None = None
+    """Every model of the profile, where the profile has tables `models.NAME` of its own: they add models, and replace
+    fields of the experiment's models. The experiment's models when absent."""
     workloads: Workloads
+
+    _architectures = field_validator("models", mode="before")(_with_architectures)
 
     @model_validator(mode="after")
     def _one_origin(self) -> "Profile":
@@ -146,26 +166,55 @@ class Experiment(Strict):
     models: dict[Name, AnyModelSpec] = Field(min_length=1)
     profiles: dict[Name, Profile] = Field(min_length=1)
 
-    @field_validator("models", mode="before")
+    _architectures = field_validator("models", mode="before")(_with_architectures)
+
+    @model_validator(mode="before")
     @classmethod
-    def _patterns_are_hybrids(cls, models: object) -> object:
-        if not isinstance(models, dict):
-            return models
-        large = [one for one in _scalars(models) if isinstance(one, int) and abs(one) > MAX_LENGTH]
-        if large:
-            raise ValueError(f"it has the number {large[0]:,}; the largest is {MAX_LENGTH:,}")
-        return {
-            name: {"architecture": _TAKES_PATTERN, **table}
-            if isinstance(table, dict) and "pattern" in table
-            else table
-            for name, table in models.items()
-        }
+    def _complete_profiles(cls, raw: Any) -> Any:
+        """Merge the experiment's models into those of each profile that has some."""
+        base, profiles = raw.get("models"), raw.get("profiles")
+        if not isinstance(base, dict) or not isinstance(profiles, dict):
+            return raw
+        return {**raw, "profiles": {name: _completed(profile, base) for name, profile in profiles.items()}}
+
+    @model_validator(mode="after")
+    def _names_workloads(self) -> "Experiment":
+        tables = [self.models, *(profile.models or {} for profile in self.profiles.values())]
+        for name, spec in [pair for table in tables for pair in table.items()]:
+            unknown = [workload for workload in spec.workloads or () if workload not in WORKLOADS]
+            if unknown:
+                raise ValueError(
+                    f"models.{name} names the workload {unknown[0]!r}; known are {', '.join(WORKLOADS)}"
+                )
+        return self
+
+    def of_profile(self, name: str) -> "Experiment":
+        """Return the experiment with the models of one profile; ConfigError when there is no such profile."""
+        profile = self.profile(name)
+        if profile.models is None:
+            return self
+        profiles = {**self.profiles, name: profile.model_copy(update={"models": None})}
+        return self.model_copy(update={"models": profile.models, "profiles": profiles})
 
     def profile(self, name: str) -> Profile:
         """Return the profile called `name`; ConfigError with a suggestion when there is none."""
         if name not in self.profiles:
             raise unknown_name("profile", name, self.profiles, where=f"experiment '{self.name}'")
         return self.profiles[name]
+
+
+def _completed(profile: Any, base: Mapping[str, Any]) -> Any:
+    """Return a profile's table with all of its models, if it has tables of models."""
+    own = profile.get("models") if isinstance(profile, dict) else None
+    if not isinstance(own, dict):
+        return profile
+    merged = {
+        name: {**base[name], **table}
+        if isinstance(table, dict) and isinstance(base.get(name), dict)
+        else table
+        for name, table in own.items()
+    }
+    return {**profile, "models": {**base, **merged}}
 
 
 _PLAIN_SPACE = str.maketrans("", "", "\n\t\xa0")
@@ -269,7 +318,7 @@ def _apply_override(raw: dict[str, Any], item: str, profile: str | None) -> None
         raise ConfigError(f"--set {shown(item)}: {error}. Correct the value.") from error
     if len(parts) > MAX_DEPTH:
         raise ConfigError(f"--set {shown(item)}: the key has {len(parts)} parts. Check the key.")
-    for target in _override_targets(raw, parts[0], profile):
+    for target in _override_targets(raw, parts, profile):
         node = target
         for part in parts[:-1]:
             node = node.setdefault(part, {})
@@ -278,12 +327,22 @@ def _apply_override(raw: dict[str, Any], item: str, profile: str | None) -> None
         node[parts[-1]] = value
 
 
-def _override_targets(raw: dict[str, Any], first: str, profile: str | None) -> list[dict[str, Any]]:
-    """Return the tables that an override changes; what should be a table and is not is left to validation."""
-    if first == "models":
-        return [raw]
+def _override_targets(raw: dict[str, Any], parts: list[str], profile: str | None) -> list[dict[str, Any]]:
+    """Return the tables that an override changes; what should be a table and is not is left to validation.
+
+    A field of a model is changed in the experiment, and in the profile if that replaces fields of the model or adds it.
+    """
     profiles = raw.get("profiles")
-    if not isinstance(profiles, dict):
-        return []
-    chosen = [profiles[profile]] if profile in profiles else list(profiles.values())
-    return [table for table in chosen if isinstance(table, dict)]
+    tables = list(profiles.values()) if isinstance(profiles, dict) else []
+    if isinstance(profiles, dict) and profile in profiles:
+        tables = [profiles[profile]]
+    if parts[0] != "models":
+        return [table for table in tables if isinstance(table, dict)]
+    own = [table for table in tables if _has_model(table, parts[1:2])]
+    return own if own and not _has_model(raw, parts[1:2]) else [raw, *own]
+
+
+def _has_model(table: object, name: list[str]) -> bool:
+    """Return whether an experiment's or a profile's table has a table for a model."""
+    models = table.get("models") if isinstance(table, dict) else None
+    return isinstance(models, dict) and models.keys() >= set(name)

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 import torch
 
 from retbench.errors import UnsupportedError
+from retbench.measure.limits import is_out_of_memory
+from retbench.measure.nvml import sample_device
 
 _CAPTURE_WARMUP_STEPS = 3
 """Warm-up steps before a capture: num_warmup_iters of PyTorch's make_graphed_callables."""
@@ -110,8 +112,11 @@ def _time_on_cuda(
             start.record(stream)
             step()
             end.record(stream)
+        # The device still works on the queued steps: its clocks are now those of the measurement.
+        sample_device()
         torch.cuda.synchronize(device)
-    return [start.elapsed_time(end) / 1000 for start, end in events]  # elapsed_time is in ms
+    # elapsed_time is in milliseconds.
+    return [start.elapsed_time(end) / 1000 for start, end in events]
 
 
 def capture_graph(
@@ -134,6 +139,7 @@ def capture_graph(
 
     Raises:
         UnsupportedError: the device is not CUDA, or `step` cannot be captured.
+        RuntimeError: memory ran out, in any of the forms that `limits.is_out_of_memory` recognises.
     """
     if device.type != "cuda":
         raise UnsupportedError(
@@ -148,9 +154,10 @@ def capture_graph(
             for _ in range(_CAPTURE_WARMUP_STEPS):
                 before()
                 step()
-            torch.cuda.synchronize(device)  # raises the errors of the warm-up, which are not the capture's
+            # Raises the errors of the warm-up, which are not the capture's.
+            torch.cuda.synchronize(device)
             before()
-            _record_graph(graph, step, side, device)
+            _record_graph(graph, step, before, side, device)
         torch.cuda.current_stream(device).wait_stream(side)
     return graph.replay
 
@@ -166,7 +173,11 @@ def _capture_stream(device: torch.device) -> torch.cuda.Stream:
 
 
 def _record_graph(
-    graph: torch.cuda.CUDAGraph, step: Callable[[], object], stream: torch.cuda.Stream, device: torch.device
+    graph: torch.cuda.CUDAGraph,
+    step: Callable[[], object],
+    before: Callable[[], object],
+    stream: torch.cuda.Stream,
+    device: torch.device,
 ) -> None:
     """Capture one run of `step`; raise an UnsupportedError if that fails for another reason than memory."""
     try:
@@ -174,10 +185,29 @@ def _record_graph(
             step()
     except RuntimeError as error:
         # Ending a failed capture raises a second error over the first.
-        cause = error.__context__ or error
-        if isinstance(cause, torch.OutOfMemoryError):
-            raise cause from None
+        causes = [one for one in (error.__context__, error) if isinstance(one, Exception)]
+        shortage = next(filter(is_out_of_memory, causes), None) or _retry_eagerly(step, before, device)
+        if shortage is not None:
+            raise shortage from None
         raise UnsupportedError(
-            f"the step cannot be captured in a CUDA graph on '{device}': {cause}. "
+            f"the step cannot be captured in a CUDA graph on '{device}': {causes[0]}. "
             "Set cuda_graph = false in the profile (--set cuda_graph=false)."
         ) from error
+
+
+def _retry_eagerly(
+    step: Callable[[], object], before: Callable[[], object], device: torch.device
+) -> RuntimeError | None:
+    """Run a step whose capture failed once more without a graph; return its error if memory runs out, else None.
+
+    In a capture the allocator may free cached blocks when memory runs out. That invalidates the capture, whose error
+    then does not mention memory (pytorch#159594).
+    """
+    try:
+        before()
+        step()
+        torch.cuda.synchronize(device)
+    except RuntimeError as error:
+        # Any other error is a consequence of the failed capture, which is reported instead.
+        return error if is_out_of_memory(error) else None
+    return None

@@ -41,11 +41,17 @@ _GRAIN_VALUES = 32768
 """PyTorch gives each thread at least this many values of a pointwise operator (at::internal::GRAIN_SIZE)."""
 
 
-def worker_environment(threads: int) -> dict[str, str]:
+def worker_environment(threads: int, device: str) -> dict[str, str]:
     """Return the variables that must be set before a worker starts, because libraries read them when they are loaded.
 
-    Each thread is bound to its own CPU among those that this process may use, and each physical core gets one thread
-    before any gets two. Unbound threads occasionally share a CPU, which delays the step.
+    On a CPU each thread is bound to its own CPU among those that this process may use, and each physical core gets one
+    thread before any gets two. Unbound threads occasionally share a CPU, which delays the step. On CUDA no thread is
+    bound: OpenMP would bind the main thread to one CPU, and its children inherit that. Compilation, the threads of
+    autograd and those of NCCL would then share this CPU with the launches of kernels.
+
+    Args:
+        threads: Number of threads.
+        device: torch's name of the device that the worker measures on.
 
     Raises:
         UnsupportedError: there are fewer CPUs than threads.
@@ -57,10 +63,13 @@ def worker_environment(threads: int) -> dict[str, str]:
             f"threads is {threads}, and this process may use {len(cpus)} CPUs: {', '.join(map(str, cpus))}. "
             f"Give at most that many (--set threads={len(cpus)}), or leave the field out for one per physical core."
         )
+    places = ",".join(f"{{{cpu}}}" for cpu in cpus[:threads])
+    binding = (
+        {"OMP_PROC_BIND": "true", "OMP_PLACES": places} if device == "cpu" else {"OMP_PROC_BIND": "false"}
+    )
     return {
         "OMP_NUM_THREADS": str(threads),
-        "OMP_PROC_BIND": "true",
-        "OMP_PLACES": ",".join(f"{{{cpu}}}" for cpu in cpus[:threads]),
+        **binding,
         "OMP_DYNAMIC": "false",
         "MKL_NUM_THREADS": str(threads),
         "MKL_DYNAMIC": "false",

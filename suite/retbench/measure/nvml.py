@@ -6,9 +6,10 @@ imported when they are first needed.
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib import import_module
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -30,6 +31,10 @@ _CLOCKS_EVENT_REASONS = {
     0x400: "reliability",
 }
 """Bits of nvmlDeviceGetCurrentClocksEventReasons. Source: nvml.h, group nvmlClocksEventReasons."""
+
+
+_samplers: list[Callable[[], None]] = []
+"""What `sample_device` calls: the sampler of the block that is being watched."""
 
 
 @dataclass
@@ -136,12 +141,15 @@ def read_settings(nvml: Any, handle: Any) -> DriverReading:
             "persistence_mode": lambda: bool(nvml.nvmlDeviceGetPersistenceMode(handle)),
             "mig_mode": lambda: bool(nvml.nvmlDeviceGetMigMode(handle)[0]),  # current, pending
             "ecc_mode": lambda: bool(nvml.nvmlDeviceGetEccMode(handle)[0]),
+            "board_memory_bytes": lambda: int(nvml.nvmlDeviceGetMemoryInfo(handle).total),
         },
     )
 
 
 def read_state(nvml: Any, handle: Any) -> DriverReading:
-    """Read the GPU's present state: clocks, temperature, power, throttling reasons, other processes.
+    """Read the GPU's present state: memory, clocks, temperature, power, throttling reasons, other processes.
+
+    `board_used_bytes` are those of all processes and of the driver itself, on all slices of the GPU (MIG).
 
     `power_violation_s` and `thermal_violation_s` accumulate while the driver is loaded. Their difference over a window
     is the time that the GPU was throttled in it, even if it is not throttled at either end.
@@ -149,17 +157,25 @@ def read_state(nvml: Any, handle: Any) -> DriverReading:
     reading = _read_all(
         nvml,
         {
-            "sm_clock_hz": lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM) * _MHZ,
-            "memory_clock_hz": lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_MEM) * _MHZ,
+            **_clock_queries(nvml, handle),
+            "board_used_bytes": lambda: int(nvml.nvmlDeviceGetMemoryInfo(handle).used),
             "temperature_c": lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU),
             "power_w": lambda: nvml.nvmlDeviceGetPowerUsage(handle) / 1000,  # mW
             "power_violation_s": lambda: _violation_s(nvml, handle, nvml.NVML_PERF_POLICY_POWER),
             "thermal_violation_s": lambda: _violation_s(nvml, handle, nvml.NVML_PERF_POLICY_THERMAL),
-            "clocks_event_reasons": lambda: decode_reasons(_reasons_mask(nvml, handle)),
         },
     )
     _read_processes(nvml, handle, reading)
     return reading
+
+
+def _clock_queries(nvml: Any, handle: Any) -> dict[str, Callable[[], Any]]:
+    """Return the queries that are quick enough to be made while the GPU works."""
+    return {
+        "sm_clock_hz": lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM) * _MHZ,
+        "memory_clock_hz": lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_MEM) * _MHZ,
+        "clocks_event_reasons": lambda: decode_reasons(_reasons_mask(nvml, handle)),
+    }
 
 
 def _read_all(nvml: Any, queries: dict[str, Callable[[], Any]]) -> DriverReading:
@@ -237,23 +253,60 @@ def gpu_uuid(device: "torch.device") -> tuple[str | None, str]:
 
 @contextmanager
 def watch_device(device: "torch.device") -> Iterator[DriverReading]:
-    """Read the state of the GPU before and after a block that measures something, into the reading that is yielded.
+    """Read the state of the GPU around a block that measures something, into the reading that is yielded.
 
-    Its facts are `gpu_state` for a record's environment: the states `before` and `after`, and `violation_s`, the time
-    in between that the clocks were throttled for power and for heat. It stays empty if the block raises, since a
-    failing GPU may not answer.
+    Its facts are `gpu_state` for a record's environment: the states `before` and `after`, `during` from the calls of
+    `sample_device` in the block, and `violation_s`, the time in between that the clocks were throttled for power and
+    for heat. It stays empty if the block raises, since a failing GPU may not answer.
     """
     before, reading = _read_now(device), DriverReading()
-    yield reading
+    with _sampling(device) as samples:
+        yield reading
     after = _read_now(device)
     reading.absent |= before.absent | after.absent
     if before.facts and after.facts:
-        violation_s = _violation_between(before.facts, after.facts)
-        reading.facts["gpu_state"] = {
-            "before": before.facts,
-            "after": after.facts,
-            "violation_s": violation_s,
-        }
+        state: dict[str, Any] = {"before": before.facts, "after": after.facts}
+        state["violation_s"] = _violation_between(before.facts, after.facts)
+        if samples:
+            state["during"] = _summarise(samples)
+        else:
+            reading.absent["gpu_state.during"] = "the cell timed no steps on the device"
+        reading.facts["gpu_state"] = state
+
+
+def sample_device() -> None:
+    """Read clocks and throttling reasons for the block that `watch_device` watches; do nothing outside of one.
+
+    Call this while the GPU works on queued steps: before and after them its clocks may be those of an idle GPU.
+    """
+    for sample in _samplers:
+        sample()
+
+
+@contextmanager
+def _sampling(device: "torch.device") -> Iterator[list[DriverReading]]:
+    """Yield the list that `sample_device` appends to during the block; it stays empty without a driver."""
+    samples: list[DriverReading] = []
+    with ExitStack() as stack:
+        # Without a driver the reason is among those of the state before the block.
+        with suppress(DriverUnavailableError):
+            if device.type == "cuda":
+                nvml, handle = stack.enter_context(open_gpu(device))
+                _samplers.append(lambda: samples.append(_read_all(nvml, _clock_queries(nvml, handle))))
+                stack.callback(_samplers.pop)
+        yield samples
+
+
+def _summarise(samples: list[DriverReading]) -> dict[str, Any]:
+    """Return the number of samples, the median of each clock, and every throttling reason that was read."""
+    facts = [sample.facts for sample in samples]
+    medians = {
+        name: median(one[name] for one in facts)
+        for name in ("sm_clock_hz", "memory_clock_hz")
+        if all(name in one for one in facts)
+    }
+    reasons = {reason for one in facts for reason in one.get("clocks_event_reasons", ())}
+    return {"num_samples": len(samples), **medians, "clocks_event_reasons": sorted(reasons)}
 
 
 def _read_now(device: "torch.device") -> DriverReading:

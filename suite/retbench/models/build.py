@@ -23,6 +23,7 @@ def build_model(
     seed: int,
     backend: str,
     chunk_size: int | None = None,
+    compute_dtype: torch.dtype | None = None,
 ) -> Decoder:
     """Build a model on its device, in evaluation mode, with normal weights drawn from `seed`.
 
@@ -33,12 +34,20 @@ def build_model(
         seed: Equal seeds, device types and configurations give equal weights.
         backend: A name in `Decoder.backends`.
         chunk_size: Tokens per chunk of a chunkwise form; the mixer's default when None.
+        compute_dtype: Dtype that the caller's autocast gives the operators; that of the weights when None.
 
     Raises:
         ConfigError: unknown backend.
-        UnsupportedError: the backend cannot run on this device at this dtype.
+        UnsupportedError: the backend cannot run on this device at the dtype of its inputs.
     """
-    model = allocate_model(config, dtype=dtype, device=device, backend=backend, chunk_size=chunk_size)
+    model = allocate_model(
+        config,
+        dtype=dtype,
+        device=device,
+        backend=backend,
+        chunk_size=chunk_size,
+        compute_dtype=compute_dtype,
+    )
     init_weights(model, seed)
     return model
 
@@ -50,11 +59,13 @@ def allocate_model(
     device: torch.device | str,
     backend: str,
     chunk_size: int | None = None,
+    compute_dtype: torch.dtype | None = None,
 ) -> Decoder:
-    """Build a model with uninitialised weights, to be filled from a file."""
+    """Build a model with uninitialised weights, to be filled from a file; arguments and errors as of `build_model`."""
     with _default_dtype(dtype), torch.device(device), _WithoutInit():
         model = Decoder(config, backend, chunk_size)
     model = model.to(device)  # constants are computed on the CPU
+    model.compute_dtype = compute_dtype
     model.set_backend(backend)
     return model.eval()
 

@@ -46,6 +46,7 @@ class Decoder(nn.Module):
         chunk_size: Tokens per chunk of a chunkwise form; the mixer's default when None.
 
     Attributes:
+        compute_dtype: Dtype of the operators' inputs where autocast makes it another one than that of the weights.
         activation_checkpointing: With gradients and without a state, keep only the input of each block, and recompute
             the block in the backward pass. Off by default.
     """
@@ -59,6 +60,7 @@ class Decoder(nn.Module):
         self.encodings = nn.ModuleList()
         """Position encodings; blocks with equal mixers share one."""
         self._encoding_of = self._share_encodings()
+        self.compute_dtype: torch.dtype | None = None
         self.activation_checkpointing = False
         self.norm = make_norm(config.norm, config.d_model, config.norm_eps)
         self.head = Linear(config.d_model, config.vocab_size)
@@ -91,12 +93,12 @@ class Decoder(nn.Module):
         return {name: self._missing_reason(name) for name in self.config.forms}
 
     def _missing_reason(self, name: str) -> str | None:
-        """Return why a backend cannot run on this device at this dtype; None if it can."""
+        """Return why a backend cannot run on this device at the dtype of its inputs; None if it can."""
+        dtype = self.compute_dtype or self.dtype
         first = {mixer.config: mixer for mixer in reversed(self.mixers)}
         # Checks the requested forms only: checking others may import packages that this process never needs.
         reasons = (
-            mixer.missing_reason(form_of(config, name), self.device, self.dtype)
-            for config, mixer in first.items()
+            mixer.missing_reason(form_of(config, name), self.device, dtype) for config, mixer in first.items()
         )
         return next((reason for reason in reasons if reason is not None), None)
 
@@ -105,7 +107,7 @@ class Decoder(nn.Module):
 
         Raises:
             ConfigError: unknown name.
-            UnsupportedError: it cannot run on this device at this dtype.
+            UnsupportedError: it cannot run on this device at the dtype of its inputs.
         """
         check_backend(self.config, name)
         reason = self._missing_reason(name)

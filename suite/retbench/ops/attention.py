@@ -8,10 +8,12 @@ H / Hkv neighbouring query heads (grouped-query attention, arXiv:2305.13245).
 import importlib
 import importlib.util
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend
 
 AttentionBackend = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -24,7 +26,9 @@ torch.backends.cuda.enable_cudnn_sdp(False)
 def attend_reference(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Compute attention by its definition: all scores, a mask, and a softmax in float32 or wider."""
     groups = q.shape[1] // k.shape[1]
-    k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+    # repeat_interleave copies also where nothing repeats, which would read and write a cache once more.
+    if groups > 1:
+        k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
     length, keys = q.shape[2], k.shape[2]
     scores = (q @ k.mT) * q.shape[-1] ** -0.5  # (B, H, T, S)
     later = torch.ones(length, keys, dtype=torch.bool, device=q.device).triu(keys - length + 1)
@@ -33,8 +37,62 @@ def attend_reference(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return out
 
 
+@dataclass(frozen=True)
+class _FlashVersion:
+    """A version of FlashAttention that torch can run in place of its own, version 2.
+
+    Attributes:
+        name: torch's name of it.
+        module: The module that has its kernels.
+        capabilities: Major compute capabilities of GPUs that it runs on.
+    """
+
+    name: str
+    module: str
+    capabilities: tuple[int, ...]
+
+
+_FLASH_VERSIONS = {
+    "flash3": _FlashVersion("FA3", "flash_attn_interface", (9,)),
+    "flash4": _FlashVersion("FA4", "flash_attn.cute.interface", (9, 10)),
+}
+"""Versions by backend, as torch.nn.attention's `_fa3` and `_fa4` check them (torch 2.13)."""
+
+_active_flash: str | None = None
+"""Backend in `_FLASH_VERSIONS` that torch's flash kernel is replaced with in this process."""
+
+
 def attend_sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Run torch's scaled_dot_product_attention, with the kernel that torch chooses; `sdpa_kernel` returns its name."""
+    if _active_flash is not None:
+        _replace_flash(None)
+    return _call_sdpa(q, k, v)
+
+
+def attend_flash_version(q: Tensor, k: Tensor, v: Tensor, *, backend: str) -> Tensor:
+    """Run torch's flash kernel in the version of `backend`, and no other kernel.
+
+    Raises:
+        RuntimeError: the kernel does not take these inputs.
+    """
+    if _active_flash != backend:
+        _replace_flash(backend)
+    with nn.attention.sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        return _call_sdpa(q, k, v)
+
+
+def _replace_flash(backend: str | None) -> None:
+    """Have torch's flash kernel be that of a version from now on, or torch's own when None."""
+    global _active_flash
+    if backend is None:
+        nn.attention.restore_flash_attention_impl()
+    else:
+        nn.attention.activate_flash_attention_impl(_FLASH_VERSIONS[backend].name)
+    _active_flash = backend
+
+
+def _call_sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Call scaled_dot_product_attention with a causal mask aligned to the last key."""
     length, keys = q.shape[2], k.shape[2]
     grouped = k.shape[1] != q.shape[1]
     if length == 1 or length == keys:
@@ -82,6 +140,7 @@ BACKENDS: dict[str, AttentionBackend] = {
     "sdpa": attend_sdpa,
     "products": attend_products,
     "flash": attend_flash,
+    **{name: partial(attend_flash_version, backend=name) for name in _FLASH_VERSIONS},
 }
 
 
@@ -116,13 +175,15 @@ def sdpa_kernel(q: Tensor, k: Tensor, v: Tensor) -> str:
 
 def missing_reason(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
     """Return why backend `name` cannot run on this device at this dtype, and what to do; None if it can."""
-    if name != "flash":
+    if name != "flash" and name not in _FLASH_VERSIONS:
         return None
     if device.type != "cuda":
         return "flash-attn runs on CUDA devices only; use backend 'sdpa'"
     if dtype not in (torch.bfloat16, torch.float16):
         given = str(dtype).removeprefix("torch.")
         return f"flash-attn takes bfloat16 and float16, not {given}; use --dtype bfloat16"
+    if name in _FLASH_VERSIONS:
+        return _version_problem(name, device)
     if importlib.util.find_spec("flash_attn") is None:
         return "flash-attn is not installed: pip install 'retbench[flash]' --no-build-isolation"
     return _flash_problem(device)
@@ -140,4 +201,26 @@ def _flash_problem(device: torch.device) -> str | None:
     except Exception as error:  # an undefined symbol is an ImportError, but there are others
         what = " ".join(str(error).split())
         return f"flash-attn cannot be imported ({type(error).__name__}: {what}); build it anew for this torch"
+    return None
+
+
+def _version_problem(name: str, device: torch.device) -> str | None:
+    """Return why torch cannot run a version of FlashAttention on this device; None if it can."""
+    version = _FLASH_VERSIONS[name]
+    major, minor = torch.cuda.get_device_capability(device)
+    if major not in version.capabilities:
+        needed = " or ".join(f"{capability}.x" for capability in version.capabilities)
+        return f"{version.name} needs compute capability {needed}, and this GPU has {major}.{minor}; use backend 'sdpa'"
+    if not hasattr(nn.attention, "restore_flash_attention_impl"):
+        return f"torch {torch.__version__} cannot replace its flash kernel; install torch 2.13 or later"
+    before = _active_flash
+    try:
+        _replace_flash(name)
+    except Exception as error:  # a module that is missing, or whose build is for another torch
+        what = " ".join(str(error).split())
+        return (
+            f"torch cannot activate {version.name} ({type(error).__name__}: {what}); install the module "
+            f"'{version.module}' of https://github.com/Dao-AILab/flash-attention, or use backend 'sdpa'"
+        )
+    _replace_flash(before)
     return None

@@ -204,6 +204,10 @@ class Datasheet(Strict):
     title: str
     source: str
     memory_bytes: int = Field(ge=1)
+    """Memory by the maker's count."""
+    usable_bytes: int = Field(ge=1)
+    """Memory that the driver exposes to a process."""
+    usable_source: str
     read_bandwidth_bytes_per_s: float = Field(gt=0)
     matmul_flops_per_s: dict[Dtype, float]
     """Rate of dense matrix products by dtype."""

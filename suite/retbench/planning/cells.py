@@ -161,8 +161,12 @@ def expand(
         ConfigError: the models do not resolve, or are not matched.
     """
     found: list[Cell] = []
+    entries = experiment.of_profile(profile_name).models
     for model in seeded_models(experiment, profile_name) if models is None else models:
         for name, spec in experiment.profile(profile_name).workloads.specs.items():
+            measured_by = entries[model.model_name].workloads
+            if measured_by is not None and name not in measured_by:
+                continue
             needs_inputs = find_workload(name).find_inputs is not None
             known = (inputs or {}).get(name, {})
             for point in spec.points():
@@ -181,6 +185,7 @@ def seeded_models(experiment: Experiment, profile_name: str) -> list[ModelUnderT
     Raises:
         ConfigError: the models do not resolve, or are not matched.
     """
+    experiment = experiment.of_profile(profile_name)
     profile = experiment.profile(profile_name)
     models = resolve_models(experiment, profile_name)
     return [
@@ -209,6 +214,7 @@ def resolve_models(experiment: Experiment, profile_name: str) -> dict[str, Model
     Raises:
         ConfigError: they do not resolve, or are not matched.
     """
+    experiment = experiment.of_profile(profile_name)
     profile = experiment.profile(profile_name)
     models = {name: matching.resolve_model(spec, profile.size) for name, spec in experiment.models.items()}
     check_match(models, profile, where=f"experiment '{experiment.name}', profile '{profile_name}'")

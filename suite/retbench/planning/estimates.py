@@ -50,7 +50,11 @@ def estimate(plan: Plan) -> list[CellEstimate]:
     Raises:
         RetbenchError: another run is being timed on this machine, which measuring the ceilings would disturb.
     """
-    ceilings = _ask_ceilings(plan)
+    return estimate_with(plan, _ask_ceilings(plan))
+
+
+def estimate_with(plan: Plan, ceilings: Ceilings) -> list[CellEstimate]:
+    """Estimate time and memory of each cell from given ceilings."""
     streamed = [
         cell for cell in plan.cells if find_workload(cell.workload).starts_from_state and not cell.model.grows
     ]
@@ -114,7 +118,7 @@ def _ask_ceilings(plan: Plan) -> Ceilings:
         states_dir=Path(os.devnull),
         parent_pid=os.getpid(),
     )
-    variables = worker_environment(plan.settings.threads)
+    variables = worker_environment(plan.settings.threads, plan.settings.device)
     with timing_lock(plan.command, wait=refuse), Worker(job, SimpleQueue(), variables) as worker:
         for message in worker.messages(plan.profile.timeout_s):
             match message:

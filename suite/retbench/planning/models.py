@@ -30,6 +30,7 @@ def find_models(
     Raises:
         ConfigError: a trained model is missing, a checkpoint cannot be read, or the models are not matched.
     """
+    experiment = experiment.of_profile(profile_name)
     profile = experiment.profile(profile_name)
     origin = profile.trained_by or (f"{experiment.name}/{profile_name}" if profile.training else None)
     names = [name for name, spec in experiment.models.items() if spec.checkpoint is None]

@@ -103,7 +103,8 @@ def make_plan(
     found = find_device(device)
     roomy = found.memory_bytes is not None and found.memory_bytes >= PAPER_MEMORY_BYTES
     profile_name = ("paper" if roomy else "cpu") if profile is None else profile
-    experiment = config.load_experiment(name_or_path, overrides, profile=profile_name)
+    loaded = config.load_experiment(name_or_path, overrides, profile=profile_name)
+    experiment = loaded.of_profile(profile_name)
     where = f"experiment '{experiment.name}', profile '{profile_name}'"
     chosen = _adjust(experiment.profile(profile_name), dtype, limit)
     compiled, note = _decide_compilation(chosen, found) if compiled is None else (compiled, None)
@@ -179,7 +180,7 @@ def _adjust(profile: Profile, dtype: str | None, limit: int | None) -> Profile:
 def _settings(profile: Profile, device: Device) -> Settings:
     """Return the settings that all cells share; UnsupportedError for more threads than there are processors."""
     threads = profile.threads or usable_cores()
-    worker_environment(threads)
+    worker_environment(threads, device.name)
     shared = profile.model_dump(include=Settings.model_fields.keys() - {"threads"})
     return Settings(device=device.name, threads=threads, **shared)
 

@@ -83,10 +83,16 @@ def confounders(records: Sequence[Record]) -> dict[str, str]:
 
 
 def sm_clock_hz(records: Sequence[Record]) -> float | None:
-    """Return the median SM clock after the cells of a side; None where it is not known."""
-    clocks = [number_at(record.environment, "gpu_state", "after", "sm_clock_hz") for record in records]
+    """Return the median SM clock of a side's cells, measured during the steps or else after; None if unknown."""
+    clocks = [_sm_clock_hz(record) for record in records]
     known = [clock for clock in clocks if clock is not None]
     return median(known) if known else None
+
+
+def _sm_clock_hz(record: Record) -> float | None:
+    """Return the SM clock of one record during its steps; after them where it was not sampled."""
+    during = number_at(record.environment, "gpu_state", "during", "sm_clock_hz")
+    return during or number_at(record.environment, "gpu_state", "after", "sm_clock_hz")
 
 
 def compare_facts(first: Mapping[str, str], second: Mapping[str, str]) -> list[FactDifference]:

@@ -259,7 +259,8 @@ class InterleavedSession:
             data_dir=self._plan.data_dir,
             parent_pid=os.getpid(),
         )
-        variables = {**worker_environment(self._plan.settings.threads), **side.revision.variables}
+        settings = self._plan.settings
+        variables = {**worker_environment(settings.threads, settings.device), **side.revision.variables}
         return Worker(job, side.inbox, variables, side.revision.python)
 
     def _alternate(self, todo: list[Cell], number: int) -> bool:

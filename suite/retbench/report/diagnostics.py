@@ -110,6 +110,16 @@ def disturbance_sentences(records: Sequence[Record]) -> list[str]:
     return sentences
 
 
+_REDUCED_CLOCKS = {
+    "sw_power_cap",
+    "hw_slowdown",
+    "sw_thermal_slowdown",
+    "hw_thermal_slowdown",
+    "hw_power_brake_slowdown",
+}
+"""Reasons by which a GPU's driver states that its clocks are reduced for power or heat."""
+
+
 def has_company(facts: Mapping[str, Any]) -> bool:
     """Return whether other processes used the GPU before or after a record was measured."""
     counts = (number_at(facts, "gpu_state", end, "num_foreign_processes") for end in ("before", "after"))
@@ -119,7 +129,11 @@ def has_company(facts: Mapping[str, Any]) -> bool:
 def was_held_down(facts: Mapping[str, Any]) -> bool:
     """Return whether the GPU reduced its clocks for power or heat while a record was measured."""
     causes = (number_at(facts, "gpu_state", "violation_s", cause) for cause in ("power", "thermal"))
-    return any((seconds or 0) > 0 for seconds in causes)
+    state = facts.get("gpu_state")
+    during = state.get("during") if isinstance(state, Mapping) else None
+    reasons = during.get("clocks_event_reasons") if isinstance(during, Mapping) else None
+    sampled = {one for one in reasons if isinstance(one, str)} if isinstance(reasons, list) else set()
+    return any((seconds or 0) > 0 for seconds in causes) or bool(sampled & _REDUCED_CLOCKS)
 
 
 def excessive_load(facts: Mapping[str, Any]) -> float | None:

@@ -1,11 +1,13 @@
 """The device of a run, found without a CUDA context in the runner: that would take memory of the GPU."""
 
 import json
+import os
 import re
 import subprocess
 import sys
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import cache
+from pathlib import Path
 
 from retbench.errors import ConfigError, RetbenchError, UnsupportedError
 
@@ -14,9 +16,16 @@ import json, torch
 usable = torch.cuda.is_available()
 devices = range(torch.cuda.device_count()) if usable else ()
 memory = [torch.cuda.get_device_properties(index).total_memory for index in devices]
-print(json.dumps({"torch": torch.__version__, "cuda": torch.version.cuda, "memory": memory}))
+facts = {"torch": torch.__version__, "cuda": torch.version.cuda, "hip": torch.version.hip, "memory": memory}
+print(json.dumps(facts))
 """
 _PROBE_TIMEOUT_S = 120.0
+
+_AMD_DRIVER = Path("/dev/kfd")
+"""Device file of AMD's driver for computation on GPUs (ROCm)."""
+
+_SHOWN_LINES = 8
+"""Lines of torch's stderr that a message quotes."""
 
 
 @dataclass(frozen=True)
@@ -27,33 +36,54 @@ class Device:
     memory_bytes: int | None = None
 
 
-class _TorchFacts(NamedTuple):
-    """torch's version, the CUDA version it was built for, and the memory of each device."""
+@dataclass(frozen=True)
+class _TorchFacts:
+    """What torch reports about its build and its devices.
+
+    Attributes:
+        torch: Version of torch.
+        cuda: CUDA version that torch was built for, if any.
+        hip: ROCm version that torch was built for, if any.
+        memory: Bytes of each device.
+        stderr: What torch wrote to stderr: its reason where it finds no device.
+    """
 
     torch: str
     cuda: str | None
+    hip: str | None
     memory: tuple[int, ...]
+    stderr: str = ""
 
 
 def find_device(asked: str | None) -> Device:
     """Return the requested device, or the best one on this machine.
 
+    A GPU that torch cannot use is an error, and the CPU is used only if it was asked for. CUDA_VISIBLE_DEVICES set to
+    nothing or to -1 asks for it.
+
     Args:
-        asked: `cpu`, `cuda` or `cuda:N`; None for the first CUDA device if there is one, else the CPU.
+        asked: `cpu`, `cuda` or `cuda:N`; None for the first CUDA device if there is a GPU, else the CPU.
 
     Raises:
         ConfigError: `asked` is not a kind of device.
         UnsupportedError: the CUDA device cannot be used on this machine.
     """
-    if asked == "cpu" or (asked is None and not _has_driver()):
+    if asked == "cpu" or (asked is None and (_hides_gpus() or not (_has_driver() or _AMD_DRIVER.exists()))):
         return Device("cpu")
     index = _cuda_index("cuda" if asked is None else asked)
     found = _ask_torch()
-    if index < len(found.memory):
-        return Device(f"cuda:{index}", found.memory[index])
-    if asked is None:
+    if asked is None and found.hip is None and not _has_driver():
+        # An AMD GPU, also one that is part of the processor, is of no use to a torch that was not built for ROCm.
         return Device("cpu")
-    raise UnsupportedError(f"--device {asked}: {_why_no_cuda(found)}")
+    if found.hip is None and index < len(found.memory):
+        return Device(f"cuda:{index}", found.memory[index])
+    where = "this machine has a GPU" if asked is None else f"--device {asked}"
+    raise UnsupportedError(f"{where}: {_why_no_cuda(found)}")
+
+
+def _hides_gpus() -> bool:
+    """Return whether the environment hides every GPU from CUDA."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES", "all").strip() in {"", "-1"}
 
 
 def _cuda_index(asked: str) -> int:
@@ -78,9 +108,10 @@ def _has_driver() -> bool:
     return True
 
 
+@cache
 def _ask_torch() -> _TorchFacts:
-    """Query torch about CUDA in a separate process."""
-    command = [sys.executable, "-P", "-c", _PROBE]
+    """Query torch about CUDA in a separate process, once, with its warnings."""
+    command = [sys.executable, "-P", "-W", "default", "-c", _PROBE]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_PROBE_TIMEOUT_S, check=True)
     except subprocess.TimeoutExpired as error:
@@ -91,11 +122,16 @@ def _ask_torch() -> _TorchFacts:
     except subprocess.CalledProcessError as error:
         last = (error.stderr.strip().splitlines() or ["no message"])[-1]
         raise RetbenchError(f"torch cannot be used in this Python ({sys.executable}): {last}") from error
-    return _TorchFacts(**json.loads(done.stdout.splitlines()[-1]))
+    return _TorchFacts(**json.loads(done.stdout.splitlines()[-1]), stderr=done.stderr)
 
 
 def _why_no_cuda(found: _TorchFacts) -> str:
     """Return the reason why a CUDA device cannot be used, and a remedy."""
+    if found.hip is not None:
+        return (
+            f"torch {found.torch} is a build for ROCm {found.hip}, and retbench measures on NVIDIA GPUs and CPUs "
+            "only. Give --device cpu."
+        )
     if found.cuda is None:
         return (
             f"torch {found.torch} is a build without CUDA. Install one with it "
@@ -104,6 +140,14 @@ def _why_no_cuda(found: _TorchFacts) -> str:
     if not found.memory:
         return (
             f"torch {found.torch} for CUDA {found.cuda} finds no device. Check `nvidia-smi` and "
-            "CUDA_VISIBLE_DEVICES, or give --device cpu."
+            "CUDA_VISIBLE_DEVICES, or give --device cpu. If the driver is too old for this CUDA, install a build for "
+            "an older one: pip install --index-url https://download.pytorch.org/whl/cu126 torch."
+            f"{_quote(found.stderr)}"
         )
     return f"the devices here are cuda:0 to cuda:{len(found.memory) - 1}. Give one of them."
+
+
+def _quote(stderr: str) -> str:
+    """Return the end of torch's stderr as the end of a message."""
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    return " torch wrote:\n" + "\n".join(lines[-_SHOWN_LINES:]) if lines else " torch wrote no reason."

@@ -18,6 +18,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import IO
 
+from retbench.errors import RetbenchError
 from retbench.measure.machine import own_cgroups, read_text
 from retbench.records.record import Status
 from retbench.run.locks import Interrupted
@@ -29,6 +30,8 @@ SETUP_TIMEOUT_S = 900.0
 _TAIL_LINES = 40
 _LINE_BYTES = 2000
 _EXIT_WAIT_S = 10.0
+_KILL_WAIT_S = 30.0
+"""Longest wait after SIGKILL: a process in a call of the GPU's driver ends only when the driver returns, or never."""
 _VMSTAT = Path("/proc/vmstat")
 _OUT_OF_MEMORY_PHRASES = (
     "bad_alloc",
@@ -117,15 +120,26 @@ class Worker:
     def __enter__(self) -> "Worker":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.kill()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """End the process; RetbenchError if that is impossible, unless another error is on its way."""
+        if not self.kill() and kind is None:
+            raise RetbenchError(
+                f"a worker (process {self.pid}) has not ended {_KILL_WAIT_S:g} s after SIGKILL: a driver holds it, and "
+                "other workers would wait for the same device. Restart the machine or its driver. All measured "
+                "records are kept; then run the same command again."
+            )
 
-    def kill(self) -> None:
-        """End the process and its children at once, and wait until the process is gone."""
+    def kill(self) -> bool:
+        """End the process and its children at once; return whether the process is gone."""
+        is_gone = True
         if self._process.poll() is None:
-            with suppress(ProcessLookupError):  # it may end between the two calls
+            # It may end between the two calls.
+            with suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)
-            self._process.wait()
+            try:
+                self._process.wait(timeout=_KILL_WAIT_S)
+            except subprocess.TimeoutExpired:
+                is_gone = False
         if self._process.stdin is not None:
             _close(self._process.stdin)
         streams = (self._process.stdout, self._process.stderr)
@@ -133,6 +147,7 @@ class Worker:
             reader.join(timeout=1.0)
             if stream is not None and not reader.is_alive():
                 _close(stream)
+        return is_gone
 
     def messages(self, cell_timeout_s: float) -> Iterator[Message | WorkerExit]:
         """Yield the worker's messages until it has ended; a WorkerExit is last when its work was not done.

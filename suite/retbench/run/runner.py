@@ -163,7 +163,9 @@ class _Sweep:
             data_dir=self._plan.data_dir,
             parent_pid=os.getpid(),
         )
-        return Worker(job, self._inbox, environment.worker_environment(self._plan.settings.threads))
+        settings = self._plan.settings
+        variables = environment.worker_environment(settings.threads, settings.device)
+        return Worker(job, self._inbox, variables)
 
     def _prepare(self, name: str, todo: list[Cell]) -> bool:
         """Run the equivalence check and stream the states; return False if the worker ended too early.

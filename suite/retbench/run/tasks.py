@@ -241,9 +241,14 @@ def _spoils(status: Status, settings: Settings) -> bool:
     """Return whether a process cannot measure another cell after this outcome.
 
     It cannot after a cell that failed, that found the host's memory full, or whose step no CUDA graph could hold: a
-    failed capture leaves the allocator in capture mode (pytorch#180395). A full GPU is emptied.
+    failed capture leaves the allocator in capture mode (pytorch#180395), and keeps its memory (pytorch#190308). So it
+    cannot either after a cell with a graph that ran out of memory. A full GPU without a graph is emptied.
     """
-    spoils = {"failed": True, "oom": settings.device == "cpu", "unsupported": settings.cuda_graph}
+    spoils = {
+        "failed": True,
+        "oom": settings.device == "cpu" or settings.cuda_graph,
+        "unsupported": settings.cuda_graph,
+    }
     return spoils.get(status, False)
 
 

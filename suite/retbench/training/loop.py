@@ -113,6 +113,7 @@ class Trainer:
             seed=run.seed,
             backend=entry.backend,
             chunk_size=entry.chunk_size,
+            compute_dtype=torch.bfloat16 if self._uses_autocast else None,
         )
         make_contiguous(self.model)
         self.model.activation_checkpointing = plan.profile.activation_checkpointing
@@ -180,9 +181,13 @@ class Trainer:
         assert self.run.learning_rate is not None
         return self.plan.recipe.rate(step, self.run.num_steps, self.run.learning_rate)
 
+    @property
+    def _uses_autocast(self) -> bool:
+        """True if the products run in bfloat16, from weights in float32."""
+        return self.plan.spec.autocast == "bfloat16"
+
     def _autocast(self) -> AbstractContextManager[None]:
-        enabled = self.plan.spec.autocast == "bfloat16"
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._uses_autocast)
 
     def _add_point(self, grad_norm: float) -> None:
         """Score the validation text and add a point to the curve."""

@@ -216,6 +216,7 @@ def resolve_models(
     Raises:
         ConfigError: a size is unknown, a model sets its own size, the models are not matched, or none is left.
     """
+    experiment = experiment.of_profile(profile_name)
     spec, profile = training_spec(experiment, profile_name), experiment.profile(profile_name)
     where = f"experiment '{experiment.name}', profile '{profile_name}'"
     entries = {name: entry for name, entry in experiment.models.items() if entry.checkpoint is None}

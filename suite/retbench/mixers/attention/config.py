@@ -17,6 +17,8 @@ class Attention(SoftmaxAttention):
         "sdpa": Form("kernel"),
         "products": Form("kernel"),
         "flash": Form("kernel"),
+        "flash3": Form("kernel"),
+        "flash4": Form("kernel"),
     }
     default_form: ClassVar[str] = "sdpa"
     implementation: ClassVar[str] = "retbench.mixers.attention.module:AttentionModule"

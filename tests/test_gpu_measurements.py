@@ -1,0 +1,109 @@
+"""What is measured on a new GPU besides the experiments, on a CPU: layouts of weights, counts of kernels, facts."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.gpu import facts, kernel_census, weight_layout
+from benchmarks.gpu.weight_layout import LAYOUTS, Product, compare, measure, shapes_at
+from retbench.models.build import build_model
+from retbench.ops.linear import Linear
+
+CPU = torch.device("cpu")
+
+
+def test_the_shapes_are_those_of_the_products_of_both_models() -> None:
+    expected = set()
+    for one in kernel_census.models_at("1m").values():
+        model = build_model(one.model, dtype=torch.float32, device="cpu", seed=0, backend=one.backend)
+        expected |= {
+            (part.in_features, part.out_features) for part in model.modules() if isinstance(part, Linear)
+        }
+    found = set(shapes_at("1m"))
+    # Gate and up projections of a feed-forward may be one product in the model.
+    assert {shape for shape in expected if shape not in found} <= {(d, 2 * w) for d, w in found}
+    assert found <= expected | {(d, w // 2) for d, w in expected}
+
+
+def test_copies_of_a_weight_exceed_the_cache_and_lie_as_the_layout_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[list[torch.Tensor]] = []
+    multiply = weight_layout._multiply
+    monkeypatch.setattr(weight_layout, "_cache_bytes", lambda device: 10_000)
+    monkeypatch.setattr(weight_layout, "WARMUP_S", 0.0)
+    monkeypatch.setattr(
+        weight_layout, "_multiply", lambda x, weights: (seen.append(weights), multiply(x, weights))
+    )
+    for layout in LAYOUTS:
+        found = measure("1m", (48, 32), 2, layout, device=CPU, num_steps=2)
+        weights = seen[-1]
+        assert {weight.shape for weight in weights} == {(32, 48)}
+        assert all(weight.is_contiguous() == (layout == "out,in") for weight in weights)
+        assert len(weights) == math.ceil(4 * 10_000 / (48 * 32 * 4))
+        assert len({weight.data_ptr() for weight in weights}) == len(weights)
+        assert found.weight_bytes == 48 * 32 * 4
+        assert found.bandwidth_bytes_per_s > 0
+
+
+def test_layouts_are_compared_by_the_time_of_all_shapes() -> None:
+    rates = {("out,in", 100): 10.0, ("in,out", 100): 5.0, ("out,in", 300): 10.0, ("in,out", 300): 30.0}
+    products = [Product("1m", 1, 1, 1, layout, size, rate) for (layout, size), rate in rates.items()]
+    assert compare(products) == {"size": "1m", "rows": 1, "in,out / out,in": 0.75, "faster": "in,out"}
+
+
+SUMMARY = """Processing [census.sqlite] with [cuda_gpu_kern_sum.py]...
+
+"Time (%)","Total Time (ns)","Instances","Avg (ns)","Name"
+60.0,6000,40,150.0,"void gemv<float, 4>(int)"
+40.0,4000,80,50.0,"rms_norm"
+"""
+
+
+def test_kernels_are_counted_per_layer_and_step() -> None:
+    assert kernel_census.count(SUMMARY, 4) == {
+        "kernels_per_layer": 3.0,
+        "instances_per_step": {"void gemv<float, 4>(int)": 4.0, "rms_norm": 8.0},
+    }
+    with pytest.raises(ValueError, match="lists no kernel"):
+        kernel_census.count("SKIPPED: no kernel data", 4)
+
+
+def test_without_nsys_the_census_is_not_supported(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    assert kernel_census.main(["--device", "cpu"]) == 3
+    assert "nsys (NVIDIA Nsight Systems) is not installed" in capsys.readouterr().out
+
+
+NSYS = """#!/bin/sh
+if [ "$1" = stats ]; then cat "$(dirname "$0")/summary"; else echo "$@" >> "$(dirname "$0")/calls"; fi
+"""
+
+
+def test_each_model_is_replayed_under_nsys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    nsys = tmp_path / "nsys"
+    nsys.write_text(NSYS, encoding="utf-8")
+    nsys.chmod(0o755)
+    (tmp_path / "summary").write_text(SUMMARY, encoding="utf-8")
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    assert kernel_census.main(["--size", "1m"]) == 0
+    lines = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+    assert {line["model"] for line in lines} == kernel_census.models_at("1m").keys()
+    calls = (tmp_path / "calls").read_text(encoding="utf-8").splitlines()
+    assert all("--cuda-graph-trace=node" in call and "--replay" in call for call in calls)
+    assert len(calls) == len(lines)
+
+
+def test_facts_need_no_gpu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert facts.main() == 0
+    driver, torch_facts = capsys.readouterr().out.splitlines()
+    assert driver == "nvidia-smi is not installed"
+    assert json.loads(torch_facts)["torch"] == torch.__version__
