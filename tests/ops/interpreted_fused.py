@@ -45,11 +45,12 @@ def close(found, expected, dtype):
     value_dim=st.sampled_from([1, 32, 40, 129]),
     layout=st.sampled_from(["half", "interleaved", None]),
     gated=st.booleans(),
+    scaled=st.booleans(),
     dtype=DTYPES,
 )
 @few
 def test_a_retention_step_is_one_token_of_the_recurrent_form(
-    batch, heads, key_dim, value_dim, layout, gated, dtype
+    batch, heads, key_dim, value_dim, layout, gated, scaled, dtype
 ):
     """The inputs are views of one product, as the mixers have them."""
     joined = normal(batch, heads * (2 * key_dim + value_dim), dtype=dtype)
@@ -65,7 +66,11 @@ def test_a_retention_step_is_one_token_of_the_recurrent_form(
     expected, after = retention_recurrent(turned[0], turned[1] * 0.5, wide[2], log_decay, before)
 
     decay = log_decay.exp().view(batch, heads) if gated else log_decay.exp()
-    out = fused.retention_step(q, k, v, decay, state, positions.cos, positions.sin, layout or "half", 0.5)
+    row_norm = torch.rand(1, heads, 1).to(dtype) if scaled else None
+    if row_norm is not None:
+        expected = expected * row_norm.float()
+    rotary = positions.cos, positions.sin, row_norm, layout or "half"
+    out = fused.retention_step(q, k, v, decay, state, *rotary, 0.5)
     assert state.data_ptr() == address
     # The kernel rounds none of its inputs, so the limit is that of float32 for every dtype.
     close(out, expected[:, 0], torch.float32)
@@ -78,7 +83,7 @@ def test_a_step_of_the_largest_head_takes_several_blocks():
     q, k, v = normal(1, 1, 512), normal(1, 1, 512, seed=1), normal(1, 1, 1024, seed=2)
     decay = torch.tensor([0.97])
     assert fused.value_block(1, 1024) < 1024
-    found = fused.retention_step(q, k, v, decay, state, None, None, "half", 1.0)
+    found = fused.retention_step(q, k, v, decay, state, None, None, None, "half", 1.0)
     close(found, retention_decayed_step_(q[None], k[None], v[None], decay, before)[0], torch.float32)
     close(state, before, torch.float32)
 
@@ -89,24 +94,20 @@ def test_a_step_of_the_largest_head_takes_several_blocks():
     width=st.sampled_from([1, 16, 40, 130]),
     kind=st.sampled_from(["none", "rms", "rms_affine", "layer"]),
     gated=st.booleans(),
-    scaled=st.booleans(),
     dtype=DTYPES,
 )
 @few
-def test_norm_and_gate_of_heads(batch, heads, width, kind, gated, scaled, dtype):
+def test_norm_and_gate_of_heads(batch, heads, width, kind, gated, dtype):
     x = normal(batch, heads, width)
     gate = normal(batch, heads * width + 5, dtype=dtype)[:, 5:]
-    scale = torch.rand(1, heads, 1).to(dtype) if scaled else None
     eager = make_head_norm(kind, width, 1e-5)
     weight = getattr(eager, "weight", None)
     if weight is not None:
         torch.nn.init.normal_(weight)
     with torch.no_grad():
-        expected = eager(x if scale is None else x * scale.float()).flatten(1)
+        expected = eager(x).flatten(1)
         expected = F.silu(gate.float()) * expected if gated else expected
-    found = fused.norm_gate(
-        x, scale, weight, gate if gated else None, kind.removesuffix("_affine"), 1e-5, dtype
-    )
+    found = fused.norm_gate(x, weight, gate if gated else None, kind.removesuffix("_affine"), 1e-5, dtype)
     close(found, expected.to(dtype), dtype)
 
 

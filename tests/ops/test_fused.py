@@ -84,7 +84,7 @@ def test_a_full_device_is_no_reason(monkeypatch):
 def test_memory_that_a_kernel_would_misread_is_refused():
     state, decay = torch.zeros(1, 2, 4, 6), torch.ones(2)
     q, v = torch.zeros(1, 2, 4), torch.zeros(1, 2, 6)
-    arguments = (decay, state, None, None, "half", 1.0)
+    arguments = (decay, state, None, None, None, "half", 1.0)
     with pytest.raises(ValueError, match="heads must be adjacent"):
         fused.retention_step(torch.zeros(1, 4, 2).mT, q, v, *arguments)
     with pytest.raises(ValueError, match="state must be contiguous float32"):

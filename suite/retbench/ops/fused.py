@@ -6,6 +6,10 @@ and `layers`, and the tests compare them.
 
 Every operator is registered with torch, so that a dispatch mode counts it as one kernel, a compiled step holds it as
 one node, and fake tensors give its shapes without a GPU. The operators have no gradients.
+
+Why retention takes two launches, `retention_step` and `norm_gate`: at batch 1 the heads alone are too few programs to
+fill a GPU, so each program of the step takes some columns of the state, which are independent. The norm of a head needs
+all of its columns. It therefore follows in a launch of its own, which reads V values per head, not K V.
 """
 
 import importlib
@@ -39,46 +43,33 @@ def retention_step(
     state: Tensor,
     cos: Tensor | None,
     sin: Tensor | None,
+    row_norm: Tensor | None,
     layout: str,
     key_scale: float,
 ) -> Tensor:
-    """Rotate q and k, advance the state in place by one token and read it out, as `retention_decayed_step_`.
-
-    The state is read once and written once. Each program takes some columns of the values, since they are independent:
-    at batch 1 the heads alone are too few programs to fill a GPU. A head's norm needs all of its columns, so it is
-    the work of `norm_gate`, which re-reads V values of a head and not K V.
+    """Rotate q and k, advance the state by one token in place and read it out, as `retention_decayed_step_` does.
 
     Args:
-        q: Query, (B, H, K); heads must be adjacent in memory, sequences may be any stride apart. So for k and v.
+        q: Query, (B, H, K). Heads of q, k and v must be adjacent in memory; sequences may be any stride apart.
         k: Key, (B, H, K).
         v: Value, (B, H, V).
         decay: The decay itself, (H,) or (B, H) float32.
         state: (B, H, K, V) float32, contiguous; holds the new state afterwards.
-        cos: Rotary cosines, K/2 values in float32; None without rotary positions. So for sin.
-        sin: Rotary sines, K/2 values in float32.
+        cos: Rotary cosines, K/2 values in float32; None without rotary positions.
+        sin: Rotary sines, likewise.
+        row_norm: Factor of each head's read-out, H values; None is one.
         layout: Pairs that are rotated, half or interleaved.
         key_scale: Factor of the key.
 
     Returns:
         (B, H, V) in float32.
     """
-    batch, heads, key_dim, value_dim = state.shape
     require(state.is_contiguous() and state.dtype == torch.float32, "state must be contiguous float32", state)
     _require_heads(q, k, v)
-    out = state.new_empty(batch, heads, value_dim)
-    block_v = value_block(batch * heads, value_dim)
+    out = state.new_empty(v.shape)
     strides = (q.stride(0), k.stride(0), v.stride(0), decay.stride(0) if decay.dim() == 2 else 0)
-    _launch(
-        "retention_step_kernel",
-        (batch * heads, _blocks(value_dim, block_v)),
-        (q, k, v, decay, state, cos, sin, out, key_scale, strides),
-        H=heads,
-        K=key_dim,
-        V=value_dim,
-        LAYOUT="none" if cos is None else layout,
-        BLOCK_K=min(_padded(key_dim), TILE // block_v),
-        BLOCK_V=block_v,
-    )
+    arguments = (q, k, v, decay, state, cos, sin, row_norm, out, key_scale, strides)
+    _launch_step(state, arguments, "none" if cos is None else layout)
     return out
 
 
@@ -89,19 +80,12 @@ def _(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, state: Tensor, *rest: Any)
 
 @torch.library.custom_op("retbench::norm_gate", mutates_args=())
 def norm_gate(
-    x: Tensor,
-    scale: Tensor | None,
-    weight: Tensor | None,
-    gate: Tensor | None,
-    kind: str,
-    eps: float,
-    dtype: torch.dtype,
+    x: Tensor, weight: Tensor | None, gate: Tensor | None, kind: str, eps: float, dtype: torch.dtype
 ) -> Tensor:
-    """Scale, norm and gate the read-out of every head: norm(x * scale) * weight * silu(gate).
+    """Norm and gate the read-out of every head: norm(x) * weight * silu(gate).
 
     Args:
         x: Read-out, (B, H, V) float32, contiguous.
-        scale: Factor of each head, H values, such as the row norm of D; None is one.
         weight: Weight of the norm, (V,), the same for all heads; None is one.
         gate: (B, H V), sequences any stride apart; None leaves it out.
         kind: rms, layer or none, over the V values of a head.
@@ -115,27 +99,15 @@ def norm_gate(
     require(x.is_contiguous(), "x must be contiguous", x)
     require(gate is None or gate.stride(-1) == 1, "the gate must be contiguous in each row", gate)
     out = x.new_empty((batch, heads * value_dim), dtype=dtype)
-    _launch(
-        "norm_gate_kernel",
-        (batch * heads,),
-        (x, scale, weight, gate, out, 0 if gate is None else gate.stride(0), eps),
-        H=heads,
-        V=value_dim,
-        NORM=kind,
-        BLOCK=_padded(value_dim),
-    )
+    arguments = (x, weight, gate, out, 0 if gate is None else gate.stride(0), eps)
+    sizes = {"H": heads, "V": value_dim, "BLOCK": _padded(value_dim)}
+    _launch("norm_gate_kernel", (batch * heads,), arguments, NORM=kind, **sizes)
     return out
 
 
 @norm_gate.register_fake
 def _(
-    x: Tensor,
-    scale: Tensor | None,
-    weight: Tensor | None,
-    gate: Tensor | None,
-    kind: str,
-    eps: float,
-    dtype: torch.dtype,
+    x: Tensor, weight: Tensor | None, gate: Tensor | None, kind: str, eps: float, dtype: torch.dtype
 ) -> Tensor:
     return x.new_empty((x.shape[0], x.shape[1] * x.shape[2]), dtype=dtype)
 
@@ -154,13 +126,12 @@ def rotate_and_cache(
 ) -> Tensor:
     """Rotate queries and keys of one token, and write its keys and values into the cache.
 
-    The position is read on the device, so that one captured graph serves all depths. The caller must check on the host
-    that the cache has room for it.
+    The position is read on the device. The caller must check on the host that the cache has room for it.
 
     Args:
         qkv: Joined queries, keys and values, (B, (H + 2 Hkv) K), sequences any stride apart.
         cos: Rotary cosines, K/2 values in float32.
-        sin: Rotary sines, K/2 values in float32.
+        sin: Rotary sines, likewise.
         layout: Pairs that are rotated, half or interleaved.
         position: Position of the token, one int64 value on the device.
         keys: Cache, (B, Hkv, S, K) in the dtype of qkv, changed in place.
@@ -178,16 +149,9 @@ def rotate_and_cache(
     require(qkv.stride(1) == 1, "qkv must be contiguous in each row", qkv)
     out = qkv.new_empty(batch, heads, width)
     strides = (qkv.stride(0), keys.stride(0), keys.stride(1))
-    _launch(
-        "rotate_and_cache_kernel",
-        (batch, heads + 2 * kv_heads),
-        (qkv, cos, sin, position, keys, values, out, *strides, sinks, window),
-        H=heads,
-        HKV=kv_heads,
-        K=width,
-        LAYOUT=layout,
-        BLOCK=_padded(width),
-    )
+    arguments = (qkv, cos, sin, position, keys, values, out, *strides, sinks, window)
+    sizes = {"H": heads, "HKV": kv_heads, "K": width, "BLOCK": _padded(width)}
+    _launch("rotate_and_cache_kernel", (batch, heads + 2 * kv_heads), arguments, LAYOUT=layout, **sizes)
     return out
 
 
@@ -313,6 +277,16 @@ def _require_heads(*tensors: Tensor) -> None:
     """Raise ValueError unless the heads (B, H, W) of each tensor are adjacent in memory."""
     for one in tensors:
         require(one.stride()[1:] == (one.shape[2], 1), "heads must be adjacent in memory", one)
+
+
+def _launch_step(state: Tensor, arguments: tuple[Any, ...], layout: str) -> None:
+    """Launch the kernel of `retention_step`."""
+    batch, heads, key_dim, value_dim = state.shape
+    block_v = value_block(batch * heads, value_dim)
+    block_k = min(_padded(key_dim), TILE // block_v)
+    sizes = {"K": key_dim, "V": value_dim, "BLOCK_K": block_k, "BLOCK_V": block_v}
+    grid = (heads, batch, _blocks(value_dim, block_v))
+    _launch("retention_step_kernel", grid, arguments, LAYOUT=layout, **sizes)
 
 
 def _launch_norm(

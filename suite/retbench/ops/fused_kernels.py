@@ -33,6 +33,16 @@ def _load_rotated(head, cos, sin, columns, K: tl.constexpr, LAYOUT: tl.constexpr
 
 
 @triton.jit
+def _advanced(state, decay, keys, values, rows, columns, K: tl.constexpr, V: tl.constexpr):
+    """Advance a tile of a state (K, V) in place, and return it; columns from V on are zero."""
+    inside = (rows < K)[:, None] & (columns < V)[None, :]
+    tile = state + rows[:, None] * V + columns[None, :]
+    updated = decay * tl.load(tile, mask=inside, other=0.0) + keys[:, None] * values[None, :]
+    tl.store(tile, updated, mask=inside)
+    return updated
+
+
+@triton.jit
 def _normed(x, weight, bias, columns, eps, WIDTH: tl.constexpr, NORM: tl.constexpr):
     """Return x after an rms or layer norm over its WIDTH columns, or unchanged for none; padding of x is zero."""
     inside = columns < WIDTH
@@ -56,10 +66,10 @@ def retention_step_kernel(
     state,
     cos,
     sin,
+    row_norm,
     out,
     key_scale,
     strides,
-    H: tl.constexpr,
     K: tl.constexpr,
     V: tl.constexpr,
     LAYOUT: tl.constexpr,
@@ -70,9 +80,9 @@ def retention_step_kernel(
 
     `strides` are those of q, k, v and decay from sequence to sequence.
     """
-    index = tl.program_id(0).to(tl.int64)
-    batch, head = index // H, index % H
-    columns = tl.program_id(1) * BLOCK_V + tl.arange(0, BLOCK_V)
+    head, batch = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    index = batch * tl.num_programs(0) + head
+    columns = tl.program_id(2) * BLOCK_V + tl.arange(0, BLOCK_V)
     gamma = tl.load(decay + batch * strides[3] + head)
     values = tl.load(v + batch * strides[2] + head * V + columns, mask=columns < V, other=0.0).to(tl.float32)
     summed = tl.zeros((BLOCK_K, BLOCK_V), tl.float32)
@@ -80,18 +90,16 @@ def retention_step_kernel(
         rows = start + tl.arange(0, BLOCK_K)
         queries = _load_rotated(q + batch * strides[0] + head * K, cos, sin, rows, K, LAYOUT)
         keys = _load_rotated(k + batch * strides[1] + head * K, cos, sin, rows, K, LAYOUT) * key_scale
-        inside = (rows < K)[:, None] & (columns < V)[None, :]
-        tile = state + index * K * V + rows[:, None] * V + columns[None, :]
-        updated = gamma * tl.load(tile, mask=inside, other=0.0) + keys[:, None] * values[None, :]
-        tl.store(tile, updated, mask=inside)
-        summed += queries[:, None] * updated
-    tl.store(out + index * V + columns, tl.sum(summed, axis=0), mask=columns < V)
+        summed += queries[:, None] * _advanced(
+            state + index * K * V, gamma, keys, values, rows, columns, K, V
+        )
+    scale = 1.0 if row_norm is None else tl.load(row_norm + head).to(tl.float32)
+    tl.store(out + index * V + columns, tl.sum(summed, axis=0) * scale, mask=columns < V)
 
 
 @triton.jit
 def norm_gate_kernel(
     x,
-    scale,
     weight,
     gate,
     out,
@@ -102,13 +110,11 @@ def norm_gate_kernel(
     NORM: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Scale and norm one head of one sequence, and multiply it by silu(gate)."""
+    """Norm one head of one sequence, and multiply it by silu(gate)."""
     index = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     inside = columns < V
     values = tl.load(x + index * V + columns, mask=inside, other=0.0).to(tl.float32)
-    if scale is not None:
-        values = values * tl.load(scale + index % H).to(tl.float32)
     values = _normed(values, weight, None, columns, eps, V, NORM)
     if gate is not None:
         start = gate + (index // H) * gate_stride + (index % H) * V
