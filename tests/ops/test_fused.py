@@ -15,15 +15,15 @@ CUDA = torch.device("cuda")
 REPOSITORY = Path(__file__).parents[2]
 
 
-def run_interpreted(name):
-    """Run a file of this folder in a process in which Triton interprets its kernels on the CPU."""
+def run_in_own_process(name, **environment):
+    """Run a file of this folder in a process of its own, which may import Triton."""
     if importlib.util.find_spec("triton") is None:
         pytest.skip("Triton is not installed; it is part of the extra `dev` on Linux x86_64")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"tests/ops/{name}"]
     done = subprocess.run(
         command,
         cwd=REPOSITORY,
-        env={**os.environ, "TRITON_INTERPRET": "1"},
+        env={**os.environ, **environment},
         capture_output=True,
         text=True,
         check=False,
@@ -32,7 +32,11 @@ def run_interpreted(name):
 
 
 def test_kernels_equal_the_eager_operators():
-    run_interpreted("interpreted_fused.py")
+    run_in_own_process("interpreted_fused.py", TRITON_INTERPRET="1")
+
+
+def test_kernels_compile_for_gpus(tmp_path):
+    run_in_own_process("compiled_fused.py", TRITON_CACHE_DIR=str(tmp_path), TRITON_INTERPRET="0")
 
 
 def test_no_kernel_is_imported_before_one_is_launched():

@@ -307,8 +307,10 @@ def _launch_norm(
 
 def _launch(name: str, grid: Sequence[int], arguments: tuple[Any, ...], **compiled_in: object) -> None:
     """Launch a kernel of `fused_kernels` on the device of its first argument."""
+    kernel = getattr(_kernels(), name)[tuple(grid)]
     with torch.cuda.device_of(arguments[0]):
-        getattr(_kernels(), name)[tuple(grid)](*arguments, **compiled_in)
+        # Fused multiply-adds are asked for, since the default of Triton differs between its versions.
+        kernel(*arguments, **compiled_in, enable_fp_fusion=True)
 
 
 @cache
