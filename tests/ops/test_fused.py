@@ -1,42 +1,23 @@
 """What the fused operators ask of their inputs, where they run, and their kernels under Triton's interpreter."""
 
-import importlib.util
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 from retbench.ops import fused
+from tests.ops.own_process import run_in_own_process
 
 CUDA = torch.device("cuda")
-REPOSITORY = Path(__file__).parents[2]
-
-
-def run_in_own_process(name, **environment):
-    """Run a file of this folder in a process of its own, which may import Triton."""
-    if importlib.util.find_spec("triton") is None:
-        pytest.skip("Triton is not installed; it is part of the extra `dev` on Linux x86_64")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"tests/ops/{name}"]
-    done = subprocess.run(
-        command,
-        cwd=REPOSITORY,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_kernels_equal_the_eager_operators():
-    run_in_own_process("interpreted_fused.py", TRITON_INTERPRET="1")
+    run_in_own_process("tests/ops/interpreted_fused.py", TRITON_INTERPRET="1")
 
 
 def test_kernels_compile_for_gpus(tmp_path):
-    run_in_own_process("compiled_fused.py", TRITON_CACHE_DIR=str(tmp_path), TRITON_INTERPRET="0")
+    run_in_own_process("tests/ops/compiled_fused.py", TRITON_CACHE_DIR=str(tmp_path), TRITON_INTERPRET="0")
 
 
 def test_no_kernel_is_imported_before_one_is_launched():

@@ -10,6 +10,7 @@ from torch.overrides import TorchFunctionMode
 
 from retbench.architectures.configs import ModelConfig
 from retbench.models.decoder import Decoder
+from retbench.ops import fused
 
 INIT_STD = 0.02
 """Standard deviation of every weight matrix; `initializer_range` of Llama and of fla's RetNet."""
@@ -23,6 +24,7 @@ def build_model(
     seed: int,
     backend: str,
     chunk_size: int | None = None,
+    decode_operators: str | None = None,
 ) -> Decoder:
     """Build a model on its device, in evaluation mode, with normal weights drawn from `seed`.
 
@@ -33,12 +35,20 @@ def build_model(
         seed: Equal seeds, device types and configurations give equal weights.
         backend: A name in `Decoder.backends`.
         chunk_size: Tokens per chunk of a chunkwise form; the mixer's default when None.
+        decode_operators: fused or eager; None is fused if they can run here, else eager.
 
     Raises:
-        ConfigError: unknown backend.
-        UnsupportedError: the backend cannot run on this device at this dtype.
+        ConfigError: unknown backend or decode operators.
+        UnsupportedError: the backend or the operators cannot run on this device at this dtype.
     """
-    model = allocate_model(config, dtype=dtype, device=device, backend=backend, chunk_size=chunk_size)
+    model = allocate_model(
+        config,
+        dtype=dtype,
+        device=device,
+        backend=backend,
+        chunk_size=chunk_size,
+        decode_operators=decode_operators,
+    )
     init_weights(model, seed)
     return model
 
@@ -50,12 +60,16 @@ def allocate_model(
     device: torch.device | str,
     backend: str,
     chunk_size: int | None = None,
+    decode_operators: str | None = None,
 ) -> Decoder:
     """Build a model with uninitialised weights, to be filled from a file."""
     with _default_dtype(dtype), torch.device(device), _WithoutInit():
         model = Decoder(config, backend, chunk_size)
     model = model.to(device)  # constants are computed on the CPU
     model.set_backend(backend)
+    if decode_operators is None:
+        decode_operators = "fused" if fused.missing_reason(model.device, model.dtype) is None else "eager"
+    model.set_decode_operators(decode_operators)
     return model.eval()
 
 

@@ -20,7 +20,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 TILE = 4096
@@ -32,6 +32,20 @@ MIN_PROGRAMS = 256
 """Programs that fill a GPU: about two for each multiprocessor of an A100 or H100."""
 SILU_BLOCK = 1024
 """Columns per program of `silu_multiply`."""
+
+
+class FusedSteps(nn.Module):
+    """Base of modules that can compute one token by the fused operators.
+
+    Attributes:
+        fused: True if they do; `Decoder.set_decode_operators` sets it.
+    """
+
+    fused = False
+
+    def steps_fused(self, x: Tensor) -> bool:
+        """Return True if an input (B, T, D) is one token, without gradients, for the fused operators."""
+        return self.fused and x.shape[1] == 1 and not torch.is_grad_enabled()
 
 
 @torch.library.custom_op("retbench::retention_step", mutates_args=("state",))
