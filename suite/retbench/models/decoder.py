@@ -75,7 +75,7 @@ class Decoder(nn.Module):
         """Position encodings; blocks with equal mixers share one."""
         self._encoding_of = self._share_encodings()
         self.activation_checkpointing = False
-        self.norm = make_norm(config.norm, config.d_model, config.norm_eps)
+        self.norm: nn.Module = make_norm(config.norm, config.d_model, config.norm_eps)
         self.head = Linear(config.d_model, config.vocab_size)
         self.backend = backend
         self.decode_operators = "eager"
