@@ -90,7 +90,7 @@ def count_kernels(case, operators):
         decode_operators=operators,
     ).to("meta")
     state = model.init_state(1, 64)
-    position = model.encodings[0](8, 1, model.dtype)
+    (position, *_) = model._encode(8, 1)
     x = torch.empty(1, 1, config.d_model, dtype=model.dtype, device="meta")
     block, layer = model.blocks[0], state.layers[0]
     block(x, layer, position)

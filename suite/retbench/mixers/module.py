@@ -217,7 +217,7 @@ class SoftmaxAttentionModule(MixerModule):
         """
         qkv, caches = self.qkv_proj(x).squeeze(1), (state["keys"], state["values"])
         q: Tensor = fused.rotate_and_cache(
-            qkv, positions.cos, positions.sin, "half", positions.token_index, *caches, sinks, window
+            qkv, positions.cos, positions.sin, "half", positions.on_device, *caches, sinks, window
         )
         return q.unsqueeze(2)
 

@@ -192,7 +192,7 @@ class Decoder(nn.Module):
         if state is not None:
             state.require_room(length)
         start = state.position if state is not None else 0
-        encoded = [encoding(start, length, self.dtype) for encoding in self.encodings]
+        encoded = self._encode(start, length)
         x = self.embedding(tokens)  # (B, T, D)
         last = len(self.blocks) - 1
         for index, block in enumerate(self.blocks):
@@ -216,6 +216,14 @@ class Decoder(nn.Module):
             state.position += length
         normed: Tensor = self.norm(x)
         return normed
+
+    def _encode(self, start: int, length: int) -> list[Positions]:
+        """Return what each distinct mixer needs of positions start .. start + length - 1."""
+        encoded = [encoding(start, length, self.dtype) for encoding in self.encodings]
+        if self.decode_operators == "fused" and length == 1:
+            on_device = torch.full((1,), start, dtype=torch.int64, device=self.device)
+            encoded = [positions._replace(on_device=on_device) for positions in encoded]
+        return encoded
 
     @torch.no_grad()
     def prefill(self, tokens: Tensor, state: DecoderState, *, segment_len: int = PREFILL_SEGMENT) -> Tensor:

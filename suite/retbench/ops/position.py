@@ -28,15 +28,13 @@ class Positions(NamedTuple):
     """(T, 1, K/2) in the wide dtype."""
     row_norm: Tensor | None = None
     """(T, H, 1) in the model's dtype: one over the square root of the row sum of D, if a variant divides by it."""
-    token_index: Tensor | None = None
-    """(T,) int64 on the device; None without rotary positions."""
+    on_device: Tensor | None = None
+    """(1,) int64: the position of a single token for the fused operators; None for the eager ones."""
 
     @property
     def last(self) -> "Positions":
         """The position of the last token."""
-        values = (
-            None if one is None else one[-1:] for one in (self.cos, self.sin, self.row_norm, self.token_index)
-        )
+        values = (None if one is None else one[-1:] for one in (self.cos, self.sin, self.row_norm))
         return Positions(self.start + self.length - 1, 1, *values)
 
 
@@ -87,13 +85,13 @@ class Rotary(nn.Module):
     def forward(self, start: int, length: int, dtype: torch.dtype) -> Positions:
         """Return positions start .. start + length - 1 for a model of `dtype`."""
         frequency = self.frequency.value
-        index = torch.arange(start, start + length, device=frequency.device)
-        angle = index[:, None, None] * frequency  # (T, 1, K/2), float64
+        steps = torch.arange(start, start + length, dtype=torch.float64, device=frequency.device)
+        angle = steps[:, None, None] * frequency  # (T, 1, K/2)
         wide = wide_dtype(dtype)
         row_norm = None
         if self.normed_decay is not None:
             row_norm = inverse_row_norm(self.normed_decay.value, start, length).to(dtype)
-        return Positions(start, length, angle.cos().to(wide), angle.sin().to(wide), row_norm, index)
+        return Positions(start, length, angle.cos().to(wide), angle.sin().to(wide), row_norm)
 
 
 def inverse_row_norm(log_decay: Tensor, start: int, length: int) -> Tensor:
