@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 
+from retbench.measure.source import WORKER, import_closure
 from retbench.ops import fused
 from tests.ops.own_process import run_in_own_process
 
@@ -23,6 +24,10 @@ def test_kernels_compile_for_gpus(tmp_path):
 def test_no_kernel_is_imported_before_one_is_launched():
     code = "import sys, retbench.ops.fused; assert 'triton' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_an_edit_of_a_kernel_makes_records_out_of_date():
+    assert "retbench.ops.fused_kernels" in import_closure((WORKER,), skip_parts=True)
 
 
 def test_why_they_cannot_run_and_what_to_do(monkeypatch):

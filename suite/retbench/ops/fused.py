@@ -12,11 +12,9 @@ fill a GPU, so each program of the step takes some columns of the state, which a
 all of its columns. It therefore follows in a launch of its own, which reads V values per head, not K V.
 """
 
-import importlib
 import importlib.util
 from collections.abc import Sequence
 from functools import cache
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -321,16 +319,13 @@ def _launch_norm(
 
 def _launch(name: str, grid: Sequence[int], arguments: tuple[Any, ...], **compiled_in: object) -> None:
     """Launch a kernel of `fused_kernels` on the device of its first argument."""
-    kernel = getattr(_kernels(), name)[tuple(grid)]
+    # Imports Triton, which only a launch needs. The statement makes the kernels part of a record's source.
+    from retbench.ops import fused_kernels
+
+    kernel = getattr(fused_kernels, name)[tuple(grid)]
     with torch.cuda.device_of(arguments[0]):
         # Fused multiply-adds are asked for, since the default of Triton differs between its versions.
         kernel(*arguments, **compiled_in, enable_fp_fusion=True)
-
-
-@cache
-def _kernels() -> ModuleType:
-    """Import the kernels, and Triton with them."""
-    return importlib.import_module("retbench.ops.fused_kernels")
 
 
 def _padded(width: int) -> int:

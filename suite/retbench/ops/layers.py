@@ -13,6 +13,7 @@ class RMSNorm(nn.RMSNorm):
 
     kind = "rms"
     bias = None
+    eps: float
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., width) to (..., width)."""
@@ -66,13 +67,13 @@ def make_norm(kind: str, width: int, eps: float) -> RMSNorm | LayerNorm:
 
 def norm_step(norm: RMSNorm | LayerNorm, x: Tensor) -> Tensor:
     """Apply a norm to one token (B, 1, D) by the fused operator."""
-    out: Tensor = fused.norm(x.squeeze(1), norm.weight, norm.bias, norm.kind, norm.eps or 0.0)
+    out: Tensor = fused.norm(x.squeeze(1), norm.weight, norm.bias, norm.kind, norm.eps)
     return out.unsqueeze(1)
 
 
 def add_norm_step(norm: RMSNorm | LayerNorm, x: Tensor, added: Tensor) -> tuple[Tensor, Tensor]:
     """Return the sum of one token's x and added, (B, 1, D) each, and its norm, by the fused operator."""
-    weights = norm.weight, norm.bias, norm.kind, norm.eps or 0.0
+    weights = norm.weight, norm.bias, norm.kind, norm.eps
     total, normed = fused.add_norm(x.squeeze(1), added.squeeze(1), *weights)
     return total.unsqueeze(1), normed.unsqueeze(1)
 
