@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from retbench.architectures.registry import find_architecture
 from retbench.errors import ConfigError, UnsupportedError
 from retbench.models.build import build_model
 from retbench.ops import fused
@@ -139,3 +140,11 @@ def test_decode_operators_are_chosen_by_name():
 
 def test_fused_steps_of_models_are_their_eager_steps():
     run_in_own_process("tests/models/interpreted_decode.py", TRITON_INTERPRET="1")
+
+
+@pytest.mark.parametrize("decode", ["sdpa:flash", "fused+sdpa:flash", "fused+flash"])
+def test_a_fused_step_leaves_the_attention_kernel_of_a_baseline_known(decode):
+    config = CONFIGS["llama-grouped-query"]
+    features = find_architecture(config.architecture).features
+    assert "fused" in features(config, {"decode": decode})
+    assert "fused" not in features(config, {"decode": "fused+sdpa:math"})
