@@ -7,7 +7,7 @@ from retbench.config.experiment import load_experiment
 from retbench.measure.clock import capture_graph
 from retbench.models.build import build_model
 from retbench.models.equivalence import LIMITS, check_equivalence, relative_error
-from retbench.ops import attention, kernels
+from retbench.ops import attention, fused, kernels
 from retbench.ops.decay import decay_schedule
 from retbench.ops.retention import retention_chunkwise, retention_recurrent
 from retbench.planning.cells import resolve_models
@@ -66,6 +66,25 @@ def test_the_gate_is_green_with_heads_as_wide_as_the_papers(name):
 def test_the_gate_is_green_with_a_gated_decay():
     gate = check_equivalence(build("retnet", config=GATED), text(2047), depth=2047)
     assert gate.passed, [check for check in gate.checks if not check.passed]
+
+
+@pytest.mark.parametrize("name", sorted(CONFIGS))
+@torch.no_grad()
+def test_fused_steps_are_eager_steps(name):
+    reason = fused.missing_reason(CUDA, torch.float32)
+    if reason is not None:
+        pytest.skip(reason)
+    prompt, found = text(64, batch=3), []
+    model = build(name, torch.float32)
+    assert model.decode_operators == "fused"
+    for operators in ("fused", "eager"):
+        model.set_decode_operators(operators)
+        model.set_backend(model.backend)
+        state = model.init_state(3, 64)
+        model.prefill(prompt[:, :50], state)
+        found.append(torch.cat([model(prompt[:, t : t + 1], state) for t in range(50, 64)], dim=1))
+        assert ("fused" in model.executed_backends()["decode"]) == (operators == "fused")
+    assert relative_error(*found) < LIMITS[torch.float32]
 
 
 @pytest.mark.parametrize("name", sorted(CONFIGS))
@@ -209,7 +228,8 @@ def test_fla_trains_as_the_chunkwise_form_does():
         logits = model(prompt)
         assert model.executed_backends() == {"prefill": backend}
         torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), prompt.flatten()).backward()
-        gradients[backend] = {name: weight.grad for name, weight in model.named_parameters()}
+    decode = "fused" if model.decode_operators == "fused" else "recurrent"
+    assert model.executed_backends() == {"prefill": "fla", "decode": decode}
     for name, expected in gradients["chunkwise"].items():
         found = gradients["fla"][name]
         cosine = torch.nn.functional.cosine_similarity(

@@ -58,6 +58,7 @@ def test_a_cell_survives_json_with_its_id(tiny_experiment: Path) -> None:
         {"warmup_s": 0.2},
         {"min_steps": 21},
         {"cuda_graph": True},
+        {"decode_operators": "eager"},
         {"activation_checkpointing": True},
     ],
 )

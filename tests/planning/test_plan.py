@@ -143,6 +143,8 @@ def test_the_profile_fits_the_device(
         ({"device": "tpu"}, ConfigError, "'cpu', 'cuda' and 'cuda:N'"),
         ({"dtype": "float16"}, UnsupportedError, "float16 on a CPU"),
         ({"overrides": ["cuda_graph=true"]}, UnsupportedError, "cuda_graph = true on a CPU"),
+        ({"overrides": ["decode_operators=fused"]}, UnsupportedError, "decode_operators = 'fused' on a CPU"),
+        ({"overrides": ["decode_operators=fast"]}, ConfigError, "'fused' or 'eager'"),
         ({"overrides": ["activation_checkpointing=true"]}, ConfigError, "(decode) computes gradients"),
         ({"overrides": ["threads=100000"]}, UnsupportedError, "threads is 100000"),
         (

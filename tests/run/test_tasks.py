@@ -199,3 +199,13 @@ def test_anything_else_has_failed_and_says_where(error: Exception) -> None:
     assert status == "failed"
     assert message.startswith(f"{type(error).__name__} at test_tasks.py:")
     assert "\n" not in message
+
+
+def test_a_worker_builds_with_the_decode_operators_of_the_settings(
+    plan_of: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(tasks, "build_model", lambda config, **options: asked.append(options))
+    (cell, *_) = plan_of("size=300k", "decode_operators=eager").cells
+    tasks._build(SimpleNamespace(cells=(cell,)), torch.device("cpu"))
+    assert asked[0]["decode_operators"] == "eager"

@@ -107,7 +107,9 @@ def _features(config: ModelConfig, backend: Mapping[str, Any]) -> frozenset[str]
     mixer = config.mixer
     if not isinstance(mixer, Attention):  # a record may say anything
         return frozenset()
-    ran = str(backend.get("decode", backend.get("training", backend.get("prefill", ""))))
+    ran = str(backend.get("decode", backend.get("training", backend.get("prefill", "")))).removeprefix(
+        "fused+"
+    )
     applies = {
         "fused": ran.startswith("flash") or (ran.startswith("sdpa") and not ran.endswith(":math")),
         "grouped": mixer.num_kv_heads < mixer.num_heads,

@@ -29,6 +29,7 @@ def load_checkpoint(
     device: torch.device | str,
     backend: str,
     chunk_size: int | None = None,
+    decode_operators: str | None = None,
     allow_pickle: bool = False,
 ) -> Decoder:
     """Build the model of a checkpoint on its device, in evaluation mode.
@@ -39,6 +40,7 @@ def load_checkpoint(
         device: torch's name or device.
         backend: A name in `Decoder.backends`.
         chunk_size: Tokens per chunk of the chunkwise form; the default when None.
+        decode_operators: As of `build_model`.
         allow_pickle: Read weights written by torch.save, as tensors only.
 
     Raises:
@@ -49,7 +51,14 @@ def load_checkpoint(
     info = checkpoint if isinstance(checkpoint, CheckpointInfo) else read_checkpoint(str(checkpoint))
     weights = open_checkpoint(info, allow_pickle=allow_pickle)
     _check_size(info, weights)
-    model = allocate_model(info.config, dtype=dtype, device=device, backend=backend, chunk_size=chunk_size)
+    model = allocate_model(
+        info.config,
+        dtype=dtype,
+        device=device,
+        backend=backend,
+        chunk_size=chunk_size,
+        decode_operators=decode_operators,
+    )
     ours: dict[str, Shape] = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
     form = FORMATS[info.format]
     plan = form.plan(info, weights.entries.keys(), ours)

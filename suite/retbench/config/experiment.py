@@ -27,6 +27,7 @@ from retbench.architectures.registry import architectures
 from retbench.config.evaluation import MAX_LENGTH, WorkloadSpec
 from retbench.config.training import TrainingSpec
 from retbench.errors import ConfigError, shown, unknown_name
+from retbench.ops import DecodeOperators
 from retbench.parsing import MAX_DEPTH, parse_toml
 from retbench.strict import Name, NamePair, Strict, explain
 from retbench.workloads.workload import WORKLOADS, Workload, find_workload
@@ -126,6 +127,9 @@ class Profile(Strict):
     compile: bool | Literal["auto"] = False
     """Compile each decode step with torch.compile, for every model of the experiment. auto: on a CPU that has a C++
     compiler."""
+    decode_operators: DecodeOperators | None = None
+    """Operators of decode steps, for every model of the experiment. fused: kernels for one token, on CUDA devices.
+    eager: torch's operators. Absent: fused if they can run, else eager; records say which were executed."""
     activation_checkpointing: bool = False
     """Training keeps only the input of each block and recomputes the other activations for the gradients."""
     memory_limit_bytes: int | None = Field(default=None, ge=1, le=2**50)

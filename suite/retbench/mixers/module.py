@@ -11,6 +11,8 @@ from retbench.mixers.linear_operator import LinearOperator
 from retbench.mixers.mixer import Mixer
 from retbench.mixers.softmax_attention import SoftmaxAttention
 from retbench.mixers.state import LayerState, allocate_state
+from retbench.ops import fused
+from retbench.ops.fused import FusedSteps
 from retbench.ops.linear import Linear
 from retbench.ops.position import NoEncoding, Positions, Rotary, rotate
 from retbench.ops.retention import (
@@ -28,7 +30,7 @@ STEP_DECAY = 0.99
 """Decay of every head in `LinearOperatorModule.mixing`: the time of a step does not depend on it."""
 
 
-class MixerModule(nn.Module):
+class MixerModule(FusedSteps):
     """Base of every mixer's module: (B, T, D) in and out, with a state that is advanced in place.
 
     A subclass implements `forward` and `mixing`, and may override `missing_reason`, `encoding` and `after_operator`.
@@ -205,6 +207,19 @@ class SoftmaxAttentionModule(MixerModule):
             q, k = rotate(qkv[:, :, : heads + kv_heads], positions, "half").split([heads, kv_heads], dim=2)
             v = qkv[:, :, heads + kv_heads :]
         return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+
+    def project_step(
+        self, x: Tensor, state: LayerState, positions: Positions, *, sinks: int = 0, window: int = 0
+    ) -> Tensor:
+        """Return rotated q (B, H, 1, K) of one token, whose k and v the fused operator writes into the cache.
+
+        `sinks` and `window` make the cache a ring buffer; see `fused.rotate_and_cache`.
+        """
+        qkv, caches = self.qkv_proj(x).squeeze(1), (state["keys"], state["values"])
+        q: Tensor = fused.rotate_and_cache(
+            qkv, positions.cos, positions.sin, "half", positions.on_device, *caches, sinks, window
+        )
+        return q.unsqueeze(2)
 
     def _heads(self, x: Tensor) -> Tensor:
         """(B, T, W) as heads, (B, T, W / K, K)."""

@@ -10,6 +10,7 @@ from torch.overrides import TorchFunctionMode
 
 from retbench.architectures.configs import ModelConfig
 from retbench.models.decoder import Decoder
+from retbench.ops import fused
 
 INIT_STD = 0.02
 """Standard deviation of every weight matrix; `initializer_range` of Llama and of fla's RetNet."""
@@ -24,6 +25,7 @@ def build_model(
     backend: str,
     chunk_size: int | None = None,
     compute_dtype: torch.dtype | None = None,
+    decode_operators: str | None = None,
 ) -> Decoder:
     """Build a model on its device, in evaluation mode, with normal weights drawn from `seed`.
 
@@ -35,10 +37,11 @@ def build_model(
         backend: A name in `Decoder.backends`.
         chunk_size: Tokens per chunk of a chunkwise form; the mixer's default when None.
         compute_dtype: Dtype that the caller's autocast gives the operators; that of the weights when None.
+        decode_operators: fused or eager; None is fused if they can run here, else eager.
 
     Raises:
-        ConfigError: unknown backend.
-        UnsupportedError: the backend cannot run on this device at the dtype of its inputs.
+        ConfigError: unknown backend or decode operators.
+        UnsupportedError: the backend or the operators cannot run on this device at the dtype of their inputs.
     """
     model = allocate_model(
         config,
@@ -47,6 +50,7 @@ def build_model(
         backend=backend,
         chunk_size=chunk_size,
         compute_dtype=compute_dtype,
+        decode_operators=decode_operators,
     )
     init_weights(model, seed)
     return model
@@ -60,6 +64,7 @@ def allocate_model(
     backend: str,
     chunk_size: int | None = None,
     compute_dtype: torch.dtype | None = None,
+    decode_operators: str | None = None,
 ) -> Decoder:
     """Build a model with uninitialised weights, to be filled from a file; arguments and errors as of `build_model`."""
     with _default_dtype(dtype), torch.device(device), _WithoutInit():
@@ -67,6 +72,9 @@ def allocate_model(
     model = model.to(device)  # constants are computed on the CPU
     model.compute_dtype = compute_dtype
     model.set_backend(backend)
+    if decode_operators is None:
+        decode_operators = "fused" if fused.missing_reason(model.device, model.dtype) is None else "eager"
+    model.set_decode_operators(decode_operators)
     return model.eval()
 
 

@@ -1,21 +1,25 @@
 """A decoder-only language model of any architecture: embedding, blocks of mixers, norm, head."""
 
+from typing import get_args
+
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from retbench.architectures.configs import BlockConfig, ModelConfig, check_backend, form_of
 from retbench.architectures.costs import PREFILL_SEGMENT
-from retbench.errors import UnsupportedError
+from retbench.errors import UnsupportedError, unknown_name
 from retbench.mixers.module import MixerModule
 from retbench.mixers.state import LayerState
 from retbench.models.state import DecoderState
-from retbench.ops.layers import make_norm
+from retbench.ops import DecodeOperators, fused
+from retbench.ops.fused import FusedSteps
+from retbench.ops.layers import add_norm_step, make_norm, norm_step
 from retbench.ops.linear import Linear
 from retbench.ops.position import Positions
 
 
-class Block(nn.Module):
+class Block(FusedSteps):
     """x + mixer(norm(x)), followed by x + ffn(norm(x)) if the block has a feed-forward."""
 
     def __init__(self, config: ModelConfig, block: BlockConfig, backend: str, chunk_size: int | None) -> None:
@@ -29,11 +33,22 @@ class Block(nn.Module):
         self, x: Tensor, state: LayerState | None, positions: Positions, *, last_only: bool = False
     ) -> Tensor:
         """(B, T, D) to (B, T, D), or (B, 1, D) with `last_only`; `state` is advanced in place."""
+        if self.steps_fused(x):
+            return self._step(x, state, positions)
         mixed = self.mixer(self.mixer_norm(x), state, positions, last_only=last_only)
         x = (x[:, -1:] if last_only else x) + mixed
         if self.ffn is None or self.ffn_norm is None:
             return x
         out: Tensor = x + self.ffn(self.ffn_norm(x))
+        return out
+
+    def _step(self, x: Tensor, state: LayerState | None, positions: Positions) -> Tensor:
+        """Compute one token by the fused operators, (B, 1, D) to (B, 1, D)."""
+        mixed: Tensor = self.mixer(norm_step(self.mixer_norm, x), state, positions)
+        if self.ffn is None or self.ffn_norm is None:
+            return x + mixed
+        x, normed = add_norm_step(self.ffn_norm, x, mixed)
+        out: Tensor = x + self.ffn(normed)
         return out
 
 
@@ -62,9 +77,10 @@ class Decoder(nn.Module):
         self._encoding_of = self._share_encodings()
         self.compute_dtype: torch.dtype | None = None
         self.activation_checkpointing = False
-        self.norm = make_norm(config.norm, config.d_model, config.norm_eps)
+        self.norm: nn.Module = make_norm(config.norm, config.d_model, config.norm_eps)
         self.head = Linear(config.d_model, config.vocab_size)
         self.backend = backend
+        self.decode_operators = "eager"
 
     def _share_encodings(self) -> list[int]:
         """Build one encoding per distinct mixer; return the index of each block's encoding."""
@@ -117,6 +133,24 @@ class Decoder(nn.Module):
             mixer.set_backend(form_of(mixer.config, name))
         self.backend = name
 
+    def set_decode_operators(self, name: str) -> None:
+        """Set the operators of every decode step, for all mixers and blocks alike.
+
+        Raises:
+            ConfigError: unknown name.
+            UnsupportedError: they cannot run on this device at this dtype.
+        """
+        names = get_args(DecodeOperators)
+        if name not in names:
+            raise unknown_name("decode operators", name, names)
+        reason = fused.missing_reason(self.device, self.dtype) if name == "fused" else None
+        if reason is not None:
+            raise UnsupportedError(f"decode operators '{name}' cannot run here: {reason}.")
+        for module in self.modules():
+            if isinstance(module, FusedSteps):
+                module.fused = name == "fused"
+        self.decode_operators = name
+
     def executed_backends(self) -> dict[str, str]:
         """Return the form or kernel executed in each phase (prefill, decode) since the backend was set."""
         found: dict[str, set[str]] = {}
@@ -160,7 +194,7 @@ class Decoder(nn.Module):
         if state is not None:
             state.require_room(length)
         start = state.position if state is not None else 0
-        encoded = [encoding(start, length, self.dtype) for encoding in self.encodings]
+        encoded = self._encode(start, length)
         x = self.embedding(tokens)  # (B, T, D)
         last = len(self.blocks) - 1
         for index, block in enumerate(self.blocks):
@@ -184,6 +218,14 @@ class Decoder(nn.Module):
             state.position += length
         normed: Tensor = self.norm(x)
         return normed
+
+    def _encode(self, start: int, length: int) -> list[Positions]:
+        """Return what each distinct mixer needs of positions start .. start + length - 1."""
+        encoded = [encoding(start, length, self.dtype) for encoding in self.encodings]
+        if self.decode_operators == "fused" and length == 1:
+            on_device = torch.full((1,), start, dtype=torch.int64, device=self.device)
+            encoded = [positions._replace(on_device=on_device) for positions in encoded]
+        return encoded
 
     @torch.no_grad()
     def prefill(self, tokens: Tensor, state: DecoderState, *, segment_len: int = PREFILL_SEGMENT) -> Tensor:

@@ -10,6 +10,9 @@ from typing import Literal
 Layout = Literal["half", "interleaved"]
 """Pairs of a head's values that a rotary position rotates; see `ops.position`."""
 
+DecodeOperators = Literal["fused", "eager"]
+"""Operators of a decode step: fused kernels of a GPU (`ops.fused`), or torch's own operators one by one."""
+
 ROTARY_BASE = 10_000.0
 """Base of the rotary positions in every paper's and every named model."""
 

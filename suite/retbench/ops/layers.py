@@ -3,18 +3,30 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from retbench.ops import fused
+from retbench.ops.fused import FusedSteps
 from retbench.ops.linear import Linear
 
 
 class RMSNorm(nn.RMSNorm):
     """nn.RMSNorm in the dtype of its weight, also for the 16-bit inputs of autocast."""
 
+    kind = "rms"
+    bias = None
+    eps: float
+
     def forward(self, x: Tensor) -> Tensor:
         """(..., width) to (..., width)."""
         return super().forward(x if self.weight is None else x.to(self.weight.dtype))
 
 
-class SwigluFeedForward(nn.Module):
+class LayerNorm(nn.LayerNorm):
+    """nn.LayerNorm with its kind, as `ops.fused` names it."""
+
+    kind = "layer"
+
+
+class SwigluFeedForward(FusedSteps):
     """SwiGLU, (silu(x W_gate) * x W_up) W_down, gate and up in one product (arXiv:2002.05202)."""
 
     def __init__(self, d_model: int, ffn_dim: int) -> None:
@@ -24,8 +36,13 @@ class SwigluFeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) to (B, T, D)."""
-        gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
-        out: Tensor = self.down_proj(F.silu(gate) * up)
+        gate_up = self.gate_up_proj(x)
+        if self.steps_fused(x):
+            hidden = fused.silu_multiply(gate_up.squeeze(1)).unsqueeze(1)
+        else:
+            gate, up = gate_up.chunk(2, dim=-1)
+            hidden = F.silu(gate) * up
+        out: Tensor = self.down_proj(hidden)
         return out
 
 
@@ -43,9 +60,22 @@ class GeluFeedForward(nn.Module):
         return out
 
 
-def make_norm(kind: str, width: int, eps: float) -> nn.Module:
+def make_norm(kind: str, width: int, eps: float) -> RMSNorm | LayerNorm:
     """Build a norm over the last axis with weights: rms, or layer with weight and bias."""
-    return (RMSNorm if kind == "rms" else nn.LayerNorm)(width, eps=eps)
+    return (RMSNorm if kind == "rms" else LayerNorm)(width, eps=eps)
+
+
+def norm_step(norm: RMSNorm | LayerNorm, x: Tensor) -> Tensor:
+    """Apply a norm to one token (B, 1, D) by the fused operator."""
+    out: Tensor = fused.norm(x.squeeze(1), norm.weight, norm.bias, norm.kind, norm.eps)
+    return out.unsqueeze(1)
+
+
+def add_norm_step(norm: RMSNorm | LayerNorm, x: Tensor, added: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the sum of one token's x and added, (B, 1, D) each, and its norm, by the fused operator."""
+    weights = norm.weight, norm.bias, norm.kind, norm.eps
+    total, normed = fused.add_norm(x.squeeze(1), added.squeeze(1), *weights)
+    return total.unsqueeze(1), normed.unsqueeze(1)
 
 
 def make_head_norm(kind: str, width: int, eps: float) -> nn.Module:

@@ -28,6 +28,8 @@ class Positions(NamedTuple):
     """(T, 1, K/2) in the wide dtype."""
     row_norm: Tensor | None = None
     """(T, H, 1) in the model's dtype: one over the square root of the row sum of D, if a variant divides by it."""
+    on_device: Tensor | None = None
+    """(1,) int64: the position of a single token for the fused operators; None for the eager ones."""
 
     @property
     def last(self) -> "Positions":

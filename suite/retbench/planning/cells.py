@@ -16,6 +16,7 @@ from retbench.architectures.configs import ModelConfig
 from retbench.config.evaluation import Split
 from retbench.config.experiment import Dtype, Experiment, Profile
 from retbench.errors import ConfigError
+from retbench.ops import DecodeOperators
 from retbench.records.record import Point, WeightsInfo
 from retbench.strict import Strict
 from retbench.workloads.workload import find_workload
@@ -33,6 +34,7 @@ class Settings(Strict):
     min_steps: int
     cuda_graph: bool
     compile: bool = False
+    decode_operators: DecodeOperators | None = None
     activation_checkpointing: bool = False
     memory_limit_bytes: int | None = None
     """Bytes that model, state and workspace may take together; None without a limit."""
@@ -115,6 +117,9 @@ class Cell(Strict):
     def cell_id(self) -> str:
         """Hash of every field except the path of the weights; other models of the experiment are not in it."""
         fields = self.model_dump(mode="json", by_alias=True)
+        # Absent where it is not set, as in the ids of earlier records.
+        if fields["settings"]["decode_operators"] is None:
+            del fields["settings"]["decode_operators"]
         if fields["subject"]["weights"]:
             del fields["subject"]["weights"]["path"]
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]

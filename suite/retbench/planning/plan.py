@@ -194,6 +194,11 @@ def _check_device(profile: Profile, device: Device) -> None:
             "dtype float16 on a CPU: torch has no fast float16 products there, so its times say nothing about "
             "a model. Use --dtype bfloat16 or float32, or a CUDA device."
         )
+    if profile.decode_operators == "fused":
+        raise UnsupportedError(
+            "decode_operators = 'fused' on a CPU: these kernels run on CUDA devices only. Use --set "
+            "decode_operators=eager, or a CUDA device."
+        )
     if profile.cuda_graph:
         raise UnsupportedError(
             "cuda_graph = true on a CPU: there are no CUDA graphs without CUDA. Use --set cuda_graph=false, "

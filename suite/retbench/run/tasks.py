@@ -123,7 +123,12 @@ def _build(job: Job, device: torch.device) -> Decoder:
     dtype, weights = getattr(torch, cell.settings.dtype), cell.under_test.weights
     if weights is not None:
         return load_checkpoint(
-            weights.path, dtype=dtype, device=device, backend=cell.backend, chunk_size=cell.chunk_size
+            weights.path,
+            dtype=dtype,
+            device=device,
+            backend=cell.backend,
+            chunk_size=cell.chunk_size,
+            decode_operators=cell.settings.decode_operators,
         )
     return build_model(
         cell.model,
@@ -132,6 +137,7 @@ def _build(job: Job, device: torch.device) -> Decoder:
         seed=cell.settings.seed,
         backend=cell.backend,
         chunk_size=cell.chunk_size,
+        decode_operators=cell.settings.decode_operators,
     )
 
 

@@ -32,13 +32,19 @@ class AttentionModule(SoftmaxAttentionModule):
         self, x: Tensor, state: LayerState | None, positions: Positions, *, last_only: bool = False
     ) -> Tensor:
         """(B, T, D) to (B, T, D), or (B, 1, D) with `last_only`; `state` is advanced in place."""
-        q, k, v = self.project(x, positions, last_only=last_only)
-        if state is not None:
-            k, v = self._append(state, k, v, positions.start)
+        steps_fused = state is not None and self.steps_fused(x)
+        if state is not None and steps_fused:
+            q = self.project_step(x, state, positions)
+            k, v = (state[name][:, :, : positions.start + 1] for name in ("keys", "values"))
+        else:
+            q, k, v = self.project(x, positions, last_only=last_only)
+            if state is not None:
+                k, v = self._append(state, k, v, positions.start)
         out = attention.BACKENDS[self.backend](q, k, v)  # (B, H, T, K)
         phase = "prefill" if x.shape[1] > 1 else "decode"
         if phase not in self.executed:  # asked once for each phase, so that a decode step does nothing for it
-            self.executed[phase] = attention.executed_kernel(self.backend, q, k, v)
+            kernel = attention.executed_kernel(self.backend, q, k, v)
+            self.executed[phase] = f"fused+{kernel}" if steps_fused else kernel
         mixed: Tensor = self.out_proj(out.transpose(1, 2).flatten(2))
         return mixed
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from retbench.mixers.linear_attention.config import LinearAttention
 from retbench.mixers.module import LinearOperatorModule
 from retbench.mixers.state import LayerState
+from retbench.ops import fused
 from retbench.ops.constants import Float64Constant, WideConstant
 from retbench.ops.layers import make_head_norm
 from retbench.ops.linear import Linear
@@ -58,7 +59,13 @@ class LinearAttentionModule(LinearOperatorModule):
     ) -> Tensor:
         """(B, T, D) to (B, T, D), or (B, 1, D) with `last_only`; `state` is advanced in place."""
         q, k, v = self._project(x, last_only)
-        out = self.operate(q, k, v, self.log_decay.value, state, step_decay=self.decay.value)
+        if state is not None and self.steps_fused(x):
+            self.executed["decode"] = "fused"
+            out = fused.retention_step(
+                q[:, 0], k[:, 0], v[:, 0], self.decay.value, state["values"], None, None, None, "half", 1.0
+            ).unsqueeze(1)
+        else:
+            out = self.operate(q, k, v, self.log_decay.value, state, step_decay=self.decay.value)
         mixed: Tensor = self.out_proj(self.head_norm(out).to(x.dtype).flatten(2))
         return mixed
 

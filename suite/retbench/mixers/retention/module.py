@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from retbench.mixers.module import LinearOperatorModule
 from retbench.mixers.retention.config import Retention
 from retbench.mixers.state import LayerState
-from retbench.ops import kernels
+from retbench.ops import fused, kernels
 from retbench.ops.constants import Float64Constant, WideConstant
 from retbench.ops.decay import decay_schedule, gated_log_decay
 from retbench.ops.layers import make_head_norm
@@ -33,6 +33,7 @@ class RetentionModule(LinearOperatorModule):
         self.forms["fla"] = kernels.retention_fla
         d, values = config.d_model, config.value_dim
         self.qkvg_proj = Linear(d, 2 * d + values * (2 if config.swish_gate else 1))
+        self.read_out = nn.Identity()
         self.head_norm = make_head_norm(config.head_norm, config.value_head_dim, config.norm_eps)
         self.out_proj = Linear(values, d)
         if config.decay == "gated":
@@ -43,8 +44,8 @@ class RetentionModule(LinearOperatorModule):
 
     @property
     def after_operator(self) -> nn.Module:
-        """The head norm, which gets (B, T, H, V)."""
-        return self.head_norm
+        """The identity that gets the read-out, (B, T, H, V), before the head norm."""
+        return self.read_out
 
     def encoding(self) -> Rotary:
         """Build the rotary positions and, where the variant divides by it, the row norm of D."""
@@ -60,6 +61,8 @@ class RetentionModule(LinearOperatorModule):
         self, x: Tensor, state: LayerState | None, positions: Positions, *, last_only: bool = False
     ) -> Tensor:
         """(B, T, D) to (B, T, D), or (B, 1, D) with `last_only`; `state` is advanced in place."""
+        if state is not None and self.steps_fused(x):
+            return self._step(x, state, positions)
         q, k, v, gate = self._project_last(x, positions) if last_only else self._project(x, positions)
         step_decay = None if self.config.decay == "gated" else self.decay.value
         out = self.operate(q, k, v, self._log_decay(x), state, step_decay=step_decay)
@@ -67,9 +70,30 @@ class RetentionModule(LinearOperatorModule):
             positions = positions.last
         if positions.row_norm is not None:
             out = out * positions.row_norm
-        out = self.head_norm(out).flatten(2)  # (B, T, H V)
+        out = self.head_norm(self.read_out(out)).flatten(2)  # (B, T, H V)
         mixed: Tensor = self.out_proj(out if gate is None else F.silu(gate) * out)
         return mixed
+
+    def _step(self, x: Tensor, state: LayerState, positions: Positions) -> Tensor:
+        """Compute one token by the fused operators, (B, 1, D) to (B, 1, D); `state` is advanced in place."""
+        config, x = self.config, x.squeeze(1)
+        self.executed["decode"] = "fused"
+        q, k, v, *gate = self.qkvg_proj(x).split(self._widths, dim=-1)
+        q, k, v = (one.unflatten(1, (config.num_heads, -1)) for one in (q, k, v))
+        decay = self._log_decay(x).exp() if config.decay == "gated" else self.decay.value
+        rotary = positions.cos, positions.sin, positions.row_norm, config.layout
+        out = fused.retention_step(q, k, v, decay, state["values"], *rotary, config.head_dim**-0.5)
+        out = self.read_out(out.unsqueeze(1)).squeeze(1)
+        weight, kind = getattr(self.head_norm, "weight", None), config.head_norm.removesuffix("_affine")
+        out = fused.norm_gate(out, weight, gate[0] if gate else None, kind, config.norm_eps, x.dtype)
+        mixed: Tensor = self.out_proj(out).unsqueeze(1)
+        return mixed
+
+    @property
+    def _widths(self) -> list[int]:
+        """Widths of q, k, v and, if there is one, the gate in their joined projection."""
+        d, values = self.config.d_model, self.config.value_dim
+        return [d, d, *[values] * (2 if self.config.swish_gate else 1)]
 
     def _project(self, x: Tensor, positions: Positions) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Return rotated q and scaled k (B, T, H, K), v (B, T, H, V), and the gate (B, T, H V) or None."""

@@ -35,18 +35,31 @@ class WindowAttentionModule(SoftmaxAttentionModule):
         self, x: Tensor, state: LayerState | None, positions: Positions, *, last_only: bool = False
     ) -> Tensor:
         """(B, T, D) to (B, T, D), or (B, 1, D) with `last_only`; `state` is advanced in place."""
+        if state is not None and self.steps_fused(x):
+            self.executed["decode"] = "fused+ring"
+            ring = {"sinks": self.config.sinks, "window": self.config.window}
+            out = self._attend_filled(self.project_step(x, state, positions, **ring), state, positions.start)
+        else:
+            out = self._forward(x, state, positions, last_only=last_only)
+        mixed: Tensor = self.out_proj(out.transpose(1, 2).flatten(2))
+        return mixed
+
+    def _forward(
+        self, x: Tensor, state: LayerState | None, positions: Positions, *, last_only: bool
+    ) -> Tensor:
+        """Attend with the eager operators; (B, H, T, K)."""
         start, end = positions.start, positions.start + x.shape[1]
         q, k, v = self.project(x, positions, last_only=last_only)  # (B, H or Hkv, T, K)
         if state is not None and x.shape[1] == 1:
             self.executed["decode"] = "ring"
-            out = self._decode(q, k, v, state, start)
+            self._store(k, v, state, start)
+            out = self._attend_filled(q, state, start)
         else:
             self.executed["prefill"] = self.backend
             keys, values, key_positions = self._with_cached(k, v, state, start)
             self._store(k, v, state, start)
             out = self._attend(q, keys, values, range(end - q.shape[2], end), key_positions)
-        mixed: Tensor = self.out_proj(out.transpose(1, 2).flatten(2))
-        return mixed
+        return out
 
     def mixing(self, state: LayerState, batch_size: int, context_len: int) -> Callable[[], object]:
         """Return the attention of one token to what the cache holds at a depth."""
@@ -55,9 +68,8 @@ class WindowAttentionModule(SoftmaxAttentionModule):
         q = torch.randn(batch_size, self.config.num_heads, 1, self.config.head_dim).to(keys.dtype)
         return partial(self._sdpa, q, keys, values, None)
 
-    def _decode(self, q: Tensor, k: Tensor, v: Tensor, state: LayerState, position: int) -> Tensor:
-        """Write one key and value into their slot and attend to all slots that are filled."""
-        self._store(k, v, state, position)
+    def _attend_filled(self, q: Tensor, state: LayerState, position: int) -> Tensor:
+        """Attend from the token at `position`, which is cached, to all slots that are filled."""
         filled = min(position + 1, self.config.slots)
         return self._sdpa(q, state["keys"][:, :, :filled], state["values"][:, :, :filled], None)
 

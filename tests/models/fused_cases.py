@@ -1,0 +1,32 @@
+"""Models whose decode steps the fused operators compute: every mixer, norm, layout, decay and feed-forward."""
+
+from retbench.architectures.linear import LinearSpec
+from retbench.architectures.matching import resolve_model
+from retbench.architectures.sliding_window import SlidingWindowSpec
+from tests.models.cases import config_of
+
+CASES = (
+    "fla",
+    "torchscale",
+    "yoco",
+    "paper",
+    "paper-no-swish-gate",
+    "paper-no-head-norm",
+    "llama-grouped-query",
+    "gpt",
+)
+
+
+def fused_configs():
+    """Return the configuration of each case by name, cut to two layers."""
+    made = {name: config_of(name) for name in CASES}
+    for variant in ("elu", "identity"):
+        made[f"linear-{variant}"] = resolve_model(LinearSpec(architecture="linear", variant=variant), "1m")
+    window = SlidingWindowSpec(architecture="sliding_window", window=9, sinks=2)
+    made["sliding-window"] = resolve_model(window, "1m")
+    return {name: _with_two_layers(config) for name, config in made.items()}
+
+
+def _with_two_layers(config):
+    block = config.blocks[0].model_copy(update={"count": 2})
+    return config.model_copy(update={"blocks": (block,)})

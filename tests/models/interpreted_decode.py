@@ -1,0 +1,96 @@
+"""Decode steps of whole models by the fused operators, under Triton's interpreter.
+
+`test_fused_steps` runs this file in a process of its own, since Triton reads TRITON_INTERPRET when it is imported.
+"""
+
+import pytest
+import torch
+
+from retbench.models import equivalence
+from retbench.models.build import build_model
+from retbench.models.equivalence import check_equivalence, relative_error
+from retbench.ops import fused
+from tests.models.fused_cases import fused_configs
+
+CONFIGS = fused_configs()
+TEXT = torch.randint(0, 256, (2, 40), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(autouse=True)
+def _interpreted(monkeypatch):
+    monkeypatch.setattr(fused, "missing_reason", lambda device, dtype: None)
+    # The interpreter takes a tenth of a second per step.
+    monkeypatch.setattr(equivalence, "DECODED_TOKENS", 4)
+
+
+def build(case, operators, dtype=torch.float32):
+    config = CONFIGS[case]
+    return build_model(
+        config, dtype=dtype, device="cpu", seed=3, backend=config.forms[0], decode_operators=operators
+    )
+
+
+@pytest.mark.parametrize("case", CONFIGS)
+@torch.no_grad()
+def test_a_fused_step_is_an_eager_step(case):
+    logits, states = [], []
+    for operators in ("fused", "eager"):
+        model = build(case, operators)
+        state = model.init_state(2, 16)
+        model.prefill(TEXT[:, :11], state)
+        held = {name: tensor.data_ptr() for layer in state.layers for name, tensor in layer.tensors.items()}
+        model.set_backend(model.backend)
+        logits.append(torch.cat([model(TEXT[:, t : t + 1], state) for t in range(11, 15)], dim=1))
+        states.append(state)
+        (executed,) = model.executed_backends().values()
+        assert ("fused" in executed) == (operators == "fused")
+        assert held == {
+            name: tensor.data_ptr() for layer in state.layers for name, tensor in layer.tensors.items()
+        }
+    assert relative_error(*logits) < 1e-3
+    expected = states[1].tensors()
+    for name, tensor in states[0].tensors().items():
+        assert relative_error(tensor, expected[name]) < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("case", "dtype"), [("torchscale", torch.bfloat16), ("llama-grouped-query", torch.float32)]
+)
+def test_the_equivalence_check_compares_fused_steps(case, dtype, monkeypatch):
+    launched = []
+    launch = fused._launch
+    monkeypatch.setattr(
+        fused, "_launch", lambda name, *rest, **sizes: launched.append(name) or launch(name, *rest, **sizes)
+    )
+    model = build(case, None, dtype)
+    assert model.decode_operators == "fused"
+    gate = check_equivalence(model, TEXT[:1], depth=40, lengths=(1, 17))
+    assert gate.passed, [check for check in gate.checks if not check.passed]
+    assert len(launched) > 40
+
+
+@pytest.mark.parametrize("case", ["torchscale", "llama-grouped-query"])
+def test_the_equivalence_check_fails_wrong_fused_steps(case, monkeypatch):
+    """In bfloat16, where the operators alone are compared; the rotation then has another sign."""
+    launch = fused._launch
+
+    def wrong(name, grid, arguments, **sizes):
+        if name == "rotate_and_cache_kernel":
+            arguments = (*arguments[:2], -arguments[2], *arguments[3:])
+        if name == "retention_step_kernel":
+            arguments = (*arguments[:3], arguments[3] * 0.5, *arguments[4:])
+        launch(name, grid, arguments, **sizes)
+
+    monkeypatch.setattr(fused, "_launch", wrong)
+    assert not check_equivalence(
+        build(case, "fused", torch.bfloat16), TEXT[:1], depth=40, lengths=(1, 17)
+    ).passed
+
+
+@torch.no_grad()
+def test_gradients_and_several_tokens_take_the_eager_operators():
+    model = build("fla", "fused")
+    with torch.enable_grad():
+        model(TEXT[:, :1], model.init_state(2, 16))
+    model(TEXT[:, :2], model.init_state(2, 16))
+    assert model.executed_backends() == {"prefill": "parallel"}

@@ -1,0 +1,150 @@
+"""Decode steps by the fused operators: how they are chosen, and how many kernels a layer of a step launches.
+
+Kernels are counted on the meta device, which computes nothing, so that the test needs no GPU and no Triton.
+"""
+
+from collections import Counter
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from retbench.architectures.registry import find_architecture
+from retbench.errors import ConfigError, UnsupportedError
+from retbench.models.build import build_model
+from retbench.ops import fused
+from tests.models.fused_cases import fused_configs
+from tests.ops.own_process import run_in_own_process
+
+CONFIGS = fused_configs()
+NO_KERNELS = {
+    "_unsafe_view",
+    "alias",
+    "detach",
+    "expand",
+    "permute",
+    "promote_types",
+    "reshape",
+    "select",
+    "slice",
+    "split",
+    "split_with_sizes",
+    "squeeze",
+    "t",
+    "transpose",
+    "unflatten",
+    "unsqueeze",
+    "view",
+    "view_as_complex",
+    "view_as_real",
+}
+
+
+class CountedKernels(TorchDispatchMode):
+    """Counts what the dispatcher executes, by name, except what launches no kernel, such as views."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts = Counter()
+        self.ignored = False
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        if not self.ignored and name not in NO_KERNELS:
+            self.counts[name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+WHOLE = {F.rms_norm: 1, F.scaled_dot_product_attention: 2}
+"""Kernels of operators that the meta device takes apart and a GPU does not; attention splits and joins the keys."""
+
+
+class WholeOperators(TorchFunctionMode):
+    """Counts the operators in WHOLE as the kernels of a GPU."""
+
+    def __init__(self, counted):
+        super().__init__()
+        self.counted = counted
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func not in WHOLE:
+            return func(*args, **(kwargs or {}))
+        self.counted.counts[func.__name__] += WHOLE[func]
+        self.counted.ignored = True
+        out = func(*args, **(kwargs or {}))
+        self.counted.ignored = False
+        return out
+
+
+@torch.no_grad()
+def count_kernels(case, operators):
+    """Return the kernels of a second step of one block, by name: the first step also records what it executes."""
+    config = CONFIGS[case]
+    model = build_model(
+        config,
+        dtype=torch.bfloat16,
+        device="cpu",
+        seed=0,
+        backend=config.forms[0] if "sdpa" not in config.forms else "sdpa",
+        decode_operators=operators,
+    ).to("meta")
+    state = model.init_state(1, 64)
+    (position, *_) = model._encode(8, 1)
+    x = torch.empty(1, 1, config.d_model, dtype=model.dtype, device="meta")
+    block, layer = model.blocks[0], state.layers[0]
+    block(x, layer, position)
+    counted = CountedKernels()
+    with counted, WholeOperators(counted):
+        block(x, layer, position)
+    return counted.counts
+
+
+@pytest.fixture
+def everywhere(monkeypatch):
+    """Fused operators on any device; their registered shapes need no kernel."""
+    monkeypatch.setattr(fused, "missing_reason", lambda device, dtype: None)
+
+
+@pytest.mark.parametrize(
+    ("case", "limit"),
+    [("fla", 14), ("torchscale", 14), ("paper", 14), ("yoco", 15), ("llama-grouped-query", 12), ("gpt", 12)],
+)
+@pytest.mark.usefixtures("everywhere")
+def test_a_fused_step_launches_few_kernels(case, limit):
+    counts = count_kernels(case, "fused")
+    assert counts.total() <= limit, counts
+
+
+@pytest.mark.parametrize(
+    ("case", "count"), [("fla", 29), ("torchscale", 26), ("llama-grouped-query", 22), ("gpt", 21)]
+)
+def test_an_eager_step_launches_no_more_kernels_than_known(case, count):
+    """A change of the count is a change of the baseline that fused steps are compared with."""
+    counts = count_kernels(case, "eager")
+    assert counts.total() == count, counts
+
+
+def test_decode_operators_are_chosen_by_name():
+    config = CONFIGS["fla"]
+    made = {"dtype": torch.float32, "device": "cpu", "seed": 0, "backend": config.forms[0]}
+    assert build_model(config, **made).decode_operators == "eager"
+    with pytest.raises(
+        UnsupportedError, match=r"decode operators 'fused' cannot run here: .*CUDA devices only"
+    ):
+        build_model(config, **made, decode_operators="fused")
+    with pytest.raises(ConfigError, match="fast"):
+        build_model(config, **made, decode_operators="fast")
+
+
+def test_fused_steps_of_models_are_their_eager_steps():
+    run_in_own_process("tests/models/interpreted_decode.py", TRITON_INTERPRET="1")
+
+
+@pytest.mark.parametrize("decode", ["sdpa:flash", "fused+sdpa:flash", "fused+flash"])
+def test_a_fused_step_leaves_the_attention_kernel_of_a_baseline_known(decode):
+    config = CONFIGS["llama-grouped-query"]
+    features = find_architecture(config.architecture).features
+    assert "fused" in features(config, {"decode": decode})
+    assert "fused" not in features(config, {"decode": "fused+sdpa:math"})

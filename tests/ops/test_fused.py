@@ -1,0 +1,95 @@
+"""What the fused operators ask of their inputs, where they run, and their kernels under Triton's interpreter."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from retbench.measure.source import WORKER, import_closure
+from retbench.ops import fused
+from tests.ops.own_process import run_in_own_process
+
+CUDA = torch.device("cuda")
+
+
+def test_kernels_equal_the_eager_operators():
+    run_in_own_process("tests/ops/interpreted_fused.py", TRITON_INTERPRET="1")
+
+
+def test_kernels_compile_for_gpus(tmp_path):
+    run_in_own_process("tests/ops/compiled_fused.py", TRITON_CACHE_DIR=str(tmp_path), TRITON_INTERPRET="0")
+
+
+def test_no_kernel_is_imported_before_one_is_launched():
+    code = "import sys, retbench.ops.fused; assert 'triton' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_an_edit_of_a_kernel_makes_records_out_of_date():
+    assert "retbench.ops.fused_kernels" in import_closure((WORKER,), skip_parts=True)
+
+
+def test_why_they_cannot_run_and_what_to_do(monkeypatch):
+    assert "CUDA devices only; use decode operators 'eager'" in fused.missing_reason(
+        torch.device("cpu"), torch.bfloat16
+    )
+    assert "too coarse for float64" in fused.missing_reason(CUDA, torch.float64)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert "pip install 'retbench[kernels]'" in fused.missing_reason(CUDA, torch.bfloat16)
+
+
+def test_kernels_that_cannot_be_launched_are_found_out_once(monkeypatch):
+    launched = []
+
+    def uncompiled(gate_up):
+        launched.append(gate_up)
+        raise RuntimeError("Failed to find C compiler.\n Please specify via CC environment variable.")
+
+    zeros = torch.zeros
+    monkeypatch.setattr(torch, "zeros", lambda *shape, device, **options: zeros(*shape, **options))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    monkeypatch.setattr(fused, "silu_multiply", uncompiled)
+    fused._launch_problem.cache_clear()
+    for _ in range(2):
+        reason = fused.missing_reason(CUDA, torch.bfloat16)
+        assert "cannot be launched (RuntimeError: Failed to find C compiler. Please" in reason
+        assert "use decode operators 'eager'" in reason
+    fused._launch_problem.cache_clear()
+    assert len(launched) == 1
+
+
+def test_a_full_device_is_no_reason(monkeypatch):
+    def full(gate_up):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    zeros = torch.zeros
+    monkeypatch.setattr(torch, "zeros", lambda *shape, device, **options: zeros(*shape, **options))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    monkeypatch.setattr(fused, "silu_multiply", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        fused.missing_reason(CUDA, torch.float16)
+
+
+def test_memory_that_a_kernel_would_misread_is_refused():
+    state, decay = torch.zeros(1, 2, 4, 6), torch.ones(2)
+    q, v = torch.zeros(1, 2, 4), torch.zeros(1, 2, 6)
+    arguments = (decay, state, None, None, None, "half", 1.0)
+    with pytest.raises(ValueError, match="heads must be adjacent"):
+        fused.retention_step(torch.zeros(1, 4, 2).mT, q, v, *arguments)
+    with pytest.raises(ValueError, match="state must be contiguous float32"):
+        fused.retention_step(q, q, v, decay, state.bfloat16(), *arguments[2:])
+    with pytest.raises(ValueError, match="x must be contiguous"):
+        fused.norm(torch.zeros(4, 2).T, None, None, "rms", 1e-6)
+    qkv, table, position = torch.zeros(1, 12), torch.zeros(2), torch.tensor([0])
+    caches = torch.zeros(1, 1, 8, 4), torch.zeros(1, 1, 9, 4)
+    with pytest.raises(ValueError, match="same strides"):
+        fused.rotate_and_cache(qkv, table, table, "half", position, *caches, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("num_heads", "value_dim", "block"),
+    [(8, 512, 32), (32, 512, 64), (64, 512, 128), (2048, 24, 32), (1, 1024, 32)],
+)
+def test_a_small_batch_is_split_into_more_programs(num_heads, value_dim, block):
+    assert fused.value_block(num_heads, value_dim) == block
