@@ -9,6 +9,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from retbench.architectures.configs import ModelConfig
+from retbench.measure.products import streaming_is_faster
 from retbench.models.decoder import Decoder
 from retbench.ops import fused
 
@@ -75,6 +76,7 @@ def allocate_model(
     if decode_operators is None:
         decode_operators = "fused" if fused.missing_reason(model.device, model.dtype) is None else "eager"
     model.set_decode_operators(decode_operators)
+    model.set_streaming(model.device.type == "cpu" and dtype == torch.float32 and streaming_is_faster())
     return model.eval()
 
 

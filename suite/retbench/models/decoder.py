@@ -151,6 +151,17 @@ class Decoder(nn.Module):
                 module.fused = name == "fused"
         self.decode_operators = name
 
+    def set_streaming(self, streams: bool) -> None:
+        """Set whether products with a single row on a CPU are streamed, for all weights alike; see `ops.linear`."""
+        for module in self.modules():
+            if isinstance(module, Linear):
+                module.streams = streams
+
+    @property
+    def weight_product(self) -> str:
+        """How single rows are multiplied: streamed, or by torch's product."""
+        return "streamed" if self.head.streams else "torch"
+
     def executed_backends(self) -> dict[str, str]:
         """Return the form or kernel executed in each phase (prefill, decode) since the backend was set."""
         found: dict[str, set[str]] = {}

@@ -67,8 +67,8 @@ def retention_step(
         v: Value, (B, H, V).
         decay: The decay itself, (H,) or (B, H) float32.
         state: (B, H, K, V) float32, contiguous; holds the new state afterwards.
-        cos: Rotary cosines, K/2 values in float32; None without rotary positions.
-        sin: Rotary sines, likewise.
+        cos: Cosines as in `Positions`, of which the first K are read; None without rotary positions.
+        sin: Sines, likewise.
         row_norm: Factor of each head's read-out, H values; None is one.
         layout: Pairs that are rotated, half or interleaved.
         key_scale: Factor of the key.
@@ -142,8 +142,8 @@ def rotate_and_cache(
 
     Args:
         qkv: Joined queries, keys and values, (B, (H + 2 Hkv) K), sequences any stride apart.
-        cos: Rotary cosines, K/2 values in float32.
-        sin: Rotary sines, likewise.
+        cos: Cosines as in `Positions`, K values in float32.
+        sin: Sines, likewise.
         layout: Pairs that are rotated, half or interleaved.
         position: Position of the token, one int64 value on the device.
         keys: Cache, (B, Hkv, S, K) in the dtype of qkv, changed in place.

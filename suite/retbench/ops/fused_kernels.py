@@ -13,22 +13,17 @@ import triton.language as tl
 
 @triton.jit
 def _load_rotated(head, cos, sin, columns, K: tl.constexpr, LAYOUT: tl.constexpr):
-    """Return columns of a head (K,), rotated by cos and sin (K/2,); columns from K on are zero."""
+    """Return columns of a head (K,), rotated by cos and sin (K,); columns from K on are zero."""
     inside = columns < K
     x = tl.load(head + columns, mask=inside, other=0.0).to(tl.float32)
     if LAYOUT != "none":
         if LAYOUT == "half":
-            is_first = columns < K // 2
-            partner = tl.where(is_first, columns + K // 2, columns - K // 2)
-            pair = tl.where(is_first, columns, columns - K // 2)
+            partner = tl.where(columns < K // 2, columns + K // 2, columns - K // 2)
         else:
-            is_first = columns % 2 == 0
-            partner = tl.where(is_first, columns + 1, columns - 1)
-            pair = columns // 2
+            partner = tl.where(columns % 2 == 0, columns + 1, columns - 1)
         other = tl.load(head + partner, mask=inside, other=0.0).to(tl.float32)
-        turned = tl.load(cos + pair, mask=inside, other=0.0) * x
-        crossed = tl.load(sin + pair, mask=inside, other=0.0) * other
-        x = turned + tl.where(is_first, -crossed, crossed)
+        turned = tl.load(cos + columns, mask=inside, other=0.0) * x
+        x = turned + tl.load(sin + columns, mask=inside, other=0.0) * other
     return x
 
 

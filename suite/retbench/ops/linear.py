@@ -10,12 +10,15 @@ from torch import Tensor, nn
 class Linear(nn.Linear):
     """nn.Linear without bias whose (out, in) weight is stored transposed in memory. Its state dict is the same.
 
-    Decoding one sequence streams every weight once for a single row. On a CPU no layout of a matrix product does that
-    at memory bandwidth. For a wide output a batch of products over slices of the rows comes closer
-    (`_multiply_slices`); for a narrow one, the weighted sum of the rows of an (in, out) table (`_sum_rows`). All other
-    cases use nn.Linear's product: several rows, gradients, other dtypes, GPUs, and compiled models, for which torch
-    packs the weight itself.
+    Decoding one sequence streams every weight once for a single row. On some CPUs no matrix product of torch does that
+    at memory bandwidth, and `stream` comes closer; `measure.products` finds out. All other cases use nn.Linear's
+    product: several rows, gradients, other dtypes, GPUs, and compiled models.
+
+    Attributes:
+        streams: True if single rows on a CPU are multiplied by `stream`.
     """
+
+    streams = False
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__(in_features, out_features, bias=False)
@@ -24,15 +27,14 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) to (..., out)."""
         if self._streams(x):
-            is_wide = self.out_features >= WIDE_OUTPUT and self.in_features % NUM_SLICES == 0
-            product = _multiply_slices if is_wide else _sum_rows
-            return product(x.flatten(), self.weight.t()).view(*x.shape[:-1], self.out_features)
+            return stream(x.flatten(), self.weight.t()).view(*x.shape[:-1], self.out_features)
         return F.linear(x, self.weight)
 
     def _streams(self, x: Tensor) -> bool:
         """Return True if x is a single row for which a CPU streams the weight."""
         return (
-            x.numel() == self.in_features
+            self.streams
+            and x.numel() == self.in_features
             and x.device.type == "cpu"
             and x.dtype == torch.float32
             and not torch.is_grad_enabled()
@@ -47,6 +49,15 @@ class Linear(nn.Linear):
 WIDE_OUTPUT = 4096
 """Smallest width for which slices were faster than the sum of rows, in a trial on two cores."""
 NUM_SLICES = 8
+
+
+def stream(x: Tensor, table: Tensor) -> Tensor:
+    """Multiply x (in,) by a contiguous float32 table (in, out), reading the table once in its order; returns (out,).
+
+    For a wide output it is a batch of products over slices of the rows, for a narrow one the weighted sum of the rows.
+    """
+    is_wide = table.shape[1] >= WIDE_OUTPUT and table.shape[0] % NUM_SLICES == 0
+    return (_multiply_slices if is_wide else _sum_rows)(x, table)
 
 
 def _multiply_slices(x: Tensor, table: Tensor) -> Tensor:

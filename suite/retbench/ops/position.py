@@ -23,9 +23,10 @@ class Positions(NamedTuple):
     length: int
     """T."""
     cos: Tensor | None = None
-    """(T, 1, K/2) in the wide dtype; None without rotary positions."""
+    """Cosine for each value of a head, (T, 1, K) in the wide dtype; with a key scale (T, 2, 1, K), the first of the two
+    for queries, the second for keys and scaled. None without rotary positions."""
     sin: Tensor | None = None
-    """(T, 1, K/2) in the wide dtype."""
+    """Sine for the partner of each value, with its sign, likewise."""
     row_norm: Tensor | None = None
     """(T, H, 1) in the model's dtype: one over the square root of the row sum of D, if a variant divides by it."""
     on_device: Tensor | None = None
@@ -36,6 +37,12 @@ class Positions(NamedTuple):
         """The position of the last token."""
         values = (None if one is None else one[-1:] for one in (self.cos, self.sin, self.row_norm))
         return Positions(self.start + self.length - 1, 1, *values)
+
+    def part(self, index: int) -> "Positions":
+        """Return the positions of queries, 0, or of keys, 1, where they have tables of their own."""
+        assert self.cos is not None
+        assert self.sin is not None
+        return self._replace(cos=self.cos[:, index], sin=self.sin[:, index])
 
 
 class NoEncoding(nn.Module):
@@ -60,6 +67,18 @@ def rotary_frequencies(head_dim: int, layout: Layout, base: float) -> Tensor:
     return base**-exponent
 
 
+def signed_frequencies(head_dim: int, layout: Layout, base: float) -> Tensor:
+    """Return the frequency of each value of a head, (K,) float64, negative for the first of a pair.
+
+    The first of a pair becomes first cos - second sin, the second becomes second cos + first sin. So the cosine and the
+    sine of these frequencies are the factors of a value and of its partner.
+    """
+    frequency = rotary_frequencies(head_dim, layout, base)
+    if layout == "half":
+        return torch.cat([-frequency, frequency])
+    return torch.stack([-frequency, frequency], dim=-1).flatten()
+
+
 class Rotary(nn.Module):
     """Cosines and sines of the rotary embedding, and other values that depend on the position only.
 
@@ -69,6 +88,7 @@ class Rotary(nn.Module):
         base: The slowest pair turns by about 1 / base per token.
         normed_decay: Returns the logarithm of the decay of each head, (H,), if retention is divided by the square
             root of the row sum of D.
+        key_scale: Factor of rotated keys, which have tables of their own then.
     """
 
     def __init__(
@@ -77,21 +97,28 @@ class Rotary(nn.Module):
         layout: Layout,
         base: float = ROTARY_BASE,
         normed_decay: Callable[[], Tensor] | None = None,
+        key_scale: float | None = None,
     ) -> None:
         super().__init__()
-        self.frequency = Float64Constant(lambda: rotary_frequencies(head_dim, layout, base))
+        self.frequency = Float64Constant(lambda: signed_frequencies(head_dim, layout, base))
         self.normed_decay = None if normed_decay is None else Float64Constant(normed_decay)
+        self.scale = None
+        if key_scale is not None:
+            self.scale = Float64Constant(lambda: torch.tensor([1.0, key_scale]).double().view(2, 1, 1))
 
     def forward(self, start: int, length: int, dtype: torch.dtype) -> Positions:
         """Return positions start .. start + length - 1 for a model of `dtype`."""
         frequency = self.frequency.value
         steps = torch.arange(start, start + length, dtype=torch.float64, device=frequency.device)
-        angle = steps[:, None, None] * frequency  # (T, 1, K/2)
+        angle = steps[:, None, None] * frequency  # (T, 1, K)
+        cos, sin = angle.cos(), angle.sin()
+        if self.scale is not None:
+            cos, sin = (one.unsqueeze(1) * self.scale.value for one in (cos, sin))  # (T, 2, 1, K)
         wide = wide_dtype(dtype)
         row_norm = None
         if self.normed_decay is not None:
             row_norm = inverse_row_norm(self.normed_decay.value, start, length).to(dtype)
-        return Positions(start, length, angle.cos().to(wide), angle.sin().to(wide), row_norm)
+        return Positions(start, length, cos.to(wide), sin.to(wide), row_norm)
 
 
 def inverse_row_norm(log_decay: Tensor, start: int, length: int) -> Tensor:
@@ -109,13 +136,16 @@ def inverse_row_norm(log_decay: Tensor, start: int, length: int) -> Tensor:
 
 
 def rotate(x: Tensor, positions: Positions, layout: Layout) -> Tensor:
-    """Rotate heads x (B, T, H, K) by their positions; the dtype stays that of x."""
+    """Rotate heads x (B, T, H, K), or (B, T, 2, H, K) of queries and keys, by their positions; the dtype stays."""
     cos, sin = positions.cos, positions.sin
     assert cos is not None
     assert sin is not None
+    return torch.addcmul(x * cos, _partners(x, layout), sin).to(x.dtype)
+
+
+def _partners(x: Tensor, layout: Layout) -> Tensor:
+    """Return for each value of a head (..., K) the other one of its pair."""
     if layout == "half":
-        first, second = x.chunk(2, dim=-1)
-        return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
-    # Adjacent values are the parts of a complex number: one product instead of six strided passes.
-    pairs = torch.view_as_complex(x.to(cos.dtype).unflatten(-1, (-1, 2)))  # (B, T, H, K/2)
-    return torch.view_as_real(pairs * torch.complex(cos, sin)).flatten(-2).to(x.dtype)
+        return x.roll(x.shape[-1] // 2, dims=-1)
+    flipped: Tensor = x.unflatten(-1, (-1, 2)).flip(-1)
+    return flipped.flatten(-2)

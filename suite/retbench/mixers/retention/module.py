@@ -51,7 +51,12 @@ class RetentionModule(LinearOperatorModule):
         """Build the rotary positions and, where the variant divides by it, the row norm of D."""
         config = self.config
         normed = partial(decay_schedule, config.decay, config.num_heads) if config.row_norm else None
-        return Rotary(config.head_dim, config.layout, config.rotary_base, normed)
+        return Rotary(config.head_dim, config.layout, config.rotary_base, normed, self.key_scale)
+
+    @property
+    def key_scale(self) -> float:
+        """Factor of the keys, one over the square root of their width; the tables of `encoding` have it."""
+        return float(self.config.head_dim**-0.5)
 
     def missing_reason(self, name: str, device: torch.device, dtype: torch.dtype) -> str | None:
         """Return why one form cannot run here; None where it can."""
@@ -82,7 +87,7 @@ class RetentionModule(LinearOperatorModule):
         q, k, v = (one.unflatten(1, (config.num_heads, -1)) for one in (q, k, v))
         decay = self._log_decay(x).exp() if config.decay == "gated" else self.decay.value
         rotary = positions.cos, positions.sin, positions.row_norm, config.layout
-        out = fused.retention_step(q, k, v, decay, state["values"], *rotary, config.head_dim**-0.5)
+        out = fused.retention_step(q, k, v, decay, state["values"], *rotary, self.key_scale)
         out = self.read_out(out.unsqueeze(1)).squeeze(1)
         weight, kind = getattr(self.head_norm, "weight", None), config.head_norm.removesuffix("_affine")
         out = fused.norm_gate(out, weight, gate[0] if gate else None, kind, config.norm_eps, x.dtype)
@@ -97,26 +102,26 @@ class RetentionModule(LinearOperatorModule):
 
     def _project(self, x: Tensor, positions: Positions) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Return rotated q and scaled k (B, T, H, K), v (B, T, H, V), and the gate (B, T, H V) or None."""
-        config = self.config
-        values = [config.value_dim] * (2 if config.swish_gate else 1)
-        qk, v, *gate = self.qkvg_proj(x).split([2 * config.d_model, *values], dim=-1)
-        qk = rotate(self._heads(qk, 2), positions, config.layout)  # (B, T, 2H, K)
-        q, k = qk.chunk(2, dim=2)
-        return q, k * config.head_dim**-0.5, self._heads(v), gate[0] if gate else None
+        _, d, *values = self._widths
+        qk, v, *gate = self.qkvg_proj(x).split([2 * d, *values], dim=-1)
+        qk = self._heads(qk.unflatten(-1, (2, d)))  # (B, T, 2, H, K)
+        q, k = rotate(qk, positions, self.config.layout).unbind(2)
+        return q, k, self._heads(v), gate[0] if gate else None
 
     def _project_last(self, x: Tensor, positions: Positions) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Return the same, with q and gate for the last token alone."""
         d, values, layout = self.config.d_model, self.config.value_dim, self.config.layout
         last, keys_end = x[:, -1:], 2 * d + values
-        q = rotate(self._heads(self.qkvg_proj.part(last, 0, d)), positions.last, layout)
+        q = rotate(self._heads(self.qkvg_proj.part(last, 0, d)), positions.last.part(0), layout)
         k, v = self.qkvg_proj.part(x, d, keys_end).split([d, values], dim=-1)
-        k = rotate(self._heads(k), positions, layout) * self.config.head_dim**-0.5
+        k = rotate(self._heads(k), positions.part(1), layout)
         gate = self.qkvg_proj.part(last, keys_end, keys_end + values) if self.config.swish_gate else None
         return q, k, self._heads(v), gate
 
-    def _heads(self, x: Tensor, parts: int = 1) -> Tensor:
-        """(B, T, W) as the heads of `parts` tensors side by side, (B, T, parts H, W / (parts H))."""
-        return x.view(*x.shape[:-1], parts * self.config.num_heads, -1)
+    def _heads(self, x: Tensor) -> Tensor:
+        """(..., W) as heads, (..., H, W / H)."""
+        heads: Tensor = x.unflatten(-1, (self.config.num_heads, -1))
+        return heads
 
     def _log_decay(self, x: Tensor) -> Tensor:
         """(H,) where it is fixed; (B, T, H) where it depends on x (B, T, D)."""
