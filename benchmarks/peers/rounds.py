@@ -6,8 +6,10 @@ import time
 from collections.abc import Callable, Mapping
 from statistics import median
 
+import torch
 from torch import Tensor
 
+from retbench.models.compiled import StepCompiler
 from retbench.models.decoder import Decoder
 from retbench.models.state import DecoderState
 
@@ -56,16 +58,28 @@ class OurDecoding:
     Args:
         model: The model.
         prompt: (1, depth) int64, prefilled once by the constructor.
+        compiled: Decode by a compiled step.
     """
 
-    def __init__(self, model: Decoder, prompt: Tensor) -> None:
-        self.model = model
-        capacity = prompt.shape[1] + WARM_STEPS + TIMED_STEPS
+    def __init__(self, model: Decoder, prompt: Tensor, *, compiled: bool = False) -> None:
+        capacity = prompt.shape[1] + WARM_STEPS + TIMED_STEPS + 1
         self.state: DecoderState = model.init_state(1, capacity)
         self.token = model.prefill(prompt, self.state).argmax(dim=-1)
         self.start = self.state.mark()
+        self._run: Callable[[Tensor, DecoderState], Tensor] = model
+        if compiled:
+            model(self.token, self.state)
+            self.state.rewind(self.start)
+            self._run = StepCompiler(model).prepare(self.token, self.state).run
 
     def __call__(self) -> float:
         """Return the median seconds of a step; every call starts at the same depth."""
         self.state.rewind(self.start)
-        return time_greedy(lambda token: self.model(token, self.state), self.token)
+        return time_greedy(lambda token: self._run(token, self.state), self.token)
+
+    def logits_of(self, tokens: Tensor) -> Tensor:
+        """Return the logits of decoding tokens (1, n) from the depth, (1, n, N)."""
+        self.state.rewind(self.start)
+        # Tensors of their own: the strides of a slice are not those that a step was compiled for.
+        each = (torch.tensor([[token]]) for token in tokens.flatten().tolist())
+        return torch.cat([self._run(token, self.state) for token in each], dim=1)

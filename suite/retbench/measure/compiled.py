@@ -30,7 +30,7 @@ class Compiled(Generic[T]):
 
 
 def compile_step(step: Callable[..., T], *inputs: Any, packs_weights: bool = False) -> Compiled[T]:
-    """Compile `step` as one graph and run it once. Code compiled earlier is discarded.
+    """Compile `step` as one graph and run it once.
 
     Integers on the host, and dimensions of the inputs that are not marked static, are symbolic: code for one value
     serves every other. If a later run depends on anything else that has changed, it fails instead of recompiling
@@ -49,10 +49,10 @@ def compile_step(step: Callable[..., T], *inputs: Any, packs_weights: bool = Fal
     """
     import torch._inductor.config as inductor  # slow to import: only when something is compiled
 
-    torch.compiler.reset()
     torch.compiler.set_stance("default")
     start = time.perf_counter()
-    run = torch.compile(step, fullgraph=True, dynamic=True)
+    filtered: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe}
+    run = torch.compile(step, fullgraph=True, dynamic=True, options=filtered)
     try:
         with inductor.patch(freezing=packs_weights):
             first = run(*inputs)

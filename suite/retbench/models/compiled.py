@@ -59,6 +59,9 @@ class StepCompiler:
         if compiled is not None and batch_size == self._batch_size:
             logits = _run_if_it_fits(compiled, tokens, state)
         if compiled is None or logits is None:
+            if self._compiled is not None:
+                # Its code would be kept as long as the process lives.
+                torch.compiler.reset()
             _mark_symbolic(tokens, state)
             compiled = compile_step(self._model.__call__, tokens, state, packs_weights=packs)
             logits, self._compiled, self._batch_size = compiled.first, compiled, batch_size

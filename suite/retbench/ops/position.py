@@ -140,7 +140,22 @@ def rotate(x: Tensor, positions: Positions, layout: Layout) -> Tensor:
     cos, sin = positions.cos, positions.sin
     assert cos is not None
     assert sin is not None
+    if torch.compiler.is_compiling():
+        # Compiled code keeps what is concatenated in memory, where it would compute a sum anew for each of its readers:
+        # a rotated key for every column of a state.
+        return _concatenated(x, cos, sin, layout).to(x.dtype)
     return torch.addcmul(x * cos, _partners(x, layout), sin).to(x.dtype)
+
+
+def _concatenated(x: Tensor, cos: Tensor, sin: Tensor, layout: Layout) -> Tensor:
+    """Return the rotated heads put together from the first and the second values of their pairs."""
+    if layout == "half":
+        first, second = x.chunk(2, dim=-1)
+        turn, cross = cos.chunk(2, dim=-1)[1], sin.chunk(2, dim=-1)[1]
+        return torch.cat([first * turn - second * cross, second * turn + first * cross], dim=-1)
+    first, second = x[..., 0::2], x[..., 1::2]
+    turn, cross = cos[..., 1::2], sin[..., 1::2]
+    return torch.stack([first * turn - second * cross, second * turn + first * cross], dim=-1).flatten(-2)
 
 
 def _partners(x: Tensor, layout: Layout) -> Tensor:
