@@ -19,6 +19,7 @@ from retbench.measure import environment
 from retbench.measure.ceilings import measure_ceilings
 from retbench.measure.limits import free_memory, is_out_of_memory, limit_memory, try_in_memory
 from retbench.measure.nvml import watch_device
+from retbench.measure.products import streaming_is_faster
 from retbench.models.build import build_model
 from retbench.models.compiled import StepCompiler
 from retbench.models.decoder import Decoder
@@ -219,6 +220,9 @@ def _measure(
     with _refusing(job, range(len(job.cells)), send):
         ceilings = measure_ceilings(device, getattr(torch, settings.dtype))
         if settings.memory_limit_bytes is not None:
+            if device.type == "cpu":
+                # Building a model asks for it, and it takes memory that is not the model's.
+                streaming_is_faster()
             limit_memory(settings.memory_limit_bytes, device)
         model = _build(job, device)
     if model is None:
