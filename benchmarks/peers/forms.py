@@ -90,7 +90,7 @@ def forms_bfloat16() -> Iterator[Outcome]:
     """Compare errors of bfloat16 decoding at depth 32K (ours) and of the bfloat16 chunkwise form (theirs), from fp64.
 
     For the operator, queries, keys and values of the first layer of a model on real text go through 32,768 recurrent
-    steps and through the chunkwise form; errors are over the last 256 tokens. For a whole model with the same text, its
+    steps and through the chunkwise form with products in float32; errors are over the last 256 tokens. For a whole model with the same text, its
     state is prefilled, those tokens are decoded, and the result is compared with one chunkwise pass.
     """
     model = pairs.plain(pairs.fla_config("1m"), dtype=torch.bfloat16)
@@ -105,7 +105,7 @@ def forms_bfloat16() -> Iterator[Outcome]:
         retention_step_(q[:, t : t + 1], k[:, t : t + 1], v[:, t : t + 1], log_decay, state)
         for t in range(BF16_DEPTH - BF16_TOKENS, BF16_DEPTH)
     ]
-    chunkwise = retention_chunkwise(q, k, v, log_decay)[0]
+    chunkwise = retention_chunkwise(q, k, v, log_decay, wide_products=True)[0]
     end = slice(-BF16_TOKENS, None)
     yield _error_ratio("forms-bfloat16: operator", torch.cat(steps, dim=1), chunkwise[:, end], exact[:, end])
 

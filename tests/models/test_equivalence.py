@@ -97,7 +97,7 @@ def begin_from_nothing(monkeypatch):
     monkeypatch.setattr(
         mixer_module,
         "retention_chunkwise",
-        lambda q, k, v, g, state, chunk_size: honest(q, k, v, g, None),
+        lambda q, k, v, g, state, **options: honest(q, k, v, g, None),
     )
 
 

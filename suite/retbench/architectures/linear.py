@@ -22,7 +22,7 @@ class LinearSpec(ModelSpec):
     variant: Variant = "elu"
     """elu: phi(x) = elu(x) + 1 with the normaliser. identity: without either, and a norm of each head."""
     ffn_dim: FfnWidth = "matched"
-    backend: Literal["parallel", "chunkwise", "recurrent"] = "chunkwise"
+    backend: Literal["parallel", "chunkwise", "chunkwise_fp32", "recurrent"] = "chunkwise"
     chunk_size: int | None = Field(default=128, ge=1)
 
 

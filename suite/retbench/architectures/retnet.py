@@ -17,7 +17,7 @@ from retbench.mixers.retention.config import Decay, Retention
 from retbench.ops import ROTARY_BASE, Layout
 
 Variant = Literal["fla", "torchscale", "paper", "yoco"]
-Backend = Literal["parallel", "chunkwise", "recurrent", "fla"]
+Backend = Literal["parallel", "chunkwise", "chunkwise_fp32", "recurrent", "fla"]
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,8 @@ class RetNetSpec(ModelSpec):
     head_norm: bool = True
     """false: without the norm of each head."""
     backend: Backend = "chunkwise"
-    """fla: chunkwise by flash-linear-attention's kernels, on CUDA; their chunk is fixed (see `FLA_CHUNK_SIZE`)."""
+    """chunkwise: products in the model's dtype. chunkwise_fp32: in float32 or wider. fla: chunkwise by
+    flash-linear-attention's kernels, on CUDA; their chunk is fixed (see `FLA_CHUNK_SIZE`)."""
     chunk_size: int | None = Field(default=128, ge=1)
     """Tokens of a chunk of the chunkwise form."""
 

@@ -14,6 +14,7 @@ class LinearOperator(Mixer):
     forms: ClassVar = {
         "parallel": Form("parallel", quadratic=True),
         "chunkwise": Form("chunkwise"),
+        "chunkwise_fp32": Form("chunkwise"),
         "recurrent": Form("recurrent"),
     }
     default_form: ClassVar[str] = "chunkwise"

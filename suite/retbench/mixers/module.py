@@ -121,11 +121,11 @@ class LinearOperatorModule(MixerModule):
 
     def __init__(self, config: LinearOperator, form: str, chunk_size: int | None) -> None:
         super().__init__(config, form, chunk_size)
+        chunkwise = partial(retention_chunkwise, chunk_size=chunk_size or config.default_chunk_size or 1)
         self.forms: dict[str, RetentionForm] = {
             "parallel": retention_parallel,
-            "chunkwise": partial(
-                retention_chunkwise, chunk_size=chunk_size or config.default_chunk_size or 1
-            ),
+            "chunkwise": chunkwise,
+            "chunkwise_fp32": partial(chunkwise, wide_products=True),
             "recurrent": retention_recurrent,
         }
 

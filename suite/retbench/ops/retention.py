@@ -8,7 +8,8 @@ form applies a scale of its own, so no later norm has to cancel a difference.
 
 The state, the decay and every exponent are in the wider of float32 and the input's dtype. No form divides by a power of
 the decay, so nothing overflows at any length. Factors below half the exponent range are set to zero: they are far below
-rounding, and their products would be denormal numbers, which are many times slower on a CPU. The forms disable
+rounding, and their products would be denormal numbers, which are many times slower on a CPU. Products are in the wide
+dtype too, except those of the chunkwise form, which are in the input's dtype as attention's are. The forms disable
 autocast, which would round the factors of every product. `retention_step_` does not, since decoding never uses it.
 
 Source: Sun et al., arXiv:2307.08621, Eq. 5 (parallel), Eq. 6 (recurrent), Eq. 7 (chunkwise); Sun et al.,
@@ -135,13 +136,27 @@ def retention_chunkwise(
     state: Tensor | None = None,
     *,
     chunk_size: int = DEFAULT_CHUNK_SIZE,
+    wide_products: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Compute retention in chunks, parallel inside a chunk and recurrent between chunks: O(T) work and memory.
 
     Arguments, returns and errors as of `retention_recurrent`; the last chunk may be shorter than `chunk_size`.
+
+    With 16-bit values the products take 16-bit factors and accumulate in float32, as in fla's kernels
+    (`fla/ops/simple_gla/chunk.py`) and in fused attention; decays and the state between chunks stay in float32.
+
+    Args:
+        q: As there.
+        k: As there.
+        v: As there.
+        log_decay: As there.
+        state: As there.
+        chunk_size: Tokens of a chunk.
+        wide_products: Take factors of products in the wide dtype instead.
     """
     check_shapes(q, k, v, log_decay, state)
     wide = wide_dtype(v.dtype)
+    attend = _attend_chunk if wide_products or v.dtype == wide else _attend_chunk_narrow
     # Split instead of slices: the gradient of a slice has the length of the sequence, that of a split one chunk.
     parts = [x.transpose(1, 2).split(chunk_size, dim=2) for x in (q, k, v)]  # (B, H, C, .) each
     fixed = log_decay.dim() == 1
@@ -154,7 +169,7 @@ def retention_chunkwise(
             decay = _decay_factors(by_chunk[index], width, wide)
         elif decay is None or width != decay.within.shape[-1]:  # the shorter last chunk
             decay = _decay_factors(log_decay, width, wide)
-        out, state = _attend_chunk(q_chunk, k_chunk, v_chunk, decay, state)
+        out, state = attend(q_chunk, k_chunk, v_chunk, decay, state)
         outs.append(out)
     assert state is not None
     return torch.cat(outs, dim=2).transpose(1, 2), state
@@ -227,6 +242,26 @@ def _attend_chunk(
             return out.to(dtype), added
         out = out + (q * decay.since_start) @ state
         return out.to(dtype), decay.total * state + added
+
+
+def _attend_chunk_narrow(
+    q: Tensor, k: Tensor, v: Tensor, decay: _DecayFactors, state: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Compute one chunk as `_attend_chunk` does, with factors of products in the 16-bit dtype of v.
+
+    What a query reads of its chunk and of the state is one product, whose sum is rounded once: two rounded terms may
+    nearly cancel.
+    """
+    dtype, wide = v.dtype, decay.within.dtype
+    q, k = q.to(dtype), k.to(dtype)
+    with torch.autocast(q.device.type, enabled=False):
+        weights = ((q @ k.mT) * decay.within).to(dtype)  # (B, H, C, C)
+        added = ((k * decay.until_end).to(dtype).mT @ v).to(wide)  # (B, H, K, V)
+        if state is None:
+            return weights @ v, added
+        weights = torch.cat([weights, (q * decay.since_start).to(dtype)], dim=-1)  # (B, H, C, C + K)
+        out = weights @ torch.cat([v, state.to(dtype)], dim=-2)
+        return out, decay.total * state + added
 
 
 def _exp(exponent: Tensor, dtype: torch.dtype) -> Tensor:
