@@ -17,9 +17,9 @@ from retbench.models.decoder import Decoder
 from retbench.models.state import DecoderState
 
 LIMITS = {torch.bfloat16: 0.1, torch.float16: 0.02}
-"""Largest `head_error` by dtype. On a CPU `retbench verify MODEL --size 200m --dtype bfloat16` measures at most 0.005 for
-the Transformer, and for RetNet 0.001 with products in float32; with products in bfloat16 it is 0.009 (25m). The defects
-in the tests give 0.18 and more. The margin is for kernels with more intermediate rounding than a CPU's."""
+"""Largest `head_error` by dtype. On a CPU `retbench verify MODEL --size 200m --dtype bfloat16` measures at most 0.005
+for the Transformer, and for RetNet 0.001 with products in float32; with products in bfloat16 it is 0.009 (25m). The
+defects in the tests give 0.18 and more. The margin is for kernels with more intermediate rounding than a CPU's."""
 
 
 class MixerComparison:
