@@ -1,1 +1,1 @@
-"""What is measured on a new GPU before the experiments: its facts, the layout of weights, the kernels of a step."""
+"""Measurements on a new GPU before the experiments: its facts, the layout of weights, the kernels of a step."""

@@ -49,7 +49,7 @@ FLA = retnet_config(
 @needs_torchscale
 def test_torchscale_parallel_and_recurrent() -> None:
     outcomes = list(equality.torchscale_equality(TORCHSCALE, 277))
-    assert len(outcomes) == 4  # three forms and the decode
+    assert len(outcomes) == 5  # four forms and the decode
     assert all(outcome.holds for outcome in outcomes), outcomes
 
 
@@ -113,13 +113,13 @@ def test_gpt_neox() -> None:
 @needs_yar
 def test_yet_another_retnet() -> None:
     outcomes = list(equality.yar_equality(PAPER, 133))
-    assert len(outcomes) == 4
+    assert len(outcomes) == 5
     assert all(outcome.holds for outcome in outcomes), outcomes
 
 
 def test_fla_formula() -> None:
     outcomes = list(equality.fla_equality(FLA, 37))
-    assert len(outcomes) == 4
+    assert len(outcomes) == 5
     assert all(outcome.holds for outcome in outcomes), outcomes
 
 

@@ -36,7 +36,7 @@ _VARIABLES = re.compile(
 )
 """Environment variables that set threads, affinity, allocators or modes; none of them names a folder."""
 _COMPILED_CODE = "TORCHINDUCTOR_CACHE_DIR"
-"""Where torch.compile keeps its code. Its own default is a folder below /tmp whose name others can guess."""
+"""Folder in which torch.compile keeps its code. Its own default is a folder below /tmp whose name others can guess."""
 _GRAIN_VALUES = 32768
 """PyTorch gives each thread at least this many values of a pointwise operator (at::internal::GRAIN_SIZE)."""
 

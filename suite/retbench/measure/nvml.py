@@ -34,7 +34,7 @@ _CLOCKS_EVENT_REASONS = {
 
 
 _samplers: list[Callable[[], None]] = []
-"""What `sample_device` calls: the sampler of the block that is being watched."""
+"""Functions that `sample_device` calls: the sampler of the block that is being watched."""
 
 
 @dataclass

@@ -159,7 +159,7 @@ class Decoder(nn.Module):
 
     @property
     def weight_product(self) -> str:
-        """How single rows are multiplied: streamed, or by torch's product."""
+        """Product of single rows: streamed, or torch's."""
         return "streamed" if self.head.streams else "torch"
 
     def executed_backends(self) -> dict[str, str]:

@@ -216,7 +216,7 @@ class Ceilings(Part):
     """Performance that the device reached in the same process, just before the cells were measured."""
 
     read_bandwidth_bytes_per_s: Positive
-    """Of a buffer far beyond the caches."""
+    """Bandwidth of a buffer far beyond the caches."""
     matmul_flops_per_s: Positive
     """FLOP/s of matrix products in the dtype of the cell."""
     read_curve: tuple[ReadRate, ...] = ()

@@ -78,9 +78,9 @@ def draw_memory(sweep: CostSweep, title: str) -> Figure:
 
 
 def _state_name(sweep: CostSweep, model: str) -> str:
-    recorded_model = next(r.model for r in sweep.records if r.model.name == model)
-    grows = recorded.has_cache(recorded_model.architecture, recorded_model.config)
-    return "KV cache" if grows else "state"
+    # A model of the experiment may have no record of this workload.
+    found = next((record.model for record in sweep.records if record.model.name == model), None)
+    return "KV cache" if found and recorded.has_cache(found.architecture, found.config) else "state"
 
 
 def _add_grid(count: int, texts: tuple[str, str, str]) -> tuple[Figure, list[Axes]]:

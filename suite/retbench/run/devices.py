@@ -38,7 +38,7 @@ class Device:
 
 @dataclass(frozen=True)
 class _TorchFacts:
-    """What torch reports about its build and its devices.
+    """Report of torch about its build and its devices.
 
     Attributes:
         torch: Version of torch.

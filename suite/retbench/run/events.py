@@ -60,7 +60,7 @@ class RunPlanned:
     skipped: int
     run_id: str
     note: str | None = None
-    """What the plan decided for this machine."""
+    """Decision of the plan for this machine, in words."""
 
 
 @dataclass(frozen=True)

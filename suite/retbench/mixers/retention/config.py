@@ -88,13 +88,14 @@ class Retention(LinearOperator):
     def decode_workspace(self, dtype: str) -> int:
         """Return the values alive at once in a decode step."""
         d, values, wide = self.d_model, self.value_dim, WIDE_BYTES[dtype] // DTYPE_BYTES[dtype]
-        # The projections; queries and keys rotated, and the keys scaled.
-        held = 2 * d + (2 if self.swish_gate else 1) * values + 3 * d
+        projected = 2 * d + (2 if self.swish_gate else 1) * values
+        # Queries and keys times cosines, their partners, and the sum.
+        rotation = (1 + 2 * wide) * 2 * d
         # Queries, keys, values and the read-out in the state's dtype, where that is a wider one.
         widened = 2 * wide * (d + values) if wide > 1 else 0
         # The read-out after its norm; what the gate makes of it.
         gating = 3 if self.swish_gate else 1 if self.head_norm == "none" else 2
-        return held + max(values + widened, gating * values)
+        return projected + max(rotation, 2 * d + max(values + widened, gating * values))
 
     def prefill_workspace(self) -> int:
         """Return queries, keys, values and gate, twice."""
