@@ -12,6 +12,9 @@ from retbench.measure.limits import is_out_of_memory
 
 T = TypeVar("T")
 
+_MOST_STEPS = 64
+"""Compiled steps of one function that may be alive in a process, such as those of several models: torch allows 8."""
+
 
 @dataclass(frozen=True)
 class Compiled(Generic[T]):
@@ -54,7 +57,7 @@ def compile_step(step: Callable[..., T], *inputs: Any, packs_weights: bool = Fal
     filtered: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe}
     run = torch.compile(step, fullgraph=True, dynamic=True, options=filtered)
     try:
-        with inductor.patch(freezing=packs_weights):
+        with inductor.patch(freezing=packs_weights), torch._dynamo.config.patch(recompile_limit=_MOST_STEPS):
             first = run(*inputs)
     except torch._dynamo.exc.TorchDynamoException as error:
         cause = getattr(error, "inner_exception", error)  # the compiler's own error

@@ -111,14 +111,15 @@ class Rotary(nn.Module):
         frequency = self.frequency.value
         steps = torch.arange(start, start + length, dtype=torch.float64, device=frequency.device)
         angle = steps[:, None, None] * frequency  # (T, 1, K)
-        cos, sin = angle.cos(), angle.sin()
+        # Joined, so that compiled code keeps them in memory instead of computing them anew in every block.
+        tables = torch.stack([angle.cos(), angle.sin()])
         if self.scale is not None:
-            cos, sin = (one.unsqueeze(1) * self.scale.value for one in (cos, sin))  # (T, 2, 1, K)
-        wide = wide_dtype(dtype)
+            tables = tables.unsqueeze(2) * self.scale.value  # (2, T, 2, 1, K)
+        cos, sin = tables.to(wide_dtype(dtype)).unbind()
         row_norm = None
         if self.normed_decay is not None:
             row_norm = inverse_row_norm(self.normed_decay.value, start, length).to(dtype)
-        return Positions(start, length, cos.to(wide), sin.to(wide), row_norm)
+        return Positions(start, length, cos, sin, row_norm)
 
 
 def inverse_row_norm(log_decay: Tensor, start: int, length: int) -> Tensor:
