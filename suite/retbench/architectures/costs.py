@@ -66,7 +66,8 @@ def decode_workspace_bytes(config: ModelConfig, dtype: str, batch_size: int) -> 
     operator are left out, and so are the packed weights of a compiled step.
     """
     d = config.d_model
-    values = 2 * d + config.vocab_size
+    # The logits, and the normed token that they are computed from: the residual is freed before.
+    values = d + config.vocab_size
     for block in config.blocks:
         values = max(values, 2 * d + block.mixer.decode_workspace(dtype))
         if block.ffn:
