@@ -70,8 +70,9 @@ def decode_torchscale(rounds: int) -> Iterator[Outcome]:
 def decode_llama(rounds: int, depth: int) -> Iterator[Outcome]:
     """Time the Transformer's compiled decoding and transformers' Llama `generate` after a prompt of `depth` tokens.
 
-    `generate` is a peer twice: with its default cache, and with its static cache and compiled steps. Each round calls `generate` on the whole prompt, and a streamer records when each new token is known. Only the time
-    from one new token to the next counts: it excludes prefill and includes all work of `generate` per token.
+    `generate` is a peer twice: with its default cache, and with its static cache and compiled steps. Each round calls
+    it on the whole prompt, and a streamer records when each new token is known. Only the time from one new token to the
+    next counts: it excludes prefill and includes all work of `generate` per token.
     """
     from benchmarks.peers import hf_llama
 
