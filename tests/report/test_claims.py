@@ -236,13 +236,13 @@ def test_a_transformer_whose_cache_is_concatenated_is_never_the_strong_one() -> 
     judged = judge(CLAIMS["latency_ratio"], Results(tuple(latency(fused, concatenating, times(9))), ()))
     found = {row.scope: row for row in judged.rows if row.num_records}
     assert found.keys() == {"elsewhere"}
-    assert found["elsewhere"].conditions.endswith("CUDA graphs or compiled + concatenated cache")
+    assert found["elsewhere"].conditions.endswith("CUDA graphs or compiled + concat cache")
 
 
 def test_the_papers_plain_transformer_may_concatenate_and_says_so() -> None:
     judged = judge(CLAIMS["latency_ratio"], Results(tuple(latency(PLAIN, concatenating, times(9))), ()))
     assert (judged.rows[0].scope, judged.rows[0].finding.verdict) == ("paper", "reproduced")
-    assert "plain attention + multi-head attention + concatenated cache" in judged.rows[0].conditions
+    assert "plain attention + multi-head attention + concat cache" in judged.rows[0].conditions
 
 
 def test_how_prompts_were_read_does_not_say_how_tokens_were_decoded() -> None:

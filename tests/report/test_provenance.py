@@ -45,11 +45,11 @@ def test_a_concatenated_cache_is_named_wherever_its_model_is(cpu_records: list[R
     others = [record for record in cpu_records if record.model.name == "retnet"]
     mine = [record for record in cpu_records if record.model.name == "transformer"]
     alone = lineup([*others, *(of("concat", "transformer", record) for record in mine)])
-    assert alone.labels == {"retnet": "RetNet", "transformer": "Transformer (concatenated cache)"}
+    assert alone.labels == {"retnet": "RetNet", "transformer": "Transformer (concat cache)"}
     records = [*others, *mine, *(of("concat", "a_baseline", record) for record in mine)]
     models = lineup(records)
     assert models.reference == "transformer"
-    assert models.labels["a_baseline"] == "Transformer (a_baseline) (concatenated cache)"
+    assert models.labels["a_baseline"] == "Transformer (a_baseline) (concat cache)"
     assert as_dict(match_table(records, models))["cache"] == ["–", "–", "concat"]
 
 

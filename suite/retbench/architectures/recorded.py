@@ -74,7 +74,7 @@ def unusual_settings(architecture: str, config: Mapping[str, Any], settings: Map
     if known is None or model is None or known.is_baseline:
         return []
     usual = {"backend": model.mixer.default_form, "chunk_size": model.mixer.default_chunk_size}
-    cache = ["concatenated cache"] if model.concatenates else []
+    cache = ["concat cache"] if model.concatenates else []
     return (
         known.unusual(model)
         + cache

@@ -239,8 +239,8 @@ def _check_caches(models: Sequence[ModelUnderTest], profile: Profile, where: str
         if getattr(profile, setting):
             raise ConfigError(
                 f"{where}: {setting} = true, and model '{concatenating[0]}' has cache = \"concat\", whose tensors are "
-                f"allocated anew at every token: its steps cannot be captured. Use {remedy}, for all models alike, or "
-                "remove the option."
+                f"allocated anew at every token. A captured or compiled step cannot do that. Use {remedy} for all "
+                "models alike, or remove the option."
             )
 
 

@@ -54,7 +54,7 @@ FEATURE_WORDS = {
     "fused": ("fused attention", "plain attention"),
     "grouped": ("grouped-query attention", "multi-head attention"),
     "graphs": ("CUDA graphs or compiled", "no CUDA graphs"),
-    "concatenated": ("concatenated cache", ""),
+    "concatenated": ("concat cache", ""),
 }
 """Words for a baseline with a feature, and for one without; empty where the latter is usual."""
 

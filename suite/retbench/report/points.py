@@ -202,7 +202,7 @@ def _labels(architectures: Mapping[str, str], weak: Container[str]) -> dict[str,
     kinds, labels = list(architectures.values()), {}
     for name, kind in architectures.items():
         label = _own_label(kind, name) if kinds.count(kind) > 1 else title_of(kind)
-        labels[name] = f"{label} (concatenated cache)" if name in weak else label
+        labels[name] = f"{label} (concat cache)" if name in weak else label
     return labels
 
 
