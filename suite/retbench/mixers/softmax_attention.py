@@ -45,12 +45,9 @@ class SoftmaxAttention(Mixer):
         return 2 * self.d_model * self.d_model
 
     def decode_workspace(self, dtype: str) -> int:
-        """Return the projections, and what the rotation of queries and keys holds.
-
-        It holds a product and the sum in the wide dtype, and the other value of each pair in the model's dtype.
-        """
+        """Return the projections, and queries and keys as they are rotated: times cosines, their partners, the sum."""
         d, kv, wide = self.d_model, self.kv_width, WIDE_BYTES[dtype] // DTYPE_BYTES[dtype]
-        return d + 2 * kv + (2 * wide + 1) * (d + kv)
+        return d + 2 * kv + (1 + 2 * wide) * (d + kv)
 
     def kept_for_gradients(self, form: str) -> KeptValues:
         """Return what the operators need again."""
