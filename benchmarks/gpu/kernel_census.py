@@ -43,7 +43,7 @@ def replay(under_test: ModelUnderTest, device: torch.device) -> None:
         under_test.model, dtype=torch.bfloat16, device=device, seed=0, backend=under_test.backend
     )
     state = model.init_state(1, CONTEXT_LEN + 1)
-    state.position = CONTEXT_LEN
+    state.start_at(CONTEXT_LEN)
     mark, token = state.mark(), torch.zeros(1, 1, dtype=torch.int64, device=device)
     step = capture_graph(lambda: model(token, state), device=device, before=lambda: state.rewind(mark))
     step()

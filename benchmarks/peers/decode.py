@@ -21,6 +21,8 @@ STEPS = WARM_STEPS + TIMED_STEPS
 SHALLOW, DEEP = 1024, 32768
 TORCHSCALE_LIMITS = {"eager": 0.80, "compiled": 0.60}
 LLAMA_LIMITS = {1024: 0.55, 4096: 0.50, 8192: 0.47}
+LLAMA_STATIC_LIMIT = Limit(high=1.0)
+"""Our time over that of `generate` with a static cache and compiled steps: both sides are compiled."""
 BANDWIDTH_LIMITS = {"25m": 0.60, "125m": 0.75}
 """Share of the read bandwidth at the footprint of a compiled step that each model reaches at least."""
 PROVEN_TOKENS = 16
@@ -68,8 +70,9 @@ def decode_torchscale(rounds: int) -> Iterator[Outcome]:
 def decode_llama(rounds: int, depth: int) -> Iterator[Outcome]:
     """Time the Transformer's compiled decoding and transformers' Llama `generate` after a prompt of `depth` tokens.
 
-    Each round calls `generate` on the whole prompt, and a streamer records when each new token is known. Only the time
-    from one new token to the next counts: it excludes prefill and includes all work of `generate` per token.
+    `generate` is a peer twice: with its default cache, and with its static cache and compiled steps. Each round calls
+    it on the whole prompt, and a streamer records when each new token is known. Only the time from one new token to the
+    next counts: it excludes prefill and includes all work of `generate` per token.
     """
     from benchmarks.peers import hf_llama
 
@@ -78,19 +81,21 @@ def decode_llama(rounds: int, depth: int) -> Iterator[Outcome]:
     peer = hf_llama.build_peer(config, seed=1, max_len=depth + STEPS + 1)
     model = pairs.carry(config, map_weights("llama", config, peer.state_dict()))
     prompt = read_tokens(depth)[None]
-    generated = hf_llama.generate(peer, prompt, PROVEN_TOKENS, with_logits=True)
-    found = decode_logits(model, torch.cat([prompt, generated.tokens[:, :-1]], dim=1), depth)
-    proof = error_outcome(f"{bar}: equality", found, generated.logits, FP32_LIMIT)
-    yield proof
-    if not proof.holds:
-        return
+    # The compiled step of an earlier bar forbids all compilation.
+    torch.compiler.set_stance("default")
+    for topic, static in (("equality", False), ("equality, static cache", True)):
+        generated = hf_llama.generate(peer, prompt, PROVEN_TOKENS, with_logits=True, static=static)
+        found = decode_logits(model, torch.cat([prompt, generated.tokens[:, :-1]], dim=1), depth)
+        proof = error_outcome(f"{bar}: {topic}", found, generated.logits, FP32_LIMIT)
+        yield proof
+        if not proof.holds:
+            return
 
-    def time_peer() -> float:
-        return hf_llama.median_step_s(peer, prompt, warm=WARM_STEPS, timed=TIMED_STEPS)
-
+    step = partial(hf_llama.median_step_s, peer, prompt, warm=WARM_STEPS, timed=TIMED_STEPS)
     ours = OurDecoding(model, prompt, compiled=True)
-    times = interleave({"ours": ours, "theirs": time_peer}, rounds)
+    times = interleave({"ours": ours, "theirs": step, "static": partial(step, static=True)}, rounds)
     yield speed_outcome(bar, times["ours"], times["theirs"], Limit(high=LLAMA_LIMITS[depth]))
+    yield speed_outcome(f"{bar}: static cache", times["ours"], times["static"], LLAMA_STATIC_LIMIT)
 
 
 @torch.inference_mode()

@@ -3,11 +3,11 @@
 import time
 from itertools import pairwise
 from statistics import median
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import CompileConfig, LlamaConfig, LlamaForCausalLM
 
 from benchmarks.peers import pairs
 from retbench.architectures.configs import ModelConfig
@@ -69,16 +69,40 @@ class _TokenClock:
         """Do nothing after the last token."""
 
 
+def _static_options(peer: LlamaForCausalLM) -> dict[str, Any]:
+    """Return the options of `generate` for a static cache of the model's largest length, and compiled decode steps.
+
+    One length for every call: another one would be compiled anew.
+    """
+    compiled = CompileConfig()
+    # transformers compiles on a GPU by itself; on a CPU it compiles only with this flag.
+    compiled._compile_all_devices = True
+    return {
+        "cache_implementation": "static",
+        "max_cache_len": peer.config.max_position_embeddings,
+        "compile_config": compiled,
+    }
+
+
 def generate(
-    peer: LlamaForCausalLM, prompt: Tensor, num_tokens: int, *, with_logits: bool = False
+    peer: LlamaForCausalLM,
+    prompt: Tensor,
+    num_tokens: int,
+    *,
+    with_logits: bool = False,
+    static: bool = False,
 ) -> Generated:
-    """Generate greedily with the key-value cache that transformers uses by default.
+    """Generate greedily with the key-value cache that transformers uses by default, or with a static one.
 
     Args:
         peer: The model.
         prompt: (1, T) int64.
         num_tokens: Exact number of new tokens.
         with_logits: Keep the logits of every step; not for timing.
+        static: Use a static cache and compile the decode steps by `generate`'s own options.
+
+    Raises:
+        RuntimeError: transformers did not compile the steps.
     """
     clock = _TokenClock()
     found = peer.generate(
@@ -91,13 +115,18 @@ def generate(
         streamer=clock,
         return_dict_in_generate=True,
         output_logits=with_logits,
+        **(_static_options(peer) if static else {}),
     )
+    if static and not hasattr(peer, "_compiled_call"):
+        raise RuntimeError("transformers did not compile the decode steps of a static cache.")
     new = clock.times[1:]  # the first call is for the prompt
     step_s = [later - earlier for earlier, later in pairwise(new)]
     logits = torch.stack(found.logits, dim=1) if with_logits else torch.empty(0)
     return Generated(found.sequences[:, prompt.shape[1] :], logits, step_s)
 
 
-def median_step_s(peer: LlamaForCausalLM, prompt: Tensor, *, warm: int, timed: int) -> float:
+def median_step_s(
+    peer: LlamaForCausalLM, prompt: Tensor, *, warm: int, timed: int, static: bool = False
+) -> float:
     """Return the median seconds of a decode step inside one `generate` call, after `warm` untimed steps."""
-    return median(generate(peer, prompt, warm + timed + 1).step_s[warm:])
+    return median(generate(peer, prompt, warm + timed + 1, static=static).step_s[warm:])

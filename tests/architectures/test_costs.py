@@ -164,6 +164,8 @@ def test_decode_bytes_grow_with_depth_for_attention_only():
     assert grown == 2 * transformer.num_layers * transformer.d_model * 4
 
 
+CACHES = ("preallocated", "concat")
+DEPTH = 32
 SPECS = [
     *(
         RetNetSpec(architecture="retnet", variant=variant)
@@ -172,6 +174,8 @@ SPECS = [
     RetNetSpec(architecture="retnet", swish_gate=False, head_norm=False),
     *(TransformerSpec(architecture="transformer", variant=variant) for variant in ("llama", "gpt")),
     TransformerSpec(architecture="transformer", num_kv_heads=1),
+    TransformerSpec(architecture="transformer", num_kv_heads=1, cache="concat"),
+    TransformerSpec(architecture="transformer", cache="concat"),
 ]
 
 
@@ -184,7 +188,8 @@ def test_the_workspace_of_a_decode_step_is_what_torch_holds_at_its_peak(spec, dt
     config = resolve(spec).model_copy(update={"vocab_size": vocab_size})
     backend = {"retnet": "chunkwise", "transformer": "sdpa"}[spec.architecture]
     model = build_model(config, dtype=getattr(torch, dtype), device="cpu", seed=0, backend=backend)
-    assert costs.decode_workspace_bytes(config, dtype, 24) == pytest.approx(workspace(model, 24), rel=0.02)
+    expected = costs.decode_workspace_bytes(config, dtype, 24, DEPTH)
+    assert expected == pytest.approx(workspace(model, 24), rel=0.02)
 
 
 @cache
@@ -195,11 +200,33 @@ def resolve(spec):
 
 @torch.inference_mode()
 def workspace(model, batch):
-    state = model.init_state(batch, 33)
-    state.position = 31
+    """Peak of a step at a depth, beside the state that it leaves."""
+    state = model.init_state(batch, DEPTH + 1)
+    state.start_at(DEPTH - 1)
     tokens = torch.zeros(batch, 1, dtype=torch.int64)
     model(tokens, state)
-    return measure_memory(lambda: model(tokens, state), torch.device("cpu")).workspace_bytes
+    before = state.num_bytes
+    use = measure_memory(lambda: model(tokens, state), torch.device("cpu"))
+    return use.workspace_bytes - (state.num_bytes - before)
+
+
+def test_a_concatenated_cache_is_read_and_written_once_more():
+    plain, concat = (resolve(TransformerSpec(architecture="transformer", cache=cache)) for cache in CACHES)
+    layers, entry = concat.num_layers, 2 * concat.d_model * 4  # a key and a value in float32
+    moved = [costs.decode_bytes(config, "float32", 3, 1000) for config in (plain, concat)]
+    assert moved[1] - moved[0] == 3 * layers * 2 * 1000 * entry
+    held = {costs.state_bytes(config, "float32", 3, 1000) for config in (plain, concat)}
+    assert held == {3 * layers * 1000 * entry}
+
+
+def test_the_earlier_copy_of_a_concatenated_cache_takes_memory():
+    plain, concat = (resolve(TransformerSpec(architecture="transformer", cache=cache)) for cache in CACHES)
+    grown = [costs.decode_workspace_bytes(concat, "float32", 2, depth) for depth in (50_000, 50_001)]
+    assert grown[1] - grown[0] == 2 * concat.d_model * 4
+    largest = [costs.largest_batch(config, "float32", 10**10, 50_000) for config in (plain, concat)]
+    assert largest[1] < largest[0]
+    with pytest.raises(ValueError, match="give context_len"):
+        costs.decode_workspace_bytes(concat, "float32", 2)
 
 
 @pytest.mark.parametrize("name", ["retnet", "transformer"])

@@ -18,6 +18,7 @@ CASES: dict[str, tuple[str, list[str]]] = {
     "paper-small-heads": ("retnet", ["variant=paper", "head_dim=16"]),
     "llama": ("transformer", []),
     "llama-grouped-query": ("transformer", ["num_kv_heads=1"]),
+    "llama-concat": ("transformer", ["cache=concat"]),
     "gpt": ("transformer", ["variant=gpt"]),
 }
 

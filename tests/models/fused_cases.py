@@ -13,6 +13,7 @@ CASES = (
     "paper-no-swish-gate",
     "paper-no-head-norm",
     "llama-grouped-query",
+    "llama-concat",
     "gpt",
 )
 

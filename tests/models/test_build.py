@@ -21,6 +21,7 @@ def test_parameters_of_every_size_equal_the_closed_form(size, case):
     assert counted == costs.num_params(config)
     assert counted - embedding == costs.num_params_nonembedding(config)
     state = model.init_state(2, 100)
+    state.start_at(100)
     assert state.num_bytes == costs.state_bytes(config, "float32", 2, 100)
 
 

@@ -104,6 +104,28 @@ def test_llama_generate_gives_a_time_for_each_token_but_the_first() -> None:
 
 
 @needs_transformers
+@torch.inference_mode()
+def test_llama_generate_with_a_static_cache_is_compiled_and_equal() -> None:
+    from benchmarks.peers import hf_llama
+
+    peer = hf_llama.build_peer(LLAMA, seed=1, max_len=64)
+    prompt = pairs.random_tokens(LLAMA, 20)
+    torch.compiler.set_stance("default")
+    usual = hf_llama.generate(peer, prompt, 7, with_logits=True)
+    assert not hasattr(peer, "_compiled_call")
+    static = hf_llama.generate(peer, prompt, 7, with_logits=True, static=True)
+    assert hasattr(peer, "_compiled_call")
+    assert torch.equal(static.tokens, usual.tokens)
+    torch.testing.assert_close(static.logits, usual.logits, rtol=0, atol=1e-4)
+    # No later call is compiled anew, whatever its number of tokens.
+    torch.compiler.set_stance("fail_on_recompile")
+    try:
+        assert hf_llama.median_step_s(peer, prompt, warm=2, timed=8, static=True) > 0
+    finally:
+        torch.compiler.set_stance("default")
+
+
+@needs_transformers
 def test_gpt_neox() -> None:
     outcomes = list(equality.gpt_neox_equality(GPT, 133))
     assert len(outcomes) == 4

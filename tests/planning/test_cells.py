@@ -41,6 +41,26 @@ def test_ids_are_distinct_and_the_same_in_every_process(tiny_experiment: Path) -
     assert [cell.cell_id for cell in cells] == [cell.cell_id for cell in cells_of(str(tiny_experiment))]
 
 
+def test_the_usual_cache_is_not_in_an_id_and_another_one_is(tiny_experiment: Path) -> None:
+    usual, stated, concat = (
+        {cell.model_name: cell.cell_id for cell in cells_of(str(tiny_experiment), overrides)}
+        for overrides in (
+            (),
+            ("models.transformer.cache=preallocated",),
+            ("models.transformer.cache=concat",),
+        )
+    )
+    assert usual == stated
+    assert usual["retnet"] == concat["retnet"]
+    assert usual["transformer"] != concat["transformer"]
+
+
+def test_ids_are_those_of_records_from_before_the_cache_could_be_chosen(tiny_experiment: Path) -> None:
+    cells = cells_of(str(tiny_experiment), ("workloads.decode.context_len=[64]",))
+    found = {cell.model_name: cell.cell_id for cell in cells}
+    assert found == {"retnet": "049f435915a29b6a", "transformer": "2bb5f5644f0ae5dc"}
+
+
 def test_a_cell_survives_json_with_its_id(tiny_experiment: Path) -> None:
     for cell in cells_of(str(tiny_experiment)):
         again = Cell.model_validate_json(cell.model_dump_json())

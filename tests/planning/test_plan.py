@@ -103,6 +103,19 @@ def test_compiling_where_nothing_decodes_is_refused(changes: dict[str, Any]) -> 
     assert not make("memory", compiled=False).settings.compile
 
 
+@pytest.mark.parametrize(
+    ("overrides", "remedy"), [(["compile=true"], "--no-compile"), (["cuda_graph=true"], "cuda_graph=false")]
+)
+def test_a_concatenated_cache_is_neither_compiled_nor_captured(
+    tiny_experiment: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str], remedy: str
+) -> None:
+    concat = ["models.transformer.cache=concat"]
+    assert make(tiny_experiment, overrides=concat).models[1].model.concatenates
+    monkeypatch.setattr(plan, "find_device", lambda name: Device("cuda:0", 10**9))
+    with pytest.raises(ConfigError, match=f"model 'transformer' has cache = \"concat\".*Use .*{remedy}"):
+        make(tiny_experiment, device=None, overrides=[*concat, *overrides])
+
+
 def test_the_command_makes_the_same_plan_again(tiny_experiment: Path) -> None:
     overrides = ["rounds=2", "workloads.decode.context_len=[8, 16]", 'models.retnet.variant="torchscale"']
     found = make(tiny_experiment, dtype="float64", limit=1, overrides=overrides)

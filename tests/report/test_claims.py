@@ -222,6 +222,29 @@ def test_a_strong_transformer_alone_leaves_the_papers_row_open() -> None:
     assert judged.rows[0].command == CLAIMS["latency_ratio"].command
 
 
+def concatenating(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Makes the Transformer's cache one that is copied at every token."""
+    if arguments["model"].architecture == "transformer":
+        config = with_mixer(arguments["model"].config, cache="concat")
+        arguments["model"] = arguments["model"].model_copy(update={"config": config})
+        arguments["cell_id"] += "-concat"
+    return arguments
+
+
+def test_a_transformer_whose_cache_is_concatenated_is_never_the_strong_one() -> None:
+    fused = ran("sdpa:flash", graphs=True, kv_heads=8)
+    judged = judge(CLAIMS["latency_ratio"], Results(tuple(latency(fused, concatenating, times(9))), ()))
+    found = {row.scope: row for row in judged.rows if row.num_records}
+    assert found.keys() == {"elsewhere"}
+    assert found["elsewhere"].conditions.endswith("CUDA graphs or compiled + concat cache")
+
+
+def test_the_papers_plain_transformer_may_concatenate_and_says_so() -> None:
+    judged = judge(CLAIMS["latency_ratio"], Results(tuple(latency(PLAIN, concatenating, times(9))), ()))
+    assert (judged.rows[0].scope, judged.rows[0].finding.verdict) == ("paper", "reproduced")
+    assert "plain attention + multi-head attention + concat cache" in judged.rows[0].conditions
+
+
 def test_how_prompts_were_read_does_not_say_how_tokens_were_decoded() -> None:
     records = latency(STRONG, times(9))
     prompts_first = sorted(records, key=lambda record: record.workload, reverse=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from report.synthetic_records import CPU, Maker
+from report.synthetic_records import CPU, Maker, with_mixer
 from retbench.records.record import Gate, GateCheck, Record
 from retbench.report.frames import load_results
 from retbench.report.points import lineup
@@ -34,6 +34,23 @@ def test_parameters_of_both_are_shown_with_their_mismatch(cpu_records: list[Reco
     sentence = mismatch_sentence(cpu_records, models)
     assert "differ by 46,080 (0.2 % of the larger)" in sentence
     assert "d_model, num_layers, vocab_size, norm, norm_eps" in sentence
+
+
+def test_a_concatenated_cache_is_named_wherever_its_model_is(cpu_records: list[Record]) -> None:
+    def of(cache: str, name: str, record: Record) -> Record:
+        config = with_mixer(record.model.config, cache=cache)
+        model = record.model.model_copy(update={"name": name, "config": config})
+        return record.model_copy(update={"model": model})
+
+    others = [record for record in cpu_records if record.model.name == "retnet"]
+    mine = [record for record in cpu_records if record.model.name == "transformer"]
+    alone = lineup([*others, *(of("concat", "transformer", record) for record in mine)])
+    assert alone.labels == {"retnet": "RetNet", "transformer": "Transformer (concat cache)"}
+    records = [*others, *mine, *(of("concat", "a_baseline", record) for record in mine)]
+    models = lineup(records)
+    assert models.reference == "transformer"
+    assert models.labels["a_baseline"] == "Transformer (a_baseline) (concat cache)"
+    assert as_dict(match_table(records, models))["cache"] == ["–", "–", "concat"]
 
 
 def test_models_without_parameters_do_not_differ(cpu_records: list[Record]) -> None:

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from report.synthetic_records import CPU, Maker
+from report.synthetic_records import CPU, Maker, with_mixer
 from retbench.cli import app
 from retbench.errors import ConfigError, RecordError
 from retbench.records.record import Metric, Record
@@ -40,6 +40,24 @@ def test_values_are_those_of_the_records_in_base_units(cpu_records: list[Record]
         row = by_point[record.model.name, record.point.context_len]
         for name in ("peak_bytes", "weight_bytes", "state_bytes", "workspace_bytes", "expected_state_bytes"):
             assert row[name] == record.metrics[name].value
+
+
+def test_the_command_names_a_cache_that_is_copied_at_every_token(
+    cpu_records: list[Record], tmp_path: Path
+) -> None:
+    def printed(cache: str) -> str:
+        folder = tmp_path / cache
+        folder.mkdir()
+        lines = []
+        for record in (record for record in cpu_records if record.workload == "memory"):
+            fields = {} if record.model.name != "transformer" or cache == "preallocated" else {"cache": cache}
+            model = record.model.model_copy(update={"config": with_mixer(record.model.config, **fields)})
+            lines.append(record.model_copy(update={"model": model}).model_dump_json())
+        (folder / "records.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        return CliRunner().invoke(app, ["table", "memory", "--results", str(folder)]).stderr
+
+    assert "unusual: transformer copies its key-value cache at every token" in printed("concat")
+    assert "unusual" not in printed("preallocated")
 
 
 def test_the_ratio_is_the_challengers_and_of_the_first_metric(cpu_records: list[Record]) -> None:

@@ -19,6 +19,7 @@ from retbench.workloads.states import StateStore
 SPECS = {
     "retnet": RetNetSpec(architecture="retnet"),
     "transformer": TransformerSpec(architecture="transformer"),
+    "concat": TransformerSpec(architecture="transformer", cache="concat"),
 }
 CEILINGS = Ceilings(read_bandwidth_bytes_per_s=10e9, matmul_flops_per_s=100e9)
 

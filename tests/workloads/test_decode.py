@@ -94,6 +94,17 @@ def test_a_transformer_says_what_is_in_its_cache_and_how_large_it_is(context_of:
     assert "prefill" not in found.backend  # the one that gave the scale was not measured
 
 
+def test_a_concatenated_cache_has_no_capacity_and_moves_more(context_of: Make) -> None:
+    found = {
+        name: decode.measure(context_of(make_cell(name, "decode", 64))) for name in ("transformer", "concat")
+    }
+    assert "kv_capacity" not in found["concat"].backend
+    moved = {name: one.metrics["bytes_per_step"].value for name, one in found.items()}
+    assert (
+        moved["concat"] - moved["transformer"] == 2 * 64 * 4 * 2 * 128 * 4
+    )  # tokens, layers, key and value, bytes
+
+
 def test_cuda_graphs_on_a_cpu_are_unsupported(context_of: Make) -> None:
     cell = make_cell("transformer", "decode", 8)
     graphs = cell.model_copy(update={"settings": cell.settings.model_copy(update={"cuda_graph": True})})

@@ -13,7 +13,7 @@ from .conftest import make_cell
 Make = Callable[[Cell], Context]
 
 
-@pytest.mark.parametrize("name", ["retnet", "transformer"])
+@pytest.mark.parametrize("name", ["retnet", "transformer", "concat"])
 @pytest.mark.parametrize(("depth", "batch_size"), [(1, 1), (300, 2)])
 def test_what_is_counted_is_what_the_closed_forms_say(
     context_of: Make, name: str, depth: int, batch_size: int
@@ -28,6 +28,18 @@ def test_what_is_counted_is_what_the_closed_forms_say(
     assert value["peak_bytes"] == value["weight_bytes"] + value["state_bytes"] + value["workspace_bytes"]
     assert 0 < value["workspace_bytes"] < value["weight_bytes"]
     assert value["process_peak_bytes"] > value["weight_bytes"]
+
+
+def test_a_concatenated_cache_needs_its_earlier_copy_and_no_token_twice(context_of: Make) -> None:
+    depth, found = 4000, {}
+    for name in ("transformer", "concat"):
+        cell = make_cell(name, "memory", depth)
+        measured = memory.measure(context_of(cell)).metrics
+        found[name] = {key: metric.value for key, metric in measured.items()}
+    expected = costs.decode_workspace_bytes(cell.model, "float32", 1, depth)
+    assert found["concat"]["workspace_bytes"] == pytest.approx(expected, rel=0.02)
+    assert found["concat"]["state_bytes"] == found["transformer"]["state_bytes"]
+    assert found["concat"]["peak_bytes"] > found["transformer"]["peak_bytes"] + 0.9 * depth * 128 * 4
 
 
 def test_retnets_memory_does_not_depend_on_the_depth_and_a_transformers_does(context_of: Make) -> None:

@@ -33,6 +33,11 @@ class ModelSpec(Strict):
     workloads: tuple[str, ...] | None = None
     """Workloads that measure the model; every workload of the profile when absent."""
 
+    @property
+    def concatenates(self) -> bool:
+        """True if the entry asks for a cache that is copied at every token."""
+        return False
+
 
 @dataclass(frozen=True)
 class Architecture:
@@ -52,7 +57,8 @@ class Architecture:
         formats: Modules of the checkpoint formats that hold its weights.
         is_standard: True for a model that has every part that its paper describes; ablations lack some.
         unusual: In words what differs from the model that the paper describes.
-        features: What makes a baseline strong, as it was run: 'fused', 'grouped', 'graphs'.
+        features: What makes a baseline strong, as it was run: 'fused', 'grouped', 'graphs'; and 'concatenated' for a
+            cache that makes it weak.
     """
 
     name: str

@@ -95,6 +95,11 @@ class ModelConfig(Strict):
         return any(one.kind == "per_token" for mixer in self.mixers for one in mixer.state)
 
     @property
+    def concatenates(self) -> bool:
+        """True if a cache is copied at every token instead of being allocated to a capacity."""
+        return any(one.concatenated for mixer in self.mixers for one in mixer.state)
+
+    @property
     def fingerprint(self) -> str:
         """Short hash of every field: two models with one fingerprint have the same shapes and arithmetic."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:12]

@@ -58,17 +58,34 @@ def state_bytes(config: ModelConfig, dtype: str, batch_size: int, capacity: int)
     return batch_size * sequence
 
 
-def decode_workspace_bytes(config: ModelConfig, dtype: str, batch_size: int) -> int:
+def decode_workspace_bytes(
+    config: ModelConfig, dtype: str, batch_size: int, context_len: int | None = None
+) -> int:
     """Return the most bytes of temporaries alive at once in a decode step: in a mixer, a feed-forward or at the logits.
 
     Attention is taken to stream its cache and to hold no scores, as fused kernels do: torch's `math` kernel and the
     backend `reference` copy the keys and values of one layer, and `products` holds its scores. Buffers within an
     operator are left out, and so are the packed weights of a compiled step.
+
+    Args:
+        config: The model.
+        dtype: Dtype of the weights.
+        batch_size: Number of sequences.
+        context_len: Depth of the step. It is needed only where a cache is concatenated: its earlier copy is alive too.
+
+    Raises:
+        ValueError: a cache is concatenated, and no depth is given.
     """
+    if config.concatenates and context_len is None:
+        raise ValueError(
+            "the workspace of a concatenated cache depends on the context length; give context_len"
+        )
     d = config.d_model
-    values = 2 * d + config.vocab_size
+    # The logits, and the normed token that they are computed from: the residual is freed before.
+    values = d + config.vocab_size
     for block in config.blocks:
         values = max(values, 2 * d + block.mixer.decode_workspace(dtype))
+        values = max(values, 2 * d + block.mixer.append_workspace(context_len or 0))
         if block.ffn:
             values = max(values, 4 * d + block.ffn.activated_values)
     return batch_size * values * DTYPE_BYTES[dtype]
@@ -85,7 +102,8 @@ def prefill_workspace_bytes(config: ModelConfig, dtype: str, num_tokens: int, ba
 
 def largest_batch(config: ModelConfig, dtype: str, memory_bytes: int, context_len: int) -> int:
     """Return the sequences for which weights, state and workspace of a decode step at a depth fit into memory."""
-    sequence = state_bytes(config, dtype, 1, context_len + 1) + decode_workspace_bytes(config, dtype, 1)
+    workspace = decode_workspace_bytes(config, dtype, 1, context_len)
+    sequence = state_bytes(config, dtype, 1, context_len + 1) + workspace
     return max(0, (memory_bytes - weight_bytes(config, dtype)) // sequence)
 
 

@@ -74,16 +74,30 @@ def unusual_settings(architecture: str, config: Mapping[str, Any], settings: Map
     if known is None or model is None or known.is_baseline:
         return []
     usual = {"backend": model.mixer.default_form, "chunk_size": model.mixer.default_chunk_size}
-    return known.unusual(model) + [
-        f"{name.replace('_', ' ')} {settings[name]}"
-        for name, value in usual.items()
-        if settings.get(name, value) != value
-    ]
+    cache = ["concat cache"] if model.concatenates else []
+    return (
+        known.unusual(model)
+        + cache
+        + [
+            f"{name.replace('_', ' ')} {settings[name]}"
+            for name, value in usual.items()
+            if settings.get(name, value) != value
+        ]
+    )
+
+
+def concatenates_cache(architecture: str, config: Mapping[str, Any]) -> bool:
+    """Return whether a model copies its key-value cache at every token, which no strong baseline does."""
+    _, model = _find(architecture, config)
+    return model is not None and model.concatenates
 
 
 def baseline_features(
     architecture: str, config: Mapping[str, Any], backend: Mapping[str, Any]
 ) -> frozenset[str]:
-    """Return what makes a baseline strong, as it ran: 'fused' attention, 'grouped' queries, CUDA 'graphs'."""
+    """Return what makes a baseline strong, as it ran: 'fused' attention, 'grouped' queries, CUDA 'graphs'.
+
+    A cache that is 'concatenated' makes it weak.
+    """
     known, model = _find(architecture, config)
     return known.features(model, backend) if known and model else frozenset()

@@ -9,7 +9,7 @@ from retbench.architectures.architecture import Architecture, FfnWidth, ModelSpe
 from retbench.architectures.configs import BlockConfig, ModelConfig
 from retbench.architectures.matching import check_divides, choose_width
 from retbench.architectures.sizes import Size
-from retbench.mixers.attention.config import Attention
+from retbench.mixers.attention.config import Attention, Cache
 from retbench.mixers.feed_forward import FeedForward
 from retbench.ops import ROTARY_BASE
 
@@ -26,9 +26,16 @@ class TransformerSpec(ModelSpec):
     ffn_dim: FfnWidth = "matched"
     num_kv_heads: int | None = Field(default=None, ge=1)
     """Key and value heads; fewer than the query heads is grouped-query attention."""
+    cache: Cache = "preallocated"
+    """Growth of the key-value cache; "concat" copies all of it at every token, as a plain implementation does."""
     backend: Backend = "sdpa"
     chunk_size: None = None
     """Attention has no chunks."""
+
+    @property
+    def concatenates(self) -> bool:
+        """True if the cache is copied at every token."""
+        return self.cache == "concat"
 
 
 def transformer_config(
@@ -42,6 +49,7 @@ def transformer_config(
     variant: Variant = "llama",
     norm_eps: float = 1e-6,
     rotary_base: float = ROTARY_BASE,
+    cache: Cache = "preallocated",
 ) -> ModelConfig:
     """Return a Transformer of given sizes; pydantic's ValidationError where they do not go together.
 
@@ -55,10 +63,15 @@ def transformer_config(
         variant: See `TransformerSpec.variant`.
         norm_eps: Of all norms.
         rotary_base: Of the rotary positions.
+        cache: See `TransformerSpec.cache`.
     """
     is_llama = variant == "llama"
     mixer = Attention(
-        d_model=d_model, num_heads=num_heads, num_kv_heads=num_kv_heads, rotary_base=rotary_base
+        d_model=d_model,
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        rotary_base=rotary_base,
+        cache=cache,
     )
     ffn = FeedForward(kind="swiglu" if is_llama else "gelu", d_model=d_model, ffn_dim=ffn_dim)
     return ModelConfig(
@@ -87,6 +100,7 @@ def _resolve(spec: TransformerSpec, size: Size) -> ModelConfig:
             vocab_size=size.vocab_size,
             ffn_dim=ffn_dim,
             num_kv_heads=spec.num_kv_heads or size.attention_heads,
+            cache=spec.cache,
         )
 
     return choose_width(make, spec.ffn_dim, size, lambda: _published_ffn(spec.variant, size.d_model))
@@ -103,7 +117,7 @@ def _upgrade(raw: dict[str, Any]) -> ModelConfig:
 
 
 def _features(config: ModelConfig, backend: Mapping[str, Any]) -> frozenset[str]:
-    """Return what makes this baseline strong, as it was run."""
+    """Return what makes this baseline strong, as it was run, and 'concatenated' for a cache that makes it weak."""
     mixer = config.mixer
     if not isinstance(mixer, Attention):  # a record may say anything
         return frozenset()
@@ -114,6 +128,7 @@ def _features(config: ModelConfig, backend: Mapping[str, Any]) -> frozenset[str]
         "fused": ran.startswith("flash") or (ran.startswith("sdpa") and not ran.endswith(":math")),
         "grouped": mixer.num_kv_heads < mixer.num_heads,
         "graphs": bool(backend.get("cuda_graph") or backend.get("compile")),
+        "concatenated": mixer.cache == "concat",
     }
     return frozenset(name for name, has in applies.items() if has)
 

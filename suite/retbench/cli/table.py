@@ -56,4 +56,6 @@ def print_records(results: "Results", experiment: str, form: str) -> None:
         typer.echo(f"left out: {note}", err=True)
     for reason in found.refusals:
         typer.echo(f"not compared: {reason}", err=True)
+    for unusual in found.unusual_caches:
+        typer.echo(f"unusual: {unusual}", err=True)
     typer.echo(render(table_of(found, experiment), form), nl=False)

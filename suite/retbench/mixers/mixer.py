@@ -48,6 +48,8 @@ class StateTensor:
             window: a ring buffer of the last `window` tokens.
         window: Tokens that a window holds at most.
         wide: It is held in the wider of float32 and the model's dtype.
+        concatenated: A per_token tensor that holds exactly the tokens so far, without a capacity: new tokens are
+            concatenated to a copy.
     """
 
     name: str
@@ -55,6 +57,7 @@ class StateTensor:
     kind: StateKind = "fixed"
     window: int = 0
     wide: bool = False
+    concatenated: bool = False
 
     def num_tokens(self, capacity: int) -> int:
         """Return the length of the token axis for a capacity; 1 for a tensor without one."""
@@ -71,10 +74,12 @@ class StateTensor:
         """Return the bytes that a decode step at a depth reads and writes at least, for one sequence.
 
         A fixed tensor is read and written. Of the others the entries of the context and of the new token are read, and
-        the new token's are written.
+        the new token's are written. A concatenation reads the context once more, and writes it again.
         """
         if self.kind == "fixed":
             return 2 * self.num_bytes(dtype)
+        if self.concatenated:
+            return self.num_bytes(dtype, 3 * context_len + 2)
         read = context_len + 1 if self.kind == "per_token" else min(context_len + 1, self.window)
         return self.num_bytes(dtype, read + 1)
 
@@ -191,6 +196,13 @@ class Mixer(Strict):
     def decode_workspace(self, dtype: str) -> int:
         """Return the values of the model's dtype alive at once in a decode step, beside input and residual."""
         raise NotImplementedError
+
+    def append_workspace(self, context_len: int) -> int:
+        """Return the values of the model's dtype alive at once while a token is appended to a cache, beside the state.
+
+        It is 0 for a mixer that writes the token in place. Input and residual are left out, as in `decode_workspace`.
+        """
+        return 0
 
     def prefill_workspace(self) -> int:
         """Return the values alive at once for each token of a prompt, roughly."""

@@ -15,7 +15,7 @@ class LayerState:
     """The tensors that one layer carries from token to token.
 
     Attributes:
-        tensors: By name, allocated once and written in place.
+        tensors: By name, allocated once and written in place, except for concatenated ones.
         layout: What each of them is, by name.
     """
 
@@ -31,8 +31,9 @@ class LayerState:
 
     @property
     def capacity(self) -> int | None:
-        """Tokens that there is room for; None where nothing grows with the context."""
-        rooms = [self.tensors[name].shape[TOKEN_AXIS] for name in self.names("per_token")]
+        """Tokens that there is room for; None where nothing is allocated to a number of tokens."""
+        names = [name for name in self.names("per_token") if not self.layout[name].concatenated]
+        rooms = [self.tensors[name].shape[TOKEN_AXIS] for name in names]
         return min(rooms) if rooms else None
 
     @property
@@ -49,6 +50,41 @@ class LayerState:
         """Return the names of the tensors of some kinds."""
         return [name for name, one in self.layout.items() if one.kind in kinds]
 
+    def append(self, name: str, entries: Tensor, start: int) -> Tensor:
+        """Write the entries of new tokens to a per_token tensor; return a view of everything up to their end.
+
+        Args:
+            name: Name of the tensor.
+            entries: (B, heads, T, width).
+            start: Position of the first of them. Later entries of a concatenated tensor are dropped.
+
+        Raises:
+            ValueError: a concatenated tensor holds fewer than `start` tokens.
+        """
+        if self.layout[name].concatenated:
+            self.tensors[name] = torch.cat([self._held(name, start), entries], dim=TOKEN_AXIS)
+            return self.tensors[name]
+        end = start + entries.shape[TOKEN_AXIS]
+        self.tensors[name][:, :, start:end] = entries
+        return self.tensors[name][:, :, :end]
+
+    def grow(self, start: int, num_tokens: int) -> None:
+        """Concatenate zeros for new tokens from position `start` on, where tensors are concatenated."""
+        for name in self.names("per_token"):
+            if self.layout[name].concatenated:
+                batch, heads, _, width = self.tensors[name].shape
+                self.append(name, self.tensors[name].new_zeros(batch, heads, num_tokens, width), start)
+
+    def _held(self, name: str, length: int) -> Tensor:
+        """Return the first `length` tokens of a concatenated tensor; ValueError where it holds fewer."""
+        tensor = self.tensors[name]
+        if tensor.shape[TOKEN_AXIS] < length:
+            raise ValueError(
+                f"'{name}' holds {tensor.shape[TOKEN_AXIS]} tokens, and the position is {length}; a new state is put "
+                "at a position by DecoderState.start_at"
+            )
+        return tensor[:, :, :length]
+
     def used(self, length: int) -> dict[str, Tensor]:
         """Return every tensor after `length` tokens: of per_token ones a view of the part that holds them."""
         return {
@@ -64,7 +100,10 @@ class LayerState:
         """Copy the first `length` tokens of `saved` into these tensors."""
         theirs = saved.used(length)
         for name, tensor in self.used(length).items():
-            tensor.copy_(theirs[name])
+            if self.layout[name].concatenated:
+                self.tensors[name] = theirs[name].expand(len(tensor), -1, -1, -1).clone()
+            else:
+                tensor.copy_(theirs[name])
 
     def overwritten(self, num_sequences: int | None) -> dict[str, Tensor]:
         """Return copies of the tensors that later tokens overwrite: all but the per_token ones."""
@@ -72,15 +111,19 @@ class LayerState:
 
     def reorder(self, indices: Tensor, length: int) -> None:
         """Make sequence b a copy of what sequence indices[b] was."""
-        for tensor in self.used(length).values():
-            tensor.copy_(tensor.index_select(0, indices))
+        for name, tensor in self.used(length).items():
+            chosen = tensor.index_select(0, indices)
+            if self.layout[name].concatenated:
+                self.tensors[name] = chosen
+            else:
+                tensor.copy_(chosen)
 
     def gather(self, indices: Tensor, length: int, capacity: int) -> "LayerState":
         """Return a new state whose sequence b is a copy of sequence indices[b] after `length` tokens."""
         gathered = {}
         for name, tensor in self.used(length).items():
             chosen = tensor.index_select(0, indices)
-            if self.layout[name].kind == "per_token":
+            if self.layout[name].kind == "per_token" and not self.layout[name].concatenated:
                 batch, heads, _, width = chosen.shape
                 room = chosen.new_empty(batch, heads, capacity, width)
                 room[:, :, :length] = chosen
@@ -97,7 +140,7 @@ def allocate_state(
     Args:
         layout: Its tensors.
         batch_size: Sequences.
-        capacity: Tokens that per_token tensors have room for.
+        capacity: Tokens that per_token tensors have room for; concatenated ones begin without any.
         like: A weight: the tensors' device, and the dtype of those that are not wide.
         wide: The wider of float32 and the model's dtype.
     """
@@ -105,6 +148,7 @@ def allocate_state(
     for one in layout:
         shape = (batch_size, *one.shape)
         if one.kind != "fixed":
-            shape = (batch_size, one.shape[0], one.num_tokens(capacity), *one.shape[1:])
+            num_tokens = 0 if one.concatenated else one.num_tokens(capacity)
+            shape = (batch_size, one.shape[0], num_tokens, *one.shape[1:])
         tensors[one.name] = torch.zeros(shape, dtype=wide if one.wide else like.dtype, device=like.device)
     return LayerState(tensors, {one.name: one for one in layout})

@@ -26,7 +26,7 @@ class DecoderState:
     Attributes:
         layers: One state per block.
         position: Number of tokens so far, which is the next token's position.
-        capacity: Most tokens that fit; None if no layer grows with the context.
+        capacity: Most tokens that fit; None if no layer is allocated to a number of tokens.
     """
 
     def __init__(self, layers: list[LayerState], position: int = 0) -> None:
@@ -44,6 +44,17 @@ class DecoderState:
     def device(self) -> torch.device:
         """Device of the tensors."""
         return self.layers[0].device
+
+    def start_at(self, position: int) -> None:
+        """Put a new state at a position; the entries of a cache before it are zero.
+
+        Raises:
+            CapacityError: the position does not fit.
+        """
+        self.require_room(position)
+        for layer in self.layers:
+            layer.grow(0, position)
+        self.position = position
 
     def require_room(self, num_tokens: int) -> None:
         """Raise CapacityError if `num_tokens` more tokens do not fit."""

@@ -131,6 +131,11 @@ def _model_on_disk(
             f"{info.path}: holds a {info.config.architecture}, and '{name}' is a {spec.architecture}. "
             "Name another checkpoint, or change the entry's architecture."
         )
+    if spec.concatenates and not info.config.concatenates:
+        raise ConfigError(
+            f"'{name}' has cache = \"concat\", and {info.path} holds a model with a preallocated cache. Remove the "
+            "option, or measure a model whose weights are drawn from a seed."
+        )
     held = Weights(
         path=info.path,
         info=weights,

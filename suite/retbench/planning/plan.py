@@ -122,6 +122,7 @@ def make_plan(
     ]
     flags = [] if compiled is None else ["--compile" if compiled else "--no-compile"]
     models = find_models(experiment, profile_name, results, data_dir)
+    _check_caches(models, chosen, where)
     return Plan(
         experiment=experiment,
         profile_name=profile_name,
@@ -226,6 +227,21 @@ def _check_settings(profile: Profile, where: str) -> None:
             f"{where}: compile is set, and none of its workloads ({present}) is {compiling}, whose steps alone are "
             "compiled. Leave it out, or measure an experiment that decodes, such as latency."
         )
+
+
+def _check_caches(models: Sequence[ModelUnderTest], profile: Profile, where: str) -> None:
+    """Refuse a cache that is concatenated where steps are captured or compiled: its tensors are new at every token."""
+    concatenating = [one.model_name for one in models if one.model.concatenates]
+    if not concatenating:
+        return
+    remedies = {"cuda_graph": "--set cuda_graph=false", "compile": "--no-compile"}
+    for setting, remedy in remedies.items():
+        if getattr(profile, setting):
+            raise ConfigError(
+                f"{where}: {setting} = true, and model '{concatenating[0]}' has cache = \"concat\", whose tensors are "
+                f"allocated anew at every token. A captured or compiled step cannot do that. Use {remedy} for all "
+                "models alike, or remove the option."
+            )
 
 
 def _command(name_or_path: str, options: Sequence[tuple[str, object]], flags: Sequence[str]) -> str:

@@ -117,7 +117,7 @@ def _allocated(config: ModelConfig, spec: ModelSpec, text: Tensor) -> Quantities
     """Measure parameters, bytes of the state, and peak tensor bytes of a decode step and of a prompt."""
     model = build(config, spec, torch.float32)
     state = model.init_state(1, STEP_DEPTH + 2)
-    state.position = STEP_DEPTH - 1
+    state.start_at(STEP_DEPTH - 1)
     with torch.inference_mode():
         model(text[:, :1], state)  # allocates everything that is allocated once
         step = measure_memory(lambda: model(text[:, 1:2], state), torch.device("cpu"))

@@ -54,8 +54,9 @@ FEATURE_WORDS = {
     "fused": ("fused attention", "plain attention"),
     "grouped": ("grouped-query attention", "multi-head attention"),
     "graphs": ("CUDA graphs or compiled", "no CUDA graphs"),
+    "concatenated": ("concat cache", ""),
 }
-"""Words for a baseline with a feature, and for one without."""
+"""Words for a baseline with a feature, and for one without; empty where the latter is usual."""
 
 
 @dataclass(frozen=True)
@@ -192,7 +193,7 @@ def _cost_rows(claim: Claim, records: Iterable[Record]) -> list[ClaimRow]:
 
 def _scope(claim: Claim, record: Record, features: frozenset[str]) -> Scope | None:
     """Return the scope of a setup; None where its baseline is not the one that the claim is about."""
-    is_strong = bool(claim.strong) and features >= set(claim.strong)
+    is_strong = bool(claim.strong) and features >= set(claim.strong) and "concatenated" not in features
     if not features >= set(claim.scale.having) and not is_strong:
         return None
     if not claim.scale.holds(record):
@@ -244,7 +245,7 @@ def describe_setup(records: Sequence[Record]) -> str:
     features = _features(records)
     if features is not None:
         words = [has if name in features else lacks for name, (has, lacks) in FEATURE_WORDS.items()]
-        parts.append(" + ".join(word for word in words if word != FEATURE_WORDS["graphs"][1]))
+        parts.append(" + ".join(word for word in words if word not in ("", FEATURE_WORDS["graphs"][1])))
     return ", ".join(parts)
 
 

@@ -4,10 +4,11 @@ Cost and quality are one kind of observation: (model, point, replicate, metric, 
 cost is measured, a document where text or questions are scored, and a seed where models are trained.
 """
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
 
+from retbench.architectures.recorded import concatenates_cache
 from retbench.architectures.registry import architectures as registered
 from retbench.architectures.registry import is_baseline, title_of
 from retbench.records.record import Record
@@ -180,24 +181,29 @@ class Lineup:
 
 def lineup(records: Sequence[Record]) -> Lineup:
     """Return the models of these records."""
-    architectures = {record.model.name: record.model.architecture for record in records}
+    infos = {record.model.name: record.model for record in records}
+    architectures = {name: info.architecture for name, info in infos.items()}
+    weak = {name for name, info in infos.items() if concatenates_cache(info.architecture, info.config)}
     places = {name: place for place, name in enumerate(registered())}
 
-    def place(name: str) -> tuple[bool, int, str]:
+    def place(name: str) -> tuple[bool, int, bool, str]:
         kind = architectures[name]
-        return is_baseline(kind), places.get(kind, len(places)), name
+        return is_baseline(kind), places.get(kind, len(places)), name in weak, name
 
     models = sorted(architectures, key=place)
     baselines = [name for name in models if is_baseline(architectures[name])]
-    kinds = list(architectures.values())
-    labels = {
-        name: _own_label(architectures[name], name)
-        if kinds.count(architectures[name]) > 1
-        else title_of(architectures[name])
-        for name in models
-    }
     reference = baselines[0] if baselines else None
+    labels = _labels({name: architectures[name] for name in models}, weak)
     return Lineup(tuple(models), reference, labels, _refusals(records, reference))
+
+
+def _labels(architectures: Mapping[str, str], weak: Container[str]) -> dict[str, str]:
+    """Return a readable name of each model; of the weak ones it says that their cache is concatenated."""
+    kinds, labels = list(architectures.values()), {}
+    for name, kind in architectures.items():
+        label = _own_label(kind, name) if kinds.count(kind) > 1 else title_of(kind)
+        labels[name] = f"{label} (concat cache)" if name in weak else label
+    return labels
 
 
 def _own_label(architecture: str, name: str) -> str:

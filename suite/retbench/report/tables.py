@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from retbench.architectures.recorded import concatenates_cache
 from retbench.records.record import Record
 from retbench.report.comparisons import pair_ratios
 from retbench.report.document_comparisons import DocumentComparison
@@ -77,6 +78,17 @@ class Contents:
         ]
         quality = self.evaluations.refusals if self.evaluations else []
         return [*dict.fromkeys(costs), *quality]
+
+    @property
+    def unusual_caches(self) -> list[str]:
+        """One sentence per model whose cache is copied at every token; the rows of a table name it only by its key."""
+        infos = {record.model.name: record.model for record in self.selection.records}
+        return [
+            f'{name} copies its key-value cache at every token (cache = "concat"); the usual cache is '
+            "preallocated."
+            for name, info in infos.items()
+            if concatenates_cache(info.architecture, info.config)
+        ]
 
 
 def contents_of(selection: Selection) -> Contents:

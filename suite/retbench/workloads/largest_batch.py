@@ -136,7 +136,7 @@ def _step(context: "Context", batch_size: int) -> bool:
 
     depth = context.cell.point.context_len
     state = context.model.init_state(batch_size, depth + 1)
-    state.position = depth
+    state.start_at(depth)
     context.model(torch.zeros(batch_size, 1, dtype=torch.int64, device=context.device), state)
     if context.device.type == "cuda":
         torch.cuda.synchronize(context.device)

@@ -135,6 +135,7 @@ def fill_caches(model: Decoder, state: DecoderState, position: int, seed: int) -
     What grows with the context is filled with normal numbers of each layer's scale; the other tensors of a hybrid
     are those of the real prefill.
     """
+    state.start_at(position)
     generator = torch.Generator(state.device).manual_seed(seed)
     real = prefilled_state(model).layers
     for layer, prefilled, scales in zip(state.layers, real, cache_scales(model), strict=True):
@@ -144,4 +145,3 @@ def fill_caches(model: Decoder, state: DecoderState, position: int, seed: int) -
             stored[:, :, position:] = 0
         for name in layer.names("fixed", "window"):
             layer[name].copy_(prefilled[name])
-    state.position = position

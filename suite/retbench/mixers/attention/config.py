@@ -1,15 +1,22 @@
 """Attention: sizes, backends, cache and costs."""
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
+
+from pydantic import SerializerFunctionWrapHandler, model_serializer
 
 from retbench.mixers.mixer import Form, Projection, StateTensor, causal_pairs
 from retbench.mixers.softmax_attention import SoftmaxAttention
+
+Cache = Literal["preallocated", "concat"]
+"""Growth of a key-value cache. preallocated: it has room for a capacity, and a token is written in place. concat: each
+token is concatenated to a copy of the whole cache, as transformers' dynamic cache does."""
 
 
 class Attention(SoftmaxAttention):
     """Causal softmax attention to the whole context."""
 
     mixer: Literal["attention"] = "attention"
+    cache: Cache = "preallocated"
 
     title: ClassVar[str] = "attention"
     forms: ClassVar = {
@@ -26,8 +33,19 @@ class Attention(SoftmaxAttention):
     @property
     def state(self) -> tuple[StateTensor, ...]:
         """The key-value cache."""
-        shape = (self.num_kv_heads, self.head_dim)
-        return StateTensor("keys", shape, "per_token"), StateTensor("values", shape, "per_token")
+        shape, concatenated = (self.num_kv_heads, self.head_dim), self.cache == "concat"
+        return (
+            StateTensor("keys", shape, "per_token", concatenated=concatenated),
+            StateTensor("values", shape, "per_token", concatenated=concatenated),
+        )
+
+    @model_serializer(mode="wrap")
+    def _leave_out_default_cache(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Return the fields without the usual cache, which configurations did not state before it could be chosen."""
+        fields: dict[str, Any] = dump(self)
+        if self.cache == "preallocated":
+            fields.pop("cache", None)
+        return fields
 
     def decode_flops(self, context_len: int) -> int:
         """Return the scores of all keys and the sum of their values."""
@@ -40,6 +58,12 @@ class Attention(SoftmaxAttention):
     def prefill_flops(self, context_len: int, form: str, chunk_size: int | None, *, last_only: bool) -> int:
         """Return the products of causal attention."""
         return 4 * self.d_model * context_len if last_only else 2 * self.d_model * causal_pairs(context_len)
+
+    def append_workspace(self, context_len: int) -> int:
+        """Return the projections, queries and keys rotated, and the earlier copy of the keys or of the values."""
+        if self.cache == "preallocated":
+            return 0
+        return 2 * self.d_model + (3 + context_len) * self.kv_width
 
     def prefill_workspace(self) -> int:
         """Return queries, keys and values, twice."""

@@ -34,12 +34,14 @@ class AttentionModule(SoftmaxAttentionModule):
         """(B, T, D) to (B, T, D), or (B, 1, D) with `last_only`; `state` is advanced in place."""
         steps_fused = state is not None and self.steps_fused(x)
         if state is not None and steps_fused:
+            state.grow(positions.start, 1)
             q = self.project_step(x, state, positions)
             k, v = (state[name][:, :, : positions.start + 1] for name in ("keys", "values"))
         else:
             q, k, v = self.project(x, positions, last_only=last_only)
             if state is not None:
-                k, v = self._append(state, k, v, positions.start)
+                k = state.append("keys", k, positions.start)
+                v = state.append("values", v, positions.start)
         out = attention.BACKENDS[self.backend](q, k, v)  # (B, H, T, K)
         phase = "prefill" if x.shape[1] > 1 else "decode"
         if phase not in self.executed:  # asked once for each phase, so that a decode step does nothing for it
@@ -49,16 +51,24 @@ class AttentionModule(SoftmaxAttentionModule):
         return mixed
 
     def mixing(self, state: LayerState, batch_size: int, context_len: int) -> Callable[[], object]:
-        """Return the attention of one token to itself and the context."""
+        """Return the attention of one token to itself and the context, and the concatenation of a cache that grows."""
+        if self.config.cache == "concat":
+            return self._concatenated_mixing(batch_size, context_len)
         used = state.used(context_len + 1)
         keys, values = used["keys"], used["values"]  # (B, Hkv, context + 1, K)
         q = torch.randn(batch_size, self.config.num_heads, 1, self.config.head_dim).to(keys.dtype)
         return partial(attention.BACKENDS[self.backend], q, keys, values)
 
-    @staticmethod
-    def _append(state: LayerState, keys: Tensor, values: Tensor, start: int) -> tuple[Tensor, Tensor]:
-        """Write keys and values (B, Hkv, T, K) at position `start`; return views of everything up to their end."""
-        end = start + keys.shape[2]
-        state["keys"][:, :, start:end] = keys
-        state["values"][:, :, start:end] = values
-        return state["keys"][:, :, :end], state["values"][:, :, :end]
+    def _concatenated_mixing(self, batch_size: int, context_len: int) -> Callable[[], object]:
+        """Return the attention of one token to a cache of the context's length, to which it is concatenated."""
+        config, weight = self.config, self.out_proj.weight
+        shape = (batch_size, config.num_kv_heads, context_len + 1, config.head_dim)
+        cached = [torch.randn(shape).to(weight.dtype).split([context_len, 1], dim=2) for _ in range(2)]
+        caches = [(context.contiguous(), new) for context, new in cached]
+        q = torch.randn(batch_size, config.num_heads, 1, config.head_dim).to(weight.dtype)
+
+        def mix() -> object:
+            keys, values = (torch.cat(pair, dim=2) for pair in caches)
+            return attention.BACKENDS[self.backend](q, keys, values)
+
+        return mix
