@@ -8,7 +8,7 @@ from retbench.architectures.retnet import retnet_config
 from retbench.config.experiment import load_experiment
 from retbench.errors import ConfigError
 from retbench.mixers import module as mixer_module
-from retbench.mixers.attention.module import AttentionModule
+from retbench.mixers.state import LayerState
 from retbench.models.build import build_model
 from retbench.models.equivalence import check_equivalence, relative_error
 from retbench.models.mixer_comparison import head_error
@@ -113,23 +113,23 @@ def stand_one_too_far(monkeypatch):
 
 def write_one_too_early(monkeypatch):
     """Keys and values go where those of the token before are."""
-    honest = AttentionModule._append
+    honest = LayerState.append
     monkeypatch.setattr(
-        AttentionModule,
-        "_append",
-        staticmethod(lambda state, k, v, start: honest(state, k, v, max(0, start - 1))),
+        LayerState,
+        "append",
+        lambda state, name, entries, start: honest(state, name, entries, max(0, start - 1)),
     )
 
 
 def read_one_too_few(monkeypatch):
     """A decode step does not see its own key."""
-    honest = AttentionModule._append
+    honest = LayerState.append
 
-    def short(state, k, v, start):
-        keys, values = honest(state, k, v, start)
-        return (keys[:, :, :-1], values[:, :, :-1]) if k.shape[2] == 1 else (keys, values)
+    def short(state, name, entries, start):
+        seen = honest(state, name, entries, start)
+        return seen[:, :, :-1] if entries.shape[2] == 1 else seen
 
-    monkeypatch.setattr(AttentionModule, "_append", staticmethod(short))
+    monkeypatch.setattr(LayerState, "append", short)
 
 
 def see_the_next_token(monkeypatch):
