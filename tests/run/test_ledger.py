@@ -36,6 +36,18 @@ def test_what_is_on_disk_is_skipped(plan_of: Planner, run_info: RunInfo, tmp_pat
     assert cell in book.cell_order("retnet", 0)
 
 
+def test_cells_that_compile_come_after_those_that_do_not(
+    plan_of: Planner, run_info: RunInfo, tmp_path: Path
+) -> None:
+    prompts = "workloads.prefill.context_len=[16, 32]"
+    book = make(plan_of("rounds=4", prompts, "compile=true"), run_info, tmp_path / "a.jsonl")
+    for number in range(4):
+        found = [cell.workload for cell in book.cell_order("retnet", number)]
+        assert found == ["prefill", "prefill", "decode", "decode"]
+    eager = make(plan_of("rounds=20", prompts), run_info, tmp_path / "b.jsonl")
+    assert {eager.cell_order("retnet", number)[0].workload for number in range(20)} == {"prefill", "decode"}
+
+
 def test_orders_are_shuffled_by_seed_round_and_model(
     plan_of: Planner, run_info: RunInfo, tmp_path: Path
 ) -> None:
