@@ -145,14 +145,7 @@ def retention_chunkwise(
     With 16-bit values the products take 16-bit factors and accumulate in float32, as in fla's kernels
     (`fla/ops/simple_gla/chunk.py`) and in fused attention; decays and the state between chunks stay in float32.
 
-    Args:
-        q: As there.
-        k: As there.
-        v: As there.
-        log_decay: As there.
-        state: As there.
-        chunk_size: Tokens of a chunk.
-        wide_products: Take factors of products in the wide dtype instead.
+    `wide_products` takes the factors in the wide dtype instead.
     """
     check_shapes(q, k, v, log_decay, state)
     wide = wide_dtype(v.dtype)
