@@ -11,6 +11,7 @@ from retbench.records.record import Gate, GateCheck, Record
 from retbench.report.frames import load_results
 from retbench.report.points import lineup
 from retbench.report.provenance import (
+    describe_conditions,
     environment_table,
     equivalence_table,
     executed_table,
@@ -137,3 +138,13 @@ def test_facts_that_change_are_shown_as_ranges() -> None:
     assert rows["memory_bytes"] == ["16.0 GiB"]
     assert rows["versions.torch"] == ["2.13.0"]
     assert rows["measured read bandwidth"] == ["30.0 GB/s"]
+
+
+def test_compiled_steps_are_a_condition_of_what_they_gave(cpu_records: list[Record]) -> None:
+    models = lineup(cpu_records)
+    decoded = [record for record in cpu_records if record.workload == "decode"]
+    compiled = [
+        record.model_copy(update={"backend": {**record.backend, "compile": True}}) for record in decoded
+    ]
+    assert "compiled steps" not in describe_conditions(decoded, models)
+    assert "compiled steps" in describe_conditions(compiled, models)

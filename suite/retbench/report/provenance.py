@@ -62,6 +62,7 @@ def _cost_conditions(latest: Record, records: Sequence[Record], models: Lineup) 
     return [
         f"{key.threads} thread{'' if key.threads == 1 else 's'}",
         *([graph] if "cuda" in str(key.device) else []),
+        *(["compiled steps"] if any(record.backend.get("compile") is True for record in records) else []),
         f"parameters without embedding: {', '.join(counts)}",
     ]
 
