@@ -93,6 +93,17 @@ def test_documents_that_make_no_ratio_are_refused(
         ratio_of_sums(tops, bottoms)
 
 
+def test_a_ratio_beyond_all_numbers_is_refused_and_one_of_some_resamples_has_an_infinite_end() -> None:
+    with pytest.raises(RecordError, match="no finite number"):
+        ratio_of_sums([2.0**63] * 12, [5e-324] * 12)
+    # Most resamples miss the only document with a denominator that matters.
+    found = ratio_of_sums([2.0**63] * 12, [1.0] + [5e-324] * 11)
+    assert math.isfinite(found.value)
+    assert found.high == math.inf
+    assert found.low is not None
+    assert math.isfinite(found.low)
+
+
 def test_what_cannot_be_asked_for_is_refused() -> None:
     with pytest.raises(RecordError, match="2 answers on one side and 1"):
         paired_accuracy([True, False], [True])

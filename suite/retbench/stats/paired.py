@@ -81,14 +81,24 @@ def ratio_of_sums(
             f"the smallest is {columns[1].min()} and their sum {columns[1].sum()}. Find the record that holds them."
         )
     num_documents = columns.shape[1]
-    value = float(columns[0].sum() / columns[1].sum())
+    top, bottom = (float(column.sum()) for column in columns)
+    value = top / bottom
+    if not math.isfinite(value):
+        raise RecordError(
+            f"the sums over the documents are {top} and {bottom}, whose ratio is no finite number. Find the record "
+            "that holds them."
+        )
     if num_documents < MIN_DOCUMENTS:
         return Estimate(value, None, None, num_documents)
     sums = _resampled_sums(columns, num_resamples, seed)
-    ratios = np.divide(sums[0], sums[1], out=np.full(num_resamples, math.inf), where=sums[1] > 0)
+    with np.errstate(over="ignore"):
+        ratios = np.divide(sums[0], sums[1], out=np.full(num_resamples, math.inf), where=sums[1] > 0)
     quantile = stdtrit(num_documents - 1, (1 - CONFIDENCE) / 2)
     level = float(ndtr(math.sqrt(num_documents / (num_documents - 1)) * quantile))
-    low, high = np.quantile(ratios, [level, 1 - level])
+    # Between two infinite values there is no line, and the result of the interpolation is not a number.
+    with np.errstate(invalid="ignore"):
+        ends = np.quantile(ratios, [level, 1 - level])
+    low, high = np.where(np.isnan(ends), math.inf, ends)
     return Estimate(value, float(low), float(high), num_documents)
 
 
