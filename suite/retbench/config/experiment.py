@@ -142,7 +142,7 @@ class Profile(Strict):
     trained_by: NamePair | None = None
     """EXPERIMENT/PROFILE of another file whose trained models are measured."""
     models: dict[Name, AnyModelSpec] | None = None
-    """Every model of the profile, where the profile has tables `models.NAME` of its own: they add models, and replace
+    """Every model of the profile, where the profile itself has tables `models.NAME`: they add models, and replace
     fields of the experiment's models. The experiment's models when absent."""
     workloads: Workloads
 

@@ -54,6 +54,8 @@ def compile_step(step: Callable[..., T], *inputs: Any, packs_weights: bool = Fal
 
     torch.compiler.set_stance("default")
     start = time.perf_counter()
+    # Inputs are still checked at every run. A module that is compiled does not change, and checking each of its weights
+    # took 0.1 ms of a step of 3 ms.
     filtered: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe}
     run = torch.compile(step, fullgraph=True, dynamic=True, options=filtered)
     try:

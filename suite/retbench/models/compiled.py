@@ -25,7 +25,7 @@ class CompiledStep:
         run: Takes tokens (B, 1) and a state, which it advances; returns the logits, (B, 1, N).
         logits: Those of the run that made it ready.
         seconds: Wall time of the compilation that made its code.
-        packs_weights: Whether the code holds weights in a layout of its own.
+        packs_weights: Whether the code holds the weights once more, packed for its products.
     """
 
     run: Callable[[Tensor, DecoderState], Tensor]

@@ -39,7 +39,7 @@ def attend_reference(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class _FlashVersion:
-    """A version of FlashAttention that torch can run in place of its own, version 2.
+    """A version of FlashAttention that torch can run in place of the version 2 that it contains.
 
     Attributes:
         name: torch's name of it.

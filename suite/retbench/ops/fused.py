@@ -9,7 +9,7 @@ one node, and fake tensors give its shapes without a GPU. The operators have no 
 
 Why retention takes two launches, `retention_step` and `norm_gate`: at batch 1 the heads alone are too few programs to
 fill a GPU, so each program of the step takes some columns of the state, which are independent. The norm of a head needs
-all of its columns. It therefore follows in a launch of its own, which reads V values per head, not K V.
+all of its columns. It therefore follows in a second launch, which reads V values per head, not K V.
 """
 
 import importlib.util

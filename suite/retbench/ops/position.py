@@ -39,7 +39,7 @@ class Positions(NamedTuple):
         return Positions(self.start + self.length - 1, 1, *values)
 
     def part(self, index: int) -> "Positions":
-        """Return the positions of queries, 0, or of keys, 1, where they have tables of their own."""
+        """Return the positions of queries, 0, or of keys, 1, where their tables differ."""
         assert self.cos is not None
         assert self.sin is not None
         return self._replace(cos=self.cos[:, index], sin=self.sin[:, index])
@@ -88,7 +88,7 @@ class Rotary(nn.Module):
         base: The slowest pair turns by about 1 / base per token.
         normed_decay: Returns the logarithm of the decay of each head, (H,), if retention is divided by the square
             root of the row sum of D.
-        key_scale: Factor of rotated keys, which have tables of their own then.
+        key_scale: Factor of rotated keys; with it keys have other tables than queries.
     """
 
     def __init__(

@@ -20,8 +20,9 @@ from retbench.workloads.workload import find_workload
 WORKER_START_S = 2.0
 """Estimated time from starting a worker's process to its first cell, on a current CPU."""
 
-FIRST_COMPILATION_S, CACHED_COMPILATION_S = 1.5, 0.3
-"""Estimated time of compiling a block's decode step, and of finding its code in the cache on disk."""
+FIRST_COMPILATION_S, CACHED_COMPILATION_S = 1.7, 0.9
+"""Estimated time of compiling a block's decode step, and of finding its code in the cache on disk: six blocks took 9.0
+to 11.5 s and 5.3 to 5.6 s on an Intel Xeon."""
 
 GATE_PREFILLS, GATE_TOKENS = 12, 2048
 """Estimated time of the equivalence check, in prefills of so many tokens."""

@@ -93,7 +93,7 @@ def _make_steps(
 ) -> tuple[Step, Step, Notes]:
     """Return the untimed step back to the depth, the timed one, and notes on how they run.
 
-    Steps that are compiled or replayed are first held against the eager ones.
+    Steps that are compiled or replayed are first compared with the eager ones.
 
     Raises:
         GateError: their logits differ by more than the equivalence check allows at this dtype.
