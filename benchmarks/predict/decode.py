@@ -7,67 +7,78 @@ from statistics import median
 import torch
 
 from benchmarks.peers.outcomes import Limit, Outcome, speed_outcome
-from retbench.architectures.architecture import ModelSpec
 from retbench.architectures.configs import ModelConfig
 from retbench.architectures.matching import resolve_model
-from retbench.architectures.retnet import RetNetSpec
-from retbench.architectures.transformer import TransformerSpec
+from retbench.architectures.registry import named_specs
 from retbench.measure.clock import time_steps
 from retbench.models.build import build_model
+from retbench.models.compiled import StepCompiler
+from retbench.models.decoder import Decoder
+from retbench.models.state import DecoderState
+from retbench.planning.prediction import StepTime, expected
 from retbench.units import format_tokens
-from retbench.workloads.parts import CPU, measure_parts
+from retbench.workloads.step_rates import count_operators, measure_step_rates
 
-DEPTHS = (1024, 2048, 4096, 8192, 16384, 32768)
-WITHIN = Limit(low=0.75, high=1.25)
+DEPTHS = (1024, 8192, 32768)
+WITHIN = Limit(low=0.8, high=1.25)
 DTYPE = "float32"
+CPU = torch.device("cpu")
 WARMUP_S = 0.2
 NUM_STEPS = 20
 
-SPECS: dict[str, ModelSpec] = {
-    "retnet": RetNetSpec(architecture="retnet"),
-    "transformer": TransformerSpec(architecture="transformer"),
-}
 
+def decode(rounds: int, size: str, *, compiled: bool = False) -> Iterator[Outcome]:
+    """Compare predicted and measured seconds of a step of every architecture at every depth.
 
-def decode(rounds: int, size: str) -> Iterator[Outcome]:
-    """Compare predicted and measured seconds of a step at every depth; parts are timed again in each round."""
-    predicted: dict[tuple[str, int], list[float]] = {(name, depth): [] for name in SPECS for depth in DEPTHS}
+    The rates behind the predictions are measured again in each round; they are the same for all models.
+    """
+    models = {spec.architecture: (resolve_model(spec, size), spec.backend) for spec in named_specs().values()}
+    predicted: dict[tuple[str, int], list[float]] = {(name, depth): [] for name in models for depth in DEPTHS}
     measured: dict[tuple[str, int], list[float]] = {place: [] for place in predicted}
+    counts = {
+        config.fingerprint: count_operators(config, getattr(torch, DTYPE), backend=backend)
+        for config, backend in models.values()
+    }
     for number in range(1, rounds + 1):
-        for name, spec in SPECS.items():
-            config = resolve_model(spec, size)
-            curve = measure_parts(config, DTYPE, 1, DEPTHS, backend=spec.backend)
-            steps = _measure_steps(config, spec.backend)
+        rates = measure_step_rates(CPU, getattr(torch, DTYPE), compiled=compiled)
+        step_time: StepTime = expected(rates, DTYPE, lambda model: counts[model.fingerprint])
+        for name, (config, backend) in models.items():
+            steps = _measure_steps(config, backend, compiled=compiled)
             for depth in DEPTHS:
-                predicted[name, depth].append(curve.seconds(depth))
+                predicted[name, depth].append(step_time(config, 1, depth))
                 measured[name, depth].append(steps[depth])
         print(f"  round {number}/{rounds}", file=sys.stderr, flush=True)
     for name, depth in predicted:
-        bar = f"decode-{size}: {name} at {format_tokens(depth)}"
+        bar = f"decode-{size}{'-compiled' if compiled else ''}: {name} at {format_tokens(depth)}"
         yield speed_outcome(bar, predicted[name, depth], measured[name, depth], WITHIN, "predicted, measured")
 
 
 @torch.inference_mode()
-def _measure_steps(config: ModelConfig, backend: str) -> dict[int, float]:
-    """Return the median seconds of a step at every depth, after a step at the depth before, as in `decode`."""
+def _measure_steps(config: ModelConfig, backend: str, *, compiled: bool) -> dict[int, float]:
+    """Return the median seconds of a step at every depth, each after a step at the depth before."""
+    torch.compiler.set_stance("default")
     model = build_model(config, dtype=getattr(torch, DTYPE), device=CPU, seed=0, backend=backend)
     state = model.init_state(1, DEPTHS[-1] + 1)
     for layer in state.layers:
         for held in layer.tensors.values():
-            held.normal_()
-    token = torch.zeros(1, 1, dtype=torch.int64)
-
-    def step() -> None:
-        model(token, state)
-
-    def advance_to(depth: int) -> Callable[[], None]:
-        def advance() -> None:
-            state.position = depth - 1
-            step()
-
-        return advance
-
+            held.normal_()  # pages that nothing was written to are all one in memory
     return {
-        depth: median(time_steps(step, advance_to(depth), device=CPU, warmup_s=WARMUP_S, min_steps=NUM_STEPS))
-        for depth in DEPTHS
+        depth: _seconds_at(depth, model, state, StepCompiler(model) if compiled else None) for depth in DEPTHS
     }
+
+
+def _seconds_at(depth: int, model: Decoder, state: DecoderState, compiler: StepCompiler | None) -> float:
+    """Return the median seconds of a step at a depth."""
+    token = torch.zeros(1, 1, dtype=torch.int64)
+    run: Callable[..., object] = model
+
+    def go_back() -> None:
+        state.position = depth - 1
+        run(token, state)
+
+    if compiler is not None:
+        go_back()
+        run = compiler.prepare(token, state).run
+    return median(
+        time_steps(lambda: run(token, state), go_back, device=CPU, warmup_s=WARMUP_S, min_steps=NUM_STEPS)
+    )

@@ -91,6 +91,7 @@ def test_records_at_another_dtype_are_refused(tmp_path: Path) -> None:
         ((), 2, "give either MODEL or --paper"),
         (("retnet", "--paper"), 2, "give either MODEL or --paper"),
         (("--paper", "--size", "13b"), 2, "leave out --size"),
+        (("retnet", "--compile"), 2, "--device cpu or cuda"),
         (("retnet", "--ceilings", "nowhere", "--device", "h200"), 2, "leave out --device"),
         (("retnet", "--kv-heads", "0"), 2, "--kv-heads"),
         (("retnet", "--ceilings", "nowhere"), 2, "no results at 'nowhere'"),
@@ -137,7 +138,7 @@ def test_a_datasheet_needs_no_torch() -> None:
 
 
 @pytest.mark.slow
-def test_this_cpu_is_measured_part_by_part(tmp_path: Path) -> None:
+def test_this_cpu_is_measured_operator_by_operator(tmp_path: Path) -> None:
     words = [
         "predict",
         "retnet",

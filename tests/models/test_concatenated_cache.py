@@ -142,16 +142,6 @@ def test_every_token_copies_the_whole_cache():
         assert found.num_bytes == (state.num_bytes if copies else 0)
 
 
-def test_mixing_for_a_prediction_copies_the_cache_too():
-    _, model = pair(dtype=torch.float32)
-    state = model.init_state(2, 101)
-    mixing = model.mixers[0].mixing(state.layers[0], 2, 100)
-    with torch.no_grad(), Concatenations() as found:
-        mixing()
-    of_layer = costs.state_bytes(model.config, "float32", 2, 101) // model.config.num_layers
-    assert (found.count, found.num_bytes) == (2, of_layer)
-
-
 def test_a_position_without_its_tokens_is_an_error():
     _, model = pair()
     state = model.init_state(1, 8)

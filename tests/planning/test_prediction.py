@@ -1,13 +1,15 @@
 """What decoding should take: the arithmetic, with made-up devices."""
 
+from dataclasses import replace
+from math import log
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from report.synthetic_records import matched_pair
 from retbench.architectures import costs
-from retbench.errors import ConfigError
-from retbench.planning.prediction import StepCurve, find_crossover, predict, roofline
+from retbench.planning.prediction import OperatorCount, StepRates, expected, find_crossover, predict, roofline
 from retbench.records.record import Ceilings
 
 PAIR = matched_pair("25m")
@@ -65,14 +67,47 @@ def test_the_crossover_is_the_first_length_that_looking_at_each_finds(
     assert found.context_len == (ahead[0] if ahead else None)
 
 
-def test_a_step_lies_on_a_line_between_lengths() -> None:
-    curve = StepCurve({100: 7.0, 300: 11.0})
-    assert curve.seconds(100) == 7.0
-    assert curve.seconds(150) == 8.0
-    assert curve.seconds(300) == 11.0
+RATES = StepRates(
+    products=((10**6, 4e9), (10**9, 2e9)),
+    attention=((10**6, 1e9),),
+    recurrence=((10**6, 5e8),),
+    matmul_flops_per_s=1e15,
+    operator_s=((10**6, 1e-5), (10**9, 3e-5)),
+)
+COUNT = OperatorCount(total=100, products=30)
 
 
-@pytest.mark.parametrize("length", [99, 301])
-def test_a_curve_says_nothing_of_lengths_outside(length: int) -> None:
-    with pytest.raises(ConfigError, match="lies outside 100 to 300"):
-        StepCurve({100: 7.0, 300: 11.0}).seconds(length)
+def test_an_expected_step_is_its_bytes_at_the_rates_of_its_footprint_and_its_operators() -> None:
+    step_time = expected(RATES, "float32", lambda model: COUNT)
+    for model in (RETNET, TRANSFORMER):
+        moved = costs.decode_traffic(model, "float32", 1, 1024)
+        share = log(moved.footprint / 1e6) / log(1e3)
+        assert 0 < share < 1
+        assert step_time(model, 1, 1024) == pytest.approx(
+            moved.weights / (4e9 - share * 2e9)
+            + moved.caches / 1e9
+            + moved.states / 5e8
+            + 100 * (1e-5 + share * 2e-5)
+        )
+
+
+def test_a_compiled_step_pays_for_its_products_only() -> None:
+    compiled = replace(RATES, operator_s=(), product_s=1e-3)
+    free = replace(RATES, operator_s=(), product_s=0.0)
+    times = [expected(rates, "float32", lambda model: COUNT)(RETNET, 1, 64) for rates in (compiled, free)]
+    assert times[0] - times[1] == pytest.approx(30e-3)
+
+
+def test_a_large_batch_is_bound_by_its_operations() -> None:
+    slow = replace(RATES, matmul_flops_per_s=1e6)
+    found = expected(slow, "float32", lambda model: COUNT)(RETNET, 64, 64)
+    assert found > costs.decode_flops(RETNET, 64, 64) / 1e6
+
+
+@given(batch_size=st.integers(1, 64), context_len=st.integers(1, 2**17))
+def test_the_traffic_of_a_step_is_what_it_moves(batch_size: int, context_len: int) -> None:
+    for model in (RETNET, TRANSFORMER):
+        moved = costs.decode_traffic(model, "bfloat16", batch_size, context_len)
+        assert sum(moved) == costs.decode_bytes(model, "bfloat16", batch_size, context_len)
+    assert costs.decode_traffic(RETNET, "bfloat16", batch_size, context_len).caches == 0
+    assert moved.states == 0

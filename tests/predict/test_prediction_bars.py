@@ -5,7 +5,9 @@ import pytest
 from benchmarks.predict import __main__ as command
 from benchmarks.predict import decode
 from benchmarks.predict.bars import BARS
-from retbench.workloads import parts
+from retbench.architectures.registry import named_specs
+from retbench.units import MIB
+from retbench.workloads import step_rates
 
 
 def test_the_list_names_every_bar(capsys: pytest.CaptureFixture[str]) -> None:
@@ -18,17 +20,19 @@ def test_an_unknown_bar_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert "Did you mean 'decode-25m'" in capsys.readouterr().err
 
 
-def test_a_line_a_model_and_depth_holds_predicted_and_measured_seconds(
+def test_a_line_per_model_and_depth_holds_predicted_and_measured_seconds(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for module in (parts, decode):
-        monkeypatch.setattr(module, "WARMUP_S", 0.0)
-    monkeypatch.setattr(parts, "NUM_SAMPLES", 1)
+    monkeypatch.setattr(step_rates, "_WARMUP_S", 0.0)
+    monkeypatch.setattr(step_rates, "_NUM_SAMPLES", 1)
+    monkeypatch.setattr(step_rates, "_footprints", lambda device: [4 * MIB])
+    monkeypatch.setattr(decode, "WARMUP_S", 0.0)
     monkeypatch.setattr(decode, "NUM_STEPS", 1)
     monkeypatch.setattr(decode, "DEPTHS", (64, 128))
     lines = list(decode.decode(2, "1m"))
+    architectures = dict.fromkeys(spec.architecture for spec in named_specs().values())
     assert [line.bar for line in lines] == [
-        f"decode-1m: {name} at {depth}" for name in ("retnet", "transformer") for depth in (64, 128)
+        f"decode-1m: {name} at {depth}" for name in architectures for depth in (64, 128)
     ]
     for line in lines:
         assert line.ours > 0

@@ -4,6 +4,8 @@ A multiply and an add are two operations. Norms, activations, rotations and soft
 counts; everything that moves through memory once a step is in the byte counts. Tests compare each with the real model.
 """
 
+from typing import NamedTuple
+
 from retbench.architectures.configs import ModelConfig, form_of
 from retbench.mixers.feed_forward import FeedForward
 from retbench.mixers.mixer import DTYPE_BYTES, WIDE_BYTES, Mixer
@@ -107,20 +109,36 @@ def largest_batch(config: ModelConfig, dtype: str, memory_bytes: int, context_le
     return max(0, (memory_bytes - weight_bytes(config, dtype)) // sequence)
 
 
-def decode_bytes(config: ModelConfig, dtype: str, batch_size: int, context_len: int) -> int:
-    """Return the bytes that one decode step at depth `context_len` must move at the least.
+class Traffic(NamedTuple):
+    """The bytes that one decode step must move at the least, by what they hold; see `StateTensor.bytes_moved`."""
 
-    All weights once (of the embedding table only the rows of the tokens), and what the state's tensors need (see
-    `StateTensor.bytes_moved`).
-    """
+    weights: int
+    """All weights once; of the embedding table only the rows of the tokens."""
+    caches: int
+    """Entries for tokens: keys and values."""
+    states: int
+    """Tensors of a fixed size, read and written."""
+
+    @property
+    def footprint(self) -> int:
+        """The different bytes among them: a state is read and written in place."""
+        return self.weights + self.caches + self.states // 2
+
+
+def decode_traffic(config: ModelConfig, dtype: str, batch_size: int, context_len: int) -> Traffic:
+    """Return the bytes that one decode step at depth `context_len` must move at the least."""
     table_rows_unread = config.vocab_size - batch_size
     weights = (num_params(config) - table_rows_unread * config.d_model) * DTYPE_BYTES[dtype]
-    moved = sum(
-        block.count * one.bytes_moved(dtype, context_len)
-        for block in config.blocks
-        for one in block.mixer.state
-    )
-    return weights + batch_size * moved
+    moved = {True: 0, False: 0}
+    for block in config.blocks:
+        for one in block.mixer.state:
+            moved[one.kind == "fixed"] += block.count * one.bytes_moved(dtype, context_len)
+    return Traffic(weights, batch_size * moved[False], batch_size * moved[True])
+
+
+def decode_bytes(config: ModelConfig, dtype: str, batch_size: int, context_len: int) -> int:
+    """Return the sum of `decode_traffic`."""
+    return sum(decode_traffic(config, dtype, batch_size, context_len))
 
 
 def prefill_bytes(config: ModelConfig, dtype: str, batch_size: int, context_len: int) -> int:

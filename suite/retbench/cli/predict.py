@@ -66,13 +66,16 @@ def predict(
     context: ContextLens = None,
     batch: BatchSizes = None,
     kv_heads: KvHeads = None,
+    compile_step: Annotated[
+        bool, typer.Option("--compile", help="Predict compiled steps; needs --device cpu or cuda.")
+    ] = False,
     paper: ComparePaper = False,
     as_json: AsJson = False,
 ) -> None:
     """Predict time per token, memory, largest batch and crossover.
 
-    MODEL is compared with its counterpart. From a datasheet or from measured ceilings the time is the least that the
-    device allows; on a CPU, where the parts of a step are measured one by one, it is the expected time.
+    MODEL is compared with its counterpart. From a datasheet or recorded ceilings the time is the least that the device
+    allows. With --device cpu or cuda, where the operators of a step are measured one by one, it is the expected time.
     """
     from retbench.architectures.matching import resolve_model
     from retbench.planning import prediction
@@ -88,7 +91,13 @@ def predict(
     specs = _specs(model, kv_heads)
     models = {name: resolve_model(spec, size) for name, spec in specs.items()}
     backends = [(config, specs[name].backend) for name, config in models.items()]
-    target = _target(device, ceilings, dtype, backends, batches, contexts)
+    is_measured = ceilings is None and device.partition(":")[0] in ("cpu", "cuda")
+    if compile_step and not is_measured:
+        raise typer.BadParameter("--compile needs a device that is measured now: --device cpu or cuda")
+    if is_measured:
+        target = _measured(device, dtype, backends, compiled=compile_step)
+    else:
+        target = _looked_up(device, ceilings, dtype)
     found = prediction.predict(
         models,
         [(batch_size, context_len) for batch_size in batches for context_len in contexts],
@@ -98,8 +107,7 @@ def predict(
     )
     first, second = models.values()
     crossovers = [
-        prediction.find_crossover(first, second, batch_size, target.step_time, target.within)
-        for batch_size in batches
+        prediction.find_crossover(first, second, batch_size, target.step_time) for batch_size in batches
     ]
     (_print_json if as_json else _print_text)(size, target, found, crossovers)
 
@@ -118,25 +126,27 @@ def _specs(model: str, kv_heads: int | None) -> "dict[str, ModelSpec]":
     return dict(sorted(specs.items(), key=lambda item: is_baseline(item[1].architecture)))
 
 
-def _target(
-    device: str,
-    ceilings: Path | None,
-    dtype: str | None,
-    models: "Sequence[tuple[ModelConfig, str]]",
-    batches: Sequence[int],
-    contexts: Sequence[int],
+def _measured(
+    device: str, dtype: str | None, models: "Sequence[tuple[ModelConfig, str]]", *, compiled: bool
 ) -> "PredictionTarget":
-    """Return the device with its ceilings: from records, from a datasheet, or measured now."""
+    """Return a device of this machine with what it reaches now."""
+    from retbench.cli.in_process import check_dtype
+    from retbench.cli.targets import measured_target
+
+    check_dtype(dtype)
+    usual = "float32" if device == "cpu" else "bfloat16"
+    return measured_target(device, models, dtype or usual, compiled=compiled)
+
+
+def _looked_up(device: str, ceilings: Path | None, dtype: str | None) -> "PredictionTarget":
+    """Return a device with its ceilings: from records, or from a datasheet."""
     from retbench.cli import targets
     from retbench.cli.in_process import check_dtype
 
     check_dtype(dtype)
     if ceilings is not None:
         return targets.recorded_target(ceilings, dtype)
-    if device == "cpu":
-        return targets.measured_cpu(models, batches, contexts, dtype or "float32")
-    of_device = targets.measured_gpu if device.partition(":")[0] == "cuda" else targets.datasheet_target
-    return of_device(device, dtype or "bfloat16")
+    return targets.datasheet_target(device, dtype or "bfloat16")
 
 
 def _print_json(

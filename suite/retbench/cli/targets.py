@@ -13,7 +13,7 @@ from retbench.errors import RecordError, shown
 from retbench.measure import machine
 from retbench.measure.environment import machine_name
 from retbench.papers.papers import find_datasheet
-from retbench.planning.prediction import LONGEST_CONTEXT, StepTime, roofline
+from retbench.planning.prediction import StepTime, expected, roofline
 from retbench.records.record import Ceilings, ReadRate
 from retbench.run.devices import find_device
 
@@ -28,8 +28,7 @@ class PredictionTarget:
         memory_bytes: None if unknown.
         step_time: Gives the time of a step.
         dtype: Dtype of the weights.
-        ceilings: Bandwidth and products, which bound the time; None where it is the expected time, from measured parts.
-        within: Context lengths for which `step_time` is defined.
+        ceilings: Bandwidth and products, which bound the time; None where it is the expected time.
     """
 
     title: str
@@ -38,7 +37,6 @@ class PredictionTarget:
     step_time: StepTime
     dtype: str
     ceilings: Ceilings | None
-    within: tuple[int, int] = (1, LONGEST_CONTEXT)
 
 
 def _bounded(
@@ -108,45 +106,41 @@ def _median_ceilings(found: Sequence[Ceilings]) -> Ceilings:
     )
 
 
-def measured_gpu(device: str, dtype: str) -> PredictionTarget:
-    """Return a GPU of this machine, by the ceilings that it reaches now; UnsupportedError if there is none."""
+def measured_target(
+    device: str, models: Sequence[tuple[ModelConfig, str]], dtype: str, *, compiled: bool
+) -> PredictionTarget:
+    """Return a device of this machine, by what it reaches now at the operators of a step.
+
+    Args:
+        device: cpu, cuda or cuda:N.
+        models: Each with its backend.
+        dtype: Dtype of the weights.
+        compiled: Predict compiled steps.
+
+    Raises:
+        UnsupportedError: the device is not there, or nothing can be compiled on it.
+    """
     found = find_device(device)
     become_worker(found.name)
     import torch
 
-    from retbench.measure.ceilings import measure_ceilings
+    from retbench.workloads.step_rates import count_operators, measure_step_rates
 
+    torch_dtype = getattr(torch, dtype)
     with alone_on_machine("retbench predict"):
-        ceilings = measure_ceilings(torch.device(found.name), getattr(torch, dtype))
-    return _bounded(machine_name(found.name), "measured now", found.memory_bytes, ceilings, dtype)
-
-
-def measured_cpu(
-    models: Sequence[tuple[ModelConfig, str]], batches: Sequence[int], contexts: Sequence[int], dtype: str
-) -> PredictionTarget:
-    """Return this machine's CPU, by the parts of each model's step, which are measured now.
-
-    Args:
-        models: Each with its backend.
-        batches: Batch sizes at which parts are measured.
-        contexts: Context lengths at which they are measured.
-        dtype: Dtype of the weights.
-    """
-    become_worker("cpu")
-    from retbench.workloads.parts import measure_parts
-
-    lengths = sorted(set(contexts))
-    with alone_on_machine("retbench predict"):
-        curves = {
-            (model.fingerprint, batch): measure_parts(model, dtype, batch, lengths, backend=backend)
-            for model, backend in models
-            for batch in batches
-        }
-
-    def step_time(model: ModelConfig, batch_size: int, context_len: int) -> float:
-        return curves[model.fingerprint, batch_size].seconds(context_len)
-
-    source = "parts of a step measured now, each at its own shape"
-    memory_bytes = machine.memory_limit_bytes() or psutil.virtual_memory().total
-    within = (lengths[0], lengths[-1])
-    return PredictionTarget(machine_name("cpu"), source, memory_bytes, step_time, dtype, None, within)
+        rates = measure_step_rates(torch.device(found.name), torch_dtype, compiled=compiled)
+    counts = {
+        model.fingerprint: count_operators(model, torch_dtype, backend=backend) for model, backend in models
+    }
+    is_cpu = found.name == "cpu"
+    memory_bytes = (
+        machine.memory_limit_bytes() or psutil.virtual_memory().total if is_cpu else found.memory_bytes
+    )
+    return PredictionTarget(
+        title=machine_name(found.name),
+        source=f"operators of {'compiled' if compiled else 'eager'} steps measured now",
+        memory_bytes=memory_bytes,
+        step_time=expected(rates, dtype, lambda model: counts[model.fingerprint]),
+        dtype=dtype,
+        ceilings=None,
+    )

@@ -216,10 +216,6 @@ class Mixer(Strict):
         """Return the input projection as other formats split it; None where no other format is read."""
         return None
 
-    def narrowed(self, head_dim: int) -> Self:
-        """Return the same mixer with heads of a small width, for the overhead of a step: see `workloads.parts`."""
-        return self.model_copy(update={"d_model": head_dim * self.num_heads})
-
     def check_rotary_heads(self) -> None:
         """Raise ValueError if a head does not consist of pairs to rotate."""
         if self.d_model % (2 * self.num_heads):

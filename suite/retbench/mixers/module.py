@@ -1,6 +1,5 @@
 """The torch side of mixers: the interface that the decoder calls, and what mixers of one operator share."""
 
-from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -26,14 +25,11 @@ from retbench.ops.retention import (
     wide_dtype,
 )
 
-STEP_DECAY = 0.99
-"""Decay of every head in `LinearOperatorModule.mixing`: the time of a step does not depend on it."""
-
 
 class MixerModule(FusedSteps):
     """Base of every mixer's module: (B, T, D) in and out, with a state that is advanced in place.
 
-    A subclass implements `forward` and `mixing`, and may override `missing_reason`, `encoding` and `after_operator`.
+    A subclass implements `forward`, and may override `missing_reason`, `encoding` and `after_operator`.
 
     Args:
         config: The mixer.
@@ -95,10 +91,6 @@ class MixerModule(FusedSteps):
         self, x: Tensor, state: LayerState | None, positions: Positions, *, last_only: bool = False
     ) -> Tensor:
         """(B, T, D) to (B, T, D), or (B, 1, D) with `last_only`; `state` is advanced in place."""
-        raise NotImplementedError
-
-    def mixing(self, state: LayerState, batch_size: int, context_len: int) -> Callable[[], object]:
-        """Return a call that does what a decode step at a depth does between the projections, on random inputs."""
         raise NotImplementedError
 
 
@@ -165,15 +157,6 @@ class LinearOperatorModule(MixerModule):
             out, after = self.forms[self.backend](q, k, v, log_decay, before)
         self.keep(state, "values", after)
         return out
-
-    def mixing(self, state: LayerState, batch_size: int, context_len: int) -> Callable[[], object]:
-        """Return a decode step's operator on the state, which has one cost at every depth."""
-        values, dtype = state["values"], next(self.parameters()).dtype
-        _, heads, key_dim, value_dim = values.shape
-        q, k = torch.randn(2, batch_size, 1, heads, key_dim).to(dtype)
-        v = torch.randn(batch_size, 1, heads, value_dim).to(dtype)
-        decay = torch.full((heads,), STEP_DECAY, dtype=values.dtype)
-        return partial(retention_decayed_step_, q, k, v, decay, values)
 
 
 class SoftmaxAttentionModule(MixerModule):

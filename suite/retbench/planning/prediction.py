@@ -1,19 +1,18 @@
 """Prediction of decode time and memory, from closed forms and what a device reaches; without torch.
 
-Two ways to the time of a step. `roofline` takes a device's two ceilings and gives the least time that they allow: no
-program is faster, and most are slower. `StepCurve` holds what the parts of a step took together, each measured at its
-own shape, and gives what a step should take; it never sees the time of a step that it predicts.
+Two models of the time of a step, for every device and every architecture. `roofline` takes a device's two ceilings and
+gives the least time that they allow: no program is faster, and most are slower. `expected` takes the rates that the
+device reaches at the operators of a step and gives the time that a step should take; no step of a model is measured.
 """
 
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from typing import NamedTuple
 
 from retbench.architectures import costs
 from retbench.architectures.configs import ModelConfig
-from retbench.errors import ConfigError
-from retbench.records.record import Ceilings
+from retbench.records.record import Ceilings, interpolate
 from retbench.units import tokens_per_second
 
 LONGEST_CONTEXT = 2**20
@@ -34,29 +33,64 @@ def roofline(ceilings: Ceilings, dtype: str) -> StepTime:
     return step_seconds
 
 
+Curve = tuple[tuple[int, float], ...]
+"""Footprints in bytes with a value at each, the smallest first."""
+
+
+class OperatorCount(NamedTuple):
+    """The operators of a decode step that execute: views are left out."""
+
+    total: int
+    products: int
+    """Those that a compiler calls and does not fuse: matrix products and attention."""
+
+
 @dataclass(frozen=True)
-class StepCurve:
-    """Times of one model's decode step at one batch size, by context length, composed of measured parts."""
+class StepRates:
+    """Rates that a device reaches at the operators of a decode step, by the footprint of the step.
 
-    step_s: Mapping[int, float]
+    Attributes:
+        products: Bytes of weights per second, in products with one row.
+        attention: Bytes of keys and values per second.
+        recurrence: Bytes of a state, read and written, per second.
+        matmul_flops_per_s: FLOP/s of matrix products.
+        operator_s: Seconds per operator of an eager step, beside what its bytes take; empty for a compiled step.
+        product_s: The same per product of a compiled step; 0 for an eager one.
+    """
 
-    def seconds(self, context_len: int) -> float:
-        """Return the seconds of a step; between two lengths it lies on a line.
+    products: Curve
+    attention: Curve
+    recurrence: Curve
+    matmul_flops_per_s: float
+    operator_s: Curve = ()
+    product_s: float = 0.0
 
-        Raises:
-            ConfigError: the length lies outside those that parts were measured at.
-        """
-        if context_len in self.step_s:
-            return self.step_s[context_len]
-        lengths = sorted(self.step_s)
-        if not lengths[0] <= context_len <= lengths[-1]:
-            raise ConfigError(
-                f"context {context_len} lies outside {lengths[0]} to {lengths[-1]}, where parts were measured. "
-                "Give it with --context."
-            )
-        below, above = next(pair for pair in pairwise(lengths) if pair[0] < context_len < pair[1])
-        share = (context_len - below) / (above - below)
-        return (1 - share) * self.step_s[below] + share * self.step_s[above]
+
+def expected(
+    rates: StepRates, dtype: str, count_operators: Callable[[ModelConfig], OperatorCount]
+) -> StepTime:
+    """Return the time that a step should take: its bytes at the rates of its footprint, and the calls of its operators.
+
+    Args:
+        rates: Of the device.
+        dtype: Dtype of the weights.
+        count_operators: Gives the operators of a step of a model.
+    """
+
+    def step_seconds(model: ModelConfig, batch_size: int, context_len: int) -> float:
+        moved = costs.decode_traffic(model, dtype, batch_size, context_len)
+        flops_s = costs.decode_flops(model, batch_size, context_len) / rates.matmul_flops_per_s
+        weights_s = moved.weights / interpolate(rates.products, moved.footprint)
+        count = count_operators(model)
+        return (
+            max(weights_s, flops_s)
+            + moved.caches / interpolate(rates.attention, moved.footprint)
+            + moved.states / interpolate(rates.recurrence, moved.footprint)
+            + count.total * (interpolate(rates.operator_s, moved.footprint) if rates.operator_s else 0.0)
+            + count.products * rates.product_s
+        )
+
+    return step_seconds
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@
 """
 
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import pairwise
 from math import log
@@ -212,6 +212,23 @@ class ReadRate(Part):
     """The fastest of the kernels that were tried."""
 
 
+def interpolate(points: Sequence[tuple[int, float]], footprint_bytes: float) -> float:
+    """Return the value at a footprint, between two points on a line over the logarithm of the size.
+
+    Below the smallest size and above the largest it is theirs.
+
+    Args:
+        points: Sizes in bytes with their values, the smallest first; at least one.
+        footprint_bytes: The footprint.
+    """
+    index = bisect_left(points, footprint_bytes, key=lambda point: point[0])
+    (low_bytes, low), (high_bytes, high) = points[max(0, index - 1)], points[min(index, len(points) - 1)]
+    if footprint_bytes >= high_bytes or low_bytes == high_bytes:
+        return high
+    share = log(footprint_bytes / low_bytes) / log(high_bytes / low_bytes)
+    return (1 - share) * low + share * high
+
+
 class Ceilings(Part):
     """Performance that the device reached in the same process, just before the cells were measured."""
 
@@ -236,17 +253,8 @@ class Ceilings(Part):
 
         Below the smallest size and above the largest it is theirs; without a curve it is one for every size.
         """
-        curve = self.read_curve
-        index = bisect_left(curve, footprint_bytes, key=lambda one: one.footprint_bytes)
-        if not curve or index == len(curve):
-            return curve[-1].bytes_per_s if curve else self.read_bandwidth_bytes_per_s
-        above, below = curve[index], curve[max(0, index - 1)]
-        if above.footprint_bytes <= footprint_bytes or index == 0:
-            return above.bytes_per_s
-        share = log(footprint_bytes / below.footprint_bytes) / log(
-            above.footprint_bytes / below.footprint_bytes
-        )
-        return (1 - share) * below.bytes_per_s + share * above.bytes_per_s
+        points = [(one.footprint_bytes, one.bytes_per_s) for one in self.read_curve]
+        return interpolate(points, footprint_bytes) if points else self.read_bandwidth_bytes_per_s
 
     def with_rate(self, rate: ReadRate) -> "Ceilings":
         """Return the same with one more size, unless the curve is as high there: a ceiling is the best attempt."""

@@ -1,8 +1,5 @@
 """Causal attention as a torch module."""
 
-from collections.abc import Callable
-from functools import partial
-
 import torch
 from torch import Tensor
 
@@ -49,26 +46,3 @@ class AttentionModule(SoftmaxAttentionModule):
             self.executed[phase] = f"fused+{kernel}" if steps_fused else kernel
         mixed: Tensor = self.out_proj(out.transpose(1, 2).flatten(2))
         return mixed
-
-    def mixing(self, state: LayerState, batch_size: int, context_len: int) -> Callable[[], object]:
-        """Return the attention of one token to itself and the context, and the concatenation of a cache that grows."""
-        if self.config.cache == "concat":
-            return self._concatenated_mixing(batch_size, context_len)
-        used = state.used(context_len + 1)
-        keys, values = used["keys"], used["values"]  # (B, Hkv, context + 1, K)
-        q = torch.randn(batch_size, self.config.num_heads, 1, self.config.head_dim).to(keys.dtype)
-        return partial(attention.BACKENDS[self.backend], q, keys, values)
-
-    def _concatenated_mixing(self, batch_size: int, context_len: int) -> Callable[[], object]:
-        """Return the attention of one token to a cache of the context's length, to which it is concatenated."""
-        config, weight = self.config, self.out_proj.weight
-        shape = (batch_size, config.num_kv_heads, context_len + 1, config.head_dim)
-        cached = [torch.randn(shape).to(weight.dtype).split([context_len, 1], dim=2) for _ in range(2)]
-        caches = [(context.contiguous(), new) for context, new in cached]
-        q = torch.randn(batch_size, config.num_heads, 1, config.head_dim).to(weight.dtype)
-
-        def mix() -> object:
-            keys, values = (torch.cat(pair, dim=2) for pair in caches)
-            return attention.BACKENDS[self.backend](q, keys, values)
-
-        return mix

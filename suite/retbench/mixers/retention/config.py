@@ -113,8 +113,3 @@ class Retention(LinearOperator):
         values = [self.value_dim] * (2 if self.swish_gate else 1)
         heads = [self.num_heads, self.num_heads, *(None for _ in values)]
         return Projection("qkvg_proj", (self.d_model, self.d_model, *values), tuple(heads), self.value_dim)
-
-    def narrowed(self, head_dim: int) -> Self:
-        """Return the same mixer with heads of `head_dim`."""
-        width = head_dim * self.num_heads
-        return self.model_copy(update={"d_model": width, "value_dim": width})

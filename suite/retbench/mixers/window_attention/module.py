@@ -1,7 +1,6 @@
 """Sliding-window attention with sinks as a torch module."""
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from itertools import chain
 
 import torch
@@ -60,13 +59,6 @@ class WindowAttentionModule(SoftmaxAttentionModule):
             self._store(k, v, state, start)
             out = self._attend(q, keys, values, range(end - q.shape[2], end), key_positions)
         return out
-
-    def mixing(self, state: LayerState, batch_size: int, context_len: int) -> Callable[[], object]:
-        """Return the attention of one token to what the cache holds at a depth."""
-        filled = min(context_len + 1, self.config.slots)
-        keys, values = (state[name][:, :, :filled] for name in ("keys", "values"))
-        q = torch.randn(batch_size, self.config.num_heads, 1, self.config.head_dim).to(keys.dtype)
-        return partial(self._sdpa, q, keys, values, None)
 
     def _attend_filled(self, q: Tensor, state: LayerState, position: int) -> Tensor:
         """Attend from the token at `position`, which is cached, to all slots that are filled."""

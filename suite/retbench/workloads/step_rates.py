@@ -1,0 +1,258 @@
+"""Measured rates of the operators that decode steps consist of: the facts behind a predicted time."""
+
+from collections.abc import Callable, Sequence
+from statistics import median
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from retbench.architectures.configs import ModelConfig
+from retbench.measure.ceilings import largest_footprint, measure_ceilings
+from retbench.measure.clock import capture_graph, check_device, time_steps
+from retbench.measure.compiled import compile_step
+from retbench.measure.products import streaming_is_faster
+from retbench.models.build import allocate_model
+from retbench.ops.layers import RMSNorm, SwigluFeedForward
+from retbench.ops.linear import Linear
+from retbench.ops.retention import retention_decayed_step_, wide_dtype
+from retbench.planning.prediction import Curve, OperatorCount, StepRates
+from retbench.units import MIB
+
+_WARMUP_S = 0.1
+_NUM_SAMPLES = 9
+_SMALLEST_FOOTPRINT = 4 * MIB
+_FOOTPRINT_FACTOR = 4
+_SAMPLE_BYTES = {"cpu": 32 * MIB, "cuda": 256 * MIB}
+"""Bytes that a timed sample reads at least."""
+_WIDTH = 1024
+"""Inputs and outputs of the products."""
+_ATTENTION_HEADS, _ATTENTION_HEAD_DIM, _CACHE_TOKENS = 8, 64, 1024
+_STATE_SHAPE = (4, 128, 256)
+"""Heads, key and value width of the states: RetNet's at a width of 512."""
+_NARROW_WIDTH, _NARROW_BLOCKS, _PRODUCTS_PER_BLOCK = 16, 8, 2
+"""Sizes of a stack of feed-forwards so small that only the calls of its operators take time, and the products
+between two of them: an eager step of the models at hand has three to four operators per product."""
+
+_VIEWS = """
+_unsafe_view alias as_strided chunk detach empty expand expand_as flatten narrow permute reshape select slice split
+split_with_sizes squeeze t transpose unbind unflatten unsqueeze view view_as
+"""
+_WITHOUT_KERNEL = frozenset(_VIEWS.split())
+_PRODUCTS = frozenset(
+    ["addmm", "baddbmm", "bmm", "linear", "matmul", "mm", "mv", "scaled_dot_product_attention"]
+)
+"""Operators that a compiler calls and does not fuse."""
+
+Call = Callable[[], object]
+
+
+class CountedOperators(TorchDispatchMode):
+    """Counts the operators that execute, except views and conversions to the dtype that a tensor has.
+
+    Attributes:
+        found: The counts so far.
+    """
+
+    found: OperatorCount
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.found = OperatorCount(0, 0)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Count an operator and run it."""
+        out = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        if name not in _WITHOUT_KERNEL and not (args and out is args[0] and not name.endswith("_")):
+            total, products = self.found
+            self.found = OperatorCount(total + 1, products + (name in _PRODUCTS))
+        return out
+
+
+@torch.inference_mode()
+def measure_step_rates(device: torch.device, dtype: torch.dtype, *, compiled: bool = False) -> StepRates:
+    """Measure the rates of products with one row, of attention to a cache and of updates of a state, by footprint.
+
+    Includes: reading of weights, keys and values, and reading and writing of states, one after another until all of a
+    footprint was read; from 4 MiB in steps of four to a footprint far beyond the caches. The time per operator includes
+    the call from Python; on CUDA, where a graph replays the operators, it is what the device needs.
+
+    Args:
+        device: `cpu` or `cuda:N`; nothing else may run on it.
+        dtype: Floating-point type of the weights and caches.
+        compiled: Measure what a product costs in a compiled step instead of what an operator costs in an eager one.
+
+    Raises:
+        UnsupportedError: the device is neither a CPU nor CUDA, or torch cannot compile here.
+    """
+    check_device(device, "rates can be measured")
+    ceilings = measure_ceilings(device, dtype)
+    footprints = _footprints(device)
+    return StepRates(
+        products=_curve(_products(device, dtype), footprints, device),
+        attention=_curve(_attention(device, dtype), footprints, device),
+        recurrence=_curve(_recurrence(device, dtype), footprints, device),
+        matmul_flops_per_s=ceilings.matmul_flops_per_s,
+        operator_s=()
+        if compiled
+        else tuple((size, _operator_seconds(device, dtype, size)) for size in footprints),
+        product_s=_compiled_product_seconds(device, dtype) if compiled else 0.0,
+    )
+
+
+def _footprints(device: torch.device) -> list[int]:
+    largest, found = largest_footprint(device), [_SMALLEST_FOOTPRINT]
+    while found[-1] * _FOOTPRINT_FACTOR < largest:
+        found.append(found[-1] * _FOOTPRINT_FACTOR)
+    return [*found, largest]
+
+
+def _curve(part: tuple[int, Callable[[], Call]], footprints: Sequence[int], device: torch.device) -> Curve:
+    """Return the rate of an operator by footprint.
+
+    Args:
+        part: Bytes that a call moves, and a function that allocates them and returns the call.
+        footprints: Bytes, the smallest first.
+        device: Where the calls run.
+    """
+    num_bytes, make = part
+    calls: list[Call] = []
+    rates = []
+    for footprint in footprints:
+        calls += [make() for _ in range(max(1, footprint // num_bytes) - len(calls))]
+        repeats = max(1, _SAMPLE_BYTES[device.type] // (num_bytes * len(calls)))
+        seconds = _median_seconds(_repeated(calls, repeats), device)
+        rate = repeats * len(calls) * num_bytes / seconds
+        rates.append((footprint, rate))
+    return tuple(rates)
+
+
+def _products(
+    device: torch.device, dtype: torch.dtype, width: int = _WIDTH
+) -> tuple[int, Callable[[], Call]]:
+    """Return the bytes of a square weight, and a function that makes a product of one row with a new one."""
+    row = torch.randn(1, 1, width, device=device, dtype=dtype)
+    streams = device.type == "cpu" and dtype == torch.float32 and streaming_is_faster()
+
+    def make() -> Call:
+        layer = Linear(width, width).to(device=device, dtype=dtype).requires_grad_(False)
+        layer.weight.fill_(1.0)
+        layer.streams = streams
+        return lambda: layer(row)
+
+    return width * width * dtype.itemsize, make
+
+
+def _attention(device: torch.device, dtype: torch.dtype) -> tuple[int, Callable[[], Call]]:
+    """Return the bytes of a cache, and a function that makes the attention of one token to a new one."""
+    shape = (1, _ATTENTION_HEADS, _CACHE_TOKENS, _ATTENTION_HEAD_DIM)
+    query = torch.randn(1, _ATTENTION_HEADS, 1, _ATTENTION_HEAD_DIM, device=device, dtype=dtype)
+
+    def make() -> Call:
+        keys, values = torch.ones(2, *shape, device=device, dtype=dtype)
+        return lambda: F.scaled_dot_product_attention(query, keys, values)
+
+    return 2 * torch.Size(shape).numel() * dtype.itemsize, make
+
+
+def _recurrence(device: torch.device, dtype: torch.dtype) -> tuple[int, Callable[[], Call]]:
+    """Return twice the bytes of a state, and a function that makes the update of a new one by one token."""
+    heads, key_dim, value_dim = _STATE_SHAPE
+    wide = wide_dtype(dtype)
+    q, k = torch.randn(2, 1, 1, heads, key_dim, device=device, dtype=dtype)
+    v = torch.randn(1, 1, heads, value_dim, device=device, dtype=dtype)
+    decay = torch.full((heads,), 0.9, device=device, dtype=wide)
+
+    def make() -> Call:
+        state = torch.zeros(1, *_STATE_SHAPE, device=device, dtype=wide)
+        return lambda: retention_decayed_step_(q, k, v, decay, state)
+
+    return 2 * torch.Size(_STATE_SHAPE).numel() * wide.itemsize, make
+
+
+class _NarrowBlock(nn.Module):
+    """A feed-forward of hardly any width with its norm and residual."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = RMSNorm(_NARROW_WIDTH, eps=1e-6)
+        self.ffn = SwigluFeedForward(_NARROW_WIDTH, _NARROW_WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(1, 1, D) to (1, 1, D)."""
+        out: Tensor = x + self.ffn(self.norm(x))
+        return out
+
+
+def _operator_seconds(device: torch.device, dtype: torch.dtype, footprint: int) -> float:
+    """Return the seconds per operator of narrow feed-forwards between products, beside what the products take.
+
+    Weights that stream through the caches drive out what the host needs for the next call: on an Intel Xeon an operator
+    then took 2.4 times as long as in a stack of narrow feed-forwards only.
+    """
+    stack, token = _narrow_stack(device, dtype)
+    num_products = _NARROW_BLOCKS * _PRODUCTS_PER_BLOCK
+    _, make = _products(device, dtype, round((footprint / dtype.itemsize / num_products) ** 0.5))
+    products = [[make() for _ in range(_PRODUCTS_PER_BLOCK)] for _ in range(_NARROW_BLOCKS)]
+
+    def run_all() -> None:
+        for block, calls in zip(stack, products, strict=True):
+            block(token)
+            for call in calls:
+                call()
+
+    alone = _repeated([call for calls in products for call in calls], 1)
+    spent_s = _median_seconds(run_all, device) - _median_seconds(alone, device)
+    return max(0.0, spent_s) / _count(lambda: stack(token)).total
+
+
+def _compiled_product_seconds(device: torch.device, dtype: torch.dtype) -> float:
+    """Return the seconds per product of compiled narrow feed-forwards."""
+    stack, token = _narrow_stack(device, dtype)
+    products = _count(lambda: stack(token)).products
+    run = compile_step(stack.__call__, token).run
+    return _median_seconds(lambda: run(token), device) / products
+
+
+def _narrow_stack(device: torch.device, dtype: torch.dtype) -> tuple[nn.Sequential, Tensor]:
+    """Return feed-forwards of hardly any width, and a token for them."""
+    stack = nn.Sequential(*(_NarrowBlock() for _ in range(_NARROW_BLOCKS)))
+    token = torch.randn(1, 1, _NARROW_WIDTH, device=device, dtype=dtype)
+    return stack.to(device=device, dtype=dtype).requires_grad_(False), token
+
+
+def _repeated(calls: Sequence[Call], repeats: int) -> Call:
+    def run() -> None:
+        for _ in range(repeats):
+            for call in calls:
+                call()
+
+    return run
+
+
+def _median_seconds(call: Call, device: torch.device) -> float:
+    """Return the median seconds of a call; on CUDA of its graph, which the host does not delay."""
+    run = capture_graph(call, device=device) if device.type == "cuda" else call
+    return median(time_steps(run, lambda: None, device=device, warmup_s=_WARMUP_S, min_steps=_NUM_SAMPLES))
+
+
+@torch.inference_mode()
+def count_operators(config: ModelConfig, dtype: torch.dtype, *, backend: str) -> OperatorCount:
+    """Count the operators of a decode step of a model with the eager operators, whose weights need no memory."""
+    model = allocate_model(config, dtype=dtype, device="meta", backend=backend, decode_operators="eager")
+    state, token = model.init_state(1, 4), torch.zeros(1, 1, dtype=torch.int64, device="meta")
+    model(token, state)  # records what executes, and makes tables
+    return _count(lambda: model(token, state))
+
+
+def _count(call: Call) -> OperatorCount:
+    """Return the operators of a call."""
+    with CountedOperators() as counted:
+        call()
+    found: OperatorCount = counted.found
+    return found

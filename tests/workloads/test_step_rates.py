@@ -1,0 +1,78 @@
+"""The facts behind a predicted time: rates of operators, and how many operators a step has."""
+
+import pytest
+import torch
+
+from retbench.architectures.configs import ModelConfig
+from retbench.architectures.matching import resolve_model
+from retbench.architectures.registry import named_specs
+from retbench.errors import UnsupportedError
+from retbench.models.build import build_model
+from retbench.ops.linear import Linear
+from retbench.units import MIB
+from retbench.workloads import step_rates
+from retbench.workloads.step_rates import CountedOperators, count_operators, measure_step_rates
+
+CPU = torch.device("cpu")
+MODELS = {name: (resolve_model(spec, "1m"), spec.backend) for name, spec in named_specs().items()}
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step_rates, "_WARMUP_S", 0.0)
+    monkeypatch.setattr(step_rates, "_NUM_SAMPLES", 3)
+    monkeypatch.setattr(step_rates, "_footprints", lambda device: [4 * MIB, 16 * MIB])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.usefixtures("quick")
+def test_every_rate_is_that_of_its_footprint(dtype: torch.dtype) -> None:
+    found = measure_step_rates(CPU, dtype)
+    for curve in (found.products, found.attention, found.recurrence, found.operator_s):
+        assert [footprint for footprint, _ in curve] == [4 * MIB, 16 * MIB]
+    for curve in (found.products, found.attention, found.recurrence):
+        assert all(1e6 < rate < 1e13 for _, rate in curve)
+    assert all(0 <= seconds < 0.01 for _, seconds in found.operator_s)
+    assert found.product_s == 0
+
+
+@pytest.mark.usefixtures("quick")
+def test_an_unknown_kind_of_device_is_refused() -> None:
+    with pytest.raises(UnsupportedError, match="rates can be measured"):
+        measure_step_rates(torch.device("meta"), torch.float32)
+
+
+def test_views_and_conversions_to_the_same_dtype_are_not_counted() -> None:
+    x = torch.ones(2, 3)
+    with torch.inference_mode(), CountedOperators() as counted:
+        x.t().reshape(6).view(2, 3)
+        x.to(torch.float32)
+        assert counted.found == (0, 0)
+        x.mul_(2)
+        torch.mm(x, x.t().to(torch.float64).to(torch.float32))
+    assert counted.found == (4, 1)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_step_on_the_meta_device_has_the_operators_of_one_on_the_cpu(name: str) -> None:
+    config, backend = MODELS[name]
+    assert count_operators(config, torch.float32, backend=backend) == _count_on_cpu(config, backend)
+
+
+@torch.inference_mode()
+def _count_on_cpu(config: ModelConfig, backend: str) -> tuple[int, int]:
+    model = build_model(config, dtype=torch.float32, device="cpu", seed=0, backend=backend)
+    model.set_streaming(False)
+    state, token = model.init_state(1, 4), torch.zeros(1, 1, dtype=torch.int64)
+    model(token, state)
+    with CountedOperators() as counted:
+        model(token, state)
+    return counted.found
+
+
+def test_the_products_are_those_with_weights_and_one_or_two_of_each_mixer() -> None:
+    for config, backend in MODELS.values():
+        model = build_model(config, dtype=torch.float32, device="cpu", seed=0, backend=backend)
+        with_weights = sum(isinstance(part, Linear) for part in model.modules())
+        products = count_operators(config, torch.float32, backend=backend).products
+        assert with_weights + config.num_layers <= products <= with_weights + 2 * config.num_layers
