@@ -5,19 +5,23 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from retbench.cli.options import ExperimentName, ResultsPath, new_app
+from retbench.cli.layout import output_format, print_table
+from retbench.cli.options import ExperimentName, ResultsPath, format_option, new_app
 from retbench.errors import RecordError, shown
 
 if TYPE_CHECKING:
     from retbench.report.frames import Results
 
 app = new_app()
+FORMATS = ("text", "md", "csv", "json", "latex")
+KEYS = {"model", "corpus", "task", "protocol", "shots", "batch", "context", "size", "seed", "run", "metric"}
+"""Headings of columns that say what a row is about."""
 
 
 @app.command(epilog="Example: retbench table latency --format csv")
 def table(
     experiment: ExperimentName,
-    form: Annotated[str, typer.Option("--format", help="md, csv, json or latex.")] = "md",
+    form: Annotated[str | None, format_option(*FORMATS)] = None,
     results: ResultsPath = Path("results"),
 ) -> None:
     """Print the results of an experiment from its records.
@@ -26,6 +30,7 @@ def table(
     """
     from retbench.config.experiment import list_experiments
 
+    form = output_format(form, FORMATS)
     found = read_results(results)
     name = Path(experiment).stem if experiment.endswith(".toml") else experiment
     if name in list_experiments() and all(record.experiment != name for record in found.records):
@@ -47,9 +52,10 @@ def read_results(path: Path) -> "Results":
 
 def print_records(results: "Results", experiment: str, form: str) -> None:
     """Print the newest comparable records; print on stderr which ones are left out."""
-    from retbench.report.formats import render
+    from retbench.report.formats import readable_tables, render
     from retbench.report.selection import select
     from retbench.report.tables import contents_of, table_of
+    from retbench.workloads.workload import WORKLOADS
 
     found = contents_of(select(results.records, experiment, results.folders))
     for note in found.selection.left_out:
@@ -58,4 +64,15 @@ def print_records(results: "Results", experiment: str, form: str) -> None:
         typer.echo(f"not compared: {reason}", err=True)
     for unusual in found.unusual_caches:
         typer.echo(f"unusual: {unusual}", err=True)
-    typer.echo(render(table_of(found, experiment), form), nl=False)
+    frame = table_of(found, experiment)
+    if form != "text":
+        typer.echo(render(frame, form), nl=False)
+        return
+    for number, (workload, table) in enumerate(readable_tables(frame).items()):
+        header = [str(column) for column in table.columns]
+        keys = next((at for at, name in enumerate(header) if name not in KEYS), len(header))
+        title = WORKLOADS[workload].title if workload in WORKLOADS else workload
+        typer.echo(("\n" if number else "") + title + "\n")
+        print_table(
+            header, [[str(cell) for cell in row] for row in table.itertuples(index=False)], form, keys=keys
+        )

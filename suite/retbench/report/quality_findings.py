@@ -15,7 +15,7 @@ from retbench.report.points import TaskPoint, accuracy, num_trained_tokens
 from retbench.report.wording import POINTS, format_p, join_words
 from retbench.stats.intervals import CONFIDENCE
 from retbench.stats.paired import Estimate, proportion_interval
-from retbench.units import format_count, format_percent, format_tokens
+from retbench.units import format_count, format_percent, format_size, format_tokens
 
 SIGNIFICANT = 1 - CONFIDENCE
 """Largest p-value of a significant difference."""
@@ -49,7 +49,9 @@ def _losses(evaluations: Evaluations, point: TaskPoint, model: str) -> list[KeyF
     for size, mine in by_size.items():
         seeds = f" (seeds {join_words([str(c.instance.seed) for c in mine])})" if len(mine) > 1 else ""
         reference = f" of the {other}'s" if not at else ""
-        at.append(f"{join_words([_ratio(c.ratio) for c in mine if c.ratio])}{reference} at {size}{seeds}")
+        at.append(
+            f"{join_words([_ratio(c.ratio) for c in mine if c.ratio])}{reference} at {format_size(size)}{seeds}"
+        )
     text = (
         f"{label}'s bits per {made[0].unit} on {point.title} are {'; '.join(at)}"
         f"{_trained(evaluations, point, made)}{_interval_note(made)}: {_verdict(by_size, label, other)}."
@@ -159,8 +161,9 @@ def _beyond_training(evaluations: Evaluations, point: TaskPoint, model: str) -> 
         end = format_tokens(int(max(series[0][0].x)))
         (own, rise), (others, other_rise) = (_change(side, trained) for side in series)
         text = (
-            f"Beyond the training length of {format_tokens(trained)} tokens the loss of the models of {size} on "
-            f"{point.title} changes, from the positions up to {format_tokens(trained)} to those up to {end}, "
+            f"Beyond the training length of {format_tokens(trained)} tokens the loss of the models of "
+            f"{format_size(size)} on {point.title} changes, from the positions up to {format_tokens(trained)} to "
+            f"those up to {end}, "
             f"{own} nats per token for {label} and {others} for the {other}."
         )
         return [KeyFinding(f"{rise} against {other_rise} nats per token", text)]
