@@ -5,11 +5,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from retbench.cli.layout import output_format, print_table
+from retbench.cli.layout import output_format, print_prose, print_table
 from retbench.cli.options import ExperimentName, ResultsPath, format_option, new_app
 from retbench.errors import RecordError, shown
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from retbench.report.frames import Results
 
 app = new_app()
@@ -68,11 +70,20 @@ def print_records(results: "Results", experiment: str, form: str) -> None:
     if form != "text":
         typer.echo(render(frame, form), nl=False)
         return
-    for number, (workload, table) in enumerate(readable_tables(frame).items()):
+    for number, (workload, full) in enumerate(readable_tables(frame).items()):
+        table, shared = _without_constants(full)
         header = [str(column) for column in table.columns]
         keys = next((at for at, name in enumerate(header) if name not in KEYS), len(header))
         title = WORKLOADS[workload].title if workload in WORKLOADS else workload
-        typer.echo(("\n" if number else "") + title + "\n")
+        print_prose(("\n" if number else "") + ": ".join(filter(None, (title, shared))))
+        typer.echo()
         print_table(
             header, [[str(cell) for cell in row] for row in table.itertuples(index=False)], form, keys=keys
         )
+
+
+def _without_constants(table: "pd.DataFrame") -> "tuple[pd.DataFrame, str]":
+    """Return a table without the columns that have one value in all of several rows, and these in words."""
+    constant = [name for name in table.columns if len(table) > 1 and table[name].nunique() == 1]
+    words = ", ".join(f"{name} {table[name].iloc[0]}" for name in constant)
+    return table.drop(columns=constant), words
