@@ -93,7 +93,7 @@ def test_the_command_prints_the_tables_and_what_is_not_compared(
     printed = capsys.readouterr()
     assert printed.out.endswith("| not compared |\n")
     assert (
-        "not compared: RetNet and the Transformer at litbank/original (whole, 2K) 1m seed 0: " in printed.err
+        "not compared: RetNet and the Transformer at litbank/original (whole, 2K) 1M seed 0: " in printed.err
     )
     with pytest.raises(ConfigError, match="Did you mean 'quality'"):
         table("qualty", "md", tmp_path)

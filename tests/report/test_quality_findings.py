@@ -40,12 +40,12 @@ def losses(folder: Path, ratios: Mapping[str, float], **fields: Any) -> KeyFindi
         ({"1m": 1.1}, "the Transformer is better."),
         (
             {"1m": 0.9, "6m": 0.9, "25m": 0.9},
-            "RetNet is better at every size. No crossover is shown from 1m to 25m.",
+            "RetNet is better at every size. No crossover is shown from 1M to 25M.",
         ),
         (
             {"1m": 1.1, "6m": 1.1, "25m": 0.9},
-            "the Transformer is better at 1m and 6m; RetNet is better at 25m. RetNet becomes the better one between "
-            "6m and 25m.",
+            "the Transformer is better at 1M and 6M; RetNet is better at 25M. RetNet becomes the better one between "
+            "6M and 25M.",
         ),
         (
             {"1m": 0.9, "6m": 1.1},
@@ -53,8 +53,8 @@ def losses(folder: Path, ratios: Mapping[str, float], **fields: Any) -> KeyFindi
         ),
         (
             {"1m": 0.9, "6m": 1.1, "25m": 0.9},
-            "RetNet is better at 1m and 25m; the Transformer is better at 6m. The order changes between 1m and 6m and "
-            "between 6m and 25m.",
+            "RetNet is better at 1M and 25M; the Transformer is better at 6M. The order changes between 1M and 6M and "
+            "between 6M and 25M.",
         ),
     ],
 )
@@ -116,7 +116,7 @@ def test_seeds_that_disagree_are_told_one_by_one(tmp_path: Path) -> None:
     (finding,) = found(maker)
     assert "at 1m (seeds 0, 1 and 2)" in finding.text
     assert finding.text.endswith(
-        ": the Transformer is better at 1m seed 0 and 1m seed 2; RetNet is better at 1m seed 1."
+        ": the Transformer is better at 1M seed 0 and 1M seed 2; RetNet is better at 1M seed 1."
     )
     assert re.fullmatch(
         r"[\d.]+ % fewer to [\d.]+ % more bits per token", finding.lead

@@ -44,19 +44,19 @@ def _losses(evaluations: Evaluations, point: TaskPoint, model: str) -> list[KeyF
     label, other = labels[model], labels[made[0].reference]
     by_size: dict[str, list[DocumentComparison]] = {}
     for c in made:
-        by_size.setdefault(c.instance.size, []).append(c)
+        by_size.setdefault(format_size(c.instance.size), []).append(c)
     at: list[str] = []
     for size, mine in by_size.items():
         seeds = f" (seeds {join_words([str(c.instance.seed) for c in mine])})" if len(mine) > 1 else ""
         reference = f" of the {other}'s" if not at else ""
         at.append(
-            f"{join_words([ratio_words(c.ratio) for c in mine if c.ratio])}{reference} at {format_size(size)}{seeds}"
+            f"{join_words([ratio_words(c.ratio) for c in mine if c.ratio])}{reference} at {size}{seeds}"
         )
     text = (
         f"{label}'s bits per {made[0].unit} on {point.title} are {'; '.join(at)}"
         f"{_trained(evaluations, point, made)}{_interval_note(made)}: {_verdict(by_size, label, other)}."
     )
-    last = [c.ratio for c in by_size[made[-1].instance.size] if c.ratio]
+    last = [c.ratio for c in by_size[format_size(made[-1].instance.size)] if c.ratio]
     return [KeyFinding(advantage_of_losses(last, made[0].unit), text + _crossing(by_size, label))]
 
 
