@@ -82,7 +82,7 @@ def test_records_at_another_dtype_are_refused(tmp_path: Path) -> None:
         (("retnets",), 2, "Did you mean 'retnet'"),
         (("retnet", "--device", "h100"), 2, "unknown device 'h100'"),
         (("retnet", "--size", "7b"), 2, "unknown size '7b'"),
-        (("retnet", "--dtype", "bf16"), 2, "unknown dtype 'bf16'"),
+        (("retnet", "--dtype", "bf17"), 2, "unknown dtype 'bf17'"),
         (("retnet", "--dtype", "float64"), 3, "no rate of products in float64"),
         (("retnet", "--batch", "0"), 2, "--batch"),
         (("retnet", "--context", "9" * 400), 2, "--context"),

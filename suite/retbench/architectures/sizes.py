@@ -116,5 +116,5 @@ SizeId = Annotated[str, AfterValidator(size_id)]
 def find_size(name: str) -> Size:
     """Return the size called `name`, in upper or lower case; ConfigError with a suggestion when there is none."""
     if size_id(name) not in SIZES:
-        raise unknown_name("size", format_size(name), map(format_size, SIZES))
+        raise unknown_name("size", name, map(format_size, SIZES))
     return SIZES[size_id(name)]
