@@ -117,7 +117,9 @@ def unknown_name(
     options = sorted(known)
     meant = synonyms.get(name.lower())
     lower = {option.lower(): option for option in options}
-    near = [meant] if meant in options else [lower[one] for one in get_close_matches(name.lower(), lower, n=1)]
+    near = (
+        [meant] if meant in options else [lower[one] for one in get_close_matches(name.lower(), lower, n=1)]
+    )
     prefix = f"{where}: " if where else ""
     hint = f" Did you mean '{near[0]}'?" if near else ""
     return ConfigError(f"{prefix}unknown {kind} {shown(name)}.{hint} Known: {', '.join(options)}.")

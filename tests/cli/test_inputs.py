@@ -51,7 +51,7 @@ def invoke(*words: str) -> tuple[int, str, str]:
         (("predict", "retnet", "--context", "8q"), "as 8192, 8K, 1K,8K or 1K-32K (doubling)."),
         (("predict", "retnet", "--context", "8,192"), "Give 8192, or the option once per number."),
         (("predict", "retnet", "--batch", "0"), "--batch '0': give numbers from 1 on"),
-        (("generate", "x", "--max-tokens", "0"), "--max-tokens "),
+        (("generate", "x", "--max-tokens", "0"), ": 0 is out of range. Give 1 or more."),
         (("baseline", "sav"), "unknown command 'sav'. Did you mean 'save'?"),
     ],
 )

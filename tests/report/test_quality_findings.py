@@ -49,7 +49,7 @@ def losses(folder: Path, ratios: Mapping[str, float], **fields: Any) -> KeyFindi
         ),
         (
             {"1m": 0.9, "6m": 1.1},
-            "RetNet is better at 1m; the Transformer is better at 6m. RetNet becomes the worse one between 1m and 6m.",
+            "RetNet is better at 1M; the Transformer is better at 6M. RetNet becomes the worse one between 1M and 6M.",
         ),
         (
             {"1m": 0.9, "6m": 1.1, "25m": 0.9},
@@ -114,7 +114,7 @@ def test_seeds_that_disagree_are_told_one_by_one(tmp_path: Path) -> None:
     maker = ScoreMaker(tmp_path, seeds={"1m": (0, 1, 2)}, change_rows=change)
     maker.perplexities(CORPUS, "last", 2048)
     (finding,) = found(maker)
-    assert "at 1m (seeds 0, 1 and 2)" in finding.text
+    assert "at 1M (seeds 0, 1 and 2)" in finding.text
     assert finding.text.endswith(
         ": the Transformer is better at 1M seed 0 and 1M seed 2; RetNet is better at 1M seed 1."
     )
@@ -141,7 +141,7 @@ def test_the_whole_headline(scores: Evaluations) -> None:
     series = record.series["loss_by_position"]
     early, late = (series.y[series.x.index(length)] for length in (2048, 8192))
     assert f"from {early:.3f} to {late:.3f} for the Transformer." in beyond[0].text
-    exams = [finding for finding in findings if "-shot, 4 tasks at 25m seed 0" in finding.text]
+    exams = [finding for finding in findings if "-shot, 4 tasks at 25M seed 0" in finding.text]
     assert [finding.lead for finding in exams] == [
         "better at 1, worse at 0 of 4 tasks",
         "no significant difference on 4 tasks",

@@ -46,7 +46,8 @@ def _without_context(error: Any) -> str:
 
 
 def _sentence(text: str) -> str:
-    return text[:1].lower() + text[1:].strip().rstrip(".")
+    text = text.strip().rstrip(".").removeprefix("Got ").replace("argument(s)", "argument")
+    return text[:1].lower() + text[1:]
 
 
 def _reason(error: Any) -> str:
