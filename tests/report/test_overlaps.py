@@ -42,7 +42,7 @@ def test_an_evaluation_on_training_text_is_reported(tmp_path: Path, split: str, 
     (sentence,) = overlap_sentences(scores_of(maker_of(tmp_path, split=split, then=then)))
     for part in (
         "quality: classic_books (whole, 2K)",
-        "RetNet 1m seed 0, Transformer 1m seed 0",
+        "RetNet 1M seed 0, Transformer 1M seed 0",
         f"split '{split}'",
         "training text",
     ):

@@ -18,6 +18,9 @@ from retbench.records.store import read_files, visible
 
 Value = TypeVar("Value")
 
+PUBLISHED = "published"
+"""Folder of the records that come with the project."""
+
 _NEVER = datetime.min.replace(tzinfo=UTC)
 _CLOCK_SKEW = timedelta(days=1)
 """By how much the clocks of two machines may differ."""
@@ -38,11 +41,13 @@ class Results:
         records: Every readable record, duplicates included, in the order of files and lines.
         problems: One sentence per line that could not be read.
         folders: Folder of the per-document results, for each record that has some.
+        published: Runs whose records are below a folder called `published`: they come with the project.
     """
 
     records: tuple[Record, ...]
     problems: tuple[str, ...]
     folders: Mapping[Documents, Path] = field(default_factory=dict)
+    published: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -72,10 +77,13 @@ def load_results(root: Path) -> Results:
     records: list[Record] = []
     problems: list[str] = []
     folders: dict[Documents, Path] = {}
+    published: set[str] = set()
     for path, found, faults in read_files(root):
         records += found
         problems += faults + _future_sentences(path, found)
         folders |= {record.documents: path.parent for record in found if record.documents}
+        if PUBLISHED in (*path.parts, root.resolve().name):
+            published |= {record.run_id for record in found}
     if not records and problems:
         raise RecordError(
             f"'{root}' holds no record that can be read, and {len(problems)} lines that cannot. The first: "
@@ -83,7 +91,7 @@ def load_results(root: Path) -> Results:
         )
     if not records:
         raise RecordError(f"no results at '{root}': it holds no record (*.jsonl). {advice}")
-    return Results(tuple(records), tuple(problems), folders)
+    return Results(tuple(records), tuple(problems), folders, frozenset(published))
 
 
 def by_parts(function: Callable[..., Value]) -> Callable[..., Value]:
