@@ -161,12 +161,11 @@ def _measured(
     device: str, dtype: str | None, models: "Sequence[tuple[ModelConfig, str]]", *, compiled: bool
 ) -> "PredictionTarget":
     """Return a device of this machine with what it reaches now."""
-    from retbench.cli.in_process import check_dtype
     from retbench.cli.targets import measured_target
+    from retbench.config.experiment import find_dtype
 
-    check_dtype(dtype)
     usual = "float32" if device == "cpu" else "bfloat16"
-    return measured_target(device, models, dtype or usual, compiled=compiled)
+    return measured_target(device, models, find_dtype(dtype or usual), compiled=compiled)
 
 
 def _looked_up(device: str, ceilings: Path | None, dtype: str | None) -> "PredictionTarget":
