@@ -109,6 +109,11 @@ def format_tokens(num_tokens: int) -> str:
     return f"{num_tokens // 1024}K" if num_tokens >= 1024 and num_tokens % 1024 == 0 else str(num_tokens)
 
 
+def format_size(name: str) -> str:
+    """Write the name of a model size for people: '25m' -> '25M', 'fla-1.3b' -> 'fla-1.3B'."""
+    return re.sub(r"(?<=[0-9])[kmb]$", lambda unit: unit[0].upper(), name)
+
+
 def from_printed(value: float, unit: str) -> tuple[float, str]:
     """Convert a number as a paper prints it to its base unit: (4.19, 'MB') -> (4190000.0, 'bytes')."""
     size, base = PRINTED_UNITS[unit]

@@ -25,7 +25,7 @@ from retbench.report.comparisons import LEVEL_MARGIN, compare_rounds, line_throu
 from retbench.report.frames import session_of, started
 from retbench.report.wording import describe_status
 from retbench.stats.intervals import Interval, geometric_interval, ratio_interval, slope_equivalence
-from retbench.units import format_percent, format_tokens
+from retbench.units import format_percent, format_size, format_tokens
 
 TOLERANCE = 0.1
 """Share of the printed advantage that may be lacking: 7.66 still reproduces 8.4."""
@@ -348,7 +348,7 @@ def judge_ahead(rule: AheadRule, leads: Sequence[QualityLead]) -> ClaimFinding:
     values = [each.lead for each in leads]
     text = (
         f"ahead at {len(ahead)} of {len(leads)} evaluations, significantly at {len(sure)}, significantly behind at "
-        f"{len(behind)}; lead {format_percent(min(values))} to {format_percent(max(values))}"
+        f"{len(behind)}; {_lead_words(min(values), max(values))}"
     )
     if all(each.is_significant is None for each in leads):
         return ClaimFinding("not_testable", text, ("too few documents for an interval",))
@@ -360,6 +360,13 @@ def judge_ahead(rule: AheadRule, leads: Sequence[QualityLead]) -> ClaimFinding:
     )
     is_whole = is_complete and len(ahead) == len(leads) and 2 * len(sure) >= len(leads)
     return ClaimFinding("reproduced" if is_whole else "partly", text)
+
+
+def _lead_words(low: float, high: float) -> str:
+    """Format the least and the largest lead: 'lead -1.0 % to 2.0 %', or 'behind by 5.3 % to 6.3 %'."""
+    if high < 0:
+        return f"behind by {format_percent(-high)} to {format_percent(-low)}"
+    return f"lead {format_percent(low)} to {format_percent(high)}"
 
 
 def judge_crossing(
@@ -377,11 +384,12 @@ def judge_crossing(
         verdict = "reproduced" if len(as_claimed) == num_leads else "partly"
     else:
         verdict = "partly" if means[0] < 0 < means[1] else "not_reproduced"
-    return ClaimFinding(
-        verdict,
-        f"mean lead {format_percent(means[0])} at {', '.join(small)}, {format_percent(means[1])} at "
-        f"{', '.join(large)}, significantly different at {len(as_claimed)} of {num_leads} evaluations",
+    at_small, at_large = (
+        f"{format_percent(mean)} at {', '.join(map(format_size, sizes))}"
+        for mean, sizes in zip(means, (small, large), strict=True)
     )
+    significance = f"significantly different at {len(as_claimed)} of {num_leads} evaluations"
+    return ClaimFinding(verdict, f"mean lead {at_small}, {at_large}, {significance}")
 
 
 def _mean_lead(leads: Sequence[QualityLead]) -> float:

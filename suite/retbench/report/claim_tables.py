@@ -232,13 +232,16 @@ def _count_verdicts(judged: Sequence[JudgedClaim]) -> str:
 
 def _limitations(judged: Sequence[JudgedClaim]) -> list[str]:
     """Return a line per source: what the papers do not state about the claims' numbers, and what is doubtful."""
-    found: dict[str, dict[str, None]] = {}
+    found: dict[str, tuple[dict[str, None], dict[str, None]]] = {}
     for number in (find_number(place) for each in judged for place in each.claim.numbers):
-        words = found.setdefault(number.source, {})
-        if number.conditions.not_stated:
-            words[f"not stated: {', '.join(number.conditions.not_stated)}."] = None
-        words |= dict.fromkeys(number.doubts)
-    return [f"{source}: {' '.join(words)}" for source, words in found.items() if words]
+        unstated, doubts = found.setdefault(number.source, ({}, {}))
+        unstated |= dict.fromkeys(number.conditions.not_stated)
+        doubts |= dict.fromkeys(number.doubts)
+    lines = []
+    for source, (unstated, doubts) in found.items():
+        words = [*([f"not stated: {', '.join(unstated)}."] if unstated else []), *doubts]
+        lines += [f"{source}: {' '.join(words)}"] if words else []
+    return lines
 
 
 def claim_table(group: ClaimGroup) -> pd.DataFrame:

@@ -46,7 +46,7 @@ from retbench.report.points import (
 )
 from retbench.report.selection import model_settings, newest_evaluations, shared_settings
 from retbench.report.wording import device_name
-from retbench.units import format_count, format_tokens
+from retbench.units import format_count, format_size, format_tokens
 
 Scope = Literal["paper", "strong", "elsewhere"]
 """paper: the paper's own conditions. strong: the same with a strong baseline. elsewhere: any other conditions."""
@@ -171,7 +171,11 @@ def _missing_row(claim: Claim, scope: Scope) -> ClaimRow:
 def _conditions(claim: Claim, *, is_strong: bool = False) -> str:
     """Describe the paper's conditions, or those with a strong baseline."""
     scale = claim.scale
-    parts = [part for part in (scale.size, " ".join(scale.hardware), " or ".join(scale.dtypes)) if part]
+    parts = [
+        part
+        for part in (format_size(scale.size or ""), " ".join(scale.hardware), " or ".join(scale.dtypes))
+        if part
+    ]
     if scale.chunk_size:
         parts.append(f"chunks of {scale.chunk_size}")
     if scale.num_tokens:
@@ -255,7 +259,7 @@ def describe_setup(records: Sequence[Record]) -> str:
     record = records[0]
     model = record.model
     unusual = unusual_settings(model.architecture, model.config, record.settings)
-    parts = [model.size, device_name(record), str(set_of(record).dtype), *unusual]
+    parts = [format_size(model.size), device_name(record), str(set_of(record).dtype), *unusual]
     features = _features(records)
     if features is not None:
         words = [has if name in features else lacks for name, (has, lacks) in FEATURE_WORDS.items()]
@@ -305,7 +309,7 @@ def _judge_quality(
         case AheadRule() as rule:
             for instance, leads in _leads(rule, records, folders).items():
                 sides = [record for lead in leads for record in lead.records]
-                models = f"{instance.size}, {_describe_training(sides)}"
+                models = f"{format_size(instance.size)}, {_describe_training(sides)}"
                 row = _quality_row(claim, models, lacking, judge_ahead(rule, leads), sides)
                 yield row if instance.seed is None else replace(row, seeds=(instance.seed,))
         case CrossesRule() as rule:
@@ -325,7 +329,7 @@ def _crossing_row(
     small, large = (rule.behind_at, rule.ahead_at) if is_complete else (sizes[:1], sizes[-1:])
     finding = judge_crossing({size: leads[size] for size in small}, {size: leads[size] for size in large})
     records = [record for size in (*small, *large) for lead in leads[size] for record in lead.records]
-    models = f"{sizes[0]} to {sizes[-1]}, {_describe_training(records)}"
+    models = f"{format_size(sizes[0])} to {format_size(sizes[-1])}, {_describe_training(records)}"
     return _quality_row(claim, models, lacking, finding, records)
 
 
