@@ -14,7 +14,7 @@ _SIZE = re.compile(r"(^|[_/])[0-9.]+[mb]$")
 
 
 def describe_paper(claim: Claim) -> str:
-    """Return the paper's numbers with their conditions: '15.6x at batch 8, 8K; 6.7b, one A100-80GB'."""
+    """Return the paper's numbers with their conditions: '15.6x at batch 8, 8K; 6.7B, one A100-80GB'."""
     rule = claim.rule
     conditions = find_number(claim.numbers[0]).conditions if claim.numbers else Conditions()
     if isinstance(rule, RatioRule | ShareRule):
@@ -24,8 +24,8 @@ def describe_paper(claim: Claim) -> str:
         found = _describe_numbers(claim.numbers)
     if isinstance(rule, LevelRule | GrowsRule):
         found = f"{found}, {_range_of(rule)}" if found else _range_of(rule)
-    has_sizes = any(_SIZE.search(place) for place in claim.numbers)
-    size = "" if has_sizes else format_size(claim.scale.size or conditions.size or "")
+    sizes = {match[0] for match in map(_SIZE.search, claim.numbers) if match}
+    size = format_size(claim.scale.size or conditions.size or "") if len(sizes) < 2 else ""
     where = (size, conditions.hardware)
     return "; ".join(part for part in (found, ", ".join(filter(None, where))) if part)
 
