@@ -47,7 +47,7 @@ def test_without_records_nothing_is_confirmed_and_everything_says_what_it_needs(
         assert row.finding.verdict == "not_testable"
         assert row.num_records == 0
         assert row.finding.text
-        assert (row.command is None) == (judged.claim.rule is None)
+        assert (row.command is None) == (judged.claim.command is None)
 
 
 GOOD = """
@@ -71,7 +71,7 @@ command = "retbench run latency"
         ("numbers = [", "experiments = [", "compared with a printed number"),
         ("figure1_labels", "figure1_label", "Did you mean 'figure1_labels'"),
         ('command = "', 'strong = ["fused"]\ncommand = "', "second verdict and its command"),
-        ('needs = "n"', 'needs = "n"\nuntestable = "x"', "either a rule or the reason"),
+        ('needs = "n"', 'needs = "n"\nuntestable = "x"', "a rule, the parts that it awaits, or the reason"),
     ],
 )
 def test_a_claim_that_is_wrong_is_refused(old: str, new: str, message: str) -> None:

@@ -41,7 +41,15 @@ class ClaimFinding(NamedTuple):
     """Verdict of one set of records with its numbers; `not_testable` where the records cannot decide the claim."""
 
     verdict: Verdict
-    text: str
+    measured: str
+    """Value with its interval and point; what is needed where there are no records."""
+    notes: tuple[str, ...] = ()
+    """The paper's number, points that failed, and the command that narrows the interval."""
+
+    @property
+    def text(self) -> str:
+        """All of it in one line."""
+        return "; ".join((self.measured, *self.notes))
 
     @property
     def decides(self) -> bool:
@@ -173,15 +181,19 @@ def _ratio_words(interval: Interval) -> str:
 
 
 def _saving_words(advantage: Interval) -> str:
-    """Format the share that an advantage saves, with its interval: '63 % [61 %, 65 %]'."""
-    value, low, high = (format_percent(1 - 1 / each) for each in (advantage.value, *_ends(advantage)))
-    return value if low == high else f"{value} [{low}, {high}]"
+    """Format the share that an advantage saves, with its interval: '63 % [61 %, 65 %] less', or '41 % more'."""
+    shares = [1 - 1 / each for each in (advantage.value, *_ends(advantage))]
+    if shares[0] < 0:
+        shares = [-shares[0], -shares[2], -shares[1]]
+    value, low, high = map(format_percent, shares)
+    sense = "less" if advantage.value >= 1 else "more"
+    return f"{value} {sense}" if low == high else f"{value} [{low}, {high}] {sense}"
 
 
 def _more_rounds(setup: Setup, num_rounds: int) -> str:
     """Say that an interval is too wide, with the command that adds as many rounds as there are."""
     command = f"{setup.latest.command} --set rounds={2 * num_rounds}"
-    return f"; the interval is too wide for a verdict, add rounds: `{command}`"
+    return f"the interval is too wide for a verdict, add rounds: `{command}`"
 
 
 def _judge_ratio(claim: Claim, rule: RatioRule, setup: Setup, at_scale: bool) -> ClaimFinding | None:
@@ -211,13 +223,12 @@ def _judge_ratio(claim: Claim, rule: RatioRule, setup: Setup, at_scale: bool) ->
         return _one_round(words)
     verdict, is_open = _ratio_verdict(advantage, 1 / (1 - claim.printed) if rule.saved else claim.printed)
     printed = format_percent(claim.printed) if rule.saved else f"{claim.printed:.3g}×"
-    beyond = f"; {failure}" if failure else ""
     more = _more_rounds(setup, advantage.num_rounds) if is_open else ""
-    return ClaimFinding(verdict, f"{words}; the paper {printed}{beyond}{more}")
+    return ClaimFinding(verdict, words, tuple(filter(None, (f"the paper {printed}", failure, more))))
 
 
-def _decided(is_reproduced: bool, text: str) -> ClaimFinding:
-    return ClaimFinding("reproduced" if is_reproduced else "not_reproduced", text)
+def _decided(is_reproduced: bool, measured: str, *notes: str) -> ClaimFinding:
+    return ClaimFinding("reproduced" if is_reproduced else "not_reproduced", measured, notes)
 
 
 def _one_round(words: str) -> ClaimFinding:
@@ -260,7 +271,7 @@ def _judge_level(rule: LevelRule, setup: Setup, at_scale: bool) -> ClaimFinding 
         words += f", and {_ratio_words(ratio_there)} at {place}"
     if found.equivalent or found.differs:
         return _decided(bool(found.equivalent), words)
-    return ClaimFinding("not_testable", f"{words}{_more_rounds(setup, len(by_round))}")
+    return ClaimFinding("not_testable", words, (_more_rounds(setup, len(by_round)),))
 
 
 def _judge_growth(rule: GrowsRule, setup: Setup, at_scale: bool) -> ClaimFinding | None:
@@ -279,8 +290,8 @@ def _judge_growth(rule: GrowsRule, setup: Setup, at_scale: bool) -> ClaimFinding
         is_flat = any(high <= 1 for _, high in (_ends(whole), *rises))
         verdict: Verdict = "not_reproduced" if is_flat else "not_testable"
         verdict = "partly" if _ends(whole)[0] > 1 else verdict
-        more = _more_rounds(setup, len(costs[0])) if verdict == "not_testable" else ""
-        return ClaimFinding(verdict, f"{words}, not shown to rise at every length{more}")
+        more = (_more_rounds(setup, len(costs[0])),) if verdict == "not_testable" else ()
+        return ClaimFinding(verdict, f"{words}, not shown to rise at every length", more)
     if not rule.linear:
         return ClaimFinding("reproduced", words)
     line = line_through(list(by_length), [geometric_interval(values).value for values in costs])
@@ -299,8 +310,9 @@ def _judge_share(claim: Claim, rule: ShareRule, setup: Setup, at_scale: bool) ->
     if not rounds:
         return None
     share = sum(tables[name][rounds[0]] for name in rule.parts) / tables[rule.of][rounds[0]]
-    text = f"{format_percent(share)} {_at(point)}; the paper {format_percent(claim.printed)}"
-    return _decided(share <= claim.printed * (1 + TOLERANCE), text)
+    printed = f"the paper {format_percent(claim.printed)}"
+    is_reproduced = share <= claim.printed * (1 + TOLERANCE)
+    return _decided(is_reproduced, f"{format_percent(share)} {_at(point)}", printed)
 
 
 def _judge_equivalence(setup: Setup) -> ClaimFinding | None:
@@ -339,7 +351,7 @@ def judge_ahead(rule: AheadRule, leads: Sequence[QualityLead]) -> ClaimFinding:
         f"{len(behind)}; lead {format_percent(min(values))} to {format_percent(max(values))}"
     )
     if all(each.is_significant is None for each in leads):
-        return ClaimFinding("not_testable", f"{text}; too few documents for an interval")
+        return ClaimFinding("not_testable", text, ("too few documents for an interval",))
     if not sure:
         return ClaimFinding("not_reproduced" if behind else "not_testable", text)
     points = [each.records[0].point for each in leads]
@@ -379,5 +391,5 @@ def _mean_lead(leads: Sequence[QualityLead]) -> float:
 def judge_near(claim: Claim, rule: NearRule, value: float) -> ClaimFinding:
     """Judge whether a metric is what the paper prints."""
     is_near = abs(value / claim.printed - 1) <= rule.tolerance
-    text = f"{value:.4g}; the paper {claim.printed:.4g}, within {format_percent(rule.tolerance)}"
-    return _decided(is_near, text)
+    printed = f"the paper {claim.printed:.4g}, within {format_percent(rule.tolerance)}"
+    return _decided(is_near, f"{value:.4g}", printed)

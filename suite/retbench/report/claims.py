@@ -33,6 +33,7 @@ from retbench.report.claim_rules import (
     judge_crossing,
     judge_near,
 )
+from retbench.report.claim_words import describe_missing
 from retbench.report.document_comparisons import Folders, compare
 from retbench.report.frames import ComparableSet, Results, keep_latest, set_of, started
 from retbench.report.points import (
@@ -71,6 +72,8 @@ class ClaimRow:
         needed: Command that makes the records where there are none.
         features: Features of the baseline among the records.
         seeds: Seeds of the training; empty where it has none, or the row spans them.
+        is_published: True of records that come with the project, false of the user's own.
+        files: Files of the records, below the results folder.
     """
 
     scope: Scope
@@ -80,6 +83,8 @@ class ClaimRow:
     needed: str | None = None
     features: frozenset[str] = frozenset()
     seeds: tuple[int, ...] = ()
+    is_published: bool = False
+    files: tuple[str, ...] = ()
 
     @property
     def conditions(self) -> str:
@@ -122,13 +127,21 @@ def judge_claims(results: Results) -> list[JudgedClaim]:
 
 
 def judge(claim: Claim, results: Results) -> JudgedClaim:
-    """Judge one claim."""
-    if claim.rule is None:
-        reason = ClaimFinding("not_testable", claim.untestable or "")
-        return JudgedClaim(claim, "not_testable", (ClaimRow("paper", _conditions(claim), reason),))
+    """Judge one claim: the user's own records first, and apart from them the published ones."""
     records = [record for record in results.records if claim.covers(record)]
-    is_quality = isinstance(claim.rule, QualityRule)
-    found = _quality_rows(claim, records, results.folders) if is_quality else _cost_rows(claim, records)
+    found: list[ClaimRow] = []
+    for is_published in (False, True):
+        mine = [record for record in records if results.source_of(record).is_published == is_published]
+        is_quality = isinstance(claim.rule, QualityRule)
+        rows = _quality_rows(claim, mine, results.folders) if is_quality else _cost_rows(claim, mine)
+        for row in rows:
+            files = sorted({results.source_of(record).path for record in row.records})
+            found.append(replace(row, is_published=is_published, files=tuple(files)))
+    return _judged(claim, found)
+
+
+def _judged(claim: Claim, found: Sequence[ClaimRow]) -> JudgedClaim:
+    """Return a claim with its rows by scope; a scope of the claim without records has a row that says so."""
     rows: list[ClaimRow] = []
     scopes: tuple[Scope, ...] = ("paper", "strong") if claim.strong else ("paper",)
     for scope in scopes:
@@ -151,7 +164,7 @@ def _verdict(claim: Claim, rows: Sequence[ClaimRow]) -> Verdict:
 def _missing_row(claim: Claim, scope: Scope) -> ClaimRow:
     is_strong = scope == "strong"
     command = claim.strong_command if is_strong else claim.command
-    finding = ClaimFinding("not_testable", f"needs {claim.needs}")
+    finding = ClaimFinding("not_testable", describe_missing(claim))
     return ClaimRow(scope, _conditions(claim, is_strong=is_strong), finding, needed=command)
 
 
@@ -176,7 +189,8 @@ def _in_order(records: Iterable[Record]) -> tuple[Record, ...]:
 
 def _cost_rows(claim: Claim, records: Iterable[Record]) -> list[ClaimRow]:
     """Return a row per setup, the newest first; of setups with the same words, the newest that decides."""
-    assert claim.rule is not None
+    if claim.rule is None:
+        return []
     assert not isinstance(claim.rule, NearRule)
     reference = claim.rule.reference if isinstance(claim.rule, RatioRule) else None
     rows: dict[object, ClaimRow] = {}

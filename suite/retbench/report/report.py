@@ -15,7 +15,7 @@ from retbench.architectures.registry import title_of
 from retbench.files import check_writable, write_atomic
 from retbench.records.record import Record
 from retbench.report import diagnostics, html, provenance
-from retbench.report.claim_tables import make_claim_section
+from retbench.report.claim_tables import describe_result, make_claim_section
 from retbench.report.claims import judge_claims
 from retbench.report.evaluations import Evaluations, weights_table
 from retbench.report.figures import make_drawings
@@ -264,6 +264,7 @@ def _templates() -> Environment:
         "code_block": code_block,
         "markdown": markdown_table,
         "prose": html.prose,
+        "result": describe_result,
         "text": markdown_text,
     }
     environment.filters.update(filters)

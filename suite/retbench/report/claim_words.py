@@ -1,0 +1,115 @@
+"""A claim in words: the paper's number with its conditions, and what a verdict needs."""
+
+import re
+from collections.abc import Sequence
+
+from retbench.architectures.registry import title_of
+from retbench.papers.claims import Claim, GrowsRule, LevelRule, RatioRule, ShareRule
+from retbench.papers.papers import KIND_WORDS, Conditions, find_number
+from retbench.report.wording import join_words
+from retbench.units import format_tokens
+
+_LACKING = "that retbench does not have yet"
+
+
+def describe_paper(claim: Claim) -> str:
+    """Return the paper's numbers with their conditions: '15.6x at batch 8, 8K; 6.7b, one A100-80GB'."""
+    rule = claim.rule
+    conditions = find_number(claim.numbers[0]).conditions if claim.numbers else Conditions()
+    if isinstance(rule, RatioRule | ShareRule):
+        number = find_number(claim.numbers[0]).printed
+        found = f"{number} at batch {rule.batch_size}, {format_tokens(rule.context_len)}"
+    else:
+        found = _describe_numbers(claim.numbers)
+    if isinstance(rule, LevelRule | GrowsRule):
+        found = f"{found}, {_range_of(rule)}" if found else _range_of(rule)
+    where = (claim.scale.size or conditions.size, conditions.hardware)
+    return "; ".join(part for part in (found, ", ".join(filter(None, where))) if part)
+
+
+def _range_of(rule: LevelRule | GrowsRule) -> str:
+    first, last = rule.within
+    if rule.along == "batch_size":
+        return f"batch {first} to {last}, {format_tokens(rule.at)}"
+    return f"{format_tokens(first)} to {format_tokens(last)}, batch {rule.at}"
+
+
+def _describe_numbers(places: Sequence[str]) -> str:
+    """Return numbers, each with the names of sheet, row and column in which they differ."""
+    names = [place.split("/")[2:] for place in places]
+    varying = [index for index in range(2) if len({name[index] for name in names}) > 1]
+    found = []
+    for place, name in zip(places, names, strict=True):
+        label = ", ".join(_label(name[index]) for index in varying)
+        printed = find_number(place).printed
+        found.append(f"{printed} ({label})" if label else printed)
+    return ", ".join(found)
+
+
+def _label(name: str) -> str:
+    """Return the name of a row or column in words: 'retnet' -> 'RetNet', '8192' -> '8K', 'no_decay' -> 'no decay'."""
+    if name.isdecimal():
+        return format_tokens(int(name))
+    title = title_of(name)
+    return name.replace("_", " ") if title == name else title
+
+
+def describe_number(place: str) -> str:
+    """Return one number with its source and origin: 'RetNet Figure 6(c), 8192, 8: 377.7 ms (...)'."""
+    number = find_number(place)
+    row, column = place.split("/")[2:]
+    names = ", ".join(name.replace("_", " ") for name in (row, column) if name != "value")
+    return f"{number.source}, {names}: {number.printed} ({KIND_WORDS[number.kind]})"
+
+
+def describe_missing(claim: Claim) -> str:
+    """Return what a verdict on a claim needs, or why none is possible."""
+    if claim.awaits is not None:
+        lacking = [
+            *(f"the workload {name}" for name in claim.awaits.workloads),
+            *(f"the architecture {name}" for name in claim.awaits.architectures),
+        ]
+        return f"needs {join_words(lacking)}, {_LACKING.replace('that', 'which')}"
+    return claim.untestable or f"needs {claim.needs}"
+
+
+def describe_need(claim: Claim) -> tuple[int, str]:
+    """Return position and title of the group of claims that need the same for a verdict."""
+    if claim.awaits is not None:
+        kind = "a workload" if claim.awaits.workloads else "an architecture"
+        return (4 if claim.awaits.workloads else 5), f"Needs {kind} {_LACKING}"
+    if claim.rule is None:
+        return 6, "No run here can decide"
+    if claim.scale.hardware:
+        return 0, f"Needs the paper's hardware, {' '.join(claim.scale.hardware)}"
+    if claim.scale.num_tokens:
+        return 1, "Needs models trained as in the paper"
+    return (3 if claim.needs == "any machine" else 2), f"Needs {claim.needs}"
+
+
+def describe_needed(claims: Sequence[Claim]) -> str:
+    """Return what the claims of a group need, in one line of Markdown."""
+    awaited = [claim.awaits for claim in claims if claim.awaits is not None]
+    if awaited:
+        workloads = dict.fromkeys(name for each in awaited for name in each.workloads)
+        architectures = dict.fromkeys(name for each in awaited for name in each.architectures)
+        kinds = {"Workloads": list(workloads), "Architectures": list(architectures)}
+        return " ".join(f"{kind} {_LACKING}: {join_words(names)}." for kind, names in kinds.items() if names)
+    commands = [claim.command for claim in claims if claim.command]
+    if not commands:
+        return " ".join(dict.fromkeys(f"{claim.statement}: {claim.untestable}." for claim in claims))
+    needs = claims[0].needs if len({claim.needs for claim in claims}) == 1 else None
+    title = needs or describe_need(claims[0])[1].removeprefix("Needs ")
+    return f"A verdict needs {title}: {_join_commands(commands)}."
+
+
+def _join_commands(commands: Sequence[str]) -> str:
+    """Return the commands of several claims as one, with the experiments that take the place of its name."""
+    steps = dict.fromkeys(re.findall(r"retbench (train|run) ", " ".join(commands)))
+    names = list(dict.fromkeys(re.findall(r"retbench (?:train|run) (\w+)", " ".join(commands))))
+    if len(set(commands)) == 1:
+        return f"`{commands[0]}`"
+    name = names[0] if len(names) == 1 else "EXPERIMENT"
+    line = " and ".join(f"`retbench {step} {name} --profile paper`" for step in sorted(steps, reverse=True))
+    listed = f", where EXPERIMENT is {', '.join(names[:-1])} or {names[-1]}" if len(names) > 1 else ""
+    return f"{line}{listed}; each claim has its own options"
