@@ -1,22 +1,23 @@
-"""The report: one self-contained page, the same as Markdown, and the figures, all from records.
+"""The report: a page with the answer, a page with its evidence, both as Markdown, and the figures, all from records.
 
-Both templates render one model of the page, `ReportPage`. The same records give the same bytes: nothing in it depends
+All templates render one model of the report, `ReportPage`. The same records give the same bytes: nothing in it depends
 on when or where it was written.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 
 from retbench.architectures.registry import title_of
 from retbench.files import check_writable, write_atomic
 from retbench.records.record import Record
 from retbench.report import diagnostics, html, provenance
-from retbench.report.claim_tables import describe_result, make_claim_section
+from retbench.report.answer import Answer, find_answer
+from retbench.report.claim_tables import claim_table, describe_result, make_claim_section
 from retbench.report.claims import judge_claims
+from retbench.report.compact_tables import cost_tables, quality_tables
 from retbench.report.evaluations import Evaluations, weights_table
 from retbench.report.figures import make_drawings
 from retbench.report.findings import find_costs
@@ -34,20 +35,13 @@ from retbench.report.quality_findings import find_quality
 from retbench.report.score_figures import draw_scores
 from retbench.report.selection import matched_groups, select
 from retbench.report.style import Drawing, save_drawing
+from retbench.report.svg import inline_svgs
+from retbench.report.sweeps import CostSweep
 from retbench.report.tables import Contents, contents_of, cost_table, quality_table
 from retbench.report.wording import section_title
 
 BlockKind = Literal[
-    "text",
-    "warning",
-    "conditions",
-    "sentences",
-    "findings",
-    "table",
-    "figures",
-    "verdicts",
-    "claims",
-    "commands",
+    "text", "warning", "sentences", "findings", "table", "compact", "figures", "claims", "details", "commands", "summary"
 ]
 """Kinds of blocks: the templates have a branch for each."""
 
@@ -61,24 +55,47 @@ class Block(NamedTuple):
 
 
 class Section(NamedTuple):
-    """One section of the page; the name is its anchor."""
+    """One section of a page; the name is its anchor."""
 
     name: str
     title: str
     blocks: list[Block]
 
 
+class SummaryLine(NamedTuple):
+    """One sentence on a section of the second page."""
+
+    text: str
+    section: str
+    title: str
+
+
 class ReportPage(NamedTuple):
-    """Everything that both templates show."""
+    """Everything that the templates show.
+
+    Attributes:
+        title: Title of both pages.
+        answer: First lines of the first page.
+        conditions: Conditions of the first models measured.
+        first: Figure beside the answer; None without figures.
+        sections: Sections of the first page.
+        evidence: Sections of the second page.
+        drawings: All figures.
+        models: Label of each model that is drawn, by its name.
+    """
 
     title: str
+    answer: Answer
     conditions: str
+    first: Drawing | None
     sections: list[Section]
+    evidence: list[Section]
     drawings: list[Drawing]
+    models: Mapping[str, str]
 
 
 def write_report(results: Path, out: Path) -> list[Path]:
-    """Write `index.html`, `report.md` and `figures/` into a folder and return the paths of all files.
+    """Write `index.html`, `evidence.html`, `report.md` and `figures/` into a folder and return the paths of all files.
 
     Args:
         results: A record file, or a folder of them.
@@ -92,14 +109,10 @@ def write_report(results: Path, out: Path) -> list[Path]:
     found = load_results(results)
     check_writable(out, "--out")
     page = make_page(found)
-    figures = out / "figures"
-    paths = [path for drawing in page.drawings for path in save_drawing(drawing, figures)]
-    svgs = {
-        drawing.name: Markup(html.inline_svg((figures / f"{drawing.name}.svg").read_text("utf-8"), drawing))
-        for drawing in page.drawings
-    }
+    paths = [path for drawing in page.drawings for path in save_drawing(drawing, out / "figures")]
+    svgs = {drawing.name: inline_svgs(drawing, f"f{number}-") for number, drawing in enumerate(page.drawings)}
     templates = _templates()
-    for name in ("index.html", "report.md"):
+    for name in ("index.html", "evidence.html", "report.md"):
         text = templates.get_template(f"{name}.j2").render(page=page, svgs=svgs, colours=html.colour_rules())
         write_atomic(out / name, text.encode())
         paths.append(out / name)
@@ -109,27 +122,47 @@ def write_report(results: Path, out: Path) -> list[Path]:
 def make_page(results: Results) -> ReportPage:
     """Return the contents of the report: claims on all records, the rest on the newest comparable ones."""
     contents = contents_of(select(results.records, folders=results.folders))
-    records = contents.selection.records
-    evaluations = contents.evaluations
-    costs = make_drawings(contents.selection) if contents.sweeps else []
-    quality = draw_scores(evaluations) if evaluations else []
-    claims = make_claim_section(judge_claims(results), [*costs, *quality])
-    limitations = _limitations(contents, results.problems)
-    sections = [
-        Section("verdicts", "Verdicts", [Block("verdicts", claims)]),
-        _findings(contents, has_limitations=limitations.blocks[0].title != ""),
-        *(_cost_sections(contents, costs) if contents.sweeps else []),
-        *([_quality_section(evaluations, quality)] if evaluations else []),
-        Section("claims", "Claims in detail", [Block("claims", claims)]),
+    records, evaluations = contents.selection.records, contents.evaluations
+    drawings = make_drawings(contents.selection) if contents.sweeps else []
+    drawings += draw_scores(evaluations) if evaluations else []
+    claims = make_claim_section(judge_claims(results), drawings)
+    published = {record.experiment for record in records if results.source_of(record).is_published}
+    own = [drawing for drawing in drawings if not published & {*drawing.experiments}]
+    first = (own or drawings or [None])[0]
+    evidence = [
+        _findings(contents),
+        Section("details", "Claims in detail", [Block("details", claims)]),
+        *_full_tables(contents),
         *_matching_sections(records),
         Section("environment", "Environment", [Block("table", provenance.environment_table(records))]),
-        limitations,
-        _commands(records),
+        _limitations(contents, results.problems),
+        _commands(records, results),
+    ]
+    sections = [
+        *_figure_sections([drawing for drawing in own if drawing is not first], "measured", "Measured on this machine"),
+        *_figure_sections([d for d in drawings if d not in own and d is not first], "published", "Published results"),
+        Section("claims", "Claims of the papers", [Block("claims", claims)]),
+        _compact_tables(contents),
+        Section("checks", "Checks and limitations", [Block("summary", _summary(records, evidence))]),
     ]
     titles = dict.fromkeys(title_of(record.model.architecture) for record in records)
     return ReportPage(
-        f"{', '.join(titles)}: benchmark report", _conditions(contents), sections, [*costs, *quality]
+        title=f"{', '.join(titles)}: benchmark report",
+        answer=find_answer(contents),
+        conditions=_conditions(contents),
+        first=first,
+        sections=sections,
+        evidence=evidence,
+        drawings=drawings,
+        models=_labels(contents),
     )
+
+
+def _labels(contents: Contents) -> dict[str, str]:
+    """Return the label of every model that figures and tables show."""
+    lineups = [sweep.models for sweep in contents.sweeps]
+    lineups += [contents.evaluations.models] if contents.evaluations else []
+    return {name: found.labels[name] for found in reversed(lineups) for name in found.models}
 
 
 def _conditions(contents: Contents) -> str:
@@ -141,38 +174,43 @@ def _conditions(contents: Contents) -> str:
     return provenance.describe_conditions(records, sweeps[0].models)
 
 
-def _findings(contents: Contents, *, has_limitations: bool) -> Section:
+def _figure_sections(drawings: list[Drawing], name: str, title: str) -> list[Section]:
+    return [Section(name, title, [Block("figures", drawings)])] if drawings else []
+
+
+def _compact_tables(contents: Contents) -> Section:
+    """Return the tables of the first page: the primary metric of every workload."""
+    tables = cost_tables(contents.sweeps)
+    tables += quality_tables(contents.evaluations) if contents.evaluations else []
+    return Section("tables", "Tables", [Block("compact", tables)])
+
+
+def _findings(contents: Contents) -> Section:
     evaluations = contents.evaluations
     found = [*find_costs(contents.sweeps), *(find_quality(evaluations) if evaluations else [])]
     nothing = "No two models were measured at the same point, so there is nothing to compare."
-    blocks = [Block("findings", found) if found else Block("warning", nothing)]
-    if has_limitations:
-        blocks.append(
-            Block("warning", "Some results are missing, failed or noisy: see [limitations](#limitations).")
-        )
-    return Section("findings", "Key findings", blocks)
+    return Section("findings", "Findings", [Block("findings", found) if found else Block("warning", nothing)])
 
 
-def _cost_sections(contents: Contents, drawings: list[Drawing]) -> list[Section]:
-    """Return the figures, and the tables of every experiment, one per workload."""
-    groups: dict[str, list[Any]] = {}
+def _full_tables(contents: Contents) -> list[Section]:
+    """Return every metric of every workload, with the conditions and weights of the evaluations."""
+    groups: dict[str, list[CostSweep]] = {}
     for sweep in contents.sweeps:
         groups.setdefault(sweep.experiment, []).append(sweep)
-    tables = [
+    costs = [
         Block("table", table, section_title(experiment, workload))
         for experiment, sweeps in groups.items()
         for workload, table in readable_tables(cost_table(sweeps)).items()
     ]
-    figures = Block("figures", drawings) if drawings else Block("text", "These workloads have no figure.")
-    return [Section("figures", "Figures", [figures]), Section("tables", "Tables", tables)]
+    found = [Section("all-tables", "Tables of all metrics", costs)] if costs else []
+    return [*found, *([_quality_section(contents.evaluations)] if contents.evaluations else [])]
 
 
-def _quality_section(evaluations: Evaluations, drawings: list[Drawing]) -> Section:
-    """Return the figures and tables of quality, the origin of the weights, and refused comparisons."""
+def _quality_section(evaluations: Evaluations) -> Section:
+    """Return the tables of quality, the origin of the weights, and refused comparisons."""
     experiments = sorted({record.experiment for record in evaluations.records})
     blocks = [
-        *(Block("conditions", line) for line in evaluations.conditions),
-        Block("figures", drawings),
+        Block("sentences", evaluations.conditions, "Conditions"),
         Block("table", weights_table(evaluations), "Evaluated models"),
         Block("sentences", overlap_sentences(evaluations), "Evaluated on training text"),
         *(
@@ -183,6 +221,29 @@ def _quality_section(evaluations: Evaluations, drawings: list[Drawing]) -> Secti
         Block("sentences", evaluations.refusals, "Not compared"),
     ]
     return Section("quality", "Quality", [block for block in blocks if len(block.content)])
+
+
+def _summary(records: Sequence[Record], evidence: Sequence[Section]) -> list[SummaryLine]:
+    """Return one line per section of the second page that supports the numbers of the first."""
+    titles = {section.name: section for section in evidence}
+    executed = [table for block in titles["executed"].blocks for table in block.content.get("difference", [])]
+    num_differing = executed.count(provenance.DIFFERS)
+    agree = "All models ran with the same settings, apart from those of their architecture."
+    differing = f"{num_differing} settings differ that should be equal."
+    limitations = [block for block in titles["limitations"].blocks if block.title]
+    counts = ", ".join(f"{block.title.lower()} {len(block.content)}" for block in limitations)
+    runs = len({record.run_id for record in records})
+    texts = {
+        "equivalence": provenance.equivalence_sentence(records),
+        "matching": provenance.matching_sentence(matched_groups(records)),
+        "executed": differing if num_differing else agree,
+        "limitations": f"Limitations, by number: {counts}." if counts else "No limitations.",
+        "environment": "Hardware, software and load of each run.",
+        "commands": f"{len(records):,} records of {runs} run{'' if runs == 1 else 's'}: commands and files.",
+        "all-tables": "Every metric with its intervals and rounds.",
+        "findings": "All findings in sentences.",
+    }
+    return [SummaryLine(text, name, titles[name].title) for name, text in texts.items() if name in titles]
 
 
 def _matching_sections(records: Sequence[Record]) -> list[Section]:
@@ -240,9 +301,9 @@ def _limitations(contents: Contents, problems: Sequence[str]) -> Section:
     return Section("limitations", "Limitations", found or [none])
 
 
-def _commands(records: Sequence[Record]) -> Section:
+def _commands(records: Sequence[Record], results: Results) -> Section:
     commands = dict.fromkeys(record.command for record in sorted(records, key=started))
-    sources = provenance.source_table(records)
+    sources = provenance.source_table(records, results)
     return Section(
         "commands", "Commands", [Block("commands", [*commands, "retbench report"]), Block("table", sources)]
     )
@@ -261,6 +322,7 @@ def _templates() -> Environment:
     filters: dict[str, Any] = {
         "cell": escape_markdown,
         "cells": html.cells,
+        "claim_table": claim_table,
         "code_block": code_block,
         "markdown": markdown_table,
         "prose": html.prose,

@@ -329,6 +329,10 @@ def _set_ticks(axes: Axes, places: Sequence[float], texts: Sequence[str]) -> Non
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
+def _format_place(x: float) -> str:
+    return format_tokens(int(x))
+
+
 def _width_in(axes: Axes) -> float:
     return axes.get_position().width * WIDTH_IN
 
@@ -339,6 +343,7 @@ def set_length_axis(axes: Axes, lengths: Sequence[float]) -> None:
     step = 1 + int(len(lengths) * 0.27 / _width_in(axes))
     shown = list(lengths)[::-1][::step][::-1]
     _set_ticks(axes, shown, [format_tokens(int(length)) for length in shown])
+    axes.fmt_xdata = _format_place
     margin = 2**0.42
     axes.set_xlim(min(lengths) / margin, max(lengths) * margin)
 
@@ -352,6 +357,7 @@ def set_linear_length_axis(axes: Axes, lengths: Sequence[float]) -> None:
         if not shown or (shown[-1] - length) / longest * width_in >= 0.2:
             shown.append(length)
     _set_ticks(axes, shown, [format_tokens(int(length)) for length in shown])
+    axes.fmt_xdata = _format_place
     axes.set_xlim(0, longest * LINEAR_EDGE)
 
 
@@ -368,6 +374,7 @@ def set_count_axis(axes: Axes, counts: Sequence[float], labels: Sequence[str]) -
         shown.append(label if has_room else "")
         free_in = middle_in - half_in - 0.03 if has_room else free_in
     _set_ticks(axes, counts, shown[::-1])
+    axes.fmt_xdata = lambda x: labels[min(range(len(counts)), key=lambda index: abs(counts[index] - x))]
     axes.set_xlim(low, high)
 
 

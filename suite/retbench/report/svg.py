@@ -26,6 +26,11 @@ _SPOT_PT = 4
 """Radius of the circle that holds the value of a point."""
 
 
+def inline_svgs(drawing: Drawing, prefix: str) -> list[Markup]:
+    """Return a figure as SVG for use inside HTML."""
+    return [inline_svg(drawing, drawing.figure, prefix)]
+
+
 def inline_svg(drawing: Drawing, figure: Figure, prefix: str) -> Markup:
     """Return a figure as SVG for use inside HTML.
 
