@@ -108,9 +108,9 @@ class ClaimGroup(NamedTuple):
     entries: list[ClaimEntry]
 
     @property
-    def has_results(self) -> bool:
-        """True if anything was measured about a claim of the group."""
-        return any(entry.here for entry in self.entries)
+    def shown(self) -> list[ClaimEntry]:
+        """Claims that have a row in a short table: those that are decided or have results."""
+        return [entry for entry in self.entries if entry.here or not self.needed]
 
 
 class ClaimSection(NamedTuple):

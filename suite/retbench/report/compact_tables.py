@@ -71,6 +71,10 @@ class _Grid:
     def points(self) -> list[Point]:
         return [(sweep.batch_size, length) for sweep in self.sweeps for length in sweep.lengths]
 
+    def batch_words(self, batch_size: int) -> str:
+        known = WORKLOADS.get(self.sweeps[0].workload)
+        return NONE if known and known.finds_batch else str(batch_size)
+
     @property
     def versus(self) -> str:
         return f"vs. {self.lineup.labels[str(self.lineup.reference)]}" if self.ratios else ""
@@ -86,10 +90,13 @@ def _cost_table(sweeps: Sequence[CostSweep]) -> CompactTable:
 
 
 def _row_per_point(grid: _Grid, caption: str) -> CompactTable:
-    labels, compared = grid.lineup.labels, [m for m in grid.models if any(m == model for model, _ in grid.ratios)]
+    labels, compared = (
+        grid.lineup.labels,
+        [m for m in grid.models if any(m == model for model, _ in grid.ratios)],
+    )
     rows = []
     for point in grid.points:
-        row = {"batch": str(point[0]), "context": format_tokens(point[1])}
+        row = {"batch": grid.batch_words(point[0]), "context": format_tokens(point[1])}
         row |= {labels[model]: grid.values.get((model, point), NONE) for model in grid.models}
         row |= {f"{labels[model]} {grid.versus}": grid.ratios.get((model, point), NONE) for model in compared}
         rows.append(row)
@@ -103,7 +110,7 @@ def _row_per_model(grid: _Grid, caption: str) -> CompactTable:
     rows, of_rows = [], []
     lengths = sorted({length for _, length in grid.points})
     for model, batch in product(grid.models, sorted({batch for batch, _ in grid.points})):
-        row = {"model": grid.lineup.labels[model], "batch": str(batch)}
+        row = {"model": grid.lineup.labels[model], "batch": grid.batch_words(batch)}
         row |= {format_tokens(length): grid.values.get((model, (batch, length)), NONE) for length in lengths}
         deepest = next((n for n in reversed(lengths) if (model, (batch, n)) in grid.ratios), None)
         if grid.versus:
@@ -119,7 +126,10 @@ def _values(sweep: CostSweep, metric: MetricSpec) -> Iterator[tuple[tuple[str, P
     for row in sweep.failed.itertuples():
         yield (str(row.model), (sweep.batch_size, int(row.context_len))), describe_status(str(row.status))
     for row in sweep.rows(metric.name).itertuples():
-        yield (str(row.model), (sweep.batch_size, int(row.context_len))), format_metric(metric.name, float(row.value))
+        yield (
+            (str(row.model), (sweep.batch_size, int(row.context_len))),
+            format_metric(metric.name, float(row.value)),
+        )
 
 
 def _ratios(sweep: CostSweep, metric: MetricSpec) -> Iterator[tuple[tuple[str, Point], str]]:
@@ -137,7 +147,9 @@ def quality_tables(evaluations: Evaluations) -> list[CompactTable]:
     made = []
     for experiment in sorted({record.experiment for record in evaluations.records}):
         frame = quality_table(evaluations, experiment)
-        scored = frame[frame["workload"].map(lambda name: name in WORKLOADS and WORKLOADS[name].replicate == "document")]
+        scored = frame[
+            frame["workload"].map(lambda name: name in WORKLOADS and WORKLOADS[name].replicate == "document")
+        ]
         for workload, table in readable_tables(scored).items():
             heading = WORKLOADS[workload].primary.heading
             caption = f"{section_title(experiment, workload)}, {heading}"
@@ -149,8 +161,12 @@ def _quality_table(table: pd.DataFrame, heading: str, caption: str, models: Line
     """Return task points, the primary metric per model, and the comparison, of a readable table."""
     if "metric" in table:  # of questions there is a row per kind of accuracy
         table = table[table["metric"] == "acc"].drop(columns="metric")
-    names = {f"{heading}, {model}": model for model in models.models} | {model: model for model in models.models}
-    lead = [name for name in ("corpus", "task", "protocol", "context", "shots", "size", "seed") if name in table]
+    names = {f"{heading}, {model}": model for model in models.models} | {
+        model: model for model in models.models
+    }
+    lead = [
+        name for name in ("corpus", "task", "protocol", "context", "shots", "size", "seed") if name in table
+    ]
     own = [name for name in table if name in names]
     compared = [name for name in table if str(name).startswith(("ratio", "difference"))]
     frame = table[[*lead, *own, *compared]].rename(columns={name: models.labels[names[name]] for name in own})

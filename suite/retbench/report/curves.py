@@ -348,7 +348,9 @@ def _draw_intervals(axes: Axes, points: Sequence[Point], size: float, colour: st
     x, low, high = zip(*bars, strict=True)
     drawn: list[Artist] = [axes.vlines(x, low, high, color=colour, linewidth=0.8)]
     for end in (low, high):
-        drawn += axes.plot(x, end, "_", color=colour, linestyle="", markersize=5, markeredgewidth=0.8, zorder=1.9)
+        drawn += axes.plot(
+            x, end, "_", color=colour, linestyle="", markersize=5, markeredgewidth=0.8, zorder=1.9
+        )
     return drawn
 
 

@@ -10,6 +10,7 @@ from retbench.report import style
 from retbench.report.wording import bind_units
 from retbench.units import read_column
 
+
 def prose(text: str) -> Markup:
     """Return a sentence as HTML: numbers keep to their units, `text` is code, and [text](#anchor) is a link."""
     coded = re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(bind_units(text))))

@@ -179,13 +179,23 @@ def equivalence_sentence(records: Sequence[Record]) -> str:
     worst: dict[tuple[str, ...], GateCheck] = {}
     for record in records:
         for check in record.gate.checks if record.gate else ():
-            key = (record.model.name, record.model.size, check.name, str(check.length), str(record.gate.dtype if record.gate else ""))
+            key = (
+                record.model.name,
+                record.model.size,
+                check.name,
+                str(check.length),
+                str(record.gate.dtype if record.gate else ""),
+            )
             worst[key] = max(worst.get(key, check), check, key=_share_of_limit)
     if not worst:
         return "No record here holds an equivalence check."
     nearest = max(worst.values(), key=_share_of_limit)
     failed = sum(not check.error <= check.limit for check in worst.values())
-    count = f"All {len(worst)} equivalence checks passed" if not failed else f"{failed} of {len(worst)} checks failed"
+    count = (
+        f"All {len(worst)} equivalence checks passed"
+        if not failed
+        else f"{failed} of {len(worst)} checks failed"
+    )
     return f"{count}; worst error {nearest.error:.1e}, limit {nearest.limit:.0e}."
 
 

@@ -41,7 +41,17 @@ from retbench.report.tables import Contents, contents_of, cost_table, quality_ta
 from retbench.report.wording import section_title
 
 BlockKind = Literal[
-    "text", "warning", "sentences", "findings", "table", "compact", "figures", "claims", "details", "commands", "summary"
+    "text",
+    "warning",
+    "sentences",
+    "findings",
+    "table",
+    "compact",
+    "figures",
+    "claims",
+    "details",
+    "commands",
+    "summary",
 ]
 """Kinds of blocks: the templates have a branch for each."""
 
@@ -139,8 +149,12 @@ def make_page(results: Results) -> ReportPage:
         _commands(records, results),
     ]
     sections = [
-        *_figure_sections([drawing for drawing in own if drawing is not first], "measured", "Measured on this machine"),
-        *_figure_sections([d for d in drawings if d not in own and d is not first], "published", "Published results"),
+        *_figure_sections(
+            [drawing for drawing in own if drawing is not first], "measured", "Measured on this machine"
+        ),
+        *_figure_sections(
+            [d for d in drawings if d not in own and d is not first], "published", "Published results"
+        ),
         Section("claims", "Claims of the papers", [Block("claims", claims)]),
         _compact_tables(contents),
         Section("checks", "Checks and limitations", [Block("summary", _summary(records, evidence))]),

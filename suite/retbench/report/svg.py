@@ -45,10 +45,14 @@ def inline_svg(drawing: Drawing, figure: Figure, prefix: str) -> Markup:
     root = ElementTree.fromstring(_draw(figure))
     width, height = (float(inches) * style.POINTS_PER_IN for inches in figure.get_size_inches())
     seen = height - style.FOOTER_IN * style.POINTS_PER_IN
-    used = {name for node in root.iter() for text in node.attrib.values() for name in _REFERENCE.findall(text)}
+    used = {
+        name for node in root.iter() for text in node.attrib.values() for name in _REFERENCE.findall(text)
+    }
     numbers = count()
     ids = {name: f"{prefix}{next(numbers)}" for node in root.iter() if (name := node.get("id", "")) in used}
-    picture = Element("svg", {"role": "img", "viewBox": f"0 0 {width:g} {seen:g}", "aria-label": describe(drawing)})
+    picture = Element(
+        "svg", {"role": "img", "viewBox": f"0 0 {width:g} {seen:g}", "aria-label": describe(drawing)}
+    )
     for node in root:
         picture.extend(_tidy(node, ids, seen))
     values = SubElement(picture, "g", {"class": "spots"})

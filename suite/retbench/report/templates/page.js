@@ -52,8 +52,8 @@
         const rows = rowsOf(body);
         rows.forEach(row => { row.hidden = !plain(row.textContent).includes(wanted); });
         const left = rows.filter(row => !row.hidden).length;
-        body.hidden = !left;
-        all(".count", body).forEach(place => { place.textContent = wanted ? `${left} of ${rows.length}` : rows.length; });
+        body.hidden = Boolean(wanted) && !left;
+        all(".count", body).forEach(place => { place.textContent = left; });
         [shown, total] = [shown + left, total + rows.length];
       });
       count.textContent = wanted ? `${shown} of ${total} rows` : "";
