@@ -41,7 +41,6 @@ from retbench.report.wording import (
     describe_absence,
     describe_crossover,
     file_stem,
-    rounds_disagree,
     section_title,
 )
 from retbench.stats.intervals import Crossover
@@ -132,8 +131,8 @@ def _mark_crossing(axes: Axes, crossing: Crossover, sweep: CostSweep, model: str
     """Mark where `model` becomes faster than the reference, its interval shaded, or say that there is no such place."""
     label = shorten(sweep.models.labels[model])
     if crossing.value is None:
-        lead = "crossover: rounds disagree" if rounds_disagree(crossing, sweep.lengths) else "no crossover"
-        add_note(axes, f"{lead}\n{describe_absence(crossing, sweep.lengths, label)}", CORNERS)
+        where = describe_absence(crossing, sweep.lengths)
+        add_note(axes, f"{label} is\n{where}", CORNERS)
         return
     if crossing.low is not None and crossing.high is not None:
         axes.axvspan(crossing.low, crossing.high, color=style.GRID, linewidth=0, zorder=0)
