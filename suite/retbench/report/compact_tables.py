@@ -1,7 +1,7 @@
 """The tables of the page's first part: one row per context, a column per model, and the ratio to the reference.
 
-With many models there is a row per model and a column per context. Columns that have the same value in every row go into
-the caption. `formats.readable_tables` has every metric.
+With many models there is a row per model and a column per context. Columns that have the same value in every row go
+into the caption. `formats.readable_tables` has every metric.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -123,13 +123,11 @@ def _row_per_model(grid: _Grid, caption: str) -> CompactTable:
 
 def _values(sweep: CostSweep, metric: MetricSpec) -> Iterator[tuple[tuple[str, Point], str]]:
     """Yield the value of each model at each point, or why there is none."""
-    for row in sweep.failed.itertuples():
-        yield (str(row.model), (sweep.batch_size, int(row.context_len))), describe_status(str(row.status))
-    for row in sweep.rows(metric.name).itertuples():
-        yield (
-            (str(row.model), (sweep.batch_size, int(row.context_len))),
-            format_metric(metric.name, float(row.value)),
-        )
+    failed, rows = sweep.failed, sweep.rows(metric.name)
+    for model, length, status in zip(failed["model"], failed["context_len"], failed["status"], strict=True):
+        yield (str(model), (sweep.batch_size, int(length))), describe_status(str(status))
+    for model, length, value in zip(rows["model"], rows["context_len"], rows["value"], strict=True):
+        yield (str(model), (sweep.batch_size, int(length))), format_metric(metric.name, float(value))
 
 
 def _ratios(sweep: CostSweep, metric: MetricSpec) -> Iterator[tuple[tuple[str, Point], str]]:
@@ -155,6 +153,10 @@ def quality_tables(evaluations: Evaluations) -> list[CompactTable]:
             caption = f"{section_title(experiment, workload)}, {heading}"
             made.append(_quality_table(table, heading, caption, evaluations.models))
     return made
+
+
+def _scores_documents(workload: str) -> bool:
+    return workload in WORKLOADS and WORKLOADS[workload].replicate == "document"
 
 
 def _quality_table(table: pd.DataFrame, heading: str, caption: str, models: Lineup) -> CompactTable:

@@ -88,11 +88,8 @@ def _mark_bars(
     """Add the values of each bar: the sum, and each part."""
     for length, bar in parts.groupby("context_len"):
         values = bar.set_index("metric")["value"]
-        found = [
-            f"{name} {format_bytes(values[part])}"
-            for part, name in zip(PARTS, names, strict=True)
-            if part in values
-        ]
+        named = [(name, part) for part, name in zip(PARTS, names, strict=True) if part in values]
+        found = [f"{name} {format_bytes(values[part])}" for name, part in named]
         total = float(values.sum())
         text = f"{label}, {format_tokens(int(str(length)))}: {format_bytes(total)} ({', '.join(found)})"
         style.mark(axes, model, (float(str(length)), total / size), text)

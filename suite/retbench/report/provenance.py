@@ -176,25 +176,20 @@ def equivalence_table(records: Sequence[Record], models: Lineup) -> pd.DataFrame
 
 def equivalence_sentence(records: Sequence[Record]) -> str:
     """Return how many equivalence checks passed, with the one that is nearest to its limit."""
-    worst: dict[tuple[str, ...], GateCheck] = {}
+    worst: dict[tuple[object, ...], GateCheck] = {}
     for record in records:
         for check in record.gate.checks if record.gate else ():
-            key = (
-                record.model.name,
-                record.model.size,
-                check.name,
-                str(check.length),
-                str(record.gate.dtype if record.gate else ""),
-            )
+            model, gate = record.model, record.gate
+            key = (model.name, model.size, check.name, check.length, gate.dtype if gate else "")
             worst[key] = max(worst.get(key, check), check, key=_share_of_limit)
     if not worst:
         return "No record here holds an equivalence check."
     nearest = max(worst.values(), key=_share_of_limit)
     failed = sum(not check.error <= check.limit for check in worst.values())
     count = (
-        f"All {len(worst)} equivalence checks passed"
-        if not failed
-        else f"{failed} of {len(worst)} checks failed"
+        f"{failed} of {len(worst)} equivalence checks failed"
+        if failed
+        else f"All {len(worst)} equivalence checks passed"
     )
     return f"{count}; worst error {nearest.error:.1e}, limit {nearest.limit:.0e}."
 

@@ -10,7 +10,6 @@ from typing import Any, Literal, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from retbench.architectures.registry import title_of
 from retbench.files import check_writable, write_atomic
 from retbench.records.record import Record
 from retbench.report import diagnostics, html, provenance
@@ -84,7 +83,6 @@ class ReportPage(NamedTuple):
     """Everything that the templates show.
 
     Attributes:
-        title: Title of both pages.
         answer: First lines of the first page.
         conditions: Conditions of the first models measured.
         first: Figure beside the answer; None without figures.
@@ -94,7 +92,6 @@ class ReportPage(NamedTuple):
         models: Label of each model that is drawn, by its name.
     """
 
-    title: str
     answer: Answer
     conditions: str
     first: Drawing | None
@@ -138,7 +135,7 @@ def make_page(results: Results) -> ReportPage:
     claims = make_claim_section(judge_claims(results), drawings)
     published = {record.experiment for record in records if results.source_of(record).is_published}
     own = [drawing for drawing in drawings if not published & {*drawing.experiments}]
-    first = (own or drawings or [None])[0]
+    first = next(iter(own or drawings), None)
     evidence = [
         _findings(contents),
         Section("details", "Claims in detail", [Block("details", claims)]),
@@ -159,9 +156,7 @@ def make_page(results: Results) -> ReportPage:
         _compact_tables(contents),
         Section("checks", "Checks and limitations", [Block("summary", _summary(records, evidence))]),
     ]
-    titles = dict.fromkeys(title_of(record.model.architecture) for record in records)
     return ReportPage(
-        title=f"{', '.join(titles)}: benchmark report",
         answer=find_answer(contents),
         conditions=_conditions(contents),
         first=first,

@@ -1,7 +1,7 @@
 """Figures as small SVG inside the page: words stay words, colours are the page's variables, points carry their values.
 
-The files of a figure hold the outlines of their letters, to look the same everywhere. Inside the page the same figure is
-written with text, fewer digits and without unused names, which takes about a tenth of the bytes.
+The files of a figure hold the outlines of their letters, to look the same everywhere. Inside the page the same figure
+is written with text, fewer digits and without unused names, which takes about a tenth of the bytes.
 """
 
 import io
@@ -34,8 +34,8 @@ def inline_svgs(drawing: Drawing, prefix: str) -> list[Markup]:
 def inline_svg(drawing: Drawing, figure: Figure, prefix: str) -> Markup:
     """Return a figure as SVG for use inside HTML.
 
-    The strip with the conditions is cut off, because the page shows them as text. What belongs to one model has its name
-    in `data-model`, and each point has a circle whose title is its value.
+    The strip with the conditions is cut off, because the page shows them as text. What belongs to one model has its
+    name in `data-model`, and each point has a circle whose title is its value.
 
     Args:
         drawing: The drawing; its title and its last values are the figure's alternative text.
