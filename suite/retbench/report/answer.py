@@ -312,5 +312,5 @@ def _caveat(records: Sequence[Record]) -> str:
     """Return what models of this size on this device do not show."""
     latest = max(records, key=started)
     if str(set_of(latest).device) == "cpu":
-        return "Small models on a CPU say nothing about models of 6.7B parameters on an A100: see the claims of the papers."
+        return "Small models on a CPU say nothing about 6.7B parameters on an A100: see the claims of the papers."
     return "Other devices, sizes and dtypes may differ: the claims of the papers state their conditions."

@@ -104,7 +104,7 @@ def load_results(root: Path) -> Results:
     for path, found, faults in read_files(root):
         records += found
         below = path.relative_to(root).as_posix() if path != root else path.name
-        source = Source(visible(below), is_published=PUBLISHED in path.parts)
+        source = Source(visible(below), is_published=PUBLISHED in (*path.parts, root.resolve().name))
         sources |= dict.fromkeys(map(run_of, found), source)
         problems += faults + _future_sentences(path, found)
         folders |= {record.documents: path.parent for record in found if record.documents}
