@@ -91,9 +91,9 @@ def summarise_evidence(records: Sequence[Record], evidence: Sequence[Section]) -
     runs = len({record.run_id for record in records})
     texts = {
         "equivalence": provenance.equivalence_sentence(records),
+        "limitations": f"Limitations, by number: {counts}." if counts else "No limitations.",
         "matching": provenance.matching_sentence(matched_groups(records)),
         "executed": differing if num_differing else agree,
-        "limitations": f"Limitations, by number: {counts}." if counts else "No limitations.",
         "environment": "Hardware, software and load of each run.",
         "commands": f"{len(records):,} records of {runs} run{'' if runs == 1 else 's'}: commands and files.",
         "all-tables": "Every metric with its intervals and rounds.",

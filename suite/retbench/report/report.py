@@ -108,9 +108,8 @@ def make_page(results: Results) -> ReportPage:
     for origin, sections in zip(origins, evidence, strict=True):
         title = origin.title if len(origins) > 1 else ""
         tables.append(Block("compact", _compact_tables(origin.contents), title))
-        summary.append(
-            Block("summary", summarise_evidence(origin.contents.selection.records, sections), title)
-        )
+        lines = summarise_evidence(origin.contents.selection.records, sections)
+        summary.append(Block("summary", lines if origin is origins[0] else lines[:2], title))
     return ReportPage(
         answer=find_answer(main),
         conditions=_conditions(main),

@@ -253,11 +253,6 @@ class Drawing:
     figure: Figure
     data: pd.DataFrame
 
-    @property
-    def is_tall(self) -> bool:
-        """True for a figure that takes the height of two others."""
-        return float(self.figure.get_figheight()) > 1.5 * float(self.figure.get_figwidth())
-
 
 def save_drawing(drawing: Drawing, out_dir: Path) -> list[Path]:
     """Write a figure as SVG and PNG, and its data as CSV.
