@@ -81,7 +81,7 @@ def _widen(least: Sequence[int], full: Sequence[int], width: int) -> list[int]:
 
 
 def _is_number(text: str) -> bool:
-    return text.lstrip("+-<~ ")[:1].isdigit() or text == _NONE
+    return (len(text) <= _PROSE and text.lstrip("+-<~ ")[:1].isdigit()) or text == _NONE
 
 
 def _lines(columns: Sequence[Sequence[str]], widths: Sequence[int]) -> list[str]:

@@ -11,6 +11,7 @@ from math import inf, nan
 from typing import NamedTuple
 
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.transforms import offset_copy
@@ -189,6 +190,13 @@ class Panel:
         mark = f"{style.FILLED[self.look(model).marker]} " if style.repeats(len(self.models.models)) else ""
         return f"{mark}{shorten(self.models.labels[model])}"
 
+    def words(self, point: Point, place: str) -> str:
+        """Return a point in words: 'RetNet, 32K: 6.40 [6.21, 6.60] ms'."""
+        value, low, high = (f"{number / self.size:,.3g}" for number in (point.value, point.low, point.high))
+        interval = f" [{low}, {high}]" if point.low == point.low else ""
+        curve = f" {point.curve}" if point.curve else ""
+        return f"{self.models.labels[point.model]}{curve}, {place}: {value}{interval} {self.unit}".rstrip()
+
 
 def draw_row(
     panels: Sequence[Panel],
@@ -314,7 +322,7 @@ def _draw_curves(axes: Axes, panel: Panel) -> None:
         place, last = panel.models.models.index(model), max(1, len(panel.models.models) - 1)
         aside_pt = panel.aside_pt * (place / last - 0.5)
         for points in curves:
-            axes.plot(
+            line = axes.plot(
                 [point.x for point in points],
                 [point.value / panel.size for point in points],
                 color=look.line,
@@ -326,17 +334,24 @@ def _draw_curves(axes: Axes, panel: Panel) -> None:
                 markeredgecolor=style.PAPER,
                 markeredgewidth=0.4,
             )
-            _draw_intervals(axes, points, panel.size, look.line)
+            style.tag(axes, model, [*line, *_draw_intervals(axes, points, panel.size, look.line)])
+            for point in points:
+                at = (point.x, point.value / panel.size)
+                style.mark(axes, model, at, panel.words(point, axes.format_xdata(point.x)))
 
 
-def _draw_intervals(axes: Axes, points: Sequence[Point], size: float, colour: str) -> None:
+def _draw_intervals(axes: Axes, points: Sequence[Point], size: float, colour: str) -> list[Artist]:
+    """Draw the intervals of the points that have one, and return what was drawn."""
     bars = [(point.x, point.low / size, point.high / size) for point in points if point.low == point.low]
     if not bars:
-        return
+        return []
     x, low, high = zip(*bars, strict=True)
-    axes.vlines(x, low, high, color=colour, linewidth=0.8)
+    drawn: list[Artist] = [axes.vlines(x, low, high, color=colour, linewidth=0.8)]
     for end in (low, high):
-        axes.plot(x, end, "_", color=colour, linestyle="", markersize=5, markeredgewidth=0.8, zorder=1.9)
+        drawn += axes.plot(
+            x, end, "_", color=colour, linestyle="", markersize=5, markeredgewidth=0.8, zorder=1.9
+        )
+    return drawn
 
 
 def _draw_crosses(axes: Axes, panel: Panel, *, reasons: bool) -> None:
@@ -349,10 +364,12 @@ def _draw_crosses(axes: Axes, panel: Panel, *, reasons: bool) -> None:
             continue
         x, y, transform = [point.x for point in mine], 1 + above_pt / height_pt, axes.get_xaxis_transform()
         above_pt += _CROSSES_PT
-        axes.plot(x, [y] * len(x), "x", color=panel.look(model).line, transform=transform, clip_on=False)
+        drawn: list[Artist] = axes.plot(
+            x, [y] * len(x), "x", color=panel.look(model).line, transform=transform, clip_on=False
+        )
         if reasons:
             is_left = x[0] > panel.ticks[0]
-            add_text(
+            words = add_text(
                 axes,
                 describe_status(mine[0].status),
                 (x[0] if is_left else x[-1], y),
@@ -363,6 +380,8 @@ def _draw_crosses(axes: Axes, panel: Panel, *, reasons: bool) -> None:
                 ha="right" if is_left else "left",
                 va="center",
             )
+            drawn.append(words)
+        style.tag(axes, model, drawn)
 
 
 def describe_crosses(statuses: Iterable[str]) -> list[str]:
@@ -381,7 +400,7 @@ def end_labels(panel: Panel, describe: Describe) -> list[Label]:
         words = "–".join(dict.fromkeys(describe(end) for end in (ends[0], ends[-1])))
         middle = (ends[0].value + ends[-1].value) / 2 / panel.size
         text = f"{panel.name(model)}\n{words}"
-        labels.append(Label(ends[-1].x, middle, text, panel.look(model).text))
+        labels.append(Label(ends[-1].x, middle, text, panel.look(model).text, model=model))
     return labels
 
 

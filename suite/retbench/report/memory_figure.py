@@ -1,5 +1,7 @@
 """The memory figure: stacked bars of weights, state or cache, and workspace against the context length."""
 
+from collections.abc import Sequence
+
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -13,7 +15,7 @@ from retbench.report import style
 from retbench.report.curves import DOTTED, MEMORY_UNITS, describe_crosses, unit_for
 from retbench.report.labels import add_text, shorten
 from retbench.report.sweeps import CostSweep
-from retbench.units import format_bytes
+from retbench.units import format_bytes, format_tokens
 
 PARTS = ("weight_bytes", "state_bytes", "workspace_bytes")
 EXPECTED = "expected_weight_and_state_bytes"
@@ -73,8 +75,24 @@ def draw_memory(sweep: CostSweep, title: str) -> Figure:
         _draw_crosses(axes, failed, expected, size)
         label = shorten(sweep.models.labels[model])
         axes.set_title(label, fontsize=6.8, color=look.text, loc="left", pad=3, fontweight="bold")
-        _name_parts(axes, mine[mine["metric"] != EXPECTED], look, _state_name(sweep, model))
+        parts, names = mine[mine["metric"] != EXPECTED], ("weights", _state_name(sweep, model), "workspace")
+        _name_parts(axes, parts, look, names)
+        _mark_bars(axes, model, sweep.models.labels[model], parts, names, size)
+        style.tag(axes, model, [*axes.patches, *axes.lines, *axes.texts, axes.title])
     return figure
+
+
+def _mark_bars(
+    axes: Axes, model: str, label: str, parts: pd.DataFrame, names: Sequence[str], size: float
+) -> None:
+    """Add the values of each bar: the sum, and each part."""
+    for length, bar in parts.groupby("context_len"):
+        values = bar.set_index("metric")["value"]
+        named = [(name, part) for part, name in zip(PARTS, names, strict=True) if part in values]
+        found = [f"{name} {format_bytes(values[part])}" for name, part in named]
+        total = float(values.sum())
+        text = f"{label}, {format_tokens(int(str(length)))}: {format_bytes(total)} ({', '.join(found)})"
+        style.mark(axes, model, (float(str(length)), total / size), text)
 
 
 def _state_name(sweep: CostSweep, model: str) -> str:
@@ -122,10 +140,10 @@ def _draw_crosses(axes: Axes, failed: pd.DataFrame, expected: pd.DataFrame, size
         axes.plot([int(length)], [y], "x", color=style.INK, zorder=5, clip_on=False)
 
 
-def _name_parts(axes: Axes, rows: pd.DataFrame, look: style.Look, state: str) -> None:
+def _name_parts(axes: Axes, rows: pd.DataFrame, look: style.Look, parts: Sequence[str]) -> None:
     """Write names and sizes of the parts of the bar at the longest context into the upper left corner."""
     bar = rows[rows["context_len"] == rows["context_len"].max()].set_index("metric")["value"]
-    names = zip(PARTS, ("weights", state, "workspace"), (style.MUTED, look.text, look.text), strict=True)
+    names = zip(PARTS, parts, (style.MUTED, look.text, look.text), strict=True)
     texts = [
         (f"{name} {format_bytes(float(bar[part]))}", colour) for part, name, colour in names if part in bar
     ]

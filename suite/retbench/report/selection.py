@@ -109,8 +109,8 @@ def select_by_origin(results: Results) -> list[Selection]:
     Raises:
         RecordError: there are no records.
     """
-    published = [record for record in results.records if record.run_id in results.published]
-    own = [record for record in results.records if record.run_id not in results.published]
+    published = [record for record in results.records if results.source_of(record).is_published]
+    own = [record for record in results.records if not results.source_of(record).is_published]
     if not own or not published:
         found = select(results.records, folders=results.folders)
         return [replace(found, is_published=not own)]

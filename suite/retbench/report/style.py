@@ -5,8 +5,9 @@ a phone. The first colours are Okabe and Ito's, which colour-blind people can di
 marker and dash pattern everywhere. Only matplotlib's object interface is used: no global state is left behind.
 """
 
+import re
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import log
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -136,6 +138,64 @@ def css_colours() -> dict[str, tuple[str, str]]:
     return colours
 
 
+# ---- what the page shows of a figure beyond its lines ----------------------------------------------------------------
+
+
+class Mark(NamedTuple):
+    """A point of a figure with its value in words: 'RetNet, 32K: 6.4 [6.2, 6.7] ms'."""
+
+    axes: Axes
+    model: str
+    at: tuple[float, float]
+    text: str
+
+    def place(self, figure: Figure) -> tuple[float, float]:
+        """Return the place from the lower left corner of the figure, in points."""
+        x, y = self.axes.transData.transform(self.at)
+        return float(x) / figure.dpi * POINTS_PER_IN, float(y) / figure.dpi * POINTS_PER_IN
+
+
+class ReportFigure(Figure):
+    """A figure that keeps the values of its points in words."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.marks: list[Mark] = []
+
+
+def mark(axes: Axes, model: str, at: tuple[float, float], text: str) -> None:
+    """Add the value of a point in words, for the page.
+
+    Args:
+        axes: Axes of a `ReportFigure`.
+        model: Name of the model.
+        at: The point, in the units of the axes.
+        text: Name of the curve, a comma, the place, a colon, and the value with its unit.
+    """
+    figure = axes.figure.figure
+    if isinstance(figure, ReportFigure):
+        figure.marks.append(Mark(axes, model, at, text))
+
+
+def marks_of(figure: Figure) -> list[Mark]:
+    """Return the values of the points of a figure."""
+    return figure.marks if isinstance(figure, ReportFigure) else []
+
+
+def tag(axes: Axes, model: str, artists: Iterable[Artist]) -> None:
+    """Give the name of a model to what is drawn of it, so that the page can hide it; `model_of` returns the name."""
+    place = axes.figure.figure.axes.index(axes)
+    for artist in artists:
+        number = len(axes.lines) + len(axes.collections) + len(axes.texts) + len(axes.patches)
+        artist.set_gid(f"model-{place}-{number}-{model}")
+
+
+def model_of(identity: str) -> str | None:
+    """Return the model that `tag` has given to an element; None for other elements."""
+    found = re.fullmatch(r"model-\d+-\d+-(.*)", identity, flags=re.DOTALL)
+    return found[1] if found else None
+
+
 # ---- the figure and its axes -----------------------------------------------------------------------------------------
 
 
@@ -150,7 +210,7 @@ def house_style() -> Iterator[None]:
 
 def new_figure(height_in: float, title: str, subtitle: str, conditions: str) -> Figure:
     """Return an empty figure of the standard width with its title, and its conditions at the foot."""
-    figure = Figure(figsize=(WIDTH_IN, height_in))
+    figure = ReportFigure(figsize=(WIDTH_IN, height_in))
     FigureCanvasAgg(figure)
     left = 0.06 / WIDTH_IN
     figure.text(left, 1 - 0.05 / height_in, title, fontsize=8.5, fontweight="bold", va="top")
@@ -192,11 +252,6 @@ class Drawing:
     conditions: str
     figure: Figure
     data: pd.DataFrame
-
-    @property
-    def is_tall(self) -> bool:
-        """True for a figure that takes the height of two others."""
-        return float(self.figure.get_figheight()) > 1.5 * float(self.figure.get_figwidth())
 
 
 def save_drawing(drawing: Drawing, out_dir: Path) -> list[Path]:
@@ -269,6 +324,10 @@ def _set_ticks(axes: Axes, places: Sequence[float], texts: Sequence[str]) -> Non
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
+def _format_place(x: float) -> str:
+    return format_tokens(int(x))
+
+
 def _width_in(axes: Axes) -> float:
     return axes.get_position().width * WIDTH_IN
 
@@ -279,6 +338,7 @@ def set_length_axis(axes: Axes, lengths: Sequence[float]) -> None:
     step = 1 + int(len(lengths) * 0.27 / _width_in(axes))
     shown = list(lengths)[::-1][::step][::-1]
     _set_ticks(axes, shown, [format_tokens(int(length)) for length in shown])
+    axes.fmt_xdata = _format_place
     margin = 2**0.42
     axes.set_xlim(min(lengths) / margin, max(lengths) * margin)
 
@@ -292,6 +352,7 @@ def set_linear_length_axis(axes: Axes, lengths: Sequence[float]) -> None:
         if not shown or (shown[-1] - length) / longest * width_in >= 0.2:
             shown.append(length)
     _set_ticks(axes, shown, [format_tokens(int(length)) for length in shown])
+    axes.fmt_xdata = _format_place
     axes.set_xlim(0, longest * LINEAR_EDGE)
 
 
@@ -308,6 +369,7 @@ def set_count_axis(axes: Axes, counts: Sequence[float], labels: Sequence[str]) -
         shown.append(label if has_room else "")
         free_in = middle_in - half_in - 0.03 if has_room else free_in
     _set_ticks(axes, counts, shown[::-1])
+    axes.fmt_xdata = lambda x: labels[min(range(len(counts)), key=lambda index: abs(counts[index] - x))]
     axes.set_xlim(low, high)
 
 
