@@ -1,4 +1,4 @@
-"""Verdict of each kind of rule on one set of records.
+"""Verdict of each kind of rule on costs, on one set of records.
 
 Intervals decide. A time takes two rounds or more; bytes are counted, so that one value decides. An interval that is too
 wide gives no verdict: noise neither confirms a claim nor refutes it. `partly` is an advantage that is shown, but not as
@@ -10,12 +10,10 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from retbench.papers.claims import (
-    AheadRule,
     Claim,
     GateRule,
     GrowsRule,
     LevelRule,
-    NearRule,
     RatioRule,
     ShareRule,
     Verdict,
@@ -227,7 +225,8 @@ def _judge_ratio(claim: Claim, rule: RatioRule, setup: Setup, at_scale: bool) ->
     return ClaimFinding(verdict, words, tuple(filter(None, (f"the paper {printed}", failure, more))))
 
 
-def _decided(is_reproduced: bool, measured: str, *notes: str) -> ClaimFinding:
+def decided(is_reproduced: bool, measured: str, *notes: str) -> ClaimFinding:
+    """Return a finding that is reproduced or not."""
     return ClaimFinding("reproduced" if is_reproduced else "not_reproduced", measured, notes)
 
 
@@ -260,7 +259,7 @@ def _judge_level(rule: LevelRule, setup: Setup, at_scale: bool) -> ClaimFinding 
     steps, by_round = list(costs), list(zip(*costs.values(), strict=True))
     if _is_counted(rule.metric):
         ratio = max(by_round[0]) / min(by_round[0])
-        return _decided(ratio <= 1 + margin, f"{ratio:.3f}× {range_words}")
+        return decided(ratio <= 1 + margin, f"{ratio:.3f}× {range_words}")
     found = slope_equivalence(steps, by_round, margin)
     if found.low is None or found.high is None:
         return _one_round(f"{found.ratio:.3f}× {range_words}")
@@ -270,7 +269,7 @@ def _judge_level(rule: LevelRule, setup: Setup, at_scale: bool) -> ClaimFinding 
         place = f"{step} sequences" if rule.along == "batch_size" else format_tokens(step)
         words += f", and {_ratio_words(ratio_there)} at {place}"
     if found.equivalent or found.differs:
-        return _decided(bool(found.equivalent), words)
+        return decided(bool(found.equivalent), words)
     return ClaimFinding("not_testable", words, (_more_rounds(setup, len(by_round)),))
 
 
@@ -312,7 +311,7 @@ def _judge_share(claim: Claim, rule: ShareRule, setup: Setup, at_scale: bool) ->
     share = sum(tables[name][rounds[0]] for name in rule.parts) / tables[rule.of][rounds[0]]
     printed = f"the paper {format_percent(claim.printed)}"
     is_reproduced = share <= claim.printed * (1 + TOLERANCE)
-    return _decided(is_reproduced, f"{format_percent(share)} {_at(point)}", printed)
+    return decided(is_reproduced, f"{format_percent(share)} {_at(point)}", printed)
 
 
 def _judge_equivalence(setup: Setup) -> ClaimFinding | None:
@@ -323,73 +322,4 @@ def _judge_equivalence(setup: Setup) -> ClaimFinding | None:
     checks = [check for gate in gates for check in gate.checks]
     worst = max(checks, key=lambda check: check.error / check.limit)
     text = f"largest error {worst.error:.2g} ({worst.name}, {worst.length} tokens), limit {worst.limit:.2g}"
-    return _decided(all(gate.passed for gate in gates), text)
-
-
-class QualityLead(NamedTuple):
-    """Lead of a challenger over a reference in one evaluation, above 0 where the challenger is better.
-
-    It is significant where its interval excludes 0; None where too few documents give no interval.
-    """
-
-    records: tuple[Record, Record]
-    lead: float
-    is_significant: bool | None
-
-
-def judge_ahead(rule: AheadRule, leads: Sequence[QualityLead]) -> ClaimFinding:
-    """Judge whether the challenger is ahead at every evaluation.
-
-    `reproduced` takes every task and context of the claim, and significant leads at half of the evaluations or more.
-    """
-    ahead = [each for each in leads if each.lead > 0]
-    sure = [each for each in ahead if each.is_significant]
-    behind = [each for each in leads if each.lead < 0 and each.is_significant]
-    values = [each.lead for each in leads]
-    text = (
-        f"ahead at {len(ahead)} of {len(leads)} evaluations, significantly at {len(sure)}, significantly behind at "
-        f"{len(behind)}; lead {format_percent(min(values))} to {format_percent(max(values))}"
-    )
-    if all(each.is_significant is None for each in leads):
-        return ClaimFinding("not_testable", text, ("too few documents for an interval",))
-    if not sure:
-        return ClaimFinding("not_reproduced" if behind else "not_testable", text)
-    points = [each.records[0].point for each in leads]
-    is_complete = {point.task for point in points} >= set(rule.tasks) and (
-        {point.context_len for point in points} >= set(rule.context_lens)
-    )
-    is_whole = is_complete and len(ahead) == len(leads) and 2 * len(sure) >= len(leads)
-    return ClaimFinding("reproduced" if is_whole else "partly", text)
-
-
-def judge_crossing(
-    small: Mapping[str, Sequence[QualityLead]], large: Mapping[str, Sequence[QualityLead]]
-) -> ClaimFinding:
-    """Judge whether the challenger is behind at the small sizes and ahead at the large ones."""
-    behind, ahead = ([each for leads in sizes.values() for each in leads] for sizes in (small, large))
-    as_claimed = [each.lead < 0 for each in behind if each.is_significant]
-    as_claimed += [each.lead > 0 for each in ahead if each.is_significant]
-    num_leads = len(behind) + len(ahead)
-    means = _mean_lead(behind), _mean_lead(ahead)
-    if not as_claimed:
-        verdict: Verdict = "not_testable"
-    elif all(as_claimed):
-        verdict = "reproduced" if len(as_claimed) == num_leads else "partly"
-    else:
-        verdict = "partly" if means[0] < 0 < means[1] else "not_reproduced"
-    return ClaimFinding(
-        verdict,
-        f"mean lead {format_percent(means[0])} at {', '.join(small)}, {format_percent(means[1])} at "
-        f"{', '.join(large)}, significantly different at {len(as_claimed)} of {num_leads} evaluations",
-    )
-
-
-def _mean_lead(leads: Sequence[QualityLead]) -> float:
-    return sum(each.lead for each in leads) / len(leads)
-
-
-def judge_near(claim: Claim, rule: NearRule, value: float) -> ClaimFinding:
-    """Judge whether a metric is what the paper prints."""
-    is_near = abs(value / claim.printed - 1) <= rule.tolerance
-    printed = f"the paper {claim.printed:.4g}, within {format_percent(rule.tolerance)}"
-    return _decided(is_near, f"{value:.4g}", printed)
+    return decided(all(gate.passed for gate in gates), text)

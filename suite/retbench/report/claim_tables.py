@@ -43,9 +43,11 @@ class ClaimResult(NamedTuple):
     scope: str
     """Kind of the conditions: 'as in the paper', 'strong Transformer' or 'other conditions'."""
     conditions: str
-    """Model and device: '25m, AMD EPYC, float32'."""
+    """Size and device: '25M, AMD EPYC'; of quality, size and training."""
     is_published: bool
     """True of records that come with the project, false of the user's own."""
+    num_results: int
+    """Number of results of the same kind, of which this is one."""
 
 
 class EvidenceRow(NamedTuple):
@@ -66,7 +68,7 @@ class ClaimEntry:
     Attributes:
         name: Unique, fit for an anchor.
         statement: The claim.
-        paper: The paper's number with its conditions: '15.6x at batch 8, 8K; 6.7b, one A100-80GB'.
+        paper: The paper's number with its conditions: '15.6x at batch 8, 8K; 6.7B, one A100-80GB'.
         here: Results, the user's own before the published ones.
         verdict: Verdict under the paper's own conditions.
         source: Paper and table or figure.
@@ -194,11 +196,12 @@ def _results(each: JudgedClaim) -> tuple[ClaimResult, ...]:
             ClaimResult(
                 verdict=_verdict_words(row),
                 is_in_cell=index == 0 if each.verdict == "not_testable" else is_deciding,
-                measured=row.finding.measured + (f" (one of {count})" if count > 1 else ""),
+                measured=row.finding.measured,
                 notes=row.finding.notes,
                 scope=_SCOPE_WORDS[row.scope],
-                conditions=row.conditions,
+                conditions=row.short or row.conditions,
                 is_published=row.is_published,
+                num_results=count,
             )
         )
     return tuple(found)
@@ -225,20 +228,33 @@ def _spell(verdict: Verdict) -> str:
 
 
 def _count_verdicts(judged: Sequence[JudgedClaim]) -> str:
-    counts = Counter(each.verdict for each in judged)
-    words = ", ".join(f"{counts[v]} {_spell(v)}" for v in get_args(Verdict) if counts[v])
-    return f"{len(judged)} claims under the papers' own conditions: {words}."
+    """Return how many claims have each verdict under the papers' conditions, and how many others under other ones."""
+    decided = Counter(_spell(each.verdict) for each in judged)
+    undecided = [each for each in judged if each.verdict == "not_testable"]
+    elsewhere = Counter(results[0].verdict for each in undecided if (results := _results(each)))
+    line = f"{len(judged)} claims under the papers' own conditions: {_list_counts(decided)}."
+    if elsewhere:
+        line += f" {sum(elsewhere.values())} of the others under other conditions: {_list_counts(elsewhere)}."
+    return line
+
+
+def _list_counts(counts: Counter[str]) -> str:
+    verdicts = [*map(_spell, get_args(Verdict)), "undecided"]
+    return ", ".join(f"{counts[verdict]} {verdict}" for verdict in verdicts if counts[verdict])
 
 
 def _limitations(judged: Sequence[JudgedClaim]) -> list[str]:
     """Return a line per source: what the papers do not state about the claims' numbers, and what is doubtful."""
-    found: dict[str, dict[str, None]] = {}
+    found: dict[str, tuple[dict[str, None], dict[str, None]]] = {}
     for number in (find_number(place) for each in judged for place in each.claim.numbers):
-        words = found.setdefault(number.source, {})
-        if number.conditions.not_stated:
-            words[f"not stated: {', '.join(number.conditions.not_stated)}."] = None
-        words |= dict.fromkeys(number.doubts)
-    return [f"{source}: {' '.join(words)}" for source, words in found.items() if words]
+        unstated, doubts = found.setdefault(number.source, ({}, {}))
+        unstated |= dict.fromkeys(number.conditions.not_stated)
+        doubts |= dict.fromkeys(number.doubts)
+    lines = []
+    for source, (unstated, doubts) in found.items():
+        words = [*([f"not stated: {', '.join(unstated)}."] if unstated else []), *doubts]
+        lines += [f"{source}: {' '.join(words)}"] if words else []
+    return lines
 
 
 def claim_table(group: ClaimGroup) -> pd.DataFrame:
@@ -251,12 +267,14 @@ def claim_table(group: ClaimGroup) -> pd.DataFrame:
 
 
 def describe_result(result: ClaimResult) -> str:
-    """Return a result in one line: '2.9× [2.35, 3.57] at batch 1, 8K (25m, AMD EPYC, float32; published)'.
+    """Return a result in one line: '2.9× [2.35, 3.57] at batch 1, 8K (25M, AMD EPYC; published)'.
 
     It opens with its verdict where that is not in the verdict's own cell.
     """
     lead = "" if result.is_in_cell else f"{result.verdict}, {result.scope}: "
-    where = [result.conditions, *(["published"] if result.is_published else [])]
+    where = [result.conditions]
+    where += [f"one of {result.num_results} results"] if result.num_results > 1 else []
+    where += ["published"] if result.is_published else []
     return f"{lead}{result.measured} ({'; '.join(where)})"
 
 

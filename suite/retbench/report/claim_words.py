@@ -1,19 +1,20 @@
-"""A claim in words: the paper's number with its conditions, and what a verdict needs."""
+"""A claim in words: the paper's numbers with their conditions, and what a verdict needs."""
 
 import re
 from collections.abc import Sequence
 
 from retbench.architectures.registry import title_of
 from retbench.papers.claims import Claim, GrowsRule, LevelRule, RatioRule, ShareRule
-from retbench.papers.papers import KIND_WORDS, Conditions, find_number
+from retbench.papers.papers import KIND_WORDS, MODEL_TITLES, Conditions, find_number
 from retbench.report.wording import join_words
-from retbench.units import format_tokens
+from retbench.units import format_size, format_tokens
 
 _LACKING = "that retbench does not have yet"
+_SIZE = re.compile(r"(^|[_/])[0-9.]+[mb]$")
 
 
 def describe_paper(claim: Claim) -> str:
-    """Return the paper's numbers with their conditions: '15.6x at batch 8, 8K; 6.7b, one A100-80GB'."""
+    """Return the paper's numbers with their conditions: '15.6x at batch 8, 8K; 6.7B, one A100-80GB'."""
     rule = claim.rule
     conditions = find_number(claim.numbers[0]).conditions if claim.numbers else Conditions()
     if isinstance(rule, RatioRule | ShareRule):
@@ -23,7 +24,9 @@ def describe_paper(claim: Claim) -> str:
         found = _describe_numbers(claim.numbers)
     if isinstance(rule, LevelRule | GrowsRule):
         found = f"{found}, {_range_of(rule)}" if found else _range_of(rule)
-    where = (claim.scale.size or conditions.size, conditions.hardware)
+    sizes = {match[0] for match in map(_SIZE.search, claim.numbers) if match}
+    size = format_size(claim.scale.size or conditions.size or "") if len(sizes) < 2 else ""
+    where = (size, conditions.hardware)
     return "; ".join(part for part in (found, ", ".join(filter(None, where))) if part)
 
 
@@ -35,23 +38,25 @@ def _range_of(rule: LevelRule | GrowsRule) -> str:
 
 
 def _describe_numbers(places: Sequence[str]) -> str:
-    """Return numbers, each with the names of sheet, row and column in which they differ."""
+    """Return numbers after the first words of what they measure, each with the row and column in which they differ."""
     names = [place.split("/")[2:] for place in places]
     varying = [index for index in range(2) if len({name[index] for name in names}) > 1]
+    numbers = [find_number(place) for place in places]
     found = []
-    for place, name in zip(places, names, strict=True):
-        label = ", ".join(_label(name[index]) for index in varying)
-        printed = find_number(place).printed
-        found.append(f"{printed} ({label})" if label else printed)
-    return ", ".join(found)
+    for number, name in zip(numbers, names, strict=True):
+        label = ", ".join(_title(name[index]) for index in varying)
+        found.append(f"{number.printed} ({label})" if label else number.printed)
+    metrics = {re.split(r"[,;:(]", number.metric)[0].strip() for number in numbers}
+    return f"{metrics.pop()}: {', '.join(found)}" if len(metrics) == 1 else ", ".join(found)
 
 
-def _label(name: str) -> str:
-    """Return the name of a row or column in words: 'retnet' -> 'RetNet', '8192' -> '8K', 'no_decay' -> 'no decay'."""
+def _title(name: str) -> str:
+    """Return a row or column in words: 'retnet_1.3b' -> 'RetNet 1.3B', '8192' -> '8K', 'no_decay' -> 'no decay'."""
     if name.isdecimal():
         return format_tokens(int(name))
-    title = title_of(name)
-    return name.replace("_", " ") if title == name else title
+    model, _, size = name.rpartition("_") if _SIZE.search(name) else (name, "", "")
+    title = MODEL_TITLES.get(model) or title_of(model)
+    return " ".join(filter(None, (title.replace("_", " "), format_size(size))))
 
 
 def describe_number(place: str) -> str:
@@ -67,7 +72,7 @@ def describe_missing(claim: Claim) -> str:
     if claim.awaits is not None:
         lacking = [
             *(f"the workload {name}" for name in claim.awaits.workloads),
-            *(f"the architecture {name}" for name in claim.awaits.architectures),
+            *(_title(name) for name in claim.awaits.architectures),
         ]
         return f"needs {join_words(lacking)}, {_LACKING.replace('that', 'which')}"
     return claim.untestable or f"needs {claim.needs}"
@@ -93,11 +98,12 @@ def describe_needed(claims: Sequence[Claim]) -> str:
     if awaited:
         workloads = dict.fromkeys(name for each in awaited for name in each.workloads)
         architectures = dict.fromkeys(name for each in awaited for name in each.architectures)
-        kinds = {"Workloads": list(workloads), "Architectures": list(architectures)}
+        kinds = {"Workloads": list(workloads), "Architectures": list(map(_title, architectures))}
         return " ".join(f"{kind} {_LACKING}: {join_words(names)}." for kind, names in kinds.items() if names)
     commands = [claim.command for claim in claims if claim.command]
     if not commands:
-        return " ".join(dict.fromkeys(f"{claim.statement}: {claim.untestable}." for claim in claims))
+        reasons = dict.fromkeys(claim.untestable or "" for claim in claims)
+        return " ".join(f"{reason[:1].upper()}{reason[1:]}." for reason in reasons)
     needs = claims[0].needs if len({claim.needs for claim in claims}) == 1 else None
     title = needs or describe_need(claims[0])[1].removeprefix("Needs ")
     return f"A verdict needs {title}: {_join_commands(commands)}."

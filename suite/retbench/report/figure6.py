@@ -339,8 +339,8 @@ def _describe_paper(panels: Sequence[Figure6Panel]) -> list[str]:
     for number in numbers:
         doubts.setdefault(number.source.split()[-1], {}).update(dict.fromkeys(number.doubts))
     return [
-        "Hollow markers are the paper's values (two where those who read them off differ); nothing that it states "
-        f"contradicts the conditions here: {describe_setup(records)}.",
+        "Hollow markers are the paper's values; nothing that it states contradicts the conditions here: "
+        f"{describe_setup(records)}.",
         f"Not stated there: {', '.join(unknown)}.",
         *(f"{source}: {' '.join(words)}" for source, words in doubts.items() if words),
     ]

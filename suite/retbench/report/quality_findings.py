@@ -15,7 +15,7 @@ from retbench.report.points import TaskPoint, accuracy, num_trained_tokens
 from retbench.report.wording import POINTS, format_p, join_words
 from retbench.stats.intervals import CONFIDENCE
 from retbench.stats.paired import Estimate, proportion_interval
-from retbench.units import format_count, format_percent, format_tokens
+from retbench.units import format_count, format_percent, format_size, format_tokens
 
 SIGNIFICANT = 1 - CONFIDENCE
 """Largest p-value of a significant difference."""
@@ -50,7 +50,7 @@ def _losses(evaluations: Evaluations, point: TaskPoint, model: str) -> list[KeyF
         seeds = f" (seeds {join_words([str(c.instance.seed) for c in mine])})" if len(mine) > 1 else ""
         reference = f" of the {other}'s" if not at else ""
         at.append(
-            f"{join_words([ratio_words(c.ratio) for c in mine if c.ratio])}{reference} at {size}{seeds}"
+            f"{join_words([ratio_words(c.ratio) for c in mine if c.ratio])}{reference} at {format_size(size)}{seeds}"
         )
     text = (
         f"{label}'s bits per {made[0].unit} on {point.title} are {'; '.join(at)}"
@@ -164,7 +164,7 @@ def _beyond_training(evaluations: Evaluations, point: TaskPoint, model: str) -> 
         start, end = format_tokens(trained), format_tokens(int(max(series[0][0].x)))
         (own, rise), (others, other_rise) = (_change(side, trained) for side in series)
         text = (
-            f"Beyond the training length of {start} tokens the loss of the models of {size} on "
+            f"Beyond the training length of {start} tokens the loss of the models of {format_size(size)} on "
             f"{point.title} changes, from the positions up to {start} to those up to {end}, "
             f"{own} nats per token for {label} and {others} for the {other}."
         )
