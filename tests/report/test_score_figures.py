@@ -36,10 +36,10 @@ def drawn(maker: ScoreMaker) -> list[Drawing]:
 def test_each_corpus_and_protocol_is_drawn_at_its_longest_context(drawings: dict[str, Drawing]) -> None:
     assert set(drawings) == {
         *(
-            f"quality_perplexity_{corpus}_{what}"
+            f"quality_perplexity_{corpus}_whole_8192_by_position"
             for corpus in ("litbank-original", "wikitext-103")
-            for what in ("whole_8192_by_size", "whole_8192_by_position")  # `last` has no whole bytes
         ),
+        "quality_perplexity_by_size",
         "quality_zeroshot_0shot",
         "quality_zeroshot_4shot",
         "quality_training_run_classic_books_2048_learning",
@@ -172,7 +172,7 @@ def points_of(axes: Axes) -> list[tuple[float, float]]:
 def test_points_over_sizes_are_the_readings_and_the_line_is_of_one_seed(
     drawings: dict[str, Drawing], scores: Evaluations
 ) -> None:
-    drawing = drawings["quality_perplexity_litbank-original_whole_8192_by_size"]
+    drawing = drawings["quality_perplexity_by_size"]
     question = next(
         q for q in scores.task_points("document") if (q.task, q.context_len) == ("litbank/original", 8192)
     )
@@ -186,9 +186,15 @@ def test_points_over_sizes_are_the_readings_and_the_line_is_of_one_seed(
     found = {
         (row["model"], row["size"], row["seed"]): (row["num_params_nonembedding"], row["value"])
         for row in drawing.data.to_dict(orient="records")
+        if row["text"] == question.title
     }
     assert found == expected
-    (axes,) = drawing.figure.axes
+    titles = [axes.get_title(loc="left") for axes in drawing.figure.axes]
+    assert titles == [
+        "litbank/original\n(whole, 8K)",
+        "wikitext-103\n(whole, 8K)",
+    ]  # `last` has no whole bytes
+    axes = drawing.figure.axes[0]
     lines = [line for line in axes.lines if line.get_linestyle() == "-"]
     assert sorted(len(line.get_xydata()) for line in lines) == [3, 3]  # seed 0 at three sizes
     assert points_of(axes) == sorted((float(count), value) for count, value in expected.values())

@@ -52,10 +52,10 @@ def label_ends(
 
     The limits of the axes must be final. `above_pt` is free above them. The options are those of `add_text`.
     """
-    low, high = axes.get_ylim()
-    height_pt = axes.bbox.height / axes.figure.dpi * POINTS_PER_IN
-    heights = [label.height_pt for label in labels]
-    wanted = [(label.y - low) / (high - low) * height_pt for label in labels]
+    points = POINTS_PER_IN / axes.figure.dpi
+    heights, to_pixels = [label.height_pt for label in labels], axes.get_yaxis_transform()
+    wanted = [float(to_pixels.transform((0, label.y))[1] - axes.bbox.y0) * points for label in labels]
+    height_pt = axes.bbox.height * points
     placed = keep_inside(spread(wanted, heights), heights, height_pt + _ABOVE_PT + above_pt)
     for label, want, y_pt in zip(labels, wanted, placed, strict=True):
         words = add_text(

@@ -22,11 +22,14 @@ from retbench.workloads.workload import WORKLOADS
 
 DIFFERS = "differs"
 BY_DESIGN = "by architecture"
+BY_HARNESS = "by the harness"
+"""The models were brought to their depth in different ways: a state by reading text, a cache by filling it."""
 _MOST_COUNTS = 4
 """Models whose parameters have room in one line."""
 
 _OWN_SETTINGS = frozenset({"backend", "chunk_size", "samples per round"})
-_OWN_FACTS = ("kv_", "timed_", "chunk_size", "energy_steps", "state_source", "trials", "evaluation")
+_HARNESS_FACTS = ("state_source", "kv_fill")
+_OWN_FACTS = ("kv_", "timed_", "chunk_size", "energy_steps", "trials", "evaluation")
 """First words of executed facts that belong to an architecture or follow from its speed, like the kernel of a workload
 and the fingerprint of a training: not unfair where the models differ."""
 
@@ -126,7 +129,9 @@ def executed_table(records: Sequence[Record], models: Lineup) -> pd.DataFrame:
         ran = name.removeprefix("executed: ")
         is_kernel = ran in WORKLOADS or ran == "training_fingerprint"
         is_own = name in _OWN_SETTINGS or (ran != name and (is_kernel or ran.startswith(_OWN_FACTS)))
-        rows.append([name, *values, "" if len(set(values)) == 1 else BY_DESIGN if is_own else DIFFERS])
+        is_harness = ran != name and ran.startswith(_HARNESS_FACTS)
+        reason = BY_HARNESS if is_harness else BY_DESIGN if is_own else DIFFERS
+        rows.append([name, *values, "" if len(set(values)) == 1 else reason])
     return pd.DataFrame(rows, columns=["fact", *(models.labels[model] for model in present), "difference"])
 
 

@@ -10,7 +10,7 @@ import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from math import log
+from math import ceil, floor, log, log10
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,10 +35,14 @@ HEADER_IN = 0.51
 BASE_IN = FOOTER_IN + 0.33
 """Height below the lowest axes: the conditions, the name of the axis and its ticks."""
 POINTS_PER_IN = 72.0
+_LONGEST_TITLE = 44
+"""Letters of a title that have room in the usual size."""
 LINEAR_EDGE = 1.06
 """The right end of a linear axis over its last tick."""
 LENGTH_LABEL = "context length, tokens"
 LOG_LENGTH_LABEL = f"{LENGTH_LABEL} (log scale)"
+LOG_LOG_LENGTH_LABEL = f"{LENGTH_LABEL} (log scales)"
+"""Below axes that are both logarithmic."""
 
 INK, MUTED, GRID, PAPER, NEUTRAL = "#1b1f24", "#5f6771", "#dfe2e6", "#ffffff", "#c6cbd1"
 
@@ -213,7 +217,8 @@ def new_figure(height_in: float, title: str, subtitle: str, conditions: str) -> 
     figure = ReportFigure(figsize=(WIDTH_IN, height_in))
     FigureCanvasAgg(figure)
     left = 0.06 / WIDTH_IN
-    figure.text(left, 1 - 0.05 / height_in, title, fontsize=8.5, fontweight="bold", va="top")
+    size = min(8.5, 8.5 * _LONGEST_TITLE / max(1, len(title)))
+    figure.text(left, 1 - 0.05 / height_in, title, fontsize=size, fontweight="bold", va="top")
     figure.text(left, 1 - 0.235 / height_in, subtitle, fontsize=6.5, color=MUTED, va="top")
     lines = textwrap.wrap(conditions, width=90, break_long_words=True, max_lines=4, placeholder=" …")
     figure.text(
@@ -387,4 +392,26 @@ def set_value_axis(axes: Axes, top: float, low: float | None = None) -> None:
         margin = 0.07 * (top - low) or 0.05 * abs(top) or 1.0
         axes.set_ylim(low - margin, top + margin)
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
+    axes.grid(axis="y")
+
+
+def set_log_value_axis(axes: Axes, low: float, high: float) -> None:
+    """Make a logarithmic vertical axis that spans two values above zero, with light lines across."""
+    margin = max((high / low) ** 0.07, 1.06)
+    low, high = low / margin, high * margin
+    axes.set_yscale("log")
+    axes.set_ylim(low, high)
+    powers = range(floor(log10(low)), ceil(log10(high)) + 1)
+    for digits in ((1,), (1, 3), (1, 2, 5)):
+        ticks = [
+            digit * 10.0**power for power in powers for digit in digits if low <= digit * 10.0**power <= high
+        ]
+        if len(ticks) >= 3:
+            break
+    else:
+        found = MaxNLocator(nbins=4, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
+        ticks = [tick for tick in found if low <= tick <= high]
+    axes.yaxis.set_major_locator(FixedLocator(ticks))
+    axes.yaxis.set_major_formatter(FixedFormatter([f"{tick:,.6g}" for tick in ticks]))
+    axes.yaxis.set_minor_locator(NullLocator())
     axes.grid(axis="y")
