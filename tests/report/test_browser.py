@@ -84,7 +84,7 @@ def test_it_does_not_scroll_sideways(page: Any, evidence: Any) -> None:
 
 def test_every_figure_is_seen_as_wide_as_there_is_room(page: Any) -> None:
     boxes = page.evaluate(
-        "[...document.querySelectorAll('figure svg')].map(s => s.getBoundingClientRect().toJSON())"
+        "[...document.querySelectorAll('figure svg:not([hidden])')].map(s => s.getBoundingClientRect().toJSON())"
     )
     assert len(boxes) == 5
     room = page.viewport_size["width"]
@@ -159,9 +159,7 @@ def first_screen(page: Any) -> str:
 
 
 @pytest.mark.parametrize("size", SCREENS, ids=str)
-def test_the_first_screen_of_a_fresh_clone_answers(
-    browser: Any, clone: Path, size: tuple[int, int]
-) -> None:
+def test_the_first_screen_of_a_fresh_clone_answers(browser: Any, clone: Path, size: tuple[int, int]) -> None:
     page = open_page(browser, clone, size)
     words = first_screen(page)
     assert "RetNet compared with the Transformer" in words
@@ -228,7 +226,9 @@ def test_no_rule_of_wcag_is_violated(
     unfold(page)
     found = axe.Axe().run(page, options={"runOnly": WCAG}).response
     assert [(rule["id"], rule["nodes"][0]["html"]) for rule in found["violations"]] == []
-    assert {"color-contrast", "link-name", "scrollable-region-focusable"} <= {rule["id"] for rule in found["passes"]}
+    assert {"color-contrast", "link-name", "scrollable-region-focusable"} <= {
+        rule["id"] for rule in found["passes"]
+    }
     page.close()
 
 
@@ -248,6 +248,21 @@ def test_values_are_shown_under_the_pointer_and_by_arrow_keys(page: Any) -> None
     assert page.locator("#latency_decode_batch8 output").text_content() == hint.text_content()
     plot.press("Escape")
     assert not hint.is_visible()
+
+
+def test_a_figure_switches_to_linear_axes_and_back(page: Any) -> None:
+    figure = page.locator("#latency_decode_batch8")
+    scales = figure.locator("svg")
+    assert scales.evaluate_all("all => all.map(one => one.dataset.scale)") == ["logarithmic", "linear"]
+    assert drawn(scales) == [True, False]
+    assert "(log scales)" in scales.nth(0).text_content()
+    figure.get_by_role("button", name="linear axes").click()
+    assert drawn(scales) == [False, True]
+    assert "(log scale" not in scales.nth(1).text_content()
+    figure.locator(".plot").press("ArrowRight")
+    assert page.locator(".hint").text_content().startswith("RetNet, 1K: ")
+    figure.get_by_role("button", name="logarithmic axes").press("Enter")
+    assert drawn(scales) == [True, False]
 
 
 def test_a_model_is_hidden_in_every_figure_and_table_and_comes_back(page: Any) -> None:
@@ -379,7 +394,7 @@ def test_each_claim_leads_to_its_evidence(page: Any) -> None:
 
 def test_without_scripts_everything_is_there_to_read(browser: Any, report: Path) -> None:
     page = open_page(browser, report, SCREENS[1], java_script_enabled=False)
-    assert all(seen(page.locator("#answer li, figure svg, tbody tr")))
+    assert all(seen(page.locator("#answer li, figure svg:not([hidden]), tbody tr")))
     assert page.locator("circle > title").first.text_content().startswith("RetNet, ")
     assert page.locator("button, input").count() == 0
     assert not page.locator(".hint").count()
