@@ -1,6 +1,8 @@
 """Figures inside the page: small SVG with words, the page's colours, the models' names and the values of the points."""
 
 import re
+from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -19,8 +21,8 @@ def drawings(cpu_records: list[Record]) -> dict[str, Drawing]:
 
 
 def test_a_figure_takes_a_fraction_of_its_file_and_keeps_its_words(
-    drawings: dict[str, Drawing], tmp_path
-) -> None:  # type: ignore[no-untyped-def]
+    drawings: dict[str, Drawing], tmp_path: Path
+) -> None:
     drawing = drawings["latency_decode_batch1"]
     svg, *_ = save_drawing(drawing, tmp_path)
     first, _ = inline_svgs(drawing, "f")
@@ -72,10 +74,10 @@ def test_the_alternative_text_has_the_last_value_of_each_model(drawings: dict[st
 def test_a_model_of_any_name_can_be_found_in_the_figure() -> None:
     name = 'a "b" <c> & $d$'
 
-    def change(arguments: dict[str, object]) -> dict[str, object]:
+    def change(arguments: dict[str, Any]) -> dict[str, Any]:
         model = arguments["model"]
-        is_retnet = model.name == "retnet"  # type: ignore[attr-defined]
-        return arguments | ({"model": model.model_copy(update={"name": name})} if is_retnet else {})  # type: ignore[attr-defined]
+        is_retnet = model.name == "retnet"
+        return arguments | ({"model": model.model_copy(update={"name": name})} if is_retnet else {})
 
     first, *_ = make_drawings(select(Maker(CPU, change=change).latency((1024, 2048))))
     picture = ElementTree.fromstring(inline_svgs(first, "f")[0])
