@@ -315,3 +315,13 @@ def test_what_failed_has_none() -> None:
         return arguments | {"status": "failed", "metrics": {}}
 
     assert keep_comparable(paper_points("a"), memory(GPU, fail)) == []
+
+
+def test_the_figure_says_whose_measurements_it_shows_and_which_panel_is_absent(cpu_records: list[Record]) -> None:
+    """Latency and memory at one batch size, as a first run leaves them."""
+    (drawing,) = draw_figure6(make_sweeps(select(cpu_records)))
+    assert drawing.title == "Our measurements in the layout of RetNet Figure 6"
+    assert set(drawing.data["panel"]) == {"a", "b"}
+    assert "Panel (c) is absent" in drawing.caption
+    command = f"`retbench run throughput --profile {cpu_records[0].profile}`"
+    assert command.replace(" ", "") in drawing.caption.replace(" ", "").replace("\u00a0", "")

@@ -366,7 +366,7 @@ def set_linear_length_axis(axes: Axes, lengths: Sequence[float]) -> None:
 def set_count_axis(axes: Axes, counts: Sequence[float], labels: Sequence[str]) -> None:
     """Make a logarithmic axis with a tick at each of these rising counts, labelled where there is room."""
     axes.set_xscale("log")
-    margin = (max(counts) / min(counts)) ** 0.08 if max(counts) > min(counts) else 1.5
+    margin = (max(counts) / min(counts)) ** 0.11 if max(counts) > min(counts) else 1.5
     low, high = min(counts) / margin, max(counts) * margin
     width_in = free_in = _width_in(axes)
     shown = list[str]()
