@@ -225,7 +225,7 @@ def test_every_row_names_conditions_command_and_runs(
 
 def test_the_papers_numbers_stand_with_how_they_came_to_be_and_their_doubts() -> None:
     entry = entry_of("latency_level_over_batch", [])
-    assert entry.numbers[0].endswith(": 23.2 ms (decoded from the PDF's vector graphics)")
+    assert entry.numbers[0].endswith(": 23.2 ms (decoded from the PDF)")
     assert any("not stated: dtype, position" in doubt for doubt in entry.doubts)
     assert any("no other length" in doubt for doubt in entry_of("latency_ratio_1k", []).doubts)
     assert any("not stated: dtype" in doubt for doubt in entry_of("latency_ratio", []).doubts)

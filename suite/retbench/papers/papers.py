@@ -28,7 +28,7 @@ read_off: from the pixels of a figure. derived: computed from the others."""
 
 KIND_WORDS: dict[Kind, str] = {
     "printed": "printed",
-    "vector": "decoded from the PDF's vector graphics",
+    "vector": "decoded from the PDF",
     "read_off": "read off by its pixels",
     "derived": "derived from the paper's numbers",
 }

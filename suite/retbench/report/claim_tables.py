@@ -30,7 +30,7 @@ _SCOPE_WORDS = {"paper": "as in the paper", "strong": "strong Transformer", "els
 
 
 class ClaimResult(NamedTuple):
-    """What was measured about a claim under one kind of conditions."""
+    """Measurement that bears on a claim, under one kind of conditions."""
 
     verdict: str
     """Verdict of these records alone: 'partly'."""
@@ -39,7 +39,7 @@ class ClaimResult(NamedTuple):
     measured: str
     """Value with its interval and point: '2.9× [2.35, 3.57] at batch 1, 8K'."""
     notes: tuple[str, ...]
-    """What else there is to say: points that failed, or a command that narrows the interval."""
+    """The paper's number, points that failed, and the command that narrows the interval."""
     scope: str
     """Kind of the conditions: 'as in the paper', 'strong Transformer' or 'other conditions'."""
     conditions: str
@@ -106,7 +106,7 @@ class ClaimGroup(NamedTuple):
 
     title: str
     needed: str
-    """What all of them still need, in one line of Markdown; empty for decided claims."""
+    """Requirements that all of them share, in one line of Markdown; empty for decided claims."""
     entries: list[ClaimEntry]
 
     @property

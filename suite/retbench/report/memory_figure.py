@@ -139,6 +139,7 @@ def _draw_parts(axes: Axes, rows: pd.DataFrame, look: style.Look, size: float) -
         rows.pivot(index="context_len", columns="metric", values="value")
         .reindex(columns=list(PARTS))
         .fillna(0.0)
+        .astype("float64")  # also where a record has none of the parts
     )
     lengths, colours = [float(str(length)) for length in parts.index], (style.NEUTRAL, look.line, look.tint)
     if len(lengths) == 1:
