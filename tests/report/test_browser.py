@@ -221,7 +221,9 @@ def test_with_ten_models_the_first_screen_still_answers(
 def test_no_rule_of_wcag_is_violated(
     browser: Any, report: Path, name: str, size: tuple[int, int], scheme: str
 ) -> None:
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python")
+    axe = pytest.importorskip(
+        "axe_playwright_python.sync_playwright", reason="needs: pip install axe-playwright-python"
+    )
     page = open_page(browser, report.with_name(name), size, scheme)
     unfold(page)
     found = axe.Axe().run(page, options={"runOnly": WCAG}).response
