@@ -118,7 +118,7 @@ odd_records = st.builds(
 @given(st.lists(odd_records, min_size=1, max_size=6))
 def test_any_records_make_a_report_and_every_table(records: list[Record]) -> None:
     report = make_page(Results(tuple(records), ()))
-    sources = report.sections[-1].blocks[-1].content
+    sources = report.evidence[-1].blocks[-1].content
     assert sources["records used"].astype(int).sum() <= len(records)
     for experiment in {record.experiment for record in records}:
         table = table_of(contents_of(select(records, experiment)), experiment)

@@ -89,7 +89,6 @@ def test_panels_have_the_papers_order_axes_and_range(drawing: Drawing) -> None:
         "(c) time per token, ms",
     ]
     assert drawing.experiments == ("memory", "throughput")
-    assert drawing.is_tall
     assert drawing.data["context_len"].max() == 8192  # memory was measured to 32K
     assert drawing.data["batch_size"].max() == 8  # and throughput to a batch of 16
     words = [text.get_text() for text in drawing.figure.texts]
@@ -135,7 +134,6 @@ def test_records_decide_which_panels_there_are() -> None:
         found = figure6(records)
         assert found is not None
         assert [title[1] for title in titles(found)] == list(letters)
-        assert not found.is_tall
 
 
 def test_one_length_beyond_the_paper_or_nothing_measured_is_no_figure() -> None:

@@ -47,7 +47,7 @@ class CompactTable:
 
 def cost_tables(sweeps: Sequence[CostSweep]) -> list[CompactTable]:
     """Return a table per experiment and workload of its primary metric."""
-    return [_cost_table(of_one) for of_one in by_workload(sweeps)]
+    return [_cost_table(of_one) for of_one in by_workload(sweeps) if metrics_of(of_one[0])]
 
 
 @dataclass(frozen=True)

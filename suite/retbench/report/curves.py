@@ -388,9 +388,9 @@ def _draw_crosses(axes: Axes, panel: Panel, *, reasons: bool) -> None:
             continue
         x, y, transform = [point.x for point in mine], 1 + above_pt / height_pt, axes.get_xaxis_transform()
         above_pt += _CROSSES_PT
-        drawn: list[Artist] = axes.plot(
-            x, [y] * len(x), "x", color=panel.look(model).line, transform=transform, clip_on=False
-        )
+        drawn: list[Artist] = [
+            *axes.plot(x, [y] * len(x), "x", color=panel.look(model).line, transform=transform, clip_on=False)
+        ]
         if reasons:
             is_left = x[0] > panel.ticks[0]
             words = add_text(

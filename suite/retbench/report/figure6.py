@@ -53,7 +53,7 @@ _NEEDS = {
     "b": ("decoding at several context lengths", "latency"),
     "c": ("decoding at several batch sizes", "throughput"),
 }
-"""What each panel shows, and the experiment that measures it."""
+"""Meaning of each panel, and the experiment that measures it."""
 _WEIGHTS = "weight_bytes"
 _TITLE = "Our measurements in the layout of RetNet Figure 6"
 _COLUMNS = ["panel", "model", "batch_size", *curves.DATA_COLUMNS[1:], "kind", "source"]

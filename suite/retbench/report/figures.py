@@ -108,12 +108,14 @@ def _times(sweeps: Sequence[CostSweep], workload: Workload) -> Drawing:
     first, metric = sweeps[0], workload.primary.name
     crossings = [_crossings(sweep, metric) for sweep in sweeps]
     figure, unit = _draw_batches(sweeps, metric, (workload.title, TIME_UNITS), format_seconds)
+    # Without the crossovers: they are interpolated on logarithmic axes, so the lines meet elsewhere on linear ones.
+    linear, _ = _draw_batches(sweeps, metric, (workload.title, TIME_UNITS), format_seconds, is_linear=True)
     for axes, sweep, found in zip(figure.axes, sweeps, crossings, strict=True):
         for model, crossing in found.items() if len(found) <= _MOST_CROSSINGS else ():
             _mark_crossing(axes, crossing, sweep, model, with_note=len(sweeps) == 1)
     caption = (
-        f"{workload.quantity.capitalize()}, {unit}, against the context length, {_batches(sweeps)}; both axes are "
-        f"logarithmic. {_POINTS} Crossovers are interpolated between the measured lengths, on these axes linearly."
+        f"{workload.quantity.capitalize()}, {unit}, against the context length, {_batches(sweeps)}. {_POINTS} "
+        "Crossovers are interpolated between the measured lengths, linearly on logarithmic axes."
     )
     rows = [
         [
@@ -131,7 +133,8 @@ def _times(sweeps: Sequence[CostSweep], workload: Workload) -> Drawing:
         for found in crossings
     ]
     data = [_data(sweep, [metric], more) for sweep, more in zip(sweeps, rows, strict=True)]
-    return _drawing(first, _name(sweeps), (workload.title, caption), figure, _stack(sweeps, data))
+    drawing = _drawing(first, _name(sweeps), (workload.title, caption), figure, _stack(sweeps, data))
+    return replace(drawing, linear=linear)
 
 
 def _crossings(sweep: CostSweep, metric: str) -> dict[str, Crossover]:
@@ -144,15 +147,21 @@ def _crossings(sweep: CostSweep, metric: str) -> dict[str, Crossover]:
 
 
 def _draw_batches(
-    sweeps: Sequence[CostSweep], metric: str, texts: tuple[str, Units], describe: Callable[[float], str]
+    sweeps: Sequence[CostSweep],
+    metric: str,
+    texts: tuple[str, Units],
+    describe: Callable[[float], str],
+    *,
+    is_linear: bool = False,
 ) -> tuple[Figure, str]:
-    """Draw a metric against the context length on logarithmic axes, a panel per batch size.
+    """Draw a metric against the context length on logarithmic or linear axes, a panel per batch size.
 
     Args:
         sweeps: One per batch size.
         metric: Name of the metric.
         texts: Title, and units of the vertical axis.
         describe: Formats a value.
+        is_linear: Both axes are linear, else both are logarithmic.
 
     Returns:
         The figure, and the unit.
@@ -168,10 +177,15 @@ def _draw_batches(
         panels,
         (title, subtitle, sweeps[0].conditions),
         lambda point: with_length(describe(point.value), point, sweeps[-1].lengths[-1]),
-        style.LOG_LOG_LENGTH_LABEL,
-        scale="log",
+        style.LENGTH_LABEL if is_linear else style.LOG_LOG_LENGTH_LABEL,
+        **_scales(is_linear=is_linear),
     )
     return figure, panels[0].unit
+
+
+def _scales(*, is_linear: bool) -> dict[str, Any]:
+    """Return the options of `draw_row` for axes that are both linear or both logarithmic."""
+    return {"set_axis": style.set_linear_length_axis} if is_linear else {"scale": "log"}
 
 
 def _subtitle(unit: str, sweep: CostSweep, metric: str, *, several: bool) -> str:
@@ -236,20 +250,23 @@ def _throughput(sweeps: Sequence[CostSweep]) -> Drawing:
     ]
     title = f"{first.workload.capitalize()} throughput"
     subtitle = _subtitle("tokens/s", first, metric, several=True)
-    label = "batch size (log scales); one panel per context length"
-    figure = draw_row(
-        panels,
-        (title, subtitle, first.conditions),
-        lambda point: format_rate(point.value, "").strip(),
-        label,
-        scale="log",
+    figure, linear = (
+        draw_row(
+            panels,
+            (title, subtitle, first.conditions),
+            lambda point: format_rate(point.value, "").strip(),
+            f"batch size{'' if is_linear else ' (log scales)'}; one panel per context length",
+            **_scales(is_linear=is_linear),
+        )
+        for is_linear in (False, True)
     )
     caption = (
         f"Tokens/s of all sequences of a batch against the batch size, at each context length. {_POINTS}"
     )
     name = f"{file_stem(section_title(first.experiment, first.workload, '_'))}_throughput"
     data = [_data(sweep, [metric]).assign(batch_size=sweep.batch_size) for sweep in sweeps]
-    return _drawing(first, name, (title, caption), figure, pd.concat(data, ignore_index=True))
+    drawing = _drawing(first, name, (title, caption), figure, pd.concat(data, ignore_index=True))
+    return replace(drawing, linear=linear)
 
 
 def _rooflines(sweeps: Sequence[CostSweep]) -> list[Drawing]:

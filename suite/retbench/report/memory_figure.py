@@ -78,8 +78,8 @@ def draw_memory(sweeps: Sequence[CostSweep], title: str) -> Figure:
         _draw_model(axes, sweep, each[each["model"] == model], model, size)
         look = style.look(sweep.models.models.index(model))
         label = shorten(sweep.models.labels[model]) + (f", batch {sweep.batch_size}" if several else "")
-        axes.set_title(label, fontsize=6.8, color=look.text, loc="left", pad=3, fontweight="bold")
-        style.tag(axes, model, [*axes.patches, *axes.collections, *axes.lines, *axes.texts, axes.title])
+        heading = axes.set_title(label, fontsize=6.8, color=look.text, loc="left", pad=3, fontweight="bold")
+        style.tag(axes, model, [*axes.patches, *axes.collections, *axes.lines, *axes.texts, heading])
     return figure
 
 
@@ -105,9 +105,9 @@ def _draw_model(axes: Axes, sweep: CostSweep, rows: pd.DataFrame, model: str, si
 def _mark_sums(
     axes: Axes, model: str, label: str, parts: pd.DataFrame, names: Sequence[str], size: float
 ) -> None:
-    """Add the values at each context length: the sum, and each part."""
-    for length, stack in parts.groupby("context_len"):
-        values = stack.set_index("metric")["value"]
+    """Add the values at each length: the sum, and each part."""
+    for length, bar in parts.groupby("context_len"):
+        values = bar.set_index("metric")["value"]
         named = [(name, part) for part, name in zip(PARTS, names, strict=True) if part in values]
         found = [f"{name} {format_bytes(values[part])}" for name, part in named]
         total = float(values.sum())
@@ -139,6 +139,7 @@ def _draw_parts(axes: Axes, rows: pd.DataFrame, look: style.Look, size: float) -
         rows.pivot(index="context_len", columns="metric", values="value")
         .reindex(columns=list(PARTS))
         .fillna(0.0)
+        .astype("float64")  # also where a record has none of the parts
     )
     lengths, colours = [float(str(length)) for length in parts.index], (style.NEUTRAL, look.line, look.tint)
     if len(lengths) == 1:
@@ -165,10 +166,10 @@ def _draw_crosses(axes: Axes, failed: pd.DataFrame, expected: pd.DataFrame, size
         axes.plot([int(length)], [y], "x", color=style.INK, zorder=5, clip_on=False)
 
 
-def _name_parts(axes: Axes, rows: pd.DataFrame, look: style.Look, labels: Sequence[str]) -> None:
+def _name_parts(axes: Axes, rows: pd.DataFrame, look: style.Look, parts: Sequence[str]) -> None:
     """Write names and sizes of the parts of the bar at the longest context into the upper left corner."""
     bar = rows[rows["context_len"] == rows["context_len"].max()].set_index("metric")["value"]
-    names = zip(PARTS, labels, (style.MUTED, look.text, look.text), strict=True)
+    names = zip(PARTS, parts, (style.MUTED, look.text, look.text), strict=True)
     texts = [
         (f"{name} {format_bytes(float(bar[part]))}", colour) for part, name, colour in names if part in bar
     ]

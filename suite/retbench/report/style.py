@@ -248,6 +248,7 @@ class Drawing:
         conditions: Conditions of the measurement, in one line.
         figure: The figure.
         data: Exactly what is drawn, in base units; a point that failed is there with its status.
+        linear: The same on linear axes, for the page, where the figure has logarithmic ones; None without.
     """
 
     name: str
@@ -257,6 +258,7 @@ class Drawing:
     conditions: str
     figure: Figure
     data: pd.DataFrame
+    linear: Figure | None = None
 
 
 def save_drawing(drawing: Drawing, out_dir: Path) -> list[Path]:

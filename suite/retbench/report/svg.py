@@ -22,25 +22,32 @@ _DECIMAL = re.compile(r"-?\d+\.\d+")
 _FONT = re.compile(r"font-family:[^;]*;?|text-anchor:start;?")
 _NAMESPACE = re.compile(r"^\{[^}]*\}")
 _REFERENCE = re.compile(r"#([\w.-]+)")
+_TRANSLATION = re.compile(r"translate\(\S+ ([\d.]+)\)")
 _SPOT_PT = 4
 """Radius of the circle that holds the value of a point."""
 
 
 def inline_svgs(drawing: Drawing, prefix: str) -> list[Markup]:
-    """Return a figure as SVG for use inside HTML."""
-    return [inline_svg(drawing, drawing.figure, prefix)]
+    """Return a figure as SVG for use inside HTML; after it, hidden, the same on linear axes if there is one.
+
+    Args:
+        drawing: The drawing.
+        prefix: Beginning of all ids, unique in the page.
+    """
+    if drawing.linear is None:
+        return [_inline_svg(drawing, drawing.figure, prefix, {})]
+    first = _inline_svg(drawing, drawing.figure, prefix, {"data-scale": "logarithmic"})
+    return [
+        first,
+        _inline_svg(drawing, drawing.linear, f"{prefix}l", {"data-scale": "linear", "hidden": "hidden"}),
+    ]
 
 
-def inline_svg(drawing: Drawing, figure: Figure, prefix: str) -> Markup:
-    """Return a figure as SVG for use inside HTML.
+def _inline_svg(drawing: Drawing, figure: Figure, prefix: str, attributes: dict[str, str]) -> Markup:
+    """Return one figure of a drawing.
 
     The strip with the conditions is cut off, because the page shows them as text. What belongs to one model has its
     name in `data-model`, and each point has a circle whose title is its value.
-
-    Args:
-        drawing: The drawing; its title and its last values are the figure's alternative text.
-        figure: The drawing's figure, or the same on other axes.
-        prefix: Beginning of all ids, unique in the page.
     """
     root = ElementTree.fromstring(_draw(figure))
     width, height = (float(inches) * style.POINTS_PER_IN for inches in figure.get_size_inches())
@@ -50,17 +57,22 @@ def inline_svg(drawing: Drawing, figure: Figure, prefix: str) -> Markup:
     }
     numbers = count()
     ids = {name: f"{prefix}{next(numbers)}" for node in root.iter() if (name := node.get("id", "")) in used}
-    picture = Element(
-        "svg", {"role": "img", "viewBox": f"0 0 {width:g} {seen:g}", "aria-label": describe(drawing)}
-    )
+    size = {"role": "img", "viewBox": f"0 0 {width:g} {seen:g}", "aria-label": describe(drawing)}
+    picture = Element("svg", size | attributes)
     for node in root:
         picture.extend(_tidy(node, ids, seen))
-    values = SubElement(picture, "g", {"class": "spots"})
+    picture.append(_values(figure, height))
+    return Markup(ElementTree.tostring(picture, encoding="unicode"))
+
+
+def _values(figure: Figure, height: float) -> Element:
+    """Return a circle per point, with its value as the title."""
+    values = Element("g", {"class": "spots"})
     for mark in marks_of(figure):
         x, y = mark.place(figure)
         where = {"cx": f"{x:.1f}", "cy": f"{height - y:.1f}", "r": str(_SPOT_PT)}
         SubElement(SubElement(values, "circle", where | {"data-model": mark.model}), "title").text = mark.text
-    return Markup(ElementTree.tostring(picture, encoding="unicode"))
+    return values
 
 
 def describe(drawing: Drawing) -> str:
@@ -79,7 +91,7 @@ def _draw(figure: Figure) -> str:
 def _tidy(node: Element, ids: dict[str, str], height: float) -> list[Element]:
     """Return what a page needs of an element: no metadata, no empty or plain groups, no words below `height`."""
     tag = _NAMESPACE.sub("", node.tag)
-    if tag in ("metadata", "style") or (tag == "text" and float(node.get("y", 0)) > height):
+    if tag in ("metadata", "style") or (tag == "text" and _top(node) > height):
         return []
     mine = Element(tag, dict(filter(None, (_tidy_attribute(*each, ids) for each in node.items()))))
     mine.text = node.text if tag == "text" else None
@@ -93,6 +105,12 @@ def _tidy(node: Element, ids: dict[str, str], height: float) -> list[Element]:
         for child in mine:  # the markers of a curve: they share one style
             mine.set("style", child.attrib.pop("style"))
     return [mine] if len(mine) else []
+
+
+def _top(text: Element) -> float:
+    """Return the vertical place of words; those of several lines have it in their transform."""
+    moved = _TRANSLATION.match(text.get("transform", ""))
+    return float(moved[1] if moved else text.get("y", "0"))
 
 
 def _tidy_attribute(name: str, text: str, ids: dict[str, str]) -> tuple[str, str] | None:

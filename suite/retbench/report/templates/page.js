@@ -1,7 +1,7 @@
 // Tables that sort and filter; figures that show values, hide models and change their scale. All is readable without it.
 (() => {
   "use strict";
-  const SORTED_FROM = 4, FILTERED_FROM = 20; // rows
+  const SORTED_FROM = 4, FILTERED_FROM = 12; // rows
   const NEXT = { none: "ascending", ascending: "descending", descending: "none" };
   const words = new Intl.Collator("en", { numeric: true });
   const all = (selector, node = document) => [...node.querySelectorAll(selector)];
