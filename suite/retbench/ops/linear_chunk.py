@@ -86,7 +86,8 @@ def decay_factors(log_decay: Tensor, length: int, wide: torch.dtype) -> DecayFac
     else:
         later = torch.ones(length, length, dtype=torch.bool, device=log_decay.device).triu(1)
         between = summed[..., :, None] - summed[..., None, :]  # (B, H, C, C)
-        within = exp_decay(between.masked_fill(later, -math.inf), wide)
+        # Differences are exact in float64; their exponentials are C x C per head, and cheaper in the wide dtype.
+        within = _exp_sum(between.to(wide).masked_fill_(later, -math.inf))
     end = summed[..., -1:]
     return DecayFactors(
         within=within,
