@@ -165,7 +165,7 @@ def test_report_understands_a_run_and_ends_with_the_answer(measured: Path) -> No
     assert lines[-1] == "Open reports/index.html"
     page = (measured / "reports" / "index.html").read_text(encoding="utf-8")
     assert 'aria-label="Decode latency.' in page
-    assert '<td class="differs">' not in page
+    assert '<td class="differs">' not in (measured / "reports" / "evidence.html").read_text(encoding="utf-8")
 
 
 def test_dry_run_shows_every_cell_and_measures_nothing(tmp_path: Path, tiny_experiment: Path) -> None:

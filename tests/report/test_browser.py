@@ -221,16 +221,12 @@ def test_with_ten_models_the_first_screen_still_answers(
 def test_no_rule_of_wcag_is_violated(
     browser: Any, report: Path, name: str, size: tuple[int, int], scheme: str
 ) -> None:
-    axe = pytest.importorskip(
-        "axe_playwright_python.sync_playwright", reason="needs: pip install axe-playwright-python"
-    )
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python")
     page = open_page(browser, report.with_name(name), size, scheme)
     unfold(page)
     found = axe.Axe().run(page, options={"runOnly": WCAG}).response
     assert [(rule["id"], rule["nodes"][0]["html"]) for rule in found["violations"]] == []
-    assert {"color-contrast", "link-name", "scrollable-region-focusable"} <= {
-        rule["id"] for rule in found["passes"]
-    }
+    assert {"color-contrast", "link-name"} <= {rule["id"] for rule in found["passes"]}
     page.close()
 
 
@@ -269,7 +265,7 @@ def test_a_figure_switches_to_linear_axes_and_back(page: Any) -> None:
 
 def test_a_model_is_hidden_in_every_figure_and_table_and_comes_back(page: Any) -> None:
     parts = page.locator("[data-model=transformer]")
-    curves = page.locator("figure [data-model=transformer]:not(circle)")
+    curves = page.locator("figure svg:not([hidden]) [data-model=transformer]:not(circle)")
     cells = page.locator("td[data-model=transformer]")
     assert curves.count() > 10
     assert cells.count() > 10
