@@ -319,7 +319,9 @@ def test_what_failed_has_none() -> None:
     assert keep_comparable(paper_points("a"), memory(GPU, fail)) == []
 
 
-def test_the_figure_says_whose_measurements_it_shows_and_which_panel_is_absent(cpu_records: list[Record]) -> None:
+def test_the_figure_says_whose_measurements_it_shows_and_which_panel_is_absent(
+    cpu_records: list[Record],
+) -> None:
     """Latency and memory at one batch size, as a first run leaves them."""
     (drawing,) = draw_figure6(make_sweeps(select(cpu_records)))
     assert drawing.title == "Our measurements in the layout of RetNet Figure 6"

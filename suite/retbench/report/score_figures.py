@@ -287,7 +287,9 @@ def _draw_sizes(
         (title, f"{subtitle}{line}", conditions),
         _three_decimals,
         "parameters without embedding (log scale)",
-        lambda axes, _: style.set_count_axis(axes, counts, [format_count(n).replace(" ", "") for n in counts]),
+        lambda axes, _: style.set_count_axis(
+            axes, counts, [format_count(n).replace(" ", "") for n in counts]
+        ),
         scale="span",
     )
     data = [part.data.assign(text=part.title) if len(parts) > 1 else part.data for part in parts]
