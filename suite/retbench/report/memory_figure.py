@@ -146,7 +146,7 @@ def _draw_parts(axes: Axes, rows: pd.DataFrame, look: style.Look, size: float) -
         half = 0.04 * axes.get_xlim()[1]
         parts, lengths = pd.concat([parts, parts]), [lengths[0] - half, lengths[0] + half]
     if lengths:
-        areas = [parts[part].to_numpy() / size for part in PARTS]
+        areas = [parts[part].to_numpy(dtype=float) / size for part in PARTS]
         axes.stackplot(lengths, areas, colors=colours, linewidth=0)
 
 
