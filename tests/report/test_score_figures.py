@@ -50,7 +50,7 @@ def test_each_corpus_and_protocol_is_drawn_at_its_longest_context(drawings: dict
 def test_the_loss_along_documents_has_a_panel_a_size_and_a_line_a_seed(drawings: dict[str, Drawing]) -> None:
     drawing = drawings["quality_perplexity_wikitext-103_whole_8192_by_position"]
     panels = drawing.figure.axes
-    assert [axes.get_title(loc="left") for axes in panels] == ["1m", "6m", "25m"]
+    assert [axes.get_title(loc="left") for axes in panels] == ["1M", "6M", "25M"]
     for axes, seeds in zip(panels, SEEDS.values(), strict=True):
         marks = [line for line in axes.lines if list(line.get_xdata()) == [TRAINED_LEN, TRAINED_LEN]]
         assert len(marks) == 1
@@ -222,7 +222,7 @@ def test_figure_5_is_the_perplexity_of_every_final_training(
 
 def test_the_captions_say_where_the_learning_rates_are_from(drawings: dict[str, Drawing]) -> None:
     """The made-up grid was run at the smallest size alone."""
-    said = "Learning rates: at 1m each model's best of the grid there; at 6m, 25m its best at 1m."
+    said = "Learning rates: at 1M each model's best of the grid there; at 6M, 25M its best at 1M."
     for name in (FIGURE5, "quality_training_run_classic_books_2048_learning"):
         assert said in drawings[name].caption
         assert "own best learning rate" not in drawings[name].caption
@@ -244,8 +244,8 @@ def test_a_best_rate_at_the_end_of_its_grid_is_named(tmp_path: Path) -> None:
     assert scores is not None
     (drawing,) = [drawing for drawing in draw_scores(scores) if drawing.name == FIGURE5]
     assert (
-        "Learning rates: at 1m each model's best of the grid there; at 6m the only one of the grid. "
-        "That of RetNet at 1m is the highest of the grid."
+        "Learning rates: at 1M each model's best of the grid there; at 6M the only one of the grid. "
+        "That of RetNet at 1M is the highest of the grid."
     ) in drawing.caption
 
 

@@ -20,6 +20,7 @@ from retbench.report.provenance import describe_conditions
 from retbench.report.style import Drawing
 from retbench.report.wording import POINTS, file_stem, format_p
 from retbench.stats.paired import proportion_interval
+from retbench.units import format_size
 
 _ROW_IN, _NAME_IN, _NAMES_IN = 0.124, 0.125, 0.36
 """Height of one dot and of one line of the models' names, and distance of the first line from the top."""
@@ -56,7 +57,7 @@ def draw_accuracies(scores: Evaluations, task_points: Sequence[TaskPoint]) -> It
     tasks = [_task_rows(scores, task_point, largest) for task_point in task_points]
     shots = task_points[0].num_fewshot or 0
     title, conditions = f"Accuracy, {shots}-shot", describe_conditions(largest)
-    subtitle = f"%, models of {sizes[-1]}; bars: 95 % interval over questions"
+    subtitle = f"%, models of {format_size(sizes[-1])}; bars: 95 % interval over questions"
     yield Drawing(
         name=f"{file_stem(task_points[0].experiment)}_zeroshot_{shots}shot",
         experiments=(task_points[0].experiment,),

@@ -25,7 +25,7 @@ from retbench.report.points import TaskPoint, fact, group, instance_of, instance
 from retbench.report.provenance import describe_conditions
 from retbench.report.style import Drawing
 from retbench.report.wording import file_stem, join_words
-from retbench.units import format_count, format_tokens
+from retbench.units import format_count, format_size, format_tokens
 
 _MOST_PANELS = 4
 """Sizes that have room side by side."""
@@ -75,7 +75,7 @@ def _draw_positions(scores: Evaluations, task_point: TaskPoint) -> Iterator[Draw
             scale="span",
         )
         marks = [
-            scores.trained_length([record for record in records if record.model.size == panel.title])
+            scores.trained_length([record for record in records if format_size(record.model.size) == panel.title])
             for panel in panels
         ]
         _mark_lengths(figure.axes, marks, panels[0].ticks)
@@ -152,7 +152,7 @@ def _parts(
         by_size = dict(iter(data.sort_values("seed", kind="stable").groupby("size")))
         places = tuple(sorted(set(data[axis])))
         points = {size: frame_points(by_size[size], axis=axis, curve="seed") for size in shown}
-        panels = [Panel(points[size], scores.models, size, places) for size in shown]
+        panels = [Panel(points[size], scores.models, format_size(size), places) for size in shown]
         yield f"_{start // _MOST_PANELS + 1}" if start else "", mine, data, panels
 
 
