@@ -119,7 +119,7 @@ class Traffic(NamedTuple):
     states: int
     """Tensors of a fixed size, read and written."""
     shared: int = 0
-    """What layers read of the state of another layer, once per layer."""
+    """Reads of the state of another layer, once per layer that reads it."""
 
     @property
     def footprint(self) -> int:

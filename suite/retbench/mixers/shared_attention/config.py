@@ -58,5 +58,5 @@ class SharedAttention(SoftmaxAttention):
         return 2 * self.d_model * (1 + WIDE_BYTES[dtype] // DTYPE_BYTES[dtype])
 
     def kept_for_gradients(self, form: str) -> KeptValues:
-        """Return what the operators need again."""
-        return KeptValues(6 * self.d_model, scores=1 if self.forms[form].quadratic else 0)
+        """Return what the operators need again beside keys and values, which the source keeps."""
+        return KeptValues(7 * self.d_model, scores=1 if self.forms[form].quadratic else 0)
