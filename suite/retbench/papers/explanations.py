@@ -1,4 +1,4 @@
-"""The RetNet paper's numbers of cost compared with analytical models: which follow from arithmetic, and which do not.
+"""Printed costs of RetNet, and YOCO's memory, compared with analytical models: which follow from arithmetic.
 
 A memory or a ratio is `explained` where the analytical value is near. A time or a rate is `allowed` where it is no
 better than the device's datasheet permits; the note gives the share of the bound that was reached. Anything else is
@@ -36,6 +36,11 @@ NUM_GPUS = 8
 CHUNK_SIZE = 512
 DEVICE = "a100-80gb"
 
+YOCO_FFN, YOCO_KV_HEADS = 8192, 8
+"""Widths of YOCO's 3B model, arXiv:2405.05254, Table 7, and of the Transformer that it is compared with."""
+YOCO_CONTEXTS = tuple(2**power for power in range(15, 21))
+"""Context lengths of YOCO's Figure 7."""
+
 
 Outcome = Literal["explained", "allowed", "unexplained"]
 
@@ -56,15 +61,21 @@ class Explanation:
 
 
 def explain_paper() -> list[Explanation]:
-    """Compare every number of cost of the RetNet paper that an analytical model covers."""
-    return [*_memory(), *_speed(), *_ratios(), *_training()]
+    """Compare every number of cost of the RetNet paper that an analytical model covers, and the memory of YOCO."""
+    return [*_memory(), *_speed(), *_ratios(), *_training(), *_yoco_memory()]
 
 
 def _equal(
-    name: str, derived: float, note: str, *, share: float = TOLERANCE, absolute: float | None = None
+    name: str,
+    derived: float,
+    note: str,
+    *,
+    share: float = TOLERANCE,
+    absolute: float | None = None,
+    paper: str = "retnet",
 ) -> Explanation:
     """Compare a number with its analytical value; it is near by its share, or by an absolute difference."""
-    number = find_number(f"retnet/{name}")
+    number = find_number(f"{paper}/{name}")
     tolerance = share if absolute is None else absolute / number.value
     is_near = abs(derived / number.value - 1) <= tolerance
     return _explanation(number, derived, "explained" if is_near else "unexplained", note)
@@ -178,3 +189,28 @@ def _training() -> Iterator[Explanation]:
                 / CONTEXT_LEN
             )
             yield _bounded(f"table4_throughput/{row}/{size}", peak / flops, "bound of eight GPUs in bfloat16")
+
+
+def _yoco_memory() -> Iterator[Explanation]:
+    """Compare Figure 7 of YOCO, and its memory in the text: 3B, one sequence, 32K to 1M tokens."""
+    published = {"ffn_dim": YOCO_FFN, "num_kv_heads": YOCO_KV_HEADS}
+    yoco, transformer = (
+        resolve_model(named_specs()[name].model_copy(update=published), "yoco-3b")
+        for name in ("yoco", "transformer")
+    )
+    longest = YOCO_CONTEXTS[-1]
+    totals = {
+        context_len: [
+            _weights(model) + costs.state_bytes(model, DTYPE, 1, context_len) for model in (yoco, transformer)
+        ]
+        for context_len in YOCO_CONTEXTS
+    }
+    used = "weights (one table for embedding and head) and cache in 2 bytes, one sequence"
+    note = f"{used}, states in {WIDE_BYTES[DTYPE]}; the printed number leaves 1.8 GB for temporaries"
+    yield _equal(f"text_memory/yoco/{longest}", totals[longest][0], note, paper="yoco")
+    printed = find_number(f"yoco/text_memory/yoco/{longest}").value
+    note = f"{used}: the Transformer's over the memory that is printed for YOCO"
+    yield _equal(f"figure7/advantage/{longest}", totals[longest][1] / printed, note, paper="yoco")
+    note = f"{used}: of both models; temporaries, which the paper does not state, are left out"
+    for context_len, (own, theirs) in totals.items():
+        yield _equal(f"figure7/advantage/{context_len}", theirs / own, note, paper="yoco")
