@@ -20,6 +20,13 @@ CASES: dict[str, tuple[str, list[str]]] = {
     "llama-grouped-query": ("transformer", ["num_kv_heads=1"]),
     "llama-concat": ("transformer", ["cache=concat"]),
     "gpt": ("transformer", ["variant=gpt"]),
+    "mla": ("mla", ["architecture=mla"]),
+    "mla-compressed": ("mla", ["architecture=mla", "variant=compressed"]),
+}
+FORMS = {
+    "retnet": ("parallel", "chunkwise", "recurrent"),
+    "transformer": ("reference", "sdpa", "products"),
+    "mla": ("reference", "sdpa", "absorbed"),
 }
 
 
@@ -33,8 +40,4 @@ def config_of(case: str, size: str = "1m", profile: str = "cpu") -> ModelConfig:
 
 def backends_of(case: str) -> tuple[str, ...]:
     """The backends of a case that run everywhere."""
-    return (
-        ("parallel", "chunkwise", "recurrent")
-        if CASES[case][0] == "retnet"
-        else ("reference", "sdpa", "products")
-    )
+    return FORMS[CASES[case][0]]

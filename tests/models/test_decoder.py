@@ -107,7 +107,8 @@ def test_what_ran_is_what_was_asked_for(case, backend):
         assert ran["prefill"].startswith("products+sdpa:")
     else:
         assert ran["prefill"].split(":")[0] == backend
-    assert ran["decode"].split(":")[0] == ("recurrent" if CASES[case][0] == "retnet" else backend)
+    step = {"retnet": "recurrent", "transformer": backend, "mla": "absorbed"}[CASES[case][0]]
+    assert ran["decode"].split(":")[0] == step
 
 
 def test_an_unknown_backend_is_refused_with_the_nearest_name():
