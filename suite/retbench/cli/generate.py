@@ -53,7 +53,7 @@ HubRevision = Annotated[
     ),
 ]
 CheckpointFormat = Annotated[
-    str, typer.Option("--format", help="auto, retbench, fla, llama, llama2c or torchscale.")
+    str, typer.Option("--format", help="auto, retbench, fla, llama, llama2c, mistral or torchscale.")
 ]
 AllowPickle = Annotated[
     bool, typer.Option("--allow-pickle", help="Read weights written by torch.save, as tensors only.")
