@@ -118,7 +118,7 @@ class LatentAttentionModule(MixerModule):
             torch.cat([_multiply_heads(content, key_up), rotary], dim=-1),  # (B, T, H, R + P)
             entries.squeeze(1),
         )
-        return _multiply_heads(summed[..., : config.kv_rank], value_up.mT)
+        return _multiply_heads(summed[..., : config.kv_rank], value_up.transpose(1, 2))
 
 
 def attend_entries(q: Tensor, entries: Tensor) -> Tensor:
@@ -135,7 +135,7 @@ def attend_entries(q: Tensor, entries: Tensor) -> Tensor:
         Weighted sums of entries, (B, T, H, W).
     """
     length, keys = q.shape[1], entries.shape[1]
-    scores = (entries @ q.flatten(1, 2).mT).mT  # (B, T H, S)
+    scores = (entries @ q.flatten(1, 2).transpose(1, 2)).transpose(1, 2)  # (B, T H, S)
     if length > 1:
         later = torch.ones(length, keys, dtype=torch.bool, device=q.device).triu(keys - length + 1)
         scores = scores.unflatten(1, (length, -1)).masked_fill(later[:, None], -torch.inf).flatten(1, 2)
