@@ -96,8 +96,8 @@ class LatentAttentionModule(MixerModule):
         k = torch.cat([content, key.unsqueeze(2).expand(-1, -1, heads, -1)], dim=-1)
         v = self.value_up_proj(latent).unflatten(-1, (heads, -1))
         if self.backend == "sdpa" and config.value_head_dim < config.head_dim:
-            # torch's flash kernels take values as wide as keys only. On two cores the kernel without this condition
-            # took three times as long.
+            # torch's flash kernels take values as wide as keys only. On a CPU the kernel without this condition took
+            # three times as long.
             v = F.pad(v, (0, config.head_dim - config.value_head_dim))
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         if "prefill" not in self.executed:
