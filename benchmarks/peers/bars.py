@@ -97,6 +97,22 @@ BARS: dict[str, Bar] = {
         ("transformers",),
         timed=False,
     ),
+    "equal-mistral": Bar(
+        "logits = transformers' Mistral, with a sliding window, to 1e-4",
+        "equality",
+        "mistral_equality",
+        {},
+        ("transformers",),
+        timed=False,
+    ),
+    "equal-deepseek": Bar(
+        "logits = transformers' DeepSeek-V2, with latent attention and without experts, to 1e-4",
+        "equality",
+        "deepseek_equality",
+        {},
+        ("transformers",),
+        timed=False,
+    ),
     "equal-yar": Bar(
         "logits = yet-another-retnet's, with the paper's blocks and decays, to 1e-4",
         "equality",

@@ -8,7 +8,9 @@ from torch import Tensor
 
 from retbench.architectures.configs import ModelConfig, default_backend
 from retbench.architectures.matching import resolve_model
+from retbench.architectures.mla import MlaSpec, Variant
 from retbench.architectures.retnet import RetNetSpec
+from retbench.architectures.sliding_window import SlidingWindowSpec
 from retbench.architectures.transformer import TransformerSpec
 from retbench.mixers.attention.config import Attention
 from retbench.mixers.feed_forward import FeedForward
@@ -79,6 +81,21 @@ def gpt_config(size: str = SIZE) -> ModelConfig:
 def llama_config(size: str = SIZE, *, num_kv_heads: int | None = None) -> ModelConfig:
     """Return a Transformer of Llama's variant."""
     config = resolve_model(TransformerSpec(architecture="transformer", num_kv_heads=num_kv_heads), size)
+    assert isinstance(config, ModelConfig)
+    return config
+
+
+def window_config(size: str = SIZE) -> ModelConfig:
+    """Return a sliding-window Transformer as Mistral's: without sinks, and with a quarter of the key-value heads."""
+    spec = SlidingWindowSpec(architecture="sliding_window", window=100, sinks=0, num_kv_heads=2)
+    config = resolve_model(spec, size)
+    assert isinstance(config, ModelConfig)
+    return config
+
+
+def mla_config(variant: Variant, size: str = SIZE) -> ModelConfig:
+    """Return a Transformer with latent attention."""
+    config = resolve_model(MlaSpec(architecture="mla", variant=variant), size)
     assert isinstance(config, ModelConfig)
     return config
 

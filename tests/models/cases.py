@@ -22,6 +22,8 @@ CASES: dict[str, tuple[str, list[str]]] = {
     "gpt": ("transformer", ["variant=gpt"]),
     "yoco-gated": ("yoco", ["architecture=yoco", "num_kv_heads=1"]),
     "yoco-sw": ("yoco", ["architecture=yoco", "variant=sw", "window=9"]),
+    "mla": ("mla", ["architecture=mla"]),
+    "mla-compressed": ("mla", ["architecture=mla", "variant=compressed"]),
 }
 
 
@@ -36,6 +38,7 @@ def config_of(case: str, size: str = "1m", profile: str = "cpu") -> ModelConfig:
 BACKENDS = {
     "retnet": ("parallel", "chunkwise", "recurrent"),
     "transformer": ("reference", "sdpa", "products"),
+    "mla": ("reference", "sdpa", "absorbed"),
     "yoco-gated": ("parallel+reference", "chunkwise+sdpa", "recurrent+products"),
     "yoco-sw": ("reference", "blocks+sdpa", "blocks+products"),
 }

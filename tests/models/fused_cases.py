@@ -15,6 +15,7 @@ CASES = (
     "llama-grouped-query",
     "llama-concat",
     "gpt",
+    "mla",
 )
 
 

@@ -2,8 +2,8 @@
 
 One sequence at a time, every pair of tokens, one head after the other. Only the names of the weights are the package's.
 
-Sources: Sun et al., arXiv:2307.08621, Sec. 2 and 3.1; Sun et al., arXiv:2405.05254; torchscale and YOCO for
-what the papers leave open (rotary frequencies, head norms without weights).
+Sources: Sun et al., arXiv:2307.08621, Sec. 2 and 3.1; Sun et al., arXiv:2405.05254; DeepSeek-AI, arXiv:2405.04434,
+Eq. 9 to 19; torchscale and YOCO for what the papers leave open (rotary frequencies, head norms without weights).
 """
 
 import math
@@ -28,6 +28,8 @@ def logits(weights: Weights, config: ModelConfig, tokens: list[int]) -> Array:
         normed, mixer = _norm(x, _below(block, "mixer_norm."), layered, config.norm_eps), layer.mixer
         if mixer.mixer == "retention":
             x = x + _retain(_below(block, "mixer."), config, normed)
+        elif mixer.mixer == "latent_attention":
+            x = x + _attend_latent(_below(block, "mixer."), config, normed)
         else:
             if mixer.mixer != "shared_attention":
                 shared = _project_keys(_below(block, "mixer."), mixer, normed)
@@ -151,4 +153,27 @@ def _attend(weights: Weights, mixer: Mixer, x: Array, keys_and_values: tuple[Arr
             scores[np.tril_indices(length, -mixer.window)] = -np.inf
         weight = np.exp(scores - scores.max(-1, keepdims=True))
         outs.append(weight / weight.sum(-1, keepdims=True) @ v[:, theirs])
+    return np.concatenate(outs, axis=-1) @ weights["out_proj.weight"].T
+
+
+def _attend_latent(weights: Weights, config: ModelConfig, x: Array) -> Array:
+    """Every head's keys and values written out, Eq. 9 to 19."""
+    mixer, heads, length = config.mixer, config.mixer.num_heads, x.shape[0]
+    rank, rope = mixer.kv_rank, mixer.rope_head_dim
+    projected = x @ weights["in_proj.weight"].T
+    queries, latent, shared_key = np.split(projected, [-rank - rope, -rope], axis=-1)
+    if mixer.query_rank is not None:
+        normed = _norm(queries, _below(weights, "query_norm."), False, mixer.norm_eps)
+        queries = normed @ weights["query_up_proj.weight"].T
+    latent = _norm(latent, _below(weights, "latent_norm."), False, mixer.norm_eps)
+    keys = np.split(latent @ weights["key_up_proj.weight"].T, heads, axis=-1)
+    values = np.split(latent @ weights["value_up_proj.weight"].T, heads, axis=-1)
+    outs = []
+    for q, k, v in zip(np.split(queries, heads, axis=-1), keys, values, strict=True):
+        content, rotary = np.split(q, [mixer.nope_head_dim], axis=-1)
+        scores = content @ k.T + _rotate(rotary, False) @ _rotate(shared_key, False).T
+        scores = scores / math.sqrt(mixer.nope_head_dim + rope)
+        scores[np.triu_indices(length, 1)] = -np.inf
+        weight = np.exp(scores - scores.max(-1, keepdims=True))
+        outs.append(weight / weight.sum(-1, keepdims=True) @ v)
     return np.concatenate(outs, axis=-1) @ weights["out_proj.weight"].T

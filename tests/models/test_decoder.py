@@ -111,7 +111,7 @@ def test_what_ran_is_what_was_asked_for(case, backend):
         assert prefill in (asked, asked | {"sdpa"})
     else:
         assert prefill == asked
-    steps = {"retention": "recurrent", "window_attention": "ring"}
+    steps = {"retention": "recurrent", "window_attention": "ring", "latent_attention": "absorbed"}
     expected = {steps.get(mixer.config.mixer, mixer.backend) for mixer in model.mixers}
     assert decode == expected
 

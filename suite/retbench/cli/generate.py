@@ -57,7 +57,7 @@ CheckpointFormat = Annotated[
     typer.Option(
         "--format",
         metavar="FORMAT",
-        help="Of the checkpoint: auto, retbench, fla, llama, llama2c or torchscale.",
+        help="Of the checkpoint: auto, retbench, fla, llama, llama2c, mistral or torchscale.",
     ),
 ]
 AllowPickle = Annotated[

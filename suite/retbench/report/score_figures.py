@@ -75,7 +75,9 @@ def _draw_positions(scores: Evaluations, task_point: TaskPoint) -> Iterator[Draw
             scale="span",
         )
         marks = [
-            scores.trained_length([record for record in records if format_size(record.model.size) == panel.title])
+            scores.trained_length(
+                [record for record in records if format_size(record.model.size) == panel.title]
+            )
             for panel in panels
         ]
         _mark_lengths(figure.axes, marks, panels[0].ticks)
