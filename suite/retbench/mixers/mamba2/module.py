@@ -33,13 +33,13 @@ class GatedNorm(nn.Module):
 
     def forward(self, y: Tensor, gate: Tensor) -> Tensor:
         """(B, T, H P) and (B, T, H P) to (B, T, H P) in the dtype of the weight."""
-        gated = y * F.silu(gate.to(y.dtype))
+        gated, weight = y * F.silu(gate.to(y.dtype)), self.weight.to(y.dtype)
         if self.num_groups == 1:
-            normed = F.rms_norm(gated, gated.shape[-1:], eps=self.eps)
+            normed = F.rms_norm(gated, gated.shape[-1:], weight, self.eps)
         else:
             groups = gated.unflatten(-1, (self.num_groups, -1))
-            normed = F.rms_norm(groups, groups.shape[-1:], eps=self.eps).flatten(-2)
-        return normed.to(self.weight.dtype) * self.weight
+            normed = F.rms_norm(groups, groups.shape[-1:], eps=self.eps).flatten(-2) * weight
+        return normed.to(self.weight.dtype)
 
 
 class Mamba2Module(LinearOperatorModule):
