@@ -86,7 +86,8 @@ def decay_factors(log_decay: Tensor, length: int, wide: torch.dtype) -> DecayFac
     else:
         later = torch.ones(length, length, dtype=torch.bool, device=log_decay.device).triu(1)
         between = summed[..., :, None] - summed[..., None, :]  # (B, H, C, C)
-        within = exp_decay(between.masked_fill(later, -math.inf), wide)
+        # Differences are exact in float64; their exponentials are C x C per head, and cheaper in the wide dtype.
+        within = _exp_sum(between.to(wide).masked_fill_(later, -math.inf))
     end = summed[..., -1:]
     return DecayFactors(
         within=within,
@@ -157,9 +158,8 @@ def chunk_terms(
     if isinstance(decay, Tensor):
         return vector_terms(repeat_heads(q, heads), repeat_heads(k, heads), decay, bonus, products)
     q, k = q.to(products), k.to(products)
-    scores = repeat_heads(q @ k.mT, heads)  # heads of a group share the product
+    weights = repeat_heads(q @ k.mT, heads) * decay.within  # heads of a group share the product
     q, k = repeat_heads(q, heads), repeat_heads(k, heads)
-    weights = scores * decay.within
     if bonus is not None:
         own = read_own(q.transpose(1, 2).to(weights.dtype), k.transpose(1, 2), bonus)  # (B, C, H)
         weights = weights + torch.diag_embed(own.transpose(1, 2))
