@@ -25,7 +25,7 @@ class Mamba2Spec(ModelSpec):
     num_groups: int = Field(default=1, ge=1)
     """Groups of heads, each with its own B and C."""
     backend: Literal["parallel", "chunkwise", "chunkwise_fp32", "recurrent", "fla", "mamba_ssm"] = "chunkwise"
-    chunk_size: int | None = Field(default=128, ge=1)
+    chunk_size: int | None = Field(default=64, ge=1)
 
 
 def mamba2_config(

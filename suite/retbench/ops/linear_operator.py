@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from retbench.ops.linear_chunk import (
+    ChunkTerms,
     DecayFactors,
     attend_chunk,
     attend_shared_chunk,
@@ -256,19 +257,30 @@ def linear_chunkwise(
     if log_decay is None:
         log_decay = torch.zeros(heads, dtype=wide, device=q.device)
     decays = split_decay(log_decay, length, chunk_size, wide, exclusive=readout.bonus is not None)
-    outs = []
     shares = q.shape[2] < heads and products == wide and readout.bonus is None and log_decay.dim() < 4
     with torch.autocast(q.device.type, enabled=False):
         if shares:
             out, state = _attend_shared(parts, decays, state, wide)
-            return _finish(out.transpose(1, 2), v, readout), state
-        for q_chunk, k_chunk, v_chunk, decay in zip(*parts, decays, strict=True):
-            terms = chunk_terms(q_chunk, k_chunk, decay, heads, readout.bonus, products)
-            out, state = attend_chunk(terms, v_chunk, state)
-            outs.append(out)
+        else:
+            terms = (
+                chunk_terms(q_chunk, k_chunk, decay, heads, readout.bonus, products)
+                for q_chunk, k_chunk, decay in zip(*parts[:2], decays, strict=True)
+            )
+            out, state = _attend_each(terms, parts[2], state)
+    return _finish(out, v, readout), state
+
+
+def _attend_each(
+    terms: Iterable[ChunkTerms], values: Iterable[Tensor], state: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Compute all chunks by `attend_chunk`: outputs (B, T, H, V), and the state after the last."""
+    outs = []
+    for chunk, v in zip(terms, values, strict=True):
+        out, state = attend_chunk(chunk, v, state)
+        outs.append(out)
     assert state is not None
     out = outs[0] if len(outs) == 1 else torch.cat(outs, dim=2)
-    return _finish(out.transpose(1, 2), v, readout), state
+    return out.transpose(1, 2), state
 
 
 def _attend_shared(
@@ -280,7 +292,7 @@ def _attend_shared(
     """Compute all chunks of q and k (B, G, C, K) and v (B, H, C, V) by `attend_shared_chunk`.
 
     Returns:
-        out: (B, H, T, V).
+        out: (B, T, H, V), contiguous.
         state: (B, H, K, V).
     """
     if state is not None:
@@ -289,10 +301,9 @@ def _attend_shared(
     for q, k, v, decay in zip(*parts, decays, strict=True):
         assert isinstance(decay, DecayFactors)
         out, state = attend_shared_chunk(q.to(wide), k.to(wide), v.to(wide), decay, state)
-        outs.append(out)
+        outs.append(out.transpose(1, 2))
     assert state is not None
-    out = outs[0] if len(outs) == 1 else torch.cat(outs, dim=2)
-    return out, state.transpose(2, 3).flatten(1, 2)
+    return torch.cat(outs, dim=1), state.transpose(2, 3).flatten(1, 2)
 
 
 def _extend(v: Tensor, readout: Readout, dtype: torch.dtype) -> Tensor:

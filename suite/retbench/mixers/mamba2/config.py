@@ -40,6 +40,7 @@ class Mamba2(LinearOperator):
 
     title: ClassVar[str] = "Mamba-2"
     forms: ClassVar = {**LinearOperator.forms, "fla": Form("kernel"), "mamba_ssm": Form("kernel")}
+    default_chunk_size: ClassVar[int | None] = 64
     implementation: ClassVar[str] = "retbench.mixers.mamba2.module:Mamba2Module"
 
     @model_validator(mode="after")

@@ -1,6 +1,7 @@
 """Mamba-2 as a torch module."""
 
 import math
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,9 @@ RATE_RANGE = 1.0, 16.0
 STEP_RANGE = 1e-3, 0.1
 """Range of softplus(dt_bias) at the start, uniform in its logarithm."""
 
+_silu_ = partial(F.silu, inplace=True)
+"""It is applied to a new tensor as large as the input: one more would take as long to allocate as to compute."""
+
 
 class GatedNorm(nn.Module):
     """RMSNorm(y * silu(z)) over the channels of each group, in the wide dtype: the gate comes before the norm."""
@@ -33,7 +37,7 @@ class GatedNorm(nn.Module):
 
     def forward(self, y: Tensor, gate: Tensor) -> Tensor:
         """(B, T, H P) and (B, T, H P) to (B, T, H P) in the dtype of the weight."""
-        gated, weight = y * F.silu(gate.to(y.dtype)), self.weight.to(y.dtype)
+        gated, weight = F.silu(gate.to(y.dtype)).mul_(y), self.weight.to(y.dtype)
         if self.num_groups == 1:
             normed = F.rms_norm(gated, gated.shape[-1:], weight, self.eps)
         else:
@@ -124,8 +128,8 @@ class Mamba2Module(LinearOperatorModule):
         weight = self.conv_weight.squeeze(1)
         before = state["convolution"] if state is not None else None
         if before is not None and x.shape[1] == 1 and not torch.is_grad_enabled():
-            return short_convolution_step_(x, weight, self.conv_bias, before, activation=F.silu)
-        out, after = short_convolution(x, weight, self.conv_bias, before, activation=F.silu)
+            return short_convolution_step_(x, weight, self.conv_bias, before, activation=_silu_)
+        out, after = short_convolution(x, weight, self.conv_bias, before, activation=_silu_)
         self.keep(state, "convolution", after)
         return out
 
