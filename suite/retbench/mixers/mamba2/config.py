@@ -133,11 +133,15 @@ class Mamba2(LinearOperator):
         return operator + context_len * self._conv_flops
 
     def decode_workspace(self, dtype: str) -> int:
-        """Return the values alive at once: in the convolution, or in the step of the operator."""
+        """Return the values alive at once in the convolution, which takes more than the operator.
+
+        They are the projections, the inputs that the convolution sees, these times its weights, and their sum; in a
+        16-bit dtype the inputs once more in float32, without the sum, which follows.
+        """
         wide = WIDE_BYTES[dtype] // DTYPE_BYTES[dtype]
         projected = self.inner_dim + self.conv_channels + self.num_heads
         inputs = self.conv_width * self.conv_channels
-        return projected + inputs * (1 + wide)
+        return projected + (2 * inputs + self.conv_channels if wide == 1 else (1 + 2 * wide) * inputs)
 
     def prefill_workspace(self) -> int:
         """Return the projections, the convolution's inputs, sum and output, dt x, the read-out, and the result."""
