@@ -10,7 +10,9 @@ Source: huggingface/transformers, `models/mamba2/{configuration,modeling}_mamba2
 from collections.abc import Collection, Mapping
 from math import inf
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator
 
 from retbench.architectures.configs import BlockConfig
 from retbench.architectures.mamba2 import mamba2_config
@@ -35,6 +37,14 @@ _MIXER_NAMES = {
 """Tensors of the mixer here, by those of both formats."""
 
 
+def _read_float(raw: object) -> object:
+    """Return the number that transformers 5 writes as {"__float__": "Infinity"}; anything else as it is."""
+    return raw["__float__"] if isinstance(raw, dict) and raw.keys() == {"__float__"} else raw
+
+
+Limit = Annotated[float, BeforeValidator(_read_float)]
+
+
 class _TransformersFields(Fields):
     """Fields with transformers' own defaults. Its `norm_before_gate` of old releases had no effect there either."""
 
@@ -50,7 +60,7 @@ class _TransformersFields(Fields):
     use_bias: Literal[False] = False
     use_conv_bias: Literal[True] = True
     hidden_act: Literal["silu", "swish"] = "silu"
-    time_step_limit: tuple[float, float] = (0.0, inf)
+    time_step_limit: tuple[Limit, Limit] = (0.0, inf)
     tie_word_embeddings: bool = False
 
     def describe(self, path: Path) -> Description:
