@@ -135,6 +135,7 @@ class Mamba2Module(LinearOperatorModule):
 
     def _scan(self, c: Tensor, b: Tensor, x: Tensor, dt: Tensor, state: LayerState | None) -> Tensor:
         """Run the operator on queries c and keys b (B, T, G, N), values x (B, T, H, P) and time steps dt (B, T, H)."""
+        out: Tensor
         rate = -self.log_rate.to(dt.dtype).exp()
         steps = state is not None and x.shape[1] == 1 and not torch.is_grad_enabled()
         if self.backend == "mamba_ssm" and c.shape[1] == x.shape[1] and not steps:
@@ -147,5 +148,6 @@ class Mamba2Module(LinearOperatorModule):
             self.executed["decode"] = "fused"
             q, k = (repeat_heads(one.squeeze(1), x.shape[2]) for one in (c, b))
             decay, rotary = log_decay.squeeze(1).exp(), (None, None, None, "half", 1.0)
-            return fused.retention_step(q, k, values.squeeze(1), decay, state["values"], *rotary).unsqueeze(1)
+            out = fused.retention_step(q, k, values.squeeze(1), decay, state["values"], *rotary).unsqueeze(1)
+            return out
         return self.operate(c, b, values, log_decay, state, step_decay=log_decay.exp() if steps else None)
