@@ -90,8 +90,8 @@ def forms_bfloat16() -> Iterator[Outcome]:
     """Compare errors of bfloat16 decoding at depth 32K (ours) and of the bfloat16 chunkwise form (theirs), from fp64.
 
     For the operator, queries, keys and values of the first layer of a model on real text go through 32,768 recurrent
-    steps and through the chunkwise form with products in float32; errors are over the last 256 tokens. For each
-    whole model, with the same text, its state is prefilled, those tokens are decoded, and the result is compared with one
+    steps and through the chunkwise form with products in float32; errors are over the last 256 tokens. For each whole
+    model, with the same text, its state is prefilled, those tokens are decoded, and the result is compared with one
     chunkwise pass.
     """
     model = pairs.plain(pairs.fla_config("1m"), dtype=torch.bfloat16)
