@@ -1,4 +1,4 @@
-# make report      measure this machine and write reports/index.html
+# make report      measure this machine, write reports/index.html and print the answer; tables: retbench table latency
 # make test        run the tests that every change must pass, in two processes with separate cores (tests/conftest.py)
 # make test-long   run all tests, the slow ones too, in one process with all cores
 # make check       run lint, types and test
@@ -15,9 +15,9 @@ BUDGET ?= 30
 PAGE_FIGURES := latency_decode_batch1 quality_perplexity_litbank-original_whole_8192_by_position
 
 report: .venv/installed
-	$(BIN)/retbench run latency
-	$(BIN)/retbench run memory
-	$(BIN)/retbench report
+	@$(BIN)/retbench run latency > .venv/latency.md
+	@$(BIN)/retbench run memory > .venv/memory.md
+	@$(BIN)/retbench report
 
 check: lint types test
 

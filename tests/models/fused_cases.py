@@ -20,14 +20,15 @@ CASES = (
 
 
 def fused_configs():
-    """Return the configuration of each case by name, cut to two layers."""
+    """Return the configuration of each case by name, cut to two layers where all layers are alike."""
     made = {name: config_of(name) for name in CASES}
     for variant in ("elu", "identity"):
         made[f"linear-{variant}"] = resolve_model(LinearSpec(architecture="linear", variant=variant), "1m")
     window = SlidingWindowSpec(architecture="sliding_window", window=9, sinks=2)
     made["sliding-window"] = resolve_model(window, "1m")
     made["mamba2"] = resolve_model(Mamba2Spec(architecture="mamba2", num_groups=2), "1m")
-    return {name: _with_two_layers(config) for name, config in made.items()}
+    two = {name: _with_two_layers(config) for name, config in made.items()}
+    return {**two, **{name: config_of(name) for name in ("yoco-gated", "yoco-sw")}}
 
 
 def _with_two_layers(config):
