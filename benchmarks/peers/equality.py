@@ -108,6 +108,25 @@ def gpt_neox_equality(config: ModelConfig | None = None, length: int = 385) -> I
 
 
 @torch.inference_mode()
+def mamba2_equality(
+    config: ModelConfig | None = None, length: int = 385, new_tokens: int = 16
+) -> Iterator[Outcome]:
+    """Compare our forms with Mamba2ForCausalLM's forward, and our decoding with its decoding; 29M by default."""
+    from benchmarks.peers import hf_mamba2
+
+    config = config or pairs.mamba2_config(published=True)
+    peer = hf_mamba2.build_peer(config, seed=1)
+    ours = pairs.carry(config, map_weights("mamba2", config, peer.state_dict()))
+    tokens = pairs.random_tokens(config, length + new_tokens)
+    yield from _backends_against("equal-mamba2", ours, tokens, peer(tokens, use_cache=False).logits)
+    ours.set_backend("chunkwise")
+    decoding = hf_mamba2.CachedDecoding(peer, tokens[:, :length])
+    steps = [decoding.step(tokens[:, t : t + 1]) for t in range(length, length + new_tokens)]
+    expected, found = torch.cat([decoding.logits, *steps], dim=1), decode_logits(ours, tokens, length)
+    yield error_outcome("equal-mamba2: decode = its decoding", found, expected, FP32_LIMIT)
+
+
+@torch.inference_mode()
 def yar_equality(config: ModelConfig | None = None, length: int = 385) -> Iterator[Outcome]:
     """Compare our forms and our decoding with yet-another-retnet's parallel form; size 25m by default."""
     from benchmarks.peers import yar_retnet

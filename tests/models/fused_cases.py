@@ -1,6 +1,7 @@
 """Models whose decode steps the fused operators compute: every mixer, norm, layout, decay and feed-forward."""
 
 from retbench.architectures.linear import LinearSpec
+from retbench.architectures.mamba2 import Mamba2Spec
 from retbench.architectures.matching import resolve_model
 from retbench.architectures.sliding_window import SlidingWindowSpec
 from tests.models.cases import config_of
@@ -26,6 +27,7 @@ def fused_configs():
         made[f"linear-{variant}"] = resolve_model(LinearSpec(architecture="linear", variant=variant), "1m")
     window = SlidingWindowSpec(architecture="sliding_window", window=9, sinks=2)
     made["sliding-window"] = resolve_model(window, "1m")
+    made["mamba2"] = resolve_model(Mamba2Spec(architecture="mamba2", num_groups=2), "1m")
     two = {name: _with_two_layers(config) for name, config in made.items()}
     return {**two, **{name: config_of(name) for name in ("yoco-gated", "yoco-sw")}}
 

@@ -10,10 +10,12 @@ from torch import Tensor
 from benchmarks.peers import equality, fla_retnet, pairs
 from benchmarks.peers.outcomes import FP32_LIMIT, error_outcome
 from retbench.architectures.configs import ModelConfig
+from retbench.architectures.mamba2 import mamba2_config
 from retbench.architectures.retnet import retnet_config
 from retbench.architectures.transformer import transformer_config
 from retbench.checkpoints.loading import map_weights
 from retbench.mixers.latent_attention.config import LatentAttention
+from retbench.mixers.mamba2.config import Mamba2
 from retbench.mixers.mixer import Mixer
 from retbench.mixers.window_attention.config import WindowAttention
 
@@ -146,6 +148,16 @@ def test_mistral_prefill_and_decode(window: int, num_kv_heads: int) -> None:
 
 
 @needs_transformers
+@pytest.mark.parametrize("num_groups", [1, 2])
+def test_mamba2_prefill_and_decode(num_groups: int) -> None:
+    mixer = Mamba2(d_model=96, num_heads=6, inner_dim=192, state_size=24, num_groups=num_groups)
+    config = mamba2_config(mixer, num_layers=3, vocab_size=211)
+    outcomes = list(equality.mamba2_equality(config, 300, 9))  # more than one of its chunks
+    assert len(outcomes) == 5  # four forms and the decode
+    assert all(outcome.holds for outcome in outcomes), outcomes
+
+
+@needs_transformers
 @pytest.mark.parametrize("query_rank", [None, 40])
 def test_deepseek_prefill_and_decode(query_rank: int | None) -> None:
     widths = {"kv_rank": 44, "nope_head_dim": 18, "rope_head_dim": 10, "value_head_dim": 14}
@@ -159,6 +171,24 @@ def _with(kind: type[Mixer], **fields: object) -> ModelConfig:
     mixer = kind.model_validate({"d_model": LLAMA.d_model, "num_heads": 6, **fields})
     block = LLAMA.blocks[0].model_copy(update={"mixer": mixer})
     return LLAMA.model_copy(update={"blocks": (block,)})
+
+
+@needs_transformers
+@torch.inference_mode()
+def test_mamba2_decoding_returns_to_a_mark() -> None:
+    from benchmarks.peers import hf_mamba2
+
+    mixer = Mamba2(d_model=48, num_heads=3, inner_dim=96, state_size=8)
+    config = mamba2_config(mixer, num_layers=2, vocab_size=97)
+    tokens = pairs.random_tokens(config, 9)
+    decoding = hf_mamba2.CachedDecoding(hf_mamba2.build_peer(config, seed=1), tokens[:, :7])
+    mark = decoding.mark()
+    runs = []
+    for _ in range(2):
+        decoding.rewind(mark)
+        runs.append(torch.cat([decoding.step(tokens[:, t : t + 1]) for t in (7, 8)]))
+    assert torch.equal(*runs)
+    assert not torch.equal(runs[0][0], runs[0][1])
 
 
 @needs_transformers

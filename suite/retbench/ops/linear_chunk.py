@@ -282,3 +282,35 @@ def attend_chunk(terms: ChunkTerms, v: Tensor, state: Tensor | None) -> tuple[Te
         joined = torch.cat([terms.weights, terms.reads], dim=-1)  # (B, H, C, C + K)
         out = joined @ torch.cat([v, state.to(products)], dim=-2)
     return out.to(dtype), terms.total * state + added
+
+
+def attend_shared_chunk(
+    q: Tensor, k: Tensor, v: Tensor, decay: DecayFactors, state: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Compute one chunk of heads that share queries and keys, all in the wide dtype, without a copy of these per head.
+
+    The decays multiply the values and what is read, instead of the keys and queries. So the heads of a group are the
+    columns of one product with the state.
+
+    Args:
+        q: Queries, (B, G, C, K).
+        k: Keys, (B, G, C, K).
+        v: Values, (B, H, C, V).
+        decay: Of the chunk, for an inclusive read-out.
+        state: Before the chunk, (B, G, K, H / G, V); None is zero.
+
+    Returns:
+        out: (B, H, C, V).
+        state: After the chunk, (B, G, K, H / G, V).
+    """
+    within, since_start, until_end, total = (x.unflatten(1, (q.shape[1], -1)) for x in decay)
+    v = v.unflatten(1, (q.shape[1], -1))  # (B, G, H / G, C, V)
+    heads = v.shape[2], v.shape[4]
+    out = ((q @ k.mT).unsqueeze(2) * within) @ v
+    left = (v * until_end).transpose(2, 3).flatten(3)  # (B, G, C, H / G V)
+    added = (k.mT @ left).unflatten(3, heads)  # (B, G, K, H / G, V)
+    if state is None:
+        return out.flatten(1, 2), added
+    read = (q @ state.flatten(3)).unflatten(3, heads).transpose(2, 3)  # (B, G, H / G, C, V)
+    out = torch.addcmul(out, read, since_start)
+    return out.flatten(1, 2), torch.addcmul(added, state, total.transpose(2, 3))
