@@ -1,5 +1,6 @@
 """Models whose decode steps the fused operators compute: every mixer, norm, layout, decay and feed-forward."""
 
+from retbench.architectures.gla import GlaSpec
 from retbench.architectures.linear import LinearSpec
 from retbench.architectures.matching import resolve_model
 from retbench.architectures.sliding_window import SlidingWindowSpec
@@ -25,6 +26,7 @@ def fused_configs():
         made[f"linear-{variant}"] = resolve_model(LinearSpec(architecture="linear", variant=variant), "1m")
     window = SlidingWindowSpec(architecture="sliding_window", window=9, sinks=2)
     made["sliding-window"] = resolve_model(window, "1m")
+    made["gla"] = resolve_model(GlaSpec(architecture="gla"), "1m")
     return {name: _with_two_layers(config) for name, config in made.items()}
 
 

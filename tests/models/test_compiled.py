@@ -60,7 +60,7 @@ def errors_by_depth(
         ),
         *(
             pytest.param(name, marks=pytest.mark.slow)
-            for name in ("linear", "sliding_window", "retnet-paper")
+            for name in ("linear", "gla", "sliding_window", "retnet-paper")
         ),
     ],
 )

@@ -18,7 +18,10 @@ from retbench.errors import CheckpointError
 from retbench.mixers.gla.config import GatedLinearAttention
 
 _GLA_NAMES = replace(
-    NAMES, projections=tuple(f"attn.{part}.weight" for part in ("q_proj", "g_proj", "k_proj", "v_proj", "gk_proj.0"))
+    NAMES,
+    projections=tuple(
+        f"attn.{part}.weight" for part in ("q_proj", "g_proj", "k_proj", "v_proj", "gk_proj.0")
+    ),
 )
 
 

@@ -300,9 +300,7 @@ def _launch_step(state: Tensor, arguments: tuple[Any, ...], layout: str, decays_
     block_k = min(_padded(key_dim), TILE // block_v)
     sizes = {"K": key_dim, "V": value_dim, "BLOCK_K": block_k, "BLOCK_V": block_v}
     grid = (heads, batch, _blocks(value_dim, block_v))
-    _launch(
-        "retention_step_kernel", grid, arguments, LAYOUT=layout, DECAYS_CHANNELS=decays_channels, **sizes
-    )
+    _launch("retention_step_kernel", grid, arguments, LAYOUT=layout, DECAYS_CHANNELS=decays_channels, **sizes)
 
 
 def _launch_norm(

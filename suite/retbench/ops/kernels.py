@@ -69,9 +69,7 @@ def gla_fla_recurrent(
     return _call(f"{_CHANNEL_OPS}.fused_recurrent_gla", q=q, k=k, v=v, gk=decay, initial_state=state)
 
 
-def _channel_decay(
-    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, state: Tensor | None
-) -> Tensor:
+def _channel_decay(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, state: Tensor | None) -> Tensor:
     """Return the logarithm of a decay per channel in float32; ValueError for shapes that the kernels do not take."""
     check_shapes(q, k, v, log_decay, state)
     if log_decay is None or log_decay.dim() != 4 or q.shape[2] != v.shape[2]:
@@ -93,9 +91,7 @@ def _call(name: str, **arguments: Tensor | None) -> tuple[Tensor, Tensor]:
     return out, state
 
 
-def missing_reason(
-    device: torch.device, dtype: torch.dtype, form: LinearForm = retention_fla
-) -> str | None:
+def missing_reason(device: torch.device, dtype: torch.dtype, form: LinearForm = retention_fla) -> str | None:
     """Return why the kernels of a form cannot run on this device at this dtype, and what to do; None if they can."""
     if device.type != "cuda":
         return "flash-linear-attention's kernels run on CUDA devices only; use backend 'chunkwise'"

@@ -85,13 +85,12 @@ class GatedLinearAttention(ChannelDecayOperator):
     def decode_workspace(self, dtype: str) -> int:
         """Return the values alive at once in a decode step."""
         keys, values, wide = self.key_dim, self.value_dim, WIDE_BYTES[dtype] // DTYPE_BYTES[dtype]
-        projected = 2 * keys + 2 * values + self.gate_rank
-        # The logits of the decay, its logarithm, and the decay.
-        decay = keys + 2 * wide * keys
-        # Scaled queries; then queries, keys, values and the read-out in the state's dtype, where that is a wider one.
-        widened = wide * (2 * keys + 2 * values) if wide > 1 else values
-        # The read-out, its norm, the open gate, and their product.
-        return projected + keys + max(decay, wide * keys + widened, 4 * values)
+        # The products, the scaled queries, the logarithm of the decay and the decay live as long as the mixer runs.
+        projected = 3 * keys + 2 * values + self.gate_rank + 2 * wide * keys
+        # Queries, keys, values and the read-out in the state's dtype, where that is a wider one, and the rounded one.
+        widened = values + (wide * (2 * keys + 2 * values) if wide > 1 else 0)
+        # The normed read-out, the open gate, and their product.
+        return projected + max(widened, 3 * values)
 
     def prefill_workspace(self) -> int:
         """Return queries, keys, values, gate and decay, twice."""
