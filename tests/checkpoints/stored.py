@@ -17,7 +17,7 @@ from retbench.checkpoints.format import Description
 from retbench.checkpoints.loading import load_checkpoint
 from retbench.checkpoints.native import save_checkpoint
 from retbench.checkpoints.reading import read_checkpoint
-from retbench.mixers.gla.config import GatedLinearAttention
+from retbench.mixers.gated_linear_attention.config import GatedLinearAttention
 from retbench.models.build import build_model
 from retbench.models.decoder import Decoder
 

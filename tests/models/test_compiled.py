@@ -60,7 +60,14 @@ def errors_by_depth(
         ),
         *(
             pytest.param(name, marks=pytest.mark.slow)
-            for name in ("linear", "gla", "sliding_window", "retnet-paper")
+            for name in (
+                "linear",
+                "linear-performer",
+                "gla",
+                "hybrid-based",
+                "sliding_window",
+                "retnet-paper",
+            )
         ),
     ],
 )

@@ -9,7 +9,7 @@ from retbench.architectures.configs import BlockConfig, ModelConfig
 from retbench.architectures.matching import check_divides, choose_width
 from retbench.architectures.sizes import Size
 from retbench.mixers.feed_forward import FeedForward
-from retbench.mixers.gla.config import GatedLinearAttention
+from retbench.mixers.gated_linear_attention.config import GatedLinearAttention
 
 
 class GlaSpec(ModelSpec):

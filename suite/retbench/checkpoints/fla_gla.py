@@ -15,7 +15,7 @@ from retbench.architectures.gla import gla_config
 from retbench.checkpoints.fla import NAMES, FlaFields, with_stored_ffn
 from retbench.checkpoints.format import Description, Format, Plan, Shape, WeightPart, map_decoder
 from retbench.errors import CheckpointError
-from retbench.mixers.gla.config import GatedLinearAttention
+from retbench.mixers.gated_linear_attention.config import GatedLinearAttention
 
 _GLA_NAMES = replace(
     NAMES,

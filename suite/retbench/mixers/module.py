@@ -72,6 +72,9 @@ class MixerModule(FusedSteps):
         self.backend = name
         self.executed = {}
 
+    def init_weights(self, generator: torch.Generator) -> None:
+        """Draw weights whose published initialisation is another one than that of `models.build.init_weights`."""
+
     def init_state(self, batch_size: int, capacity: int) -> LayerState:
         """Return the zero state; `capacity` tokens where a tensor has an entry for each token."""
         weight = next(self.parameters())

@@ -10,6 +10,7 @@ from torch.overrides import TorchFunctionMode
 
 from retbench.architectures.configs import ModelConfig
 from retbench.measure.products import streaming_is_faster
+from retbench.mixers.module import MixerModule
 from retbench.models.decoder import Decoder
 from retbench.ops import fused
 
@@ -109,7 +110,10 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 @torch.no_grad()
 def init_weights(model: nn.Module, seed: int) -> None:
-    """Draw matrices from a normal distribution; set weights of norms to one and biases to zero."""
+    """Draw matrices from a normal distribution, and set weights of norms to one and biases to zero.
+
+    A mixer then draws the weights that are published with another initialisation.
+    """
     generator = torch.Generator(next(model.parameters()).device).manual_seed(seed)
     for name, parameter in model.named_parameters():
         if parameter.dim() == 1:
@@ -117,3 +121,6 @@ def init_weights(model: nn.Module, seed: int) -> None:
         else:  # in memory order for either layout
             stored = parameter if parameter.is_contiguous() else parameter.t()
             stored.normal_(0.0, INIT_STD, generator=generator)
+    for module in model.modules():
+        if isinstance(module, MixerModule):
+            module.init_weights(generator)

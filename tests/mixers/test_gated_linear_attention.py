@@ -18,8 +18,8 @@ from retbench.architectures.registry import find_architecture
 from retbench.architectures.sizes import find_size
 from retbench.errors import ConfigError
 from retbench.measure.memory import measure_memory
-from retbench.mixers.gla.config import GatedLinearAttention
-from retbench.mixers.gla.module import GatedLinearAttentionModule
+from retbench.mixers.gated_linear_attention.config import GatedLinearAttention
+from retbench.mixers.gated_linear_attention.module import GatedLinearAttentionModule
 from retbench.mixers.state import allocate_state
 from retbench.models.build import build_model
 from retbench.models.decoder import Decoder

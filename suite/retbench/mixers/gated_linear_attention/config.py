@@ -17,7 +17,7 @@ class GatedLinearAttention(ChannelDecayOperator):
     are no positions.
     """
 
-    mixer: Literal["gla"] = "gla"
+    mixer: Literal["gated_linear_attention"] = "gated_linear_attention"
     key_dim: int = Field(ge=1)
     """Width of all query or key heads together."""
     value_dim: int = Field(ge=1)
@@ -32,7 +32,7 @@ class GatedLinearAttention(ChannelDecayOperator):
         "fla": Form("kernel"),
         "fla_recurrent": Form("kernel"),
     }
-    implementation: ClassVar[str] = "retbench.mixers.gla.module:GatedLinearAttentionModule"
+    implementation: ClassVar[str] = "retbench.mixers.gated_linear_attention.module:GatedLinearAttentionModule"
 
     @classmethod
     def at_size(cls, size: SizeFields, **fields: Any) -> Self:

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from retbench.mixers.gla.config import GatedLinearAttention
+from retbench.mixers.gated_linear_attention.config import GatedLinearAttention
 from retbench.mixers.module import LinearOperatorModule
 from retbench.mixers.state import LayerState
 from retbench.ops import fused, kernels
