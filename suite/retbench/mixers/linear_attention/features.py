@@ -14,7 +14,7 @@ from retbench.mixers.linear_attention.config import LinearAttention
 from retbench.ops.constants import WideConstant
 
 SEED = 0
-"""Of the random features: every layer of every model has the same ones."""
+"""Seed of the random features: every layer of every model has the same ones."""
 EPS = 1e-4
 """Added to every random feature; `performer_pytorch/performer_pytorch.py`, `softmax_kernel`."""
 
@@ -82,10 +82,16 @@ class Performer(nn.Module):
         return self._scaled(self._exponents(k))
 
     def _exponents(self, x: Tensor) -> Tensor:
-        halved_square = x.square().sum(dim=-1, keepdim=True) * (0.5 * x.shape[-1] ** -0.5)
-        with torch.autocast(x.device.type, enabled=False):  # the exponential would amplify rounded factors
-            exponents: Tensor = F.linear(x, self.rows.value) - halved_square
+        """Return the exponents of x (B, T, H, W)."""
+        exponents: Tensor = self._multiply(x) - x.square().sum(-1, keepdim=True) * (0.5 * x.shape[-1] ** -0.5)
         return exponents
+
+    def _multiply(self, x: Tensor) -> Tensor:
+        """Multiply x by all rows, without autocast, as the exponential would amplify rounded factors."""
+        if x.shape[1] == 1:  # a decode step, which never uses it
+            return F.linear(x, self.rows.value)
+        with torch.autocast(x.device.type, enabled=False):
+            return F.linear(x, self.rows.value)
 
     def _scaled(self, exponents: Tensor) -> Tensor:
         features: Tensor = (exponents.exp() + EPS) * exponents.shape[-1] ** -0.5
