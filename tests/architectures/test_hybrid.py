@@ -82,6 +82,43 @@ def test_a_pattern_of_one_mixer_is_a_model_that_runs() -> None:
     assert set(model.executed_backends().values()) == {"chunkwise"}
 
 
+def test_one_layer_in_eight_is_attention() -> None:
+    config = resolve_model(HybridSpec(variant="1-in-8"), "1.3b")
+    kinds = [layer.mixer.mixer for layer in config.layers]
+    assert (kinds.count("attention"), kinds.count("retention")) == (3, 21)
+    assert config.variant == "1-in-8"
+
+
+def test_based_has_the_published_layers() -> None:
+    """Of its 24 first layers at 1.3B, 1, 6, ... are linear attention, and 2, 7, ... sliding windows."""
+    spec = HybridSpec(variant="based")
+    config = resolve_model(spec, "fla-1.3b")
+    kinds = [layer.mixer.mixer for layer in config.layers]
+    assert [index for index, kind in enumerate(kinds) if kind == "linear_attention"] == [1, 6, 11, 16, 21]
+    assert [index for index, kind in enumerate(kinds) if kind == "window_attention"] == [2, 7, 12, 17, 22]
+    assert kinds.count("gated_convolution") == 14
+    assert HybridSpec.model_validate(spec.model_dump()) == spec
+    assert HybridSpec.model_validate_json(spec.model_dump_json()).pattern == spec.pattern
+    text = torch.randint(0, 256, (1, 301), generator=torch.Generator().manual_seed(0))
+    small = resolve_model(spec, "1m")
+    model = build_model(small, dtype=torch.bfloat16, device="cpu", seed=0, backend=spec.backend)
+    gate = check_equivalence(model, text, depth=301, lengths=(1, 17, 127))
+    assert gate.passed, [check for check in gate.checks if not check.passed]
+
+
+@pytest.mark.parametrize("pattern", [("retention",), 5])
+def test_a_variant_with_a_pattern_of_its_own_is_refused(pattern: object) -> None:
+    with pytest.raises(ConfigError, match=r"variant '1-in-8' and a pattern of its own"):
+        HybridSpec.model_validate({"variant": "1-in-8", "pattern": pattern})
+
+
+def test_a_mixer_that_no_layer_has_is_an_error() -> None:
+    spec = HybridSpec(pattern=(*["retention"] * 4, "attention"))
+    with pytest.raises(ConfigError, match="'attention' first as its mixer 5, and size '1m' has 4 layers"):
+        resolve_model(spec, "1m")
+    assert len(resolve_model(spec, "25m").mixers) == 2
+
+
 def test_each_mixer_takes_its_own_form(experiment: Experiment) -> None:
     config = resolve_model(experiment.models["mixed"], "1m")
     retention, attention = config.mixers

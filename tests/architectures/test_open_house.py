@@ -16,7 +16,11 @@ EXEMPT = {
     "checkpoints",  # what other projects call their models in their own configurations
 }
 FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path.relative_to(PACKAGE).parts[0] not in EXEMPT]
-NAMES = {*architectures(), *mixers()} - {"attention", "linear"}  # words that prose and other fields need too
+NAMES = {*architectures(), *mixers()} - {
+    "attention",  # words that prose and other fields need too
+    "linear",
+    "gla",  # a training recipe has the name of the paper, too
+}
 TYPES = {
     *(kind.__name__ for kind in mixers().values()),
     *(each.spec.__name__ for each in architectures().values()),

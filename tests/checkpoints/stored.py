@@ -10,12 +10,14 @@ from torch import Tensor
 
 from benchmarks.peers import fla_retnet
 from retbench.architectures.configs import ModelConfig, default_backend
+from retbench.architectures.gla import gla_config
 from retbench.architectures.retnet import retnet_config
 from retbench.architectures.transformer import transformer_config
 from retbench.checkpoints.format import Description
 from retbench.checkpoints.loading import load_checkpoint
 from retbench.checkpoints.native import save_checkpoint
 from retbench.checkpoints.reading import read_checkpoint
+from retbench.mixers.gated_linear_attention.config import GatedLinearAttention
 from retbench.models.build import build_model
 from retbench.models.decoder import Decoder
 
@@ -23,6 +25,13 @@ LLAMA = transformer_config(
     d_model=48, num_layers=2, num_heads=6, num_kv_heads=2, vocab_size=97, ffn_dim=40, norm_eps=1e-5
 )
 FLA = retnet_config(d_model=48, num_layers=2, num_heads=3, vocab_size=97, ffn_dim=40, value_dim=96)
+GLA = gla_config(
+    GatedLinearAttention(d_model=48, num_heads=3, key_dim=24, value_dim=48, gate_rank=5, norm_eps=1e-5),
+    num_layers=2,
+    vocab_size=97,
+    ffn_dim=40,
+    norm_eps=1e-5,
+)
 
 
 def tokens_for(config: ModelConfig, length: int = 37) -> Tensor:
@@ -103,6 +112,38 @@ def fla_retnet_config(config: ModelConfig) -> dict[str, Any]:
         "share_conv_kernel": True,
         "tie_word_embeddings": False,
         "torch_dtype": "bfloat16",
+        "use_output_gate": True,
+        "use_short_conv": False,
+        "vocab_size": config.vocab_size,
+    }
+
+
+def fla_gla_config(config: ModelConfig) -> dict[str, Any]:
+    """As `fla-hub/gla-1.3B-100B` has it, smaller."""
+    return {
+        "architectures": ["GLAForCausalLM"],
+        "attn": None,
+        "attn_mode": "chunk",
+        "clamp_min": None,
+        "conv_size": 4,
+        "elementwise_affine": True,
+        "expand_k": 0.5,
+        "expand_v": 1,
+        "feature_map": None,
+        "fuse_norm": True,
+        "gate_low_rank_dim": config.mixer.gate_rank,
+        "gate_logit_normalizer": 16,
+        "hidden_act": "swish",
+        "hidden_ratio": 4,
+        "hidden_size": config.d_model,
+        "intermediate_size": config.ffn.ffn_dim,
+        "max_position_embeddings": 2048,
+        "model_type": "gla",
+        "norm_eps": config.norm_eps,
+        "num_heads": config.mixer.num_heads,
+        "num_hidden_layers": config.num_layers,
+        "num_kv_heads": None,
+        "tie_word_embeddings": False,
         "use_output_gate": True,
         "use_short_conv": False,
         "vocab_size": config.vocab_size,

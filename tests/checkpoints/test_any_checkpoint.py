@@ -14,8 +14,10 @@ from retbench.checkpoints.reading import read_checkpoint
 from retbench.errors import CheckpointError
 from tests.checkpoints.stored import (
     FLA,
+    GLA,
     LLAMA,
     change_config,
+    fla_gla_config,
     fla_retnet_config,
     fla_transformer_config,
     load,
@@ -56,11 +58,12 @@ def retbench_config(folder: Path) -> dict[str, Any]:
 
 
 @EXAMPLES
-@pytest.mark.parametrize("form", ["fla", "fla transformer", "llama", "torchscale", "retbench"])
+@pytest.mark.parametrize("form", ["fla", "fla transformer", "fla_gla", "llama", "torchscale", "retbench"])
 def test_any_configuration_is_read_or_refused(tmp_path: Path, form: str, examples: int) -> None:
     config = {
         "fla": lambda: fla_retnet_config(FLA),
         "fla transformer": lambda: fla_transformer_config(LLAMA),
+        "fla_gla": lambda: fla_gla_config(GLA),
         "llama": lambda: LLAMA_CONFIG,
         "torchscale": lambda: TORCHSCALE_CONFIG,
         "retbench": lambda: retbench_config(tmp_path),

@@ -10,11 +10,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from retbench.architectures import costs
 from retbench.architectures.configs import ModelConfig
-from retbench.architectures.linear import LinearSpec, Variant
+from retbench.architectures.linear import LinearSpec
 from retbench.architectures.matching import resolve_model
 from retbench.architectures.sizes import find_size
 from retbench.errors import ConfigError
-from retbench.mixers.linear_attention.config import LinearAttention
+from retbench.measure.memory import measure_memory
+from retbench.mixers.linear_attention.config import FeatureMap, LinearAttention
+from retbench.mixers.linear_attention.features import Performer, Taylor, draw_orthogonal_rows
 from retbench.mixers.linear_attention.module import LinearAttentionModule
 from retbench.mixers.state import allocate_state
 from retbench.models.build import build_model
@@ -22,15 +24,15 @@ from retbench.models.equivalence import check_equivalence
 from retbench.ops.position import Positions
 
 D_MODEL, HEADS = 24, 3
-VARIANTS: list[Variant] = ["elu", "identity"]
+VARIANTS: list[FeatureMap] = ["elu", "identity", "performer", "taylor"]
 FORMS = ["parallel", "chunkwise", "recurrent"]
 
 
-def model_of(variant: Variant, size: str = "1m") -> ModelConfig:
+def model_of(variant: FeatureMap, size: str = "1m") -> ModelConfig:
     return resolve_model(LinearSpec(architecture="linear", variant=variant), size)
 
 
-def make_mixer(variant: Variant, form: str) -> LinearAttentionModule:
+def make_mixer(variant: FeatureMap, form: str) -> LinearAttentionModule:
     config = LinearAttention(d_model=D_MODEL, num_heads=HEADS, feature_map=variant)
     torch.manual_seed(0)
     module = LinearAttentionModule(config, form, 4).double()
@@ -43,27 +45,43 @@ def nowhere(start: int = 0, length: int = 0) -> Positions:
     return Positions(start, length)
 
 
+def score(module: LinearAttentionModule, query: Tensor, keys: Tensor) -> Tensor:
+    """Weights of keys (T, W) for one query (W,)."""
+    width = len(query)
+    match module.config.feature_map:
+        case "elu":
+            return (F.elu(keys) + 1) @ (F.elu(query) + 1)
+        case "identity":
+            return keys @ query * width**-0.5
+        case "taylor":  # arXiv:2402.18668: exp(s) to the second order
+            s = keys @ query * width**-0.5
+            return 1 + s + s**2 / 2
+        case "performer":  # arXiv:2009.14794, Lemma 1; the query's maximum cancels but for the epsilon
+            rows = draw_orthogonal_rows(module.config.head_dim, width)
+            query, keys = query / width**0.25, keys / width**0.25
+            of_query = rows @ query - query.dot(query) / 2
+            of_keys = keys @ rows.T - (keys**2).sum(-1, keepdim=True) / 2
+            return ((of_keys.exp() + 1e-4) @ ((of_query - of_query.max()).exp() + 1e-4)) / len(rows)
+
+
 def plain(module: LinearAttentionModule, x: Tensor) -> Tensor:
-    """Equation 7 of arXiv:2006.16236 with every sum written out, or its form without map and division."""
+    """Equation 7 of arXiv:2006.16236 with every sum written out, or its form without division."""
     config = module.config
     q, k, v = (
-        part.view(x.shape[1], HEADS, config.head_dim).transpose(0, 1)
+        part.view(x.shape[1], HEADS, -1).transpose(0, 1)
         for part in F.linear(x[0], module.qkv_proj.weight).chunk(3, dim=-1)
     )
-    is_mapped = config.feature_map == "elu"
     rows = []
     for i in range(x.shape[1]):
         heads = []
         for head in range(HEADS):
-            query = F.elu(q[head, i]) + 1 if is_mapped else q[head, i] * config.head_dim**-0.5
-            keys = F.elu(k[head, : i + 1]) + 1 if is_mapped else k[head, : i + 1]
-            weights = keys @ query
+            weights = score(module, q[head, i], k[head, : i + 1])
             out = weights @ v[head, : i + 1]
-            if is_mapped:
-                out = out / (weights.sum() + config.norm_eps)
-            else:
+            if config.feature_map == "identity":
                 (weight,) = module.head_norm.parameters()
-                out = F.rms_norm(out, (config.head_dim,), weight, config.norm_eps)
+                out = F.rms_norm(out, (config.value_head_dim,), weight, config.norm_eps)
+            else:
+                out = out / (weights.sum() + config.norm_eps)
             heads.append(out)
         rows.append(torch.cat(heads))
     return F.linear(torch.stack(rows)[None], module.out_proj.weight)
@@ -75,7 +93,7 @@ def plain(module: LinearAttentionModule, x: Tensor) -> Tensor:
     form=st.sampled_from(FORMS),
     cuts=st.lists(st.integers(1, 9), min_size=1, max_size=5),
 )
-def test_every_cut_of_a_text_equals_the_formula(variant: Variant, form: str, cuts: list[int]) -> None:
+def test_every_cut_of_a_text_equals_the_formula(variant: FeatureMap, form: str, cuts: list[int]) -> None:
     module, length = make_mixer(variant, form), sum(cuts)
     x = torch.randn(1, length, D_MODEL, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     state = allocate_state(module.config.state, 1, length, x, torch.float64)
@@ -100,6 +118,46 @@ def test_weights_of_the_normalised_form_sum_to_one() -> None:
     torch.testing.assert_close(out, expected.expand_as(out), rtol=1e-5, atol=1e-5)
 
 
+def test_random_features_estimate_the_weights_of_softmax() -> None:
+    x = torch.randn(20, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    x = x / x.norm(dim=-1, keepdim=True)  # the estimate of a long vector takes many more features
+    features = Performer(8, 4096).double().of_keys(x)
+    torch.testing.assert_close(features @ features.T, (x @ x.T / 8**0.5).exp(), rtol=0.15, atol=0)
+
+
+def test_random_rows_are_orthogonal_and_the_same_everywhere() -> None:
+    rows = draw_orthogonal_rows(5, 3)
+    first, second = rows[:3] @ rows[:3].T, rows[3:] @ rows[3:].T
+    for products in (first, second):
+        torch.testing.assert_close(products, products.diag().diag())
+    assert rows[0, 0].item() == pytest.approx(1.5904607554924992, rel=1e-12)
+
+
+def test_the_taylor_map_has_the_width_that_is_published() -> None:
+    """273 features of keys 16 wide (arXiv:2402.18668), whatever the width of the model."""
+    config = model_of("taylor", "1.3b").mixer
+    assert isinstance(config, LinearAttention)
+    assert (config.head_dim, config.key_dim) == (273, 16 * config.num_heads)
+    assert Taylor().of_keys(torch.zeros(2, 16)).shape == (2, 273)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("variant", VARIANTS)
+@torch.inference_mode()
+def test_the_workspace_of_a_decode_step_is_what_torch_holds_at_its_peak(
+    variant: FeatureMap, dtype: str
+) -> None:
+    """The feed-forward is narrow, so that the mixer takes most."""
+    spec = LinearSpec(architecture="linear", variant=variant, ffn_dim=8)
+    config = resolve_model(spec, "1m", vocab_size=256)
+    model = build_model(config, dtype=getattr(torch, dtype), device="cpu", seed=0, backend="chunkwise")
+    state, tokens = model.init_state(24, 0), torch.zeros(24, 1, dtype=torch.int64)
+    model(tokens, state)
+    use = measure_memory(lambda: model(tokens, state), torch.device("cpu"))
+    expected = costs.decode_workspace_bytes(config, dtype, 24)
+    assert use.workspace_bytes == pytest.approx(expected, rel=0.02)
+
+
 def test_the_sum_of_weights_goes_on_growing_in_bfloat16() -> None:
     """A sum of bfloat16 ones stops at 256; this one is held in float32."""
     model = build_model(model_of("elu"), dtype=torch.bfloat16, device="cpu", seed=0, backend="chunkwise")
@@ -116,7 +174,7 @@ def test_the_sum_of_weights_goes_on_growing_in_bfloat16() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_the_forms_of_the_model_are_equivalent(dtype: torch.dtype, variant: Variant) -> None:
+def test_the_forms_of_the_model_are_equivalent(dtype: torch.dtype, variant: FeatureMap) -> None:
     model = build_model(model_of(variant), dtype=dtype, device="cpu", seed=0, backend="chunkwise")
     text = torch.randint(0, 256, (1, 301), generator=torch.Generator().manual_seed(0))
     gate = check_equivalence(model, text, depth=301, lengths=(1, 17, 127))
@@ -126,7 +184,7 @@ def test_the_forms_of_the_model_are_equivalent(dtype: torch.dtype, variant: Vari
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_parameters_and_state_are_those_of_the_model(variant: Variant) -> None:
+def test_parameters_and_state_are_those_of_the_model(variant: FeatureMap) -> None:
     config = model_of(variant)
     model = build_model(config, dtype=torch.bfloat16, device="cpu", seed=0, backend="chunkwise")
     assert sum(weight.numel() for weight in model.parameters()) == costs.num_params(config)
@@ -135,7 +193,7 @@ def test_parameters_and_state_are_those_of_the_model(variant: Variant) -> None:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_decode_flops_exceed_the_products_by_the_state_update(variant: Variant) -> None:
+def test_decode_flops_exceed_the_products_by_the_state_update(variant: FeatureMap) -> None:
     """Torch counts products only; decay and rank-one update are 3 operations a state value."""
     config = model_of(variant)
     model = build_model(config, dtype=torch.float32, device="cpu", seed=0, backend="chunkwise")
@@ -145,6 +203,19 @@ def test_decode_flops_exceed_the_products_by_the_state_update(variant: Variant) 
         model(torch.zeros(2, 1, dtype=torch.int64), state)
     values = 2 * config.num_layers * mixer.num_heads * mixer.head_dim * mixer.value_head_dim
     assert costs.decode_flops(config, 2, 0) == counter.get_total_flops() + 3 * values
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_prefill_flops_equal_what_torch_counts(variant: FeatureMap) -> None:
+    """Less one read of a zero state in all blocks but the last: the first chunk has none."""
+    config = model_of(variant)
+    model = build_model(config, dtype=torch.float32, device="cpu", seed=0, backend="chunkwise", chunk_size=64)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.zeros(2, 128, dtype=torch.int64), last_only=True)
+    mixer = config.mixer
+    assert isinstance(mixer, LinearAttention)
+    unread = 4 * (config.num_layers - 1) * mixer.num_heads * 64 * mixer.head_dim * mixer.value_head_dim
+    assert costs.prefill_flops(config, 2, 128, "chunkwise", 64) == counter.get_total_flops() + unread
 
 
 @pytest.mark.parametrize("size", ["1m", "25m", "1.3b"])

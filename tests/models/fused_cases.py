@@ -1,5 +1,6 @@
 """Models whose decode steps the fused operators compute: every mixer, norm, layout, decay and feed-forward."""
 
+from retbench.architectures.gla import GlaSpec
 from retbench.architectures.linear import LinearSpec
 from retbench.architectures.mamba2 import Mamba2Spec
 from retbench.architectures.matching import resolve_model
@@ -28,6 +29,7 @@ def fused_configs():
     window = SlidingWindowSpec(architecture="sliding_window", window=9, sinks=2)
     made["sliding-window"] = resolve_model(window, "1m")
     made["mamba2"] = resolve_model(Mamba2Spec(architecture="mamba2", num_groups=2), "1m")
+    made["gla"] = resolve_model(GlaSpec(architecture="gla"), "1m")
     two = {name: _with_two_layers(config) for name, config in made.items()}
     return {**two, **{name: config_of(name) for name in ("yoco-gated", "yoco-sw")}}
 

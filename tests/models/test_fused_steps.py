@@ -110,7 +110,15 @@ def everywhere(monkeypatch):
 
 @pytest.mark.parametrize(
     ("case", "limit"),
-    [("fla", 14), ("torchscale", 14), ("paper", 14), ("yoco", 15), ("llama-grouped-query", 12), ("gpt", 12)],
+    [
+        ("fla", 14),
+        ("torchscale", 14),
+        ("paper", 14),
+        ("yoco", 15),
+        ("gla", 16),
+        ("llama-grouped-query", 12),
+        ("gpt", 12),
+    ],
 )
 @pytest.mark.usefixtures("everywhere")
 def test_a_fused_step_launches_few_kernels(case, limit):

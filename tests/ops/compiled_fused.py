@@ -13,7 +13,7 @@ FLOAT32 = {"decay", "state", "cos", "sin"}
 NUMBERS = {"key_scale": "fp32", "eps": "fp32", "strides": ("i32",) * 4}
 ABSENT = None
 ROTARY = {"K": 128, "LAYOUT": "half"}
-STEP = {"V": 512, "BLOCK_K": 128, "BLOCK_V": 32}
+STEP = {"V": 512, "BLOCK_K": 128, "BLOCK_V": 32, "DECAYS_CHANNELS": False}
 NO_ROTARY = {"K": 24, "LAYOUT": "none", "cos": ABSENT, "sin": ABSENT, "row_norm": ABSENT}
 CACHE = {"H": 32, "HKV": 8, "BLOCK": 128}
 HEAD_NORM = {"H": 8, "V": 512, "BLOCK": 512}
@@ -23,6 +23,7 @@ VARIANTS = [
     (kernels.retention_step_kernel, {**STEP, **ROTARY}),
     (kernels.retention_step_kernel, {**STEP, **ROTARY, "LAYOUT": "interleaved"}),
     (kernels.retention_step_kernel, {**STEP, **NO_ROTARY, "V": 40, "BLOCK_K": 32}),
+    (kernels.retention_step_kernel, {**STEP, **NO_ROTARY, "DECAYS_CHANNELS": True}),
     (kernels.norm_gate_kernel, {**HEAD_NORM, "NORM": "rms"}),
     (kernels.norm_gate_kernel, {**HEAD_NORM, "NORM": "layer", "weight": ABSENT, "gate": ABSENT}),
     (kernels.rotate_and_cache_kernel, {**CACHE, **ROTARY}),

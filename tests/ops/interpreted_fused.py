@@ -44,19 +44,20 @@ def close(found, expected, dtype):
     key_dim=st.sampled_from([2, 16, 24, 130]),
     value_dim=st.sampled_from([1, 32, 40, 129]),
     layout=st.sampled_from(["half", "interleaved", None]),
-    gated=st.booleans(),
+    decays=st.sampled_from(["fixed", "heads", "channels"]),
     scaled=st.booleans(),
     dtype=DTYPES,
 )
 @few
 def test_a_retention_step_is_one_token_of_the_recurrent_form(
-    batch, heads, key_dim, value_dim, layout, gated, scaled, dtype
+    batch, heads, key_dim, value_dim, layout, decays, scaled, dtype
 ):
     """The inputs are views of one product, as the mixers have them."""
     joined = normal(batch, heads * (2 * key_dim + value_dim), dtype=dtype)
     widths = [heads * key_dim, heads * key_dim, heads * value_dim]
     q, k, v = (x.unflatten(1, (heads, -1)) for x in joined.split(widths, dim=1))
-    log_decay = -torch.rand(*((batch, 1, heads) if gated else (heads,)))
+    shapes = {"fixed": (heads,), "heads": (batch, 1, heads), "channels": (batch, 1, heads, key_dim)}
+    log_decay = -torch.rand(shapes[decays])
     state = normal(batch, heads, key_dim, value_dim, seed=1)
     before, address = state.clone(), state.data_ptr()
 
@@ -65,7 +66,7 @@ def test_a_retention_step_is_one_token_of_the_recurrent_form(
     turned = [rotate(x, positions, layout) if layout else x for x in wide[:2]]
     expected, after = retention_recurrent(turned[0], turned[1] * 0.5, wide[2], log_decay, before)
 
-    decay = log_decay.exp().view(batch, heads) if gated else log_decay.exp()
+    decay = log_decay.exp() if decays == "fixed" else log_decay.exp().squeeze(1)
     row_norm = torch.rand(1, heads, 1).to(dtype) if scaled else None
     if row_norm is not None:
         expected = expected * row_norm.float()

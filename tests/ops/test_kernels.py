@@ -11,6 +11,8 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from retbench.architectures.gla import GlaSpec
+from retbench.architectures.matching import resolve_model
 from retbench.cli import app
 from retbench.config.experiment import load_experiment
 from retbench.errors import UnsupportedError
@@ -48,22 +50,51 @@ def chunk_simple_gla(
     return torch.stack(outs, dim=1).to(q.dtype), h
 
 
+def chunk_gla(q, k, v, g, scale=None, initial_state=None, output_final_state=False, cu_seqlens=None):
+    """The same with a decay per channel: h_t = diag(exp(g_t)) h_{t-1} + k_t^T v_t."""
+    batch, length, heads, key_dim = q.shape
+    assert q.shape == k.shape == g.shape
+    assert v.shape[:3] == q.shape[:3]
+    assert g.dtype == torch.float32
+    assert output_final_state, "a state is what every form gives"
+    shape = (batch, heads, key_dim, v.shape[-1])
+    h = torch.zeros(shape) if initial_state is None else initial_state
+    assert h.dtype == torch.float32, "initial_state must be in float32."
+    outs = []
+    for t in range(length):
+        h = g[:, t].exp()[..., None] * h + k[:, t, :, :, None].float() * v[:, t, :, None, :].float()
+        outs.append(scale * torch.einsum("bhk,bhkv->bhv", q[:, t].float(), h))
+    return torch.stack(outs, dim=1).to(q.dtype), h
+
+
+def fused_recurrent_gla(
+    q, k, v, gk=None, gv=None, scale=None, initial_state=None, output_final_state=False, reverse=False
+):
+    """The same token by token; its decay has another name."""
+    assert gv is None
+    return chunk_gla(q, k, v, gk, scale, initial_state, output_final_state)
+
+
 def make_inputs(length, kind):
     """q, k, v, log decay and state of 2 sequences and 3 heads; a fixed decay in float64, as a mixer holds it."""
     generator = torch.Generator().manual_seed(length)
     shapes = [(2, length, 3, 4), (2, length, 3, 4), (2, length, 3, 6), (2, length, 3), (2, 3, 4, 6)]
     q, k, v, gate, state = (torch.randn(shape, generator=generator) for shape in shapes)
     fixed = decay_schedule("eq8", 3)
+    if kind == "channels":
+        gate = torch.randn(shapes[0], generator=generator)
     return [q, k, v, fixed if kind == "fixed" else torch.nn.functional.logsigmoid(gate), state]
 
 
 def install(monkeypatch, function):
-    for name in ("fla", "fla.ops", "fla.ops.simple_gla"):
+    for name in ("fla", "fla.ops", "fla.ops.simple_gla", "fla.ops.gla"):
         module = ModuleType(name)
         module.__spec__ = ModuleSpec(name, None)
         module.__path__ = []
         monkeypatch.setitem(sys.modules, name, module)
     sys.modules["fla.ops.simple_gla"].chunk_simple_gla = function
+    sys.modules["fla.ops.gla"].chunk_gla = chunk_gla
+    sys.modules["fla.ops.gla"].fused_recurrent_gla = fused_recurrent_gla
 
 
 @pytest.fixture
@@ -71,14 +102,22 @@ def fla(monkeypatch):
     install(monkeypatch, chunk_simple_gla)
 
 
-@pytest.mark.parametrize("kind", ["fixed", "gated"])
+@pytest.mark.parametrize(
+    ("kernel", "kind"),
+    [
+        (kernels.retention_fla, "fixed"),
+        (kernels.retention_fla, "gated"),
+        (kernels.gla_fla, "channels"),
+        (kernels.gla_fla_recurrent, "channels"),
+    ],
+)
 @pytest.mark.parametrize("with_state", [False, True])
 @pytest.mark.parametrize("length", [1, 9])
 @pytest.mark.usefixtures("fla")
-def test_it_is_the_recurrent_form_with_its_gradients(kind, with_state, length):
+def test_it_is_the_recurrent_form_with_its_gradients(kernel, kind, with_state, length):
     inputs = make_inputs(length, kind)
     found, expected = [], []
-    for form, results in ((kernels.retention_fla, found), (retention_recurrent, expected)):
+    for form, results in ((kernel, found), (retention_recurrent, expected)):
         leaves = [x.clone().requires_grad_() for x in inputs]
         if kind == "fixed":
             leaves[3].requires_grad_(False)
@@ -86,7 +125,7 @@ def test_it_is_the_recurrent_form_with_its_gradients(kind, with_state, length):
         weights = torch.arange(out.numel(), dtype=torch.float32).view(out.shape).sin()
         ((out * weights).sum() + state.square().sum()).backward()
         results += [out.detach(), state.detach(), *(x.grad for x in leaves if x.grad is not None)]
-    assert len(found) == len(expected) == 2 + 3 + (kind == "gated") + with_state
+    assert len(found) == len(expected) == 2 + 3 + (kind != "fixed") + with_state
     for ours, reference in zip(found, expected, strict=True):
         assert relative_error(ours, reference) < 1e-4
 
@@ -101,6 +140,32 @@ def test_what_its_kernel_does_not_take_is_an_error(what):
         log_decay = log_decay[..., None].expand(*log_decay.shape, 4)
     with pytest.raises(ValueError, match=r"one decay per head and as many heads .* use backend 'chunkwise'"):
         kernels.retention_fla(q, k, v, log_decay, state)
+
+
+@pytest.mark.parametrize("form", [kernels.gla_fla, kernels.gla_fla_recurrent])
+@pytest.mark.parametrize("what", ["a decay per head", "shared heads"])
+@pytest.mark.usefixtures("fla")
+def test_what_the_kernels_of_a_decay_per_channel_do_not_take_is_an_error(form, what):
+    q, k, v, log_decay, state = make_inputs(9, "gated" if what == "a decay per head" else "channels")
+    if what == "shared heads":
+        q, k = q[:, :, :1], k[:, :, :1]
+    with pytest.raises(
+        ValueError, match=r"one decay per channel and as many heads .* use backend 'chunkwise'"
+    ):
+        form(q, k, v, log_decay, state)
+
+
+@pytest.mark.parametrize("backend", ["fla", "fla_recurrent"])
+@pytest.mark.usefixtures("fla")
+def test_the_gate_compares_the_kernels_of_a_decay_per_channel(monkeypatch, backend):
+    monkeypatch.setattr(kernels, "missing_reason", lambda device, dtype, form: None)
+    config = resolve_model(GlaSpec(architecture="gla"), "1m")
+    model = build_model(config, dtype=torch.float32, device="cpu", seed=0, backend=backend)
+    tokens = torch.randint(0, 256, (1, 200), generator=torch.Generator().manual_seed(0))
+    gate = check_equivalence(model, tokens, depth=200, lengths=(1, 17, 101))
+    assert gate.passed, [check for check in gate.checks if not check.passed]
+    assert f"chunkwise = {backend}" in {check.name for check in gate.checks}
+    assert config.chunk_size("fla", 256) == 64
 
 
 @pytest.mark.parametrize("decay", ["eq8", "gated"])
@@ -144,8 +209,12 @@ def test_why_it_cannot_run_and_what_to_do(monkeypatch):
     assert "use backend 'chunkwise'" in kernels.missing_reason(torch.device("cpu"), torch.bfloat16)
     assert "TensorFloat-32" in kernels.missing_reason(CUDA, torch.float32)
     assert "not float64; use --dtype bfloat16" in kernels.missing_reason(CUDA, torch.float64)
+    assert "TensorFloat-32" in kernels.missing_reason(CUDA, torch.float32, kernels.gla_fla)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert "pip install 'retbench[kernels]'" in kernels.missing_reason(CUDA, torch.bfloat16)
+    # It multiplies no matrices, so that float32 is as precise as in other forms.
+    reason = kernels.missing_reason(CUDA, torch.float32, kernels.gla_fla_recurrent)
+    assert "pip install 'retbench[kernels]'" in reason
 
 
 def test_an_installation_that_is_of_no_use_is_told_from_none(monkeypatch):
@@ -155,7 +224,7 @@ def test_an_installation_that_is_of_no_use_is_told_from_none(monkeypatch):
     install(monkeypatch, older)
     assert "older than 0.3" in kernels.missing_reason(CUDA, torch.bfloat16)
     install(monkeypatch, chunk_simple_gla)
-    monkeypatch.setattr(kernels, "_launch_problem", lambda device, dtype: None)
+    monkeypatch.setattr(kernels, "_launch_problem", lambda device, dtype, form: None)
     assert kernels.missing_reason(CUDA, torch.bfloat16) is None
     monkeypatch.setitem(sys.modules, "fla.ops.simple_gla", None)
     assert "cannot be imported (ModuleNotFoundError: " in kernels.missing_reason(CUDA, torch.float16)

@@ -1,5 +1,6 @@
 """Hybrids: any mixers, in a pattern that is repeated over the layers, each before a SwiGLU feed-forward."""
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -12,12 +13,33 @@ from retbench.architectures.sizes import Size
 from retbench.errors import ConfigError
 from retbench.mixers.feed_forward import FeedForward
 
+Pattern = tuple[str | dict[str, Any], ...]
+
+VARIANTS: Mapping[str, Pattern] = {
+    # One attention in eight mixers: Jamba (arXiv:2403.19887, Sec. 3.1), with retention in place of Mamba. It is the
+    # second of them, not the fifth as there, so that models of a few layers have one too.
+    "1-in-8": ("retention", "attention", *["retention"] * 6),
+    # Based (arXiv:2402.18668): of 27 layers, 1, 6, ... are linear attention and 2, 7, ... sliding windows;
+    # `train/configs/experiment/reference/based-360m.yaml` of HazyResearch/based, whose windows have 128 earlier tokens.
+    "based": (
+        "gated_convolution",
+        {"mixer": "linear_attention", "feature_map": "taylor"},
+        {"mixer": "window_attention", "window": 128, "sinks": 0},
+        "gated_convolution",
+        "gated_convolution",
+    ),
+}
+"""Published patterns by name."""
+
 
 class HybridSpec(ModelSpec):
-    """A `[models.NAME]` table with a pattern of mixers."""
+    """A `[models.NAME]` table with a pattern of mixers, or the name of a published one."""
 
     architecture: Literal["hybrid"] = "hybrid"
-    pattern: tuple[str | dict[str, Any], ...] = Field(min_length=1)
+    variant: Literal["1-in-8", "based"] | None = None
+    """1-in-8: one attention in eight layers, the others retention. based: short convolutions, linear attention and
+    sliding windows. Absent where `pattern` is given."""
+    pattern: Pattern = Field(min_length=1)
     """The mixers of the layers, from the first on, repeated to the last: names such as "retention", or tables such as
     {mixer = "attention", num_kv_heads = 2} with a mixer's own fields."""
     ffn_dim: FfnWidth = "matched"
@@ -27,11 +49,21 @@ class HybridSpec(ModelSpec):
 
     @model_validator(mode="before")
     @classmethod
-    def _choose_default_forms(cls, raw: object) -> object:
-        """Set an absent backend by the pattern, if the pattern has the type that its field will ask for."""
+    def _complete(cls, raw: object) -> object:
+        """Set the pattern of a variant, and an absent backend by the pattern.
+
+        A pattern of another type than its field asks for is left to the field.
+        """
         if not isinstance(raw, dict):
             return raw
-        pattern = raw.get("pattern")
+        variant, pattern = raw.get("variant"), raw.get("pattern")
+        if isinstance(variant, str) and variant in VARIANTS:
+            if pattern is not None and list(VARIANTS[variant]) != pattern and VARIANTS[variant] != pattern:
+                raise ConfigError(
+                    f"a hybrid has variant {variant!r} and a pattern of its own, {pattern!r}. Remove one of them."
+                )
+            pattern = VARIANTS[variant]
+            raw = {**raw, "pattern": pattern}
         if not isinstance(pattern, list | tuple) or not all(isinstance(item, str | dict) for item in pattern):
             return raw
         kinds = (find_mixer(_fields_of(item)["mixer"]) for item in pattern)
@@ -46,17 +78,29 @@ def _fields_of(item: str | dict[str, Any]) -> dict[str, Any]:
     return fields
 
 
+def _check_all_used(kinds: list[str], num_layers: int) -> None:
+    """ConfigError where a pattern names a mixer that no layer of a size has; `{size}` stands for the size's name."""
+    unused = set(kinds) - set(kinds[:num_layers])
+    if unused:
+        name = min(unused, key=kinds.index)
+        raise ConfigError(
+            f"pattern has {name!r} first as its mixer {kinds.index(name) + 1}, and {{size}} has {num_layers} layers. "
+            "Shorten the pattern, or use a larger size."
+        )
+
+
 def _resolve(spec: HybridSpec, size: Size) -> ModelConfig:
     """Return the model of an entry at a size."""
     fields = [_fields_of(item) for item in spec.pattern]
     mixers = [find_mixer(each["mixer"]).at_size(size, **each) for each in fields]
+    _check_all_used([each["mixer"] for each in fields], size.num_layers)
 
     def make(ffn_dim: int) -> ModelConfig:
         ffn = FeedForward(d_model=size.d_model, ffn_dim=ffn_dim)
         layers = [BlockConfig(mixer=mixers[index % len(mixers)], ffn=ffn) for index in range(size.num_layers)]
         return ModelConfig(
             architecture="hybrid",
-            variant="-".join(dict.fromkeys(mixer.mixer for mixer in mixers)),
+            variant=spec.variant or "-".join(dict.fromkeys(mixer.mixer for mixer in mixers)),
             d_model=size.d_model,
             vocab_size=size.vocab_size,
             blocks=repeat_blocks(layers),
@@ -76,5 +120,8 @@ ARCHITECTURE = Architecture(
     reference="a pattern of mixers",
     spec=HybridSpec,
     resolve=_resolve,
-    presets={"default": {"pattern": ("retention", "retention", "attention")}},
+    presets={
+        "default": {"pattern": ("retention", "retention", "attention")},
+        **{variant: {"variant": variant} for variant in VARIANTS},
+    },
 )

@@ -1,6 +1,6 @@
 """The linear Transformer: linear attention in place of softmax attention (arXiv:2006.16236), in Llama's blocks."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import Field
 
@@ -10,17 +10,17 @@ from retbench.architectures.matching import choose_width
 from retbench.architectures.sizes import Size
 from retbench.errors import ConfigError
 from retbench.mixers.feed_forward import FeedForward
-from retbench.mixers.linear_attention.config import LinearAttention
-
-Variant = Literal["elu", "identity"]
+from retbench.mixers.linear_attention.config import FeatureMap, LinearAttention
 
 
 class LinearSpec(ModelSpec):
     """A `[models.NAME]` table with architecture = "linear"."""
 
     architecture: Literal["linear"]
-    variant: Variant = "elu"
-    """elu: phi(x) = elu(x) + 1 with the normaliser. identity: without either, and a norm of each head."""
+    variant: FeatureMap = "elu"
+    """elu: phi(x) = elu(x) + 1 with the normaliser. identity: without either, and a norm of each head. performer:
+    positive random features with the normaliser. taylor: the terms of exp up to the second order, of keys 16 wide, with
+    the normaliser."""
     ffn_dim: FfnWidth = "matched"
     backend: Literal["parallel", "chunkwise", "chunkwise_fp32", "recurrent"] = "chunkwise"
     chunk_size: int | None = Field(default=128, ge=1)
@@ -55,6 +55,6 @@ ARCHITECTURE = Architecture(
     reference="arXiv:2006.16236",
     spec=LinearSpec,
     resolve=_resolve,
-    presets={"elu": {"variant": "elu"}, "identity": {"variant": "identity"}},
+    presets={variant: {"variant": variant} for variant in get_args(FeatureMap)},
     unusual=lambda config: [] if config.variant == "elu" else [f"variant {config.variant}"],
 )

@@ -19,7 +19,7 @@ from retbench.checkpoints.format import Description, Fields, Format, Names, Plan
 from retbench.errors import CheckpointError
 from retbench.ops import ROTARY_BASE
 
-_NAMES = Names(
+NAMES = Names(
     embedding="model.embeddings.weight",
     mixer_norm="attn_norm.weight",
     projections=tuple(f"attn.{letter}_proj.weight" for letter in "qkv"),
@@ -28,8 +28,8 @@ _NAMES = Names(
 )
 
 
-class _FlaFields(Fields):
-    """Fields of both models, with fla's own defaults, since its files may omit them."""
+class FlaFields(Fields):
+    """Fields of all models, with fla's own defaults, since its files may omit them."""
 
     hidden_size: int = 2048
     num_hidden_layers: int = 24
@@ -46,20 +46,24 @@ class _FlaFields(Fields):
 
     def shared(self) -> dict[str, Any]:
         """Return the arguments that both recipes take."""
-        ffn_dim = self.intermediate_size
-        if ffn_dim is None:  # `fla/modules/mlp.py`: two thirds of the ratio, up to a multiple of 256
-            ffn_dim = 256 * -(-int(self.hidden_size * (self.hidden_ratio or 4) * 2 / 3) // 256)
         return {
             "d_model": self.hidden_size,
             "num_layers": self.num_hidden_layers,
             "num_heads": self.num_heads,
             "vocab_size": self.vocab_size,
-            "ffn_dim": ffn_dim,
+            "ffn_dim": self.ffn_dim,
             "norm_eps": self.norm_eps,
         }
 
+    @property
+    def ffn_dim(self) -> int:
+        """Width of the feed-forward: `fla/modules/mlp.py`, two thirds of the ratio, up to a multiple of 256."""
+        if self.intermediate_size is not None:
+            return self.intermediate_size
+        return 256 * -(-int(self.hidden_size * (self.hidden_ratio or 4) * 2 / 3) // 256)
 
-class _RetNetFields(_FlaFields):
+
+class _RetNetFields(FlaFields):
     num_heads: int = 8
     hidden_ratio: float | None = 2
     expand_k: float = 1.0
@@ -86,7 +90,7 @@ class _RetNetFields(_FlaFields):
         )
 
 
-class _TransformerFields(_FlaFields):
+class _TransformerFields(FlaFields):
     num_heads: int = 32
     hidden_ratio: float | None = 4
     rope_theta: float | None = ROTARY_BASE
@@ -118,9 +122,7 @@ def describe(raw: dict[str, Any], path: Path) -> Description:
 
 def plan(described: Description, stored: Collection[str], ours: Mapping[str, Shape]) -> Plan:
     """Map the weights, with the layout of the feed-forward that the file has."""
-    names = _NAMES
-    if "model.layers.0.mlp.up_proj.weight" not in stored:
-        names = replace(names, gate_up=("mlp.gate_proj.weight",))
+    names = with_stored_ffn(NAMES, stored)
     mixer = described.config.mixer
     projection = mixer.projection()
     if projection is not None and mixer.other_params:
@@ -133,6 +135,13 @@ def plan(described: Description, stored: Collection[str], ours: Mapping[str, Sha
             head_norm=fused if is_fused else "attn.g_norm.weight",
         )
     return map_decoder(described, names)
+
+
+def with_stored_ffn(names: Names, stored: Collection[str]) -> Names:
+    """Return names with the layout of the feed-forward that the files have: two inputs, or both as one tensor."""
+    if "model.layers.0.mlp.up_proj.weight" in stored:
+        return names
+    return replace(names, gate_up=("mlp.gate_proj.weight",))
 
 
 FORMAT = Format(

@@ -65,7 +65,7 @@ def retention_step(
         q: Query, (B, H, K). Heads of q, k and v must be adjacent in memory; sequences may be any stride apart.
         k: Key, (B, H, K).
         v: Value, (B, H, V).
-        decay: The decay itself, (H,) or (B, H) float32.
+        decay: The decay itself in float32, (H,), (B, H) or, per channel of the keys, (B, H, K).
         state: (B, H, K, V) float32, contiguous; holds the new state afterwards.
         cos: Cosines as in `Positions`, of which the first K are read; None without rotary positions.
         sin: Sines, likewise.
@@ -79,9 +79,11 @@ def retention_step(
     require(state.is_contiguous() and state.dtype == torch.float32, "state must be contiguous float32", state)
     _require_heads(q, k, v)
     out = state.new_empty(v.shape)
-    strides = (q.stride(0), k.stride(0), v.stride(0), decay.stride(0) if decay.dim() == 2 else 0)
+    if decay.dim() == 3:
+        _require_heads(decay)
+    strides = (q.stride(0), k.stride(0), v.stride(0), decay.stride(0) if decay.dim() > 1 else 0)
     arguments = (q, k, v, decay, state, cos, sin, row_norm, out, key_scale, strides)
-    _launch_step(state, arguments, "none" if cos is None else layout)
+    _launch_step(state, arguments, "none" if cos is None else layout, decay.dim() == 3)
     return out
 
 
@@ -292,14 +294,14 @@ def _require_heads(*tensors: Tensor) -> None:
         require(one.stride()[1:] == (one.shape[2], 1), "heads must be adjacent in memory", one)
 
 
-def _launch_step(state: Tensor, arguments: tuple[Any, ...], layout: str) -> None:
+def _launch_step(state: Tensor, arguments: tuple[Any, ...], layout: str, decays_channels: bool) -> None:
     """Launch the kernel of `retention_step`."""
     batch, heads, key_dim, value_dim = state.shape
     block_v = value_block(batch * heads, value_dim)
     block_k = min(_padded(key_dim), TILE // block_v)
     sizes = {"K": key_dim, "V": value_dim, "BLOCK_K": block_k, "BLOCK_V": block_v}
     grid = (heads, batch, _blocks(value_dim, block_v))
-    _launch("retention_step_kernel", grid, arguments, LAYOUT=layout, **sizes)
+    _launch("retention_step_kernel", grid, arguments, LAYOUT=layout, DECAYS_CHANNELS=decays_channels, **sizes)
 
 
 def _launch_norm(

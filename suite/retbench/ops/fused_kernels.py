@@ -29,7 +29,10 @@ def _load_rotated(head, cos, sin, columns, K: tl.constexpr, LAYOUT: tl.constexpr
 
 @triton.jit
 def _advanced(state, decay, keys, values, rows, columns, K: tl.constexpr, V: tl.constexpr):
-    """Advance a tile of a state (K, V) in place, and return it; columns from V on are zero."""
+    """Advance a tile of a state (K, V) in place, and return it; columns from V on are zero.
+
+    The decay is one number, or one for each row.
+    """
     inside = (rows < K)[:, None] & (columns < V)[None, :]
     tile = state + rows[:, None] * V + columns[None, :]
     updated = decay * tl.load(tile, mask=inside, other=0.0) + keys[:, None] * values[None, :]
@@ -68,6 +71,7 @@ def retention_step_kernel(
     K: tl.constexpr,
     V: tl.constexpr,
     LAYOUT: tl.constexpr,
+    DECAYS_CHANNELS: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_V: tl.constexpr,
 ):
@@ -78,13 +82,17 @@ def retention_step_kernel(
     head, batch = tl.program_id(0), tl.program_id(1).to(tl.int64)
     index = batch * tl.num_programs(0) + head
     columns = tl.program_id(2) * BLOCK_V + tl.arange(0, BLOCK_V)
-    gamma = tl.load(decay + batch * strides[3] + head)
+    if not DECAYS_CHANNELS:
+        gamma = tl.load(decay + batch * strides[3] + head)
     values = tl.load(v + batch * strides[2] + head * V + columns, mask=columns < V, other=0.0).to(tl.float32)
     summed = tl.zeros((BLOCK_K, BLOCK_V), tl.float32)
     for start in range(0, K, BLOCK_K):
         rows = start + tl.arange(0, BLOCK_K)
         queries = _load_rotated(q + batch * strides[0] + head * K, cos, sin, rows, K, LAYOUT)
         keys = _load_rotated(k + batch * strides[1] + head * K, cos, sin, rows, K, LAYOUT) * key_scale
+        if DECAYS_CHANNELS:
+            gammas = decay + batch * strides[3] + head * K + rows
+            gamma = tl.load(gammas, mask=rows < K, other=0.0)[:, None]
         summed += queries[:, None] * _advanced(
             state + index * K * V, gamma, keys, values, rows, columns, K, V
         )

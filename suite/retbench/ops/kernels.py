@@ -1,10 +1,13 @@
-"""Retention by the Triton kernels of flash-linear-attention: a form on CUDA with the signature of the others.
+"""Linear recurrences by the Triton kernels of flash-linear-attention: forms on CUDA with the signature of the others.
 
-`chunk_simple_gla` is the chunkwise form with a fixed or data-dependent decay per head; RetNet's is fixed. It multiplies
-in the inputs' dtype and accumulates in float32. Between chunks the state stays in float32 and is rounded for the
-read-out only. The tests and the equivalence check compare it with the forms in `retention`.
+`chunk_simple_gla` is the chunkwise form with a fixed or data-dependent decay per head; RetNet's is fixed. `chunk_gla`
+is that form with a decay per channel. Both multiply in the inputs' dtype and accumulate in float32. Between chunks the
+state stays in float32 and is rounded for the read-out only. `fused_recurrent_gla` is the recurrent form with a decay
+per channel, and computes in float32. The tests and the equivalence check compare them with the forms in
+`linear_operator`.
 
-Source: fla-org/flash-linear-attention, `fla/ops/simple_gla/chunk.py`; its `fla/ops/retention/chunk.py` calls the same.
+Source: fla-org/flash-linear-attention, `fla/ops/simple_gla/chunk.py` (its `fla/ops/retention/chunk.py` calls the same)
+and `fla/ops/gla/{chunk,fused_recurrent}.py`.
 """
 
 import importlib
@@ -16,9 +19,10 @@ import torch
 from torch import Tensor
 
 from retbench.ops import FLA_CHUNK_SIZE
-from retbench.ops.linear_operator import check_shapes
+from retbench.ops.linear_operator import LinearForm, check_shapes
 
 _OPS = "fla.ops.simple_gla"
+_CHANNEL_OPS = "fla.ops.gla"
 _FLOAT32_REASON = (
     "flash-linear-attention's kernels multiply float32 in TensorFloat-32, which is less precise than other forms; "
     "use --dtype bfloat16, or backend 'chunkwise'"
@@ -26,47 +30,79 @@ _FLOAT32_REASON = (
 
 
 def retention_fla(
-    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor | None = None
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, state: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Compute retention in chunks of 64 tokens with `chunk_simple_gla`.
 
     Arguments, returns and errors as of `retention_recurrent`; requires that `missing_reason` returns None.
     """
     check_shapes(q, k, v, log_decay, state)
-    if log_decay.dim() == 4 or q.shape[2] != v.shape[2]:
+    if log_decay is None or log_decay.dim() == 4 or q.shape[2] != v.shape[2]:
+        found = None if log_decay is None else tuple(log_decay.shape)
         raise ValueError(
             "chunk_simple_gla takes one decay per head and as many heads of q as of v, got log_decay "
-            f"{tuple(log_decay.shape)}, q {tuple(q.shape)}, v {tuple(v.shape)}; use backend 'chunkwise'"
+            f"{found}, q {tuple(q.shape)}, v {tuple(v.shape)}; use backend 'chunkwise'"
         )
-    chunk_simple_gla = importlib.import_module(_OPS).chunk_simple_gla
-    decay = log_decay.float()
-    fixed = log_decay.dim() == 1
-    out, state = chunk_simple_gla(
-        q=q,
-        k=k,
-        v=v,
-        g=None if fixed else decay,
-        g_gamma=decay if fixed else None,
-        scale=1.0,  # the keys are scaled already
-        initial_state=state,
-        output_final_state=True,
-    )
+    decay = {"g_gamma" if log_decay.dim() == 1 else "g": log_decay.float()}
+    return _call(f"{_OPS}.chunk_simple_gla", q=q, k=k, v=v, **decay, initial_state=state)
+
+
+def gla_fla(
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, state: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Compute the recurrence with a decay per channel in chunks of 64 tokens with `chunk_gla`.
+
+    Arguments, returns and errors as of `linear_recurrent`; requires that `missing_reason` returns None.
+    """
+    decay = _channel_decay(q, k, v, log_decay, state)
+    return _call(f"{_CHANNEL_OPS}.chunk_gla", q=q, k=k, v=v, g=decay, initial_state=state)
+
+
+def gla_fla_recurrent(
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, state: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Compute the recurrence with a decay per channel token by token with `fused_recurrent_gla`.
+
+    Arguments, returns and errors as of `linear_recurrent`; requires that `missing_reason` returns None.
+    """
+    decay = _channel_decay(q, k, v, log_decay, state)
+    return _call(f"{_CHANNEL_OPS}.fused_recurrent_gla", q=q, k=k, v=v, gk=decay, initial_state=state)
+
+
+def _channel_decay(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, state: Tensor | None) -> Tensor:
+    """Return the logarithm of a decay per channel in float32; ValueError for shapes that the kernels do not take."""
+    check_shapes(q, k, v, log_decay, state)
+    if log_decay is None or log_decay.dim() != 4 or q.shape[2] != v.shape[2]:
+        found = None if log_decay is None else tuple(log_decay.shape)
+        raise ValueError(
+            "chunk_gla and fused_recurrent_gla take one decay per channel and as many heads of q as of v, got "
+            f"log_decay {found}, q {tuple(q.shape)}, v {tuple(v.shape)}; use backend 'chunkwise'"
+        )
+    return log_decay.float()
+
+
+def _call(name: str, **arguments: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Call an operator of fla by its full name; return outputs and the final state."""
+    module, _, operator = name.rpartition(".")
+    call = getattr(importlib.import_module(module), operator)
+    # Queries or keys are scaled already.
+    out, state = call(**arguments, scale=1.0, output_final_state=True)
     assert state is not None
     return out, state
 
 
-def missing_reason(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Return why these kernels cannot run on this device at this dtype, and what to do; None if they can."""
+def missing_reason(device: torch.device, dtype: torch.dtype, form: LinearForm = retention_fla) -> str | None:
+    """Return why the kernels of a form cannot run on this device at this dtype, and what to do; None if they can."""
     if device.type != "cuda":
         return "flash-linear-attention's kernels run on CUDA devices only; use backend 'chunkwise'"
-    if dtype == torch.float32:
+    if dtype == torch.float32 and form is not gla_fla_recurrent:
         return _FLOAT32_REASON
-    if dtype not in (torch.bfloat16, torch.float16):
+    if dtype not in (torch.bfloat16, torch.float16, torch.float32):
         given = str(dtype).removeprefix("torch.")
         return f"flash-linear-attention takes bfloat16 and float16, not {given}; use --dtype bfloat16"
     if importlib.util.find_spec("fla") is None:
         return "flash-linear-attention is not installed: pip install 'retbench[kernels]'"
-    return _import_problem() or _launch_problem(device, dtype)
+    return _import_problem() or _launch_problem(device, dtype, form)
 
 
 def _import_problem() -> str | None:
@@ -82,11 +118,11 @@ def _import_problem() -> str | None:
 
 
 @cache
-def _launch_problem(device: torch.device, dtype: torch.dtype) -> str | None:
+def _launch_problem(device: torch.device, dtype: torch.dtype, form: LinearForm) -> str | None:
     """Return why installed kernels cannot be launched here: Triton compiles them at their first launch."""
     try:
         x = torch.zeros(1, FLA_CHUNK_SIZE, 1, 64, dtype=dtype, device=device)  # (B, T, H, K)
-        retention_fla(x, x, x, torch.zeros(1, device=device))
+        form(x, x, x, torch.zeros(1, device=device) if form is retention_fla else x, None)
         torch.cuda.synchronize(device)
     except torch.OutOfMemoryError:
         raise  # not a fault of the kernels

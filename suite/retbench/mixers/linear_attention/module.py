@@ -1,10 +1,10 @@
 """Linear attention as a torch module: the operator of retention without a decay, on mapped queries and keys."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from retbench.mixers.linear_attention.config import LinearAttention
+from retbench.mixers.linear_attention.features import make_feature_map
 from retbench.mixers.module import LinearOperatorModule
 from retbench.mixers.state import LayerState
 from retbench.ops import fused
@@ -38,12 +38,12 @@ class LinearAttentionModule(LinearOperatorModule):
 
     def __init__(self, config: LinearAttention, form: str, chunk_size: int | None) -> None:
         super().__init__(config, form, chunk_size)
-        self.qkv_proj = Linear(config.d_model, 3 * config.d_model)
-        is_normalised = config.feature_map == "elu"
+        self.qkv_proj = Linear(config.d_model, 2 * config.key_dim + config.d_model)
+        self.feature_map = make_feature_map(config)
         self.head_norm = (
             Normaliser(config.norm_eps)
-            if is_normalised
-            else make_head_norm("rms_affine", config.head_dim, config.norm_eps)
+            if config.is_normalised
+            else make_head_norm("rms_affine", config.value_head_dim, config.norm_eps)
         )
         self.out_proj = Linear(config.d_model, config.d_model)
         self.log_decay = Float64Constant(lambda: torch.zeros(config.num_heads, dtype=torch.float64))
@@ -71,20 +71,16 @@ class LinearAttentionModule(LinearOperatorModule):
 
     def _project(self, x: Tensor, last_only: bool) -> tuple[Tensor, Tensor, Tensor]:
         """Return mapped q and k (B, T, H, K) and v (B, T, H, V), q of the last token alone with `last_only`."""
-        d = self.config.d_model
+        keys, d = self.config.key_dim, self.config.d_model
         if last_only:
-            q = self.qkv_proj.part(x[:, -1:], 0, d)
-            k, v = self.qkv_proj.part(x, d, 3 * d).chunk(2, dim=-1)
+            q = self.qkv_proj.part(x[:, -1:], 0, keys)
+            k, v = self.qkv_proj.part(x, keys, 2 * keys + d).split([keys, d], dim=-1)
         else:
-            q, k, v = self.qkv_proj(x).chunk(3, dim=-1)
+            q, k, v = self.qkv_proj(x).split([keys, keys, d], dim=-1)
         q, k, v = (one.view(*one.shape[:-1], self.config.num_heads, -1) for one in (q, k, v))
-        if self.config.feature_map == "identity":
-            return q * self.config.head_dim**-0.5, k, v
+        if not self.config.is_normalised:
+            return self.feature_map.of_queries(q), self.feature_map.of_keys(k), v
         wide = wide_dtype(x.dtype)  # of a sum of weights and its parts, so that no form rounds them apart
         ones = torch.ones_like(v[..., :1], dtype=wide)
-        return _features(q.to(wide)), _features(k.to(wide)), torch.cat([v.to(wide), ones], dim=-1)
-
-
-def _features(x: Tensor) -> Tensor:
-    """Return elu(x) + 1, which is positive."""
-    return F.elu(x) + 1
+        values = torch.cat([v.to(wide), ones], dim=-1)
+        return self.feature_map.of_queries(q.to(wide)), self.feature_map.of_keys(k.to(wide)), values

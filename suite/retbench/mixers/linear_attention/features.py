@@ -1,0 +1,128 @@
+"""Feature maps of linear attention: queries and keys (..., W) to (..., K), whose product replaces that of softmax.
+
+A map of one token must not depend on later ones, so that parallel and recurrent forms are one function.
+"""
+
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from retbench.mixers.linear_attention.config import LinearAttention
+from retbench.ops.constants import WideConstant
+
+SEED = 0
+"""Seed of the random features: every layer of every model has the same ones."""
+EPS = 1e-4
+"""Added to every random feature; `performer_pytorch/performer_pytorch.py`, `softmax_kernel`."""
+
+
+class Elu(nn.Module):
+    """elu(x) + 1, which is positive (arXiv:2006.16236, Eq. 7)."""
+
+    def of_queries(self, q: Tensor) -> Tensor:
+        """(..., W) to (..., W)."""
+        return F.elu(q) + 1
+
+    of_keys = of_queries
+
+
+class Identity(nn.Module):
+    """Queries scaled by W^(-1/2), and keys as they are (`fla/layers/linear_attn.py`)."""
+
+    def of_queries(self, q: Tensor) -> Tensor:
+        """(..., W) to (..., W)."""
+        scaled: Tensor = q * q.shape[-1] ** -0.5
+        return scaled
+
+    def of_keys(self, k: Tensor) -> Tensor:
+        """(..., W) to (..., W)."""
+        return k
+
+
+class Taylor(nn.Module):
+    """[1, x / W^(1/4), (x x^T) / sqrt(2 W)], whose products are 1 + s + s^2 / 2 of s = q k / sqrt(W).
+
+    Source: arXiv:2402.18668, Sec. 3; `based/models/mixers/linear_attention.py` of HazyResearch/based, `TaylorExp`.
+    """
+
+    def of_queries(self, q: Tensor) -> Tensor:
+        """(..., W) to (..., 1 + W + W^2)."""
+        scaled = q * q.shape[-1] ** -0.25
+        squares = (scaled[..., :, None] * (scaled * 0.5**0.5)[..., None, :]).flatten(-2)
+        return torch.cat([torch.ones_like(q[..., :1]), scaled, squares], dim=-1)
+
+    of_keys = of_queries
+
+
+class Performer(nn.Module):
+    """Positive random features: exp(w x' - |x'|^2 / 2) / sqrt(K) of x' = x / W^(1/4), for K rows w.
+
+    Published code subtracts a maximum before the exponential. That of a query cancels in the division by the sum of its
+    weights. That of all keys (`performer_pytorch`) depends on later tokens, and so it is left out here: the exponent of
+    a feature is at most |w|^2 / 2, about W / 2, and float32 overflows beyond 88.
+
+    Source: arXiv:2009.14794, Lemma 1 and Sec. 2.4 (orthogonal rows).
+    """
+
+    def __init__(self, width: int, num_features: int) -> None:
+        super().__init__()
+        # Of queries and keys that are still to be divided by W^(1/4).
+        self.rows = WideConstant(lambda: draw_orthogonal_rows(num_features, width) * width**-0.25)
+
+    def of_queries(self, q: Tensor) -> Tensor:
+        """(..., W) to (..., K)."""
+        exponents = self._exponents(q)
+        return self._scaled(exponents - exponents.amax(dim=-1, keepdim=True))
+
+    def of_keys(self, k: Tensor) -> Tensor:
+        """(..., W) to (..., K)."""
+        return self._scaled(self._exponents(k))
+
+    def _exponents(self, x: Tensor) -> Tensor:
+        """Return the exponents of x (B, T, H, W)."""
+        exponents: Tensor = self._multiply(x) - x.square().sum(-1, keepdim=True) * (0.5 * x.shape[-1] ** -0.5)
+        return exponents
+
+    def _multiply(self, x: Tensor) -> Tensor:
+        """Multiply x by all rows, without autocast, as the exponential would amplify rounded factors."""
+        if x.shape[1] == 1:  # a decode step, which never uses it
+            return F.linear(x, self.rows.value)
+        with torch.autocast(x.device.type, enabled=False):
+            return F.linear(x, self.rows.value)
+
+    def _scaled(self, exponents: Tensor) -> Tensor:
+        features: Tensor = (exponents.exp() + EPS) * exponents.shape[-1] ** -0.5
+        return features
+
+
+FeatureMapModule = Elu | Identity | Taylor | Performer
+
+
+def make_feature_map(config: LinearAttention) -> FeatureMapModule:
+    """Build the feature map of a linear attention."""
+    match config.feature_map:
+        case "elu":
+            return Elu()
+        case "identity":
+            return Identity()
+        case "taylor":
+            return Taylor()
+        case "performer":
+            return Performer(config.projected_width, config.head_dim)
+
+
+def draw_orthogonal_rows(num_rows: int, width: int) -> Tensor:
+    """Draw rows, (num_rows, width) float64, orthogonal in blocks of `width`, each as long as a normal vector.
+
+    The draw is the same on every machine: NumPy keeps the stream of RandomState, and the decomposition is made unique.
+    """
+    random = np.random.RandomState(SEED)
+    blocks = []
+    for _ in range(math.ceil(num_rows / width)):
+        q, r = np.linalg.qr(random.standard_normal((width, width)))
+        blocks.append((q * np.sign(np.diag(r))).T)
+    lengths = np.linalg.norm(random.standard_normal((num_rows, width)), axis=1, keepdims=True)
+    return torch.from_numpy(np.concatenate(blocks)[:num_rows] * lengths)
