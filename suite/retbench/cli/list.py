@@ -64,7 +64,20 @@ def _cell(value: Any) -> str:
     """Return a field as text: a list as words, and the parameters of each model as those of the first."""
     if isinstance(value, dict):
         return format_count(next(iter(value.values())))
-    return " ".join(value) if isinstance(value, list | tuple) else str(value)
+    if isinstance(value, list | tuple):
+        return " ".join(_by_mixer([str(one) for one in value]))
+    return "–" if value is None else str(value)
+
+
+def _by_mixer(names: list[str]) -> list[str]:
+    """Join the backends of each mixer of a hybrid: retention=parallel and retention=fla as retention=parallel|fla."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        mixer, _, form = name.rpartition("=")
+        found.setdefault(mixer, []).append(form)
+    return [
+        word for mixer, forms in found.items() for word in ([f"{mixer}={'|'.join(forms)}"] if mixer else forms)
+    ]
 
 
 def _experiments() -> _Listing:

@@ -45,6 +45,11 @@ class AnswerLine:
     lead: str
     text: str
 
+    @property
+    def sentence(self) -> str:
+        """The text as it follows a full stop."""
+        return self.text[:1].upper() + self.text[1:]
+
 
 @dataclass(frozen=True)
 class Answer:
