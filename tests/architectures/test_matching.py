@@ -155,7 +155,7 @@ def test_grouped_queries_give_their_parameters_to_the_feed_forward() -> None:
         (transformer(3), "num_kv_heads is 3, which does not divide the 8 query heads"),
         (retnet("torchscale", 101), "value_dim 101 must be a multiple of num_heads 2"),
         (retnet("torchscale", "published", "6m"), "publishes no width for d_model 256"),
-        (retnet(size="25M"), "Did you mean '25m'"),
+        (retnet(size="26M"), "Did you mean '6M'"),
         (
             retnet().model_copy(update={"head_dim": 100}),
             "head_dim is 100, which does not divide d_model 512 of size '25m'",
