@@ -91,6 +91,18 @@ def test_it_is_the_recurrent_form_with_its_gradients(kind, with_state, length):
         assert relative_error(ours, reference) < 1e-4
 
 
+@pytest.mark.parametrize("what", ["a decay per channel", "shared heads"])
+@pytest.mark.usefixtures("fla")
+def test_what_its_kernel_does_not_take_is_an_error(what):
+    q, k, v, log_decay, state = make_inputs(9, "gated")
+    if what == "shared heads":
+        q, k = q[:, :, :1], k[:, :, :1]
+    else:
+        log_decay = log_decay[..., None].expand(*log_decay.shape, 4)
+    with pytest.raises(ValueError, match=r"one decay per head and as many heads .* use backend 'chunkwise'"):
+        kernels.retention_fla(q, k, v, log_decay, state)
+
+
 @pytest.mark.parametrize("decay", ["eq8", "gated"])
 @pytest.mark.usefixtures("fla")
 def test_the_gate_compares_it_and_a_model_says_that_it_ran(monkeypatch, decay):

@@ -6,7 +6,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from retbench.ops.retention import wide_dtype
+from retbench.ops.linear_chunk import wide_dtype
 
 
 class Float64Constant(nn.Module):

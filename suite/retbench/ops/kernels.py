@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from retbench.ops import FLA_CHUNK_SIZE
-from retbench.ops.retention import check_shapes
+from retbench.ops.linear_operator import check_shapes
 
 _OPS = "fla.ops.simple_gla"
 _FLOAT32_REASON = (
@@ -33,6 +33,11 @@ def retention_fla(
     Arguments, returns and errors as of `retention_recurrent`; requires that `missing_reason` returns None.
     """
     check_shapes(q, k, v, log_decay, state)
+    if log_decay.dim() == 4 or q.shape[2] != v.shape[2]:
+        raise ValueError(
+            "chunk_simple_gla takes one decay per head and as many heads of q as of v, got log_decay "
+            f"{tuple(log_decay.shape)}, q {tuple(q.shape)}, v {tuple(v.shape)}; use backend 'chunkwise'"
+        )
     chunk_simple_gla = importlib.import_module(_OPS).chunk_simple_gla
     decay = log_decay.float()
     fixed = log_decay.dim() == 1

@@ -1,0 +1,141 @@
+"""Short causal depthwise convolutions and the token shift, with their state: the last inputs.
+
+    out_t = activation(bias + sum over j < W of weight_j * x_{t-W+1+j})        x (B, T, D), weight (D, W)
+
+The state is the last W - 1 inputs, (B, W - 1, D), oldest first, in the dtype of the input: values that are only copied
+need no wider one. Sums and the activation are in the wider of float32 and the input's dtype, and rounded once. The
+token shift is the input delayed by one token, so its state is (B, 1, D).
+
+Sources: Gu and Dao, arXiv:2312.00752, Sec. 3.4, with W = 4 (convolution); Peng et al., arXiv:2305.13048, Sec. 3.1
+(token shift). `causal_conv1d_fn` of Dao-AILab/causal-conv1d computes the same on (B, D, T).
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from retbench.ops.linear_chunk import wide_dtype
+
+Activation = Callable[[Tensor], Tensor]
+
+
+def short_convolution(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    state: Tensor | None = None,
+    *,
+    activation: Activation | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Convolve each channel with the tokens before and including the own one.
+
+    Args:
+        x: Inputs, (B, T, D).
+        weight: (D, W), the weight of the own token last.
+        bias: (D,), or None.
+        state: The W - 1 inputs before x, (B, W - 1, D), oldest first; None is zeros. Not changed.
+        activation: Applied to the sum, for example `torch.nn.functional.silu`; None returns the sum.
+
+    Returns:
+        out: (B, T, D) in the dtype of x.
+        state: The last W - 1 inputs, (B, W - 1, D) in the dtype of x.
+
+    Raises:
+        ValueError: shapes disagree.
+    """
+    check_convolution(x, weight, bias, state)
+    past, length = weight.shape[1] - 1, x.shape[1]
+    before = x.new_zeros(x.shape[0], past, x.shape[2]) if state is None else state.to(x.dtype)
+    inputs = torch.cat([before, x], dim=1)  # (B, W - 1 + T, D)
+    windows = [inputs[:, first : first + length] for first in range(past + 1)]
+    out = _activate(_convolve(windows, weight, bias), activation, x.dtype)
+    # A copy: a view would keep all inputs, and a caller may update it in place.
+    return out, inputs[:, length:].clone()
+
+
+def short_convolution_step_(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    state: Tensor,
+    *,
+    activation: Activation | None = None,
+) -> Tensor:
+    """Compute one token of `short_convolution` for decoding, and update the state in place. No gradients.
+
+    Args:
+        x: Input, (B, 1, D).
+        weight: (D, W).
+        bias: (D,), or None.
+        state: (B, W - 1, D), oldest input first; holds the new state afterwards.
+        activation: As of `short_convolution`.
+
+    Returns:
+        (B, 1, D) in the dtype of x.
+    """
+    wide = wide_dtype(x.dtype)
+    inputs = torch.cat([state, x], dim=1)  # (B, W, D)
+    out = (inputs.to(wide) * weight.to(wide).t()).sum(1, keepdim=True)
+    state.copy_(inputs[:, 1:])
+    return _activate(out if bias is None else out + bias.to(wide), activation, x.dtype)
+
+
+def _convolve(windows: list[Tensor], weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Sum W inputs (B, T, D), each times its column of the weight (D, W), to (B, T, D) in the wide dtype."""
+    wide = wide_dtype(windows[0].dtype)
+    columns = (
+        weight.to(wide).t().contiguous().unbind(0)
+    )  # adjacent in memory, as the channels of the inputs are
+    own = windows[-1].to(wide)
+    out = own * columns[-1] if bias is None else torch.addcmul(bias.to(wide), own, columns[-1])
+    for window, column in zip(windows[:-1], columns[:-1], strict=True):
+        out.addcmul_(window.to(wide), column)  # in place: an output is as large as the input
+    return out
+
+
+def _activate(out: Tensor, activation: Activation | None, dtype: torch.dtype) -> Tensor:
+    """Apply the activation, where there is one, and round."""
+    return (out if activation is None else activation(out)).to(dtype)
+
+
+def token_shift(x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Return for each token the input of the token before it.
+
+    Args:
+        x: Inputs, (B, T, D).
+        state: The input before x, (B, 1, D); None is zeros. Not changed.
+
+    Returns:
+        previous: (B, T, D) in the dtype of x.
+        state: The last input, (B, 1, D).
+
+    Raises:
+        ValueError: shapes disagree.
+    """
+    if x.dim() != 3 or (state is not None and tuple(state.shape) != (x.shape[0], 1, x.shape[2])):
+        found = None if state is None else tuple(state.shape)
+        raise ValueError(f"x must be (B, T, D) and state None or (B, 1, D), got {tuple(x.shape)} and {found}")
+    before = x.new_zeros(x.shape[0], 1, x.shape[2]) if state is None else state.to(x.dtype)
+    inputs = torch.cat([before, x], dim=1)  # (B, 1 + T, D)
+    return inputs[:, :-1], inputs[:, -1:].clone()
+
+
+def token_shift_step_(x: Tensor, state: Tensor) -> Tensor:
+    """Return the input before x (B, 1, D), which is the state (B, 1, D), and put x into the state. No gradients."""
+    previous = state.clone()
+    state.copy_(x)
+    return previous
+
+
+def check_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor | None) -> None:
+    """Raise ValueError if the shapes disagree."""
+    if x.dim() != 3 or weight.dim() != 2 or weight.shape[0] != x.shape[2]:
+        raise ValueError(
+            f"x must be (B, T, D) and weight (D, W), got {tuple(x.shape)} and {tuple(weight.shape)}"
+        )
+    channels, width = weight.shape
+    if bias is not None and tuple(bias.shape) != (channels,):
+        raise ValueError(f"bias must be None or {(channels,)}, got {tuple(bias.shape)}")
+    if state is not None and tuple(state.shape) != (x.shape[0], width - 1, channels):
+        raise ValueError(f"state must be {(x.shape[0], width - 1, channels)}, got {tuple(state.shape)}")
