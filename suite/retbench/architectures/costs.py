@@ -7,7 +7,7 @@ counts; everything that moves through memory once a step is in the byte counts. 
 from typing import NamedTuple
 
 from retbench.architectures.configs import ModelConfig, form_of
-from retbench.mixers.feed_forward import FeedForward
+from retbench.mixers.feed_forward import ChannelMixer
 from retbench.mixers.mixer import DTYPE_BYTES, WIDE_BYTES, Mixer
 
 PREFILL_SEGMENT = 1024
@@ -15,17 +15,16 @@ PREFILL_SEGMENT = 1024
 
 
 def block_params(config: ModelConfig) -> int:
-    """Return the parameters of all blocks: mixers, feed-forwards and norms."""
+    """Return the parameters of all blocks: mixers, channel mixers and norms."""
     num_params = 0
     for block in config.blocks:
         norms = (2 if block.ffn else 1) * _norm_params(config)
-        num_params += block.count * (
-            _product_params(block.mixer, block.ffn) + block.mixer.other_params + norms
-        )
+        others = block.mixer.other_params + (block.ffn.other_params if block.ffn else 0)
+        num_params += block.count * (_product_params(block.mixer, block.ffn) + others + norms)
     return num_params
 
 
-def _product_params(mixer: Mixer, ffn: FeedForward | None) -> int:
+def _product_params(mixer: Mixer, ffn: ChannelMixer | None) -> int:
     """Return the parameters of one block that take part in a product with every token."""
     return mixer.streamed_params + mixer.local_params + (ffn.num_params if ffn else 0)
 
@@ -55,7 +54,7 @@ def state_bytes(config: ModelConfig, dtype: str, batch_size: int, capacity: int)
     sequence = sum(
         block.count * one.num_bytes(dtype, one.num_tokens(capacity))
         for block in config.blocks
-        for one in block.mixer.state
+        for one in block.state
     )
     return batch_size * sequence
 
@@ -131,7 +130,7 @@ def decode_traffic(config: ModelConfig, dtype: str, batch_size: int, context_len
     weights = (num_params(config) - table_rows_unread * config.d_model) * DTYPE_BYTES[dtype]
     moved = {True: 0, False: 0}
     for block in config.blocks:
-        for one in block.mixer.state:
+        for one in block.state:
             moved[one.kind == "fixed"] += block.count * one.bytes_moved(dtype, context_len)
     return Traffic(weights, batch_size * moved[False], batch_size * moved[True])
 
@@ -198,7 +197,8 @@ def prefill_flops(
     """Return the operations to process a prompt and give the logits of its last token.
 
     In the last block only what later tokens need (keys, values, state) is computed for all tokens, and the rest for
-    the last one. Attention is counted causal (half the square).
+    the last one; a channel mixer with a state needs all outputs of the mixer. Attention is counted causal (half the
+    square).
 
     Args:
         config: The model.
@@ -211,9 +211,14 @@ def prefill_flops(
     last = config.num_layers - 1
     for index, block in enumerate(config.layers):
         mixer, is_last = block.mixer, index == last
-        streamed, rest = mixer.streamed_params, _product_params(mixer, block.ffn) - mixer.streamed_params
-        flops += 2 * (streamed * context_len + rest * (1 if is_last else context_len))
-        flops += mixer.prefill_flops(context_len, form_of(mixer, backend), chunk_size, last_only=is_last)
+        # A channel mixer that reads earlier tokens needs their outputs of the mixer.
+        mixes_last_only = is_last and not (block.ffn and block.ffn.state)
+        flops += 2 * mixer.streamed_params * context_len
+        flops += 2 * mixer.local_params * (1 if mixes_last_only else context_len)
+        flops += 2 * (block.ffn.num_params if block.ffn else 0) * (1 if is_last else context_len)
+        flops += mixer.prefill_flops(
+            context_len, form_of(mixer, backend), chunk_size, last_only=mixes_last_only
+        )
     return batch_size * flops
 
 

@@ -1,6 +1,7 @@
 """The torch side of mixers: the interface that the decoder calls, and what mixers of one operator share."""
 
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +10,7 @@ from retbench.errors import unknown_name
 from retbench.mixers.linear_operator import LinearOperator
 from retbench.mixers.mixer import Mixer
 from retbench.mixers.softmax_attention import SoftmaxAttention
-from retbench.mixers.state import LayerState, allocate_state
+from retbench.mixers.state import LayerState
 from retbench.ops import fused
 from retbench.ops.fused import FusedSteps
 from retbench.ops.linear import Linear
@@ -22,11 +23,62 @@ from retbench.ops.retention import (
     retention_parallel,
     retention_recurrent,
     retention_step_,
-    wide_dtype,
 )
 
 
-class MixerModule(FusedSteps):
+class Depth(NamedTuple):
+    """Place of a block in a model."""
+
+    layer: int
+    """Number of the block, from 0."""
+    num_layers: int
+    """Blocks of the model."""
+
+
+class StatefulModule(FusedSteps):
+    """Base of the parts of a block that carry a state from token to token: mixers, and some channel mixers."""
+
+    @property
+    def after_operator(self) -> nn.Module:
+        """The module that gets what the part computes of several tokens, (B, T, H, V) or (B, T, H V)."""
+        raise NotImplementedError
+
+    @property
+    def operator_heads(self) -> int:
+        """H, the heads of what `after_operator` gets."""
+        raise NotImplementedError
+
+    def init_weights(self, generator: torch.Generator, depth: Depth) -> None:
+        """Draw weights whose published initialisation is another one than that of `models.build.init_weights`."""
+
+    @staticmethod
+    def keep(state: LayerState | None, name: str, tensor: Tensor) -> None:
+        """Put a new tensor into the state, where there is one."""
+        if state is None:
+            return
+        if tensor.requires_grad:
+            state[name] = tensor
+        else:  # in place, so that a captured CUDA graph finds it where it was
+            state[name].copy_(tensor)
+
+
+class ChannelMixerModule(StatefulModule):
+    """Base of the channel mixers with a state: (B, T, D) in and out. The state is advanced in place.
+
+    A subclass implements `forward` and `after_operator`, which gets (B, T, W) of any width.
+    """
+
+    @property
+    def operator_heads(self) -> int:
+        """One: channels are in no heads."""
+        return 1
+
+    def forward(self, x: Tensor, state: LayerState | None, *, last_only: bool = False) -> Tensor:
+        """(B, T, D) to (B, T, D), or (B, 1, D) with `last_only`; `state` is that of the block, None starts at zero."""
+        raise NotImplementedError
+
+
+class MixerModule(StatefulModule):
     """Base of every mixer's module: (B, T, D) in and out, with a state that is advanced in place.
 
     A subclass implements `forward`, and may override `missing_reason`, `encoding` and `after_operator`.
@@ -49,9 +101,9 @@ class MixerModule(FusedSteps):
         self.set_backend(form)
 
     @property
-    def after_operator(self) -> nn.Module:
-        """The module that gets what the operator gives, (B, T, H, V) or (B, T, H V)."""
-        raise NotImplementedError
+    def operator_heads(self) -> int:
+        """Heads of the mixer."""
+        return self.config.num_heads
 
     def encoding(self) -> nn.Module:
         """Build what the mixer needs of a position; blocks of one mixer share it."""
@@ -71,21 +123,6 @@ class MixerModule(FusedSteps):
             raise unknown_name(f"{self.config.title} backend", name, self.config.forms)
         self.backend = name
         self.executed = {}
-
-    def init_state(self, batch_size: int, capacity: int) -> LayerState:
-        """Return the zero state; `capacity` tokens where a tensor has an entry for each token."""
-        weight = next(self.parameters())
-        return allocate_state(self.config.state, batch_size, capacity, weight, wide_dtype(weight.dtype))
-
-    @staticmethod
-    def keep(state: LayerState | None, name: str, tensor: Tensor) -> None:
-        """Put a new tensor into the state, where there is one."""
-        if state is None:
-            return
-        if tensor.requires_grad:
-            state[name] = tensor
-        else:  # in place, so that a captured CUDA graph finds it where it was
-            state[name].copy_(tensor)
 
     def forward(
         self, x: Tensor, state: LayerState | None, positions: Positions, *, last_only: bool = False
