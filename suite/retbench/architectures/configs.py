@@ -4,7 +4,14 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SerializeAsAny,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from retbench.architectures.registry import (
     find_architecture,
@@ -64,6 +71,8 @@ class ModelConfig(Strict):
     norm: Literal["rms", "layer"] = "rms"
     """Norm before each mixer and feed-forward and before the head. rms: RMSNorm. layer: LayerNorm with bias."""
     norm_eps: float = 1e-6
+    embedding_norm: bool = False
+    """True if the embedded tokens are normed before the first block."""
     blocks: tuple[BlockConfig, ...] = Field(min_length=1)
 
     @model_validator(mode="before")
@@ -78,6 +87,14 @@ class ModelConfig(Strict):
                 if part is not None and part.d_model != self.d_model:
                     raise ValueError(f"a block is {part.d_model} wide in a model of d_model {self.d_model}")
         return self
+
+    @model_serializer(mode="wrap")
+    def _leave_out_default_norm(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Return the fields without the usual `embedding_norm`, which earlier configurations did not state."""
+        fields: dict[str, Any] = dump(self)
+        if not self.embedding_norm:
+            fields.pop("embedding_norm", None)
+        return fields
 
     @property
     def num_layers(self) -> int:

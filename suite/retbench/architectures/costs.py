@@ -36,7 +36,7 @@ def _norm_params(config: ModelConfig) -> int:
 
 def num_params_nonembedding(config: ModelConfig) -> int:
     """Return the parameters without the embedding table and the output head."""
-    return block_params(config) + _norm_params(config)
+    return block_params(config) + (2 if config.embedding_norm else 1) * _norm_params(config)
 
 
 def num_params(config: ModelConfig) -> int:

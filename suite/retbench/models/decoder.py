@@ -86,13 +86,15 @@ class Decoder(nn.Module):
         check_backend(config, backend)
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
+        norm = (config.norm, config.d_model, config.norm_eps)
+        self.embedding_norm = make_norm(*norm) if config.embedding_norm else None
         self.blocks = nn.ModuleList(Block(config, block, backend, chunk_size) for block in config.layers)
         self.encodings = nn.ModuleList()
         """Position encodings; blocks with equal mixers share one."""
         self._encoding_of = self._share_encodings()
         self.compute_dtype: torch.dtype | None = None
         self.activation_checkpointing = False
-        self.norm: nn.Module = make_norm(config.norm, config.d_model, config.norm_eps)
+        self.norm: nn.Module = make_norm(*norm)
         self.head = Linear(config.d_model, config.vocab_size)
         self.backend = backend
         self.decode_operators = "eager"
@@ -229,6 +231,8 @@ class Decoder(nn.Module):
         start = state.position if state is not None else 0
         encoded = self._encode(start, length)
         x = self.embedding(tokens)  # (B, T, D)
+        if self.embedding_norm is not None:
+            x = self.embedding_norm(x)
         last = len(self.blocks) - 1
         for index, block in enumerate(self.blocks):
             layer = state.layers[index] if state is not None else None
