@@ -63,3 +63,31 @@ class LinearOperator(Mixer):
         chunk = self._counted_chunk(form, chunk_size)
         inside = 2 * min(chunk or SEGMENT, SEGMENT, context_len) * (key_dim + value_dim)
         return self.num_heads * context_len * (inside + 2 * update)
+
+
+class ChannelDecayOperator(LinearOperator):
+    """A linear operator whose decay differs between the channels of a key.
+
+    Its chunks compute the products of queries and keys of blocks below the diagonal only; see
+    `retbench.ops.linear_chunk.vector_terms`.
+    """
+
+    def training_flops(self, context_len: int, form: str, chunk_size: int | None) -> int:
+        """Return the products of a form; queries and keys are multiplied for causal pairs only."""
+        flops = super().training_flops(context_len, form, chunk_size)
+        chunk = self._counted_chunk(form, chunk_size)
+        return flops if chunk is None else flops - self._unneeded_scores(context_len, chunk)
+
+    def prefill_flops(self, context_len: int, form: str, chunk_size: int | None, *, last_only: bool) -> int:
+        """Return the products of one prompt; of those of queries and keys only the causal ones are computed."""
+        flops = super().prefill_flops(context_len, form, chunk_size, last_only=last_only)
+        if last_only:
+            return flops
+        chunk = self._counted_chunk(form, chunk_size) or SEGMENT
+        return flops - self._unneeded_scores(context_len, min(chunk, SEGMENT))
+
+    def _unneeded_scores(self, context_len: int, chunk: int) -> int:
+        """Return the operations of the products above the diagonals of all chunks."""
+        whole, rest = divmod(context_len, chunk)
+        pairs = whole * chunk * (chunk - 1) + rest * (rest - 1)
+        return self.num_heads * self.head_dim * pairs

@@ -1,5 +1,6 @@
 """The torch side of mixers: the interface that the decoder calls, and what mixers of one operator share."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -14,9 +15,9 @@ from retbench.mixers.state import LayerState
 from retbench.ops import fused
 from retbench.ops.fused import FusedSteps
 from retbench.ops.linear import Linear
+from retbench.ops.linear_operator import Readout
 from retbench.ops.position import NoEncoding, Positions, Rotary, rotate
 from retbench.ops.retention import (
-    RetentionForm,
     retention_chunkwise,
     retention_decayed_step_,
     retention_last,
@@ -151,7 +152,7 @@ class LinearOperatorModule(MixerModule):
     def __init__(self, config: LinearOperator, form: str, chunk_size: int | None) -> None:
         super().__init__(config, form, chunk_size)
         chunkwise = partial(retention_chunkwise, chunk_size=chunk_size or config.default_chunk_size or 1)
-        self.forms: dict[str, RetentionForm] = {
+        self.forms: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
             "parallel": retention_parallel,
             "chunkwise": chunkwise,
             "chunkwise_fp32": partial(chunkwise, wide_products=True),
@@ -167,6 +168,7 @@ class LinearOperatorModule(MixerModule):
         state: LayerState | None,
         *,
         step_decay: Tensor | None = None,
+        readout: Readout | None = None,
     ) -> Tensor:
         """Run the operator and advance the state in place.
 
@@ -174,24 +176,26 @@ class LinearOperatorModule(MixerModule):
             q: Queries, (B, T, H, K), or (B, 1, H, K) for the last token's output alone.
             k: Keys, (B, T, H, K).
             v: Values, (B, T, H, V).
-            log_decay: (H,) or (B, T, H).
+            log_decay: (H,), (B, T, H) or (B, T, H, K).
             state: Of this layer; None starts from zero and keeps nothing.
-            step_decay: exp(log_decay) where that is fixed, for decode steps.
+            step_decay: exp(log_decay) for decode steps, where it is at hand.
+            readout: As of `linear_recurrent`, for forms that take it; None is inclusive.
 
         Returns:
             (B, T, H, V), or (B, 1, H, V) for the last token alone.
         """
         before = state["values"] if state is not None else None
+        options = {} if readout is None else {"readout": readout}
         if q.shape[1] < k.shape[1]:
-            out, after = retention_last(q, k, v, log_decay, before)
+            out, after = retention_last(q, k, v, log_decay, before, **options)
         elif before is not None and q.shape[1] == 1 and not torch.is_grad_enabled():
             self.executed["decode"] = "recurrent"
             if step_decay is not None:
-                return retention_decayed_step_(q, k, v, step_decay, before)
-            return retention_step_(q, k, v, log_decay, before)
+                return retention_decayed_step_(q, k, v, step_decay, before, **options)
+            return retention_step_(q, k, v, log_decay, before, **options)
         else:
             self.executed["prefill"] = self.backend
-            out, after = self.forms[self.backend](q, k, v, log_decay, before)
+            out, after = self.forms[self.backend](q, k, v, log_decay, before, **options)
         self.keep(state, "values", after)
         return out
 
