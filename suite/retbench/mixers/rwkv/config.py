@@ -99,9 +99,16 @@ class RwkvTimeMix(ChannelDecayOperator):
         return super().decode_flops(context_len) + 5 * self.d_model
 
     def decode_workspace(self, dtype: str) -> int:
-        """Return the values alive at once in a decode step."""
-        wide = WIDE_BYTES[dtype] // DTYPE_BYTES[dtype]
-        return (self.num_inputs + 6 + 4 * wide) * self.d_model
+        """Return the values alive at once: in the interpolation, in the products, or in the step of the operator."""
+        d, inputs, wide = self.d_model, self.num_inputs, WIDE_BYTES[dtype] // DTYPE_BYTES[dtype]
+        decays = 1 if self.decay_rank else 0  # a fixed decay is the same for all sequences
+        # The difference from the token before, the input of the low rank, weights and results.
+        interpolating = (2 * inputs + 2) * d + inputs * self.mix_rank if self.mix_rank else 0
+        # The difference and the inputs; r, k, v and the gate before and after its activation; the decay.
+        projecting = (inputs + 6 + wide * decays) * d
+        # r, k, v and the gate; both forms of the decay, the read-out and the bonus; r, k and v widened.
+        stepping = (4 + wide * (2 * decays + 3) + (3 * wide if wide > 1 else 0)) * d
+        return max(interpolating, projecting, stepping)
 
     def prefill_workspace(self) -> int:
         """Return the weights of the interpolation, its inputs, and twice what the products give."""
@@ -142,7 +149,7 @@ class RwkvChannelMix(ChannelMixer):
     @property
     def activated_values(self) -> int:
         """Values for each token between the first product and the last, activations included."""
-        return 3 * self.ffn_dim + 2 * self.d_model
+        return 2 * self.ffn_dim + 2 * self.d_model
 
     @property
     def state(self) -> tuple[StateTensor, ...]:

@@ -82,28 +82,38 @@ class RwkvTimeMixModule(LinearOperatorModule):
         self, x: Tensor, state: LayerState | None, positions: Positions, *, last_only: bool = False
     ) -> Tensor:
         """(B, T, D) to (B, T, D), or (B, 1, D) with `last_only`; `state` is advanced in place."""
-        config, streamed = self.config, self.config.num_streamed_inputs
+        r, k, v, log_decay, gate = self._project(x, state, last_only=last_only)
+        step_decay = log_decay.exp() if x.shape[1] == 1 else None
+        readout = Readout(self.bonus.view(self.config.num_heads, -1))
+        log_decay = log_decay.expand(*k.shape[:2], -1, -1)
+        out = self.operate(r, k, v, log_decay, state, step_decay=step_decay, readout=readout)
+        out = self.read_out(out)  # (B, T, H, V)
+        normed = self.head_norm(out.reshape(-1, self.config.d_model)).view(gate.shape)
+        mixed: Tensor = self.out_proj(gate * normed)
+        return mixed
+
+    def _project(
+        self, x: Tensor, state: LayerState | None, *, last_only: bool
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Return r, k, v, the logarithm of the decay, (B, T, H, K) each, and the open gate, (B, T, D).
+
+        With `last_only` r and the gate are of the last token alone. A fixed decay is (1, 1, H, K).
+        """
+        streamed, end = self.config.num_streamed_inputs, self.config.num_inputs
         difference = _previous(x, state, "time_shift") - x
         if last_only:
             inputs = self._interpolate(x, difference, 0, streamed)
-            inputs += self._interpolate(x[:, -1:], difference[:, -1:], streamed, config.num_inputs)
+            inputs += self._interpolate(x[:, -1:], difference[:, -1:], streamed, end)
         else:
-            inputs = self._interpolate(x, difference, 0, config.num_inputs)
+            inputs = self._interpolate(x, difference, 0, end)
         *x_decay, x_key, x_value, x_receptance, x_gate = inputs
-        log_decay = self._log_decay(x, *x_decay)
-        out = self.operate(
+        return (
             self._heads(self.receptance_proj(x_receptance)),
             self._heads(self.key_proj(x_key)),
             self._heads(self.value_proj(x_value)),
-            log_decay,
-            state,
-            step_decay=log_decay.exp() if x.shape[1] == 1 else None,
-            readout=Readout(self.bonus.view(config.num_heads, -1)),
+            self._log_decay(*x_decay),
+            F.silu(self.gate_proj(x_gate)),
         )
-        out = self.read_out(out)  # (B, T, H, V)
-        normed = self.head_norm(out.reshape(-1, config.d_model)).view(*out.shape[:2], -1)
-        mixed: Tensor = self.out_proj(F.silu(self.gate_proj(x_gate)) * normed)
-        return mixed
 
     def _interpolate(self, x: Tensor, difference: Tensor, first: int, end: int) -> list[Tensor]:
         """Return inputs x_j of number first .. end - 1, (B, T, D) each, from x and x_previous - x."""
@@ -117,12 +127,12 @@ class RwkvTimeMixModule(LinearOperatorModule):
             mix = torch.baddbmm(mix, low, self.mix_up[first:end])
         return list(torch.addcmul(x, difference, mix).view(-1, *shape).unbind(0))
 
-    def _log_decay(self, x: Tensor, x_decay: Tensor | None = None) -> Tensor:
-        """Return the logarithm of the decay of inputs x, (B, T, H, K) in the wide dtype."""
-        log_rate = self.log_rate.to(wide_dtype(x.dtype))
+    def _log_decay(self, x_decay: Tensor | None = None) -> Tensor:
+        """Return the logarithm of the decay in the wide dtype, (B, T, H, K), or (1, 1, H, K) if it is fixed."""
+        log_rate = self.log_rate.to(wide_dtype(self.log_rate.dtype)).view(1, 1, -1)
         if x_decay is not None:
             log_rate = log_rate + torch.tanh(x_decay @ self.decay_down) @ self.decay_up
-        return self._heads(-log_rate.exp()).expand(*x.shape[:2], -1, -1)
+        return self._heads(-log_rate.exp())
 
     def _heads(self, x: Tensor) -> Tensor:
         """(..., D) as heads, (..., H, K)."""
@@ -152,10 +162,9 @@ class RwkvChannelMixModule(ChannelMixerModule):
 
     def forward(self, x: Tensor, state: LayerState | None, *, last_only: bool = False) -> Tensor:
         """(B, T, D) to (B, T, D), or (B, 1, D) with `last_only`; `state` is advanced in place."""
-        previous = _previous(x, state, "channel_shift")
+        difference = _previous(x, state, "channel_shift") - x
         if last_only:
-            x, previous = x[:, -1:], previous[:, -1:]
-        difference = previous - x
+            x, difference = x[:, -1:], difference[:, -1:]
         hidden = F.relu(self.key_proj(torch.addcmul(x, difference, self.key_mix))).square()
         receptance = torch.sigmoid(self.receptance_proj(torch.addcmul(x, difference, self.receptance_mix)))
         out: Tensor = receptance * self.value_proj(hidden)
