@@ -151,7 +151,7 @@ class ModelConfig(Strict):
         """Full names of the modules that hold its architecture, its mixers and its channel mixers."""
         recipe = find_architecture(self.architecture).spec.__module__
         parts = ((type(mixer).__module__, mixer.implementation.partition(":")[0]) for mixer in self.mixers)
-        channel_mixers = (type(block.ffn).__module__ for block in self.blocks if block.ffn)
+        channel_mixers = (name for block in self.blocks if block.ffn for name in block.ffn.modules)
         return (recipe, *dict.fromkeys([*(name for pair in parts for name in pair), *channel_mixers]))
 
     def chunk_size(self, form: str, asked: int | None) -> int | None:

@@ -47,6 +47,11 @@ class ChannelMixer(Strict):
         """The tensors that it carries from token to token; none where it sees one token at a time."""
         return ()
 
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """Full names of the modules that hold it, for the identity of a model's code."""
+        return (type(self).__module__,)
+
     def build(self) -> "nn.Module":
         """Build the torch module on torch's default device in its default dtype."""
         raise NotImplementedError

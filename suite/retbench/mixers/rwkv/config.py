@@ -1,5 +1,6 @@
 """RWKV-5 and RWKV-6: sizes, forms, state and costs of the time mix and of the channel mix."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 
 HEAD_WIDTH = 64
 """Width of a head in every published model."""
+_IMPLEMENTATION = "retbench.mixers.rwkv.module"
+"""Module of the torch modules, imported when a model is built."""
 
 
 class RwkvTimeMix(ChannelDecayOperator):
@@ -33,12 +36,12 @@ class RwkvTimeMix(ChannelDecayOperator):
     decay_rank: int = Field(default=64, ge=0)
     """Rank of C D. 0: the decay is fixed, as in RWKV-5."""
     norm_eps: float = 64e-5
-    """Of the head norm. The published code divides its input by 8 and adds 1e-5, or adds 64e-5, which is the same."""
+    """Epsilon of the head norm. The published code adds 1e-5 after dividing the input by 8, which is the same."""
 
     title: ClassVar[str] = "RWKV time mix"
     forms: ClassVar = {**ChannelDecayOperator.forms, "fla": Form("kernel"), "fla_recurrent": Form("kernel")}
     default_chunk_size: ClassVar[int | None] = 64
-    implementation: ClassVar[str] = "retbench.mixers.rwkv.module:RwkvTimeMixModule"
+    implementation: ClassVar[str] = f"{_IMPLEMENTATION}:RwkvTimeMixModule"
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -156,8 +159,12 @@ class RwkvChannelMix(ChannelMixer):
         """The last input."""
         return (StateTensor("channel_shift", (1, self.d_model)),)
 
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """Full names of the modules that hold it."""
+        return (*super().modules, _IMPLEMENTATION)
+
     def build(self) -> "nn.Module":
         """Build the torch module on torch's default device in its default dtype."""
-        from retbench.mixers.rwkv.module import RwkvChannelMixModule
-
-        return RwkvChannelMixModule(self)
+        module: nn.Module = import_module(_IMPLEMENTATION).RwkvChannelMixModule(self)
+        return module

@@ -26,26 +26,35 @@ class RwkvTimeMixModule(LinearOperatorModule):
     """
 
     config: RwkvTimeMix
+    mix_input: nn.Parameter | None
+    mix_down: nn.Parameter | None
+    mix_up: nn.Parameter | None
+    decay_down: nn.Parameter | None
+    decay_up: nn.Parameter | None
 
     def __init__(self, config: RwkvTimeMix, form: str, chunk_size: int | None) -> None:
         super().__init__(config, form, chunk_size)
         self.forms |= KERNELS
         d, count, rank = config.d_model, config.num_inputs, config.mix_rank
         self.mix = nn.Parameter(torch.empty(count * d))
-        if rank:
-            self.mix_input = nn.Parameter(torch.empty(d))
-            self.mix_down = nn.Parameter(torch.empty(d, count * rank))  # A_j
-            self.mix_up = nn.Parameter(torch.empty(count, rank, d))  # B_j
+        self._register(
+            rank, mix_input=(d,), mix_down=(d, count * rank), mix_up=(count, rank, d)
+        )  # -, A_j, B_j
         self.log_rate = nn.Parameter(torch.empty(d))  # w
-        if config.decay_rank:
-            self.decay_down = nn.Parameter(torch.empty(d, config.decay_rank))  # C
-            self.decay_up = nn.Parameter(torch.empty(config.decay_rank, d))  # D
+        self._register(
+            config.decay_rank, decay_down=(d, config.decay_rank), decay_up=(config.decay_rank, d)
+        )  # C, D
         self.bonus = nn.Parameter(torch.empty(d))  # u
         self.key_proj, self.value_proj = Linear(d, d), Linear(d, d)
         self.receptance_proj, self.gate_proj = Linear(d, d), Linear(d, d)
         self.read_out = nn.Identity()
         self.head_norm = nn.GroupNorm(config.num_heads, d, config.norm_eps)
         self.out_proj = Linear(d, d)
+
+    def _register(self, rank: int, **shapes: tuple[int, ...]) -> None:
+        """Register parameters by name, as None if their rank is 0."""
+        for name, shape in shapes.items():
+            self.register_parameter(name, nn.Parameter(torch.empty(shape)) if rank else None)
 
     @property
     def after_operator(self) -> nn.Module:
@@ -68,10 +77,10 @@ class RwkvTimeMixModule(LinearOperatorModule):
         self.log_rate.copy_(-6 + 5 * place ** (0.7 + 1.3 * rise))
         self.bonus.copy_(rise * (1 - place) + 0.1 * ((index + 1) % 3 - 1))
         self.head_norm.weight.fill_(((1 + depth.layer) / depth.num_layers) ** 0.7)
-        if self.config.mix_rank:
+        if self.mix_input is not None and self.mix_up is not None:
             self.mix_input.copy_(1 - late)
             self.mix_up.uniform_(-UP_BOUND, UP_BOUND, generator=generator)
-        if self.config.decay_rank:
+        if self.decay_up is not None:
             self.decay_up.uniform_(-UP_BOUND, UP_BOUND, generator=generator)
 
     def missing_reason(self, name: str, device: torch.device, dtype: torch.dtype) -> str | None:
@@ -120,7 +129,7 @@ class RwkvTimeMixModule(LinearOperatorModule):
         rank, shape = self.config.mix_rank, x.shape
         x, difference = x.flatten(0, 1), difference.flatten(0, 1)  # (B T, D)
         mix = self.mix.view(-1, 1, shape[-1])[first:end]  # (J, 1, D)
-        if rank:
+        if self.mix_input is not None and self.mix_down is not None and self.mix_up is not None:
             seen = torch.addcmul(x, difference, self.mix_input)
             low = torch.tanh(seen @ self.mix_down[:, first * rank : end * rank])  # (B T, J rank)
             low = low.unflatten(1, (-1, rank)).transpose(0, 1)  # (J, B T, rank)
@@ -130,7 +139,7 @@ class RwkvTimeMixModule(LinearOperatorModule):
     def _log_decay(self, x_decay: Tensor | None = None) -> Tensor:
         """Return the logarithm of the decay in the wide dtype, (B, T, H, K), or (1, 1, H, K) if it is fixed."""
         log_rate = self.log_rate.to(wide_dtype(self.log_rate.dtype)).view(1, 1, -1)
-        if x_decay is not None:
+        if x_decay is not None and self.decay_down is not None and self.decay_up is not None:
             log_rate = log_rate + torch.tanh(x_decay @ self.decay_down) @ self.decay_up
         return self._heads(-log_rate.exp())
 
