@@ -70,5 +70,6 @@ ARCHITECTURE = Architecture(
     spec=RwkvSpec,
     resolve=_resolve,
     presets={"v6": {"variant": "v6"}, "v5": {"variant": "v5"}},
+    formats=("retbench.checkpoints.rwkv6", "retbench.checkpoints.fla_rwkv6"),
     unusual=lambda config: [] if config.variant == "v6" else ["as RWKV-5"],
 )
