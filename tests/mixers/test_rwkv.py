@@ -162,6 +162,23 @@ def test_a_shift_that_forgets_the_segment_before_is_stopped(
     assert "decode = chunkwise" in {check.name for check in gate.checks if not check.passed}
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_decay_that_ignores_the_data_in_a_decode_step_is_stopped(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    """New weights must show it: with the published ones, whose low ranks start at zero, nothing would differ."""
+    honest = rwkv_module.RwkvTimeMixModule._log_decay
+
+    def fixed(self, x_decay):
+        return honest(self, torch.zeros_like(x_decay) if x_decay.shape[1] == 1 else x_decay)
+
+    monkeypatch.setattr(rwkv_module.RwkvTimeMixModule, "_log_decay", fixed)
+    model = build_model(model_of("v6"), dtype=dtype, device="cpu", seed=0, backend="chunkwise")
+    text = torch.randint(0, 256, (1, 301), generator=torch.Generator().manual_seed(0))
+    gate = check_equivalence(model, text, depth=301, lengths=(1, 17, 127))
+    assert "decode = chunkwise" in {check.name for check in gate.checks if not check.passed}
+
+
 def test_parameters_of_the_published_model() -> None:
     """RWKV-6 World 1.6B: 24 layers of width 2048, a channel mix of 7168, and 65,536 words."""
     shape = find_size("1.3b")

@@ -14,8 +14,8 @@ from retbench.ops.linear_chunk import wide_dtype
 from retbench.ops.linear_operator import Readout
 from retbench.ops.position import Positions
 
-UP_BOUND = 0.01
-"""Bound of the uniform distribution of B_j and D at the start."""
+LOW_RANK_GAIN = 0.5
+"""Root mean square of what a low rank adds at the start, for inputs of 1, if tanh left them as they are."""
 
 
 class RwkvTimeMixModule(LinearOperatorModule):
@@ -63,10 +63,11 @@ class RwkvTimeMixModule(LinearOperatorModule):
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator, depth: Depth) -> None:
-        """Set the vectors, and draw B_j and D, as `RWKV-v5/src/model.py` of BlinkDL/RWKV-LM does.
+        """Set the vectors as `RWKV-v5/src/model.py` of BlinkDL/RWKV-LM does, and draw the matrices of a low rank.
 
-        Matrices are drawn as those of every model here. The published code starts A_j, C and W_o at zero, and then new
-        weights would not show whether the forms are equivalent.
+        The published code starts A_j, C and W_o at zero. With such weights the equivalence check would find no fault in
+        what depends on the data. So A_j, B_j, C and D are drawn such that decays and interpolation visibly depend on
+        it, and W_o like every projection here.
         """
         d, rise = self.config.d_model, depth.layer / max(1, depth.num_layers - 1)
         index = torch.arange(d, dtype=torch.float64)
@@ -77,11 +78,12 @@ class RwkvTimeMixModule(LinearOperatorModule):
         self.log_rate.copy_(-6 + 5 * place ** (0.7 + 1.3 * rise))
         self.bonus.copy_(rise * (1 - place) + 0.1 * ((index + 1) % 3 - 1))
         self.head_norm.weight.fill_(((1 + depth.layer) / depth.num_layers) ** 0.7)
-        if self.mix_input is not None and self.mix_up is not None:
+        if self.mix_input is not None:
             self.mix_input.copy_(1 - late)
-            self.mix_up.uniform_(-UP_BOUND, UP_BOUND, generator=generator)
-        if self.decay_up is not None:
-            self.decay_up.uniform_(-UP_BOUND, UP_BOUND, generator=generator)
+        for down, up in ((self.mix_down, self.mix_up), (self.decay_down, self.decay_up)):
+            if down is not None and up is not None:
+                down.normal_(0.0, d**-0.5, generator=generator)
+                up.normal_(0.0, LOW_RANK_GAIN * up.shape[-2] ** -0.5, generator=generator)
 
     def missing_reason(self, name: str, device: torch.device, dtype: torch.dtype) -> str | None:
         """Return why one form cannot run here; None where it can."""
