@@ -2,21 +2,24 @@
 
 from collections.abc import Iterator
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from benchmarks.peers import pairs
 from benchmarks.peers.outcomes import Limit, Outcome, error_outcome, worst
+from retbench.architectures.matching import resolve_model
+from retbench.architectures.rwkv6 import RwkvSpec
 from retbench.data.text import read_tokens
-from retbench.mixers.retention.module import RetentionModule
+from retbench.mixers.module import LinearOperatorModule
 from retbench.models.decoder import Decoder
+from retbench.ops.linear_operator import INCLUSIVE, Readout, linear_chunkwise, linear_step_
 from retbench.ops.retention import (
     RetentionForm,
     retention_chunkwise,
     retention_parallel,
     retention_recurrent,
-    retention_step_,
 )
 
 LIMITS = {"float64": 1e-12, "float32": 1e-4}
@@ -89,26 +92,16 @@ def _run(
 def forms_bfloat16() -> Iterator[Outcome]:
     """Compare errors of bfloat16 decoding at depth 32K (ours) and of the bfloat16 chunkwise form (theirs), from fp64.
 
-    For the operator, queries, keys and values of the first layer of a model on real text go through 32,768 recurrent
+    For the operators, queries, keys and values of the first layer of a model on real text go through 32,768 recurrent
     steps and through the chunkwise form with products in float32; errors are over the last 256 tokens. For each whole
     model, with the same text, its state is prefilled, those tokens are decoded, and the result is compared with one
     chunkwise pass.
     """
     model = pairs.plain(pairs.fla_config("1m"), dtype=torch.bfloat16)
     tokens = read_tokens(BF16_DEPTH)[None]
-    q, k, v, log_decay = _operator_inputs(model, tokens)
-    exact = retention_chunkwise(q.double(), k.double(), v.double(), log_decay.double())[0]
-    state = torch.zeros(1, q.shape[2], q.shape[3], v.shape[3])
-    for t in range(BF16_DEPTH - BF16_TOKENS):
-        part = slice(t, t + 1)
-        retention_step_(q[:, part], k[:, part], v[:, part], log_decay, state)
-    steps = [
-        retention_step_(q[:, t : t + 1], k[:, t : t + 1], v[:, t : t + 1], log_decay, state)
-        for t in range(BF16_DEPTH - BF16_TOKENS, BF16_DEPTH)
-    ]
-    chunkwise = retention_chunkwise(q, k, v, log_decay, wide_products=True)[0]
-    end = slice(-BF16_TOKENS, None)
-    yield _error_ratio("forms-bfloat16: operator", torch.cat(steps, dim=1), chunkwise[:, end], exact[:, end])
+    yield _operator_error_ratio("forms-bfloat16: operator", model, tokens)
+    rwkv = pairs.plain(resolve_model(RwkvSpec(architecture="rwkv6"), "1m"), dtype=torch.bfloat16)
+    yield _operator_error_ratio("forms-bfloat16: operator of RWKV-6", rwkv, tokens)
 
     yield _model_error_ratio("forms-bfloat16: model", model, tokens)
     mamba2 = pairs.plain(pairs.mamba2_config("1m"), dtype=torch.bfloat16)
@@ -127,19 +120,46 @@ def _model_error_ratio(bar: str, model: Decoder, tokens: Tensor) -> Outcome:
     return _error_ratio(bar, decoded, whole, expected)
 
 
-def _operator_inputs(model: Decoder, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the inputs q, k, v and log_decay of the operator in the first layer of a chunkwise model."""
+class _Inputs(NamedTuple):
+    """Inputs of an operator."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    log_decay: Tensor
+    readout: Readout = INCLUSIVE
+
+
+def _operator_error_ratio(bar: str, model: Decoder, tokens: Tensor) -> Outcome:
+    """Return the error of recurrent steps of a model's first operator over that of its chunkwise form."""
+    q, k, v, log_decay, readout = _operator_inputs(model, tokens)
+    bonus = None if readout.bonus is None else readout.bonus.double()
+    wide = (one.double() for one in (q, k, v, log_decay))
+    exact = linear_chunkwise(*wide, readout=readout._replace(bonus=bonus))[0]
+    state = torch.zeros(1, v.shape[2], q.shape[3], v.shape[3])
+    steps = []
+    for t in range(tokens.shape[1]):
+        part = slice(t, t + 1)
+        decay = log_decay if log_decay.dim() == 1 else log_decay[:, part]
+        steps.append(linear_step_(q[:, part], k[:, part], v[:, part], decay, state, readout=readout))
+    chunkwise = linear_chunkwise(q, k, v, log_decay, readout=readout, wide_products=True)[0]
+    end = slice(-BF16_TOKENS, None)
+    return _error_ratio(bar, torch.cat(steps[end], dim=1), chunkwise[:, end], exact[:, end])
+
+
+def _operator_inputs(model: Decoder, tokens: Tensor) -> _Inputs:
+    """Return the inputs of the operator in the first layer of a chunkwise model."""
     mixer = model.mixers[0]
-    assert isinstance(mixer, RetentionModule)
-    seen: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+    assert isinstance(mixer, LinearOperatorModule)
+    seen: list[_Inputs] = []
+    form = mixer.forms["chunkwise"]
 
     def note(
-        q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor | None = None
+        q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor | None = None, **options: Readout
     ) -> tuple[Tensor, Tensor]:
-        seen.append((q, k, v, log_decay))
-        return retention_chunkwise(q, k, v, log_decay, state)
+        seen.append(_Inputs(q, k, v, log_decay, **options))
+        return form(q, k, v, log_decay, state, **options)
 
-    form = mixer.forms["chunkwise"]
     mixer.forms["chunkwise"] = note
     model(tokens, last_only=True)
     mixer.forms["chunkwise"] = form

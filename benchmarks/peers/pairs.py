@@ -55,7 +55,7 @@ def attention_of(config: ModelConfig) -> Attention:
 
 def ffn_of(config: ModelConfig) -> FeedForward:
     """Return the feed-forward of a model."""
-    assert config.ffn is not None
+    assert isinstance(config.ffn, FeedForward)
     return config.ffn
 
 

@@ -25,6 +25,7 @@ from tests.checkpoints.stored import (
     weighty,
     write_fla_retnet,
 )
+from tests.checkpoints.test_rwkv6 import FLA_CONFIG, HUB_CONFIG
 from tests.fuzzing import EXAMPLES, fuzz, read_or_refused, texts
 
 LLAMA_CONFIG = {
@@ -58,7 +59,10 @@ def retbench_config(folder: Path) -> dict[str, Any]:
 
 
 @EXAMPLES
-@pytest.mark.parametrize("form", ["fla", "fla transformer", "fla_gla", "llama", "torchscale", "retbench"])
+@pytest.mark.parametrize(
+    "form",
+    ["fla", "fla transformer", "fla_gla", "llama", "torchscale", "retbench", "rwkv6", "fla_rwkv6"],
+)
 def test_any_configuration_is_read_or_refused(tmp_path: Path, form: str, examples: int) -> None:
     config = {
         "fla": lambda: fla_retnet_config(FLA),
@@ -67,6 +71,8 @@ def test_any_configuration_is_read_or_refused(tmp_path: Path, form: str, example
         "llama": lambda: LLAMA_CONFIG,
         "torchscale": lambda: TORCHSCALE_CONFIG,
         "retbench": lambda: retbench_config(tmp_path),
+        "rwkv6": lambda: HUB_CONFIG,
+        "fla_rwkv6": lambda: FLA_CONFIG,
     }[form]()
     if form != "retbench":
         save_file({"a": torch.zeros(3)}, tmp_path / "model.safetensors")

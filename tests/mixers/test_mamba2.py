@@ -22,8 +22,9 @@ from retbench.errors import ConfigError
 from retbench.measure.memory import measure_memory
 from retbench.mixers.mamba2.config import Mamba2
 from retbench.mixers.mamba2.module import Mamba2Module
+from retbench.mixers.module import Depth
 from retbench.mixers.state import allocate_state
-from retbench.models.build import build_model, init_weights
+from retbench.models.build import build_model
 from retbench.models.equivalence import check_equivalence
 from retbench.ops.position import Positions
 
@@ -37,7 +38,7 @@ def make_mixer(form: str, num_groups: int, dtype: torch.dtype = torch.float64) -
     )
     module = Mamba2Module(config, form, 4).double()
     generator = torch.Generator().manual_seed(0)
-    init_weights(module, 0)
+    module.init_weights(generator, Depth(0, 1))
     for name, weight in module.named_parameters():
         if name not in ("dt_bias", "log_rate"):
             weight.data.normal_(1.0 if name in ("skip", "norm.weight") else 0.0, 0.4, generator=generator)

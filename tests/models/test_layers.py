@@ -113,6 +113,6 @@ def test_the_slowest_decay_survives_bfloat16():
     config = resolve_models(load_experiment("latency", ["size=6.7b"]), "paper")["retnet"]
     heads = config.mixer.num_heads
     small = retnet_config(d_model=64, num_layers=1, num_heads=heads, value_dim=128, ffn_dim=8, vocab_size=8)
-    mixer = build_model(small, dtype=torch.bfloat16, device="cpu", seed=0, backend="chunkwise").mixers[0]
-    assert mixer.log_decay.value.exp().max() == pytest.approx(1 - 2**-20, abs=1e-9)
-    assert mixer.init_state(1, 0)["values"].dtype == torch.float32
+    model = build_model(small, dtype=torch.bfloat16, device="cpu", seed=0, backend="chunkwise")
+    assert model.mixers[0].log_decay.value.exp().max() == pytest.approx(1 - 2**-20, abs=1e-9)
+    assert model.init_state(1, 0).layers[0]["values"].dtype == torch.float32

@@ -4,12 +4,24 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SerializeAsAny,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
-from retbench.architectures.registry import find_architecture, find_mixer, upgrade_config
+from retbench.architectures.registry import (
+    find_architecture,
+    find_channel_mixer,
+    find_mixer,
+    upgrade_config,
+)
 from retbench.errors import unknown_name
-from retbench.mixers.feed_forward import FeedForward
-from retbench.mixers.mixer import Mixer
+from retbench.mixers.feed_forward import ChannelMixer, FeedForward
+from retbench.mixers.mixer import Mixer, StateTensor
 from retbench.strict import Strict
 
 
@@ -20,13 +32,33 @@ def _parse_mixer(raw: object) -> object:
     return raw
 
 
+def _parse_channel_mixer(raw: object) -> object:
+    """Return the channel mixer that a dumped configuration names, a feed-forward if it names none."""
+    if isinstance(raw, dict):
+        kind = raw.get("kind")
+        return (find_channel_mixer(kind) if isinstance(kind, str) else FeedForward).model_validate(raw)
+    return raw
+
+
 class BlockConfig(Strict):
-    """Equal blocks in a row: a mixer, then a feed-forward where there is one."""
+    """Equal blocks in a row: a mixer, then a channel mixer such as a feed-forward where there is one."""
 
     count: int = Field(default=1, ge=1)
     """Number of blocks of this kind that follow each other."""
     mixer: Annotated[SerializeAsAny[Mixer], BeforeValidator(_parse_mixer)]
-    ffn: FeedForward | None = None
+    ffn: Annotated[SerializeAsAny[ChannelMixer] | None, BeforeValidator(_parse_channel_mixer)] = None
+
+    @model_validator(mode="after")
+    def _states_have_own_names(self) -> "BlockConfig":
+        names = [one.name for one in self.state]
+        if len(names) > len(set(names)):
+            raise ValueError(f"tensors of the mixer's and the channel mixer's state share a name: {names}")
+        return self
+
+    @property
+    def state(self) -> tuple[StateTensor, ...]:
+        """The tensors that one block carries from token to token: those of its mixer, then of its channel mixer."""
+        return (*self.mixer.state, *(self.ffn.state if self.ffn else ()))
 
 
 class ModelConfig(Strict):
@@ -39,6 +71,8 @@ class ModelConfig(Strict):
     norm: Literal["rms", "layer"] = "rms"
     """Norm before each mixer and feed-forward and before the head. rms: RMSNorm. layer: LayerNorm with bias."""
     norm_eps: float = 1e-6
+    embedding_norm: bool = False
+    """True if the embedded tokens are normed before the first block."""
     blocks: tuple[BlockConfig, ...] = Field(min_length=1)
 
     @model_validator(mode="before")
@@ -63,7 +97,13 @@ class ModelConfig(Strict):
         """Return `state_layers`; ValueError where a block reads what no earlier block keeps."""
         found: list[int] = []
         latest: dict[Mixer, int] = {}
-        for index, mixer in enumerate(block.mixer for block in self.layers):
+        for index, block in enumerate(self.layers):
+            mixer = block.mixer
+            if mixer.source is not None and block.ffn is not None and block.ffn.state:
+                raise ValueError(
+                    f"layer {index}, {mixer.title}, reads the state of another layer, and its channel mixer has one "
+                    "too; give it a feed-forward"
+                )
             if mixer.source is not None and mixer.source not in latest:
                 raise ValueError(
                     f"layer {index}, {mixer.title}, reads the state of an earlier layer with {mixer.source!r}, and "
@@ -81,7 +121,15 @@ class ModelConfig(Strict):
     @property
     def last_stateful(self) -> int:
         """Index of the last block with a state. Of a prompt the blocks after it need the last token only."""
-        return max((index for index, block in enumerate(self.layers) if block.mixer.state), default=0)
+        return max((index for index, block in enumerate(self.layers) if block.state), default=0)
+
+    @model_serializer(mode="wrap")
+    def _leave_out_default_norm(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Return the fields without the usual `embedding_norm`, which earlier configurations did not state."""
+        fields: dict[str, Any] = dump(self)
+        if not self.embedding_norm:
+            fields.pop("embedding_norm", None)
+        return fields
 
     @property
     def num_layers(self) -> int:
@@ -106,8 +154,8 @@ class ModelConfig(Strict):
         return tuple(dict.fromkeys(block.mixer for block in self.blocks))
 
     @property
-    def ffn(self) -> FeedForward | None:
-        """The feed-forward of the first block."""
+    def ffn(self) -> ChannelMixer | None:
+        """The channel mixer of the first block."""
         return self.blocks[0].ffn
 
     @property
@@ -121,12 +169,12 @@ class ModelConfig(Strict):
     @property
     def grows(self) -> bool:
         """True if the state grows with the context, as a key-value cache does."""
-        return any(one.kind == "per_token" for mixer in self.mixers for one in mixer.state)
+        return any(one.kind == "per_token" for block in self.blocks for one in block.state)
 
     @property
     def concatenates(self) -> bool:
         """True if a cache is copied at every token instead of being allocated to a capacity."""
-        return any(one.concatenated for mixer in self.mixers for one in mixer.state)
+        return any(one.concatenated for block in self.blocks for one in block.state)
 
     @property
     def fingerprint(self) -> str:
@@ -135,10 +183,11 @@ class ModelConfig(Strict):
 
     @property
     def modules(self) -> tuple[str, ...]:
-        """Full names of the modules that hold its architecture and its mixers."""
+        """Full names of the modules that hold its architecture, its mixers and its channel mixers."""
         recipe = find_architecture(self.architecture).spec.__module__
         parts = ((type(mixer).__module__, mixer.implementation.partition(":")[0]) for mixer in self.mixers)
-        return (recipe, *dict.fromkeys(name for pair in parts for name in pair))
+        channel_mixers = (name for block in self.blocks if block.ffn for name in block.ffn.modules)
+        return (recipe, *dict.fromkeys([*(name for pair in parts for name in pair), *channel_mixers]))
 
     def chunk_size(self, form: str, asked: int | None) -> int | None:
         """Return the chunk that the model runs a form with; None where no mixer has chunks."""

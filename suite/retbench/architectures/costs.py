@@ -7,7 +7,7 @@ counts; everything that moves through memory once a step is in the byte counts. 
 from typing import NamedTuple
 
 from retbench.architectures.configs import ModelConfig, form_of
-from retbench.mixers.feed_forward import FeedForward
+from retbench.mixers.feed_forward import ChannelMixer
 from retbench.mixers.mixer import DTYPE_BYTES, WIDE_BYTES, Mixer
 
 PREFILL_SEGMENT = 1024
@@ -15,17 +15,16 @@ PREFILL_SEGMENT = 1024
 
 
 def block_params(config: ModelConfig) -> int:
-    """Return the parameters of all blocks: mixers, feed-forwards and norms."""
+    """Return the parameters of all blocks: mixers, channel mixers and norms."""
     num_params = 0
     for block in config.blocks:
         norms = (2 if block.ffn else 1) * _norm_params(config)
-        num_params += block.count * (
-            _product_params(block.mixer, block.ffn) + block.mixer.other_params + norms
-        )
+        others = block.mixer.other_params + (block.ffn.other_params if block.ffn else 0)
+        num_params += block.count * (_product_params(block.mixer, block.ffn) + others + norms)
     return num_params
 
 
-def _product_params(mixer: Mixer, ffn: FeedForward | None) -> int:
+def _product_params(mixer: Mixer, ffn: ChannelMixer | None) -> int:
     """Return the parameters of one block that take part in a product with every token."""
     return mixer.streamed_params + mixer.local_params + (ffn.num_params if ffn else 0)
 
@@ -37,7 +36,7 @@ def _norm_params(config: ModelConfig) -> int:
 
 def num_params_nonembedding(config: ModelConfig) -> int:
     """Return the parameters without the embedding table and the output head."""
-    return block_params(config) + _norm_params(config)
+    return block_params(config) + (2 if config.embedding_norm else 1) * _norm_params(config)
 
 
 def num_params(config: ModelConfig) -> int:
@@ -55,7 +54,7 @@ def state_bytes(config: ModelConfig, dtype: str, batch_size: int, capacity: int)
     sequence = sum(
         block.count * one.num_bytes(dtype, one.num_tokens(capacity))
         for block in config.blocks
-        for one in block.mixer.state
+        for one in block.state
     )
     return batch_size * sequence
 
@@ -133,7 +132,7 @@ def decode_traffic(config: ModelConfig, dtype: str, batch_size: int, context_len
     weights = (num_params(config) - table_rows_unread * config.d_model) * DTYPE_BYTES[dtype]
     moved, shared = {True: 0, False: 0}, 0
     for block in config.blocks:
-        for one in block.mixer.state:
+        for one in block.state:
             moved[one.kind == "fixed"] += block.count * one.bytes_moved(dtype, context_len)
         for one in block.mixer.source.state if block.mixer.source else ():
             shared += block.count * one.bytes_read(dtype, context_len)
@@ -202,7 +201,8 @@ def prefill_flops(
     """Return the operations to process a prompt and give the logits of its last token.
 
     In the last block with a state only what later tokens need (keys, values, state) is computed for all tokens, and the
-    rest, with all blocks after it, for the last one. Attention is counted causal (half the square).
+    rest, with all blocks after it, for the last one; a channel mixer with a state needs all outputs of the mixer.
+    Attention is counted causal (half the square).
 
     Args:
         config: The model.
@@ -215,9 +215,14 @@ def prefill_flops(
     last = config.last_stateful
     for index, block in enumerate(config.layers):
         mixer, last_only = block.mixer, index >= last
-        streamed, rest = mixer.streamed_params, _product_params(mixer, block.ffn) - mixer.streamed_params
-        flops += 2 * (streamed * context_len + rest * (1 if last_only else context_len))
-        flops += mixer.prefill_flops(context_len, form_of(mixer, backend), chunk_size, last_only=last_only)
+        # A channel mixer that reads earlier tokens needs their outputs of the mixer.
+        mixes_last_only = last_only and not (block.ffn and block.ffn.state)
+        flops += 2 * mixer.streamed_params * context_len
+        flops += 2 * mixer.local_params * (1 if mixes_last_only else context_len)
+        flops += 2 * (block.ffn.num_params if block.ffn else 0) * (1 if last_only else context_len)
+        flops += mixer.prefill_flops(
+            context_len, form_of(mixer, backend), chunk_size, last_only=mixes_last_only
+        )
     return batch_size * flops
 
 

@@ -8,11 +8,13 @@ from collections.abc import Container, Iterator, Mapping
 from functools import cache
 from importlib import import_module, metadata
 from pkgutil import iter_modules
-from typing import Any, TypeVar
+from types import ModuleType
+from typing import Any, TypeVar, get_args
 
 from retbench import mixers as own_mixers
 from retbench.architectures.architecture import Architecture, ModelSpec
 from retbench.errors import ConfigError, unknown_name
+from retbench.mixers.feed_forward import ChannelMixer, FeedForward
 from retbench.mixers.mixer import Mixer
 
 GROUP = "retbench.architectures"
@@ -76,9 +78,32 @@ def find_architecture(name: str) -> Architecture:
 @cache
 def _own_mixers() -> Mapping[str, type[Mixer]]:
     """Return the mixers of this package by name; none of them needs an architecture to be found."""
-    packages = (found.name for found in iter_modules(own_mixers.__path__) if found.ispkg)
-    classes = (import_module(f"{own_mixers.__name__}.{name}").MIXER for name in packages)
-    return {mixer_name(kind): kind for kind in classes}
+    return {mixer_name(folder.MIXER): folder.MIXER for folder in _mixer_folders()}
+
+
+def _mixer_folders() -> Iterator[ModuleType]:
+    """Yield the package of each mixer's folder."""
+    for found in iter_modules(own_mixers.__path__):
+        if found.ispkg:
+            yield import_module(f"{own_mixers.__name__}.{found.name}")
+
+
+@cache
+def channel_mixers() -> Mapping[str, type[ChannelMixer]]:
+    """Return every kind of channel mixer by name: the feed-forwards, and those that come with a mixer."""
+    brought = [folder.CHANNEL_MIXER for folder in _mixer_folders() if hasattr(folder, "CHANNEL_MIXER")]
+    return {
+        name: kind
+        for kind in (FeedForward, *brought)
+        for name in get_args(kind.model_fields["kind"].annotation)
+    }
+
+
+def find_channel_mixer(name: str) -> type[ChannelMixer]:
+    """Return the kind of channel mixer called `name`; ConfigError with a suggestion when there is none."""
+    if name not in channel_mixers():
+        raise unknown_name("channel mixer", name, channel_mixers())
+    return channel_mixers()[name]
 
 
 def mixers() -> dict[str, type[Mixer]]:

@@ -17,6 +17,8 @@ from retbench.parsing import parse_json
 from retbench.strict import Strict
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from retbench.checkpoints.weights import StoredWeights
 
 CONFIG_NAME = "config.json"
@@ -70,6 +72,8 @@ class WeightPart(NamedTuple):
     """Expected shape in the file."""
     interleaved_heads: int | None = None
     """Heads whose rows are stored as adjacent rotary pairs (x_0, x_1), ...; pairs here are (x_i, x_{i+K/2})."""
+    convert: "Callable[[Tensor], Tensor] | None" = None
+    """Turns the tensor of the file into rows here, where its axes differ in number or order."""
 
 
 Plan = dict[str, tuple[WeightPart, ...]]

@@ -161,9 +161,10 @@ def _fill(model: Decoder, plan: Plan, weights: StoredWeights) -> None:
         start = 0
         for part in plan[name]:
             stored = weights.read(part.name)
-            end = start + stored.shape[0]
+            converted = _rows(stored, part)
+            end = start + converted.shape[0]
             rows = parameter[start:end]
-            rows.copy_(_rows(stored, part))
+            rows.copy_(converted)
             if not rows.isfinite().all():
                 path, most = weights.entries[part.name].path, stored.abs().max()
                 fault = f"values up to {most:.3g}, which {rows.dtype} cannot hold. Ask for another dtype."
@@ -175,7 +176,9 @@ def _fill(model: Decoder, plan: Plan, weights: StoredWeights) -> None:
 
 
 def _rows(stored: Tensor, part: WeightPart) -> Tensor:
-    """Reorder adjacent rotary pairs, if the tensor has any, to pairs that are half a head apart."""
+    """Return the rows of a stored tensor, with adjacent rotary pairs, if it has any, half a head apart."""
+    if part.convert is not None:
+        stored = part.convert(stored)
     if part.interleaved_heads is None:
         return stored
     reordered: Tensor = stored.unflatten(0, (part.interleaved_heads, -1, 2)).transpose(1, 2).flatten(0, 2)

@@ -76,7 +76,9 @@ def _by_mixer(names: list[str]) -> list[str]:
         mixer, _, form = name.rpartition("=")
         found.setdefault(mixer, []).append(form)
     return [
-        word for mixer, forms in found.items() for word in ([f"{mixer}={'|'.join(forms)}"] if mixer else forms)
+        word
+        for mixer, forms in found.items()
+        for word in ([f"{mixer}={'|'.join(forms)}"] if mixer else forms)
     ]
 
 

@@ -1,7 +1,9 @@
 """The torch side of mixers: the interface that the decoder calls, and what mixers of one operator share."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,20 +16,72 @@ from retbench.mixers.state import LayerState, allocate_state
 from retbench.ops import fused
 from retbench.ops.fused import FusedSteps
 from retbench.ops.linear import Linear
+from retbench.ops.linear_chunk import wide_dtype
+from retbench.ops.linear_operator import Readout
 from retbench.ops.position import NoEncoding, Positions, Rotary, rotate
 from retbench.ops.retention import (
-    RetentionForm,
     retention_chunkwise,
     retention_decayed_step_,
     retention_last,
     retention_parallel,
     retention_recurrent,
     retention_step_,
-    wide_dtype,
 )
 
 
-class MixerModule(FusedSteps):
+class Depth(NamedTuple):
+    """Place of a block in a model."""
+
+    layer: int
+    """Number of the block, from 0."""
+    num_layers: int
+    """Blocks of the model."""
+
+
+class StatefulModule(FusedSteps):
+    """Base of the parts of a block that carry a state from token to token: mixers, and some channel mixers."""
+
+    @property
+    def after_operator(self) -> nn.Module:
+        """The module that gets what the part computes of several tokens, (B, T, H, V) or (B, T, H V)."""
+        raise NotImplementedError
+
+    @property
+    def operator_heads(self) -> int:
+        """H, the heads of what `after_operator` gets."""
+        raise NotImplementedError
+
+    def init_weights(self, generator: torch.Generator, depth: Depth) -> None:
+        """Draw weights whose published initialisation is another one than that of `models.build.init_weights`."""
+
+    @staticmethod
+    def keep(state: LayerState | None, name: str, tensor: Tensor) -> None:
+        """Put a new tensor into the state, where there is one."""
+        if state is None:
+            return
+        if tensor.requires_grad:
+            state[name] = tensor
+        else:  # in place, so that a captured CUDA graph finds it where it was
+            state[name].copy_(tensor)
+
+
+class ChannelMixerModule(StatefulModule):
+    """Base of the channel mixers with a state: (B, T, D) in and out. The state is advanced in place.
+
+    A subclass implements `forward` and `after_operator`, which gets (B, T, W) of any width.
+    """
+
+    @property
+    def operator_heads(self) -> int:
+        """One: channels are in no heads."""
+        return 1
+
+    def forward(self, x: Tensor, state: LayerState | None, *, last_only: bool = False) -> Tensor:
+        """(B, T, D) to (B, T, D), or (B, 1, D) with `last_only`; `state` is that of the block, None starts at zero."""
+        raise NotImplementedError
+
+
+class MixerModule(StatefulModule):
     """Base of every mixer's module: (B, T, D) in and out, with a state that is advanced in place.
 
     A subclass implements `forward`, and may override `missing_reason`, `encoding` and `after_operator`. A mixer with a
@@ -51,9 +105,9 @@ class MixerModule(FusedSteps):
         self.set_backend(form)
 
     @property
-    def after_operator(self) -> nn.Module:
-        """The module that gets what the operator gives, (B, T, H, V) or (B, T, H V)."""
-        raise NotImplementedError
+    def operator_heads(self) -> int:
+        """Heads of the mixer."""
+        return self.config.num_heads
 
     def encoding(self) -> nn.Module:
         """Build what the mixer needs of a position; blocks of one mixer share it."""
@@ -74,14 +128,6 @@ class MixerModule(FusedSteps):
         self.backend = name
         self.executed = {}
 
-    def init_weights(self, generator: torch.Generator) -> None:
-        """Draw weights whose published initialisation is another one than that of `models.build.init_weights`."""
-
-    def init_state(self, batch_size: int, capacity: int) -> LayerState:
-        """Return the zero state; `capacity` tokens where a tensor has an entry for each token."""
-        weight = next(self.parameters())
-        return allocate_state(self.config.state, batch_size, capacity, weight, wide_dtype(weight.dtype))
-
     def init_pass_state(self, batch_size: int) -> LayerState:
         """Return a state for a pass without one, in which later layers read what this layer gives.
 
@@ -90,16 +136,6 @@ class MixerModule(FusedSteps):
         weight = next(self.parameters())
         layout = [replace(one, concatenated=one.kind == "per_token") for one in self.config.state]
         return allocate_state(layout, batch_size, 0, weight, wide_dtype(weight.dtype))
-
-    @staticmethod
-    def keep(state: LayerState | None, name: str, tensor: Tensor) -> None:
-        """Put a new tensor into the state, where there is one."""
-        if state is None:
-            return
-        if tensor.requires_grad:
-            state[name] = tensor
-        else:  # in place, so that a captured CUDA graph finds it where it was
-            state[name].copy_(tensor)
 
     def forward(
         self, x: Tensor, state: LayerState | None, positions: Positions, *, last_only: bool = False
@@ -132,7 +168,7 @@ class LinearOperatorModule(MixerModule):
     def __init__(self, config: LinearOperator, form: str, chunk_size: int | None) -> None:
         super().__init__(config, form, chunk_size)
         chunkwise = partial(retention_chunkwise, chunk_size=chunk_size or config.default_chunk_size or 1)
-        self.forms: dict[str, RetentionForm] = {
+        self.forms: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
             "parallel": retention_parallel,
             "chunkwise": chunkwise,
             "chunkwise_fp32": partial(chunkwise, wide_products=True),
@@ -148,6 +184,7 @@ class LinearOperatorModule(MixerModule):
         state: LayerState | None,
         *,
         step_decay: Tensor | None = None,
+        readout: Readout | None = None,
     ) -> Tensor:
         """Run the operator and advance the state in place.
 
@@ -155,24 +192,26 @@ class LinearOperatorModule(MixerModule):
             q: Queries, (B, T, H, K), or (B, 1, H, K) for the last token's output alone.
             k: Keys, (B, T, H, K).
             v: Values, (B, T, H, V).
-            log_decay: (H,) or (B, T, H).
+            log_decay: (H,), (B, T, H) or (B, T, H, K).
             state: Of this layer; None starts from zero and keeps nothing.
-            step_decay: exp(log_decay) where that is fixed, for decode steps.
+            step_decay: exp(log_decay) for decode steps, where it is at hand.
+            readout: As of `linear_recurrent`, for forms that take it; None is inclusive.
 
         Returns:
             (B, T, H, V), or (B, 1, H, V) for the last token alone.
         """
         before = state["values"] if state is not None else None
+        options = {} if readout is None else {"readout": readout}
         if q.shape[1] < k.shape[1]:
-            out, after = retention_last(q, k, v, log_decay, before)
+            out, after = retention_last(q, k, v, log_decay, before, **options)
         elif before is not None and q.shape[1] == 1 and not torch.is_grad_enabled():
             self.executed["decode"] = "recurrent"
             if step_decay is not None:
-                return retention_decayed_step_(q, k, v, step_decay, before)
-            return retention_step_(q, k, v, log_decay, before)
+                return retention_decayed_step_(q, k, v, step_decay, before, **options)
+            return retention_step_(q, k, v, log_decay, before, **options)
         else:
             self.executed["prefill"] = self.backend
-            out, after = self.forms[self.backend](q, k, v, log_decay, before)
+            out, after = self.forms[self.backend](q, k, v, log_decay, before, **options)
         self.keep(state, "values", after)
         return out
 

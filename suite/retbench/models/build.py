@@ -5,12 +5,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from retbench.architectures.configs import ModelConfig
 from retbench.measure.products import streaming_is_faster
-from retbench.mixers.module import MixerModule
+from retbench.mixers.module import Depth, StatefulModule
 from retbench.models.decoder import Decoder
 from retbench.ops import fused
 
@@ -109,7 +108,7 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 
 @torch.no_grad()
-def init_weights(model: nn.Module, seed: int) -> None:
+def init_weights(model: Decoder, seed: int) -> None:
     """Draw matrices from a normal distribution, and set weights of norms to one and biases to zero.
 
     A mixer then draws the weights that are published with another initialisation.
@@ -121,6 +120,7 @@ def init_weights(model: nn.Module, seed: int) -> None:
         else:  # in memory order for either layout
             stored = parameter if parameter.is_contiguous() else parameter.t()
             stored.normal_(0.0, INIT_STD, generator=generator)
-    for module in model.modules():
-        if isinstance(module, MixerModule):
-            module.init_weights(generator)
+    for index, block in enumerate(model.blocks):
+        for part in block.children():
+            if isinstance(part, StatefulModule):
+                part.init_weights(generator, Depth(index, len(model.blocks)))

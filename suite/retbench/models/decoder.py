@@ -11,18 +11,19 @@ from torch.utils.checkpoint import checkpoint
 from retbench.architectures.configs import BlockConfig, ModelConfig, check_backend, form_of
 from retbench.architectures.costs import PREFILL_SEGMENT
 from retbench.errors import UnsupportedError, unknown_name
-from retbench.mixers.module import MixerModule
-from retbench.mixers.state import LayerState
+from retbench.mixers.module import ChannelMixerModule, MixerModule, StatefulModule
+from retbench.mixers.state import LayerState, allocate_state
 from retbench.models.state import DecoderState
 from retbench.ops import DecodeOperators, fused
 from retbench.ops.fused import FusedSteps
 from retbench.ops.layers import add_norm_step, make_norm, norm_step
 from retbench.ops.linear import Linear
+from retbench.ops.linear_chunk import wide_dtype
 from retbench.ops.position import Positions
 
 
 class Block(FusedSteps):
-    """x + mixer(norm(x)), followed by x + ffn(norm(x)) if the block has a feed-forward."""
+    """x + mixer(norm(x)), followed by x + ffn(norm(x)) if the block has a channel mixer."""
 
     def __init__(self, config: ModelConfig, block: BlockConfig, backend: str, chunk_size: int | None) -> None:
         super().__init__()
@@ -30,6 +31,12 @@ class Block(FusedSteps):
         self.mixer: MixerModule = block.mixer.build(form_of(block.mixer, backend), chunk_size)
         self.ffn_norm = make_norm(config.norm, config.d_model, config.norm_eps) if block.ffn else None
         self.ffn = block.ffn.build() if block.ffn else None
+        self._layout = block.state
+
+    def init_state(self, batch_size: int, capacity: int) -> LayerState:
+        """Return the zero state; `capacity` tokens where a tensor has an entry for each token."""
+        weight = next(self.parameters())
+        return allocate_state(self._layout, batch_size, capacity, weight, wide_dtype(weight.dtype))
 
     def forward(
         self, x: Tensor, state: LayerState | None, positions: Positions, *, last_only: bool = False
@@ -37,11 +44,20 @@ class Block(FusedSteps):
         """(B, T, D) to (B, T, D), or (B, 1, D) with `last_only`; `state` is advanced in place."""
         if self.steps_fused(x) and not last_only:
             return self._step(x, state, positions)
-        mixed = self.mixer(self.mixer_norm(x), state, positions, last_only=last_only)
-        x = (x[:, -1:] if last_only else x) + mixed
+        reads_back = isinstance(self.ffn, ChannelMixerModule)
+        mixes_last_only = last_only and not reads_back
+        mixed = self.mixer(self.mixer_norm(x), state, positions, last_only=mixes_last_only)
+        x = (x[:, -1:] if mixes_last_only else x) + mixed
         if self.ffn is None or self.ffn_norm is None:
             return x
-        out: Tensor = x + self.ffn(self.ffn_norm(x))
+        fed = self._feed(self.ffn_norm(x), state, last_only=last_only)
+        return (x[:, -1:] if last_only else x) + fed
+
+    def _feed(self, x: Tensor, state: LayerState | None, *, last_only: bool = False) -> Tensor:
+        """Apply the channel mixer to its normed input."""
+        assert self.ffn is not None
+        reads_back = isinstance(self.ffn, ChannelMixerModule)
+        out: Tensor = self.ffn(x, state, last_only=last_only) if reads_back else self.ffn(x)
         return out
 
     def _step(self, x: Tensor, state: LayerState | None, positions: Positions) -> Tensor:
@@ -50,8 +66,7 @@ class Block(FusedSteps):
         if self.ffn is None or self.ffn_norm is None:
             return x + mixed
         x, normed = add_norm_step(self.ffn_norm, x, mixed)
-        out: Tensor = x + self.ffn(normed)
-        return out
+        return x + self._feed(normed, state)
 
 
 class Decoder(nn.Module):
@@ -73,6 +88,8 @@ class Decoder(nn.Module):
         check_backend(config, backend)
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
+        norm = (config.norm, config.d_model, config.norm_eps)
+        self.embedding_norm = make_norm(*norm) if config.embedding_norm else None
         self.blocks = nn.ModuleList(Block(config, block, backend, chunk_size) for block in config.layers)
         self._state_of = config.state_layers
         self._last_stateful = config.last_stateful
@@ -81,7 +98,7 @@ class Decoder(nn.Module):
         self._encoding_of = self._share_encodings()
         self.compute_dtype: torch.dtype | None = None
         self.activation_checkpointing = False
-        self.norm: nn.Module = make_norm(config.norm, config.d_model, config.norm_eps)
+        self.norm: nn.Module = make_norm(*norm)
         self.head = Linear(config.d_model, config.vocab_size)
         self.backend = backend
         self.decode_operators = "eager"
@@ -108,6 +125,12 @@ class Decoder(nn.Module):
     def mixers(self) -> list[MixerModule]:
         """The mixer of each block."""
         return [block.mixer for block in self.blocks if isinstance(block, Block)]
+
+    @property
+    def stateful(self) -> list[StatefulModule]:
+        """Each mixer, and each channel mixer that reads earlier tokens, in the order in which they run."""
+        parts = (part for block in self.blocks for part in block.children())
+        return [part for part in parts if isinstance(part, StatefulModule)]
 
     def backends(self) -> dict[str, str | None]:
         """Return every backend of the model with None if it can run here, else the reason why not."""
@@ -177,7 +200,8 @@ class Decoder(nn.Module):
 
     def init_state(self, batch_size: int, capacity: int) -> DecoderState:
         """Return an empty state for `batch_size` sequences; key-value caches have room for `capacity` tokens."""
-        return DecoderState([mixer.init_state(batch_size, capacity) for mixer in self.mixers])
+        blocks = (block for block in self.blocks if isinstance(block, Block))
+        return DecoderState([block.init_state(batch_size, capacity) for block in blocks])
 
     def forward(
         self, tokens: Tensor, state: DecoderState | None = None, *, last_only: bool = False
@@ -220,6 +244,8 @@ class Decoder(nn.Module):
         start = state.position if state is not None else 0
         encoded = self._encode(start, length)
         x: Tensor = self.embedding(tokens)  # (B, T, D)
+        if self.embedding_norm is not None:
+            x = self.embedding_norm(x)
         for index, block in enumerate(islice(self.blocks, count)):
             layer = layers[self._state_of[index]]
             only_last = last_only and index >= self._last_stateful and length > 1

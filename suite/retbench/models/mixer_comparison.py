@@ -1,5 +1,7 @@
 """Comparison of passes with a reference pass, mixer by mixer, where every mixer gets its inputs of the reference pass.
 
+A channel mixer that reads earlier tokens is compared like a mixer, and counts as one below.
+
 In 16-bit dtypes the logits of a deep RetNet cannot distinguish equivalent forms from wrong ones. At token 0 retention
 is (q_0 k_0) v_0, of which the head norm keeps v_0 and the sign of q_0 k_0. If that product nearly vanishes, rounding in
 lower layers decides the sign, and two equivalent forms diverge from there on; a test demonstrates it. So every pass
@@ -38,8 +40,8 @@ class MixerComparison:
     def __init__(self, model: Decoder, tokens: Tensor, state: DecoderState, kept: int) -> None:
         self.limit = LIMITS[model.dtype]
         self._model, self._kept = model, kept
-        self._inputs: list[Tensor] = []  # of each layer, (1, T, D)
-        self._outs: list[Tensor] = []  # of each layer, (1, H, kept, V)
+        self._inputs: list[Tensor] = []  # of each mixer, (1, T, D)
+        self._outs: list[Tensor] = []  # of each mixer, (1, H, kept, V)
 
         def enter(layer: int, x: Tensor, positions: Positions) -> Tensor:
             self._inputs.append(x)
@@ -88,7 +90,7 @@ class MixerComparison:
 
     def _heads(self, layer: int, out: Tensor) -> Tensor:
         """Return the output of an operator, (1, T, H, V) or (1, T, H V), as (1, H, T, V)."""
-        return out.view(1, out.shape[1], self._model.mixers[layer].config.num_heads, -1).transpose(1, 2)
+        return out.view(1, out.shape[1], self._model.stateful[layer].operator_heads, -1).transpose(1, 2)
 
 
 def head_error(found: Tensor, reference: Tensor, whole: Tensor) -> float:
@@ -126,7 +128,7 @@ def _hooks(
     """Replace the input of every mixer by `enter(layer, input, positions)`; pass its operator's output to `leave`."""
     handles = []
     try:
-        for layer, mixer in enumerate(model.mixers):
+        for layer, mixer in enumerate(model.stateful):
             handles.append(
                 mixer.register_forward_pre_hook(
                     lambda _, args, layer=layer: (enter(layer, args[0], args[2]), *args[1:])

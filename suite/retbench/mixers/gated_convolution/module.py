@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from retbench.mixers.gated_convolution.config import GatedConvolution
-from retbench.mixers.module import MixerModule
+from retbench.mixers.module import Depth, MixerModule
 from retbench.mixers.state import LayerState
 from retbench.ops.convolution import short_convolution, short_convolution_step_
 from retbench.ops.linear import Linear
@@ -35,7 +35,7 @@ class GatedConvolutionModule(MixerModule):
         """The identity that gets the convolved channels, (B, T, W)."""
         return self.read_out
 
-    def init_weights(self, generator: torch.Generator) -> None:
+    def init_weights(self, generator: torch.Generator, depth: Depth) -> None:
         """Draw the weights of the convolution from the uniform distribution of torch's convolutions."""
         bound = self.config.kernel_size**-0.5
         self.conv_weight.uniform_(-bound, bound, generator=generator)

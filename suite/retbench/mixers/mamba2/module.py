@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from retbench.mixers.mamba2.config import Mamba2
 from retbench.mixers.mamba2.kernels import missing_reason, scan_fla, scan_mamba_ssm
-from retbench.mixers.module import LinearOperatorModule
+from retbench.mixers.module import Depth, LinearOperatorModule
 from retbench.mixers.state import LayerState
 from retbench.ops import fused, kernels
 from retbench.ops.convolution import short_convolution, short_convolution_step_
@@ -74,7 +74,7 @@ class Mamba2Module(LinearOperatorModule):
         return self.read_out
 
     @torch.no_grad()
-    def init_weights(self, generator: torch.Generator) -> None:
+    def init_weights(self, generator: torch.Generator, depth: Depth) -> None:
         """Draw the weights outside of the projections as `mamba_ssm/modules/mamba2.py` does."""
 
         def draw(weight: Tensor, low: float, high: float) -> Tensor:

@@ -1,0 +1,199 @@
+"""Time mix and channel mix of RWKV-5 and RWKV-6 as torch modules."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from retbench.mixers.module import ChannelMixerModule, Depth, LinearOperatorModule, StatefulModule
+from retbench.mixers.rwkv.config import RwkvChannelMix, RwkvTimeMix
+from retbench.mixers.rwkv.kernels import KERNELS, missing_reason
+from retbench.mixers.state import LayerState
+from retbench.ops.convolution import token_shift, token_shift_step_
+from retbench.ops.linear import Linear
+from retbench.ops.linear_chunk import wide_dtype
+from retbench.ops.linear_operator import Readout
+from retbench.ops.position import Positions
+
+LOW_RANK_GAIN = 0.5
+"""Root mean square of what a low rank adds at the start, for inputs of 1, if tanh left them as they are."""
+
+
+class RwkvTimeMixModule(LinearOperatorModule):
+    """The time mix of RWKV-6 or RWKV-5; see `RwkvTimeMix` for what it computes.
+
+    The inputs x_j are in the order w, k, v, r, g, without w if the decay is fixed: what later tokens need comes before
+    what a prompt's last token alone needs. Matrices of a low rank have the orientation of the published checkpoints.
+    """
+
+    config: RwkvTimeMix
+    mix_input: nn.Parameter | None
+    mix_down: nn.Parameter | None
+    mix_up: nn.Parameter | None
+    decay_down: nn.Parameter | None
+    decay_up: nn.Parameter | None
+
+    def __init__(self, config: RwkvTimeMix, form: str, chunk_size: int | None) -> None:
+        super().__init__(config, form, chunk_size)
+        self.forms |= KERNELS
+        d, count, rank = config.d_model, config.num_inputs, config.mix_rank
+        self.mix = nn.Parameter(torch.empty(count * d))
+        self._register(
+            rank, mix_input=(d,), mix_down=(d, count * rank), mix_up=(count, rank, d)
+        )  # -, A_j, B_j
+        self.log_rate = nn.Parameter(torch.empty(d))  # w
+        self._register(
+            config.decay_rank, decay_down=(d, config.decay_rank), decay_up=(config.decay_rank, d)
+        )  # C, D
+        self.bonus = nn.Parameter(torch.empty(d))  # u
+        self.key_proj, self.value_proj = Linear(d, d), Linear(d, d)
+        self.receptance_proj, self.gate_proj = Linear(d, d), Linear(d, d)
+        self.read_out = nn.Identity()
+        self.head_norm = nn.GroupNorm(config.num_heads, d, config.norm_eps)
+        self.out_proj = Linear(d, d)
+
+    def _register(self, rank: int, **shapes: tuple[int, ...]) -> None:
+        """Register parameters by name, as None if their rank is 0."""
+        for name, shape in shapes.items():
+            self.register_parameter(name, nn.Parameter(torch.empty(shape)) if rank else None)
+
+    @property
+    def after_operator(self) -> nn.Module:
+        """The identity that gets the read-out, (B, T, H, V), before the head norm."""
+        return self.read_out
+
+    @torch.no_grad()
+    def init_weights(self, generator: torch.Generator, depth: Depth) -> None:
+        """Set the vectors as `RWKV-v5/src/model.py` of BlinkDL/RWKV-LM does, and draw the matrices of a low rank.
+
+        The published code starts A_j, C and W_o at zero. With such weights the equivalence check would find no fault in
+        what depends on the data. So A_j, B_j, C and D are drawn such that decays and interpolation visibly depend on
+        it, and W_o like every projection here.
+        """
+        d, rise = self.config.d_model, depth.layer / max(1, depth.num_layers - 1)
+        index = torch.arange(d, dtype=torch.float64)
+        place = index / max(1, d - 1)  # from 0 to 1
+        late, early = _powers(d, depth, 1.0), _powers(d, depth, 0.5)
+        mixes = [1 - late, 1 - late, 1 - late - 0.3 * rise, 1 - early, 1 - early]
+        self.mix.copy_(torch.cat(mixes[-self.config.num_inputs :]))
+        self.log_rate.copy_(-6 + 5 * place ** (0.7 + 1.3 * rise))
+        self.bonus.copy_(rise * (1 - place) + 0.1 * ((index + 1) % 3 - 1))
+        self.head_norm.weight.fill_(((1 + depth.layer) / depth.num_layers) ** 0.7)
+        if self.mix_input is not None:
+            self.mix_input.copy_(1 - late)
+        for down, up in ((self.mix_down, self.mix_up), (self.decay_down, self.decay_up)):
+            if down is not None and up is not None:
+                down.normal_(0.0, d**-0.5, generator=generator)
+                up.normal_(0.0, LOW_RANK_GAIN * up.shape[-2] ** -0.5, generator=generator)
+
+    def missing_reason(self, name: str, device: torch.device, dtype: torch.dtype) -> str | None:
+        """Return why one form cannot run here; None where it can."""
+        return missing_reason(name, device, dtype) if name in KERNELS else None
+
+    def forward(
+        self, x: Tensor, state: LayerState | None, positions: Positions, *, last_only: bool = False
+    ) -> Tensor:
+        """(B, T, D) to (B, T, D), or (B, 1, D) with `last_only`; `state` is advanced in place."""
+        r, k, v, log_decay, gate = self._project(x, state, last_only=last_only)
+        step_decay = log_decay.exp() if x.shape[1] == 1 else None
+        readout = Readout(self.bonus.view(self.config.num_heads, -1))
+        log_decay = log_decay.expand(*k.shape[:2], -1, -1)
+        out = self.operate(r, k, v, log_decay, state, step_decay=step_decay, readout=readout)
+        out = self.read_out(out)  # (B, T, H, V)
+        normed = self.head_norm(out.reshape(-1, self.config.d_model)).view(gate.shape)
+        mixed: Tensor = self.out_proj(gate * normed)
+        return mixed
+
+    def _project(
+        self, x: Tensor, state: LayerState | None, *, last_only: bool
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Return r, k, v, the logarithm of the decay, (B, T, H, K) each, and the open gate, (B, T, D).
+
+        With `last_only` r and the gate are of the last token alone. A fixed decay is (1, 1, H, K).
+        """
+        streamed, end = self.config.num_streamed_inputs, self.config.num_inputs
+        difference = _previous(x, state, "time_shift") - x
+        if last_only:
+            inputs = self._interpolate(x, difference, 0, streamed)
+            inputs += self._interpolate(x[:, -1:], difference[:, -1:], streamed, end)
+        else:
+            inputs = self._interpolate(x, difference, 0, end)
+        *x_decay, x_key, x_value, x_receptance, x_gate = inputs
+        return (
+            self._heads(self.receptance_proj(x_receptance)),
+            self._heads(self.key_proj(x_key)),
+            self._heads(self.value_proj(x_value)),
+            self._log_decay(*x_decay),
+            F.silu(self.gate_proj(x_gate)),
+        )
+
+    def _interpolate(self, x: Tensor, difference: Tensor, first: int, end: int) -> list[Tensor]:
+        """Return inputs x_j of number first .. end - 1, (B, T, D) each, from x and x_previous - x."""
+        rank, shape = self.config.mix_rank, x.shape
+        x, difference = x.flatten(0, 1), difference.flatten(0, 1)  # (B T, D)
+        mix = self.mix.view(-1, 1, shape[-1])[first:end]  # (J, 1, D)
+        if self.mix_input is not None and self.mix_down is not None and self.mix_up is not None:
+            seen = torch.addcmul(x, difference, self.mix_input)
+            low = torch.tanh(seen @ self.mix_down[:, first * rank : end * rank])  # (B T, J rank)
+            low = low.unflatten(1, (-1, rank)).transpose(0, 1)  # (J, B T, rank)
+            mix = torch.baddbmm(mix, low, self.mix_up[first:end])
+        return list(torch.addcmul(x, difference, mix).view(-1, *shape).unbind(0))
+
+    def _log_decay(self, x_decay: Tensor | None = None) -> Tensor:
+        """Return the logarithm of the decay in the wide dtype, (B, T, H, K), or (1, 1, H, K) if it is fixed."""
+        log_rate = self.log_rate.to(wide_dtype(self.log_rate.dtype)).view(1, 1, -1)
+        if x_decay is not None and self.decay_down is not None and self.decay_up is not None:
+            log_rate = log_rate + torch.tanh(x_decay @ self.decay_down) @ self.decay_up
+        return self._heads(-log_rate.exp())
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """(..., D) as heads, (..., H, K)."""
+        return x.view(*x.shape[:-1], self.config.num_heads, -1)
+
+
+class RwkvChannelMixModule(ChannelMixerModule):
+    """The channel mix of RWKV-5 and RWKV-6; see `RwkvChannelMix` for what it computes."""
+
+    def __init__(self, config: RwkvChannelMix) -> None:
+        super().__init__()
+        d, width = config.d_model, config.ffn_dim
+        self.key_mix, self.receptance_mix = nn.Parameter(torch.empty(d)), nn.Parameter(torch.empty(d))
+        self.key_proj, self.value_proj = Linear(d, width), Linear(width, d)
+        self.receptance_proj = Linear(d, d)
+
+    @property
+    def after_operator(self) -> nn.Module:
+        """The product with W_v, which gets (B, T, F)."""
+        return self.value_proj
+
+    @torch.no_grad()
+    def init_weights(self, generator: torch.Generator, depth: Depth) -> None:
+        """Set the vectors as `RWKV-v5/src/model.py` of BlinkDL/RWKV-LM does."""
+        for mix in (self.key_mix, self.receptance_mix):
+            mix.copy_(1 - _powers(len(mix), depth, 1.0))
+
+    def forward(self, x: Tensor, state: LayerState | None, *, last_only: bool = False) -> Tensor:
+        """(B, T, D) to (B, T, D), or (B, 1, D) with `last_only`; `state` is advanced in place."""
+        difference = _previous(x, state, "channel_shift") - x
+        if last_only:
+            x, difference = x[:, -1:], difference[:, -1:]
+        hidden = F.relu(self.key_proj(torch.addcmul(x, difference, self.key_mix))).square()
+        receptance = torch.sigmoid(self.receptance_proj(torch.addcmul(x, difference, self.receptance_mix)))
+        out: Tensor = receptance * self.value_proj(hidden)
+        return out
+
+
+def _previous(x: Tensor, state: LayerState | None, name: str) -> Tensor:
+    """Return the input before each of x (B, T, D), and put the last into a tensor of the state."""
+    if state is None:
+        return token_shift(x)[0]
+    if x.shape[1] == 1 and not torch.is_grad_enabled():
+        return token_shift_step_(x, state[name])
+    previous, last = token_shift(x, state[name])
+    StatefulModule.keep(state, name, last)
+    return previous
+
+
+def _powers(width: int, depth: Depth, factor: float) -> Tensor:
+    """Return (i / width)^p for each channel i, where p falls from `factor` to almost 0 over the layers."""
+    places = torch.arange(width, dtype=torch.float64) / width
+    return places ** (factor * (1 - depth.layer / depth.num_layers))
