@@ -1,10 +1,11 @@
-# make report      measure this machine and write reports/index.html
+# make report      measure this machine, write reports/index.html and print the answer; tables: retbench table latency
 # make test        run the tests that every change must pass, in two processes with separate cores (tests/conftest.py)
 # make test-long   run all tests, the slow ones too, in one process with all cores
 # make check       run lint, types and test
 # make exact       compare machine-independent quantities with results/baselines/exact.json
-# make pages       write generated pages: experiments/README.md, and from results/published the claims in README.md
-#                  and the figures in docs with their data
+# make pages       write generated pages: experiments/README.md, and from results/published the answer and the claims in
+#                  README.md and the figures in docs with their data
+# make picture     make pages, then docs/page.png: the first screen of the published report, by headless Chromium
 # make bench-peers compare with torchscale, yet-another-retnet and transformers: equality first, then speed
 # make bench-eval  compare with lm-eval's HFLM: answers document by document, then speed; needs RETBENCH_DATA
 # make bench-predict  compare predicted decode times with measured ones on this CPU
@@ -12,12 +13,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
 BUDGET ?= 30
-PAGE_FIGURES := latency_decode_batch1 quality_perplexity_litbank-original_whole_8192_by_position
+PAGE_FIGURES := quality_perplexity_litbank-original_whole_8192_by_position
 
 report: .venv/installed
-	$(BIN)/retbench run latency
-	$(BIN)/retbench run memory
-	$(BIN)/retbench report
+	@$(BIN)/retbench run latency > .venv/latency.md
+	@$(BIN)/retbench run memory > .venv/memory.md
+	@$(BIN)/retbench report
 
 check: lint types test
 
@@ -40,10 +41,15 @@ exact: .venv/installed-dev
 pages: .venv/installed
 	$(BIN)/retbench list --page > experiments/README.md
 	$(BIN)/retbench claims --format short --results results/published > .venv/claims.md
-	sed -e '/^<!-- begin claims/,/^<!-- end claims/{//!d;}' -e '/^<!-- begin claims/r .venv/claims.md' README.md > .venv/README.md
-	cp .venv/README.md README.md
 	$(BIN)/retbench report --results results/published --out .venv/page
+	sed -e '1,2d' -e '/^!\[/,$$d' .venv/page/report.md > .venv/answer.md
+	for name in answer claims; do \
+	  sed -e "/^<!-- begin $$name/,/^<!-- end $$name/{//!d;}" -e "/^<!-- begin $$name/r .venv/$$name.md" README.md > .venv/README.md \
+	  && cp .venv/README.md README.md || exit 1; done
 	for name in $(PAGE_FIGURES); do cp .venv/page/figures/$$name.svg .venv/page/figures/$$name.csv docs/ || exit 1; done
+
+picture: pages
+	$(BIN)/python -m benchmarks.page_picture .venv/page docs/page.png
 
 bench-peers: .venv/installed-peers
 	$(BIN)/python -m benchmarks.peers
@@ -67,4 +73,4 @@ gpu-check: .venv/installed-gpu
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.$(EXTRAS)'
 	@touch $@
 
-.PHONY: report check test test-long lint types exact pages bench-peers bench-eval bench-predict gpu-check
+.PHONY: report check test test-long lint types exact pages picture bench-peers bench-eval bench-predict gpu-check

@@ -96,7 +96,7 @@ def steps_for(device: str, out: Path) -> list[Step]:
     """Return every step except the reports, the most valuable first."""
     facts = [
         Step("device", ("-m", "benchmarks.gpu.facts"), 20),
-        Step("environment, ceilings", ("-m", "retbench", "env", "--device", device), 60),
+        Step("environment, ceilings", ("-m", "retbench", "env", "--ceilings", "--device", device), 60),
     ]
     layout = ("-m", "benchmarks.gpu.weight_layout", "--device", device)
     if device == "cpu":

@@ -2,6 +2,8 @@
 
 import re
 import shlex
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,9 @@ PAGES = [
     ROOT / "experiments" / "README.md",
     *sorted((ROOT / "docs").glob("*.md")),
 ]
+RESULTS = ROOT / "results" / "published" / "amd-epyc-2-cores" / "memory"
+"""Few records, so that commands that read them take seconds."""
+FAQ = (ROOT / "docs" / "faq.md").read_text(encoding="utf-8")
 TEXTS = {path: path.read_text(encoding="utf-8") for path in PAGES}
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 
@@ -34,6 +39,26 @@ def parse(words: str) -> None:
         command = command.commands[name]
     if arguments and "--help" not in arguments:  # a sentence may name a command alone
         command.make_context(name, arguments)
+
+
+def as_tried(words: str, folder: Path) -> list[str]:
+    """Return the words of a command as a test runs it: estimated where it measures, explained where it takes long."""
+    name, *arguments = shlex.split(words, comments=True)[1:]
+    if name in ("check", "predict") and "--paper" not in arguments:
+        return [name, "--help"]
+    added = {
+        "run": ["--dry-run"],
+        "train": ["--dry-run"],
+        "report": ["--results", str(RESULTS), "--out", str(folder / "out")],
+        "claims": ["--results", str(RESULTS)],
+    }
+    return [name, *arguments, *added.get(name, [])]
+
+
+def anchors_of(text: str) -> set[str]:
+    """Return the anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)", re.sub(r"```.*?```", "", text, flags=re.DOTALL), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def example_of(name: str) -> str:
@@ -93,6 +118,69 @@ def test_documents_hold_commands() -> None:
     assert len(commands_in(README)) >= 10
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        # An estimate measures the machine, which takes seconds and waits for other runs.
+        pytest.param(words, marks=pytest.mark.slow if words.split()[1] in ("run", "train") else ())
+        for words in sorted({line.partition("#")[0].strip() for line in commands_in(README)})
+        if not re.search(r" [A-Z]+\b", words)  # a placeholder
+    ],
+)
+def test_every_command_of_the_readme_runs(
+    words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, as_tried(words, tmp_path))
+    assert done.exit_code == 0, done.output
+    assert done.stdout
+
+
+@pytest.mark.parametrize("target", sorted(targets_in(README)))
+def test_every_make_target_of_the_readme_has_commands(target: str) -> None:
+    make = shutil.which("make")
+    if make is None:
+        pytest.skip("needs make")
+    done = subprocess.run(
+        [make, "--dry-run", "--always-make", target], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert ".venv/bin/" in done.stdout
+
+
+def test_the_readme_begins_with_the_answer_and_the_first_commands() -> None:
+    lines = README.splitlines()
+    assert any(line.startswith("git clone ") for line in lines[:20])
+    assert any(line.startswith("make report") for line in lines[:20])
+    assert sum(line.startswith("- **") for line in lines[:20]) == 4
+    assert README.index("(docs/page.png)") < README.index("## ")
+
+
+@pytest.mark.parametrize(
+    "term",
+    [
+        "equivalence check",
+        "regression check",
+        "form",
+        "cell",
+        "round",
+        "workspace",
+        "`strided`",
+        "`whole`",
+        "measurement session",
+    ],
+)
+def test_the_glossary_explains_the_terms(term: str) -> None:
+    glossary = FAQ.partition("## Glossary")[2]
+    assert re.search(rf"^\| {re.escape(term)}[^|]* \| .{{20,}} \|$", glossary, flags=re.MULTILINE)
+
+
+def test_the_readme_links_every_question_that_new_users_have() -> None:
+    linked = re.findall(r"\(docs/faq\.md#([^)]+)\)", README)
+    assert len(linked) >= 5
+    assert {"glossary", "can-i-measure-my-own-model"} <= set(linked) <= anchors_of(FAQ)
+
+
 def test_every_make_target_in_the_documents_exists() -> None:
     defined = set(re.findall(r"^([a-z-]+):", MAKEFILE, flags=re.MULTILINE))
     ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
@@ -115,10 +203,25 @@ def test_the_readme_is_short() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=[str(path.relative_to(ROOT)) for path in PAGES])
 def test_every_path_exists(page: Path) -> None:
     text = TEXTS[page]
-    links = [link for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link]
+    links = [link for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text) if "://" not in link]
     paths = re.findall(r"`((?:suite|experiments|tests|benchmarks|\.ci)/[^`*]*)`", text)
     assert [link for link in links if not (page.parent / link).exists()] == []
     assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[str(path.relative_to(ROOT)) for path in PAGES])
+def test_every_anchor_is_a_heading(page: Path) -> None:
+    for link, anchor in re.findall(r"\]\(([^)#:]*)#([^)]+)\)", TEXTS[page]):
+        target = (page.parent / link).resolve() if link else page
+        assert anchor in anchors_of(target.read_text(encoding="utf-8")), f"{link}#{anchor}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[str(path.relative_to(ROOT)) for path in PAGES])
+def test_results_are_written_by_commands_only(page: Path) -> None:
+    """Measured values and comparisons stand between the comments of generated parts, where tests compare them."""
+    prose = re.sub(r"<!-- begin .*?<!-- end [a-z]+ -->", "", TEXTS[page], flags=re.DOTALL)
+    unit = r"×|(?:ms|tokens/s|[KM]iB|times (?:faster|slower|as long))\b|% (?:faster|slower|less|fewer)\b"
+    assert re.findall(rf".*\d ?(?:{unit}).*", prose) == []
 
 
 def test_every_name_in_contributing_stands_in_the_file_named_with_it() -> None:

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
+from benchmarks.page_picture import HEIGHT, WIDTH, answer_of
 from retbench.cli import app
 from retbench.records.store import read_records
 
@@ -71,42 +73,76 @@ def test_the_page_on_quality_has_the_tables_of_the_records() -> None:
     assert [row for row in rows if row not in rows_of(told.stdout)] == []
 
 
-def test_the_readme_has_rows_of_the_records_with_fewer_columns() -> None:
-    rows = rows_of(output(README, "the tables"))
-    assert len(rows) == 10
-    told = [
+def percents_fewer(corpus: str, sizes: list[str]) -> list[str]:
+    """Return by how many percent RetNet's bits per byte are lower at each size, over seeds: one number or the range."""
+    rows = [
         row
-        for name in ("latency", "memory")
-        for row in rows_of(
-            CliRunner()
-            .invoke(app, ["table", name, "--results", str(PUBLISHED)], catch_exceptions=False)
-            .stdout
-        )
+        for row in rows_of(output(QUALITY, "quality"))
+        if row[:2] == [corpus, "strided"] and row[3] in sizes
     ]
-    for row in rows:
-        # Each cell is looked for behind the one before it, so that the order counts.
-        full = [iter(row_told) for row_told in told]
-        assert any(all(cell in cells for cell in row) for cells in full), f"README.md is out of date: {row}"
+    by_size = [[100 * (1 - float(row[-1].split()[0])) for row in rows if row[3] == size] for size in sizes]
+    return [
+        f"{number:.0f}" for values in by_size for number in sorted({round(min(values)), round(max(values))})
+    ]
+
+
+def test_the_summary_of_quality_has_the_numbers_of_the_records() -> None:
+    (block,) = re.findall(r"<!-- begin summary: .*? -->(.*?)<!-- end summary -->", QUALITY, flags=re.DOTALL)
+    sizes = ["300K", "1M", "3M"]
+    trained, beyond, *_ = [
+        re.findall(r"(?<![\d.])\d[\d.]*\b(?![KM\d])", bullet) for bullet in block.split("\n- ")[1:]
+    ]
+    assert trained == [*percents_fewer("litbank/original", sizes), *percents_fewer("wikitext-103", sizes)]
+    losses = pd.read_csv(
+        ROOT / "docs" / "quality_perplexity_litbank-original_whole_8192_by_position.csv"
+    ).query("model == 'transformer' and size == '3m'")
+    ends = [losses.loc[losses["position"] == position, "value"].item() for position in (2048, 8192)]
+    assert beyond == [f"{loss:.2f}" for loss in ends]
+
+
+def test_the_page_on_quality_names_the_parameters_of_the_trained_models() -> None:
+    records, _ = read_records(PUBLISHED)
+    counts = {record.model.num_params_nonembedding for record in records if record.workload == "training_run"}
+    (named,) = re.findall(r"pairs of ([\d., and]+) million parameters", QUALITY)
+    assert set(re.findall(r"\d\.\d", named)) == {f"{count / 1e6:.1f}" for count in counts}
 
 
 @pytest.fixture(scope="module")
-def figures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the figures that the report draws of the committed records."""
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the report of the committed records."""
     out = tmp_path_factory.mktemp("page")
     told = CliRunner().invoke(app, ["report", "--results", str(PUBLISHED), "--out", str(out)])
     assert told.exit_code == 0, told.output
-    return out / "figures"
+    return out
 
 
-@pytest.mark.parametrize(
-    "page", [ROOT / "README.md", ROOT / "docs" / "quality.md"], ids=lambda page: page.stem
-)
-def test_every_figure_of_a_page_shows_the_records(page: Path, figures: Path) -> None:
+def test_the_readme_has_the_answer_of_the_records(report: Path) -> None:
+    (block,) = re.findall(r"<!-- begin answer: .* -->\n(.*?)<!-- end answer -->", README, flags=re.DOTALL)
+    answer = answer_of((report / "report.md").read_text(encoding="utf-8"))
+    assert block.strip() == answer, "README.md is out of date: make pages"
+    assert re.search(r"Decode: [\d.]+× faster at 32K", answer)
+
+
+def test_the_picture_of_the_report_shows_the_answer_of_the_records(report: Path) -> None:
+    path = ROOT / "docs" / "page.png"
+    with Image.open(path) as picture:
+        picture.load()
+        text = picture.info
+        size = picture.size
+    answer = answer_of((report / "report.md").read_text(encoding="utf-8"))
+    assert text["Description"] == answer, "docs/page.png is out of date: make picture"
+    assert size == (WIDTH, HEIGHT) == (1440, 900)
+    assert path.stat().st_size < 200_000
+
+
+def test_every_figure_of_a_page_shows_the_records(report: Path) -> None:
     """By its data: how it is drawn changes with matplotlib."""
-    shown = re.findall(r"!\[[^]]*\]\(([^)]+)\)", page.read_text(encoding="utf-8"))
+    shown = re.findall(r"!\[[^]]*\]\(([^)]+)\)", QUALITY)
     assert shown
     for figure in shown:
-        kept = page.parent / figure
+        kept = ROOT / "docs" / figure
         assert kept.is_file()
-        data, drawn = (pd.read_csv(path) for path in (kept.with_suffix(".csv"), figures / f"{kept.stem}.csv"))
+        data, drawn = (
+            pd.read_csv(path) for path in (kept.with_suffix(".csv"), report / "figures" / f"{kept.stem}.csv")
+        )
         pd.testing.assert_frame_equal(data, drawn)

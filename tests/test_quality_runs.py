@@ -80,14 +80,14 @@ def test_a_dry_run_does_not_pretend_to_know_what_an_evaluation_takes(folder: Pat
     cells = json.loads(done.stdout)["cells"]
     assert {cell["workload"] for cell in cells} == {"perplexity"}
     assert {(cell["seconds"], cell["memory_bytes"]) for cell in cells} == {(None, None)}
-    rows = run_tiny(folder, "--dry-run").stdout.splitlines()[1:]
+    rows = run_tiny(folder, "--dry-run").stdout.splitlines()[2:]
     assert len(set(rows)) == len(rows)
-    assert rows[0].startswith("retnet 300k seed 0  ")
+    assert rows[0].startswith("| retnet 300K seed 0 |")
     assert f"perplexity of {folder / 'texts'}, whole" in rows[0]
-    assert rows[-1] == "none is estimated"
+    assert rows[-1].startswith("| none is estimated |")
     decode = "workloads.decode={context_len=[64]}"
     table = run_tiny(folder, "--dry-run", "--set", decode).stdout.splitlines()
-    for line in table[1:]:
+    for line in table[2:]:
         assert ("not estimated" in line) == ("perplexity" in line)
     assert "all that are estimated" in table[-1]
 
@@ -148,7 +148,7 @@ def test_the_same_command_measures_nothing_again(folder: Path, measured: list[Re
 def test_what_was_not_trained_is_asked_for(folder: Path) -> None:
     done = run_tiny(folder, "--set", "training.seeds=[0, 7]")
     assert done.exit_code == 2
-    assert "there is no trained 'retnet' of size 300k seed 7 of tiny/smoke under results" in done.stderr
+    assert "there is no trained 'retnet' of size 300K seed 7 of tiny/smoke under results" in done.stderr
     assert "retbench train tiny --profile smoke --out results" in done.stderr
 
 
@@ -267,7 +267,7 @@ def test_a_corpus_that_has_changed_since_the_training_is_refused(
         done = run_tiny(folder)
     said = " ".join(done.stderr.split())
     assert done.exit_code == 2
-    assert "has changed since 'retnet 300k seed 0' was trained on it (fingerprint " in said
+    assert "has changed since 'retnet 300K seed 0' was trained on it (fingerprint " in said
     assert "retbench train tiny --profile smoke --fresh" in said
 
 

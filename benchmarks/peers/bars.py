@@ -97,6 +97,22 @@ BARS: dict[str, Bar] = {
         ("transformers",),
         timed=False,
     ),
+    "equal-mistral": Bar(
+        "logits = transformers' Mistral, with a sliding window, to 1e-4",
+        "equality",
+        "mistral_equality",
+        {},
+        ("transformers",),
+        timed=False,
+    ),
+    "equal-deepseek": Bar(
+        "logits = transformers' DeepSeek-V2, with latent attention and without experts, to 1e-4",
+        "equality",
+        "deepseek_equality",
+        {},
+        ("transformers",),
+        timed=False,
+    ),
     "equal-yar": Bar(
         "logits = yet-another-retnet's, with the paper's blocks and decays, to 1e-4",
         "equality",
@@ -113,6 +129,14 @@ BARS: dict[str, Bar] = {
         ("transformers",),
         timed=False,
     ),
+    "equal-mamba2": Bar(
+        "logits = transformers' Mamba-2 to 1e-4",
+        "equality",
+        "mamba2_equality",
+        {},
+        ("transformers",),
+        timed=False,
+    ),
     "decode-torchscale": Bar(
         "decode at 1K: RetNet's time per token over torchscale's, at most .80, compiled .60",
         "decode",
@@ -123,6 +147,13 @@ BARS: dict[str, Bar] = {
     "decode-llama-1k": _llama(1024, ".55"),
     "decode-llama-4k": _llama(4096, ".50"),
     "decode-llama-8k": _llama(8192, ".47"),
+    "decode-mamba2": Bar(
+        "decode at 1K: Mamba-2's time per token over that of transformers' Mamba-2, both eager, at most .60",
+        "decode",
+        "decode_mamba2",
+        {},
+        ("transformers",),
+    ),
     "depth-retnet": Bar(
         "RetNet's time per token at depth 32K over depth 1K, within .95 to 1.05", "decode", "depth_retnet"
     ),
@@ -136,6 +167,13 @@ BARS: dict[str, Bar] = {
         "prefill_torchscale",
         {},
         ("torchscale",),
+    ),
+    "prefill-mamba2": Bar(
+        "prefill of 1,024 tokens over transformers' Mamba-2, at most .30",
+        "prefill",
+        "prefill_mamba2",
+        {},
+        ("transformers",),
     ),
     "training": Bar(
         "forward + backward at 2,048 over the peers' best form, at most 1.0",

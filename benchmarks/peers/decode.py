@@ -23,6 +23,7 @@ TORCHSCALE_LIMITS = {"eager": 0.80, "compiled": 0.60}
 LLAMA_LIMITS = {1024: 0.55, 4096: 0.50, 8192: 0.47}
 LLAMA_STATIC_LIMIT = Limit(high=1.0)
 """Our time over that of `generate` with a static cache and compiled steps: both sides are compiled."""
+MAMBA2_LIMIT = Limit(high=0.60)
 BANDWIDTH_LIMITS = {"25m": 0.60, "125m": 0.75}
 """Share of the read bandwidth at the footprint of a compiled step that each model reaches at least."""
 PROVEN_TOKENS = 16
@@ -96,6 +97,37 @@ def decode_llama(rounds: int, depth: int) -> Iterator[Outcome]:
     times = interleave({"ours": ours, "theirs": step, "static": partial(step, static=True)}, rounds)
     yield speed_outcome(bar, times["ours"], times["theirs"], Limit(high=LLAMA_LIMITS[depth]))
     yield speed_outcome(f"{bar}: static cache", times["ours"], times["static"], LLAMA_STATIC_LIMIT)
+
+
+@torch.inference_mode()
+def decode_mamba2(rounds: int) -> Iterator[Outcome]:
+    """Time our Mamba-2's eager decoding and that of transformers' Mamba2ForCausalLM at depth 1K, from equal weights.
+
+    Both have the published inner width and 12 layers (29M parameters), and start from the state of their own prefill.
+    """
+    from benchmarks.peers import hf_mamba2
+
+    config = pairs.mamba2_config(published=True)
+    peer = hf_mamba2.build_peer(config, seed=1)
+    model = pairs.carry(config, map_weights("mamba2", config, peer.state_dict()))
+    tokens = read_tokens(SHALLOW + PROVEN_TOKENS)[None]
+    prompt = tokens[:, :SHALLOW]
+    theirs = hf_mamba2.CachedDecoding(peer, prompt)
+    first, start = theirs.logits.argmax(dim=-1), theirs.mark()
+
+    expected = [theirs.logits] + [theirs.step(tokens[:, t : t + 1]) for t in range(SHALLOW, tokens.shape[1])]
+    found = decode_logits(model, tokens, SHALLOW)
+    proof = error_outcome("decode-mamba2: equality", found, torch.cat(expected, dim=1), FP32_LIMIT)
+    yield proof
+    if not proof.holds:
+        return
+
+    def time_peer() -> float:
+        theirs.rewind(start)
+        return time_greedy(theirs.step, first)
+
+    times = interleave({"ours": OurDecoding(model, prompt), "theirs": time_peer}, rounds)
+    yield speed_outcome("decode-mamba2", times["ours"], times["theirs"], MAMBA2_LIMIT)
 
 
 @torch.inference_mode()

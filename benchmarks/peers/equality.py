@@ -71,6 +71,31 @@ def llama_pair_equality(config: ModelConfig, length: int, new_tokens: int) -> It
 
 
 @torch.inference_mode()
+def mistral_equality(config: ModelConfig | None = None, length: int = 385) -> Iterator[Outcome]:
+    """Compare our prefill and our decoding with Mistral's forward; by default size 25m, with a window of 100 tokens."""
+    from benchmarks.peers import hf_mistral
+
+    config = config or pairs.window_config()
+    peer = hf_mistral.build_peer(config, seed=1, max_len=length)
+    ours = pairs.carry(config, map_weights("llama", config, peer.state_dict()))
+    tokens = pairs.random_tokens(config, length)
+    yield from _against_forward("equal-mistral", ours, tokens, peer(tokens).logits)
+
+
+@torch.inference_mode()
+def deepseek_equality(config: ModelConfig | None = None, length: int = 385) -> Iterator[Outcome]:
+    """Compare our prefill and our decoding with DeepSeek-V2's forward; by default size 25m in both variants."""
+    from benchmarks.peers import hf_deepseek
+
+    configs = [config] if config else [pairs.mla_config("direct"), pairs.mla_config("compressed")]
+    for each in configs:
+        peer = hf_deepseek.build_peer(each, seed=1, max_len=length)
+        ours = pairs.carry(each, hf_deepseek.map_weights(peer.state_dict(), each))
+        tokens = pairs.random_tokens(each, length)
+        yield from _against_forward(f"equal-deepseek ({each.variant})", ours, tokens, peer(tokens).logits)
+
+
+@torch.inference_mode()
 def gpt_neox_equality(config: ModelConfig | None = None, length: int = 385) -> Iterator[Outcome]:
     """Compare our prefill and our decoding with GPT-NeoX's forward; size 25m by default."""
     from benchmarks.peers import hf_gpt_neox
@@ -80,6 +105,25 @@ def gpt_neox_equality(config: ModelConfig | None = None, length: int = 385) -> I
     ours = pairs.carry(config, hf_gpt_neox.map_weights(peer.state_dict(), config))
     tokens = pairs.random_tokens(config, length)
     yield from _against_forward("equal-gpt-neox", ours, tokens, peer(tokens).logits)
+
+
+@torch.inference_mode()
+def mamba2_equality(
+    config: ModelConfig | None = None, length: int = 385, new_tokens: int = 16
+) -> Iterator[Outcome]:
+    """Compare our forms with Mamba2ForCausalLM's forward, and our decoding with its decoding; 29M by default."""
+    from benchmarks.peers import hf_mamba2
+
+    config = config or pairs.mamba2_config(published=True)
+    peer = hf_mamba2.build_peer(config, seed=1)
+    ours = pairs.carry(config, map_weights("mamba2", config, peer.state_dict()))
+    tokens = pairs.random_tokens(config, length + new_tokens)
+    yield from _backends_against("equal-mamba2", ours, tokens, peer(tokens, use_cache=False).logits)
+    ours.set_backend("chunkwise")
+    decoding = hf_mamba2.CachedDecoding(peer, tokens[:, :length])
+    steps = [decoding.step(tokens[:, t : t + 1]) for t in range(length, length + new_tokens)]
+    expected, found = torch.cat([decoding.logits, *steps], dim=1), decode_logits(ours, tokens, length)
+    yield error_outcome("equal-mamba2: decode = its decoding", found, expected, FP32_LIMIT)
 
 
 @torch.inference_mode()

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from benchmarks.peers import pairs
 from benchmarks.peers.outcomes import Limit, Outcome, error_outcome, worst
+from retbench.architectures.gla import GlaSpec
+from retbench.architectures.matching import resolve_model
 from retbench.data.text import read_tokens
 from retbench.mixers.retention.module import RetentionModule
 from retbench.models.decoder import Decoder
@@ -90,8 +92,8 @@ def forms_bfloat16() -> Iterator[Outcome]:
     """Compare errors of bfloat16 decoding at depth 32K (ours) and of the bfloat16 chunkwise form (theirs), from fp64.
 
     For the operator, queries, keys and values of the first layer of a model on real text go through 32,768 recurrent
-    steps and through the chunkwise form with products in float32; errors are over the last 256 tokens. For a whole
-    model with the same text, its state is prefilled, those tokens are decoded, and the result is compared with one
+    steps and through the chunkwise form with products in float32; errors are over the last 256 tokens. For each whole
+    model, with the same text, its state is prefilled, those tokens are decoded, and the result is compared with one
     chunkwise pass.
     """
     model = pairs.plain(pairs.fla_config("1m"), dtype=torch.bfloat16)
@@ -110,14 +112,23 @@ def forms_bfloat16() -> Iterator[Outcome]:
     end = slice(-BF16_TOKENS, None)
     yield _error_ratio("forms-bfloat16: operator", torch.cat(steps, dim=1), chunkwise[:, end], exact[:, end])
 
+    yield _model_error_ratio("forms-bfloat16: model", model, tokens)
+    mamba2 = pairs.plain(pairs.mamba2_config("1m"), dtype=torch.bfloat16)
+    yield _model_error_ratio("forms-bfloat16: Mamba-2", mamba2, tokens)
+    gla = pairs.plain(resolve_model(GlaSpec(architecture="gla"), "1m"), dtype=torch.bfloat16)
+    yield _model_error_ratio("forms-bfloat16: GLA", gla, tokens)
+
+
+def _model_error_ratio(bar: str, model: Decoder, tokens: Tensor) -> Outcome:
+    """Return the error of decoding the last tokens over that of one chunkwise pass, from the model in float64."""
+    end, start = slice(-BF16_TOKENS, None), tokens.shape[1] - BF16_TOKENS
     whole = model(tokens)[:, end]
-    start = BF16_DEPTH - BF16_TOKENS
-    carried = model.init_state(1, BF16_DEPTH)
+    carried = model.init_state(1, tokens.shape[1])
     model.prefill(tokens[:, :start], carried)
-    decoded = torch.cat([model(tokens[:, t : t + 1], carried) for t in range(start, BF16_DEPTH)], dim=1)
+    decoded = torch.cat([model(tokens[:, t : t + 1], carried) for t in range(start, tokens.shape[1])], dim=1)
     wide = {name: weight.double() for name, weight in model.state_dict().items()}
     expected = pairs.carry(model.config, wide, dtype=torch.float64)(tokens)[:, end]
-    yield _error_ratio("forms-bfloat16: model", decoded, whole, expected)
+    return _error_ratio(bar, decoded, whole, expected)
 
 
 def _operator_inputs(model: Decoder, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

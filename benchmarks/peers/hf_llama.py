@@ -6,11 +6,12 @@ from statistics import median
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CompileConfig, LlamaConfig, LlamaForCausalLM
 
 from benchmarks.peers import pairs
 from retbench.architectures.configs import ModelConfig
+from retbench.mixers.softmax_attention import SoftmaxAttention
 
 
 def build_peer(config: ModelConfig, *, seed: int, max_len: int) -> LlamaForCausalLM:
@@ -22,27 +23,38 @@ def build_peer(config: ModelConfig, *, seed: int, max_len: int) -> LlamaForCausa
         max_len: Largest number of positions.
     """
     torch.manual_seed(seed)
-    arguments = LlamaConfig(
-        vocab_size=config.vocab_size,
-        hidden_size=config.d_model,
-        intermediate_size=pairs.ffn_of(config).ffn_dim,
-        num_hidden_layers=config.num_layers,
-        num_attention_heads=config.mixer.num_heads,
-        num_key_value_heads=pairs.attention_of(config).num_kv_heads,
-        rms_norm_eps=config.norm_eps,
-        max_position_embeddings=max_len,
-        tie_word_embeddings=False,
-        bos_token_id=None,
-        eos_token_id=None,  # nothing ends a generation early
-        pad_token_id=None,
-        attn_implementation="sdpa",
-    )
-    peer = LlamaForCausalLM(arguments).eval()
-    with torch.no_grad():
-        for parameter in peer.parameters():
-            if parameter.dim() == 1:
-                parameter.uniform_(0.5, 1.5)
+    peer = LlamaForCausalLM(LlamaConfig(**shape_fields(config, max_len))).eval()
+    draw_norms(peer)
     return peer
+
+
+def shape_fields(config: ModelConfig, max_len: int) -> dict[str, Any]:
+    """Return the fields of a configuration that Llama and its relatives share, for `config`'s shapes."""
+    mixer = config.mixer
+    assert isinstance(mixer, SoftmaxAttention)
+    return {
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.d_model,
+        "intermediate_size": pairs.ffn_of(config).ffn_dim,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": mixer.num_heads,
+        "num_key_value_heads": mixer.num_kv_heads,
+        "rms_norm_eps": config.norm_eps,
+        "max_position_embeddings": max_len,
+        "tie_word_embeddings": False,
+        "bos_token_id": None,
+        "eos_token_id": None,  # nothing ends a generation early
+        "pad_token_id": None,
+        "attn_implementation": "sdpa",
+    }
+
+
+@torch.no_grad()
+def draw_norms(peer: nn.Module) -> None:
+    """Draw weights of norms that are not all one."""
+    for parameter in peer.parameters():
+        if parameter.dim() == 1:
+            parameter.uniform_(0.5, 1.5)
 
 
 class Generated(NamedTuple):

@@ -6,12 +6,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from retbench.architectures.architecture import FfnWidth
 from retbench.architectures.configs import ModelConfig, default_backend
+from retbench.architectures.mamba2 import Mamba2Spec
 from retbench.architectures.matching import resolve_model
+from retbench.architectures.mla import MlaSpec, Variant
 from retbench.architectures.retnet import RetNetSpec
+from retbench.architectures.sliding_window import SlidingWindowSpec
 from retbench.architectures.transformer import TransformerSpec
 from retbench.mixers.attention.config import Attention
 from retbench.mixers.feed_forward import FeedForward
+from retbench.mixers.mamba2.config import Mamba2
 from retbench.mixers.retention.config import Retention
 from retbench.models.build import build_model
 from retbench.models.decoder import Decoder
@@ -81,6 +86,35 @@ def llama_config(size: str = SIZE, *, num_kv_heads: int | None = None) -> ModelC
     config = resolve_model(TransformerSpec(architecture="transformer", num_kv_heads=num_kv_heads), size)
     assert isinstance(config, ModelConfig)
     return config
+
+
+def window_config(size: str = SIZE) -> ModelConfig:
+    """Return a sliding-window Transformer as Mistral's: without sinks, and with a quarter of the key-value heads."""
+    spec = SlidingWindowSpec(architecture="sliding_window", window=100, sinks=0, num_kv_heads=2)
+    config = resolve_model(spec, size)
+    assert isinstance(config, ModelConfig)
+    return config
+
+
+def mamba2_config(size: str = SIZE, *, published: bool = False) -> ModelConfig:
+    """Return a Mamba-2, of the published inner width instead of the matched one if `published`."""
+    inner_dim: FfnWidth = "published" if published else "matched"
+    config = resolve_model(Mamba2Spec(architecture="mamba2", inner_dim=inner_dim), size)
+    assert isinstance(config, ModelConfig)
+    return config
+
+
+def mla_config(variant: Variant, size: str = SIZE) -> ModelConfig:
+    """Return a Transformer with latent attention."""
+    config = resolve_model(MlaSpec(architecture="mla", variant=variant), size)
+    assert isinstance(config, ModelConfig)
+    return config
+
+
+def mamba2_of(config: ModelConfig) -> Mamba2:
+    """Return the layer of a Mamba-2."""
+    assert isinstance(config.mixer, Mamba2)
+    return config.mixer
 
 
 def carry(

@@ -1,8 +1,9 @@
-"""Bar on prefill: a long prompt, chunk by chunk, to the logits of its last token."""
+"""Bars on prefill: a prompt, chunk by chunk, to the logits of its last token."""
 
 from collections.abc import Iterator
 
 import torch
+from torch import Tensor
 
 from benchmarks.peers import pairs
 from benchmarks.peers.outcomes import FP32_LIMIT, Limit, Outcome, error_outcome, speed_outcome
@@ -12,6 +13,7 @@ from retbench.data.text import read_tokens
 
 PROMPT_LEN = 8192
 PROVEN_LEN = 2047
+MAMBA2_PROMPT_LEN = 1024
 
 
 @torch.inference_mode()
@@ -47,3 +49,33 @@ def prefill_torchscale(rounds: int) -> Iterator[Outcome]:
     }
     times = interleave(sides, rounds)
     yield speed_outcome("prefill-torchscale", times["ours"], times["theirs"], Limit(high=0.65))
+
+
+@torch.inference_mode()
+def prefill_mamba2(rounds: int) -> Iterator[Outcome]:
+    """Time our Mamba-2's prefill of 1,024 tokens and that of transformers' Mamba2ForCausalLM from equal weights.
+
+    Both have the published inner width and 12 layers (29M parameters), return the logits of the last token, and keep
+    the state from which decoding continues.
+    """
+    from benchmarks.peers import hf_mamba2
+
+    config = pairs.mamba2_config(published=True)
+    peer = hf_mamba2.build_peer(config, seed=1)
+    model = pairs.carry(config, map_weights("mamba2", config, peer.state_dict()))
+    tokens = read_tokens(MAMBA2_PROMPT_LEN)[None]
+
+    def prefill() -> Tensor:
+        return model.prefill(tokens, model.init_state(1, MAMBA2_PROMPT_LEN))
+
+    expected = hf_mamba2.last_logits(peer, tokens)
+    proof = error_outcome("prefill-mamba2: equality", prefill(), expected, FP32_LIMIT)
+    yield proof
+    if not proof.holds:
+        return
+    sides = {
+        "ours": lambda: time_call(prefill),
+        "theirs": lambda: time_call(lambda: hf_mamba2.last_logits(peer, tokens)),
+    }
+    times = interleave(sides, rounds)
+    yield speed_outcome("prefill-mamba2", times["ours"], times["theirs"], Limit(high=0.30))

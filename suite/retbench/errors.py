@@ -15,7 +15,7 @@
 Every message states what is wrong, where, the value, and what to do.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 MAX_SHOWN = 200
 """Characters of a value that a message quotes."""
@@ -97,7 +97,12 @@ def printable(text: str) -> str:
     return "".join(one if one.isprintable() or one == " " else repr(one)[1:-1] for one in text)
 
 
-def unknown_name(kind: str, name: str, known: Iterable[str], *, where: str = "") -> ConfigError:
+_NO_SYNONYMS: Mapping[str, str] = {}
+
+
+def unknown_name(
+    kind: str, name: str, known: Iterable[str], *, where: str = "", synonyms: Mapping[str, str] = _NO_SYNONYMS
+) -> ConfigError:
     """Return a ConfigError for a name that is not among `known`, with the nearest match suggested.
 
     Args:
@@ -105,11 +110,16 @@ def unknown_name(kind: str, name: str, known: Iterable[str], *, where: str = "")
         name: The name as given.
         known: Every accepted name.
         where: File or option that held it; leads the message when given.
+        synonyms: Other words, in lower case, with the known name that each suggests.
     """
     from difflib import get_close_matches
 
     options = sorted(known)
-    near = get_close_matches(name, options, n=1)
+    meant = synonyms.get(name.lower())
+    lower = {option.lower(): option for option in options}
+    near = (
+        [meant] if meant in options else [lower[one] for one in get_close_matches(name.lower(), lower, n=1)]
+    )
     prefix = f"{where}: " if where else ""
     hint = f" Did you mean '{near[0]}'?" if near else ""
     return ConfigError(f"{prefix}unknown {kind} {shown(name)}.{hint} Known: {', '.join(options)}.")

@@ -67,7 +67,7 @@ def _sentence(fault: Any, model: type[BaseModel], known: Sequence[str]) -> str:
     """Return one fault: place, fault, value, remedy."""
     place, _ = _find(model, tuple(part for part in fault["loc"] if part != "[key]"))
     name, value = _join(place), fault["input"]
-    reason = fault["msg"].removeprefix("Value error, ").removesuffix(".")[:MAX_REASON]
+    reason = reason_of(fault)
     match fault["type"]:
         case "extra_forbidden":
             return _unknown_field(fault["loc"], model)
@@ -85,12 +85,40 @@ def _sentence(fault: Any, model: type[BaseModel], known: Sequence[str]) -> str:
     return f"'{name}' is {shown(value)}: {reason}."
 
 
+_REASONS = {
+    "greater_than_equal": "give {ge} or more",
+    "greater_than": "give more than {gt}",
+    "less_than_equal": "give at most {le}",
+    "less_than": "give less than {lt}",
+    "finite_number": "give a finite number",
+    "literal_error": "give {expected}",
+    "too_long": "give at most {max_length}",
+    **dict.fromkeys(("int_parsing", "int_type", "int_from_float"), "give a whole number"),
+    **dict.fromkeys(("float_parsing", "float_type"), "give a number"),
+    **dict.fromkeys(("bool_parsing", "bool_type"), "give true or false"),
+    **dict.fromkeys(("dict_type", "model_type", "model_attributes_type"), "give a table"),
+    "string_type": "give a text in quotes",
+    "union_tag_invalid": "{discriminator} is {tag!r}; known are {expected_tags}",
+}
+"""Reasons by pydantic's type of a fault, with names of its context."""
+
+
+def reason_of(fault: Any) -> str:
+    """Return the reason of one fault of pydantic, in the words of this package and without a full stop."""
+    known = _REASONS.get(fault["type"])
+    text = known.format_map(fault.get("ctx", {})) if known else fault["msg"]
+    text = text.removeprefix("Value error, ").replace("Input should", "it should").replace("items", "entries")
+    return text.removesuffix(".")[:MAX_REASON]
+
+
 def _unknown_field(loc: Loc, model: type[BaseModel]) -> str:
     """Return the sentence about an unknown field, with the nearest known one."""
     field = _join([str(loc[-1])])
     place, table = _find(model, loc[:-1])
     near = get_close_matches(field, table.model_fields if table else (), n=1)
     hint = f"Did you mean '{near[0]}'?" if near else "Remove it, or move it to its table."
+    if table and not near:
+        hint = f"Its fields are {', '.join(table.model_fields)}. {hint}"
     if not near and field in _OPTIONS:
         hint = f"It is set by the option {_OPTIONS[field]}."
     return f"[{_join(place) or 'top level'}] has no field '{field}'. {hint}"

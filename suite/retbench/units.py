@@ -6,6 +6,7 @@ GiB is 2^30 bytes and GB is 10^9 bytes; the two never mix.
 
 import re
 from collections.abc import Sequence
+from decimal import Decimal
 
 GIB = 2**30
 MIB = 2**20
@@ -109,6 +110,32 @@ def format_tokens(num_tokens: int) -> str:
     return f"{num_tokens // 1024}K" if num_tokens >= 1024 and num_tokens % 1024 == 0 else str(num_tokens)
 
 
+def read_tokens(text: str) -> int:
+    """Read a number of tokens as people write it: '8192', '8_192', '8,192', '8K', '8k'; K is 1,024 and M 1,024².
+
+    Raises:
+        ValueError: it is not a number, or no whole number of tokens.
+    """
+    match = _TOKENS.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(f"{text!r} is not a number of tokens; write it as 8192, 8_192 or 8K")
+    count = Decimal(match["number"].replace(",", "").replace("_", "")) * _TOKEN_STEPS[match["unit"].upper()]
+    if count % 1:
+        raise ValueError(f"{text!r} is {count:f} tokens; give a whole number")
+    return int(count)
+
+
+_TOKENS = re.compile(
+    r"(?P<number>[0-9]{1,3}(?:,[0-9]{3})+|[0-9](?:_?[0-9]){0,17}(?:\.[0-9]{1,6})?) ?(?P<unit>[kKmM]?)"
+)
+_TOKEN_STEPS = {"": 1, "K": KIB, "M": MIB}
+
+
+def format_size(name: str) -> str:
+    """Write the name of a model size for people: '25m' -> '25M', 'fla-1.3b' -> 'fla-1.3B'."""
+    return re.sub(r"(?<=[0-9])[kmb]$", lambda unit: unit[0].upper(), name)
+
+
 def from_printed(value: float, unit: str) -> tuple[float, str]:
     """Convert a number as a paper prints it to its base unit: (4.19, 'MB') -> (4190000.0, 'bytes')."""
     size, base = PRINTED_UNITS[unit]
@@ -136,7 +163,9 @@ _STEPS = {
     "K": KIB,  # in lengths
     "k": 1e3,  # in names of sizes, as the next two
     "m": 1e6,
+    "M": 1e6,
     "b": 1e9,
+    "B": 1e9,
 }
 """Units after a number in the texts made here, with their size in the base unit."""
 

@@ -6,8 +6,9 @@ from hypothesis import strategies as st
 
 from retbench.architectures import costs, matching
 from retbench.architectures.architecture import FfnWidth, ModelSpec
+from retbench.architectures.registry import named_specs
 from retbench.architectures.retnet import RetNetSpec
-from retbench.architectures.sizes import SIZES
+from retbench.architectures.sizes import SIZES, find_size
 from retbench.architectures.transformer import TransformerSpec
 from retbench.errors import ConfigError
 
@@ -45,6 +46,18 @@ def test_every_size_matches_within_one_percent(size: str, variant: str, baseline
     assert match.mismatch_ratio <= 0.01
     assert match.num_params_nonembedding == tuple(costs.num_params_nonembedding(m) for m in models.values())
     assert match.num_params == tuple(costs.num_params(m) for m in models.values())
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_named_transformers_have_fewer_key_value_heads(size: str) -> None:
+    """All query heads, a quarter of them (one of two), and one; what is saved goes into the feed-forward."""
+    heads, named = find_size(size).attention_heads, named_specs()
+    names = ("transformer", "transformer-gqa", "transformer-mqa")
+    models = {name: matching.resolve_model(named[name], size) for name in names}
+    assert [model.mixer.num_kv_heads for model in models.values()] == [heads, max(1, heads // 4), 1]
+    assert matching.match_models(models, allow_mismatch=False, where="test").mismatch_ratio <= 0.01
+    cached = [costs.state_bytes(model, "bfloat16", 1, 1000) for model in models.values()]
+    assert [cached[0] / one for one in cached] == [1, heads / max(1, heads // 4), heads]
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -114,12 +114,12 @@ def test_what_the_checkpoint_says_of_itself(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"hidden_act": "gelu"}, r"hidden_act: Input should be 'silu' or 'swish' \(found 'gelu'\)"),
-        ({"attention_bias": True}, r"attention_bias: Input should be False \(found True\)"),
+        ({"hidden_act": "gelu"}, r"hidden_act: give 'silu' or 'swish' \(found 'gelu'\)"),
+        ({"attention_bias": True}, r"attention_bias: give False \(found True\)"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "rope_scaling"),
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}}, "rope_parameters"),
         ({"head_dim": 16}, "head_dim 16 times 6 heads is not hidden_size 48"),
-        ({"hidden_size": None}, "hidden_size: Input should be a valid integer"),
+        ({"hidden_size": None}, "hidden_size: give a whole number"),
         ({"num_attention_heads": 16, "head_dim": None}, r"d_model 48 must be a multiple of 2 \* 16 heads"),
         ({"num_key_value_heads": 4}, "num_kv_heads 4 must divide num_heads 6"),
     ],

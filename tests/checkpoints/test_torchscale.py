@@ -105,7 +105,7 @@ def test_tied_embeddings(folder, peer):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"activation_fn": "gelu"}, r"activation_fn: Input should be 'swish' or 'silu' \(found 'gelu'\)"),
+        ({"activation_fn": "gelu"}, r"activation_fn: give 'swish' or 'silu' \(found 'gelu'\)"),
         ({"activation_fn": None}, "activation_fn"),
         ({"no_scale_embedding": False}, "no_scale_embedding"),
         ({"subln": True}, "subln"),

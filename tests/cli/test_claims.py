@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from typer.testing import CliRunner
 
 from report.synthetic_records import CPU, SMALL, Maker, write_results
@@ -45,13 +46,13 @@ def test_records_and_what_cannot_be_read(tmp_path: Path) -> None:
     assert claims["equal_forms"]["verdict"] == "reproduced"
 
 
-def headlines_of(results: Path) -> dict[str, tuple[str, str]]:
-    """What the short table says under the paper's conditions and elsewhere, by the claim's statement."""
+def headlines_of(results: Path) -> dict[str, tuple[str, str, str]]:
+    """The paper's number, the result here and the verdict in the short table, by the claim's statement."""
     code, out, _ = run("--results", str(results), "--format", "short")
     assert code == 0
-    rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in out.splitlines()]
-    assert len(rows[0]) == 4
-    return {row[0]: (row[2], row[3]) for row in rows[2:]}
+    rows = [[cell.strip() for cell in line[2:-2].split(" | ")] for line in out.splitlines()]
+    assert rows[0] == ["claim", "paper", "here", "verdict"]
+    return {row[0]: (row[1], row[2], row[3]) for row in rows[2:]}
 
 
 def test_the_short_table_has_the_headlines_with_what_other_conditions_show(tmp_path: Path) -> None:
@@ -59,25 +60,53 @@ def test_the_short_table_has_the_headlines_with_what_other_conditions_show(tmp_p
     rows = headlines_of(write_results(tmp_path / "results", records))
     headlines = [claim.statement for claim in load_claims() if claim.headline]
     assert list(rows) == headlines
-    assert 10 <= len(headlines) <= 15
-    paper, elsewhere = rows["At 8K RetNet's latency is 15.6 times lower than the Transformer's"]
-    assert paper == "not testable"
-    assert re.match(
-        r"partly at 25m, AMD EPYC 9B14, .*× \[.*\] at batch 1, 8K; the paper 15.6× \(one of 2\)", elsewhere
-    )
-    assert rows["RetNet is ahead in all seven zero-shot tasks at 6.7B"] == ("not testable", "–")
+    assert len(headlines) == 5
+    paper, here, verdict = rows["At 8K RetNet decodes in 3.4 times less memory than the Transformer"]
+    assert paper == "3.4x at batch 8, 8K; 6.7B, one A100-80GB"
+    assert re.match(r"\d\.\d+× at batch 1, 8K \(25M, AMD EPYC 9B14", here)
+    assert verdict.endswith(", other conditions")
+    assert rows["RetNet is behind the Transformer at 1.3B and ahead from 2.7B on"][1:] == ("", "not testable")
 
 
-def test_what_was_measured_comes_first(tmp_path: Path) -> None:
+def test_the_summary_comes_first_and_then_what_was_measured(tmp_path: Path) -> None:
     results = write_results(tmp_path / "results", Maker(CPU).latency())
     out = run("--results", str(results))[1]
-    titles = [line.removeprefix("### ") for line in out.splitlines() if line.startswith("###")]
+    lines = out.splitlines()
+    assert re.match(
+        r"\d+ claims under the papers' own conditions: 1 reproduced, \d+ not testable\. \d+ of", lines[0]
+    )
+    titles = [line.removeprefix("### ") for line in lines if line.startswith("###")]
     assert titles[0] == "Decided under the paper's conditions (1)"
-    assert re.match(r"Measured, not decided \(\d+\)", titles[1])
-    assert all(title.startswith("Not ") for title in titles[2:])
-    first, second = (out.partition(title)[2].partition("###")[0] for title in titles[:2])
-    assert "recurrent forms are equivalent" in first
-    assert "At 8K RetNet's latency" in second
+    assert all(title.startswith(("Needs ", "No run ")) for title in titles[1:-2])
+    assert titles[-2:] == ["Evidence", "Not stated by the papers, or doubtful"]
+    decided, second = (out.partition(title)[2].partition("###")[0] for title in titles[:2])
+    assert "recurrent forms are equivalent" in decided
+    assert "`retbench run EXPERIMENT --profile paper`" in second
+    first_row = [line for line in second.splitlines() if line.startswith("| ")][2]
+    assert "other conditions" in first_row, "measured claims come first"
+
+
+@pytest.mark.parametrize("width", [60, 80, 140])
+def test_on_a_terminal_the_columns_fit_its_width(
+    width: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("retbench.cli.layout.terminal_width", lambda: width)
+    monkeypatch.setattr("retbench.cli.claims.terminal_width", lambda: width)
+    results = write_results(tmp_path / "results", Maker(CPU).latency())
+    code, out, _ = run("--results", str(results), "--format", "text")
+    assert code == 0
+    assert max(map(len, out.splitlines())) <= width
+    assert "|" not in out
+    assert "claims under the papers" in out.splitlines()[0]
+    heads = [line.split() for line in out.splitlines() if line.startswith("claim ")]
+    assert ("paper" in heads[0]) == (width == 140)
+    assert "…" not in out
+
+
+def test_what_retbench_lacks_is_said_once_per_group() -> None:
+    out = run("--results", "nowhere")[1]
+    assert out.count("Workloads that retbench does not have yet") == 1
+    assert out.count("`retbench run EXPERIMENT --profile paper`, where EXPERIMENT is memory") == 1
 
 
 def test_an_unknown_format_is_an_error() -> None:

@@ -155,15 +155,17 @@ def test_table_has_other_formats(measured: Path, form: str) -> None:
         assert "transformer" in done.stdout
 
 
-def test_report_understands_a_run_and_prints_the_paths_that_it_wrote(measured: Path) -> None:
+def test_report_understands_a_run_and_ends_with_the_answer(measured: Path) -> None:
     done = retbench_process("report", cwd=measured)
     assert done.returncode == 0
-    paths = [measured / line for line in done.stdout.splitlines()]
-    assert measured / "reports" / "index.html" in paths
-    assert all(path.is_file() for path in paths)
+    lines = done.stdout.splitlines()
+    assert len(lines) <= 12
+    assert lines[0] == "RetNet compared with the Transformer."
+    assert [line for line in lines if line.startswith("Decode: ") and " at 64" in line]
+    assert lines[-1] == "Open reports/index.html"
     page = (measured / "reports" / "index.html").read_text(encoding="utf-8")
     assert 'aria-label="Decode latency.' in page
-    assert '<td class="differs">' not in page
+    assert '<td class="differs">' not in (measured / "reports" / "evidence.html").read_text(encoding="utf-8")
 
 
 def test_dry_run_shows_every_cell_and_measures_nothing(tmp_path: Path, tiny_experiment: Path) -> None:
@@ -219,7 +221,7 @@ def test_an_interrupted_run_keeps_what_it_measured_and_ends_with_130(
         (("table", "latency"), 2, "no results at 'results'"),
         (("report",), 2, "no results at 'results'"),
         (("verify", "retnte"), 2, "unknown model 'retnte'. Did you mean 'retnet'?"),
-        (("verify", "retnet", "--size", "25M"), 2, "Did you mean '25m'?"),
+        (("verify", "retnet", "--size", "25Mb"), 2, "Did you mean '25M'?"),
         (("verify", "retnet", "--dtype", "float23"), 2, "Did you mean 'float32'?"),
         (("verify", "retnet", "--size", "1m", "--backend", "sdpa"), 2, "unknown backend 'sdpa'"),
         (("verify", "transformer", "--size", "1m", "--backend", "flash", "--device", "cpu"), 3, "flash"),
@@ -272,7 +274,7 @@ def test_a_full_disk_is_one_message() -> None:
 def test_a_pipe_that_is_closed_early_is_no_error() -> None:
     command = f"{sys.executable} -m retbench list --sizes | head -n 1"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
-    assert done.stdout.startswith("size")
+    assert done.stdout.startswith("| size")
     assert done.stderr == ""
 
 
@@ -408,7 +410,7 @@ def test_verify_shows_every_check_and_the_verdict() -> None:
     code, stdout, stderr = invoke("verify", "retnet", "--size", "300k", "--device", "cpu")
     assert (code, stderr) == (0, "")
     assert "recurrent" in stdout
-    assert stdout.splitlines()[-1] == "retnet 300k float32 cpu chunkwise: equivalent"
+    assert stdout.splitlines()[-1] == "retnet 300K float32 cpu chunkwise: equivalent"
 
 
 def test_a_failed_equivalence_check_ends_verify_with_1_and_names_the_check(
@@ -436,7 +438,7 @@ def test_verify_refuses_a_model_that_memory_cannot_hold(monkeypatch: pytest.Monk
 
 
 def test_env_shows_machine_ceilings_and_backends(tmp_path: Path) -> None:
-    done = retbench_process("env", "--device", "cpu", "--json", cwd=tmp_path)
+    done = retbench_process("env", "--device", "cpu", "--ceilings", "--json", cwd=tmp_path)
     assert done.returncode == 0
     answer = json.loads(done.stdout)
     assert answer["environment"]["variables"]["OMP_PROC_BIND"] == "true"

@@ -216,7 +216,7 @@ def test_a_log_of_training_has_no_line_for_each_step(training_plan: TrainingPlan
         "retnet-300k-lr0.004-seed0: step 8, training 2.5000, validation 2.7500 nats/token",
         "retnet-300k-lr0.004-seed0: the snapshot x is damaged",
         "retnet-300k-lr0.004-seed0: done, validation 2.3457 nats/token",
-        "retnet at size 300k: best learning rate 0.004. WARNING: it is the highest of the grid; a better one may lie "
+        "retnet at size 300K: best learning rate 0.004. WARNING: it is the highest of the grid; a better one may lie "
         "beyond. Widen learning_rates.",
         "transformer-300k-seed0: FAILED: step 3: the training loss is nan.",
         "finished: 1 done, 1 failed",
@@ -256,7 +256,7 @@ def test_a_terminal_shows_a_bar_of_training_and_keeps_warnings(
             "5/6 transformer-300k-seed0: 16 steps at rate best of grid, from step 7 on",
         ),
         (FOUND, "retnet-300k-lr0.004-seed0: done (on disk already), validation 2.3457 nats/token"),
-        (Tuning("retnet", "1m", 1e-2, None), "retnet at size 1m: best learning rate 0.01"),
+        (Tuning("retnet", "1m", 1e-2, None), "retnet at size 1M: best learning rate 0.01"),
         (
             TrainingResult((GOOD,), (), interrupted=True),
             "interrupted; the same command continues from here: 1 done",

@@ -27,27 +27,28 @@ def result(training_plan: TrainingPlan) -> TrainingResult:
 
 
 def rows(text: str) -> list[list[str]]:
-    """The cells of a printed table, which are two blanks or more apart."""
-    return [[cell.strip() for cell in line.split("  ") if cell.strip()] for line in text.splitlines()]
+    """The cells of a printed table, which is Markdown where stdout is no terminal."""
+    lines = [line for line in text.splitlines() if not line.startswith("| :--")]
+    return [[cell.strip() for cell in line.split("|") if cell.strip()] for line in lines]
 
 
 def test_people_get_a_table_of_runs(
     training_plan: TrainingPlan, result: TrainingResult, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    print_result(training_plan, result, as_json=False)
+    print_result(training_plan, result, "md")
     header, *lines = rows(capsys.readouterr().out)
     assert header[-3:] == ["validation nats/token", "tokens/s", "folder"]
     assert lines == [
-        ["retnet", "300k", "tuning", "0.001", "0", "2.05 K", "2.3457", "1.23 ktokens/s", "a"],
-        ["transformer", "300k", "tuning", "0.001", "0", "384", "failed", "b"],
-        ["retnet", "300k", "final", "best of grid", "0", "0", "failed", "c"],
+        ["retnet", "300K", "tuning", "0.001", "0", "2.05 K", "2.3457", "1.23 ktokens/s", "a"],
+        ["transformer", "300K", "tuning", "0.001", "0", "384", "failed", "b"],
+        ["retnet", "300K", "final", "best of grid", "0", "0", "failed", "c"],
     ]
 
 
 def test_scripts_get_one_object_in_base_units(
     training_plan: TrainingPlan, result: TrainingResult, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    print_result(training_plan, result, as_json=True)
+    print_result(training_plan, result, "json")
     answer = json.loads(capsys.readouterr().out)
     assert (answer["experiment"], answer["profile"], answer["interrupted"]) == ("tiny", "cpu", True)
     assert answer["tuning"] == [
@@ -76,11 +77,11 @@ def test_a_plan_shows_each_run_and_the_whole(
     training_plan: TrainingPlan, capsys: pytest.CaptureFixture[str]
 ) -> None:
     runs = [*training_plan.tuning_runs, *training_plan.final_runs]
-    print_plan(training_plan, runs, [10.0] * 4 + [40.0] * 2, as_json=False)
+    print_plan(training_plan, runs, [10.0] * 4 + [40.0] * 2, "md")
     header, *lines = rows(capsys.readouterr().out)
     assert header[-1] == "time"
     assert len(lines) == 7
-    assert lines[0] == ["retnet", "300k", "tuning", "0.001", "0", "2.05 K", "10 s"]
+    assert lines[0] == ["retnet", "300K", "tuning", "0.001", "0", "2.05 K", "10 s"]
     assert lines[-2][3] == "best of grid"
     assert lines[-1] == ["all", "12.3 K", "2 min 00 s"]
 
@@ -89,7 +90,7 @@ def test_a_plan_in_json_has_the_seconds_and_the_command(
     training_plan: TrainingPlan, capsys: pytest.CaptureFixture[str]
 ) -> None:
     runs = training_plan.final_runs
-    print_plan(training_plan, runs, [1.5, 2.5], as_json=True)
+    print_plan(training_plan, runs, [1.5, 2.5], "json")
     answer = json.loads(capsys.readouterr().out)
     assert answer["command"] == training_plan.command
     assert [(run["model"], run["num_tokens"], run["seconds"]) for run in answer["runs"]] == [

@@ -17,8 +17,8 @@ from retbench.mixers.state import allocate_state
 from retbench.mixers.window_attention.config import WindowAttention
 from retbench.mixers.window_attention.module import WindowAttentionModule
 from retbench.models.build import build_model
-from retbench.models.equivalence import check_equivalence
-from retbench.ops.position import Positions, rotate
+from retbench.models.equivalence import check_equivalence, relative_error
+from retbench.ops.position import Positions, Rotary, rotate
 
 D_MODEL, HEADS = 32, 4
 
@@ -103,6 +103,34 @@ def test_a_query_sees_its_window_and_not_one_key_more(form: str) -> None:
             if not torch.equal(module(other, None, where)[:, last], before):
                 changed.append(j)
     assert changed == [0, 1, *range(last - window + 1, last + 1)]
+
+
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.float64, 1e-12), (torch.float32, 1e-4)])
+@pytest.mark.parametrize(("window", "sinks"), [(300, 4), (1025, 0)])
+@torch.no_grad()
+def test_the_forms_agree_over_4096_tokens(window: int, sinks: int, dtype: torch.dtype, limit: float) -> None:
+    """Resumed at odd tokens, where the ring has wrapped and where it has not, with decode steps between."""
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(1, 4096, D_MODEL, dtype=torch.float64, generator=generator).to(dtype)
+    expected = make_mixer(window, sinks, "reference").to(dtype)(x, None, Rotary(8, "half")(0, 4096, dtype))
+    module, start, outs = make_mixer(window, sinks).to(dtype), 0, []
+    state = allocate_state(module.config.state, 1, 4096, x, dtype)
+    for part in x.split([201, 1, 1821, 1, 2071, 1], dim=1):
+        outs.append(module(part, state, Rotary(8, "half")(start, part.shape[1], dtype)))
+        start += part.shape[1]
+    assert relative_error(torch.cat(outs, dim=1), expected) < limit
+
+
+@pytest.mark.parametrize(("window", "sinks"), [(1, 0), (7, 2), (300, 4)])
+def test_gradients_are_those_of_the_reference(window: int, sinks: int) -> None:
+    found = []
+    for form in ("blocks", "reference"):
+        module = make_mixer(window, sinks, form)
+        x = torch.randn(2, 301, D_MODEL, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+        module(x.requires_grad_(), None, positions_of(module, 0, 301)).square().sum().backward()
+        found.append([x.grad, *(weight.grad for weight in module.parameters())])
+    for mine, theirs in zip(*found, strict=True):
+        assert relative_error(mine, theirs) < 1e-12
 
 
 def test_a_window_as_long_as_the_text_is_full_attention() -> None:

@@ -20,6 +20,10 @@ CASES: dict[str, tuple[str, list[str]]] = {
     "llama-grouped-query": ("transformer", ["num_kv_heads=1"]),
     "llama-concat": ("transformer", ["cache=concat"]),
     "gpt": ("transformer", ["variant=gpt"]),
+    "yoco-gated": ("yoco", ["architecture=yoco", "num_kv_heads=1"]),
+    "yoco-sw": ("yoco", ["architecture=yoco", "variant=sw", "window=9"]),
+    "mla": ("mla", ["architecture=mla"]),
+    "mla-compressed": ("mla", ["architecture=mla", "variant=compressed"]),
 }
 
 
@@ -31,10 +35,15 @@ def config_of(case: str, size: str = "1m", profile: str = "cpu") -> ModelConfig:
     return resolve_models(experiment, profile)[name]
 
 
+BACKENDS = {
+    "retnet": ("parallel", "chunkwise", "recurrent"),
+    "transformer": ("reference", "sdpa", "products"),
+    "mla": ("reference", "sdpa", "absorbed"),
+    "yoco-gated": ("parallel+reference", "chunkwise+sdpa", "recurrent+products"),
+    "yoco-sw": ("reference", "blocks+sdpa", "blocks+products"),
+}
+
+
 def backends_of(case: str) -> tuple[str, ...]:
     """The backends of a case that run everywhere."""
-    return (
-        ("parallel", "chunkwise", "recurrent")
-        if CASES[case][0] == "retnet"
-        else ("reference", "sdpa", "products")
-    )
+    return BACKENDS[case if case in BACKENDS else CASES[case][0]]

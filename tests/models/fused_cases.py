@@ -4,6 +4,7 @@ from typing import get_args
 
 from retbench.architectures.gla import GlaSpec
 from retbench.architectures.linear import LinearSpec
+from retbench.architectures.mamba2 import Mamba2Spec
 from retbench.architectures.matching import resolve_model
 from retbench.architectures.sliding_window import SlidingWindowSpec
 from retbench.mixers.linear_attention.config import FeatureMap
@@ -19,18 +20,21 @@ CASES = (
     "llama-grouped-query",
     "llama-concat",
     "gpt",
+    "mla",
 )
 
 
 def fused_configs():
-    """Return the configuration of each case by name, cut to two layers."""
+    """Return the configuration of each case by name, cut to two layers where all layers are alike."""
     made = {name: config_of(name) for name in CASES}
     for variant in get_args(FeatureMap):
         made[f"linear-{variant}"] = resolve_model(LinearSpec(architecture="linear", variant=variant), "1m")
     window = SlidingWindowSpec(architecture="sliding_window", window=9, sinks=2)
     made["sliding-window"] = resolve_model(window, "1m")
+    made["mamba2"] = resolve_model(Mamba2Spec(architecture="mamba2", num_groups=2), "1m")
     made["gla"] = resolve_model(GlaSpec(architecture="gla"), "1m")
-    return {name: _with_two_layers(config) for name, config in made.items()}
+    two = {name: _with_two_layers(config) for name, config in made.items()}
+    return {**two, **{name: config_of(name) for name in ("yoco-gated", "yoco-sw")}}
 
 
 def _with_two_layers(config):

@@ -43,7 +43,8 @@ def test_a_fused_step_is_an_eager_step(case):
         logits.append(torch.cat([model(TEXT[:, t : t + 1], state) for t in range(11, 15)], dim=1))
         states.append(state)
         (executed,) = model.executed_backends().values()
-        assert ("fused" in executed) == (operators == "fused")
+        # Around latent attention the norms and the feed-forward are fused; it has no fused operator of its own.
+        assert ("fused" in executed) == (operators == "fused" and case != "mla")
         left = {name: tensor.data_ptr() for layer in state.layers for name, tensor in layer.tensors.items()}
         assert (held == left) == (not model.config.concatenates)
     assert relative_error(*logits) < 1e-3

@@ -2,8 +2,8 @@
 
 One sequence at a time, every pair of tokens, one head after the other. Only the names of the weights are the package's.
 
-Sources: Sun et al., arXiv:2307.08621, Sec. 2 and 3.1; Sun et al., arXiv:2405.05254, Sec. 3.3; torchscale and YOCO for
-what the papers leave open (rotary frequencies, head norms without weights).
+Sources: Sun et al., arXiv:2307.08621, Sec. 2 and 3.1; Sun et al., arXiv:2405.05254; DeepSeek-AI, arXiv:2405.04434,
+Eq. 9 to 19; torchscale and YOCO for what the papers leave open (rotary frequencies, head norms without weights).
 """
 
 import math
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retbench.architectures.configs import ModelConfig
+from retbench.mixers.mixer import Mixer
 
 Array = NDArray[np.float64]
 Weights = dict[str, Array]
@@ -21,12 +22,18 @@ def logits(weights: Weights, config: ModelConfig, tokens: list[int]) -> Array:
     """Logits (T, N)."""
     layered = config.variant in ("paper", "gpt")
     x = weights["embedding.weight"][tokens]
-    for index in range(config.num_layers):
+    shared = None
+    for index, layer in enumerate(config.layers):
         block = _below(weights, f"blocks.{index}.")
-        mix = _retain if config.architecture == "retnet" else _attend
-        x = x + mix(
-            _below(block, "mixer."), config, _norm(x, _below(block, "mixer_norm."), layered, config.norm_eps)
-        )
+        normed, mixer = _norm(x, _below(block, "mixer_norm."), layered, config.norm_eps), layer.mixer
+        if mixer.mixer == "retention":
+            x = x + _retain(_below(block, "mixer."), config, normed)
+        elif mixer.mixer == "latent_attention":
+            x = x + _attend_latent(_below(block, "mixer."), config, normed)
+        else:
+            if mixer.mixer != "shared_attention":
+                shared = _project_keys(_below(block, "mixer."), mixer, normed)
+            x = x + _attend(_below(block, "mixer."), mixer, normed, shared)
         feed = _gelu_ffn if layered else _swiglu
         x = x + feed(_below(block, "ffn."), _norm(x, _below(block, "ffn_norm."), layered, config.norm_eps))
     return _norm(x, _below(weights, "norm."), layered, config.norm_eps) @ weights["head.weight"].T
@@ -121,16 +128,52 @@ def _retain(weights: Weights, config: ModelConfig, x: Array) -> Array:
     return mixed @ weights["out_proj.weight"].T
 
 
-def _attend(weights: Weights, config: ModelConfig, x: Array) -> Array:
-    d, width = config.d_model, config.mixer.head_dim
-    q, k, v = np.split(x @ weights["qkv_proj.weight"].T, [d, d + config.mixer.num_kv_heads * width], axis=-1)
-    length = x.shape[0]
+def _project_keys(weights: Weights, mixer: Mixer, x: Array) -> tuple[Array, Array]:
+    """Keys and values, (T, Hkv K) each."""
+    kept = weights["qkv_proj.weight"][mixer.d_model :]
+    return tuple(np.split(x @ kept.T, 2, axis=-1))
+
+
+def _attend(weights: Weights, mixer: Mixer, x: Array, keys_and_values: tuple[Array, Array]) -> Array:
+    k, v = keys_and_values
+    length, width = x.shape[0], mixer.head_dim
+    from_queries = (
+        weights["q_proj.weight"]
+        if "q_proj.weight" in weights
+        else weights["qkv_proj.weight"][: mixer.d_model]
+    )
+    q = x @ from_queries.T
     outs = []
-    for head in range(config.mixer.num_heads):
-        shared = head * config.mixer.num_kv_heads // config.mixer.num_heads
+    for head in range(mixer.num_heads):
+        shared = head * mixer.num_kv_heads // mixer.num_heads
         own, theirs = slice(head * width, (head + 1) * width), slice(shared * width, (shared + 1) * width)
         scores = _rotate(q[:, own], False) @ _rotate(k[:, theirs], False).T / math.sqrt(width)
         scores[np.triu_indices(length, 1)] = -np.inf
+        if mixer.mixer == "window_attention":
+            scores[np.tril_indices(length, -mixer.window)] = -np.inf
         weight = np.exp(scores - scores.max(-1, keepdims=True))
         outs.append(weight / weight.sum(-1, keepdims=True) @ v[:, theirs])
+    return np.concatenate(outs, axis=-1) @ weights["out_proj.weight"].T
+
+
+def _attend_latent(weights: Weights, config: ModelConfig, x: Array) -> Array:
+    """Every head's keys and values written out, Eq. 9 to 19."""
+    mixer, heads, length = config.mixer, config.mixer.num_heads, x.shape[0]
+    rank, rope = mixer.kv_rank, mixer.rope_head_dim
+    projected = x @ weights["in_proj.weight"].T
+    queries, latent, shared_key = np.split(projected, [-rank - rope, -rope], axis=-1)
+    if mixer.query_rank is not None:
+        normed = _norm(queries, _below(weights, "query_norm."), False, mixer.norm_eps)
+        queries = normed @ weights["query_up_proj.weight"].T
+    latent = _norm(latent, _below(weights, "latent_norm."), False, mixer.norm_eps)
+    keys = np.split(latent @ weights["key_up_proj.weight"].T, heads, axis=-1)
+    values = np.split(latent @ weights["value_up_proj.weight"].T, heads, axis=-1)
+    outs = []
+    for q, k, v in zip(np.split(queries, heads, axis=-1), keys, values, strict=True):
+        content, rotary = np.split(q, [mixer.nope_head_dim], axis=-1)
+        scores = content @ k.T + _rotate(rotary, False) @ _rotate(shared_key, False).T
+        scores = scores / math.sqrt(mixer.nope_head_dim + rope)
+        scores[np.triu_indices(length, 1)] = -np.inf
+        weight = np.exp(scores - scores.max(-1, keepdims=True))
+        outs.append(weight / weight.sum(-1, keepdims=True) @ v)
     return np.concatenate(outs, axis=-1) @ weights["out_proj.weight"].T

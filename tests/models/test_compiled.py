@@ -56,7 +56,7 @@ def errors_by_depth(
         "transformer",
         *(
             pytest.param(name, marks=pytest.mark.slow)
-            for name in ("retnet-torchscale", "retnet-yoco", "hybrid")
+            for name in ("retnet-torchscale", "retnet-yoco", "hybrid", "yoco")
         ),
         *(
             pytest.param(name, marks=pytest.mark.slow)
@@ -67,6 +67,8 @@ def errors_by_depth(
                 "hybrid-based",
                 "sliding_window",
                 "retnet-paper",
+                "mla",
+                "mamba2",
             )
         ),
     ],

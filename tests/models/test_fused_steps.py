@@ -80,7 +80,7 @@ class WholeOperators(TorchFunctionMode):
 
 
 @torch.no_grad()
-def count_kernels(case, operators):
+def count_kernels(case, operators, index=0):
     """Return the kernels of a second step of one block, by name: the first step also records what it executes."""
     config = CONFIGS[case]
     model = build_model(
@@ -92,9 +92,9 @@ def count_kernels(case, operators):
         decode_operators=operators,
     ).to("meta")
     state = model.init_state(1, 64)
-    (position, *_) = model._encode(8, 1)
+    position = model._encode(8, 1)[model._encoding_of[index]]
     x = torch.empty(1, 1, config.d_model, dtype=model.dtype, device="meta")
-    block, layer = model.blocks[0], state.layers[0]
+    block, layer = model.blocks[index], state.layers[config.state_layers[index]]
     block(x, layer, position)
     counted = CountedKernels()
     with counted, WholeOperators(counted):
@@ -124,6 +124,12 @@ def everywhere(monkeypatch):
 def test_a_fused_step_launches_few_kernels(case, limit):
     counts = count_kernels(case, "fused")
     assert counts.total() <= limit, counts
+
+
+@pytest.mark.usefixtures("everywhere")
+def test_a_layer_that_reads_the_cache_of_another_launches_no_more_kernels_than_that_layer():
+    writer, reader = (count_kernels("yoco-gated", "fused", index).total() for index in (2, 3))
+    assert reader <= writer <= 12
 
 
 @pytest.mark.parametrize(

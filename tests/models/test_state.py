@@ -8,9 +8,19 @@ from retbench.config.experiment import load_experiment
 from retbench.errors import CapacityError
 from retbench.models.build import build_model
 from retbench.planning.cells import resolve_models
+from tests.models.cases import config_of
 
-CONFIGS = resolve_models(load_experiment("latency", ["size=1m"]), "cpu")
-BACKENDS = {"retnet": "chunkwise", "transformer": "sdpa"}
+CONFIGS = {
+    **resolve_models(load_experiment("latency", ["size=1m"]), "cpu"),
+    "yoco": config_of("yoco-gated"),
+    "yoco-sw": config_of("yoco-sw"),
+}
+BACKENDS = {
+    "retnet": "chunkwise",
+    "transformer": "sdpa",
+    "yoco": "chunkwise+sdpa",
+    "yoco-sw": "blocks+sdpa",
+}
 
 
 @pytest.fixture(params=sorted(CONFIGS))

@@ -9,9 +9,15 @@ from torch import Tensor
 
 from benchmarks.peers import equality, fla_retnet, pairs
 from benchmarks.peers.outcomes import FP32_LIMIT, error_outcome
+from retbench.architectures.configs import ModelConfig
+from retbench.architectures.mamba2 import mamba2_config
 from retbench.architectures.retnet import retnet_config
 from retbench.architectures.transformer import transformer_config
 from retbench.checkpoints.loading import map_weights
+from retbench.mixers.latent_attention.config import LatentAttention
+from retbench.mixers.mamba2.config import Mamba2
+from retbench.mixers.mixer import Mixer
+from retbench.mixers.window_attention.config import WindowAttention
 
 INSTALL = "is not installed: pip install 'retbench[peers]'"
 needs_torchscale = pytest.mark.skipif(find_spec("torchscale") is None, reason=f"torchscale {INSTALL}")
@@ -86,7 +92,9 @@ def test_torchscale_decoding_returns_to_a_mark() -> None:
 @needs_transformers
 @pytest.mark.parametrize("num_kv_heads", [6, 2, 1])
 def test_llama_prefill_and_decode(num_kv_heads: int) -> None:
-    config = LLAMA.model_copy(update={"num_kv_heads": num_kv_heads})
+    config = transformer_config(
+        d_model=96, num_layers=3, num_heads=6, num_kv_heads=num_kv_heads, vocab_size=211, ffn_dim=136
+    )
     outcomes = list(equality.llama_pair_equality(config, 133, 9))
     assert len(outcomes) == 4  # reference, sdpa, products and the decode
     assert all(outcome.holds for outcome in outcomes), outcomes
@@ -123,6 +131,64 @@ def test_llama_generate_with_a_static_cache_is_compiled_and_equal() -> None:
         assert hf_llama.median_step_s(peer, prompt, warm=2, timed=8, static=True) > 0
     finally:
         torch.compiler.set_stance("default")
+
+
+@needs_transformers
+@pytest.mark.parametrize("window", [1, 2, 31, 200])
+@pytest.mark.parametrize("num_kv_heads", [6, 2])
+def test_mistral_prefill_and_decode(window: int, num_kv_heads: int) -> None:
+    """A window of one token, of two, that wraps often, and that is longer than the text."""
+    outcomes = list(
+        equality.mistral_equality(
+            _with(WindowAttention, num_kv_heads=num_kv_heads, window=window, sinks=0), 133
+        )
+    )
+    assert len(outcomes) == 3  # blocks, reference and the decode
+    assert all(outcome.holds for outcome in outcomes), outcomes
+
+
+@needs_transformers
+@pytest.mark.parametrize("num_groups", [1, 2])
+def test_mamba2_prefill_and_decode(num_groups: int) -> None:
+    mixer = Mamba2(d_model=96, num_heads=6, inner_dim=192, state_size=24, num_groups=num_groups)
+    config = mamba2_config(mixer, num_layers=3, vocab_size=211)
+    outcomes = list(equality.mamba2_equality(config, 300, 9))  # more than one of its chunks
+    assert len(outcomes) == 5  # four forms and the decode
+    assert all(outcome.holds for outcome in outcomes), outcomes
+
+
+@needs_transformers
+@pytest.mark.parametrize("query_rank", [None, 40])
+def test_deepseek_prefill_and_decode(query_rank: int | None) -> None:
+    widths = {"kv_rank": 44, "nope_head_dim": 18, "rope_head_dim": 10, "value_head_dim": 14}
+    outcomes = list(equality.deepseek_equality(_with(LatentAttention, query_rank=query_rank, **widths), 133))
+    assert len(outcomes) == 4  # sdpa, reference, absorbed and the decode
+    assert all(outcome.holds for outcome in outcomes), outcomes
+
+
+def _with(kind: type[Mixer], **fields: object) -> ModelConfig:
+    """Return a small model with another mixer in place of its attention."""
+    mixer = kind.model_validate({"d_model": LLAMA.d_model, "num_heads": 6, **fields})
+    block = LLAMA.blocks[0].model_copy(update={"mixer": mixer})
+    return LLAMA.model_copy(update={"blocks": (block,)})
+
+
+@needs_transformers
+@torch.inference_mode()
+def test_mamba2_decoding_returns_to_a_mark() -> None:
+    from benchmarks.peers import hf_mamba2
+
+    mixer = Mamba2(d_model=48, num_heads=3, inner_dim=96, state_size=8)
+    config = mamba2_config(mixer, num_layers=2, vocab_size=97)
+    tokens = pairs.random_tokens(config, 9)
+    decoding = hf_mamba2.CachedDecoding(hf_mamba2.build_peer(config, seed=1), tokens[:, :7])
+    mark = decoding.mark()
+    runs = []
+    for _ in range(2):
+        decoding.rewind(mark)
+        runs.append(torch.cat([decoding.step(tokens[:, t : t + 1]) for t in (7, 8)]))
+    assert torch.equal(*runs)
+    assert not torch.equal(runs[0][0], runs[0][1])
 
 
 @needs_transformers

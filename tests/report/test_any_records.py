@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from report.synthetic_records import CPU, Maker
 from retbench.records.record import Documents, Metric, ModelInfo, Point, Record, Series, WeightsInfo
 from retbench.records.store import append_record
+from retbench.report.answer import find_answer
 from retbench.report.formats import FORMATS, render
 from retbench.report.frames import Results
 from retbench.report.report import make_page, write_report
@@ -118,8 +119,9 @@ odd_records = st.builds(
 @given(st.lists(odd_records, min_size=1, max_size=6))
 def test_any_records_make_a_report_and_every_table(records: list[Record]) -> None:
     report = make_page(Results(tuple(records), ()))
-    sources = report.sections[-1].blocks[-1].content
+    sources = report.evidence[-1].blocks[-1].content
     assert sources["records used"].astype(int).sum() <= len(records)
+    assert all(line.lead for line in find_answer(contents_of(select(records))).lines)
     for experiment in {record.experiment for record in records}:
         table = table_of(contents_of(select(records, experiment)), experiment)
         assert len(table) > 0

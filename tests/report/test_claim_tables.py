@@ -18,6 +18,7 @@ from retbench.report.claim_tables import (
     ClaimEntry,
     ClaimGroup,
     ClaimSection,
+    describe_result,
     make_claim_section,
 )
 from retbench.report.claims import judge_claims
@@ -40,28 +41,80 @@ def test_every_claim_is_in_one_group_and_the_title_counts_them() -> None:
     assert all(group.title.endswith(f" ({len(group.entries)})") for group in groups)
 
 
-def test_measured_claims_come_before_the_others() -> None:
-    groups = groups_of(Maker(CPU).latency())
-    known = [group.known for group in groups]
-    assert known == ["decided", "measured", *["open"] * (len(groups) - 2)]
-    assert names_in(groups[0]) == ["equal_forms"]
-    assert {"latency_ratio", "latency_level", "throughput_ratio"} <= set(names_in(groups[1]))
+def test_decided_claims_come_first_and_measured_ones_first_in_their_group() -> None:
+    first, second, *_ = groups_of(Maker(CPU).latency())
+    assert names_in(first) == ["equal_forms"]
+    measured = [bool(entry.here) for entry in second.entries]
+    assert measured == sorted(measured, reverse=True)
+    assert {"latency_ratio", "latency_level", "throughput_ratio"} <= {entry.name for entry in second.shown}
 
 
-def test_claims_without_records_are_grouped_by_what_they_need() -> None:
-    found = {group.title.rpartition(" (")[0]: names_in(group) for group in groups_of([])}
-    hardware, training, yet, never = found.values()
-    assert "needs the paper's hardware, A100 80GB" in next(iter(found))
-    assert {"memory_ratio", "training_speed"} <= set(hardware)
-    assert {"perplexity_by_size", "zero_shot", "ablation_decay"} <= set(training)
-    assert yet == ["equal_forms", "public_retnet", "public_transformer", "independent_lambada"]
-    assert never == ["training_large", "other_architectures"]
+def test_claims_are_grouped_by_what_they_need_and_each_group_says_it_once() -> None:
+    groups = {group.title.rpartition(" (")[0]: group for group in groups_of([])}
+    found = {title: set(names_in(group)) for title, group in groups.items()}
+    assert {"memory_ratio", "training_speed"} <= found["Needs the paper's hardware, A100 80GB"]
+    assert {"perplexity_by_size", "zero_shot", "ablation_decay"} <= found[
+        "Needs models trained as in the paper"
+    ]
+    assert found["Needs 5.4 GB from the hub, and one GPU"] == {
+        "public_retnet",
+        "public_transformer",
+        "independent_lambada",
+    }
+    assert found["Needs any machine"] == {"equal_forms"}
+    assert {"mqar_attention", "recall_hits"} <= found["Needs a workload that retbench does not have yet"]
+    assert {"yoco_memory", "mamba_retnet"} <= found["Needs an architecture that retbench does not have yet"]
+    assert found["No run here can decide"] == {"training_large"}
+    assert all(group.needed for group in groups.values())
+
+
+def test_what_a_group_needs_names_its_experiments_or_what_is_lacking() -> None:
+    needed = {group.title.rpartition(" (")[0]: group.needed for group in groups_of([])}
+    assert needed["Needs the paper's hardware, A100 80GB"] == (
+        "A verdict needs the paper's hardware, A100 80GB: `retbench run EXPERIMENT --profile paper`, where EXPERIMENT "
+        "is memory, throughput, latency or training_cost; each claim has its own options."
+    )
+    training = needed["Needs models trained as in the paper"]
+    assert (
+        "`retbench train EXPERIMENT --profile paper` and `retbench run EXPERIMENT --profile paper`"
+        in training
+    )
+    assert needed["Needs any machine"] == "A verdict needs any machine: `retbench run latency`."
+    lacking = needed["Needs a workload that retbench does not have yet"]
+    assert all(name in lacking for name in ("mqar", "recall_slices", "needle", "recall_tasks", "Mamba-2"))
+
+
+@pytest.mark.parametrize(
+    ("name", "paper"),
+    [
+        ("latency_ratio", "15.6x at batch 8, 8K; 6.7B, one A100-80GB"),
+        ("latency_ratio_batch_1", "4.12x at batch 1, 8K; 6.7B, one A100-80GB"),
+        ("latency_ratio_1k", "2.19x at batch 1, 1K; 6.7B, one A100-80GB"),
+        (
+            "latency_level_over_batch",
+            "latency of RetNet: 23.2 ms (1), 24.2 ms (8), batch 1 to 8, 8K; 6.7B, one A100-80GB",
+        ),
+        ("zero_shot", "accuracy: 69.51 % (RetNet), 66.07 % (Transformer); 6.7B"),
+        ("yoco_memory", "memory of inference: 9.38x; yoco-3B, one H100-80GB"),
+        ("ablation_decay", "perplexity: 26.05 (RetNet), 27.86 (no decay); 200M"),
+        (
+            "mamba_retnet",
+            "perplexity: 13.36 (RetNet, 125M), 11.6 (Mamba, 125M), 7.05 (RetNet, 1.3B), 6.5 (Mamba, 1.3B)",
+        ),
+        ("equal_forms", ""),
+    ],
+)
+def test_the_papers_number_stands_with_its_conditions(name: str, paper: str) -> None:
+    assert entry_of(name, []).paper == paper
 
 
 def test_a_group_keeps_the_order_of_the_file() -> None:
     order = [claim.name for claim in load_claims()]
     for group in groups_of(Maker(CPU).memory()):
-        assert names_in(group) == sorted(names_in(group), key=order.index)
+        measured = {entry.name for entry in group.entries if entry.here}
+        assert names_in(group) == sorted(
+            names_in(group), key=lambda name: (name not in measured, order.index(name))
+        )
 
 
 # ---- the section of the report ---------------------------------------------------------------------------------------
@@ -79,9 +132,10 @@ def entry_of(name: str, records: Iterable[Record]) -> ClaimEntry:
 
 
 def read_texts(folder: Path) -> tuple[str, str]:
-    """Page and Markdown of a report, as they are read."""
-    page, markdown = ((folder / name).read_text(encoding="utf-8") for name in ("index.html", "report.md"))
-    return html.unescape(re.sub(r"</?span>", "", page)).replace("\u00a0", " "), markdown
+    """Both pages in one, and the Markdown of a report, as they are read."""
+    names = ("index.html", "evidence.html", "report.md")
+    page, evidence, markdown = ((folder / name).read_text(encoding="utf-8") for name in names)
+    return html.unescape(re.sub(r"</?span>", "", page + evidence)).replace("\u00a0", " "), markdown
 
 
 @pytest.fixture(scope="module")
@@ -96,33 +150,34 @@ def texts(
 
 def test_without_a_verdict_it_says_what_is_missing_and_which_command_makes_it() -> None:
     entry = entry_of("latency_ratio", [])
-    assert (entry.verdict, entry.seen, entry.missing) == ("not testable", [], "needs one A100 of 80 GB")
+    assert (entry.verdict, entry.here, entry.missing) == ("not testable", (), "needs one A100 of 80 GB")
+    assert entry.verdict_cell == "not testable"
     assert entry.command is not None
     assert entry.command.startswith("retbench run latency --profile paper")
 
 
-def test_what_no_run_can_tell_has_a_reason_and_no_command() -> None:
-    entry = entry_of("other_architectures", [])
-    assert "not among the models here" in entry.missing
+def test_what_no_run_can_decide_has_a_reason_and_no_command() -> None:
+    entry = entry_of("training_large", [])
+    assert "tensor parallelism" in entry.missing
     assert entry.command is None
     assert [row.command for row in entry.rows] == [None]
 
 
 def test_a_verdict_stands_with_its_numbers_and_misses_nothing(gpu_records: list[Record]) -> None:
     entry = entry_of("memory_ratio", gpu_records)
-    assert (entry.verdict, entry.missing, entry.command) == ("partly", "", None)
-    (seen,) = entry.seen
-    assert seen.verdict == "", "it stands beside the claim already"
-    assert "A100" in seen.text
-    assert "the paper 3.4×" in seen.text
+    assert (entry.verdict, entry.verdict_cell, entry.missing, entry.command) == ("partly", "partly", "", None)
+    (result,) = entry.here
+    assert result.is_in_cell
+    assert result.notes[0] == "the paper 3.4×"
+    assert re.fullmatch(r"[\d.]+× at batch 8, 8K \(6.7B, NVIDIA A100-SXM4-80GB\)", describe_result(result))
 
 
 def test_another_machine_is_seen_beside_what_is_missing(cpu_records: list[Record]) -> None:
     entry = entry_of("memory_ratio", cpu_records)
     assert entry.verdict == "not testable"
-    (seen,) = entry.seen
-    assert seen.text.startswith("other conditions: 25m, AMD EPYC 9B14")
-    assert seen.verdict in ("reproduced", "partly", "not reproduced")
+    (result,) = entry.here
+    assert (result.scope, result.conditions) == ("other conditions", "25M, AMD EPYC 9B14")
+    assert entry.verdict_cell == f"{result.verdict}, other conditions"
     assert entry.missing == "needs one A100 of 80 GB"
 
 
@@ -135,7 +190,8 @@ def test_forms_that_differ_are_seen_though_others_agree() -> None:
     for records in ([*wrong, *right], [*right, *wrong]):
         entry = entry_of("equal_forms", records)
         assert entry.verdict == "not reproduced"
-        assert "largest error 0.5 (recurrent = parallel, 7 tokens)" in entry.seen[0].text
+        assert "largest error 0.5 (recurrent = parallel, 7 tokens)" in entry.here[0].measured
+        assert entry.here[0].num_results == 2
 
 
 def test_records_that_do_not_decide_are_seen_and_the_command_stands() -> None:
@@ -144,7 +200,8 @@ def test_records_that_do_not_decide_are_seen_and_the_command_stands() -> None:
     records = [record for record in graphless.latency(batch_sizes=(8,)) if record.round == 0]
     entry = entry_of("latency_level", records)
     assert entry.verdict == "not testable"
-    assert [seen.verdict for seen in entry.seen] == ["undecided"]
+    assert entry.verdict_cell == "undecided, as in the paper"
+    assert [result.verdict for result in entry.here] == ["undecided"]
     assert entry.missing == ""
     assert entry.command == "retbench run latency --profile paper"
 
@@ -158,24 +215,30 @@ def test_every_row_names_conditions_command_and_runs(
         "strong Transformer",
         "other conditions",
     ]
-    assert [row.records for row in rows] == ["12 in 20260102T030405Z", "none", "12 in 20260102T030405Z"]
+    assert [row.records for row in rows] == [
+        "12 in a100-sxm4-80gb/memory/20260102T030405Z.jsonl",
+        "none",
+        "12 in epyc-9b14-2c/memory/20260102T030405Z.jsonl",
+    ]
     assert "--set models.transformer.num_kv_heads=8" in (rows[1].command or "")
 
 
 def test_the_papers_numbers_stand_with_how_they_came_to_be_and_their_doubts() -> None:
     entry = entry_of("latency_level_over_batch", [])
-    assert entry.numbers[0].endswith(": 25 ms (read off by others)")
-    assert any("others read these off by eye" in doubt for doubt in entry.doubts)
+    assert entry.numbers[0].endswith(": 23.2 ms (decoded from the PDF)")
+    assert any("not stated: dtype, position" in doubt for doubt in entry.doubts)
+    assert any("no other length" in doubt for doubt in entry_of("latency_ratio_1k", []).doubts)
     assert any("not stated: dtype" in doubt for doubt in entry_of("latency_ratio", []).doubts)
 
 
-def test_verdicts_come_first_and_each_leads_to_its_claim(texts: tuple[str, str]) -> None:
+def test_each_claim_of_the_short_table_leads_to_its_evidence(texts: tuple[str, str]) -> None:
     page = texts[0]
-    first = page.partition("<main>")[2].partition("</section>")[0]
-    assert re.search(r"32 claims under the papers' own conditions: \d+ reproduced, ", first)
-    anchors = re.findall(r'href="#(claim-\w+)"', first)
-    assert sorted(anchors) == sorted(f"claim-{claim.name}" for claim in load_claims())
-    assert re.findall(r'<article id="(claim-\w+)"', page) == anchors
+    assert re.search(r"\d+ claims under the papers' own conditions: \d+ reproduced, ", page)
+    anchors = re.findall(r'href="evidence.html#(claim-\w+)"', page)
+    articles = re.findall(r'<article id="(claim-\w+)"', page)
+    assert sorted(articles) == sorted(f"claim-{claim.name}" for claim in load_claims())
+    assert anchors == [name for name in articles if name in anchors]
+    assert {"claim-equal_forms", "claim-memory_ratio"} <= set(anchors)
 
 
 def test_page_and_markdown_say_the_same_of_every_claim(
@@ -185,18 +248,17 @@ def test_page_and_markdown_say_the_same_of_every_claim(
     write_report(root, tmp_path)
     texts = read_texts(tmp_path)
     for group in section_of(load_results(root).records).groups:
-        assert all(text.count(group.title) == 2 for text in texts)
         for entry in group.entries:
-            seen = [one.text for one in entry.seen]
+            results = [describe_result(one) for one in entry.here]
             for text in texts:
                 assert text.count(entry.statement) >= 2
-                for line in [*seen, *entry.numbers, *entry.doubts, entry.missing, entry.command or ""]:
+                for line in [*results, *entry.numbers, *entry.doubts]:
                     assert line in text
 
 
 def test_a_claim_leads_to_the_figures_of_its_experiments(texts: tuple[str, str]) -> None:
     article = texts[0].partition('<article id="claim-memory_ratio">')[2].partition("</article>")[0]
-    assert re.findall(r'href="#(\w+)"', article) == ["memory_batch8", "memory_latency_figure6"]
+    assert re.findall(r'href="index.html#(\w+)"', article) == ["memory_batch8", "memory_latency_figure6"]
 
 
 def test_a_folder_of_failures_damage_and_duplicates_still_has_every_claim(tmp_path: Path) -> None:
@@ -209,8 +271,10 @@ def test_a_folder_of_failures_damage_and_duplicates_still_has_every_claim(tmp_pa
         file.write(b'{"schema_version": 0}\n{"schema_version": 1, "run\n')
     write_report(root, tmp_path / "out")
     for text in read_texts(tmp_path / "out"):
-        assert "32 claims under the papers' own conditions: 1 reproduced, 31 not testable." in text
-        assert "schema_version is 0 and this retbench reads 1" in text
-        assert re.search(
-            r"undecided(</strong>)?, other conditions: 25m, .*: retnet at batch 1, 8K: failed", text
+        num_claims = len(load_claims())
+        assert (
+            f"{num_claims} claims under the papers' own conditions: 1 reproduced, {num_claims - 1} not"
+            in text
         )
+        assert "schema_version is 0 and this retbench reads 1" in text
+        assert "retnet at batch 1, 8K: failed (25M, " in text

@@ -138,7 +138,7 @@ def test_what_was_not_asked_of_a_model_is_named_with_its_command(tmp_path: Path)
         )
     )
     assert sentence.startswith("quality: wikitext-103 (whole, 2K) ")
-    assert "RetNet 1m seed 1" in sentence
+    assert "RetNet 1M seed 1" in sentence
     assert "Run `retbench run quality --profile cpu` again" in sentence
 
 

@@ -93,7 +93,7 @@ def test_the_command_prints_the_tables_and_what_is_not_compared(
     printed = capsys.readouterr()
     assert printed.out.endswith("| not compared |\n")
     assert (
-        "not compared: RetNet and the Transformer at litbank/original (whole, 2K) 1m seed 0: " in printed.err
+        "not compared: RetNet and the Transformer at litbank/original (whole, 2K) 1M seed 0: " in printed.err
     )
     with pytest.raises(ConfigError, match="Did you mean 'quality'"):
         table("qualty", "md", tmp_path)
@@ -113,7 +113,7 @@ def test_loading_tells_of_damaged_lines_and_keeps_the_folders(tmp_path: Path) ->
 def test_each_model_stands_once_with_where_its_weights_are_from(scores: Evaluations) -> None:
     table = weights_table(scores)
     assert len(table) == 2 * sum(map(len, SEEDS.values()))
-    assert list(dict.fromkeys(table["size"])) == list(SEEDS)
+    assert list(dict.fromkeys(table["size"])) == [size.upper() for size in SEEDS]
     assert set(table["trained on"]) == {"classic_books"}
     assert set(table["tokens"]) == {format_count(NUM_TOKENS)}
     assert set(table["learning rate"]) == {"0.002"}  # of the grid's other rates nothing was evaluated
@@ -132,6 +132,6 @@ def test_weights_that_nobody_trained_say_so(tmp_path: Path) -> None:
     maker = ScoreMaker(tmp_path, seeds={"1m": (None,), "6m": (0,)}, change=change)
     maker.perplexities("litbank/original", "whole", 2048)
     table = weights_table(evaluations_of(maker)).set_index(["model", "size"])
-    drawn, public = table.loc[("RetNet", "1m")], table.loc[("RetNet", "6m")]
+    drawn, public = table.loc[("RetNet", "1M")], table.loc[("RetNet", "6M")]
     assert (drawn["weights"], drawn["tokens"]) == ("drawn from a seed, untrained", "–")
     assert (public["weights"], public["trained on"]) == ("hub:someone/model at abc", "not recorded")

@@ -15,7 +15,6 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.lines import Line2D
-from matplotlib.patches import Rectangle
 
 from report.synthetic_records import CPU, GPU, SMALL, SMALL_TRAINER, TRAINER, Maker
 from report.words import check_words
@@ -122,11 +121,48 @@ def test_bars_add_up_to_the_analytical_size_and_the_workspace(drawings: list[Dra
     drawing = next(drawing for drawing in drawings if drawing.name == "memory_batch1")
     data = drawing.data.pivot(index=["model", "context_len"], columns="metric", values="value")
     assert (data["weight_bytes"] + data["state_bytes"] == data["expected_weight_and_state_bytes"]).all()
-    bars = drawing.figure.axes[1].patches
-    total = sum(bar.get_height() for bar in bars[-3:] if isinstance(bar, Rectangle)) * 2**20
-    assert total == pytest.approx(
-        data.loc[("transformer", 32768), list(data.columns.drop("expected_weight_and_state_bytes"))].sum()
-    )
+    areas = drawing.figure.axes[1].collections
+    tops = [max(y for path in area.get_paths() for _, y in path.vertices) for area in areas]
+    parts = data.loc[("transformer", 32768), ["weight_bytes", "state_bytes", "workspace_bytes"]]
+    assert [top * 2**20 for top in tops] == pytest.approx(list(parts.cumsum()))
+
+
+def test_axes_do_not_bend_straight_lines(drawings: list[Drawing]) -> None:
+    """What grows linearly is a straight line: both axes are logarithmic, or both linear."""
+    named = {drawing.name: drawing.figure.axes for drawing in drawings}
+    for axes in (*named["latency_decode_batch1"], *named["latency_prefill_batch1"]):
+        assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
+    for axes in (*named["memory_batch1"], *named["memory_latency_figure6"]):
+        assert (axes.get_xscale(), axes.get_yscale()) == ("linear", "linear")
+
+
+def test_the_crossover_is_marked_where_the_drawn_lines_meet(cpu_records: list[Record]) -> None:
+    for drawing in make_drawings(select(cpu_records)):
+        crossings = drawing.data[drawing.data["metric"] == "crossover_context_len"]
+        if crossings.empty or crossings["value"].isna().all():
+            continue
+        (value,) = crossings["value"]
+        mine, theirs = (
+            np.log(np.asarray(line.get_xydata())) for line in model_lines(drawing.figure.axes[0])[:2]
+        )
+        gaps = [np.interp(np.log(value), line[:, 0], line[:, 1]) for line in (mine, theirs)]
+        assert gaps[0] == pytest.approx(gaps[1], abs=0.005)
+        assert "interpolated" in " ".join(all_words(drawing))
+        assert "nterpolated between the measured lengths" in drawing.caption
+
+
+def test_batch_sizes_are_panels_of_one_figure() -> None:
+    maker = Maker(GPU)
+    found = make_drawings(select(maker.latency(batch_sizes=(1, 8)) + maker.memory(batch_sizes=(1, 8))))
+    named = {drawing.name: drawing for drawing in found}
+    assert list(named)[:3] == ["latency_decode", "latency_prefill", "memory"]
+    assert [axes.get_title(loc="left") for axes in named["latency_decode"].figure.axes] == [
+        "batch 1",
+        "batch 8",
+    ]
+    assert set(named["memory"].data["batch_size"]) == {1, 8}
+    limits = {axes.get_ylim() for axes in named["latency_decode"].figure.axes}
+    assert len(limits) == 1
 
 
 def test_training_shows_speed_above_memory_and_the_lines_through_it(training_records: list[Record]) -> None:

@@ -78,6 +78,15 @@ def test_a_fair_run_has_no_flag_but_the_architectures_own(cpu_records: list[Reco
     assert "differs" not in {row[-1] for row in rows.values()}
 
 
+def test_a_state_of_real_text_against_a_filled_cache_is_a_difference_of_the_harness() -> None:
+    folder = Path(__file__).parents[2] / "results" / "published"
+    decode = [r for r in load_results(folder).records if (r.experiment, r.workload) == ("latency", "decode")]
+    rows = as_dict(executed_table(decode, lineup(decode)))
+    assert rows["executed: state_source"] == ["streamed prefill of real text", "filled", "by the harness"]
+    assert rows["executed: kv_fill"][-1] == "by the harness"
+    assert rows["executed: kv_capacity"][-1] == "by architecture"
+
+
 def test_what_published_pairs_differ_in_is_what_their_architectures_bring() -> None:
     records = load_results(Path(__file__).parents[2] / "results" / "published").records
     by_experiment: dict[object, list[Record]] = {}

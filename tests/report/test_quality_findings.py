@@ -40,21 +40,21 @@ def losses(folder: Path, ratios: Mapping[str, float], **fields: Any) -> KeyFindi
         ({"1m": 1.1}, "the Transformer is better."),
         (
             {"1m": 0.9, "6m": 0.9, "25m": 0.9},
-            "RetNet is better at every size. No crossover is shown from 1m to 25m.",
+            "RetNet is better at every size. No crossover is shown from 1M to 25M.",
         ),
         (
             {"1m": 1.1, "6m": 1.1, "25m": 0.9},
-            "the Transformer is better at 1m and 6m; RetNet is better at 25m. RetNet becomes the better one between "
-            "6m and 25m.",
+            "the Transformer is better at 1M and 6M; RetNet is better at 25M. RetNet becomes the better one between "
+            "6M and 25M.",
         ),
         (
             {"1m": 0.9, "6m": 1.1},
-            "RetNet is better at 1m; the Transformer is better at 6m. RetNet becomes the worse one between 1m and 6m.",
+            "RetNet is better at 1M; the Transformer is better at 6M. RetNet becomes the worse one between 1M and 6M.",
         ),
         (
             {"1m": 0.9, "6m": 1.1, "25m": 0.9},
-            "RetNet is better at 1m and 25m; the Transformer is better at 6m. The order changes between 1m and 6m and "
-            "between 6m and 25m.",
+            "RetNet is better at 1M and 25M; the Transformer is better at 6M. The order changes between 1M and 6M and "
+            "between 6M and 25M.",
         ),
     ],
 )
@@ -66,11 +66,10 @@ def test_the_better_model_is_named_and_where_it_changes(
     assert finding.text.startswith("RetNet's bits per token on litbank/original (last, 2K) are ")
     assert "trained on 20.0 M tokens (95 % CI over 60 documents)" in finding.text
     last = list(ratios.values())[-1]
-    share = 1 - last if last < 1 else 1 - 1 / last
-    lead = re.fullmatch(r"(Transformer: )?([\d.]+) % fewer bits per token", finding.lead)
+    lead = re.fullmatch(r"([\d.]+) % (fewer|more) bits per token", finding.lead)
     assert lead is not None
-    assert (lead[1] is None) == (last < 1)
-    assert float(lead[2]) == pytest.approx(100 * share, abs=2)
+    assert lead[2] == ("fewer" if last < 1 else "more")
+    assert float(lead[1]) == pytest.approx(100 * abs(last - 1), abs=2)
     shown = [float(value) for value in re.findall(r"(\d\.\d{3}) \[", finding.text)]
     assert shown == pytest.approx(list(ratios.values()), rel=0.02)
 
@@ -115,11 +114,13 @@ def test_seeds_that_disagree_are_told_one_by_one(tmp_path: Path) -> None:
     maker = ScoreMaker(tmp_path, seeds={"1m": (0, 1, 2)}, change_rows=change)
     maker.perplexities(CORPUS, "last", 2048)
     (finding,) = found(maker)
-    assert "at 1m (seeds 0, 1 and 2)" in finding.text
+    assert "at 1M (seeds 0, 1 and 2)" in finding.text
     assert finding.text.endswith(
-        ": the Transformer is better at 1m seed 0 and 1m seed 2; RetNet is better at 1m seed 1."
+        ": the Transformer is better at 1M seed 0 and 1M seed 2; RetNet is better at 1M seed 1."
     )
-    assert finding.lead.count("–") == 1  # a range over seeds, never a mean
+    assert re.fullmatch(
+        r"[\d.]+ % fewer to [\d.]+ % more bits per token", finding.lead
+    )  # a range, never a mean
 
 
 def test_the_whole_headline(scores: Evaluations) -> None:
@@ -128,8 +129,8 @@ def test_the_whole_headline(scores: Evaluations) -> None:
         finding for finding in findings if finding.text.startswith("Beyond the training length of 2K tokens")
     ]
     assert [finding.lead for finding in beyond] == [
-        "-0.03 against +0.36 nats per token",
-        "-0.03 against +0.40 nats per token",
+        "loss -0.03 vs +0.36 nats per token from 2K to 8K",
+        "loss -0.03 vs +0.40 nats per token from 2K to 8K",
     ]
     record = next(
         r
@@ -140,8 +141,11 @@ def test_the_whole_headline(scores: Evaluations) -> None:
     series = record.series["loss_by_position"]
     early, late = (series.y[series.x.index(length)] for length in (2048, 8192))
     assert f"from {early:.3f} to {late:.3f} for the Transformer." in beyond[0].text
-    exams = [finding for finding in findings if "-shot, 4 tasks at 25m seed 0" in finding.text]
-    assert [finding.lead for finding in exams] == ["1 to 0 of 4", "no difference"]
+    exams = [finding for finding in findings if "-shot, 4 tasks at 25M seed 0" in finding.text]
+    assert [finding.lead for finding in exams] == [
+        "better at 1, worse at 0 of 4 tasks",
+        "no significant difference on 4 tasks",
+    ]
     assert "RetNet is better at piqa (" in exams[0].text
     assert "about 0.2 are expected by chance" in exams[0].text
     assert "at chance on copa and hellaswag." in exams[0].text

@@ -89,10 +89,10 @@ def test_losses_of_the_models_stand_side_by_side(
     table = tables["perplexity"]
     points = 6  # two corpora: whole at two lengths, and the last tokens
     assert len(table) == points * sum(map(len, SEEDS.values()))
-    assert list(dict.fromkeys(table["size"])) == ["1m", "6m", "25m"]
+    assert list(dict.fromkeys(table["size"])) == ["1M", "6M", "25M"]
     (line,) = table[
         (table["corpus"] == "wikitext-103") & (table["protocol"] == "whole") & (table["context"] == "8K")
-        & (table["size"] == "1m") & (table["seed"] == "1")
+        & (table["size"] == "1M") & (table["seed"] == "1")
     ].to_dict(orient="records")  # fmt: skip
     mine = frame[
         (frame["task"] == "wikitext-103") & (frame["protocol"] == "whole") & (frame["context_len"] == 8192)
@@ -116,7 +116,7 @@ def test_accuracies_have_their_error_difference_and_test(
     table = tables["zeroshot"]
     assert set(table["shots"]) == {"0", "4"}
     (line,) = table[
-        (table["task"] == "piqa") & (table["shots"] == "0") & (table["size"] == "25m")
+        (table["task"] == "piqa") & (table["shots"] == "0") & (table["size"] == "25M")
     ].to_dict(orient="records")  # fmt: skip
     (mine,) = frame[
         (frame["task"] == "piqa") & (frame["num_fewshot"] == 0) & (frame["size"] == "25m")
@@ -128,7 +128,7 @@ def test_accuracies_have_their_error_difference_and_test(
     assert line["McNemar p"] == format_p(mine["acc_mcnemar_p"])
     (perplexity,) = table[
         (table["task"] == "lambada_openai") & (table["metric"] == "perplexity") & (table["shots"] == "0")
-        & (table["size"] == "25m")
+        & (table["size"] == "25M")
     ].to_dict(orient="records")  # fmt: skip
     assert perplexity["difference, points"] == "–"  # it is no share
 
@@ -140,7 +140,7 @@ def test_the_papers_average_is_over_its_own_tasks(
     means = table[table["task"].str.startswith("mean of")]
     assert set(means["task"]) == {"mean of hellaswag, copa, piqa"}  # lambada is not in the paper's Table 3
     assert len(means) == 2 * sum(map(len, SEEDS.values()))
-    (line,) = means[(means["size"] == "6m") & (means["shots"] == "4")].to_dict(orient="records")
+    (line,) = means[(means["size"] == "6M") & (means["shots"] == "4")].to_dict(orient="records")
     mine = frame[
         (frame["size"] == "6m") & (frame["num_fewshot"] == 4) & (frame["model"] == "transformer")
         & frame["task"].isin(["hellaswag", "copa", "piqa"])

@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from markdown_it import MarkdownIt
@@ -19,12 +19,11 @@ from retbench.records.record import Record
 from retbench.report.frames import Results
 from retbench.report.report import make_page, write_report
 
-SECTIONS = [
-    "Verdicts",
-    "Key findings",
-    "Figures",
-    "Tables",
+SECTIONS = ["Measured on this machine", "Claims of the papers", "Tables", "Checks and limitations"]
+EVIDENCE = [
     "Claims in detail",
+    "Findings",
+    "Tables of all metrics",
     "Model matching",
     "Executed kernels",
     "Equivalence checks",
@@ -34,15 +33,23 @@ SECTIONS = [
 ]
 
 
-def report_of(records: list[Record], tmp_path: Path) -> tuple[str, str]:
-    """Page and Markdown made from these records."""
+class Written(NamedTuple):
+    """Both pages of a report and its Markdown."""
+
+    index: str
+    evidence: str
+    markdown: str
+
+
+def report_of(records: list[Record], tmp_path: Path) -> Written:
+    """Pages and Markdown made from these records."""
     write_report(write_results(tmp_path / "results", records), tmp_path / "out")
-    texts = [(tmp_path / "out" / name).read_text(encoding="utf-8") for name in ("index.html", "report.md")]
-    return texts[0], texts[1]
+    names = ("index.html", "evidence.html", "report.md")
+    return Written(*((tmp_path / "out" / name).read_text(encoding="utf-8") for name in names))
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, cpu_records: list[Record]) -> tuple[str, str]:
+def whole(tmp_path_factory: pytest.TempPathFactory, cpu_records: list[Record]) -> Written:
     return report_of(cpu_records, tmp_path_factory.mktemp("whole"))
 
 
@@ -50,21 +57,55 @@ def test_page_markdown_and_figures_are_written_and_named(results: Path, tmp_path
     out = tmp_path / "deep" / "reports"
     paths = write_report(results, out)
     assert sorted(paths) == sorted(path for path in out.rglob("*") if path.is_file())
-    assert {path.name for path in paths} >= {"index.html", "report.md", "latency_decode_batch1.svg"}
+    assert {path.name for path in paths} >= {
+        "index.html",
+        "evidence.html",
+        "report.md",
+        "latency_decode_batch1.svg",
+    }
 
 
-def test_sections_stand_in_their_order_and_verdicts_come_first(whole: tuple[str, str]) -> None:
-    page, markdown = whole
-    assert re.findall(r"<h2>(.*?)</h2>", page) == SECTIONS
-    assert re.findall(r"^## (.*)$", markdown, flags=re.MULTILINE) == SECTIONS
-    assert page.index("2,430\u00a0tokens") < page.index("<h2>Figures")
-    assert markdown.index("**2,430 tokens**") < markdown.index("## Figures")
+def test_the_answer_comes_first_and_sections_stand_in_their_order(whole: Written) -> None:
+    assert re.findall(r"<h2>(.*?)</h2>", whole.index) == SECTIONS
+    assert re.findall(r"<h2>(.*?)</h2>", whole.evidence) == EVIDENCE
+    assert re.findall(r"^## (.*)$", whole.markdown, flags=re.MULTILINE) == [*SECTIONS, *EVIDENCE]
+    for text, heading in ((whole.index, "<h2>"), (whole.markdown, "## ")):
+        answer = text.partition(heading)[0]
+        assert re.search(r"Decode: 1\.22× slower at\s1K, 4\.49× faster at\s32K", answer)
+        assert re.search(r"Memory: [\d.]+× less memory at\s32K", answer)
+    assert whole.index.index("latency_decode_batch1") < whole.index.index("<h2>")
+
+
+def test_the_first_page_has_a_line_on_each_check_that_the_second_page_shows(whole: Written) -> None:
+    checks = whole.index.partition('<section id="checks"')[2]
+    table = whole.evidence.partition('<section id="equivalence"')[2].partition("</section>")[0]
+    num_rows = table.count("<tr>") - 1
+    assert f"All {num_rows} equivalence checks passed; worst error" in checks
+    assert 'href="evidence.html#equivalence"' in checks
+
+
+def test_published_records_stand_apart_from_the_readers_own(
+    cpu_records: list[Record], tmp_path: Path
+) -> None:
+    own = [r.model_copy(update={"run_id": "mine"}) for r in cpu_records if r.experiment == "latency"]
+    root = write_results(tmp_path / "results", own)
+    write_results(root / "published", cpu_records)
+    write_report(root, tmp_path / "out")
+    page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+    mine = page.partition('<section id="measured"')[2].partition("</section>")[0]
+    published = page.partition('<section id="published"')[2].partition("</section>")[0]
+    assert {*re.findall(r'<figure id="([a-z]+)_', mine)} == {"latency"}
+    assert {*re.findall(r'<figure id="([a-z]+)_', published)} == {"memory"}
+    evidence = (tmp_path / "out" / "evidence.html").read_text(encoding="utf-8")
+    assert f'<th scope="row">{CPU.name}/latency/mine.jsonl</th>' in evidence
+    assert f'<th scope="row">published/{CPU.name}/memory/20260102T030405Z.jsonl</th>' in evidence
+    assert "Equivalence checks: published results" in evidence
 
 
 def test_experiments_of_different_models_stand_side_by_side_each_with_its_pair(
     cpu_records: list[Record], training_records: list[Record], tmp_path: Path
 ) -> None:
-    page, markdown = report_of([*cpu_records, *training_records], tmp_path)
+    page, _, markdown = report_of([*cpu_records, *training_records], tmp_path)
     matching = markdown.partition("## Model matching")[2].partition("## Executed kernels")[0]
     assert re.findall(r"^### (.*)$", matching, flags=re.MULTILINE) == ["latency, memory", "training_cost"]
     assert matching.count("Parameters without embedding and head differ by") == 2
@@ -76,28 +117,45 @@ def test_experiments_of_different_models_stand_side_by_side_each_with_its_pair(
         assert figure in page
 
 
-def test_the_page_needs_nothing_but_itself(whole: tuple[str, str]) -> None:
-    page = whole[0]
-    assert re.findall(r"<script[^>]*>", page) == ["<script>"]
-    assert "@import" not in page
-    assert not re.search(r"""(?:src|href)=["'](?!#|figures/|data:,)""", page.replace('xlink:href="#', ""))
-    urls = set(re.findall(r"https?://[^\"' )]+", page))
-    assert urls <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
+def test_the_pages_need_nothing_but_each_other(whole: Written) -> None:
+    for page in (whole.index, whole.evidence):
+        assert re.findall(r"<script[^>]*>", page) == ["<script>"]
+        assert "@import" not in page
+        assert not re.search(r"""(?:src|href)=["'](?!#|figures/|data:,|index.html|evidence.html)""", page)
+        assert re.findall(r"https?://[^\"' )]+", page) == []
 
 
-def test_no_two_elements_share_an_id_and_every_reference_has_its_target(whole: tuple[str, str]) -> None:
-    page = whole[0]
-    ids = re.findall(r'\bid="([^"]+)"', page)
-    assert len(ids) == len(set(ids))
-    targets = set(re.findall(r'(?:xlink:href="|href="|url\()#([^")]+)', page))
-    assert targets <= set(ids)
+def test_no_two_elements_share_an_id_and_every_reference_has_its_target(whole: Written) -> None:
+    pages = {"index.html": whole.index, "evidence.html": whole.evidence}
+    found = {name: re.findall(r'\bid="([^"]+)"', page) for name, page in pages.items()}
+    for name, page in pages.items():
+        assert len(found[name]) == len(set(found[name]))
+        assert {*re.findall(r'(?:href="|url\()#([^")]+)', page)} <= {*found[name]}
+        for place, target in re.findall(r'href="(\w+\.html)#([^"]+)"', page):
+            assert target in found[place]
 
 
-def test_figures_follow_the_pages_colours(whole: tuple[str, str]) -> None:
-    drawn = "".join(re.findall(r"<svg.*?</svg>", whole[0], flags=re.DOTALL))
-    assert "var(--line0)" in drawn
-    assert "var(--ink)" in drawn
-    assert not re.search(r"#[0-9a-f]{6}\b", drawn)
+def test_figures_follow_the_pages_colours_and_hold_text(whole: Written) -> None:
+    drawn = re.findall(r"<svg.*?</svg>", whole.index, flags=re.DOTALL)
+    assert len(drawn) >= 4
+    for svg in drawn:
+        assert "var(--line0)" in svg
+        assert "var(--ink)" in svg
+        assert not re.search(r"#[0-9a-f]{6}\b", svg)
+        assert "Transformer</text>" in svg
+        assert len(svg) < 25_000
+
+
+def test_each_point_of_a_figure_has_its_value_and_its_model(whole: Written) -> None:
+    svg = whole.index.partition('<figure id="latency_decode_batch1"')[2].partition("</svg>")[0]
+    circles = re.findall(r'<circle [^>]*data-model="(\w+)"[^>]*><title>(.*?)</title>', svg)
+    assert len(circles) == 12
+    assert {model for model, _ in circles} == {"retnet", "transformer"}
+    assert any(re.fullmatch(r"RetNet, 32K: [\d.]+ \[[\d.]+, [\d.]+\] ms", text) for _, text in circles)
+    label = re.search(r'aria-label="([^"]*)"', svg)
+    assert label
+    assert "RetNet, 32K: " in label[1]
+    assert "Transformer, 32K: " in label[1]
 
 
 def test_the_same_records_give_the_same_bytes(results: Path, tmp_path: Path) -> None:
@@ -107,9 +165,8 @@ def test_the_same_records_give_the_same_bytes(results: Path, tmp_path: Path) -> 
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
 
 
-def test_what_made_it_can_be_made_again(whole: tuple[str, str]) -> None:
-    page, markdown = whole
-    for text in (re.sub(r"</?(?:code|span)>", "", page), markdown):
+def test_what_made_it_can_be_made_again(whole: Written) -> None:
+    for text in (re.sub(r"</?(?:code|span)>", "", whole.evidence), whole.markdown):
         assert "retbench run latency --profile cpu" in text
         assert "retbench run memory --profile cpu" in text
         assert "epyc-9b14-2c/latency/20260102T030405Z.jsonl" in text
@@ -123,7 +180,7 @@ def test_failures_other_machines_damage_and_old_lines_are_all_told(
     with open(next((root / CPU.name / "latency").iterdir()), "ab") as file:
         file.write(b'{"schema_version": 1, "run\n{"schema_version": 0}\n\xff\xfe\n')
     write_report(root, tmp_path / "out")
-    for name in ("index.html", "report.md"):
+    for name in ("evidence.html", "report.md"):
         text = (tmp_path / "out" / name).read_text(encoding="utf-8")
         assert "CUDA out of memory: 77.0 GiB needed" in text
         assert "machine epyc-9b14-2c, here a100-sxm4-80gb" in text
@@ -143,7 +200,7 @@ HOSTILE = (
 
 
 def markup_of(words: str, folder: Path) -> tuple[str, Counter[str]]:
-    """The page of records that have the words wherever a record has any, and the markup of the same in Markdown."""
+    """Both pages of records that have the words wherever a record has any, and the markup of the same in Markdown."""
 
     def change(arguments: dict[str, Any]) -> dict[str, Any]:
         other = {"experiment": words, "error": words, "command": words, "absent": {words: words}}
@@ -152,12 +209,12 @@ def markup_of(words: str, folder: Path) -> tuple[str, Counter[str]]:
         model = arguments["model"].model_copy(update={"size": words, "variant": words})
         return arguments | other | failed | {"environment": environment, "model": model}
 
-    page, markdown = report_of(Maker(CPU, change=change).latency((1024, 2048)), folder)
+    index, evidence, markdown = report_of(Maker(CPU, change=change).latency((1024, 2048)), folder)
     blocks = MarkdownIt("commonmark").enable("table").parse(markdown)
     tokens = [*blocks, *(token for block in blocks for token in block.children or ())]
     places = [str(token.attrs.get("href", token.attrs.get("src", "#"))) for token in tokens]
     assert all(place.startswith(("figures/", "#")) for place in places)
-    return page, Counter(token.type for token in tokens)
+    return index + evidence, Counter(token.type for token in tokens)
 
 
 def test_words_of_a_record_are_no_markup_in_the_page_nor_in_markdown(tmp_path: Path) -> None:
@@ -181,8 +238,9 @@ def test_words_of_a_record_are_no_markup_in_the_page_nor_in_markdown(tmp_path: P
 def test_one_experiment_alone_says_that_the_other_is_missing(
     tmp_path: Path, cpu_records: list[Record]
 ) -> None:
-    page, markdown = report_of([r for r in cpu_records if r.experiment == "latency"], tmp_path)
-    assert "memory: not measured under these conditions. Run <code>retbench run memory</code>." in page
+    page, evidence, markdown = report_of([r for r in cpu_records if r.experiment == "latency"], tmp_path)
+    assert "Memory: not measured in this run" in page
+    assert "memory: not measured under these conditions. Run <code>retbench run memory</code>." in evidence
     assert "memory: not measured under these conditions. Run `retbench run memory`." in markdown
     assert "memory_batch1" not in page
 
@@ -198,7 +256,7 @@ def test_a_folder_of_failures_alone_is_still_a_report(tmp_path: Path) -> None:
 
     maker = Maker(CPU, change=fail)
     lengths = (1024, 2048)
-    page, markdown = report_of(maker.latency(lengths) + maker.memory(lengths), tmp_path)
+    _, page, markdown = report_of(maker.latency(lengths) + maker.memory(lengths), tmp_path)
     assert "there is nothing to compare" in page
     assert "ended &lt;by&gt; signal 9" in page
     assert "No record here holds an equivalence check." in page
@@ -207,7 +265,7 @@ def test_a_folder_of_failures_alone_is_still_a_report(tmp_path: Path) -> None:
 
 def test_one_model_alone_is_still_a_report(tmp_path: Path, cpu_records: list[Record]) -> None:
     alone = [r for r in cpu_records if (r.model.name, r.workload) == ("retnet", "memory")]
-    page, _ = report_of(alone, tmp_path)
+    _, page, _ = report_of(alone, tmp_path)
     assert "Only one model was measured: RetNet." in page
 
 
@@ -217,14 +275,15 @@ def test_an_unfair_run_is_flagged(tmp_path: Path, cpu_records: list[Record]) -> 
         for r in cpu_records
         if r.workload == "memory"
     ]
-    page, markdown = report_of(records, tmp_path)
+    index, page, markdown = report_of(records, tmp_path)
+    assert "1 settings differ that should be equal" in index
     assert '<td class="differs">differs</td>' in page
     assert "| executed: cuda_graph | True | False | differs |" in markdown
 
 
 def test_the_report_is_on_the_newest_set(tmp_path: Path) -> None:
     later = replace(GPU, started=CPU.started + timedelta(days=3))
-    page, _ = report_of(
+    _, page, _ = report_of(
         [*Maker(later).memory(lengths=(1024,)), *Maker(CPU).memory(lengths=(1024,))], tmp_path
     )
     measured = page.partition("<h2>Executed kernels")[2]
@@ -279,7 +338,7 @@ def test_a_report_needs_no_torch(results: Path, tmp_path: Path) -> None:
     code = (
         "from retbench.report.report import write_report\nprint(len(write_report(*map(Path, sys.argv[2:4]))))"
     )
-    assert run_blocked("torch", code, str(results), str(tmp_path / "out")).strip() == "17"
+    assert run_blocked("torch", code, str(results), str(tmp_path / "out")).strip() == "18"
 
 
 def test_a_table_needs_neither_torch_nor_matplotlib(results: Path) -> None:
@@ -297,10 +356,10 @@ def test_a_table_needs_neither_torch_nor_matplotlib(results: Path) -> None:
 
 
 def test_the_quality_section_has_conditions_weights_and_a_table_per_workload(scored: Results) -> None:
-    section = next(section for section in make_page(scored).sections if section.name == "quality")
+    section = next(section for section in make_page(scored).evidence if section.name == "quality")
     titles = [block.title for block in section.blocks if block.kind == "table"]
     assert len(titles) == len(set(titles)) == 4  # the weights, and three workloads
-    (conditions,) = [block.content for block in section.blocks if block.kind == "conditions"]
+    ((conditions,),) = [block.content for block in section.blocks if block.title == "Conditions"]
     assert "AMD EPYC 9B14 · float32" in conditions  # evaluated under those that it was trained under
     assert "Not compared" not in titles
 
@@ -325,5 +384,5 @@ def test_a_report_without_figures_is_written_too(tmp_path: Path) -> None:
     maker = ScoreMaker(tmp_path / "results", seeds={"1m": (0,)})
     maker.perplexities("litbank/original", "last", 2048)
     paths = write_report(maker.write(), tmp_path / "out")
-    assert {path.name for path in paths} == {"index.html", "report.md"}
+    assert {path.name for path in paths} == {"index.html", "evidence.html", "report.md"}
     assert "ratio of bits/token" in (tmp_path / "out/report.md").read_text(encoding="utf-8")

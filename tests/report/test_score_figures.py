@@ -36,10 +36,10 @@ def drawn(maker: ScoreMaker) -> list[Drawing]:
 def test_each_corpus_and_protocol_is_drawn_at_its_longest_context(drawings: dict[str, Drawing]) -> None:
     assert set(drawings) == {
         *(
-            f"quality_perplexity_{corpus}_{what}"
+            f"quality_perplexity_{corpus}_whole_8192_by_position"
             for corpus in ("litbank-original", "wikitext-103")
-            for what in ("whole_8192_by_size", "whole_8192_by_position")  # `last` has no whole bytes
         ),
+        "quality_perplexity_by_size",
         "quality_zeroshot_0shot",
         "quality_zeroshot_4shot",
         "quality_training_run_classic_books_2048_learning",
@@ -50,7 +50,7 @@ def test_each_corpus_and_protocol_is_drawn_at_its_longest_context(drawings: dict
 def test_the_loss_along_documents_has_a_panel_a_size_and_a_line_a_seed(drawings: dict[str, Drawing]) -> None:
     drawing = drawings["quality_perplexity_wikitext-103_whole_8192_by_position"]
     panels = drawing.figure.axes
-    assert [axes.get_title(loc="left") for axes in panels] == ["1m", "6m", "25m"]
+    assert [axes.get_title(loc="left") for axes in panels] == ["1M", "6M", "25M"]
     for axes, seeds in zip(panels, SEEDS.values(), strict=True):
         marks = [line for line in axes.lines if list(line.get_xdata()) == [TRAINED_LEN, TRAINED_LEN]]
         assert len(marks) == 1
@@ -172,7 +172,7 @@ def points_of(axes: Axes) -> list[tuple[float, float]]:
 def test_points_over_sizes_are_the_readings_and_the_line_is_of_one_seed(
     drawings: dict[str, Drawing], scores: Evaluations
 ) -> None:
-    drawing = drawings["quality_perplexity_litbank-original_whole_8192_by_size"]
+    drawing = drawings["quality_perplexity_by_size"]
     question = next(
         q for q in scores.task_points("document") if (q.task, q.context_len) == ("litbank/original", 8192)
     )
@@ -186,9 +186,15 @@ def test_points_over_sizes_are_the_readings_and_the_line_is_of_one_seed(
     found = {
         (row["model"], row["size"], row["seed"]): (row["num_params_nonembedding"], row["value"])
         for row in drawing.data.to_dict(orient="records")
+        if row["text"] == question.title
     }
     assert found == expected
-    (axes,) = drawing.figure.axes
+    titles = [axes.get_title(loc="left") for axes in drawing.figure.axes]
+    assert titles == [
+        "litbank/original\n(whole, 8K)",
+        "wikitext-103\n(whole, 8K)",
+    ]  # `last` has no whole bytes
+    axes = drawing.figure.axes[0]
     lines = [line for line in axes.lines if line.get_linestyle() == "-"]
     assert sorted(len(line.get_xydata()) for line in lines) == [3, 3]  # seed 0 at three sizes
     assert points_of(axes) == sorted((float(count), value) for count, value in expected.values())
@@ -216,7 +222,7 @@ def test_figure_5_is_the_perplexity_of_every_final_training(
 
 def test_the_captions_say_where_the_learning_rates_are_from(drawings: dict[str, Drawing]) -> None:
     """The made-up grid was run at the smallest size alone."""
-    said = "Learning rates: at 1m each model's best of the grid there; at 6m, 25m its best at 1m."
+    said = "Learning rates: at 1M each model's best of the grid there; at 6M, 25M its best at 1M."
     for name in (FIGURE5, "quality_training_run_classic_books_2048_learning"):
         assert said in drawings[name].caption
         assert "own best learning rate" not in drawings[name].caption
@@ -238,8 +244,8 @@ def test_a_best_rate_at_the_end_of_its_grid_is_named(tmp_path: Path) -> None:
     assert scores is not None
     (drawing,) = [drawing for drawing in draw_scores(scores) if drawing.name == FIGURE5]
     assert (
-        "Learning rates: at 1m each model's best of the grid there; at 6m the only one of the grid. "
-        "That of RetNet at 1m is the highest of the grid."
+        "Learning rates: at 1M each model's best of the grid there; at 6M the only one of the grid. "
+        "That of RetNet at 1M is the highest of the grid."
     ) in drawing.caption
 
 

@@ -2,14 +2,16 @@
 
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from report.synthetic_records import CPU, Maker
+from report.synthetic_records import CPU, Maker, write_results
 from retbench.errors import ConfigError, RecordError
 from retbench.records.record import Record
-from retbench.report.selection import select
+from retbench.report.frames import Results, load_results
+from retbench.report.selection import select, select_by_origin
 
 LATER = replace(CPU, started=CPU.started + timedelta(days=1))
 
@@ -99,3 +101,49 @@ def test_another_way_to_run_one_model_replaces_that_model_only() -> None:
     assert selection.left_out == (
         "memory: 6 records of 2026-01-02 of retnet run another way (chunk_size 128, here 64).",
     )
+
+
+def folder_of(tmp_path: Path, own: list[Record], published: list[Record]) -> Results:
+    """A results folder with runs of its own and the published ones, as a clone has them."""
+    root = tmp_path / "results"
+    for folder, records in ((root, own), (root / "published", published)):
+        if records:
+            write_results(folder, records)
+    return load_results(root)
+
+
+def test_own_and_published_records_of_one_machine_are_kept_apart(tmp_path: Path) -> None:
+    own, published = Maker(LATER).latency(), [*Maker(CPU).latency(), *Maker(CPU).memory()]
+    mine, others = select_by_origin(folder_of(tmp_path, own, published))
+    assert (mine.title, others.title) == ("Measured on this machine", "Published results")
+    assert {record.run_id for record in mine.records} == {own[0].run_id}
+    assert {record.workload for record in others.records} == {"memory"}
+    assert any("80 records" in note and "published" in note for note in mine.left_out)
+    assert mine.everything == others.everything
+
+
+@pytest.mark.parametrize("is_published", [True, False])
+def test_records_of_one_origin_are_one_selection(tmp_path: Path, is_published: bool) -> None:
+    records = Maker(CPU).memory()
+    both = ([], records) if is_published else (records, [])
+    (found,) = select_by_origin(folder_of(tmp_path, *both))
+    assert found.is_published == is_published
+    assert len(found.records) == len(records)
+
+
+def test_a_folder_that_is_the_published_one_is_published(tmp_path: Path) -> None:
+    folder_of(tmp_path, [], Maker(CPU).memory())
+    published = tmp_path / "results" / "published"
+    for root in (published.parent, published, published / CPU.name):
+        (found,) = select_by_origin(load_results(root))
+        assert found.is_published
+
+
+def test_what_failed_here_does_not_hide_the_published_records(tmp_path: Path) -> None:
+    failed = [
+        record.model_copy(update={"status": "failed", "metrics": {}, "error": "stopped"})
+        for record in Maker(LATER).memory()
+    ]
+    mine, others = select_by_origin(folder_of(tmp_path, failed, Maker(CPU).memory()))
+    assert {record.status for record in mine.records} == {"failed"}
+    assert {record.workload for record in others.records} == {"memory"}

@@ -1,5 +1,8 @@
 """The rules on rounds of a real machine, idle or with one core loaded: `python -m benchmarks.aa` measured them."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -13,17 +16,34 @@ pytestmark = pytest.mark.skipif(not PATH.exists(), reason="no corpus: python -m 
 ALARM_RUNS, MOVED_RUNS, MAX_ROUNDS = 500, 200, 20
 ROUNDS_OF_A_HALF = 100
 """From so many on, rounds that are drawn anew say something of the rules."""
+PAGE = (Path(__file__).parents[2] / "docs" / "checks.md").read_text(encoding="utf-8")
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["idle", "loaded"])
-def rounds(request: pytest.FixtureRequest) -> list[Times]:
+@pytest.fixture(scope="module", params=["idle", "one core busy"])
+def machine(request: pytest.FixtureRequest) -> str:
+    """The machine of one half of the corpus, as docs/checks.md names it."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def rounds(machine: str) -> list[Times]:
     """One half of the corpus."""
-    found = read_corpus()[request.param]
+    found = read_corpus()[machine == "one core busy"]
     if len(found) < ROUNDS_OF_A_HALF:
         pytest.skip(
             f"this half has {len(found)} rounds and wants {ROUNDS_OF_A_HALF}: python -m benchmarks.aa adds more"
         )
     return found
+
+
+def documented(machine: str, column: str) -> str:
+    """Return a cell of the table of error rates in docs/checks.md."""
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in PAGE.splitlines()
+        if re.match(rf"\| (machine|{machine}) \|", line)
+    ]
+    return dict(zip(*rows, strict=True))[column]
 
 
 def run(rounds: list[Times], seed: int, factor: float = 1.0) -> SampledRounds:
@@ -44,21 +64,36 @@ def test_every_round_has_every_point(rounds: list[Times]) -> None:
     assert all(len(times) == 10 for times in rounds)
 
 
-def test_identical_code_raises_an_alarm_in_one_run_of_a_hundred_at_most(rounds: list[Times]) -> None:
+def test_identical_code_raises_an_alarm_in_one_run_of_a_hundred_at_most(
+    rounds: list[Times], machine: str
+) -> None:
     alarms = 0
     for seed in range(ALARM_RUNS):
         verdicts = {decision.verdict for decision in run(rounds, seed).decisions.values()}
         alarms += bool(verdicts & {"regressed", "improved"})
     assert alarms <= 0.01 * ALARM_RUNS
+    assert documented(machine, "false alarms") == f"{alarms} of {ALARM_RUNS}"
 
 
 @pytest.mark.parametrize(
-    ("factor", "share"), [(1.05, 0.95), (1.10, 0.99), (1 / 1.05, 0.95), (1 / 1.10, 0.99)]
+    ("factor", "share", "column"),
+    [
+        (1.05, 0.95, "5 % slower"),
+        (1.10, 0.99, "10 % slower"),
+        (1 / 1.05, 0.95, "5 % faster"),
+        (1 / 1.10, 0.99, "10 % faster"),
+    ],
 )
 def test_what_has_moved_is_found_within_twenty_rounds(
-    rounds: list[Times], factor: float, share: float
+    rounds: list[Times], machine: str, factor: float, share: float, column: str
 ) -> None:
     """The decode times of both models move alike: what is to be found are their two curves."""
     verdict = "regressed" if factor > 1 else "improved"
     found = sum(decode_curves(run(rounds, seed, factor)) == [verdict, verdict] for seed in range(MOVED_RUNS))
     assert found >= share * MOVED_RUNS
+    assert documented(machine, column) == f"{found} of {MOVED_RUNS}"
+
+
+def test_the_page_names_the_rounds_of_the_corpus() -> None:
+    total = sum(len(rounds) for rounds in read_corpus().values())
+    assert f"replaying {total} recorded rounds" in PAGE

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from retbench.architectures.sizes import Size
+from retbench.architectures.sizes import Size, SizeId
 from retbench.mixers.mixer import Mixer
 from retbench.strict import Strict
 
@@ -20,7 +20,7 @@ class ModelSpec(Strict):
     """Fields of every `[models.NAME]` table; the class of an architecture adds its fields."""
 
     architecture: str
-    size: str | None = None
+    size: SizeId | None = None
     """A name in `retbench list --sizes`; the profile's size when absent."""
     checkpoint: str | None = None
     """A folder or a hub name of weights that are measured as they are; their configuration replaces the size's."""

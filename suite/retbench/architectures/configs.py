@@ -54,6 +54,35 @@ class ModelConfig(Strict):
                     raise ValueError(f"a block is {part.d_model} wide in a model of d_model {self.d_model}")
         return self
 
+    @model_validator(mode="after")
+    def _sources_exist(self) -> "ModelConfig":
+        self._find_state_layers()
+        return self
+
+    def _find_state_layers(self) -> tuple[int, ...]:
+        """Return `state_layers`; ValueError where a block reads what no earlier block keeps."""
+        found: list[int] = []
+        latest: dict[Mixer, int] = {}
+        for index, mixer in enumerate(block.mixer for block in self.layers):
+            if mixer.source is not None and mixer.source not in latest:
+                raise ValueError(
+                    f"layer {index}, {mixer.title}, reads the state of an earlier layer with {mixer.source!r}, and "
+                    "there is none; put that layer before it"
+                )
+            latest[mixer] = index
+            found.append(index if mixer.source is None else latest[mixer.source])
+        return tuple(found)
+
+    @property
+    def state_layers(self) -> tuple[int, ...]:
+        """For each block the index of the block whose state it uses: its own, or that of its mixer's source."""
+        return self._find_state_layers()
+
+    @property
+    def last_stateful(self) -> int:
+        """Index of the last block with a state. Of a prompt the blocks after it need the last token only."""
+        return max((index for index, block in enumerate(self.layers) if block.mixer.state), default=0)
+
     @property
     def num_layers(self) -> int:
         """Number of blocks."""

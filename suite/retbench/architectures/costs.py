@@ -118,10 +118,12 @@ class Traffic(NamedTuple):
     """Entries for tokens: keys and values."""
     states: int
     """Tensors of a fixed size, read and written."""
+    shared: int = 0
+    """Reads of the state of another layer, once per layer that reads it."""
 
     @property
     def footprint(self) -> int:
-        """The different bytes among them: a state is read and written in place."""
+        """The different bytes among them: a state is read and written in place, and a shared one counted once."""
         return self.weights + self.caches + self.states // 2
 
 
@@ -129,11 +131,13 @@ def decode_traffic(config: ModelConfig, dtype: str, batch_size: int, context_len
     """Return the bytes that one decode step at depth `context_len` must move at the least."""
     table_rows_unread = config.vocab_size - batch_size
     weights = (num_params(config) - table_rows_unread * config.d_model) * DTYPE_BYTES[dtype]
-    moved = {True: 0, False: 0}
+    moved, shared = {True: 0, False: 0}, 0
     for block in config.blocks:
         for one in block.mixer.state:
             moved[one.kind == "fixed"] += block.count * one.bytes_moved(dtype, context_len)
-    return Traffic(weights, batch_size * moved[False], batch_size * moved[True])
+        for one in block.mixer.source.state if block.mixer.source else ():
+            shared += block.count * one.bytes_read(dtype, context_len)
+    return Traffic(weights, batch_size * moved[False], batch_size * moved[True], batch_size * shared)
 
 
 def decode_bytes(config: ModelConfig, dtype: str, batch_size: int, context_len: int) -> int:
@@ -197,8 +201,8 @@ def prefill_flops(
 ) -> int:
     """Return the operations to process a prompt and give the logits of its last token.
 
-    In the last block only what later tokens need (keys, values, state) is computed for all tokens, and the rest for
-    the last one. Attention is counted causal (half the square).
+    In the last block with a state only what later tokens need (keys, values, state) is computed for all tokens, and the
+    rest, with all blocks after it, for the last one. Attention is counted causal (half the square).
 
     Args:
         config: The model.
@@ -208,12 +212,12 @@ def prefill_flops(
         chunk_size: Chunk of a chunkwise form; the mixer's default when None.
     """
     flops = 2 * config.vocab_size * config.d_model
-    last = config.num_layers - 1
+    last = config.last_stateful
     for index, block in enumerate(config.layers):
-        mixer, is_last = block.mixer, index == last
+        mixer, last_only = block.mixer, index >= last
         streamed, rest = mixer.streamed_params, _product_params(mixer, block.ffn) - mixer.streamed_params
-        flops += 2 * (streamed * context_len + rest * (1 if is_last else context_len))
-        flops += mixer.prefill_flops(context_len, form_of(mixer, backend), chunk_size, last_only=is_last)
+        flops += 2 * (streamed * context_len + rest * (1 if last_only else context_len))
+        flops += mixer.prefill_flops(context_len, form_of(mixer, backend), chunk_size, last_only=last_only)
     return batch_size * flops
 
 

@@ -16,6 +16,7 @@ from retbench.architectures.configs import ModelConfig
 from retbench.architectures.registry import find_architecture
 from retbench.architectures.sizes import Size, find_size
 from retbench.errors import ConfigError
+from retbench.strict import reason_of
 
 MAX_MISMATCH = 0.01
 """Largest difference of the non-embedding parameters of two models, over the larger of the two."""
@@ -38,7 +39,7 @@ def resolve_model(spec: ModelSpec, default_size: str, *, vocab_size: int | None 
         return find_architecture(spec.architecture).resolve(spec, size)
     except ValidationError as error:  # such as a feed-forward width that the value heads cannot share
         fault = error.errors()[0]
-        place, reason = ".".join(map(str, fault["loc"])), fault["msg"].removeprefix("Value error, ")
+        place, reason = ".".join(map(str, fault["loc"])), reason_of(fault)
         if place:
             raise ConfigError(
                 f"{spec.architecture}: '{place}' is {fault['input']!r}: {reason}. Correct or remove it."

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from retbench.architectures.architecture import Architecture
-from retbench.architectures.configs import ModelConfig, parse_model_config
+from retbench.architectures.configs import ModelConfig, form_of, parse_model_config
 from retbench.architectures.registry import architectures
 from retbench.architectures.sizes import find_size
 from retbench.errors import ConfigError
@@ -73,17 +73,13 @@ def unusual_settings(architecture: str, config: Mapping[str, Any], settings: Map
     known, model = _find(architecture, config)
     if known is None or model is None or known.is_baseline:
         return []
-    usual = {"backend": model.mixer.default_form, "chunk_size": model.mixer.default_chunk_size}
-    cache = ["concat cache"] if model.concatenates else []
-    return (
-        known.unusual(model)
-        + cache
-        + [
-            f"{name.replace('_', ' ')} {settings[name]}"
-            for name, value in usual.items()
-            if settings.get(name, value) != value
-        ]
-    )
+    words = known.unusual(model) + (["concat cache"] if model.concatenates else [])
+    backend, chunk_size = settings.get("backend", ""), settings.get("chunk_size")
+    if any(form_of(mixer, backend) != mixer.default_form for mixer in model.mixers):
+        words.append(f"backend {backend}")
+    if chunk_size is not None and chunk_size != model.chunk_size("", None):
+        words.append(f"chunk size {chunk_size}")
+    return words
 
 
 def concatenates_cache(architecture: str, config: Mapping[str, Any]) -> bool:

@@ -5,8 +5,12 @@ paper (retention heads are 256 wide; attention heads 64 to 128).
 """
 
 from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import AfterValidator
 
 from retbench.errors import unknown_name
+from retbench.units import format_size
 
 
 @dataclass(frozen=True)
@@ -100,8 +104,17 @@ SIZES: dict[str, Size] = {
 }
 
 
+def size_id(name: str) -> str:
+    """Return the name of a size as files have it: '25M' and '25m' are '25m'; an unknown name is left as it is."""
+    return name.lower() if name.lower() in SIZES else name
+
+
+SizeId = Annotated[str, AfterValidator(size_id)]
+"""Field with the name of a size, in upper or lower case."""
+
+
 def find_size(name: str) -> Size:
-    """The size called `name`; ConfigError with a suggestion when there is none."""
-    if name not in SIZES:
-        raise unknown_name("size", name, SIZES)
-    return SIZES[name]
+    """Return the size called `name`, in upper or lower case; ConfigError with a suggestion when there is none."""
+    if size_id(name) not in SIZES:
+        raise unknown_name("size", name, map(format_size, SIZES))
+    return SIZES[size_id(name)]

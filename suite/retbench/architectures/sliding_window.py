@@ -58,4 +58,5 @@ ARCHITECTURE = Architecture(
     spec=SlidingWindowSpec,
     resolve=_resolve,
     presets={"llama": {}},
+    formats=("retbench.checkpoints.mistral",),
 )

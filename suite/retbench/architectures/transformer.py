@@ -1,7 +1,7 @@
 """The Transformer with rotary positions and without biases: Llama's blocks, or GPT's; grouped queries as an option."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -24,8 +24,9 @@ class TransformerSpec(ModelSpec):
     variant: Variant = "llama"
     """llama: RMSNorm and SwiGLU. gpt: LayerNorm and a GELU feed-forward. Both: rotary positions, no biases."""
     ffn_dim: FfnWidth = "matched"
-    num_kv_heads: int | None = Field(default=None, ge=1)
-    """Key and value heads; fewer than the query heads is grouped-query attention."""
+    num_kv_heads: Annotated[int, Field(ge=1)] | Literal["quarter"] | None = None
+    """Key and value heads; fewer than the query heads is grouped-query attention (GQA), and 1 is multi-query attention
+    (MQA). quarter: one for four query heads, at least 1, as in Llama 3 8B and Mistral 7B. None: as many as queries."""
     cache: Cache = "preallocated"
     """Growth of the key-value cache; "concat" copies all of it at every token, as a plain implementation does."""
     backend: Backend = "sdpa"
@@ -87,19 +88,19 @@ def transformer_config(
 
 def _resolve(spec: TransformerSpec, size: Size) -> ModelConfig:
     """Return the model of an entry at a size."""
-    if spec.num_kv_heads:
-        heads = size.attention_heads
-        check_divides("num_kv_heads", spec.num_kv_heads, f"the {heads} query heads", heads)
+    heads = size.attention_heads
+    kv_heads = max(1, heads // 4) if spec.num_kv_heads == "quarter" else spec.num_kv_heads or heads
+    check_divides("num_kv_heads", kv_heads, f"the {heads} query heads", heads)
 
     def make(ffn_dim: int) -> ModelConfig:
         return transformer_config(
             variant=spec.variant,
             d_model=size.d_model,
             num_layers=size.num_layers,
-            num_heads=size.attention_heads,
+            num_heads=heads,
             vocab_size=size.vocab_size,
             ffn_dim=ffn_dim,
-            num_kv_heads=spec.num_kv_heads or size.attention_heads,
+            num_kv_heads=kv_heads,
             cache=spec.cache,
         )
 
@@ -139,7 +140,12 @@ ARCHITECTURE = Architecture(
     reference="arXiv:1706.03762, with the blocks of arXiv:2302.13971",
     spec=TransformerSpec,
     resolve=_resolve,
-    presets={"llama": {"variant": "llama"}, "gpt": {"variant": "gpt"}},
+    presets={
+        "llama": {"variant": "llama"},
+        "gqa": {"num_kv_heads": "quarter"},
+        "mqa": {"num_kv_heads": 1},
+        "gpt": {"variant": "gpt"},
+    },
     is_baseline=True,
     order=2,
     upgrade=_upgrade,

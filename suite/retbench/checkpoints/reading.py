@@ -26,6 +26,7 @@ from retbench.checkpoints.weights import (
 )
 from retbench.data import hub, places
 from retbench.errors import CheckpointError, ConfigError, UnsupportedError, shown, unknown_name
+from retbench.strict import reason_of
 
 LLAMA2C = "llama2c"
 FINAL = "final"
@@ -188,7 +189,7 @@ def _invalid(error: ValidationError, path: Path) -> CheckpointError:
     for fault in error.errors(include_url=False)[:MOST_FAULTS]:
         name = ".".join(str(part) for part in fault["loc"])
         found = "" if fault["type"] == "missing" or not name else f" (found {shown(fault['input'])})"
-        lines.append(f"{name + ': ' if name else ''}{fault['msg']}{found}")
+        lines.append(f"{name + ': ' if name else ''}{reason_of(fault)}{found}")
     return CheckpointError(f"{path}: not a configuration that can be read here: {'; '.join(lines)}.")
 
 

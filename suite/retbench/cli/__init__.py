@@ -5,6 +5,8 @@ unknown commands answer at once.
 """
 
 import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Annotated, Any, NoReturn
 
@@ -12,7 +14,15 @@ import typer
 from typer.core import TyperGroup
 
 import retbench
-from retbench.errors import INTERRUPTED, MAX_SHOWN, ConfigError, RetbenchError, StorageError, shown
+from retbench.errors import (
+    INTERRUPTED,
+    MAX_SHOWN,
+    ConfigError,
+    RetbenchError,
+    StorageError,
+    shown,
+    unknown_name,
+)
 
 EXIT_CODES = """\
 Exit codes: 0 fine (an expected out-of-memory included); 1 a cell or a check failed, or something is slower; 2 the
@@ -29,7 +39,7 @@ COMMANDS = {
     "verify": "Check that all execution modes of a model are equivalent.",
     "predict": "Predict time per token, memory, largest batch and crossover.",
     "generate": "Continue a text with any checkpoint, printing tokens as they come.",
-    "env": "Show this machine: hardware, ceilings and usable backends.",
+    "env": "Show this machine: hardware, versions and usable backends.",
     "compare": "Compare two record sets of one machine, or a run with a baseline: is B slower than A?",
     "check": "Check machine-independent quantities; with --against, the times of a checkout.",
     "baseline": "Keep a window of accepted runs that later runs are compared with.",
@@ -74,21 +84,43 @@ class _Commands(TyperGroup):
         with formatter.section("Commands"):
             formatter.write_dl([*COMMANDS.items()])
 
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Find a command by its name; ConfigError with a suggestion for an unknown one."""
+        if args[0] not in COMMANDS and not ctx.resilient_parsing:
+            raise unknown_name("command", args[0], COMMANDS)
+        return super().resolve_command(ctx, args)
+
+    def parse_args(self, ctx: Any, args: list[str]) -> Any:
+        """Read the options before the command."""
+        with _errors_as_messages():
+            return super().parse_args(ctx, args)
+
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
-        try:
+        with _errors_as_messages():
             return super().invoke(ctx)
-        except _USAGE_ERROR as error:
-            text = error.message.replace("\n", " ")
-            if len(text) > 2 * MAX_SHOWN or not text.isprintable():
-                error.message = shown(text)
+
+
+@contextmanager
+def _errors_as_messages() -> Iterator[None]:
+    """End the program with one message and an exit code after an error of ours, of the command line, or of a file."""
+    try:
+        yield
+    except _USAGE_ERROR as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # its message is the help
             raise
-        except RetbenchError as error:
-            _end(str(error), error.exit_code, error)
-        except OSError as error:
-            _end(*_explain(error), error)
-        except KeyboardInterrupt as error:
-            _end("interrupted", INTERRUPTED, error)
+        from retbench.cli.usage import describe_usage_error
+
+        text = describe_usage_error(error).replace("\n", " ")
+        _end(
+            text if text.isprintable() and len(text) <= 4 * MAX_SHOWN else shown(text), error.exit_code, error
+        )
+    except RetbenchError as error:
+        _end(str(error), error.exit_code, error)
+    except OSError as error:
+        _end(*_explain(error), error)
+    except KeyboardInterrupt as error:
+        _end("interrupted", INTERRUPTED, error)
 
 
 def _end(message: str, code: int, error: BaseException) -> NoReturn:
@@ -110,7 +142,7 @@ app = typer.Typer(
     cls=_Commands,
     epilog=EXIT_CODES,
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from retbench.cli.options import AsJson
+from retbench.cli.options import AsJson, OutputFormat
 from retbench.errors import printable, shown
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ BaselineFolder = Annotated[
 DEFAULT_FOLDER = Path("results/baselines")
 
 app = typer.Typer(
+    add_completion=False,
     no_args_is_help=True,
     rich_markup_mode=None,
     help="Keep a window of accepted runs that later runs are compared with.",
@@ -92,16 +93,18 @@ def show(
     path: Annotated[
         Path, typer.Argument(metavar="PATH", help="A baseline, or a folder of them.")
     ] = DEFAULT_FOLDER,
+    form: OutputFormat = None,
     as_json: AsJson = False,
 ) -> None:
     """Show the runs and points of baselines, and the spread between runs."""
-    from retbench.cli.layout import print_json
+    from retbench.cli.layout import output_format, print_json
     from retbench.errors import RecordError
     from retbench.regress.baseline import read_baseline
     from retbench.regress.machine_independent import FILE_NAME
 
+    form = output_format(form, as_json=as_json)
     if path.name == FILE_NAME:
-        _show_quantities(path, as_json=as_json)
+        _show_quantities(path, form)
         return
     paths = [path] if path.is_file() else sorted(path.glob("*/*.json"))
     if not paths:
@@ -112,29 +115,30 @@ def show(
             "`retbench baseline save RUN`."
         )
     found = {str(one): read_baseline(one) for one in paths}
-    if as_json:
+    if form == "json":
         print_json({"baselines": [_summary(name, baseline) for name, baseline in found.items()]})
         return
     for name, baseline in found.items():
-        _print_baseline(name, baseline)
+        _print_baseline(name, baseline, form)
 
 
-def _show_quantities(path: Path, *, as_json: bool) -> None:
-    from retbench.cli.layout import print_columns, print_json
+def _show_quantities(path: Path, form: str) -> None:
+    from retbench.cli.layout import print_json, print_prose, print_table
     from retbench.regress.machine_independent import read_quantities
 
     accepted = read_quantities(path)
-    if as_json:
+    if form == "json":
         print_json({"path": str(path), **accepted.model_dump(mode="json", exclude_defaults=True)})
         return
     quantities = accepted.quantities
     head = f"{path}: {len(quantities)} quantities, torch {accepted.torch_version}: {accepted.reason}"
-    typer.echo(printable(head))
-    print_columns(("quantity", "value"), [(name, str(one)) for name, one in quantities.items()])
+    print_prose(printable(head))
+    typer.echo()
+    print_table(("quantity", "value"), [(name, str(one)) for name, one in quantities.items()], form)
 
 
-def _print_baseline(name: str, baseline: "Baseline") -> None:
-    from retbench.cli.layout import print_columns
+def _print_baseline(name: str, baseline: "Baseline", form: str) -> None:
+    from retbench.cli.layout import print_prose, print_table
     from retbench.regress.compare import spread_between
     from retbench.regress.decide import format_value
     from retbench.units import format_percent
@@ -142,12 +146,13 @@ def _print_baseline(name: str, baseline: "Baseline") -> None:
     latest = baseline.runs[-1]
     count = f"{len(baseline.runs)} runs, the latest {latest.started_at} ({latest.code_revision})"
     for line in (f"{name}: {count}", f"window begun: {baseline.reason}"):
-        typer.echo(printable(line))
+        print_prose(printable(line))
+    typer.echo()
     rows = [
         (str(point), format_value(point, value), "–" if deviation is None else format_percent(deviation))
         for point, value, deviation in spread_between(baseline.runs)
     ]
-    print_columns(("point", "value", "between runs"), rows)
+    print_table(("point", "value", "between runs"), rows, form)
 
 
 def _summary(name: str, baseline: "Baseline") -> dict[str, Any]:

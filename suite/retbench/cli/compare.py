@@ -5,13 +5,16 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from retbench.cli.layout import terminal_width
 from retbench.cli.options import new_app
 
 if TYPE_CHECKING:
     from retbench.regress.report import CheckReport
 
 app = new_app()
-ReportFormat = Annotated[str, typer.Option("--format", help="text, md, json or junit.")]
+ReportFormat = Annotated[
+    str, typer.Option("--format", metavar="[text|md|json|junit]", help="Format of the report.")
+]
 ReportFolder = Annotated[
     Path | None,
     typer.Option("--out", file_okay=False, help="Folder for the report in every format, with a figure."),
@@ -81,7 +84,7 @@ def print_report(report: "CheckReport", form: str, out: Path | None, *, strict: 
     """Print a report, write it into the folder `out`, and exit with its code; paths go to stderr."""
     from retbench.regress.render import render, write_report
 
-    typer.echo(render(report, form, strict=strict), nl=False)
+    typer.echo(render(report, form, strict=strict, width=terminal_width()), nl=False)
     for path in write_report(report, out, strict=strict) if out else []:
         typer.echo(path, err=True)
     raise typer.Exit(report.exit_code(strict=strict))

@@ -1,43 +1,63 @@
 """`retbench env`: this machine as a run would find it."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from retbench.cli.layout import print_columns, print_json
-from retbench.cli.options import AsJson, DeviceName, new_app
-from retbench.units import format_bytes, format_rate
+from retbench.cli.layout import output_format, print_json, print_prose, print_table, same_reasons
+from retbench.cli.options import AsJson, DeviceName, OutputFormat, new_app
+from retbench.units import format_bytes, format_percent, format_rate
 
 if TYPE_CHECKING:
     from retbench.records.record import Ceilings
 
 app = new_app()
 DTYPES = ("float32", "bfloat16")
+BUSY_RATIO = 0.2
+"""Share of the processors that other processes may use without a warning."""
+_BUSY_INTERVAL_S = 0.3
 Backends = dict[str, dict[str, dict[str, str | None]]]
 """Model, then backend, then dtype: None where usable, else the reason why not."""
 
 
-@app.command(epilog="Example: retbench env --json")
-def env(device: DeviceName = None, as_json: AsJson = False) -> None:
-    """Show this machine: hardware, ceilings and usable backends.
+@app.command(epilog="Example: retbench env --ceilings")
+def env(
+    device: DeviceName = None,
+    measure: Annotated[
+        bool,
+        typer.Option("--ceilings", help="Measure read bandwidth and products too, while no run is timing."),
+    ] = False,
+    form: OutputFormat = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show this machine: hardware, versions and usable backends.
 
-    The ceilings are measured now, while no run is timing.
+    A warning on stderr says if other processes keep the machine busy.
     """
-    from retbench.cli.in_process import become_worker
+    from retbench.cli.in_process import become_worker, busy_ratio
     from retbench.measure import environment
     from retbench.run.devices import find_device
 
+    form = output_format(form, as_json=as_json)
     name = find_device(device).name
+    busy = busy_ratio(_BUSY_INTERVAL_S)
     threads = become_worker(name)
     facts = environment.describe_environment(name, threads)
-    ceilings, backends = _measure(name), _find_backends(name)
-    if as_json:
-        measured = {dtype: found.model_dump() for dtype, found in ceilings.items()}
-        print_json({"device": name, "environment": facts, "ceilings": measured, "backends": backends})
+    ceilings, backends = _measure(name) if measure else None, _find_backends(name)
+    if form == "json":
+        measured = None if ceilings is None else {key: found.model_dump() for key, found in ceilings.items()}
+        shown = {"device": name, "environment": facts, "ceilings": measured, "backends": backends}
+        print_json({**shown, "busy_ratio": busy})
     else:
-        _print_facts(name, facts, ceilings)
+        print_table(("fact", "value"), [*_facts(name, facts).items(), *_rates(ceilings).items()], form)
         typer.echo()
-        _print_backends(backends)
+        _print_backends(backends, form)
+    if busy > BUSY_RATIO:
+        typer.echo(
+            f"retbench: other processes use {format_percent(busy)} of the processors. Times that are measured now "
+            "would be too long; end those processes first.",
+            err=True,
+        )
 
 
 def _measure(device: str) -> "dict[str, Ceilings]":
@@ -70,12 +90,11 @@ def _find_backends(device: str) -> Backends:
     return found
 
 
-def _print_facts(device: str, facts: dict[str, Any], ceilings: "dict[str, Ceilings]") -> None:
-    """Print the main facts of the environment in readable units."""
+def _facts(device: str, facts: dict[str, Any]) -> dict[str, str]:
+    """Return the main facts of the environment in readable units, and once each why others are unknown."""
     gpu = facts.get("gpu")
-    curve = next(iter(ceilings.values())).read_curve
-    rates = {dtype: format_rate(found.matmul_flops_per_s, "FLOP/s") for dtype, found in ceilings.items()}
-    rows = {
+    unknown = "; ".join(f"{names}: {reason}" for names, reason in same_reasons(facts["absent"]))
+    return {
         "machine": facts["machine"],
         "processor": f"{facts['cpu_model']}, {facts['physical_cores']} cores",
         "memory": format_bytes(facts["memory_bytes"]),
@@ -84,25 +103,38 @@ def _print_facts(device: str, facts: dict[str, Any], ceilings: "dict[str, Ceilin
         "threads": str(facts["threads"]),
         **facts["versions"],
         "retbench": facts["code_revision"],
-        "read bandwidth": ", ".join(
-            f"{format_rate(rate.bytes_per_s, 'B/s')} of {format_bytes(rate.footprint_bytes)}"
-            for rate in curve
-        ),
-        **{f"products, {dtype}": rate for dtype, rate in rates.items()},
-        **{f"absent: {name}": reason for name, reason in facts["absent"].items()},
+        **({"not known": unknown} if unknown else {}),
     }
-    width = max(map(len, rows))
-    for name, value in rows.items():
-        typer.echo(f"{name.ljust(width)}  {value}")
 
 
-def _print_backends(backends: Backends) -> None:
-    """Print one row per model and backend: usable, or the reason why not, by dtype."""
-    print_columns(
-        ("model", "backend", *DTYPES),
-        [
-            (model, backend, *(reasons[dtype] or "usable" for dtype in DTYPES))
-            for model, found in backends.items()
-            for backend, reasons in found.items()
-        ],
-    )
+def _rates(ceilings: "dict[str, Ceilings] | None") -> dict[str, str]:
+    """Return the measured ceilings in readable units."""
+    if ceilings is None:
+        return {"ceilings": "not measured; --ceilings measures them, in some seconds"}
+    curve = next(iter(ceilings.values())).read_curve
+    reads = [
+        f"{format_rate(rate.bytes_per_s, 'B/s')} of {format_bytes(rate.footprint_bytes)}" for rate in curve
+    ]
+    products = {
+        f"products, {dtype}": format_rate(found.matmul_flops_per_s, "FLOP/s")
+        for dtype, found in ceilings.items()
+    }
+    return {"read bandwidth": ", ".join(reads), **products}
+
+
+def _print_backends(backends: Backends, form: str) -> None:
+    """Print the usable backends of each model, and once each the reasons why others are not."""
+    rows, reasons = [], {}
+    for model, found in backends.items():
+        usable = []
+        for backend, by_dtype in found.items():
+            dtypes = [dtype for dtype, reason in by_dtype.items() if reason is None]
+            if dtypes:
+                usable.append(backend if len(dtypes) == len(by_dtype) else f"{backend} ({', '.join(dtypes)})")
+            for dtype, reason in by_dtype.items():
+                reasons[f"{backend} in {dtype}" if dtypes else backend] = reason
+        rows.append((model, " ".join(usable)))
+    print_table(("model", "usable backends"), rows, form)
+    typer.echo()
+    for names, reason in same_reasons(reasons):
+        print_prose(f"not usable: {names}: {reason}")

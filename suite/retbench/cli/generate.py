@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
-from retbench.cli.options import DataDir, DeviceName, new_app, not_empty
+from retbench.cli.options import DataDir, DeviceName, dtype_option, new_app, not_empty, read_count
 from retbench.cli.streams import has_reader
 from retbench.errors import ConfigError, shown
 
@@ -40,7 +40,7 @@ TopP = Annotated[
     float | None, typer.Option(help="Sample from the fewest tokens with this total probability.")
 ]
 DtypeName = Annotated[
-    str | None, typer.Option(help="By default float32 on a CPU, else that of the stored weights.")
+    str | None, dtype_option("By default float32 on a CPU, else that of the stored weights.")
 ]
 TokenizerName = Annotated[
     str | None, typer.Option(callback=not_empty, help="By default the checkpoint's own, if it has one.")
@@ -53,7 +53,12 @@ HubRevision = Annotated[
     ),
 ]
 CheckpointFormat = Annotated[
-    str, typer.Option("--format", help="auto, retbench, fla, llama, llama2c or torchscale.")
+    str,
+    typer.Option(
+        "--format",
+        metavar="FORMAT",
+        help="Of the checkpoint: auto, retbench, fla, llama, llama2c, mistral or torchscale.",
+    ),
 ]
 AllowPickle = Annotated[
     bool, typer.Option("--allow-pickle", help="Read weights written by torch.save, as tensors only.")
@@ -66,7 +71,9 @@ AllowPickle = Annotated[
 def generate(
     checkpoint: Checkpoint,
     prompt: Prompt = "",
-    max_tokens: Annotated[int, typer.Option(min=1, help="Largest number of new tokens.")] = 256,
+    max_tokens: Annotated[
+        int, typer.Option(parser=read_count, metavar="TOKENS", help="Largest number of new tokens.")
+    ] = 256,
     temperature: Temperature = None,
     top_k: Annotated[int | None, typer.Option(help="Sample from the K likeliest tokens.")] = None,
     top_p: TopP = None,
@@ -85,11 +92,11 @@ def generate(
     to the first token and the tokens per second go to stderr.
     """
     from retbench.checkpoints.reading import read_checkpoint
-    from retbench.cli.in_process import check_dtype
+    from retbench.config.experiment import find_dtype
     from retbench.models.generation import Sampling
     from retbench.run.devices import find_device
 
-    check_dtype(dtype)
+    dtype = None if dtype is None else find_dtype(dtype)
     device = find_device(device).name
     text = _read_prompt(prompt)
     info = read_checkpoint(checkpoint, revision=revision, format=form, data_dir=data_dir)

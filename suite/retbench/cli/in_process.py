@@ -4,7 +4,6 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import get_args
 
 import psutil
 import typer
@@ -14,7 +13,6 @@ from retbench.architectures.architecture import ModelSpec
 from retbench.architectures.configs import ModelConfig
 from retbench.architectures.matching import resolve_model
 from retbench.architectures.registry import named_specs
-from retbench.config.experiment import Dtype
 from retbench.errors import UnsupportedError, unknown_name
 from retbench.measure import environment, machine
 from retbench.measure.limits import is_out_of_memory
@@ -37,10 +35,9 @@ def backends_of(spec: ModelSpec) -> tuple[str, ...]:
     return tuple(resolve_model(spec, "1m").forms)
 
 
-def check_dtype(dtype: str | None) -> None:
-    """Raise ConfigError if `dtype` is given and unknown."""
-    if dtype is not None and dtype not in get_args(Dtype):
-        raise unknown_name("dtype", dtype, get_args(Dtype), where="--dtype")
+def busy_ratio(interval_s: float) -> float:
+    """Return the share of the processors that is in use during an interval, in which this process waits."""
+    return psutil.cpu_percent(interval_s) / 100
 
 
 def become_worker(device: str) -> int:

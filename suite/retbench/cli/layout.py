@@ -1,32 +1,77 @@
-"""Output of the commands: rows in aligned columns, or one JSON object."""
+"""Output of the commands: tables for a terminal or as Markdown, sentences, or one JSON object."""
 
 import json
-from collections.abc import Sequence
+import shutil
+import sys
+import textwrap
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import typer
 
-from retbench.errors import printable
+from retbench.errors import printable, unknown_name
+from retbench.report.columns import align_columns
+
+WIDEST_PROSE = 100
+"""Characters of a line of prose on a wide terminal."""
 
 
-def print_columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print rows in columns as wide as their longest entry, numbers right-aligned, the last column unpadded.
+def terminal_width() -> int | None:
+    """Return the characters of a line where stdout is a terminal; None where it is not."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
-    Lines are never folded or cut, so that a program that reads them gets them whole.
+
+def output_format(
+    given: str | None, known: Sequence[str] = ("text", "md", "json"), *, as_json: bool = False
+) -> str:
+    """Return the format of a command's output: the one that was given, else text on a terminal, and Markdown elsewhere.
+
+    Raises:
+        ConfigError: the format is unknown, or contradicts --json.
+    """
+    if as_json and given not in (None, "json"):
+        raise typer.BadParameter(f"--json and --format {given} contradict each other. Give one of them.")
+    if given is not None and given not in known:
+        raise unknown_name("format", given, known, where="--format")
+    return "json" if as_json else given or ("md" if terminal_width() is None else "text")
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], form: str, *, keys: int = 1) -> None:
+    """Print rows in aligned columns that fit the terminal (text), or as a Markdown table (md).
+
+    Args:
+        header: Headings.
+        rows: Cells of each row.
+        form: text or md.
+        keys: First columns, which say what a row is about.
     """
     if not rows:
         return
-    rows = [[printable(text) for text in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    right_aligned = [
-        all(row[index][:1].isdigit() for row in rows if row[index]) for index in range(len(header))
-    ]
-    for row in [header, *rows]:
-        cells = [
-            text.rjust(width) if right else text.ljust(width)
-            for text, width, right in zip(row, widths, right_aligned, strict=True)
-        ]
-        typer.echo("  ".join(cells).rstrip())
+    if form == "text":
+        typer.echo("\n".join(align_columns(header, rows, terminal_width(), keys=keys)))
+        return
+    import pandas as pd
+
+    from retbench.report.formats import markdown_table
+
+    typer.echo(markdown_table(pd.DataFrame([[*map(printable, row)] for row in rows], columns=[*header])))
+
+
+def same_reasons(reasons: Mapping[str, str | None]) -> list[tuple[str, str]]:
+    """Return each reason once, after the names that it holds for; names without a reason are left out."""
+    names: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        if reason:
+            names.setdefault(reason, []).append(name)
+    return [(", ".join(found), reason) for reason, found in names.items()]
+
+
+def print_prose(text: str) -> None:
+    """Print a paragraph, folded on a terminal."""
+    width = terminal_width()
+    typer.echo(
+        text if width is None else textwrap.fill(text, min(width, WIDEST_PROSE), break_on_hyphens=False)
+    )
 
 
 def print_json(data: dict[str, Any]) -> None:

@@ -6,9 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
-from retbench.cli.layout import print_columns, print_json
-from retbench.cli.options import AsJson, DataDir, new_app
-from retbench.units import format_count
+from retbench.cli.layout import output_format, print_json, print_table
+from retbench.cli.options import AsJson, DataDir, OutputFormat, new_app
+from retbench.units import format_count, format_size
 
 app = new_app()
 
@@ -32,25 +32,28 @@ def list_(
         bool, typer.Option("--page", help="Print the experiments with command and cost, as Markdown.")
     ] = False,
     data_dir: DataDir = None,
+    form: OutputFormat = None,
     as_json: AsJson = False,
 ) -> None:
     """List the experiments, the model sizes, the models or the tasks."""
     if sizes + models + tasks + page > 1:
         raise typer.BadParameter("give one of --sizes, --models, --tasks and --page")
-    if page and as_json:
-        raise typer.BadParameter("--page is Markdown: give it without --json")
+    if page and (as_json or form not in (None, "md")):
+        raise typer.BadParameter("--page is Markdown: give it without another format")
     if page:
         _print_page()
         return
     key, rows, columns = (
         _tasks(data_dir) if tasks else _sizes() if sizes else _models() if models else _experiments()
     )
-    if as_json:
+    form = output_format(form, as_json=as_json)
+    if form == "json":
         print_json({key: rows})
-    else:
-        print_columns(
-            [*columns], [[_cell(row.get(field, "–")) for field in columns.values()] for row in rows]
-        )
+        return
+    cells = [[_cell(row.get(field, "–")) for field in columns.values()] for row in rows]
+    if sizes:
+        cells = [[format_size(name), *rest] for name, *rest in cells]
+    print_table([*columns], cells, form)
 
 
 _Listing = tuple[str, list[dict[str, Any]], dict[str, str]]
@@ -61,7 +64,20 @@ def _cell(value: Any) -> str:
     """Return a field as text: a list as words, and the parameters of each model as those of the first."""
     if isinstance(value, dict):
         return format_count(next(iter(value.values())))
-    return " ".join(value) if isinstance(value, list | tuple) else str(value)
+    if isinstance(value, list | tuple):
+        return " ".join(_by_mixer([str(one) for one in value]))
+    return "–" if value is None else str(value)
+
+
+def _by_mixer(names: list[str]) -> list[str]:
+    """Join the backends of each mixer of a hybrid: retention=parallel and retention=fla as retention=parallel|fla."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        mixer, _, form = name.rpartition("=")
+        found.setdefault(mixer, []).append(form)
+    return [
+        word for mixer, forms in found.items() for word in ([f"{mixer}={'|'.join(forms)}"] if mixer else forms)
+    ]
 
 
 def _experiments() -> _Listing:

@@ -1,7 +1,9 @@
 """Arguments and options that several commands share."""
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -19,29 +21,159 @@ def given_options(call: typer.Context) -> list[str]:
     return [one.opts[0] for one, source in sources.items() if source and source.name == "COMMANDLINE"]
 
 
+LARGEST = 2**40
+"""Largest number of tokens, or of sequences, that an option takes."""
+
+
+def read_counts(given: Sequence[str], option: str) -> list[int]:
+    """Return numbers of tokens or sequences: each value is a number, a list '1K,8K', or '1K-32K', which doubles.
+
+    Raises:
+        ConfigError: a value is none of these, or out of range; the message names the option.
+    """
+    from retbench.errors import ConfigError, shown
+
+    found: list[int] = []
+    for text in given:
+        if re.fullmatch(r"[0-9]{1,3}(,[0-9]{3})+", text):
+            whole = text.replace(",", "")
+            raise ConfigError(
+                f"{option} {shown(text)} is one number or several. Give {whole}, or the option once per number."
+            )
+        for part in text.split(","):
+            ends = [_count(end, text, option) for end in part.split("-", 1)]
+            while ends[0] < ends[-1]:
+                found.append(ends[0])
+                ends[0] *= 2
+            found.append(ends[-1])
+    return list(dict.fromkeys(found))
+
+
+def _count(text: str, given: str, option: str) -> int:
+    from retbench.errors import ConfigError, shown
+    from retbench.units import read_tokens
+
+    try:
+        count = read_tokens(text)
+    except ValueError:
+        count = 0
+    if not 1 <= count <= LARGEST:
+        raise ConfigError(
+            f"{option} {shown(given)}: give numbers from 1 on, as 8192, 8K, 1K,8K or 1K-32K (doubling)."
+        )
+    return count
+
+
+def read_count(text: str | int) -> int:
+    """Return one number of tokens, as the parser of an option; raise typer.BadParameter for anything else."""
+    from retbench.units import read_tokens
+
+    try:
+        count = read_tokens(str(text))
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    if not 1 <= count <= LARGEST:
+        raise typer.BadParameter(f"{text} is out of range. Give 1 or more.")
+    return count
+
+
+def complete_experiment(incomplete: str) -> list[str]:
+    """Return the names of experiments that begin with a text, for the completion of a shell."""
+    from retbench.config.experiment import list_experiments
+
+    return [name for name in list_experiments() if name.startswith(incomplete)]
+
+
+def complete_profile(call: typer.Context, incomplete: str) -> list[str]:
+    """Return the names of profiles that begin with a text: those of the experiment that was typed before."""
+    from retbench.config.experiment import load_experiment
+    from retbench.errors import RetbenchError
+
+    try:
+        known = [*load_experiment(str(call.params.get("experiment"))).profiles]
+    except RetbenchError:
+        known = ["smoke", "cpu", "paper"]
+    return [name for name in known if name.startswith(incomplete)]
+
+
+def complete_size(incomplete: str) -> list[str]:
+    """Return the names of sizes that begin with a text in upper or lower case."""
+    from retbench.architectures.sizes import SIZES
+    from retbench.units import format_size
+
+    return [format_size(name) for name in SIZES if name.startswith(incomplete.lower())]
+
+
+def complete_model(incomplete: str) -> list[str]:
+    """Return the names of models that begin with a text."""
+    from retbench.architectures.registry import named_specs
+
+    return [name for name in named_specs() if name.startswith(incomplete)]
+
+
 ExperimentName = Annotated[
-    str, typer.Argument(metavar="EXPERIMENT", help="A name from `retbench list`, or the path of a TOML file.")
+    str,
+    typer.Argument(
+        metavar="EXPERIMENT",
+        autocompletion=complete_experiment,
+        help="A name from `retbench list`, or the path of a TOML file.",
+    ),
 ]
-ResultsPath = Annotated[Path, typer.Option("--results", help="Folder or file of records to read.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+ResultsPath = Annotated[
+    Path, typer.Option("--results", metavar="PATH", help="Folder or file of records to read.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Short for --format json.")]
+
+
+def format_option(*formats: str) -> Any:
+    """Return the option of the output's format."""
+    text = "By default text on a terminal, else md (Markdown)."
+    metavar = f"[{'|'.join(formats)}]"
+    return typer.Option("--format", metavar=metavar, autocompletion=lambda: formats, help=text)
+
+
+OutputFormat = Annotated[str | None, format_option("text", "md", "json")]
 DataDir = Annotated[
     Path | None,
     typer.Option(
         "--data-dir",
+        metavar="FOLDER",
         exists=True,
         file_okay=False,
         help="Folder of corpora, tokenizers and tasks; by default that of RETBENCH_DATA.",
     ),
 ]
 DeviceName = Annotated[
-    str | None, typer.Option("--device", help="cpu, cuda or cuda:N; by default the first GPU, else the CPU.")
+    str | None,
+    typer.Option("--device", metavar="[cpu|cuda|cuda:N]", help="By default the first GPU, else the CPU."),
 ]
+
+
+def dtype_option(help: str) -> Any:
+    """Return the option of a dtype."""
+    choices = ("float32", "bfloat16", "float16", "float64")
+    return typer.Option(
+        "--dtype",
+        metavar="DTYPE",
+        help=f"[{'|'.join(choices)}], or fp32, bf16, fp16. {help}",
+        autocompletion=lambda: choices,
+    )
+
+
 ProfileName = Annotated[
     str | None,
     typer.Option(
         "--profile",
+        metavar="[smoke|cpu|paper]",
         callback=not_empty,
-        help="smoke, cpu or paper; by default paper on a GPU of 70 GB or more, else cpu.",
+        autocompletion=complete_profile,
+        help="By default paper on a GPU of 70 GB or more, else cpu.",
+    ),
+]
+SizeName = Annotated[
+    str,
+    typer.Option(
+        "--size", metavar="SIZE", autocompletion=complete_size, help="A name from `retbench list --sizes`."
     ),
 ]
 Overrides = Annotated[

@@ -7,9 +7,25 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from retbench.cli.layout import print_columns, print_json
-from retbench.cli.options import AsJson, given_options, new_app
-from retbench.units import format_bytes, format_percent, format_rate, format_seconds, format_tokens
+from retbench.cli.layout import output_format, print_json, print_prose, print_table
+from retbench.cli.options import (
+    AsJson,
+    OutputFormat,
+    SizeName,
+    complete_model,
+    dtype_option,
+    given_options,
+    new_app,
+    read_counts,
+)
+from retbench.units import (
+    format_bytes,
+    format_percent,
+    format_rate,
+    format_seconds,
+    format_size,
+    format_tokens,
+)
 
 if TYPE_CHECKING:
     from retbench.architectures.architecture import ModelSpec
@@ -20,31 +36,38 @@ if TYPE_CHECKING:
 
 app = new_app()
 CONTEXTS = (1024, 2048, 4096, 8192, 16384, 32768)
-_LARGEST = 2**40
 
 ModelName = Annotated[
-    str | None, typer.Argument(metavar="MODEL", help="A name from `retbench list --models`.")
+    str | None,
+    typer.Argument(
+        metavar="MODEL", autocompletion=complete_model, help="A name from `retbench list --models`."
+    ),
 ]
-SizeName = Annotated[str, typer.Option(help="A name from `retbench list --sizes`.")]
 DeviceOption = Annotated[
     str,
     typer.Option(
+        metavar="DEVICE",
         help="a100-40gb, a100-80gb, a100-80gb-pcie, h100-80gb, h100-80gb-pcie, h100-nvl, h200, l40s, b200 or mi300x; "
-        "cpu or cuda: measured now."
+        "cpu or cuda: measured now.",
     ),
 ]
 CeilingsPath = Annotated[
-    Path | None, typer.Option(help="Folder or file of records whose ceilings replace the device's.")
+    Path | None,
+    typer.Option(metavar="PATH", help="Folder or file of records whose ceilings replace the device's."),
 ]
 DtypeName = Annotated[
-    str | None, typer.Option(help="By default that of the records, float32 on cpu, else bfloat16.")
+    str | None, dtype_option("By default that of the records, float32 on cpu, else bfloat16.")
 ]
 ContextLens = Annotated[
-    list[int] | None,
-    typer.Option(min=1, max=_LARGEST, help="Context length; may be repeated. By default 1K to 32K."),
+    list[str] | None,
+    typer.Option(
+        metavar="TOKENS",
+        help="Context lengths: 8K, 1K,8K or 1K-32K (doubling), the default. May be repeated.",
+    ),
 ]
 BatchSizes = Annotated[
-    list[int] | None, typer.Option(min=1, max=_LARGEST, help="Batch size; may be repeated. By default 1.")
+    list[str] | None,
+    typer.Option(metavar="N", help="Batch sizes: 8, 1,8 or 1-64 (doubling); 1 by default. May be repeated."),
 ]
 KvHeads = Annotated[
     int | None, typer.Option(min=1, help="Key-value heads of the Transformer; by default all heads.")
@@ -55,11 +78,11 @@ ComparePaper = Annotated[
 ]
 
 
-@app.command(epilog="Example: retbench predict retnet --device a100-80gb --context 8192 --batch 8")
+@app.command(epilog="Example: retbench predict retnet --context 8K --batch 8")
 def predict(
     call: typer.Context,
     model: ModelName = None,
-    size: SizeName = "6.7b",
+    size: SizeName = "6.7B",
     device: DeviceOption = "a100-80gb",
     ceilings: CeilingsPath = None,
     dtype: DtypeName = None,
@@ -70,6 +93,7 @@ def predict(
         bool, typer.Option("--compile", help="Predict compiled steps; needs --device cpu or cuda.")
     ] = False,
     paper: ComparePaper = False,
+    form: OutputFormat = None,
     as_json: AsJson = False,
 ) -> None:
     """Predict time per token, memory, largest batch and crossover.
@@ -78,16 +102,20 @@ def predict(
     allows. With --device cpu or cuda, where the operators of a step are measured one by one, it is the expected time.
     """
     from retbench.architectures.matching import resolve_model
+    from retbench.architectures.sizes import size_id
     from retbench.planning import prediction
 
+    form = output_format(form, as_json=as_json)
     if (model is None) != paper:
         raise typer.BadParameter("give either MODEL or --paper")
     if model is None:
-        _print_explanations(call, as_json=as_json)
+        _print_explanations(call, form)
         return
     if ceilings is not None and "--device" in given_options(call):
         raise typer.BadParameter("--ceilings are those of the records' device: leave out --device")
-    contexts, batches = context or CONTEXTS, batch or (1,)
+    contexts = read_counts(context, "--context") if context else CONTEXTS
+    batches = read_counts(batch, "--batch") if batch else (1,)
+    size = size_id(size)
     specs = _specs(model, kv_heads)
     models = {name: resolve_model(spec, size) for name, spec in specs.items()}
     backends = [(config, specs[name].backend) for name, config in models.items()]
@@ -109,7 +137,10 @@ def predict(
     crossovers = [
         prediction.find_crossover(first, second, batch_size, target.step_time) for batch_size in batches
     ]
-    (_print_json if as_json else _print_text)(size, target, found, crossovers)
+    if form == "json":
+        _print_json(size, target, found, crossovers)
+    else:
+        _print_text(size, target, found, crossovers, form)
 
 
 def _specs(model: str, kv_heads: int | None) -> "dict[str, ModelSpec]":
@@ -130,20 +161,19 @@ def _measured(
     device: str, dtype: str | None, models: "Sequence[tuple[ModelConfig, str]]", *, compiled: bool
 ) -> "PredictionTarget":
     """Return a device of this machine with what it reaches now."""
-    from retbench.cli.in_process import check_dtype
     from retbench.cli.targets import measured_target
+    from retbench.config.experiment import find_dtype
 
-    check_dtype(dtype)
     usual = "float32" if device == "cpu" else "bfloat16"
-    return measured_target(device, models, dtype or usual, compiled=compiled)
+    return measured_target(device, models, find_dtype(dtype or usual), compiled=compiled)
 
 
 def _looked_up(device: str, ceilings: Path | None, dtype: str | None) -> "PredictionTarget":
     """Return a device with its ceilings: from records, or from a datasheet."""
     from retbench.cli import targets
-    from retbench.cli.in_process import check_dtype
+    from retbench.config.experiment import find_dtype
 
-    check_dtype(dtype)
+    dtype = None if dtype is None else find_dtype(dtype)
     if ceilings is not None:
         return targets.recorded_target(ceilings, dtype)
     return targets.datasheet_target(device, dtype or "bfloat16")
@@ -170,7 +200,11 @@ def _print_json(
 
 
 def _print_text(
-    size: str, target: "PredictionTarget", found: "Sequence[Prediction]", crossovers: "Sequence[Crossover]"
+    size: str,
+    target: "PredictionTarget",
+    found: "Sequence[Prediction]",
+    crossovers: "Sequence[Crossover]",
+    form: str,
 ) -> None:
     """Print the same in readable units."""
     rates, time = "", "time per token"
@@ -178,14 +212,15 @@ def _print_text(
         rates = f"; {format_rate(reached.read_bandwidth_bytes_per_s, 'B/s')} read"
         rates += f", {format_rate(reached.matmul_flops_per_s, 'FLOP/s')}"
         time += " at best"
-    typer.echo(f"{target.title}, {target.dtype}, size {size} ({target.source}{rates})\n")
-    memory = ("weights", "state", "memory", "largest batch")
-    print_columns(("model", "batch", "context", time, "tokens/s", *memory), [_row(each) for each in found])
+    print_prose(f"{target.title}, {target.dtype}, size {format_size(size)} ({target.source}{rates})")
+    typer.echo()
+    header = ("model", "batch", "context", time, "tokens/s", "weights", "state", "memory", "largest batch")
+    print_table(header, [_row(each) for each in found], form, keys=3)
     typer.echo()
     for each in crossovers:
         is_out = any(one.batch_size == each.batch_size and one.fits is False for one in found)
         note = " This compares times only: a batch that is out of memory above does not fit."
-        typer.echo(f"{_describe(each)}{note if is_out else ''}")
+        print_prose(f"{_describe(each)}{note if is_out else ''}")
 
 
 def _row(each: "Prediction") -> tuple[str, ...]:
@@ -214,30 +249,32 @@ def _describe(each: "Crossover") -> str:
     return f"{lead} from {each.context_len:,} tokens of context on."
 
 
-def _print_explanations(call: typer.Context, *, as_json: bool) -> None:
+def _print_explanations(call: typer.Context, form: str) -> None:
     """Print the RetNet paper's costs next to the analytical ones, with those that these do not explain."""
     from retbench.papers.explanations import (
-        BARS_TOLERANCE,
         POINT_TOLERANCE_BYTES,
+        STEP_TOLERANCE,
         TOLERANCE,
         explain_paper,
     )
 
-    if given := {*given_options(call)} - {"--paper", "--json"}:
+    if given := {*given_options(call)} - {"--paper", "--format", "--json"}:
         raise typer.BadParameter(
             f"--paper has the paper's own sizes and device: leave out {', '.join(sorted(given))}"
         )
     found = explain_paper()
-    if as_json:
+    if form == "json":
         print_json({"explanations": [asdict(each) for each in found]})
         return
-    print_columns(
+    print_table(
         ("number", "paper", "analytical", "verdict", "how it was computed"),
         [(each.place.removeprefix("retnet/"), *_values(each), each.verdict, each.note) for each in found],
+        form,
     )
-    typer.echo(
-        f"\nexplained: within {100 * TOLERANCE:.0f} %, a point of Figure 6(a) within "
-        f"{POINT_TOLERANCE_BYTES / 1e9:g} GB, two bars of Figure 1 within {100 * BARS_TOLERANCE:.0f} %. "
+    typer.echo()
+    print_prose(
+        f"explained: within {100 * TOLERANCE:.0f} %, a point of Figure 6(a) within "
+        f"{POINT_TOLERANCE_BYTES / 1e9:g} GB, latency by throughput within {100 * STEP_TOLERANCE:.0f} %. "
         "allowed: no better than the device permits."
     )
 

@@ -21,7 +21,14 @@ from retbench.run import events
 from retbench.run.events import RunEvent, RunProgress, RunSummary, WaitingForLock
 from retbench.training import events as training
 from retbench.training.plan import TrainingPlan, TrainingRun
-from retbench.units import format_bytes, format_count, format_duration, format_rate, format_tokens
+from retbench.units import (
+    format_bytes,
+    format_count,
+    format_duration,
+    format_rate,
+    format_size,
+    format_tokens,
+)
 
 LOG_INTERVAL_S = 30.0
 """Least time between two lines about frequent events in a log."""
@@ -168,7 +175,7 @@ def _describe_waiting(event: WaitingForLock) -> str:
 
 
 def _name(cell: Cell) -> str:
-    """Return a cell in words: 'retnet decode at 32K', 'retnet 1m seed 0 zeroshot of piqa, 4 examples, at 2K'."""
+    """Return a cell in words: 'retnet decode at 32K', 'retnet 1M seed 0 zeroshot of piqa, 4 examples, at 2K'."""
     point, work = cell.point, describe_work(cell)
     batch = f" x {point.batch_size}" if point.batch_size > 1 else ""
     comma = "," if "," in work else ""
@@ -265,7 +272,9 @@ def _describe_result(result: training.RunResult) -> str:
 
 def _describe_tuning(tuning: training.Tuning) -> str:
     """Return a model's rate in a sentence, with a warning where the grid may miss the best one."""
-    text = f"{tuning.model_name} at size {tuning.size}: best learning rate {tuning.learning_rate:g}"
+    text = (
+        f"{tuning.model_name} at size {format_size(tuning.size)}: best learning rate {tuning.learning_rate:g}"
+    )
     if tuning.edge is None:
         return text
     return f"{text}. WARNING: it is the {tuning.edge} of the grid; a better one may lie beyond. Widen learning_rates."

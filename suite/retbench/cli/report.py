@@ -1,28 +1,52 @@
 """`retbench report`: the report and its figures from the records on disk, without torch."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from retbench.cli.layout import print_prose
 from retbench.cli.options import ResultsPath, new_app
+
+if TYPE_CHECKING:
+    from retbench.report.frames import Results
 
 app = new_app()
 
 
-@app.command(epilog="Example: retbench report --results results --out reports")
+@app.command(epilog="Example: retbench report --out reports")
 def report(
     results: ResultsPath = Path("results"),
     out: Annotated[
         Path,
-        typer.Option(file_okay=False, help="Folder to write to; an earlier report in it is overwritten."),
+        typer.Option(
+            metavar="FOLDER",
+            file_okay=False,
+            help="Folder to write to; an earlier report in it is overwritten.",
+        ),
     ] = Path("reports"),
 ) -> None:
     """Write the report and its figures from the records.
 
-    The path of every file goes to stdout.
+    The answer goes to stdout: what was measured on what, one line per topic, and where the page is.
     """
+    from retbench.report.frames import load_results
     from retbench.report.report import write_report
 
-    for path in write_report(results, out):
-        typer.echo(path)
+    write_report(results, out)
+    print_answer(load_results(results))
+    print_prose(f"Open {out / 'index.html'}")
+
+
+def print_answer(results: "Results") -> None:
+    """Print what was compared on what, and one line per topic: at most ten lines where lines are not folded."""
+    from retbench.report.answer import find_answer
+    from retbench.report.selection import select
+    from retbench.report.tables import contents_of
+
+    answer = find_answer(contents_of(select(results.records, folders=results.folders)))
+    for line in filter(None, (answer.models, answer.setting)):
+        print_prose(f"{line[0].upper()}{line[1:]}.")
+    for one in answer.lines:
+        print_prose(f"{one.topic}: {one.lead}{f' ({one.text})' if one.text else ''}.")
+    print_prose(answer.caveat)

@@ -6,8 +6,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from retbench.cli.layout import print_columns, print_json
-from retbench.cli.options import AsJson, DataDir, DeviceName, ExperimentName, Overrides, ProfileName, new_app
+from retbench.cli.layout import output_format, print_json, print_prose, print_table
+from retbench.cli.options import (
+    AsJson,
+    DataDir,
+    DeviceName,
+    ExperimentName,
+    OutputFormat,
+    Overrides,
+    ProfileName,
+    dtype_option,
+    new_app,
+)
 from retbench.errors import INTERRUPTED, RetbenchError, UnsupportedError
 from retbench.files import check_writable
 from retbench.units import format_bytes, format_duration, format_tokens
@@ -23,14 +33,14 @@ _FAILURES = frozenset({"failed", "timeout", "gate_failed"})
 _NOT_ESTIMATED = "not estimated"
 
 
-@app.command(epilog="Example: retbench run latency --profile smoke --device cpu")
+@app.command(epilog="Example: retbench run latency --profile smoke")
 def run(
     experiment: ExperimentName,
     profile: ProfileName = None,
     device: DeviceName = None,
-    dtype: Annotated[str | None, typer.Option(help="Replaces the profile's dtype.")] = None,
+    dtype: Annotated[str | None, dtype_option("By default the profile's.")] = None,
     limit: Annotated[
-        int | None, typer.Option(help="Keep only the first N context lengths, or documents.")
+        int | None, typer.Option(metavar="N", help="Keep only the first N context lengths, or documents.")
     ] = None,
     compiled: Annotated[
         bool | None,
@@ -38,9 +48,9 @@ def run(
             "--compile/--no-compile", help="Compile decode steps with torch.compile; replaces the profile's."
         ),
     ] = None,
-    out: Annotated[Path, typer.Option(file_okay=False, help="Folder that records are appended to.")] = Path(
-        "results"
-    ),
+    out: Annotated[
+        Path, typer.Option(metavar="FOLDER", file_okay=False, help="Folder that records are appended to.")
+    ] = Path("results"),
     overrides: Overrides = None,
     data_dir: DataDir = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Measure again the cells that are on disk.")] = False,
@@ -50,6 +60,7 @@ def run(
             "--dry-run", help="Show the cells with their expected time and memory; measure nothing."
         ),
     ] = False,
+    form: OutputFormat = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure an experiment, or continue where it stopped.
@@ -59,6 +70,7 @@ def run(
     """
     from retbench.planning.plan import make_plan
 
+    form = output_format(form, as_json=as_json)
     plan = make_plan(
         experiment,
         profile=profile,
@@ -71,19 +83,19 @@ def run(
         data_dir=data_dir.absolute() if data_dir else None,
     )
     if dry_run:
-        _show_plan(plan, out, as_json=as_json)
+        _show_plan(plan, out, form)
     else:
-        raise typer.Exit(_measure(plan, out, fresh=fresh, as_json=as_json))
+        raise typer.Exit(_measure(plan, out, form, fresh=fresh))
 
 
-def _measure(plan: "Plan", out: Path, *, fresh: bool, as_json: bool) -> int:
+def _measure(plan: "Plan", out: Path, form: str, *, fresh: bool) -> int:
     """Measure the cells that are not on disk yet, print the results, and return the exit code."""
     from retbench.cli.progress import show_events, view_run
     from retbench.run.runner import run_plan
 
     with show_events(view_run) as display:
         result = run_plan(plan, out, fresh=fresh, observer=display)
-    if as_json:
+    if form == "json":
         print_json(
             {
                 "experiment": plan.experiment.name,
@@ -95,7 +107,7 @@ def _measure(plan: "Plan", out: Path, *, fresh: bool, as_json: bool) -> int:
             }
         )
     elif not result.interrupted:
-        _print_results(plan, out)
+        _print_results(plan, out, form)
     return exit_code(result)
 
 
@@ -108,7 +120,7 @@ def exit_code(result: "RunSummary") -> int:
     return UnsupportedError.exit_code if "unsupported" in result.counts else 0
 
 
-def _print_results(plan: "Plan", out: Path) -> None:
+def _print_results(plan: "Plan", out: Path, form: str) -> None:
     """Print the table of the plan's own cells, measured with this code on this machine, now or before."""
     from dataclasses import replace
 
@@ -123,10 +135,10 @@ def _print_results(plan: "Plan", out: Path) -> None:
         for record in results.records
         if record.cell_id in identities and identity_of(record) == identities[record.cell_id]
     )
-    print_records(replace(results, records=own), plan.experiment.name, "md")
+    print_records(replace(results, records=own), plan.experiment.name, form)
 
 
-def _show_plan(plan: "Plan", out: Path, *, as_json: bool) -> None:
+def _show_plan(plan: "Plan", out: Path, form: str) -> None:
     """Print every cell with its approximate time and memory.
 
     Raises:
@@ -137,7 +149,7 @@ def _show_plan(plan: "Plan", out: Path, *, as_json: bool) -> None:
 
     check_writable(out, "--out")
     estimates = estimate(plan)
-    if as_json:
+    if form == "json":
         print_json(
             {
                 "experiment": plan.experiment.name,
@@ -149,12 +161,15 @@ def _show_plan(plan: "Plan", out: Path, *, as_json: bool) -> None:
             }
         )
         return
-    print_columns(
+    print_table(
         ("model", "workload", "batch", "context", f"time, {plan.rounds} rounds", "memory"),
         [*(_estimate_row(item) for item in estimates), _total_row(estimates)],
+        form,
+        keys=4,
     )
     if plan.note:
-        typer.echo(f"\n{plan.note[0].upper()}{plan.note[1:]}.")
+        typer.echo()
+        print_prose(f"{plan.note[0].upper()}{plan.note[1:]}.")
 
 
 def _estimate_fields(item: "CellEstimate") -> dict[str, str | int | float | None]:

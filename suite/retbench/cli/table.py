@@ -5,19 +5,25 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from retbench.cli.options import ExperimentName, ResultsPath, new_app
+from retbench.cli.layout import output_format, print_prose, print_table
+from retbench.cli.options import ExperimentName, ResultsPath, format_option, new_app
 from retbench.errors import RecordError, shown
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from retbench.report.frames import Results
 
 app = new_app()
+FORMATS = ("text", "md", "csv", "json", "latex")
+KEYS = {"model", "corpus", "task", "protocol", "shots", "batch", "context", "size", "seed", "run", "metric"}
+"""Headings of columns that say what a row is about."""
 
 
 @app.command(epilog="Example: retbench table latency --format csv")
 def table(
     experiment: ExperimentName,
-    form: Annotated[str, typer.Option("--format", help="md, csv, json or latex.")] = "md",
+    form: Annotated[str | None, format_option(*FORMATS)] = None,
     results: ResultsPath = Path("results"),
 ) -> None:
     """Print the results of an experiment from its records.
@@ -26,6 +32,7 @@ def table(
     """
     from retbench.config.experiment import list_experiments
 
+    form = output_format(form, FORMATS)
     found = read_results(results)
     name = Path(experiment).stem if experiment.endswith(".toml") else experiment
     if name in list_experiments() and all(record.experiment != name for record in found.records):
@@ -47,9 +54,10 @@ def read_results(path: Path) -> "Results":
 
 def print_records(results: "Results", experiment: str, form: str) -> None:
     """Print the newest comparable records; print on stderr which ones are left out."""
-    from retbench.report.formats import render
+    from retbench.report.formats import readable_tables, render
     from retbench.report.selection import select
     from retbench.report.tables import contents_of, table_of
+    from retbench.workloads.workload import WORKLOADS
 
     found = contents_of(select(results.records, experiment, results.folders))
     for note in found.selection.left_out:
@@ -58,4 +66,24 @@ def print_records(results: "Results", experiment: str, form: str) -> None:
         typer.echo(f"not compared: {reason}", err=True)
     for unusual in found.unusual_caches:
         typer.echo(f"unusual: {unusual}", err=True)
-    typer.echo(render(table_of(found, experiment), form), nl=False)
+    frame = table_of(found, experiment)
+    if form != "text":
+        typer.echo(render(frame, form), nl=False)
+        return
+    for number, (workload, full) in enumerate(readable_tables(frame).items()):
+        table, shared = _without_constants(full)
+        header = [str(column) for column in table.columns]
+        keys = next((at for at, name in enumerate(header) if name not in KEYS), len(header))
+        title = WORKLOADS[workload].title if workload in WORKLOADS else workload
+        print_prose(("\n" if number else "") + ": ".join(filter(None, (title, shared))))
+        typer.echo()
+        print_table(
+            header, [[str(cell) for cell in row] for row in table.itertuples(index=False)], form, keys=keys
+        )
+
+
+def _without_constants(table: "pd.DataFrame") -> "tuple[pd.DataFrame, str]":
+    """Return a table without the columns that have one value in all of several rows, and these in words."""
+    constant = [name for name in table.columns if len(table) > 1 and table[name].nunique() == 1]
+    words = ", ".join(f"{name} {table[name].iloc[0]}" for name in constant)
+    return table.drop(columns=constant), words

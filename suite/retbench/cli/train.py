@@ -12,8 +12,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from retbench.cli.layout import print_columns, print_json
-from retbench.cli.options import AsJson, DataDir, DeviceName, ExperimentName, Overrides, ProfileName, new_app
+from retbench.cli.layout import output_format, print_json, print_table
+from retbench.cli.options import (
+    AsJson,
+    DataDir,
+    DeviceName,
+    ExperimentName,
+    OutputFormat,
+    Overrides,
+    ProfileName,
+    new_app,
+)
 from retbench.cli.progress import describe_rate, show_events, view_training
 from retbench.config.experiment import load_experiment
 from retbench.errors import INTERRUPTED, ConfigError, RetbenchError, shown
@@ -28,7 +37,7 @@ from retbench.training import trained
 from retbench.training.events import Packing, TrainingResult
 from retbench.training.plan import TrainingPlan, TrainingRun, check_shares, resolve_models, training_spec
 from retbench.training.ranks import ALONE, Launch, OtherRankFailedError, Ranks, joined
-from retbench.units import format_count, format_duration, format_rate
+from retbench.units import format_count, format_duration, format_rate, format_size
 
 if TYPE_CHECKING:
     from retbench.data.packing import PackedTokens
@@ -38,13 +47,16 @@ app = new_app()
 Notify = Callable[[Any], None]
 
 
-@app.command(epilog="Example: retbench train quality --profile smoke --device cpu")
+@app.command(epilog="Example: retbench train quality --profile smoke")
 def train(
     experiment: ExperimentName,
     profile: ProfileName = None,
     device: DeviceName = None,
     out: Annotated[
-        Path, typer.Option(file_okay=False, help="Folder of results; the models go to its checkpoints/.")
+        Path,
+        typer.Option(
+            metavar="FOLDER", file_okay=False, help="Folder of results; the models go to its checkpoints/."
+        ),
     ] = Path("results"),
     overrides: Overrides = None,
     data_dir: DataDir = None,
@@ -55,6 +67,7 @@ def train(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Delete the runs of this profile and train them again.")
     ] = False,
+    form: OutputFormat = None,
     as_json: AsJson = False,
 ) -> None:
     """Train the models of an experiment under equal conditions, or continue.
@@ -65,7 +78,7 @@ def train(
     On several GPUs or machines: torchrun --nproc-per-node 8 -m retbench train EXPERIMENT, with a folder of results that
     all of them can access.
     """
-    launch = Launch.from_environment()
+    form, launch = output_format(form, as_json=as_json), Launch.from_environment()
 
     def plan() -> TrainingPlan:
         return make_training_plan(experiment, profile, device, overrides or (), data_dir, launch)
@@ -73,12 +86,12 @@ def train(
     if not dry_run:
         try:
             with joined(launch, on_cpu=device == "cpu") as ranks:
-                code = carry_out(ranks.together(plan), out, fresh=fresh, as_json=as_json, ranks=ranks)
+                code = carry_out(ranks.together(plan), out, form, fresh=fresh, ranks=ranks)
         except OtherRankFailedError:
             code = RetbenchError.exit_code
         raise typer.Exit(code)
     if launch.rank == 0:
-        _show_plan(plan(), out, as_json=as_json)
+        _show_plan(plan(), out, form)
 
 
 def make_training_plan(
@@ -144,7 +157,7 @@ def _find_device(asked: str | None, launch: Launch) -> Device:
     return found if found.name == "cpu" else find_device(f"cuda:{launch.local_rank}")
 
 
-def carry_out(plan: TrainingPlan, out: Path, *, fresh: bool, as_json: bool, ranks: Ranks = ALONE) -> int:
+def carry_out(plan: TrainingPlan, out: Path, form: str, *, fresh: bool, ranks: Ranks = ALONE) -> int:
     """Train the runs that are not on disk yet, print all runs, and return the exit code.
 
     Raises:
@@ -179,7 +192,7 @@ def carry_out(plan: TrainingPlan, out: Path, *, fresh: bool, as_json: bool, rank
         if ranks.lead(lock):
             result = _train(plan, out, fresh, notify, lambda: bool(stopped), ranks) or result
     if ranks.leads:
-        print_result(plan, result, as_json=as_json)
+        print_result(plan, result, form)
     if result.interrupted:
         return INTERRUPTED
     return RetbenchError.exit_code if any(run.status == "failed" for run in result.runs) else 0
@@ -237,7 +250,7 @@ _COLUMNS = ("model", "size", "run", "learning rate", "seed", "tokens")
 
 def _columns(run: TrainingRun, num_tokens: int) -> tuple[str, ...]:
     rate, tokens = describe_rate(run), format_count(num_tokens)
-    return (run.model_name, run.size, run.role, rate, str(run.seed), tokens)
+    return (run.model_name, format_size(run.size), run.role, rate, str(run.seed), tokens)
 
 
 def _fields(run: TrainingRun, num_tokens: int) -> dict[str, Any]:
@@ -252,9 +265,9 @@ def _fields(run: TrainingRun, num_tokens: int) -> dict[str, Any]:
     return {**{key: getattr(run, name) for key, name in names.items()}, "num_tokens": num_tokens}
 
 
-def print_result(plan: TrainingPlan, result: TrainingResult, *, as_json: bool) -> None:
+def print_result(plan: TrainingPlan, result: TrainingResult, form: str) -> None:
     """Print the finished runs as a table, or as one JSON object in base units."""
-    if as_json:
+    if form == "json":
         print_json(
             {
                 "experiment": plan.experiment.name,
@@ -289,10 +302,10 @@ def print_result(plan: TrainingPlan, result: TrainingResult, *, as_json: bool) -
         )
         for item in result.runs
     ]
-    print_columns((*_COLUMNS, "validation nats/token", "tokens/s", "folder"), rows)
+    print_table((*_COLUMNS, "validation nats/token", "tokens/s", "folder"), rows, form, keys=3)
 
 
-def _show_plan(plan: TrainingPlan, out: Path, *, as_json: bool) -> None:
+def _show_plan(plan: TrainingPlan, out: Path, form: str) -> None:
     """Print every run with its tokens and its approximate time.
 
     Raises:
@@ -311,15 +324,13 @@ def _show_plan(plan: TrainingPlan, out: Path, *, as_json: bool) -> None:
     with timing_lock(plan.command, wait=refuse):
         pin_process(plan.threads)
         seconds = estimate_seconds(plan, runs)
-    print_plan(plan, runs, seconds, as_json=as_json)
+    print_plan(plan, runs, seconds, form)
 
 
-def print_plan(
-    plan: TrainingPlan, runs: Sequence[TrainingRun], seconds: Sequence[float], *, as_json: bool
-) -> None:
+def print_plan(plan: TrainingPlan, runs: Sequence[TrainingRun], seconds: Sequence[float], form: str) -> None:
     """Print runs with their tokens and their approximate seconds."""
     timed = [(run, plan.num_tokens(run), expected) for run, expected in zip(runs, seconds, strict=True)]
-    if as_json:
+    if form == "json":
         found = [{**_fields(run, count), "seconds": expected} for run, count, expected in timed]
         experiment, profile = plan.experiment.name, plan.profile_name
         print_json({"experiment": experiment, "profile": profile, "command": plan.command, "runs": found})
@@ -327,4 +338,4 @@ def print_plan(
     rows = [(*_columns(run, count), format_duration(expected)) for run, count, expected in timed]
     tokens = format_count(sum(count for _, count, _ in timed))
     total = ("all", *[""] * 4, tokens, format_duration(sum(seconds)))
-    print_columns((*_COLUMNS, "time"), [*rows, total])
+    print_table((*_COLUMNS, "time"), [*rows, total], form, keys=3)

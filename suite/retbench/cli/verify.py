@@ -5,9 +5,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from retbench.cli.layout import print_columns, print_json
-from retbench.cli.options import AsJson, DeviceName, new_app
+from retbench.cli.layout import output_format, print_json, print_prose, print_table, same_reasons
+from retbench.cli.options import (
+    AsJson,
+    DeviceName,
+    OutputFormat,
+    SizeName,
+    complete_model,
+    dtype_option,
+    new_app,
+)
 from retbench.errors import GateError, unknown_name
+from retbench.units import format_size
 
 if TYPE_CHECKING:
     from retbench.architectures.architecture import ModelSpec
@@ -22,13 +31,19 @@ DEPTH = 4096
 
 @app.command(epilog="Example: retbench verify retnet --size 1m")
 def verify(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A name from `retbench list --models`.")],
-    size: Annotated[str, typer.Option(help="A name from `retbench list --sizes`.")] = "6m",
-    dtype: Annotated[str, typer.Option(help="float64, float32, bfloat16 or float16.")] = "float32",
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL", autocompletion=complete_model, help="A name from `retbench list --models`."
+        ),
+    ],
+    size: SizeName = "6M",
+    dtype: Annotated[str, dtype_option("")] = "float32",
     backend: Annotated[
         str | None, typer.Option(help="Retention form or attention backend; by default the model's own.")
     ] = None,
     device: DeviceName = None,
+    form: OutputFormat = None,
     as_json: AsJson = False,
 ) -> None:
     """Check that all execution modes of a model are equivalent.
@@ -36,19 +51,24 @@ def verify(
     A run does the same check before it times anything. Exit code 1 if the modes are not equivalent.
     """
     from retbench.architectures.matching import resolve_model
-    from retbench.cli.in_process import backends_of, check_dtype, find_named_model, within_memory
+    from retbench.architectures.sizes import size_id
+    from retbench.cli.in_process import backends_of, find_named_model, within_memory
+    from retbench.config.experiment import find_dtype
     from retbench.run.devices import find_device
 
-    spec = find_named_model(model)
-    check_dtype(dtype)
+    form = output_format(form, as_json=as_json)
+    spec, size, dtype = find_named_model(model), size_id(size), find_dtype(dtype)
     if backend is not None and backend not in backends_of(spec):
         raise unknown_name("backend", backend, backends_of(spec), where="--backend")
     config = resolve_model(spec, size)
     device = find_device(device).name
-    named = f"{model} of size '{size}' at {dtype}"
+    named = f"{model} of size {format_size(size)} at {dtype}"
     with within_memory(named, config, dtype, device, "Give a smaller --size or another --device."):
         decoder, gate = _run_gate(spec, config, dtype, backend or spec.backend, device)
-    (_print_json if as_json else _print_text)(model, size, decoder, gate)
+    if form == "json":
+        _print_json(model, size, decoder, gate)
+    else:
+        _print_checks(f"{model} {format_size(size)}", decoder, gate, form)
     if not gate.passed:
         failed = ", ".join(f"{one.name} at {one.length} tokens" for one in gate.checks if not one.passed)
         raise GateError(
@@ -81,18 +101,18 @@ def _run_gate(
     return model, check_equivalence(model, tokens, depth=DEPTH)
 
 
-def _print_text(name: str, size: str, model: "Decoder", gate: "Gate") -> None:
+def _print_checks(name: str, model: "Decoder", gate: "Gate", form: str) -> None:
     """Print the checks as a table, the backends that were not compared, and the verdict."""
     rows = [
         (one.name, str(one.length), f"{one.error:.1e}", f"{one.limit:.1e}", "ok" if one.passed else "FAILED")
         for one in gate.checks
     ]
-    print_columns(("check", "tokens", "error", "limit", "result"), rows)
-    for backend, reason in model.backends().items():
-        if reason:
-            typer.echo(f"not compared: {backend}: {reason}")
+    print_table(("check", "tokens", "error", "limit", "result"), rows, form, keys=2)
+    typer.echo()
+    for names, reason in same_reasons(model.backends()):
+        print_prose(f"not compared: {names}: {reason}")
     verdict = "equivalent" if gate.passed else "NOT EQUIVALENT"
-    typer.echo(f"{name} {size} {gate.dtype} {model.device} {model.backend}: {verdict}")
+    typer.echo(f"{name} {gate.dtype} {model.device} {model.backend}: {verdict}")
 
 
 def _print_json(name: str, size: str, model: "Decoder", gate: "Gate") -> None:

@@ -3,11 +3,12 @@
 from collections.abc import Iterator
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from retbench.records.record import Point
 from retbench.records.record import Protocol as Protocol
 from retbench.strict import Strict
+from retbench.units import read_tokens
 
 FEWSHOT_SEED = 1234
 """Default of lm-eval for drawing the few-shot examples."""
@@ -20,7 +21,14 @@ MAX_LENGTH = 2**24
 """Longest context and largest batch, so that every number of tokens and of bytes fits into 64 bits."""
 
 Split = Literal["train", "validation", "test", "all"]
-Length = Annotated[int, Field(ge=1, le=MAX_LENGTH)]
+
+
+def _tokens(value: object) -> object:
+    return read_tokens(value) if isinstance(value, str) else value
+
+
+Length = Annotated[int, BeforeValidator(_tokens), Field(ge=1, le=MAX_LENGTH)]
+"""A number of tokens or sequences: 8192 or "8K"."""
 Count = Annotated[int, Field(ge=1, lt=2**31)]
 
 

@@ -10,10 +10,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
@@ -24,6 +25,7 @@ from pydantic import (
 
 from retbench.architectures.architecture import ModelSpec
 from retbench.architectures.registry import architectures
+from retbench.architectures.sizes import SizeId
 from retbench.config.evaluation import MAX_LENGTH, WorkloadSpec
 from retbench.config.training import TrainingSpec
 from retbench.errors import ConfigError, shown, unknown_name
@@ -33,6 +35,34 @@ from retbench.strict import Name, NamePair, Strict, explain
 from retbench.workloads.workload import WORKLOADS, Workload, find_workload
 
 Dtype = Literal["float64", "float32", "bfloat16", "float16"]
+_DTYPE_SYNONYMS = {
+    **dict.fromkeys(("fp64", "f64", "double"), "float64"),
+    **dict.fromkeys(("fp32", "f32", "float", "single"), "float32"),
+    **dict.fromkeys(("fp16", "f16", "half"), "float16"),
+    **dict.fromkeys(("bf16", "bfloat"), "bfloat16"),
+}
+"""Other usual names of the dtypes."""
+
+
+def dtype_id(name: Any) -> Any:
+    """Return the name of a dtype as torch has it: 'fp16' and 'half' are 'float16'; anything unknown as it is."""
+    return _DTYPE_SYNONYMS.get(name.lower(), name) if isinstance(name, str) else name
+
+
+def find_dtype(name: str, *, where: str = "--dtype") -> Dtype:
+    """Return a dtype by any of its usual names; ConfigError with a suggestion for an unknown one."""
+    found: Dtype = dtype_id(name)
+    if found not in get_args(Dtype):
+        raise unknown_name("dtype", name, get_args(Dtype), where=where)
+    return found
+
+
+PROFILE_SYNONYMS = {
+    **dict.fromkeys(("gpu", "cuda", "a100", "h100", "full", "large"), "paper"),
+    **dict.fromkeys(("laptop", "default", "small", "local"), "cpu"),
+    **dict.fromkeys(("test", "quick", "fast", "tiny"), "smoke"),
+}
+"""Words that people use for the scale of a run, with the profile that is meant."""
 if TYPE_CHECKING:
     AnyModelSpec = ModelSpec
 else:
@@ -109,8 +139,8 @@ def _with_architectures(models: object) -> object:
 class Profile(Strict):
     """A `[profiles.NAME]` table: one experiment at one scale."""
 
-    size: str
-    dtype: Dtype = "float32"
+    size: SizeId
+    dtype: Annotated[Dtype, BeforeValidator(dtype_id)] = "float32"
     rounds: int = Field(default=5, ge=1, le=10_000)
     seed: int = Field(default=0, ge=0, lt=2**63)
     threads: int | None = Field(default=None, ge=1, lt=2**31)
@@ -203,7 +233,8 @@ class Experiment(Strict):
     def profile(self, name: str) -> Profile:
         """Return the profile called `name`; ConfigError with a suggestion when there is none."""
         if name not in self.profiles:
-            raise unknown_name("profile", name, self.profiles, where=f"experiment '{self.name}'")
+            where = f"experiment '{self.name}'"
+            raise unknown_name("profile", name, self.profiles, where=where, synonyms=PROFILE_SYNONYMS)
         return self.profiles[name]
 
 
@@ -263,7 +294,8 @@ def load_experiment(
         ConfigError: the file is absent, is not TOML, or holds something unknown or out of range.
     """
     path = _find(name_or_path)
-    place = shown(str(path)).strip("'\"")
+    is_path = name_or_path.endswith(".toml")
+    place = shown(str(path)).strip("'\"") if is_path else f"experiment '{name_or_path}'"
     try:
         raw = parse_toml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -284,7 +316,7 @@ def load_experiment(
     try:
         return Experiment.model_validate({"name": path.stem, **raw})
     except ValidationError as error:
-        where = " ".join([place, *(f"--set {shown(item)[1:-1]}" for item in overrides)])
+        where = ", ".join([place, *(f"--set {shown(item)[1:-1]}" for item in overrides)])
         tables = raw.get("models")
         known = tables.items() if isinstance(tables, dict) else ()
         whole = [name for name, table in known if isinstance(table, dict) and "architecture" in table]
@@ -317,7 +349,7 @@ def _apply_override(raw: dict[str, Any], item: str, profile: str | None) -> None
         item.encode()  # bytes of the command line that are not UTF-8 are halves of surrogate pairs
         value = parse_toml(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
-        value = text.strip()  # a bare word is a string: --set dtype=bfloat16
+        value = _bare_words(text.strip())
     except ValueError as error:
         raise ConfigError(f"--set {shown(item)}: {error}. Correct the value.") from error
     if len(parts) > MAX_DEPTH:
@@ -329,6 +361,14 @@ def _apply_override(raw: dict[str, Any], item: str, profile: str | None) -> None
             if not isinstance(node, dict):
                 raise ConfigError(f"--set {shown(item)}: '{part}' is not a table. Check the key.")
         node[parts[-1]] = value
+
+
+def _bare_words(text: str) -> str | list[Any]:
+    """Return a value that is not TOML: a bare word is a string (float16, 8K), and a list may have them ([1K, 32K])."""
+    if not (text.startswith("[") and text.endswith("]")) or any(sign in text for sign in "\"'{"):
+        return text
+    words = [word.strip() for word in text[1:-1].strip().removesuffix(",").split(",")]
+    return [int(word) if word.isascii() and word.isdecimal() else word for word in words]
 
 
 def _override_targets(raw: dict[str, Any], parts: list[str], profile: str | None) -> list[dict[str, Any]]:

@@ -7,9 +7,10 @@ tuning: `TrainingSpec` has one grid of learning rates, and each model takes the 
 from math import cos, pi, pow
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from retbench.config.evaluation import MAX_LENGTH, Count, Length, without_repeats
+from retbench.architectures.sizes import SizeId, size_id
+from retbench.config.evaluation import Count, Length, without_repeats
 from retbench.errors import unknown_name
 from retbench.strict import Name, Strict
 
@@ -84,9 +85,9 @@ class TrainingSpec(Strict):
     corpus: str = "python"
     """A name that `load_corpus` takes; its split `train` is trained on, its split `validation` is for tuning."""
     tokenizer: str = "bytes"
-    sizes: tuple[Name, ...] = Field(min_length=1)
+    sizes: tuple[Annotated[Name, AfterValidator(size_id)], ...] = Field(min_length=1)
     """Every model of the experiment is trained at each of them."""
-    seq_len: int = Field(ge=2, le=MAX_LENGTH)
+    seq_len: Annotated[Length, Field(ge=2)]
     batch_size: Length
     """Sequences of a step, over all processes."""
     micro_batch_size: Length | None = None
@@ -96,14 +97,16 @@ class TrainingSpec(Strict):
     recipe: str = "paper"
     learning_rates: tuple[Positive, ...] = Field(min_length=1)
     """Grid of each model at each tuning size; each model takes its own best by validation loss."""
-    tuning_sizes: tuple[str, ...] = ()
+    tuning_sizes: tuple[SizeId, ...] = ()
     """Sizes at which the grid is run; another size takes the rate of the nearest tuning size below it. The first size
     when empty."""
     tuning_tokens: int | None = Field(default=None, ge=1, le=2**50)
     """Tokens of a run of the grid; `num_tokens` when absent."""
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] = Field(default=(0,), min_length=1)
     """Seeds of the final runs at every size without an entry in `seeds_by_size`; they draw weights and text order."""
-    seeds_by_size: dict[str, tuple[Annotated[int, Field(ge=0, lt=2**31)], ...]] = Field(default_factory=dict)
+    seeds_by_size: dict[SizeId, tuple[Annotated[int, Field(ge=0, lt=2**31)], ...]] = Field(
+        default_factory=dict
+    )
     autocast: Literal["none", "bfloat16"] = "none"
     """bfloat16: products of forward and backward in bfloat16, weights and optimiser in float32."""
     validation_tokens: Count = 65536

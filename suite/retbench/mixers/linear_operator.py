@@ -9,7 +9,7 @@ SEGMENT = 1024
 
 
 class LinearOperator(Mixer):
-    """A mixer whose state is S, (H, K, V)."""
+    """A mixer whose state is S, (H, K, V), one matrix per head of values."""
 
     forms: ClassVar = {
         "parallel": Form("parallel", quadratic=True),
@@ -24,6 +24,16 @@ class LinearOperator(Mixer):
     def value_head_dim(self) -> int:
         """V, the width of a value head in the state."""
         return self.head_dim
+
+    @property
+    def num_key_heads(self) -> int:
+        """Heads of queries and keys, each of which serves num_heads / num_key_heads neighbouring heads of values."""
+        return self.num_heads
+
+    @property
+    def _width_of_pair(self) -> int:
+        """Multiply-adds per pair of tokens: a score for each head of queries, and a sum of values."""
+        return self.num_key_heads * self.head_dim + self.num_heads * self.value_head_dim
 
     @property
     def state(self) -> tuple[StateTensor, ...]:
@@ -47,12 +57,12 @@ class LinearOperator(Mixer):
         key_dim, value_dim = self.head_dim, self.value_head_dim
         chunk = self._counted_chunk(form, chunk_size)
         if chunk is None:
-            return self.num_heads * (key_dim + value_dim) * causal_pairs(context_len)
+            return self._width_of_pair * causal_pairs(context_len)
         whole, rest = divmod(context_len, chunk)
-        inside = 2 * (whole * chunk**2 + rest**2) * (key_dim + value_dim)
+        inside = 2 * (whole * chunk**2 + rest**2) * self._width_of_pair
         written = context_len - (rest or chunk)  # tokens of all chunks but the last
         read = max(0, context_len - chunk)  # and of all but the first
-        return self.num_heads * (inside + 2 * (written + read) * key_dim * value_dim)
+        return inside + self.num_heads * 2 * (written + read) * key_dim * value_dim
 
     def prefill_flops(self, context_len: int, form: str, chunk_size: int | None, *, last_only: bool) -> int:
         """Return the products of one prompt; the blocks on the diagonal are counted whole, as they are computed."""
@@ -61,8 +71,8 @@ class LinearOperator(Mixer):
         if last_only:
             return self.num_heads * (context_len + 1) * update
         chunk = self._counted_chunk(form, chunk_size)
-        inside = 2 * min(chunk or SEGMENT, SEGMENT, context_len) * (key_dim + value_dim)
-        return self.num_heads * context_len * (inside + 2 * update)
+        inside = 2 * min(chunk or SEGMENT, SEGMENT, context_len) * self._width_of_pair
+        return context_len * (inside + self.num_heads * 2 * update)
 
 
 class ChannelDecayOperator(LinearOperator):

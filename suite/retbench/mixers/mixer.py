@@ -70,18 +70,24 @@ class StateTensor:
             values *= width
         return values * (WIDE_BYTES if self.wide else DTYPE_BYTES)[dtype]
 
+    def bytes_read(self, dtype: str, context_len: int) -> int:
+        """Return the bytes that a decode step at a depth reads, for one sequence.
+
+        Of a tensor with a token axis these are the entries of the context and of the new token.
+        """
+        if self.kind == "fixed":
+            return self.num_bytes(dtype)
+        return self.num_bytes(dtype, min(context_len + 1, self.num_tokens(context_len + 1)))
+
     def bytes_moved(self, dtype: str, context_len: int) -> int:
         """Return the bytes that a decode step at a depth reads and writes at least, for one sequence.
 
-        A fixed tensor is read and written. Of the others the entries of the context and of the new token are read, and
-        the new token's are written. A concatenation reads the context once more, and writes it again.
+        A fixed tensor is written whole, and of the others the entry of the new token. A concatenation reads the context
+        once more, and writes it again.
         """
-        if self.kind == "fixed":
-            return 2 * self.num_bytes(dtype)
         if self.concatenated:
             return self.num_bytes(dtype, 3 * context_len + 2)
-        read = context_len + 1 if self.kind == "per_token" else min(context_len + 1, self.window)
-        return self.num_bytes(dtype, read + 1)
+        return self.bytes_read(dtype, context_len) + self.num_bytes(dtype)
 
 
 class Projection(NamedTuple):
@@ -174,8 +180,16 @@ class Mixer(Strict):
 
     @property
     def state(self) -> tuple[StateTensor, ...]:
-        """The tensors that one layer carries from token to token."""
+        """The tensors that one layer carries from token to token; none where it reads those of another layer."""
         raise NotImplementedError
+
+    @property
+    def source(self) -> "Mixer | None":
+        """The mixer whose state it reads, in the nearest earlier layer that has exactly this mixer.
+
+        None for a mixer that has a state of its own.
+        """
+        return None
 
     def chunk_size(self, form: str, asked: int | None) -> int | None:
         """Return the tokens of a chunk that a form runs with; None for a form without chunks."""

@@ -1,5 +1,6 @@
 """The torch side of mixers: the interface that the decoder calls, and what mixers of one operator share."""
 
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -29,7 +30,8 @@ from retbench.ops.retention import (
 class MixerModule(FusedSteps):
     """Base of every mixer's module: (B, T, D) in and out, with a state that is advanced in place.
 
-    A subclass implements `forward`, and may override `missing_reason`, `encoding` and `after_operator`.
+    A subclass implements `forward`, and may override `missing_reason`, `encoding` and `after_operator`. A mixer with a
+    `source` gets the state of that layer, which is never None, and its positions.
 
     Args:
         config: The mixer.
@@ -80,6 +82,15 @@ class MixerModule(FusedSteps):
         weight = next(self.parameters())
         return allocate_state(self.config.state, batch_size, capacity, weight, wide_dtype(weight.dtype))
 
+    def init_pass_state(self, batch_size: int) -> LayerState:
+        """Return a state for a pass without one, in which later layers read what this layer gives.
+
+        It takes new tokens as they are, so that gradients flow through it.
+        """
+        weight = next(self.parameters())
+        layout = [replace(one, concatenated=one.kind == "per_token") for one in self.config.state]
+        return allocate_state(layout, batch_size, 0, weight, wide_dtype(weight.dtype))
+
     @staticmethod
     def keep(state: LayerState | None, name: str, tensor: Tensor) -> None:
         """Put a new tensor into the state, where there is one."""
@@ -93,7 +104,11 @@ class MixerModule(FusedSteps):
     def forward(
         self, x: Tensor, state: LayerState | None, positions: Positions, *, last_only: bool = False
     ) -> Tensor:
-        """(B, T, D) to (B, T, D), or (B, 1, D) with `last_only`; `state` is advanced in place."""
+        """(B, T, D) to (B, T, D), or (B, 1, D) with `last_only`; `state` is advanced in place.
+
+        A mixer without a state of its own may get the last token alone, (B, 1, D), with `last_only` and the positions
+        of all T tokens.
+        """
         raise NotImplementedError
 
 

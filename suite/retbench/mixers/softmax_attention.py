@@ -4,7 +4,7 @@ from typing import Any, Self
 
 from pydantic import Field, model_validator
 
-from retbench.mixers.mixer import DTYPE_BYTES, WIDE_BYTES, KeptValues, Mixer, SizeFields
+from retbench.mixers.mixer import DTYPE_BYTES, WIDE_BYTES, KeptValues, Mixer, Projection, SizeFields
 from retbench.ops import ROTARY_BASE
 
 
@@ -52,3 +52,8 @@ class SoftmaxAttention(Mixer):
     def kept_for_gradients(self, form: str) -> KeptValues:
         """Return what the operators need again."""
         return KeptValues(10 * self.d_model, scores=1 if self.forms[form].quadratic else 0)
+
+    def projection(self) -> Projection:
+        """Return queries, keys and values."""
+        heads = (self.num_heads, self.num_kv_heads, None)
+        return Projection("qkv_proj", (self.d_model, self.kv_width, self.kv_width), heads, self.d_model)

@@ -62,7 +62,9 @@ class LayerState:
             ValueError: a concatenated tensor holds fewer than `start` tokens.
         """
         if self.layout[name].concatenated:
-            self.tensors[name] = torch.cat([self._held(name, start), entries], dim=TOKEN_AXIS)
+            held = self._held(name, start)
+            # Without earlier tokens no dtype is joined: autocast gives entries of another dtype than the weights'.
+            self.tensors[name] = torch.cat([held, entries], dim=TOKEN_AXIS) if start else entries.contiguous()
             return self.tensors[name]
         end = start + entries.shape[TOKEN_AXIS]
         self.tensors[name][:, :, start:end] = entries

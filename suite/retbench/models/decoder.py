@@ -1,5 +1,7 @@
 """A decoder-only language model of any architecture: embedding, blocks of mixers, norm, head."""
 
+from collections.abc import Sequence
+from itertools import islice
 from typing import get_args
 
 import torch
@@ -33,7 +35,7 @@ class Block(FusedSteps):
         self, x: Tensor, state: LayerState | None, positions: Positions, *, last_only: bool = False
     ) -> Tensor:
         """(B, T, D) to (B, T, D), or (B, 1, D) with `last_only`; `state` is advanced in place."""
-        if self.steps_fused(x):
+        if self.steps_fused(x) and not last_only:
             return self._step(x, state, positions)
         mixed = self.mixer(self.mixer_norm(x), state, positions, last_only=last_only)
         x = (x[:, -1:] if last_only else x) + mixed
@@ -72,8 +74,10 @@ class Decoder(nn.Module):
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
         self.blocks = nn.ModuleList(Block(config, block, backend, chunk_size) for block in config.layers)
+        self._state_of = config.state_layers
+        self._last_stateful = config.last_stateful
         self.encodings = nn.ModuleList()
-        """Position encodings; blocks with equal mixers share one."""
+        """Position encodings; blocks with equal mixers share one, and so do blocks that share a state."""
         self._encoding_of = self._share_encodings()
         self.compute_dtype: torch.dtype | None = None
         self.activation_checkpointing = False
@@ -84,10 +88,11 @@ class Decoder(nn.Module):
 
     def _share_encodings(self) -> list[int]:
         """Build one encoding per distinct mixer; return the index of each block's encoding."""
-        kinds = list(self.config.mixers)
-        first = {kinds.index(mixer.config): mixer for mixer in reversed(self.mixers)}
-        self.encodings.extend(first[index].encoding() for index in range(len(kinds)))
-        return [kinds.index(mixer.config) for mixer in self.mixers]
+        mixers = [self.mixers[index] for index in self._state_of]
+        first = {mixer.config: mixer for mixer in reversed(mixers)}
+        kinds = list(dict.fromkeys(mixer.config for mixer in mixers))
+        self.encodings.extend(first[kind].encoding() for kind in kinds)
+        return [kinds.index(mixer.config) for mixer in mixers]
 
     @property
     def device(self) -> torch.device:
@@ -182,8 +187,8 @@ class Decoder(nn.Module):
         Args:
             tokens: (B, T) int64. One token with a state and without gradients is a decode step.
             state: Advanced in place by T tokens; None starts at position 0 and keeps no state.
-            last_only: Compute logits of the last token only. For other tokens the last block then computes only what
-                later tokens need: keys, values and state.
+            last_only: Compute logits of the last token only. For other tokens the last block with a state then computes
+                only what later tokens need (keys, values and state), and the blocks after it compute nothing.
 
         Returns:
             (B, T, N), or (B, 1, N) with `last_only`.
@@ -201,23 +206,30 @@ class Decoder(nn.Module):
 
         Apply `head` to any of its rows to get the logits of some tokens only.
         """
+        normed: Tensor = self.norm(self._run_blocks(len(self.blocks), tokens, state, last_only=last_only))
+        return normed
+
+    def _run_blocks(
+        self, count: int, tokens: Tensor, state: DecoderState | None, *, last_only: bool
+    ) -> Tensor:
+        """Run the first `count` blocks; return the output of the last of them, (B, T, D) or (B, 1, D)."""
         length = tokens.shape[1]
         if state is not None:
             state.require_room(length)
+        layers = self._pass_states(len(tokens)) if state is None else state.layers
         start = state.position if state is not None else 0
         encoded = self._encode(start, length)
-        x = self.embedding(tokens)  # (B, T, D)
-        last = len(self.blocks) - 1
-        for index, block in enumerate(self.blocks):
-            layer = state.layers[index] if state is not None else None
-            only_last = last_only and index == last and length > 1
+        x: Tensor = self.embedding(tokens)  # (B, T, D)
+        for index, block in enumerate(islice(self.blocks, count)):
+            layer = layers[self._state_of[index]]
+            only_last = last_only and index >= self._last_stateful and length > 1
             positions = encoded[self._encoding_of[index]]
             if self.activation_checkpointing and state is None and torch.is_grad_enabled():
                 # A block uses no random numbers, so no generator state has to be restored.
                 x = checkpoint(
                     block,
                     x,
-                    None,
+                    layer,
                     positions,
                     last_only=only_last,
                     use_reentrant=False,
@@ -227,8 +239,15 @@ class Decoder(nn.Module):
                 x = block(x, layer, positions, last_only=only_last)
         if state is not None:
             state.position += length
-        normed: Tensor = self.norm(x)
-        return normed
+        return x
+
+    def _pass_states(self, batch_size: int) -> Sequence[LayerState | None]:
+        """Return for a pass without a state one per block whose state later blocks read, and None for the others."""
+        read = {owner for index, owner in enumerate(self._state_of) if owner != index}
+        return [
+            mixer.init_pass_state(batch_size) if index in read else None
+            for index, mixer in enumerate(self.mixers)
+        ]
 
     def _encode(self, start: int, length: int) -> list[Positions]:
         """Return what each distinct mixer needs of positions start .. start + length - 1."""
@@ -242,6 +261,8 @@ class Decoder(nn.Module):
     def prefill(self, tokens: Tensor, state: DecoderState, *, segment_len: int = PREFILL_SEGMENT) -> Tensor:
         """Process a prompt (B, T) in segments of bounded workspace; return the logits (B, 1, N) of its last token."""
         state.require_room(tokens.shape[1])
-        for segment in tokens.split(segment_len, dim=1):
-            logits: Tensor = self(segment, state, last_only=True)
+        *earlier, last = tokens.split(segment_len, dim=1)
+        for segment in earlier:
+            self._run_blocks(self._last_stateful + 1, segment, state, last_only=True)
+        logits: Tensor = self(last, state, last_only=True)
         return logits

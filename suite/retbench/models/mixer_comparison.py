@@ -15,6 +15,7 @@ from torch import Tensor
 
 from retbench.models.decoder import Decoder
 from retbench.models.state import DecoderState
+from retbench.ops.position import Positions
 
 LIMITS = {torch.bfloat16: 0.1, torch.float16: 0.02}
 """Largest `head_error` by dtype. On a CPU `retbench verify MODEL --size 200m --dtype bfloat16` measures at most 0.005
@@ -40,7 +41,7 @@ class MixerComparison:
         self._inputs: list[Tensor] = []  # of each layer, (1, T, D)
         self._outs: list[Tensor] = []  # of each layer, (1, H, kept, V)
 
-        def enter(layer: int, x: Tensor) -> Tensor:
+        def enter(layer: int, x: Tensor, positions: Positions) -> Tensor:
             self._inputs.append(x)
             return x
 
@@ -58,8 +59,8 @@ class MixerComparison:
         ends = [start] * len(self._inputs)  # position that each mixer has reached
         errors = [0.0]
 
-        def enter(layer: int, x: Tensor) -> Tensor:
-            ends[layer] += x.shape[1]
+        def enter(layer: int, x: Tensor, positions: Positions) -> Tensor:
+            ends[layer] = positions.start + positions.length
             return self._inputs[layer][:, ends[layer] - x.shape[1] : ends[layer]]
 
         def leave(layer: int, out: Tensor) -> None:
@@ -118,15 +119,17 @@ def _norms(x: Tensor) -> Tensor:
 
 @contextmanager
 def _hooks(
-    model: Decoder, enter: Callable[[int, Tensor], Tensor], leave: Callable[[int, Tensor], None]
+    model: Decoder,
+    enter: Callable[[int, Tensor, Positions], Tensor],
+    leave: Callable[[int, Tensor], None],
 ) -> Iterator[None]:
-    """Replace the input of every mixer by `enter(layer, input)`, and pass its operator's output to `leave`."""
+    """Replace the input of every mixer by `enter(layer, input, positions)`; pass its operator's output to `leave`."""
     handles = []
     try:
         for layer, mixer in enumerate(model.mixers):
             handles.append(
                 mixer.register_forward_pre_hook(
-                    lambda _, args, layer=layer: (enter(layer, args[0]), *args[1:])
+                    lambda _, args, layer=layer: (enter(layer, args[0], args[2]), *args[1:])
                 )
             )
             handles.append(

@@ -24,7 +24,7 @@ class DecoderState:
     """The state of a whole decoder.
 
     Attributes:
-        layers: One state per block.
+        layers: One state per block, without tensors for a block that reads the state of another.
         position: Number of tokens so far, which is the next token's position.
         capacity: Most tokens that fit; None if no layer is allocated to a number of tokens.
     """
@@ -43,7 +43,7 @@ class DecoderState:
     @property
     def device(self) -> torch.device:
         """Device of the tensors."""
-        return self.layers[0].device
+        return next(layer for layer in self.layers if layer.tensors).device
 
     def start_at(self, position: int) -> None:
         """Put a new state at a position; the entries of a cache before it are zero.

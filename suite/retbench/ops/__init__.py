@@ -1,4 +1,4 @@
-"""Tensor operators: retention, attention, rotary positions, decays, and the layers built on them.
+"""Tensor operators: linear recurrence, attention, short convolution, rotary positions, and layers built on them.
 
 Letters of tensor shapes, the same in the whole package: B batch, T query positions, S key positions, C chunk, H heads,
 K width of a key head, V width of a value head, D model width, F feed-forward width, N vocabulary. This file imports no

@@ -140,7 +140,8 @@ def rotate_and_cache(
 ) -> Tensor:
     """Rotate queries and keys of one token, and write its keys and values into the cache.
 
-    The position is read on the device. The caller must check on the host that the cache has room for it.
+    The position is read on the device. The caller must check on the host that the cache has room for it. Without key
+    heads only queries are rotated, and nothing is written.
 
     Args:
         qkv: Joined queries, keys and values, (B, (H + 2 Hkv) K), sequences any stride apart.

@@ -86,7 +86,8 @@ def decay_factors(log_decay: Tensor, length: int, wide: torch.dtype) -> DecayFac
     else:
         later = torch.ones(length, length, dtype=torch.bool, device=log_decay.device).triu(1)
         between = summed[..., :, None] - summed[..., None, :]  # (B, H, C, C)
-        within = exp_decay(between.masked_fill(later, -math.inf), wide)
+        # Differences are exact in float64; their exponentials are C x C per head, and cheaper in the wide dtype.
+        within = _exp_sum(between.to(wide).masked_fill_(later, -math.inf))
     end = summed[..., -1:]
     return DecayFactors(
         within=within,
@@ -157,9 +158,8 @@ def chunk_terms(
     if isinstance(decay, Tensor):
         return vector_terms(repeat_heads(q, heads), repeat_heads(k, heads), decay, bonus, products)
     q, k = q.to(products), k.to(products)
-    scores = repeat_heads(q @ k.mT, heads)  # heads of a group share the product
+    weights = repeat_heads(q @ k.mT, heads) * decay.within  # heads of a group share the product
     q, k = repeat_heads(q, heads), repeat_heads(k, heads)
-    weights = scores * decay.within
     if bonus is not None:
         own = read_own(q.transpose(1, 2).to(weights.dtype), k.transpose(1, 2), bonus)  # (B, C, H)
         weights = weights + torch.diag_embed(own.transpose(1, 2))
@@ -282,3 +282,35 @@ def attend_chunk(terms: ChunkTerms, v: Tensor, state: Tensor | None) -> tuple[Te
         joined = torch.cat([terms.weights, terms.reads], dim=-1)  # (B, H, C, C + K)
         out = joined @ torch.cat([v, state.to(products)], dim=-2)
     return out.to(dtype), terms.total * state + added
+
+
+def attend_shared_chunk(
+    q: Tensor, k: Tensor, v: Tensor, decay: DecayFactors, state: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Compute one chunk of heads that share queries and keys, all in the wide dtype, without a copy of these per head.
+
+    The decays multiply the values and what is read, instead of the keys and queries. So the heads of a group are the
+    columns of one product with the state.
+
+    Args:
+        q: Queries, (B, G, C, K).
+        k: Keys, (B, G, C, K).
+        v: Values, (B, H, C, V).
+        decay: Of the chunk, for an inclusive read-out.
+        state: Before the chunk, (B, G, K, H / G, V); None is zero.
+
+    Returns:
+        out: (B, H, C, V).
+        state: After the chunk, (B, G, K, H / G, V).
+    """
+    within, since_start, until_end, total = (x.unflatten(1, (q.shape[1], -1)) for x in decay)
+    v = v.unflatten(1, (q.shape[1], -1))  # (B, G, H / G, C, V)
+    heads = v.shape[2], v.shape[4]
+    out = ((q @ k.mT).unsqueeze(2) * within) @ v
+    left = (v * until_end).transpose(2, 3).flatten(3)  # (B, G, C, H / G V)
+    added = (k.mT @ left).unflatten(3, heads)  # (B, G, K, H / G, V)
+    if state is None:
+        return out.flatten(1, 2), added
+    read = (q @ state.flatten(3)).unflatten(3, heads).transpose(2, 3)  # (B, G, H / G, C, V)
+    out = torch.addcmul(out, read, since_start)
+    return out.flatten(1, 2), torch.addcmul(added, state, total.transpose(2, 3))

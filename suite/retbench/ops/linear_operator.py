@@ -22,14 +22,17 @@ Peng et al., arXiv:2404.05892, Eq. 19 for the exclusive read-out; Katharopoulos 
 normaliser.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from retbench.ops.linear_chunk import (
+    ChunkTerms,
+    DecayFactors,
     attend_chunk,
+    attend_shared_chunk,
     chunk_terms,
     exp_decay,
     read_own,
@@ -254,15 +257,53 @@ def linear_chunkwise(
     if log_decay is None:
         log_decay = torch.zeros(heads, dtype=wide, device=q.device)
     decays = split_decay(log_decay, length, chunk_size, wide, exclusive=readout.bonus is not None)
-    outs = []
+    shares = q.shape[2] < heads and products == wide and readout.bonus is None and log_decay.dim() < 4
     with torch.autocast(q.device.type, enabled=False):
-        for q_chunk, k_chunk, v_chunk, decay in zip(*parts, decays, strict=True):
-            terms = chunk_terms(q_chunk, k_chunk, decay, heads, readout.bonus, products)
-            out, state = attend_chunk(terms, v_chunk, state)
-            outs.append(out)
+        if shares:
+            out, state = _attend_shared(parts, decays, state, wide)
+        else:
+            terms = (
+                chunk_terms(q_chunk, k_chunk, decay, heads, readout.bonus, products)
+                for q_chunk, k_chunk, decay in zip(*parts[:2], decays, strict=True)
+            )
+            out, state = _attend_each(terms, parts[2], state)
+    return _finish(out, v, readout), state
+
+
+def _attend_each(
+    terms: Iterable[ChunkTerms], values: Iterable[Tensor], state: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Compute all chunks by `attend_chunk`: outputs (B, T, H, V), and the state after the last."""
+    outs = []
+    for chunk, v in zip(terms, values, strict=True):
+        out, state = attend_chunk(chunk, v, state)
+        outs.append(out)
     assert state is not None
     out = outs[0] if len(outs) == 1 else torch.cat(outs, dim=2)
-    return _finish(out.transpose(1, 2), v, readout), state
+    return out.transpose(1, 2), state
+
+
+def _attend_shared(
+    parts: Sequence[Sequence[Tensor]],
+    decays: Iterable[DecayFactors | Tensor],
+    state: Tensor | None,
+    wide: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """Compute all chunks of q and k (B, G, C, K) and v (B, H, C, V) by `attend_shared_chunk`.
+
+    Returns:
+        out: (B, T, H, V), contiguous.
+        state: (B, H, K, V).
+    """
+    if state is not None:
+        state = state.unflatten(1, (parts[0][0].shape[1], -1)).transpose(2, 3)  # (B, G, K, H / G, V)
+    outs = []
+    for q, k, v, decay in zip(*parts, decays, strict=True):
+        assert isinstance(decay, DecayFactors)
+        out, state = attend_shared_chunk(q.to(wide), k.to(wide), v.to(wide), decay, state)
+        outs.append(out.transpose(1, 2))
+    assert state is not None
+    return torch.cat(outs, dim=1), state.transpose(2, 3).flatten(1, 2)
 
 
 def _extend(v: Tensor, readout: Readout, dtype: torch.dtype) -> Tensor:

@@ -217,6 +217,13 @@ class Scale(Strict):
         )
 
 
+class Awaited(Strict):
+    """Parts that this package lacks and that a verdict needs; once one of them exists, it is removed here."""
+
+    workloads: tuple[str, ...] = ()
+    architectures: tuple[str, ...] = ()
+
+
 class Claim(Strict):
     """One claim."""
 
@@ -236,6 +243,8 @@ class Claim(Strict):
     """Requirements of a run under the paper's conditions."""
     command: str | None = None
     strong_command: str | None = None
+    awaits: Awaited | None = None
+    """Workloads and architectures without which no run of this package can decide the claim yet."""
     untestable: str | None = None
     """Reason why no run of this package can decide the claim."""
     headline: bool = False
@@ -243,9 +252,15 @@ class Claim(Strict):
 
     @model_validator(mode="after")
     def _complete(self) -> "Claim":
-        if (self.rule is None) != (self.untestable is not None):
-            raise ValueError("a claim has either a rule or the reason why it cannot be tested")
-        if self.rule is not None and not (self.command and self.needs):
+        if (self.rule is None and self.awaits is None) != (self.untestable is not None):
+            raise ValueError(
+                "a claim has a rule, the parts that it awaits, or the reason why it cannot be tested"
+            )
+        if self.awaits is not None and not (self.awaits.workloads or self.awaits.architectures):
+            raise ValueError("'awaits' names neither a workload nor an architecture")
+        if (self.rule is None or self.awaits is not None) == bool(self.command or self.needs):
+            raise ValueError("a claim that can be tested, and no other, has 'needs' and 'command'")
+        if bool(self.command) != bool(self.needs):
             raise ValueError("a claim with a rule says what it needs and which command makes its records")
         if bool(self.strong) != (self.strong_command is not None):
             raise ValueError("a claim has both a second verdict and its command, or neither")

@@ -28,14 +28,14 @@ class PaperPoint(NamedTuple):
 
 
 def paper_points(letter: str) -> list[PaperPoint]:
-    """Return the paper's values of a panel; two at one point are the ends of what others read off."""
+    """Return the paper's values of a panel."""
     points = []
     for name, sheet in load_papers()[RETNET_PAPER].sheets.items():
         for row, column in ((row, column) for row in sheet.rows for column in sheet.columns):
             place = f"{RETNET_PAPER}/{name}/{row}/{column}"
-            if letter == "c" and name.startswith("figure6c_"):
-                model, length = name.removeprefix("figure6c_"), int(row.partition("_")[0])
-                points.append(PaperPoint(model, int(column), length, find_number(place)))
+            if letter == "c" and name.startswith("figure6c_") and sheet.kind != "derived":
+                model = name.removeprefix("figure6c_")
+                points.append(PaperPoint(model, int(column), int(row), find_number(place)))
             elif letter != "c" and name == f"figure6{letter}":
                 batch_size = round(find_number(BATCH).value)
                 points.append(PaperPoint(row, batch_size, int(column), find_number(place)))

@@ -22,14 +22,14 @@ from retbench.units import PRINTED_UNITS, format_printed, from_printed
 
 Entry = TypeVar("Entry", bound=Strict)
 Value = TypeVar("Value")
-Kind = Literal["printed", "read_off", "third_party", "derived"]
-"""printed: a number of the text, a table or a label. read_off: from a figure, by its pixels. third_party: published by
-others who read it off a figure by eye. derived: computed from the others."""
+Kind = Literal["printed", "vector", "read_off", "derived"]
+"""printed: a number of the text, a table or a label. vector: from the coordinates of a figure's lines in the PDF.
+read_off: from the pixels of a figure. derived: computed from the others."""
 
 KIND_WORDS: dict[Kind, str] = {
     "printed": "printed",
+    "vector": "decoded from the PDF",
     "read_off": "read off by its pixels",
-    "third_party": "read off by others",
     "derived": "derived from the paper's numbers",
 }
 """Words for the origin of a number."""
@@ -135,9 +135,29 @@ class Number:
     source: str
     """Paper and table or figure, in words."""
     kind: Kind
+    metric: str
+    """Quantity that the number measures."""
     conditions: Conditions
     doubts: tuple[str, ...]
 
+
+MODEL_TITLES = {
+    "based": "Based",
+    "deltanet": "DeltaNet",
+    "gated_deltanet": "Gated DeltaNet",
+    "gla": "GLA",
+    "h3": "H3",
+    "hyena": "Hyena",
+    "linear_transformer": "Linear Transformer",
+    "mamba": "Mamba",
+    "mamba2": "Mamba-2",
+    "rwkv": "RWKV",
+    "rwkv4": "RWKV-4",
+    "s4": "S4",
+    "transformer++": "Transformer++",
+    "yoco": "YOCO",
+}
+"""Proper names of rows, and of architectures that claims await."""
 
 RETNET_PAPER = "retnet"
 """Name of the file with the numbers of arXiv:2307.08621."""
@@ -194,7 +214,9 @@ def find_number(place: str) -> Number:
     value, unit = from_printed(as_printed, sheet.unit)
     source = f"{paper.title} (arXiv:{paper.arxiv}) {sheet.source}"
     printed = format_printed(as_printed, sheet.unit)
-    return Number(place, value, unit, printed, source, sheet.kind, sheet.conditions, sheet.doubts)
+    return Number(
+        place, value, unit, printed, source, sheet.kind, sheet.metric, sheet.conditions, sheet.doubts
+    )
 
 
 class Datasheet(Strict):

@@ -19,6 +19,7 @@ from retbench.errors import ConfigError
 from retbench.ops import DecodeOperators
 from retbench.records.record import Point, WeightsInfo
 from retbench.strict import Strict
+from retbench.units import format_size
 from retbench.workloads.workload import find_workload
 
 
@@ -68,7 +69,7 @@ class ModelUnderTest(Strict):
     def label(self) -> str:
         """Name that distinguishes it from the other models of a run."""
         seed = self.weights.info.seed if self.weights else None
-        return self.model_name if seed is None else f"{self.model_name} {self.size} seed {seed}"
+        return self.model_name if seed is None else f"{self.model_name} {format_size(self.size)} seed {seed}"
 
     @property
     def trained_weights(self) -> Weights:

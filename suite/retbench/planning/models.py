@@ -14,6 +14,7 @@ from retbench.planning import cells
 from retbench.planning.cells import Inputs, ModelUnderTest, Weights
 from retbench.records.record import WeightsInfo
 from retbench.training.trained import TrainedRun, find_trained
+from retbench.units import format_size
 
 
 def find_models(
@@ -62,7 +63,7 @@ def _trained_models(
     for name, found in by_name.items():
         missing = sorted(wanted - {(run.size, run.seed) for run in found})
         if missing or not found:
-            what = ", ".join(f"size {size} seed {seed}" for size, seed in missing) or "any size"
+            what = ", ".join(f"size {format_size(size)} seed {seed}" for size, seed in missing) or "any size"
             raise ConfigError(
                 f"there is no trained '{name}' of {what} of {origin} under {results}. "
                 f"Train it first: retbench train {trained_in} --profile {trained_as} --out {results}"

@@ -7,11 +7,10 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
 
 from retbench.config import experiment as config
 from retbench.config.experiment import Experiment, Profile
-from retbench.errors import ConfigError, UnsupportedError, shown, unknown_name
+from retbench.errors import ConfigError, UnsupportedError, shown
 from retbench.measure.environment import missing_for_compilation, worker_environment
 from retbench.measure.machine import usable_cores
 from retbench.planning import cells
@@ -100,6 +99,7 @@ def make_plan(
         ConfigError: something is misspelt or contradicts itself.
         UnsupportedError: this machine cannot do what was asked.
     """
+    dtype = None if dtype is None else config.find_dtype(dtype)
     found = find_device(device)
     roomy = found.memory_bytes is not None and found.memory_bytes >= PAPER_MEMORY_BYTES
     profile_name = ("paper" if roomy else "cpu") if profile is None else profile
@@ -166,8 +166,6 @@ def _adjust(profile: Profile, dtype: str | None, limit: int | None) -> Profile:
     """Return the profile with the fields that the command line replaces."""
     changes: dict[str, object] = {}
     if dtype is not None:
-        if dtype not in get_args(config.Dtype):
-            raise unknown_name("dtype", dtype, get_args(config.Dtype), where="--dtype")
         changes["dtype"] = dtype
     if limit is not None:
         if not 1 <= limit < 2**31:

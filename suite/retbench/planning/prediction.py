@@ -84,7 +84,7 @@ def expected(
         count = count_operators(model)
         return (
             max(weights_s, flops_s)
-            + moved.caches / interpolate(rates.attention, moved.footprint)
+            + (moved.caches + moved.shared) / interpolate(rates.attention, moved.footprint)
             + moved.states / interpolate(rates.recurrence, moved.footprint)
             + count.total * (interpolate(rates.operator_s, moved.footprint) if rates.operator_s else 0.0)
             + count.products * rates.product_s

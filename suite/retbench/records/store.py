@@ -19,6 +19,7 @@ from pydantic_core import from_json, to_json
 from retbench.errors import RecordError, StorageError, shown
 from retbench.parsing import check_storable
 from retbench.records.record import CONTROL, READABLE_VERSIONS, Record
+from retbench.strict import reason_of
 
 MAX_LINE_BYTES = 16 * 2**20
 """Longest line that is read; a record of a long training has some 100 KiB."""
@@ -225,5 +226,5 @@ def _first_fault(error: ValidationError) -> str:
     fault = error.errors()[0]
     place = shown(".".join(str(part) for part in fault["loc"]))
     if isinstance(fault["input"], dict | list):
-        return f"field {place}: {fault['msg']}"
-    return f"field {place} is {shown(fault['input'])}: {fault['msg']}"
+        return f"field {place}: {reason_of(fault)}"
+    return f"field {place} is {shown(fault['input'])}: {reason_of(fault)}"

@@ -19,7 +19,7 @@ from retbench.regress.comparability import comparability_keys, confounders, sm_c
 from retbench.regress.items import MeasurementPoint
 from retbench.regress.record_sets import RecordSet, point_of
 from retbench.report.frames import started
-from retbench.strict import Strict
+from retbench.strict import Strict, reason_of
 
 SCHEMA_VERSION = 1
 MAX_RUNS = 20
@@ -208,7 +208,7 @@ def read_hashed(path: Path, kind: type[Kind], schema_version: int) -> Kind:
     except ValidationError as error:
         fault = error.errors()[0]
         location = ".".join(str(part) for part in fault["loc"])
-        raise RecordError(f"{path}: field {shown(location)}: {fault['msg']}. {_AGAIN}.") from error
+        raise RecordError(f"{path}: field {shown(location)}: {reason_of(fault)}. {_AGAIN}.") from error
 
 
 def _read_json(path: Path) -> object:

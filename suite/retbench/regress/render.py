@@ -1,6 +1,7 @@
 """Rendering of a check report: text for a terminal, Markdown for a job's summary, JSON, JUnit XML, and a figure."""
 
 import json
+import textwrap
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import pandas as pd
 from retbench.errors import StorageError, printable, unknown_name
 from retbench.files import check_writable
 from retbench.regress.report import NOT_COMPARABLE, VERDICTS, CheckReport, DecidedItem, Gap, Outcome
+from retbench.report.columns import align_columns
 from retbench.report.formats import escape_markdown, markdown_table
 from retbench.stats.intervals import Interval
 
@@ -19,8 +21,10 @@ _TIME_FILES = {"md": "check.md", "json": "check.json", "junit": "junit.xml"}
 _QUANTITY_FILES = {"md": "exact.md", "json": "exact-report.json", "junit": "exact-junit.xml"}
 
 
-def render(report: CheckReport, form: str, *, strict: bool) -> str:
-    """Return a report in one of `FORMATS`."""
+def render(report: CheckReport, form: str, *, strict: bool, width: int | None = None) -> str:
+    """Return a report in one of `FORMATS`; text in lines of `width` characters, or in lines that are never folded."""
+    if form == "text":
+        return _to_text(report, width)
     return _RENDERERS[form](report, strict)
 
 
@@ -67,13 +71,15 @@ def _prose(report: CheckReport) -> list[str]:
     return [printable(line) for line in lines]
 
 
-def _to_text(report: CheckReport, strict: bool) -> str:
-    """Return aligned columns that are never folded, then the rest."""
-    rows = _table(report)
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+def _to_text(report: CheckReport, width: int | None) -> str:
+    """Return aligned columns, then the rest."""
+    header, *rows = _table(report) or [()]
+    lines = align_columns(header, rows, width, keys=2)
     sides = [f"first:  {printable(report.first)}", f"second: {printable(report.second)}"]
-    return "\n".join([*lines, *([""] if lines else []), *sides, *_prose(report)]) + "\n"
+    prose = [*sides, *_prose(report)]
+    if width is not None:
+        prose = [textwrap.fill(line, width, break_on_hyphens=False) for line in prose]
+    return "\n".join([*lines, *([""] if lines else []), *prose]) + "\n"
 
 
 def _to_markdown(report: CheckReport, strict: bool) -> str:
@@ -125,12 +131,11 @@ def _to_junit(report: CheckReport, strict: bool) -> str:
 
 
 _RENDERERS: dict[str, Callable[[CheckReport, bool], str]] = {
-    "text": _to_text,
     "md": _to_markdown,
     "json": _to_json,
     "junit": _to_junit,
 }
-FORMATS = tuple(_RENDERERS)
+FORMATS = ("text", *_RENDERERS)
 
 
 def write_report(report: CheckReport, folder: Path, *, strict: bool) -> list[Path]:

@@ -20,6 +20,7 @@ from retbench.report.provenance import describe_conditions
 from retbench.report.style import Drawing
 from retbench.report.wording import POINTS, file_stem, format_p
 from retbench.stats.paired import proportion_interval
+from retbench.units import format_size
 
 _ROW_IN, _NAME_IN, _NAMES_IN = 0.124, 0.125, 0.36
 """Height of one dot and of one line of the models' names, and distance of the first line from the top."""
@@ -56,7 +57,7 @@ def draw_accuracies(scores: Evaluations, task_points: Sequence[TaskPoint]) -> It
     tasks = [_task_rows(scores, task_point, largest) for task_point in task_points]
     shots = task_points[0].num_fewshot or 0
     title, conditions = f"Accuracy, {shots}-shot", describe_conditions(largest)
-    subtitle = f"%, models of {sizes[-1]}; bars: 95 % interval over questions"
+    subtitle = f"%, models of {format_size(sizes[-1])}; bars: 95 % interval over questions"
     yield Drawing(
         name=f"{file_stem(task_points[0].experiment)}_zeroshot_{shots}shot",
         experiments=(task_points[0].experiment,),
@@ -165,11 +166,14 @@ def _draw_task(axes: Axes, rows: TaskRows, models: Lineup, top: int) -> None:
     """Draw dots, intervals, notes and the accuracy of guessing of one task."""
     for y, (point, note) in enumerate(zip(rows.points, rows.notes, strict=True), top):
         look = style.look(models.models.index(point.model))
-        axes.hlines(y, 100 * point.low, 100 * point.high, color=look.line, linewidth=0.8)
+        interval = axes.hlines(y, 100 * point.low, 100 * point.high, color=look.line, linewidth=0.8)
         x = 100 * point.value
-        axes.plot(x, y, look.marker, color=look.line, markeredgecolor=style.PAPER, markeredgewidth=0.4)
+        dot = axes.plot(x, y, look.marker, color=look.line, markeredgecolor=style.PAPER, markeredgewidth=0.4)
         at, options = ("axes fraction", "data"), {"fontsize": 5.8, "color": look.text, "va": "center"}
-        add_text(axes, note, (1, y), at, (6, 0), **options)
+        words = add_text(axes, note, (1, y), at, (6, 0), **options)
+        style.tag(axes, point.model, [interval, *dot, words])
+        value = f"{x:.1f} [{100 * point.low:.1f}, {100 * point.high:.1f}] %"
+        style.mark(axes, point.model, (x, y), f"{models.labels[point.model]}, {rows.task}: {value}")
     if rows.chance is not None:
         x, bottom = 100 * rows.chance, top + len(rows.points) - 1
         axes.plot([x, x], [top - 0.6, bottom + 0.6], color=style.MUTED, linewidth=0.9, zorder=1)

@@ -1,4 +1,4 @@
-"""Verdict of each kind of rule on one set of records.
+"""Verdict of each kind of rule on costs, on one set of records.
 
 Intervals decide. A time takes two rounds or more; bytes are counted, so that one value decides. An interval that is too
 wide gives no verdict: noise neither confirms a claim nor refutes it. `partly` is an advantage that is shown, but not as
@@ -10,12 +10,10 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from retbench.papers.claims import (
-    AheadRule,
     Claim,
     GateRule,
     GrowsRule,
     LevelRule,
-    NearRule,
     RatioRule,
     ShareRule,
     Verdict,
@@ -41,7 +39,15 @@ class ClaimFinding(NamedTuple):
     """Verdict of one set of records with its numbers; `not_testable` where the records cannot decide the claim."""
 
     verdict: Verdict
-    text: str
+    measured: str
+    """Value with its interval and point; what is needed where there are no records."""
+    notes: tuple[str, ...] = ()
+    """The paper's number, points that failed, and the command that narrows the interval."""
+
+    @property
+    def text(self) -> str:
+        """All of it in one line."""
+        return "; ".join((self.measured, *self.notes))
 
     @property
     def decides(self) -> bool:
@@ -173,15 +179,19 @@ def _ratio_words(interval: Interval) -> str:
 
 
 def _saving_words(advantage: Interval) -> str:
-    """Format the share that an advantage saves, with its interval: '63 % [61 %, 65 %]'."""
-    value, low, high = (format_percent(1 - 1 / each) for each in (advantage.value, *_ends(advantage)))
-    return value if low == high else f"{value} [{low}, {high}]"
+    """Format the share that an advantage saves, with its interval: '63 % [61 %, 65 %] less', or '41 % more'."""
+    shares = [1 - 1 / each for each in (advantage.value, *_ends(advantage))]
+    if shares[0] < 0:
+        shares = [-shares[0], -shares[2], -shares[1]]
+    value, low, high = map(format_percent, shares)
+    sense = "less" if advantage.value >= 1 else "more"
+    return f"{value} {sense}" if low == high else f"{value} [{low}, {high}] {sense}"
 
 
 def _more_rounds(setup: Setup, num_rounds: int) -> str:
     """Say that an interval is too wide, with the command that adds as many rounds as there are."""
     command = f"{setup.latest.command} --set rounds={2 * num_rounds}"
-    return f"; the interval is too wide for a verdict, add rounds: `{command}`"
+    return f"the interval is too wide for a verdict, add rounds: `{command}`"
 
 
 def _judge_ratio(claim: Claim, rule: RatioRule, setup: Setup, at_scale: bool) -> ClaimFinding | None:
@@ -211,13 +221,13 @@ def _judge_ratio(claim: Claim, rule: RatioRule, setup: Setup, at_scale: bool) ->
         return _one_round(words)
     verdict, is_open = _ratio_verdict(advantage, 1 / (1 - claim.printed) if rule.saved else claim.printed)
     printed = format_percent(claim.printed) if rule.saved else f"{claim.printed:.3g}×"
-    beyond = f"; {failure}" if failure else ""
     more = _more_rounds(setup, advantage.num_rounds) if is_open else ""
-    return ClaimFinding(verdict, f"{words}; the paper {printed}{beyond}{more}")
+    return ClaimFinding(verdict, words, tuple(filter(None, (f"the paper {printed}", failure, more))))
 
 
-def _decided(is_reproduced: bool, text: str) -> ClaimFinding:
-    return ClaimFinding("reproduced" if is_reproduced else "not_reproduced", text)
+def decided(is_reproduced: bool, measured: str, *notes: str) -> ClaimFinding:
+    """Return a finding that is reproduced or not."""
+    return ClaimFinding("reproduced" if is_reproduced else "not_reproduced", measured, notes)
 
 
 def _one_round(words: str) -> ClaimFinding:
@@ -249,7 +259,7 @@ def _judge_level(rule: LevelRule, setup: Setup, at_scale: bool) -> ClaimFinding 
     steps, by_round = list(costs), list(zip(*costs.values(), strict=True))
     if _is_counted(rule.metric):
         ratio = max(by_round[0]) / min(by_round[0])
-        return _decided(ratio <= 1 + margin, f"{ratio:.3f}× {range_words}")
+        return decided(ratio <= 1 + margin, f"{ratio:.3f}× {range_words}")
     found = slope_equivalence(steps, by_round, margin)
     if found.low is None or found.high is None:
         return _one_round(f"{found.ratio:.3f}× {range_words}")
@@ -259,8 +269,8 @@ def _judge_level(rule: LevelRule, setup: Setup, at_scale: bool) -> ClaimFinding 
         place = f"{step} sequences" if rule.along == "batch_size" else format_tokens(step)
         words += f", and {_ratio_words(ratio_there)} at {place}"
     if found.equivalent or found.differs:
-        return _decided(bool(found.equivalent), words)
-    return ClaimFinding("not_testable", f"{words}{_more_rounds(setup, len(by_round))}")
+        return decided(bool(found.equivalent), words)
+    return ClaimFinding("not_testable", words, (_more_rounds(setup, len(by_round)),))
 
 
 def _judge_growth(rule: GrowsRule, setup: Setup, at_scale: bool) -> ClaimFinding | None:
@@ -279,8 +289,8 @@ def _judge_growth(rule: GrowsRule, setup: Setup, at_scale: bool) -> ClaimFinding
         is_flat = any(high <= 1 for _, high in (_ends(whole), *rises))
         verdict: Verdict = "not_reproduced" if is_flat else "not_testable"
         verdict = "partly" if _ends(whole)[0] > 1 else verdict
-        more = _more_rounds(setup, len(costs[0])) if verdict == "not_testable" else ""
-        return ClaimFinding(verdict, f"{words}, not shown to rise at every length{more}")
+        more = (_more_rounds(setup, len(costs[0])),) if verdict == "not_testable" else ()
+        return ClaimFinding(verdict, f"{words}, not shown to rise at every length", more)
     if not rule.linear:
         return ClaimFinding("reproduced", words)
     line = line_through(list(by_length), [geometric_interval(values).value for values in costs])
@@ -299,8 +309,9 @@ def _judge_share(claim: Claim, rule: ShareRule, setup: Setup, at_scale: bool) ->
     if not rounds:
         return None
     share = sum(tables[name][rounds[0]] for name in rule.parts) / tables[rule.of][rounds[0]]
-    text = f"{format_percent(share)} {_at(point)}; the paper {format_percent(claim.printed)}"
-    return _decided(share <= claim.printed * (1 + TOLERANCE), text)
+    printed = f"the paper {format_percent(claim.printed)}"
+    is_reproduced = share <= claim.printed * (1 + TOLERANCE)
+    return decided(is_reproduced, f"{format_percent(share)} {_at(point)}", printed)
 
 
 def _judge_equivalence(setup: Setup) -> ClaimFinding | None:
@@ -311,73 +322,4 @@ def _judge_equivalence(setup: Setup) -> ClaimFinding | None:
     checks = [check for gate in gates for check in gate.checks]
     worst = max(checks, key=lambda check: check.error / check.limit)
     text = f"largest error {worst.error:.2g} ({worst.name}, {worst.length} tokens), limit {worst.limit:.2g}"
-    return _decided(all(gate.passed for gate in gates), text)
-
-
-class QualityLead(NamedTuple):
-    """Lead of a challenger over a reference in one evaluation, above 0 where the challenger is better.
-
-    It is significant where its interval excludes 0; None where too few documents give no interval.
-    """
-
-    records: tuple[Record, Record]
-    lead: float
-    is_significant: bool | None
-
-
-def judge_ahead(rule: AheadRule, leads: Sequence[QualityLead]) -> ClaimFinding:
-    """Judge whether the challenger is ahead at every evaluation.
-
-    `reproduced` takes every task and context of the claim, and significant leads at half of the evaluations or more.
-    """
-    ahead = [each for each in leads if each.lead > 0]
-    sure = [each for each in ahead if each.is_significant]
-    behind = [each for each in leads if each.lead < 0 and each.is_significant]
-    values = [each.lead for each in leads]
-    text = (
-        f"ahead at {len(ahead)} of {len(leads)} evaluations, significantly at {len(sure)}, significantly behind at "
-        f"{len(behind)}; lead {format_percent(min(values))} to {format_percent(max(values))}"
-    )
-    if all(each.is_significant is None for each in leads):
-        return ClaimFinding("not_testable", f"{text}; too few documents for an interval")
-    if not sure:
-        return ClaimFinding("not_reproduced" if behind else "not_testable", text)
-    points = [each.records[0].point for each in leads]
-    is_complete = {point.task for point in points} >= set(rule.tasks) and (
-        {point.context_len for point in points} >= set(rule.context_lens)
-    )
-    is_whole = is_complete and len(ahead) == len(leads) and 2 * len(sure) >= len(leads)
-    return ClaimFinding("reproduced" if is_whole else "partly", text)
-
-
-def judge_crossing(
-    small: Mapping[str, Sequence[QualityLead]], large: Mapping[str, Sequence[QualityLead]]
-) -> ClaimFinding:
-    """Judge whether the challenger is behind at the small sizes and ahead at the large ones."""
-    behind, ahead = ([each for leads in sizes.values() for each in leads] for sizes in (small, large))
-    as_claimed = [each.lead < 0 for each in behind if each.is_significant]
-    as_claimed += [each.lead > 0 for each in ahead if each.is_significant]
-    num_leads = len(behind) + len(ahead)
-    means = _mean_lead(behind), _mean_lead(ahead)
-    if not as_claimed:
-        verdict: Verdict = "not_testable"
-    elif all(as_claimed):
-        verdict = "reproduced" if len(as_claimed) == num_leads else "partly"
-    else:
-        verdict = "partly" if means[0] < 0 < means[1] else "not_reproduced"
-    return ClaimFinding(
-        verdict,
-        f"mean lead {format_percent(means[0])} at {', '.join(small)}, {format_percent(means[1])} at "
-        f"{', '.join(large)}, significantly different at {len(as_claimed)} of {num_leads} evaluations",
-    )
-
-
-def _mean_lead(leads: Sequence[QualityLead]) -> float:
-    return sum(each.lead for each in leads) / len(leads)
-
-
-def judge_near(claim: Claim, rule: NearRule, value: float) -> ClaimFinding:
-    """Judge whether a metric is what the paper prints."""
-    is_near = abs(value / claim.printed - 1) <= rule.tolerance
-    text = f"{value:.4g}; the paper {claim.printed:.4g}, within {format_percent(rule.tolerance)}"
-    return _decided(is_near, text)
+    return decided(all(gate.passed for gate in gates), text)

@@ -1,23 +1,22 @@
-"""Judged claims as Markdown tables, as a short table of the headlines, as a section of the report, and as JSON."""
+"""Judged claims as the rows of a short table, with all evidence, and as Markdown and JSON."""
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
+
+import pandas as pd
 
 from retbench.papers.claims import Claim, Verdict
-from retbench.papers.papers import KIND_WORDS, Number, find_number
+from retbench.papers.papers import Number, find_number
 from retbench.report.claim_rules import TOLERANCE
+from retbench.report.claim_words import describe_need, describe_needed, describe_number, describe_paper
 from retbench.report.claims import ClaimRow, JudgedClaim
 from retbench.report.comparisons import LEVEL_MARGIN
 from retbench.report.formats import escape_markdown
 
 if TYPE_CHECKING:
     from retbench.report.style import Drawing  # imports matplotlib
-
-Known = Literal["decided", "measured", "open"]
-"""decided: there is a verdict under the paper's conditions. measured: there are records, but none decides. open: there
-are no records."""
 
 LEGEND = (
     "Only records under a paper's own conditions decide a claim; records of other conditions are listed with it and "
@@ -30,37 +29,154 @@ LEGEND = (
 _SCOPE_WORDS = {"paper": "as in the paper", "strong": "strong Transformer", "elsewhere": "other conditions"}
 
 
-def _rank(each: JudgedClaim) -> tuple[int, Known, str]:
-    """Return position, state and title of the group of a claim."""
-    scale = each.claim.scale
-    if each.verdict != "not_testable":
-        return 0, "decided", "Decided under the paper's conditions"
-    if any(row.records for row in each.rows):
-        return 1, "measured", "Measured, not decided"
-    if each.claim.rule is None:
-        return 5, "open", "Not measured: no run here can decide"
-    if scale.hardware:
-        return 2, "open", f"Not measured: a verdict needs the paper's hardware, {' '.join(scale.hardware)}"
-    if scale.num_tokens:
-        return 3, "open", "Not measured: a verdict needs models trained as in the paper"
-    return 4, "open", "Not measured yet"
+class ClaimResult(NamedTuple):
+    """Measurement that bears on a claim, under one kind of conditions."""
+
+    verdict: str
+    """Verdict of these records alone: 'partly'."""
+    is_in_cell: bool
+    """True of the result whose verdict is in the verdict's own cell."""
+    measured: str
+    """Value with its interval and point: '2.9× [2.35, 3.57] at batch 1, 8K'."""
+    notes: tuple[str, ...]
+    """The paper's number, points that failed, and the command that narrows the interval."""
+    scope: str
+    """Kind of the conditions: 'as in the paper', 'strong Transformer' or 'other conditions'."""
+    conditions: str
+    """Size and device: '25M, AMD EPYC'; of quality, size and training."""
+    is_published: bool
+    """True of records that come with the project, false of the user's own."""
+    num_results: int
+    """Number of results of the same kind, of which this is one."""
+
+
+class EvidenceRow(NamedTuple):
+    """One set of records in words; `found` says what is needed where there are none."""
+
+    conditions: str
+    verdict: str
+    found: str
+    command: str | None
+    records: str
+    """Number of records and their files below the results folder."""
+
+
+@dataclass(frozen=True)
+class ClaimEntry:
+    """One claim as it is shown: first the cells of the short table, then the evidence.
+
+    Attributes:
+        name: Unique, fit for an anchor.
+        statement: The claim.
+        paper: The paper's number with its conditions: '15.6x at batch 8, 8K; 6.7B, one A100-80GB'.
+        here: Results, the user's own before the published ones.
+        verdict: Verdict under the paper's own conditions.
+        source: Paper and table or figure.
+        missing: What a verdict needs, or why none is possible; empty where there is a verdict.
+        command: Command that makes what is missing.
+        numbers: Numbers of the paper, and how they were obtained.
+        doubts: What the paper does not state about them, and what is doubtful.
+        rows: All evidence, one row per set of records.
+        figures: Figures of the same experiments.
+    """
+
+    name: str
+    statement: str
+    paper: str
+    here: tuple[ClaimResult, ...]
+    verdict: str
+    source: str
+    missing: str
+    command: str | None
+    numbers: list[str]
+    doubts: list[str]
+    rows: list[EvidenceRow]
+    figures: "list[Drawing]"
+
+    @property
+    def verdict_cell(self) -> str:
+        """Verdict for the short table; that of the first result, marked, where no record decides."""
+        if self.verdict != "not testable" or not self.here:
+            return self.verdict
+        return f"{self.here[0].verdict}, {self.here[0].scope}"
+
+
+class ClaimGroup(NamedTuple):
+    """Claims that need the same for a verdict, the measured ones first."""
+
+    title: str
+    needed: str
+    """Requirements that all of them share, in one line of Markdown; empty for decided claims."""
+    entries: list[ClaimEntry]
+
+    @property
+    def shown(self) -> list[ClaimEntry]:
+        """Claims that have a row in a short table: those that are decided or have results."""
+        return [entry for entry in self.entries if entry.here or not self.needed]
+
+
+class ClaimSection(NamedTuple):
+    """Everything that is shown about claims: counts of verdicts, their legend, and the claims by group."""
+
+    counts: str
+    legend: str
+    groups: list[ClaimGroup]
+
+
+def make_claim_section(judged: Sequence[JudgedClaim], drawings: "Sequence[Drawing]" = ()) -> ClaimSection:
+    """Group the claims: decided ones first, and then the others by what a verdict needs.
+
+    Args:
+        judged: The claims.
+        drawings: The report's figures, to which the claims refer.
+    """
+    groups: dict[tuple[int, str], list[JudgedClaim]] = {}
+    for each in judged:
+        is_decided = each.verdict != "not_testable"
+        key = (-1, "Decided under the paper's conditions") if is_decided else describe_need(each.claim)
+        groups.setdefault(key, []).append(each)
+    found = []
+    for (rank, title), members in sorted(groups.items(), key=lambda item: item[0][0]):
+        members = sorted(members, key=lambda each: not any(row.records for row in each.rows))
+        entries = [_entry(each, drawings) for each in members]
+        needed = describe_needed([each.claim for each in members]) if rank >= 0 else ""
+        found.append(ClaimGroup(f"{title} ({len(entries)})", needed, entries))
+    return ClaimSection(_count_verdicts(judged), LEGEND, found)
+
+
+def _entry(each: JudgedClaim, drawings: "Sequence[Drawing]") -> ClaimEntry:
+    claim, lead, is_open = each.claim, each.rows[0], each.verdict == "not_testable"
+    return ClaimEntry(
+        name=claim.name,
+        statement=claim.statement,
+        paper=describe_paper(claim),
+        here=_results(each),
+        verdict=_spell(each.verdict),
+        source=claim.source,
+        missing=lead.finding.text if is_open and not lead.records else "",
+        command=claim.command if is_open else None,
+        numbers=[describe_number(place) for place in claim.numbers],
+        doubts=_limitations([each]),
+        rows=[_evidence(row) for row in each.rows],
+        figures=[drawing for drawing in drawings if set(drawing.experiments) & set(claim.experiments)],
+    )
 
 
 def _main_rows(each: JudgedClaim) -> list[tuple[ClaimRow, int]]:
-    """Return one measured row per scope, with the number of measured rows of that scope.
+    """Return one measured row per origin and scope, with the number of measured rows like it, the user's own first.
 
-    Under the paper's conditions it is the row of the verdict. Otherwise, a row that decides, with the paper's kind of
-    baseline, of the experiment that the claim names first; of several the newest.
+    Of several rows it is that of the verdict under the paper's conditions, and otherwise one that decides, with the
+    paper's kind of baseline, of the experiment that the claim names first; of several the newest.
     """
+    alike: dict[tuple[bool, str], list[ClaimRow]] = {}
+    for row in each.rows:
+        if row.records:
+            alike.setdefault((row.is_published, row.scope), []).append(row)
     chosen = []
-    measured = [row for row in each.rows if row.records]
-    for scope in dict.fromkeys(row.scope for row in measured):
-        mine = [row for row in measured if row.scope == scope]
-        if scope == "paper":
-            row = next(row for row in mine if row.finding.verdict == each.verdict)
-        else:
-            row = min(mine, key=lambda row: _distance(each.claim, row))
-        chosen.append((row, len(mine)))
+    for (_, scope), rows in sorted(alike.items(), key=lambda item: item[0][0]):
+        verdicts = [row for row in rows if scope == "paper" and row.finding.verdict == each.verdict]
+        row = verdicts[0] if verdicts else min(rows, key=lambda row: _distance(each.claim, row))
+        chosen.append((row, len(rows)))
     return chosen
 
 
@@ -71,24 +187,34 @@ def _distance(claim: Claim, row: ClaimRow) -> tuple[bool, int, int]:
     return not row.finding.decides, len(unlike), named
 
 
-class EvidenceWords(NamedTuple):
-    """One row of a claim in words; `found` says what is needed where there are no records."""
+def _results(each: JudgedClaim) -> tuple[ClaimResult, ...]:
+    """Return the results of a claim, of which one gives the verdict where records decide, and else the first."""
+    found = []
+    for index, (row, count) in enumerate(_main_rows(each)):
+        is_deciding = row.scope == "paper" and row.finding.verdict == each.verdict
+        found.append(
+            ClaimResult(
+                verdict=_verdict_words(row),
+                is_in_cell=index == 0 if each.verdict == "not_testable" else is_deciding,
+                measured=row.finding.measured,
+                notes=row.finding.notes,
+                scope=_SCOPE_WORDS[row.scope],
+                conditions=row.short or row.conditions,
+                is_published=row.is_published,
+                num_results=count,
+            )
+        )
+    return tuple(found)
 
-    conditions: str
-    verdict: str
-    found: str
-    command: str | None
-    records: str
 
-
-def _describe(row: ClaimRow) -> EvidenceWords:
+def _evidence(row: ClaimRow) -> EvidenceRow:
     verdict = _verdict_words(row)
-    return EvidenceWords(
+    return EvidenceRow(
         f"{_SCOPE_WORDS[row.scope]}: {row.conditions}",
         f"({verdict} there)" if row.scope == "elsewhere" else verdict,
         row.finding.text,
         row.command,
-        f"{row.num_records} in {', '.join(row.run_ids)}" if row.records else "none",
+        f"{row.num_records} in {', '.join(row.files)}" if row.records else "none",
     )
 
 
@@ -102,174 +228,94 @@ def _spell(verdict: Verdict) -> str:
 
 
 def _count_verdicts(judged: Sequence[JudgedClaim]) -> str:
-    counts = Counter(each.verdict for each in judged)
-    words = ", ".join(f"{counts[v]} {_spell(v)}" for v in get_args(Verdict) if counts[v])
-    return f"{len(judged)} claims under the papers' own conditions: {words}."
+    """Return how many claims have each verdict under the papers' conditions, and how many others under other ones."""
+    decided = Counter(_spell(each.verdict) for each in judged)
+    undecided = [each for each in judged if each.verdict == "not_testable"]
+    elsewhere = Counter(results[0].verdict for each in undecided if (results := _results(each)))
+    line = f"{len(judged)} claims under the papers' own conditions: {_list_counts(decided)}."
+    if elsewhere:
+        line += f" {sum(elsewhere.values())} of the others under other conditions: {_list_counts(elsewhere)}."
+    return line
+
+
+def _list_counts(counts: Counter[str]) -> str:
+    verdicts = [*map(_spell, get_args(Verdict)), "undecided"]
+    return ", ".join(f"{counts[verdict]} {verdict}" for verdict in verdicts if counts[verdict])
 
 
 def _limitations(judged: Sequence[JudgedClaim]) -> list[str]:
     """Return a line per source: what the papers do not state about the claims' numbers, and what is doubtful."""
-    found: dict[str, dict[str, None]] = {}
+    found: dict[str, tuple[dict[str, None], dict[str, None]]] = {}
     for number in (find_number(place) for each in judged for place in each.claim.numbers):
-        words = found.setdefault(number.source, {})
-        if number.conditions.not_stated:
-            words[f"not stated: {', '.join(number.conditions.not_stated)}."] = None
-        words |= dict.fromkeys(number.doubts)
-    return [f"{source}: {' '.join(words)}" for source, words in found.items() if words]
+        unstated, doubts = found.setdefault(number.source, ({}, {}))
+        unstated |= dict.fromkeys(number.conditions.not_stated)
+        doubts |= dict.fromkeys(number.doubts)
+    lines = []
+    for source, (unstated, doubts) in found.items():
+        words = [*([f"not stated: {', '.join(unstated)}."] if unstated else []), *doubts]
+        lines += [f"{source}: {' '.join(words)}"] if words else []
+    return lines
+
+
+def claim_table(group: ClaimGroup) -> pd.DataFrame:
+    """Return the claims of a group as text: claim, paper, here, verdict."""
+    rows = [
+        [entry.statement, entry.paper, "; ".join(map(describe_result, entry.here)), entry.verdict_cell]
+        for entry in group.entries
+    ]
+    return pd.DataFrame(rows, columns=["claim", "paper", "here", "verdict"])
+
+
+def describe_result(result: ClaimResult) -> str:
+    """Return a result in one line: '2.9× [2.35, 3.57] at batch 1, 8K (25M, AMD EPYC; published)'.
+
+    It opens with its verdict where that is not in the verdict's own cell.
+    """
+    lead = "" if result.is_in_cell else f"{result.verdict}, {result.scope}: "
+    where = [result.conditions]
+    where += [f"one of {result.num_results} results"] if result.num_results > 1 else []
+    where += ["published"] if result.is_published else []
+    return f"{lead}{result.measured} ({'; '.join(where)})"
 
 
 def claims_markdown(judged: Sequence[JudgedClaim]) -> str:
-    """Return the counts of the verdicts, then a table per group with a row per claim and conditions."""
+    """Return the counts of the verdicts, a short table per group, and then all evidence."""
     section = make_claim_section(judged)
     lines = [section.counts, "", section.legend]
     for group in section.groups:
         lines += ["", f"### {group.title}", ""]
-        lines += _head("claim", "source", "conditions", "verdict", "measured, or needed")
-        for claim in group.entries:
-            lead = claim.statement, claim.source
-            for row in claim.rows:
-                needed = f": `{row.command}`" if row.command and row.records == "none" else ""
-                lines.append(_line(*lead, row.conditions, row.verdict, row.found + needed))
-                lead = "", ""
+        lines += [group.needed, ""] if group.needed else []
+        lines += _table(claim_table(group))
+    lines += ["", "### Evidence", ""]
+    lines += _table(_evidence_table(section))
     if limitations := _limitations(judged):
         lines += ["", "### Not stated by the papers, or doubtful", "", *(f"- {line}" for line in limitations)]
     return "\n".join(lines) + "\n"
 
 
+def _evidence_table(section: ClaimSection) -> pd.DataFrame:
+    """Return a row per claim and conditions; the claim and its source are in its first row."""
+    found = []
+    for entry in (entry for group in section.groups for entry in group.entries):
+        lead = entry.statement, entry.source
+        for row in entry.rows:
+            needed = f": `{row.command}`" if row.command and row.records == "none" else ""
+            found.append([*lead, row.conditions, row.verdict, row.found + needed, row.records])
+            lead = "", ""
+    columns = ["claim", "source", "conditions", "verdict", "measured, or needed", "records"]
+    return pd.DataFrame(found, columns=columns)
+
+
 def headlines_markdown(judged: Sequence[JudgedClaim]) -> str:
-    """Return a table of the headlines: claim, verdict, and what was measured under other conditions."""
-    lines = _head("the paper's claim", "source", "under the paper's conditions", "under other conditions")
-    for each in judged:
-        if each.claim.headline:
-            lines.append(_line(each.claim.statement, each.claim.source, *_headline(each)))
-    return "\n".join(lines) + "\n"
+    """Return a table of the headlines: claim, the paper's number, what was measured, verdict."""
+    entries = [_entry(each, ()) for each in judged if each.claim.headline]
+    return "\n".join(_table(claim_table(ClaimGroup("", "", entries)))) + "\n"
 
 
-def _headline(each: JudgedClaim) -> tuple[str, str]:
-    """Return the result under the paper's conditions, with both baselines, and that under other conditions."""
-    under_paper, under_others = _spell(each.verdict), "–"
-    for row, count in _main_rows(each):
-        words = _describe(row)
-        found = words.found + _one_of(count)
-        if row.scope == "paper":
-            under_paper = f"{under_paper}: {found}"
-        elif row.scope == "strong":
-            under_paper = f"{under_paper}; {words.conditions}: {words.verdict}, {found}"
-        else:
-            under_others = f"{_verdict_words(row)} at {row.conditions}: {found}"
-    return under_paper, under_others
-
-
-def _one_of(count: int) -> str:
-    return f" (one of {count})" if count > 1 else ""
-
-
-def _head(*names: str) -> list[str]:
-    return [_line(*names), _line(*(":--" for _ in names))]
-
-
-def _line(*cells: str) -> str:
-    return "| " + " | ".join(escape_markdown(cell) for cell in cells) + " |"
-
-
-class MeasuredWords(NamedTuple):
-    """Result under one kind of conditions; `verdict` is empty where it is the verdict of the claim."""
-
-    verdict: str
-    text: str
-
-
-@dataclass(frozen=True)
-class ClaimEntry:
-    """One claim as the report shows it.
-
-    Attributes:
-        name: Unique, fit for an anchor.
-        verdict: Verdict under the paper's own conditions, in words.
-        seen: Results, one per kind of conditions.
-        missing: What a verdict needs, or why none is possible; empty where there is one.
-        command: Command that makes what is missing.
-        numbers: Numbers of the paper, and how they were obtained.
-        doubts: What the paper does not state about them, and what is doubtful.
-        rows: All evidence, one row per set of records.
-        figures: Figures of the same experiments.
-    """
-
-    name: str
-    statement: str
-    source: str
-    verdict: str
-    seen: list[MeasuredWords]
-    missing: str
-    command: str | None
-    numbers: list[str]
-    doubts: list[str]
-    rows: list[EvidenceWords]
-    figures: "list[Drawing]"
-
-
-class ClaimGroup(NamedTuple):
-    """Claims in the same state of evidence, in the order of their file; the title has what a verdict needs."""
-
-    known: Known
-    title: str
-    entries: list[ClaimEntry]
-
-
-class ClaimSection(NamedTuple):
-    """Everything that is shown about claims: counts of verdicts, their legend, and the claims by group."""
-
-    counts: str
-    legend: str
-    groups: list[ClaimGroup]
-
-
-def make_claim_section(judged: Sequence[JudgedClaim], drawings: "Sequence[Drawing]" = ()) -> ClaimSection:
-    """Group the claims: decided ones, then measured ones, and then the others by what a verdict needs.
-
-    Args:
-        judged: The claims.
-        drawings: The report's figures, to which the claims refer.
-    """
-    groups: dict[tuple[int, Known, str], list[ClaimEntry]] = {}
-    for each in judged:
-        groups.setdefault(_rank(each), []).append(_entry(each, drawings))
-    found = [
-        ClaimGroup(known, f"{title} ({len(entries)})", entries)
-        for (_, known, title), entries in sorted(groups.items(), key=lambda item: item[0])
-    ]
-    return ClaimSection(_count_verdicts(judged), LEGEND, found)
-
-
-def _entry(each: JudgedClaim, drawings: "Sequence[Drawing]") -> ClaimEntry:
-    claim, lead, is_open = each.claim, each.rows[0], each.verdict == "not_testable"
-    return ClaimEntry(
-        name=claim.name,
-        statement=claim.statement,
-        source=claim.source,
-        verdict=_spell(each.verdict),
-        seen=[_measured_words(row, count) for row, count in _main_rows(each)],
-        missing=lead.finding.text if is_open and not lead.records else "",
-        command=claim.command if is_open else None,
-        numbers=[_describe_number(place) for place in claim.numbers],
-        doubts=_limitations([each]),
-        rows=[_describe(row) for row in each.rows],
-        figures=[drawing for drawing in drawings if set(drawing.experiments) & set(claim.experiments)],
-    )
-
-
-def _measured_words(row: ClaimRow, count: int) -> MeasuredWords:
-    is_claims_own = row.scope == "paper" and row.finding.decides
-    words = _describe(row)
-    text = f"{words.conditions}: {words.found}{_one_of(count)}"
-    return MeasuredWords("" if is_claims_own else _verdict_words(row), text)
-
-
-def _describe_number(place: str) -> str:
-    number = find_number(place)
-    row, column = place.split("/")[2:]
-    names = ", ".join(name.replace("_", " ") for name in (row, column) if name != "value")
-    return f"{number.source}, {names}: {number.printed} ({KIND_WORDS[number.kind]})"
+def _table(frame: pd.DataFrame) -> list[str]:
+    """Return a frame of text as the lines of a Markdown table, all columns flush left."""
+    rows = [list(frame.columns), [":--"] * len(frame.columns), *frame.to_numpy().tolist()]
+    return ["| " + " | ".join(map(escape_markdown, row)) + " |" for row in rows]
 
 
 def claims_json(judged: Sequence[JudgedClaim]) -> list[dict[str, Any]]:

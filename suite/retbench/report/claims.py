@@ -24,28 +24,25 @@ from retbench.papers.claims import (
     load_claims,
 )
 from retbench.records.record import Record
-from retbench.report.claim_rules import (
-    ClaimFinding,
+from retbench.report.claim_rules import ClaimFinding, Setup, judge_cost
+from retbench.report.claim_words import describe_missing
+from retbench.report.document_comparisons import Folders
+from retbench.report.frames import ComparableSet, Results, keep_latest, set_of, started
+from retbench.report.points import (
+    fact,
+    mismatch,
+    num_trained_tokens,
+)
+from retbench.report.quality_rules import (
     QualityLead,
-    Setup,
+    find_leads,
     judge_ahead,
-    judge_cost,
     judge_crossing,
     judge_near,
 )
-from retbench.report.document_comparisons import Folders, compare
-from retbench.report.frames import ComparableSet, Results, keep_latest, set_of, started
-from retbench.report.points import (
-    ModelInstance,
-    fact,
-    instance_of,
-    mismatch,
-    num_trained_tokens,
-    task_point_of,
-)
 from retbench.report.selection import model_settings, newest_evaluations, shared_settings
 from retbench.report.wording import device_name
-from retbench.units import format_count, format_tokens
+from retbench.units import format_count, format_size, format_tokens
 
 Scope = Literal["paper", "strong", "elsewhere"]
 """paper: the paper's own conditions. strong: the same with a strong baseline. elsewhere: any other conditions."""
@@ -66,11 +63,14 @@ class ClaimRow:
     Attributes:
         scope: Kind of the conditions.
         words: The conditions in words, but for seeds.
+        short: Size and device of a cost; empty where `conditions` is short enough.
         finding: Verdict and numbers; what is needed where there are no records.
         records: The records in the order in which they were started.
         needed: Command that makes the records where there are none.
         features: Features of the baseline among the records.
         seeds: Seeds of the training; empty where it has none, or the row spans them.
+        is_published: True of records that come with the project, false of the user's own.
+        files: Files of the records, below the results folder.
     """
 
     scope: Scope
@@ -80,10 +80,13 @@ class ClaimRow:
     needed: str | None = None
     features: frozenset[str] = frozenset()
     seeds: tuple[int, ...] = ()
+    is_published: bool = False
+    files: tuple[str, ...] = ()
+    short: str = ""
 
     @property
     def conditions(self) -> str:
-        """Conditions in words: '25m, trained on 20.0 M tokens, 50 documents, seed 0'."""
+        """Conditions in words: '25M, trained on 20.0 M tokens, 50 documents, seed 0'."""
         plural = "s" if len(self.seeds) > 1 else ""
         return f"{self.words}, seed{plural} {', '.join(map(str, self.seeds))}" if self.seeds else self.words
 
@@ -122,13 +125,21 @@ def judge_claims(results: Results) -> list[JudgedClaim]:
 
 
 def judge(claim: Claim, results: Results) -> JudgedClaim:
-    """Judge one claim."""
-    if claim.rule is None:
-        reason = ClaimFinding("not_testable", claim.untestable or "")
-        return JudgedClaim(claim, "not_testable", (ClaimRow("paper", _conditions(claim), reason),))
+    """Judge one claim: the user's own records first, and apart from them the published ones."""
     records = [record for record in results.records if claim.covers(record)]
-    is_quality = isinstance(claim.rule, QualityRule)
-    found = _quality_rows(claim, records, results.folders) if is_quality else _cost_rows(claim, records)
+    found: list[ClaimRow] = []
+    for is_published in (False, True):
+        mine = [record for record in records if results.source_of(record).is_published == is_published]
+        is_quality = isinstance(claim.rule, QualityRule)
+        rows = _quality_rows(claim, mine, results.folders) if is_quality else _cost_rows(claim, mine)
+        for row in rows:
+            files = sorted({results.source_of(record).path for record in row.records})
+            found.append(replace(row, is_published=is_published, files=tuple(files)))
+    return _judged(claim, found)
+
+
+def _judged(claim: Claim, found: Sequence[ClaimRow]) -> JudgedClaim:
+    """Return a claim with its rows by scope; a scope of the claim without records has a row that says so."""
     rows: list[ClaimRow] = []
     scopes: tuple[Scope, ...] = ("paper", "strong") if claim.strong else ("paper",)
     for scope in scopes:
@@ -151,14 +162,18 @@ def _verdict(claim: Claim, rows: Sequence[ClaimRow]) -> Verdict:
 def _missing_row(claim: Claim, scope: Scope) -> ClaimRow:
     is_strong = scope == "strong"
     command = claim.strong_command if is_strong else claim.command
-    finding = ClaimFinding("not_testable", f"needs {claim.needs}")
+    finding = ClaimFinding("not_testable", describe_missing(claim))
     return ClaimRow(scope, _conditions(claim, is_strong=is_strong), finding, needed=command)
 
 
 def _conditions(claim: Claim, *, is_strong: bool = False) -> str:
     """Describe the paper's conditions, or those with a strong baseline."""
     scale = claim.scale
-    parts = [part for part in (scale.size, " ".join(scale.hardware), " or ".join(scale.dtypes)) if part]
+    parts = [
+        part
+        for part in (format_size(scale.size or ""), " ".join(scale.hardware), " or ".join(scale.dtypes))
+        if part
+    ]
     if scale.chunk_size:
         parts.append(f"chunks of {scale.chunk_size}")
     if scale.num_tokens:
@@ -176,7 +191,8 @@ def _in_order(records: Iterable[Record]) -> tuple[Record, ...]:
 
 def _cost_rows(claim: Claim, records: Iterable[Record]) -> list[ClaimRow]:
     """Return a row per setup, the newest first; of setups with the same words, the newest that decides."""
-    assert claim.rule is not None
+    if claim.rule is None:
+        return []
     assert not isinstance(claim.rule, NearRule)
     reference = claim.rule.reference if isinstance(claim.rule, RatioRule) else None
     rows: dict[object, ClaimRow] = {}
@@ -187,7 +203,9 @@ def _cost_rows(claim: Claim, records: Iterable[Record]) -> list[ClaimRow]:
         words = describe_setup(setup.records)
         key = setup.latest.experiment, words, setup.challenger[0].model.name
         if scope and finding and (key not in rows or finding.decides > rows[key].finding.decides):
-            rows[key] = ClaimRow(scope, words, finding, _in_order(setup.records), features=features)
+            short = f"{format_size(setup.latest.model.size)}, {device_name(setup.latest)}"
+            records = _in_order(setup.records)
+            rows[key] = ClaimRow(scope, words, finding, records, features=features, short=short)
     return list(rows.values())
 
 
@@ -241,7 +259,7 @@ def describe_setup(records: Sequence[Record]) -> str:
     record = records[0]
     model = record.model
     unusual = unusual_settings(model.architecture, model.config, record.settings)
-    parts = [model.size, device_name(record), str(set_of(record).dtype), *unusual]
+    parts = [format_size(model.size), device_name(record), str(set_of(record).dtype), *unusual]
     features = _features(records)
     if features is not None:
         words = [has if name in features else lacks for name, (has, lacks) in FEATURE_WORDS.items()]
@@ -289,14 +307,14 @@ def _judge_quality(
                     finding = judge_near(claim, rule, record.metrics[rule.metric].value)
                     yield _quality_row(claim, rule.checkpoint, lacking, finding, (record,))
         case AheadRule() as rule:
-            for instance, leads in _leads(rule, records, folders).items():
+            for instance, leads in find_leads(rule, records, folders).items():
                 sides = [record for lead in leads for record in lead.records]
-                models = f"{instance.size}, {_describe_training(sides)}"
+                models = f"{format_size(instance.size)}, {_describe_training(sides)}"
                 row = _quality_row(claim, models, lacking, judge_ahead(rule, leads), sides)
                 yield row if instance.seed is None else replace(row, seeds=(instance.seed,))
         case CrossesRule() as rule:
             by_size: dict[str, list[QualityLead]] = {}
-            for instance, leads in _leads(rule, records, folders).items():
+            for instance, leads in find_leads(rule, records, folders).items():
                 by_size.setdefault(instance.size, []).extend(leads)
             if len(by_size) > 1:
                 yield _crossing_row(claim, rule, by_size, lacking)
@@ -311,7 +329,7 @@ def _crossing_row(
     small, large = (rule.behind_at, rule.ahead_at) if is_complete else (sizes[:1], sizes[-1:])
     finding = judge_crossing({size: leads[size] for size in small}, {size: leads[size] for size in large})
     records = [record for size in (*small, *large) for lead in leads[size] for record in lead.records]
-    models = f"{sizes[0]} to {sizes[-1]}, {_describe_training(records)}"
+    models = f"{format_size(sizes[0])} to {format_size(sizes[-1])}, {_describe_training(records)}"
     return _quality_row(claim, models, lacking, finding, records)
 
 
@@ -338,37 +356,6 @@ def _num_tokens(records: Iterable[Record]) -> int | None:
 def _describe_training(records: Iterable[Record]) -> str:
     count = _num_tokens(records)
     return "training tokens not recorded" if count is None else f"trained on {format_count(count)} tokens"
-
-
-def _leads(
-    rule: AheadRule | CrossesRule, records: Sequence[Record], folders: Folders
-) -> dict[ModelInstance, list[QualityLead]]:
-    """Compare both sides wherever they may be compared; by size and seed."""
-    found: dict[ModelInstance, list[QualityLead]] = {}
-    references = {
-        (task_point_of(record), instance_of(record)): record
-        for record in records
-        if rule.reference.has(record)
-    }
-    for record in records:
-        theirs = references.get((task_point_of(record), instance_of(record)))
-        lead = _lead(record, theirs, folders) if theirs and rule.challenger.has(record) else None
-        if lead is not None:
-            found.setdefault(instance_of(record), []).append(lead)
-    return found
-
-
-def _lead(mine: Record, theirs: Record, folders: Folders) -> QualityLead | None:
-    """Return the lead of one record over another; None where they may not be compared."""
-    found = compare(mine, theirs, folders)
-    if found.ratio is not None:
-        low, high = found.ratio.low, found.ratio.high
-        is_significant = None if low is None or high is None else not low <= 1 <= high
-        return QualityLead((mine, theirs), 1 - found.ratio.value, is_significant)
-    if "acc" in found.accuracies:
-        pair = found.accuracies["acc"]
-        return QualityLead((mine, theirs), pair.difference, not pair.low <= 0 <= pair.high)
-    return None
 
 
 def _join_seeds(rows: Iterable[ClaimRow]) -> list[ClaimRow]:

@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import inf, nan
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.transforms import offset_copy
@@ -26,6 +27,9 @@ DOTTED = (0, (1, 1.6))
 _ROW_IN, _GAP_IN = 1.2, 0.58
 _NARROWEST_IN = 0.62
 """Least width of a panel with its ticks; panels that have no room side by side go into further rows."""
+_TITLE_LETTER_IN = 0.068
+"""Width of a letter in the title of a panel."""
+_TITLE_LINE_PT = 8.5
 _CROSSES_PT = 6.0
 """Height of a row of crosses."""
 _MOST_REASONS = 2
@@ -57,6 +61,7 @@ class Point(NamedTuple):
     curve: str = ""
 
 
+Scale = Literal["zero", "span", "log"]
 Describe = Callable[[Point], str]
 
 
@@ -99,6 +104,13 @@ def highest(points: Sequence[Point]) -> float:
         return 1.0
     ends = [point.high for point in points if point.high == point.high]
     return min(max(ends), _WIDEST * max(values)) if ends else max(values)
+
+
+def lowest(points: Sequence[Point]) -> float:
+    """Return the lowest value or end of an interval above zero; far wider intervals are cut, as by `highest`."""
+    least = min(point.value for point in points if point.value > 0)
+    ends = [point.low for point in points if point.low > 0]
+    return max(min([least, *ends]), least / _WIDEST)
 
 
 def unit_for(top: float, units: Units) -> tuple[float, str]:
@@ -189,6 +201,13 @@ class Panel:
         mark = f"{style.FILLED[self.look(model).marker]} " if style.repeats(len(self.models.models)) else ""
         return f"{mark}{shorten(self.models.labels[model])}"
 
+    def words(self, point: Point, place: str) -> str:
+        """Return a point in words: 'RetNet, 32K: 6.40 [6.21, 6.60] ms'."""
+        value, low, high = (f"{number / self.size:,.3g}" for number in (point.value, point.low, point.high))
+        interval = f" [{low}, {high}]" if point.low == point.low else ""
+        curve = f" {point.curve}" if point.curve else ""
+        return f"{self.models.labels[point.model]}{curve}, {place}: {value}{interval} {self.unit}".rstrip()
+
 
 def draw_row(
     panels: Sequence[Panel],
@@ -197,7 +216,7 @@ def draw_row(
     label: str = style.LOG_LENGTH_LABEL,
     set_axis: Callable[[Axes, Sequence[float]], None] = style.set_length_axis,
     *,
-    from_zero: bool = True,
+    scale: Scale = "zero",
 ) -> Figure:
     """Draw panels side by side with the same vertical axis; names of models stand to the right of the last one.
 
@@ -207,7 +226,7 @@ def draw_row(
         describe: Words for the last value of a curve.
         label: Name of the horizontal axis.
         set_axis: Sets ticks and limits of the horizontal axis.
-        from_zero: The vertical axis starts at zero; else it spans the values.
+        scale: The vertical axis is linear from zero, or linear and spans the values, or logarithmic.
     """
     title, subtitle, conditions = texts
     labels = end_labels(panels[-1], describe)
@@ -217,21 +236,33 @@ def draw_row(
             [subtitle, *describe_crosses(p.status for panel in panels for p in panel.failed)]
         )
     right_in = _room_in(panels, labels)
-    num_rows = -(-len(panels) // max(1, int((style.WIDTH_IN - right_in) / _NARROWEST_IN)))
+    longest = max(len(line) for panel in panels for line in panel.title.split("\n"))
+    narrowest_in = max(_NARROWEST_IN, _TITLE_LETTER_IN * longest)
+    num_rows = -(-len(panels) // max(1, int((style.WIDTH_IN - right_in) / narrowest_in)))
     num_columns = -(-len(panels) // num_rows)
     shares = [2.0 + len(panel.ticks) for panel in panels[:num_columns]]
     row_in = _height_in(labels) if num_rows == 1 else max(_ROW_IN, _height_in(labels) / num_rows)
     names = [""] * (num_rows - 1) + [label]
     axes = _add_panels(panels, shares, names, (title, subtitle, conditions), row_in=row_in, right_in=right_in)
-    size, values = panels[0].size, [point.value for panel in panels for point in panel.measured]
-    top = max(panel.top for panel in panels) if from_zero else max(values)
     for each, panel in zip(axes, panels, strict=True):
         set_axis(each, panel.ticks)
-        style.set_value_axis(each, top / size, None if from_zero else min(values) / size)
-        _fill(each, panel, reasons=reasons)
+        _set_value_axis(each, panels, scale)
+        _fill(each, panel, max(panel.num_failing for panel in panels), reasons=reasons)
     figure, above = axes[0].figure.figure, axes[0].get_position().y1 - axes[-1].get_position().y1
     _name_curves(axes[-1], labels, above * figure.get_figheight() * style.POINTS_PER_IN)
     return figure
+
+
+def _set_value_axis(axes: Axes, panels: Sequence[Panel], scale: Scale) -> None:
+    """Make the vertical axis that panels share, in the unit of the first."""
+    size, measured = panels[0].size, [point for panel in panels for point in panel.measured]
+    top, values = max(panel.top for panel in panels) / size, [point.value / size for point in measured]
+    if scale == "span":
+        style.set_value_axis(axes, max(values), min(values))
+    elif scale == "log" and any(value > 0 for value in values):
+        style.set_log_value_axis(axes, lowest(measured) / size, top)
+    else:
+        style.set_value_axis(axes, top)
 
 
 def draw_column(
@@ -254,7 +285,7 @@ def draw_column(
     for axes, panel, mine in zip(rows, panels, labels, strict=True):
         style.set_linear_length_axis(axes, panel.ticks)
         style.set_value_axis(axes, panel.top / panel.size)
-        _fill(axes, panel)
+        _fill(axes, panel, panel.num_failing)
         _name_curves(axes, mine)
     return rows[0].figure.figure
 
@@ -273,8 +304,9 @@ def _add_panels(
     num_failing = max(panel.num_failing for panel in panels)
     # One panel without a title has room for a few rows of crosses anyway.
     num_crosses = num_failing if panels[0].title else max(0, num_failing - _MOST_REASONS)
-    crosses_in = num_crosses * _CROSSES_PT / style.POINTS_PER_IN
-    top_in, gap_in = style.HEADER_IN + crosses_in, _GAP_IN + crosses_in
+    num_lines = max(panel.title.count("\n") for panel in panels)
+    above_in = (num_crosses * _CROSSES_PT + num_lines * _TITLE_LINE_PT) / style.POINTS_PER_IN
+    top_in, gap_in = style.HEADER_IN + above_in, _GAP_IN + above_in
     height_in = top_in + len(axis_labels) * (row_in + gap_in) - gap_in + style.BASE_IN
     figure = style.new_figure(max(HEIGHT_IN, height_in), *texts)
     axes = style.add_panels(
@@ -285,12 +317,12 @@ def _add_panels(
     return axes[: len(panels)]
 
 
-def _fill(axes: Axes, panel: Panel, *, reasons: bool = True) -> None:
-    """Draw curves, crosses and title of one panel."""
+def _fill(axes: Axes, panel: Panel, num_failing: int, *, reasons: bool = True) -> None:
+    """Draw curves, crosses and title of one panel, whose row has as many rows of crosses."""
     axes.yaxis.set_visible(bool(panel.measured))
     _draw_curves(axes, panel)
     _draw_crosses(axes, panel, reasons=reasons)
-    pad = 4 + _CROSSES_PT * panel.num_failing
+    pad = 4 + _CROSSES_PT * num_failing
     axes.set_title(
         panel.title.replace("{unit}", panel.unit), fontsize=6.8, fontweight="bold", loc="left", pad=pad
     )
@@ -314,7 +346,7 @@ def _draw_curves(axes: Axes, panel: Panel) -> None:
         place, last = panel.models.models.index(model), max(1, len(panel.models.models) - 1)
         aside_pt = panel.aside_pt * (place / last - 0.5)
         for points in curves:
-            axes.plot(
+            line = axes.plot(
                 [point.x for point in points],
                 [point.value / panel.size for point in points],
                 color=look.line,
@@ -326,17 +358,24 @@ def _draw_curves(axes: Axes, panel: Panel) -> None:
                 markeredgecolor=style.PAPER,
                 markeredgewidth=0.4,
             )
-            _draw_intervals(axes, points, panel.size, look.line)
+            style.tag(axes, model, [*line, *_draw_intervals(axes, points, panel.size, look.line)])
+            for point in points:
+                at = (point.x, point.value / panel.size)
+                style.mark(axes, model, at, panel.words(point, axes.format_xdata(point.x)))
 
 
-def _draw_intervals(axes: Axes, points: Sequence[Point], size: float, colour: str) -> None:
+def _draw_intervals(axes: Axes, points: Sequence[Point], size: float, colour: str) -> list[Artist]:
+    """Draw the intervals of the points that have one, and return what was drawn."""
     bars = [(point.x, point.low / size, point.high / size) for point in points if point.low == point.low]
     if not bars:
-        return
+        return []
     x, low, high = zip(*bars, strict=True)
-    axes.vlines(x, low, high, color=colour, linewidth=0.8)
+    drawn: list[Artist] = [axes.vlines(x, low, high, color=colour, linewidth=0.8)]
     for end in (low, high):
-        axes.plot(x, end, "_", color=colour, linestyle="", markersize=5, markeredgewidth=0.8, zorder=1.9)
+        drawn += axes.plot(
+            x, end, "_", color=colour, linestyle="", markersize=5, markeredgewidth=0.8, zorder=1.9
+        )
+    return drawn
 
 
 def _draw_crosses(axes: Axes, panel: Panel, *, reasons: bool) -> None:
@@ -349,10 +388,12 @@ def _draw_crosses(axes: Axes, panel: Panel, *, reasons: bool) -> None:
             continue
         x, y, transform = [point.x for point in mine], 1 + above_pt / height_pt, axes.get_xaxis_transform()
         above_pt += _CROSSES_PT
-        axes.plot(x, [y] * len(x), "x", color=panel.look(model).line, transform=transform, clip_on=False)
+        drawn: list[Artist] = [
+            *axes.plot(x, [y] * len(x), "x", color=panel.look(model).line, transform=transform, clip_on=False)
+        ]
         if reasons:
             is_left = x[0] > panel.ticks[0]
-            add_text(
+            words = add_text(
                 axes,
                 describe_status(mine[0].status),
                 (x[0] if is_left else x[-1], y),
@@ -363,6 +404,8 @@ def _draw_crosses(axes: Axes, panel: Panel, *, reasons: bool) -> None:
                 ha="right" if is_left else "left",
                 va="center",
             )
+            drawn.append(words)
+        style.tag(axes, model, drawn)
 
 
 def describe_crosses(statuses: Iterable[str]) -> list[str]:
@@ -381,7 +424,7 @@ def end_labels(panel: Panel, describe: Describe) -> list[Label]:
         words = "–".join(dict.fromkeys(describe(end) for end in (ends[0], ends[-1])))
         middle = (ends[0].value + ends[-1].value) / 2 / panel.size
         text = f"{panel.name(model)}\n{words}"
-        labels.append(Label(ends[-1].x, middle, text, panel.look(model).text))
+        labels.append(Label(ends[-1].x, middle, text, panel.look(model).text, model=model))
     return labels
 
 
@@ -392,6 +435,7 @@ def with_length(words: str, point: Point, longest: float) -> str:
 
 def _name_curves(axes: Axes, labels: Sequence[Label], above_pt: float = 0.0) -> None:
     """Write the labels of `end_labels` beside the axes at the height of the ends of the curves."""
-    edge, top = axes.get_xlim()[1], axes.get_ylim()[1]
+    edge, (low, top) = axes.get_xlim()[1], axes.get_ylim()
     ordered = sorted(labels, key=lambda label: label.y)
-    label_ends(axes, [replace(label, x=edge, y=min(top, label.y)) for label in ordered], above_pt=above_pt)
+    inside = [replace(label, x=edge, y=max(low, min(top, label.y))) for label in ordered]
+    label_ends(axes, inside, above_pt=above_pt)

@@ -24,7 +24,7 @@ from retbench.report.points import (
 )
 from retbench.report.provenance import describe_conditions
 from retbench.report.selection import Selection
-from retbench.units import format_count
+from retbench.units import format_count, format_size
 from retbench.workloads.workload import WORKLOADS
 
 _CHOICES = {
@@ -230,12 +230,14 @@ def describe_rates(evaluations: Evaluations, records: Sequence[Record]) -> str:
                 None: "the only one of the grid",
                 size: "each model's best of the grid there",
             }
-            places.setdefault(words.get(origin, f"its best at {origin}"), []).append(size)
+            words_of_it = words.get(origin, f"its best at {format_size(str(origin))}")
+            places.setdefault(words_of_it, []).append(format_size(size))
     origins_in_words = "; ".join(f"at {', '.join(sizes)} {words}" for words, sizes in places.items())
     ends = dict.fromkeys(
-        f" That of {evaluations.models.labels[record.model.name]} at {fact(record, 'tuned_at')} is {found}."
+        f" That of {evaluations.models.labels[record.model.name]} at {size} is {found}."
         for record in records
         if (found := fact(record, "best_rate_is")) not in (None, "inside the grid")
+        and (size := format_size(str(fact(record, "tuned_at"))))
     )
     return f"Learning rates: {origins_in_words}.{''.join(ends)}"
 
@@ -250,7 +252,7 @@ def weights_table(evaluations: Evaluations) -> pd.DataFrame:
     rows = dict.fromkeys(
         (
             evaluations.models.labels[record.model.name],
-            record.model.size,
+            format_size(record.model.size),
             "–" if instance_of(record).seed is None else str(instance_of(record).seed),
             f"{record.model.num_params_nonembedding:,}",
             *_origin(record),

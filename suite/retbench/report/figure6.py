@@ -48,8 +48,14 @@ _KINDS = {
     ),
     "c": _Kind("tpot_s", "time per token", "time per output token against the batch size", curves.TIME_UNITS),
 }
+_NEEDS = {
+    "a": ("memory at several context lengths", "memory"),
+    "b": ("decoding at several context lengths", "latency"),
+    "c": ("decoding at several batch sizes", "throughput"),
+}
+"""Meaning of each panel, and the experiment that measures it."""
 _WEIGHTS = "weight_bytes"
-_TITLE = "Figure 6 of the RetNet paper, redrawn"
+_TITLE = "Our measurements in the layout of RetNet Figure 6"
 _COLUMNS = ["panel", "model", "batch_size", *curves.DATA_COLUMNS[1:], "kind", "source"]
 
 
@@ -235,7 +241,9 @@ def _make_drawing(panels: Sequence[Figure6Panel]) -> Drawing:
         name=f"{file_stem('_'.join(experiments))}_figure6",
         experiments=experiments,
         title=_TITLE,
-        caption=bind_units(" ".join([_describe(panels, experiments), *_describe_paper(panels)])),
+        caption=bind_units(
+            " ".join([_describe(panels, experiments), *_describe_absent(panels), *_describe_paper(panels)])
+        ),
         conditions=conditions,
         figure=figure,
         data=pd.concat([panel.data for panel in panels], ignore_index=True),
@@ -311,6 +319,16 @@ def _describe(panels: Sequence[Figure6Panel], experiments: Sequence[str]) -> str
     )
 
 
+def _describe_absent(panels: Sequence[Figure6Panel]) -> list[str]:
+    """Return why panels of the paper are absent, and the commands that measure them."""
+    profile, present = panels[0].records[0].profile, {panel.letter for panel in panels}
+    return [
+        f"Panel ({letter}) is absent: it shows {what}, which `retbench run {experiment} --profile {profile}` measures."
+        for letter, (what, experiment) in _NEEDS.items()
+        if letter not in present
+    ]
+
+
 def _describe_panel(panel: Figure6Panel) -> str:
     words, models = _KINDS[panel.letter].meaning, panel.models
     if panel.letter != "c":
@@ -339,8 +357,8 @@ def _describe_paper(panels: Sequence[Figure6Panel]) -> list[str]:
     for number in numbers:
         doubts.setdefault(number.source.split()[-1], {}).update(dict.fromkeys(number.doubts))
     return [
-        "Hollow markers are the paper's values (two where those who read them off differ); nothing that it states "
-        f"contradicts the conditions here: {describe_setup(records)}.",
+        "Hollow markers are the paper's values; nothing that it states contradicts the conditions here: "
+        f"{describe_setup(records)}.",
         f"Not stated there: {', '.join(unknown)}.",
         *(f"{source}: {' '.join(words)}" for source, words in doubts.items() if words),
     ]

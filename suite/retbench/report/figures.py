@@ -5,9 +5,8 @@ stacked bars, and a workload that measures both becomes two rows. `score_figures
 paper's Figure 6.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from itertools import groupby
 from typing import Any
 
 import pandas as pd
@@ -24,6 +23,7 @@ from retbench.report.curves import (
     TIME_UNITS,
     Panel,
     Point,
+    Units,
     draw_column,
     draw_row,
     end_labels,
@@ -34,14 +34,15 @@ from retbench.report.curves import (
 )
 from retbench.report.figure6 import draw_figure6
 from retbench.report.labels import CORNERS, add_note, add_text, beside, shorten
+from retbench.report.points import group
 from retbench.report.selection import Selection
 from retbench.report.style import Drawing
-from retbench.report.sweeps import CostSweep, by_workload, make_sweeps, swept_by_batch
+from retbench.report.sweeps import CostSweep, by_workload, describe_rounds, make_sweeps, swept_by_batch
 from retbench.report.wording import (
     describe_absence,
     describe_crossover,
     file_stem,
-    rounds_disagree,
+    join_words,
     section_title,
 )
 from retbench.stats.intervals import Crossover
@@ -62,13 +63,12 @@ def make_drawings(selection: Selection) -> list[Drawing]:
     """Return every figure that the records of a selection allow, in the order of the report."""
     sweeps = make_sweeps(selection)
     with style.house_style():
-        groups = by_workload(sweeps)
         by_name = [
             drawing
             for workload in WORKLOADS.values()
-            for group in groups
-            if group[0].workload == workload.name
-            for drawing in _of_workload(group, workload)
+            for of_one in by_workload(sweeps)
+            if of_one[0].workload == workload.name
+            for drawing in _of_workload(of_one, workload)
         ]
         return [*by_name, *draw_figure6(sweeps), *_rooflines(sweeps)]
 
@@ -77,14 +77,14 @@ def _of_workload(sweeps: Sequence[CostSweep], workload: Workload) -> list[Drawin
     """Return the figures of one experiment's sweeps of a workload."""
     metrics = {metric.name for metric in workload.metrics}
     if workload.primary.name == "peak_bytes":
-        return [_memory(sweep, workload) for sweep in sweeps]
+        return [_memory(sweeps, workload)]
     if {"tokens_per_s", "peak_bytes"} <= metrics:
         return [_training(sweep, workload) for sweep in sweeps]
     if not workload.primary.has_interval:
         return []
     if "tokens_per_s" in metrics and swept_by_batch(sweeps):
         return [_throughput(sweeps)]
-    return [_times(sweep, workload) for sweep in sweeps]
+    return [_times(sweeps, workload)]
 
 
 def _panel(sweep: CostSweep, metric: str, title: str = "", **options: Any) -> Panel:
@@ -103,42 +103,129 @@ def _drawing(
 # ---- time against context length -------------------------------------------------------------------------------------
 
 
-def _times(sweep: CostSweep, workload: Workload) -> Drawing:
-    """Draw time against context length, with the crossovers."""
-    metric, reference = workload.primary.name, str(sweep.models.reference)
+def _times(sweeps: Sequence[CostSweep], workload: Workload) -> Drawing:
+    """Draw time against context length on logarithmic axes, a panel per batch size, with the crossovers."""
+    first, metric = sweeps[0], workload.primary.name
+    crossings = [_crossings(sweep, metric) for sweep in sweeps]
+    figure, unit = _draw_batches(sweeps, metric, (workload.title, TIME_UNITS), format_seconds)
+    # Without the crossovers: they are interpolated on logarithmic axes, so the lines meet elsewhere on linear ones.
+    linear, _ = _draw_batches(sweeps, metric, (workload.title, TIME_UNITS), format_seconds, is_linear=True)
+    for axes, sweep, found in zip(figure.axes, sweeps, crossings, strict=True):
+        for model, crossing in found.items() if len(found) <= _MOST_CROSSINGS else ():
+            _mark_crossing(axes, crossing, sweep, model, with_note=len(sweeps) == 1)
+    caption = (
+        f"{workload.quantity.capitalize()}, {unit}, against the context length, {_batches(sweeps)}. {_POINTS} "
+        "Crossovers are interpolated between the measured lengths, linearly on logarithmic axes."
+    )
+    rows = [
+        [
+            (
+                model,
+                "crossover_context_len",
+                "tokens",
+                crossing.value,
+                crossing.low,
+                crossing.high,
+                crossing.kind,
+            )
+            for model, crossing in found.items()
+        ]
+        for found in crossings
+    ]
+    data = [_data(sweep, [metric], more) for sweep, more in zip(sweeps, rows, strict=True)]
+    drawing = _drawing(first, _name(sweeps), (workload.title, caption), figure, _stack(sweeps, data))
+    return replace(drawing, linear=linear)
+
+
+def _crossings(sweep: CostSweep, metric: str) -> dict[str, Crossover]:
+    """Return the crossover of each model with the reference, where both have two lengths."""
+    reference = str(sweep.models.reference)
     found = {
         model: find_crossover(sweep.metrics, metric, model, reference) for model in sweep.models.challengers
     }
-    crossings = {model: crossing[1] for model, crossing in found.items() if crossing is not None}
-    panel = _panel(sweep, metric, units=TIME_UNITS)
-    figure = draw_row(
-        [panel],
-        (workload.title, f"{panel.unit}, {sweep.subtitle(metric)}", sweep.conditions),
-        lambda point: with_length(format_seconds(point.value), point, sweep.lengths[-1]),
-    )
-    for model, crossing in crossings.items() if len(crossings) <= _MOST_CROSSINGS else ():
-        _mark_crossing(figure.axes[0], crossing, sweep, model)
-    caption = (
-        f"{workload.quantity.capitalize()} against the context length, batch {sweep.batch_size}. {_POINTS}"
-    )
-    rows = [
-        (model, "crossover_context_len", "tokens", found.value, found.low, found.high, found.kind)
-        for model, found in crossings.items()
+    return {model: crossing[1] for model, crossing in found.items() if crossing is not None}
+
+
+def _draw_batches(
+    sweeps: Sequence[CostSweep],
+    metric: str,
+    texts: tuple[str, Units],
+    describe: Callable[[float], str],
+    *,
+    is_linear: bool = False,
+) -> tuple[Figure, str]:
+    """Draw a metric against the context length on logarithmic or linear axes, a panel per batch size.
+
+    Args:
+        sweeps: One per batch size.
+        metric: Name of the metric.
+        texts: Title, and units of the vertical axis.
+        describe: Formats a value.
+        is_linear: Both axes are linear, else both are logarithmic.
+
+    Returns:
+        The figure, and the unit.
+    """
+    (title, units), several = texts, len(sweeps) > 1
+    top = max(highest(frame_points(sweep.rows(metric))) for sweep in sweeps)
+    panels = [
+        _panel(s, metric, f"batch {s.batch_size}" if several else "", units=units, at_least=top)
+        for s in sweeps
     ]
-    return _drawing(sweep, sweep.name, (workload.title, caption), figure, _data(sweep, [metric], rows))
+    subtitle = _subtitle(panels[0].unit, sweeps[0], metric, several=several)
+    figure = draw_row(
+        panels,
+        (title, subtitle, sweeps[0].conditions),
+        lambda point: with_length(describe(point.value), point, sweeps[-1].lengths[-1]),
+        style.LENGTH_LABEL if is_linear else style.LOG_LOG_LENGTH_LABEL,
+        **_scales(is_linear=is_linear),
+    )
+    return figure, panels[0].unit
 
 
-def _mark_crossing(axes: Axes, crossing: Crossover, sweep: CostSweep, model: str) -> None:
-    """Mark where `model` becomes faster than the reference, its interval shaded, or say that there is no such place."""
+def _scales(*, is_linear: bool) -> dict[str, Any]:
+    """Return the options of `draw_row` for axes that are both linear or both logarithmic."""
+    return {"set_axis": style.set_linear_length_axis} if is_linear else {"scale": "log"}
+
+
+def _subtitle(unit: str, sweep: CostSweep, metric: str, *, several: bool) -> str:
+    """Return unit, batch size unless the panels name it, and the meaning of the error bars."""
+    return (
+        f"{unit}; {describe_rounds(sweep.rows(metric))}" if several else f"{unit}, {sweep.subtitle(metric)}"
+    )
+
+
+def _batches(sweeps: Sequence[CostSweep]) -> str:
+    sizes = join_words([str(sweep.batch_size) for sweep in sweeps])
+    return f"batch {sizes}" if len(sweeps) == 1 else f"a panel per batch size ({sizes})"
+
+
+def _name(sweeps: Sequence[CostSweep]) -> str:
+    """Return the name of the figure of sweeps that differ in the batch size."""
+    return sweeps[0].name if len(sweeps) == 1 else sweeps[0].name.rpartition("_batch")[0]
+
+
+def _stack(sweeps: Sequence[CostSweep], data: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Return the data of several sweeps in one table, with their batch size if they differ in it."""
+    if len(data) == 1:
+        return data[0]
+    frames = [each.assign(batch_size=sweep.batch_size) for sweep, each in zip(sweeps, data, strict=True)]
+    return pd.concat(frames, ignore_index=True)
+
+
+def _mark_crossing(axes: Axes, crossing: Crossover, sweep: CostSweep, model: str, *, with_note: bool) -> None:
+    """Mark where `model` becomes faster than the reference, its interval shaded; with a note, also if it does not."""
     label = shorten(sweep.models.labels[model])
     if crossing.value is None:
-        lead = "crossover: rounds disagree" if rounds_disagree(crossing, sweep.lengths) else "no crossover"
-        add_note(axes, f"{lead}\n{describe_absence(crossing, sweep.lengths, label)}", CORNERS)
-        return
-    if crossing.low is not None and crossing.high is not None:
-        axes.axvspan(crossing.low, crossing.high, color=style.GRID, linewidth=0, zorder=0)
-    axes.axvline(crossing.value, color=style.MUTED, linewidth=0.7, linestyle=(0, (2, 2)), zorder=1)
-    add_note(axes, f"{label} faster from\n{describe_crossover(crossing)}", beside(crossing.value))
+        text, anchors = f"{label} is\n{describe_absence(crossing, sweep.lengths)}", CORNERS
+    else:
+        if crossing.low is not None and crossing.high is not None:
+            axes.axvspan(crossing.low, crossing.high, color=style.GRID, linewidth=0, zorder=0)
+        axes.axvline(crossing.value, color=style.MUTED, linewidth=0.7, linestyle=(0, (2, 2)), zorder=1)
+        text = f"{label} faster from\n{describe_crossover(crossing)}\n(interpolated)"
+        anchors = (*beside(crossing.value), *CORNERS)
+    if with_note:
+        add_note(axes, text, anchors)
 
 
 # ---- throughput against batch size, % of roofline --------------------------------------------------------------------
@@ -162,42 +249,52 @@ def _throughput(sweeps: Sequence[CostSweep]) -> Drawing:
         for length in lengths
     ]
     title = f"{first.workload.capitalize()} throughput"
-    subtitle = "; ".join(["tokens/s", *first.subtitle(metric).split("; ")[1:]])
-    label = "batch size (log scale); one panel per context length"
-    figure = draw_row(
-        panels, (title, subtitle, first.conditions), lambda point: format_rate(point.value, "").strip(), label
+    subtitle = _subtitle("tokens/s", first, metric, several=True)
+    figure, linear = (
+        draw_row(
+            panels,
+            (title, subtitle, first.conditions),
+            lambda point: format_rate(point.value, "").strip(),
+            f"batch size{'' if is_linear else ' (log scales)'}; one panel per context length",
+            **_scales(is_linear=is_linear),
+        )
+        for is_linear in (False, True)
     )
     caption = (
         f"Tokens/s of all sequences of a batch against the batch size, at each context length. {_POINTS}"
     )
     name = f"{file_stem(section_title(first.experiment, first.workload, '_'))}_throughput"
     data = [_data(sweep, [metric]).assign(batch_size=sweep.batch_size) for sweep in sweeps]
-    return _drawing(first, name, (title, caption), figure, pd.concat(data, ignore_index=True))
+    drawing = _drawing(first, name, (title, caption), figure, pd.concat(data, ignore_index=True))
+    return replace(drawing, linear=linear)
 
 
 def _rooflines(sweeps: Sequence[CostSweep]) -> list[Drawing]:
-    """Draw % of roofline, one figure per experiment and batch size, one panel per workload."""
+    """Draw % of roofline, one figure per experiment, one panel per workload and batch size."""
     timed = [
         sweep
-        for group in by_workload(sweeps)
-        if not swept_by_batch(group)
-        for sweep in group
+        for of_one in by_workload(sweeps)
+        if not swept_by_batch(of_one)
+        for sweep in of_one
         if "roofline_ratio" in set(sweep.metrics["metric"])
     ]
 
-    def place(sweep: CostSweep) -> tuple[str, int]:
-        return sweep.experiment, sweep.batch_size
-
-    return [_roofline(list(group)) for _, group in groupby(sorted(timed, key=place), place)]
+    return [_roofline(of_one) for of_one in group(timed, lambda sweep: sweep.experiment).values()]
 
 
 def _roofline(sweeps: Sequence[CostSweep]) -> Drawing:
     first, metric, title = sweeps[0], "roofline_ratio", "% of roofline"
-    longest = sweeps[-1].lengths[-1]
-    panels = [_panel(s, metric, s.workload, units=((0.01, "%"),), at_least=1.0) for s in sweeps]
+    longest, several = sweeps[-1].lengths[-1], len({sweep.batch_size for sweep in sweeps}) > 1
+    titles = [
+        f"{sweep.workload}, batch {sweep.batch_size}" if several else sweep.workload for sweep in sweeps
+    ]
+    panels = [
+        _panel(sweep, metric, name, units=((0.01, "%"),), at_least=1.0)
+        for sweep, name in zip(sweeps, titles, strict=True)
+    ]
     figure = draw_row(
         panels,
-        (title, f"%, {first.subtitle(metric)}", first.conditions),
+        (title, _subtitle("%", first, metric, several=several), first.conditions),
         lambda point: with_length(f"{100 * point.value:.0f} %", point, longest),
     )
     for axes in figure.axes:
@@ -206,27 +303,42 @@ def _roofline(sweeps: Sequence[CostSweep]) -> Drawing:
     add_text(figure.axes[0], "ceiling", (0.03, 100), at, (0, 2), color=style.MUTED)
     caption = (
         "The least time that the bytes and operations of a point allow on this machine, as measured in the "
-        f"same run, as a percentage of the measured time, batch {first.batch_size}. The dashed line is the ceiling "
-        "of the machine."
+        f"same run, as a percentage of the measured time{'' if several else f', batch {first.batch_size}'}. The dashed "
+        "line is the ceiling of the machine."
     )
-    name = f"{file_stem(first.experiment)}_roofline_batch{first.batch_size}"
-    data = [_data(sweep, [metric]).assign(workload=sweep.workload) for sweep in sweeps]
+    name = f"{file_stem(first.experiment)}_roofline{'' if several else f'_batch{first.batch_size}'}"
+    data = [
+        _data(sweep, [metric]).assign(workload=sweep.workload, batch_size=sweep.batch_size)
+        for sweep in sweeps
+    ]
     return _drawing(first, name, (title, caption), figure, pd.concat(data, ignore_index=True))
 
 
 # ---- memory, and time with memory ------------------------------------------------------------------------------------
 
 
-def _memory(sweep: CostSweep, workload: Workload) -> Drawing:
-    """Draw memory by part."""
-    caption = (
-        "Bytes of the weights, of the recurrent state or the key-value cache, and of the workspace of "
-        f"one decode step at each context length, batch {sweep.batch_size}. The thin line is the analytical size of "
-        "weights and state."
-    )
-    data = with_failures(memory_figure.memory_rows(sweep), sweep.failed, memory_figure.PARTS)
-    figure = memory_figure.draw_memory(sweep, workload.title)
-    return _drawing(sweep, sweep.name, (workload.title, caption), figure, data.reindex(columns=DATA_COLUMNS))
+def _memory(sweeps: Sequence[CostSweep], workload: Workload) -> Drawing:
+    """Draw memory by part, or the sum of the parts if there are too many models and batch sizes for that."""
+    if sum(len(sweep.models.models) for sweep in sweeps) > memory_figure.MOST_PANELS:
+        figure, _ = _draw_batches(sweeps, workload.primary.name, (workload.title, MEMORY_UNITS), format_bytes)
+        caption = (
+            "Bytes of weights, recurrent state or key-value cache, and workspace of one decode step together at each "
+            f"context length, {_batches(sweeps)}; both axes are logarithmic. The table has each part."
+        )
+    else:
+        figure = memory_figure.draw_memory(sweeps, workload.title)
+        caption = (
+            "Bytes of the weights, of the recurrent state or the key-value cache, and of the workspace of "
+            f"one decode step at each context length, {_batches(sweeps)}. The thin line is the analytical size of "
+            "weights and state."
+        )
+    data = [
+        with_failures(memory_figure.memory_rows(sweep), sweep.failed, memory_figure.PARTS).reindex(
+            columns=DATA_COLUMNS
+        )
+        for sweep in sweeps
+    ]
+    return _drawing(sweeps[0], _name(sweeps), (workload.title, caption), figure, _stack(sweeps, data))
 
 
 def _training(sweep: CostSweep, workload: Workload) -> Drawing:

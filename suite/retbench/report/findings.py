@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from retbench.report.advantages import advantage, lead_of_ends
 from retbench.report.comparisons import (
     LEVEL_MARGIN,
     Line,
@@ -26,7 +27,6 @@ from retbench.report.wording import (
     describe_status,
     format_length,
     join_words,
-    rounds_disagree,
 )
 from retbench.stats.intervals import Crossover, Equivalence
 from retbench.units import format_bytes, format_tokens
@@ -49,11 +49,9 @@ class KeyFinding:
 
     def of(self, model: str, models: Lineup) -> "KeyFinding":
         """Return the finding with the model in its lead, if several models are compared with the reference."""
-        label, other = models.labels[model], models.labels[str(models.reference)]
         if len(models.challengers) < 2:
             return self
-        is_other = self.lead.startswith(f"{other}: ")
-        return KeyFinding(f"{self.lead} than {label}" if is_other else f"{label}: {self.lead}", self.text)
+        return KeyFinding(f"{models.labels[model]}: {self.lead}", self.text)
 
 
 @dataclass(frozen=True)
@@ -109,13 +107,12 @@ def find_costs(sweeps: Sequence[CostSweep]) -> list[KeyFinding]:
 
 
 def _findings(pair: _Pair) -> list[KeyFinding]:
-    """Return crossover, ratio at the longest context, and growth with the context length, as far as they apply."""
-    found = []
+    """Return the ratios at both ends, the crossover, and the growth with the context length, as far as they apply."""
+    found = _ends(pair)
     sweep, metric = pair.sweep, pair.metric.name
-    if pair.workload.starts_from_state:
-        crossing = find_crossover(sweep.metrics, metric, pair.model, pair.reference)
-        found += [_crossover(pair, *crossing)] if crossing else []
-    found += _longest(pair)
+    crossing = find_crossover(sweep.metrics, metric, pair.model, pair.reference)
+    if crossing and (pair.workload.starts_from_state or crossing[1].value is not None):
+        found.append(_crossover(pair, *crossing))
     if pair.workload.starts_from_state:
         slope = find_slope(sweep.metrics, metric, pair.model)
         found += [_level(pair, *slope)] if slope else []
@@ -125,63 +122,31 @@ def _findings(pair: _Pair) -> list[KeyFinding]:
     return found
 
 
-def advantage(metric: MetricSpec, ratio: pd.Series, label: str, other: str) -> tuple[str, str]:
-    """Return lead and clause of a ratio to the reference, in the direction in which it is an advantage.
-
-    Args:
-        metric: The metric compared.
-        ratio: ratio, low, high and unpaired, as in `comparisons.CostRatio`.
-        label: Name of the model.
-        other: Name of the reference.
-    """
-    if ratio["ratio"] == 1:
-        return "no difference", f"{label} and the {other} are equal"
-    is_better = (ratio["ratio"] < 1) == bool(metric.lower_is_better)
-    invert = ratio["ratio"] < 1
-    factors = [1 / ratio[end] if invert else ratio[end] for end in ("ratio", "low", "high")]
-    saves = metric.better.startswith("less")
-    value, *ends = (
-        f"{100 * (1 - 1 / factor):.3g}" if saves else f"{factor:#.3g}".removesuffix(".") for factor in factors
-    )
-    size = f"{value}{' %' if saves else '×'} {metric.better}"
-    verb = {"less": "needs", "more": "reaches"}.get(metric.better.partition(" ")[0], "is")
-    clause = f"{label if is_better else f'the {other}'} {verb} {size}"
-    if ratio["low"] == ratio["low"]:
-        low, high = reversed(ends) if invert else ends
-        clause += f" (95 % CI [{low}, {high}]{' %' if saves else ''}"
-        clause += ", not significantly different)" if ratio["low"] <= 1 <= ratio["high"] else ")"
-    if ratio["unpaired"]:
-        clause += " (unpaired: the models were measured in different sessions)"
-    if ratio["low"] <= 1 <= ratio["high"]:
-        return "no significant difference", clause
-    return size if is_better else f"{other}: {size}", clause
-
-
-def _longest(pair: _Pair) -> list[KeyFinding]:
-    """Compare the two models at the longest context that both reached, and say why one of them ends there."""
+def _ends(pair: _Pair) -> list[KeyFinding]:
+    """Compare the two models at the longest context that both reached, and at the shortest one."""
     sweep, metric = pair.sweep, pair.metric
     ratios = pair_ratios(sweep.metrics, sweep.models)
     ratios = ratios[ratios["model"] == pair.model].sort_values("context_len")
     if ratios.empty:
         return []
-    row = ratios.iloc[-1]
-    length = int(row["context_len"])
+    rows = [ratios.iloc[0], ratios.iloc[-1]] if len(ratios) > 1 else [ratios.iloc[0]]
+    ends = [(advantage(metric, row), int(row["context_len"])) for row in rows]
+    last, length = ends[-1]
     values = sweep.rows(metric.name)
     mine, theirs = (
         format_metric(metric.name, _value(values, name, length)) for name in (pair.model, pair.reference)
     )
-    lead, clause = advantage(metric, row, pair.label, pair.other)
     limits = sweep.rows("memory_limit_bytes")["value"]
     limit = f" in {format_bytes(limits.min())}" if len(limits) else ""
     text = (
         f"At {format_tokens(length)} the {pair.workload.quantity}{limit} is {mine} for {pair.label} and {theirs} "
-        f"for the {pair.other}{pair.batch}: {clause}.{_beyond(sweep, (pair.model, pair.reference), length)}"
+        f"for the {pair.other}{pair.batch}: {last.clause(pair.label, pair.other)}."
     )
-    if len(ratios) > 1 and not pair.workload.starts_from_state:
-        first = ratios.iloc[0]
-        _, clause = advantage(metric, first, pair.label, pair.other)
-        text += f" At {format_tokens(int(first['context_len']))} {clause}."
-    return [KeyFinding(lead, text)]
+    if len(ends) > 1:
+        text += f" At {format_tokens(ends[0][1])} {ends[0][0].clause(pair.label, pair.other)}."
+    reason = sweep.reason_beyond((pair.model, pair.reference), length)
+    text += f" {reason[0].upper()}{reason[1:]}." if reason else ""
+    return [KeyFinding(lead_of_ends(ends), text)]
 
 
 def _at(rows: pd.DataFrame, model: str, length: int) -> pd.DataFrame:
@@ -199,36 +164,22 @@ def _limit(sweeps: Sequence[CostSweep]) -> str:
     return f" in {format_bytes(min(known))}" if known else ""
 
 
-def _beyond(sweep: CostSweep, models: Sequence[str], length: int) -> str:
-    """Return why the comparison ends at `length` where the sweep has longer contexts; empty where it does not."""
-    failed = sweep.failed[(sweep.failed["context_len"] > length) & sweep.failed["model"].isin(models)]
-    if failed.empty:
-        return ""
-    first = failed.sort_values("context_len").iloc[0]
-    return (
-        f" At {format_tokens(int(first['context_len']))} the {sweep.models.labels[str(first['model'])]} "
-        f"has no value: {describe_status(str(first['status']))}."
-    )
-
-
 def _crossover(pair: _Pair, lengths: Sequence[int], crossing: Crossover) -> KeyFinding:
     """State the context length from which on the model is faster."""
     reach = f"{format_tokens(lengths[0])} to {format_tokens(lengths[-1])}"
     if crossing.value is None:
-        text = f"Crossover of the {pair.workload.quantity}, {reach}{pair.batch}: "
-        text += f"{describe_absence(crossing, lengths, pair.label)}."
-        if rounds_disagree(crossing, lengths):
-            note = crossing.note.replace("the first model", pair.label)
-            return KeyFinding("rounds disagree", f"{text} {note}")
-        return KeyFinding("no crossover", text)
-    length = f"{format_length(crossing.value)} tokens"
+        where = describe_absence(crossing, lengths)
+        text = f"Crossover of the {pair.workload.quantity}, {reach}{pair.batch}: {pair.label} is {where}."
+        note = crossing.note.replace("the first model", pair.label)
+        return KeyFinding(where, f"{text} {note}".strip())
+    length = format_length(crossing.value)
     text = (
-        f"The {pair.workload.quantity} of {pair.label} is below that of the {pair.other} from a context of {length} "
-        f"on{pair.batch}"
+        f"The {pair.workload.quantity} of {pair.label} is below that of the {pair.other} from a context of about "
+        f"{length} tokens on, interpolated between the measured lengths{pair.batch}"
     )
     if crossing.low is not None and crossing.high is not None:
         text += f" (95 % CI [{format_length(crossing.low)}, {format_length(crossing.high)}])"
-    return KeyFinding(length, f"{text}. {crossing.note}".strip())
+    return KeyFinding(f"faster from about {length} tokens on", f"{text}. {crossing.note}".strip())
 
 
 def _level(pair: _Pair, lengths: Sequence[int], slope: Equivalence) -> KeyFinding:
@@ -241,7 +192,7 @@ def _level(pair: _Pair, lengths: Sequence[int], slope: Equivalence) -> KeyFindin
     else:
         interval = f"90 % CI [{slope.low:.3f}, {slope.high:.3f}] of a line through all lengths"
         text += f" ({interval}): {_level_words(slope, limits)}."
-    return KeyFinding(f"{slope.ratio:.2f}×", text)
+    return KeyFinding(f"{slope.ratio:.2f}× from {first} to {last}", text)
 
 
 def _level_words(slope: Equivalence, limits: str) -> str:
@@ -288,12 +239,17 @@ def _peaks(sweeps: Sequence[CostSweep], model: str) -> list[KeyFinding]:
             continue
         label, other = (models.labels[name] for name in names)
         sizes = [str(n) for n in sorted({s.batch_size for s in sweeps if length in s.lengths})]
-        lead, clause = advantage(THROUGHPUT, pd.Series(vars(ratio)), label, other)
+        found = advantage(THROUGHPUT, pd.Series(vars(ratio)))
         text = (
             f"At {format_tokens(length)}, each model at the best of the batch sizes {join_words(sizes)}, the "
-            f"throughput of {label} is {peaks[0][0]} and that of the {other} {peaks[1][0]}: {clause}."
+            f"throughput of {label} is {peaks[0][0]} and that of the {other} {peaks[1][0]}: "
+            f"{found.clause(label, other)}."
         )
-        return [KeyFinding(lead, text + _larger_batches(sweeps, names, length))]
+        return [
+            KeyFinding(
+                f"{found.lead} at {format_tokens(length)}", text + _larger_batches(sweeps, names, length)
+            )
+        ]
     return []
 
 

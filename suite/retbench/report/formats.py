@@ -22,6 +22,7 @@ from retbench.units import (
     format_power,
     format_rate,
     format_seconds,
+    format_size,
     format_tokens,
 )
 from retbench.workloads.workload import WORKLOADS, Workload
@@ -146,7 +147,7 @@ def _models_by_point(rows: Sequence[Row]) -> Iterator[tuple[dict[str, str], dict
             "protocol": _plain(values["protocol"]),
             "context": format_tokens(int(values["context_len"])),
             "shots": _plain(values["num_fewshot"]),
-            "size": str(values["size"]),
+            "size": format_size(str(values["size"])),
             "seed": _plain(values["seed"]),
         }
         yield lead, {str(row["model"]): row for row in found}
@@ -272,7 +273,7 @@ def _training_lines(known: Workload, rows: Sequence[Row]) -> Iterator[dict[str, 
         rate, speed = row["learning_rate"], row.get("tokens_per_s")
         yield {
             "model": str(row["model"]),
-            "size": str(row["size"]),
+            "size": format_size(str(row["size"])),
             "seed": _plain(row["seed"]),
             "run": str(row["role"]),
             "learning rate": NONE if is_missing(rate) else f"{rate:.3g}",

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import cache, wraps
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import pandas as pd
 
@@ -30,6 +30,22 @@ OBSERVATION_COLUMNS: dict[str, str] = {
 }
 
 
+PUBLISHED = "published"
+"""Folder of the records that come with the project; all others were measured by its user."""
+
+RunKey = tuple[str, str, str]
+"""Machine, experiment and run, which name a record file."""
+
+
+class Source(NamedTuple):
+    """File of the records of a run."""
+
+    path: str
+    """Path below the results folder."""
+    is_published: bool
+    """True below a folder `published`."""
+
+
 @dataclass(frozen=True)
 class Results:
     """Contents of a results folder.
@@ -38,11 +54,23 @@ class Results:
         records: Every readable record, duplicates included, in the order of files and lines.
         problems: One sentence per line that could not be read.
         folders: Folder of the per-document results, for each record that has some.
+        sources: File of each run.
     """
 
     records: tuple[Record, ...]
     problems: tuple[str, ...]
     folders: Mapping[Documents, Path] = field(default_factory=dict)
+    sources: Mapping[RunKey, Source] = field(default_factory=dict)
+
+    def source_of(self, record: Record) -> Source:
+        """Return the file of a record; of one that was not read from a file, the place that it would have."""
+        machine, experiment, run = key = run_of(record)
+        return self.sources.get(key, Source(f"{machine}/{experiment}/{run}.jsonl", is_published=False))
+
+
+def run_of(record: Record) -> RunKey:
+    """Return machine, experiment and run of a record."""
+    return str(record.environment.get("machine")), record.experiment, record.run_id
 
 
 @dataclass(frozen=True)
@@ -72,8 +100,12 @@ def load_results(root: Path) -> Results:
     records: list[Record] = []
     problems: list[str] = []
     folders: dict[Documents, Path] = {}
+    sources: dict[RunKey, Source] = {}
     for path, found, faults in read_files(root):
         records += found
+        below = path.relative_to(root).as_posix() if path != root else path.name
+        source = Source(visible(below), is_published=PUBLISHED in (*path.parts, root.resolve().name))
+        sources |= dict.fromkeys(map(run_of, found), source)
         problems += faults + _future_sentences(path, found)
         folders |= {record.documents: path.parent for record in found if record.documents}
     if not records and problems:
@@ -83,7 +115,7 @@ def load_results(root: Path) -> Results:
         )
     if not records:
         raise RecordError(f"no results at '{root}': it holds no record (*.jsonl). {advice}")
-    return Results(tuple(records), tuple(problems), folders)
+    return Results(tuple(records), tuple(problems), folders, sources)
 
 
 def by_parts(function: Callable[..., Value]) -> Callable[..., Value]:

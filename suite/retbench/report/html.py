@@ -1,4 +1,4 @@
-"""HTML of the page's parts: figures as inline SVG in the page's colours, sentences, and cells with their sort keys."""
+"""HTML of the page's parts: sentences, colours, and cells with their sort keys."""
 
 import re
 from collections.abc import Iterator
@@ -7,45 +7,8 @@ import pandas as pd
 from markupsafe import Markup, escape
 
 from retbench.report import style
-from retbench.report.style import Drawing
 from retbench.report.wording import bind_units
 from retbench.units import read_column
-
-_HEAD = re.compile(r"<svg\b[^>]*?viewBox=\"0 0 ([\d.]+) ([\d.]+)\"[^>]*>")
-_COLOUR = re.compile(r"#[0-9a-f]{6}\b")
-
-
-def inline_svg(svg: str, drawing: Drawing) -> str:
-    """Return the SVG of a drawing for use inside HTML.
-
-    Its colours become the page's variables, so that it is legible on a dark page. The strip with the conditions is cut
-    off, because the page shows them as text. Its ids get the figure's name as a prefix.
-    """
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<!--.*?-->\s*|<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
-    head = _HEAD.match(svg)
-    if head is None:
-        raise ValueError(f"figure {drawing.name}: no <svg> with a viewBox at its beginning")
-    width, height = float(head[1]), float(head[2]) - style.FOOTER_IN * style.POINTS_PER_IN
-    label = f"{drawing.title}. {drawing.caption}".translate(
-        {ord("&"): "&amp;", ord('"'): "&quot;", ord("<"): "&lt;"}
-    )
-    start = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" role="img" '
-        f'viewBox="0 0 {width:g} {height:g}" aria-label="{label}">'
-    )
-    body = re.sub(r'\bid="', f'id="{drawing.name}-', svg[head.end() :])
-    body = body.replace('xlink:href="#', f'xlink:href="#{drawing.name}-').replace(
-        "url(#", f"url(#{drawing.name}-"
-    )
-    return start + _COLOUR.sub(_variable, body)
-
-
-def _variable(match: re.Match[str]) -> str:
-    """Return the CSS variable of a palette colour; any other colour unchanged."""
-    names = {light: name for name, (light, _) in style.css_colours().items()}
-    name = names.get(match[0])
-    return f"var(--{name})" if name else match[0]
 
 
 def prose(text: str) -> Markup:

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Annotation
 
-from retbench.report.style import MUTED, POINTS_PER_IN
+from retbench.report.style import MUTED, POINTS_PER_IN, tag
 
 _LONGEST_NAME = 26
 _ABOVE_PT = 6.0
@@ -26,6 +26,7 @@ class Label:
     text: str
     colour: str
     is_bold: bool = True
+    model: str | None = None
 
     @property
     def height_pt(self) -> float:
@@ -51,13 +52,13 @@ def label_ends(
 
     The limits of the axes must be final. `above_pt` is free above them. The options are those of `add_text`.
     """
-    low, high = axes.get_ylim()
-    height_pt = axes.bbox.height / axes.figure.dpi * POINTS_PER_IN
-    heights = [label.height_pt for label in labels]
-    wanted = [(label.y - low) / (high - low) * height_pt for label in labels]
+    points = POINTS_PER_IN / axes.figure.dpi
+    heights, to_pixels = [label.height_pt for label in labels], axes.get_yaxis_transform()
+    wanted = [float(to_pixels.transform((0, label.y))[1] - axes.bbox.y0) * points for label in labels]
+    height_pt = axes.bbox.height * points
     placed = keep_inside(spread(wanted, heights), heights, height_pt + _ABOVE_PT + above_pt)
     for label, want, y_pt in zip(labels, wanted, placed, strict=True):
-        add_text(
+        words = add_text(
             axes,
             label.text,
             (label.x, label.y),
@@ -72,6 +73,8 @@ def label_ends(
                 **options,
             },
         )
+        if label.model is not None:
+            tag(axes, label.model, [words])
 
 
 def spread(wanted: Sequence[float], heights: Sequence[float]) -> list[float]:

@@ -1,4 +1,6 @@
-"""The memory figure: stacked bars of weights, state or cache, and workspace against the context length."""
+"""The memory figure: weights, state or cache, and workspace on top of each other, against the context length."""
+
+from collections.abc import Sequence
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -13,13 +15,15 @@ from retbench.report import style
 from retbench.report.curves import DOTTED, MEMORY_UNITS, describe_crosses, unit_for
 from retbench.report.labels import add_text, shorten
 from retbench.report.sweeps import CostSweep
-from retbench.units import format_bytes
+from retbench.units import format_bytes, format_tokens
 
 PARTS = ("weight_bytes", "state_bytes", "workspace_bytes")
 EXPECTED = "expected_weight_and_state_bytes"
 """Analytical size of what a bar shows without the workspace."""
 _PANEL_IN, _GAP_IN = 1.72, 0.42
 _MOST_COLUMNS = 2
+MOST_PANELS = 4
+"""Panels that have room; for more of them only sums are drawn."""
 
 
 def memory_rows(sweep: CostSweep) -> pd.DataFrame:
@@ -53,28 +57,62 @@ def _analytical_bytes(record: Record) -> int | None:
     return costs.weight_bytes(config, dtype) + state
 
 
-def draw_memory(sweep: CostSweep, title: str) -> Figure:
-    """Draw a panel per model and a bar per length; a thin dotted line is the analytical size."""
-    rows = memory_rows(sweep)
-    totals = rows[rows["metric"] != EXPECTED].groupby(["model", "context_len"])["value"].sum()
-    largest = max([*totals, *rows["value"], 0.0])
-    size, unit = unit_for(largest, MEMORY_UNITS)
-    crosses = describe_crosses(sweep.failed["status"])
-    subtitle = "; ".join([f"{unit}, batch {sweep.batch_size}", "dotted: analytical", *crosses])
-    figure, panels = _add_grid(len(sweep.models.models), (title, subtitle, sweep.conditions))
-    for index, (axes, model) in enumerate(zip(panels, sweep.models.models, strict=True)):
-        look, mine = style.look(index), rows[rows["model"] == model]
-        style.set_length_axis(axes, sweep.lengths)
-        style.set_value_axis(axes, largest / size)
-        _draw_bars(axes, mine, look, size)
-        expected = mine[mine["metric"] == EXPECTED].sort_values("context_len")
-        _draw_expected(axes, expected, size)
-        failed = sweep.failed[sweep.failed["model"] == model]
-        _draw_crosses(axes, failed, expected, size)
-        label = shorten(sweep.models.labels[model])
-        axes.set_title(label, fontsize=6.8, color=look.text, loc="left", pad=3, fontweight="bold")
-        _name_parts(axes, mine[mine["metric"] != EXPECTED], look, _state_name(sweep, model))
+def draw_memory(sweeps: Sequence[CostSweep], title: str) -> Figure:
+    """Draw a panel per model and batch size on linear axes; a thin dotted line is the analytical size."""
+    rows = [memory_rows(sweep) for sweep in sweeps]
+    tops = [_largest(each) for each in rows]
+    size, unit = unit_for(max(tops), MEMORY_UNITS)
+    several = len(sweeps) > 1
+    failed = [status for sweep in sweeps for status in sweep.failed["status"]]
+    batch = unit if several else f"{unit}, batch {sweeps[0].batch_size}"
+    texts = title, "; ".join([batch, "dotted: analytical", *describe_crosses(failed)]), sweeps[0].conditions
+    places = [
+        (sweep, each, model)
+        for sweep, each in zip(sweeps, rows, strict=True)
+        for model in sweep.models.models
+    ]
+    figure, panels = _add_grid(len(places), texts)
+    for axes, (sweep, each, model) in zip(panels, places, strict=True):
+        style.set_linear_length_axis(axes, sweep.lengths)
+        style.set_value_axis(axes, max(tops) / size)
+        _draw_model(axes, sweep, each[each["model"] == model], model, size)
+        look = style.look(sweep.models.models.index(model))
+        label = shorten(sweep.models.labels[model]) + (f", batch {sweep.batch_size}" if several else "")
+        heading = axes.set_title(label, fontsize=6.8, color=look.text, loc="left", pad=3, fontweight="bold")
+        style.tag(axes, model, [*axes.patches, *axes.collections, *axes.lines, *axes.texts, heading])
     return figure
+
+
+def _largest(rows: pd.DataFrame) -> float:
+    """Return the largest sum of parts or analytical size."""
+    totals = rows[rows["metric"] != EXPECTED].groupby(["model", "context_len"])["value"].sum()
+    return float(max([*totals, *rows["value"], 0.0]))
+
+
+def _draw_model(axes: Axes, sweep: CostSweep, rows: pd.DataFrame, model: str, size: float) -> None:
+    """Draw the parts of one model, their analytical size and what failed, with the names of the parts."""
+    look = style.look(sweep.models.models.index(model))
+    measured = rows[rows["metric"] != EXPECTED]
+    expected = rows[rows["metric"] == EXPECTED].sort_values("context_len")
+    _draw_parts(axes, measured, look, size)
+    _draw_expected(axes, expected, size)
+    _draw_crosses(axes, sweep.failed[sweep.failed["model"] == model], expected, size)
+    names = ("weights", _state_name(sweep, model), "workspace")
+    _name_parts(axes, measured, look, names)
+    _mark_sums(axes, model, sweep.models.labels[model], measured, names, size)
+
+
+def _mark_sums(
+    axes: Axes, model: str, label: str, parts: pd.DataFrame, names: Sequence[str], size: float
+) -> None:
+    """Add the values at each length: the sum, and each part."""
+    for length, bar in parts.groupby("context_len"):
+        values = bar.set_index("metric")["value"]
+        named = [(name, part) for part, name in zip(PARTS, names, strict=True) if part in values]
+        found = [f"{name} {format_bytes(values[part])}" for name, part in named]
+        total = float(values.sum())
+        text = f"{label}, {format_tokens(int(str(length)))}: {format_bytes(total)} ({', '.join(found)})"
+        style.mark(axes, model, (float(str(length)), total / size), text)
 
 
 def _state_name(sweep: CostSweep, model: str) -> str:
@@ -88,22 +126,28 @@ def _add_grid(count: int, texts: tuple[str, str, str]) -> tuple[Figure, list[Axe
     columns, num_rows = min(count, _MOST_COLUMNS), -(-count // _MOST_COLUMNS)
     height_in = style.HEADER_IN + style.BASE_IN + num_rows * (_PANEL_IN + _GAP_IN) - _GAP_IN
     figure = style.new_figure(height_in, *texts)
-    labels = [""] * (num_rows - 1) + [style.LOG_LENGTH_LABEL]
+    labels = [""] * (num_rows - 1) + [style.LENGTH_LABEL]
     panels = style.add_panels(figure, [1] * columns, labels, right_in=0.1, gap_in=_GAP_IN)
     for unused in panels[count:]:
         unused.remove()
     return figure, panels[:count]
 
 
-def _draw_bars(axes: Axes, rows: pd.DataFrame, look: style.Look, size: float) -> None:
-    """Draw bars stacked from weights up; a bar spans the same part of the logarithmic axis at every length."""
-    parts = rows[rows["metric"] != EXPECTED].pivot(index="context_len", columns="metric", values="value")
-    for length, row in parts.iterrows():
-        left, bottom = float(str(length)) * 2**-0.3, 0.0
-        for part, colour in zip(PARTS, (style.NEUTRAL, look.line, look.tint), strict=True):
-            height = float(row.get(part, 0.0)) / size
-            axes.bar(left, height, width=left * (2**0.6 - 1), bottom=bottom, align="edge", color=colour)
-            bottom += height
+def _draw_parts(axes: Axes, rows: pd.DataFrame, look: style.Look, size: float) -> None:
+    """Draw areas stacked from weights up; a bar where there is only one length."""
+    parts = (
+        rows.pivot(index="context_len", columns="metric", values="value")
+        .reindex(columns=list(PARTS))
+        .fillna(0.0)
+        .astype("float64")  # also where a record has none of the parts
+    )
+    lengths, colours = [float(str(length)) for length in parts.index], (style.NEUTRAL, look.line, look.tint)
+    if len(lengths) == 1:
+        half = 0.04 * axes.get_xlim()[1]
+        parts, lengths = pd.concat([parts, parts]), [lengths[0] - half, lengths[0] + half]
+    if lengths:
+        areas = [parts[part].to_numpy(dtype=float) / size for part in PARTS]
+        axes.stackplot(lengths, areas, colors=colours, linewidth=0)
 
 
 def _draw_expected(axes: Axes, expected: pd.DataFrame, size: float) -> None:
@@ -122,10 +166,10 @@ def _draw_crosses(axes: Axes, failed: pd.DataFrame, expected: pd.DataFrame, size
         axes.plot([int(length)], [y], "x", color=style.INK, zorder=5, clip_on=False)
 
 
-def _name_parts(axes: Axes, rows: pd.DataFrame, look: style.Look, state: str) -> None:
+def _name_parts(axes: Axes, rows: pd.DataFrame, look: style.Look, parts: Sequence[str]) -> None:
     """Write names and sizes of the parts of the bar at the longest context into the upper left corner."""
     bar = rows[rows["context_len"] == rows["context_len"].max()].set_index("metric")["value"]
-    names = zip(PARTS, ("weights", state, "workspace"), (style.MUTED, look.text, look.text), strict=True)
+    names = zip(PARTS, parts, (style.MUTED, look.text, look.text), strict=True)
     texts = [
         (f"{name} {format_bytes(float(bar[part]))}", colour) for part, name, colour in names if part in bar
     ]

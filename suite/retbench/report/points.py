@@ -14,7 +14,7 @@ from retbench.architectures.registry import is_baseline, title_of
 from retbench.records.record import Record
 from retbench.report.frames import session_of
 from retbench.report.wording import file_stem
-from retbench.units import format_percent, format_tokens
+from retbench.units import format_percent, format_size, format_tokens
 from retbench.workloads.workload import WORKLOADS, Replicate
 
 Key = TypeVar("Key", bound=Hashable)
@@ -77,8 +77,9 @@ class ModelInstance(NamedTuple):
 
     @property
     def title(self) -> str:
-        """Size, and the seed if there is one: '3m', '3m seed 1'."""
-        return self.size if self.seed is None else f"{self.size} seed {self.seed}"
+        """Size, and the seed if there is one: '3M', '3M seed 1'."""
+        size = format_size(self.size)
+        return size if self.seed is None else f"{size} seed {self.seed}"
 
     @property
     def seed_word(self) -> str:

@@ -4,6 +4,8 @@ Each table is a frame of text with a column per model; where the models differ, 
 """
 
 import json
+import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import median
 from typing import Any
@@ -11,8 +13,8 @@ from typing import Any
 import pandas as pd
 
 from retbench.architectures.recorded import config_facts
-from retbench.records.record import ReadRate, Record
-from retbench.report.frames import set_of, started
+from retbench.records.record import GateCheck, ReadRate, Record
+from retbench.report.frames import Results, set_of, started
 from retbench.report.points import Lineup
 from retbench.report.wording import bind_units, device_name
 from retbench.units import format_bytes, format_count, format_percent, format_rate
@@ -20,11 +22,14 @@ from retbench.workloads.workload import WORKLOADS
 
 DIFFERS = "differs"
 BY_DESIGN = "by architecture"
+BY_HARNESS = "by the harness"
+"""The models were brought to their depth in different ways: a state by reading text, a cache by filling it."""
 _MOST_COUNTS = 4
 """Models whose parameters have room in one line."""
 
 _OWN_SETTINGS = frozenset({"backend", "chunk_size", "samples per round"})
-_OWN_FACTS = ("kv_", "timed_", "chunk_size", "energy_steps", "state_source", "trials", "evaluation")
+_HARNESS_FACTS = ("state_source", "kv_fill")
+_OWN_FACTS = ("kv_", "timed_", "chunk_size", "energy_steps", "trials", "evaluation")
 """First words of executed facts that belong to an architecture or follow from its speed, like the kernel of a workload
 and the fingerprint of a training: not unfair where the models differ."""
 
@@ -124,7 +129,9 @@ def executed_table(records: Sequence[Record], models: Lineup) -> pd.DataFrame:
         ran = name.removeprefix("executed: ")
         is_kernel = ran in WORKLOADS or ran == "training_fingerprint"
         is_own = name in _OWN_SETTINGS or (ran != name and (is_kernel or ran.startswith(_OWN_FACTS)))
-        rows.append([name, *values, "" if len(set(values)) == 1 else BY_DESIGN if is_own else DIFFERS])
+        is_harness = ran != name and ran.startswith(_HARNESS_FACTS)
+        reason = BY_HARNESS if is_harness else BY_DESIGN if is_own else DIFFERS
+        rows.append([name, *values, "" if len(set(values)) == 1 else reason])
     return pd.DataFrame(rows, columns=["fact", *(models.labels[model] for model in present), "difference"])
 
 
@@ -170,6 +177,39 @@ def equivalence_table(records: Sequence[Record], models: Lineup) -> pd.DataFrame
     ]
     columns = ["model", "check", "tokens", "dtype", "error", "limit", "verdict"]
     return pd.DataFrame(rows, columns=columns).sort_values("model", kind="stable", ignore_index=True)
+
+
+def equivalence_sentence(records: Sequence[Record]) -> str:
+    """Return how many equivalence checks passed, with the one that is nearest to its limit."""
+    worst: dict[tuple[object, ...], GateCheck] = {}
+    for record in records:
+        for check in record.gate.checks if record.gate else ():
+            model, gate = record.model, record.gate
+            key = (model.name, model.size, check.name, check.length, gate.dtype if gate else "")
+            worst[key] = max(worst.get(key, check), check, key=_share_of_limit)
+    if not worst:
+        return "No record here holds an equivalence check."
+    nearest = max(worst.values(), key=_share_of_limit)
+    failed = sum(not check.error <= check.limit for check in worst.values())
+    count = (
+        f"{failed} of {len(worst)} equivalence checks failed"
+        if failed
+        else f"All {len(worst)} equivalence checks passed"
+    )
+    return f"{count}; worst error {nearest.error:.1e}, limit {nearest.limit:.0e}."
+
+
+def _share_of_limit(check: GateCheck) -> float:
+    return check.error / check.limit if check.error == check.error else math.inf
+
+
+def matching_sentence(groups: Iterable[Sequence[Record]]) -> str:
+    """Return by how much the parameters of matched models differ at most."""
+    shares = [0.0]
+    for members in groups:
+        counts = {record.model.name: record.model.num_params_nonembedding for record in members}.values()
+        shares.append((max(counts) - min(counts)) / max(*counts, 1))
+    return f"Parameters without embedding and head differ by at most {format_percent(max(shares))} between models."
 
 
 def environment_table(records: Sequence[Record]) -> pd.DataFrame:
@@ -237,11 +277,8 @@ def _range(values: Sequence[float], describe: Callable[[float], str]) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def source_table(records: Sequence[Record]) -> pd.DataFrame:
-    """Return the record files behind the report."""
-    counts: dict[str, int] = {}
-    for record in records:
-        path = f"{record.environment.get('machine')}/{record.experiment}/{record.run_id}.jsonl"
-        counts[path] = counts.get(path, 0) + 1
-    rows = sorted([path, str(count)] for path, count in counts.items())
+def source_table(records: Sequence[Record], results: Results) -> pd.DataFrame:
+    """Return the record files behind the report, with their paths below the results folder."""
+    counts = Counter(results.source_of(record).path for record in records)
+    rows = [[path, str(count)] for path, count in sorted(counts.items())]
     return pd.DataFrame(rows, columns=["file below the results folder", "records used"])

@@ -15,7 +15,7 @@ from retbench.report.points import TaskPoint, accuracy, num_trained_tokens
 from retbench.report.wording import POINTS, format_p, join_words
 from retbench.stats.intervals import CONFIDENCE
 from retbench.stats.paired import Estimate, proportion_interval
-from retbench.units import format_count, format_percent, format_tokens
+from retbench.units import format_count, format_percent, format_size, format_tokens
 
 SIGNIFICANT = 1 - CONFIDENCE
 """Largest p-value of a significant difference."""
@@ -44,31 +44,36 @@ def _losses(evaluations: Evaluations, point: TaskPoint, model: str) -> list[KeyF
     label, other = labels[model], labels[made[0].reference]
     by_size: dict[str, list[DocumentComparison]] = {}
     for c in made:
-        by_size.setdefault(c.instance.size, []).append(c)
+        by_size.setdefault(format_size(c.instance.size), []).append(c)
     at: list[str] = []
     for size, mine in by_size.items():
         seeds = f" (seeds {join_words([str(c.instance.seed) for c in mine])})" if len(mine) > 1 else ""
         reference = f" of the {other}'s" if not at else ""
-        at.append(f"{join_words([_ratio(c.ratio) for c in mine if c.ratio])}{reference} at {size}{seeds}")
+        at.append(
+            f"{join_words([ratio_words(c.ratio) for c in mine if c.ratio])}{reference} at {size}{seeds}"
+        )
     text = (
         f"{label}'s bits per {made[0].unit} on {point.title} are {'; '.join(at)}"
         f"{_trained(evaluations, point, made)}{_interval_note(made)}: {_verdict(by_size, label, other)}."
     )
-    last = [c.ratio for c in by_size[made[-1].instance.size] if c.ratio]
-    lead = _advantage([ratio.value for ratio in last], made[0].unit, other)
-    if {_side(ratio) for ratio in last} == {"equal"}:
-        lead = "no significant difference"
-    return [KeyFinding(lead, text + _crossing(by_size, label))]
+    last = [c.ratio for c in by_size[format_size(made[-1].instance.size)] if c.ratio]
+    return [KeyFinding(advantage_of_losses(last, made[0].unit), text + _crossing(by_size, label))]
 
 
-def _advantage(ratios: Sequence[float], unit: str, other: str) -> str:
-    """Return the ratios of one size as an advantage: '32.4 % fewer bits per byte'."""
-    low, high = min(ratios), max(ratios)
-    if low < 1 < high or low == high == 1:
-        return f"{_range(ratios)}×"
-    shares = [1 - high, 1 - low] if high <= 1 else [1 - 1 / low, 1 - 1 / high]
-    words = "–".join(dict.fromkeys(f"{100 * share:.1f}" for share in shares))
-    return f"{'' if high <= 1 else f'{other}: '}{words} % fewer bits per {unit}"
+def advantage_of_losses(ratios: Sequence[Estimate], unit: str) -> str:
+    """Return the ratios of one size, one per seed, as the model's: '32.4 % fewer bits per byte', '1.2 % more ...'."""
+    if {_side(ratio) for ratio in ratios} == {"equal"}:
+        return "no significant difference"
+    low, high = (end(ratio.value for ratio in ratios) for end in (min, max))
+    if low < 1 < high:
+        return f"{_percent(low)} fewer to {_percent(high)} more bits per {unit}"
+    ends = (high, low) if high <= 1 else (low, high)
+    words = "–".join(dict.fromkeys(_percent(end).removesuffix(" %") for end in ends))
+    return f"{words} % {'fewer' if high <= 1 else 'more'} bits per {unit}"
+
+
+def _percent(ratio: float) -> str:
+    return f"{100 * abs(ratio - 1):.1f} %"
 
 
 def _interval_note(made: Sequence[DocumentComparison]) -> str:
@@ -80,7 +85,7 @@ def _interval_note(made: Sequence[DocumentComparison]) -> str:
     return f" (95 % CI over {f'{count:,} documents' if count else 'documents'})"
 
 
-def _ratio(ratio: Estimate) -> str:
+def ratio_words(ratio: Estimate) -> str:
     """Return a ratio with its interval, or that there are too few documents for one."""
     if ratio.low is None or ratio.high is None:
         return f"{ratio.value:.3f} (no interval: {ratio.num_documents} documents)"
@@ -156,14 +161,14 @@ def _beyond_training(evaluations: Evaluations, point: TaskPoint, model: str) -> 
         if not all(trained in one.x and max(one.x) > trained for side in series for one in side):
             continue
         label, other = evaluations.models.labels[model], evaluations.models.labels[reference]
-        end = format_tokens(int(max(series[0][0].x)))
+        start, end = format_tokens(trained), format_tokens(int(max(series[0][0].x)))
         (own, rise), (others, other_rise) = (_change(side, trained) for side in series)
         text = (
-            f"Beyond the training length of {format_tokens(trained)} tokens the loss of the models of {size} on "
-            f"{point.title} changes, from the positions up to {format_tokens(trained)} to those up to {end}, "
+            f"Beyond the training length of {start} tokens the loss of the models of {format_size(size)} on "
+            f"{point.title} changes, from the positions up to {start} to those up to {end}, "
             f"{own} nats per token for {label} and {others} for the {other}."
         )
-        return [KeyFinding(f"{rise} against {other_rise} nats per token", text)]
+        return [KeyFinding(f"loss {rise} vs {other_rise} nats per token from {start} to {end}", text)]
     return []
 
 
@@ -223,12 +228,17 @@ def _task_finding(evaluations: Evaluations, made: Sequence[DocumentComparison]) 
         if differ[is_better]
     ]
     count = len(made)
-    lead, verdict = "no difference", "McNemar's exact test shows no significant difference"
+    tasks = "task" if count == 1 else "tasks"
+    lead, verdict = (
+        f"no significant difference on {count} {tasks}",
+        "McNemar's exact test shows no significant difference",
+    )
     if parts:
-        lead, verdict = f"{len(differ[True])} to {len(differ[False])} of {count}", "; ".join(parts)
+        lead = f"better at {len(differ[True])}, worse at {len(differ[False])} of {count} {tasks}"
+        verdict = "; ".join(parts)
         if count > 1:
             verdict += f" ({count} tests; about {SIGNIFICANT * count:.1f} are expected by chance)"
-    shots, tasks = made[0].point.num_fewshot or 0, "task" if count == 1 else "tasks"
+    shots = made[0].point.num_fewshot or 0
     text = f"{shots}-shot, {count} {tasks} at {instance.title}: {verdict}."
     if at_chance:
         text += f" Both models are at chance on {join_words(at_chance)}."

@@ -7,6 +7,8 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from statistics import fmean
+from typing import NamedTuple
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -19,10 +21,11 @@ from retbench.report.accuracy_figure import draw_accuracies
 from retbench.report.curves import Panel, Point, draw_row, frame_points
 from retbench.report.evaluations import Evaluations, describe_rates
 from retbench.report.labels import add_note, beside
-from retbench.report.points import TaskPoint, fact, instance_of, instance_row, is_final
+from retbench.report.points import TaskPoint, fact, group, instance_of, instance_row, is_final
 from retbench.report.provenance import describe_conditions
 from retbench.report.style import Drawing
-from retbench.units import format_count, format_tokens
+from retbench.report.wording import file_stem, join_words
+from retbench.units import format_count, format_size, format_tokens
 
 _MOST_PANELS = 4
 """Sizes that have room side by side."""
@@ -37,12 +40,9 @@ def draw_scores(scores: Evaluations) -> list[Drawing]:
     with style.house_style():
         return [
             *(each for task_point in trainings for each in _draw_figure5(scores, task_point)),
-            *(
-                each
-                for task_point in scores.longest_texts()
-                for each in (*_draw_bits(scores, task_point), *_draw_positions(scores, task_point))
-            ),
-            *(each for group in scores.task_groups() for each in draw_accuracies(scores, group)),
+            *_draw_bits(scores),
+            *(each for task_point in scores.longest_texts() for each in _draw_positions(scores, task_point)),
+            *(each for points in scores.task_groups() for each in draw_accuracies(scores, points)),
             *(each for task_point in trainings for each in _draw_learning(scores, task_point)),
         ]
 
@@ -72,10 +72,12 @@ def _draw_positions(scores: Evaluations, task_point: TaskPoint) -> Iterator[Draw
             (title, f"nats per token, {task_point.title}", describe_conditions(records)),
             _three_decimals,
             "position in the document, tokens (log scale)",
-            from_zero=False,
+            scale="span",
         )
         marks = [
-            scores.trained_length([record for record in records if record.model.size == panel.title])
+            scores.trained_length(
+                [record for record in records if format_size(record.model.size) == panel.title]
+            )
             for panel in panels
         ]
         _mark_lengths(figure.axes, marks, panels[0].ticks)
@@ -108,7 +110,7 @@ def _draw_learning(scores: Evaluations, task_point: TaskPoint) -> Iterator[Drawi
             _three_decimals,
             "tokens learned from",
             partial(_set_token_axis, density=1 if len(panels) > 2 else 4 // len(panels)),
-            from_zero=False,
+            scale="span",
         )
         caption = (
             f"Loss on the validation split of {corpus} during training on its training split, in "
@@ -152,7 +154,7 @@ def _parts(
         by_size = dict(iter(data.sort_values("seed", kind="stable").groupby("size")))
         places = tuple(sorted(set(data[axis])))
         points = {size: frame_points(by_size[size], axis=axis, curve="seed") for size in shown}
-        panels = [Panel(points[size], scores.models, size, places) for size in shown]
+        panels = [Panel(points[size], scores.models, format_size(size), places) for size in shown]
         yield f"_{start // _MOST_PANELS + 1}" if start else "", mine, data, panels
 
 
@@ -171,19 +173,34 @@ def _series_data(records: Sequence[Record], series: str) -> pd.DataFrame:
 # ---- quality by size -------------------------------------------------------------------------------------------------
 
 
-def _draw_bits(scores: Evaluations, task_point: TaskPoint) -> Iterator[Drawing]:
-    """Yield bits per byte against the parameters, if there are two sizes or more."""
-    metric, where = "bits_per_byte", task_point.title
-    records = [
-        record for record in scores.measured(task_point) if metric in record.metrics and _params(record)
-    ]
-    if len(scores.sizes(records)) > 1:
-        data = _size_data(records, metric, "bits", lambda record: record.metrics[metric].value)
+class _SizePart(NamedTuple):
+    """One panel of quality against size: its title, records, and rows of `_size_data`."""
+
+    title: str
+    records: list[Record]
+    data: pd.DataFrame
+
+
+def _draw_bits(scores: Evaluations) -> Iterator[Drawing]:
+    """Yield bits per byte against the parameters, a panel per corpus and protocol that has two sizes or more."""
+    metric, found = "bits_per_byte", dict[TaskPoint, list[Record]]()
+    for task_point in scores.longest_texts():
+        records = [r for r in scores.measured(task_point) if metric in r.metrics and _params(r)]
+        if len(scores.sizes(records)) > 1:
+            found[task_point] = records
+    for (experiment, workload), points in group(found, lambda p: (p.experiment, p.workload)).items():
+        parts = [
+            _SizePart(
+                p.title, found[p], _size_data(found[p], metric, "bits", lambda r: r.metrics[metric].value)
+            )
+            for p in points
+        ]
+        where = join_words([part.title for part in parts])
         caption = (
             f"Bits per byte on {where} against the size of the models; lower is better. {_POINT_PER_SEED}"
         )
-        texts = "Quality by size", f"bits per byte, {where}", caption
-        yield _draw_sizes(scores, task_point, "by_size", texts, records, data)
+        texts = "Quality by size", "bits per byte" if len(parts) > 1 else f"bits per byte, {where}", caption
+        yield _draw_sizes(scores, file_stem(f"{experiment}_{workload}_by_size"), texts, parts)
 
 
 def _draw_figure5(scores: Evaluations, task_point: TaskPoint) -> Iterator[Drawing]:
@@ -214,8 +231,12 @@ def _draw_figure5(scores: Evaluations, task_point: TaskPoint) -> Iterator[Drawin
         f"{corpus} against the size of the models; lower is better. They were trained on {tokens} tokens of its "
         f"training split in sequences of {length}. {describe_rates(scores, records)} {_POINT_PER_SEED}"
     )
-    title, subtitle = "Figure 5 of the RetNet paper, redrawn", f"validation perplexity, {corpus}, {length}"
-    yield _draw_sizes(scores, task_point, "figure5", (title, subtitle, caption), records, data)
+    title, subtitle = (
+        "Our models in the layout of RetNet Figure 5",
+        f"validation perplexity, {corpus}, {length}",
+    )
+    parts = [_SizePart(subtitle, records, data)]
+    yield _draw_sizes(scores, task_point.stem("figure5"), (title, subtitle, caption), parts)
 
 
 def _params(record: Record) -> int:
@@ -235,44 +256,47 @@ def _size_data(
 
 
 def _draw_sizes(
-    scores: Evaluations,
-    task_point: TaskPoint,
-    what: str,
-    texts: tuple[str, str, str],
-    records: Sequence[Record],
-    data: pd.DataFrame,
+    scores: Evaluations, name: str, texts: tuple[str, str, str], parts: Sequence[_SizePart]
 ) -> Drawing:
-    """Draw a point per record, and a line through the first seed that every size has.
+    """Draw a point per record, and a line through the first seed that every size has, in a panel per part.
 
     Args:
         scores: All scores.
-        task_point: That of the records.
-        what: Last part of the figure's name.
+        name: The figure's name.
         texts: Title, subtitle and caption.
-        records: Those that are drawn.
-        data: Rows of `_size_data`.
+        parts: The panels; a panel alone has no title.
     """
     title, subtitle, caption = texts
-    counts = list(data.groupby("size")["num_params_nonembedding"].mean().reindex(scores.sizes(records)))
-    points = frame_points(data, axis="num_params_nonembedding", curve="seed")
+    records = [record for part in parts for record in part.records]
+    sizes = {_params(record): record.model.size for record in sorted(records, key=_params)}
+    counts = [fmean(n for n in sizes if sizes[n] == size) for size in dict.fromkeys(sizes.values())]
     joined = next(iter(_shared_seeds(records)), "")
     line = f"; the line: seed {joined}" if joined not in ("", "none") else ""
+    aside_pt = min(16.0, 4.4 * (len(scores.models.models) - 1))
+    panels = [
+        Panel(
+            frame_points(part.data, axis="num_params_nonembedding", curve="seed"),
+            scores.models,
+            part.title.replace(" (", "\n(") if len(parts) > 1 else "",
+            joined=joined,
+            aside_pt=aside_pt if len(parts) == 1 else aside_pt / 2,
+        )
+        for part in parts
+    ]
+    conditions = describe_conditions(records)
     figure = draw_row(
-        [
-            Panel(
-                points,
-                scores.models,
-                joined=joined,
-                aside_pt=min(16.0, 4.4 * (len(scores.models.models) - 1)),
-            )
-        ],
-        (title, f"{subtitle}{line}", describe_conditions(records)),
+        panels,
+        (title, f"{subtitle}{line}", conditions),
         _three_decimals,
         "parameters without embedding (log scale)",
-        lambda axes, _: style.set_count_axis(axes, counts, [format_count(count) for count in counts]),
-        from_zero=False,
+        lambda axes, _: style.set_count_axis(
+            axes, counts, [format_count(n).replace(" ", "") for n in counts]
+        ),
+        scale="span",
     )
-    return _drawing(task_point, what, (title, caption), records, figure, data)
+    data = [part.data.assign(text=part.title) if len(parts) > 1 else part.data for part in parts]
+    experiments = tuple(dict.fromkeys(record.experiment for record in records))
+    return Drawing(name, experiments, title, caption, conditions, figure, pd.concat(data, ignore_index=True))
 
 
 def _shared_seeds(records: Sequence[Record]) -> list[str]:

@@ -8,14 +8,14 @@ quality every (task point, model instance) has its newest record.
 
 import json
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from retbench.errors import RecordError, unknown_name
 from retbench.records.record import Documents, ModelInfo, Record
-from retbench.report.frames import ComparableSet, by_parts, keep_latest, set_of, started
+from retbench.report.frames import ComparableSet, Results, by_parts, keep_latest, set_of, started
 from retbench.report.points import (
     group,
     instance_of,
@@ -47,12 +47,19 @@ class Selection:
         left_out: One sentence per group of records that were found and are not among them.
         everything: All records that were found, for looking up trainings.
         folders: Folder of the per-document results of each record; without it quality is not compared.
+        is_published: Whether these are the records that come with the project, not the reader's own.
     """
 
     records: tuple[Record, ...]
     left_out: tuple[str, ...] = ()
     everything: tuple[Record, ...] = ()
     folders: Mapping[Documents, Path] = field(default_factory=dict)
+    is_published: bool = False
+
+    @property
+    def title(self) -> str:
+        """Heading of what these records show."""
+        return "Published results" if self.is_published else "Measured on this machine"
 
     @property
     def costs(self) -> tuple[Record, ...]:
@@ -91,6 +98,35 @@ def select(
         chosen += newest
         left_out += other_sets + older
     return Selection(tuple(chosen), tuple(left_out), tuple(records), folders or {})
+
+
+def select_by_origin(results: Results) -> list[Selection]:
+    """Return the newest comparable records of the reader's own runs, then those of the published ones.
+
+    The two are never pooled. Of the published records those of a workload that the reader's own runs measured in the
+    same experiment are left out. The list has one selection where only one kind is there.
+
+    Raises:
+        RecordError: there are no records.
+    """
+    published = [record for record in results.records if results.source_of(record).is_published]
+    own = [record for record in results.records if not results.source_of(record).is_published]
+    if not own or not published:
+        found = select(results.records, folders=results.folders)
+        return [replace(found, is_published=not own)]
+    measured = {(record.experiment, record.workload) for record in own if record.status == "ok"}
+    others = [record for record in published if (record.experiment, record.workload) not in measured]
+    kept = [select(records, folders=results.folders) for records in (own, others) if records]
+    hidden = [record for record in published if (record.experiment, record.workload) in measured]
+    notes = [
+        f"{experiment}: {_describe_count(found)} that are published, since {experiment} was measured on this machine."
+        for experiment, found in group(hidden, lambda record: record.experiment).items()
+    ]
+    first, *rest = (replace(found, everything=results.records) for found in kept)
+    return [
+        replace(first, left_out=(*first.left_out, *notes)),
+        *(replace(found, is_published=True) for found in rest),
+    ]
 
 
 def _of_experiment(records: Sequence[Record], experiment: str | None) -> Sequence[Record]:

@@ -5,16 +5,18 @@ a phone. The first colours are Okabe and Ito's, which colour-blind people can di
 marker and dash pattern everywhere. Only matplotlib's object interface is used: no global state is left behind.
 """
 
+import re
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from math import log
+from math import ceil, floor, log, log10
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -33,10 +35,14 @@ HEADER_IN = 0.51
 BASE_IN = FOOTER_IN + 0.33
 """Height below the lowest axes: the conditions, the name of the axis and its ticks."""
 POINTS_PER_IN = 72.0
+_LONGEST_TITLE = 44
+"""Letters of a title that have room in the usual size."""
 LINEAR_EDGE = 1.06
 """The right end of a linear axis over its last tick."""
 LENGTH_LABEL = "context length, tokens"
 LOG_LENGTH_LABEL = f"{LENGTH_LABEL} (log scale)"
+LOG_LOG_LENGTH_LABEL = f"{LENGTH_LABEL} (log scales)"
+"""Below axes that are both logarithmic."""
 
 INK, MUTED, GRID, PAPER, NEUTRAL = "#1b1f24", "#5f6771", "#dfe2e6", "#ffffff", "#c6cbd1"
 
@@ -136,6 +142,64 @@ def css_colours() -> dict[str, tuple[str, str]]:
     return colours
 
 
+# ---- what the page shows of a figure beyond its lines ----------------------------------------------------------------
+
+
+class Mark(NamedTuple):
+    """A point of a figure with its value in words: 'RetNet, 32K: 6.4 [6.2, 6.7] ms'."""
+
+    axes: Axes
+    model: str
+    at: tuple[float, float]
+    text: str
+
+    def place(self, figure: Figure) -> tuple[float, float]:
+        """Return the place from the lower left corner of the figure, in points."""
+        x, y = self.axes.transData.transform(self.at)
+        return float(x) / figure.dpi * POINTS_PER_IN, float(y) / figure.dpi * POINTS_PER_IN
+
+
+class ReportFigure(Figure):
+    """A figure that keeps the values of its points in words."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.marks: list[Mark] = []
+
+
+def mark(axes: Axes, model: str, at: tuple[float, float], text: str) -> None:
+    """Add the value of a point in words, for the page.
+
+    Args:
+        axes: Axes of a `ReportFigure`.
+        model: Name of the model.
+        at: The point, in the units of the axes.
+        text: Name of the curve, a comma, the place, a colon, and the value with its unit.
+    """
+    figure = axes.figure.figure
+    if isinstance(figure, ReportFigure):
+        figure.marks.append(Mark(axes, model, at, text))
+
+
+def marks_of(figure: Figure) -> list[Mark]:
+    """Return the values of the points of a figure."""
+    return figure.marks if isinstance(figure, ReportFigure) else []
+
+
+def tag(axes: Axes, model: str, artists: Iterable[Artist]) -> None:
+    """Give the name of a model to what is drawn of it, so that the page can hide it; `model_of` returns the name."""
+    place = axes.figure.figure.axes.index(axes)
+    for artist in artists:
+        number = len(axes.lines) + len(axes.collections) + len(axes.texts) + len(axes.patches)
+        artist.set_gid(f"model-{place}-{number}-{model}")
+
+
+def model_of(identity: str) -> str | None:
+    """Return the model that `tag` has given to an element; None for other elements."""
+    found = re.fullmatch(r"model-\d+-\d+-(.*)", identity, flags=re.DOTALL)
+    return found[1] if found else None
+
+
 # ---- the figure and its axes -----------------------------------------------------------------------------------------
 
 
@@ -150,10 +214,11 @@ def house_style() -> Iterator[None]:
 
 def new_figure(height_in: float, title: str, subtitle: str, conditions: str) -> Figure:
     """Return an empty figure of the standard width with its title, and its conditions at the foot."""
-    figure = Figure(figsize=(WIDTH_IN, height_in))
+    figure = ReportFigure(figsize=(WIDTH_IN, height_in))
     FigureCanvasAgg(figure)
     left = 0.06 / WIDTH_IN
-    figure.text(left, 1 - 0.05 / height_in, title, fontsize=8.5, fontweight="bold", va="top")
+    size = min(8.5, 8.5 * _LONGEST_TITLE / max(1, len(title)))
+    figure.text(left, 1 - 0.05 / height_in, title, fontsize=size, fontweight="bold", va="top")
     figure.text(left, 1 - 0.235 / height_in, subtitle, fontsize=6.5, color=MUTED, va="top")
     lines = textwrap.wrap(conditions, width=90, break_long_words=True, max_lines=4, placeholder=" …")
     figure.text(
@@ -183,6 +248,7 @@ class Drawing:
         conditions: Conditions of the measurement, in one line.
         figure: The figure.
         data: Exactly what is drawn, in base units; a point that failed is there with its status.
+        linear: The same on linear axes, for the page, where the figure has logarithmic ones; None without.
     """
 
     name: str
@@ -192,11 +258,7 @@ class Drawing:
     conditions: str
     figure: Figure
     data: pd.DataFrame
-
-    @property
-    def is_tall(self) -> bool:
-        """True for a figure that takes the height of two others."""
-        return float(self.figure.get_figheight()) > 1.5 * float(self.figure.get_figwidth())
+    linear: Figure | None = None
 
 
 def save_drawing(drawing: Drawing, out_dir: Path) -> list[Path]:
@@ -269,6 +331,10 @@ def _set_ticks(axes: Axes, places: Sequence[float], texts: Sequence[str]) -> Non
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
+def _format_place(x: float) -> str:
+    return format_tokens(int(x))
+
+
 def _width_in(axes: Axes) -> float:
     return axes.get_position().width * WIDTH_IN
 
@@ -279,6 +345,7 @@ def set_length_axis(axes: Axes, lengths: Sequence[float]) -> None:
     step = 1 + int(len(lengths) * 0.27 / _width_in(axes))
     shown = list(lengths)[::-1][::step][::-1]
     _set_ticks(axes, shown, [format_tokens(int(length)) for length in shown])
+    axes.fmt_xdata = _format_place
     margin = 2**0.42
     axes.set_xlim(min(lengths) / margin, max(lengths) * margin)
 
@@ -292,13 +359,14 @@ def set_linear_length_axis(axes: Axes, lengths: Sequence[float]) -> None:
         if not shown or (shown[-1] - length) / longest * width_in >= 0.2:
             shown.append(length)
     _set_ticks(axes, shown, [format_tokens(int(length)) for length in shown])
+    axes.fmt_xdata = _format_place
     axes.set_xlim(0, longest * LINEAR_EDGE)
 
 
 def set_count_axis(axes: Axes, counts: Sequence[float], labels: Sequence[str]) -> None:
     """Make a logarithmic axis with a tick at each of these rising counts, labelled where there is room."""
     axes.set_xscale("log")
-    margin = (max(counts) / min(counts)) ** 0.08 if max(counts) > min(counts) else 1.5
+    margin = (max(counts) / min(counts)) ** 0.11 if max(counts) > min(counts) else 1.5
     low, high = min(counts) / margin, max(counts) * margin
     width_in = free_in = _width_in(axes)
     shown = list[str]()
@@ -308,6 +376,7 @@ def set_count_axis(axes: Axes, counts: Sequence[float], labels: Sequence[str]) -
         shown.append(label if has_room else "")
         free_in = middle_in - half_in - 0.03 if has_room else free_in
     _set_ticks(axes, counts, shown[::-1])
+    axes.fmt_xdata = lambda x: labels[min(range(len(counts)), key=lambda index: abs(counts[index] - x))]
     axes.set_xlim(low, high)
 
 
@@ -325,4 +394,26 @@ def set_value_axis(axes: Axes, top: float, low: float | None = None) -> None:
         margin = 0.07 * (top - low) or 0.05 * abs(top) or 1.0
         axes.set_ylim(low - margin, top + margin)
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
+    axes.grid(axis="y")
+
+
+def set_log_value_axis(axes: Axes, low: float, high: float) -> None:
+    """Make a logarithmic vertical axis that spans two values above zero, with light lines across."""
+    margin = max((high / low) ** 0.07, 1.06)
+    low, high = low / margin, high * margin
+    axes.set_yscale("log")
+    axes.set_ylim(low, high)
+    powers = range(floor(log10(low)), ceil(log10(high)) + 1)
+    for digits in ((1,), (1, 3), (1, 2, 5)):
+        ticks = [
+            digit * 10.0**power for power in powers for digit in digits if low <= digit * 10.0**power <= high
+        ]
+        if len(ticks) >= 3:
+            break
+    else:
+        found = MaxNLocator(nbins=4, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
+        ticks = [tick for tick in found if low <= tick <= high]
+    axes.yaxis.set_major_locator(FixedLocator(ticks))
+    axes.yaxis.set_major_formatter(FixedFormatter([f"{tick:,.6g}" for tick in ticks]))
+    axes.yaxis.set_minor_locator(NullLocator())
     axes.grid(axis="y")

@@ -12,8 +12,9 @@ from retbench.report.frames import observations
 from retbench.report.points import Lineup, group, lineup
 from retbench.report.provenance import describe_conditions
 from retbench.report.selection import Selection, matched_groups
-from retbench.report.wording import file_stem, section_title
+from retbench.report.wording import describe_status, file_stem, section_title
 from retbench.stats.intervals import CONFIDENCE, Interval, geometric_interval
+from retbench.units import format_tokens
 from retbench.workloads.workload import WORKLOADS, MetricSpec
 
 POINT_KEY = ["experiment", "workload", "batch_size", "context_len"]
@@ -115,6 +116,15 @@ class CostSweep:
     def cell(self, model: str, length: int) -> list[Record]:
         """Return the records of one model at one context length."""
         return [r for r in self.records if (r.model.name, r.point.context_len) == (model, length)]
+
+    def reason_beyond(self, models: Sequence[str], length: int) -> str:
+        """Return why one of these models has no value at the next context beyond `length`; empty if all have."""
+        failed = self.failed[(self.failed["context_len"] > length) & self.failed["model"].isin(models)]
+        if failed.empty:
+            return ""
+        first = failed.sort_values("context_len").iloc[0]
+        label, status = self.models.labels[str(first["model"])], describe_status(str(first["status"]))
+        return f"at {format_tokens(int(first['context_len']))} the {label} has no value: {status}"
 
     def subtitle(self, metric: str) -> str:
         """Return the batch size and the meaning of the error bars."""

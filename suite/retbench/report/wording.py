@@ -98,20 +98,15 @@ def describe_crossover(crossing: Crossover) -> str:
     return f"{format_length(crossing.value)}{ends} tokens"
 
 
-def rounds_disagree(crossing: Crossover, lengths: Sequence[int]) -> bool:
-    """Return whether a crossover is missing because rounds disagree, not because the range is too short."""
-    return crossing.value is None and not {crossing.low, crossing.high} & {lengths[0], lengths[-1]}
-
-
-def describe_absence(crossing: Crossover, lengths: Sequence[int], label: str) -> str:
-    """Return why the range measured holds no crossover, in a few words."""
+def describe_absence(crossing: Crossover, lengths: Sequence[int]) -> str:
+    """Return where the model is faster if the range measured holds no crossover: 'faster at every measured length'."""
     if crossing.low is None and crossing.high == lengths[0]:
-        return f"{label} is faster at every measured length"
+        return "faster at every measured length"
     if crossing.high is None and crossing.low == lengths[-1]:
-        return f"{label} is not faster up to {format_tokens(lengths[-1])}"
+        return f"not faster up to {format_tokens(lengths[-1])}"
     if crossing.high is not None:
-        return f"{label} is faster from {format_length(crossing.high)} on in every round"
-    return f"{label} is faster in some rounds only"
+        return f"faster from {format_length(crossing.high)} tokens on in every round"
+    return "faster in some rounds only"
 
 
 def device_name(record: Record) -> str:

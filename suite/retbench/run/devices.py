@@ -91,7 +91,7 @@ def _cuda_index(asked: str) -> int:
     match = re.fullmatch(r"cuda(?::([0-9]{1,3}))?", asked)
     if match is None:
         raise ConfigError(
-            f"--device {asked!r}: retbench measures on 'cpu', 'cuda' and 'cuda:N'. Give one of them."
+            f"--device {asked!r}: retbench measures on 'cpu', 'cuda' (an NVIDIA GPU) and 'cuda:N'. Give one of them."
         )
     return int(match.group(1) or 0)
 

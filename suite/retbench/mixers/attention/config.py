@@ -4,7 +4,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import SerializerFunctionWrapHandler, model_serializer
 
-from retbench.mixers.mixer import Form, Projection, StateTensor, causal_pairs
+from retbench.mixers.mixer import Form, StateTensor, causal_pairs
 from retbench.mixers.softmax_attention import SoftmaxAttention
 
 Cache = Literal["preallocated", "concat"]
@@ -68,8 +68,3 @@ class Attention(SoftmaxAttention):
     def prefill_workspace(self) -> int:
         """Return queries, keys and values, twice."""
         return 2 * 3 * self.d_model
-
-    def projection(self) -> Projection:
-        """Return queries, keys and values."""
-        heads = (self.num_heads, self.num_kv_heads, None)
-        return Projection("qkv_proj", (self.d_model, self.kv_width, self.kv_width), heads, self.d_model)

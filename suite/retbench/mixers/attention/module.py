@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from retbench.mixers.attention.config import Attention
-from retbench.mixers.module import SoftmaxAttentionModule
+from retbench.mixers.module import MixerModule, SoftmaxAttentionModule
 from retbench.mixers.state import LayerState
 from retbench.ops import attention
 from retbench.ops.position import Positions
@@ -39,10 +39,27 @@ class AttentionModule(SoftmaxAttentionModule):
             if state is not None:
                 k = state.append("keys", k, positions.start)
                 v = state.append("values", v, positions.start)
-        out = attention.BACKENDS[self.backend](q, k, v)  # (B, H, T, K)
         phase = "prefill" if x.shape[1] > 1 else "decode"
-        if phase not in self.executed:  # asked once for each phase, so that a decode step does nothing for it
-            kernel = attention.executed_kernel(self.backend, q, k, v)
-            self.executed[phase] = f"fused+{kernel}" if steps_fused else kernel
-        mixed: Tensor = self.out_proj(out.transpose(1, 2).flatten(2))
+        mixed: Tensor = self.out_proj(attend(self, q, k, v, phase, fused=steps_fused))
         return mixed
+
+
+def attend(mixer: MixerModule, q: Tensor, k: Tensor, v: Tensor, phase: str, *, fused: bool) -> Tensor:
+    """Attend with a mixer's backend, and note the kernel that a phase executes.
+
+    Args:
+        mixer: Its `backend` is a name in `ops.attention.BACKENDS`.
+        q: Queries, (B, H, T, K).
+        k: Keys, (B, Hkv, S, K).
+        v: Values, (B, Hkv, S, K).
+        phase: prefill or decode.
+        fused: Whether a fused operator made the queries.
+
+    Returns:
+        (B, T, H K).
+    """
+    out = attention.BACKENDS[mixer.backend](q, k, v)  # (B, H, T, K)
+    if phase not in mixer.executed:  # asked once for each phase, so that a decode step does nothing for it
+        kernel = attention.executed_kernel(mixer.backend, q, k, v)
+        mixer.executed[phase] = f"fused+{kernel}" if fused else kernel
+    return out.transpose(1, 2).flatten(2)

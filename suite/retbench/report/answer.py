@@ -1,0 +1,321 @@
+"""The answer of a report in a few lines: decode, prefill, memory and quality, each compared with the reference.
+
+A line states the advantage at the longest context, and at the shortest one where that is different, with its interval.
+Of several models it names the best one. What was not measured says so.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import pandas as pd
+
+from retbench.records.record import Record
+from retbench.report.advantages import Advantage, advantage, lead_of_ends, superlative
+from retbench.report.comparisons import find_crossover, pair_ratios
+from retbench.report.document_comparisons import DocumentComparison
+from retbench.report.evaluations import Evaluations
+from retbench.report.formats import format_metric
+from retbench.report.frames import set_of, started
+from retbench.report.points import Lineup, group
+from retbench.report.quality_findings import advantage_of_losses, find_quality, ratio_words
+from retbench.report.sweeps import CostSweep
+from retbench.report.tables import Contents
+from retbench.report.wording import device_name, format_length, join_words
+from retbench.units import format_count, format_tokens
+from retbench.workloads.workload import WORKLOADS, Workload
+
+HEADLINES = ("decode", "memory", "prefill")
+"""Workloads that always have a line, in this order; others have one where none of these was measured."""
+NOT_MEASURED = "not measured in this run"
+
+
+@dataclass(frozen=True)
+class AnswerLine:
+    """One line of the answer.
+
+    Attributes:
+        topic: What is compared: "Decode".
+        lead: The result: "7.63× faster at 32K".
+        text: Values, interval, and the other end of the range; empty where nothing was measured.
+    """
+
+    topic: str
+    lead: str
+    text: str
+
+    @property
+    def sentence(self) -> str:
+        """The text as it follows a full stop."""
+        return self.text[:1].upper() + self.text[1:]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The answer of a report.
+
+    Attributes:
+        models: The models that are compared: "RetNet compared with the Transformer".
+        setting: Device, dtype, parameters and batch size.
+        lines: One per topic.
+        caveat: What the lines do not show.
+    """
+
+    models: str
+    setting: str
+    lines: tuple[AnswerLine, ...]
+    caveat: str
+
+
+def find_answer(contents: Contents) -> Answer:
+    """Return the answer that the records of a selection give."""
+    compared = [found for sweep in contents.sweeps if (found := _compare(sweep))]
+    measured = [name for name in WORKLOADS if any(one.sweep.workload == name for one in compared)]
+    topics = HEADLINES if not measured or {*HEADLINES} & {*measured} else tuple(measured)
+    main = next((_farthest(compared, name) for name in topics if name in measured), None)
+    lines = [_cost_line(name, _farthest(compared, name, main), main) for name in topics]
+    evaluations = contents.evaluations
+    sweep = main.sweep if main else next(iter(contents.sweeps), None)
+    models = sweep.models if sweep else evaluations.models if evaluations else None
+    records = main.sweep.records if main else contents.selection.records
+    return Answer(
+        models=_models_words(models) if models else "",
+        setting=_setting(records, main),
+        lines=(*lines, _quality_line(evaluations)),
+        caveat=_caveat(records),
+    )
+
+
+# ---- cost ------------------------------------------------------------------------------------------------------------
+
+
+class _End(NamedTuple):
+    """Comparison of one model at one context length: its advantage, its value and the reference's."""
+
+    length: int
+    advantage: Advantage
+    mine: str
+    theirs: str
+
+    @property
+    def values(self) -> str:
+        """Both values, the unit once where it is the same: '6.42 vs 49.0 ms'."""
+        number, _, unit = self.mine.partition(" ")
+        same = unit and self.theirs.endswith(f" {unit}")
+        return f"{number if same else self.mine} vs {self.theirs}"
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    """A sweep with the ratios of its models to the reference."""
+
+    sweep: CostSweep
+    ratios: pd.DataFrame
+
+    @property
+    def workload(self) -> Workload:
+        return WORKLOADS[self.sweep.workload]
+
+    @property
+    def deepest(self) -> int:
+        """Longest context at which a model is compared."""
+        return int(self.ratios["context_len"].max())
+
+    @cached_property
+    def ranking(self) -> list[str]:
+        """The models compared at the longest context, the best one first."""
+        rows = self.ratios[self.ratios["context_len"] == self.deepest]
+        ascending = self.workload.primary.lower_is_better is not False
+        return [str(model) for model in rows.sort_values("ratio", ascending=ascending)["model"]]
+
+    @property
+    def lineup(self) -> tuple[object, ...]:
+        """Models and their size."""
+        return self.sweep.models.models, self.sweep.records[0].model.size
+
+    def label(self, model: str | None) -> str:
+        """Return the name of a model as a sentence has it."""
+        label = self.sweep.models.labels[str(model)]
+        return f"the {label}" if model == self.sweep.models.reference else label
+
+    def ends(self, model: str) -> list[_End]:
+        """Return the comparison at the shortest and at the longest context; one where they are the same."""
+        rows = self.ratios[self.ratios["model"] == model].sort_values("context_len")
+        return [self._end(model, row) for _, row in rows.iloc[[0, -1] if len(rows) > 1 else [0]].iterrows()]
+
+    def _end(self, model: str, row: pd.Series) -> _End:
+        metric, length = self.workload.primary, int(row["context_len"])
+        at = self.sweep.rows(metric.name).query("context_len == @length").set_index("model")["value"]
+        mine, theirs = (
+            format_metric(metric.name, float(at[name])) for name in (model, str(self.sweep.models.reference))
+        )
+        return _End(length, advantage(metric, row), mine, theirs)
+
+
+def _compare(sweep: CostSweep) -> _Comparison | None:
+    """Return the comparison of a sweep's models; None where no two were measured at the same point."""
+    ratios = pair_ratios(sweep.metrics, sweep.models) if sweep.primary else pd.DataFrame()
+    return None if ratios.empty else _Comparison(sweep, ratios)
+
+
+def _farthest(
+    compared: Sequence[_Comparison], workload: str, main: _Comparison | None = None
+) -> _Comparison | None:
+    """Return the comparison of a workload that reaches farthest, if possible of the models and batch of `main`."""
+
+    def rank(one: _Comparison) -> tuple[object, ...]:
+        same_models = main is not None and one.lineup == main.lineup
+        same_batch = main is not None and one.sweep.batch_size == main.sweep.batch_size
+        return same_models, same_batch, one.deepest, len(one.sweep.lengths), -one.sweep.batch_size
+
+    return max((one for one in compared if one.sweep.workload == workload), key=rank, default=None)
+
+
+def _cost_line(name: str, found: _Comparison | None, main: _Comparison | None) -> AnswerLine:
+    """Return the line of one workload."""
+    topic = name.replace("_", " ").capitalize()
+    if found is None:
+        return AnswerLine(topic, NOT_MEASURED, "")
+    best, sweep = found.ranking[0], found.sweep
+    ends = found.ends(best)
+    last, several = ends[-1], len(sweep.models.challengers) > 1
+    lead = _lead_of_best(found, last) if several else lead_of_ends([(e.advantage, e.length) for e in ends])
+    parts = [
+        f"{found.workload.quantity} {last.values}{_notes(last)}",
+        *(_other_end(ends[0], lead) if len(ends) > 1 else []),
+        *_crossing(found, best, ends),
+        *([_range_of_others(found)] if len(found.ranking) > 1 else []),
+        *filter(None, [sweep.reason_beyond((best, str(sweep.models.reference)), last.length)]),
+        *_other_setting(found, main),
+    ]
+    return AnswerLine(topic, lead, "; ".join(parts))
+
+
+def _lead_of_best(found: _Comparison, last: _End) -> str:
+    """Return the lead of several models: the best one, and its advantage over the reference."""
+    best, reference = found.label(found.ranking[0]), found.label(found.sweep.models.reference)
+    first, at = superlative(found.workload.primary), f"at {format_tokens(last.length)}"
+    if last.advantage.outcome == "worse":
+        return f"{first}: {reference}; next {best}, {last.advantage.lead} {at}"
+    than = "from" if last.advantage.outcome == "equal" else "than"
+    return f"{first}: {best}, {last.advantage.lead} {than} {reference} {at}"
+
+
+def _notes(end: _End) -> str:
+    return "".join(f", {note}" for note in end.advantage.notes)
+
+
+def _other_end(first: _End, lead: str) -> list[str]:
+    """Return the result at the shortest context, with values where the lead already states its size."""
+    at = format_tokens(first.length)
+    if f"{first.advantage.lead} at {at}" in lead or first.advantage.outcome == "equal":
+        return [f"at {at} {first.values}{_notes(first)}"]
+    return [f"{first.advantage.lead} at {at}"]
+
+
+def _crossing(found: _Comparison, model: str, ends: Sequence[_End]) -> list[str]:
+    """Return where the curves cross, if the better model is not the same at both ends."""
+    if len({end.advantage.outcome for end in ends}) == 1:
+        return []
+    metric = found.workload.primary.name
+    crossing = find_crossover(found.sweep.metrics, metric, model, str(found.sweep.models.reference))
+    if crossing is None or crossing[1].value is None:
+        return []
+    return [f"crossover at about {format_length(crossing[1].value)} tokens (interpolated)"]
+
+
+def _range_of_others(found: _Comparison) -> str:
+    """Return the advantages of all models but the best one at the longest context."""
+    second, last = (found.ends(model)[-1].advantage.lead for model in (found.ranking[1], found.ranking[-1]))
+    count = len(found.ranking) - 1
+    if count == 1:
+        return f"{found.label(found.ranking[1])} {second}"
+    return f"the other {count} models {second} to {last}"
+
+
+def _other_setting(found: _Comparison, main: _Comparison | None) -> list[str]:
+    """Return size and batch size of a sweep where they are not those of the answer's setting."""
+    if main is None or found.workload.finds_batch:
+        return []
+    mine, theirs = found.sweep, main.sweep
+    size = [_parameters(mine.records)] if mine.records[0].model.size != theirs.records[0].model.size else []
+    return [*size, *([f"batch {mine.batch_size}"] if mine.batch_size != theirs.batch_size else [])]
+
+
+# ---- quality ---------------------------------------------------------------------------------------------------------
+
+
+def _quality_line(evaluations: Evaluations | None) -> AnswerLine:
+    """Return the line of quality: bits per byte of the largest models on the first corpus, else the first finding."""
+    for point in evaluations.longest_texts() if evaluations else []:
+        assert evaluations is not None
+        made = [c for c in evaluations.compared(point) if c.ratio is not None]
+        if made:
+            size = made[-1].instance.size
+            return _loss_line(evaluations, [c for c in made if c.instance.size == size])
+    found = find_quality(evaluations) if evaluations else []
+    return (
+        AnswerLine("Quality", found[0].lead, found[0].text)
+        if found
+        else AnswerLine("Quality", NOT_MEASURED, "")
+    )
+
+
+def _loss_line(evaluations: Evaluations, made: Sequence[DocumentComparison]) -> AnswerLine:
+    """Return the line of models of one size on one corpus; of several it names the best."""
+    labels, by_model = evaluations.models.labels, group(made, lambda c: c.model)
+    ratios = {model: [c.ratio for c in mine if c.ratio] for model, mine in by_model.items()}
+    best = min(ratios, key=lambda model: sum(ratio.value for ratio in ratios[model]) / len(ratios[model]))
+    mine, other = by_model[best], f"the {labels[made[0].reference]}"
+    lead = advantage_of_losses(ratios[best], made[0].unit)
+    if len(evaluations.models.challengers) > 1:
+        is_worse = min(ratio.value for ratio in ratios[best]) > 1
+        lead = f"best: {other}; next {labels[best]}, {lead}" if is_worse else f"best: {labels[best]}, {lead}"
+    seeds = [str(c.instance.seed) for c in mine if c.instance.seed is not None]
+    words = f", seed{'s' if len(seeds) > 1 else ''} {join_words(seeds)}" if seeds else ""
+    records = [record for c in mine if (record := evaluations.find(c.point, best, c.instance))]
+    text = (
+        f"bits per {made[0].unit} on {made[0].point.title}, {_parameters(records)}{words}: "
+        f"{join_words([ratio_words(ratio) for ratio in ratios[best]])} of {other}'s"
+    )
+    return AnswerLine("Quality", lead, text)
+
+
+# ---- setting ---------------------------------------------------------------------------------------------------------
+
+
+def _models_words(models: Lineup) -> str:
+    """Return the models that are compared, or how many there are."""
+    if models.reference is None or not models.challengers:
+        return ", ".join(models.labels.values())
+    mine = [models.labels[name] for name in models.challengers]
+    subject = join_words(mine) if len(mine) <= 3 else f"{len(mine)} models"
+    return f"{subject} compared with the {models.labels[models.reference]}"
+
+
+def _setting(records: Sequence[Record], main: _Comparison | None) -> str:
+    """Return device, dtype, parameters and batch size of records."""
+    latest = max(records, key=started)
+    cores = latest.environment.get("physical_cores")
+    is_cpu = str(set_of(latest).device) == "cpu"
+    device = device_name(latest).removesuffix(" Processor")
+    parts = [f"{cores}-core {device}" if is_cpu and cores else device, str(set_of(latest).dtype)]
+    if main:
+        parts += [f"{_parameters(records)} per model", f"batch {main.sweep.batch_size}"]
+    return ", ".join(parts)
+
+
+def _parameters(records: Sequence[Record]) -> str:
+    """Return the parameters without embedding of records' models: '18.9M non-embedding parameters'."""
+    counts = [record.model.num_params_nonembedding for record in records]
+    ends = dict.fromkeys(format_count(count).replace(" ", "") for count in (min(counts), max(counts)))
+    return f"{' to '.join(ends)} non-embedding parameters"
+
+
+def _caveat(records: Sequence[Record]) -> str:
+    """Return what models of this size on this device do not show."""
+    latest = max(records, key=started)
+    if str(set_of(latest).device) == "cpu":
+        return "Small models on a CPU say nothing about 6.7B parameters on an A100: see the claims of the papers."
+    return "Other devices, sizes and dtypes may differ: the claims of the papers state their conditions."

@@ -1,0 +1,193 @@
+"""The tables of the page's first part: one row per context, a column per model, and the ratio to the reference.
+
+With many models there is a row per model and a column per context. Columns that have the same value in every row go
+into the caption. `formats.readable_tables` has every metric.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import pandas as pd
+
+from retbench.report.advantages import advantage
+from retbench.report.comparisons import pair_ratios
+from retbench.report.evaluations import Evaluations
+from retbench.report.formats import NONE, format_metric, readable_tables
+from retbench.report.points import Lineup
+from retbench.report.sweeps import CostSweep, by_workload
+from retbench.report.tables import metrics_of, quality_table
+from retbench.report.wording import describe_status, section_title
+from retbench.units import format_tokens
+from retbench.workloads.workload import WORKLOADS, MetricSpec
+
+_MOST_COLUMNS = 3
+"""Models that have a column each; more of them have a row each."""
+
+Point = tuple[int, int]
+"""Batch size and context length."""
+
+
+@dataclass(frozen=True)
+class CompactTable:
+    """A table of text.
+
+    Attributes:
+        caption: What it shows, and what is the same in every row.
+        frame: The cells.
+        column_models: The model of each column whose numbers are of one model; None for other columns.
+        row_models: The same of each row.
+    """
+
+    caption: str
+    frame: pd.DataFrame
+    column_models: tuple[str | None, ...]
+    row_models: tuple[str | None, ...]
+
+
+def cost_tables(sweeps: Sequence[CostSweep]) -> list[CompactTable]:
+    """Return a table per experiment and workload of its primary metric."""
+    return [_cost_table(of_one) for of_one in by_workload(sweeps) if metrics_of(of_one[0])]
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """The primary metric of one experiment and workload in words, by model and point."""
+
+    sweeps: Sequence[CostSweep]
+    values: Mapping[tuple[str, Point], str]
+    ratios: Mapping[tuple[str, Point], str]
+
+    @property
+    def lineup(self) -> Lineup:
+        return self.sweeps[0].models
+
+    @property
+    def models(self) -> list[str]:
+        measured = {model for model, _ in self.values}
+        return [model for model in self.lineup.models if model in measured]
+
+    @property
+    def points(self) -> list[Point]:
+        return [(sweep.batch_size, length) for sweep in self.sweeps for length in sweep.lengths]
+
+    def batch_words(self, batch_size: int) -> str:
+        known = WORKLOADS.get(self.sweeps[0].workload)
+        return NONE if known and known.finds_batch else str(batch_size)
+
+    @property
+    def versus(self) -> str:
+        return f"vs. {self.lineup.labels[str(self.lineup.reference)]}" if self.ratios else ""
+
+
+def _cost_table(sweeps: Sequence[CostSweep]) -> CompactTable:
+    metric = metrics_of(sweeps[0])[0]
+    values = {key: text for sweep in sweeps for key, text in _values(sweep, metric)}
+    grid = _Grid(sweeps, values, {key: text for sweep in sweeps for key, text in _ratios(sweep, metric)})
+    caption = f"{section_title(sweeps[0].experiment, sweeps[0].workload)}, {metric.heading}"
+    make = _row_per_model if len(grid.models) > _MOST_COLUMNS else _row_per_point
+    return make(grid, caption)
+
+
+def _row_per_point(grid: _Grid, caption: str) -> CompactTable:
+    labels, compared = (
+        grid.lineup.labels,
+        [m for m in grid.models if any(m == model for model, _ in grid.ratios)],
+    )
+    rows = []
+    for point in grid.points:
+        row = {"batch": grid.batch_words(point[0]), "context": format_tokens(point[1])}
+        row |= {labels[model]: grid.values.get((model, point), NONE) for model in grid.models}
+        row |= {f"{labels[model]} {grid.versus}": grid.ratios.get((model, point), NONE) for model in compared}
+        rows.append(row)
+    of_columns = {labels[model]: model for model in grid.models}
+    of_columns |= {f"{labels[model]} {grid.versus}": model for model in compared}
+    return _without_constants(caption, pd.DataFrame(rows), ("batch", "context"), of_columns)
+
+
+def _row_per_model(grid: _Grid, caption: str) -> CompactTable:
+    """Return a row per model and batch size, with the ratio at the longest context at which it has one."""
+    rows, of_rows = [], []
+    lengths = sorted({length for _, length in grid.points})
+    for model, batch in product(grid.models, sorted({batch for batch, _ in grid.points})):
+        row = {"model": grid.lineup.labels[model], "batch": grid.batch_words(batch)}
+        row |= {format_tokens(length): grid.values.get((model, (batch, length)), NONE) for length in lengths}
+        deepest = next((n for n in reversed(lengths) if (model, (batch, n)) in grid.ratios), None)
+        if grid.versus:
+            found = f"{grid.ratios[model, (batch, deepest)]} at {format_tokens(deepest)}" if deepest else NONE
+            row[grid.versus] = found
+        rows.append(row)
+        of_rows.append(model)
+    return _without_constants(caption, pd.DataFrame(rows), ("batch",), {}, tuple(of_rows))
+
+
+def _values(sweep: CostSweep, metric: MetricSpec) -> Iterator[tuple[tuple[str, Point], str]]:
+    """Yield the value of each model at each point, or why there is none."""
+    failed, rows = sweep.failed, sweep.rows(metric.name)
+    for model, length, status in zip(failed["model"], failed["context_len"], failed["status"], strict=True):
+        yield (str(model), (sweep.batch_size, int(length))), describe_status(str(status))
+    for model, length, value in zip(rows["model"], rows["context_len"], rows["value"], strict=True):
+        yield (str(model), (sweep.batch_size, int(length))), format_metric(metric.name, float(value))
+
+
+def _ratios(sweep: CostSweep, metric: MetricSpec) -> Iterator[tuple[tuple[str, Point], str]]:
+    """Yield how each model compares with the reference at each point: '7.63× faster [6.94, 8.39]'."""
+    if sweep.primary is None:
+        return
+    for _, row in pair_ratios(sweep.metrics, sweep.models).iterrows():
+        found = advantage(metric, row)
+        text = f"{found.size} {found.interval.removeprefix('95 % CI ')}".strip()
+        yield (str(row["model"]), (sweep.batch_size, int(row["context_len"]))), text
+
+
+def quality_tables(evaluations: Evaluations) -> list[CompactTable]:
+    """Return a table per experiment and workload that scores documents: the primary metric of each model."""
+    made = []
+    for experiment in sorted({record.experiment for record in evaluations.records}):
+        frame = quality_table(evaluations, experiment)
+        scored = frame[
+            frame["workload"].map(lambda name: name in WORKLOADS and WORKLOADS[name].replicate == "document")
+        ]
+        for workload, table in readable_tables(scored).items():
+            heading = WORKLOADS[workload].primary.heading
+            caption = f"{section_title(experiment, workload)}, {heading}"
+            made.append(_quality_table(table, heading, caption, evaluations.models))
+    return made
+
+
+def _scores_documents(workload: str) -> bool:
+    return workload in WORKLOADS and WORKLOADS[workload].replicate == "document"
+
+
+def _quality_table(table: pd.DataFrame, heading: str, caption: str, models: Lineup) -> CompactTable:
+    """Return task points, the primary metric per model, and the comparison, of a readable table."""
+    if "metric" in table:  # of questions there is a row per kind of accuracy
+        table = table[table["metric"] == "acc"].drop(columns="metric")
+    names = {f"{heading}, {model}": model for model in models.models} | {
+        model: model for model in models.models
+    }
+    lead = [
+        name for name in ("corpus", "task", "protocol", "context", "shots", "size", "seed") if name in table
+    ]
+    own = [name for name in table if name in names]
+    compared = [name for name in table if str(name).startswith(("ratio", "difference"))]
+    frame = table[[*lead, *own, *compared]].rename(columns={name: models.labels[names[name]] for name in own})
+    of_columns = {models.labels[names[name]]: names[name] for name in own}
+    return _without_constants(caption, frame, lead, of_columns)
+
+
+def _without_constants(
+    caption: str,
+    frame: pd.DataFrame,
+    lead: Sequence[str],
+    column_models: Mapping[str, str],
+    row_models: tuple[str | None, ...] = (),
+) -> CompactTable:
+    """Move the leading columns that have one value only into the caption, but for the last one."""
+    constant = [name for name in lead if frame[name].nunique() == 1]
+    if len(constant) == len(lead) and frame.columns[0] == lead[0]:  # a row needs a heading
+        constant.pop()
+    notes = [f"{name} {frame[name].iloc[0]}" for name in constant if frame[name].iloc[0] != NONE]
+    frame = frame.drop(columns=constant)
+    columns = tuple(column_models.get(str(name)) for name in frame.columns)
+    return CompactTable(", ".join([caption, *notes]), frame, columns, row_models or (None,) * len(frame))

@@ -1,0 +1,122 @@
+"""Leads of one model over another in evaluations, and the verdicts of the rules on quality.
+
+A lead is significant where its interval excludes 0; only significant leads confirm or refute a claim.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from retbench.papers.claims import AheadRule, Claim, CrossesRule, NearRule, Verdict
+from retbench.records.record import Record
+from retbench.report.claim_rules import ClaimFinding, decided
+from retbench.report.document_comparisons import Folders, compare
+from retbench.report.points import ModelInstance, instance_of, task_point_of
+from retbench.units import format_percent, format_size
+
+
+class QualityLead(NamedTuple):
+    """Lead of a challenger over a reference in one evaluation, above 0 where the challenger is better.
+
+    It is significant where its interval excludes 0; None where too few documents give no interval.
+    """
+
+    records: tuple[Record, Record]
+    lead: float
+    is_significant: bool | None
+
+
+def find_leads(
+    rule: AheadRule | CrossesRule, records: Sequence[Record], folders: Folders
+) -> dict[ModelInstance, list[QualityLead]]:
+    """Compare both sides wherever they may be compared; by size and seed."""
+    found: dict[ModelInstance, list[QualityLead]] = {}
+    references = {
+        (task_point_of(record), instance_of(record)): record
+        for record in records
+        if rule.reference.has(record)
+    }
+    for record in records:
+        theirs = references.get((task_point_of(record), instance_of(record)))
+        lead = _lead(record, theirs, folders) if theirs and rule.challenger.has(record) else None
+        if lead is not None:
+            found.setdefault(instance_of(record), []).append(lead)
+    return found
+
+
+def _lead(mine: Record, theirs: Record, folders: Folders) -> QualityLead | None:
+    """Return the lead of one record over another; None where they may not be compared."""
+    found = compare(mine, theirs, folders)
+    if found.ratio is not None:
+        low, high = found.ratio.low, found.ratio.high
+        is_significant = None if low is None or high is None else not low <= 1 <= high
+        return QualityLead((mine, theirs), 1 - found.ratio.value, is_significant)
+    if "acc" in found.accuracies:
+        pair = found.accuracies["acc"]
+        return QualityLead((mine, theirs), pair.difference, not pair.low <= 0 <= pair.high)
+    return None
+
+
+def judge_ahead(rule: AheadRule, leads: Sequence[QualityLead]) -> ClaimFinding:
+    """Judge whether the challenger is ahead at every evaluation.
+
+    `reproduced` takes every task and context of the claim, and significant leads at half of the evaluations or more.
+    """
+    ahead = [each for each in leads if each.lead > 0]
+    sure = [each for each in ahead if each.is_significant]
+    behind = [each for each in leads if each.lead < 0 and each.is_significant]
+    values = [each.lead for each in leads]
+    text = (
+        f"ahead at {len(ahead)} of {len(leads)} evaluations, significantly at {len(sure)}, significantly behind at "
+        f"{len(behind)}; {_lead_words(min(values), max(values))}"
+    )
+    if all(each.is_significant is None for each in leads):
+        return ClaimFinding("not_testable", text, ("too few documents for an interval",))
+    if not sure:
+        return ClaimFinding("not_reproduced" if behind else "not_testable", text)
+    points = [each.records[0].point for each in leads]
+    is_complete = {point.task for point in points} >= set(rule.tasks) and (
+        {point.context_len for point in points} >= set(rule.context_lens)
+    )
+    is_whole = is_complete and len(ahead) == len(leads) and 2 * len(sure) >= len(leads)
+    return ClaimFinding("reproduced" if is_whole else "partly", text)
+
+
+def _lead_words(low: float, high: float) -> str:
+    """Format the least and the largest lead: 'lead -1.0 % to 2.0 %', or 'behind by 5.3 % to 6.3 %'."""
+    if high < 0:
+        return f"behind by {format_percent(-high)} to {format_percent(-low)}"
+    return f"lead {format_percent(low)} to {format_percent(high)}"
+
+
+def judge_crossing(
+    small: Mapping[str, Sequence[QualityLead]], large: Mapping[str, Sequence[QualityLead]]
+) -> ClaimFinding:
+    """Judge whether the challenger is behind at the small sizes and ahead at the large ones."""
+    behind, ahead = ([each for leads in sizes.values() for each in leads] for sizes in (small, large))
+    as_claimed = [each.lead < 0 for each in behind if each.is_significant]
+    as_claimed += [each.lead > 0 for each in ahead if each.is_significant]
+    num_leads = len(behind) + len(ahead)
+    means = _mean_lead(behind), _mean_lead(ahead)
+    if not as_claimed:
+        verdict: Verdict = "not_testable"
+    elif all(as_claimed):
+        verdict = "reproduced" if len(as_claimed) == num_leads else "partly"
+    else:
+        verdict = "partly" if means[0] < 0 < means[1] else "not_reproduced"
+    at_small, at_large = (
+        f"{format_percent(mean)} at {', '.join(map(format_size, sizes))}"
+        for mean, sizes in zip(means, (small, large), strict=True)
+    )
+    significance = f"significantly different at {len(as_claimed)} of {num_leads} evaluations"
+    return ClaimFinding(verdict, f"mean lead {at_small}, {at_large}, {significance}")
+
+
+def _mean_lead(leads: Sequence[QualityLead]) -> float:
+    return sum(each.lead for each in leads) / len(leads)
+
+
+def judge_near(claim: Claim, rule: NearRule, value: float) -> ClaimFinding:
+    """Judge whether a metric is what the paper prints."""
+    is_near = abs(value / claim.printed - 1) <= rule.tolerance
+    printed = f"the paper {claim.printed:.4g}, within {format_percent(rule.tolerance)}"
+    return decided(is_near, f"{value:.4g}", printed)
