@@ -9,6 +9,7 @@ from torch import Tensor
 
 from benchmarks.peers import pairs
 from benchmarks.peers.outcomes import Limit, Outcome, error_outcome, worst
+from retbench.architectures.gla import GlaSpec
 from retbench.architectures.matching import resolve_model
 from retbench.architectures.rwkv6 import RwkvSpec
 from retbench.data.text import read_tokens
@@ -106,6 +107,8 @@ def forms_bfloat16() -> Iterator[Outcome]:
     yield _model_error_ratio("forms-bfloat16: model", model, tokens)
     mamba2 = pairs.plain(pairs.mamba2_config("1m"), dtype=torch.bfloat16)
     yield _model_error_ratio("forms-bfloat16: Mamba-2", mamba2, tokens)
+    gla = pairs.plain(resolve_model(GlaSpec(architecture="gla"), "1m"), dtype=torch.bfloat16)
+    yield _model_error_ratio("forms-bfloat16: GLA", gla, tokens)
 
 
 def _model_error_ratio(bar: str, model: Decoder, tokens: Tensor) -> Outcome:

@@ -1,10 +1,13 @@
 """Models whose decode steps the fused operators compute: every mixer, norm, layout, decay and feed-forward."""
 
+from typing import get_args
+
 from retbench.architectures.gla import GlaSpec
 from retbench.architectures.linear import LinearSpec
 from retbench.architectures.mamba2 import Mamba2Spec
 from retbench.architectures.matching import resolve_model
 from retbench.architectures.sliding_window import SlidingWindowSpec
+from retbench.mixers.linear_attention.config import FeatureMap
 from tests.models.cases import config_of
 
 CASES = (
@@ -24,7 +27,7 @@ CASES = (
 def fused_configs():
     """Return the configuration of each case by name, cut to two layers where all layers are alike."""
     made = {name: config_of(name) for name in CASES}
-    for variant in ("elu", "identity"):
+    for variant in get_args(FeatureMap):
         made[f"linear-{variant}"] = resolve_model(LinearSpec(architecture="linear", variant=variant), "1m")
     window = SlidingWindowSpec(architecture="sliding_window", window=9, sinks=2)
     made["sliding-window"] = resolve_model(window, "1m")

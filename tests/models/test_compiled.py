@@ -1,7 +1,5 @@
 """Compiled decode steps: one compilation serves every depth, and what it computes is what the eager step computes."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
@@ -14,13 +12,6 @@ from retbench.models.equivalence import relative_error
 
 # What inductor loads still uses torch.jit.script.
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
-
-
-@pytest.fixture(autouse=True)
-def _no_code_of_other_models() -> Iterator[None]:
-    """Code is not checked against a model's weights: it would run for another model with inputs of the same shapes."""
-    yield
-    torch.compiler.reset()
 
 
 def one_layer(name: str, dtype: torch.dtype = torch.float32) -> Decoder:
@@ -115,3 +106,12 @@ def test_another_batch_size_is_compiled_anew_and_packed_weights_give_the_same() 
     compiler = StepCompiler(model)
     for batch_size in (1, 4):
         assert max(errors_by_depth(model, compiler, [64, 128], batch_size)) < 1e-4
+
+
+@pytest.mark.slow
+@torch.inference_mode()
+def test_models_whose_inputs_look_the_same_run_their_own_code():
+    for name in ("rwkv6", "rwkv6-v5"):
+        model = one_layer(name)
+        (error,) = errors_by_depth(model, StepCompiler(model), [5], 1)
+        assert error <= 1e-4

@@ -194,6 +194,8 @@ def with_gradients(function, inputs):
         (256, 512, "fixed", torch.bfloat16),
         (256, 512, "gated", torch.bfloat16),
         (64, 128, "fixed", torch.float16),
+        (256, 512, "channels", torch.bfloat16),
+        (256, 512, "channels, token by token", torch.bfloat16),
     ],
 )
 @pytest.mark.parametrize("length", [1, 63, 200])
@@ -202,18 +204,21 @@ def test_fla_equals_the_definition_with_gradients(length, key_dim, value_dim, ki
     generator = torch.Generator(CUDA).manual_seed(0)
     shapes = [(2, length, 4, key_dim)] * 2 + [
         (2, length, 4, value_dim),
-        (2, length, 4),
+        (2, length, 4, key_dim) if kind.startswith("channels") else (2, length, 4),
         (2, 4, key_dim, value_dim),
     ]
+    kernel = {"channels": kernels.gla_fla, "channels, token by token": kernels.gla_fla_recurrent}.get(
+        kind, kernels.retention_fla
+    )
     q, k, v, gate, state = (torch.randn(shape, generator=generator, device=CUDA) for shape in shapes)
     k = k * key_dim**-0.5
     log_decay = (
         decay_schedule("eq8", 4).cuda() if kind == "fixed" else torch.nn.functional.logsigmoid(gate) / 16
     )
     rounded = [x.to(dtype) for x in (q, k, v)]
-    found = with_gradients(kernels.retention_fla, [*rounded, log_decay, state])
+    found = with_gradients(kernel, [*rounded, log_decay, state])
     expected = with_gradients(retention_recurrent, [*(x.float() for x in rounded), log_decay, state])
-    assert len(found) == len(expected) == 2 + 4 + (kind == "gated")
+    assert len(found) == len(expected) == 2 + 4 + (kind != "fixed")
     for ours, reference in zip(found, expected, strict=True):
         assert relative_error(ours, reference) < KERNEL_LIMITS[dtype]
     assert found[0].dtype == dtype

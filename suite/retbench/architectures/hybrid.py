@@ -36,9 +36,9 @@ class HybridSpec(ModelSpec):
     """A `[models.NAME]` table with a pattern of mixers, or the name of a published one."""
 
     architecture: Literal["hybrid"] = "hybrid"
-    variant: Literal["1-in-8", "based"] | None = None
-    """1-in-8: one attention in eight layers, the others retention. based: short convolutions, linear attention and
-    sliding windows. Absent where `pattern` is given."""
+    variant: Literal["pattern", "1-in-8", "based"] = "pattern"
+    """pattern: the list in `pattern`. 1-in-8: one attention in eight layers, the others retention. based: short
+    convolutions, linear attention and sliding windows."""
     pattern: Pattern = Field(min_length=1)
     """The mixers of the layers, from the first on, repeated to the last: names such as "retention", or tables such as
     {mixer = "attention", num_kv_heads = 2} with a mixer's own fields."""
@@ -94,13 +94,14 @@ def _resolve(spec: HybridSpec, size: Size) -> ModelConfig:
     fields = [_fields_of(item) for item in spec.pattern]
     mixers = [find_mixer(each["mixer"]).at_size(size, **each) for each in fields]
     _check_all_used([each["mixer"] for each in fields], size.num_layers)
+    kinds = "-".join(dict.fromkeys(mixer.mixer for mixer in mixers))
 
     def make(ffn_dim: int) -> ModelConfig:
         ffn = FeedForward(d_model=size.d_model, ffn_dim=ffn_dim)
         layers = [BlockConfig(mixer=mixers[index % len(mixers)], ffn=ffn) for index in range(size.num_layers)]
         return ModelConfig(
             architecture="hybrid",
-            variant=spec.variant or "-".join(dict.fromkeys(mixer.mixer for mixer in mixers)),
+            variant=kinds if spec.variant == "pattern" else spec.variant,
             d_model=size.d_model,
             vocab_size=size.vocab_size,
             blocks=repeat_blocks(layers),

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -57,7 +58,7 @@ def compile_step(step: Callable[..., T], *inputs: Any, packs_weights: bool = Fal
     # Inputs are still checked at every run. A module that is compiled does not change, and checking each of its weights
     # took 0.1 ms of a step of 3 ms.
     filtered: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe}
-    run = torch.compile(step, fullgraph=True, dynamic=True, options=filtered)
+    run = torch.compile(_with_own_code(step), fullgraph=True, dynamic=True, options=filtered)
     try:
         with inductor.patch(freezing=packs_weights), torch._dynamo.config.patch(recompile_limit=_MOST_STEPS):
             first = run(*inputs)
@@ -72,6 +73,19 @@ def compile_step(step: Callable[..., T], *inputs: Any, packs_weights: bool = Fal
     seconds = time.perf_counter() - start
     torch.compiler.set_stance("fail_on_recompile")
     return Compiled(run, first, seconds)
+
+
+def _with_own_code(step: Callable[..., T]) -> Callable[..., T]:
+    """Return a function that runs `step`, with a code object of its own.
+
+    torch keeps compiled code by code object. Without checks of modules, the step of one model would else run the code
+    of another whose inputs look the same.
+    """
+
+    def run(*inputs: Any) -> T:
+        return step(*inputs)
+
+    return FunctionType(run.__code__.replace(), globals(), closure=run.__closure__)
 
 
 def is_recompile(error: RuntimeError) -> bool:
