@@ -38,5 +38,5 @@ def test_the_name_is_near_the_parameters_of_the_blocks(name: str) -> None:
 
 
 def test_an_unknown_size_is_explained() -> None:
-    with pytest.raises(ConfigError, match=r"unknown size '25M'\. Did you mean '25m'\?"):
-        find_size("25M")
+    with pytest.raises(ConfigError, match=r"unknown size '125n'\. Did you mean '125M'\?"):
+        find_size("125n")

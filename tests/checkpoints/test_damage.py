@@ -190,8 +190,8 @@ def test_an_index_that_is_none(folder, index):
         ("[]", "holds a JSON list, expected an object"),
         ("{}", "unknown format: neither model_type nor architectures is given"),
         (
-            '{"model_type": "mamba2"}',
-            r"\{'model_type': 'mamba2'\}. Formats: retbench, .*fla, .*; force one with --format",
+            '{"model_type": "bloom"}',
+            r"\{'model_type': 'bloom'\}. Formats: retbench, .*fla, .*; force one with --format",
         ),
     ],
 )

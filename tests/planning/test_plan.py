@@ -151,9 +151,9 @@ def test_the_profile_fits_the_device(
     ("changes", "error", "message"),
     [
         ({"profile": "smok"}, ConfigError, "Did you mean 'smoke'"),
-        ({"dtype": "bfloat"}, ConfigError, "--dtype: unknown dtype 'bfloat'. Did you mean 'bfloat16'"),
+        ({"dtype": "bfloat17"}, ConfigError, "--dtype: unknown dtype 'bfloat17'. Did you mean 'bfloat16'"),
         ({"limit": 0}, ConfigError, "--limit is 0"),
-        ({"device": "tpu"}, ConfigError, "'cpu', 'cuda' and 'cuda:N'"),
+        ({"device": "tpu"}, ConfigError, "'cpu', 'cuda' (an NVIDIA GPU) and 'cuda:N'"),
         ({"dtype": "float16"}, UnsupportedError, "float16 on a CPU"),
         ({"overrides": ["cuda_graph=true"]}, UnsupportedError, "cuda_graph = true on a CPU"),
         ({"overrides": ["decode_operators=fused"]}, UnsupportedError, "decode_operators = 'fused' on a CPU"),

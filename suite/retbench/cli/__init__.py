@@ -35,7 +35,7 @@ COMMANDS = {
     "train": "Train the models of an experiment under equal conditions, or continue.",
     "table": "Print the results of an experiment from its records.",
     "report": "Write the report and its figures from the records.",
-    "claims": "Print the papers' claims, each with its verdict or what it still needs.",
+    "claims": "Print the papers' claims, each with the paper's number, the one measured here and the verdict.",
     "verify": "Check that all execution modes of a model are equivalent.",
     "predict": "Predict time per token, memory, largest batch and crossover.",
     "generate": "Continue a text with any checkpoint, printing tokens as they come.",

@@ -35,15 +35,16 @@ class CompiledStep:
 
 
 class StepCompiler:
-    """Compiles the decode steps of a model, and compiles anew only where the code at hand does not fit.
+    """Compiles the decode steps of a model, and compiles anew only where no code at hand fits.
 
-    The position and the length of a key-value cache are symbolic in the code; the batch size is not.
+    The position and the length of a key-value cache are symbolic in the code; the batch size is not, and neither is
+    whether a window is full.
     """
 
     def __init__(self, model: Decoder) -> None:
         self._model = model
         self._batch_size = 0
-        self._compiled: Compiled[Tensor] | None = None
+        self._compiled: list[Compiled[Tensor]] = []
 
     def prepare(self, tokens: Tensor, state: DecoderState) -> CompiledStep:
         """Make the step of tokens (B, 1) from a state ready, and run it once.
@@ -55,17 +56,19 @@ class StepCompiler:
         """
         batch_size = tokens.shape[0]
         packs = self.packs_weights(batch_size)
-        compiled, logits = self._compiled, None
-        if compiled is not None and batch_size == self._batch_size:
+        if batch_size != self._batch_size and self._compiled:
+            # Their code would be kept as long as the process lives.
+            torch.compiler.reset()
+            self._compiled = []
+        for compiled in self._compiled:
             logits = _run_if_it_fits(compiled, tokens, state)
-        if compiled is None or logits is None:
-            if self._compiled is not None:
-                # Its code would be kept as long as the process lives.
-                torch.compiler.reset()
-            _mark_symbolic(tokens, state)
-            compiled = compile_step(self._model.__call__, tokens, state, packs_weights=packs)
-            logits, self._compiled, self._batch_size = compiled.first, compiled, batch_size
-        return CompiledStep(compiled.run, logits, compiled.seconds, packs)
+            if logits is not None:
+                return CompiledStep(compiled.run, logits, compiled.seconds, packs)
+        _mark_symbolic(tokens, state)
+        compiled = compile_step(self._model.__call__, tokens, state, packs_weights=packs)
+        self._compiled.append(compiled)
+        self._batch_size = batch_size
+        return CompiledStep(compiled.run, compiled.first, compiled.seconds, packs)
 
     def packs_weights(self, batch_size: int) -> bool:
         """Return whether compiled steps of a batch pack the weights."""
