@@ -1,0 +1,80 @@
+"""Synthetic tasks: the settings of generated examples, and the table `[profiles.NAME.training.task]`.
+
+`retbench.data.synthetic` generates the examples. Nothing here imports numpy or torch.
+"""
+
+import hashlib
+import json
+from statistics import fmean
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from retbench.config.evaluation import without_repeats
+from retbench.strict import Strict
+
+GENERATOR_VERSION = 1
+"""Increased when the same settings give other examples."""
+
+LEARNT_RATIO = 2.0
+"""A model has learnt a task once its accuracy is this many times that of guessing among the values in the text."""
+
+NumPairs = Annotated[int, Field(ge=2, le=2**16)]
+
+
+class Mqar(Strict):
+    """Examples of multi-query associative recall: which text they are made of.
+
+    Source: Zoology (arXiv:2312.04927), whose generator `multiquery_ar` has the same settings.
+    """
+
+    name: Literal["mqar"] = "mqar"
+    vocab_size: int = Field(default=512, ge=8, le=2**16)
+    """Tokens: 0 is the filler, the others of the lower half are keys, and those of the upper half values."""
+    power: float = Field(default=0.01, gt=0, le=1, allow_inf_nan=False)
+    """A key is asked in the x-th place after the pairs with a probability in proportion to x^(power - 1)."""
+    random_filler: bool = False
+    """Fill the rest with tokens of the whole vocabulary in place of 0, as Zoology's later experiments do."""
+
+    @property
+    def fingerprint(self) -> str:
+        """12 hex digits over the settings, equal only for equal examples."""
+        settings = self.model_dump(mode="json", include=set(Mqar.model_fields))
+        text = f"{GENERATOR_VERSION} {json.dumps(settings, sort_keys=True)}"
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def check(self, num_pairs: int, seq_len: int) -> None:
+        """Raise ValueError if examples of so many pairs and tokens cannot be made."""
+        if seq_len % 2:
+            raise ValueError(
+                f"seq_len is {seq_len}; examples are made of pairs of tokens, so it must be even"
+            )
+        if 4 * num_pairs > seq_len:
+            raise ValueError(
+                f"{num_pairs} pairs and a question for each take {4 * num_pairs} tokens, and seq_len is {seq_len}"
+            )
+        if num_pairs >= self.vocab_size // 2:
+            raise ValueError(
+                f"{num_pairs} pairs need as many keys, and vocab_size {self.vocab_size} has {self.vocab_size // 2 - 1}"
+            )
+
+
+class TaskSpec(Mqar):
+    """The table `[profiles.NAME.training.task]`: a model is trained on fresh examples, on their answers only."""
+
+    name: Literal["mqar"]
+    num_pairs: tuple[NumPairs, ...] = Field(min_length=1)
+    """Numbers of pairs of the examples, in turn."""
+    stop_accuracy: float | None = Field(default=None, gt=0, le=1)
+    """End a run once its accuracy on the validation examples is this high for every number of pairs."""
+
+    _distinct = field_validator("num_pairs")(without_repeats)
+
+    @property
+    def guess_accuracy(self) -> float:
+        """Accuracy of a guess among the values of an example, mean over the numbers of pairs."""
+        return fmean(1 / count for count in self.num_pairs)
+
+    def is_learnt(self, accuracy: float) -> bool:
+        """Return whether an accuracy shows that keys are used; a run that never gets there has not learnt the task."""
+        return accuracy >= min(1.0, LEARNT_RATIO * self.guess_accuracy)
