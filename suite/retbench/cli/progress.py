@@ -188,6 +188,7 @@ def describe_work(cell: Cell) -> str:
     point = cell.point
     task = f" of {point.task}" if point.task else ""
     examples = f", {point.num_fewshot} examples" if point.num_fewshot else ""
+    examples += f", {point.num_pairs} pairs" if point.num_pairs else ""
     return f"{cell.workload}{task}{f', {point.protocol}' if point.protocol else examples}"
 
 
