@@ -41,7 +41,6 @@ architecture = "transformer"
 [profiles.cpu]
 size = "25k"
 threads = 1
-allow_mismatch = true
 [profiles.cpu.training]
 sizes = ["25k"]
 seq_len = 16

@@ -48,10 +48,10 @@ SIZES: dict[str, Size] = {
     "100k": Size(
         64, 2, 2, 2, 512, "Synthetic tasks, as Zoology Figure 2 and Mamba-2 Figure 8: 12 d^2 L = 0.098 M"
     ),
+    "300k": Size(96, 3, 2, 2, 1024, "CPU size, for training: 12 d^2 L = 0.33 M"),
     "400k": Size(
         128, 2, 2, 2, 512, "Synthetic tasks, as Zoology Figure 2 and Mamba-2 Figure 8: 12 d^2 L = 0.39 M"
     ),
-    "300k": Size(96, 3, 2, 2, 1024, "CPU size, for training: 12 d^2 L = 0.33 M"),
     "1m": Size(128, 4, 2, 2, 1024, "CPU size, for tests: 12 d^2 L = 0.79 M"),
     "3m": Size(192, 6, 4, 4, 1024, "CPU size, for training: 12 d^2 L = 2.7 M"),
     "6m": Size(256, 6, 2, 4, 4096, "CPU size, for smoke runs: 12 d^2 L = 4.7 M"),
