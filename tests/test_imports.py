@@ -19,7 +19,7 @@ LAYERS: list[set[str]] = [
     {"ops", "records", "stats"},
     {"mixers"},
     {"architectures", "measure"},
-    {"config.evaluation", "config.training", "workloads.workload"},
+    {"config.evaluation", "config.synthetic", "config.training", "workloads.workload"},
     {"config"},
     {"planning.cells", "planning.prediction"},
     {"data", "models"},

@@ -10,7 +10,7 @@ from benchmarks.peers.outcomes import Limit, Outcome, error_outcome, speed_outco
 from benchmarks.peers.rounds import interleave
 from benchmarks.peers.training import GRADIENT_LIMIT, LENGTH, gradients, training_step
 from retbench.cli.train import make_training_plan
-from retbench.data.batches import Batches
+from retbench.data.batches import Batches, next_tokens
 from retbench.data.packing import pack
 from retbench.errors import UnsupportedError
 from retbench.training.loop import Stopped, Trainer
@@ -31,7 +31,7 @@ class _Training:
     def __init__(self, plan: TrainingPlan, run: TrainingRun, batches: Batches, folder: Path) -> None:
         self.first = batches.batch(0)
         # The run has more steps than are taken, so that nothing is scored and any rows are suitable.
-        self.trainer = Trainer(plan, run, batches, self.first, folder / run.name, lambda event: None)
+        self.trainer = Trainer(plan, run, batches, next_tokens(self.first), folder / run.name, lambda _: None)
         self.tokens_per_step = plan.spec.tokens_per_step
 
     def __call__(self) -> float:
@@ -91,7 +91,8 @@ def _pair(rounds: int, folder: Path) -> tuple[_Training, _Training]:
     """Return RetNet and the Transformer of the experiment, each before its first step."""
     plan = _plan(rounds * (WARM + TIMED) + 1)
     most = plan.spec.num_steps * plan.spec.batch_size * (plan.spec.seq_len + 1)
-    packed = pack(plan.corpus, "train", plan.tokenizer, folder, max_tokens=most)
+    assert plan.text is not None, "the pair is trained on a corpus"
+    packed = pack(plan.text.corpus, "train", plan.text.tokenizer, folder, max_tokens=most)
     sides = {
         run.model_name: _Training(
             plan,

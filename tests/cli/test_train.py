@@ -65,6 +65,7 @@ def test_scripts_get_one_object_in_base_units(
         "status": "ok",
         "error": None,
         "validation_loss_nats": 2.34567,
+        "validation_acc": None,
         "tokens_per_s": 1234.0,
         "folder": "a",
         "trained_before": False,

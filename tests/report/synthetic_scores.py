@@ -92,6 +92,13 @@ class ScoreMaker:
                 self._zeroshot(model, size, seed, task, num_fewshot)
         return self.records
 
+    def recalls(self, solved: float = 1.0) -> list[Record]:
+        """Every subject on examples of 4 and of 16 pairs; the Transformer solves the share `solved` of both."""
+        for model, size, seed in self._subjects():
+            for num_pairs in (4, 16):
+                self._recall(model, size, seed, num_pairs, solved)
+        return self.records
+
     def write(self) -> Path:
         """Append the records beside their documents; the results folder."""
         for record in self.records:
@@ -214,6 +221,29 @@ class ScoreMaker:
                 "metrics": metrics,
             },
             rows,
+        )
+
+    def _recall(self, model: str, size: str, seed: int | None, num_pairs: int, solved: float) -> None:
+        place = SIZES.index(size)
+        accuracy = solved if model == "transformer" else min(1.0, (1 + place) * 4 / num_pairs)
+        state_bytes = {"retnet": 4096, "transformer": 65536}[model] * 2**place
+        self._add(
+            model,
+            size,
+            seed,
+            {
+                "experiment": "mqar",
+                "workload": "mqar",
+                "point": Point(batch_size=1, context_len=64, task="mqar", num_pairs=num_pairs),
+                "backend": {"evaluation": "chunkwise" if model == "retnet" else "sdpa:flash"},
+                "metrics": {
+                    "acc": Metric(unit="ratio", value=accuracy),
+                    "acc_stderr": Metric(unit="ratio", value=0.01),
+                    "state_bytes": Metric(unit="bytes", value=state_bytes),
+                    "num_examples": Metric(unit="count", value=1000),
+                },
+            },
+            None,
         )
 
     def _training(self, model: str, size: str, seed: int | None, rate: float, role: str) -> None:

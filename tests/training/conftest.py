@@ -81,9 +81,9 @@ def plan(plan_of: PlanOf) -> TrainingPlan:
 
 def text_of(plan: TrainingPlan) -> TrainingText:
     """The tokens of a plan's corpus."""
-    return TrainingText(
-        pack(plan.corpus, "train", plan.tokenizer), pack(plan.corpus, "validation", plan.tokenizer)
-    )
+    assert plan.text is not None
+    corpus, tokenizer = plan.text.corpus, plan.text.tokenizer
+    return TrainingText(pack(corpus, "train", tokenizer), pack(corpus, "validation", tokenizer))
 
 
 def read_curve(path: Path) -> list[CurvePoint]:

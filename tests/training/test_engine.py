@@ -217,8 +217,10 @@ def test_the_checkpoint_says_what_it_learned_from_and_snapshots_are_gone(
         ]
         info = read_checkpoint(str(run.folder / "final"))
         assert info.context_len == 48
-        assert (info.tokenizer, info.tokenizer_fingerprint) == ("bytes", plan.tokenizer.fingerprint)
-        assert info.metadata["corpus_fingerprint"] == plan.corpus.fingerprint
+        assert plan.text is not None
+        fingerprint = plan.text.tokenizer.fingerprint
+        assert (info.tokenizer, info.tokenizer_fingerprint) == ("bytes", fingerprint)
+        assert info.metadata["corpus_fingerprint"] == plan.source.fingerprint
         assert info.metadata["num_tokens"] == 384
         assert info.metadata["validation_loss"] == run.validation_loss
         stored = json.loads((run.folder / "run.json").read_text("utf-8"))

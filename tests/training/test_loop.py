@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from retbench.data.batches import Batches
+from retbench.data.batches import Batches, next_tokens
 from retbench.errors import DivergedError, UnsupportedError
 from retbench.files import checksum
 from retbench.models.build import build_model
@@ -36,8 +36,7 @@ def trainer_of(
     plan: TrainingPlan, folder: Path, number: int = 0, events: list[TrainingEvent] | None = None
 ) -> Trainer:
     text, spec, run = text_of(plan), plan.spec, plan.final_runs[number]
-    batches = Batches(text.train, batch_size=spec.batch_size, seq_len=spec.seq_len, seed=run.seed)
-    validation = validation_rows(text.validation, spec.validation_tokens, spec.seq_len)
+    batches, validation = text.batches(spec, run.seed), text.validation_examples(spec)
     notify = (lambda _: None) if events is None else events.append
     return Trainer(plan, run, batches, validation, folder, notify)
 
@@ -225,7 +224,7 @@ def test_the_validation_loss_is_that_of_each_token(plan: TrainingPlan, tmp_path:
     with torch.no_grad():
         logits = trainer.model(rows[:, :-1]).double().log_softmax(-1)
     expected = -logits.gather(-1, rows[:, 1:, None]).mean().item()
-    micro: Callable[[int], float] = lambda size: mean_loss(trainer.model, rows, size)  # noqa: E731
+    micro: Callable[[int], float] = lambda size: mean_loss(trainer.model, next_tokens(rows), size)  # noqa: E731
     assert micro(1) == pytest.approx(expected, rel=1e-6)
     assert micro(3) == pytest.approx(expected, rel=1e-6)
 

@@ -46,8 +46,8 @@ def test_a_record_says_what_the_run_was_and_what_it_came_to(plan: TrainingPlan, 
         curve = read_curve(folder / "curve.csv")
         assert record.status == "ok"
         assert record.point.context_len == 48
-        assert record.point.task == plan.corpus.name
-        assert record.settings["corpus_fingerprint"] == plan.corpus.fingerprint
+        assert record.point.task == plan.source.name
+        assert record.settings["corpus_fingerprint"] == plan.source.fingerprint
         assert record.settings["grad_clip"] == plan.recipe.grad_clip
         assert record.settings["learning_rates"] == [1e-3, 4e-3]
         assert record.backend["training"] == ("chunkwise" if run.model_name == "retnet" else "sdpa:flash")

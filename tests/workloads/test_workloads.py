@@ -33,6 +33,7 @@ ORDER = [
     "largest_batch",
     "perplexity",
     "zeroshot",
+    "mqar",
     "training_run",
 ]
 

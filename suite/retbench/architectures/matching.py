@@ -24,6 +24,9 @@ MAX_MISMATCH = 0.01
 WIDTH_STEP = 8
 """A solved width is a multiple of it: kernels want that."""
 
+NARROW = 96
+"""Below this width of the model `WIDTH_STEP` is too coarse for a budget, and any width may be solved."""
+
 
 def resolve_model(spec: ModelSpec, default_size: str, *, vocab_size: int | None = None) -> ModelConfig:
     """Return the configuration of one entry of `[models]`; with the size's vocabulary when `vocab_size` is None.
@@ -52,14 +55,20 @@ def resolve_model(spec: ModelSpec, default_size: str, *, vocab_size: int | None 
         raise ConfigError(str(error).replace("{size}", f"size '{name}'")) from error
 
 
-def solve_width(make: Callable[[int], ModelConfig], size: Size, *, step: int = WIDTH_STEP) -> ModelConfig:
+def width_step(size: Size) -> int:
+    """Return the number that solved widths are multiples of at a size."""
+    return WIDTH_STEP if size.d_model >= NARROW else 1
+
+
+def solve_width(make: Callable[[int], ModelConfig], size: Size, *, step: int | None = None) -> ModelConfig:
     """Return the model whose blocks come closest to the size's budget.
 
     Args:
         make: Makes the model with a width; a wider one has at least as many parameters.
         size: The size, which says the budget.
-        step: Widths are multiples of it.
+        step: Widths are multiples of it; `width_step` when None.
     """
+    step = step or width_step(size)
     budget = 12 * size.d_model**2 * size.num_layers
     widths = range(step, 8 * size.d_model, step)
 
@@ -76,7 +85,7 @@ def choose_width(
     size: Size,
     published: Callable[[], int],
     *,
-    step: int = WIDTH_STEP,
+    step: int | None = None,
 ) -> ModelConfig:
     """Return the model of the feed-forward width asked for: a number, that of the variant's own code, or solved.
 
@@ -85,7 +94,7 @@ def choose_width(
         width: As the experiment asks for it.
         size: The size.
         published: Gives the width by the rule of the variant's own code.
-        step: Solved widths are multiples of it.
+        step: Solved widths are multiples of it; `width_step` when None.
     """
     if isinstance(width, int):
         return make(width)

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from retbench.architectures.architecture import Architecture, FfnWidth, ModelSpec
 from retbench.architectures.configs import BlockConfig, ModelConfig
-from retbench.architectures.matching import WIDTH_STEP, check_divides, choose_width
+from retbench.architectures.matching import check_divides, choose_width, width_step
 from retbench.architectures.sizes import Size
 from retbench.errors import ConfigError
 from retbench.mixers.feed_forward import FeedForward
@@ -153,7 +153,7 @@ def _resolve(spec: RetNetSpec, size: Size) -> ModelConfig:
             head_norm=spec.head_norm,
         )
 
-    step = math.lcm(WIDTH_STEP, heads) if shares_width else WIDTH_STEP
+    step = math.lcm(width_step(size), heads) if shares_width else None
     return choose_width(
         make, spec.ffn_dim, size, lambda: _published_ffn(spec.variant, size.d_model), step=step
     )

@@ -44,7 +44,14 @@ _YOCO = "YOCO (arXiv:2405.05254) scaling curves; retention heads are 256 wide"
 _YOCO_VOCAB = "; vocabulary of its 3B model (the curves' is not stated)"
 
 SIZES: dict[str, Size] = {
+    "25k": Size(32, 2, 2, 2, 512, "Synthetic tasks, the narrowest of Mamba-2 Figure 8: 12 d^2 L = 0.025 M"),
+    "100k": Size(
+        64, 2, 2, 2, 512, "Synthetic tasks, as Zoology Figure 2 and Mamba-2 Figure 8: 12 d^2 L = 0.098 M"
+    ),
     "300k": Size(96, 3, 2, 2, 1024, "CPU size, for training: 12 d^2 L = 0.33 M"),
+    "400k": Size(
+        128, 2, 2, 2, 512, "Synthetic tasks, as Zoology Figure 2 and Mamba-2 Figure 8: 12 d^2 L = 0.39 M"
+    ),
     "1m": Size(128, 4, 2, 2, 1024, "CPU size, for tests: 12 d^2 L = 0.79 M"),
     "3m": Size(192, 6, 4, 4, 1024, "CPU size, for training: 12 d^2 L = 2.7 M"),
     "6m": Size(256, 6, 2, 4, 4096, "CPU size, for smoke runs: 12 d^2 L = 4.7 M"),

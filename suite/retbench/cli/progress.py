@@ -25,6 +25,7 @@ from retbench.units import (
     format_bytes,
     format_count,
     format_duration,
+    format_percent,
     format_rate,
     format_size,
     format_tokens,
@@ -187,6 +188,7 @@ def describe_work(cell: Cell) -> str:
     point = cell.point
     task = f" of {point.task}" if point.task else ""
     examples = f", {point.num_fewshot} examples" if point.num_fewshot else ""
+    examples += f", {point.num_pairs} pairs" if point.num_pairs else ""
     return f"{cell.workload}{task}{f', {point.protocol}' if point.protocol else examples}"
 
 
@@ -250,7 +252,8 @@ def _view_training(event: TrainingEvent, plan: TrainingPlan) -> ShownEvent:
             return ShownEvent(text, True, False, run.name, steps, pace, is_frequent=True)
         case training.PointAdded(run=run, point=point):
             losses = f"training {point.train_loss_nats:.4f}, validation {point.validation_loss_nats:.4f}"
-            return ShownEvent(f"{run.name}: step {point.step}, {losses} nats/token", above_bar=False)
+            unit = _loss_unit(point.validation_acc)
+            return ShownEvent(f"{run.name}: step {point.step}, {losses} {unit}", above_bar=False)
         case training.Noted(run=run, text=text):
             return ShownEvent(f"{run.name}: {text}")
         case training.RunResult() as result:
@@ -267,7 +270,13 @@ def _describe_result(result: training.RunResult) -> str:
     if result.validation_loss is None:
         return f"{result.run.name}: FAILED: {result.error}"
     before = " (on disk already)" if result.on_disk else ""
-    return f"{result.run.name}: done{before}, validation {result.validation_loss:.4f} nats/token"
+    unit = _loss_unit(result.validation_acc)
+    return f"{result.run.name}: done{before}, validation {result.validation_loss:.4f} {unit}"
+
+
+def _loss_unit(accuracy: float | None) -> str:
+    """Return the unit of a loss: per token, or per answer with the accuracy of the answers."""
+    return "nats/token" if accuracy is None else f"nats/answer, accuracy {format_percent(accuracy)}"
 
 
 def _describe_tuning(tuning: training.Tuning) -> str:

@@ -183,6 +183,7 @@ def _estimate_fields(item: "CellEstimate") -> dict[str, str | int | float | None
         "task": point.task,
         "protocol": point.protocol,
         "num_fewshot": point.num_fewshot,
+        "num_pairs": point.num_pairs,
         "batch_size": point.batch_size,
         "context_len": point.context_len,
         "seconds": item.seconds,

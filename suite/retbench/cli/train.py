@@ -25,6 +25,7 @@ from retbench.cli.options import (
 )
 from retbench.cli.progress import describe_rate, show_events, view_training
 from retbench.config.experiment import load_experiment
+from retbench.config.training import TrainingSpec
 from retbench.errors import INTERRUPTED, ConfigError, RetbenchError, shown
 from retbench.files import check_writable
 from retbench.measure.environment import pin_process
@@ -34,10 +35,17 @@ from retbench.run.devices import Device, find_device
 from retbench.run.events import WaitingForLock
 from retbench.run.locks import Interrupted, catch_signals, timing_lock
 from retbench.training import trained
-from retbench.training.events import Packing, TrainingResult
-from retbench.training.plan import TrainingPlan, TrainingRun, check_shares, resolve_models, training_spec
+from retbench.training.events import Packing, RunResult, TrainingResult
+from retbench.training.plan import (
+    TextSource,
+    TrainingPlan,
+    TrainingRun,
+    check_shares,
+    resolve_models,
+    training_spec,
+)
 from retbench.training.ranks import ALONE, Launch, OtherRankFailedError, Ranks, joined
-from retbench.units import format_count, format_duration, format_rate, format_size
+from retbench.units import format_count, format_duration, format_percent, format_rate, format_size
 
 if TYPE_CHECKING:
     from retbench.data.packing import PackedTokens
@@ -116,9 +124,6 @@ def make_training_plan(
         ConfigError: something is misspelt or contradictory, or the profile trains nothing.
         UnsupportedError: this machine cannot do what was requested.
     """
-    from retbench.data.corpora import load_corpus
-    from retbench.data.tokenizers import load_tokenizer
-
     launch = launch or Launch()
     found = _find_device(device, launch)
     has_room = found.memory_bytes is not None and found.memory_bytes >= PAPER_MEMORY_BYTES
@@ -126,7 +131,7 @@ def make_training_plan(
     loaded = load_experiment(experiment, overrides, profile=profile_name).of_profile(profile_name)
     spec = training_spec(loaded, profile_name)
     check_shares(spec, launch.world_size)
-    tokenizer = load_tokenizer(spec.tokenizer, data_dir=data_dir)
+    source = spec.task or _load_text(spec, data_dir)
     device_word = found.name if launch.world_size == 1 else found.name.partition(":")[0]
     words = ["retbench", "train", experiment, "--profile", profile_name, "--device", device_word]
     words += [word for item in overrides for word in ("--set", item)]
@@ -135,14 +140,22 @@ def make_training_plan(
         experiment=loaded,
         profile_name=profile_name,
         spec=spec,
-        models=resolve_models(loaded, profile_name, tokenizer.vocab_size),
-        tokenizer=tokenizer,
-        corpus=load_corpus(spec.corpus, data_dir=data_dir),
+        models=resolve_models(loaded, profile_name, source.vocab_size),
+        source=source,
         device=found.name,
         threads=loaded.profile(profile_name).threads or max(1, usable_cores() // launch.local_world_size),
         command=launch.command(shlex.join(words)),
         world_size=launch.world_size,
     )
+
+
+def _load_text(spec: TrainingSpec, data_dir: Path | None) -> TextSource:
+    """Return the corpus and the tokenizer that a training table names; ConfigError if there is none of that name."""
+    from retbench.data.corpora import load_corpus
+    from retbench.data.tokenizers import load_tokenizer
+
+    tokenizer = load_tokenizer(spec.tokenizer, data_dir=data_dir)
+    return TextSource(load_corpus(spec.corpus, data_dir=data_dir), tokenizer)
 
 
 def _find_device(asked: str | None, launch: Launch) -> Device:
@@ -212,19 +225,24 @@ def _train(
     plan: TrainingPlan, out: Path, fresh: bool, notify: Notify, stop: Callable[[], bool], ranks: Ranks
 ) -> TrainingResult | None:
     """Train while no other run is timing; return None after a stop signal before the first step."""
-    from retbench.training.engine import delete_runs, train_all
+    from retbench.training.engine import GeneratedExamples, delete_runs, train_all
 
     pin_process(plan.threads)
     if fresh:
         ranks.lead(lambda: delete_runs(plan, out))
-    text = ranks.together(lambda: _read_text(plan, notify, stop))
+    source = plan.text
+    if source is None:
+        return train_all(plan, GeneratedExamples(), out, notify=notify, stop=stop, ranks=ranks)
+    text = ranks.together(lambda: _read_text(plan, source, notify, stop))
     if ranks.any(text is None):
         return None
     assert text is not None
     return train_all(plan, text, out, notify=notify, stop=stop, ranks=ranks)
 
 
-def _read_text(plan: TrainingPlan, notify: Notify, stop: Callable[[], bool]) -> "TrainingText | None":
+def _read_text(
+    plan: TrainingPlan, source: TextSource, notify: Notify, stop: Callable[[], bool]
+) -> "TrainingText | None":
     """Return the packed tokens of a plan's corpus; None after a stop signal between two documents."""
     from retbench.data.packing import pack
     from retbench.training.engine import TrainingText
@@ -235,7 +253,7 @@ def _read_text(plan: TrainingPlan, notify: Notify, stop: Callable[[], bool]) -> 
             if stop():
                 raise Interrupted
 
-        return pack(plan.corpus, split, plan.tokenizer, max_tokens=most, report=report)
+        return pack(source.corpus, split, source.tokenizer, max_tokens=most, report=report)
 
     most = plan.max_packed_tokens
     scored = None if most is None else plan.spec.validation_tokens + 1
@@ -284,6 +302,7 @@ def print_result(plan: TrainingPlan, result: TrainingResult, form: str) -> None:
                         "status": item.status,
                         "error": item.error,
                         "validation_loss_nats": item.validation_loss,
+                        "validation_acc": item.validation_acc,
                         "tokens_per_s": item.tokens_per_s,
                         "folder": str(item.folder),
                         "trained_before": item.on_disk,
@@ -297,12 +316,25 @@ def print_result(plan: TrainingPlan, result: TrainingResult, form: str) -> None:
         (
             *_columns(item.run, item.num_tokens),
             "failed" if item.validation_loss is None else f"{item.validation_loss:.4f}",
+            *_answers(plan, item),
             "" if item.tokens_per_s is None else format_rate(item.tokens_per_s, "tokens/s"),
             str(item.folder),
         )
         for item in result.runs
     ]
-    print_table((*_COLUMNS, "validation nats/token", "tokens/s", "folder"), rows, form, keys=3)
+    scores = ("validation nats/token",) if plan.text else ("validation nats/answer", "accuracy")
+    print_table((*_COLUMNS, *scores, "tokens/s", "folder"), rows, form, keys=3)
+
+
+def _answers(plan: TrainingPlan, result: RunResult) -> tuple[str, ...]:
+    """Return the cell of the accuracy of a run on a task; no cell for a text."""
+    if plan.spec.task is None:
+        return ()
+    accuracy = result.validation_acc
+    if accuracy is None:
+        return ("",)
+    learnt = "" if plan.spec.task.is_learnt(accuracy) else " (not learnt)"
+    return (f"{format_percent(accuracy)}{learnt}",)
 
 
 def _show_plan(plan: TrainingPlan, out: Path, form: str) -> None:

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from retbench.architectures.sizes import SizeId, size_id
 from retbench.config.evaluation import Count, Length, without_repeats
+from retbench.config.synthetic import TaskSpec
 from retbench.errors import unknown_name
 from retbench.strict import Name, Strict
 
@@ -76,15 +77,25 @@ RECIPES: dict[str, Recipe] = {
         final_ratio=0.1,
         warmup_steps=1000,
     ),
+    "recall": Recipe(
+        source="For synthetic tasks: AdamW with the weight decay of 0.1 of Zoology (arXiv:2312.04927), linear decay as "
+        "in Mamba-2 (arXiv:2405.21060, Figure 8); warm-up over a twentieth of the run and gradients clipped to 1.0, "
+        "which neither has",
+        weight_decay=0.1,
+        grad_clip=1.0,
+        warmup_share=0.05,
+    ),
 }
 
 
 class TrainingSpec(Strict):
-    """A `[profiles.NAME.training]` table: corpus, length and tuning of the training of each model."""
+    """A `[profiles.NAME.training]` table: corpus or task, length and tuning of the training of each model."""
 
     corpus: str = "python"
     """A name that `load_corpus` takes; its split `train` is trained on, its split `validation` is for tuning."""
     tokenizer: str = "bytes"
+    task: TaskSpec | None = None
+    """Generated examples to train on, in place of a corpus with a tokenizer."""
     sizes: tuple[Annotated[Name, AfterValidator(size_id)], ...] = Field(min_length=1)
     """Every model of the experiment is trained at each of them."""
     seq_len: Annotated[Length, Field(ge=2)]
@@ -110,7 +121,7 @@ class TrainingSpec(Strict):
     autocast: Literal["none", "bfloat16"] = "none"
     """bfloat16: products of forward and backward in bfloat16, weights and optimiser in float32."""
     validation_tokens: Count = 65536
-    """Largest number of tokens of the validation split that are scored."""
+    """Largest number of tokens of the validation split that are scored, in whole examples of a task."""
     validate_every: Count = 100
     """Steps between two points of the learning curve."""
     checkpoint_every: Count = 100
@@ -141,6 +152,22 @@ class TrainingSpec(Strict):
             raise ValueError(
                 f"num_tokens is {self.num_tokens:,} and a step takes {self.tokens_per_step:,} "
                 "(batch_size * seq_len); there must be one step"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _fits_task(self) -> "TrainingSpec":
+        if self.task is None:
+            return self
+        both = sorted({"corpus", "tokenizer"} & self.model_fields_set)
+        if both:
+            raise ValueError(f"it has both a table 'task' and the field '{both[0]}'; remove one of them")
+        for num_pairs in self.task.num_pairs:
+            self.task.check(num_pairs, self.seq_len)
+        if self.validation_tokens < len(self.task.num_pairs) * self.seq_len:
+            raise ValueError(
+                f"validation_tokens is {self.validation_tokens:,}, and an example of each number of pairs takes "
+                f"{len(self.task.num_pairs) * self.seq_len:,}; there must be one of each"
             )
         return self
 

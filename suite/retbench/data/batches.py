@@ -1,6 +1,7 @@
 """Training batches: rows of packed tokens as a pure function of the seed and the step."""
 
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -8,6 +9,37 @@ import torch
 
 from retbench.data.packing import PackedTokens
 from retbench.errors import ConfigError
+
+IGNORED = -100
+"""Target of a token that nothing is asked at; torch's cross-entropy ignores it by default."""
+
+
+class Examples(NamedTuple):
+    """Inputs of a model, and the token that it should predict at each.
+
+    Attributes:
+        inputs: (B, T) int64.
+        targets: (B, T) int64.
+        answers_only: Only some tokens have a target; that of the others is IGNORED.
+    """
+
+    inputs: torch.Tensor
+    targets: torch.Tensor
+    answers_only: bool = False
+
+    def to(self, device: torch.device) -> "Examples":
+        """Return the same examples on a device."""
+        return self._replace(inputs=self.inputs.to(device), targets=self.targets.to(device))
+
+    def parts(self, size: int) -> "list[Examples]":
+        """Return the examples in parts of at most `size` rows."""
+        pairs = zip(self.inputs.split(size), self.targets.split(size), strict=True)
+        return [Examples(*pair, self.answers_only) for pair in pairs]
+
+
+def next_tokens(rows: torch.Tensor) -> Examples:
+    """Return rows (B, T + 1) as examples in which each of T tokens predicts the next."""
+    return Examples(rows[:, :-1], rows[:, 1:])
 
 
 @lru_cache(maxsize=4)  # two models of a pair, each at most between two epochs
@@ -41,6 +73,7 @@ class Batches:
     def __init__(self, packed: PackedTokens, *, batch_size: int, seq_len: int, seed: int) -> None:
         self.batch_size = batch_size
         self.seed = seed
+        self._seq_len = seq_len
         self.num_rows = len(packed) // (seq_len + 1)
         """Rows per epoch."""
         if self.num_rows < batch_size:
@@ -65,3 +98,11 @@ class Batches:
             for position in range(start, start + share)
         ]
         return torch.from_numpy(self._rows[numbers].astype(np.int64))
+
+    def examples(self, step: int, rank: int = 0, world_size: int = 1) -> Examples:
+        """Return the rows of `batch` as examples."""
+        return next_tokens(self.batch(step, rank, world_size))
+
+    def num_targets(self, step: int) -> int:
+        """Return the number of predicted tokens of a step, over all ranks; it is that of every step."""
+        return self.batch_size * self._seq_len

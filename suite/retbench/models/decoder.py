@@ -204,7 +204,12 @@ class Decoder(nn.Module):
         return DecoderState([block.init_state(batch_size, capacity) for block in blocks])
 
     def forward(
-        self, tokens: Tensor, state: DecoderState | None = None, *, last_only: bool = False
+        self,
+        tokens: Tensor,
+        state: DecoderState | None = None,
+        *,
+        last_only: bool = False,
+        at: Tensor | None = None,
     ) -> Tensor:
         """Compute the logits of the following tokens.
 
@@ -213,14 +218,16 @@ class Decoder(nn.Module):
             state: Advanced in place by T tokens; None starts at position 0 and keeps no state.
             last_only: Compute logits of the last token only. For other tokens the last block with a state then computes
                 only what later tokens need (keys, values and state), and the blocks after it compute nothing.
+            at: (B, T) bool; compute logits of these M tokens only.
 
         Returns:
-            (B, T, N), or (B, 1, N) with `last_only`.
+            (B, T, N), or (B, 1, N) with `last_only`, or (M, N) with `at`.
 
         Raises:
             CapacityError: the state has no room for T more tokens; nothing was changed.
         """
-        logits: Tensor = self.head(self.features(tokens, state, last_only=last_only))
+        features = self.features(tokens, state, last_only=last_only)
+        logits: Tensor = self.head(features if at is None else features[at])
         return logits
 
     def features(

@@ -15,6 +15,7 @@ from retbench.architectures.architecture import ModelSpec
 from retbench.architectures.configs import ModelConfig
 from retbench.config.evaluation import Split
 from retbench.config.experiment import Dtype, Experiment, Profile
+from retbench.config.synthetic import Mqar
 from retbench.errors import ConfigError
 from retbench.ops import DecodeOperators
 from retbench.records.record import Point, WeightsInfo
@@ -97,7 +98,15 @@ class Evaluation(Strict):
     corpus_fingerprint: str | None = None
 
 
-Inputs = dict[tuple[str, str], Evaluation]
+class GeneratedInputs(Strict):
+    """Evaluation inputs of a cell that measures quality on a synthetic task."""
+
+    examples: Mqar
+    limit: int
+    """Number of examples."""
+
+
+Inputs = dict[tuple[str, str], Evaluation | GeneratedInputs]
 """Evaluation inputs of one workload, by the label of the model and the task of the point."""
 
 
@@ -111,7 +120,7 @@ class Cell(Strict):
     workload: str
     point: Point
     settings: Settings
-    evaluation: Evaluation | None = None
+    evaluation: Evaluation | GeneratedInputs | None = None
     """None for a workload that measures cost."""
 
     @property
@@ -121,6 +130,8 @@ class Cell(Strict):
         # Absent where it is not set, as in the ids of earlier records.
         if fields["settings"]["decode_operators"] is None:
             del fields["settings"]["decode_operators"]
+        if fields["point"]["num_pairs"] is None:
+            del fields["point"]["num_pairs"]
         if fields["subject"]["weights"]:
             del fields["subject"]["weights"]["path"]
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]

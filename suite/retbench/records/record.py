@@ -22,14 +22,14 @@ from pydantic import (
 from pydantic.json_schema import GenerateJsonSchema
 from typing_extensions import TypeAliasType
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
-READABLE_VERSIONS = (1, 2, 3, 4)
+READABLE_VERSIONS = (1, 2, 3, 4, 5)
 """Schema versions that are read, each as one of this version.
 
 1: without quality. 2: with `pair_id`, which depended on the other models of the experiment. 3: without it; the
 environment identifies the hardware (`node_id`, `gpu_uuid`) and the code of model and workload (`model_code`,
-`workload_code`). 4: with `read_curve` of the ceilings.
+`workload_code`). 4: with `read_curve` of the ceilings. 5: with `num_pairs` of a point.
 """
 
 SAME_MEANING_SINCE = 3
@@ -168,13 +168,15 @@ class Point(Part):
     batch_size: Size
     context_len: Size
     task: Name | None = None
-    """Corpus or zero-shot task of a quality workload."""
+    """Corpus, zero-shot task or synthetic task of a quality workload."""
     protocol: Protocol | None = None
     """Protocol by which documents were cut."""
     stride: Size | None = None
     """Tokens between the beginnings of two windows in the protocol `strided`."""
     num_fewshot: Count | None = None
     """Number of few-shot examples in the prompt."""
+    num_pairs: Count | None = None
+    """Number of key-value pairs in an example of a synthetic task."""
 
 
 class GateCheck(Part):

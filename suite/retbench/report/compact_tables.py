@@ -167,7 +167,9 @@ def _quality_table(table: pd.DataFrame, heading: str, caption: str, models: Line
         model: model for model in models.models
     }
     lead = [
-        name for name in ("corpus", "task", "protocol", "context", "shots", "size", "seed") if name in table
+        name
+        for name in ("corpus", "task", "protocol", "context", "shots", "pairs", "size", "seed")
+        if name in table
     ]
     own = [name for name in table if name in names]
     compared = [name for name in table if str(name).startswith(("ratio", "difference"))]

@@ -19,6 +19,7 @@ from retbench.report.points import (
     lineup,
     num_trained_tokens,
     replicate_of,
+    scores_recall,
     scores_text,
     task_point_of,
 )
@@ -112,11 +113,20 @@ class Evaluations:
         return list({(p.experiment, p.task, p.protocol): p for p in found}.values())
 
     def task_groups(self) -> list[list[TaskPoint]]:
-        """Return measured tasks with the same number of examples together."""
-        points = [p for p in self.task_points("document") if not scores_text(p.workload) and self.measured(p)]
+        """Return measured tasks with the same number of few-shot examples together."""
+        points = [
+            p
+            for p in self.task_points("document")
+            if not scores_text(p.workload) and not scores_recall(p.workload) and self.measured(p)
+        ]
         return list(
             group(points, lambda point: (point.experiment, point.workload, point.num_fewshot)).values()
         )
+
+    def recall_groups(self) -> list[list[TaskPoint]]:
+        """Return the measured task points of each experiment and workload of recall, from the fewest pairs up."""
+        points = [p for p in self.task_points() if scores_recall(p.workload) and self.measured(p)]
+        return list(group(points, lambda point: (point.experiment, point.workload)).values())
 
     def instances(self, records: Sequence[Record]) -> list[ModelInstance]:
         """Return sizes from the smallest to the largest, each with its seeds."""
@@ -188,7 +198,8 @@ class Evaluations:
 def _display_order(point: TaskPoint) -> tuple[object, ...]:
     workloads = [*WORKLOADS, point.workload]
     rest = (point.experiment, point.task or "", point.protocol or "", point.num_fewshot or 0)
-    return workloads.index(point.workload), *rest, point.context_len, point.stride or 0, point.workload
+    last = (point.context_len, point.num_pairs or 0, point.stride or 0, point.workload)
+    return workloads.index(point.workload), *rest, *last
 
 
 def make_evaluations(selection: Selection) -> Evaluations | None:
@@ -212,7 +223,7 @@ def _compare_all(records: Sequence[Record], models: Lineup, folders: Folders) ->
     measured = {
         (task_point_of(record), instance_of(record), record.model.name): record
         for record in records
-        if replicate_of(record) == "document" and record.status == "ok"
+        if replicate_of(record) == "document" and not scores_recall(record.workload) and record.status == "ok"
     }
     for (point, instance, model), mine in measured.items():
         theirs = measured.get((point, instance, str(models.reference)))

@@ -42,7 +42,7 @@ _ENDINGS: dict[str, Callable[[float], str]] = {
 }
 """Formats of numbers by the unit in the metric's name."""
 
-_NOT_SCORES = ("num_truncated", "num_tokens", "tokens_per_s")
+_NOT_SCORES = ("num_examples", "num_truncated", "num_tokens", "tokens_per_s")
 """Metrics of an evaluation that are not scores."""
 
 
@@ -52,7 +52,8 @@ def readable_tables(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
     for name, part in frame.groupby("workload", sort=False):
         rows: list[Row] = part.to_dict(orient="records")  # type: ignore[assignment]
         table = pd.DataFrame(list(_lines(str(name), rows))).fillna(NONE)
-        idle = [column for column in ("seed", "protocol") if column in table and set(table[column]) == {NONE}]
+        may_idle = ("seed", "protocol", "shots", "pairs")
+        idle = [column for column in may_idle if column in table and set(table[column]) == {NONE}]
         tables[str(name)] = table.drop(columns=idle)
     return tables
 
@@ -147,6 +148,7 @@ def _models_by_point(rows: Sequence[Row]) -> Iterator[tuple[dict[str, str], dict
             "protocol": _plain(values["protocol"]),
             "context": format_tokens(int(values["context_len"])),
             "shots": _plain(values["num_fewshot"]),
+            "pairs": _plain(values["num_pairs"]),
             "size": format_size(str(values["size"])),
             "seed": _plain(values["seed"]),
         }
@@ -197,6 +199,8 @@ def _score(side: Row | None, metric: str) -> str:
         return f"{POINTS * value:.1f} ± {POINTS * error:.1f} %"
     if "nats" in metric or "bits" in metric:
         return f"{value:.4f}"
+    if metric.endswith("_bytes"):
+        return format_bytes(value)
     return f"{value:.4g}" if is_missing(error) else f"{value:.4g} ± {error:.2g}"
 
 
@@ -225,7 +229,7 @@ def _answer_lines(rows: Sequence[Row]) -> Iterator[dict[str, str]]:
     models, challengers = _models(rows)
     means: dict[tuple[str, str, str], dict[str, dict[str, float]]] = {}
     for lead, sides in _models_by_point(rows):
-        words = {name: lead[name] for name in ("task", "shots", "context", "size", "seed")}
+        words = {name: lead[name] for name in ("task", "shots", "pairs", "context", "size", "seed")}
         key = (lead["shots"], lead["size"], lead["seed"])
         for model, side in sides.items():
             if not is_missing(side.get("acc", math.nan)):
@@ -268,6 +272,11 @@ def _scores_of(sides: Mapping[str, Row]) -> list[str]:
 
 def _training_lines(known: Workload, rows: Sequence[Row]) -> Iterator[dict[str, str]]:
     """Yield one row per training: its settings and its final metrics."""
+    metrics = [
+        metric
+        for metric in known.metrics
+        if not metric.optional or any(not is_missing(row.get("validation_acc")) for row in rows)
+    ]
     for row in rows:
         tokens = row.get("num_tokens") if not is_missing(row.get("num_tokens")) else row["trained_tokens"]
         rate, speed = row["learning_rate"], row.get("tokens_per_s")
@@ -279,9 +288,19 @@ def _training_lines(known: Workload, rows: Sequence[Row]) -> Iterator[dict[str, 
             "learning rate": NONE if is_missing(rate) else f"{rate:.3g}",
             "sequence": format_tokens(int(row["context_len"])),
             "tokens": NONE if is_missing(tokens) else format_count(float(tokens)),  # type: ignore[arg-type]
-            **{metric.heading: _score(row, metric.name) for metric in known.metrics},
+            **{metric.heading: _training_score(row, metric.name) for metric in metrics},
             "tokens/s": NONE if is_missing(speed) else format_metric("tokens_per_s", float(speed)),  # type: ignore[arg-type]
         }
+
+
+def _training_score(row: Row, metric: str) -> str:
+    """Return a metric of a training, or that the run has not learnt its task."""
+    value = row.get(metric)
+    if metric == "learnt_step" and is_missing(value) and not is_missing(row.get("validation_acc")):
+        return "not learnt"
+    if metric == "validation_acc" and not is_missing(value):
+        return format_percent(float(value))  # type: ignore[arg-type]
+    return _score(row, metric)
 
 
 def to_json(frame: pd.DataFrame) -> str:

@@ -43,6 +43,14 @@ def scores_text(workload: str) -> bool:
     return known is not None and known.replicate == "document" and known.primary.lower_is_better is True
 
 
+def scores_recall(workload: str) -> bool:
+    """Return whether a workload scores an accuracy that is shown against the bytes of the state."""
+    known = WORKLOADS.get(workload)
+    if known is None or known.kind != "quality":
+        return False
+    return any(metric.name == "state_bytes" for metric in known.metrics)
+
+
 class TaskPoint(NamedTuple):
     """One evaluation input or training task: a corpus with a protocol, a zero-shot task, a training length."""
 
@@ -53,11 +61,14 @@ class TaskPoint(NamedTuple):
     context_len: int
     num_fewshot: int | None
     stride: int | None = None
+    num_pairs: int | None = None
 
     @property
     def title(self) -> str:
-        """Readable name: 'litbank/original (whole, 8K)', 'hellaswag, 4-shot'."""
+        """Readable name: 'litbank/original (whole, 8K)', 'hellaswag, 4-shot', '8 pairs in 64 tokens'."""
         task = self.task or self.workload
+        if self.num_pairs is not None:
+            return f"{self.num_pairs} pairs in {format_tokens(self.context_len)} tokens"
         if scores_text(self.workload):
             protocol = self.protocol or "protocol not recorded"
             return f"{task} ({protocol}, {format_tokens(self.context_len)})"
@@ -98,6 +109,7 @@ def task_point_of(record: Record) -> TaskPoint:
         point.context_len,
         point.num_fewshot,
         point.stride,
+        point.num_pairs,
     )
 
 

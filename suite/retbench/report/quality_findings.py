@@ -12,6 +12,7 @@ from retbench.report.document_comparisons import DocumentComparison
 from retbench.report.evaluations import Evaluations, chance, paper_average
 from retbench.report.findings import KeyFinding
 from retbench.report.points import TaskPoint, accuracy, num_trained_tokens
+from retbench.report.recall_findings import find_recall
 from retbench.report.wording import POINTS, format_p, join_words
 from retbench.stats.intervals import CONFIDENCE
 from retbench.stats.paired import Estimate, proportion_interval
@@ -22,7 +23,7 @@ SIGNIFICANT = 1 - CONFIDENCE
 
 
 def find_quality(evaluations: Evaluations) -> list[KeyFinding]:
-    """Return every finding on quality: per corpus and protocol at its longest context, and per group of tasks."""
+    """Return the findings on quality: per corpus and protocol at its longest context, of tasks and of recall."""
     found = []
     for model in evaluations.models.challengers:
         mine = []
@@ -31,6 +32,8 @@ def find_quality(evaluations: Evaluations) -> list[KeyFinding]:
             mine += _beyond_training(evaluations, point, model)
         for points in evaluations.task_groups():
             mine += _answers(evaluations, points, model)
+        for points in evaluations.recall_groups():
+            mine += find_recall(evaluations, points, model)
         found += [finding.of(model, evaluations.models) for finding in mine]
     return found
 

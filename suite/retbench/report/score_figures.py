@@ -23,6 +23,7 @@ from retbench.report.evaluations import Evaluations, describe_rates
 from retbench.report.labels import add_note, beside
 from retbench.report.points import TaskPoint, fact, group, instance_of, instance_row, is_final
 from retbench.report.provenance import describe_conditions
+from retbench.report.recall_figure import draw_recall
 from retbench.report.style import Drawing
 from retbench.report.wording import file_stem, join_words
 from retbench.units import format_count, format_size, format_tokens
@@ -43,6 +44,7 @@ def draw_scores(scores: Evaluations) -> list[Drawing]:
             *_draw_bits(scores),
             *(each for task_point in scores.longest_texts() for each in _draw_positions(scores, task_point)),
             *(each for points in scores.task_groups() for each in draw_accuracies(scores, points)),
+            *(draw_recall(scores, points) for points in scores.recall_groups()),
             *(each for task_point in trainings for each in _draw_learning(scores, task_point)),
         ]
 
@@ -103,7 +105,8 @@ def _draw_learning(scores: Evaluations, task_point: TaskPoint) -> Iterator[Drawi
     series, title = "validation_loss_nats", "Learning curves"
     corpus, length = task_point.task or "its own text", format_tokens(task_point.context_len)
     for part, records, data, panels in _parts(scores, task_point, series):
-        subtitle = f"validation loss, nats per token; sequences of {length}, {corpus}"
+        unit = "token" if fact(records[0], "tokenizer") else "answer"
+        subtitle = f"validation loss, nats per {unit}; sequences of {length}, {corpus}"
         figure = draw_row(
             panels,
             (title, subtitle, describe_conditions(records)),
@@ -206,7 +209,7 @@ def _draw_bits(scores: Evaluations) -> Iterator[Drawing]:
 def _draw_figure5(scores: Evaluations, task_point: TaskPoint) -> Iterator[Drawing]:
     """Yield the RetNet paper's Figure 5: validation perplexity against the parameters, of two sizes or more.
 
-    Perplexities per token of different tokenizers cannot be compared: there is no figure then.
+    Perplexities per token of different tokenizers cannot be compared, and a task has none: there is no figure then.
     """
     metric = "validation_loss_nats"
     records = [
@@ -218,7 +221,7 @@ def _draw_figure5(scores: Evaluations, task_point: TaskPoint) -> Iterator[Drawin
         and record.metrics[metric].value < _LARGEST_LOSS
     ]
     tokenizers = {fact(record, "tokenizer_fingerprint") for record in records}
-    if len(scores.sizes(records)) < 2 or len(tokenizers) > 1:
+    if len(scores.sizes(records)) < 2 or len(tokenizers) > 1 or tokenizers == {None}:
         return
     data = _size_data(
         records, "validation_perplexity", "ratio", lambda record: math.exp(record.metrics[metric].value)

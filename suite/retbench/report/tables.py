@@ -33,7 +33,7 @@ UNPAIRED = "ratio_is_unpaired"
 """Column of rows whose ratio compares different measurement sessions; there only if some do."""
 
 COST_LEAD = ("model", "workload", "batch_size", "context_len", "status", "rounds_ok", "rounds")
-POINT_COLUMNS = ("task", "protocol", "context_len", "num_fewshot")
+POINT_COLUMNS = ("task", "protocol", "context_len", "num_fewshot", "num_pairs")
 QUALITY_LEAD = (
     "model",
     "workload",

@@ -190,6 +190,8 @@ def _check_gate(job: Job, model: Decoder) -> Gate:
     shortest = max(LENGTHS)
     depth = max(shortest, max(cell.point.context_len for cell in job.cells))
     tokens = text.read_rows(1, min(depth, GATE_DEPTH[model.device.type])).to(model.device)
+    # A model of a synthetic task may have fewer tokens than there are bytes.
+    tokens = tokens % model.config.vocab_size
     depth = min(tokens.shape[1], QUADRATIC_GATE_DEPTH if _is_quadratic(model, tokens) else depth)
     while (
         gate := try_in_memory(partial(check_equivalence, model, tokens, depth=depth), model.device)

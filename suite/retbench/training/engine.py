@@ -18,8 +18,10 @@ from retbench.checkpoints.format import Description
 from retbench.checkpoints.native import save_checkpoint
 from retbench.checkpoints.reading import FINAL
 from retbench.checkpoints.weights import fingerprint_tensors
-from retbench.data.batches import Batches
+from retbench.config.training import TrainingSpec
+from retbench.data.batches import Batches, Examples, next_tokens
 from retbench.data.packing import PackedTokens
+from retbench.data.synthetic import SyntheticBatches, mixed_examples
 from retbench.errors import DivergedError
 from retbench.files import atomic_folder, storing
 from retbench.measure.ceilings import measure_ceilings
@@ -51,10 +53,33 @@ class TrainingText:
     train: PackedTokens
     validation: PackedTokens
 
+    def batches(self, spec: TrainingSpec, seed: int) -> Batches:
+        """Return the batches of a run; ConfigError if the text is shorter than one."""
+        return Batches(self.train, batch_size=spec.batch_size, seq_len=spec.seq_len, seed=seed)
+
+    def validation_examples(self, spec: TrainingSpec) -> Examples:
+        """Return the rows that points of the curve score; ConfigError if there is nothing to score."""
+        return next_tokens(validation_rows(self.validation, spec.validation_tokens, spec.seq_len))
+
+
+class GeneratedExamples:
+    """The examples of a synthetic task, which need no preparation."""
+
+    def batches(self, spec: TrainingSpec, seed: int) -> SyntheticBatches:
+        """Return the batches of a run."""
+        assert spec.task is not None
+        return SyntheticBatches(spec.task, batch_size=spec.batch_size, seq_len=spec.seq_len, seed=seed)
+
+    def validation_examples(self, spec: TrainingSpec) -> Examples:
+        """Return the examples that points of the curve score."""
+        assert spec.task is not None
+        count = spec.validation_tokens // spec.seq_len
+        return mixed_examples(spec.task, "validation", spec.seq_len, start=0, count=count)
+
 
 def train_all(
     plan: TrainingPlan,
-    text: TrainingText,
+    data: TrainingText | GeneratedExamples,
     out: Path,
     *,
     notify: Notify,
@@ -65,7 +90,7 @@ def train_all(
 
     Args:
         plan: The runs to train.
-        text: The tokens of the plan's corpus.
+        data: The tokens of the plan's corpus, or the examples of its task.
         out: Root of the results; `trained` documents the folders below it.
         notify: Receives the events.
         stop: Called between steps; returns whether to stop.
@@ -75,7 +100,7 @@ def train_all(
         ConfigError: a folder holds a run with other settings; nothing was trained.
         StorageError: a file could not be written; everything on disk is intact, and the same command continues.
     """
-    engine = _Engine(plan, text, out, notify, stop, ranks)
+    engine = _Engine(plan, data, out, notify, stop, ranks)
     ranks.lead(engine.prepare)
     return engine.train_all()
 
@@ -156,7 +181,7 @@ class _Engine:
     """
 
     plan: TrainingPlan
-    text: TrainingText
+    data: TrainingText | GeneratedExamples
     out: Path
     notify: Notify
     stop: Callable[[], bool]
@@ -168,9 +193,7 @@ class _Engine:
         self._results: list[RunResult] = []
         self._tunings: dict[tuple[str, str], Tuning] = {}
         self._recorder: Recorder  # in the first process only
-        self._validation = validation_rows(
-            self.text.validation, plan.spec.validation_tokens, plan.spec.seq_len
-        )
+        self._validation = self.data.validation_examples(plan.spec)
 
     def prepare(self) -> None:
         """Check and tidy the folders of all runs, and read the records; called in the first process only."""
@@ -248,10 +271,11 @@ class _Engine:
             run,
             "ok",
             folder,
-            plan.num_tokens(run),
+            final.num_tokens,
             final.validation_loss,
             final.tokens_per_s,
             on_disk=True,
+            validation_acc=final.validation_acc,
         )
 
     def _find_equal_run(self, run: TrainingRun) -> RunResult | None:
@@ -270,7 +294,7 @@ class _Engine:
     def _train(self, run: TrainingRun, folder: Path) -> RunResult:
         """Train one run to its end; its result is `failed` if it diverges."""
         plan, spec = self.plan, self.plan.spec
-        batches = Batches(self.text.train, batch_size=spec.batch_size, seq_len=spec.seq_len, seed=run.seed)
+        batches = self.data.batches(spec, run.seed)
         trainer = Trainer(plan, run, batches, self._validation, folder, self.notify, self.ranks)
         step_flops = plan.flops(run) / run.num_steps
         self._remaining.leave_out(trainer.state.step * step_flops)
@@ -291,21 +315,23 @@ class _Engine:
             )
             return RunResult(run, "failed", folder, num_tokens, error=reason)
         weights = full_weights(trainer.model, keep=self.ranks.leads)
+        # An accuracy may have ended the run before its last step.
+        self._remaining.leave_out((run.num_steps - trainer.state.step) * step_flops)
         return self.ranks.lead(lambda: self._save(run, folder, trainer, weights))
 
     def _save(
         self, run: TrainingRun, folder: Path, trainer: Trainer, weights: dict[str, Tensor]
     ) -> RunResult:
         """Write the record and the final checkpoint of a run, and delete its snapshots."""
-        plan, state = self.plan, trainer.state
-        num_tokens = plan.num_tokens(run)
-        loss, tokens_per_s = state.curve[-1].validation_loss_nats, num_tokens / state.total_seconds
+        plan, state, last = self.plan, trainer.state, trainer.state.curve[-1]
+        num_tokens = state.step * plan.spec.tokens_per_step
+        loss, tokens_per_s = last.validation_loss_nats, num_tokens / state.total_seconds
         fingerprint = fingerprint_tensors(sorted(weights.items()))
         self._recorder.keep(folder, run, trainer, self._tuning_of(run), weights_fingerprint=fingerprint)
         described = Description(
             config=trainer.model.config,
-            tokenizer=plan.tokenizer.name,
-            tokenizer_fingerprint=plan.tokenizer.fingerprint,
+            tokenizer=plan.text.tokenizer.name if plan.text else None,
+            tokenizer_fingerprint=plan.text.tokenizer.fingerprint if plan.text else None,
             context_len=plan.spec.seq_len,
             metadata={
                 "experiment": plan.experiment.name,
@@ -315,13 +341,15 @@ class _Engine:
                 "seed": run.seed,
                 "learning_rate": run.learning_rate,
                 "num_tokens": num_tokens,
-                "corpus": plan.corpus.name,
-                "corpus_fingerprint": plan.corpus.fingerprint,
+                "corpus": plan.source.name,
+                "corpus_fingerprint": plan.source.fingerprint,
                 "training_fingerprint": plan.fingerprint(run),
                 "validation_loss": loss,
                 "tokens_per_s": tokens_per_s,
+                **({} if last.validation_acc is None else {"validation_acc": last.validation_acc}),
             },
         )
         save_checkpoint(folder / FINAL, described, weights)
         shutil.rmtree(folder / trained.STEPS, ignore_errors=True)
-        return RunResult(run, "ok", folder, num_tokens, loss, tokens_per_s)
+        acc = last.validation_acc
+        return RunResult(run, "ok", folder, num_tokens, loss, tokens_per_s, validation_acc=acc)

@@ -15,12 +15,13 @@ RunStatus = Literal["ok", "failed"]
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """A point of the learning curve, after `step` steps; losses are nats per token.
+    """A point of the learning curve, after `step` steps; losses are nats per token, or per answer of a task.
 
     Attributes:
         train_loss_nats: Mean over the steps since the last point.
         grad_norm: Norm of all gradients of this step, before clipping.
         tokens_per_s: Mean over the steps since the last point, without validation and snapshots.
+        validation_acc: Share of right answers, mean over the validation examples; None for a text.
     """
 
     step: int
@@ -30,6 +31,7 @@ class CurvePoint:
     learning_rate: float
     grad_norm: float
     tokens_per_s: float
+    validation_acc: float | None = None
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,8 @@ class RunResult:
 
     Attributes:
         run: The run with its learning rate, or without one if every run of its grid diverged.
-        validation_loss: Nats per token at the end; None if it failed.
+        validation_loss: Nats per token at the end, or per answer of a task; None if it failed.
+        validation_acc: Share of right answers at the end; None for a text, or if it failed.
         tokens_per_s: Mean over all steps, without validation and snapshots; None if it failed.
         on_disk: Whether an earlier command trained it.
     """
@@ -51,6 +54,7 @@ class RunResult:
     tokens_per_s: float | None = None
     error: str | None = None
     on_disk: bool = False
+    validation_acc: float | None = None
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,10 @@ import torch
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from torch import Tensor
 
-from retbench.data.batches import Batches
+from retbench.data.batches import IGNORED, Batches, Examples
+from retbench.data.synthetic import SyntheticBatches
 from retbench.errors import DivergedError
+from retbench.evaluation.answers import answer_shares
 from retbench.files import write_atomic
 from retbench.models.build import build_model
 from retbench.models.decoder import Decoder
@@ -73,7 +75,10 @@ _STATE = TypeAdapter(TrainerState)
 def write_curve(path: Path, points: Sequence[CurvePoint]) -> None:
     """Write the learning curve as CSV, atomically; every number reads back exactly."""
     table = io.StringIO(newline="")
-    writer = csv.DictWriter(table, [column.name for column in fields(CurvePoint)], lineterminator="\n")
+    names = [column.name for column in fields(CurvePoint)]
+    if all(point.validation_acc is None for point in points):
+        names.remove("validation_acc")
+    writer = csv.DictWriter(table, names, lineterminator="\n", extrasaction="ignore")
     writer.writeheader()
     writer.writerows(asdict(point) for point in points)
     write_atomic(path, table.getvalue().encode())
@@ -85,9 +90,9 @@ class Trainer:
     Args:
         plan: The plan of the run.
         run: The run, with its learning rate.
-        batches: The training text; each process trains on its part of every batch.
-        validation: Rows (B, T + 1) for the points of the curve. Every process scores all of these few rows, so that the
-            loss equals that of one process.
+        batches: The training text or task; each process trains on its part of every batch.
+        validation: Examples for the points of the curve. Every process scores all of these few, so that the loss equals
+            that of one process.
         folder: Folder of the run.
         notify: Receives the events.
         ranks: The processes that train the run together.
@@ -97,8 +102,8 @@ class Trainer:
         self,
         plan: TrainingPlan,
         run: TrainingRun,
-        batches: Batches,
-        validation: Tensor,
+        batches: Batches | SyntheticBatches,
+        validation: Examples,
         folder: Path,
         notify: Notify,
         ranks: Ranks = ALONE,
@@ -131,7 +136,7 @@ class Trainer:
         )
 
     def train(self, stop: Callable[[], bool], on_step: OnStep) -> None:
-        """Take the remaining steps.
+        """Take the remaining steps, or those to the accuracy at which the task ends a run.
 
         Raises:
             Stopped: `stop` returned True; a snapshot was written.
@@ -153,21 +158,21 @@ class Trainer:
             state.total_seconds += seconds
             on_step(state.step, loss, seconds)
             last = state.step == self.run.num_steps
-            if last or state.step % spec.validate_every == 0:
-                self._add_point(grad_norm)
+            if (last or state.step % spec.validate_every == 0) and self._add_point(grad_norm):
+                return
             if not last and state.step % spec.checkpoint_every == 0:
                 self._snapshot()
 
     def _step(self) -> tuple[float, float]:
-        """Take one optimiser step; return its loss in nats per token and the norm of its gradients."""
+        """Take one optimiser step; return its loss in nats per target and the norm of its gradients."""
         step = self.state.step
-        rows = self._batches.batch(step, self._ranks.rank, self._ranks.size).to(self.device)  # (B, T + 1)
-        num_tokens = rows.shape[0] * (rows.shape[1] - 1)
+        examples = self._batches.examples(step, self._ranks.rank, self._ranks.size).to(self.device)
+        share = self._batches.num_targets(step) / self._ranks.size
         self.optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self.device)
-        for part in rows.split(self._micro_batch_size):
+        for part in examples.parts(self._micro_batch_size):
             with self._autocast():
-                loss = summed_loss(self.model, part) / num_tokens
+                loss = summed_loss(self.model, part) / share
             loss.backward()  # a sharded model averages the gradients over the processes
             total += loss.detach()
         norm = clip_gradients(self.model, self.plan.recipe.grad_clip)
@@ -189,15 +194,11 @@ class Trainer:
     def _autocast(self) -> AbstractContextManager[None]:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._uses_autocast)
 
-    def _add_point(self, grad_norm: float) -> None:
-        """Score the validation text and add a point to the curve."""
+    def _add_point(self, grad_norm: float) -> bool:
+        """Score the validation examples and add a point to the curve; return whether the task ends the run there."""
         state, spec = self.state, self.plan.spec
         since = state.step - (state.curve[-1].step if state.curve else 0)
-        self.model.eval()
-        with self._autocast():
-            validation_loss = mean_loss(self.model, self._validation, self._micro_batch_size)
-        self.model.train()
-        reshard(self.model)
+        validation_loss, shares = self._validate()
         if not math.isfinite(validation_loss):
             raise DivergedError(f"step {state.step}: the validation loss is {validation_loss}.")
         point = CurvePoint(
@@ -208,11 +209,32 @@ class Trainer:
             learning_rate=self._learning_rate(state.step - 1),
             grad_norm=grad_norm,
             tokens_per_s=since * spec.tokens_per_step / state.seconds,
+            validation_acc=None if shares is None else float(shares.mean()),
         )
         state.curve.append(point)
         state.loss_sum = state.seconds = 0.0
         self._ranks.lead(lambda: write_curve(self.folder / CURVE, state.curve))
         self._notify(PointAdded(self.run, point))
+        return shares is not None and self._ends(shares)
+
+    def _validate(self) -> tuple[float, Tensor | None]:
+        """Return the validation loss, and of a task the share of right answers of each example, (B,)."""
+        self.model.eval()
+        with self._autocast():
+            loss = mean_loss(self.model, self._validation, self._micro_batch_size)
+            asked = self._validation.answers_only
+            shares = answer_shares(self.model, self._validation, self._micro_batch_size) if asked else None
+        self.model.train()
+        reshard(self.model)
+        return loss, shares
+
+    def _ends(self, shares: Tensor) -> bool:
+        """Return whether the accuracy at every number of pairs is that at which the task ends a run."""
+        task = self.plan.spec.task
+        if task is None or task.stop_accuracy is None:
+            return False
+        counts = (self._validation.targets != IGNORED).sum(1).cpu()
+        return all(float(shares[counts == count].mean()) >= task.stop_accuracy for count in counts.unique())
 
     def _snapshot(self) -> None:
         """Write a snapshot of everything that the rest of the run depends on."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from retbench.config.training import Recipe
+from retbench.data.batches import IGNORED, Examples
 from retbench.data.packing import PackedTokens
 from retbench.errors import ConfigError, DivergedError
 from retbench.models.decoder import Decoder
@@ -24,19 +25,24 @@ MIN_STEPS = 16
 """Least number of steps with a meaningful median."""
 
 
-def summed_loss(model: Decoder, rows: Tensor) -> Tensor:
-    """Return the summed cross-entropy in nats, (), of rows (B, T + 1): each of T tokens predicts the next."""
-    logits = model(rows[:, :-1])  # (B, T, N)
-    wide = logits.flatten(0, 1).to(wide_dtype(logits.dtype))
+def summed_loss(model: Decoder, examples: Examples) -> Tensor:
+    """Return the summed cross-entropy of the targets in nats, (); logits are computed only where there is one."""
+    targets = examples.targets
+    if examples.answers_only:
+        asked = targets != IGNORED
+        logits, targets = model(examples.inputs, at=asked), targets[asked]  # (M, N), (M,)
+    else:
+        logits = model(examples.inputs).flatten(0, 1)  # (B * T, N)
+    wide = logits.to(wide_dtype(logits.dtype))
     del logits  # in a 16-bit dtype the loss needs only their wide copy
-    return F.cross_entropy(wide, rows[:, 1:].flatten(), reduction="sum")
+    return F.cross_entropy(wide, targets.flatten(), reduction="sum")
 
 
 @torch.no_grad()
-def mean_loss(model: Decoder, rows: Tensor, micro_batch_size: int) -> float:
-    """Return the nats per token of rows (B, T + 1)."""
-    total = sum(float(summed_loss(model, part)) for part in rows.split(micro_batch_size))
-    return total / (rows.shape[0] * (rows.shape[1] - 1))
+def mean_loss(model: Decoder, examples: Examples, micro_batch_size: int) -> float:
+    """Return the nats per target."""
+    total = sum(float(summed_loss(model, part)) for part in examples.parts(micro_batch_size))
+    return total / int((examples.targets != IGNORED).sum())
 
 
 def validation_rows(tokens: PackedTokens, num_tokens: int, seq_len: int) -> Tensor:

@@ -1,6 +1,7 @@
 """The plan of a training command: the runs of the grid, then the final runs, and everything that determines them.
 
-The plan is made and checked without torch. The models are matched at every size with the vocabulary of the tokenizer.
+The plan is made and checked without torch. The models are matched at every size with the vocabulary of the tokenizer
+or of the synthetic task.
 A run's `fingerprint` identifies its settings, so that a run on disk is reused only if they are the same.
 """
 
@@ -13,6 +14,7 @@ from retbench.architectures import costs, matching
 from retbench.architectures.architecture import ModelSpec
 from retbench.architectures.configs import ModelConfig
 from retbench.config.experiment import Experiment, Profile
+from retbench.config.synthetic import TaskSpec
 from retbench.config.training import RECIPES, Recipe, TrainingSpec
 from retbench.data.corpora import Corpus
 from retbench.data.tokenizers import Tokenizer
@@ -48,13 +50,37 @@ class TrainingRun:
 
 
 @dataclass(frozen=True)
+class TextSource:
+    """A corpus to train on, and the tokenizer that its text is read with."""
+
+    corpus: Corpus
+    tokenizer: Tokenizer
+
+    @property
+    def name(self) -> str:
+        """Name of the corpus."""
+        return self.corpus.name
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the corpus."""
+        return self.corpus.fingerprint
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens of the tokenizer."""
+        return self.tokenizer.vocab_size
+
+
+@dataclass(frozen=True)
 class TrainingPlan:
     """All runs of a training command.
 
     Attributes:
         experiment: The experiment, with the overrides of the command line.
         spec: The profile's training table.
-        models: Full configuration by (model, size), with the tokenizer's vocabulary.
+        models: Full configuration by (model, size), with the vocabulary of the tokenizer or task.
+        source: What the models are trained on: a text or a synthetic task.
         device: torch's name of the device.
         threads: CPU threads per process.
         command: Command line that makes the same plan again.
@@ -65,8 +91,7 @@ class TrainingPlan:
     profile_name: str
     spec: TrainingSpec
     models: dict[tuple[str, str], ModelConfig]
-    tokenizer: Tokenizer
-    corpus: Corpus
+    source: TextSource | TaskSpec
     device: str
     threads: int
     command: str
@@ -81,6 +106,11 @@ class TrainingPlan:
     def recipe(self) -> Recipe:
         """Optimiser and schedule, the same for every run."""
         return RECIPES[self.spec.recipe]
+
+    @property
+    def text(self) -> TextSource | None:
+        """The corpus and its tokenizer; None if the models are trained on a task."""
+        return self.source if isinstance(self.source, TextSource) else None
 
     @property
     def model_names(self) -> list[str]:
@@ -136,16 +166,16 @@ class TrainingPlan:
         return not_above[-1] if not_above else by_params[0]
 
     def num_tokens(self, run: TrainingRun) -> int:
-        """Return the number of training tokens of a run."""
+        """Return the number of training tokens of a run that no accuracy ends early."""
         return run.num_steps * self.spec.tokens_per_step
 
     @property
     def max_packed_tokens(self) -> int | None:
         """Number of tokens to pack of a hub data set, which may be endless: those of the longest run.
 
-        None for files, which are packed whole.
+        None for files, which are packed whole, and for a task.
         """
-        if self.corpus.revision is None:
+        if self.text is None or self.text.corpus.revision is None:
             return None
         return max(map(self.num_tokens, self.final_runs))
 
@@ -173,14 +203,18 @@ class TrainingPlan:
             "num_steps": run.num_steps,
             "learning_rate": run.learning_rate,
             "recipe": self.recipe.model_dump(mode="json", exclude={"source"}),
-            "corpus": self.corpus.fingerprint,
-            "tokenizer": self.tokenizer.fingerprint,
+            **self._determined_by_source(),
             **({} if most is None else {"max_packed_tokens": most}),
             **spec.model_dump(
                 mode="json",
                 include={"seq_len", "batch_size", "micro_batch_size", "autocast", "validation_tokens"},
             ),
         }
+
+    def _determined_by_source(self) -> dict[str, Any]:
+        if isinstance(self.source, TaskSpec):
+            return {"task": {**self.source.model_dump(mode="json"), "fingerprint": self.source.fingerprint}}
+        return {"corpus": self.source.fingerprint, "tokenizer": self.source.tokenizer.fingerprint}
 
     def fingerprint(self, run: TrainingRun) -> str:
         """Return a short hash of everything that determines a run."""

@@ -71,17 +71,17 @@ class Recorder:
             started_at=state.started_at,
             status="ok" if error is None else "failed",
             error=error,
-            model=_model_info(plan, run, weights_fingerprint),
+            model=_model_info(plan, run, state, weights_fingerprint),
             workload=WORKLOAD,
             point=Point(
-                batch_size=plan.spec.batch_size, context_len=plan.spec.seq_len, task=plan.corpus.name
+                batch_size=plan.spec.batch_size, context_len=plan.spec.seq_len, task=plan.source.name
             ),
             settings=_settings(plan),
             backend=_executed_backend(plan, run, trainer, tuning),
             environment=self.environment | code_of_parts(plan.config(run), WORKLOAD),
             metrics=_metrics(plan, state),
             series=_series(state.curve),
-            absent={} if state.curve else {"validation_loss_nats": "the run ended before it was scored"},
+            absent=_absent(plan, state),
             command=plan.command,
         )
         _write(folder, record)
@@ -162,16 +162,24 @@ def _settings(plan: TrainingPlan) -> dict[str, Any]:
         "dtype": "float32",
         "autocast": spec.autocast,
         "activation_checkpointing": plan.profile.activation_checkpointing,
-        "corpus": plan.corpus.name,
-        "corpus_fingerprint": plan.corpus.fingerprint,
-        "tokenizer": plan.tokenizer.name,
-        "tokenizer_fingerprint": plan.tokenizer.fingerprint,
+        "corpus": plan.source.name,
+        "corpus_fingerprint": plan.source.fingerprint,
+        **_settings_of_source(plan),
         "micro_batch_size": spec.micro_batch_size,
         "validation_tokens": spec.validation_tokens,
         "recipe": spec.recipe,
         "learning_rates": list(spec.learning_rates),
         **plan.recipe.model_dump(mode="json", exclude={"source"}),
     }
+
+
+def _settings_of_source(plan: TrainingPlan) -> dict[str, Any]:
+    """Return the tokenizer of a text, or the settings of a task."""
+    if plan.text is None:
+        assert plan.spec.task is not None
+        return {"task": plan.spec.task.model_dump(mode="json")}
+    tokenizer = plan.text.tokenizer
+    return {"tokenizer": tokenizer.name, "tokenizer_fingerprint": tokenizer.fingerprint}
 
 
 def _executed_backend(plan: TrainingPlan, run: TrainingRun, trainer: Trainer, tuning: Tuning | None) -> Facts:
@@ -204,7 +212,9 @@ def _run_facts(plan: TrainingPlan, run: TrainingRun, tuning: Tuning | None) -> F
     return facts
 
 
-def _model_info(plan: TrainingPlan, run: TrainingRun, weights_fingerprint: str | None) -> ModelInfo:
+def _model_info(
+    plan: TrainingPlan, run: TrainingRun, state: TrainerState, weights_fingerprint: str | None
+) -> ModelInfo:
     config, weights = plan.config(run), None
     if weights_fingerprint is not None:
         weights = WeightsInfo(
@@ -212,9 +222,9 @@ def _model_info(plan: TrainingPlan, run: TrainingRun, weights_fingerprint: str |
             fingerprint=weights_fingerprint,
             format="retbench",
             seed=run.seed,
-            num_tokens=plan.num_tokens(run),
+            num_tokens=state.step * plan.spec.tokens_per_step,
             learning_rate=run.learning_rate,
-            corpus=plan.corpus.name,
+            corpus=plan.source.name,
         )
     return ModelInfo(
         name=run.model_name,
@@ -234,6 +244,11 @@ def _metrics(plan: TrainingPlan, state: TrainerState) -> dict[str, Metric]:
     if not state.curve:
         return found
     last = state.curve[-1]
+    if last.validation_acc is not None:
+        found["validation_acc"] = Metric(unit="ratio", value=last.validation_acc)
+    learnt = _learnt_step(plan, state)
+    if learnt is not None:
+        found["learnt_step"] = Metric(unit="count", value=learnt)
     return found | {
         "validation_loss_nats": Metric(unit="nats", value=last.validation_loss_nats),
         "train_loss_nats": Metric(unit="nats", value=last.train_loss_nats),
@@ -246,12 +261,38 @@ def _metrics(plan: TrainingPlan, state: TrainerState) -> dict[str, Metric]:
     }
 
 
+def _learnt_step(plan: TrainingPlan, state: TrainerState) -> int | None:
+    """Return the step of the first point of the curve at which a task was learnt; None for a text too."""
+    task = plan.spec.task
+    steps = (
+        p.step
+        for p in state.curve
+        if p.validation_acc is not None and task and task.is_learnt(p.validation_acc)
+    )
+    return next(steps, None)
+
+
+def _absent(plan: TrainingPlan, state: TrainerState) -> dict[str, str]:
+    """Return the metrics that a run does not have, with the reasons."""
+    if not state.curve:
+        return {"validation_loss_nats": "the run ended before it was scored"}
+    task = plan.spec.task
+    if task is None or _learnt_step(plan, state) is not None:
+        return {}
+    best = max(point.validation_acc or 0.0 for point in state.curve)
+    return {
+        "learnt_step": f"not learnt: the accuracy was never more than {best:.3f}, and guessing among the values of an "
+        f"example has {task.guess_accuracy:.3f}"
+    }
+
+
 def _series(curve: list[CurvePoint]) -> dict[str, Series]:
     """Return the learning curve over the number of training tokens."""
     if not curve:
         return {}
     tokens = tuple(float(point.num_tokens) for point in curve)
+    units = _CURVE_UNITS if curve[0].validation_acc is None else _CURVE_UNITS | {"validation_acc": "ratio"}
     return {
         name: Series(unit=unit, x_name="tokens", x=tokens, y=tuple(getattr(point, name) for point in curve))
-        for name, unit in _CURVE_UNITS.items()
+        for name, unit in units.items()
     }

@@ -29,7 +29,11 @@ RUN = "run.json"
 
 
 class TrainedRun(Strict):
-    """A finished run: the folder of its checkpoint, and how it was trained; the loss is nats per token."""
+    """A finished run: the folder of its checkpoint, and how it was trained; the loss is nats per token.
+
+    A run on a task has no tokenizer; its corpus is the name of the task, its loss is nats per answer, and it has an
+    accuracy.
+    """
 
     model_name: str
     size: str
@@ -37,14 +41,15 @@ class TrainedRun(Strict):
     learning_rate: FiniteFloat
     path: Path
     weights_fingerprint: str
-    tokenizer: str
-    tokenizer_fingerprint: str
+    tokenizer: str | None
+    tokenizer_fingerprint: str | None
     corpus: str
     corpus_fingerprint: str
     num_tokens: int
     validation_loss: FiniteFloat
     tokens_per_s: FiniteFloat
     training_fingerprint: str
+    validation_acc: FiniteFloat | None = None
 
 
 def run_folder(out: Path, plan: TrainingPlan, run: TrainingRun) -> Path:

@@ -40,7 +40,7 @@ def choose_tokenizer(model: ModelUnderTest, asked: str | None, data_dir: Path | 
 
 def evaluation_of(context: "Context") -> Evaluation:
     """Return the evaluation inputs of the cell of a workload that has some."""
-    assert context.cell.evaluation is not None
+    assert isinstance(context.cell.evaluation, Evaluation)
     return context.cell.evaluation
 
 

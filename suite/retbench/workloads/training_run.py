@@ -6,11 +6,15 @@ WORKLOAD = Workload(
     name="training_run",
     title="Training runs",
     kind="quality",
-    metrics=(MetricSpec("validation_loss_nats", "validation loss, nats/token", True, better="better"),),
+    metrics=(
+        MetricSpec("validation_loss_nats", "validation loss, nats/token", True, better="better"),
+        MetricSpec("validation_acc", "validation accuracy", False, optional=True, better="better"),
+        MetricSpec("learnt_step", "learnt at step", True, optional=True),
+    ),
     quantity="validation loss",
     replicate="seed",
     spec=None,
     modules=("retbench.training.engine",),
-    order=8,
+    order=9,
     one_round=True,
 )

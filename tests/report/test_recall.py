@@ -1,0 +1,98 @@
+"""Recall in the report: the figure against the bytes of the state, the table, and the findings."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib.text import Text
+
+from report.synthetic_scores import ScoreMaker, evaluations_of
+from retbench.report.evaluations import Evaluations
+from retbench.report.formats import readable_tables
+from retbench.report.quality_findings import find_quality
+from retbench.report.recall_figure import frontier
+from retbench.report.score_figures import draw_scores
+from retbench.report.tables import quality_table
+
+
+@pytest.fixture(scope="module")
+def evaluations(tmp_path_factory: pytest.TempPathFactory) -> Evaluations:
+    maker = ScoreMaker(tmp_path_factory.mktemp("recall"))
+    maker.recalls()
+    return evaluations_of(maker)
+
+
+def test_the_figure_has_a_panel_per_number_of_pairs_and_a_point_per_size_and_seed(
+    evaluations: Evaluations,
+) -> None:
+    (drawing,) = draw_scores(evaluations)
+    assert drawing.name == "mqar_mqar_frontier"
+    assert [axes.get_title(loc="left") for axes in drawing.figure.axes] == [
+        "4 pairs in 64 tokens",
+        "16 pairs in 64 tokens",
+    ]
+    assert len(drawing.data) == 2 * 2 * 5
+    words = {text.get_text() for text in drawing.figure.findobj(Text)}  # type: ignore[attr-defined]
+    assert {"state, bytes per sequence (log scale)", "accuracy of multi-query associative recall, %"} <= words
+    mine = drawing.data[(drawing.data["num_pairs"] == 16) & (drawing.data["model"] == "retnet")]
+    found = set(zip(mine["state_bytes"], mine["value"], strict=True))
+    assert found == {(4096, 0.25), (8192, 0.5), (16384, 0.75)}
+
+
+def test_the_figure_has_the_frontier_and_the_accuracy_of_guessing(evaluations: Evaluations) -> None:
+    (drawing,) = draw_scores(evaluations)
+    for axes, num_pairs in zip(drawing.figure.axes, (4, 16), strict=True):
+        lines = [[tuple(point) for point in line.get_xydata()] for line in axes.lines]
+        assert [[100 / num_pairs] * 2] in [[[y for _, y in line]] for line in lines]
+    staircase = [(4096.0, 25.0), (8192.0, 50.0), (16384.0, 75.0), (65536.0, 100.0)]
+    assert any(line[:4] == staircase and line[4][1] == 100.0 for line in lines)
+
+
+points = st.lists(st.tuples(st.integers(1, 50), st.integers(0, 10).map(lambda share: share / 10)), min_size=1)
+
+
+@given(points)
+def test_the_frontier_is_the_best_accuracy_within_so_many_bytes(found: list[tuple[float, float]]) -> None:
+    corners = frontier(found)
+    assert corners == sorted(set(corners))
+    assert all(corner in found for corner in corners)
+    for size, _ in found:
+        best = max(value for other, value in found if other <= size)
+        assert [value for corner, value in corners if corner <= size][-1] == best
+
+
+def test_the_table_has_a_row_per_point_with_accuracy_and_state(evaluations: Evaluations) -> None:
+    table = readable_tables(quality_table(evaluations, "mqar"))["mqar"]
+    assert list(table.columns) == [
+        "task",
+        "pairs",
+        "context",
+        "size",
+        "seed",
+        "metric",
+        "retnet",
+        "transformer",
+    ]
+    row = table[(table["pairs"] == "16") & (table["size"] == "6M") & (table["metric"] == "acc")].iloc[0]
+    assert (row["retnet"], row["transformer"]) == ("50.0 ± 1.0 %", "100.0 ± 1.0 %")
+    states = table[
+        (table["pairs"] == "16") & (table["size"] == "6M") & (table["metric"] == "state_bytes")
+    ].iloc[0]
+    assert (states["retnet"], states["transformer"]) == ("8.00 KiB", "128 KiB")
+
+
+def test_a_finding_states_accuracies_and_bytes_at_the_largest_size(evaluations: Evaluations) -> None:
+    (finding,) = find_quality(evaluations)
+    for part in ("75.0 %", "100.0 %", "16.0 KiB", "256 KiB", "25M", "16 pairs in 64 tokens"):
+        assert part in finding.text
+    assert evaluations.comparisons == ()
+    assert evaluations.refusals == []
+
+
+def test_without_a_transformer_that_solves_the_task_there_is_no_verdict(tmp_path: Path) -> None:
+    maker = ScoreMaker(tmp_path)
+    maker.recalls(solved=0.98)
+    (finding,) = find_quality(evaluations_of(maker))
+    assert "No verdict" in finding.text
+    assert "98.0 %" in finding.text
