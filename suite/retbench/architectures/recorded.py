@@ -33,7 +33,9 @@ def config_facts(config: Mapping[str, Any]) -> dict[str, Any]:
     model = read_config(config)
     if model is None:
         return {name: value for name, value in config.items() if not isinstance(value, list | dict)}
-    names = ("d_model", "num_layers", "vocab_size", "norm", "norm_eps")
+    names = ["d_model", "num_layers", "vocab_size"]
+    if model.whole_model is None:
+        names += ["norm", "norm_eps"]
     facts: dict[str, Any] = {name: getattr(model, name) for name in names}
     for mixer in model.mixers:
         lead = f"{mixer.mixer}." if len(model.mixers) > 1 else ""
@@ -51,7 +53,7 @@ def has_cache(architecture: str, config: Mapping[str, Any] | None = None) -> boo
     known = architectures().get(architecture)
     if config is not None:
         _, model = _find(architecture, config)
-    elif known is not None:
+    elif known is not None and known.presets:
         spec = known.spec.model_validate({"architecture": architecture, **next(iter(known.presets.values()))})
         model = known.resolve(spec, find_size("1m"))
     else:

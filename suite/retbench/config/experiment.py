@@ -5,8 +5,10 @@ Nothing here imports torch.
 """
 
 import os
+import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -252,6 +254,19 @@ def _completed(profile: Any, base: Mapping[str, Any]) -> Any:
     return {**profile, "models": {**base, **merged}}
 
 
+@dataclass(frozen=True)
+class OwnModels:
+    """Models of another library that are measured in place of an experiment's, as given to `--model`.
+
+    Attributes:
+        checkpoints: Folders, or names on the hub.
+        trust_remote_code: Run code that comes with them.
+    """
+
+    checkpoints: tuple[str, ...]
+    trust_remote_code: bool = False
+
+
 _PLAIN_SPACE = str.maketrans("", "", "\n\t\xa0")
 """Characters that do not count as printable and may stand in a text."""
 
@@ -279,7 +294,11 @@ def list_experiments() -> dict[str, Path]:
 
 
 def load_experiment(
-    name_or_path: str, overrides: Sequence[str] = (), *, profile: str | None = None
+    name_or_path: str,
+    overrides: Sequence[str] = (),
+    *,
+    profile: str | None = None,
+    own_models: OwnModels | None = None,
 ) -> Experiment:
     """Read an experiment by its name in `experiments/` or by the path of a TOML file.
 
@@ -289,6 +308,7 @@ def load_experiment(
             (`rounds=3`, `workloads.decode.context_len=[1024]`) or starts with `models.`
             (`models.retnet.variant=torchscale`).
         profile: The profile that override keys without a prefix change; every profile when None.
+        own_models: Checkpoints that replace the experiment's models.
 
     Raises:
         ConfigError: the file is absent, is not TOML, or holds something unknown or out of range.
@@ -308,6 +328,8 @@ def load_experiment(
         raise ConfigError(
             f"{place}: the field 'name' is not allowed; an experiment is called after its file. Remove it."
         )
+    if own_models is not None:
+        _replace_models(raw, own_models)
     for item in overrides:
         _apply_override(raw, item, profile)
     for text in _scalars(raw):
@@ -321,6 +343,27 @@ def load_experiment(
         known = tables.items() if isinstance(tables, dict) else ()
         whole = [name for name, table in known if isinstance(table, dict) and "architecture" in table]
         raise ConfigError(explain(error, Experiment, where, whole)) from error
+
+
+def _replace_models(raw: dict[str, Any], own: OwnModels) -> None:
+    """Replace the models of the parsed TOML, in place, by checkpoints that their own library runs."""
+    reader = next(name for name, each in architectures().items() if each.reads_any_model)
+    trusts = {"trust_remote_code": True} if own.trust_remote_code else {}
+    tables: dict[str, dict[str, str | bool]] = {}
+    for checkpoint in own.checkpoints:
+        last = checkpoint.partition("@")[0].rstrip("/").rpartition("/")[2]
+        name = re.sub(r"[^A-Za-z0-9._+-]+", "-", last).lstrip(".+-") or "model"
+        if name in tables:
+            raise ConfigError(
+                f"--model {shown(checkpoint)}: another --model has the name '{name}' too. Measure them one after the "
+                "other, or name both in an experiment file."
+            )
+        tables[name] = {"architecture": reader, "checkpoint": checkpoint, **trusts}
+    raw["models"] = tables
+    profiles = raw.get("profiles")
+    for table in profiles.values() if isinstance(profiles, dict) else ():
+        if isinstance(table, dict):
+            table.pop("models", None)
 
 
 def _find(name_or_path: str) -> Path:

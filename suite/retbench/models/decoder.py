@@ -6,17 +6,21 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from retbench.architectures import costs
 from retbench.architectures.configs import BlockConfig, ModelConfig, check_backend, form_of
-from retbench.architectures.costs import PREFILL_SEGMENT
 from retbench.errors import UnsupportedError, unknown_name
 from retbench.mixers.module import MixerModule
 from retbench.mixers.state import LayerState
+from retbench.models.language_model import LanguageModel
 from retbench.models.state import DecoderState
 from retbench.ops import DecodeOperators, fused
 from retbench.ops.fused import FusedSteps
 from retbench.ops.layers import add_norm_step, make_norm, norm_step
 from retbench.ops.linear import Linear
 from retbench.ops.position import Positions
+
+_QUADRATIC_KERNEL = "sdpa:math"
+"""Kernel of torch that holds a score for every pair of tokens whatever the form, by its name in executed backends."""
 
 
 class Block(FusedSteps):
@@ -52,7 +56,7 @@ class Block(FusedSteps):
         return out
 
 
-class Decoder(nn.Module):
+class Decoder(LanguageModel):
     """A language model: embedding, blocks, norm and head.
 
     Args:
@@ -80,7 +84,6 @@ class Decoder(nn.Module):
         self.norm: nn.Module = make_norm(config.norm, config.d_model, config.norm_eps)
         self.head = Linear(config.d_model, config.vocab_size)
         self.backend = backend
-        self.decode_operators = "eager"
 
     def _share_encodings(self) -> list[int]:
         """Build one encoding per distinct mixer; return the index of each block's encoding."""
@@ -88,16 +91,6 @@ class Decoder(nn.Module):
         first = {kinds.index(mixer.config): mixer for mixer in reversed(self.mixers)}
         self.encodings.extend(first[index].encoding() for index in range(len(kinds)))
         return [kinds.index(mixer.config) for mixer in self.mixers]
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the weights."""
-        return self.embedding.weight.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Dtype of the weights."""
-        return self.embedding.weight.dtype
 
     @property
     def mixers(self) -> list[MixerModule]:
@@ -117,6 +110,22 @@ class Decoder(nn.Module):
             mixer.missing_reason(form_of(config, name), self.device, dtype) for config, mixer in first.items()
         )
         return next((reason for reason in reasons if reason is not None), None)
+
+    def other_backends(self) -> list[str]:
+        """Return the backends that can run here and give some mixer another form than the present one."""
+        forms = [mixer.backend for mixer in self.mixers]
+        return [
+            name
+            for name, reason in self.backends().items()
+            if reason is None and [form_of(mixer.config, name) for mixer in self.mixers] != forms
+        ]
+
+    @property
+    def is_quadratic(self) -> bool:
+        """True if a form holds a score for every pair of tokens, or the last prompt ran by a kernel that does."""
+        forms = {mixer.config.forms[mixer.backend].quadratic for mixer in self.mixers}
+        executed = self.executed_backends().get("prefill", "")
+        return True in forms or _QUADRATIC_KERNEL in executed.split("+")
 
     def set_backend(self, name: str) -> None:
         """Set the form of every mixer.
@@ -174,6 +183,10 @@ class Decoder(nn.Module):
         """Return an empty state for `batch_size` sequences; key-value caches have room for `capacity` tokens."""
         return DecoderState([mixer.init_state(batch_size, capacity) for mixer in self.mixers])
 
+    def state_bytes(self, batch_size: int, capacity: int) -> int:
+        """Return the bytes of such a state, from the analytical costs."""
+        return costs.state_bytes(self.config, str(self.dtype).removeprefix("torch."), batch_size, capacity)
+
     def forward(
         self, tokens: Tensor, state: DecoderState | None = None, *, last_only: bool = False
     ) -> Tensor:
@@ -191,7 +204,11 @@ class Decoder(nn.Module):
         Raises:
             CapacityError: the state has no room for T more tokens; nothing was changed.
         """
-        logits: Tensor = self.head(self.features(tokens, state, last_only=last_only))
+        return self.logits_of(self.features(tokens, state, last_only=last_only))
+
+    def logits_of(self, features: Tensor) -> Tensor:
+        """Compute the logits (..., N) of any rows of features (..., D)."""
+        logits: Tensor = self.head(features)
         return logits
 
     def features(
@@ -199,7 +216,7 @@ class Decoder(nn.Module):
     ) -> Tensor:
         """Compute the input of the head, (B, T, D) or (B, 1, D); arguments and errors as of `forward`.
 
-        Apply `head` to any of its rows to get the logits of some tokens only.
+        Apply `logits_of` to any of its rows to get the logits of some tokens only.
         """
         length = tokens.shape[1]
         if state is not None:
@@ -237,11 +254,3 @@ class Decoder(nn.Module):
             on_device = torch.full((1,), start, dtype=torch.int64, device=self.device)
             encoded = [positions._replace(on_device=on_device) for positions in encoded]
         return encoded
-
-    @torch.no_grad()
-    def prefill(self, tokens: Tensor, state: DecoderState, *, segment_len: int = PREFILL_SEGMENT) -> Tensor:
-        """Process a prompt (B, T) in segments of bounded workspace; return the logits (B, 1, N) of its last token."""
-        state.require_room(tokens.shape[1])
-        for segment in tokens.split(segment_len, dim=1):
-            logits: Tensor = self(segment, state, last_only=True)
-        return logits
