@@ -28,6 +28,12 @@ def _find(architecture: str, config: Mapping[str, Any]) -> tuple[Architecture | 
     return architectures().get(architecture), read_config({**config, "architecture": architecture})
 
 
+def is_matched(config: Mapping[str, Any]) -> bool:
+    """Return whether a model was made to match a size; one that is not known here counts as matched."""
+    model = read_config(config)
+    return model is None or model.whole_model is None
+
+
 def config_facts(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return a model's configuration as one flat table; of several mixers the fields are led by the mixer's name."""
     model = read_config(config)
