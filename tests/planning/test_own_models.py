@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from retbench.config.experiment import OwnModels
+from retbench.config.own_models import OwnModels
 from retbench.errors import ConfigError
 from retbench.planning import estimates
 from retbench.planning.plan import Plan, make_plan

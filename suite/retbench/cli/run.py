@@ -23,7 +23,7 @@ from retbench.files import check_writable
 from retbench.units import format_bytes, format_duration, format_tokens
 
 if TYPE_CHECKING:
-    from retbench.config.experiment import OwnModels
+    from retbench.config.own_models import OwnModels
     from retbench.planning.estimates import CellEstimate
     from retbench.planning.plan import Plan
     from retbench.run.events import RunSummary
@@ -104,7 +104,7 @@ def run(
 
 def _own_models(given: Sequence[str], *, trust_remote_code: bool) -> "OwnModels | None":
     """Return what --model asks for; ConfigError where --trust-remote-code has no model."""
-    from retbench.config.experiment import OwnModels
+    from retbench.config.own_models import OwnModels
 
     if given:
         return OwnModels(tuple(given), trust_remote_code)

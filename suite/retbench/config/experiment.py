@@ -5,10 +5,8 @@ Nothing here imports torch.
 """
 
 import os
-import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -29,6 +27,7 @@ from retbench.architectures.architecture import ModelSpec
 from retbench.architectures.registry import architectures
 from retbench.architectures.sizes import SizeId
 from retbench.config.evaluation import MAX_LENGTH, WorkloadSpec
+from retbench.config.own_models import OwnModels, replace_models
 from retbench.config.training import TrainingSpec
 from retbench.errors import ConfigError, shown, unknown_name
 from retbench.ops import DecodeOperators
@@ -254,19 +253,6 @@ def _completed(profile: Any, base: Mapping[str, Any]) -> Any:
     return {**profile, "models": {**base, **merged}}
 
 
-@dataclass(frozen=True)
-class OwnModels:
-    """Models of another library that are measured in place of an experiment's, as given to `--model`.
-
-    Attributes:
-        checkpoints: Folders, or names on the hub.
-        trust_remote_code: Run code that comes with them.
-    """
-
-    checkpoints: tuple[str, ...]
-    trust_remote_code: bool = False
-
-
 _PLAIN_SPACE = str.maketrans("", "", "\n\t\xa0")
 """Characters that do not count as printable and may stand in a text."""
 
@@ -329,7 +315,7 @@ def load_experiment(
             f"{place}: the field 'name' is not allowed; an experiment is called after its file. Remove it."
         )
     if own_models is not None:
-        _replace_models(raw, own_models)
+        replace_models(raw, own_models)
     for item in overrides:
         _apply_override(raw, item, profile)
     for text in _scalars(raw):
@@ -343,27 +329,6 @@ def load_experiment(
         known = tables.items() if isinstance(tables, dict) else ()
         whole = [name for name, table in known if isinstance(table, dict) and "architecture" in table]
         raise ConfigError(explain(error, Experiment, where, whole)) from error
-
-
-def _replace_models(raw: dict[str, Any], own: OwnModels) -> None:
-    """Replace the models of the parsed TOML, in place, by checkpoints that their own library runs."""
-    reader = next(name for name, each in architectures().items() if each.reads_any_model)
-    trusts = {"trust_remote_code": True} if own.trust_remote_code else {}
-    tables: dict[str, dict[str, str | bool]] = {}
-    for checkpoint in own.checkpoints:
-        last = checkpoint.partition("@")[0].rstrip("/").rpartition("/")[2]
-        name = re.sub(r"[^A-Za-z0-9._+-]+", "-", last).lstrip(".+-") or "model"
-        if name in tables:
-            raise ConfigError(
-                f"--model {shown(checkpoint)}: another --model has the name '{name}' too. Measure them one after the "
-                "other, or name both in an experiment file."
-            )
-        tables[name] = {"architecture": reader, "checkpoint": checkpoint, **trusts}
-    raw["models"] = tables
-    profiles = raw.get("profiles")
-    for table in profiles.values() if isinstance(profiles, dict) else ():
-        if isinstance(table, dict):
-            table.pop("models", None)
 
 
 def _find(name_or_path: str) -> Path:

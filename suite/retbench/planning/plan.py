@@ -10,7 +10,8 @@ from pathlib import Path
 
 from retbench.architectures.registry import find_architecture
 from retbench.config import experiment as config
-from retbench.config.experiment import Experiment, OwnModels, Profile
+from retbench.config.experiment import Experiment, Profile
+from retbench.config.own_models import OwnModels
 from retbench.errors import ConfigError, UnsupportedError, shown
 from retbench.measure.environment import missing_for_compilation, worker_environment
 from retbench.measure.machine import usable_cores

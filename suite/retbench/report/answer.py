@@ -286,10 +286,10 @@ def _models_words(models: Lineup) -> str:
         return ", ".join(models.labels.values())
     mine = [models.labels[name] for name in models.challengers]
     subject = join_words(mine) if len(mine) <= 3 else f"{len(mine)} models"
-    others = join_words([models.labels[name] for name in models.refusals])
-    return f"{subject} compared with the {models.labels[models.reference]}" + (
-        f"; {others} not compared" if others else ""
-    )
+    compared = f"{subject} compared with the {models.labels[models.reference]}"
+    if not models.refusals:
+        return compared
+    return f"{compared}; {join_words([models.labels[name] for name in models.refusals])} not compared"
 
 
 def _setting(records: Sequence[Record], main: _Comparison | None) -> str:
