@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retbench.parsing import MAX_DEPTH, parse_json, parse_toml
+from retbench.parsing import MAX_DEPTH, integer_or_float, parse_json, parse_toml
 
 JSON_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False) | st.text(),
@@ -43,6 +43,14 @@ def test_anything_else_is_a_value_error(text: bytes | str) -> None:
 def test_json_that_fails_later_is_refused_at_once(text: str | bytes, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         parse_json(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("1000000000000000019884624838656", 1e30), ("-7", -7), (str(2**62), 2**62), ("9" * 5000, float("inf"))],
+)
+def test_an_integer_that_is_too_large_can_be_read_as_a_float(text: str, value: float) -> None:
+    assert parse_json(text, integers=integer_or_float) == value
 
 
 @pytest.mark.parametrize(

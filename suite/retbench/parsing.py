@@ -7,19 +7,30 @@ fail later, far from the file.
 import json
 import tomllib
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 MAX_DEPTH = 64
 """Levels of nested tables and lists that are read."""
 
 
-def parse_json(text: str | bytes) -> Any:
+def parse_json(text: str | bytes, *, integers: Callable[[str], int | float] = int) -> Any:
     """Return the value of a JSON text.
+
+    Args:
+        text: The text.
+        integers: Converts the text of an integer.
 
     Raises:
         ValueError: it is not JSON, not UTF-8, nested too deeply, or has a number or a string that cannot be stored.
     """
-    return _parse(json.loads, text)
+    return _parse(partial(json.loads, parse_int=integers), text)
+
+
+def integer_or_float(text: str) -> int | float:
+    """Return an integer that 64 bits hold, and a larger one as a float: transformers writes 10^30 for "no limit"."""
+    number = float(text)
+    return int(text) if abs(number) < 2**63 else number
 
 
 def parse_toml(text: str) -> dict[str, Any]:

@@ -61,10 +61,10 @@ def leave_room_for(num_tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a gate that is deeper than this run out of memory."""
     check_equivalence = tasks.check_equivalence
 
-    def starve(model: Any, tokens: torch.Tensor, *, depth: int) -> Gate:
+    def starve(model: Any, tokens: torch.Tensor, *, depth: int, lengths: tuple[int, ...]) -> Gate:
         if depth > num_tokens:
             raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-        return check_equivalence(model, tokens, depth=depth)
+        return check_equivalence(model, tokens, depth=depth, lengths=lengths)
 
     monkeypatch.setattr(tasks, "check_equivalence", starve)
 

@@ -38,6 +38,16 @@ class ModelSpec(Strict):
         """True if the entry asks for a cache that is copied at every token."""
         return False
 
+    @property
+    def checkpoint_format(self) -> str:
+        """Format in which the checkpoint is read; auto: the one that its configuration shows."""
+        return "auto"
+
+    @property
+    def runs_checkpoint_code(self) -> bool:
+        """True if code that comes with the checkpoint may run."""
+        return False
+
 
 @dataclass(frozen=True)
 class Architecture:
@@ -55,6 +65,7 @@ class Architecture:
         order: Place in lists, the lowest first; equal ones by name.
         upgrade: Turns a configuration of the first format, one flat table, into today's.
         formats: Modules of the checkpoint formats that hold its weights.
+        reads_any_model: It takes any checkpoint of another library, which runs the model. Such a model is not matched.
         is_standard: True for a model that has every part that its paper describes; ablations lack some.
         unusual: In words what differs from the model that the paper describes.
         features: What makes a baseline strong, as it was run: 'fused', 'grouped', 'graphs'; and 'concatenated' for a
@@ -72,6 +83,7 @@ class Architecture:
     order: int = 1
     upgrade: Callable[[dict[str, Any]], "ModelConfig"] | None = None
     formats: tuple[str, ...] = ()
+    reads_any_model: bool = False
     is_standard: "Callable[[ModelConfig], bool]" = lambda config: True
     unusual: "Callable[[ModelConfig], list[str]]" = lambda config: []
     features: "Callable[[ModelConfig, Mapping[str, Any]], frozenset[str]]" = lambda config, backend: (

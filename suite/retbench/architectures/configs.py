@@ -21,7 +21,7 @@ from retbench.architectures.registry import (
 )
 from retbench.errors import unknown_name
 from retbench.mixers.feed_forward import ChannelMixer, FeedForward
-from retbench.mixers.mixer import Mixer, StateTensor
+from retbench.mixers.mixer import Mixer, StateTensor, WholeModel
 from retbench.strict import Strict
 
 
@@ -169,12 +169,17 @@ class ModelConfig(Strict):
     @property
     def grows(self) -> bool:
         """True if the state grows with the context, as a key-value cache does."""
-        return any(one.kind == "per_token" for block in self.blocks for one in block.state)
+        return any(mixer.grows for mixer in self.mixers)
 
     @property
     def concatenates(self) -> bool:
         """True if a cache is copied at every token instead of being allocated to a capacity."""
-        return any(one.concatenated for block in self.blocks for one in block.state)
+        return any(mixer.concatenates for mixer in self.mixers)
+
+    @property
+    def whole_model(self) -> WholeModel | None:
+        """Counts of a model that is not taken apart here and has no analytical costs; None for a matched one."""
+        return self.mixer.whole_model
 
     @property
     def fingerprint(self) -> str:

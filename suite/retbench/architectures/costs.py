@@ -14,6 +14,15 @@ PREFILL_SEGMENT = 1024
 """Tokens of each prompt that are in flight at once: longer ones are taken in segments."""
 
 
+MEASURED_ONLY = "the model is not matched, and its costs are measured only"
+"""Why a model of another library has no analytical costs."""
+
+
+def missing_reason(config: ModelConfig) -> str | None:
+    """Return why a model has no analytical costs but its parameters; None if it has them."""
+    return MEASURED_ONLY if config.whole_model else None
+
+
 def block_params(config: ModelConfig) -> int:
     """Return the parameters of all blocks: mixers, channel mixers and norms."""
     num_params = 0
@@ -36,11 +45,15 @@ def _norm_params(config: ModelConfig) -> int:
 
 def num_params_nonembedding(config: ModelConfig) -> int:
     """Return the parameters without the embedding table and the output head."""
+    if config.whole_model is not None:
+        return config.whole_model.num_params_nonembedding
     return block_params(config) + (2 if config.embedding_norm else 1) * _norm_params(config)
 
 
 def num_params(config: ModelConfig) -> int:
-    """Return all parameters; the embedding table and the output head are separate (untied)."""
+    """Return all parameters; in a matched model the embedding table and the output head are separate (untied)."""
+    if config.whole_model is not None:
+        return config.whole_model.num_params
     return num_params_nonembedding(config) + 2 * config.vocab_size * config.d_model
 
 

@@ -28,12 +28,20 @@ def _find(architecture: str, config: Mapping[str, Any]) -> tuple[Architecture | 
     return architectures().get(architecture), read_config({**config, "architecture": architecture})
 
 
+def is_matched(config: Mapping[str, Any]) -> bool:
+    """Return whether a model was made to match a size; one that is not known here counts as matched."""
+    model = read_config(config)
+    return model is None or model.whole_model is None
+
+
 def config_facts(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return a model's configuration as one flat table; of several mixers the fields are led by the mixer's name."""
     model = read_config(config)
     if model is None:
         return {name: value for name, value in config.items() if not isinstance(value, list | dict)}
-    names = ("d_model", "num_layers", "vocab_size", "norm", "norm_eps")
+    names = ["d_model", "num_layers", "vocab_size"]
+    if model.whole_model is None:
+        names += ["norm", "norm_eps"]
     facts: dict[str, Any] = {name: getattr(model, name) for name in names}
     for mixer in model.mixers:
         lead = f"{mixer.mixer}." if len(model.mixers) > 1 else ""
@@ -51,7 +59,7 @@ def has_cache(architecture: str, config: Mapping[str, Any] | None = None) -> boo
     known = architectures().get(architecture)
     if config is not None:
         _, model = _find(architecture, config)
-    elif known is not None:
+    elif known is not None and known.presets:
         spec = known.spec.model_validate({"architecture": architecture, **next(iter(known.presets.values()))})
         model = known.resolve(spec, find_size("1m"))
     else:

@@ -82,7 +82,7 @@ def _resolve(spec: YocoSpec, size: Size) -> ModelConfig:
             variant=spec.variant,
             d_model=size.d_model,
             vocab_size=size.vocab_size,
-            blocks=tuple(BlockConfig(count=count, mixer=mixer, ffn=ffn) for count, mixer in counts),
+            blocks=tuple(BlockConfig(count=count, mixer=mixer, ffn=ffn) for count, mixer in counts if count),
         )
 
     return choose_width(make, spec.ffn_dim, size, lambda: 3 * size.d_model)

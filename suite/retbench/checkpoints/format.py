@@ -112,6 +112,7 @@ class Format:
         plan: Maps the weights, given the description, the names in the files, and the shapes of the `Decoder`.
         ignored: Regular expression of the names of tensors that may be present and are not weights.
         check: Raises CheckpointError if stored values contradict the configuration in a way that shapes do not show.
+        load: "module:function" that loads the model by another library, with the arguments of `models.hf.load_hf`.
     """
 
     recognises: Callable[[Mapping[str, Any]], bool]
@@ -119,6 +120,7 @@ class Format:
     plan: Callable[[Description, Collection[str], Mapping[str, Shape]], Plan]
     ignored: str
     check: "Callable[[Description, StoredWeights], None] | None" = None
+    load: str | None = None
 
 
 def map_decoder(described: Description, names: Names, *, interleaved: bool = False) -> Plan:

@@ -1,7 +1,8 @@
 """Loading of checkpoints: a model with the stored weights, all of which are checked."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from importlib import import_module
 from math import prod
 from pathlib import Path
 
@@ -13,9 +14,10 @@ from retbench.architectures.costs import num_params as num_params_of
 from retbench.checkpoints.format import Description, Plan, Shape, WeightPart
 from retbench.checkpoints.reading import FORMATS, CheckpointInfo, open_checkpoint, read_checkpoint
 from retbench.checkpoints.weights import StoredWeights, fingerprint_tensors
-from retbench.errors import CheckpointError
+from retbench.errors import CheckpointError, UnsupportedError
 from retbench.models.build import allocate_model
 from retbench.models.decoder import Decoder
+from retbench.models.language_model import LanguageModel
 
 FLOAT_DTYPES = ("float64", "float32", "bfloat16", "float16")
 MOST_NAMED = 3
@@ -70,6 +72,49 @@ def load_checkpoint(
         _check_fingerprint(weights, info, info.weights_fingerprint)
     _fill(model, plan, weights)
     return model
+
+
+def load_model(
+    checkpoint: CheckpointInfo,
+    *,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    backend: str,
+    chunk_size: int | None = None,
+    decode_operators: str | None = None,
+    runs_code: bool = False,
+) -> LanguageModel:
+    """Build the model of a checkpoint of any format: a `Decoder`, or a model that another library runs.
+
+    Args:
+        checkpoint: The checkpoint.
+        dtype: See `load_checkpoint`, as for the arguments up to `decode_operators` and the errors.
+        device: torch's name or device.
+        backend: A backend of the model.
+        chunk_size: Tokens per chunk of the chunkwise form; the default when None.
+        decode_operators: fused or eager; another library has its own, which are eager.
+        runs_code: Code that comes with the checkpoint may run.
+    """
+    load = FORMATS[checkpoint.format].load
+    if load is None:
+        return load_checkpoint(
+            checkpoint,
+            dtype=dtype,
+            device=device,
+            backend=backend,
+            chunk_size=chunk_size,
+            decode_operators=decode_operators,
+        )
+    if decode_operators == "fused":
+        raise UnsupportedError(
+            f"decode operators 'fused' cannot run '{checkpoint.source}', whose operators are those of another library. "
+            "Leave decode_operators out, or set eager."
+        )
+    module, _, name = load.partition(":")
+    loader: Callable[..., LanguageModel] = getattr(import_module(module), name)
+    return loader(
+        checkpoint.config, checkpoint.path, dtype=dtype, device=device, backend=backend, runs_code=runs_code
+    )
 
 
 def map_weights(format: str, config: ModelConfig, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -34,7 +34,8 @@ FINAL = "final"
 TOKENIZER_PATTERNS = ("tokenizer.json", "tokenizer.model", "tok*.bin")
 """Tokenizer files of transformers and fla, and of llama2.c."""
 PATTERNS = ("*.json", "*.safetensors", "tokenizer.model", "merges.txt", "vocab.txt")
-"""Files to download: never a pickle, never code."""
+"""Files to download: never a pickle, and no code unless it is asked for."""
+CODE = ("*.py",)
 
 PINNED_REVISIONS = {
     "fla-hub/retnet-1.3B-100B": "7fddefc4d5e196a8d1f076bb7612d54321b3effe",
@@ -80,7 +81,12 @@ FORMATS: dict[str, Format] = _known_formats()
 
 
 def read_checkpoint(
-    name: str, *, revision: str | None = None, format: str = "auto", data_dir: Path | None = None
+    name: str,
+    *,
+    revision: str | None = None,
+    format: str = "auto",
+    data_dir: Path | None = None,
+    with_code: bool = False,
 ) -> CheckpointInfo:
     """Find a checkpoint and read its description; its weights stay on disk.
 
@@ -90,6 +96,7 @@ def read_checkpoint(
         revision: Commit, branch or tag of a repository on the hub.
         format: A name in `FORMATS`, or auto to detect it.
         data_dir: The data folder; RETBENCH_DATA when None.
+        with_code: Download the Python code of a repository too; nothing is run here.
 
     Raises:
         ConfigError: there is no such checkpoint or format.
@@ -98,7 +105,7 @@ def read_checkpoint(
     """
     if format not in FORMATS and format != "auto":
         raise unknown_name("format", format, ["auto", *FORMATS], where="--format")
-    path, commit = locate(name, revision=revision, data_dir=data_dir)
+    path, commit = locate(name, revision=revision, data_dir=data_dir, with_code=with_code)
     if not _config_path(path).is_file() and _config_path(path / FINAL).is_file():
         path = path / FINAL
     config_path = _config_path(path)
@@ -124,7 +131,7 @@ def read_checkpoint(
 
 
 def locate(
-    name: str, *, revision: str | None = None, data_dir: Path | None = None
+    name: str, *, revision: str | None = None, data_dir: Path | None = None, with_code: bool = False
 ) -> tuple[Path, str | None]:
     """Return the path of a checkpoint, downloaded from the hub if it is not local, and its commit on the hub.
 
@@ -145,7 +152,9 @@ def locate(
     asked = hub.parse_name(hub.PREFIX + name.removeprefix(hub.PREFIX), revision)
     at = asked.revision or PINNED_REVISIONS.get(asked.repo)
     try:  # the hub's cache has the folder under the name of the commit
-        path = hub.download_files(name, asked._replace(revision=at), PATTERNS)
+        path = hub.download_files(
+            name, asked._replace(revision=at), (*PATTERNS, *CODE) if with_code else PATTERNS
+        )
     except UnsupportedError as error:
         option = f" --revision {at}" if at else ""
         raise UnsupportedError(

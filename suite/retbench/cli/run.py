@@ -18,11 +18,12 @@ from retbench.cli.options import (
     dtype_option,
     new_app,
 )
-from retbench.errors import INTERRUPTED, RetbenchError, UnsupportedError
+from retbench.errors import INTERRUPTED, ConfigError, RetbenchError, UnsupportedError
 from retbench.files import check_writable
 from retbench.units import format_bytes, format_duration, format_tokens
 
 if TYPE_CHECKING:
+    from retbench.config.own_models import OwnModels
     from retbench.planning.estimates import CellEstimate
     from retbench.planning.plan import Plan
     from retbench.run.events import RunSummary
@@ -39,6 +40,18 @@ def run(
     profile: ProfileName = None,
     device: DeviceName = None,
     dtype: Annotated[str | None, dtype_option("By default the profile's.")] = None,
+    own_models: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model",
+            metavar="NAME",
+            help="Measure this model of transformers in place of the experiment's: a folder, or a name on the hub. "
+            "Needs the extra hf.",
+        ),
+    ] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code that comes with the checkpoint of --model.")
+    ] = False,
     limit: Annotated[
         int | None, typer.Option(metavar="N", help="Keep only the first N context lengths, or documents.")
     ] = None,
@@ -78,6 +91,7 @@ def run(
         dtype=dtype,
         limit=limit,
         compiled=compiled,
+        own_models=_own_models(own_models or [], trust_remote_code=trust_remote_code),
         overrides=overrides or [],
         results=out,
         data_dir=data_dir.absolute() if data_dir else None,
@@ -86,6 +100,20 @@ def run(
         _show_plan(plan, out, form)
     else:
         raise typer.Exit(_measure(plan, out, form, fresh=fresh))
+
+
+def _own_models(given: Sequence[str], *, trust_remote_code: bool) -> "OwnModels | None":
+    """Return what --model asks for; ConfigError where --trust-remote-code has no model."""
+    from retbench.config.own_models import OwnModels
+
+    if given:
+        return OwnModels(tuple(given), trust_remote_code)
+    if trust_remote_code:
+        raise ConfigError(
+            "--trust-remote-code: there is no --model whose code could run. Add --model, or set "
+            "models.NAME.trust_remote_code=true for a model of the experiment."
+        )
+    return None
 
 
 def _measure(plan: "Plan", out: Path, form: str, *, fresh: bool) -> int:

@@ -27,6 +27,7 @@ from retbench.architectures.architecture import ModelSpec
 from retbench.architectures.registry import architectures
 from retbench.architectures.sizes import SizeId
 from retbench.config.evaluation import MAX_LENGTH, WorkloadSpec
+from retbench.config.own_models import OwnModels, replace_models
 from retbench.config.training import TrainingSpec
 from retbench.errors import ConfigError, shown, unknown_name
 from retbench.ops import DecodeOperators
@@ -279,7 +280,11 @@ def list_experiments() -> dict[str, Path]:
 
 
 def load_experiment(
-    name_or_path: str, overrides: Sequence[str] = (), *, profile: str | None = None
+    name_or_path: str,
+    overrides: Sequence[str] = (),
+    *,
+    profile: str | None = None,
+    own_models: OwnModels | None = None,
 ) -> Experiment:
     """Read an experiment by its name in `experiments/` or by the path of a TOML file.
 
@@ -289,6 +294,7 @@ def load_experiment(
             (`rounds=3`, `workloads.decode.context_len=[1024]`) or starts with `models.`
             (`models.retnet.variant=torchscale`).
         profile: The profile that override keys without a prefix change; every profile when None.
+        own_models: Checkpoints that replace the experiment's models.
 
     Raises:
         ConfigError: the file is absent, is not TOML, or holds something unknown or out of range.
@@ -308,6 +314,8 @@ def load_experiment(
         raise ConfigError(
             f"{place}: the field 'name' is not allowed; an experiment is called after its file. Remove it."
         )
+    if own_models is not None:
+        replace_models(raw, own_models)
     for item in overrides:
         _apply_override(raw, item, profile)
     for text in _scalars(raw):

@@ -5,13 +5,13 @@ import heapq
 import json
 import struct
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from retbench.data.hub import load_package
 from retbench.errors import ConfigError, shown
-from retbench.parsing import parse_json
+from retbench.parsing import integer_or_float, parse_json
 
 BYTES = "bytes"
 _END_OF_TEXT = "<|endoftext|>"
@@ -46,10 +46,10 @@ def _read_bytes(path: Path) -> bytes:
         ) from error
 
 
-def _read_json(path: Path) -> Any:
-    """Read a JSON file; ConfigError if it is not valid JSON."""
+def _read_json(path: Path, *, integers: Callable[[str], int | float] = int) -> Any:
+    """Read a JSON file, its integers by `integers`; ConfigError if it is not valid JSON."""
     try:
-        return parse_json(_read_bytes(path))
+        return parse_json(_read_bytes(path), integers=integers)
     except ValueError as error:
         raise ConfigError(f"{path}: not valid JSON: {error}. Fetch the file again.") from error
 
@@ -164,7 +164,7 @@ def _special_tokens(folder: Path, tokenizer: Any) -> tuple[str | None, str | Non
     """Find the begin-of-text and end-of-text tokens."""
     for file in ("tokenizer_config.json", "special_tokens_map.json"):
         if (folder / file).is_file():
-            content = _read_json(folder / file)
+            content = _read_json(folder / file, integers=integer_or_float)
             if not isinstance(content, dict):
                 raise ConfigError(
                     f"{folder / file}: holds {shown(content)}, expected an object. Fetch the file again."

@@ -20,8 +20,8 @@ from retbench.errors import ConfigError, UnsupportedError, shown
 from retbench.evaluation import PassProgress, ignore_progress
 from retbench.evaluation.batching import MIN_SAVED
 from retbench.evaluation.scoring import Scorer, ScoringRequest
-from retbench.models.decoder import Decoder
 from retbench.models.generation import decode_steps
+from retbench.models.language_model import LanguageModel
 
 MAX_GEN_TOKENS = 256
 """New tokens of a generation whose task sets no number, as in HFLM."""
@@ -51,7 +51,7 @@ class DecoderLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no type inform
 
     def __init__(
         self,
-        model: Decoder,
+        model: LanguageModel,
         tokenizer: Tokenizer,
         *,
         max_length: int,

@@ -23,7 +23,7 @@ from retbench.data.corpora import Document
 from retbench.data.tokenizers import Tokenizer, check_vocabulary, prefix_token
 from retbench.errors import ConfigError
 from retbench.evaluation import PassProgress, ignore_progress
-from retbench.models.decoder import Decoder
+from retbench.models.language_model import LanguageModel
 
 BATCH_TOKENS = 8192
 """Maximum tokens of the windows of one pass; a longer window runs alone."""
@@ -104,7 +104,7 @@ def _sum_defined(values: Sequence[int | None]) -> int | None:
 
 
 def score_corpus(
-    model: Decoder,
+    model: LanguageModel,
     tokenizer: Tokenizer,
     documents: Iterable[Document],
     setup: PerplexitySetup,
@@ -144,7 +144,12 @@ def score_corpus(
 
 
 def _document_losses(
-    model: Decoder, prefix: int, tokenizer: Tokenizer, text: str, setup: PerplexitySetup, report: PassProgress
+    model: LanguageModel,
+    prefix: int,
+    tokenizer: Tokenizer,
+    text: str,
+    setup: PerplexitySetup,
+    report: PassProgress,
 ) -> tuple[Losses, list[int]]:
     """Return the losses of a text, and the scored tokens if these are a text."""
     tokens = tokenizer.encode(text)
@@ -206,7 +211,7 @@ def _buckets(losses: list[Losses]) -> tuple[tuple[int, ...], tuple[float, ...], 
 
 @torch.inference_mode()
 def streamed_losses(
-    model: Decoder,
+    model: LanguageModel,
     tokens: Tensor,
     *,
     segment_len: int = PREFILL_SEGMENT,
@@ -257,7 +262,12 @@ def windows(length: int, window_len: int, stride: int) -> Iterator[tuple[int, in
 
 
 def strided_losses(
-    model: Decoder, tokens: Tensor, *, context_len: int, stride: int, report: PassProgress = ignore_progress
+    model: LanguageModel,
+    tokens: Tensor,
+    *,
+    context_len: int,
+    stride: int,
+    report: PassProgress = ignore_progress,
 ) -> Tensor:
     """Return the losses (T - 1,) of every token but the first of a text (T,), each given the window before it.
 
@@ -286,7 +296,7 @@ def _equally_long(cut: Iterable[tuple[int, int, int]]) -> Iterator[list[tuple[in
 
 
 def last_losses(
-    model: Decoder,
+    model: LanguageModel,
     tokens: Tensor,
     *,
     chunk_len: int,

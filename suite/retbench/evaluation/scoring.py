@@ -13,10 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from retbench.architectures import costs
 from retbench.evaluation import PassProgress, ignore_progress
 from retbench.evaluation.batching import MIN_SAVED, Branch, build_tree, partition
-from retbench.models.decoder import Decoder
+from retbench.models.language_model import LanguageModel
 from retbench.models.state import DecoderState
 from retbench.units import GIB
 
@@ -94,7 +93,7 @@ class Scorer:
 
     def __init__(
         self,
-        model: Decoder,
+        model: LanguageModel,
         *,
         max_length: int,
         batch_tokens: int | None = None,
@@ -186,8 +185,7 @@ class Scorer:
 
         States that are kept take half of the remaining bytes, to leave the other half to their branches' states.
         """
-        dtype = str(self.model.dtype).removeprefix("torch.")
-        own = costs.state_bytes(self.model.config, dtype, rows, start + length)
+        own = self.model.state_bytes(rows, start + length)
         room = self.state_bytes - self._held_bytes
         return rows * length <= self.batch_tokens and own <= (room // 2 if keep else room)
 
@@ -254,7 +252,7 @@ class Scorer:
         likeliest = torch.empty(len(targets), dtype=torch.bool)
         step = max(1, LOGITS_AT_ONCE // self.model.config.vocab_size)
         for first in range(0, len(chosen), step):
-            logits = self.model.head(chosen[first : first + step])
+            logits = self.model.logits_of(chosen[first : first + step])
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
             found = ((rows >= first) & (rows < first + step)).nonzero().flatten()
             of_slice = (rows[found] - first).to(logits.device)

@@ -120,6 +120,18 @@ class KeptValues(NamedTuple):
     scores: int = 0
 
 
+class WholeModel(NamedTuple):
+    """Parameters of a model that is not taken apart into mixers and feed-forwards here.
+
+    Attributes:
+        num_params: All parameters; a table that is embedding and head counts once.
+        num_params_nonembedding: Those outside of the embedding table and the head.
+    """
+
+    num_params: int
+    num_params_nonembedding: int
+
+
 class SizeFields(Protocol):
     """Fields of a model size that mixers read; see `retbench.architectures.sizes.Size`."""
 
@@ -190,6 +202,21 @@ class Mixer(Strict):
         None for a mixer that has a state of its own.
         """
         return None
+
+    @property
+    def whole_model(self) -> WholeModel | None:
+        """Counts of the whole model where the mixer stands for one; None for a mixer of a block."""
+        return None
+
+    @property
+    def grows(self) -> bool:
+        """True if the state grows with the context."""
+        return any(one.kind == "per_token" for one in self.state)
+
+    @property
+    def concatenates(self) -> bool:
+        """True if a tensor of the state is copied at every token."""
+        return any(one.concatenated for one in self.state)
 
     def chunk_size(self, form: str, asked: int | None) -> int | None:
         """Return the tokens of a chunk that a form runs with; None for a form without chunks."""

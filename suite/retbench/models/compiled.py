@@ -8,7 +8,7 @@ from torch import Tensor
 
 from retbench.measure.compiled import Compiled, compile_step, is_recompile
 from retbench.mixers.state import TOKEN_AXIS
-from retbench.models.decoder import Decoder
+from retbench.models.language_model import LanguageModel
 from retbench.models.state import DecoderState
 
 PACKED_ROWS = 4
@@ -41,7 +41,7 @@ class StepCompiler:
     whether a window is full.
     """
 
-    def __init__(self, model: Decoder) -> None:
+    def __init__(self, model: LanguageModel) -> None:
         self._model = model
         self._batch_size = 0
         self._compiled: list[Compiled[Tensor]] = []

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from retbench.architectures import costs
 from retbench.architectures.configs import BlockConfig, ModelConfig, check_backend, form_of
-from retbench.architectures.costs import PREFILL_SEGMENT
 from retbench.errors import UnsupportedError, unknown_name
 from retbench.mixers.module import ChannelMixerModule, MixerModule, StatefulModule
 from retbench.mixers.state import LayerState, allocate_state
+from retbench.models.language_model import LanguageModel
 from retbench.models.state import DecoderState
 from retbench.ops import DecodeOperators, fused
 from retbench.ops.fused import FusedSteps
@@ -20,6 +21,9 @@ from retbench.ops.layers import add_norm_step, make_norm, norm_step
 from retbench.ops.linear import Linear
 from retbench.ops.linear_chunk import wide_dtype
 from retbench.ops.position import Positions
+
+_QUADRATIC_KERNEL = "sdpa:math"
+"""Kernel of torch that holds a score for every pair of tokens whatever the form, by its name in executed backends."""
 
 
 class Block(FusedSteps):
@@ -69,7 +73,7 @@ class Block(FusedSteps):
         return x + self._feed(normed, state)
 
 
-class Decoder(nn.Module):
+class Decoder(LanguageModel):
     """A language model: embedding, blocks, norm and head.
 
     Args:
@@ -101,7 +105,6 @@ class Decoder(nn.Module):
         self.norm: nn.Module = make_norm(*norm)
         self.head = Linear(config.d_model, config.vocab_size)
         self.backend = backend
-        self.decode_operators = "eager"
 
     def _share_encodings(self) -> list[int]:
         """Build one encoding per distinct mixer; return the index of each block's encoding."""
@@ -110,16 +113,6 @@ class Decoder(nn.Module):
         kinds = list(dict.fromkeys(mixer.config for mixer in mixers))
         self.encodings.extend(first[kind].encoding() for kind in kinds)
         return [kinds.index(mixer.config) for mixer in mixers]
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the weights."""
-        return self.embedding.weight.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Dtype of the weights."""
-        return self.embedding.weight.dtype
 
     @property
     def mixers(self) -> list[MixerModule]:
@@ -145,6 +138,22 @@ class Decoder(nn.Module):
             mixer.missing_reason(form_of(config, name), self.device, dtype) for config, mixer in first.items()
         )
         return next((reason for reason in reasons if reason is not None), None)
+
+    def other_backends(self) -> list[str]:
+        """Return the backends that can run here and give some mixer another form than the present one."""
+        forms = [mixer.backend for mixer in self.mixers]
+        return [
+            name
+            for name, reason in self.backends().items()
+            if reason is None and [form_of(mixer.config, name) for mixer in self.mixers] != forms
+        ]
+
+    @property
+    def is_quadratic(self) -> bool:
+        """True if a form holds a score for every pair of tokens, or the last prompt ran by a kernel that does."""
+        forms = {mixer.config.forms[mixer.backend].quadratic for mixer in self.mixers}
+        executed = self.executed_backends().get("prefill", "")
+        return True in forms or _QUADRATIC_KERNEL in executed.split("+")
 
     def set_backend(self, name: str) -> None:
         """Set the form of every mixer.
@@ -203,6 +212,10 @@ class Decoder(nn.Module):
         blocks = (block for block in self.blocks if isinstance(block, Block))
         return DecoderState([block.init_state(batch_size, capacity) for block in blocks])
 
+    def state_bytes(self, batch_size: int, capacity: int) -> int:
+        """Return the bytes of such a state, from the analytical costs."""
+        return costs.state_bytes(self.config, str(self.dtype).removeprefix("torch."), batch_size, capacity)
+
     def forward(
         self,
         tokens: Tensor,
@@ -227,7 +240,11 @@ class Decoder(nn.Module):
             CapacityError: the state has no room for T more tokens; nothing was changed.
         """
         features = self.features(tokens, state, last_only=last_only)
-        logits: Tensor = self.head(features if at is None else features[at])
+        return self.logits_of(features if at is None else features[at])
+
+    def logits_of(self, features: Tensor) -> Tensor:
+        """Compute the logits (..., N) of any rows of features (..., D)."""
+        logits: Tensor = self.head(features)
         return logits
 
     def features(
@@ -235,7 +252,7 @@ class Decoder(nn.Module):
     ) -> Tensor:
         """Compute the input of the head, (B, T, D) or (B, 1, D); arguments and errors as of `forward`.
 
-        Apply `head` to any of its rows to get the logits of some tokens only.
+        Apply `logits_of` to any of its rows to get the logits of some tokens only.
         """
         normed: Tensor = self.norm(self._run_blocks(len(self.blocks), tokens, state, last_only=last_only))
         return normed
@@ -291,7 +308,9 @@ class Decoder(nn.Module):
         return encoded
 
     @torch.no_grad()
-    def prefill(self, tokens: Tensor, state: DecoderState, *, segment_len: int = PREFILL_SEGMENT) -> Tensor:
+    def prefill(
+        self, tokens: Tensor, state: DecoderState, *, segment_len: int = costs.PREFILL_SEGMENT
+    ) -> Tensor:
         """Process a prompt (B, T) in segments of bounded workspace; return the logits (B, 1, N) of its last token."""
         state.require_room(tokens.shape[1])
         *earlier, last = tokens.split(segment_len, dim=1)

@@ -3,7 +3,8 @@
 The reference is a single pass over all tokens with the backend to be timed. By causality its first tokens are the
 reference for every shorter prompt. In float32 and wider the check compares logits; an error is max |difference| over
 the root mean square of the reference. In 16-bit dtypes it compares mixers on equal inputs, for the reason that
-`mixer_comparison` gives. Records keep the result as `gate`.
+`mixer_comparison` gives; the logits of a model whose mixers are not known here are compared at every dtype. Records
+keep the result as `gate`.
 """
 
 from collections.abc import Callable
@@ -13,9 +14,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from retbench.architectures.configs import form_of
 from retbench.errors import ConfigError
 from retbench.models.decoder import Decoder
+from retbench.models.language_model import LanguageModel
 from retbench.models.mixer_comparison import MixerComparison
 from retbench.models.state import DecoderState
 from retbench.records.record import Gate, GateCheck
@@ -50,7 +51,7 @@ class _PassComparison(Protocol):
 
 @torch.no_grad()
 def check_equivalence(
-    model: Decoder, tokens: Tensor, *, depth: int, lengths: tuple[int, ...] = LENGTHS
+    model: LanguageModel, tokens: Tensor, *, depth: int, lengths: tuple[int, ...] = LENGTHS
 ) -> Gate:
     """Check that all backends, decoding after prefill, and a state built in segments agree with a single pass.
 
@@ -72,7 +73,7 @@ def check_equivalence(
         raise ConfigError(f"the equivalence check needs {total} tokens of text and got {tokens.shape[1]}.")
     tokens, whole = tokens[:, :total], model.init_state(1, total)
     reference: _PassComparison
-    if model.dtype.itemsize == 2:
+    if model.dtype.itemsize == 2 and isinstance(model, Decoder):
         reference = MixerComparison(model, tokens, whole, longest)
     else:
         reference = _LogitComparison(model, tokens, whole)
@@ -96,7 +97,7 @@ def relative_error(found: Tensor, reference: Tensor) -> float:
 class _LogitComparison:
     """Comparison of logits with those of one pass over `tokens` (1, T), which advances the empty `state`."""
 
-    def __init__(self, model: Decoder, tokens: Tensor, state: DecoderState) -> None:
+    def __init__(self, model: LanguageModel, tokens: Tensor, state: DecoderState) -> None:
         self.limit = LIMITS[model.dtype]
         self._logits = model(tokens, state)  # (1, T, N)
 
@@ -120,7 +121,7 @@ class _LogitComparison:
 
 
 def _check_prompts(
-    model: Decoder, tokens: Tensor, lengths: tuple[int, ...], reference: _PassComparison
+    model: LanguageModel, tokens: Tensor, lengths: tuple[int, ...], reference: _PassComparison
 ) -> list[GateCheck]:
     """Compare shorter prompts with the beginning of the reference pass."""
     name, checks = f"{model.backend}, short = long", []
@@ -130,25 +131,23 @@ def _check_prompts(
     return checks
 
 
-def _check_backends(model: Decoder, prompt: Tensor, reference: _PassComparison) -> list[GateCheck]:
+def _check_backends(model: LanguageModel, prompt: Tensor, reference: _PassComparison) -> list[GateCheck]:
     """Compare every other backend that is available here over a prompt (1, T)."""
     own, length, checks = model.backend, prompt.shape[1], []
-    forms = [mixer.backend for mixer in model.mixers]
     try:
-        for name, reason in model.backends().items():
-            if reason is None and [form_of(mixer.config, name) for mixer in model.mixers] != forms:
-                model.set_backend(name)
-                error = reference.error(partial(model, prompt), 0, length)
-                checks.append(
-                    GateCheck(name=f"{name} = {own}", length=length, error=error, limit=reference.limit)
-                )
+        for name in model.other_backends():
+            model.set_backend(name)
+            error = reference.error(partial(model, prompt), 0, length)
+            checks.append(
+                GateCheck(name=f"{name} = {own}", length=length, error=error, limit=reference.limit)
+            )
     finally:
         model.set_backend(own)
     return checks
 
 
 def _check_streaming(
-    model: Decoder, tokens: Tensor, prompt_len: int, reference: _PassComparison, whole: DecoderState
+    model: LanguageModel, tokens: Tensor, prompt_len: int, reference: _PassComparison, whole: DecoderState
 ) -> list[GateCheck]:
     """Prefill in uneven segments, decode some tokens, and prefill the rest; compare with the reference pass."""
     total, limit, short = tokens.shape[1], reference.limit, SHORT_PROMPT + DECODED_TOKENS
@@ -166,7 +165,7 @@ def _check_streaming(
     ]
 
 
-def _decode(model: Decoder, tokens: Tensor, state: DecoderState, segment_len: int) -> Tensor:
+def _decode(model: LanguageModel, tokens: Tensor, state: DecoderState, segment_len: int) -> Tensor:
     """Prefill all but the last DECODED_TOKENS tokens and decode those; return logits (1, 1 + DECODED_TOKENS, N)."""
     start = tokens.shape[1] - DECODED_TOKENS
     logits = [model.prefill(tokens[:, :start], state, segment_len=segment_len)]

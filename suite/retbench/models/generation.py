@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from retbench.errors import ConfigError, RetbenchError
-from retbench.models.decoder import Decoder
+from retbench.models.language_model import LanguageModel
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def choose_token(logits: Tensor, sampling: Sampling, generator: torch.Generator)
 
 @torch.inference_mode()
 def decode_steps(
-    model: Decoder, prompts: Tensor, *, max_tokens: int, choose: Callable[[Tensor], list[int]]
+    model: LanguageModel, prompts: Tensor, *, max_tokens: int, choose: Callable[[Tensor], list[int]]
 ) -> Iterator[list[int]]:
     """Yield the tokens chosen at each step, one per prompt: one prefill, then one decode step per token.
 
@@ -97,7 +97,7 @@ def decode_steps(
 
 
 def generate(
-    model: Decoder,
+    model: LanguageModel,
     prompt: Tensor,
     *,
     max_tokens: int,

@@ -51,6 +51,8 @@ class Weights(Strict):
     tokenizer_fingerprint: str | None = None
     corpus_fingerprint: str | None = None
     """Fingerprint of the training corpus at the time of training; None where it is not known."""
+    runs_code: bool = False
+    """True if code that comes with the weights may run."""
 
 
 class ModelUnderTest(Strict):
@@ -132,8 +134,10 @@ class Cell(Strict):
             del fields["settings"]["decode_operators"]
         if fields["point"]["num_pairs"] is None:
             del fields["point"]["num_pairs"]
-        if fields["subject"]["weights"]:
-            del fields["subject"]["weights"]["path"]
+        if weights := fields["subject"]["weights"]:
+            del weights["path"]
+            if not weights["runs_code"]:
+                del weights["runs_code"]
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
@@ -239,6 +243,10 @@ def resolve_models(experiment: Experiment, profile_name: str) -> dict[str, Model
 
 
 def check_match(models: Mapping[str, ModelConfig], profile: Profile, *, where: str) -> None:
-    """Refuse models that are not matched with each other, where the profile does not allow a mismatch."""
-    if len(models) > 1:
-        matching.match_models(dict(models), allow_mismatch=profile.allow_mismatch, where=where)
+    """Refuse models that are not matched with each other, where the profile does not allow a mismatch.
+
+    A model of another library is never matched, and it is not compared.
+    """
+    matched = {name: model for name, model in models.items() if model.whole_model is None}
+    if len(matched) > 1:
+        matching.match_models(matched, allow_mismatch=profile.allow_mismatch, where=where)

@@ -30,7 +30,9 @@ GATE_PREFILLS, GATE_TOKENS = 12, 2048
 
 @dataclass(frozen=True)
 class CellEstimate:
-    """Estimated time and memory of a cell; None for workloads that cannot be estimated, such as evaluations.
+    """Estimated time and memory of a cell.
+
+    They are None for workloads that cannot be estimated, such as evaluations, and for models without analytical costs.
 
     Attributes:
         cell: The cell.
@@ -66,7 +68,7 @@ def estimate_with(plan: Plan, ceilings: Ceilings) -> list[CellEstimate]:
     found = []
     for cell in plan.cells:
         cell_seconds = find_workload(cell.workload).estimate
-        if cell_seconds is None:
+        if cell_seconds is None or costs.missing_reason(cell.model):
             found.append(CellEstimate(cell, None, None))
             continue
         gate_s = GATE_PREFILLS * estimated_prefill_seconds(cell, 1, GATE_TOKENS, ceilings)

@@ -99,7 +99,13 @@ def _checkpoint_model(experiment: Experiment, name: str, data_dir: Path | None) 
     """
     spec = experiment.models[name]
     assert spec.checkpoint is not None
-    info = read_checkpoint(spec.checkpoint, revision=spec.revision, data_dir=data_dir)
+    info = read_checkpoint(
+        spec.checkpoint,
+        revision=spec.revision,
+        format=spec.checkpoint_format,
+        data_dir=data_dir,
+        with_code=spec.runs_checkpoint_code,
+    )
     check_no_pickle(info)
     noted = info.metadata if "training_fingerprint" in info.metadata else {}
     weights = WeightsInfo(
@@ -143,6 +149,7 @@ def _model_on_disk(
         tokenizer=info.tokenizer,
         tokenizer_fingerprint=info.tokenizer_fingerprint,
         corpus_fingerprint=corpus_fingerprint,
+        runs_code=spec.runs_checkpoint_code,
     )
     return cells.model_under_test(name, spec, size, info.config, held)
 

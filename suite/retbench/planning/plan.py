@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from retbench.architectures.registry import find_architecture
 from retbench.config import experiment as config
 from retbench.config.experiment import Experiment, Profile
+from retbench.config.own_models import OwnModels
 from retbench.errors import ConfigError, UnsupportedError, shown
 from retbench.measure.environment import missing_for_compilation, worker_environment
 from retbench.measure.machine import usable_cores
@@ -79,6 +81,7 @@ def make_plan(
     limit: int | None,
     overrides: Sequence[str],
     compiled: bool | None = None,
+    own_models: OwnModels | None = None,
     results: Path = Path("results"),
     data_dir: Path | None = None,
 ) -> Plan:
@@ -92,6 +95,7 @@ def make_plan(
         limit: Keeps only the first context lengths of a workload, or the first documents where quality is measured.
         overrides: `key=value` items; see `config.load_experiment`.
         compiled: Replaces the profile's `compile`.
+        own_models: Checkpoints that replace the experiment's models, see `config.load_experiment`.
         results: Root of the results, where trained models are looked for.
         data_dir: Where local data is looked for.
 
@@ -103,17 +107,20 @@ def make_plan(
     found = find_device(device)
     roomy = found.memory_bytes is not None and found.memory_bytes >= PAPER_MEMORY_BYTES
     profile_name = ("paper" if roomy else "cpu") if profile is None else profile
-    loaded = config.load_experiment(name_or_path, overrides, profile=profile_name)
+    loaded = config.load_experiment(name_or_path, overrides, profile=profile_name, own_models=own_models)
     experiment = loaded.of_profile(profile_name)
     where = f"experiment '{experiment.name}', profile '{profile_name}'"
     chosen = _adjust(experiment.profile(profile_name), dtype, limit)
-    compiled, note = _decide_compilation(chosen, found) if compiled is None else (compiled, None)
+    specs = experiment.models.values()
+    is_own = any(find_architecture(spec.architecture).reads_any_model for spec in specs)
+    compiled, note = _decide_compilation(chosen, found, is_own) if compiled is None else (compiled, None)
     if compiled is not None:
         chosen = chosen.model_copy(update={"compile": compiled})
     _check_device(chosen, found)
     _check_settings(chosen, where)
     experiment = experiment.model_copy(update={"profiles": {**experiment.profiles, profile_name: chosen}})
     options = [
+        *(("--model", checkpoint) for checkpoint in (own_models.checkpoints if own_models else ())),
         ("--profile", profile_name),
         ("--device", found.name),
         ("--dtype", dtype),
@@ -121,8 +128,10 @@ def make_plan(
         ("--data-dir", data_dir),
     ]
     flags = [] if compiled is None else ["--compile" if compiled else "--no-compile"]
+    flags += ["--trust-remote-code"] if own_models and own_models.trust_remote_code else []
     models = find_models(experiment, profile_name, results, data_dir)
     _check_caches(models, chosen, where)
+    _check_whole_models(models, chosen, where)
     return Plan(
         experiment=experiment,
         profile_name=profile_name,
@@ -144,15 +153,23 @@ def make_plan(
     )
 
 
-def _decide_compilation(profile: Profile, device: Device) -> tuple[bool | None, str | None]:
+def _decide_compilation(
+    profile: Profile, device: Device, is_own_model: bool
+) -> tuple[bool | None, str | None]:
     """Return whether steps are compiled where a profile leaves it to the machine, with what is worth telling.
 
-    It is None where the profile does not leave it to the machine.
+    It is None where the profile does not leave it to the machine. Settings are those of all models alike, and the steps
+    of another library's model are not compiled here.
     """
     if profile.compile != "auto":
         return None, None
     if device.name != "cpu":
         return False, None
+    if is_own_model:
+        return (
+            False,
+            "decode steps are measured eagerly, because those of a model of another library are not compiled",
+        )
     missing = missing_for_compilation()
     if missing is None:
         return True, "decode steps are compiled with torch.compile (--no-compile measures them eagerly)"
@@ -240,6 +257,24 @@ def _check_caches(models: Sequence[ModelUnderTest], profile: Profile, where: str
                 f"allocated anew at every token. A captured or compiled step cannot do that. Use {remedy} for all "
                 "models alike, or remove the option."
             )
+
+
+def _check_whole_models(models: Sequence[ModelUnderTest], profile: Profile, where: str) -> None:
+    """Refuse settings and workloads that are not there for a model that another library runs."""
+    own = [one.model_name for one in models if one.model.whole_model is not None]
+    if not own:
+        return
+    if profile.compile:
+        raise ConfigError(
+            f"{where}: compile = true, and '{own[0]}' is a model of another library, whose steps are not compiled "
+            "here. Use --no-compile for all models alike."
+        )
+    training = [one.name for one in profile.workloads.registered if one.computes_gradients]
+    if training:
+        raise ConfigError(
+            f"{where}: workload '{training[0]}' trains, and '{own[0]}' is a model of another library, measured "
+            "in inference only. Leave the model out, or measure another experiment, such as latency."
+        )
 
 
 def _command(name_or_path: str, options: Sequence[tuple[str, object]], flags: Sequence[str]) -> str:

@@ -18,7 +18,7 @@ from retbench.report.document_comparisons import DocumentComparison
 from retbench.report.evaluations import Evaluations
 from retbench.report.formats import format_metric
 from retbench.report.frames import set_of, started
-from retbench.report.points import Lineup, group
+from retbench.report.points import Lineup, group, is_matched
 from retbench.report.quality_findings import advantage_of_losses, find_quality, ratio_words
 from retbench.report.sweeps import CostSweep
 from retbench.report.tables import Contents
@@ -291,7 +291,10 @@ def _models_words(models: Lineup) -> str:
         return ", ".join(models.labels.values())
     mine = [models.labels[name] for name in models.challengers]
     subject = join_words(mine) if len(mine) <= 3 else f"{len(mine)} models"
-    return f"{subject} compared with the {models.labels[models.reference]}"
+    compared = f"{subject} compared with the {models.labels[models.reference]}"
+    if not models.refusals:
+        return compared
+    return f"{compared}; {join_words([models.labels[name] for name in models.refusals])} not compared"
 
 
 def _setting(records: Sequence[Record], main: _Comparison | None) -> str:
@@ -308,7 +311,8 @@ def _setting(records: Sequence[Record], main: _Comparison | None) -> str:
 
 def _parameters(records: Sequence[Record]) -> str:
     """Return the parameters without embedding of records' models: '18.9M non-embedding parameters'."""
-    counts = [record.model.num_params_nonembedding for record in records]
+    matched = [record for record in records if is_matched(record)] or records
+    counts = [record.model.num_params_nonembedding for record in matched]
     ends = dict.fromkeys(format_count(count).replace(" ", "") for count in (min(counts), max(counts)))
     return f"{' to '.join(ends)} non-embedding parameters"
 

@@ -51,7 +51,7 @@ def _analytical_bytes(record: Record) -> int | None:
         config = parse_model_config(record.model.config)
     except ValidationError:  # an architecture that this version has no formula for
         return None
-    if dtype not in DTYPE_BYTES:
+    if dtype not in DTYPE_BYTES or costs.missing_reason(config):
         return None
     state = costs.state_bytes(config, dtype, point.batch_size, point.context_len + 1)
     return costs.weight_bytes(config, dtype) + state

@@ -8,17 +8,21 @@ from collections.abc import Callable, Container, Hashable, Iterable, Mapping, Se
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
 
+from retbench.architectures import recorded
 from retbench.architectures.recorded import concatenates_cache
 from retbench.architectures.registry import architectures as registered
 from retbench.architectures.registry import is_baseline, title_of
-from retbench.records.record import Record
-from retbench.report.frames import session_of
+from retbench.records.record import ModelInfo, Record
+from retbench.report.frames import by_parts, session_of
 from retbench.report.wording import file_stem
 from retbench.units import format_percent, format_size, format_tokens
 from retbench.workloads.workload import WORKLOADS, Replicate
 
 Key = TypeVar("Key", bound=Hashable)
 Item = TypeVar("Item")
+
+UNMATCHED = "a model of another library is not matched to a size"
+"""Why such a model is shown beside the others and not compared with them."""
 
 MAX_MISMATCH = 0.01
 """Largest relative difference of non-embedding parameters between two models that are compared."""
@@ -207,6 +211,9 @@ def lineup(records: Sequence[Record]) -> Lineup:
     baselines = [name for name in models if is_baseline(architectures[name])]
     reference = baselines[0] if baselines else None
     labels = _labels({name: architectures[name] for name in models}, weak)
+    labels |= {
+        record.model.name: f"{record.model.name} (unmatched)" for record in records if not is_matched(record)
+    }
     return Lineup(tuple(models), reference, labels, _refusals(records, reference))
 
 
@@ -228,14 +235,26 @@ def _own_label(architecture: str, name: str) -> str:
     return f"{title} ({name})" if own == name else f"{own.replace('_', ' ')} {title}"
 
 
+def is_matched(record: Record) -> bool:
+    """Return whether the model of a record was made to match a size, as models of other libraries are not."""
+    return _is_matched(record.model)
+
+
+@by_parts
+def _is_matched(model: ModelInfo) -> bool:
+    return recorded.is_matched({**model.config, "architecture": model.architecture})
+
+
 def _refusals(records: Sequence[Record], reference: str | None) -> dict[str, str]:
-    """Return why models are matched with the reference at no size that both have."""
+    """Return why models are matched with the reference at no size that both have, or at none at all."""
     by_size = {(record.model.name, record.model.size): record for record in records}
     reasons: dict[str, list[str | None]] = {}
     for (name, size), record in by_size.items():
         if name != reference and (str(reference), size) in by_size:
             reasons.setdefault(name, []).append(mismatch(record, by_size[str(reference), size]))
-    return {name: str(found[0]) for name, found in reasons.items() if all(found)}
+    own = {record.model.name: UNMATCHED for record in records if not is_matched(record)}
+    refused = {name: str(found[0]) for name, found in reasons.items() if all(found)}
+    return refused | (own if reference is not None else {})
 
 
 def mismatch(mine: Record, theirs: Record) -> str | None:
@@ -244,6 +263,8 @@ def mismatch(mine: Record, theirs: Record) -> str | None:
     Models of an experiment that allows a mismatch are compared all the same: one run refuses others. So are those of
     older records with one pair_id, which their experiment has matched.
     """
+    if not (is_matched(mine) and is_matched(theirs)):
+        return UNMATCHED
     is_older_pair = mine.pair_id is not None and mine.pair_id == theirs.pair_id
     is_allowed = all(fact(record, "allow_mismatch") for record in (mine, theirs))
     if is_older_pair or is_allowed or session_of(mine) == session_of(theirs):

@@ -15,7 +15,7 @@ import pandas as pd
 from retbench.architectures.recorded import config_facts
 from retbench.records.record import GateCheck, ReadRate, Record
 from retbench.report.frames import Results, set_of, started
-from retbench.report.points import Lineup
+from retbench.report.points import Lineup, is_matched
 from retbench.report.wording import bind_units, device_name
 from retbench.units import format_bytes, format_count, format_percent, format_rate
 from retbench.workloads.workload import WORKLOADS
@@ -89,19 +89,23 @@ def match_table(records: Sequence[Record], models: Lineup) -> pd.DataFrame:
 
 def mismatch_sentence(records: Sequence[Record], models: Lineup) -> str:
     """Return how far the parameters of the models differ, and which configuration fields are equal."""
-    infos = {record.model.name: record.model for record in records}
-    if len(infos) < 2:
+    if len(models.models) < 2:
         return f"Only one model was measured: {', '.join(models.labels.values())}."
+    infos = {record.model.name: record.model for record in records if is_matched(record)}
+    refused = "".join(
+        f" {models.labels[name]} is not compared with the {models.labels[str(models.reference)]}: {reason}."
+        for name, reason in models.refusals.items()
+    )
+    if not infos:
+        return f"No model here is matched: {', '.join(models.labels.values())}."
+    if len(infos) < 2:
+        return f"Only one matched model was measured: {models.labels[next(iter(infos))]}.{refused}"
     counts = [info.num_params_nonembedding for info in infos.values()]
     low, high = min(counts), max(counts)
     configs = [config_facts(info.config) for info in infos.values()]
     same = [
         name for name, value in configs[0].items() if all(config.get(name) == value for config in configs)
     ]
-    refused = "".join(
-        f" {models.labels[name]} is not compared with the {models.labels[str(models.reference)]}: {reason}."
-        for name, reason in models.refusals.items()
-    )
     share = format_percent((high - low) / high if high else 0)  # a record may state that there are none
     return (
         f"Parameters without embedding and head differ by {high - low:,} ({share} of the larger). "
@@ -207,9 +211,11 @@ def matching_sentence(groups: Iterable[Sequence[Record]]) -> str:
     """Return by how much the parameters of matched models differ at most."""
     shares = [0.0]
     for members in groups:
-        counts = {record.model.name: record.model.num_params_nonembedding for record in members}.values()
+        matched = [record.model for record in members if is_matched(record)]
+        counts = [model.num_params_nonembedding for model in matched] or [0]
         shares.append((max(counts) - min(counts)) / max(*counts, 1))
-    return f"Parameters without embedding and head differ by at most {format_percent(max(shares))} between models."
+    largest = format_percent(max(shares))
+    return f"Parameters without embedding and head differ by at most {largest} between matched models."
 
 
 def environment_table(records: Sequence[Record]) -> pd.DataFrame:

@@ -7,7 +7,7 @@ quality every (task point, model instance) has its newest record.
 """
 
 import json
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -20,6 +20,7 @@ from retbench.report.points import (
     group,
     instance_of,
     is_final,
+    is_matched,
     learning_rate,
     measures_cost,
     replicate_of,
@@ -171,7 +172,7 @@ def _one_protocol(records: Sequence[Record]) -> tuple[list[Record], list[str]]:
     chosen: list[Record] = []
     notes: list[str] = []
     for _, of_one in sorted(group(records, lambda record: record.experiment).items()):
-        of_protocol, others = _newest(of_one, shared_settings, "with other settings")
+        of_protocol, others = _newest_protocol(of_one)
         notes += others
         for model, of_model in group(of_protocol, lambda record: record.model.name).items():
             of_way, others = _newest(of_model, model_settings, f"of {model} run another way")
@@ -179,6 +180,28 @@ def _one_protocol(records: Sequence[Record]) -> tuple[list[Record], list[str]]:
             for of_workload in group(of_way, lambda record: record.workload).values():
                 chosen += _newest(of_workload, lambda record: str(record.environment.get("workload_code")))[0]
     return chosen, notes
+
+
+def _newest_protocol(records: Sequence[Record]) -> tuple[list[Record], list[str]]:
+    """Return the records of one experiment with the newest settings and size, and a sentence on each other set.
+
+    A model of another library has a size of its own, and is shown with the others of any size.
+    """
+    words = "with other settings"
+    if all(map(is_matched, records)):
+        return _newest(records, shared_settings, words)
+    of_settings, notes = _newest(records, _settings_without_size, words)
+    matched = [record for record in of_settings if is_matched(record)]
+    if not matched:
+        return of_settings, notes
+    of_size, others = _newest(matched, shared_settings, words)
+    chosen = set(map(id, of_size))
+    kept = [record for record in of_settings if id(record) in chosen or not is_matched(record)]
+    return kept, notes + others
+
+
+def _settings_without_size(record: Record) -> str:
+    return json.dumps({**json.loads(shared_settings(record)), "size": None}, sort_keys=True)
 
 
 def shared_settings(record: Record) -> str:
@@ -291,14 +314,29 @@ def _place(record: Record) -> tuple[object, ...]:
 def matched_groups(records: Iterable[Record]) -> list[tuple[Record, ...]]:
     """Return records by the models that their experiment has at one size, in the order of the experiments.
 
-    Experiments with the same models at the same size share a group.
+    Experiments with the same models at the same size share a group. A model of another library, which has a size of its
+    own, is in every group of its experiment.
     """
-    ordered = sorted(records, key=lambda record: record.experiment)
+    ordered = sorted(_at_each_size(records), key=lambda pair: pair[1].experiment)
     lineups: dict[Hashable, list[Record]] = {}
-    for of_one in group(ordered, lambda record: (record.experiment, record.model.size)).values():
+    for pairs in group(ordered, lambda pair: (pair[1].experiment, pair[0])).values():
+        of_one = [record for _, record in pairs]
         models = {_without_weights(record.model) for record in of_one}
         lineups.setdefault(frozenset(models), []).extend(of_one)
     return [tuple(found) for found in lineups.values()]
+
+
+def _at_each_size(records: Iterable[Record]) -> Iterator[tuple[str, Record]]:
+    """Yield every record with its size; that of an unmatched model with each size of its experiment."""
+    found = list(records)
+    sizes: dict[str, dict[str, None]] = {}
+    for record in found:
+        if is_matched(record):
+            sizes.setdefault(record.experiment, {})[record.model.size] = None
+    for record in found:
+        own = [record.model.size]
+        for size in own if is_matched(record) else [*sizes.get(record.experiment, own)]:
+            yield size, record
 
 
 @by_parts

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import torch
 
-from retbench.checkpoints.loading import load_checkpoint
+from retbench.checkpoints.loading import load_model
+from retbench.checkpoints.reading import read_checkpoint
 from retbench.data import text
 from retbench.errors import GateError, RetbenchError, StorageError, UnsupportedError
 from retbench.measure import environment
@@ -22,8 +23,8 @@ from retbench.measure.nvml import watch_device
 from retbench.measure.products import streaming_is_faster
 from retbench.models.build import build_model
 from retbench.models.compiled import StepCompiler
-from retbench.models.decoder import Decoder
 from retbench.models.equivalence import LENGTHS, check_equivalence
+from retbench.models.language_model import LanguageModel
 from retbench.planning.cells import Settings
 from retbench.records.documents import write_documents
 from retbench.records.record import FAULTY_CEILING, Gate, Status, utc_now
@@ -55,9 +56,6 @@ GATE_DEPTH = {"cpu": 4096, "cuda": 32768}
 
 QUADRATIC_GATE_DEPTH = 4096
 """The same where a whole pass holds a score for every pair of tokens."""
-
-_QUADRATIC_KERNEL = "sdpa:math"
-"""Kernel of torch that holds such scores whatever the form, by the name of the executed backend."""
 
 PROGRESS_INTERVAL_S = 1.0
 """Least time between two progress messages: the runner, which may share the cores, must stay idle."""
@@ -118,18 +116,19 @@ def _store(job: Job) -> StateStore:
     return StateStore(job.states_dir, f"{job.run.code_revision} {code_of_cell(job.cells[0])['model_code']}")
 
 
-def _build(job: Job, device: torch.device) -> Decoder:
+def _build(job: Job, device: torch.device) -> LanguageModel:
     """Build the model that all cells of the job share."""
     cell = job.cells[0]
     dtype, weights = getattr(torch, cell.settings.dtype), cell.under_test.weights
     if weights is not None:
-        return load_checkpoint(
-            weights.path,
+        return load_model(
+            read_checkpoint(str(weights.path), format=weights.info.format),
             dtype=dtype,
             device=device,
             backend=cell.backend,
             chunk_size=cell.chunk_size,
             decode_operators=cell.settings.decode_operators,
+            runs_code=weights.runs_code,
         )
     return build_model(
         cell.model,
@@ -178,7 +177,7 @@ def _prepare(job: Job, device: torch.device, store: StateStore, send: Send) -> N
             stream_states(model, [job.cells[index] for index in streamed], store, report)
 
 
-def _check_gate(job: Job, model: Decoder) -> Gate:
+def _check_gate(job: Job, model: LanguageModel) -> Gate:
     """Run the equivalence check over real text: as deep as the cells go, the kernels can and the memory allows.
 
     The check holds more than any cell does: two states and the logits of every token, or the input of every mixer. So
@@ -187,14 +186,20 @@ def _check_gate(job: Job, model: Decoder) -> Gate:
     Raises:
         UnsupportedError: the memory does not suffice at the shortest depth either.
     """
-    shortest = max(LENGTHS)
+    limit = model.max_positions
+    lengths = tuple(length for length in LENGTHS if limit is None or length <= limit)
+    shortest = max(lengths)
     depth = max(shortest, max(cell.point.context_len for cell in job.cells))
+    if limit is not None:
+        depth = min(depth, limit)
     tokens = text.read_rows(1, min(depth, GATE_DEPTH[model.device.type])).to(model.device)
     # A model of a synthetic task may have fewer tokens than there are bytes.
     tokens = tokens % model.config.vocab_size
     depth = min(tokens.shape[1], QUADRATIC_GATE_DEPTH if _is_quadratic(model, tokens) else depth)
     while (
-        gate := try_in_memory(partial(check_equivalence, model, tokens, depth=depth), model.device)
+        gate := try_in_memory(
+            partial(check_equivalence, model, tokens, depth=depth, lengths=lengths), model.device
+        )
     ) is None:
         if depth == shortest:
             raise UnsupportedError(
@@ -207,11 +212,10 @@ def _check_gate(job: Job, model: Decoder) -> Gate:
 
 
 @torch.inference_mode()
-def _is_quadratic(model: Decoder, tokens: torch.Tensor) -> bool:
+def _is_quadratic(model: LanguageModel, tokens: torch.Tensor) -> bool:
     """Return whether the form or kernel that runs a prompt here holds a score for every pair of tokens."""
-    forms = {mixer.config.forms[mixer.backend].quadratic for mixer in model.mixers}
     model(tokens[:, : LENGTHS[1]])
-    return True in forms or _QUADRATIC_KERNEL in model.executed_backends()["prefill"].split("+")
+    return model.is_quadratic
 
 
 def _measure(

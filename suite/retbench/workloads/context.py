@@ -16,7 +16,7 @@ from retbench.measure.memory import MemoryUse, measure_memory
 from retbench.measure.nvml import DriverUnavailableError
 from retbench.measure.power import measure_energy
 from retbench.models.compiled import StepCompiler
-from retbench.models.decoder import Decoder
+from retbench.models.language_model import LanguageModel
 from retbench.models.state import DecoderState
 from retbench.planning.cells import Cell
 from retbench.records.record import Ceilings
@@ -41,7 +41,7 @@ class Context:
     """
 
     cell: Cell
-    model: Decoder
+    model: LanguageModel
     device: torch.device
     ceilings: Ceilings
     states: StateStore
@@ -104,11 +104,15 @@ class Context:
         absent = dict.fromkeys(peaks.keys() - found.keys(), "the device is a CPU")
         return use, Measurement(found, absent=absent)
 
-    def ceilings_at(self, footprint_bytes: int) -> Ceilings:
+    def ceilings_at(self, footprint_bytes: int | None) -> Ceilings:
         """Return the ceilings with the read bandwidth at the footprint of what was just timed, measured now.
+
+        Without a footprint, which a model without analytical costs does not have, nothing is added to them.
 
         A machine that others share changes within minutes, and a cache of any size lies between two points of a curve.
         """
+        if footprint_bytes is None:
+            return self.ceilings
         size = min(footprint_bytes, largest_footprint(self.device))
         rate = try_in_memory(partial(measure_read_rate, self.device, size), self.device)
         return self.ceilings if rate is None else self.ceilings.with_rate(rate)

@@ -61,7 +61,7 @@ def measure(context: "Context") -> Measurement:
     from retbench.measure.limits import return_freed_memory, try_in_memory
 
     cell, settings = context.cell, context.cell.settings
-    depth, weights = cell.point.context_len, costs.weight_bytes(cell.model, settings.dtype)
+    depth, weights = cell.point.context_len, context.weight_bytes
     before = _headroom_bytes(context)
     return_freed_memory()
     context.reset_backend_log()
@@ -79,16 +79,19 @@ def measure(context: "Context") -> Measurement:
         )
     available = weights + left[2 ** (found.bit_length() - 1)]  # the last of those that double and fit
     notes: Notes = {"cuda_graph": False, "compile": False, "state_source": "zeros", "trials": len(left)}
+    metrics = {
+        "largest_batch": _sequences(found),
+        "largest_batch_step": _sequences(step),
+        "memory_limit_bytes": counted(settings.memory_limit_bytes or weights + before),
+        "available_bytes": counted(available),
+    }
+    reason = costs.missing_reason(cell.model)
+    if reason is None:
+        expected = costs.largest_batch(cell.model, settings.dtype, available, depth)
+        metrics["expected_largest_batch"] = _sequences(expected)
     return Measurement(
-        metrics={
-            "largest_batch": _sequences(found),
-            "largest_batch_step": _sequences(step),
-            "expected_largest_batch": _sequences(
-                costs.largest_batch(cell.model, settings.dtype, available, depth)
-            ),
-            "memory_limit_bytes": counted(settings.memory_limit_bytes or weights + before),
-            "available_bytes": counted(available),
-        },
+        metrics=metrics,
+        absent={} if reason is None else {"expected_largest_batch": reason},
         backend=context.backend_with(notes),
     )
 

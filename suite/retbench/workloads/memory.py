@@ -38,9 +38,13 @@ def measure(context: "Context") -> Measurement:
         "workspace_bytes": workspace,
         "peak_bytes": weights + state.num_bytes + workspace,
         "process_peak_bytes": use.process_peak_bytes,
-        "expected_weight_bytes": costs.weight_bytes(cell.model, dtype),
-        "expected_state_bytes": costs.state_bytes(cell.model, dtype, batch, capacity),
     }
+    reason, absent = costs.missing_reason(cell.model), dict(peaks.absent)
+    if reason is None:
+        held["expected_weight_bytes"] = costs.weight_bytes(cell.model, dtype)
+        held["expected_state_bytes"] = costs.state_bytes(cell.model, dtype, batch, capacity)
+    else:
+        absent |= dict.fromkeys(("expected_weight_bytes", "expected_state_bytes"), reason)
     notes: Notes = {
         "cuda_graph": False,
         "compile": False,
@@ -49,7 +53,7 @@ def measure(context: "Context") -> Measurement:
     }
     return Measurement(
         metrics={**peaks.metrics, **{name: counted(value) for name, value in held.items()}},
-        absent=peaks.absent,
+        absent=absent,
         backend=context.backend_with(notes, state),
     )
 

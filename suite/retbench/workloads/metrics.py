@@ -60,21 +60,28 @@ def decode_metrics(cell: Cell, samples: Sequence[float], ceilings: Ceilings) -> 
         ceilings: Bandwidth and FLOP/s that the device reached.
     """
     batch, depth = cell.point.batch_size, cell.point.context_len
-    num_bytes, flops = decode_bytes(cell), costs.decode_flops(cell.model, batch, depth)
+    num_bytes = decode_bytes(cell)
+    if num_bytes is None:
+        return _measured_only(cell, "tpot_s", "step", samples, batch)
+    flops = costs.decode_flops(cell.model, batch, depth)
     found = _of_calls("tpot_s", "step", samples, batch, flops, num_bytes, ceilings)
     at_best_s = num_bytes / ceilings.read_bytes_per_s(num_bytes)
     return with_shares(found, {"bandwidth_ratio": at_best_s / found.metrics["tpot_s"].value})
 
 
-def decode_bytes(cell: Cell) -> int:
-    """Return the bytes that a decode step of a cell must move."""
+def decode_bytes(cell: Cell) -> int | None:
+    """Return the bytes that a decode step of a cell must move; None for a model without analytical costs."""
     point = cell.point
+    if costs.missing_reason(cell.model):
+        return None
     return costs.decode_bytes(cell.model, cell.settings.dtype, point.batch_size, point.context_len)
 
 
-def prefill_bytes(cell: Cell) -> int:
-    """Return the bytes that the prompts of a cell must move."""
+def prefill_bytes(cell: Cell) -> int | None:
+    """Return the bytes that the prompts of a cell must move; None for a model without analytical costs."""
     point = cell.point
+    if costs.missing_reason(cell.model):
+        return None
     return costs.prefill_bytes(cell.model, cell.settings.dtype, point.batch_size, point.context_len)
 
 
@@ -99,8 +106,31 @@ def prefill_metrics(cell: Cell, samples: Sequence[float], ceilings: Ceilings) ->
         ceilings: Bandwidth and FLOP/s that the device reached.
     """
     batch, length = cell.point.batch_size, cell.point.context_len
+    num_bytes = prefill_bytes(cell)
+    if num_bytes is None:
+        return _measured_only(cell, "ttft_s", "call", samples, batch * length)
     flops = prefill_flops(cell, batch, length)
-    return _of_calls("ttft_s", "call", samples, batch * length, flops, prefill_bytes(cell), ceilings)
+    return _of_calls("ttft_s", "call", samples, batch * length, flops, num_bytes, ceilings)
+
+
+def _measured_only(
+    cell: Cell, name: str, call: str, samples: Sequence[float], num_tokens: int
+) -> Measurement:
+    """Return the metrics of timed calls of a model without analytical costs: the time, and tokens per second."""
+    shares = (ROOFLINE.name, "bandwidth_ratio") if call == "step" else (ROOFLINE.name,)
+    reason = costs.missing_reason(cell.model)
+    assert reason is not None
+    return Measurement(
+        _times(name, samples, num_tokens),
+        absent=dict.fromkeys((f"bytes_per_{call}", f"flops_per_{call}", *shares), reason),
+    )
+
+
+def _times(name: str, samples: Sequence[float], num_tokens: int) -> dict[str, Metric]:
+    """Return the time `name` of a call, and the tokens per second."""
+    seconds = timed(samples)
+    rate = Metric(unit="tokens/s", value=tokens_per_second(num_tokens, seconds.value))
+    return {name: seconds, "tokens_per_s": rate}
 
 
 def _of_calls(
@@ -116,16 +146,15 @@ def _of_calls(
 
     Without `num_bytes`, the roofline is that of the FLOPs alone.
     """
-    seconds = timed(samples)
+    times = _times(name, samples, num_tokens)
     moved_s = num_bytes / ceilings.read_bytes_per_s(num_bytes) if num_bytes else 0.0
     at_best_s = max(moved_s, flops / ceilings.matmul_flops_per_s)
     found = {
-        name: seconds,
-        "tokens_per_s": Metric(unit="tokens/s", value=tokens_per_second(num_tokens, seconds.value)),
+        **times,
         **({} if num_bytes is None else {f"bytes_per_{call}": counted(num_bytes)}),
         f"flops_per_{call}": Metric(unit="FLOP", value=flops),
     }
-    return with_shares(Measurement(found), {"roofline_ratio": at_best_s / seconds.value})
+    return with_shares(Measurement(found), {ROOFLINE.name: at_best_s / times[name].value})
 
 
 def energy_metrics(use: EnergyUse, tokens_per_step: int) -> dict[str, Metric]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from retbench.config.synthetic import Mqar, MqarSpec
-from retbench.errors import ConfigError
+from retbench.errors import ConfigError, UnsupportedError
 from retbench.planning.cells import GeneratedInputs, Inputs, ModelUnderTest
 from retbench.records.record import Metric
 from retbench.workloads.workload import Measurement, MetricSpec, Workload, without_gradients
@@ -96,7 +96,12 @@ def _answer(context: "Context", examples: "Examples") -> "Tensor":
     import torch
 
     from retbench.evaluation.answers import answer_shares
+    from retbench.models.decoder import Decoder
 
+    if not isinstance(context.model, Decoder):
+        raise UnsupportedError(
+            "mqar measures models that were trained on its examples. Train one: `retbench train mqar`"
+        )
     shares = []
     for part in examples.parts(BATCH_SIZE):
         shares.append(answer_shares(context.model, part, BATCH_SIZE))

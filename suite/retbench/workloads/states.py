@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save
 from retbench.architectures.costs import PREFILL_SEGMENT
 from retbench.data import text
 from retbench.files import write_atomic
-from retbench.models.decoder import Decoder
+from retbench.models.language_model import LanguageModel
 from retbench.models.state import DecoderState
 from retbench.planning.cells import Cell
 
@@ -75,14 +75,14 @@ class StateStore:
             state.load_tensors(load_file(self._path(cell, position), device=str(state.device)))
 
 
-def is_streamed(model: Decoder) -> bool:
+def is_streamed(model: LanguageModel) -> bool:
     """Return whether decode cells start from a streamed state: where nothing grows with the context."""
     return not model.config.grows
 
 
 @torch.inference_mode()
 def stream_states(
-    model: Decoder, cells: Sequence[Cell], store: StateStore, report: Callable[[int, int], None]
+    model: LanguageModel, cells: Sequence[Cell], store: StateStore, report: Callable[[int, int], None]
 ) -> None:
     """Stream one sequence of real text through a model and store its state one token before each cell's depth.
 
@@ -115,21 +115,21 @@ def stream_states(
 
 @lru_cache(maxsize=1)  # a worker has one model
 @torch.inference_mode()
-def prefilled_state(model: Decoder) -> DecoderState:
+def prefilled_state(model: LanguageModel) -> DecoderState:
     """Return the state that a real prefill of `FILL_PREFILL_TOKENS` leaves: caches take their scale from it."""
     state = model.init_state(1, FILL_PREFILL_TOKENS)
     model.prefill(text.read_rows(1, FILL_PREFILL_TOKENS).to(state.device), state)
     return state
 
 
-def cache_scales(model: Decoder) -> list[dict[str, float]]:
+def cache_scales(model: LanguageModel) -> list[dict[str, float]]:
     """Return for each layer the standard deviation of each tensor that grows with the context, by name."""
     layers = prefilled_state(model).layers
     return [{name: float(layer[name].float().std()) for name in layer.names("per_token")} for layer in layers]
 
 
 @torch.inference_mode()
-def fill_caches(model: Decoder, state: DecoderState, position: int, seed: int) -> None:
+def fill_caches(model: LanguageModel, state: DecoderState, position: int, seed: int) -> None:
     """Make `state` stand at `position`.
 
     What grows with the context is filled with normal numbers of each layer's scale; the other tensors of a hybrid

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
+from retbench.errors import UnsupportedError
 from retbench.planning.cells import Cell
 from retbench.records.record import Ceilings
 from retbench.workloads import metrics
@@ -38,7 +39,14 @@ def training_step(model: "Decoder", optimizer: "Optimizer", rows: "Tensor") -> N
 
 def measure(context: "Context") -> Measurement:
     """Measure the bytes of one step with their parts, then time several, at the cell's context length."""
+    from retbench.models.decoder import Decoder
+
     settings, model = context.cell.settings, context.model
+    if not isinstance(model, Decoder):
+        raise UnsupportedError(
+            f"'{context.cell.model_name}' is a model of another library, whose training is not measured here. "
+            "Leave it out of this experiment."
+        )
     rows = context.read_tokens(context.cell.point.context_len + 1)
     with _in_training(model, checkpointing=settings.activation_checkpointing) as optimizer:
         step = partial(training_step, model, optimizer, rows)

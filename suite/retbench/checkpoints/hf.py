@@ -1,0 +1,103 @@
+"""Checkpoints of transformers that transformers itself loads and runs; see `architectures.hf`.
+
+Only the configuration and the headers of the weights are read here, without transformers.
+"""
+
+import hashlib
+import json
+from collections.abc import Collection, Iterable, Mapping
+from math import prod
+from pathlib import Path
+from typing import Any, NoReturn
+
+from retbench.architectures.configs import BlockConfig, ModelConfig
+from retbench.architectures.hf import ARCHITECTURE, TransformersLayers
+from retbench.checkpoints.format import Description, Format, Shape
+from retbench.checkpoints.weights import open_weights
+from retbench.errors import CheckpointError, shown
+
+_WIDTHS = ("hidden_size", "n_embd", "d_model", "dim")
+_LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+_POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length")
+"""Names of the same field in configurations of different models."""
+
+WITHOUT_CACHE = frozenset({"mamba", "mamba2", "falcon_mamba"})
+"""Models, by `model_type`, whose state has a fixed size; `models.hf` checks it when a model is built."""
+
+
+def _describe(raw: dict[str, Any], path: Path) -> Description:
+    """Describe a checkpoint; the text part of one that has several."""
+    model_type = raw.get("model_type")
+    if not isinstance(model_type, str):
+        raise CheckpointError(
+            f"{path}: the field model_type is {shown(model_type)}, and transformers chooses the model by it. "
+            "Give a folder that `save_pretrained` of transformers has written."
+        )
+    text = raw["text_config"] if isinstance(raw.get("text_config"), dict) else raw
+    d_model, vocab_size = _number(text, _WIDTHS, path), _number(text, ("vocab_size",), path)
+    is_tied = bool(raw.get("tie_word_embeddings", text.get("tie_word_embeddings", False)))
+    shapes = [entry.shape for entry in open_weights(path.parent, allow_pickle=False).entries.values()]
+    total, tables = _count(shapes, vocab_size, is_tied=is_tied)
+    layers = TransformersLayers(
+        d_model=d_model,
+        model_type=model_type,
+        config_fingerprint=hashlib.sha256(json.dumps(raw, sort_keys=True).encode()).hexdigest()[:12],
+        total_params=total,
+        nonembedding_params=total - tables,
+        has_cache=model_type not in WITHOUT_CACHE,
+    )
+    config = ModelConfig(
+        architecture=ARCHITECTURE.name,
+        variant=model_type,
+        d_model=d_model,
+        vocab_size=vocab_size,
+        blocks=(BlockConfig(count=_number(text, _LAYERS, path), mixer=layers),),
+    )
+    known = [name for name in _POSITIONS if isinstance(text.get(name), int)]
+    return Description(config=config, context_len=text[known[0]] if known else None, tied_embeddings=is_tied)
+
+
+def _number(raw: Mapping[str, Any], names: Iterable[str], path: Path) -> int:
+    """Return the first of some fields that is there; CheckpointError if none is a number."""
+    for name in names:
+        if isinstance(raw.get(name), int) and raw[name] > 0:
+            return int(raw[name])
+    raise CheckpointError(
+        f"{path}: none of {', '.join(names)} is given as a number above 0. Save the model again with "
+        "`save_pretrained` of a current transformers."
+    )
+
+
+def _count(shapes: Iterable[Shape], vocab_size: int, *, is_tied: bool) -> tuple[int, int]:
+    """Return the values of all weights, and those of tables with a row per token of the vocabulary.
+
+    Some files hold a tied table twice, which counts once, and causal masks, (1, 1, T, T), which are no weights.
+    """
+    total = tables = 0
+    seen: set[Shape] = set()
+    for shape in shapes:
+        is_mask = len(shape) == 4 and shape[:2] == (1, 1) and shape[2] == shape[3]
+        is_table = len(shape) == 2 and shape[0] == vocab_size
+        if is_mask or (is_table and is_tied and shape in seen):
+            continue
+        total += prod(shape)
+        if is_table:
+            seen.add(shape)
+            tables += prod(shape)
+    return total, tables
+
+
+def _plan(described: Description, names: Collection[str], ours: Mapping[str, Shape]) -> NoReturn:
+    """Raise CheckpointError: transformers maps the weights."""
+    raise CheckpointError(
+        f"a checkpoint of type '{described.config.variant}' is loaded by transformers and cannot be mapped here."
+    )
+
+
+FORMAT = Format(
+    recognises=lambda raw: False,  # its entry asks for it: formats that are read here come first
+    describe=_describe,
+    plan=_plan,
+    ignored="",
+    load="retbench.models.hf:load_hf",
+)

@@ -1,0 +1,42 @@
+"""Models that are measured in place of an experiment's: checkpoints that another library runs."""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from retbench.architectures.registry import architectures
+from retbench.errors import ConfigError, shown
+
+
+@dataclass(frozen=True)
+class OwnModels:
+    """Models of another library that are measured in place of an experiment's, as given to `--model`.
+
+    Attributes:
+        checkpoints: Folders, or names on the hub.
+        trust_remote_code: Run code that comes with them.
+    """
+
+    checkpoints: tuple[str, ...]
+    trust_remote_code: bool = False
+
+
+def replace_models(raw: dict[str, Any], own: OwnModels) -> None:
+    """Replace the models of the parsed TOML, in place, by checkpoints that their own library runs."""
+    reader = next(name for name, each in architectures().items() if each.reads_any_model)
+    trusts = {"trust_remote_code": True} if own.trust_remote_code else {}
+    tables: dict[str, dict[str, str | bool]] = {}
+    for checkpoint in own.checkpoints:
+        last = checkpoint.partition("@")[0].rstrip("/").rpartition("/")[2]
+        name = re.sub(r"[^A-Za-z0-9._+-]+", "-", last).lstrip(".+-") or "model"
+        if name in tables:
+            raise ConfigError(
+                f"--model {shown(checkpoint)}: another --model has the name '{name}' too. Measure them one after the "
+                "other, or name both in an experiment file."
+            )
+        tables[name] = {"architecture": reader, "checkpoint": checkpoint, **trusts}
+    raw["models"] = tables
+    profiles = raw.get("profiles")
+    for table in profiles.values() if isinstance(profiles, dict) else ():
+        if isinstance(table, dict):
+            table.pop("models", None)

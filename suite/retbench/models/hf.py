@@ -1,0 +1,389 @@
+"""A causal language model of transformers behind the interface of `LanguageModel`, with transformers' own cache.
+
+The tensors of the cache are those of a `DecoderState`, so that copying, rewinding, branching and counting bytes work
+as for any other model. The extra `hf` installs transformers.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from retbench.architectures.configs import ModelConfig
+from retbench.architectures.hf import DEFAULT_KERNEL
+from retbench.errors import CheckpointError, ConfigError, UnsupportedError, unknown_name
+from retbench.mixers.mixer import StateKind, StateTensor
+from retbench.mixers.state import TOKEN_AXIS, LayerState
+from retbench.models.language_model import LanguageModel
+from retbench.models.state import DecoderState
+
+_PROBE = 2
+"""Tokens of the passes that show the tensors of a cache and the input of the head."""
+
+
+class _Slot(NamedTuple):
+    """One tensor of a layer of a cache."""
+
+    kind: StateKind
+    shape: tuple[int, ...]
+    """Shape for one sequence, without the token axis that per_token and window tensors have after their first axis."""
+    dtype: torch.dtype
+
+
+class HfState(DecoderState):
+    """The state of a model of transformers: its cache, whose tensors are seen layer by layer.
+
+    Setting the position sets the lengths that the cache itself keeps.
+    """
+
+    def __init__(self, model: "HfModel", cache: Any, batch_size: int, room: int | None) -> None:
+        self.cache = cache
+        self._model = model
+        self._position = 0
+        super().__init__([_layer_state(layer) for layer in cache.layers])
+        self.batch_size = batch_size
+        self.capacity = room
+
+    @property
+    def position(self) -> int:
+        """Number of tokens so far."""
+        return self._position
+
+    @position.setter
+    def position(self, value: int) -> None:
+        self._position = value
+        for layer in self.cache.layers:
+            if hasattr(layer, "cumulative_length"):
+                layer.cumulative_length.fill_(value)
+            if hasattr(layer, "cumulative_length_int"):
+                layer.cumulative_length_int = value
+            if hasattr(layer, "has_previous_state"):
+                layer.has_previous_state = dict.fromkeys(layer.has_previous_state, value > 0)
+
+    def advance(self, num_tokens: int) -> None:
+        """Count tokens that the cache has taken in and counted itself."""
+        self._position += num_tokens
+
+    def snapshot(self) -> DecoderState:
+        """Return a full copy of the tokens so far, which holds no cache."""
+        return DecoderState([layer.snapshot(self.position) for layer in self.layers], self.position)
+
+    def gather(self, indices: Tensor, capacity: int) -> DecoderState:
+        """Return a new state whose sequence b is a copy of sequence indices[b]; see `DecoderState.gather`."""
+        found = self._model.init_state(len(indices), capacity)
+        found.require_room(self.position)
+        for mine, theirs in zip(self.layers, found.layers, strict=True):
+            for name, tensor in theirs.tensors.items():
+                chosen = mine[name].index_select(0, indices)
+                if mine.layout[name].kind == "fixed":
+                    tensor.copy_(chosen)
+                else:  # a window that is not full holds its tokens from the start, as a cache does
+                    length = min(self.position, chosen.shape[TOKEN_AXIS], tensor.shape[TOKEN_AXIS])
+                    tensor[:, :, :length] = chosen[:, :, :length]
+        found.position = self.position
+        return found
+
+
+class HfModel(LanguageModel):
+    """A causal language model of transformers.
+
+    Args:
+        config: The model, as `checkpoints.hf` describes it.
+        inner: The model of transformers, on its device, in evaluation mode.
+        backend: The attention kernel that was asked for.
+
+    Raises:
+        CheckpointError: its parameters or its state are not those that the configuration states.
+        UnsupportedError: its cache is of a kind that is not known here.
+    """
+
+    def __init__(self, config: ModelConfig, inner: Any, backend: str) -> None:
+        super().__init__()
+        self.config = config
+        self.inner = inner
+        self.backend = backend
+        self.max_positions = _learned_positions(inner)
+        self._executed: dict[str, str] = {}
+        self._check_params()
+        self._slots = self._probe_cache()
+        self._check_growth()
+        self._has_features = self._head_is_all()
+        # transformers' recurrences of several tokens begin with an empty state, also after a first segment.
+        self._continues = not any("recurrent" in name for slots in self._slots for name in slots)
+
+    @property
+    def is_quadratic(self) -> bool:
+        """True: the attention of a prompt to a cache takes a mask of every pair of tokens."""
+        return True
+
+    def set_backend(self, name: str) -> None:
+        """Forget which kernels were executed; the kernel itself is chosen when the model is loaded."""
+        if name not in self.config.forms:
+            raise unknown_name("backend of a transformers model", name, self.config.forms)
+        if name != self.backend:
+            raise ConfigError(f"backend '{name}': the model was loaded with '{self.backend}'. Load it again.")
+        self._executed = {}
+
+    def other_backends(self) -> list[str]:
+        """Return none: another kernel would need another copy of the model."""
+        return []
+
+    def executed_backends(self) -> dict[str, str]:
+        """Return the attention kernel of transformers in each phase since the backend was set."""
+        return dict(sorted(self._executed.items()))
+
+    def init_state(self, batch_size: int, capacity: int) -> DecoderState:
+        """Return an empty state: transformers' static cache with room for `capacity` tokens.
+
+        Raises:
+            UnsupportedError: the model cannot read so many tokens.
+        """
+        self._check_positions(capacity)
+        cache = _new_cache(self.inner, capacity)
+        for layer, slots in zip(cache.layers, self._slots, strict=True):
+            _allocate(layer, slots, batch_size, self.device)
+        return HfState(self, cache, batch_size, capacity if self.config.grows else None)
+
+    def state_bytes(self, batch_size: int, capacity: int) -> int:
+        """Return the bytes of such a state, by the tensors of a cache that was allocated."""
+        cache, total = _new_cache(self.inner, capacity), 0
+        for layer, slots in zip(cache.layers, self._slots, strict=True):
+            for slot in slots.values():
+                length = 1 if slot.kind == "fixed" else layer.max_cache_len
+                total += length * torch.Size(slot.shape).numel() * slot.dtype.itemsize
+        return batch_size * total
+
+    def forward(
+        self, tokens: Tensor, state: DecoderState | None = None, *, last_only: bool = False
+    ) -> Tensor:
+        """Compute the logits of the following tokens, (B, T, N) or (B, 1, N); arguments as of `Decoder.forward`."""
+        return self.logits_of(self.features(tokens, state, last_only=last_only))
+
+    def features(
+        self, tokens: Tensor, state: DecoderState | None = None, *, last_only: bool = False
+    ) -> Tensor:
+        """Compute the input of the head; of a model that changes the logits after its head, the logits."""
+        start = state.position if state is not None else 0
+        if start and tokens.shape[1] > 1 and not self._continues:
+            steps = [self._compute(token, state, last_only) for token in tokens.split(1, dim=1)]
+            self._executed["prefill"] = f"{self._kernel}, token by token after the first segment"
+            return steps[-1] if last_only else torch.cat(steps, dim=1)
+        return self._compute(tokens, state, last_only)
+
+    def logits_of(self, features: Tensor) -> Tensor:
+        """Compute the logits (..., N) of any rows of features."""
+        if not self._has_features:
+            return features
+        head = self.inner.get_output_embeddings()
+        logits: Tensor = head(features.to(head.weight.dtype))
+        return logits
+
+    @property
+    def _kernel(self) -> str:
+        """Attention kernel that transformers runs."""
+        return f"transformers:{getattr(self.inner.config, '_attn_implementation', None) or 'own'}"
+
+    def _compute(self, tokens: Tensor, state: DecoderState | None, last_only: bool) -> Tensor:
+        """Compute the features of tokens (B, T) in one call of transformers, and advance the state."""
+        if self._has_features:
+            hidden: Tensor = self._call(self.inner.base_model, tokens, state).last_hidden_state
+            return hidden[:, -1:] if last_only else hidden
+        logits: Tensor = self._call(self.inner, tokens, state, logits_to_keep=int(last_only)).logits
+        return logits
+
+    def _call(self, module: Any, tokens: Tensor, state: DecoderState | None, **options: Any) -> Any:
+        """Call a module of transformers with tokens (B, T), and advance the state."""
+        length = tokens.shape[1]
+        if state is None:
+            self._check_positions(length)
+            found = module(input_ids=tokens, use_cache=False, **options)
+        else:
+            assert isinstance(state, HfState)
+            state.require_room(length)
+            found = module(input_ids=tokens, cache=state.cache, use_cache=True, **options)
+            state.advance(length)
+        self._executed["decode" if state is not None and length == 1 else "prefill"] = self._kernel
+        return found
+
+    def _check_positions(self, num_tokens: int) -> None:
+        """Refuse more tokens than there are position embeddings."""
+        if self.max_positions is not None and num_tokens > self.max_positions:
+            raise UnsupportedError(
+                f"the model has embeddings of {self.max_positions:,} positions and cannot read {num_tokens:,} tokens. "
+                "Use a shorter context."
+            )
+
+    def _check_params(self) -> None:
+        """Refuse a model with another number of parameters than its files were counted to have."""
+        found, stated = sum(one.numel() for one in self.inner.parameters()), self.config.whole_model
+        assert stated is not None
+        if found != stated.num_params:
+            raise CheckpointError(
+                f"transformers built a model of {found:,} parameters, and the files of the checkpoint hold "
+                f"{stated.num_params:,}. Save the model again with `save_pretrained` of this transformers."
+            )
+
+    @torch.inference_mode()
+    def _probe_cache(self) -> list[dict[str, _Slot]]:
+        """Return the tensors of each layer of the cache, as a short pass leaves them."""
+        cache = _new_cache(self.inner, _PROBE)
+        tokens = torch.zeros(1, _PROBE, dtype=torch.int64, device=self.device)
+        self.inner(input_ids=tokens, cache=cache, use_cache=True)
+        return [_slots_of(layer) for layer in cache.layers]
+
+    def _check_growth(self) -> None:
+        """Refuse a model whose state grows, or does not, against its description."""
+        grows = any(slot.kind == "per_token" for slots in self._slots for slot in slots.values())
+        grows = grows or any(slot.kind == "window" for slots in self._slots for slot in slots.values())
+        if grows != self.config.grows or not any(self._slots):
+            raise UnsupportedError(
+                f"a model of type '{self.config.variant}' has no cache that is known here: its layers hold "
+                f"{sorted({name for slots in self._slots for name in slots}) or 'no tensors'}."
+            )
+
+    @torch.inference_mode()
+    def _head_is_all(self) -> bool:
+        """Return whether the logits are exactly what the head gives, without a scale or a cap after it."""
+        head = self.inner.get_output_embeddings()
+        if not isinstance(head, nn.Module):
+            return False
+        tokens = torch.arange(_PROBE, device=self.device)[None]
+        hidden = getattr(self.inner.base_model(input_ids=tokens, use_cache=False), "last_hidden_state", None)
+        logits = self.inner(input_ids=tokens, use_cache=False).logits
+        return hidden is not None and torch.equal(head(hidden.to(head.weight.dtype)).to(logits.dtype), logits)
+
+
+def load_hf(
+    config: ModelConfig,
+    path: Path,
+    *,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    backend: str,
+    runs_code: bool = False,
+) -> HfModel:
+    """Load a checkpoint by transformers, from files that are on this machine.
+
+    Args:
+        config: Description of the checkpoint.
+        path: Its folder.
+        dtype: Dtype of the weights; stored weights are converted.
+        device: torch's name or device.
+        backend: Attention kernel.
+        runs_code: Run code that comes with the checkpoint.
+
+    Raises:
+        UnsupportedError: transformers is not installed, or cannot run the model or the kernel here.
+        CheckpointError: transformers cannot read the checkpoint.
+    """
+    try:
+        from transformers import AutoModelForCausalLM
+        from transformers.utils import logging
+    except ImportError as error:
+        raise UnsupportedError(
+            f"a model of transformers needs the package transformers ({error}). pip install 'retbench[hf]'"
+        ) from error
+    logging.disable_progress_bar()
+    kernel = {} if backend == DEFAULT_KERNEL else {"attn_implementation": backend}
+    try:
+        inner = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=dtype,
+            local_files_only=True,
+            trust_remote_code=runs_code,
+            use_safetensors=True,
+            **kernel,
+        )
+    except ImportError as error:
+        raise UnsupportedError(f"{path}: a package is missing: {_first_line(error)}") from error
+    except (KeyError, OSError, RuntimeError, ValueError) as error:
+        hint = "" if runs_code else " Code that comes with a checkpoint runs only with --trust-remote-code."
+        raise CheckpointError(f"{path}: transformers cannot load it: {_first_line(error)}{hint}") from error
+    return HfModel(config, inner.to(device).eval().requires_grad_(False), backend)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _learned_positions(inner: Any) -> int | None:
+    """Return the rows of a table of position embeddings; None if the model has none."""
+    stated = getattr(inner.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    if stated is None:
+        return None
+    words = inner.get_input_embeddings()
+    tables = [one for one in inner.modules() if isinstance(one, nn.Embedding) and one is not words]
+    has_table = any(0 <= table.num_embeddings - stated <= 2 for table in tables)  # OPT has two more rows
+    return int(stated) if has_table else None
+
+
+def _new_cache(inner: Any, capacity: int) -> Any:
+    """Return transformers' static cache, whose tensors are not allocated yet."""
+    from transformers import StaticCache
+
+    return StaticCache(config=inner.config, max_cache_len=capacity)
+
+
+def _named_tensors(layer: Any) -> Mapping[str, Tensor]:
+    """Return the allocated tensors of a layer of a cache."""
+    found = {name: getattr(layer, name, None) for name in ("keys", "values")}
+    for name in ("conv_states", "recurrent_states"):
+        found |= {f"{name}.{index}": one for index, one in getattr(layer, name, {}).items()}
+    return {name: tensor for name, tensor in found.items() if isinstance(tensor, Tensor)}
+
+
+def _kind_of(layer: Any, name: str) -> StateKind:
+    """Return the kind of a tensor of a layer.
+
+    Raises:
+        UnsupportedError: transformers keeps more in such a layer than is known here.
+    """
+    if "." in name:
+        return "fixed"
+    if not hasattr(layer, "cumulative_length") or hasattr(layer, "indexer_cumulative_length"):
+        raise UnsupportedError(
+            f"the cache of the model has a layer of the kind {type(layer).__name__}, which cannot be copied and "
+            "rewound here."
+        )
+    return "window" if getattr(layer, "is_sliding", False) else "per_token"
+
+
+def _slots_of(layer: Any) -> dict[str, _Slot]:
+    """Describe the tensors of a layer that a pass has allocated."""
+    found = {}
+    for name, tensor in _named_tensors(layer).items():
+        kind = _kind_of(layer, name)
+        shape = tuple(tensor.shape[1:])
+        found[name] = _Slot(kind, shape if kind == "fixed" else (shape[0], *shape[2:]), tensor.dtype)
+    return found
+
+
+def _allocate(layer: Any, slots: Mapping[str, _Slot], batch_size: int, device: torch.device) -> None:
+    """Allocate the tensors of a new layer by transformers' own initialisation."""
+    empty = {
+        name: torch.zeros(
+            (batch_size, *slot.shape)
+            if slot.kind == "fixed"
+            else (batch_size, slot.shape[0], 0, *slot.shape[1:]),
+            dtype=slot.dtype,
+            device=device,
+        )
+        for name, slot in slots.items()
+    }
+    if "keys" in empty:
+        layer.lazy_initialization(empty["keys"], empty["values"])
+    for name, tensor in empty.items():
+        what, _, index = name.partition(".")
+        if index:
+            layer.lazy_initialization(**{what: tensor, "state_idx": int(index)})
+
+
+def _layer_state(layer: Any) -> LayerState:
+    """Return the allocated tensors of a layer as a state; they stay those of the cache."""
+    tensors, layout = dict(_named_tensors(layer)), {}
+    for name, slot in _slots_of(layer).items():
+        window = layer.max_cache_len if slot.kind == "window" else 0
+        layout[name] = StateTensor(name, slot.shape, slot.kind, window)
+    return LayerState(tensors, layout)

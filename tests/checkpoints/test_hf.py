@@ -1,0 +1,84 @@
+"""Checkpoints that transformers loads: what their configuration and the headers of their weights say."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from retbench.architectures import costs
+from retbench.checkpoints.reading import CheckpointInfo, read_checkpoint
+from retbench.errors import CheckpointError, ConfigError
+from tests.checkpoints.hf_folder import WEIGHTS, write_hf_folder
+
+
+def describe(folder: Path) -> CheckpointInfo:
+    return read_checkpoint(str(folder), format="hf")
+
+
+def counts(info: CheckpointInfo) -> tuple[int, int]:
+    return costs.num_params(info.config), costs.num_params_nonembedding(info.config)
+
+
+def test_the_description_is_that_of_the_files(tmp_path: Path) -> None:
+    info = describe(write_hf_folder(tmp_path))
+    config = info.config
+    assert (config.variant, config.d_model, config.num_layers, config.vocab_size) == ("llama", 8, 2, 300)
+    assert info.context_len == 64
+    assert counts(info) == (2 * 2400 + 8, 8)
+
+
+def test_a_tied_table_counts_once_though_it_is_stored_twice(tmp_path: Path) -> None:
+    assert counts(describe(write_hf_folder(tmp_path, tie_word_embeddings=True))) == (2400 + 8, 8)
+
+
+def test_a_causal_mask_is_no_weight(tmp_path: Path) -> None:
+    shapes = {**WEIGHTS, "h.0.attn.bias": (1, 1, 64, 64)}
+    assert counts(describe(write_hf_folder(tmp_path, shapes))) == (2 * 2400 + 8, 8)
+
+
+def test_the_names_of_other_configurations_are_read(tmp_path: Path) -> None:
+    other = {"hidden_size": None, "n_embd": 8, "num_hidden_layers": None, "n_layer": 3, "model_type": "gpt2"}
+    config = describe(write_hf_folder(tmp_path, **other)).config
+    assert (config.d_model, config.num_layers) == (8, 3)
+
+
+@pytest.mark.parametrize(("model_type", "grows"), [("llama", True), ("mamba", False)])
+def test_a_model_is_known_to_have_a_cache_or_a_fixed_state(
+    tmp_path: Path, model_type: str, grows: bool
+) -> None:
+    assert describe(write_hf_folder(tmp_path, model_type=model_type)).config.grows == grows
+
+
+def test_two_configurations_have_two_fingerprints(tmp_path: Path) -> None:
+    found = {
+        describe(write_hf_folder(tmp_path / str(theta), rope_theta=theta)).config.fingerprint
+        for theta in (1e4, 5e5)
+    }
+    assert len(found) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": None}, "the field model_type is None"),
+        ({"hidden_size": None}, "none of hidden_size, n_embd"),
+        ({"num_hidden_layers": 0}, "none of num_hidden_layers"),
+        ({"vocab_size": "many"}, "none of vocab_size"),
+    ],
+)
+def test_a_configuration_that_lacks_a_field_is_refused(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        describe(write_hf_folder(tmp_path, **changes))
+
+
+def test_a_pickle_is_refused(tmp_path: Path) -> None:
+    (write_hf_folder(tmp_path) / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
+    with pytest.raises(ConfigError, match="pickle"):
+        describe(tmp_path)
+
+
+def test_no_checkpoint_is_taken_for_one_without_being_asked(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError):
+        read_checkpoint(str(write_hf_folder(tmp_path, model_type="qwen3")))

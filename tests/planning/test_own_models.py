@@ -1,0 +1,103 @@
+"""Plans for models of another library: `--model`, tables with a checkpoint, and what is refused."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from retbench.config.own_models import OwnModels
+from retbench.errors import ConfigError
+from retbench.planning import estimates
+from retbench.planning.plan import Plan, make_plan
+from retbench.records.record import Ceilings
+from tests.checkpoints.hf_folder import write_hf_folder
+
+CEILINGS = Ceilings(read_bandwidth_bytes_per_s=10e9, matmul_flops_per_s=100e9)
+
+
+def make(experiment: object, *folders: Path, trust: bool = False, **changes: Any) -> Plan:
+    options = {"profile": "smoke", "device": "cpu", "dtype": None, "limit": None, "overrides": ()}
+    own = OwnModels(tuple(map(str, folders)), trust) if folders else None
+    return make_plan(str(experiment), own_models=own, **{**options, **changes})
+
+
+def test_a_model_takes_the_place_of_the_experiments(tiny_experiment: Path, tmp_path: Path) -> None:
+    folder = write_hf_folder(tmp_path / "My model-0.6B")
+    found = make(tiny_experiment, folder)
+    assert [one.model_name for one in found.models] == ["My-model-0.6B"]
+    assert {cell.model.variant for cell in found.cells} == {"llama"}
+    assert f"--model '{folder}'" in found.command
+
+
+def test_the_models_of_the_profile_are_replaced_too(tmp_path: Path) -> None:
+    folder = write_hf_folder(tmp_path / "own")
+    found = make("latency", folder, profile="paper", overrides=["cuda_graph=false", "rounds=1"])
+    assert [one.model_name for one in found.models] == ["own"]
+
+
+def test_it_can_be_measured_with_matched_models(tiny_experiment: Path, tmp_path: Path) -> None:
+    folder = write_hf_folder(tmp_path / "own")
+    found = make(
+        tiny_experiment, overrides=["models.mine.architecture=hf", f"models.mine.checkpoint={folder}"]
+    )
+    assert [one.model_name for one in found.models] == ["retnet", "transformer", "mine"]
+
+
+def test_its_cost_is_not_estimated(tiny_experiment: Path, tmp_path: Path) -> None:
+    found = estimates.estimate_with(make(tiny_experiment, write_hf_folder(tmp_path / "own")), CEILINGS)
+    assert {(one.seconds, one.memory_bytes) for one in found} == {(None, None)}
+
+
+def test_code_of_the_checkpoint_is_part_of_the_cell_and_of_the_command(
+    tiny_experiment: Path, tmp_path: Path
+) -> None:
+    folder = write_hf_folder(tmp_path / "own")
+    plain, trusting = (make(tiny_experiment, folder, trust=trust) for trust in (False, True))
+    assert [plan.cells[0].under_test.trained_weights.runs_code for plan in (plain, trusting)] == [False, True]
+    assert "--trust-remote-code" in trusting.command
+    assert "--trust-remote-code" not in plain.command
+    assert plain.cells[0].cell_id != trusting.cells[0].cell_id
+
+
+def test_steps_are_left_eager_where_the_profile_leaves_it_to_the_machine(tmp_path: Path) -> None:
+    found = make("latency", write_hf_folder(tmp_path / "own"), profile="cpu")
+    assert not found.settings.compile
+    assert found.note is not None
+    assert "not compiled" in found.note
+
+
+@pytest.mark.parametrize(
+    ("experiment", "changes", "message"),
+    [
+        ("latency", {"compiled": True}, "whose steps are not compiled"),
+        ("training_cost", {}, "workload 'training' trains, and 'own'"),
+    ],
+)
+def test_what_is_not_there_for_it_is_refused(
+    tmp_path: Path, experiment: str, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make(experiment, write_hf_folder(tmp_path / "own"), **changes)
+
+
+def test_two_models_of_one_name_are_refused(tiny_experiment: Path, tmp_path: Path) -> None:
+    folders = [write_hf_folder(tmp_path / parent / "own") for parent in ("a", "b")]
+    with pytest.raises(ConfigError, match="another --model has the name 'own' too"):
+        make(tiny_experiment, *folders)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("models.mine.size=25m", "size"),
+        ("models.mine.backend=chunkwise", "give 'default', 'sdpa', 'eager' or 'flash_attention_2'"),
+        ("models.mine.trust_remote_cod=true", "trust_remote_code"),
+    ],
+)
+def test_a_field_that_it_does_not_have_is_refused(
+    tiny_experiment: Path, tmp_path: Path, override: str, message: str
+) -> None:
+    folder = write_hf_folder(tmp_path / "own")
+    table = ["models.mine.architecture=hf", f"models.mine.checkpoint={folder}", override]
+    with pytest.raises(ConfigError, match=message):
+        make(tiny_experiment, overrides=table)

@@ -1,0 +1,82 @@
+"""A model of transformers through a whole run: checked, measured, and recorded with what is not defined for it."""
+
+import pytest
+
+from retbench.config.own_models import OwnModels
+from retbench.planning.plan import make_plan
+from retbench.records.record import Record
+from retbench.report.frames import load_results
+from retbench.run.runner import run_plan
+from tests.models.hf_models import save_hf_model
+
+pytestmark = pytest.mark.peers
+pytest.importorskip("transformers")
+
+
+class _Silent:
+    """Shows no event of a run."""
+
+    def notify(self, event: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Record]:
+    """Records of a model with a cache of windows and of one with a fixed state, by model and workload."""
+    folder = tmp_path_factory.mktemp("own")
+    experiment = folder / "tiny.toml"
+    experiment.write_text(
+        'title = "Tiny"\nsource = "none"\nexpect = "It runs."\n[models.retnet]\narchitecture = "retnet"\n'
+        '[profiles.smoke]\nsize = "1m"\nrounds = 1\nwarmup_s = 0.0\nmin_steps = 2\n'
+        "[profiles.smoke.workloads]\ndecode = {context_len = [64], batch_size = [2]}\n"
+        "prefill = {context_len = [64]}\nmemory = {context_len = [64]}\n",
+        encoding="utf-8",
+    )
+    own = OwnModels(tuple(str(save_hf_model(name, folder / name)) for name in ("mistral", "mamba")))
+    plan = make_plan(
+        str(experiment),
+        profile="smoke",
+        device="cpu",
+        dtype=None,
+        limit=None,
+        overrides=["threads=1"],
+        own_models=own,
+    )
+    run_plan(plan, folder / "out", fresh=False, observer=_Silent())
+    return {(one.model.name, one.workload): one for one in load_results(folder / "out").records}
+
+
+def test_every_cell_has_a_value(records: dict[tuple[str, str], Record]) -> None:
+    assert len(records) == 6
+    assert {record.status: record.error for record in records.values()} == {"ok": None}
+    assert all(record.gate is not None and record.gate.passed for record in records.values())
+
+
+def test_analytical_costs_are_absent_with_the_reason(records: dict[tuple[str, str], Record]) -> None:
+    missing = {
+        "decode": {"bytes_per_step", "flops_per_step", "roofline_ratio", "bandwidth_ratio"},
+        "prefill": {"bytes_per_call", "flops_per_call", "roofline_ratio"},
+        "memory": {"expected_weight_bytes", "expected_state_bytes"},
+    }
+    for (_, workload), record in records.items():
+        reasons = {record.absent[name] for name in missing[workload]}
+        assert reasons == {"the model is not matched, and its costs are measured only"}
+        assert not missing[workload] & record.metrics.keys()
+
+
+def test_the_record_states_what_ran(records: dict[tuple[str, str], Record]) -> None:
+    decode = records["mistral", "decode"]
+    assert decode.backend["decode"] == "transformers:sdpa"
+    assert decode.backend["state_source"] == "filled"
+    assert records["mamba", "decode"].backend["state_source"] == (
+        "streamed prefill of real text, one sequence repeated"
+    )
+    assert decode.model.weights is not None
+    assert decode.model.weights.format == "hf"
+
+
+def test_bytes_are_measured(records: dict[tuple[str, str], Record]) -> None:
+    for name in ("mistral", "mamba"):
+        record = records[name, "memory"]
+        assert record.metrics["weight_bytes"].value == 4 * record.model.num_params
+        assert record.metrics["state_bytes"].value > 0
