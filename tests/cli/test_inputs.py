@@ -138,7 +138,7 @@ def complete(words: str, cwd: Path) -> list[str]:
         ("retbench ru", ["run"]),
         ("retbench run la", ["latency"]),
         ("retbench run latency --profile ", ["smoke", "cpu", "paper"]),
-        ("retbench verify retnet --size 25", ["25M"]),
+        ("retbench verify retnet --size 125", ["125M"]),
     ],
 )
 def test_a_shell_completes_experiments_profiles_and_sizes(

@@ -271,10 +271,9 @@ class Maker:
         }
 
     def _gate(self, model: str) -> Gate:
-        names = {
-            "retnet": ("chunkwise = parallel", "recurrent = parallel", "streamed = whole"),
-            "transformer": ("sdpa = reference", "decode = prefill"),
-        }[model.partition("_")[0]]
+        names = ("chunkwise = parallel", "recurrent = parallel", "streamed = whole")
+        if model.startswith("transformer"):
+            names = ("sdpa = reference", "decode = prefill")
         checks = [
             GateCheck(name=name, length=2047, error=3e-6 * self._noise(0.2), limit=1e-4) for name in names
         ]

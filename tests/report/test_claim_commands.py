@@ -75,8 +75,8 @@ def as_it_ran(arguments: dict[str, Any]) -> dict[str, Any]:
     return arguments
 
 
-def measured(options: dict[str, Any]) -> list[Record]:
-    """What a command would record on the paper's GPU."""
+def measured(options: dict[str, Any], gpu: str) -> list[Record]:
+    """What a command would record on the paper's GPU, an A100 or an H100 of 80 GB."""
     made = make_plan(
         options["experiment"],
         profile=options["profile"] or "paper",
@@ -85,7 +85,10 @@ def measured(options: dict[str, Any]) -> list[Record]:
         limit=None,
         overrides=options["overrides"] or (),
     )
-    maker = Maker(LARGE, change=as_it_ran)
+    maker = Maker(
+        replace(LARGE, name=LARGE.name.replace("A100", gpu), processor=LARGE.processor.replace("A100", gpu)),
+        change=as_it_ran,
+    )
     return [
         maker.record_of(made.experiment.name, cell, number)
         for cell in made.cells
@@ -103,7 +106,10 @@ def test_the_command_of_a_cost_decides_its_claim(
     monkeypatch.setattr(plan, "find_device", lambda asked: Device("cuda:0", 80 * 10**9))
     claim = CLAIMS[name]
     ((_, options),) = commands_of(claim.command if scope == "paper" else claim.strong_command)
-    judged = judge(claim, Results(tuple(measured(options)), ()))
+    judged = judge(
+        claim,
+        Results(tuple(measured(options, claim.scale.hardware[0] if claim.scale.hardware else "A100")), ()),
+    )
     found = [row for row in judged.rows if row.scope == scope]
     assert found
     assert all(row.num_records for row in found)

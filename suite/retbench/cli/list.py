@@ -1,6 +1,7 @@
 """`retbench list`: the experiments, sizes, models and tasks that have a name."""
 
 import textwrap
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -97,13 +98,14 @@ def _sizes() -> _Listing:
     from retbench.architectures import costs, matching
     from retbench.architectures.registry import named_specs
     from retbench.architectures.sizes import SIZES
+    from retbench.errors import ConfigError
 
     rows: list[dict[str, Any]] = []
     for name, size in SIZES.items():
-        counts = {
-            model: costs.num_params_nonembedding(matching.resolve_model(spec, name))
-            for model, spec in named_specs().items()
-        }
+        counts: dict[str, int] = {}
+        for model, spec in named_specs().items():
+            with suppress(ConfigError):  # a hybrid may have more kinds of layers than the size has layers
+                counts[model] = costs.num_params_nonembedding(matching.resolve_model(spec, name))
         rows.append({"name": name, **vars(size), "num_params_nonembedding": counts})
     columns = {
         "size": "name",

@@ -43,7 +43,7 @@ class MixerComparison:
         self._inputs: list[Tensor] = []  # of each mixer, (1, T, D)
         self._outs: list[Tensor] = []  # of each mixer, (1, H, kept, V)
 
-        def enter(layer: int, x: Tensor, positions: Positions) -> Tensor:
+        def enter(layer: int, x: Tensor, positions: Positions | None) -> Tensor:
             self._inputs.append(x)
             return x
 
@@ -61,8 +61,10 @@ class MixerComparison:
         ends = [start] * len(self._inputs)  # position that each mixer has reached
         errors = [0.0]
 
-        def enter(layer: int, x: Tensor, positions: Positions) -> Tensor:
-            ends[layer] = positions.start + positions.length
+        def enter(layer: int, x: Tensor, positions: Positions | None) -> Tensor:
+            # A mixer after the last state is left out of earlier segments; a channel mixer with a state never is.
+            reached = ends[layer] if positions is None else positions.start + positions.length - x.shape[1]
+            ends[layer] = reached + x.shape[1]
             return self._inputs[layer][:, ends[layer] - x.shape[1] : ends[layer]]
 
         def leave(layer: int, out: Tensor) -> None:
@@ -119,19 +121,27 @@ def _norms(x: Tensor) -> Tensor:
     return norms
 
 
+def _positions(args: tuple[object, ...]) -> Positions | None:
+    """Return the positions among the arguments of a mixer; None for a channel mixer."""
+    return next((one for one in args if isinstance(one, Positions)), None)
+
+
 @contextmanager
 def _hooks(
     model: Decoder,
-    enter: Callable[[int, Tensor, Positions], Tensor],
+    enter: Callable[[int, Tensor, Positions | None], Tensor],
     leave: Callable[[int, Tensor], None],
 ) -> Iterator[None]:
-    """Replace the input of every mixer by `enter(layer, input, positions)`; pass its operator's output to `leave`."""
+    """Replace the input of every mixer by `enter(layer, input, positions)`; pass its operator's output to `leave`.
+
+    Channel mixers with a state are among them; they get no positions.
+    """
     handles = []
     try:
         for layer, mixer in enumerate(model.stateful):
             handles.append(
                 mixer.register_forward_pre_hook(
-                    lambda _, args, layer=layer: (enter(layer, args[0], args[2]), *args[1:])
+                    lambda _, args, layer=layer: (enter(layer, args[0], _positions(args)), *args[1:])
                 )
             )
             handles.append(
