@@ -108,10 +108,10 @@ def test_the_papers_numbers_next_to_the_analytical_ones() -> None:
     code, out, _ = run("--paper")
     assert code == 0
     (weights,) = [line for line in out.splitlines() if line.startswith("| figure6a_weights")]
-    assert "13.4 GB" in weights
+    assert "13.46 GB" in weights
     assert "explained" in weights
     unexplained = [line for line in out.splitlines() if " unexplained " in line]
-    assert sum(line.startswith("yoco/") for line in unexplained) == 6
+    assert sum(line.startswith("| yoco/") for line in unexplained) == 6
     assert len(unexplained) == 14
     *table, _, legend = out.splitlines()
     assert len(json.loads(run("--paper", "--json")[1])["explanations"]) == len(table) - 2

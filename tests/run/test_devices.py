@@ -19,7 +19,7 @@ def test_the_cpu_needs_no_asking() -> None:
 
 @pytest.mark.parametrize("asked", ["gpu", "mps", "cuda:", "cuda:x", "CPU", "", "cuda:1234"])
 def test_an_unknown_device_is_refused(asked: str) -> None:
-    with pytest.raises(ConfigError, match="'cpu', 'cuda' and 'cuda:N'"):
+    with pytest.raises(ConfigError, match=r"'cpu', 'cuda' \(an NVIDIA GPU\) and 'cuda:N'"):
         find_device(asked)
 
 
