@@ -12,7 +12,7 @@ from pydantic import Field
 from retbench.architectures.architecture import Architecture, ModelSpec
 from retbench.architectures.sizes import Size
 from retbench.errors import ConfigError
-from retbench.mixers.mixer import Form, Mixer, SizeFields, WholeModel
+from retbench.mixers.mixer import Form, Mixer, SizeFields, StateTensor, WholeModel
 
 DEFAULT_KERNEL = "default"
 """The attention kernel that transformers chooses by itself."""
@@ -70,6 +70,11 @@ class TransformersLayers(Mixer):
     }
     default_form: ClassVar[str] = DEFAULT_KERNEL
     implementation: ClassVar[str] = "retbench.models.hf:HfModel"
+
+    @property
+    def state(self) -> tuple[StateTensor, ...]:
+        """None that is known here: transformers allocates the state, and its bytes are measured."""
+        return ()
 
     @classmethod
     def at_size(cls, size: SizeFields, **fields: Any) -> NoReturn:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from retbench.config.synthetic import Mqar, MqarSpec
 from retbench.errors import ConfigError, UnsupportedError
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from retbench.data.batches import Examples
+    from retbench.models.decoder import Decoder
     from retbench.workloads.context import Context
 
 BATCH_SIZE = 64
@@ -96,15 +97,14 @@ def _answer(context: "Context", examples: "Examples") -> "Tensor":
     import torch
 
     from retbench.evaluation.answers import answer_shares
-    from retbench.models.decoder import Decoder
 
-    if not isinstance(context.model, Decoder):
+    if context.model.config.whole_model is not None:
         raise UnsupportedError(
             "mqar measures models that were trained on its examples. Train one: `retbench train mqar`"
         )
     shares = []
     for part in examples.parts(BATCH_SIZE):
-        shares.append(answer_shares(context.model, part, BATCH_SIZE))
+        shares.append(answer_shares(cast("Decoder", context.model), part, BATCH_SIZE))
         context.report(part.inputs.numel())
     return torch.cat(shares)
 
