@@ -99,7 +99,12 @@ def test_a_signal_while_text_is_packed_ends_it(
             return super().encode(text)
 
     monkeypatch.setenv("RETBENCH_CACHE", str(tmp_path / "cache"))
-    code = carry_out(replace(plan, tokenizer=Interrupting()), tmp_path / "out", "json", fresh=False)
+    code = carry_out(
+        replace(plan, source=replace(plan.source, tokenizer=Interrupting())),
+        tmp_path / "out",
+        "json",
+        fresh=False,
+    )
     assert code == 130
     printed = json.loads(capsys.readouterr().out)
     assert (printed["interrupted"], printed["runs"]) == (True, [])
