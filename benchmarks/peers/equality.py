@@ -10,7 +10,7 @@ from benchmarks.peers.outcomes import FP32_LIMIT, Outcome, error_outcome, worst
 from retbench.architectures.configs import ModelConfig
 from retbench.checkpoints.loading import map_weights
 from retbench.models.decoder import Decoder
-from retbench.ops.retention import retention_chunkwise, retention_parallel, retention_recurrent
+from retbench.ops.linear_operator import linear_chunkwise, linear_parallel, linear_recurrent
 
 FP64_LIMIT = 1e-12
 
@@ -175,9 +175,9 @@ def loop_equality(length: int = 301) -> Iterator[Outcome]:
     fixed = torch.tensor([-0.03, -0.004, 0.0], dtype=torch.float64)
     varying = -torch.rand(1, length, 3, generator=generator, dtype=torch.float64) / 16
     forms = {
-        "parallel": retention_parallel,
-        "chunkwise": retention_chunkwise,
-        "recurrent": retention_recurrent,
+        "parallel": linear_parallel,
+        "chunkwise": linear_chunkwise,
+        "recurrent": linear_recurrent,
     }
     found: dict[str, list[Outcome]] = {"output": [], "state": []}
     for kind, log_decay in (("fixed", fixed), ("varying", varying)):

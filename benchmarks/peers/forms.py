@@ -15,12 +15,14 @@ from retbench.architectures.rwkv6 import RwkvSpec
 from retbench.data.text import read_tokens
 from retbench.mixers.module import LinearOperatorModule
 from retbench.models.decoder import Decoder
-from retbench.ops.linear_operator import INCLUSIVE, Readout, linear_chunkwise, linear_step_
-from retbench.ops.retention import (
-    RetentionForm,
-    retention_chunkwise,
-    retention_parallel,
-    retention_recurrent,
+from retbench.ops.linear_operator import (
+    INCLUSIVE,
+    LinearForm,
+    Readout,
+    linear_chunkwise,
+    linear_parallel,
+    linear_recurrent,
+    linear_step_,
 )
 
 LIMITS = {"float64": 1e-12, "float32": 1e-4}
@@ -37,14 +39,14 @@ def forms(dtype: str) -> Iterator[Outcome]:
     bar, kind_of_float = f"forms-{dtype}", getattr(torch, dtype)
     found: dict[str, list[Outcome]] = {"output": [], "state": [], "gradient": []}
     for length, chunk_size, cut in CASES:
-        chunkwise: RetentionForm = partial(retention_chunkwise, chunk_size=chunk_size)
+        chunkwise: LinearForm = partial(linear_chunkwise, chunk_size=chunk_size)
         for kind in ("fixed", "varying"):
-            expected = _run(retention_recurrent, kind_of_float, length, kind, 0)
+            expected = _run(linear_recurrent, kind_of_float, length, kind, 0)
             for name, form, start in (
                 ("chunkwise", chunkwise, 0),
                 ("chunkwise, resumed", chunkwise, cut),
-                ("parallel", retention_parallel, 0),
-                ("parallel, resumed", retention_parallel, cut),
+                ("parallel", linear_parallel, 0),
+                ("parallel, resumed", linear_parallel, cut),
             ):
                 ours = _run(form, kind_of_float, length, kind, start)
                 for part, outcomes in found.items():
@@ -59,9 +61,7 @@ def forms(dtype: str) -> Iterator[Outcome]:
         yield worst(outcomes)
 
 
-def _run(
-    form: RetentionForm, dtype: torch.dtype, length: int, kind: str, cut: int
-) -> dict[str, list[Tensor]]:
+def _run(form: LinearForm, dtype: torch.dtype, length: int, kind: str, cut: int) -> dict[str, list[Tensor]]:
     """Return outputs, last state and gradients of one form from a state; the sequence is cut at `cut` (0: whole)."""
     generator = torch.Generator().manual_seed(length)
 

@@ -15,7 +15,7 @@ from retbench.checkpoints.loading import map_weights
 from retbench.data.text import read_tokens
 from retbench.models.decoder import Decoder
 from retbench.ops.decay import decay_schedule
-from retbench.ops.retention import retention_parallel
+from retbench.ops.linear_operator import linear_parallel
 
 LENGTH = 2048
 GRADIENT_LIMIT = 1e-3
@@ -91,10 +91,10 @@ def gradients(module: nn.Module) -> dict[str, Tensor]:
 
 def _yar_equality() -> Outcome:
     """Compare the operator with yet-another-retnet's, whose weights fit no model of ours, at the paper's decays."""
-    from yet_another_retnet.retention import retention_parallel as their_parallel
+    from yet_another_retnet.retention import linear_parallel as their_parallel
 
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(1, 513, 8, 32, generator=generator) for _ in range(3))
-    ours = retention_parallel(q, k * 32**-0.5, v, decay_schedule("paper", 8))[0]
+    ours = linear_parallel(q, k * 32**-0.5, v, decay_schedule("paper", 8))[0]
     theirs = their_parallel(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))[0].transpose(1, 2)
     return error_outcome("training: equality, operator = yet-another-retnet", ours, theirs, FP32_LIMIT)

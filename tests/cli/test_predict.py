@@ -43,6 +43,14 @@ def test_the_papers_point_on_the_papers_device() -> None:
     assert 900 < crossover["context_len"] < 1200
 
 
+@pytest.mark.parametrize(
+    ("model", "title"), [("mla", "MLA Transformer"), ("mamba2", "Mamba-2"), ("retnet", "RetNet")]
+)
+def test_the_crossover_names_the_model_that_was_asked_for(model: str, title: str) -> None:
+    _, out, _ = run(model, "--context", "1K")
+    assert f"{title}'s step is shorter" in out
+
+
 def test_a_batch_that_does_not_fit_has_no_time() -> None:
     code, out, _ = run("transformer", "--context", "32768", "--batch", "8")
     (line,) = [line for line in out.splitlines() if line.startswith("| transformer")]

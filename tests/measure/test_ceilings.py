@@ -89,7 +89,7 @@ def test_the_curve_ends_beyond_the_caches(monkeypatch: pytest.MonkeyPatch) -> No
 def test_product_rate_is_two_operations_a_multiply_add(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ceilings, "time_steps", pretend_clock(lambda number: [0.05, 0.025], []))
     # At this rate a product of size 512 would take 0.2 s: the first size is the only one.
-    assert ceilings._matmul_rate(CPU, torch.float32) == 2 * 256**3 / 0.025
+    assert ceilings.measure_matmul_rate(CPU, torch.float32) == 2 * 256**3 / 0.025
 
 
 def test_products_grow_until_one_would_take_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,7 +98,7 @@ def test_products_grow_until_one_would_take_too_long(monkeypatch: pytest.MonkeyP
     counts: list[int] = []
     times = pretend_clock(lambda number: [2 * sizes[number] ** 3 / rate], counts)
     monkeypatch.setattr(ceilings, "time_steps", times)
-    assert ceilings._matmul_rate(CPU, torch.float32) == pytest.approx(rate)
+    assert ceilings.measure_matmul_rate(CPU, torch.float32) == pytest.approx(rate)
     assert counts == [5, 5, 4]  # 1024 takes 21 ms a product, 2048 would take 172 ms
 
 

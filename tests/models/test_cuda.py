@@ -9,7 +9,7 @@ from retbench.models.build import build_model
 from retbench.models.equivalence import LIMITS, check_equivalence, relative_error
 from retbench.ops import attention, fused, kernels
 from retbench.ops.decay import decay_schedule
-from retbench.ops.retention import retention_chunkwise, retention_recurrent
+from retbench.ops.linear_operator import linear_chunkwise, linear_recurrent
 from retbench.planning.cells import resolve_models
 
 pytestmark = [
@@ -217,7 +217,7 @@ def test_fla_equals_the_definition_with_gradients(length, key_dim, value_dim, ki
     )
     rounded = [x.to(dtype) for x in (q, k, v)]
     found = with_gradients(kernel, [*rounded, log_decay, state])
-    expected = with_gradients(retention_recurrent, [*(x.float() for x in rounded), log_decay, state])
+    expected = with_gradients(linear_recurrent, [*(x.float() for x in rounded), log_decay, state])
     assert len(found) == len(expected) == 2 + 4 + (kind != "fixed")
     for ours, reference in zip(found, expected, strict=True):
         assert relative_error(ours, reference) < KERNEL_LIMITS[dtype]
@@ -261,7 +261,7 @@ def test_the_forms_agree_at_the_widths_of_the_paper_in_bfloat16():
     shapes = [(1, 500, 4, 256), (1, 500, 4, 256), (1, 500, 4, 512)]
     q, k, v = (torch.randn(shape, generator=generator, device=CUDA).bfloat16() for shape in shapes)
     log_decay = decay_schedule("eq8", 4).cuda()
-    out, state = retention_chunkwise(q, k / 16, v, log_decay)
-    expected, expected_state = retention_recurrent(q, k / 16, v, log_decay)
+    out, state = linear_chunkwise(q, k / 16, v, log_decay)
+    expected, expected_state = linear_recurrent(q, k / 16, v, log_decay)
     assert relative_error(out, expected) < 0.05  # each rounded once, from float32
     assert relative_error(state, expected_state) < 1e-4

@@ -62,10 +62,10 @@ def test_equal_forms_of_many_layers_pass_in_bfloat16():
 
 def forget_to_decay(monkeypatch):
     """A decode step without a decay."""
-    honest = mixer_module.retention_decayed_step_
+    honest = mixer_module.linear_decayed_step_
     monkeypatch.setattr(
         mixer_module,
-        "retention_decayed_step_",
+        "linear_decayed_step_",
         lambda q, k, v, decay, state: honest(q, k, v, torch.ones_like(decay), state),
     )
 
@@ -83,20 +83,20 @@ def forget_to_decay_from_chunk_to_chunk(monkeypatch):
 
 def keep_a_stale_state(monkeypatch):
     """The last block of a prompt computes a new state and keeps the old one."""
-    honest = mixer_module.retention_last
+    honest = mixer_module.linear_last
 
     def stale(q, k, v, log_decay, state):
         return honest(q, k, v, log_decay, state)[0], state
 
-    monkeypatch.setattr(mixer_module, "retention_last", stale)
+    monkeypatch.setattr(mixer_module, "linear_last", stale)
 
 
 def begin_from_nothing(monkeypatch):
     """The chunkwise form of a later segment takes the state for empty."""
-    honest = mixer_module.retention_chunkwise
+    honest = mixer_module.linear_chunkwise
     monkeypatch.setattr(
         mixer_module,
-        "retention_chunkwise",
+        "linear_chunkwise",
         lambda q, k, v, g, state, **options: honest(q, k, v, g, None),
     )
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from retbench.ops import fused
 from retbench.ops.layers import make_head_norm, make_norm
+from retbench.ops.linear_operator import linear_decayed_step_, linear_recurrent
 from retbench.ops.position import Positions, Rotary, rotate
-from retbench.ops.retention import retention_decayed_step_, retention_recurrent
 
 LIMITS = {torch.float32: (0.0, 1e-4), torch.bfloat16: (2**-6, 1e-5)}
 """Relative and absolute bound by dtype. The interpreter truncates to bfloat16, by up to 2^-7, where a GPU rounds; the
@@ -64,7 +64,7 @@ def test_a_retention_step_is_one_token_of_the_recurrent_form(
     positions = positions_of(key_dim, layout, 1000, dtype) if layout else Positions(0, 1)
     wide = [x[:, None].float().clone() for x in (q, k, v)]
     turned = [rotate(x, positions, layout) if layout else x for x in wide[:2]]
-    expected, after = retention_recurrent(turned[0], turned[1] * 0.5, wide[2], log_decay, before)
+    expected, after = linear_recurrent(turned[0], turned[1] * 0.5, wide[2], log_decay, before)
 
     decay = log_decay.exp() if decays == "fixed" else log_decay.exp().squeeze(1)
     row_norm = torch.rand(1, heads, 1).to(dtype) if scaled else None
@@ -85,7 +85,7 @@ def test_a_step_of_the_largest_head_takes_several_blocks():
     decay = torch.tensor([0.97])
     assert fused.value_block(1, 1024) < 1024
     found = fused.retention_step(q, k, v, decay, state, None, None, None, "half", 1.0)
-    close(found, retention_decayed_step_(q[None], k[None], v[None], decay, before)[0], torch.float32)
+    close(found, linear_decayed_step_(q[None], k[None], v[None], decay, before)[0], torch.float32)
     close(state, before, torch.float32)
 
 

@@ -20,7 +20,7 @@ from retbench.models.build import build_model
 from retbench.models.equivalence import check_equivalence, relative_error
 from retbench.ops import kernels
 from retbench.ops.decay import decay_schedule
-from retbench.ops.retention import retention_recurrent
+from retbench.ops.linear_operator import linear_recurrent
 from retbench.planning.cells import expand
 from retbench.planning.plan import make_plan
 
@@ -117,7 +117,7 @@ def fla(monkeypatch):
 def test_it_is_the_recurrent_form_with_its_gradients(kernel, kind, with_state, length):
     inputs = make_inputs(length, kind)
     found, expected = [], []
-    for form, results in ((kernel, found), (retention_recurrent, expected)):
+    for form, results in ((kernel, found), (linear_recurrent, expected)):
         leaves = [x.clone().requires_grad_() for x in inputs]
         if kind == "fixed":
             leaves[3].requires_grad_(False)

@@ -70,6 +70,10 @@ def test_the_number_is_the_ratio(value: float, metric: MetricSpec) -> None:
     assert (found.outcome == "better") == ((value < 1) == metric.lower_is_better)
 
 
+def test_a_wide_interval_is_written_without_an_exponent() -> None:
+    assert advantage(TIME, ratio(1.01, 0.6, 2.8)).interval == "95 % CI [180 % slower, 40 % faster]"
+
+
 def test_the_lead_names_the_shortest_context_only_if_it_says_something_else() -> None:
     faster, slower = advantage(TIME, ratio(0.5)), advantage(TIME, ratio(1.12))
     unclear = advantage(TIME, ratio(1.01, 0.9, 1.1))

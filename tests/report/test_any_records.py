@@ -161,6 +161,6 @@ def test_a_name_never_leads_out_of_the_folder_nor_into_the_page(
 ) -> None:
     append_record(tmp_path / "in" / "run.jsonl", PROTOTYPE.model_copy(update=fields))
     out = tmp_path / "deep" / "out"
-    for path in write_report(tmp_path / "in", out):
+    for path in write_report(tmp_path / "in", out).paths:
         assert path.resolve().is_relative_to(out.resolve())
     assert "<b>" not in (out / "index.html").read_text(encoding="utf-8")

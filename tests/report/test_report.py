@@ -55,7 +55,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, cpu_records: list[Record]) -
 
 def test_page_markdown_and_figures_are_written_and_named(results: Path, tmp_path: Path) -> None:
     out = tmp_path / "deep" / "reports"
-    paths = write_report(results, out)
+    paths = write_report(results, out).paths
     assert sorted(paths) == sorted(path for path in out.rglob("*") if path.is_file())
     assert {path.name for path in paths} >= {
         "index.html",
@@ -160,7 +160,7 @@ def test_each_point_of_a_figure_has_its_value_and_its_model(whole: Written) -> N
 
 def test_the_same_records_give_the_same_bytes(results: Path, tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
-    first, second = write_report(results, one), write_report(results, two)
+    first, second = (write_report(results, out).paths for out in (one, two))
     assert [path.relative_to(one) for path in first] == [path.relative_to(two) for path in second]
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
 
@@ -335,9 +335,7 @@ def run_blocked(blocked: str, code: str, *arguments: str) -> str:
 
 
 def test_a_report_needs_no_torch(results: Path, tmp_path: Path) -> None:
-    code = (
-        "from retbench.report.report import write_report\nprint(len(write_report(*map(Path, sys.argv[2:4]))))"
-    )
+    code = "from retbench.report.report import write_report\nprint(len(write_report(*map(Path, sys.argv[2:4])).paths))"
     assert run_blocked("torch", code, str(results), str(tmp_path / "out")).strip() == "18"
 
 
@@ -367,7 +365,7 @@ def test_the_quality_section_has_conditions_weights_and_a_table_per_workload(sco
 def test_the_report_holds_quality_beside_its_data(tmp_path: Path) -> None:
     maker = ScoreMaker(tmp_path / "results", seeds={"1m": (0,), "6m": (0,)})
     maker.everything()
-    paths = write_report(maker.write(), tmp_path / "out")
+    paths = write_report(maker.write(), tmp_path / "out").paths
     page = next(path for path in paths if path.suffix == ".md").read_text("utf-8")
     for words in (
         "RetNet's bits per byte on litbank/original (whole, 8K)",
@@ -383,6 +381,6 @@ def test_the_report_holds_quality_beside_its_data(tmp_path: Path) -> None:
 def test_a_report_without_figures_is_written_too(tmp_path: Path) -> None:
     maker = ScoreMaker(tmp_path / "results", seeds={"1m": (0,)})
     maker.perplexities("litbank/original", "last", 2048)
-    paths = write_report(maker.write(), tmp_path / "out")
+    paths = write_report(maker.write(), tmp_path / "out").paths
     assert {path.name for path in paths} == {"index.html", "evidence.html", "report.md"}
     assert "ratio of bits/token" in (tmp_path / "out/report.md").read_text(encoding="utf-8")

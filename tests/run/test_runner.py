@@ -475,8 +475,8 @@ def change(module):
 """
 A_TENTH_OFF = """
 def change(module):
-    real = module.retention_parallel
-    module.retention_parallel = lambda *args: (real(*args)[0] * 1.1, real(*args)[1])
+    real = module.linear_parallel
+    module.linear_parallel = lambda *args: (real(*args)[0] * 1.1, real(*args)[1])
 """
 
 

@@ -17,7 +17,7 @@ from retbench.errors import DivergedError, UnsupportedError
 from retbench.files import checksum
 from retbench.models.build import build_model
 from retbench.ops import kernels
-from retbench.ops.retention import retention_chunkwise
+from retbench.ops.linear_operator import linear_chunkwise
 from retbench.training.events import CurvePoint, TrainingEvent
 from retbench.training.loop import Stopped, Trainer, write_curve
 from retbench.training.optimization import mean_loss, validation_rows
@@ -96,7 +96,7 @@ def test_a_kernel_for_16_bits_trains_float32_weights_under_autocast_only(
 
     def kernel(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor | None) -> object:
         entered.update((q.dtype, k.dtype, v.dtype))
-        return retention_chunkwise(q, k, v, log_decay, state)
+        return linear_chunkwise(q, k, v, log_decay, state)
 
     def missing_reason(_device: torch.device, dtype: torch.dtype) -> str | None:
         return None if dtype == torch.bfloat16 else "it takes bfloat16"

@@ -60,7 +60,7 @@ class HybridSpec(ModelSpec):
         if isinstance(variant, str) and variant in VARIANTS:
             if pattern is not None and list(VARIANTS[variant]) != pattern and VARIANTS[variant] != pattern:
                 raise ConfigError(
-                    f"a hybrid has variant {variant!r} and a pattern of its own, {pattern!r}. Remove one of them."
+                    f"a hybrid has variant {variant!r} and also the pattern {pattern!r}. Remove one of them."
                 )
             pattern = VARIANTS[variant]
             raw = {**raw, "pattern": pattern}

@@ -1,6 +1,6 @@
 """`retbench predict`: time and memory of decoding, from analytical costs and a device's ceilings."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -102,6 +102,7 @@ def predict(
     allows. With --device cpu or cuda, where the operators of a step are measured one by one, it is the expected time.
     """
     from retbench.architectures.matching import resolve_model
+    from retbench.architectures.registry import title_of
     from retbench.architectures.sizes import size_id
     from retbench.planning import prediction
 
@@ -140,7 +141,9 @@ def predict(
     if form == "json":
         _print_json(size, target, found, crossovers)
     else:
-        _print_text(size, target, found, crossovers, form)
+        title = title_of(next(iter(specs.values())).architecture)
+        lines = {each.batch_size: _describe(title, each) for each in crossovers}
+        _print_text(size, target, found, lines, form)
 
 
 def _specs(model: str, kv_heads: int | None) -> "dict[str, ModelSpec]":
@@ -203,10 +206,10 @@ def _print_text(
     size: str,
     target: "PredictionTarget",
     found: "Sequence[Prediction]",
-    crossovers: "Sequence[Crossover]",
+    crossovers: Mapping[int, str],
     form: str,
 ) -> None:
-    """Print the same in readable units."""
+    """Print the same in readable units; `crossovers` has a sentence for each batch size."""
     rates, time = "", "time per token"
     if reached := target.ceilings:
         rates = f"; {format_rate(reached.read_bandwidth_bytes_per_s, 'B/s')} read"
@@ -217,10 +220,10 @@ def _print_text(
     header = ("model", "batch", "context", time, "tokens/s", "weights", "state", "memory", "largest batch")
     print_table(header, [_row(each) for each in found], form, keys=3)
     typer.echo()
-    for each in crossovers:
-        is_out = any(one.batch_size == each.batch_size and one.fits is False for one in found)
+    for batch_size, sentence in crossovers.items():
+        is_out = any(one.batch_size == batch_size and one.fits is False for one in found)
         note = " This compares times only: a batch that is out of memory above does not fit."
-        print_prose(f"{_describe(each)}{note if is_out else ''}")
+        print_prose(f"{sentence}{note if is_out else ''}")
 
 
 def _row(each: "Prediction") -> tuple[str, ...]:
@@ -239,9 +242,9 @@ def _row(each: "Prediction") -> tuple[str, ...]:
     )
 
 
-def _describe(each: "Crossover") -> str:
-    """Return the crossover as a sentence."""
-    lead = f"batch {each.batch_size}: RetNet's step is shorter"
+def _describe(title: str, each: "Crossover") -> str:
+    """Return the crossover as a sentence about the first model, by its title."""
+    lead = f"batch {each.batch_size}: {title}'s step is shorter"
     if each.context_len is None:
         return f"{lead} at no context up to {format_tokens(each.looked_to)} tokens."
     if each.context_len == each.looked_from:

@@ -9,7 +9,7 @@ from retbench.cli.layout import print_prose
 from retbench.cli.options import ResultsPath, new_app
 
 if TYPE_CHECKING:
-    from retbench.report.frames import Results
+    from retbench.report.answer import Answer
 
 app = new_app()
 
@@ -30,21 +30,14 @@ def report(
 
     The answer goes to stdout: what was measured on what, one line per topic, and where the page is.
     """
-    from retbench.report.frames import load_results
     from retbench.report.report import write_report
 
-    write_report(results, out)
-    print_answer(load_results(results))
+    print_answer(write_report(results, out).answer)
     print_prose(f"Open {out / 'index.html'}")
 
 
-def print_answer(results: "Results") -> None:
+def print_answer(answer: "Answer") -> None:
     """Print what was compared on what, and one line per topic: at most ten lines where lines are not folded."""
-    from retbench.report.answer import find_answer
-    from retbench.report.selection import select
-    from retbench.report.tables import contents_of
-
-    answer = find_answer(contents_of(select(results.records, folders=results.folders)))
     for line in filter(None, (answer.models, answer.setting)):
         print_prose(f"{line[0].upper()}{line[1:]}.")
     for one in answer.lines:

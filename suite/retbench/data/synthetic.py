@@ -144,7 +144,7 @@ class SyntheticBatches:
         task: The task.
         batch_size: Examples per step, over all ranks.
         seq_len: Tokens per example.
-        seed: Seed of the run; each has examples of its own.
+        seed: Seed of the run; two seeds have no example in common.
     """
 
     def __init__(self, task: TaskSpec, *, batch_size: int, seq_len: int, seed: int) -> None:

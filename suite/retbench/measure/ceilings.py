@@ -51,7 +51,7 @@ def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
         curve = _read_curve(device)
         ceilings = Ceilings(
             read_bandwidth_bytes_per_s=curve[-1].bytes_per_s,
-            matmul_flops_per_s=_matmul_rate(device, dtype),
+            matmul_flops_per_s=measure_matmul_rate(device, dtype),
             read_curve=curve,
         )
     free_memory(device)
@@ -142,8 +142,9 @@ def _repeated(kernel: Callable[[], object], calls: int, device: torch.device) ->
     return capture_graph(run, device=device) if device.type == "cuda" else run
 
 
-def _matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Return the FLOP/s of the best square product within the time limit."""
+@torch.inference_mode()
+def measure_matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Measure the FLOP/s of the best square product within the time limit; see `measure_ceilings`."""
     generator = torch.Generator(device).manual_seed(0)  # does not change the process's own random numbers
     best = 0.0
     for size in _MATMUL_SIZES:

@@ -76,7 +76,7 @@ def compile_step(step: Callable[..., T], *inputs: Any, packs_weights: bool = Fal
 
 
 def _with_own_code(step: Callable[..., T]) -> Callable[..., T]:
-    """Return a function that runs `step`, with a code object of its own.
+    """Return a new function that runs `step` and shares its code object with no other.
 
     torch keeps compiled code by code object. Without checks of modules, the step of one model would else run the code
     of another whose inputs look the same.

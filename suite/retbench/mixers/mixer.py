@@ -199,7 +199,7 @@ class Mixer(Strict):
     def source(self) -> "Mixer | None":
         """The mixer whose state it reads, in the nearest earlier layer that has exactly this mixer.
 
-        None for a mixer that has a state of its own.
+        None for a mixer that keeps a state.
         """
         return None
 

@@ -17,16 +17,16 @@ from retbench.ops import fused
 from retbench.ops.fused import FusedSteps
 from retbench.ops.linear import Linear
 from retbench.ops.linear_chunk import wide_dtype
-from retbench.ops.linear_operator import Readout
-from retbench.ops.position import NoEncoding, Positions, Rotary, rotate
-from retbench.ops.retention import (
-    retention_chunkwise,
-    retention_decayed_step_,
-    retention_last,
-    retention_parallel,
-    retention_recurrent,
-    retention_step_,
+from retbench.ops.linear_operator import (
+    Readout,
+    linear_chunkwise,
+    linear_decayed_step_,
+    linear_last,
+    linear_parallel,
+    linear_recurrent,
+    linear_step_,
 )
+from retbench.ops.position import NoEncoding, Positions, Rotary, rotate
 
 
 class Depth(NamedTuple):
@@ -142,7 +142,7 @@ class MixerModule(StatefulModule):
     ) -> Tensor:
         """(B, T, D) to (B, T, D), or (B, 1, D) with `last_only`; `state` is advanced in place.
 
-        A mixer without a state of its own may get the last token alone, (B, 1, D), with `last_only` and the positions
+        A mixer that keeps no state may get the last token alone, (B, 1, D), with `last_only` and the positions
         of all T tokens.
         """
         raise NotImplementedError
@@ -167,12 +167,12 @@ class LinearOperatorModule(MixerModule):
 
     def __init__(self, config: LinearOperator, form: str, chunk_size: int | None) -> None:
         super().__init__(config, form, chunk_size)
-        chunkwise = partial(retention_chunkwise, chunk_size=chunk_size or config.default_chunk_size or 1)
+        chunkwise = partial(linear_chunkwise, chunk_size=chunk_size or config.default_chunk_size or 1)
         self.forms: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
-            "parallel": retention_parallel,
+            "parallel": linear_parallel,
             "chunkwise": chunkwise,
             "chunkwise_fp32": partial(chunkwise, wide_products=True),
-            "recurrent": retention_recurrent,
+            "recurrent": linear_recurrent,
         }
 
     def operate(
@@ -203,12 +203,12 @@ class LinearOperatorModule(MixerModule):
         before = state["values"] if state is not None else None
         options = {} if readout is None else {"readout": readout}
         if q.shape[1] < k.shape[1]:
-            out, after = retention_last(q, k, v, log_decay, before, **options)
+            out, after = linear_last(q, k, v, log_decay, before, **options)
         elif before is not None and q.shape[1] == 1 and not torch.is_grad_enabled():
             self.executed["decode"] = "recurrent"
             if step_decay is not None:
-                return retention_decayed_step_(q, k, v, step_decay, before, **options)
-            return retention_step_(q, k, v, log_decay, before, **options)
+                return linear_decayed_step_(q, k, v, step_decay, before, **options)
+            return linear_step_(q, k, v, log_decay, before, **options)
         else:
             self.executed["prefill"] = self.backend
             out, after = self.forms[self.backend](q, k, v, log_decay, before, **options)

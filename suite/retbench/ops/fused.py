@@ -1,8 +1,8 @@
 """Fused operators of a decode step on a GPU: each is one launch of a Triton kernel, for all architectures alike.
 
 One token moves few bytes besides the weights and the state, so many small kernels cost more time than they move data.
-The operators here join what lies between two matrix products. Their eager counterparts are in `retention`, `position`
-and `layers`, and the tests compare them.
+The operators here join what lies between two matrix products. Their eager counterparts are in `linear_operator`,
+`position` and `layers`, and the tests compare them.
 
 Every operator is registered with torch, so that a dispatch mode counts it as one kernel, a compiled step holds it as
 one node, and fake tensors give its shapes without a GPU. The operators have no gradients.
@@ -19,6 +19,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from retbench.ops.kernels import TRITON_CURE, launch_problem
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 TILE = 4096
@@ -59,7 +61,7 @@ def retention_step(
     layout: str,
     key_scale: float,
 ) -> Tensor:
-    """Rotate q and k, advance the state by one token in place and read it out, as `retention_decayed_step_` does.
+    """Rotate q and k, advance the state by one token in place and read it out, as `linear_decayed_step_` does.
 
     Args:
         q: Query, (B, H, K). Heads of q, k and v must be adjacent in memory; sequences may be any stride apart.
@@ -252,20 +254,12 @@ def missing_reason(device: torch.device, dtype: torch.dtype) -> str | None:
 @cache
 def _launch_problem(device: torch.device, dtype: torch.dtype) -> str | None:
     """Return why installed kernels cannot be launched here: Triton compiles them at their first launch."""
-    try:
-        silu_multiply(torch.zeros(1, 2, dtype=dtype, device=device))
-        torch.cuda.synchronize(device)
-    except torch.OutOfMemoryError:
-        # Not a fault of the kernels.
-        raise
-    except Exception as error:
-        # Triton, its C compiler and the driver raise errors of many types.
-        what = " ".join(str(error).split())
-        return (
-            f"Triton's kernels cannot be launched ({type(error).__name__}: {what}); Triton needs a C compiler (gcc, or "
-            "the one that CC names) and a supported GPU; use decode operators 'eager'"
-        )
-    return None
+    return launch_problem(
+        lambda: silu_multiply(torch.zeros(1, 2, dtype=dtype, device=device)),
+        device,
+        "Triton's kernels",
+        f"{TRITON_CURE}; use decode operators 'eager'",
+    )
 
 
 def value_block(num_heads: int, value_dim: int) -> int:

@@ -13,6 +13,7 @@ and `fla/ops/gla/{chunk,fused_recurrent}.py`.
 import importlib
 import importlib.util
 import inspect
+from collections.abc import Callable
 from functools import cache
 
 import torch
@@ -23,6 +24,7 @@ from retbench.ops.linear_operator import LinearForm, check_shapes
 
 _OPS = "fla.ops.simple_gla"
 _CHANNEL_OPS = "fla.ops.gla"
+TRITON_CURE = "Triton needs a C compiler (gcc, or the one that CC names) and a supported GPU"
 _FLOAT32_REASON = (
     "flash-linear-attention's kernels multiply float32 in TensorFloat-32, which is less precise than other forms; "
     "use --dtype bfloat16, or backend 'chunkwise'"
@@ -34,7 +36,7 @@ def retention_fla(
 ) -> tuple[Tensor, Tensor]:
     """Compute retention in chunks of 64 tokens with `chunk_simple_gla`.
 
-    Arguments, returns and errors as of `retention_recurrent`; requires that `missing_reason` returns None.
+    Arguments, returns and errors as of `linear_recurrent`; requires that `missing_reason` returns None.
     """
     check_shapes(q, k, v, log_decay, state)
     if log_decay is None or log_decay.dim() == 4 or q.shape[2] != v.shape[2]:
@@ -120,16 +122,37 @@ def _import_problem() -> str | None:
 @cache
 def _launch_problem(device: torch.device, dtype: torch.dtype, form: LinearForm) -> str | None:
     """Return why installed kernels cannot be launched here: Triton compiles them at their first launch."""
-    try:
+
+    def launch() -> None:
         x = torch.zeros(1, FLA_CHUNK_SIZE, 1, 64, dtype=dtype, device=device)  # (B, T, H, K)
         form(x, x, x, torch.zeros(1, device=device) if form is retention_fla else x, None)
+
+    return launch_problem(
+        launch,
+        device,
+        "flash-linear-attention's kernels",
+        f"{TRITON_CURE}; use backend 'chunkwise'",
+    )
+
+
+def launch_problem(launch: Callable[[], object], device: torch.device, kernels: str, cure: str) -> str | None:
+    """Launch kernels once, and return why they cannot be imported or launched, and what to do; None if they can.
+
+    Args:
+        launch: Launches them.
+        device: A CUDA device.
+        kernels: Their name in the reason.
+        cure: Advice, with what to use instead.
+
+    Raises:
+        torch.OutOfMemoryError: memory ran out, which is not a fault of the kernels.
+    """
+    try:
+        launch()
         torch.cuda.synchronize(device)
     except torch.OutOfMemoryError:
-        raise  # not a fault of the kernels
-    except Exception as error:  # raised by Triton, its C compiler or the driver
+        raise
+    except Exception as error:  # raised by the package, by Triton, its C compiler or the driver
         what = " ".join(str(error).split())
-        return (
-            f"flash-linear-attention's kernels cannot be launched ({type(error).__name__}: {what}); Triton needs a C "
-            "compiler (gcc, or the one that CC names) and a supported GPU; use backend 'chunkwise'"
-        )
+        return f"{kernels} cannot be launched ({type(error).__name__}: {what}); {cure}"
     return None

@@ -7,7 +7,7 @@
 Shapes: q, k (B, T, G, K); v (B, T, H, V); state (B, H, K, V). Each of the G heads of q and k serves H / G neighbouring
 heads. `log_decay` is None (linear attention), (H,) if fixed (RetNet), (B, T, H) if data-dependent (gated retention,
 Mamba-2), or (B, T, H, K) per channel (GLA, RWKV). `Readout` selects the read-out and a normaliser. Queries or keys are
-scaled, mapped and rotated by the caller. No form applies a scale of its own, so no later norm has to cancel a
+scaled, mapped and rotated by the caller. No form applies a further scale, so no later norm has to cancel a
 difference.
 
 The state, the decay and every exponent are in the wider of float32 and the input's dtype. No form divides by a power of

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from retbench.ops import ROTARY_BASE, Layout
 from retbench.ops.constants import Float64Constant
-from retbench.ops.retention import wide_dtype
+from retbench.ops.linear_chunk import wide_dtype
 
 
 class Positions(NamedTuple):

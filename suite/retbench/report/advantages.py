@@ -108,7 +108,10 @@ def _number(ratio: float, *, as_factor: bool, unit: bool = True) -> str:
         factor = max(ratio, 1 / ratio)
         text = f"{factor:,.0f}" if factor >= 99.95 else f"{factor:#.3g}"
         return f"{text}{'×' if unit else ''}"
-    return f"{100 * abs(ratio - 1):.2g}{' %' if unit else ''}"
+    percent = 100 * abs(ratio - 1)
+    # Two digits would be written with an exponent from here on.
+    text = f"{percent:,.0f}" if percent >= 99.5 else f"{percent:.2g}"
+    return f"{text}{' %' if unit else ''}"
 
 
 def _interval(metric: MetricSpec, low: float, high: float, *, as_factor: bool) -> str:

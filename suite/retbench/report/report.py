@@ -55,8 +55,15 @@ class ReportPage(NamedTuple):
     models: Mapping[str, str]
 
 
-def write_report(results: Path, out: Path) -> list[Path]:
-    """Write `index.html`, `evidence.html`, `report.md` and `figures/` into a folder and return the paths of all files.
+class WrittenReport(NamedTuple):
+    """A report on the disk: its answer, and the paths of all its files."""
+
+    answer: Answer
+    paths: list[Path]
+
+
+def write_report(results: Path, out: Path) -> WrittenReport:
+    """Write `index.html`, `evidence.html`, `report.md` and `figures/` into a folder.
 
     Args:
         results: A record file, or a folder of them.
@@ -77,7 +84,7 @@ def write_report(results: Path, out: Path) -> list[Path]:
         text = templates.get_template(f"{name}.j2").render(page=page, svgs=svgs, colours=html.colour_rules())
         write_atomic(out / name, text.encode())
         paths.append(out / name)
-    return paths
+    return WrittenReport(page.answer, paths)
 
 
 class _Origin(NamedTuple):

@@ -10,14 +10,15 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from retbench.architectures.configs import ModelConfig
-from retbench.measure.ceilings import largest_footprint, measure_ceilings
+from retbench.measure.ceilings import largest_footprint, measure_matmul_rate
 from retbench.measure.clock import capture_graph, check_device, time_steps
 from retbench.measure.compiled import compile_step
 from retbench.measure.products import streaming_is_faster
 from retbench.models.build import allocate_model
 from retbench.ops.layers import RMSNorm, SwigluFeedForward
 from retbench.ops.linear import Linear
-from retbench.ops.retention import retention_decayed_step_, wide_dtype
+from retbench.ops.linear_chunk import wide_dtype
+from retbench.ops.linear_operator import linear_decayed_step_
 from retbench.planning.prediction import Curve, OperatorCount, StepRates
 from retbench.units import MIB
 
@@ -91,13 +92,12 @@ def measure_step_rates(device: torch.device, dtype: torch.dtype, *, compiled: bo
         UnsupportedError: the device is neither a CPU nor CUDA, or torch cannot compile here.
     """
     check_device(device, "rates can be measured")
-    ceilings = measure_ceilings(device, dtype)
     footprints = _footprints(device)
     return StepRates(
         products=_curve(_products(device, dtype), footprints, device),
         attention=_curve(_attention(device, dtype), footprints, device),
         recurrence=_curve(_recurrence(device, dtype), footprints, device),
-        matmul_flops_per_s=ceilings.matmul_flops_per_s,
+        matmul_flops_per_s=measure_matmul_rate(device, dtype),
         operator_s=()
         if compiled
         else tuple((size, _operator_seconds(device, dtype, size)) for size in footprints),
@@ -170,7 +170,7 @@ def _recurrence(device: torch.device, dtype: torch.dtype) -> tuple[int, Callable
 
     def make() -> Call:
         state = torch.zeros(1, *_STATE_SHAPE, device=device, dtype=wide)
-        return lambda: retention_decayed_step_(q, k, v, decay, state)
+        return lambda: linear_decayed_step_(q, k, v, decay, state)
 
     return 2 * torch.Size(_STATE_SHAPE).numel() * wide.itemsize, make
 

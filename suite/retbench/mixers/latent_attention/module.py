@@ -10,8 +10,8 @@ from retbench.mixers.state import LayerState
 from retbench.ops import attention
 from retbench.ops.layers import RMSNorm
 from retbench.ops.linear import Linear
+from retbench.ops.linear_chunk import wide_dtype
 from retbench.ops.position import Positions, Rotary, rotate
-from retbench.ops.retention import wide_dtype
 
 
 class LatentAttentionModule(MixerModule):

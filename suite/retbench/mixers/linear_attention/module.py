@@ -11,8 +11,8 @@ from retbench.ops import fused
 from retbench.ops.constants import Float64Constant, WideConstant
 from retbench.ops.layers import make_head_norm
 from retbench.ops.linear import Linear
+from retbench.ops.linear_chunk import wide_dtype
 from retbench.ops.position import Positions
-from retbench.ops.retention import wide_dtype
 
 
 class Normaliser(nn.Module):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from retbench.mixers.mamba2.config import MAMBA_CHUNK_SIZE
-from retbench.ops.kernels import retention_fla
+from retbench.ops.kernels import launch_problem, retention_fla
 from retbench.ops.linear_chunk import repeat_heads
 
 _MODULE = "mamba_ssm.ops.triton.ssd_combined"
@@ -80,17 +80,16 @@ def missing_reason(device: torch.device, dtype: torch.dtype) -> str | None:
 @cache
 def _launch_problem(device: torch.device, dtype: torch.dtype) -> str | None:
     """Return why the installed kernels cannot be imported or launched; Triton compiles them at their first launch."""
-    try:
+
+    def launch() -> None:
         x = torch.zeros(1, MAMBA_CHUNK_SIZE, 1, 64, dtype=dtype, device=device)  # (B, T, H, P)
         dt, rate = torch.zeros(1, MAMBA_CHUNK_SIZE, 1, device=device), torch.zeros(1, device=device)
         scan_mamba_ssm(x, x, x, dt, rate, None)
-        torch.cuda.synchronize(device)
-    except torch.OutOfMemoryError:
-        raise  # not a fault of the kernels
-    except Exception as error:  # raised by the package, by Triton, its C compiler or the driver
-        what = " ".join(str(error).split())
-        return (
-            f"mamba-ssm's kernels cannot be launched ({type(error).__name__}: {what}); install mamba-ssm 2.2 or newer "
-            "for this version of torch, with a C compiler for Triton; or use backend 'chunkwise'"
-        )
-    return None
+
+    return launch_problem(
+        launch,
+        device,
+        "mamba-ssm's kernels",
+        "install mamba-ssm 2.2 or newer for this version of torch, with a C compiler for Triton; or use backend "
+        "'chunkwise'",
+    )

@@ -14,8 +14,8 @@ from retbench.ops.constants import Float64Constant, WideConstant
 from retbench.ops.decay import decay_schedule, gated_log_decay
 from retbench.ops.layers import make_head_norm
 from retbench.ops.linear import Linear
+from retbench.ops.linear_chunk import wide_dtype
 from retbench.ops.position import Positions, Rotary, rotate
-from retbench.ops.retention import wide_dtype
 
 
 class RetentionModule(LinearOperatorModule):

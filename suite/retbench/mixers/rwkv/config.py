@@ -98,7 +98,7 @@ class RwkvTimeMix(ChannelDecayOperator):
         return FLA_CHUNK_SIZE if form == "fla" else super().chunk_size(form, asked)
 
     def decode_flops(self, context_len: int) -> int:
-        """Return the operations of one token: those of the operator, and the read-out of its own value by the bonus."""
+        """Return the operations of one token: those of the operator, and the read-out of its value by the bonus."""
         return super().decode_flops(context_len) + 5 * self.d_model
 
     def decode_workspace(self, dtype: str) -> int:

@@ -72,16 +72,14 @@ def missing_reason(form: str, device: torch.device, dtype: torch.dtype) -> str |
 @cache
 def _launch_problem(form: str, device: torch.device, dtype: torch.dtype) -> str | None:
     """Return why the installed kernels cannot be imported or launched; Triton compiles them at their first launch."""
-    try:
+
+    def launch() -> None:
         x = torch.zeros(1, FLA_CHUNK_SIZE, 1, 64, dtype=dtype, device=device)  # (B, T, H, K)
         KERNELS[form](x, x, x, x, None, readout=Readout(x[0, 0]))
-        torch.cuda.synchronize(device)
-    except torch.OutOfMemoryError:
-        raise  # not a fault of the kernels
-    except Exception as error:  # raised by the package, by Triton, its C compiler or the driver
-        what = " ".join(str(error).split())
-        return (
-            f"flash-linear-attention's kernels of RWKV-6 cannot be launched ({type(error).__name__}: {what}); install "
-            "flash-linear-attention 0.6 or newer, with a C compiler for Triton; or use backend 'chunkwise'"
-        )
-    return None
+
+    return kernels.launch_problem(
+        launch,
+        device,
+        "flash-linear-attention's kernels of RWKV-6",
+        "install flash-linear-attention 0.6 or newer, with a C compiler for Triton; or use backend 'chunkwise'",
+    )

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from retbench.models.equivalence import relative_error
 from retbench.ops.decay import decay_schedule
-from retbench.ops.retention import (
-    retention_chunkwise,
-    retention_last,
-    retention_parallel,
-    retention_recurrent,
-    retention_step_,
+from retbench.ops.linear_operator import (
+    linear_chunkwise,
+    linear_last,
+    linear_parallel,
+    linear_recurrent,
+    linear_step_,
 )
 
 LIMITS = {torch.float64: 1e-12, torch.float32: 1e-4}
@@ -57,12 +57,10 @@ def double_loop(q, k, v, log_decay, state):
 
 
 @pytest.mark.parametrize("with_state", [False, True])
-@pytest.mark.parametrize(
-    "form", [retention_recurrent, retention_parallel, retention_chunkwise, retention_last]
-)
+@pytest.mark.parametrize("form", [linear_recurrent, linear_parallel, linear_chunkwise, linear_last])
 def test_autocast_rounds_nothing_within_a_form(form, with_state):
     q, k, v, log_decay, state = make_inputs(9, dtype=torch.float32)
-    q, k, v = (x.bfloat16() for x in (q[:, -1:] if form is retention_last else q, k, v))
+    q, k, v = (x.bfloat16() for x in (q[:, -1:] if form is linear_last else q, k, v))
     expected = form(q, k, v, log_decay, state if with_state else None)
     with torch.autocast("cpu", torch.bfloat16):
         found = form(q, k, v, log_decay, state if with_state else None)
@@ -73,9 +71,9 @@ def test_autocast_rounds_nothing_within_a_form(form, with_state):
 
 def forms(chunk_size):
     return {
-        "recurrent": retention_recurrent,
-        "parallel": retention_parallel,
-        "chunkwise": lambda *inputs: retention_chunkwise(*inputs, chunk_size=chunk_size),
+        "recurrent": linear_recurrent,
+        "parallel": linear_parallel,
+        "chunkwise": lambda *inputs: linear_chunkwise(*inputs, chunk_size=chunk_size),
     }
 
 
@@ -117,7 +115,7 @@ def test_a_sequence_cut_anywhere_gives_the_same_outputs_and_state(length, data, 
 @pytest.mark.parametrize(("length", "chunk_size"), [(1, 128), (127, 128), (1001, 64), (4096, 96)])
 def test_forms_agree_in_outputs_and_states(length, chunk_size, dtype, kind):
     inputs = make_inputs(length, dtype=dtype, key_dim=16, value_dim=32, batch=1, kind=kind)
-    expected, end = retention_recurrent(*inputs)
+    expected, end = linear_recurrent(*inputs)
     for name, form in forms(chunk_size).items():
         out, state = form(*inputs)
         assert out.dtype == dtype
@@ -135,7 +133,7 @@ def test_forms_agree_in_every_gradient(dtype, kind):
         return [x.grad for x in inputs]
 
     names = ("q", "k", "v", "log_decay", "state")
-    expected = gradients(retention_recurrent)
+    expected = gradients(linear_recurrent)
     for name, form in forms(37).items():
         for which, found, reference in zip(names, gradients(form), expected, strict=True):
             assert relative_error(found, reference) < LIMITS[dtype], f"{name}: {which}"
@@ -146,15 +144,15 @@ def test_decay_of_zero_is_linear_attention():
     none = torch.zeros(2, dtype=torch.float64)
     scores = (torch.einsum("bthk,bshk->bhts", q, k)).tril()
     expected = torch.einsum("bhts,bshv->bthv", scores, v)
-    assert relative_error(retention_chunkwise(q, k, v, none, chunk_size=16)[0], expected) < 1e-12
+    assert relative_error(linear_chunkwise(q, k, v, none, chunk_size=16)[0], expected) < 1e-12
 
 
 def test_step_in_place_equals_the_recurrent_form():
     q, k, v, log_decay, state = make_inputs(9, dtype=torch.float32)
-    expected, end = retention_recurrent(q, k, v, log_decay, state)
+    expected, end = linear_recurrent(q, k, v, log_decay, state)
     held = state.clone()
     outs = [
-        retention_step_(q[:, t : t + 1], k[:, t : t + 1], v[:, t : t + 1], log_decay, held) for t in range(9)
+        linear_step_(q[:, t : t + 1], k[:, t : t + 1], v[:, t : t + 1], log_decay, held) for t in range(9)
     ]
     assert relative_error(torch.cat(outs, dim=1), expected) < 1e-5
     assert relative_error(held, end) < 1e-5
@@ -173,7 +171,7 @@ def test_no_decay_overflows_or_turns_denormal(strength):
     q, k, v, log_decay, state = make_inputs(700, dtype=torch.float32, kind="data")
     log_decay = torch.full_like(log_decay, strength)
     log_decay[:, ::97] = 0.0
-    expected, end = retention_recurrent(q, k, v, log_decay, state)
+    expected, end = linear_recurrent(q, k, v, log_decay, state)
     tiny = torch.finfo(torch.float32).tiny
     for name, form in forms(128).items():
         out, after = form(q, k, v, log_decay, state)
@@ -187,8 +185,8 @@ def test_forty_thousand_tokens_stay_exact():
     """Sixteen heads of Eq. 8: the slowest forgets over 2^20 tokens, so that any drift of its decay shows."""
     q, k, v, _, _ = make_inputs(40_000, dtype=torch.float32, heads=16, key_dim=2, value_dim=2, batch=1)
     log_decay = decay_schedule("eq8", 16)
-    out, state = retention_chunkwise(q, k, v, log_decay)
-    wide_out, wide_state = retention_chunkwise(q.double(), k.double(), v.double(), log_decay)
+    out, state = linear_chunkwise(q, k, v, log_decay)
+    wide_out, wide_state = linear_chunkwise(q.double(), k.double(), v.double(), log_decay)
     assert relative_error(out, wide_out) < 1e-4
     assert relative_error(state, wide_state) < 1e-4
 
@@ -199,12 +197,12 @@ def decode_and_chunkwise_errors(depth: int, *, wide_products: bool) -> tuple[flo
     log_decay = decay_schedule("eq8", 8)
 
     def form(end):
-        return retention_chunkwise(q[:, :end], k[:, :end], v[:, :end], log_decay, wide_products=wide_products)
+        return linear_chunkwise(q[:, :end], k[:, :end], v[:, :end], log_decay, wide_products=wide_products)
 
-    expected = retention_chunkwise(q.double(), k.double(), v.double(), log_decay)[0][:, depth:]
+    expected = linear_chunkwise(q.double(), k.double(), v.double(), log_decay)[0][:, depth:]
     chunkwise, state = form(depth + 32)[0][:, depth:], form(depth)[1]
     tokens: list[Tensor] = [
-        retention_step_(q[:, t : t + 1], k[:, t : t + 1], v[:, t : t + 1], log_decay, state)
+        linear_step_(q[:, t : t + 1], k[:, t : t + 1], v[:, t : t + 1], log_decay, state)
         for t in range(depth, depth + 32)
     ]
     return relative_error(torch.cat(tokens, dim=1), expected), relative_error(chunkwise, expected)
@@ -222,7 +220,7 @@ def test_a_shape_that_does_not_fit_is_named(wrong):
     inputs = dict(zip(("q", "k", "v", "log_decay", "state"), make_inputs(5), strict=True))
     inputs[wrong] = torch.zeros(3, 3)
     with pytest.raises(ValueError, match=wrong):
-        retention_chunkwise(*inputs.values())
+        linear_chunkwise(*inputs.values())
 
 
 def row_errors(found, expected):
@@ -237,11 +235,9 @@ def test_narrow_products_of_the_chunkwise_form_cost_little_precision(dtype, roun
     """Factors are rounded once or twice, and the sum once; the state between chunks is not."""
     q, k, v, log_decay, state = make_inputs(257, dtype=dtype, heads=3, key_dim=24, value_dim=40, kind=kind)
     log_decay, state = log_decay.double(), state.float()
-    expected, after = retention_recurrent(q.double(), k.double(), v.double(), log_decay, state.double())
-    narrow, narrow_state = retention_chunkwise(q, k, v, log_decay, state, chunk_size=chunk_size)
-    wide, wide_state = retention_chunkwise(
-        q, k, v, log_decay, state, chunk_size=chunk_size, wide_products=True
-    )
+    expected, after = linear_recurrent(q.double(), k.double(), v.double(), log_decay, state.double())
+    narrow, narrow_state = linear_chunkwise(q, k, v, log_decay, state, chunk_size=chunk_size)
+    wide, wide_state = linear_chunkwise(q, k, v, log_decay, state, chunk_size=chunk_size, wide_products=True)
     assert (narrow.dtype, narrow_state.dtype) == (dtype, torch.float32)
     # Errors of single factors average out over a row.
     assert row_errors(narrow, expected).max() < 2.5 * rounding
@@ -255,7 +251,7 @@ def test_narrow_products_do_not_lose_terms_that_nearly_cancel():
     value = torch.full((1, 2, 1, 1), 1000.0).bfloat16()
     one = torch.ones(1, 2, 1, 1).bfloat16()
     state = torch.full((1, 1, 1, 1), -2001.0)
-    out, _ = retention_chunkwise(one, one, value, torch.zeros(1), state, chunk_size=2)
+    out, _ = linear_chunkwise(one, one, value, torch.zeros(1), state, chunk_size=2)
     # bfloat16 holds 1000 and 2000 exactly, and rounds 2001 to 2000.
     assert out.flatten().tolist() == [-1000.0, 0.0]
 
@@ -264,7 +260,7 @@ def test_narrow_products_do_not_lose_terms_that_nearly_cancel():
 def test_products_of_wide_dtypes_are_the_same_by_either_name(dtype):
     q, k, v, log_decay, state = make_inputs(50, dtype=dtype)
     both = [
-        retention_chunkwise(q, k, v, log_decay, state, chunk_size=16, wide_products=w) for w in (False, True)
+        linear_chunkwise(q, k, v, log_decay, state, chunk_size=16, wide_products=w) for w in (False, True)
     ]
     assert torch.equal(both[0][0], both[1][0])
     assert torch.equal(both[0][1], both[1][1])
@@ -276,7 +272,7 @@ def test_narrow_products_have_the_gradients_of_wide_ones():
     found = []
     for wide_products in (False, True):
         leaves = [x.detach().clone().requires_grad_() for x in inputs[:3]]
-        out, _ = retention_chunkwise(*leaves, log_decay, state, chunk_size=32, wide_products=wide_products)
+        out, _ = linear_chunkwise(*leaves, log_decay, state, chunk_size=32, wide_products=wide_products)
         weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
         (out.float() * weights).sum().backward()
         found.append([leaf.grad for leaf in leaves])
