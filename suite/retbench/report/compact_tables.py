@@ -145,9 +145,7 @@ def quality_tables(evaluations: Evaluations) -> list[CompactTable]:
     made = []
     for experiment in sorted({record.experiment for record in evaluations.records}):
         frame = quality_table(evaluations, experiment)
-        scored = frame[
-            frame["workload"].map(lambda name: name in WORKLOADS and WORKLOADS[name].replicate == "document")
-        ]
+        scored = frame[frame["workload"].map(_scores_documents)]
         for workload, table in readable_tables(scored).items():
             heading = WORKLOADS[workload].primary.heading
             caption = f"{section_title(experiment, workload)}, {heading}"
