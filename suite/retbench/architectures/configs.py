@@ -90,38 +90,44 @@ class ModelConfig(Strict):
 
     @model_validator(mode="after")
     def _sources_exist(self) -> "ModelConfig":
-        self._find_state_layers()
-        return self
-
-    def _find_state_layers(self) -> tuple[int, ...]:
-        """Return `state_layers`; ValueError where a block reads what no earlier block keeps."""
-        found: list[int] = []
-        latest: dict[Mixer, int] = {}
-        for index, block in enumerate(self.layers):
+        earlier: set[Mixer] = set()
+        for layers, block in self._numbered_blocks():
             mixer = block.mixer
             if mixer.source is not None and block.ffn is not None and block.ffn.state:
                 raise ValueError(
-                    f"layer {index}, {mixer.title}, reads the state of another layer, and its channel mixer has one "
-                    "too; give it a feed-forward"
+                    f"layer {layers[0]}, {mixer.title}, reads the state of another layer, and its channel mixer has "
+                    "one too; give it a feed-forward"
                 )
-            if mixer.source is not None and mixer.source not in latest:
+            if mixer.source is not None and mixer.source not in earlier:
                 raise ValueError(
-                    f"layer {index}, {mixer.title}, reads the state of an earlier layer with {mixer.source!r}, and "
-                    "there is none; put that layer before it"
+                    f"layer {layers[0]}, {mixer.title}, reads the state of an earlier layer with {mixer.source!r}, "
+                    "and there is none; put that layer before it"
                 )
-            latest[mixer] = index
-            found.append(index if mixer.source is None else latest[mixer.source])
-        return tuple(found)
+            earlier.add(mixer)
+        return self
+
+    def _numbered_blocks(self) -> Iterator[tuple[range, BlockConfig]]:
+        """Yield equal blocks in a row with the indices of their layers."""
+        start = 0
+        for block in self.blocks:
+            yield range(start, start + block.count), block
+            start += block.count
 
     @property
     def state_layers(self) -> tuple[int, ...]:
         """For each block the index of the block whose state it uses: its own, or that of its mixer's source."""
-        return self._find_state_layers()
+        found: list[int] = []
+        latest: dict[Mixer, int] = {}
+        for layers, block in self._numbered_blocks():
+            source = block.mixer.source
+            found.extend(layers if source is None else [latest[source]] * len(layers))
+            latest[block.mixer] = layers[-1]
+        return tuple(found)
 
     @property
     def last_stateful(self) -> int:
         """Index of the last block with a state. Of a prompt the blocks after it need the last token only."""
-        return max((index for index, block in enumerate(self.layers) if block.state), default=0)
+        return max((layers[-1] for layers, block in self._numbered_blocks() if block.state), default=0)
 
     @model_serializer(mode="wrap")
     def _leave_out_default_norm(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
