@@ -1,5 +1,6 @@
 # make report      measure this machine, write reports/index.html and print the answer; tables: retbench table latency
-# make test        run the tests that every change must pass, in two processes with separate cores (tests/conftest.py)
+# make test        run the tests that every change must pass, in two processes with separate cores (tests/conftest.py);
+#                  ends if one of them dies
 # make test-long   run all tests, the slow ones too, in one process with all cores
 # make check       run lint, types and test
 # make exact       compare machine-independent quantities with results/baselines/exact.json
@@ -23,7 +24,7 @@ report: .venv/installed
 check: lint types test
 
 test: .venv/installed-dev
-	$(BIN)/pytest -n 2 --dist loadfile -m "not slow"
+	$(BIN)/pytest -n 2 --dist loadfile --max-worker-restart 0 -m "not slow"
 
 test-long: .venv/installed-dev
 	$(BIN)/pytest

@@ -75,6 +75,7 @@ def run_tiny(folder: Path, *words: str) -> Result:
     return run_in(folder, "run", "tiny.toml", "--profile", "smoke", "--device", "cpu", *words)
 
 
+@pytest.mark.slow
 def test_a_dry_run_does_not_pretend_to_know_what_an_evaluation_takes(folder: Path) -> None:
     done = run_tiny(folder, "--dry-run", "--json")
     cells = json.loads(done.stdout)["cells"]
@@ -205,6 +206,7 @@ def test_damaged_weights_cost_their_model_and_no_other(folder: Path, measured: l
             assert str(record.error).startswith(str(file.relative_to(folder)))
 
 
+@pytest.mark.slow
 def test_a_question_without_an_answer_costs_no_other(folder: Path, measured: list[Record]) -> None:
     """That a corpus is too short for a protocol shows only when it is read."""
     protocols = "workloads.perplexity.protocols={whole = [64], last = [512]}"
@@ -310,6 +312,7 @@ def ask_copa(folder: Path, name: str, *options: str) -> Answers:
     return found
 
 
+@pytest.mark.slow
 def test_the_seed_of_the_examples_and_the_first_token_mark_are_those_of_the_file(folder: Path) -> None:
     fields = ("premise", "choice1", "choice2", "question", "label")
     rows = [(f"It was {number}.", f"So {number}.", "No.", "effect", 0) for number in range(12)]

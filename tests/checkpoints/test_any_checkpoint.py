@@ -1,9 +1,12 @@
 """Configurations of checkpoints that anybody may have written: each is read, or refused by one of our errors."""
 
 import json
+import resource
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from hypothesis import strategies as st
@@ -110,6 +113,16 @@ def test_architectures_of_another_type(tmp_path: Path, value: object) -> None:
         read_checkpoint(str(tmp_path))
 
 
+@pytest.fixture
+def little_memory() -> Iterator[None]:
+    """This process can take 512 MiB more: what takes much more fails, instead of taking the machine's memory."""
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms + 2**29, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, limits)
+
+
+@pytest.mark.usefixtures("little_memory")
 @pytest.mark.parametrize(
     "fields",
     [

@@ -75,7 +75,7 @@ def test_a_file_that_states_no_window_has_that_of_transformers(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"sliding_window": 0}, "sliding_window: Input should be greater"),
+        ({"sliding_window": 0}, "sliding_window: give 1 or more"),
         ({"hidden_act": "gelu"}, "hidden_act"),
     ],
 )

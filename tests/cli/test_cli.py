@@ -108,6 +108,7 @@ def test_the_same_command_again_measures_nothing(measured: Path) -> None:
     assert len(read_records(measured / "results")[0]) == before
 
 
+@pytest.mark.slow
 def test_each_command_shows_all_its_models_whatever_they_were_run_beside(
     measured: Path, tmp_path: Path
 ) -> None:

@@ -371,6 +371,7 @@ def test_two_runs_that_share_only_their_folder_leave_each_other_s_states_alone(
     assert hidden_in(out) == []
 
 
+@pytest.mark.slow
 def test_what_a_dead_run_left_is_removed_and_results_are_kept(tmp_path: Path) -> None:
     path, out = write_experiment(tmp_path, TRANSFORMER, PROFILE, grid("prefill", 8)), tmp_path / "out"
     plan = plan_for(path)
@@ -405,6 +406,7 @@ def stop_at(cell_number: int) -> Act:
     return act
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_with_fresh_goes_on_with_the_same_command(tmp_path: Path) -> None:
     path, out = write_experiment(tmp_path, TRANSFORMER, PROFILE, grid("prefill", 8, 16, 24)), tmp_path / "out"
     plan = plan_for(path)
@@ -430,6 +432,7 @@ def test_a_prepare_worker_that_is_killed_once_costs_nothing(tmp_path: Path) -> N
     assert result.counts == {"ok": 2}
 
 
+@pytest.mark.slow
 def test_a_prepare_worker_that_dies_twice_costs_what_cannot_be_measured(tmp_path: Path) -> None:
     path = write_experiment(tmp_path, RETNET, PROFILE, grid("decode", 8, 64, 30000), grid("prefill", 8))
     pids: list[int] = []
@@ -506,6 +509,7 @@ def test_out_of_memory_before_a_cell_begins_is_tried_again(
     assert run_plan(plan_for(path), out, fresh=False, observer=Observer()).counts == {"ok": 2}
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_once_before_its_first_cell_costs_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

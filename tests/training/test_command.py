@@ -70,6 +70,7 @@ def losses(folder: Path) -> list[tuple[str, ...]]:
         ]
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_three_random_moments_ends_as_if_it_had_not_been(
     experiment: Path, tmp_path: Path
 ) -> None:
