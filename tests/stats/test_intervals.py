@@ -36,6 +36,7 @@ def test_interval_is_students_t_on_the_logarithms(values: list[float], confidenc
     logs = np.log(values)
     assume(logs.std() > 1e-9)
     expected = stats.t.interval(confidence, len(values) - 1, loc=logs.mean(), scale=stats.sem(logs))
+    assume(max(map(abs, expected)) < 700)  # its exponentials are numbers
     found = geometric_interval(values, confidence)
     assert found.low is not None
     assert found.high is not None

@@ -16,7 +16,7 @@ from retbench.report import html, provenance
 from retbench.report.answer import Answer, find_answer
 from retbench.report.claim_tables import claim_table, describe_result, make_claim_section
 from retbench.report.claims import judge_claims
-from retbench.report.compact_tables import CompactTable, cost_tables, quality_tables
+from retbench.report.compact_tables import cost_tables, quality_tables
 from retbench.report.evidence import Block, Section, evidence_sections, summarise_evidence
 from retbench.report.figures import make_drawings
 from retbench.report.formats import (
@@ -109,11 +109,9 @@ def make_page(results: Results) -> ReportPage:
     first = next(iter(drawings), None)
     claims = make_claim_section(judge_claims(results), drawings)
     evidence = [_evidence(origin, results, is_first=origin is origins[0]) for origin in origins]
-    tables: list[Block] = []
     summary: list[Block] = []
     for origin, sections in zip(origins, evidence, strict=True):
         title = origin.title if len(origins) > 1 else ""
-        tables.append(Block("compact", _compact_tables(origin.contents), title))
         lines = summarise_evidence(origin.contents.selection.records, sections)
         summary.append(Block("summary", lines if origin is origins[0] else lines[:2], title))
     return ReportPage(
@@ -123,7 +121,7 @@ def make_page(results: Results) -> ReportPage:
         sections=[
             *(_figures(origin, first) for origin in origins if [*origin.drawings] not in ([], [first])),
             Section("claims", "Claims of the papers", [Block("claims", claims)]),
-            Section("tables", "Tables", tables),
+            _tables(main),
             Section("checks", "Checks and limitations", summary),
         ],
         evidence=[
@@ -151,10 +149,15 @@ def _origins(results: Results) -> list[_Origin]:
 
 
 def _evidence(origin: _Origin, results: Results, *, is_first: bool) -> list[Section]:
-    """Return the sections of one origin; those after the first origin have names and titles that say so."""
+    """Return the sections of one origin on the second page.
+
+    Those after the first origin have names and titles that say so. Their tables are here too, so that the first page
+    stays short.
+    """
     sections = evidence_sections(origin.contents, results)
     if is_first:
         return sections
+    sections.insert(0, _tables(origin.contents))
     return [
         section._replace(
             name=f"{section.name}-{origin.anchor}", title=f"{section.title}: {origin.title.lower()}"
@@ -167,6 +170,12 @@ def _figures(origin: _Origin, first: Drawing | None) -> Section:
     """Return the figures of one origin but for the one beside the answer."""
     others = [drawing for drawing in origin.drawings if drawing is not first]
     return Section(origin.anchor, origin.title, [Block("figures", others)])
+
+
+def _tables(contents: Contents) -> Section:
+    """Return the primary metric of every workload."""
+    quality = quality_tables(contents.evaluations) if contents.evaluations else []
+    return Section("tables", "Tables", [Block("compact", [*cost_tables(contents.sweeps), *quality])])
 
 
 def _labels(contents: Contents) -> dict[str, str]:
@@ -183,12 +192,6 @@ def _conditions(contents: Contents) -> str:
         return "; ".join(contents.evaluations.conditions if contents.evaluations else [])
     records = [record for sweep in sweeps if sweep.models == sweeps[0].models for record in sweep.records]
     return provenance.describe_conditions(records, sweeps[0].models)
-
-
-def _compact_tables(contents: Contents) -> list[CompactTable]:
-    """Return the primary metric of every workload."""
-    quality = quality_tables(contents.evaluations) if contents.evaluations else []
-    return [*cost_tables(contents.sweeps), *quality]
 
 
 def _templates() -> Environment:

@@ -135,6 +135,7 @@ class _Sweep:
         self._states = states
         self._inbox = inbox
         self._repeated: set[tuple[Task, str, int]] = set()
+        self._streams_weights: bool | None = None
 
     def run(self) -> None:
         """Prepare each model, then measure round by round; raise Interrupted after a stop signal."""
@@ -161,6 +162,7 @@ class _Sweep:
             records_path=self._ledger.path.absolute(),
             states_dir=self._states.absolute(),
             data_dir=self._plan.data_dir,
+            streams_weights=self._streams_weights,
             parent_pid=os.getpid(),
         )
         settings = self._plan.settings
@@ -179,7 +181,8 @@ class _Sweep:
             ledger.notify(events.Preparing(name, worker.pid, ledger.progress))
             for message in worker.messages(self._plan.profile.timeout_s):
                 match message:
-                    case Checked(gate=gate):
+                    case Checked(gate=gate, streams_weights=streams):
+                        self._streams_weights = streams
                         self._note_gate(name, todo, gate)
                     case Streamed(num_tokens=done, total_tokens=total):
                         streamed = done
