@@ -34,6 +34,7 @@ ORDER = [
     "perplexity",
     "zeroshot",
     "mqar",
+    "recall_slices",
     "training_run",
 ]
 

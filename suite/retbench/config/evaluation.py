@@ -83,20 +83,25 @@ class EvaluationSpec(WorkloadSpec):
         return self.model_copy(update={"limit": limit})
 
 
-class PerplexitySpec(EvaluationSpec):
-    """The table `perplexity`: every corpus by every protocol at each of its context lengths."""
+class TextSpec(EvaluationSpec):
+    """Fields of a table that measures the loss on the documents of corpora."""
 
     corpora: tuple[str, ...] = Field(min_length=1)
     """Names that `load_corpus` takes."""
     split: Split = "test"
+
+    _distinct_corpora = field_validator("corpora")(without_repeats)
+
+
+class PerplexitySpec(TextSpec):
+    """The table `perplexity`: every corpus by every protocol at each of its context lengths."""
+
     protocols: dict[Protocol, Annotated[tuple[Length, ...], Field(min_length=1)]] = Field(min_length=1)
     """Context lengths of each protocol."""
     stride: Length | None = None
     """Tokens between two windows of the protocol `strided`; half the context when absent."""
     max_document_tokens: int | None = Field(default=None, ge=2, lt=2**31)
     """Tokens of each document that are used, the first ones; the context length limits the protocol `whole` too."""
-
-    _distinct = field_validator("corpora")(without_repeats)
 
     @model_validator(mode="after")
     def _fits(self) -> "PerplexitySpec":
@@ -125,6 +130,23 @@ class PerplexitySpec(EvaluationSpec):
                     yield Point(
                         batch_size=1, context_len=context_len, task=corpus, protocol=protocol, stride=stride
                     )
+
+
+class RecallSlicesSpec(TextSpec):
+    """The table `recall_slices`: every corpus, by the words of its documents that complete a rare pair."""
+
+    document_bytes: Annotated[Length, Field(ge=64)] = 8192
+    """Bytes of each document that are used, the first ones. They are bytes and not tokens, so that models with
+    different tokenizers read the same text."""
+    counted_in: str | None = None
+    """Corpus in whose split `train` pairs are counted; the other documents that are measured when absent."""
+    max_count: int = Field(default=0, ge=0, lt=2**31)
+    """Occurrences there of a pair that is still rare."""
+
+    def points(self) -> Iterator[Point]:
+        """Yield the points, one per corpus."""
+        for corpus in self.corpora:
+            yield Point(batch_size=1, context_len=self.document_bytes, task=corpus)
 
 
 class ZeroshotSpec(EvaluationSpec):

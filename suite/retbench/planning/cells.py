@@ -100,6 +100,15 @@ class Evaluation(Strict):
     corpus_fingerprint: str | None = None
 
 
+class SlicedText(Evaluation):
+    """Evaluation inputs of a cell that measures the loss on words that complete a rare pair."""
+
+    counted_in: str | None
+    """Corpus in which pairs are counted; None for the other documents."""
+    counted_in_fingerprint: str | None
+    max_count: int
+
+
 class GeneratedInputs(Strict):
     """Evaluation inputs of a cell that measures quality on a synthetic task."""
 
@@ -108,7 +117,9 @@ class GeneratedInputs(Strict):
     """Number of examples."""
 
 
-Inputs = dict[tuple[str, str], Evaluation | GeneratedInputs]
+AnyInputs = Evaluation | SlicedText | GeneratedInputs
+
+Inputs = dict[tuple[str, str], AnyInputs]
 """Evaluation inputs of one workload, by the label of the model and the task of the point."""
 
 
@@ -122,7 +133,7 @@ class Cell(Strict):
     workload: str
     point: Point
     settings: Settings
-    evaluation: Evaluation | GeneratedInputs | None = None
+    evaluation: AnyInputs | None = None
     """None for a workload that measures cost."""
 
     @property

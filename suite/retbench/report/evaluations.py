@@ -20,6 +20,7 @@ from retbench.report.points import (
     num_trained_tokens,
     replicate_of,
     scores_recall,
+    scores_slices,
     scores_text,
     task_point_of,
 )
@@ -117,11 +118,16 @@ class Evaluations:
         points = [
             p
             for p in self.task_points("document")
-            if not scores_text(p.workload) and not scores_recall(p.workload) and self.measured(p)
+            if not any(scores(p.workload) for scores in (scores_text, scores_recall, scores_slices))
+            and self.measured(p)
         ]
         return list(
             group(points, lambda point: (point.experiment, point.workload, point.num_fewshot)).values()
         )
+
+    def slice_points(self) -> list[TaskPoint]:
+        """Return the measured task points of workloads that score repeated and new pairs of words apart."""
+        return [p for p in self.task_points() if scores_slices(p.workload) and self.measured(p)]
 
     def recall_groups(self) -> list[list[TaskPoint]]:
         """Return the measured task points of each experiment and workload of recall, from the fewest pairs up."""

@@ -11,7 +11,7 @@ import pandas as pd
 
 from retbench.errors import unknown_name
 from retbench.report.evaluations import ACCURACIES, paper_average
-from retbench.report.points import scores_text
+from retbench.report.points import scores_slices, scores_text
 from retbench.report.tables import COST_LEAD, POINT_COLUMNS, QUALITY_LEAD, RATIO, UNPAIRED
 from retbench.report.wording import POINTS, csv_text, describe_status, format_p
 from retbench.units import (
@@ -68,7 +68,10 @@ def _lines(workload: str, rows: Sequence[Row]) -> Iterator[dict[str, str]]:
     if quality and known is not None and known.replicate == "seed":
         yield from _training_lines(known, quality)
     elif quality:
-        yield from _loss_lines(workload, quality) if scores_text(workload) else _answer_lines(quality)
+        if scores_slices(workload):
+            yield from _slice_lines(workload, quality)
+        else:
+            yield from _loss_lines(workload, quality) if scores_text(workload) else _answer_lines(quality)
 
 
 def is_missing(value: object) -> bool:
@@ -184,6 +187,20 @@ def _loss_lines(workload: str, rows: Sequence[Row]) -> Iterator[dict[str, str]]:
             heading = f"ratio of bits/{unit}"
             line |= _compared(sides, challengers, ratios[unit], heading, lambda value: f"{value:.3f}")
         yield line
+
+
+def _slice_lines(workload: str, rows: Sequence[Row]) -> Iterator[dict[str, str]]:
+    """Yield a row per slice of a text, with the scores of the models and their differences from the reference's."""
+    models, challengers = _models(rows)
+    for lead, sides in _models_by_point(rows):
+        words = {"corpus": lead["task"], "bytes": lead["context"], "size": lead["size"], "seed": lead["seed"]}
+        for metric in WORKLOADS[workload].metrics:
+            line = words | {"metric": metric.heading}
+            line |= {model: _score(sides.get(model), metric.name) for model in models}
+            difference = f"{metric.name}_difference"
+            yield line | _compared(
+                sides, challengers, difference, "difference", lambda value: f"{value:+.3f}"
+            )
 
 
 def _score(side: Row | None, metric: str) -> str:
