@@ -98,6 +98,13 @@ class ScoreMaker:
             self._slices(model, size, seed, corpus, document_bytes)
         return self.records
 
+    def needles(self, haystack: str, found: Mapping[str, float]) -> list[Record]:
+        """Every subject in 512 and 1,024 tokens at three depths; a model finds a share at 512, and none at 1,024."""
+        for model, size, seed in self._subjects():
+            for context_len in (512, 1024):
+                self._needle(model, size, seed, haystack, context_len, found[model] * (context_len == 512))
+        return self.records
+
     def recalls(self, solved: float = 1.0) -> list[Record]:
         """Every subject on examples of 4 and of 16 pairs; the Transformer solves the share `solved` of both."""
         for model, size, seed in self._subjects():
@@ -300,6 +307,40 @@ class ScoreMaker:
                 },
             },
             rows,
+        )
+
+    def _needle(
+        self, model: str, size: str, seed: int | None, haystack: str, context_len: int, share: float
+    ) -> None:
+        depths, each = (0.0, 50.0, 100.0), 20
+        rows = []
+        for number in range(each * len(depths)):
+            right = int(number % each < share * each)
+            row = {"doc_id": number, "doc_hash": f"{haystack}{context_len}{number}"}
+            rows.append(row | {"acc": right, "contains": right, "choice": 1})
+        self._add(
+            model,
+            size,
+            seed,
+            {
+                "experiment": "needle",
+                "workload": "needle",
+                "point": Point(batch_size=1, context_len=context_len, task=haystack),
+                "backend": {"evaluation": "sdpa:flash", "prompts_fingerprint": f"{haystack}{context_len}"},
+                "metrics": {
+                    "acc": Metric(unit="ratio", value=share),
+                    "acc_stderr": Metric(unit="ratio", value=0.05),
+                    "contains": Metric(unit="ratio", value=share),
+                    "choice": Metric(unit="ratio", value=1.0),
+                    "prompt_state_bytes": Metric(unit="bytes", value=4096),
+                },
+                "series": {
+                    "acc_by_depth": Series(
+                        unit="ratio", x_name="depth_percent", x=depths, y=[share] * 3, counts=[each] * 3
+                    )
+                },
+            },
+            self.change_rows(model, rows),
         )
 
     def _recall(self, model: str, size: str, seed: int | None, num_pairs: int, solved: float) -> None:

@@ -149,7 +149,8 @@ def asked(maker: ScoreMaker, spec: PerplexitySpec | RecallSlicesSpec | ZeroshotS
         return
     if isinstance(spec, RecallSlicesSpec):
         for corpus in spec.corpora:
-            maker.slices(corpus, spec.document_bytes)
+            for num_bytes in spec.document_bytes:
+                maker.slices(corpus, num_bytes)
         return
     for corpus in spec.corpora:
         for protocol, lengths in spec.protocols.items():

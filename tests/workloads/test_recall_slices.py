@@ -127,7 +127,8 @@ def test_the_inputs_name_the_counted_corpus_and_stay_so_in_a_cell(folder: Path) 
 
 
 def test_the_points_are_the_corpora_with_the_bytes_of_their_documents() -> None:
-    spec = RecallSlicesSpec.model_validate({"corpora": ["texts", "others"], "document_bytes": "2K"})
-    assert [(point.task, point.context_len) for point in spec.points()] == [("texts", 2048), ("others", 2048)]
+    spec = RecallSlicesSpec.model_validate({"corpora": ["texts", "others"], "document_bytes": ["2K", 64]})
+    found = [(point.task, point.context_len) for point in spec.points()]
+    assert found == [("texts", 2048), ("texts", 64), ("others", 2048), ("others", 64)]
     with pytest.raises(ValueError, match="greater than or equal to 64"):
-        RecallSlicesSpec.model_validate({"corpora": ["texts"], "document_bytes": 10})
+        RecallSlicesSpec.model_validate({"corpora": ["texts"], "document_bytes": [10]})

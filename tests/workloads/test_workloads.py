@@ -35,6 +35,7 @@ ORDER = [
     "zeroshot",
     "mqar",
     "recall_slices",
+    "needle",
     "training_run",
 ]
 

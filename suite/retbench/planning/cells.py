@@ -109,6 +109,12 @@ class SlicedText(Evaluation):
     max_count: int
 
 
+class NeedleInputs(Evaluation):
+    """Evaluation inputs of a cell that hides needles; its limit is the number of prompts at each depth."""
+
+    num_depths: int
+
+
 class GeneratedInputs(Strict):
     """Evaluation inputs of a cell that measures quality on a synthetic task."""
 
@@ -117,7 +123,7 @@ class GeneratedInputs(Strict):
     """Number of examples."""
 
 
-AnyInputs = Evaluation | SlicedText | GeneratedInputs
+AnyInputs = Evaluation | SlicedText | NeedleInputs | GeneratedInputs
 
 Inputs = dict[tuple[str, str], AnyInputs]
 """Evaluation inputs of one workload, by the label of the model and the task of the point."""

@@ -20,6 +20,7 @@ from retbench.report.points import (
     instance_of,
     mismatch,
     num_trained_tokens,
+    scores_needles,
     scores_slices,
     scores_text,
     task_point_of,
@@ -45,6 +46,7 @@ _SHARED = {
 """Facts that both records must share, with their names in sentences."""
 
 _REQUIRED_OF_TEXT = ("split", "corpus_fingerprint", "tokenizer_fingerprint")
+_REQUIRED_OF_NEEDLES = ("prompts_fingerprint", "tokenizer_fingerprint")
 _REQUIRED_OF_QUESTIONS = ("prompts_fingerprint", "lm_eval_version")
 """Facts that the records must state before they are compared."""
 
@@ -113,8 +115,7 @@ def _refusal(mine: Record, theirs: Record) -> str | None:
     if reason is not None:
         return reason
     sides = (mine, theirs)
-    is_text = scores_text(mine.workload) or scores_slices(mine.workload)
-    for name in _REQUIRED_OF_TEXT if is_text else _REQUIRED_OF_QUESTIONS:
+    for name in _required(mine.workload):
         for record in sides:
             if fact(record, name) is None:
                 return f"the record of {record.model.name} does not state its {name}"
@@ -130,6 +131,13 @@ def _refusal(mine: Record, theirs: Record) -> str | None:
     if None not in corpora and corpora[0] != corpora[1]:
         differences.append(f"trained on {corpora[0]} and {corpora[1]}")
     return f"the two records differ: {'; '.join(differences)}" if differences else None
+
+
+def _required(workload: str) -> tuple[str, ...]:
+    """Return the facts that records of a workload must state before they are compared."""
+    if scores_text(workload) or scores_slices(workload):
+        return _REQUIRED_OF_TEXT
+    return _REQUIRED_OF_NEEDLES if scores_needles(workload) else _REQUIRED_OF_QUESTIONS
 
 
 def _text(value: object) -> str:

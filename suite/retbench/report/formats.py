@@ -42,6 +42,9 @@ _ENDINGS: dict[str, Callable[[float], str]] = {
 }
 """Formats of numbers by the unit in the metric's name."""
 
+_SHARES = (*ACCURACIES, "contains", "choice")
+"""Metrics that are a share of right answers."""
+
 _NOT_SCORES = ("num_examples", "num_truncated", "num_tokens", "tokens_per_s")
 """Metrics of an evaluation that are not scores."""
 
@@ -210,7 +213,7 @@ def _score(side: Row | None, metric: str) -> str:
     value, error = side.get(metric), side.get(f"{metric}_stderr")
     if value is None or is_missing(value):
         return NONE if side["status"] == "ok" else describe_status(str(side["status"]))
-    if metric in ACCURACIES:
+    if metric in _SHARES:
         if error is None or is_missing(error):
             return format_percent(value)
         return f"{POINTS * value:.1f} ± {POINTS * error:.1f} %"
@@ -254,7 +257,7 @@ def _answer_lines(rows: Sequence[Row]) -> Iterator[dict[str, str]]:
         for metric in _scores_of(sides):
             line = words | {"metric": metric}
             line |= {model: _score(sides.get(model), metric) for model in models}
-            if metric in ACCURACIES:
+            if metric in _SHARES:
                 difference = f"{metric}_difference"
                 line |= _compared(
                     sides,

@@ -1,9 +1,11 @@
 """Findings on recall in text: how losses on repeated and on new pairs of words differ from the reference's."""
 
+from retbench.report.document_comparisons import DocumentComparison
 from retbench.report.evaluations import Evaluations
 from retbench.report.findings import KeyFinding
 from retbench.report.points import TaskPoint
 from retbench.stats.paired import Estimate
+from retbench.units import format_tokens
 
 
 def find_slices(evaluations: Evaluations, point: TaskPoint, model: str) -> list[KeyFinding]:
@@ -23,6 +25,7 @@ def find_slices(evaluations: Evaluations, point: TaskPoint, model: str) -> list[
         if "second_copy_bits_per_byte" in made.slices:
             copy = difference_words(made.slices["second_copy_bits_per_byte"])
             text += f" On the second copy of a text it loses {copy} bits per byte."
+        text += _beyond_training(evaluations, made)
         found.append(KeyFinding(f"{hits.value:+.2f} vs {new.value:+.2f} nats on repeated vs new pairs", text))
     return found
 
@@ -32,6 +35,20 @@ def difference_words(difference: Estimate) -> str:
     if difference.low is None or difference.high is None:
         return f"{difference.value:+.3f} (no interval: {difference.num_documents} documents)"
     return f"{difference.value:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]"
+
+
+def _beyond_training(evaluations: Evaluations, made: DocumentComparison) -> str:
+    """State that the documents are longer than what the models were trained on; empty where that is not known."""
+    found = [evaluations.find(made.point, name, made.instance) for name in (made.model, made.reference)]
+    records = [record for record in found if record and "num_tokens" in record.metrics and record.documents]
+    trained = evaluations.trained_length(records) if records else None
+    lengths = [r.metrics["num_tokens"].value / r.documents.num_documents for r in records if r.documents]
+    if trained is None or max(lengths) <= trained:
+        return ""
+    return (
+        f" The documents have more tokens than the {format_tokens(trained)} of the training, so this is in part how "
+        "the models extrapolate."
+    )
 
 
 def _verdict(gain: Estimate, label: str, other: str) -> str:
