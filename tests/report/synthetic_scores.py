@@ -92,6 +92,19 @@ class ScoreMaker:
                 self._zeroshot(model, size, seed, task, num_fewshot)
         return self.records
 
+    def slices(self, corpus: str, document_bytes: int) -> list[Record]:
+        """Every subject on one corpus; on repeated pairs a model loses what its bits are above 1, in nats per word."""
+        for model, size, seed in self._subjects():
+            self._slices(model, size, seed, corpus, document_bytes)
+        return self.records
+
+    def needles(self, haystack: str, found: Mapping[str, float]) -> list[Record]:
+        """Every subject in 512 and 1,024 tokens at three depths; a model finds a share at 512, and none at 1,024."""
+        for model, size, seed in self._subjects():
+            for context_len in (512, 1024):
+                self._needle(model, size, seed, haystack, context_len, found[model] * (context_len == 512))
+        return self.records
+
     def recalls(self, solved: float = 1.0) -> list[Record]:
         """Every subject on examples of 4 and of 16 pairs; the Transformer solves the share `solved` of both."""
         for model, size, seed in self._subjects():
@@ -221,6 +234,113 @@ class ScoreMaker:
                 "metrics": metrics,
             },
             rows,
+        )
+
+    def _slices(self, model: str, size: str, seed: int | None, corpus: str, document_bytes: int) -> None:
+        draw = random.Random(corpus)  # the same documents for all
+        level, ends = self.bits[model][size], (64, 128, 256)
+        rows = []
+        for number in range(self.num_documents):
+            counts = [draw.randrange(1, 6) for _ in ends]
+            num_hits, num_first, noise = sum(counts), draw.randrange(100, 200), draw.gauss(0, 0.1)
+            gain = 3.0 - level + noise
+            rows.append(
+                {
+                    "name": f"book {number}",
+                    "num_bytes": document_bytes,
+                    "num_tokens": document_bytes,
+                    "nll_nats": document_bytes * level,
+                    "num_hits": num_hits,
+                    "hit_nats": num_hits * (2.0 + level + noise),
+                    "gain_nats": num_hits * gain,
+                    "num_first": num_first,
+                    "first_nats": num_first * (5.0 + noise),
+                    "hits_by_distance": counts,
+                    "gains_by_distance": [count * gain for count in counts],
+                    "copied_bytes": document_bytes // 2,
+                    "first_copy_nats": document_bytes / 2 * math.log(2) * 2.0,
+                    "second_copy_nats": document_bytes / 2 * math.log(2) * level,
+                }
+            )
+        rows = self.change_rows(model, rows)
+        hits, first, copied = (
+            sum(row[name] for row in rows) for name in ("num_hits", "num_first", "copied_bytes")
+        )
+        sums = {
+            "hit_gain_nats": ("gain_nats", hits),
+            "hit_nats": ("hit_nats", hits),
+            "first_nats": ("first_nats", first),
+            "first_copy_bits_per_byte": ("first_copy_nats", copied * math.log(2)),
+            "second_copy_bits_per_byte": ("second_copy_nats", copied * math.log(2)),
+        }
+        gains = [3.0 - level] * len(ends)
+        self._add(
+            model,
+            size,
+            seed,
+            {
+                "experiment": "recall_slices",
+                "workload": "recall_slices",
+                "point": Point(batch_size=1, context_len=document_bytes, task=corpus),
+                "settings": {"split": "test", "corpus_fingerprint": f"{corpus[:3]}456789012", "max_count": 0},
+                "backend": {"evaluation": "chunkwise" if model == "retnet" else "sdpa:flash"},
+                "metrics": {
+                    name: Metric(
+                        unit="bits" if "bits" in name else "nats",
+                        value=sum(row[field] for row in rows) / count,
+                    )
+                    for name, (field, count) in sums.items()
+                }
+                | {
+                    "num_hits": Metric(unit="count", value=hits),
+                    "num_first": Metric(unit="count", value=first),
+                },
+                "series": {
+                    f"hit_gain_by_distance{end}": Series(
+                        unit="nats",
+                        x_name="distance_bytes",
+                        x=ends,
+                        y=[gain + shift for gain in gains],
+                        counts=[180] * len(ends),
+                    )
+                    for end, shift in (("", 0.0), ("_low", -0.2), ("_high", 0.2))
+                },
+            },
+            rows,
+        )
+
+    def _needle(
+        self, model: str, size: str, seed: int | None, haystack: str, context_len: int, share: float
+    ) -> None:
+        depths, each = (0.0, 50.0, 100.0), 20
+        rows = []
+        for number in range(each * len(depths)):
+            right = int(number % each < share * each)
+            row = {"doc_id": number, "doc_hash": f"{haystack}{context_len}{number}"}
+            rows.append(row | {"acc": right, "contains": right, "choice": 1})
+        self._add(
+            model,
+            size,
+            seed,
+            {
+                "experiment": "needle",
+                "workload": "needle",
+                "point": Point(batch_size=1, context_len=context_len, task=haystack),
+                "backend": {"evaluation": "sdpa:flash", "prompts_fingerprint": f"{haystack}{context_len}"},
+                "metrics": {
+                    "acc": Metric(unit="ratio", value=share),
+                    "acc_stderr": Metric(unit="ratio", value=0.05),
+                    "contains": Metric(unit="ratio", value=share),
+                    "choice": Metric(unit="ratio", value=1.0),
+                    "prompt_state_bytes": Metric(unit="bytes", value=4096),
+                },
+                "series": {
+                    "acc_by_depth": Series(
+                        unit="ratio", x_name="depth_percent", x=depths, y=[share] * 3, counts=[each] * 3
+                    )
+                },
+            },
+            self.change_rows(model, rows),
         )
 
     def _recall(self, model: str, size: str, seed: int | None, num_pairs: int, solved: float) -> None:

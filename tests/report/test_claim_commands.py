@@ -11,14 +11,15 @@ import pytest
 from report.synthetic_records import GPU, Maker
 from report.synthetic_scores import ScoreMaker, answer_better
 from retbench.cli import load_command
-from retbench.config.evaluation import PerplexitySpec, ZeroshotSpec
+from retbench.config.evaluation import PerplexitySpec, RecallSlicesSpec, ZeroshotSpec
 from retbench.config.experiment import Experiment, Profile, load_experiment
 from retbench.papers.claims import (
-    AheadRule,
     Claim,
     CrossesRule,
     NearRule,
+    QualityRule,
     Side,
+    SlicesRule,
     load_claims,
 )
 from retbench.planning import plan
@@ -31,9 +32,7 @@ from retbench.run.devices import Device
 RETNET, TRANSFORMER = Side(architecture="retnet"), Side(architecture="transformer")
 CLAIMS = {claim.name: claim for claim in load_claims()}
 TESTABLE = {name: claim for name, claim in CLAIMS.items() if claim.rule and not claim.awaits}
-OF_QUALITY = [
-    name for name, claim in TESTABLE.items() if isinstance(claim.rule, AheadRule | CrossesRule | NearRule)
-]
+OF_QUALITY = [name for name, claim in TESTABLE.items() if isinstance(claim.rule, QualityRule)]
 OF_COST = [name for name in TESTABLE if name not in OF_QUALITY]
 LARGE = replace(GPU, memory_bytes=1e15)
 """The paper's GPU, on which nothing runs out of memory."""
@@ -142,11 +141,16 @@ def side_of(experiment: Experiment, side: Side) -> tuple[str, str | None]:
     return name, entry.checkpoint
 
 
-def asked(maker: ScoreMaker, spec: PerplexitySpec | ZeroshotSpec) -> None:
+def asked(maker: ScoreMaker, spec: PerplexitySpec | RecallSlicesSpec | ZeroshotSpec) -> None:
     """Makes the records of every question of a workload."""
     if isinstance(spec, ZeroshotSpec):
         for shots in spec.num_fewshot:
             maker.zeroshots(shots, spec.tasks)
+        return
+    if isinstance(spec, RecallSlicesSpec):
+        for corpus in spec.corpora:
+            for num_bytes in spec.document_bytes:
+                maker.slices(corpus, num_bytes)
         return
     for corpus in spec.corpora:
         for protocol, lengths in spec.protocols.items():
@@ -157,7 +161,7 @@ def asked(maker: ScoreMaker, spec: PerplexitySpec | ZeroshotSpec) -> None:
 def answered(options: dict[str, Any], claim: Claim, folder: Path) -> Results:
     """What a command would record where all is as the claim says: the maker's RetNet is the side that challenges."""
     rule = claim.rule
-    assert isinstance(rule, AheadRule | CrossesRule | NearRule)
+    assert isinstance(rule, QualityRule)
     sides = (RETNET, TRANSFORMER) if isinstance(rule, NearRule) else (rule.challenger, rule.reference)
     experiment, profile = experiment_of(options)
     (workload,) = profile.workloads.specs
@@ -186,6 +190,8 @@ def answered(options: dict[str, Any], claim: Claim, folder: Path) -> Results:
         "retnet": {size: 1.1 if size in behind else 0.9 for size in seeds},
         "transformer": dict.fromkeys(seeds, 1.0),
     }
+    if isinstance(rule, SlicesRule):
+        bits = {"retnet": dict.fromkeys(seeds, 1.1), "transformer": dict.fromkeys(seeds, 1.0)}
     maker = ScoreMaker(folder, seeds=seeds, bits=bits, change=change, change_rows=answer_better)
     asked(maker, spec)
     return load_results(maker.write())

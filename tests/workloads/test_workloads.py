@@ -34,6 +34,8 @@ ORDER = [
     "perplexity",
     "zeroshot",
     "mqar",
+    "recall_slices",
+    "needle",
     "training_run",
 ]
 

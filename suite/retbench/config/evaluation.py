@@ -83,20 +83,25 @@ class EvaluationSpec(WorkloadSpec):
         return self.model_copy(update={"limit": limit})
 
 
-class PerplexitySpec(EvaluationSpec):
-    """The table `perplexity`: every corpus by every protocol at each of its context lengths."""
+class TextSpec(EvaluationSpec):
+    """Fields of a table that measures the loss on the documents of corpora."""
 
     corpora: tuple[str, ...] = Field(min_length=1)
     """Names that `load_corpus` takes."""
     split: Split = "test"
+
+    _distinct_corpora = field_validator("corpora")(without_repeats)
+
+
+class PerplexitySpec(TextSpec):
+    """The table `perplexity`: every corpus by every protocol at each of its context lengths."""
+
     protocols: dict[Protocol, Annotated[tuple[Length, ...], Field(min_length=1)]] = Field(min_length=1)
     """Context lengths of each protocol."""
     stride: Length | None = None
     """Tokens between two windows of the protocol `strided`; half the context when absent."""
     max_document_tokens: int | None = Field(default=None, ge=2, lt=2**31)
     """Tokens of each document that are used, the first ones; the context length limits the protocol `whole` too."""
-
-    _distinct = field_validator("corpora")(without_repeats)
 
     @model_validator(mode="after")
     def _fits(self) -> "PerplexitySpec":
@@ -125,6 +130,57 @@ class PerplexitySpec(EvaluationSpec):
                     yield Point(
                         batch_size=1, context_len=context_len, task=corpus, protocol=protocol, stride=stride
                     )
+
+
+class RecallSlicesSpec(TextSpec):
+    """The table `recall_slices`: every corpus, by the words of its documents that complete a rare pair."""
+
+    document_bytes: tuple[Annotated[Length, Field(ge=64)], ...] = Field(default=(8192,), min_length=1)
+    """Bytes of each document that are used, the first ones. They are bytes and not tokens, so that models with
+    different tokenizers read the same text."""
+    counted_in: str | None = None
+    """Corpus in whose split `train` pairs are counted; the other documents that are measured when absent."""
+    max_count: int = Field(default=0, ge=0, lt=2**31)
+    """Occurrences there of a pair that is still rare."""
+
+    _distinct = field_validator("document_bytes")(without_repeats)
+
+    def points(self) -> Iterator[Point]:
+        """Yield the points of each corpus."""
+        for corpus in self.corpora:
+            for num_bytes in self.document_bytes:
+                yield Point(batch_size=1, context_len=num_bytes, task=corpus)
+
+
+HAYSTACKS = ("noise", "needles")
+"""Haystacks that are generated; any other name is that of a corpus."""
+
+
+class NeedleSpec(WorkloadSpec):
+    """The table `needle`: every haystack at every context length, with a needle at every depth."""
+
+    context_len: tuple[Length, ...] = Field(min_length=1, max_length=256)
+    """Tokens of a prompt with its answer."""
+    haystacks: tuple[str, ...] = Field(default=("noise",), min_length=1)
+    """Names of `HAYSTACKS`, or names that `load_corpus` takes."""
+    num_depths: int = Field(default=11, ge=2, le=1000)
+    """Depths from the beginning of the text to its end."""
+    limit: Count = 20
+    """Prompts at each depth."""
+    tokenizer: str | None = None
+    """For models whose weights come without a tokenizer; a trained model is given its own."""
+
+    _distinct = field_validator("context_len", "haystacks")(without_repeats)
+
+    def points(self) -> Iterator[Point]:
+        """Yield the points of each haystack."""
+        for haystack in self.haystacks:
+            for context_len in self.context_len:
+                yield Point(batch_size=1, context_len=context_len, task=haystack)
+
+    def limited(self, limit: int) -> Self:
+        """Keep the first prompts of each depth."""
+        return self.model_copy(update={"limit": limit})
 
 
 class ZeroshotSpec(EvaluationSpec):

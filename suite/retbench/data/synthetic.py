@@ -54,7 +54,7 @@ def make_examples(
     """
     task.check(num_pairs, seq_len)
     filler_words = seq_len if task.random_filler else 0
-    words = _draw(
+    words = draw_words(
         f"{task.fingerprint} {split} {num_pairs} {seq_len}", start, count, 3 * num_pairs + filler_words
     )
     of_keys, of_values, of_slots, of_filler = np.split(
@@ -87,7 +87,7 @@ def place(keys: Array, values: Array, slots: Array, seq_len: int) -> tuple[Array
     return inputs, targets
 
 
-def _draw(name: str, start: int, count: int, num_words: int) -> Words:
+def draw_words(name: str, start: int, count: int, num_words: int) -> Words:
     """Return at least `num_words` random words for each index from `start` on, (count, words)."""
     key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:16], "little")
     blocks = -(-num_words // _BLOCK)

@@ -8,6 +8,7 @@ gpt2, neox, mistral       gpt2_tokenizer, neox_tokenizer and mistral_tokenizer b
 hub:REPO[@REVISION]       the tokenizer of a model on the hub
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from retbench.data import hub
@@ -21,7 +22,7 @@ from retbench.data.vocabularies import (
     read_gpt2_files,
     read_tokenizer_json,
 )
-from retbench.errors import ConfigError
+from retbench.errors import ConfigError, shown
 
 __all__ = [
     "ByteTokenizer",
@@ -30,6 +31,7 @@ __all__ = [
     "check_vocabulary",
     "load_tokenizer",
     "prefix_token",
+    "token_ends",
 ]
 
 _SHORT_NAMES = {"gpt2": "gpt2_tokenizer", "neox": "neox_tokenizer", "mistral": "mistral_tokenizer"}
@@ -140,3 +142,42 @@ def check_bos_token(tokenizer: Tokenizer) -> None:
         raise ConfigError(
             f"tokenizer '{tokenizer.name}' has no begin-of-text token, which add_bos asks for. Set add_bos to false."
         )
+
+
+_LONGEST_CHARACTER = 8
+"""Tokens over which one character may be spread: its bytes, and pieces that stand for nothing."""
+
+
+def token_ends(tokenizer: Tokenizer, tokens: Sequence[int], text: str) -> list[int]:
+    """Return the characters of a text up to the end of each of its tokens.
+
+    A token that ends within a character counts up to the end of that character.
+
+    Raises:
+        ConfigError: the tokenizer does not give the text back, so that its tokens have no places in it.
+    """
+    pieces: dict[tuple[int, ...], str] = {}
+
+    def decode(part: tuple[int, ...]) -> str:
+        if part not in pieces:
+            pieces[part] = tokenizer.decode(part)
+        return pieces[part]
+
+    ends: list[int] = []
+    start = place = 0
+    for index in range(len(tokens)):
+        # After the token before, because decoders drop a space at the beginning.
+        before = tuple(tokens[max(0, start - 1) : start])
+        piece = decode((*before, *tokens[start : index + 1]))[len(decode(before)) if before else 0 :]
+        if text.startswith(piece, place):
+            place += len(piece)
+            ends += [place] * (index + 1 - start)
+            start = index + 1
+        elif index + 1 - start > _LONGEST_CHARACTER:
+            break
+    if len(ends) < len(tokens) or place < len(text.rstrip()):
+        raise ConfigError(
+            f"tokenizer '{tokenizer.name}' does not give a text back as it was, from {shown(text[place : place + 20])} "
+            "on, so the losses of its words are not known. Use a tokenizer that keeps the text."
+        )
+    return ends

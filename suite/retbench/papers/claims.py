@@ -183,8 +183,20 @@ class NearRule(Strict):
         return (record.workload, record.point.task) == (self.workload, self.task)
 
 
+class SlicesRule(Strict):
+    """One model loses to another on words of repeated pairs, and there more than on words of new ones."""
+
+    kind: Literal["slices"]
+    challenger: Side
+    reference: Side
+
+    def covers(self, record: Record) -> bool:
+        """Return whether a record scores repeated and new pairs apart."""
+        return record.workload == "recall_slices"
+
+
 CostRule = RatioRule | LevelRule | GrowsRule | ShareRule | GateRule
-QualityRule = AheadRule | CrossesRule | NearRule
+QualityRule = AheadRule | CrossesRule | NearRule | SlicesRule
 Rule = Annotated[CostRule | QualityRule, Field(discriminator="kind")]
 
 

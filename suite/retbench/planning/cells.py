@@ -100,6 +100,21 @@ class Evaluation(Strict):
     corpus_fingerprint: str | None = None
 
 
+class SlicedText(Evaluation):
+    """Evaluation inputs of a cell that measures the loss on words that complete a rare pair."""
+
+    counted_in: str | None
+    """Corpus in which pairs are counted; None for the other documents."""
+    counted_in_fingerprint: str | None
+    max_count: int
+
+
+class NeedleInputs(Evaluation):
+    """Evaluation inputs of a cell that hides needles; its limit is the number of prompts at each depth."""
+
+    num_depths: int
+
+
 class GeneratedInputs(Strict):
     """Evaluation inputs of a cell that measures quality on a synthetic task."""
 
@@ -108,7 +123,9 @@ class GeneratedInputs(Strict):
     """Number of examples."""
 
 
-Inputs = dict[tuple[str, str], Evaluation | GeneratedInputs]
+AnyInputs = Evaluation | SlicedText | NeedleInputs | GeneratedInputs
+
+Inputs = dict[tuple[str, str], AnyInputs]
 """Evaluation inputs of one workload, by the label of the model and the task of the point."""
 
 
@@ -122,7 +139,7 @@ class Cell(Strict):
     workload: str
     point: Point
     settings: Settings
-    evaluation: Evaluation | GeneratedInputs | None = None
+    evaluation: AnyInputs | None = None
     """None for a workload that measures cost."""
 
     @property

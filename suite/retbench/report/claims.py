@@ -20,6 +20,7 @@ from retbench.papers.claims import (
     RatioRule,
     Scale,
     Side,
+    SlicesRule,
     Verdict,
     load_claims,
 )
@@ -36,9 +37,11 @@ from retbench.report.points import (
 from retbench.report.quality_rules import (
     QualityLead,
     find_leads,
+    find_slice_pairs,
     judge_ahead,
     judge_crossing,
     judge_near,
+    judge_slices,
 )
 from retbench.report.selection import model_settings, newest_evaluations, shared_settings
 from retbench.report.wording import device_name
@@ -193,7 +196,7 @@ def _cost_rows(claim: Claim, records: Iterable[Record]) -> list[ClaimRow]:
     """Return a row per setup, the newest first; of setups with the same words, the newest that decides."""
     if claim.rule is None:
         return []
-    assert not isinstance(claim.rule, NearRule)
+    assert not isinstance(claim.rule, NearRule | SlicesRule)
     reference = claim.rule.reference if isinstance(claim.rule, RatioRule) else None
     rows: dict[object, ClaimRow] = {}
     for setup in find_setups(records, claim.rule.challenger, reference):
@@ -311,6 +314,12 @@ def _judge_quality(
                 sides = [record for lead in leads for record in lead.records]
                 models = f"{format_size(instance.size)}, {_describe_training(sides)}"
                 row = _quality_row(claim, models, lacking, judge_ahead(rule, leads), sides)
+                yield row if instance.seed is None else replace(row, seeds=(instance.seed,))
+        case SlicesRule() as rule:
+            for instance, pairs in find_slice_pairs(rule, records, folders).items():
+                sides = [record for pair in pairs for record in pair.records]
+                models = f"{format_size(instance.size)}, {_describe_training(sides)}"
+                row = _quality_row(claim, models, lacking, judge_slices(claim, pairs), sides)
                 yield row if instance.seed is None else replace(row, seeds=(instance.seed,))
         case CrossesRule() as rule:
             by_size: dict[str, list[QualityLead]] = {}

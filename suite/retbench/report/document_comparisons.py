@@ -20,6 +20,8 @@ from retbench.report.points import (
     instance_of,
     mismatch,
     num_trained_tokens,
+    scores_needles,
+    scores_slices,
     scores_text,
     task_point_of,
 )
@@ -37,13 +39,25 @@ _SHARED = {
     "add_bos": "add_bos",
     "lm_eval_version": "lm-eval",
     "task_version": "version of the task",
+    "counted_in_fingerprint": "text in which pairs are counted",
+    "max_count": "max_count",
     "dtype": "dtype",
 }
 """Facts that both records must share, with their names in sentences."""
 
 _REQUIRED_OF_TEXT = ("split", "corpus_fingerprint", "tokenizer_fingerprint")
+_REQUIRED_OF_NEEDLES = ("prompts_fingerprint", "tokenizer_fingerprint")
 _REQUIRED_OF_QUESTIONS = ("prompts_fingerprint", "lm_eval_version")
 """Facts that the records must state before they are compared."""
+
+SLICES = {
+    "hit_gain_nats": ("gain_nats", "num_hits", 1.0),
+    "hit_nats": ("hit_nats", "num_hits", 1.0),
+    "first_nats": ("first_nats", "num_first", 1.0),
+    "first_copy_bits_per_byte": ("first_copy_nats", "copied_bytes", math.log(2)),
+    "second_copy_bits_per_byte": ("second_copy_nats", "copied_bytes", math.log(2)),
+}
+"""Metrics of slices of a text: the fields of a document that add up to the sum and to the count, and nats per unit."""
 
 _AGREEMENT = 1e-5
 """Largest relative difference between a record's mean and that of its documents; a larger one is another evaluation."""
@@ -57,6 +71,7 @@ class DocumentComparison:
         ratio: Bits per byte or token of the model over the reference's.
         difference: Bits per byte or token of the model less the reference's.
         accuracies: Comparison of each accuracy of a zero-shot task.
+        slices: Of slices of a text, each metric of the model less the reference's.
         refusal: Why there is no number; None where there is one.
         unit: Denominator of the bits: tokens of one tokenizer where the scored text has no whole bytes.
     """
@@ -68,6 +83,7 @@ class DocumentComparison:
     ratio: Estimate | None = None
     difference: Estimate | None = None
     accuracies: Mapping[str, PairedAccuracy] = field(default_factory=dict)
+    slices: Mapping[str, Estimate] = field(default_factory=dict)
     refusal: str | None = None
     unit: Unit = "byte"
 
@@ -80,6 +96,9 @@ def compare(mine: Record, theirs: Record, folders: Folders) -> DocumentCompariso
         return DocumentComparison(*lead, refusal=refusal)
     try:
         rows = _rows(mine, folders), _rows(theirs, folders)
+        if scores_slices(mine.workload):
+            _check_same_documents(("name", "num_bytes", "num_hits", "num_first", "copied_bytes"), *rows)
+            return DocumentComparison(*lead, slices=_compare_slices(mine, theirs, *rows))
         if scores_text(mine.workload):
             _check_same_documents(("name", "num_bytes"), *rows)
             unit, ratio, difference = _compare_losses(mine, theirs, *rows)
@@ -96,7 +115,7 @@ def _refusal(mine: Record, theirs: Record) -> str | None:
     if reason is not None:
         return reason
     sides = (mine, theirs)
-    for name in _REQUIRED_OF_TEXT if scores_text(mine.workload) else _REQUIRED_OF_QUESTIONS:
+    for name in _required(mine.workload):
         for record in sides:
             if fact(record, name) is None:
                 return f"the record of {record.model.name} does not state its {name}"
@@ -112,6 +131,13 @@ def _refusal(mine: Record, theirs: Record) -> str | None:
     if None not in corpora and corpora[0] != corpora[1]:
         differences.append(f"trained on {corpora[0]} and {corpora[1]}")
     return f"the two records differ: {'; '.join(differences)}" if differences else None
+
+
+def _required(workload: str) -> tuple[str, ...]:
+    """Return the facts that records of a workload must state before they are compared."""
+    if scores_text(workload) or scores_slices(workload):
+        return _REQUIRED_OF_TEXT
+    return _REQUIRED_OF_NEEDLES if scores_needles(workload) else _REQUIRED_OF_QUESTIONS
 
 
 def _text(value: object) -> str:
@@ -175,6 +201,20 @@ def _compare_losses(mine: Record, theirs: Record, own: Rows, other: Rows) -> tup
         _check_mean(record, metric, sum(losses[-1]) / nats / max(1.0, sum(counts)))
     excess = [(one - two) / math.log(2) for one, two in zip(*losses, strict=True)]
     return unit, ratio_of_sums(*losses), ratio_of_sums(excess, counts)
+
+
+def _compare_slices(mine: Record, theirs: Record, own: Rows, other: Rows) -> dict[str, Estimate]:
+    """Return the difference of each metric of slices that has a word."""
+    found = {}
+    for metric, (top, bottom, nats) in SLICES.items():
+        counts = [nats * _number(row, bottom, number) for number, row in enumerate(own)]
+        if not sum(counts):
+            continue
+        sums = [[_number(row, top, number) for number, row in enumerate(rows)] for rows in (own, other)]
+        for record, values in zip((mine, theirs), sums, strict=True):
+            _check_mean(record, metric, sum(values) / sum(counts))
+        found[metric] = ratio_of_sums([one - two for one, two in zip(*sums, strict=True)], counts)
+    return found
 
 
 def _check_same_tokens(mine: Record, theirs: Record, own: Rows, other: Rows) -> None:

@@ -19,7 +19,9 @@ from retbench.report.points import (
     lineup,
     num_trained_tokens,
     replicate_of,
+    scores_needles,
     scores_recall,
+    scores_slices,
     scores_text,
     task_point_of,
 )
@@ -47,6 +49,9 @@ PAPER_TASKS = (
     "storycloze_2018",
 )
 """Tasks that RetNet (arXiv:2307.08621) averages in Table 3: seven, with StoryCloze of either year."""
+
+_WITH_OWN_FIGURES = (scores_text, scores_recall, scores_slices, scores_needles)
+"""Kinds of workloads that are not shown as accuracies of tasks."""
 
 ACCURACIES = ("acc", "acc_norm")
 """Metrics that are a share of right answers."""
@@ -117,11 +122,20 @@ class Evaluations:
         points = [
             p
             for p in self.task_points("document")
-            if not scores_text(p.workload) and not scores_recall(p.workload) and self.measured(p)
+            if not any(scores(p.workload) for scores in _WITH_OWN_FIGURES) and self.measured(p)
         ]
         return list(
             group(points, lambda point: (point.experiment, point.workload, point.num_fewshot)).values()
         )
+
+    def slice_points(self) -> list[TaskPoint]:
+        """Return the measured task points of workloads that score repeated and new pairs of words apart."""
+        return [p for p in self.task_points() if scores_slices(p.workload) and self.measured(p)]
+
+    def needle_groups(self) -> list[list[TaskPoint]]:
+        """Return the measured task points of each haystack, from the shortest context up."""
+        points = [p for p in self.task_points() if scores_needles(p.workload) and self.measured(p)]
+        return list(group(points, lambda point: (point.experiment, point.workload, point.task)).values())
 
     def recall_groups(self) -> list[list[TaskPoint]]:
         """Return the measured task points of each experiment and workload of recall, from the fewest pairs up."""

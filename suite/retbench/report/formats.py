@@ -11,7 +11,7 @@ import pandas as pd
 
 from retbench.errors import unknown_name
 from retbench.report.evaluations import ACCURACIES, paper_average
-from retbench.report.points import scores_text
+from retbench.report.points import scores_slices, scores_text
 from retbench.report.tables import COST_LEAD, POINT_COLUMNS, QUALITY_LEAD, RATIO, UNPAIRED
 from retbench.report.wording import POINTS, csv_text, describe_status, format_p
 from retbench.units import (
@@ -42,6 +42,9 @@ _ENDINGS: dict[str, Callable[[float], str]] = {
 }
 """Formats of numbers by the unit in the metric's name."""
 
+_SHARES = (*ACCURACIES, "contains", "choice")
+"""Metrics that are a share of right answers."""
+
 _NOT_SCORES = ("num_examples", "num_truncated", "num_tokens", "tokens_per_s")
 """Metrics of an evaluation that are not scores."""
 
@@ -68,7 +71,10 @@ def _lines(workload: str, rows: Sequence[Row]) -> Iterator[dict[str, str]]:
     if quality and known is not None and known.replicate == "seed":
         yield from _training_lines(known, quality)
     elif quality:
-        yield from _loss_lines(workload, quality) if scores_text(workload) else _answer_lines(quality)
+        if scores_slices(workload):
+            yield from _slice_lines(workload, quality)
+        else:
+            yield from _loss_lines(workload, quality) if scores_text(workload) else _answer_lines(quality)
 
 
 def is_missing(value: object) -> bool:
@@ -186,6 +192,20 @@ def _loss_lines(workload: str, rows: Sequence[Row]) -> Iterator[dict[str, str]]:
         yield line
 
 
+def _slice_lines(workload: str, rows: Sequence[Row]) -> Iterator[dict[str, str]]:
+    """Yield a row per slice of a text, with the scores of the models and their differences from the reference's."""
+    models, challengers = _models(rows)
+    for lead, sides in _models_by_point(rows):
+        words = {"corpus": lead["task"], "bytes": lead["context"], "size": lead["size"], "seed": lead["seed"]}
+        for metric in WORKLOADS[workload].metrics:
+            line = words | {"metric": metric.heading}
+            line |= {model: _score(sides.get(model), metric.name) for model in models}
+            difference = f"{metric.name}_difference"
+            yield line | _compared(
+                sides, challengers, difference, "difference", lambda value: f"{value:+.3f}"
+            )
+
+
 def _score(side: Row | None, metric: str) -> str:
     """Return a score with its standard error; without a value the reason."""
     if side is None:
@@ -193,7 +213,7 @@ def _score(side: Row | None, metric: str) -> str:
     value, error = side.get(metric), side.get(f"{metric}_stderr")
     if value is None or is_missing(value):
         return NONE if side["status"] == "ok" else describe_status(str(side["status"]))
-    if metric in ACCURACIES:
+    if metric in _SHARES:
         if error is None or is_missing(error):
             return format_percent(value)
         return f"{POINTS * value:.1f} ± {POINTS * error:.1f} %"
@@ -237,7 +257,7 @@ def _answer_lines(rows: Sequence[Row]) -> Iterator[dict[str, str]]:
         for metric in _scores_of(sides):
             line = words | {"metric": metric}
             line |= {model: _score(sides.get(model), metric) for model in models}
-            if metric in ACCURACIES:
+            if metric in _SHARES:
                 difference = f"{metric}_difference"
                 line |= _compared(
                     sides,

@@ -55,6 +55,18 @@ def scores_recall(workload: str) -> bool:
     return any(metric.name == "state_bytes" for metric in known.metrics)
 
 
+def scores_slices(workload: str) -> bool:
+    """Return whether a workload scores repeated and new pairs of words apart."""
+    known = WORKLOADS.get(workload)
+    return known is not None and known.primary.name == "hit_gain_nats"
+
+
+def scores_needles(workload: str) -> bool:
+    """Return whether a workload finds what is hidden at several depths of a text."""
+    known = WORKLOADS.get(workload)
+    return known is not None and any(metric.name == "contains" for metric in known.metrics)
+
+
 class TaskPoint(NamedTuple):
     """One evaluation input or training task: a corpus with a protocol, a zero-shot task, a training length."""
 
@@ -73,6 +85,10 @@ class TaskPoint(NamedTuple):
         task = self.task or self.workload
         if self.num_pairs is not None:
             return f"{self.num_pairs} pairs in {format_tokens(self.context_len)} tokens"
+        if scores_needles(self.workload):
+            return f"needle in {task}, {format_tokens(self.context_len)} tokens"
+        if scores_slices(self.workload):
+            return f"{task} (first {format_tokens(self.context_len)} bytes)"
         if scores_text(self.workload):
             protocol = self.protocol or "protocol not recorded"
             return f"{task} ({protocol}, {format_tokens(self.context_len)})"

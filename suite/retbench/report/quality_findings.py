@@ -11,8 +11,10 @@ from retbench.records.record import Record, Series
 from retbench.report.document_comparisons import DocumentComparison
 from retbench.report.evaluations import Evaluations, chance, paper_average
 from retbench.report.findings import KeyFinding
+from retbench.report.needle_findings import find_needles
 from retbench.report.points import TaskPoint, accuracy, num_trained_tokens
 from retbench.report.recall_findings import find_recall
+from retbench.report.slice_findings import find_slices
 from retbench.report.wording import POINTS, format_p, join_words
 from retbench.stats.intervals import CONFIDENCE
 from retbench.stats.paired import Estimate, proportion_interval
@@ -32,6 +34,10 @@ def find_quality(evaluations: Evaluations) -> list[KeyFinding]:
             mine += _beyond_training(evaluations, point, model)
         for points in evaluations.task_groups():
             mine += _answers(evaluations, points, model)
+        for point in evaluations.slice_points():
+            mine += find_slices(evaluations, point, model)
+        for points in evaluations.needle_groups():
+            mine += find_needles(evaluations, points, model)
         for points in evaluations.recall_groups():
             mine += find_recall(evaluations, points, model)
         found += [finding.of(model, evaluations.models) for finding in mine]

@@ -6,11 +6,14 @@ A lead is significant where its interval excludes 0; only significant leads conf
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from retbench.papers.claims import AheadRule, Claim, CrossesRule, NearRule, Verdict
+from retbench.papers.claims import AheadRule, Claim, CrossesRule, NearRule, SlicesRule, Verdict
+from retbench.papers.papers import find_number
 from retbench.records.record import Record
 from retbench.report.claim_rules import ClaimFinding, decided
 from retbench.report.document_comparisons import Folders, compare
 from retbench.report.points import ModelInstance, instance_of, task_point_of
+from retbench.report.slice_findings import difference_words
+from retbench.stats.paired import Estimate
 from retbench.units import format_percent, format_size
 
 
@@ -120,3 +123,54 @@ def judge_near(claim: Claim, rule: NearRule, value: float) -> ClaimFinding:
     is_near = abs(value / claim.printed - 1) <= rule.tolerance
     printed = f"the paper {claim.printed:.4g}, within {format_percent(rule.tolerance)}"
     return decided(is_near, f"{value:.4g}", printed)
+
+
+class SlicesPair(NamedTuple):
+    """Two records that are compared, the challenger's first, and the differences of their slices."""
+
+    records: tuple[Record, Record]
+    slices: Mapping[str, Estimate]
+
+
+def find_slice_pairs(
+    rule: SlicesRule, records: Sequence[Record], folders: Folders
+) -> dict[ModelInstance, list[SlicesPair]]:
+    """Compare both sides wherever they may be compared; by size and seed."""
+    theirs = {(task_point_of(r), instance_of(r)): r for r in records if rule.reference.has(r)}
+    found: dict[ModelInstance, list[SlicesPair]] = {}
+    for record in records:
+        other = theirs.get((task_point_of(record), instance_of(record)))
+        if other is None or not rule.challenger.has(record):
+            continue
+        made = compare(record, other, folders)
+        if {"hit_nats", "first_nats"} <= made.slices.keys():
+            found.setdefault(instance_of(record), []).append(SlicesPair((record, other), made.slices))
+    return found
+
+
+def judge_slices(claim: Claim, pairs: Sequence[SlicesPair]) -> ClaimFinding:
+    """Judge whether the challenger loses on repeated pairs, and there more than on new ones, in every evaluation.
+
+    Losing more on repeated pairs than on new ones is a smaller gain of a repeated pair. Only intervals decide.
+    """
+    text = "; ".join(
+        f"{difference_words(pair.slices['hit_nats'])} nats per word on repeated pairs, "
+        f"{difference_words(pair.slices['first_nats'])} on new ones"
+        for pair in pairs
+    )
+    # Above 0 as claimed: the loss on repeated pairs, and the gain that is lacking.
+    ends = [
+        end
+        for pair in pairs
+        for one, sign in ((pair.slices["hit_nats"], 1), (pair.slices["hit_gain_nats"], -1))
+        if one.low is not None and one.high is not None
+        for end in [sorted((sign * one.low, sign * one.high))]
+    ]
+    if not ends:
+        return ClaimFinding("not_testable", text, ("too few documents for an interval",))
+    printed = " and ".join(f"{find_number(place).value:.3g}" for place in claim.numbers)
+    shown, refuted = [low > 0 for low, _ in ends], [high < 0 for _, high in ends]
+    verdict: Verdict = "not_reproduced" if any(refuted) else "not_testable"
+    if any(shown):
+        verdict = "reproduced" if all(shown) else "partly"
+    return ClaimFinding(verdict, text, (f"the paper {printed} nats per token",))

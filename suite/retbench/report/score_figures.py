@@ -21,9 +21,11 @@ from retbench.report.accuracy_figure import draw_accuracies
 from retbench.report.curves import Panel, Point, draw_row, frame_points
 from retbench.report.evaluations import Evaluations, describe_rates
 from retbench.report.labels import add_note, beside
+from retbench.report.needle_figure import draw_needles
 from retbench.report.points import TaskPoint, fact, group, instance_of, instance_row, is_final
 from retbench.report.provenance import describe_conditions
 from retbench.report.recall_figure import draw_recall
+from retbench.report.slices_figure import draw_slices
 from retbench.report.style import Drawing
 from retbench.report.wording import file_stem, join_words
 from retbench.units import format_count, format_size, format_tokens
@@ -44,6 +46,8 @@ def draw_scores(scores: Evaluations) -> list[Drawing]:
             *_draw_bits(scores),
             *(each for task_point in scores.longest_texts() for each in _draw_positions(scores, task_point)),
             *(each for points in scores.task_groups() for each in draw_accuracies(scores, points)),
+            *(each for task_point in scores.slice_points() for each in draw_slices(scores, task_point)),
+            *(each for points in scores.needle_groups() for each in draw_needles(scores, points)),
             *(draw_recall(scores, points) for points in scores.recall_groups()),
             *(each for task_point in trainings for each in _draw_learning(scores, task_point)),
         ]

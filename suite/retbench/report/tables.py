@@ -106,7 +106,8 @@ def table_of(contents: Contents, experiment: str) -> pd.DataFrame:
         follow each other at one length where there are more of them than lengths.
         For quality: columns `QUALITY_LEAD`, metrics, and on the row of a model that was compared with the Transformer
         `bits_per_byte_ratio` and `bits_per_byte_difference` (per token where the scored text has no whole bytes), or
-        per accuracy `<metric>_difference` and `<metric>_mcnemar_p`, with the ends of the 95 % intervals.
+        per accuracy `<metric>_difference` and `<metric>_mcnemar_p`, with the ends of the 95 % intervals; of slices of
+        a text `<metric>_difference`.
         NaN where a metric is not defined, or the status is not ok.
     """
     frames = []
@@ -243,6 +244,9 @@ def _comparison_columns(comparison: DocumentComparison) -> dict[str, Any]:
     for column, estimate in estimates.items():
         if estimate is not None:
             row |= {column: estimate.value, f"{column}_low": estimate.low, f"{column}_high": estimate.high}
+    for metric, estimate in comparison.slices.items():
+        column = f"{metric}_difference"
+        row |= {column: estimate.value, f"{column}_low": estimate.low, f"{column}_high": estimate.high}
     for metric, pair in comparison.accuracies.items():
         column = f"{metric}_difference"
         row |= {column: pair.difference, f"{column}_low": pair.low, f"{column}_high": pair.high}

@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING
 
 from retbench.config.evaluation import PerplexitySpec
 from retbench.errors import ConfigError
-from retbench.planning.cells import Evaluation, Inputs, ModelUnderTest
+from retbench.planning.cells import Inputs, ModelUnderTest
 from retbench.records.record import Metric, Series
 from retbench.units import tokens_per_second
 from retbench.workloads.workload import Measurement, MetricSpec, Workload
 
 if TYPE_CHECKING:
-    from retbench.data.corpora import Corpus
     from retbench.evaluation.perplexity import CorpusLoss
     from retbench.workloads.context import Context
 
@@ -25,56 +24,12 @@ IN_TEXT = ("bits_per_byte", "word_perplexity", "num_bytes", "num_words")
 
 
 def find_inputs(spec: PerplexitySpec, models: Sequence[ModelUnderTest], data_dir: Path | None) -> Inputs:
-    """Describe what the perplexity of each model on each corpus depends on.
+    """Describe what the perplexity of each model on each corpus depends on; see `find_texts`."""
+    from retbench.workloads.evaluation_inputs import find_texts
 
-    Raises:
-        ConfigError: a tokenizer or corpus is missing or does not fit, or a corpus has changed since a model was trained
-            on it.
-        UnsupportedError: the data of a corpus cannot be obtained here.
-    """
-    from retbench.data.corpora import check_split, load_corpus
-    from retbench.data.tokenizers import prefix_token
-    from retbench.workloads.evaluation_inputs import choose_tokenizer
-
-    corpora = [load_corpus(name, data_dir=data_dir) for name in spec.corpora]
-    for corpus in corpora:
-        check_split(corpus, spec.split)
-    found: Inputs = {}
-    for model in models:
-        tokenizer = choose_tokenizer(model, spec.tokenizer, data_dir)
-        prefix_token(tokenizer)
-        for corpus in corpora:
-            _check_unchanged(model, corpus)
-            found[model.label, corpus.name] = Evaluation(
-                split=spec.split,
-                limit=spec.limit,
-                max_document_tokens=spec.max_document_tokens,
-                tokenizer=tokenizer.name,
-                tokenizer_fingerprint=tokenizer.fingerprint,
-                corpus_fingerprint=corpus.fingerprint,
-            )
-    return found
-
-
-def _check_unchanged(model: ModelUnderTest, corpus: "Corpus") -> None:
-    """Refuse a corpus that has changed since a model was trained on it.
-
-    Its held-out documents are chosen among all documents, so that the present ones may have been in the training text.
-
-    Raises:
-        ConfigError: the corpus has changed.
-    """
-    weights = model.trained_weights
-    then = weights.corpus_fingerprint
-    if weights.info.corpus == corpus.name and then not in (None, corpus.fingerprint):
-        experiment, _, profile = weights.info.source.partition("/")
-        is_path = weights.info.seed is None
-        command = "" if is_path else f" (retbench train {experiment} --profile {profile} --fresh)"
-        raise ConfigError(
-            f"the corpus '{corpus.name}' has changed since '{model.label}' was trained on it (fingerprint {then} "
-            f"then, {corpus.fingerprint} now): its held-out documents may have been in the training text. Restore its "
-            f"files, train again{command}, or measure another corpus (--set workloads.perplexity.corpora=)."
-        )
+    texts = find_texts("perplexity", spec, models, data_dir)
+    limit = {"max_document_tokens": spec.max_document_tokens}
+    return {key: evaluation.model_copy(update=limit) for key, evaluation in texts.items()}
 
 
 def measure(context: "Context") -> Measurement:
@@ -83,18 +38,11 @@ def measure(context: "Context") -> Measurement:
     Raises:
         ConfigError: the corpus is not the one that was planned, or nothing of it can be scored.
     """
-    from retbench.data.corpora import load_corpus
     from retbench.evaluation.perplexity import PerplexitySetup, score_corpus
-    from retbench.workloads.evaluation_inputs import evaluation_of, tokenizer_of
+    from retbench.workloads.evaluation_inputs import corpus_of, evaluation_of, tokenizer_of
 
     cell, evaluation = context.cell, evaluation_of(context)
-    tokenizer = tokenizer_of(context)
-    corpus = load_corpus(cell.point.task or "", data_dir=context.data_dir)
-    if corpus.fingerprint != evaluation.corpus_fingerprint:
-        raise ConfigError(
-            f"corpus '{corpus.name}' has changed during the run: its fingerprint is {corpus.fingerprint} and was "
-            f"{evaluation.corpus_fingerprint}. Run the same command again."
-        )
+    tokenizer, corpus = tokenizer_of(context), corpus_of(context)
     assert cell.point.protocol is not None
     setup = PerplexitySetup(
         cell.point.protocol, cell.point.context_len, cell.point.stride, evaluation.max_document_tokens

@@ -1,0 +1,176 @@
+"""Needle-in-a-haystack prompts: a number is stated once in a long text and asked for at its end.
+
+Words and templates are those of RULER's single needle (arXiv:2404.06654, `niah_single`); the answer's opening is given,
+so that base models can take part. Keys, values and sentences are a pure function of (haystack, index), by the same
+counter-based generator as the synthetic tasks. Prompts are fitted in tokens, so they depend on the tokenizer.
+
+    noise       one sentence about grass, sky and sun, again and again
+    needles     statements of other keys' numbers
+    NAME        the sentences of a corpus, as `load_corpus` takes it
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import accumulate, islice, takewhile
+from typing import NamedTuple
+
+from retbench.data.corpora import Corpus
+from retbench.data.synthetic import draw_words
+from retbench.data.tokenizers import Tokenizer
+from retbench.errors import ConfigError
+
+NOISE, NEEDLES = "noise", "needles"
+NUM_WRONG = 9
+"""Wrong values that the value is ranked among."""
+
+_VERSION = 1
+"""Increased when the same index gives another prompt."""
+_FILLER = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
+_STATEMENT = "One of the special magic numbers for {key} is: {value}."
+_OPENING = (
+    "A special magic number is hidden within the following text. Make sure to memorize it. I will quiz you about the "
+    "number afterwards.\n"
+)
+_QUESTION = (
+    "\nWhat is the special magic number for {key} mentioned in the provided text? The special magic number for {key} "
+    "mentioned in the provided text is"
+)
+_ADJECTIVES = (
+    "amber brave calm dusty eager faint gentle hollow icy jolly keen lively mellow narrow odd pale quick rusty silent "
+    "tender upset vivid warm young zesty bitter clever damp early famous grumpy humble"
+)
+_NOUNS = (
+    "anchor barrel candle desk engine fiddle garden hammer island jacket kettle ladder meadow needle orchard pencil "
+    "quarry ribbon saddle tunnel umbrella valley window yard zebra basket castle drawer eagle feather goblet harbour"
+)
+_MOST_SENTENCES = 2**20
+"""Sentences that a haystack has room for."""
+
+
+class Needle(NamedTuple):
+    """The statement to find, and values that are wrong, all different."""
+
+    key: str
+    value: str
+    wrong: tuple[str, ...]
+
+    @property
+    def statement(self) -> str:
+        """The sentence that is hidden."""
+        return _STATEMENT.format(key=self.key, value=self.value)
+
+
+class Prompt(NamedTuple):
+    """Tokens of a prompt without a begin-of-text token, and of its right answer and the wrong ones after it."""
+
+    needle: Needle
+    text: str
+    tokens: tuple[int, ...]
+    answers: tuple[tuple[int, ...], ...]
+
+
+Sentences = Callable[[int, int], list[str]]
+"""Returns the first n sentences of the haystack of an index, or all if it has fewer: (index, n)."""
+
+
+def make_needle(haystack: str, index: int) -> Needle:
+    """Return the needle of an index."""
+    words = draw_words(f"needle {_VERSION} {haystack}", index, 1, 2 + NUM_WRONG)[0].tolist()
+    values: dict[str, None] = {}
+    for word in words[1:]:
+        number = word % 9_000_000
+        while str(1_000_000 + number) in values:
+            number = (number + 1) % 9_000_000
+        values[str(1_000_000 + number)] = None
+    value, *wrong = values
+    return Needle(_key(words[0]), value, tuple(wrong))
+
+
+def _key(word: int) -> str:
+    return f"{_ADJECTIVES.split()[word % 32]}-{_NOUNS.split()[word // 32 % 32]}"
+
+
+def haystack_sentences(haystack: str, corpus: Corpus | None) -> Sentences:
+    """Return the sentences of a haystack by name; of a corpus those of its split `test`, else of all documents."""
+    if haystack == NOISE:
+        return lambda index, count: [_FILLER] * count
+    if haystack == NEEDLES:
+        return _other_needles
+    assert corpus is not None
+    split = "test" if "test" in corpus.splits else "all"
+    found = [
+        " ".join(sentence.split())
+        for document in islice(corpus.documents(split), 64)
+        for sentence in re.split(r"(?<=[.!?])\s+", document.text)
+        if sentence.strip()
+    ][:_MOST_SENTENCES]
+    return partial(_from_text, found, haystack)
+
+
+def _other_needles(index: int, count: int) -> list[str]:
+    """Return statements of other keys than that of the index."""
+    own = make_needle(NEEDLES, index).key
+    found = []
+    for key_word, value_word, *_ in draw_words(f"needles {_VERSION} {index}", 0, count, 2).tolist():
+        key = _key(key_word) if _key(key_word) != own else _key(key_word + 1)
+        found.append(_STATEMENT.format(key=key, value=1_000_000 + value_word % 9_000_000))
+    return found
+
+
+def _from_text(sentences: Sequence[str], haystack: str, index: int, count: int) -> list[str]:
+    """Return sentences in order from a place that depends on the index, and from the first after the last."""
+    start = int(draw_words(f"haystack {_VERSION} {haystack}", index, 1, 1)[0, 0]) % len(sentences)
+    return [*sentences[start:], *sentences[:start]][:count]
+
+
+def make_prompt(
+    tokenizer: Tokenizer, sentences: Sentences, haystack: str, index: int, *, depth: float, num_tokens: int
+) -> Prompt:
+    """Return the longest prompt that has room for its answers in so many tokens.
+
+    Args:
+        tokenizer: The tokenizer.
+        sentences: Sentences of the haystack.
+        haystack: Its name.
+        index: Index of the prompt.
+        depth: Share of the sentences that come before the needle, 0 to 1.
+        num_tokens: Tokens of the prompt with any of its answers.
+
+    Raises:
+        ConfigError: the needle and the question alone have more tokens.
+    """
+    needle = make_needle(haystack, index)
+    separator = " " if haystack not in (NOISE, NEEDLES) else "\n"
+
+    def build(count: int) -> Prompt:
+        lines = sentences(index, count)
+        lines.insert(round(depth * len(lines)), needle.statement)
+        text = f"{_OPENING}{separator.join(lines)}{_QUESTION.format(key=needle.key)}"
+        tokens = tokenizer.encode(text)
+        whole = [tokenizer.encode(f"{text} {value}") for value in (needle.value, *needle.wrong)]
+        if any(each[: len(tokens)] != tokens for each in whole):
+            raise ConfigError(
+                f"tokenizer '{tokenizer.name}' joins the end of a prompt with its answer, so the answer cannot be "
+                "scored by itself. Use another tokenizer."
+            )
+        return Prompt(needle, text, tuple(tokens), tuple(tuple(each[len(tokens) :]) for each in whole))
+
+    def fits(prompt: Prompt) -> bool:
+        return len(prompt.tokens) + max(map(len, prompt.answers)) <= num_tokens
+
+    found = build(0)
+    if not fits(found):
+        raise ConfigError(
+            f"a needle and its question take {len(found.tokens) + max(map(len, found.answers))} tokens of "
+            f"'{tokenizer.name}', and the context has {num_tokens}. Ask for a longer context_len."
+        )
+    room = num_tokens - len(found.tokens) - max(map(len, found.answers))
+    lengths = (len(tokenizer.encode(separator + each)) for each in sentences(index, 1 + room // 4))
+    count = sum(1 for _ in takewhile(lambda length: length <= room, accumulate(lengths)))
+    # Tokens may join across sentences, or part: the sum is an estimate of a few tokens' accuracy.
+    found = build(count)
+    while not fits(found):
+        count -= 1
+        found = build(count)
+    return found
