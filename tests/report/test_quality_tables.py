@@ -213,7 +213,7 @@ def test_many_models_have_a_row_each_with_parameters_and_state(tmp_path: Path) -
 
 
 def test_the_state_is_that_after_the_context(tmp_path: Path) -> None:
-    """A key-value cache of 2,048 tokens of four layers of 128 in float32 takes 8 MiB; a retention state does not grow."""
+    """A key-value cache of 2,048 tokens takes 8 MiB in float32; a retention state does not grow."""
     maker = ScoreMaker(tmp_path, seeds={"1m": (0,)}, bits=KIN)
     maker.perplexities("litbank/original", "whole", 2048)
     maker.perplexities("litbank/original", "whole", 8192)

@@ -139,7 +139,7 @@ def _ratios(sweep: CostSweep, metric: MetricSpec) -> Iterator[tuple[tuple[str, P
 
 def quality_tables(evaluations: Evaluations) -> list[CompactTable]:
     """Return a table per experiment and workload that scores documents: the primary metric of each model."""
-    made = []
+    made: list[CompactTable] = []
     for experiment in sorted({record.experiment for record in evaluations.records}):
         frame = quality_table(evaluations, experiment)
         scored = frame[frame["workload"].map(_scores_documents)]
@@ -180,24 +180,24 @@ def _tables_per_point(
     table: pd.DataFrame, heading: str, caption: str, models: Lineup
 ) -> Iterator[CompactTable]:
     """Yield a table per corpus, protocol and context of a readable table with a row per model: its seeds in columns."""
-    point, row = ["corpus", "protocol", "context"], ["model", "size", "parameters", "state or cache"]
-    point = [name for name in point if name in table]
-    compared = [name for name in table if str(name).startswith("ratio")]
+    row = ["model", "size", "parameters", "state or cache"]
+    point = [name for name in ("corpus", "protocol", "context") if name in table]
+    compared = [str(name) for name in table if str(name).startswith("ratio")]
     for key, part in table.groupby(point, sort=False):
-        several = "seed" in part and part["seed"].nunique() > 1
+        seeds = list(part["seed"].unique()) if "seed" in part else []
         rows: dict[tuple[str, ...], dict[str, str]] = {}
         for line in part.to_dict(orient="records"):
-            lead = {str(name): str(line[name]) for name in row}
-            ends = f", seed {line['seed']}" if several else ""
-            cells = {f"{name}{ends}": str(line[name]) for name in (heading, *compared)}
+            lead = {name: str(line[name]) for name in row}
+            of_seed = f", seed {line['seed']}" if len(seeds) > 1 else ""
+            cells = {f"{name}{of_seed}": str(line[name]) for name in (heading, *compared)}
             rows.setdefault(tuple(lead.values()), lead).update(cells)
-        frame = pd.DataFrame(rows.values()).fillna(NONE)
-        of_rows = tuple(frame["model"])
-        frame["model"] = [models.labels[model] for model in of_rows]
-        frame = frame[[*row, *sorted(set(frame) - {*row}, key=lambda name: (name.startswith("ratio"), name))]]
-        seed = "" if several or "seed" not in part else f"seed {part['seed'].iloc[0]}"
-        of_point = ", ".join([caption, *(text for text in (*key, seed) if text not in ("", NONE))])
-        yield _without_constants(of_point, frame, ("size",), {}, of_rows)
+        found = pd.DataFrame(rows.values()).fillna(NONE)
+        own = [str(name) for name in found if name not in row]
+        own.sort(key=lambda name: name.startswith("ratio"))
+        frame = found[[*row, *own]].assign(model=[models.labels[model] for model in found["model"]])
+        notes = [*map(str, key), *(f"seed {seed}" for seed in seeds if len(seeds) == 1)]
+        of_point = ", ".join([caption, *(note for note in notes if note != NONE)])
+        yield _without_constants(of_point, frame, ("size",), {}, tuple(found["model"]))
 
 
 def _without_constants(
