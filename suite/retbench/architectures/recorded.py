@@ -8,11 +8,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from retbench.architectures import costs
 from retbench.architectures.architecture import Architecture
 from retbench.architectures.configs import ModelConfig, form_of, parse_model_config
 from retbench.architectures.registry import architectures
 from retbench.architectures.sizes import find_size
 from retbench.errors import ConfigError
+from retbench.mixers.mixer import DTYPE_BYTES
 
 
 def read_config(config: Mapping[str, Any]) -> ModelConfig | None:
@@ -65,6 +67,14 @@ def has_cache(architecture: str, config: Mapping[str, Any] | None = None) -> boo
     else:
         model = None
     return model is not None and model.grows
+
+
+def state_bytes(config: Mapping[str, Any], dtype: str, context_len: int) -> int | None:
+    """Return the analytical bytes of state or cache of one sequence of `context_len` tokens; None if not known here."""
+    model = read_config(config)
+    if model is None or dtype not in DTYPE_BYTES or costs.missing_reason(model):
+        return None
+    return costs.state_bytes(model, dtype, 1, context_len)
 
 
 def is_standard(architecture: str, config: Mapping[str, Any]) -> bool:
