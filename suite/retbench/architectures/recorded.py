@@ -80,7 +80,7 @@ def state_bytes(config: Mapping[str, Any], dtype: str, context_len: int) -> int 
 def is_standard(architecture: str, config: Mapping[str, Any]) -> bool:
     """Return whether a model lacks nothing that its paper describes; ablations do."""
     known, model = _find(architecture, config)
-    return known is None or model is None or known.is_standard(model)
+    return known is None or model is None or (known.is_standard(model) and not model.convolution_first)
 
 
 def unusual_settings(architecture: str, config: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:
@@ -92,6 +92,7 @@ def unusual_settings(architecture: str, config: Mapping[str, Any], settings: Map
     if known is None or model is None or known.is_baseline:
         return []
     words = known.unusual(model) + (["concat cache"] if model.concatenates else [])
+    words += ["short convolution first"] if model.convolution_first else []
     backend, chunk_size = settings.get("backend", ""), settings.get("chunk_size")
     if any(form_of(mixer, backend) != mixer.default_form for mixer in model.mixers):
         words.append(f"backend {backend}")

@@ -1,6 +1,7 @@
 """The figures of quality: loss along documents and along a training, quality by size, accuracy in tasks.
 
-Every seed has a curve or point of its own: there is never a mean over seeds, nor an interval over them.
+Every seed has a curve or point of its own: there is no mean over seeds, nor an interval over them. The figures of
+recall are another matter; see `recall_figure`.
 """
 
 import math
@@ -48,7 +49,7 @@ def draw_scores(scores: Evaluations) -> list[Drawing]:
             *(each for points in scores.task_groups() for each in draw_accuracies(scores, points)),
             *(each for task_point in scores.slice_points() for each in draw_slices(scores, task_point)),
             *(each for points in scores.needle_groups() for each in draw_needles(scores, points)),
-            *(draw_recall(scores, points) for points in scores.recall_groups()),
+            *(each for points in scores.recall_groups() for each in draw_recall(scores, points)),
             *(each for task_point in trainings for each in _draw_learning(scores, task_point)),
         ]
 
