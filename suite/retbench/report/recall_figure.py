@@ -98,7 +98,7 @@ def _draw_frontiers(
         (title, f"accuracy of multi-query associative recall{where}, %", conditions),
         _describe,
         "state, bytes per sequence (log scale)",
-        _set_byte_axis,
+        set_byte_axis,
     )
     for axes, point, part in zip(figure.axes, task_points, parts, strict=True):
         _draw_frontier(axes, part)
@@ -162,7 +162,8 @@ def _describe(point: Point) -> str:
     return format_percent(point.value)
 
 
-def _set_byte_axis(axes: Axes, sizes: Sequence[float]) -> None:
+def set_byte_axis(axes: Axes, sizes: Sequence[float]) -> None:
+    """Make a logarithmic axis of bytes with a tick at each of these rising sizes."""
     style.set_count_axis(axes, sizes, [format_bytes(size) for size in sizes])
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from retbench.architectures.recorded import concatenates_cache, state_bytes
+from retbench.architectures.recorded import concatenates_cache
 from retbench.records.record import Record
 from retbench.report.comparisons import pair_ratios
 from retbench.report.document_comparisons import DocumentComparison
@@ -23,6 +23,7 @@ from retbench.report.points import (
     num_trained_tokens,
     replicate_of,
     scores_text,
+    state_bytes_of,
     task_point_of,
 )
 from retbench.report.selection import Selection
@@ -235,8 +236,7 @@ def _quality_row(evaluations: Evaluations, record: Record) -> dict[str, Any]:
     }
     row |= {name: metric.value for name, metric in record.metrics.items() if name not in row}
     if scores_text(record.workload):
-        dtype = str(record.settings.get("dtype"))
-        row["state_bytes"] = state_bytes(record.model.config, dtype, record.point.context_len)
+        row["state_bytes"] = state_bytes_of(record)
     key = (point, instance, record.model.name)
     made = [c for c in evaluations.comparisons if (c.point, c.instance, c.model) == key]
     return row | (_comparison_columns(made[0]) if made else {})
