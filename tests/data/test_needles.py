@@ -73,6 +73,15 @@ def test_the_sentences_of_a_corpus_are_in_order_and_begin_elsewhere_for_another_
     assert found[0] in text
 
 
+def test_a_corpus_that_does_not_fill_the_context_is_refused() -> None:
+    with pytest.raises(
+        ConfigError, match="the haystack 'few' has 2 sentences, which do not fill 2,048 tokens"
+    ):
+        make_prompt(
+            BYTES, lambda index, count: ["One.", "Two."][:count], "few", 0, depth=0.0, num_tokens=2048
+        )
+
+
 def test_a_context_without_room_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"a needle and its question take \d+ tokens of 'bytes'"):
         prompt(num_tokens=200)
