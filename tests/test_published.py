@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[1]
 PUBLISHED = ROOT / "results" / "published"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 QUALITY = (ROOT / "docs" / "quality.md").read_text(encoding="utf-8")
+RECALL = (ROOT / "docs" / "recall.md").read_text(encoding="utf-8")
 
 
 def test_every_record_is_read() -> None:
@@ -65,10 +66,13 @@ def rows_of(text: str) -> list[list[str]]:
     ]
 
 
-def test_the_page_on_quality_has_the_tables_of_the_records() -> None:
-    rows = rows_of(output(QUALITY, "quality"))
-    assert len(rows) > 20
-    told = CliRunner().invoke(app, ["table", "quality", "--results", str(PUBLISHED)])
+@pytest.mark.parametrize(
+    ("page", "experiment", "fewest"), [(QUALITY, "quality", 20), (RECALL, "recall_slices", 5)]
+)
+def test_a_page_has_the_tables_of_the_records(page: str, experiment: str, fewest: int) -> None:
+    rows = rows_of(output(page, experiment))
+    assert len(rows) >= fewest
+    told = CliRunner().invoke(app, ["table", experiment, "--results", str(PUBLISHED)])
     assert told.exit_code == 0, told.output
     assert [row for row in rows if row not in rows_of(told.stdout)] == []
 
@@ -137,7 +141,7 @@ def test_the_picture_of_the_report_shows_the_answer_of_the_records(report: Path)
 
 def test_every_figure_of_a_page_shows_the_records(report: Path) -> None:
     """By its data: how it is drawn changes with matplotlib."""
-    shown = re.findall(r"!\[[^]]*\]\(([^)]+)\)", QUALITY)
+    shown = re.findall(r"!\[[^]]*\]\(([^)]+)\)", QUALITY + RECALL)
     assert shown
     for figure in shown:
         kept = ROOT / "docs" / figure

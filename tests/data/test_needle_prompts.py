@@ -8,7 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retbench.data.corpora import load_corpus
-from retbench.data.needles import NEEDLES, NOISE, NUM_WRONG, haystack_sentences, make_needle, make_prompt
+from retbench.data.needle_prompts import (
+    NEEDLES,
+    NOISE,
+    NUM_WRONG,
+    haystack_sentences,
+    make_needle,
+    make_prompt,
+)
 from retbench.data.tokenizers import load_tokenizer
 from retbench.errors import ConfigError
 
@@ -22,7 +29,7 @@ def prompt(haystack: str = NOISE, index: int = 0, depth: float = 0.5, num_tokens
     )
 
 
-@pytest.mark.parametrize(("haystack", "digits"), [(NOISE, "9e7ab3f71ed7"), (NEEDLES, "1d2a2d3b2d1b")])
+@pytest.mark.parametrize(("haystack", "digits"), [(NOISE, "0ecedf118f8d"), (NEEDLES, "620a19f80990")])
 def test_prompts_are_the_same_on_every_machine(haystack: str, digits: str) -> None:
     texts = [prompt(haystack, index, index / 4).text for index in range(5)]
     assert hashlib.sha256("\n".join(texts).encode()).hexdigest()[:12] == digits
