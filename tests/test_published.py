@@ -68,10 +68,13 @@ def rows_of(text: str) -> list[list[str]]:
     ]
 
 
-def test_the_page_on_quality_has_the_tables_of_the_records() -> None:
-    rows = rows_of(output(QUALITY, "quality"))
-    assert len(rows) > 20
-    told = CliRunner().invoke(app, ["table", "quality", "--results", str(PUBLISHED)])
+@pytest.mark.parametrize(
+    ("page", "experiment", "fewest"), [(QUALITY, "quality", 20), (RECALL, "recall_slices", 5)]
+)
+def test_a_page_has_the_tables_of_the_records(page: str, experiment: str, fewest: int) -> None:
+    rows = rows_of(output(page, experiment))
+    assert len(rows) >= fewest
+    told = CliRunner().invoke(app, ["table", experiment, "--results", str(PUBLISHED)])
     assert told.exit_code == 0, told.output
     assert [row for row in rows if row not in rows_of(told.stdout)] == []
 

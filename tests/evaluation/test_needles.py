@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from retbench.data.needles import NOISE, Prompt, haystack_sentences, make_prompt
+from retbench.data.needle_prompts import NOISE, Prompt, haystack_sentences, make_prompt
 from retbench.data.tokenizers import load_tokenizer
 from retbench.evaluation.needles import answer_prompt
 from retbench.models.decoder import Decoder

@@ -6,7 +6,7 @@ import datasets
 import pytest
 
 from retbench.errors import ConfigError, UnsupportedError
-from retbench.evaluation.tasks import TASKS, load_task, quiet, task_rows
+from retbench.evaluation.tasks import TASKS, check_task, load_task, quiet, task_rows
 
 
 def write_copa(folder, split, numbers):
@@ -161,3 +161,9 @@ def test_rows_of_the_tasks(tmp_path, monkeypatch):
     assert rows["piqa"][1] == "hub"
     assert "only from its authors" in rows["storycloze_2016"][1]
     assert "2307.08621" in rows["wsc273"][0]
+
+
+@pytest.mark.parametrize("name", ["niah_single_1", "ruler_vt"])
+def test_tasks_of_ruler_are_refused_with_the_workload_that_has_their_needle(name: str) -> None:
+    with pytest.raises(UnsupportedError, match=rf"task '{name}'.*retbench run needle"):
+        check_task(name, num_fewshot=0)

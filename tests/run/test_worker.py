@@ -106,7 +106,7 @@ def test_every_cell_begins_with_a_mark_on_stderr(plan: Plan, tmp_path: Path) -> 
 def test_a_worker_multiplies_as_an_earlier_one_of_the_run_found(
     plan: Plan, tmp_path: Path, streams: bool
 ) -> None:
-    """Otherwise two near equals, told apart by chance in each process, differ between models that are compared."""
+    """Otherwise models that are compared could run differently: which of two near equals is faster is chance."""
     told = {"streams_weights": streams}
     prepare, measure = (make_job(plan, tmp_path, task=task) for task in ("prepare", "measure"))
     (checked,) = [one for one in ask(prepare.model_copy(update=told))[0] if isinstance(one, Checked)]

@@ -34,8 +34,8 @@ ORDER = [
     "perplexity",
     "zeroshot",
     "mqar",
-    "recall_slices",
     "needle",
+    "recall_slices",
     "training_run",
 ]
 

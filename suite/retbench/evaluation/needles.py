@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from retbench.data.needles import Prompt
+from retbench.data.needle_prompts import Prompt
 from retbench.data.tokenizers import Tokenizer
 from retbench.models.language_model import LanguageModel
 from retbench.models.state import DecoderState

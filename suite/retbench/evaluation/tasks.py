@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from retbench.config.evaluation import FEWSHOT_SEED
 from retbench.data.places import data_folder
-from retbench.errors import ConfigError, UnsupportedError, unknown_name
+from retbench.errors import ConfigError, UnsupportedError, shown, unknown_name
 from retbench.evaluation.local_data import LocalSplit, describe_files, find_layouts, one_line, read_local
 
 RETNET = "RetNet (arXiv:2307.08621) Table 3"
@@ -183,6 +183,12 @@ def task_rows(data_dir: Path | None = None) -> list[tuple[str, str, str]]:
 
 def _find_task(name: str, num_fewshot: int) -> TaskEntry:
     """Return the task called `name`; ConfigError if there is none, or if it does not take examples."""
+    if name.startswith(("niah_", "ruler")):
+        raise UnsupportedError(
+            f"task {shown(name)}: lm-eval generates RULER's prompts with packages that download texts when they are "
+            "loaded, and with transformers' tokenizers only. The workload 'needle' has its single needle: retbench run "
+            "needle."
+        )
     if name not in TASKS:
         raise unknown_name("zero-shot task", name, TASKS)
     entry = TASKS[name]

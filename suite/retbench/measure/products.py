@@ -20,7 +20,7 @@ _CLEARLY = 0.9
 
 
 _found: bool | None = None
-"""What this process has found, or was told."""
+"""The outcome in this process, measured or told by another; None before it was asked for."""
 
 
 def streaming_is_faster() -> bool:

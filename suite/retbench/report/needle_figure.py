@@ -33,9 +33,7 @@ def draw_needles(scores: Evaluations, points: Sequence[TaskPoint]) -> Iterator[D
     for size in scores.sizes(records):
         mine = [record for record in records if record.model.size == size]
         maps = group(mine, lambda record: (record.model.name, instance_of(record)))
-        ordered = sorted(
-            maps, key=lambda key: (scores.models.models.index(key[0]), key[1].seed is not None, key[1].seed)
-        )
+        ordered = sorted(maps, key=lambda key: (scores.models.models.index(key[0]), key[1].seed_word))
         yield _draw(scores, points[0], size, {key: maps[key] for key in ordered})
 
 

@@ -57,9 +57,9 @@ class Job(Strict):
     data_dir: Path | None = None
     """Folder of local data."""
     streams_weights: bool | None = None
-    """Whether models stream their weights, as the first worker that asked has found; None lets the worker find out.
+    """True if models stream their weights, as the first worker that asked has found; None lets the worker find out.
 
-    Near equals are told apart by chance, and models that are compared must be multiplied alike.
+    Which of two near equals is the faster is chance, and models that are compared must be multiplied alike.
     """
     parent_pid: int
     """The runner; a worker with another parent has been orphaned."""
@@ -85,7 +85,7 @@ class Checked(Strict):
     event: Literal["checked"] = "checked"
     gate: Gate
     streams_weights: bool | None = None
-    """What the worker found or was told; None where it does not matter, as on a GPU."""
+    """The outcome that the worker found or was given; None where it does not matter, as on a GPU."""
 
 
 class Streamed(Strict):

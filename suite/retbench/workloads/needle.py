@@ -1,4 +1,4 @@
-"""Numbers that are hidden in a long text and asked for at its end, by context length and depth; see `data.needles`."""
+"""Numbers that are hidden in a long text and asked for at its end; `data.needle_prompts` makes the prompts."""
 
 import hashlib
 import math
@@ -13,7 +13,7 @@ from retbench.records.record import Metric, Series
 from retbench.workloads.workload import Measurement, MetricSpec, Workload
 
 if TYPE_CHECKING:
-    from retbench.data.needles import Prompt
+    from retbench.data.needle_prompts import Prompt
     from retbench.evaluation.needles import NeedleAnswer
     from retbench.workloads.context import Context
 
@@ -29,7 +29,7 @@ def find_inputs(spec: NeedleSpec, models: Sequence[ModelUnderTest], data_dir: Pa
         UnsupportedError: the data of a corpus cannot be obtained here.
     """
     from retbench.data.corpora import load_corpus
-    from retbench.data.needles import NOISE, haystack_sentences, make_prompt
+    from retbench.data.needle_prompts import NOISE, haystack_sentences, make_prompt
     from retbench.data.tokenizers import prefix_token
     from retbench.workloads.evaluation_inputs import choose_tokenizer
 
@@ -93,7 +93,7 @@ def measure(context: "Context") -> Measurement:
 
 def _prompts(context: "Context") -> "Callable[[int, float], Prompt]":
     """Return the function that makes the cell's prompt of an index at a depth."""
-    from retbench.data.needles import haystack_sentences, make_prompt
+    from retbench.data.needle_prompts import haystack_sentences, make_prompt
     from retbench.workloads.evaluation_inputs import corpus_of, tokenizer_of
 
     point, tokenizer = context.cell.point, tokenizer_of(context)
@@ -140,7 +140,7 @@ def _metrics(rows: Sequence[dict[str, Any]], answers: "Sequence[NeedleAnswer]") 
     seconds = tuple(answer.prefill_s for answer in answers)
     return metrics | {
         "answer_nats": Metric(unit="nats", value=fmean(row["answer_nats"] for row in rows)),
-        "prefill_s": Metric(unit="s", value=median(seconds)),
+        "prefill_s": Metric(unit="s", value=median(seconds), samples=seconds),
         "prompt_state_bytes": Metric(unit="bytes", value=max(answer.state_bytes for answer in answers)),
         "num_examples": Metric(unit="count", value=len(rows)),
     }
@@ -177,6 +177,6 @@ WORKLOAD = Workload(
     spec=NeedleSpec,
     measure=measure,
     find_inputs=find_inputs,
-    order=10,
+    order=8,
     one_round=True,
 )

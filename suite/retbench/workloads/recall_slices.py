@@ -155,6 +155,6 @@ WORKLOAD = Workload(
     spec=RecallSlicesSpec,
     measure=measure,
     find_inputs=find_inputs,
-    order=9,
+    order=8,
     one_round=True,
 )

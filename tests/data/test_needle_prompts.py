@@ -8,7 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retbench.data.corpora import load_corpus
-from retbench.data.needles import NEEDLES, NOISE, NUM_WRONG, haystack_sentences, make_needle, make_prompt
+from retbench.data.needle_prompts import (
+    NEEDLES,
+    NOISE,
+    NUM_WRONG,
+    haystack_sentences,
+    make_needle,
+    make_prompt,
+)
 from retbench.data.tokenizers import load_tokenizer
 from retbench.errors import ConfigError
 
@@ -22,7 +29,7 @@ def prompt(haystack: str = NOISE, index: int = 0, depth: float = 0.5, num_tokens
     )
 
 
-@pytest.mark.parametrize(("haystack", "digits"), [(NOISE, "9e7ab3f71ed7"), (NEEDLES, "1d2a2d3b2d1b")])
+@pytest.mark.parametrize(("haystack", "digits"), [(NOISE, "0ecedf118f8d"), (NEEDLES, "620a19f80990")])
 def test_prompts_are_the_same_on_every_machine(haystack: str, digits: str) -> None:
     texts = [prompt(haystack, index, index / 4).text for index in range(5)]
     assert hashlib.sha256("\n".join(texts).encode()).hexdigest()[:12] == digits
@@ -71,6 +78,15 @@ def test_the_sentences_of_a_corpus_are_in_order_and_begin_elsewhere_for_another_
     assert found != sentences(2, 50)
     text = make_prompt(BYTES, sentences, "python", 1, depth=0.0, num_tokens=2048).text
     assert found[0] in text
+
+
+def test_a_corpus_that_does_not_fill_the_context_is_refused() -> None:
+    with pytest.raises(
+        ConfigError, match="the haystack 'few' has 2 sentences, which do not fill 2,048 tokens"
+    ):
+        make_prompt(
+            BYTES, lambda index, count: ["One.", "Two."][:count], "few", 0, depth=0.0, num_tokens=2048
+        )
 
 
 def test_a_context_without_room_is_refused() -> None:

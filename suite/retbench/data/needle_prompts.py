@@ -15,12 +15,13 @@ from functools import partial
 from itertools import accumulate, islice, takewhile
 from typing import NamedTuple
 
+from retbench.config.evaluation import HAYSTACKS
 from retbench.data.corpora import Corpus
 from retbench.data.synthetic import draw_words
 from retbench.data.tokenizers import Tokenizer
 from retbench.errors import ConfigError
 
-NOISE, NEEDLES = "noise", "needles"
+NOISE, NEEDLES = HAYSTACKS
 NUM_WRONG = 9
 """Wrong values that the value is ranked among."""
 
@@ -78,7 +79,7 @@ def make_needle(haystack: str, index: int) -> Needle:
     """Return the needle of an index."""
     words = draw_words(f"needle {_VERSION} {haystack}", index, 1, 2 + NUM_WRONG)[0].tolist()
     values: dict[str, None] = {}
-    for word in words[1:]:
+    for word in words[1 : 2 + NUM_WRONG]:
         number = word % 9_000_000
         while str(1_000_000 + number) in values:
             number = (number + 1) % 9_000_000
@@ -138,39 +139,50 @@ def make_prompt(
         num_tokens: Tokens of the prompt with any of its answers.
 
     Raises:
-        ConfigError: the needle and the question alone have more tokens.
+        ConfigError: the needle and the question alone have more tokens, or the haystack has too few sentences.
     """
     needle = make_needle(haystack, index)
-    separator = " " if haystack not in (NOISE, NEEDLES) else "\n"
-
-    def build(count: int) -> Prompt:
-        lines = sentences(index, count)
-        lines.insert(round(depth * len(lines)), needle.statement)
-        text = f"{_OPENING}{separator.join(lines)}{_QUESTION.format(key=needle.key)}"
-        tokens = tokenizer.encode(text)
-        whole = [tokenizer.encode(f"{text} {value}") for value in (needle.value, *needle.wrong)]
-        if any(each[: len(tokens)] != tokens for each in whole):
-            raise ConfigError(
-                f"tokenizer '{tokenizer.name}' joins the end of a prompt with its answer, so the answer cannot be "
-                "scored by itself. Use another tokenizer."
-            )
-        return Prompt(needle, text, tuple(tokens), tuple(tuple(each[len(tokens) :]) for each in whole))
-
-    def fits(prompt: Prompt) -> bool:
-        return len(prompt.tokens) + max(map(len, prompt.answers)) <= num_tokens
-
-    found = build(0)
-    if not fits(found):
+    separator = "\n" if haystack in HAYSTACKS else " "
+    found = _build(tokenizer, needle, [], separator, depth)
+    room = num_tokens - _num_tokens(found)
+    if room < 0:
         raise ConfigError(
-            f"a needle and its question take {len(found.tokens) + max(map(len, found.answers))} tokens of "
-            f"'{tokenizer.name}', and the context has {num_tokens}. Ask for a longer context_len."
+            f"a needle and its question take {_num_tokens(found)} tokens of '{tokenizer.name}', and the context has "
+            f"{num_tokens}. Ask for a longer context_len."
         )
-    room = num_tokens - len(found.tokens) - max(map(len, found.answers))
-    lengths = (len(tokenizer.encode(separator + each)) for each in sentences(index, 1 + room // 4))
-    count = sum(1 for _ in takewhile(lambda length: length <= room, accumulate(lengths)))
+    available = sentences(index, 1 + room)  # a sentence has one token or more
+    lengths = accumulate(len(tokenizer.encode(separator + each)) for each in available)
+    count = sum(1 for _ in takewhile(lambda length: length <= room, lengths))
+    if count == len(available):
+        raise ConfigError(
+            f"the haystack '{haystack}' has {count:,} sentences, which do not fill {num_tokens:,} tokens of "
+            f"'{tokenizer.name}'. Take a larger corpus, or ask for a shorter context_len."
+        )
     # Tokens may join across sentences, or part: the sum is an estimate of a few tokens' accuracy.
-    found = build(count)
-    while not fits(found):
+    found = _build(tokenizer, needle, available[:count], separator, depth)
+    while _num_tokens(found) > num_tokens:
         count -= 1
-        found = build(count)
+        found = _build(tokenizer, needle, available[:count], separator, depth)
     return found
+
+
+def _build(
+    tokenizer: Tokenizer, needle: Needle, sentences: Sequence[str], separator: str, depth: float
+) -> Prompt:
+    """Return the prompt of a haystack of these sentences; ConfigError if its answers cannot be scored."""
+    place = round(depth * len(sentences))
+    lines = [*sentences[:place], needle.statement, *sentences[place:]]
+    text = f"{_OPENING}{separator.join(lines)}{_QUESTION.format(key=needle.key)}"
+    tokens = tokenizer.encode(text)
+    whole = [tokenizer.encode(f"{text} {value}") for value in (needle.value, *needle.wrong)]
+    if any(each[: len(tokens)] != tokens for each in whole):
+        raise ConfigError(
+            f"tokenizer '{tokenizer.name}' joins the end of a prompt with its answer, so the answer cannot be scored "
+            "by itself. Use another tokenizer."
+        )
+    return Prompt(needle, text, tuple(tokens), tuple(tuple(each[len(tokens) :]) for each in whole))
+
+
+def _num_tokens(prompt: Prompt) -> int:
+    """Return the tokens of a prompt with its longest answer."""
+    return len(prompt.tokens) + max(map(len, prompt.answers))
