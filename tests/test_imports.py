@@ -31,6 +31,7 @@ LAYERS: list[set[str]] = [
     {"run", "papers"},
     {"report"},
     {"regress"},
+    {"api"},
     {"cli", "__main__"},
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
