@@ -1,10 +1,89 @@
-"""The Python interface: `retbench.compare`. `retbench/__init__.py` imports this module on first use."""
+"""The Python interface: `retbench.load`, `run` and `compare`, imported on first use by `retbench/__init__.py`."""
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from retbench.regress.report import CheckReport
+    from retbench.run.events import RunSummary
+
+
+def load(path: str | Path = "results") -> "pd.DataFrame":
+    """Return the records in a file or below a folder: one row per measured value, in base units.
+
+    docs/results.md explains the columns. A line that cannot be read is left out with a warning.
+
+    Raises:
+        RecordError: the path does not exist, or holds no record that can be read.
+    """
+    from retbench.report.frames import load_results, results_frame
+
+    results = load_results(Path(path))
+    for problem in results.problems:
+        warnings.warn(problem, stacklevel=2)
+    return results_frame(results)
+
+
+def run(
+    experiment: str | Path,
+    *,
+    profile: str | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+    models: Sequence[str] = (),
+    trust_remote_code: bool = False,
+    limit: int | None = None,
+    compiled: bool | None = None,
+    out: str | Path = "results",
+    overrides: Sequence[str] = (),
+    data_dir: str | Path | None = None,
+    fresh: bool = False,
+) -> "RunSummary":
+    """Measure an experiment, or continue where it stopped, as `retbench run` does, with progress on stderr.
+
+    Args:
+        experiment: A name from `retbench list`, or the path of a TOML file.
+        profile: A profile of it; None for `paper` on a CUDA device with 70 GB or more, else `cpu`.
+        device: `cpu`, `cuda` or `cuda:N`; None for the first GPU, else the CPU.
+        dtype: Replaces the profile's.
+        models: Models of transformers to measure in place of the experiment's; folders, or names on the hub.
+        trust_remote_code: Run code that comes with `models`.
+        limit: Keeps only the first context lengths, or documents.
+        compiled: Replaces the profile's `compile`.
+        out: Folder that records are appended to.
+        overrides: Fields to replace, as "rounds=3".
+        data_dir: Where local data is looked for; RETBENCH_DATA when None.
+        fresh: Measure again the cells that are on disk.
+
+    Returns:
+        The counts of records by status, the record file, and whether a signal interrupted the run.
+
+    Raises:
+        RetbenchError: as `planning.plan.make_plan` and `run.runner.run_plan`.
+    """
+    from retbench.cli.progress import show_events, view_run
+    from retbench.config.own_models import OwnModels
+    from retbench.planning.plan import make_plan
+    from retbench.run.runner import run_plan
+
+    plan = make_plan(
+        str(experiment),
+        profile=profile,
+        device=device,
+        dtype=dtype,
+        limit=limit,
+        overrides=overrides,
+        compiled=compiled,
+        own_models=OwnModels(tuple(models), trust_remote_code) if models else None,
+        results=Path(out),
+        data_dir=Path(data_dir).absolute() if data_dir else None,
+    )
+    with show_events(view_run) as display:
+        return run_plan(plan, Path(out), fresh=fresh, observer=display)
 
 
 def compare(

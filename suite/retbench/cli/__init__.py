@@ -39,6 +39,8 @@ COMMANDS = {
     "verify": "Check that all execution modes of a model are equivalent.",
     "predict": "Predict time per token, memory, largest batch and crossover.",
     "generate": "Continue a text with any checkpoint, printing tokens as they come.",
+    "push": "Publish a folder of results as a dataset on the Hugging Face hub.",
+    "export": "Write a checkpoint in the format of transformers or flash-linear-attention.",
     "env": "Show this machine: hardware, versions and usable backends.",
     "compare": "Compare two record sets of one machine, or a run with a baseline: is B slower than A?",
     "compare-commands": "Compare the wall time of two shell commands: is B slower than A?",
