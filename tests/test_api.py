@@ -85,6 +85,7 @@ def test_an_impossible_run_is_refused(tmp_path: Path) -> None:
         retbench.run("latencyy", out=tmp_path)
 
 
+@pytest.mark.slow
 def test_a_run_can_be_loaded(tmp_path: Path, tiny_experiment: Path) -> None:
     summary = retbench.run(
         tiny_experiment,

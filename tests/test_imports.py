@@ -31,8 +31,8 @@ LAYERS: list[set[str]] = [
     {"run", "papers"},
     {"report"},
     {"regress"},
-    {"api"},
     {"cli", "__main__"},
+    {"api"},
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 # What works where torch is not wanted: experiments, plans, records and everything that is made of records.

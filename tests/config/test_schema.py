@@ -37,7 +37,7 @@ def test_every_shipped_experiment_fits(name: str) -> None:
         (("titel",), "a title"),
         (("profiles", "smoke", "round"), 3),
         (("profiles", "smoke", "rounds"), 0),
-        (("profiles", "smoke", "size"), "25 m"),
+        (("profiles", "smoke", "dtype"), "float15"),
         (("profiles", "smoke", "workloads", "decod"), {}),
         (("profiles", "smoke", "workloads", "decode", "context"), [1024]),
         (("models", "retnet", "architecture"), "retnett"),

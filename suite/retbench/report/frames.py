@@ -271,7 +271,7 @@ def _sound_metrics(records: Sequence[Record]) -> Iterator[tuple[Record, list[tup
     faulty = {(record.cell_id, share) for record in records for share in faulty_shares(record)}
     for record in records:
         metrics = record.metrics.items() if record.status == "ok" else ()
-        sound = [
+        sound: list[tuple[object, ...]] = [
             (name, metric.unit, metric.value)
             for name, metric in metrics
             if (record.cell_id, name) not in faulty
