@@ -22,8 +22,10 @@ from retbench.cli.options import (
     Overrides,
     ProfileName,
     new_app,
+    not_empty,
 )
 from retbench.cli.progress import describe_rate, show_events, view_training
+from retbench.cli.tracking import track_runs
 from retbench.config.experiment import load_experiment
 from retbench.config.training import TrainingSpec
 from retbench.errors import INTERRUPTED, ConfigError, RetbenchError, shown
@@ -75,6 +77,14 @@ def train(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Delete the runs of this profile and train them again.")
     ] = False,
+    track: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[wandb|trackio]",
+            callback=not_empty,
+            help="Log learning curves to this library as well. Needs the extra of that name.",
+        ),
+    ] = None,
     form: OutputFormat = None,
     as_json: AsJson = False,
 ) -> None:
@@ -94,7 +104,7 @@ def train(
     if not dry_run:
         try:
             with joined(launch, on_cpu=device == "cpu") as ranks:
-                code = carry_out(ranks.together(plan), out, form, fresh=fresh, ranks=ranks)
+                code = carry_out(ranks.together(plan), out, form, fresh=fresh, ranks=ranks, track=track)
         except OtherRankFailedError:
             code = RetbenchError.exit_code
         raise typer.Exit(code)
@@ -170,7 +180,15 @@ def _find_device(asked: str | None, launch: Launch) -> Device:
     return found if found.name == "cpu" else find_device(f"cuda:{launch.local_rank}")
 
 
-def carry_out(plan: TrainingPlan, out: Path, form: str, *, fresh: bool, ranks: Ranks = ALONE) -> int:
+def carry_out(
+    plan: TrainingPlan,
+    out: Path,
+    form: str,
+    *,
+    fresh: bool,
+    ranks: Ranks = ALONE,
+    track: str | None = None,
+) -> int:
     """Train the runs that are not on disk yet, print all runs, and return the exit code.
 
     Raises:
@@ -184,6 +202,8 @@ def carry_out(plan: TrainingPlan, out: Path, form: str, *, fresh: bool, ranks: R
         notify: Notify = lambda _: None  # noqa: E731 - only the first process shows events
         if ranks.leads:
             notify = stack.enter_context(show_events(view_training(plan))).notify
+            if track is not None:
+                notify = stack.enter_context(track_runs(track, plan, notify))
 
         def wait(holder: str) -> None:
             ranks.hold_on()

@@ -3,7 +3,7 @@
 Nothing is aggregated here. Records of different comparable sets never enter one value, interval or ratio.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import cache, wraps
@@ -29,6 +29,23 @@ OBSERVATION_COLUMNS: dict[str, str] = {
     "value": "float64",
 }
 
+RESULT_COLUMNS: dict[str, str] = {
+    **dict.fromkeys(("experiment", "profile", "workload", "status", "error"), "string"),
+    "started_at": "datetime64[us, UTC]",
+    **dict.fromkeys(("model", "architecture", "variant", "size"), "string"),
+    **dict.fromkeys(("num_params", "num_params_nonembedding"), "Int64"),
+    "checkpoint": "string",
+    **dict.fromkeys(("seed", "batch_size", "context_len"), "Int64"),
+    **dict.fromkeys(("task", "protocol"), "string"),
+    **dict.fromkeys(("num_fewshot", "num_pairs", "round"), "Int64"),
+    **dict.fromkeys(("session", "machine", "device", "dtype"), "string"),
+    "threads": "Int64",
+    **dict.fromkeys(("code_revision", "torch_version", "file"), "string"),
+    "is_published": "bool",
+    **dict.fromkeys(("metric", "unit"), "string"),
+    "value": "float64",
+}
+"""Columns of `results_frame` with their types, which docs/results.md explains."""
 
 PUBLISHED = "published"
 """Folder of the records that come with the project; all others were measured by its user."""
@@ -241,12 +258,57 @@ def observations(records: Sequence[Record]) -> pd.DataFrame:
     Returns:
         Columns `OBSERVATION_COLUMNS`, with their types also without rows.
     """
-    faulty = {(record.cell_id, share) for record in records for share in faulty_shares(record)}
     rows: list[tuple[object, ...]] = []
-    for record in records:
+    for record, metrics in _sound_metrics(records):
         words = (record.experiment, record.workload, record.status, record.error, record.model.name)
         cell = (*words, session_of(record), record.point.batch_size, record.point.context_len, record.round)
-        metrics = record.metrics.items() if record.status == "ok" else ()
-        sound = [(name, metric) for name, metric in metrics if (record.cell_id, name) not in faulty]
-        rows += [(*cell, name, metric.unit, metric.value) for name, metric in sound] or [(*cell, *[None] * 3)]
+        rows += [(*cell, *metric) for metric in metrics]
     return pd.DataFrame(rows, columns=list(OBSERVATION_COLUMNS)).astype(OBSERVATION_COLUMNS)
+
+
+def _sound_metrics(records: Sequence[Record]) -> Iterator[tuple[Record, list[tuple[object, ...]]]]:
+    """Yield each record with (name, unit, value) of its metrics; three times None where it has none."""
+    faulty = {(record.cell_id, share) for record in records for share in faulty_shares(record)}
+    for record in records:
+        metrics = record.metrics.items() if record.status == "ok" else ()
+        sound: list[tuple[object, ...]] = [
+            (name, metric.unit, metric.value)
+            for name, metric in metrics
+            if (record.cell_id, name) not in faulty
+        ]
+        yield record, sound or [(None, None, None)]
+
+
+def results_frame(results: Results) -> pd.DataFrame:
+    """Return one row per measured value, as `docs/results.md` documents the columns.
+
+    Of records of the same cell and round the latest is kept, as in reports. A record without a metric has one row.
+    """
+    rows = [
+        (*_facts(results, record), *metric)
+        for record, metrics in _sound_metrics(keep_latest(results.records))
+        for metric in metrics
+    ]
+    return pd.DataFrame(rows, columns=list(RESULT_COLUMNS)).astype(RESULT_COLUMNS)
+
+
+def _facts(results: Results, record: Record) -> tuple[object, ...]:
+    """Return the columns of a record before those of its metrics."""
+    model, point, weights = record.model, record.point, record.model.weights
+    found, source = set_of(record), results.source_of(record)
+    return (
+        *(record.experiment, record.profile, record.workload, record.status, record.error, started(record)),
+        *(model.name, model.architecture, model.variant, model.size),
+        *(model.num_params, model.num_params_nonembedding),
+        *(weights.source if weights else None, weights.seed if weights else None),
+        *(
+            point.batch_size,
+            point.context_len,
+            point.task,
+            point.protocol,
+            point.num_fewshot,
+            point.num_pairs,
+        ),
+        *(record.round, session_of(record), found.machine, found.device, found.dtype, found.threads),
+        *(found.code_revision, found.torch_version, source.path, source.is_published),
+    )
