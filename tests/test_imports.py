@@ -21,7 +21,7 @@ LAYERS: list[set[str]] = [
     {"architectures", "measure"},
     {"config.evaluation", "config.synthetic", "config.training", "workloads.workload"},
     {"config"},
-    {"planning.cells", "planning.prediction"},
+    {"planning.cells", "planning.prediction", "planning.shards"},
     {"data", "models"},
     {"checkpoints", "evaluation"},
     {"workloads"},

@@ -257,7 +257,10 @@ def compare_commands(
             raise ConfigError(f"{shown(command)} is not a command. Give a line that `sh -c` can run.")
     with tempfile.TemporaryDirectory(prefix="retbench-commands-") as lock_dir:
         timer = CommandTimer(lock_dir)
-        with catch_signals(timer.interrupt), timing_lock(first, wait=wait_or_stop(timer.inbox, notify)):
+        with (
+            catch_signals(timer.interrupt),
+            timing_lock(first, "cpu", wait=wait_or_stop(timer.inbox, notify)),
+        ):
             return _compare((first, second), timer, (first, second), limits, rules, notify)
 
 
@@ -270,7 +273,7 @@ def compare_callables(
 ) -> CheckReport:
     """Measure two callables without arguments in turn, in this process, as `compare_commands`."""
     names = _name(first), _name(second)
-    with timing_lock(names[0], wait=wait_or_stop(SimpleQueue(), notify)):
+    with timing_lock(names[0], "cpu", wait=wait_or_stop(SimpleQueue(), notify)):
         return _compare((first, second), CallableTimer(), names, limits, rules, notify)
 
 

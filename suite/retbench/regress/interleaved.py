@@ -225,7 +225,8 @@ class InterleavedCheck:
         with catch_signals(session.interrupt):
             if stop is not None:
                 stop.check()  # signals before this point went to the request
-            with timing_lock(self.plan.command, wait=wait_or_stop(session.sides[0].inbox, self.notify)):
+            settings, wait = self.plan.settings, wait_or_stop(session.sides[0].inbox, self.notify)
+            with timing_lock(self.plan.command, settings.device, wait=wait, threads=settings.threads):
                 try:
                     session.prepare()
                     rounds = self.limits.max_rounds

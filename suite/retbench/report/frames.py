@@ -15,6 +15,7 @@ import pandas as pd
 from retbench.errors import RecordError
 from retbench.records.record import FAULTY_CEILING, SHARES, Documents, Record, computing_versions
 from retbench.records.store import read_files, visible
+from retbench.workloads.workload import is_cost
 
 Value = TypeVar("Value")
 
@@ -215,13 +216,21 @@ def _future_sentences(path: Path, records: Iterable[Record]) -> list[str]:
     ]
 
 
+def hardware_of(record: Record) -> tuple[str, str]:
+    """Return the node and the GPU of a record. Equal ones differ, so that rounds of two are never one cell's."""
+    names = ("node_id", "gpu_uuid")
+    node, gpu = (str(record.environment.get(name, "")) for name in names)
+    return node, gpu
+
+
 def keep_latest(records: Iterable[Record]) -> list[Record]:
     """Return one record per (set, experiment, cell, round): the latest that is ok, else the latest failure.
 
     Of one run the record that was written last is the latest, whatever its clock said. Of several runs it is that of
-    the run which was started last.
+    the run which was started last. The models of a point have the rounds of one node and GPU, of that with the most
+    measured rounds and of such ones of the latest; a model that was not measured there has those of another.
     """
-    records = list(records)
+    records = _on_one_node(list(records))
     begun: dict[str, datetime] = {}
     for record in records:
         begun[record.run_id] = max(started(record), begun.get(record.run_id, _NEVER))
@@ -232,6 +241,39 @@ def keep_latest(records: Iterable[Record]) -> list[Record]:
         if other is None or _rank(record, begun) >= _rank(other, begun):
             kept[key] = record
     return list(kept.values())
+
+
+def _on_one_node(records: list[Record]) -> list[Record]:
+    """Return the costs of each cell that are of one node and GPU, which the models of a point share if they can.
+
+    Quality does not depend on the node: its records are all returned.
+    """
+    points = [_compared_at(record) if is_cost(record.workload) else None for record in records]
+    places = list(zip(points, map(hardware_of, records), strict=True))
+    if len(set(places)) == len(set(points)):
+        return records
+    measured: dict[tuple[object, ...], set[tuple[str, int]]] = {}
+    latest: dict[tuple[object, ...], datetime] = {}
+    for record, place in zip(records, places, strict=True):
+        latest[place] = max(started(record), latest.get(place, _NEVER))
+        found = measured.setdefault(place, set())
+        if record.status == "ok":
+            found.add((record.cell_id, record.round))
+    chosen: dict[tuple[object, str], tuple[int, datetime, tuple[str, str]]] = {}
+    for record, (point, hardware) in zip(records, places, strict=True):
+        rank = (len(measured[point, hardware]), latest[point, hardware], hardware)
+        cell = (point, record.cell_id)
+        chosen[cell] = max(rank, chosen.get(cell, rank))
+    return [
+        record
+        for record, (point, hardware) in zip(records, places, strict=True)
+        if point is None or hardware == chosen[point, record.cell_id][2]
+    ]
+
+
+def _compared_at(record: Record) -> tuple[object, ...]:
+    """Return what the records have in common whose models are compared."""
+    return set_of(record), record.experiment, record.model.size, record.workload, record.point
 
 
 def _rank(record: Record, begun: Mapping[str, datetime]) -> tuple[bool, datetime]:

@@ -50,7 +50,7 @@ def run_plan(plan: Plan, out: Path, *, fresh: bool, observer: Observer) -> RunSu
     """Measure everything in `plan` that is not on disk already.
 
     Records go to `<out>/<machine>/<experiment>/<run_id>.jsonl`, a file of this run alone. Only one run at a time
-    measures on a machine: a second one waits, then skips the pairs that the first one has measured.
+    measures on a GPU, or on a core: a second one waits, then skips the pairs that the first one has measured.
 
     Args:
         plan: The cells to measure.
@@ -69,7 +69,8 @@ def run_plan(plan: Plan, out: Path, *, fresh: bool, observer: Observer) -> RunSu
     inbox: Inbox = SimpleQueue()
     with catch_signals(lambda: inbox.put(Interrupt())):
         try:
-            with timing_lock(plan.command, wait=_lock_wait(inbox, observer)):
+            wait, settings = _lock_wait(inbox, observer), plan.settings
+            with timing_lock(plan.command, settings.device, wait=wait, threads=settings.threads):
                 return _run_locked(plan, out, fresh, observer, inbox)
         except Interrupted:
             result = RunSummary(interrupted=True)
