@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[1]
 PUBLISHED = ROOT / "results" / "published"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 QUALITY = (ROOT / "docs" / "quality.md").read_text(encoding="utf-8")
+KIN = (ROOT / "docs" / "kin.md").read_text(encoding="utf-8")
 RECALL = (ROOT / "docs" / "recall.md").read_text(encoding="utf-8")
 
 
@@ -148,6 +149,13 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.parametrize("workload", ["decode, time per token", "memory, weights", "prefill, time to first token"])
+def test_the_page_on_kin_has_the_tables_of_the_report(report: Path, workload: str) -> None:
+    markdown = (report / "report.md").read_text(encoding="utf-8")
+    _, table, *_ = markdown[markdown.index(f"**kin: {workload}") :].split("\n\n")
+    assert table in KIN
+
+
 def test_the_readme_has_the_answer_of_the_records(report: Path) -> None:
     (block,) = re.findall(r"<!-- begin answer: .* -->\n(.*?)<!-- end answer -->", README, flags=re.DOTALL)
     answer = answer_of((report / "report.md").read_text(encoding="utf-8"))
@@ -169,7 +177,7 @@ def test_the_picture_of_the_report_shows_the_answer_of_the_records(report: Path)
 
 def test_every_figure_of_a_page_shows_the_records(report: Path) -> None:
     """By its data: how it is drawn changes with matplotlib."""
-    shown = [figure for page in (QUALITY, RECALL) for figure in re.findall(r"!\[[^]]*\]\(([^)]+)\)", page)]
+    shown = [figure for page in (QUALITY, KIN, RECALL) for figure in re.findall(r"!\[[^]]*\]\(([^)]+)\)", page)]
     assert len(shown) >= 3
     for figure in shown:
         kept = ROOT / "docs" / figure
