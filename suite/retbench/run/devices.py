@@ -19,7 +19,7 @@ usable = torch.cuda.is_available()
 devices = range(torch.cuda.device_count()) if usable else ()
 found = [torch.cuda.get_device_properties(index) for index in devices]
 facts = {"torch": torch.__version__, "cuda": torch.version.cuda, "hip": torch.version.hip}
-facts |= {"memory": [one.total_memory for one in found], "uuids": [str(one.uuid) for one in found]}
+facts |= {"memory": [one.total_memory for one in found], "uuids": [str(getattr(one, "uuid", "")) for one in found]}
 print(json.dumps(facts))
 """
 _PROBE_TIMEOUT_S = 120.0
