@@ -42,6 +42,7 @@ def run(
     overrides: Sequence[str] = (),
     data_dir: str | Path | None = None,
     fresh: bool = False,
+    shard: str | None = None,
 ) -> "RunSummary":
     """Measure an experiment, or continue where it stopped, as `retbench run` does, with progress on stderr.
 
@@ -58,6 +59,7 @@ def run(
         overrides: Fields to replace, as "rounds=3".
         data_dir: Where local data is looked for; RETBENCH_DATA when None.
         fresh: Measure again the cells that are on disk.
+        shard: One part of the cells, as "2/8"; None for all.
 
     Returns:
         The counts of records by status, the record file, and whether a signal interrupted the run.
@@ -68,6 +70,8 @@ def run(
     from retbench.cli.progress import show_events, view_run
     from retbench.config.own_models import OwnModels
     from retbench.planning.plan import make_plan
+    from retbench.planning.shards import Shard
+    from retbench.run.events import RunSummary
     from retbench.run.runner import run_plan
 
     plan = make_plan(
@@ -82,8 +86,11 @@ def run(
         results=Path(out),
         data_dir=Path(data_dir).absolute() if data_dir else None,
     )
+    part = plan if shard is None else plan.part(Shard.parse(shard))
+    if part is None:  # there are fewer parts than shards
+        return RunSummary()
     with show_events(view_run) as display:
-        return run_plan(plan, Path(out), fresh=fresh, observer=display)
+        return run_plan(part, Path(out), fresh=fresh, observer=display)
 
 
 def compare(
