@@ -149,7 +149,9 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.mark.parametrize("workload", ["decode, time per token", "memory, weights", "prefill, time to first token"])
+@pytest.mark.parametrize(
+    "workload", ["decode, time per token", "memory, weights", "prefill, time to first token"]
+)
 def test_the_page_on_kin_has_the_tables_of_the_report(report: Path, workload: str) -> None:
     markdown = (report / "report.md").read_text(encoding="utf-8")
     _, table, *_ = markdown[markdown.index(f"**kin: {workload}") :].split("\n\n")
@@ -177,7 +179,9 @@ def test_the_picture_of_the_report_shows_the_answer_of_the_records(report: Path)
 
 def test_every_figure_of_a_page_shows_the_records(report: Path) -> None:
     """By its data: how it is drawn changes with matplotlib."""
-    shown = [figure for page in (QUALITY, KIN, RECALL) for figure in re.findall(r"!\[[^]]*\]\(([^)]+)\)", page)]
+    shown = [
+        figure for page in (QUALITY, KIN, RECALL) for figure in re.findall(r"!\[[^]]*\]\(([^)]+)\)", page)
+    ]
     assert len(shown) >= 3
     for figure in shown:
         kept = ROOT / "docs" / figure
