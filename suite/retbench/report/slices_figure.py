@@ -47,9 +47,7 @@ def draw_slices(scores: Evaluations, task_point: TaskPoint) -> Iterator[Drawing]
         "bytes since the pair came last (log scale)",
         scale="span",
     )
-    shown = data.reindex(columns=["value", "low", "high"])
     for axes in figure.axes:
-        style.set_value_axis(axes, shown.max(axis=None), shown.min(axis=None))
         axes.axhline(0, color=style.MUTED, linewidth=0.7, zorder=1)
     name, experiments = task_point.stem("gain"), (task_point.experiment,)
     yield Drawing(name, experiments, title, _CAPTION, conditions, figure, data)
