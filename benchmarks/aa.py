@@ -54,7 +54,7 @@ def record(num_rounds: int, out: Path, *, loaded: bool) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     with (
         tempfile.TemporaryDirectory(prefix="retbench-aa-") as folder,
-        timing_lock("benchmarks.aa", wait=_refuse),
+        timing_lock("benchmarks.aa", "cpu", wait=_refuse),
     ):
         session = InterleavedSession(plan, (code, code), Path(folder), SessionLimits(), say)
         with catch_signals(session.interrupt), _load(one_core=loaded):

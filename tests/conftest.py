@@ -2,8 +2,7 @@
 
 import os
 import signal
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -53,7 +52,7 @@ def _own_cores() -> None:
     if worker and num_workers and hasattr(os, "sched_setaffinity"):
         mine = machine.allowed_cores()[int(worker.removeprefix("gw")) :: int(num_workers)]
         if mine:  # what the tests start inherits it
-            _bind(cpu for core in mine for cpu in core)
+            machine.bind_process(cpu for core in mine for cpu in core)
             torch.set_num_threads(len(mine))
 
 
@@ -61,17 +60,9 @@ def _own_cores() -> None:
 def every_core() -> Iterator[None]:
     """For a test that is about several cores: all that there are, whatever share of them the tests have."""
     before = machine.allowed_cpus()
-    _bind(EVERY_CPU)
+    machine.bind_process(EVERY_CPU)
     yield
-    _bind(before)
-
-
-def _bind(cpus: Iterable[int]) -> None:
-    """Keep this process, each thread that it has already, on some CPUs."""
-    chosen = set(cpus)
-    for thread in os.listdir("/proc/self/task") if hasattr(os, "sched_setaffinity") else ():
-        with suppress(ProcessLookupError):  # it has ended since it was listed
-            os.sched_setaffinity(int(thread), chosen)
+    machine.bind_process(before)
 
 
 @pytest.fixture(autouse=True, scope="session")

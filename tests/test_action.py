@@ -13,7 +13,9 @@ from retbench.cli import load_command
 ROOT = Path(__file__).parents[1]
 ACTION: dict[str, Any] = yaml.safe_load((ROOT / "action.yml").read_text(encoding="utf-8"))
 WORKFLOW: dict[str, Any] = yaml.safe_load((ROOT / "docs" / "check-workflow.yml").read_text(encoding="utf-8"))
-STEP = next(step for step in ACTION["runs"]["steps"] if step.get("id") == "check")
+STEP, INSTALL = (
+    next(step for step in ACTION["runs"]["steps"] if step.get("id") == name) for name in ("check", "install")
+)
 
 STUB = """\
 #!/usr/bin/env bash
@@ -88,6 +90,35 @@ def test_a_device_and_an_index_are_passed_on_where_they_are_given(tmp_path: Path
         step["env"] for step in ACTION["runs"]["steps"] if "PIP_EXTRA_INDEX_URL" in step.get("env", {})
     ]
     assert [env["PIP_EXTRA_INDEX_URL"] for env in installing] == ["${{ inputs.torch-index }}"] * 2
+
+
+@pytest.mark.parametrize("expected", [0, 1, 4])
+def test_two_commands_are_compared_in_place_of_the_checkout(tmp_path: Path, expected: int) -> None:
+    first, second = "make -C 'the base' bench", "--odd $(hostname)"
+    code, calls, summary = run_step(tmp_path, exact=expected, first=first, second=second, budget="5")
+    assert code == expected
+    ((name, *arguments),) = calls
+    assert (name, arguments[-2:]) == ("compare-commands", [first, second])
+    assert load_command(name).make_context(name, list(arguments)).params["budget"] == 5
+    assert summary == "summary of compare-commands\n"
+
+
+@pytest.mark.parametrize(("commands", "source"), [("", "."), ("a commandanother", "/the/action")])
+def test_retbench_is_installed_from_the_checkout_or_from_the_action(
+    tmp_path: Path, commands: str, source: str
+) -> None:
+    stub = tmp_path / "python"
+    stub.write_text('#!/bin/sh\necho "$@"\n', encoding="utf-8")
+    stub.chmod(0o755)
+    environment = {
+        "ACTION": "/the/action",
+        "COMMANDS": commands,
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+    }
+    done = subprocess.run(
+        ["bash", "-c", INSTALL["run"]], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == f"-m pip install --quiet --editable {source}\n"
 
 
 def test_the_workflow_gives_inputs_that_the_action_has() -> None:

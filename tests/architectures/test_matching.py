@@ -6,11 +6,14 @@ from hypothesis import strategies as st
 
 from retbench.architectures import costs, matching
 from retbench.architectures.architecture import FfnWidth, ModelSpec
+from retbench.architectures.configs import parse_model_config
+from retbench.architectures.recorded import is_standard, unusual_settings
 from retbench.architectures.registry import named_specs
 from retbench.architectures.retnet import RetNetSpec
 from retbench.architectures.sizes import SIZES, find_size
 from retbench.architectures.transformer import TransformerSpec
 from retbench.errors import ConfigError
+from retbench.mixers.gated_convolution.config import GatedConvolution
 
 VARIANTS = ["fla", "torchscale", "paper", "yoco"]
 
@@ -188,3 +191,33 @@ def test_any_width_resolves_or_is_explained(width: int, variant: str, size: str)
             matching.resolve_model(retnet(variant, width), size)
     else:
         assert matching.resolve_model(retnet(variant, width), size).ffn.ffn_dim == width
+
+
+@pytest.mark.parametrize("size", ["25k", "100k", "400k", "25m"])
+@pytest.mark.parametrize(
+    "name", ["retnet", "retnet-yoco", "linear", "gla", "mamba2", "rwkv6", "sliding_window", "transformer"]
+)
+def test_a_convolution_takes_the_place_and_the_parameters_of_the_first_mixer(name: str, size: str) -> None:
+    spec = named_specs()[name]
+    plain = matching.resolve_model(spec, size)
+    led = matching.resolve_model(spec.model_copy(update={"convolution_first": True}), size)
+    first, *others = led.layers
+    assert isinstance(first.mixer, GatedConvolution)
+    mine, theirs = (
+        [(layer.mixer, layer.ffn) for layer in layers] for layers in (others, list(plain.layers)[1:])
+    )
+    assert (first.ffn, mine) == (next(plain.layers).ffn, theirs)
+    counts = [costs.num_params_nonembedding(config) for config in (plain, led)]
+    assert counts[1] == pytest.approx(counts[0], rel=0.003)
+    assert parse_model_config(led.model_dump()) == led
+    words = unusual_settings(name.partition("-")[0], led.model_dump(), {"backend": spec.backend})
+    assert "short convolution first" in words or name == "transformer"
+    assert not is_standard(led.architecture, led.model_dump())
+    assert "convolution_first" not in plain.model_dump(), "earlier configurations keep their fingerprints"
+
+
+def test_a_model_of_one_layer_has_no_room_for_a_convolution() -> None:
+    plain = matching.resolve_model(transformer(), "25k")
+    alone = plain.model_copy(update={"blocks": (plain.blocks[0].model_copy(update={"count": 1}),)})
+    with pytest.raises(ConfigError, match=r"has one layer, attention"):
+        matching.put_convolution_first(alone)

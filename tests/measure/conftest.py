@@ -40,6 +40,7 @@ class PretendNvml(ModuleType):
             "nvmlDeviceGetCount": lambda: len(self.names),
             "nvmlDeviceGetHandleByIndex": lambda index: f"handle {index}",
             "nvmlDeviceGetUUID": lambda handle: f"UUID of {handle}",
+            "nvmlDeviceGetCpuAffinity": lambda handle, words: [0b1001, *[0] * (words - 2), 1][:words],
             "nvmlDeviceGetName": lambda handle: self.names[int(handle.split()[-1])],
             "nvmlDeviceGetHandleByUUID": lambda uuid: f"handle of {uuid}",
             "nvmlDeviceGetHandleByPciBusId": lambda place: f"handle at {place}",

@@ -133,3 +133,8 @@ def test_a_host_is_identified_without_its_name(tmp_path: Path, monkeypatch: pyte
     assert len(found) == 3
     path.write_text("uninitialized\n", encoding="utf-8")
     assert machine.node_id() == without_id
+    for name in ("gpu-07", "gpu-08"):
+        monkeypatch.setenv(machine.NODE_VARIABLE, name)
+        found.add(machine.node_id())
+        assert name not in machine.node_id()
+    assert len(found) == 5

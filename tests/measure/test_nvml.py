@@ -224,3 +224,15 @@ def test_a_gpu_is_identified_by_its_uuid(pretend: PretendNvml) -> None:
     assert uuid is None
     assert "nvmlDeviceGetUUID" in reason
     assert nvml.gpu_uuid(torch.device("cpu")) == (None, "the device is a CPU")
+
+
+def test_a_runner_identifies_a_gpu_without_torch(
+    pretend: PretendNvml, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert nvml.board_uuid(UUID) == nvml.gpu_uuid(CUDA)[0]
+    assert nvml.count_gpus() == 1
+    monkeypatch.setattr(nvml.os, "cpu_count", lambda: 96)
+    assert nvml.near_cpus(UUID) == {0, 3, 64}
+    pretend.missing |= {"nvmlDeviceGetUUID", "nvmlDeviceGetCpuAffinity"}
+    assert nvml.board_uuid(UUID) is None
+    assert nvml.near_cpus(UUID) == set()

@@ -273,7 +273,8 @@ def test_an_estimate_does_not_disturb_a_run(
     monkeypatch.setenv(LOCK_DIR_VARIABLE, str(tmp_path / "lock"))
     hold = (
         "import sys\nfrom retbench.run.locks import timing_lock\n"
-        "with timing_lock('retbench run other', wait=print):\n    print('held', flush=True)\n    sys.stdin.read()"
+        "with timing_lock('retbench run other', 'cpu', wait=print):\n"
+        "    print('held', flush=True)\n    sys.stdin.read()"
     )
     command = [sys.executable, "-c", hold]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:

@@ -344,7 +344,7 @@ def test_a_signal_before_anything_is_measured_leaves_nothing_behind(
     hook.write_text(f'#!/bin/sh\necho "checked out" >> "{shown}"\nsleep 1\n', encoding="utf-8")
     hook.chmod(0o755)
     environment = {**os.environ, "TMPDIR": str(scratch), "XDG_CACHE_HOME": str(tmp_path / "cache")}
-    with timing_lock("another run", wait=pytest.fail), open(shown, "a", encoding="utf-8") as log:
+    with timing_lock("another run", "cpu", wait=pytest.fail), open(shown, "a", encoding="utf-8") as log:
         process = subprocess.Popen(
             [sys.executable, "-c", CHECK, str(root), str(tmp_path / "out")],
             env=environment,

@@ -179,6 +179,10 @@ def test_the_page_of_a_fresh_clone_is_short_and_light(
     assert width == size[0]
     assert height <= (8_000 if size[0] == 1440 else 18_000)
     assert clone.stat().st_size <= 400_000
+    cut = (
+        "[...document.querySelectorAll('.tables .scroll')].filter(e => e.scrollWidth > e.clientWidth).length"
+    )
+    assert size[0] < 1440 or page.evaluate(cut) == 0
     assert page.heard == []
     page.close()
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from report.synthetic_records import SMALL, Maker
-from report.synthetic_scores import ScoreMaker
+from report.synthetic_scores import KIN, ScoreMaker, evaluations_of
 from retbench.records.record import Record
 from retbench.report.compact_tables import CompactTable, cost_tables, quality_tables
 from retbench.report.evaluations import Evaluations, make_evaluations
@@ -91,3 +91,21 @@ def test_seeds_have_a_column_where_there_are_several(tmp_path: Path, seeds: tupl
     (table,) = quality_tables(evaluations)
     assert ("seed" in table.frame) == (len(seeds) > 1)
     assert ("seed 0" in table.caption) == (len(seeds) == 1)
+
+
+@pytest.mark.parametrize("seeds", [(0,), (0, 1)])
+def test_many_models_have_a_table_per_corpus_and_context(tmp_path: Path, seeds: tuple[int, ...]) -> None:
+    maker = ScoreMaker(tmp_path, seeds={"1m": seeds}, num_documents=12, bits=KIN)
+    maker.perplexities("wikitext-103", "whole", 2048)
+    maker.perplexities("wikitext-103", "whole", 8192)
+    short, long = quality_tables(evaluations_of(maker))
+    assert "2K" in short.caption
+    assert "8K" in long.caption
+    assert ("seed 0" in short.caption) == (len(seeds) == 1)
+    assert short.row_models == ("retnet", "retnet_wide", "transformer", "transformer_gqa")
+    losses = ["bits/byte, seed 0", "bits/byte, seed 1"] if len(seeds) > 1 else ["bits/byte"]
+    assert list(short.frame)[:4] == ["model", "parameters", "state or cache", losses[0]]
+    assert {*losses} < {*short.frame}
+    assert len(short.frame.columns) == 3 + 2 * len(seeds), "a loss and its ratio per seed"
+    states = {table.frame["state or cache"].iloc[2] for table in (short, long)}
+    assert states == {"8.00 MiB", "32.0 MiB"}, "a cache grows with the context"

@@ -40,6 +40,40 @@ def latest(records: list[Record]) -> list[tuple[str, float | None]]:
     ]
 
 
+def on_node(node: str, model: str, number: int, run: str, **fields: Any) -> Record:
+    """A record of a run on a node, started in the order of the runs' names."""
+    found = Maker().record("latency", model, "decode", 1, 1024, number)
+    environment = {**found.environment, "node_id": node, **fields}
+    return found.model_copy(
+        update={"run_id": run, "started_at": f"2026-01-0{run}T00:00:00Z", "environment": environment}
+    )
+
+
+def kept_on(records: list[Record]) -> list[tuple[str, int, str]]:
+    return sorted(
+        (record.model.name, record.round, str(record.environment["node_id"]))
+        for record in keep_latest(records)
+    )
+
+
+def test_the_rounds_of_a_point_are_of_one_node() -> None:
+    whole = [on_node("a", model, number, "1") for model in ("retnet", "transformer") for number in range(3)]
+    part = [on_node("b", "retnet", number, "2") for number in range(2)]
+    assert {node for *_, node in kept_on([*whole, *part])} == {"a"}
+    more = [on_node("b", "transformer", number, "2") for number in range(3)]
+    assert {node for *_, node in kept_on([*whole, *part, *more])} == {"a"}  # which has 6 rounds, and b 5
+    last = on_node("b", "retnet", 2, "3")
+    assert {node for *_, node in kept_on([*whole, *part, *more, last])} == {"b"}  # as many, and later
+
+
+def test_equal_nodes_and_gpus_are_told_apart_and_a_model_of_one_node_is_kept() -> None:
+    rounds = [on_node("a", "retnet", number, "1") for number in range(2)]
+    again = [on_node("a", "retnet", number, "2", gpu_uuid="GPU-1") for number in range(2)]
+    assert {record.run_id for record in keep_latest([*rounds, *again])} == {"2"}
+    other = on_node("b", "transformer", 0, "3")
+    assert kept_on([*rounds, other]) == [("retnet", 0, "a"), ("retnet", 1, "a"), ("transformer", 0, "b")]
+
+
 def test_no_such_folder_says_what_to_run(tmp_path: Path) -> None:
     with pytest.raises(RecordError, match=r"there is no such file or folder.*retbench run latency"):
         load_results(tmp_path / "nowhere")

@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from report.synthetic_scores import SEEDS, TASKS, ScoreMaker
+from report.synthetic_scores import KIN, SEEDS, TASKS, ScoreMaker
 from retbench.records.record import Record
 from retbench.report.evaluations import Evaluations, make_evaluations
 from retbench.report.formats import readable_tables
@@ -15,6 +15,7 @@ from retbench.report.points import learning_rate
 from retbench.report.selection import select
 from retbench.report.tables import QUALITY_LEAD, quality_table
 from retbench.report.wording import format_p
+from retbench.units import format_count
 
 
 @pytest.fixture(scope="module")
@@ -185,6 +186,41 @@ def test_another_tokenizer_is_named_where_nats_a_token_cannot_be_compared(tmp_pa
     assert line["nats/token, retnet"].endswith(" (gpt2)")
     assert line["nats/token, transformer"].endswith(" (bytes)")
     assert "(" not in line["bits/byte, retnet"]
+
+
+def test_many_models_have_a_row_each_with_parameters_and_state(tmp_path: Path) -> None:
+    maker = ScoreMaker(tmp_path, seeds={"1m": (0, 1)}, bits=KIN)
+    maker.perplexities("litbank/original", "whole", 2048)
+    maker.perplexities("litbank/original", "whole", 8192)
+    frame = quality_table(scores_of(maker), "quality")
+    table = readable_tables(frame)["perplexity"]
+    assert len(table) == len(KIN) * 2 * 2
+    assert not [name for name in table if any(model in str(name) for model in KIN)]
+    at_2k = (table["seed"] == "1") & (table["context"] == "2K")
+    lines = {line["model"]: line for line in table[at_2k].to_dict(orient="records")}
+    assert set(lines) == set(KIN)
+    for model, line in lines.items():
+        (mine,) = frame[
+            (frame["model"] == model) & (frame["seed"] == 1) & (frame["context_len"] == 2048)
+        ].to_dict(orient="records")  # fmt: skip
+        assert line["bits/byte"] == f"{mine['bits_per_byte']:.4f}"
+        assert line["parameters"] == format_count(mine["num_params_nonembedding"])
+        if model == "transformer":
+            assert line["ratio of bits/byte"] == "–"
+        else:
+            ratio = [mine[f"bits_per_byte_ratio{end}"] for end in ("", "_low", "_high")]
+            assert line["ratio of bits/byte"] == "{:.3f} [{:.3f}, {:.3f}]".format(*ratio)
+
+
+def test_the_state_is_that_after_the_context(tmp_path: Path) -> None:
+    """A key-value cache of 2,048 tokens takes 8 MiB in float32; a retention state does not grow."""
+    maker = ScoreMaker(tmp_path, seeds={"1m": (0,)}, bits=KIN)
+    maker.perplexities("litbank/original", "whole", 2048)
+    maker.perplexities("litbank/original", "whole", 8192)
+    frame = quality_table(scores_of(maker), "quality").set_index(["model", "context_len"])["state_bytes"]
+    assert frame["transformer", 2048] == 2 * 4 * 128 * 2048 * 4
+    assert frame["transformer", 8192] == 4 * frame["transformer", 2048]
+    assert frame["retnet", 8192] == frame["retnet", 2048] > 0
 
 
 def test_columns_that_tell_nothing_are_left_out(tmp_path: Path) -> None:

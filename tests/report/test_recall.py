@@ -8,11 +8,13 @@ from hypothesis import strategies as st
 from matplotlib.text import Text
 
 from report.synthetic_scores import ScoreMaker, evaluations_of
+from retbench.records.record import Metric
 from retbench.report.evaluations import Evaluations
 from retbench.report.formats import readable_tables
 from retbench.report.quality_findings import find_quality
-from retbench.report.recall_figure import frontier
+from retbench.report.recall_figure import frontier, seed_means
 from retbench.report.score_figures import draw_scores
+from retbench.report.style import Drawing
 from retbench.report.tables import quality_table
 
 
@@ -23,30 +25,63 @@ def evaluations(tmp_path_factory: pytest.TempPathFactory) -> Evaluations:
     return evaluations_of(maker)
 
 
-def test_the_figure_has_a_panel_per_number_of_pairs_and_a_point_per_size_and_seed(
-    evaluations: Evaluations,
-) -> None:
-    (drawing,) = draw_scores(evaluations)
+@pytest.fixture(scope="module")
+def drawings(evaluations: Evaluations) -> list[Drawing]:
+    return list(draw_scores(evaluations))
+
+
+def test_the_figure_has_a_panel_per_number_of_pairs_and_a_point_per_size(drawings: list[Drawing]) -> None:
+    drawing, _ = drawings
     assert drawing.name == "mqar_mqar_frontier"
     assert [axes.get_title(loc="left") for axes in drawing.figure.axes] == [
         "4 pairs in 64 tokens",
         "16 pairs in 64 tokens",
     ]
-    assert len(drawing.data) == 2 * 2 * 5
     words = {text.get_text() for text in drawing.figure.findobj(Text)}  # type: ignore[attr-defined]
     assert {"state, bytes per sequence (log scale)", "accuracy of multi-query associative recall, %"} <= words
     mine = drawing.data[(drawing.data["num_pairs"] == 16) & (drawing.data["model"] == "retnet")]
     found = set(zip(mine["state_bytes"], mine["value"], strict=True))
     assert found == {(4096, 0.25), (8192, 0.5), (16384, 0.75)}
+    assert dict(zip(mine["size"], mine["num_seeds"], strict=True)) == {"1m": 3, "6m": 1, "25m": 1}
 
 
-def test_the_figure_has_the_frontier_and_the_accuracy_of_guessing(evaluations: Evaluations) -> None:
-    (drawing,) = draw_scores(evaluations)
-    for axes, num_pairs in zip(drawing.figure.axes, (4, 16), strict=True):
+def test_the_figure_has_the_frontier_the_accuracy_of_guessing_and_the_ceiling(
+    drawings: list[Drawing],
+) -> None:
+    for axes, num_pairs in zip(drawings[0].figure.axes, (4, 16), strict=True):
         lines = [[tuple(point) for point in line.get_xydata()] for line in axes.lines]
-        assert [[100 / num_pairs] * 2] in [[[y for _, y in line]] for line in lines]
+        levels = [{y for _, y in line} for line in lines]
+        assert {100 / num_pairs} in levels
+        assert {100.0} in levels
     staircase = [(4096.0, 25.0), (8192.0, 50.0), (16384.0, 75.0), (65536.0, 100.0)]
     assert any(line[:4] == staircase and line[4][1] == 100.0 for line in lines)
+
+
+def test_another_figure_has_the_accuracy_against_the_number_of_pairs_by_size(drawings: list[Drawing]) -> None:
+    _, drawing = drawings
+    assert drawing.name == "mqar_mqar_64_pairs"
+    titles = [axes.get_title(loc="left") for axes in drawing.figure.axes]
+    assert titles == ["1M", "6M", "25M"]
+    words = {text.get_text() for text in drawing.figure.findobj(Text)}  # type: ignore[attr-defined]
+    assert "pairs of a key and a value (log scale)" in words
+    for axes in drawing.figure.axes:
+        lines = [[tuple(point) for point in line.get_xydata()] for line in axes.lines]
+        assert [(4.0, 25.0), (16.0, 6.25)] in lines, "the accuracy of guessing"
+
+
+def test_a_point_is_the_mean_of_the_seeds_with_its_interval_inside_the_possible(tmp_path: Path) -> None:
+    maker = ScoreMaker(tmp_path)
+    records = [record for record in maker.recalls() if record.model.size == "1m"]
+    mine = [record for record in records if record.model.name == "retnet" and record.point.num_pairs == 16]
+    changed = [
+        record.model_copy(update={"metrics": {**record.metrics, "acc": Metric(unit="ratio", value=value)}})
+        for record, value in zip(mine, (0.2, 0.6, 1.0), strict=True)
+    ]
+    (row,) = seed_means(changed).to_dict("records")
+    assert row["value"] == pytest.approx(0.6)
+    assert (row["low"], row["high"], row["num_seeds"]) == (0.0, 1.0, 3)
+    (row,) = seed_means(changed[:1]).to_dict("records")
+    assert (row["value"], row["low"], row["high"]) == (0.2, None, None)
 
 
 points = st.lists(st.tuples(st.integers(1, 50), st.integers(0, 10).map(lambda share: share / 10)), min_size=1)

@@ -93,10 +93,10 @@ def test_published_records_stand_apart_from_the_readers_own(
     write_report(root, tmp_path / "out")
     page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
     mine = page.partition('<section id="measured"')[2].partition("</section>")[0]
-    published = page.partition('<section id="published"')[2].partition("</section>")[0]
+    evidence = (tmp_path / "out" / "evidence.html").read_text(encoding="utf-8")
+    published = evidence.partition('<section id="published"')[2].partition("</section>")[0]
     assert {*re.findall(r'<figure id="([a-z]+)_', mine)} == {"latency"}
     assert {*re.findall(r'<figure id="([a-z]+)_', published)} == {"memory"}
-    evidence = (tmp_path / "out" / "evidence.html").read_text(encoding="utf-8")
     assert f'<th scope="row">{CPU.name}/latency/mine.jsonl</th>' in evidence
     assert f'<th scope="row">published/{CPU.name}/memory/20260102T030405Z.jsonl</th>' in evidence
     assert "Equivalence checks: published results" in evidence

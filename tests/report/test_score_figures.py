@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from matplotlib.axes import Axes
 
-from report.synthetic_scores import SEEDS, TASKS, TRAINED_LEN, ScoreMaker, evaluations_of
+from report.synthetic_scores import KIN, SEEDS, TASKS, TRAINED_LEN, ScoreMaker, evaluations_of
 from report.words import check_words
 from retbench.report import style
 from retbench.report.evaluations import Evaluations, make_evaluations
@@ -290,3 +290,24 @@ def test_of_ten_models_each_has_its_own_look_and_its_note_beside_its_own_dot(tmp
     (axes,) = next(drawing for drawing in drawings if "zeroshot" in drawing.name).figure.axes
     notes = {text.xy[1] for text in axes.texts if ", p " in text.get_text()}  # type: ignore[attr-defined]
     assert notes == {float(place) for place in range(9)}  # the tenth model is the reference
+
+
+def test_many_models_are_drawn_against_their_states(tmp_path: Path) -> None:
+    maker = ScoreMaker(tmp_path, seeds={"1m": (0, 1)}, bits=KIN)
+    maker.perplexities("litbank/original", "whole", 2048)
+    maker.perplexities("litbank/original", "whole", 8192)
+    found = {drawing.name: drawing for drawing in draw_scores(evaluations_of(maker))}
+    drawing = found["quality_perplexity_litbank-original_whole_8192_by_state"]
+    data = drawing.data
+    assert not [name for name in found if "2048_by_state" in name], "the longest context only"
+    assert len(data) == len(KIN) * 2
+    states = data.groupby("model")["state_bytes"].unique()
+    assert list(states["transformer"]) == [2 * 4 * 128 * 8192 * 4]
+    (axes,) = drawing.figure.axes
+    assert axes.get_xscale() == "log"
+    drawn = {(line.get_xdata()[0], line.get_ydata()[0]) for line in axes.lines if len(line.get_xdata()) == 1}
+    assert drawn == {*zip(data["state_bytes"], data["value"], strict=True)}
+
+
+def test_a_pair_is_not_drawn_against_its_states(drawings: dict[str, Drawing]) -> None:
+    assert not [name for name in drawings if name.endswith("_by_state")]

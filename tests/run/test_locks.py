@@ -15,7 +15,7 @@ from retbench.run.locks import LOCK_DIR_VARIABLE, catch_signals, lock_dir, timin
 HOLD = """
 import sys, time
 from retbench.run.locks import timing_lock
-with timing_lock("retbench run other", wait=lambda holder: None):
+with timing_lock("retbench run other", "cpu", wait=lambda holder: None):
     print("held", flush=True)
     time.sleep(600)
 """
@@ -37,9 +37,9 @@ def give_up(holder: str) -> None:
 
 def test_the_lock_is_taken_and_given_back(own_lock: Path) -> None:
     for _ in range(2):
-        with timing_lock("retbench run a", wait=give_up):
-            assert (own_lock / "holder.json").exists()
-        assert not (own_lock / "holder.json").exists()
+        with timing_lock("retbench run a", "cpu", wait=give_up):
+            assert len([*own_lock.glob("holder-*.json")]) == 1
+        assert not [*own_lock.glob("holder-*.json")]
 
 
 def test_another_process_waits_and_learns_who_holds_it(own_lock: Path) -> None:
@@ -47,7 +47,7 @@ def test_another_process_waits_and_learns_who_holds_it(own_lock: Path) -> None:
         try:
             assert process.stdout is not None
             process.stdout.readline()
-            with pytest.raises(GaveUp) as caught, timing_lock("retbench run a", wait=give_up):
+            with pytest.raises(GaveUp) as caught, timing_lock("retbench run a", "cpu", wait=give_up):
                 pass
             assert f"process {process.pid}, `retbench run other`, since 2" in str(caught.value)
             asked: list[str] = []
@@ -58,7 +58,7 @@ def test_another_process_waits_and_learns_who_holds_it(own_lock: Path) -> None:
                     os.kill(process.pid, signal.SIGKILL)
                     process.wait()
 
-            with timing_lock("retbench run a", wait=kill_at_third):  # the kernel released it
+            with timing_lock("retbench run a", "cpu", wait=kill_at_third):  # the kernel released it
                 assert len(asked) == 3
         finally:
             process.kill()
@@ -69,8 +69,12 @@ def test_a_holder_that_cannot_be_read_is_still_a_holder(own_lock: Path) -> None:
         try:
             assert process.stdout is not None
             process.stdout.readline()
-            (own_lock / "holder.json").write_text("[tor", encoding="utf-8")
-            with pytest.raises(GaveUp, match="another run"), timing_lock("retbench run a", wait=give_up):
+            (note,) = own_lock.glob("holder-*.json")
+            note.write_text("[tor", encoding="utf-8")
+            with (
+                pytest.raises(GaveUp, match="another run"),
+                timing_lock("retbench run a", "cpu", wait=give_up),
+            ):
                 pass
         finally:
             process.kill()
@@ -83,7 +87,7 @@ def test_a_folder_that_cannot_be_made_is_a_clear_error(
     monkeypatch.setenv(LOCK_DIR_VARIABLE, str(tmp_path / "file"))
     with (
         pytest.raises(StorageError, match=f"name another one in {LOCK_DIR_VARIABLE}"),
-        timing_lock("a", wait=give_up),
+        timing_lock("a", "cpu", wait=give_up),
     ):
         pass
 
@@ -168,7 +172,7 @@ def test_a_folder_that_others_can_write_to_is_refused(own_lock: Path, make: Call
     make(own_lock)
     with (
         pytest.raises(StorageError, match=f"name another one in {LOCK_DIR_VARIABLE}"),
-        timing_lock("a", wait=give_up),
+        timing_lock("a", "cpu", wait=give_up),
     ):
         pass
     assert not list(own_lock.iterdir())
@@ -179,19 +183,72 @@ def test_a_usual_folder_that_others_can_read_is_refused(
 ) -> None:
     monkeypatch.delenv(LOCK_DIR_VARIABLE)
     monkeypatch.setattr(locks, "lock_dir", lambda: tmp_path / "usual")
-    with timing_lock("a", wait=give_up):
+    with timing_lock("a", "cpu", wait=give_up):
         pass
     (tmp_path / "usual").chmod(0o755)
-    with pytest.raises(StorageError, match="its mode 755"), timing_lock("a", wait=give_up):
+    with pytest.raises(StorageError, match="its mode 755"), timing_lock("a", "cpu", wait=give_up):
         pass
 
 
-def test_the_holder_is_not_written_through_a_link(own_lock: Path, tmp_path: Path) -> None:
+def test_the_note_of_a_killed_holder_is_removed_and_no_link_is_followed(
+    own_lock: Path, tmp_path: Path
+) -> None:
     treasure = tmp_path / "treasure"
-    treasure.write_text("mine", encoding="utf-8")
-    own_lock.mkdir(mode=0o700)
-    for name in ("holder.json", f"holder.{os.getpid()}"):
-        (own_lock / name).symlink_to(treasure)
-    with timing_lock("retbench run a", wait=give_up):
-        assert "retbench run a" in (own_lock / "holder.json").read_text(encoding="utf-8")
-    assert treasure.read_text(encoding="utf-8") == "mine"
+    with subprocess.Popen([sys.executable, "-c", HOLD], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.kill()
+    (note,) = own_lock.glob("holder-*.json")
+    note.rename(treasure)
+    note.symlink_to(treasure)
+    with timing_lock("retbench run a", "cpu", wait=give_up):
+        (own,) = own_lock.glob("holder-*.json")
+        assert "retbench run a" in own.read_text(encoding="utf-8")
+    assert "retbench run other" in treasure.read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def machine_of_four(monkeypatch: pytest.MonkeyPatch) -> list[set[int]]:
+    """Four cores with two GPUs, the second near the last two; returns the CPUs that the process was bound to."""
+    bound: list[set[int]] = []
+    cores = {str(cpu): [cpu] for cpu in range(4)}
+    monkeypatch.setattr(locks, "cores_by_name", lambda: cores)
+    monkeypatch.setattr(locks, "bind_process", lambda cpus: bound.append(set(cpus)))
+    monkeypatch.setattr(locks, "allowed_cpus", lambda: [0, 1, 2, 3])
+    monkeypatch.setattr(locks, "gpu_uuid", lambda device: f"uuid-{device[-1]}")
+    monkeypatch.setattr(locks.nvml, "count_gpus", lambda: 2)
+    monkeypatch.setattr(locks.nvml, "near_cpus", lambda uuid: {2, 3} if uuid == "uuid-1" else {0, 1})
+    return bound
+
+
+def test_runs_on_two_gpus_do_not_wait_and_share_no_core(machine_of_four: list[set[int]]) -> None:
+    with timing_lock("a", "cuda:1", wait=give_up), timing_lock("b", "cuda:0", wait=give_up):
+        assert machine_of_four == [{2, 3}, {0, 1}]
+        for device in ("cuda:0", "cuda:1", "cpu"):
+            with pytest.raises(GaveUp, match=r"`[ab]`"), timing_lock("c", device, wait=give_up):
+                pass
+    assert machine_of_four[2:] == [{0, 1, 2, 3}] * 2
+    with timing_lock("d", "cpu", wait=give_up):
+        assert len(machine_of_four) == 4  # a run on all cores is not bound
+
+
+def test_a_gpu_waits_for_cores_and_takes_far_ones(machine_of_four: list[set[int]]) -> None:
+    with timing_lock("a", "cuda:0", wait=give_up, threads=3):
+        assert machine_of_four == [{0, 1, 2}]
+        with pytest.raises(GaveUp, match="`a`"), timing_lock("b", "cuda:1", wait=give_up):
+            pass
+    with timing_lock("a", "cuda:0", wait=give_up, num_gpus=2):  # all cores: it need not be bound
+        assert machine_of_four[1:] == [{0, 1, 2, 3}]
+        with pytest.raises(GaveUp), timing_lock("b", "cuda:1", wait=give_up):
+            pass
+
+
+def test_hardware_threads_of_one_core_are_not_two_core_sets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locks, "cores_by_name", lambda: {"0,64": [0]})
+    with timing_lock("a", "cpu", wait=give_up):
+        monkeypatch.setattr(locks, "cores_by_name", lambda: {"0,64": [64], "1,65": [65]})
+        with pytest.raises(GaveUp, match="`a`"), timing_lock("b", "cpu", wait=give_up):
+            pass
+        monkeypatch.setattr(locks, "cores_by_name", lambda: {"1,65": [65]})
+        with timing_lock("b", "cpu", wait=give_up):
+            pass

@@ -11,6 +11,7 @@ from retbench.planning.cells import Cell
 from retbench.planning.plan import Plan
 from retbench.records.record import Status, utc_now
 from retbench.records.store import append_record
+from retbench.run import resume
 from retbench.run.protocol import RunInfo
 from retbench.run.recording import Outcome, Surroundings, code_of_cell, make_record
 from retbench.run.resume import Identity, finished_pairs, identities_here, recorded_status
@@ -19,6 +20,7 @@ Identities = dict[str, Identity]
 VERSIONS = {"python": "3.11.7", "torch": "2.9.0", "numpy": "2"}
 FACTS: dict[str, Any] = {
     "machine": "box",
+    "node_id": "one",
     "code_revision": "0.1.0+src.aaa",
     "versions": {"python": "3.11.7", "torch": "2.9.0", "numpy": "2", "nvidia-ml-py": "13"},
     "memory_limit_bytes": memory_limit_bytes(),
@@ -34,6 +36,8 @@ def identities_of(plan: Plan) -> Identities:
     return {
         cell.cell_id: {
             "machine": "box",
+            "node_id": "one",
+            "gpu_uuid": None,
             "code_revision": "0.1.0+src.aaa",
             "versions": VERSIONS,
             **code_of_cell(cell),
@@ -116,6 +120,8 @@ def test_only_the_runs_of_a_fresh_command_count(
         {"versions": {}},
         {"versions": None},
         {"machine": None},
+        {"node_id": "two"},
+        {"gpu_uuid": "GPU-1"},
     ],
 )
 def test_a_record_of_other_code_versions_or_machine_does_not_count(
@@ -175,3 +181,25 @@ def test_the_latest_status_in_a_file_is_found(tmp_path: Path, run_info: RunInfo,
     assert recorded_status(path, cell.cell_id, 0) == "ok"
     assert recorded_status(path, cell.cell_id, 1) is None
     assert all(json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
+
+
+def test_quality_does_not_depend_on_the_node(
+    tmp_path: Path, run_info: RunInfo, cell: Cell, identities: Identities
+) -> None:
+    scored = cell.model_copy(update={"workload": "zeroshot"})
+    identity = {name: value for name, value in identities[cell.cell_id].items() if "_id" not in name}
+    del identity["gpu_uuid"]
+    put(tmp_path / "a.jsonl", run_info, scored, 0, "ok", FACTS | {"node_id": "two"})
+    known = {scored.cell_id: identity | code_of_cell(scored)}
+    assert finished_pairs(tmp_path, known) == {(scored.cell_id, 0): "ok"}
+
+
+def test_a_gpu_is_identified_as_its_records_state_it(
+    plan_of: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cell = plan_of().cells[0]
+    on_gpu = cell.model_copy(update={"settings": cell.settings.model_copy(update={"device": "cuda:1"})})
+    monkeypatch.setattr(resume.environment, "machine_name", lambda device: "a-gpu-x2")
+    monkeypatch.setattr(resume, "gpu_uuid", lambda device: f"slice of {device}")
+    monkeypatch.setattr(resume.nvml, "board_uuid", lambda uuid: f"GPU of {uuid}")
+    assert identities_here([on_gpu])[on_gpu.cell_id]["gpu_uuid"] == "GPU of slice of cuda:1"

@@ -16,11 +16,13 @@ import pytest
 import torch
 
 from retbench.errors import ConfigError, RetbenchError, StorageError
+from retbench.measure import machine
 from retbench.measure.environment import machine_name
 from retbench.planning.plan import Plan, make_plan
 from retbench.records.documents import write_documents
 from retbench.records.record import Record
 from retbench.records.store import append_record, read_records
+from retbench.report.frames import keep_latest
 from retbench.run import events
 from retbench.run.events import RunSummary
 from retbench.run.locks import LOCK_DIR_VARIABLE
@@ -295,14 +297,13 @@ run_plan(plan, Path(sys.argv[2]), fresh=False, observer=Observer())
 
 
 @pytest.fixture
-def drive() -> Iterator[Callable[[Path, Path], subprocess.Popen[str]]]:
+def drive() -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """Starts a run in a separate process, which prints its events to stdout."""
     started: list[subprocess.Popen[str]] = []
 
-    def begin(path: Path, out: Path) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            [sys.executable, "-c", DRIVER, str(path), str(out)], stdout=subprocess.PIPE, text=True
-        )
+    def begin(path: Path, out: Path, preexec_fn: Callable[[], None] | None = None) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", DRIVER, str(path), str(out)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=preexec_fn)
         started.append(process)
         return process
 
@@ -368,6 +369,62 @@ def test_two_runs_that_share_only_their_folder_leave_each_other_s_states_alone(
     assert run_plan(plan_for(path), out, fresh=True, observer=Observer()).counts == {"ok": 6}
     other.communicate(timeout=120)
     assert Counter(one.status for one in records_in(out)) == {"ok": 12}
+    assert hidden_in(out) == []
+
+
+def on_cores(cpus: list[int]) -> Callable[[], None]:
+    """What a process does at its start to run on some CPUs only, as `taskset` does."""
+    return lambda: os.sched_setaffinity(0, cpus)
+
+
+@pytest.mark.usefixtures("every_core")
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs Linux, for core sets")
+def test_two_runs_on_two_core_sets_do_not_wait_and_share_no_core(
+    tmp_path: Path, drive: Callable[..., subprocess.Popen[str]]
+) -> None:
+    cores = machine.allowed_cores()
+    if len(cores) < 2:
+        pytest.skip("needs two cores")
+    path = write_experiment(tmp_path, TRANSFORMER, PROFILE, grid("decode", *range(100, 106)))
+    outs = [tmp_path / "one", tmp_path / "two"]
+    runs = [drive(path, out, preexec_fn=on_cores(core)) for out, core in zip(outs, cores[:2], strict=True)]
+    for run in runs:
+        assert "WaitingForLock" not in run.communicate(timeout=300)[0]
+    found = [records_in(out) for out in outs]
+    assert [len(records) for records in found] == [6, 6]
+    assert max(one[0].started_at for one in found) < min(one[-1].started_at for one in found)  # at once
+    for records, core in zip(found, cores[:2], strict=True):
+        assert {tuple(one.environment["allowed_cpus"]) for one in records} == {tuple(core)}
+        assert {one.environment["variables"]["OMP_PLACES"] for one in records} == {f"{{{core[0]}}}"}
+
+
+def test_a_run_that_continues_on_another_node_measures_its_rounds_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two_rounds = PROFILE.replace("rounds = 1", "rounds = 2")
+    path = write_experiment(tmp_path, RETNET, TRANSFORMER, two_rounds, grid("decode", 8, 16))
+    plan, out = plan_for(path), tmp_path / "out"
+    monkeypatch.setenv(machine.NODE_VARIABLE, "gpu-07")
+    assert run_plan(plan, out, fresh=False, observer=Observer(stop_at(6))).counts == {"ok": 5}
+    (left,) = out.rglob(".run-*")
+    monkeypatch.setenv(machine.NODE_VARIABLE, "gpu-08")
+    assert run_plan(plan, out, fresh=False, observer=Observer(stop_at(4))).counts == {"ok": 3}
+    assert left.exists()  # another node may be using it
+    # Each node has half of the rounds: those of a cell are of one node, and pairs too.
+    kept = keep_latest(records_in(out))
+    nodes = {one.cell_id: one.environment["node_id"] for one in kept}
+    assert all(one.environment["node_id"] == nodes[one.cell_id] for one in kept)
+    assert run_plan(plan, out, fresh=False, observer=Observer()).counts == {"ok": 5}
+    records = records_in(out)
+    assert Counter(one.environment["node_id"] for one in records) == {
+        machine.node_id(): 8,
+        left.name[-16:]: 5,
+    }
+    kept = keep_latest(records)
+    assert len(kept) == 8
+    assert {one.environment["node_id"] for one in kept} == {machine.node_id()}
+    monkeypatch.setenv(machine.NODE_VARIABLE, "gpu-07")
+    assert run_plan(plan, out, fresh=False, observer=Observer()).counts == {"ok": 3}
     assert hidden_in(out) == []
 
 

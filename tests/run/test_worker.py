@@ -12,8 +12,10 @@ import pytest
 
 from retbench.measure.environment import code_revision
 from retbench.planning.plan import Plan, make_plan
+from retbench.records.store import read_records
 from retbench.run.protocol import (
     CELL_MARK,
+    Checked,
     Done,
     Ended,
     Failed,
@@ -98,6 +100,20 @@ def test_every_cell_begins_with_a_mark_on_stderr(plan: Plan, tmp_path: Path) -> 
     received, stderr = ask(job)
     assert [type(message) for message in received] == [Hello, *[Started, Done] * len(cells), Ended]
     assert stderr.encode().splitlines().count(CELL_MARK) == len(cells) > 0
+
+
+@pytest.mark.parametrize("streams", [True, False])
+def test_a_worker_multiplies_as_an_earlier_one_of_the_run_found(
+    plan: Plan, tmp_path: Path, streams: bool
+) -> None:
+    """Otherwise models that are compared could run differently: which of two near equals is faster is chance."""
+    told = {"streams_weights": streams}
+    prepare, measure = (make_job(plan, tmp_path, task=task) for task in ("prepare", "measure"))
+    (checked,) = [one for one in ask(prepare.model_copy(update=told))[0] if isinstance(one, Checked)]
+    assert checked.streams_weights is streams
+    ask(measure.model_copy(update=told))
+    ((record,), _) = read_records(tmp_path / "a.jsonl")
+    assert record.backend["weight_product"] == ("streamed" if streams else "torch")
 
 
 def test_changed_source_is_not_measured(plan: Plan, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from retbench.errors import RecordError
 from retbench.stats.intervals import (
     crossover,
     geometric_interval,
+    mean_interval,
     ratio_interval,
     slope_equivalence,
     unpaired_ratio_interval,
@@ -36,10 +37,21 @@ def test_interval_is_students_t_on_the_logarithms(values: list[float], confidenc
     logs = np.log(values)
     assume(logs.std() > 1e-9)
     expected = stats.t.interval(confidence, len(values) - 1, loc=logs.mean(), scale=stats.sem(logs))
+    assume(max(map(abs, expected)) < 700)  # its exponentials are numbers
     found = geometric_interval(values, confidence)
     assert found.low is not None
     assert found.high is not None
     assert (math.log(found.low), math.log(found.high)) == pytest.approx(expected, rel=1e-9, abs=1e-9)
+
+
+@given(rounds)
+def test_interval_of_a_mean_is_students_t(values: list[float]) -> None:
+    assume(np.std(values) > 1e-9)
+    low, high = stats.t.interval(0.95, len(values) - 1, loc=np.mean(values), scale=stats.sem(values))
+    found = mean_interval(values)
+    assert (found.value, found.low, found.high) == pytest.approx((np.mean(values), low, high), rel=1e-9)
+    alone = mean_interval(values[:1])
+    assert (alone.value, alone.low, alone.high, alone.num_rounds) == (values[0], None, None, 1)
 
 
 @given(rounds, positive)

@@ -1,11 +1,17 @@
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from retbench.architectures import costs
+from retbench.cli import app
+from retbench.cli.train import make_training_plan
 from retbench.errors import ConfigError
+from retbench.planning.shards import Shard
 from retbench.training.plan import TrainingPlan, TrainingRun
 from tests.training.conftest import PlanOf
 
@@ -110,3 +116,31 @@ def test_trained_models_are_found_without_torch() -> None:
     code = "import sys, retbench.training.trained; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout == "False\n"
+
+
+def test_shards_of_a_training_are_sizes_and_seeds_with_all_models(plan_of: PlanOf) -> None:
+    plan = plan_of('training.sizes=["300k", "1m"]', "training.seeds=[0, 1]")
+    parts = [replace(plan, shard=Shard(number, 3)) for number in (1, 2, 3)]
+    found = [run for part in parts for run in part.runs]
+    assert len(found) == len(plan.runs) == 8
+    assert set(found) == set(plan.runs)
+    for part in parts:
+        names: dict[tuple[str, int], set[str]] = {}
+        for run in part.runs:
+            names.setdefault((run.size, run.seed), set()).add(run.model_name)
+        assert all(models == {"retnet", "transformer"} for models in names.values())
+        assert all(part.fingerprint(run) == plan.fingerprint(run) for run in part.runs)
+
+
+def test_a_grid_is_not_split(experiment: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--shard 1/2: .* best of the learning rates 0.001, 0.003, 0.01"):
+        make_training_plan(str(experiment), "cpu", "cpu", [GRID], shard=Shard(1, 2))
+
+
+def test_a_shard_without_runs_says_so(experiment: Path, tmp_path: Path) -> None:
+    words = ["train", str(experiment), "--profile", "cpu", "--device", "cpu", "--shard", "2/2"]
+    for more in ([], ["--dry-run"], ["--json"]):
+        done = CliRunner().invoke(app, [*words, "--out", str(tmp_path / "out"), *more])
+        assert done.exit_code == 0, done.output
+        assert "hard 2/2 has no runs, so there is nothing to train" in done.stdout.replace("\n", " ")
+    assert not (tmp_path / "out").exists()

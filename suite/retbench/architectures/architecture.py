@@ -32,6 +32,8 @@ class ModelSpec(Strict):
     """Tokens of a chunk of the chunkwise form."""
     workloads: tuple[str, ...] | None = None
     """Workloads that measure the model; every workload of the profile when absent."""
+    convolution_first: bool = False
+    """Put a short gated convolution (arXiv:2402.18668) with as many parameters in place of the first layer's mixer."""
 
     @property
     def concatenates(self) -> bool:

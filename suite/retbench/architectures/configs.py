@@ -73,6 +73,8 @@ class ModelConfig(Strict):
     norm_eps: float = 1e-6
     embedding_norm: bool = False
     """True if the embedded tokens are normed before the first block."""
+    convolution_first: bool = False
+    """True if a short convolution stands in place of the first layer's mixer, which its architecture does not have."""
     blocks: tuple[BlockConfig, ...] = Field(min_length=1)
 
     @model_validator(mode="before")
@@ -130,11 +132,12 @@ class ModelConfig(Strict):
         return max((layers[-1] for layers, block in self._numbered_blocks() if block.state), default=0)
 
     @model_serializer(mode="wrap")
-    def _leave_out_default_norm(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Return the fields without the usual `embedding_norm`, which earlier configurations did not state."""
+    def _leave_out_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Return the fields without those at their defaults that earlier configurations did not have."""
         fields: dict[str, Any] = dump(self)
-        if not self.embedding_norm:
-            fields.pop("embedding_norm", None)
+        for name in ("embedding_norm", "convolution_first"):
+            if not getattr(self, name):
+                fields.pop(name, None)
         return fields
 
     @property

@@ -33,6 +33,11 @@ def block_params(config: ModelConfig) -> int:
     return num_params
 
 
+def mixer_params(mixer: Mixer) -> int:
+    """Return the parameters of one mixer."""
+    return mixer.streamed_params + mixer.local_params + mixer.other_params
+
+
 def _product_params(mixer: Mixer, ffn: ChannelMixer | None) -> int:
     """Return the parameters of one block that take part in a product with every token."""
     return mixer.streamed_params + mixer.local_params + (ffn.num_params if ffn else 0)

@@ -62,7 +62,7 @@ def published_ffn(d_model: int) -> int:
 
 def _unusual(config: ModelConfig) -> list[str]:
     """Return what differs from the published model, in words."""
-    heads = config.mixer.num_heads
+    heads = config.mixers[-1].num_heads
     return [] if heads == 4 else [f"{heads} heads"]
 
 

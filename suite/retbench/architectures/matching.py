@@ -16,6 +16,7 @@ from retbench.architectures.configs import ModelConfig
 from retbench.architectures.registry import find_architecture
 from retbench.architectures.sizes import Size, find_size
 from retbench.errors import ConfigError
+from retbench.mixers.gated_convolution.config import GatedConvolution
 from retbench.strict import reason_of
 
 MAX_MISMATCH = 0.01
@@ -39,7 +40,8 @@ def resolve_model(spec: ModelSpec, default_size: str, *, vocab_size: int | None 
     if vocab_size is not None:
         size = replace(size, vocab_size=vocab_size)
     try:
-        return find_architecture(spec.architecture).resolve(spec, size)
+        config = find_architecture(spec.architecture).resolve(spec, size)
+        return put_convolution_first(config) if spec.convolution_first else config
     except ValidationError as error:  # such as a feed-forward width that the value heads cannot share
         fault = error.errors()[0]
         place, reason = ".".join(map(str, fault["loc"])), reason_of(fault)
@@ -53,6 +55,28 @@ def resolve_model(spec: ModelSpec, default_size: str, *, vocab_size: int | None 
         ) from error
     except ConfigError as error:
         raise ConfigError(str(error).replace("{size}", f"size '{name}'")) from error
+
+
+def put_convolution_first(config: ModelConfig) -> ModelConfig:
+    """Return a model whose first layer has a short gated convolution in place of its mixer, with as many parameters.
+
+    The convolution is as wide as that takes; see `GatedConvolution`.
+
+    Raises:
+        ConfigError: the model has one layer only, which would be left without its mixer.
+    """
+    first, *rest = config.blocks
+    if config.num_layers == 1:
+        raise ConfigError(
+            f"convolution_first is true, and {{size}} has one layer, {first.mixer.title}. Use a larger size."
+        )
+    one_channel = costs.mixer_params(GatedConvolution(d_model=config.d_model, inner_width=1))
+    width = max(1, round(costs.mixer_params(first.mixer) / one_channel))
+    convolution = GatedConvolution(d_model=config.d_model, inner_width=width)
+    led = first.model_copy(update={"count": 1, "mixer": convolution})
+    others = [first.model_copy(update={"count": first.count - 1})] if first.count > 1 else []
+    fields = {**dict(config), "blocks": (led, *others, *rest), "convolution_first": True}
+    return ModelConfig.model_validate(fields)
 
 
 def width_step(size: Size) -> int:

@@ -8,11 +8,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from retbench.architectures import costs
 from retbench.architectures.architecture import Architecture
 from retbench.architectures.configs import ModelConfig, form_of, parse_model_config
 from retbench.architectures.registry import architectures
 from retbench.architectures.sizes import find_size
 from retbench.errors import ConfigError
+from retbench.mixers.mixer import DTYPE_BYTES
 
 
 def read_config(config: Mapping[str, Any]) -> ModelConfig | None:
@@ -67,10 +69,18 @@ def has_cache(architecture: str, config: Mapping[str, Any] | None = None) -> boo
     return model is not None and model.grows
 
 
+def state_bytes(config: Mapping[str, Any], dtype: str, context_len: int) -> int | None:
+    """Return the analytical bytes of state or cache of one sequence of `context_len` tokens; None if not known here."""
+    model = read_config(config)
+    if model is None or dtype not in DTYPE_BYTES or costs.missing_reason(model):
+        return None
+    return costs.state_bytes(model, dtype, 1, context_len)
+
+
 def is_standard(architecture: str, config: Mapping[str, Any]) -> bool:
     """Return whether a model lacks nothing that its paper describes; ablations do."""
     known, model = _find(architecture, config)
-    return known is None or model is None or known.is_standard(model)
+    return known is None or model is None or (known.is_standard(model) and not model.convolution_first)
 
 
 def unusual_settings(architecture: str, config: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:
@@ -82,6 +92,7 @@ def unusual_settings(architecture: str, config: Mapping[str, Any], settings: Map
     if known is None or model is None or known.is_baseline:
         return []
     words = known.unusual(model) + (["concat cache"] if model.concatenates else [])
+    words += ["short convolution first"] if model.convolution_first else []
     backend, chunk_size = settings.get("backend", ""), settings.get("chunk_size")
     if any(form_of(mixer, backend) != mixer.default_form for mixer in model.mixers):
         words.append(f"backend {backend}")

@@ -183,7 +183,7 @@ def _upgrade(raw: dict[str, Any]) -> ModelConfig:
 
 def _is_standard(config: ModelConfig) -> bool:
     """Return whether decays are fixed and of several scales, and the swish gate and the head norms are there."""
-    mixer = config.mixer
+    mixer = config.mixers[-1]
     if not isinstance(mixer, Retention):  # a record may say anything; then nothing is known to be missing
         return True
     return mixer.swish_gate and mixer.head_norm != "none" and mixer.decay in ("eq8", "paper")
@@ -191,7 +191,7 @@ def _is_standard(config: ModelConfig) -> bool:
 
 def _unusual(config: ModelConfig) -> list[str]:
     """Return what differs from fla's RetNet, in words."""
-    mixer = config.mixer
+    mixer = config.mixers[-1]
     if not isinstance(mixer, Retention):
         return []
     words = {

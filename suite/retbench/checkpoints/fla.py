@@ -17,6 +17,7 @@ from retbench.architectures.retnet import retnet_config
 from retbench.architectures.transformer import transformer_config
 from retbench.checkpoints.format import Description, Fields, Format, Names, Plan, Shape, map_decoder
 from retbench.errors import CheckpointError
+from retbench.mixers.retention.config import Retention
 from retbench.ops import ROTARY_BASE
 
 NAMES = Names(
@@ -128,7 +129,7 @@ def plan(described: Description, stored: Collection[str], ours: Mapping[str, Sha
     if projection is not None and mixer.other_params:
         gate = ("attn.g_proj.weight",)[: len(projection.widths) - len(names.projections)]
         fused = "attn.g_norm_swish_gate.weight"
-        is_fused = f"model.layers.0.{fused}" in stored
+        is_fused = bool(gate) and f"model.layers.0.{fused}" in stored
         names = replace(
             names,
             projections=(*names.projections, *gate),
@@ -144,10 +145,37 @@ def with_stored_ffn(names: Names, stored: Collection[str]) -> Names:
     return replace(names, gate_up=("mlp.gate_proj.weight",))
 
 
+def render(described: Description) -> dict[str, Any] | None:
+    """Return the configuration of a RetNet; None for any other model, its Transformer included."""
+    config = described.config
+    mixer, ffn = config.mixer, config.ffn
+    if not isinstance(mixer, Retention) or ffn is None:
+        return None
+    return {
+        "architectures": ["RetNetForCausalLM"],
+        "model_type": "retnet",
+        "hidden_size": config.d_model,
+        "num_hidden_layers": config.num_layers,
+        "num_heads": mixer.num_heads,
+        "expand_k": 1.0,
+        "expand_v": mixer.value_dim / config.d_model,
+        "use_output_gate": mixer.swish_gate,
+        "hidden_ratio": None,
+        "intermediate_size": ffn.ffn_dim,
+        "hidden_act": "swish",
+        "norm_eps": config.norm_eps,
+        "vocab_size": config.vocab_size,
+        "max_position_embeddings": described.context_len,
+        "tie_word_embeddings": described.tied_embeddings,
+    }
+
+
 FORMAT = Format(
     recognises=lambda raw: raw.get("model_type") in ("retnet", "transformer") and "num_hidden_layers" in raw,
     describe=describe,
     plan=plan,
     # A buffer that follows from the configuration, and the unused head of a model with tied embeddings.
     ignored=r"model\.layers\.\d+\.attn\.rotary\.inv_freq|lm_head\.weight",
+    render=render,
+    written=("model.layers.0.mlp.up_proj.weight", "model.layers.0.attn.g_norm_swish_gate.weight"),
 )

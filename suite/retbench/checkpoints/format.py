@@ -113,6 +113,9 @@ class Format:
         ignored: Regular expression of the names of tensors that may be present and are not weights.
         check: Raises CheckpointError if stored values contradict the configuration in a way that shapes do not show.
         load: "module:function" that loads the model by another library, with the arguments of `models.hf.load_hf`.
+        render: Returns the configuration of a model, as `describe` reads it; None for a model of another kind. Formats
+            without it are only read.
+        written: Names that choose among the layouts of the weights when they are written, as names in the files do.
     """
 
     recognises: Callable[[Mapping[str, Any]], bool]
@@ -121,6 +124,8 @@ class Format:
     ignored: str
     check: "Callable[[Description, StoredWeights], None] | None" = None
     load: str | None = None
+    render: Callable[[Description], dict[str, Any] | None] | None = None
+    written: Collection[str] = ()
 
 
 def map_decoder(described: Description, names: Names, *, interleaved: bool = False) -> Plan:

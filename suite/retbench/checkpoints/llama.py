@@ -9,6 +9,7 @@ from typing import Any, Literal
 from retbench.architectures.transformer import transformer_config
 from retbench.checkpoints.format import Description, Fields, Format, Names, map_decoder
 from retbench.errors import CheckpointError
+from retbench.mixers.attention.config import Attention
 from retbench.ops import ROTARY_BASE
 from retbench.strict import Strict
 
@@ -67,6 +68,31 @@ def describe(raw: dict[str, Any], path: Path) -> Description:
     )
 
 
+def render(described: Description) -> dict[str, Any] | None:
+    """Return the configuration of a Transformer; None for any other model."""
+    config = described.config
+    mixer, ffn = config.mixer, config.ffn
+    if not isinstance(mixer, Attention) or ffn is None:
+        return None
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": config.d_model,
+        "intermediate_size": ffn.ffn_dim,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": mixer.num_heads,
+        "num_key_value_heads": mixer.num_kv_heads,
+        "vocab_size": config.vocab_size,
+        "rms_norm_eps": config.norm_eps,
+        "max_position_embeddings": described.context_len,
+        "tie_word_embeddings": described.tied_embeddings,
+        # transformers 4 reads the first, transformers 5 the second.
+        "rope_theta": mixer.rotary_base,
+        "rope_parameters": {"rope_type": "default", "rope_theta": mixer.rotary_base},
+        "hidden_act": "silu",
+    }
+
+
 FORMAT = Format(
     recognises=lambda raw: (
         raw.get("model_type") == "llama" or raw.get("architectures") == ["LlamaForCausalLM"]
@@ -76,4 +102,5 @@ FORMAT = Format(
     # Buffers of old releases that follow from the configuration, and the unused head of a model with tied embeddings:
     # transformers too replaces it by the embedding table.
     ignored=r"(model\.layers\.\d+\.self_attn|model)\.rotary_emb\.inv_freq|lm_head\.weight",
+    render=render,
 )

@@ -33,14 +33,19 @@ COMMANDS = {
     "list": "List the experiments, the model sizes, the models or the tasks.",
     "run": "Measure an experiment, or continue where it stopped.",
     "train": "Train the models of an experiment under equal conditions, or continue.",
+    "submit": "Carry out run or train on a cluster, in shards and with requeues.",
+    "jobs": "List the jobs that were submitted, with their states.",
     "table": "Print the results of an experiment from its records.",
     "report": "Write the report and its figures from the records.",
     "claims": "Print the papers' claims, each with the paper's number, the one measured here and the verdict.",
     "verify": "Check that all execution modes of a model are equivalent.",
     "predict": "Predict time per token, memory, largest batch and crossover.",
     "generate": "Continue a text with any checkpoint, printing tokens as they come.",
+    "push": "Publish a folder of results as a dataset on the Hugging Face hub.",
+    "export": "Write a checkpoint in the format of transformers or flash-linear-attention.",
     "env": "Show this machine: hardware, versions and usable backends.",
     "compare": "Compare two record sets of one machine, or a run with a baseline: is B slower than A?",
+    "compare-commands": "Compare the wall time of two shell commands: is B slower than A?",
     "check": "Check machine-independent quantities; with --against, the times of a checkout.",
     "baseline": "Keep a window of accepted runs that later runs are compared with.",
 }
@@ -49,7 +54,7 @@ COMMANDS = {
 
 def load_command(name: str) -> Any:
     """Import the module of a command and return its click command."""
-    return typer.main.get_command(import_module(f"retbench.cli.{name}").app)
+    return typer.main.get_command(import_module(f"retbench.cli.{name.replace('-', '_')}").app)
 
 
 _USAGE_ERROR: Any = typer.BadParameter.__base__

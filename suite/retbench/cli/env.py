@@ -67,7 +67,7 @@ def _measure(device: str) -> "dict[str, Ceilings]":
     from retbench.cli.in_process import alone_on_machine
     from retbench.measure.ceilings import measure_ceilings
 
-    with alone_on_machine("retbench env"):
+    with alone_on_machine("retbench env", device):
         return {dtype: measure_ceilings(torch.device(device), getattr(torch, dtype)) for dtype in DTYPES}
 
 

@@ -14,8 +14,9 @@ from retbench.architectures.configs import ModelConfig
 from retbench.architectures.matching import resolve_model
 from retbench.architectures.registry import named_specs
 from retbench.errors import UnsupportedError, unknown_name
-from retbench.measure import environment, machine
+from retbench.measure import environment
 from retbench.measure.limits import is_out_of_memory
+from retbench.run.devices import default_threads
 from retbench.run.locks import timing_lock
 from retbench.units import format_bytes
 
@@ -42,7 +43,7 @@ def busy_ratio(interval_s: float) -> float:
 
 def become_worker(device: str) -> int:
     """Give this process the threads of a worker on `device`, and its cores on a CPU; return the number of threads."""
-    threads = machine.usable_cores()
+    threads = default_threads(device)
     # Before torch is loaded, and OpenMP with it.
     os.environ.update(environment.worker_environment(threads, device))
     environment.pin_process(threads)
@@ -50,14 +51,14 @@ def become_worker(device: str) -> int:
 
 
 @contextmanager
-def alone_on_machine(command: str) -> Iterator[None]:
-    """Hold the lock of timing runs, and wait for it with a message on stderr."""
+def alone_on_machine(command: str, device: str) -> Iterator[None]:
+    """Hold the locks of a device, and wait for them with a message on stderr."""
 
     def wait(holder: str) -> None:
         typer.echo(f"waiting: another run is timing on this machine ({holder})", err=True)
         time.sleep(LOCK_POLL_S)
 
-    with timing_lock(command, wait=wait):
+    with timing_lock(command, device, wait=wait):
         yield
 
 

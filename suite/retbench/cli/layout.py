@@ -74,6 +74,14 @@ def print_prose(text: str) -> None:
     )
 
 
+def print_nothing(text: str, form: str, **fields: Any) -> None:
+    """Print why there is nothing to do, as a sentence or as the note of one JSON object."""
+    if form == "json":
+        print_json({**fields, "note": text})
+    else:
+        print_prose(f"{text[0].upper()}{text[1:]}")
+
+
 def print_json(data: dict[str, Any]) -> None:
     """Print one JSON object, indented; raise ValueError for NaN and infinity, which JSON does not have."""
     typer.echo(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False))

@@ -182,6 +182,14 @@ Overrides = Annotated[
 ]
 
 
+ShardName = Annotated[
+    str | None,
+    typer.Option(
+        "--shard", metavar="I/N", help="Carry out part I of N only. Copying the results together merges."
+    ),
+]
+
+
 def new_app(**settings: bool | str) -> typer.Typer:
     """Return the typer app of one command's module."""
     return typer.Typer(add_completion=False, rich_markup_mode=None, **settings)  # type: ignore[arg-type]

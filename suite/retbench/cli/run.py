@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from retbench.cli.layout import output_format, print_json, print_prose, print_table
+from retbench.cli.layout import output_format, print_json, print_nothing, print_prose, print_table
 from retbench.cli.options import (
     AsJson,
     DataDir,
@@ -15,6 +15,7 @@ from retbench.cli.options import (
     OutputFormat,
     Overrides,
     ProfileName,
+    ShardName,
     dtype_option,
     new_app,
 )
@@ -66,6 +67,7 @@ def run(
     ] = Path("results"),
     overrides: Overrides = None,
     data_dir: DataDir = None,
+    shard: ShardName = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Measure again the cells that are on disk.")] = False,
     dry_run: Annotated[
         bool,
@@ -82,7 +84,9 @@ def run(
     the rest.
     """
     from retbench.planning.plan import make_plan
+    from retbench.planning.shards import Shard
 
+    part = None if shard is None else Shard.parse(shard)
     form = output_format(form, as_json=as_json)
     plan = make_plan(
         experiment,
@@ -96,10 +100,24 @@ def run(
         results=out,
         data_dir=data_dir.absolute() if data_dir else None,
     )
-    if dry_run:
-        _show_plan(plan, out, form)
+    chosen = plan if part is None else plan.part(part)
+    if chosen is None:
+        _say_empty(plan, str(part), form)
+    elif dry_run:
+        note = f"shard {part}: {len(chosen.cells)} of {len(plan.cells)} cells" if part else None
+        _show_plan(chosen, out, form, note)
     else:
-        raise typer.Exit(_measure(plan, out, form, fresh=fresh))
+        raise typer.Exit(_measure(chosen, out, form, fresh=fresh))
+
+
+def _say_empty(plan: "Plan", shard: str, form: str) -> None:
+    """Say that a shard has no cells."""
+    from retbench.planning.shards import describe_units
+
+    text = (
+        f"shard {shard} has no cells: the plan has {describe_units(plan.cells)}. There is nothing to measure."
+    )
+    print_nothing(text, form, experiment=plan.experiment.name, profile=plan.profile_name, cells=[])
 
 
 def _own_models(given: Sequence[str], *, trust_remote_code: bool) -> "OwnModels | None":
@@ -166,8 +184,8 @@ def _print_results(plan: "Plan", out: Path, form: str) -> None:
     print_records(replace(results, records=own), plan.experiment.name, form)
 
 
-def _show_plan(plan: "Plan", out: Path, form: str) -> None:
-    """Print every cell with its approximate time and memory.
+def _show_plan(plan: "Plan", out: Path, form: str, shard_note: str | None = None) -> None:
+    """Print every cell with its approximate time and memory, then notes on the shard and on this machine.
 
     Raises:
         ConfigError: the run could not write to `out`.
@@ -177,6 +195,7 @@ def _show_plan(plan: "Plan", out: Path, form: str) -> None:
 
     check_writable(out, "--out")
     estimates = estimate(plan)
+    note = "; ".join(text for text in (shard_note, plan.note) if text) or None
     if form == "json":
         print_json(
             {
@@ -184,7 +203,7 @@ def _show_plan(plan: "Plan", out: Path, form: str) -> None:
                 "profile": plan.profile_name,
                 "rounds": plan.rounds,
                 "command": plan.command,
-                "note": plan.note,
+                "note": note,
                 "cells": [_estimate_fields(item) for item in estimates],
             }
         )
@@ -195,9 +214,9 @@ def _show_plan(plan: "Plan", out: Path, form: str) -> None:
         form,
         keys=4,
     )
-    if plan.note:
+    if note:
         typer.echo()
-        print_prose(f"{plan.note[0].upper()}{plan.note[1:]}.")
+        print_prose(f"{note[0].upper()}{note[1:]}.")
 
 
 def _estimate_fields(item: "CellEstimate") -> dict[str, str | int | float | None]:

@@ -127,7 +127,7 @@ def measured_target(
     from retbench.workloads.step_rates import count_operators, measure_step_rates
 
     torch_dtype = getattr(torch, dtype)
-    with alone_on_machine("retbench predict"):
+    with alone_on_machine("retbench predict", found.name):
         rates = measure_step_rates(torch.device(found.name), torch_dtype, compiled=compiled)
     counts = {
         model.fingerprint: count_operators(model, torch_dtype, backend=backend) for model, backend in models

@@ -6,13 +6,13 @@ A command may be one process, or one of several that torchrun launched together.
 import shlex
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from retbench.cli.layout import output_format, print_json, print_table
+from retbench.cli.layout import output_format, print_json, print_nothing, print_table
 from retbench.cli.options import (
     AsJson,
     DataDir,
@@ -21,17 +21,20 @@ from retbench.cli.options import (
     OutputFormat,
     Overrides,
     ProfileName,
+    ShardName,
     new_app,
+    not_empty,
 )
 from retbench.cli.progress import describe_rate, show_events, view_training
+from retbench.cli.tracking import track_runs
 from retbench.config.experiment import load_experiment
 from retbench.config.training import TrainingSpec
 from retbench.errors import INTERRUPTED, ConfigError, RetbenchError, shown
 from retbench.files import check_writable
 from retbench.measure.environment import pin_process
-from retbench.measure.machine import usable_cores
 from retbench.planning.plan import PAPER_MEMORY_BYTES
-from retbench.run.devices import Device, find_device
+from retbench.planning.shards import Shard
+from retbench.run.devices import Device, default_threads, find_device
 from retbench.run.events import WaitingForLock
 from retbench.run.locks import Interrupted, catch_signals, timing_lock
 from retbench.training import trained
@@ -40,6 +43,7 @@ from retbench.training.plan import (
     TextSource,
     TrainingPlan,
     TrainingRun,
+    check_independent,
     check_shares,
     resolve_models,
     training_spec,
@@ -68,6 +72,7 @@ def train(
     ] = Path("results"),
     overrides: Overrides = None,
     data_dir: DataDir = None,
+    shard: ShardName = None,
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="Show the runs with their tokens and expected time; train nothing."),
@@ -75,6 +80,14 @@ def train(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Delete the runs of this profile and train them again.")
     ] = False,
+    track: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[wandb|trackio]",
+            callback=not_empty,
+            help="Log learning curves to this library as well. Needs the extra of that name.",
+        ),
+    ] = None,
     form: OutputFormat = None,
     as_json: AsJson = False,
 ) -> None:
@@ -87,14 +100,15 @@ def train(
     all of them can access.
     """
     form, launch = output_format(form, as_json=as_json), Launch.from_environment()
+    part = None if shard is None else Shard.parse(shard)
 
     def plan() -> TrainingPlan:
-        return make_training_plan(experiment, profile, device, overrides or (), data_dir, launch)
+        return make_training_plan(experiment, profile, device, overrides or (), data_dir, launch, part)
 
     if not dry_run:
         try:
             with joined(launch, on_cpu=device == "cpu") as ranks:
-                code = carry_out(ranks.together(plan), out, form, fresh=fresh, ranks=ranks)
+                code = carry_out(ranks.together(plan), out, form, fresh=fresh, ranks=ranks, track=track)
         except OtherRankFailedError:
             code = RetbenchError.exit_code
         raise typer.Exit(code)
@@ -109,6 +123,7 @@ def make_training_plan(
     overrides: Sequence[str] = (),
     data_dir: Path | None = None,
     launch: Launch | None = None,
+    shard: Shard | None = None,
 ) -> TrainingPlan:
     """Return the plan of one command; see `retbench.planning.plan.make_plan` for its defaults.
 
@@ -119,6 +134,7 @@ def make_training_plan(
         overrides: KEY=VALUE replacements of the profile's fields.
         data_dir: Folder of local data.
         launch: The place of this process among those that train together; alone when None.
+        shard: The part of the final runs to train; all when None.
 
     Raises:
         ConfigError: something is misspelt or contradictory, or the profile trains nothing.
@@ -131,11 +147,14 @@ def make_training_plan(
     loaded = load_experiment(experiment, overrides, profile=profile_name).of_profile(profile_name)
     spec = training_spec(loaded, profile_name)
     check_shares(spec, launch.world_size)
+    if shard is not None:
+        check_independent(spec, shard)
     source = spec.task or _load_text(spec, data_dir)
     device_word = found.name if launch.world_size == 1 else found.name.partition(":")[0]
     words = ["retbench", "train", experiment, "--profile", profile_name, "--device", device_word]
     words += [word for item in overrides for word in ("--set", item)]
     words += [] if data_dir is None else ["--data-dir", str(data_dir)]
+    words += [] if shard is None else ["--shard", str(shard)]
     return TrainingPlan(
         experiment=loaded,
         profile_name=profile_name,
@@ -143,9 +162,11 @@ def make_training_plan(
         models=resolve_models(loaded, profile_name, source.vocab_size),
         source=source,
         device=found.name,
-        threads=loaded.profile(profile_name).threads or max(1, usable_cores() // launch.local_world_size),
+        threads=loaded.profile(profile_name).threads or default_threads(found.name, launch.local_world_size),
         command=launch.command(shlex.join(words)),
         world_size=launch.world_size,
+        local_world_size=launch.local_world_size,
+        shard=shard,
     )
 
 
@@ -170,13 +191,25 @@ def _find_device(asked: str | None, launch: Launch) -> Device:
     return found if found.name == "cpu" else find_device(f"cuda:{launch.local_rank}")
 
 
-def carry_out(plan: TrainingPlan, out: Path, form: str, *, fresh: bool, ranks: Ranks = ALONE) -> int:
+def carry_out(
+    plan: TrainingPlan,
+    out: Path,
+    form: str,
+    *,
+    fresh: bool,
+    ranks: Ranks = ALONE,
+    track: str | None = None,
+) -> int:
     """Train the runs that are not on disk yet, print all runs, and return the exit code.
 
     Raises:
         ConfigError: a folder holds another run than the plan's, or cannot be written to.
         StorageError: something could not be written.
     """
+    if not plan.runs:
+        if ranks.leads:
+            _say_empty(plan, form)
+        return 0
     ranks.lead(lambda: _check_out(plan, out))
     stopped: list[bool] = []
     with ExitStack() as stack:
@@ -184,6 +217,8 @@ def carry_out(plan: TrainingPlan, out: Path, form: str, *, fresh: bool, ranks: R
         notify: Notify = lambda _: None  # noqa: E731 - only the first process shows events
         if ranks.leads:
             notify = stack.enter_context(show_events(view_training(plan))).notify
+            if track is not None:
+                notify = stack.enter_context(track_runs(track, plan, notify))
 
         def wait(holder: str) -> None:
             ranks.hold_on()
@@ -196,7 +231,7 @@ def carry_out(plan: TrainingPlan, out: Path, form: str, *, fresh: bool, ranks: R
         def lock() -> bool:
             """Take the lock; return False after a stop signal."""
             try:
-                stack.enter_context(timing_lock(plan.command, wait=wait))
+                stack.enter_context(_hold_devices(plan, wait))
             except Interrupted:
                 return False
             return True
@@ -211,14 +246,25 @@ def carry_out(plan: TrainingPlan, out: Path, form: str, *, fresh: bool, ranks: R
     return RetbenchError.exit_code if any(run.status == "failed" for run in result.runs) else 0
 
 
+def _hold_devices(plan: TrainingPlan, wait: Callable[[str], None]) -> AbstractContextManager[None]:
+    """Return the lock of the devices of this machine that train each run together."""
+    count = plan.local_world_size
+    return timing_lock(plan.command, plan.device, wait=wait, threads=count * plan.threads, num_gpus=count)
+
+
 def _check_out(plan: TrainingPlan, out: Path) -> None:
     """Raise ConfigError if there is a run to train that could not be stored."""
-    if not all(trained.is_done(out, plan, run) for run in _runs(plan)):
+    if not all(trained.is_done(out, plan, run) for run in plan.runs):
         check_writable(out, "--out")
 
 
-def _runs(plan: TrainingPlan) -> list[TrainingRun]:
-    return [*plan.tuning_runs, *plan.final_runs]
+def _say_empty(plan: TrainingPlan, form: str) -> None:
+    """Say that a shard has no runs."""
+    count = sum(len(plan.spec.seeds_of(size)) for size in plan.spec.sizes)
+    text = (
+        f"shard {plan.shard} has no runs, so there is nothing to train. The plan has {count} sizes and seeds."
+    )
+    print_nothing(text, form, experiment=plan.experiment.name, profile=plan.profile_name, runs=[])
 
 
 def _train(
@@ -351,12 +397,14 @@ def _show_plan(plan: TrainingPlan, out: Path, form: str) -> None:
             f"an estimate measures the machine, and that would disturb the run of {holder}. Try again when it is done."
         )
 
+    if not plan.runs:
+        _say_empty(plan, form)
+        return
     _check_out(plan, out)
-    runs = _runs(plan)
-    with timing_lock(plan.command, wait=refuse):
+    with _hold_devices(plan, refuse):
         pin_process(plan.threads)
-        seconds = estimate_seconds(plan, runs)
-    print_plan(plan, runs, seconds, form)
+        seconds = estimate_seconds(plan, plan.runs)
+    print_plan(plan, plan.runs, seconds, form)
 
 
 def print_plan(plan: TrainingPlan, runs: Sequence[TrainingRun], seconds: Sequence[float], form: str) -> None:

@@ -17,11 +17,13 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    GetJsonSchemaHandler,
     ValidationError,
     create_model,
     field_validator,
     model_validator,
 )
+from pydantic.json_schema import JsonSchemaValue
 
 from retbench.architectures.architecture import ModelSpec
 from retbench.architectures.registry import architectures
@@ -32,7 +34,7 @@ from retbench.config.training import TrainingSpec
 from retbench.errors import ConfigError, shown, unknown_name
 from retbench.ops import DecodeOperators
 from retbench.parsing import MAX_DEPTH, parse_toml
-from retbench.strict import Name, NamePair, Strict, explain
+from retbench.strict import JSON_SCHEMA, Name, NamePair, Strict, WithoutTitles, explain
 from retbench.workloads.workload import WORKLOADS, Workload, find_workload
 
 Dtype = Literal["float64", "float32", "bfloat16", "float16"]
@@ -87,6 +89,11 @@ class Workloads(Strict):
     def described_by(cls) -> type[BaseModel]:
         """Return the class whose fields are the registered workloads."""
         return _tables_type()
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, _: Any, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """Describe the tables of all registered workloads."""
+        return handler(_tables_type().__pydantic_core_schema__)
 
     @model_validator(mode="before")
     @classmethod
@@ -251,6 +258,24 @@ def _completed(profile: Any, base: Mapping[str, Any]) -> Any:
         for name, table in own.items()
     }
     return {**profile, "models": {**base, **merged}}
+
+
+def experiment_schema() -> dict[str, Any]:
+    """Return the JSON Schema of an experiment file for editors, which `experiment.schema.json` holds too.
+
+    A profile may replace some fields of a model, so its tables of models may have any field. What one field says of
+    another is checked when a file is read.
+    """
+    schema = Experiment.model_json_schema(schema_generator=WithoutTitles)
+    del schema["properties"]["name"]  # an experiment is called after its file
+    schema["required"].remove("name")
+    tables = schema["$defs"]["Profile"]["properties"]["models"]
+    tables["anyOf"] = [{"type": "object", "additionalProperties": {"type": "object"}}]
+    del tables["default"]
+    for each in architectures().values():  # a variant or a pattern stands for other fields
+        spec = schema["$defs"][each.spec.__name__]
+        spec["required"] = [] if "pattern" in spec["properties"] else ["architecture"]
+    return {"$schema": JSON_SCHEMA, **schema}
 
 
 _PLAIN_SPACE = str.maketrans("", "", "\n\t\xa0")

@@ -6,12 +6,12 @@ hub:OWNER/NAME[/CONFIG][@REVISION]   a data set
 
 import importlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from retbench.errors import ConfigError, UnsupportedError
+from retbench.errors import ConfigError, UnsupportedError, shown
 
 PREFIX = "hub:"
 _NAME = re.compile(r"hub:(?P<repo>[^/@\s]+(/[^/@\s]+)?)(/(?P<config>[^/@\s]+))?(@(?P<revision>[^@\s]+))?")
@@ -86,11 +86,23 @@ def translate_hub_errors(name: str) -> Iterator[None]:
         raise ConfigError(
             f"'{name}': the hub has nothing of that name, or it is private. Check it, or log in with `hf auth login`."
         ) from error
-    except (OSError, errors.HTTPError) as error:  # no network, offline mode, or nothing in the local cache
-        reason = (str(error) or type(error).__name__).strip().splitlines()[0]
-        raise UnsupportedError(
-            f"'{name}': the hub cannot be reached ({reason}). Check the network, or give the path of a local copy."
+    except errors.HfHubHTTPError as error:
+        if error.response.status_code not in {401, 403}:
+            raise _unreachable(name, error) from error
+        raise ConfigError(
+            f"'{name}': the hub does not let you do this (status {error.response.status_code}). Log in with "
+            "`hf auth login` as somebody who may."
         ) from error
+    except (OSError, errors.HTTPError) as error:  # no network, offline mode, or nothing in the local cache
+        raise _unreachable(name, error) from error
+
+
+def _unreachable(name: str, error: Exception) -> UnsupportedError:
+    """Return the error for a hub that does not answer, or not as it should."""
+    reason = (str(error) or type(error).__name__).strip().splitlines()[0]
+    return UnsupportedError(
+        f"'{name}': the hub cannot be reached ({reason}). Check the network, or give the path of a local copy."
+    )
 
 
 def resolve_revision(name: str, hub_name: HubName) -> str:
@@ -121,4 +133,32 @@ def download_files(name: str, hub_name: HubName, patterns: Sequence[str]) -> Pat
             library.snapshot_download(
                 hub_name.repo, revision=hub_name.revision, allow_patterns=list(patterns)
             )
+        )
+
+
+def push_dataset(name: str, contents: Mapping[str, Path | bytes], message: str, *, private: bool) -> str:
+    """Upload files to a dataset in one commit, and return the address of the commit.
+
+    Args:
+        name: OWNER/NAME; the dataset is made if it is new.
+        contents: Files or their contents, by path in the dataset; other files of it stay.
+        message: Message of the commit.
+        private: Make a new dataset private.
+
+    Raises:
+        ConfigError: the name is not one of a dataset, or is not the user's.
+        UnsupportedError: the hub refuses, or cannot be reached.
+    """
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise ConfigError(f"{shown(name)}: not the name of a dataset. Give OWNER/NAME.")
+    with translate_hub_errors(name):
+        library = load_package("huggingface_hub", f"'{name}'")
+        api = library.HfApi()
+        api.create_repo(name, repo_type="dataset", private=private or None, exist_ok=True)
+        operations = [
+            library.CommitOperationAdd(path_in_repo=place, path_or_fileobj=content)
+            for place, content in contents.items()
+        ]
+        return str(
+            api.create_commit(name, operations, commit_message=message, repo_type="dataset").commit_url
         )

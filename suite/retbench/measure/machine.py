@@ -12,6 +12,8 @@ import resource
 import subprocess
 import sys
 import uuid
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -20,6 +22,9 @@ _PROC = Path("/proc")
 _CPUS = Path("/sys/devices/system/cpu")
 _CGROUPS = Path("/sys/fs/cgroup")
 _MACHINE_IDS = (Path("/etc/machine-id"), Path("/var/lib/dbus/machine-id"))
+
+NODE_VARIABLE = "RETBENCH_NODE"
+"""Environment variable that names this host where its id does not: containers of one image may share an id."""
 
 
 def read_text(path: Path) -> str | None:
@@ -33,13 +38,20 @@ def read_text(path: Path) -> str | None:
 def node_id() -> str:
     """Return a hash that identifies this host and from which neither its name nor its id can be recovered.
 
-    A container without an id of its own is identified by its host name since the last boot.
+    RETBENCH_NODE replaces name and id where it is set. A container without an id of its own is identified by its host
+    name since the last boot.
     """
+    if given := os.environ.get(NODE_VARIABLE):
+        return _hashed(f"node {given}")
     known = next(
         (text for path in _MACHINE_IDS if re.fullmatch("[0-9a-f]{32}", text := read_text(path) or "")), None
     )
     boot = read_text(_PROC / "sys/kernel/random/boot_id") or f"{uuid.getnode():x}"
     own = known or f"{platform.node()} {boot}"
+    return _hashed(own)
+
+
+def _hashed(own: str) -> str:
     return hashlib.sha256(f"retbench {own}".encode()).hexdigest()[:16]
 
 
@@ -77,13 +89,26 @@ def allowed_cpus() -> list[int]:
     return sorted(cpus)
 
 
-def allowed_cores() -> list[list[int]]:
-    """Return the allowed CPUs by physical core: one list of hardware threads per core."""
+def cores_by_name() -> dict[str, list[int]]:
+    """Return the allowed CPUs by physical core; a core is named by all of its hardware threads, allowed or not."""
     groups: dict[str, list[int]] = {}
     for cpu in allowed_cpus():
         siblings = read_text(_CPUS / f"cpu{cpu}/topology/thread_siblings_list") or str(cpu)
         groups.setdefault(siblings, []).append(cpu)
-    return list(groups.values())
+    return groups
+
+
+def allowed_cores() -> list[list[int]]:
+    """Return the allowed CPUs by physical core: one list of hardware threads per core."""
+    return list(cores_by_name().values())
+
+
+def bind_process(cpus: Iterable[int]) -> None:
+    """Let each thread of this process run on these CPUs only; what the process starts inherits it (Linux)."""
+    chosen = set(cpus)
+    for thread in os.listdir("/proc/self/task") if hasattr(os, "sched_setaffinity") else ():
+        with suppress(ProcessLookupError):  # it has ended since it was listed
+            os.sched_setaffinity(int(thread), chosen)
 
 
 def usable_cores() -> int:

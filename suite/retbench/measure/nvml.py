@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import torch
 
 _MHZ = 10**6
+_WORD_BITS = 64
+"""CPUs of one word of NVML's masks."""
 
 _CLOCKS_EVENT_REASONS = {
     0x001: "gpu_idle",
@@ -119,6 +121,47 @@ def gpu_names() -> list[str]:
             return [nvml.nvmlDeviceGetName(handle) for handle in handles]
     except DriverUnavailableError:
         return []
+
+
+def count_gpus() -> int:
+    """Return the number of GPUs of the machine, whole ones where they are in slices; 0 if NVML fails."""
+    try:
+        with open_nvml() as nvml:
+            return int(nvml.nvmlDeviceGetCount())
+    except DriverUnavailableError:
+        return 0
+
+
+def near_cpus(uuid: str) -> set[int]:
+    """Return the logical CPUs on the memory node of a GPU; none if NVML does not know them."""
+    num_words = -(-(os.cpu_count() or 1) // _WORD_BITS)
+    try:
+        with open_nvml() as nvml:
+            words = nvml.nvmlDeviceGetCpuAffinity(_find_handle(nvml, _Uuid(uuid)), num_words)
+    except (DriverUnavailableError, AttributeError):
+        return set()
+    bits = sum(int(word) << (_WORD_BITS * place) for place, word in enumerate(words))
+    return {cpu for cpu in range(num_words * _WORD_BITS) if bits >> cpu & 1}
+
+
+def board_uuid(uuid: str) -> str | None:
+    """Return the UUID that records state for a GPU, of the whole GPU for a slice; None if NVML fails.
+
+    Args:
+        uuid: The one of `run.devices.gpu_uuid`.
+    """
+    try:
+        with open_nvml() as nvml:
+            return str(nvml.nvmlDeviceGetUUID(_find_handle(nvml, _Uuid(uuid))))
+    except (DriverUnavailableError, AttributeError):
+        return None
+
+
+@dataclass(frozen=True)
+class _Uuid:
+    """Properties of a GPU of which the UUID is known only."""
+
+    uuid: str
 
 
 def is_sliced(nvml: Any, handle: Any) -> bool:

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable
-from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -20,12 +19,35 @@ _CLEARLY = 0.9
 """Streaming is chosen if it takes less than this share of the time: between equals all processes choose alike."""
 
 
-@cache
-def streaming_is_faster() -> bool:
-    """Measure whether `ops.linear.stream` clearly beats torch's product with one row, on torch's present threads.
+_found: bool | None = None
+"""The outcome in this process, measured or told by another; None before it was asked for."""
 
-    Both multiply weights as `ops.linear.Linear` stores them, in float32. Measured once per process.
+
+def streaming_is_faster() -> bool:
+    """Return whether `ops.linear.stream` clearly beats torch's product with one row, on torch's present threads.
+
+    Both multiply weights as `ops.linear.Linear` stores them, in float32. It is measured once per process, unless
+    another process has: see `agree`.
     """
+    global _found
+    if _found is None:
+        _found = measure_streaming()
+    return _found
+
+
+def found() -> bool | None:
+    """Return what `streaming_is_faster` found in this process; None before it was asked."""
+    return _found
+
+
+def agree(streams: bool) -> None:
+    """Take what another process has found, so that all models of a run are multiplied alike."""
+    global _found
+    _found = streams
+
+
+def measure_streaming() -> bool:
+    """Measure what `streaming_is_faster` returns."""
     with torch.inference_mode():
         seconds = [_seconds_of_both(*shape) for shape in _SHAPES]
     return sum(streamed for streamed, _ in seconds) < _CLEARLY * sum(usual for _, usual in seconds)

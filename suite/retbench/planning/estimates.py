@@ -121,8 +121,12 @@ def _ask_ceilings(plan: Plan) -> Ceilings:
         states_dir=Path(os.devnull),
         parent_pid=os.getpid(),
     )
-    variables = worker_environment(plan.settings.threads, plan.settings.device)
-    with timing_lock(plan.command, wait=refuse), Worker(job, SimpleQueue(), variables) as worker:
+    settings = plan.settings
+    variables = worker_environment(settings.threads, settings.device)
+    with (
+        timing_lock(plan.command, settings.device, wait=refuse, threads=settings.threads),
+        Worker(job, SimpleQueue(), variables) as worker,
+    ):
         for message in worker.messages(plan.profile.timeout_s):
             match message:
                 case Measured(ceilings=ceilings):

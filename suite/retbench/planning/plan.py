@@ -5,7 +5,7 @@ Impossible requests are refused here, before any process is started.
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from retbench.architectures.registry import find_architecture
@@ -14,11 +14,11 @@ from retbench.config.experiment import Experiment, Profile
 from retbench.config.own_models import OwnModels
 from retbench.errors import ConfigError, UnsupportedError, shown
 from retbench.measure.environment import missing_for_compilation, worker_environment
-from retbench.measure.machine import usable_cores
 from retbench.planning import cells
 from retbench.planning.cells import Cell, ModelUnderTest, Settings
 from retbench.planning.models import find_inputs, find_models
-from retbench.run.devices import Device, find_device
+from retbench.planning.shards import Shard, unit_of
+from retbench.run.devices import Device, default_threads, find_device
 from retbench.units import GB
 from retbench.workloads.workload import WORKLOADS, find_workload
 
@@ -70,6 +70,11 @@ class Plan:
     def rounds_of(self, cell: Cell) -> int:
         """Return the rounds in which a cell is measured: one where another would only repeat it."""
         return 1 if find_workload(cell.workload).one_round else self.rounds
+
+    def part(self, shard: Shard) -> "Plan | None":
+        """Return the plan of a shard; None if there are fewer parts than shards, and none is left for this one."""
+        cells = shard.part_of(self.cells, unit_of)
+        return replace(self, cells=tuple(cells), command=f"{self.command} --shard {shard}") if cells else None
 
 
 def make_plan(
@@ -195,7 +200,7 @@ def _adjust(profile: Profile, dtype: str | None, limit: int | None) -> Profile:
 
 def _settings(profile: Profile, device: Device) -> Settings:
     """Return the settings that all cells share; UnsupportedError for more threads than there are processors."""
-    threads = profile.threads or usable_cores()
+    threads = profile.threads or default_threads(device.name)
     worker_environment(threads, device.name)
     shared = profile.model_dump(include=Settings.model_fields.keys() - {"threads"})
     return Settings(device=device.name, threads=threads, **shared)

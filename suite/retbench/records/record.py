@@ -19,8 +19,9 @@ from pydantic import (
     WithJsonSchema,
     model_validator,
 )
-from pydantic.json_schema import GenerateJsonSchema
 from typing_extensions import TypeAliasType
+
+from retbench.strict import JSON_SCHEMA, WithoutTitles
 
 SCHEMA_VERSION = 5
 
@@ -320,14 +321,6 @@ def utc_now() -> str:
 
 def record_schema() -> dict[str, Any]:
     """Return the JSON Schema of a record, which `record.schema.json` holds too."""
-    schema = Record.model_json_schema(schema_generator=_WithoutTitles)
+    schema = Record.model_json_schema(schema_generator=WithoutTitles)
     schema["properties"]["schema_version"]["enum"] = list(READABLE_VERSIONS)
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
-
-
-class _WithoutTitles(GenerateJsonSchema):
-    """Writes a schema in which no field has a title, which would repeat its name."""
-
-    def field_title_should_be_set(self, schema: Any) -> bool:
-        """Return False."""
-        return False
+    return {"$schema": JSON_SCHEMA, **schema}

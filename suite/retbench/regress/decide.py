@@ -7,6 +7,7 @@ from statistics import fmean
 
 from retbench.regress.comparability import SESSION, FactDifference
 from retbench.regress.items import (
+    WALL_TIME,
     ComparedItem,
     MeasurementPoint,
     Pair,
@@ -222,7 +223,8 @@ def _describe_moves(decisions: Decisions, change_of: ChangeOf) -> list[str]:
                 batch = f", batch {point.batch_size}" if point.batch_size > 1 else ""
                 word = _WORDS[verdict, is_timed(point.workload)]
                 ratio = f": {describe_ratio(change.interval())}" if change else ""
-                sentences.append(f"{point.workload} of {point.model}{batch} {word} {where}{ratio}")
+                place = "" if point.workload == WALL_TIME else f" {where}"
+                sentences.append(f"{point.workload} of {point.model}{batch} {word}{place}{ratio}")
     return sentences
 
 

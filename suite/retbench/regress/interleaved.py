@@ -24,7 +24,7 @@ from retbench.regress.items import (
     make_test,
     paired_changes,
 )
-from retbench.regress.report import CheckReport
+from retbench.regress.report import CheckReport, MissingPoint
 from retbench.regress.revisions import Notify, Revision, StopRequest, checkout_root, commit, working_tree
 from retbench.regress.session import DifferentWork, InterleavedSession, SessionLimits
 from retbench.run.locks import Interrupted, catch_signals, timing_lock
@@ -225,7 +225,8 @@ class InterleavedCheck:
         with catch_signals(session.interrupt):
             if stop is not None:
                 stop.check()  # signals before this point went to the request
-            with timing_lock(self.plan.command, wait=_wait(session.sides[0].inbox, self.notify)):
+            settings, wait = self.plan.settings, wait_or_stop(session.sides[0].inbox, self.notify)
+            with timing_lock(self.plan.command, settings.device, wait=wait, threads=settings.threads):
                 try:
                     session.prepare()
                     rounds = self.limits.max_rounds
@@ -235,7 +236,7 @@ class InterleavedCheck:
                 finally:
                     session.remove_states()
         self.notify(f"records: {folder}")
-        return _report(report, session, sampled)
+        return with_rounds(report, sampled, session.missing())
 
 
 def timed_plan(plan: Plan, num_blocks: int) -> Plan:
@@ -272,8 +273,10 @@ def _empty_report(revisions: tuple[Revision, Revision]) -> CheckReport:
     )
 
 
-def _report(report: CheckReport, session: InterleavedSession, sampled: SampledRounds) -> CheckReport:
-    """Return the report of a session that has ended."""
+def with_rounds(
+    report: CheckReport, sampled: SampledRounds, missing: Sequence[MissingPoint] = ()
+) -> CheckReport:
+    """Add the decisions on rounds that have ended, and the points that failed, to a report."""
     all_rounds = [*sampled.rounds, *sampled.repeats]
     base, head = (
         [{point: pair[side] for point, pair in times.items()} for times in all_rounds] for side in (0, 1)
@@ -289,7 +292,7 @@ def _report(report: CheckReport, session: InterleavedSession, sampled: SampledRo
         notes = (f"a verdict needs {MIN_ROUNDS} rounds, and the time is too short: give a longer --budget",)
     repeated = f", {len(sampled.repeats)} more of flagged items" if sampled.repeats else ""
     method = f"{report.method}: {len(sampled.rounds)} rounds{repeated}; {_ENDINGS[sampled.ending]}"
-    report = replace(report, method=method, missing=tuple(session.missing()), notes=notes)
+    report = replace(report, method=method, missing=tuple(missing), notes=notes)
     return with_decisions(
         report,
         decisions,
@@ -299,8 +302,11 @@ def _report(report: CheckReport, session: InterleavedSession, sampled: SampledRo
     )
 
 
-def _wait(inbox: Inbox, notify: Notify) -> Callable[[str], None]:
-    """Return the function that waits for another run's lock and names its holder once."""
+def wait_or_stop(inbox: Inbox, notify: Notify) -> Callable[[str], None]:
+    """Return the function that waits for another run's lock and names its holder once.
+
+    It raises Interrupted if something arrives in the inbox meanwhile.
+    """
     holders: set[str] = set()
 
     def wait(holder: str) -> None:

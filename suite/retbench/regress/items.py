@@ -16,6 +16,8 @@ from retbench.units import format_tokens
 from retbench.workloads.workload import WORKLOADS
 
 Kind = Literal["time", "ratio", "curve"]
+WALL_TIME = "wall time"
+"""In place of a workload: the time of a command or a callable, which has no batch size and no context length (0)."""
 Pair = tuple[float, float]
 """Seconds on the first and on the second side."""
 
@@ -28,6 +30,8 @@ def is_compared(workload: str) -> bool:
 
 def is_timed(workload: str) -> bool:
     """Return whether a workload is compared by a time."""
+    if workload == WALL_TIME:
+        return True
     return is_compared(workload) and WORKLOADS[workload].primary.name.endswith("_s")
 
 
@@ -47,7 +51,7 @@ class MeasurementPoint:
         return self.experiment, self.workload, self.model, self.batch_size
 
     def __str__(self) -> str:
-        return f"{self.workload} of {self.model}, batch {self.batch_size}, {format_tokens(self.context_len)}"
+        return str(time_of(self))
 
 
 Times = Mapping[MeasurementPoint, Pair]
@@ -87,6 +91,8 @@ class ComparedItem:
         ]
 
     def __str__(self) -> str:
+        if self.workload == WALL_TIME:
+            return f"{self.workload} of {self.subject}"
         lengths = sorted({point.context_len for point in self.points})
         ends = [format_tokens(length) for length in dict.fromkeys((lengths[0], lengths[-1]))]
         return f"{self.workload} of {self.subject}, batch {self.points[0].batch_size}, {' to '.join(ends)}"

@@ -38,7 +38,7 @@ class Advantage(NamedTuple):
 
     Attributes:
         size: Ratio in words, as the model's: "7.63× faster", "12 % slower", "no difference".
-        interval: "95 % CI [6.94, 8.39]"; empty where there is none.
+        interval: "95 % CI [6.94, 8.39]"; empty where there is none, or where both ends are written as the value is.
         outcome: Whether the model is better or worse, or not significantly different. Without an interval the value
             decides.
         verb: "is", "needs" or "reaches", before the size.
@@ -92,7 +92,9 @@ def advantage(metric: MetricSpec, ratio: pd.Series) -> Advantage:
     interval = ""
     if has_interval:
         outcome = "equal" if low <= 1 <= high else outcome
-        interval = f"95 % CI {_interval(metric, low, high, as_factor=_is_factor(value))}"
+        written = {_number(end, as_factor=_is_factor(value)) for end in (value, low, high)}
+        if len(written) > 1 or outcome == "equal":
+            interval = f"95 % CI {_interval(metric, low, high, as_factor=_is_factor(value))}"
     words = _comparative(metric, is_better=is_better)
     size = f"{_number(value, as_factor=_is_factor(value))} {words}"
     return Advantage(size, interval, outcome, _verb(metric), unpaired)

@@ -13,16 +13,13 @@ import pandas as pd
 from retbench.report.advantages import advantage
 from retbench.report.comparisons import pair_ratios
 from retbench.report.evaluations import Evaluations
-from retbench.report.formats import NONE, format_metric, readable_tables
+from retbench.report.formats import MOST_MODELS, NONE, format_metric, readable_tables
 from retbench.report.points import Lineup
 from retbench.report.sweeps import CostSweep, by_workload
 from retbench.report.tables import metrics_of, quality_table
 from retbench.report.wording import describe_status, section_title
 from retbench.units import format_tokens
 from retbench.workloads.workload import WORKLOADS, MetricSpec
-
-_MOST_COLUMNS = 3
-"""Models that have a column each; more of them have a row each."""
 
 Point = tuple[int, int]
 """Batch size and context length."""
@@ -85,7 +82,7 @@ def _cost_table(sweeps: Sequence[CostSweep]) -> CompactTable:
     values = {key: text for sweep in sweeps for key, text in _values(sweep, metric)}
     grid = _Grid(sweeps, values, {key: text for sweep in sweeps for key, text in _ratios(sweep, metric)})
     caption = f"{section_title(sweeps[0].experiment, sweeps[0].workload)}, {metric.heading}"
-    make = _row_per_model if len(grid.models) > _MOST_COLUMNS else _row_per_point
+    make = _row_per_model if len(grid.models) > MOST_MODELS else _row_per_point
     return make(grid, caption)
 
 
@@ -142,14 +139,17 @@ def _ratios(sweep: CostSweep, metric: MetricSpec) -> Iterator[tuple[tuple[str, P
 
 def quality_tables(evaluations: Evaluations) -> list[CompactTable]:
     """Return a table per experiment and workload that scores documents: the primary metric of each model."""
-    made = []
+    made: list[CompactTable] = []
     for experiment in sorted({record.experiment for record in evaluations.records}):
         frame = quality_table(evaluations, experiment)
         scored = frame[frame["workload"].map(_scores_documents)]
         for workload, table in readable_tables(scored).items():
             heading = WORKLOADS[workload].primary.heading
             caption = f"{section_title(experiment, workload)}, {heading}"
-            made.append(_quality_table(table, heading, caption, evaluations.models))
+            if "model" in table:
+                made += _tables_per_point(table, heading, caption, evaluations.models)
+            else:
+                made.append(_quality_table(table, heading, caption, evaluations.models))
     return made
 
 
@@ -174,6 +174,30 @@ def _quality_table(table: pd.DataFrame, heading: str, caption: str, models: Line
     frame = table[[*lead, *own, *compared]].rename(columns={name: models.labels[names[name]] for name in own})
     of_columns = {models.labels[names[name]]: names[name] for name in own}
     return _without_constants(caption, frame, lead, of_columns)
+
+
+def _tables_per_point(
+    table: pd.DataFrame, heading: str, caption: str, models: Lineup
+) -> Iterator[CompactTable]:
+    """Yield a table per corpus, protocol and context of a readable table with a row per model: its seeds in columns."""
+    row = ["model", "size", "parameters", "state or cache"]
+    point = [name for name in ("corpus", "protocol", "context") if name in table]
+    compared = [str(name) for name in table if str(name).startswith("ratio")]
+    for key, part in table.groupby(point, sort=False):
+        seeds = list(part["seed"].unique()) if "seed" in part else []
+        rows: dict[tuple[str, ...], dict[str, str]] = {}
+        for line in part.to_dict(orient="records"):
+            lead = {name: str(line[name]) for name in row}
+            of_seed = f", seed {line['seed']}" if len(seeds) > 1 else ""
+            cells = {f"{name}{of_seed}": str(line[name]) for name in (heading, *compared)}
+            rows.setdefault(tuple(lead.values()), lead).update(cells)
+        found = pd.DataFrame(rows.values()).fillna(NONE)
+        own = [str(name) for name in found if name not in row]
+        own.sort(key=lambda name: name.startswith("ratio"))
+        frame = found[[*row, *own]].assign(model=[models.labels[model] for model in found["model"]])
+        notes = [*map(str, key), *(f"seed {seed}" for seed in seeds if len(seeds) == 1)]
+        of_point = ", ".join([caption, *(note for note in notes if note != NONE)])
+        yield _without_constants(of_point, frame, ("size",), {}, tuple(found["model"]))
 
 
 def _without_constants(

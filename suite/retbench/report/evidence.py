@@ -55,7 +55,7 @@ class Section(NamedTuple):
     @property
     def note(self) -> str:
         """Name of its explanation."""
-        return self.name.removesuffix("-published")
+        return self.name.partition("-published")[0]
 
 
 class SummaryLine(NamedTuple):

@@ -45,6 +45,9 @@ _ENDINGS: dict[str, Callable[[float], str]] = {
 _SHARES = (*ACCURACIES, "contains", "choice")
 """Metrics that are a share of right answers."""
 
+MOST_MODELS = 3
+"""Models that have a column each; more of them have a row each."""
+
 _NOT_SCORES = ("num_examples", "num_truncated", "num_tokens", "tokens_per_s")
 """Metrics of an evaluation that are not scores."""
 
@@ -173,22 +176,24 @@ def _models(rows: Sequence[Row]) -> tuple[list[str], list[str]]:
 
 
 def _loss_lines(workload: str, rows: Sequence[Row]) -> Iterator[dict[str, str]]:
-    """Yield the losses of the models at each point, and the ratio of their bits per byte or token."""
+    """Yield the losses of the models at each point, and the ratio of their bits per byte or token.
+
+    Few models stand side by side in one row; more of them have a row each.
+    """
     models, challengers = _models(rows)
     ratios = {unit: f"bits_per_{unit}_ratio" for unit in ("byte", "token")}
     units = [u for u, column in ratios.items() if any(not is_missing(row.get(column)) for row in rows)]
     for lead, sides in _models_by_point(rows):
-        line = {"corpus": lead["task"], **{n: lead[n] for n in ("protocol", "context", "size", "seed")}}
-        tokenizers = {_plain(side["tokenizer"]) for side in sides.values()}
+        point = {"corpus": lead["task"], **{n: lead[n] for n in ("protocol", "context", "size", "seed")}}
+        compared = [(ratios[unit], f"ratio of bits/{unit}") for unit in units or ["byte"]]
+        if len(models) > MOST_MODELS:
+            yield from (point | _model_line(workload, model, sides, compared) for model in models)
+            continue
+        line = point
         for metric in WORKLOADS[workload].metrics:
-            for model in models:
-                text = _score(sides.get(model), metric.name)
-                if metric.name.endswith("_per_token") and len(tokenizers) > 1 and model in sides:
-                    text += f" ({_plain(sides[model]['tokenizer'])})"  # another token: not comparable
-                line[f"{metric.heading}, {model}"] = text
-        for unit in units or ["byte"]:
-            heading = f"ratio of bits/{unit}"
-            line |= _compared(sides, challengers, ratios[unit], heading, lambda value: f"{value:.3f}")
+            line |= {f"{metric.heading}, {model}": _loss(sides, model, metric.name) for model in models}
+        for column, heading in compared:
+            line |= _compared(sides, challengers, column, heading, _three_decimals)
         yield line
 
 
@@ -204,6 +209,35 @@ def _slice_lines(workload: str, rows: Sequence[Row]) -> Iterator[dict[str, str]]
             yield line | _compared(
                 sides, challengers, difference, "difference", lambda value: f"{value:+.3f}"
             )
+
+
+def _model_line(
+    workload: str, model: str, sides: Mapping[str, Row], compared: Sequence[tuple[str, str]]
+) -> dict[str, str]:
+    """Return one model's parameters, its state after the context, its losses and its ratios to the reference."""
+    params, state = (sides.get(model, {}).get(name) for name in ("num_params_nonembedding", "state_bytes"))
+    line = {
+        "model": model,
+        "parameters": NONE if is_missing(params) else format_count(float(params)),  # type: ignore[arg-type]
+        "state or cache": NONE if is_missing(state) else format_bytes(float(state)),  # type: ignore[arg-type]
+    }
+    line |= {metric.heading: _loss(sides, model, metric.name) for metric in WORKLOADS[workload].metrics}
+    for column, heading in compared:
+        line |= _compared(sides, [model], column, heading, _three_decimals)
+    return line
+
+
+def _loss(sides: Mapping[str, Row], model: str, metric: str) -> str:
+    """Return a loss; per token with the tokenizer's name where the models have several."""
+    text = _score(sides.get(model), metric)
+    tokenizers = {_plain(side["tokenizer"]) for side in sides.values()}
+    if metric.endswith("_per_token") and len(tokenizers) > 1 and model in sides:
+        text += f" ({_plain(sides[model]['tokenizer'])})"  # another token: not comparable
+    return text
+
+
+def _three_decimals(value: float) -> str:
+    return f"{value:.3f}"
 
 
 def _score(side: Row | None, metric: str) -> str:

@@ -3,7 +3,7 @@
 Nothing is aggregated here. Records of different comparable sets never enter one value, interval or ratio.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import cache, wraps
@@ -15,6 +15,7 @@ import pandas as pd
 from retbench.errors import RecordError
 from retbench.records.record import FAULTY_CEILING, SHARES, Documents, Record, computing_versions
 from retbench.records.store import read_files, visible
+from retbench.workloads.workload import is_cost
 
 Value = TypeVar("Value")
 
@@ -29,6 +30,23 @@ OBSERVATION_COLUMNS: dict[str, str] = {
     "value": "float64",
 }
 
+RESULT_COLUMNS: dict[str, str] = {
+    **dict.fromkeys(("experiment", "profile", "workload", "status", "error"), "string"),
+    "started_at": "datetime64[us, UTC]",
+    **dict.fromkeys(("model", "architecture", "variant", "size"), "string"),
+    **dict.fromkeys(("num_params", "num_params_nonembedding"), "Int64"),
+    "checkpoint": "string",
+    **dict.fromkeys(("seed", "batch_size", "context_len"), "Int64"),
+    **dict.fromkeys(("task", "protocol"), "string"),
+    **dict.fromkeys(("num_fewshot", "num_pairs", "round"), "Int64"),
+    **dict.fromkeys(("session", "machine", "device", "dtype"), "string"),
+    "threads": "Int64",
+    **dict.fromkeys(("code_revision", "torch_version", "file"), "string"),
+    "is_published": "bool",
+    **dict.fromkeys(("metric", "unit"), "string"),
+    "value": "float64",
+}
+"""Columns of `results_frame` with their types, which docs/results.md explains."""
 
 PUBLISHED = "published"
 """Folder of the records that come with the project; all others were measured by its user."""
@@ -198,13 +216,21 @@ def _future_sentences(path: Path, records: Iterable[Record]) -> list[str]:
     ]
 
 
+def hardware_of(record: Record) -> tuple[str, str]:
+    """Return the node and the GPU of a record. Equal ones differ, so that rounds of two are never one cell's."""
+    names = ("node_id", "gpu_uuid")
+    node, gpu = (str(record.environment.get(name, "")) for name in names)
+    return node, gpu
+
+
 def keep_latest(records: Iterable[Record]) -> list[Record]:
     """Return one record per (set, experiment, cell, round): the latest that is ok, else the latest failure.
 
     Of one run the record that was written last is the latest, whatever its clock said. Of several runs it is that of
-    the run which was started last.
+    the run which was started last. The models of a point have the rounds of one node and GPU, of that with the most
+    measured rounds and of such ones of the latest; a model that was not measured there has those of another.
     """
-    records = list(records)
+    records = _on_one_node(list(records))
     begun: dict[str, datetime] = {}
     for record in records:
         begun[record.run_id] = max(started(record), begun.get(record.run_id, _NEVER))
@@ -215,6 +241,39 @@ def keep_latest(records: Iterable[Record]) -> list[Record]:
         if other is None or _rank(record, begun) >= _rank(other, begun):
             kept[key] = record
     return list(kept.values())
+
+
+def _on_one_node(records: list[Record]) -> list[Record]:
+    """Return the costs of each cell that are of one node and GPU, which the models of a point share if they can.
+
+    Quality does not depend on the node: its records are all returned.
+    """
+    points = [_compared_at(record) if is_cost(record.workload) else None for record in records]
+    places = list(zip(points, map(hardware_of, records), strict=True))
+    if len(set(places)) == len(set(points)):
+        return records
+    measured: dict[tuple[object, ...], set[tuple[str, int]]] = {}
+    latest: dict[tuple[object, ...], datetime] = {}
+    for record, place in zip(records, places, strict=True):
+        latest[place] = max(started(record), latest.get(place, _NEVER))
+        found = measured.setdefault(place, set())
+        if record.status == "ok":
+            found.add((record.cell_id, record.round))
+    chosen: dict[tuple[object, str], tuple[int, datetime, tuple[str, str]]] = {}
+    for record, (point, hardware) in zip(records, places, strict=True):
+        rank = (len(measured[point, hardware]), latest[point, hardware], hardware)
+        cell = (point, record.cell_id)
+        chosen[cell] = max(rank, chosen.get(cell, rank))
+    return [
+        record
+        for record, (point, hardware) in zip(records, places, strict=True)
+        if point is None or hardware == chosen[point, record.cell_id][2]
+    ]
+
+
+def _compared_at(record: Record) -> tuple[object, ...]:
+    """Return what the records have in common whose models are compared."""
+    return set_of(record), record.experiment, record.model.size, record.workload, record.point
 
 
 def _rank(record: Record, begun: Mapping[str, datetime]) -> tuple[bool, datetime]:
@@ -241,12 +300,57 @@ def observations(records: Sequence[Record]) -> pd.DataFrame:
     Returns:
         Columns `OBSERVATION_COLUMNS`, with their types also without rows.
     """
-    faulty = {(record.cell_id, share) for record in records for share in faulty_shares(record)}
     rows: list[tuple[object, ...]] = []
-    for record in records:
+    for record, metrics in _sound_metrics(records):
         words = (record.experiment, record.workload, record.status, record.error, record.model.name)
         cell = (*words, session_of(record), record.point.batch_size, record.point.context_len, record.round)
-        metrics = record.metrics.items() if record.status == "ok" else ()
-        sound = [(name, metric) for name, metric in metrics if (record.cell_id, name) not in faulty]
-        rows += [(*cell, name, metric.unit, metric.value) for name, metric in sound] or [(*cell, *[None] * 3)]
+        rows += [(*cell, *metric) for metric in metrics]
     return pd.DataFrame(rows, columns=list(OBSERVATION_COLUMNS)).astype(OBSERVATION_COLUMNS)
+
+
+def _sound_metrics(records: Sequence[Record]) -> Iterator[tuple[Record, list[tuple[object, ...]]]]:
+    """Yield each record with (name, unit, value) of its metrics; three times None where it has none."""
+    faulty = {(record.cell_id, share) for record in records for share in faulty_shares(record)}
+    for record in records:
+        metrics = record.metrics.items() if record.status == "ok" else ()
+        sound: list[tuple[object, ...]] = [
+            (name, metric.unit, metric.value)
+            for name, metric in metrics
+            if (record.cell_id, name) not in faulty
+        ]
+        yield record, sound or [(None, None, None)]
+
+
+def results_frame(results: Results) -> pd.DataFrame:
+    """Return one row per measured value, as `docs/results.md` documents the columns.
+
+    Of records of the same cell and round the latest is kept, as in reports. A record without a metric has one row.
+    """
+    rows = [
+        (*_facts(results, record), *metric)
+        for record, metrics in _sound_metrics(keep_latest(results.records))
+        for metric in metrics
+    ]
+    return pd.DataFrame(rows, columns=list(RESULT_COLUMNS)).astype(RESULT_COLUMNS)
+
+
+def _facts(results: Results, record: Record) -> tuple[object, ...]:
+    """Return the columns of a record before those of its metrics."""
+    model, point, weights = record.model, record.point, record.model.weights
+    found, source = set_of(record), results.source_of(record)
+    return (
+        *(record.experiment, record.profile, record.workload, record.status, record.error, started(record)),
+        *(model.name, model.architecture, model.variant, model.size),
+        *(model.num_params, model.num_params_nonembedding),
+        *(weights.source if weights else None, weights.seed if weights else None),
+        *(
+            point.batch_size,
+            point.context_len,
+            point.task,
+            point.protocol,
+            point.num_fewshot,
+            point.num_pairs,
+        ),
+        *(record.round, session_of(record), found.machine, found.device, found.dtype, found.threads),
+        *(found.code_revision, found.torch_version, source.path, source.is_published),
+    )

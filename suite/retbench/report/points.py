@@ -148,6 +148,12 @@ def instance_row(record: Record) -> dict[str, object]:
     }
 
 
+def state_bytes_of(record: Record) -> int | None:
+    """Return the analytical bytes of state or cache of one sequence of a record's context; None if not known."""
+    dtype = str(record.settings.get("dtype"))
+    return recorded.state_bytes(record.model.config, dtype, record.point.context_len)
+
+
 def fact(record: Record, name: str) -> object:
     """Return a fact that the executed code recorded, else the setting of that name; a list or table as text."""
     value = record.backend.get(name, record.settings.get(name))

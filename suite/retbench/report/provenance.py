@@ -29,9 +29,12 @@ _MOST_COUNTS = 4
 
 _OWN_SETTINGS = frozenset({"backend", "chunk_size", "samples per round"})
 _HARNESS_FACTS = ("state_source", "kv_fill")
-_OWN_FACTS = ("kv_", "timed_", "chunk_size", "energy_steps", "trials", "evaluation")
-"""First words of executed facts that belong to an architecture or follow from its speed, like the kernel of a workload
-and the fingerprint of a training: not unfair where the models differ."""
+_OWN_FACTS = (
+    *("kv_", "timed_", "chunk_size", "energy_steps", "trials", "evaluation"),
+    *("compile_s", "compile_error", "cuda_graph_error"),
+)
+"""First words of executed facts that belong to an architecture, follow from its speed or are measured, like the kernel
+of a workload and the fingerprint of a training: not unfair where the models differ."""
 
 
 def describe_conditions(records: Sequence[Record], models: Lineup | None = None) -> str:

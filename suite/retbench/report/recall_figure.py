@@ -1,6 +1,9 @@
-"""The figure of recall: accuracy against the bytes of the state, with the frontier of all models."""
+"""The figures of recall: accuracy against the bytes of the state, with the frontier of all models, and against pairs.
 
-from collections.abc import Sequence
+The seeds of a training are the replicates: a point is their mean, with Student's t interval over them.
+"""
+
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 
 import pandas as pd
@@ -11,34 +14,80 @@ from retbench.report import style
 from retbench.report.curves import Panel, Point, draw_row, frame_points
 from retbench.report.evaluations import Evaluations
 from retbench.report.labels import Anchor, add_note
-from retbench.report.points import TaskPoint, instance_row, task_point_of
+from retbench.report.points import TaskPoint, group, learning_rate, task_point_of
 from retbench.report.provenance import describe_conditions
 from retbench.report.style import Drawing
 from retbench.report.wording import file_stem
-from retbench.units import format_bytes, format_percent
+from retbench.stats.intervals import mean_interval
+from retbench.units import format_bytes, format_percent, format_size
 
-_CAPTION = (
+_MEASURED = (
     "Share of right answers, the highest logit of the whole vocabulary, on test examples of multi-query associative "
-    "recall, against the measured bytes of the state that one sequence leaves. One point per size and seed; lines join "
-    "the sizes of a seed. The grey steps are the frontier: the best of all models within so many bytes. The dashed "
-    "line is a guess among the values of the example. Runs that have not learnt the task are shown as they are."
+    "recall. A point is the mean over the seeds of the training, and a bar Student's 95 % interval over them, cut at 0 "
+    "and 100 %. Runs that have not learnt the task are shown as they are. "
 )
+_FRONTIER = (
+    _MEASURED
+    + "The horizontal axis has the measured bytes of the state that one sequence leaves; lines join the "
+    "sizes of a model. The grey steps are the frontier: the best of all models within so many bytes. The dashed lines "
+    "are a guess among the values of the example, and every answer right."
+)
+_PAIRS = _MEASURED + "The dashed line is a guess among the values of the example."
 _PERCENT = ((0.01, "%"),)
 
 
-def draw_recall(scores: Evaluations, task_points: Sequence[TaskPoint]) -> Drawing:
-    """Draw the accuracy of every model, size and seed against the bytes of its state, a panel per task point."""
+def draw_recall(scores: Evaluations, task_points: Sequence[TaskPoint]) -> Iterator[Drawing]:
+    """Yield the accuracy against the bytes of the state, and of more than one number of pairs against these."""
     records = [record for point in task_points for record in scores.measured(point) if _has_both(record)]
-    data = pd.DataFrame([_data_row(record) for record in records])
+    data = seed_means(records)
+    yield _draw_frontiers(scores, task_points, records, data)
+    for length, points in group(task_points, lambda point: point.context_len).items():
+        if len(points) > 1:
+            chosen = [record for record in records if record.point.context_len == length]
+            yield _draw_pairs(scores, points, chosen, data[data["context_len"] == length])
+
+
+def seed_means(records: Sequence[Record]) -> pd.DataFrame:
+    """Return a row per task point, model and size: the mean accuracy of the seeds with its interval, and the bytes."""
+    rows = []
+    sides = group(records, lambda record: (task_point_of(record), record.model.name, record.model.size))
+    for (point, model, size), seeds in sides.items():
+        found = mean_interval([record.metrics["acc"].value for record in seeds])
+        ends = {"low": found.low, "high": found.high}
+        rows.append(
+            {
+                "model": model,
+                "size": size,
+                "task_point": point.title,
+                "context_len": point.context_len,
+                "num_pairs": point.num_pairs,
+                "state_bytes": seeds[0].metrics["state_bytes"].value,
+                "num_params_nonembedding": seeds[0].model.num_params_nonembedding,
+                "learning_rate": learning_rate(seeds[0]),
+                "metric": "acc",
+                "unit": "ratio",
+                "value": found.value,
+                **{name: None if end is None else min(1.0, max(0.0, end)) for name, end in ends.items()},
+                "num_seeds": found.num_rounds,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _draw_frontiers(
+    scores: Evaluations, task_points: Sequence[TaskPoint], records: Sequence[Record], data: pd.DataFrame
+) -> Drawing:
+    """Draw the accuracy of every model and size against the bytes of its state, a panel per task point."""
     parts = [data[data["task_point"] == point.title] for point in task_points]
     panels = [
         Panel(
-            frame_points(part, axis="state_bytes", curve="seed"),
+            frame_points(part, axis="state_bytes"),
             scores.models,
             point.title if len(task_points) > 1 else "",
             places=tuple(sorted(set(data["state_bytes"]))),
             units=_PERCENT,
             at_least=1.0,
+            at_most=1.0,
         )
         for point, part in zip(task_points, parts, strict=True)
     ]
@@ -49,16 +98,56 @@ def draw_recall(scores: Evaluations, task_points: Sequence[TaskPoint]) -> Drawin
         (title, f"accuracy of multi-query associative recall{where}, %", conditions),
         _describe,
         "state, bytes per sequence (log scale)",
-        _set_byte_axis,
+        set_byte_axis,
     )
     for axes, point, part in zip(figure.axes, task_points, parts, strict=True):
         _draw_frontier(axes, part)
-        _draw_guess(axes, point, is_first=axes is figure.axes[0])
+        _draw_levels(axes, point, is_first=axes is figure.axes[0])
     return Drawing(
         name=file_stem(f"{task_points[0].experiment}_{task_points[0].workload}_frontier"),
         experiments=(task_points[0].experiment,),
         title=title,
-        caption=_CAPTION,
+        caption=_FRONTIER,
+        conditions=conditions,
+        figure=figure,
+        data=data,
+    )
+
+
+def _draw_pairs(
+    scores: Evaluations, task_points: Sequence[TaskPoint], records: Sequence[Record], data: pd.DataFrame
+) -> Drawing:
+    """Draw the accuracy of every model against the number of pairs in examples of one length, a panel per size."""
+    counts = [point.num_pairs or 0 for point in task_points]
+    panels = [
+        Panel(
+            frame_points(data[data["size"] == size], axis="num_pairs"),
+            scores.models,
+            format_size(size),
+            places=tuple(map(float, counts)),
+            units=_PERCENT,
+            at_least=1.0,
+            at_most=1.0,
+        )
+        for size in scores.sizes(records)
+    ]
+    length = task_points[0].context_len
+    title, conditions = "Recall against the number of pairs", describe_conditions(records)
+    figure = draw_row(
+        panels,
+        (title, f"accuracy of multi-query associative recall in {length} tokens, %", conditions),
+        _describe,
+        "pairs of a key and a value (log scale)",
+        _set_pair_axis,
+    )
+    for axes in figure.axes:
+        guesses = [100 / count for count in counts]
+        axes.plot(counts, guesses, color=style.MUTED, linewidth=0.7, linestyle=(0, (2, 2)), zorder=1)
+    return Drawing(
+        name=file_stem(f"{task_points[0].experiment}_{task_points[0].workload}_{length}_pairs"),
+        experiments=(task_points[0].experiment,),
+        title=title,
+        caption=_PAIRS,
         conditions=conditions,
         figure=figure,
         data=data,
@@ -69,27 +158,17 @@ def _has_both(record: Record) -> bool:
     return {"acc", "state_bytes"} <= record.metrics.keys() and record.metrics["state_bytes"].value > 0
 
 
-def _data_row(record: Record) -> dict[str, object]:
-    error = record.metrics.get("acc_stderr")
-    return instance_row(record) | {
-        "task_point": task_point_of(record).title,
-        "context_len": record.point.context_len,
-        "num_pairs": record.point.num_pairs,
-        "state_bytes": record.metrics["state_bytes"].value,
-        "num_params_nonembedding": record.model.num_params_nonembedding,
-        "metric": "acc",
-        "unit": "ratio",
-        "value": record.metrics["acc"].value,
-        "stderr": error.value if error else None,
-    }
-
-
 def _describe(point: Point) -> str:
     return format_percent(point.value)
 
 
-def _set_byte_axis(axes: Axes, sizes: Sequence[float]) -> None:
+def set_byte_axis(axes: Axes, sizes: Sequence[float]) -> None:
+    """Make a logarithmic axis of bytes with a tick at each of these rising sizes."""
     style.set_count_axis(axes, sizes, [format_bytes(size) for size in sizes])
+
+
+def _set_pair_axis(axes: Axes, counts: Sequence[float]) -> None:
+    style.set_count_axis(axes, counts, [f"{count:.0f}" for count in counts])
 
 
 def frontier(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -118,14 +197,13 @@ def _draw_frontier(axes: Axes, part: pd.DataFrame) -> None:
     )
 
 
-def _draw_guess(axes: Axes, point: TaskPoint, *, is_first: bool) -> None:
-    """Draw the accuracy of a guess among the values of an example."""
+def _draw_levels(axes: Axes, point: TaskPoint, *, is_first: bool) -> None:
+    """Draw the accuracy of a guess among the values of an example, and that of a model that answers everything."""
     if not point.num_pairs:
         return
-    level = 100 / point.num_pairs
-    axes.axhline(level, color=style.MUTED, linewidth=0.7, linestyle=(0, (2, 2)), zorder=1)
-    if is_first:
-        height = level / axes.get_ylim()[1]
-        add_note(
-            axes, "guess", [Anchor(x, height, "axes fraction", x < 0.5, above=True) for x in (0.03, 0.97)]
-        )
+    for share, name in ((1 / point.num_pairs, "guess"), (1.0, "ceiling")):
+        axes.axhline(100 * share, color=style.MUTED, linewidth=0.7, linestyle=(0, (2, 2)), zorder=1)
+        if is_first:
+            height = 100 * share / axes.get_ylim()[1]
+            anchors = [Anchor(x, height, "axes fraction", x < 0.5, above=share < 1) for x in (0.03, 0.97)]
+            add_note(axes, name, anchors)

@@ -16,7 +16,7 @@ from retbench.report import html, provenance
 from retbench.report.answer import Answer, find_answer
 from retbench.report.claim_tables import claim_table, describe_result, make_claim_section
 from retbench.report.claims import judge_claims
-from retbench.report.compact_tables import CompactTable, cost_tables, quality_tables
+from retbench.report.compact_tables import cost_tables, quality_tables
 from retbench.report.evidence import Block, Section, evidence_sections, summarise_evidence
 from retbench.report.figures import make_drawings
 from retbench.report.formats import (
@@ -43,7 +43,8 @@ class ReportPage(NamedTuple):
         sections: Sections of the first page.
         evidence: Sections of the second page.
         drawings: All figures.
-        models: Label of each model that is drawn, by its name.
+        models: Label of each model that is drawn on the first page, by its name.
+        others: Address and title of each further set of records, whose sections are on the second page.
     """
 
     answer: Answer
@@ -53,6 +54,7 @@ class ReportPage(NamedTuple):
     evidence: list[Section]
     drawings: list[Drawing]
     models: Mapping[str, str]
+    others: list[tuple[str, str]]
 
 
 class WrittenReport(NamedTuple):
@@ -93,47 +95,39 @@ class _Origin(NamedTuple):
     contents: Contents
     drawings: list[Drawing]
 
-    @property
-    def title(self) -> str:
-        return self.contents.selection.title
-
-    @property
-    def anchor(self) -> str:
-        return "published" if self.contents.selection.is_published else "measured"
-
 
 def make_page(results: Results) -> ReportPage:
     """Return the contents of the report: claims on all records, the rest on the newest comparable ones by origin."""
     origins = _origins(results)
-    main, drawings = origins[0].contents, [drawing for origin in origins for drawing in origin.drawings]
-    first = next(iter(drawings), None)
-    claims = make_claim_section(judge_claims(results), drawings)
+    main = origins[0].contents
+    first = next(iter(origins[0].drawings), None)
+    claims = make_claim_section(judge_claims(results), origins[0].drawings)
     evidence = [_evidence(origin, results, is_first=origin is origins[0]) for origin in origins]
-    tables: list[Block] = []
     summary: list[Block] = []
+    others: list[tuple[str, str]] = []
     for origin, sections in zip(origins, evidence, strict=True):
-        title = origin.title if len(origins) > 1 else ""
-        tables.append(Block("compact", _compact_tables(origin.contents), title))
+        title = origin.contents.selection.title if len(origins) > 1 else ""
         lines = summarise_evidence(origin.contents.selection.records, sections)
+        if origin is not origins[0]:
+            others.append((f"evidence.html#{sections[0].name}", title))
         summary.append(Block("summary", lines if origin is origins[0] else lines[:2], title))
     return ReportPage(
         answer=find_answer(main),
         conditions=_conditions(main),
         first=first,
         sections=[
-            *(_figures(origin, first) for origin in origins if [*origin.drawings] not in ([], [first])),
+            *([_figures(origins[0], first)] if origins[0].drawings[1:] else []),
             Section("claims", "Claims of the papers", [Block("claims", claims)]),
-            Section("tables", "Tables", tables),
+            _tables(main),
             Section("checks", "Checks and limitations", summary),
         ],
         evidence=[
             Section("details", "Claims in detail", [Block("details", claims)]),
             *(s for e in evidence for s in e),
         ],
-        drawings=drawings,
-        models={
-            name: label for origin in reversed(origins) for name, label in _labels(origin.contents).items()
-        },
+        drawings=[drawing for origin in origins for drawing in origin.drawings],
+        models=_labels(main),
+        others=others,
     )
 
 
@@ -145,28 +139,40 @@ def _origins(results: Results) -> list[_Origin]:
         drawings = make_drawings(selection) if contents.sweeps else []
         drawings += draw_scores(contents.evaluations) if contents.evaluations else []
         taken = {drawing.name for origin in found for drawing in origin.drawings}
-        named = [replace(d, name=f"published_{d.name}") if d.name in taken else d for d in drawings]
+        named = [replace(d, name=f"{selection.anchor}_{d.name}") if d.name in taken else d for d in drawings]
         found.append(_Origin(contents, named))
     return found
 
 
 def _evidence(origin: _Origin, results: Results, *, is_first: bool) -> list[Section]:
-    """Return the sections of one origin; those after the first origin have names and titles that say so."""
+    """Return the sections of one origin on the second page.
+
+    Those after the first origin have names and titles that say so. Their figures and tables are here too, so that the
+    first page stays short.
+    """
     sections = evidence_sections(origin.contents, results)
     if is_first:
         return sections
+    name, title = origin.contents.selection.anchor, origin.contents.selection.title
+    sections.insert(0, _tables(origin.contents))
     return [
-        section._replace(
-            name=f"{section.name}-{origin.anchor}", title=f"{section.title}: {origin.title.lower()}"
-        )
-        for section in sections
+        *([_figures(origin, None)] if origin.drawings else []),
+        *(one._replace(name=f"{one.name}-{name}", title=f"{one.title}: {title.lower()}") for one in sections),
     ]
 
 
 def _figures(origin: _Origin, first: Drawing | None) -> Section:
     """Return the figures of one origin but for the one beside the answer."""
     others = [drawing for drawing in origin.drawings if drawing is not first]
-    return Section(origin.anchor, origin.title, [Block("figures", others)])
+    return Section(
+        origin.contents.selection.anchor, origin.contents.selection.title, [Block("figures", others)]
+    )
+
+
+def _tables(contents: Contents) -> Section:
+    """Return the primary metric of every workload."""
+    quality = quality_tables(contents.evaluations) if contents.evaluations else []
+    return Section("tables", "Tables", [Block("compact", [*cost_tables(contents.sweeps), *quality])])
 
 
 def _labels(contents: Contents) -> dict[str, str]:
@@ -183,12 +189,6 @@ def _conditions(contents: Contents) -> str:
         return "; ".join(contents.evaluations.conditions if contents.evaluations else [])
     records = [record for sweep in sweeps if sweep.models == sweeps[0].models for record in sweep.records]
     return provenance.describe_conditions(records, sweeps[0].models)
-
-
-def _compact_tables(contents: Contents) -> list[CompactTable]:
-    """Return the primary metric of every workload."""
-    quality = quality_tables(contents.evaluations) if contents.evaluations else []
-    return [*cost_tables(contents.sweeps), *quality]
 
 
 def _templates() -> Environment:

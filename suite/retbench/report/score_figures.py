@@ -1,6 +1,7 @@
 """The figures of quality: loss along documents and along a training, quality by size, accuracy in tasks.
 
-Every seed has a curve or point of its own: there is never a mean over seeds, nor an interval over them.
+Every seed has a curve or point of its own: there is no mean over seeds, nor an interval over them. The figures of
+recall are another matter; see `recall_figure`.
 """
 
 import math
@@ -26,6 +27,7 @@ from retbench.report.points import TaskPoint, fact, group, instance_of, instance
 from retbench.report.provenance import describe_conditions
 from retbench.report.recall_figure import draw_recall
 from retbench.report.slices_figure import draw_slices
+from retbench.report.state_figure import draw_states
 from retbench.report.style import Drawing
 from retbench.report.wording import file_stem, join_words
 from retbench.units import format_count, format_size, format_tokens
@@ -44,11 +46,12 @@ def draw_scores(scores: Evaluations) -> list[Drawing]:
         return [
             *(each for task_point in trainings for each in _draw_figure5(scores, task_point)),
             *_draw_bits(scores),
+            *draw_states(scores),
             *(each for task_point in scores.longest_texts() for each in _draw_positions(scores, task_point)),
             *(each for points in scores.task_groups() for each in draw_accuracies(scores, points)),
             *(each for task_point in scores.slice_points() for each in draw_slices(scores, task_point)),
             *(each for points in scores.needle_groups() for each in draw_needles(scores, points)),
-            *(draw_recall(scores, points) for points in scores.recall_groups()),
+            *(each for points in scores.recall_groups() for each in draw_recall(scores, points)),
             *(each for task_point in trainings for each in _draw_learning(scores, task_point)),
         ]
 

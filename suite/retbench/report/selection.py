@@ -49,6 +49,7 @@ class Selection:
         everything: All records that were found, for looking up trainings.
         folders: Folder of the per-document results of each record; without it quality is not compared.
         is_published: Whether these are the records that come with the project, not the reader's own.
+        part: Experiments of a further set of published records, "kin, kin_quality"; empty for the first set.
     """
 
     records: tuple[Record, ...]
@@ -56,11 +57,21 @@ class Selection:
     everything: tuple[Record, ...] = ()
     folders: Mapping[Documents, Path] = field(default_factory=dict)
     is_published: bool = False
+    part: str = ""
 
     @property
     def title(self) -> str:
         """Heading of what these records show."""
-        return "Published results" if self.is_published else "Measured on this machine"
+        if not self.is_published:
+            return "Measured on this machine"
+        return f"Published results: {self.part}" if self.part else "Published results"
+
+    @property
+    def anchor(self) -> str:
+        """Name of the section that shows these records, unique in a report."""
+        if not self.is_published:
+            return "measured"
+        return "-".join(["published", *self.part.replace("_", "-").split(", ")]).rstrip("-")
 
     @property
     def costs(self) -> tuple[Record, ...]:
@@ -105,7 +116,8 @@ def select_by_origin(results: Results) -> list[Selection]:
     """Return the newest comparable records of the reader's own runs, then those of the published ones.
 
     The two are never pooled. Of the published records those of a workload that the reader's own runs measured in the
-    same experiment are left out. The list has one selection where only one kind is there.
+    same experiment are left out, and the others are one selection for each comparable set that is the newest of an
+    experiment: they come from several machines and times.
 
     Raises:
         RecordError: there are no records.
@@ -113,21 +125,50 @@ def select_by_origin(results: Results) -> list[Selection]:
     published = [record for record in results.records if results.source_of(record).is_published]
     own = [record for record in results.records if not results.source_of(record).is_published]
     if not own or not published:
-        found = select(results.records, folders=results.folders)
-        return [replace(found, is_published=not own)]
+        return _select_published(published, results) or [select(own, folders=results.folders)]
     measured = {(record.experiment, record.workload) for record in own if record.status == "ok"}
     others = [record for record in published if (record.experiment, record.workload) not in measured]
-    kept = [select(records, folders=results.folders) for records in (own, others) if records]
+    first = replace(select(own, folders=results.folders), everything=results.records)
     hidden = [record for record in published if (record.experiment, record.workload) in measured]
     notes = [
         f"{experiment}: {_describe_count(found)} that are published, since {experiment} was measured on this machine."
         for experiment, found in group(hidden, lambda record: record.experiment).items()
     ]
-    first, *rest = (replace(found, everything=results.records) for found in kept)
-    return [
-        replace(first, left_out=(*first.left_out, *notes)),
-        *(replace(found, is_published=True) for found in rest),
-    ]
+    return [replace(first, left_out=(*first.left_out, *notes)), *_select_published(others, results)]
+
+
+def _select_published(records: Sequence[Record], results: Results) -> list[Selection]:
+    """Return a selection for each comparable set of published records, that of most experiments first.
+
+    With each set of costs are evaluations and trainings of its models, of most of them if there are several sets.
+    """
+    costs = _newest_sets([record for record in records if measures_cost(record)])
+    others = _newest_sets([record for record in records if not measures_cost(record)])
+    joined = []
+    for part in costs:
+        of_same_models = [one for one in others if _models(one) <= _models(part)]
+        mate = max(of_same_models, key=lambda one: len(_models(one)), default=[])
+        others = [one for one in others if one is not mate]
+        joined.append([*part, *mate])
+    found: list[Selection] = []
+    for part in (*joined, *others):
+        name = ", ".join(sorted({record.experiment for record in part})) if found else ""
+        chosen = select(part, folders=results.folders)
+        found.append(replace(chosen, everything=tuple(results.records), is_published=True, part=name))
+    return found
+
+
+def _newest_sets(records: Sequence[Record]) -> list[list[Record]]:
+    """Group records of experiments whose newest comparable set is the same: that of most experiments first."""
+    parts: dict[ComparableSet, list[Record]] = {}
+    for of_one in group(records, lambda record: record.experiment).values():
+        (newest, *_), _ = choose_conditions(of_one)
+        parts.setdefault(set_of(newest), []).extend(of_one)
+    return sorted(parts.values(), key=lambda part: -len({record.experiment for record in part}))
+
+
+def _models(records: Sequence[Record]) -> set[str]:
+    return {record.model.name for record in records}
 
 
 def _of_experiment(records: Sequence[Record], experiment: str | None) -> Sequence[Record]:

@@ -22,6 +22,8 @@ from retbench.report.points import (
     learning_rate,
     num_trained_tokens,
     replicate_of,
+    scores_text,
+    state_bytes_of,
     task_point_of,
 )
 from retbench.report.selection import Selection
@@ -104,7 +106,8 @@ def table_of(contents: Contents, experiment: str) -> pd.DataFrame:
         they are measured anew in each round. The ratio to the Transformer is that of the workload's primary metric,
         paired within rounds: below 1 where the model needs less, above 1 where it fits more sequences. Batch sizes
         follow each other at one length where there are more of them than lengths.
-        For quality: columns `QUALITY_LEAD`, metrics, and on the row of a model that was compared with the Transformer
+        For quality: columns `QUALITY_LEAD`, metrics, the analytical `state_bytes` of one sequence after `context_len`
+        tokens where documents are scored by a loss, and on the row of a model that was compared with the Transformer
         `bits_per_byte_ratio` and `bits_per_byte_difference` (per token where the scored text has no whole bytes), or
         per accuracy `<metric>_difference` and `<metric>_mcnemar_p`, with the ends of the 95 % intervals; of slices of
         a text `<metric>_difference`.
@@ -232,6 +235,8 @@ def _quality_row(evaluations: Evaluations, record: Record) -> dict[str, Any]:
         "num_documents": record.documents.num_documents if record.documents else None,
     }
     row |= {name: metric.value for name, metric in record.metrics.items() if name not in row}
+    if scores_text(record.workload):
+        row["state_bytes"] = state_bytes_of(record)
     key = (point, instance, record.model.name)
     made = [c for c in evaluations.comparisons if (c.point, c.instance, c.model) == key]
     return row | (_comparison_columns(made[0]) if made else {})

@@ -10,13 +10,16 @@ from functools import cache
 from pathlib import Path
 
 from retbench.errors import ConfigError, RetbenchError, UnsupportedError
+from retbench.measure import nvml
+from retbench.measure.machine import usable_cores
 
 _PROBE = """
 import json, torch
 usable = torch.cuda.is_available()
 devices = range(torch.cuda.device_count()) if usable else ()
-memory = [torch.cuda.get_device_properties(index).total_memory for index in devices]
-facts = {"torch": torch.__version__, "cuda": torch.version.cuda, "hip": torch.version.hip, "memory": memory}
+found = [torch.cuda.get_device_properties(index) for index in devices]
+facts = {"torch": torch.__version__, "cuda": torch.version.cuda, "hip": torch.version.hip}
+facts |= {"memory": [one.total_memory for one in found], "uuids": [str(getattr(one, "uuid", "")) for one in found]}
 print(json.dumps(facts))
 """
 _PROBE_TIMEOUT_S = 120.0
@@ -45,6 +48,7 @@ class _TorchFacts:
         cuda: CUDA version that torch was built for, if any.
         hip: ROCm version that torch was built for, if any.
         memory: Bytes of each device.
+        uuids: UUID of each device, or of a slice of one (MIG), without a prefix.
         stderr: What torch wrote to stderr: its reason where it finds no device.
     """
 
@@ -53,6 +57,7 @@ class _TorchFacts:
     hip: str | None
     memory: tuple[int, ...]
     stderr: str = ""
+    uuids: tuple[str, ...] = ()
 
 
 def find_device(asked: str | None) -> Device:
@@ -79,6 +84,28 @@ def find_device(asked: str | None) -> Device:
         return Device(f"cuda:{index}", found.memory[index])
     where = "this machine has a GPU" if asked is None else f"--device {asked}"
     raise UnsupportedError(f"{where}: {_why_no_cuda(found)}")
+
+
+def gpu_uuid(device: str) -> str:
+    """Return the UUID of a CUDA device as torch has it, of a slice of a GPU (MIG) its own.
+
+    Args:
+        device: `cuda:N`, as `find_device` gives it.
+    """
+    return _ask_torch().uuids[_cuda_index(device)]
+
+
+def default_threads(device: str, num_processes: int = 1) -> int:
+    """Return the threads of a process where nothing asks for a number: one per physical core that is its own.
+
+    Processes on one CPU share its cores. On a GPU as many cores count as the machine has for each of its GPUs.
+
+    Args:
+        device: torch's name of the device.
+        num_processes: Number of processes of this machine that share the cores, or have a GPU each.
+    """
+    sharing = num_processes if device == "cpu" else max(num_processes, nvml.count_gpus())
+    return max(1, usable_cores() // sharing)
 
 
 def _hides_gpus() -> bool:

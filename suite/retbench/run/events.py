@@ -46,7 +46,7 @@ class RunSummary:
 
 @dataclass(frozen=True)
 class WaitingForLock:
-    """Another run is timing on this machine; sent once per holder."""
+    """Another run is timing on hardware that this one needs; sent once per holder."""
 
     holder: str
     """Process id, command and start of the run that holds the lock."""

@@ -14,7 +14,7 @@ from retbench.strict import Strict
 
 Task = Literal["prepare", "measure", "serve", "ceilings"]
 
-VERSION = 3
+VERSION = 4
 """Version of these messages: one runner cannot measure two revisions with different versions in turn."""
 
 CELL_MARK = b"retbench: the next cell"
@@ -56,6 +56,11 @@ class Job(Strict):
     states_dir: Path
     data_dir: Path | None = None
     """Folder of local data."""
+    streams_weights: bool | None = None
+    """True if models stream their weights, as the first worker that asked has found; None lets the worker find out.
+
+    Which of two near equals is the faster is chance, and models that are compared must be multiplied alike.
+    """
     parent_pid: int
     """The runner; a worker with another parent has been orphaned."""
 
@@ -79,6 +84,8 @@ class Checked(Strict):
 
     event: Literal["checked"] = "checked"
     gate: Gate
+    streams_weights: bool | None = None
+    """The outcome that the worker found or was given; None where it does not matter, as on a GPU."""
 
 
 class Streamed(Strict):

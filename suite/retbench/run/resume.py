@@ -4,38 +4,46 @@ from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from retbench.measure import environment
-from retbench.measure.machine import memory_limit_bytes
+from retbench.measure import environment, nvml
+from retbench.measure.machine import memory_limit_bytes, node_id
 from retbench.planning.cells import Cell
 from retbench.records.record import Record, Status, computing_versions
 from retbench.records.store import read_records
+from retbench.run.devices import gpu_uuid
 from retbench.run.recording import code_of_cell
+from retbench.workloads.workload import is_cost
 
 _FREE_SHARE = 0.9
 """Share of a GPU's memory that is free when a worker of this package alone has begun to use it."""
 
 Identity = dict[str, object]
 """Everything that must agree before an old record is taken for a new measurement of its cell: the machine, the code
-that all cells, the model and the workload run, and the versions of all libraries that could change a number."""
+that all cells, the model and the workload run, and the versions of all libraries that could change a number. For a cost
+also the node and the GPU, because equal ones differ: the rounds of a cell are those of one."""
 
 
 def identity_of(record: Record) -> Identity:
     """Return the identity that a record states; records before version 3 lack parts of it, which are None here."""
-    return _identity(record.environment)
+    return _identity(record.environment, record.workload)
 
 
 def identities_here(cells: Sequence[Cell]) -> dict[str, Identity]:
     """Return the identity that a record of each cell would have if it were measured here and now, by cell_id."""
+    device = cells[0].settings.device
     facts = {
-        "machine": environment.machine_name(cells[0].settings.device),
+        "machine": environment.machine_name(device),
+        "node_id": node_id(),
+        "gpu_uuid": None if device == "cpu" else nvml.board_uuid(gpu_uuid(device)),
         "code_revision": environment.code_revision(),
         "versions": environment.library_versions(),
     }
-    return {cell.cell_id: _identity(facts | code_of_cell(cell)) for cell in cells}
+    return {cell.cell_id: _identity(facts | code_of_cell(cell), cell.workload) for cell in cells}
 
 
-def _identity(facts: Mapping[str, Any]) -> Identity:
-    names = ("machine", "code_revision", "model_code", "workload_code")
+def _identity(facts: Mapping[str, Any], workload: str) -> Identity:
+    names: tuple[str, ...] = ("machine", "code_revision", "model_code", "workload_code")
+    if is_cost(workload):
+        names += ("node_id", "gpu_uuid")
     return {name: facts.get(name) for name in names} | {"versions": computing_versions(facts)}
 
 

@@ -50,7 +50,7 @@ def run_plan(plan: Plan, out: Path, *, fresh: bool, observer: Observer) -> RunSu
     """Measure everything in `plan` that is not on disk already.
 
     Records go to `<out>/<machine>/<experiment>/<run_id>.jsonl`, a file of this run alone. Only one run at a time
-    measures on a machine: a second one waits, then skips the pairs that the first one has measured.
+    measures on a GPU, or on a core: a second one waits, then skips the pairs that the first one has measured.
 
     Args:
         plan: The cells to measure.
@@ -69,7 +69,8 @@ def run_plan(plan: Plan, out: Path, *, fresh: bool, observer: Observer) -> RunSu
     inbox: Inbox = SimpleQueue()
     with catch_signals(lambda: inbox.put(Interrupt())):
         try:
-            with timing_lock(plan.command, wait=_lock_wait(inbox, observer)):
+            wait, settings = _lock_wait(inbox, observer), plan.settings
+            with timing_lock(plan.command, settings.device, wait=wait, threads=settings.threads):
                 return _run_locked(plan, out, fresh, observer, inbox)
         except Interrupted:
             result = RunSummary(interrupted=True)
@@ -135,6 +136,7 @@ class _Sweep:
         self._states = states
         self._inbox = inbox
         self._repeated: set[tuple[Task, str, int]] = set()
+        self._streams_weights: bool | None = None
 
     def run(self) -> None:
         """Prepare each model, then measure round by round; raise Interrupted after a stop signal."""
@@ -161,6 +163,7 @@ class _Sweep:
             records_path=self._ledger.path.absolute(),
             states_dir=self._states.absolute(),
             data_dir=self._plan.data_dir,
+            streams_weights=self._streams_weights,
             parent_pid=os.getpid(),
         )
         settings = self._plan.settings
@@ -179,7 +182,8 @@ class _Sweep:
             ledger.notify(events.Preparing(name, worker.pid, ledger.progress))
             for message in worker.messages(self._plan.profile.timeout_s):
                 match message:
-                    case Checked(gate=gate):
+                    case Checked(gate=gate, streams_weights=streams):
+                        self._streams_weights = streams
                         self._note_gate(name, todo, gate)
                     case Streamed(num_tokens=done, total_tokens=total):
                         streamed = done

@@ -1,9 +1,11 @@
 """The files of a run that are not results: its streamed states, and what a killed run leaves behind.
 
-<out>/<machine>/<experiment>/.run-<run_id>/   the states, and a lock that the kernel releases when the run ends
-<out>/<machine>/<experiment>/.fresh-<plan>    the runs of a command with --fresh that has not measured everything yet
+<out>/<machine>/<experiment>/.run-<run_id>@<node>/   the states, and a lock that the kernel releases when the run ends
+<out>/<machine>/<experiment>/.fresh-<plan>           the runs of a command with --fresh that has not measured everything
 
-Each run has its own folder, since two runs may share `--out` without sharing the lock of a machine.
+Each run has its own folder, since two runs may share `--out` without sharing the locks of a machine. Equal nodes of a
+cluster share the folder too, and not every shared disk tells one node of another's locks: a run removes what ended runs
+of its own node left, and leaves what belongs to other nodes.
 """
 
 import hashlib
@@ -16,6 +18,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from retbench.files import DRAFT, storing, write_atomic
+from retbench.measure.machine import node_id
 from retbench.planning.plan import Plan
 from retbench.records.store import read_records
 
@@ -31,7 +34,7 @@ def scratch_folder(folder: Path, run_id: str) -> Iterator[Path]:
     Raises:
         StorageError: the folder cannot be made.
     """
-    own = folder / f"{_PREFIX}{run_id}"
+    own = folder / f"{_PREFIX}{run_id}@{node_id()}"
     with storing(own):
         lock = _take_lock(own)
     finished = False
@@ -58,13 +61,19 @@ def _take_lock(own: Path) -> FileLock:
 
 
 def remove_leftovers(folder: Path, heir: Path | None = None) -> None:
-    """Remove what ended runs left in a folder; their states go to `heir`, the folder of a run that may need them."""
+    """Remove what ended runs of this node left in a folder.
+
+    Their states go to `heir`, the folder of a run that may need them.
+    """
     drafts = [*folder.glob(f"{DRAFT}*")]  # before the locks are tried: a run that begins later may write more
-    live = [] if heir is None else [heir.name.removeprefix(_PREFIX)]
+    live: list[str] = []
     for scratch in folder.glob(f"{_PREFIX}*"):
-        run_id = scratch.name.removeprefix(_PREFIX)
+        run_id, _, node = scratch.name.removeprefix(_PREFIX).partition("@")
+        if scratch == heir or node not in ("", node_id()):
+            live.append(run_id)
+            continue
         try:
-            if run_id not in live and not scratch.is_symlink():
+            if not scratch.is_symlink():
                 with FileLock(scratch / _LOCK, timeout=0):
                     if heir is not None:
                         for state in scratch.glob(_STATES):

@@ -16,11 +16,10 @@ from retbench.checkpoints.loading import load_model
 from retbench.checkpoints.reading import read_checkpoint
 from retbench.data import text
 from retbench.errors import GateError, RetbenchError, StorageError, UnsupportedError
-from retbench.measure import environment
+from retbench.measure import environment, products
 from retbench.measure.ceilings import measure_ceilings
 from retbench.measure.limits import free_memory, is_out_of_memory, limit_memory, try_in_memory
 from retbench.measure.nvml import watch_device
-from retbench.measure.products import streaming_is_faster
 from retbench.models.build import build_model
 from retbench.models.compiled import StepCompiler
 from retbench.models.equivalence import LENGTHS, check_equivalence
@@ -78,6 +77,8 @@ def do_task(job: Job, send: Send, requests: Iterator[MeasureCell]) -> None:
     gc.enable()
     settings = job.cells[0].settings
     environment.pin_process(settings.threads)
+    if job.streams_weights is not None:
+        products.agree(job.streams_weights)
     device, dtype = torch.device(settings.device), getattr(torch, settings.dtype)
     facts = {**environment.describe_environment(device, settings.threads), "text": text.fingerprint()}
     if device.type == "cuda":
@@ -162,7 +163,7 @@ def _prepare(job: Job, device: torch.device, store: StateStore, send: Send) -> N
         gate = _check_gate(job, model)
     if gate is None:
         return
-    send(Checked(gate=gate))
+    send(Checked(gate=gate, streams_weights=products.found()))
     if not gate.passed or not is_streamed(model):
         return
     streamed = [
@@ -228,7 +229,7 @@ def _measure(
         if settings.memory_limit_bytes is not None:
             if device.type == "cpu":
                 # Building a model asks for it, and it takes memory that is not the model's.
-                streaming_is_faster()
+                products.streaming_is_faster()
             limit_memory(settings.memory_limit_bytes, device)
         model = _build(job, device)
     if model is None:

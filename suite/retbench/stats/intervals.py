@@ -29,7 +29,10 @@ Array = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Interval:
-    """Geometric mean of the rounds' values with the ends of its interval, which are None with one round."""
+    """A mean of the rounds' values with the ends of its interval, which are None with one round.
+
+    The mean is geometric, except that of `mean_interval`, whose values are those of seeds.
+    """
 
     value: float
     low: float | None
@@ -150,6 +153,15 @@ def _exp(value: float) -> float:
 def geometric_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Interval:
     """Return the geometric mean of the rounds' values with Student's t interval on their logarithms."""
     return paired(_logs(values, "values")).interval(confidence)
+
+
+def mean_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Interval:
+    """Return the mean of the values with Student's t interval, which has no ends for a single value."""
+    found = paired(values)
+    if found.degrees <= 0:
+        return Interval(found.estimate, None, None, found.num_rounds)
+    half = float(stdtrit(found.degrees, (1 + confidence) / 2)) * found.error
+    return Interval(found.estimate, found.estimate - half, found.estimate + half, found.num_rounds)
 
 
 def ratio_interval(

@@ -20,6 +20,7 @@ from retbench.data.corpora import Corpus
 from retbench.data.tokenizers import Tokenizer
 from retbench.errors import ConfigError
 from retbench.planning import cells
+from retbench.planning.shards import Shard
 
 Role = Literal["tuning", "final"]
 
@@ -85,6 +86,8 @@ class TrainingPlan:
         threads: CPU threads per process.
         command: Command line that makes the same plan again.
         world_size: Number of processes that train each run together.
+        local_world_size: Number of them on this machine.
+        shard: The part of the final runs that is trained, by size and seed; all when None.
     """
 
     experiment: Experiment
@@ -96,6 +99,8 @@ class TrainingPlan:
     threads: int
     command: str
     world_size: int = 1
+    local_world_size: int = 1
+    shard: Shard | None = None
 
     @property
     def profile(self) -> Profile:
@@ -145,15 +150,16 @@ class TrainingPlan:
 
     @property
     def final_runs(self) -> list[TrainingRun]:
-        """Runs that are evaluated afterwards: every model at every size with each of its seeds."""
+        """Runs that are evaluated afterwards: every model at every size with each of its seeds, or those of a shard."""
         spec = self.spec
         rate = spec.learning_rates[0] if len(spec.learning_rates) == 1 else None
-        return [
+        runs = [
             TrainingRun(name, size, seed, spec.num_steps, "final", rate)
             for size in spec.sizes
             for seed in spec.seeds_of(size)
             for name in self.model_names
         ]
+        return self.shard.part_of(runs, lambda run: (run.size, run.seed)) if self.shard else runs
 
     def tuned_at(self, run: TrainingRun) -> str:
         """Return the size whose grid decides a final run's rate: the largest not above its own, or the smallest."""
@@ -171,13 +177,13 @@ class TrainingPlan:
 
     @property
     def max_packed_tokens(self) -> int | None:
-        """Number of tokens to pack of a hub data set, which may be endless: those of the longest run.
+        """Number of tokens to pack of a hub data set, which may be endless: those of a final run.
 
         None for files, which are packed whole, and for a task.
         """
         if self.text is None or self.text.corpus.revision is None:
             return None
-        return max(map(self.num_tokens, self.final_runs))
+        return self.spec.num_steps * self.spec.tokens_per_step
 
     def flops(self, run: TrainingRun) -> int:
         """Return the FLOPs of a run's matrix products, from which its share of the total time is estimated."""
@@ -239,6 +245,16 @@ def check_shares(spec: TrainingSpec, world_size: int) -> None:
         raise ConfigError(
             f"training.batch_size is {spec.batch_size}, and {world_size} processes cannot share it evenly. Make it a "
             f"multiple of {world_size}, or start another number of processes (WORLD_SIZE)."
+        )
+
+
+def check_independent(spec: TrainingSpec, shard: Shard) -> None:
+    """Raise a ConfigError if the final runs wait for a grid of learning rates, which other shards would need too."""
+    if len(spec.learning_rates) > 1:
+        rates = ", ".join(f"{rate:g}" for rate in spec.learning_rates)
+        raise ConfigError(
+            f"--shard {shard}: the final runs take the best of the learning rates {rates}, so they are not independent "
+            "of the runs of the grid. Give one rate (--set training.learning_rates=[0.001]), or train without --shard."
         )
 
 

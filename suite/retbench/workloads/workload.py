@@ -192,6 +192,12 @@ def find_workload(name: str) -> Workload:
     return WORKLOADS[name]
 
 
+def is_cost(name: str) -> bool:
+    """Return whether a workload measures cost, which differs between equal machines; so does one not installed here."""
+    known = WORKLOADS.get(name)
+    return known is None or known.kind == "cost"
+
+
 def code_of_parts(model: ModelConfig, workload: str) -> dict[str, str]:
     """Return the hashes of the source that only a model, and only a workload, runs, as records state them."""
     return {"model_code": part_hash(model.modules), "workload_code": find_workload(workload).code}

@@ -1,0 +1,141 @@
+"""The Python interface: `retbench.load`, `run` and `compare`, imported on first use by `retbench/__init__.py`."""
+
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from retbench.regress.report import CheckReport
+    from retbench.run.events import RunSummary
+
+
+def load(path: str | Path = "results") -> "pd.DataFrame":
+    """Return the records in a file or below a folder: one row per measured value, in base units.
+
+    docs/results.md explains the columns. A line that cannot be read is left out with a warning.
+
+    Raises:
+        RecordError: the path does not exist, or holds no record that can be read.
+    """
+    from retbench.report.frames import load_results, results_frame
+
+    results = load_results(Path(path))
+    for problem in results.problems:
+        warnings.warn(problem, stacklevel=2)
+    return results_frame(results)
+
+
+def run(
+    experiment: str | Path,
+    *,
+    profile: str | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+    models: Sequence[str] = (),
+    trust_remote_code: bool = False,
+    limit: int | None = None,
+    compiled: bool | None = None,
+    out: str | Path = "results",
+    overrides: Sequence[str] = (),
+    data_dir: str | Path | None = None,
+    fresh: bool = False,
+    shard: str | None = None,
+) -> "RunSummary":
+    """Measure an experiment, or continue where it stopped, as `retbench run` does, with progress on stderr.
+
+    Args:
+        experiment: A name from `retbench list`, or the path of a TOML file.
+        profile: A profile of it; None for `paper` on a CUDA device with 70 GB or more, else `cpu`.
+        device: `cpu`, `cuda` or `cuda:N`; None for the first GPU, else the CPU.
+        dtype: Replaces the profile's.
+        models: Models of transformers to measure in place of the experiment's; folders, or names on the hub.
+        trust_remote_code: Run code that comes with `models`.
+        limit: Keeps only the first context lengths, or documents.
+        compiled: Replaces the profile's `compile`.
+        out: Folder that records are appended to.
+        overrides: Fields to replace, as "rounds=3".
+        data_dir: Where local data is looked for; RETBENCH_DATA when None.
+        fresh: Measure again the cells that are on disk.
+        shard: One part of the cells, as "2/8"; None for all.
+
+    Returns:
+        The counts of records by status, the record file, and whether a signal interrupted the run.
+
+    Raises:
+        RetbenchError: as `planning.plan.make_plan` and `run.runner.run_plan`.
+    """
+    from retbench.cli.progress import show_events, view_run
+    from retbench.config.own_models import OwnModels
+    from retbench.planning.plan import make_plan
+    from retbench.planning.shards import Shard
+    from retbench.run.events import RunSummary
+    from retbench.run.runner import run_plan
+
+    plan = make_plan(
+        str(experiment),
+        profile=profile,
+        device=device,
+        dtype=dtype,
+        limit=limit,
+        overrides=overrides,
+        compiled=compiled,
+        own_models=OwnModels(tuple(models), trust_remote_code) if models else None,
+        results=Path(out),
+        data_dir=Path(data_dir).absolute() if data_dir else None,
+    )
+    part = plan if shard is None else plan.part(Shard.parse(shard))
+    if part is None:  # there are fewer parts than shards
+        return RunSummary()
+    with show_events(view_run) as display:
+        return run_plan(part, Path(out), fresh=fresh, observer=display)
+
+
+def compare(
+    first: "str | Callable[[], object]",
+    second: "str | Callable[[], object]",
+    *,
+    margin: float = 0.02,
+    rounds: int = 20,
+    pairs: int | None = None,
+    budget_s: float = 1200.0,
+    notify: Callable[[str], None] = lambda text: None,
+) -> "CheckReport":
+    """Compare the wall times of two shell commands, or of two callables without arguments: is the second slower?
+
+    Callables run in this process, after a warm-up, with the garbage collector off. Rounds, interim analyses and
+    verdicts are those of `retbench check --against`.
+
+    Args:
+        first: What to compare with, a command as `sh -c` takes it or a callable.
+        second: What is judged, of the same kind.
+        margin: Share by which a time must have moved to count.
+        rounds: Maximum number of rounds, without repeats of a flagged change.
+        pairs: Samples of each side per round; None for as many, from 1 to 10, as take about 3 s.
+        budget_s: Seconds after which no round begins.
+        notify: Receives progress messages.
+
+    Returns:
+        A report of one item, `report.items[0]`: its `verdict` is "regressed", "improved", "same" or "inconclusive", its
+        `change` the ratio with its interval. `report.exit_code(strict=False)` is that of the command.
+
+    Raises:
+        ConfigError: a value is out of range, or a command is compared with a callable.
+        NotComparableError: the first command fails.
+        RetbenchError: the second command fails. Exceptions of a callable are not caught.
+        Interrupted: the user stopped the comparison of two commands.
+    """
+    from retbench.errors import ConfigError
+    from retbench.regress.commands import PairLimits, compare_callables, compare_commands
+    from retbench.stats.sequential import DecisionRules
+
+    limits = PairLimits(rounds, pairs, budget_s)
+    if isinstance(first, str) and isinstance(second, str):
+        return compare_commands(first, second, limits, DecisionRules(margin=margin), notify)
+    if callable(first) and callable(second):
+        # A sample of a short callable is the mean of many calls, to which the floor of a single time does not apply.
+        return compare_callables(first, second, limits, DecisionRules(margin=margin, floor_s=0.0), notify)
+    kinds = f"{type(first).__name__} and {type(second).__name__}"
+    raise ConfigError(f"compare takes two commands or two callables, and not {kinds}.")

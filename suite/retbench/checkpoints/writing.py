@@ -1,0 +1,106 @@
+"""Export of a model to the checkpoint format of another library: the inverse of reading it.
+
+A format's `render` gives the configuration, and its plan, inverted, the tensors. A model is written only if the format
+reads it back as the same model.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from retbench.architectures.configs import default_backend
+from retbench.checkpoints.format import CONFIG_NAME, Description, Plan, WeightPart
+from retbench.checkpoints.loading import load_checkpoint
+from retbench.checkpoints.reading import FORMATS, CheckpointInfo
+from retbench.checkpoints.weights import SAFETENSORS_NAME, save_tensors
+from retbench.errors import CheckpointError, ConfigError, shown, unknown_name
+from retbench.files import atomic_folder
+
+WRITTEN = tuple(name for name, form in FORMATS.items() if form.render is not None)
+"""Formats that models can be exported to."""
+
+
+def export_checkpoint(info: CheckpointInfo, folder: Path, *, format: str = "auto") -> str:
+    """Write a checkpoint in another format, with its tokenizer if that is a file.
+
+    Args:
+        info: The checkpoint, in any format whose weights are read here.
+        folder: A new or empty folder.
+        format: A name in `WRITTEN`, or auto for the first that can hold the model.
+
+    Returns:
+        The name of the format.
+
+    Raises:
+        ConfigError: no such format; none can hold the model; the folder is not empty.
+        CheckpointError: the weights cannot be read.
+        StorageError: writing failed, and nothing is left in the folder.
+    """
+    if format != "auto" and format not in WRITTEN:
+        raise unknown_name("format", format, ["auto", *WRITTEN], where="--format")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"{folder}: is not an empty folder, and nothing is overwritten. Give another one.")
+    form, raw, described = _choose(info, WRITTEN if format == "auto" else (format,))
+    dtype = info.weights_dtype or "float32"
+    model = load_checkpoint(
+        info, dtype=getattr(torch, dtype), device="cpu", backend=default_backend(info.config)
+    )
+    weights = {name: weight.detach() for name, weight in model.named_parameters()}
+    shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
+    tensors = split_weights(FORMATS[form].plan(described, FORMATS[form].written, shapes), weights)
+    text = json.dumps(raw | {"torch_dtype": dtype}, indent=2) + "\n"
+    with atomic_folder(folder) as draft:
+        save_tensors(tensors, draft / SAFETENSORS_NAME)
+        (draft / CONFIG_NAME).write_text(text, encoding="utf-8")
+        if info.tokenizer is not None and Path(info.tokenizer).is_file():
+            shutil.copyfile(info.tokenizer, draft / Path(info.tokenizer).name)
+    return form
+
+
+def _choose(info: CheckpointInfo, formats: tuple[str, ...]) -> tuple[str, dict[str, object], Description]:
+    """Return the first format that reads a model back as it is, with the configuration and its description."""
+    for name in formats:
+        form = FORMATS[name]
+        raw = form.render(info) if form.render is not None else None
+        if raw is None:
+            continue
+        try:
+            described = form.describe(raw, Path(CONFIG_NAME))
+        except (CheckpointError, ValueError):  # pydantic's ValidationError is a ValueError
+            continue
+        if described.config == info.config:
+            return name, raw, described
+    config = info.config
+    raise ConfigError(
+        f"{shown(info.source)}: a {config.architecture} of variant '{config.variant}' cannot be written as "
+        f"{' or '.join(formats)}, which has no such model. Transformers of variant llama are written as llama, and "
+        "RetNets of variant fla as fla."
+    )
+
+
+def split_weights(plan: Plan, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of a file: the inverse of `loading.map_weights`.
+
+    Args:
+        plan: The parts of every weight; none may have a `convert`, which has no inverse.
+        weights: Parameters of the `Decoder` by name.
+    """
+    tensors: dict[str, Tensor] = {}
+    for name, parts in plan.items():
+        pieces = weights[name].split([part.shape[0] for part in parts])
+        for part, rows in zip(parts, pieces, strict=True):
+            tensors[part.name] = _as_stored(rows, part).contiguous()
+    return tensors
+
+
+def _as_stored(rows: Tensor, part: WeightPart) -> Tensor:
+    """Return rows in the order of the file: the inverse of `loading._rows`."""
+    assert part.convert is None
+    if part.interleaved_heads is None:
+        return rows.clone()  # safetensors refuses tensors that share memory
+    reordered: Tensor = rows.unflatten(0, (part.interleaved_heads, 2, -1)).transpose(1, 2).flatten(0, 2)
+    return reordered

@@ -1,0 +1,56 @@
+"""`retbench compare-commands`: is the second of two shell commands slower than the first?"""
+
+from typing import Annotated
+
+import typer
+
+from retbench.cli.compare import ReportFolder, ReportFormat, Strict, print_report
+from retbench.cli.options import new_app
+
+app = new_app()
+
+
+@app.command(epilog='Example: retbench compare-commands "old/bin/tool data" "new/bin/tool data"')
+def compare_commands(
+    first: Annotated[str, typer.Argument(metavar="A", help="Command to compare with, as `sh -c` takes it.")],
+    second: Annotated[str, typer.Argument(metavar="B", help="Command that is judged.")],
+    form: ReportFormat = "text",
+    out: ReportFolder = None,
+    rounds: Annotated[int, typer.Option(help="Maximum rounds, without repeats of a flagged change.")] = 20,
+    pairs: Annotated[
+        int | None,
+        typer.Option(help="Runs of each command per round; by default 1 to 10, to fill about 3 s."),
+    ] = None,
+    budget: Annotated[
+        float, typer.Option(help="Minutes after which no round begins but those of a flagged change.")
+    ] = 20.0,
+    margin: Annotated[float, typer.Option(help="Share by which a time must have moved to count.")] = 0.02,
+    strict: Strict = False,
+) -> None:
+    """Compare the wall time of two shell commands: is B slower than A?
+
+    The two run in turn until it is decided, or the rounds or the time are over. A flagged change is measured again.
+    Both must end with exit code 0; their output is discarded.
+
+    Exit code 1: B is slower beyond the margin, or fails. 3: A fails, or nothing could be compared. 4, under --strict:
+    inconclusive.
+    """
+    from retbench.errors import INTERRUPTED
+    from retbench.regress.commands import PairLimits
+    from retbench.regress.commands import compare_commands as compare
+    from retbench.regress.render import check_output
+    from retbench.run.locks import Interrupted
+    from retbench.stats.sequential import DecisionRules
+
+    check_output(form, out)
+    limits, rules = PairLimits(rounds, pairs, 60 * budget), DecisionRules(margin=margin)
+    try:
+        report = compare(first, second, limits, rules, _notify)
+    except Interrupted:
+        _notify("retbench: interrupted; nothing was decided")
+        raise typer.Exit(INTERRUPTED) from None
+    print_report(report, form, out, strict=strict)
+
+
+def _notify(text: str) -> None:
+    typer.echo(text, err=True)

@@ -1,0 +1,45 @@
+"""`retbench export`: write a checkpoint in the format of another library."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from retbench.cli.options import new_app
+
+app = new_app()
+
+
+@app.command(epilog="Example: retbench export runs/retnet exported/retnet")
+def export(
+    checkpoint: Annotated[
+        str,
+        typer.Argument(
+            metavar="CHECKPOINT", help="Folder of a training run or a checkpoint, or a name on the hub."
+        ),
+    ],
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", file_okay=False, help="New folder for the exported model.")
+    ],
+    form: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            metavar="[auto|llama|fla]",
+            help="llama: transformers' Llama. fla: RetNet of flash-linear-attention. auto: the one that fits.",
+        ),
+    ] = "auto",
+    revision: Annotated[str | None, typer.Option(help="Commit, branch or tag of a name on the hub.")] = None,
+) -> None:
+    """Write a checkpoint in the format of another library, with its tokenizer.
+
+    A Transformer becomes a folder that LlamaForCausalLM of transformers loads, a RetNet one for RetNetForCausalLM of
+    flash-linear-attention. Exit code 2: the format has no such model.
+    """
+    from retbench.checkpoints.reading import check_no_pickle, read_checkpoint
+    from retbench.checkpoints.writing import export_checkpoint
+
+    info = read_checkpoint(checkpoint, revision=revision)
+    check_no_pickle(info)
+    name = export_checkpoint(info, folder, format=form)
+    typer.echo(f"{folder}: {info.config.num_layers} layers in the format {name}")

@@ -1,0 +1,54 @@
+"""`retbench jobs`: what was submitted to a cluster, and the state of each job."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from retbench.cli.layout import output_format, print_json, print_prose, print_table
+from retbench.cli.options import AsJson, OutputFormat, new_app
+
+if TYPE_CHECKING:
+    from retbench.run.submission import JobRow
+
+app = new_app()
+
+
+@app.command(epilog="Example: retbench jobs --out results")
+def jobs(
+    out: Annotated[
+        Path,
+        typer.Option(metavar="FOLDER", file_okay=False, help="Folder of results that the jobs write to."),
+    ] = Path("results"),
+    form: OutputFormat = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the jobs that were submitted, with their states.
+
+    A job writes its own state. One that was killed and will not be requeued is lost: submit the same command again,
+    which continues.
+    """
+    from retbench.run.submission import list_jobs
+
+    form = output_format(form, as_json=as_json)
+    rows = list_jobs(out)
+    if rows or form == "json":
+        print_jobs(rows, form)
+    else:
+        print_prose(f"Nothing was submitted from {out}. Submit a command: `retbench submit run latency`.")
+
+
+def print_jobs(rows: "list[JobRow]", form: str) -> None:
+    """Print jobs as a table, or as one JSON object."""
+    if form == "json":
+        names = ("cluster", "job_id", "state", "starts", "command", "submitted_at")
+        print_json(
+            {"jobs": [{**{name: getattr(row, name) for name in names}, "log": str(row.log)} for row in rows]}
+        )
+        return
+    header = ("job", "cluster", "state", "starts", "command", "submitted", "log")
+    cells = [
+        (one.job_id, one.cluster, one.state, str(one.starts), one.command, one.submitted_at, str(one.log))
+        for one in rows
+    ]
+    print_table(header, cells, form)

@@ -1,0 +1,185 @@
+"""`retbench submit`: carry out a command on a cluster, in shards and with requeues, or show what would be submitted."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from retbench.cli import load_command
+from retbench.cli.layout import output_format
+from retbench.cli.options import AsJson, OutputFormat, new_app
+from retbench.errors import ConfigError, RetbenchError, shown
+
+if TYPE_CHECKING:
+    from retbench.run.submission import JobRow
+
+app = new_app()
+CLUSTERS = ("slurm", "local", "debug")
+COMMANDS = ("run", "train")
+
+
+@app.command(
+    epilog="Example: retbench submit --shards 8 --gpus-per-node 1 run latency --profile paper",
+    context_settings={"allow_interspersed_args": False},
+)
+def submit(
+    command: Annotated[
+        list[str],
+        typer.Argument(metavar="COMMAND", help="run or train, with an experiment and further options."),
+    ],
+    cluster: Annotated[
+        str,
+        typer.Option(
+            metavar="[slurm|local|debug]",
+            autocompletion=lambda: CLUSTERS,
+            help="local: on this machine in the background; debug: in this process, one job after the other.",
+        ),
+    ] = "slurm",
+    shards: Annotated[int, typer.Option(min=1, metavar="N", help="Jobs that the command is split into.")] = 1,
+    timeout_min: Annotated[
+        float,
+        typer.Option(min=0.01, metavar="MINUTES", help="Time limit of a job, after which it is requeued."),
+    ] = 240,
+    nodes: Annotated[int, typer.Option(min=1, metavar="N", help="Nodes of each job, for a training.")] = 1,
+    gpus_per_node: Annotated[
+        int, typer.Option(min=0, metavar="N", help="GPUs of each job on each node.")
+    ] = 0,
+    cpus_per_task: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Logical CPUs of each job on each node.")
+    ] = None,
+    nproc_per_node: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Processes of torchrun on each node, for a training; by default one per GPU.",
+        ),
+    ] = None,
+    array_parallelism: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Most jobs that run at once.")
+    ] = 8,
+    signal_delay_s: Annotated[
+        int,
+        typer.Option(min=1, metavar="SECONDS", help="Time before the limit at which a job is told to end."),
+    ] = 120,
+    max_timeouts: Annotated[
+        int, typer.Option(min=0, metavar="N", help="How often a job is requeued after its time limit.")
+    ] = 20,
+    slurm: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="A flag of sbatch, such as partition=gpu or exclusive."),
+    ] = None,
+    setup: Annotated[
+        list[str] | None, typer.Option(metavar="SHELL", help="A shell command that runs first on the node.")
+    ] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until all jobs have ended.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the script that would be submitted; submit nothing.")
+    ] = False,
+    form: OutputFormat = None,
+    as_json: AsJson = False,
+) -> None:
+    """Carry out run or train on a cluster, in shards and with requeues.
+
+    Each shard is one job of submitit (extra slurm). A job that reaches its time limit or is preempted is requeued and
+    continues. `retbench jobs` lists the jobs.
+    """
+    from retbench.cli.jobs import print_jobs
+    from retbench.run.cluster_job import Resources, find_cluster
+    from retbench.run.submission import jobs_of, script, wait_for
+    from retbench.run.submission import submit as submit_jobs
+
+    form = output_format(form, as_json=as_json)
+    place = find_cluster(cluster)
+    given = _check_command(command)
+    resources = Resources(
+        timeout_min=timeout_min,
+        nodes=nodes,
+        gpus_per_node=gpus_per_node,
+        cpus_per_task=cpus_per_task,
+        processes_per_node=_processes(command[0], nodes, gpus_per_node, nproc_per_node),
+        array_parallelism=array_parallelism,
+        signal_delay_s=signal_delay_s,
+        max_timeouts=max_timeouts,
+        flags=_flags(slurm or []),
+        setup=tuple(setup or ()),
+    )
+    resources.check(place)
+    commands = _commands(command, shards)
+    out = Path(given["out"])
+    if dry_run:
+        typer.echo(script(place, commands, out, resources))
+        return
+    folder = submit_jobs(place, commands, out, resources)
+    typer.echo(f"submitted {len(commands)} jobs, with their logs in {folder}", err=True)
+    rows = wait_for(folder) if wait else jobs_of(folder)
+    print_jobs(rows, form)
+    raise typer.Exit(_exit_code(rows))
+
+
+def _exit_code(rows: "list[JobRow]") -> int:
+    """Return 1 if a job has failed or was lost."""
+    return RetbenchError.exit_code if {"failed", "interrupted", "lost"} & {row.state for row in rows} else 0
+
+
+def _check_command(words: list[str]) -> dict[str, Any]:
+    """Return the parameters of the command to submit; ConfigError for one that no job could carry out."""
+    from retbench.config.experiment import load_experiment
+
+    name, *arguments = words
+    if name not in COMMANDS:
+        raise ConfigError(
+            f"{shown(name)} cannot be submitted. Give run or train, with an experiment and its options."
+        )
+    given: dict[str, Any] = load_command(name).make_context(name, arguments).params
+    for option in ("shard", "dry_run"):
+        if given[option]:
+            flag = f"--{option.replace('_', '-')}"
+            raise ConfigError(
+                f"{flag} is an option of a single command. Give it to `submit` itself: `retbench submit "
+                f"{'--shards N' if option == 'shard' else flag} {name} ...`."
+            )
+    if name == "train" and given["fresh"]:
+        raise ConfigError(
+            "--fresh: a requeued job would delete what it has trained. Delete the runs first instead."
+        )
+    if not given.get("own_models"):
+        overrides = given["overrides"] or () if given["profile"] else ()
+        load_experiment(given["experiment"], overrides, profile=given["profile"])
+    return given
+
+
+def _processes(name: str, nodes: int, gpus_per_node: int, nproc_per_node: int | None) -> int:
+    """Return the processes of a job on each node; ConfigError where a run is to have several."""
+    if name == "train":
+        return nproc_per_node or max(1, gpus_per_node)
+    if nodes > 1 or nproc_per_node not in (None, 1):
+        raise ConfigError(
+            f"--nodes {nodes}, --nproc-per-node {nproc_per_node or 1}: a run is measured by one process on one node. "
+            "Give --shards to use several nodes at once."
+        )
+    return 1
+
+
+def _flags(given: list[str]) -> dict[str, str | bool]:
+    """Return flags of sbatch by name, with True for one without a value."""
+    found: dict[str, str | bool] = {}
+    for item in given:
+        name, equals, value = item.partition("=")
+        name = name.strip().lstrip("-").replace("_", "-")
+        if not name or (equals and not value):
+            raise ConfigError(
+                f"--slurm {shown(item)}: give a flag of sbatch, such as partition=gpu or exclusive."
+            )
+        found[name] = value if equals else True
+    return found
+
+
+def _commands(words: list[str], shards: int) -> list[list[str]]:
+    """Return the command of each shard."""
+    whole = ["retbench", *words]
+    return (
+        [whole]
+        if shards == 1
+        else [[*whole, "--shard", f"{number}/{shards}"] for number in range(1, shards + 1)]
+    )

@@ -1,0 +1,287 @@
+"""The job of a shard on a cluster, which submitit carries out, and the note of its state.
+
+A job runs the command in a process of its own and ends it when it is to be requeued. The command itself finds what is
+on disk, so that the requeued job continues. submitit is imported when it is first needed.
+"""
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from pydantic import ValidationError
+
+from retbench.errors import INTERRUPTED, ConfigError, RetbenchError, UnsupportedError, unknown_name
+from retbench.files import write_atomic
+from retbench.records.record import utc_now
+from retbench.run.worker import die_with_parent
+from retbench.strict import Strict
+
+Cluster = Literal["slurm", "local", "debug"]
+CLUSTERS: tuple[Cluster, ...] = get_args(Cluster)
+State = Literal["pending", "running", "requeued", "done", "failed", "interrupted", "lost"]
+
+_OWN_FLAGS = frozenset(
+    {"array", "error", "job-name", "nodes", "ntasks-per-node", "open-mode", "output", "signal", "time"}
+)
+"""Flags of sbatch that follow from other options, or that submitit sets."""
+
+_FIRST_PORT, _NUM_PORTS = 20_000, 40_000
+"""Ports of trainings on several nodes; a job's follows from its id, so that two jobs on one node have two."""
+
+_POLL_S = 0.2
+_SIGNAL_WAIT_S = 5.0
+"""Time after the end of a command in which the signal to requeue may follow: Slurm sends SIGTERM just before it."""
+_STOP_SHARE = 0.8
+"""Share of the time between the signal and the limit that a command has to end in."""
+
+
+def find_cluster(name: str) -> Cluster:
+    """Return a cluster by its name; ConfigError for an unknown one."""
+    for cluster in CLUSTERS:
+        if cluster == name:
+            return cluster
+    raise unknown_name("cluster", name, CLUSTERS, where="--cluster")
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What each job of a submission asks for.
+
+    Attributes:
+        timeout_min: Time limit of a job, minutes.
+        nodes: Nodes of a job; more than one for a training only.
+        gpus_per_node: GPUs on each node.
+        cpus_per_task: Logical CPUs of each job and node; the cluster's default when None.
+        processes_per_node: Processes that torchrun starts on each node; 1 runs the command without torchrun.
+        array_parallelism: Most jobs that run at once.
+        signal_delay_s: Time before the limit at which a job is told to end, seconds.
+        max_timeouts: How often a job is requeued after its time limit.
+        flags: Further flags of sbatch; True for one without a value.
+        setup: Shell commands that run first.
+    """
+
+    timeout_min: float = 240
+    nodes: int = 1
+    gpus_per_node: int = 0
+    cpus_per_task: int | None = None
+    processes_per_node: int = 1
+    array_parallelism: int = 8
+    signal_delay_s: int = 120
+    max_timeouts: int = 20
+    flags: dict[str, str | bool] = field(default_factory=dict)
+    setup: tuple[str, ...] = ()
+
+    def check(self, cluster: Cluster) -> None:
+        """Raise a ConfigError where the cluster cannot give what is asked for."""
+        if self.timeout_min * 60 <= self.signal_delay_s:
+            raise ConfigError(
+                f"--timeout-min {self.timeout_min:g} is not longer than --signal-delay-s {self.signal_delay_s}, which "
+                "is the time before the limit at which a job is told to end. Give a longer limit or a shorter delay."
+            )
+        if cluster == "slurm" and self.timeout_min != int(self.timeout_min):
+            raise ConfigError(
+                f"--timeout-min {self.timeout_min:g}: Slurm counts whole minutes. Give a whole number."
+            )
+        if cluster != "slurm" and (self.nodes > 1 or self.flags or self.setup):
+            raise ConfigError(
+                f"--cluster {cluster} has one node and no sbatch: --nodes, --slurm and --setup are for --cluster slurm "
+                "only. Leave them out."
+            )
+        if known := _OWN_FLAGS & self.flags.keys():
+            raise ConfigError(
+                f"--slurm {min(known)}=: retbench sets this flag of sbatch itself. Use the option of `retbench submit` "
+                "for it, or leave it out."
+            )
+
+    def sbatch(self, name: str) -> dict[str, Any]:
+        """Return the parameters of submitit's Slurm executor."""
+        given = {
+            "job_name": name,
+            "time": int(self.timeout_min),
+            "nodes": self.nodes,
+            "ntasks_per_node": 1,
+            "cpus_per_task": self.cpus_per_task,
+            # srun does not take the number from sbatch since Slurm 22.05.
+            "srun_args": ["--cpus-per-task", str(self.cpus_per_task)] if self.cpus_per_task else None,
+            "gpus_per_node": self.gpus_per_node or None,
+            "signal_delay_s": self.signal_delay_s,
+            "array_parallelism": self.array_parallelism,
+            "setup": list(self.setup) or None,
+            "additional_parameters": self.flags or None,
+        }
+        return {key: value for key, value in given.items() if value is not None}
+
+
+class JobNote(Strict):
+    """State of a job, as the job itself last wrote it."""
+
+    state: State
+    starts: int
+    """How often the job was started."""
+    changed_at: str
+    exit_code: int | None = None
+    reason: str | None = None
+
+
+@dataclass
+class ShardJob:
+    """The callable that submitit carries out: it runs the command of a shard, and ends it to be requeued."""
+
+    words: tuple[str, ...]
+    folder: Path
+    number: int
+    resources: Resources
+
+    def __call__(self) -> int:
+        """Run the command; RetbenchError if it failed."""
+        place = load_submitit().JobEnvironment()
+        leads = place.global_rank == 0
+        starts = (note.starts if (note := read_note(self.folder, self.number)) else 0) + 1
+        self._note("running", starts, leads)
+        try:
+            code = self._run(place)
+        except Exception as error:
+            self._note("failed", starts, leads, reason=str(error))
+            raise
+        if code:
+            state: State = "interrupted" if code == INTERRUPTED else "failed"
+            self._note(state, starts, leads, exit_code=code)
+            raise RetbenchError(
+                f"`{shlex.join(self.words)}` ended with exit code {code}; its stderr says why."
+            )
+        self._note("done", starts, leads, exit_code=0)
+        return code
+
+    def checkpoint(self) -> Any:
+        """End the command, which keeps what it has; return the job to requeue."""
+        for child in _children:
+            _stop(child, _STOP_SHARE * self.resources.signal_delay_s)
+        note = read_note(self.folder, self.number)
+        self._note("requeued", note.starts if note else 1, leads=True)
+        return load_submitit("submitit.helpers").DelayedSubmission(self)
+
+    def _run(self, place: Any) -> int:
+        """Run the command to its end; after a failure wait for a signal to requeue, which ends this process."""
+        if self.resources.nodes * self.resources.processes_per_node == 1:
+            words = [sys.executable, "-P", "-m", "retbench", *self.words[1:]]
+        else:
+            digits = int("".join(filter(str.isdecimal, place.job_id)) or 0)
+            port = str(_FIRST_PORT + digits % _NUM_PORTS)
+            words = torchrun_words(self.words, self.resources, str(place.node), place.hostnames[0], port)
+        # A job of `debug` has no files for its output, and stdout is for the states.
+        stdout = sys.__stderr__ if place.cluster == "debug" else None
+        with subprocess.Popen(words, preexec_fn=_become_child, stdout=stdout) as child:
+            _children.append(child)
+            try:
+                while child.poll() is None:
+                    time.sleep(_POLL_S)
+                if child.returncode:
+                    time.sleep(_SIGNAL_WAIT_S)
+            finally:
+                _children.remove(child)
+                _stop(child, _SIGNAL_WAIT_S)
+        return child.returncode
+
+    def _note(
+        self,
+        state: State,
+        starts: int,
+        leads: bool,
+        *,
+        exit_code: int | None = None,
+        reason: str | None = None,
+    ) -> None:
+        """Write the state of the job, from its first node."""
+        if leads:
+            note = JobNote(
+                state=state, starts=starts, changed_at=utc_now(), exit_code=exit_code, reason=reason
+            )
+            write_atomic(_note_path(self.folder, self.number), note.model_dump_json(indent=2).encode())
+
+
+_children: list["subprocess.Popen[bytes]"] = []
+"""The command of the job that this process carries out; not a part of the job, which is pickled to be requeued."""
+
+
+def _become_child() -> None:
+    """Ignore the signal to requeue, which is for the job alone, and never outlive the job."""
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    die_with_parent()
+
+
+def _stop(child: "subprocess.Popen[bytes]", wait_s: float) -> None:
+    """End a process by SIGTERM, and by SIGKILL if it takes longer.
+
+    This is called from a signal handler, which may have interrupted a call of the process's own methods.
+    """
+    deadline = time.monotonic() + wait_s
+    with suppress(ProcessLookupError):
+        if not _has_ended(child.pid):
+            os.kill(child.pid, signal.SIGTERM)
+        while not _has_ended(child.pid):
+            if time.monotonic() > deadline:
+                os.kill(child.pid, signal.SIGKILL)
+                return
+            time.sleep(_POLL_S)
+
+
+def _has_ended(pid: int) -> bool:
+    """Return whether a child process has ended, without taking its exit code from whoever waits for it."""
+    try:
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:
+        return True
+
+
+def torchrun_words(
+    words: Sequence[str], resources: Resources, node: str, first_host: str, port: str
+) -> list[str]:
+    """Return the words that start the processes of one node, of all that train together.
+
+    Args:
+        words: The command, `retbench train ...`.
+        resources: Nodes, and processes on each.
+        node: Number of this node, from 0.
+        first_host: Name of the first node.
+        port: Port on the first node where the processes meet.
+    """
+    where = [
+        *("--nnodes", str(resources.nodes), "--nproc-per-node", str(resources.processes_per_node)),
+        *("--node-rank", node, "--master-addr", first_host, "--master-port", port),
+    ]
+    if resources.nodes == 1:
+        where = ["--standalone", "--nproc-per-node", str(resources.processes_per_node)]
+    return [sys.executable, "-m", "torch.distributed.run", *where, "-m", *words]
+
+
+def load_submitit(module: str = "submitit") -> Any:
+    """Return a module of submitit; UnsupportedError if it is not installed."""
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise UnsupportedError(
+            f"submitit is not installed ({error}). Install it: pip install 'retbench[slurm]'."
+        ) from error
+
+
+def _note_path(folder: Path, number: int) -> Path:
+    return folder / f"shard-{number}.json"
+
+
+def read_note(folder: Path, number: int) -> JobNote | None:
+    """Return the state that the job of a shard last wrote; None if it has not begun."""
+    try:
+        return JobNote.model_validate_json(_note_path(folder, number).read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValidationError as error:
+        raise RetbenchError(f"{_note_path(folder, number)}: is not the state of a job. Remove it.") from error

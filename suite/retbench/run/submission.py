@@ -1,0 +1,250 @@
+"""Submissions of a command to a cluster through submitit: what was submitted, and the state of its jobs.
+
+<out>/jobs/<submission>/submission.json   the command of each job, and the ids of the jobs
+<out>/jobs/<submission>/shard-<i>.json    the state of a shard's job, which the job writes
+<out>/jobs/<submission>/                  logs and pickles of submitit
+"""
+
+import os
+import secrets
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+from pydantic import ValidationError
+
+from retbench.errors import RetbenchError, UnsupportedError, shown
+from retbench.files import write_atomic
+from retbench.records.record import utc_now
+from retbench.run.cluster_job import (
+    Cluster,
+    JobNote,
+    Resources,
+    ShardJob,
+    State,
+    load_submitit,
+    read_note,
+    torchrun_words,
+)
+from retbench.strict import Strict
+
+JOBS = "jobs"
+"""Folder of the submissions, below that of the results."""
+
+ENDED = frozenset({"done", "failed", "interrupted", "lost"})
+"""States of jobs that do nothing any more."""
+
+
+class Submission(Strict):
+    """What was submitted at one time: one job per shard."""
+
+    submitted_at: str
+    cluster: Cluster
+    commands: tuple[tuple[str, ...], ...]
+    """Words of the command of each shard."""
+    job_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class JobRow:
+    """A job as `retbench jobs` shows it."""
+
+    folder: Path
+    job_id: str
+    cluster: Cluster
+    command: str
+    state: State
+    submitted_at: str
+    starts: int
+    log: Path
+
+
+def submit(cluster: Cluster, commands: Sequence[Sequence[str]], out: Path, resources: Resources) -> Path:
+    """Submit one job per command, note them, and return the folder of the submission.
+
+    Jobs of `debug` run one after the other in this process before it returns.
+
+    Raises:
+        UnsupportedError: submitit is not installed, or there is no Slurm here.
+        RetbenchError: sbatch refused the jobs.
+    """
+    name = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
+    folder = (out / JOBS / name).absolute()
+    with _refusals():
+        executor = _executor(cluster, folder, resources)
+        folder.mkdir(parents=True, exist_ok=True)
+        jobs = [
+            ShardJob(tuple(words), folder, number, resources)
+            for number, words in enumerate(commands, start=1)
+        ]
+        # The jobs begin at the end of the batch.
+        with _closed_streams() if cluster == "local" else nullcontext(), executor.batch():
+            submitted = [executor.submit(job) for job in jobs]
+    note = Submission(
+        submitted_at=utc_now(),
+        cluster=cluster,
+        commands=tuple(map(tuple, commands)),
+        job_ids=tuple(str(job.job_id) for job in submitted),
+    )
+    write_atomic(folder / "submission.json", note.model_dump_json(indent=2).encode())
+    if cluster == "debug":
+        for job in submitted:
+            # `exception` sets no variables, and `results` would open a debugger.
+            with load_submitit("submitit.helpers").environment_variables(SUBMITIT_DEBUG_JOB_ID=job.job_id):
+                job.exception()  # its state says what came of it
+    return folder
+
+
+@contextmanager
+def _closed_streams() -> Iterator[None]:
+    """Give what is started in the block none of our streams, which it would keep open for as long as it runs."""
+    kept = [os.dup(number) for number in range(3)]
+    null = os.open(os.devnull, os.O_RDWR)
+    try:
+        for number in range(3):
+            os.dup2(null, number)
+        yield
+    finally:
+        for number, copy in enumerate(kept):
+            os.dup2(copy, number)
+        for descriptor in (null, *kept):
+            os.close(descriptor)
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Raise the errors of submitit and of sbatch as errors of ours."""
+    errors = load_submitit("submitit.core.utils")
+    try:
+        yield
+    except (errors.FailedJobError, errors.FailedSubmissionError) as error:
+        raise RetbenchError(f"the jobs were not submitted: {error}") from error
+
+
+def _executor(cluster: Cluster, folder: Path, resources: Resources) -> Any:
+    """Return submitit's executor of a cluster."""
+    name = f"retbench-{folder.name[-6:]}"
+    submitit = load_submitit()
+    if cluster == "debug":
+        return submitit.DebugExecutor(folder)
+    if cluster == "slurm":
+        try:
+            executor = submitit.SlurmExecutor(folder, max_num_timeout=resources.max_timeouts)
+        except RuntimeError as error:
+            raise UnsupportedError(
+                f"--cluster slurm: {error} Submit from a login node of the cluster, or use --cluster local."
+            ) from error
+        executor.update_parameters(**resources.sbatch(name))
+        return executor
+    executor = submitit.LocalExecutor(folder, max_num_timeout=resources.max_timeouts)
+    executor.update_parameters(
+        timeout_min=resources.timeout_min,
+        signal_delay_s=resources.signal_delay_s,
+        gpus_per_node=resources.gpus_per_node,
+    )
+    return executor
+
+
+def script(cluster: Cluster, commands: Sequence[Sequence[str]], out: Path, resources: Resources) -> str:
+    """Return what would be submitted: the sbatch script with the command of each job, or the commands of the jobs."""
+    shown_words = [shlex.join(words) for words in commands]
+    if resources.nodes * resources.processes_per_node > 1:
+        launched = [torchrun_words(words, resources, "NODE", "FIRST_NODE", "PORT") for words in commands]
+        shown_words = list(map(shlex.join, launched))
+    if cluster != "slurm":
+        return "\n".join(shown_words)
+    make = load_submitit("submitit.slurm.slurm")._make_sbatch_string
+    folder = (out / JOBS / "SUBMISSION").absolute()
+    runner = f"{shlex.quote(sys.executable)} -u -m submitit.core._submit {shlex.quote(str(folder))}"
+    count = len(commands) if len(commands) > 1 else None
+    text = make(command=runner, folder=folder, map_count=count, **resources.sbatch("retbench"))
+    tasks = [f"# task {number}: {words}" for number, words in enumerate(shown_words)]
+    return "\n".join([str(text).rstrip(), "", "# which runs", *tasks])
+
+
+def list_jobs(out: Path) -> list[JobRow]:
+    """Return the jobs of every submission below the results, the oldest first.
+
+    Raises:
+        RetbenchError: a file of a submission cannot be read.
+    """
+    return [row for path in sorted(out.glob(f"{JOBS}/*/submission.json")) for row in jobs_of(path.parent)]
+
+
+def jobs_of(folder: Path) -> list[JobRow]:
+    """Return the jobs of one submission with their states."""
+    path = folder / "submission.json"
+    try:
+        found = Submission.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise RetbenchError(f"{shown(str(path))}: is not a submission. Remove its folder.") from error
+    queue = _slurm_queue(found.job_ids) if found.cluster == "slurm" else {}
+    rows = []
+    for number, (words, job_id) in enumerate(zip(found.commands, found.job_ids, strict=True), start=1):
+        note = read_note(folder, number)
+        rows.append(
+            JobRow(
+                folder=folder,
+                job_id=job_id,
+                cluster=found.cluster,
+                command=shlex.join(words),
+                state=_state_of(found.cluster, job_id, note, queue),
+                submitted_at=found.submitted_at,
+                starts=note.starts if note else 0,
+                log=folder / f"{job_id}_0_log.err",
+            )
+        )
+    return rows
+
+
+def _state_of(cluster: Cluster, job_id: str, note: JobNote | None, queue: dict[str, str] | None) -> State:
+    """Return the state of a job: what it wrote last, unless it is not there any more."""
+    state: State = note.state if note else "pending"
+    if state in ENDED:
+        return state
+    if cluster == "slurm":
+        if queue is None:
+            return state  # there is no Slurm here to ask
+        return state if job_id in queue else "lost"
+    return state if cluster == "local" and _is_controller(job_id) else "lost"
+
+
+def _slurm_queue(job_ids: Sequence[str]) -> dict[str, str] | None:
+    """Return the state of each queued or running job of some, as Slurm gives it; None where Slurm cannot be asked."""
+    arrays = ",".join(sorted({job_id.partition("_")[0] for job_id in job_ids}))
+    command = ["squeue", "--noheader", "--array", "--format", "%i %T", "--jobs", arrays]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return None
+    if done.returncode and "Invalid job id" not in done.stderr:
+        return None
+    return {job: state for job, _, state in (line.partition(" ") for line in done.stdout.splitlines())}
+
+
+def _is_controller(job_id: str) -> bool:
+    """Return whether submitit's process of a local job lives on this machine."""
+    try:
+        process = psutil.Process(int(job_id))
+        return process.status() != psutil.STATUS_ZOMBIE and any(
+            "submitit" in one for one in process.cmdline()
+        )
+    except (psutil.Error, ValueError):
+        return False
+
+
+def wait_for(folder: Path, poll_s: float = 1.0) -> list[JobRow]:
+    """Return the jobs of a submission once all have ended."""
+    while True:
+        rows = jobs_of(folder)
+        if all(row.state in ENDED for row in rows):
+            return rows
+        time.sleep(poll_s)

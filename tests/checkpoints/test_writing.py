@@ -1,0 +1,142 @@
+"""A model written in another library's format is loaded by that library, and gives the same logits."""
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from benchmarks.peers import fla_retnet
+from retbench.architectures.configs import ModelConfig
+from retbench.architectures.retnet import retnet_config
+from retbench.architectures.transformer import transformer_config
+from retbench.checkpoints.format import Description, Names, map_decoder
+from retbench.checkpoints.loading import _rows
+from retbench.checkpoints.reading import read_checkpoint
+from retbench.checkpoints.writing import export_checkpoint, split_weights
+from retbench.cli import app
+from retbench.errors import ConfigError
+from retbench.models.equivalence import relative_error
+from tests.checkpoints.stored import FLA, LLAMA, load, logits_of, save_model, tokens_for, weighty
+
+LIMIT = 1e-5
+
+
+def store(folder: Path, config: ModelConfig, **options: Any) -> Path:
+    """Write a model of ours as `retbench train` does."""
+    save_model(folder / "ours", weighty(config), **{"tokenizer": None, "context_len": 64, **options})
+    return folder / "ours"
+
+
+@pytest.mark.peers
+@pytest.mark.skipif(find_spec("transformers") is None, reason="transformers is not installed")
+@pytest.mark.parametrize(
+    "change", [{}, {"num_kv_heads": 6}, {"rotary_base": 500_000.0}, {"norm_eps": 1e-3}], ids=str
+)
+def test_transformers_loads_a_transformer_and_gives_its_logits(
+    tmp_path: Path, change: dict[str, Any]
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    sizes = {
+        "d_model": 48,
+        "num_layers": 2,
+        "num_heads": 6,
+        "num_kv_heads": 2,
+        "vocab_size": 97,
+        "ffn_dim": 40,
+    }
+    ours = store(tmp_path, transformer_config(**sizes | change))
+    assert export_checkpoint(read_checkpoint(str(ours)), tmp_path / "theirs") == "llama"
+    peer = AutoModelForCausalLM.from_pretrained(tmp_path / "theirs", dtype=torch.float32).eval()
+    tokens = tokens_for(LLAMA)
+    with torch.inference_mode():
+        found = peer(tokens).logits
+    assert relative_error(found, logits_of(load(ours), tokens)) < LIMIT
+    assert peer.config.max_position_embeddings == 64
+
+
+def test_a_retnet_gives_the_logits_of_flas_published_formula(tmp_path: Path) -> None:
+    ours = store(tmp_path, FLA)
+    assert export_checkpoint(read_checkpoint(str(ours)), tmp_path / "theirs") == "fla"
+    weights = {name: one.double() for name, one in load_file(tmp_path / "theirs/model.safetensors").items()}
+    assert weights.keys() == fla_retnet.draw_weights(FLA, seed=1).keys()
+    tokens = tokens_for(FLA)
+    found = fla_retnet.logits(weights, FLA, tokens[0])[None]
+    assert relative_error(logits_of(load(ours, dtype=torch.float64), tokens), found) < LIMIT
+
+
+@pytest.mark.parametrize("config", [LLAMA, FLA], ids=["llama", "fla"])
+def test_what_is_written_is_read_back_bit_by_bit(tmp_path: Path, config: ModelConfig) -> None:
+    ours = store(tmp_path, config)
+    export_checkpoint(read_checkpoint(str(ours)), tmp_path / "theirs")
+    info = read_checkpoint(str(tmp_path / "theirs"))
+    assert (info.config, info.context_len, info.weights_dtype) == (config, 64, "float32")
+    mine, theirs = (dict(load(folder).named_parameters()) for folder in (ours, tmp_path / "theirs"))
+    assert all(torch.equal(theirs[name], weight) for name, weight in mine.items())
+
+
+def test_a_retnet_without_a_gate_has_the_norm_of_its_own_kernel(tmp_path: Path) -> None:
+    sizes = {"d_model": 48, "num_layers": 1, "num_heads": 3, "vocab_size": 97, "ffn_dim": 40, "value_dim": 96}
+    ours = store(tmp_path, retnet_config(**sizes, swish_gate=False))
+    export_checkpoint(read_checkpoint(str(ours)), tmp_path / "theirs")
+    names = load_file(tmp_path / "theirs/model.safetensors").keys()
+    assert "model.layers.0.attn.g_norm.weight" in names
+    assert not {name for name in names if "g_proj" in name or "swish" in name}
+
+
+@given(seed=st.integers(0, 2**32))
+def test_adjacent_rotary_pairs_are_written_as_they_are_read(seed: int) -> None:
+    plan = map_decoder(Description(config=LLAMA), Names(), interleaved=True)
+    generator = torch.Generator().manual_seed(seed)
+    weights = {
+        name: torch.rand(sum(part.shape[0] for part in parts), *parts[0].shape[1:], generator=generator)
+        for name, parts in plan.items()
+    }
+    tensors = split_weights(plan, weights)
+    for name, parts in plan.items():
+        read = torch.cat([_rows(tensors[part.name], part) for part in parts])
+        assert torch.equal(read, weights[name])
+
+
+def test_the_tokenizer_goes_with_the_model(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text('{"a": "tokenizer"}', encoding="utf-8")
+    ours = store(tmp_path, LLAMA, tokenizer=str(tmp_path / "tokenizer.json"))
+    done = CliRunner().invoke(app, ["export", str(ours), str(tmp_path / "theirs")])
+    assert done.exit_code == 0, done.output
+    assert "2 layers in the format llama" in done.stdout
+    names = {path.name for path in (tmp_path / "theirs").iterdir()}
+    assert names == {"config.json", "model.safetensors", "tokenizer.json"}
+    raw = json.loads((tmp_path / "theirs/config.json").read_text(encoding="utf-8"))
+    assert raw["architectures"] == ["LlamaForCausalLM"]
+
+
+def test_models_that_no_format_holds_are_refused(tmp_path: Path) -> None:
+    sizes = {
+        "d_model": 48,
+        "num_layers": 1,
+        "num_heads": 3,
+        "num_kv_heads": 3,
+        "vocab_size": 97,
+        "ffn_dim": 40,
+    }
+    gpt = read_checkpoint(str(store(tmp_path, transformer_config(**sizes, variant="gpt"))))
+    with pytest.raises(ConfigError, match="a transformer of variant 'gpt' cannot be written as"):
+        export_checkpoint(gpt, tmp_path / "theirs")
+    assert not (tmp_path / "theirs").exists()
+
+
+def test_a_folder_with_files_and_an_unknown_format_are_refused(tmp_path: Path) -> None:
+    info = read_checkpoint(str(store(tmp_path, LLAMA)))
+    with pytest.raises(ConfigError, match="is not an empty folder"):
+        export_checkpoint(info, tmp_path)
+    with pytest.raises(ConfigError, match="cannot be written as fla"):
+        export_checkpoint(info, tmp_path / "theirs", format="fla")
+    with pytest.raises(ConfigError, match="Known: auto, fla, llama"):
+        export_checkpoint(info, tmp_path / "theirs", format="gguf")

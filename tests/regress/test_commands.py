@@ -1,0 +1,198 @@
+"""Two commands or callables: what differs is found, equal ones are not, and failures are reported."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from xml.etree import ElementTree
+
+import psutil
+import pytest
+from typer.testing import CliRunner, Result
+
+import retbench
+from retbench.cli import app
+from retbench.errors import ConfigError, NotComparableError, RetbenchError
+from retbench.regress.report import CheckReport
+from retbench.run.locks import LOCK_DIR_VARIABLE
+
+
+@pytest.fixture(autouse=True)
+def own_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time beside whatever else this machine times: these tests do not depend on small differences."""
+    monkeypatch.setenv(LOCK_DIR_VARIABLE, str(tmp_path / "locks"))
+
+
+def invoke(*arguments: str) -> Result:
+    return CliRunner().invoke(app, ["compare-commands", *arguments])
+
+
+def test_a_slower_command_is_found_and_reported_in_every_format(tmp_path: Path) -> None:
+    done = invoke("sleep 0.02", "sleep 0.1", "--pairs", "1", "--out", str(tmp_path))
+    assert done.exit_code == 1, done.output
+    assert "wall time of the command slower" in done.stdout
+    assert "first:  sleep 0.02" in done.stdout
+    data = json.loads((tmp_path / "check.json").read_text(encoding="utf-8"))
+    (item,) = data["items"]
+    assert (item["verdict"], item["item"]) == ("regressed", "wall time of the command")
+    assert 2 < item["ratio"] < 10
+    assert data["exit_code"] == 1
+    suite = ElementTree.parse(tmp_path / "junit.xml").getroot()
+    assert (suite.get("failures"), suite[0].get("name")) == ("1", "wall time of the command")
+    assert (tmp_path / "check.md").exists()
+    assert (tmp_path / "ratios.svg").exists()
+
+
+def test_a_faster_command_passes() -> None:
+    done = invoke("sleep 0.1", "sleep 0.02", "--pairs", "1")
+    assert (done.exit_code, "improved" in done.stdout) == (0, True), done.output
+
+
+def test_what_stays_open_fails_under_strict_alone() -> None:
+    arguments = ("sleep 0.01", "sleep 0.01", "--pairs", "1", "--rounds", "3", "--margin", "0.0001")
+    assert invoke(*arguments).exit_code == 0
+    assert invoke(*arguments, "--strict").exit_code == 4
+
+
+def test_too_short_a_budget_compares_nothing() -> None:
+    done = invoke("true", "true", "--pairs", "1", "--budget", "0.000001")
+    assert done.exit_code == 3
+    assert "give a longer --budget" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "code", "message"),
+    [
+        ("true", "echo at the end >&2; exit 7", 1, "The second command cannot be measured"),
+        ("echo at the end >&2; exit 7", "true", 3, "The first command cannot be measured"),
+    ],
+)
+def test_a_command_that_fails_is_named_with_its_exit_code_and_stderr(
+    first: str, second: str, code: int, message: str
+) -> None:
+    done = invoke(first, second)
+    assert done.exit_code == code
+    assert message in done.stderr
+    assert "ended with exit code 7; the end of its stderr:\n  at the end" in done.stderr
+
+
+def test_only_the_end_of_a_long_stderr_is_shown() -> None:
+    with pytest.raises(NotComparableError) as raised:
+        retbench.compare("seq 1 100000 >&2; kill -9 $$", "true")
+    text = str(raised.value)
+    assert "signal SIGKILL" in text
+    assert text.endswith("\n  99999\n  100000")
+    assert len(text) < 500
+
+
+def test_a_command_that_fails_later_ends_the_comparison(tmp_path: Path) -> None:
+    flaky = f"echo >> {tmp_path}/count; test $(wc -l < {tmp_path}/count) -lt 5"
+    with pytest.raises(RetbenchError, match="exit code 1"):
+        retbench.compare("true", flaky)
+
+
+def test_a_command_that_is_not_there_is_refused() -> None:
+    done = invoke("no-such-program", "true")
+    assert done.exit_code == 3
+    assert "exit code 127" in done.stderr
+    assert "not found" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("", "true"), "'' is not a command"),
+        (("true", "true", "--pairs", "0"), "0 pairs per round"),
+        (("true", "true", "--rounds", "1"), "1 rounds are too few"),
+        (("true", "true", "--budget", "0"), "positive time"),
+        (("true", "true", "--format", "pdf"), "unknown format 'pdf'"),
+    ],
+)
+def test_what_cannot_be_is_refused(arguments: tuple[str, ...], message: str) -> None:
+    done = invoke(*arguments)
+    assert (done.exit_code, message in done.stderr) == (2, True), done.stderr
+
+
+def test_an_interrupt_kills_the_command_with_its_children(tmp_path: Path) -> None:
+    started = tmp_path / "started"
+    command = f"sh -c 'echo $$ > {started}; sleep 60'"
+    words = [sys.executable, "-m", "retbench", "compare-commands", command, "true"]
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as process:
+        while not (started.exists() and started.read_text()):
+            time.sleep(0.02)
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted" in stderr
+    inner = int(started.read_text())
+    assert not psutil.pid_exists(inner) or psutil.Process(inner).status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_command_that_runs_retbench_does_not_wait_for_the_lock_of_this_process(tmp_path: Path) -> None:
+    mine = os.environ[LOCK_DIR_VARIABLE]
+    report = retbench.compare(f'test "${LOCK_DIR_VARIABLE}" != {mine}', "true", rounds=3, pairs=1)
+    assert report.items
+
+
+def quick() -> None:
+    time.sleep(0.001)
+
+
+def slow() -> None:
+    time.sleep(0.004)
+
+
+def test_a_slower_callable_is_found() -> None:
+    report = retbench.compare(quick, slow)
+    (item,) = report.items
+    assert (item.verdict, report.exit_code(strict=True)) == ("regressed", 1)
+    assert report.first == f"{__name__}:quick"
+    assert item.change is not None
+    assert 2 < item.change.value < 5
+
+
+def test_short_calls_are_repeated_within_a_sample() -> None:
+    calls = []
+    report = retbench.compare(lambda: calls.append(1), lambda: calls.append(2), rounds=3, pairs=1)
+    assert calls.count(1) > 10_000
+    assert report.values[next(iter(report.values))][0] < 1e-4
+
+
+def test_an_exception_of_a_callable_is_the_callers() -> None:
+    with pytest.raises(ZeroDivisionError):
+        retbench.compare(quick, lambda: 1 // 0)
+
+
+def test_a_command_is_not_compared_with_a_callable() -> None:
+    with pytest.raises(ConfigError, match="function and str"):
+        retbench.compare(quick, "true")
+
+
+SPIN = "import os; os.sched_setaffinity(0, {CORE}); x = 0\nfor i in range(COUNT): x += i"
+"""Keeps one core busy, for a time in proportion to the count."""
+
+
+def spin(count: int) -> str:
+    """Return a command whose time is in proportion to the count, but for 10 ms of start."""
+    core = max(os.sched_getaffinity(0))
+    code = SPIN.replace("CORE", str(core)).replace("COUNT", str(count))
+    return f"exec {sys.executable} -I -S -c '{code}'"
+
+
+def alarms(compare: Callable[[], CheckReport]) -> int:
+    """Return how many of ten comparisons end with exit code 1."""
+    return sum(compare().exit_code(strict=False) == 1 for _ in range(10))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs sched_setaffinity")
+def test_five_percent_are_found_in_ten_of_ten_and_equal_commands_in_none() -> None:
+    """The start of Python is the same on both sides: the commands differ by a little less than 5 %."""
+    count = 3_000_000
+    assert alarms(lambda: retbench.compare(spin(count), spin(round(1.05 * count)))) == 10
+    assert alarms(lambda: retbench.compare(spin(count), spin(count))) == 0

@@ -1,0 +1,265 @@
+"""Submissions: the script, refusals, states, and a job that reaches its time limit, through submitit's executors."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from retbench.cli import app, submit
+from retbench.measure.environment import describe_environment, machine_name
+from retbench.planning.plan import Plan
+from retbench.records.record import utc_now
+from retbench.records.store import append_record
+from retbench.run import cluster_job, submission
+from retbench.run.cluster_job import JobNote, Resources, ShardJob, read_note
+from retbench.run.locks import LOCK_DIR_VARIABLE, timing_lock
+from retbench.run.protocol import RunInfo
+from retbench.run.recording import Outcome, Surroundings, make_record
+from retbench.run.submission import JobRow, Submission, list_jobs
+
+pytest.importorskip("submitit", reason="needs submitit (the extra slurm)")
+SMOKE = ("--profile", "smoke", "--device", "cpu")
+
+
+def run(*words: str) -> tuple[int, str]:
+    done = CliRunner().invoke(app, list(words))
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return done.exit_code, done.output
+
+
+def test_a_dry_run_prints_the_script_of_an_array_job(tiny_experiment: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    resources = ("--shards", "3", "--array-parallelism", "2", "--timeout-min", "90", "--cpus-per-task", "4")
+    flags = ("--slurm", "partition=gpu", "--slurm", "exclusive", "--setup", "module load cuda")
+    code, output = run(
+        "submit", "--dry-run", *resources, *flags, "run", str(tiny_experiment), *SMOKE, "--out", str(out)
+    )
+    assert code == 0, output
+    lines = output.splitlines()
+    assert lines[0] == "#!/bin/bash"
+    wanted = {"array=0-2%2", "time=90", "signal=USR2@120", "partition=gpu", "exclusive", "cpus-per-task=4"}
+    assert {f"#SBATCH --{flag}" for flag in wanted} <= set(lines)
+    assert lines.index("module load cuda") < next(
+        i for i, line in enumerate(lines) if line.startswith("srun ")
+    )
+    assert (
+        f"# task 2: retbench run {tiny_experiment} --profile smoke --device cpu --out {out} --shard 3/3"
+        in lines
+    )
+    assert not out.exists()
+
+
+def test_a_training_on_several_nodes_is_launched_by_torchrun() -> None:
+    code, output = run(
+        *(
+            "submit",
+            "--dry-run",
+            "--nodes",
+            "2",
+            "--gpus-per-node",
+            "8",
+            "train",
+            "quality",
+            "--profile",
+            "smoke",
+        )
+    )
+    assert code == 0, output
+    assert "#SBATCH --nodes=2" in output
+    (task,) = [line for line in output.splitlines() if line.startswith("# task")]
+    assert "-m torch.distributed.run --nnodes 2 --nproc-per-node 8 --node-rank NODE" in task
+    assert task.endswith("-m retbench train quality --profile smoke")
+
+
+@pytest.mark.parametrize(
+    ("options", "command", "reason"),
+    [
+        ((), ("check",), "'check' cannot be submitted. Give run or train"),
+        ((), ("run", "latency", "--shard", "1/2"), "`retbench submit --shards N run ...`"),
+        ((), ("run", "latency", "--dry-run"), "`retbench submit --dry-run run ...`"),
+        ((), ("run", "latenzy"), "latency"),
+        ((), ("run", "latency", "--nonsense"), "--nonsense"),
+        ((), ("train", "quality", "--fresh"), "would delete what it has trained"),
+        (("--nodes", "2"), ("run", "latency"), "a run is measured by one process on one node"),
+        (("--cluster", "k8s"), ("run", "latency"), "Known: debug, local, slurm"),
+        (("--cluster", "local", "--slurm", "a=b"), ("run", "latency"), "are for --cluster slurm only"),
+        (("--slurm", "time=3"), ("run", "latency"), "retbench sets this flag of sbatch itself"),
+        (("--slurm", "partition="), ("run", "latency"), "such as partition=gpu or exclusive"),
+        (("--timeout-min", "1"), ("run", "latency"), "is not longer than --signal-delay-s 120"),
+        (("--timeout-min", "3.5"), ("run", "latency"), "Slurm counts whole minutes"),
+    ],
+)
+def test_what_no_job_could_do_is_refused_before_anything_is_submitted(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: tuple[str, ...],
+    command: tuple[str, ...],
+    reason: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, output = run("submit", "--dry-run", *options, *command)
+    assert code == 2, output
+    assert reason in output
+    assert not any(tmp_path.iterdir())
+
+
+def test_without_slurm_the_cluster_is_not_supported(
+    tiny_experiment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    code, output = run("submit", "run", str(tiny_experiment), *SMOKE, "--out", str(tmp_path / "out"))
+    assert code == 3
+    assert "use --cluster local" in output
+
+
+def test_without_submitit_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    code, output = run("submit", "--cluster", "local", "run", "latency", "--out", "/nowhere")
+    assert code == 3
+    assert "pip install 'retbench[slurm]'" in output
+
+
+def test_nothing_submitted_is_said(tmp_path: Path) -> None:
+    code, output = run("jobs", "--out", str(tmp_path))
+    assert (code, "Nothing was submitted from" in output) == (0, True)
+
+
+def test_the_debug_cluster_carries_jobs_out_in_the_command(
+    tiny_experiment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shard without cells is done at once, and a command that is refused has failed."""
+    monkeypatch.setattr(cluster_job, "_SIGNAL_WAIT_S", 0.1)
+    words = ("submit", "--cluster", "debug", "--json", "run", str(tiny_experiment), *SMOKE)
+    for more, state, expected in ((("--shard", "2/2"), "done", 0), (("--dtype", "float17"), "failed", 1)):
+        out = tmp_path / state
+        commands = [["retbench", *words[4:], *more, "--out", str(out)]]
+        rows = submission.jobs_of(submission.submit("debug", commands, out, Resources()))
+        assert [(row.state, row.starts) for row in rows] == [(state, 1)]
+        assert submit._exit_code(rows) == expected
+    code, output = run(*words, "--dtype", "float17", "--out", str(tmp_path / "again"))
+    assert code == 1
+    (row,) = json.loads(output[output.index("{") :])["jobs"]
+    assert row["state"] == "failed"
+
+
+def note(state: str, **fields: object) -> JobNote:
+    return JobNote.model_validate({"state": state, "starts": 2, "changed_at": utc_now(), **fields})
+
+
+@pytest.mark.parametrize(
+    ("cluster", "written", "queue", "state"),
+    [
+        ("slurm", None, {"7_0": "PENDING"}, "pending"),
+        ("slurm", "running", {"7_0": "RUNNING"}, "running"),
+        ("slurm", "requeued", {"7_0": "PENDING"}, "requeued"),
+        ("slurm", "running", {}, "lost"),
+        ("slurm", "running", None, "running"),
+        ("slurm", "done", {}, "done"),
+        ("local", "running", {}, "lost"),
+        ("local", "failed", {}, "failed"),
+    ],
+)
+def test_states_are_those_that_jobs_wrote_unless_they_are_gone(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    cluster: str,
+    written: str | None,
+    queue: dict[str, str] | None,
+    state: str,
+) -> None:
+    folder = tmp_path / "jobs" / "one"
+    folder.mkdir(parents=True)
+    fields = {"submitted_at": utc_now(), "cluster": cluster, "commands": [["retbench", "run", "x"]]}
+    found = Submission.model_validate({**fields, "job_ids": ["7_0"]})
+    (folder / "submission.json").write_text(found.model_dump_json(), encoding="utf-8")
+    if written:
+        (folder / "shard-1.json").write_text(note(written).model_dump_json(), encoding="utf-8")
+    monkeypatch.setattr(submission, "_slurm_queue", lambda job_ids: queue)
+    assert [row.state for row in list_jobs(tmp_path)] == [state]
+
+
+def test_a_command_that_is_told_to_end_ends_before_its_job_does() -> None:
+    started = time.monotonic()
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as child:
+        cluster_job._stop(child, 5.0)
+    assert time.monotonic() - started < 5
+    stubborn = "import signal, time; signal.signal(15, signal.SIG_IGN); print(flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", stubborn], stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        cluster_job._stop(child, 0.1)
+    assert child.returncode == -9
+
+
+def process(*words: str) -> None:
+    """Carry out a command in a process of its own."""
+    command = [sys.executable, "-m", "retbench", *words]
+    subprocess.run(command, check=True, capture_output=True, timeout=300)
+
+
+def measured_already(plan: Plan, run_info: RunInfo, out: Path) -> None:
+    """Write a record of every cell of a plan, as a run on this machine would."""
+    facts = describe_environment("cpu", plan.settings.threads)
+    for cell in plan.cells:
+        record = make_record(run_info, cell, 0, Outcome("ok", utc_now()), Surroundings(facts))
+        append_record(out / machine_name("cpu") / run_info.experiment / "run-1.jsonl", record)
+
+
+def wait_until(out: Path, holds: Callable[[JobRow], bool], limit_s: float = 240.0) -> JobRow:
+    deadline = time.monotonic() + limit_s
+    while True:
+        (row,) = list_jobs(out)
+        if holds(row):
+            return row
+        assert time.monotonic() < deadline, (row, row.log.read_text(encoding="utf-8"))
+        time.sleep(0.2)
+
+
+def test_a_local_job_is_requeued_at_its_time_limit_and_continues(
+    tmp_path: Path,
+    tiny_experiment: Path,
+    plan_of: Callable[..., Plan],
+    run_info: RunInfo,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The run waits for another one until its time is over; requeued, it finds everything measured."""
+    monkeypatch.setenv(LOCK_DIR_VARIABLE, str(tmp_path / "lock"))
+    out = tmp_path / "out"
+    measured_already(plan_of(), run_info, out)
+    words = ("run", str(tiny_experiment), *SMOKE, "--out", str(out))
+    started = time.monotonic()
+    process(*words)
+    # On a busy machine a command takes longer to begin.
+    enough_s = 3 + 3 * (time.monotonic() - started)
+    limits = ("--timeout-min", f"{(enough_s + 20) / 60}", "--signal-delay-s", "20")
+    with timing_lock("another run", "cpu", wait=pytest.fail):
+        process("submit", "--cluster", "local", *limits, *words)
+        wait_until(out, lambda row: row.starts >= 2)
+    row = wait_until(out, lambda row: row.state in submission.ENDED)
+    log = row.log.read_text(encoding="utf-8")
+    assert row.state == "done", log
+    assert "waiting: another run is timing on this machine" in log
+    assert len([*out.rglob("*.jsonl")]) == 1  # nothing was measured again
+    assert f"{row.job_id}" in run("jobs", "--out", str(out))[1]
+
+
+def test_a_job_notes_how_its_command_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster_job, "_SIGNAL_WAIT_S", 0.1)
+    monkeypatch.setenv("SUBMITIT_DEBUG_JOB_ID", "DEBUG_1")
+    job = ShardJob(("retbench", "list", "--nonsense"), tmp_path, 1, Resources())
+    with pytest.raises(Exception, match="ended with exit code 2; its stderr says why"):
+        job()
+    found = read_note(tmp_path, 1)
+    assert found is not None
+    assert (found.state, found.exit_code, found.starts) == ("failed", 2, 1)
+    requeued = job.checkpoint()
+    assert requeued.function is job
+    again = read_note(tmp_path, 1)
+    assert again is not None
+    assert again.state == "requeued"
