@@ -255,7 +255,7 @@ class ScoreMaker:
                 {
                     "name": f"book {number}",
                     "num_bytes": document_bytes,
-                    "num_tokens": document_bytes,
+                    "num_tokens": document_bytes // 4,
                     "nll_nats": document_bytes * level,
                     "num_hits": num_hits,
                     "hit_nats": num_hits * (2.0 + level + noise),
@@ -301,6 +301,8 @@ class ScoreMaker:
                 | {
                     "num_hits": Metric(unit="count", value=hits),
                     "num_first": Metric(unit="count", value=first),
+                    "num_documents": Metric(unit="count", value=len(rows)),
+                    "num_tokens": Metric(unit="count", value=sum(row["num_tokens"] for row in rows)),
                 },
                 "series": {
                     f"hit_gain_by_distance{end}": Series(

@@ -118,12 +118,16 @@ def test_the_command_of_a_cost_decides_its_claim(
 # ---- quality ---------------------------------------------------------------------------------------------------------
 
 
-def trained_by(options: dict[str, Any]) -> tuple[dict[str, tuple[int | None, ...]], int | None]:
+def trained_by(
+    options: dict[str, Any], training: dict[str, Any] | None = None
+) -> tuple[dict[str, tuple[int | None, ...]], int | None]:
     """Seeds by size of the models that a command measures, and the tokens that each has seen; None of a checkpoint."""
     experiment, profile = experiment_of(options)
     if profile.trained_by:
         name, _, trained_as = profile.trained_by.partition("/")
-        profile = load_experiment(name).profile(trained_as)
+        profile = load_experiment(name, (training or {}).get("overrides") or (), profile=trained_as).profile(
+            trained_as
+        )
     spec = profile.training
     if spec is None:
         assert all(entry.checkpoint for entry in experiment.models.values())
@@ -158,7 +162,9 @@ def asked(maker: ScoreMaker, spec: PerplexitySpec | RecallSlicesSpec | ZeroshotS
                 maker.perplexities(corpus, protocol, context_len)
 
 
-def answered(options: dict[str, Any], claim: Claim, folder: Path) -> Results:
+def answered(
+    options: dict[str, Any], claim: Claim, folder: Path, training: dict[str, Any] | None = None
+) -> Results:
     """What a command would record where all is as the claim says: the maker's RetNet is the side that challenges."""
     rule = claim.rule
     assert isinstance(rule, QualityRule)
@@ -166,7 +172,7 @@ def answered(options: dict[str, Any], claim: Claim, folder: Path) -> Results:
     experiment, profile = experiment_of(options)
     (workload,) = profile.workloads.specs
     spec = getattr(profile.workloads, workload)
-    seeds, num_tokens = trained_by(options)
+    seeds, num_tokens = trained_by(options, training)
 
     def change(arguments: dict[str, Any]) -> dict[str, Any]:
         model = arguments["model"]
@@ -200,5 +206,6 @@ def answered(options: dict[str, Any], claim: Claim, folder: Path) -> Results:
 @pytest.mark.parametrize("name", OF_QUALITY)
 def test_the_command_of_quality_decides_its_claim(name: str, tmp_path: Path) -> None:
     claim = CLAIMS[name]
-    *_, (_, options) = commands_of(claim.command)
-    assert judge(claim, answered(options, claim, tmp_path)).verdict == "reproduced"
+    *before, (_, options) = commands_of(claim.command)
+    training = before[0][1] if before else None
+    assert judge(claim, answered(options, claim, tmp_path, training)).verdict == "reproduced"

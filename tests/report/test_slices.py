@@ -60,6 +60,19 @@ def test_a_finding_states_both_differences_per_size_and_seed(evaluations: Evalua
     assert all("the Transformer recalls more" in finding.text for finding in findings)
 
 
+def test_documents_longer_than_the_training_allow_no_verdict(tmp_path: Path) -> None:
+    maker = ScoreMaker(tmp_path, seeds={"1m": (0,)}, bits=BITS)
+    maker.trainings()
+    maker.slices("litbank/original", 4 * 4096)
+    found = [each.text for each in find_quality(evaluations_of(maker)) if "repeated pair" in each.text]
+    assert len(found) == 1
+    assert (
+        "no verdict on recall, because the documents have more tokens than the 2K of the training" in found[0]
+    )
+    (row,) = judge(CLAIM, load_results(maker.root)).rows
+    assert not row.records
+
+
 def test_other_words_are_not_compared(tmp_path: Path) -> None:
     def more(model: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return [row | {"num_hits": row["num_hits"] + (model == "retnet")} for row in rows]

@@ -187,12 +187,16 @@ class SlicesRule(Strict):
     """One model loses to another on words of repeated pairs, and there more than on words of new ones."""
 
     kind: Literal["slices"]
+    longest_document: int
+    """Most tokens of a document, on average, that count: beyond their training length, models extrapolate."""
     challenger: Side
     reference: Side
 
     def covers(self, record: Record) -> bool:
-        """Return whether a record scores repeated and new pairs apart."""
-        return record.workload == "recall_slices"
+        """Return whether a record scores repeated and new pairs apart, within the training length."""
+        counts = [record.metrics.get(name) for name in ("num_tokens", "num_documents")]
+        tokens, documents = (count.value if count else 0.0 for count in counts)
+        return record.workload == "recall_slices" and tokens <= self.longest_document * documents
 
 
 CostRule = RatioRule | LevelRule | GrowsRule | ShareRule | GateRule

@@ -258,7 +258,8 @@ def _set_value_axis(axes: Axes, panels: Sequence[Panel], scale: Scale) -> None:
     size, measured = panels[0].size, [point for panel in panels for point in panel.measured]
     top, values = max(panel.top for panel in panels) / size, [point.value / size for point in measured]
     if scale == "span":
-        style.set_value_axis(axes, max(values), min(values))
+        ends = [end / size for point in measured for end in (point.low, point.high) if end == end]
+        style.set_value_axis(axes, max([*values, *ends]), min([*values, *ends]))
     elif scale == "log" and any(value > 0 for value in values):
         style.set_log_value_axis(axes, lowest(measured) / size, top)
     else:

@@ -17,15 +17,15 @@ def find_slices(evaluations: Evaluations, point: TaskPoint, model: str) -> list[
         label, other = (evaluations.models.labels[name] for name in (model, made.reference))
         hits, new, gain = (made.slices[name] for name in ("hit_nats", "first_nats", "hit_gain_nats"))
         text = (
-            f"On {point.title}, {label} of {made.instance.title} loses {difference_words(hits)} nats per word to the "
-            f"{other} on words that complete a rare pair seen earlier in the document, and {difference_words(new)} on "
-            f"those of new pairs (95 % CI over {hits.num_documents} documents; below 0 it is ahead). Its gain of a "
-            f"repeated pair is {difference_words(gain)} above the {other}'s: {_verdict(gain, label, other)}."
+            f"On {point.title}, the loss of {label} of {made.instance.title} differs from that of the {other} by "
+            f"{difference_words(hits)} nats per word on words that complete a rare pair seen earlier in the document, "
+            f"and by {difference_words(new)} on those of new pairs (95 % CI over {hits.num_documents} documents; below "
+            f"0 {label} is ahead). Its gain of a repeated pair differs by {difference_words(gain)}: "
+            f"{_beyond_training(evaluations, made) or _verdict(gain, label, other)}."
         )
         if "second_copy_bits_per_byte" in made.slices:
             copy = difference_words(made.slices["second_copy_bits_per_byte"])
-            text += f" On the second copy of a text it loses {copy} bits per byte."
-        text += _beyond_training(evaluations, made)
+            text += f" On the second copy of a text its loss differs by {copy} bits per byte."
         found.append(KeyFinding(f"{hits.value:+.2f} vs {new.value:+.2f} nats on repeated vs new pairs", text))
     return found
 
@@ -38,7 +38,7 @@ def difference_words(difference: Estimate) -> str:
 
 
 def _beyond_training(evaluations: Evaluations, made: DocumentComparison) -> str:
-    """State that the documents are longer than what the models were trained on; empty where that is not known."""
+    """State that documents longer than those of the training allow no verdict; empty where that is not known."""
     found = [evaluations.find(made.point, name, made.instance) for name in (made.model, made.reference)]
     records = [record for record in found if record and "num_tokens" in record.metrics and record.documents]
     trained = evaluations.trained_length(records) if records else None
@@ -46,8 +46,8 @@ def _beyond_training(evaluations: Evaluations, made: DocumentComparison) -> str:
     if trained is None or max(lengths) <= trained:
         return ""
     return (
-        f" The documents have more tokens than the {format_tokens(trained)} of the training, so this is in part how "
-        "the models extrapolate."
+        f"no verdict on recall, because the documents have more tokens than the {format_tokens(trained)} of the "
+        "training, and beyond that models extrapolate"
     )
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pandas as pd
 
 from retbench.records.record import Record
+from retbench.report import style
 from retbench.report.curves import Panel, draw_row, frame_points
 from retbench.report.evaluations import Evaluations
 from retbench.report.points import TaskPoint, instance_row
@@ -17,7 +18,8 @@ _CAPTION = (
     "Loss of a word where its pair of words came first in the document, less the loss where the pair came again, in "
     "nats per word, against the bytes since the pair came last; higher is better. Only pairs are counted that are rare "
     "outside of the document. Each point is the mean of the distances since the previous point, with its 95 % interval "
-    "over documents; one line per seed. At 0 a model gains nothing from what it has read."
+    "over documents, where ten or more have such a pair; one line per seed. At 0 a model gains nothing from what it "
+    "has read."
 )
 
 
@@ -45,6 +47,8 @@ def draw_slices(scores: Evaluations, task_point: TaskPoint) -> Iterator[Drawing]
         "bytes since the pair came last (log scale)",
         scale="span",
     )
+    for axes in figure.axes:
+        axes.axhline(0, color=style.MUTED, linewidth=0.7, zorder=1)
     name, experiments = task_point.stem("gain"), (task_point.experiment,)
     yield Drawing(name, experiments, title, _CAPTION, conditions, figure, data)
 
