@@ -14,7 +14,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 BUDGET ?= 30
-PAGE_FIGURES := kin_decode_batch1 quality_perplexity_litbank-original_whole_8192_by_position mqar_mqar_frontier mqar_mqar_32_pairs
+PAGE_FIGURES := kin_decode_batch1 quality_perplexity_litbank-original_whole_8192_by_position
 
 report: .venv/installed
 	@$(BIN)/retbench run latency > .venv/latency.md
