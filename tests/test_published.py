@@ -11,8 +11,6 @@ from typer.testing import CliRunner
 from benchmarks.page_picture import HEIGHT, WIDTH, answer_of
 from retbench.cli import app
 from retbench.records.store import read_records
-from retbench.report.recall_figure import seed_means
-from retbench.units import format_bytes, format_size
 
 ROOT = Path(__file__).parents[1]
 PUBLISHED = ROOT / "results" / "published"
@@ -115,29 +113,6 @@ def test_the_page_on_quality_names_the_parameters_of_the_trained_models() -> Non
     counts = {record.model.num_params_nonembedding for record in trained}
     (named,) = re.findall(r"pairs of ([\d., and]+) million parameters", QUALITY)
     assert set(re.findall(r"\d\.\d", named)) == {f"{count / 1e6:.1f}" for count in counts}
-
-
-@pytest.fixture(scope="module")
-def recall() -> pd.DataFrame:
-    """The mean accuracy over the seeds by model, size and number of pairs: the data of the figure of recall."""
-    records, _ = read_records(PUBLISHED)
-    return seed_means([record for record in records if record.workload == "mqar"])
-
-
-def test_the_page_on_recall_has_the_accuracies_of_the_records(recall: pd.DataFrame) -> None:
-    _, *rows = rows_of(output(RECALL, "recall"))
-    expected = []
-    for (model, size), part in recall.groupby(["model", "size"]):
-        ordered = part.sort_values("num_pairs")
-        first = ordered.iloc[0]
-        accuracies = [
-            f"{100 * row.value:.1f} [{100 * row.low:.1f}, {100 * row.high:.1f}]"
-            for row in ordered.itertuples()
-        ]
-        lead = [model, format_size(size), format_bytes(first["state_bytes"]), f"{first['learning_rate']:g}"]
-        expected.append([*lead, *accuracies])
-    assert sorted(rows) == sorted(expected)
-    assert set(recall["num_seeds"]) == {3}
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ The seeds of a training are the replicates: a point is their mean, with Student'
 
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
+from math import nan
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -48,7 +49,10 @@ def draw_recall(scores: Evaluations, task_points: Sequence[TaskPoint]) -> Iterat
 
 
 def seed_means(records: Sequence[Record]) -> pd.DataFrame:
-    """Return a row per task point, model and size: the mean accuracy of the seeds with its interval, and the bytes."""
+    """Return a row per task point, model and size: the mean accuracy of the seeds with its interval, and the bytes.
+
+    The ends of the interval of a single seed are not a number.
+    """
     rows = []
     sides = group(records, lambda record: (task_point_of(record), record.model.name, record.model.size))
     for (point, model, size), seeds in sides.items():
@@ -67,7 +71,7 @@ def seed_means(records: Sequence[Record]) -> pd.DataFrame:
                 "metric": "acc",
                 "unit": "ratio",
                 "value": found.value,
-                **{name: None if end is None else min(1.0, max(0.0, end)) for name, end in ends.items()},
+                **{name: nan if end is None else min(1.0, max(0.0, end)) for name, end in ends.items()},
                 "num_seeds": found.num_rounds,
             }
         )
