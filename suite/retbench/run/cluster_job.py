@@ -54,7 +54,7 @@ def find_cluster(name: str) -> Cluster:
 
 @dataclass(frozen=True)
 class Resources:
-    """What each job of a submission asks for.
+    """Resources and limits of each job of a submission.
 
     Attributes:
         timeout_min: Time limit of a job, minutes.
@@ -126,7 +126,7 @@ class JobNote(Strict):
 
     state: State
     starts: int
-    """How often the job was started."""
+    """Number of times that the job was started."""
     changed_at: str
     exit_code: int | None = None
     reason: str | None = None

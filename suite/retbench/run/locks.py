@@ -71,7 +71,7 @@ def lock_dir() -> Path:
 
 @dataclass(frozen=True)
 class _Claim:
-    """What a run needs for itself: GPUs by their locks, and so many of the cores by theirs."""
+    """Hardware that a run needs for itself: GPUs by their locks, and so many of the cores by theirs."""
 
     gpus: tuple[str, ...]
     cores: dict[str, list[int]]

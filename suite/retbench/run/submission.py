@@ -44,7 +44,7 @@ ENDED = frozenset({"done", "failed", "interrupted", "lost"})
 
 
 class Submission(Strict):
-    """What was submitted at one time: one job per shard."""
+    """Jobs that were submitted at one time, one per shard."""
 
     submitted_at: str
     cluster: Cluster
