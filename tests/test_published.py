@@ -54,7 +54,7 @@ def test_the_readme_has_the_claims_of_the_records() -> None:
 
 def output(page: str, name: str) -> str:
     """What a page shows of the output of commands."""
-    (block,) = re.findall(rf"<!-- begin output: {name}.*?-->(.*?)<!-- end output -->", page, flags=re.DOTALL)
+    (block,) = re.findall(rf"<!-- begin output: {name} .*?-->(.*?)<!-- end output -->", page, flags=re.DOTALL)
     return str(block)
 
 
