@@ -14,7 +14,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 BUDGET ?= 30
-PAGE_FIGURES := quality_perplexity_litbank-original_whole_8192_by_position
+PAGE_FIGURES := quality_perplexity_litbank-original_whole_8192_by_position \
+  kin_quality_perplexity_litbank-original_strided_512_by_state
 
 report: .venv/installed
 	@$(BIN)/retbench run latency > .venv/latency.md

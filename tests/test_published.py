@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[1]
 PUBLISHED = ROOT / "results" / "published"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 QUALITY = (ROOT / "docs" / "quality.md").read_text(encoding="utf-8")
+KIN = (ROOT / "docs" / "kin.md").read_text(encoding="utf-8")
 
 
 def test_every_record_is_read() -> None:
@@ -65,10 +66,11 @@ def rows_of(text: str) -> list[list[str]]:
     ]
 
 
-def test_the_page_on_quality_has_the_tables_of_the_records() -> None:
-    rows = rows_of(output(QUALITY, "quality"))
+@pytest.mark.parametrize(("page", "experiment"), [(QUALITY, "quality"), (KIN, "kin_quality")])
+def test_the_pages_on_quality_have_the_tables_of_the_records(page: str, experiment: str) -> None:
+    rows = rows_of(output(page, experiment))
     assert len(rows) > 20
-    told = CliRunner().invoke(app, ["table", "quality", "--results", str(PUBLISHED)])
+    told = CliRunner().invoke(app, ["table", experiment, "--results", str(PUBLISHED)])
     assert told.exit_code == 0, told.output
     assert [row for row in rows if row not in rows_of(told.stdout)] == []
 
@@ -100,9 +102,42 @@ def test_the_summary_of_quality_has_the_numbers_of_the_records() -> None:
     assert beyond == [f"{loss:.2f}" for loss in ends]
 
 
+NAMES = {
+    "Mamba-2": "mamba2",
+    "RWKV-6": "rwkv6",
+    "gated retention": "gated_retnet",
+    "YOCO": "yoco",
+    "RetNet": "retnet",
+    "the hybrid": "hybrid",
+    "GLA": "gla",
+    "sliding windows": "sliding_window",
+    "grouped queries": "transformer_gqa",
+    "linear attention": "linear",
+}
+
+
+@pytest.mark.parametrize(("place", "corpus"), enumerate(["litbank/original", "wikitext-103"]))
+def test_the_summary_of_the_kin_has_the_ratios_of_the_records(place: int, corpus: str) -> None:
+    (block,) = re.findall(r"<!-- begin summary: .*? -->(.*?)<!-- end summary -->", KIN, flags=re.DOTALL)
+    bullet = " ".join(block.split("\n- ")[1 + place].split())
+    named = {model: re.search(rf"{name} (-?\d+\.\d) %", bullet) for name, model in NAMES.items()}
+    ratios = {
+        row[5]: 100 * (1 - float(row[-1].split()[0]))
+        for row in rows_of(output(KIN, "kin_quality"))
+        if row[:2] == [corpus, "strided"] and row[5] in named
+    }
+    assert {model: found[1] for model, found in named.items() if found} == {
+        model: f"{percent:.1f}" for model, percent in ratios.items()
+    }
+
+
 def test_the_page_on_quality_names_the_parameters_of_the_trained_models() -> None:
     records, _ = read_records(PUBLISHED)
-    counts = {record.model.num_params_nonembedding for record in records if record.workload == "training_run"}
+    counts = {
+        record.model.num_params_nonembedding
+        for record in records
+        if (record.experiment, record.workload) == ("quality", "training_run")
+    }
     (named,) = re.findall(r"pairs of ([\d., and]+) million parameters", QUALITY)
     assert set(re.findall(r"\d\.\d", named)) == {f"{count / 1e6:.1f}" for count in counts}
 
@@ -137,8 +172,8 @@ def test_the_picture_of_the_report_shows_the_answer_of_the_records(report: Path)
 
 def test_every_figure_of_a_page_shows_the_records(report: Path) -> None:
     """By its data: how it is drawn changes with matplotlib."""
-    shown = re.findall(r"!\[[^]]*\]\(([^)]+)\)", QUALITY)
-    assert shown
+    shown = re.findall(r"!\[[^]]*\]\(([^)]+)\)", QUALITY + KIN)
+    assert len(shown) >= 2
     for figure in shown:
         kept = ROOT / "docs" / figure
         assert kept.is_file()
