@@ -116,7 +116,7 @@ NAMES = {
 }
 
 
-@pytest.mark.parametrize(("place", "corpus"), enumerate(["litbank/original", "wikitext-103"]))
+@pytest.mark.parametrize(("place", "corpus"), [(0, "litbank/original"), (1, "wikitext-103")])
 def test_the_summary_of_the_kin_has_the_ratios_of_the_records(place: int, corpus: str) -> None:
     (block,) = re.findall(r"<!-- begin summary: .*? -->(.*?)<!-- end summary -->", KIN, flags=re.DOTALL)
     bullet = " ".join(block.split("\n- ")[1 + place].split())
