@@ -1,5 +1,6 @@
 """The committed records: they are read, they name no folder of a machine, and the pages say what they say."""
 
+import json
 import re
 from pathlib import Path
 
@@ -16,6 +17,7 @@ ROOT = Path(__file__).parents[1]
 PUBLISHED = ROOT / "results" / "published"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 QUALITY = (ROOT / "docs" / "quality.md").read_text(encoding="utf-8")
+FIXED_STATES = ("retnet", "gated_retnet", "linear", "gla", "mamba2", "rwkv6")
 KIN = (ROOT / "docs" / "kin.md").read_text(encoding="utf-8")
 RECALL = (ROOT / "docs" / "recall.md").read_text(encoding="utf-8")
 
@@ -131,6 +133,26 @@ def test_the_page_on_kin_has_the_tables_of_the_report(report: Path, workload: st
     markdown = (report / "report.md").read_text(encoding="utf-8")
     _, table, *_ = markdown[markdown.index(f"**kin: {workload}") :].split("\n\n")
     assert table in KIN
+
+
+def test_the_page_on_kin_has_the_ratios_of_the_records() -> None:
+    told = CliRunner().invoke(app, ["table", "kin", "--results", str(PUBLISHED), "--format", "json"])
+    rows = {
+        (row["model"], row["context_len"]): row
+        for row in json.loads(told.stdout)
+        if row["workload"] == "decode"
+    }
+    times = {key: row["tpot_s"] for key, row in rows.items()}
+    fixed = [name for name in {name for name, _ in rows} if name in FIXED_STATES]
+    drifts = [times[name, 16384] / times[name, 512] for name in fixed]
+    assert len(drifts) == 6
+    assert f"it is {min(drifts):.2f} to {max(drifts):.2f} of that at 512" in KIN
+    grouped = times["transformer_gqa", 16384] / times["transformer", 16384]
+    assert f"takes {grouped:.2f} of the time at 16K" in KIN
+    shares = [rows[name, 16384]["bandwidth_ratio"] for name in ("transformer_gqa", "transformer")]
+    assert "reaches {:.0%} of the read bandwidth there, the usual one {:.0%}".format(*shares).replace(
+        "%", " %"
+    ) in (" ".join(KIN.split()))
 
 
 def test_the_readme_has_the_answer_of_the_records(report: Path) -> None:

@@ -55,7 +55,8 @@ def _print_text(judged: "list[JudgedClaim]") -> None:
     section = make_claim_section(judged)
     print_prose(section.counts)
     for group in section.groups:
-        typer.echo(f"\n{group.title}")
+        typer.echo()
+        print_prose(group.title)
         if group.needed:
             print_prose(group.needed)
         if group.shown:

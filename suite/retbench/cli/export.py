@@ -31,7 +31,7 @@ def export(
     ] = "auto",
     revision: Annotated[str | None, typer.Option(help="Commit, branch or tag of a name on the hub.")] = None,
 ) -> None:
-    """Write a checkpoint in the format of another library, with its tokenizer.
+    """Write a checkpoint in the format of transformers or flash-linear-attention.
 
     A Transformer becomes a folder that LlamaForCausalLM of transformers loads, a RetNet one for RetNetForCausalLM of
     flash-linear-attention. Exit code 2: the format has no such model.

@@ -27,7 +27,7 @@ def push(
         bool, typer.Option("--dry-run", help="List the files and print the card; send nothing.")
     ] = False,
 ) -> None:
-    """Publish a folder of results as a dataset on the Hugging Face hub, with a card.
+    """Publish a folder of results as a dataset on the Hugging Face hub.
 
     Record files and their per-document files are uploaded in one commit; files that the dataset has besides stay.
     Records hold the command line, the machine's hardware and versions, and file names of checkpoints and corpora:
