@@ -9,9 +9,9 @@ import pytest
 from report.synthetic_scores import KIN, SEEDS, TASKS, ScoreMaker
 from retbench.records.record import Record
 from retbench.report.evaluations import Evaluations, make_evaluations
-from retbench.report.formats import readable_tables
 from retbench.report.frames import load_results
 from retbench.report.points import learning_rate
+from retbench.report.readable_tables import readable_tables
 from retbench.report.selection import select
 from retbench.report.tables import QUALITY_LEAD, quality_table
 from retbench.report.wording import format_p

@@ -11,8 +11,8 @@ from matplotlib.text import Text
 from report.synthetic_scores import ScoreMaker, evaluations_of
 from retbench.records.record import Metric
 from retbench.report.evaluations import Evaluations
-from retbench.report.formats import readable_tables
 from retbench.report.quality_findings import find_quality
+from retbench.report.readable_tables import readable_tables
 from retbench.report.recall_figure import frontier, seed_means
 from retbench.report.score_figures import draw_scores
 from retbench.report.style import Drawing

@@ -9,9 +9,9 @@ from report.synthetic_scores import ScoreMaker, evaluations_of
 from retbench.papers.claims import load_claims
 from retbench.report.claims import judge
 from retbench.report.evaluations import Evaluations
-from retbench.report.formats import readable_tables
 from retbench.report.frames import load_results
 from retbench.report.quality_findings import find_quality
+from retbench.report.readable_tables import readable_tables
 from retbench.report.score_figures import draw_scores
 from retbench.report.tables import quality_table
 

@@ -54,7 +54,8 @@ def read_results(path: Path) -> "Results":
 
 def print_records(results: "Results", experiment: str, form: str) -> None:
     """Print the newest comparable records; print on stderr which ones are left out."""
-    from retbench.report.formats import readable_tables, render
+    from retbench.report.formats import render
+    from retbench.report.readable_tables import readable_tables
     from retbench.report.selection import select
     from retbench.report.tables import contents_of, table_of
     from retbench.workloads.workload import WORKLOADS

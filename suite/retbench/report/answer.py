@@ -16,10 +16,10 @@ from retbench.report.advantages import Advantage, advantage, lead_of_ends, super
 from retbench.report.comparisons import find_crossover, pair_ratios
 from retbench.report.document_comparisons import DocumentComparison
 from retbench.report.evaluations import Evaluations
-from retbench.report.formats import format_metric
 from retbench.report.frames import set_of, started
 from retbench.report.points import Lineup, group, is_matched
 from retbench.report.quality_findings import advantage_of_losses, find_quality, ratio_words
+from retbench.report.readable_tables import format_metric
 from retbench.report.sweeps import CostSweep
 from retbench.report.tables import Contents
 from retbench.report.wording import device_name, format_length, join_words

@@ -1,7 +1,7 @@
 """The tables of the page's first part: one row per context, a column per model, and the ratio to the reference.
 
 With many models there is a row per model and a column per context. Columns that have the same value in every row go
-into the caption. `formats.readable_tables` has every metric.
+into the caption. `readable_tables` has every metric.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,8 +13,8 @@ import pandas as pd
 from retbench.report.advantages import advantage
 from retbench.report.comparisons import pair_ratios
 from retbench.report.evaluations import Evaluations
-from retbench.report.formats import MOST_MODELS, NONE, format_metric, readable_tables
 from retbench.report.points import Lineup
+from retbench.report.readable_tables import MOST_MODELS, NONE, format_metric, readable_tables
 from retbench.report.sweeps import CostSweep, by_workload
 from retbench.report.tables import metrics_of, quality_table
 from retbench.report.wording import describe_status, section_title

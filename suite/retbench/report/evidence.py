@@ -11,11 +11,11 @@ from retbench.records.record import Record
 from retbench.report import diagnostics, provenance
 from retbench.report.evaluations import Evaluations, weights_table
 from retbench.report.findings import find_costs
-from retbench.report.formats import readable_tables
 from retbench.report.frames import Results, started
 from retbench.report.overlaps import overlap_sentences
 from retbench.report.points import group, lineup, measures_cost
 from retbench.report.quality_findings import find_quality
+from retbench.report.readable_tables import readable_tables
 from retbench.report.selection import matched_groups
 from retbench.report.sweeps import CostSweep
 from retbench.report.tables import Contents, cost_table, quality_table

@@ -19,8 +19,8 @@ from retbench.report.comparisons import (
     fit_line,
     pair_ratios,
 )
-from retbench.report.formats import format_metric
 from retbench.report.points import Lineup
+from retbench.report.readable_tables import format_metric
 from retbench.report.sweeps import CostSweep, by_workload, swept_by_batch
 from retbench.report.wording import (
     describe_absence,

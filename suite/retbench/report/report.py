@@ -19,12 +19,7 @@ from retbench.report.claims import judge_claims
 from retbench.report.compact_tables import cost_tables, quality_tables
 from retbench.report.evidence import Block, Section, evidence_sections, summarise_evidence
 from retbench.report.figures import make_drawings
-from retbench.report.formats import (
-    code_block,
-    escape_markdown,
-    markdown_table,
-    markdown_text,
-)
+from retbench.report.formats import code_block, escape_markdown, markdown_table, markdown_text
 from retbench.report.frames import Results, load_results
 from retbench.report.score_figures import draw_scores
 from retbench.report.selection import select_by_origin

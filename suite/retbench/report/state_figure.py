@@ -7,9 +7,9 @@ import pandas as pd
 from retbench.records.record import Record
 from retbench.report.curves import Panel, draw_row, frame_points
 from retbench.report.evaluations import Evaluations
-from retbench.report.formats import MOST_MODELS
 from retbench.report.points import TaskPoint, instance_row, state_bytes_of
 from retbench.report.provenance import describe_conditions
+from retbench.report.readable_tables import MOST_MODELS
 from retbench.report.recall_figure import set_byte_axis
 from retbench.report.style import Drawing
 

@@ -1,0 +1,354 @@
+"""Tables for people: frames of text, one per workload, with readable units."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import groupby
+from typing import Any
+
+import pandas as pd
+
+from retbench.report.evaluations import ACCURACIES, paper_average
+from retbench.report.points import scores_slices, scores_text
+from retbench.report.tables import COST_LEAD, POINT_COLUMNS, QUALITY_LEAD, RATIO, UNPAIRED
+from retbench.report.wording import POINTS, describe_status, format_p
+from retbench.units import (
+    format_bytes,
+    format_count,
+    format_energy,
+    format_percent,
+    format_power,
+    format_rate,
+    format_seconds,
+    format_size,
+    format_tokens,
+)
+from retbench.workloads.workload import WORKLOADS, Workload
+
+Row = Mapping[str, Any]
+
+NONE = "–"
+
+_RATIO_OF = {"_s": "time ", "_bytes": "memory "}
+_ENDINGS: dict[str, Callable[[float], str]] = {
+    "_per_step": format_bytes,
+    "_bytes": format_bytes,
+    "_ratio": format_percent,
+    "_j": format_energy,
+    "_w": format_power,
+    "_s": format_seconds,
+}
+"""Formats of numbers by the unit in the metric's name."""
+
+_SHARES = (*ACCURACIES, "contains", "choice")
+"""Metrics that are a share of right answers."""
+
+MOST_MODELS = 3
+"""Models that have a column each; more of them have a row each."""
+
+_NOT_SCORES = ("num_examples", "num_truncated", "num_tokens", "tokens_per_s")
+"""Metrics of an evaluation that are not scores."""
+
+
+def readable_tables(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Return a table of `tables.table_of` for people: one frame of text per workload, with readable units."""
+    tables: dict[str, pd.DataFrame] = {}
+    for name, part in frame.groupby("workload", sort=False):
+        rows: list[Row] = part.to_dict(orient="records")  # type: ignore[assignment]
+        table = pd.DataFrame(list(_lines(str(name), rows))).fillna(NONE)
+        may_idle = ("seed", "protocol", "shots", "pairs")
+        idle = [column for column in may_idle if column in table and set(table[column]) == {NONE}]
+        tables[str(name)] = table.drop(columns=idle)
+    return tables
+
+
+def _lines(workload: str, rows: Sequence[Row]) -> Iterator[dict[str, str]]:
+    """Yield the readable rows of one workload."""
+    known = WORKLOADS.get(workload)
+    costs = [row for row in rows if not is_missing(row.get("rounds"))]
+    quality = [row for row in rows if is_missing(row.get("rounds"))]
+    if costs:  # of a workload that is not installed here, the records of one experiment may hold both
+        yield from _cost_lines(known, costs)
+    if quality and known is not None and known.replicate == "seed":
+        yield from _training_lines(known, quality)
+    elif quality:
+        if scores_slices(workload):
+            yield from _slice_lines(workload, quality)
+        else:
+            yield from _loss_lines(workload, quality) if scores_text(workload) else _answer_lines(quality)
+
+
+def is_missing(value: object) -> bool:
+    """Return whether a table has no value here."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def _cost_lines(known: Workload | None, rows: Sequence[Row]) -> Iterator[dict[str, str]]:
+    """Yield one row per (model, batch size, context length); the primary column says why a value is missing."""
+    headings = {metric.name: metric.heading for metric in known.metrics} if known else {}
+    lead = {*COST_LEAD, *POINT_COLUMNS, *QUALITY_LEAD, RATIO, UNPAIRED}
+    present = [
+        name
+        for name in dict.fromkeys([*headings, *(str(name) for row in rows for name in row)])
+        if name not in lead and not name.endswith(("_low", "_high"))
+        if any(not is_missing(row.get(name)) for row in rows)
+    ]
+    main = known.primary.name if known else (present or ["status"])[0]
+    ratio = [RATIO] if any(not is_missing(row.get(RATIO)) for row in rows) else []
+    metrics = [main, *ratio, *(name for name in present if name != main)]
+    kind = next((words for ending, words in _RATIO_OF.items() if main.endswith(ending)), "")
+    headings |= {RATIO: f"{kind}ratio to Transformer", "batch_size": "batch", "context_len": "context"}
+    point = ["model", *(() if known and known.finds_batch else ("batch_size",)), "context_len"]
+    for row in rows:
+        line = {headings.get(name, name): _cost_cell(row, name, main) for name in (*point, *metrics)}
+        yield line | {"rounds": f"{row['rounds_ok']:.0f} of {row['rounds']:.0f}"}
+
+
+def _cost_cell(row: Row, name: str, main: str) -> str:
+    """Return one cell as text; without a value, the status in the primary column and a dash in the others."""
+    value = row.get(name)
+    if isinstance(value, str):
+        return value
+    if is_missing(value):
+        if name != main:
+            return NONE
+        return "not recorded" if row["status"] == "ok" else describe_status(str(row["status"]))
+    numbers = [value, *(row.get(f"{name}{end}") for end in ("_low", "_high"))]
+    text = _with_unit([format_metric(name, float(number)) for number in numbers if not is_missing(number)])  # type: ignore[arg-type]
+    is_unpaired = name == RATIO and not is_missing(row.get(UNPAIRED)) and bool(row[UNPAIRED])
+    return f"{text} (unpaired)" if is_unpaired else text
+
+
+def format_metric(name: str, number: float) -> str:
+    """Return a number with the unit that its name states."""
+    if name == RATIO:
+        return f"{number:#.3g}".removesuffix(".")
+    if name == "context_len":
+        return format_tokens(int(number))
+    if "largest_batch" in name or name == "batch_size":
+        return f"{number:,.0f}"
+    if name.endswith("_per_s"):
+        return format_rate(number, "").strip()
+    write = next((write for ending, write in _ENDINGS.items() if name.endswith(ending)), None)
+    return write(number) if write else f"{number:.4g}"
+
+
+def _with_unit(texts: Sequence[str]) -> str:
+    """Return value and ends as '8.12 [8.01, 8.23] ms', with the unit once where all share it."""
+    if len(texts) == 1:
+        return texts[0]
+    numbers, units = zip(*(text.partition(" ")[::2] for text in texts), strict=True)
+    if len(set(units)) == 1:
+        value, low, high = numbers
+        return f"{value} [{low}, {high}] {units[0]}".rstrip()
+    value, low, high = texts
+    return f"{value} [{low}, {high}]"
+
+
+def _models_by_point(rows: Sequence[Row]) -> Iterator[tuple[dict[str, str], dict[str, Row]]]:
+    """Yield each task point and instance in words, with the row of each model."""
+    names = (*POINT_COLUMNS, "size", "seed")
+    for key, found in groupby(rows, key=lambda row: tuple(row[name] for name in names)):
+        values = dict(zip(names, key, strict=True))
+        lead = {
+            "task": _plain(values["task"]),
+            "protocol": _plain(values["protocol"]),
+            "context": format_tokens(int(values["context_len"])),
+            "shots": _plain(values["num_fewshot"]),
+            "pairs": _plain(values["num_pairs"]),
+            "size": format_size(str(values["size"])),
+            "seed": _plain(values["seed"]),
+        }
+        yield lead, {str(row["model"]): row for row in found}
+
+
+def _plain(value: object) -> str:
+    return NONE if is_missing(value) else str(value)
+
+
+def _models(rows: Sequence[Row]) -> tuple[list[str], list[str]]:
+    """Return all models, and those that were compared with the reference."""
+    models = dict.fromkeys(str(row["model"]) for row in rows)
+    compared = {str(row["model"]) for row in rows if not is_missing(row["reference"])}
+    return list(models), [model for model in models if model in compared]
+
+
+def _loss_lines(workload: str, rows: Sequence[Row]) -> Iterator[dict[str, str]]:
+    """Yield the losses of the models at each point, and the ratio of their bits per byte or token.
+
+    Few models stand side by side in one row; more of them have a row each.
+    """
+    models, challengers = _models(rows)
+    ratios = {unit: f"bits_per_{unit}_ratio" for unit in ("byte", "token")}
+    units = [u for u, column in ratios.items() if any(not is_missing(row.get(column)) for row in rows)]
+    for lead, sides in _models_by_point(rows):
+        point = {"corpus": lead["task"], **{n: lead[n] for n in ("protocol", "context", "size", "seed")}}
+        compared = [(ratios[unit], f"ratio of bits/{unit}") for unit in units or ["byte"]]
+        if len(models) > MOST_MODELS:
+            yield from (point | _model_line(workload, model, sides, compared) for model in models)
+            continue
+        line = point
+        for metric in WORKLOADS[workload].metrics:
+            line |= {f"{metric.heading}, {model}": _loss(sides, model, metric.name) for model in models}
+        for column, heading in compared:
+            line |= _compared(sides, challengers, column, heading, _three_decimals)
+        yield line
+
+
+def _slice_lines(workload: str, rows: Sequence[Row]) -> Iterator[dict[str, str]]:
+    """Yield a row per slice of a text, with the scores of the models and their differences from the reference's."""
+    models, challengers = _models(rows)
+    for lead, sides in _models_by_point(rows):
+        words = {"corpus": lead["task"], "bytes": lead["context"], "size": lead["size"], "seed": lead["seed"]}
+        for metric in WORKLOADS[workload].metrics:
+            line = words | {"metric": metric.heading}
+            line |= {model: _score(sides.get(model), metric.name) for model in models}
+            difference = f"{metric.name}_difference"
+            yield line | _compared(
+                sides, challengers, difference, "difference", lambda value: f"{value:+.3f}"
+            )
+
+
+def _model_line(
+    workload: str, model: str, sides: Mapping[str, Row], compared: Sequence[tuple[str, str]]
+) -> dict[str, str]:
+    """Return one model's parameters, its state after the context, its losses and its ratios to the reference."""
+    params, state = (sides.get(model, {}).get(name) for name in ("num_params_nonembedding", "state_bytes"))
+    line = {
+        "model": model,
+        "parameters": NONE if is_missing(params) else format_count(float(params)),  # type: ignore[arg-type]
+        "state or cache": NONE if is_missing(state) else format_bytes(float(state)),  # type: ignore[arg-type]
+    }
+    line |= {metric.heading: _loss(sides, model, metric.name) for metric in WORKLOADS[workload].metrics}
+    for column, heading in compared:
+        line |= _compared(sides, [model], column, heading, _three_decimals)
+    return line
+
+
+def _loss(sides: Mapping[str, Row], model: str, metric: str) -> str:
+    """Return a loss; per token with the tokenizer's name where the models have several."""
+    text = _score(sides.get(model), metric)
+    tokenizers = {_plain(side["tokenizer"]) for side in sides.values()}
+    if metric.endswith("_per_token") and len(tokenizers) > 1 and model in sides:
+        text += f" ({_plain(sides[model]['tokenizer'])})"  # another token: not comparable
+    return text
+
+
+def _three_decimals(value: float) -> str:
+    return f"{value:.3f}"
+
+
+def _score(side: Row | None, metric: str) -> str:
+    """Return a score with its standard error; without a value the reason."""
+    if side is None:
+        return describe_status("missing")
+    value, error = side.get(metric), side.get(f"{metric}_stderr")
+    if value is None or is_missing(value):
+        return NONE if side["status"] == "ok" else describe_status(str(side["status"]))
+    if metric in _SHARES:
+        if error is None or is_missing(error):
+            return format_percent(value)
+        return f"{POINTS * value:.1f} ± {POINTS * error:.1f} %"
+    if "nats" in metric or "bits" in metric:
+        return f"{value:.4f}"
+    if metric.endswith("_bytes"):
+        return format_bytes(value)
+    return f"{value:.4g}" if is_missing(error) else f"{value:.4g} ± {error:.2g}"
+
+
+def _compared(
+    sides: Mapping[str, Row],
+    challengers: Sequence[str],
+    column: str,
+    heading: str,
+    write: Callable[[float], str],
+) -> dict[str, str]:
+    """Return a column per model that is compared with the reference: the value with its interval."""
+    line = {}
+    for model in challengers:
+        side = sides.get(model, {})
+        value, low, high = (side.get(f"{column}{end}") for end in ("", "_low", "_high"))
+        text = NONE if is_missing(value) else write(value)  # type: ignore[arg-type]
+        if not is_missing(low):
+            text += f" [{write(low)}, {write(high)}]"  # type: ignore[arg-type]
+        own = f"{heading}, {model}" if len(challengers) > 1 else heading
+        line[own] = "not compared" if not is_missing(side.get("not_compared")) else text
+    return line
+
+
+def _answer_lines(rows: Sequence[Row]) -> Iterator[dict[str, str]]:
+    """Yield the scores of the models in each task with their differences, then the paper's average."""
+    models, challengers = _models(rows)
+    means: dict[tuple[str, str, str], dict[str, dict[str, float]]] = {}
+    for lead, sides in _models_by_point(rows):
+        words = {name: lead[name] for name in ("task", "shots", "pairs", "context", "size", "seed")}
+        key = (lead["shots"], lead["size"], lead["seed"])
+        for model, side in sides.items():
+            if not is_missing(side.get("acc", math.nan)):
+                means.setdefault(key, {}).setdefault(lead["task"], {})[model] = float(side["acc"])
+        for metric in _scores_of(sides):
+            line = words | {"metric": metric}
+            line |= {model: _score(sides.get(model), metric) for model in models}
+            if metric in _SHARES:
+                difference = f"{metric}_difference"
+                line |= _compared(
+                    sides,
+                    challengers,
+                    difference,
+                    "difference, points",
+                    lambda value: f"{POINTS * value:+.1f}",
+                )
+                line |= _compared(sides, challengers, f"{metric}_mcnemar_p", "McNemar p", format_p)
+            yield line
+    for (shots, size, seed), accuracies in means.items():
+        found = paper_average(accuracies)
+        if found is not None and len(found[1]) == len(models):
+            tasks, values = found
+            line = {"task": f"mean of {', '.join(tasks)}", "shots": shots, "size": size, "seed": seed}
+            yield line | {"metric": "acc", **{model: format_percent(values[model]) for model in models}}
+
+
+def _scores_of(sides: Mapping[str, Row]) -> list[str]:
+    """Return the scores of any model, accuracies first; "acc" where there is none."""
+    skipped = ("_stderr", "_low", "_high", "_difference", "_ratio", "_mcnemar_p")
+    found = {
+        name
+        for side in sides.values()
+        for name, value in side.items()
+        if name not in (*QUALITY_LEAD, *COST_LEAD, *_NOT_SCORES)
+        and not name.endswith(skipped)
+        and not is_missing(value)
+    }
+    return [*(m for m in ACCURACIES if m in found), *sorted(found - set(ACCURACIES))] or ["acc"]
+
+
+def _training_lines(known: Workload, rows: Sequence[Row]) -> Iterator[dict[str, str]]:
+    """Yield one row per training: its settings and its final metrics."""
+    metrics = [
+        metric
+        for metric in known.metrics
+        if not metric.optional or any(not is_missing(row.get("validation_acc")) for row in rows)
+    ]
+    for row in rows:
+        tokens = row.get("num_tokens") if not is_missing(row.get("num_tokens")) else row["trained_tokens"]
+        rate, speed = row["learning_rate"], row.get("tokens_per_s")
+        yield {
+            "model": str(row["model"]),
+            "size": format_size(str(row["size"])),
+            "seed": _plain(row["seed"]),
+            "run": str(row["role"]),
+            "learning rate": NONE if is_missing(rate) else f"{rate:.3g}",
+            "sequence": format_tokens(int(row["context_len"])),
+            "tokens": NONE if is_missing(tokens) else format_count(float(tokens)),  # type: ignore[arg-type]
+            **{metric.heading: _training_score(row, metric.name) for metric in metrics},
+            "tokens/s": NONE if is_missing(speed) else format_metric("tokens_per_s", float(speed)),  # type: ignore[arg-type]
+        }
+
+
+def _training_score(row: Row, metric: str) -> str:
+    """Return a metric of a training, or that the run has not learnt its task."""
+    value = row.get(metric)
+    if metric == "learnt_step" and is_missing(value) and not is_missing(row.get("validation_acc")):
+        return "not learnt"
+    if metric == "validation_acc" and not is_missing(value):
+        return format_percent(float(value))  # type: ignore[arg-type]
+    return _score(row, metric)
