@@ -38,7 +38,7 @@ def read_text(path: Path) -> str | None:
 def node_id() -> str:
     """Return a hash that identifies this host and from which neither its name nor its id can be recovered.
 
-    RETBENCH_NODE replaces name and id where it is set. A container without an id of its own is identified by its host
+    RETBENCH_NODE replaces name and id where it is set. A container without its own id is identified by its host
     name since the last boot.
     """
     if given := os.environ.get(NODE_VARIABLE):

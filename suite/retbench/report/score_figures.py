@@ -1,6 +1,6 @@
 """The figures of quality: loss along documents and along a training, quality by size, accuracy in tasks.
 
-Every seed has a curve or point of its own: there is no mean over seeds, nor an interval over them. The figures of
+Every seed has its own curve or point: there is no mean over seeds, nor an interval over them. The figures of
 recall are another matter; see `recall_figure`.
 """
 

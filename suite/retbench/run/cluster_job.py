@@ -1,6 +1,6 @@
 """The job of a shard on a cluster, which submitit carries out, and the note of its state.
 
-A job runs the command in a process of its own and ends it when it is to be requeued. The command itself finds what is
+A job runs the command in its own process and ends it when it is to be requeued. The command itself finds what is
 on disk, so that the requeued job continues. submitit is imported when it is first needed.
 """
 

@@ -5,7 +5,7 @@
 
 Each run has its own folder, since two runs may share `--out` without sharing the locks of a machine. Equal nodes of a
 cluster share the folder too, and not every shared disk tells one node of another's locks: a run removes what ended runs
-of its own node left, and leaves what belongs to other nodes.
+of this node left, and leaves what belongs to other nodes.
 """
 
 import hashlib
