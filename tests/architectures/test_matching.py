@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from retbench.architectures import costs, matching
 from retbench.architectures.architecture import FfnWidth, ModelSpec
@@ -126,6 +127,16 @@ def test_a_head_width_makes_the_heads() -> None:
     assert (config.mixer.num_heads, config.mixer.head_dim, config.mixer.value_head_dim) == (16, 64, 128)
 
 
+def test_a_number_of_heads_makes_their_width() -> None:
+    config = matching.resolve_model(retnet().model_copy(update={"num_heads": 1}), "25k")
+    assert (config.mixer.num_heads, config.mixer.head_dim, config.mixer.value_head_dim) == (1, 32, 64)
+
+
+def test_heads_are_given_once() -> None:
+    with pytest.raises(ValidationError, match=r"head_dim is 8 and num_heads is 4.*remove one"):
+        RetNetSpec(architecture="retnet", head_dim=8, num_heads=4)
+
+
 def test_published_widths_are_those_of_the_projects() -> None:
     assert matching.resolve_model(retnet("torchscale", "published"), "1.3b").ffn.ffn_dim == 3456
     assert matching.resolve_model(retnet("torchscale", "published"), "6.7b").ffn.ffn_dim == 6912
@@ -164,6 +175,10 @@ def test_grouped_queries_give_their_parameters_to_the_feed_forward() -> None:
         (
             retnet().model_copy(update={"head_dim": 100}),
             "head_dim is 100, which does not divide d_model 512 of size '25m'",
+        ),
+        (
+            retnet().model_copy(update={"num_heads": 3}),
+            "num_heads is 3, which does not divide d_model 512 of size '25m'",
         ),
         (retnet().model_copy(update={"head_dim": 1}), "must be a multiple of 2"),
         (retnet("paper").model_copy(update={"decay": "gated"}), "divides by the row sums of a fixed decay"),

@@ -125,6 +125,22 @@ def test_training_is_what_the_recipe_says(plan_of: PlanOf, tmp_path: Path, numbe
         assert moved < 0.01, name
 
 
+def test_a_compiled_run_learns_as_an_eager_one(plan_of: PlanOf, tmp_path: Path) -> None:
+    """Compilation stays outside the clock: the first step takes no longer than a hundred of the others."""
+    compiled, eager = (
+        train(plan_of(f"training.compile={on}", "training.validate_every=1", GENTLE), tmp_path / on, 1)
+        for on in ("true", "false")
+    )
+    points, expected = compiled.state.curve, eager.state.curve
+    assert [p.train_loss_nats for p in points] == pytest.approx([p.train_loss_nats for p in expected], rel=1e-4)
+    assert points[0].tokens_per_s > 0.01 * points[-1].tokens_per_s
+
+
+def test_a_compiled_run_is_another_run(plan_of: PlanOf) -> None:
+    compiled, eager = plan_of("training.compile=true"), plan_of()
+    assert compiled.fingerprint(compiled.runs[0]) != eager.fingerprint(eager.runs[0])
+
+
 def test_the_same_command_gives_the_same_bits(plan: TrainingPlan, tmp_path: Path) -> None:
     first, second = (weights(train(plan, tmp_path / name)) for name in ("a", "b"))
     assert all(torch.equal(weight, second[name]) for name, weight in first.items())

@@ -1,7 +1,8 @@
 import pytest
 
 from retbench.errors import ConfigError, UnsupportedError
-from retbench.training.plan import check_shares
+from retbench.config.training import TrainingSpec
+from retbench.training.plan import check_processes
 from retbench.training.ranks import Launch, joined
 from tests.training.conftest import PlanOf
 
@@ -66,6 +67,13 @@ def test_a_process_without_a_gpu_of_its_own_is_refused(monkeypatch: pytest.Monke
 
 def test_a_batch_that_cannot_be_shared_evenly_is_refused(plan_of: PlanOf) -> None:
     spec = plan_of("training.batch_size=6").spec
-    check_shares(spec, 3)
+    check_processes(spec, 3)
     with pytest.raises(ConfigError, match=r"batch_size is 6, and 4 processes cannot share .* multiple of 4"):
-        check_shares(spec, 4)
+        check_processes(spec, 4)
+
+
+def test_processes_do_not_share_a_compiled_model() -> None:
+    spec = TrainingSpec(sizes=("1m",), seq_len=2, batch_size=4, num_tokens=8, learning_rates=(0.1,), compile=True)
+    check_processes(spec, 1)
+    with pytest.raises(ConfigError, match=r"models that 2 processes share are not compiled.*compile=false"):
+        check_processes(spec, 2)

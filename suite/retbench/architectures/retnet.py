@@ -3,9 +3,9 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from retbench.architectures.architecture import Architecture, FfnWidth, ModelSpec
 from retbench.architectures.configs import BlockConfig, ModelConfig
@@ -64,6 +64,8 @@ class RetNetSpec(ModelSpec):
     """See `Retention.decay`. The variant's own when absent: paper for paper, gated for yoco, eq8 for the others."""
     head_dim: int | None = Field(default=None, ge=2)
     """Width of a query and key head; that of the size (256, or 64 in the smallest) when absent."""
+    num_heads: int | None = Field(default=None, ge=1)
+    """Retention heads, in place of `head_dim`."""
     swish_gate: bool = True
     """false: without the gate swish(x W_G)."""
     head_norm: bool = True
@@ -73,6 +75,15 @@ class RetNetSpec(ModelSpec):
     flash-linear-attention's kernels, on CUDA; their chunk is fixed (see `FLA_CHUNK_SIZE`)."""
     chunk_size: int | None = Field(default=128, ge=1)
     """Tokens of a chunk of the chunkwise form."""
+
+    @model_validator(mode="after")
+    def _heads_are_given_once(self) -> Self:
+        if self.head_dim is not None and self.num_heads is not None:
+            raise ValueError(
+                f"head_dim is {self.head_dim} and num_heads is {self.num_heads}, and one follows from the other and "
+                "the width of the model; remove one"
+            )
+        return self
 
 
 def retnet_config(
@@ -135,7 +146,9 @@ def _resolve(spec: RetNetSpec, size: Size) -> ModelConfig:
     """Return the model of an entry at a size."""
     if spec.head_dim:
         check_divides("head_dim", spec.head_dim, f"d_model {size.d_model}", size.d_model)
-    heads = size.d_model // spec.head_dim if spec.head_dim else size.retention_heads
+    if spec.num_heads:
+        check_divides("num_heads", spec.num_heads, f"d_model {size.d_model}", size.d_model)
+    heads = size.d_model // spec.head_dim if spec.head_dim else spec.num_heads or size.retention_heads
     shares_width = spec.variant == "torchscale"  # of values and feed-forward
 
     def make(ffn_dim: int) -> ModelConfig:

@@ -44,7 +44,7 @@ from retbench.training.plan import (
     TrainingPlan,
     TrainingRun,
     check_independent,
-    check_shares,
+    check_processes,
     resolve_models,
     training_spec,
 )
@@ -146,7 +146,7 @@ def make_training_plan(
     profile_name = ("paper" if has_room else "cpu") if profile is None else profile
     loaded = load_experiment(experiment, overrides, profile=profile_name).of_profile(profile_name)
     spec = training_spec(loaded, profile_name)
-    check_shares(spec, launch.world_size)
+    check_processes(spec, launch.world_size)
     if shard is not None:
         check_independent(spec, shard)
     source = spec.task or _load_text(spec, data_dir)

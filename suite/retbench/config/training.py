@@ -120,6 +120,9 @@ class TrainingSpec(Strict):
     )
     autocast: Literal["none", "bfloat16"] = "none"
     """bfloat16: products of forward and backward in bfloat16, weights and optimiser in float32."""
+    compile: bool = False
+    """Compile forward and backward of every model with torch.compile. Other orders of summation change the last digits
+    of a loss, so compiled and eager runs are different runs."""
     validation_tokens: Count = 65536
     """Largest number of tokens of the validation split that are scored, in whole examples of a task."""
     validate_every: Count = 100
@@ -162,6 +165,11 @@ class TrainingSpec(Strict):
         both = sorted({"corpus", "tokenizer"} & self.model_fields_set)
         if both:
             raise ValueError(f"it has both a table 'task' and the field '{both[0]}'; remove one of them")
+        if self.compile:
+            raise ValueError(
+                "compile is for a corpus: a task takes the logits of its answers only, and their number changes at "
+                "every step"
+            )
         for num_pairs in self.task.num_pairs:
             self.task.check(num_pairs, self.seq_len)
         if self.validation_tokens < len(self.task.num_pairs) * self.seq_len:

@@ -1,12 +1,14 @@
 """Steps compiled by torch.compile, in which operators are fused."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FunctionType
 from typing import Any, Generic, TypeVar
 
 import torch
+from torch import Tensor, nn
 
 from retbench.errors import UnsupportedError
 from retbench.measure.limits import is_out_of_memory
@@ -59,20 +61,47 @@ def compile_step(step: Callable[..., T], *inputs: Any, packs_weights: bool = Fal
     # took 0.1 ms of a step of 3 ms.
     filtered: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe}
     run = torch.compile(_with_own_code(step), fullgraph=True, dynamic=True, options=filtered)
+    with (
+        inductor.patch(freezing=packs_weights),
+        torch._dynamo.config.patch(recompile_limit=_MOST_STEPS),
+        _explained("--no-compile"),
+    ):
+        first = run(*inputs)
+    seconds = time.perf_counter() - start
+    torch.compiler.set_stance("fail_on_recompile")
+    return Compiled(run, first, seconds)
+
+
+def compile_training(model: nn.Module) -> Callable[..., Tensor]:
+    """Return a model's forward pass, compiled as one graph with its backward pass for each shape of the inputs.
+
+    The model itself stays as it is and shares its weights. It must have run eagerly before, because work on the host,
+    such as noting the executed kernel, is not compiled. The first call of a shape compiles, and raises an
+    UnsupportedError where torch cannot on this machine.
+    """
+    torch.compiler.set_stance("default")
+    compiled = torch.compile(_with_own_code(model.__call__), fullgraph=True, dynamic=False)
+
+    def forward(*inputs: Any) -> Tensor:
+        with _explained("--set training.compile=false"):
+            return compiled(*inputs)
+
+    return forward
+
+
+@contextmanager
+def _explained(without: str) -> Iterator[None]:
+    """Raise what fails in torch.compile as out of memory, or as an UnsupportedError that names the way `without` it."""
     try:
-        with inductor.patch(freezing=packs_weights), torch._dynamo.config.patch(recompile_limit=_MOST_STEPS):
-            first = run(*inputs)
+        yield
     except torch._dynamo.exc.TorchDynamoException as error:
         cause = getattr(error, "inner_exception", error)  # the compiler's own error
         if is_out_of_memory(cause):
             raise cause from error
         raise UnsupportedError(
             f"torch.compile cannot compile the step: {_first_line(cause)}. On a CPU it needs a C++ compiler (g++, or "
-            "the one that CXX names) and Python's headers. Give --no-compile, or install them."
+            f"the one that CXX names) and Python's headers. Give {without}, or install them."
         ) from error
-    seconds = time.perf_counter() - start
-    torch.compiler.set_stance("fail_on_recompile")
-    return Compiled(run, first, seconds)
 
 
 def _with_own_code(step: Callable[..., T]) -> Callable[..., T]:

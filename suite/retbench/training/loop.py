@@ -19,6 +19,7 @@ from retbench.data.synthetic import SyntheticBatches
 from retbench.errors import DivergedError
 from retbench.evaluation.answers import answer_shares
 from retbench.files import write_atomic
+from retbench.measure.compiled import compile_training
 from retbench.models.build import build_model
 from retbench.models.decoder import Decoder
 from retbench.records.record import utc_now
@@ -124,6 +125,7 @@ class Trainer:
         self.model.activation_checkpointing = plan.profile.activation_checkpointing
         if ranks.size > 1:
             shard(self.model, ranks.size)
+        self._forward = compile_training(self.model) if plan.spec.compile else self.model
         self._ranks = ranks
         self.optimizer = make_optimizer(self.model, plan.recipe)
         self.state = TrainerState()
@@ -145,6 +147,8 @@ class Trainer:
         """
         spec, state = self.plan.spec, self.state
         self.model.train()
+        if spec.compile:
+            self._compile()
         while state.step < self.run.num_steps:
             if self._ranks.any(stop()):
                 self._snapshot()
@@ -166,21 +170,35 @@ class Trainer:
     def _step(self) -> tuple[float, float]:
         """Take one optimiser step; return its loss in nats per target and the norm of its gradients."""
         step = self.state.step
-        examples = self._batches.examples(step, self._ranks.rank, self._ranks.size).to(self.device)
-        share = self._batches.num_targets(step) / self._ranks.size
-        self.optimizer.zero_grad(set_to_none=True)
-        total = torch.zeros((), device=self.device)
-        for part in examples.parts(self._micro_batch_size):
-            with self._autocast():
-                loss = summed_loss(self.model, part) / share
-            loss.backward()  # a sharded model averages the gradients over the processes
-            total += loss.detach()
+        total = self._accumulate()
         norm = clip_gradients(self.model, self.plan.recipe.grad_clip)
         loss_value, norm_value = float(self._ranks.mean(total)), float(norm)
         self._monitor.check(step + 1, loss_value, norm_value)
         set_rate(self.optimizer, self._learning_rate(step))
         self.optimizer.step()
         return loss_value, norm_value
+
+    def _accumulate(self) -> Tensor:
+        """Replace the gradients by those of the next step; return this process's share of the loss, ()."""
+        step = self.state.step
+        examples = self._batches.examples(step, self._ranks.rank, self._ranks.size).to(self.device)
+        share = self._batches.num_targets(step) / self._ranks.size
+        self.optimizer.zero_grad(set_to_none=True)
+        total = torch.zeros((), device=self.device)
+        for part in examples.parts(self._micro_batch_size):
+            with self._autocast():
+                loss = summed_loss(self._forward, part) / share
+            loss.backward()  # a sharded model averages the gradients over the processes
+            total += loss.detach()
+        return total
+
+    def _compile(self) -> None:
+        """Compile forward and backward, outside the clock; run eagerly before, when modules note their kernels."""
+        with torch.no_grad():
+            for part in self._validation.parts(self._micro_batch_size):
+                summed_loss(self.model, part)
+                break
+        self._accumulate()
 
     def _learning_rate(self, step: int) -> float:
         assert self.run.learning_rate is not None

@@ -2,7 +2,7 @@
 
 import math
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from statistics import median
 
 import torch
@@ -25,7 +25,7 @@ MIN_STEPS = 16
 """Least number of steps with a meaningful median."""
 
 
-def summed_loss(model: Decoder, examples: Examples) -> Tensor:
+def summed_loss(model: Callable[..., Tensor], examples: Examples) -> Tensor:
     """Return the summed cross-entropy of the targets in nats, (); logits are computed only where there is one."""
     targets = examples.targets
     if examples.answers_only:

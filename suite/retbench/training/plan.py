@@ -211,6 +211,7 @@ class TrainingPlan:
             "recipe": self.recipe.model_dump(mode="json", exclude={"source"}),
             **self._determined_by_source(),
             **({} if most is None else {"max_packed_tokens": most}),
+            **({"compile": True} if spec.compile else {}),
             **spec.model_dump(
                 mode="json",
                 include={"seq_len", "batch_size", "micro_batch_size", "autocast", "validation_tokens"},
@@ -239,8 +240,13 @@ def training_spec(experiment: Experiment, profile_name: str) -> TrainingSpec:
     return spec
 
 
-def check_shares(spec: TrainingSpec, world_size: int) -> None:
-    """Raise a ConfigError if the batch cannot be split evenly among the processes."""
+def check_processes(spec: TrainingSpec, world_size: int) -> None:
+    """Raise a ConfigError if the processes cannot share the batch evenly, or cannot train compiled models together."""
+    if spec.compile and world_size > 1:
+        raise ConfigError(
+            f"training.compile is true, and models that {world_size} processes share are not compiled. Give "
+            "--set training.compile=false, or start one process and train parts of the runs with --shard."
+        )
     if spec.batch_size % world_size:
         raise ConfigError(
             f"training.batch_size is {spec.batch_size}, and {world_size} processes cannot share it evenly. Make it a "

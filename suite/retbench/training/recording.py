@@ -161,6 +161,7 @@ def _settings(plan: TrainingPlan) -> dict[str, Any]:
         "threads": plan.threads,
         "dtype": "float32",
         "autocast": spec.autocast,
+        "compile": spec.compile,
         "activation_checkpointing": plan.profile.activation_checkpointing,
         "corpus": plan.source.name,
         "corpus_fingerprint": plan.source.fingerprint,
