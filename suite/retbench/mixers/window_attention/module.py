@@ -106,24 +106,28 @@ class WindowAttentionModule(SoftmaxAttentionModule):
     def _attend(
         self, q: Tensor, k: Tensor, v: Tensor, queries: range, key_positions: Sequence[int]
     ) -> Tensor:
-        """Attend with queries at some positions to keys at others, in the form that was chosen; (B, H, T, K)."""
+        """Attend with queries at some positions to keys at others, in the form that was chosen.
+
+        The keys are those of the sinks, from position 0 on, and then consecutive ones.
+
+        Returns:
+            (B, H, T, K).
+        """
         at = torch.tensor(queries, device=q.device)
         keys_at = torch.tensor(key_positions, device=q.device)
         if self.backend == "reference":
             return self._sdpa(q, k, v, self._mask(at, keys_at))
+        num_keys = len(key_positions)
+        num_sinks = min(self.config.sinks, num_keys)
+        shift = num_sinks - key_positions[num_sinks] if num_sinks < num_keys else 0
         outs = []
         for first in range(0, len(queries), BLOCK):
-            block = at[first : first + BLOCK]
-            seen = (keys_at <= block[-1]) & (
-                (keys_at > block[0] - self.config.window) | (keys_at < self.config.sinks)
-            )
-            chosen = seen.nonzero().flatten()
-            mask = self._mask(block, keys_at[chosen])
-            outs.append(
-                self._sdpa(
-                    q[:, :, first : first + BLOCK], k.index_select(2, chosen), v.index_select(2, chosen), mask
-                )
-            )
+            block = queries[first : first + BLOCK]
+            end = min(num_keys, max(num_sinks, block[-1] + 1 + shift))
+            begin = max(num_sinks, block[0] + 1 - self.config.window + shift)
+            keys, values = (_without(item, num_sinks, begin, end, axis=2) for item in (k, v))
+            mask = self._mask(at[first : first + BLOCK], _without(keys_at, num_sinks, begin, end, axis=0))
+            outs.append(self._sdpa(q[:, :, first : first + BLOCK], keys, values, mask))
         return torch.cat(outs, dim=2)
 
     def _mask(self, queries: Tensor, keys: Tensor) -> Tensor:
@@ -135,3 +139,11 @@ class WindowAttentionModule(SoftmaxAttentionModule):
         """Attend under a mask with torch's scaled_dot_product_attention."""
         grouped = self.config.num_kv_heads != self.config.num_heads
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
+
+
+def _without(x: Tensor, gap: int, begin: int, end: int, axis: int) -> Tensor:
+    """Return entries 0 .. end - 1 of an axis without gap .. begin - 1, as a view where they are one piece."""
+    if begin <= gap:
+        return x.narrow(axis, 0, end)
+    window = x.narrow(axis, begin, end - begin)
+    return torch.cat([x.narrow(axis, 0, gap), window], dim=axis) if gap else window
