@@ -134,7 +134,9 @@ def test_a_compiled_run_learns_as_an_eager_one(plan_of: PlanOf, tmp_path: Path) 
         for on in ("true", "false")
     )
     points, expected = compiled.state.curve, eager.state.curve
-    assert [p.train_loss_nats for p in points] == pytest.approx([p.train_loss_nats for p in expected], rel=1e-4)
+    assert [p.train_loss_nats for p in points] == pytest.approx(
+        [p.train_loss_nats for p in expected], rel=1e-4
+    )
     assert points[0].tokens_per_s > 0.01 * points[-1].tokens_per_s
 
 

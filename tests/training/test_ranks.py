@@ -1,7 +1,7 @@
 import pytest
 
-from retbench.errors import ConfigError, UnsupportedError
 from retbench.config.training import TrainingSpec
+from retbench.errors import ConfigError, UnsupportedError
 from retbench.training.plan import check_processes
 from retbench.training.ranks import Launch, joined
 from tests.training.conftest import PlanOf
@@ -73,7 +73,9 @@ def test_a_batch_that_cannot_be_shared_evenly_is_refused(plan_of: PlanOf) -> Non
 
 
 def test_processes_do_not_share_a_compiled_model() -> None:
-    spec = TrainingSpec(sizes=("1m",), seq_len=2, batch_size=4, num_tokens=8, learning_rates=(0.1,), compile=True)
+    spec = TrainingSpec(
+        sizes=("1m",), seq_len=2, batch_size=4, num_tokens=8, learning_rates=(0.1,), compile=True
+    )
     check_processes(spec, 1)
     with pytest.raises(ConfigError, match=r"models that 2 processes share are not compiled.*compile=false"):
         check_processes(spec, 2)

@@ -84,7 +84,8 @@ def compile_training(model: nn.Module) -> Callable[..., Tensor]:
 
     def forward(*inputs: Any) -> Tensor:
         with _explained("--set training.compile=false"):
-            return compiled(*inputs)
+            logits: Tensor = compiled(*inputs)
+            return logits
 
     return forward
 
