@@ -30,6 +30,15 @@ def test_one_rate_needs_no_grid(plan: TrainingPlan) -> None:
     assert [run.learning_rate for run in plan.final_runs] == [0.003, 0.003]
 
 
+def test_tokens_by_size(plan_of: PlanOf) -> None:
+    plan = plan_of('training.sizes=["300k", "1m"]', "training.num_tokens_by_size={1m=1920}", GRID)
+    assert {(run.size, run.role, plan.num_tokens(run)) for run in plan.runs} == {
+        ("300k", "tuning", 1152),
+        ("300k", "final", 1152),
+        ("1m", "final", 1920),
+    }
+
+
 def test_seeds_by_size(plan_of: PlanOf) -> None:
     plan = plan_of('training.sizes=["300k", "1m"]', "training.seeds_by_size={300k=[0, 1, 2]}")
     seeds = [(run.size, run.seed) for run in plan.final_runs if run.model_name == "retnet"]
@@ -89,6 +98,8 @@ def fingerprint(plan: TrainingPlan) -> str:
         ('training.sizes=["2m"]', "unknown size '2m'"),
         ("models.transformer.ffn_dim=800", "not matched"),
         ("training.num_tokens=95", "there must be one step"),
+        ("training.num_tokens_by_size={1m=95}", "num_tokens is 95 .* there must be one step"),
+        ("training.num_tokens_by_size={3m=960}", "num_tokens_by_size has '3m', which is not among the sizes"),
         ("training.corpus=nowhere", "unknown corpus 'nowhere'"),
         ("training.tokenizer=nothing", "unknown tokenizer 'nothing'"),
     ],

@@ -105,6 +105,8 @@ class TrainingSpec(Strict):
     """Sequences that a process handles at a time, with accumulated gradients. All of its sequences when absent."""
     num_tokens: int = Field(ge=1, le=2**50)
     """Tokens that a model is trained on; the number of steps is that of whole batches."""
+    num_tokens_by_size: dict[SizeId, Annotated[int, Field(ge=1, le=2**50)]] = Field(default_factory=dict)
+    """Tokens of the final runs at single sizes, in place of `num_tokens`."""
     recipe: str = "paper"
     learning_rates: tuple[Positive, ...] = Field(min_length=1)
     """Grid of each model at each tuning size; each model takes its own best by validation loss."""
@@ -145,15 +147,16 @@ class TrainingSpec(Strict):
 
     @model_validator(mode="after")
     def _sizes_agree(self) -> "TrainingSpec":
-        for field in ("tuning_sizes", "seeds_by_size"):
+        for field in ("tuning_sizes", "seeds_by_size", "num_tokens_by_size"):
             strange = [size for size in getattr(self, field) if size not in self.sizes]
             if strange:
                 raise ValueError(
                     f"{field} has '{strange[0]}', which is not among the sizes {list(self.sizes)}"
                 )
-        if self.num_tokens < self.tokens_per_step:
+        fewest = min([self.num_tokens, *self.num_tokens_by_size.values()])
+        if fewest < self.tokens_per_step:
             raise ValueError(
-                f"num_tokens is {self.num_tokens:,} and a step takes {self.tokens_per_step:,} "
+                f"num_tokens is {fewest:,} and a step takes {self.tokens_per_step:,} "
                 "(batch_size * seq_len); there must be one step"
             )
         return self
@@ -184,10 +187,9 @@ class TrainingSpec(Strict):
         """Tokens of one step."""
         return self.batch_size * self.seq_len
 
-    @property
-    def num_steps(self) -> int:
-        """Steps of a final run."""
-        return self.num_tokens // self.tokens_per_step
+    def steps_of(self, size: str) -> int:
+        """Return the steps of a final run at a size."""
+        return self.num_tokens_by_size.get(size, self.num_tokens) // self.tokens_per_step
 
     @property
     def tuning_steps(self) -> int:

@@ -154,7 +154,7 @@ class TrainingPlan:
         spec = self.spec
         rate = spec.learning_rates[0] if len(spec.learning_rates) == 1 else None
         runs = [
-            TrainingRun(name, size, seed, spec.num_steps, "final", rate)
+            TrainingRun(name, size, seed, spec.steps_of(size), "final", rate)
             for size in spec.sizes
             for seed in spec.seeds_of(size)
             for name in self.model_names
@@ -177,13 +177,13 @@ class TrainingPlan:
 
     @property
     def max_packed_tokens(self) -> int | None:
-        """Number of tokens to pack of a hub data set, which may be endless: those of a final run.
+        """Number of tokens to pack of a hub data set, which may be endless: those of the longest final run.
 
         None for files, which are packed whole, and for a task.
         """
         if self.text is None or self.text.corpus.revision is None:
             return None
-        return self.spec.num_steps * self.spec.tokens_per_step
+        return max(map(self.spec.steps_of, self.spec.sizes)) * self.spec.tokens_per_step
 
     def flops(self, run: TrainingRun) -> int:
         """Return the FLOPs of a run's matrix products, from which its share of the total time is estimated."""
