@@ -31,7 +31,7 @@ from retbench.regress.interleaved import timed_plan
 from retbench.regress.items import MeasurementPoint, Pair
 from retbench.regress.revisions import checkout_root, working_tree
 from retbench.regress.session import InterleavedSession, SessionLimits
-from retbench.run.locks import catch_signals, timing_lock
+from retbench.running.locks import catch_signals, timing_lock
 
 DEFAULT_OUT = Path("reports") / "aa-rounds.jsonl"
 SIGNIFICANT_DIGITS = 5

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from benchmarks.peers.bars import Bar, missing_packages
 from retbench.errors import RetbenchError, unknown_name
 from retbench.measure.environment import pin_process, worker_environment
-from retbench.run.locks import Interrupted
+from retbench.running.locks import Interrupted
 
 
 def run_command(

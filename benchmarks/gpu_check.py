@@ -28,7 +28,7 @@ from retbench.errors import ConfigError, RetbenchError, UnsupportedError
 from retbench.papers.papers import find_datasheet
 from retbench.planning.estimates import estimate_with
 from retbench.planning.plan import Plan, make_plan
-from retbench.run.devices import find_device
+from retbench.running.devices import find_device
 from retbench.units import format_duration
 
 ROOT = Path(__file__).parents[1]

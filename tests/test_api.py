@@ -1,5 +1,7 @@
 """The Python interface: documented columns, a run from Python, the notebook, and a light import."""
 
+import importlib
+import inspect
 import json
 import os
 import re
@@ -78,6 +80,12 @@ def test_a_failure_has_a_row_without_a_metric_and_a_torn_line_is_a_warning(tmp_p
 def test_no_records_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(RecordError, match="no results at"):
         retbench.load(tmp_path / "none")
+
+
+def test_functions_are_functions_whatever_was_imported() -> None:
+    importlib.import_module("retbench.running.runner")
+    for name in ("compare", "load", "run"):
+        assert inspect.isfunction(getattr(retbench, name))
 
 
 def test_an_impossible_run_is_refused(tmp_path: Path) -> None:

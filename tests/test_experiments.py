@@ -13,7 +13,7 @@ from retbench.config.experiment import Experiment, list_experiments, load_experi
 from retbench.papers.papers import find_datasheet
 from retbench.planning.cells import Cell, Evaluation, Settings, expand, seeded_models
 from retbench.planning.plan import make_plan
-from retbench.run.resume import Identity, identities_here
+from retbench.running.resume import Identity, identities_here
 from retbench.workloads.workload import WORKLOADS
 
 ROOT = Path(__file__).parents[1]

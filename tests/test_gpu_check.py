@@ -18,7 +18,7 @@ from retbench.papers.papers import find_datasheet
 from retbench.planning import plan
 from retbench.planning.estimates import estimate_with
 from retbench.planning.plan import Plan
-from retbench.run.devices import Device
+from retbench.running.devices import Device
 
 # Says that it runs, then waits; on SIGINT it keeps what it has and ends as retbench does.
 LISTENS = """

@@ -26,9 +26,9 @@ LAYERS: list[set[str]] = [
     {"checkpoints", "evaluation"},
     {"workloads"},
     {"training"},
-    {"run.devices", "run.locks", "run.process", "run.protocol"},
+    {"running.devices", "running.locks", "running.process", "running.protocol"},
     {"planning"},
-    {"run", "papers"},
+    {"running", "papers"},
     {"report"},
     {"regress"},
     {"cli", "__main__"},
@@ -42,7 +42,7 @@ WITHOUT_TORCH = (
     "mixers.softmax_attention",
 )
 # The report shows what a cluster measured: it sees neither models nor what measures them.
-NOT_FOR_THE_REPORT = {"models", "measure", "run", "training", "data", "checkpoints", "evaluation", "ops"}
+NOT_FOR_THE_REPORT = {"models", "measure", "running", "training", "data", "checkpoints", "evaluation", "ops"}
 
 
 def module_name(path: Path) -> str:

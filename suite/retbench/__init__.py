@@ -16,8 +16,6 @@ _FUNCTIONS = ("compare", "load", "run")
 
 def __getattr__(name: str) -> Any:
     """Return a function of the Python interface."""
-    if name == "run":
-        return import_module("retbench.run")  # importing any of its modules sets this name, so it is callable
     if name in _FUNCTIONS:
         return getattr(import_module("retbench.api"), name)
     raise AttributeError(f"module 'retbench' has no attribute '{name}'")

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from retbench.regress.report import CheckReport
-    from retbench.run.events import RunSummary
+    from retbench.running.events import RunSummary
 
 
 def load(path: str | Path = "results") -> "pd.DataFrame":
@@ -65,14 +65,14 @@ def run(
         The counts of records by status, the record file, and whether a signal interrupted the run.
 
     Raises:
-        RetbenchError: as `planning.plan.make_plan` and `run.runner.run_plan`.
+        RetbenchError: as `planning.plan.make_plan` and `running.runner.run_plan`.
     """
     from retbench.cli.progress import show_events, view_run
     from retbench.config.own_models import OwnModels
     from retbench.planning.plan import make_plan
     from retbench.planning.shards import Shard
-    from retbench.run.events import RunSummary
-    from retbench.run.runner import run_plan
+    from retbench.running.events import RunSummary
+    from retbench.running.runner import run_plan
 
     plan = make_plan(
         str(experiment),

@@ -18,7 +18,7 @@ from retbench.cli.progress import (
 from retbench.config.experiment import load_experiment
 from retbench.planning.cells import Cell, Settings, expand
 from retbench.records.record import Gate, GateCheck
-from retbench.run.events import (
+from retbench.running.events import (
     CellAdvanced,
     CellDone,
     CellStarted,

@@ -12,7 +12,7 @@ import torch
 
 from retbench.errors import UnsupportedError
 from retbench.measure import clock
-from retbench.run.tasks import classify
+from retbench.running.tasks import classify
 
 CPU = torch.device("cpu")
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -309,7 +309,7 @@ WAITS = """
 import torch
 from retbench.errors import UnsupportedError
 from retbench.measure import clock
-from retbench.run.tasks import classify
+from retbench.running.tasks import classify
 device = torch.device("cuda")
 source = torch.ones(4, device=device)
 try:

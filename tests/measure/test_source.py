@@ -142,9 +142,9 @@ def test_imports_inside_functions_are_followed_and_those_for_types_are_not(
 
 
 def test_a_module_is_found_without_importing_it() -> None:
-    assert find_source("retbench.run.worker") == PACKAGE / "run" / "worker.py"
-    assert find_source("retbench.run") == PACKAGE / "run" / "__init__.py"
-    assert find_source("retbench.run.nothing") is None
+    assert find_source("retbench.running.worker") == PACKAGE / "running" / "worker.py"
+    assert find_source("retbench.running") == PACKAGE / "running" / "__init__.py"
+    assert find_source("retbench.running.nothing") is None
     assert find_source("no_such_package.module") is None
 
 

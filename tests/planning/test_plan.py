@@ -13,8 +13,8 @@ from retbench.planning import estimates, plan
 from retbench.planning.estimates import estimate
 from retbench.planning.plan import Plan, make_plan
 from retbench.records.record import Ceilings
-from retbench.run.devices import Device
-from retbench.run.locks import LOCK_DIR_VARIABLE
+from retbench.running.devices import Device
+from retbench.running.locks import LOCK_DIR_VARIABLE
 from retbench.workloads.metrics import EFFICIENCY
 
 CEILINGS = Ceilings(read_bandwidth_bytes_per_s=10e9, matmul_flops_per_s=100e9)
@@ -272,7 +272,7 @@ def test_an_estimate_does_not_disturb_a_run(
 ) -> None:
     monkeypatch.setenv(LOCK_DIR_VARIABLE, str(tmp_path / "lock"))
     hold = (
-        "import sys\nfrom retbench.run.locks import timing_lock\n"
+        "import sys\nfrom retbench.running.locks import timing_lock\n"
         "with timing_lock('retbench run other', 'cpu', wait=print):\n"
         "    print('held', flush=True)\n    sys.stdin.read()"
     )

@@ -18,7 +18,7 @@ import retbench
 from retbench.cli import app
 from retbench.errors import ConfigError, NotComparableError, RetbenchError
 from retbench.regress.report import CheckReport
-from retbench.run.locks import LOCK_DIR_VARIABLE
+from retbench.running.locks import LOCK_DIR_VARIABLE
 
 
 @pytest.fixture(autouse=True)

@@ -20,8 +20,8 @@ from retbench.cli import app
 from retbench.errors import ConfigError, UnsupportedError
 from retbench.regress import interleaved
 from retbench.regress.revisions import checkout_root, commit, working_tree
-from retbench.run.locks import timing_lock
-from retbench.run.protocol import VERSION
+from retbench.running.locks import timing_lock
+from retbench.running.protocol import VERSION
 
 Repository = Callable[..., Path]
 
@@ -41,7 +41,7 @@ def write_package(
     files = {
         "suite/retbench/__init__.py": "",
         "suite/retbench/measure/environment.py": f"def code_revision():\n    return 'code-{code}'\n",
-        "suite/retbench/run/protocol.py": protocol + "\n",
+        "suite/retbench/running/protocol.py": protocol + "\n",
         "pyproject.toml": f'[project]\nname = "retbench"\nversion = "1"\ndependencies = [{needs}]\n',
     }
     for name, content in files.items():

@@ -192,7 +192,7 @@ def test_a_point_that_fails_costs_the_others_no_round(plan: Plan, tmp_path: Path
     ("module", "fault", "lengths"),
     [
         ("workloads/prefill.py", FAILING_PREFILL.format(error="MemoryError('no memory for it')"), {64}),
-        ("run/tasks.py", FAILING_SET_UP, {32, 64}),
+        ("running/tasks.py", FAILING_SET_UP, {32, 64}),
     ],
     ids=["a cell", "the set-up"],
 )

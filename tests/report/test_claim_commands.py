@@ -27,7 +27,7 @@ from retbench.planning.plan import make_plan
 from retbench.records.record import Metric, Record, WeightsInfo
 from retbench.report.claims import Scope, judge
 from retbench.report.frames import Results, load_results
-from retbench.run.devices import Device
+from retbench.running.devices import Device
 
 RETNET, TRANSFORMER = Side(architecture="retnet"), Side(architecture="transformer")
 CLAIMS = {claim.name: claim for claim in load_claims()}

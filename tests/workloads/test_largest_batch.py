@@ -15,7 +15,7 @@ from retbench.planning.cells import Cell
 from retbench.planning.plan import make_plan
 from retbench.records.record import Record
 from retbench.records.store import read_records
-from retbench.run.runner import run_plan
+from retbench.running.runner import run_plan
 from retbench.workloads import largest_batch
 from retbench.workloads.context import Context
 from retbench.workloads.largest_batch import RESOLUTION, find_largest

@@ -113,7 +113,7 @@ def _check_times(check: "InterleavedCheck", ref: str, *, always: bool) -> "Check
     """Measure both revisions; exit with 130 if the user interrupts it."""
     from retbench.errors import INTERRUPTED
     from retbench.files import check_writable
-    from retbench.run.locks import Interrupted
+    from retbench.running.locks import Interrupted
 
     check_writable(check.folder, "--out")
     try:

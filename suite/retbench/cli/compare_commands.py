@@ -39,7 +39,7 @@ def compare_commands(
     from retbench.regress.commands import PairLimits
     from retbench.regress.commands import compare_commands as compare
     from retbench.regress.render import check_output
-    from retbench.run.locks import Interrupted
+    from retbench.running.locks import Interrupted
     from retbench.stats.sequential import DecisionRules
 
     check_output(form, out)

@@ -16,8 +16,8 @@ from retbench.architectures.registry import named_specs
 from retbench.errors import UnsupportedError, unknown_name
 from retbench.measure import environment
 from retbench.measure.limits import is_out_of_memory
-from retbench.run.devices import default_threads
-from retbench.run.locks import timing_lock
+from retbench.running.devices import default_threads
+from retbench.running.locks import timing_lock
 from retbench.units import format_bytes
 
 LOCK_POLL_S = 1.0

@@ -9,7 +9,7 @@ from retbench.cli.layout import output_format, print_json, print_prose, print_ta
 from retbench.cli.options import AsJson, OutputFormat, new_app
 
 if TYPE_CHECKING:
-    from retbench.run.submission import JobRow
+    from retbench.running.submission import JobRow
 
 app = new_app()
 
@@ -28,7 +28,7 @@ def jobs(
     A job writes its own state. One that was killed and will not be requeued is lost: submit the same command again,
     which continues.
     """
-    from retbench.run.submission import list_jobs
+    from retbench.running.submission import list_jobs
 
     form = output_format(form, as_json=as_json)
     rows = list_jobs(out)

@@ -17,8 +17,8 @@ from rich.progress import Progress as RichProgress
 
 from retbench.planning.cells import Cell
 from retbench.records.record import Gate
-from retbench.run import events
-from retbench.run.events import RunEvent, RunProgress, RunSummary, WaitingForLock
+from retbench.running import events
+from retbench.running.events import RunEvent, RunProgress, RunSummary, WaitingForLock
 from retbench.training import events as training
 from retbench.training.plan import TrainingPlan, TrainingRun
 from retbench.units import (

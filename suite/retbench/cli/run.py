@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from retbench.config.own_models import OwnModels
     from retbench.planning.estimates import CellEstimate
     from retbench.planning.plan import Plan
-    from retbench.run.events import RunSummary
+    from retbench.running.events import RunSummary
 
 app = new_app()
 _FAILURES = frozenset({"failed", "timeout", "gate_failed"})
@@ -137,7 +137,7 @@ def _own_models(given: Sequence[str], *, trust_remote_code: bool) -> "OwnModels 
 def _measure(plan: "Plan", out: Path, form: str, *, fresh: bool) -> int:
     """Measure the cells that are not on disk yet, print the results, and return the exit code."""
     from retbench.cli.progress import show_events, view_run
-    from retbench.run.runner import run_plan
+    from retbench.running.runner import run_plan
 
     with show_events(view_run) as display:
         result = run_plan(plan, out, fresh=fresh, observer=display)
@@ -172,7 +172,7 @@ def _print_results(plan: "Plan", out: Path, form: str) -> None:
 
     from retbench.cli.table import print_records
     from retbench.report.frames import load_results
-    from retbench.run.resume import identities_here, identity_of
+    from retbench.running.resume import identities_here, identity_of
 
     identities = identities_here(plan.cells)
     results = load_results(out)

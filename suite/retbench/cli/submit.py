@@ -11,7 +11,7 @@ from retbench.cli.options import AsJson, OutputFormat, new_app
 from retbench.errors import ConfigError, RetbenchError, shown
 
 if TYPE_CHECKING:
-    from retbench.run.submission import JobRow
+    from retbench.running.submission import JobRow
 
 app = new_app()
 CLUSTERS = ("slurm", "local", "debug")
@@ -85,9 +85,9 @@ def submit(
     continues. `retbench jobs` lists the jobs.
     """
     from retbench.cli.jobs import print_jobs
-    from retbench.run.cluster_job import Resources, find_cluster
-    from retbench.run.submission import jobs_of, script, wait_for
-    from retbench.run.submission import submit as submit_jobs
+    from retbench.running.cluster_job import Resources, find_cluster
+    from retbench.running.submission import jobs_of, script, wait_for
+    from retbench.running.submission import submit as submit_jobs
 
     form = output_format(form, as_json=as_json)
     place = find_cluster(cluster)

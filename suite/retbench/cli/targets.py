@@ -15,7 +15,7 @@ from retbench.measure.environment import machine_name
 from retbench.papers.papers import find_datasheet
 from retbench.planning.prediction import StepTime, expected, roofline
 from retbench.records.record import Ceilings, ReadRate
-from retbench.run.devices import find_device
+from retbench.running.devices import find_device
 
 
 @dataclass(frozen=True)

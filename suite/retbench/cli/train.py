@@ -34,9 +34,9 @@ from retbench.files import check_writable
 from retbench.measure.environment import pin_process
 from retbench.planning.plan import PAPER_MEMORY_BYTES
 from retbench.planning.shards import Shard
-from retbench.run.devices import Device, default_threads, find_device
-from retbench.run.events import WaitingForLock
-from retbench.run.locks import Interrupted, catch_signals, timing_lock
+from retbench.running.devices import Device, default_threads, find_device
+from retbench.running.events import WaitingForLock
+from retbench.running.locks import Interrupted, catch_signals, timing_lock
 from retbench.training import trained
 from retbench.training.events import Packing, RunResult, TrainingResult
 from retbench.training.plan import (

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-WORKER = "retbench.run.worker"
+WORKER = "retbench.running.worker"
 REGISTERED = frozenset({"ARCHITECTURE", "WORKLOAD"})
 _MIXERS = "retbench.mixers."
 

@@ -11,9 +11,9 @@ from retbench.measure.environment import code_revision, worker_environment
 from retbench.planning.cells import Cell
 from retbench.planning.plan import Plan
 from retbench.records.record import Ceilings
-from retbench.run.locks import timing_lock
-from retbench.run.process import Worker, WorkerExit
-from retbench.run.protocol import Failed, Job, Measured, RunInfo
+from retbench.running.locks import timing_lock
+from retbench.running.process import Worker, WorkerExit
+from retbench.running.protocol import Failed, Job, Measured, RunInfo
 from retbench.workloads.metrics import estimated_prefill_seconds, training_bytes
 from retbench.workloads.workload import find_workload
 

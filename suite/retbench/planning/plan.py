@@ -18,7 +18,7 @@ from retbench.planning import cells
 from retbench.planning.cells import Cell, ModelUnderTest, Settings
 from retbench.planning.models import find_inputs, find_models
 from retbench.planning.shards import Shard, unit_of
-from retbench.run.devices import Device, default_threads, find_device
+from retbench.running.devices import Device, default_threads, find_device
 from retbench.units import GB
 from retbench.workloads.workload import WORKLOADS, find_workload
 

@@ -24,8 +24,8 @@ from retbench.regress.interleaved import sample, wait_or_stop, with_rounds
 from retbench.regress.items import WALL_TIME, MeasurementPoint, Pair, Times, combine_blocks
 from retbench.regress.report import CheckReport
 from retbench.regress.revisions import Notify
-from retbench.run.locks import LOCK_DIR_VARIABLE, Interrupted, catch_signals, timing_lock
-from retbench.run.process import Inbox, Interrupt
+from retbench.running.locks import LOCK_DIR_VARIABLE, Interrupted, catch_signals, timing_lock
+from retbench.running.process import Inbox, Interrupt
 from retbench.stats.sequential import DecisionRules, plan_analyses
 from retbench.units import format_duration, format_seconds
 

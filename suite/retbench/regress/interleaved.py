@@ -27,8 +27,8 @@ from retbench.regress.items import (
 from retbench.regress.report import CheckReport, MissingPoint
 from retbench.regress.revisions import Notify, Revision, StopRequest, checkout_root, commit, working_tree
 from retbench.regress.session import DifferentWork, InterleavedSession, SessionLimits
-from retbench.run.locks import Interrupted, catch_signals, timing_lock
-from retbench.run.process import Inbox
+from retbench.running.locks import Interrupted, catch_signals, timing_lock
+from retbench.running.process import Inbox
 from retbench.stats.sequential import (
     MIN_ROUNDS,
     Decision,

@@ -24,8 +24,8 @@ from packaging.requirements import InvalidRequirement, Requirement
 import retbench
 from retbench.errors import ConfigError, UnsupportedError, shown
 from retbench.parsing import parse_toml
-from retbench.run.locks import Interrupted
-from retbench.run.protocol import VERSION
+from retbench.running.locks import Interrupted
+from retbench.running.protocol import VERSION
 
 if sys.platform != "win32":
     import fcntl
@@ -42,7 +42,7 @@ _ASK = """
 import json, retbench
 from retbench.measure.environment import code_revision
 try:
-    from retbench.run.protocol import VERSION
+    from retbench.running.protocol import VERSION
 except ImportError:
     VERSION = None
 print(json.dumps({"file": retbench.__file__, "code": code_revision(), "protocol": VERSION}))

@@ -26,8 +26,8 @@ from retbench.regress.items import MeasurementPoint, Pair, Times, combine_blocks
 from retbench.regress.record_sets import point_of, value_of
 from retbench.regress.report import SIDES, Gap, MissingPoint
 from retbench.regress.revisions import Notify, Revision
-from retbench.run import protocol
-from retbench.run.process import Inbox, Interrupt, Worker, WorkerExit
+from retbench.running import protocol
+from retbench.running.process import Inbox, Interrupt, Worker, WorkerExit
 from retbench.stats.sequential import plan_analyses
 from retbench.units import format_duration
 

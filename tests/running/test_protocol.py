@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from retbench.planning.plan import Plan
 from retbench.records.record import Ceilings, Gate, GateCheck
-from retbench.run.protocol import (
+from retbench.running.protocol import (
     Checked,
     Done,
     Ended,

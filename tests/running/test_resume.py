@@ -11,10 +11,10 @@ from retbench.planning.cells import Cell
 from retbench.planning.plan import Plan
 from retbench.records.record import Status, utc_now
 from retbench.records.store import append_record
-from retbench.run import resume
-from retbench.run.protocol import RunInfo
-from retbench.run.recording import Outcome, Surroundings, code_of_cell, make_record
-from retbench.run.resume import Identity, finished_pairs, identities_here, recorded_status
+from retbench.running import resume
+from retbench.running.protocol import RunInfo
+from retbench.running.recording import Outcome, Surroundings, code_of_cell, make_record
+from retbench.running.resume import Identity, finished_pairs, identities_here, recorded_status
 
 Identities = dict[str, Identity]
 VERSIONS = {"python": "3.11.7", "torch": "2.9.0", "numpy": "2"}

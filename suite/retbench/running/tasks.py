@@ -28,7 +28,7 @@ from retbench.planning.cells import Settings
 from retbench.records.documents import write_documents
 from retbench.records.record import FAULTY_CEILING, Gate, Status, utc_now
 from retbench.records.store import append_record
-from retbench.run.protocol import (
+from retbench.running.protocol import (
     CELL_MARK,
     Advanced,
     Checked,
@@ -43,7 +43,7 @@ from retbench.run.protocol import (
     Started,
     Streamed,
 )
-from retbench.run.recording import Outcome, Surroundings, code_of_cell, make_record, without_trial
+from retbench.running.recording import Outcome, Surroundings, code_of_cell, make_record, without_trial
 from retbench.workloads.context import Context
 from retbench.workloads.states import StateStore, is_streamed, stream_states
 from retbench.workloads.workload import find_workload

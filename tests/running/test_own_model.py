@@ -6,7 +6,7 @@ from retbench.config.own_models import OwnModels
 from retbench.planning.plan import make_plan
 from retbench.records.record import Record
 from retbench.report.frames import load_results
-from retbench.run.runner import run_plan
+from retbench.running.runner import run_plan
 from tests.models.hf_models import save_hf_model
 
 pytestmark = pytest.mark.peers

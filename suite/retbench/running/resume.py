@@ -9,8 +9,8 @@ from retbench.measure.machine import memory_limit_bytes, node_id
 from retbench.planning.cells import Cell
 from retbench.records.record import Record, Status, computing_versions
 from retbench.records.store import read_records
-from retbench.run.devices import gpu_uuid
-from retbench.run.recording import code_of_cell
+from retbench.running.devices import gpu_uuid
+from retbench.running.recording import code_of_cell
 from retbench.workloads.workload import is_cost
 
 _FREE_SHARE = 0.9

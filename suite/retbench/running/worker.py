@@ -1,4 +1,4 @@
-"""The process that measures: `python -m retbench.run.worker`, started by the runner with one job on its stdin.
+"""The process that measures: `python -m retbench.running.worker`, started by the runner with one job on its stdin.
 
 It builds the job's model once, does the task, and writes each record itself as soon as it is measured. Its stdout
 carries the protocol and nothing else: whatever a library prints there goes to stderr. It never outlives its
@@ -18,7 +18,7 @@ from queue import SimpleQueue
 from typing import BinaryIO
 
 from retbench.errors import RetbenchError
-from retbench.run.protocol import Ended, Failed, Job, MeasureCell, Message, encode
+from retbench.running.protocol import Ended, Failed, Job, MeasureCell, Message, encode
 
 _PR_SET_PDEATHSIG = 1
 _OOM_SCORE = Path("/proc/self/oom_score_adj")
@@ -47,7 +47,7 @@ def main() -> None:
 
 def _work(job: Job, lines: "SimpleQueue[bytes]", send: Callable[[Message], None]) -> None:
     """Do the task; an error meant for the user goes to the runner, which shows it."""
-    from retbench.run.tasks import do_task
+    from retbench.running.tasks import do_task
 
     try:
         do_task(job, send, _requests(lines))

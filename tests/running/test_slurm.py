@@ -17,7 +17,7 @@ import pytest
 
 from retbench.measure.machine import NODE_VARIABLE
 from retbench.records.store import read_records
-from retbench.run.submission import ENDED, list_jobs
+from retbench.running.submission import ENDED, list_jobs
 
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "squeue", "scontrol", "sinfo", "srun")
 MISSING = [name for name in PROGRAMS if shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin") is None]

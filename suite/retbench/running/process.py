@@ -21,8 +21,8 @@ from typing import IO
 from retbench.errors import RetbenchError
 from retbench.measure.machine import own_cgroups, read_text
 from retbench.records.record import Status
-from retbench.run.locks import Interrupted
-from retbench.run.protocol import CELL_MARK, Advanced, Ended, Job, MeasureCell, Message, Started, decode
+from retbench.running.locks import Interrupted
+from retbench.running.protocol import CELL_MARK, Advanced, Ended, Job, MeasureCell, Message, Started, decode
 
 SETUP_TIMEOUT_S = 900.0
 """Longest silence outside a cell: imports, building a model, the equivalence check, one segment of a prefill."""
@@ -60,7 +60,7 @@ Inbox = SimpleQueue[tuple[int, Message | None] | Interrupt]
 
 
 class Worker:
-    """A running `python -m retbench.run.worker`; use as a context manager, which leaves no process behind.
+    """A running `python -m retbench.running.worker`; use as a context manager, which leaves no process behind.
 
     Args:
         job: The worker's job.
@@ -77,7 +77,7 @@ class Worker:
         # -P keeps the current folder off the module path. A session of its own keeps Ctrl-C in the terminal from
         # reaching the worker: the runner decides.
         self._process = subprocess.Popen(
-            [str(python or sys.executable), "-P", "-m", "retbench.run.worker"],
+            [str(python or sys.executable), "-P", "-m", "retbench.running.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

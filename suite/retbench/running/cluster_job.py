@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from retbench.errors import INTERRUPTED, ConfigError, RetbenchError, UnsupportedError, unknown_name
 from retbench.files import write_atomic
 from retbench.records.record import utc_now
-from retbench.run.worker import die_with_parent
+from retbench.running.worker import die_with_parent
 from retbench.strict import Strict
 
 Cluster = Literal["slurm", "local", "debug"]

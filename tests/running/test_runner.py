@@ -24,10 +24,10 @@ from retbench.records.documents import write_documents
 from retbench.records.record import Record
 from retbench.records.store import append_record, read_records
 from retbench.report.frames import keep_latest
-from retbench.run import events
-from retbench.run.events import RunSummary
-from retbench.run.locks import LOCK_DIR_VARIABLE
-from retbench.run.runner import run_plan
+from retbench.running import events
+from retbench.running.events import RunSummary
+from retbench.running.locks import LOCK_DIR_VARIABLE
+from retbench.running.runner import run_plan
 
 HEADER = 'title = "Tiny"\nsource = "none"\nexpect = "It runs."\n'
 RETNET = '[models.retnet]\narchitecture = "retnet"\n'
@@ -286,7 +286,7 @@ DRIVER = """
 import sys
 from pathlib import Path
 from retbench.planning.plan import make_plan
-from retbench.run.runner import run_plan
+from retbench.running.runner import run_plan
 
 class Observer:
     def notify(self, event, /):
@@ -756,7 +756,7 @@ def test_a_python_that_cannot_start_workers_is_one_clear_error(
 
 
 def test_nothing_of_the_runner_needs_torch() -> None:
-    code = "import sys, retbench.run.runner; assert 'torch' not in sys.modules, 'torch was imported'"
+    code = "import sys, retbench.running.runner; assert 'torch' not in sys.modules, 'torch was imported'"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from retbench.architectures import costs
 from retbench.planning.cells import Cell
 from retbench.records.record import Ceilings, Documents, Gate, ModelInfo, Record, Status
-from retbench.run.protocol import RunInfo
+from retbench.running.protocol import RunInfo
 from retbench.workloads.workload import Measurement, code_of_parts
 
 

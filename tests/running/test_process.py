@@ -16,10 +16,10 @@ from retbench.errors import RetbenchError
 from retbench.measure import machine
 from retbench.planning.plan import Plan
 from retbench.records.record import Status
-from retbench.run import process
-from retbench.run.locks import Interrupted
-from retbench.run.process import Inbox, Interrupt, Worker, WorkerExit, explain_exit, read_oom_kills
-from retbench.run.protocol import CELL_MARK, Advanced, Ended, Job, Message, RunInfo, Started, encode
+from retbench.running import process
+from retbench.running.locks import Interrupted
+from retbench.running.process import Inbox, Interrupt, Worker, WorkerExit, explain_exit, read_oom_kills
+from retbench.running.protocol import CELL_MARK, Advanced, Ended, Job, Message, RunInfo, Started, encode
 
 Start = Callable[[str], Worker]
 
@@ -47,7 +47,7 @@ def inbox() -> Inbox:
 
 @pytest.fixture
 def start(job: Job, inbox: Inbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Start:
-    """Starts a worker that runs a script in place of retbench.run.worker."""
+    """Starts a worker that runs a script in place of retbench.running.worker."""
     real = subprocess.Popen
 
     def begin(script: str) -> Worker:

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from retbench.errors import StorageError
-from retbench.run import locks
-from retbench.run.locks import LOCK_DIR_VARIABLE, catch_signals, lock_dir, timing_lock
+from retbench.running import locks
+from retbench.running.locks import LOCK_DIR_VARIABLE, catch_signals, lock_dir, timing_lock
 
 HOLD = """
 import sys, time
-from retbench.run.locks import timing_lock
+from retbench.running.locks import timing_lock
 with timing_lock("retbench run other", "cpu", wait=lambda holder: None):
     print("held", flush=True)
     time.sleep(600)

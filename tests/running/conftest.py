@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from retbench.planning.plan import Plan, make_plan
-from retbench.run.protocol import RunInfo
+from retbench.running.protocol import RunInfo
 
 Planner = Callable[..., Plan]
 

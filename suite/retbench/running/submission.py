@@ -24,7 +24,7 @@ from pydantic import ValidationError
 from retbench.errors import RetbenchError, UnsupportedError, shown
 from retbench.files import write_atomic
 from retbench.records.record import utc_now
-from retbench.run.cluster_job import (
+from retbench.running.cluster_job import (
     Cluster,
     JobNote,
     Resources,

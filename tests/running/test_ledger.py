@@ -7,9 +7,9 @@ import pytest
 from retbench.planning.plan import Plan
 from retbench.records.record import Status
 from retbench.records.store import read_records
-from retbench.run import events
-from retbench.run.ledger import CellTimes, Ledger, Pair
-from retbench.run.protocol import RunInfo
+from retbench.running import events
+from retbench.running.ledger import CellTimes, Ledger, Pair
+from retbench.running.protocol import RunInfo
 
 Planner = Callable[..., Plan]
 

@@ -13,7 +13,7 @@ import pytest
 from retbench.measure.environment import code_revision
 from retbench.planning.plan import Plan, make_plan
 from retbench.records.store import read_records
-from retbench.run.protocol import (
+from retbench.running.protocol import (
     CELL_MARK,
     Checked,
     Done,
@@ -29,7 +29,7 @@ from retbench.run.protocol import (
     decode,
 )
 
-COMMAND = [sys.executable, "-P", "-m", "retbench.run.worker"]
+COMMAND = [sys.executable, "-P", "-m", "retbench.running.worker"]
 
 
 @pytest.fixture
@@ -150,7 +150,7 @@ def test_the_end_of_stdin_ends_a_worker(plan: Plan, tmp_path: Path) -> None:
 def test_even_a_stopped_worker_dies_with_its_runner() -> None:
     parent = (
         "import subprocess, sys, time\n"
-        "process = subprocess.Popen([sys.executable, '-P', '-m', 'retbench.run.worker'], stdin=subprocess.PIPE)\n"
+        "process = subprocess.Popen([sys.executable, '-P', '-m', 'retbench.running.worker'], stdin=subprocess.PIPE)\n"
         "print(process.pid, flush=True)\ntime.sleep(600)\n"
     )
     with subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE) as runner:

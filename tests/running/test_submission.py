@@ -15,12 +15,12 @@ from retbench.measure.environment import describe_environment, machine_name
 from retbench.planning.plan import Plan
 from retbench.records.record import utc_now
 from retbench.records.store import append_record
-from retbench.run import cluster_job, submission
-from retbench.run.cluster_job import JobNote, Resources, ShardJob, read_note
-from retbench.run.locks import LOCK_DIR_VARIABLE, timing_lock
-from retbench.run.protocol import RunInfo
-from retbench.run.recording import Outcome, Surroundings, make_record
-from retbench.run.submission import JobRow, Submission, list_jobs
+from retbench.running import cluster_job, submission
+from retbench.running.cluster_job import JobNote, Resources, ShardJob, read_note
+from retbench.running.locks import LOCK_DIR_VARIABLE, timing_lock
+from retbench.running.protocol import RunInfo
+from retbench.running.recording import Outcome, Surroundings, make_record
+from retbench.running.submission import JobRow, Submission, list_jobs
 
 pytest.importorskip("submitit", reason="needs submitit (the extra slurm)")
 SMOKE = ("--profile", "smoke", "--device", "cpu")

@@ -11,9 +11,9 @@ from retbench.planning.cells import Cell
 from retbench.planning.plan import Plan
 from retbench.records.record import Gate, Status, utc_now
 from retbench.records.store import append_record
-from retbench.run import events, resume
-from retbench.run.protocol import RunInfo
-from retbench.run.recording import Outcome, Surroundings, make_record
+from retbench.running import events, resume
+from retbench.running.protocol import RunInfo
+from retbench.running.recording import Outcome, Surroundings, make_record
 from retbench.workloads.workload import find_workload
 
 Pair = tuple[str, int]

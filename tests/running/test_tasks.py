@@ -17,10 +17,10 @@ from retbench.models.equivalence import LENGTHS
 from retbench.ops import attention
 from retbench.planning.plan import Plan
 from retbench.records.record import Ceilings, Gate, Status, utc_now
-from retbench.run import tasks
-from retbench.run.protocol import Advanced, Checked, Done, Job, MeasureCell, Message, Refused, RunInfo
-from retbench.run.recording import Outcome, Surroundings
-from retbench.run.tasks import CellProgress, classify
+from retbench.running import tasks
+from retbench.running.protocol import Advanced, Checked, Done, Job, MeasureCell, Message, Refused, RunInfo
+from retbench.running.recording import Outcome, Surroundings
+from retbench.running.tasks import CellProgress, classify
 from retbench.workloads.states import StateStore
 
 Prepare = Callable[..., list[Message]]

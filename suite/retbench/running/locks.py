@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 from retbench.errors import StorageError
 from retbench.measure import nvml
 from retbench.measure.machine import allowed_cpus, bind_process, cores_by_name
-from retbench.run.devices import gpu_uuid
+from retbench.running.devices import gpu_uuid
 
 LOCK_DIR_VARIABLE = "RETBENCH_LOCK_DIR"
 """Environment variable with another folder for the locks, e.g. one that containers on one machine share."""

@@ -19,12 +19,12 @@ from retbench.measure import environment
 from retbench.planning.cells import Cell
 from retbench.planning.plan import Plan
 from retbench.records.record import Gate
-from retbench.run import events
-from retbench.run.events import Observer, RunSummary
-from retbench.run.ledger import Ledger
-from retbench.run.locks import Interrupted, catch_signals, timing_lock
-from retbench.run.process import Inbox, Interrupt, Worker, WorkerExit
-from retbench.run.protocol import (
+from retbench.running import events
+from retbench.running.events import Observer, RunSummary
+from retbench.running.ledger import Ledger
+from retbench.running.locks import Interrupted, catch_signals, timing_lock
+from retbench.running.process import Inbox, Interrupt, Worker, WorkerExit
+from retbench.running.protocol import (
     Advanced,
     Checked,
     Done,
@@ -38,9 +38,9 @@ from retbench.run.protocol import (
     Streamed,
     Task,
 )
-from retbench.run.recording import code_of_cell, without_trial
-from retbench.run.resume import finished_pairs, identities_here
-from retbench.run.scratch import FreshRuns, remove_leftovers, scratch_folder
+from retbench.running.recording import code_of_cell, without_trial
+from retbench.running.resume import finished_pairs, identities_here
+from retbench.running.scratch import FreshRuns, remove_leftovers, scratch_folder
 from retbench.workloads.workload import find_workload
 
 _LOCK_POLL_S = 0.5
