@@ -114,7 +114,8 @@ def test_two_of_a_kind_are_told_apart_and_a_stranger_keeps_its_name() -> None:
     assert models.challengers == ()
 
 
-def test_a_name_that_begins_with_its_kind_is_read_as_words() -> None:
+def test_a_name_that_begins_or_ends_with_its_kind_is_read_as_words() -> None:
     retnet = Maker().record("latency", "retnet", "decode", 1, 1024, 0)
-    models = lineup([renamed(retnet, name="retnet_chunkwise"), renamed(retnet, name="retnet_small_chunks")])
-    assert list(models.labels.values()) == ["chunkwise RetNet", "small chunks RetNet"]
+    names = ("gated_retnet", "retnet_chunkwise", "retnet_small_chunks")
+    models = lineup([renamed(retnet, name=name) for name in names])
+    assert list(models.labels.values()) == ["gated RetNet", "chunkwise RetNet", "small chunks RetNet"]

@@ -225,9 +225,9 @@ def lineup(records: Sequence[Record]) -> Lineup:
     weak = {name for name, info in infos.items() if concatenates_cache(info.architecture, info.config)}
     places = {name: place for place, name in enumerate(registered())}
 
-    def place(name: str) -> tuple[bool, int, bool, str]:
+    def place(name: str) -> tuple[bool, int, bool, bool, str]:
         kind = architectures[name]
-        return is_baseline(kind), places.get(kind, len(places)), name in weak, name
+        return is_baseline(kind), places.get(kind, len(places)), name in weak, name != kind, name
 
     models = sorted(architectures, key=place)
     baselines = [name for name in models if is_baseline(architectures[name])]
@@ -249,8 +249,11 @@ def _labels(architectures: Mapping[str, str], weak: Container[str]) -> dict[str,
 
 
 def _own_label(architecture: str, name: str) -> str:
-    """Name a model among others of its architecture: 'chunkwise RetNet', 'RetNet (wide)'."""
-    own = name.removeprefix(f"{architecture}_")
+    """Name a model among others of its architecture: 'chunkwise RetNet', 'RetNet (wide)'.
+
+    The name of the architecture may begin or end the model's: retnet_chunkwise, gated_retnet.
+    """
+    own = name.removeprefix(f"{architecture}_").removesuffix(f"_{architecture}")
     title = title_of(architecture)
     if name == architecture:
         return title
