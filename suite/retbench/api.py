@@ -98,7 +98,7 @@ def compare(
     second: "str | Callable[[], object]",
     *,
     margin: float = 0.02,
-    rounds: int = 20,
+    rounds: int = 40,
     pairs: int | None = None,
     budget_s: float = 1200.0,
     notify: Callable[[str], None] = lambda text: None,
@@ -113,7 +113,7 @@ def compare(
         second: What is judged, of the same kind.
         margin: Share by which a time must have moved to count.
         rounds: Maximum number of rounds, without repeats of a flagged change.
-        pairs: Samples of each side per round; None for as many, from 1 to 10, as take about 3 s.
+        pairs: Samples of each side per round; None for as many, from 1 to 10, as take about 2 s.
         budget_s: Seconds after which no round begins.
         notify: Receives progress messages.
 

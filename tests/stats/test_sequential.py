@@ -149,13 +149,18 @@ def test_an_item_without_rounds_is_not_decided() -> None:
 
 
 def test_what_is_not_found_again_is_inconclusive() -> None:
-    sweep = SequentialTest({"real": MARGIN, "chance": MARGIN, "gone": MARGIN}, RULES, plan_analyses(5))
-    sweep.analyse(dict.fromkeys(("real", "chance", "gone"), steady(0.2)))
-    assert len(sweep.flagged) == 3
-    sweep.confirm({"real": steady(0.2), "chance": steady(0.0)})
+    names = frozenset({"real", "late", "never", "chance", "gone"})
+    sweep = SequentialTest(dict.fromkeys(names, MARGIN), RULES, plan_analyses(5))
+    sweep.analyse(dict.fromkeys(names, steady(0.2)))
+    assert sweep.flagged.keys() == names
+    unclear = LogRatio(MARGIN + 0.01, 0.01, 4.0, 5)
+    first = {"real": steady(0.2), "chance": steady(0.0), "late": unclear, "never": unclear}
+    left = sweep.confirm(first, names, is_last=False)
+    assert left == {"late", "never"}
+    assert not sweep.confirm({"late": steady(0.05, 15), "never": unclear}, left, is_last=True)
     found = sweep.decisions({})
-    assert found["real"].verdict == "regressed"
-    for name in ("chance", "gone"):
+    assert {found[name].verdict for name in ("real", "late")} == {"regressed"}
+    for name in ("never", "chance", "gone"):
         assert found[name].verdict == "inconclusive"
         assert found[name].note == "regressed at first, not when measured again"
 

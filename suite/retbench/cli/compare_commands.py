@@ -16,10 +16,10 @@ def compare_commands(
     second: Annotated[str, typer.Argument(metavar="B", help="Command that is judged.")],
     form: ReportFormat = "text",
     out: ReportFolder = None,
-    rounds: Annotated[int, typer.Option(help="Maximum rounds, without repeats of a flagged change.")] = 20,
+    rounds: Annotated[int, typer.Option(help="Maximum rounds, without repeats of a flagged change.")] = 40,
     pairs: Annotated[
         int | None,
-        typer.Option(help="Runs of each command per round; by default 1 to 10, to fill about 3 s."),
+        typer.Option(help="Runs of each command per round; by default 1 to 10, to fill about 2 s."),
     ] = None,
     budget: Annotated[
         float, typer.Option(help="Minutes after which no round begins but those of a flagged change.")

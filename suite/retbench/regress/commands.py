@@ -29,8 +29,11 @@ from retbench.running.process import Inbox, Interrupt
 from retbench.stats.sequential import DecisionRules, plan_analyses
 from retbench.units import format_duration, format_seconds
 
-_ROUND_S = 3.0
-"""Time that the pairs of a round take, if it allows between one pair and `_MAX_PAIRS`."""
+_ROUND_S = 2.0
+"""Time that the pairs of a round take, if it allows between one pair and `_MAX_PAIRS`.
+
+Short rounds end a comparison early where there is little noise, and more of them are measured where there is much.
+"""
 _MAX_PAIRS = 10
 _MAX_SAMPLE_S = 1.0
 """Longest sample, unless one run takes longer."""
@@ -51,11 +54,11 @@ class PairLimits:
 
     Attributes:
         max_rounds: Maximum number of rounds, without repeats of a flagged difference.
-        pairs: Pairs of samples per round; None for as many, from 1 to 10, as take about 3 s.
+        pairs: Pairs of samples per round; None for as many, from 1 to 10, as take about 2 s.
         budget_s: Seconds after which no round begins.
     """
 
-    max_rounds: int = 20
+    max_rounds: int = 40
     pairs: int | None = None
     budget_s: float = 1200.0
 

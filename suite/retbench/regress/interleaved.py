@@ -30,6 +30,7 @@ from retbench.regress.session import DifferentWork, InterleavedSession, SessionL
 from retbench.running.locks import Interrupted, catch_signals, timing_lock
 from retbench.running.process import Inbox
 from retbench.stats.sequential import (
+    CONFIRMATIONS,
     MIN_ROUNDS,
     Decision,
     DecisionRules,
@@ -132,14 +133,18 @@ class SampledRounds:
         return "rounds" if self._open else "decided"
 
     def confirm(self) -> None:
-        """Measure flagged items in as many new rounds as flagging took, and keep those that are found again."""
-        flagged = self.test.flagged.keys() - self.confirmed
-        if flagged:
-            count = max(self.min_repeats, *map(self.test.rounds_of, flagged))
-            repeats = [self._measure(_points_of(flagged)) for _ in range(count)]
-            self.test.confirm(paired_changes(flagged, repeats), flagged)
-            self.confirmed |= flagged & self.test.flagged.keys()
-            self.repeats += repeats
+        """Measure flagged items in as many new rounds as flagging took, or more, and keep those found again."""
+        flagged = left = frozenset(self.test.flagged.keys() - self.confirmed)
+        count = max((self.min_repeats, *map(self.test.rounds_of, flagged)))
+        repeats: list[Times] = []
+        for multiple in CONFIRMATIONS:
+            points = _points_of(left)
+            while left and len(repeats) < multiple * count:
+                repeats.append(self._measure(points))
+            is_last = multiple == CONFIRMATIONS[-1]
+            left = self.test.confirm(paired_changes(left, repeats), left, is_last=is_last)
+        self.confirmed |= flagged & self.test.flagged.keys()
+        self.repeats += repeats
 
     @property
     def _open(self) -> set[ComparedItem]:

@@ -10,8 +10,9 @@ Why the rates hold, however the noise of the items is correlated:
   first error that weight is never less than the weight of the true hypotheses. So the probability of any error at any
   analysis is at most the rate (the union bound).
 - A flagged item counts only when rounds measured anew confirm it. These are independent of the first, so that the
-  probability of a false alarm in a run is at most `flag_rate * confirm_rate`: 0.5 %. That holds whether all flags are
-  confirmed at the end or those of each analysis at once: what is not confirmed is among those left again.
+  probability of a false alarm in a run is at most `flag_rate * confirm_rate`: 0.5 %. The tests of the new rounds share
+  `confirm_rate`. That holds whether all flags are confirmed at the end or those of each analysis at once: what is not
+  confirmed is among those left again.
 - An item is called the same where both one-sided tests against the margin reject at the analysis's share of
   `miss_rate`. A difference of the margin or more is called the same at most that often.
 
@@ -41,6 +42,11 @@ FIRST_ANALYSES = (5, 7, 10, 14, 20, 28, 40, 56, 80)
 LAST_SHARE = 0.5
 """Share of the rate that the last analysis may spend; those before it divide the rest equally."""
 MIN_ROUNDS = 3
+CONFIRMATIONS = (1, 3)
+"""Multiples of the rounds behind a flag after which rounds measured anew are tested; the tests share the rate equally.
+
+What is flagged early is what chance made large, so that as many new rounds often show less and cannot confirm it.
+"""
 
 
 @dataclass(frozen=True)
@@ -194,22 +200,30 @@ class SequentialTest(Generic[Key]):
         change = self._decided[key].change
         return change.num_rounds if change else 0
 
-    def confirm(self, changes: Mapping[Key, LogRatio], among: Collection[Key] | None = None) -> None:
-        """Keep the flagged items, or those `among` them, that new rounds confirm; the rest becomes inconclusive."""
-        rate = self._rules.confirm_rate
-        if rate is None:
+    def confirm(
+        self, changes: Mapping[Key, LogRatio], among: Collection[Key], *, is_last: bool
+    ) -> frozenset[Key]:
+        """Test the flagged items `among` those given on new rounds; return those that need more of these.
+
+        The others are confirmed, or become inconclusive: at the last test, or if their estimate is below the margin.
+        """
+        if self._rules.confirm_rate is None:
             raise AssertionError("these rules have nothing measured again")
+        rate, open_items = self._rules.confirm_rate / len(CONFIRMATIONS), set[Key]()
         for direction in ("regressed", "improved"):
-            flagged = [key for key, found in self.flagged.items() if found == direction]
-            keys = [key for key in flagged if among is None or key in among]
+            keys = [key for key, found in self.flagged.items() if found == direction and key in among]
             p_values = {
                 key: self._p_value(key, changes[key], direction) if key in changes else 1.0 for key in keys
             }
             confirmed = reject(p_values, rate, self._weights, sum(self._weights[key] for key in keys))
             note = f"{direction} at first, not when measured again"
             for key in p_values.keys() - confirmed:
-                before = self._decided[key]
-                self._decided[key] = Decision("inconclusive", before.change, before.margin, note=note)
+                if p_values[key] <= 0.5 and not is_last:
+                    open_items.add(key)
+                else:
+                    before = self._decided[key]
+                    self._decided[key] = Decision("inconclusive", before.change, before.margin, note=note)
+        return frozenset(open_items)
 
     def decisions(self, changes: Mapping[Key, LogRatio]) -> dict[Key, Decision]:
         """Return the decision on every item, in the order given; `changes` are those of all rounds."""
