@@ -186,7 +186,7 @@ def answered(
         arguments["experiment"] = experiment.name
         arguments["settings"] |= {"limit": spec.limit, "dtype": profile.dtype}
         if isinstance(spec, ZeroshotSpec):
-            arguments["point"] = arguments["point"].model_copy(update={"context_len": spec.context_len})
+            arguments["point"] = arguments["point"].model_copy(update={"context_len": spec.context_len[0]})
         if isinstance(rule, NearRule):
             arguments["metrics"] = {rule.metric: Metric(unit="ratio", value=claim.printed)}
         return arguments
