@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from retbench.config.evaluation import ZeroshotSpec
 from retbench.config.experiment import list_experiments, load_experiment
+from retbench.evaluation.ruler import missing_packages
+from retbench.evaluation.task_entries import TASKS
 from retbench.planning.plan import Plan, make_plan
 from retbench.records.record import Record
 from retbench.records.store import read_records
@@ -26,9 +29,14 @@ FROM_HUB = [
 HERE = [name for name in list_experiments() if name not in FROM_HUB]
 
 
-def needs_data(name: str) -> bool:
-    """Whether an experiment asks tasks, whose files are not part of any package."""
-    return "zeroshot" in load_experiment(name).profile("smoke").workloads.specs
+def missing_for(name: str) -> str:
+    """Return what a smoke profile's tasks lack here: files, which are part of no package, or the extra `recall`."""
+    spec = load_experiment(name).profile("smoke").workloads.specs.get("zeroshot")
+    if not isinstance(spec, ZeroshotSpec):
+        return ""
+    if any(TASKS[task].is_generated for task in spec.tasks):
+        return missing_packages()
+    return "" if DATA else "RETBENCH_DATA is not set: the folder of task files"
 
 
 @pytest.fixture(scope="module")
@@ -98,8 +106,8 @@ def check_records(plan: Plan, results: Path) -> None:
 
 @pytest.mark.parametrize("name", HERE)
 def test_the_smoke_profile_of_an_experiment_runs(folder: Path, name: str) -> None:
-    if needs_data(name) and not DATA:
-        pytest.skip("RETBENCH_DATA is not set: the folder of task files")
+    if reason := missing_for(name):
+        pytest.skip(reason)
     run_smoke(folder, name)
 
 

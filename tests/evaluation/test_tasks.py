@@ -6,7 +6,8 @@ import datasets
 import pytest
 
 from retbench.errors import ConfigError, UnsupportedError
-from retbench.evaluation.tasks import TASKS, check_task, load_task, quiet, task_rows
+from retbench.evaluation.task_entries import TASKS
+from retbench.evaluation.tasks import load_task, quiet, task_rows
 
 
 def write_copa(folder, split, numbers):
@@ -33,7 +34,9 @@ def numbers_before(context):
     return examples, own
 
 
-@pytest.mark.parametrize("name", [name for name in TASKS if name != "storycloze_2016"])
+@pytest.mark.parametrize(
+    "name", [entry.name for entry in TASKS.values() if entry.on_hub and not entry.reads_whole]
+)
 def test_every_task_loads_from_local_files(name, data_dir):
     loaded = load_task(name, data_dir=data_dir)
     assert loaded.data_source == "local"
@@ -163,7 +166,43 @@ def test_rows_of_the_tasks(tmp_path, monkeypatch):
     assert "2307.08621" in rows["wsc273"][0]
 
 
-@pytest.mark.parametrize("name", ["niah_single_1", "ruler_vt"])
-def test_tasks_of_ruler_are_refused_with_the_workload_that_has_their_needle(name: str) -> None:
-    with pytest.raises(UnsupportedError, match=rf"task '{name}'.*retbench run needle"):
-        check_task(name, num_fewshot=0)
+def write_forms(folder, name, rows):
+    """Rows as in the data sets of Based: a text that ends with a field, and its value, which stands in the text."""
+    (folder / name).mkdir()
+    text = "".join(
+        json.dumps({"doc_id": str(n), "key": "Title", "text": text, "value": value}) + "\n"
+        for n, (text, value) in enumerate(rows)
+    )
+    (folder / name / "validation.jsonl").write_text(text, encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "new_tokens", "until"),
+    # lm-eval means 48 in the last one too, but its own default takes precedence there.
+    [("swde", 48, "\n"), ("fda", 48, "\n"), ("squad_completion", 256, "\n\n")],
+)
+def test_tasks_of_recall_load_from_local_files_with_lm_evals_prompts(name, new_tokens, until, tmp_path):
+    loaded = load_task(name, data_dir=write_forms(tmp_path, name, [(" Title: A cat. Title: ", " A cat\n")]))
+    with quiet():
+        loaded.task.build_all_requests()
+    (request,) = loaded.task.instances
+    prompt, settings = request.args
+    assert prompt == "Title: A cat. Title:"
+    assert (settings["max_gen_toks"], settings["until"]) == (new_tokens, [until])
+    assert (loaded.data_source, loaded.data_files) == ("local", (f"{name}/validation.jsonl",))
+    assert (loaded.task.VERSION, loaded.entry.reads_whole) == (1, True)
+
+
+def test_tasks_of_recall_are_refused_without_data_and_with_other_fields(tmp_path):
+    with pytest.raises(UnsupportedError, match=r"fda: HF_HUB_OFFLINE.*fda/validation.jsonl"):
+        load_task("fda", data_dir=tmp_path)
+    with pytest.raises(ConfigError, match="takes no examples"):
+        load_task("swde", num_fewshot=1)
+    (tmp_path / "swde").mkdir()
+    (tmp_path / "swde" / "validation.jsonl").write_text('{"page": "a"}\n', encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"swde/validation.jsonl.*based-swde"):
+        load_task("swde", data_dir=tmp_path)
+    (tmp_path / "swde" / "validation.jsonl").rename(tmp_path / "swde" / "train.jsonl")
+    with pytest.raises(ConfigError, match="only the split train"):
+        load_task("swde", data_dir=tmp_path)

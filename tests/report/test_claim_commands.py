@@ -51,7 +51,7 @@ def experiment_of(options: dict[str, Any]) -> tuple[Experiment, Profile]:
     """What a command is about."""
     name = options["profile"] or "cpu"
     experiment = load_experiment(options["experiment"], options["overrides"] or (), profile=name)
-    return experiment, experiment.profile(name)
+    return experiment.of_profile(name), experiment.profile(name)
 
 
 @pytest.mark.parametrize("name", [*OF_COST, *OF_QUALITY])
@@ -132,7 +132,7 @@ def trained_by(
     if spec is None:
         assert all(entry.checkpoint for entry in experiment.models.values())
         return {str(entry.size): (None,) for entry in experiment.models.values()}, None
-    return {size: spec.seeds_of(size) for size in spec.sizes}, spec.num_steps * spec.tokens_per_step
+    return {size: spec.seeds_of(size) for size in spec.sizes}, max(spec.steps_of(size) for size in spec.sizes) * spec.tokens_per_step
 
 
 def side_of(experiment: Experiment, side: Side) -> tuple[str, str | None]:
@@ -186,7 +186,7 @@ def answered(
         arguments["experiment"] = experiment.name
         arguments["settings"] |= {"limit": spec.limit, "dtype": profile.dtype}
         if isinstance(spec, ZeroshotSpec):
-            arguments["point"] = arguments["point"].model_copy(update={"context_len": spec.context_len})
+            arguments["point"] = arguments["point"].model_copy(update={"context_len": spec.context_len[0]})
         if isinstance(rule, NearRule):
             arguments["metrics"] = {rule.metric: Metric(unit="ratio", value=claim.printed)}
         return arguments

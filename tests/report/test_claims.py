@@ -969,8 +969,8 @@ def test_the_papers_of_the_kin_have_claims(paper: str) -> None:
 
 
 def test_a_claim_says_which_workload_it_awaits() -> None:
-    (row,) = judge(CLAIMS["recall_fda"], NOTHING).rows
-    assert row.finding.text == "needs the workload recall_tasks, which retbench does not have yet"
+    (row,) = judge(CLAIMS["recall_mean"], NOTHING).rows
+    assert row.finding.text == "needs the workload based_tasks, which retbench does not have yet"
     assert row.command is None
 
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from retbench.errors import UnsupportedError
+from retbench.errors import ConfigError, UnsupportedError
 from retbench.evaluation import zeroshot as scoring
+from retbench.evaluation.lm import DecoderLM
 from retbench.workloads import zeroshot
 from retbench.workloads.context import Context
 
@@ -134,3 +135,45 @@ def test_a_metric_that_is_no_number_is_absent(folder: Path, monkeypatch: pytest.
 def test_a_task_without_data_says_what_was_looked_for(folder: Path) -> None:
     with pytest.raises(UnsupportedError, match=r"piqa: HF_HUB_OFFLINE .* Looked for: piqa/train.jsonl"):
         zeroshot.measure(context_of(folder, "piqa"))
+
+
+FORMS = [("Title: A cat.\nTitle: ", "A cat "), ("Year: 1999\nPages: 12\nYear: ", " 1999\n")]
+"""A text that ends with a field, and the field's value, with spaces as in the data sets of Based."""
+
+
+def write_forms(folder: Path, name: str) -> None:
+    write(folder / name, [{"text": text, "value": value} for text, value in FORMS], "validation")
+
+
+@pytest.mark.parametrize("name", ["swde", "fda", "squad_completion"])
+def test_an_answer_of_a_task_of_recall_is_right_if_it_contains_the_value(
+    folder: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def say(lm: DecoderLM, requests: Any, disable_tqdm: bool = False) -> list[str]:
+        asked.extend(request.args[0] for request in requests)
+        return ["it is a CAT, perhaps" for _ in requests]
+
+    write_forms(folder, name)
+    monkeypatch.setattr(DecoderLM, "generate_until", say)
+    found = zeroshot.measure(context_of(folder, name))
+    assert asked == ["Title: A cat.\nTitle:", "Year: 1999\nPages: 12\nYear:"]
+    assert [row["contains"] for row in found.documents] == [1, 0]
+    assert {row["text"] for row in found.documents} == {"it is a CAT, perhaps"}
+    assert found.metrics["contains"].value == 0.5
+    assert (found.backend["shown"], found.backend["task_version"]) == ("contains", "1")
+
+
+def test_a_model_continues_a_form_and_a_prompt_without_room_is_an_error(folder: Path) -> None:
+    write_forms(folder, "swde")
+    context = context_of(folder, "swde", limit=1)
+    found = zeroshot.measure(context)
+    (row,) = found.documents
+    assert isinstance(row["text"], str)
+    assert row["loglikelihoods"] == row["is_greedy"] == ()
+    assert found.metrics["num_truncated"].value == 0
+    point = context.cell.point.model_copy(update={"context_len": 60})
+    short = replace(context, cell=context.cell.model_copy(update={"point": point}))
+    with pytest.raises(ConfigError, match=r"prompt of 20 tokens and 48 new ones .* max_length 60"):
+        zeroshot.measure(short)

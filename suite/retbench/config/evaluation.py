@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from retbench.records.record import Point
 from retbench.records.record import Protocol as Protocol
@@ -37,6 +37,19 @@ def without_repeats(values: tuple[object, ...]) -> tuple[object, ...]:
     if len(set(values)) < len(values):
         raise ValueError("a value stands in it twice; a point is measured once")
     return values
+
+
+def _as_several(value: object) -> object:
+    return value if isinstance(value, list | tuple) else (value,)
+
+
+Lengths = Annotated[
+    tuple[Length, ...],
+    BeforeValidator(_as_several, json_schema_input_type=int | str | list[int | str]),
+    AfterValidator(without_repeats),
+    Field(min_length=1, max_length=256),
+]
+"""One number of tokens, or several."""
 
 
 class WorkloadSpec(Strict):
@@ -194,8 +207,9 @@ class ZeroshotSpec(EvaluationSpec):
     add_bos: bool = False
     """Begin every context with the tokenizer's first-token mark, which models trained with it need: lm-eval's
     `add_bos_token=True`. lm-eval's default depends on the tokenizer; here it is false."""
-    context_len: Length = 2048
-    """Tokens that a model sees at most; a longer prompt loses its beginning."""
+    context_len: Lengths = (2048,)
+    """Tokens that a model sees at most; a longer prompt loses its beginning, and is an error in a task of recall.
+    RULER's prompts are generated for this length. Every task is run at every length."""
 
     _distinct = field_validator("tasks", "num_fewshot")(without_repeats)
 
@@ -211,5 +225,6 @@ class ZeroshotSpec(EvaluationSpec):
     def points(self) -> Iterator[Point]:
         """Yield the points of each task."""
         for task in self.tasks:
-            for num_fewshot in self.num_fewshot:
-                yield Point(batch_size=1, context_len=self.context_len, task=task, num_fewshot=num_fewshot)
+            for context_len in self.context_len:
+                for num_fewshot in self.num_fewshot:
+                    yield Point(batch_size=1, context_len=context_len, task=task, num_fewshot=num_fewshot)

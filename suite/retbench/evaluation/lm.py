@@ -38,6 +38,7 @@ class DecoderLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no type inform
         batch_tokens: Tokens of one forward pass; None: by device.
         add_bos: Begin every context with the begin-of-text token, for models trained so.
         min_saved: See `batching.build_tree`; None computes every request separately.
+        truncates: Cut the start off a prompt that is too long; otherwise it is an error.
 
     Attributes:
         num_truncated: Requests whose context lost tokens at its start, since this was last set to 0.
@@ -58,6 +59,7 @@ class DecoderLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no type inform
         batch_tokens: int | None = None,
         add_bos: bool = False,
         min_saved: int | None = MIN_SAVED,
+        truncates: bool = True,
     ) -> None:
         super().__init__()
         check_vocabulary(tokenizer, model.config.vocab_size)
@@ -66,6 +68,7 @@ class DecoderLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no type inform
         self.model = model
         self.tokenizer = tokenizer
         self.add_bos = add_bos
+        self.truncates = truncates
         self._max_length = max_length
         self._scorer = Scorer(model, max_length=max_length, batch_tokens=batch_tokens, min_saved=min_saved)
         self._encode = lru_cache(maxsize=2**16)(lambda text: tuple(tokenizer.encode(text)))
@@ -132,7 +135,7 @@ class DecoderLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no type inform
 
         Raises:
             UnsupportedError: a task asks for sampling.
-            ConfigError: the new tokens leave no room for a prompt.
+            ConfigError: the new tokens leave no room for a prompt, or for the whole of it where it must not be cut.
         """
         groups: dict[tuple[int, str], list[int]] = defaultdict(list)
         prompts: list[list[int]] = []
@@ -163,6 +166,12 @@ class DecoderLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no type inform
                 f"{settings['max_gen_toks']} new tokens. Raise max_length."
             )
         tokens = self.tok_encode(text) or [self.prefix_token_id]
+        if len(tokens) > room and not self.truncates:
+            raise ConfigError(
+                f"a prompt of {len(tokens):,} tokens and {settings['max_gen_toks']} new ones take more than max_length "
+                f"{self.max_length:,}, and the answer may stand in the part that would be cut off: "
+                f"{shown(text[:40])}. Raise max_length (context_len)."
+            )
         self.num_truncated += len(tokens) > room
         return tokens[-room:]
 

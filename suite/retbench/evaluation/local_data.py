@@ -106,7 +106,7 @@ def _find(data_dir: Path, pattern: str) -> Path | None:
 def layouts_of(task: str) -> tuple[Layout, ...]:
     """Return every layout of a task, the user's own files first."""
     own = tuple(Layout(split, (f"{task}/{split}.jsonl",), _read_lines) for split in SPLITS)
-    return own + LAYOUTS[task]
+    return own + LAYOUTS.get(task, ())
 
 
 def describe_files(task: str) -> str:

@@ -1,67 +1,26 @@
 """The zero-shot tasks, with lm-eval's prompts and metrics over local files if there are any, else the hub's data.
 
-They are the tasks of the RetNet paper and of the GLA paper's table. Importing this module imports neither torch nor
-lm-eval.
+`task_entries` lists them. Importing this module imports neither torch nor lm-eval.
 """
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from retbench.config.evaluation import FEWSHOT_SEED
 from retbench.data.places import data_folder
-from retbench.errors import ConfigError, UnsupportedError, shown, unknown_name
+from retbench.errors import ConfigError, UnsupportedError
+from retbench.evaluation import ruler
 from retbench.evaluation.local_data import LocalSplit, describe_files, find_layouts, one_line, read_local
+from retbench.evaluation.task_entries import TASKS, TaskEntry, find_task
 
-RETNET = "RetNet (arXiv:2307.08621) Table 3"
-GLA = "GLA (arXiv:2312.06635) Table 2"
-
-
-@dataclass(frozen=True)
-class TaskEntry:
-    """One task.
-
-    Attributes:
-        name: lm-eval's name, which users give.
-        definition: lm-eval's file of the task, below its folder of tasks.
-        metric: The metric to show first. GLA's table has acc_norm for HellaSwag, ARC-challenge and OpenBookQA; the
-            RetNet paper does not say which one it shows for HellaSwag.
-        source: The papers whose tables have the task.
-        on_hub: False if the data must come from the user's own files.
-        takes_shots: True if examples can precede a document.
-    """
-
-    name: str
-    definition: str
-    metric: str
-    source: str
-    on_hub: bool = True
-    takes_shots: bool = True
-
-
-TASKS: dict[str, TaskEntry] = {
-    entry.name: entry
-    for entry in (
-        TaskEntry("hellaswag", "hellaswag/hellaswag.yaml", "acc_norm", f"{RETNET}; {GLA}"),
-        TaskEntry("boolq", "super_glue/boolq/default.yaml", "acc", f"{RETNET}; {GLA}"),
-        TaskEntry("copa", "super_glue/copa/default.yaml", "acc", f"{RETNET}; {GLA}"),
-        TaskEntry("piqa", "piqa/piqa.yaml", "acc", f"{RETNET}; {GLA}"),
-        TaskEntry("wsc273", "wsc273/default.yaml", "acc", RETNET),
-        TaskEntry("winogrande", "winogrande/default.yaml", "acc", f"{RETNET}; {GLA}"),
-        TaskEntry("storycloze_2016", "storycloze/storycloze_2016.yaml", "acc", RETNET, on_hub=False),
-        TaskEntry("lambada_openai", "lambada/lambada_openai.yaml", "acc", GLA),
-        TaskEntry("arc_easy", "arc/arc_easy.yaml", "acc", GLA),
-        TaskEntry("arc_challenge", "arc/arc_challenge.yaml", "acc_norm", GLA),
-        TaskEntry("openbookqa", "openbookqa/openbookqa.yaml", "acc_norm", GLA),
-        TaskEntry("sciq", "sciq/sciq.yaml", "acc", GLA),
-        TaskEntry("wikitext", "wikitext/wikitext.yaml", "word_perplexity", GLA, takes_shots=False),
-    )
-}
+if TYPE_CHECKING:
+    from retbench.data.tokenizers import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -71,22 +30,24 @@ class LoadedTask:
     Attributes:
         entry: Its entry in `TASKS`.
         task: lm-eval's object.
-        data_source: "local" or "hub".
+        data_source: "local", "hub", or "generated" if lm-eval makes the prompts.
         data_files: Local files below the data folder, or the name of the hub's data set.
         data_note: How prompts from local rows differ from those from the hub's; empty if they do not.
         split: The evaluated split.
         fewshot_source: Split of the examples, if there are any.
         seed: Seed of the choice of examples.
+        extra_tokens: Tokens that a generated prompt may have beyond the length that it was made for.
     """
 
     entry: TaskEntry
     task: Any
-    data_source: Literal["local", "hub"]
+    data_source: Literal["local", "hub", "generated"]
     data_files: tuple[str, ...]
     data_note: str
     split: str
     fewshot_source: str | None
     seed: int
+    extra_tokens: int = 0
 
 
 def load_task(
@@ -95,6 +56,8 @@ def load_task(
     data_dir: Path | None = None,
     num_fewshot: int = 0,
     seed: int = FEWSHOT_SEED,
+    tokenizer: "Tokenizer | None" = None,
+    context_len: int | None = None,
 ) -> LoadedTask:
     """Load a task with its documents.
 
@@ -106,15 +69,23 @@ def load_task(
         data_dir: Folder of local files, see `local_data`; None for that of RETBENCH_DATA.
         num_fewshot: Examples before each document.
         seed: Seed of their choice.
+        tokenizer: The model's tokenizer, for a task that is generated.
+        context_len: Tokens of its prompts and answers.
 
     Raises:
         ConfigError: unknown task, unreadable files, or more examples than there are.
         UnsupportedError: neither local files nor the hub has the data.
     """
-    entry = _find_task(name, num_fewshot)
+    entry = find_task(name, num_fewshot)
+    if entry.is_generated:
+        if tokenizer is None or context_len is None:
+            raise ConfigError(f"task {name} is generated for a tokenizer and a context_len; give both.")
+        return _generate(entry, seed, tokenizer, context_len)
     data_dir = data_folder(data_dir)
     local = read_local(name, data_dir) if data_dir is not None else {}
     config = _definition(entry)
+    if "class" in config:
+        return _load_class(entry, seed, config["class"], local, data_dir)
     if local:
         config |= _local_overrides(config, local)
     config["num_fewshot"] = num_fewshot
@@ -125,7 +96,7 @@ def load_task(
     from_own_split = source == split
     if from_own_split:  # lm-eval excludes the document from its examples only if these two are the same
         config |= {"fewshot_split": config.get("test_split")}
-    task = _build(entry, config, local, data_dir)
+    task = _build(entry, lambda: _configured(config), local, data_dir, str(config["dataset_path"]))
     available = len(task.sampler.df) - from_own_split
     if num_fewshot > available:
         raise ConfigError(f"task {name}: {num_fewshot} examples asked for, and there are {available}.")
@@ -145,6 +116,54 @@ def load_task(
     )
 
 
+def _load_class(
+    entry: TaskEntry, seed: int, kind: type, local: Mapping[str, LocalSplit], data_dir: Path | None
+) -> LoadedTask:
+    """Load a task that lm-eval defines as a class, which evaluates the split `validation`."""
+    split, hub_name = "validation", str(kind.DATASET_PATH)  # type: ignore[attr-defined]
+    if local:
+        datasets = _datasets(entry.name, local, [split])
+
+        def download(task: Any, _: object = None) -> None:
+            task.dataset = datasets
+
+        kind = type(kind.__name__, (kind,), {"download": download})
+    task = _build(entry, kind, local, data_dir, hub_name)
+    task.set_fewshot_seed(seed)
+    return LoadedTask(
+        entry=entry,
+        task=task,
+        data_source="local" if local else "hub",
+        data_files=local[split].files if local else (hub_name,),
+        data_note="",
+        split=split,
+        fewshot_source=None,
+        seed=seed,
+    )
+
+
+def _generate(entry: TaskEntry, seed: int, tokenizer: "Tokenizer", context_len: int) -> LoadedTask:
+    """Let lm-eval generate a task's prompts."""
+    check_task(entry.name, num_fewshot=0)
+    with quiet(), ruler.without_downloads():
+        config = _definition(entry)
+    config |= ruler.generate(config, tokenizer, context_len)
+    with quiet():
+        task = _configured(config)
+    task.set_fewshot_seed(seed)
+    return LoadedTask(
+        entry=entry,
+        task=task,
+        data_source="generated",
+        data_files=(ruler.ESSAYS,) if ruler.needs_essays(entry.name) else (),
+        data_note="",
+        split=config["test_split"],
+        fewshot_source=None,
+        seed=seed,
+        extra_tokens=ruler.opening_tokens(task, tokenizer),
+    )
+
+
 def check_task(name: str, *, num_fewshot: int, data_dir: Path | None = None) -> None:
     """Refuse a task that cannot be loaded, as far as that shows before its data is read.
 
@@ -157,17 +176,33 @@ def check_task(name: str, *, num_fewshot: int, data_dir: Path | None = None) -> 
         ConfigError: unknown task, or examples for a task that takes none.
         UnsupportedError: the task has no local files, and the hub does not have its data or is switched off.
     """
-    entry = _find_task(name, num_fewshot)
+    entry = find_task(name, num_fewshot)
+    if entry.is_generated:
+        if reason := _cannot_generate(name):
+            raise UnsupportedError(f"task {name}: {reason}.")
+        return
     data_dir = data_folder(data_dir)
     if data_dir is None or not find_layouts(name, data_dir):
         _require_hub(entry, data_dir)
 
 
+def _cannot_generate(name: str) -> str:
+    """Return why the prompts of a task cannot be generated here; empty if they can, as far as is known."""
+    if reason := ruler.missing_packages():
+        return reason
+    if ruler.needs_essays(name) and _hub_is_off():
+        return f"its texts are {ruler.ESSAYS} on the hub, and HF_HUB_OFFLINE or HF_DATASETS_OFFLINE is set"
+    return ""
+
+
 def task_rows(data_dir: Path | None = None) -> list[tuple[str, str, str]]:
-    """List every task: its name, its paper, and "local", "hub" or the reason why it cannot be run."""
+    """List every task: its name, its paper, and "local", "hub", "generated" or the reason why it cannot be run."""
     data_dir = data_folder(data_dir)
     rows = []
     for entry in TASKS.values():
+        if entry.is_generated:
+            rows.append((entry.name, entry.source, _cannot_generate(entry.name) or "generated"))
+            continue
         splits = find_layouts(entry.name, data_dir).keys() if data_dir is not None else set()
         if splits & {"validation", "test"}:
             where = "local"
@@ -179,25 +214,6 @@ def task_rows(data_dir: Path | None = None) -> list[tuple[str, str, str]]:
             where = "hub"
         rows.append((entry.name, entry.source, where))
     return rows
-
-
-def _find_task(name: str, num_fewshot: int) -> TaskEntry:
-    """Return the task called `name`; ConfigError if there is none, or if it does not take examples."""
-    if name.startswith(("niah_", "ruler")):
-        raise UnsupportedError(
-            f"task {shown(name)}: lm-eval generates RULER's prompts with packages that download texts when they are "
-            "loaded, and with transformers' tokenizers only. The workload 'needle' has its single needle: retbench run "
-            "needle."
-        )
-    if name not in TASKS:
-        raise unknown_name("zero-shot task", name, TASKS)
-    entry = TASKS[name]
-    if num_fewshot and not entry.takes_shots:
-        raise ConfigError(
-            f"task {name} scores whole texts; it takes no examples, and num_fewshot is {num_fewshot}. Set it to 0, or "
-            "leave the task out."
-        )
-    return entry
 
 
 def _definition(entry: TaskEntry) -> dict[str, Any]:
@@ -214,14 +230,21 @@ def _definition(entry: TaskEntry) -> dict[str, Any]:
 
 def _local_overrides(config: Mapping[str, Any], local: Mapping[str, LocalSplit]) -> dict[str, Any]:
     """Return the fields of a definition that local data changes: the source of the rows, and absent splits."""
-    from datasets import Dataset, DatasetDict
-
     named = {key: config.get(key) for key in ("training_split", "validation_split", "test_split")}
     present = {key: split if split in local else None for key, split in named.items()}
-    if not (present["validation_split"] or present["test_split"]):
+    evaluated = [str(named[key]) for key in ("validation_split", "test_split") if named[key]]
+    datasets = _datasets(config["task"], local, evaluated)
+    return {**present, "custom_dataset": lambda **_: datasets, "dataset_kwargs": None}
+
+
+def _datasets(name: str, local: Mapping[str, LocalSplit], evaluated: Sequence[str]) -> Any:
+    """Return local rows as a DatasetDict; ConfigError unless one of the splits that are evaluated is there."""
+    from datasets import Dataset, DatasetDict
+
+    if not local.keys() & set(evaluated):
         raise ConfigError(
-            f"task {config['task']}: only the split {', '.join(local)} is there, which is not evaluated. Add one of "
-            f"{', '.join(str(split) for split in named.values() if split)}."
+            f"task {name}: only the split {', '.join(local)} is there, which is not evaluated. Add one of "
+            f"{', '.join(evaluated)}."
         )
     datasets = DatasetDict()
     for split, found in local.items():
@@ -229,32 +252,42 @@ def _local_overrides(config: Mapping[str, Any], local: Mapping[str, LocalSplit])
             datasets[split] = Dataset.from_list(found.rows)
         except Exception as error:  # from arrow, whose columns have one type each
             raise ConfigError(
-                f"task {config['task']}: {', '.join(found.files)}: the rows do not make a table ({one_line(error)}). "
+                f"task {name}: {', '.join(found.files)}: the rows do not make a table ({one_line(error)}). "
                 "A field must be of one type in all of them."
             ) from error
-    return {**present, "custom_dataset": lambda **_: datasets, "dataset_kwargs": None}
+    return datasets
 
 
 def _build(
-    entry: TaskEntry, config: dict[str, Any], local: Mapping[str, LocalSplit], data_dir: Path | None
+    entry: TaskEntry,
+    build: Callable[[], Any],
+    local: Mapping[str, LocalSplit],
+    data_dir: Path | None,
+    hub_name: str,
 ) -> Any:
     """Build lm-eval's task object, with its data."""
-    from lm_eval.api.task import ConfigurableTask
-
     if not local:
         _require_hub(entry, data_dir)
     try:
         with quiet():
-            return ConfigurableTask(config=config)
+            return build()
     except Exception as error:  # whatever the hub's client may raise
         if local:
             used = ", ".join(file for found in local.values() for file in found.files)
             raise ConfigError(
                 f"task {entry.name}: {used}: lm-eval cannot make its prompts of these rows "
-                f"({one_line(error)}). Their fields must be those of {config['dataset_path']}."
+                f"({one_line(error)}). Their fields must be those of {hub_name}."
             ) from error
-        reason = f"{config['dataset_path']} cannot be had from the hub ({one_line(error)})"
-        raise _no_data(entry, data_dir, reason) from error
+        raise _no_data(
+            entry, data_dir, f"{hub_name} cannot be had from the hub ({one_line(error)})"
+        ) from error
+
+
+def _configured(config: dict[str, Any]) -> Any:
+    """Return lm-eval's object of a task that a definition configures."""
+    from lm_eval.api.task import ConfigurableTask
+
+    return ConfigurableTask(config=config)
 
 
 def _require_hub(entry: TaskEntry, data_dir: Path | None) -> None:

@@ -39,9 +39,10 @@ class DocumentScore:
         doc_hash: sha256 of its fields.
         prompt_hash: sha256 of the text before its first continuation.
         target: The right choice, by index or text, as the task has it.
-        loglikelihoods: Per request, nats: the choices in order, or the one text.
+        loglikelihoods: Per request, nats: the choices in order, or the one text; empty if a text is generated.
         is_greedy: Per request, True if it was the most probable text; empty if the task does not ask.
         metrics: Its part of every metric.
+        text: The generated text; None if continuations are scored.
     """
 
     doc_id: int
@@ -51,6 +52,7 @@ class DocumentScore:
     loglikelihoods: tuple[float, ...]
     is_greedy: tuple[bool, ...]
     metrics: dict[str, MetricPart]
+    text: str | None = None
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ def run_lm_eval(lm: Any, loaded: LoadedTask, *, limit: int | None) -> list[dict[
             found = run(lm, {name: loaded.task}, limit=limit, bootstrap_iters=0, log_samples=True)
     except Exception as error:
         is_the_models = isinstance(error, RetbenchError | RuntimeError | MemoryError)
-        if is_the_models or loaded.data_source == "hub":
+        if is_the_models or loaded.data_source != "local":
             raise
         raise ConfigError(
             f"task {name}: {', '.join(loaded.data_files)}: lm-eval cannot score these rows ({one_line(error)}). Fetch "
@@ -137,15 +139,18 @@ def run_lm_eval(lm: Any, loaded: LoadedTask, *, limit: int | None) -> list[dict[
 
 def _document(sample: Mapping[str, Any], output_type: str) -> DocumentScore:
     responses = sample["filtered_resps"]
-    scores_texts = output_type == "loglikelihood_rolling"
+    generates, scores_texts = output_type == "generate_until", output_type == "loglikelihood_rolling"
+    scores_choices = not generates and not scores_texts
+    loglikelihoods = [response[0] for response in responses] if scores_choices else responses
     return DocumentScore(
         doc_id=sample["doc_id"],
         doc_hash=sample["doc_hash"],
         prompt_hash=sample["prompt_hash"],
         target=str(sample["target"]) if not scores_texts else "",
-        loglikelihoods=tuple(responses) if scores_texts else tuple(response[0] for response in responses),
-        is_greedy=() if scores_texts else tuple(response[1] for response in responses),
+        loglikelihoods=() if generates else tuple(loglikelihoods),
+        is_greedy=tuple(response[1] for response in responses) if scores_choices else (),
         metrics={metric: sample[metric] for metric in sample["metrics"]},
+        text=responses[0] if generates else None,
     )
 
 

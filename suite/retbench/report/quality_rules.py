@@ -53,8 +53,8 @@ def _lead(mine: Record, theirs: Record, folders: Folders) -> QualityLead | None:
         low, high = found.ratio.low, found.ratio.high
         is_significant = None if low is None or high is None else not low <= 1 <= high
         return QualityLead((mine, theirs), 1 - found.ratio.value, is_significant)
-    if "acc" in found.accuracies:
-        pair = found.accuracies["acc"]
+    pair = found.accuracies.get("acc") or found.accuracies.get("contains")
+    if pair is not None:
         return QualityLead((mine, theirs), pair.difference, not pair.low <= 0 <= pair.high)
     return None
 

@@ -45,7 +45,7 @@ _SHARES = (*ACCURACIES, "contains", "choice")
 MOST_MODELS = 3
 """Models that have a column each; more of them have a row each."""
 
-_NOT_SCORES = ("num_examples", "num_truncated", "num_tokens", "tokens_per_s")
+_NOT_SCORES = ("num_examples", "num_requests", "num_truncated", "num_tokens", "tokens_per_s")
 """Metrics of an evaluation that are not scores."""
 
 

@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from retbench.config.evaluation import FEWSHOT_SEED, ZeroshotSpec
 from retbench.planning.cells import Evaluation, Inputs, ModelUnderTest
@@ -14,7 +14,7 @@ from retbench.units import tokens_per_second
 from retbench.workloads.workload import Measurement, MetricSpec, Notes, Workload
 
 if TYPE_CHECKING:
-    from retbench.evaluation.zeroshot import TaskScores
+    from retbench.evaluation.zeroshot import DocumentScore, TaskScores
     from retbench.workloads.context import Context
 
 UNITS = {"bits_per_byte": "bits"}
@@ -63,21 +63,25 @@ def measure(context: "Context") -> Measurement:
     from retbench.workloads.evaluation_inputs import evaluation_of, tokenizer_of
 
     point, evaluation = context.cell.point, evaluation_of(context)
-    lm = DecoderLM(
-        context.model,
-        tokenizer_of(context),
-        max_length=point.context_len,
-        add_bos=bool(evaluation.add_bos),
-    )
-    lm.report = context.report
-    context.reset_backend_log()
+    tokenizer = tokenizer_of(context)
     start_s = time.perf_counter()
     task = load_task(
         point.task or "",
         data_dir=context.data_dir,
         num_fewshot=point.num_fewshot or 0,
         seed=FEWSHOT_SEED if evaluation.fewshot_seed is None else evaluation.fewshot_seed,
+        tokenizer=tokenizer,
+        context_len=point.context_len,
     )
+    lm = DecoderLM(
+        context.model,
+        tokenizer,
+        max_length=point.context_len + task.extra_tokens,
+        add_bos=bool(evaluation.add_bos),
+        truncates=not task.entry.reads_whole,
+    )
+    lm.report = context.report
+    context.reset_backend_log()
     scores = evaluate(lm, task, limit=evaluation.limit)
     seconds = time.perf_counter() - start_s
     metrics = _metrics(scores, seconds)
@@ -85,9 +89,15 @@ def measure(context: "Context") -> Measurement:
     return Measurement(
         metrics=finite,
         absent=dict.fromkeys(metrics.keys() - finite.keys(), "it is too large a number, or none"),
-        documents=tuple({**asdict(document), **document.metrics} for document in scores.documents),
+        documents=tuple(_row(document) for document in scores.documents),
         backend=_notes(context, scores),
     )
+
+
+def _row(document: "DocumentScore") -> dict[str, Any]:
+    """Return what is kept of a document: its fields and each of its metrics."""
+    fields = {name: value for name, value in asdict(document).items() if value is not None}
+    return fields | document.metrics
 
 
 def _metrics(scores: "TaskScores", seconds: float) -> dict[str, Metric | None]:
@@ -136,6 +146,7 @@ WORKLOAD = Workload(
     metrics=(
         MetricSpec("acc", "accuracy", False, better="better"),
         MetricSpec("acc_norm", "accuracy, normalised by length", False, better="better"),
+        MetricSpec("contains", "answers that contain the value", False, better="better"),
     ),
     quantity="accuracy",
     replicate="document",
