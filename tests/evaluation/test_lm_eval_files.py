@@ -23,8 +23,8 @@ from retbench.evaluation.zeroshot import lm_eval_results
 from retbench.records.documents import write_documents
 from retbench.records.record import Record
 from retbench.records.store import append_record
-from retbench.run.protocol import RunInfo
-from retbench.run.recording import Outcome, Surroundings, make_record
+from retbench.running.protocol import RunInfo
+from retbench.running.recording import Outcome, Surroundings, make_record
 from retbench.workloads import zeroshot
 from tests.workloads.quality import make_context
 
