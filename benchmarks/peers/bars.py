@@ -59,6 +59,14 @@ def _llama(depth: int, limit: str) -> Bar:
     return Bar(title, "decode", "decode_llama", {"depth": depth}, ("transformers",))
 
 
+def _hf(depth: int) -> Bar:
+    title = (
+        f"decode at {depth // 1024}K: time per token of transformers' Llama of SmolLM2-135M's shape through retbench, "
+        "over transformers' own loop with a static cache, at most 1.05"
+    )
+    return Bar(title, "decode", "decode_hf", {"depth": depth}, ("transformers",))
+
+
 def _batch(size: str) -> Bar:
     title = f"batch 8, size {size}: compiled bfloat16 step over the eager float32 step, at most .60 for both models"
     return Bar(title, "batch", "batch", {"size": size})
@@ -147,6 +155,8 @@ BARS: dict[str, Bar] = {
     "decode-llama-1k": _llama(1024, ".55"),
     "decode-llama-4k": _llama(4096, ".50"),
     "decode-llama-8k": _llama(8192, ".47"),
+    "decode-hf-1k": _hf(1024),
+    "decode-hf-4k": _hf(4096),
     "decode-mamba2": Bar(
         "decode at 1K: Mamba-2's time per token over that of transformers' Mamba-2, both eager, at most .60",
         "decode",

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from statistics import fmean, stdev
+from typing import Any
 
 import torch
 from scipy import stats
@@ -23,6 +24,8 @@ TORCHSCALE_LIMITS = {"eager": 0.80, "compiled": 0.60}
 LLAMA_LIMITS = {1024: 0.55, 4096: 0.50, 8192: 0.47}
 LLAMA_STATIC_LIMIT = Limit(high=1.0)
 """Our time over that of `generate` with a static cache and compiled steps: both sides are compiled."""
+HF_LIMIT = Limit(high=1.05)
+"""Time of a model of transformers through retbench over transformers' own loop: retbench adds little."""
 MAMBA2_LIMIT = Limit(high=0.60)
 BANDWIDTH_LIMITS = {"25m": 0.60, "125m": 0.75}
 """Share of the read bandwidth at the footprint of a compiled step that each model reaches at least."""
@@ -128,6 +131,42 @@ def decode_mamba2(rounds: int) -> Iterator[Outcome]:
 
     times = interleave({"ours": OurDecoding(model, prompt), "theirs": time_peer}, rounds)
     yield speed_outcome("decode-mamba2", times["ours"], times["theirs"], MAMBA2_LIMIT)
+
+
+@torch.inference_mode()
+def decode_hf(rounds: int, depth: int, fields: dict[str, Any] | None = None) -> Iterator[Outcome]:
+    """Time a model that transformers computes through retbench, and in transformers' own loop with a static cache.
+
+    Both sides run the same module and the same weights, eagerly, with caches of the same capacity.
+
+    Args:
+        rounds: Rounds of the timing.
+        depth: Tokens of the prompt.
+        fields: Fields of LlamaConfig; SmolLM2-135M's when None.
+    """
+    from benchmarks.peers import hf_static
+
+    bar = f"decode-hf-{depth // 1024}k"
+    tokens = read_tokens(depth + PROVEN_TOKENS)[None]
+    prompt = tokens[:, :depth]
+    with hf_static.saved_model(fields or hf_static.SMOLLM2) as model:
+        theirs = hf_static.StaticDecoding(model.inner, prompt, depth + STEPS + 1)
+        first = theirs.logits.argmax(dim=-1)
+        expected = [theirs.logits]
+        expected += [theirs.step(tokens[:, t : t + 1]) for t in range(depth, tokens.shape[1])]
+        proof = error_outcome(
+            f"{bar}: equality", decode_logits(model, tokens, depth), torch.cat(expected, dim=1), FP32_LIMIT
+        )
+        yield proof
+        if not proof.holds:
+            return
+
+        def time_peer() -> float:
+            theirs.rewind()
+            return time_greedy(theirs.step, first)
+
+        times = interleave({"ours": OurDecoding(model, prompt), "theirs": time_peer}, rounds)
+        yield speed_outcome(bar, times["ours"], times["theirs"], HF_LIMIT)
 
 
 @torch.inference_mode()

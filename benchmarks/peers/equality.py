@@ -10,13 +10,14 @@ from benchmarks.peers.outcomes import FP32_LIMIT, Outcome, error_outcome, worst
 from retbench.architectures.configs import ModelConfig
 from retbench.checkpoints.loading import map_weights
 from retbench.models.decoder import Decoder
+from retbench.models.language_model import LanguageModel
 from retbench.ops.linear_operator import linear_chunkwise, linear_parallel, linear_recurrent
 
 FP64_LIMIT = 1e-12
 
 
 @torch.inference_mode()
-def decode_logits(model: Decoder, tokens: Tensor, num_prompt: int) -> Tensor:
+def decode_logits(model: LanguageModel, tokens: Tensor, num_prompt: int) -> Tensor:
     """Return logits (1, T - num_prompt + 1, N): prefill the prompt, then decode the other tokens of (1, T)."""
     state = model.init_state(1, tokens.shape[1])
     logits = [model.prefill(tokens[:, :num_prompt], state)]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from retbench.models.compiled import StepCompiler
-from retbench.models.decoder import Decoder
+from retbench.models.language_model import LanguageModel
 from retbench.models.state import DecoderState
 
 WARM_STEPS = 3
@@ -61,7 +61,7 @@ class OurDecoding:
         compiled: Decode by a compiled step.
     """
 
-    def __init__(self, model: Decoder, prompt: Tensor, *, compiled: bool = False) -> None:
+    def __init__(self, model: LanguageModel, prompt: Tensor, *, compiled: bool = False) -> None:
         capacity = prompt.shape[1] + WARM_STEPS + TIMED_STEPS + 1
         self.state: DecoderState = model.init_state(1, capacity)
         self.token = model.prefill(prompt, self.state).argmax(dim=-1)

@@ -78,6 +78,12 @@ def write_atomic(path: Path, content: bytes) -> None:
         flush(path.parent)
 
 
+def check_empty(folder: Path) -> None:
+    """Raise ConfigError unless a folder is new or empty."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"{folder}: is not an empty folder, and nothing is overwritten. Give another one.")
+
+
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield a new folder to fill; move it to `path`, flushed to disk, when the block ends without an error.

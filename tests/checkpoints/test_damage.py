@@ -191,7 +191,8 @@ def test_an_index_that_is_none(folder, index):
         ("{}", "unknown format: neither model_type nor architectures is given"),
         (
             '{"model_type": "bloom"}',
-            r"\{'model_type': 'bloom'\}. Formats: retbench, .*fla, .*; force one with --format",
+            r"\{'model_type': 'bloom'\}. Formats: retbench, .*fla, .*; force one with --format\. "
+            'transformers runs its other models itself: set architecture = "hf", or .* --model',
         ),
     ],
 )

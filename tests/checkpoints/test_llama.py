@@ -18,6 +18,16 @@ pytestmark = [
         reason="transformers is not installed: pip install 'retbench[peers]'",
     ),
 ]
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+"""Of four pairs of a head, one is kept, one interpolated, and two are slowed down."""
+LINEAR = {"rope_type": "linear", "rope_theta": 500.0, "factor": 4.0}
 LIMIT = 1e-4
 """Of the error in float32, over the rms of the reference."""
 
@@ -63,6 +73,8 @@ def error_of(folder, peer, **options):
         {"tie_word_embeddings": True},
         {"rope_parameters": {"rope_theta": 500_000.0, "rope_type": "default"}},
         {"rms_norm_eps": 1e-2},
+        {"rope_parameters": LLAMA3},
+        {"rope_parameters": LINEAR},
     ],
     ids=str,
 )
@@ -70,6 +82,39 @@ def test_logits_are_those_of_transformers(tmp_path, settings):
     peer = build(**settings)
     peer.save_pretrained(tmp_path)
     assert error_of(tmp_path, peer) < LIMIT
+
+
+@pytest.mark.parametrize("scaling", [LLAMA3, LINEAR], ids=["llama3", "linear"])
+def test_scaled_positions_are_decoded_as_by_transformers(tmp_path, scaling):
+    peer = build(rope_parameters=scaling)
+    peer.save_pretrained(tmp_path)
+    model, tokens = load(tmp_path), tokens_for(LLAMA)[:1]
+    with torch.inference_mode():
+        state = model.init_state(1, tokens.shape[1])
+        found = [model.prefill(tokens[:, :7], state)]
+        found += [model(tokens[:, t : t + 1], state) for t in range(7, tokens.shape[1])]
+        expected = peer(tokens).logits[:, 6:]
+        unscaled = build()(tokens).logits[:, 6:]
+    assert relative_error(torch.cat(found, dim=1), expected) < LIMIT
+    assert relative_error(unscaled, expected) > 100 * LIMIT  # the scaling is not without effect
+
+
+@pytest.mark.parametrize("name", ["rope_type", "type"])
+def test_scaled_positions_of_old_configurations(tmp_path, name):
+    peer = build(rope_parameters=LLAMA3)
+    peer.save_pretrained(tmp_path)
+    scaling = {key: value for key, value in LLAMA3.items() if key not in ("rope_type", "rope_theta")}
+    change_config(
+        tmp_path,
+        rope_parameters=None,
+        rope_theta=LLAMA3["rope_theta"],
+        rope_scaling={name: "llama3", **scaling},
+    )
+    assert error_of(tmp_path, peer) < LIMIT
+
+
+def test_configurations_without_scaling_have_the_same_ids_as_before():
+    assert "rotary_scaling" not in LLAMA.model_dump_json()
 
 
 def test_a_model_in_several_files(tmp_path):
@@ -116,7 +161,12 @@ def test_what_the_checkpoint_says_of_itself(tmp_path):
     [
         ({"hidden_act": "gelu"}, r"hidden_act: give 'silu' or 'swish' \(found 'gelu'\)"),
         ({"attention_bias": True}, r"attention_bias: give False \(found True\)"),
-        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "rope_scaling"),
+        (
+            {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}},
+            "rotary positions of the type llama3 need low_freq_factor, high_freq_factor",
+        ),
+        ({"rope_scaling": {"type": "dynamic", "factor": 8.0}}, "rope_scaling.type"),
+        ({"rope_parameters": LLAMA3 | {"high_freq_factor": 1.0}}, "must be below high_freq_factor"),
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}}, "rope_parameters"),
         ({"head_dim": 16}, "head_dim 16 times 6 heads is not hidden_size 48"),
         ({"hidden_size": None}, "hidden_size: give a whole number"),

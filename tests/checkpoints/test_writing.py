@@ -22,6 +22,7 @@ from retbench.checkpoints.reading import read_checkpoint
 from retbench.checkpoints.writing import export_checkpoint, split_weights
 from retbench.cli import app
 from retbench.errors import ConfigError
+from retbench.mixers.softmax_attention import RotaryScaling
 from retbench.models.equivalence import relative_error
 from tests.checkpoints.stored import FLA, LLAMA, load, logits_of, save_model, tokens_for, weighty
 
@@ -37,7 +38,16 @@ def store(folder: Path, config: ModelConfig, **options: Any) -> Path:
 @pytest.mark.peers
 @pytest.mark.skipif(find_spec("transformers") is None, reason="transformers is not installed")
 @pytest.mark.parametrize(
-    "change", [{}, {"num_kv_heads": 6}, {"rotary_base": 500_000.0}, {"norm_eps": 1e-3}], ids=str
+    "change",
+    [
+        {},
+        {"num_kv_heads": 6},
+        {"rotary_base": 500_000.0},
+        {"norm_eps": 1e-3},
+        {"rotary_scaling": RotaryScaling(factor=4.0, original_len=32)},
+        {"rotary_scaling": RotaryScaling(factor=4.0)},
+    ],
+    ids=str,
 )
 def test_transformers_loads_a_transformer_and_gives_its_logits(
     tmp_path: Path, change: dict[str, Any]

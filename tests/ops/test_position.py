@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from retbench.ops.position import Rotary, rotary_frequencies, rotate
+from retbench.ops.position import Rotary, rotary_frequencies, rotate, scale_frequencies
 
 
 def complex_rotation(x, position, layout):
@@ -48,3 +48,17 @@ def test_angles_stay_exact_when_the_model_is_cast_down():
     exact = Rotary(8, "half")(32_767, 1, torch.float64)
     assert cast.cos.dtype == torch.float32
     assert torch.allclose(cast.cos.double(), exact.cos, atol=1e-7)
+
+
+def test_frequencies_are_scaled_by_their_turns_within_the_original_length() -> None:
+    turns = torch.tensor([0.5, 1.0, 2.5, 4.0, 100.0]).double()
+    frequency = 2 * torch.pi * turns / 8192
+    found = scale_frequencies(
+        frequency, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_len=8192
+    )
+    expected = torch.tensor([1 / 8, 1 / 8, (1 + 1 / 8) / 2, 1.0, 1.0]).double()
+    torch.testing.assert_close(found / frequency, expected)
+    linear = scale_frequencies(
+        frequency, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_len=None
+    )
+    torch.testing.assert_close(linear, frequency / 8)

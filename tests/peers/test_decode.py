@@ -55,3 +55,18 @@ def test_nothing_is_timed_if_the_static_cache_gives_other_logits(monkeypatch: py
     found = outcomes(monkeypatch, error_of_static=0.1)
     assert [one.bar for one in found] == TOPICS[:2]
     assert [one.holds for one in found] == [True, False]
+
+
+def test_a_model_of_transformers_is_timed_after_its_logits_are_those_of_the_static_cache() -> None:
+    fields = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 300,
+    }
+    found = list(decode.decode_hf(2, 64, fields))
+    assert [one.bar for one in found] == ["decode-hf-0k: equality", "decode-hf-0k"]
+    assert found[0].holds
+    assert min(found[1].ours, found[1].theirs) > 0

@@ -11,6 +11,7 @@ from retbench.architectures.matching import check_divides, choose_width
 from retbench.architectures.sizes import Size
 from retbench.mixers.attention.config import Attention, Cache
 from retbench.mixers.feed_forward import FeedForward
+from retbench.mixers.softmax_attention import RotaryScaling
 from retbench.ops import ROTARY_BASE
 
 Variant = Literal["llama", "gpt"]
@@ -50,6 +51,7 @@ def transformer_config(
     variant: Variant = "llama",
     norm_eps: float = 1e-6,
     rotary_base: float = ROTARY_BASE,
+    rotary_scaling: RotaryScaling | None = None,
     cache: Cache = "preallocated",
 ) -> ModelConfig:
     """Return a Transformer of given sizes; pydantic's ValidationError where they do not go together.
@@ -64,6 +66,7 @@ def transformer_config(
         variant: See `TransformerSpec.variant`.
         norm_eps: Of all norms.
         rotary_base: Of the rotary positions.
+        rotary_scaling: For contexts longer than the original one.
         cache: See `TransformerSpec.cache`.
     """
     is_llama = variant == "llama"
@@ -72,6 +75,7 @@ def transformer_config(
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
         rotary_base=rotary_base,
+        rotary_scaling=rotary_scaling,
         cache=cache,
     )
     ffn = FeedForward(kind="swiglu" if is_llama else "gelu", d_model=d_model, ffn_dim=ffn_dim)

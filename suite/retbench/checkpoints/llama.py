@@ -10,15 +10,44 @@ from retbench.architectures.transformer import transformer_config
 from retbench.checkpoints.format import Description, Fields, Format, Names, map_decoder
 from retbench.errors import CheckpointError
 from retbench.mixers.attention.config import Attention
+from retbench.mixers.softmax_attention import RotaryScaling
 from retbench.ops import ROTARY_BASE
 from retbench.strict import Strict
 
+_RotaryType = Literal["default", "linear", "llama3"]
+
 
 class _RotaryParameters(Strict):
-    """Rotary parameters of transformers 5. Any other field would scale them, which models here do not support."""
+    """Rotary parameters: `rope_parameters` of transformers 5, `rope_scaling` of transformers 4.
 
-    rope_type: Literal["default"] = "default"
-    rope_theta: float = ROTARY_BASE
+    Other types would scale the frequencies by the length of the text, or the scores too.
+    """
+
+    rope_type: _RotaryType | None = None
+    type: _RotaryType | None = None
+    """Old name of `rope_type`."""
+    rope_theta: float | None = None
+    factor: float | None = None
+    low_freq_factor: float | None = None
+    high_freq_factor: float | None = None
+    original_max_position_embeddings: int | None = None
+
+    def scaling(self, max_positions: int | None) -> RotaryScaling | None:
+        """Return how frequencies are scaled for a model of a longest context; None for the type default.
+
+        Raises:
+            ValueError: a field is missing, or out of its range.
+        """
+        kind = self.rope_type or self.type or "default"
+        fields: dict[str, Any] = {}
+        if kind != "default":
+            fields["factor"] = self.factor
+        if kind == "llama3":
+            fields |= {"low_freq_factor": self.low_freq_factor, "high_freq_factor": self.high_freq_factor}
+            fields["original_len"] = self.original_max_position_embeddings or max_positions
+        if absent := [name for name, value in fields.items() if value is None]:
+            raise ValueError(f"rotary positions of the type {kind} need {', '.join(absent)}")
+        return RotaryScaling(**fields) if fields else None
 
 
 class _LlamaFields(Fields):
@@ -34,7 +63,7 @@ class _LlamaFields(Fields):
     tie_word_embeddings: bool = False
     rope_theta: float = ROTARY_BASE
     rope_parameters: _RotaryParameters | None = None
-    rope_scaling: None = None
+    rope_scaling: _RotaryParameters | None = None
     hidden_act: Literal["silu", "swish"] = "silu"
     attention_bias: Literal[False] = False
     mlp_bias: Literal[False] = False
@@ -50,7 +79,7 @@ def describe(raw: dict[str, Any], path: Path) -> Description:
             f"{path}: head_dim {fields.head_dim} times {heads} heads is not hidden_size {fields.hidden_size}; models "
             "here have heads that together are as wide as the model."
         )
-    rotary = fields.rope_parameters or _RotaryParameters(rope_theta=fields.rope_theta)
+    rotary = fields.rope_scaling or fields.rope_parameters or _RotaryParameters()
     config = transformer_config(
         d_model=fields.hidden_size,
         num_layers=fields.num_hidden_layers,
@@ -59,7 +88,8 @@ def describe(raw: dict[str, Any], path: Path) -> Description:
         vocab_size=fields.vocab_size,
         ffn_dim=fields.intermediate_size,
         norm_eps=fields.rms_norm_eps,
-        rotary_base=rotary.rope_theta,
+        rotary_base=rotary.rope_theta or fields.rope_theta,
+        rotary_scaling=rotary.scaling(fields.max_position_embeddings),
     )
     return Description(
         config=config,
@@ -74,6 +104,7 @@ def render(described: Description) -> dict[str, Any] | None:
     mixer, ffn = config.mixer, config.ffn
     if not isinstance(mixer, Attention) or ffn is None:
         return None
+    rotary = _rotary_fields(mixer)
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -86,10 +117,27 @@ def render(described: Description) -> dict[str, Any] | None:
         "rms_norm_eps": config.norm_eps,
         "max_position_embeddings": described.context_len,
         "tie_word_embeddings": described.tied_embeddings,
-        # transformers 4 reads the first, transformers 5 the second.
+        # transformers 4 reads the first two, transformers 5 the third.
         "rope_theta": mixer.rotary_base,
-        "rope_parameters": {"rope_type": "default", "rope_theta": mixer.rotary_base},
+        **({"rope_scaling": rotary} if mixer.rotary_scaling else {}),
+        "rope_parameters": rotary | {"rope_theta": mixer.rotary_base},
         "hidden_act": "silu",
+    }
+
+
+def _rotary_fields(mixer: Attention) -> dict[str, Any]:
+    """Return type and scaling of rotary positions, as `_RotaryParameters` reads them."""
+    scaling = mixer.rotary_scaling
+    if scaling is None:
+        return {"rope_type": "default"}
+    if scaling.original_len is None:
+        return {"rope_type": "linear", "factor": scaling.factor}
+    return {
+        "rope_type": "llama3",
+        "factor": scaling.factor,
+        "low_freq_factor": scaling.low_freq_factor,
+        "high_freq_factor": scaling.high_freq_factor,
+        "original_max_position_embeddings": scaling.original_len,
     }
 
 

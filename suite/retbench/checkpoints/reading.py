@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from retbench.architectures.registry import architectures
 from retbench.checkpoints import llama2c, native
 from retbench.checkpoints.format import CONFIG_NAME, Description, Format, read_json
+from retbench.checkpoints.gguf import SUFFIX as GGUF_SUFFIX
 from retbench.checkpoints.weights import (
     PICKLE_SUFFIXES,
     StoredWeights,
@@ -106,6 +107,10 @@ def read_checkpoint(
     if format not in FORMATS and format != "auto":
         raise unknown_name("format", format, ["auto", *FORMATS], where="--format")
     path, commit = locate(name, revision=revision, data_dir=data_dir, with_code=with_code)
+    if path.suffix == GGUF_SUFFIX:
+        raise CheckpointError(
+            f"{path}: is a GGUF file. Write it as a folder first: retbench export {path} FOLDER"
+        )
     if not _config_path(path).is_file() and _config_path(path / FINAL).is_file():
         path = path / FINAL
     config_path = _config_path(path)
@@ -188,7 +193,8 @@ def _recognise(raw: Mapping[str, Any], path: Path) -> str:
     said = {key: raw[key] for key in ("model_type", "architectures") if key in raw}
     found = shown(said) if said else "neither model_type nor architectures is given"
     raise CheckpointError(
-        f"{path}: a model of unknown format: {found}. Formats: {', '.join(FORMATS)}; force one with --format."
+        f"{path}: a model of unknown format: {found}. Formats: {', '.join(FORMATS)}; force one with --format. "
+        'transformers runs its other models itself: set architecture = "hf", or give retbench run the option --model.'
     )
 
 

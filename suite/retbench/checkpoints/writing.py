@@ -18,7 +18,7 @@ from retbench.checkpoints.loading import load_checkpoint
 from retbench.checkpoints.reading import FORMATS, CheckpointInfo
 from retbench.checkpoints.weights import SAFETENSORS_NAME, save_tensors
 from retbench.errors import CheckpointError, ConfigError, shown, unknown_name
-from retbench.files import atomic_folder
+from retbench.files import atomic_folder, check_empty
 
 WRITTEN = tuple(name for name, form in FORMATS.items() if form.render is not None)
 """Formats that models can be exported to."""
@@ -42,8 +42,7 @@ def export_checkpoint(info: CheckpointInfo, folder: Path, *, format: str = "auto
     """
     if format != "auto" and format not in WRITTEN:
         raise unknown_name("format", format, ["auto", *WRITTEN], where="--format")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"{folder}: is not an empty folder, and nothing is overwritten. Give another one.")
+    check_empty(folder)
     form, raw, described = _choose(info, WRITTEN if format == "auto" else (format,))
     dtype = info.weights_dtype or "float32"
     model = load_checkpoint(

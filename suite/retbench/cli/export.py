@@ -1,4 +1,4 @@
-"""`retbench export`: write a checkpoint in the format of another library."""
+"""`retbench export`: write a checkpoint in the format of another library, or a GGUF file as a folder."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from retbench.cli.options import new_app
+from retbench.errors import ConfigError
 
 app = new_app()
 
@@ -15,7 +16,8 @@ def export(
     checkpoint: Annotated[
         str,
         typer.Argument(
-            metavar="CHECKPOINT", help="Folder of a training run or a checkpoint, or a name on the hub."
+            metavar="CHECKPOINT",
+            help="Folder of a training run or a checkpoint, a name on the hub, or a GGUF file.",
         ),
     ],
     folder: Annotated[
@@ -34,11 +36,20 @@ def export(
     """Write a checkpoint in the format of transformers or flash-linear-attention.
 
     A Transformer becomes a folder that LlamaForCausalLM of transformers loads, a RetNet one for RetNetForCausalLM of
-    flash-linear-attention. Exit code 2: the format has no such model.
+    flash-linear-attention. A GGUF file becomes a folder of transformers in float32, which `retbench run --model` takes.
+    Exit code 2: the format has no such model.
     """
+    from retbench.checkpoints.gguf import SUFFIX, export_gguf
     from retbench.checkpoints.reading import check_no_pickle, read_checkpoint
     from retbench.checkpoints.writing import export_checkpoint
 
+    if checkpoint.endswith(SUFFIX):
+        if form != "auto":
+            raise ConfigError(
+                f"--format {form}: a GGUF file is written as transformers has it. Leave --format out."
+            )
+        typer.echo(f"{folder}: {export_gguf(Path(checkpoint), folder):,} parameters in float32")
+        return
     info = read_checkpoint(checkpoint, revision=revision)
     check_no_pickle(info)
     name = export_checkpoint(info, folder, format=form)

@@ -113,7 +113,15 @@ def evaluate(lm: "DecoderLM", loaded: LoadedTask, *, limit: int | None = None) -
 
 
 def run_lm_eval(lm: Any, loaded: LoadedTask, *, limit: int | None) -> list[dict[str, Any]]:
-    """Return lm-eval's samples of any LM on a task in order: requests, responses and each document's metrics.
+    """Return only the samples of `lm_eval_results`."""
+    samples: list[dict[str, Any]] = lm_eval_results(lm, loaded, limit=limit)["samples"][loaded.entry.name]
+    return samples
+
+
+def lm_eval_results(lm: Any, loaded: LoadedTask, *, limit: int | None) -> dict[str, Any]:
+    """Return lm-eval's results of any LM on a task, with its samples in order.
+
+    A sample holds a document's requests, responses and metrics.
 
     Raises:
         ConfigError: a row of a local file has a value that lm-eval cannot make a prompt or a metric of.
@@ -124,7 +132,9 @@ def run_lm_eval(lm: Any, loaded: LoadedTask, *, limit: int | None) -> list[dict[
     try:
         with quiet(), redirect_stderr(io.StringIO()):  # progress bars that no setting turns off
             # Without bootstrap, for which lm-eval starts a pool of processes, and which no metric here needs.
-            found = run(lm, {name: loaded.task}, limit=limit, bootstrap_iters=0, log_samples=True)
+            found: dict[str, Any] = run(
+                lm, {name: loaded.task}, limit=limit, bootstrap_iters=0, log_samples=True
+            )
     except Exception as error:
         is_the_models = isinstance(error, RetbenchError | RuntimeError | MemoryError)
         if is_the_models or loaded.data_source != "local":
@@ -133,8 +143,8 @@ def run_lm_eval(lm: Any, loaded: LoadedTask, *, limit: int | None) -> list[dict[
             f"task {name}: {', '.join(loaded.data_files)}: lm-eval cannot score these rows ({one_line(error)}). Fetch "
             "the files anew, or take them away to use another source."
         ) from error
-    samples: list[dict[str, Any]] = found["samples"][name]
-    return sorted(samples, key=lambda sample: sample["doc_id"])
+    found["samples"][name].sort(key=lambda sample: sample["doc_id"])
+    return found
 
 
 def _document(sample: Mapping[str, Any], output_type: str) -> DocumentScore:

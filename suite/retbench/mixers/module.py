@@ -26,7 +26,7 @@ from retbench.ops.linear_operator import (
     linear_recurrent,
     linear_step_,
 )
-from retbench.ops.position import NoEncoding, Positions, Rotary, rotate
+from retbench.ops.position import NoEncoding, Positions, Rotary, rotate, scale_frequencies
 
 
 class Depth(NamedTuple):
@@ -233,7 +233,10 @@ class SoftmaxAttentionModule(MixerModule):
 
     def encoding(self) -> Rotary:
         """Build the rotary positions."""
-        return Rotary(self.config.head_dim, "half", self.config.rotary_base)
+        head_dim, base, scaling = self.config.head_dim, self.config.rotary_base, self.config.rotary_scaling
+        if scaling is None:
+            return Rotary(head_dim, "half", base)
+        return Rotary(head_dim, "half", base, rescale=partial(scale_frequencies, **scaling.model_dump()))
 
     def project(self, x: Tensor, positions: Positions, *, last_only: bool) -> tuple[Tensor, Tensor, Tensor]:
         """Return rotated q (B, H, T, K) and k (B, Hkv, T, K), and v; q for the last token alone with `last_only`."""

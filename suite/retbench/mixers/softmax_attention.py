@@ -1,11 +1,33 @@
 """Sizes that all mixers of softmax attention share: heads of keys and values, rotary positions, projections."""
 
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from retbench.mixers.mixer import DTYPE_BYTES, WIDE_BYTES, KeptValues, Mixer, Projection, SizeFields
 from retbench.ops import ROTARY_BASE
+from retbench.strict import Strict
+
+
+class RotaryScaling(Strict):
+    """Slower rotary frequencies for contexts longer than the original one; see `ops.position.scale_frequencies`."""
+
+    factor: float = Field(ge=1)
+    """The longest wavelengths become so many times as long."""
+    low_freq_factor: float = Field(default=1.0, gt=0)
+    """Pairs that turn at most so often within the original length are slowed down by the whole factor."""
+    high_freq_factor: float = Field(default=4.0, gt=0)
+    """Pairs that turn at least so often are kept."""
+    original_len: int | None = Field(default=None, ge=1)
+    """Tokens of the original context, as of Llama 3.1; None slows down all pairs, which is linear scaling."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.low_freq_factor >= self.high_freq_factor:
+            raise ValueError(
+                f"low_freq_factor {self.low_freq_factor} must be below high_freq_factor {self.high_freq_factor}"
+            )
+        return self
 
 
 class SoftmaxAttention(Mixer):
@@ -14,6 +36,19 @@ class SoftmaxAttention(Mixer):
     num_kv_heads: int = Field(ge=1)
     """Key and value heads; fewer than query heads is grouped-query attention (arXiv:2305.13245)."""
     rotary_base: float = Field(default=ROTARY_BASE, gt=1)
+    rotary_scaling: RotaryScaling | None = None
+
+    added_later: ClassVar[frozenset[str]] = frozenset({"rotary_scaling"})
+    """Fields that configurations did not state before they could be chosen."""
+
+    @model_serializer(mode="wrap")
+    def _leave_out_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Return the fields without those of `added_later` that have their default, as in the ids of older records."""
+        fields: dict[str, Any] = dump(self)
+        for name in self.added_later:
+            if getattr(self, name) == type(self).model_fields[name].default:
+                fields.pop(name, None)
+        return fields
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

@@ -4,6 +4,7 @@ Angles are computed in float64, and only their cosine and sine are rounded. In f
 an error of up to 2e-3, and in bfloat16 positions above 256 are not distinct.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -67,13 +68,37 @@ def rotary_frequencies(head_dim: int, layout: Layout, base: float) -> Tensor:
     return base**-exponent
 
 
-def signed_frequencies(head_dim: int, layout: Layout, base: float) -> Tensor:
+def scale_frequencies(
+    frequency: Tensor,
+    *,
+    factor: float,
+    low_freq_factor: float,
+    high_freq_factor: float,
+    original_len: int | None,
+) -> Tensor:
+    """Divide rotary frequencies by a factor, for contexts longer than the original one.
+
+    linear (arXiv:2306.15595), without an original length: all of them. llama3 (transformers, modeling_rope_utils.py):
+    those that turn at most `low_freq_factor` times within the original length; those that turn `high_freq_factor` times
+    or more are kept, and those between are interpolated.
+    """
+    if original_len is None:
+        return frequency / factor
+    turns = original_len * frequency / (2 * math.pi)
+    kept = ((turns - low_freq_factor) / (high_freq_factor - low_freq_factor)).clamp(0, 1)
+    return torch.lerp(frequency / factor, frequency, kept)
+
+
+def signed_frequencies(frequency: Tensor, layout: Layout) -> Tensor:
     """Return the frequency of each value of a head, (K,) float64, negative for the first of a pair.
 
     The first of a pair becomes first cos - second sin, the second becomes second cos + first sin. So the cosine and the
     sine of these frequencies are the factors of a value and of its partner.
+
+    Args:
+        frequency: That of each pair, (K/2,).
+        layout: Order of the values.
     """
-    frequency = rotary_frequencies(head_dim, layout, base)
     if layout == "half":
         return torch.cat([-frequency, frequency])
     return torch.stack([-frequency, frequency], dim=-1).flatten()
@@ -89,6 +114,7 @@ class Rotary(nn.Module):
         normed_decay: Returns the logarithm of the decay of each head, (H,), if retention is divided by the square
             root of the row sum of D.
         key_scale: Factor of rotated keys; with it keys have other tables than queries.
+        rescale: Changes the frequencies of the pairs, (K/2,) float64.
     """
 
     def __init__(
@@ -98,9 +124,12 @@ class Rotary(nn.Module):
         base: float = ROTARY_BASE,
         normed_decay: Callable[[], Tensor] | None = None,
         key_scale: float | None = None,
+        rescale: Callable[[Tensor], Tensor] = lambda frequency: frequency,
     ) -> None:
         super().__init__()
-        self.frequency = Float64Constant(lambda: signed_frequencies(head_dim, layout, base))
+        self.frequency = Float64Constant(
+            lambda: signed_frequencies(rescale(rotary_frequencies(head_dim, layout, base)), layout)
+        )
         self.normed_decay = None if normed_decay is None else Float64Constant(normed_decay)
         self.scale = None
         if key_scale is not None:

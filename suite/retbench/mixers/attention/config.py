@@ -1,8 +1,6 @@
 """Attention: sizes, backends, cache and costs."""
 
-from typing import Any, ClassVar, Literal
-
-from pydantic import SerializerFunctionWrapHandler, model_serializer
+from typing import ClassVar, Literal
 
 from retbench.mixers.mixer import Form, StateTensor, causal_pairs
 from retbench.mixers.softmax_attention import SoftmaxAttention
@@ -18,6 +16,7 @@ class Attention(SoftmaxAttention):
     mixer: Literal["attention"] = "attention"
     cache: Cache = "preallocated"
 
+    added_later: ClassVar[frozenset[str]] = SoftmaxAttention.added_later | {"cache"}
     title: ClassVar[str] = "attention"
     forms: ClassVar = {
         "reference": Form("parallel", quadratic=True),
@@ -38,14 +37,6 @@ class Attention(SoftmaxAttention):
             StateTensor("keys", shape, "per_token", concatenated=concatenated),
             StateTensor("values", shape, "per_token", concatenated=concatenated),
         )
-
-    @model_serializer(mode="wrap")
-    def _leave_out_default_cache(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Return the fields without the usual cache, which configurations did not state before it could be chosen."""
-        fields: dict[str, Any] = dump(self)
-        if self.cache == "preallocated":
-            fields.pop("cache", None)
-        return fields
 
     def decode_flops(self, context_len: int) -> int:
         """Return the scores of all keys and the sum of their values."""

@@ -29,6 +29,7 @@ class SharedAttention(SoftmaxAttention):
             num_heads=self.num_heads,
             num_kv_heads=self.num_kv_heads,
             rotary_base=self.rotary_base,
+            rotary_scaling=self.rotary_scaling,
         )
 
     @property

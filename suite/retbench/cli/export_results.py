@@ -1,0 +1,63 @@
+"""`retbench export-results`: write recorded task scores in lm-eval's files."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from retbench.cli.options import DataDir, ExperimentName, ResultsPath, new_app
+from retbench.errors import RecordError
+
+if TYPE_CHECKING:
+    from retbench.records.record import Record
+
+app = new_app()
+
+
+@app.command(epilog="Example: retbench export-results zeroshot lm-eval-results")
+def export_results(
+    experiment: ExperimentName,
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", file_okay=False, help="Folder that the files are written to.")
+    ],
+    results: ResultsPath = Path("results"),
+    data_dir: DataDir = None,
+) -> None:
+    """Write the task scores of an experiment as lm-eval does: `results_*.json` and `samples_*.jsonl` for each model.
+
+    Only the newest comparable records are written. The tasks' data are read again, because records hold no texts; data
+    that changed since are refused. The written files are listed on stdout.
+    """
+    from itertools import groupby
+
+    from retbench.cli.table import read_results
+    from retbench.evaluation.lm_eval_files import Scored, write_lm_eval_files
+    from retbench.report.selection import select
+
+    found = read_results(results)
+    chosen = select(found.records, Path(experiment).stem, found.folders)
+    for note in chosen.left_out:
+        typer.echo(f"left out: {note}", err=True)
+    scored = [
+        Scored(record, found.folders[record.documents])
+        for record in chosen.quality
+        if record.status == "ok" and record.documents is not None and "lm_eval_version" in record.backend
+    ]
+    if not scored:
+        raise RecordError(
+            f"{results}: holds no task scores of '{experiment}'. Measure them first: `retbench run zeroshot`."
+        )
+    scored.sort(key=lambda one: _name_and_shots(one.record))
+    for (model, _), records in groupby(scored, key=lambda one: _name_and_shots(one.record)):
+        for path in write_lm_eval_files(model, list(records), folder, data_dir=data_dir):
+            typer.echo(str(path))
+
+
+def _name_and_shots(record: "Record") -> tuple[str, str]:
+    """Return a name of a record's model instance, and what else the tasks of one file of results share."""
+    from retbench.report.points import instance_of
+
+    instance = instance_of(record)
+    parts = [record.model.name, None if instance.seed is None else f"{instance.size}-seed{instance.seed}"]
+    point = record.point
+    return "-".join(filter(None, parts)), f"{point.num_fewshot or 0:06} {point.context_len:09}"

@@ -1,0 +1,49 @@
+"""GGUF files: written as folders, and refused where they cannot be read."""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from retbench.checkpoints.gguf import export_gguf
+from retbench.checkpoints.reading import read_checkpoint
+from retbench.cli import app
+from retbench.errors import CheckpointError, ConfigError, RetbenchError
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """A file with the name and the first bytes of a GGUF file only."""
+    path = tmp_path / "model.gguf"
+    path.write_bytes(b"GGUF\3\0\0\0")
+    return path
+
+
+def test_a_gguf_file_is_refused_with_the_command_that_writes_a_folder(file: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"GGUF file\. .*retbench export .*model\.gguf FOLDER"):
+        read_checkpoint(str(file), format="hf")
+
+
+def test_a_folder_with_files_is_not_overwritten(file: Path) -> None:
+    with pytest.raises(ConfigError, match="not an empty folder"):
+        export_gguf(file, file.parent)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"absent\.gguf: there is no such file"):
+        export_gguf(tmp_path / "absent.gguf", tmp_path / "out")
+
+
+def test_a_format_cannot_be_chosen(file: Path) -> None:
+    done = CliRunner().invoke(app, ["export", str(file), str(file.parent / "out"), "--format", "llama"])
+    assert done.exit_code == 2
+    assert "Leave --format out" in done.output
+
+
+@pytest.mark.peers
+@pytest.mark.skipif(find_spec("transformers") is None, reason="transformers is not installed")
+def test_a_damaged_file_leaves_nothing(file: Path) -> None:
+    with pytest.raises(RetbenchError, match=r"model\.gguf"):  # unsupported where gguf is not installed
+        export_gguf(file, file.parent / "out")
+    assert not (file.parent / "out").exists()
