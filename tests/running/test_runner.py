@@ -379,6 +379,7 @@ def on_cores(cpus: list[int]) -> Callable[[], None]:
     return lambda: os.sched_setaffinity(0, cpus)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("every_core")
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs Linux, for core sets")
 def test_two_runs_on_two_core_sets_do_not_wait_and_share_no_core(
@@ -560,6 +561,7 @@ def inject(folder: Path, fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     change_module(folder, "retbench.measure.ceilings", CEILINGS.replace("FAULT", fault), monkeypatch)
 
 
+@pytest.mark.slow
 def test_out_of_memory_before_a_cell_begins_is_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
