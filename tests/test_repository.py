@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
 
 import retbench
 
@@ -39,6 +40,27 @@ def test_the_citation_has_the_version_and_the_license_of_the_package() -> None:
     assert citation["version"] == retbench.__version__
     assert citation["license"] == PROJECT["project"]["license"]
     assert citation["authors"] == PROJECT["project"]["authors"]
+
+
+def test_the_lock_is_of_these_dependencies_and_names_public_addresses_only() -> None:
+    text = (ROOT / "uv.lock").read_text(encoding="utf-8")
+    assert set(re.findall(r"https?://([^/\"]+)", text)) == {"pypi.org", "files.pythonhosted.org"}
+    (own,) = [one for one in tomllib.loads(text)["package"] if one["name"] == "retbench"]
+    locked = {
+        (Requirement(one["name"] + one.get("specifier", "")), one.get("marker", ""))
+        for one in own["metadata"]["requires-dist"]
+        if "extra ==" not in one.get("marker", "")
+    }
+    assert locked == {(Requirement(one), "") for one in PROJECT["project"]["dependencies"]}, "run `uv lock`"
+    extras = PROJECT["project"]["optional-dependencies"]
+    assert set(own["metadata"]["provides-extras"]) == extras.keys()
+    for extra, needed in extras.items():
+        found = {
+            str(Requirement(one["name"] + one.get("specifier", "")))
+            for one in own["metadata"]["requires-dist"]
+            if re.search(rf"extra == '{extra}'", one.get("marker", ""))
+        }
+        assert found == {str(Requirement(one.split(";")[0])) for one in needed}, "run `uv lock`"
 
 
 def test_the_changelog_has_a_section_for_what_is_not_released() -> None:

@@ -37,7 +37,7 @@ def test_a_slower_command_is_found_and_reported_in_every_format(tmp_path: Path) 
     data = json.loads((tmp_path / "check.json").read_text(encoding="utf-8"))
     (item,) = data["items"]
     assert (item["verdict"], item["item"]) == ("regressed", "wall time of the command")
-    assert 2 < item["ratio"] < 10
+    assert 1.2 < item["ratio"] < 10  # under load, starting the shell takes longer than the shorter sleep
     assert data["exit_code"] == 1
     suite = ElementTree.parse(tmp_path / "junit.xml").getroot()
     assert (suite.get("failures"), suite[0].get("name")) == ("1", "wall time of the command")

@@ -6,7 +6,6 @@ Tables are sorted and filtered there, and figures show values, hide models and c
 import re
 import shutil
 from collections.abc import Iterator
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -221,7 +220,7 @@ def test_with_ten_models_the_first_screen_still_answers(
 
 
 @pytest.mark.parametrize("name", ["index.html", "evidence.html"])
-@pytest.mark.parametrize(("size", "scheme"), list(product(SCREENS, ("light", "dark"))), ids=str)
+@pytest.mark.parametrize(("size", "scheme"), list(zip(SCREENS, ("light", "dark"), strict=True)), ids=str)
 def test_no_rule_of_wcag_is_violated(
     browser: Any, report: Path, name: str, size: tuple[int, int], scheme: str
 ) -> None:

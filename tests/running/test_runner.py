@@ -20,10 +20,11 @@ from retbench.errors import ConfigError, RetbenchError, StorageError
 from retbench.measure import machine
 from retbench.measure.environment import machine_name
 from retbench.planning.plan import Plan, make_plan
+from retbench.planning.shards import Shard
 from retbench.records.documents import write_documents
 from retbench.records.record import Record
 from retbench.records.store import append_record, read_records
-from retbench.report.frames import keep_latest
+from retbench.report.frames import keep_latest, session_of
 from retbench.running import events
 from retbench.running.events import RunSummary
 from retbench.running.locks import LOCK_DIR_VARIABLE
@@ -378,6 +379,7 @@ def on_cores(cpus: list[int]) -> Callable[[], None]:
     return lambda: os.sched_setaffinity(0, cpus)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("every_core")
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs Linux, for core sets")
 def test_two_runs_on_two_core_sets_do_not_wait_and_share_no_core(
@@ -402,15 +404,22 @@ def test_two_runs_on_two_core_sets_do_not_wait_and_share_no_core(
 
 
 @pytest.mark.slow
-def test_a_run_that_continues_on_another_node_measures_its_rounds_again(
+def test_a_requeued_shard_never_pairs_rounds_across_nodes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """It is interrupted in its second round, between its two models, and continues on another node."""
     two_rounds = PROFILE.replace("rounds = 1", "rounds = 2")
-    path = write_experiment(tmp_path, RETNET, TRANSFORMER, two_rounds, grid("decode", 8))
-    plan, out = plan_for(path), tmp_path / "out"
+    grids = grid("decode", 8) + "batch_size = [1, 2]\n"
+    path = write_experiment(tmp_path, RETNET, TRANSFORMER, two_rounds, grids)
+    plan, out = plan_for(path).part(Shard(1, 2)), tmp_path / "out"
+    assert plan is not None
+    assert {(cell.model_name, cell.point.batch_size) for cell in plan.cells} == {
+        ("retnet", 1),
+        ("transformer", 1),
+    }
     monkeypatch.setenv(machine.NODE_VARIABLE, "gpu-07")
     first = machine.node_id()
-    assert run_plan(plan, out, fresh=False, observer=Observer(stop_at(3))).counts == {"ok": 2}
+    assert run_plan(plan, out, fresh=False, observer=Observer(stop_at(4))).counts == {"ok": 3}
     (left,) = out.rglob(".run-*")
     assert left.name.endswith(first)
     monkeypatch.setenv(machine.NODE_VARIABLE, "gpu-08")
@@ -418,12 +427,13 @@ def test_a_run_that_continues_on_another_node_measures_its_rounds_again(
     assert run_plan(plan, out, fresh=False, observer=Observer()).counts == {"ok": 4}
     assert left.exists()  # another node may be using it
     records = records_in(out)
-    assert Counter(one.environment["node_id"] for one in records) == {first: 2, second: 4}
+    assert Counter(one.environment["node_id"] for one in records) == {first: 3, second: 4}
     kept = keep_latest(records)  # no round of a model is beside one of another node
     assert len(kept) == 4
     assert {one.environment["node_id"] for one in kept} == {second}
+    assert len({session_of(one) for one in kept}) == 1  # rounds are paired within a session
     monkeypatch.setenv(machine.NODE_VARIABLE, "gpu-07")
-    assert run_plan(plan, out, fresh=False, observer=Observer()).counts == {"ok": 2}
+    assert run_plan(plan, out, fresh=False, observer=Observer()).counts == {"ok": 1}
     assert hidden_in(out) == []
 
 
@@ -551,6 +561,7 @@ def inject(folder: Path, fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     change_module(folder, "retbench.measure.ceilings", CEILINGS.replace("FAULT", fault), monkeypatch)
 
 
+@pytest.mark.slow
 def test_out_of_memory_before_a_cell_begins_is_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

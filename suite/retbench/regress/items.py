@@ -84,11 +84,17 @@ class ComparedItem:
 
     def log_values(self, rounds: Iterable[Values]) -> list[float]:
         """Return the weighted sum of logarithms of every round that has all of its points."""
-        return [
-            math.fsum(weight * math.log(values[point]) for point, weight in self.weights)
-            for values in rounds
-            if all(point in values for point in self.points)
-        ]
+        logs = (
+            {point: math.log(values[point]) for point in self.points if point in values} for values in rounds
+        )
+        return [total for one in logs if (total := self.weighted_sum(one)) is not None]
+
+    def weighted_sum(self, logs: Mapping[MeasurementPoint, float]) -> float | None:
+        """Return the weighted sum of logarithms by point; None if a point is missing."""
+        try:
+            return math.fsum([weight * logs[point] for point, weight in self.weights])
+        except KeyError:
+            return None
 
     def __str__(self) -> str:
         if self.workload == WALL_TIME:
@@ -159,9 +165,12 @@ def make_test(
 
 def paired_changes(items: Iterable[ComparedItem], rounds: Sequence[Times]) -> dict[ComparedItem, LogRatio]:
     """Estimate the change of every item that some round has."""
-    sides = [[{point: pair[side] for point, pair in times.items()} for times in rounds] for side in (0, 1)]
+    # Items share points, so the logarithms are taken once per point.
+    rises = [
+        {point: math.log(after) - math.log(before) for point, (before, after) in times.items()}
+        for times in rounds
+    ]
     changes = {
-        item: [after - before for before, after in zip(*map(item.log_values, sides), strict=True)]
-        for item in items
+        item: [rise for one in rises if (rise := item.weighted_sum(one)) is not None] for item in items
     }
     return {item: paired(logs) for item, logs in changes.items() if logs}
