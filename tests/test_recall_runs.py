@@ -50,7 +50,9 @@ def test_a_pair_that_came_before_costs_less(tmp_path: Path) -> None:
 
 
 def test_a_number_is_found_at_every_depth(tmp_path: Path) -> None:
-    found, record = measure(tmp_path, "needle", "--set", "workloads.needle.context_len=[512]")
+    wanted = 'haystacks=["noise"]', "context_len=[512]", "num_depths=3", "limit=2"
+    options = [word for item in wanted for word in ("--set", f"workloads.needle.{item}")]
+    found, record = measure(tmp_path, "needle", *options)
     assert found["contains"] >= 0.8
     assert record.series["contains_by_depth"].x == (0, 50, 100)
 

@@ -132,9 +132,8 @@ def trained_by(
     if spec is None:
         assert all(entry.checkpoint for entry in experiment.models.values())
         return {str(entry.size): (None,) for entry in experiment.models.values()}, None
-    return {size: spec.seeds_of(size) for size in spec.sizes}, max(
-        spec.steps_of(size) for size in spec.sizes
-    ) * spec.tokens_per_step
+    num_steps = max(spec.steps_of(size) for size in spec.sizes)
+    return {size: spec.seeds_of(size) for size in spec.sizes}, num_steps * spec.tokens_per_step
 
 
 def side_of(experiment: Experiment, side: Side) -> tuple[str, str | None]:

@@ -60,6 +60,7 @@ def test_claims_are_grouped_by_what_they_need_and_each_group_says_it_once() -> N
         "public_retnet",
         "public_transformer",
         "independent_lambada",
+        "recall_fda",
     }
     assert found["Needs any machine"] == {"equal_forms"}
     assert "mad_deltanet" in found["Needs a workload that retbench does not have yet"]
