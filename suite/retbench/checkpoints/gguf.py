@@ -54,9 +54,7 @@ def _read(path: Path) -> tuple[Any, Any]:
         raise UnsupportedError(
             f"{path}: a GGUF file needs the packages transformers and gguf. pip install 'retbench[hf]'"
         ) from error
-    except (
-        Exception
-    ) as error:  # transformers' reader does not check a file, and a damaged one may raise anything
+    except Exception as error:  # transformers does not check a file, and a damaged one may raise anything
         raise CheckpointError(
             f"{path}: transformers cannot read it: {type(error).__name__}: {shown(str(error))}"
         ) from error

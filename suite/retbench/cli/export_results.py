@@ -54,10 +54,12 @@ def export_results(
 
 
 def _name_and_shots(record: "Record") -> tuple[str, str]:
-    """Return a name of a record's model instance, and what else the tasks of one file of results share."""
+    """Return a name of a record's model instance, and what else the tasks of one results file share."""
     from retbench.report.points import instance_of
 
     instance = instance_of(record)
     parts = [record.model.name, None if instance.seed is None else f"{instance.size}-seed{instance.seed}"]
     point = record.point
-    return "-".join(filter(None, parts)), f"{point.num_fewshot or 0:06} {point.context_len:09}"
+    return "-".join(
+        filter(None, parts)
+    ), f"{instance.size} {point.num_fewshot or 0:06} {point.context_len:09}"
