@@ -284,7 +284,7 @@ class Maker:
 
     def _metrics(self, cell: Cell) -> dict[str, Metric]:
         match cell.workload:
-            case "decode":
+            case "decode" | "throughput":
                 return self._decode(cell)
             case "prefill":
                 return self._prefill(cell)

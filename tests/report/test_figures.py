@@ -236,6 +236,28 @@ def test_throughput_is_drawn_against_the_batch_size_with_what_ran_out_of_memory(
     assert list(drawing.data[drawing.data["status"] == "oom"]["batch_size"]) == [16, 32, 64, 64]
 
 
+def test_throughput_of_one_batch_is_drawn_against_the_bytes_of_the_state() -> None:
+    maker = Maker(SMALL)
+    records = [
+        maker.record("kin", model, "throughput", 32, length, number)
+        for number in range(3)
+        for model in maker.machine.models
+        for length in (1024, 2048, 4096)
+    ]
+    (drawing, *_) = make_drawings(select(records))
+    assert drawing.name == "kin_throughput_batch32_by_state"
+    assert drawing.figure.axes[0].get_title(loc="left") == "batch 32"
+    sizes = {model: rows["state_bytes"] for model, rows in drawing.data.groupby("model")}
+    assert sizes["retnet"].nunique() == 1
+    assert sizes["transformer"].is_monotonic_increasing
+    assert sizes["transformer"].nunique() == 3
+    failed = drawing.data[drawing.data["status"] == "oom"]
+    assert set(failed["model"]) == {"transformer"}
+    assert failed["value"].isna().all()
+    assert "out of memory" in " ".join(all_words(drawing))
+    check_words(drawing.figure)
+
+
 def test_conditions_stand_at_the_foot(drawings: list[Drawing]) -> None:
     for drawing in drawings:
         foot = (

@@ -36,6 +36,7 @@ from retbench.report.figure6 import draw_figure6
 from retbench.report.labels import CORNERS, add_note, add_text, beside, shorten
 from retbench.report.points import group
 from retbench.report.selection import Selection
+from retbench.report.state_figure import draw_throughput
 from retbench.report.style import Drawing
 from retbench.report.sweeps import CostSweep, by_workload, describe_rounds, make_sweeps, swept_by_batch
 from retbench.report.wording import (
@@ -82,6 +83,9 @@ def _of_workload(sweeps: Sequence[CostSweep], workload: Workload) -> list[Drawin
         return [_training(sweep, workload) for sweep in sweeps]
     if not workload.primary.has_interval:
         return []
+    if workload.primary.name == "tokens_per_s":
+        by_batch = [_throughput(sweeps)] if swept_by_batch(sweeps) else []
+        return [*by_batch, draw_throughput(sweeps, workload)]
     if "tokens_per_s" in metrics and swept_by_batch(sweeps):
         return [_throughput(sweeps)]
     return [_times(sweeps, workload)]

@@ -1,19 +1,23 @@
-"""The figure of losses against the bytes of the state, of more models than stand side by side in a table."""
+"""The figures against the bytes of the state: losses of more models than stand side by side, and throughput."""
 
 from collections.abc import Iterator, Sequence
 
 import pandas as pd
 
 from retbench.records.record import Record
-from retbench.report.curves import Panel, draw_row, frame_points
+from retbench.report.curves import DATA_COLUMNS, Panel, draw_row, frame_points, highest, with_failures
 from retbench.report.evaluations import Evaluations
 from retbench.report.points import TaskPoint, instance_row, state_bytes_of
 from retbench.report.provenance import describe_conditions
 from retbench.report.readable_tables import MOST_MODELS
 from retbench.report.recall_figure import set_byte_axis
 from retbench.report.style import Drawing
+from retbench.report.sweeps import CostSweep, describe_rounds
+from retbench.units import format_rate
+from retbench.workloads.workload import Workload
 
 _METRIC = "bits_per_byte"
+_STATE_LABEL = "state or cache, bytes per sequence (log scale)"
 
 
 def draw_states(scores: Evaluations) -> Iterator[Drawing]:
@@ -35,7 +39,7 @@ def _draw(scores: Evaluations, point: TaskPoint, records: Sequence[Record]) -> D
         [Panel(frame_points(data, axis="state_bytes", curve="seed"), scores.models)],
         (title, f"bits per byte, {point.title}", conditions),
         lambda drawn: f"{drawn.value:.3f}",
-        "state or cache, bytes per sequence (log scale)",
+        _STATE_LABEL,
         set_byte_axis,
         scale="span",
     )
@@ -54,3 +58,57 @@ def _data_row(record: Record) -> dict[str, object]:
         "unit": "bits",
         "value": record.metrics[_METRIC].value,
     }
+
+
+def draw_throughput(sweeps: Sequence[CostSweep], workload: Workload) -> Drawing:
+    """Draw tokens/s of one experiment against the bytes of the state, a panel per batch size."""
+    first, metric = sweeps[0], workload.primary.name
+    points, failed = zip(*(_by_state(sweep, metric) for sweep in sweeps), strict=True)
+    top = max(highest(frame_points(rows)) for rows in points)
+    panels = [
+        Panel(
+            frame_points(rows, missing, axis="state_bytes"),
+            sweep.models,
+            f"batch {sweep.batch_size}",
+            at_least=top,
+        )
+        for sweep, rows, missing in zip(sweeps, points, failed, strict=True)
+    ]
+    title = f"{workload.title} against the size of the state"
+    figure = draw_row(
+        panels,
+        (title, f"tokens/s; {describe_rounds(first.rows(metric))}", first.conditions),
+        lambda point: format_rate(point.value, "").strip(),
+        _STATE_LABEL,
+        set_byte_axis,
+        scale="log",
+    )
+    caption = (
+        "Tokens/s of all sequences of a batch against the analytical bytes of state or key-value cache of one "
+        "sequence, on logarithmic axes. One point per context length; a line joins those of a model, and a state of "
+        "fixed size has them at one place. Bars are 95 % intervals."
+    )
+    name = first.name if len(sweeps) == 1 else first.name.rpartition("_batch")[0]
+    data = pd.concat(
+        [
+            with_failures(rows, missing, [metric]).reindex(
+                columns=[*DATA_COLUMNS, "batch_size", "state_bytes"]
+            )
+            for rows, missing in zip(points, failed, strict=True)
+        ],
+        ignore_index=True,
+    )
+    return Drawing(f"{name}_by_state", (first.experiment,), title, caption, first.conditions, figure, data)
+
+
+def _by_state(sweep: CostSweep, metric: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the points of a metric and those that failed, with the bytes of their state where these are known."""
+    sizes = {
+        (record.model.name, record.point.context_len): state_bytes_of(record) for record in sweep.records
+    }
+
+    def with_sizes(frame: pd.DataFrame) -> pd.DataFrame:
+        keys = zip(frame["model"], frame["context_len"], strict=True)
+        return frame.assign(state_bytes=[sizes[key] for key in keys]).dropna(subset="state_bytes")
+
+    return with_sizes(sweep.rows(metric)), with_sizes(sweep.failed)
