@@ -13,7 +13,14 @@ from retbench.config.experiment import list_experiments, load_experiment
 from retbench.planning.plan import Plan, make_plan
 from retbench.records.record import Record
 from retbench.records.store import read_records
-from tests.checkpoints.stored import FLA, LLAMA, write_fla_retnet, write_fla_transformer
+from tests.checkpoints.stored import (
+    FLA,
+    GLA,
+    LLAMA,
+    write_fla_gla,
+    write_fla_retnet,
+    write_fla_transformer,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -119,7 +126,8 @@ def test_the_same_experiment_runs_on_weights_of_the_same_formats(folder: Path, n
     of_bytes = {"vocab_size": 257}
     write_fla_retnet(folder / "retnet", FLA.model_copy(update=of_bytes))
     write_fla_transformer(folder / "transformer", LLAMA.model_copy(update=of_bytes))
-    local = [f"models.{model}.checkpoint={folder / model}" for model in ("retnet", "transformer")]
+    write_fla_gla(folder / "gla", GLA.model_copy(update=of_bytes))
+    local = [f"models.{model}.checkpoint={folder / model}" for model in ("retnet", "transformer", "gla")]
     run_smoke(folder, name, *local, "workloads.zeroshot.tokenizer=bytes")
 
 

@@ -118,6 +118,46 @@ def fla_retnet_config(config: ModelConfig) -> dict[str, Any]:
     }
 
 
+def draw_fla_gla(config: ModelConfig) -> dict[str, Tensor]:
+    """Weights of a GLA under fla's names, float64 of float32 values, large enough for every part to matter."""
+    d, mixer, ffn = config.d_model, config.mixer, config.ffn.ffn_dim
+    products = {
+        "attn.q_proj": (mixer.key_dim, d),
+        "attn.k_proj": (mixer.key_dim, d),
+        "attn.v_proj": (mixer.value_dim, d),
+        "attn.g_proj": (mixer.value_dim, d),
+        "attn.o_proj": (d, mixer.value_dim),
+        "attn.gk_proj.0": (mixer.gate_rank, d),
+        "attn.gk_proj.1": (mixer.key_dim, mixer.gate_rank),
+        "mlp.gate_proj": (ffn, d),
+        "mlp.up_proj": (ffn, d),
+        "mlp.down_proj": (d, ffn),
+    }
+    norms = {"attn_norm": d, "mlp_norm": d, "attn.g_norm_swish_gate": mixer.value_head_dim}
+    shapes: dict[str, tuple[int, ...]] = {
+        "model.embeddings.weight": (config.vocab_size, d),
+        "lm_head.weight": (config.vocab_size, d),
+        "model.norm.weight": (d,),
+    }
+    for layer in (f"model.layers.{index}" for index in range(config.num_layers)):
+        shapes |= {f"{layer}.{name}.weight": shape for name, shape in products.items()}
+        shapes |= {f"{layer}.{name}.weight": (width,) for name, width in norms.items()}
+        shapes[f"{layer}.attn.gk_proj.1.bias"] = (mixer.key_dim,)
+    generator = torch.Generator().manual_seed(1)
+    drawn = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    return {
+        name: (weight / weight.shape[-1] ** 0.5 if weight.dim() > 1 else 1 + weight / 4).float().double()
+        for name, weight in drawn.items()
+    }
+
+
+def write_fla_gla(folder: Path, config: ModelConfig = GLA, **fields: Any) -> dict[str, Tensor]:
+    """A GLA of flash-linear-attention; returns its weights, float64 of float32 values."""
+    weights = draw_fla_gla(config)
+    save(folder, weights, fla_gla_config(config) | fields)
+    return weights
+
+
 def fla_gla_config(config: ModelConfig) -> dict[str, Any]:
     """As `fla-hub/gla-1.3B-100B` has it, smaller."""
     return {

@@ -1,6 +1,5 @@
 """Checkpoints of flash-linear-attention's GLA, by its published formula token by token in float64."""
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,18 @@ from retbench.checkpoints import fla_gla
 from retbench.checkpoints.reading import read_checkpoint
 from retbench.errors import CheckpointError
 from retbench.models.equivalence import relative_error
-from tests.checkpoints.stored import GLA, fla_gla_config, load, logits_of, save, tokens_for
+from tests.checkpoints.stored import (
+    GLA,
+    draw_fla_gla,
+    fla_gla_config,
+    load,
+    logits_of,
+    save,
+    tokens_for,
+    write_fla_gla,
+)
 
-HEADS, KEYS, VALUES, RANK = 3, 24, 48, 5
+HEADS, KEYS, VALUES = 3, 24, 48
 PUBLISHED = {
     "hidden_size": 2048,
     "num_hidden_layers": 24,
@@ -25,45 +33,6 @@ PUBLISHED = {
 }
 
 Weights = dict[str, Tensor]
-
-
-def draw_weights() -> Weights:
-    """Weights under fla's names, float64 of float32 values, large enough for every part to matter."""
-    generator = torch.Generator().manual_seed(1)
-    d = GLA.d_model
-    products = {
-        "attn.q_proj": (KEYS, d),
-        "attn.k_proj": (KEYS, d),
-        "attn.v_proj": (VALUES, d),
-        "attn.g_proj": (VALUES, d),
-        "attn.o_proj": (d, VALUES),
-        "attn.gk_proj.0": (RANK, d),
-        "attn.gk_proj.1": (KEYS, RANK),
-        "mlp.gate_proj": (40, d),
-        "mlp.up_proj": (40, d),
-        "mlp.down_proj": (d, 40),
-    }
-    norms = {"attn_norm": d, "mlp_norm": d, "attn.g_norm_swish_gate": VALUES // HEADS}
-    shapes: dict[str, tuple[int, ...]] = {
-        "model.embeddings.weight": (GLA.vocab_size, d),
-        "lm_head.weight": (GLA.vocab_size, d),
-        "model.norm.weight": (d,),
-    }
-    for layer in (f"model.layers.{index}" for index in range(GLA.num_layers)):
-        shapes |= {f"{layer}.{name}.weight": shape for name, shape in products.items()}
-        shapes |= {f"{layer}.{name}.weight": (width,) for name, width in norms.items()}
-        shapes[f"{layer}.attn.gk_proj.1.bias"] = (KEYS,)
-    drawn = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
-    return {
-        name: (weight / math.sqrt(weight.shape[-1]) if weight.dim() > 1 else 1 + weight / 4).float().double()
-        for name, weight in drawn.items()
-    }
-
-
-def write(folder: Path, **fields: Any) -> Weights:
-    weights = draw_weights()
-    save(folder, weights, fla_gla_config(GLA) | fields)
-    return weights
 
 
 def normed(x: Tensor, weight: Tensor) -> Tensor:
@@ -112,7 +81,7 @@ def error_of(folder: Path, weights: Weights) -> float:
 
 
 def test_it_gives_the_logits_of_the_published_formula(tmp_path: Path) -> None:
-    weights = write(tmp_path)
+    weights = write_fla_gla(tmp_path)
     info = read_checkpoint(str(tmp_path))
     assert (info.format, info.config, info.context_len) == ("fla_gla", GLA, 2048)
     assert error_of(tmp_path, weights) < 1e-4
@@ -120,7 +89,7 @@ def test_it_gives_the_logits_of_the_published_formula(tmp_path: Path) -> None:
 
 def test_older_names_and_layouts_are_read(tmp_path: Path) -> None:
     """As before February 2025, and with norm and gate in two kernels."""
-    weights, stored = write(tmp_path), {}
+    weights, stored = write_fla_gla(tmp_path), {}
     for name, weight in weights.items():
         if "mlp.gate_proj" in name:
             weight = torch.cat([weight, weights[name.replace("gate", "up")]])
@@ -131,7 +100,7 @@ def test_older_names_and_layouts_are_read(tmp_path: Path) -> None:
 
 
 def test_tied_embeddings_are_read(tmp_path: Path) -> None:
-    weights = draw_weights()
+    weights = draw_fla_gla(GLA)
     weights["lm_head.weight"] = weights["model.embeddings.weight"]
     stored = {name: weight for name, weight in weights.items() if name != "lm_head.weight"}
     save(tmp_path, stored, fla_gla_config(GLA) | {"tie_word_embeddings": True})
@@ -163,6 +132,6 @@ def test_the_public_model_has_the_parameters_of_its_layers() -> None:
     ids=str,
 )
 def test_a_model_that_is_not_ours_is_refused(tmp_path: Path, fields: dict[str, Any], message: str) -> None:
-    write(tmp_path, **fields)
+    write_fla_gla(tmp_path, **fields)
     with pytest.raises(CheckpointError, match=message):
         load(tmp_path)

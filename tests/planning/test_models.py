@@ -6,10 +6,17 @@ import pytest
 import torch
 
 from retbench.config.experiment import load_experiment
-from retbench.errors import ConfigError
+from retbench.errors import CheckpointError, ConfigError
 from retbench.models.build import build_model
 from retbench.planning.models import find_models
-from tests.checkpoints.stored import save_model
+from tests.checkpoints.hf_folder import write_hf_folder
+from tests.checkpoints.stored import (
+    LLAMA,
+    save_model,
+    write_fla_gla,
+    write_fla_retnet,
+    write_fla_transformer,
+)
 from tests.models.cases import config_of
 
 
@@ -29,3 +36,36 @@ def test_a_cache_that_the_stored_model_does_not_have_is_refused(
     else:
         found = {one.model_name: one.model for one in find_models(experiment, "smoke", tmp_path / "results")}
         assert found["transformer"].concatenates
+
+
+def write_public(folder: Path) -> list[str]:
+    """Small checkpoints in the formats of the public ones that the experiment `checkpoints` names; its overrides."""
+    write_fla_retnet(folder / "retnet")
+    write_fla_transformer(folder / "transformer", LLAMA)
+    write_fla_gla(folder / "gla")
+    write_hf_folder(folder / "mamba", model_type="mamba", max_position_embeddings=None)
+    return [f"models.{name}.checkpoint={folder / name}" for name in ("retnet", "transformer", "gla", "mamba")]
+
+
+def test_the_public_models_of_the_same_data_are_read_in_their_own_formats(tmp_path: Path) -> None:
+    experiment = load_experiment("checkpoints", write_public(tmp_path), profile="paper")
+    found = {one.model_name: one for one in find_models(experiment, "paper", tmp_path / "results")}
+    formats = {name: one.weights.info.format for name, one in found.items() if one.weights}
+    assert formats == {"retnet": "fla", "transformer": "fla", "gla": "fla_gla", "mamba": "hf"}
+    assert {name: one.size for name, one in found.items() if name != "mamba"} == dict.fromkeys(
+        ("retnet", "transformer", "gla"), "fla-1.3b"
+    )
+    assert found["gla"].model.mixer.title == "GLA"
+    assert found["mamba"].model.whole_model is not None, "it is not matched"
+
+
+def test_a_public_model_that_nothing_here_has_is_refused(tmp_path: Path) -> None:
+    overrides = write_public(tmp_path)
+    write_hf_folder(tmp_path / "gla", model_type="delta_net", architectures=["DeltaNetForCausalLM"])
+    experiment = load_experiment("checkpoints", overrides, profile="paper")
+    with pytest.raises(CheckpointError) as refused:
+        find_models(experiment, "paper", tmp_path / "results")
+    message = str(refused.value)
+    assert f"{tmp_path / 'gla' / 'config.json'}: a model of unknown format" in message
+    assert "delta_net" in message
+    assert 'architecture = "hf" in its table' in message

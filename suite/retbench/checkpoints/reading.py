@@ -188,7 +188,8 @@ def _recognise(raw: Mapping[str, Any], path: Path) -> str:
     said = {key: raw[key] for key in ("model_type", "architectures") if key in raw}
     found = shown(said) if said else "neither model_type nor architectures is given"
     raise CheckpointError(
-        f"{path}: a model of unknown format: {found}. Formats: {', '.join(FORMATS)}; force one with --format."
+        f"{path}: a model of unknown format: {found}. Formats: {', '.join(FORMATS)}; force one with --format. A model "
+        'that transformers has is measured as it is: --model, or architecture = "hf" in its table.'
     )
 
 
