@@ -12,7 +12,7 @@ from retbench.mixers.state import LayerState
 from retbench.models.build import build_model
 from retbench.models.equivalence import check_equivalence, relative_error
 from retbench.models.mixer_comparison import head_error
-from retbench.ops import attention, linear_chunk
+from retbench.ops import attention, linear_operator
 from retbench.ops.position import Rotary
 from retbench.planning.cells import resolve_models
 
@@ -72,13 +72,13 @@ def forget_to_decay(monkeypatch):
 
 def forget_to_decay_from_chunk_to_chunk(monkeypatch):
     """A chunkwise form that carries its state on undecayed."""
-    honest = linear_chunk.decay_factors
+    honest = linear_operator.split_decay
 
-    def factors(*args):
-        made = honest(*args)
-        return made._replace(total=torch.ones_like(made.total))
+    def factors(*args, **options):
+        for made in honest(*args, **options):
+            yield made._replace(total=torch.ones_like(made.total))
 
-    monkeypatch.setattr(linear_chunk, "decay_factors", factors)
+    monkeypatch.setattr(linear_operator, "split_decay", factors)
 
 
 def keep_a_stale_state(monkeypatch):

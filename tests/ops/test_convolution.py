@@ -1,5 +1,7 @@
 """Short convolutions and the token shift against torch's convolution, at any cut, in every gradient."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -53,6 +55,27 @@ def test_it_is_the_convolution_of_torch_with_its_gradients(length, width, activa
     for found, expected in zip(*results, strict=True):
         assert found.shape == expected.shape
         assert torch.allclose(found, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("length", [64, 65, 130, 200])
+@pytest.mark.parametrize(("width", "has_bias"), [(1, True), (4, True), (4, False)])
+@pytest.mark.parametrize("activation", [None, F.silu, partial(F.silu, inplace=True)])
+@torch.no_grad()
+def test_what_is_convolved_in_parts_without_gradients_is_the_same(length, width, has_bias, activation):
+    x, weight, bias, state = make_inputs(length, width)
+    wide = x.transpose(0, 1).contiguous().transpose(0, 1)  # as a slice of a projection, not contiguous
+    out, after = short_convolution(wide, weight, bias if has_bias else None, state, activation=activation)
+    expected = convolve(x, weight, bias if has_bias else None, state, activation)
+    assert torch.allclose(out, expected, rtol=0, atol=1e-12)
+    assert torch.equal(after, torch.cat([state, x], dim=1)[:, length:])
+    for dtype in (torch.float64, torch.bfloat16):
+        given = [one.to(dtype) for one in (x, weight, state)]
+        arguments = given[0], given[1], bias.to(dtype) if has_bias else None, given[2]
+        in_parts, _ = short_convolution(*arguments, activation=activation)
+        with torch.enable_grad():
+            whole, _ = short_convolution(*arguments, activation=activation)
+        assert in_parts.dtype == dtype
+        torch.testing.assert_close(in_parts, whole, rtol=torch.finfo(dtype).eps, atol=1e-14)
 
 
 @given(length=st.integers(2, 12), width=st.integers(2, 5), data=st.data())

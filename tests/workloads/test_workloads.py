@@ -29,6 +29,7 @@ ORDER = [
     "decode",
     "prefill",
     "memory",
+    "throughput",
     "training",
     "largest_batch",
     "perplexity",

@@ -10,7 +10,7 @@ Sources: Gu and Dao, arXiv:2312.00752, Sec. 3.4, with W = 4 (convolution); Peng 
 (token shift). `causal_conv1d_fn` of Dao-AILab/causal-conv1d computes the same on (B, D, T).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -18,6 +18,9 @@ from torch import Tensor
 from retbench.ops.linear_chunk import wide_dtype
 
 Activation = Callable[[Tensor], Tensor]
+
+_TOKENS_IN_CACHE = 64
+"""Tokens that a CPU convolves at once, so that each pass over them finds them in its cache."""
 
 
 def short_convolution(
@@ -45,13 +48,19 @@ def short_convolution(
         ValueError: shapes disagree.
     """
     check_convolution(x, weight, bias, state)
-    past, length = weight.shape[1] - 1, x.shape[1]
-    before = x.new_zeros(x.shape[0], past, x.shape[2]) if state is None else state.to(x.dtype)
-    inputs = torch.cat([before, x], dim=1)  # (B, W - 1 + T, D)
-    windows = [inputs[:, first : first + length] for first in range(past + 1)]
-    out = _activate(_convolve(windows, weight, bias), activation, x.dtype)
-    # A copy: a view would keep all inputs, and a caller may update it in place.
-    return out, inputs[:, length:].clone()
+    before = x.new_zeros(x.shape[0], weight.shape[1] - 1, x.shape[2]) if state is None else state.to(x.dtype)
+    wide, length = wide_dtype(x.dtype), x.shape[1]
+    # Columns are adjacent in memory, as the channels of the inputs are.
+    weights = weight.to(wide).t().contiguous().unbind(0), None if bias is None else bias.to(wide)
+    in_parts = length > _TOKENS_IN_CACHE and x.device.type == "cpu" and not torch.is_grad_enabled()
+    if not in_parts:
+        out, after = _convolve(x, before, *weights, activation)
+        return out, after.clone()  # a copy: a view would keep all inputs, and a caller may update it in place
+    out = x.new_empty(x.shape)
+    for part, place in zip(x.split(_TOKENS_IN_CACHE, dim=1), out.split(_TOKENS_IN_CACHE, dim=1), strict=True):
+        done, before = _convolve(part, before, *weights, activation, place if x.dtype == wide else None)
+        place.copy_(done)  # nothing where it is the place itself
+    return out, before.clone()
 
 
 def short_convolution_step_(
@@ -81,17 +90,30 @@ def short_convolution_step_(
     return _activate(out if bias is None else out + bias.to(wide), activation, x.dtype)
 
 
-def _convolve(windows: list[Tensor], weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Sum W inputs (B, T, D), each times its column of the weight (D, W), to (B, T, D) in the wide dtype."""
-    wide = wide_dtype(windows[0].dtype)
-    columns = (
-        weight.to(wide).t().contiguous().unbind(0)
-    )  # adjacent in memory, as the channels of the inputs are
-    own = windows[-1].to(wide)
-    out = own * columns[-1] if bias is None else torch.addcmul(bias.to(wide), own, columns[-1])
-    for window, column in zip(windows[:-1], columns[:-1], strict=True):
-        out.addcmul_(window.to(wide), column)  # in place: an output is as large as the input
-    return out
+def _convolve(
+    x: Tensor,
+    before: Tensor,
+    columns: Sequence[Tensor],
+    bias: Tensor | None,
+    activation: Activation | None,
+    place: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Convolve x (B, T, D) after the W - 1 inputs before it, with W columns (D,) of the weight in the wide dtype.
+
+    The sum is computed in `place` where it is given, which the activation may replace.
+
+    Returns:
+        out: (B, T, D) in the dtype of x.
+        last: View of the last W - 1 inputs, (B, W - 1, D).
+    """
+    length, wide = x.shape[1], columns[0].dtype
+    inputs = torch.cat([before, x], dim=1)  # (B, W - 1 + T, D)
+    *windows, own = (inputs[:, start : start + length].to(wide) for start in range(len(columns)))
+    first = own, columns[-1]
+    out = torch.mul(*first, out=place) if bias is None else torch.addcmul(bias, *first, out=place)
+    for window, column in zip(windows, columns[:-1], strict=True):
+        out.addcmul_(window, column)  # in place: an output is as large as the input
+    return _activate(out, activation, x.dtype), inputs[:, length:]
 
 
 def _activate(out: Tensor, activation: Activation | None, dtype: torch.dtype) -> Tensor:

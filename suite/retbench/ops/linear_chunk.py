@@ -61,40 +61,57 @@ def split_decay(
         exclusive: True if queries read the state before their own token.
 
     Yields:
-        `DecayFactors`, computed once for all chunks of one length where the decay is fixed; or (B, H, C, K), the
-        logarithms of a decay per channel.
+        `DecayFactors`, the same for all chunks of one length where the decay is fixed; or (B, H, C, K), the logarithms
+        of a decay per channel.
     """
     if log_decay.dim() == 4:
         yield from log_decay.to(wide).transpose(1, 2).split(chunk_size, dim=2)
         return
-    fixed = log_decay.dim() == 1
-    factors = None
-    for start in range(0, max(length, 1), chunk_size):
-        width = min(chunk_size, length - start)
-        if factors is None or not fixed or width != factors.within.shape[-1]:
-            part = log_decay if fixed else log_decay[:, start : start + width]
-            factors = decay_factors(part, width, wide)
-            factors = _delay(factors) if exclusive else factors
-        yield factors
+    width = min(chunk_size, length)
+    runs = [(max(1, length // chunk_size), width)]  # of chunks of one length
+    if length > width and length % width:
+        runs.append((1, length % width))
+    start = 0
+    for count, width in runs:
+        if log_decay.dim() == 1:
+            factors = fixed_decay_factors(log_decay, width, wide)
+            yield from (_delay(factors) if exclusive else factors,) * count
+        else:
+            end = start + count * width
+            for factors in decay_factors(log_decay[:, start:end], count, wide):
+                yield _delay(factors) if exclusive else factors
+            start = end
 
 
-def decay_factors(log_decay: Tensor, length: int, wide: torch.dtype) -> DecayFactors:
-    """Compute the decay factors of a chunk of `length` tokens for a decay (H,) or (B, C, H)."""
-    summed = sum_decay(log_decay, length)
-    if log_decay.dim() == 1:
-        within = _fixed_decay_matrix(log_decay, length, wide)
-    else:
-        later = torch.ones(length, length, dtype=torch.bool, device=log_decay.device).triu(1)
-        between = summed[..., :, None] - summed[..., None, :]  # (B, H, C, C)
+def fixed_decay_factors(log_decay: Tensor, length: int, wide: torch.dtype) -> DecayFactors:
+    """Compute the decay factors of a chunk of `length` tokens for a decay (H,)."""
+    within = _fixed_decay_matrix(log_decay, length, wide)
+    return DecayFactors(within, *_reach(sum_decay(log_decay, length), wide))
+
+
+def decay_factors(log_decay: Tensor, count: int, wide: torch.dtype) -> Iterator[DecayFactors]:
+    """Compute the decay factors of `count` chunks of equal length for a decay (B, T, H).
+
+    What has no pairs of tokens is so small that calling its operators takes longest: it is computed for all chunks at
+    once.
+    """
+    chunks = log_decay.unflatten(1, (count, -1)) if log_decay.shape[1] else log_decay[:, None]  # (B, N, C, H)
+    summed = chunks.double().permute(1, 0, 3, 2).cumsum(-1)  # (N, B, H, C)
+    reaches = (factors.unbind(0) for factors in _reach(summed, wide))
+    length = summed.shape[-1]
+    later = torch.full((length, length), -math.inf, dtype=wide, device=log_decay.device).triu_(1)
+    for one, *reach in zip(summed.unbind(0), *reaches, strict=True):
         # Differences are exact in float64; their exponentials are C x C per head, and cheaper in the wide dtype.
-        within = _exp_sum(between.to(wide).masked_fill_(later, -math.inf))
+        between = (one[..., :, None] - one[..., None, :]).to(wide)  # (B, H, C, C)
+        yield DecayFactors(_exp_sum(between.add_(later)), *reach)
+
+
+def _reach(summed: Tensor, wide: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the factors since the start, until the end and in total from sums (..., H, C); see `DecayFactors`."""
     end = summed[..., -1:]
-    return DecayFactors(
-        within=within,
-        since_start=exp_decay(summed, wide)[..., None],
-        until_end=exp_decay(end - summed, wide)[..., None],
-        total=exp_decay(end, wide)[..., None],
-    )
+    exponents = summed, end - summed, end
+    since_start, until_end, total = (exp_decay(one, wide)[..., None] for one in exponents)
+    return since_start, until_end, total
 
 
 def _delay(factors: DecayFactors) -> DecayFactors:
@@ -312,5 +329,6 @@ def attend_shared_chunk(
     if state is None:
         return out.flatten(1, 2), added
     read = (q @ state.flatten(3)).unflatten(3, heads).transpose(2, 3)  # (B, G, H / G, C, V)
-    out = torch.addcmul(out, read, since_start)
-    return out.flatten(1, 2), torch.addcmul(added, state, total.transpose(2, 3))
+    # In place: the gradients of a product do not need what it gave.
+    out = out.addcmul_(read, since_start)
+    return out.flatten(1, 2), added.addcmul_(state, total.transpose(2, 3))
