@@ -175,7 +175,7 @@ def test_the_step_at_which_a_task_is_learnt_is_recorded(
 def test_a_task_is_learnt_at_twice_the_accuracy_of_guessing_among_the_values(
     num_pairs: tuple[int, ...], least: float
 ) -> None:
-    task = synthetic.TaskSpec(name="mqar", num_pairs=num_pairs)
+    task = synthetic.MqarTask(name="mqar", num_pairs=num_pairs)
     assert task.is_learnt(least)
     assert not task.is_learnt(least - 1e-9)
 
@@ -249,7 +249,7 @@ def test_the_settings_of_the_task_determine_a_run(plan_of: PlanOf) -> None:
         ("task.vocab_size=8", "4 pairs need as many keys, and vocab_size 8 has 3"),
         ("task.name='copy'", "mqar"),
         ("task.pairs=[2]", "no field 'pairs'"),
-        ("validation_tokens=16", "an example of each number of pairs takes 32"),
+        ("validation_tokens=16", "an example of each kind takes 32"),
     ],
 )
 def test_a_task_that_cannot_be_trained_on_is_refused(plan_of: PlanOf, item: str, reason: str) -> None:
