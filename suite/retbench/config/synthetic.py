@@ -29,7 +29,7 @@ NumPairs = Annotated[int, Field(ge=2, le=2**16)]
 LengthTaskName = Literal["copy", "induction", "selective_copy"]
 
 NUM_SPECIAL_TOKENS = 4
-"""Tokens of `length_recall` that are no symbols: the blank, and those that ask for a copy, a selection or a successor."""
+"""Tokens of `length_recall` that are no symbols: the blank, and one per task that asks for answers."""
 
 SHORTEST_COPY = 4
 """Symbols of the shortest string that is copied in training."""
@@ -240,7 +240,9 @@ class LengthRecallSpec(WorkloadSpec):
 
     trained_len: Length
     """Tokens of the examples of the training; models that were trained at another length are refused."""
-    multiples: tuple[Annotated[int, Field(ge=1, le=2**16)], ...] = Field(default=(1, 2, 4, 8, 16), min_length=1)
+    multiples: tuple[Annotated[int, Field(ge=1, le=2**16)], ...] = Field(
+        default=(1, 2, 4, 8, 16), min_length=1
+    )
     """Lengths of the test examples over the trained length."""
     tasks: tuple[LengthTaskName, ...] = Field(default=get_args(LengthTaskName), min_length=1)
     """Tasks that are tested; they should be among those of the training."""
@@ -258,7 +260,9 @@ class LengthRecallSpec(WorkloadSpec):
             examples.check(task, self.trained_len)
         longest = self.trained_len * max(self.multiples)
         if longest > MAX_LENGTH:
-            raise ValueError(f"{max(self.multiples)} times {self.trained_len} tokens are more than {MAX_LENGTH}")
+            raise ValueError(
+                f"{max(self.multiples)} times {self.trained_len} tokens are more than {MAX_LENGTH}"
+            )
         return self
 
     def examples_of(self, vocab_size: int) -> LengthRecall:

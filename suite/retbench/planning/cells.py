@@ -146,7 +146,10 @@ class Cell(Strict):
 
     @property
     def cell_id(self) -> str:
-        """Hash of every field except the path and the trained length of the weights; other models of the experiment are not in it."""
+        """Hash of every field except the path and the trained length of the weights.
+
+        Other models of the experiment are not in it.
+        """
         fields = self.model_dump(mode="json", by_alias=True)
         # Absent where it is not set, as in the ids of earlier records.
         if fields["settings"]["decode_operators"] is None:

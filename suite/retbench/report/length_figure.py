@@ -1,4 +1,4 @@
-"""The figure of recall beyond the trained length: accuracy against the length over the trained one, a panel per task."""
+"""The figure of recall beyond the trained length: accuracy against the ratio of the lengths, a panel per task."""
 
 from collections.abc import Iterator, Sequence
 
@@ -24,11 +24,16 @@ _CAPTION = (
 )
 
 
+def trained_len(record: Record) -> int:
+    """Return the length of the training examples of a record's model, which its measurement has noted."""
+    found = fact(record, "trained_len")
+    assert isinstance(found, int), "the workload always notes it"
+    return found
+
+
 def length_ratio(record: Record) -> float:
     """Return the length of a record's examples over the trained length."""
-    trained_len = fact(record, "trained_len")
-    assert isinstance(trained_len, int)
-    return record.point.context_len / trained_len
+    return record.point.context_len / trained_len(record)
 
 
 def draw_lengths(scores: Evaluations, task_points: Sequence[TaskPoint]) -> Iterator[Drawing]:
@@ -55,7 +60,7 @@ def _draw(scores: Evaluations, point: TaskPoint, size: str, records: Sequence[Re
         )
         for task in tasks
     ]
-    trained = " or ".join(sorted({format_tokens(int(fact(r, "trained_len"))) for r in records}))  # type: ignore[call-overload]
+    trained = " or ".join(format_tokens(length) for length in sorted(set(map(trained_len, records))))
     title, conditions = "Recall beyond the trained length", describe_conditions(records)
     figure = draw_row(
         panels,

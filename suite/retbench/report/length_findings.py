@@ -22,9 +22,7 @@ def find_lengths(evaluations: Evaluations, points: Sequence[TaskPoint], model: s
     return found
 
 
-def _find(
-    evaluations: Evaluations, task: str, sides: tuple[list[Record], list[Record]]
-) -> list[KeyFinding]:
+def _find(evaluations: Evaluations, task: str, sides: tuple[list[Record], list[Record]]) -> list[KeyFinding]:
     mine, theirs = (group(side, length_ratio) for side in sides)
     shared = sorted(mine.keys() & theirs.keys())
     if not shared or 1 not in shared:
@@ -38,5 +36,8 @@ def _find(
         + ("the trained length" if ratio == 1 else f"{ratio:g} times it")
         for ratio in shared
     ]
-    lead = f"{range_of(mine[shared[-1]])} vs {range_of(theirs[shared[-1]])} in {task} at {shared[-1]:g} times the length"
+    last = shared[-1]
+    lead = (
+        f"{range_of(mine[last])} vs {range_of(theirs[last])} in {task} at {last:g} times the trained length"
+    )
     return [KeyFinding(lead, f"{label} of {size} answers in {task} {join_words(parts)}.")]

@@ -58,9 +58,7 @@ def measure(context: "Context") -> Measurement:
     task = cast("LengthTaskName", point.task)
     answers = answer(
         context,
-        *make_length_examples(
-            inputs.examples, "test", task, point.context_len, start=0, count=inputs.limit
-        ),
+        *make_length_examples(inputs.examples, "test", task, point.context_len, start=0, count=inputs.limit),
     )
     exact, guess = float((answers.shares == 1).double().mean()), 1 / inputs.examples.num_symbols
     trained_len = context.cell.under_test.trained_weights.context_len
