@@ -46,7 +46,7 @@ def draw_lengths(scores: Evaluations, task_points: Sequence[TaskPoint]) -> Itera
 def _draw(scores: Evaluations, point: TaskPoint, size: str, records: Sequence[Record]) -> Drawing:
     data = seed_means(records)
     ratios = {record.point.context_len: length_ratio(record) for record in records}
-    data.insert(data.columns.get_loc("context_len") + 1, "length_ratio", data["context_len"].map(ratios))
+    data["length_ratio"] = data["context_len"].map(ratios)
     tasks = group(records, lambda record: record.point.task)
     panels = [
         Panel(
