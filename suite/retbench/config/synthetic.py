@@ -95,11 +95,6 @@ class LengthRecall(Strict):
         """12 hex digits over the settings, equal only for equal examples."""
         return _fingerprint(self, LengthRecall)
 
-    @classmethod
-    def smallest_vocab(cls) -> int:
-        """Return the tokens of the smallest vocabulary: the special ones and two symbols."""
-        return NUM_SPECIAL_TOKENS + 2
-
     @property
     def num_symbols(self) -> int:
         """Tokens that are symbols."""
@@ -245,7 +240,7 @@ class LengthRecallSpec(WorkloadSpec):
     )
     """Lengths of the test examples over the trained length."""
     tasks: tuple[LengthTaskName, ...] = Field(default=get_args(LengthTaskName), min_length=1)
-    """Tasks that are tested; they should be among those of the training."""
+    """Tasks that are tested. One that was not trained on gets no verdict, as none of the models has learnt it."""
     num_selected: int = Field(default=8, ge=1, le=2**16)
     """It must be that of the training; see `LengthRecall`. The vocabulary is that of the model."""
     limit: Count = 1000

@@ -1,8 +1,9 @@
 """Answers to generated examples: what the workloads on synthetic tasks share."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from retbench.config.synthetic import LengthRecall, Mqar
 from retbench.errors import ConfigError, UnsupportedError
@@ -18,24 +19,38 @@ if TYPE_CHECKING:
     from retbench.models.decoder import Decoder
     from retbench.workloads.context import Context
 
+Kind = TypeVar("Kind", Mqar, LengthRecall)
+
 BATCH_SIZE = 64
 """Examples that are computed at a time."""
 
 
-def check_trained_on(examples: Mqar | LengthRecall, model: ModelUnderTest, settings: str) -> None:
-    """Raise a ConfigError if a model was not trained on examples of these settings, which `settings` has in words."""
-    weights, name = model.trained_weights, examples.name
+def examples_for(model: ModelUnderTest, name: str, make: Callable[[int], Kind], settings: str) -> Kind:
+    """Return the settings of a model's test examples, which are those of its training.
+
+    Args:
+        model: The model.
+        name: Name of the workload and of its task.
+        make: Returns the settings for a vocabulary.
+        settings: The settings in words, for a message.
+
+    Raises:
+        ConfigError: the model was trained on something else.
+    """
+    weights = model.trained_weights
     if weights.info.corpus != name:
         raise ConfigError(
             f"'{model.label}' was trained on {weights.info.corpus or 'a text that is not recorded'}, and the workload "
             f"'{name}' measures models that were trained on the task '{name}'. Train it on that: retbench train "
             f"{name}."
         )
+    examples = make(model.model.vocab_size)
     if weights.corpus_fingerprint != examples.fingerprint:
         raise ConfigError(
             f"'{model.label}' was trained on other examples than those of the workload '{name}', with {settings}. "
             "Give both tables the same values."
         )
+    return examples
 
 
 @dataclass(frozen=True)

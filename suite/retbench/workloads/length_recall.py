@@ -9,7 +9,7 @@ from retbench.errors import ConfigError
 from retbench.planning.cells import GeneratedInputs, Inputs, ModelUnderTest
 from retbench.records.record import Metric
 from retbench.workloads import generated
-from retbench.workloads.generated import answer, check_trained_on
+from retbench.workloads.generated import answer, examples_for
 from retbench.workloads.workload import Measurement, MetricSpec, Workload, without_gradients
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ def find_inputs(spec: LengthRecallSpec, models: Sequence[ModelUnderTest], data_d
     """Describe the test examples of each model, which depend on its vocabulary.
 
     Raises:
-        ConfigError: a model was trained on something else or at another length, or its vocabulary is too small.
+        ConfigError: a model was trained on something else, or at another length.
     """
     return {
         (model.label, task): GeneratedInputs(examples=_examples(spec, model), limit=spec.limit)
@@ -31,14 +31,8 @@ def find_inputs(spec: LengthRecallSpec, models: Sequence[ModelUnderTest], data_d
 
 def _examples(spec: LengthRecallSpec, model: ModelUnderTest) -> LengthRecall:
     """Return the settings of a model's test examples, which are those of its training."""
-    vocab_size, trained_len = model.model.vocab_size, model.trained_weights.context_len
-    if vocab_size < LengthRecall.smallest_vocab():
-        raise ConfigError(
-            f"'{model.label}' has a vocabulary of {vocab_size}, and the tasks of the workload 'length_recall' take "
-            f"{LengthRecall.smallest_vocab()} tokens or more. Train it on them: retbench train length_recall."
-        )
-    examples = spec.examples_of(vocab_size)
-    check_trained_on(examples, model, f"num_selected {spec.num_selected}")
+    examples = examples_for(model, "length_recall", spec.examples_of, f"num_selected {spec.num_selected}")
+    trained_len = model.trained_weights.context_len
     if trained_len != spec.trained_len:
         raise ConfigError(
             f"'{model.label}' was trained on {trained_len or 'an unknown number of'} tokens at a time, and trained_len "

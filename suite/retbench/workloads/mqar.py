@@ -9,7 +9,7 @@ from retbench.errors import ConfigError
 from retbench.planning.cells import GeneratedInputs, Inputs, ModelUnderTest
 from retbench.records.record import Metric
 from retbench.workloads import generated
-from retbench.workloads.generated import answer, check_trained_on
+from retbench.workloads.generated import answer, examples_for
 from retbench.workloads.workload import Measurement, MetricSpec, Workload, without_gradients
 
 if TYPE_CHECKING:
@@ -30,10 +30,8 @@ def find_inputs(spec: MqarSpec, models: Sequence[ModelUnderTest], data_dir: Path
 
 def _examples(spec: MqarSpec, model: ModelUnderTest) -> Mqar:
     """Return the settings of a model's test examples, which are those of its training."""
-    examples = spec.task_of(model.model.vocab_size)
-    check_trained_on(
-        examples, model, f"power {spec.power} and random_filler {str(spec.random_filler).lower()}"
-    )
+    settings = f"power {spec.power} and random_filler {str(spec.random_filler).lower()}"
+    examples = examples_for(model, "mqar", spec.task_of, settings)
     try:
         for point in spec.points():
             examples.check(point.num_pairs or 0, point.context_len)
