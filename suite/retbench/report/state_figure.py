@@ -109,7 +109,7 @@ def _by_state(sweep: CostSweep, metric: str) -> tuple[pd.DataFrame, pd.DataFrame
 
     def with_sizes(frame: pd.DataFrame) -> pd.DataFrame:
         keys = zip(frame["model"], frame["context_len"], strict=True)
-        num_bytes = pd.Series([sizes[key] for key in keys], index=frame.index, dtype="float")
-        return frame.assign(state_bytes=num_bytes).dropna(subset="state_bytes")
+        found = pd.Series([sizes[key] for key in keys], frame.index, dtype="float64")
+        return frame.assign(state_bytes=found).dropna(subset="state_bytes")
 
     return with_sizes(sweep.rows(metric)), with_sizes(sweep.failed)

@@ -38,7 +38,13 @@ class GatedNorm(nn.Module):
     def forward(self, y: Tensor, gate: Tensor) -> Tensor:
         """(B, T, H P) and (B, T, H P) to (B, T, H P) in the dtype of the weight."""
         gated, weight = F.silu(gate.to(y.dtype)).mul_(y), self.weight.to(y.dtype)
-        if self.num_groups == 1:
+        if gated.device.type == "cpu" and gated.shape[1] > 1 and not torch.is_grad_enabled():
+            # In place, and without a tensor of squares: new memory costs a CPU as much as the norm.
+            groups = gated.unflatten(-1, (self.num_groups, -1))
+            mean_square = torch.linalg.vector_norm(groups, dim=-1, keepdim=True).square() / groups.shape[-1]
+            groups.mul_((mean_square + self.eps).rsqrt())
+            normed = gated.mul_(weight)
+        elif self.num_groups == 1:
             normed = F.rms_norm(gated, gated.shape[-1:], weight, self.eps)
         else:
             groups = gated.unflatten(-1, (self.num_groups, -1))
