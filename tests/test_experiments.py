@@ -117,7 +117,7 @@ def test_there_is_a_profile_for_every_machine(name: str) -> None:
 def test_every_profile_resolves_and_matches(name: str, profile: str) -> None:
     experiment = load_experiment(name)
     cells = cells_of(experiment, profile)
-    assert {cell.model_name for cell in cells} == experiment.of_profile(profile).models.keys()
+    assert {cell.model_name for cell in cells} == matched(experiment.of_profile(profile)).models.keys()
     assert {cell.workload for cell in cells} <= WORKLOADS.keys()
 
 
@@ -168,8 +168,15 @@ def work_of(experiment: Experiment, profile: str) -> int:
     )
 
 
+def matched(experiment: Experiment) -> Experiment:
+    """The experiment without models that only their own checkpoint describes."""
+    models = {name: entry for name, entry in experiment.models.items() if entry.architecture != "hf"}
+    return experiment.model_copy(update={"models": models})
+
+
 def cells_of(experiment: Experiment, profile: str) -> list[Cell]:
-    """Every cell of a profile, with drawn weights where it measures trained ones."""
+    """Every cell of the matched models of a profile, with drawn weights where it measures trained ones."""
+    experiment = matched(experiment.of_profile(profile))
     chosen = experiment.profile(profile)
     settings = Settings(
         dtype=chosen.dtype,

@@ -20,6 +20,7 @@ NAMES = {*architectures(), *mixers()} - {
     "attention",  # words that prose and other fields need too
     "linear",
     "gla",  # a training recipe has the name of the paper, too
+    "transformers",  # the package whose models the mixer of this name runs
 }
 TYPES = {
     *(kind.__name__ for kind in mixers().values()),

@@ -345,8 +345,15 @@ class Maker:
     def _training(self, cell: Cell) -> dict[str, Metric]:
         machine, point = self.machine, cell.point
         done, held = training_flops(cell), training_bytes(cell)
-        shares = {"chunkwise": 0.35, "fla": 0.4, "parallel": 0.1, "sdpa": 0.3, "reference": 0.15}
-        value = done / machine.flops / shares[cell.backend] * self._noise(0.02)
+        shares = {
+            "chunkwise": 0.35,
+            "fla": 0.4,
+            "parallel": 0.1,
+            "sdpa": 0.3,
+            "blocks": 0.3,
+            "reference": 0.15,
+        }
+        value = done / machine.flops / shares.get(cell.backend, 0.3) * self._noise(0.02)
         weights = costs.weight_bytes(cell.model, machine.dtype)
         parts = {
             "weight_bytes": weights,

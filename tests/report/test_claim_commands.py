@@ -131,7 +131,7 @@ def trained_by(
     spec = profile.training
     if spec is None:
         assert all(entry.checkpoint for entry in experiment.models.values())
-        return {str(entry.size): (None,) for entry in experiment.models.values()}, None
+        return {entry.size: (None,) for entry in experiment.models.values() if entry.size}, None
     num_steps = max(spec.steps_of(size) for size in spec.sizes)
     return {size: spec.seeds_of(size) for size in spec.sizes}, num_steps * spec.tokens_per_step
 

@@ -43,7 +43,7 @@ COMMANDS = {
     "generate": "Continue a text with any checkpoint, printing tokens as they come.",
     "push": "Publish a folder of results as a dataset on the Hugging Face hub.",
     "export": "Write a checkpoint in the format of transformers or flash-linear-attention.",
-    "export-results": "Write recorded task scores in lm-eval's files.",
+    "export-results": "Write recorded task scores as lm-eval does.",
     "env": "Show this machine: hardware, versions and usable backends.",
     "compare": "Compare two record sets of one machine, or a run with a baseline: is B slower than A?",
     "compare-commands": "Compare the wall time of two shell commands: is B slower than A?",

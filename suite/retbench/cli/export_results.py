@@ -23,9 +23,9 @@ def export_results(
     results: ResultsPath = Path("results"),
     data_dir: DataDir = None,
 ) -> None:
-    """Write the task scores of an experiment as lm-eval does: `results_*.json` and `samples_*.jsonl` for each model.
+    """Write recorded task scores as lm-eval does.
 
-    Only the newest comparable records are written. The tasks' data are read again, because records hold no texts; data
+    Each model of the experiment gets its `results_*.json` and `samples_*.jsonl`. Only the newest comparable records are written. The tasks' data are read again, because records hold no texts; data
     that changed since are refused. The written files are listed on stdout.
     """
     from itertools import groupby
