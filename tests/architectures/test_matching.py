@@ -47,7 +47,7 @@ def test_every_size_matches_within_one_percent(size: str, variant: str, baseline
         "transformer": matching.resolve_model(transformer(variant=baseline), size),
     }
     # Two heads divide the width that torchscale's values and feed-forward share: a step is 4 % of the smallest budget.
-    is_coarse = (variant, size) == ("torchscale", "25k")
+    is_coarse = variant == "torchscale" and size in ("25k", "40k")
     match = matching.match_models(models, allow_mismatch=is_coarse, where="test")
     assert match.mismatch_ratio <= (0.02 if is_coarse else 0.01)
     assert match.num_params_nonembedding == tuple(costs.num_params_nonembedding(m) for m in models.values())
