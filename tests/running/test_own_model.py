@@ -28,8 +28,9 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], R
     experiment.write_text(
         'title = "Tiny"\nsource = "none"\nexpect = "It runs."\n[models.retnet]\narchitecture = "retnet"\n'
         '[profiles.smoke]\nsize = "1m"\nrounds = 1\nwarmup_s = 0.0\nmin_steps = 2\n'
+        "memory_limit_bytes = 200_000_000\n"
         "[profiles.smoke.workloads]\ndecode = {context_len = [64], batch_size = [2]}\n"
-        "prefill = {context_len = [64]}\nmemory = {context_len = [64]}\n",
+        "prefill = {context_len = [64]}\nmemory = {context_len = [64]}\nlargest_batch = {context_len = [64]}\n",
         encoding="utf-8",
     )
     own = OwnModels(tuple(str(save_hf_model(name, folder / name)) for name in ("mistral", "mamba")))
@@ -47,7 +48,7 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], R
 
 
 def test_every_cell_has_a_value(records: dict[tuple[str, str], Record]) -> None:
-    assert len(records) == 6
+    assert len(records) == 8
     assert {record.status: record.error for record in records.values()} == {"ok": None}
     assert all(record.gate is not None and record.gate.passed for record in records.values())
 
@@ -57,6 +58,7 @@ def test_analytical_costs_are_absent_with_the_reason(records: dict[tuple[str, st
         "decode": {"bytes_per_step", "flops_per_step", "roofline_ratio", "bandwidth_ratio"},
         "prefill": {"bytes_per_call", "flops_per_call", "roofline_ratio"},
         "memory": {"expected_weight_bytes", "expected_state_bytes"},
+        "largest_batch": {"expected_largest_batch"},
     }
     for (_, workload), record in records.items():
         reasons = {record.absent[name] for name in missing[workload]}
@@ -80,3 +82,10 @@ def test_bytes_are_measured(records: dict[tuple[str, str], Record]) -> None:
         record = records[name, "memory"]
         assert record.metrics["weight_bytes"].value == 4 * record.model.num_params
         assert record.metrics["state_bytes"].value > 0
+
+
+def test_the_largest_batch_is_found(records: dict[tuple[str, str], Record]) -> None:
+    for name in ("mistral", "mamba"):
+        found = {key: one.value for key, one in records[name, "largest_batch"].metrics.items()}
+        state_bytes = records[name, "memory"].metrics["state_bytes"].value
+        assert 1 <= found["largest_batch"] <= found["memory_limit_bytes"] / state_bytes
