@@ -39,12 +39,13 @@ def test_a_cache_that_the_stored_model_does_not_have_is_refused(
 
 
 def write_public(folder: Path) -> list[str]:
-    """Small checkpoints in the formats of the public ones that the experiment `checkpoints` names; its overrides."""
+    """Small checkpoints in the formats of the public ones of the experiment `checkpoints`; its overrides."""
     write_fla_retnet(folder / "retnet")
     write_fla_transformer(folder / "transformer", LLAMA)
     write_fla_gla(folder / "gla")
     write_hf_folder(folder / "mamba", model_type="mamba", max_position_embeddings=None)
-    return [f"models.{name}.checkpoint={folder / name}" for name in ("retnet", "transformer", "gla", "mamba")]
+    names = ("retnet", "transformer", "gla", "mamba")
+    return ["models.mamba.architecture=hf", *(f"models.{name}.checkpoint={folder / name}" for name in names)]
 
 
 def test_the_public_models_of_the_same_data_are_read_in_their_own_formats(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def test_claims_are_grouped_by_what_they_need_and_each_group_says_it_once() -> N
     assert {"perplexity_by_size", "zero_shot", "ablation_decay"} <= found[
         "Needs models trained as in the paper"
     ]
-    assert found["Needs 10.9 GB from the hub, and one GPU"] == {
+    assert found["Needs 8.2 GB from the hub, and one GPU"] == {
         "public_retnet",
         "public_transformer",
         "independent_lambada",

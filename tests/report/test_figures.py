@@ -258,6 +258,25 @@ def test_throughput_of_one_batch_is_drawn_against_the_bytes_of_the_state() -> No
     check_words(drawing.figure)
 
 
+@pytest.mark.parametrize("status", ["timeout", "ok"])
+def test_throughput_without_a_value_or_a_known_state_is_no_error(status: str) -> None:
+    def change(arguments: dict[str, Any]) -> dict[str, Any]:
+        if status == "timeout":
+            return arguments | {"status": status, "metrics": {}, "error": "600 s"}
+        unknown = {"architecture": "of another package"}
+        return arguments | {"model": arguments["model"].model_copy(update={"config": unknown})}
+
+    maker = Maker(CPU, change=change)
+    records = [
+        maker.record("kin", model, "throughput", batch_size, 1024, number)
+        for number in range(3)
+        for model in maker.machine.models
+        for batch_size in (2, 8)
+    ]
+    names = [drawing.name for drawing in make_drawings(select(records)) if "by_state" in drawing.name]
+    assert names == (["kin_throughput_by_state"] if status == "timeout" else [])
+
+
 def test_conditions_stand_at_the_foot(drawings: list[Drawing]) -> None:
     for drawing in drawings:
         foot = (

@@ -85,7 +85,7 @@ def _of_workload(sweeps: Sequence[CostSweep], workload: Workload) -> list[Drawin
         return []
     if workload.primary.name == "tokens_per_s":
         by_batch = [_throughput(sweeps)] if swept_by_batch(sweeps) else []
-        return [*by_batch, draw_throughput(sweeps, workload)]
+        return [*by_batch, *draw_throughput(sweeps, workload)]
     if "tokens_per_s" in metrics and swept_by_batch(sweeps):
         return [_throughput(sweeps)]
     return [_times(sweeps, workload)]

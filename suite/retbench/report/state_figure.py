@@ -60,19 +60,26 @@ def _data_row(record: Record) -> dict[str, object]:
     }
 
 
-def draw_throughput(sweeps: Sequence[CostSweep], workload: Workload) -> Drawing:
-    """Draw tokens/s of one experiment against the bytes of the state, a panel per batch size."""
-    first, metric = sweeps[0], workload.primary.name
-    points, failed = zip(*(_by_state(sweep, metric) for sweep in sweeps), strict=True)
-    top = max(highest(frame_points(rows)) for rows in points)
+def draw_throughput(sweeps: Sequence[CostSweep], workload: Workload) -> list[Drawing]:
+    """Draw tokens/s of one experiment against the bytes of the state, a panel per batch size.
+
+    Nothing is drawn of models whose state is not known analytically.
+    """
+    metric = workload.primary.name
+    sized = [(sweep, *_by_state(sweep, metric)) for sweep in sweeps]
+    known = [(sweep, rows, failed) for sweep, rows, failed in sized if len(rows) or len(failed)]
+    if not known:
+        return []
+    first = known[0][0]
+    top = max(highest(frame_points(rows)) for _, rows, _ in known)
     panels = [
         Panel(
-            frame_points(rows, missing, axis="state_bytes"),
+            frame_points(rows, failed, axis="state_bytes"),
             sweep.models,
             f"batch {sweep.batch_size}",
             at_least=top,
         )
-        for sweep, rows, missing in zip(sweeps, points, failed, strict=True)
+        for sweep, rows, failed in known
     ]
     title = f"{workload.title} against the size of the state"
     figure = draw_row(
@@ -88,17 +95,10 @@ def draw_throughput(sweeps: Sequence[CostSweep], workload: Workload) -> Drawing:
         "sequence, on logarithmic axes. One point per context length; a line joins those of a model, and a state of "
         "fixed size has them at one place. Bars are 95 % intervals."
     )
-    name = first.name if len(sweeps) == 1 else first.name.rpartition("_batch")[0]
-    data = pd.concat(
-        [
-            with_failures(rows, missing, [metric]).reindex(
-                columns=[*DATA_COLUMNS, "batch_size", "state_bytes"]
-            )
-            for rows, missing in zip(points, failed, strict=True)
-        ],
-        ignore_index=True,
-    )
-    return Drawing(f"{name}_by_state", (first.experiment,), title, caption, first.conditions, figure, data)
+    name = first.name if len(known) == 1 else first.name.rpartition("_batch")[0]
+    frames = [with_failures(rows, failed, [metric]) for _, rows, failed in known]
+    data = pd.concat(frames, ignore_index=True).reindex(columns=[*DATA_COLUMNS, "batch_size", "state_bytes"])
+    return [Drawing(f"{name}_by_state", (first.experiment,), title, caption, first.conditions, figure, data)]
 
 
 def _by_state(sweep: CostSweep, metric: str) -> tuple[pd.DataFrame, pd.DataFrame]:
