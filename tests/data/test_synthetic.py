@@ -8,15 +8,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retbench.config.synthetic import Mqar, TaskSpec
+from retbench.config.synthetic import Mqar, MqarTask
 from retbench.data.batches import IGNORED
-from retbench.data.synthetic import (
-    SyntheticBatches,
-    fingerprint_examples,
-    make_examples,
-    mixed_examples,
-    place,
-)
+from retbench.data.synthetic import fingerprint_examples, make_examples, place
+from retbench.data.task_batches import SyntheticBatches, mixed_examples
 
 
 def published(
@@ -127,7 +122,7 @@ def test_near_places_are_asked_most_often_by_the_power_law() -> None:
     assert (uniform != IGNORED).sum(0)[8::2] / num_examples == pytest.approx(4 / 12, abs=0.02)
 
 
-TASK = TaskSpec(name="mqar", vocab_size=64, num_pairs=(2, 3, 5))
+TASK = MqarTask(name="mqar", vocab_size=64, num_pairs=(2, 3, 5))
 
 
 def test_the_ranks_examples_are_the_whole_steps() -> None:

@@ -85,7 +85,7 @@ def test_what_a_group_needs_names_its_experiments_or_what_is_lacking() -> None:
     )
     assert needed["Needs any machine"] == "A verdict needs any machine: `retbench run latency`."
     lacking = needed["Needs a workload that retbench does not have yet"]
-    assert all(name in lacking for name in ("mad", "length_recall", "based_tasks", "DeltaNet"))
+    assert all(name in lacking for name in ("mad", "based_tasks", "DeltaNet"))
 
 
 @pytest.mark.parametrize(

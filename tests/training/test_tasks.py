@@ -19,6 +19,7 @@ from retbench.models.build import build_model
 from retbench.models.decoder import Decoder
 from retbench.planning.models import find_models
 from retbench.records.store import read_records
+from retbench.training import loop
 from retbench.training.engine import GeneratedExamples, train_all
 from retbench.training.events import CurvePoint, TrainingResult
 from retbench.training.loop import Stopped, Trainer
@@ -171,11 +172,42 @@ def test_the_step_at_which_a_task_is_learnt_is_recorded(
         assert "learnt_step" not in record.absent
 
 
+LENGTHS = "training.task={name='length_recall', num_selected=2, stop_accuracy=0.9}"
+
+
+def test_the_tasks_of_length_recall_are_trained_in_turn_at_one_length(
+    plan_of: PlanOf, tmp_path: Path
+) -> None:
+    plan = plan_of(LENGTHS)
+    assert (train(plan, tmp_path).runs[0].status, examples_of(plan).inputs.shape) == ("ok", (10, 16))
+    for record in read_records(tmp_path)[0]:
+        assert record.settings["task"]["tasks"] == ["copy", "induction", "selective_copy"]
+        assert record.absent["learnt_step"].endswith("guessing has 0.038")
+    found = find_models(plan.experiment, "cpu", tmp_path)
+    assert [one.trained_weights.context_len for one in found] == [16, 16]
+    assert {one.model.vocab_size for one in found} == {30}
+
+
+@pytest.mark.parametrize(("of_the_last_kind", "steps"), [(0.5, 12), (0.9, 4)])
+def test_a_run_ends_when_every_kind_of_example_is_answered(
+    plan_of: PlanOf,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    of_the_last_kind: float,
+    steps: int,
+) -> None:
+    """The answers are made up: all of two kinds are right, and a share of those of the third."""
+    shares = torch.tensor([1.0, 1.0, of_the_last_kind], dtype=torch.float64).repeat(4)[:10]
+    monkeypatch.setattr(loop, "answer_shares", lambda *_: shares)
+    run = train(plan_of(LENGTHS), tmp_path).runs[0]
+    assert run.num_tokens == steps * 64
+
+
 @pytest.mark.parametrize(("num_pairs", "least"), [((2,), 1.0), ((4,), 0.5), ((4, 8), 0.375)])
 def test_a_task_is_learnt_at_twice_the_accuracy_of_guessing_among_the_values(
     num_pairs: tuple[int, ...], least: float
 ) -> None:
-    task = synthetic.TaskSpec(name="mqar", num_pairs=num_pairs)
+    task = synthetic.MqarTask(name="mqar", num_pairs=num_pairs)
     assert task.is_learnt(least)
     assert not task.is_learnt(least - 1e-9)
 
@@ -247,9 +279,11 @@ def test_the_settings_of_the_task_determine_a_run(plan_of: PlanOf) -> None:
         ("task.num_pairs=[2, 2]", "stands in it twice"),
         ("seq_len=17", "seq_len is 17"),
         ("task.vocab_size=8", "4 pairs need as many keys, and vocab_size 8 has 3"),
-        ("task.name='copy'", "mqar"),
+        ("task.name='copy'", "known are 'mqar', 'length_recall'"),
+        ("task={name='length_recall', num_selected=9}", "9 symbols and their copy take 18 tokens"),
+        ("task={name='length_recall', tasks=['copying']}", "'copy', 'induction' or 'selective_copy'"),
         ("task.pairs=[2]", "no field 'pairs'"),
-        ("validation_tokens=16", "an example of each number of pairs takes 32"),
+        ("validation_tokens=16", "an example of each kind takes 32"),
     ],
 )
 def test_a_task_that_cannot_be_trained_on_is_refused(plan_of: PlanOf, item: str, reason: str) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,10 +10,11 @@ import torch
 from retbench.architectures.matching import resolve_model
 from retbench.architectures.retnet import RetNetSpec
 from retbench.architectures.transformer import TransformerSpec
+from retbench.config.synthetic import LengthRecall, Mqar
 from retbench.models.build import build_model
 from retbench.models.compiled import StepCompiler
-from retbench.planning.cells import Cell, Settings, model_under_test
-from retbench.records.record import Ceilings, Point
+from retbench.planning.cells import Cell, ModelUnderTest, Settings, Weights, model_under_test
+from retbench.records.record import Ceilings, Point, WeightsInfo
 from retbench.workloads.context import Context
 from retbench.workloads.states import StateStore
 
@@ -40,6 +42,20 @@ def make_cell(name: str, workload: str, context_len: int, batch_size: int = 1, m
             cuda_graph=False,
         ),
     )
+
+
+def trained_on(examples: Mqar | LengthRecall, name: str, **weights: Any) -> ModelUnderTest:
+    """A small model with weights that say that they were trained on generated examples of 16 tokens."""
+    task = examples.name
+    info = WeightsInfo(source=f"{task}/cpu", fingerprint="f", format="retbench", seed=0, corpus=task)
+    held: dict[str, Any] = {
+        "path": Path("/nowhere"),
+        "info": info,
+        "corpus_fingerprint": examples.fingerprint,
+        "context_len": 16,
+    }
+    config = resolve_model(SPECS[name], "25k", vocab_size=examples.vocab_size)
+    return model_under_test(name, SPECS[name], "25k", config, Weights(**(held | weights)))
 
 
 def with_backend(cell: Cell, backend: str) -> Cell:

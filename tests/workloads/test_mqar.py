@@ -3,22 +3,20 @@
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from retbench.architectures import costs
-from retbench.architectures.matching import resolve_model
 from retbench.config.synthetic import Mqar, MqarSpec
 from retbench.data.synthetic import make_examples
 from retbench.errors import ConfigError
-from retbench.planning.cells import Cell, GeneratedInputs, ModelUnderTest, Weights, model_under_test
+from retbench.planning.cells import Cell, GeneratedInputs, ModelUnderTest
 from retbench.records.record import Point, WeightsInfo
 from retbench.workloads import mqar
 from retbench.workloads.context import Context
-from tests.workloads.conftest import SPECS, make_cell
+from tests.workloads.conftest import make_cell, trained_on
 
 ContextOf = Callable[[Cell], Context]
 EXAMPLES = Mqar(vocab_size=64)
@@ -26,14 +24,7 @@ EXAMPLES = Mqar(vocab_size=64)
 
 def model_of(name: str, **weights: Any) -> ModelUnderTest:
     """A small model with weights that say that they were trained on the task."""
-    info = WeightsInfo(source="mqar/cpu", fingerprint="f", format="retbench", seed=0, corpus="mqar")
-    held: dict[str, Any] = {
-        "path": Path("/nowhere"),
-        "info": info,
-        "corpus_fingerprint": EXAMPLES.fingerprint,
-    }
-    config = resolve_model(SPECS[name], "25k", vocab_size=64)
-    return model_under_test(name, SPECS[name], "25k", config, Weights(**(held | weights)))
+    return trained_on(EXAMPLES, name, **weights)
 
 
 def cell_of(name: str, num_pairs: int = 3, limit: int = 70, seq_len: int = 24) -> Cell:

@@ -36,6 +36,7 @@ ORDER = [
     "mqar",
     "needle",
     "recall_slices",
+    "length_recall",
     "training_run",
 ]
 

@@ -45,8 +45,19 @@ _YOCO_VOCAB = "; vocabulary of its 3B model (the curves' is not stated)"
 
 SIZES: dict[str, Size] = {
     "25k": Size(32, 2, 2, 2, 512, "Synthetic tasks, the narrowest of Mamba-2 Figure 8: 12 d^2 L = 0.025 M"),
+    "40k": Size(
+        32, 3, 2, 2, 512, "Synthetic tasks, the width of 25K with one layer more: 12 d^2 L = 0.037 M"
+    ),
     "100k": Size(
         64, 2, 2, 2, 512, "Synthetic tasks, as Zoology Figure 2 and Mamba-2 Figure 8: 12 d^2 L = 0.098 M"
+    ),
+    "150k": Size(
+        64,
+        3,
+        2,
+        2,
+        512,
+        "Synthetic tasks, the width of Mamba Table 11 with one layer more: 12 d^2 L = 0.15 M",
     ),
     "300k": Size(96, 3, 2, 2, 1024, "CPU size, for training: 12 d^2 L = 0.33 M"),
     "400k": Size(

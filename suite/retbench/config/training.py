@@ -94,7 +94,7 @@ class TrainingSpec(Strict):
     corpus: str = "python"
     """A name that `load_corpus` takes; its split `train` is trained on, its split `validation` is for tuning."""
     tokenizer: str = "bytes"
-    task: TaskSpec | None = None
+    task: Annotated[TaskSpec, Field(discriminator="name")] | None = None
     """Generated examples to train on, in place of a corpus with a tokenizer."""
     sizes: tuple[Annotated[Name, AfterValidator(size_id)], ...] = Field(min_length=1)
     """Every model of the experiment is trained at each of them."""
@@ -173,12 +173,11 @@ class TrainingSpec(Strict):
                 "compile is for a corpus: a task takes the logits of its answers only, and their number changes at "
                 "every step"
             )
-        for num_pairs in self.task.num_pairs:
-            self.task.check(num_pairs, self.seq_len)
-        if self.validation_tokens < len(self.task.num_pairs) * self.seq_len:
+        self.task.check_length(self.seq_len)
+        if self.validation_tokens < len(self.task.kinds) * self.seq_len:
             raise ValueError(
-                f"validation_tokens is {self.validation_tokens:,}, and an example of each number of pairs takes "
-                f"{len(self.task.num_pairs) * self.seq_len:,}; there must be one of each"
+                f"validation_tokens is {self.validation_tokens:,}, and an example of each kind takes "
+                f"{len(self.task.kinds) * self.seq_len:,}; there must be one of each"
             )
         return self
 

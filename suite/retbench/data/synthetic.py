@@ -1,4 +1,4 @@
-"""Generated examples of synthetic tasks, as a pure function of (task, split, index).
+"""Generated examples of multi-query associative recall, as a pure function of (task, split, index).
 
 Every random number is a word of the counter-based generator Philox, whose key is a hash of the task and the split and
 whose counter is the index. All arithmetic is on integers, so the examples are the same bit for bit on every machine and
@@ -12,16 +12,12 @@ from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from retbench.config.synthetic import Mqar, TaskSpec
-from retbench.data.batches import IGNORED, Examples
+from retbench.config.synthetic import Mqar
+from retbench.data.batches import IGNORED
 
 Array = npt.NDArray[np.int64]
 Words = npt.NDArray[np.uint64]
-
-SEED_STRIDE = 2**40
-"""Indices between the training examples of two seeds; no run is as long."""
 
 _BLOCK = 4
 """64-bit words that Philox yields per count."""
@@ -61,8 +57,8 @@ def make_examples(
         words, [num_pairs * part for part in (1, 2, 3)], axis=1
     )
     half = task.vocab_size // 2
-    keys = 1 + _choose(half - 1, of_keys)
-    values = half + _choose(task.vocab_size - half, of_values)
+    keys = 1 + choose(half - 1, of_keys)
+    values = half + choose(task.vocab_size - half, of_values)
     slots = _choose_weighted(_slot_weights(seq_len // 2 - num_pairs, task.power), of_slots)
     inputs, targets = place(keys, values, slots, seq_len)
     if task.random_filler:
@@ -95,7 +91,7 @@ def draw_words(name: str, start: int, count: int, num_words: int) -> Words:
     return generator.random_raw(count * blocks * _BLOCK).reshape(count, blocks * _BLOCK)
 
 
-def _choose(num_items: int, words: Words) -> Array:
+def choose(num_items: int, words: Words) -> Array:
     """Draw from range(num_items) without replacement, by one word for each draw, (B, n); return the draws, (B, n)."""
     items = np.tile(np.arange(num_items), (len(words), 1))
     rows = np.arange(len(words))
@@ -135,51 +131,6 @@ def _slot_weights(num_slots: int, power: float) -> tuple[int, ...]:
     return tuple(
         max(1, int(context.power(Decimal(slot), exponent) * 2**32)) for slot in range(1, num_slots + 1)
     )
-
-
-class SyntheticBatches:
-    """The training batches of a task by step: fresh examples, in which the numbers of pairs take turns.
-
-    Args:
-        task: The task.
-        batch_size: Examples per step, over all ranks.
-        seq_len: Tokens per example.
-        seed: Seed of the run; two seeds have no example in common.
-    """
-
-    def __init__(self, task: TaskSpec, *, batch_size: int, seq_len: int, seed: int) -> None:
-        self.batch_size = batch_size
-        self._task, self._seq_len = task, seq_len
-        self._first = seed * SEED_STRIDE
-
-    def examples(self, step: int, rank: int = 0, world_size: int = 1) -> Examples:
-        """Return the examples of a step, from 0, for one rank; the ranks' examples in order are the whole step's."""
-        assert self.batch_size % world_size == 0
-        share = self.batch_size // world_size
-        start = step * self.batch_size + rank * share
-        return mixed_examples(self._task, "train", self._seq_len, start=self._first + start, count=share)
-
-    def num_targets(self, step: int) -> int:
-        """Return the number of answers of a step, over all ranks."""
-        counts = self._task.num_pairs
-        positions = range(step * self.batch_size, (step + 1) * self.batch_size)
-        return sum(counts[(self._first + position) % len(counts)] for position in positions)
-
-
-def mixed_examples(task: TaskSpec, split: str, seq_len: int, *, start: int, count: int) -> Examples:
-    """Return the examples at the positions start .. start + count - 1 of a task, whose numbers of pairs take turns."""
-    counts = task.num_pairs
-    inputs = np.empty((count, seq_len), dtype=np.int64)
-    targets = np.empty_like(inputs)
-    for turn, num_pairs in enumerate(counts):
-        offset = (turn - start) % len(counts)
-        places = slice(offset, count, len(counts))
-        number = len(range(offset, count, len(counts)))
-        if number:
-            inputs[places], targets[places] = make_examples(
-                task, split, num_pairs, seq_len, start=(start + offset) // len(counts), count=number
-            )
-    return Examples(torch.from_numpy(inputs), torch.from_numpy(targets), answers_only=True)
 
 
 def fingerprint_examples(inputs: Array, targets: Array) -> str:

@@ -15,7 +15,7 @@ from retbench.architectures.architecture import ModelSpec
 from retbench.architectures.configs import ModelConfig
 from retbench.config.evaluation import Split
 from retbench.config.experiment import Dtype, Experiment, Profile
-from retbench.config.synthetic import Mqar
+from retbench.config.synthetic import LengthRecall, Mqar
 from retbench.errors import ConfigError
 from retbench.ops import DecodeOperators
 from retbench.records.record import Point, WeightsInfo
@@ -51,6 +51,8 @@ class Weights(Strict):
     tokenizer_fingerprint: str | None = None
     corpus_fingerprint: str | None = None
     """Fingerprint of the training corpus at the time of training; None where it is not known."""
+    context_len: int | None = None
+    """Tokens of the sequences of the training; None where it is not known."""
     runs_code: bool = False
     """True if code that comes with the weights may run."""
 
@@ -118,7 +120,7 @@ class NeedleInputs(Evaluation):
 class GeneratedInputs(Strict):
     """Evaluation inputs of a cell that measures quality on a synthetic task."""
 
-    examples: Mqar
+    examples: Mqar | LengthRecall = Field(discriminator="name")
     limit: int
     """Number of examples."""
 
@@ -144,7 +146,10 @@ class Cell(Strict):
 
     @property
     def cell_id(self) -> str:
-        """Hash of every field except the path of the weights; other models of the experiment are not in it."""
+        """Hash of every field except the path and the trained length of the weights.
+
+        Other models of the experiment are not in it.
+        """
         fields = self.model_dump(mode="json", by_alias=True)
         # Absent where it is not set, as in the ids of earlier records.
         if fields["settings"]["decode_operators"] is None:
@@ -152,7 +157,7 @@ class Cell(Strict):
         if fields["point"]["num_pairs"] is None:
             del fields["point"]["num_pairs"]
         if weights := fields["subject"]["weights"]:
-            del weights["path"]
+            del weights["path"], weights["context_len"]  # the fingerprint of the weights covers it
             if not weights["runs_code"]:
                 del weights["runs_code"]
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]

@@ -149,6 +149,7 @@ def _model_on_disk(
         tokenizer=info.tokenizer,
         tokenizer_fingerprint=info.tokenizer_fingerprint,
         corpus_fingerprint=corpus_fingerprint,
+        context_len=info.context_len,
         runs_code=spec.runs_checkpoint_code,
     )
     return cells.model_under_test(name, spec, size, info.config, held)

@@ -19,6 +19,7 @@ from retbench.report.points import (
     lineup,
     num_trained_tokens,
     replicate_of,
+    scores_lengths,
     scores_needles,
     scores_recall,
     scores_slices,
@@ -50,7 +51,7 @@ PAPER_TASKS = (
 )
 """Tasks that RetNet (arXiv:2307.08621) averages in Table 3: seven, with StoryCloze of either year."""
 
-_WITH_OWN_FIGURES = (scores_text, scores_recall, scores_slices, scores_needles)
+_WITH_OWN_FIGURES = (scores_text, scores_recall, scores_slices, scores_needles, scores_lengths)
 """Kinds of workloads that are not shown as accuracies of tasks."""
 
 ACCURACIES = ("acc", "acc_norm")
@@ -140,6 +141,11 @@ class Evaluations:
     def recall_groups(self) -> list[list[TaskPoint]]:
         """Return the measured task points of each experiment and workload of recall, from the fewest pairs up."""
         points = [p for p in self.task_points() if scores_recall(p.workload) and self.measured(p)]
+        return list(group(points, lambda point: (point.experiment, point.workload)).values())
+
+    def length_groups(self) -> list[list[TaskPoint]]:
+        """Return the measured task points of each workload that tests beyond the trained length, by task and length."""
+        points = [p for p in self.task_points() if scores_lengths(p.workload) and self.measured(p)]
         return list(group(points, lambda point: (point.experiment, point.workload)).values())
 
     def instances(self, records: Sequence[Record]) -> list[ModelInstance]:
@@ -237,7 +243,8 @@ def _compare_all(records: Sequence[Record], models: Lineup, folders: Folders) ->
     measured = {
         (task_point_of(record), instance_of(record), record.model.name): record
         for record in records
-        if replicate_of(record) == "document" and not scores_recall(record.workload) and record.status == "ok"
+        if replicate_of(record) == "document" and record.status == "ok"
+        if not (scores_recall(record.workload) or scores_lengths(record.workload))
     }
     for (point, instance, model), mine in measured.items():
         theirs = measured.get((point, instance, str(models.reference)))

@@ -55,6 +55,12 @@ def scores_recall(workload: str) -> bool:
     return any(metric.name == "state_bytes" for metric in known.metrics)
 
 
+def scores_lengths(workload: str) -> bool:
+    """Return whether a workload scores an accuracy at multiples of the trained length, beside that of a guess."""
+    known = WORKLOADS.get(workload)
+    return known is not None and any(metric.name == "guess" for metric in known.metrics)
+
+
 def scores_slices(workload: str) -> bool:
     """Return whether a workload scores repeated and new pairs of words apart."""
     known = WORKLOADS.get(workload)
@@ -85,6 +91,8 @@ class TaskPoint(NamedTuple):
         task = self.task or self.workload
         if self.num_pairs is not None:
             return f"{self.num_pairs} pairs in {format_tokens(self.context_len)} tokens"
+        if scores_lengths(self.workload):
+            return f"{task.replace('_', ' ')} in {format_tokens(self.context_len)} tokens"
         if scores_needles(self.workload):
             return f"needle in {task}, {format_tokens(self.context_len)} tokens"
         if scores_slices(self.workload):

@@ -11,6 +11,7 @@ from retbench.records.record import Record, Series
 from retbench.report.document_comparisons import DocumentComparison
 from retbench.report.evaluations import Evaluations, chance, paper_average
 from retbench.report.findings import KeyFinding
+from retbench.report.length_findings import find_lengths
 from retbench.report.needle_findings import find_needles
 from retbench.report.points import TaskPoint, accuracy, num_trained_tokens
 from retbench.report.recall_findings import find_recall
@@ -40,6 +41,8 @@ def find_quality(evaluations: Evaluations) -> list[KeyFinding]:
             mine += find_needles(evaluations, points, model)
         for points in evaluations.recall_groups():
             mine += find_recall(evaluations, points, model)
+        for points in evaluations.length_groups():
+            mine += find_lengths(evaluations, points, model)
         found += [finding.of(model, evaluations.models) for finding in mine]
     return found
 

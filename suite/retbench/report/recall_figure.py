@@ -34,7 +34,7 @@ _FRONTIER = (
     "are a guess among the values of the example, and every answer right."
 )
 _PAIRS = _MEASURED + "The dashed line is a guess among the values of the example."
-_PERCENT = ((0.01, "%"),)
+PERCENT = ((0.01, "%"),)
 
 
 def draw_recall(scores: Evaluations, task_points: Sequence[TaskPoint]) -> Iterator[Drawing]:
@@ -49,7 +49,9 @@ def draw_recall(scores: Evaluations, task_points: Sequence[TaskPoint]) -> Iterat
 
 
 def seed_means(records: Sequence[Record]) -> pd.DataFrame:
-    """Return a row per task point, model and size: the mean accuracy of the seeds with its interval, and the bytes.
+    """Return a row per task point, model and size: the mean accuracy of the seeds with its interval.
+
+    It has the number of pairs and the bytes of the state where records have them.
 
     The ends of the interval of a single seed are not a number.
     """
@@ -58,14 +60,16 @@ def seed_means(records: Sequence[Record]) -> pd.DataFrame:
     for (point, model, size), seeds in sides.items():
         found = mean_interval([record.metrics["acc"].value for record in seeds])
         ends = {"low": found.low, "high": found.high}
+        state = seeds[0].metrics.get("state_bytes")
         rows.append(
             {
                 "model": model,
                 "size": size,
+                "task": point.task,
                 "task_point": point.title,
                 "context_len": point.context_len,
                 "num_pairs": point.num_pairs,
-                "state_bytes": seeds[0].metrics["state_bytes"].value,
+                "state_bytes": state and state.value,
                 "num_params_nonembedding": seeds[0].model.num_params_nonembedding,
                 "learning_rate": learning_rate(seeds[0]),
                 "metric": "acc",
@@ -75,7 +79,8 @@ def seed_means(records: Sequence[Record]) -> pd.DataFrame:
                 "num_seeds": found.num_rounds,
             }
         )
-    return pd.DataFrame(rows)
+    absent = {name for name in ("num_pairs", "state_bytes") if all(row[name] is None for row in rows)}
+    return pd.DataFrame(rows).drop(columns=sorted(absent))
 
 
 def _draw_frontiers(
@@ -89,7 +94,7 @@ def _draw_frontiers(
             scores.models,
             point.title if len(task_points) > 1 else "",
             places=tuple(sorted(set(data["state_bytes"]))),
-            units=_PERCENT,
+            units=PERCENT,
             at_least=1.0,
             at_most=1.0,
         )
@@ -100,13 +105,14 @@ def _draw_frontiers(
     figure = draw_row(
         panels,
         (title, f"accuracy of multi-query associative recall{where}, %", conditions),
-        _describe,
+        describe_share,
         "state, bytes per sequence (log scale)",
         set_byte_axis,
     )
     for axes, point, part in zip(figure.axes, task_points, parts, strict=True):
         _draw_frontier(axes, part)
-        _draw_levels(axes, point, is_first=axes is figure.axes[0])
+        if point.num_pairs:
+            draw_levels(axes, 1 / point.num_pairs, is_first=axes is figure.axes[0])
     return Drawing(
         name=file_stem(f"{task_points[0].experiment}_{task_points[0].workload}_frontier"),
         experiments=(task_points[0].experiment,),
@@ -129,7 +135,7 @@ def _draw_pairs(
             scores.models,
             format_size(size),
             places=tuple(map(float, counts)),
-            units=_PERCENT,
+            units=PERCENT,
             at_least=1.0,
             at_most=1.0,
         )
@@ -140,7 +146,7 @@ def _draw_pairs(
     figure = draw_row(
         panels,
         (title, f"accuracy of multi-query associative recall in {length} tokens, %", conditions),
-        _describe,
+        describe_share,
         "pairs of a key and a value (log scale)",
         _set_pair_axis,
     )
@@ -162,7 +168,8 @@ def _has_both(record: Record) -> bool:
     return {"acc", "state_bytes"} <= record.metrics.keys() and record.metrics["state_bytes"].value > 0
 
 
-def _describe(point: Point) -> str:
+def describe_share(point: Point) -> str:
+    """Return the value of a point as a percentage."""
     return format_percent(point.value)
 
 
@@ -201,11 +208,9 @@ def _draw_frontier(axes: Axes, part: pd.DataFrame) -> None:
     )
 
 
-def _draw_levels(axes: Axes, point: TaskPoint, *, is_first: bool) -> None:
-    """Draw the accuracy of a guess among the values of an example, and that of a model that answers everything."""
-    if not point.num_pairs:
-        return
-    for share, name in ((1 / point.num_pairs, "guess"), (1.0, "ceiling")):
+def draw_levels(axes: Axes, guess: float, *, is_first: bool) -> None:
+    """Draw the accuracy of a guess, and that of a model that answers everything; the first panel names them."""
+    for share, name in ((guess, "guess"), (1.0, "ceiling")):
         axes.axhline(100 * share, color=style.MUTED, linewidth=0.7, linestyle=(0, (2, 2)), zorder=1)
         if is_first:
             height = 100 * share / axes.get_ylim()[1]

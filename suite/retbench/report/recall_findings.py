@@ -15,33 +15,50 @@ SOLVED = 0.99
 
 def find_recall(evaluations: Evaluations, points: Sequence[TaskPoint], model: str) -> list[KeyFinding]:
     """State the accuracies of a model and the reference at the largest size that both have; seeds are never pooled."""
-    sides = [
-        [record for point in points for record in evaluations.measured(point) if record.model.name == name]
-        for name in (model, str(evaluations.models.reference))
-    ]
-    sizes = [size for size in evaluations.sizes(sides[0]) if size in evaluations.sizes(sides[1])]
-    if not sizes:
+    sides = largest_sides(evaluations, points, model)
+    if sides is None:
         return []
-    mine, theirs = ([r for r in side if r.model.size == sizes[-1]] for side in sides)
-    label, other = (evaluations.models.labels[side[0].model.name] for side in (mine, theirs))
+    mine, theirs = sides
+    label, other = (evaluations.models.labels[side[0].model.name] for side in sides)
     shared = [point for point in points if _at(mine, point) and _at(theirs, point)]
     if not shared:
         return []
     easiest = _at(theirs, min(shared, key=lambda point: point.num_pairs or 0))
-    if max(_accuracies(easiest)) < SOLVED:
-        text = (
-            f"No verdict on {label} at {format_size(sizes[-1])}: the {other} reaches {_range(easiest)} with "
-            f"the fewest pairs, less than {format_percent(SOLVED)}, so the training is at fault, or too short."
-        )
-        return [KeyFinding("no verdict", text)]
+    if max(accuracies(easiest)) < SOLVED:
+        size = format_size(mine[0].model.size)
+        return [no_verdict(f"{label} at {size}", other, easiest, "with the fewest pairs")]
     parts = [
-        f"{_range(_at(mine, point))} with {point.title} ({format_bytes(_num_bytes(_at(mine, point)))} of state; the "
-        f"{other}: {_range(_at(theirs, point))}, {format_bytes(_num_bytes(_at(theirs, point)))})"
+        f"{range_of(_at(mine, point))} with {point.title} ({format_bytes(_num_bytes(_at(mine, point)))} of state; the "
+        f"{other}: {range_of(_at(theirs, point))}, {format_bytes(_num_bytes(_at(theirs, point)))})"
         for point in shared
     ]
     hardest = shared[-1]
-    lead = f"{_range(_at(mine, hardest))} vs {_range(_at(theirs, hardest))} with {hardest.title}"
-    return [KeyFinding(lead, f"{label} of {format_size(sizes[-1])} recalls {join_words(parts)}.")]
+    lead = f"{range_of(_at(mine, hardest))} vs {range_of(_at(theirs, hardest))} with {hardest.title}"
+    return [KeyFinding(lead, f"{label} of {format_size(mine[0].model.size)} recalls {join_words(parts)}.")]
+
+
+def largest_sides(
+    evaluations: Evaluations, points: Sequence[TaskPoint], model: str
+) -> tuple[list[Record], list[Record]] | None:
+    """Return the records of a model and of the reference at the largest size that both have; None without one."""
+    mine, theirs = (
+        [record for point in points for record in evaluations.measured(point) if record.model.name == name]
+        for name in (model, str(evaluations.models.reference))
+    )
+    sizes = [size for size in evaluations.sizes(mine) if size in evaluations.sizes(theirs)]
+    if not sizes:
+        return None
+    largest = ([record for record in side if record.model.size == sizes[-1]] for side in (mine, theirs))
+    return next(largest), next(largest)
+
+
+def no_verdict(subject: str, reference: str, records: Sequence[Record], where: str) -> KeyFinding:
+    """Return the finding that the reference has not learnt the task, so that nothing follows."""
+    text = (
+        f"No verdict on {subject}: the {reference} reaches {range_of(records)} {where}, less than "
+        f"{format_percent(SOLVED)}, so the training is at fault, or too short."
+    )
+    return KeyFinding("no verdict", text)
 
 
 def _at(records: Sequence[Record], point: TaskPoint) -> list[Record]:
@@ -49,7 +66,8 @@ def _at(records: Sequence[Record], point: TaskPoint) -> list[Record]:
     return [record for record in records if (record.point.context_len, record.point.num_pairs) == place]
 
 
-def _accuracies(records: Sequence[Record]) -> list[float]:
+def accuracies(records: Sequence[Record]) -> list[float]:
+    """Return the accuracy of each record."""
     return [record.metrics["acc"].value for record in records]
 
 
@@ -57,7 +75,7 @@ def _num_bytes(records: Sequence[Record]) -> float:
     return records[0].metrics["state_bytes"].value
 
 
-def _range(records: Sequence[Record]) -> str:
+def range_of(records: Sequence[Record]) -> str:
     """Return the accuracies of the seeds, from the lowest to the highest."""
-    values = _accuracies(records)
+    values = accuracies(records)
     return "–".join(dict.fromkeys(format_percent(value) for value in (min(values), max(values))))

@@ -22,6 +22,7 @@ from retbench.report.accuracy_figure import draw_accuracies
 from retbench.report.curves import Panel, Point, draw_row, frame_points
 from retbench.report.evaluations import Evaluations, describe_rates
 from retbench.report.labels import add_note, beside
+from retbench.report.length_figure import draw_lengths
 from retbench.report.needle_figure import draw_needles
 from retbench.report.points import TaskPoint, fact, group, instance_of, instance_row, is_final
 from retbench.report.provenance import describe_conditions
@@ -52,6 +53,7 @@ def draw_scores(scores: Evaluations) -> list[Drawing]:
             *(each for task_point in scores.slice_points() for each in draw_slices(scores, task_point)),
             *(each for points in scores.needle_groups() for each in draw_needles(scores, points)),
             *(each for points in scores.recall_groups() for each in draw_recall(scores, points)),
+            *(each for points in scores.length_groups() for each in draw_lengths(scores, points)),
             *(each for task_point in trainings for each in _draw_learning(scores, task_point)),
         ]
 

@@ -21,7 +21,7 @@ from retbench.checkpoints.weights import fingerprint_tensors
 from retbench.config.training import TrainingSpec
 from retbench.data.batches import Batches, Examples, next_tokens
 from retbench.data.packing import PackedTokens
-from retbench.data.synthetic import SyntheticBatches, mixed_examples
+from retbench.data.task_batches import SyntheticBatches, mixed_examples
 from retbench.errors import DivergedError
 from retbench.files import atomic_folder, storing
 from retbench.measure.ceilings import measure_ceilings

@@ -14,8 +14,8 @@ import torch
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from torch import Tensor
 
-from retbench.data.batches import IGNORED, Batches, Examples
-from retbench.data.synthetic import SyntheticBatches
+from retbench.data.batches import Batches, Examples
+from retbench.data.task_batches import SyntheticBatches
 from retbench.errors import DivergedError
 from retbench.evaluation.answers import answer_shares
 from retbench.files import write_atomic
@@ -247,12 +247,12 @@ class Trainer:
         return loss, shares
 
     def _ends(self, shares: Tensor) -> bool:
-        """Return whether the accuracy at every number of pairs is that at which the task ends a run."""
+        """Return whether the accuracy of every kind of example, which take turns, is that at which a run ends."""
         task = self.plan.spec.task
         if task is None or task.stop_accuracy is None:
             return False
-        counts = (self._validation.targets != IGNORED).sum(1).cpu()
-        return all(float(shares[counts == count].mean()) >= task.stop_accuracy for count in counts.unique())
+        num_kinds = len(task.kinds)
+        return all(float(shares[turn::num_kinds].mean()) >= task.stop_accuracy for turn in range(num_kinds))
 
     def _snapshot(self) -> None:
         """Write a snapshot of everything that the rest of the run depends on."""

@@ -282,8 +282,8 @@ def _absent(plan: TrainingPlan, state: TrainerState) -> dict[str, str]:
         return {}
     best = max(point.validation_acc or 0.0 for point in state.curve)
     return {
-        "learnt_step": f"not learnt: the accuracy was never more than {best:.3f}, and guessing among the values of an "
-        f"example has {task.guess_accuracy:.3f}"
+        "learnt_step": f"not learnt: the accuracy was never more than {best:.3f}, and guessing has "
+        f"{task.guess_accuracy:.3f}"
     }
 
 
