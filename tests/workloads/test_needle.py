@@ -16,8 +16,8 @@ from retbench.workloads.context import Context
 from .quality import BYTES, make_context
 
 
-def context_of(folder: Path, name: str, haystack: str = "noise") -> Context:
-    context = make_context(folder, name, "needle", {"task": haystack, "context_len": 512}, None)
+def context_of(folder: Path, name: str, haystack: str = "noise", context_len: int = 512) -> Context:
+    context = make_context(folder, name, "needle", {"task": haystack, "context_len": context_len}, None)
     inputs = NeedleInputs(limit=2, num_depths=3, tokenizer="bytes", tokenizer_fingerprint=BYTES.fingerprint)
     return replace(context, cell=context.cell.model_copy(update={"evaluation": inputs}))
 
@@ -49,6 +49,15 @@ def test_the_prompts_are_the_same_for_models_with_one_tokenizer(tmp_path: Path) 
         for names in (("retnet",), ("transformer",), ("retnet", "needles"))
     ]
     assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_the_haystack_of_the_training_fits_into_a_few_tokens(tmp_path: Path) -> None:
+    found = needle.measure(context_of(tmp_path, "retnet", "short", context_len=64))
+    assert all(row["num_tokens"] < 64 and 100 <= int(row["value"]) < 1000 for row in found.documents)
+    cell = context_of(tmp_path, "retnet").cell
+    assert inputs(tmp_path, cell, context_len=[32], haystacks=["short"])
+    with pytest.raises(ConfigError, match="Ask for a longer context_len"):
+        inputs(tmp_path, cell, context_len=[64], haystacks=["short", "noise"])
 
 
 def inputs(folder: Path, cell: Cell, **table: Any) -> dict[tuple[str, str], Any]:

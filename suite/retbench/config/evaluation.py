@@ -165,7 +165,7 @@ class RecallSlicesSpec(TextSpec):
                 yield Point(batch_size=1, context_len=num_bytes, task=corpus)
 
 
-HAYSTACKS = ("noise", "needles")
+HAYSTACKS = ("noise", "needles", "short")
 """Haystacks that are generated; any other name is that of a corpus."""
 
 

@@ -34,10 +34,13 @@ NUM_SPECIAL_TOKENS = 4
 SHORTEST_COPY = 4
 """Symbols of the shortest string that is copied in training."""
 
+SHORTEST_NEEDLE = 29
+"""Bytes of the longest needle with its question and its answer, without a haystack."""
+
 
 def _fingerprint(settings: Strict, kind: type[Strict]) -> str:
     """Return 12 hex digits over the fields of `kind`, equal only for equal examples."""
-    fields = settings.model_dump(mode="json", include=set(kind.model_fields))
+    fields = settings.model_dump(mode="json", include=set(kind.model_fields) - {"stop_accuracy"})
     text = f"{GENERATOR_VERSION} {json.dumps(fields, sort_keys=True)}"
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -191,7 +194,40 @@ class LengthRecallTask(_Task, LengthRecall):
             self.check(task, seq_len)
 
 
-TaskSpec = MqarTask | LengthRecallTask
+class NeedleTask(_Task):
+    """The table `[profiles.NAME.training.task]` with name = "needle": prompts of the haystack `short`, in bytes."""
+
+    name: Literal["needle"]
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens of the tokenizer `bytes`."""
+        return 257
+
+    @property
+    def fingerprint(self) -> str:
+        """12 hex digits, equal only for equal examples."""
+        return _fingerprint(self, NeedleTask)
+
+    @property
+    def kinds(self) -> tuple[int, ...]:
+        """One kind of examples."""
+        return (0,)
+
+    @property
+    def guess_accuracy(self) -> float:
+        """Accuracy of a guess of three digits, between a space and the end of the line, which are always the same."""
+        return (2 + 3 / 10) / 5
+
+    def check_length(self, seq_len: int) -> None:
+        """Raise ValueError if examples of so many tokens cannot be made."""
+        if seq_len < SHORTEST_NEEDLE:
+            raise ValueError(
+                f"seq_len is {seq_len}; a needle, its question and its answer take up to {SHORTEST_NEEDLE} bytes"
+            )
+
+
+TaskSpec = MqarTask | LengthRecallTask | NeedleTask
 """A synthetic task to train on."""
 
 

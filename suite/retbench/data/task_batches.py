@@ -3,9 +3,10 @@
 import numpy as np
 import torch
 
-from retbench.config.synthetic import LengthRecallTask, MqarTask, TaskSpec
+from retbench.config.synthetic import LengthRecallTask, MqarTask, NeedleTask, TaskSpec
 from retbench.data.batches import IGNORED, Examples
 from retbench.data.length_examples import make_length_examples
+from retbench.data.needle_examples import make_needle_examples
 from retbench.data.synthetic import Array, make_examples
 
 SEED_STRIDE = 2**40
@@ -73,3 +74,5 @@ def _examples_of_kind(
             return make_examples(task, split, task.num_pairs[turn], seq_len, start=start, count=count)
         case LengthRecallTask():
             return make_length_examples(task, split, task.tasks[turn], seq_len, start=start, count=count)
+        case NeedleTask():
+            return make_needle_examples(split, seq_len, start=start, count=count)

@@ -42,8 +42,9 @@ def find_inputs(spec: NeedleSpec, models: Sequence[ModelUnderTest], data_dir: Pa
         tokenizer = choose_tokenizer(model, spec.tokenizer, data_dir)
         prefix_token(tokenizer)
         shortest = min(spec.context_len) - 1
-        make_prompt(tokenizer, haystack_sentences(NOISE, None), NOISE, 0, depth=0.0, num_tokens=shortest)
         for haystack, fingerprint in fingerprints.items():
+            words = haystack if haystack in HAYSTACKS else NOISE
+            make_prompt(tokenizer, haystack_sentences(words, None), words, 0, depth=0.0, num_tokens=shortest)
             found[model.label, haystack] = NeedleInputs(
                 limit=spec.limit,
                 num_depths=spec.num_depths,
