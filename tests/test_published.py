@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from benchmarks.page_picture import HEIGHT, WIDTH, answer_of
 from retbench.cli import app
 from retbench.records.store import read_records
+from retbench.units import format_bytes
 
 ROOT = Path(__file__).parents[1]
 PUBLISHED = ROOT / "results" / "published"
@@ -78,6 +79,23 @@ def test_a_page_has_the_tables_of_the_records(page: str, experiment: str, fewest
     told = CliRunner().invoke(app, ["table", experiment, "--results", str(PUBLISHED)])
     assert told.exit_code == 0, told.output
     assert [row for row in rows if row not in rows_of(told.stdout)] == []
+
+
+def test_the_page_on_recall_has_the_accuracies_of_the_figure() -> None:
+    points = pd.read_csv(ROOT / "docs" / "mqar_mqar_frontier.csv")
+    expected = []
+    for (size, model), own in points.groupby(["size", "model"]):
+        by_pairs = own.set_index("num_pairs")
+        shown = [
+            "{:.1f} [{:.1f}, {:.1f}]".format(*(100 * by_pairs.loc[count, ["value", "low", "high"]]))
+            for count in (2, 4, 8)
+        ]
+        first = own.iloc[0]
+        state, rate = format_bytes(first["state_bytes"]), str(first["learning_rate"])
+        expected.append([model, str(size).upper(), state, rate, *shown])
+    assert len(expected) == 24
+    assert set(points["num_seeds"]) == {3}
+    assert sorted(rows_of(output(RECALL, "mqar"))[1:]) == sorted(expected)
 
 
 def percents_fewer(corpus: str, sizes: list[str]) -> list[str]:
