@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from report.synthetic_records import CPU, Maker, write_results
+from report.synthetic_scores import ScoreMaker
 from retbench.errors import ConfigError, RecordError
 from retbench.records.record import Record
 from retbench.report.frames import Results, load_results
@@ -147,3 +148,19 @@ def test_what_failed_here_does_not_hide_the_published_records(tmp_path: Path) ->
     mine, others = select_by_origin(folder_of(tmp_path, failed, Maker(CPU).memory()))
     assert {record.status for record in mine.records} == {"failed"}
     assert {record.workload for record in others.records} == {"memory"}
+
+
+def test_of_several_published_evaluations_the_one_of_most_records_stands_with_the_costs(tmp_path: Path) -> None:
+    small, large = (
+        ScoreMaker(tmp_path / name, seeds={"1m": (0,)}, num_documents=8, code_revision=name)
+        for name in ("0.1", "0.2")
+    )
+    small.perplexities("wikitext-103", "whole", 2048)
+    large.zeroshots(0, ("piqa",))
+    large.zeroshots(4, ("piqa",))
+    few = [record.model_copy(update={"experiment": "a_few"}) for record in small.records]
+    assert len(few) < len(large.records)
+    for evaluations in ([*few, *large.records], [*large.records, *few]):
+        first, second = select_by_origin(folder_of(tmp_path, [], [*Maker(CPU).memory(), *evaluations]))
+        assert {record.workload for record in first.records} == {"memory", "zeroshot"}
+        assert {record.workload for record in second.records} == {"perplexity"}

@@ -140,14 +140,14 @@ def select_by_origin(results: Results) -> list[Selection]:
 def _select_published(records: Sequence[Record], results: Results) -> list[Selection]:
     """Return a selection for each comparable set of published records, that of most experiments first.
 
-    With each set of costs are evaluations and trainings of its models, of most of them if there are several sets.
+    With each set of costs is one of evaluations and trainings of its models: that of most models, then of most records.
     """
     costs = _newest_sets([record for record in records if measures_cost(record)])
     others = _newest_sets([record for record in records if not measures_cost(record)])
     joined = []
     for part in costs:
         of_same_models = [one for one in others if _models(one) <= _models(part)]
-        mate = max(of_same_models, key=lambda one: len(_models(one)), default=[])
+        mate = max(of_same_models, key=lambda one: (len(_models(one)), len(one)), default=[])
         others = [one for one in others if one is not mate]
         joined.append([*part, *mate])
     found: list[Selection] = []
