@@ -71,7 +71,8 @@ def rows_of(text: str) -> list[list[str]]:
 
 
 @pytest.mark.parametrize(
-    ("page", "experiment", "fewest"), [(QUALITY, "quality", 20), (RECALL, "recall_slices", 5)]
+    ("page", "experiment", "fewest"),
+    [(QUALITY, "quality", 20), (RECALL, "recall_slices", 5), (RECALL, "needle", 12)],
 )
 def test_a_page_has_the_tables_of_the_records(page: str, experiment: str, fewest: int) -> None:
     rows = rows_of(output(page, experiment))

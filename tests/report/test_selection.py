@@ -150,7 +150,9 @@ def test_what_failed_here_does_not_hide_the_published_records(tmp_path: Path) ->
     assert {record.workload for record in others.records} == {"memory"}
 
 
-def test_of_several_published_evaluations_the_one_of_most_records_stands_with_the_costs(tmp_path: Path) -> None:
+def test_of_several_published_evaluations_the_one_of_most_records_stands_with_the_costs(
+    tmp_path: Path,
+) -> None:
     small, large = (
         ScoreMaker(tmp_path / name, seeds={"1m": (0,)}, num_documents=8, code_revision=name)
         for name in ("0.1", "0.2")

@@ -41,7 +41,7 @@ def _draw(
     scores: Evaluations, point: TaskPoint, size: str, maps: dict[tuple[str, ModelInstance], list[Record]]
 ) -> Drawing:
     records = [record for mine in maps.values() for record in mine]
-    title, conditions = f"Needles found in {point.task}", describe_conditions(records)
+    title, conditions = f"Needles found in the haystack {point.task}", describe_conditions(records)
     num_rows = -(-len(maps) // _COLUMNS)
     top_in = style.HEADER_IN + 0.12
     height_in = top_in + num_rows * (_MAP_IN + _GAP_IN) - _GAP_IN + style.BASE_IN

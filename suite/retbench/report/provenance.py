@@ -31,10 +31,10 @@ _OWN_SETTINGS = frozenset({"backend", "chunk_size", "samples per round"})
 _HARNESS_FACTS = ("state_source", "kv_fill")
 _OWN_FACTS = (
     *("kv_", "timed_", "chunk_size", "energy_steps", "trials", "evaluation"),
-    *("compile_s", "compile_error", "cuda_graph_error"),
+    *("compile_s", "compile_error", "cuda_graph_error", "learning_rate", "best_rate_is"),
 )
-"""First words of executed facts that belong to an architecture, follow from its speed or are measured, like the kernel
-of a workload and the fingerprint of a training: not unfair where the models differ."""
+"""First words of executed facts that belong to an architecture, follow from its speed, are found by its tuning or are
+measured, like the kernel of a workload and the fingerprint of a training: not unfair where the models differ."""
 
 
 def describe_conditions(records: Sequence[Record], models: Lineup | None = None) -> str:
@@ -152,7 +152,7 @@ def _summary(name: str, values: Sequence[object]) -> str:
     if len(distinct) == 1:
         return "–" if distinct[0] is None else str(distinct[0])
     numbers = _numbers(distinct)
-    return f"{min(numbers):,} to {max(numbers):,}" if numbers else "; ".join(map(str, distinct))
+    return f"{min(numbers):,} to {max(numbers):,}" if numbers else "; ".join(sorted(map(str, distinct)))
 
 
 def _numbers(values: Sequence[object]) -> list[float]:
