@@ -195,9 +195,7 @@ class Trainer:
     def _compile(self) -> None:
         """Compile forward and backward, outside the clock; run eagerly before, when modules note their kernels."""
         with torch.no_grad():
-            for part in self._validation.parts(self._micro_batch_size):
-                summed_loss(self.model, part)
-                break
+            summed_loss(self.model, self._validation.parts(self._micro_batch_size)[0])
         self._accumulate()
 
     def _learning_rate(self, step: int) -> float:
