@@ -123,9 +123,10 @@ def test_forms_agree_in_outputs_and_states(length, chunk_size, dtype, kind):
         assert relative_error(state, end) < LIMITS[dtype], name
 
 
+@pytest.mark.parametrize("chunk_size", [37, 48])
 @pytest.mark.parametrize("kind", ["fixed", "data"])
 @pytest.mark.parametrize("dtype", LIMITS)
-def test_forms_agree_in_every_gradient(dtype, kind):
+def test_forms_agree_in_every_gradient(dtype, kind, chunk_size):
     def gradients(form):
         inputs = [x.requires_grad_() for x in make_inputs(301, dtype=dtype, batch=1, kind=kind)]
         out, state = form(*inputs)
@@ -134,7 +135,7 @@ def test_forms_agree_in_every_gradient(dtype, kind):
 
     names = ("q", "k", "v", "log_decay", "state")
     expected = gradients(linear_recurrent)
-    for name, form in forms(37).items():
+    for name, form in forms(chunk_size).items():
         for which, found, reference in zip(names, gradients(form), expected, strict=True):
             assert relative_error(found, reference) < LIMITS[dtype], f"{name}: {which}"
 

@@ -169,7 +169,7 @@ def test_forms_agree_in_every_gradient(dtype, readout, decay):
 
     expected = gradients(linear_recurrent)
     assert len(expected) == 5 - (decay == "none") + ("bonus" in readout)
-    for name, form in forms(37).items():
+    for name, form in {**forms(37), "chunkwise, in blocks": forms(32)["chunkwise"]}.items():
         for found, reference in zip(gradients(form), expected, strict=True):
             assert relative_error(found, reference) < LIMITS[dtype], name
 

@@ -8,31 +8,18 @@ of the product of query and key, exp of a difference of sums. With a decay per c
 Letters as in `retbench.ops`; G is the number of heads of q and k, which divides H.
 """
 
-import math
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from retbench.ops.chunk_decay import DecayFactors, exp_sum, group_heads, multiply_decay
+
 
 def wide_dtype(dtype: torch.dtype) -> torch.dtype:
     """Return the dtype of state and decay: the wider of float32 and `dtype`."""
     return torch.promote_types(dtype, torch.float32)
-
-
-class DecayFactors(NamedTuple):
-    """Products of one decay per head over the tokens of one chunk; the batch axis is 1 for a fixed decay."""
-
-    within: Tensor
-    """(B or 1, H, C, C): from key j to query i, zero for j > i."""
-    since_start: Tensor
-    """(B or 1, H, C, 1): from the start of the chunk to query i."""
-    until_end: Tensor
-    """(B or 1, H, C, 1): from key j to the end of the chunk."""
-    total: Tensor
-    """(B or 1, H, 1, 1): over the whole chunk."""
 
 
 class ChunkTerms(NamedTuple):
@@ -46,110 +33,6 @@ class ChunkTerms(NamedTuple):
     """(B, H, C, K): keys as they are in the state after the chunk."""
     total: Tensor
     """(B or 1, H, 1 or K, 1): decay of the state over the chunk."""
-
-
-def split_decay(
-    log_decay: Tensor, length: int, chunk_size: int, wide: torch.dtype, *, exclusive: bool
-) -> Iterator[DecayFactors | Tensor]:
-    """Return the decay of each chunk of `length` tokens, as `chunk_terms` takes it.
-
-    Args:
-        log_decay: (H,), (B, T, H) or (B, T, H, K).
-        length: T.
-        chunk_size: Tokens per chunk; the last chunk may be shorter.
-        wide: The dtype of the decays.
-        exclusive: True if queries read the state before their own token.
-
-    Yields:
-        `DecayFactors`, the same for all chunks of one length where the decay is fixed; or (B, H, C, K), the logarithms
-        of a decay per channel.
-    """
-    if log_decay.dim() == 4:
-        yield from log_decay.to(wide).transpose(1, 2).split(chunk_size, dim=2)
-        return
-    width = min(chunk_size, length)
-    runs = [(max(1, length // chunk_size), width)]  # of chunks of one length
-    if length > width and length % width:
-        runs.append((1, length % width))
-    start = 0
-    for count, width in runs:
-        if log_decay.dim() == 1:
-            factors = fixed_decay_factors(log_decay, width, wide)
-            yield from (_delay(factors) if exclusive else factors,) * count
-        else:
-            end = start + count * width
-            for factors in decay_factors(log_decay[:, start:end], count, wide):
-                yield _delay(factors) if exclusive else factors
-            start = end
-
-
-def fixed_decay_factors(log_decay: Tensor, length: int, wide: torch.dtype) -> DecayFactors:
-    """Compute the decay factors of a chunk of `length` tokens for a decay (H,)."""
-    within = _fixed_decay_matrix(log_decay, length, wide)
-    return DecayFactors(within, *_reach(sum_decay(log_decay, length), wide))
-
-
-def decay_factors(log_decay: Tensor, count: int, wide: torch.dtype) -> Iterator[DecayFactors]:
-    """Compute the decay factors of `count` chunks of equal length for a decay (B, T, H).
-
-    What has no pairs of tokens is so small that calling its operators takes longest: it is computed for all chunks at
-    once.
-    """
-    chunks = log_decay.unflatten(1, (count, -1)) if log_decay.shape[1] else log_decay[:, None]  # (B, N, C, H)
-    summed = chunks.double().permute(1, 0, 3, 2).cumsum(-1)  # (N, B, H, C)
-    reaches = (factors.unbind(0) for factors in _reach(summed, wide))
-    length = summed.shape[-1]
-    later = torch.full((length, length), -math.inf, dtype=wide, device=log_decay.device).triu_(1)
-    for one, *reach in zip(summed.unbind(0), *reaches, strict=True):
-        # Differences are exact in float64; their exponentials are C x C per head, and cheaper in the wide dtype.
-        between = (one[..., :, None] - one[..., None, :]).to(wide)  # (B, H, C, C)
-        yield DecayFactors(_exp_sum(between.add_(later)), *reach)
-
-
-def _reach(summed: Tensor, wide: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the factors since the start, until the end and in total from sums (..., H, C); see `DecayFactors`."""
-    end = summed[..., -1:]
-    exponents = summed, end - summed, end
-    since_start, until_end, total = (exp_decay(one, wide)[..., None] for one in exponents)
-    return since_start, until_end, total
-
-
-def _delay(factors: DecayFactors) -> DecayFactors:
-    """Return the factors of queries that read the state before their own token: those of the query before each."""
-    return factors._replace(
-        within=F.pad(factors.within[..., :-1, :], (0, 0, 1, 0)),
-        since_start=F.pad(factors.since_start[..., :-1, :], (0, 0, 1, 0), value=1.0),
-    )
-
-
-def _fixed_decay_matrix(log_decay: Tensor, length: int, wide: torch.dtype) -> Tensor:
-    """Return powers of decays (H,) from key j to query i, (1, H, C, C), each computed once per distance i - j."""
-    distances = torch.arange(length - 1, -1, -1, device=log_decay.device, dtype=torch.float64)
-    powers = exp_decay(log_decay.double()[:, None] * distances, wide)  # (H, C), longest distance first
-    padded = F.pad(powers, (0, length - 1))  # zeros for keys after the query
-    return padded.unfold(-1, length, 1).flip(-2)[None]
-
-
-def sum_decay(log_decay: Tensor, length: int) -> Tensor:
-    """Return the logarithm of the decay from before the first of `length` tokens to each.
-
-    (B or 1, H, T) for a decay (H,) or (B, T, H), and (B, H, K, T) for a decay (B, T, H, K). Sums are in float64, since
-    the difference of two long sums would lose digits in float32.
-    """
-    if log_decay.dim() == 1:
-        steps = torch.arange(1, length + 1, device=log_decay.device, dtype=torch.float64)
-        return (log_decay.double()[:, None] * steps)[None]
-    return log_decay.double().movedim(1, -1).cumsum(-1)
-
-
-def exp_decay(exponent: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return the exponential in float64, rounded once to `dtype`; exactly zero below half of its exponent range."""
-    return _exp_above(exponent.double(), _floor(dtype)).to(dtype)
-
-
-def _floor(dtype: torch.dtype) -> float:
-    """Return half of the lowest exponent that a dtype holds: the logarithm below which a decay is zero."""
-    return math.log(torch.finfo(dtype).tiny) / 2
 
 
 def chunk_terms(
@@ -174,7 +57,7 @@ def chunk_terms(
     if isinstance(decay, Tensor):
         return vector_terms(repeat_heads(q, heads), repeat_heads(k, heads), decay, bonus, products)
     q, k = q.to(products), k.to(products)
-    weights = repeat_heads(q @ k.mT, heads) * decay.within  # heads of a group share the product
+    weights = multiply_decay(repeat_heads(q @ k.mT, heads), decay.within)  # a group shares the product
     q, k = repeat_heads(q, heads), repeat_heads(k, heads)
     if bonus is not None:
         own = read_own(q.transpose(1, 2).to(weights.dtype), k.transpose(1, 2), bonus)  # (B, C, H)
@@ -219,8 +102,8 @@ def vector_terms(
     while half < size:
         pairs = (batch, size // (2 * half), 2, half, heads, key_dim)
         reach_second, until_first = reach.view(pairs)[:, :, 1], until.view(pairs)[:, :, 0]
-        later = (q.view(pairs)[:, :, 1] * _exp_sum(reach_second)).to(products)  # (B, pairs, half, H, K)
-        earlier = (k.view(pairs)[:, :, 0] * _exp_sum(until_first)).to(products)
+        later = (q.view(pairs)[:, :, 1] * exp_sum(reach_second)).to(products)  # (B, pairs, half, H, K)
+        earlier = (k.view(pairs)[:, :, 0] * exp_sum(until_first)).to(products)
         _between_halves(weights, half).copy_(_multiply_blocks(later, earlier))
         first, second = total.view(batch, -1, 2, 1, heads, key_dim).unbind(2)
         reach_second.add_(first)
@@ -228,9 +111,9 @@ def vector_terms(
         total, half = first + second, 2 * half
     return ChunkTerms(
         weights=weights[:, :, :length, :length],
-        reads=(q * _exp_sum(reach))[:, :length].transpose(1, 2).to(products),
-        writes=(k * _exp_sum(until))[:, :length].transpose(1, 2).to(products),
-        total=_exp_sum(total).view(batch, heads, key_dim, 1),
+        reads=(q * exp_sum(reach))[:, :length].transpose(1, 2).to(products),
+        writes=(k * exp_sum(until))[:, :length].transpose(1, 2).to(products),
+        total=exp_sum(total).view(batch, heads, key_dim, 1),
     )
 
 
@@ -256,46 +139,6 @@ def _multiply_blocks(later: Tensor, earlier: Tensor) -> Tensor:
         return (later * earlier).sum(-1).permute(0, 3, 2, 1).unsqueeze(2)
     products: Tensor = later.permute(0, 3, 1, 2, 4) @ earlier.permute(0, 3, 1, 4, 2)
     return products.movedim(2, -1)
-
-
-def _exp_sum(exponent: Tensor) -> Tensor:
-    """Return the exponential, zero below half of the dtype's exponent range, without a pass in float64."""
-    return _exp_above(exponent, _floor(exponent.dtype))
-
-
-def _exp_above(exponent: Tensor, floor: float) -> Tensor:
-    """Return the exponential where the exponent is above `floor`, and zero elsewhere."""
-    if not exponent.requires_grad:
-        return _clamped_exp(exponent, floor)
-    factor: Tensor = _ExpAbove.apply(exponent, floor)  # type: ignore[no-untyped-call]
-    return factor
-
-
-def _clamped_exp(exponent: Tensor, floor: float) -> Tensor:
-    """Compute `_exp_above` without ever taking the exponential of a number far below `floor`.
-
-    Where the exponential underflows or is denormal, that of a CPU (Intel's vector library) takes 20 to 200 times as
-    long.
-    """
-    # A clamped exponent is below the floor by more than rounding.
-    return F.threshold(exponent.clamp(min=floor - 1).exp(), math.exp(floor), 0.0)
-
-
-class _ExpAbove(torch.autograd.Function):
-    """`_exp_above` with gradients, which need its result only."""
-
-    @staticmethod
-    def forward(ctx: Any, exponent: Tensor, floor: float) -> Tensor:
-        """Compute the exponential, and keep it."""
-        factor = _clamped_exp(exponent, floor)
-        ctx.save_for_backward(factor)
-        return factor
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        """Multiply the gradient by the exponential."""
-        (factor,) = ctx.saved_tensors
-        return grad * factor, None
 
 
 def read_own(q: Tensor, k: Tensor, bonus: Tensor | None) -> Tensor:
@@ -353,10 +196,10 @@ def attend_shared_chunk(
         out: (B, H, C, V).
         state: After the chunk, (B, G, K, H / G, V).
     """
-    within, since_start, until_end, total = (x.unflatten(1, (q.shape[1], -1)) for x in decay)
+    within, since_start, until_end, total = group_heads(decay, q.shape[1])
     v = v.unflatten(1, (q.shape[1], -1))  # (B, G, H / G, C, V)
     heads = v.shape[2], v.shape[4]
-    out = ((q @ k.mT).unsqueeze(2) * within) @ v
+    out = multiply_decay((q @ k.mT).unsqueeze(2), within) @ v
     left = (v * until_end).transpose(2, 3).flatten(3)  # (B, G, C, H / G V)
     added = (k.mT @ left).unflatten(3, heads)  # (B, G, K, H / G, V)
     if state is None:

@@ -28,17 +28,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from retbench.ops.chunk_decay import DecayFactors, exp_decay, split_decay, sum_decay
 from retbench.ops.linear_chunk import (
     ChunkTerms,
-    DecayFactors,
     attend_chunk,
     attend_shared_chunk,
     chunk_terms,
-    exp_decay,
     read_own,
     repeat_heads,
-    split_decay,
-    sum_decay,
     wide_dtype,
 )
 

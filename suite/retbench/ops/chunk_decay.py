@@ -1,0 +1,239 @@
+"""Decays of one chunk of the linear recurrence, with exponents of at most zero: see `ops.linear_chunk`."""
+
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+BLOCK = 16
+"""Tokens of a block whose pairs take an exponential each, for a data-dependent decay per head."""
+PAIRS_AT_ONCE = 1 << 16
+"""Pairs of tokens within blocks, of all heads and some chunks, that are computed at once: what fits a CPU's cache."""
+
+
+class DecayBlocks(NamedTuple):
+    """Decay from key j to query i of one chunk, in factors: their product for every pair would leave a CPU's cache.
+
+    Pairs within a block of BLOCK tokens take an exponential each. The decay between tokens of two blocks is that from
+    the key to the start of the query's block, times that from there.
+    """
+
+    since: Tensor
+    """(B, H, blocks, block, 1): from the start of its block to query i."""
+    before: Tensor
+    """(B, H, blocks, 1, C): from key j to the start of each block, zero for keys that are not before it."""
+    own: Tensor
+    """(B, H, block, block, blocks): from key j to query i of one block, zero for j > i."""
+
+
+class DecayFactors(NamedTuple):
+    """Products of one decay per head over the tokens of one chunk; the batch axis is 1 for a fixed decay."""
+
+    within: Tensor | DecayBlocks
+    """(B or 1, H, C, C): from key j to query i, zero for j > i; see `multiply_decay`."""
+    since_start: Tensor
+    """(B or 1, H, C, 1): from the start of the chunk to query i."""
+    until_end: Tensor
+    """(B or 1, H, C, 1): from key j to the end of the chunk."""
+    total: Tensor
+    """(B or 1, H, 1, 1): over the whole chunk."""
+
+
+def split_decay(
+    log_decay: Tensor, length: int, chunk_size: int, wide: torch.dtype, *, exclusive: bool
+) -> Iterator[DecayFactors | Tensor]:
+    """Return the decay of each chunk of `length` tokens, as `chunk_terms` takes it.
+
+    Args:
+        log_decay: (H,), (B, T, H) or (B, T, H, K).
+        length: T.
+        chunk_size: Tokens per chunk; the last chunk may be shorter.
+        wide: The dtype of the decays.
+        exclusive: True if queries read the state before their own token.
+
+    Yields:
+        `DecayFactors`, the same for all chunks of one length where the decay is fixed; or (B, H, C, K), the logarithms
+        of a decay per channel.
+    """
+    if log_decay.dim() == 4:
+        yield from log_decay.to(wide).transpose(1, 2).split(chunk_size, dim=2)
+        return
+    width = min(chunk_size, length)
+    runs = [(max(1, length // chunk_size), width)]  # of chunks of one length
+    if length > width and length % width:
+        runs.append((1, length % width))
+    start = 0
+    for count, width in runs:
+        if log_decay.dim() == 1:
+            factors = fixed_decay_factors(log_decay, width, wide)
+            yield from (_delay(factors) if exclusive else factors,) * count
+        else:
+            end = start + count * width
+            for factors in decay_factors(log_decay[:, start:end], count, wide):
+                yield _delay(factors) if exclusive else factors
+            start = end
+
+
+def fixed_decay_factors(log_decay: Tensor, length: int, wide: torch.dtype) -> DecayFactors:
+    """Compute the decay factors of a chunk of `length` tokens for a decay (H,)."""
+    within = _fixed_decay_matrix(log_decay, length, wide)
+    return DecayFactors(within, *_reach(sum_decay(log_decay, length), wide))
+
+
+def decay_factors(log_decay: Tensor, count: int, wide: torch.dtype) -> Iterator[DecayFactors]:
+    """Compute the decay factors of `count` chunks of equal length for a decay (B, T, H).
+
+    What has no pairs of tokens is so small that calling its operators takes longest: it is computed for all chunks at
+    once.
+    """
+    chunks = log_decay.unflatten(1, (count, -1)) if log_decay.shape[1] else log_decay[:, None]  # (B, N, C, H)
+    summed = chunks.double().permute(1, 0, 3, 2).cumsum(-1)  # (N, B, H, C)
+    reaches = (factors.unbind(0) for factors in _reach(summed, wide))
+    for within, *reach in zip(_decay_within(summed, wide), *reaches, strict=True):
+        yield DecayFactors(within, *reach)
+
+
+def _decay_within(summed: Tensor, wide: torch.dtype) -> Iterator[Tensor | DecayBlocks]:
+    """Compute the decay from key j to query i of each chunk from sums (N, B, H, C)."""
+    length = summed.shape[-1]
+    sizes = (1, length) if length % BLOCK else (length // BLOCK, BLOCK)
+    sums = summed.unflatten(-1, sizes)  # (N, B, H, blocks, block)
+    end = sums[..., -1]
+    start = F.pad(end[..., :-1], (1, 0))  # (N, B, H, blocks)
+    not_before = summed.new_full((sizes[0], sizes[0]), -math.inf).triu_()
+    since = exp_decay(sums - start[..., None], wide)[..., None]
+    until = exp_decay(end[..., None] - sums, wide)[..., None, :, :]  # (N, B, H, 1, blocks, block)
+    between = exp_decay(start[..., :, None] - end[..., None, :] + not_before, wide)[..., None]
+    later = torch.full((sizes[1], sizes[1]), -math.inf, dtype=wide, device=summed.device).triu_(1)
+    group = max(1, PAIRS_AT_ONCE // (sums[0].numel() * sizes[1]))
+    for some, first, second, gap in zip(
+        *(x.split(group) for x in (sums, since, until, between)), strict=True
+    ):
+        # Differences are exact in float64; their exponentials are cheaper in the wide dtype.
+        own = exp_sum((some[..., :, None] - some[..., None, :]).to(wide).add_(later))
+        if sizes[0] == 1:
+            yield from own.squeeze(3).unbind(0)
+        else:
+            before = F.threshold(gap * second, math.exp(_floor(wide)), 0.0).flatten(-2).unsqueeze(-2)
+            yield from map(DecayBlocks, *(x.unbind(0) for x in (first, before, own.movedim(3, -1))))
+
+
+def multiply_decay(scores: Tensor, within: Tensor | DecayBlocks) -> Tensor:
+    """Multiply scores (..., C, C) by the decay from key j to query i."""
+    if isinstance(within, Tensor):
+        return scores * within
+    blocks, block = within.since.shape[-3:-1]
+    sizes = blocks, block
+    product = (scores.unflatten(-2, sizes) * within.since).mul_(within.before)  # (..., blocks, block, C)
+    weights: Tensor = product.flatten(-3, -2)
+    _own_pairs(weights, sizes).copy_(_own_pairs(scores, sizes) * within.own)
+    return weights
+
+
+def _own_pairs(x: Tensor, sizes: tuple[int, int]) -> Tensor:
+    """Return the view of the pairs within each block, (..., C, C) to (..., block, block, blocks)."""
+    pairs: Tensor = x.unflatten(-1, sizes).unflatten(-3, sizes).diagonal(dim1=-4, dim2=-2)
+    return pairs
+
+
+def group_heads(decay: DecayFactors, groups: int) -> DecayFactors:
+    """Split axis H of every factor into (G, H / G)."""
+    within, *reach = decay
+    if isinstance(within, Tensor):
+        inside: Tensor | DecayBlocks = within.unflatten(1, (groups, -1))
+    else:
+        inside = DecayBlocks(*(x.unflatten(1, (groups, -1)) for x in within))
+    return DecayFactors(inside, *(x.unflatten(1, (groups, -1)) for x in reach))
+
+
+def _reach(summed: Tensor, wide: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the factors since the start, until the end and in total from sums (..., H, C); see `DecayFactors`."""
+    end = summed[..., -1:]
+    exponents = summed, end - summed, end
+    since_start, until_end, total = (exp_decay(one, wide)[..., None] for one in exponents)
+    return since_start, until_end, total
+
+
+def _delay(factors: DecayFactors) -> DecayFactors:
+    """Return the factors of queries that read the state before their own token: those of the query before each."""
+    within = factors.within
+    if not isinstance(within, Tensor):
+        length = within.before.shape[-1]
+        within = multiply_decay(within.before.new_ones(length, length), within)
+    return factors._replace(
+        within=F.pad(within[..., :-1, :], (0, 0, 1, 0)),
+        since_start=F.pad(factors.since_start[..., :-1, :], (0, 0, 1, 0), value=1.0),
+    )
+
+
+def _fixed_decay_matrix(log_decay: Tensor, length: int, wide: torch.dtype) -> Tensor:
+    """Return powers of decays (H,) from key j to query i, (1, H, C, C), each computed once per distance i - j."""
+    distances = torch.arange(length - 1, -1, -1, device=log_decay.device, dtype=torch.float64)
+    powers = exp_decay(log_decay.double()[:, None] * distances, wide)  # (H, C), longest distance first
+    padded = F.pad(powers, (0, length - 1))  # zeros for keys after the query
+    return padded.unfold(-1, length, 1).flip(-2)[None]
+
+
+def sum_decay(log_decay: Tensor, length: int) -> Tensor:
+    """Return the logarithm of the decay from before the first of `length` tokens to each.
+
+    (B or 1, H, T) for a decay (H,) or (B, T, H), and (B, H, K, T) for a decay (B, T, H, K). Sums are in float64, since
+    the difference of two long sums would lose digits in float32.
+    """
+    if log_decay.dim() == 1:
+        steps = torch.arange(1, length + 1, device=log_decay.device, dtype=torch.float64)
+        return (log_decay.double()[:, None] * steps)[None]
+    return log_decay.double().movedim(1, -1).cumsum(-1)
+
+
+def exp_decay(exponent: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the exponential in float64, rounded once to `dtype`; exactly zero below half of its exponent range."""
+    return _exp_above(exponent.double(), _floor(dtype)).to(dtype)
+
+
+def _floor(dtype: torch.dtype) -> float:
+    """Return half of the lowest exponent that a dtype holds: the logarithm below which a decay is zero."""
+    return math.log(torch.finfo(dtype).tiny) / 2
+
+
+def exp_sum(exponent: Tensor) -> Tensor:
+    """Return the exponential, zero below half of the dtype's exponent range, without a pass in float64."""
+    return _exp_above(exponent, _floor(exponent.dtype))
+
+
+def _exp_above(exponent: Tensor, floor: float) -> Tensor:
+    """Return the exponential where the exponent is above `floor`, and zero elsewhere."""
+    if not exponent.requires_grad:
+        return _clamped_exp(exponent, floor)
+    factor: Tensor = _ExpAbove.apply(exponent, floor)  # type: ignore[no-untyped-call]
+    return factor
+
+
+def _clamped_exp(exponent: Tensor, floor: float) -> Tensor:
+    """Compute `_exp_above` without ever taking the exponential of a number far below `floor`.
+
+    Where the exponential underflows or is denormal, that of a CPU (Intel's vector library) takes 20 to 200 times as
+    long.
+    """
+    # A clamped exponent is below the floor by more than rounding.
+    return F.threshold(exponent.clamp(min=floor - 1).exp(), math.exp(floor), 0.0)
+
+
+class _ExpAbove(torch.autograd.Function):
+    """`_exp_above` with gradients, which need its result only."""
+
+    @staticmethod
+    def forward(ctx: Any, exponent: Tensor, floor: float) -> Tensor:
+        """Compute the exponential, and keep it."""
+        factor = _clamped_exp(exponent, floor)
+        ctx.save_for_backward(factor)
+        return factor
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        """Multiply the gradient by the exponential."""
+        (factor,) = ctx.saved_tensors
+        return grad * factor, None
