@@ -77,6 +77,14 @@ def _bandwidth(size: str, limit: str) -> Bar:
     return Bar(title, "decode", "bandwidth", {"size": size})
 
 
+def _operators(decay: str, per: str, limit: str) -> Bar:
+    title = (
+        f"prefill of 8,192 tokens, operators alone at equal state: time of those with one decay per {per} over "
+        f"retention's, at most {limit}"
+    )
+    return Bar(title, "operators", "prefill_operators", {"decay": decay})
+
+
 BARS: dict[str, Bar] = {
     "forms-float64": Bar(
         "parallel = chunkwise = recurrent to 1e-12", "forms", "forms", {"dtype": "float64"}, timed=False
@@ -185,6 +193,8 @@ BARS: dict[str, Bar] = {
         {},
         ("transformers",),
     ),
+    "prefill-scalar-decay": _operators("scalar", "head or none", "1.1"),
+    "prefill-vector-decay": _operators("vector", "channel", "2.5"),
     "training": Bar(
         "forward + backward at 2,048 over the peers' best form, at most 1.0",
         "training",

@@ -170,11 +170,13 @@ def attend_chunk(terms: ChunkTerms, v: Tensor, state: Tensor | None) -> tuple[Te
     if state is None:
         return (terms.weights @ v).to(dtype), added
     if products == wide:
-        out = terms.weights @ v + terms.reads @ state
+        # In place: the gradients of a product do not need what it gave.
+        out = (terms.weights @ v).flatten(0, 1)
+        out = out.baddbmm_(terms.reads.flatten(0, 1), state.flatten(0, 1)).unflatten(0, v.shape[:2])
     else:
         joined = torch.cat([terms.weights, terms.reads], dim=-1)  # (B, H, C, C + K)
         out = joined @ torch.cat([v, state.to(products)], dim=-2)
-    return out.to(dtype), terms.total * state + added
+    return out.to(dtype), added.addcmul_(state, terms.total)
 
 
 def attend_shared_chunk(
