@@ -165,7 +165,7 @@ class TrainingPlan:
 
     @property
     def has_grid(self) -> bool:
-        """Whether each model's learning rate is the best of several."""
+        """True if each model takes the best of several learning rates."""
         return len(self.spec.learning_rates) > 1
 
     def unit_of(self, run: TrainingRun) -> Hashable:
