@@ -26,6 +26,7 @@ from retbench.report.length_figure import draw_lengths
 from retbench.report.needle_figure import draw_needles
 from retbench.report.points import TaskPoint, fact, group, instance_of, instance_row, is_final
 from retbench.report.provenance import describe_conditions
+from retbench.report.rate_figure import draw_rates
 from retbench.report.recall_figure import draw_recall
 from retbench.report.slices_figure import draw_slices
 from retbench.report.state_figure import draw_states
@@ -55,6 +56,7 @@ def draw_scores(scores: Evaluations) -> list[Drawing]:
             *(each for points in scores.recall_groups() for each in draw_recall(scores, points)),
             *(each for points in scores.length_groups() for each in draw_lengths(scores, points)),
             *(each for task_point in trainings for each in _draw_learning(scores, task_point)),
+            *(each for task_point in trainings for each in draw_rates(scores, task_point)),
         ]
 
 
