@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from report.synthetic_scores import KIN, ScoreMaker, evaluations_of
 from report.words import check_words
 from retbench.records.record import Metric
+from retbench.report.rate_figure import RING_PT
 from retbench.report.score_figures import draw_scores
 from retbench.report.style import Drawing, marks_of
 
@@ -40,7 +41,9 @@ def line_of(axes: Axes) -> list[tuple[float, float]]:
 def rings_of(axes: Axes) -> list[float]:
     """Rates of the points with a ring."""
     return [
-        line.get_xdata()[0] for line in axes.lines if line.get_markersize() == 7 and len(line.get_xdata())
+        line.get_xdata()[0]
+        for line in axes.lines
+        if line.get_markersize() == RING_PT and len(line.get_xdata())
     ]
 
 

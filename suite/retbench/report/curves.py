@@ -359,13 +359,13 @@ def _draw_curves(axes: Axes, panel: Panel) -> None:
                 markeredgecolor=style.PAPER,
                 markeredgewidth=0.4,
             )
-            style.tag(axes, model, [*line, *_draw_intervals(axes, points, panel.size, look.line)])
+            style.tag(axes, model, [*line, *draw_intervals(axes, points, panel.size, look.line)])
             for point in points:
                 at = (point.x, point.value / panel.size)
                 style.mark(axes, model, at, panel.words(point, axes.format_xdata(point.x)))
 
 
-def _draw_intervals(axes: Axes, points: Sequence[Point], size: float, colour: str) -> list[Artist]:
+def draw_intervals(axes: Axes, points: Sequence[Point], size: float, colour: str) -> list[Artist]:
     """Draw the intervals of the points that have one, and return what was drawn."""
     bars = [(point.x, point.low / size, point.high / size) for point in points if point.low == point.low]
     if not bars:

@@ -1,19 +1,17 @@
 """The figure of tuning: how the run of each learning rate of the grid ended, a panel per model and a line per size."""
 
-import textwrap
 from collections.abc import Iterator, Sequence
 from math import inf
-from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from retbench.records.record import Record
 from retbench.report import style
 from retbench.report.curves import describe_crosses
 from retbench.report.evaluations import Evaluations
+from retbench.report.model_panels import add_model_panels, draw_model_line
 from retbench.report.points import (
     Lineup,
     TaskPoint,
@@ -25,18 +23,13 @@ from retbench.report.points import (
     learning_rate,
 )
 from retbench.report.provenance import describe_conditions
+from retbench.report.recall_figure import PERCENT
 from retbench.report.style import Drawing
-from retbench.units import format_size, format_tokens
+from retbench.units import format_tokens
 
 _ACCURACY, _LOSS = "validation_acc", "validation_loss_nats"
-_MOST_COLUMNS = 3
-_ROW_IN, _GAP_IN, _LINE_IN = 0.72, 0.38, 0.1
-"""Least height of a panel, and height of the space between two rows and of a second line of a panel's title."""
-_ROWS_IN = 1.3
-"""Least height of all panels."""
-_RING_PT = 7.0
-_TITLE_LETTERS = 18
-"""Letters of a title that have room over a panel."""
+RING_PT = 7.0
+"""Size of the ring around the best rate."""
 _CAPTION = (
     "at the end of each run of the grid of learning rates; one seed. A ring marks the rate with the lowest validation "
     "loss, which the final runs of the model take. The grey areas are beyond the grid: next to a ring at an end of the "
@@ -98,111 +91,36 @@ def _data(records: Sequence[Record], metric: str, best: set[int]) -> pd.DataFram
 
 
 def _draw(data: pd.DataFrame, models: Lineup, sizes: Sequence[str], texts: tuple[str, str, str]) -> Figure:
-    """Draw the panels row by row, all with the same axes."""
-    names = [name for name in models.models if name in set(data["model"])]
-    titles = ["\n".join(textwrap.wrap(models.labels[name], _TITLE_LETTERS, max_lines=2)) for name in names]
-    num_rows = -(-len(names) // _MOST_COLUMNS)
-    num_columns = -(-len(names) // num_rows)
-    above_in = _LINE_IN * max(title.count("\n") for title in titles)
-    gap_in, top_in = _GAP_IN + above_in, style.HEADER_IN + above_in
+    """Draw the runs of each model, with a ring at the best and crosses where one failed."""
     crosses = describe_crosses(data.loc[data["status"] != "ok", "status"])
     label = "; ".join(["1000 × learning rate (log scale)", *crosses])
-    rows_in = max(_ROWS_IN, num_rows * (_ROW_IN + gap_in) - gap_in)
-    figure = style.new_figure(top_in + rows_in + style.BASE_IN, *texts)
-    panels = style.add_panels(
-        figure,
-        [1] * num_columns,
-        [""] * (num_rows - 1) + [label],
-        right_in=0.1,
-        top_in=top_in,
-        gap_in=gap_in,
-    )
-    for axes, name, title in zip(panels, names, titles, strict=False):
-        look = style.look(models.models.index(name))
-        axes.set_title(title, fontsize=6.4, fontweight="bold", loc="left", pad=3, color=look.text)
-        _set_axes(axes, data)
-        own = data[data["model"] == name]
-        for (size, _), run in own.groupby(["size", "seed"], sort=False):
-            dash = _dash(len(sizes) - 1 - sizes.index(size))
-            _draw_runs(axes, run, models, dash)
-    for unused in panels[len(names) :]:
-        unused.remove()
-    if len(sizes) > 1:
-        _name_sizes(figure, sizes)
+    figure, lines = add_model_panels(data, models, sizes, texts, label)
+    is_task = data["metric"].iloc[0] == _ACCURACY
+    size, unit = PERCENT[0] if is_task else (1.0, "nats")
+    for axes in figure.axes:
+        _set_rate_axis(axes, sorted(set(data["learning_rate"])))
+        style.set_value_axis(axes, *([100.0] if is_task else [data["value"].max(), data["value"].min()]))
+    for line in lines:
+        best = line.rows[line.rows["is_best"]]
+        failed = line.rows.loc[line.rows["status"] != "ok", "learning_rate"]
+        top, colour = line.axes.get_xaxis_transform(), line.look.line
+        rings = line.axes.plot(
+            best["learning_rate"],
+            best["value"] / size,
+            "o",
+            color="none",
+            markeredgecolor=colour,
+            markersize=RING_PT,
+            clip_on=False,
+        )
+        crossed = line.axes.plot(failed, [1.0] * len(failed), "x", color=colour, transform=top, clip_on=False)
+        draw_model_line(line, "learning_rate", (size, unit), [*rings, *crossed])
     return figure
 
 
-def _set_axes(axes: Axes, data: pd.DataFrame) -> None:
-    """Set the axes that all panels share: a tick at each rate, and grey beyond the grid."""
-    rates, values = sorted(set(data["learning_rate"])), data["value"].dropna()
+def _set_rate_axis(axes: Axes, rates: Sequence[float]) -> None:
+    """Make a logarithmic axis with a tick at each of these rising rates, grey beyond the first and the last."""
     style.set_count_axis(axes, rates, [f"{1000 * rate:g}" for rate in rates])
     low, high = axes.get_xlim()
     for start, end in ((low, rates[0]), (rates[-1], high)):
         axes.axvspan(start, end, color=style.GRID, alpha=0.6, linewidth=0, zorder=0)
-    if data["metric"].iloc[0] == _ACCURACY:
-        style.set_value_axis(axes, 100.0)
-    else:
-        style.set_value_axis(axes, values.max(), values.min())
-
-
-def _draw_runs(axes: Axes, runs: pd.DataFrame, models: Lineup, dash: Any) -> None:
-    """Draw the runs of one model instance as a line, with a ring at the best and crosses where one failed.
-
-    Args:
-        axes: The panel.
-        runs: Rows of the instance by rising rate.
-        models: All models.
-        dash: Dash pattern of the size.
-    """
-    model, size, metric = runs[["model", "size", "metric"]].iloc[0]
-    look, ended = style.look(models.models.index(model)), runs.dropna(subset="value")
-    rates, values = ended["learning_rate"], ended["value"] * (100 if metric == _ACCURACY else 1)
-    options = {"color": look.line, "markersize": 3.2 * look.marker_scale, "markeredgewidth": 0.4}
-    drawn = axes.plot(
-        rates, values, look.marker, linestyle=dash, linewidth=1.0, markeredgecolor=style.PAPER, **options
-    )
-    ring = ended["is_best"]
-    drawn += axes.plot(
-        rates[ring],
-        values[ring],
-        "o",
-        color="none",
-        markeredgecolor=look.line,
-        markersize=_RING_PT,
-        clip_on=False,
-    )
-    failed = runs.loc[runs["status"] != "ok", "learning_rate"]
-    top = axes.get_xaxis_transform()
-    drawn += axes.plot(failed, [1.0] * len(failed), "x", color=look.line, transform=top, clip_on=False)
-    style.tag(axes, model, drawn)
-    for rate, value in zip(rates, values, strict=True):
-        words = f"{value:.1f} %" if metric == _ACCURACY else f"{value:.3f} nats"
-        style.mark(
-            axes, model, (rate, value), f"{models.labels[model]} {format_size(size)}, {rate:g}: {words}"
-        )
-
-
-def _dash(place: int) -> Any:
-    """Return the dash pattern of a size by its place from the largest, whose line is solid."""
-    return (0, (4 / place, 1.2)) if place else "-"
-
-
-def _name_sizes(figure: Figure, sizes: Sequence[str]) -> None:
-    """Write the sizes with their lines beside the title."""
-    figure.legend(
-        [
-            Line2D([], [], color=style.MUTED, linestyle=_dash(len(sizes) - 1 - place))
-            for place in range(len(sizes))
-        ],
-        list(map(format_size, sizes)),
-        ncols=len(sizes),
-        loc="upper right",
-        bbox_to_anchor=(1 - 0.1 / style.WIDTH_IN, 1 - 0.07 / figure.get_figheight()),
-        frameon=False,
-        prop={"size": 6.2},
-        borderpad=0.0,
-        borderaxespad=0.0,
-        handlelength=2.2,
-        handletextpad=0.4,
-        columnspacing=0.9,
-    )
