@@ -58,7 +58,10 @@ def add_model_panels(
         label: Name of the horizontal axis.
     """
     names = [name for name in models.models if name in set(data["model"])]
-    titles = ["\n".join(textwrap.wrap(models.labels[name], _TITLE_LETTERS, max_lines=2)) for name in names]
+    titles = [
+        "\n".join(textwrap.wrap(models.labels[name], _TITLE_LETTERS, max_lines=2, placeholder="…"))
+        for name in names
+    ]
     num_rows = -(-len(names) // _MOST_COLUMNS)
     num_columns = -(-len(names) // num_rows)
     above_in = _LINE_IN * max(title.count("\n") for title in titles)
@@ -73,7 +76,8 @@ def add_model_panels(
     for axes, name, title in zip(panels, names, titles, strict=False):
         look, own = style.look(models.models.index(name)), data[data["model"] == name]
         axes.set_title(title, fontsize=6.4, fontweight="bold", loc="left", pad=3, color=look.text)
-        for (size, *_), rows in own.groupby(["size", *own.columns.intersection(["seed"])], sort=False):
+        for _, rows in own.groupby(["size", *own.columns.intersection(["seed"])], sort=False):
+            size = str(rows["size"].iloc[0])
             label_of_line = f"{models.labels[name]} {format_size(size)}"
             lines.append(ModelLine(axes, rows, name, label_of_line, look, _dash(size, sizes)))
     for unused in panels[len(names) :]:
