@@ -27,10 +27,10 @@ _CAPTION = (
 def draw_distances(scores: Evaluations, points: Sequence[TaskPoint]) -> Iterator[Drawing]:
     """Yield the accuracy against the distance, for each length of the examples with the most pairs of it."""
     for of_length in group(points, lambda point: point.context_len).values():
-        records = [r for point in of_length for r in scores.measured(point) if _SERIES in r.series]
+        records = [r for point in of_length for r in scores.measured(point) if _by_distance(r, "")]
         most = max((r.point.num_pairs or 0 for r in records), default=0)
         mine = [record for record in records if record.point.num_pairs == most]
-        if most and any(len(record.series[_SERIES].x) > 1 for record in mine):
+        if most and any(len(_by_distance(record, "")) > 1 for record in mine):
             yield _draw(scores, next(p for p in of_length if p.num_pairs == most), mine)
 
 
@@ -78,6 +78,6 @@ def _data(records: Sequence[Record]) -> pd.DataFrame:
 
 
 def _by_distance(record: Record, end: str) -> dict[float, float]:
-    """Return the accuracies of a record by distance, or an end of their intervals."""
-    series = record.series.get(_SERIES + end)
-    return dict(zip(series.x, series.y, strict=True)) if series else {}
+    """Return the accuracies of a record by distance, or an end of their intervals; bins end within twice the length."""
+    series, longest = record.series.get(_SERIES + end), 2 * record.point.context_len
+    return {x: y for x, y in zip(series.x, series.y, strict=True) if 0 < x < longest} if series else {}

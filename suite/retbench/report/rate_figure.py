@@ -1,7 +1,6 @@
 """The figure of tuning: how the run of each learning rate of the grid ended, a panel per model and a line per size."""
 
 from collections.abc import Iterator, Sequence
-from math import inf
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -28,6 +27,8 @@ from retbench.report.style import Drawing
 from retbench.units import format_tokens
 
 _ACCURACY, _LOSS = "validation_acc", "validation_loss_nats"
+_RATES = (1e-12, 1e3)
+"""Rates of a training lie between these; a damaged record may hold any number."""
 RING_PT = 7.0
 """Size of the ring around the best rate."""
 _CAPTION = (
@@ -62,7 +63,8 @@ def draw_rates(scores: Evaluations, task_point: TaskPoint) -> Iterator[Drawing]:
 
 
 def _has_rate(record: Record) -> bool:
-    return 0 < (learning_rate(record) or 0) < inf
+    low, high = _RATES
+    return low < (learning_rate(record) or 0) < high
 
 
 def _best(records: Sequence[Record]) -> Iterator[Record]:
