@@ -99,13 +99,14 @@ def _draw(data: pd.DataFrame, models: Lineup, sizes: Sequence[str], texts: tuple
     figure, lines = add_model_panels(data, models, sizes, texts, label)
     is_task = data["metric"].iloc[0] == _ACCURACY
     size, unit = PERCENT[0] if is_task else (1.0, "nats")
+    top, low = (1.0 / size, None) if is_task else (data["value"].max(), data["value"].min())
     for axes in figure.axes:
         _set_rate_axis(axes, sorted(set(data["learning_rate"])))
-        style.set_value_axis(axes, *([100.0] if is_task else [data["value"].max(), data["value"].min()]))
+        style.set_value_axis(axes, top, low)
     for line in lines:
         best = line.rows[line.rows["is_best"]]
         failed = line.rows.loc[line.rows["status"] != "ok", "learning_rate"]
-        top, colour = line.axes.get_xaxis_transform(), line.look.line
+        edge, colour = line.axes.get_xaxis_transform(), line.look.line
         rings = line.axes.plot(
             best["learning_rate"],
             best["value"] / size,
@@ -115,7 +116,9 @@ def _draw(data: pd.DataFrame, models: Lineup, sizes: Sequence[str], texts: tuple
             markersize=RING_PT,
             clip_on=False,
         )
-        crossed = line.axes.plot(failed, [1.0] * len(failed), "x", color=colour, transform=top, clip_on=False)
+        crossed = line.axes.plot(
+            failed, [1.0] * len(failed), "x", color=colour, transform=edge, clip_on=False
+        )
         draw_model_line(line, "learning_rate", (size, unit), [*rings, *crossed])
     return figure
 
