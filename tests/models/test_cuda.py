@@ -226,13 +226,17 @@ def test_fla_equals_the_definition_with_gradients(length, key_dim, value_dim, ki
 
 
 def test_fla_trains_as_the_chunkwise_form_does():
-    needs_fla()
+    """In float16: in bfloat16 the gradients of two equivalent forms have a cosine of .94."""
+    needs_fla(torch.float16)
     prompt, gradients = text(300, batch=2), {}
     for backend in ("chunkwise", "fla"):
-        model = build("retnet", backend=backend)
+        model = build("retnet", torch.float16, backend)
         logits = model(prompt)
         assert model.executed_backends() == {"prefill": backend}
-        torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), prompt.flatten()).backward()
+        # The sum: gradients of the mean would vanish in float16.
+        torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1).float(), prompt.flatten(), reduction="sum"
+        ).backward()
         gradients[backend] = {name: weight.grad for name, weight in model.named_parameters()}
     for name, expected in gradients["chunkwise"].items():
         found = gradients["fla"][name]
@@ -261,7 +265,8 @@ def test_the_forms_agree_at_the_widths_of_the_paper_in_bfloat16():
     shapes = [(1, 500, 4, 256), (1, 500, 4, 256), (1, 500, 4, 512)]
     q, k, v = (torch.randn(shape, generator=generator, device=CUDA).bfloat16() for shape in shapes)
     log_decay = decay_schedule("eq8", 4).cuda()
-    out, state = linear_chunkwise(q, k / 16, v, log_decay)
     expected, expected_state = linear_recurrent(q, k / 16, v, log_decay)
-    assert relative_error(out, expected) < 0.05  # each rounded once, from float32
-    assert relative_error(state, expected_state) < 1e-4
+    for wide_products, limit in ((True, 1e-4), (False, 0.05)):
+        out, state = linear_chunkwise(q, k / 16, v, log_decay, wide_products=wide_products)
+        assert relative_error(out, expected) < 0.05  # rounded at least once, from float32
+        assert relative_error(state, expected_state) < limit
