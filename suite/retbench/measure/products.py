@@ -118,9 +118,8 @@ def product_seconds(
     copies = max(2, math.ceil(_CACHES * _cache_bytes(device) / (inputs * outputs * dtype.itemsize)))
     values = torch.randn(outputs, inputs, device=device).to(dtype)
     weights = [stored_weight(values.clone(), by_output=by_output) for _ in range(copies)]
-    step: Callable[[], object] = partial(
-        multiply_all, torch.randn(rows, inputs, device=device).to(dtype), weights
-    )
+    x = torch.randn(rows, inputs, device=device).to(dtype)  # a graph does not keep its inputs alive
+    step: Callable[[], object] = partial(multiply_all, x, weights)
     if device.type == "cuda":
         step = capture_graph(step, device=device)
     samples = time_steps(step, lambda: None, device=device, warmup_s=_LAYOUT_WARMUP_S, min_steps=num_steps)
