@@ -58,7 +58,7 @@ def steps_for(device: str, out: Path) -> list[Step]:
     """Return every step except the reports, the most valuable first."""
     facts = [
         Step("device", ("-m", "benchmarks.gpu.facts"), 20),
-        Step("environment, ceilings", ("-m", "retbench", "env", "--ceilings", "--device", device), 60),
+        Step("environment, ceilings", ("-m", "benchmarks.gpu.ceilings", "--device", device), 60),
     ]
     layout = ("-m", "benchmarks.gpu.weight_layout", "--device", device)
     if device == "cpu":
@@ -80,10 +80,10 @@ def _test_steps() -> list[Step]:
     steps = [Step("tests: graphs, memory, driver", (*pytest, f"({GRAPH_TESTS}) and not {FLA_TESTS}"), 90)]
     if find_spec("fla") is not None:
         # Before the equivalence checks, which run these kernels too: Triton stores what it has compiled.
-        steps.append(Step("fla: compile its kernels, and test them", (*pytest, FLA_TESTS), 240))
+        steps.append(Step("fla: compile its kernels, and test them", (*pytest, FLA_TESTS), 300))
     return [
         *steps,
-        Step("tests: equivalence, kernels", (*pytest, f"not ({GRAPH_TESTS}) and not {FLA_TESTS}"), 180),
+        Step("tests: equivalence, kernels", (*pytest, f"not ({GRAPH_TESTS}) and not {FLA_TESTS}"), 240),
     ]
 
 

@@ -6,13 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.gpu import facts, kernel_census
+from benchmarks.gpu import ceilings, facts, kernel_census
 from benchmarks.gpu.weight_layout import LAYOUTS, Product, compare, measure, shapes_at
 from retbench.measure import products
 from retbench.models.build import build_model
 from retbench.ops.linear import Linear
+from retbench.records.record import Ceilings
 
 CPU = torch.device("cpu")
+CEILINGS = Ceilings(read_bandwidth_bytes_per_s=2e10, matmul_flops_per_s=1e11)
 
 
 def test_the_shapes_are_those_of_the_products_of_both_models() -> None:
@@ -95,3 +97,18 @@ def test_facts_need_no_gpu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     driver, torch_facts = capsys.readouterr().out.splitlines()
     assert driver == "nvidia-smi is not installed"
     assert json.loads(torch_facts)["torch"] == torch.__version__
+
+
+def test_the_ceilings_are_printed_with_the_environment_and_no_kernel_is_compiled(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("RETBENCH_LOCK_DIR", str(tmp_path))
+    monkeypatch.setattr(ceilings, "become_worker", lambda device: 1)
+    monkeypatch.setattr("retbench.measure.ceilings.measure_ceilings", lambda device, dtype: CEILINGS)
+    monkeypatch.setattr("retbench.models.build.build_model", None)  # what has a backend is a model
+    assert ceilings.main(["--device", "cpu"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["environment"]["threads"] == 1
+    assert printed["ceilings"] == dict.fromkeys(ceilings.DTYPES, json.loads(CEILINGS.model_dump_json()))
+    assert ceilings.main(["--device", "cuda:99"]) == 3
+    assert "--device cuda:99: " in capsys.readouterr().err
