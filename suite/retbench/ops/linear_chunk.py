@@ -2,8 +2,9 @@
 
 A chunk of C tokens needs what each query reads of each value, what it reads of the state before the chunk, and what
 each key leaves in the state after it: `ChunkTerms`. With one decay per head, the decay between two tokens is a factor
-of the product of query and key, exp of a difference of sums. With a decay per channel it is inside that product, so
-`vector_terms` halves the chunk again and again (the secondary chunks of arXiv:2312.06635, Sec. 4.2, down to one token).
+of the product of query and key, exp of a difference of sums: `ops.chunk_decay`. With a decay per channel it is inside
+that product, so `vector_terms` halves the chunk again and again (the secondary chunks of arXiv:2312.06635, Sec. 4.2,
+down to one token).
 
 Letters as in `retbench.ops`; G is the number of heads of q and k, which divides H.
 """
