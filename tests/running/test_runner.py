@@ -537,9 +537,9 @@ sys.meta_path.insert(0, Finder())
 CEILINGS = """
 def change(module):
     real = module.measure_ceilings
-    def measure_ceilings(device, dtype):
+    def measure_ceilings(*args):
         FAULT
-        return real(device, dtype)
+        return real(*args)
     module.measure_ceilings = measure_ceilings
 """
 A_TENTH_OFF = """
