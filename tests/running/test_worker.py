@@ -12,6 +12,7 @@ import pytest
 
 from retbench.measure.environment import code_revision
 from retbench.planning.plan import Plan, make_plan
+from retbench.records.record import Gate
 from retbench.records.store import read_records
 from retbench.running.protocol import (
     CELL_MARK,
@@ -51,6 +52,7 @@ def make_job(plan: Plan, folder: Path, *, task: Task = "ceilings", revision: str
         task=task,
         run=run,
         cells=plan.cells[:1],
+        gate=Gate(passed=True, dtype="float32", checks=()),
         records_path=folder / "a.jsonl",
         states_dir=folder / "states",
         parent_pid=os.getpid(),
@@ -98,7 +100,7 @@ def test_every_cell_begins_with_a_mark_on_stderr(plan: Plan, tmp_path: Path) -> 
     cells = tuple(cell for cell in plan.cells if cell.model_name == "transformer")
     job = make_job(plan, tmp_path, task="measure").model_copy(update={"cells": cells})
     received, stderr = ask(job)
-    assert [type(message) for message in received] == [Hello, *[Started, Done] * len(cells), Ended]
+    assert [type(message) for message in received] == [Hello, Measured, *[Started, Done] * len(cells), Ended]
     assert stderr.encode().splitlines().count(CELL_MARK) == len(cells) > 0
 
 

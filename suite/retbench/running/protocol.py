@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
+from retbench.measure.source import FoundHashes
 from retbench.planning.cells import Cell
 from retbench.records.record import Ceilings, Gate, ReadRate, Status
 from retbench.strict import Strict
@@ -35,6 +36,8 @@ class RunInfo(Strict):
     """Code revision of the runner; a worker that finds another one does not measure the same thing."""
     codes: dict[str, dict[str, str]] = Field(default_factory=dict)
     """The runner's hashes of the code of model and workload, by cell_id; see `recording.code_of_cell`."""
+    source: FoundHashes | None = None
+    """The hashes that the runner has found, which a worker of the same source need not find again."""
 
 
 class Job(Strict):

@@ -17,7 +17,7 @@ from queue import Empty, SimpleQueue
 from retbench import errors
 from retbench.errors import RetbenchError
 from retbench.files import check_writable, own_path
-from retbench.measure import environment
+from retbench.measure import environment, source
 from retbench.planning.cells import Cell
 from retbench.planning.plan import Plan
 from retbench.records.record import Gate, ReadRate
@@ -107,6 +107,7 @@ def _run_locked(plan: Plan, out: Path, fresh: bool, observer: Observer, inbox: I
         code_revision=environment.code_revision(),
         codes={cell.cell_id: code_of_cell(cell) for cell in plan.cells},
     )
+    run = run.model_copy(update={"source": source.found_hashes()})
     fresh_runs = FreshRuns(folder, plan)
     done = finished_pairs(folder, identities_here(plan.cells), fresh_runs.read() if fresh else None)
     ledger = Ledger(plan, run, folder / f"{run.run_id}.jsonl", done, observer)

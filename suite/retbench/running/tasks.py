@@ -16,7 +16,7 @@ from retbench.checkpoints.loading import load_model
 from retbench.checkpoints.reading import read_checkpoint
 from retbench.data import text
 from retbench.errors import GateError, RetbenchError, StorageError, UnsupportedError
-from retbench.measure import environment, products
+from retbench.measure import environment, products, source
 from retbench.measure.ceilings import measure_ceilings
 from retbench.measure.limits import free_memory, is_out_of_memory, limit_memory, try_in_memory
 from retbench.measure.nvml import watch_device
@@ -79,6 +79,8 @@ def do_task(job: Job, send: Send, requests: Iterator[MeasureCell]) -> None:
     environment.pin_process(settings.threads)
     if job.streams_weights is not None:
         products.agree(job.streams_weights)
+    if job.run.source is not None:
+        source.take_over(job.run.source)
     device, dtype = torch.device(settings.device), getattr(torch, settings.dtype)
     facts = {**environment.describe_environment(device, settings.threads), "text": text.fingerprint()}
     if device.type == "cuda":
