@@ -30,8 +30,8 @@ READABLE_VERSIONS = (1, 2, 3, 4, 5, 6)
 
 1: without quality. 2: with `pair_id`, which depended on the other models of the experiment. 3: without it; the
 environment identifies the hardware (`node_id`, `gpu_uuid`) and the code of model and workload (`model_code`,
-`workload_code`). 4: with `read_curve` of the ceilings. 5: with `num_pairs` of a point. 6: with
-`measured_at` of a read rate; ceilings only where a metric is a share of one.
+`workload_code`). 4: with `read_curve` of the ceilings. 5: with `num_pairs` of a point. 6: with `measured_at` of a read
+rate; only processes whose workloads have shares of ceilings measure them.
 """
 
 SAME_MEANING_SINCE = 3
@@ -239,8 +239,8 @@ class Ceilings(Part):
     """Performance that the device reached.
 
     Products are measured in the process of the cell, before its cells. The curve is measured once per run, by the first
-    process that needs one. At the footprint of a timed step the curve has the rate that the same process reached just
-    before and just after the step.
+    process that needs one. At the footprint of a timed step it has the better of the two rates that the process of the
+    cell reached just before and just after the step.
     """
 
     read_bandwidth_bytes_per_s: Positive
