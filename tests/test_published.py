@@ -99,6 +99,50 @@ def test_the_page_on_recall_has_the_accuracies_of_the_figure() -> None:
     assert sorted(rows_of(output(RECALL, "mqar"))[1:]) == sorted(expected)
 
 
+def test_the_page_on_recall_has_the_learning_rates_of_the_figure() -> None:
+    runs = pd.read_csv(ROOT / "docs" / "mqar_training_run_mqar_32_rates.csv")
+    grids = {
+        (size, model): dict(zip(own["learning_rate"], 100 * own["value"], strict=True))
+        for (size, model), own in runs.groupby(["size", "model"])
+    }
+    near = {
+        model: sum(value >= max(grid.values()) - 10 for value in grid.values())
+        for (size, model), grid in grids.items()
+        if size == "25k"
+    }
+    (block,) = re.findall(
+        r"<!-- begin summary: rates .*?-->(.*?)<!-- end summary -->", RECALL, flags=re.DOTALL
+    )
+    width32, width64, coarse = [" ".join(bullet.split()) for bullet in block.split("\n- ")[1:]]
+    assert set(map(len, grids.values())) == {5}
+    assert f"at {near['transformer']} of the 5 rates" in width32
+    assert set(width32.rpartition(": ")[2].rstrip(".").split(", ")) == {m for m, n in near.items() if n == 1}
+    falling = {m for (size, m), g in grids.items() if size == "100k" and g[0.008] < max(g.values()) - 35}
+    assert set(width64.rpartition(": ")[2].rstrip(".").split(", ")) == falling
+    based = grids["25k", "based"]
+    found = [
+        max(based[rate] for rate in (0.0005, 0.002, 0.008)),
+        max(based.values()),
+        100 * (1 / 2 + 1 / 4 + 1 / 8) / 3,
+    ]
+    assert re.findall(r"\d+(?= %)", coarse) == [f"{value:.0f}" for value in found]
+    dip = grids["25k", "retnet_no_decay"]
+    assert dip[0.002] < min(dip[0.001], dip[0.004]) - 10
+
+
+def test_the_marked_rates_are_those_of_the_final_runs() -> None:
+    runs = pd.read_csv(ROOT / "docs" / "mqar_training_run_mqar_32_rates.csv").query("is_best")
+    records, _ = read_records(PUBLISHED)
+    finals = {
+        (record.model.name, record.model.size, record.backend["learning_rate"])
+        for record in records
+        if (record.experiment, record.workload) == ("mqar", "training_run")
+        and record.backend["role"] == "final"
+    }
+    assert set(zip(runs["model"], runs["size"], runs["learning_rate"], strict=True)) == finals
+    assert len(finals) == 24
+
+
 def percents_fewer(corpus: str, sizes: list[str]) -> list[str]:
     """Return by how many percent RetNet's bits per byte are lower at each size, over seeds: one number or the range."""
     rows = [

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from retbench.config.evaluation import ZeroshotSpec
@@ -116,6 +117,17 @@ def test_the_smoke_profile_of_an_experiment_runs(folder: Path, name: str) -> Non
     if reason := missing_for(name):
         pytest.skip(reason)
     run_smoke(folder, name)
+
+
+def test_recall_against_distance_is_drawn_of_what_ran(folder: Path) -> None:
+    run_smoke(folder, "mqar")
+    (results,) = [path for path in (folder / "results").glob("*/mqar") if path.parent.name != "checkpoints"]
+    succeed(folder, "report", "--results", str(results), "--out", "recall")
+    data = pd.read_csv(folder / "recall/figures/mqar_mqar_mqar_32_4_distance.csv")
+    assert set(data["model"]) == set(load_experiment("mqar").models)
+    assert set(data["distance_tokens"]) == {4, 8, 16, 32}
+    assert data["value"].between(0, 1).all()
+    assert (data["low"] <= data["value"]).all(), "of a single seed the interval over examples"
 
 
 @pytest.mark.parametrize("name", FROM_HUB)

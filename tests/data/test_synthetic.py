@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from retbench.config.synthetic import Mqar, MqarTask
 from retbench.data.batches import IGNORED
-from retbench.data.synthetic import fingerprint_examples, make_examples, place
+from retbench.data.synthetic import fingerprint_examples, make_examples, pair_distances, place
 from retbench.data.task_batches import SyntheticBatches, mixed_examples
 
 
@@ -160,3 +160,21 @@ def test_the_hash_is_that_of_little_endian_tokens() -> None:
 def test_examples_that_cannot_be_made_are_refused(num_pairs: int, seq_len: int, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         make_examples(Mqar(vocab_size=16), "test", num_pairs, seq_len, start=0, count=1)
+
+
+def test_a_distance_is_that_from_a_question_to_its_key_among_the_pairs() -> None:
+    """In Zoology's example key 2 stands at the token 0 and is asked at 12, and key 4 stands at 2 and is asked at 6."""
+    inputs, targets = place(np.array([[2, 4]]), np.array([[8, 7]]), np.array([[4, 1]]), 16)
+    distances = pair_distances(inputs, targets, 2)
+    assert {place: int(distances[0, place]) for place in np.flatnonzero(distances[0])} == {6: 4, 12: 12}
+
+
+def test_fillers_that_are_keys_too_do_not_change_distances() -> None:
+    plain, filled = (Mqar(vocab_size=8, random_filler=filler) for filler in (False, True))
+    inputs, targets = make_examples(filled, "test", 3, 40, start=0, count=50)
+    without = np.where((targets != IGNORED) | (np.arange(40) < 6), inputs, 0)
+    assert (inputs != without).any()
+    assert np.array_equal(pair_distances(inputs, targets, 3), pair_distances(without, targets, 3))
+    found = pair_distances(*make_examples(plain, "test", 3, 40, start=0, count=50), 3)
+    assert (found > 0).sum() == 150
+    assert found.max() < 40

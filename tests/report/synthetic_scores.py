@@ -114,11 +114,14 @@ class ScoreMaker:
                 self._needle(model, size, seed, haystack, context_len, found[model] * (context_len == 512))
         return self.records
 
-    def recalls(self, solved: float = 1.0) -> list[Record]:
-        """Every subject on examples of 4 and of 16 pairs; the Transformer solves the share `solved` of both."""
+    def recalls(self, solved: float = 1.0, *, by_distance: bool = False) -> list[Record]:
+        """Every subject on examples of 4 and of 16 pairs; the Transformer solves the share `solved` of both.
+
+        By distance RetNet's accuracy halves each time from 4 tokens to 8 and 16, and each seed has a tenth less.
+        """
         for model, size, seed in self._subjects():
             for num_pairs in (4, 16):
-                self._recall(model, size, seed, num_pairs, solved)
+                self._recall(model, size, seed, num_pairs, solved, by_distance=by_distance)
         return self.records
 
     def lengths(self, solved: float = 1.0) -> list[Record]:
@@ -373,10 +376,22 @@ class ScoreMaker:
             self.change_rows(model, rows),
         )
 
-    def _recall(self, model: str, size: str, seed: int | None, num_pairs: int, solved: float) -> None:
+    def _recall(
+        self,
+        model: str,
+        size: str,
+        seed: int | None,
+        num_pairs: int,
+        solved: float,
+        *,
+        by_distance: bool,
+    ) -> None:
         place = SIZES.index(size)
         accuracy = solved if model == "transformer" else min(1.0, (1 + place) * 4 / num_pairs)
         state_bytes = {"retnet": 4096, "transformer": 65536}[model] * 2**place
+        shares = (
+            [solved] * 3 if model == "transformer" else [0.8 * 0.9 ** (seed or 0) / 2**n for n in range(3)]
+        )
         self._add(
             model,
             size,
@@ -391,6 +406,18 @@ class ScoreMaker:
                     "acc_stderr": Metric(unit="ratio", value=0.01),
                     "state_bytes": Metric(unit="bytes", value=state_bytes),
                     "num_examples": Metric(unit="count", value=1000),
+                    **({"acc_far": Metric(unit="ratio", value=shares[-1])} if by_distance else {}),
+                },
+                "series": {
+                    f"acc_by_distance{end}": Series(
+                        unit="ratio",
+                        x_name="distance_tokens",
+                        x=(4, 8, 16),
+                        y=[share * factor for share in shares],
+                        counts=(900, 500, 300),
+                    )
+                    for end, factor in (("", 1.0), ("_low", 0.9), ("_high", 1.0))
+                    if by_distance
                 },
             },
             None,

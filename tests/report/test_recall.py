@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from matplotlib.text import Text
 
 from report.synthetic_scores import ScoreMaker, evaluations_of
+from report.words import check_words
 from retbench.records.record import Metric
 from retbench.report.evaluations import Evaluations
 from retbench.report.quality_findings import find_quality
@@ -17,6 +18,7 @@ from retbench.report.recall_figure import frontier, seed_means
 from retbench.report.score_figures import draw_scores
 from retbench.report.style import Drawing
 from retbench.report.tables import quality_table
+from retbench.stats.intervals import mean_interval
 
 
 @pytest.fixture(scope="module")
@@ -134,3 +136,45 @@ def test_without_a_transformer_that_solves_the_task_there_is_no_verdict(tmp_path
     (finding,) = find_quality(evaluations_of(maker))
     assert "No verdict" in finding.text
     assert "98.0 %" in finding.text
+
+
+# ---- accuracy against distance ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def measured_by_distance(tmp_path_factory: pytest.TempPathFactory) -> Evaluations:
+    maker = ScoreMaker(tmp_path_factory.mktemp("distance"))
+    maker.recalls(by_distance=True)
+    return evaluations_of(maker)
+
+
+def test_a_figure_has_the_accuracy_against_distance_with_the_most_pairs(
+    measured_by_distance: Evaluations,
+) -> None:
+    (drawing,) = [d for d in draw_scores(measured_by_distance) if d.name.endswith("_distance")]
+    assert drawing.name == "mqar_mqar_mqar_64_16_distance"
+    assert [axes.get_title(loc="left") for axes in drawing.figure.axes] == ["RetNet", "Transformer"]
+    assert set(drawing.data["num_pairs"]) == {16}
+    three = drawing.data[(drawing.data["model"] == "retnet") & (drawing.data["size"] == "1m")]
+    shares = [0.8, 0.72, 0.648]
+    assert list(three["value"]) == pytest.approx([sum(shares) / 3 / 2**place for place in range(3)])
+    assert set(three["num_seeds"]) == {3}
+    ends = mean_interval(shares)
+    assert (three.iloc[0]["low"], three.iloc[0]["high"]) == pytest.approx((ends.low, ends.high))
+    one = drawing.data[(drawing.data["model"] == "retnet") & (drawing.data["size"] == "6m")]
+    assert list(one["low"]) == pytest.approx([0.72, 0.36, 0.18]), "the interval over examples"
+    for axes in drawing.figure.axes:
+        lines = [list(line.get_xdata()) for line in axes.lines if line.get_marker() not in ("None", "_")]
+        assert lines == [[4, 8, 16]] * 3, "one for each size"
+        assert [tick.get_text() for tick in axes.get_xticklabels()] == ["4", "8", "16"]
+    check_words(drawing)
+
+
+def test_records_without_distances_have_no_such_figure(drawings: list[Drawing]) -> None:
+    assert [drawing.name for drawing in drawings if "distance" in drawing.name] == []
+
+
+def test_the_table_has_the_accuracy_of_far_questions(measured_by_distance: Evaluations) -> None:
+    table = readable_tables(quality_table(measured_by_distance, "mqar"))["mqar"]
+    row = table[(table["pairs"] == "16") & (table["size"] == "6M") & (table["metric"] == "acc_far")].iloc[0]
+    assert (row["retnet"], row["transformer"]) == ("20.0 %", "100.0 %")

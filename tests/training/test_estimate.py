@@ -1,5 +1,4 @@
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 
@@ -36,27 +35,15 @@ def test_it_is_less_with_more_processes_and_in_bfloat16(plan: TrainingPlan, plan
     assert narrow == pytest.approx([seconds / 4 for seconds in alone])
 
 
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """A clock that the test sets."""
-    now = [100.0]
-    monkeypatch.setattr(engine, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    return now
-
-
-def test_the_rest_takes_as_long_an_operation_as_what_was_done(clock: list[float]) -> None:
+def test_the_rest_takes_as_long_an_operation_as_what_was_done() -> None:
     left = engine.RemainingTime(1000.0)
-    clock[0] += 5
-    assert left.advance(100) == pytest.approx(45)
-    clock[0] += 15
-    assert left.advance(100) == pytest.approx(80)
+    assert left.advance(100, 5.0) == pytest.approx(45)
+    assert left.advance(100, 15.0) == pytest.approx(80)
 
 
-def test_what_is_on_disk_already_takes_no_time(clock: list[float]) -> None:
+def test_what_is_on_disk_already_takes_no_time() -> None:
     left = engine.RemainingTime(1000.0)
     left.leave_out(600)
-    clock[0] += 5
-    assert left.advance(100) == pytest.approx(15)
+    assert left.advance(100, 5.0) == pytest.approx(15)
     left.leave_out(300)  # a run that diverged
-    clock[0] += 5
-    assert left.advance(100) == 0
+    assert left.advance(100, 5.0) == 0

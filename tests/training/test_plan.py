@@ -9,7 +9,6 @@ from typer.testing import CliRunner
 
 from retbench.architectures import costs
 from retbench.cli import app
-from retbench.cli.train import make_training_plan
 from retbench.errors import ConfigError
 from retbench.planning.shards import Shard
 from retbench.training.plan import TrainingPlan, TrainingRun
@@ -143,9 +142,12 @@ def test_shards_of_a_training_are_sizes_and_seeds_with_all_models(plan_of: PlanO
         assert all(part.fingerprint(run) == plan.fingerprint(run) for run in part.runs)
 
 
-def test_a_grid_is_not_split(experiment: Path) -> None:
-    with pytest.raises(ConfigError, match=r"--shard 1/2: .* best of the learning rates 0.001, 0.003, 0.01"):
-        make_training_plan(str(experiment), "cpu", "cpu", [GRID], shard=Shard(1, 2))
+def test_with_a_grid_shards_are_models_with_all_their_runs(plan_of: PlanOf) -> None:
+    plan = plan_of(GRID, 'training.sizes=["300k", "1m"]', "training.seeds=[0, 1]")
+    parts = [replace(plan, shard=Shard(number, 2)) for number in (1, 2)]
+    assert [{run.model_name for run in part.runs} for part in parts] == [{"retnet"}, {"transformer"}]
+    assert {run for part in parts for run in part.runs} == set(plan.runs)
+    assert [len(part.tuning_runs) for part in parts] == [3, 3]
 
 
 def test_a_shard_without_runs_says_so(experiment: Path, tmp_path: Path) -> None:

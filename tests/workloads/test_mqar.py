@@ -1,7 +1,7 @@
 """Recall on generated examples: what is measured, on which models, and that a plan carries it to the worker."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -37,6 +37,14 @@ def cell_of(name: str, num_pairs: int = 3, limit: int = 70, seq_len: int = 24) -
     return make_cell(name, "mqar", seq_len).model_copy(update=fields)
 
 
+def answers_of(inputs: torch.Tensor, targets: torch.Tensor, best: torch.Tensor) -> Iterator[tuple[int, bool]]:
+    """The distance of each question from its key, and whether its answer is right, one after the other."""
+    for row, answers, found in zip(inputs.tolist(), targets.tolist(), best.tolist(), strict=True):
+        for place, answer in enumerate(answers):
+            if answer >= 0:
+                yield place - row.index(row[place]), answer == found[place]
+
+
 @pytest.mark.parametrize("name", ["retnet", "transformer"])
 def test_the_accuracy_is_that_of_the_highest_logits_and_the_state_that_of_the_model(
     context_of: ContextOf, name: str
@@ -50,9 +58,11 @@ def test_the_accuracy_is_that_of_the_highest_logits_and_the_state_that_of_the_mo
         best = context.model(inputs).argmax(-1)
     shares = (best == targets).sum(1) / 3
     values = {name: metric.value for name, metric in found.metrics.items()}
+    far = [right for distance, right in answers_of(inputs, targets, best) if distance > 12]
     assert values == pytest.approx(
         {
             "acc": float(shares.mean()),
+            "acc_far": sum(far) / len(far),
             "acc_stderr": float(shares.std()) / math.sqrt(70),
             "state_bytes": costs.state_bytes(cell.model, "float32", 1, 24),
             "num_examples": 70,
@@ -81,6 +91,34 @@ def test_a_model_that_answers_is_right(context_of: ContextOf) -> None:
     assert found.metrics["acc_stderr"].value == 0.0
 
 
+def test_the_accuracy_by_distance_counts_every_question_once(context_of: ContextOf) -> None:
+    context = context_of(cell_of("retnet"))
+    series = mqar.measure(context).series
+    inputs, targets = map(torch.from_numpy, make_examples(EXAMPLES, "test", 3, 24, start=0, count=70))
+    with torch.no_grad():
+        found = list(answers_of(inputs, targets, context.model(inputs).argmax(-1)))
+    assert series.keys() == {"acc_by_distance", "acc_by_distance_low", "acc_by_distance_high"}
+    mean = series["acc_by_distance"]
+    assert (mean.x, mean.x_name, mean.unit) == ((4, 8, 16, 32), "distance_tokens", "ratio")
+    for first, end, share, count in zip((0, 4, 8, 16), mean.x, mean.y, mean.counts, strict=True):
+        own = [right for distance, right in found if first < distance <= end]
+        assert (share, count) == (pytest.approx(sum(own) / len(own)), len(own))
+    assert sum(mean.counts) == 70 * 3
+    for low, share, high in zip(
+        series["acc_by_distance_low"].y, mean.y, series["acc_by_distance_high"].y, strict=True
+    ):
+        assert 0 <= low <= share <= high <= 1
+
+
+def test_without_a_far_question_the_accuracy_of_these_is_absent(context_of: ContextOf) -> None:
+    """Of two examples of two pairs in eight tokens, only the second asks 6 tokens after a key."""
+    first, both = (mqar.measure(context_of(cell_of("retnet", 2, limit, 8))) for limit in (1, 2))
+    assert "acc_far" not in first.metrics
+    assert "more than half of the example" in first.absent["acc_far"]
+    assert both.metrics["acc_far"].value in (0.0, 1.0)
+    assert not both.absent
+
+
 def test_a_test_set_is_the_same_for_every_model_and_has_its_hash(context_of: ContextOf) -> None:
     def hash_of(name: str, **changes: int) -> object:
         return mqar.measure(context_of(cell_of(name, **changes))).backend["test_set_fingerprint"]
@@ -90,7 +128,7 @@ def test_a_test_set_is_the_same_for_every_model_and_has_its_hash(context_of: Con
 
 
 def test_a_single_example_has_no_standard_error(context_of: ContextOf) -> None:
-    assert mqar.measure(context_of(cell_of("retnet", limit=1))).metrics.keys() == {
+    assert mqar.measure(context_of(cell_of("retnet", limit=1))).metrics.keys() - {"acc_far"} == {
         "acc",
         "state_bytes",
         "num_examples",

@@ -7,6 +7,7 @@ import shlex
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -43,7 +44,6 @@ from retbench.training.plan import (
     TextSource,
     TrainingPlan,
     TrainingRun,
-    check_independent,
     check_processes,
     resolve_models,
     training_spec,
@@ -134,7 +134,7 @@ def make_training_plan(
         overrides: KEY=VALUE replacements of the profile's fields.
         data_dir: Folder of local data.
         launch: The place of this process among those that train together; alone when None.
-        shard: The part of the final runs to train; all when None.
+        shard: The part of the runs to train; all when None.
 
     Raises:
         ConfigError: something is misspelt or contradictory, or the profile trains nothing.
@@ -147,8 +147,6 @@ def make_training_plan(
     loaded = load_experiment(experiment, overrides, profile=profile_name).of_profile(profile_name)
     spec = training_spec(loaded, profile_name)
     check_processes(spec, launch.world_size)
-    if shard is not None:
-        check_independent(spec, shard)
     source = spec.task or _load_text(spec, data_dir)
     device_word = found.name if launch.world_size == 1 else found.name.partition(":")[0]
     words = ["retbench", "train", experiment, "--profile", profile_name, "--device", device_word]
@@ -260,10 +258,9 @@ def _check_out(plan: TrainingPlan, out: Path) -> None:
 
 def _say_empty(plan: TrainingPlan, form: str) -> None:
     """Say that a shard has no runs."""
-    count = sum(len(plan.spec.seeds_of(size)) for size in plan.spec.sizes)
-    text = (
-        f"shard {plan.shard} has no runs, so there is nothing to train. The plan has {count} sizes and seeds."
-    )
+    count = len(set(map(plan.unit_of, replace(plan, shard=None).runs)))
+    parts = "models" if plan.has_grid else "sizes and seeds"
+    text = f"shard {plan.shard} has no runs, so there is nothing to train. The plan has {count} {parts}."
     print_nothing(text, form, experiment=plan.experiment.name, profile=plan.profile_name, runs=[])
 
 

@@ -83,6 +83,21 @@ def place(keys: Array, values: Array, slots: Array, seq_len: int) -> tuple[Array
     return inputs, targets
 
 
+def pair_distances(inputs: Array, targets: Array, num_pairs: int) -> Array:
+    """Return how many tokens before each question its key stands among the pairs, (B, T); 0 where nothing is asked.
+
+    Args:
+        inputs: From `make_examples`, (B, T).
+        targets: From `make_examples`, (B, T).
+        num_pairs: Pairs of an example.
+    """
+    distances = np.zeros_like(inputs)
+    rows, places = np.nonzero(targets != IGNORED)
+    keys = inputs[rows, 0 : 2 * num_pairs : 2]
+    distances[rows, places] = places - 2 * (keys == inputs[rows, places][:, None]).argmax(axis=1)
+    return distances
+
+
 def draw_words(name: str, start: int, count: int, num_words: int) -> Words:
     """Return at least `num_words` random words for each index from `start` on, (count, words)."""
     key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:16], "little")

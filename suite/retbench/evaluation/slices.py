@@ -20,6 +20,7 @@ from retbench.data.tokenizers import Tokenizer, check_vocabulary, prefix_token, 
 from retbench.data.word_pairs import PairUse, count_pairs, cut_text, find_pairs, split_units
 from retbench.errors import ConfigError
 from retbench.evaluation import PassProgress, ignore_progress
+from retbench.evaluation.bins import doubling_ends
 from retbench.evaluation.perplexity import streamed_losses
 from retbench.models.language_model import LanguageModel
 
@@ -77,10 +78,7 @@ class _ScoredText(NamedTuple):
 
 def distance_ends(num_bytes: int) -> tuple[int, ...]:
     """Return the ends of the buckets of distances in documents of so many bytes."""
-    ends = [FIRST_DISTANCE]
-    while ends[-1] < num_bytes:
-        ends.append(2 * ends[-1])
-    return tuple(ends)
+    return doubling_ends(FIRST_DISTANCE, num_bytes)
 
 
 def score_slices(

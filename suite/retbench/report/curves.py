@@ -36,8 +36,6 @@ _MOST_REASONS = 2
 """Models whose crosses have the reason beside them; for more of them it stands in the subtitle."""
 _MOST_MARKERS = 12
 """Points of a curve that have room for markers."""
-_STAR_SCALE = 1.7
-"""A star of the size of the other markers is all edge."""
 _WIDEST = 1.5
 """Highest end of an interval that is drawn over the highest value, as a ratio."""
 
@@ -357,17 +355,17 @@ def _draw_curves(axes: Axes, panel: Panel) -> None:
                 transform=offset_copy(axes.transData, axes.figure.figure, x=aside_pt, units="points"),
                 linewidth=1.3 if len(curves) == 1 else 0.9,
                 marker=look.marker if len(points) <= _MOST_MARKERS else "",
-                markersize=(3.9 if len(curves) == 1 else 3.4) * (_STAR_SCALE if look.marker == "*" else 1),
+                markersize=(3.9 if len(curves) == 1 else 3.4) * look.marker_scale,
                 markeredgecolor=style.PAPER,
                 markeredgewidth=0.4,
             )
-            style.tag(axes, model, [*line, *_draw_intervals(axes, points, panel.size, look.line)])
+            style.tag(axes, model, [*line, *draw_intervals(axes, points, panel.size, look.line)])
             for point in points:
                 at = (point.x, point.value / panel.size)
                 style.mark(axes, model, at, panel.words(point, axes.format_xdata(point.x)))
 
 
-def _draw_intervals(axes: Axes, points: Sequence[Point], size: float, colour: str) -> list[Artist]:
+def draw_intervals(axes: Axes, points: Sequence[Point], size: float, colour: str) -> list[Artist]:
     """Draw the intervals of the points that have one, and return what was drawn."""
     bars = [(point.x, point.low / size, point.high / size) for point in points if point.low == point.low]
     if not bars:

@@ -39,7 +39,7 @@ _ENDINGS: dict[str, Callable[[float], str]] = {
 }
 """Formats of numbers by the unit in the metric's name."""
 
-_SHARES = (*ACCURACIES, "contains", "choice", "exact", "guess")
+_SHARES = (*ACCURACIES, "acc_far", "contains", "choice", "exact", "guess")
 """Metrics that are a share of right answers."""
 
 MOST_MODELS = 3

@@ -58,8 +58,6 @@ def seed_means(records: Sequence[Record]) -> pd.DataFrame:
     rows = []
     sides = group(records, lambda record: (task_point_of(record), record.model.name, record.model.size))
     for (point, model, size), seeds in sides.items():
-        found = mean_interval([record.metrics["acc"].value for record in seeds])
-        ends = {"low": found.low, "high": found.high}
         state = seeds[0].metrics.get("state_bytes")
         rows.append(
             {
@@ -74,13 +72,18 @@ def seed_means(records: Sequence[Record]) -> pd.DataFrame:
                 "learning_rate": learning_rate(seeds[0]),
                 "metric": "acc",
                 "unit": "ratio",
-                "value": found.value,
-                **{name: nan if end is None else min(1.0, max(0.0, end)) for name, end in ends.items()},
-                "num_seeds": found.num_rounds,
+                **mean_share([record.metrics["acc"].value for record in seeds]),
             }
         )
     absent = {name for name in ("num_pairs", "state_bytes") if all(row[name] is None for row in rows)}
     return pd.DataFrame(rows).drop(columns=sorted(absent))
+
+
+def mean_share(values: Sequence[float]) -> dict[str, float]:
+    """Return the mean of the seeds' accuracies with Student's interval, cut at 0 and 1, as columns of a row."""
+    found = mean_interval(values)
+    low, high = (nan if end is None else min(1.0, max(0.0, end)) for end in (found.low, found.high))
+    return {"value": found.value, "low": low, "high": high, "num_seeds": found.num_rounds}
 
 
 def _draw_frontiers(

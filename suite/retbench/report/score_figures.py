@@ -20,12 +20,14 @@ from retbench.records.record import Record
 from retbench.report import style
 from retbench.report.accuracy_figure import draw_accuracies
 from retbench.report.curves import Panel, Point, draw_row, frame_points
+from retbench.report.distance_figure import draw_distances
 from retbench.report.evaluations import Evaluations, describe_rates
 from retbench.report.labels import add_note, beside
 from retbench.report.length_figure import draw_lengths
 from retbench.report.needle_figure import draw_needles
 from retbench.report.points import TaskPoint, fact, group, instance_of, instance_row, is_final
 from retbench.report.provenance import describe_conditions
+from retbench.report.rate_figure import draw_rates
 from retbench.report.recall_figure import draw_recall
 from retbench.report.slices_figure import draw_slices
 from retbench.report.state_figure import draw_states
@@ -53,8 +55,10 @@ def draw_scores(scores: Evaluations) -> list[Drawing]:
             *(each for task_point in scores.slice_points() for each in draw_slices(scores, task_point)),
             *(each for points in scores.needle_groups() for each in draw_needles(scores, points)),
             *(each for points in scores.recall_groups() for each in draw_recall(scores, points)),
+            *(each for points in scores.recall_groups() for each in draw_distances(scores, points)),
             *(each for points in scores.length_groups() for each in draw_lengths(scores, points)),
             *(each for task_point in trainings for each in _draw_learning(scores, task_point)),
+            *(each for task_point in trainings for each in draw_rates(scores, task_point)),
         ]
 
 

@@ -114,6 +114,11 @@ class Look(NamedTuple):
     marker: str
     dash: Any
 
+    @property
+    def marker_scale(self) -> float:
+        """Size of the marker over that of the others: a star of their size is all edge."""
+        return 1.7 if self.marker == "*" else 1.0
+
 
 def look(index: int) -> Look:
     """Return the look of the model at `index` in the line-up; 288 models have different ones."""

@@ -5,7 +5,6 @@ the same code. The same command therefore continues after any interruption.
 """
 
 import shutil
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -129,17 +128,21 @@ def estimate_seconds(plan: TrainingPlan, runs: Sequence[TrainingRun]) -> list[fl
 
 
 class RemainingTime:
-    """Estimates the remaining time of a command from the FLOPs that are done and left."""
+    """Estimates the remaining time of a command from the FLOPs that are done and left.
+
+    Only the time of steps counts: with one step done, a compilation of minutes would say days.
+    """
 
     def __init__(self, flops: float) -> None:
         self._left = flops
         self._done = 0.0
-        self._since = time.monotonic()
+        self._seconds = 0.0
 
-    def advance(self, flops: float) -> float:
-        """Count FLOPs as done and return the seconds left."""
+    def advance(self, flops: float, seconds: float) -> float:
+        """Count FLOPs as done in this time and return the seconds left."""
         self._done += flops
-        return max(0.0, self._left - self._done) * (time.monotonic() - self._since) / self._done
+        self._seconds += seconds
+        return max(0.0, self._left - self._done) * self._seconds / self._done
 
     def leave_out(self, flops: float) -> None:
         """Subtract FLOPs that need not be done."""
@@ -302,7 +305,7 @@ class _Engine:
         self.notify(RunStarted(run, number, len(plan.runs), trainer.state.step))
 
         def on_step(step: int, loss: float, seconds: float) -> None:
-            left = self._remaining.advance(step_flops)
+            left = self._remaining.advance(step_flops, seconds)
             self.notify(StepDone(run, step, loss, spec.tokens_per_step / seconds, left))
 
         try:

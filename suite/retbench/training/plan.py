@@ -7,6 +7,7 @@ A run's `fingerprint` identifies its settings, so that a run on disk is reused o
 
 import hashlib
 import json
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -87,7 +88,7 @@ class TrainingPlan:
         command: Command line that makes the same plan again.
         world_size: Number of processes that train each run together.
         local_world_size: Number of them on this machine.
-        shard: The part of the final runs that is trained, by size and seed; all when None.
+        shard: The part of the runs that is trained; all when None. `unit_of` says what stays in one part.
     """
 
     experiment: Experiment
@@ -139,27 +140,43 @@ class TrainingPlan:
     def tuning_runs(self) -> list[TrainingRun]:
         """Runs of the grid, the same for every model, alternating between models; none if it has a single rate."""
         spec = self.spec
-        if len(spec.learning_rates) == 1:
+        if not self.has_grid:
             return []
-        return [
+        runs = [
             TrainingRun(name, size, spec.seeds_of(size)[0], spec.tuning_steps, "tuning", rate)
             for size in spec.tuned_at
             for rate in spec.learning_rates
             for name in self.model_names
         ]
+        return self._of_shard(runs)
 
     @property
     def final_runs(self) -> list[TrainingRun]:
-        """Runs that are evaluated afterwards: every model at every size with each of its seeds, or those of a shard."""
+        """Runs that are evaluated afterwards: every model at every size with each of its seeds."""
         spec = self.spec
-        rate = spec.learning_rates[0] if len(spec.learning_rates) == 1 else None
+        rate = None if self.has_grid else spec.learning_rates[0]
         runs = [
             TrainingRun(name, size, seed, spec.steps_of(size), "final", rate)
             for size in spec.sizes
             for seed in spec.seeds_of(size)
             for name in self.model_names
         ]
-        return self.shard.part_of(runs, lambda run: (run.size, run.seed)) if self.shard else runs
+        return self._of_shard(runs)
+
+    @property
+    def has_grid(self) -> bool:
+        """True if each model takes the best of several learning rates."""
+        return len(self.spec.learning_rates) > 1
+
+    def unit_of(self, run: TrainingRun) -> Hashable:
+        """Return what stays in one shard with a run: its model if that is tuned on a grid, else its size and seed.
+
+        The final runs of a model wait for its own grid only.
+        """
+        return run.model_name if self.has_grid else (run.size, run.seed)
+
+    def _of_shard(self, runs: Sequence[TrainingRun]) -> list[TrainingRun]:
+        return list(runs) if self.shard is None else self.shard.part_of(runs, self.unit_of)
 
     def tuned_at(self, run: TrainingRun) -> str:
         """Return the size whose grid decides a final run's rate: the largest not above its own, or the smallest."""
@@ -251,16 +268,6 @@ def check_processes(spec: TrainingSpec, world_size: int) -> None:
         raise ConfigError(
             f"training.batch_size is {spec.batch_size}, and {world_size} processes cannot share it evenly. Make it a "
             f"multiple of {world_size}, or start another number of processes (WORLD_SIZE)."
-        )
-
-
-def check_independent(spec: TrainingSpec, shard: Shard) -> None:
-    """Raise a ConfigError if the final runs wait for a grid of learning rates, which other shards would need too."""
-    if len(spec.learning_rates) > 1:
-        rates = ", ".join(f"{rate:g}" for rate in spec.learning_rates)
-        raise ConfigError(
-            f"--shard {shard}: the final runs take the best of the learning rates {rates}, so they are not independent "
-            "of the runs of the grid. Give one rate (--set training.learning_rates=[0.001]), or train without --shard."
         )
 
 

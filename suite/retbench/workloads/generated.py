@@ -59,11 +59,13 @@ class Answers:
 
     Attributes:
         examples: The test set, on the model's device.
+        right: At which tokens the answer is right, (B, T) bool; False where nothing is asked.
         shares: Share of right answers of each example, (B,).
         backend: The executed backend and the hash of the test set.
     """
 
     examples: "Examples"
+    right: "Tensor"
     shares: "Tensor"
     backend: Notes
 
@@ -87,7 +89,7 @@ def answer(context: "Context", inputs: "Array", targets: "Array") -> Answers:
 
     from retbench.data.batches import Examples
     from retbench.data.synthetic import fingerprint_examples
-    from retbench.evaluation.answers import answer_shares
+    from retbench.evaluation.answers import right_answers, share_right
 
     if context.model.config.whole_model is not None:
         name = context.cell.workload
@@ -98,12 +100,13 @@ def answer(context: "Context", inputs: "Array", targets: "Array") -> Answers:
         context.device
     )
     context.reset_backend_log()
-    shares = []
+    parts = []
     for part in examples.parts(BATCH_SIZE):
-        shares.append(answer_shares(cast("Decoder", context.model), part, BATCH_SIZE))
+        parts.append(right_answers(cast("Decoder", context.model), part, BATCH_SIZE))
         context.report(part.inputs.numel())
+    right = torch.cat(parts)
     notes: Notes = {
         "evaluation": "+".join(sorted(set(context.model.executed_backends().values()))),
         "test_set_fingerprint": fingerprint_examples(inputs, targets),
     }
-    return Answers(examples, torch.cat(shares), notes)
+    return Answers(examples, right, share_right(right, examples), notes)

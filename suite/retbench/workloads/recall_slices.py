@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 from retbench.config.evaluation import RecallSlicesSpec
 from retbench.errors import ConfigError
 from retbench.planning.cells import Inputs, ModelUnderTest, SlicedText
-from retbench.records.record import Metric, Series
-from retbench.stats.paired import Estimate, ratio_of_sums
+from retbench.records.record import Metric
 from retbench.units import tokens_per_second
 from retbench.workloads.workload import Measurement, MetricSpec, Workload
 
@@ -54,6 +53,7 @@ def measure(context: "Context") -> Measurement:
     Raises:
         ConfigError: a corpus is not the one that was planned, or nothing of it can be scored.
     """
+    from retbench.evaluation.bins import ratio_series
     from retbench.evaluation.slices import distance_ends, score_slices
     from retbench.workloads.evaluation_inputs import corpus_of, counted_corpus_of, tokenizer_of
 
@@ -80,7 +80,13 @@ def measure(context: "Context") -> Measurement:
     return Measurement(
         metrics=metrics,
         absent=absent,
-        series=_gain_by_distance(found, distance_ends(cell.point.context_len)),
+        series=ratio_series(
+            GAIN_BY_DISTANCE,
+            "nats",
+            ("distance_bytes", distance_ends(cell.point.context_len)),
+            [each.gains_by_distance for each in found],
+            [each.hits_by_distance for each in found],
+        ),
         documents=tuple(asdict(document) for document in found),
         backend={"evaluation": "+".join(sorted(set(context.model.executed_backends().values())))},
     )
@@ -114,29 +120,6 @@ def _metrics(found: Sequence["DocumentSlices"], seconds: float) -> tuple[dict[st
     }
     reason = "no word of the documents is in this slice"
     return metrics, {name: reason for name, (_, _, count) in quotients.items() if not count}
-
-
-def _gain_by_distance(found: Sequence["DocumentSlices"], ends: Sequence[int]) -> dict[str, Series]:
-    """Return the gain by the distance from the last time that the pair came, with its interval over documents."""
-    estimates: dict[int, tuple[Estimate, int]] = {}
-    for bucket, end in enumerate(ends):
-        gains = [each.gains_by_distance[bucket] for each in found if each.hits_by_distance[bucket]]
-        counts = [each.hits_by_distance[bucket] for each in found if each.hits_by_distance[bucket]]
-        if counts:
-            estimates[end] = ratio_of_sums(gains, counts), sum(counts)
-    series = {}
-    for suffix, field in (("", "value"), ("_low", "low"), ("_high", "high")):
-        kept = [
-            (end, value, count)
-            for end, (estimate, count) in estimates.items()
-            if (value := getattr(estimate, field)) is not None
-        ]
-        if kept:
-            x, y, counts_there = zip(*kept, strict=True)
-            series[GAIN_BY_DISTANCE + suffix] = Series(
-                unit="nats", x_name="distance_bytes", x=x, y=y, counts=counts_there
-            )
-    return series
 
 
 WORKLOAD = Workload(
