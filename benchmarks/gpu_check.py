@@ -9,38 +9,28 @@ failed but something was cut short, 130 interrupted.
 """
 
 import argparse
-import os
-import shlex
 import signal
-import subprocess
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from time import monotonic
 from types import FrameType
-from typing import Literal
 
+from benchmarks.gpu.steps import Outcome, Step, Stopped, run_step
 from retbench.config.experiment import load_experiment
-from retbench.errors import ConfigError, RetbenchError, UnsupportedError
+from retbench.errors import ConfigError, RetbenchError
 from retbench.papers.papers import find_datasheet
 from retbench.planning.estimates import estimate_with
 from retbench.planning.plan import Plan, make_plan
 from retbench.running.devices import find_device
 from retbench.units import format_duration
 
-ROOT = Path(__file__).parents[1]
 DEFAULT_OUT = Path("reports") / "gpu-check"
 REPORT_S = 60.0
 """Reserved for the reports."""
 LEAST_S = 2.0
 """A step with less time is not started."""
-GRACE_S = (45.0, 15.0)
-"""Seconds that a step may take to stop after SIGINT, and then after SIGTERM (where SIGINT is ignored)."""
-KILL_WAIT_S = 30.0
-"""Longest wait after SIGKILL, which does not end a process that the GPU's driver holds."""
 SLACK = 1.5
 """A step may take so many times its expected time, where the budget allows it."""
 TAIL_LINES = 15
@@ -63,40 +53,12 @@ Example: python -m benchmarks.gpu_check --budget 30 --out reports/gpu-check
 On a CPU, to try the procedure with the smoke profiles only: python -m benchmarks.gpu_check --device cpu --budget 5
 """
 
-Ending = Literal["done", "failed", "cut short", "not begun", "not supported"]
-
-
-@dataclass(frozen=True)
-class Step:
-    """One process.
-
-    Attributes:
-        name: Name in the summary.
-        words: Arguments of the interpreter.
-        expected_s: Expected seconds.
-    """
-
-    name: str
-    words: tuple[str, ...]
-    expected_s: float
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """Result of a step: how it ended, the time it took and its limit, and a note on a failure."""
-
-    step: Step
-    ending: Ending
-    took_s: float = 0.0
-    limit_s: float = 0.0
-    note: str = ""
-
 
 def steps_for(device: str, out: Path) -> list[Step]:
     """Return every step except the reports, the most valuable first."""
     facts = [
         Step("device", ("-m", "benchmarks.gpu.facts"), 20),
-        Step("environment, ceilings", ("-m", "retbench", "env", "--ceilings", "--device", device), 60),
+        Step("environment, ceilings", ("-m", "benchmarks.gpu.ceilings", "--device", device), 60),
     ]
     layout = ("-m", "benchmarks.gpu.weight_layout", "--device", device)
     if device == "cpu":
@@ -118,10 +80,10 @@ def _test_steps() -> list[Step]:
     steps = [Step("tests: graphs, memory, driver", (*pytest, f"({GRAPH_TESTS}) and not {FLA_TESTS}"), 90)]
     if find_spec("fla") is not None:
         # Before the equivalence checks, which run these kernels too: Triton stores what it has compiled.
-        steps.append(Step("fla: compile its kernels, and test them", (*pytest, FLA_TESTS), 240))
+        steps.append(Step("fla: compile its kernels, and test them", (*pytest, FLA_TESTS), 300))
     return [
         *steps,
-        Step("tests: equivalence, kernels", (*pytest, f"not ({GRAPH_TESTS}) and not {FLA_TESTS}"), 180),
+        Step("tests: equivalence, kernels", (*pytest, f"not ({GRAPH_TESTS}) and not {FLA_TESTS}"), 240),
     ]
 
 
@@ -200,10 +162,6 @@ def _only(experiment: str, workload: str, batch_sizes: list[int] | None) -> str:
     return f"workloads={{{workload}={{context_len={lengths}, batch_size={batches}}}}}"
 
 
-class Stopped(Exception):  # noqa: N818 - an outcome, not an error
-    """The user ended the whole check."""
-
-
 def run_steps(steps: Sequence[Step], budget_s: float, logs: Path) -> list[Outcome]:
     """Run the steps one after the other and return an outcome for each, whatever happens."""
     end = monotonic() + budget_s
@@ -230,63 +188,6 @@ def time_limit(step: Step, left: Sequence[Step], left_s: float) -> float:
     """Return the seconds that a step may take: its expected time and some more, or its share of a large budget."""
     share_s = left_s * step.expected_s / sum(later.expected_s for later in left)
     return min(left_s, max(LEAST_S, SLACK * step.expected_s, share_s))
-
-
-def run_step(step: Step, limit_s: float, log: Path) -> Outcome:
-    """Run one step with its stdout in a file; Stopped if the user interrupts, after the step has been ended."""
-    command = [sys.executable, *step.words]
-    start = monotonic()
-    with open(log, "w", encoding="utf-8") as file:
-        file.write(f"$ {shlex.join(command)}\n")
-        file.flush()
-        # In a new process session: Ctrl-C reaches this process only, and the whole group can be killed.
-        process = subprocess.Popen(command, stdout=file, cwd=ROOT, start_new_session=True)
-        overran = False
-        code: int | None
-        try:
-            code = process.wait(limit_s)
-        except subprocess.TimeoutExpired:
-            overran, code = True, stop(process)
-        except KeyboardInterrupt:
-            stop(process)
-            raise Stopped from None
-    took_s = monotonic() - start
-    if code == 0:
-        return Outcome(step, "done", took_s, limit_s)
-    if code is None:
-        note = f"process {process.pid} has not ended after SIGKILL: a driver holds it"
-        return Outcome(step, "failed", took_s, limit_s, note)
-    if overran:
-        return Outcome(step, "cut short", took_s, limit_s)
-    if code == UnsupportedError.exit_code:
-        return Outcome(step, "not supported", took_s, limit_s, _last_line(log))
-    return Outcome(step, "failed", took_s, limit_s, f"exit code {code}")
-
-
-def _last_line(log: Path) -> str:
-    """Return the last line of a step's output, which states its reason."""
-    return log.read_text(encoding="utf-8", errors="replace").strip().rpartition("\n")[2]
-
-
-def stop(process: subprocess.Popen[bytes]) -> int | None:
-    """Interrupt a step, so that it keeps what it has measured; kill it if it does not end.
-
-    Returns:
-        Its exit status; None if it has not ended after SIGKILL either.
-    """
-    try:
-        for number, grace_s in zip((signal.SIGINT, signal.SIGTERM), GRACE_S, strict=True):
-            process.send_signal(number)
-            with suppress(subprocess.TimeoutExpired):
-                return process.wait(grace_s)
-    finally:  # after a second Ctrl-C too
-        if process.poll() is None:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-    try:
-        return process.wait(KILL_WAIT_S)
-    except subprocess.TimeoutExpired:
-        return None
 
 
 def write_reports(out: Path, logs: Path) -> list[Outcome]:

@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from retbench.architectures import costs
 from retbench.cli import app
 from retbench.cli.list import read_header
 from retbench.config.evaluation import GridSpec
 from retbench.config.experiment import Experiment, list_experiments, load_experiment
 from retbench.papers.papers import find_datasheet
-from retbench.planning.cells import Cell, Evaluation, Settings, expand, seeded_models
+from retbench.planning.cells import Cell, Evaluation, Settings, expand, resolve_models, seeded_models
 from retbench.planning.plan import make_plan
 from retbench.running.resume import Identity, identities_here
 from retbench.workloads.workload import WORKLOADS
@@ -132,6 +133,46 @@ def test_on_a_gpu_prompts_are_read_by_a_kernel_and_the_own_form_is_a_row_of_pref
         found = {cell.backend for cell in cells_of(load_experiment(name), profile)}
         assert "chunkwise" in found
         assert "fla" not in found
+
+
+@pytest.mark.parametrize("name", ["latency", "kin"])
+def test_on_a_gpu_every_linear_recurrence_runs_by_a_kernel_if_there_is_one(name: str) -> None:
+    cells = cells_of(load_experiment(name), "paper")
+    for cell in cells:
+        forms = {form.rpartition("=")[2] for form in cell.model.forms}
+        asked = {part.rpartition("=")[2] for part in cell.backend.split("+")}
+        assert ("fla" in asked) == ("fla" in forms and cell.model_name != "retnet_chunkwise"), cell.model_name
+    assert all(cell.settings.cuda_graph for cell in cells)
+
+
+TRAINED = [
+    (name, gpus) for name, gpus in (("quality", 8), ("kin_quality", 1), ("mqar", 1), ("length_recall", 1))
+]
+
+
+@pytest.mark.parametrize(("name", "gpus"), TRAINED)
+def test_training_in_paper_fits_the_gpus_of_its_header(name: str, gpus: int) -> None:
+    """Weights, gradients and averages are sharded; activations are those of each GPU's own sequences."""
+    experiment = load_experiment(name)
+    spec = experiment.profile("paper").training
+    assert spec is not None
+    words = {1: "one", 8: "eight"}[gpus]
+    assert re.search(rf"`paper` needs .*\b{words} .*GPU", read_header(EXPERIMENTS[name])[-1])
+    usable = find_datasheet("a100-80gb").usable_bytes
+    for size in spec.sizes:
+        sized = load_experiment(name, [f'size="{size}"'], profile="paper")
+        entries = sized.of_profile("paper").models
+        for model_name, config in resolve_models(sized, "paper").items():
+            sharded = 4 * costs.weight_bytes(config, "float32")
+            whole = costs.training_memory_bytes(
+                config,
+                "float32",
+                spec.micro_batch_size or spec.batch_size,
+                spec.seq_len,
+                entries[model_name].backend,
+                checkpointing=experiment.profile("paper").activation_checkpointing,
+            )
+            assert sharded / gpus + whole - sharded < 0.9 * usable, (model_name, size)
 
 
 def test_the_cost_of_training_has_a_row_of_each_kernel_on_a_gpu() -> None:

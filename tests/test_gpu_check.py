@@ -6,14 +6,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+import psutil
 import pytest
 from _pytest.mark.expression import Expression
 
 from benchmarks import gpu_check
-from benchmarks.gpu_check import Step, exit_code, run_step, run_steps, steps_for, stop, time_limit
+from benchmarks.gpu import steps as gpu_steps
+from benchmarks.gpu.steps import Step, run_step, stop
+from benchmarks.gpu_check import exit_code, run_steps, steps_for, time_limit
 from retbench.papers.papers import find_datasheet
 from retbench.planning import plan
 from retbench.planning.estimates import estimate_with
@@ -75,7 +79,7 @@ def test_a_step_may_take_its_share_of_a_large_budget_and_all_that_is_left_of_a_s
 
 
 def test_a_step_that_does_not_listen_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_check, "GRACE_S", (0.2, 0.2))
+    monkeypatch.setattr(gpu_steps, "GRACE_S", (0.2, 0.2))
     outcome = run_step(python("deaf", DEAF), 1.0, tmp_path / "log.txt")
     assert outcome.ending == "cut short"
     assert outcome.took_s < 20
@@ -85,10 +89,10 @@ def test_a_step_that_a_driver_holds_leaves_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The process ignores signals and SIGKILL does not arrive, as in state D."""
-    started: list[subprocess.Popen[bytes]] = []
-    monkeypatch.setattr(gpu_check, "GRACE_S", (0.1, 0.1))
-    monkeypatch.setattr(gpu_check, "KILL_WAIT_S", 0.1)
-    monkeypatch.setattr(gpu_check, "stop", lambda process: (started.append(process), stop(process))[1])
+    started: list[subprocess.Popen[str]] = []
+    monkeypatch.setattr(gpu_steps, "GRACE_S", (0.1, 0.1))
+    monkeypatch.setattr(gpu_steps, "KILL_WAIT_S", 0.1)
+    monkeypatch.setattr(gpu_steps, "stop", lambda process: (started.append(process), stop(process))[1])
     monkeypatch.setattr(os, "killpg", lambda pid, number: None)
     outcomes = run_steps([python("held", DEAF, expected_s=1), python("next", "pass")], 20.0, tmp_path)
     (held,) = started
@@ -96,6 +100,31 @@ def test_a_step_that_a_driver_holds_leaves_the_others(
     held.wait(10)
     assert [outcome.ending for outcome in outcomes] == ["failed", "done"]
     assert outcomes[0].note == f"process {held.pid} has not ended after SIGKILL: a driver holds it"
+
+
+LEAVES = """
+import pathlib, subprocess, sys
+left = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+pathlib.Path(sys.argv[1]).write_text(str(left.pid))
+sys.exit(1)
+"""
+
+
+def test_a_step_leaves_no_process_behind(tmp_path: Path) -> None:
+    assert run_step(python("leaves", LEAVES, tmp_path / "pid"), 20.0, tmp_path / "log.txt").ending == "failed"
+    left = psutil.Process(int((tmp_path / "pid").read_text()))
+    with suppress(psutil.NoSuchProcess):  # its new parent may not have waited for it
+        assert left.status() == psutil.STATUS_ZOMBIE or left.wait(5) is None
+
+
+def test_the_reason_of_a_step_that_cannot_run_is_logged_and_shown(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    code = "import sys; print('fla is not installed', file=sys.stderr); sys.exit(3)"
+    outcome = run_step(python("needs fla", code), 20.0, tmp_path / "1-needs-fla.txt")
+    assert (outcome.ending, outcome.note) == ("not supported", "fla is not installed")
+    assert (tmp_path / "1-needs-fla.stderr.txt").read_text() == "fla is not installed\n"
+    assert capfd.readouterr().err == "fla is not installed\n"
 
 
 PROCEDURE = """
@@ -191,7 +220,7 @@ def test_what_triton_compiles_for_has_a_step_before_the_equivalence_checks(on_gp
     names = [step.name for step in on_gpu(True)]
     assert names.index("fla: compile its kernels, and test them") < names.index("tests: equivalence, kernels")
     assert not any("fla" in step.name for step in on_gpu(False))
-    test_cuda = (gpu_check.ROOT / "tests" / "models" / "test_cuda.py").read_text(encoding="utf-8")
+    test_cuda = (gpu_steps.ROOT / "tests" / "models" / "test_cuda.py").read_text(encoding="utf-8")
     assert f"def {gpu_check.FLA_TESTS}" in test_cuda
 
 

@@ -1,18 +1,20 @@
 """What is measured on a new GPU besides the experiments, on a CPU: layouts of weights, counts of kernels, facts."""
 
 import json
-import math
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks.gpu import facts, kernel_census, weight_layout
+from benchmarks.gpu import ceilings, facts, kernel_census
 from benchmarks.gpu.weight_layout import LAYOUTS, Product, compare, measure, shapes_at
+from retbench.measure import products
 from retbench.models.build import build_model
 from retbench.ops.linear import Linear
+from retbench.records.record import Ceilings
 
 CPU = torch.device("cpu")
+CEILINGS = Ceilings(read_bandwidth_bytes_per_s=2e10, matmul_flops_per_s=1e11)
 
 
 def test_the_shapes_are_those_of_the_products_of_both_models() -> None:
@@ -28,24 +30,12 @@ def test_the_shapes_are_those_of_the_products_of_both_models() -> None:
     assert found <= expected | {(d, w // 2) for d, w in expected}
 
 
-def test_copies_of_a_weight_exceed_the_cache_and_lie_as_the_layout_says(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    seen: list[list[torch.Tensor]] = []
-    multiply = weight_layout._multiply
-    monkeypatch.setattr(weight_layout, "_cache_bytes", lambda device: 10_000)
-    monkeypatch.setattr(weight_layout, "WARMUP_S", 0.0)
-    monkeypatch.setattr(
-        weight_layout, "_multiply", lambda x, weights: (seen.append(weights), multiply(x, weights))
-    )
+def test_a_layout_is_measured_by_the_bytes_of_its_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "_cache_bytes", lambda device: 10_000)
+    monkeypatch.setattr(products, "_LAYOUT_WARMUP_S", 0.0)
     for layout in LAYOUTS:
         found = measure("1m", (48, 32), 2, layout, device=CPU, num_steps=2)
-        weights = seen[-1]
-        assert {weight.shape for weight in weights} == {(32, 48)}
-        assert all(weight.is_contiguous() == (layout == "out,in") for weight in weights)
-        assert len(weights) == math.ceil(4 * 10_000 / (48 * 32 * 4))
-        assert len({weight.data_ptr() for weight in weights}) == len(weights)
-        assert found.weight_bytes == 48 * 32 * 4
+        assert (found.layout, found.weight_bytes) == (layout, 48 * 32 * 4)
         assert found.bandwidth_bytes_per_s > 0
 
 
@@ -107,3 +97,18 @@ def test_facts_need_no_gpu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     driver, torch_facts = capsys.readouterr().out.splitlines()
     assert driver == "nvidia-smi is not installed"
     assert json.loads(torch_facts)["torch"] == torch.__version__
+
+
+def test_the_ceilings_are_printed_with_the_environment_and_no_kernel_is_compiled(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("RETBENCH_LOCK_DIR", str(tmp_path))
+    monkeypatch.setattr(ceilings, "become_worker", lambda device: 1)
+    monkeypatch.setattr("retbench.measure.ceilings.measure_ceilings", lambda device, dtype: CEILINGS)
+    monkeypatch.setattr("retbench.models.build.build_model", None)  # what has a backend is a model
+    assert ceilings.main(["--device", "cpu"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["environment"]["threads"] == 1
+    assert printed["ceilings"] == dict.fromkeys(ceilings.DTYPES, json.loads(CEILINGS.model_dump_json()))
+    assert ceilings.main(["--device", "cuda:99"]) == 3
+    assert "--device cuda:99: " in capsys.readouterr().err

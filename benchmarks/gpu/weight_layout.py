@@ -1,33 +1,24 @@
 """Compare two layouts of weights for decoding: `python -m benchmarks.gpu.weight_layout --device cuda --sizes 1.3b`.
 
 The products of a decode step read each weight once. `ops.linear.Linear` stores weights (in, out); torch's own layers
-store them (out, in). Every shape of a model's blocks is timed in both layouts, with as many copies as exceed the last
-cache, on CUDA from a graph. One JSON object per line goes to stdout: the bandwidth by shape, then the ratio by size.
+store them (out, in). Every shape of a model's blocks is timed in both layouts, as `measure.products` does with a few of
+them in every run. One JSON object per line goes to stdout: the bandwidth by shape, then the ratio by size.
 """
 
 import argparse
 import json
-import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
-from statistics import median
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from retbench.architectures.configs import ModelConfig
 from retbench.config.experiment import load_experiment
-from retbench.measure import machine
-from retbench.measure.clock import capture_graph, time_steps
+from retbench.measure.products import product_seconds
 from retbench.planning.cells import resolve_models
 
 LAYOUTS = ("out,in", "in,out")
-CACHES = 4
-"""The copies of a weight take at least so many times the bytes of the last cache."""
-WARMUP_S = 0.2
 
 
 @dataclass(frozen=True)
@@ -67,41 +58,11 @@ def measure(
     """Time the product of `rows` rows with weights of one shape in one layout."""
     inputs, outputs = shape
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    seconds = product_seconds(
+        shape, rows, by_output=layout == "out,in", device=device, dtype=dtype, num_steps=num_steps
+    )
     weight_bytes = inputs * outputs * dtype.itemsize
-    copies = max(2, math.ceil(CACHES * _cache_bytes(device) / weight_bytes))
-    weights = _make_weights(shape, layout, torch.randn(inputs * outputs, device=device).to(dtype), copies)
-    x = torch.randn(rows, inputs, device=device).to(dtype)
-    step: Callable[[], object] = partial(_multiply, x, weights)
-    with torch.inference_mode():
-        if device.type == "cuda":
-            step = capture_graph(step, device=device)
-        samples = time_steps(step, _nothing, device=device, warmup_s=WARMUP_S, min_steps=num_steps)
-    rate = copies * weight_bytes / median(samples)
-    return Product(size, inputs, outputs, rows, layout, weight_bytes, rate)
-
-
-def _make_weights(shape: tuple[int, int], layout: str, values: Tensor, copies: int) -> list[Tensor]:
-    """Return copies of `values` (in * out,) as weights (out, in) that lie in memory as the layout says."""
-    inputs, outputs = shape
-    if layout == "out,in":
-        return [values.clone().view(outputs, inputs) for _ in range(copies)]
-    return [values.clone().view(inputs, outputs).t() for _ in range(copies)]
-
-
-def _multiply(x: Tensor, weights: Sequence[Tensor]) -> None:
-    for weight in weights:
-        F.linear(x, weight)
-
-
-def _nothing() -> None:
-    """Restore nothing: a product changes none of its inputs."""
-
-
-def _cache_bytes(device: torch.device) -> int:
-    """Return the bytes of the device's last cache."""
-    if device.type == "cuda":
-        return int(torch.cuda.get_device_properties(device).L2_cache_size)
-    return machine.last_level_cache_bytes()
+    return Product(size, inputs, outputs, rows, layout, weight_bytes, weight_bytes / seconds)
 
 
 def compare(products: Sequence[Product]) -> dict[str, object]:

@@ -115,4 +115,5 @@ def test_a_gpu_has_plausible_ceilings_and_its_memory_back() -> None:
     found = ceilings.measure_ceilings(device, torch.bfloat16)
     assert 1e10 < found.read_bandwidth_bytes_per_s < 1e14
     assert 1e11 < found.matmul_flops_per_s < 1e17
-    assert torch.cuda.memory_allocated(device) == before
+    # The workspaces that cuBLAS keeps for each stream are torch's too: 32 MiB each on an H100. The buffer is 1 GiB.
+    assert torch.cuda.memory_allocated(device) - before < 256 * 2**20

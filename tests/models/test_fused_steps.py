@@ -157,6 +157,11 @@ def test_fused_steps_of_models_are_their_eager_steps():
     run_in_own_process("tests/models/interpreted_decode.py", TRITON_INTERPRET="1")
 
 
+@pytest.mark.slow
+def test_fused_steps_can_be_compiled():
+    run_in_own_process("tests/models/interpreted_compiled.py", TRITON_INTERPRET="1")
+
+
 @pytest.mark.parametrize("decode", ["sdpa:flash", "fused+sdpa:flash", "fused+flash"])
 def test_a_fused_step_leaves_the_attention_kernel_of_a_baseline_known(decode):
     config = CONFIGS["llama-grouped-query"]

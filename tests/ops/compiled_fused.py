@@ -28,6 +28,10 @@ VARIANTS = [
     (kernels.norm_gate_kernel, {**HEAD_NORM, "NORM": "layer", "weight": ABSENT, "gate": ABSENT}),
     (kernels.rotate_and_cache_kernel, {**CACHE, **ROTARY}),
     (kernels.rotate_and_cache_kernel, {**CACHE, **ROTARY, "LAYOUT": "interleaved"}),
+    (
+        kernels.rotate_and_cache_kernel,
+        {**CACHE, **ROTARY, "HKV": 0},
+    ),  # for a layer that reads the cache of another
     (kernels.add_norm_kernel, {**NORM, "NORM": "rms", "bias": ABSENT}),
     (kernels.add_norm_kernel, {**NORM, "NORM": "layer", "added": ABSENT, "total": ABSENT}),
     (kernels.silu_multiply_kernel, {"F": 11008, "BLOCK": 1024}),

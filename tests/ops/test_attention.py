@@ -236,6 +236,16 @@ def test_a_version_that_can_be_activated_is_usable_and_left_inactive(version3):
     assert version3 == ["activated", "removed"]
 
 
+def test_a_version_that_is_not_there_leaves_the_active_one(version3):
+    """torch takes the active version out before it finds the other one missing."""
+    q, k, v = make_inputs(9, 9, dtype=torch.float32)
+    BACKENDS["flash3"](q, k, v)
+    assert "torch cannot activate FA4" in missing_reason("flash4", CUDA, torch.bfloat16)
+    assert torch.nn.attention.current_flash_attention_impl() == "FA3"
+    BACKENDS["flash3"](q, k, v)
+    assert version3 == ["activated", "removed", "activated"]
+
+
 @pytest.mark.parametrize(
     ("name", "capability", "words"),
     [

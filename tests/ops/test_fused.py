@@ -59,16 +59,26 @@ def test_kernels_that_cannot_be_launched_are_found_out_once(monkeypatch):
     assert len(launched) == 1
 
 
-def test_a_full_device_is_no_reason(monkeypatch):
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        torch.AcceleratorError("CUDA error: out of memory"),
+        RuntimeError("Triton Error [CUDA]: out of memory"),
+    ],
+    ids=repr,
+)
+def test_a_full_device_is_no_reason(monkeypatch, error):
     def full(gate_up):
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        raise error
 
     zeros = torch.zeros
     monkeypatch.setattr(torch, "zeros", lambda *shape, device, **options: zeros(*shape, **options))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
     monkeypatch.setattr(fused, "silu_multiply", full)
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(RuntimeError) as caught:
         fused.missing_reason(CUDA, torch.float16)
+    assert caught.value is error
 
 
 def test_memory_that_a_kernel_would_misread_is_refused():

@@ -293,3 +293,17 @@ def test_a_worker_builds_with_the_decode_operators_of_the_settings(
     (cell, *_) = plan_of("size=300k", "decode_operators=eager").cells
     tasks._build(SimpleNamespace(cells=(cell,)), torch.device("cpu"))
     assert asked[0]["decode_operators"] == "eager"
+
+
+@pytest.mark.parametrize("by_output", [True, False])
+def test_on_a_gpu_a_worker_stores_weights_as_was_found(
+    plan_of: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch, by_output: bool
+) -> None:
+    """The model stays on the CPU, where nothing is measured: the first worker of the run has told what it found."""
+    cell = plan_of("size=300k").cells[0]
+    build = tasks._build_as_stored
+    monkeypatch.setattr(tasks, "_build_as_stored", lambda job, device: build(job, torch.device("cpu")))
+    monkeypatch.setattr(tasks.products, "_found", by_output)
+    job = SimpleNamespace(cells=(cell,))
+    model = tasks._build(job, torch.device("cuda:0"))  # type: ignore[arg-type]
+    assert model.weight_layout == ("out,in" if by_output else "in,out")

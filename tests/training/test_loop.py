@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -85,6 +86,22 @@ def plain_training(plan: TrainingPlan, number: int) -> tuple[dict[str, Tensor], 
                 mean, square = first[name] / (1 - 0.9 ** (step + 1)), second[name] / (1 - 0.98 ** (step + 1))
                 weight -= rate * mean / (square.sqrt() + 1e-8)
     return {name: weight.detach() for name, weight in model.named_parameters()}, losses
+
+
+def test_a_training_makes_its_gpu_the_current_one(
+    plan_of: PlanOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kernels of other packages run on the current device, which is the first one until it is set."""
+
+    class CurrentError(Exception):
+        pass
+
+    def stop(device: torch.device) -> None:
+        raise CurrentError(str(device))
+
+    monkeypatch.setattr(torch.cuda, "set_device", stop)
+    with pytest.raises(CurrentError, match="cuda:1"):
+        trainer_of(replace(plan_of(), device="cuda:1"), tmp_path)
 
 
 @pytest.mark.parametrize(("autocast", "accepted"), [("bfloat16", True), ("none", False)])

@@ -192,7 +192,7 @@ def test_captured_steps_leave_the_state_that_eager_steps_do(
         assert found.backend["cuda_graph"] is cuda_graph
         assert len(found.metrics["tpot_s"].samples) == 4
         layers = states[-1].layers  # the last is the one that is decoded from
-        left.append({f"{i}.{key}": x for i, one in enumerate(layers) for key, x in one.tensors(65).items()})
+        left.append({f"{i}.{key}": x for i, one in enumerate(layers) for key, x in one.used(65).items()})
     for key, eager in left[0].items():
         assert eager.any(), key
         assert relative_error(left[1][key], eager) < 1e-5

@@ -169,4 +169,4 @@ def test_a_step_on_a_gpu_has_the_allocators_peaks(context_of: Make, name: str, b
     value = {metric: found.metrics[metric].value for metric in found.metrics}
     assert value["peak_bytes"] == sum(value[part] for part in PARTS)
     assert value["peak_bytes"] <= value["device_peak_bytes"] <= value["reserved_peak_bytes"]
-    assert found.absent == {}
+    assert found.absent.keys() <= {"roofline_ratio"}  # a GPU may exceed the ceilings, which are made up

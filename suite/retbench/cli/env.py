@@ -82,6 +82,11 @@ def _find_backends(device: str) -> Backends:
     from retbench.architectures.registry import named_specs
     from retbench.models.build import build_model
 
+    if device != "cpu":
+        typer.echo(
+            "retbench: kernels are compiled to find out which can run; on a new machine that takes minutes",
+            err=True,
+        )
     found: Backends = {}
     for name, spec in named_specs().items():
         config = resolve_model(spec, "1m")

@@ -199,6 +199,17 @@ class Decoder(LanguageModel):
         """Product of single rows: streamed, or torch's."""
         return "streamed" if self.head.streams else "torch"
 
+    def store_weights(self, *, by_output: bool) -> None:
+        """Store the weights of all projections (out, in) or (in, out) in memory; their values stay."""
+        for module in self.modules():
+            if isinstance(module, Linear):
+                module.store(by_output=by_output)
+
+    @property
+    def weight_layout(self) -> str:
+        """Order in memory of the weights of projections: out,in or in,out."""
+        return "out,in" if self.head.weight.is_contiguous() else "in,out"
+
     def executed_backends(self) -> dict[str, str]:
         """Return the form or kernel executed in each phase (prefill, decode) since the backend was set."""
         found: dict[str, set[str]] = {}

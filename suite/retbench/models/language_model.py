@@ -41,6 +41,11 @@ class LanguageModel(nn.Module):
         return "torch"
 
     @property
+    def weight_layout(self) -> str:
+        """Order in memory of the weights of projections: out,in as in torch's own layers, or in,out."""
+        return "out,in"
+
+    @property
     def is_quadratic(self) -> bool:
         """True if the form for a prompt may hold a score for every pair of tokens."""
         raise NotImplementedError

@@ -84,11 +84,13 @@ def attend_flash_version(q: Tensor, k: Tensor, v: Tensor, *, backend: str) -> Te
 def _replace_flash(backend: str | None) -> None:
     """Have torch's flash kernel be that of a version from now on, or torch's own when None."""
     global _active_flash
-    if backend is None:
+    if _active_flash is not None:
+        # torch does so too before it activates another version, which may then turn out to be missing.
         nn.attention.restore_flash_attention_impl()
-    else:
+        _active_flash = None
+    if backend is not None:
         nn.attention.activate_flash_attention_impl(_FLASH_VERSIONS[backend].name)
-    _active_flash = backend
+        _active_flash = backend
 
 
 def _call_sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -213,14 +215,14 @@ def _version_problem(name: str, device: torch.device) -> str | None:
         return f"{version.name} needs compute capability {needed}, and this GPU has {major}.{minor}; use backend 'sdpa'"
     if not hasattr(nn.attention, "restore_flash_attention_impl"):
         return f"torch {torch.__version__} cannot replace its flash kernel; install torch 2.13 or later"
-    before = _active_flash
+    before, problem = _active_flash, None
     try:
         _replace_flash(name)
     except Exception as error:  # a module that is missing, or whose build is for another torch
         what = " ".join(str(error).split())
-        return (
+        problem = (
             f"torch cannot activate {version.name} ({type(error).__name__}: {what}); install the module "
             f"'{version.module}' of https://github.com/Dao-AILab/flash-attention, or use backend 'sdpa'"
         )
     _replace_flash(before)
-    return None
+    return problem

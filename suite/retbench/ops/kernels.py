@@ -145,14 +145,15 @@ def launch_problem(launch: Callable[[], object], device: torch.device, kernels: 
         cure: Advice, with what to use instead.
 
     Raises:
-        torch.OutOfMemoryError: memory ran out, which is not a fault of the kernels.
+        RuntimeError: the device's memory ran out, which is no fault of the kernels. Only torch's allocator raises a
+            torch.OutOfMemoryError; CUDA and Triton raise others.
     """
     try:
         launch()
         torch.cuda.synchronize(device)
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:  # raised by the package, by Triton, its C compiler or the driver
+        if isinstance(error, RuntimeError) and "out of memory" in str(error).lower():
+            raise
         what = " ".join(str(error).split())
         return f"{kernels} cannot be launched ({type(error).__name__}: {what}); {cure}"
     return None

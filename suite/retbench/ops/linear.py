@@ -10,6 +10,8 @@ from torch import Tensor, nn
 class Linear(nn.Linear):
     """nn.Linear without bias whose (out, in) weight is stored transposed in memory. Its state dict is the same.
 
+    `store` changes how it is stored: on a GPU, workers take the layout that a measurement finds faster.
+
     Decoding one sequence streams every weight once for a single row. On some CPUs no matrix product of torch does that
     at memory bandwidth, and `stream` comes closer; `measure.products` finds out. All other cases use nn.Linear's
     product: several rows, gradients, other dtypes, GPUs, and compiled models.
@@ -41,9 +43,19 @@ class Linear(nn.Linear):
             and not torch.compiler.is_compiling()
         )
 
+    def store(self, *, by_output: bool) -> None:
+        """Store the weight (out, in) in memory, as nn.Linear does, or (in, out); a new parameter replaces it."""
+        stored = stored_weight(self.weight.detach(), by_output=by_output)
+        self.weight = nn.Parameter(stored, requires_grad=self.weight.requires_grad)
+
     def part(self, x: Tensor, start: int, end: int) -> Tensor:
         """Compute outputs start .. end - 1 only: (..., in) to (..., end - start)."""
         return F.linear(x, self.weight[start:end])
+
+
+def stored_weight(weight: Tensor, *, by_output: bool) -> Tensor:
+    """Return a weight (out, in) as it lies in memory by outputs, (out, in), or else by inputs, (in, out)."""
+    return weight.contiguous() if by_output else weight.t().contiguous().t()
 
 
 WIDE_OUTPUT = 4096

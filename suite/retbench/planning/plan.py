@@ -231,10 +231,10 @@ def _check_settings(profile: Profile, where: str) -> None:
     """Refuse settings that contradict the workloads, or that none of them uses."""
     workloads, present = profile.workloads.registered, ", ".join(profile.workloads.specs)
     training = [one.name for one in workloads if one.computes_gradients]
-    if training and profile.cuda_graph:
+    if profile.cuda_graph and len(training) == len(workloads):
         raise ConfigError(
-            f"{where}: cuda_graph = true, and a training step is not captured in a CUDA graph (workload "
-            f"'{training[0]}'). Use --set cuda_graph=false, or measure the other workloads in another experiment."
+            f"{where}: cuda_graph = true, and its only workload is '{training[0]}', whose steps are not captured in a "
+            "CUDA graph. Use --set cuda_graph=false."
         )
     if profile.activation_checkpointing and not training and profile.training is None:
         raise ConfigError(

@@ -62,6 +62,7 @@ class Job(Strict):
     """Folder of local data."""
     streams_weights: bool | None = None
     """True if models stream their weights, as the first worker that asked has found; None lets the worker find out.
+    On a GPU it is True if models store their weights by output.
 
     Which of two near equals is the faster is chance, and models that are compared must be multiplied alike.
     """
@@ -91,7 +92,7 @@ class Checked(Strict):
     event: Literal["checked"] = "checked"
     gate: Gate
     streams_weights: bool | None = None
-    """The outcome that the worker found or was given; None where it does not matter, as on a GPU."""
+    """The outcome that the worker found or was given; None where nothing asked for it."""
 
 
 class Streamed(Strict):

@@ -22,6 +22,7 @@ from retbench.measure.limits import free_memory, is_out_of_memory, limit_memory,
 from retbench.measure.nvml import watch_device
 from retbench.models.build import build_model
 from retbench.models.compiled import StepCompiler
+from retbench.models.decoder import Decoder
 from retbench.models.equivalence import LENGTHS, check_equivalence
 from retbench.models.language_model import LanguageModel
 from retbench.planning.cells import Settings
@@ -120,7 +121,19 @@ def _store(job: Job) -> StateStore:
 
 
 def _build(job: Job, device: torch.device) -> LanguageModel:
-    """Build the model that all cells of the job share."""
+    """Build the model that all cells of the job share, on a GPU with its weights in the faster layout."""
+    if device.type == "cpu":
+        return _build_as_stored(job, device)
+    # Measured before the model takes its memory.
+    by_output = products.storing_by_output_is_faster(device, getattr(torch, job.cells[0].settings.dtype))
+    model = _build_as_stored(job, device)
+    if isinstance(model, Decoder):
+        model.store_weights(by_output=by_output)
+    return model
+
+
+def _build_as_stored(job: Job, device: torch.device) -> LanguageModel:
+    """Build the model with its weights as any model has them."""
     cell = job.cells[0]
     dtype, weights = getattr(torch, cell.settings.dtype), cell.under_test.weights
     if weights is not None:
@@ -264,9 +277,11 @@ def _set_up(
     settings, gate = job.cells[0].settings, job.gate
     ceilings = _measure_ceilings(job, device, send)
     if settings.memory_limit_bytes is not None:
+        # Building a model asks for it, and it takes memory that is not the model's.
         if device.type == "cpu":
-            # Building a model asks for it, and it takes memory that is not the model's.
             products.streaming_is_faster()
+        else:
+            products.storing_by_output_is_faster(device, getattr(torch, settings.dtype))
         limit_memory(settings.memory_limit_bytes, device)
     model = _build(job, device)
     if gate is None:

@@ -112,6 +112,8 @@ class Trainer:
         entry = plan.entry(run)
         self.plan, self.run, self.folder = plan, run, folder
         self.device = torch.device(plan.device)
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)  # kernels that are not torch's own use the current device
         self.model: Decoder = build_model(
             plan.config(run),
             dtype=torch.float32,

@@ -105,9 +105,7 @@ def make_contiguous(model: nn.Module) -> None:
     """
     for module in model.modules():
         if isinstance(module, Linear):
-            module.weight = nn.Parameter(
-                module.weight.detach().contiguous(memory_format=torch.contiguous_format)
-            )
+            module.store(by_output=True)
 
 
 class LossMonitor:

@@ -76,10 +76,15 @@ class Context:
 
     def backend_with(self, notes: Notes, state: DecoderState | None = None) -> Notes:
         """Return the executed backend with notes, and with the capacity of the state's cache where it has one."""
-        found: Notes = {**self.model.executed_backends(), **notes}
+        found: Notes = {**self.model.executed_backends(), **self.layout_notes, **notes}
         if state is not None and state.capacity is not None:
             found["kv_capacity"] = state.capacity
         return found
+
+    @property
+    def layout_notes(self) -> Notes:
+        """The layout of the weights on a GPU, where a measurement has chosen it; nothing on a CPU."""
+        return {"weight_layout": self.model.weight_layout} if self.device.type == "cuda" else {}
 
     def measure_energy(
         self, step: Callable[[], object], *, step_s: float, tokens_per_step: int

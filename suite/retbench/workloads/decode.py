@@ -138,8 +138,9 @@ def _compiled_steps(
     notes: Notes = {
         "compile_error": _checked_error("compiled", step.run(token, state), eager),
         "compile_s": step.seconds,
-        "weight_layout": "packed" if step.packs_weights else "as stored",
     }
+    if context.device.type == "cpu":
+        notes["weight_layout"] = "packed" if step.packs_weights else "as stored"
     return partial(step.run, lead, state), partial(step.run, token, state), notes
 
 

@@ -60,6 +60,7 @@ def measure(context: "Context") -> Measurement:
         absent={**timed.absent, **memory.absent},
         backend={
             "training": "+".join(sorted(set(model.executed_backends().values()))),
+            **context.layout_notes,
             "optimizer": "AdamW, fused, learning rate 0",
             "activation_checkpointing": settings.activation_checkpointing,
             "cuda_graph": False,

@@ -1,0 +1,50 @@
+"""Print the environment and the ceilings of a device as JSON: `python -m benchmarks.gpu.ceilings --device cuda`.
+
+`retbench env` prints them too, and which backends of every model are usable. To find that out, it launches the kernels
+of other packages, whose first compilation takes many minutes on a new machine. Exit codes are those of `retbench env`.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+
+from retbench.cli.env import DTYPES
+from retbench.cli.in_process import alone_on_machine, become_worker
+from retbench.errors import RetbenchError
+from retbench.measure import environment
+from retbench.running.devices import find_device
+
+
+def measure(device: str) -> dict[str, object]:
+    """Return the facts of the environment, and the ceilings by dtype, while no other run is timing."""
+    threads = become_worker(device)
+    # Torch is loaded after the variables of a worker are set.
+    import torch
+
+    from retbench.measure.ceilings import measure_ceilings
+
+    facts = environment.describe_environment(device, threads)
+    with alone_on_machine("python -m benchmarks.gpu.ceilings", device):
+        found = {
+            dtype: measure_ceilings(torch.device(device), getattr(torch, dtype)).model_dump()
+            for dtype in DTYPES
+        }
+    return {"environment": facts, "ceilings": found}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print one JSON object, and return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.ceilings", description=__doc__)
+    parser.add_argument("--device", default="cuda")
+    options = parser.parse_args(arguments)
+    try:
+        print(json.dumps(measure(find_device(options.device).name)))
+    except RetbenchError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
