@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner, Result
@@ -14,6 +15,9 @@ from retbench.cli import app
 from retbench.records.documents import read_documents
 from retbench.records.record import Record
 from retbench.records.store import read_records
+from retbench.running import runner
+from retbench.running.process import Worker
+from retbench.running.protocol import Job
 
 TRANSFORMER = """\
 [models.transformer]
@@ -94,9 +98,22 @@ def test_a_dry_run_does_not_pretend_to_know_what_an_evaluation_takes(folder: Pat
 
 
 @pytest.fixture(scope="module")
-def measured(folder: Path) -> list[Record]:
+def jobs() -> list[Job]:
+    """Jobs of the workers of the run that `measured` is the result of."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def measured(folder: Path, jobs: list[Job]) -> list[Record]:
     """Records of a run over everything that was trained."""
-    done = run_tiny(folder)
+
+    def start(job: Job, *rest: Any) -> Worker:
+        jobs.append(job)
+        return Worker(job, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner, "Worker", start)
+        done = run_tiny(folder)
     assert done.exit_code == 0, done.output
     records, problems = read_records(folder / "results")
     assert not problems
@@ -113,6 +130,13 @@ def test_every_trained_model_is_measured_once_by_every_protocol(measured: list[R
     }
     assert len(measured) == len(found)
     assert {record.status for record in measured} == {"ok"}
+
+
+def test_the_worker_that_evaluates_a_model_checks_it_and_measures_no_ceilings(
+    measured: list[Record], jobs: list[Job]
+) -> None:
+    assert [job.task for job in jobs] == ["measure"] * 4
+    assert all(record.gate and not record.ceilings for record in measured)
 
 
 def test_a_record_says_what_the_weights_are_of(measured: list[Record]) -> None:

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 import retbench
-from retbench.measure.source import find_source, import_closure, parse_module, shared_hash
+from retbench.measure import source
+from retbench.measure.source import find_source, import_closure, parse_module, part_hash, shared_hash
 
 PACKAGE = Path(retbench.__file__).parent
 REPORT = """
@@ -159,3 +160,26 @@ def test_a_module_is_found_without_importing_it() -> None:
 )
 def test_a_part_is_known_by_the_name_that_it_assigns(source: str, registered: bool) -> None:
     assert parse_module(source.encode()).is_registered is registered
+
+
+def test_hashes_are_taken_over_from_a_process_that_runs_the_same_files_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = tmp_path / "changing.py"
+    module.write_text("x = 1\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(source, "_found", {})
+    expected = shared_hash(), part_hash(("changing",))
+    found = source.found_hashes()
+
+    monkeypatch.setattr(source, "_found", {})
+    source.take_over(found)
+    with monkeypatch.context() as patch:
+        patch.setattr(source, "import_closure", lambda *_, **__: pytest.fail("parsed once more"))
+        assert (shared_hash(), part_hash(("changing",))) == expected
+
+    monkeypatch.setattr(source, "_found", {})
+    module.write_text("x = 2\n", encoding="utf-8")
+    source._content_hash.cache_clear()
+    source.take_over(found)
+    assert source._found == {}

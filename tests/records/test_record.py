@@ -52,7 +52,7 @@ def curves() -> st.SearchStrategy[tuple[ReadRate, ...]]:
     """Read bandwidths by size, in order."""
     return st.dictionaries(st.integers(1, 2**40), positive, max_size=4).map(
         lambda found: tuple(
-            ReadRate(footprint_bytes=size, bytes_per_s=rate, kernel="dot")
+            ReadRate(footprint_bytes=size, bytes_per_s=rate, kernel="dot", measured_at="2026-01-01T00:00:00Z")
             for size, rate in sorted(found.items())
         )
     )
@@ -164,7 +164,7 @@ def test_the_schema_file_is_the_schema_of_the_record() -> None:
     [
         ("round", -1),
         ("status", "fine"),
-        ("schema_version", 6),
+        ("schema_version", SCHEMA_VERSION + 1),
         ("metrics", {"tpot_s": {"value": 1.0}}),
         ("rounds", 1),
     ],
@@ -234,7 +234,7 @@ def test_a_whole_last_line_without_its_newline_is_kept(tmp_path: Path) -> None:
         (b'{"schema_version": 1, "run_id": "2026', "torn line"),
         (
             b'{"schema_version": 0}',
-            f"schema_version is 0 and this retbench reads 1 and 2 and 3 and 4 and {SCHEMA_VERSION}",
+            f"schema_version is 0 and this retbench reads 1 and 2 and 3 and 4 and 5 and {SCHEMA_VERSION}",
         ),
         (b'{"schema_version": "next"}', "schema_version is 'next'"),
         (b'{"schema_version": 1}', "field 'run_id'"),
@@ -477,12 +477,14 @@ def test_a_read_bandwidth_is_never_beyond_its_neighbours(
 
 
 @given(curves(), st.integers(1, 2**40), positive)
-def test_a_further_measurement_can_only_raise_a_ceiling(
+def test_the_rate_of_a_process_takes_the_place_of_what_the_curve_has_at_its_size(
     curve: tuple[ReadRate, ...], size: int, rate: float
 ) -> None:
     before = Ceilings(read_bandwidth_bytes_per_s=3.0, matmul_flops_per_s=1.0, read_curve=curve)
-    after = before.with_rate(ReadRate(footprint_bytes=size, bytes_per_s=rate, kernel="sum"))
-    assert after.read_bytes_per_s(size) == max(rate, before.read_bytes_per_s(size))
+    own = ReadRate(footprint_bytes=size, bytes_per_s=rate, kernel="sum")
+    after = before.with_rate(own)
+    assert after.read_bytes_per_s(size) == rate
+    assert set(after.read_curve) - {own} == {one for one in curve if one.footprint_bytes != size}
     assert Ceilings.model_validate_json(after.model_dump_json()) == after
 
 

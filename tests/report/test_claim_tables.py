@@ -143,13 +143,19 @@ def read_texts(folder: Path) -> tuple[str, str]:
 
 
 @pytest.fixture(scope="module")
-def texts(
+def reported(
     tmp_path_factory: pytest.TempPathFactory, cpu_records: list[Record], gpu_records: list[Record]
-) -> tuple[str, str]:
-    """Page and Markdown of the records of two machines, one of them of the paper's kind."""
+) -> Path:
+    """The report on the records of two machines, one of them of the paper's kind, which are in its folder `in`."""
     folder = tmp_path_factory.mktemp("claims")
     write_report(write_results(folder / "in", [*cpu_records, *gpu_records]), folder)
-    return read_texts(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def texts(reported: Path) -> tuple[str, str]:
+    """Page and Markdown of that report."""
+    return read_texts(reported)
 
 
 def test_without_a_verdict_it_says_what_is_missing_and_which_command_makes_it() -> None:
@@ -245,13 +251,8 @@ def test_each_claim_of_the_short_table_leads_to_its_evidence(texts: tuple[str, s
     assert {"claim-equal_forms", "claim-memory_ratio"} <= set(anchors)
 
 
-def test_page_and_markdown_say_the_same_of_every_claim(
-    tmp_path: Path, cpu_records: list[Record], gpu_records: list[Record]
-) -> None:
-    root = write_results(tmp_path / "in", [*cpu_records, *gpu_records])
-    write_report(root, tmp_path)
-    texts = read_texts(tmp_path)
-    for group in section_of(load_results(root).records).groups:
+def test_page_and_markdown_say_the_same_of_every_claim(reported: Path, texts: tuple[str, str]) -> None:
+    for group in section_of(load_results(reported / "in").records).groups:
         for entry in group.entries:
             results = [describe_result(one) for one in entry.here]
             for text in texts:

@@ -44,20 +44,37 @@ class Written(NamedTuple):
 def report_of(records: list[Record], tmp_path: Path) -> Written:
     """Pages and Markdown made from these records."""
     write_report(write_results(tmp_path / "results", records), tmp_path / "out")
+    return read_pages(tmp_path / "out")
+
+
+def read_pages(out: Path) -> Written:
     names = ("index.html", "evidence.html", "report.md")
-    return Written(*((tmp_path / "out" / name).read_text(encoding="utf-8") for name in names))
+    return Written(*((out / name).read_text(encoding="utf-8") for name in names))
+
+
+class Report(NamedTuple):
+    """A folder of results, and the report on it with the paths that it names."""
+
+    results: Path
+    out: Path
+    paths: tuple[Path, ...]
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, cpu_records: list[Record]) -> Written:
-    return report_of(cpu_records, tmp_path_factory.mktemp("whole"))
+def report(tmp_path_factory: pytest.TempPathFactory, cpu_records: list[Record]) -> Report:
+    folder = tmp_path_factory.mktemp("whole")
+    results, out = write_results(folder / "results", cpu_records), folder / "deep" / "reports"
+    return Report(results, out, tuple(write_report(results, out).paths))
 
 
-def test_page_markdown_and_figures_are_written_and_named(results: Path, tmp_path: Path) -> None:
-    out = tmp_path / "deep" / "reports"
-    paths = write_report(results, out).paths
-    assert sorted(paths) == sorted(path for path in out.rglob("*") if path.is_file())
-    assert {path.name for path in paths} >= {
+@pytest.fixture(scope="module")
+def whole(report: Report) -> Written:
+    return read_pages(report.out)
+
+
+def test_page_markdown_and_figures_are_written_and_named(report: Report) -> None:
+    assert sorted(report.paths) == sorted(path for path in report.out.rglob("*") if path.is_file())
+    assert {path.name for path in report.paths} >= {
         "index.html",
         "evidence.html",
         "report.md",
@@ -158,11 +175,12 @@ def test_each_point_of_a_figure_has_its_value_and_its_model(whole: Written) -> N
     assert "Transformer, 32K: " in label[1]
 
 
-def test_the_same_records_give_the_same_bytes(results: Path, tmp_path: Path) -> None:
-    one, two = tmp_path / "one", tmp_path / "two"
-    first, second = (write_report(results, out).paths for out in (one, two))
-    assert [path.relative_to(one) for path in first] == [path.relative_to(two) for path in second]
-    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+def test_the_same_records_give_the_same_bytes(report: Report, tmp_path: Path) -> None:
+    again = write_report(report.results, tmp_path).paths
+    assert [path.relative_to(report.out) for path in report.paths] == [
+        path.relative_to(tmp_path) for path in again
+    ]
+    assert [path.read_bytes() for path in report.paths] == [path.read_bytes() for path in again]
 
 
 def test_what_made_it_can_be_made_again(whole: Written) -> None:

@@ -17,10 +17,23 @@ from retbench.models.equivalence import LENGTHS
 from retbench.ops import attention
 from retbench.planning.plan import Plan
 from retbench.records.record import Ceilings, Gate, Status, utc_now
+from retbench.records.store import read_records
 from retbench.running import tasks
-from retbench.running.protocol import Advanced, Checked, Done, Job, MeasureCell, Message, Refused, RunInfo
+from retbench.running.protocol import (
+    Advanced,
+    Checked,
+    Done,
+    Job,
+    MeasureCell,
+    Measured,
+    Message,
+    Refused,
+    RunInfo,
+    Started,
+)
 from retbench.running.recording import Outcome, Surroundings
 from retbench.running.tasks import CellProgress, classify
+from retbench.workloads.metrics import prefill_bytes
 from retbench.workloads.states import StateStore
 
 Prepare = Callable[..., list[Message]]
@@ -106,8 +119,38 @@ def test_a_gate_goes_as_deep_as_the_kernel_that_runs_can(
     assert streamed_depth(prepare(4096)) == depth
 
 
+MeasureJob = Callable[..., Job]
+PASSED = Gate(passed=True, dtype="float32", checks=())
+
+
+@pytest.fixture
+def measure_job(plan_of: Callable[..., Plan], run_info: RunInfo, tmp_path: Path) -> MeasureJob:
+    """Makes the job that measures the cells of the small experiment's Transformer, with overrides."""
+
+    def make(*overrides: str, **fields: Any) -> Job:
+        return Job(
+            task="measure",
+            run=run_info,
+            cells=tuple(cell for cell in plan_of(*overrides).cells if cell.model_name == "transformer"),
+            records_path=tmp_path / "a.jsonl",
+            states_dir=tmp_path / "states",
+            parent_pid=os.getpid(),
+            **fields,
+        )
+
+    return make
+
+
+def measured(job: Job) -> list[Message]:
+    """Measure every cell of a job in this process; return the messages."""
+    sent: list[Message] = []
+    requests = (MeasureCell(index=index, round=0) for index in range(len(job.cells)))
+    tasks._measure(job, torch.device("cpu"), Surroundings({}), sent.append, requests)
+    return sent
+
+
 @pytest.mark.parametrize(
-    ("status", "cuda_graph", "measured", "device"),
+    ("status", "cuda_graph", "count", "device"),
     [
         ("ok", True, 2, "cpu"),
         ("unsupported", False, 2, "cpu"),
@@ -119,38 +162,67 @@ def test_a_gate_goes_as_deep_as_the_kernel_that_runs_can(
     ],
 )
 def test_a_worker_ends_after_an_outcome_that_spoils_its_memory(
-    plan_of: Callable[..., Plan],
-    run_info: RunInfo,
-    tmp_path: Path,
+    measure_job: MeasureJob,
     monkeypatch: pytest.MonkeyPatch,
     status: Status,
     cuda_graph: bool,
-    measured: int,
+    count: int,
     device: str,
 ) -> None:
-    plan = plan_of("workloads.decode.context_len=[8,16]")
-    settings = plan.cells[0].settings.model_copy(update={"cuda_graph": cuda_graph, "device": device})
-    job = Job(
-        task="measure",
-        run=run_info,
-        cells=tuple(
-            cell.model_copy(update={"settings": settings})
-            for cell in plan.cells
-            if cell.model_name == "transformer"
-        ),
-        records_path=tmp_path / "a.jsonl",
-        states_dir=tmp_path / "states",
-        parent_pid=os.getpid(),
-    )
-    assert len(job.cells) == 2
+    job = measure_job("workloads.decode.context_len=[8,16]", gate=PASSED)
+    settings = job.cells[0].settings.model_copy(update={"cuda_graph": cuda_graph, "device": device})
+    cells = tuple(cell.model_copy(update={"settings": settings}) for cell in job.cells)
+    assert len(cells) == 2
     monkeypatch.setattr(
         tasks, "measure_ceilings", lambda *_: Ceilings(read_bandwidth_bytes_per_s=1, matmul_flops_per_s=1)
     )
     monkeypatch.setattr(tasks, "_measure_cell", lambda *_: Outcome(status, utc_now(), "why"))
-    sent: list[Message] = []
-    requests = (MeasureCell(index=index, round=0) for index in range(len(job.cells)))
-    tasks._measure(job, torch.device("cpu"), Surroundings({}), sent.append, requests)
-    assert [message.status for message in sent if isinstance(message, Done)] == [status] * measured
+    sent = measured(job.model_copy(update={"cells": cells}))
+    assert [message.status for message in sent if isinstance(message, Done)] == [status] * count
+
+
+PROMPT = "workloads={prefill={context_len=[8]}}"
+
+
+def test_the_first_worker_of_a_run_measures_the_read_curve_and_later_ones_take_it_over(
+    measure_job: MeasureJob,
+) -> None:
+    first = measure_job(PROMPT, gate=PASSED)
+    (curve,) = [message.ceilings.read_curve for message in measured(first) if isinstance(message, Measured)]
+    later = measured(first.model_copy(update={"read_curve": curve, "round": 1}))
+    assert not any(isinstance(message, Measured) for message in later)
+    records, _ = read_records(first.records_path)
+    assert [record.round for record in records] == [0, 0]
+    for record in records:
+        assert record.ceilings is not None
+        others = set(record.ceilings.read_curve) - set(curve)
+        assert [rate.footprint_bytes for rate in others] == [prefill_bytes(first.cells[0])]
+        assert all(rate.measured_at for rate in record.ceilings.read_curve)
+
+
+def test_only_shares_of_a_ceiling_have_it_measured(
+    measure_job: MeasureJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tasks, "measure_ceilings", lambda *_: pytest.fail("measured"))
+    job = measure_job("workloads={memory={context_len=[8]}}", gate=PASSED)
+    assert [message.status for message in measured(job) if isinstance(message, Done)] == ["ok"]
+    (record,), _ = read_records(job.records_path)
+    assert record.ceilings is None
+
+
+def test_a_worker_without_a_gate_checks_its_model_first(
+    measure_job: MeasureJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = measure_job(PROMPT)
+    sent = measured(job)
+    (checked,) = [message for message in sent if isinstance(message, Checked)]
+    assert sent.index(checked) < min(sent.index(one) for one in sent if isinstance(one, Started))
+    records, _ = read_records(job.records_path)
+    assert [record.gate for record in records] == [checked.gate]
+    monkeypatch.setattr(
+        tasks, "check_equivalence", lambda *_, **__: PASSED.model_copy(update={"passed": False})
+    )
+    assert not any(isinstance(message, Started | Done) for message in measured(job))
 
 
 def test_progress_counts_every_token_and_is_sent_at_most_once_per_interval(

@@ -12,6 +12,7 @@ import pytest
 
 from retbench.measure.environment import code_revision
 from retbench.planning.plan import Plan, make_plan
+from retbench.records.record import Gate
 from retbench.records.store import read_records
 from retbench.running.protocol import (
     CELL_MARK,
@@ -29,6 +30,8 @@ from retbench.running.protocol import (
     decode,
 )
 
+BEFORE = "0.1.0+src.before"
+"""A revision that the source has not: a worker of it greets and refuses to measure."""
 COMMAND = [sys.executable, "-P", "-m", "retbench.running.worker"]
 
 
@@ -51,6 +54,7 @@ def make_job(plan: Plan, folder: Path, *, task: Task = "ceilings", revision: str
         task=task,
         run=run,
         cells=plan.cells[:1],
+        gate=Gate(passed=True, dtype="float32", checks=()),
         records_path=folder / "a.jsonl",
         states_dir=folder / "states",
         parent_pid=os.getpid(),
@@ -88,8 +92,8 @@ def test_prints_of_a_library_do_not_reach_the_protocol(plan: Plan, tmp_path: Pat
     )
     (tmp_path / "sitecustomize.py").write_text(noise, encoding="utf-8")
     path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
-    received, stderr = ask(make_job(plan, tmp_path), {"PYTHONPATH": path})
-    assert [type(message) for message in received] == [Hello, Measured, Ended]
+    received, stderr = ask(make_job(plan, tmp_path, revision=BEFORE), {"PYTHONPATH": path})
+    assert [type(message) for message in received] == [Hello, Failed]
     assert "from C" in stderr
     assert "from Python" in stderr
 
@@ -98,7 +102,7 @@ def test_every_cell_begins_with_a_mark_on_stderr(plan: Plan, tmp_path: Path) -> 
     cells = tuple(cell for cell in plan.cells if cell.model_name == "transformer")
     job = make_job(plan, tmp_path, task="measure").model_copy(update={"cells": cells})
     received, stderr = ask(job)
-    assert [type(message) for message in received] == [Hello, *[Started, Done] * len(cells), Ended]
+    assert [type(message) for message in received] == [Hello, Measured, *[Started, Done] * len(cells), Ended]
     assert stderr.encode().splitlines().count(CELL_MARK) == len(cells) > 0
 
 
@@ -107,17 +111,17 @@ def test_a_worker_multiplies_as_an_earlier_one_of_the_run_found(
     plan: Plan, tmp_path: Path, streams: bool
 ) -> None:
     """Otherwise models that are compared could run differently: which of two near equals is faster is chance."""
-    told = {"streams_weights": streams}
-    prepare, measure = (make_job(plan, tmp_path, task=task) for task in ("prepare", "measure"))
-    (checked,) = [one for one in ask(prepare.model_copy(update=told))[0] if isinstance(one, Checked)]
+    cell = next(cell for cell in plan.cells if cell.model_name == "transformer")
+    told = {"streams_weights": streams, "cells": (cell,), "gate": None}
+    job = make_job(plan, tmp_path, task="measure").model_copy(update=told)
+    (checked,) = [one for one in ask(job)[0] if isinstance(one, Checked)]
     assert checked.streams_weights is streams
-    ask(measure.model_copy(update=told))
     ((record,), _) = read_records(tmp_path / "a.jsonl")
     assert record.backend["weight_product"] == ("streamed" if streams else "torch")
 
 
 def test_changed_source_is_not_measured(plan: Plan, tmp_path: Path) -> None:
-    received, _ = ask(make_job(plan, tmp_path, task="measure", revision="0.1.0+src.before"))
+    received, _ = ask(make_job(plan, tmp_path, task="measure", revision=BEFORE))
     assert isinstance(received[-1], Failed)
     assert received[-1].kind == "RetbenchError"
     assert "the source of retbench changed during the run, from 0.1.0+src.before to" in received[-1].message
@@ -174,7 +178,7 @@ def test_a_worker_is_the_first_to_go_when_memory_is_short(plan: Plan, tmp_path: 
     with subprocess.Popen(COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdin is not None
         assert process.stdout is not None
-        process.stdin.write(make_job(plan, tmp_path).model_dump_json().encode() + b"\n")
+        process.stdin.write(make_job(plan, tmp_path, revision=BEFORE).model_dump_json().encode() + b"\n")
         process.stdin.flush()
         process.stdout.readline()
         score = Path(f"/proc/{process.pid}/oom_score_adj").read_text(encoding="ascii")

@@ -3,7 +3,6 @@ from dataclasses import replace
 import pytest
 
 from retbench.architectures import costs
-from retbench.records.record import Ceilings
 from retbench.training import engine
 from retbench.training.plan import TrainingPlan
 from tests.training.conftest import PlanOf
@@ -15,12 +14,7 @@ RATES = {"float32": 1e10, "bfloat16": 4e10}
 def _known_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine of known rates; what a real one reaches is tested with the ceilings."""
     monkeypatch.setattr(
-        engine,
-        "measure_ceilings",
-        lambda device, dtype: Ceilings(
-            read_bandwidth_bytes_per_s=1.0,
-            matmul_flops_per_s=RATES[str(dtype).removeprefix("torch.")],
-        ),
+        engine, "measure_matmul_rate", lambda device, dtype: RATES[str(dtype).removeprefix("torch.")]
     )
 
 

@@ -61,14 +61,18 @@ def env(
 
 
 def _measure(device: str) -> "dict[str, Ceilings]":
-    """Measure the ceilings by dtype."""
+    """Measure the ceilings by dtype; the read bandwidth, which does not depend on it, once."""
     import torch
 
     from retbench.cli.in_process import alone_on_machine
     from retbench.measure.ceilings import measure_ceilings
 
     with alone_on_machine("retbench env", device):
-        return {dtype: measure_ceilings(torch.device(device), getattr(torch, dtype)) for dtype in DTYPES}
+        found: dict[str, Ceilings] = {}
+        for dtype in DTYPES:
+            curve = next(iter(found.values())).read_curve if found else ()
+            found[dtype] = measure_ceilings(torch.device(device), getattr(torch, dtype), curve)
+        return found
 
 
 def _find_backends(device: str) -> Backends:

@@ -9,7 +9,7 @@ from torch import Tensor
 from retbench.measure.clock import capture_graph, check_device, time_steps
 from retbench.measure.limits import free_memory
 from retbench.measure.machine import last_level_cache_bytes
-from retbench.records.record import Ceilings, ReadRate
+from retbench.records.record import Ceilings, ReadRate, utc_now
 from retbench.units import GIB, MIB
 
 _SMALLEST_FOOTPRINT = 4 * MIB
@@ -30,7 +30,9 @@ _SIZE_BUDGET_S = 0.1
 _MATMUL_SAMPLES = 5
 
 
-def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
+def measure_ceilings(
+    device: torch.device, dtype: torch.dtype, read_curve: tuple[ReadRate, ...] = ()
+) -> Ceilings:
     """Measure read bandwidth and matrix-product rate of `device`, each as the best of several attempts.
 
     Read bandwidth: that of buffers of 4 MiB, 8 MiB and so on, to 1 GiB on CUDA; on a CPU to four times the last-level
@@ -42,13 +44,14 @@ def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
     Args:
         device: `cpu` or `cuda:N`; nothing else may run on it.
         dtype: Floating-point type of the model.
+        read_curve: Read bandwidth by size as another process has measured it, taken over unless it is empty.
 
     Raises:
         UnsupportedError: the device is neither a CPU nor CUDA.
     """
     check_device(device, "ceilings can be measured")
     with torch.inference_mode():
-        curve = _read_curve(device)
+        curve = read_curve or _read_curve(device)
         ceilings = Ceilings(
             read_bandwidth_bytes_per_s=curve[-1].bytes_per_s,
             matmul_flops_per_s=measure_matmul_rate(device, dtype),
@@ -114,7 +117,9 @@ def _fastest_read(values: Tensor, footprint_bytes: int) -> ReadRate:
         for name, kernel in _read_kernels(values).items()
     }
     best = max(rates, key=rates.__getitem__)
-    return ReadRate(footprint_bytes=footprint_bytes, bytes_per_s=rates[best], kernel=best)
+    return ReadRate(
+        footprint_bytes=footprint_bytes, bytes_per_s=rates[best], kernel=best, measured_at=utc_now()
+    )
 
 
 def _read_kernels(values: Tensor) -> dict[str, Callable[[], object]]:

@@ -23,14 +23,15 @@ from typing_extensions import TypeAliasType
 
 from retbench.strict import JSON_SCHEMA, WithoutTitles
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 
-READABLE_VERSIONS = (1, 2, 3, 4, 5)
+READABLE_VERSIONS = (1, 2, 3, 4, 5, 6)
 """Schema versions that are read, each as one of this version.
 
 1: without quality. 2: with `pair_id`, which depended on the other models of the experiment. 3: without it; the
 environment identifies the hardware (`node_id`, `gpu_uuid`) and the code of model and workload (`model_code`,
-`workload_code`). 4: with `read_curve` of the ceilings. 5: with `num_pairs` of a point.
+`workload_code`). 4: with `read_curve` of the ceilings. 5: with `num_pairs` of a point. 6: with `measured_at` of a read
+rate; only processes whose workloads have shares of ceilings measure them.
 """
 
 SAME_MEANING_SINCE = 3
@@ -213,6 +214,8 @@ class ReadRate(Part):
     bytes_per_s: Positive
     kernel: Name
     """The fastest of the kernels that were tried."""
+    measured_at: Name | None = None
+    """Time in UTC, ISO 8601; None in records of schema versions before 6."""
 
 
 def interpolate(points: Sequence[tuple[int, float]], footprint_bytes: float) -> float:
@@ -233,14 +236,19 @@ def interpolate(points: Sequence[tuple[int, float]], footprint_bytes: float) -> 
 
 
 class Ceilings(Part):
-    """Performance that the device reached in the same process, just before the cells were measured."""
+    """Performance that the device reached.
+
+    Products are measured in the process of the cell, before its cells. The curve is measured once per run, by the first
+    process that needs one. At the footprint of a timed step it has the better of the two rates that the process of the
+    cell reached just before and just after the step.
+    """
 
     read_bandwidth_bytes_per_s: Positive
     """Bandwidth of a buffer far beyond the caches."""
     matmul_flops_per_s: Positive
     """FLOP/s of matrix products in the dtype of the cell."""
     read_curve: tuple[ReadRate, ...] = ()
-    """By size, the smallest first. Empty in records that have one bandwidth for every size."""
+    """By size, the smallest first, each with its time. Empty in records that have one bandwidth for every size."""
 
     @model_validator(mode="after")
     def _sizes_grow(self) -> Self:
@@ -260,9 +268,7 @@ class Ceilings(Part):
         return interpolate(points, footprint_bytes) if points else self.read_bandwidth_bytes_per_s
 
     def with_rate(self, rate: ReadRate) -> "Ceilings":
-        """Return the same with one more size, unless the curve is as high there: a ceiling is the best attempt."""
-        if rate.bytes_per_s <= self.read_bytes_per_s(rate.footprint_bytes):
-            return self
+        """Return the same with another rate at one size: what this process reached, in place of what another did."""
         others = [one for one in self.read_curve if one.footprint_bytes != rate.footprint_bytes]
         curve = sorted([*others, rate], key=lambda one: one.footprint_bytes)
         return self.model_copy(update={"read_curve": tuple(curve)})

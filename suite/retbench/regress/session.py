@@ -19,7 +19,7 @@ from retbench.errors import ConfigError, GateError, NotComparableError, Retbench
 from retbench.measure.environment import worker_environment
 from retbench.planning.cells import Cell, ModelUnderTest
 from retbench.planning.plan import Plan
-from retbench.records.record import Gate, Record
+from retbench.records.record import Gate, ReadRate, Record
 from retbench.records.store import parse_record
 from retbench.regress.comparability import FactDifference, key_differences
 from retbench.regress.items import MeasurementPoint, Pair, Times, combine_blocks
@@ -72,7 +72,7 @@ class SessionSide:
     """One side of a session: its code, and what its workers stored and reported.
 
     `gates` are the results of the equivalence checks by subject. `failed` are the points that cannot be measured any
-    more, with the reasons.
+    more, with the reasons. `read_curve` is the read bandwidth by size that its first measuring worker found.
     """
 
     revision: Revision
@@ -80,6 +80,7 @@ class SessionSide:
     inbox: Inbox = field(default_factory=SimpleQueue)
     gates: dict[str, Gate] = field(default_factory=dict)
     failed: dict[MeasurementPoint, str] = field(default_factory=dict)
+    read_curve: tuple[ReadRate, ...] = ()
     _records: list[Record] = field(default_factory=list)
     _num_bytes_read: int = 0
 
@@ -260,6 +261,7 @@ class InterleavedSession:
             states_dir=side.states.absolute(),
             data_dir=self._plan.data_dir,
             streams_weights=self._streams_weights,
+            read_curve=side.read_curve,
             parent_pid=os.getpid(),
         )
         settings = self._plan.settings
@@ -302,6 +304,9 @@ class InterleavedSession:
             match message:
                 case protocol.Ready() | protocol.Done(status="ok"):
                     return True
+                case protocol.Measured(ceilings=ceilings):
+                    side.read_curve = ceilings.read_curve
+                    continue
                 case protocol.Done(status=status, error=error) | protocol.Refused(status=status, error=error):
                     reason = f"{status} ({error or 'no reason was given'})"
                 case WorkerExit(status=status, reason=why):

@@ -65,7 +65,7 @@ class RunPlanned:
 
 @dataclass(frozen=True)
 class Preparing:
-    """A model's prepare worker was started: the equivalence check, and the states that need a real prefill."""
+    """A model's first worker was started, which runs the equivalence check, and streams states that need a prefill."""
 
     model_name: str
     pid: int

@@ -8,13 +8,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
+from retbench.measure.source import FoundHashes
 from retbench.planning.cells import Cell
-from retbench.records.record import Ceilings, Gate, Status
+from retbench.records.record import Ceilings, Gate, ReadRate, Status
 from retbench.strict import Strict
 
 Task = Literal["prepare", "measure", "serve", "ceilings"]
 
-VERSION = 4
+VERSION = 5
 """Version of these messages: one runner cannot measure two revisions with different versions in turn."""
 
 CELL_MARK = b"retbench: the next cell"
@@ -35,13 +36,16 @@ class RunInfo(Strict):
     """Code revision of the runner; a worker that finds another one does not measure the same thing."""
     codes: dict[str, dict[str, str]] = Field(default_factory=dict)
     """The runner's hashes of the code of model and workload, by cell_id; see `recording.code_of_cell`."""
+    source: FoundHashes | None = None
+    """The hashes that the runner has found, which a worker of the same source need not find again."""
 
 
 class Job(Strict):
     """A worker's task, for one model.
 
     prepare: run the equivalence check, and stream the states that decode cells start from into `states_dir`.
-    measure: measure the cells in the order given, appending each record to `records_path`.
+    measure: measure the cells in the order given, appending each record to `records_path`; without a `gate`, run the
+    equivalence check before.
     serve: measure one cell per request, so that two workers can take turns.
     ceilings: measure the device's ceilings, for an estimate.
     """
@@ -51,7 +55,7 @@ class Job(Strict):
     cells: tuple[Cell, ...] = Field(min_length=1)
     round: int = 0
     gate: Gate | None = None
-    """Result of the prepare worker's equivalence check; goes into every record."""
+    """Result of an earlier worker's equivalence check; goes into every record."""
     records_path: Path
     states_dir: Path
     data_dir: Path | None = None
@@ -62,6 +66,8 @@ class Job(Strict):
 
     Which of two near equals is the faster is chance, and models that are compared must be multiplied alike.
     """
+    read_curve: tuple[ReadRate, ...] = ()
+    """The read bandwidth by size, if an earlier worker of the run has measured it: it is that of the machine."""
     parent_pid: int
     """The runner; a worker with another parent has been orphaned."""
 
@@ -137,7 +143,7 @@ class Done(Strict):
 
 
 class Measured(Strict):
-    """The measured ceilings."""
+    """The measured ceilings: the result of an estimate, or sent by the first worker of a run that needs them."""
 
     event: Literal["measured"] = "measured"
     ceilings: Ceilings

@@ -1,5 +1,7 @@
 """Carry out a plan: a prepare worker per model, then rounds of measuring workers, until all is recorded.
 
+A model of which only quality is left to evaluate has no prepare worker: the measuring worker checks it first.
+
 A worker that crashes, hangs or runs out of memory costs the cell it was measuring, never the run. Cells with a
 record on disk are skipped, so that the same command continues where the last one stopped.
 """
@@ -15,10 +17,10 @@ from queue import Empty, SimpleQueue
 from retbench import errors
 from retbench.errors import RetbenchError
 from retbench.files import check_writable, own_path
-from retbench.measure import environment
+from retbench.measure import environment, source
 from retbench.planning.cells import Cell
 from retbench.planning.plan import Plan
-from retbench.records.record import Gate
+from retbench.records.record import Gate, ReadRate
 from retbench.running import events
 from retbench.running.events import Observer, RunSummary
 from retbench.running.ledger import Ledger
@@ -31,6 +33,7 @@ from retbench.running.protocol import (
     Failed,
     Hello,
     Job,
+    Measured,
     Message,
     Refused,
     RunInfo,
@@ -41,7 +44,7 @@ from retbench.running.protocol import (
 from retbench.running.recording import code_of_cell, without_trial
 from retbench.running.resume import finished_pairs, identities_here
 from retbench.running.scratch import FreshRuns, remove_leftovers, scratch_folder
-from retbench.workloads.workload import find_workload
+from retbench.workloads.workload import find_workload, is_cost
 
 _LOCK_POLL_S = 0.5
 
@@ -104,6 +107,7 @@ def _run_locked(plan: Plan, out: Path, fresh: bool, observer: Observer, inbox: I
         code_revision=environment.code_revision(),
         codes={cell.cell_id: code_of_cell(cell) for cell in plan.cells},
     )
+    run = run.model_copy(update={"source": source.found_hashes()})
     fresh_runs = FreshRuns(folder, plan)
     done = finished_pairs(folder, identities_here(plan.cells), fresh_runs.read() if fresh else None)
     ledger = Ledger(plan, run, folder / f"{run.run_id}.jsonl", done, observer)
@@ -137,12 +141,15 @@ class _Sweep:
         self._inbox = inbox
         self._repeated: set[tuple[Task, str, int]] = set()
         self._streams_weights: bool | None = None
+        self._read_curve: tuple[ReadRate, ...] = ()
 
     def run(self) -> None:
         """Prepare each model, then measure round by round; raise Interrupted after a stop signal."""
         ledger = self._ledger
         for model in self._plan.models:
-            while (left := ledger.pending(model.label)) and not self._prepare(model.label, left):
+            while _needs_preparing(left := ledger.pending(model.label)) and not self._prepare(
+                model.label, left
+            ):
                 pass  # a worker that ended too early: another one prepares what is left
         for number in range(self._plan.rounds):
             order = ledger.model_order(number)
@@ -164,6 +171,7 @@ class _Sweep:
             states_dir=self._states.absolute(),
             data_dir=self._plan.data_dir,
             streams_weights=self._streams_weights,
+            read_curve=self._read_curve,
             parent_pid=os.getpid(),
         )
         settings = self._plan.settings
@@ -182,9 +190,6 @@ class _Sweep:
             ledger.notify(events.Preparing(name, worker.pid, ledger.progress))
             for message in worker.messages(self._plan.profile.timeout_s):
                 match message:
-                    case Checked(gate=gate, streams_weights=streams):
-                        self._streams_weights = streams
-                        self._note_gate(name, todo, gate)
                     case Streamed(num_tokens=done, total_tokens=total):
                         streamed = done
                         ledger.notify(events.Streaming(name, done, total, ledger.progress))
@@ -198,10 +203,10 @@ class _Sweep:
                         ledger.write_all_rounds(failed, *without_trial(name, status, reason))
                         return not failed
                     case _:
-                        self._note_other(message)
+                        self._note_other(name, message)
         return True
 
-    def _note_gate(self, name: str, todo: list[Cell], gate: Gate) -> None:
+    def _note_gate(self, name: str, gate: Gate) -> None:
         """Note the result of an equivalence check; if it failed, no cell of the model is measured."""
         ledger = self._ledger
         ledger.gates[name] = gate
@@ -213,7 +218,7 @@ class _Sweep:
                 if not check.passed
             ]
             error = f"the execution modes of '{name}' are not equivalent: {'; '.join(failed)}"
-            ledger.write_all_rounds(todo, "gate_failed", error)
+            ledger.write_all_rounds(ledger.pending(name), "gate_failed", error)
 
     def _measure(self, name: str, number: int, todo: list[Cell]) -> None:
         """Have one worker measure as much of `todo` as it can; at least one cell gets its record."""
@@ -222,6 +227,8 @@ class _Sweep:
         current: Cell | None = None
         left = len(todo)
         with self._worker("measure", todo, name, number) as worker:
+            if name not in ledger.gates:
+                ledger.notify(events.Preparing(name, worker.pid, ledger.progress))
             for message in worker.messages(self._plan.profile.timeout_s):
                 match message:
                     case Started(index=index):
@@ -248,8 +255,8 @@ class _Sweep:
                                 ledger.write_failure(cell, number, *without_trial(name, status, reason))
                         return
                     case _:
-                        self._note_other(message)
-        if left == len(todo):
+                        self._note_other(name, message)
+        if left == len(todo) and ledger.pending(name, number):
             raise RetbenchError(
                 f"a worker of '{name}' ended without measuring anything and without a reason."
             )
@@ -267,13 +274,27 @@ class _Sweep:
             raise RetbenchError(f"no worker can start on this machine: {reason}")
         self._ledger.notify(events.WorkerEnded(name, pid, reason, self._ledger.progress))
 
-    def _note_other(self, message: Message | WorkerExit) -> None:
-        """Handle the messages that any worker may send: its environment, or an error of the whole run."""
+    def _note_other(self, name: str, message: Message | WorkerExit) -> None:
+        """Handle the messages that any worker of a model may send: what later workers need, or an error of the run."""
         match message:
             case Hello(environment=facts):
                 self._ledger.environment = facts
+            case Checked(gate=gate, streams_weights=streams):
+                self._streams_weights = streams
+                self._note_gate(name, gate)
+            case Measured(ceilings=ceilings):
+                self._read_curve = ceilings.read_curve
             case Failed(kind=kind, message=text):
                 raise getattr(errors, kind)(text)
+
+
+def _needs_preparing(todo: list[Cell]) -> bool:
+    """Return whether a model's cells need a prepare worker.
+
+    They do if the cost of any is measured, because an equivalence check leaves traces in memory and caches. Quality
+    depends on neither, so the worker that evaluates a model checks it, too.
+    """
+    return any(is_cost(cell.workload) for cell in todo)
 
 
 def _unprepared(cells: list[Cell], streamed: int) -> list[Cell]:

@@ -16,7 +16,7 @@ from retbench.checkpoints.loading import load_model
 from retbench.checkpoints.reading import read_checkpoint
 from retbench.data import text
 from retbench.errors import GateError, RetbenchError, StorageError, UnsupportedError
-from retbench.measure import environment, products
+from retbench.measure import environment, products, source
 from retbench.measure.ceilings import measure_ceilings
 from retbench.measure.limits import free_memory, is_out_of_memory, limit_memory, try_in_memory
 from retbench.measure.nvml import watch_device
@@ -27,7 +27,7 @@ from retbench.models.equivalence import LENGTHS, check_equivalence
 from retbench.models.language_model import LanguageModel
 from retbench.planning.cells import Settings
 from retbench.records.documents import write_documents
-from retbench.records.record import FAULTY_CEILING, Gate, Status, utc_now
+from retbench.records.record import FAULTY_CEILING, Ceilings, Gate, Status, utc_now
 from retbench.records.store import append_record
 from retbench.running.protocol import (
     CELL_MARK,
@@ -80,6 +80,8 @@ def do_task(job: Job, send: Send, requests: Iterator[MeasureCell]) -> None:
     environment.pin_process(settings.threads)
     if job.streams_weights is not None:
         products.agree(job.streams_weights)
+    if job.run.source is not None:
+        source.take_over(job.run.source)
     device, dtype = torch.device(settings.device), getattr(torch, settings.dtype)
     facts = {**environment.describe_environment(device, settings.threads), "text": text.fingerprint()}
     if device.type == "cuda":
@@ -99,7 +101,7 @@ def do_task(job: Job, send: Send, requests: Iterator[MeasureCell]) -> None:
         case "measure" | "serve":
             in_order = (MeasureCell(index=index, round=job.round) for index in range(len(job.cells)))
             wanted = requests if job.task == "serve" else in_order
-            _measure(job, device, Surroundings(facts, job.gate), send, wanted)
+            _measure(job, device, Surroundings(facts), send, wanted)
 
 
 def _check_codes(job: Job) -> None:
@@ -236,20 +238,12 @@ def _measure(
     job: Job, device: torch.device, surroundings: Surroundings, send: Send, requests: Iterator[MeasureCell]
 ) -> None:
     """Measure one cell per request; stop where another process must measure the rest."""
-    model, settings = None, job.cells[0].settings
+    ready: tuple[LanguageModel, Surroundings] | None = None
     with _refusing(job, range(len(job.cells)), send):
-        ceilings = measure_ceilings(device, getattr(torch, settings.dtype))
-        if settings.memory_limit_bytes is not None:
-            # Building a model asks for it, and it takes memory that is not the model's.
-            if device.type == "cpu":
-                products.streaming_is_faster()
-            else:
-                products.storing_by_output_is_faster(device, getattr(torch, settings.dtype))
-            limit_memory(settings.memory_limit_bytes, device)
-        model = _build(job, device)
-    if model is None:
+        ready = _set_up(job, device, surroundings, send)
+    if ready is None:
         return
-    surroundings = replace(surroundings, ceilings=ceilings)
+    model, surroundings = ready
     compiler = StepCompiler(model)
     if job.task == "serve":
         send(Ready())
@@ -258,15 +252,54 @@ def _measure(
         print(f"\n{CELL_MARK.decode()}", file=sys.stderr, flush=True)
         send(Started(index=request.index))
         context = Context(
-            cell, model, device, ceilings, _store(job), compiler, job.data_dir, CellProgress(send)
+            cell,
+            model,
+            device,
+            surroundings.ceilings,
+            _store(job),
+            compiler,
+            job.data_dir,
+            CellProgress(send),
         )
         outcome = _measure_cell(context, job.records_path)
         append_record(job.records_path, make_record(job.run, cell, request.round, outcome, surroundings))
         faulty = FAULTY_CEILING if FAULTY_CEILING in outcome.found.absent.values() else None
         send(Done(index=request.index, status=outcome.status, error=outcome.error or faulty))
-        if _spoils(outcome.status, settings):
+        if _spoils(outcome.status, cell.settings):
             return
         free_memory(device)
+
+
+def _set_up(
+    job: Job, device: torch.device, surroundings: Surroundings, send: Send
+) -> tuple[LanguageModel, Surroundings] | None:
+    """Measure the ceilings, build the model, and check it unless an earlier worker has; None if the check failed."""
+    settings, gate = job.cells[0].settings, job.gate
+    ceilings = _measure_ceilings(job, device, send)
+    if settings.memory_limit_bytes is not None:
+        # Building a model asks for it, and it takes memory that is not the model's.
+        if device.type == "cpu":
+            products.streaming_is_faster()
+        else:
+            products.storing_by_output_is_faster(device, getattr(torch, settings.dtype))
+        limit_memory(settings.memory_limit_bytes, device)
+    model = _build(job, device)
+    if gate is None:
+        gate = _check_gate(job, model)
+        send(Checked(gate=gate, streams_weights=products.found()))
+        free_memory(device)
+    return (model, replace(surroundings, gate=gate, ceilings=ceilings)) if gate.passed else None
+
+
+def _measure_ceilings(job: Job, device: torch.device, send: Send) -> Ceilings | None:
+    """Measure the ceilings if a cell needs them; send the read curve to the runner, which hands it to later workers."""
+    if not any(find_workload(cell.workload).needs_ceilings for cell in job.cells):
+        return None
+    dtype = getattr(torch, job.cells[0].settings.dtype)
+    ceilings = measure_ceilings(device, dtype, job.read_curve)
+    if not job.read_curve:
+        send(Measured(ceilings=ceilings))
+    return ceilings
 
 
 def _spoils(status: Status, settings: Settings) -> bool:

@@ -23,7 +23,7 @@ from retbench.data.packing import PackedTokens
 from retbench.data.task_batches import SyntheticBatches, mixed_examples
 from retbench.errors import DivergedError
 from retbench.files import atomic_folder, storing
-from retbench.measure.ceilings import measure_ceilings
+from retbench.measure.ceilings import measure_matmul_rate
 from retbench.training import trained
 from retbench.training.events import (
     Notify,
@@ -123,7 +123,7 @@ def estimate_seconds(plan: TrainingPlan, runs: Sequence[TrainingRun]) -> list[fl
     Several processes are assumed to scale perfectly.
     """
     dtype = torch.bfloat16 if plan.spec.autocast == "bfloat16" else torch.float32
-    rate = measure_ceilings(torch.device(plan.device), dtype).matmul_flops_per_s
+    rate = measure_matmul_rate(torch.device(plan.device), dtype)
     return [plan.flops(run) / (rate * plan.world_size) / EFFICIENCY for run in runs]
 
 

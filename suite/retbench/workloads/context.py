@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from retbench.data import text
+from retbench.errors import RetbenchError
 from retbench.evaluation import PassProgress, ignore_progress
 from retbench.measure.ceilings import largest_footprint, measure_read_rate
 from retbench.measure.clock import time_steps
@@ -19,7 +20,7 @@ from retbench.models.compiled import StepCompiler
 from retbench.models.language_model import LanguageModel
 from retbench.models.state import DecoderState
 from retbench.planning.cells import Cell
-from retbench.records.record import Ceilings
+from retbench.records.record import SHARES, Ceilings, ReadRate
 from retbench.workloads.metrics import ENERGY_METRICS, MIN_CALLS, counted, energy_metrics, more_calls
 from retbench.workloads.states import StateStore
 from retbench.workloads.workload import Measurement, Notes
@@ -33,7 +34,7 @@ class Context:
         cell: The cell.
         model: Its model, built and checked; other cells of this worker share it.
         device: Where the model is.
-        ceilings: Bandwidth and FLOP/s that the device reached in this process.
+        ceilings: Bandwidth and FLOP/s that the device reached; None where no workload of this worker needs them.
         states: The streamed states of this run.
         compiler: Compiles the model's decode steps; other cells of this worker share it.
         data_dir: Where local data is looked for.
@@ -43,7 +44,7 @@ class Context:
     cell: Cell
     model: LanguageModel
     device: torch.device
-    ceilings: Ceilings
+    ceilings: Ceilings | None
     states: StateStore
     compiler: StepCompiler
     data_dir: Path | None = None
@@ -109,18 +110,39 @@ class Context:
         absent = dict.fromkeys(peaks.keys() - found.keys(), "the device is a CPU")
         return use, Measurement(found, absent=absent)
 
-    def ceilings_at(self, footprint_bytes: int | None) -> Ceilings:
-        """Return the ceilings with the read bandwidth at the footprint of what was just timed, measured now.
-
-        Without a footprint, which a model without analytical costs does not have, nothing is added to them.
+    def measure_read_rate(self, footprint_bytes: int | None) -> ReadRate | None:
+        """Measure the read bandwidth at the footprint of a step, just before or just after it is timed.
 
         A machine that others share changes within minutes, and a cache of any size lies between two points of a curve.
+
+        Args:
+            footprint_bytes: Bytes that the step moves; None for a model without analytical costs.
+
+        Returns:
+            None without a footprint, or where the memory does not suffice.
         """
         if footprint_bytes is None:
-            return self.ceilings
+            return None
         size = min(footprint_bytes, largest_footprint(self.device))
-        rate = try_in_memory(partial(measure_read_rate, self.device, size), self.device)
-        return self.ceilings if rate is None else self.ceilings.with_rate(rate)
+        return try_in_memory(partial(measure_read_rate, self.device, size), self.device)
+
+    def ceilings_with(self, *rates: ReadRate | None) -> Ceilings:
+        """Return the ceilings, with the best of several read rates of one footprint in its place on the curve.
+
+        Raises:
+            RetbenchError: none were measured, because no metric of the workload is a share of one.
+        """
+        if self.ceilings is None:
+            raise RetbenchError(
+                f"no ceilings were measured, because no metric of workload '{self.cell.workload}' is a share of one "
+                f"({' or '.join(SHARES)}). Add the metric to its `metrics`."
+            )
+        measured = [rate for rate in rates if rate is not None]
+        return (
+            self.ceilings.with_rate(max(measured, key=lambda rate: rate.bytes_per_s))
+            if measured
+            else self.ceilings
+        )
 
     @property
     def weight_bytes(self) -> int:

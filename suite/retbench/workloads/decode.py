@@ -33,6 +33,8 @@ def measure(context: "Context") -> Measurement:
     from retbench.measure.clock import time_steps
 
     settings, point = context.cell.settings, context.cell.point
+    footprint_bytes = metrics.decode_bytes(context.cell)
+    before = context.measure_read_rate(footprint_bytes)
     rows = context.read_tokens(2, start=point.context_len - 1)
     tokens = rows[:, :1].clone(), rows[:, 1:].clone()
     state, mark, notes = _start(context)
@@ -42,7 +44,7 @@ def measure(context: "Context") -> Measurement:
     samples = time_steps(
         step, advance, device=context.device, warmup_s=settings.warmup_s, min_steps=settings.min_steps
     )
-    ceilings = context.ceilings_at(metrics.decode_bytes(context.cell))
+    ceilings = context.ceilings_with(before, context.measure_read_rate(footprint_bytes))
     timed = metrics.decode_metrics(context.cell, samples, ceilings)
 
     def decode_on() -> None:

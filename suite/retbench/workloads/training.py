@@ -54,7 +54,7 @@ def measure(context: "Context") -> Measurement:
         step()  # what is allocated once and kept is allocated here: the optimiser's averages, libraries' workspaces
         memory = _measure_step_memory(context, optimizer, step)
         samples = context.time_calls(step)
-    timed = metrics.training_metrics(context.cell, samples, context.ceilings)
+    timed = metrics.training_metrics(context.cell, samples, context.ceilings_with())
     return Measurement(
         metrics={**timed.metrics, **memory.metrics},
         absent={**timed.absent, **memory.absent},

@@ -17,7 +17,7 @@ from retbench.architectures.registry import installed
 from retbench.config.evaluation import GridSpec, WorkloadSpec
 from retbench.errors import unknown_name
 from retbench.measure.source import part_hash
-from retbench.records.record import Ceilings, Metric, Series
+from retbench.records.record import SHARES, Ceilings, Metric, Series
 
 Kind = Literal["cost", "quality"]
 Replicate = Literal["round", "document", "seed"]
@@ -38,8 +38,8 @@ class Measurement:
         documents: Results of single documents, where quality is measured.
         absent: Metrics that are not defined here, each with the reason.
         backend: The executed backend, as the code that ran reports it.
-        ceilings: Those of the process, with the read bandwidth at the footprint of what was measured; None where
-            nothing was added to them.
+        ceilings: Those with the read bandwidth at the footprint of what was measured; None where nothing was added to
+            those of the process.
     """
 
     metrics: dict[str, Metric]
@@ -123,6 +123,11 @@ class Workload:
     def primary(self) -> MetricSpec:
         """The metric by which models are compared."""
         return self.metrics[0]
+
+    @property
+    def needs_ceilings(self) -> bool:
+        """True if one of its metrics is a share of a measured ceiling."""
+        return any(metric.name in SHARES for metric in self.metrics)
 
     @property
     def code(self) -> str:
