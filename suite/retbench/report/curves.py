@@ -36,6 +36,8 @@ _MOST_REASONS = 2
 """Models whose crosses have the reason beside them; for more of them it stands in the subtitle."""
 _MOST_MARKERS = 12
 """Points of a curve that have room for markers."""
+_LONE_MARKER_PT = 5.2
+"""Size of a marker that no line helps to find."""
 _WIDEST = 1.5
 """Highest end of an interval that is drawn over the highest value, as a ratio."""
 
@@ -347,6 +349,7 @@ def _draw_curves(axes: Axes, panel: Panel) -> None:
         place, last = panel.models.models.index(model), max(1, len(panel.models.models) - 1)
         aside_pt = panel.aside_pt * (place / last - 0.5)
         for points in curves:
+            marker_pt = _LONE_MARKER_PT if len(points) == 1 else 3.9 if len(curves) == 1 else 3.4
             line = axes.plot(
                 [point.x for point in points],
                 [point.value / panel.size for point in points],
@@ -355,7 +358,7 @@ def _draw_curves(axes: Axes, panel: Panel) -> None:
                 transform=offset_copy(axes.transData, axes.figure.figure, x=aside_pt, units="points"),
                 linewidth=1.3 if len(curves) == 1 else 0.9,
                 marker=look.marker if len(points) <= _MOST_MARKERS else "",
-                markersize=(3.9 if len(curves) == 1 else 3.4) * look.marker_scale,
+                markersize=marker_pt * look.marker_scale,
                 markeredgecolor=style.PAPER,
                 markeredgewidth=0.4,
             )
