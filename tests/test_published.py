@@ -190,12 +190,70 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    "workload", ["decode, time per token", "memory, weights", "prefill, time to first token"]
+    "caption",
+    [
+        "kin: decode, time per token",
+        "kin: memory, weights",
+        "kin: prefill, time to first token",
+        "kin_quality: perplexity, bits/byte, litbank/original, strided, 512",
+        "kin_quality: perplexity, bits/byte, wikitext-103, strided, 512",
+    ],
 )
-def test_the_page_on_kin_has_the_tables_of_the_report(report: Path, workload: str) -> None:
+def test_the_page_on_kin_has_the_tables_of_the_report(report: Path, caption: str) -> None:
     markdown = (report / "report.md").read_text(encoding="utf-8")
-    _, table, *_ = markdown[markdown.index(f"**kin: {workload}") :].split("\n\n")
+    _, table, *_ = markdown[markdown.index(f"**{caption}") :].split("\n\n")
     assert table in KIN
+
+
+def ends(values: list[float], digits: int) -> list[str]:
+    """Return the lowest and the highest value as text, once if they read the same."""
+    return list(dict.fromkeys(f"{value:.{digits}f}" for value in (min(values), max(values))))
+
+
+def test_the_page_on_kin_has_the_qualities_of_the_records() -> None:
+    (block,) = re.findall(r"<!-- begin summary: .*? -->(.*?)<!-- end summary -->", KIN, flags=re.DOTALL)
+    told = CliRunner().invoke(app, ["table", "kin_quality", "--results", str(PUBLISHED), "--format", "json"])
+    rows = [row for row in json.loads(told.stdout) if row["workload"] == "perplexity"]
+    num_seeds = len({row["seed"] for row in rows})
+    novels, articles = "litbank/original", "wikitext-103"
+
+    def of_seeds(model: str, corpus: str, protocol: str, column: str) -> list[float]:
+        key = (model, corpus, protocol)
+        found = [row[column] for row in rows if (row["model"], row["task"], row["protocol"]) == key]
+        assert len(found) == num_seeds
+        return found
+
+    def percents(model: str, corpus: str) -> list[str]:
+        """Return by how many percent a model's bits per byte in windows differ from the Transformer's, over seeds."""
+        ratios = of_seeds(model, corpus, "strided", "bits_per_byte_ratio")
+        return ends([100 * abs(1 - ratio) for ratio in ratios], 0)
+
+    def bits(model: str, protocol: str) -> list[str]:
+        return ends(of_seeds(model, novels, protocol, "bits_per_byte"), 2)
+
+    ahead, retnets, longer, spread, behind = [
+        re.findall(r"(?<![\d.-])\d[\d.]*\b(?![KM\d])", bullet) for bullet in block.split("\n- ")[1:]
+    ]
+    assert ahead == [
+        number
+        for corpus in (novels, articles)
+        for model in ("mamba2", "rwkv6")
+        for number in percents(model, corpus)
+    ]
+    assert retnets == [
+        percents("retnet", novels)[-1],
+        *percents("retnet", articles),
+        *percents("gated_retnet", novels),
+        *percents("gated_retnet", articles),
+    ]
+    assert longer == [
+        number
+        for model in ("transformer", "retnet")
+        for protocol in ("strided", "whole")
+        for number in bits(model, protocol)
+    ]
+    assert spread == bits("transformer_gqa", "strided")
+    assert behind == percents("linear", novels)
 
 
 def test_the_page_on_kin_has_the_ratios_of_the_records() -> None:

@@ -166,3 +166,22 @@ def test_of_several_published_evaluations_the_one_of_most_records_stands_with_th
         first, second = select_by_origin(folder_of(tmp_path, [], [*Maker(CPU).memory(), *evaluations]))
         assert {record.workload for record in first.records} == {"memory", "zeroshot"}
         assert {record.workload for record in second.records} == {"perplexity"}
+
+
+def test_published_evaluations_of_newer_code_than_their_training_hide_no_others_of_that_code(
+    tmp_path: Path,
+) -> None:
+    old, new = (
+        ScoreMaker(tmp_path / name, seeds={"1m": (0,)}, num_documents=8, code_revision=name)
+        for name in ("0.1", "0.2")
+    )
+    old.trainings()
+    old.zeroshots(0, ("piqa",))
+    new.perplexities("wikitext-103", "whole", 2048)
+    trainings = [record for record in old.records if record.workload == "training_run"]
+    newer = [*trainings, *new.records]  # evaluated first, so that the training is the newest
+    records = [record.model_copy(update={"experiment": "a_newer"}) for record in newer]
+    found = select_by_origin(folder_of(tmp_path, [], [*old.records, *records]))
+    shown = [{record.workload for record in one.records} for one in found]
+    assert {"training_run", "perplexity"} in shown
+    assert {"training_run", "zeroshot"} in shown

@@ -159,12 +159,26 @@ def _select_published(records: Sequence[Record], results: Results) -> list[Selec
 
 
 def _newest_sets(records: Sequence[Record]) -> list[list[Record]]:
-    """Group records of experiments whose newest comparable set is the same: that of most experiments first."""
-    parts: dict[ComparableSet, list[Record]] = {}
+    """Group records of experiments whose newest comparable sets are the same: those of most experiments first.
+
+    Evaluations and trainings of one experiment have a set each.
+    """
+    parts: list[tuple[dict[str, ComparableSet], list[Record]]] = []
     for of_one in group(records, lambda record: record.experiment).values():
-        (newest, *_), _ = choose_conditions(of_one)
-        parts.setdefault(set_of(newest), []).extend(of_one)
-    return sorted(parts.values(), key=lambda part: -len({record.experiment for record in part}))
+        families = group(of_one, replicate_of)
+        sets = {name: set_of(choose_conditions(found)[0][0]) for name, found in families.items()}
+        known, part = next((one for one in parts if _agree(one[0], sets)), ({}, []))
+        if not part:
+            parts.append((known, part))
+        known.update(sets)
+        part.extend(of_one)
+    return sorted((part for _, part in parts), key=lambda part: -len({record.experiment for record in part}))
+
+
+def _agree(known: Mapping[str, ComparableSet], sets: Mapping[str, ComparableSet]) -> bool:
+    """Return whether two experiments have a family of records in common, and the same sets in all of these."""
+    shared = known.keys() & sets.keys()
+    return bool(shared) and all(known[name] == sets[name] for name in shared)
 
 
 def _models(records: Sequence[Record]) -> set[str]:
