@@ -171,9 +171,8 @@ def attend_chunk(terms: ChunkTerms, v: Tensor, state: Tensor | None) -> tuple[Te
     if state is None:
         return (terms.weights @ v).to(dtype), added
     if products == wide:
-        # In place: the gradients of a product do not need what it gave.
-        out = (terms.weights @ v).flatten(0, 1)
-        out = out.baddbmm_(terms.reads.flatten(0, 1), state.flatten(0, 1)).unflatten(0, v.shape[:2])
+        inner, reads, before = (x.flatten(0, 1) for x in (terms.weights @ v, terms.reads, state))
+        out = torch.baddbmm(inner, reads, before).unflatten(0, v.shape[:2])
     else:
         joined = torch.cat([terms.weights, terms.reads], dim=-1)  # (B, H, C, C + K)
         out = joined @ torch.cat([v, state.to(products)], dim=-2)

@@ -17,7 +17,7 @@ from retbench.checkpoints.reading import read_checkpoint
 from retbench.data import text
 from retbench.errors import GateError, RetbenchError, StorageError, UnsupportedError
 from retbench.measure import environment, products, source
-from retbench.measure.ceilings import measure_ceilings
+from retbench.measure.ceilings import measure_ceilings, measure_matmul_rate
 from retbench.measure.limits import free_memory, is_out_of_memory, limit_memory, try_in_memory
 from retbench.measure.nvml import watch_device
 from retbench.models.build import build_model
@@ -277,8 +277,9 @@ def _set_up(
     settings, gate = job.cells[0].settings, job.gate
     ceilings = _measure_ceilings(job, device, send)
     if settings.memory_limit_bytes is not None:
-        # Building a model asks for it, and it takes memory that is not the model's.
+        # What takes memory that is not the model's: threads and buffers of products, and what building a model asks for.
         if device.type == "cpu":
+            measure_matmul_rate(device, getattr(torch, settings.dtype))
             products.streaming_is_faster()
         else:
             products.storing_by_output_is_faster(device, getattr(torch, settings.dtype))
