@@ -277,7 +277,7 @@ def _set_up(
     settings, gate = job.cells[0].settings, job.gate
     ceilings = _measure_ceilings(job, device, send)
     if settings.memory_limit_bytes is not None:
-        # What takes memory that is not the model's: threads and buffers of products, and what building a model asks for.
+        # Threads, buffers of products and what building a model asks for take memory that is not the model's.
         if device.type == "cpu":
             measure_matmul_rate(device, getattr(torch, settings.dtype))
             products.streaming_is_faster()
