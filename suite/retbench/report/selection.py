@@ -26,6 +26,7 @@ from retbench.report.points import (
     replicate_of,
     task_point_of,
 )
+from retbench.workloads.workload import Replicate
 
 MODEL_SETTINGS = ("backend", "chunk_size")
 """Settings that belong to one model; all others are shared by the models of an experiment."""
@@ -163,7 +164,7 @@ def _newest_sets(records: Sequence[Record]) -> list[list[Record]]:
 
     Evaluations and trainings of one experiment have a set each.
     """
-    parts: list[tuple[dict[str, ComparableSet], list[Record]]] = []
+    parts: list[tuple[dict[Replicate, ComparableSet], list[Record]]] = []
     for of_one in group(records, lambda record: record.experiment).values():
         families = group(of_one, replicate_of)
         sets = {name: set_of(choose_conditions(found)[0][0]) for name, found in families.items()}
@@ -175,7 +176,7 @@ def _newest_sets(records: Sequence[Record]) -> list[list[Record]]:
     return sorted((part for _, part in parts), key=lambda part: -len({record.experiment for record in part}))
 
 
-def _agree(known: Mapping[str, ComparableSet], sets: Mapping[str, ComparableSet]) -> bool:
+def _agree(known: Mapping[Replicate, ComparableSet], sets: Mapping[Replicate, ComparableSet]) -> bool:
     """Return whether two experiments have a family of records in common, and the same sets in all of these."""
     shared = known.keys() & sets.keys()
     return bool(shared) and all(known[name] == sets[name] for name in shared)
