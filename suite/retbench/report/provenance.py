@@ -15,7 +15,7 @@ import pandas as pd
 from retbench.architectures.recorded import config_facts
 from retbench.records.record import GateCheck, ReadRate, Record
 from retbench.report.frames import Results, set_of, started
-from retbench.report.points import Lineup, is_matched
+from retbench.report.points import Lineup, is_final, is_matched
 from retbench.report.wording import bind_units, device_name
 from retbench.units import format_bytes, format_count, format_percent, format_rate
 from retbench.workloads.workload import WORKLOADS
@@ -23,12 +23,13 @@ from retbench.workloads.workload import WORKLOADS
 DIFFERS = "differs"
 BY_DESIGN = "by architecture"
 BY_HARNESS = "by the harness"
-"""The models were brought to their depth in different ways: a state by reading text, a cache by filling it."""
+"""The models were brought to their depth in different ways: a state by reading text, a cache by filling it. Or some
+trainings were interrupted; a training continues exactly where it stopped."""
 _MOST_COUNTS = 4
 """Models whose parameters have room in one line."""
 
 _OWN_SETTINGS = frozenset({"backend", "chunk_size", "samples per round"})
-_HARNESS_FACTS = ("state_source", "kv_fill")
+_HARNESS_FACTS = ("state_source", "kv_fill", "processes_in_turn")
 _OWN_FACTS = (
     *("kv_", "timed_", "chunk_size", "energy_steps", "trials", "evaluation"),
     *("compile_s", "compile_error", "cuda_graph_error", "learning_rate", "best_rate_is"),
@@ -123,6 +124,8 @@ def executed_table(records: Sequence[Record], models: Lineup) -> pd.DataFrame:
         mine = facts.setdefault(record.model.name, {})
         executed = {f"executed: {name}": value for name, value in record.backend.items()}
         for name, value in {**record.settings, **executed}.items():
+            if name == "learning_rates" and not is_final(record):
+                continue  # a run of the grid does not depend on the others, and a grid may be widened later
             plain = json.dumps(value) if isinstance(value, list | dict) else value
             mine.setdefault(name, []).append(plain)
         mine.setdefault("rounds", []).append(record.round)
