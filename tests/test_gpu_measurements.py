@@ -8,6 +8,7 @@ import torch
 
 from benchmarks.gpu import ceilings, facts, kernel_census
 from benchmarks.gpu.weight_layout import LAYOUTS, Product, compare, measure, shapes_at
+from retbench.cli.env import DTYPES
 from retbench.measure import products
 from retbench.models.build import build_model
 from retbench.ops.linear import Linear
@@ -104,11 +105,11 @@ def test_the_ceilings_are_printed_with_the_environment_and_no_kernel_is_compiled
 ) -> None:
     monkeypatch.setenv("RETBENCH_LOCK_DIR", str(tmp_path))
     monkeypatch.setattr(ceilings, "become_worker", lambda device: 1)
-    monkeypatch.setattr("retbench.measure.ceilings.measure_ceilings", lambda device, dtype: CEILINGS)
+    monkeypatch.setattr("retbench.measure.ceilings.measure_ceilings", lambda device, dtype, curve: CEILINGS)
     monkeypatch.setattr("retbench.models.build.build_model", None)  # what has a backend is a model
     assert ceilings.main(["--device", "cpu"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed["environment"]["threads"] == 1
-    assert printed["ceilings"] == dict.fromkeys(ceilings.DTYPES, json.loads(CEILINGS.model_dump_json()))
+    assert printed["ceilings"] == dict.fromkeys(DTYPES, json.loads(CEILINGS.model_dump_json()))
     assert ceilings.main(["--device", "cuda:99"]) == 3
     assert "--device cuda:99: " in capsys.readouterr().err

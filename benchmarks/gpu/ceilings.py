@@ -9,8 +9,8 @@ import json
 import sys
 from collections.abc import Sequence
 
-from retbench.cli.env import DTYPES
-from retbench.cli.in_process import alone_on_machine, become_worker
+from retbench.cli.env import measure_ceilings_by_dtype
+from retbench.cli.in_process import become_worker
 from retbench.errors import RetbenchError
 from retbench.measure import environment
 from retbench.running.devices import find_device
@@ -19,18 +19,9 @@ from retbench.running.devices import find_device
 def measure(device: str) -> dict[str, object]:
     """Return the facts of the environment, and the ceilings by dtype, while no other run is timing."""
     threads = become_worker(device)
-    # Torch is loaded after the variables of a worker are set.
-    import torch
-
-    from retbench.measure.ceilings import measure_ceilings
-
     facts = environment.describe_environment(device, threads)
-    with alone_on_machine("python -m benchmarks.gpu.ceilings", device):
-        found = {
-            dtype: measure_ceilings(torch.device(device), getattr(torch, dtype)).model_dump()
-            for dtype in DTYPES
-        }
-    return {"environment": facts, "ceilings": found}
+    found = measure_ceilings_by_dtype(device, "python -m benchmarks.gpu.ceilings")
+    return {"environment": facts, "ceilings": {dtype: one.model_dump() for dtype, one in found.items()}}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -43,7 +43,8 @@ def env(
     busy = busy_ratio(_BUSY_INTERVAL_S)
     threads = become_worker(name)
     facts = environment.describe_environment(name, threads)
-    ceilings, backends = _measure(name) if measure else None, _find_backends(name)
+    ceilings = measure_ceilings_by_dtype(name, "retbench env") if measure else None
+    backends = _find_backends(name)
     if form == "json":
         measured = None if ceilings is None else {key: found.model_dump() for key, found in ceilings.items()}
         shown = {"device": name, "environment": facts, "ceilings": measured, "backends": backends}
@@ -60,14 +61,19 @@ def env(
         )
 
 
-def _measure(device: str) -> "dict[str, Ceilings]":
-    """Measure the ceilings by dtype; the read bandwidth, which does not depend on it, once."""
+def measure_ceilings_by_dtype(device: str, command: str) -> "dict[str, Ceilings]":
+    """Measure the ceilings by dtype while no run is timing; the read bandwidth, which does not depend on it, once.
+
+    Args:
+        device: `cpu` or `cuda:N`.
+        command: What other commands that wait are told to wait for.
+    """
     import torch
 
     from retbench.cli.in_process import alone_on_machine
     from retbench.measure.ceilings import measure_ceilings
 
-    with alone_on_machine("retbench env", device):
+    with alone_on_machine(command, device):
         found: dict[str, Ceilings] = {}
         for dtype in DTYPES:
             curve = next(iter(found.values())).read_curve if found else ()

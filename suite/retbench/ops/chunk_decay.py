@@ -215,7 +215,7 @@ def _exp_above(exponent: Tensor, floor: float) -> Tensor:
 def _clamped_exp(exponent: Tensor, floor: float) -> Tensor:
     """Compute `_exp_above` without ever taking the exponential of a number far below `floor`.
 
-    Where the exponential underflows or is denormal, that of a CPU (Intel's vector library) takes 20 to 200 times as
+    Where the exponential underflows or is denormal, that of a CPU (Intel's vector library) takes 10 to 200 times as
     long.
     """
     # A clamped exponent is below the floor by more than rounding.
