@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from retbench.models.equivalence import relative_error
+from retbench.ops.linear_chunk import vector_terms
 from retbench.ops.linear_operator import (
     Readout,
     linear_chunkwise,
@@ -194,6 +195,20 @@ def test_a_step_in_place_is_the_recurrent_form(decay, readout):
         assert relative_error(held, end) < 1e-12
 
 
+@pytest.mark.parametrize("strength", [0.3, 1.0, 3.0, 10.0, 20.0, 21.0, 22.0, 44.0, 60.0])
+@pytest.mark.parametrize("readout", ["inclusive", "channel bonus"])
+def test_no_factor_of_a_product_turns_denormal(strength, readout):
+    inputs, how = make_inputs(128, decay="channel", readout=readout, shape=(2, 2, 2), dtype=torch.float32)
+    q, k, _, log_decay, _ = inputs
+    q, k, log_decay = (
+        x.transpose(1, 2) for x in (q.abs() + 1, k.abs() + 1, torch.full_like(log_decay, -strength))
+    )
+    with torch.no_grad():
+        terms = vector_terms(q, k, log_decay, how.bonus, torch.float32)
+    for factor in terms:
+        assert not ((factor != 0) & (factor.abs() < torch.finfo(torch.float32).tiny)).any()
+
+
 @pytest.mark.parametrize("strength", [1e-7, 1.0, 5.0, 20.0, 80.0, 3000.0])
 @pytest.mark.parametrize("readout", ["inclusive", "channel bonus"])
 def test_no_decay_overflows_or_turns_denormal(strength, readout):
@@ -248,9 +263,9 @@ def test_gradients_are_finite_where_decays_vanish():
 
 
 def test_slow_decays_per_channel_do_not_drift():
-    """Over 40,000 tokens a decay of 1 - 2^-18 leaves 0.86 of a value: rounding it at each token would show."""
+    """Over 40,000 tokens a decay of 1 - 64.5 2^-24, between two floats, leaves 0.86 of a value: rounding would show."""
     (q, k, v, log_decay, _), _ = make_inputs(40_000, decay="channel", shape=(1, 1, 1), dtype=torch.float32)
-    log_decay = torch.full_like(log_decay, -(2.0**-18))
+    log_decay = torch.full_like(log_decay, -64.5 * 2.0**-24)
     out, state = linear_chunkwise(q, k, v, log_decay)
     exact_out, exact_state = linear_chunkwise(q.double(), k.double(), v.double(), log_decay.double())
     assert relative_error(out, exact_out) < 1e-4

@@ -117,7 +117,7 @@ def _decay_within(summed: Tensor, wide: torch.dtype) -> Iterator[Tensor | DecayB
         if sizes[0] == 1:
             yield from own.squeeze(3).unbind(0)
         else:
-            before = F.threshold(gap * second, math.exp(_floor(wide)), 0.0).flatten(-2).unsqueeze(-2)
+            before = drop_small(gap * second).flatten(-2).unsqueeze(-2)
             yield from map(DecayBlocks, *(x.unbind(0) for x in (first, before, own.movedim(3, -1))))
 
 
@@ -191,17 +191,22 @@ def sum_decay(log_decay: Tensor, length: int) -> Tensor:
 
 def exp_decay(exponent: Tensor, dtype: torch.dtype) -> Tensor:
     """Return the exponential in float64, rounded once to `dtype`; exactly zero below half of its exponent range."""
-    return _exp_above(exponent.double(), _floor(dtype)).to(dtype)
+    return _exp_above(exponent.double(), _floor(dtype, 2)).to(dtype)
 
 
-def _floor(dtype: torch.dtype) -> float:
-    """Return half of the lowest exponent that a dtype holds: the logarithm below which a decay is zero."""
-    return math.log(torch.finfo(dtype).tiny) / 2
+def exp_sum(exponent: Tensor, factors: int = 2) -> Tensor:
+    """Return the exponential without a pass in float64, zero where a product of `factors` such would be denormal."""
+    return _exp_above(exponent, _floor(exponent.dtype, factors))
 
 
-def exp_sum(exponent: Tensor) -> Tensor:
-    """Return the exponential, zero below half of the dtype's exponent range, without a pass in float64."""
-    return _exp_above(exponent, _floor(exponent.dtype))
+def drop_small(decay: Tensor, factors: int = 2) -> Tensor:
+    """Set decays to zero where a product of `factors` such would be denormal."""
+    return F.threshold(decay, math.exp(_floor(decay.dtype, factors)), 0.0)
+
+
+def _floor(dtype: torch.dtype, factors: int) -> float:
+    """Return the logarithm of the smallest number of which a product of `factors` is no denormal number of a dtype."""
+    return math.log(torch.finfo(dtype).tiny) / factors
 
 
 def _exp_above(exponent: Tensor, floor: float) -> Tensor:

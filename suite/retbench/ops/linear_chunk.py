@@ -1,4 +1,4 @@
-"""One chunk of the linear recurrence of `ops.linear_operator`, computed in parallel with exponents of at most zero.
+"""One chunk of the linear recurrence of `ops.linear_operator`, computed in parallel with factors of at most one.
 
 A chunk of C tokens needs what each query reads of each value, what it reads of the state before the chunk, and what
 each key leaves in the state after it: `ChunkTerms`. With one decay per head, the decay between two tokens is a factor
@@ -15,7 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from retbench.ops.chunk_decay import DecayFactors, exp_sum, group_heads, multiply_decay
+from retbench.ops.chunk_decay import DecayFactors, drop_small, exp_sum, group_heads, multiply_decay
+
+QUARTERS = 4
+"""Decays over a quarter of a block whose product is the least decay of a weight of it, in `vector_terms`.
+
+None is below the fourth root of the smallest float, so no weight is a denormal number, with which a CPU is many times
+slower. In float32 that root is 3e-10, a part in 200 of a rounding.
+"""
 
 
 def wide_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -77,8 +84,9 @@ def vector_terms(
     """Compute the terms of one chunk with a decay per channel, from single tokens to pairs, to blocks of 4, 8, ... C.
 
     Two neighbouring blocks of n tokens give n x n weights: queries of the second block, decayed since its start, times
-    keys of the first, decayed until its end. Each exponent is a sum of logarithms of the same sign, and never a
-    difference of two sums: none is above zero, and float32 keeps all of their digits.
+    keys of the first, decayed until its end. Then those queries are decayed by the whole of the first block too, and
+    those keys by the second, so that they stand for the block of 2 n tokens. There is one exponential for each token
+    and channel. All else are products of factors of at most one, whose roundings add up within a chunk only.
 
     Args:
         q: Queries, (B, H, C, K).
@@ -88,58 +96,65 @@ def vector_terms(
         products: As of `chunk_terms`.
     """
     length, size = q.shape[2], 1 << (q.shape[2] - 1).bit_length()
-    # Tokens before heads: the blocks below are then long runs of memory. Added tokens have no keys and no decay.
-    q, k, log_decay = (_pad_tokens(x.transpose(1, 2).to(log_decay.dtype), size) for x in (q, k, log_decay))
-    batch, _, heads, key_dim = q.shape
-    # Sums of logarithms inside a block: from its start to query i, and from key j to its end.
-    reach = (
-        q.new_zeros(q.shape) if bonus is not None else log_decay.clone(memory_format=torch.contiguous_format)
-    )
-    until = k.new_zeros(k.shape)
-    total = log_decay[:, :, None]  # (B, blocks, 1, H, K)
+    # Added tokens have no keys and no decay.
+    q, k, log_decay = (_pad_tokens(x.to(log_decay.dtype), size) for x in (q, k, log_decay))
+    batch, heads, _, key_dim = q.shape
+    total = exp_sum(log_decay.sum(2))[..., None]  # not a product: its rounding would grow from chunk to chunk
+    of_block = exp_sum(log_decay, QUARTERS).contiguous()  # of 1, 2, 4, ... tokens
+    # Heads before tokens in memory: the blocks of all heads are then one axis.
+    reads, writes = (x.clone(memory_format=torch.contiguous_format) for x in (q, k))
+    if bonus is None:
+        reads = reads * of_block
     weights = torch.zeros(batch, heads, size, size, dtype=products, device=q.device)
-    weights.diagonal(dim1=2, dim2=3).copy_(read_own(q, k, bonus).transpose(1, 2))
+    own = read_own(q.transpose(1, 2), k.transpose(1, 2), bonus)  # (B, C, H)
+    weights.diagonal(dim1=2, dim2=3).copy_(own.transpose(1, 2))
     half = 1
     while half < size:
-        pairs = (batch, size // (2 * half), 2, half, heads, key_dim)
-        reach_second, until_first = reach.view(pairs)[:, :, 1], until.view(pairs)[:, :, 0]
-        later = (q.view(pairs)[:, :, 1] * exp_sum(reach_second)).to(products)  # (B, pairs, half, H, K)
-        earlier = (k.view(pairs)[:, :, 0] * exp_sum(until_first)).to(products)
-        _between_halves(weights, half).copy_(_multiply_blocks(later, earlier))
-        first, second = total.view(batch, -1, 2, 1, heads, key_dim).unbind(2)
-        reach_second.add_(first)
-        until_first.add_(second)
-        total, half = first + second, 2 * half
+        pairs = (batch, heads, size // (2 * half), 2, half, key_dim)
+        earlier, later = writes.view(pairs).select(3, 0), reads.view(pairs).select(3, 1)
+        _between_halves(weights, half).copy_(_multiply_blocks(later.to(products), earlier.to(products)))
+        first, second = of_block.view(*pairs[:4], 1, key_dim).unbind(3)
+        reads, writes = _decay_half(reads, pairs, 1, first), _decay_half(writes, pairs, 0, second)
+        of_block, half = drop_small(first * second, QUARTERS), 2 * half
     return ChunkTerms(
         weights=weights[:, :, :length, :length],
-        reads=(q * exp_sum(reach))[:, :length].transpose(1, 2).to(products),
-        writes=(k * exp_sum(until))[:, :length].transpose(1, 2).to(products),
-        total=exp_sum(total).view(batch, heads, key_dim, 1),
+        reads=reads[:, :, :length].to(products),
+        writes=writes[:, :, :length].to(products),
+        total=total,
     )
 
 
 def _pad_tokens(x: Tensor, size: int) -> Tensor:
-    """(B, T, H, K) to (B, size, H, K), with zeros after the last token."""
-    return x if x.shape[1] == size else F.pad(x, (0, 0, 0, 0, 0, size - x.shape[1]))
+    """(B, H, T, K) to (B, H, size, K), with zeros after the last token."""
+    return x if x.shape[2] == size else F.pad(x, (0, 0, 0, size - x.shape[2]))
 
 
 def _between_halves(weights: Tensor, half: int) -> Tensor:
     """Return the view of what the second half of each block of 2 half tokens reads of the first.
 
-    (B, H, C, C) to (B, H, half, half, blocks).
+    (B, H, C, C) to (B, H, blocks, half, half).
     """
     blocks = weights.shape[-1] // (2 * half)
     tiles = weights.unflatten(3, (blocks, 2, half)).unflatten(2, (blocks, 2, half))
-    view: Tensor = tiles[:, :, :, 1, :, :, 0].diagonal(dim1=2, dim2=4)
+    view: Tensor = tiles[:, :, :, 1, :, :, 0].diagonal(dim1=2, dim2=4).movedim(-1, 2)
     return view
 
 
 def _multiply_blocks(later: Tensor, earlier: Tensor) -> Tensor:
-    """Multiply queries by keys of each block, (B, blocks, n, H, K) each, to (B, H, n, n, blocks)."""
-    if later.shape[2] == 1:  # a product of matrices costs more than it computes
-        return (later * earlier).sum(-1).permute(0, 3, 2, 1).unsqueeze(2)
-    products: Tensor = later.permute(0, 3, 1, 2, 4) @ earlier.permute(0, 3, 1, 4, 2)
-    return products.movedim(2, -1)
+    """Multiply queries by keys of each block, (B, H, blocks, n, K) each, to (B, H, blocks, n, n)."""
+    if later.shape[3] == 1:  # a product of matrices costs more than it computes
+        return (later * earlier).sum(-1, keepdim=True)
+    return later @ earlier.mT
+
+
+def _decay_half(x: Tensor, pairs: tuple[int, ...], which: int, factor: Tensor) -> Tensor:
+    """Multiply one half of each block of (B, H, C, K), seen as `pairs`, in place where nothing is differentiated."""
+    halves = list(x.view(pairs).unbind(3))
+    if not (x.requires_grad or factor.requires_grad):
+        halves[which].mul_(factor)
+        return x
+    halves[which] = halves[which] * factor
+    return torch.stack(halves, dim=3).view(x.shape)
 
 
 def read_own(q: Tensor, k: Tensor, bonus: Tensor | None) -> Tensor:

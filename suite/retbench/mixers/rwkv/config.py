@@ -40,7 +40,6 @@ class RwkvTimeMix(ChannelDecayOperator):
 
     title: ClassVar[str] = "RWKV time mix"
     forms: ClassVar = {**ChannelDecayOperator.forms, "fla": Form("kernel"), "fla_recurrent": Form("kernel")}
-    default_chunk_size: ClassVar[int | None] = 64
     implementation: ClassVar[str] = f"{_IMPLEMENTATION}:RwkvTimeMixModule"
 
     @model_validator(mode="after")
