@@ -15,6 +15,7 @@ from retbench.architectures import costs
 from retbench.architectures.matching import resolve_model
 from retbench.architectures.registry import named_specs
 from retbench.cli import app
+from retbench.measure import products
 from retbench.mixers.retention import module as retention_module
 from retbench.regress import quantities as exact
 from retbench.regress.baseline import content_hash
@@ -97,6 +98,14 @@ def test_every_weight_counts() -> None:
                 parameter.mul_(1.01)
                 assert float((model(text) - before).abs().max()) > 1e-6, name
                 parameter.copy_(saved)
+
+
+def test_the_method_that_is_faster_here_does_not_change_them(
+    quantities: Quantities, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(products, "_found", not products.streaming_is_faster())
+    again = measure_quantities({"retnet": MODELS["retnet"]})
+    assert again == {name: value for name, value in quantities.items() if name.startswith("retnet/")}
 
 
 def test_counted_and_analytical_costs_agree(quantities: Quantities) -> None:

@@ -70,10 +70,11 @@ def read_text() -> Tensor:
 
 
 def build(config: ModelConfig, spec: ModelSpec, dtype: torch.dtype) -> Decoder:
-    """Build a model with the fixed weights on the CPU."""
+    """Build a model with the fixed weights on the CPU, and torch's products, however fast others are here."""
     model = allocate_model(
         config, dtype=dtype, device="cpu", backend=spec.backend, chunk_size=spec.chunk_size
     )
+    model.set_streaming(False)
     fill_weights(model)
     return model
 
