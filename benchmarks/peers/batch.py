@@ -59,18 +59,21 @@ def batch(rounds: int, size: str) -> Iterator[Outcome]:
     """Time a step of eight sequences at depth 1K: compiled in bfloat16 (ours) over eager in float32 (theirs).
 
     Eager float32 is the default of experiments. Both have the same weights, except for rounding, and have read the same
-    text. The compiled step is compared with the eager step of the same rounded weights.
+    text. The compiled step is compared with the eager step of the same rounded weights. Which attention is the faster
+    one in bfloat16 depends on the processor: the Transformer's step is that of the faster.
     """
-    pair: dict[str, tuple[ModelConfig, str, str]] = {
-        "retnet": (pairs.fla_config(size), "chunkwise", "chunkwise"),
-        "transformer": (pairs.llama_config(size), "sdpa", "products"),
+    pair: dict[str, tuple[ModelConfig, tuple[str, ...]]] = {
+        "retnet": (pairs.fla_config(size), ("chunkwise",)),
+        "transformer": (pairs.llama_config(size), ("sdpa", "products")),
     }
-    for name, (config, eager_backend, compiled_backend) in pair.items():
+    for name, (config, backends) in pair.items():
         bar = f"batch-8-{size}: {name}"
-        eager = _Decoding(config, torch.float32, eager_backend, compiled=False)
-        compiled = _Decoding(config, torch.bfloat16, compiled_backend, compiled=True)
-        narrow = _Decoding(config, torch.bfloat16, eager_backend, compiled=False)
-        budget = LIMITS[torch.bfloat16]
-        yield error_outcome(f"{bar}: equality, eager bfloat16", compiled.logits(), narrow.logits(), budget)
-        times = interleave({"ours": compiled, "theirs": eager}, rounds)
-        yield speed_outcome(bar, times["ours"], times["theirs"], Limit(high=LIMIT))
+        eager = _Decoding(config, torch.float32, backends[0], compiled=False)
+        narrow = _Decoding(config, torch.bfloat16, backends[0], compiled=False)
+        compiled = {one: _Decoding(config, torch.bfloat16, one, compiled=True) for one in backends}
+        for backend, step in compiled.items():
+            proof = f"{bar}: equality of {backend}, eager bfloat16"
+            yield error_outcome(proof, step.logits(), narrow.logits(), LIMITS[torch.bfloat16])
+        times = interleave({**compiled, "theirs": eager}, rounds)
+        ours = min(backends, key=lambda one: median(times[one]))
+        yield speed_outcome(f"{bar}, {ours}", times[ours], times["theirs"], Limit(high=LIMIT))
