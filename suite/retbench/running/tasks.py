@@ -84,8 +84,6 @@ def do_task(job: Job, send: Send, requests: Iterator[MeasureCell]) -> None:
         source.take_over(job.run.source)
     device, dtype = torch.device(settings.device), getattr(torch, settings.dtype)
     facts = {**environment.describe_environment(device, settings.threads), "text": text.fingerprint()}
-    if device.type == "cuda":
-        torch.cuda.set_device(device)  # kernels that are not torch's own use the current device
     send(Hello(environment=facts))
     if facts["code_revision"] != job.run.code_revision:
         raise RetbenchError(
