@@ -132,7 +132,7 @@ def test_quantised_weights_are_refused_on_a_gpu_too(untrained, tmp_path, monkeyp
     )
     device = Device("meta", None)  # in place of a GPU
     monkeypatch.setattr("retbench.running.devices.find_device", lambda asked: device)
-    monkeypatch.setattr("torch.cuda.set_device", lambda name: None)
+    monkeypatch.setattr("retbench.measure.environment.use_device", lambda name: None)
     with pytest.raises(CheckpointError, match="quantised weights cannot be read here"):
         generate(str(folder), "x", max_tokens=1)
 

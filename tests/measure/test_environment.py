@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -155,6 +156,41 @@ def test_a_device_that_is_not_there_is_refused(device: str) -> None:
         environment.machine_name(device)
     with pytest.raises(UnsupportedError, match=f"device '{device}'"):
         environment.describe_environment(device, 1)
+
+
+@pytest.fixture
+def contexts(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Put two different GPUs in place of torch's; the result is the device that is current at each call of CUDA."""
+    current, used = [0], []
+
+    def index(device: Any) -> int:
+        return torch.device(device).index
+
+    def calls(function: Any) -> Any:
+        return lambda device: (used.append(current[0]), function(index(device)))[1]
+
+    def properties(number: int) -> Any:
+        sizes = {"total_memory": 2**30, "L2_cache_size": 2**20, "multi_processor_count": 100}
+        return SimpleNamespace(name=f"GPU {number}", major=9, minor=number, **sizes)
+
+    def make_current(device: Any) -> None:
+        current[0] = index(device)
+        used.append(current[0])
+
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", make_current)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", calls(properties))
+    monkeypatch.setattr(torch.cuda, "get_device_name", calls(lambda number: f"GPU {number}"))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", calls(lambda number: (number, 2**30)))
+    return used
+
+
+def test_a_second_gpu_is_described_without_a_context_on_the_first(contexts: list[int]) -> None:
+    found = environment.describe_environment("cuda:1", 1)
+    assert (found["machine"], found["gpu"]["name"], found["gpu"]["free_bytes"]) == ("gpu-1-x2", "GPU 1", 1)
+    assert set(contexts) == {1}
 
 
 def test_naming_machine_and_code_needs_no_torch() -> None:

@@ -1,15 +1,16 @@
-"""The choice between two products with one row: made by a measurement, once, and the same for near equals."""
+"""The choice between two products of few rows: made by a measurement, once, and the same for near equals."""
 
 import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from retbench.architectures.matching import resolve_model
 from retbench.architectures.registry import named_specs
 from retbench.measure import products
 from retbench.models import build
-from retbench.ops.linear import Linear, stream
+from retbench.ops.linear import Linear, stored_weight, stream
 
 
 @pytest.mark.parametrize(("streamed_s", "usual_s", "streams"), [(0.5, 1.0, True), (0.95, 1.0, False)])
@@ -76,15 +77,58 @@ def test_copies_of_a_weight_exceed_the_cache_and_lie_as_asked(monkeypatch: pytes
 
 
 def test_what_was_found_once_holds_for_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "_found", None)
+    monkeypatch.setattr(products, "_found", {})
     monkeypatch.setattr(products, "measure_layouts", lambda device, dtype: True)
     device = torch.device("cuda:0")
-    assert products.found() is None
+    assert products.found() == {}
     assert products.storing_by_output_is_faster(device, torch.bfloat16) is True
     monkeypatch.setattr(products, "measure_layouts", lambda device, dtype: False)
-    assert products.storing_by_output_is_faster(device, torch.bfloat16) is products.found() is True
-    products.agree(False)
+    assert products.storing_by_output_is_faster(device, torch.bfloat16) is True
+    assert products.found() == {"by_output": True}
+    products.agree({"by_output": False})
     assert products.storing_by_output_is_faster(device, torch.bfloat16) is False
+
+
+@pytest.mark.parametrize(
+    ("ratios", "packing"),
+    [
+        ({1: 1.1, 2: 1.2, 4: 0.95, 8: 0.8}, {1: False, 4: False, 8: True, 64: True}),
+        ({1: 0.6, 2: 0.6, 4: 0.6, 8: 0.6}, {1: True, 64: True}),
+        ({1: 0.6, 2: 0.6, 4: 0.6, 8: 0.95}, {1: False, 64: False}),
+    ],
+)
+def test_weights_are_packed_from_the_rows_on_at_which_that_is_clearly_faster(
+    monkeypatch: pytest.MonkeyPatch, ratios: dict[int, float], packing: dict[int, bool]
+) -> None:
+    monkeypatch.setattr(products, "_found", {})
+    monkeypatch.setattr(products, "_seconds_of_packed", lambda rows, *rest: (ratios[rows], 1.0))
+    assert {rows: products.packing_is_faster(rows, torch.float32) for rows in packing} == packing
+    monkeypatch.setattr(products, "_seconds_of_packed", lambda rows, *rest: (1.0, 1.0))
+    assert {rows: products.packing_is_faster(rows, torch.float32) for rows in packing} == packing
+    assert not products.packing_is_faster(64, torch.bfloat16)
+
+
+def test_weights_that_compiled_code_does_not_pack_are_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert all(products.measure_packing(dtype) == 0 for dtype in (torch.float32, torch.bfloat16))
+    assert products._packed_product(torch.ones(4, 4, dtype=torch.float64), 1) is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.inference_mode()
+def test_a_packed_product_is_the_product_and_is_timed_here(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    weight, x = stored_weight(torch.randn(40, 24).to(dtype), by_output=False), torch.randn(3, 24).to(dtype)
+    product = products._packed_product(weight, 3)
+    if product is None:
+        pytest.skip(f"torch does not pack weights in {dtype} here")
+    torch.testing.assert_close(product(x), F.linear(x, weight))
+    monkeypatch.setattr(products, "_READ_BYTES", 2**20)
+    seconds = products._seconds_of_packed(3, dtype, 24, 40)
+    assert seconds is not None
+    assert min(seconds) > 0
 
 
 @pytest.mark.parametrize("name", ["retnet", "transformer", "mla"])

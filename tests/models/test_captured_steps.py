@@ -4,6 +4,7 @@ Models are on the meta device, which computes nothing and gives no value away, s
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,10 +14,15 @@ from torch.utils._pytree import tree_leaves
 
 from retbench.architectures.matching import resolve_model
 from retbench.architectures.registry import named_specs
+from retbench.checkpoints.loading import load_model
+from retbench.checkpoints.reading import read_checkpoint
 from retbench.models.build import allocate_model
 from retbench.models.decoder import Decoder
+from retbench.models.language_model import LanguageModel
 from retbench.ops import fused
+from tests.models.hf_models import WINDOW, save_hf_model
 
+START = 40
 FROM_HOST = ("tensor", "as_tensor", "from_numpy")
 """Functions of torch that copy values of the host to a device, which the dispatcher does not show."""
 
@@ -66,10 +72,10 @@ def on_meta(name: str, operators: str) -> Decoder:
     )
 
 
-def host_work_of_a_step(model: Decoder, from_host: list[str], batch: int = 2) -> list[str]:
+def host_work_of_a_step(model: LanguageModel, from_host: list[str], batch: int = 2) -> list[str]:
     """Return the operators and functions by which a step involves the host; the first step may prepare itself."""
     state = model.init_state(batch, 64)
-    state.start_at(40)
+    state.start_at(START)
     token = torch.zeros(batch, 1, dtype=torch.int64, device="meta")
     model(token, state)
     from_host.clear()
@@ -86,6 +92,17 @@ def test_a_step_can_be_captured(
 ) -> None:
     monkeypatch.setattr(fused, "missing_reason", lambda device, dtype: None)
     assert host_work_of_a_step(on_meta(name, operators), from_host) == []
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("name", ["llama", "mistral", "gemma2", "mamba"])
+@torch.no_grad()
+def test_a_step_of_transformers_can_be_captured(name: str, from_host: list[str], tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    assert START > WINDOW  # windows are full, which transformers treats in another way
+    info = read_checkpoint(str(save_hf_model(name, tmp_path)), format="hf")
+    model = load_model(info, dtype=torch.float32, device="cpu", backend="default")
+    assert host_work_of_a_step(model.to("meta"), from_host) == []
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import torch
 
 from retbench.architectures.matching import resolve_model
 from retbench.architectures.registry import named_specs
+from retbench.measure import products
 from retbench.models.build import build_model
 from retbench.models.compiled import StepCompiler
 from retbench.models.decoder import Decoder
@@ -92,15 +93,23 @@ def test_one_compilation_serves_every_depth(name: str, monkeypatch: pytest.Monke
     assert len(compilations) == {"sliding_window": 3, "hybrid-based": 2}.get(name, 1)
 
 
+@pytest.fixture
+def packing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have weights packed from four rows on in float32, and always in bfloat16."""
+    monkeypatch.setattr(products, "_found", {"packed_rows, float32": 4, "packed_rows, bfloat16": 1})
+
+
 @pytest.mark.parametrize(
     ("dtype", "batch_size", "packs"),
     [(torch.float32, 1, False), (torch.float32, 4, True), (torch.bfloat16, 1, True)],
 )
+@pytest.mark.usefixtures("packing")
 def test_weights_are_packed_where_that_is_faster(dtype: torch.dtype, batch_size: int, packs: bool) -> None:
     assert StepCompiler(one_layer("retnet", dtype)).packs_weights(batch_size) is packs
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("packing")
 def test_another_batch_size_is_compiled_anew_and_packed_weights_give_the_same() -> None:
     model = one_layer("transformer")
     compiler = StepCompiler(model)

@@ -97,6 +97,21 @@ def test_memory_that_a_kernel_would_misread_is_refused():
         fused.rotate_and_cache(qkv, table, table, "half", position, *caches, 0, 0)
 
 
+@torch.no_grad()
+def test_a_call_runs_no_python_code_of_torch(monkeypatch):
+    """A step outside of a CUDA graph waits for such code, which has taken longer than the kernels."""
+    monkeypatch.setattr(fused, "_launch", lambda *arguments, **options: None)
+    q, v = torch.zeros(1, 2, 4), torch.zeros(1, 2, 6)
+    rotary = None, None, None, "half", 1.0
+    files = []
+    sys.setprofile(lambda frame, event, argument: files.append(frame.f_code.co_filename))
+    fused.retention_step(q, q, v, torch.ones(2), torch.zeros(1, 2, 4, 6), *rotary)
+    fused.norm(q[0], torch.ones(4, requires_grad=True), None, "rms", 1e-6)
+    sys.setprofile(None)
+    assert fused.__file__ in files
+    assert not [name for name in files if "/torch/_library/" in name]
+
+
 @pytest.mark.parametrize(
     ("num_heads", "value_dim", "block"),
     [(8, 512, 32), (32, 512, 64), (64, 512, 128), (2048, 24, 32), (1, 1024, 32)],

@@ -303,7 +303,21 @@ def test_on_a_gpu_a_worker_stores_weights_as_was_found(
     cell = plan_of("size=300k").cells[0]
     build = tasks._build_as_stored
     monkeypatch.setattr(tasks, "_build_as_stored", lambda job, device: build(job, torch.device("cpu")))
-    monkeypatch.setattr(tasks.products, "_found", by_output)
+    monkeypatch.setattr(tasks.products, "_found", {"by_output": by_output})
     job = SimpleNamespace(cells=(cell,))
     model = tasks._build(job, torch.device("cuda:0"))  # type: ignore[arg-type]
     assert model.weight_layout == ("out,in" if by_output else "in,out")
+
+
+@pytest.mark.parametrize(("compiled", "asked"), [("true", {torch.float32}), ("false", set())])
+def test_a_worker_of_compiled_steps_finds_out_whether_to_pack_weights_before_it_builds_the_model(
+    plan_of: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch, compiled: str, asked: set[torch.dtype]
+) -> None:
+    measured: list[torch.dtype] = []
+    monkeypatch.setattr(tasks.products, "_found", {"streams": 0})
+    monkeypatch.setattr(tasks.products, "measure_packing", lambda dtype: measured.append(dtype) or 4)
+    monkeypatch.setattr(tasks, "_build_as_stored", lambda job, device: tasks.products.found())
+    job = SimpleNamespace(cells=plan_of("size=300k", f"compile={compiled}").cells[:1])
+    found = tasks._build(job, torch.device("cpu"))  # type: ignore[arg-type]
+    assert set(measured) == asked
+    assert found == {"streams": 0} | ({"packed_rows, float32": 4} if asked else {})

@@ -112,10 +112,11 @@ def test_a_worker_multiplies_as_an_earlier_one_of_the_run_found(
 ) -> None:
     """Otherwise models that are compared could run differently: which of two near equals is faster is chance."""
     cell = next(cell for cell in plan.cells if cell.model_name == "transformer")
-    told = {"streams_weights": streams, "cells": (cell,), "gate": None}
+    found = {"streams": int(streams), "packed_rows, float32": 3}
+    told = {"products": found, "cells": (cell,), "gate": None}
     job = make_job(plan, tmp_path, task="measure").model_copy(update=told)
     (checked,) = [one for one in ask(job)[0] if isinstance(one, Checked)]
-    assert checked.streams_weights is streams
+    assert checked.products == found
     ((record,), _) = read_records(tmp_path / "a.jsonl")
     assert record.backend["weight_product"] == ("streamed" if streams else "torch")
 

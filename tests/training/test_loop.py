@@ -99,7 +99,7 @@ def test_a_training_makes_its_gpu_the_current_one(
     def stop(device: torch.device) -> None:
         raise CurrentError(str(device))
 
-    monkeypatch.setattr(torch.cuda, "set_device", stop)
+    monkeypatch.setattr("retbench.measure.environment.use_device", stop)
     with pytest.raises(CurrentError, match="cuda:1"):
         trainer_of(replace(plan_of(), device="cuda:1"), tmp_path)
 

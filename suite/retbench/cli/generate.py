@@ -181,11 +181,11 @@ def _load(
     from retbench.checkpoints.loading import load_checkpoint
     from retbench.cli.in_process import within_memory
     from retbench.config.experiment import Dtype
+    from retbench.measure.environment import use_device
 
     stored = info.weights_dtype if info.weights_dtype in get_args(Dtype) else None  # quantised: refused below
     dtype = dtype or ("float32" if device == "cpu" else stored or "float32")
-    if device != "cpu":
-        torch.cuda.set_device(device)
+    use_device(device)
     named = f"{shown(checkpoint)} at {dtype}"
     with within_memory(named, info.config, dtype, device, "Give another --dtype or --device."):
         return load_checkpoint(

@@ -42,11 +42,12 @@ def busy_ratio(interval_s: float) -> float:
 
 
 def become_worker(device: str) -> int:
-    """Give this process the threads of a worker on `device`, and its cores on a CPU; return the number of threads."""
+    """Give this process the threads of a worker on `device`, and its GPU or cores; return the number of threads."""
     threads = default_threads(device)
     # Before torch is loaded, and OpenMP with it.
     os.environ.update(environment.worker_environment(threads, device))
     environment.pin_process(threads)
+    environment.use_device(device)
     return threads
 
 

@@ -84,11 +84,11 @@ def _run_gate(
     import torch
 
     from retbench.data import text
+    from retbench.measure.environment import use_device
     from retbench.models.build import build_model
     from retbench.models.equivalence import LENGTHS, check_equivalence
 
-    if device != "cpu":
-        torch.cuda.set_device(device)  # kernels that are not torch's own use the current device
+    use_device(device)
     model = build_model(
         config,
         dtype=getattr(torch, dtype),

@@ -101,6 +101,23 @@ def pin_process(threads: int) -> None:
     torch.set_num_threads(threads)
 
 
+def use_device(device: "torch.device | str") -> None:
+    """Make a GPU the current device of this process; do nothing for the CPU.
+
+    Kernels that are not torch's own run on the current device, which is the first GPU until it is set. Whatever starts
+    CUDA without naming a device does so on that one too: its context would hold memory of a GPU that another run uses.
+
+    Raises:
+        UnsupportedError: the device is neither a CPU nor an existing CUDA device.
+    """
+    import torch
+
+    device = torch.device(device)
+    if device.type != "cpu":
+        _check_cuda(device)
+        torch.cuda.set_device(device)
+
+
 def machine_name(device: "torch.device | str") -> str:
     """Return the model and number of the processors as a folder name: amd-epyc-2-cores, nvidia-h100-80gb-hbm3-x8.
 
@@ -163,6 +180,8 @@ def library_versions() -> dict[str, str]:
 def describe_environment(device: "torch.device | str", threads: int) -> dict[str, Any]:
     """Describe everything about machine, libraries and settings that could change a number.
 
+    A GPU becomes the current device of this process first; see `use_device`.
+
     Args:
         device: Where models run.
         threads: CPU threads that a worker was asked to use.
@@ -178,8 +197,7 @@ def describe_environment(device: "torch.device | str", threads: int) -> dict[str
     import torch
 
     device = torch.device(device)
-    if device.type != "cpu":
-        _check_cuda(device)
+    use_device(device)
     absent: dict[str, str] = {}
     facts: dict[str, Any] = {
         "machine": machine_name(device),

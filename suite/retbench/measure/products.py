@@ -1,8 +1,11 @@
-"""The faster product with one row: on a CPU by one of two methods, on a GPU by one of two layouts of the weights."""
+"""The faster product of few rows: on a CPU by one of two methods, on either device by one of two layouts of weights.
+
+What is measured here holds for all models of a run: the runner hands the outcomes of its first worker to the others.
+"""
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from statistics import median
 
@@ -22,7 +25,9 @@ _READ_BYTES = 48 * MIB
 _SHAPES = ((1024, 1024), (512, 2 * WIDE_OUTPUT))
 """Inputs and outputs of a narrow and of a wide product."""
 _CLEARLY = 0.9
-"""Streaming is chosen if it takes less than this share of the time: between equals all processes choose alike."""
+"""Streaming and packing are chosen if they take less than this share of the time: equals give the same everywhere."""
+_PACKED_ROWS = (1, 2, 4, 8)
+"""Numbers of rows at which packed weights are tried."""
 
 _LAYOUT_SHAPES = ((2048, 6144), (2048, 2048), (5504, 2048), (4096, 11008))
 """Inputs and outputs of the products by which layouts are compared: some of the Transformers of 1.3B and 6.7B."""
@@ -33,8 +38,8 @@ _CLEARLY_BY_OUTPUT = 0.97
 _LAYOUT_WARMUP_S = 0.1
 _LAYOUT_STEPS = 10
 
-_found: bool | None = None
-"""The outcome in this process, measured or told by another; None before it was asked for."""
+_found: dict[str, int] = {}
+"""The outcomes in this process by name, measured or told by another."""
 
 
 def streaming_is_faster() -> bool:
@@ -43,7 +48,7 @@ def streaming_is_faster() -> bool:
     Both multiply weights as `ops.linear.Linear` stores them, in float32. It is measured once per process, unless
     another process has: see `agree`.
     """
-    return _once(measure_streaming)
+    return bool(_once("streams", measure_streaming))
 
 
 def storing_by_output_is_faster(device: torch.device, dtype: torch.dtype) -> bool:
@@ -55,26 +60,34 @@ def storing_by_output_is_faster(device: torch.device, dtype: torch.dtype) -> boo
         device: A CUDA device; nothing else may run on it.
         dtype: Dtype of the weights.
     """
-    return _once(partial(measure_layouts, device, dtype))
+    return bool(_once("by_output", partial(measure_layouts, device, dtype)))
 
 
-def _once(measure: Callable[[], bool]) -> bool:
-    """Return the outcome in this process, which is measured if it is not known."""
-    global _found
-    if _found is None:
-        _found = measure()
-    return _found
+def packing_is_faster(rows: int, dtype: torch.dtype) -> bool:
+    """Return whether compiled products of so many rows on a CPU clearly gain from packed weights.
+
+    Compiled code packs weights that are its constants; see `measure.compiled.compile_step`. The fewest rows that gain
+    are measured once per process, unless another process has: see `agree`.
+    """
+    fewest = _once(f"packed_rows, {str(dtype).removeprefix('torch.')}", partial(measure_packing, dtype))
+    return 0 < fewest <= rows
 
 
-def found() -> bool | None:
-    """Return the outcome in this process; None before it was asked for."""
-    return _found
+def _once(name: str, measure: Callable[[], int]) -> int:
+    """Return an outcome in this process, which is measured if it is not known."""
+    if name not in _found:
+        _found[name] = measure()
+    return _found[name]
 
 
-def agree(outcome: bool) -> None:
+def found() -> dict[str, int]:
+    """Return the outcomes in this process by name: those that were asked for, and those that another has found."""
+    return dict(_found)
+
+
+def agree(outcomes: Mapping[str, int]) -> None:
     """Take what another process has found on this device, so that all models of a run are multiplied alike."""
-    global _found
-    _found = outcome
+    _found.update(outcomes)
 
 
 def measure_layouts(device: torch.device, dtype: torch.dtype) -> bool:
@@ -148,18 +161,84 @@ def measure_streaming() -> bool:
 
 def _seconds_of_both(in_features: int, out_features: int) -> tuple[float, float]:
     """Return the least seconds of streamed and of usual products with many weights of one shape."""
-    num_weights = _READ_BYTES // (in_features * out_features * torch.float32.itemsize)
-    tables = torch.ones(num_weights, in_features, out_features, dtype=torch.float32, device="cpu").unbind()
+    weights = _weights(in_features, out_features, torch.float32)
+    tables = [weight.t() for weight in weights]
     row = torch.ones(in_features, dtype=torch.float32, device="cpu")
-    calls = (lambda table: stream(row, table), lambda table: F.linear(row[None], table.t()))
-    samples = [[_seconds(call, tables) for call in calls] for _ in range(1 + _NUM_SAMPLES)]
+
+    def stream_all() -> None:
+        for table in tables:
+            stream(row, table)
+
+    return _least_seconds(stream_all, partial(multiply_all, row[None], weights))
+
+
+@torch.inference_mode()
+def measure_packing(dtype: torch.dtype) -> int:
+    """Measure the fewest rows from which `packing_is_faster` is true; 0 where it never is."""
+    fewest = 0
+    for rows in sorted(_PACKED_ROWS, reverse=True):
+        seconds = [found for shape in _SHAPES if (found := _seconds_of_packed(rows, dtype, *shape))]
+        if not sum(packed for packed, _ in seconds) < _CLEARLY * sum(usual for _, usual in seconds):
+            break
+        fewest = rows
+    return fewest
+
+
+def _seconds_of_packed(
+    rows: int, dtype: torch.dtype, in_features: int, out_features: int
+) -> tuple[float, float] | None:
+    """Return the least seconds of products with packed weights and with stored ones; None where none are packed."""
+    weights = _weights(in_features, out_features, dtype)
+    products = [product for weight in weights if (product := _packed_product(weight, rows))]
+    if not products:
+        return None
+    x = torch.ones(rows, in_features, dtype=dtype, device="cpu")
+
+    def multiply_packed() -> None:
+        for product in products:
+            product(x)
+
+    return _least_seconds(multiply_packed, partial(multiply_all, x, weights))
+
+
+def _packed_product(weight: Tensor, rows: int) -> Callable[[Tensor], Tensor] | None:
+    """Return the product of some rows with a weight (out, in) that is packed as in compiled code; None if it is not.
+
+    Source: torch/_inductor/fx_passes/mkldnn_fusion.py, `_is_packable_linear` and `CpuMkldnnDeviceOp`.
+    """
+    onednn, mkl, is_wide = torch.ops.mkldnn, torch.ops.mkl, weight.dtype == torch.float32
+    if not torch.backends.mkldnn.is_available():
+        return None
+    if is_wide and not onednn._is_mkldnn_acl_supported():
+        if not torch.backends.mkl.is_available():
+            return None
+        of_mkl = mkl._mkl_reorder_linear_weight(weight, rows)
+        return lambda x: mkl._mkl_linear(x, of_mkl, weight, None, rows)
+    narrow = {
+        torch.bfloat16: onednn._is_mkldnn_bf16_supported,
+        torch.float16: onednn._is_mkldnn_fp16_supported,
+    }
+    if not is_wide and not (weight.dtype in narrow and narrow[weight.dtype]()):
+        return None
+    packed = onednn._reorder_linear_weight(weight, rows)
+    return lambda x: onednn._linear_pointwise(x, packed, None, "none", [], "")
+
+
+def _weights(in_features: int, out_features: int, dtype: torch.dtype) -> list[Tensor]:
+    """Return many weights (out, in) of one shape, as `ops.linear.Linear` stores them."""
+    count = _READ_BYTES // (in_features * out_features * dtype.itemsize)
+    tables = torch.ones(count, in_features, out_features, dtype=dtype, device="cpu")
+    return [table.t() for table in tables.unbind()]
+
+
+def _least_seconds(first: Callable[[], None], second: Callable[[], None]) -> tuple[float, float]:
+    """Return the least seconds of each of two calls, which take turns."""
+    samples = [(_seconds(first), _seconds(second)) for _ in range(1 + _NUM_SAMPLES)]
     # The first of each also warms up.
-    streamed, usual = (min(times) for times in zip(*samples[1:], strict=True))
-    return streamed, usual
+    return min(one for one, _ in samples[1:]), min(other for _, other in samples[1:])
 
 
-def _seconds(call: Callable[[Tensor], Tensor], tables: tuple[Tensor, ...]) -> float:
+def _seconds(call: Callable[[], None]) -> float:
     start = time.perf_counter()
-    for table in tables:
-        call(table)
+    call()
     return time.perf_counter() - start

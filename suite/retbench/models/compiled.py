@@ -7,14 +7,10 @@ import torch
 from torch import Tensor
 
 from retbench.measure.compiled import Compiled, compile_step, is_recompile
+from retbench.measure.products import packing_is_faster
 from retbench.mixers.state import TOKEN_AXIS
 from retbench.models.language_model import LanguageModel
 from retbench.models.state import DecoderState
-
-PACKED_ROWS = 4
-"""Rows from which products on a CPU are faster with packed weights. In a trial on an Intel Xeon (25m, float32) the
-compiled step with packed weights took 1.10 of the time of the step without them at one row, 1.20 at two, and 0.77
-(RetNet) and 0.91 (Transformer) at eight; in bfloat16 it took 0.59 at one row and 0.75 and 0.84 at eight."""
 
 
 @dataclass(frozen=True)
@@ -71,9 +67,8 @@ class StepCompiler:
         return CompiledStep(compiled.run, compiled.first, compiled.seconds, packs)
 
     def packs_weights(self, batch_size: int) -> bool:
-        """Return whether compiled steps of a batch pack the weights."""
-        is_narrow = self._model.dtype.itemsize < torch.float32.itemsize
-        return self._model.device.type == "cpu" and (is_narrow or batch_size >= PACKED_ROWS)
+        """Return whether compiled steps of a batch pack the weights: on a CPU, where a measurement finds it faster."""
+        return self._model.device.type == "cpu" and packing_is_faster(batch_size, self._model.dtype)
 
 
 def _run_if_it_fits(compiled: Compiled[Tensor], tokens: Tensor, state: DecoderState) -> Tensor | None:

@@ -4,9 +4,8 @@ The tensors of the cache are those of a `DecoderState`, so that copying, rewindi
 as for any other model. The extra `hf` installs transformers.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,22 +13,13 @@ from torch import Tensor, nn
 from retbench.architectures.configs import ModelConfig
 from retbench.architectures.hf import DEFAULT_KERNEL
 from retbench.errors import CheckpointError, ConfigError, UnsupportedError, unknown_name
-from retbench.mixers.mixer import StateKind, StateTensor
-from retbench.mixers.state import TOKEN_AXIS, LayerState
+from retbench.mixers.state import TOKEN_AXIS
+from retbench.models.hf_cache import Slot, allocate, layer_state, new_cache, slots_of
 from retbench.models.language_model import LanguageModel
 from retbench.models.state import DecoderState
 
 _PROBE = 2
 """Tokens of the passes that show the tensors of a cache and the input of the head."""
-
-
-class _Slot(NamedTuple):
-    """One tensor of a layer of a cache."""
-
-    kind: StateKind
-    shape: tuple[int, ...]
-    """Shape for one sequence, without the token axis that per_token and window tensors have after their first axis."""
-    dtype: torch.dtype
 
 
 class HfState(DecoderState):
@@ -42,7 +32,7 @@ class HfState(DecoderState):
         self.cache = cache
         self._model = model
         self._position = 0
-        super().__init__([_layer_state(layer) for layer in cache.layers])
+        super().__init__([layer_state(layer) for layer in cache.layers])
         self.batch_size = batch_size
         self.capacity = room
 
@@ -141,14 +131,14 @@ class HfModel(LanguageModel):
             UnsupportedError: the model cannot read so many tokens.
         """
         self._check_positions(capacity)
-        cache = _new_cache(self.inner, capacity)
+        cache = new_cache(self.inner, capacity)
         for layer, slots in zip(cache.layers, self._slots, strict=True):
-            _allocate(layer, slots, batch_size, self.device)
+            allocate(layer, slots, batch_size, self.device)
         return HfState(self, cache, batch_size, capacity if self.config.grows else None)
 
     def state_bytes(self, batch_size: int, capacity: int) -> int:
         """Return the bytes of such a state, by the tensors of a cache that was allocated."""
-        cache, total = _new_cache(self.inner, capacity), 0
+        cache, total = new_cache(self.inner, capacity), 0
         for layer, slots in zip(cache.layers, self._slots, strict=True):
             for slot in slots.values():
                 length = 1 if slot.kind == "fixed" else layer.max_cache_len
@@ -226,12 +216,12 @@ class HfModel(LanguageModel):
             )
 
     @torch.inference_mode()
-    def _probe_cache(self) -> list[dict[str, _Slot]]:
+    def _probe_cache(self) -> list[dict[str, Slot]]:
         """Return the tensors of each layer of the cache, as a short pass leaves them."""
-        cache = _new_cache(self.inner, _PROBE)
+        cache = new_cache(self.inner, _PROBE)
         tokens = torch.zeros(1, _PROBE, dtype=torch.int64, device=self.device)
         self.inner(input_ids=tokens, cache=cache, use_cache=True)
-        return [_slots_of(layer) for layer in cache.layers]
+        return [slots_of(layer) for layer in cache.layers]
 
     def _check_growth(self) -> None:
         """Refuse a model whose state grows, or does not, against its description."""
@@ -317,73 +307,3 @@ def _learned_positions(inner: Any) -> int | None:
     tables = [one for one in inner.modules() if isinstance(one, nn.Embedding) and one is not words]
     has_table = any(0 <= table.num_embeddings - stated <= 2 for table in tables)  # OPT has two more rows
     return int(stated) if has_table else None
-
-
-def _new_cache(inner: Any, capacity: int) -> Any:
-    """Return transformers' static cache, whose tensors are not allocated yet."""
-    from transformers import StaticCache
-
-    return StaticCache(config=inner.config, max_cache_len=capacity)
-
-
-def _named_tensors(layer: Any) -> Mapping[str, Tensor]:
-    """Return the allocated tensors of a layer of a cache."""
-    found = {name: getattr(layer, name, None) for name in ("keys", "values")}
-    for name in ("conv_states", "recurrent_states"):
-        found |= {f"{name}.{index}": one for index, one in getattr(layer, name, {}).items()}
-    return {name: tensor for name, tensor in found.items() if isinstance(tensor, Tensor)}
-
-
-def _kind_of(layer: Any, name: str) -> StateKind:
-    """Return the kind of a tensor of a layer.
-
-    Raises:
-        UnsupportedError: transformers keeps more in such a layer than is known here.
-    """
-    if "." in name:
-        return "fixed"
-    if not hasattr(layer, "cumulative_length") or hasattr(layer, "indexer_cumulative_length"):
-        raise UnsupportedError(
-            f"the cache of the model has a layer of the kind {type(layer).__name__}, which cannot be copied and "
-            "rewound here."
-        )
-    return "window" if getattr(layer, "is_sliding", False) else "per_token"
-
-
-def _slots_of(layer: Any) -> dict[str, _Slot]:
-    """Describe the tensors of a layer that a pass has allocated."""
-    found = {}
-    for name, tensor in _named_tensors(layer).items():
-        kind = _kind_of(layer, name)
-        shape = tuple(tensor.shape[1:])
-        found[name] = _Slot(kind, shape if kind == "fixed" else (shape[0], *shape[2:]), tensor.dtype)
-    return found
-
-
-def _allocate(layer: Any, slots: Mapping[str, _Slot], batch_size: int, device: torch.device) -> None:
-    """Allocate the tensors of a new layer by transformers' own initialisation."""
-    empty = {
-        name: torch.zeros(
-            (batch_size, *slot.shape)
-            if slot.kind == "fixed"
-            else (batch_size, slot.shape[0], 0, *slot.shape[1:]),
-            dtype=slot.dtype,
-            device=device,
-        )
-        for name, slot in slots.items()
-    }
-    if "keys" in empty:
-        layer.lazy_initialization(empty["keys"], empty["values"])
-    for name, tensor in empty.items():
-        what, _, index = name.partition(".")
-        if index:
-            layer.lazy_initialization(**{what: tensor, "state_idx": int(index)})
-
-
-def _layer_state(layer: Any) -> LayerState:
-    """Return the allocated tensors of a layer as a state; they stay those of the cache."""
-    tensors, layout = dict(_named_tensors(layer)), {}
-    for name, slot in _slots_of(layer).items():
-        window = layer.max_cache_len if slot.kind == "window" else 0
-        layout[name] = StateTensor(name, slot.shape, slot.kind, window)
-    return LayerState(tensors, layout)

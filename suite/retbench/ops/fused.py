@@ -13,7 +13,7 @@ all of its columns. It therefore follows in a second launch, which reads V value
 """
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -33,6 +33,8 @@ MIN_PROGRAMS = 256
 SILU_BLOCK = 1024
 """Columns per program of `silu_multiply`."""
 
+_LIBRARY = torch.library.Library("retbench", "FRAGMENT")
+
 
 class FusedSteps(nn.Module):
     """Base of modules that can compute one token by the fused operators.
@@ -48,7 +50,39 @@ class FusedSteps(nn.Module):
         return self.fused and x.shape[1] == 1 and not torch.is_grad_enabled()
 
 
-@torch.library.custom_op("retbench::retention_step", mutates_args=("state",))
+def _operator(*changed: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register a function as an operator of torch without gradients, and return the operator.
+
+    `torch.library.custom_op` does the same and adds gradients that raise an error, in Python code that every call runs.
+    Outside of a CUDA graph a step waits for it: on an Intel Xeon `retention_step` took 51 us per call that way and
+    takes 11 us this way, and `norm` 7 us and 4 us (torch 2.13, inference mode, without the launch of the kernel).
+
+    Args:
+        changed: Arguments that the operator changes in place.
+    """
+
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        name = function.__name__
+        schema = torch.library.infer_schema(function, mutates_args=changed)
+        _LIBRARY.define(name + schema, tags=torch.Tag.pt2_compliant_tag)
+        _LIBRARY.impl(name, function, "CompositeExplicitAutograd")
+        operator: Callable[..., Any] = getattr(torch.ops.retbench, name).default
+        return operator
+
+    return register
+
+
+def _shapes_of(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register a function that gives the shapes and dtypes of an operator's results, without their values."""
+
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        torch.library.register_fake(f"retbench::{name}", function, lib=_LIBRARY)
+        return function
+
+    return register
+
+
+@_operator("state")
 def retention_step(
     q: Tensor,
     k: Tensor,
@@ -89,12 +123,12 @@ def retention_step(
     return out
 
 
-@retention_step.register_fake
+@_shapes_of("retention_step")
 def _(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, state: Tensor, *rest: Any) -> Tensor:
     return state.new_empty(v.shape)
 
 
-@torch.library.custom_op("retbench::norm_gate", mutates_args=())
+@_operator()
 def norm_gate(
     x: Tensor, weight: Tensor | None, gate: Tensor | None, kind: str, eps: float, dtype: torch.dtype
 ) -> Tensor:
@@ -121,14 +155,14 @@ def norm_gate(
     return out
 
 
-@norm_gate.register_fake
+@_shapes_of("norm_gate")
 def _(
     x: Tensor, weight: Tensor | None, gate: Tensor | None, kind: str, eps: float, dtype: torch.dtype
 ) -> Tensor:
     return x.new_empty((x.shape[0], x.shape[1] * x.shape[2]), dtype=dtype)
 
 
-@torch.library.custom_op("retbench::rotate_and_cache", mutates_args=("keys", "values"))
+@_operator("keys", "values")
 def rotate_and_cache(
     qkv: Tensor,
     cos: Tensor,
@@ -172,7 +206,7 @@ def rotate_and_cache(
     return out
 
 
-@rotate_and_cache.register_fake
+@_shapes_of("rotate_and_cache")
 def _(
     qkv: Tensor, cos: Tensor, sin: Tensor, layout: str, position: Tensor, keys: Tensor, *rest: Any
 ) -> Tensor:
@@ -180,7 +214,7 @@ def _(
     return qkv.new_empty(batch, qkv.shape[1] // width - 2 * kv_heads, width)
 
 
-@torch.library.custom_op("retbench::norm", mutates_args=())
+@_operator()
 def norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, kind: str, eps: float) -> Tensor:
     """Norm rows x (R, D), contiguous: rms or layer, with an optional weight and bias (D,). One program per row."""
     require(x.is_contiguous(), "x must be contiguous", x)
@@ -189,12 +223,12 @@ def norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, kind: str, eps: 
     return out
 
 
-@norm.register_fake
+@_shapes_of("norm")
 def _(x: Tensor, *rest: Any) -> Tensor:
     return torch.empty_like(x)
 
 
-@torch.library.custom_op("retbench::add_norm", mutates_args=())
+@_operator()
 def add_norm(
     x: Tensor, added: Tensor, weight: Tensor | None, bias: Tensor | None, kind: str, eps: float
 ) -> tuple[Tensor, Tensor]:
@@ -218,12 +252,12 @@ def add_norm(
     return total, out
 
 
-@add_norm.register_fake
+@_shapes_of("add_norm")
 def _(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     return torch.empty_like(x), torch.empty_like(x)
 
 
-@torch.library.custom_op("retbench::silu_multiply", mutates_args=())
+@_operator()
 def silu_multiply(gate_up: Tensor) -> Tensor:
     """Compute silu(gate) * up of joined rows (R, 2F), contiguous in each row; returns (R, F)."""
     rows, width = gate_up.shape[0], gate_up.shape[1] // 2
@@ -234,7 +268,7 @@ def silu_multiply(gate_up: Tensor) -> Tensor:
     return out
 
 
-@silu_multiply.register_fake
+@_shapes_of("silu_multiply")
 def _(gate_up: Tensor) -> Tensor:
     return gate_up.new_empty(gate_up.shape[0], gate_up.shape[1] // 2)
 

@@ -131,7 +131,7 @@ class InterleavedSession:
         self._notify = notify
         self._begun = time.monotonic()
         self._round = 0
-        self._streams_weights: bool | None = None
+        self._products: dict[str, int] = {}
         self._random = random.Random(plan.settings.seed)
         self.sides = tuple(
             SessionSide(revision, folder / name)
@@ -182,8 +182,8 @@ class InterleavedSession:
         with self._worker(side, "prepare", todo) as worker:
             for message in worker.messages(self._plan.profile.timeout_s):
                 match message:
-                    case protocol.Checked(gate=gate, streams_weights=streams):
-                        self._streams_weights = streams
+                    case protocol.Checked(gate=gate, products=found):
+                        self._products |= found
                         side.gates[subject.label] = gate
                         _require_equivalence(side, subject, gate)
                     case protocol.Refused(cells=indices, error=error):
@@ -260,7 +260,7 @@ class InterleavedSession:
             records_path=side.records_path.absolute(),
             states_dir=side.states.absolute(),
             data_dir=self._plan.data_dir,
-            streams_weights=self._streams_weights,
+            products=self._products,
             read_curve=side.read_curve,
             parent_pid=os.getpid(),
         )

@@ -15,7 +15,7 @@ from retbench.strict import Strict
 
 Task = Literal["prepare", "measure", "serve", "ceilings"]
 
-VERSION = 5
+VERSION = 6
 """Version of these messages: one runner cannot measure two revisions with different versions in turn."""
 
 CELL_MARK = b"retbench: the next cell"
@@ -60,9 +60,8 @@ class Job(Strict):
     states_dir: Path
     data_dir: Path | None = None
     """Folder of local data."""
-    streams_weights: bool | None = None
-    """True if models stream their weights, as the first worker that asked has found; None lets the worker find out.
-    On a GPU it is True if models store their weights by output.
+    products: dict[str, int] = Field(default_factory=dict)
+    """Outcomes of `measure.products` that earlier workers of the run have found, by name. The worker finds others out.
 
     Which of two near equals is the faster is chance, and models that are compared must be multiplied alike.
     """
@@ -91,8 +90,8 @@ class Checked(Strict):
 
     event: Literal["checked"] = "checked"
     gate: Gate
-    streams_weights: bool | None = None
-    """The outcome that the worker found or was given; None where nothing asked for it."""
+    products: dict[str, int] = Field(default_factory=dict)
+    """The outcomes that the worker found or was given."""
 
 
 class Streamed(Strict):

@@ -140,7 +140,7 @@ class _Sweep:
         self._states = states
         self._inbox = inbox
         self._repeated: set[tuple[Task, str, int]] = set()
-        self._streams_weights: bool | None = None
+        self._products: dict[str, int] = {}
         self._read_curve: tuple[ReadRate, ...] = ()
 
     def run(self) -> None:
@@ -170,7 +170,7 @@ class _Sweep:
             records_path=self._ledger.path.absolute(),
             states_dir=self._states.absolute(),
             data_dir=self._plan.data_dir,
-            streams_weights=self._streams_weights,
+            products=self._products,
             read_curve=self._read_curve,
             parent_pid=os.getpid(),
         )
@@ -279,8 +279,8 @@ class _Sweep:
         match message:
             case Hello(environment=facts):
                 self._ledger.environment = facts
-            case Checked(gate=gate, streams_weights=streams):
-                self._streams_weights = streams
+            case Checked(gate=gate, products=found):
+                self._products |= found
                 self._note_gate(name, gate)
             case Measured(ceilings=ceilings):
                 self._read_curve = ceilings.read_curve

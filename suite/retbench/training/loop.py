@@ -19,6 +19,7 @@ from retbench.data.task_batches import SyntheticBatches
 from retbench.errors import DivergedError
 from retbench.evaluation.answers import answer_shares
 from retbench.files import write_atomic
+from retbench.measure import environment
 from retbench.measure.compiled import compile_training
 from retbench.models.build import build_model
 from retbench.models.decoder import Decoder
@@ -112,8 +113,7 @@ class Trainer:
         entry = plan.entry(run)
         self.plan, self.run, self.folder = plan, run, folder
         self.device = torch.device(plan.device)
-        if self.device.type == "cuda":
-            torch.cuda.set_device(self.device)  # kernels that are not torch's own use the current device
+        environment.use_device(self.device)
         self.model: Decoder = build_model(
             plan.config(run),
             dtype=torch.float32,
