@@ -1,7 +1,10 @@
 """The tables of the first page: a row per context, a column per model, and the ratio as an advantage."""
 
+import math
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from report.synthetic_records import SMALL, Maker
@@ -12,6 +15,7 @@ from retbench.report.evaluations import Evaluations, make_evaluations
 from retbench.report.frames import load_results
 from retbench.report.selection import select
 from retbench.report.sweeps import make_sweeps
+from retbench.report.tables import quality_table
 
 
 def tables_of(records: list[Record]) -> dict[str, CompactTable]:
@@ -109,3 +113,21 @@ def test_many_models_have_a_table_per_corpus_and_context(tmp_path: Path, seeds: 
     assert len(short.frame.columns) == 3 + 2 * len(seeds), "a loss and its ratio per seed"
     states = {table.frame["state or cache"].iloc[2] for table in (short, long)}
     assert states == {"8.00 MiB", "32.0 MiB"}, "a cache grows with the context"
+
+
+def test_three_seeds_are_a_mean_with_an_interval_over_them(tmp_path: Path) -> None:
+    maker = ScoreMaker(tmp_path, seeds={"1m": (0, 1, 2)}, num_documents=12, bits=KIN)
+    maker.perplexities("wikitext-103", "whole", 2048)
+    evaluations = evaluations_of(maker)
+    (small,) = quality_tables(evaluations)
+    assert "1M, mean of 3 seeds" in small.caption
+    assert list(small.frame) == ["model", "parameters", "state or cache", "bits/byte", "ratio of bits/byte"]
+    rows = quality_table(evaluations, evaluations.records[0].experiment)
+    own = rows[(rows["model"] == "retnet") & (rows["size"] == "1m")]
+    mean, low, high = map(float, re.findall(r"[\d.]+", small.frame["bits/byte"].iloc[0]))
+    assert mean == pytest.approx(own["bits_per_byte"].mean(), abs=6e-4)
+    assert high - mean == pytest.approx(4.303 * own["bits_per_byte"].sem(), abs=2e-3)
+    assert mean - low == pytest.approx(high - mean, abs=2e-3)
+    ratio, *_ = map(float, re.findall(r"[\d.]+", small.frame["ratio of bits/byte"].iloc[0]))
+    assert ratio == pytest.approx(math.exp(np.log(own["bits_per_byte_ratio"]).mean()), abs=6e-4)
+    assert small.frame["ratio of bits/byte"].iloc[2] == "–", "the reference"

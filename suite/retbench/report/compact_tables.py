@@ -4,7 +4,7 @@ With many models there is a row per model and a column per context. Columns that
 into the caption. `readable_tables` has every metric.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -14,15 +14,26 @@ from retbench.report.advantages import advantage
 from retbench.report.comparisons import pair_ratios
 from retbench.report.evaluations import Evaluations
 from retbench.report.points import Lineup
-from retbench.report.readable_tables import MOST_MODELS, NONE, format_metric, readable_tables
+from retbench.report.readable_tables import (
+    MOST_MODELS,
+    NONE,
+    format_metric,
+    is_missing,
+    models_by_point,
+    readable_tables,
+)
 from retbench.report.sweeps import CostSweep, by_workload
 from retbench.report.tables import metrics_of, quality_table
 from retbench.report.wording import describe_status, section_title
+from retbench.stats.intervals import Interval, geometric_interval, mean_interval
 from retbench.units import format_tokens
 from retbench.workloads.workload import WORKLOADS, MetricSpec
 
 Point = tuple[int, int]
 """Batch size and context length."""
+
+MOST_SEEDS = 2
+"""Seeds that have a column each; of more there is the mean."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +158,10 @@ def quality_tables(evaluations: Evaluations) -> list[CompactTable]:
             heading = WORKLOADS[workload].primary.heading
             caption = f"{section_title(experiment, workload)}, {heading}"
             if "model" in table:
-                made += _tables_per_point(table, heading, caption, evaluations.models)
+                numbers = scored[scored["workload"] == workload]
+                made += _tables_per_point(
+                    table, numbers, WORKLOADS[workload].primary, caption, evaluations.models
+                )
             else:
                 made.append(_quality_table(table, heading, caption, evaluations.models))
     return made
@@ -177,27 +191,68 @@ def _quality_table(table: pd.DataFrame, heading: str, caption: str, models: Line
 
 
 def _tables_per_point(
-    table: pd.DataFrame, heading: str, caption: str, models: Lineup
+    table: pd.DataFrame, scored: pd.DataFrame, primary: MetricSpec, caption: str, models: Lineup
 ) -> Iterator[CompactTable]:
-    """Yield a table per corpus, protocol and context of a readable table with a row per model: its seeds in columns."""
-    row = ["model", "size", "parameters", "state or cache"]
-    point = [name for name in ("corpus", "protocol", "context") if name in table]
+    """Yield a table per corpus, protocol, context and size, of a readable table with a row per model.
+
+    One or two seeds have columns of their own. Of more there is the mean with its interval over the seeds.
+    """
+    row = ["model", "parameters", "state or cache"]
+    point = [name for name in ("corpus", "protocol", "context", "size") if name in table]
     compared = [str(name) for name in table if str(name).startswith("ratio")]
+    means = _means_over_seeds(scored, primary, compared)
     for key, part in table.groupby(point, sort=False):
         seeds = list(part["seed"].unique()) if "seed" in part else []
-        rows: dict[tuple[str, ...], dict[str, str]] = {}
+        rows: dict[str, dict[str, str]] = {}
         for line in part.to_dict(orient="records"):
-            lead = {name: str(line[name]) for name in row}
             of_seed = f", seed {line['seed']}" if len(seeds) > 1 else ""
-            cells = {f"{name}{of_seed}": str(line[name]) for name in (heading, *compared)}
-            rows.setdefault(tuple(lead.values()), lead).update(cells)
+            cells = {f"{name}{of_seed}": str(line[name]) for name in (primary.heading, *compared)}
+            if len(seeds) > MOST_SEEDS:
+                cells = means.get((*map(str, key), str(line["model"])), {})
+            rows.setdefault(str(line["model"]), {name: str(line[name]) for name in row}).update(cells)
         found = pd.DataFrame(rows.values()).fillna(NONE)
         own = [str(name) for name in found if name not in row]
         own.sort(key=lambda name: name.startswith("ratio"))
         frame = found[[*row, *own]].assign(model=[models.labels[model] for model in found["model"]])
         notes = [*map(str, key), *(f"seed {seed}" for seed in seeds if len(seeds) == 1)]
+        if len(seeds) > MOST_SEEDS:
+            notes.append(f"mean of {len(seeds)} seeds [95 % CI over seeds]")
         of_point = ", ".join([caption, *(note for note in notes if note != NONE)])
-        yield _without_constants(of_point, frame, ("size",), {}, tuple(found["model"]))
+        yield CompactTable(of_point, frame, (None,) * len(frame.columns), tuple(found["model"]))
+
+
+def _means_over_seeds(
+    scored: pd.DataFrame, primary: MetricSpec, compared: Sequence[str]
+) -> dict[tuple[str, ...], dict[str, str]]:
+    """Return the primary metric and its ratios by (corpus, protocol, context, size, model), as means over seeds.
+
+    The ratio is the geometric mean of the ratios of each seed: models of one seed were trained on the same batches.
+    """
+    replicates: dict[tuple[str, ...], list[Mapping[str, object]]] = {}
+    for lead, sides in models_by_point(scored.to_dict(orient="records")):  # type: ignore[arg-type]
+        point = (lead["task"], lead["protocol"], lead["context"], lead["size"])
+        for model, side in sides.items():
+            replicates.setdefault((*point, model), []).append(side)
+    columns = {name: f"bits_per_{name.rpartition('/')[2]}_ratio" for name in compared}
+    return {
+        key: {
+            primary.heading: _interval_text(mean_interval, sides, primary.name),
+            **{name: _interval_text(geometric_interval, sides, column) for name, column in columns.items()},
+        }
+        for key, sides in replicates.items()
+    }
+
+
+def _interval_text(
+    estimate: Callable[[Sequence[float]], Interval], sides: Sequence[Mapping[str, object]], column: str
+) -> str:
+    """Return the mean of a column over the seeds with its interval; a dash without values."""
+    values = [float(str(side[column])) for side in sides if not is_missing(side.get(column))]
+    if not values:
+        return NONE
+    found = estimate(values)
+    ends = "" if found.low is None else f" [{found.low:.3f}, {found.high:.3f}]"
+    return f"{found.value:.3f}{ends}"
 
 
 def _without_constants(

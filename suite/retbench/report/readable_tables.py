@@ -144,7 +144,7 @@ def _with_unit(texts: Sequence[str]) -> str:
     return f"{value} [{low}, {high}]"
 
 
-def _models_by_point(rows: Sequence[Row]) -> Iterator[tuple[dict[str, str], dict[str, Row]]]:
+def models_by_point(rows: Sequence[Row]) -> Iterator[tuple[dict[str, str], dict[str, Row]]]:
     """Yield each task point and instance in words, with the row of each model."""
     names = (*POINT_COLUMNS, "size", "seed")
     for key, found in groupby(rows, key=lambda row: tuple(row[name] for name in names)):
@@ -180,7 +180,7 @@ def _loss_lines(workload: str, rows: Sequence[Row]) -> Iterator[dict[str, str]]:
     models, challengers = _models(rows)
     ratios = {unit: f"bits_per_{unit}_ratio" for unit in ("byte", "token")}
     units = [u for u, column in ratios.items() if any(not is_missing(row.get(column)) for row in rows)]
-    for lead, sides in _models_by_point(rows):
+    for lead, sides in models_by_point(rows):
         point = {"corpus": lead["task"], **{n: lead[n] for n in ("protocol", "context", "size", "seed")}}
         compared = [(ratios[unit], f"ratio of bits/{unit}") for unit in units or ["byte"]]
         if len(models) > MOST_MODELS:
@@ -197,7 +197,7 @@ def _loss_lines(workload: str, rows: Sequence[Row]) -> Iterator[dict[str, str]]:
 def _slice_lines(workload: str, rows: Sequence[Row]) -> Iterator[dict[str, str]]:
     """Yield a row per slice of a text, with the scores of the models and their differences from the reference's."""
     models, challengers = _models(rows)
-    for lead, sides in _models_by_point(rows):
+    for lead, sides in models_by_point(rows):
         words = {"corpus": lead["task"], "bytes": lead["context"], "size": lead["size"], "seed": lead["seed"]}
         for metric in WORKLOADS[workload].metrics:
             line = words | {"metric": metric.heading}
@@ -279,7 +279,7 @@ def _answer_lines(rows: Sequence[Row]) -> Iterator[dict[str, str]]:
     """Yield the scores of the models in each task with their differences, then the paper's average."""
     models, challengers = _models(rows)
     means: dict[tuple[str, str, str], dict[str, dict[str, float]]] = {}
-    for lead, sides in _models_by_point(rows):
+    for lead, sides in models_by_point(rows):
         words = {name: lead[name] for name in ("task", "shots", "pairs", "context", "size", "seed")}
         key = (lead["shots"], lead["size"], lead["seed"])
         for model, side in sides.items():
