@@ -20,9 +20,9 @@ _ASIDE_PT = 13.0
 _CAPTION = (
     "Share of right answers, the highest logit of the whole vocabulary, on test examples that are longer than those of "
     "the training; 1 is the trained length. Each model was trained once on examples of all tasks, in turn. A point is "
-    "the mean over the seeds of the training, and a bar Student's 95 % interval over them, cut at 0 and 100 %. Points of "
-    "one length stand side by side. Runs that have not learnt a task are shown as they are. The dashed lines are a guess "
-    "among the symbols, and every answer right."
+    "the mean over the seeds of the training, and a bar Student's 95 % interval over them, cut at 0 and 100 %. The "
+    "points of one length stand side by side. Runs that have not learnt a task are shown as they are. The dashed lines "
+    "are a guess among the symbols, and every answer right."
 )
 
 
