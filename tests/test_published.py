@@ -61,6 +61,29 @@ def output(page: str, name: str) -> str:
     return str(block)
 
 
+def summary(page: str, name: str = "") -> list[str]:
+    """Return the bullets of a summary of measured numbers."""
+    (block,) = re.findall(
+        rf"<!-- begin summary: {name}.*?-->(.*?)<!-- end summary -->", page, flags=re.DOTALL
+    )
+    return [" ".join(bullet.split()) for bullet in block.split("\n- ")[1:]]
+
+
+def numbers_of(bullet: str) -> list[str]:
+    """Return the numbers of a bullet, without those of names (RWKV-6) and of sizes (3M)."""
+    return re.findall(r"(?<![\d.-])\d[\d.]*\b(?![KM\d])", bullet)
+
+
+def ends(values: list[float], digits: int) -> list[str]:
+    """Return the lowest and the highest value as text, once if they read the same."""
+    return list(dict.fromkeys(f"{value:.{digits}f}" for value in (min(values), max(values))))
+
+
+def percent(row: "pd.Series[float]") -> str:
+    """Return an accuracy with its interval, as the tables of docs/recall.md have it."""
+    return "{:.1f} [{:.1f}, {:.1f}]".format(*(100 * row[["value", "low", "high"]]))
+
+
 def rows_of(text: str) -> list[list[str]]:
     """The cells of every row of Markdown tables, headings too."""
     return [
@@ -87,10 +110,7 @@ def test_the_page_on_recall_has_the_accuracies_of_the_figure() -> None:
     expected = []
     for (size, model), own in points.groupby(["size", "model"]):
         by_pairs = own.set_index("num_pairs")
-        shown = [
-            "{:.1f} [{:.1f}, {:.1f}]".format(*(100 * by_pairs.loc[count, ["value", "low", "high"]]))
-            for count in (2, 4, 8)
-        ]
+        shown = [percent(by_pairs.loc[count]) for count in (2, 4, 8)]
         first = own.iloc[0]
         state, rate = format_bytes(first["state_bytes"]), str(first["learning_rate"])
         expected.append([model, str(size).upper(), state, rate, *shown])
@@ -110,10 +130,7 @@ def test_the_page_on_recall_has_the_learning_rates_of_the_figure() -> None:
         for (size, model), grid in grids.items()
         if size == "25k"
     }
-    (block,) = re.findall(
-        r"<!-- begin summary: rates .*?-->(.*?)<!-- end summary -->", RECALL, flags=re.DOTALL
-    )
-    width32, width64, coarse = [" ".join(bullet.split()) for bullet in block.split("\n- ")[1:]]
+    width32, width64, coarse = summary(RECALL, "rates")
     assert set(map(len, grids.values())) == {5}
     assert f"at {near['transformer']} of the 5 rates" in width32
     assert set(width32.rpartition(": ")[2].rstrip(".").split(", ")) == {m for m, n in near.items() if n == 1}
@@ -143,6 +160,104 @@ def test_the_marked_rates_are_those_of_the_final_runs() -> None:
     assert len(finals) == 24
 
 
+RETNETS = ("retnet_no_decay", "retnet", "gated_retnet")
+LENGTH_TASKS = ("copy", "induction", "selective_copy")
+GUESS = 100 / 26
+"""Accuracy of a guess among the symbols of these tasks, in percent."""
+
+
+def test_the_page_on_recall_has_the_accuracies_by_length_of_the_figure() -> None:
+    points = pd.read_csv(ROOT / "docs" / "length_recall_length_recall_40k.csv").set_index("length_ratio")
+    expected = [
+        [task, model, *(percent(own.loc[ratio]) for ratio in (1, 2, 4, 8, 16))]
+        for (task, model), own in points.groupby(["task", "model"])
+    ]
+    assert len(expected) == 21
+    assert set(points["num_seeds"]) == {3}
+    assert sorted(rows_of(output(RECALL, "length_recall"))[1:]) == sorted(expected)
+
+
+def mean_accuracies() -> dict[tuple[str, str, int], float]:
+    """Return the mean accuracy in percent by task, model and length over the trained length."""
+    points = pd.read_csv(ROOT / "docs" / "length_recall_length_recall_40k.csv")
+    return {(row.task, row.model, int(row.length_ratio)): 100 * row.value for row in points.itertuples()}
+
+
+def test_the_summary_of_lengths_has_the_accuracies_of_the_figure() -> None:
+    means, beyond = mean_accuracies(), (2, 4, 8, 16)
+    learnt = sorted({model for _, model, _ in means} - {"mamba2"})
+
+    def at(task: str, ratio: int, *models: str) -> list[float]:
+        return [means[task, model, ratio] for model in models]
+
+    def along(model: str) -> list[str]:
+        return [f"{means['induction', model, ratio]:.0f}" for ratio in beyond]
+
+    copying, induction, window, selecting, *_ = map(numbers_of, summary(RECALL, "lengths"))
+    best, second, third, *_ = sorted(at("copy", 2, *learnt), reverse=True)
+    assert [best, second] == at("copy", 2, "rwkv6", "transformer")
+    assert copying == [
+        *ends(at("copy", 1, "transformer", "sliding_window"), 1),
+        *ends(at("copy", 1, *RETNETS, "rwkv6"), 0),
+        *(f"{value:.0f}" for value in (best, second, third)),
+        f"{GUESS:.1f}",
+    ]
+    assert induction == [
+        *ends(at("induction", 1, *learnt), 1),
+        *map(str, beyond),
+        *(number for model in ("rwkv6", "retnet", "transformer") for number in along(model)),
+        "4",
+    ]
+    within = [f"{100 / ratio + GUESS * (1 - 1 / ratio):.0f}" for ratio in beyond]
+    assert window == ["32", *along("sliding_window"), *within]
+    assert min(at("selective_copy", 1, *(model for model in learnt if model != "rwkv6"))) >= 99
+    assert selecting == [
+        f"{means['selective_copy', 'rwkv6', 1]:.0f}",
+        "99",
+        *(f"{value:.0f}" for value in at("selective_copy", 2, "rwkv6", "sliding_window", "transformer")),
+        *ends(at("selective_copy", 2, *RETNETS), 0),
+        f"{100 / 4 + GUESS * 3 / 4:.0f}",
+    ]
+    for task in LENGTH_TASKS:
+        assert means[task, "transformer", 1] >= 99, "else the report gives no verdict"
+        assert all(max(at(task, ratio, *learnt)) == means[task, "rwkv6", ratio] for ratio in (2, 4))
+
+
+def test_the_summary_of_lengths_has_the_learning_rates_of_the_figure() -> None:
+    means = mean_accuracies()
+    runs = pd.read_csv(ROOT / "docs" / "length_recall_training_run_length_recall_32_rates.csv")
+    tuned = {(row.model, row.learning_rate): 100 * row.value for row in runs.itertuples()}
+    best = dict(runs.loc[runs["is_best"], ["model", "learning_rate"]].itertuples(index=False))
+    points = pd.read_csv(ROOT / "docs" / "length_recall_length_recall_40k.csv")
+    assert set(zip(points["model"], points["learning_rate"], strict=True)) == set(best.items())
+    assert runs["learning_rate"].nunique() == 6
+    *_, unlearnt, rates = map(numbers_of, summary(RECALL, "lengths"))
+    assert unlearnt == [
+        f"{max(value for (model, _), value in tuned.items() if model == 'mamba2'):.1f}",
+        f"{GUESS:.1f}",
+        *ends([means[task, "mamba2", 1] for task in LENGTH_TASKS], 0),
+    ]
+    assert best["sliding_window"] == best["transformer"]
+    assert best["retnet"] == best["gated_retnet"]
+    no_decay, retnet, gated, rwkv6 = (f"{tuned[model, 0.008]:.0f}" for model in (*RETNETS, "rwkv6"))
+    assert gated == rwkv6
+    named = [f"{best[model]:g}" for model in ("transformer", "retnet_no_decay", "retnet", "rwkv6")]
+    assert rates == [*named, "0.008", no_decay, retnet, gated]
+
+
+def test_seeds_are_ahead_in_induction_as_the_page_on_recall_says() -> None:
+    told = CliRunner().invoke(
+        app, ["table", "length_recall", "--results", str(PUBLISHED), "--format", "json"]
+    )
+    seeds: dict[str, list[float]] = {}
+    for row in json.loads(told.stdout):
+        if (row["task"], row["context_len"]) == ("induction", 4 * 32):
+            seeds.setdefault(row["model"], []).append(row["acc"])
+    assert set(map(len, seeds.values())) == {3}
+    for model in ("rwkv6", "retnet", "retnet_no_decay"):
+        assert min(seeds[model]) > max(seeds["transformer"])
+
+
 def percents_fewer(corpus: str, sizes: list[str]) -> list[str]:
     """Return by how many percent RetNet's bits per byte are lower at each size, over seeds: one number or the range."""
     rows = [
@@ -157,11 +272,8 @@ def percents_fewer(corpus: str, sizes: list[str]) -> list[str]:
 
 
 def test_the_summary_of_quality_has_the_numbers_of_the_records() -> None:
-    (block,) = re.findall(r"<!-- begin summary: .*? -->(.*?)<!-- end summary -->", QUALITY, flags=re.DOTALL)
     sizes = ["300K", "1M", "3M"]
-    trained, beyond, *_ = [
-        re.findall(r"(?<![\d.])\d[\d.]*\b(?![KM\d])", bullet) for bullet in block.split("\n- ")[1:]
-    ]
+    trained, beyond, *_ = map(numbers_of, summary(QUALITY))
     assert trained == [*percents_fewer("litbank/original", sizes), *percents_fewer("wikitext-103", sizes)]
     losses = pd.read_csv(
         ROOT / "docs" / "quality_perplexity_litbank-original_whole_8192_by_position.csv"
@@ -205,13 +317,7 @@ def test_the_page_on_kin_has_the_tables_of_the_report(report: Path, caption: str
     assert table in KIN
 
 
-def ends(values: list[float], digits: int) -> list[str]:
-    """Return the lowest and the highest value as text, once if they read the same."""
-    return list(dict.fromkeys(f"{value:.{digits}f}" for value in (min(values), max(values))))
-
-
 def test_the_page_on_kin_has_the_qualities_of_the_records() -> None:
-    (block,) = re.findall(r"<!-- begin summary: .*? -->(.*?)<!-- end summary -->", KIN, flags=re.DOTALL)
     told = CliRunner().invoke(app, ["table", "kin_quality", "--results", str(PUBLISHED), "--format", "json"])
     rows = [row for row in json.loads(told.stdout) if row["workload"] == "perplexity"]
     num_seeds = len({row["seed"] for row in rows})
@@ -231,9 +337,7 @@ def test_the_page_on_kin_has_the_qualities_of_the_records() -> None:
     def bits(model: str, protocol: str) -> list[str]:
         return ends(of_seeds(model, novels, protocol, "bits_per_byte"), 2)
 
-    ahead, retnets, longer, spread, behind = [
-        re.findall(r"(?<![\d.-])\d[\d.]*\b(?![KM\d])", bullet) for bullet in block.split("\n- ")[1:]
-    ]
+    ahead, retnets, longer, spread, behind = map(numbers_of, summary(KIN))
     assert ahead == [
         number
         for corpus in (novels, articles)

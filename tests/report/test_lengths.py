@@ -6,11 +6,13 @@ import pytest
 from matplotlib.text import Text
 
 from report.synthetic_scores import ScoreMaker, evaluations_of
+from retbench.report.curves import Panel, Point, draw_row
 from retbench.report.evaluations import Evaluations
+from retbench.report.points import Lineup
 from retbench.report.quality_findings import find_quality
 from retbench.report.readable_tables import readable_tables
 from retbench.report.score_figures import draw_scores
-from retbench.report.style import Drawing
+from retbench.report.style import Drawing, model_of
 from retbench.report.tables import quality_table
 
 
@@ -44,6 +46,29 @@ def test_the_data_has_the_mean_of_the_seeds_by_task_and_ratio_of_the_lengths(dra
     assert list(mine["value"]) == pytest.approx([1.0, 0.9, 0.8])
     assert set(mine["num_seeds"]) == {3}
     assert "state_bytes" not in data
+
+
+def test_points_of_one_length_stand_side_by_side_with_their_intervals(drawings: list[Drawing]) -> None:
+    axes = drawings[0].figure.axes[0]
+    places: dict[str, set[float]] = {}
+    for artist in [*axes.lines, *axes.collections]:
+        model = model_of(str(artist.get_gid()))
+        if model is not None:
+            place, _ = artist.get_transform().transform((1.0, 50.0))
+            places.setdefault(model, set()).add(round(float(place), 3))
+    assert all(len(found) == 1 for found in places.values())
+    assert sorted(places, key=lambda model: max(places[model])) == list(places)
+    assert len(set.union(*places.values())) == len(places) > 1
+
+
+@pytest.mark.parametrize(("num_panels", "num_rows"), [(1, 1), (2, 1), (3, 3), (4, 2)])
+def test_the_rows_of_panels_are_full_and_the_names_beside_the_last(num_panels: int, num_rows: int) -> None:
+    lineup = Lineup(("a",), None, {"a": "A model with a longer name"})
+    panels = [Panel((Point("a", 1.0, 2.0),), lineup, f"panel {number}") for number in range(num_panels)]
+    figure = draw_row(panels, ("title", "subtitle", "conditions"), lambda point: f"{point.value:g}")
+    boxes = [axes.get_position() for axes in figure.axes]
+    assert len({box.y0 for box in boxes}) == num_rows
+    assert boxes[-1].x1 == pytest.approx(max(box.x1 for box in boxes))
 
 
 def test_the_levels_of_guessing_and_of_every_answer_right_are_drawn(drawings: list[Drawing]) -> None:

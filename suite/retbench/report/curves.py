@@ -14,7 +14,7 @@ import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.transforms import offset_copy
+from matplotlib.transforms import Transform, offset_copy
 
 from retbench.report import style
 from retbench.report.labels import Label, add_text, label_ends, label_width_in, shorten
@@ -240,8 +240,10 @@ def draw_row(
     right_in = _room_in(panels, labels)
     longest = max(len(line) for panel in panels for line in panel.title.split("\n"))
     narrowest_in = max(_NARROWEST_IN, _TITLE_LETTER_IN * longest)
-    num_rows = -(-len(panels) // max(1, int((style.WIDTH_IN - right_in) / narrowest_in)))
-    num_columns = -(-len(panels) // num_rows)
+    most_columns = min(len(panels), max(1, int((style.WIDTH_IN - right_in) / narrowest_in)))
+    # Rows are full: the labels, which reach above the last row, stand beside its last panel.
+    num_columns = max(count for count in range(1, most_columns + 1) if len(panels) % count == 0)
+    num_rows = len(panels) // num_columns
     shares = [2.0 + len(panel.ticks) for panel in panels[:num_columns]]
     row_in = _height_in(labels) if num_rows == 1 else max(_ROW_IN, _height_in(labels) / num_rows)
     names = [""] * (num_rows - 1) + [label]
@@ -348,6 +350,7 @@ def _draw_curves(axes: Axes, panel: Panel) -> None:
         look = panel.look(model)
         place, last = panel.models.models.index(model), max(1, len(panel.models.models) - 1)
         aside_pt = panel.aside_pt * (place / last - 0.5)
+        beside = offset_copy(axes.transData, axes.figure.figure, x=aside_pt, units="points")
         for points in curves:
             marker_pt = _LONE_MARKER_PT if len(points) == 1 else 3.9 if len(curves) == 1 else 3.4
             line = axes.plot(
@@ -355,30 +358,32 @@ def _draw_curves(axes: Axes, panel: Panel) -> None:
                 [point.value / panel.size for point in points],
                 color=look.line,
                 linestyle=look.dash if panel.joined in (None, points[0].curve) else "",
-                transform=offset_copy(axes.transData, axes.figure.figure, x=aside_pt, units="points"),
+                transform=beside,
                 linewidth=1.3 if len(curves) == 1 else 0.9,
                 marker=look.marker if len(points) <= _MOST_MARKERS else "",
                 markersize=marker_pt * look.marker_scale,
                 markeredgecolor=style.PAPER,
                 markeredgewidth=0.4,
             )
-            style.tag(axes, model, [*line, *draw_intervals(axes, points, panel.size, look.line)])
+            style.tag(axes, model, [*line, *draw_intervals(axes, points, panel.size, look.line, beside)])
             for point in points:
                 at = (point.x, point.value / panel.size)
                 style.mark(axes, model, at, panel.words(point, axes.format_xdata(point.x)))
 
 
-def draw_intervals(axes: Axes, points: Sequence[Point], size: float, colour: str) -> list[Artist]:
-    """Draw the intervals of the points that have one, and return what was drawn."""
+def draw_intervals(
+    axes: Axes, points: Sequence[Point], size: float, colour: str, transform: Transform | None = None
+) -> list[Artist]:
+    """Draw the intervals of the points that have one, placed as by `transform`, and return what was drawn."""
     bars = [(point.x, point.low / size, point.high / size) for point in points if point.low == point.low]
     if not bars:
         return []
     x, low, high = zip(*bars, strict=True)
-    drawn: list[Artist] = [axes.vlines(x, low, high, color=colour, linewidth=0.8)]
+    place = transform or axes.transData
+    drawn: list[Artist] = [axes.vlines(x, low, high, color=colour, linewidth=0.8, transform=place)]
+    look = {"color": colour, "markersize": 5, "markeredgewidth": 0.8, "zorder": 1.9}
     for end in (low, high):
-        drawn += axes.plot(
-            x, end, "_", color=colour, linestyle="", markersize=5, markeredgewidth=0.8, zorder=1.9
-        )
+        drawn += axes.plot(x, end, "_", linestyle="", transform=place, **look)
     return drawn
 
 

@@ -269,9 +269,24 @@ def describe_rates(evaluations: Evaluations, records: Sequence[Record]) -> str:
         f" That of {evaluations.models.labels[record.model.name]} at {size} is {found}."
         for record in records
         if (found := fact(record, "best_rate_is")) not in (None, "inside the grid")
+        and not _is_inside(record, evaluations.records)
         and (size := format_size(str(fact(record, "tuned_at"))))
     )
     return f"Learning rates: {origins_in_words}.{''.join(ends)}"
+
+
+def _is_inside(final: Record, records: Sequence[Record]) -> bool:
+    """Return whether lower and higher rates were tried as well, which a later command may have added to the grid."""
+    mine = learning_rate(final)
+    tried = [
+        rate
+        for record in records
+        if not is_final(record)
+        and (record.experiment, record.model.name) == (final.experiment, final.model.name)
+        and record.model.size == fact(final, "tuned_at")
+        and (rate := learning_rate(record)) is not None
+    ]
+    return mine is not None and bool(tried) and min(tried) < mine < max(tried)
 
 
 def weights_table(evaluations: Evaluations) -> pd.DataFrame:

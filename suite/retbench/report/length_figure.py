@@ -15,12 +15,14 @@ from retbench.report.style import Drawing
 from retbench.report.wording import file_stem
 from retbench.units import format_size, format_tokens
 
+_ASIDE_PT = 13.0
+"""Distance of the first model's points from those of the last at one length, so that their intervals can be seen."""
 _CAPTION = (
     "Share of right answers, the highest logit of the whole vocabulary, on test examples that are longer than those of "
     "the training; 1 is the trained length. Each model was trained once on examples of all tasks, in turn. A point is "
-    "the mean over the seeds of the training, and a bar Student's 95 % interval over them, cut at 0 and 100 %. Runs "
-    "that have not learnt a task are shown as they are. The dashed lines are a guess among the symbols, and every "
-    "answer right."
+    "the mean over the seeds of the training, and a bar Student's 95 % interval over them, cut at 0 and 100 %. The "
+    "points of one length stand side by side. Runs that have not learnt a task are shown as they are. The dashed lines "
+    "are a guess among the symbols, and every answer right."
 )
 
 
@@ -57,6 +59,7 @@ def _draw(scores: Evaluations, point: TaskPoint, size: str, records: Sequence[Re
             units=PERCENT,
             at_least=1.0,
             at_most=1.0,
+            aside_pt=_ASIDE_PT,
         )
         for task in tasks
     ]

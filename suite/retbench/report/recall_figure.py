@@ -14,7 +14,7 @@ from retbench.records.record import Record
 from retbench.report import style
 from retbench.report.curves import Panel, Point, draw_row, frame_points
 from retbench.report.evaluations import Evaluations
-from retbench.report.labels import Anchor, add_note
+from retbench.report.labels import Anchor, add_note, add_text
 from retbench.report.points import TaskPoint, group, learning_rate, task_point_of
 from retbench.report.provenance import describe_conditions
 from retbench.report.style import Drawing
@@ -212,10 +212,17 @@ def _draw_frontier(axes: Axes, part: pd.DataFrame) -> None:
 
 
 def draw_levels(axes: Axes, guess: float, *, is_first: bool) -> None:
-    """Draw the accuracy of a guess, and that of a model that answers everything; the first panel names them."""
+    """Draw the accuracy of a guess, and that of a model that answers everything; the first panel names them.
+
+    The names stand beside the panel where the names of the models, which are beside the last one, leave room.
+    """
+    mine, last = axes.get_position(), axes.figure.figure.axes[-1].get_position()
+    is_free = mine.y0 > last.y1 and mine.x1 > last.x1 - 0.001
     for share, name in ((guess, "guess"), (1.0, "ceiling")):
         axes.axhline(100 * share, color=style.MUTED, linewidth=0.7, linestyle=(0, (2, 2)), zorder=1)
-        if is_first:
-            height = 100 * share / axes.get_ylim()[1]
+        height = 100 * share / axes.get_ylim()[1]
+        if is_first and is_free:
+            add_text(axes, name, (1.02, height), "axes fraction", (0, 0), color=style.MUTED, va="center")
+        elif is_first:
             anchors = [Anchor(x, height, "axes fraction", x < 0.5, above=share < 1) for x in (0.03, 0.97)]
             add_note(axes, name, anchors)
