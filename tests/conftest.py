@@ -30,7 +30,7 @@ architecture = "retnet"
 architecture = "transformer"
 
 [profiles.smoke]
-size = "25k"
+size = "100k"
 rounds = 1
 warmup_s = 0.0
 min_steps = 2
