@@ -91,6 +91,16 @@ def tiny_experiment(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture
+def one_model(tiny_experiment: Path) -> Path:
+    """The same with its RetNet alone, for what is not about a pair: a model takes two more processes."""
+    text = tiny_experiment.read_text(encoding="utf-8")
+    transformer = '[models.transformer]\narchitecture = "transformer"\n'
+    assert transformer in text
+    tiny_experiment.write_text(text.replace(transformer, ""), encoding="utf-8")
+    return tiny_experiment
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """Headless Chromium for one module: its event loop bars every other one in this process."""

@@ -186,12 +186,10 @@ def test_dry_run_shows_every_cell_and_measures_nothing(tmp_path: Path, tiny_expe
     assert not (tmp_path / "results").exists()
 
 
-def test_an_interrupted_run_keeps_what_it_measured_and_ends_with_130(
-    tmp_path: Path, tiny_experiment: Path
-) -> None:
+def test_an_interrupted_run_keeps_what_it_measured_and_ends_with_130(tmp_path: Path, one_model: Path) -> None:
     memory = ("--set", "workloads={memory={context_len=[64]}}")  # which needs no ceilings
     process = subprocess.Popen(
-        [sys.executable, "-m", "retbench", "run", str(tiny_experiment), *TINY, *memory, "--set", "rounds=50"],
+        [sys.executable, "-m", "retbench", "run", str(one_model), *TINY, *memory, "--set", "rounds=50"],
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
