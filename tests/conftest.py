@@ -1,15 +1,17 @@
-"""What tests share: no deadlines (test machines are noisy), a lock and CPUs of their own, a small experiment file."""
+"""What tests share: no deadlines (test machines are noisy), own locks and CPUs, a small experiment file, a browser."""
 
 import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import settings
 
 from retbench.measure import machine
+from tests.browsing import open_browser
 
 EVERY_CPU = machine.allowed_cpus()
 
@@ -28,7 +30,7 @@ architecture = "retnet"
 architecture = "transformer"
 
 [profiles.smoke]
-size = "1m"
+size = "100k"
 rounds = 1
 warmup_s = 0.0
 min_steps = 2
@@ -87,3 +89,19 @@ def tiny_experiment(tmp_path: Path) -> Path:
     path = tmp_path / "tiny.toml"
     path.write_text(TINY_EXPERIMENT, encoding="utf-8")
     return path
+
+
+@pytest.fixture
+def one_model(tiny_experiment: Path) -> Path:
+    """The same with its RetNet alone, for what is not about a pair: a model takes two more processes."""
+    text = tiny_experiment.read_text(encoding="utf-8")
+    transformer = '[models.transformer]\narchitecture = "transformer"\n'
+    assert transformer in text
+    tiny_experiment.write_text(text.replace(transformer, ""), encoding="utf-8")
+    return tiny_experiment
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Headless Chromium for one module: its event loop bars every other one in this process."""
+    yield from open_browser()

@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -74,15 +75,23 @@ QUANTITIES = "retbench.regress.quantities"
 """Measures the machine-independent quantities, with torch; the rest of its package reads them."""
 
 
-def imported(path: Path, *, top_level_only: bool = False) -> set[str]:
-    """Return the full names that a file imports, inside its functions too unless `top_level_only`.
-
-    Imports that only a type checker makes are left out.
-    """
+@cache
+def parsed(path: Path) -> ast.Module:
+    """Return the tree of a file without what only a type checker sees."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
             node.body = []
+    return tree
+
+
+@cache
+def imported(path: Path, *, top_level_only: bool = False) -> frozenset[str]:
+    """Return the full names that a file imports, inside its functions too unless `top_level_only`.
+
+    Imports that only a type checker makes are left out.
+    """
+    tree = parsed(path)
     names: set[str] = set()
     for node in tree.body if top_level_only else ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -90,7 +99,7 @@ def imported(path: Path, *, top_level_only: bool = False) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import on line {node.lineno}"
             names.update(f"{node.module}.{alias.name}" for alias in node.names)
-    return names
+    return frozenset(names)
 
 
 def resolve(name: str) -> str:

@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -13,6 +14,7 @@ from benchmarks.page_picture import HEIGHT, WIDTH, answer_of
 from retbench.cli import app
 from retbench.records.store import read_records
 from retbench.units import format_bytes
+from tests.browsing import SCREENS, check_light
 
 ROOT = Path(__file__).parents[1]
 PUBLISHED = ROOT / "results" / "published"
@@ -299,6 +301,14 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     told = CliRunner().invoke(app, ["report", "--results", str(PUBLISHED), "--out", str(out)])
     assert told.exit_code == 0, told.output
     return out
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("size", SCREENS, ids=str)
+def test_the_page_of_the_records_is_short_and_light(
+    browser: Any, report: Path, size: tuple[int, int]
+) -> None:
+    assert check_light(browser, report / "index.html", size) <= (10_000 if size[0] == 1440 else 20_000)
 
 
 @pytest.mark.parametrize(

@@ -33,11 +33,11 @@ architecture = "retnet"
 
 {TRANSFORMER}
 [profiles.smoke]
-size = "300k"
+size = "25k"
 threads = 1
 [profiles.smoke.training]
 corpus = "CORPUS"
-sizes = ["300k"]
+sizes = ["25k"]
 seq_len = 64
 batch_size = 2
 num_tokens = 512
@@ -87,7 +87,7 @@ def test_a_dry_run_does_not_pretend_to_know_what_an_evaluation_takes(folder: Pat
     assert {(cell["seconds"], cell["memory_bytes"]) for cell in cells} == {(None, None)}
     rows = run_tiny(folder, "--dry-run").stdout.splitlines()[2:]
     assert len(set(rows)) == len(rows)
-    assert rows[0].startswith("| retnet 300K seed 0 |")
+    assert rows[0].startswith("| retnet 25K seed 0 |")
     assert f"perplexity of {folder / 'texts'}, whole" in rows[0]
     assert rows[-1].startswith("| none is estimated |")
     decode = "workloads.decode={context_len=[64]}"
@@ -173,7 +173,7 @@ def test_the_same_command_measures_nothing_again(folder: Path, measured: list[Re
 def test_what_was_not_trained_is_asked_for(folder: Path) -> None:
     done = run_tiny(folder, "--set", "training.seeds=[0, 7]")
     assert done.exit_code == 2
-    assert "there is no trained 'retnet' of size 300K seed 7 of tiny/smoke under results" in done.stderr
+    assert "there is no trained 'retnet' of size 25K seed 7 of tiny/smoke under results" in done.stderr
     assert "retbench train tiny --profile smoke --out results" in done.stderr
 
 
@@ -205,7 +205,7 @@ def newest(folder: Path) -> list[Record]:
     return [record for record in records if record.run_id == latest]
 
 
-FINAL = "results/checkpoints/tiny/smoke/retnet-300k-seed0/final"
+FINAL = "results/checkpoints/tiny/smoke/retnet-25k-seed0/final"
 ONE_SEED = ("--set", "training.seeds=[0]")
 
 
@@ -293,7 +293,7 @@ def test_a_corpus_that_has_changed_since_the_training_is_refused(
         done = run_tiny(folder)
     said = " ".join(done.stderr.split())
     assert done.exit_code == 2
-    assert "has changed since 'retnet 300K seed 0' was trained on it (fingerprint " in said
+    assert "has changed since 'retnet 25K seed 0' was trained on it (fingerprint " in said
     assert "retbench train tiny --profile smoke --fresh" in said
 
 
@@ -374,7 +374,7 @@ def test_a_checkpoint_is_measured_by_its_place_below_the_data_folder(
 ) -> None:
     words = ["run", without_transformer(folder), "--profile", "smoke", "--device", "cpu", "--out", "other"]
     words += ["--data-dir", "results/checkpoints/tiny/smoke"]
-    done = run_in(folder, *words, "--set=models.retnet.checkpoint=retnet-300k-seed1/final")
+    done = run_in(folder, *words, "--set=models.retnet.checkpoint=retnet-25k-seed1/final")
     assert done.exit_code == 0, done.output
     records, _ = read_records(folder / "other")
     for record in records:

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import shutil
 import signal
@@ -52,7 +53,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "tiny.toml").write_text(
         'title = "Tiny"\nsource = "none"\nexpect = "It runs."\n'
         '[models.retnet]\narchitecture = "retnet"\n[models.transformer]\narchitecture = "transformer"\n'
-        '[profiles.smoke]\nsize = "1m"\nrounds = 2\nwarmup_s = 0.0\nmin_steps = 2\n'
+        '[profiles.smoke]\nsize = "100k"\nrounds = 2\nwarmup_s = 0.0\nmin_steps = 2\n'
         "[profiles.smoke.workloads.decode]\ncontext_len = [64]\n",
         encoding="utf-8",
     )
@@ -97,11 +98,12 @@ def test_its_records_fit_the_schema(measured: Path) -> None:
         validator.validate(json.loads(line))
 
 
-def test_the_same_command_again_measures_nothing(measured: Path) -> None:
+def test_the_same_command_again_measures_nothing(measured: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = len(read_records(measured / "results")[0])
-    done = retbench_process("run", "tiny.toml", *TINY, "--json", cwd=measured)
-    assert done.returncode == 0
-    answer = json.loads(done.stdout)
+    monkeypatch.chdir(measured)
+    code, stdout, _ = invoke("run", "tiny.toml", *TINY, "--json")
+    assert code == 0
+    answer = json.loads(stdout)
     assert answer["counts"] == {}
     assert answer["skipped"] == 4
     assert answer["records"] is None
@@ -128,10 +130,11 @@ def test_each_command_shows_all_its_models_whatever_they_were_run_beside(
         assert "left out" not in done.stderr
 
 
-def test_table_prints_what_run_printed(measured: Path) -> None:
-    done = retbench_process("table", "tiny", cwd=measured)
-    assert done.returncode == 0
-    assert done.stdout == (measured / "stdout").read_text(encoding="utf-8")
+def test_table_prints_what_run_printed(measured: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(measured)
+    code, stdout, _ = invoke("table", "tiny")
+    assert code == 0
+    assert stdout == (measured / "stdout").read_text(encoding="utf-8")
 
 
 def test_a_table_of_what_was_not_measured_says_how_to_measure_it(measured: Path) -> None:
@@ -156,10 +159,13 @@ def test_table_has_other_formats(measured: Path, form: str) -> None:
         assert "transformer" in stdout
 
 
-def test_report_understands_a_run_and_ends_with_the_answer(measured: Path) -> None:
-    done = retbench_process("report", cwd=measured)
-    assert done.returncode == 0
-    lines = done.stdout.splitlines()
+def test_report_understands_a_run_and_ends_with_the_answer(
+    measured: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(measured)
+    code, stdout, _ = invoke("report")
+    assert code == 0
+    lines = stdout.splitlines()
     assert len(lines) <= 12
     assert lines[0] == "RetNet compared with the Transformer."
     assert [line for line in lines if line.startswith("Decode: ") and " at 64" in line]
@@ -180,11 +186,10 @@ def test_dry_run_shows_every_cell_and_measures_nothing(tmp_path: Path, tiny_expe
     assert not (tmp_path / "results").exists()
 
 
-def test_an_interrupted_run_keeps_what_it_measured_and_ends_with_130(
-    tmp_path: Path, tiny_experiment: Path
-) -> None:
+def test_an_interrupted_run_keeps_what_it_measured_and_ends_with_130(tmp_path: Path, one_model: Path) -> None:
+    memory = ("--set", "workloads={memory={context_len=[64]}}")  # which needs no ceilings
     process = subprocess.Popen(
-        [sys.executable, "-m", "retbench", "run", str(tiny_experiment), *TINY, "--set", "rounds=50"],
+        [sys.executable, "-m", "retbench", "run", str(one_model), *TINY, *memory, "--set", "rounds=50"],
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -456,13 +461,13 @@ def test_the_help_summarises_a_command_as_the_command_does(name: str) -> None:
 
 
 def test_help_answers_at_once(tmp_path: Path) -> None:
-    """The best of five starts: what is loaded is fixed by test_imports, the time itself is noisy."""
-    times = []
-    for _ in range(5):
+    """One of five starts: what is loaded is fixed by test_imports, the time itself is noisy."""
+    times = [math.inf]
+    while min(times) >= 1.0:
+        assert len(times) <= 5, times
         start = time.perf_counter()
         assert retbench_process("--help", cwd=tmp_path).returncode == 0
         times.append(time.perf_counter() - start)
-    assert min(times) < 1.0
 
 
 def test_records_cannot_go_into_a_file(tmp_path: Path) -> None:

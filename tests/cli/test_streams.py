@@ -12,7 +12,7 @@ from report.synthetic_records import CPU
 from retbench.records.store import read_records
 
 RETBENCH = [sys.executable, "-m", "retbench"]
-TINY = ("--profile", "smoke", "--device", "cpu", "--set", "workloads.decode.context_len=[64]")
+TINY = "--profile smoke --device cpu --set 'workloads={memory={context_len=[64, 128]}}'"
 
 
 def shell(command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -40,8 +40,8 @@ def without_reader(*words: object, stream: str, cwd: Path) -> subprocess.Complet
         os.close(writer)
 
 
-def test_a_run_whose_output_is_cut_measures_everything(tmp_path: Path, tiny_experiment: Path) -> None:
-    words = f"run {tiny_experiment} {' '.join(TINY)}"
+def test_a_run_whose_output_is_cut_measures_everything(tmp_path: Path, one_model: Path) -> None:
+    words = f"run {one_model} {TINY}"
     done = shell(f"$RETBENCH {words} 2>&1 | head -n 1", tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert len(done.stdout.splitlines()) == 1
@@ -51,7 +51,7 @@ def test_a_run_whose_output_is_cut_measures_everything(tmp_path: Path, tiny_expe
     for stderr in ("2>/dev/full", "2>&-"):
         again = shell(f"$RETBENCH {words} {stderr}", tmp_path)
         assert again.returncode == 0
-        assert again.stdout.startswith("### decode")
+        assert again.stdout.startswith("### memory")
 
 
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])

@@ -14,10 +14,11 @@ from typer.testing import CliRunner
 from report.synthetic_records import Maker, write_results
 from retbench.cli import app
 from retbench.errors import ConfigError
+from retbench.planning import estimates
 from retbench.planning.cells import Cell, Weights
 from retbench.planning.plan import Plan, make_plan
 from retbench.planning.shards import Shard, unit_of
-from retbench.records.record import WeightsInfo
+from retbench.records.record import Ceilings, WeightsInfo
 from retbench.workloads.workload import is_cost
 
 TINY = ("--profile", "smoke", "--device", "cpu", "--dry-run")
@@ -109,7 +110,11 @@ def run(*words: str) -> tuple[int, str]:
     return done.exit_code, done.output
 
 
-def test_a_dry_run_shows_the_shard(tiny_experiment: Path, tmp_path: Path) -> None:
+def test_a_dry_run_shows_the_shard(
+    tiny_experiment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates = Ceilings(read_bandwidth_bytes_per_s=1e10, matmul_flops_per_s=1e11)
+    monkeypatch.setattr(estimates, "_ask_ceilings", lambda _plan: rates)
     shared = (
         "run",
         str(tiny_experiment),

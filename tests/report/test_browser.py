@@ -15,34 +15,11 @@ from report.synthetic_records import CPU, Maker, write_results
 from retbench.records.record import Metric, Record
 from retbench.report.frames import load_results
 from retbench.report.report import write_report
+from tests.browsing import SCREENS, check_light, open_page
 
 PUBLISHED = Path(__file__).parents[2] / "results" / "published"
-SCREENS = [(1440, 900), (390, 844)]
 WCAG = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
-FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-
 pytestmark = pytest.mark.browser
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    api = pytest.importorskip("playwright.sync_api", reason="needs Playwright: pip install playwright")
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("needs Chromium: apt-get install chromium")
-    with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
@@ -69,14 +46,23 @@ def evidence(request: pytest.FixtureRequest, browser: Any, report: Path) -> Iter
     page.close()
 
 
-def test_it_opens_in_silence_and_fetches_nothing(page: Any, evidence: Any) -> None:
+@pytest.fixture
+def both(browser: Any, report: Path, page: Any) -> Iterator[tuple[Any, Any]]:
+    """Both pages opened at one width."""
+    evidence = open_page(browser, report.with_name("evidence.html"), (page.viewport_size["width"], 900))
+    yield page, evidence
+    evidence.close()
+
+
+def test_it_opens_in_silence_and_fetches_nothing(both: tuple[Any, Any]) -> None:
+    page, evidence = both
     assert page.title() == "RetNet compared with the Transformer: benchmark report"
     assert evidence.title() == "Evidence: RetNet compared with the Transformer"
     assert page.heard == evidence.heard == []
 
 
-def test_it_does_not_scroll_sideways(page: Any, evidence: Any) -> None:
-    for one in (page, evidence):
+def test_it_does_not_scroll_sideways(both: tuple[Any, Any]) -> None:
+    for one in both:
         unfold(one)
         assert one.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
 
@@ -120,29 +106,22 @@ def test_it_prints_in_light_colours(page: Any) -> None:
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
 
 
-def open_page(browser: Any, path: Path, size: tuple[int, int], scheme: str = "light", **options: Any) -> Any:
-    """A page opened from the disk; what it fetches and says is in `heard`."""
-    width, height = size
-    page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme, **options)
-    page.heard = []
-    page.on("console", lambda message: page.heard.append(message.text))
-    page.on("pageerror", lambda error: page.heard.append(str(error)))
-    page.on("request", lambda asked: page.heard.append(asked.url) if asked.url != path.as_uri() else None)
-    page.goto(path.as_uri())
-    return page
-
-
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The report of a fresh clone after `make report`: the published records, and the same workloads measured here."""
+    """The report of a clone after `make report`: published latency and memory, and the same measured here.
+
+    `test_published` opens the page of everything that is published.
+    """
     folder = tmp_path_factory.mktemp("clone")
     root = folder / "results"
-    shutil.copytree(PUBLISHED, root / "published")
+    published = [one for name in ("latency", "memory") for one in PUBLISHED.glob(f"*/{name}")]
+    for path in published:
+        shutil.copytree(path, root / "published" / path.relative_to(PUBLISHED))
     here = {"machine": "here", "cpu_model": "Intel(R) Xeon(R) Processor"}
     own = [
         record.model_copy(update={"run_id": "mine", "environment": record.environment | here})
-        for record in load_results(PUBLISHED).records
-        if record.experiment in ("latency", "memory")
+        for path in published
+        for record in load_results(path).records
     ]
     write_report(write_results(root, own), folder / "out")
     return folder / "out" / "index.html"
@@ -170,20 +149,8 @@ def test_the_first_screen_of_a_fresh_clone_answers(browser: Any, clone: Path, si
 
 
 @pytest.mark.parametrize("size", SCREENS, ids=str)
-def test_the_page_of_a_fresh_clone_is_short_and_light(
-    browser: Any, clone: Path, size: tuple[int, int]
-) -> None:
-    page = open_page(browser, clone, size)
-    height, width = page.evaluate("(e => [e.scrollHeight, e.scrollWidth])(document.documentElement)")
-    assert width == size[0]
-    assert height <= (8_000 if size[0] == 1440 else 18_000)
-    assert clone.stat().st_size <= 400_000
-    cut = (
-        "[...document.querySelectorAll('.tables .scroll')].filter(e => e.scrollWidth > e.clientWidth).length"
-    )
-    assert size[0] < 1440 or page.evaluate(cut) == 0
-    assert page.heard == []
-    page.close()
+def test_the_page_of_a_clone_is_short_and_light(browser: Any, clone: Path, size: tuple[int, int]) -> None:
+    assert check_light(browser, clone, size) <= (8_000 if size[0] == 1440 else 18_000)
 
 
 def many_models(records: list[Record], count: int) -> list[Record]:
@@ -202,12 +169,19 @@ def many_models(records: list[Record], count: int) -> list[Record]:
     return made
 
 
+@pytest.fixture(scope="module")
+def ten_models(tmp_path_factory: pytest.TempPathFactory, cpu_records: list[Record]) -> Path:
+    """The report on ten models."""
+    folder = tmp_path_factory.mktemp("ten")
+    write_report(write_results(folder / "results", many_models(cpu_records, 10)), folder / "out")
+    return folder / "out" / "index.html"
+
+
 @pytest.mark.parametrize("size", SCREENS, ids=str)
 def test_with_ten_models_the_first_screen_still_answers(
-    browser: Any, cpu_records: list[Record], tmp_path: Path, size: tuple[int, int]
+    browser: Any, ten_models: Path, size: tuple[int, int]
 ) -> None:
-    write_report(write_results(tmp_path / "results", many_models(cpu_records, 10)), tmp_path / "out")
-    page = open_page(browser, tmp_path / "out" / "index.html", size)
+    page = open_page(browser, ten_models, size)
     words = first_screen(page)
     assert re.search(r"Decode: fastest: architecture_0, 4\.49× faster than the Transformer at 32K", words)
     assert re.search(

@@ -33,7 +33,7 @@ from retbench.running.runner import run_plan
 HEADER = 'title = "Tiny"\nsource = "none"\nexpect = "It runs."\n'
 RETNET = '[models.retnet]\narchitecture = "retnet"\n'
 TRANSFORMER = '[models.transformer]\narchitecture = "transformer"\n'
-PROFILE = '[profiles.smoke]\nsize = "1m"\nrounds = 1\nwarmup_s = 0.0\nmin_steps = 2\nthreads = 1\n'
+PROFILE = '[profiles.smoke]\nsize = "25k"\nrounds = 1\nwarmup_s = 0.0\nmin_steps = 2\nthreads = 1\n'
 
 Act = Callable[[events.RunEvent], None]
 
@@ -67,6 +67,11 @@ def write_experiment(folder: Path, *parts: str) -> Path:
 
 def plan_for(path: Path, *overrides: str) -> Plan:
     return make_plan(str(path), profile="smoke", device="cpu", dtype=None, limit=None, overrides=overrides)
+
+
+def with_steps(number: int) -> str:
+    """The profile with as many timed steps in a cell, so that it outlasts what happens to it; 250 take 0.1 s."""
+    return PROFILE.replace("min_steps = 2", f"min_steps = {number}")
 
 
 def grid(workload: str, *lengths: int) -> str:
@@ -179,8 +184,7 @@ def faulty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Pat
     folder = tmp_path_factory.mktemp("faulty")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(LOCK_DIR_VARIABLE, str(folder / "lock"))
-        # So many steps that a cell outlasts the fault.
-        steps = PROFILE.replace("min_steps = 2", "min_steps = 200") + "timeout_s = 5.0\n"
+        steps = with_steps(500) + "timeout_s = 5.0\n"
         lengths = grid("decode", 8, 16, 32, 40) + grid("prefill", 2000)
         path = write_experiment(folder, TRANSFORMER, steps, lengths)
         observer = Observer(Faults())
@@ -338,10 +342,7 @@ def test_a_killed_run_leaves_no_worker_loses_nothing_and_repeats_nothing(
     tmp_path: Path, drive: Callable[[Path, Path], subprocess.Popen[str]]
 ) -> None:
     cells = grid("decode", *range(100, 108))
-    steps = PROFILE.replace(
-        "min_steps = 2", "min_steps = 100"
-    )  # so that some cells are left when it is killed
-    path, out = write_experiment(tmp_path, RETNET, steps, cells), tmp_path / "out"
+    path, out = write_experiment(tmp_path, RETNET, with_steps(250), cells), tmp_path / "out"
     killed = drive(path, out)
     worker = psutil.Process(int(wait_for(killed, "CellStarted", times=4)))
     killed.kill()
@@ -370,7 +371,7 @@ def test_a_killed_run_leaves_no_worker_loses_nothing_and_repeats_nothing(
 def test_two_runs_that_share_only_their_folder_leave_each_other_s_states_alone(
     tmp_path: Path, drive: Callable[[Path, Path], subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = write_experiment(tmp_path, RETNET, PROFILE, grid("decode", *range(100, 106)))
+    path = write_experiment(tmp_path, RETNET, with_steps(100), grid("decode", *range(100, 106)))
     out = tmp_path / "out"
     other = drive(path, out)
     wait_for(other, "CellStarted")
@@ -494,7 +495,8 @@ def test_an_interrupted_run_with_fresh_goes_on_with_the_same_command(tmp_path: P
 
 @pytest.mark.slow
 def test_a_prepare_worker_that_dies_twice_costs_what_cannot_be_measured(tmp_path: Path) -> None:
-    path = write_experiment(tmp_path, RETNET, PROFILE, grid("decode", 8, 64, 30000), grid("prefill", 8))
+    larger = PROFILE.replace("25k", "1m")  # which is streamed for seconds
+    path = write_experiment(tmp_path, RETNET, larger, grid("decode", 8, 64, 30000), grid("prefill", 8))
     pids: list[int] = []
 
     def kill_while_it_streams(event: events.RunEvent) -> None:

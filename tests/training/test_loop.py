@@ -146,9 +146,9 @@ def test_training_is_what_the_recipe_says(plan_of: PlanOf, tmp_path: Path, numbe
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
 def test_a_compiled_run_learns_as_an_eager_one(plan_of: PlanOf, tmp_path: Path) -> None:
     """Compilation stays outside the clock: the first step takes no longer than a hundred of the others."""
+    settings = (GENTLE, "training.validate_every=1", 'training.sizes=["25k"]')
     compiled, eager = (
-        train(plan_of(f"training.compile={on}", "training.validate_every=1", GENTLE), tmp_path / on, 1)
-        for on in ("true", "false")
+        train(plan_of(f"training.compile={on}", *settings), tmp_path / on, 1) for on in ("true", "false")
     )
     points, expected = compiled.state.curve, eager.state.curve
     assert [p.train_loss_nats for p in points] == pytest.approx(

@@ -26,10 +26,12 @@ SPECS = {
 CEILINGS = Ceilings(read_bandwidth_bytes_per_s=10e9, matmul_flops_per_s=100e9)
 
 
-def make_cell(name: str, workload: str, context_len: int, batch_size: int = 1, min_steps: int = 4) -> Cell:
+def make_cell(
+    name: str, workload: str, context_len: int, batch_size: int = 1, min_steps: int = 4, size: str = "1m"
+) -> Cell:
     spec = SPECS[name]
     return Cell(
-        under_test=model_under_test(name, spec, "1m", resolve_model(spec, "1m")),
+        under_test=model_under_test(name, spec, size, resolve_model(spec, size)),
         workload=workload,
         point=Point(batch_size=batch_size, context_len=context_len),
         settings=Settings(

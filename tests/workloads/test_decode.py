@@ -113,7 +113,7 @@ def test_cuda_graphs_on_a_cpu_are_unsupported(context_of: Make) -> None:
 
 
 def compiling(name: str, depth: int) -> Cell:
-    cell = make_cell(name, "decode", depth)
+    cell = make_cell(name, "decode", depth, size="25k")  # of two layers
     return cell.model_copy(update={"settings": cell.settings.model_copy(update={"compile": True})})
 
 

@@ -138,9 +138,9 @@ def test_less_memory_than_one_sequence_needs_is_out_of_memory(tmp_path: Path) ->
         device="cpu",
         dtype=None,
         limit=None,
-        overrides=[f"memory_limit_bytes={limit}", "workloads.largest_batch.context_len=[16384]"],
+        overrides=[f"memory_limit_bytes={limit}", "workloads.largest_batch.context_len=[2048]"],
     )
     run_plan(plan, tmp_path / "out", fresh=False, observer=SILENT)
     (found,) = read_records(tmp_path / "out")[0]
     assert found.status == "oom"
-    assert "not even one sequence of 16,384 tokens" in str(found.error)
+    assert "not even one sequence of 2,048 tokens" in str(found.error)
