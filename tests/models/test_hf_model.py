@@ -78,6 +78,21 @@ def test_decoding_from_the_cache_equals_one_pass(model: HfModel) -> None:
     assert state.position == 48
 
 
+def test_a_window_that_a_model_brings_itself_stays(
+    saved: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import cache_utils
+
+    class Own(cache_utils.StaticSlidingWindowLayer):  # type: ignore[misc]
+        def update(self, *args: Tensor, **options: object) -> tuple[Tensor, Tensor]:
+            found: tuple[Tensor, Tensor] = super().update(*args, **options)
+            return found
+
+    monkeypatch.setitem(cache_utils.STATIC_LAYER_TYPE_MAPPING, "sliding_attention", Own)
+    cache = load(saved("mistral")).init_state(1, 48).cache  # type: ignore[attr-defined]
+    assert {type(layer) for layer in cache.layers} == {Own}
+
+
 def test_a_rewound_state_decodes_the_same_again(model: HfModel) -> None:
     tokens, state = text(), model.init_state(1, 48)
     model.prefill(tokens[:, :40], state)

@@ -24,13 +24,14 @@ class Slot(NamedTuple):
 def new_cache(inner: Any, capacity: int) -> Any:
     """Return transformers' static cache, whose tensors are not allocated yet.
 
-    Layers with a window are those of `_with_kept_index`.
+    Layers with transformers' usual window are those of `_with_kept_index`; a model may bring others, which stay.
     """
     from transformers import StaticCache
+    from transformers.cache_utils import StaticSlidingWindowLayer
 
     found = StaticCache(config=inner.config, max_cache_len=capacity)
     for layer in found.layers:
-        if getattr(layer, "is_sliding", False):
+        if getattr(type(layer), "update", None) is StaticSlidingWindowLayer.update:
             layer.__class__ = _with_kept_index(layer.__class__)
     return found
 
@@ -46,6 +47,8 @@ def _with_kept_index(kind: Any) -> type:
     """
 
     class Window(kind):  # type: ignore[misc]
+        _layer_type = None  # a name would make transformers take this class for the layers of all caches
+
         def lazy_initialization(self, *tensors: Tensor, **states: Any) -> None:
             super().lazy_initialization(*tensors, **states)
             self.last = torch.tensor([-1], device=self.device)
