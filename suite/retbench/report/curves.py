@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
@@ -206,7 +206,7 @@ def draw_intervals(
     x, low, high = zip(*bars, strict=True)
     place = transform or axes.transData
     drawn: list[Artist] = [axes.vlines(x, low, high, color=colour, linewidth=0.8, transform=place)]
-    look = {"color": colour, "markersize": 5, "markeredgewidth": 0.8, "zorder": 1.9}
+    look: dict[str, Any] = {"color": colour, "markersize": 5, "markeredgewidth": 0.8, "zorder": 1.9}
     for end in (low, high):
         drawn += axes.plot(x, end, "_", linestyle="", transform=place, **look)
     return drawn
