@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from retbench.errors import RetbenchError
 
-EXAMPLES = pytest.mark.parametrize("examples", [40, pytest.param(10_000, marks=pytest.mark.slow)])
+EXAMPLES = pytest.mark.parametrize("examples", [20, pytest.param(10_000, marks=pytest.mark.slow)])
 """For tests that call `fuzz`: a few examples, or as many as the long run takes."""
 
 SCALARS = st.one_of(

@@ -9,10 +9,10 @@ from statistics import median
 from benchmarks.peers.outcomes import Limit, Outcome, error_outcome, speed_outcome, worst
 from benchmarks.peers.rounds import interleave
 from benchmarks.peers.training import GRADIENT_LIMIT, LENGTH, gradients, training_step
-from retbench.cli.train import make_training_plan
 from retbench.data.batches import Batches, next_tokens
 from retbench.data.packing import pack
 from retbench.errors import UnsupportedError
+from retbench.planning.training import make_training_plan
 from retbench.training.loop import Stopped, Trainer
 from retbench.training.plan import TrainingPlan, TrainingRun
 

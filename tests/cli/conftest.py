@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from retbench.cli.train import make_training_plan
+from retbench.planning.training import make_training_plan
 from retbench.training.plan import TrainingPlan
 from tests.training.conftest import TINY_TRAINING
 

@@ -15,9 +15,9 @@ from retbench.papers.figure6 import PaperPoint, keep_comparable, paper_points
 from retbench.papers.papers import find_number, load_papers
 from retbench.records.record import Record
 from retbench.report import style
+from retbench.report.drawing import Drawing
 from retbench.report.figure6 import draw_figure6
 from retbench.report.selection import select
-from retbench.report.style import Drawing
 from retbench.report.sweeps import make_sweeps
 
 LENGTHS, BATCHES = (1024, 2048, 4096, 8192), (1, 2, 4, 8, 16)

@@ -21,9 +21,9 @@ from report.words import check_words
 from retbench.errors import RecordError, StorageError
 from retbench.records.record import Metric, Record
 from retbench.report import style
+from retbench.report.drawing import Drawing, save_drawing
 from retbench.report.figures import make_drawings
 from retbench.report.selection import select
-from retbench.report.style import Drawing, save_drawing
 
 NAMES = [
     "latency_decode_batch1",
@@ -426,7 +426,7 @@ def test_no_state_is_left_behind(tmp_path: Path) -> None:
         "import sys, matplotlib as mpl\n"
         "from pathlib import Path\n"
         "from report.synthetic_records import Maker\n"
-        "from retbench.report.style import save_drawing\n"
+        "from retbench.report.drawing import save_drawing\n"
         "from retbench.report.figures import make_drawings\n"
         "from retbench.report.selection import select\n"
         "before = mpl.rcParams.copy()\n"

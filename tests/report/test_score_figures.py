@@ -12,12 +12,12 @@ from matplotlib.axes import Axes
 from report.synthetic_scores import KIN, SEEDS, TASKS, TRAINED_LEN, ScoreMaker, evaluations_of
 from report.words import check_words
 from retbench.report import style
+from retbench.report.drawing import Drawing
 from retbench.report.evaluations import Evaluations, make_evaluations
 from retbench.report.frames import load_results
 from retbench.report.points import is_final
 from retbench.report.score_figures import draw_scores
 from retbench.report.selection import select
-from retbench.report.style import Drawing
 from retbench.stats.paired import proportion_interval
 
 

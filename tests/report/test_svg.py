@@ -9,9 +9,10 @@ import pytest
 
 from report.synthetic_records import CPU, Maker
 from retbench.records.record import Record
+from retbench.report.drawing import Drawing, save_drawing
 from retbench.report.figures import make_drawings
 from retbench.report.selection import select
-from retbench.report.style import Drawing, marks_of, model_of, save_drawing
+from retbench.report.style import marks_of, model_of
 from retbench.report.svg import describe, inline_svgs
 
 

@@ -3,7 +3,7 @@
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from retbench.report import style
-from retbench.report.style import Drawing
+from retbench.report.drawing import Drawing
 
 
 def check_words(drawing: Drawing) -> None:

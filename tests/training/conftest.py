@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from retbench.cli.train import make_training_plan
 from retbench.data.packing import pack
+from retbench.planning.training import make_training_plan
 from retbench.training.engine import TrainingText
 from retbench.training.events import CurvePoint
 from retbench.training.plan import TrainingPlan

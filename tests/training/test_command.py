@@ -1,4 +1,4 @@
-"""The training command, in a separate process if it is killed and once for its results, otherwise in this one."""
+"""The training command, in a separate process if it is killed, otherwise in this one."""
 
 import csv
 import json
@@ -103,8 +103,8 @@ def trained(corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
     (folder / "tiny.toml").write_text(TINY_TRAINING.format(corpus=corpus_dir), encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RETBENCH_CACHE", str(corpus_dir.parent / "cache"))
-        first = run(folder / "tiny.toml", folder, "--json")
-    assert first.returncode == 0, first.stderr
+        first = invoke(folder / "tiny.toml", folder, "--json")
+    assert first.exit_code == 0, first.stderr
     return folder, json.loads(first.stdout)
 
 

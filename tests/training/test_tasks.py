@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from retbench.cli.train import make_training_plan
 from retbench.config import synthetic
 from retbench.data.batches import IGNORED, Examples
 from retbench.errors import ConfigError
@@ -18,6 +17,7 @@ from retbench.evaluation.answers import answer_shares
 from retbench.models.build import build_model
 from retbench.models.decoder import Decoder
 from retbench.planning.models import find_models
+from retbench.planning.training import make_training_plan
 from retbench.records.store import read_records
 from retbench.training import loop
 from retbench.training.engine import GeneratedExamples, train_all

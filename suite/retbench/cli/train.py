@@ -3,7 +3,6 @@
 A command may be one process, or one of several that torchrun launched together.
 """
 
-import shlex
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
@@ -28,26 +27,16 @@ from retbench.cli.options import (
 )
 from retbench.cli.progress import describe_rate, show_events, view_training
 from retbench.cli.tracking import track_runs
-from retbench.config.experiment import load_experiment
-from retbench.config.training import TrainingSpec
-from retbench.errors import INTERRUPTED, ConfigError, RetbenchError, shown
+from retbench.errors import INTERRUPTED, ConfigError, RetbenchError
 from retbench.files import check_writable
 from retbench.measure.environment import pin_process
-from retbench.planning.plan import PAPER_MEMORY_BYTES
 from retbench.planning.shards import Shard
-from retbench.running.devices import Device, default_threads, find_device
+from retbench.planning.training import make_training_plan
 from retbench.running.events import WaitingForLock
 from retbench.running.locks import Interrupted, catch_signals, timing_lock
 from retbench.training import trained
 from retbench.training.events import Packing, RunResult, TrainingResult
-from retbench.training.plan import (
-    TextSource,
-    TrainingPlan,
-    TrainingRun,
-    check_processes,
-    resolve_models,
-    training_spec,
-)
+from retbench.training.plan import TextSource, TrainingPlan, TrainingRun
 from retbench.training.ranks import ALONE, Launch, OtherRankFailedError, Ranks, joined
 from retbench.units import format_count, format_duration, format_percent, format_rate, format_size
 
@@ -114,79 +103,6 @@ def train(
         raise typer.Exit(code)
     if launch.rank == 0:
         _show_plan(plan(), out, form)
-
-
-def make_training_plan(
-    experiment: str,
-    profile: str | None = None,
-    device: str | None = None,
-    overrides: Sequence[str] = (),
-    data_dir: Path | None = None,
-    launch: Launch | None = None,
-    shard: Shard | None = None,
-) -> TrainingPlan:
-    """Return the plan of one command; see `retbench.planning.plan.make_plan` for its defaults.
-
-    Args:
-        experiment: Name of an experiment, or path of its file.
-        profile: Name of the profile.
-        device: Requested device.
-        overrides: KEY=VALUE replacements of the profile's fields.
-        data_dir: Folder of local data.
-        launch: The place of this process among those that train together; alone when None.
-        shard: The part of the runs to train; all when None.
-
-    Raises:
-        ConfigError: something is misspelt or contradictory, or the profile trains nothing.
-        UnsupportedError: this machine cannot do what was requested.
-    """
-    launch = launch or Launch()
-    found = _find_device(device, launch)
-    has_room = found.memory_bytes is not None and found.memory_bytes >= PAPER_MEMORY_BYTES
-    profile_name = ("paper" if has_room else "cpu") if profile is None else profile
-    loaded = load_experiment(experiment, overrides, profile=profile_name).of_profile(profile_name)
-    spec = training_spec(loaded, profile_name)
-    check_processes(spec, launch.world_size)
-    source = spec.task or _load_text(spec, data_dir)
-    device_word = found.name if launch.world_size == 1 else found.name.partition(":")[0]
-    words = ["retbench", "train", experiment, "--profile", profile_name, "--device", device_word]
-    words += [word for item in overrides for word in ("--set", item)]
-    words += [] if data_dir is None else ["--data-dir", str(data_dir)]
-    words += [] if shard is None else ["--shard", str(shard)]
-    return TrainingPlan(
-        experiment=loaded,
-        profile_name=profile_name,
-        spec=spec,
-        models=resolve_models(loaded, profile_name, source.vocab_size),
-        source=source,
-        device=found.name,
-        threads=loaded.profile(profile_name).threads or default_threads(found.name, launch.local_world_size),
-        command=launch.command(shlex.join(words)),
-        world_size=launch.world_size,
-        local_world_size=launch.local_world_size,
-        shard=shard,
-    )
-
-
-def _load_text(spec: TrainingSpec, data_dir: Path | None) -> TextSource:
-    """Return the corpus and the tokenizer that a training table names; ConfigError if there is none of that name."""
-    from retbench.data.corpora import load_corpus
-    from retbench.data.tokenizers import load_tokenizer
-
-    tokenizer = load_tokenizer(spec.tokenizer, data_dir=data_dir)
-    return TextSource(load_corpus(spec.corpus, data_dir=data_dir), tokenizer)
-
-
-def _find_device(asked: str | None, launch: Launch) -> Device:
-    """Return the device of this process: with several processes and GPUs, each takes the GPU of its rank."""
-    if launch.world_size == 1:
-        return find_device(asked)
-    if asked not in (None, "cpu", "cuda"):
-        raise ConfigError(
-            f"--device {shown(asked)}: each of the {launch.world_size} processes takes its own GPU. Give cuda or cpu."
-        )
-    found = find_device(asked)
-    return found if found.name == "cpu" else find_device(f"cuda:{launch.local_rank}")
 
 
 def carry_out(

@@ -5,7 +5,6 @@ Nothing here imports torch.
 """
 
 import os
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from importlib import resources
@@ -29,11 +28,12 @@ from retbench.architectures.architecture import ModelSpec
 from retbench.architectures.registry import architectures
 from retbench.architectures.sizes import SizeId
 from retbench.config.evaluation import MAX_LENGTH, WorkloadSpec
+from retbench.config.overrides import apply_override
 from retbench.config.own_models import OwnModels, replace_models
 from retbench.config.training import TrainingSpec
 from retbench.errors import ConfigError, shown, unknown_name
 from retbench.ops import DecodeOperators
-from retbench.parsing import MAX_DEPTH, parse_toml
+from retbench.parsing import parse_toml
 from retbench.strict import JSON_SCHEMA, Name, NamePair, Strict, WithoutTitles, explain
 from retbench.workloads.workload import WORKLOADS, Workload, find_workload
 
@@ -342,7 +342,7 @@ def load_experiment(
     if own_models is not None:
         replace_models(raw, own_models)
     for item in overrides:
-        _apply_override(raw, item, profile)
+        apply_override(raw, item, profile)
     for text in _scalars(raw):
         if isinstance(text, str) and not text.translate(_PLAIN_SPACE).isprintable():
             raise ConfigError(f"{place}: {shown(text)} has characters that cannot be printed. Remove them.")
@@ -370,56 +370,3 @@ def _find(name_or_path: str) -> Path:
     if name_or_path not in known:
         raise unknown_name("experiment", name_or_path, known)
     return known[name_or_path]
-
-
-def _apply_override(raw: dict[str, Any], item: str, profile: str | None) -> None:
-    """Set one `key=value` in the parsed TOML, in place."""
-    key, sign, text = item.partition("=")
-    if not sign or not key.strip():
-        raise ConfigError(f"--set {shown(item)}: not of the form key=value. Example: --set rounds=3")
-    parts = key.strip().split(".")
-    try:
-        item.encode()  # bytes of the command line that are not UTF-8 are halves of surrogate pairs
-        value = parse_toml(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = _bare_words(text.strip())
-    except ValueError as error:
-        raise ConfigError(f"--set {shown(item)}: {error}. Correct the value.") from error
-    if len(parts) > MAX_DEPTH:
-        raise ConfigError(f"--set {shown(item)}: the key has {len(parts)} parts. Check the key.")
-    for target in _override_targets(raw, parts, profile):
-        node = target
-        for part in parts[:-1]:
-            node = node.setdefault(part, {})
-            if not isinstance(node, dict):
-                raise ConfigError(f"--set {shown(item)}: '{part}' is not a table. Check the key.")
-        node[parts[-1]] = value
-
-
-def _bare_words(text: str) -> str | list[Any]:
-    """Return a value that is not TOML: a bare word is a string (float16, 8K), and a list may have them ([1K, 32K])."""
-    if not (text.startswith("[") and text.endswith("]")) or any(sign in text for sign in "\"'{"):
-        return text
-    words = [word.strip() for word in text[1:-1].strip().removesuffix(",").split(",")]
-    return [int(word) if word.isascii() and word.isdecimal() else word for word in words]
-
-
-def _override_targets(raw: dict[str, Any], parts: list[str], profile: str | None) -> list[dict[str, Any]]:
-    """Return the tables that an override changes; what should be a table and is not is left to validation.
-
-    A field of a model is changed in the experiment, and in the profile if that replaces fields of the model or adds it.
-    """
-    profiles = raw.get("profiles")
-    tables = list(profiles.values()) if isinstance(profiles, dict) else []
-    if isinstance(profiles, dict) and profile in profiles:
-        tables = [profiles[profile]]
-    if parts[0] != "models":
-        return [table for table in tables if isinstance(table, dict)]
-    own = [table for table in tables if _has_model(table, parts[1:2])]
-    return own if own and not _has_model(raw, parts[1:2]) else [raw, *own]
-
-
-def _has_model(table: object, name: list[str]) -> bool:
-    """Return whether an experiment's or a profile's table has a table for a model."""
-    models = table.get("models") if isinstance(table, dict) else None
-    return isinstance(models, dict) and models.keys() >= set(name)

@@ -4,7 +4,7 @@ Impossible requests are refused here, before any process is started.
 """
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -110,52 +110,46 @@ def make_plan(
     """
     dtype = None if dtype is None else config.find_dtype(dtype)
     found = find_device(device)
-    roomy = found.memory_bytes is not None and found.memory_bytes >= PAPER_MEMORY_BYTES
-    profile_name = ("paper" if roomy else "cpu") if profile is None else profile
+    profile_name = default_profile(found) if profile is None else profile
     loaded = config.load_experiment(name_or_path, overrides, profile=profile_name, own_models=own_models)
     experiment = loaded.of_profile(profile_name)
     where = f"experiment '{experiment.name}', profile '{profile_name}'"
     chosen = _adjust(experiment.profile(profile_name), dtype, limit)
-    specs = experiment.models.values()
-    is_own = any(find_architecture(spec.architecture).reads_any_model for spec in specs)
+    is_own = any(find_architecture(spec.architecture).reads_any_model for spec in experiment.models.values())
     compiled, note = _decide_compilation(chosen, found, is_own) if compiled is None else (compiled, None)
     if compiled is not None:
         chosen = chosen.model_copy(update={"compile": compiled})
     _check_device(chosen, found)
     _check_settings(chosen, where)
     experiment = experiment.model_copy(update={"profiles": {**experiment.profiles, profile_name: chosen}})
-    options = [
-        *(("--model", checkpoint) for checkpoint in (own_models.checkpoints if own_models else ())),
-        ("--profile", profile_name),
-        ("--device", found.name),
-        ("--dtype", dtype),
-        ("--limit", limit),
-        ("--data-dir", data_dir),
-    ]
-    flags = [] if compiled is None else ["--compile" if compiled else "--no-compile"]
-    flags += ["--trust-remote-code"] if own_models and own_models.trust_remote_code else []
     models = find_models(experiment, profile_name, results, data_dir)
     _check_caches(models, chosen, where)
     _check_whole_models(models, chosen, where)
+    settings, inputs = _settings(chosen, found), find_inputs(models, chosen, data_dir)
+    options = {
+        "--profile": profile_name,
+        "--device": found.name,
+        "--dtype": dtype,
+        "--limit": limit,
+        "--data-dir": data_dir,
+    }
     return Plan(
         experiment=experiment,
         profile_name=profile_name,
         profile=chosen,
-        cells=tuple(
-            cells.expand(
-                experiment,
-                profile_name,
-                _settings(chosen, found),
-                models=models,
-                inputs=find_inputs(models, chosen, data_dir),
-            )
-        ),
+        cells=tuple(cells.expand(experiment, profile_name, settings, models=models, inputs=inputs)),
         rounds=1 if all(one.one_round for one in chosen.workloads.registered) else chosen.rounds,
-        command=_command(name_or_path, [*options, *(("--set", item) for item in overrides)], flags),
+        command=_command(name_or_path, options, overrides, own_models or OwnModels(()), compiled),
         device_memory_bytes=found.memory_bytes,
         data_dir=data_dir,
         note=note,
     )
+
+
+def default_profile(device: Device) -> str:
+    """Return the name of the profile that a device runs where none is given."""
+    roomy = device.memory_bytes is not None and device.memory_bytes >= PAPER_MEMORY_BYTES
+    return "paper" if roomy else "cpu"
 
 
 def _decide_compilation(
@@ -282,10 +276,20 @@ def _check_whole_models(models: Sequence[ModelUnderTest], profile: Profile, wher
         )
 
 
-def _command(name_or_path: str, options: Sequence[tuple[str, object]], flags: Sequence[str]) -> str:
+def _command(
+    name_or_path: str,
+    options: Mapping[str, object],
+    overrides: Sequence[str],
+    own: OwnModels,
+    compiled: bool | None,
+) -> str:
     """Return the command `retbench run` with the options that were given or decided."""
-    words = ["retbench", "run", name_or_path]
-    for flag, value in options:
-        if value is not None:
-            words += [flag, str(value)]
-    return shlex.join([*words, *flags])
+    pairs = [
+        *(("--model", checkpoint) for checkpoint in own.checkpoints),
+        *options.items(),
+        *(("--set", item) for item in overrides),
+    ]
+    words = [word for flag, value in pairs if value is not None for word in (flag, str(value))]
+    words += [] if compiled is None else ["--compile" if compiled else "--no-compile"]
+    words += ["--trust-remote-code"] if own.trust_remote_code else []
+    return shlex.join(["retbench", "run", name_or_path, *words])

@@ -148,7 +148,7 @@ def write_report(report: CheckReport, folder: Path, *, strict: bool) -> list[Pat
             paths[-1].write_text(render(report, form, strict=strict), encoding="utf-8")
         if any(item.change for item in report.items):
             from retbench.regress.figure import draw_ratios
-            from retbench.report.style import save_figure  # matplotlib loads slower than a comparison takes
+            from retbench.report.drawing import save_figure  # matplotlib loads slower than a comparison takes
 
             paths += save_figure(draw_ratios(report), folder / "ratios")
     except OSError as error:

@@ -11,13 +11,13 @@ from matplotlib.ticker import MaxNLocator
 
 from retbench.records.record import Record
 from retbench.report import style
-from retbench.report.curves import Point
 from retbench.report.document_comparisons import DocumentComparison
+from retbench.report.drawing import Drawing
 from retbench.report.evaluations import Evaluations, chance
 from retbench.report.labels import add_text, label_width_in, shorten
+from retbench.report.panels import Point
 from retbench.report.points import Lineup, TaskPoint, accuracy, instance_of, instance_row, task_point_of
 from retbench.report.provenance import describe_conditions
-from retbench.report.style import Drawing
 from retbench.report.wording import POINTS, file_stem, format_p
 from retbench.stats.paired import proportion_interval
 from retbench.units import format_size

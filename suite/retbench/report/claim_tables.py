@@ -16,7 +16,7 @@ from retbench.report.comparisons import LEVEL_MARGIN
 from retbench.report.formats import escape_markdown
 
 if TYPE_CHECKING:
-    from retbench.report.style import Drawing  # imports matplotlib
+    from retbench.report.drawing import Drawing  # imports matplotlib
 
 LEGEND = (
     "Only records under a paper's own conditions decide a claim; records of other conditions are listed with it and "

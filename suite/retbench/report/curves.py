@@ -1,26 +1,19 @@
-"""Curves of every model against one quantity: the drawing functions that figures of cost and of quality share.
-
-A point is (model, x, value, interval, status) in base units. A model may have several curves in one panel: one per
-seed of its training, or one per context length.
-"""
+"""Curves of every model against one quantity: the drawing functions that figures of cost and of quality share."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
-from math import inf, nan
-from typing import Literal, NamedTuple
+from dataclasses import replace
+from typing import Any, Literal
 
-import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.transforms import Transform, offset_copy
 
 from retbench.report import style
-from retbench.report.labels import Label, add_text, label_ends, label_width_in, shorten
-from retbench.report.points import Lineup
+from retbench.report.labels import Label, add_text, label_ends, label_width_in
+from retbench.report.panels import Panel, Point, lowest
 from retbench.report.wording import describe_status
-from retbench.units import GIB, MIB, format_tokens
+from retbench.units import format_tokens
 
 HEIGHT_IN = 2.75
 DOTTED = (0, (1, 1.6))
@@ -38,177 +31,9 @@ _MOST_MARKERS = 12
 """Points of a curve that have room for markers."""
 _LONE_MARKER_PT = 5.2
 """Size of a marker that no line helps to find."""
-_WIDEST = 1.5
-"""Highest end of an interval that is drawn over the highest value, as a ratio."""
-
-DATA_COLUMNS = ["model", "context_len", "metric", "unit", "value", "low", "high", "num_rounds", "status"]
-"""Columns of the data of a figure of cost."""
-
-Units = Sequence[tuple[float, str]]
-"""Units from the largest down: size in base units, and name."""
-TIME_UNITS: Units = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
-MEMORY_UNITS: Units = ((GIB, "GiB"), (MIB, "MiB"))
-RATE_UNITS: Units = ((1e3, "thousand tokens/s"), (1.0, "tokens/s"))
-
-
-class Point(NamedTuple):
-    """One point of a figure: a value with its 95 % interval, or the reason why there is none."""
-
-    model: str
-    x: float
-    value: float = nan
-    low: float = nan
-    high: float = nan
-    status: str = "ok"
-    curve: str = ""
-
 
 Scale = Literal["zero", "span", "log"]
 Describe = Callable[[Point], str]
-
-
-def frame_points(
-    rows: pd.DataFrame, failed: pd.DataFrame | None = None, axis: str = "context_len", curve: str = ""
-) -> tuple[Point, ...]:
-    """Return the points of one metric along an axis, and those without a value.
-
-    Args:
-        rows: Rows of a figure's data that have one metric; `low` and `high` may be absent.
-        failed: Rows of `sweeps.failed_points`.
-        axis: Column of the horizontal axis.
-        curve: Column whose values name the curves; empty where a model has one curve.
-    """
-    ends = rows.reindex(columns=["low", "high"], fill_value=nan)
-    names = rows[curve] if curve else [""] * len(rows)
-    measured = [
-        Point(str(model), float(x), float(value), float(low), float(high), curve=str(name))
-        for model, x, value, low, high, name in zip(
-            rows["model"], rows[axis], rows["value"], ends["low"], ends["high"], names, strict=True
-        )
-    ]
-    if failed is None:
-        return tuple(measured)
-    missing = zip(failed["model"], failed[axis], failed["status"], strict=True)
-    return (*measured, *(Point(str(model), float(x), status=str(status)) for model, x, status in missing))
-
-
-def with_failures(rows: pd.DataFrame, failed: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
-    """Return measured rows, and a row per metric of each point that failed: the data of a figure of cost."""
-    missing = failed.drop(columns="error").merge(pd.DataFrame({"metric": metrics}), how="cross")
-    frame = pd.concat([rows.assign(status="ok"), missing], ignore_index=True)
-    return frame.sort_values(["metric", "model", "context_len", "batch_size"], ignore_index=True)
-
-
-def highest(points: Sequence[Point]) -> float:
-    """Return the highest value or end of an interval; far wider intervals are cut, for they would flatten all."""
-    values = [point.value for point in points if point.value == point.value]
-    if not values:
-        return 1.0
-    ends = [point.high for point in points if point.high == point.high]
-    return min(max(ends), _WIDEST * max(values)) if ends else max(values)
-
-
-def lowest(points: Sequence[Point]) -> float:
-    """Return the lowest value or end of an interval above zero; far wider intervals are cut, as by `highest`."""
-    least = min(point.value for point in points if point.value > 0)
-    ends = [point.low for point in points if point.low > 0]
-    return max(min([least, *ends]), least / _WIDEST)
-
-
-def unit_for(top: float, units: Units) -> tuple[float, str]:
-    """Return the largest unit of which `top` is at least one; else the smallest."""
-    return next((unit for unit in units if top >= unit[0]), units[-1])
-
-
-@dataclass(frozen=True)
-class Panel:
-    """The curves of one pair of axes.
-
-    Attributes:
-        points: Points of every model.
-        models: All models of the selection, so that each has the same look in every figure.
-        title: What distinguishes the panel from others of its figure, with "{unit}" for the unit; empty for a panel
-            alone.
-        places: Ticks of the horizontal axis; those of the points when empty.
-        units: Units that the vertical axis may have.
-        at_least: The vertical axis reaches this value, in base units.
-        at_most: Values above this one, in base units, leave the panel.
-        joined: Name of the only curve of each model that is drawn as a line and labelled; None for every curve.
-        aside_pt: Distance of the first model's points from those of the last at the same place.
-    """
-
-    points: tuple[Point, ...]
-    models: Lineup
-    title: str = ""
-    places: tuple[float, ...] = ()
-    units: Units = ((1.0, ""),)
-    at_least: float = 0.0
-    at_most: float = inf
-    joined: str | None = None
-    aside_pt: float = 0.0
-
-    @cached_property
-    def curves(self) -> dict[str, list[list[Point]]]:
-        """The curves of each model, in the order of the models; each from left to right."""
-        found: dict[str, dict[str, list[Point]]] = {}
-        for point in self.measured:
-            found.setdefault(point.model, {}).setdefault(point.curve, []).append(point)
-        return {
-            model: [sorted(points, key=lambda point: point.x) for points in found[model].values()]
-            for model in self.models.models
-            if model in found
-        }
-
-    @property
-    def measured(self) -> list[Point]:
-        """The points that have a value."""
-        return [point for point in self.points if point.status == "ok"]
-
-    @property
-    def failed(self) -> list[Point]:
-        """The points that have none."""
-        return [point for point in self.points if point.status != "ok"]
-
-    @property
-    def ticks(self) -> tuple[float, ...]:
-        """Ticks of the horizontal axis, in order."""
-        return self.places or tuple(sorted({point.x for point in self.points}))
-
-    @property
-    def num_failing(self) -> int:
-        """Models that have a point without a value."""
-        return len({point.model for point in self.failed})
-
-    @cached_property
-    def top(self) -> float:
-        """The highest value that the vertical axis has room for, in base units."""
-        return min(self.at_most, max(highest(self.points), self.at_least))
-
-    @property
-    def size(self) -> float:
-        """One unit of the vertical axis in base units."""
-        return unit_for(self.top, self.units)[0]
-
-    @property
-    def unit(self) -> str:
-        """Name of the unit of the vertical axis."""
-        return unit_for(self.top, self.units)[1]
-
-    def look(self, model: str) -> style.Look:
-        """Return the look of a model."""
-        return style.look(self.models.models.index(model))
-
-    def name(self, model: str) -> str:
-        """Return the label of a model, led by its marker where colours alone do not distinguish the models."""
-        mark = f"{style.FILLED[self.look(model).marker]} " if style.repeats(len(self.models.models)) else ""
-        return f"{mark}{shorten(self.models.labels[model])}"
-
-    def words(self, point: Point, place: str) -> str:
-        """Return a point in words: 'RetNet, 32K: 6.40 [6.21, 6.60] ms'."""
-        value, low, high = (f"{number / self.size:,.3g}" for number in (point.value, point.low, point.high))
-        interval = f" [{low}, {high}]" if point.low == point.low else ""
-        curve = f" {point.curve}" if point.curve else ""
-        return f"{self.models.labels[point.model]}{curve}, {place}: {value}{interval} {self.unit}".rstrip()
 
 
 def draw_row(
@@ -381,7 +206,7 @@ def draw_intervals(
     x, low, high = zip(*bars, strict=True)
     place = transform or axes.transData
     drawn: list[Artist] = [axes.vlines(x, low, high, color=colour, linewidth=0.8, transform=place)]
-    look = {"color": colour, "markersize": 5, "markeredgewidth": 0.8, "zorder": 1.9}
+    look: dict[str, Any] = {"color": colour, "markersize": 5, "markeredgewidth": 0.8, "zorder": 1.9}
     for end in (low, high):
         drawn += axes.plot(x, end, "_", linestyle="", transform=place, **look)
     return drawn

@@ -7,12 +7,12 @@ import pandas as pd
 
 from retbench.records.record import Record
 from retbench.report import style
+from retbench.report.drawing import Drawing
 from retbench.report.evaluations import Evaluations
 from retbench.report.model_panels import add_model_panels, draw_model_line
 from retbench.report.points import TaskPoint, group
 from retbench.report.provenance import describe_conditions
 from retbench.report.recall_figure import PERCENT, mean_share
-from retbench.report.style import Drawing
 from retbench.units import format_tokens
 
 _SERIES = "acc_by_distance"

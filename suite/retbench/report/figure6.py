@@ -18,11 +18,12 @@ from retbench.papers.papers import KIND_WORDS, find_number
 from retbench.records.record import Record
 from retbench.report import curves, style
 from retbench.report.claims import describe_setup
+from retbench.report.drawing import Drawing
 from retbench.report.labels import Label, add_text, label_ends
+from retbench.report.panels import TIME_UNITS, Panel, Units, frame_points, highest
 from retbench.report.points import Lineup
 from retbench.report.provenance import describe_conditions
-from retbench.report.style import Drawing
-from retbench.report.sweeps import CostSweep, by_workload, describe_rounds
+from retbench.report.sweeps import DATA_COLUMNS, CostSweep, by_workload, describe_rounds, with_failures
 from retbench.report.wording import bind_units, file_stem
 from retbench.units import GB, format_printed, format_rate, format_tokens
 
@@ -33,7 +34,7 @@ class _Kind(NamedTuple):
     metric: str
     name: str
     meaning: str
-    units: curves.Units
+    units: Units
 
 
 _KINDS = {
@@ -46,7 +47,7 @@ _KINDS = {
     "b": _Kind(
         "tokens_per_s", "throughput", "tokens/s of all sequences of a batch together", ((1, "tokens/s"),)
     ),
-    "c": _Kind("tpot_s", "time per token", "time per output token against the batch size", curves.TIME_UNITS),
+    "c": _Kind("tpot_s", "time per token", "time per output token against the batch size", TIME_UNITS),
 }
 _NEEDS = {
     "a": ("memory at several context lengths", "memory"),
@@ -56,7 +57,7 @@ _NEEDS = {
 """Meaning of each panel, and the experiment that measures it."""
 _WEIGHTS = "weight_bytes"
 _TITLE = "Our measurements in the layout of RetNet Figure 6"
-_COLUMNS = ["panel", "model", "batch_size", *curves.DATA_COLUMNS[1:], "kind", "source"]
+_COLUMNS = ["panel", "model", "batch_size", *DATA_COLUMNS[1:], "kind", "source"]
 
 
 # ---- the panels ------------------------------------------------------------------------------------------------------
@@ -98,16 +99,16 @@ class Figure6Panel:
         ]
 
     @cached_property
-    def panel(self) -> curves.Panel:
+    def panel(self) -> Panel:
         """The curves, as other figures have them."""
         kind, by_length = _KINDS[self.letter], "length" if self.letter == "c" else ""
         rows = self.rows[self.rows["metric"] == kind.metric]
         rows = rows.assign(length=rows["context_len"].map(format_tokens))
-        points = curves.frame_points(rows, self.failed, self.axis, by_length)
-        top = max([curves.highest(points), *(point.number.value for point in self.paper)])
+        points = frame_points(rows, self.failed, self.axis, by_length)
+        top = max([highest(points), *(point.number.value for point in self.paper)])
         batch = "" if by_length else f", batch {self.records[0].point.batch_size}"
         title = f"({self.letter}) {kind.name}, {{unit}}{batch}"
-        return curves.Panel(points, self.models, title, units=kind.units, at_least=top)
+        return Panel(points, self.models, title, units=kind.units, at_least=top)
 
     @property
     def markers(self) -> dict[str, str]:
@@ -143,7 +144,7 @@ class Figure6Panel:
     def data(self) -> pd.DataFrame:
         """The points measured, the points that failed, and the paper's."""
         metric = _KINDS[self.letter].metric
-        mine = curves.with_failures(self.rows, self.failed, [metric])
+        mine = with_failures(self.rows, self.failed, [metric])
         paper = [
             {
                 **point._asdict(),

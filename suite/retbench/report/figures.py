@@ -1,11 +1,11 @@
 """The figures of cost: which are drawn from the records of which workload, with title, caption and data.
 
 The metrics of a workload decide on its figure: a time becomes curves against the context length, memory becomes
-stacked bars, and a workload that measures both becomes two rows. `score_figures` draws quality, `figure6` the RetNet
-paper's Figure 6.
+stacked bars, and a workload that measures both becomes two rows (`training_figure`). `score_figures` draws quality,
+`figure6` the RetNet paper's Figure 6.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,31 +14,25 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from retbench.report import memory_figure, style
-from retbench.report.comparisons import LINEAR_MARGIN, Line, find_crossover, fit_line
-from retbench.report.curves import (
-    DATA_COLUMNS,
-    DOTTED,
-    MEMORY_UNITS,
-    RATE_UNITS,
-    TIME_UNITS,
-    Panel,
-    Point,
-    Units,
-    draw_column,
-    draw_row,
-    end_labels,
-    frame_points,
-    highest,
-    with_failures,
-    with_length,
-)
+from retbench.report.comparisons import find_crossover
+from retbench.report.curves import draw_row, with_length
+from retbench.report.drawing import Drawing
 from retbench.report.figure6 import draw_figure6
 from retbench.report.labels import CORNERS, add_note, add_text, beside, shorten
+from retbench.report.panels import MEMORY_UNITS, TIME_UNITS, Panel, Units, frame_points, highest, sweep_panel
 from retbench.report.points import group
 from retbench.report.selection import Selection
 from retbench.report.state_figure import draw_throughput
-from retbench.report.style import Drawing
-from retbench.report.sweeps import CostSweep, by_workload, describe_rounds, make_sweeps, swept_by_batch
+from retbench.report.sweeps import (
+    DATA_COLUMNS,
+    CostSweep,
+    by_workload,
+    describe_rounds,
+    make_sweeps,
+    swept_by_batch,
+    with_failures,
+)
+from retbench.report.training_figure import draw_training
 from retbench.report.wording import (
     describe_absence,
     describe_crossover,
@@ -56,8 +50,6 @@ _POINTS = (
 )
 _MOST_CROSSINGS = 2
 """Crossovers that have room in a figure; more of them stand in its data and in the tables only."""
-_TALLEST = 2.0
-"""Highest memory that is drawn over the highest one that is linear in the length, as a ratio."""
 
 
 def make_drawings(selection: Selection) -> list[Drawing]:
@@ -80,7 +72,7 @@ def _of_workload(sweeps: Sequence[CostSweep], workload: Workload) -> list[Drawin
     if workload.primary.name == "peak_bytes":
         return [_memory(sweeps, workload)]
     if {"tokens_per_s", "peak_bytes"} <= metrics:
-        return [_training(sweep, workload) for sweep in sweeps]
+        return [draw_training(sweep, workload) for sweep in sweeps]
     if not workload.primary.has_interval:
         return []
     if workload.primary.name == "tokens_per_s":
@@ -89,12 +81,6 @@ def _of_workload(sweeps: Sequence[CostSweep], workload: Workload) -> list[Drawin
     if "tokens_per_s" in metrics and swept_by_batch(sweeps):
         return [_throughput(sweeps)]
     return [_times(sweeps, workload)]
-
-
-def _panel(sweep: CostSweep, metric: str, title: str = "", **options: Any) -> Panel:
-    """Return a metric of a sweep against the context length; the options are further fields of the panel."""
-    points = frame_points(sweep.rows(metric), sweep.failed)
-    return Panel(points, sweep.models, title, sweep.lengths, **options)
 
 
 def _drawing(
@@ -136,7 +122,7 @@ def _times(sweeps: Sequence[CostSweep], workload: Workload) -> Drawing:
         ]
         for found in crossings
     ]
-    data = [_data(sweep, [metric], more) for sweep, more in zip(sweeps, rows, strict=True)]
+    data = [sweep.data([metric], more) for sweep, more in zip(sweeps, rows, strict=True)]
     drawing = _drawing(first, _name(sweeps), (workload.title, caption), figure, _stack(sweeps, data))
     return replace(drawing, linear=linear)
 
@@ -173,7 +159,7 @@ def _draw_batches(
     (title, units), several = texts, len(sweeps) > 1
     top = max(highest(frame_points(sweep.rows(metric))) for sweep in sweeps)
     panels = [
-        _panel(s, metric, f"batch {s.batch_size}" if several else "", units=units, at_least=top)
+        sweep_panel(s, metric, f"batch {s.batch_size}" if several else "", units=units, at_least=top)
         for s in sweeps
     ]
     subtitle = _subtitle(panels[0].unit, sweeps[0], metric, several=several)
@@ -268,7 +254,7 @@ def _throughput(sweeps: Sequence[CostSweep]) -> Drawing:
         f"Tokens/s of all sequences of a batch against the batch size, at each context length. {_POINTS}"
     )
     name = f"{file_stem(section_title(first.experiment, first.workload, '_'))}_throughput"
-    data = [_data(sweep, [metric]).assign(batch_size=sweep.batch_size) for sweep in sweeps]
+    data = [sweep.data([metric]).assign(batch_size=sweep.batch_size) for sweep in sweeps]
     drawing = _drawing(first, name, (title, caption), figure, pd.concat(data, ignore_index=True))
     return replace(drawing, linear=linear)
 
@@ -293,7 +279,7 @@ def _roofline(sweeps: Sequence[CostSweep]) -> Drawing:
         f"{sweep.workload}, batch {sweep.batch_size}" if several else sweep.workload for sweep in sweeps
     ]
     panels = [
-        _panel(sweep, metric, name, units=((0.01, "%"),), at_least=1.0)
+        sweep_panel(sweep, metric, name, units=((0.01, "%"),), at_least=1.0)
         for sweep, name in zip(sweeps, titles, strict=True)
     ]
     figure = draw_row(
@@ -312,13 +298,12 @@ def _roofline(sweeps: Sequence[CostSweep]) -> Drawing:
     )
     name = f"{file_stem(first.experiment)}_roofline{'' if several else f'_batch{first.batch_size}'}"
     data = [
-        _data(sweep, [metric]).assign(workload=sweep.workload, batch_size=sweep.batch_size)
-        for sweep in sweeps
+        sweep.data([metric]).assign(workload=sweep.workload, batch_size=sweep.batch_size) for sweep in sweeps
     ]
     return _drawing(first, name, (title, caption), figure, pd.concat(data, ignore_index=True))
 
 
-# ---- memory, and time with memory ------------------------------------------------------------------------------------
+# ---- memory ----------------------------------------------------------------------------------------------------------
 
 
 def _memory(sweeps: Sequence[CostSweep], workload: Workload) -> Drawing:
@@ -343,78 +328,3 @@ def _memory(sweeps: Sequence[CostSweep], workload: Workload) -> Drawing:
         for sweep in sweeps
     ]
     return _drawing(sweeps[0], _name(sweeps), (workload.title, caption), figure, _stack(sweeps, data))
-
-
-def _training(sweep: CostSweep, workload: Workload) -> Drawing:
-    """Draw speed and peak memory of training."""
-    lines = {
-        model: line for model in sweep.models.models if (line := fit_line(sweep.points, "peak_bytes", model))
-    }
-    caption = (
-        "Tokens/s and peak memory of a whole training step (forward, backward, AdamW) on sequences of "
-        f"each length, batch {sweep.batch_size}. Points are geometric means of the rounds' medians, bars their 95 % "
-        "intervals. Memory is weights, gradients, the optimizer's averages, activations and temporaries. A dotted "
-        "line is the linear fit of a memory that differs from it by at most "
-        f"{100 * LINEAR_MARGIN:.0f} % at every point. Memory far above these leaves the plot; its value is beside its "
-        "name."
-    )
-    rows = [
-        (model, f"fitted_{name}", unit, value, None, None, "linear" if line.fits else "not linear")
-        for model, line in lines.items()
-        for name, unit, value in (
-            ("slope_bytes_per_token", "bytes/token", line.slope),
-            ("intercept_bytes", "bytes", line.intercept),
-            ("largest_residual_ratio", "ratio", line.largest_residual),
-        )
-    ]
-    figure = _draw_training(
-        sweep, workload.title, {model: line for model, line in lines.items() if line.fits}
-    )
-    data = _data(sweep, ["tokens_per_s", "peak_bytes"], rows)
-    return _drawing(sweep, sweep.name, (workload.title, caption), figure, data)
-
-
-def _draw_training(sweep: CostSweep, title: str, linear: Mapping[str, Line]) -> Figure:
-    """Draw tokens/s above peak memory, with the lines of the models whose memory is linear in the length."""
-
-    def describe_speed(point: Point) -> str:
-        return with_length(f"{point.value:,.0f} tokens/s", point, sweep.lengths[-1])
-
-    def describe_memory(point: Point) -> str:
-        words = with_length(format_bytes(point.value), point, sweep.lengths[-1])
-        line = linear.get(point.model)
-        return f"{words}\n{format_bytes(line.slope)} per token" if line else words
-
-    speed = _panel(sweep, "tokens_per_s", "{unit}", units=RATE_UNITS)
-    memory = _memory_panel(sweep, linear)
-    subtitle = sweep.subtitle("step_s") + ("; dotted: linear fit" if linear else "")
-    figure = draw_column(
-        [speed, memory],
-        [end_labels(speed, describe_speed), end_labels(memory, describe_memory)],
-        (title, subtitle, sweep.conditions),
-        [style.LENGTH_LABEL] * 2,
-    )
-    for line in linear.values():
-        x = [0.0, float(line.lengths[-1])]
-        y = [(line.intercept + line.slope * length) / memory.size for length in x]
-        figure.axes[1].plot(x, y, color=style.INK, linewidth=0.8, linestyle=DOTTED, zorder=2.5)
-    return figure
-
-
-def _memory_panel(sweep: CostSweep, linear: Mapping[str, Line]) -> Panel:
-    """Return peak memory; values far above the linear ones, which would flatten those, leave the panel."""
-    panel = _panel(sweep, "peak_bytes", "peak memory, {unit}", units=MEMORY_UNITS)
-    values = [point.value for point in panel.measured if point.model in linear]
-    return replace(panel, at_most=_TALLEST * max(values)) if values else panel
-
-
-# ---- the data beside the figures -------------------------------------------------------------------------------------
-
-
-def _data(sweep: CostSweep, metrics: list[str], more: Sequence[tuple[object, ...]] = ()) -> pd.DataFrame:
-    """Return the points of some metrics, those that failed, and `more` rows, of what was computed from all."""
-    rows = sweep.points[sweep.points["metric"].isin(metrics)]
-    data = with_failures(rows, sweep.failed, metrics).reindex(columns=DATA_COLUMNS)
-    columns = ["model", "metric", "unit", "value", "low", "high", "status"]
-    computed = pd.DataFrame(list(more), columns=columns).reindex(columns=DATA_COLUMNS).astype(data.dtypes)
-    return pd.concat([data, computed], ignore_index=True)

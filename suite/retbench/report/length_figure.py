@@ -6,12 +6,13 @@ from matplotlib.axes import Axes
 
 from retbench.records.record import Record
 from retbench.report import style
-from retbench.report.curves import Panel, draw_row, frame_points
+from retbench.report.curves import draw_row
+from retbench.report.drawing import Drawing
 from retbench.report.evaluations import Evaluations
+from retbench.report.panels import Panel, frame_points
 from retbench.report.points import TaskPoint, fact, group
 from retbench.report.provenance import describe_conditions
 from retbench.report.recall_figure import PERCENT, describe_share, draw_levels, seed_means
-from retbench.report.style import Drawing
 from retbench.report.wording import file_stem
 from retbench.units import format_size, format_tokens
 

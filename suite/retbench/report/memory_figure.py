@@ -12,8 +12,9 @@ from retbench.architectures.configs import parse_model_config
 from retbench.mixers.mixer import DTYPE_BYTES
 from retbench.records.record import Record
 from retbench.report import style
-from retbench.report.curves import DOTTED, MEMORY_UNITS, describe_crosses, unit_for
+from retbench.report.curves import DOTTED, describe_crosses
 from retbench.report.labels import add_text, shorten
+from retbench.report.panels import MEMORY_UNITS, unit_for
 from retbench.report.sweeps import CostSweep
 from retbench.units import format_bytes, format_tokens
 

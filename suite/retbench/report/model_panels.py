@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from retbench.report import style
-from retbench.report.curves import draw_intervals, frame_points
+from retbench.report.curves import draw_intervals
+from retbench.report.panels import frame_points
 from retbench.report.points import Lineup
 from retbench.units import format_size
 

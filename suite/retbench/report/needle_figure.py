@@ -7,11 +7,11 @@ from matplotlib.axes import Axes
 
 from retbench.records.record import Record
 from retbench.report import style
+from retbench.report.drawing import Drawing
 from retbench.report.evaluations import Evaluations
 from retbench.report.labels import shorten
 from retbench.report.points import ModelInstance, TaskPoint, group, instance_of, instance_row
 from retbench.report.provenance import describe_conditions
-from retbench.report.style import Drawing
 from retbench.report.wording import file_stem
 from retbench.units import format_size, format_tokens
 

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from retbench.records.record import Record
 from retbench.report import style
 from retbench.report.curves import describe_crosses
+from retbench.report.drawing import Drawing
 from retbench.report.evaluations import Evaluations
 from retbench.report.model_panels import add_model_panels, draw_model_line
 from retbench.report.points import (
@@ -23,7 +24,6 @@ from retbench.report.points import (
 )
 from retbench.report.provenance import describe_conditions
 from retbench.report.recall_figure import PERCENT
-from retbench.report.style import Drawing
 from retbench.units import format_tokens
 
 _ACCURACY, _LOSS = "validation_acc", "validation_loss_nats"

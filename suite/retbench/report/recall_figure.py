@@ -12,12 +12,13 @@ from matplotlib.axes import Axes
 
 from retbench.records.record import Record
 from retbench.report import style
-from retbench.report.curves import Panel, Point, draw_row, frame_points
+from retbench.report.curves import draw_row
+from retbench.report.drawing import Drawing
 from retbench.report.evaluations import Evaluations
 from retbench.report.labels import Anchor, add_note, add_text
+from retbench.report.panels import Panel, Point, frame_points
 from retbench.report.points import TaskPoint, group, learning_rate, task_point_of
 from retbench.report.provenance import describe_conditions
-from retbench.report.style import Drawing
 from retbench.report.wording import file_stem
 from retbench.stats.intervals import mean_interval
 from retbench.units import format_bytes, format_percent, format_size

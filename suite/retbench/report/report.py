@@ -17,13 +17,13 @@ from retbench.report.answer import Answer, find_answer
 from retbench.report.claim_tables import claim_table, describe_result, make_claim_section
 from retbench.report.claims import judge_claims
 from retbench.report.compact_tables import cost_tables, quality_tables
+from retbench.report.drawing import Drawing, save_drawing
 from retbench.report.evidence import Block, Section, evidence_sections, summarise_evidence
 from retbench.report.figures import make_drawings
 from retbench.report.formats import code_block, escape_markdown, markdown_table, markdown_text
 from retbench.report.frames import Results, load_results
 from retbench.report.score_figures import draw_scores
 from retbench.report.selection import select_by_origin
-from retbench.report.style import Drawing, save_drawing
 from retbench.report.svg import inline_svgs
 from retbench.report.tables import Contents, contents_of
 

@@ -19,19 +19,20 @@ from matplotlib.ticker import MaxNLocator
 from retbench.records.record import Record
 from retbench.report import style
 from retbench.report.accuracy_figure import draw_accuracies
-from retbench.report.curves import Panel, Point, draw_row, frame_points
+from retbench.report.curves import draw_row
 from retbench.report.distance_figure import draw_distances
+from retbench.report.drawing import Drawing
 from retbench.report.evaluations import Evaluations, describe_rates
 from retbench.report.labels import add_note, beside
 from retbench.report.length_figure import draw_lengths
 from retbench.report.needle_figure import draw_needles
+from retbench.report.panels import Panel, Point, frame_points
 from retbench.report.points import TaskPoint, fact, group, instance_of, instance_row, is_final
 from retbench.report.provenance import describe_conditions
 from retbench.report.rate_figure import draw_rates
 from retbench.report.recall_figure import draw_recall
 from retbench.report.slices_figure import draw_slices
 from retbench.report.state_figure import draw_states
-from retbench.report.style import Drawing
 from retbench.report.wording import file_stem, join_words
 from retbench.units import format_count, format_size, format_tokens
 

@@ -6,11 +6,12 @@ import pandas as pd
 
 from retbench.records.record import Record
 from retbench.report import style
-from retbench.report.curves import Panel, draw_row, frame_points
+from retbench.report.curves import draw_row
+from retbench.report.drawing import Drawing
 from retbench.report.evaluations import Evaluations
+from retbench.report.panels import Panel, frame_points
 from retbench.report.points import TaskPoint, instance_row
 from retbench.report.provenance import describe_conditions
-from retbench.report.style import Drawing
 from retbench.units import format_size
 
 _GAIN = "hit_gain_by_distance"

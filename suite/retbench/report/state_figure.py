@@ -5,14 +5,15 @@ from collections.abc import Iterator, Sequence
 import pandas as pd
 
 from retbench.records.record import Record
-from retbench.report.curves import DATA_COLUMNS, Panel, draw_row, frame_points, highest, with_failures
+from retbench.report.curves import draw_row
+from retbench.report.drawing import Drawing
 from retbench.report.evaluations import Evaluations
+from retbench.report.panels import Panel, frame_points, highest
 from retbench.report.points import TaskPoint, instance_row, state_bytes_of
 from retbench.report.provenance import describe_conditions
 from retbench.report.readable_tables import MOST_MODELS
 from retbench.report.recall_figure import set_byte_axis
-from retbench.report.style import Drawing
-from retbench.report.sweeps import CostSweep, describe_rounds
+from retbench.report.sweeps import DATA_COLUMNS, CostSweep, describe_rounds, with_failures
 from retbench.units import format_rate
 from retbench.workloads.workload import Workload
 

@@ -1,4 +1,4 @@
-"""The look of every figure: sizes, type, colours, axes, and how a figure is saved.
+"""The look of every figure: sizes, type, colours and axes.
 
 A figure is as wide as a journal's column and is set at that size, so that its type is legible in print and on
 a phone. The first colours are Okabe and Ito's, which colour-blind people can distinguish. A model has one colour,
@@ -9,21 +9,16 @@ import re
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from math import ceil, floor, log, log10
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib as mpl
-import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullFormatter, NullLocator
 
-from retbench.files import storing
-from retbench.report.wording import csv_text
 from retbench.units import format_tokens
 
 WIDTH_IN = 3.5
@@ -230,55 +225,6 @@ def new_figure(height_in: float, title: str, subtitle: str, conditions: str) -> 
         left, 0.03 / height_in, "\n".join(lines), fontsize=4.8, color=MUTED, va="bottom", linespacing=1.1
     )
     return figure
-
-
-def save_figure(figure: Figure, stem: Path) -> list[Path]:
-    """Write the figure as `stem`.svg and `stem`.png; the same figure gives the same bytes."""
-    with house_style():
-        svg, png = stem.with_suffix(".svg"), stem.with_suffix(".png")
-        figure.savefig(svg, metadata={"Date": None, "Creator": "retbench"})
-        figure.savefig(png, dpi=300, metadata={"Software": "retbench"})
-    return [svg, png]
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """A figure with everything that belongs to it.
-
-    Attributes:
-        name: Stem of its files.
-        experiments: Experiments whose records are drawn.
-        title: Its title.
-        caption: What it shows, in one sentence or two.
-        conditions: Conditions of the measurement, in one line.
-        figure: The figure.
-        data: Exactly what is drawn, in base units; a point that failed is there with its status.
-        linear: The same on linear axes, for the page, where the figure has logarithmic ones; None without.
-    """
-
-    name: str
-    experiments: tuple[str, ...]
-    title: str
-    caption: str
-    conditions: str
-    figure: Figure
-    data: pd.DataFrame
-    linear: Figure | None = None
-
-
-def save_drawing(drawing: Drawing, out_dir: Path) -> list[Path]:
-    """Write a figure as SVG and PNG, and its data as CSV.
-
-    Raises:
-        StorageError: the folder cannot be written.
-    """
-    stem = out_dir / drawing.name
-    data = stem.with_suffix(".csv")
-    with storing(stem):
-        out_dir.mkdir(parents=True, exist_ok=True)
-        paths = save_figure(drawing.figure, stem)
-        data.write_text(csv_text(drawing.data), encoding="utf-8")
-    return [*paths, data]
 
 
 def add_panels(

@@ -15,7 +15,8 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from retbench.report import style
-from retbench.report.style import Drawing, marks_of, model_of
+from retbench.report.drawing import Drawing
+from retbench.report.style import marks_of, model_of
 
 _COLOUR = re.compile(r"#[0-9a-f]{6}\b")
 _DECIMAL = re.compile(r"-?\d+\.\d+")

@@ -17,6 +17,9 @@ from retbench.stats.intervals import CONFIDENCE, Interval, geometric_interval
 from retbench.units import format_tokens
 from retbench.workloads.workload import WORKLOADS, MetricSpec
 
+DATA_COLUMNS = ["model", "context_len", "metric", "unit", "value", "low", "high", "num_rounds", "status"]
+"""Columns of the data of a figure of cost."""
+
 POINT_KEY = ["experiment", "workload", "batch_size", "context_len"]
 
 
@@ -63,6 +66,13 @@ def failed_points(frame: pd.DataFrame) -> pd.DataFrame:
     ok = (frame["status"] == "ok").groupby([frame[name] for name in key]).transform("any")
     failed = frame[~ok].sort_values("round").drop_duplicates(key, keep="last")
     return failed[[*key, "status", "error"]].sort_values(key, ignore_index=True)
+
+
+def with_failures(rows: pd.DataFrame, failed: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
+    """Return measured rows, and a row per metric of each point that failed: the data of a figure of cost."""
+    missing = failed.drop(columns="error").merge(pd.DataFrame({"metric": metrics}), how="cross")
+    frame = pd.concat([rows.assign(status="ok"), missing], ignore_index=True)
+    return frame.sort_values(["metric", "model", "context_len", "batch_size"], ignore_index=True)
 
 
 @dataclass(frozen=True)
@@ -112,6 +122,19 @@ class CostSweep:
     def rows(self, metric: str) -> pd.DataFrame:
         """Return the points of one metric."""
         return self.points[self.points["metric"] == metric]
+
+    def data(self, metrics: list[str], more: Sequence[tuple[object, ...]] = ()) -> pd.DataFrame:
+        """Return the data of a figure of some metrics: their points, those that failed, and rows computed from all.
+
+        Args:
+            metrics: Names of the metrics.
+            more: Computed rows: model, metric, unit, value, low, high, status.
+        """
+        rows = self.points[self.points["metric"].isin(metrics)]
+        data = with_failures(rows, self.failed, metrics).reindex(columns=DATA_COLUMNS)
+        columns = ["model", "metric", "unit", "value", "low", "high", "status"]
+        computed = pd.DataFrame(list(more), columns=columns).reindex(columns=DATA_COLUMNS).astype(data.dtypes)
+        return pd.concat([data, computed], ignore_index=True)
 
     def cell(self, model: str, length: int) -> list[Record]:
         """Return the records of one model at one context length."""

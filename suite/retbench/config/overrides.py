@@ -1,0 +1,69 @@
+"""Items `key=value` of `--set`, which change the parsed TOML of an experiment before it is checked."""
+
+import tomllib
+from typing import Any
+
+from retbench.errors import ConfigError, shown
+from retbench.parsing import MAX_DEPTH, parse_toml
+
+
+def apply_override(raw: dict[str, Any], item: str, profile: str | None) -> None:
+    """Set one `key=value` in the parsed TOML, in place.
+
+    Args:
+        raw: The tables of an experiment file.
+        item: The item; its value is TOML, or bare words.
+        profile: The profile that a key without a prefix changes; every profile when None.
+
+    Raises:
+        ConfigError: it is not of that form, its value is not TOML, or its key leads through what is no table.
+    """
+    key, sign, text = item.partition("=")
+    if not sign or not key.strip():
+        raise ConfigError(f"--set {shown(item)}: not of the form key=value. Example: --set rounds=3")
+    parts = key.strip().split(".")
+    try:
+        item.encode()  # bytes of the command line that are not UTF-8 are halves of surrogate pairs
+        value = parse_toml(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = _bare_words(text.strip())
+    except ValueError as error:
+        raise ConfigError(f"--set {shown(item)}: {error}. Correct the value.") from error
+    if len(parts) > MAX_DEPTH:
+        raise ConfigError(f"--set {shown(item)}: the key has {len(parts)} parts. Check the key.")
+    for target in _override_targets(raw, parts, profile):
+        node = target
+        for part in parts[:-1]:
+            node = node.setdefault(part, {})
+            if not isinstance(node, dict):
+                raise ConfigError(f"--set {shown(item)}: '{part}' is not a table. Check the key.")
+        node[parts[-1]] = value
+
+
+def _bare_words(text: str) -> str | list[Any]:
+    """Return a value that is not TOML: a bare word is a string (float16, 8K), and a list may have them ([1K, 32K])."""
+    if not (text.startswith("[") and text.endswith("]")) or any(sign in text for sign in "\"'{"):
+        return text
+    words = [word.strip() for word in text[1:-1].strip().removesuffix(",").split(",")]
+    return [int(word) if word.isascii() and word.isdecimal() else word for word in words]
+
+
+def _override_targets(raw: dict[str, Any], parts: list[str], profile: str | None) -> list[dict[str, Any]]:
+    """Return the tables that an override changes; what should be a table and is not is left to validation.
+
+    A field of a model is changed in the experiment, and in the profile if that replaces fields of the model or adds it.
+    """
+    profiles = raw.get("profiles")
+    tables = list(profiles.values()) if isinstance(profiles, dict) else []
+    if isinstance(profiles, dict) and profile in profiles:
+        tables = [profiles[profile]]
+    if parts[0] != "models":
+        return [table for table in tables if isinstance(table, dict)]
+    own = [table for table in tables if _has_model(table, parts[1:2])]
+    return own if own and not _has_model(raw, parts[1:2]) else [raw, *own]
+
+
+def _has_model(table: object, name: list[str]) -> bool:
+    """Return whether an experiment's or a profile's table has a table for a model."""
+    models = table.get("models") if isinstance(table, dict) else None
+    return isinstance(models, dict) and models.keys() >= set(name)

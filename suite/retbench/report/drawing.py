@@ -1,0 +1,60 @@
+"""A figure with everything that belongs to it, and the files that it is written to."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from retbench.files import storing
+from retbench.report.style import house_style
+from retbench.report.wording import csv_text
+
+
+def save_figure(figure: Figure, stem: Path) -> list[Path]:
+    """Write the figure as `stem`.svg and `stem`.png; the same figure gives the same bytes."""
+    with house_style():
+        svg, png = stem.with_suffix(".svg"), stem.with_suffix(".png")
+        figure.savefig(svg, metadata={"Date": None, "Creator": "retbench"})
+        figure.savefig(png, dpi=300, metadata={"Software": "retbench"})
+    return [svg, png]
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure with everything that belongs to it.
+
+    Attributes:
+        name: Stem of its files.
+        experiments: Experiments whose records are drawn.
+        title: Its title.
+        caption: What it shows, in one sentence or two.
+        conditions: Conditions of the measurement, in one line.
+        figure: The figure.
+        data: Exactly what is drawn, in base units; a point that failed is there with its status.
+        linear: The same on linear axes, for the page, where the figure has logarithmic ones; None without.
+    """
+
+    name: str
+    experiments: tuple[str, ...]
+    title: str
+    caption: str
+    conditions: str
+    figure: Figure
+    data: pd.DataFrame
+    linear: Figure | None = None
+
+
+def save_drawing(drawing: Drawing, out_dir: Path) -> list[Path]:
+    """Write a figure as SVG and PNG, and its data as CSV.
+
+    Raises:
+        StorageError: the folder cannot be written.
+    """
+    stem = out_dir / drawing.name
+    data = stem.with_suffix(".csv")
+    with storing(stem):
+        out_dir.mkdir(parents=True, exist_ok=True)
+        paths = save_figure(drawing.figure, stem)
+        data.write_text(csv_text(drawing.data), encoding="utf-8")
+    return [*paths, data]
