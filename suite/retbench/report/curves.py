@@ -381,9 +381,11 @@ def draw_intervals(
     x, low, high = zip(*bars, strict=True)
     place = transform or axes.transData
     drawn: list[Artist] = [axes.vlines(x, low, high, color=colour, linewidth=0.8, transform=place)]
-    look = {"color": colour, "markersize": 5, "markeredgewidth": 0.8, "zorder": 1.9}
     for end in (low, high):
-        drawn += axes.plot(x, end, "_", linestyle="", transform=place, **look)
+        caps = axes.plot(x, end, "_", color=colour, linestyle="", markersize=5, markeredgewidth=0.8)
+        for cap in caps:
+            cap.set(zorder=1.9, transform=place)
+        drawn += caps
     return drawn
 
 
