@@ -317,6 +317,8 @@ def test_the_page_of_the_records_is_short_and_light(
         "kin: decode, time per token",
         "kin: memory, weights",
         "kin: prefill, time to first token",
+        "kin: throughput, tokens/s",
+        "kin: training, time per step",
         "kin_quality: perplexity, bits/byte, litbank/original, strided, 512",
         "kin_quality: perplexity, bits/byte, wikitext-103, strided, 512",
     ],
@@ -372,22 +374,41 @@ def test_the_page_on_kin_has_the_qualities_of_the_records() -> None:
 
 def test_the_page_on_kin_has_the_ratios_of_the_records() -> None:
     told = CliRunner().invoke(app, ["table", "kin", "--results", str(PUBLISHED), "--format", "json"])
-    rows = {
-        (row["model"], row["context_len"]): row
-        for row in json.loads(told.stdout)
-        if row["workload"] == "decode"
-    }
-    times = {key: row["tpot_s"] for key, row in rows.items()}
-    fixed = [name for name in {name for name, _ in rows} if name in FIXED_STATES]
-    drifts = [times[name, 16384] / times[name, 512] for name in fixed]
+    rows = {(row["workload"], row["model"], row["context_len"]): row for row in json.loads(told.stdout)}
+    models = {model for _, model, _ in rows}
+    shown = " ".join(KIN.split())
+
+    def ratio(workload: str, model: str, context_len: int) -> float:
+        """Return how many times as good as the Transformer's a model's primary metric is."""
+        return float(rows[workload, model, context_len]["ratio_to_transformer"])
+
+    def time(model: str, context_len: int) -> float:
+        return float(rows["decode", model, context_len]["tpot_s"])
+
+    fixed = [model for model in models if model in FIXED_STATES]
+    drifts = [time(model, 16384) / time(model, 1024) for model in fixed]
     assert len(drifts) == 6
-    assert f"it is {min(drifts):.2f} to {max(drifts):.2f} of that at 512" in KIN
-    grouped = times["transformer_gqa", 16384] / times["transformer", 16384]
-    assert f"takes {grouped:.2f} of the time at 16K" in KIN
-    shares = [rows[name, 16384]["bandwidth_ratio"] for name in ("transformer_gqa", "transformer")]
-    assert "reaches {:.0%} of the read bandwidth there, the usual one {:.0%}".format(*shares).replace(
-        "%", " %"
-    ) in (" ".join(KIN.split()))
+    assert f"it is {min(drifts):.2f} to {max(drifts):.2f} of that at 1K" in shown
+    for context_len in (1024, 4096, 16384):
+        assert max(models, key=lambda model: time(model, context_len)) == "transformer"
+    grouped = time("transformer_gqa", 16384) / time("transformer", 16384)
+    assert f"takes {grouped:.2f} of the time at 16K" in shown
+    shares = [rows["decode", name, 16384]["bandwidth_ratio"] for name in ("transformer_gqa", "transformer")]
+    words = "reaches {:.0%} of the read bandwidth there, the usual one {:.0%}".format(*shares)
+    assert words.replace("%", " %") in shown
+    batch = {model: rows["throughput", model, 4096]["tokens_per_s"] for model in models}
+    assert max(batch, key=lambda model: batch[model]) == "gla"
+    assert f"{ratio('throughput', 'gla', 4096):.1f} times those of the Transformer" in shown
+    prompts = {model: rows["prefill", model, 2048]["ttft_s"] for model in models}
+    by_time = sorted(prompts, key=lambda model: prompts[model])
+    assert (by_time[0], by_time[-1]) == ("yoco", "mamba2")
+    steps = {
+        model: rows["training", model, 256]["step_s"] / rows["training", "transformer", 256]["step_s"]
+        for model in models
+    }
+    assert f"takes it {steps.pop('mamba2'):.2f} of the Transformer's time" in shown
+    assert f"follows with {steps.pop('rwkv6'):.2f}" in shown
+    assert f"train at {min(steps.values()):.2f} to {max(steps.values()):.2f} of the Transformer's" in shown
 
 
 def test_the_readme_has_the_answer_of_the_records(report: Path) -> None:
