@@ -385,6 +385,11 @@ def test_the_page_on_kin_has_the_qualities_of_the_records() -> None:
     on_articles, on_novels = excluded(articles), excluded(novels)
     assert on_articles == {"mamba2", "rwkv6", "linear"}
     assert on_novels == on_articles | {"gated_retnet", "gla"}
+    for corpus in (novels, articles):
+        assert (
+            round(geometric_interval(of_seeds("yoco", corpus, "strided", "bits_per_byte_ratio")).high or 0, 3)
+            == 1
+        )
 
 
 def test_the_page_on_kin_has_the_ratios_of_the_records() -> None:

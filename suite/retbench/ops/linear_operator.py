@@ -11,10 +11,11 @@ scaled, mapped and rotated by the caller. No form applies a further scale, so no
 difference.
 
 The state, the decay and every exponent are in the wider of float32 and the input's dtype. No form divides by a power of
-the decay, so nothing overflows at any length. Factors below half the exponent range are set to zero: they are far below
-rounding, and their products would be denormal numbers, which are many times slower on a CPU. Products are in the wide
-dtype too, except those of the chunkwise form, which are in the input's dtype as attention's are. The forms disable
-autocast, which would round the factors of every product. The decode steps do not, since decoding never uses it.
+the decay, so nothing overflows at any length. Factors below half the exponent range are set to zero, and those of a
+decay per channel below a quarter of it: they are below rounding, and their products would be denormal numbers, which
+are many times slower on a CPU. Products are in the wide dtype too, except those of the chunkwise form, which are in the
+input's dtype as attention's are. The forms disable autocast, which would round the factors of every product. The decode
+steps do not, since decoding never uses it.
 
 Sources: Sun et al., arXiv:2307.08621, Eq. 5 (parallel), Eq. 6 (recurrent), Eq. 7 (chunkwise); Sun et al.,
 arXiv:2405.05254, Eq. 4-7 for a data-dependent decay; Yang et al., arXiv:2312.06635, Sec. 4 for a decay per channel;
