@@ -102,6 +102,21 @@ def test_a_finding_states_the_accuracies_of_each_task_at_the_largest_size(evalua
     assert evaluations.refusals == []
 
 
+@pytest.mark.parametrize(
+    ("learnt", "lead"),
+    [
+        (1.0, "80.0 % vs 10.0 % in copy at 16 times the trained length"),
+        (0.5, "50.0 % vs 100.0 % in copy at the trained length"),
+    ],
+)
+def test_the_lead_of_a_model_that_has_not_learnt_the_task_is_at_the_trained_length(
+    learnt: float, lead: str, tmp_path: Path
+) -> None:
+    maker = ScoreMaker(tmp_path)
+    maker.lengths(learnt=learnt)
+    assert find_quality(evaluations_of(maker))[0].lead == lead
+
+
 def test_a_task_that_the_transformer_has_not_learnt_gets_no_verdict(tmp_path: Path) -> None:
     maker = ScoreMaker(tmp_path)
     maker.lengths(solved=0.98)

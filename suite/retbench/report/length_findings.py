@@ -36,8 +36,8 @@ def _find(evaluations: Evaluations, task: str, sides: tuple[list[Record], list[R
         + ("the trained length" if ratio == 1 else f"{ratio:g} times it")
         for ratio in shared
     ]
-    last = shared[-1]
-    lead = (
-        f"{range_of(mine[last])} vs {range_of(theirs[last])} in {task} at {last:g} times the trained length"
-    )
+    # A model that has not learnt the task says nothing about length: its lead is the accuracy where it was trained.
+    lead_ratio = shared[-1] if max(accuracies(mine[1])) >= SOLVED else 1
+    where = "the trained length" if lead_ratio == 1 else f"{lead_ratio:g} times the trained length"
+    lead = f"{range_of(mine[lead_ratio])} vs {range_of(theirs[lead_ratio])} in {task} at {where}"
     return [KeyFinding(lead, f"{label} of {size} answers in {task} {join_words(parts)}.")]
