@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from retbench.ops.chunk_decay import DecayFactors, exp_decay, split_decay, sum_decay
+from retbench.ops.chunk_outputs import ChunkOutputs
 from retbench.ops.linear_chunk import (
     ChunkTerms,
     attend_chunk,
@@ -258,32 +259,32 @@ def linear_chunkwise(
     shares = q.shape[2] < heads and products == wide and readout.bonus is None and log_decay.dim() < 4
     with torch.autocast(q.device.type, enabled=False):
         if shares:
-            out, state = _attend_shared(parts, decays, state, wide)
+            out, state = _attend_shared(parts, decays, length, state, wide)
         else:
             terms = (
                 chunk_terms(q_chunk, k_chunk, decay, heads, readout.bonus, products)
                 for q_chunk, k_chunk, decay in zip(*parts[:2], decays, strict=True)
             )
-            out, state = _attend_each(terms, parts[2], state)
+            out, state = _attend_each(terms, parts[2], length, state)
     return _finish(out, v, readout), state
 
 
 def _attend_each(
-    terms: Iterable[ChunkTerms], values: Iterable[Tensor], state: Tensor | None
+    terms: Iterable[ChunkTerms], values: Iterable[Tensor], length: int, state: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Compute all chunks by `attend_chunk`: outputs (B, T, H, V), and the state after the last."""
-    outs = []
+    outs = ChunkOutputs(length)
     for chunk, v in zip(terms, values, strict=True):
         out, state = attend_chunk(chunk, v, state)
-        outs.append(out)
+        outs.add(out.transpose(1, 2))
     assert state is not None
-    out = outs[0] if len(outs) == 1 else torch.cat(outs, dim=2)
-    return out.transpose(1, 2), state
+    return outs.join(), state
 
 
 def _attend_shared(
     parts: Sequence[Sequence[Tensor]],
     decays: Iterable[DecayFactors | Tensor],
+    length: int,
     state: Tensor | None,
     wide: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
@@ -295,13 +296,13 @@ def _attend_shared(
     """
     if state is not None:
         state = state.unflatten(1, (parts[0][0].shape[1], -1)).transpose(2, 3)  # (B, G, K, H / G, V)
-    outs = []
+    outs = ChunkOutputs(length)
     for q, k, v, decay in zip(*parts, decays, strict=True):
         assert isinstance(decay, DecayFactors)
         out, state = attend_shared_chunk(q.to(wide), k.to(wide), v.to(wide), decay, state)
-        outs.append(out.transpose(1, 2))
+        outs.add(out.transpose(1, 2))
     assert state is not None
-    return torch.cat(outs, dim=1), state.transpose(2, 3).flatten(1, 2)
+    return outs.join(), state.transpose(2, 3).flatten(1, 2)
 
 
 def _extend(v: Tensor, readout: Readout, dtype: torch.dtype) -> Tensor:
