@@ -1,4 +1,4 @@
-"""Bar on a batch: the time of a compiled bfloat16 step over that of the eager float32 step, for both models."""
+"""Bar on a batch: the compiled bfloat16 step over the eager float32 step of every model of `kin`."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -10,7 +10,7 @@ from torch import Tensor
 from benchmarks.peers import pairs
 from benchmarks.peers.outcomes import Limit, Outcome, error_outcome, speed_outcome
 from benchmarks.peers.rounds import TIMED_STEPS, WARM_STEPS, interleave, time_call
-from retbench.architectures.configs import ModelConfig
+from retbench.architectures.configs import ModelConfig, default_backend
 from retbench.data.text import read_rows
 from retbench.models.build import build_model
 from retbench.models.compiled import StepCompiler
@@ -60,14 +60,12 @@ def batch(rounds: int, size: str) -> Iterator[Outcome]:
 
     Eager float32 is the default of experiments. Both have the same weights, except for rounding, and have read the same
     text. The compiled step is compared with the eager step of the same rounded weights. Which attention is the faster
-    one in bfloat16 depends on the processor: the Transformer's step is that of the faster.
+    one in bfloat16 depends on the processor: the step of an attention model is that of the faster.
     """
-    pair: dict[str, tuple[ModelConfig, tuple[str, ...]]] = {
-        "retnet": (pairs.fla_config(size), ("chunkwise",)),
-        "transformer": (pairs.llama_config(size), ("sdpa", "products")),
-    }
-    for name, (config, backends) in pair.items():
+    for name, config in pairs.kin_configs(size).items():
         bar = f"batch-8-{size}: {name}"
+        backends = [default_backend(config)]
+        backends += [one for one in ("products",) if one in config.forms]
         eager = _Decoding(config, torch.float32, backends[0], compiled=False)
         narrow = _Decoding(config, torch.bfloat16, backends[0], compiled=False)
         compiled = {one: _Decoding(config, torch.bfloat16, one, compiled=True) for one in backends}

@@ -1,4 +1,4 @@
-"""Bars on the time per decoded token: compared with torchscale and transformers, over depth, and with bandwidth."""
+"""Bars on the time per decoded token: compared with torchscale and transformers, and with bandwidth."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -19,7 +19,9 @@ from retbench.data.text import read_tokens
 from retbench.measure.ceilings import measure_read_rate
 
 STEPS = WARM_STEPS + TIMED_STEPS
-SHALLOW, DEEP = 1024, 32768
+SHALLOW = 1024
+MEDIAN_DEPTH = SHALLOW + WARM_STEPS + TIMED_STEPS // 2
+"""Depth of the median step of those timed from 1K on, up to one token."""
 TORCHSCALE_LIMITS = {"eager": 0.80, "compiled": 0.60}
 LLAMA_LIMITS = {1024: 0.55, 4096: 0.50, 8192: 0.47}
 LLAMA_STATIC_LIMIT = Limit(high=1.0)
@@ -170,20 +172,6 @@ def decode_hf(rounds: int, depth: int, fields: dict[str, Any] | None = None) -> 
 
 
 @torch.inference_mode()
-def depth_retnet(rounds: int) -> Iterator[Outcome]:
-    """Compare RetNet's time per token and state bytes at depth 32K (ours) with those at depth 1K (theirs)."""
-    model = pairs.plain(pairs.fla_config())
-    prompt = read_tokens(DEEP)[None]
-    deep, shallow = OurDecoding(model, prompt), OurDecoding(model, prompt[:, :SHALLOW])
-    sizes = deep.state.num_bytes, shallow.state.num_bytes
-    ratio = sizes[0] / sizes[1]
-    yield Outcome("depth-retnet: state bytes", *sizes, ratio, ratio, ratio, Limit(1.0, 1.0))
-    # The sides do equal work: only many rounds separate noise from a difference, and a round is short.
-    times = interleave({"32K": deep, "1K": shallow}, 5 * rounds)
-    yield speed_outcome("depth-retnet", times["32K"], times["1K"], Limit(0.95, 1.05))
-
-
-@torch.inference_mode()
 def bandwidth(rounds: int, size: str) -> Iterator[Outcome]:
     """Measure bytes per second of a compiled step (ours) over the read bandwidth at its footprint (theirs).
 
@@ -194,12 +182,13 @@ def bandwidth(rounds: int, size: str) -> Iterator[Outcome]:
         "transformer": pairs.llama_config(size),
     }
     prompt = read_tokens(SHALLOW)[None]
-    middle = SHALLOW + WARM_STEPS + TIMED_STEPS // 2  # depth of the median step, up to one token
-    step_bytes = {name: costs.decode_bytes(config, "float32", 1, middle) for name, config in configs.items()}
+    step_bytes = {
+        name: costs.decode_bytes(config, "float32", 1, MEDIAN_DEPTH) for name, config in configs.items()
+    }
     sides: dict[str, Callable[[], float]] = {}
     for name, config in configs.items():
         sides[name] = OurDecoding(pairs.plain(config), prompt, compiled=True)
-        sides[f"read {name}"] = partial(_read_bytes_per_s, step_bytes[name])
+        sides[f"read {name}"] = partial(read_bytes_per_s, step_bytes[name])
     values = interleave(sides, rounds)
     shares = {}
     for name in configs:
@@ -210,7 +199,8 @@ def bandwidth(rounds: int, size: str) -> Iterator[Outcome]:
     yield _difference(f"bandwidth-{size}: retnet - transformer", shares["retnet"], shares["transformer"])
 
 
-def _read_bytes_per_s(footprint_bytes: int) -> float:
+def read_bytes_per_s(footprint_bytes: int) -> float:
+    """Measure the read bandwidth over a footprint."""
     return measure_read_rate(torch.device("cpu"), footprint_bytes).bytes_per_s
 
 

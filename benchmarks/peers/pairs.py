@@ -14,6 +14,7 @@ from retbench.architectures.mla import MlaSpec, Variant
 from retbench.architectures.retnet import RetNetSpec
 from retbench.architectures.sliding_window import SlidingWindowSpec
 from retbench.architectures.transformer import TransformerSpec
+from retbench.config.experiment import load_experiment
 from retbench.mixers.attention.config import Attention
 from retbench.mixers.feed_forward import FeedForward
 from retbench.mixers.mamba2.config import Mamba2
@@ -109,6 +110,13 @@ def mla_config(variant: Variant, size: str = SIZE) -> ModelConfig:
     config = resolve_model(MlaSpec(architecture="mla", variant=variant), size)
     assert isinstance(config, ModelConfig)
     return config
+
+
+def kin_configs(size: str = SIZE) -> dict[str, ModelConfig]:
+    """Return the configuration of every model of the experiment `kin`, by name."""
+    models = load_experiment("kin").models
+    configs = {name: resolve_model(spec, size) for name, spec in models.items()}
+    return {name: config for name, config in configs.items() if isinstance(config, ModelConfig)}
 
 
 def mamba2_of(config: ModelConfig) -> Mamba2:
