@@ -1,7 +1,7 @@
 """Decays of one chunk of the linear recurrence, with exponents of at most zero: see `ops.linear_chunk`."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -10,42 +10,53 @@ from torch import Tensor
 
 BLOCK = 16
 """Tokens of a block whose pairs take an exponential each, for a data-dependent decay per head."""
-PAIRS_AT_ONCE = 1 << 16
-"""Pairs of tokens within blocks, of all heads and some chunks, that are computed at once: what fits a CPU's cache."""
+PAIRS_AT_ONCE = 1 << 18
+"""Pairs of tokens within blocks, of all heads and some chunks, that are computed at once.
+
+Fewer would spend more time on the calls of operators than on their work; more would leave a CPU's cache.
+"""
 
 
 class DecayBlocks(NamedTuple):
-    """Decay from key j to query i of one chunk, in factors: their product for every pair would leave a CPU's cache.
+    """Decay from key j to query i in N chunks, in factors: their product for every pair would leave a CPU's cache.
 
     Pairs within a block of BLOCK tokens take an exponential each. The decay between tokens of two blocks is that from
     the key to the start of the query's block, times that from there.
     """
 
     since: Tensor
-    """(B, H, blocks, block, 1): from the start of its block to query i."""
+    """(N, B, H, blocks, block, 1): from the start of its block to query i."""
     before: Tensor
-    """(B, H, blocks, 1, C): from key j to the start of each block, zero for keys that are not before it."""
+    """(N, B, H, blocks, 1, C): from key j to the start of each block, zero for keys that are not before it."""
     own: Tensor
-    """(B, H, block, block, blocks): from key j to query i of one block, zero for j > i."""
+    """(N, B, H, block, block, blocks): from key j to query i of one block, zero for j > i."""
+
+    def unbind(self) -> "list[DecayBlocks]":
+        """Return those of each chunk, without axis N."""
+        return list(map(DecayBlocks, *(x.unbind() for x in self)))
 
 
 class DecayFactors(NamedTuple):
-    """Products of one decay per head over the tokens of one chunk; the batch axis is 1 for a fixed decay."""
+    """Products of one decay per head over the tokens of each of N chunks; the batch axis is 1 for a fixed decay."""
 
     within: Tensor | DecayBlocks
-    """(B or 1, H, C, C): from key j to query i, zero for j > i; see `multiply_decay`."""
+    """(N, B or 1, H, C, C): from key j to query i, zero for j > i; see `multiply_decay`."""
     since_start: Tensor
-    """(B or 1, H, C, 1): from the start of the chunk to query i."""
+    """(N, B or 1, H, C, 1): from the start of the chunk to query i."""
     until_end: Tensor
-    """(B or 1, H, C, 1): from key j to the end of the chunk."""
+    """(N, B or 1, H, C, 1): from key j to the end of the chunk."""
     total: Tensor
-    """(B or 1, H, 1, 1): over the whole chunk."""
+    """(N, B or 1, H, 1, 1): over the whole chunk."""
+
+    def unbind(self) -> "list[DecayFactors]":
+        """Return those of each chunk, without axis N."""
+        return list(map(DecayFactors, *(x.unbind() for x in self)))
 
 
 def split_decay(
     log_decay: Tensor, length: int, chunk_size: int, wide: torch.dtype, *, exclusive: bool
 ) -> Iterator[DecayFactors | Tensor]:
-    """Return the decay of each chunk of `length` tokens, as `chunk_terms` takes it.
+    """Return the decay of the chunks of `length` tokens, from the first to the last.
 
     Args:
         log_decay: (H,), (B, T, H) or (B, T, H, K).
@@ -55,8 +66,8 @@ def split_decay(
         exclusive: True if queries read the state before their own token.
 
     Yields:
-        `DecayFactors`, the same for all chunks of one length where the decay is fixed; or (B, H, C, K), the logarithms
-        of a decay per channel.
+        `DecayFactors` of one or several neighbouring chunks, the same for all chunks of one length where the decay is
+        fixed; or (B, H, C, K), the logarithms of a decay per channel, of one chunk.
     """
     if log_decay.dim() == 4:
         yield from log_decay.to(wide).transpose(1, 2).split(chunk_size, dim=2)
@@ -77,29 +88,45 @@ def split_decay(
             start = end
 
 
+def unbind_decay(decays: Iterable[DecayFactors | Tensor]) -> Iterator[DecayFactors | Tensor]:
+    """Yield the decay of each chunk, of those that `split_decay` yields."""
+    before, chunks = None, []
+    for decay in decays:
+        if isinstance(decay, Tensor):
+            yield decay
+            continue
+        if decay is not before:  # a fixed decay is one object
+            before, chunks = decay, decay.unbind()
+        yield from chunks
+
+
 def fixed_decay_factors(log_decay: Tensor, length: int, wide: torch.dtype) -> DecayFactors:
-    """Compute the decay factors of a chunk of `length` tokens for a decay (H,)."""
+    """Compute the decay factors of one chunk of `length` tokens for a decay (H,)."""
     within = _fixed_decay_matrix(log_decay, length, wide)
-    return DecayFactors(within, *_reach(sum_decay(log_decay, length), wide))
+    return DecayFactors(within, *_reach(sum_decay(log_decay, length)[None], wide))
 
 
 def decay_factors(log_decay: Tensor, count: int, wide: torch.dtype) -> Iterator[DecayFactors]:
-    """Compute the decay factors of `count` chunks of equal length for a decay (B, T, H).
+    """Compute the decay factors of `count` chunks of equal length for a decay (B, T, H), some chunks at a time.
 
     What has no pairs of tokens is so small that calling its operators takes longest: it is computed for all chunks at
     once.
     """
     chunks = log_decay.unflatten(1, (count, -1)) if log_decay.shape[1] else log_decay[:, None]  # (B, N, C, H)
     summed = chunks.double().permute(1, 0, 3, 2).cumsum(-1)  # (N, B, H, C)
-    reaches = (factors.unbind(0) for factors in _reach(summed, wide))
-    for within, *reach in zip(_decay_within(summed, wide), *reaches, strict=True):
+    length = summed.shape[-1]
+    block = length if length % BLOCK else BLOCK
+    at_once = max(1, PAIRS_AT_ONCE // max(1, summed[0].numel() * block))
+    reaches = (factors.split(at_once) for factors in _reach(summed, wide))
+    for within, *reach in zip(_decay_within(summed, wide, block, at_once), *reaches, strict=True):
         yield DecayFactors(within, *reach)
 
 
-def _decay_within(summed: Tensor, wide: torch.dtype) -> Iterator[Tensor | DecayBlocks]:
-    """Compute the decay from key j to query i of each chunk from sums (N, B, H, C)."""
-    length = summed.shape[-1]
-    sizes = (1, length) if length % BLOCK else (length // BLOCK, BLOCK)
+def _decay_within(
+    summed: Tensor, wide: torch.dtype, block: int, at_once: int
+) -> Iterator[Tensor | DecayBlocks]:
+    """Compute the decay from key j to query i from sums (N, B, H, C), of `at_once` chunks at a time."""
+    sizes = (summed.shape[-1] // max(1, block), block)
     sums = summed.unflatten(-1, sizes)  # (N, B, H, blocks, block)
     end = sums[..., -1]
     start = F.pad(end[..., :-1], (1, 0))  # (N, B, H, blocks)
@@ -108,17 +135,16 @@ def _decay_within(summed: Tensor, wide: torch.dtype) -> Iterator[Tensor | DecayB
     until = exp_decay(end[..., None] - sums, wide)[..., None, :, :]  # (N, B, H, 1, blocks, block)
     between = exp_decay(start[..., :, None] - end[..., None, :] + not_before, wide)[..., None]
     later = torch.full((sizes[1], sizes[1]), -math.inf, dtype=wide, device=summed.device).triu_(1)
-    group = max(1, PAIRS_AT_ONCE // (sums[0].numel() * sizes[1]))
     for some, first, second, gap in zip(
-        *(x.split(group) for x in (sums, since, until, between)), strict=True
+        *(x.split(at_once) for x in (sums, since, until, between)), strict=True
     ):
         # Differences are exact in float64; their exponentials are cheaper in the wide dtype.
         own = exp_sum((some[..., :, None] - some[..., None, :]).to(wide).add_(later))
         if sizes[0] == 1:
-            yield from own.squeeze(3).unbind(0)
+            yield own.squeeze(3)
         else:
             before = drop_small(gap * second).flatten(-2).unsqueeze(-2)
-            yield from map(DecayBlocks, *(x.unbind(0) for x in (first, before, own.movedim(3, -1))))
+            yield DecayBlocks(first, before, own.movedim(3, -1))
 
 
 def multiply_decay(scores: Tensor, within: Tensor | DecayBlocks) -> Tensor:
@@ -143,10 +169,10 @@ def group_heads(decay: DecayFactors, groups: int) -> DecayFactors:
     """Split axis H of every factor into (G, H / G)."""
     within, *reach = decay
     if isinstance(within, Tensor):
-        inside: Tensor | DecayBlocks = within.unflatten(1, (groups, -1))
+        inside: Tensor | DecayBlocks = within.unflatten(2, (groups, -1))
     else:
-        inside = DecayBlocks(*(x.unflatten(1, (groups, -1)) for x in within))
-    return DecayFactors(inside, *(x.unflatten(1, (groups, -1)) for x in reach))
+        inside = DecayBlocks(*(x.unflatten(2, (groups, -1)) for x in within))
+    return DecayFactors(inside, *(x.unflatten(2, (groups, -1)) for x in reach))
 
 
 def _reach(summed: Tensor, wide: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
@@ -170,11 +196,11 @@ def _delay(factors: DecayFactors) -> DecayFactors:
 
 
 def _fixed_decay_matrix(log_decay: Tensor, length: int, wide: torch.dtype) -> Tensor:
-    """Return powers of decays (H,) from key j to query i, (1, H, C, C), each computed once per distance i - j."""
+    """Return powers of decays (H,) from key j to query i, (1, 1, H, C, C), each computed once per distance i - j."""
     distances = torch.arange(length - 1, -1, -1, device=log_decay.device, dtype=torch.float64)
     powers = exp_decay(log_decay.double()[:, None] * distances, wide)  # (H, C), longest distance first
     padded = F.pad(powers, (0, length - 1))  # zeros for keys after the query
-    return padded.unfold(-1, length, 1).flip(-2)[None]
+    return padded.unfold(-1, length, 1).flip(-2)[None, None]
 
 
 def sum_decay(log_decay: Tensor, length: int) -> Tensor:

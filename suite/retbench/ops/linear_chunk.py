@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from retbench.ops.chunk_decay import DecayFactors, drop_small, exp_sum, group_heads, multiply_decay
+from retbench.ops.chunk_decay import DecayFactors, drop_small, exp_sum, multiply_decay
 
 QUARTERS = 4
 """Decays over a quarter of a block whose product is the least decay of a weight of it, in `vector_terms`.
@@ -56,7 +56,7 @@ def chunk_terms(
     Args:
         q: Queries, (B, G, C, K).
         k: Keys, (B, G, C, K).
-        decay: An item of `split_decay`.
+        decay: Of the chunk: from `split_decay`, without axis N.
         heads: H.
         bonus: None if queries read the state with their own token. Else they read the state before it and the own
             token by this weight, (H,) or (H, K), and `decay` is exclusive.
@@ -194,8 +194,22 @@ def attend_chunk(terms: ChunkTerms, v: Tensor, state: Tensor | None) -> tuple[Te
     return out.to(dtype), added.addcmul_(state, terms.total)
 
 
+def shared_weights(q: Tensor, k: Tensor, decay: DecayFactors) -> Tensor:
+    """Compute what query i reads of value j in N chunks of heads that share queries and keys.
+
+    Args:
+        q: Queries, (N, B, G, C, K).
+        k: Keys, (N, B, G, C, K).
+        decay: As `group_heads` returns it.
+
+    Returns:
+        (N, B, G, H / G, C, C).
+    """
+    return multiply_decay((q @ k.mT).unsqueeze(3), decay.within)
+
+
 def attend_shared_chunk(
-    q: Tensor, k: Tensor, v: Tensor, decay: DecayFactors, state: Tensor | None
+    weights: Tensor, q: Tensor, k: Tensor, v: Tensor, decay: DecayFactors, state: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Compute one chunk of heads that share queries and keys, all in the wide dtype, without a copy of these per head.
 
@@ -203,9 +217,10 @@ def attend_shared_chunk(
     columns of one product with the state.
 
     Args:
+        weights: Of the chunk, an item of `shared_weights`.
         q: Queries, (B, G, C, K).
         k: Keys, (B, G, C, K).
-        v: Values, (B, H, C, V).
+        v: Values, (B, G, H / G, C, V).
         decay: Of the chunk, for an inclusive read-out.
         state: Before the chunk, (B, G, K, H / G, V); None is zero.
 
@@ -213,15 +228,13 @@ def attend_shared_chunk(
         out: (B, H, C, V).
         state: After the chunk, (B, G, K, H / G, V).
     """
-    within, since_start, until_end, total = group_heads(decay, q.shape[1])
-    v = v.unflatten(1, (q.shape[1], -1))  # (B, G, H / G, C, V)
     heads = v.shape[2], v.shape[4]
-    out = multiply_decay((q @ k.mT).unsqueeze(2), within) @ v
-    left = (v * until_end).transpose(2, 3).flatten(3)  # (B, G, C, H / G V)
+    out = weights @ v
+    left = (v * decay.until_end).transpose(2, 3).flatten(3)  # (B, G, C, H / G V)
     added = (k.mT @ left).unflatten(3, heads)  # (B, G, K, H / G, V)
     if state is None:
         return out.flatten(1, 2), added
     read = (q @ state.flatten(3)).unflatten(3, heads).transpose(2, 3)  # (B, G, H / G, C, V)
     # In place: the gradients of a product do not need what it gave.
-    out = out.addcmul_(read, since_start)
-    return out.flatten(1, 2), added.addcmul_(state, total.transpose(2, 3))
+    out = out.addcmul_(read, decay.since_start)
+    return out.flatten(1, 2), added.addcmul_(state, decay.total.transpose(2, 3))

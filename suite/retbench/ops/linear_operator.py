@@ -29,7 +29,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from retbench.ops.chunk_decay import DecayFactors, exp_decay, split_decay, sum_decay
+from retbench.ops.chunk_decay import (
+    DecayFactors,
+    exp_decay,
+    group_heads,
+    split_decay,
+    sum_decay,
+    unbind_decay,
+)
 from retbench.ops.chunk_outputs import ChunkOutputs
 from retbench.ops.linear_chunk import (
     ChunkTerms,
@@ -38,6 +45,7 @@ from retbench.ops.linear_chunk import (
     chunk_terms,
     read_own,
     repeat_heads,
+    shared_weights,
     wide_dtype,
 )
 
@@ -263,7 +271,7 @@ def linear_chunkwise(
         else:
             terms = (
                 chunk_terms(q_chunk, k_chunk, decay, heads, readout.bonus, products)
-                for q_chunk, k_chunk, decay in zip(*parts[:2], decays, strict=True)
+                for q_chunk, k_chunk, decay in zip(*parts[:2], unbind_decay(decays), strict=True)
             )
             out, state = _attend_each(terms, parts[2], length, state)
     return _finish(out, v, readout), state
@@ -297,10 +305,18 @@ def _attend_shared(
     if state is not None:
         state = state.unflatten(1, (parts[0][0].shape[1], -1)).transpose(2, 3)  # (B, G, K, H / G, V)
     outs = ChunkOutputs(length)
-    for q, k, v, decay in zip(*parts, decays, strict=True):
+    end = 0
+    for decay in decays:
         assert isinstance(decay, DecayFactors)
-        out, state = attend_shared_chunk(q.to(wide), k.to(wide), v.to(wide), decay, state)
-        outs.add(out.transpose(1, 2))
+        start, end = end, end + decay.total.shape[0]
+        # A product and its decays are so small for one chunk that calling the operators would take longest.
+        q, k = (torch.stack(list(part[start:end])).to(wide) for part in parts[:2])  # (N, B, G, C, K)
+        decay = group_heads(decay, q.shape[2])
+        weights = shared_weights(q, k, decay)
+        values = (v.unflatten(1, (q.shape[2], -1)).to(wide) for v in parts[2][start:end])
+        for chunk in zip(weights, q, k, values, decay.unbind(), strict=True):
+            out, state = attend_shared_chunk(*chunk, state)
+            outs.add(out.transpose(1, 2))
     assert state is not None
     return outs.join(), state.transpose(2, 3).flatten(1, 2)
 
