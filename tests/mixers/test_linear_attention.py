@@ -16,7 +16,7 @@ from retbench.architectures.sizes import find_size
 from retbench.errors import ConfigError
 from retbench.measure.memory import measure_memory
 from retbench.mixers.linear_attention.config import FeatureMap, LinearAttention
-from retbench.mixers.linear_attention.features import Performer, Taylor, draw_orthogonal_rows
+from retbench.mixers.linear_attention.features import Elu, Performer, Taylor, draw_orthogonal_rows
 from retbench.mixers.linear_attention.module import LinearAttentionModule
 from retbench.mixers.state import allocate_state
 from retbench.models.build import build_model
@@ -228,3 +228,14 @@ def test_it_is_matched_to_the_budget_of_its_size(size: str) -> None:
 def test_a_published_width_is_refused() -> None:
     with pytest.raises(ConfigError, match="published"):
         resolve_model(LinearSpec(architecture="linear", ffn_dim="published"), "1m")
+
+
+def test_the_features_of_elu_and_their_gradients_are_those_of_elu_plus_one() -> None:
+    found = torch.linspace(-40, 40, 81, dtype=torch.float64, requires_grad=True)  # with zero
+    expected = found.detach().clone().requires_grad_()
+    features, published = Elu().of_queries(found), F.elu(expected) + 1
+    features.sum().backward()
+    published.sum().backward()
+    torch.testing.assert_close(features, published, rtol=0, atol=1e-15)
+    torch.testing.assert_close(found.grad, expected.grad)
+    assert features.min() > 0

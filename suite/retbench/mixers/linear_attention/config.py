@@ -125,7 +125,7 @@ class LinearAttention(LinearOperator):
             return projected + keys + (wide * (2 * keys + 2 * d) + d if wide > 1 else 3 * d)
         features, values = self.num_heads * self.head_dim, self.num_heads * self.value_head_dim
         # While a key is mapped: the features of the query, the key itself where that is a copy, and two or three steps.
-        steps = (3 if self.feature_map == "performer" else 2) * features
+        steps = (2 if self.feature_map == "taylor" else 3) * features
         widened = keys if wide > 1 else 0
         return projected + wide * (self.num_heads + values + features + widened + steps)
 

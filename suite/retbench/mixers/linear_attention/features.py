@@ -24,7 +24,8 @@ class Elu(nn.Module):
 
     def of_queries(self, q: Tensor) -> Tensor:
         """(..., W) to (..., W)."""
-        return F.elu(q) + 1
+        # x + 1 or exp(x). Of elu torch's compiler would compute expm1 again for every value that a feature meets.
+        return q.clamp(max=0).exp_() + F.relu(q)
 
     of_keys = of_queries
 
