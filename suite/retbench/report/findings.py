@@ -56,11 +56,12 @@ class KeyFinding:
 
 @dataclass(frozen=True)
 class _Pair:
-    """A model and the reference in one sweep, with the wording of its workload."""
+    """A model and the reference in one sweep, with the wording of its workload and the rows of `pair_ratios`."""
 
     sweep: CostSweep
     workload: Workload
     model: str
+    ratios: pd.DataFrame
 
     @property
     def reference(self) -> str:
@@ -91,18 +92,26 @@ def find_costs(sweeps: Sequence[CostSweep]) -> list[KeyFinding]:
     groups = by_workload(known)
     swept = [of_one for of_one in groups if swept_by_batch(of_one) and len(of_one[0].rows("tokens_per_s"))]
     found = [
-        finding.of(model, sweep.models)
+        finding.of(pair.model, pair.sweep.models)
         for of_one in groups
         if of_one not in swept
         for sweep in of_one
-        for model in sweep.models.challengers
-        for finding in _findings(_Pair(sweep, WORKLOADS[sweep.workload], model))
+        for pair in _pairs(sweep)
+        for finding in _findings(pair)
     ]
     return found + [
         finding.of(model, of_one[0].models)
         for of_one in swept
         for model in of_one[0].models.challengers
         for finding in _peaks(of_one, model)
+    ]
+
+
+def _pairs(sweep: CostSweep) -> list[_Pair]:
+    ratios = pair_ratios(sweep.metrics, sweep.models)
+    workload = WORKLOADS[sweep.workload]
+    return [
+        _Pair(sweep, workload, model, ratios[ratios["model"] == model]) for model in sweep.models.challengers
     ]
 
 
@@ -125,8 +134,7 @@ def _findings(pair: _Pair) -> list[KeyFinding]:
 def _ends(pair: _Pair) -> list[KeyFinding]:
     """Compare the two models at the longest context that both reached, and at the shortest one."""
     sweep, metric = pair.sweep, pair.metric
-    ratios = pair_ratios(sweep.metrics, sweep.models)
-    ratios = ratios[ratios["model"] == pair.model].sort_values("context_len")
+    ratios = pair.ratios.sort_values("context_len")
     if ratios.empty:
         return []
     rows = [ratios.iloc[0], ratios.iloc[-1]] if len(ratios) > 1 else [ratios.iloc[0]]
