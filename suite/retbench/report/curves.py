@@ -30,7 +30,9 @@ _MOST_REASONS = 2
 _MOST_MARKERS = 12
 """Points of a curve that have room for markers."""
 _LONE_MARKER_PT = 5.2
-"""Size of a marker that no line helps to find."""
+"""Size of a marker of a model without a line, which would help to find it."""
+_ASIDE_MARKER_PT = 2.6
+"""Size of a marker beside the line of its model: of a seed that only one size has."""
 
 Scale = Literal["zero", "span", "log"]
 Describe = Callable[[Point], str]
@@ -177,7 +179,9 @@ def _draw_curves(axes: Axes, panel: Panel) -> None:
         aside_pt = panel.aside_pt * (place / last - 0.5)
         beside = offset_copy(axes.transData, axes.figure.figure, x=aside_pt, units="points")
         for points in curves:
-            marker_pt = _LONE_MARKER_PT if len(points) == 1 else 3.9 if len(curves) == 1 else 3.4
+            marker_pt = 3.9 if len(curves) == 1 else 3.4
+            if len(points) == 1:
+                marker_pt = _LONE_MARKER_PT if max(map(len, curves)) == 1 else _ASIDE_MARKER_PT
             line = axes.plot(
                 [point.x for point in points],
                 [point.value / panel.size for point in points],
