@@ -16,7 +16,7 @@ BIN := .venv/bin
 BUDGET ?= 30
 PAGE_FIGURES := kin_decode_batch1 quality_perplexity_litbank-original_whole_8192_by_position \
 	recall_slices_recall_slices_litbank-original_2048_gain mqar_mqar_frontier \
-	mqar_training_run_mqar_32_rates length_recall_length_recall_40k \
+	mqar_mqar_mqar_32_8_distance mqar_training_run_mqar_32_rates length_recall_length_recall_40k \
 	length_recall_training_run_length_recall_32_rates needle_needle_short_25k_map \
 	kin_quality_perplexity_litbank-original_strided_512_by_state \
 	kin_quality_perplexity_litbank-original_whole_2048_by_position \

@@ -150,6 +150,44 @@ def test_the_page_on_recall_has_the_learning_rates_of_the_figure() -> None:
     assert dip[0.002] < min(dip[0.001], dip[0.004]) - 10
 
 
+def test_the_page_on_recall_has_the_accuracies_by_distance_of_the_figure() -> None:
+    points = pd.read_csv(ROOT / "docs" / "mqar_mqar_mqar_32_8_distance.csv")
+    shares = {
+        (size, model): dict(zip(own["distance_tokens"], 100 * own["value"], strict=True))
+        for (size, model), own in points.groupby(["size", "model"])
+    }
+    assert len(shares) == 24
+    window, width64, width32 = summary(RECALL, "distance")
+    windows = [shares[size, "sliding_window"] for size in ("25k", "100k")]
+    within, beyond = (
+        {f"{of[distance]:.0f}" for of in windows for distance in found} for found in ((4, 8, 16), (32,))
+    )
+    assert numbers_of(window) == ["16", *within, *beyond, f"{100 / 8:g}"]
+    falls = [of[16] - of[32] for (size, model), of in shares.items() if size == "100k"]
+    *others, mamba2, sliding_window = sorted(falls)
+    assert numbers_of(width64)[-1] == f"{max(others):.1f}"
+    assert mamba2 == shares["100k", "mamba2"][16] - shares["100k", "mamba2"][32]
+    assert sliding_window > 90
+    retnet, without, transformer = (
+        shares["25k", name] for name in ("retnet", "retnet_no_decay", "transformer")
+    )
+    found = [f"{of[distance]:.0f}" for of in (retnet, without) for distance in (16, 32)]
+    assert numbers_of(width32)[1:] == [*found, "99"]
+    assert min(transformer[distance] for distance in (16, 32)) > 99
+    assert min(retnet, key=lambda distance: retnet[distance]) == 4
+
+
+def test_rare_questions_are_counted_on_the_page_on_recall() -> None:
+    records, _ = read_records(PUBLISHED)
+    counts = {
+        record.series["acc_by_distance"].counts
+        for record in records
+        if record.workload == "mqar" and record.point.num_pairs == 8
+    }
+    ((near, *further),) = counts
+    assert f"{near} of {near + sum(further):,}, in training as in the test" in " ".join(RECALL.split())
+
+
 def test_the_marked_rates_are_those_of_the_final_runs() -> None:
     runs = pd.read_csv(ROOT / "docs" / "mqar_training_run_mqar_32_rates.csv").query("is_best")
     records, _ = read_records(PUBLISHED)
