@@ -19,16 +19,17 @@ class ChunkOutputs:
         self._end = 0
 
     def add(self, out: Tensor) -> None:
-        """Add the outputs (B, C, ...) of the next chunk."""
-        count = out.shape[1]
+        """Add the outputs (B, H, C, V) of the next chunk."""
+        batch, heads, count, width = out.shape
         if count == self.length or torch.is_grad_enabled() or torch.compiler.is_compiling():
             self._outs.append(out)
             return
         if not self._outs:
-            self._outs.append(out.new_empty(out.shape[0], self.length, *out.shape[2:]))
-        self._outs[0].narrow(1, self._end, count).copy_(out)
+            self._outs.append(out.new_empty(batch, self.length, heads, width).transpose(1, 2))
+        self._outs[0].narrow(2, self._end, count).copy_(out)
         self._end += count
 
     def join(self) -> Tensor:
-        """Return the outputs of all chunks, (B, T, ...)."""
-        return self._outs[0] if len(self._outs) == 1 else torch.cat(self._outs, dim=1)
+        """Return the outputs of all chunks, (B, T, H, V)."""
+        out = self._outs[0] if len(self._outs) == 1 else torch.cat(self._outs, dim=2)
+        return out.transpose(1, 2)

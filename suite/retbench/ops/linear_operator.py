@@ -284,7 +284,7 @@ def _attend_each(
     outs = ChunkOutputs(length)
     for chunk, v in zip(terms, values, strict=True):
         out, state = attend_chunk(chunk, v, state)
-        outs.add(out.transpose(1, 2))
+        outs.add(out)
     assert state is not None
     return outs.join(), state
 
@@ -299,7 +299,7 @@ def _attend_shared(
     """Compute all chunks of q and k (B, G, C, K) and v (B, H, C, V) by `attend_shared_chunk`.
 
     Returns:
-        out: (B, T, H, V), contiguous.
+        out: (B, T, H, V).
         state: (B, H, K, V).
     """
     if state is not None:
@@ -316,7 +316,7 @@ def _attend_shared(
         values = (v.unflatten(1, (q.shape[2], -1)).to(wide) for v in parts[2][start:end])
         for chunk in zip(weights, q, k, values, decay.unbind(), strict=True):
             out, state = attend_shared_chunk(*chunk, state)
-            outs.add(out.transpose(1, 2))
+            outs.add(out)
     assert state is not None
     return outs.join(), state.transpose(2, 3).flatten(1, 2)
 
