@@ -1,5 +1,6 @@
 """What tests share: no deadlines (test machines are noisy), own locks and CPUs, a small experiment file, a browser."""
 
+import gc
 import os
 import signal
 from collections.abc import Iterator
@@ -37,6 +38,17 @@ min_steps = 2
 [profiles.smoke.workloads.decode]
 context_len = [64, 128]
 """
+
+
+def pytest_collection_finish() -> None:
+    """Spare the garbage collector the thousands of tests, which it would scan for every measurement of memory."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    """Let the interpreter collect everything as it ends."""
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True, scope="session")
