@@ -29,8 +29,9 @@ report: .venv/installed
 
 check: lint types test
 
+# Files in their own order: by the number of their tests, those with few and long ones would all come last.
 test: .venv/installed-dev
-	$(BIN)/pytest -n 2 --dist loadfile --max-worker-restart 0 -m "not slow"
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0 -m "not slow"
 
 test-long: .venv/installed-dev
 	$(BIN)/pytest
