@@ -64,8 +64,7 @@ def batch(rounds: int, size: str) -> Iterator[Outcome]:
     """
     for name, config in pairs.kin_configs(size).items():
         bar = f"batch-8-{size}: {name}"
-        backends = [default_backend(config)]
-        backends += [one for one in ("products",) if one in config.forms]
+        backends = [default_backend(config), *(["products"] if "products" in config.forms else [])]
         eager = _Decoding(config, torch.float32, backends[0], compiled=False)
         narrow = _Decoding(config, torch.bfloat16, backends[0], compiled=False)
         compiled = {one: _Decoding(config, torch.bfloat16, one, compiled=True) for one in backends}

@@ -198,6 +198,9 @@ def test_points_over_sizes_are_the_readings_and_the_line_is_of_one_seed(
     axes = drawing.figure.axes[0]
     lines = [line for line in axes.lines if line.get_linestyle() == "-"]
     assert sorted(len(line.get_xydata()) for line in lines) == [3, 3]  # seed 0 at three sizes
+    others = [line.get_markersize() for line in axes.lines if len(line.get_xydata()) == 1]
+    assert others
+    assert max(others) < min(line.get_markersize() for line in lines)
     assert points_of(axes) == sorted((float(count), value) for count, value in expected.values())
     assert "the line: seed 0" in " ".join(text.get_text() for text in drawing.figure.texts)
 

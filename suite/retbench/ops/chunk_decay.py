@@ -1,4 +1,4 @@
-"""Decays of one chunk of the linear recurrence, with exponents of at most zero: see `ops.linear_chunk`."""
+"""Decays within chunks of the linear recurrence, with exponents of at most zero: see `ops.linear_chunk`."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -11,9 +11,9 @@ from torch import Tensor
 BLOCK = 16
 """Tokens of a block whose pairs take an exponential each, for a data-dependent decay per head."""
 PAIRS_AT_ONCE = 1 << 18
-"""Pairs of tokens within blocks, of all heads and some chunks, that are computed at once.
+"""Pairs of tokens within blocks, of all heads and some chunks, that are computed at once: it bounds their memory.
 
-Fewer would spend more time on the calls of operators than on their work; more would leave a CPU's cache.
+With fewer, two cores of a CPU take longer: the operators have too little work to share.
 """
 
 

@@ -14,18 +14,18 @@ class ChunkOutputs:
 
     def __init__(self, length: int) -> None:
         """Begin a sequence of `length` tokens."""
-        self.length = length
+        self._length = length
         self._outs: list[Tensor] = []
         self._end = 0
 
     def add(self, out: Tensor) -> None:
         """Add the outputs (B, H, C, V) of the next chunk."""
         batch, heads, count, width = out.shape
-        if count == self.length or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if count == self._length or torch.is_grad_enabled() or torch.compiler.is_compiling():
             self._outs.append(out)
             return
         if not self._outs:
-            self._outs.append(out.new_empty(batch, self.length, heads, width).transpose(1, 2))
+            self._outs.append(out.new_empty(batch, self._length, heads, width).transpose(1, 2))
         self._outs[0].narrow(2, self._end, count).copy_(out)
         self._end += count
 

@@ -309,7 +309,7 @@ def _attend_shared(
     for decay in decays:
         assert isinstance(decay, DecayFactors)
         start, end = end, end + decay.total.shape[0]
-        # A product and its decays are so small for one chunk that calling the operators would take longest.
+        # Of several chunks at once: one gives too little work to share between cores.
         q, k = (torch.stack(list(part[start:end])).to(wide) for part in parts[:2])  # (N, B, G, C, K)
         decay = group_heads(decay, q.shape[2])
         weights = shared_weights(q, k, decay)

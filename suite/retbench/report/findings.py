@@ -108,6 +108,7 @@ def find_costs(sweeps: Sequence[CostSweep]) -> list[KeyFinding]:
 
 
 def _pairs(sweep: CostSweep) -> list[_Pair]:
+    """Return each model beside the reference; the ratios of all are computed once."""
     ratios = pair_ratios(sweep.metrics, sweep.models)
     workload = WORKLOADS[sweep.workload]
     return [

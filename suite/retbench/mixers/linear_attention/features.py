@@ -24,7 +24,7 @@ class Elu(nn.Module):
 
     def of_queries(self, q: Tensor) -> Tensor:
         """(..., W) to (..., W)."""
-        # x + 1 or exp(x). Of elu torch's compiler would compute expm1 again for every value that a feature meets.
+        # max(x, 0) + exp(min(x, 0)): of elu torch's compiler would compute expm1 again for each value of a state.
         return q.clamp(max=0).exp_() + F.relu(q)
 
     of_keys = of_queries
