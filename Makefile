@@ -78,7 +78,7 @@ gpu-check: .venv/installed-gpu
 .venv/installed .venv/installed-dev .venv/installed-peers .venv/installed-gpu: pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(f"retbench needs Python 3.11 or newer and {sys.executable} is {v[0]}.{v[1]}. Name another: make PYTHON=python3.12" if v < (3, 11) else 0)'
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.$(EXTRAS)'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --editable '.$(EXTRAS)'
 	@touch $@
 
 .PHONY: report check test test-long lint types exact pages picture bench-peers bench-eval bench-predict gpu-check

@@ -6,6 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+SMALL_PRODUCT = 1 << 20
+"""Multiplications of the largest product that `multiply_thin` leaves to the compiler."""
+
 
 class Linear(nn.Linear):
     """nn.Linear without bias whose (out, in) weight is stored transposed in memory. Its state dict is the same.
@@ -91,3 +94,14 @@ def _bags(num_rows: int, num_bags: int) -> tuple[Tensor, Tensor]:
     """Return the indices of all rows in order, and the start of each bag."""
     with torch.inference_mode(False):  # cached, so usable in every mode
         return torch.arange(num_rows), torch.arange(num_bags) * num_rows // num_bags
+
+
+def multiply_thin(x: Tensor, weight: Tensor) -> Tensor:
+    """Multiply (..., M, K) by a matrix of a low rank, (..., K, N).
+
+    A small product in a compiled model is a loop of the compiler, joined with what comes next: calling torch's takes
+    more time than it computes.
+    """
+    if torch.compiler.is_compiling() and x.numel() * weight.shape[-1] <= SMALL_PRODUCT:
+        return (x.unsqueeze(-1) * weight.unsqueeze(-3)).sum(-2)
+    return x @ weight

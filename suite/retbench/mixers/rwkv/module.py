@@ -9,7 +9,7 @@ from retbench.mixers.rwkv.config import RwkvChannelMix, RwkvTimeMix
 from retbench.mixers.rwkv.kernels import KERNELS, missing_reason
 from retbench.mixers.state import LayerState
 from retbench.ops.convolution import token_shift, token_shift_step_
-from retbench.ops.linear import Linear
+from retbench.ops.linear import Linear, multiply_thin
 from retbench.ops.linear_chunk import wide_dtype
 from retbench.ops.linear_operator import Readout
 from retbench.ops.position import Positions
@@ -133,16 +133,19 @@ class RwkvTimeMixModule(LinearOperatorModule):
         mix = self.mix.view(-1, 1, shape[-1])[first:end]  # (J, 1, D)
         if self.mix_input is not None and self.mix_down is not None and self.mix_up is not None:
             seen = torch.addcmul(x, difference, self.mix_input)
-            low = torch.tanh(seen @ self.mix_down[:, first * rank : end * rank])  # (B T, J rank)
+            low = torch.tanh(
+                multiply_thin(seen, self.mix_down[:, first * rank : end * rank])
+            )  # (B T, J rank)
             low = low.unflatten(1, (-1, rank)).transpose(0, 1)  # (J, B T, rank)
-            mix = torch.baddbmm(mix, low, self.mix_up[first:end])
+            mix = mix + multiply_thin(low, self.mix_up[first:end])
         return list(torch.addcmul(x, difference, mix).view(-1, *shape).unbind(0))
 
     def _log_decay(self, x_decay: Tensor | None = None) -> Tensor:
         """Return the logarithm of the decay in the wide dtype, (B, T, H, K), or (1, 1, H, K) if it is fixed."""
         log_rate = self.log_rate.to(wide_dtype(self.log_rate.dtype)).view(1, 1, -1)
         if x_decay is not None and self.decay_down is not None and self.decay_up is not None:
-            log_rate = log_rate + torch.tanh(x_decay @ self.decay_down) @ self.decay_up
+            low = torch.tanh(multiply_thin(x_decay, self.decay_down))
+            log_rate = log_rate + multiply_thin(low, self.decay_up)
         return self._heads(-log_rate.exp())
 
     def _heads(self, x: Tensor) -> Tensor:
