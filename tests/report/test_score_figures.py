@@ -39,7 +39,7 @@ def test_each_corpus_and_protocol_is_drawn_at_its_longest_context(drawings: dict
             f"quality_perplexity_{corpus}_whole_8192_by_position"
             for corpus in ("litbank-original", "wikitext-103")
         ),
-        "quality_perplexity_by_size",
+        "quality_perplexity_whole_by_size",
         "quality_zeroshot_0shot",
         "quality_zeroshot_4shot",
         "quality_training_run_classic_books_2048_learning",
@@ -173,7 +173,7 @@ def points_of(axes: Axes) -> list[tuple[float, float]]:
 def test_points_over_sizes_are_the_readings_and_the_line_is_of_one_seed(
     drawings: dict[str, Drawing], scores: Evaluations
 ) -> None:
-    drawing = drawings["quality_perplexity_by_size"]
+    drawing = drawings["quality_perplexity_whole_by_size"]
     question = next(
         q for q in scores.task_points("document") if (q.task, q.context_len) == ("litbank/original", 8192)
     )
@@ -203,6 +203,23 @@ def test_points_over_sizes_are_the_readings_and_the_line_is_of_one_seed(
     assert max(others) < min(line.get_markersize() for line in lines)
     assert points_of(axes) == sorted((float(count), value) for count, value in expected.values())
     assert "the line: seed 0" in " ".join(text.get_text() for text in drawing.figure.texts)
+
+
+def test_each_protocol_has_its_own_figure_of_sizes(tmp_path: Path) -> None:
+    maker = ScoreMaker(tmp_path, seeds={"1m": (0,), "6m": (0,)})
+    for corpus in ("litbank/original", "wikitext-103"):
+        maker.perplexities(corpus, "strided", 2048)
+        maker.perplexities(corpus, "whole", 8192)
+    found = {
+        drawing.name: {axes.get_title(loc="left") for axes in drawing.figure.axes} for drawing in drawn(maker)
+    }
+    panels = {"strided": "2K", "whole": "8K"}
+    assert {name: titles for name, titles in found.items() if "by_size" in name} == {
+        f"quality_perplexity_{protocol}_by_size": {
+            f"{corpus}\n({protocol}, {length})" for corpus in ("litbank/original", "wikitext-103")
+        }
+        for protocol, length in panels.items()
+    }
 
 
 def test_figure_5_is_the_perplexity_of_every_final_training(

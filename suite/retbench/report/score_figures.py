@@ -199,13 +199,16 @@ class _SizePart(NamedTuple):
 
 
 def _draw_bits(scores: Evaluations) -> Iterator[Drawing]:
-    """Yield bits per byte against the parameters, a panel per corpus and protocol that has two sizes or more."""
+    """Yield bits per byte against the parameters, a figure per protocol, a panel per corpus with two sizes or more.
+
+    A model that reads beyond its trained length can lose so much that it would flatten the panels of another protocol.
+    """
     metric, found = "bits_per_byte", dict[TaskPoint, list[Record]]()
     for task_point in scores.longest_texts():
         records = [r for r in scores.measured(task_point) if metric in r.metrics and _params(r)]
         if len(scores.sizes(records)) > 1:
             found[task_point] = records
-    for (experiment, workload), points in group(found, lambda p: (p.experiment, p.workload)).items():
+    for names, points in group(found, lambda p: (p.experiment, p.workload, p.protocol)).items():
         parts = [
             _SizePart(
                 p.title, found[p], _size_data(found[p], metric, "bits", lambda r: r.metrics[metric].value)
@@ -217,7 +220,8 @@ def _draw_bits(scores: Evaluations) -> Iterator[Drawing]:
             f"Bits per byte on {where} against the size of the models; lower is better. {_POINT_PER_SEED}"
         )
         texts = "Quality by size", "bits per byte" if len(parts) > 1 else f"bits per byte, {where}", caption
-        yield _draw_sizes(scores, file_stem(f"{experiment}_{workload}_by_size"), texts, parts)
+        stem = file_stem("_".join(filter(None, (*names, "by_size"))))
+        yield _draw_sizes(scores, stem, texts, parts)
 
 
 def _draw_figure5(scores: Evaluations, task_point: TaskPoint) -> Iterator[Drawing]:
