@@ -233,7 +233,7 @@ class Exponents(TorchDispatchMode):
         self.smallest = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.overloadpacket is torch.ops.aten.exp:
+        if func.overloadpacket in (torch.ops.aten.exp, torch.ops.aten.exp_):
             self.smallest.append(args[0].min().item())
         return func(*args, **(kwargs or {}))
 

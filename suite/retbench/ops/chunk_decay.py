@@ -71,13 +71,16 @@ def split_decay(
     """
     if log_decay.dim() == 4:
         yield from log_decay.to(wide).transpose(1, 2).split(chunk_size, dim=2)
-        return
-    width = min(chunk_size, length)
-    runs = [(max(1, length // chunk_size), width)]  # of chunks of one length
-    if length > width and length % width:
-        runs.append((1, length % width))
+    else:
+        yield from split_head_decay(log_decay, length, chunk_size, wide, exclusive=exclusive)
+
+
+def split_head_decay(
+    log_decay: Tensor, length: int, chunk_size: int, wide: torch.dtype, *, exclusive: bool = False
+) -> Iterator[DecayFactors]:
+    """Yield what `split_decay` yields for a decay (H,) or (B, T, H)."""
     start = 0
-    for count, width in runs:
+    for count, width in _runs(length, chunk_size):
         if log_decay.dim() == 1:
             factors = fixed_decay_factors(log_decay, width, wide)
             yield from (_delay(factors) if exclusive else factors,) * count
@@ -86,6 +89,34 @@ def split_decay(
             for factors in decay_factors(log_decay[:, start:end], count, wide):
                 yield _delay(factors) if exclusive else factors
             start = end
+
+
+def tokens_at_once(log_decay: Tensor, length: int, chunk_size: int) -> list[int]:
+    """Return how many tokens each item of `split_head_decay` is for."""
+    tokens = []
+    for count, width in _runs(length, chunk_size):
+        most = 1 if log_decay.dim() == 1 else _chunks_at_once(log_decay[:, :1].numel(), width)
+        tokens += [min(most, count - start) * width for start in range(0, count, most)]
+    return tokens
+
+
+def _runs(length: int, chunk_size: int) -> list[tuple[int, int]]:
+    """Return how many neighbouring chunks of one length there are, and their length: all but the last, and the last."""
+    width = min(chunk_size, length)
+    runs = [(max(1, length // chunk_size), width)]
+    if length > width and length % width:
+        runs.append((1, length % width))
+    return runs
+
+
+def _chunks_at_once(num_sequences: int, length: int) -> int:
+    """Return how many chunks of B H sequences have PAIRS_AT_ONCE pairs within blocks, at least 1."""
+    return max(1, PAIRS_AT_ONCE // max(1, num_sequences * length * _block(length)))
+
+
+def _block(length: int) -> int:
+    """Return the tokens of the blocks of a chunk."""
+    return length if length % BLOCK else BLOCK
 
 
 def unbind_decay(decays: Iterable[DecayFactors | Tensor]) -> Iterator[DecayFactors | Tensor]:
@@ -114,18 +145,15 @@ def decay_factors(log_decay: Tensor, count: int, wide: torch.dtype) -> Iterator[
     """
     chunks = log_decay.unflatten(1, (count, -1)) if log_decay.shape[1] else log_decay[:, None]  # (B, N, C, H)
     summed = chunks.double().permute(1, 0, 3, 2).cumsum(-1)  # (N, B, H, C)
-    length = summed.shape[-1]
-    block = length if length % BLOCK else BLOCK
-    at_once = max(1, PAIRS_AT_ONCE // max(1, summed[0].numel() * block))
+    at_once = _chunks_at_once(summed[0, :, :, :1].numel(), summed.shape[-1])
     reaches = (factors.split(at_once) for factors in _reach(summed, wide))
-    for within, *reach in zip(_decay_within(summed, wide, block, at_once), *reaches, strict=True):
+    for within, *reach in zip(_decay_within(summed, wide, at_once), *reaches, strict=True):
         yield DecayFactors(within, *reach)
 
 
-def _decay_within(
-    summed: Tensor, wide: torch.dtype, block: int, at_once: int
-) -> Iterator[Tensor | DecayBlocks]:
+def _decay_within(summed: Tensor, wide: torch.dtype, at_once: int) -> Iterator[Tensor | DecayBlocks]:
     """Compute the decay from key j to query i from sums (N, B, H, C), of `at_once` chunks at a time."""
+    block = _block(summed.shape[-1])
     sizes = (summed.shape[-1] // max(1, block), block)
     sums = summed.unflatten(-1, sizes)  # (N, B, H, blocks, block)
     end = sums[..., -1]
@@ -147,14 +175,21 @@ def _decay_within(
             yield DecayBlocks(first, before, own.movedim(3, -1))
 
 
-def multiply_decay(scores: Tensor, within: Tensor | DecayBlocks) -> Tensor:
-    """Multiply scores (..., C, C) by the decay from key j to query i."""
+def multiply_decay(scores: Tensor, within: Tensor | DecayBlocks, memory: Tensor | None = None) -> Tensor:
+    """Multiply scores (..., C, C) by the decay from key j to query i.
+
+    Args:
+        scores: Products of queries and keys.
+        within: The decay.
+        memory: Where to write the result, if that is of the same shape and nothing is differentiated.
+    """
     if isinstance(within, Tensor):
-        return scores * within
+        return torch.mul(scores, within, out=memory)
     blocks, block = within.since.shape[-3:-1]
     sizes = blocks, block
-    product = (scores.unflatten(-2, sizes) * within.since).mul_(within.before)  # (..., blocks, block, C)
-    weights: Tensor = product.flatten(-3, -2)
+    place = None if memory is None else memory.unflatten(-2, sizes)
+    product = torch.mul(scores.unflatten(-2, sizes), within.since, out=place)  # (..., blocks, block, C)
+    weights: Tensor = product.mul_(within.before).flatten(-3, -2)
     _own_pairs(weights, sizes).copy_(_own_pairs(scores, sizes) * within.own)
     return weights
 
@@ -163,16 +198,6 @@ def _own_pairs(x: Tensor, sizes: tuple[int, int]) -> Tensor:
     """Return the view of the pairs within each block, (..., C, C) to (..., block, block, blocks)."""
     pairs: Tensor = x.unflatten(-1, sizes).unflatten(-3, sizes).diagonal(dim1=-4, dim2=-2)
     return pairs
-
-
-def group_heads(decay: DecayFactors, groups: int) -> DecayFactors:
-    """Split axis H of every factor into (G, H / G)."""
-    within, *reach = decay
-    if isinstance(within, Tensor):
-        inside: Tensor | DecayBlocks = within.unflatten(2, (groups, -1))
-    else:
-        inside = DecayBlocks(*(x.unflatten(2, (groups, -1)) for x in within))
-    return DecayFactors(inside, *(x.unflatten(2, (groups, -1)) for x in reach))
 
 
 def _reach(summed: Tensor, wide: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
@@ -250,7 +275,7 @@ def _clamped_exp(exponent: Tensor, floor: float) -> Tensor:
     long.
     """
     # A clamped exponent is below the floor by more than rounding.
-    return F.threshold(exponent.clamp(min=floor - 1).exp(), math.exp(floor), 0.0)
+    return F.threshold(exponent.clamp(min=floor - 1).exp_(), math.exp(floor), 0.0, inplace=True)
 
 
 class _ExpAbove(torch.autograd.Function):

@@ -19,17 +19,33 @@ class ChunkOutputs:
         self._end = 0
 
     def add(self, out: Tensor) -> None:
-        """Add the outputs (B, H, C, V) of the next chunk."""
-        batch, heads, count, width = out.shape
-        if count == self._length or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        """Add the outputs (B, H, C, ...) of the next chunk."""
+        place = self._place(out)
+        if place is None:
             self._outs.append(out)
-            return
+        else:
+            place.copy_(out)
+
+    def add_sum(self, inner: Tensor, read: Tensor, decay: Tensor) -> None:
+        """Add inner + read * decay, the outputs (B, H, C, ...) of the next chunk, which are written once only."""
+        place = self._place(inner)
+        if place is None:
+            self._outs.append(torch.addcmul(inner, read, decay))
+        else:
+            torch.addcmul(inner, read, decay, out=place)
+
+    def _place(self, out: Tensor) -> Tensor | None:
+        """Return where outputs of this shape go; None where those of each chunk are kept."""
+        count = out.shape[2]
+        if count == self._length or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return None
         if not self._outs:
-            self._outs.append(out.new_empty(batch, self._length, heads, width).transpose(1, 2))
-        self._outs[0].narrow(2, self._end, count).copy_(out)
-        self._end += count
+            batch, heads, _, *width = out.shape
+            self._outs.append(out.new_empty(batch, self._length, heads, *width).transpose(1, 2))
+        start, self._end = self._end, self._end + count
+        return self._outs[0].narrow(2, start, count)
 
     def join(self) -> Tensor:
-        """Return the outputs of all chunks, (B, T, H, V)."""
+        """Return the outputs of all chunks, (B, T, H, ...)."""
         out = self._outs[0] if len(self._outs) == 1 else torch.cat(self._outs, dim=2)
         return out.transpose(1, 2)

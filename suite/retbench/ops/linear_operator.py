@@ -23,31 +23,30 @@ Peng et al., arXiv:2404.05892, Eq. 19 for the exclusive read-out; Katharopoulos 
 normaliser.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from retbench.ops.chunk_decay import (
-    DecayFactors,
     exp_decay,
-    group_heads,
     split_decay,
+    split_head_decay,
     sum_decay,
+    tokens_at_once,
     unbind_decay,
 )
 from retbench.ops.chunk_outputs import ChunkOutputs
 from retbench.ops.linear_chunk import (
     ChunkTerms,
     attend_chunk,
-    attend_shared_chunk,
     chunk_terms,
     read_own,
     repeat_heads,
-    shared_weights,
     wide_dtype,
 )
+from retbench.ops.shared_heads import attend_shared
 
 LinearForm = Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor | None], tuple[Tensor, Tensor]]
 
@@ -259,16 +258,20 @@ def linear_chunkwise(
     check_shapes(q, k, v, log_decay, state, readout)
     length, heads, wide = q.shape[1], v.shape[2], wide_dtype(v.dtype)
     products = wide if wide_products else v.dtype
-    # Split instead of slices: the gradient of a slice has the length of the sequence, that of a split one chunk.
-    parts = [x.transpose(1, 2).split(chunk_size, dim=2) for x in (q, k, _extend(v, readout, products))]
     if log_decay is None:
         log_decay = torch.zeros(heads, dtype=wide, device=q.device)
-    decays = split_decay(log_decay, length, chunk_size, wide, exclusive=readout.bonus is not None)
+    values = _extend(v, readout, products)
     shares = q.shape[2] < heads and products == wide and readout.bonus is None and log_decay.dim() < 4
     with torch.autocast(q.device.type, enabled=False):
         if shares:
-            out, state = _attend_shared(parts, decays, length, state, wide)
+            tokens = tokens_at_once(log_decay, length, chunk_size)
+            by_head = split_head_decay(log_decay, length, chunk_size, wide)
+            out, state = attend_shared(q, k, values, by_head, tokens, state)
         else:
+            # Split instead of slices: the gradient of a slice has the length of the sequence.
+            parts = [x.transpose(1, 2).split(chunk_size, dim=2) for x in (q, k, values)]
+            exclusive = readout.bonus is not None
+            decays = split_decay(log_decay, length, chunk_size, wide, exclusive=exclusive)
             terms = (
                 chunk_terms(q_chunk, k_chunk, decay, heads, readout.bonus, products)
                 for q_chunk, k_chunk, decay in zip(*parts[:2], unbind_decay(decays), strict=True)
@@ -287,38 +290,6 @@ def _attend_each(
         outs.add(out)
     assert state is not None
     return outs.join(), state
-
-
-def _attend_shared(
-    parts: Sequence[Sequence[Tensor]],
-    decays: Iterable[DecayFactors | Tensor],
-    length: int,
-    state: Tensor | None,
-    wide: torch.dtype,
-) -> tuple[Tensor, Tensor]:
-    """Compute all chunks of q and k (B, G, C, K) and v (B, H, C, V) by `attend_shared_chunk`.
-
-    Returns:
-        out: (B, T, H, V).
-        state: (B, H, K, V).
-    """
-    if state is not None:
-        state = state.unflatten(1, (parts[0][0].shape[1], -1)).transpose(2, 3)  # (B, G, K, H / G, V)
-    outs = ChunkOutputs(length)
-    end = 0
-    for decay in decays:
-        assert isinstance(decay, DecayFactors)
-        start, end = end, end + decay.total.shape[0]
-        # Of several chunks at once: one gives too little work to share between cores.
-        q, k = (torch.stack(list(part[start:end])).to(wide) for part in parts[:2])  # (N, B, G, C, K)
-        decay = group_heads(decay, q.shape[2])
-        weights = shared_weights(q, k, decay)
-        values = (v.unflatten(1, (q.shape[2], -1)).to(wide) for v in parts[2][start:end])
-        for chunk in zip(weights, q, k, values, decay.unbind(), strict=True):
-            out, state = attend_shared_chunk(*chunk, state)
-            outs.add(out)
-    assert state is not None
-    return outs.join(), state.transpose(2, 3).flatten(1, 2)
 
 
 def _extend(v: Tensor, readout: Readout, dtype: torch.dtype) -> Tensor:
