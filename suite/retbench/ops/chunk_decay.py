@@ -181,7 +181,7 @@ def multiply_decay(scores: Tensor, within: Tensor | DecayBlocks, memory: Tensor 
     Args:
         scores: Products of queries and keys.
         within: The decay.
-        memory: Where to write the result, if that is of the same shape and nothing is differentiated.
+        memory: Where to write the result, of its shape and dtype.
     """
     if isinstance(within, Tensor):
         return torch.mul(scores, within, out=memory)

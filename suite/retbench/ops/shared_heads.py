@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from retbench.ops.chunk_decay import DecayBlocks, DecayFactors, multiply_decay
-from retbench.ops.chunk_outputs import ChunkOutputs
+from retbench.ops.chunk_outputs import ChunkOutputs, overwrites
 
 
 class _Chunk(NamedTuple):
@@ -75,7 +75,7 @@ def attend_shared(
         v = v.to(wide).unflatten(2, groups).unflatten(1, chunks).permute(1, 0, 3, 2, 4, 5)
         for chunk in _unbind(weights, q, k, v, decay, groups):
             state = _attend_chunk(chunk, state, outs)
-        if not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
+        if overwrites():
             memory = weights
     assert state is not None
     return outs.join().flatten(2, 3), state.transpose(2, 3).flatten(1, 2)
@@ -91,7 +91,7 @@ def _weights(
         k: Keys, (N, B, G, C, K).
         decay: Of these chunks.
         groups: G and R.
-        memory: Weights of earlier chunks, to be overwritten: on a CPU, fresh memory costs as much as the product.
+        memory: Weights of earlier chunks, to be overwritten.
     """
     scores = (q @ k.mT).unsqueeze(3)
     within = decay.within
