@@ -360,8 +360,10 @@ def test_the_page_of_the_records_is_short_and_light(
         "kin: prefill, time to first token",
         "kin: throughput, tokens/s",
         "kin: training, time per step",
-        "kin_quality: perplexity, bits/byte, litbank/original, strided, 512",
-        "kin_quality: perplexity, bits/byte, wikitext-103, strided, 512",
+        "kin_quality: perplexity, bits/byte, litbank/original, strided, 512, 300K",
+        "kin_quality: perplexity, bits/byte, litbank/original, strided, 512, 1M",
+        "kin_quality: perplexity, bits/byte, wikitext-103, strided, 512, 300K",
+        "kin_quality: perplexity, bits/byte, wikitext-103, strided, 512, 1M",
     ],
 )
 def test_the_page_on_kin_has_the_tables_of_the_report(report: Path, caption: str) -> None:
@@ -373,13 +375,15 @@ def test_the_page_on_kin_has_the_tables_of_the_report(report: Path, caption: str
 def test_the_page_on_kin_has_the_qualities_of_the_records() -> None:
     told = CliRunner().invoke(app, ["table", "kin_quality", "--results", str(PUBLISHED), "--format", "json"])
     rows = [row for row in json.loads(told.stdout) if row["workload"] == "perplexity"]
-    num_seeds = len({row["seed"] for row in rows})
+    num_seeds = {"300k": 3, "1m": 1}
     novels, articles = "litbank/original", "wikitext-103"
 
-    def of_seeds(model: str, corpus: str, protocol: str, column: str) -> list[float]:
-        key = (model, corpus, protocol)
-        found = [row[column] for row in rows if (row["model"], row["task"], row["protocol"]) == key]
-        assert len(found) == num_seeds
+    def of_seeds(model: str, corpus: str, protocol: str, column: str, size: str = "300k") -> list[float]:
+        key = (model, corpus, protocol, size)
+        found = [
+            row[column] for row in rows if (row["model"], row["task"], row["protocol"], row["size"]) == key
+        ]
+        assert len(found) == num_seeds[size]
         return found
 
     def percents(model: str, corpus: str) -> list[str]:
@@ -390,7 +394,15 @@ def test_the_page_on_kin_has_the_qualities_of_the_records() -> None:
     def bits(model: str, protocol: str) -> list[str]:
         return ends(of_seeds(model, novels, protocol, "bits_per_byte"), 2)
 
-    ahead, retnets, longer, spread, behind = map(numbers_of, summary(KIN))
+    def of_1m(model: str, digits: int) -> list[str]:
+        """Return the same of the one seed of size 1M, on novels and on articles."""
+        return [
+            f"{100 * abs(1 - ratio):.{digits}f}"
+            for corpus in (novels, articles)
+            for ratio in of_seeds(model, corpus, "strided", "bits_per_byte_ratio", "1m")
+        ]
+
+    ahead, retnets, longer, spread, behind, *larger = map(numbers_of, summary(KIN))
     assert ahead == [
         number
         for corpus in (novels, articles)
@@ -411,6 +423,23 @@ def test_the_page_on_kin_has_the_qualities_of_the_records() -> None:
     ]
     assert spread == bits("transformer_gqa", "strided")
     assert behind == percents("linear", novels)
+    leads = [
+        number for model in ("mamba2", "rwkv6", "gla", "gated_retnet", "retnet") for number in of_1m(model, 1)
+    ]
+    lengths = [
+        number
+        for model in ("transformer", "transformer_gqa", "retnet", "yoco")
+        for protocol in ("strided", "whole")
+        for number in ends(of_seeds(model, novels, protocol, "bits_per_byte", "1m"), 2)
+    ]
+    assert larger == [leads, of_1m("linear", 0), lengths]
+    windows = [row for row in rows if row["size"] == "1m" and row["protocol"] == "strided"]
+    losers = {row["model"] for row in windows if (row["bits_per_byte_ratio"] or 0) >= 1}
+    assert losers == {"linear"}
+    by_bits = sorted(windows, key=lambda row: row["bits_per_byte"])
+    for corpus in (novels, articles):
+        leaders = [row["model"] for row in by_bits if row["task"] == corpus][:2]
+        assert set(leaders) == {"mamba2", "rwkv6"}
 
     def excluded(corpus: str) -> set[str]:
         """Return the models whose ratio differs from 1, as the tables write its interval over the seeds."""
