@@ -50,10 +50,18 @@ def test_a_faster_command_passes() -> None:
     assert (done.exit_code, "improved" in done.stdout) == (0, True), done.output
 
 
-def test_what_stays_open_fails_under_strict_alone() -> None:
+def test_what_stays_open_fails_under_strict_alone(tmp_path: Path) -> None:
     arguments = ("sleep 0.01", "sleep 0.01", "--pairs", "1", "--rounds", "3", "--margin", "0.0001")
-    assert invoke(*arguments).exit_code == 0
-    assert invoke(*arguments, "--strict").exit_code == 4
+    codes: dict[bool, int] = {}
+    for number in range(8):  # a false alarm, which the error rate allows, tells nothing here
+        strict, out = number % 2 == 1, tmp_path / str(number)
+        done = invoke(*arguments, *(["--strict"] if strict else []), "--out", str(out))
+        (item,) = json.loads((out / "check.json").read_text(encoding="utf-8"))["items"]
+        if item["verdict"] == "inconclusive":
+            codes[strict] = done.exit_code
+        if len(codes) == 2:
+            break
+    assert codes == {False: 0, True: 4}
 
 
 def test_too_short_a_budget_compares_nothing() -> None:

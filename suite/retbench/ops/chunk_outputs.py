@@ -7,7 +7,7 @@ from torch import Tensor
 def overwrites() -> bool:
     """Return whether operators may write into memory that is no longer needed: nothing is differentiated or compiled.
 
-    On a CPU, fresh memory costs about as much as a product of all its elements.
+    On a CPU, fresh memory can cost more than a product of all its elements.
     """
     return not (torch.is_grad_enabled() or torch.compiler.is_compiling())
 
