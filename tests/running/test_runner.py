@@ -200,7 +200,8 @@ def test_a_run_continues_whatever_happens_to_its_workers(
     faulty: tuple[Path, Path, RunSummary, Observer],
 ) -> None:
     _, out, result, observer = faulty
-    assert result.counts == {"failed": 2, "timeout": 1, "oom": 1, "ok": 1}
+    errors = [record.error for record in records_in(out)]
+    assert result.counts == {"failed": 2, "timeout": 1, "oom": 1, "ok": 1}, errors
     found = by_length(records_in(out))
     assert {length: one.status for length, one in found.items()} == {
         8: "failed",
