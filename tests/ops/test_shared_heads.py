@@ -14,7 +14,7 @@ from retbench.ops.linear_operator import linear_chunkwise, linear_recurrent
 def test_chunks_at_once_are_the_recurrence(
     monkeypatch: pytest.MonkeyPatch, kind: str, groups: int, batch: int, length: int
 ) -> None:
-    """Three chunks of 16 tokens, or one and a shorter one, are computed at once: memory is used again where it fits."""
+    """Three chunks of 16 tokens are computed at once, and memory is used again where it fits."""
     heads = 4
     monkeypatch.setattr(chunk_decay, "PAIRS_AT_ONCE", 3 * batch * heads * 16 * 16)
     generator = torch.Generator().manual_seed(length)

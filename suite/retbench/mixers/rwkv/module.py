@@ -133,9 +133,8 @@ class RwkvTimeMixModule(LinearOperatorModule):
         mix = self.mix.view(-1, 1, shape[-1])[first:end]  # (J, 1, D)
         if self.mix_input is not None and self.mix_down is not None and self.mix_up is not None:
             seen = torch.addcmul(x, difference, self.mix_input)
-            low = torch.tanh(
-                multiply_thin(seen, self.mix_down[:, first * rank : end * rank])
-            )  # (B T, J rank)
+            down = self.mix_down[:, first * rank : end * rank]
+            low = torch.tanh(multiply_thin(seen, down))  # (B T, J rank)
             low = low.unflatten(1, (-1, rank)).transpose(0, 1)  # (J, B T, rank)
             mix = mix + multiply_thin(low, self.mix_up[first:end])
         return list(torch.addcmul(x, difference, mix).view(-1, *shape).unbind(0))
