@@ -136,7 +136,7 @@ class RwkvTimeMixModule(LinearOperatorModule):
             down = self.mix_down[:, first * rank : end * rank]
             low = torch.tanh(multiply_thin(seen, down))  # (B T, J rank)
             low = low.unflatten(1, (-1, rank)).transpose(0, 1)  # (J, B T, rank)
-            mix = mix + multiply_thin(low, self.mix_up[first:end])
+            mix = multiply_thin(low, self.mix_up[first:end], mix)
         return list(torch.addcmul(x, difference, mix).view(-1, *shape).unbind(0))
 
     def _log_decay(self, x_decay: Tensor | None = None) -> Tensor:
