@@ -78,6 +78,30 @@ print(headroom_bytes(cpu, 400_000_000))
 
 
 @LINUX
+@pytest.mark.parametrize(
+    "needs_memory",
+    [
+        "import _lsprof",
+        "import threading; threading.Thread(target=print).start()",
+        "import mmap; mmap.mmap(-1, 2**33)",
+        "torch.empty(2**33, dtype=torch.int8)",
+        "bytearray(2**33)",
+    ],
+)
+def test_whatever_finds_no_address_space_is_out_of_memory(needs_memory: str) -> None:
+    code = f"""
+import resource, psutil
+used = psutil.Process().memory_info().vms
+resource.setrlimit(resource.RLIMIT_AS, (used, used))
+try:
+    {needs_memory}
+except Exception as error:
+    print(is_out_of_memory(error) or repr(error))
+"""
+    assert run(code) == "True"
+
+
+@LINUX
 def test_a_limit_beyond_what_there_is_is_refused() -> None:
     with pytest.raises(
         UnsupportedError, match=r"memory_limit_bytes is 1,000,000,000,000,000 \(931323 GiB\), and "

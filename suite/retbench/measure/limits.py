@@ -1,6 +1,7 @@
 """Limits on the memory of a worker, and detection of out-of-memory errors of the host or of a device."""
 
 import ctypes
+import errno
 import gc
 import resource
 import sys
@@ -18,14 +19,19 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_OUT_OF_MEMORY = (
-    "can't allocate memory",
-    "not enough memory",
-    "out of memory",
-    "bad_alloc",
-    "alloc_failed",
-)
-"""Parts of the messages of torch's CPU allocator, CUDA, the C++ library and cuBLAS, which raise a RuntimeError."""
+_OUT_OF_MEMORY: dict[type[Exception], tuple[str, ...]] = {
+    RuntimeError: (
+        "can't allocate memory",
+        "not enough memory",
+        "out of memory",
+        "bad_alloc",
+        "alloc_failed",
+        "can't start new thread",
+    ),
+    ImportError: ("failed to map segment", "cannot allocate memory"),
+}
+"""Parts of the messages of torch's CPU allocator, CUDA, the C++ library, cuBLAS and threading; of the dynamic loader,
+which has no memory for a library that is first needed within the limit."""
 
 _M_MMAP_THRESHOLD, _MMAP_THRESHOLD_BYTES = -3, 2**17
 """mallopt(3): the size from which glibc returns a freed block to the kernel, and its default."""
@@ -33,9 +39,13 @@ _M_MMAP_THRESHOLD, _MMAP_THRESHOLD_BYTES = -3, 2**17
 
 def is_out_of_memory(error: Exception) -> bool:
     """Return whether an error means that memory of the host or of a device ran out."""
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return True
-    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _OUT_OF_MEMORY)
+    message = str(error).lower()
+    return any(
+        isinstance(error, kind) and any(words in message for words in found)
+        for kind, found in _OUT_OF_MEMORY.items()
+    )
 
 
 def try_in_memory(call: Callable[[], T], device: "torch.device") -> T | None:
