@@ -1,7 +1,7 @@
 """Decays within chunks of the linear recurrence, with exponents of at most zero: see `ops.linear_chunk`."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -264,8 +264,8 @@ def _exp_above(exponent: Tensor, floor: float) -> Tensor:
     """Return the exponential where the exponent is above `floor`, and zero elsewhere."""
     if not exponent.requires_grad:
         return _clamped_exp(exponent, floor)
-    factor: Tensor = _ExpAbove.apply(exponent, floor)  # type: ignore[no-untyped-call]
-    return factor
+    apply: Callable[[Tensor, float], Tensor] = _ExpAbove.apply  # torch's types of it vary between its versions
+    return apply(exponent, floor)
 
 
 def _clamped_exp(exponent: Tensor, floor: float) -> Tensor:
