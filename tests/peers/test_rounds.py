@@ -19,7 +19,7 @@ TRANSFORMER = transformer_config(
 )
 
 
-def test_each_side_is_measured_once_a_round_in_varying_order() -> None:
+def test_each_side_is_called_once_before_and_measured_once_a_round_in_varying_order() -> None:
     calls: list[str] = []
 
     def side(name: str) -> Callable[[], float]:
@@ -30,11 +30,12 @@ def test_each_side_is_measured_once_a_round_in_varying_order() -> None:
         return measure
 
     values = interleave({name: side(name) for name in "abc"}, 6)
-    rounds = [calls[start : start + 3] for start in range(0, 18, 3)]
+    assert calls[:3] == ["a", "b", "c"]
+    rounds = [calls[start : start + 3] for start in range(3, 21, 3)]
     assert all(sorted(turn) == ["a", "b", "c"] for turn in rounds)
     assert len({tuple(turn) for turn in rounds}) > 1
     assert [len(found) for found in values.values()] == [6, 6, 6]
-    assert sorted(value for found in values.values() for value in found) == [float(n) for n in range(1, 19)]
+    assert sorted(value for found in values.values() for value in found) == [float(n) for n in range(4, 22)]
 
 
 def test_greedy_steps_feed_back_the_likeliest_token() -> None:
