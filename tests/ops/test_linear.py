@@ -1,9 +1,9 @@
-"""Products with matrices of a low rank."""
+"""Products of one row, and with matrices of a low rank."""
 
 import pytest
 import torch
 
-from retbench.ops.linear import SMALL_PRODUCT, multiply_thin
+from retbench.ops.linear import SMALL_PRODUCT, Linear, multiply_thin
 
 
 @pytest.mark.parametrize(
@@ -23,3 +23,21 @@ def test_a_compiled_product_with_a_low_rank_is_the_product(
     compiled = torch.compile(multiply_thin, backend="eager", fullgraph=True)
     with torch.compiler.set_stance("default"):  # after a compiled step, a process compiles nothing anew
         torch.testing.assert_close(compiled(x, weight), x @ weight, atol=limit, rtol=limit)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_compiled_product_does_not_copy_its_row(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    linear = Linear(64, 48).requires_grad_(False)
+    linear.weight.normal_(generator=generator)
+    linear, x = linear.to(dtype), torch.randn(1, 1, 64, generator=generator).to(dtype)
+    with torch.inference_mode(), torch.compiler.set_stance("default"):
+        compiled = torch.compile(lambda x: linear(torch.nn.functional.silu(x)), fullgraph=True)
+        found = compiled(x)
+        with torch.profiler.profile() as profiler:
+            compiled(x)
+        torch.testing.assert_close(found, linear(torch.nn.functional.silu(x)), atol=1e-2, rtol=1e-2)
+    operators = {event.key for event in profiler.key_averages()}
+    assert "aten::mm" in operators or any("linear" in name for name in operators)
+    assert not operators & {"aten::clone", "aten::copy_"}

@@ -33,6 +33,8 @@ class Linear(nn.Linear):
         """(..., in) to (..., out)."""
         if self._streams(x):
             return stream(x.flatten(), self.weight.t()).view(*x.shape[:-1], self.out_features)
+        if torch.compiler.is_compiling() and x.numel() == self.in_features:
+            return F.linear(_computed_row(x), self.weight).view(*x.shape[:-1], self.out_features)
         return F.linear(x, self.weight)
 
     def _streams(self, x: Tensor) -> bool:
@@ -54,6 +56,15 @@ class Linear(nn.Linear):
     def part(self, x: Tensor, start: int, end: int) -> Tensor:
         """Compute outputs start .. end - 1 only: (..., in) to (..., end - start)."""
         return F.linear(x, self.weight[start:end])
+
+
+def _computed_row(x: Tensor) -> Tensor:
+    """Return one row (..., in) as (1, in), which torch's product takes as it is in a compiled model.
+
+    The compiler would view what it computed before as one row, with a stride of 0 between rows, and the product then
+    first copies the row. What is computed once more has the shape and strides of its own.
+    """
+    return -(-x.reshape(1, -1))
 
 
 def stored_weight(weight: Tensor, *, by_output: bool) -> Tensor:
