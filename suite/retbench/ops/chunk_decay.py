@@ -264,7 +264,7 @@ def _exp_above(exponent: Tensor, floor: float) -> Tensor:
     """Return the exponential where the exponent is above `floor`, and zero elsewhere."""
     if not exponent.requires_grad:
         return _clamped_exp(exponent, floor)
-    apply: Callable[[Tensor, float], Tensor] = _ExpAbove.apply  # torch's types of it vary between its versions
+    apply: Callable[[Tensor, float], Tensor] = _ExpAbove.apply  # untyped in some versions of torch
     return apply(exponent, floor)
 
 

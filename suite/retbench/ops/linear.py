@@ -64,7 +64,7 @@ def _computed_row(x: Tensor) -> Tensor:
     The compiler would view what it computed before as one row, with a stride of 0 between rows, and the product then
     first copies the row. What is computed once more has the shape and strides of its own.
     """
-    return -(-x.reshape(1, -1))
+    return x.reshape(1, -1).neg().neg()
 
 
 def stored_weight(weight: Tensor, *, by_output: bool) -> Tensor:
