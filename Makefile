@@ -13,6 +13,8 @@
 # make gpu-check   on a GPU: environment, tests, smoke, then the paper's sizes; BUDGET=30 (minutes)
 PYTHON ?= python3
 BIN := .venv/bin
+# Many containers set this. Each process of a run would then compile the modules of torch anew, which takes seconds.
+export PYTHONDONTWRITEBYTECODE :=
 BUDGET ?= 30
 PAGE_FIGURES := kin_decode_batch1 quality_perplexity_litbank-original_whole_8192_by_position \
 	recall_slices_recall_slices_litbank-original_2048_gain mqar_mqar_frontier \
@@ -79,8 +81,6 @@ gpu-check: .venv/installed-gpu
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(f"retbench needs Python 3.11 or newer and {sys.executable} is {v[0]}.{v[1]}. Name another: make PYTHON=python3.12" if v < (3, 11) else 0)'
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --editable '.$(EXTRAS)'
-	@# By all cores, and not by each process of a run where PYTHONDONTWRITEBYTECODE is set, as in many containers.
-	@$(BIN)/python -m compileall -qq -j 0 .venv/lib suite || true
 	@touch $@
 
 .PHONY: report check test test-long lint types exact pages picture bench-peers bench-eval bench-predict gpu-check
