@@ -168,6 +168,14 @@ def test_any_state_is_taken_up_or_refused(snapshot: Snapshot, examples: int) -> 
     fuzz(mutated(state), check, examples)
 
 
+def test_settings_that_are_no_object_are_refused(plan: TrainingPlan, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    (folder / "final").mkdir(parents=True)
+    (folder / "run.json").write_text('{"determined_by": [[null, null]]}', encoding="utf-8")
+    with pytest.raises(ConfigError, match="does not hold the settings of a run"):
+        trained.check(folder, plan, plan.final_runs[0])
+
+
 @EXAMPLES
 def test_any_file_of_settings_is_read_or_refused(plan: TrainingPlan, tmp_path: Path, examples: int) -> None:
     run = plan.final_runs[0]

@@ -218,8 +218,8 @@ def test_activation_checkpointing_changes_no_bit(plan_of: PlanOf, tmp_path: Path
 
 @pytest.mark.parametrize("number", [0, 1])
 def test_bfloat16_is_near(plan_of: PlanOf, tmp_path: Path, number: int) -> None:
-    wide = train(plan_of(), tmp_path / "wide", number)
-    narrow = train(plan_of("training.autocast=bfloat16"), tmp_path / "narrow", number)
+    wide = train(plan_of(GENTLE), tmp_path / "wide", number)
+    narrow = train(plan_of(GENTLE, "training.autocast=bfloat16"), tmp_path / "narrow", number)
     assert {weight.dtype for weight in weights(narrow).values()} == {torch.float32}
     losses = [each.state.curve[-1].validation_loss_nats for each in (wide, narrow)]
     assert losses[0] != losses[1]

@@ -270,14 +270,13 @@ class Trainer:
         if found is None:
             return
         try:
-            self.state = _STATE.validate_python(found.state)
+            state = _STATE.validate_python(found.state)
         except ValidationError as error:
             raise found.misfit(f"a state of another form ({error.errors()[0]['msg']})") from error
-        steps = [0, *(point.step for point in self.state.curve), self.state.step, self.run.num_steps]
-        if steps != sorted(steps) or self.state.step == self.run.num_steps:
-            raise found.misfit(
-                f"{self.state.step} of {self.run.num_steps} steps and a curve that is not theirs"
-            )
+        steps = [0, *(point.step for point in state.curve), state.step, self.run.num_steps]
+        if steps != sorted(steps) or state.step == self.run.num_steps:
+            raise found.misfit(f"{state.step} of {self.run.num_steps} steps and a curve that is not theirs")
         found.restore(self.model, self.optimizer)
+        self.state = state
         self.state.num_processes += 1
         self._ranks.lead(lambda: write_curve(self.folder / CURVE, self.state.curve))

@@ -113,7 +113,10 @@ def remove_leftovers(folder: Path) -> None:
 def read_run(folder: Path) -> dict[str, Any] | None:
     """Return the settings of the run in a folder; None if there is no run."""
     try:
-        return dict(parse_json((folder / RUN).read_bytes())["determined_by"])
+        settings = parse_json((folder / RUN).read_bytes())["determined_by"]
+        if not isinstance(settings, dict):
+            raise TypeError("determined_by is no object")
+        return settings
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:

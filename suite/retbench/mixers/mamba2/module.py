@@ -16,6 +16,7 @@ from retbench.ops.convolution import short_convolution, short_convolution_step_
 from retbench.ops.linear import Linear
 from retbench.ops.linear_chunk import repeat_heads, wide_dtype
 from retbench.ops.position import Positions
+from retbench.ops.rms_norm import rms_norm
 
 RATE_RANGE = 1.0, 16.0
 """Range of exp(A_log) at the start."""
@@ -45,10 +46,10 @@ class GatedNorm(nn.Module):
             groups.mul_((mean_square + self.eps).rsqrt())
             normed = gated.mul_(weight)
         elif self.num_groups == 1:
-            normed = F.rms_norm(gated, gated.shape[-1:], weight, self.eps)
+            normed = rms_norm(gated, weight, self.eps)
         else:
             groups = gated.unflatten(-1, (self.num_groups, -1))
-            normed = F.rms_norm(groups, groups.shape[-1:], eps=self.eps).flatten(-2) * weight
+            normed = rms_norm(groups, None, self.eps).flatten(-2) * weight
         return normed.to(self.weight.dtype)
 
 

@@ -1,0 +1,66 @@
+"""RMSNorm with gradients: equal to torch's, and differentiated right."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from retbench.ops.rms_norm import rms_norm
+
+EPS = 1e-6
+
+
+def inputs(shape: tuple[int, ...], dtype: torch.dtype, *, weighted: bool) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(len(shape))
+    x = torch.randn(shape, generator=generator).to(dtype).requires_grad_()
+    weight = torch.randn(shape[-1], generator=generator).to(dtype).requires_grad_()
+    return [x, weight] if weighted else [x]
+
+
+@pytest.mark.parametrize("weighted", [True, False])
+@pytest.mark.parametrize(
+    ("dtype", "limit"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 0.05)]
+)
+@settings(deadline=None, max_examples=20)
+@given(
+    shape=st.lists(st.integers(1, 5), min_size=0, max_size=3).map(tuple),
+    width=st.integers(1, 70),
+    scale=st.sampled_from([1e-5, 1.0, 1e3]),
+)
+def test_it_is_torchs_norm_with_torchs_gradients(
+    weighted: bool, dtype: torch.dtype, limit: float, shape: tuple[int, ...], width: int, scale: float
+) -> None:
+    leaves = inputs((*shape, width), dtype, weighted=weighted)
+    x, weight = leaves[0] * scale, leaves[1] if weighted else None
+    found, expected = rms_norm(x, weight, EPS), F.rms_norm(x, (width,), weight, EPS)
+    torch.testing.assert_close(found, expected, atol=limit, rtol=limit)
+    grad = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+    gradients = [torch.autograd.grad(out, leaves, grad, retain_graph=True) for out in (found, expected)]
+    # Terms cancel: in a row of one value nearly all of its gradient. So errors are relative to the terms.
+    factor = float((leaves[0].detach() * scale).square().mean(-1).add(EPS).rsqrt().max())
+    terms = float((grad if weight is None else grad * weight.detach()).abs().max()) * factor * scale
+    sizes = [terms, float(grad.abs().sum()) * width**0.5]
+    for ours, theirs, size in zip(*gradients, sizes, strict=False):
+        torch.testing.assert_close(ours / (size + 1e-30), theirs / (size + 1e-30), atol=limit, rtol=0)
+
+
+@pytest.mark.parametrize("weighted", [True, False])
+def test_its_gradients_are_those_of_differences(weighted: bool) -> None:
+    leaves = inputs((2, 3, 7), torch.float64, weighted=weighted)
+    assert torch.autograd.gradcheck(lambda x, weight=None: rms_norm(x, weight, EPS), leaves)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_model_computes_the_same_with_and_without_gradients(dtype: torch.dtype) -> None:
+    x, weight = inputs((3, 64), dtype, weighted=True)
+    with torch.no_grad():
+        expected = rms_norm(x, weight, EPS)
+    torch.testing.assert_close(rms_norm(x, weight, EPS), expected, atol=1e-6, rtol=1e-6)
+
+
+def test_autocast_does_not_round_within_it() -> None:
+    x, weight = inputs((3, 64), torch.float32, weighted=True)
+    expected = rms_norm(x, weight, EPS)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(rms_norm(x, weight, EPS), expected, atol=0, rtol=0)
