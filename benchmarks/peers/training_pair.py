@@ -89,7 +89,7 @@ def throughput(rounds: int) -> Iterator[Outcome]:
 
 def _pair(rounds: int, folder: Path) -> tuple[_Training, _Training]:
     """Return RetNet and the Transformer of the experiment, each before its first step."""
-    plan = _plan(rounds * (WARM + TIMED) + 1)
+    plan = _plan((1 + rounds) * (WARM + TIMED) + 1)  # `interleave` calls each side once before its rounds
     most = plan.spec.steps_of(plan.spec.sizes[0]) * plan.spec.batch_size * (plan.spec.seq_len + 1)
     assert plan.text is not None, "the pair is trained on a corpus"
     packed = pack(plan.text.corpus, "train", plan.text.tokenizer, folder, max_tokens=most)

@@ -232,7 +232,7 @@ def test_a_prompt_costs_the_lower_half_and_one_token_of_the_upper_half(variant: 
 def test_training_flops_equal_what_torch_counts(variant: str) -> None:
     """Less the half of the square that a causal mask leaves out, and the update of a state that nothing reads.
 
-    Torch does not count the fused attention of the windows.
+    The fused attention of the windows is left out of torch's count, which some versions of it know.
     """
     backend = {"gated": "chunkwise+reference", "sw": "reference"}[variant]
     model = build_model(
@@ -241,7 +241,8 @@ def test_training_flops_equal_what_torch_counts(variant: str) -> None:
     config, length = model.config, 96
     with FlopCounterMode(display=False) as counter:
         model(torch.zeros(2, length, dtype=torch.int64)).sum().backward()
-    counted, square = counter.get_total_flops(), 3 * 2 * 2 * config.d_model
+    fused = {op: num for op, num in counter.get_flop_counts()["Global"].items() if "dot_product" in str(op)}
+    counted, square = counter.get_total_flops() - sum(fused.values()), 3 * 2 * 2 * config.d_model
     counted -= 3 * square * length * (length - 1)  # upper layers
     if variant == "gated":
         counted -= 2 * 3 * config.mixer.num_heads * 2 * 32 * config.mixer.head_dim**2

@@ -166,6 +166,14 @@ class LatentAttention(Mixer):
             "reference": 2 * self.query_width + values,
             "absorbed": self.query_width + 2 * self.num_heads * self.entry_width,
         }[form]
-        queries = 0 if self.query_rank is None else self.query_rank + self.query_width
-        narrow = self.d_model + self.projected_width + queries + 2 * self.entry_width + operands + values
+        queries = 0 if self.query_rank is None else self.query_width
+        narrow = (
+            self.d_model
+            + self.projected_width
+            + queries
+            + 2 * self.entry_width
+            - self.kv_rank
+            + operands
+            + values
+        )
         return KeptValues(narrow, scores=1 if self.forms[form].quadratic else 0)

@@ -25,7 +25,9 @@ class Elu(nn.Module):
     def of_queries(self, q: Tensor) -> Tensor:
         """(..., W) to (..., W)."""
         # max(x, 0) + exp(min(x, 0)): of elu torch's compiler would compute expm1 again for each value of a state.
-        return q.clamp(max=0).exp_() + F.relu(q)
+        # q - min(q, 0) is max(q, 0) whose derivative at zero does not depend on the version of torch.
+        least = q.clamp(max=0)
+        return (q - least) + least.exp_()
 
     of_keys = of_queries
 
