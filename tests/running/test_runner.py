@@ -200,9 +200,10 @@ def test_a_run_continues_whatever_happens_to_its_workers(
     faulty: tuple[Path, Path, RunSummary, Observer],
 ) -> None:
     _, out, result, observer = faulty
-    errors = [record.error for record in records_in(out)]
+    records = records_in(out)
+    errors = [record.error for record in records]
     assert result.counts == {"failed": 2, "timeout": 1, "oom": 1, "ok": 1}, errors
-    found = by_length(records_in(out))
+    found = by_length(records)
     assert {length: one.status for length, one in found.items()} == {
         8: "failed",
         16: "timeout",

@@ -59,11 +59,11 @@ def compile_step(step: Callable[..., T], *inputs: Any, packs_weights: bool = Fal
     start = time.perf_counter()
     # Inputs are still checked at every run. A module that is compiled does not change, and checking each of its weights
     # took 0.1 ms of a step of 3 ms.
-    # Nor do numbers such as the epsilon of a norm: as symbols they would make torch trace everything twice.
     filtered: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe}
     run = torch.compile(_with_own_code(step), fullgraph=True, dynamic=True, options=filtered)
     with (
         inductor.patch(freezing=packs_weights),
+        # Numbers such as the epsilon of a norm do not change: as symbols they make torch trace the step twice.
         torch._dynamo.config.patch(recompile_limit=_MOST_STEPS, specialize_float=True),
         _explained("--no-compile"),
     ):

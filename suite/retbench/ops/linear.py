@@ -59,10 +59,10 @@ class Linear(nn.Linear):
 
 
 def _computed_row(x: Tensor) -> Tensor:
-    """Return one row (..., in) as (1, in), which torch's product takes as it is in a compiled model.
+    """Return one row (..., in) as a tensor (1, in) that the compiler computes: torch's product does not copy it.
 
-    The compiler would view what it computed before as one row, with a stride of 0 between rows, and the product then
-    first copies the row. What is computed once more has the shape and strides of its own.
+    A view of one row has a stride of 0 between rows in compiled code, and torch's product copies such a row before it
+    multiplies. Negating twice changes no value, and its result is a tensor of shape (1, in) with its own strides.
     """
     return x.reshape(1, -1).neg().neg()
 

@@ -16,9 +16,8 @@ def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
     """
     if x.device.type != "cpu" or not torch.is_grad_enabled() or torch.compiler.is_compiling():
         return F.rms_norm(x, x.shape[-1:], weight, eps)
-    apply: Callable[[Tensor, Tensor | None, float], Tensor] = (
-        _RmsNorm.apply
-    )  # untyped in some versions of torch
+    # It is untyped in some versions of torch.
+    apply: Callable[[Tensor, Tensor | None, float], Tensor] = _RmsNorm.apply
     return apply(x, weight, eps)
 
 

@@ -167,13 +167,6 @@ class LatentAttention(Mixer):
             "absorbed": self.query_width + 2 * self.num_heads * self.entry_width,
         }[form]
         queries = 0 if self.query_rank is None else self.query_width
-        narrow = (
-            self.d_model
-            + self.projected_width
-            + queries
-            + 2 * self.entry_width
-            - self.kv_rank
-            + operands
-            + values
-        )
+        cached = self.entry_width + self.rope_head_dim
+        narrow = self.d_model + self.projected_width + queries + cached + operands + values
         return KeptValues(narrow, scores=1 if self.forms[form].quadratic else 0)
