@@ -12,6 +12,7 @@ from benchmarks.peers.outcomes import Limit, Outcome, error_outcome, speed_outco
 from benchmarks.peers.rounds import TIMED_STEPS, WARM_STEPS, interleave, time_call
 from retbench.architectures.configs import ModelConfig, default_backend
 from retbench.data.text import read_rows
+from retbench.measure.products import storing_by_output_is_faster
 from retbench.models.build import build_model
 from retbench.models.compiled import StepCompiler
 from retbench.models.equivalence import LIMITS
@@ -28,6 +29,7 @@ class _Decoding:
 
     def __init__(self, config: ModelConfig, dtype: torch.dtype, backend: str, *, compiled: bool) -> None:
         model = build_model(config, dtype=dtype, device="cpu", seed=0, backend=backend)
+        model.store_weights(by_output=storing_by_output_is_faster(model.device, dtype, compiled=compiled))
         rows = read_rows(BATCH_SIZE, DEPTH + 1)
         token = rows[:, -1:].clone()
         self.state = model.init_state(BATCH_SIZE, DEPTH + 2)
@@ -64,7 +66,8 @@ def batch(rounds: int, size: str) -> Iterator[Outcome]:
     """
     for name, config in pairs.kin_configs(size).items():
         bar = f"batch-8-{size}: {name}"
-        backends = [default_backend(config), *(["products"] if "products" in config.forms else [])]
+        multiplies = any("products" in mixer.forms for mixer in config.mixers)
+        backends = [default_backend(config), *(["products"] if multiplies else [])]
         eager = _Decoding(config, torch.float32, backends[0], compiled=False)
         narrow = _Decoding(config, torch.bfloat16, backends[0], compiled=False)
         compiled = {one: _Decoding(config, torch.bfloat16, one, compiled=True) for one in backends}

@@ -45,7 +45,7 @@ def decode_torchscale(rounds: int) -> Iterator[Outcome]:
 
     config = pairs.torchscale_config()
     peer = torchscale_retnet.build_peer(config, seed=1)
-    model = pairs.carry(config, map_weights("torchscale", config, peer.state_dict()))
+    weights = map_weights("torchscale", config, peer.state_dict())
     tokens = read_tokens(SHALLOW + PROVEN_TOKENS)[None]
     theirs = torchscale_retnet.RecurrentDecoding(peer, SHALLOW + STEPS)
     for t in range(SHALLOW):
@@ -53,7 +53,7 @@ def decode_torchscale(rounds: int) -> Iterator[Outcome]:
     first, start = logits.argmax(dim=-1), theirs.mark()
 
     expected = [logits] + [theirs.step(tokens[:, t : t + 1]) for t in range(SHALLOW, tokens.shape[1])]
-    found = decode_logits(model, tokens, SHALLOW)
+    found = decode_logits(pairs.carry(config, weights), tokens, SHALLOW)
     proof = error_outcome("decode-torchscale: equality", found, torch.cat(expected, dim=1), FP32_LIMIT)
     yield proof
     if not proof.holds:
@@ -64,7 +64,10 @@ def decode_torchscale(rounds: int) -> Iterator[Outcome]:
         return time_greedy(theirs.step, first)
 
     prompt, continuation = tokens[:, :SHALLOW], tokens[:, SHALLOW:]
-    ours = {"eager": OurDecoding(model, prompt), "compiled": OurDecoding(model, prompt, compiled=True)}
+    ours = {
+        name: OurDecoding(pairs.carry(config, weights), prompt, compiled=name == "compiled")
+        for name in TORCHSCALE_LIMITS
+    }
     compiled, eager = (ours[name].logits_of(continuation) for name in ("compiled", "eager"))
     yield error_outcome("decode-torchscale: equality, compiled", compiled, eager, FP32_LIMIT)
     times = interleave({**ours, "theirs": time_peer}, rounds)

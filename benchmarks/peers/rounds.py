@@ -9,6 +9,7 @@ from statistics import median
 import torch
 from torch import Tensor
 
+from retbench.measure.products import storing_by_output_is_faster
 from retbench.models.compiled import StepCompiler
 from retbench.models.language_model import LanguageModel
 from retbench.models.state import DecoderState
@@ -61,12 +62,15 @@ class OurDecoding:
     """Repeated greedy decoding of one of our models from one depth.
 
     Args:
-        model: The model.
+        model: The model; its weights are stored anew as its steps read them fastest.
         prompt: (1, depth) int64, prefilled once by the constructor.
         compiled: Decode by a compiled step.
     """
 
     def __init__(self, model: LanguageModel, prompt: Tensor, *, compiled: bool = False) -> None:
+        model.store_weights(
+            by_output=storing_by_output_is_faster(model.device, model.dtype, compiled=compiled)
+        )
         capacity = prompt.shape[1] + WARM_STEPS + TIMED_STEPS + 1
         self.state: DecoderState = model.init_state(1, capacity)
         self.token = model.prefill(prompt, self.state).argmax(dim=-1)

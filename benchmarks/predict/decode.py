@@ -11,10 +11,10 @@ from retbench.architectures.configs import ModelConfig
 from retbench.architectures.matching import resolve_model
 from retbench.architectures.registry import named_specs
 from retbench.measure.clock import time_steps
+from retbench.measure.products import storing_by_output_is_faster
 from retbench.models.build import build_model
 from retbench.models.compiled import StepCompiler
 from retbench.models.decoder import Decoder
-from retbench.models.state import DecoderState
 from retbench.planning.prediction import StepTime, expected
 from retbench.units import format_tokens
 from retbench.workloads.step_rates import count_operators, measure_step_rates
@@ -58,17 +58,18 @@ def _measure_steps(config: ModelConfig, backend: str, *, compiled: bool) -> dict
     """Return the median seconds of a step at every depth, each after a step at the depth before."""
     torch.compiler.set_stance("default")
     model = build_model(config, dtype=getattr(torch, DTYPE), device=CPU, seed=0, backend=backend)
-    state = model.init_state(1, DEPTHS[-1] + 1)
+    model.store_weights(by_output=storing_by_output_is_faster(CPU, model.dtype, compiled=compiled))
+    return {depth: _seconds_at(depth, model, compiled=compiled) for depth in DEPTHS}
+
+
+def _seconds_at(depth: int, model: Decoder, *, compiled: bool) -> float:
+    """Return the median seconds of a step at a depth, from a state with random values."""
+    state = model.init_state(
+        1, depth + 2
+    )  # a cache that is full after a step is another case of compiled code
     for layer in state.layers:
         for held in layer.tensors.values():
             held.normal_()  # pages that nothing was written to are all one in memory
-    return {
-        depth: _seconds_at(depth, model, state, StepCompiler(model) if compiled else None) for depth in DEPTHS
-    }
-
-
-def _seconds_at(depth: int, model: Decoder, state: DecoderState, compiler: StepCompiler | None) -> float:
-    """Return the median seconds of a step at a depth."""
     token = torch.zeros(1, 1, dtype=torch.int64)
     run: Callable[..., object] = model
 
@@ -76,9 +77,10 @@ def _seconds_at(depth: int, model: Decoder, state: DecoderState, compiler: StepC
         state.position = depth - 1
         run(token, state)
 
-    if compiler is not None:
+    if compiled:
         go_back()
-        run = compiler.prepare(token, state).run
+        state.position = depth - 1
+        run = StepCompiler(model).prepare(token, state).run
     return median(
         time_steps(lambda: run(token, state), go_back, device=CPU, warmup_s=WARMUP_S, min_steps=NUM_STEPS)
     )

@@ -1,6 +1,7 @@
 """The choice between two products of few rows: made by a measurement, once, and the same for near equals."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch.nn.functional as F
 
 from retbench.architectures.matching import resolve_model
 from retbench.architectures.registry import named_specs
+from retbench.errors import UnsupportedError
 from retbench.measure import products
 from retbench.models import build
 from retbench.ops.linear import Linear, stored_weight, stream
@@ -81,12 +83,56 @@ def test_what_was_found_once_holds_for_the_process(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(products, "measure_layouts", lambda device, dtype: True)
     device = torch.device("cuda:0")
     assert products.found() == {}
-    assert products.storing_by_output_is_faster(device, torch.bfloat16) is True
+    assert products.storing_by_output_is_faster(device, torch.bfloat16, compiled=False) is True
     monkeypatch.setattr(products, "measure_layouts", lambda device, dtype: False)
-    assert products.storing_by_output_is_faster(device, torch.bfloat16) is True
+    assert products.storing_by_output_is_faster(device, torch.bfloat16, compiled=True) is True
     assert products.found() == {"by_output": True}
     products.agree({"by_output": False})
-    assert products.storing_by_output_is_faster(device, torch.bfloat16) is False
+    assert products.storing_by_output_is_faster(device, torch.bfloat16, compiled=True) is False
+
+
+@pytest.mark.parametrize(("looped_s", "usual_s", "by_output"), [(0.5, 1.0, True), (0.95, 1.0, False)])
+def test_on_a_cpu_weights_are_stored_by_output_for_loops_that_are_clearly_faster(
+    monkeypatch: pytest.MonkeyPatch, looped_s: float, usual_s: float, by_output: bool
+) -> None:
+    monkeypatch.setattr(products, "_found", {"packed_rows, float32": 0})
+    made: list[dict[str, bool]] = []
+    monkeypatch.setattr(products, "_compiled_products", lambda dtype, **how: made.append(how))
+    monkeypatch.setattr(products, "_least_seconds", lambda *calls: (looped_s, usual_s))
+    cpu = torch.device("cpu")
+    assert not products.storing_by_output_is_faster(cpu, torch.float32, compiled=False)
+    assert products.found() == {"packed_rows, float32": 0}
+    assert products.storing_by_output_is_faster(cpu, torch.float32, compiled=True) is by_output
+    assert products.found() == {"packed_rows, float32": 0, "by_output, float32": by_output}
+    assert made == [
+        {"by_output": True, "packs_weights": False},
+        {"by_output": False, "packs_weights": False},
+    ]
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
+def test_loops_and_the_products_that_they_replace_are_timed_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "_found", {"packed_rows, float32": 1})
+    monkeypatch.setattr(products, "_READ_BYTES", 2**14)
+    monkeypatch.setattr(products, "_LOOP_WIDTH", 32)
+    calls: list[Callable[[], torch.Tensor]] = []
+    least = products._least_seconds
+    monkeypatch.setattr(products, "_least_seconds", lambda *given: calls.extend(given) or least(*given))
+    assert products.measure_loops(torch.float32) in (True, False)
+    with torch.inference_mode():
+        for call in calls:
+            torch.testing.assert_close(call(), torch.ones(1, 32))
+
+
+def test_a_machine_that_cannot_compile_stores_no_weights_for_loops(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **options: object) -> None:
+        raise UnsupportedError("no compiler")
+
+    monkeypatch.setattr(products, "_found", {"packed_rows, float32": 0})
+    monkeypatch.setattr(products, "compile_step", refuse)
+    monkeypatch.setattr(products, "_READ_BYTES", 2**14)
+    monkeypatch.setattr(products, "_LOOP_WIDTH", 32)
+    assert products.measure_loops(torch.float32) is False
 
 
 @pytest.mark.parametrize(

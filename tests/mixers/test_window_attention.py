@@ -69,7 +69,7 @@ def plain(module: WindowAttentionModule, x: Tensor) -> Tensor:
 @given(
     window=st.integers(1, 12),
     sinks=st.integers(0, 5),
-    form=st.sampled_from(["blocks", "reference"]),
+    form=st.sampled_from(["blocks", "products", "reference"]),
     cuts=st.lists(st.integers(1, 9), min_size=1, max_size=5),
 )
 def test_every_cut_of_a_text_equals_the_plain_mask(

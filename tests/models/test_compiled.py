@@ -93,6 +93,38 @@ def test_one_compilation_serves_every_depth(name: str, monkeypatch: pytest.Monke
     assert len(compilations) == {"sliding_window": 3, "hybrid-based": 2}.get(name, 1)
 
 
+@pytest.mark.parametrize("name", ["retnet", pytest.param("transformer", marks=pytest.mark.slow)])
+@torch.inference_mode()
+def test_single_rows_are_multiplied_by_loops_over_weights_stored_by_output(name: str) -> None:
+    model = one_layer(name)
+    assert not model.loops
+    model.store_weights(by_output=True)
+    assert model.loops
+    compiler = StepCompiler(model)
+    assert max(errors_by_depth(model, compiler, [100, 5], batch_size=1)) < 1e-4
+    state, token = model.init_state(1, 10), torch.zeros(1, 1, dtype=torch.int64)
+    state.position = 7
+    step = compiler.prepare(token, state)
+    assert not step.packs_weights
+    with torch.profiler.profile() as profiler:
+        step.run(token, state)
+    operators = {event.key for event in profiler.key_averages()}
+    assert not operators & {"aten::mm", "aten::addmm", "aten::bmm", "aten::linear"}
+
+
+@pytest.mark.parametrize("sinks", [0, 2])
+def test_the_step_of_a_full_window_serves_every_slot(sinks: int) -> None:
+    spec = named_specs()["sliding_window"].model_copy(update={"sinks": sinks, "window": 64})
+    config = resolve_model(spec, "1m")
+    block = config.blocks[0].model_copy(update={"count": 1})
+    config = config.model_copy(update={"blocks": (block,)})
+    model = build_model(config, dtype=torch.float32, device="cpu", seed=0, backend="blocks")
+    compiler = StepCompiler(model)
+    # The first of the slots that are written over again, the one before and the one after.
+    assert max(errors_by_depth(model, compiler, [127 + sinks, 128 + sinks, 129 + sinks], 1)) < 1e-4
+    assert len(compiler._compiled) == 1
+
+
 @pytest.fixture
 def packing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have weights packed from four rows on in float32, and always in bfloat16."""

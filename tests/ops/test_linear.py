@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from retbench.models.equivalence import relative_error
 from retbench.ops.linear import SMALL_PRODUCT, Linear, multiply_thin
 
 
@@ -23,6 +24,35 @@ def test_a_compiled_product_with_a_low_rank_is_the_product(
     compiled = torch.compile(multiply_thin, backend="eager", fullgraph=True)
     with torch.compiler.set_stance("default"):  # after a compiled step, a process compiles nothing anew
         torch.testing.assert_close(compiled(x, weight), x @ weight, atol=limit, rtol=limit)
+
+
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 1e-5), (torch.bfloat16, 0.01)])
+def test_a_compiled_row_is_multiplied_in_a_loop_where_the_weight_is_stored_by_output(
+    dtype: torch.dtype, limit: float
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    linear = Linear(64, 48).requires_grad_(False)
+    linear.weight.normal_(generator=generator)
+    linear, x = linear.to(dtype), torch.randn(1, 1, 64, generator=generator).to(dtype)
+    expected = linear(x)
+    linear.store(by_output=True)
+    with torch.inference_mode(), torch.compiler.set_stance("default"):
+        compiled = torch.compile(linear, fullgraph=True)
+        assert relative_error(compiled(x), expected) < limit
+        with torch.profiler.profile() as profiler:
+            compiled(x)
+    operators = {event.key for event in profiler.key_averages()}
+    assert not any(part in name for name in operators for part in ("::mm", "::addmm", "linear_pointwise"))
+
+
+def test_a_weight_that_is_stored_by_output_is_not_streamed() -> None:
+    linear, x = Linear(8, 5), torch.randn(1, 1, 8)
+    linear.streams = True
+    with torch.no_grad():
+        expected = linear(x)
+        linear.store(by_output=True)
+        torch.testing.assert_close(linear(x), expected)
+        assert torch.equal(linear(x), torch.nn.functional.linear(x, linear.weight))
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")

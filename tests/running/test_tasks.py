@@ -289,7 +289,8 @@ def test_a_worker_builds_with_the_decode_operators_of_the_settings(
     plan_of: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[dict[str, Any]] = []
-    monkeypatch.setattr(tasks, "build_model", lambda config, **options: asked.append(options))
+    model = SimpleNamespace(store_weights=lambda *, by_output: None, dtype=torch.float32)
+    monkeypatch.setattr(tasks, "build_model", lambda config, **options: asked.append(options) or model)
     (cell, *_) = plan_of("size=300k", "decode_operators=eager").cells
     tasks._build(SimpleNamespace(cells=(cell,)), torch.device("cpu"))
     assert asked[0]["decode_operators"] == "eager"
@@ -309,15 +310,20 @@ def test_on_a_gpu_a_worker_stores_weights_as_was_found(
     assert model.weight_layout == ("out,in" if by_output else "in,out")
 
 
-@pytest.mark.parametrize(("compiled", "asked"), [("true", {torch.float32}), ("false", set())])
-def test_a_worker_of_compiled_steps_finds_out_whether_to_pack_weights_before_it_builds_the_model(
-    plan_of: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch, compiled: str, asked: set[torch.dtype]
+@pytest.mark.parametrize(
+    ("compiled", "found"),
+    [("true", {"packed_rows, float32": 4, "by_output, float32": 1}), ("false", {})],
+)
+def test_a_worker_of_compiled_steps_finds_out_how_they_multiply_before_it_builds_the_model(
+    plan_of: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch, compiled: str, found: dict[str, int]
 ) -> None:
-    measured: list[torch.dtype] = []
+    build, known = tasks._build_as_stored, []
     monkeypatch.setattr(tasks.products, "_found", {"streams": 0})
-    monkeypatch.setattr(tasks.products, "measure_packing", lambda dtype: measured.append(dtype) or 4)
-    monkeypatch.setattr(tasks, "_build_as_stored", lambda job, device: tasks.products.found())
-    job = SimpleNamespace(cells=plan_of("size=300k", f"compile={compiled}").cells[:1])
-    found = tasks._build(job, torch.device("cpu"))  # type: ignore[arg-type]
-    assert set(measured) == asked
-    assert found == {"streams": 0} | ({"packed_rows, float32": 4} if asked else {})
+    monkeypatch.setattr(tasks.products, "measure_packing", lambda dtype: 4)
+    monkeypatch.setattr(tasks.products, "measure_loops", lambda dtype: True)
+    monkeypatch.setattr(
+        tasks, "_build_as_stored", lambda *args: known.append(tasks.products.found()) or build(*args)
+    )
+    cells = plan_of("size=300k", f"compile={compiled}").cells
+    tasks._build(SimpleNamespace(cells=cells), torch.device("cpu"))  # type: ignore[arg-type]
+    assert known == [{"streams": 0} | found]

@@ -121,6 +121,23 @@ def test_a_worker_multiplies_as_an_earlier_one_of_the_run_found(
     assert record.backend["weight_product"] == ("streamed" if streams else "torch")
 
 
+@pytest.mark.parametrize(("loops", "layout"), [(True, "out,in"), (False, "in,out")])
+def test_a_worker_stores_weights_for_compiled_steps_as_an_earlier_one_of_the_run_found(
+    tiny_experiment: Path, tmp_path: Path, loops: bool, layout: str
+) -> None:
+    overrides = ["threads=1", "compile=true"]
+    plan = make_plan(
+        str(tiny_experiment), profile="smoke", device="cpu", dtype=None, limit=None, overrides=overrides
+    )
+    cell = next(cell for cell in plan.cells if cell.model_name == "transformer" and cell.workload == "decode")
+    found = {"streams": 0, "packed_rows, float32": 0, "by_output, float32": int(loops)}
+    told = {"products": found, "cells": (cell,)}
+    received, _ = ask(make_job(plan, tmp_path, task="measure").model_copy(update=told))
+    assert [one.status for one in received if isinstance(one, Done)] == ["ok"]
+    ((record,), _) = read_records(tmp_path / "a.jsonl")
+    assert record.backend["weight_layout"] == layout
+
+
 def test_changed_source_is_not_measured(plan: Plan, tmp_path: Path) -> None:
     received, _ = ask(make_job(plan, tmp_path, task="measure", revision=BEFORE))
     assert isinstance(received[-1], Failed)

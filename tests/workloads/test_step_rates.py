@@ -8,6 +8,7 @@ from retbench.architectures.configs import ModelConfig
 from retbench.architectures.matching import resolve_model
 from retbench.architectures.registry import named_specs
 from retbench.errors import UnsupportedError
+from retbench.measure import products
 from retbench.mixers.linear_attention.features import Performer
 from retbench.models.build import build_model
 from retbench.units import MIB
@@ -35,6 +36,17 @@ def test_every_rate_is_that_of_its_footprint(dtype: torch.dtype) -> None:
         assert all(1e6 < rate < 1e13 for _, rate in curve)
     assert all(0 <= seconds < 0.01 for _, seconds in found.operator_s)
     assert found.product_s == 0
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
+@pytest.mark.usefixtures("quick")
+def test_products_of_compiled_steps_are_loops_where_those_are_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "_found", {"by_output, float32": 1})
+    found = measure_step_rates(CPU, torch.float32, compiled=True)
+    assert [footprint for footprint, _ in found.products] == [4 * MIB, 16 * MIB]
+    assert all(1e6 < rate < 1e13 for _, rate in found.products)
+    assert 0 < found.product_s < 0.001
+    assert found.operator_s == ()
 
 
 @pytest.mark.usefixtures("quick")

@@ -13,10 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from retbench.errors import UnsupportedError
 from retbench.measure import machine
 from retbench.measure.clock import capture_graph, time_steps
+from retbench.measure.compiled import compile_step
 from retbench.measure.limits import free_memory
-from retbench.ops.linear import WIDE_OUTPUT, stored_weight, stream
+from retbench.ops.linear import WIDE_OUTPUT, Linear, stored_weight, stream
 from retbench.units import MIB
 
 _NUM_SAMPLES = 5
@@ -24,8 +26,11 @@ _READ_BYTES = 48 * MIB
 """Bytes of the weights of each kind, which a step of a small model reads too."""
 _SHAPES = ((1024, 1024), (512, 2 * WIDE_OUTPUT))
 """Inputs and outputs of a narrow and of a wide product."""
+_LOOP_WIDTH = 1024
+"""Inputs and outputs of the products by which loops of compiled code are compared."""
 _CLEARLY = 0.9
-"""Streaming and packing are chosen if they take less than this share of the time: equals give the same everywhere."""
+"""What a CPU can do instead of torch's product is chosen if it takes less than this share of the time: equals give the
+same everywhere."""
 _PACKED_ROWS = (1, 2, 4, 8)
 """Numbers of rows at which packed weights are tried."""
 
@@ -51,16 +56,19 @@ def streaming_is_faster() -> bool:
     return bool(_once("streams", measure_streaming))
 
 
-def storing_by_output_is_faster(device: torch.device, dtype: torch.dtype) -> bool:
+def storing_by_output_is_faster(device: torch.device, dtype: torch.dtype, *, compiled: bool) -> bool:
     """Return whether weights stored (out, in) clearly beat weights stored (in, out) in products with one row.
 
     It is measured once per process, unless another process has: see `agree`.
 
     Args:
-        device: A CUDA device; nothing else may run on it.
+        device: A CPU or a CUDA device; nothing else may run on it.
         dtype: Dtype of the weights.
+        compiled: Whether steps are compiled. On a CPU only compiled ones gain, by `ops.linear.loop`.
     """
-    return bool(_once("by_output", partial(measure_layouts, device, dtype)))
+    if device.type != "cpu":
+        return bool(_once("by_output", partial(measure_layouts, device, dtype)))
+    return compiled and bool(_once(f"by_output, {_name(dtype)}", partial(measure_loops, dtype)))
 
 
 def packing_is_faster(rows: int, dtype: torch.dtype) -> bool:
@@ -69,8 +77,12 @@ def packing_is_faster(rows: int, dtype: torch.dtype) -> bool:
     Compiled code packs weights that are its constants; see `measure.compiled.compile_step`. The fewest rows that gain
     are measured once per process, unless another process has: see `agree`.
     """
-    fewest = _once(f"packed_rows, {str(dtype).removeprefix('torch.')}", partial(measure_packing, dtype))
+    fewest = _once(f"packed_rows, {_name(dtype)}", partial(measure_packing, dtype))
     return 0 < fewest <= rows
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _once(name: str, measure: Callable[[], int]) -> int:
@@ -173,6 +185,40 @@ def _seconds_of_both(in_features: int, out_features: int) -> tuple[float, float]
 
 
 @torch.inference_mode()
+def measure_loops(dtype: torch.dtype) -> bool:
+    """Measure whether loops over weights stored by output clearly beat the products that compiled steps have else.
+
+    They do not where torch cannot compile, which each step that is to be compiled reports.
+    """
+    packs = packing_is_faster(1, dtype)
+    try:
+        looped = _compiled_products(dtype, by_output=True, packs_weights=False)
+        usual = _compiled_products(dtype, by_output=False, packs_weights=packs)
+    except UnsupportedError:
+        return False
+    looped_s, usual_s = _least_seconds(looped, usual)
+    return looped_s < _CLEARLY * usual_s
+
+
+def _compiled_products(dtype: torch.dtype, *, by_output: bool, packs_weights: bool) -> Callable[[], object]:
+    """Return compiled products of one row with many weights, each of which multiplies the scaled result before it."""
+    layers = [
+        Linear(_LOOP_WIDTH, _LOOP_WIDTH) for _ in range(_READ_BYTES // (_LOOP_WIDTH**2 * dtype.itemsize))
+    ]
+    for layer in layers:
+        layer.to(device="cpu", dtype=dtype).requires_grad_(False).store(by_output=by_output)
+        layer.weight.fill_(1.0)
+    x = torch.ones(1, _LOOP_WIDTH, dtype=dtype, device="cpu")
+
+    def multiply(x: Tensor) -> Tensor:
+        for layer in layers:
+            x = layer(x) / _LOOP_WIDTH
+        return x
+
+    return partial(compile_step(multiply, x, packs_weights=packs_weights).run, x)
+
+
+@torch.inference_mode()
 def measure_packing(dtype: torch.dtype) -> int:
     """Measure the fewest rows from which `packing_is_faster` is true; 0 where it never is."""
     fewest = 0
@@ -231,14 +277,14 @@ def _weights(in_features: int, out_features: int, dtype: torch.dtype) -> list[Te
     return [table.t() for table in tables.unbind()]
 
 
-def _least_seconds(first: Callable[[], None], second: Callable[[], None]) -> tuple[float, float]:
+def _least_seconds(first: Callable[[], object], second: Callable[[], object]) -> tuple[float, float]:
     """Return the least seconds of each of two calls, which take turns."""
     samples = [(_seconds(first), _seconds(second)) for _ in range(1 + _NUM_SAMPLES)]
     # The first of each also warms up.
     return min(one for one, _ in samples[1:]), min(other for _, other in samples[1:])
 
 
-def _seconds(call: Callable[[], None]) -> float:
+def _seconds(call: Callable[[], object]) -> float:
     start = time.perf_counter()
     call()
     return time.perf_counter() - start

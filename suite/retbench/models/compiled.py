@@ -68,7 +68,9 @@ class StepCompiler:
 
     def packs_weights(self, batch_size: int) -> bool:
         """Return whether compiled steps of a batch pack the weights: on a CPU, where a measurement finds it faster."""
-        return self._model.device.type == "cpu" and packing_is_faster(batch_size, self._model.dtype)
+        if self._model.device.type != "cpu" or (batch_size == 1 and self._model.loops):
+            return False
+        return packing_is_faster(batch_size, self._model.dtype)
 
 
 def _run_if_it_fits(compiled: Compiled[Tensor], tokens: Tensor, state: DecoderState) -> Tensor | None:

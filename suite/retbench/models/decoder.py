@@ -199,6 +199,11 @@ class Decoder(LanguageModel):
         """Product of single rows: streamed, or torch's."""
         return "streamed" if self.head.streams else "torch"
 
+    @property
+    def loops(self) -> bool:
+        """True if compiled steps multiply single rows on a CPU by `ops.linear.loop`, which reads weights in place."""
+        return self.device.type == "cpu" and self.weight_layout == "out,in"
+
     def store_weights(self, *, by_output: bool) -> None:
         """Store the weights of all projections (out, in) or (in, out) in memory; their values stay."""
         for module in self.modules():

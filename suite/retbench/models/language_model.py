@@ -45,6 +45,14 @@ class LanguageModel(nn.Module):
         """Order in memory of the weights of projections: out,in as in torch's own layers, or in,out."""
         return "out,in"
 
+    def store_weights(self, *, by_output: bool) -> None:
+        """Store the weights of projections (out, in) or (in, out) in memory, unless they are layers of torch's own."""
+
+    @property
+    def loops(self) -> bool:
+        """True if compiled steps multiply single rows on a CPU by `ops.linear.loop`, which reads weights in place."""
+        return False
+
     @property
     def is_quadratic(self) -> bool:
         """True if the form for a prompt may hold a score for every pair of tokens."""

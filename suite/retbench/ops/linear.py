@@ -13,11 +13,12 @@ SMALL_PRODUCT = 1 << 20
 class Linear(nn.Linear):
     """nn.Linear without bias whose (out, in) weight is stored transposed in memory. Its state dict is the same.
 
-    `store` changes how it is stored: on a GPU, workers take the layout that a measurement finds faster.
+    `store` changes how it is stored: workers take the layout that a measurement finds faster.
 
     Decoding one sequence streams every weight once for a single row. On some CPUs no matrix product of torch does that
-    at memory bandwidth, and `stream` comes closer; `measure.products` finds out. All other cases use nn.Linear's
-    product: several rows, gradients, other dtypes, GPUs, and compiled models.
+    at memory bandwidth. `stream` comes closer in an eager step, and `loop` in a compiled one, where it multiplies
+    weights that are stored by output; `measure.products` finds out. All other cases use nn.Linear's product: several
+    rows, gradients, other dtypes and GPUs.
 
     Attributes:
         streams: True if single rows on a CPU are multiplied by `stream`.
@@ -34,13 +35,15 @@ class Linear(nn.Linear):
         if self._streams(x):
             return stream(x.flatten(), self.weight.t()).view(*x.shape[:-1], self.out_features)
         if torch.compiler.is_compiling() and x.numel() == self.in_features:
-            return F.linear(_computed_row(x), self.weight).view(*x.shape[:-1], self.out_features)
+            multiply = loop if x.device.type == "cpu" and self.weight.is_contiguous() else _multiply_row
+            return multiply(x, self.weight).view(*x.shape[:-1], self.out_features)
         return F.linear(x, self.weight)
 
     def _streams(self, x: Tensor) -> bool:
         """Return True if x is a single row for which a CPU streams the weight."""
         return (
             self.streams
+            and self.weight.t().is_contiguous()
             and x.numel() == self.in_features
             and x.device.type == "cpu"
             and x.dtype == torch.float32
@@ -51,20 +54,29 @@ class Linear(nn.Linear):
     def store(self, *, by_output: bool) -> None:
         """Store the weight (out, in) in memory, as nn.Linear does, or (in, out); a new parameter replaces it."""
         stored = stored_weight(self.weight.detach(), by_output=by_output)
-        self.weight = nn.Parameter(stored, requires_grad=self.weight.requires_grad)
+        if stored.stride() != self.weight.stride():
+            self.weight = nn.Parameter(stored, requires_grad=self.weight.requires_grad)
 
     def part(self, x: Tensor, start: int, end: int) -> Tensor:
         """Compute outputs start .. end - 1 only: (..., in) to (..., end - start)."""
         return F.linear(x, self.weight[start:end])
 
 
-def _computed_row(x: Tensor) -> Tensor:
-    """Return one row (..., in) as a tensor (1, in) that the compiler computes: torch's product does not copy it.
+def loop(x: Tensor, weight: Tensor) -> Tensor:
+    """Multiply one row (..., in) by a weight (out, in) that is stored by output; returns (out,).
+
+    A compiler makes one loop of it, which reads the weight once in its order, and joins it with what comes next.
+    """
+    return (x.reshape(-1) * weight).sum(-1)
+
+
+def _multiply_row(x: Tensor, weight: Tensor) -> Tensor:
+    """Multiply one row (..., in) by a weight (out, in) by torch's product, which does not copy the row.
 
     A view of one row has a stride of 0 between rows in compiled code, and torch's product copies such a row before it
     multiplies. Negating twice changes no value, and its result is a tensor of shape (1, in) with its own strides.
     """
-    return x.reshape(1, -1).neg().neg()
+    return F.linear(x.reshape(1, -1).neg().neg(), weight)
 
 
 def stored_weight(weight: Tensor, *, by_output: bool) -> Tensor:

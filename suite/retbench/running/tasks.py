@@ -22,10 +22,9 @@ from retbench.measure.limits import free_memory, is_out_of_memory, limit_memory,
 from retbench.measure.nvml import watch_device
 from retbench.models.build import build_model
 from retbench.models.compiled import StepCompiler
-from retbench.models.decoder import Decoder
 from retbench.models.equivalence import LENGTHS, check_equivalence
 from retbench.models.language_model import LanguageModel
-from retbench.planning.cells import Settings
+from retbench.planning.cells import Cell, Settings
 from retbench.records.documents import write_documents
 from retbench.records.record import FAULTY_CEILING, Ceilings, Gate, Status, utc_now
 from retbench.records.store import append_record
@@ -118,16 +117,10 @@ def _store(job: Job) -> StateStore:
 
 
 def _build(job: Job, device: torch.device) -> LanguageModel:
-    """Build the model that all cells of the job share, on a GPU with its weights in the faster layout.
-
-    On a CPU weights stay stored by input, as `ops.linear.stream` reads them. On an Intel Xeon torch's products in
-    float32 took as long by output with one row and 1.05 to 1.65 times as long with several; in bfloat16 they took 0.73
-    to 0.97 of the time, but compiled steps pack those weights, and only eager ones would gain.
-    """
+    """Build the model that all cells of the job share, with its weights stored as eager steps read them fastest."""
     _find_products(job, device)
     model = _build_as_stored(job, device)
-    if device.type != "cpu" and isinstance(model, Decoder):
-        model.store_weights(by_output=products.storing_by_output_is_faster(device, model.dtype))
+    _store_weights(model, device, compiled=False)
     return model
 
 
@@ -135,13 +128,23 @@ def _find_products(job: Job, device: torch.device) -> None:
     """Measure how models of the run multiply their weights, before one takes its memory, unless a worker has."""
     settings = job.cells[0].settings
     dtype = getattr(torch, settings.dtype)
-    if device.type != "cpu":
-        products.storing_by_output_is_faster(device, dtype)
-        return
-    if dtype == torch.float32:
+    if device.type == "cpu" and dtype == torch.float32:
         products.streaming_is_faster()
-    if settings.compile:
+    if device.type == "cpu" and settings.compile:
         products.packing_is_faster(1, dtype)
+    compiled = any(_compiles_single_rows(cell) for cell in job.cells)
+    products.storing_by_output_is_faster(device, dtype, compiled=compiled)
+
+
+def _compiles_single_rows(cell: Cell) -> bool:
+    """Return whether the steps of a cell are compiled and multiply one row."""
+    return cell.settings.compile and find_workload(cell.workload).compiles and cell.point.batch_size == 1
+
+
+def _store_weights(model: LanguageModel, device: torch.device, *, compiled: bool) -> None:
+    """Store the weights in the faster layout for steps with one row, which are compiled or not."""
+    by_output = products.storing_by_output_is_faster(device, model.dtype, compiled=compiled)
+    model.store_weights(by_output=by_output)
 
 
 def _build_as_stored(job: Job, device: torch.device) -> LanguageModel:
@@ -263,6 +266,7 @@ def _measure(
         cell = job.cells[request.index]
         print(f"\n{CELL_MARK.decode()}", file=sys.stderr, flush=True)
         send(Started(index=request.index))
+        _store_weights(model, device, compiled=_compiles_single_rows(cell))
         context = Context(
             cell,
             model,

@@ -140,7 +140,7 @@ def _compiled_steps(
         "compile_s": step.seconds,
     }
     if context.device.type == "cpu":
-        notes["weight_layout"] = "packed" if step.packs_weights else "as stored"
+        notes["weight_layout"] = "packed" if step.packs_weights else context.model.weight_layout
     return partial(step.run, lead, state), partial(step.run, token, state), notes
 
 

@@ -1,6 +1,7 @@
 """Measured rates of the operators that decode steps consist of: the facts behind a predicted time."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -13,10 +14,10 @@ from retbench.architectures.configs import ModelConfig
 from retbench.measure.ceilings import largest_footprint, measure_matmul_rate
 from retbench.measure.clock import capture_graph, check_device, time_steps
 from retbench.measure.compiled import compile_step
-from retbench.measure.products import streaming_is_faster
+from retbench.measure.products import storing_by_output_is_faster, streaming_is_faster
 from retbench.models.build import allocate_model
 from retbench.ops.layers import RMSNorm, SwigluFeedForward
-from retbench.ops.linear import Linear
+from retbench.ops.linear import Linear, loop
 from retbench.ops.linear_chunk import wide_dtype
 from retbench.ops.linear_operator import linear_decayed_step_
 from retbench.planning.prediction import Curve, OperatorCount, StepRates
@@ -28,6 +29,7 @@ _SMALLEST_FOOTPRINT = 4 * MIB
 _FOOTPRINT_FACTOR = 4
 _SAMPLE_BYTES = {"cpu": 32 * MIB, "cuda": 256 * MIB}
 """Bytes that a timed sample reads at least."""
+_NUM_EMPTY_CALLS = 100
 _WIDTH = 1024
 """Inputs and outputs of the products."""
 _ATTENTION_HEADS, _ATTENTION_HEAD_DIM, _CACHE_TOKENS = 8, 64, 1024
@@ -94,7 +96,7 @@ def measure_step_rates(device: torch.device, dtype: torch.dtype, *, compiled: bo
     check_device(device, "rates can be measured")
     footprints = _footprints(device)
     return StepRates(
-        products=_curve(_products(device, dtype), footprints, device),
+        products=_product_curve(device, dtype, footprints, compiled=compiled),
         attention=_curve(_attention(device, dtype), footprints, device),
         recurrence=_curve(_recurrence(device, dtype), footprints, device),
         matmul_flops_per_s=measure_matmul_rate(device, dtype),
@@ -112,13 +114,31 @@ def _footprints(device: torch.device) -> list[int]:
     return [*found, largest]
 
 
-def _curve(part: tuple[int, Callable[[], Call]], footprints: Sequence[int], device: torch.device) -> Curve:
+def _product_curve(
+    device: torch.device, dtype: torch.dtype, footprints: Sequence[int], *, compiled: bool
+) -> Curve:
+    """Return the rate of products with one row by footprint."""
+    if device.type == "cpu" and storing_by_output_is_faster(device, dtype, compiled=compiled):
+        _, make = _loops(dtype, _NARROW_WIDTH)
+        call_s = _median_seconds(_repeated([make()], _NUM_EMPTY_CALLS), device) / _NUM_EMPTY_CALLS
+        return _curve(_loops(dtype, _WIDTH), footprints, device, call_s=call_s)
+    return _curve(_products(device, dtype), footprints, device)
+
+
+def _curve(
+    part: tuple[int, Callable[[], Call]],
+    footprints: Sequence[int],
+    device: torch.device,
+    *,
+    call_s: float = 0.0,
+) -> Curve:
     """Return the rate of an operator by footprint.
 
     Args:
         part: Bytes that a call moves, and a function that allocates them and returns the call.
         footprints: Bytes, the smallest first.
         device: Where the calls run.
+        call_s: Seconds of a call that moves hardly any bytes, which do not count.
     """
     num_bytes, make = part
     calls: list[Call] = []
@@ -127,7 +147,7 @@ def _curve(part: tuple[int, Callable[[], Call]], footprints: Sequence[int], devi
         calls += [make() for _ in range(max(1, footprint // num_bytes) - len(calls))]
         repeats = max(1, _SAMPLE_BYTES[device.type] // (num_bytes * len(calls)))
         seconds = _median_seconds(_repeated(calls, repeats), device)
-        rate = repeats * len(calls) * num_bytes / seconds
+        rate = num_bytes / (seconds / (repeats * len(calls)) - call_s)
         rates.append((footprint, rate))
     return tuple(rates)
 
@@ -146,6 +166,13 @@ def _products(
         return lambda: layer(row)
 
     return width * width * dtype.itemsize, make
+
+
+def _loops(dtype: torch.dtype, width: int) -> tuple[int, Callable[[], Call]]:
+    """Return the bytes of a square weight, and a function that makes a compiled product of one row with a new one."""
+    row, first = torch.randn(1, width, dtype=dtype), torch.ones(width, width, dtype=dtype)
+    multiply = compile_step(loop, row, first).run
+    return first.numel() * dtype.itemsize, lambda: partial(multiply, row, torch.ones_like(first))
 
 
 def _attention(device: torch.device, dtype: torch.dtype) -> tuple[int, Callable[[], Call]]:
@@ -215,6 +242,9 @@ def _compiled_product_seconds(device: torch.device, dtype: torch.dtype) -> float
     """Return the seconds per product of compiled narrow feed-forwards."""
     stack, token = _narrow_stack(device, dtype)
     products = _count(lambda: stack(token)).products
+    for layer in stack.modules():
+        if isinstance(layer, Linear):
+            layer.store(by_output=storing_by_output_is_faster(device, dtype, compiled=True))
     run = compile_step(stack.__call__, token).run
     return _median_seconds(lambda: run(token), device) / products
 

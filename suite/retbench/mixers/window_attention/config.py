@@ -21,7 +21,11 @@ class WindowAttention(SoftmaxAttention):
     sinks: int = Field(default=4, ge=0)
 
     title: ClassVar[str] = "window attention"
-    forms: ClassVar = {"blocks": Form("chunkwise"), "reference": Form("parallel", quadratic=True)}
+    forms: ClassVar = {
+        "blocks": Form("chunkwise"),
+        "products": Form("chunkwise"),
+        "reference": Form("parallel", quadratic=True),
+    }
     default_form: ClassVar[str] = "blocks"
     implementation: ClassVar[str] = "retbench.mixers.window_attention.module:WindowAttentionModule"
 

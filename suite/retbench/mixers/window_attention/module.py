@@ -10,6 +10,7 @@ from torch import Tensor
 from retbench.mixers.module import SoftmaxAttentionModule
 from retbench.mixers.state import LayerState
 from retbench.mixers.window_attention.config import WindowAttention
+from retbench.ops.attention import attend_products
 from retbench.ops.position import Positions
 
 BLOCK = 256
@@ -24,7 +25,8 @@ class WindowAttentionModule(SoftmaxAttentionModule):
 
     Args:
         config: The mixer.
-        form: blocks: blocks of queries, each with the keys that any of them sees. reference: every score, and a mask.
+        form: blocks: blocks of queries, each with the keys that any of them sees. products: the same, and a decode step
+            is `ops.attention.attend_products`. reference: every score, and a mask.
         chunk_size: The mixer has no chunks to choose.
     """
 
@@ -35,7 +37,7 @@ class WindowAttentionModule(SoftmaxAttentionModule):
     ) -> Tensor:
         """(B, T, D) to (B, T, D), or (B, 1, D) with `last_only`; `state` is advanced in place."""
         if state is not None and self.steps_fused(x):
-            self.executed["decode"] = "fused+ring"
+            self.executed["decode"] = f"fused+{self._ring}"
             ring = {"sinks": self.config.sinks, "window": self.config.window}
             out = self._attend_filled(self.project_step(x, state, positions, **ring), state, positions.start)
         else:
@@ -50,7 +52,7 @@ class WindowAttentionModule(SoftmaxAttentionModule):
         start, end = positions.start, positions.start + x.shape[1]
         q, k, v = self.project(x, positions, last_only=last_only)  # (B, H or Hkv, T, K)
         if state is not None and x.shape[1] == 1:
-            self.executed["decode"] = "ring"
+            self.executed["decode"] = self._ring
             self._store(k, v, state, start)
             out = self._attend_filled(q, state, start)
         else:
@@ -63,7 +65,18 @@ class WindowAttentionModule(SoftmaxAttentionModule):
     def _attend_filled(self, q: Tensor, state: LayerState, position: int) -> Tensor:
         """Attend from the token at `position`, which is cached, to all slots that are filled."""
         filled = min(position + 1, self.config.slots)
-        return self._sdpa(q, state["keys"][:, :, :filled], state["values"][:, :, :filled], None)
+        keys, values = (state[name][:, :, :filled] for name in ("keys", "values"))
+        return attend_products(q, keys, values) if self._multiplies else self._sdpa(q, keys, values, None)
+
+    @property
+    def _multiplies(self) -> bool:
+        """True if a decode step attends with two matrix products."""
+        return self.backend == "products"
+
+    @property
+    def _ring(self) -> str:
+        """Name of what a decode step executes."""
+        return "ring:products" if self._multiplies else "ring"
 
     def _slot(self, position: int) -> int:
         """Return the slot of the token at a position."""
@@ -92,8 +105,14 @@ class WindowAttentionModule(SoftmaxAttentionModule):
         """Write keys and values (B, Hkv, T, K) from position `start` on, those that stay."""
         if state is None:
             return
+        slot = self._slot(start)
+        if k.shape[2] == 1 and torch.compiler.is_compiling():
+            # torch asks whether a slice that is written lies at the start, and its code would serve only one answer.
+            at = torch.full((1,), slot, device=k.device)
+            state["keys"].index_copy_(2, at, k)
+            state["values"].index_copy_(2, at, v)
+            return
         if k.shape[2] == 1:
-            slot = self._slot(start)
             state["keys"][:, :, slot : slot + 1] = k
             state["values"][:, :, slot : slot + 1] = v
             return
