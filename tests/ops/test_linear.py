@@ -26,6 +26,7 @@ def test_a_compiled_product_with_a_low_rank_is_the_product(
         torch.testing.assert_close(compiled(x, weight), x @ weight, atol=limit, rtol=limit)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 1e-5), (torch.bfloat16, 0.01)])
 def test_a_compiled_row_is_multiplied_in_a_loop_where_the_weight_is_stored_by_output(
     dtype: torch.dtype, limit: float
