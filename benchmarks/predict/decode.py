@@ -64,9 +64,8 @@ def _measure_steps(config: ModelConfig, backend: str, *, compiled: bool) -> dict
 
 def _seconds_at(depth: int, model: Decoder, *, compiled: bool) -> float:
     """Return the median seconds of a step at a depth, from a state with random values."""
-    state = model.init_state(
-        1, depth + 2
-    )  # a cache that is full after a step is another case of compiled code
+    # A cache that is full after a step is another case of compiled code.
+    state = model.init_state(1, depth + 2)
     for layer in state.layers:
         for held in layer.tensors.values():
             held.normal_()  # pages that nothing was written to are all one in memory
