@@ -19,8 +19,8 @@ _MOST_STEPS = 64
 """Compiled steps of one function that may be alive in a process, such as those of several models: torch allows 8."""
 _MOST_READS = 1
 """Tensors behind a value that code for a CPU computes again in each place of use; what takes more is computed once and
-stored. With torch's own limit, 4, a product with one row computed its operand anew for every output, and in trials on an
-AMD EPYC a step took up to 1.3 times as long."""
+stored. With torch's own limit, 4, a product with one row computed its operand anew for every output: on an AMD EPYC a
+step then took up to 1.3 times as long."""
 
 
 @dataclass(frozen=True)
