@@ -29,8 +29,8 @@ _SHAPES = ((1024, 1024), (512, 2 * WIDE_OUTPUT))
 _LOOP_WIDTH = 1024
 """Inputs and outputs of the products by which loops of compiled code are compared."""
 _CLEARLY = 0.9
-"""What a CPU can do instead of torch's product is chosen if it takes less than this share of the time: equals give the
-same everywhere."""
+"""Streaming, packing and loops are chosen if they take less than this share of the time: equals give the same
+everywhere."""
 _PACKED_ROWS = (1, 2, 4, 8)
 """Numbers of rows at which packed weights are tried."""
 
