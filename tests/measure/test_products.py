@@ -118,7 +118,8 @@ def test_loops_and_the_products_that_they_replace_are_timed_here(monkeypatch: py
     calls: list[Callable[[], torch.Tensor]] = []
     least = products._least_seconds
     monkeypatch.setattr(products, "_least_seconds", lambda *given: calls.extend(given) or least(*given))
-    assert products.measure_loops(torch.float32) in (True, False)
+    products.measure_loops(torch.float32)
+    assert len(calls) == 2
     with torch.inference_mode():
         for call in calls:
             torch.testing.assert_close(call(), torch.ones(1, 32))

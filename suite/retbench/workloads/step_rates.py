@@ -30,6 +30,7 @@ _FOOTPRINT_FACTOR = 4
 _SAMPLE_BYTES = {"cpu": 32 * MIB, "cuda": 256 * MIB}
 """Bytes that a timed sample reads at least."""
 _NUM_EMPTY_CALLS = 100
+"""Calls of a compiled product of hardly any width, whose time is that of the calls."""
 _WIDTH = 1024
 """Inputs and outputs of the products."""
 _ATTENTION_HEADS, _ATTENTION_HEAD_DIM, _CACHE_TOKENS = 8, 64, 1024

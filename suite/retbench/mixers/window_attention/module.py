@@ -66,17 +66,14 @@ class WindowAttentionModule(SoftmaxAttentionModule):
         """Attend from the token at `position`, which is cached, to all slots that are filled."""
         filled = min(position + 1, self.config.slots)
         keys, values = (state[name][:, :, :filled] for name in ("keys", "values"))
-        return attend_products(q, keys, values) if self._multiplies else self._sdpa(q, keys, values, None)
-
-    @property
-    def _multiplies(self) -> bool:
-        """True if a decode step attends with two matrix products."""
-        return self.backend == "products"
+        if self.backend == "products":
+            return attend_products(q, keys, values)
+        return self._sdpa(q, keys, values, None)
 
     @property
     def _ring(self) -> str:
         """Name of what a decode step executes."""
-        return "ring:products" if self._multiplies else "ring"
+        return "ring:products" if self.backend == "products" else "ring"
 
     def _slot(self, position: int) -> int:
         """Return the slot of the token at a position."""
