@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, StaticCache
 
 from retbench.checkpoints.reading import read_checkpoint
-from retbench.models.hf import HfModel, load_hf
+from retbench.models.hf import HfModel, load
 
 SMOLLM2 = {
     "hidden_size": 576,
@@ -37,7 +37,7 @@ def saved_model(fields: dict[str, Any]) -> Iterator[HfModel]:
     with TemporaryDirectory() as folder:
         LlamaForCausalLM(LlamaConfig(**fields)).save_pretrained(folder)
         info = read_checkpoint(folder, format="hf")
-        yield load_hf(info.config, Path(folder), dtype=torch.float32, device="cpu", backend="default")
+        yield load(info.config, Path(folder), dtype=torch.float32, device="cpu", backend="default")
 
 
 class StaticDecoding:

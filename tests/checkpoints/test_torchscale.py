@@ -13,10 +13,8 @@ from retbench.errors import CheckpointError, ConfigError
 from retbench.models.equivalence import relative_error
 from tests.checkpoints.stored import load, logits_of, tokens_for
 
-# torchscale and its fairscale still compile parts with torch.jit.script when they are imported
 pytestmark = [
     pytest.mark.peers,
-    pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning"),
     pytest.mark.skipif(
         find_spec("torchscale") is None, reason="torchscale is not installed: pip install 'retbench[peers]'"
     ),

@@ -26,7 +26,6 @@ def test_a_compiled_product_with_a_low_rank_is_the_product(
         torch.testing.assert_close(compiled(x, weight), x @ weight, atol=limit, rtol=limit)
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 1e-5), (torch.bfloat16, 0.01)])
 def test_a_compiled_row_is_multiplied_in_a_loop_where_the_weight_is_stored_by_output(
     dtype: torch.dtype, limit: float
@@ -56,7 +55,6 @@ def test_a_weight_that_is_stored_by_output_is_not_streamed() -> None:
         assert torch.equal(linear(x), torch.nn.functional.linear(x, linear.weight))
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_compiled_product_does_not_copy_its_row(dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)

@@ -234,7 +234,7 @@ def test_a_whole_last_line_without_its_newline_is_kept(tmp_path: Path) -> None:
         (b'{"schema_version": 1, "run_id": "2026', "torn line"),
         (
             b'{"schema_version": 0}',
-            f"schema_version is 0 and this retbench reads 1 and 2 and 3 and 4 and 5 and {SCHEMA_VERSION}",
+            f"schema_version is 0 and this retbench reads 1 and 2 and 3 and 4 and 5 and 6 and {SCHEMA_VERSION}",
         ),
         (b'{"schema_version": "next"}', "schema_version is 'next'"),
         (b'{"schema_version": 1}', "field 'run_id'"),

@@ -102,7 +102,13 @@ def test_every_cell_begins_with_a_mark_on_stderr(plan: Plan, tmp_path: Path) -> 
     cells = tuple(cell for cell in plan.cells if cell.model_name == "transformer")
     job = make_job(plan, tmp_path, task="measure").model_copy(update={"cells": cells})
     received, stderr = ask(job)
-    assert [type(message) for message in received] == [Hello, Measured, *[Started, Done] * len(cells), Ended]
+    assert [type(message) for message in received] == [
+        Hello,
+        Measured,
+        Checked,
+        *[Started, Done] * len(cells),
+        Ended,
+    ]
     assert stderr.encode().splitlines().count(CELL_MARK) == len(cells) > 0
 
 

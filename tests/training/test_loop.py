@@ -142,8 +142,6 @@ def test_training_is_what_the_recipe_says(plan_of: PlanOf, tmp_path: Path, numbe
         assert moved < 0.01, name
 
 
-# What inductor loads still uses torch.jit.script.
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
 def test_a_compiled_run_learns_as_an_eager_one(plan_of: PlanOf, tmp_path: Path) -> None:
     """Compilation stays outside the clock: the first step takes no longer than a hundred of the others."""
     settings = (GENTLE, "training.validate_every=1", 'training.sizes=["25k"]')

@@ -117,7 +117,6 @@ def compiling(name: str, depth: int) -> Cell:
     return cell.model_copy(update={"settings": cell.settings.model_copy(update={"compile": True})})
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # what inductor loads uses it
 @pytest.mark.parametrize("name", ["retnet", "transformer"])
 def test_a_compiled_step_is_held_against_the_eager_one(context_of: Make, name: str) -> None:
     found = decode.measure(ready(context_of(compiling(name, 64))))

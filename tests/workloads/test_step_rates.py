@@ -38,7 +38,6 @@ def test_every_rate_is_that_of_its_footprint(dtype: torch.dtype) -> None:
     assert found.product_s == 0
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
 @pytest.mark.usefixtures("quick")
 def test_products_of_compiled_steps_are_loops_where_those_are_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(products, "_found", {"by_output, float32": 1})

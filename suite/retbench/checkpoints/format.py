@@ -112,7 +112,8 @@ class Format:
         plan: Maps the weights, given the description, the names in the files, and the shapes of the `Decoder`.
         ignored: Regular expression of the names of tensors that may be present and are not weights.
         check: Raises CheckpointError if stored values contradict the configuration in a way that shapes do not show.
-        load: "module:function" that loads the model by another library, with the arguments of `models.hf.load_hf`.
+        library: Module that loads the model by another library, with the functions `load` and `import_code` of
+            `models.hf`; None where it is a `Decoder`.
         render: Returns the configuration of a model, as `describe` reads it; None for a model of another kind. Formats
             without it are only read.
         written: Names that choose among the layouts of the weights when they are written, as names in the files do.
@@ -123,7 +124,7 @@ class Format:
     plan: Callable[[Description, Collection[str], Mapping[str, Shape]], Plan]
     ignored: str
     check: "Callable[[Description, StoredWeights], None] | None" = None
-    load: str | None = None
+    library: str | None = None
     render: Callable[[Description], dict[str, Any] | None] | None = None
     written: Collection[str] = ()
 

@@ -99,5 +99,5 @@ FORMAT = Format(
     describe=_describe,
     plan=_plan,
     ignored="",
-    load="retbench.models.hf:load_hf",
+    library="retbench.models.hf",
 )

@@ -95,8 +95,8 @@ def load_model(
         decode_operators: fused or eager; another library has its own, which are eager.
         runs_code: Code that comes with the checkpoint may run.
     """
-    load = FORMATS[checkpoint.format].load
-    if load is None:
+    library = FORMATS[checkpoint.format].library
+    if library is None:
         return load_checkpoint(
             checkpoint,
             dtype=dtype,
@@ -110,11 +110,16 @@ def load_model(
             f"decode operators 'fused' cannot run '{checkpoint.source}', whose operators are those of another library. "
             "Leave decode_operators out, or set eager."
         )
-    module, _, name = load.partition(":")
-    loader: Callable[..., LanguageModel] = getattr(import_module(module), name)
+    loader: Callable[..., LanguageModel] = import_module(library).load
     return loader(
         checkpoint.config, checkpoint.path, dtype=dtype, device=device, backend=backend, runs_code=runs_code
     )
+
+
+def import_code(checkpoint: CheckpointInfo, *, runs_code: bool = False) -> None:
+    """Import what `load_model` imports for a checkpoint, so that its memory is not taken for the model's."""
+    if library := FORMATS[checkpoint.format].library:
+        import_module(library).import_code(checkpoint.path, runs_code=runs_code)
 
 
 def map_weights(format: str, config: ModelConfig, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -136,9 +136,11 @@ def _view_run(event: RunEvent) -> ShownEvent:
             found += f"; {note}" if note else ""
             text = f"run {run_id}: {progress.total - progress.done} measurements to take{found}"
             return ShownEvent(text, activity="running")
-        case events.Preparing(model_name=name):
+        case events.Preparing(model_name=name, checks=True):
             text = f"{name}: checking that its execution modes are equivalent"
             return ShownEvent(text, above_bar=False, activity=f"{name}: equivalence check")
+        case events.Preparing(model_name=name):
+            return ShownEvent(f"{name}: preparing", above_bar=False, activity=f"{name}: preparing")
         case events.GateChecked(model_name=name, gate=gate):
             text = f"{name}: {_describe_gate(gate)}"
             return ShownEvent(text, above_bar=not gate.passed, activity=f"{name}: equivalence check")
@@ -201,7 +203,8 @@ def _time_left(progress: RunProgress, prefix: str = "") -> str:
 
 def _describe_gate(gate: Gate) -> str:
     if gate.passed:
-        return f"equivalent in {len(gate.checks)} checks at {gate.dtype}"
+        earlier = f", found by run {gate.run_id}" if gate.run_id else ""
+        return f"equivalent in {len(gate.checks)} checks at {gate.dtype}{earlier}"
     failed = "; ".join(
         f"{check.name} at {check.length} tokens has error {check.error:.3g}, limit {check.limit:.3g}"
         for check in gate.checks

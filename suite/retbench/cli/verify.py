@@ -109,10 +109,17 @@ def _print_checks(name: str, model: "Decoder", gate: "Gate", form: str) -> None:
     ]
     print_table(("check", "tokens", "error", "limit", "result"), rows, form, keys=2)
     typer.echo()
-    for names, reason in same_reasons(model.backends()):
+    for names, reason in same_reasons(_not_compared(model)):
         print_prose(f"not compared: {names}: {reason}")
     verdict = "equivalent" if gate.passed else "NOT EQUIVALENT"
     typer.echo(f"{name} {gate.dtype} {model.device} {model.backend}: {verdict}")
+
+
+def _not_compared(model: "Decoder") -> dict[str, str]:
+    """Return the backends that were not compared, each with the reason."""
+    compared = {model.backend, *model.other_backends()}
+    alike = f"it reads prompts as {model.backend} does at this dtype"
+    return {name: reason or alike for name, reason in model.backends().items() if name not in compared}
 
 
 def _print_json(name: str, size: str, model: "Decoder", gate: "Gate") -> None:
@@ -131,7 +138,7 @@ def _print_json(name: str, size: str, model: "Decoder", gate: "Gate") -> None:
             "dtype": gate.dtype,
             "device": str(model.device),
             "backend": model.backend,
-            "not_compared": {backend: reason for backend, reason in model.backends().items() if reason},
+            "not_compared": _not_compared(model),
             "passed": gate.passed,
             "checks": checks,
         }

@@ -117,6 +117,10 @@ class MixerModule(StatefulModule):
         """Return why a form cannot run on a device at a dtype, and what to do; None where it can."""
         return None
 
+    def reading_form(self, name: str, dtype: torch.dtype) -> str:
+        """Return the form that reads prompts where `name` is asked for: another where both compute the same."""
+        return name
+
     def backends(self, device: torch.device, dtype: torch.dtype) -> dict[str, str | None]:
         """Return each form with the reason why it cannot run here, or None."""
         return {name: self.missing_reason(name, device, dtype) for name in self.config.forms}
@@ -174,6 +178,10 @@ class LinearOperatorModule(MixerModule):
             "chunkwise_fp32": partial(chunkwise, wide_products=True),
             "recurrent": linear_recurrent,
         }
+
+    def reading_form(self, name: str, dtype: torch.dtype) -> str:
+        """Return the form that reads prompts: products in float32 differ from those of the dtype only below it."""
+        return "chunkwise" if name == "chunkwise_fp32" and wide_dtype(dtype) == dtype else name
 
     def operate(
         self,

@@ -140,13 +140,18 @@ class Decoder(LanguageModel):
         return next((reason for reason in reasons if reason is not None), None)
 
     def other_backends(self) -> list[str]:
-        """Return the backends that can run here and give some mixer another form than the present one."""
-        forms = [mixer.backend for mixer in self.mixers]
+        """Return the backends that can run here and by which some mixer reads prompts in another form than now."""
+        own = self._reading_forms(self.backend)
         return [
             name
             for name, reason in self.backends().items()
-            if reason is None and [form_of(mixer.config, name) for mixer in self.mixers] != forms
+            if reason is None and self._reading_forms(name) != own
         ]
+
+    def _reading_forms(self, backend: str) -> list[str]:
+        """Return the form by which each mixer reads prompts with a backend."""
+        dtype = self.compute_dtype or self.dtype
+        return [mixer.reading_form(form_of(mixer.config, backend), dtype) for mixer in self.mixers]
 
     @property
     def is_quadratic(self) -> bool:

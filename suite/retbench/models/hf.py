@@ -4,6 +4,8 @@ The tensors of the cache are those of a `DecoderState`, so that copying, rewindi
 as for any other model. The extra `hf` installs transformers.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 from retbench.architectures.configs import ModelConfig
 from retbench.architectures.hf import DEFAULT_KERNEL
 from retbench.errors import CheckpointError, ConfigError, UnsupportedError, unknown_name
+from retbench.measure.limits import is_out_of_memory
 from retbench.mixers.state import TOKEN_AXIS
 from retbench.models.hf_cache import Slot, allocate, layer_state, new_cache, slots_of
 from retbench.models.language_model import LanguageModel
@@ -245,7 +248,7 @@ class HfModel(LanguageModel):
         return hidden is not None and torch.equal(head(hidden.to(head.weight.dtype)).to(logits.dtype), logits)
 
 
-def load_hf(
+def load(
     config: ModelConfig,
     path: Path,
     *,
@@ -268,16 +271,10 @@ def load_hf(
         UnsupportedError: transformers is not installed, or cannot run the model or the kernel here.
         CheckpointError: transformers cannot read the checkpoint.
     """
-    try:
-        from transformers import AutoModelForCausalLM
-        from transformers.utils import logging
-    except ImportError as error:
-        raise UnsupportedError(
-            f"a model of transformers needs the package transformers ({error}). pip install 'retbench[hf]'"
-        ) from error
-    logging.disable_progress_bar()
     kernel = {} if backend == DEFAULT_KERNEL else {"attn_implementation": backend}
-    try:
+    with _explained(path, runs_code=runs_code):
+        from transformers import AutoModelForCausalLM
+
         inner = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=dtype,
@@ -286,12 +283,42 @@ def load_hf(
             use_safetensors=True,
             **kernel,
         )
+    return HfModel(config, inner.to(device).eval().requires_grad_(False), backend)
+
+
+def import_code(path: Path, *, runs_code: bool = False) -> None:
+    """Import the code of a checkpoint's model, which takes some 200 MB that are not the model's.
+
+    Raises:
+        UnsupportedError: see `load`, as for CheckpointError.
+    """
+    with _explained(path, runs_code=runs_code):
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=runs_code)
+        with torch.device("meta"):
+            AutoModelForCausalLM.from_config(config, trust_remote_code=runs_code)
+
+
+@contextmanager
+def _explained(path: Path, *, runs_code: bool) -> Iterator[None]:
+    """Raise what transformers raises for a checkpoint as an error with its cause, unless memory has run out."""
+    try:
+        from transformers.utils import logging
+    except ImportError as error:
+        raise UnsupportedError(
+            f"a model of transformers needs the package transformers ({error}). pip install 'retbench[hf]'"
+        ) from error
+    logging.disable_progress_bar()
+    try:
+        yield
     except ImportError as error:
         raise UnsupportedError(f"{path}: a package is missing: {_first_line(error)}") from error
     except (KeyError, OSError, RuntimeError, ValueError) as error:
+        if is_out_of_memory(error):
+            raise
         hint = "" if runs_code else " Code that comes with a checkpoint runs only with --trust-remote-code."
         raise CheckpointError(f"{path}: transformers cannot load it: {_first_line(error)}{hint}") from error
-    return HfModel(config, inner.to(device).eval().requires_grad_(False), backend)
 
 
 def _first_line(error: Exception) -> str:

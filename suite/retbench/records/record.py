@@ -23,15 +23,15 @@ from typing_extensions import TypeAliasType
 
 from retbench.strict import JSON_SCHEMA, WithoutTitles
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 
-READABLE_VERSIONS = (1, 2, 3, 4, 5, 6)
+READABLE_VERSIONS = (1, 2, 3, 4, 5, 6, 7)
 """Schema versions that are read, each as one of this version.
 
 1: without quality. 2: with `pair_id`, which depended on the other models of the experiment. 3: without it; the
 environment identifies the hardware (`node_id`, `gpu_uuid`) and the code of model and workload (`model_code`,
 `workload_code`). 4: with `read_curve` of the ceilings. 5: with `num_pairs` of a point. 6: with `measured_at` of a read
-rate; only processes whose workloads have shares of ceilings measure them.
+rate; only processes whose workloads have shares of ceilings measure them. 7: with `run_id` of a gate.
 """
 
 SAME_MEANING_SINCE = 3
@@ -200,11 +200,13 @@ class GateCheck(Part):
 
 
 class Gate(Part):
-    """Equivalence check of a model's forms, which runs before anything is timed."""
+    """Equivalence check of a model's forms, which it passes before anything is timed."""
 
     passed: bool
     dtype: Name
     checks: tuple[GateCheck, ...]
+    run_id: Name | None = None
+    """The run that checked it, where that is another one than the record's."""
 
 
 class ReadRate(Part):

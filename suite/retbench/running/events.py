@@ -70,6 +70,8 @@ class Preparing:
     model_name: str
     pid: int
     progress: RunProgress
+    checks: bool = True
+    """False where an earlier check holds."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ class Streaming:
 
 @dataclass(frozen=True)
 class GateChecked:
-    """A model's equivalence check has ended; if it failed, none of the model's cells is measured."""
+    """A model's equivalence check has ended, or an earlier one holds; if it failed, none of its cells is measured."""
 
     model_name: str
     gate: Gate

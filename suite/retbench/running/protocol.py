@@ -44,8 +44,7 @@ class Job(Strict):
     """A worker's task, for one model.
 
     prepare: run the equivalence check, and stream the states that decode cells start from into `states_dir`.
-    measure: measure the cells in the order given, appending each record to `records_path`; without a `gate`, run the
-    equivalence check before.
+    measure: measure the cells in the order given, appending each record to `records_path`.
     serve: measure one cell per request, so that two workers can take turns.
     ceilings: measure the device's ceilings, for an estimate.
     """
@@ -55,7 +54,10 @@ class Job(Strict):
     cells: tuple[Cell, ...] = Field(min_length=1)
     round: int = 0
     gate: Gate | None = None
-    """Result of an earlier worker's equivalence check; goes into every record."""
+    """Result of an earlier worker's equivalence check, or of an earlier run's; goes into every record.
+
+    Without one, the worker runs the check before all else.
+    """
     records_path: Path
     states_dir: Path
     data_dir: Path | None = None
@@ -86,7 +88,7 @@ class Hello(Strict):
 
 
 class Checked(Strict):
-    """The equivalence check was run."""
+    """The equivalence check was run, or an earlier one holds and the worker has found new outcomes of products."""
 
     event: Literal["checked"] = "checked"
     gate: Gate

@@ -54,7 +54,7 @@ def make_record(
         started_at=outcome.started_at,
         status=outcome.status,
         error=outcome.error,
-        model=_model_info(cell),
+        model=model_info(cell),
         workload=cell.workload,
         point=cell.point,
         settings={
@@ -75,7 +75,7 @@ def make_record(
     )
 
 
-def _model_info(cell: Cell) -> ModelInfo:
+def model_info(cell: Cell) -> ModelInfo:
     """Describe the model of a cell as records do."""
     return ModelInfo(
         name=cell.model_name,

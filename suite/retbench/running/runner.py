@@ -1,6 +1,7 @@
 """Carry out a plan: a prepare worker per model, then rounds of measuring workers, until all is recorded.
 
-A model of which only quality is left to evaluate has no prepare worker: the measuring worker checks it first.
+A model of which only quality is left to evaluate has no prepare worker: the measuring worker checks it first. Nor has
+a model that needs no preparation, since a check on disk holds.
 
 A worker that crashes, hangs or runs out of memory costs the cell it was measuring, never the run. Cells with a
 record on disk are skipped, so that the same command continues where the last one stopped.
@@ -8,7 +9,7 @@ record on disk are skipped, so that the same command continues where the last on
 
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,6 +24,7 @@ from retbench.planning.plan import Plan
 from retbench.records.record import Gate, ReadRate
 from retbench.running import events
 from retbench.running.events import Observer, RunSummary
+from retbench.running.gates import gates_on_disk
 from retbench.running.ledger import Ledger
 from retbench.running.locks import Interrupted, catch_signals, timing_lock
 from retbench.running.process import Inbox, Interrupt, Worker, WorkerExit
@@ -109,7 +111,8 @@ def _run_locked(plan: Plan, out: Path, fresh: bool, observer: Observer, inbox: I
     )
     run = run.model_copy(update={"source": source.found_hashes()})
     fresh_runs = FreshRuns(folder, plan)
-    done = finished_pairs(folder, identities_here(plan.cells), fresh_runs.read() if fresh else None)
+    identities = identities_here(plan.cells)
+    done = finished_pairs(folder, identities, fresh_runs.read() if fresh else None)
     ledger = Ledger(plan, run, folder / f"{run.run_id}.jsonl", done, observer)
     ledger.notify(events.RunPlanned(ledger.progress, ledger.skipped.total(), run.run_id, plan.note))
     interrupted = False
@@ -121,7 +124,8 @@ def _run_locked(plan: Plan, out: Path, fresh: bool, observer: Observer, inbox: I
             fresh_runs.add(run.run_id)
         try:
             with scratch_folder(folder, run.run_id) as states:
-                _Sweep(plan, ledger, states, inbox).run()
+                gates = {} if fresh else gates_on_disk(folder.parent, plan.cells, identities)
+                _Sweep(plan, ledger, states, inbox).run(gates)
         except Interrupted:
             interrupted = True
     if not interrupted:
@@ -143,12 +147,18 @@ class _Sweep:
         self._products: dict[str, int] = {}
         self._read_curve: tuple[ReadRate, ...] = ()
 
-    def run(self) -> None:
-        """Prepare each model, then measure round by round; raise Interrupted after a stop signal."""
+    def run(self, gates: Mapping[str, Gate]) -> None:
+        """Prepare each model, then measure round by round; raise Interrupted after a stop signal.
+
+        Args:
+            gates: Earlier equivalence checks that hold, by the label of the model.
+        """
         ledger = self._ledger
         for model in self._plan.models:
-            while _needs_preparing(left := ledger.pending(model.label)) and not self._prepare(
-                model.label, left
+            if model.label in gates and ledger.pending(model.label):
+                self._note_gate(model.label, gates[model.label])
+            while self._needs_preparing(model.label) and not self._prepare(
+                model.label, ledger.pending(model.label)
             ):
                 pass  # a worker that ended too early: another one prepares what is left
         for number in range(self._plan.rounds):
@@ -158,6 +168,18 @@ class _Sweep:
             for name in order:
                 while left := ledger.cell_order(name, number):
                     self._measure(name, number, left)
+
+    def _needs_preparing(self, name: str) -> bool:
+        """Return whether a model's cells need a prepare worker.
+
+        They do if the cost of any is measured, because an equivalence check and compilations leave traces in memory and
+        caches. Quality depends on neither, so the worker that evaluates a model checks it, too.
+        """
+        todo = self._ledger.pending(name)
+        if name not in self._ledger.gates:
+            return any(is_cost(cell.workload) for cell in todo)
+        compiles = any(cell.settings.compile and find_workload(cell.workload).compiles for cell in todo)
+        return bool(_unprepared(todo, 0)) or (compiles and not self._products)
 
     def _worker(self, task: Task, todo: list[Cell], name: str, number: int = 0) -> Worker:
         """Start a worker with a job."""
@@ -187,7 +209,8 @@ class _Sweep:
         ledger = self._ledger
         streamed = 0
         with self._worker("prepare", todo, name) as worker:
-            ledger.notify(events.Preparing(name, worker.pid, ledger.progress))
+            unchecked = name not in ledger.gates
+            ledger.notify(events.Preparing(name, worker.pid, ledger.progress, checks=unchecked))
             for message in worker.messages(self._plan.profile.timeout_s):
                 match message:
                     case Streamed(num_tokens=done, total_tokens=total):
@@ -281,20 +304,12 @@ class _Sweep:
                 self._ledger.environment = facts
             case Checked(gate=gate, products=found):
                 self._products |= found
-                self._note_gate(name, gate)
+                if name not in self._ledger.gates:
+                    self._note_gate(name, gate)
             case Measured(ceilings=ceilings):
                 self._read_curve = ceilings.read_curve
             case Failed(kind=kind, message=text):
                 raise getattr(errors, kind)(text)
-
-
-def _needs_preparing(todo: list[Cell]) -> bool:
-    """Return whether a model's cells need a prepare worker.
-
-    They do if the cost of any is measured, because an equivalence check leaves traces in memory and caches. Quality
-    depends on neither, so the worker that evaluates a model checks it, too.
-    """
-    return any(is_cost(cell.workload) for cell in todo)
 
 
 def _unprepared(cells: list[Cell], streamed: int) -> list[Cell]:

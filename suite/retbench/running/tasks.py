@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from retbench.checkpoints.loading import load_model
+from retbench.checkpoints.loading import import_code, load_model
 from retbench.checkpoints.reading import read_checkpoint
 from retbench.data import text
 from retbench.errors import GateError, RetbenchError, StorageError, UnsupportedError
@@ -28,6 +28,7 @@ from retbench.planning.cells import Cell, Settings
 from retbench.records.documents import write_documents
 from retbench.records.record import FAULTY_CEILING, Ceilings, Gate, Status, utc_now
 from retbench.records.store import append_record
+from retbench.running.gates import GATE_DEPTH, QUADRATIC_GATE_DEPTH
 from retbench.running.protocol import (
     CELL_MARK,
     Advanced,
@@ -49,12 +50,6 @@ from retbench.workloads.states import StateStore, is_streamed, stream_states
 from retbench.workloads.workload import find_workload
 
 Send = Callable[[Message], None]
-
-GATE_DEPTH = {"cpu": 4096, "cuda": 32768}
-"""Deepest state that the equivalence check streams and compares with a whole pass, unless no cell is as deep."""
-
-QUADRATIC_GATE_DEPTH = 4096
-"""The same where a whole pass holds a score for every pair of tokens."""
 
 PROGRESS_INTERVAL_S = 1.0
 """Least time between two progress messages: the runner, which may share the cores, must stay idle."""
@@ -186,11 +181,11 @@ def _refusing(job: Job, cells: Iterable[int], send: Send) -> Iterator[None]:
 
 
 def _prepare(job: Job, device: torch.device, store: StateStore, send: Send) -> None:
-    """Run the equivalence check; if it passes, stream the states that decode cells start from."""
+    """Run the equivalence check unless an earlier one holds; then stream the states that decode cells start from."""
     gate = None
     with _refusing(job, range(len(job.cells)), send):
         model = _build(job, device)
-        gate = _check_gate(job, model)
+        gate = job.gate or _check_gate(job, model)
     if gate is None:
         return
     send(Checked(gate=gate, products=products.found()))
@@ -289,7 +284,7 @@ def _measure(
 def _set_up(
     job: Job, device: torch.device, surroundings: Surroundings, send: Send
 ) -> tuple[LanguageModel, Surroundings] | None:
-    """Measure the ceilings, build the model, and check it unless an earlier worker has; None if the check failed."""
+    """Measure the ceilings, build the model, and check it unless an earlier check holds; None if the check failed."""
     settings, gate = job.cells[0].settings, job.gate
     ceilings = _measure_ceilings(job, device, send)
     if settings.memory_limit_bytes is not None:
@@ -297,12 +292,17 @@ def _set_up(
         if device.type == "cpu":
             measure_matmul_rate(device, getattr(torch, settings.dtype))
         _find_products(job, device)
+        if weights := job.cells[0].under_test.weights:
+            import_code(
+                read_checkpoint(str(weights.path), format=weights.info.format), runs_code=weights.runs_code
+            )
         limit_memory(settings.memory_limit_bytes, device)
     model = _build(job, device)
     if gate is None:
         gate = _check_gate(job, model)
-        send(Checked(gate=gate, products=products.found()))
         free_memory(device)
+    if job.gate is None or products.found() != job.products:
+        send(Checked(gate=gate, products=products.found()))
     return (model, replace(surroundings, gate=gate, ceilings=ceilings)) if gate.passed else None
 
 

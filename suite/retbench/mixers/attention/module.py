@@ -25,6 +25,10 @@ class AttentionModule(SoftmaxAttentionModule):
         """Return why one backend cannot run here; None where it can."""
         return attention.missing_reason(name, device, dtype)
 
+    def reading_form(self, name: str, dtype: torch.dtype) -> str:
+        """Return the form that reads prompts: `products` is one of decode steps only."""
+        return "sdpa" if name == "products" else name
+
     def forward(
         self, x: Tensor, state: LayerState | None, positions: Positions, *, last_only: bool = False
     ) -> Tensor:

@@ -32,6 +32,10 @@ class WindowAttentionModule(SoftmaxAttentionModule):
 
     config: WindowAttention
 
+    def reading_form(self, name: str, dtype: torch.dtype) -> str:
+        """Return the form that reads prompts: `products` is one of decode steps only."""
+        return "blocks" if name == "products" else name
+
     def forward(
         self, x: Tensor, state: LayerState | None, positions: Positions, *, last_only: bool = False
     ) -> Tensor:
