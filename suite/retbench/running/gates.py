@@ -1,4 +1,4 @@
-"""How deep equivalence checks go, and which of them on disk hold for the models of a plan.
+"""Depth of equivalence checks, and those on disk that hold for the models of a plan.
 
 A model that has passed is not checked again for another experiment, or when a run continues, as long as everything
 that the check depends on is the same.
