@@ -48,6 +48,7 @@ RC: Any = {  # Any: newer versions of matplotlib name every key in the type, old
     "axes.linewidth": 0.6,
     "axes.spines.right": False,
     "axes.spines.top": False,
+    "axes.titley": 1.0,  # titles stay: no search for ticks that they might touch, at each drawing
     "figure.facecolor": PAPER,
     "axes.facecolor": "none",
     "font.family": "DejaVu Sans",  # comes with matplotlib: the same everywhere
