@@ -116,7 +116,13 @@ def test_published_records_stand_apart_from_the_readers_own(
     assert {*re.findall(r'<figure id="([a-z]+)_', published)} == {"memory"}
     assert f'<th scope="row">{CPU.name}/latency/mine.jsonl</th>' in evidence
     assert f'<th scope="row">published/{CPU.name}/memory/20260102T030405Z.jsonl</th>' in evidence
-    assert "Equivalence checks: published results" in evidence
+    assert "<h2>Equivalence checks: published results</h2>" in evidence
+    contents = evidence.partition("<nav")[2].partition("</nav>")[0]
+    first, _, folded = contents.partition("<details><summary>Published results</summary>")
+    assert '<a href="#equivalence">Equivalence checks</a>' in first
+    assert '<a href="#published">Figures</a>' in folded
+    assert '<a href="#equivalence-published">Equivalence checks</a>' in folded
+    assert {*re.findall(r'href="#([^"]+)"', contents)} == {*re.findall(r'<section id="([^"]+)"', evidence)}
 
 
 def test_experiments_of_different_models_stand_side_by_side_each_with_its_pair(

@@ -46,11 +46,24 @@ class Block(NamedTuple):
 
 
 class Section(NamedTuple):
-    """One section of a page; the name is its anchor."""
+    """One section of a page.
+
+    Attributes:
+        name: Its anchor.
+        title: Its title.
+        blocks: What it shows.
+        records: Title of the records that it is on, where they are not the first ones of the page.
+    """
 
     name: str
     title: str
     blocks: list[Block]
+    records: str = ""
+
+    @property
+    def heading(self) -> str:
+        """The title, with the records that it is on."""
+        return f"{self.title}: {self.records.lower()}" if self.records else self.title
 
     @property
     def note(self) -> str:

@@ -150,10 +150,9 @@ def _evidence(origin: _Origin, results: Results, *, is_first: bool) -> list[Sect
         return sections
     name, title = origin.contents.selection.anchor, origin.contents.selection.title
     sections.insert(0, _tables(origin.contents))
-    return [
-        *([_figures(origin, None)] if origin.drawings else []),
-        *(one._replace(name=f"{one.name}-{name}", title=f"{one.title}: {title.lower()}") for one in sections),
-    ]
+    figures = [_figures(origin, None)._replace(title="Figures")] if origin.drawings else []
+    named = (one._replace(name=f"{one.name}-{name}") for one in sections)
+    return [one._replace(records=title) for one in (*figures, *named)]
 
 
 def _figures(origin: _Origin, first: Drawing | None) -> Section:
