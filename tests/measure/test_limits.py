@@ -1,5 +1,6 @@
 """The limit of a worker's memory, in processes of their own: a limit cannot be taken back."""
 
+import resource
 import subprocess
 import sys
 
@@ -8,7 +9,7 @@ import torch
 
 from retbench.errors import UnsupportedError
 from retbench.measure import limits
-from retbench.measure.limits import limit_memory
+from retbench.measure.limits import is_out_of_memory, limit_memory
 
 CPU = torch.device("cpu")
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="only Linux keeps the limit")
@@ -99,6 +100,23 @@ except Exception as error:
     print(is_out_of_memory(error) or repr(error))
 """
     assert run(code) == "True"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("can't start new thread"),
+        ImportError("libx.so: failed to map segment from shared object"),
+    ],
+)
+def test_a_thread_or_a_library_may_fail_without_a_limit_on_memory_for_another_reason(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+    monkeypatch.setattr(resource, "getrlimit", lambda _: unlimited)
+    assert not is_out_of_memory(error)
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (10**9, 10**9))
+    assert is_out_of_memory(error)
 
 
 @LINUX

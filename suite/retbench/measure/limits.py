@@ -26,12 +26,17 @@ _OUT_OF_MEMORY: dict[type[Exception], tuple[str, ...]] = {
         "out of memory",
         "bad_alloc",
         "alloc_failed",
-        "can't start new thread",
     ),
-    ImportError: ("failed to map segment", "cannot allocate memory"),
+    ImportError: ("cannot allocate memory",),
 }
-"""Parts of the messages of torch's CPU allocator, CUDA, the C++ library, cuBLAS and threading; of the dynamic loader,
-which has no memory for a library that is first needed within the limit."""
+"""Parts of the messages of torch's CPU allocator, CUDA, the C++ library and cuBLAS; of the dynamic loader."""
+
+_OUT_OF_LIMIT: dict[type[Exception], tuple[str, ...]] = {
+    RuntimeError: ("can't start new thread",),
+    ImportError: ("failed to map segment",),
+}
+"""The same of threading and the dynamic loader, where the memory of this process is limited. Elsewhere another limit
+may be at fault: on the number of processes, or on what files may be executed."""
 
 _M_MMAP_THRESHOLD, _MMAP_THRESHOLD_BYTES = -3, 2**17
 """mallopt(3): the size from which glibc returns a freed block to the kernel, and its default."""
@@ -41,11 +46,22 @@ def is_out_of_memory(error: Exception) -> bool:
     """Return whether an error means that memory of the host or of a device ran out."""
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return True
+    return _says(error, _OUT_OF_MEMORY) or (_is_limited() and _says(error, _OUT_OF_LIMIT))
+
+
+def _says(error: Exception, messages: dict[type[Exception], tuple[str, ...]]) -> bool:
+    """Return whether the message of an error has any of the parts that belong to its kind."""
     message = str(error).lower()
     return any(
         isinstance(error, kind) and any(words in message for words in found)
-        for kind, found in _OUT_OF_MEMORY.items()
+        for kind, found in messages.items()
     )
+
+
+def _is_limited() -> bool:
+    """Return whether the memory of this process is limited, by this package or from outside."""
+    limits = (resource.RLIMIT_DATA, resource.RLIMIT_AS)
+    return any(resource.getrlimit(one)[0] != resource.RLIM_INFINITY for one in limits)
 
 
 def try_in_memory(call: Callable[[], T], device: "torch.device") -> T | None:
