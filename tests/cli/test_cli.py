@@ -416,6 +416,8 @@ def test_verify_shows_every_check_and_the_verdict() -> None:
     code, stdout, stderr = invoke("verify", "retnet", "--size", "300k", "--device", "cpu")
     assert (code, stderr) == (0, "")
     assert "recurrent" in stdout
+    assert "not compared: chunkwise_fp32: it reads prompts as chunkwise does" in stdout
+    assert "chunkwise_fp32 =" not in stdout
     assert stdout.splitlines()[-1] == "retnet 300K float32 cpu chunkwise: equivalent"
 
 

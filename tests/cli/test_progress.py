@@ -130,6 +130,14 @@ def test_text_is_shown_as_it_is(cell: Cell) -> None:
     assert text == f"4/4 round 1: retnet decode at 32K: failed: {message}\n"
 
 
+def test_a_check_that_holds_names_the_run_that_checked() -> None:
+    held = PASSED.model_copy(update={"run_id": "20260102T030405Z-abcdef"})
+    assert view_run(GateChecked("retnet", held, HALF)).text == (
+        "retnet: equivalent in 2 checks at float32, found by run 20260102T030405Z-abcdef"
+    )
+    assert view_run(Preparing("retnet", 11, HALF, checks=False)).text == "retnet: preparing"
+
+
 def test_a_failed_equivalence_check_shows_the_difference() -> None:
     assert view_run(GateChecked("retnet", FAILED, HALF)).text == (
         "retnet: NOT EQUIVALENT at float32, so none of its cells is measured: "

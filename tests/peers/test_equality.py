@@ -54,7 +54,7 @@ FLA = retnet_config(
 @needs_torchscale
 def test_torchscale_parallel_and_recurrent() -> None:
     outcomes = list(equality.torchscale_equality(TORCHSCALE, 277))
-    assert len(outcomes) == 4  # three forms and the decode
+    assert len(outcomes) == 5  # four forms and the decode
     assert all(outcome.holds for outcome in outcomes), outcomes
 
 
@@ -95,7 +95,7 @@ def test_llama_prefill_and_decode(num_kv_heads: int) -> None:
         d_model=96, num_layers=3, num_heads=6, num_kv_heads=num_kv_heads, vocab_size=211, ffn_dim=136
     )
     outcomes = list(equality.llama_pair_equality(config, 133, 9))
-    assert len(outcomes) == 3  # sdpa, reference and the decode
+    assert len(outcomes) == 4  # reference, sdpa, products and the decode
     assert all(outcome.holds for outcome in outcomes), outcomes
 
 
@@ -142,7 +142,7 @@ def test_mistral_prefill_and_decode(window: int, num_kv_heads: int) -> None:
             _with(WindowAttention, num_kv_heads=num_kv_heads, window=window, sinks=0), 133
         )
     )
-    assert len(outcomes) == 3  # blocks, reference and the decode
+    assert len(outcomes) == 4  # blocks, products, reference and the decode
     assert all(outcome.holds for outcome in outcomes), outcomes
 
 
@@ -152,7 +152,7 @@ def test_mamba2_prefill_and_decode(num_groups: int) -> None:
     mixer = Mamba2(d_model=96, num_heads=6, inner_dim=192, state_size=24, num_groups=num_groups)
     config = mamba2_config(mixer, num_layers=3, vocab_size=211)
     outcomes = list(equality.mamba2_equality(config, 300, 9))  # more than one of its chunks
-    assert len(outcomes) == 4  # three forms and the decode
+    assert len(outcomes) == 5  # four forms and the decode
     assert all(outcome.holds for outcome in outcomes), outcomes
 
 
@@ -193,20 +193,20 @@ def test_mamba2_decoding_returns_to_a_mark() -> None:
 @needs_transformers
 def test_gpt_neox() -> None:
     outcomes = list(equality.gpt_neox_equality(GPT, 133))
-    assert len(outcomes) == 3
+    assert len(outcomes) == 4
     assert all(outcome.holds for outcome in outcomes), outcomes
 
 
 @needs_yar
 def test_yet_another_retnet() -> None:
     outcomes = list(equality.yar_equality(PAPER, 133))
-    assert len(outcomes) == 4
+    assert len(outcomes) == 5
     assert all(outcome.holds for outcome in outcomes), outcomes
 
 
 def test_fla_formula() -> None:
     outcomes = list(equality.fla_equality(FLA, 37))
-    assert len(outcomes) == 4
+    assert len(outcomes) == 5
     assert all(outcome.holds for outcome in outcomes), outcomes
 
 

@@ -15,6 +15,7 @@ from retbench.running.gates import gates_on_disk
 from retbench.running.locks import LOCK_DIR_VARIABLE
 from retbench.running.resume import identities_here
 from retbench.running.runner import run_plan
+from tests.running.observer import Observer
 
 EXPERIMENT = """title = "{name}"
 source = "none"
@@ -32,19 +33,6 @@ context_len = [{length}]
 """
 
 PlanOf = Callable[..., Plan]
-
-
-class Observer:
-    """Keeps every event."""
-
-    def __init__(self) -> None:
-        self.received: list[events.RunEvent] = []
-
-    def notify(self, event: events.RunEvent, /) -> None:
-        self.received.append(event)
-
-    def of(self, kind: type[events.RunEvent]) -> list[events.RunEvent]:
-        return [event for event in self.received if isinstance(event, kind)]
 
 
 @pytest.fixture(autouse=True)
@@ -90,9 +78,7 @@ def test_another_experiment_takes_the_check_of_the_same_model(plan_of: PlanOf, t
     _, (third,) = run(plan_of("third", "prefill", length=17), tmp_path)
     assert third.gate == record.gate, "the run that checked it, not the one that took the check over"
     again, (measured,) = run(plan_of("second", "memory"), tmp_path, fresh=True)
-    assert [event.checks for event in again.of(events.Preparing) if isinstance(event, events.Preparing)] == [
-        True
-    ]
+    assert [event.checks for event in again.of(events.Preparing)] == [True]
     assert measured.gate is not None
     assert measured.gate.run_id is None
 
@@ -101,7 +87,6 @@ def test_states_are_streamed_though_the_check_holds(plan_of: PlanOf, tmp_path: P
     append_record(tmp_path / machine_name("cpu") / "first" / "records.jsonl", checked)
     observer, (record,) = run(plan_of("second", "decode"), tmp_path)
     (preparing,) = observer.of(events.Preparing)
-    assert isinstance(preparing, events.Preparing)
     assert not preparing.checks
     assert len(observer.of(events.GateChecked)) == 1
     assert observer.of(events.Streaming)

@@ -10,20 +10,13 @@ from retbench.records.store import read_records
 from retbench.running import events
 from retbench.running.ledger import CellTimes, Ledger, Pair
 from retbench.running.protocol import RunInfo
+from tests.running.observer import Observer
 
 Planner = Callable[..., Plan]
 
 
-class Listener:
-    def __init__(self) -> None:
-        self.heard: list[events.RunEvent] = []
-
-    def notify(self, event: events.RunEvent, /) -> None:
-        self.heard.append(event)
-
-
 def make(plan: Plan, run_info: RunInfo, path: Path, done: dict[Pair, Status] | None = None) -> Ledger:
-    return Ledger(plan, run_info, path, done or {}, Listener())
+    return Ledger(plan, run_info, path, done or {}, Observer())
 
 
 def test_what_is_on_disk_is_skipped(plan_of: Planner, run_info: RunInfo, tmp_path: Path) -> None:

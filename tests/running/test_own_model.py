@@ -8,16 +8,10 @@ from retbench.records.record import Record
 from retbench.report.frames import load_results
 from retbench.running.runner import run_plan
 from tests.models.hf_models import save_hf_model
+from tests.running.observer import Observer
 
 pytestmark = pytest.mark.peers
 pytest.importorskip("transformers")
-
-
-class _Silent:
-    """Shows no event of a run."""
-
-    def notify(self, event: object) -> None:
-        pass
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +37,7 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], R
         overrides=["threads=1"],
         own_models=own,
     )
-    run_plan(plan, folder / "out", fresh=False, observer=_Silent())
+    run_plan(plan, folder / "out", fresh=False, observer=Observer())
     return {(one.model.name, one.workload): one for one in load_results(folder / "out").records}
 
 

@@ -29,29 +29,12 @@ from retbench.running import events
 from retbench.running.events import RunSummary
 from retbench.running.locks import LOCK_DIR_VARIABLE
 from retbench.running.runner import run_plan
+from tests.running.observer import Act, Observer
 
 HEADER = 'title = "Tiny"\nsource = "none"\nexpect = "It runs."\n'
 RETNET = '[models.retnet]\narchitecture = "retnet"\n'
 TRANSFORMER = '[models.transformer]\narchitecture = "transformer"\n'
 PROFILE = '[profiles.smoke]\nsize = "25k"\nrounds = 1\nwarmup_s = 0.0\nmin_steps = 2\nthreads = 1\n'
-
-Act = Callable[[events.RunEvent], None]
-
-
-class Observer:
-    """Keeps every event, and does something on some."""
-
-    def __init__(self, act: Act | None = None) -> None:
-        self.received: list[events.RunEvent] = []
-        self._act = act
-
-    def notify(self, event: events.RunEvent, /) -> None:
-        self.received.append(event)
-        if self._act is not None:
-            self._act(event)
-
-    def kinds(self) -> Counter[str]:
-        return Counter(type(event).__name__ for event in self.received)
 
 
 @pytest.fixture(autouse=True)

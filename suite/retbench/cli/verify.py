@@ -117,9 +117,15 @@ def _print_checks(name: str, model: "Decoder", gate: "Gate", form: str) -> None:
 
 def _not_compared(model: "Decoder") -> dict[str, str]:
     """Return the backends that were not compared, each with the reason."""
-    compared = {model.backend, *model.other_backends()}
-    alike = f"it reads prompts as {model.backend} does at this dtype"
-    return {name: reason or alike for name, reason in model.backends().items() if name not in compared}
+    from retbench.architectures.configs import form_of
+
+    compared, alike = model.other_backends(), f"it reads prompts as {model.backend} does at this dtype"
+    return {
+        name: reason or alike
+        for name, reason in model.backends().items()
+        if name not in compared
+        and any(form_of(mixer.config, name) != mixer.backend for mixer in model.mixers)
+    }
 
 
 def _print_json(name: str, size: str, model: "Decoder", gate: "Gate") -> None:

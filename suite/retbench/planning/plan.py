@@ -185,11 +185,7 @@ def _decide_compilation(
 
 
 def _fused_attention_note(models: Sequence[ModelUnderTest], profile: Profile, device: Device) -> str | None:
-    """Return a note on decode steps whose speed depends on how torch's fused attention fits the processor.
-
-    In trials with 8 sequences in bfloat16 a step took 3.5 times as long with it as with two products on an AMD EPYC,
-    and less than half as long on an Intel Xeon with AMX.
-    """
+    """Return a note on decode steps whose faster attention depends on the processor; `attend_products` has trials."""
     decodes = any(one.starts_from_state for one in profile.workloads.registered)
     fused = [
         one.model_name
@@ -199,7 +195,7 @@ def _fused_attention_note(models: Sequence[ModelUnderTest], profile: Profile, de
     if device.name != "cpu" or profile.dtype != "bfloat16" or not decodes or not fused:
         return None
     return (
-        f"whether torch's fused attention decodes faster in bfloat16 than two products depends on the processor: for "
+        "whether torch's fused attention decodes faster in bfloat16 than two products depends on the processor: for "
         f"{', '.join(fused)} measure both, --set models.{fused[0]}.backend={_PRODUCTS}"
     )
 

@@ -56,7 +56,7 @@ class Job(Strict):
     gate: Gate | None = None
     """Result of an earlier worker's equivalence check, or of an earlier run's; goes into every record.
 
-    Without one, the worker runs the check before all else.
+    Without one, a worker that prepares or measures runs the check first.
     """
     records_path: Path
     states_dir: Path
@@ -88,7 +88,7 @@ class Hello(Strict):
 
 
 class Checked(Strict):
-    """The equivalence check was run, or an earlier one holds and the worker has found new outcomes of products."""
+    """The equivalence check was run, or an earlier one holds."""
 
     event: Literal["checked"] = "checked"
     gate: Gate

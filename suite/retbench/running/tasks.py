@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from retbench.checkpoints.loading import import_code, load_model
-from retbench.checkpoints.reading import read_checkpoint
+from retbench.checkpoints.reading import CheckpointInfo, read_checkpoint
 from retbench.data import text
 from retbench.errors import GateError, RetbenchError, StorageError, UnsupportedError
 from retbench.measure import environment, products, source
@@ -24,7 +24,7 @@ from retbench.models.build import build_model
 from retbench.models.compiled import StepCompiler
 from retbench.models.equivalence import LENGTHS, check_equivalence
 from retbench.models.language_model import LanguageModel
-from retbench.planning.cells import Cell, Settings
+from retbench.planning.cells import Cell, Settings, Weights
 from retbench.records.documents import write_documents
 from retbench.records.record import FAULTY_CEILING, Ceilings, Gate, Status, utc_now
 from retbench.records.store import append_record
@@ -148,7 +148,7 @@ def _build_as_stored(job: Job, device: torch.device) -> LanguageModel:
     dtype, weights = getattr(torch, cell.settings.dtype), cell.under_test.weights
     if weights is not None:
         return load_model(
-            read_checkpoint(str(weights.path), format=weights.info.format),
+            _read_info(weights),
             dtype=dtype,
             device=device,
             backend=cell.backend,
@@ -165,6 +165,11 @@ def _build_as_stored(job: Job, device: torch.device) -> LanguageModel:
         chunk_size=cell.chunk_size,
         decode_operators=cell.settings.decode_operators,
     )
+
+
+def _read_info(weights: Weights) -> CheckpointInfo:
+    """Read the description of weights on a disk."""
+    return read_checkpoint(str(weights.path), format=weights.info.format)
 
 
 @contextmanager
@@ -293,9 +298,7 @@ def _set_up(
             measure_matmul_rate(device, getattr(torch, settings.dtype))
         _find_products(job, device)
         if weights := job.cells[0].under_test.weights:
-            import_code(
-                read_checkpoint(str(weights.path), format=weights.info.format), runs_code=weights.runs_code
-            )
+            import_code(_read_info(weights), runs_code=weights.runs_code)
         limit_memory(settings.memory_limit_bytes, device)
     model = _build(job, device)
     if gate is None:
