@@ -67,16 +67,17 @@ def run(plan: Plan, out: Path, *, fresh: bool = False) -> tuple[Observer, list[R
     return observer, records
 
 
-def test_another_experiment_takes_the_check_of_the_same_model(plan_of: PlanOf, tmp_path: Path) -> None:
-    first, (checked,) = run(plan_of("first", "prefill"), tmp_path)
-    assert len(first.of(events.Preparing)) == 1
+def test_another_experiment_takes_the_check_of_the_same_model(
+    plan_of: PlanOf, tmp_path: Path, checked: Record
+) -> None:
     assert checked.gate is not None
     assert checked.gate.run_id is None
-    second, (record,) = run(plan_of("second", "memory"), tmp_path)
-    assert not second.of(events.Preparing)
+    append_record(tmp_path / machine_name("cpu") / "first" / "records.jsonl", checked)
+    observer, (record,) = run(plan_of("second", "memory"), tmp_path)
+    assert not observer.of(events.Preparing)
     assert record.gate == checked.gate.model_copy(update={"run_id": checked.run_id})
-    _, (third,) = run(plan_of("third", "prefill", length=17), tmp_path)
-    assert third.gate == record.gate, "the run that checked it, not the one that took the check over"
+    third = held(plan_of("third", "prefill", length=17), tmp_path / "some", record)
+    assert third == {"third": record.gate}, "the run that checked it, not the one that took the check over"
     again, (measured,) = run(plan_of("second", "memory"), tmp_path, fresh=True)
     assert [event.checks for event in again.of(events.Preparing)] == [True]
     assert measured.gate is not None
