@@ -12,36 +12,57 @@ from retbench.architectures.registry import named_specs
 from retbench.errors import UnsupportedError
 from retbench.measure import products
 from retbench.models import build
-from retbench.ops.linear import Linear, stored_weight, stream
+from retbench.ops.linear import Linear, multiply_slices, stored_weight, stream, sum_rows
 
 
-@pytest.mark.parametrize(("streamed_s", "usual_s", "streams"), [(0.5, 1.0, True), (0.95, 1.0, False)])
+@pytest.mark.parametrize(("streamed_s", "width"), [(0.5, 2048), (0.95, 0)])
 def test_streaming_must_be_clearly_faster(
-    monkeypatch: pytest.MonkeyPatch, streamed_s: float, usual_s: float, streams: bool
+    monkeypatch: pytest.MonkeyPatch, streamed_s: float, width: int
 ) -> None:
-    monkeypatch.setattr(products, "_seconds_of_both", lambda *shape: (streamed_s, usual_s))
-    assert products.measure_streaming() is streams
+    monkeypatch.setattr(products, "_measure_slice_width", lambda: 2048)
+    monkeypatch.setattr(products, "_seconds_of_streamed", lambda width, *shape: (streamed_s, 1.0))
+    assert products.measure_streaming() == width
 
 
-def test_both_products_are_timed_here() -> None:
-    assert all(seconds > 0 for shape in products._SHAPES for seconds in products._seconds_of_both(*shape))
+@pytest.mark.parametrize(
+    ("faster", "width"),
+    [({1024, 1536, 2048, 3072, 4096}, 1024), ({1024, 3072, 4096}, 3072), ({1024}, 4097), (set(), 4097)],
+)
+def test_outputs_are_sliced_from_the_width_from_which_that_is_faster(
+    monkeypatch: pytest.MonkeyPatch, faster: set[int], width: int
+) -> None:
+    def seconds(sliced: object, summed: object, inputs: int, outputs: int) -> tuple[float, float]:
+        assert (sliced, summed) == (multiply_slices, sum_rows)
+        return (0.9, 1.0) if outputs in faster else (1.0, 0.9)
+
+    monkeypatch.setattr(products, "_seconds_of_tables", seconds)
+    assert products._measure_slice_width() == width
 
 
+def test_all_products_are_timed_here() -> None:
+    seconds = [products._seconds_of_streamed(4096, *shape) for shape in products._SHAPES]
+    seconds += [products._seconds_of_tables(multiply_slices, sum_rows, 768, 1024)]
+    assert all(first > 0 and second > 0 for first, second in seconds)
+
+
+@pytest.mark.parametrize("slice_width", [1, 4096])
 @pytest.mark.parametrize(("inputs", "outputs"), [(24, 40), (7, 3), (64, 8192), (63, 8192), (1, 1)])
-def test_a_streamed_product_is_the_product(inputs: int, outputs: int) -> None:
+def test_a_streamed_product_is_the_product(inputs: int, outputs: int, slice_width: int) -> None:
     x, table = torch.randn(inputs), torch.randn(inputs, outputs)
     with torch.inference_mode():
-        torch.testing.assert_close(stream(x, table), x @ table, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(stream(x, table, slice_width), x @ table, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("streams", [False, True])
-def test_a_model_multiplies_single_rows_as_was_found(monkeypatch: pytest.MonkeyPatch, streams: bool) -> None:
-    monkeypatch.setattr(build, "streaming_is_faster", lambda: streams)
+@pytest.mark.parametrize("slice_width", [None, 2048])
+def test_a_model_multiplies_single_rows_as_was_found(
+    monkeypatch: pytest.MonkeyPatch, slice_width: int | None
+) -> None:
+    monkeypatch.setattr(build, "streamed_slice_width", lambda: slice_width)
     spec = named_specs()["retnet"]
     config = resolve_model(spec, "1m")
-    for dtype, chosen in ((torch.float32, streams), (torch.bfloat16, False)):
+    for dtype, chosen in ((torch.float32, slice_width), (torch.bfloat16, None)):
         model = build.build_model(config, dtype=dtype, device="cpu", seed=0, backend=spec.backend)
-        assert {part.streams for part in model.modules() if isinstance(part, Linear)} == {chosen}
+        assert {part.slice_width for part in model.modules() if isinstance(part, Linear)} == {chosen}
         assert model.weight_product == ("streamed" if chosen else "torch")
 
 

@@ -68,6 +68,18 @@ def test_grouped_heads_share_neighbouring_keys():
     assert torch.allclose(out[:, 3:4], alone)
 
 
+def test_queries_that_share_keys_are_given_to_the_kernel_in_a_row(monkeypatch):
+    attend, given = torch.nn.functional.scaled_dot_product_attention, []
+    monkeypatch.setattr(
+        torch.nn.functional,
+        "scaled_dot_product_attention",
+        lambda q, *rest, **more: given.append((tuple(q.shape), more)) or attend(q, *rest, **more),
+    )
+    q, k, v = make_inputs(1, 33, heads=8, kv_heads=2)
+    assert attend_sdpa(q, k, v).shape == q.shape
+    assert given == [((2, 2, 4, 8), {})]
+
+
 def test_cudnn_is_not_among_the_kernels_that_torch_may_pick():
     assert not torch.backends.cuda.cudnn_sdp_enabled()
 

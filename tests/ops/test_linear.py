@@ -47,7 +47,7 @@ def test_a_compiled_row_is_multiplied_in_a_loop_where_the_weight_is_stored_by_ou
 
 def test_a_weight_that_is_stored_by_output_is_not_streamed() -> None:
     linear, x = Linear(8, 5), torch.randn(1, 1, 8)
-    linear.streams = True
+    linear.slice_width = 4
     with torch.no_grad():
         expected = linear(x)
         linear.store(by_output=True)

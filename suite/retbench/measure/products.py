@@ -18,14 +18,16 @@ from retbench.measure import machine
 from retbench.measure.clock import capture_graph, time_steps
 from retbench.measure.compiled import compile_step
 from retbench.measure.limits import free_memory
-from retbench.ops.linear import WIDE_OUTPUT, Linear, stored_weight, stream
+from retbench.ops.linear import Linear, multiply_slices, stored_weight, stream, sum_rows
 from retbench.units import MIB
 
 _NUM_SAMPLES = 5
 _READ_BYTES = 48 * MIB
 """Bytes of the weights of each kind, which a step of a small model reads too."""
-_SHAPES = ((1024, 1024), (512, 2 * WIDE_OUTPUT))
+_SHAPES = ((1024, 1024), (512, 8192))
 """Inputs and outputs of a narrow and of a wide product."""
+_SLICED = ((768, 1024), (768, 1536), (768, 2048), (768, 3072), (768, 4096))
+"""Inputs and outputs of the products for which the two methods of `ops.linear.stream` are compared."""
 _LOOP_WIDTH = 1024
 """Inputs and outputs of the products by which loops of compiled code are compared."""
 _CLEARLY = 0.9
@@ -47,13 +49,13 @@ _found: dict[str, int] = {}
 """The outcomes in this process by name, measured or told by another."""
 
 
-def streaming_is_faster() -> bool:
-    """Return whether `ops.linear.stream` clearly beats torch's product with one row, on torch's present threads.
+def streamed_slice_width() -> int | None:
+    """Return the fewest outputs that `ops.linear.stream` slices; None unless it clearly beats torch's product.
 
-    Both multiply weights as `ops.linear.Linear` stores them, in float32. It is measured once per process, unless
-    another process has: see `agree`.
+    Both multiply one row with weights as `ops.linear.Linear` stores them, in float32, on torch's present threads. It is
+    measured once per process, unless another process has: see `agree`.
     """
-    return bool(_once("streams", measure_streaming))
+    return _once("slice_width", measure_streaming) or None
 
 
 def storing_by_output_is_faster(device: torch.device, dtype: torch.dtype, *, compiled: bool) -> bool:
@@ -164,24 +166,49 @@ def _cache_bytes(device: torch.device) -> int:
     return machine.last_level_cache_bytes()
 
 
-def measure_streaming() -> bool:
-    """Measure what `streaming_is_faster` returns."""
-    with torch.inference_mode():
-        seconds = [_seconds_of_both(*shape) for shape in _SHAPES]
-    return sum(streamed for streamed, _ in seconds) < _CLEARLY * sum(usual for _, usual in seconds)
+@torch.inference_mode()
+def measure_streaming() -> int:
+    """Measure what `streamed_slice_width` returns; 0 for None."""
+    width = _measure_slice_width()
+    seconds = [_seconds_of_streamed(width, *shape) for shape in _SHAPES]
+    return width if sum(one for one, _ in seconds) < _CLEARLY * sum(other for _, other in seconds) else 0
 
 
-def _seconds_of_both(in_features: int, out_features: int) -> tuple[float, float]:
-    """Return the least seconds of streamed and of usual products with many weights of one shape."""
-    weights = _weights(in_features, out_features, torch.float32)
-    tables = [weight.t() for weight in weights]
+def _measure_slice_width() -> int:
+    """Return the fewest outputs from which slices beat the sum of rows; one more than was tried if none do."""
+    fewest = _SLICED[-1][1] + 1
+    for inputs, outputs in reversed(_SLICED):
+        sliced_s, summed_s = _seconds_of_tables(multiply_slices, sum_rows, inputs, outputs)
+        if sliced_s >= summed_s:
+            break
+        fewest = outputs
+    return fewest
+
+
+def _seconds_of_tables(
+    first: Callable[[Tensor, Tensor], Tensor],
+    second: Callable[[Tensor, Tensor], Tensor],
+    in_features: int,
+    out_features: int,
+) -> tuple[float, float]:
+    """Return the least seconds of each of two products (in,) x (in, out), with many tables of one shape."""
+    tables = [weight.t() for weight in _weights(in_features, out_features, torch.float32)]
     row = torch.ones(in_features, dtype=torch.float32, device="cpu")
 
-    def stream_all() -> None:
+    def multiply_all_by(multiply: Callable[[Tensor, Tensor], Tensor]) -> None:
         for table in tables:
-            stream(row, table)
+            multiply(row, table)
 
-    return _least_seconds(stream_all, partial(multiply_all, row[None], weights))
+    return _least_seconds(partial(multiply_all_by, first), partial(multiply_all_by, second))
+
+
+def _seconds_of_streamed(slice_width: int, in_features: int, out_features: int) -> tuple[float, float]:
+    """Return the least seconds of streamed and of usual products with many weights of one shape."""
+
+    def usual(row: Tensor, table: Tensor) -> Tensor:
+        return F.linear(row[None], table.t())
+
+    return _seconds_of_tables(partial(stream, slice_width=slice_width), usual, in_features, out_features)
 
 
 @torch.inference_mode()

@@ -193,16 +193,16 @@ class Decoder(LanguageModel):
                 module.fused = name == "fused"
         self.decode_operators = name
 
-    def set_streaming(self, streams: bool) -> None:
-        """Set whether products with a single row on a CPU are streamed, for all weights alike; see `ops.linear`."""
+    def set_streaming(self, slice_width: int | None) -> None:
+        """Stream the products of single rows on a CPU, or leave them to torch if None; see `ops.linear.stream`."""
         for module in self.modules():
             if isinstance(module, Linear):
-                module.streams = streams
+                module.slice_width = slice_width
 
     @property
     def weight_product(self) -> str:
         """Product of single rows: streamed, or torch's."""
-        return "streamed" if self.head.streams else "torch"
+        return "torch" if self.head.slice_width is None else "streamed"
 
     @property
     def loops(self) -> bool:

@@ -96,14 +96,25 @@ def _replace_flash(backend: str | None) -> None:
 def _call_sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Call scaled_dot_product_attention with a causal mask aligned to the last key."""
     length, keys = q.shape[2], k.shape[2]
+    if length == 1:
+        return F.scaled_dot_product_attention(_join_groups(q, k), k, v).reshape(*q.shape[:3], v.shape[-1])
     grouped = k.shape[1] != q.shape[1]
-    if length == 1 or length == keys:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=length > 1, enable_gqa=grouped)
+    if length == keys:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
     # Imports torch._dynamo, which workers should load only when needed.
     from torch.nn.attention.bias import causal_lower_right
 
     mask = causal_lower_right(length, keys)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
+
+
+def _join_groups(q: Tensor, k: Tensor) -> Tensor:
+    """Return queries of one position, (B, H, 1, K), with those that share keys in a row: (B, Hkv, H / Hkv, K).
+
+    All of them attend to all keys. A kernel that is given them so reads shared keys once; given one query per head,
+    torch's kernel on a CPU reads them once for each head.
+    """
+    return q.view(q.shape[0], k.shape[1], -1, q.shape[3])
 
 
 def attend_flash(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -131,9 +142,8 @@ def attend_products(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """
     if q.shape[2] > 1:
         return attend_sdpa(q, k, v)
-    batch, kv_heads, _, width = k.shape
-    scores = q.view(batch, kv_heads, -1, width) @ k.mT  # (B, Hkv, H / Hkv, S)
-    scores = scores.to(torch.promote_types(q.dtype, torch.float32)) * width**-0.5
+    scores = _join_groups(q, k) @ k.mT  # (B, Hkv, H / Hkv, S)
+    scores = scores.to(torch.promote_types(q.dtype, torch.float32)) * k.shape[3] ** -0.5
     out: Tensor = scores.softmax(dim=-1).to(q.dtype) @ v  # (B, Hkv, H / Hkv, K)
     return out.view(q.shape)
 
@@ -161,6 +171,8 @@ def sdpa_kernel(q: Tensor, k: Tensor, v: Tensor) -> str:
     `CausalBias`: flash, efficient, else a kernel that takes the mask as a tensor, as it always is on a CPU.
     """
     length, keys = q.shape[2], k.shape[2]
+    if length == 1:
+        q = _join_groups(q, k)
     grouped, mask = k.shape[1] != q.shape[1], None
     if length > 1 and length != keys:
         if q.device.type == "cuda":

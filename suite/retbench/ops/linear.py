@@ -21,10 +21,10 @@ class Linear(nn.Linear):
     rows, gradients, other dtypes and GPUs.
 
     Attributes:
-        streams: True if single rows on a CPU are multiplied by `stream`.
+        slice_width: Fewest outputs that `stream` slices, where it multiplies single rows on a CPU; None: torch does.
     """
 
-    streams = False
+    slice_width: int | None = None
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__(in_features, out_features, bias=False)
@@ -32,18 +32,19 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) to (..., out)."""
-        if self._streams(x):
-            return stream(x.flatten(), self.weight.t()).view(*x.shape[:-1], self.out_features)
+        if self.slice_width is not None and self._can_stream(x):
+            return stream(x.flatten(), self.weight.t(), self.slice_width).view(
+                *x.shape[:-1], self.out_features
+            )
         if torch.compiler.is_compiling() and x.numel() == self.in_features:
             multiply = loop if x.device.type == "cpu" and self.weight.is_contiguous() else _multiply_row
             return multiply(x, self.weight).view(*x.shape[:-1], self.out_features)
         return F.linear(x, self.weight)
 
-    def _streams(self, x: Tensor) -> bool:
-        """Return True if x is a single row for which a CPU streams the weight."""
+    def _can_stream(self, x: Tensor) -> bool:
+        """Return True if x is a single row for which a CPU can stream the weight."""
         return (
-            self.streams
-            and self.weight.t().is_contiguous()
+            self.weight.t().is_contiguous()
             and x.numel() == self.in_features
             and x.device.type == "cpu"
             and x.dtype == torch.float32
@@ -84,27 +85,25 @@ def stored_weight(weight: Tensor, *, by_output: bool) -> Tensor:
     return weight.contiguous() if by_output else weight.t().contiguous().t()
 
 
-WIDE_OUTPUT = 4096
-"""Smallest width for which slices were faster than the sum of rows, in a trial on two cores."""
 NUM_SLICES = 8
 
 
-def stream(x: Tensor, table: Tensor) -> Tensor:
+def stream(x: Tensor, table: Tensor, slice_width: int) -> Tensor:
     """Multiply x (in,) by a contiguous float32 table (in, out), reading the table once in its order; returns (out,).
 
-    For a wide output it is a batch of products over slices of the rows, for a narrow one the weighted sum of the rows.
+    From `slice_width` outputs on it is a batch of products over slices of the rows, below it their weighted sum.
     """
-    is_wide = table.shape[1] >= WIDE_OUTPUT and table.shape[0] % NUM_SLICES == 0
-    return (_multiply_slices if is_wide else _sum_rows)(x, table)
+    is_sliced = table.shape[1] >= slice_width and table.shape[0] % NUM_SLICES == 0
+    return (multiply_slices if is_sliced else sum_rows)(x, table)
 
 
-def _multiply_slices(x: Tensor, table: Tensor) -> Tensor:
+def multiply_slices(x: Tensor, table: Tensor) -> Tensor:
     """Multiply x (in,) by a contiguous table (in, out) as a batch of products over slices of the rows."""
     slices = table.view(NUM_SLICES, -1, table.shape[1])  # (slices, in / slices, out)
     return torch.bmm(x.view(NUM_SLICES, 1, -1), slices).sum(dim=(0, 1))
 
 
-def _sum_rows(x: Tensor, table: Tensor) -> Tensor:
+def sum_rows(x: Tensor, table: Tensor) -> Tensor:
     """Multiply x (in,) by a contiguous table (in, out) as embedding bags of consecutive rows, two per thread."""
     rows, bags = _bags(x.shape[0], 2 * torch.get_num_threads())
     # Positional arguments: no scaling by frequency, mode 0 (sum), a dense gradient, and x as the weights of the rows.

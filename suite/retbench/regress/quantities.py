@@ -74,7 +74,7 @@ def build(config: ModelConfig, spec: ModelSpec, dtype: torch.dtype) -> Decoder:
     model = allocate_model(
         config, dtype=dtype, device="cpu", backend=spec.backend, chunk_size=spec.chunk_size
     )
-    model.set_streaming(False)
+    model.set_streaming(None)
     fill_weights(model)
     return model
 

@@ -124,7 +124,7 @@ def _find_products(job: Job, device: torch.device) -> None:
     settings = job.cells[0].settings
     dtype = getattr(torch, settings.dtype)
     if device.type == "cpu" and dtype == torch.float32:
-        products.streaming_is_faster()
+        products.streamed_slice_width()
     if device.type == "cpu" and settings.compile:
         products.packing_is_faster(1, dtype)
     compiled = any(_compiles_single_rows(cell) for cell in job.cells)

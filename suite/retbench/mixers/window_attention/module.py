@@ -10,7 +10,7 @@ from torch import Tensor
 from retbench.mixers.module import SoftmaxAttentionModule
 from retbench.mixers.state import LayerState
 from retbench.mixers.window_attention.config import WindowAttention
-from retbench.ops.attention import attend_products
+from retbench.ops.attention import attend_products, attend_sdpa
 from retbench.ops.position import Positions
 
 BLOCK = 256
@@ -70,9 +70,7 @@ class WindowAttentionModule(SoftmaxAttentionModule):
         """Attend from the token at `position`, which is cached, to all slots that are filled."""
         filled = min(position + 1, self.config.slots)
         keys, values = (state[name][:, :, :filled] for name in ("keys", "values"))
-        if self.backend == "products":
-            return attend_products(q, keys, values)
-        return self._sdpa(q, keys, values, None)
+        return (attend_products if self.backend == "products" else attend_sdpa)(q, keys, values)
 
     @property
     def _ring(self) -> str:
@@ -155,7 +153,7 @@ class WindowAttentionModule(SoftmaxAttentionModule):
         i, j = queries[:, None], keys[None]
         return (j <= i) & ((j > i - self.config.window) | (j < self.config.sinks))
 
-    def _sdpa(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    def _sdpa(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
         """Attend under a mask with torch's scaled_dot_product_attention."""
         grouped = self.config.num_kv_heads != self.config.num_heads
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
