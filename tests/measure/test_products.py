@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -12,37 +13,30 @@ from retbench.architectures.registry import named_specs
 from retbench.errors import UnsupportedError
 from retbench.measure import products
 from retbench.models import build
-from retbench.ops.linear import Linear, multiply_slices, stored_weight, stream, sum_rows
-
-
-@pytest.mark.parametrize(("streamed_s", "width"), [(0.5, 2048), (0.95, 0)])
-def test_streaming_must_be_clearly_faster(
-    monkeypatch: pytest.MonkeyPatch, streamed_s: float, width: int
-) -> None:
-    monkeypatch.setattr(products, "_measure_slice_width", lambda: 2048)
-    monkeypatch.setattr(products, "_seconds_of_streamed", lambda width, *shape: (streamed_s, 1.0))
-    assert products.measure_streaming() == width
+from retbench.ops.linear import Linear, stored_weight, stream
 
 
 @pytest.mark.parametrize(
-    ("faster", "width"),
-    [({1024, 1536, 2048, 3072, 4096}, 1024), ({1024, 3072, 4096}, 3072), ({1024}, 4097), (set(), 4097)],
+    ("sliced_s", "partly_s", "width"), [(0.5, 0.6, 1), (0.6, 0.5, 4096), (0.95, 0.92, 0), (1.2, 0.8, 4096)]
 )
-def test_outputs_are_sliced_from_the_width_from_which_that_is_faster(
-    monkeypatch: pytest.MonkeyPatch, faster: set[int], width: int
+def test_streaming_must_be_clearly_faster(
+    monkeypatch: pytest.MonkeyPatch, sliced_s: float, partly_s: float, width: int
 ) -> None:
-    def seconds(sliced: object, summed: object, inputs: int, outputs: int) -> tuple[float, float]:
-        assert (sliced, summed) == (multiply_slices, sum_rows)
-        return (0.9, 1.0) if outputs in faster else (1.0, 0.9)
-
-    monkeypatch.setattr(products, "_seconds_of_tables", seconds)
-    assert products._measure_slice_width() == width
+    monkeypatch.setattr(products, "_seconds_of_row_products", lambda methods: [1.0, sliced_s, partly_s])
+    assert products.measure_streaming() == width
 
 
-def test_all_products_are_timed_here() -> None:
-    seconds = [products._seconds_of_streamed(4096, *shape) for shape in products._SHAPES]
-    seconds += [products._seconds_of_tables(multiply_slices, sum_rows, 768, 1024)]
-    assert all(first > 0 and second > 0 for first, second in seconds)
+def test_every_method_is_timed_with_all_tables() -> None:
+    seen: list[list[torch.Size]] = [[], []]
+
+    def multiply(calls: list[torch.Size], row: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+        calls.append(table.shape)
+        return row @ table
+
+    seconds = products._seconds_of_row_products([partial(multiply, calls) for calls in seen])
+    assert all(one > 0 for one in seconds)
+    assert seen[0] == seen[1]
+    assert set(seen[0]) == set(products._SHAPES)
 
 
 @pytest.mark.parametrize("slice_width", [1, 4096])

@@ -18,7 +18,7 @@ from retbench.measure import machine
 from retbench.measure.clock import capture_graph, time_steps
 from retbench.measure.compiled import compile_step
 from retbench.measure.limits import free_memory
-from retbench.ops.linear import Linear, multiply_slices, stored_weight, stream, sum_rows
+from retbench.ops.linear import Linear, stored_weight, stream
 from retbench.units import MIB
 
 _NUM_SAMPLES = 5
@@ -26,8 +26,10 @@ _READ_BYTES = 48 * MIB
 """Bytes of the weights of each kind, which a step of a small model reads too."""
 _SHAPES = ((1024, 1024), (512, 8192))
 """Inputs and outputs of a narrow and of a wide product."""
-_SLICED = ((768, 1024), (768, 1536), (768, 2048), (768, 3072), (768, 4096))
-"""Inputs and outputs of the products for which the two methods of `ops.linear.stream` are compared."""
+_SLICE_WIDTHS = (1, 4096)
+"""Outputs from which `ops.linear.stream` slices, as they are tried: all products, or wide ones only."""
+_ELEMENTS_PER_THREAD = 1 << 16
+"""Elements of a tensor of which torch gives each thread a part."""
 _LOOP_WIDTH = 1024
 """Inputs and outputs of the products by which loops of compiled code are compared."""
 _CLEARLY = 0.9
@@ -169,46 +171,34 @@ def _cache_bytes(device: torch.device) -> int:
 @torch.inference_mode()
 def measure_streaming() -> int:
     """Measure what `streamed_slice_width` returns; 0 for None."""
-    width = _measure_slice_width()
-    seconds = [_seconds_of_streamed(width, *shape) for shape in _SHAPES]
-    return width if sum(one for one, _ in seconds) < _CLEARLY * sum(other for _, other in seconds) else 0
+    streams = [partial(stream, slice_width=width) for width in _SLICE_WIDTHS]
+    usual_s, *streamed_s = _seconds_of_row_products([_multiply_usually, *streams])
+    fastest_s, width = min(zip(streamed_s, _SLICE_WIDTHS, strict=True))
+    return width if fastest_s < _CLEARLY * usual_s else 0
 
 
-def _measure_slice_width() -> int:
-    """Return the fewest outputs from which slices beat the sum of rows; one more than was tried if none do."""
-    fewest = _SLICED[-1][1] + 1
-    for inputs, outputs in reversed(_SLICED):
-        sliced_s, summed_s = _seconds_of_tables(multiply_slices, sum_rows, inputs, outputs)
-        if sliced_s >= summed_s:
-            break
-        fewest = outputs
-    return fewest
+def _multiply_usually(row: Tensor, table: Tensor) -> Tensor:
+    """Multiply (in,) by a table (in, out) as nn.Linear does."""
+    return F.linear(row[None], table.t())
 
 
-def _seconds_of_tables(
-    first: Callable[[Tensor, Tensor], Tensor],
-    second: Callable[[Tensor, Tensor], Tensor],
-    in_features: int,
-    out_features: int,
-) -> tuple[float, float]:
-    """Return the least seconds of each of two products (in,) x (in, out), with many tables of one shape."""
-    tables = [weight.t() for weight in _weights(in_features, out_features, torch.float32)]
-    row = torch.ones(in_features, dtype=torch.float32, device="cpu")
+def _seconds_of_row_products(methods: Sequence[Callable[[Tensor, Tensor], Tensor]]) -> list[float]:
+    """Return the least seconds of each method to multiply rows by many tables (in, out), narrow and then wide ones."""
+    products = [
+        (torch.ones(shape[0], device="cpu"), weight.t())
+        for shape in _SHAPES
+        for weight in _weights(*shape, torch.float32)
+    ]
+    elements = torch.empty(torch.get_num_threads() * _ELEMENTS_PER_THREAD, device="cpu")
 
     def multiply_all_by(multiply: Callable[[Tensor, Tensor], Tensor]) -> None:
-        for table in tables:
+        # Threads that have summed rows multiply more slowly until they do something elementwise: no method may leave
+        # that to the next one.
+        elements.fill_(1.0)
+        for row, table in products:
             multiply(row, table)
 
-    return _least_seconds(partial(multiply_all_by, first), partial(multiply_all_by, second))
-
-
-def _seconds_of_streamed(slice_width: int, in_features: int, out_features: int) -> tuple[float, float]:
-    """Return the least seconds of streamed and of usual products with many weights of one shape."""
-
-    def usual(row: Tensor, table: Tensor) -> Tensor:
-        return F.linear(row[None], table.t())
-
-    return _seconds_of_tables(partial(stream, slice_width=slice_width), usual, in_features, out_features)
+    return _least_seconds(*(partial(multiply_all_by, method) for method in methods))
 
 
 @torch.inference_mode()
@@ -259,7 +249,7 @@ def measure_packing(dtype: torch.dtype) -> int:
 
 def _seconds_of_packed(
     rows: int, dtype: torch.dtype, in_features: int, out_features: int
-) -> tuple[float, float] | None:
+) -> list[float] | None:
     """Return the least seconds of products with packed weights and with stored ones; None where none are packed."""
     weights = _weights(in_features, out_features, dtype)
     products = [product for weight in weights if (product := _packed_product(weight, rows))]
@@ -304,11 +294,10 @@ def _weights(in_features: int, out_features: int, dtype: torch.dtype) -> list[Te
     return [table.t() for table in tables.unbind()]
 
 
-def _least_seconds(first: Callable[[], object], second: Callable[[], object]) -> tuple[float, float]:
-    """Return the least seconds of each of two calls, which take turns."""
-    samples = [(_seconds(first), _seconds(second)) for _ in range(1 + _NUM_SAMPLES)]
-    # The first of each also warms up.
-    return min(one for one, _ in samples[1:]), min(other for _, other in samples[1:])
+def _least_seconds(*calls: Callable[[], object]) -> list[float]:
+    """Return the least seconds of each call; they take turns."""
+    rounds = [[_seconds(call) for call in calls] for _ in range(1 + _NUM_SAMPLES)]
+    return [min(samples) for samples in zip(*rounds[1:], strict=True)]  # the first of each also warms up
 
 
 def _seconds(call: Callable[[], object]) -> float:
