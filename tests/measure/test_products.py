@@ -13,7 +13,7 @@ from retbench.architectures.registry import named_specs
 from retbench.errors import UnsupportedError
 from retbench.measure import products
 from retbench.models import build
-from retbench.ops.linear import Linear, stored_weight, stream
+from retbench.ops.linear import Linear, RowProducts, stored_weight, stream
 
 
 @pytest.mark.parametrize(
@@ -47,17 +47,43 @@ def test_a_streamed_product_is_the_product(inputs: int, outputs: int, slice_widt
         torch.testing.assert_close(stream(x, table, slice_width), x @ table, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("slice_width", [None, 2048])
-def test_a_model_multiplies_single_rows_as_was_found(
-    monkeypatch: pytest.MonkeyPatch, slice_width: int | None
+@pytest.mark.parametrize(
+    ("gains", "most"), [(set(), 0), ({2}, 2), ({2, 8, 32}, 32), ({8, 32}, 0), ({2, 32}, 2)]
+)
+def test_onednn_multiplies_up_to_as_many_rows_as_gain(
+    monkeypatch: pytest.MonkeyPatch, gains: set[int], most: int
 ) -> None:
-    monkeypatch.setattr(build, "streamed_slice_width", lambda: slice_width)
+    monkeypatch.setattr(
+        products,
+        "_least_seconds",
+        lambda onednn, usual: [0.8 if onednn.args[1] in gains else 0.95, 1.0],
+    )
+    assert products.measure_onednn() == most
+
+
+def test_without_onednn_torch_multiplies(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert products.measure_onednn() == 0
+
+
+def test_products_of_few_rows_are_measured_on_a_cpu_in_float32_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "_found", {"slice_width": 4096, "onednn_rows": 8})
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert products.row_products(cpu, torch.float32) == RowProducts(slice_width=4096, onednn_rows=8)
+    assert products.row_products(cpu, torch.bfloat16) == RowProducts()
+    assert products.row_products(gpu, torch.float32) == RowProducts()
+    monkeypatch.setattr(products, "_found", {"slice_width": 0, "onednn_rows": 0})
+    assert products.row_products(cpu, torch.float32) == RowProducts()
+
+
+def test_a_model_multiplies_few_rows_as_was_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = RowProducts(slice_width=2048, onednn_rows=8)
+    monkeypatch.setattr(build, "row_products", lambda *_: found)
     spec = named_specs()["retnet"]
     config = resolve_model(spec, "1m")
-    for dtype, chosen in ((torch.float32, slice_width), (torch.bfloat16, None)):
-        model = build.build_model(config, dtype=dtype, device="cpu", seed=0, backend=spec.backend)
-        assert {part.slice_width for part in model.modules() if isinstance(part, Linear)} == {chosen}
-        assert model.weight_product == ("streamed" if chosen else "torch")
+    model = build.build_model(config, dtype=torch.float32, device="cpu", seed=0, backend=spec.backend)
+    assert {part.products for part in model.modules() if isinstance(part, Linear)} == {found}
+    assert [model.weight_product(rows) for rows in (1, 2, 8, 9)] == ["streamed", "onednn", "onednn", "torch"]
 
 
 @pytest.mark.parametrize(("by_output_s", "by_input_s", "by_output"), [(0.9, 1.0, True), (0.98, 1.0, False)])

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from retbench.models.equivalence import relative_error
-from retbench.ops.linear import SMALL_PRODUCT, Linear, multiply_thin
+from retbench.ops.linear import SMALL_PRODUCT, Linear, RowProducts, multiply_thin
 
 
 @pytest.mark.parametrize(
@@ -45,9 +45,28 @@ def test_a_compiled_row_is_multiplied_in_a_loop_where_the_weight_is_stored_by_ou
     assert not any(part in name for name in operators for part in ("::mm", "::addmm", "linear_pointwise"))
 
 
+@pytest.mark.parametrize("shape", [(1, 1, 64), (2, 1, 64), (8, 1, 64), (2, 4, 64), (9, 64), (0, 64)])
+def test_few_rows_are_multiplied_as_was_chosen(shape: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    linear = Linear(64, 48).requires_grad_(False)
+    linear.weight.normal_(generator=generator)
+    x = torch.randn(shape, generator=generator)
+    expected = linear(x)
+    linear.products = RowProducts(slice_width=1, onednn_rows=8)
+    rows = x.numel() // 64
+    with torch.inference_mode(), torch.profiler.profile() as profiler:
+        torch.testing.assert_close(linear(x), expected)
+    operators = {event.key for event in profiler.key_averages()}
+    chosen = {"streamed": "aten::bmm", "onednn": "mkldnn::_linear_pointwise", "torch": "aten::linear"}
+    found = {method for method, operator in chosen.items() if operator in operators}
+    assert found == {linear.products.method(rows) if rows else "torch"}
+    with torch.enable_grad():
+        assert linear(x.requires_grad_()).requires_grad
+
+
 def test_a_weight_that_is_stored_by_output_is_not_streamed() -> None:
     linear, x = Linear(8, 5), torch.randn(1, 1, 8)
-    linear.slice_width = 4
+    linear.products = RowProducts(slice_width=4)
     with torch.no_grad():
         expected = linear(x)
         linear.store(by_output=True)

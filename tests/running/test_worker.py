@@ -118,7 +118,7 @@ def test_a_worker_multiplies_as_an_earlier_one_of_the_run_found(
 ) -> None:
     """Otherwise models that are compared could run differently: which of two near equals is faster is chance."""
     cell = next(cell for cell in plan.cells if cell.model_name == "transformer")
-    found = {"slice_width": slice_width, "packed_rows, float32": 3}
+    found = {"slice_width": slice_width, "onednn_rows": 8, "packed_rows, float32": 3}
     told = {"products": found, "cells": (cell,), "gate": None}
     job = make_job(plan, tmp_path, task="measure").model_copy(update=told)
     (checked,) = [one for one in ask(job)[0] if isinstance(one, Checked)]
@@ -136,7 +136,7 @@ def test_a_worker_stores_weights_for_compiled_steps_as_an_earlier_one_of_the_run
         str(tiny_experiment), profile="smoke", device="cpu", dtype=None, limit=None, overrides=overrides
     )
     cell = next(cell for cell in plan.cells if cell.model_name == "transformer" and cell.workload == "decode")
-    found = {"slice_width": 0, "packed_rows, float32": 0, "by_output, float32": int(loops)}
+    found = {"slice_width": 0, "onednn_rows": 0, "packed_rows, float32": 0, "by_output, float32": int(loops)}
     told = {"products": found, "cells": (cell,)}
     received, _ = ask(make_job(plan, tmp_path, task="measure").model_copy(update=told))
     assert [one.status for one in received if isinstance(one, Done)] == ["ok"]

@@ -11,6 +11,7 @@ from retbench.errors import UnsupportedError
 from retbench.measure import products
 from retbench.mixers.linear_attention.features import Performer
 from retbench.models.build import build_model
+from retbench.ops.linear import RowProducts
 from retbench.units import MIB
 from retbench.workloads import step_rates
 from retbench.workloads.step_rates import CountedOperators, count_operators, measure_step_rates
@@ -75,7 +76,7 @@ def test_a_step_on_the_meta_device_has_the_operators_of_one_on_the_cpu(name: str
 @torch.inference_mode()
 def _count_on_cpu(config: ModelConfig, backend: str) -> tuple[int, int]:
     model = build_model(config, dtype=torch.float32, device="cpu", seed=0, backend=backend)
-    model.set_streaming(None)
+    model.set_products(RowProducts())
     state, token = model.init_state(1, 4), torch.zeros(1, 1, dtype=torch.int64)
     model(token, state)
     with CountedOperators() as counted:

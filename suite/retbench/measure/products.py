@@ -18,7 +18,7 @@ from retbench.measure import machine
 from retbench.measure.clock import capture_graph, time_steps
 from retbench.measure.compiled import compile_step
 from retbench.measure.limits import free_memory
-from retbench.ops.linear import Linear, stored_weight, stream
+from retbench.ops.linear import Linear, RowProducts, multiply_onednn, stored_weight, stream
 from retbench.units import MIB
 
 _NUM_SAMPLES = 5
@@ -37,6 +37,8 @@ _CLEARLY = 0.9
 everywhere."""
 _PACKED_ROWS = (1, 2, 4, 8)
 """Numbers of rows at which packed weights are tried."""
+_ONEDNN_ROWS = (2, 8, 32)
+"""Numbers of rows at which oneDNN's product is tried."""
 
 _LAYOUT_SHAPES = ((2048, 6144), (2048, 2048), (5504, 2048), (4096, 11008))
 """Inputs and outputs of the products by which layouts are compared: some of the Transformers of 1.3B and 6.7B."""
@@ -51,13 +53,18 @@ _found: dict[str, int] = {}
 """The outcomes in this process by name, measured or told by another."""
 
 
-def streamed_slice_width() -> int | None:
-    """Return the fewest outputs that `ops.linear.stream` slices; None unless it clearly beats torch's product.
+def row_products(device: torch.device, dtype: torch.dtype) -> RowProducts:
+    """Return how an eager step multiplies few rows: on a CPU in float32 not by torch where another product is faster.
 
-    Both multiply one row with weights as `ops.linear.Linear` stores them, in float32, on torch's present threads. It is
-    measured once per process, unless another process has: see `agree`.
+    All multiply weights as `ops.linear.Linear` stores them, on torch's present threads. It is measured once per
+    process, unless another process has: see `agree`.
     """
-    return _once("slice_width", measure_streaming) or None
+    if device.type != "cpu" or dtype != torch.float32:
+        return RowProducts()
+    return RowProducts(
+        slice_width=_once("slice_width", measure_streaming) or None,
+        onednn_rows=_once("onednn_rows", measure_onednn),
+    )
 
 
 def storing_by_output_is_faster(device: torch.device, dtype: torch.dtype, *, compiled: bool) -> bool:
@@ -170,7 +177,7 @@ def _cache_bytes(device: torch.device) -> int:
 
 @torch.inference_mode()
 def measure_streaming() -> int:
-    """Measure what `streamed_slice_width` returns; 0 for None."""
+    """Measure the width from which `ops.linear.stream` slices; 0 unless it clearly beats torch's product."""
     streams = [partial(stream, slice_width=width) for width in _SLICE_WIDTHS]
     usual_s, *streamed_s = _seconds_of_row_products([_multiply_usually, *streams])
     fastest_s, width = min(zip(streamed_s, _SLICE_WIDTHS, strict=True))
@@ -199,6 +206,31 @@ def _seconds_of_row_products(methods: Sequence[Callable[[Tensor, Tensor], Tensor
             multiply(row, table)
 
     return _least_seconds(*(partial(multiply_all_by, method) for method in methods))
+
+
+@torch.inference_mode()
+def measure_onednn() -> int:
+    """Measure up to how many rows oneDNN's product clearly beats the one that torch takes; 0 where it does not."""
+    most = 0
+    if torch.backends.mkldnn.is_available():
+        weights = [weight for shape in _SHAPES for weight in _weights(*shape, torch.float32)]
+        for rows in _ONEDNN_ROWS:
+            onednn_s, usual_s = _least_seconds(
+                partial(_multiply_rows, multiply_onednn, rows, weights),
+                partial(_multiply_rows, F.linear, rows, weights),
+            )
+            if onednn_s >= _CLEARLY * usual_s:
+                break
+            most = rows
+    return most
+
+
+def _multiply_rows(
+    multiply: Callable[[Tensor, Tensor], Tensor], rows: int, weights: Sequence[Tensor]
+) -> None:
+    """Multiply so many rows by each of several weights (out, in)."""
+    for weight in weights:
+        multiply(torch.ones(rows, weight.shape[1], device="cpu"), weight)
 
 
 @torch.inference_mode()

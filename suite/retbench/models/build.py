@@ -8,7 +8,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from retbench.architectures.configs import ModelConfig
-from retbench.measure.products import streamed_slice_width
+from retbench.measure.products import row_products
 from retbench.mixers.module import Depth, StatefulModule
 from retbench.models.decoder import Decoder
 from retbench.ops import fused
@@ -76,8 +76,7 @@ def allocate_model(
     if decode_operators is None:
         decode_operators = "fused" if fused.missing_reason(model.device, model.dtype) is None else "eager"
     model.set_decode_operators(decode_operators)
-    streams = model.device.type == "cpu" and dtype == torch.float32
-    model.set_streaming(streamed_slice_width() if streams else None)
+    model.set_products(row_products(model.device, dtype))
     return model.eval()
 
 

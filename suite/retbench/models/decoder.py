@@ -18,7 +18,7 @@ from retbench.models.state import DecoderState
 from retbench.ops import DecodeOperators, fused
 from retbench.ops.fused import FusedSteps
 from retbench.ops.layers import add_norm_step, make_norm, norm_step
-from retbench.ops.linear import Linear
+from retbench.ops.linear import Linear, RowProducts
 from retbench.ops.linear_chunk import wide_dtype
 from retbench.ops.position import Positions
 
@@ -193,16 +193,15 @@ class Decoder(LanguageModel):
                 module.fused = name == "fused"
         self.decode_operators = name
 
-    def set_streaming(self, slice_width: int | None) -> None:
-        """Stream the products of single rows on a CPU, or leave them to torch if None; see `ops.linear.stream`."""
+    def set_products(self, products: RowProducts) -> None:
+        """Set how few rows are multiplied on a CPU, for all weights alike."""
         for module in self.modules():
             if isinstance(module, Linear):
-                module.slice_width = slice_width
+                module.products = products
 
-    @property
-    def weight_product(self) -> str:
-        """Product of single rows: streamed, or torch's."""
-        return "torch" if self.head.slice_width is None else "streamed"
+    def weight_product(self, rows: int) -> str:
+        """Return what multiplies so many rows by the weights in an eager step: streamed, onednn or torch."""
+        return self.head.products.method(rows)
 
     @property
     def loops(self) -> bool:

@@ -1,6 +1,7 @@
 """A projection whose weight is laid out for decoding, and the products that stream it on a CPU."""
 
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,24 @@ SMALL_PRODUCT = 1 << 20
 """Multiplications of the largest product that `multiply_thin` leaves to the compiler."""
 
 
+class RowProducts(NamedTuple):
+    """How an eager step on a CPU multiplies few rows by float32 weights that are stored by input.
+
+    Attributes:
+        slice_width: Fewest outputs that `stream` slices, where it multiplies single rows; None: torch's product does.
+        onednn_rows: Most rows that oneDNN multiplies; two at least, and 0 if torch's product always does.
+    """
+
+    slice_width: int | None = None
+    onednn_rows: int = 0
+
+    def method(self, rows: int) -> str:
+        """Return what multiplies so many rows: streamed, onednn or torch."""
+        if rows == 1:
+            return "torch" if self.slice_width is None else "streamed"
+        return "onednn" if rows <= self.onednn_rows else "torch"
+
+
 class Linear(nn.Linear):
     """nn.Linear without bias whose (out, in) weight is stored transposed in memory. Its state dict is the same.
 
@@ -17,14 +36,14 @@ class Linear(nn.Linear):
 
     Decoding one sequence streams every weight once for a single row. On some CPUs no matrix product of torch does that
     at memory bandwidth. `stream` comes closer in an eager step, and `loop` in a compiled one, where it multiplies
-    weights that are stored by output; `measure.products` finds out. All other cases use nn.Linear's product: several
-    rows, gradients, other dtypes and GPUs.
+    weights that are stored by output. Of several rows oneDNN's product can be faster than the one that torch takes;
+    `measure.products` finds out. All other cases use nn.Linear's product: many rows, gradients, other dtypes and GPUs.
 
     Attributes:
-        slice_width: Fewest outputs that `stream` slices, where it multiplies single rows on a CPU; None: torch does.
+        products: How few rows are multiplied.
     """
 
-    slice_width: int | None = None
+    products = RowProducts()
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__(in_features, out_features, bias=False)
@@ -32,22 +51,24 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) to (..., out)."""
-        if self.slice_width is not None and self._can_stream(x):
-            return stream(x.flatten(), self.weight.t(), self.slice_width).view(
-                *x.shape[:-1], self.out_features
-            )
+        if self._is_eager_step(x):
+            width, most_rows = self.products
+            rows = x.numel() // self.in_features
+            if rows == 1 and width is not None:
+                return stream(x.flatten(), self.weight.t(), width).view(*x.shape[:-1], self.out_features)
+            if 1 < rows <= most_rows:
+                return multiply_onednn(x, self.weight)
         if torch.compiler.is_compiling() and x.numel() == self.in_features:
             multiply = loop if x.device.type == "cpu" and self.weight.is_contiguous() else _multiply_row
             return multiply(x, self.weight).view(*x.shape[:-1], self.out_features)
         return F.linear(x, self.weight)
 
-    def _can_stream(self, x: Tensor) -> bool:
-        """Return True if x is a single row for which a CPU can stream the weight."""
+    def _is_eager_step(self, x: Tensor) -> bool:
+        """Return True if `products` can multiply x."""
         return (
-            self.weight.t().is_contiguous()
-            and x.numel() == self.in_features
-            and x.device.type == "cpu"
+            x.device.type == "cpu"
             and x.dtype == torch.float32
+            and self.weight.t().is_contiguous()
             and not torch.is_grad_enabled()
             and not torch.compiler.is_compiling()
         )
@@ -78,6 +99,16 @@ def _multiply_row(x: Tensor, weight: Tensor) -> Tensor:
     multiplies. Negating twice changes no value, and its result is a tensor of shape (1, in) with its own strides.
     """
     return F.linear(x.reshape(1, -1).neg().neg(), weight)
+
+
+def multiply_onednn(x: Tensor, weight: Tensor) -> Tensor:
+    """Multiply (..., in) by a whole float32 weight (out, in), in either layout, by oneDNN; returns (..., out).
+
+    It is slow for a part of a weight.
+    """
+    # No activation follows; torch._inductor.mkldnn_lowerings names the arguments.
+    out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+    return out
 
 
 def stored_weight(weight: Tensor, *, by_output: bool) -> Tensor:

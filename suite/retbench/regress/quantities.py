@@ -20,6 +20,7 @@ from retbench.measure.memory import measure_memory
 from retbench.models.build import allocate_model
 from retbench.models.decoder import Decoder
 from retbench.models.equivalence import check_equivalence
+from retbench.ops.linear import RowProducts
 from retbench.regress.machine_independent import Quantities, Quantity
 
 SIZE, VOCAB_SIZE = "1m", 256
@@ -74,7 +75,7 @@ def build(config: ModelConfig, spec: ModelSpec, dtype: torch.dtype) -> Decoder:
     model = allocate_model(
         config, dtype=dtype, device="cpu", backend=spec.backend, chunk_size=spec.chunk_size
     )
-    model.set_streaming(None)
+    model.set_products(RowProducts())
     fill_weights(model)
     return model
 

@@ -123,8 +123,7 @@ def _find_products(job: Job, device: torch.device) -> None:
     """Measure how models of the run multiply their weights, before one takes its memory, unless a worker has."""
     settings = job.cells[0].settings
     dtype = getattr(torch, settings.dtype)
-    if device.type == "cpu" and dtype == torch.float32:
-        products.streamed_slice_width()
+    products.row_products(device, dtype)
     if device.type == "cpu" and settings.compile:
         products.packing_is_faster(1, dtype)
     compiled = any(_compiles_single_rows(cell) for cell in job.cells)

@@ -14,7 +14,7 @@ from retbench.architectures.configs import ModelConfig
 from retbench.measure.ceilings import largest_footprint, measure_matmul_rate
 from retbench.measure.clock import capture_graph, check_device, time_steps
 from retbench.measure.compiled import compile_step
-from retbench.measure.products import storing_by_output_is_faster, streamed_slice_width
+from retbench.measure.products import row_products, storing_by_output_is_faster
 from retbench.models.build import allocate_model
 from retbench.ops.layers import RMSNorm, SwigluFeedForward
 from retbench.ops.linear import Linear, loop
@@ -158,13 +158,12 @@ def _products(
 ) -> tuple[int, Callable[[], Call]]:
     """Return the bytes of a square weight, and a function that makes a product of one row with a new one."""
     row = torch.randn(1, 1, width, device=device, dtype=dtype)
-    streams = device.type == "cpu" and dtype == torch.float32
-    slice_width = streamed_slice_width() if streams else None
+    found = row_products(device, dtype)
 
     def make() -> Call:
         layer = Linear(width, width).to(device=device, dtype=dtype).requires_grad_(False)
         layer.weight.fill_(1.0)
-        layer.slice_width = slice_width
+        layer.products = found
         return lambda: layer(row)
 
     return width * width * dtype.itemsize, make
