@@ -47,9 +47,7 @@ def test_a_streamed_product_is_the_product(inputs: int, outputs: int, slice_widt
         torch.testing.assert_close(stream(x, table, slice_width), x @ table, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("gains", "most"), [(set(), 0), ({2}, 2), ({2, 8, 32}, 32), ({8, 32}, 0), ({2, 32}, 2)]
-)
+@pytest.mark.parametrize(("gains", "most"), [(set(), 0), ({2}, 2), ({2, 32}, 32), ({32}, 0)])
 def test_onednn_multiplies_up_to_as_many_rows_as_gain(
     monkeypatch: pytest.MonkeyPatch, gains: set[int], most: int
 ) -> None:

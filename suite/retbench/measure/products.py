@@ -37,8 +37,8 @@ _CLEARLY = 0.9
 everywhere."""
 _PACKED_ROWS = (1, 2, 4, 8)
 """Numbers of rows at which packed weights are tried."""
-_ONEDNN_ROWS = (2, 8, 32)
-"""Numbers of rows at which oneDNN's product is tried."""
+_ONEDNN_ROWS = (2, 32)
+"""Fewest and most rows that oneDNN's product is tried with."""
 
 _LAYOUT_SHAPES = ((2048, 6144), (2048, 2048), (5504, 2048), (4096, 11008))
 """Inputs and outputs of the products by which layouts are compared: some of the Transformers of 1.3B and 6.7B."""
@@ -213,7 +213,9 @@ def measure_onednn() -> int:
     """Measure up to how many rows oneDNN's product clearly beats the one that torch takes; 0 where it does not."""
     most = 0
     if torch.backends.mkldnn.is_available():
-        weights = [weight for shape in _SHAPES for weight in _weights(*shape, torch.float32)]
+        weights = [
+            weight for shape in _SHAPES for weight in _weights(*shape, torch.float32, _READ_BYTES // 2)
+        ]
         for rows in _ONEDNN_ROWS:
             onednn_s, usual_s = _least_seconds(
                 partial(_multiply_rows, multiply_onednn, rows, weights),
@@ -319,9 +321,11 @@ def _packed_product(weight: Tensor, rows: int) -> Callable[[Tensor], Tensor] | N
     return lambda x: onednn._linear_pointwise(x, packed, None, "none", [], "")
 
 
-def _weights(in_features: int, out_features: int, dtype: torch.dtype) -> list[Tensor]:
+def _weights(
+    in_features: int, out_features: int, dtype: torch.dtype, num_bytes: int = _READ_BYTES
+) -> list[Tensor]:
     """Return many weights (out, in) of one shape, as `ops.linear.Linear` stores them."""
-    count = _READ_BYTES // (in_features * out_features * dtype.itemsize)
+    count = num_bytes // (in_features * out_features * dtype.itemsize)
     tables = torch.ones(count, in_features, out_features, dtype=dtype, device="cpu")
     return [table.t() for table in tables.unbind()]
 
