@@ -12,7 +12,7 @@ SMALL_PRODUCT = 1 << 20
 
 
 class RowProducts(NamedTuple):
-    """How an eager step on a CPU multiplies few rows by float32 weights that are stored by input.
+    """Methods by which an eager step on a CPU multiplies few rows by float32 weights that are stored by input.
 
     Attributes:
         slice_width: Fewest outputs that `stream` slices, where it multiplies single rows; None: torch's product does.
