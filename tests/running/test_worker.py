@@ -112,7 +112,9 @@ def test_every_cell_begins_with_a_mark_on_stderr(plan: Plan, tmp_path: Path) -> 
     assert stderr.encode().splitlines().count(CELL_MARK) == len(cells) > 0
 
 
-@pytest.mark.parametrize(("slice_width", "product"), [(2048, "streamed"), (0, "torch")])
+@pytest.mark.parametrize(
+    ("slice_width", "product"), [(2048, "1 row: streamed; 2 to 8 rows: onednn"), (0, "2 to 8 rows: onednn")]
+)
 def test_a_worker_multiplies_as_an_earlier_one_of_the_run_found(
     plan: Plan, tmp_path: Path, slice_width: int, product: str
 ) -> None:

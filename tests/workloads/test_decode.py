@@ -56,7 +56,7 @@ def test_retnet_starts_from_the_text_it_was_streamed_through(context_of: Make) -
         "state_source": "streamed prefill of real text",
         "cuda_graph": False,
         "compile": False,
-        "weight_product": context.model.weight_product(1),
+        "weight_product": context.model.weight_product,
         "timed_steps": 4,
     }
 

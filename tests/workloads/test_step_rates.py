@@ -76,7 +76,7 @@ def test_a_step_on_the_meta_device_has_the_operators_of_one_on_the_cpu(name: str
 @torch.inference_mode()
 def _count_on_cpu(config: ModelConfig, backend: str) -> tuple[int, int]:
     model = build_model(config, dtype=torch.float32, device="cpu", seed=0, backend=backend)
-    model.set_products(RowProducts())
+    model.set_row_products(RowProducts())
     state, token = model.init_state(1, 4), torch.zeros(1, 1, dtype=torch.int64)
     model(token, state)
     with CountedOperators() as counted:

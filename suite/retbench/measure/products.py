@@ -37,7 +37,7 @@ _CLEARLY = 0.9
 everywhere."""
 _PACKED_ROWS = (1, 2, 4, 8)
 """Numbers of rows at which packed weights are tried."""
-_ONEDNN_ROWS = (2, 32)
+_ONEDNN_ROWS = (2, 64)
 """Fewest and most rows that oneDNN's product is tried with."""
 
 _LAYOUT_SHAPES = ((2048, 6144), (2048, 2048), (5504, 2048), (4096, 11008))
@@ -318,7 +318,7 @@ def _packed_product(weight: Tensor, rows: int) -> Callable[[Tensor], Tensor] | N
     if not is_wide and not (weight.dtype in narrow and narrow[weight.dtype]()):
         return None
     packed = onednn._reorder_linear_weight(weight, rows)
-    return lambda x: onednn._linear_pointwise(x, packed, None, "none", [], "")
+    return lambda x: multiply_onednn(x, packed)
 
 
 def _weights(

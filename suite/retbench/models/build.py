@@ -76,7 +76,7 @@ def allocate_model(
     if decode_operators is None:
         decode_operators = "fused" if fused.missing_reason(model.device, model.dtype) is None else "eager"
     model.set_decode_operators(decode_operators)
-    model.set_products(row_products(model.device, dtype))
+    model.set_row_products(row_products(model.device, dtype))
     return model.eval()
 
 

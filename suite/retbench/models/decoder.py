@@ -193,15 +193,16 @@ class Decoder(LanguageModel):
                 module.fused = name == "fused"
         self.decode_operators = name
 
-    def set_products(self, products: RowProducts) -> None:
+    def set_row_products(self, products: RowProducts) -> None:
         """Set how few rows are multiplied on a CPU, for all weights alike."""
         for module in self.modules():
             if isinstance(module, Linear):
-                module.products = products
+                module.row_products = products
 
-    def weight_product(self, rows: int) -> str:
-        """Return what multiplies so many rows by the weights in an eager step: streamed, onednn or torch."""
-        return self.head.products.method(rows)
+    @property
+    def weight_product(self) -> str:
+        """Products of few rows with the weights in an eager step on a CPU: `ops.linear.RowProducts.description`."""
+        return self.head.row_products.description
 
     @property
     def loops(self) -> bool:

@@ -35,8 +35,9 @@ class LanguageModel(nn.Module):
         """Dtype of the weights."""
         return next(self.parameters()).dtype
 
-    def weight_product(self, rows: int) -> str:
-        """Return what multiplies so many rows by the weights in an eager step: streamed, onednn or torch."""
+    @property
+    def weight_product(self) -> str:
+        """Products of few rows with the weights in an eager step on a CPU: `ops.linear.RowProducts.description`."""
         return "torch"
 
     @property

@@ -22,11 +22,12 @@ class RowProducts(NamedTuple):
     slice_width: int | None = None
     onednn_rows: int = 0
 
-    def method(self, rows: int) -> str:
-        """Return what multiplies so many rows: streamed, onednn or torch."""
-        if rows == 1:
-            return "torch" if self.slice_width is None else "streamed"
-        return "onednn" if rows <= self.onednn_rows else "torch"
+    @property
+    def description(self) -> str:
+        """Rows that another product than torch's multiplies, as records state them; `torch` if there are none."""
+        parts = ["1 row: streamed"] if self.slice_width is not None else []
+        parts += [f"2 to {self.onednn_rows} rows: onednn"] if self.onednn_rows else []
+        return "; ".join(parts) or "torch"
 
 
 class Linear(nn.Linear):
@@ -40,10 +41,10 @@ class Linear(nn.Linear):
     `measure.products` finds out. All other cases use nn.Linear's product: many rows, gradients, other dtypes and GPUs.
 
     Attributes:
-        products: How few rows are multiplied.
+        row_products: Methods for few rows.
     """
 
-    products = RowProducts()
+    row_products = RowProducts()
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__(in_features, out_features, bias=False)
@@ -52,7 +53,7 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) to (..., out)."""
         if self._is_eager_step(x):
-            width, most_rows = self.products
+            width, most_rows = self.row_products
             rows = x.numel() // self.in_features
             if rows == 1 and width is not None:
                 return stream(x.flatten(), self.weight.t(), width).view(*x.shape[:-1], self.out_features)
@@ -64,7 +65,7 @@ class Linear(nn.Linear):
         return F.linear(x, self.weight)
 
     def _is_eager_step(self, x: Tensor) -> bool:
-        """Return True if `products` can multiply x."""
+        """Return True if `row_products` can multiply x."""
         return (
             x.device.type == "cpu"
             and x.dtype == torch.float32
@@ -102,9 +103,9 @@ def _multiply_row(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def multiply_onednn(x: Tensor, weight: Tensor) -> Tensor:
-    """Multiply (..., in) by a whole float32 weight (out, in), in either layout, by oneDNN; returns (..., out).
+    """Multiply (..., in) by a weight (out, in) by oneDNN, packed or not and in either layout; returns (..., out).
 
-    It is slow for a part of a weight.
+    The weight must be whole: a part of one took twenty times as long.
     """
     # No activation follows; torch._inductor.mkldnn_lowerings names the arguments.
     out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")

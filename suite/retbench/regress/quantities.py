@@ -75,7 +75,7 @@ def build(config: ModelConfig, spec: ModelSpec, dtype: torch.dtype) -> Decoder:
     model = allocate_model(
         config, dtype=dtype, device="cpu", backend=spec.backend, chunk_size=spec.chunk_size
     )
-    model.set_products(RowProducts())
+    model.set_row_products(RowProducts())
     fill_weights(model)
     return model
 

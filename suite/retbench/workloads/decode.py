@@ -103,7 +103,7 @@ def _make_steps(
     settings = context.cell.settings
     notes: Notes = {"cuda_graph": settings.cuda_graph, "compile": settings.compile}
     if context.device.type == "cpu" and not settings.compile:
-        notes["weight_product"] = context.model.weight_product(context.cell.point.batch_size)
+        notes["weight_product"] = context.model.weight_product
     lead: Step = partial(context.model, tokens[0], state)
     step: Step = partial(context.model, tokens[1], state)
     if settings.compile or settings.cuda_graph:

@@ -163,7 +163,7 @@ def _products(
     def make() -> Call:
         layer = Linear(width, width).to(device=device, dtype=dtype).requires_grad_(False)
         layer.weight.fill_(1.0)
-        layer.products = found
+        layer.row_products = found
         return lambda: layer(row)
 
     return width * width * dtype.itemsize, make
