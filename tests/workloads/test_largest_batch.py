@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from retbench.architectures import costs
 from retbench.errors import UnsupportedError
+from retbench.ops.linear import RowProducts
 from retbench.planning.cells import Cell
 from retbench.planning.plan import make_plan
 from retbench.records.record import Record
@@ -74,6 +75,21 @@ def test_a_batch_is_doubled_and_then_the_gap_is_halved() -> None:
 def test_without_a_limit_on_a_cpu_it_is_unsupported(context_of: Callable[[Cell], Context]) -> None:
     with pytest.raises(UnsupportedError, match=r"needs a limit of the memory.*--set memory_limit_bytes="):
         largest_batch.measure(context_of(make_cell("retnet", "largest_batch", 64)))
+
+
+def test_trials_multiply_by_torchs_products_which_fail_by_an_error(
+    context_of: Callable[[Cell], Context], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context, seen = context_of(make_cell("retnet", "largest_batch", 64)), []
+    context.model.set_row_products(RowProducts(slice_width=1, onednn_rows=64))
+    monkeypatch.setattr(largest_batch, "_headroom_bytes", lambda context: 10**9)
+    monkeypatch.setattr(
+        largest_batch,
+        "_step",
+        lambda context, batch_size: seen.append(context.model.weight_product) or batch_size < 3,
+    )
+    assert largest_batch.measure(context).metrics["largest_batch"].value == 2
+    assert set(seen) == {"torch"}
 
 
 @pytest.fixture(scope="module")

@@ -32,11 +32,11 @@ _OUT_OF_MEMORY: dict[type[Exception], tuple[str, ...]] = {
 """Parts of the messages of torch's CPU allocator, CUDA, the C++ library and cuBLAS; of the dynamic loader."""
 
 _OUT_OF_LIMIT: dict[type[Exception], tuple[str, ...]] = {
-    RuntimeError: ("can't start new thread",),
+    RuntimeError: ("can't start new thread", "could not create a primitive", "could not execute a primitive"),
     ImportError: ("failed to map segment",),
 }
-"""The same of threading and the dynamic loader, where the memory of this process is limited. Elsewhere another limit
-may be at fault: on the number of processes, or on what files may be executed."""
+"""The same of threading, oneDNN and the dynamic loader, where the memory of this process is limited. Elsewhere another
+limit may be at fault, on the number of processes or on what may be executed, or the inputs of a primitive."""
 
 _M_MMAP_THRESHOLD, _MMAP_THRESHOLD_BYTES = -3, 2**17
 """mallopt(3): the size from which glibc returns a freed block to the kernel, and its default."""

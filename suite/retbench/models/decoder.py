@@ -194,7 +194,7 @@ class Decoder(LanguageModel):
         self.decode_operators = name
 
     def set_row_products(self, products: RowProducts) -> None:
-        """Set how few rows are multiplied on a CPU, for all weights alike."""
+        """Set how few rows are multiplied on a CPU, for all weights alike; see `ops.linear`."""
         for module in self.modules():
             if isinstance(module, Linear):
                 module.row_products = products

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from retbench.architectures.configs import ModelConfig
 from retbench.architectures.costs import PREFILL_SEGMENT
 from retbench.models.state import DecoderState
+from retbench.ops.linear import RowProducts
 
 
 class LanguageModel(nn.Module):
@@ -39,6 +40,9 @@ class LanguageModel(nn.Module):
     def weight_product(self) -> str:
         """Products of few rows with the weights in an eager step on a CPU: `ops.linear.RowProducts.description`."""
         return "torch"
+
+    def set_row_products(self, products: RowProducts) -> None:
+        """Set how few rows are multiplied on a CPU, for all weights alike, unless their layers are torch's own."""
 
     @property
     def weight_layout(self) -> str:

@@ -59,7 +59,10 @@ class LargestBatchSpec(GridSpec):
 def measure(context: "Context") -> Measurement:
     """Find the largest batch, with the analytical one beside it; MemoryError where not even one sequence fits."""
     from retbench.measure.limits import return_freed_memory, try_in_memory
+    from retbench.ops.linear import RowProducts
 
+    # Within some 500 KB of a limit oneDNN ends the process by a fault, where torch's product raises an error.
+    context.model.set_row_products(RowProducts())
     cell, settings = context.cell, context.cell.settings
     depth, weights = cell.point.context_len, context.weight_bytes
     before = _headroom_bytes(context)
