@@ -118,7 +118,7 @@ def test_the_batch_found_is_the_closed_forms_within_a_step(records: list[Record]
         value = {metric: item.value for metric, item in one.metrics.items()}
         assert value["memory_limit_bytes"] == LIMIT_BYTES
         # What was freed since the limit was set may be taken as well.
-        assert 0.8 * LIMIT_BYTES < value["available_bytes"] <= 1.01 * LIMIT_BYTES
+        assert 0.8 * LIMIT_BYTES < value["available_bytes"] <= 1.05 * LIMIT_BYTES
         # What a step needs beside the state is written down as a little less than torch takes: one part in 100.
         tolerance = value["largest_batch_step"] + 0.01 * value["expected_largest_batch"]
         assert abs(value["largest_batch"] - value["expected_largest_batch"]) <= tolerance

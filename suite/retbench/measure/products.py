@@ -213,9 +213,7 @@ def measure_onednn() -> int:
     """Measure up to how many rows oneDNN's product clearly beats the one that torch takes; 0 where it does not."""
     most = 0
     if torch.backends.mkldnn.is_available():
-        weights = [
-            weight for shape in _SHAPES for weight in _weights(*shape, torch.float32, _READ_BYTES // 2)
-        ]
+        weights = [weight for shape in _SHAPES for weight in _weights(*shape, torch.float32)[::2]]
         for rows in _ONEDNN_ROWS:
             onednn_s, usual_s = _least_seconds(
                 partial(_multiply_rows, multiply_onednn, rows, weights),
@@ -321,11 +319,12 @@ def _packed_product(weight: Tensor, rows: int) -> Callable[[Tensor], Tensor] | N
     return lambda x: multiply_onednn(x, packed)
 
 
-def _weights(
-    in_features: int, out_features: int, dtype: torch.dtype, num_bytes: int = _READ_BYTES
-) -> list[Tensor]:
-    """Return many weights (out, in) of one shape, as `ops.linear.Linear` stores them."""
-    count = num_bytes // (in_features * out_features * dtype.itemsize)
+def _weights(in_features: int, out_features: int, dtype: torch.dtype) -> list[Tensor]:
+    """Return many weights (out, in) of one shape, as `ops.linear.Linear` stores them.
+
+    They are one block, too large for the C library to keep it when it is freed: a limit on memory is set later.
+    """
+    count = _READ_BYTES // (in_features * out_features * dtype.itemsize)
     tables = torch.ones(count, in_features, out_features, dtype=dtype, device="cpu")
     return [table.t() for table in tables.unbind()]
 
