@@ -114,7 +114,7 @@ def _join_groups(q: Tensor, k: Tensor) -> Tensor:
     All of them attend to all keys. A kernel that is given them so reads shared keys once; given one query per head,
     torch's kernel on a CPU reads them once for each head.
     """
-    return q.view(q.shape[0], k.shape[1], -1, q.shape[3])
+    return q.view(q.shape[0], k.shape[1], q.shape[1] // k.shape[1], q.shape[3])
 
 
 def attend_flash(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -105,7 +105,7 @@ def _multiply_row(x: Tensor, weight: Tensor) -> Tensor:
 def multiply_onednn(x: Tensor, weight: Tensor) -> Tensor:
     """Multiply (..., in) by a weight (out, in) by oneDNN, packed or not and in either layout; returns (..., out).
 
-    The weight must be whole: a part of one took twenty times as long.
+    The weight must be whole: prompts in which one was a part of a stored weight took more than twenty times as long.
     """
     # No activation follows; torch._inductor.mkldnn_lowerings names the arguments.
     out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")

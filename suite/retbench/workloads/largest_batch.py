@@ -61,7 +61,7 @@ def measure(context: "Context") -> Measurement:
     from retbench.measure.limits import return_freed_memory, try_in_memory
     from retbench.ops.linear import RowProducts
 
-    # Within some 500 KB of a limit oneDNN ends the process by a fault, where torch's product raises an error.
+    # With less than some 500 KB left under a limit oneDNN ends the process by a segmentation fault.
     context.model.set_row_products(RowProducts())
     cell, settings = context.cell, context.cell.settings
     depth, weights = cell.point.context_len, context.weight_bytes
