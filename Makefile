@@ -16,6 +16,11 @@ BIN := .venv/bin
 # Many containers set this. Each process of a run would then compile the modules of torch anew, which takes seconds.
 export PYTHONDONTWRITEBYTECODE :=
 BUDGET ?= 30
+# uv installs PyTorch in a third of pip's time. It does not read pip's settings: folders of wheels are handed on to it, and
+# pip installs where other settings say where packages come from or how they are reached.
+PIP_INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check
+PIP_ONLY := index|proxy|host|client|constraint|prefer|only|no-binary|links=.*[\ ]$(if $(SSL_CERT_FILE),,|cert)
+WHEELS = $$($(BIN)/pip config list | sed -nE "s/^.*\.find-links='(.*)'$$/--find-links=\1/p" | sort -u)
 PAGE_FIGURES := kin_decode_batch1 quality_perplexity_litbank-original_whole_8192_by_position \
 	recall_slices_recall_slices_litbank-original_2048_gain mqar_mqar_frontier \
 	mqar_mqar_mqar_32_8_distance mqar_training_run_mqar_32_rates length_recall_length_recall_40k \
@@ -80,7 +85,10 @@ gpu-check: .venv/installed-gpu
 .venv/installed .venv/installed-dev .venv/installed-peers .venv/installed-gpu: pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(f"retbench needs Python 3.11 or newer and {sys.executable} is {v[0]}.{v[1]}. Name another: make PYTHON=python3.12" if v < (3, 11) else 0)'
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --editable '.$(EXTRAS)'
+	@if $(BIN)/pip config list | grep -E '$(PIP_ONLY)' > /dev/null || ! $(PIP_INSTALL) --only-binary :all: uv; \
+	then install="$(PIP_INSTALL) --no-compile"; \
+	else install="$(BIN)/uv pip install --quiet --python $(BIN)/python $(WHEELS)"; fi; \
+	set -x; $$install --editable '.$(EXTRAS)'
 	@touch $@
 
 .PHONY: report check test test-long lint types exact pages picture bench-peers bench-eval bench-predict gpu-check
