@@ -1,5 +1,6 @@
 """Folders are on the disk, all of them, before they are at their place."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -56,12 +57,27 @@ def test_a_plain_name_is_joined(tmp_path: Path) -> None:
     assert inside(tmp_path, "retnet", "25m+x.y_z-1") == tmp_path / "retnet/25m+x.y_z-1"
 
 
-def test_a_draft_that_is_a_link_is_not_written_through(tmp_path: Path) -> None:
+def test_a_draft_that_is_a_link_is_not_written_through(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files.secrets, "token_hex", lambda _: "guessed")
     (tmp_path / "precious").write_text("kept", encoding="utf-8")
-    (tmp_path / f"{files.DRAFT}record").symlink_to(tmp_path / "precious")
-    write_atomic(tmp_path / "record", b"new")
+    (tmp_path / f"{files.DRAFT}record.guessed").symlink_to(tmp_path / "precious")
+    with pytest.raises(StorageError):
+        write_atomic(tmp_path / "record", b"new")
     assert (tmp_path / "precious").read_text(encoding="utf-8") == "kept"
-    assert (tmp_path / "record").read_bytes() == b"new"
+
+
+def test_of_two_writers_at_once_no_reader_sees_half_a_file(tmp_path: Path) -> None:
+    path, contents = tmp_path / "record", [b"1" * (1 << 20), b"2" * (1 << 20)]
+    with ThreadPoolExecutor(2) as pool:
+        writers = [pool.submit(lambda c: [write_atomic(path, c) for _ in range(20)], one) for one in contents]
+        while not all(writer.done() for writer in writers):
+            assert not path.exists() or path.read_bytes() in contents
+    for writer in writers:
+        writer.result()
+    assert path.read_bytes() in contents
+    assert [*tmp_path.iterdir()] == [path]
 
 
 def test_a_folder_that_cannot_be_replaced_keeps_its_content(

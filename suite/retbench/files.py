@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ MAX_NAME_BYTES = 200
 """Longest name of one entry: file systems allow 255 bytes, of which suffixes and the prefix of a draft take some."""
 
 DRAFT = ".draft-"
-"""Prefix of a name while it is being written; a process that was killed leaves it behind, the next one removes it."""
+"""Prefix of a name while it is being written; a process that was killed leaves it behind."""
 
 
 def cache_dir() -> Path:
@@ -56,16 +57,15 @@ def check_writable(folder: Path, option: str) -> None:
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Write a file atomically; it is flushed to disk when this returns.
+    """Write a file atomically; it is flushed to disk when this returns. Of several writers at once the last one stays.
 
     Raises:
         StorageError: the disk is full or the folder cannot be written; an earlier file is intact.
     """
-    draft = path.with_name(f"{DRAFT}{path.name}")
+    draft = path.with_name(f"{DRAFT}{path.name}.{secrets.token_hex(4)}")
     with storing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            draft.unlink(missing_ok=True)
             # A new file: a link of that name, in a folder that somebody else has made, is not followed.
             with draft.open("xb") as file:
                 file.write(content)

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 import retbench
 from retbench.cli import app
-from retbench.errors import ConfigError, UnsupportedError
+from retbench.errors import ConfigError, StorageError, UnsupportedError
 from retbench.regress import interleaved
 from retbench.regress.revisions import checkout_root, commit, working_tree
 from retbench.running.locks import timing_lock
@@ -114,7 +114,7 @@ def test_a_check_inside_a_hook_leaves_the_commit_alone(repository: Repository) -
 def test_other_dependencies_get_an_environment_that_is_kept(
     repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("RETBENCH_CACHE", str(tmp_path / "cache"))
     wheel = tmp_path / "tiny-1.0-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as file:
         file.writestr("tiny.py", "value = 42\n")
@@ -144,7 +144,7 @@ def test_other_dependencies_get_an_environment_that_is_kept(
 def test_dependencies_that_cannot_be_had_are_reported(
     repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("RETBENCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     root = repository(needs='"gone"')
     with pytest.raises(UnsupportedError, match="cannot be installed"), commit(root, "base", print):
@@ -259,9 +259,9 @@ def test_an_environment_that_cannot_be_made_is_reported(
     repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "cache").write_text("a file", encoding="utf-8")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("RETBENCH_CACHE", str(tmp_path / "cache"))
     root = repository(needs='"numpy"')
-    with pytest.raises(UnsupportedError, match="no environment can be made"), commit(root, "base", print):
+    with pytest.raises(StorageError, match="environments"), commit(root, "base", print):
         pytest.fail("measured")
 
 
@@ -343,7 +343,7 @@ def test_a_signal_before_anything_is_measured_leaves_nothing_behind(
     hook.parent.mkdir(exist_ok=True)
     hook.write_text(f'#!/bin/sh\necho "checked out" >> "{shown}"\nsleep 1\n', encoding="utf-8")
     hook.chmod(0o755)
-    environment = {**os.environ, "TMPDIR": str(scratch), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    environment = {**os.environ, "TMPDIR": str(scratch), "RETBENCH_CACHE": str(tmp_path / "cache")}
     with timing_lock("another run", "cpu", wait=pytest.fail), open(shown, "a", encoding="utf-8") as log:
         process = subprocess.Popen(
             [sys.executable, "-c", CHECK, str(root), str(tmp_path / "out")],

@@ -9,8 +9,8 @@ from xml.etree import ElementTree
 
 import pandas as pd
 
-from retbench.errors import StorageError, printable, unknown_name
-from retbench.files import check_writable
+from retbench.errors import printable, unknown_name
+from retbench.files import check_writable, write_atomic
 from retbench.regress.report import NOT_COMPARABLE, VERDICTS, CheckReport, DecidedItem, Gap, Outcome
 from retbench.report.columns import align_columns
 from retbench.report.formats import escape_markdown, markdown_table
@@ -139,20 +139,18 @@ FORMATS = ("text", *_RENDERERS)
 
 
 def write_report(report: CheckReport, folder: Path, *, strict: bool) -> list[Path]:
-    """Write a report in every format, with a figure of its ratios, and return the paths."""
-    paths = []
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for form, name in (_QUANTITY_FILES if report.quantities else _TIME_FILES).items():
-            paths.append(folder / name)
-            paths[-1].write_text(render(report, form, strict=strict), encoding="utf-8")
-        if any(item.change for item in report.items):
-            from retbench.regress.figure import draw_ratios
-            from retbench.report.drawing import save_figure  # matplotlib loads slower than a comparison takes
+    """Write a report in every format, with a figure of its ratios, and return the paths.
 
-            paths += save_figure(draw_ratios(report), folder / "ratios")
-    except OSError as error:
-        raise StorageError(
-            f"{folder}: the report cannot be written: {error.strerror}. Give another folder with --out."
-        ) from error
+    Raises:
+        StorageError: the folder cannot be written.
+    """
+    paths = []
+    for form, name in (_QUANTITY_FILES if report.quantities else _TIME_FILES).items():
+        paths.append(folder / name)
+        write_atomic(paths[-1], render(report, form, strict=strict).encode())
+    if any(item.change for item in report.items):
+        from retbench.regress.figure import draw_ratios
+        from retbench.report.drawing import save_figure  # matplotlib loads slower than a comparison takes
+
+        paths += save_figure(draw_ratios(report), folder / "ratios")
     return paths

@@ -14,15 +14,17 @@ import sys
 import sysconfig
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import distributions
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from packaging.requirements import InvalidRequirement, Requirement
 
 import retbench
 from retbench.errors import ConfigError, UnsupportedError, shown
+from retbench.files import cache_dir, storing
 from retbench.parsing import parse_toml
 from retbench.running.locks import Interrupted
 from retbench.running.protocol import VERSION
@@ -242,20 +244,42 @@ def _interpreter(root: Path, tree: Path, notify: Notify, stop: StopRequest) -> P
         return Path(sys.executable)
     installed = sorted({f"{one.name}=={one.version}" for one in distributions()})
     parts = "\n".join([*theirs, *installed, sys.prefix, sys.version])
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = cache / "retbench" / "environments" / hashlib.sha256(parts.encode()).hexdigest()[:16]
+    folder = cache_dir() / "environments" / hashlib.sha256(parts.encode()).hexdigest()[:16]
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-    if not (folder / "complete").exists():
-        notify(f"the base has other dependencies: installing the missing ones in {folder}")
-        variables = {**_variables(), "TMPDIR": str(tree.parent)}  # killed programs leave their files there
-        _create_environment(folder, variables, stop)
-        done = stop.run([str(python), "-m", "pip", "install", "--quiet", "--", *theirs], variables)
-        if done.returncode:
-            raise UnsupportedError(
-                f"the base's dependencies cannot be installed: {done.stderr.strip()[-500:]}. {_ADVICE}"
-            )
-        (folder / "complete").touch()
+    with storing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    with _holding(FileLock(folder.with_suffix(".lock")), stop):  # another check may need the same environment
+        if not (folder / "complete").exists():
+            notify(f"the base has other dependencies: installing the missing ones in {folder}")
+            variables = {
+                **_variables(),
+                "TMPDIR": str(tree.parent),
+            }  # killed programs leave their files there
+            _create_environment(folder, variables, stop)
+            _install([str(python), "-m", "pip", "install", "--quiet", "--", *theirs], variables, stop)
+            (folder / "complete").touch()
     return python
+
+
+@contextmanager
+def _holding(lock: FileLock, stop: StopRequest) -> Iterator[None]:
+    """Hold a lock, which another process may have for minutes."""
+    while not lock.is_locked:
+        stop.check()
+        with suppress(Timeout):
+            lock.acquire(timeout=_POLL_S)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _install(command: Sequence[str], variables: Mapping[str, str], stop: StopRequest) -> None:
+    """Install the dependencies of the base."""
+    done = stop.run(command, variables)
+    if done.returncode:
+        said = done.stderr.strip()[-500:]
+        raise UnsupportedError(f"the base's dependencies cannot be installed: {said}. {_ADVICE}")
 
 
 def _create_environment(folder: Path, variables: Mapping[str, str], stop: StopRequest) -> None:
@@ -265,7 +289,7 @@ def _create_environment(folder: Path, variables: Mapping[str, str], stop: StopRe
         said = (done.stderr or done.stdout).strip()[-500:]
         raise UnsupportedError(
             f"{folder}: no environment can be made for the base: {said}. Python's venv module needs ensurepip "
-            "(python3-venv on Debian) and a folder it may write to; XDG_CACHE_HOME moves it."
+            "(python3-venv on Debian) and a folder it may write to; RETBENCH_CACHE moves it."
         )
     own = Path(sysconfig.get_path("purelib", "venv", {"base": str(folder), "platbase": str(folder)}))
     shared = dict.fromkeys(sysconfig.get_path(name) for name in ("purelib", "platlib"))

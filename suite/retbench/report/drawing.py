@@ -1,23 +1,31 @@
 """A figure with everything that belongs to it, and the files that it is written to."""
 
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 import pandas as pd
 from matplotlib.figure import Figure
 
-from retbench.files import storing
+from retbench.files import write_atomic
 from retbench.report.style import house_style
 from retbench.report.wording import csv_text
 
 
 def save_figure(figure: Figure, stem: Path) -> list[Path]:
-    """Write the figure as `stem`.svg and `stem`.png; the same figure gives the same bytes."""
+    """Write the figure as `stem`.svg and `stem`.png; the same figure gives the same bytes.
+
+    Raises:
+        StorageError: the folder cannot be written.
+    """
+    svg, png = BytesIO(), BytesIO()
     with house_style():
-        svg, png = stem.with_suffix(".svg"), stem.with_suffix(".png")
-        figure.savefig(svg, metadata={"Date": None, "Creator": "retbench"})
-        figure.savefig(png, dpi=300, metadata={"Software": "retbench"})
-    return [svg, png]
+        figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": "retbench"})
+        figure.savefig(png, format="png", dpi=300, metadata={"Software": "retbench"})
+    written = {stem.with_suffix(".svg"): svg, stem.with_suffix(".png"): png}
+    for path, content in written.items():
+        write_atomic(path, content.getvalue())
+    return [*written]
 
 
 @dataclass(frozen=True)
@@ -53,8 +61,6 @@ def save_drawing(drawing: Drawing, out_dir: Path) -> list[Path]:
     """
     stem = out_dir / drawing.name
     data = stem.with_suffix(".csv")
-    with storing(stem):
-        out_dir.mkdir(parents=True, exist_ok=True)
-        paths = save_figure(drawing.figure, stem)
-        data.write_text(csv_text(drawing.data), encoding="utf-8")
+    paths = save_figure(drawing.figure, stem)
+    write_atomic(data, csv_text(drawing.data).encode())
     return [*paths, data]
