@@ -55,6 +55,7 @@ def test_a_whole_run_is_answered_in_four_lines(cpu_records: list[Record]) -> Non
     assert "9.32 vs 41.8" in decode.text
     assert "95 % CI [4." in decode.text
     assert "crossover at about 2,430 tokens (interpolated)" in decode.text
+    assert prefill.text.count("95 % CI [") == 2, "at the shortest length too"
     assert memory.lead == "7.94× less memory at 32K"
     assert "110 vs 874" in memory.text
     assert " at 2K" in prefill.lead
@@ -132,7 +133,17 @@ def test_quality_is_answered_by_the_largest_models(scored: Results) -> None:
     assert "bits per" in quality.lead
     assert "litbank/original" in quality.text
     assert "non-embedding parameters" in quality.text
-    assert " of the Transformer's" in quality.text
+    assert " of the Transformer's (95 % CI over " in quality.text
+    assert quality.text.endswith(" documents), trained on 20.0 M tokens")
+
+
+def test_quality_of_another_machine_than_the_answers_names_it(scored: Results) -> None:
+    quality = [
+        record.model_copy(update={"environment": record.environment | {"cpu_model": "Another Processor"}})
+        for record in scored.records
+    ]
+    contents = contents_of(select([*Maker(CPU).latency(), *quality], folders=scored.folders))
+    assert line(find_answer(contents), "Quality").text.endswith(" tokens, on Another Processor")
 
 
 def test_quality_of_tasks_alone_is_answered_by_their_finding(tmp_path: Path) -> None:

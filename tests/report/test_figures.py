@@ -452,7 +452,7 @@ def test_no_records_and_no_room_are_clear_errors(tmp_path: Path, cpu_records: li
     with pytest.raises(RecordError):
         draw([], tmp_path)
     (tmp_path / "file").write_text("", encoding="utf-8")
-    with pytest.raises(StorageError, match="file/latency_decode_batch1.svg: cannot be written"):
+    with pytest.raises(StorageError, match=r"file/latency_decode_batch1\.svg: cannot be written"):
         draw(cpu_records, tmp_path / "file")
 
 

@@ -1,6 +1,6 @@
 """The answer of a report in a few lines: decode, prefill, memory and quality, each compared with the reference.
 
-A line states the advantage at the longest context, and at the shortest one where that is different, with its interval.
+A line states the advantage at the longest context, and at the shortest one where that is different, with intervals.
 Of several models it names the best one. What was not measured says so.
 """
 
@@ -18,7 +18,13 @@ from retbench.report.document_comparisons import DocumentComparison
 from retbench.report.evaluations import Evaluations
 from retbench.report.frames import set_of, started
 from retbench.report.points import Lineup, group, is_matched
-from retbench.report.quality_findings import advantage_of_losses, find_quality, ratio_words
+from retbench.report.quality_findings import (
+    advantage_of_losses,
+    find_quality,
+    interval_note,
+    ratio_words,
+    trained,
+)
 from retbench.report.readable_tables import format_metric
 from retbench.report.sweeps import CostSweep
 from retbench.report.tables import Contents
@@ -82,7 +88,7 @@ def find_answer(contents: Contents) -> Answer:
     return Answer(
         models=_models_words(models) if models else "",
         setting=_setting(records, main),
-        lines=(*lines, _quality_line(evaluations)),
+        lines=(*lines, _quality_line(evaluations, records)),
         caveat=_caveat(records),
     )
 
@@ -211,7 +217,7 @@ def _other_end(first: _End, lead: str) -> list[str]:
     at = format_tokens(first.length)
     if f"{first.advantage.lead} at {at}" in lead or first.advantage.outcome == "equal":
         return [f"at {at} {first.values}{_notes(first)}"]
-    return [f"{first.advantage.lead} at {at}"]
+    return [f"{first.advantage.lead} at {at}{_notes(first)}"]
 
 
 def _crossing(found: _Comparison, model: str, ends: Sequence[_End]) -> list[str]:
@@ -246,14 +252,17 @@ def _other_setting(found: _Comparison, main: _Comparison | None) -> list[str]:
 # ---- quality ---------------------------------------------------------------------------------------------------------
 
 
-def _quality_line(evaluations: Evaluations | None) -> AnswerLine:
-    """Return the line of quality: bits per byte of the largest models on the first corpus, else the first finding."""
+def _quality_line(evaluations: Evaluations | None, setting: Sequence[Record]) -> AnswerLine:
+    """Return the line of quality: bits per byte of the largest models on the first corpus, else the first finding.
+
+    It names the device of its records where the records of the answer's setting have another one.
+    """
     for point in evaluations.longest_texts() if evaluations else []:
         assert evaluations is not None
         made = [c for c in evaluations.compared(point) if c.ratio is not None]
         if made:
             size = made[-1].instance.size
-            return _loss_line(evaluations, [c for c in made if c.instance.size == size])
+            return _loss_line(evaluations, [c for c in made if c.instance.size == size], setting)
     found = find_quality(evaluations) if evaluations else []
     return (
         AnswerLine("Quality", found[0].lead, found[0].text)
@@ -262,7 +271,9 @@ def _quality_line(evaluations: Evaluations | None) -> AnswerLine:
     )
 
 
-def _loss_line(evaluations: Evaluations, made: Sequence[DocumentComparison]) -> AnswerLine:
+def _loss_line(
+    evaluations: Evaluations, made: Sequence[DocumentComparison], setting: Sequence[Record]
+) -> AnswerLine:
     """Return the line of models of one size on one corpus; of several it names the best."""
     labels, by_model = evaluations.models.labels, group(made, lambda c: c.model)
     ratios = {model: [c.ratio for c in mine if c.ratio] for model, mine in by_model.items()}
@@ -277,9 +288,16 @@ def _loss_line(evaluations: Evaluations, made: Sequence[DocumentComparison]) -> 
     records = [record for c in mine if (record := evaluations.find(c.point, best, c.instance))]
     text = (
         f"bits per {made[0].unit} on {made[0].point.title}, {_parameters(records)}{words}: "
-        f"{join_words([ratio_words(ratio) for ratio in ratios[best]])} of {other}'s"
+        f"{join_words([ratio_words(ratio) for ratio in ratios[best]])} of {other}'s{interval_note(mine)}"
+        f"{trained(evaluations, mine[0].point, mine)}{_other_device(records, setting)}"
     )
     return AnswerLine("Quality", lead, text)
+
+
+def _other_device(records: Sequence[Record], setting: Sequence[Record]) -> str:
+    """Return the devices of records where they are not those of the answer's setting."""
+    mine, theirs = ({device_name(record) for record in one} for one in (records, setting))
+    return f", on {join_words(sorted(mine))}" if mine - theirs else ""
 
 
 # ---- setting ---------------------------------------------------------------------------------------------------------
