@@ -167,7 +167,7 @@ def mean_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> In
 def ratio_interval(
     numerators: Sequence[float], denominators: Sequence[float], confidence: float = CONFIDENCE
 ) -> Interval:
-    """Return the geometric mean of the ratios within each round, in which common disturbances cancel."""
+    """Return the geometric mean of the ratios within each round, with Student's t interval on their logarithms."""
     if len(numerators) != len(denominators):
         raise RecordError(
             f"{len(numerators)} rounds on one side and {len(denominators)} on the other: ratios are paired by "
