@@ -17,6 +17,7 @@ from retbench.report.frames import Results
 from retbench.report.report import make_page, write_report
 from retbench.report.selection import select
 from retbench.report.tables import contents_of, table_of
+from retbench.workloads.workload import WORKLOADS, MetricSpec, Workload
 
 PROTOTYPE = Maker(CPU).record("latency", "retnet", "decode", 1, 1024, 0)
 METRICS = (
@@ -82,9 +83,7 @@ odd_records = st.builds(
     status=st.sampled_from(["ok", "ok", "oom", "gate_failed"]),
     error=st.none() | st.text(string.printable, max_size=8),
     model=models,
-    workload=st.sampled_from(
-        ["decode", "prefill", "memory", "training", "other", "perplexity", "zeroshot", "training_run"]
-    ),
+    workload=st.sampled_from([*WORKLOADS, "other"]),
     point=st.builds(
         Point,
         batch_size=st.integers(1, 2),
@@ -164,3 +163,35 @@ def test_a_name_never_leads_out_of_the_folder_nor_into_the_page(
     for path in write_report(tmp_path / "in", out).paths:
         assert path.resolve().is_relative_to(out.resolve())
     assert "<b>" not in (out / "index.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", [name for name, known in WORKLOADS.items() if known.kind == "quality"])
+@pytest.mark.parametrize("metric", ["acc", "state_bytes", "guess"])
+def test_a_score_without_its_companions_makes_a_report(name: str, metric: str) -> None:
+    """A damaged record, or one of another version, may lack what a figure places it by."""
+    documents = Documents(file="x.gz", sha256="", num_documents=3)
+    update = {"workload": name, "metrics": {metric: Metric(unit="ratio", value=0.5)}, "documents": documents}
+    records = [
+        Maker(CPU).record("scores", model, "decode", 1, 1024, 0).model_copy(update=update)
+        for model in ("retnet", "transformer")
+    ]
+    assert make_page(Results(tuple(records), ())).evidence
+
+
+def test_scores_of_a_package_are_shown_as_answers_whatever_its_metrics_are_called(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    metrics = tuple(
+        MetricSpec(name, name, lower_is_better=False) for name in ("acc", "guess", "choice", "state_bytes")
+    )
+    theirs = Workload("riddles", "Riddles", "quality", metrics, "accuracy", replicate="document")
+    monkeypatch.setitem(WORKLOADS.__dict__, "_found", {**WORKLOADS, "riddles": theirs})
+    values = {spec.name: Metric(unit="ratio", value=0.5) for spec in metrics}
+    documents = Documents(file="x.gz", sha256="", num_documents=3)
+    update = {"workload": "riddles", "metrics": values, "documents": documents}
+    records = [
+        Maker(CPU).record("scores", model, "decode", 1, 1024, 0).model_copy(update=update)
+        for model in ("retnet", "transformer")
+    ]
+    page = make_page(Results(tuple(records), ()))
+    assert any("riddles" in str(block.content) for section in page.evidence for block in section.blocks)

@@ -20,9 +20,7 @@ from retbench.report.points import (
     instance_of,
     mismatch,
     num_trained_tokens,
-    scores_needles,
-    scores_slices,
-    scores_text,
+    scores_of,
     task_point_of,
 )
 from retbench.stats.paired import Estimate, PairedAccuracy, paired_accuracy, ratio_of_sums
@@ -95,11 +93,11 @@ def compare(mine: Record, theirs: Record, folders: Folders) -> DocumentCompariso
     if refusal is not None:
         return DocumentComparison(*lead, refusal=refusal)
     try:
-        rows = _rows(mine, folders), _rows(theirs, folders)
-        if scores_slices(mine.workload):
+        rows, scores = (_rows(mine, folders), _rows(theirs, folders)), scores_of(mine.workload)
+        if scores == "slices":
             _check_same_documents(("name", "num_bytes", "num_hits", "num_first", "copied_bytes"), *rows)
             return DocumentComparison(*lead, slices=_compare_slices(mine, theirs, *rows))
-        if scores_text(mine.workload):
+        if scores == "text":
             _check_same_documents(("name", "num_bytes"), *rows)
             unit, ratio, difference = _compare_losses(mine, theirs, *rows)
             return DocumentComparison(*lead, ratio=ratio, difference=difference, unit=unit)
@@ -135,9 +133,10 @@ def _refusal(mine: Record, theirs: Record) -> str | None:
 
 def _required(workload: str) -> tuple[str, ...]:
     """Return the facts that records of a workload must state before they are compared."""
-    if scores_text(workload) or scores_slices(workload):
+    scores = scores_of(workload)
+    if scores in {"text", "slices"}:
         return _REQUIRED_OF_TEXT
-    return _REQUIRED_OF_NEEDLES if scores_needles(workload) else _REQUIRED_OF_QUESTIONS
+    return _REQUIRED_OF_NEEDLES if scores == "needles" else _REQUIRED_OF_QUESTIONS
 
 
 def _text(value: object) -> str:

@@ -1,6 +1,6 @@
 """Quality in the report: evaluations and trainings, every comparison between models that they allow, and task facts."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import pandas as pd
@@ -19,17 +19,13 @@ from retbench.report.points import (
     lineup,
     num_trained_tokens,
     replicate_of,
-    scores_lengths,
-    scores_needles,
-    scores_recall,
-    scores_slices,
-    scores_text,
+    scores_of,
     task_point_of,
 )
 from retbench.report.provenance import describe_conditions
 from retbench.report.selection import Selection
 from retbench.units import format_count, format_size
-from retbench.workloads.workload import WORKLOADS
+from retbench.workloads.workload import WORKLOADS, Scores
 
 _CHOICES = {
     **dict.fromkeys(("arc_challenge", "arc_easy", "hellaswag", "openbookqa", "sciq"), 4),
@@ -51,8 +47,8 @@ PAPER_TASKS = (
 )
 """Tasks that RetNet (arXiv:2307.08621) averages in Table 3: seven, with StoryCloze of either year."""
 
-_WITH_OWN_FIGURES = (scores_text, scores_recall, scores_slices, scores_needles, scores_lengths)
-"""Kinds of workloads that are not shown as accuracies of tasks."""
+_NEEDED: Mapping[Scores, Set[str]] = {"recall": {"acc", "state_bytes"}, "lengths": {"acc"}}
+"""Metrics without which a record has no place in the figures of what it scores."""
 
 ACCURACIES = ("acc", "acc_norm")
 """Metrics that are a share of right answers."""
@@ -111,42 +107,29 @@ class Evaluations:
 
     def measured(self, point: TaskPoint) -> list[Record]:
         """Return the records of a task point that have a value."""
-        return [record for record in self.at(point) if record.status == "ok"]
+        needed = _NEEDED.get(scores_of(point.workload), set())
+        return [one for one in self.at(point) if one.status == "ok" and needed <= one.metrics.keys()]
+
+    def scored(self, what: Scores) -> list[TaskPoint]:
+        """Return the measured task points of the workloads that score this."""
+        return [p for p in self.task_points("document") if scores_of(p.workload) == what and self.measured(p)]
 
     def longest_texts(self) -> list[TaskPoint]:
         """Return the task point of the longest measured context of each corpus and protocol."""
-        found = [p for p in self.task_points() if scores_text(p.workload) and self.measured(p)]
+        found = self.scored("text")
         return list({(p.experiment, p.task, p.protocol): p for p in found}.values())
 
-    def task_groups(self) -> list[list[TaskPoint]]:
-        """Return measured tasks with the same number of few-shot examples together."""
-        points = [
-            p
-            for p in self.task_points("document")
-            if not any(scores(p.workload) for scores in _WITH_OWN_FIGURES) and self.measured(p)
-        ]
-        return list(
-            group(points, lambda point: (point.experiment, point.workload, point.num_fewshot)).values()
-        )
+    def groups(self, what: Scores) -> list[list[TaskPoint]]:
+        """Return the measured task points that score this, those of a figure together.
 
-    def slice_points(self) -> list[TaskPoint]:
-        """Return the measured task points of workloads that score repeated and new pairs of words apart."""
-        return [p for p in self.task_points() if scores_slices(p.workload) and self.measured(p)]
+        They are of one experiment, workload and number of few-shot examples, and of needles of one haystack.
+        """
 
-    def needle_groups(self) -> list[list[TaskPoint]]:
-        """Return the measured task points of each haystack, from the shortest context up."""
-        points = [p for p in self.task_points() if scores_needles(p.workload) and self.measured(p)]
-        return list(group(points, lambda point: (point.experiment, point.workload, point.task)).values())
+        def figure(point: TaskPoint) -> tuple[object, ...]:
+            haystack = point.task if what == "needles" else None
+            return point.experiment, point.workload, point.num_fewshot, haystack
 
-    def recall_groups(self) -> list[list[TaskPoint]]:
-        """Return the measured task points of each experiment and workload of recall, from the fewest pairs up."""
-        points = [p for p in self.task_points() if scores_recall(p.workload) and self.measured(p)]
-        return list(group(points, lambda point: (point.experiment, point.workload)).values())
-
-    def length_groups(self) -> list[list[TaskPoint]]:
-        """Return the measured task points of each workload that tests beyond the trained length, by task and length."""
-        points = [p for p in self.task_points() if scores_lengths(p.workload) and self.measured(p)]
-        return list(group(points, lambda point: (point.experiment, point.workload)).values())
+        return list(group(self.scored(what), figure).values())
 
     def instances(self, records: Sequence[Record]) -> list[ModelInstance]:
         """Return sizes from the smallest to the largest, each with its seeds."""
@@ -244,7 +227,7 @@ def _compare_all(records: Sequence[Record], models: Lineup, folders: Folders) ->
         (task_point_of(record), instance_of(record), record.model.name): record
         for record in records
         if replicate_of(record) == "document" and record.status == "ok"
-        if not (scores_recall(record.workload) or scores_lengths(record.workload))
+        if scores_of(record.workload) not in {"recall", "lengths"}
     }
     for (point, instance, model), mine in measured.items():
         theirs = measured.get((point, instance, str(models.reference)))

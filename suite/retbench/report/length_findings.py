@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from retbench.records.record import Record
 from retbench.report.evaluations import Evaluations
 from retbench.report.findings import KeyFinding
-from retbench.report.length_figure import length_ratio
-from retbench.report.points import TaskPoint, group
+from retbench.report.points import TaskPoint, group, length_ratio
 from retbench.report.recall_findings import SOLVED, accuracies, largest_sides, no_verdict, range_of
 from retbench.report.wording import join_words
 from retbench.units import format_size
@@ -24,7 +23,7 @@ def find_lengths(evaluations: Evaluations, points: Sequence[TaskPoint], model: s
 
 def _find(evaluations: Evaluations, task: str, sides: tuple[list[Record], list[Record]]) -> list[KeyFinding]:
     mine, theirs = (group(side, length_ratio) for side in sides)
-    shared = sorted(mine.keys() & theirs.keys())
+    shared = sorted((mine.keys() & theirs.keys()) - {0})
     if not shared or 1 not in shared:
         return []
     label, other = (evaluations.models.labels[side[0].model.name] for side in sides)

@@ -16,7 +16,7 @@ from retbench.records.record import ModelInfo, Record
 from retbench.report.frames import by_parts, session_of
 from retbench.report.wording import file_stem
 from retbench.units import format_percent, format_size, format_tokens
-from retbench.workloads.workload import WORKLOADS, Replicate
+from retbench.workloads.workload import WORKLOADS, Replicate, Scores
 
 Key = TypeVar("Key", bound=Hashable)
 Item = TypeVar("Item")
@@ -41,36 +41,10 @@ def measures_cost(record: Record) -> bool:
     return replicate_of(record) == "round"
 
 
-def scores_text(workload: str) -> bool:
-    """Return whether a workload scores documents by a loss, not questions by an accuracy."""
+def scores_of(workload: str) -> Scores:
+    """Return what a workload of quality scores; of one that is not installed here, answers."""
     known = WORKLOADS.get(workload)
-    return known is not None and known.replicate == "document" and known.primary.lower_is_better is True
-
-
-def scores_recall(workload: str) -> bool:
-    """Return whether a workload scores an accuracy that is shown against the bytes of the state."""
-    known = WORKLOADS.get(workload)
-    if known is None or known.kind != "quality":
-        return False
-    return any(metric.name == "state_bytes" for metric in known.metrics)
-
-
-def scores_lengths(workload: str) -> bool:
-    """Return whether a workload scores an accuracy at multiples of the trained length, beside that of a guess."""
-    known = WORKLOADS.get(workload)
-    return known is not None and any(metric.name == "guess" for metric in known.metrics)
-
-
-def scores_slices(workload: str) -> bool:
-    """Return whether a workload scores repeated and new pairs of words apart."""
-    known = WORKLOADS.get(workload)
-    return known is not None and known.primary.name == "hit_gain_nats"
-
-
-def scores_needles(workload: str) -> bool:
-    """Return whether a workload finds what is hidden at several depths of a text."""
-    known = WORKLOADS.get(workload)
-    return known is not None and any(metric.name == "choice" for metric in known.metrics)
+    return "answers" if known is None else known.scores
 
 
 class TaskPoint(NamedTuple):
@@ -91,13 +65,14 @@ class TaskPoint(NamedTuple):
         task = self.task or self.workload
         if self.num_pairs is not None:
             return f"{self.num_pairs} pairs in {format_tokens(self.context_len)} tokens"
-        if scores_lengths(self.workload):
+        scores = scores_of(self.workload)
+        if scores == "lengths":
             return f"{task.replace('_', ' ')} in {format_tokens(self.context_len)} tokens"
-        if scores_needles(self.workload):
+        if scores == "needles":
             return f"needle in {task}, {format_tokens(self.context_len)} tokens"
-        if scores_slices(self.workload):
+        if scores == "slices":
             return f"{task} (first {format_tokens(self.context_len)} bytes)"
-        if scores_text(self.workload):
+        if scores == "text":
             protocol = self.protocol or "protocol not recorded"
             return f"{task} ({protocol}, {format_tokens(self.context_len)})"
         return task if self.num_fewshot is None else f"{task}, {self.num_fewshot}-shot"
@@ -309,3 +284,15 @@ def mismatch(mine: Record, theirs: Record) -> str | None:
         f"the models are not matched: {low:,} and {high:,} parameters without embedding and head differ by "
         f"{format_percent((high - low) / high)}, more than {format_percent(MAX_MISMATCH)}"
     )
+
+
+def trained_len(record: Record) -> int:
+    """Return the length of the training examples of a record's model; 0 where the record does not note it."""
+    found = fact(record, "trained_len")
+    return found if isinstance(found, int) else 0
+
+
+def length_ratio(record: Record) -> float:
+    """Return the length of a record's examples over the trained length; 0 where that is not known."""
+    trained = trained_len(record)
+    return record.point.context_len / trained if trained else 0.0

@@ -33,15 +33,15 @@ def find_quality(evaluations: Evaluations) -> list[KeyFinding]:
         for point in evaluations.longest_texts():
             mine += _losses(evaluations, point, model)
             mine += _beyond_training(evaluations, point, model)
-        for points in evaluations.task_groups():
+        for points in evaluations.groups("answers"):
             mine += _answers(evaluations, points, model)
-        for point in evaluations.slice_points():
+        for point in evaluations.scored("slices"):
             mine += find_slices(evaluations, point, model)
-        for points in evaluations.needle_groups():
+        for points in evaluations.groups("needles"):
             mine += find_needles(evaluations, points, model)
-        for points in evaluations.recall_groups():
+        for points in evaluations.groups("recall"):
             mine += find_recall(evaluations, points, model)
-        for points in evaluations.length_groups():
+        for points in evaluations.groups("lengths"):
             mine += find_lengths(evaluations, points, model)
         found += [finding.of(model, evaluations.models) for finding in mine]
     return found

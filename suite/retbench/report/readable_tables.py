@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from retbench.report.evaluations import ACCURACIES, paper_average
-from retbench.report.points import scores_slices, scores_text
+from retbench.report.points import scores_of
 from retbench.report.tables import COST_LEAD, POINT_COLUMNS, QUALITY_LEAD, RATIO, UNPAIRED
 from retbench.report.wording import POINTS, describe_status, format_p
 from retbench.units import (
@@ -71,10 +71,11 @@ def _lines(workload: str, rows: Sequence[Row]) -> Iterator[dict[str, str]]:
     if quality and known is not None and known.replicate == "seed":
         yield from _training_lines(known, quality)
     elif quality:
-        if scores_slices(workload):
+        scores = scores_of(workload)
+        if scores == "slices":
             yield from _slice_lines(workload, quality)
         else:
-            yield from _loss_lines(workload, quality) if scores_text(workload) else _answer_lines(quality)
+            yield from _loss_lines(workload, quality) if scores == "text" else _answer_lines(quality)
 
 
 def is_missing(value: object) -> bool:

@@ -40,7 +40,9 @@ PERCENT = ((0.01, "%"),)
 
 def draw_recall(scores: Evaluations, task_points: Sequence[TaskPoint]) -> Iterator[Drawing]:
     """Yield the accuracy against the bytes of the state, and of more than one number of pairs against these."""
-    records = [record for point in task_points for record in scores.measured(point) if _has_both(record)]
+    records = [record for point in task_points for record in scores.measured(point) if _has_state(record)]
+    if not records:
+        return
     data = seed_means(records)
     yield _draw_frontiers(scores, task_points, records, data)
     for length, points in group(task_points, lambda point: point.context_len).items():
@@ -168,8 +170,8 @@ def _draw_pairs(
     )
 
 
-def _has_both(record: Record) -> bool:
-    return {"acc", "state_bytes"} <= record.metrics.keys() and record.metrics["state_bytes"].value > 0
+def _has_state(record: Record) -> bool:
+    return record.metrics["state_bytes"].value > 0
 
 
 def describe_share(point: Point) -> str:

@@ -22,7 +22,7 @@ from retbench.report.points import (
     learning_rate,
     num_trained_tokens,
     replicate_of,
-    scores_text,
+    scores_of,
     state_bytes_of,
     task_point_of,
 )
@@ -235,7 +235,7 @@ def _quality_row(evaluations: Evaluations, record: Record) -> dict[str, Any]:
         "num_documents": record.documents.num_documents if record.documents else None,
     }
     row |= {name: metric.value for name, metric in record.metrics.items() if name not in row}
-    if scores_text(record.workload):
+    if scores_of(record.workload) == "text":
         row["state_bytes"] = state_bytes_of(record)
     key = (point, instance, record.model.name)
     made = [c for c in evaluations.comparisons if (c.point, c.instance, c.model) == key]

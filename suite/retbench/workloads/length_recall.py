@@ -75,6 +75,7 @@ WORKLOAD = Workload(
     ),
     quantity="accuracy",
     replicate="document",
+    scores="lengths",
     spec=LengthRecallSpec,
     measure=measure,
     find_inputs=find_inputs,

@@ -95,6 +95,7 @@ WORKLOAD = Workload(
     ),
     quantity="accuracy",
     replicate="document",
+    scores="recall",
     spec=MqarSpec,
     measure=measure,
     find_inputs=find_inputs,

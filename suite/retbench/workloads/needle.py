@@ -175,6 +175,7 @@ WORKLOAD = Workload(
     ),
     quantity="share of exact answers",
     replicate="document",
+    scores="needles",
     spec=NeedleSpec,
     measure=measure,
     find_inputs=find_inputs,

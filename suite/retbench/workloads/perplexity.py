@@ -116,6 +116,7 @@ WORKLOAD = Workload(
     ),
     quantity="bits per byte",
     replicate="document",
+    scores="text",
     spec=PerplexitySpec,
     measure=measure,
     find_inputs=find_inputs,

@@ -135,6 +135,7 @@ WORKLOAD = Workload(
     ),
     quantity="gain of a repeated pair",
     replicate="document",
+    scores="slices",
     spec=RecallSlicesSpec,
     measure=measure,
     find_inputs=find_inputs,

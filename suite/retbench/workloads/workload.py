@@ -21,6 +21,13 @@ from retbench.records.record import SHARES, Ceilings, Metric, Series
 
 Kind = Literal["cost", "quality"]
 Replicate = Literal["round", "document", "seed"]
+Scores = Literal["answers", "text", "slices", "needles", "recall", "lengths"]
+"""What a workload of quality scores, by which its figures and tables are chosen.
+
+Right answers to questions; the loss of text; that of repeated and of new pairs of words apart; answers by the depth of
+what is hidden in a text; accuracy against the bytes of the state; accuracy at multiples of the trained length, which
+records note as `trained_len`.
+"""
 Notes = dict[str, str | int | float | bool]
 """The executed backend and how it ran, as records hold it."""
 
@@ -82,6 +89,7 @@ class Workload:
         metrics: In the order of the table; the first is the primary one, by which models are compared.
         quantity: What the primary metric is, in a sentence: "time per output token".
         replicate: What its intervals are over.
+        scores: What it scores, where it measures quality.
         spec: The table that it takes in a profile; None where a profile cannot ask for it.
         measure: Measures one cell, given a `context.Context`; torch is imported when it is called. None for what
             `retbench train` records.
@@ -106,6 +114,7 @@ class Workload:
     metrics: tuple[MetricSpec, ...]
     quantity: str
     replicate: Replicate = "round"
+    scores: Scores = "answers"
     spec: type[WorkloadSpec] | None = GridSpec
     measure: Callable[[Any], Measurement] | None = None
     find_inputs: Callable[[Any, Sequence[Any], Path | None], Mapping[tuple[str, str], Any]] | None = None
