@@ -82,7 +82,7 @@ def run(
         limit=limit,
         overrides=overrides,
         compiled=compiled,
-        own_models=OwnModels(tuple(models), trust_remote_code) if models else None,
+        own_models=OwnModels(tuple(models), trust_remote_code),
         results=Path(out),
         data_dir=Path(data_dir).absolute() if data_dir else None,
     )

@@ -28,16 +28,14 @@ class Mamba2Spec(ModelSpec):
     chunk_size: int | None = Field(default=64, ge=1)
 
 
-def mamba2_config(
-    mixer: Mamba2, *, num_layers: int, vocab_size: int, norm_eps: float | None = None
-) -> ModelConfig:
-    """Return the model of one layer repeated; its norms have the epsilon of the layer's norm when None."""
+def mamba2_config(mixer: Mamba2, *, num_layers: int, vocab_size: int) -> ModelConfig:
+    """Return the model of one layer repeated; its norms have the epsilon of the layer's norm."""
     return ModelConfig(
         architecture="mamba2",
         variant="mamba2",
         d_model=mixer.d_model,
         vocab_size=vocab_size,
-        norm_eps=mixer.norm_eps if norm_eps is None else norm_eps,
+        norm_eps=mixer.norm_eps,
         blocks=(BlockConfig(count=num_layers, mixer=mixer),),
     )
 

@@ -19,12 +19,11 @@ from retbench.cli.options import (
     dtype_option,
     new_app,
 )
-from retbench.errors import INTERRUPTED, ConfigError, RetbenchError, UnsupportedError
+from retbench.errors import INTERRUPTED, RetbenchError, UnsupportedError
 from retbench.files import check_writable
 from retbench.units import format_bytes, format_duration, format_tokens
 
 if TYPE_CHECKING:
-    from retbench.config.own_models import OwnModels
     from retbench.planning.estimates import CellEstimate
     from retbench.planning.plan import Plan
     from retbench.running.events import RunSummary
@@ -83,6 +82,7 @@ def run(
     Each record is appended as soon as it is measured, so that an ended run loses nothing; the same command measures
     the rest.
     """
+    from retbench.config.own_models import OwnModels
     from retbench.planning.plan import make_plan
     from retbench.planning.shards import Shard
 
@@ -95,7 +95,7 @@ def run(
         dtype=dtype,
         limit=limit,
         compiled=compiled,
-        own_models=_own_models(own_models or [], trust_remote_code=trust_remote_code),
+        own_models=OwnModels(tuple(own_models or ()), trust_remote_code),
         overrides=overrides or [],
         results=out,
         data_dir=data_dir.absolute() if data_dir else None,
@@ -118,20 +118,6 @@ def _say_empty(plan: "Plan", shard: str, form: str) -> None:
         f"shard {shard} has no cells: the plan has {describe_units(plan.cells)}. There is nothing to measure."
     )
     print_nothing(text, form, experiment=plan.experiment.name, profile=plan.profile_name, cells=[])
-
-
-def _own_models(given: Sequence[str], *, trust_remote_code: bool) -> "OwnModels | None":
-    """Return what --model asks for; ConfigError where --trust-remote-code has no model."""
-    from retbench.config.own_models import OwnModels
-
-    if given:
-        return OwnModels(tuple(given), trust_remote_code)
-    if trust_remote_code:
-        raise ConfigError(
-            "--trust-remote-code: there is no --model whose code could run. Add --model, or set "
-            "models.NAME.trust_remote_code=true for a model of the experiment."
-        )
-    return None
 
 
 def _measure(plan: "Plan", out: Path, form: str, *, fresh: bool) -> int:

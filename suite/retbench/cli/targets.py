@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-import psutil
-
 from retbench.architectures.configs import ModelConfig
 from retbench.cli.in_process import alone_on_machine, become_worker
 from retbench.errors import RecordError, shown
@@ -132,10 +130,7 @@ def measured_target(
     counts = {
         model.fingerprint: count_operators(model, torch_dtype, backend=backend) for model, backend in models
     }
-    is_cpu = found.name == "cpu"
-    memory_bytes = (
-        machine.memory_limit_bytes() or psutil.virtual_memory().total if is_cpu else found.memory_bytes
-    )
+    memory_bytes = machine.memory_limit_bytes() if found.name == "cpu" else found.memory_bytes
     return PredictionTarget(
         title=machine_name(found.name),
         source=f"operators of {'compiled' if compiled else 'eager'} steps measured now",

@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
+from retbench.errors import ConfigError
 from retbench.records.record import Point
 from retbench.records.record import Protocol as Protocol
 from retbench.strict import Strict
@@ -60,8 +61,17 @@ class WorkloadSpec(Strict):
         raise NotImplementedError
 
     def limited(self, limit: int) -> Self:
-        """Return the table with less to do, as `--limit` asks."""
-        return self
+        """Return the table with the first documents, prompts or examples only, as `--limit` asks.
+
+        Raises:
+            ConfigError: it has no field `limit`.
+        """
+        if "limit" not in type(self).model_fields:
+            raise ConfigError(
+                f"--limit {limit}: {type(self).__name__} has no field `limit` and does not override `limited`, so that "
+                "all of it would be measured. Leave --limit out."
+            )
+        return self.model_copy(update={"limit": limit})
 
 
 class GridSpec(WorkloadSpec):
@@ -90,10 +100,6 @@ class EvaluationSpec(WorkloadSpec):
     """Documents of the split or task that are used: the first ones."""
     tokenizer: str | None = None
     """For models whose weights come without a tokenizer; a trained model is given its own."""
-
-    def limited(self, limit: int) -> Self:
-        """Keep the first documents."""
-        return self.model_copy(update={"limit": limit})
 
 
 class TextSpec(EvaluationSpec):
@@ -190,10 +196,6 @@ class NeedleSpec(WorkloadSpec):
         for haystack in self.haystacks:
             for context_len in self.context_len:
                 yield Point(batch_size=1, context_len=context_len, task=haystack)
-
-    def limited(self, limit: int) -> Self:
-        """Keep the first prompts of each depth."""
-        return self.model_copy(update={"limit": limit})
 
 
 class ZeroshotSpec(EvaluationSpec):

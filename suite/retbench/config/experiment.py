@@ -29,7 +29,7 @@ from retbench.architectures.registry import architectures
 from retbench.architectures.sizes import SizeId
 from retbench.config.evaluation import MAX_LENGTH, WorkloadSpec
 from retbench.config.overrides import apply_override
-from retbench.config.own_models import OwnModels, replace_models
+from retbench.config.own_models import NO_OWN_MODELS, OwnModels, replace_models
 from retbench.config.training import TrainingSpec
 from retbench.errors import ConfigError, shown, unknown_name
 from retbench.ops import DecodeOperators
@@ -52,11 +52,11 @@ def dtype_id(name: Any) -> Any:
     return _DTYPE_SYNONYMS.get(name.lower(), name) if isinstance(name, str) else name
 
 
-def find_dtype(name: str, *, where: str = "--dtype") -> Dtype:
+def find_dtype(name: str) -> Dtype:
     """Return a dtype by any of its usual names; ConfigError with a suggestion for an unknown one."""
     found: Dtype = dtype_id(name)
     if found not in get_args(Dtype):
-        raise unknown_name("dtype", name, get_args(Dtype), where=where)
+        raise unknown_name("dtype", name, get_args(Dtype), where="--dtype")
     return found
 
 
@@ -309,7 +309,7 @@ def load_experiment(
     overrides: Sequence[str] = (),
     *,
     profile: str | None = None,
-    own_models: OwnModels | None = None,
+    own_models: OwnModels = NO_OWN_MODELS,
 ) -> Experiment:
     """Read an experiment by its name in `experiments/` or by the path of a TOML file.
 
@@ -339,7 +339,7 @@ def load_experiment(
         raise ConfigError(
             f"{place}: the field 'name' is not allowed; an experiment is called after its file. Remove it."
         )
-    if own_models is not None:
+    if own_models.checkpoints:
         replace_models(raw, own_models)
     for item in overrides:
         apply_override(raw, item, profile)

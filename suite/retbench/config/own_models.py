@@ -13,12 +13,23 @@ class OwnModels:
     """Models of another library that are measured in place of an experiment's, as given to `--model`.
 
     Attributes:
-        checkpoints: Folders, or names on the hub.
+        checkpoints: Folders, or names on the hub; with none the experiment keeps its models.
         trust_remote_code: Run code that comes with them.
     """
 
     checkpoints: tuple[str, ...]
     trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError where there is no model whose code could run."""
+        if self.trust_remote_code and not self.checkpoints:
+            raise ConfigError(
+                "--trust-remote-code: there is no --model whose code could run. Add --model, or set "
+                "models.NAME.trust_remote_code=true for a model of the experiment."
+            )
+
+
+NO_OWN_MODELS = OwnModels(())
 
 
 def replace_models(raw: dict[str, Any], own: OwnModels) -> None:

@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from statistics import fmean
-from typing import Annotated, Literal, Self, get_args
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
@@ -261,10 +261,6 @@ class MqarSpec(WorkloadSpec):
             for num_pairs in counts:
                 yield Point(batch_size=1, context_len=seq_len, task="mqar", num_pairs=num_pairs)
 
-    def limited(self, limit: int) -> Self:
-        """Keep the first examples."""
-        return self.model_copy(update={"limit": limit})
-
 
 class LengthRecallSpec(WorkloadSpec):
     """The table `length_recall`: a test set for every task at every multiple of the trained length."""
@@ -305,7 +301,3 @@ class LengthRecallSpec(WorkloadSpec):
         for task in self.tasks:
             for multiple in self.multiples:
                 yield Point(batch_size=1, context_len=multiple * self.trained_len, task=task)
-
-    def limited(self, limit: int) -> Self:
-        """Keep the first examples."""
-        return self.model_copy(update={"limit": limit})

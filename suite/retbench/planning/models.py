@@ -129,7 +129,7 @@ def _model_on_disk(
     size: str,
     info: CheckpointInfo,
     weights: WeightsInfo,
-    corpus_fingerprint: str | None = None,
+    corpus_fingerprint: str | None,
 ) -> ModelUnderTest:
     """Return a model with weights on the disk; ConfigError where they are of another architecture than its entry."""
     spec = experiment.models[name]

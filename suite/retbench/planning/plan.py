@@ -12,7 +12,7 @@ from retbench.architectures.configs import form_of
 from retbench.architectures.registry import find_architecture
 from retbench.config import experiment as config
 from retbench.config.experiment import Experiment, Profile
-from retbench.config.own_models import OwnModels
+from retbench.config.own_models import NO_OWN_MODELS, OwnModels
 from retbench.errors import ConfigError, UnsupportedError, shown
 from retbench.measure.environment import missing_for_compilation, worker_environment
 from retbench.mixers.mixer import Mixer
@@ -91,7 +91,7 @@ def make_plan(
     limit: int | None,
     overrides: Sequence[str],
     compiled: bool | None = None,
-    own_models: OwnModels | None = None,
+    own_models: OwnModels = NO_OWN_MODELS,
     results: Path = Path("results"),
     data_dir: Path | None = None,
 ) -> Plan:
@@ -145,7 +145,7 @@ def make_plan(
         profile=chosen,
         cells=tuple(cells.expand(experiment, profile_name, settings, models=models, inputs=inputs)),
         rounds=1 if all(one.one_round for one in chosen.workloads.registered) else chosen.rounds,
-        command=_command(name_or_path, options, overrides, own_models or OwnModels(()), compiled),
+        command=_command(name_or_path, options, overrides, own_models, compiled),
         device_memory_bytes=found.memory_bytes,
         data_dir=data_dir,
         note="; ".join(notes) or None,
