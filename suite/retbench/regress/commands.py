@@ -20,12 +20,12 @@ from statistics import fmean
 from typing import IO, Generic, Protocol, TypeVar
 
 from retbench.errors import ConfigError, NotComparableError, RetbenchError, printable, shown
-from retbench.regress.interleaved import sample, wait_or_stop, with_rounds
+from retbench.regress.interleaved import sample, with_rounds
 from retbench.regress.items import WALL_TIME, MeasurementPoint, Pair, Times, combine_blocks
 from retbench.regress.report import CheckReport
 from retbench.regress.revisions import Notify
 from retbench.running.locks import LOCK_DIR_VARIABLE, Interrupted, catch_signals, timing_lock
-from retbench.running.process import Inbox, Interrupt
+from retbench.running.process import Inbox, Interrupt, wait_or_stop
 from retbench.stats.sequential import DecisionRules, plan_analyses
 from retbench.units import format_duration, format_seconds
 
@@ -262,7 +262,7 @@ def compare_commands(
         timer = CommandTimer(lock_dir)
         with (
             catch_signals(timer.interrupt),
-            timing_lock(first, "cpu", wait=wait_or_stop(timer.inbox, notify)),
+            timing_lock(first, "cpu", wait=_waiting(timer.inbox, notify)),
         ):
             return _compare((first, second), timer, (first, second), limits, rules, notify)
 
@@ -276,8 +276,13 @@ def compare_callables(
 ) -> CheckReport:
     """Measure two callables without arguments in turn, in this process, as `compare_commands`."""
     names = _name(first), _name(second)
-    with timing_lock(names[0], "cpu", wait=wait_or_stop(SimpleQueue(), notify)):
+    with timing_lock(names[0], "cpu", wait=_waiting(SimpleQueue(), notify)):
         return _compare((first, second), CallableTimer(), names, limits, rules, notify)
+
+
+def _waiting(inbox: Inbox, notify: Notify) -> Callable[[str], None]:
+    """Return the function that waits for another run's lock, and notifies who holds it."""
+    return wait_or_stop(inbox, lambda holder: notify(f"waiting for {holder}"))
 
 
 def _name(code: Callable[[], object]) -> str:

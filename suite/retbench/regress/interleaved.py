@@ -3,11 +3,9 @@
 import math
 import secrets
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from queue import Empty
 from typing import Protocol
 
 from retbench.architectures.registry import is_baseline
@@ -27,8 +25,8 @@ from retbench.regress.items import (
 from retbench.regress.report import CheckReport, MissingPoint
 from retbench.regress.revisions import Notify, Revision, StopRequest, checkout_root, commit, working_tree
 from retbench.regress.session import DifferentWork, InterleavedSession, SessionLimits
-from retbench.running.locks import Interrupted, catch_signals, timing_lock
-from retbench.running.process import Inbox
+from retbench.running.locks import catch_signals, timing_lock
+from retbench.running.process import wait_or_stop
 from retbench.stats.sequential import (
     CONFIRMATIONS,
     MIN_ROUNDS,
@@ -38,8 +36,6 @@ from retbench.stats.sequential import (
     plan_analyses,
 )
 from retbench.workloads.workload import WORKLOADS
-
-_LOCK_POLL_S = 0.5
 
 _ENDINGS = {
     "decided": "every point was decided",
@@ -230,7 +226,8 @@ class InterleavedCheck:
         with catch_signals(session.interrupt):
             if stop is not None:
                 stop.check()  # signals before this point went to the request
-            settings, wait = self.plan.settings, wait_or_stop(session.sides[0].inbox, self.notify)
+            settings = self.plan.settings
+            wait = wait_or_stop(session.sides[0].inbox, lambda holder: self.notify(f"waiting for {holder}"))
             with timing_lock(self.plan.command, settings.device, wait=wait, threads=settings.threads):
                 try:
                     session.prepare()
@@ -305,21 +302,3 @@ def with_rounds(
         lambda item: paired_changes([item], all_rounds).get(item),
         in_turn=True,
     )
-
-
-def wait_or_stop(inbox: Inbox, notify: Notify) -> Callable[[str], None]:
-    """Return the function that waits for another run's lock and names its holder once.
-
-    It raises Interrupted if something arrives in the inbox meanwhile.
-    """
-    holders: set[str] = set()
-
-    def wait(holder: str) -> None:
-        if holder not in holders:
-            holders.add(holder)
-            notify(f"waiting for {holder}")
-        with suppress(Empty):
-            inbox.get(timeout=_LOCK_POLL_S)
-            raise Interrupted
-
-    return wait

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from retbench.records.record import Status
 from retbench.running.locks import Interrupted
 from retbench.running.protocol import CELL_MARK, Advanced, Ended, Job, MeasureCell, Message, Started, decode
 
+_LOCK_POLL_S = 0.5
 SETUP_TIMEOUT_S = 900.0
 """Longest silence outside a cell: imports, building a model, the equivalence check, one segment of a prefill."""
 
@@ -57,6 +58,24 @@ class WorkerExit:
 
 Inbox = SimpleQueue[tuple[int, Message | None] | Interrupt]
 """Queue that the runner reads: an interrupt, or a worker's process id and message (None: its stdout ended)."""
+
+
+def wait_or_stop(inbox: Inbox, report: Callable[[str], None]) -> Callable[[str], None]:
+    """Return the function that waits for another run's lock for a moment, and reports each holder once.
+
+    It raises Interrupted if something arrives in the inbox meanwhile.
+    """
+    reported: set[str] = set()
+
+    def wait(holder: str) -> None:
+        if holder not in reported:
+            reported.add(holder)
+            report(holder)
+        with suppress(Empty):
+            inbox.get(timeout=_LOCK_POLL_S)
+            raise Interrupted
+
+    return wait
 
 
 class Worker:

@@ -9,11 +9,10 @@ record on disk are skipped, so that the same command continues where the last on
 
 import os
 import secrets
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 
 from retbench import errors
 from retbench.errors import RetbenchError
@@ -27,7 +26,7 @@ from retbench.running.events import Observer, RunSummary
 from retbench.running.gates import gates_on_disk
 from retbench.running.ledger import Ledger
 from retbench.running.locks import Interrupted, catch_signals, timing_lock
-from retbench.running.process import Inbox, Interrupt, Worker, WorkerExit
+from retbench.running.process import Inbox, Interrupt, Worker, WorkerExit, wait_or_stop
 from retbench.running.protocol import (
     Advanced,
     Checked,
@@ -47,8 +46,6 @@ from retbench.running.recording import code_of_cell, without_trial
 from retbench.running.resume import finished_pairs, identities_here
 from retbench.running.scratch import FreshRuns, remove_leftovers, scratch_folder
 from retbench.workloads.workload import find_workload, is_cost
-
-_LOCK_POLL_S = 0.5
 
 
 def run_plan(plan: Plan, out: Path, *, fresh: bool, observer: Observer) -> RunSummary:
@@ -74,28 +71,14 @@ def run_plan(plan: Plan, out: Path, *, fresh: bool, observer: Observer) -> RunSu
     inbox: Inbox = SimpleQueue()
     with catch_signals(lambda: inbox.put(Interrupt())):
         try:
-            wait, settings = _lock_wait(inbox, observer), plan.settings
-            with timing_lock(plan.command, settings.device, wait=wait, threads=settings.threads):
+            wait = wait_or_stop(inbox, lambda holder: observer.notify(events.WaitingForLock(holder)))
+            device, threads = plan.settings.device, plan.settings.threads
+            with timing_lock(plan.command, device, wait=wait, threads=threads):
                 return _run_locked(plan, out, fresh, observer, inbox)
         except Interrupted:
             result = RunSummary(interrupted=True)
             observer.notify(events.RunFinished(result, events.RunProgress(0, plan.num_measurements)))
             return result
-
-
-def _lock_wait(inbox: Inbox, observer: Observer) -> Callable[[str], None]:
-    """Return the function that reports who holds the lock, once per holder, and pauses; a stop signal interrupts it."""
-    reported: set[str] = set()
-
-    def wait(holder: str) -> None:
-        if holder not in reported:
-            reported.add(holder)
-            observer.notify(events.WaitingForLock(holder))
-        with suppress(Empty):
-            inbox.get(timeout=_LOCK_POLL_S)
-            raise Interrupted
-
-    return wait
 
 
 def _run_locked(plan: Plan, out: Path, fresh: bool, observer: Observer, inbox: Inbox) -> RunSummary:
