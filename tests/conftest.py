@@ -114,6 +114,14 @@ def one_model(tiny_experiment: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
+def _without_pictures() -> Iterator[None]:
+    """For tests of pages and data: every figure is drawn for the page, and its files, SVG and PNG, are not written."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("retbench.report.drawing.save_figure", lambda figure, stem: [])
+        yield
+
+
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """Headless Chromium for one module: its event loop bars every other one in this process."""
     yield from open_browser()

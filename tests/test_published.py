@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from benchmarks.page_picture import HEIGHT, WIDTH, answer_of
 from retbench.cli import app
+from retbench.records.record import Record
 from retbench.records.store import read_records
 from retbench.stats.intervals import geometric_interval
 from retbench.units import format_bytes
@@ -26,9 +27,15 @@ KIN = (ROOT / "docs" / "kin.md").read_text(encoding="utf-8")
 RECALL = (ROOT / "docs" / "recall.md").read_text(encoding="utf-8")
 
 
-def test_every_record_is_read() -> None:
+@pytest.fixture(scope="module")
+def records() -> list[Record]:
+    """The committed records, read once."""
     records, problems = read_records(PUBLISHED)
     assert problems == []
+    return records
+
+
+def test_every_record_is_read(records: list[Record]) -> None:
     assert all(record.pair_id for record in records if record.schema_version < 3), "they keep what they say"
     assert {record.workload for record in records} >= {"decode", "memory", "training_run", "perplexity"}
     assert all(record.status == "ok" or record.workload in ("decode", "training") for record in records)
@@ -37,8 +44,7 @@ def test_every_record_is_read() -> None:
     )
 
 
-def test_the_documents_of_every_score_are_there() -> None:
-    records, _ = read_records(PUBLISHED)
+def test_the_documents_of_every_score_are_there(records: list[Record]) -> None:
     files = [record.documents.file for record in records if record.documents]
     assert files
     assert {path.name for path in PUBLISHED.rglob("*.documents.jsonl.gz")} == set(files)
@@ -177,8 +183,7 @@ def test_the_page_on_recall_has_the_accuracies_by_distance_of_the_figure() -> No
     assert min(retnet, key=lambda distance: retnet[distance]) == 4
 
 
-def test_rare_questions_are_counted_on_the_page_on_recall() -> None:
-    records, _ = read_records(PUBLISHED)
+def test_rare_questions_are_counted_on_the_page_on_recall(records: list[Record]) -> None:
     counts = {
         record.series["acc_by_distance"].counts
         for record in records
@@ -190,9 +195,8 @@ def test_rare_questions_are_counted_on_the_page_on_recall() -> None:
     )
 
 
-def test_the_marked_rates_are_those_of_the_final_runs() -> None:
+def test_the_marked_rates_are_those_of_the_final_runs(records: list[Record]) -> None:
     runs = pd.read_csv(ROOT / "docs" / "mqar_training_run_mqar_32_rates.csv").query("is_best")
-    records, _ = read_records(PUBLISHED)
     finals = {
         (record.model.name, record.model.size, record.backend["learning_rate"])
         for record in records
@@ -325,8 +329,7 @@ def test_the_summary_of_quality_has_the_numbers_of_the_records() -> None:
     assert beyond == [f"{loss:.2f}" for loss in ends]
 
 
-def test_the_page_on_quality_names_the_parameters_of_the_trained_models() -> None:
-    records, _ = read_records(PUBLISHED)
+def test_the_page_on_quality_names_the_parameters_of_the_trained_models(records: list[Record]) -> None:
     trained = [
         record for record in records if (record.experiment, record.workload) == ("quality", "training_run")
     ]
@@ -336,7 +339,7 @@ def test_the_page_on_quality_names_the_parameters_of_the_trained_models() -> Non
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def report(_without_pictures: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the report of the committed records."""
     out = tmp_path_factory.mktemp("page")
     told = CliRunner().invoke(app, ["report", "--results", str(PUBLISHED), "--out", str(out)])

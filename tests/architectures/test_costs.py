@@ -13,6 +13,7 @@ from retbench.architectures.transformer import TransformerSpec
 from retbench.config.experiment import load_experiment
 from retbench.measure.memory import measure_memory
 from retbench.models.build import build_model
+from retbench.ops.linear import RowProducts
 from retbench.planning.cells import resolve_models
 from tests.models.cases import CASES, config_of
 
@@ -29,9 +30,11 @@ def count_flops(call):
 
 
 def build(case, backend):
-    return build_model(
+    model = build_model(
         config_of(case), dtype=torch.float32, device="cpu", seed=0, backend=backend, chunk_size=64
     )
+    model.set_row_products(RowProducts())  # torch counts its own products only, and which is faster is chance
+    return model
 
 
 # Two sequences and more: torch does not count the weighted sum of rows that one sequence takes.

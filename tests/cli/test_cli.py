@@ -159,6 +159,7 @@ def test_table_has_other_formats(measured: Path, form: str) -> None:
         assert "transformer" in stdout
 
 
+@pytest.mark.usefixtures("_without_pictures")
 def test_report_understands_a_run_and_ends_with_the_answer(
     measured: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

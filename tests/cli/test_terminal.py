@@ -71,6 +71,7 @@ def test_list_is_aligned_on_a_terminal_and_markdown_in_a_pipe() -> None:
     assert CliRunner().invoke(app, ["list", "--sizes"]).stdout.startswith("| size | width |")
 
 
+@pytest.mark.usefixtures("_without_pictures")
 def test_report_ends_with_the_answer_and_the_place_of_the_page(results: Path, tmp_path: Path) -> None:
     out = tmp_path / "reports"
     result = CliRunner().invoke(app, ["report", "--results", str(results), "--out", str(out)])

@@ -19,11 +19,13 @@ from tests.browsing import SCREENS, check_light, open_page
 
 PUBLISHED = Path(__file__).parents[2] / "results" / "published"
 WCAG = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.usefixtures("_without_pictures")]
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory: pytest.TempPathFactory, gpu_records: list[Record]) -> Path:
+def report(
+    _without_pictures: None, tmp_path_factory: pytest.TempPathFactory, gpu_records: list[Record]
+) -> Path:
     folder = tmp_path_factory.mktemp("browser")
     write_report(write_results(folder / "results", gpu_records), folder / "out")
     return folder / "out" / "index.html"
@@ -107,7 +109,7 @@ def test_it_prints_in_light_colours(page: Any) -> None:
 
 
 @pytest.fixture(scope="module")
-def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def clone(_without_pictures: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The report of a fresh clone after `make report`: the published records, and latency and memory measured here."""
     folder = tmp_path_factory.mktemp("clone")
     root = folder / "results"
@@ -168,7 +170,9 @@ def many_models(records: list[Record], count: int) -> list[Record]:
 
 
 @pytest.fixture(scope="module")
-def ten_models(tmp_path_factory: pytest.TempPathFactory, cpu_records: list[Record]) -> Path:
+def ten_models(
+    _without_pictures: None, tmp_path_factory: pytest.TempPathFactory, cpu_records: list[Record]
+) -> Path:
     """The report on ten models."""
     folder = tmp_path_factory.mktemp("ten")
     write_report(write_results(folder / "results", many_models(cpu_records, 10)), folder / "out")

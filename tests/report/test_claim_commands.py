@@ -209,4 +209,12 @@ def test_the_command_of_quality_decides_its_claim(name: str, tmp_path: Path) -> 
     claim = CLAIMS[name]
     *before, (_, options) = commands_of(claim.command)
     training = before[0][1] if before else None
-    assert judge(claim, answered(options, claim, tmp_path, training)).verdict == "reproduced"
+    judged = judge(claim, answered(options, claim, tmp_path, training))
+    if claim.scale.text is None:
+        assert judged.verdict == "reproduced"
+    else:  # no corpus of this package is the paper's text
+        assert judged.verdict == "not_testable"
+        measured = [row for row in judged.rows if row.num_records]
+        assert {(row.scope, row.finding.verdict) for row in measured} == {("elsewhere", "reproduced")}
+        assert all(f"not on {claim.scale.text}" in row.conditions for row in measured)
+        assert judged.rows[0].conditions.endswith(f"on {claim.scale.text}")

@@ -144,7 +144,10 @@ def read_texts(folder: Path) -> tuple[str, str]:
 
 @pytest.fixture(scope="module")
 def reported(
-    tmp_path_factory: pytest.TempPathFactory, cpu_records: list[Record], gpu_records: list[Record]
+    _without_pictures: None,
+    tmp_path_factory: pytest.TempPathFactory,
+    cpu_records: list[Record],
+    gpu_records: list[Record],
 ) -> Path:
     """The report on the records of two machines, one of them of the paper's kind, which are in its folder `in`."""
     folder = tmp_path_factory.mktemp("claims")
@@ -266,6 +269,7 @@ def test_a_claim_leads_to_the_figures_of_its_experiments(texts: tuple[str, str])
     assert re.findall(r'href="index.html#(\w+)"', article) == ["memory_batch8", "memory_latency_figure6"]
 
 
+@pytest.mark.usefixtures("_without_pictures")
 def test_a_folder_of_failures_damage_and_duplicates_still_has_every_claim(tmp_path: Path) -> None:
     def fail(arguments: dict[str, Any]) -> dict[str, Any]:
         return arguments | {"status": "failed", "metrics": {}, "gate": None, "error": "signal 9"}

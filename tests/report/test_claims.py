@@ -13,7 +13,7 @@ from report.synthetic_records import CPU, GPU, TRAINER, Maker, with_mixer, write
 from report.synthetic_scores import ScoreMaker
 from retbench.architectures.registry import architectures
 from retbench.errors import ConfigError
-from retbench.papers.claims import Side, load_claims, parse_claims
+from retbench.papers.claims import AheadRule, Side, load_claims, parse_claims
 from retbench.records.record import GateCheck, Metric, Record
 from retbench.report.claim_tables import (
     ClaimEntry,
@@ -25,6 +25,8 @@ from retbench.report.claim_tables import (
 )
 from retbench.report.claims import JudgedClaim, describe_setup, find_setups, judge, judge_claims
 from retbench.report.frames import Results, load_results
+from retbench.report.points import trained_length
+from retbench.report.quality_rules import QualityLead, judge_ahead
 from retbench.workloads.workload import WORKLOADS
 
 CLAIMS = {claim.name: claim for claim in load_claims()}
@@ -179,16 +181,18 @@ def test_an_interval_that_holds_no_advantage_and_a_large_one_tells_nothing() -> 
 def test_an_interval_that_reaches_the_printed_advantage_does_not_reproduce_it() -> None:
     """The made-up advantage is about 7; the interval of these rounds goes beyond the printed 15.6."""
     row = row_of("latency_ratio", latency(PLAIN, times(3), unsteady(2)), "paper")
-    high = float(row.finding.text.partition("]")[0].rpartition(", ")[2])
+    low, high = map(float, row.finding.text.partition("[")[2].partition("]")[0].split(", "))
+    assert low > 1
     assert high > 15.6
-    assert row.finding.verdict == "partly"
+    assert row.finding.verdict == "not_testable"
+    assert "too wide for a verdict" in row.finding.text
     assert "--set rounds=10`" in row.finding.text
 
 
-def test_a_value_beyond_the_printed_advantage_with_an_interval_that_is_not_is_partly() -> None:
+def test_a_value_beyond_the_printed_advantage_with_an_interval_that_is_not_has_no_verdict() -> None:
     row = row_of("latency_ratio", latency(PLAIN, times(7), unsteady(1.3)), "paper")
     assert float(row.finding.text.partition("×")[0]) > 15.6
-    assert row.finding.verdict == "partly"
+    assert row.finding.verdict == "not_testable"
 
 
 def is_retnet(**config: Any) -> Change:
@@ -701,8 +705,29 @@ def test_a_crossing_is_behind_at_first_and_ahead_at_last(tmp_path: Path) -> None
     assert "at 2.7B, 6.7B" in judged.rows[0].finding.text
     small = judge(CLAIMS["perplexity_by_size"], scored(tmp_path / "b", ask, as_model(), seeds=seeds))
     assert small.verdict == "not_testable"
-    assert small.rows[1].finding.verdict == "reproduced"
+    assert small.rows[1].finding.verdict == "not_testable"
+    assert "these sizes do not span the crossing between 1.3B and 2.7B" in small.rows[1].finding.measured
     assert small.rows[1].conditions == "1M to 25M, trained on 20.0 M tokens"
+
+
+def with_params(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Makes models of 1m as large as 200M, and those of 25m as large as 13B."""
+    model = arguments["model"]
+    params = {"1m": 200_000_000, "25m": 13_000_000_000}[model.size]
+    arguments["model"] = model.model_copy(update={"num_params_nonembedding": params})
+    return arguments
+
+
+def test_other_sizes_on_either_side_of_a_crossing_show_it(tmp_path: Path) -> None:
+    def ask(maker: ScoreMaker) -> None:
+        maker.perplexities("litbank/original", "whole", 2048)
+
+    results = scored(tmp_path, ask, with_params, seeds={"1m": (0,), "25m": (0,)})
+    judged = judge(CLAIMS["perplexity_by_size"], results)
+    assert judged.verdict == "not_testable"
+    assert [(row.scope, row.finding.verdict) for row in judged.rows if row.num_records] == [
+        ("elsewhere", "reproduced")
+    ]
 
 
 def test_beyond_the_trained_length_is_another_question(tmp_path: Path) -> None:
@@ -713,6 +738,115 @@ def test_beyond_the_trained_length_is_another_question(tmp_path: Path) -> None:
     assert [row.scope for row in judge(CLAIMS["perplexity_by_size"], results).rows] == ["paper"]
 
 
+def trained_at(context_len: int) -> Change:
+    """Makes RetNet with and without its gate, both trained on sequences of so many tokens."""
+
+    def change(arguments: dict[str, Any]) -> dict[str, Any]:
+        if arguments["workload"] == "training_run":
+            place = {"context_len": context_len}
+            arguments["point"] = arguments["point"].model_copy(update=place)
+        return WITHOUT_GATE(arguments)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("lengths", "text"),
+    [
+        ((512,), "ahead at 1 of 1 evaluations, significantly at 1, significantly behind at 0; lead 1.0 %"),
+        (
+            (512, 2048),
+            "ahead at 1 of 1 evaluations, significantly at 1, significantly behind at 0; lead 1.0 %; "
+            "1 not counted: longer than the 512 tokens of the training",
+        ),
+        ((2048,), "no evaluation counts: longer than the 512 tokens of the training"),
+        ((8192,), None),
+    ],
+)
+def test_a_perplexity_beyond_the_trained_length_never_counts(
+    lengths: tuple[int, ...], text: str | None, tmp_path: Path
+) -> None:
+    """Beyond 2K the claim covers no record, whatever the length of the training."""
+
+    def ask(maker: ScoreMaker) -> None:
+        maker.trainings()
+        for context_len in lengths:
+            maker.perplexities("litbank/original", "whole", context_len)
+
+    results = scored(tmp_path, ask, trained_at(512), seeds={"25m": (0,)})
+    rows = [row for row in judge(CLAIMS["ablation_swish_gate"], results).rows if row.num_records]
+    assert [row.finding.measured for row in rows] == ([text] if text else [])
+    assert [row.finding.decides for row in rows] == ([512 in lengths] if text else [])
+
+
+def test_a_crossing_beyond_the_trained_length_is_none(tmp_path: Path) -> None:
+    def change(arguments: dict[str, Any]) -> dict[str, Any]:
+        if arguments["workload"] == "training_run":
+            arguments["point"] = arguments["point"].model_copy(update={"context_len": 512})
+        return with_params(arguments)
+
+    def ask(maker: ScoreMaker) -> None:
+        maker.trainings()
+        maker.perplexities("litbank/original", "whole", 2048)
+
+    results = scored(tmp_path, ask, change, seeds={"1m": (0,), "25m": (0,)})
+    assert not any(row.num_records for row in judge(CLAIMS["perplexity_by_size"], results).rows)
+
+
+def test_the_trained_length_is_that_of_the_same_weights_before_that_of_a_namesake(tmp_path: Path) -> None:
+    maker = ScoreMaker(tmp_path, seeds={"25m": (0,)})
+    one = maker.trainings()[-1]
+    assert one.model.weights
+    weights = one.model.weights.model_copy(update={"fingerprint": "another"})
+    model, point = (
+        one.model.model_copy(update={"weights": weights}),
+        one.point.model_copy(update={"context_len": 512}),
+    )
+    namesake = one.model_copy(update={"model": model, "point": point})
+    assert trained_length(one, [one, namesake]) == one.point.context_len == 2048
+    assert trained_length(one, [namesake]) == 512
+    assert trained_length(one, []) is None
+
+
+def test_leads_beyond_the_trained_length_do_not_reproduce_a_claim(tmp_path: Path) -> None:
+    maker = ScoreMaker(tmp_path, seeds={"25m": (0,)})
+    maker.perplexities("litbank/original", "whole", 512)
+    maker.perplexities("litbank/original", "whole", 2048)
+    short, long = ((maker.records[place], maker.records[place + 1]) for place in (0, 2))
+    rule = CLAIMS["ablation_swish_gate"].rule
+    assert isinstance(rule, AheadRule)
+    within = [QualityLead(short, lead, False, 512) for lead in (0.004, 0.002)]
+    beyond = [QualityLead(long, lead, True, 512) for lead in (0.45, 0.40)]
+    assert judge_ahead(rule, within).verdict == "not_testable"
+    assert judge_ahead(rule, [*within, *beyond]).verdict == "not_testable"
+
+
+def test_every_claim_on_perplexity_names_its_longest_context() -> None:
+    rules = [claim.rule for claim in CLAIMS.values()]
+    ahead = [rule for rule in rules if isinstance(rule, AheadRule) and rule.workload == "perplexity"]
+    assert all(rule.context_lens or rule.longest_context for rule in ahead)
+
+
+def test_a_claim_on_wikitext_is_not_judged_on_another_text(tmp_path: Path) -> None:
+    """The made-up RetNet stands for Gated Linear Attention, and the Transformer for RetNet."""
+
+    def change(arguments: dict[str, Any]) -> dict[str, Any]:
+        model = arguments["model"]
+        names = {"retnet": "gla", "transformer": "retnet"}
+        update = {"architecture": names[model.architecture], "name": names[model.name]}
+        arguments["model"] = model.model_copy(update=update)
+        return as_model(sizes={"25m": "1.3b"}, weights=TRAINED)(arguments)
+
+    for corpus, verdict in (("litbank/original", "not_testable"), ("wikitext-103", "reproduced")):
+        results = scored(
+            tmp_path / corpus,
+            lambda maker, corpus=corpus: maker.perplexities(corpus, "whole", 2048),
+            change,
+            seeds={"25m": (0,)},
+        )
+        assert judge(CLAIMS["gla_retnet"], results).verdict == verdict
+
+
 def test_no_crossing_is_found_where_the_order_is_the_other(tmp_path: Path) -> None:
     def ask(maker: ScoreMaker) -> None:
         maker.perplexities("litbank/original", "whole", 2048)
@@ -720,7 +854,7 @@ def test_no_crossing_is_found_where_the_order_is_the_other(tmp_path: Path) -> No
     swapped = {"retnet": "transformer", "transformer": "retnet"}
 
     def change(arguments: dict[str, Any]) -> dict[str, Any]:
-        arguments = as_model(names=swapped)(arguments)
+        arguments = as_model(names=swapped)(with_params(arguments))
         architecture = swapped[arguments["model"].architecture]
         arguments["model"] = arguments["model"].model_copy(update={"architecture": architecture})
         return arguments
@@ -875,7 +1009,8 @@ def test_the_headlines_have_both_answers_in_one_row() -> None:
     here, verdict = headline("RetNet's latency is 15.6 times lower", records)
     assert verdict == "reproduced"
     plain, strong = here.split("; ")
-    assert re.match(r"\d+\.\d× \[.*\] at batch 8, 8K \(6.7B, NVIDIA A100-SXM4-80GB\)", plain)
+    assert re.match(r"\d+\.\d× \[.*\] at batch 8, 8K \(6.7B, NVIDIA A100-SXM4-80GB, eager\)", plain)
+    assert strong.endswith("(6.7B, NVIDIA A100-SXM4-80GB, CUDA graphs)")
     assert strong.startswith("partly, strong Transformer: ")
 
 
@@ -923,6 +1058,65 @@ def test_own_records_that_decide_nothing_come_before_published_ones_that_do(tmp_
     assert "published" not in mine
     assert theirs.startswith("reproduced, other conditions: ")
     assert theirs.endswith("; published)")
+
+
+def shown(name: str, *runs: Iterable[Record]) -> tuple[str, str]:
+    """Return the only result of a claim's short row: what was measured, and its verdict."""
+    (result,) = entry_of(name, Results(tuple(record for run in runs for record in run), ())).here
+    return result.measured, result.verdict
+
+
+def test_the_result_at_the_claims_own_point_is_shown_though_a_nearby_one_decides() -> None:
+    shorter = Maker(CPU, change=together(ran("sdpa:flash", graphs=False), times(20)))
+    at_point = latency(ran("sdpa:flash", graphs=True), unsteady(4), machine=CPU, batch_sizes=(1,))
+    runs = shorter.latency(lengths=(1024, 2048, 4096), batch_sizes=(1,)), at_point
+    measured, verdict = shown("latency_ratio_batch_1", *runs)
+    assert measured.endswith("at batch 1, 8K")
+    assert verdict == "undecided"
+    assert shown("latency_ratio_batch_1", runs[0])[1] == "reproduced"
+
+
+def test_the_result_that_covers_the_claims_range_is_shown_though_a_part_of_it_decides() -> None:
+    def shake(arguments: dict[str, Any]) -> dict[str, Any]:
+        factor = 3 if arguments["round"] % 2 else 1 / 3
+        return times(factor, of="retnet", where=lambda point: point.context_len > 2048)(arguments)
+
+    part = Maker(CPU, change=ran("sdpa:flash", graphs=False)).latency(lengths=(1024, 4096), batch_sizes=(8,))
+    part = [record.model_copy(update={"experiment": "throughput"}) for record in part]
+    whole = latency(ran("sdpa:flash", graphs=True), shake, machine=CPU, batch_sizes=(1,))
+    measured, verdict = shown("latency_level", part, whole)
+    assert "from 1K to 8K at batch 1" in measured
+    assert verdict == "undecided"
+    assert shown("latency_level", part)[1] == "reproduced"
+
+
+def test_another_baseline_than_the_claims_is_not_shown_for_its_point() -> None:
+    def fill(arguments: dict[str, Any]) -> dict[str, Any]:
+        if arguments["model"].name == "transformer_plain" and arguments["point"].context_len == 8192:
+            arguments |= {"status": "oom", "error": "out of memory", "metrics": {}}
+        return arguments
+
+    records = Maker(TRAINER, change=fill).training(lengths=(4096, 8192))
+    judged = judge(CLAIMS["training_speed"], Results(tuple(records), ()))
+    fused = [row for row in judged.rows if "fused attention" in row.conditions and row.num_records]
+    assert "at batch 1, 8K" in fused[0].finding.measured
+    assert "at batch 1, 4K" in shown("training_speed", records)[0]
+
+
+def test_the_nearest_point_has_the_fewest_doublings_of_batch_and_context() -> None:
+    def fill(arguments: dict[str, Any]) -> dict[str, Any]:
+        point = arguments["point"]
+        if arguments["model"].name == "transformer" and (point.batch_size, point.context_len) == (8, 8192):
+            arguments |= {"status": "oom", "error": "out of memory", "metrics": {}}
+        return arguments
+
+    row = row_of("latency_ratio", latency(fill, machine=CPU, batch_sizes=(1, 8)), "elsewhere")
+    assert "at batch 8, 4K" in row.finding.measured
+
+
+def test_a_result_on_throughput_says_that_it_is_not_independent_of_latency() -> None:
+    row = row_of("throughput_ratio", latency(PLAIN), "paper")
+    assert "not independent of the claims on latency" in row.finding.text
 
 
 def test_own_and_published_records_are_never_one_result(tmp_path: Path) -> None:

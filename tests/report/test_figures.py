@@ -73,12 +73,17 @@ def draw(records: Sequence[Record], folder: Path) -> list[Path]:
     return [path for drawing in make_drawings(select(records)) for path in save_drawing(drawing, folder)]
 
 
-def test_every_figure_is_a_vector_a_bitmap_and_its_data(tmp_path: Path, cpu_records: list[Record]) -> None:
-    paths = draw(cpu_records, tmp_path / "new" / "figures")
-    assert [path.name for path in paths] == [
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory, cpu_records: list[Record]) -> list[Path]:
+    """The files of every figure, in a folder that was not there."""
+    return draw(cpu_records, tmp_path_factory.mktemp("drawn") / "new" / "figures")
+
+
+def test_every_figure_is_a_vector_a_bitmap_and_its_data(files: list[Path]) -> None:
+    assert [path.name for path in files] == [
         f"{name}.{kind}" for name in NAMES for kind in ("svg", "png", "csv")
     ]
-    for path in paths:
+    for path in files:
         content = path.read_bytes()
         if path.suffix == ".svg":
             root = ElementTree.fromstring(content)
@@ -89,10 +94,11 @@ def test_every_figure_is_a_vector_a_bitmap_and_its_data(tmp_path: Path, cpu_reco
             assert len(pd.read_csv(path)) > 0
 
 
-def test_the_same_records_give_the_same_bytes(tmp_path: Path, cpu_records: list[Record]) -> None:
-    first = draw(cpu_records, tmp_path / "one")
-    second = draw(list(reversed(cpu_records)), tmp_path / "two")
-    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+def test_the_same_records_give_the_same_bytes(
+    files: list[Path], tmp_path: Path, cpu_records: list[Record]
+) -> None:
+    again = draw(list(reversed(cpu_records)), tmp_path)
+    assert [path.read_bytes() for path in files] == [path.read_bytes() for path in again]
 
 
 def test_the_lines_are_the_data_beside_them(drawings: list[Drawing]) -> None:

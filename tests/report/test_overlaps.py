@@ -63,6 +63,7 @@ def test_the_same_files_under_another_name_are_the_text_of_the_training(tmp_path
     assert "classics (whole, 2K)" in sentence
 
 
+@pytest.mark.usefixtures("_without_pictures")
 def test_a_changed_corpus_is_in_the_report(tmp_path: Path) -> None:
     maker = maker_of(tmp_path / "results", split="test", then="0" * 12)
     words = f"'classic_books' has changed since the training (fingerprint {'0' * 12} then, {NOW} now)"

@@ -16,6 +16,7 @@ from report.synthetic_records import CPU, GPU, Maker, write_results
 from report.synthetic_scores import ScoreMaker
 from retbench.errors import ConfigError, RecordError
 from retbench.records.record import Record
+from retbench.report import drawing
 from retbench.report.frames import Results
 from retbench.report.report import make_page, write_report
 
@@ -41,9 +42,16 @@ class Written(NamedTuple):
     markdown: str
 
 
+def write_pages(results: Path, out: Path) -> None:
+    """Write a report without the files of its figures, SVG and PNG, which `report` has."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(drawing, "save_figure", lambda figure, stem: [])
+        write_report(results, out)
+
+
 def report_of(records: list[Record], tmp_path: Path) -> Written:
     """Pages and Markdown made from these records."""
-    write_report(write_results(tmp_path / "results", records), tmp_path / "out")
+    write_pages(write_results(tmp_path / "results", records), tmp_path / "out")
     return read_pages(tmp_path / "out")
 
 
@@ -107,7 +115,7 @@ def test_published_records_stand_apart_from_the_readers_own(
     own = [r.model_copy(update={"run_id": "mine"}) for r in cpu_records if r.experiment == "latency"]
     root = write_results(tmp_path / "results", own)
     write_results(root / "published", cpu_records)
-    write_report(root, tmp_path / "out")
+    write_pages(root, tmp_path / "out")
     page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
     mine = page.partition('<section id="measured"')[2].partition("</section>")[0]
     evidence = (tmp_path / "out" / "evidence.html").read_text(encoding="utf-8")
@@ -203,7 +211,7 @@ def test_failures_other_machines_damage_and_old_lines_are_all_told(
     root = write_results(tmp_path / "results", [*cpu_records, *newer, *newer[:2]])
     with open(next((root / CPU.name / "latency").iterdir()), "ab") as file:
         file.write(b'{"schema_version": 1, "run\n{"schema_version": 0}\n\xff\xfe\n')
-    write_report(root, tmp_path / "out")
+    write_pages(root, tmp_path / "out")
     for name in ("evidence.html", "report.md"):
         text = (tmp_path / "out" / name).read_text(encoding="utf-8")
         assert "CUDA out of memory: 77.0 GiB needed" in text

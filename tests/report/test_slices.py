@@ -82,6 +82,15 @@ def test_other_words_are_not_compared(tmp_path: Path) -> None:
     assert any("document 0 differs: its num_hits" in text for text in found.refusals)
 
 
+def test_a_reference_that_does_not_recall_gives_no_verdict(tmp_path: Path) -> None:
+    """The gain of a repeated pair is 3 less the bits: about 0 for the Transformer, and below 0 for RetNet."""
+    sides = {"retnet": {"1m": 3.5}, "transformer": {"1m": 3.0}}
+    maker = made(tmp_path, seeds={"1m": (0,)}, bits=sides)
+    (row,) = (row for row in judge(CLAIM, load_results(maker.write())).rows if row.records)
+    assert row.finding.verdict == "not_testable"
+    assert "the reference is not shown to recall, its gain of a repeated pair is" in row.finding.measured
+
+
 @pytest.mark.parametrize(
     ("bits", "num_documents", "verdict"),
     [(1.3, 60, "reproduced"), (0.8, 60, "not_reproduced"), (1.3, 5, "not_testable")],

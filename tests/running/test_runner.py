@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
@@ -34,6 +35,8 @@ from tests.running.observer import Act, Observer
 HEADER = 'title = "Tiny"\nsource = "none"\nexpect = "It runs."\n'
 RETNET = '[models.retnet]\narchitecture = "retnet"\n'
 TRANSFORMER = '[models.transformer]\narchitecture = "transformer"\n'
+ANOTHER = "another"
+"""Folder of the records of an experiment that a test only takes the checks of."""
 PROFILE = '[profiles.smoke]\nsize = "25k"\nrounds = 1\nwarmup_s = 0.0\nmin_steps = 2\nthreads = 1\n'
 
 
@@ -62,9 +65,11 @@ def grid(workload: str, *lengths: int) -> str:
 
 
 def records_in(folder: Path) -> list[Record]:
-    found, problems = read_records(folder)
-    assert not problems
-    return found
+    """Return the records of the experiment of a test."""
+    files = [path for path in folder.rglob("*.jsonl") if path.parent.name != ANOTHER]
+    read = [read_records(path) for path in sorted(files)]
+    assert not any(problems for _, problems in read)
+    return [record for found, _ in read for record in found]
 
 
 def hidden_in(out: Path) -> list[str]:
@@ -81,11 +86,39 @@ def no_workers() -> bool:
     return not [child for child in psutil.Process().children(recursive=True) if child.status() != "zombie"]
 
 
-def test_a_run_measures_every_cell_and_a_second_one_nothing(tmp_path: Path) -> None:
+@dataclass(frozen=True)
+class Whole:
+    """A run of both models through every workload."""
+
+    plan: Plan
+    out: Path
+    result: RunSummary
+    observer: Observer
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    folder = tmp_path_factory.mktemp("whole")
     inference = (grid("decode", 8, 16), grid("prefill", 9), grid("memory", 8))
-    path = write_experiment(tmp_path, RETNET, TRANSFORMER, PROFILE, *inference, grid("training", 12))
-    plan, out, observer = plan_for(path), tmp_path / "out", Observer()
-    result = run_plan(plan, out, fresh=False, observer=observer)
+    path = write_experiment(folder, RETNET, TRANSFORMER, PROFILE, *inference, grid("training", 12))
+    plan, out, observer = plan_for(path), folder / "out", Observer()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(LOCK_DIR_VARIABLE, str(folder / "lock"))
+        result = run_plan(plan, out, fresh=False, observer=observer)
+    return Whole(plan, out, result, observer)
+
+
+@pytest.fixture
+def checked_out(whole: Whole, tmp_path: Path) -> Path:
+    """A folder of results in which the Transformer was checked for another experiment: no worker has to prepare it."""
+    checked = next(one for one in records_in(whole.out) if one.model.name == "transformer")
+    out = tmp_path / "out"
+    append_record(out / machine_name("cpu") / ANOTHER / "records.jsonl", checked)
+    return out
+
+
+def test_a_run_measures_every_cell_and_a_second_one_nothing(whole: Whole) -> None:
+    plan, out, result, observer = whole.plan, whole.out, whole.result, whole.observer
     assert result.counts == {"ok": 10}
     assert (result.skipped, result.interrupted) == ({}, False)
     records = records_in(out)
@@ -246,7 +279,7 @@ def test_running_out_of_memory_before_any_cell_is_no_outcome_of_the_cells(tmp_pa
     )
 
 
-def test_a_signal_ends_the_run_and_keeps_what_is_measured(tmp_path: Path) -> None:
+def test_a_signal_ends_the_run_and_keeps_what_is_measured(tmp_path: Path, checked_out: Path) -> None:
     path = write_experiment(tmp_path, TRANSFORMER, PROFILE, grid("prefill", 8, 16, 24))
     started = 0
 
@@ -258,10 +291,10 @@ def test_a_signal_ends_the_run_and_keeps_what_is_measured(tmp_path: Path) -> Non
                 os.kill(event.pid, signal.SIGSTOP)  # so that it does not end before the signal is met
                 os.kill(os.getpid(), signal.SIGTERM)
 
-    result = run_plan(plan_for(path), tmp_path / "out", fresh=False, observer=Observer(stop_at_second_cell))
+    result = run_plan(plan_for(path), checked_out, fresh=False, observer=Observer(stop_at_second_cell))
     assert result.interrupted
     assert result.counts == {"ok": 1}
-    assert len(records_in(tmp_path / "out")) == 1
+    assert len(records_in(checked_out)) == 1
     assert no_workers()
 
 
@@ -572,11 +605,11 @@ def test_a_worker_that_is_killed_once_before_its_first_cell_costs_nothing(
 
 
 def test_a_second_run_waits_unless_it_is_interrupted_and_skips_what_the_first_has_done(
-    tmp_path: Path, drive: Callable[[Path, Path], subprocess.Popen[str]]
+    tmp_path: Path, checked_out: Path, drive: Callable[[Path, Path], subprocess.Popen[str]]
 ) -> None:
-    path, out = write_experiment(tmp_path, TRANSFORMER, PROFILE, grid("memory", 8, 16)), tmp_path / "out"
+    path, out = write_experiment(tmp_path, TRANSFORMER, PROFILE, grid("memory", 8, 16)), checked_out
     plan, first = plan_for(path), drive(path, out)
-    wait_for(first, "Preparing")
+    wait_for(first, "RoundStarted")
 
     def stop(event: events.RunEvent) -> None:
         if isinstance(event, events.WaitingForLock):
@@ -594,7 +627,7 @@ def test_a_second_run_waits_unless_it_is_interrupted_and_skips_what_the_first_ha
     assert len(records_in(out)) == 2
 
 
-def test_a_full_disk_is_a_clear_error_and_what_was_there_is_intact(tmp_path: Path) -> None:
+def test_a_full_disk_is_a_clear_error_and_what_was_there_is_intact(tmp_path: Path, checked_out: Path) -> None:
     path = write_experiment(tmp_path, TRANSFORMER, PROFILE, grid("prefill", 8, 16, 24))
     done: list[int] = []
 
@@ -602,15 +635,16 @@ def test_a_full_disk_is_a_clear_error_and_what_was_there_is_intact(tmp_path: Pat
         if isinstance(event, events.CellDone):
             done.append(event.cell.point.context_len)
         if isinstance(event, events.CellStarted) and done:
-            (file,) = (tmp_path / "out").rglob("*.jsonl")
+            (file,) = (path for path in checked_out.rglob("*.jsonl") if path.parent.name != ANOTHER)
             room = file.stat().st_size + 100
             resource.prlimit(event.pid, resource.RLIMIT_FSIZE, (room, room))
 
     with pytest.raises(
         StorageError, match=r"could not be written: File too large\. Everything before it is intact"
     ):
-        run_plan(plan_for(path), tmp_path / "out", fresh=False, observer=Observer(fill_after_first))
-    assert [one.point.context_len for one in records_in(tmp_path / "out")] == done
+        run_plan(plan_for(path), checked_out, fresh=False, observer=Observer(fill_after_first))
+    assert done
+    assert [one.point.context_len for one in records_in(checked_out)] == done
     assert no_workers()
 
 

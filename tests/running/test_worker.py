@@ -140,7 +140,9 @@ def test_a_worker_stores_weights_for_compiled_steps_as_an_earlier_one_of_the_run
     cell = next(cell for cell in plan.cells if cell.model_name == "transformer" and cell.workload == "decode")
     found = {"slice_width": 0, "onednn_rows": 0, "packed_rows, float32": 0, "by_output, float32": int(loops)}
     told = {"products": found, "cells": (cell,)}
-    received, _ = ask(make_job(plan, tmp_path, task="measure").model_copy(update=told))
+    # How weights are stored does not depend on the compiler; one compilation by a worker is enough.
+    without = {} if loops else {"TORCHDYNAMO_DISABLE": "1"}
+    received, _ = ask(make_job(plan, tmp_path, task="measure").model_copy(update=told), without)
     assert [one.status for one in received if isinstance(one, Done)] == ["ok"]
     ((record,), _) = read_records(tmp_path / "a.jsonl")
     assert record.backend["weight_layout"] == layout

@@ -130,9 +130,11 @@ class AheadRule(Strict):
     kind: Literal["ahead"]
     workload: Literal["perplexity", "zeroshot"]
     tasks: tuple[str, ...] = ()
-    """All measured tasks when empty."""
+    """All measured tasks when empty; of perplexity, the names that one text may have."""
     protocol: str | None = None
     context_lens: tuple[int, ...] = ()
+    longest_context: int | None = None
+    """Longest context that counts, as in `CrossesRule`; any when absent."""
     num_fewshot: int | None = None
     challenger: Side
     reference: Side
@@ -145,6 +147,7 @@ class AheadRule(Strict):
             and (not self.tasks or point.task in self.tasks)
             and self.protocol in (None, point.protocol)
             and (not self.context_lens or point.context_len in self.context_lens)
+            and (self.longest_context is None or point.context_len <= self.longest_context)
             and self.num_fewshot in (None, point.num_fewshot)
         )
 
@@ -218,6 +221,8 @@ class Scale(Strict):
     """Fewest tokens that the models were trained on."""
     context_len: int | None = None
     """Shortest context of an evaluation."""
+    text: str | None = None
+    """Text that the claim names and that no corpus of this package is: then no record has the paper's conditions."""
     having: tuple[Feature, ...] = ()
     without: tuple[Feature, ...] = ()
 
@@ -247,6 +252,8 @@ class Claim(Strict):
     statement: str
     source: str
     """Paper and table or figure."""
+    note: str | None = None
+    """Remark that is printed with every result: what the result does not show."""
     numbers: tuple[str, ...] = ()
     """Places in the papers' data; a rule that compares with a printed number takes the first."""
     experiments: tuple[str, ...] = ()

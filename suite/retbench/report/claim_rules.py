@@ -1,10 +1,12 @@
 """Verdict of each kind of rule on costs, on one set of records.
 
 Intervals decide. A time takes two rounds or more; bytes are counted, so that one value decides. An interval that is too
-wide gives no verdict: noise neither confirms a claim nor refutes it. `partly` is an advantage that is shown, but not as
-large as printed. Other conditions than the paper's are judged at the nearest smaller point that was measured.
+wide gives no verdict: noise neither confirms a claim nor refutes it. `partly` is an interval that is all of it an
+advantage, but smaller than printed. Other conditions than the paper's are judged at the nearest smaller point that was
+measured.
 """
 
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
@@ -43,6 +45,9 @@ class ClaimFinding(NamedTuple):
     """Value with its interval and point; what is needed where there are no records."""
     notes: tuple[str, ...] = ()
     """The paper's number, points that failed, and the command that narrows the interval."""
+    distance: tuple[float, ...] = ()
+    """Doublings between the claim's point and the measured one; of a range, those that were not measured and those of
+    the other coordinate. Empty where there is no value, and for rules without a point."""
 
     @property
     def text(self) -> str:
@@ -81,9 +86,11 @@ def judge_cost(claim: Claim, setup: Setup, *, at_scale: bool) -> ClaimFinding | 
         case RatioRule() as rule:
             return _judge_ratio(claim, rule, setup, at_scale)
         case LevelRule() as rule:
-            return _judge_level(rule, setup, at_scale)
+            series = _series(rule, setup, 2, at_scale)
+            return series and _judge_level(rule, setup, series)._replace(distance=series.distance)
         case GrowsRule() as rule:
-            return _judge_growth(rule, setup, at_scale)
+            series = _series(rule, setup, 3, at_scale)  # a line goes through any two points
+            return series and _judge_growth(rule, setup, series)._replace(distance=series.distance)
         case ShareRule() as rule:
             return _judge_share(claim, rule, setup, at_scale)
         case GateRule():
@@ -114,11 +121,16 @@ def _shared_rounds(tables: Collection[Mapping[int, float]]) -> list[int]:
 
 
 def _nearest(points: Collection[Point], wanted: Point, at_scale: bool) -> Point | None:
-    """Return `wanted` where it was measured; else, unless `at_scale`, the largest smaller context and batch."""
+    """Return `wanted` where it was measured; else, unless `at_scale`, the nearest of no larger context and batch."""
     if wanted in points or at_scale:
         return wanted if wanted in points else None
     below = [point for point in points if point[0] <= wanted[0] and point[1] <= wanted[1]]
-    return max(below, key=lambda point: (point[1], point[0]), default=None)
+    return min(below, key=lambda point: (_distance(point, wanted), -point[1]), default=None)
+
+
+def _distance(point: Point, wanted: Point) -> tuple[float]:
+    """Return how many doublings of batch size and context length lie between two points."""
+    return (sum(abs(math.log2(one / other)) for one, other in zip(point, wanted, strict=True)),)
 
 
 def _failure(sides: Sequence[Cells], point: Point) -> str:
@@ -134,13 +146,19 @@ def _is_counted(metric: str) -> bool:
     return metric.endswith(("_bytes", "_batch"))
 
 
-def _series(
-    rule: LevelRule | GrowsRule, setup: Setup, fewest: int, at_scale: bool
-) -> tuple[dict[int, list[float]], str]:
-    """Return the cost along a range, and the range in words: by step, the values in the rounds that all steps share.
+class _Series(NamedTuple):
+    """A cost along a range: by step, the values in the rounds that all steps share."""
 
-    There is no cost where there are fewer than `fewest` steps, or no shared round. At the paper's scale the range has
-    to be complete. Otherwise, the other coordinate is the largest one up to the paper's that has enough steps.
+    costs: Mapping[int, Sequence[float]]
+    range_words: str
+    distance: tuple[float, float]
+
+
+def _series(rule: LevelRule | GrowsRule, setup: Setup, fewest: int, at_scale: bool) -> _Series | None:
+    """Return the cost along a range; None where there are fewer than `fewest` steps, or no shared round.
+
+    At the paper's scale the range has to be complete. Otherwise, the other coordinate is the largest one up to the
+    paper's that has enough steps.
     """
     axis = ("batch_size", "context_len").index(rule.along)
     first, last = rule.within
@@ -156,9 +174,14 @@ def _series(
         }
         if len(tables) >= fewest and (not at_scale or {first, last} <= tables.keys()):
             rounds = _shared_rounds(tables.values())
+            if not rounds:
+                return None
             costs = {step: [values[number] for number in rounds] for step, values in tables.items()}
-            return (costs if rounds else {}), _range_words(rule, list(costs), other)
-    return {}, ""
+            steps = list(costs)
+            unmeasured = math.log2(steps[0] / first) + math.log2(last / steps[-1])
+            distance = unmeasured, math.log2(rule.at / other)
+            return _Series(costs, _range_words(rule, steps, other), distance)
+    return None
 
 
 def _at(point: Point) -> str:
@@ -217,12 +240,14 @@ def _judge_ratio(claim: Claim, rule: RatioRule, setup: Setup, at_scale: bool) ->
     advantage, unpaired = found
     words = f"{(_saving_words if rule.saved else _ratio_words)(advantage)} {_at(point)}"
     words += " (unpaired: measured in different sessions)" if unpaired else ""
+    distance = _distance(point, wanted)
     if advantage.low is None and not _is_counted(rule.metric):
-        return _one_round(words)
+        return _one_round(words)._replace(distance=distance)
     verdict, is_open = _ratio_verdict(advantage, 1 / (1 - claim.printed) if rule.saved else claim.printed)
     printed = format_percent(claim.printed) if rule.saved else f"{claim.printed:.3g}×"
     more = _more_rounds(setup, advantage.num_rounds) if is_open else ""
-    return ClaimFinding(verdict, words, tuple(filter(None, (f"the paper {printed}", failure, more))))
+    notes = tuple(filter(None, (f"the paper {printed}", failure, more)))
+    return ClaimFinding(verdict, words, notes, distance)
 
 
 def decided(is_reproduced: bool, measured: str, *notes: str) -> ClaimFinding:
@@ -235,14 +260,14 @@ def _one_round(words: str) -> ClaimFinding:
 
 
 def _ratio_verdict(advantage: Interval, printed: float) -> tuple[Verdict, bool]:
-    """Return the verdict on an advantage, and True where more rounds could improve it."""
+    """Return the verdict on an advantage, and True where the interval is too wide for one."""
     low, high = _ends(advantage)
     enough = 1 + (printed - 1) * (1 - TOLERANCE)
     if low >= enough:
         return "reproduced", False
-    if low > 1:
-        return "partly", high >= enough
-    return ("not_reproduced", False) if high <= 1 else ("not_testable", True)
+    if high <= 1:
+        return "not_reproduced", False
+    return ("partly", False) if low > 1 and high < enough else ("not_testable", True)
 
 
 def _ends(ratio: Interval) -> tuple[float, float]:
@@ -250,11 +275,9 @@ def _ends(ratio: Interval) -> tuple[float, float]:
     return (ratio.value, ratio.value) if ratio.low is None or ratio.high is None else (ratio.low, ratio.high)
 
 
-def _judge_level(rule: LevelRule, setup: Setup, at_scale: bool) -> ClaimFinding | None:
+def _judge_level(rule: LevelRule, setup: Setup, series: _Series) -> ClaimFinding:
     """Compare the cost at the last step with that at the first, and look for an outlier between them."""
-    costs, range_words = _series(rule, setup, 2, at_scale)
-    if not costs:
-        return None
+    costs, range_words, _ = series
     margin = LEVEL_MARGIN if rule.margin is None else rule.margin
     steps, by_round = list(costs), list(zip(*costs.values(), strict=True))
     if _is_counted(rule.metric):
@@ -273,11 +296,9 @@ def _judge_level(rule: LevelRule, setup: Setup, at_scale: bool) -> ClaimFinding 
     return ClaimFinding("not_testable", words, (_more_rounds(setup, len(by_round)),))
 
 
-def _judge_growth(rule: GrowsRule, setup: Setup, at_scale: bool) -> ClaimFinding | None:
+def _judge_growth(rule: GrowsRule, setup: Setup, series: _Series) -> ClaimFinding:
     """Look for a rise at every step, and where the claim says so for a straight line."""
-    by_length, range_words = _series(rule, setup, 3, at_scale)  # a line goes through any two points
-    if not by_length:
-        return None
+    by_length, range_words, _ = series
     is_counted = _is_counted(rule.metric)
     costs = [values[:1] if is_counted else values for values in by_length.values()]
     whole = ratio_interval(costs[-1], costs[0])
@@ -301,7 +322,8 @@ def _judge_growth(rule: GrowsRule, setup: Setup, at_scale: bool) -> ClaimFinding
 def _judge_share(claim: Claim, rule: ShareRule, setup: Setup, at_scale: bool) -> ClaimFinding | None:
     """Compare the sum of some bytes over others with the printed share."""
     cells = _cells(setup.challenger, rule.workload)
-    point = _nearest(cells, (rule.batch_size, rule.context_len), at_scale)
+    wanted = rule.batch_size, rule.context_len
+    point = _nearest(cells, wanted, at_scale)
     if point is None:
         return None
     tables = {name: _values(cells[point], name) for name in (*rule.parts, rule.of)}
@@ -311,7 +333,8 @@ def _judge_share(claim: Claim, rule: ShareRule, setup: Setup, at_scale: bool) ->
     share = sum(tables[name][rounds[0]] for name in rule.parts) / tables[rule.of][rounds[0]]
     printed = f"the paper {format_percent(claim.printed)}"
     is_reproduced = share <= claim.printed * (1 + TOLERANCE)
-    return decided(is_reproduced, f"{format_percent(share)} {_at(point)}", printed)
+    finding = decided(is_reproduced, f"{format_percent(share)} {_at(point)}", printed)
+    return finding._replace(distance=_distance(point, wanted))
 
 
 def _judge_equivalence(setup: Setup) -> ClaimFinding | None:

@@ -21,9 +21,11 @@ if TYPE_CHECKING:
 LEGEND = (
     "Only records under a paper's own conditions decide a claim; records of other conditions are listed with it and "
     "decide nothing. An advantage is reproduced if its whole interval reaches "
-    f"{100 * (1 - TOLERANCE):.0f} % of the printed one, and partly reproduced if an advantage is shown but a smaller "
-    "one. A cost is the same at every length if its 90 % interval lies within "
-    f"{100 * LEVEL_MARGIN:.0f} %; all other intervals are of 95 %. A claim is undecided where the interval is too wide."
+    f"{100 * (1 - TOLERANCE):.0f} % of the printed one, and partly reproduced if the whole interval is an advantage, "
+    "but a smaller one. A cost is the same at every length if its 90 % interval lies within "
+    f"{100 * LEVEL_MARGIN:.0f} %; all other intervals are of 95 %. A claim is undecided where the interval is too "
+    "wide, or where the records say nothing about it. A perplexity at a longer context than the training's does not "
+    "count."
 )
 """Meaning of the verdicts."""
 _SCOPE_WORDS = {"paper": "as in the paper", "strong": "strong Transformer", "elsewhere": "other conditions"}
@@ -165,8 +167,8 @@ def _entry(each: JudgedClaim, drawings: "Sequence[Drawing]") -> ClaimEntry:
 def _main_rows(each: JudgedClaim) -> list[tuple[ClaimRow, int]]:
     """Return one measured row per origin and scope, with the number of measured rows like it, the user's own first.
 
-    Of several rows it is that of the verdict under the paper's conditions, and otherwise one that decides, with the
-    paper's kind of baseline, of the experiment that the claim names first; of several the newest.
+    Of several rows it is that of the verdict under the paper's conditions, and otherwise the nearest to the claim; of
+    several the newest.
     """
     alike: dict[tuple[bool, str], list[ClaimRow]] = {}
     for row in each.rows:
@@ -180,11 +182,15 @@ def _main_rows(each: JudgedClaim) -> list[tuple[ClaimRow, int]]:
     return chosen
 
 
-def _distance(claim: Claim, row: ClaimRow) -> tuple[bool, int, int]:
-    """Return how far a row is from the subject of a claim; the least is the nearest."""
-    unlike = row.features & set(claim.scale.without)
+def _distance(claim: Claim, row: ClaimRow) -> tuple[object, ...]:
+    """Return how far a row is from the subject of a claim; the least is the nearest.
+
+    Another baseline is another subject. Then the point or range counts, then whether the row decides, whether the steps
+    ran as in the paper, and the order of the claim's experiments.
+    """
+    distance, unlike = row.finding.distance, row.features & set(claim.scale.without)
     named = claim.experiments.index(row.experiment) if row.experiment in claim.experiments else 0
-    return not row.finding.decides, len(unlike), named
+    return len(unlike - {"graphs"}), not distance, distance, not row.finding.decides, len(unlike), named
 
 
 def _results(each: JudgedClaim) -> tuple[ClaimResult, ...]:

@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 
 from retbench.architectures.recorded import baseline_features, unusual_settings
 from retbench.architectures.registry import is_baseline
+from retbench.architectures.sizes import find_size
 from retbench.papers.claims import (
     AheadRule,
     Claim,
@@ -31,8 +32,10 @@ from retbench.report.document_comparisons import Folders
 from retbench.report.frames import ComparableSet, Results, keep_latest, set_of, started
 from retbench.report.points import (
     fact,
+    is_final,
     mismatch,
     num_trained_tokens,
+    replicate_of,
 )
 from retbench.report.quality_rules import (
     QualityLead,
@@ -134,7 +137,7 @@ def judge(claim: Claim, results: Results) -> JudgedClaim:
     for is_published in (False, True):
         mine = [record for record in records if results.source_of(record).is_published == is_published]
         is_quality = isinstance(claim.rule, QualityRule)
-        rows = _quality_rows(claim, mine, results.folders) if is_quality else _cost_rows(claim, mine)
+        rows = _quality_rows(claim, mine, results) if is_quality else _cost_rows(claim, mine)
         for row in rows:
             files = sorted({results.source_of(record).path for record in row.records})
             found.append(replace(row, is_published=is_published, files=tuple(files)))
@@ -183,6 +186,8 @@ def _conditions(claim: Claim, *, is_strong: bool = False) -> str:
         parts.append(f"trained on {format_count(scale.num_tokens)} tokens")
     if scale.context_len:
         parts.append(f"contexts of {format_tokens(scale.context_len)}")
+    if scale.text:
+        parts.append(f"on {scale.text}")
     parts += [FEATURE_WORDS[feature][0] for feature in (claim.strong if is_strong else scale.having)]
     parts += [FEATURE_WORDS[feature][1] for feature in (() if is_strong else scale.without)]
     return ", ".join(parts) or "any"
@@ -206,10 +211,22 @@ def _cost_rows(claim: Claim, records: Iterable[Record]) -> list[ClaimRow]:
         words = describe_setup(setup.records)
         key = setup.latest.experiment, words, setup.challenger[0].model.name
         if scope and finding and (key not in rows or finding.decides > rows[key].finding.decides):
-            short = f"{format_size(setup.latest.model.size)}, {device_name(setup.latest)}"
+            short = ", ".join(
+                [format_size(setup.latest.model.size), device_name(setup.latest), *_step_words(claim, setup)]
+            )
+            finding = finding._replace(notes=(*finding.notes, *filter(None, [claim.note])))
             records = _in_order(setup.records)
             rows[key] = ClaimRow(scope, words, finding, records, features=features, short=short)
     return list(rows.values())
+
+
+def _step_words(claim: Claim, setup: Setup) -> list[str]:
+    """Return how the decode steps ran, of a claim about them: 'eager', 'compiled' or 'CUDA graphs'."""
+    if isinstance(claim.rule, GateRule) or setup.latest.workload != "decode":
+        return []
+    ran = next((record.backend for record in setup.records if record.status == "ok"), {})
+    words = [word for name, word in (("compile", "compiled"), ("cuda_graph", "CUDA graphs")) if ran.get(name)]
+    return words or ["eager"]
 
 
 def _scope(claim: Claim, record: Record, features: frozenset[str]) -> Scope | None:
@@ -270,8 +287,9 @@ def describe_setup(records: Sequence[Record]) -> str:
     return ", ".join(parts)
 
 
-def _quality_rows(claim: Claim, records: Iterable[Record], folders: Folders) -> list[ClaimRow]:
+def _quality_rows(claim: Claim, records: Iterable[Record], results: Results) -> list[ClaimRow]:
     """Return a row per size, the newest first; under other conditions than the paper's, a row per size and seed."""
+    trainings = [each for each in results.records if replicate_of(each) == "seed" and is_final(each)]
     groups: dict[tuple[ComparableSet, str], list[Record]] = {}
     for record in records:
         if record.status == "ok":
@@ -280,7 +298,7 @@ def _quality_rows(claim: Claim, records: Iterable[Record], folders: Folders) -> 
     found = [
         row
         for (_, lacking), group in groups.items()
-        for row in _judge_quality(claim, newest_evaluations(group)[0], lacking, folders)
+        for row in _judge_quality(claim, newest_evaluations(group)[0], lacking, results.folders, trainings)
     ]
     newest: dict[str, ClaimRow] = {}
     for row in sorted(found, key=lambda row: started(row.records[-1]), reverse=True):
@@ -290,16 +308,17 @@ def _quality_rows(claim: Claim, records: Iterable[Record], folders: Folders) -> 
 
 
 def _lacking(scale: Scale, record: Record) -> str:
-    """Describe the shortfall of a record against the paper's evaluation: fewer documents, or a shorter context."""
+    """Describe what a record lacks of the paper's evaluation: documents, a part of the context, or the text."""
     limit, context_len = fact(record, "limit"), record.point.context_len
     parts = [] if limit is None else [f"{limit} documents"]
     if scale.context_len is not None and context_len < scale.context_len:
         parts.append(f"at {format_tokens(context_len)}")
-    return " ".join(parts)
+    text = [f"not on {scale.text}"] if scale.text else []
+    return ", ".join(filter(None, [" ".join(parts), *text]))
 
 
 def _judge_quality(
-    claim: Claim, records: Sequence[Record], lacking: str, folders: Folders
+    claim: Claim, records: Sequence[Record], lacking: str, folders: Folders, trainings: Sequence[Record]
 ) -> Iterator[ClaimRow]:
     """Judge records under the same conditions: each model, each pair of models, or all sizes in one."""
     match claim.rule:
@@ -310,7 +329,7 @@ def _judge_quality(
                     finding = judge_near(claim, rule, record.metrics[rule.metric].value)
                     yield _quality_row(claim, rule.checkpoint, lacking, finding, (record,))
         case AheadRule() as rule:
-            for instance, leads in find_leads(rule, records, folders).items():
+            for instance, leads in find_leads(rule, records, folders, trainings).items():
                 sides = [record for lead in leads for record in lead.records]
                 models = f"{format_size(instance.size)}, {_describe_training(sides)}"
                 row = _quality_row(claim, models, lacking, judge_ahead(rule, leads), sides)
@@ -323,8 +342,10 @@ def _judge_quality(
                 yield row if instance.seed is None else replace(row, seeds=(instance.seed,))
         case CrossesRule() as rule:
             by_size: dict[str, list[QualityLead]] = {}
-            for instance, leads in find_leads(rule, records, folders).items():
-                by_size.setdefault(instance.size, []).extend(leads)
+            for instance, leads in find_leads(rule, records, folders, trainings).items():
+                within = [lead for lead in leads if not lead.is_beyond]
+                if within:
+                    by_size.setdefault(instance.size, []).extend(within)
             if len(by_size) > 1:
                 yield _crossing_row(claim, rule, by_size, lacking)
 
@@ -332,14 +353,31 @@ def _judge_quality(
 def _crossing_row(
     claim: Claim, rule: CrossesRule, leads: Mapping[str, Sequence[QualityLead]], lacking: str
 ) -> ClaimRow:
-    """Judge the sizes of the claim where all were measured, else the smallest and the largest size."""
-    sizes = sorted(leads, key=lambda size: leads[size][0].records[0].model.num_params_nonembedding)
+    """Judge the sizes of the claim where all were measured, else the smallest and the largest size.
+
+    These two show nothing unless they lie on either side of the crossing, within 1 % as matched sizes do.
+    """
+    params = {size: leads[size][0].records[0].model.num_params_nonembedding for size in leads}
+    sizes = sorted(leads, key=params.__getitem__)
     is_complete = {*rule.behind_at, *rule.ahead_at} <= set(sizes)
     small, large = (rule.behind_at, rule.ahead_at) if is_complete else (sizes[:1], sizes[-1:])
     finding = judge_crossing({size: leads[size] for size in small}, {size: leads[size] for size in large})
+    before, after = rule.behind_at[-1], rule.ahead_at[0]
+    is_spanned = params[small[0]] <= 1.01 * _budget(before) and params[large[0]] >= 0.99 * _budget(after)
+    if not is_complete and not is_spanned:
+        reason = (
+            f"these sizes do not span the crossing between {format_size(before)} and {format_size(after)}"
+        )
+        finding = ClaimFinding("not_testable", f"{finding.measured}; {reason}")
     records = [record for size in (*small, *large) for lead in leads[size] for record in lead.records]
     models = f"{format_size(sizes[0])} to {format_size(sizes[-1])}, {_describe_training(records)}"
     return _quality_row(claim, models, lacking, finding, records)
+
+
+def _budget(size: str) -> int:
+    """Return the non-embedding parameters of a size."""
+    found = find_size(size)
+    return 12 * found.d_model**2 * found.num_layers
 
 
 def _quality_row(

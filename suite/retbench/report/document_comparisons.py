@@ -70,6 +70,7 @@ class DocumentComparison:
         difference: Bits per byte or token of the model less the reference's.
         accuracies: Comparison of each accuracy of a zero-shot task.
         slices: Of slices of a text, each metric of the model less the reference's.
+        reference_gain: Of slices of a text, the reference's own gain of a repeated pair; None where none is repeated.
         refusal: Why there is no number; None where there is one.
         unit: Denominator of the bits: tokens of one tokenizer where the scored text has no whole bytes.
     """
@@ -82,6 +83,7 @@ class DocumentComparison:
     difference: Estimate | None = None
     accuracies: Mapping[str, PairedAccuracy] = field(default_factory=dict)
     slices: Mapping[str, Estimate] = field(default_factory=dict)
+    reference_gain: Estimate | None = None
     refusal: str | None = None
     unit: Unit = "byte"
 
@@ -96,7 +98,8 @@ def compare(mine: Record, theirs: Record, folders: Folders) -> DocumentCompariso
         rows, scores = (_rows(mine, folders), _rows(theirs, folders)), scores_of(mine.workload)
         if scores == "slices":
             _check_same_documents(("name", "num_bytes", "num_hits", "num_first", "copied_bytes"), *rows)
-            return DocumentComparison(*lead, slices=_compare_slices(mine, theirs, *rows))
+            slices = _compare_slices(mine, theirs, *rows)
+            return DocumentComparison(*lead, slices=slices, reference_gain=_gain(rows[1]))
         if scores == "text":
             _check_same_documents(("name", "num_bytes"), *rows)
             unit, ratio, difference = _compare_losses(mine, theirs, *rows)
@@ -214,6 +217,13 @@ def _compare_slices(mine: Record, theirs: Record, own: Rows, other: Rows) -> dic
             _check_mean(record, metric, sum(values) / sum(counts))
         found[metric] = ratio_of_sums([one - two for one, two in zip(*sums, strict=True)], counts)
     return found
+
+
+def _gain(rows: Rows) -> Estimate | None:
+    """Return the gain of a repeated pair in nats per word; None where no pair is repeated."""
+    top, bottom, _ = SLICES["hit_gain_nats"]
+    gains, counts = ([_number(row, name, n) for n, row in enumerate(rows)] for name in (top, bottom))
+    return ratio_of_sums(gains, counts) if sum(counts) else None
 
 
 def _check_same_tokens(mine: Record, theirs: Record, own: Rows, other: Rows) -> None:

@@ -21,6 +21,7 @@ from retbench.report.points import (
     replicate_of,
     scores_of,
     task_point_of,
+    trained_length,
 )
 from retbench.report.provenance import describe_conditions
 from retbench.report.selection import Selection
@@ -158,23 +159,7 @@ class Evaluations:
 
     def trained_length(self, records: Sequence[Record]) -> int | None:
         """Return the sequence length of the training of all these models; None if unknown or not one number."""
-        lengths = {self._trained_length(record) for record in records}
-        return lengths.pop() if len(lengths) == 1 else None
-
-    def _trained_length(self, record: Record) -> int | None:
-        weights = record.model.weights
-        if weights is None:
-            return None
-        lengths = {
-            training.point.context_len
-            for training in self.trainings
-            if training.model.weights
-            and (
-                training.model.weights.fingerprint == weights.fingerprint
-                or (training.model.name, instance_of(training), num_trained_tokens(training))
-                == (record.model.name, instance_of(record), weights.num_tokens)
-            )
-        }
+        lengths = {trained_length(record, self.trainings) for record in records}
         return lengths.pop() if len(lengths) == 1 else None
 
     @property

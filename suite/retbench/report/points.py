@@ -161,6 +161,23 @@ def num_trained_tokens(record: Record) -> int | None:
     return record.model.weights.num_tokens if record.model.weights else None
 
 
+def trained_length(record: Record, trainings: Iterable[Record]) -> int | None:
+    """Return the sequence length of the training of a record's weights; None if unknown or not one number."""
+    weights = record.model.weights
+    if weights is None:
+        return None
+    known = [each for each in trainings if each.model.weights]
+    found = [
+        each for each in known if each.model.weights and each.model.weights.fingerprint == weights.fingerprint
+    ]
+    wanted = record.model.name, instance_of(record), weights.num_tokens
+    found = found or [
+        each for each in known if (each.model.name, instance_of(each), num_trained_tokens(each)) == wanted
+    ]
+    lengths = {each.point.context_len for each in found}
+    return lengths.pop() if len(lengths) == 1 else None
+
+
 def accuracy(record: Record) -> tuple[float, int] | None:
     """Return the share of right answers and the number of questions; None unless the record has both."""
     share, documents = record.metrics.get("acc"), record.documents

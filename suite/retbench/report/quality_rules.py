@@ -11,10 +11,10 @@ from retbench.papers.papers import find_number
 from retbench.records.record import Record
 from retbench.report.claim_rules import ClaimFinding, decided
 from retbench.report.document_comparisons import Folders, compare
-from retbench.report.points import ModelInstance, instance_of, task_point_of
+from retbench.report.points import ModelInstance, instance_of, scores_of, task_point_of, trained_length
 from retbench.report.slice_findings import difference_words
 from retbench.stats.paired import Estimate
-from retbench.units import format_percent, format_size
+from retbench.units import format_percent, format_size, format_tokens
 
 
 class QualityLead(NamedTuple):
@@ -26,10 +26,22 @@ class QualityLead(NamedTuple):
     records: tuple[Record, Record]
     lead: float
     is_significant: bool | None
+    trained_len: int | None = None
+    """Sequence length of the training, of both models the shorter one; None where it is not known."""
+
+    @property
+    def is_beyond(self) -> bool:
+        """True of a perplexity at a longer context than that of the training, where models extrapolate."""
+        record = self.records[0]
+        is_longer = self.trained_len is not None and record.point.context_len > self.trained_len
+        return is_longer and scores_of(record.workload) == "text"
 
 
 def find_leads(
-    rule: AheadRule | CrossesRule, records: Sequence[Record], folders: Folders
+    rule: AheadRule | CrossesRule,
+    records: Sequence[Record],
+    folders: Folders,
+    trainings: Sequence[Record] = (),
 ) -> dict[ModelInstance, list[QualityLead]]:
     """Compare both sides wherever they may be compared; by size and seed."""
     found: dict[ModelInstance, list[QualityLead]] = {}
@@ -42,7 +54,9 @@ def find_leads(
         theirs = references.get((task_point_of(record), instance_of(record)))
         lead = _lead(record, theirs, folders) if theirs and rule.challenger.has(record) else None
         if lead is not None:
-            found.setdefault(instance_of(record), []).append(lead)
+            lengths = [trained_length(side, trainings) for side in lead.records]
+            shortest = min((length for length in lengths if length is not None), default=None)
+            found.setdefault(instance_of(record), []).append(lead._replace(trained_len=shortest))
     return found
 
 
@@ -60,10 +74,20 @@ def _lead(mine: Record, theirs: Record, folders: Folders) -> QualityLead | None:
 
 
 def judge_ahead(rule: AheadRule, leads: Sequence[QualityLead]) -> ClaimFinding:
-    """Judge whether the challenger is ahead at every evaluation.
+    """Judge whether the challenger is ahead at every evaluation within the length of the training.
 
     `reproduced` takes every task and context of the claim, and significant leads at half of the evaluations or more.
     """
+    within = [each for each in leads if not each.is_beyond]
+    if len(within) < len(leads):
+        lengths = sorted({each.trained_len for each in leads if each.is_beyond and each.trained_len})
+        beyond = f"longer than the {', '.join(map(format_tokens, lengths))} tokens of the training"
+        if not within:
+            return ClaimFinding("not_testable", f"no evaluation counts: {beyond}")
+        finding = judge_ahead(rule, within)
+        return finding._replace(
+            measured=f"{finding.measured}; {len(leads) - len(within)} not counted: {beyond}"
+        )
     ahead = [each for each in leads if each.lead > 0]
     sure = [each for each in ahead if each.is_significant]
     behind = [each for each in leads if each.lead < 0 and each.is_significant]
@@ -77,18 +101,16 @@ def judge_ahead(rule: AheadRule, leads: Sequence[QualityLead]) -> ClaimFinding:
     if not sure:
         return ClaimFinding("not_reproduced" if behind else "not_testable", text)
     points = [each.records[0].point for each in leads]
-    is_complete = {point.task for point in points} >= set(rule.tasks) and (
-        {point.context_len for point in points} >= set(rule.context_lens)
-    )
+    has_tasks = rule.workload == "perplexity" or {point.task for point in points} >= set(rule.tasks)
+    is_complete = has_tasks and {point.context_len for point in points} >= set(rule.context_lens)
     is_whole = is_complete and len(ahead) == len(leads) and 2 * len(sure) >= len(leads)
     return ClaimFinding("reproduced" if is_whole else "partly", text)
 
 
 def _lead_words(low: float, high: float) -> str:
     """Format the least and the largest lead: 'lead -1.0 % to 2.0 %', or 'behind by 5.3 % to 6.3 %'."""
-    if high < 0:
-        return f"behind by {format_percent(-high)} to {format_percent(-low)}"
-    return f"lead {format_percent(low)} to {format_percent(high)}"
+    words, ends = ("behind by", (-high, -low)) if high < 0 else ("lead", (low, high))
+    return f"{words} {' to '.join(dict.fromkeys(map(format_percent, ends)))}"
 
 
 def judge_crossing(
@@ -130,6 +152,20 @@ class SlicesPair(NamedTuple):
 
     records: tuple[Record, Record]
     slices: Mapping[str, Estimate]
+    reference_gain: Estimate
+    """The reference's own gain of a repeated pair: above 0 where it recalls."""
+
+    @property
+    def text(self) -> str:
+        """Both differences, and the reference's gain where its interval is not above 0."""
+        text = (
+            f"{difference_words(self.slices['hit_nats'])} nats per word on repeated pairs, "
+            f"{difference_words(self.slices['first_nats'])} on new ones"
+        )
+        gain = self.reference_gain
+        if gain.low is None or gain.low > 0:
+            return text
+        return f"{text}; the reference is not shown to recall, its gain of a repeated pair is {difference_words(gain)}"
 
 
 def find_slice_pairs(
@@ -143,31 +179,30 @@ def find_slice_pairs(
         if other is None or not rule.challenger.has(record):
             continue
         made = compare(record, other, folders)
-        if {"hit_nats", "first_nats"} <= made.slices.keys():
-            found.setdefault(instance_of(record), []).append(SlicesPair((record, other), made.slices))
+        if {"hit_nats", "first_nats"} <= made.slices.keys() and made.reference_gain is not None:
+            pair = SlicesPair((record, other), made.slices, made.reference_gain)
+            found.setdefault(instance_of(record), []).append(pair)
     return found
 
 
 def judge_slices(claim: Claim, pairs: Sequence[SlicesPair]) -> ClaimFinding:
     """Judge whether the challenger loses on repeated pairs, and there more than on new ones, in every evaluation.
 
-    Losing more on repeated pairs than on new ones is a smaller gain of a repeated pair. Only intervals decide.
+    Losing more on repeated pairs than on new ones is a smaller gain of a repeated pair. Only intervals decide, and only
+    where the reference recalls: where neither model does, neither recalls less.
     """
-    text = "; ".join(
-        f"{difference_words(pair.slices['hit_nats'])} nats per word on repeated pairs, "
-        f"{difference_words(pair.slices['first_nats'])} on new ones"
-        for pair in pairs
-    )
+    text = "; ".join(pair.text for pair in pairs)
+    if all(pair.reference_gain.low is None for pair in pairs):
+        return ClaimFinding("not_testable", text, ("too few documents for an interval",))
     # Above 0 as claimed: the loss on repeated pairs, and the gain that is lacking.
     ends = [
         end
         for pair in pairs
+        if pair.reference_gain.low is not None and pair.reference_gain.low > 0
         for one, sign in ((pair.slices["hit_nats"], 1), (pair.slices["hit_gain_nats"], -1))
         if one.low is not None and one.high is not None
         for end in [sorted((sign * one.low, sign * one.high))]
     ]
-    if not ends:
-        return ClaimFinding("not_testable", text, ("too few documents for an interval",))
     printed = " and ".join(f"{find_number(place).value:.3g}" for place in claim.numbers)
     shown, refuted = [low > 0 for low, _ in ends], [high < 0 for _, high in ends]
     verdict: Verdict = "not_reproduced" if any(refuted) else "not_testable"
