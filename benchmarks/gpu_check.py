@@ -43,6 +43,20 @@ ROUNDS = 2
 """Rounds of a sweep; `retbench run` with the profile measures the others later."""
 SMALL = "1.3b"
 """Size of the first sweeps of `paper`, whose own is 6.7b."""
+GPU_TESTS = (
+    "tests/measure/test_ceilings.py",
+    "tests/measure/test_clock.py",
+    "tests/measure/test_limits.py",
+    "tests/measure/test_memory.py",
+    "tests/measure/test_nvml.py",
+    "tests/measure/test_power.py",
+    "tests/models/test_cuda.py",
+    "tests/running/test_runner.py",
+    "tests/workloads/test_decode.py",
+    "tests/workloads/test_memory.py",
+    "tests/workloads/test_training.py",
+)
+"""Files with tests that need a GPU; collecting all files takes several times as long."""
 FLA_TESTS = "test_fla_"
 GRAPH_TESTS = "replay or graph or nvml or limit or memory"
 
@@ -57,7 +71,7 @@ On a CPU, to try the procedure with the smoke profiles only: python -m benchmark
 def steps_for(device: str, out: Path) -> list[Step]:
     """Return every step except the reports, the most valuable first."""
     facts = [
-        Step("device", ("-m", "benchmarks.gpu.facts"), 20),
+        Step("device", ("-m", "benchmarks.gpu.facts"), 30),
         Step("environment, ceilings", ("-m", "benchmarks.gpu.ceilings", "--device", device), 60),
     ]
     layout = ("-m", "benchmarks.gpu.weight_layout", "--device", device)
@@ -69,15 +83,15 @@ def steps_for(device: str, out: Path) -> list[Step]:
         Step("layout of weights", layout, 60),
         Step("kernel census", ("-m", "benchmarks.gpu.kernel_census", "--device", device), 120),
         *_test_steps(),
-        *_smoke_steps(device, out, "--set", "cuda_graph=true"),
+        *_smoke_steps(device, out, "cuda_graph=true"),
         *_paper_steps(device, out),
     ]
 
 
 def _test_steps() -> list[Step]:
     """Return the tests that need a GPU, with those of fla's kernels, whose compilation takes minutes, by themselves."""
-    pytest = ("-m", "pytest", "-m", "gpu", "-q", "--durations=5", "-k")
-    steps = [Step("tests: graphs, memory, driver", (*pytest, f"({GRAPH_TESTS}) and not {FLA_TESTS}"), 90)]
+    pytest = ("-m", "pytest", *GPU_TESTS, "-m", "gpu", "-q", "--durations=5", "-k")
+    steps = [Step("tests: graphs, memory, driver", (*pytest, f"({GRAPH_TESTS}) and not {FLA_TESTS}"), 200)]
     if find_spec("fla") is not None:
         # Before the equivalence checks, which run these kernels too: Triton stores what it has compiled.
         steps.append(Step("fla: compile its kernels, and test them", (*pytest, FLA_TESTS), 300))
@@ -87,12 +101,19 @@ def _test_steps() -> list[Step]:
     ]
 
 
-def _smoke_steps(device: str, out: Path, *graphs: str) -> list[Step]:
-    """Return the smoke profiles, whose time is that of starting workers."""
-    return [
-        _sweep("smoke: latency", "latency", device, out, 90, "--profile", "smoke", *graphs),
-        _sweep("smoke: memory", "memory", device, out, 60, "--profile", "smoke"),
-    ]
+def _smoke_steps(device: str, out: Path, *overrides: str) -> list[Step]:
+    """Return the smoke profiles, whose time is that of starting workers; the overrides are of `latency`."""
+    steps = []
+    for experiment, settings in (("latency", overrides), ("memory", ())):
+        expected_s = expected_seconds(experiment, device, settings, profile="smoke")
+        words = ("--profile", "smoke", *_options(settings))
+        steps.append(_sweep(f"smoke: {experiment}", experiment, device, out, expected_s, *words))
+    return steps
+
+
+def _options(overrides: Sequence[str]) -> tuple[str, ...]:
+    """Return the options of a command that set overrides."""
+    return tuple(word for item in overrides for word in ("--set", item))
 
 
 def _paper_steps(device: str, out: Path) -> list[Step]:
@@ -116,27 +137,28 @@ def _paper_steps(device: str, out: Path) -> list[Step]:
     steps = []
     for name, experiment, overrides in parts:
         overrides = (*overrides, f"rounds={ROUNDS}") if experiment != "memory" else overrides
-        options = tuple(word for item in overrides for word in ("--set", item))
         expected_s = expected_seconds(experiment, device, overrides)
-        words = ("--profile", "paper", *options)
+        words = ("--profile", "paper", *_options(overrides))
         # A report shows one size of an experiment, so each has its own folder.
         folder = out / SMALL if small[0] in overrides else out
         steps.append(_sweep(f"paper, {name}", experiment, device, folder, expected_s, *words))
     return steps
 
 
-def expected_seconds(experiment: str, device: str, overrides: Sequence[str]) -> float:
-    """Return the estimated seconds of the profile `paper` with overrides, by the ceilings of a datasheet."""
-    plan = _plan(experiment, device, overrides)
+def expected_seconds(
+    experiment: str, device: str, overrides: Sequence[str], *, profile: str = "paper"
+) -> float:
+    """Return the estimated seconds of a profile with overrides, by the ceilings of a datasheet."""
+    plan = _plan(experiment, device, overrides, profile)
     ceilings = find_datasheet(DATASHEET).ceilings(plan.settings.dtype)
     cells_s = sum(cell.seconds for cell in estimate_with(plan, ceilings) if cell.seconds is not None)
     num_workers = len(plan.models) * (plan.rounds + 1)
     return cells_s + num_workers * CUDA_START_S
 
 
-def _plan(experiment: str, device: str, overrides: Sequence[str]) -> Plan:
+def _plan(experiment: str, device: str, overrides: Sequence[str], profile: str) -> Plan:
     return make_plan(
-        experiment, profile="paper", device=device, dtype=None, limit=None, overrides=list(overrides)
+        experiment, profile=profile, device=device, dtype=None, limit=None, overrides=list(overrides)
     )
 
 

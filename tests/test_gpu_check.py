@@ -1,6 +1,7 @@
 """The procedure for a GPU, with small processes in the place of its steps, and its commands held to the code."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -127,6 +128,13 @@ def test_the_reason_of_a_step_that_cannot_run_is_logged_and_shown(
     assert capfd.readouterr().err == "fla is not installed\n"
 
 
+@pytest.mark.parametrize(("module", "ending"), [("pytest", "failed"), ("sweep", "not supported")])
+def test_an_internal_error_of_pytest_is_a_failure(tmp_path: Path, module: str, ending: str) -> None:
+    """Its exit code is the one of retbench for what is not supported."""
+    outcome = run_step(python(module, "raise SystemExit(3)", module), 20.0, tmp_path / "log.txt")
+    assert outcome.ending == ending
+
+
 PROCEDURE = """
 import pathlib, sys
 from benchmarks import gpu_check
@@ -224,6 +232,15 @@ def test_what_triton_compiles_for_has_a_step_before_the_equivalence_checks(on_gp
     assert f"def {gpu_check.FLA_TESTS}" in test_cuda
 
 
+def test_only_files_with_tests_of_a_gpu_are_collected(on_gpu: OnGpu) -> None:
+    files = (gpu_steps.ROOT / "tests").glob("*/test_*.py")
+    marked = [file for file in files if re.search(r"pytest\.mark\.gpu\b", file.read_text(encoding="utf-8"))]
+    expected = {str(file.relative_to(gpu_steps.ROOT)) for file in marked}
+    for step in on_gpu(True):
+        if "pytest" in step.words:
+            assert {word for word in step.words if word.endswith(".py")} == expected
+
+
 def test_each_test_of_a_gpu_is_in_one_step(on_gpu: OnGpu) -> None:
     chosen = [step.words[step.words.index("-k") + 1] for step in on_gpu(True) if "pytest" in step.words]
     steps = {
@@ -243,7 +260,12 @@ def plan_of(step: Step) -> Plan:
     options = list(zip(words[1::2], words[2::2], strict=True))
     overrides = [value for flag, value in options if flag == "--set"]
     return plan.make_plan(
-        words[0], profile="paper", device="cuda:0", dtype=None, limit=None, overrides=overrides
+        words[0],
+        profile=dict(options)["--profile"],
+        device="cuda:0",
+        dtype=None,
+        limit=None,
+        overrides=overrides,
     )
 
 
@@ -276,20 +298,22 @@ def test_sweeps_take_two_rounds_and_a_prompt_is_read_by_what_is_installed(
 
 
 def test_the_time_of_a_sweep_is_the_projects_own_estimate(on_gpu: OnGpu) -> None:
-    ceilings = find_datasheet("a100-80gb").ceilings("bfloat16")
     for step in on_gpu(True):
-        if step.name.startswith("paper"):
+        if step.name.startswith(("smoke", "paper")):
             part = plan_of(step)
+            ceilings = find_datasheet("a100-80gb").ceilings(part.settings.dtype)
             estimated_s = sum(one.seconds or 0.0 for one in estimate_with(part, ceilings))
             starts_s = (part.rounds + 1) * len(part.models) * gpu_check.CUDA_START_S
             assert step.expected_s == pytest.approx(estimated_s + starts_s)
             assert step.expected_s > 30
 
 
-def test_the_default_budget_holds_all_but_the_last_sweeps(on_gpu: OnGpu) -> None:
-    steps = on_gpu(True)
-    expected_s = {step.name: step.expected_s for step in steps}
-    first = list(expected_s)[: list(expected_s).index("paper, 6.7b: decode, batch 8")]
+@pytest.mark.parametrize(
+    ("has_fla", "beyond"), [(True, "paper, 6.7b: decode, batch 1"), (False, "paper, 6.7b: decode, batch 8")]
+)
+def test_the_default_budget_holds_all_but_the_last_sweeps(on_gpu: OnGpu, has_fla: bool, beyond: str) -> None:
+    expected_s = {step.name: step.expected_s for step in on_gpu(has_fla)}
+    first = list(expected_s)[: list(expected_s).index(beyond)]
     assert sum(expected_s[name] for name in first) + gpu_check.REPORT_S < 30 * 60
 
 

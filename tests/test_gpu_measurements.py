@@ -11,6 +11,7 @@ from benchmarks.gpu.weight_layout import LAYOUTS, Product, compare, measure, sha
 from retbench.cli.env import DTYPES
 from retbench.measure import products
 from retbench.models.build import build_model
+from retbench.ops import fused
 from retbench.ops.linear import Linear
 from retbench.records.record import Ceilings
 
@@ -90,6 +91,22 @@ def test_each_model_is_replayed_under_nsys(
     calls = (tmp_path / "calls").read_text(encoding="utf-8").splitlines()
     assert all("--cuda-graph-trace=node" in call and "--replay" in call for call in calls)
     assert len(calls) == len(lines)
+
+
+@pytest.mark.parametrize(("reason", "code"), [(None, 0), ("Triton needs a C compiler", 1)])
+def test_the_facts_of_a_gpu_fail_where_the_fused_operators_cannot_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], reason: str | None, code: int
+) -> None:
+    asked: list[tuple[torch.device, torch.dtype]] = []
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(facts, "torch_facts", dict)
+    monkeypatch.setattr(fused, "missing_reason", lambda *given: asked.append(given) or reason)
+    assert facts.main() == code
+    assert asked == [(torch.device("cuda:0"), torch.bfloat16)]
+    assert (
+        capsys.readouterr().out.splitlines()[-1] == f"fused operators of decode steps: {reason or 'usable'}"
+    )
 
 
 def test_facts_need_no_gpu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

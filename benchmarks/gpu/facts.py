@@ -1,10 +1,16 @@
-"""Print the driver's and torch's facts about the GPUs: `python -m benchmarks.gpu.facts`. Needs no working GPU."""
+"""Print the driver's and torch's facts about the GPUs: `python -m benchmarks.gpu.facts`. Needs no working GPU.
+
+Exit codes: 0 printed, 1 torch has a GPU on which the fused operators of decode steps cannot run, so that a sweep would
+measure eager steps.
+"""
 
 import json
 import subprocess
 import sys
 
 import torch
+
+from retbench.ops import fused
 
 _QUERY = (
     "nvidia-smi",
@@ -45,10 +51,14 @@ def torch_facts() -> dict[str, object]:
 
 
 def main() -> int:
-    """Print both and return 0."""
+    """Print both, and why a usable GPU cannot run the fused operators; return the exit code."""
     print(driver_facts())
     print(json.dumps(torch_facts()))
-    return 0
+    if not torch.cuda.is_available():
+        return 0
+    reason = fused.missing_reason(torch.device("cuda:0"), torch.bfloat16)
+    print(f"fused operators of decode steps: {reason or 'usable'}")
+    return 0 if reason is None else 1
 
 
 if __name__ == "__main__":

@@ -156,8 +156,9 @@ def pretend(monkeypatch: pytest.MonkeyPatch) -> Iterator[PretendCuda]:
     clock._capture_stream.cache_clear()
 
 
-def test_cuda_steps_lie_between_events_and_clocks_are_read_before_the_wait(
-    pretend: PretendCuda, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("sampled", [True, False])
+def test_cuda_steps_lie_between_events_and_clocks_are_read_before_the_wait_if_asked(
+    pretend: PretendCuda, monkeypatch: pytest.MonkeyPatch, sampled: bool
 ) -> None:
     monkeypatch.setattr(clock, "sample_device", lambda: pretend.log.append("sample"))
 
@@ -169,11 +170,16 @@ def test_cuda_steps_lie_between_events_and_clocks_are_read_before_the_wait(
         return run
 
     samples = clock.time_steps(
-        spend("step", 4), spend("before", 100), device=torch.device("cuda"), warmup_s=0.0, min_steps=2
+        spend("step", 4),
+        spend("before", 100),
+        device=torch.device("cuda"),
+        warmup_s=0.0,
+        min_steps=2,
+        sampled=sampled,
     )
     assert samples == pytest.approx([0.004, 0.004])
     timed = ["before", "record on the current stream", "step", "record on the current stream"]
-    assert pretend.log == ["before", "step", "wait", *timed, *timed, "sample", "wait"]
+    assert pretend.log == ["before", "step", "wait", *timed, *timed, *["sample"] * sampled, "wait"]
 
 
 def test_a_graph_is_warmed_and_captured_on_one_side_stream(pretend: PretendCuda) -> None:

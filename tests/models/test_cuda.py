@@ -72,9 +72,9 @@ def test_the_gate_is_green_with_a_gated_decay():
 @pytest.mark.parametrize("name", sorted(CONFIGS))
 @torch.no_grad()
 def test_fused_steps_are_eager_steps(name):
-    reason = fused.missing_reason(CUDA, torch.float32)
-    if reason is not None:
-        pytest.skip(reason)
+    pytest.importorskip("triton")
+    # Installed kernels that cannot be launched would leave every measurement with eager steps.
+    assert fused.missing_reason(CUDA, torch.float32) is None
     prompt, found = text(64, batch=3), []
     model = build(name, torch.float32)
     assert model.decode_operators == "fused"

@@ -15,6 +15,7 @@ from retbench.architectures.registry import find_architecture
 from retbench.errors import ConfigError, UnsupportedError
 from retbench.models.build import build_model
 from retbench.ops import fused
+from tests.models import test_cuda
 from tests.models.fused_cases import fused_configs
 from tests.ops.own_process import run_in_own_process
 
@@ -168,3 +169,17 @@ def test_a_fused_step_leaves_the_attention_kernel_of_a_baseline_known(decode):
     features = find_architecture(config.architecture).features
     assert "fused" in features(config, {"decode": decode})
     assert "fused" not in features(config, {"decode": "fused+sdpa:math"})
+
+
+def test_kernels_that_cannot_be_launched_fail_the_test_of_fused_steps_where_triton_is_installed(monkeypatch):
+    monkeypatch.setattr(fused, "missing_reason", lambda device, dtype: "Triton needs a C compiler")
+    monkeypatch.setattr(pytest, "importorskip", lambda name: None)
+    with pytest.raises((AssertionError, pytest.skip.Exception)) as caught:
+        test_cuda.test_fused_steps_are_eager_steps("retnet")
+    assert caught.type is AssertionError
+
+
+def test_on_the_meta_device_fused_operators_need_no_kernel():
+    meta = torch.device("meta")
+    assert fused.missing_reason(meta, torch.bfloat16) is None
+    assert "too coarse for float64" in str(fused.missing_reason(meta, torch.float64))

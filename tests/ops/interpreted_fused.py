@@ -149,6 +149,24 @@ def test_rotation_and_cache(batch, heads, width, layout, ring, position, dtype):
     assert torch.equal(keys[:, :, untouched], expected_keys[:, :, untouched])
 
 
+def test_a_head_of_the_cache_may_begin_beyond_what_int32_counts(tmp_path):
+    """In a sparse file, with as much of it before the cache: a place that overflows is in the file too."""
+    stride, width = 2**30, 16
+    file = tmp_path / "cache"
+    held = torch.from_file(str(file), shared=True, size=4 * stride + 64 * width, dtype=torch.float16)
+    file.unlink()
+    keys, values = (
+        held.as_strided((1, 3, 4, width), (3 * stride, stride, width, 1), 2 * stride + start)
+        for start in (0, 4 * width)
+    )
+    joined = normal(1, 9 * width, dtype=torch.float16)
+    unturned = torch.ones(width), torch.zeros(width)
+    fused.rotate_and_cache(joined, *unturned, "half", torch.tensor([1]), keys, values, 0, 0)
+    _, k, v = joined.view(3, 3, width)
+    assert torch.equal(keys[0, :, 1], k)
+    assert torch.equal(values[0, :, 1], v)
+
+
 @given(
     rows=st.integers(1, 4),
     width=st.sampled_from([1, 40, 64, 130]),

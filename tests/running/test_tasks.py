@@ -225,6 +225,20 @@ def test_a_worker_without_a_gate_checks_its_model_first(
     assert not any(isinstance(message, Started | Done) for message in measured(job))
 
 
+@pytest.mark.parametrize("gate", [PASSED, None])
+def test_the_first_cell_begins_without_what_the_build_left(
+    measure_job: MeasureJob, monkeypatch: pytest.MonkeyPatch, gate: Gate | None
+) -> None:
+    done: list[str] = []
+    build, check, outcome = tasks._build, tasks._check_gate, Outcome("ok", utc_now(), "")
+    monkeypatch.setattr(tasks, "_build", lambda *args: done.append("build") or build(*args))
+    monkeypatch.setattr(tasks, "_check_gate", lambda *args: done.append("check") or check(*args))
+    monkeypatch.setattr(tasks, "free_memory", lambda device: done.append("free"))
+    monkeypatch.setattr(tasks, "_measure_cell", lambda *_: done.append("cell") or outcome)
+    measured(measure_job("workloads={memory={context_len=[8]}}", gate=gate))
+    assert done == ["build", *["check"] * (gate is None), "free", "cell", "free"]
+
+
 def test_progress_counts_every_token_and_is_sent_at_most_once_per_interval(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -1,20 +1,24 @@
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 
 from retbench.data import text
 from retbench.errors import GateError, UnsupportedError
+from retbench.measure import ceilings, clock
 from retbench.measure.compiled import Compiled
 from retbench.models.equivalence import relative_error
 from retbench.models.state import DecoderState
 from retbench.planning.cells import Cell
-from retbench.workloads import decode
+from retbench.records.record import ReadRate
+from retbench.workloads import context as context_module
+from retbench.workloads import decode, metrics, prefill
 from retbench.workloads.context import Context
 from retbench.workloads.states import stream_states
 from retbench.workloads.workload import Measurement
 
-from .conftest import make_cell
+from .conftest import CEILINGS, make_cell
 
 Make = Callable[[Cell], Context]
 
@@ -110,6 +114,41 @@ def test_cuda_graphs_on_a_cpu_are_unsupported(context_of: Make) -> None:
     graphs = cell.model_copy(update={"settings": cell.settings.model_copy(update={"cuda_graph": True})})
     with pytest.raises(UnsupportedError, match="cuda_graph"):
         decode.measure(context_of(graphs))
+
+
+def test_clocks_are_read_during_the_steps_only_and_no_buffer_of_a_read_rate_stays_reserved(
+    context_of: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    time_steps = clock.time_steps
+
+    def watch(*args: Any, sampled: bool = False, **options: Any) -> list[float]:
+        done.append("sampled steps" if sampled else "steps")
+        return time_steps(*args, **options)
+
+    measured = ReadRate(footprint_bytes=1, bytes_per_s=1e10, kernel="dot", measured_at="now")
+    monkeypatch.setattr(clock, "time_steps", watch)
+    monkeypatch.setattr(context_module, "time_steps", watch)
+    monkeypatch.setattr(context_module, "measure_read_rate", lambda *_: done.append("read rate") or measured)
+    monkeypatch.setattr(context_module, "more_calls", lambda samples, min_steps: 1)
+    monkeypatch.setattr(context_module, "free_memory", lambda device: done.append("free"))
+    decode.measure(context_of(make_cell("transformer", "decode", 64)))
+    read = ["read rate", "free"]
+    assert done == [*read, "sampled steps", *read]
+    done.clear()
+    prefill.measure(context_of(make_cell("transformer", "prefill", 64)))
+    assert done == [*read, "sampled steps", "sampled steps", *read]
+
+
+def test_on_cuda_an_estimate_includes_the_warm_up_of_the_read_rates() -> None:
+    warmup_s = 2 * len(ceilings._read_kernels(torch.ones(2048))) * ceilings._WARMUP_S["cuda"]
+    cell = make_cell("transformer", "decode", 64)
+    settings = cell.settings.model_copy(update={"device": "cuda:0"})
+    on_cuda = cell.model_copy(update={"settings": settings})
+    for workload in (decode, prefill):
+        fast, slow = (workload.estimate(one, CEILINGS) for one in (cell, on_cuda))
+        energy_s = metrics.estimated_energy_seconds(on_cuda, 0.0)
+        assert slow - fast == pytest.approx(energy_s + warmup_s)
 
 
 def compiling(name: str, depth: int) -> Cell:

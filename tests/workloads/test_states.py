@@ -1,3 +1,4 @@
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -6,8 +7,11 @@ import torch
 
 from retbench.data import text
 from retbench.errors import StorageError
+from retbench.models.language_model import LanguageModel
+from retbench.models.state import DecoderState
 from retbench.planning.cells import Cell, Weights
 from retbench.records.record import WeightsInfo
+from retbench.workloads import states
 from retbench.workloads.context import Context
 from retbench.workloads.states import StateStore, cache_scales, fill_caches, is_streamed, stream_states
 
@@ -116,3 +120,22 @@ def test_caches_are_filled_with_the_scale_of_a_real_prefill(context_of: Make) ->
     real = model.init_state(1, 512)
     model.prefill(text.read_rows(1, 512), real)
     assert scales[0]["keys"] == pytest.approx(float(real.layers[0]["keys"].std()), rel=1e-4)
+
+
+def test_a_prefill_gives_the_scales_once_and_its_cache_takes_no_memory_from_cells(
+    context_of: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = context_of(make_cell("transformer", "decode", 64)).model
+    prefill, made = states.prefilled_state, []
+
+    def watched(model: LanguageModel) -> DecoderState:
+        state = prefill(model)
+        made.extend(weakref.ref(tensor) for layer in state.layers for tensor in layer.tensors.values())
+        return state
+
+    monkeypatch.setattr(states, "prefilled_state", watched)
+    scales = cache_scales(model)
+    fill_caches(model, model.init_state(1, 64), 63, seed=0)
+    assert cache_scales(model) == scales
+    assert len(made) == 2 * model.config.num_layers
+    assert all(tensor() is None for tensor in made)

@@ -1,5 +1,8 @@
 """The facts behind a predicted time: rates of operators, and how many operators a step has."""
 
+from contextlib import nullcontext
+from typing import get_args
+
 import pytest
 import torch
 from torch import nn
@@ -7,11 +10,14 @@ from torch import nn
 from retbench.architectures.configs import ModelConfig
 from retbench.architectures.matching import resolve_model
 from retbench.architectures.registry import named_specs
+from retbench.cli import targets
 from retbench.errors import UnsupportedError
 from retbench.measure import products
 from retbench.mixers.linear_attention.features import Performer
 from retbench.models.build import build_model
+from retbench.ops import DecodeOperators, fused
 from retbench.ops.linear import RowProducts
+from retbench.planning.prediction import StepRates
 from retbench.units import MIB
 from retbench.workloads import step_rates
 from retbench.workloads.step_rates import CountedOperators, count_operators, measure_step_rates
@@ -71,6 +77,43 @@ def test_views_and_conversions_to_the_same_dtype_are_not_counted() -> None:
 def test_a_step_on_the_meta_device_has_the_operators_of_one_on_the_cpu(name: str) -> None:
     config, backend = MODELS[name]
     assert count_operators(config, torch.float32, backend=backend) == _count_on_cpu(config, backend)
+
+
+@pytest.mark.parametrize(("name", "eager", "executed"), [("retnet", 587, 252), ("transformer", 418, 251)])
+def test_fused_operators_are_counted_where_steps_have_them(name: str, eager: int, executed: int) -> None:
+    spec = named_specs()[name]
+    config = resolve_model(spec, "1.3b")
+    counts = {
+        operators: count_operators(config, torch.bfloat16, backend=spec.backend, decode_operators=operators)
+        for operators in get_args(DecodeOperators)
+    }
+    assert (counts["eager"].total, counts["fused"].total) == (eager, executed)
+
+
+def test_the_recurrence_is_that_of_fused_steps_where_they_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    launched: list[str] = []
+    monkeypatch.setattr(fused, "_launch", lambda name, *_, **__: launched.append(name))
+    for reason, expected in (("no Triton", []), (None, ["retention_step_kernel"])):
+        monkeypatch.setattr(fused, "missing_reason", lambda device, dtype, reason=reason: reason)
+        num_bytes, make = step_rates._recurrence(CPU, torch.bfloat16)
+        make()()
+        assert (launched, num_bytes) == (expected, 2 * 4 * 128 * 256 * 4)
+
+
+@pytest.mark.parametrize("operators", get_args(DecodeOperators))
+def test_a_prediction_counts_and_names_the_operators_that_steps_take(
+    monkeypatch: pytest.MonkeyPatch, operators: DecodeOperators
+) -> None:
+    monkeypatch.setattr(fused, "default_operators", lambda device, dtype: operators)
+    monkeypatch.setattr(targets, "become_worker", lambda device: 1)
+    monkeypatch.setattr(targets, "alone_on_machine", lambda *_: nullcontext())
+    rates = StepRates(((1, 1e9),), ((1, 1e9),), ((1, 1e9),), 1e12, operator_s=((1, 1.0),))
+    monkeypatch.setattr(step_rates, "measure_step_rates", lambda *_, **__: rates)
+    config, backend = MODELS["retnet"]
+    found = targets.measured_target("cpu", [(config, backend)], "bfloat16", compiled=False)
+    count = count_operators(config, torch.bfloat16, backend=backend, decode_operators=operators)
+    assert int(found.step_time(config, 1, 64)) == count.total  # an operator takes a second
+    assert found.source == f"operators of {operators} steps measured now"
 
 
 @torch.inference_mode()

@@ -122,18 +122,21 @@ def measured_target(
     become_worker(found.name)
     import torch
 
+    from retbench.ops import fused
     from retbench.workloads.step_rates import count_operators, measure_step_rates
 
     torch_dtype = getattr(torch, dtype)
     with alone_on_machine("retbench predict", found.name):
         rates = measure_step_rates(torch.device(found.name), torch_dtype, compiled=compiled)
+    operators = fused.default_operators(torch.device(found.name), torch_dtype)
     counts = {
-        model.fingerprint: count_operators(model, torch_dtype, backend=backend) for model, backend in models
+        model.fingerprint: count_operators(model, torch_dtype, backend=backend, decode_operators=operators)
+        for model, backend in models
     }
     memory_bytes = machine.memory_limit_bytes() if found.name == "cpu" else found.memory_bytes
     return PredictionTarget(
         title=machine_name(found.name),
-        source=f"operators of {'compiled' if compiled else 'eager'} steps measured now",
+        source=f"operators of {'compiled' if compiled else operators} steps measured now",
         memory_bytes=memory_bytes,
         step_time=expected(rates, dtype, lambda model: counts[model.fingerprint]),
         dtype=dtype,

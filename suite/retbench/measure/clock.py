@@ -32,6 +32,7 @@ def time_steps(
     device: torch.device,
     warmup_s: float,
     min_steps: int,
+    sampled: bool = False,
 ) -> list[float]:
     """Return the seconds of each of `min_steps` calls of `step`, in order.
 
@@ -46,6 +47,7 @@ def time_steps(
         device: Device of `step`.
         warmup_s: Wall time of untimed steps before the first sample; one step is run even if it is 0.
         min_steps: Number of samples, at least 1.
+        sampled: Read the clocks of a GPU during these steps, for the record of the cell that they measure.
 
     Raises:
         UnsupportedError: the device is neither a CPU nor CUDA.
@@ -54,7 +56,7 @@ def time_steps(
     with _collector_off():
         _warm_up(step, before, device, warmup_s)
         if device.type == "cuda":
-            return _time_on_cuda(step, before, device, min_steps)
+            return _time_on_cuda(step, before, device, min_steps, sampled=sampled)
         return _time_on_cpu(step, before, min_steps)
 
 
@@ -99,7 +101,12 @@ def _time_on_cpu(step: Callable[[], object], before: Callable[[], object], num_s
 
 
 def _time_on_cuda(
-    step: Callable[[], object], before: Callable[[], object], device: torch.device, num_steps: int
+    step: Callable[[], object],
+    before: Callable[[], object],
+    device: torch.device,
+    num_steps: int,
+    *,
+    sampled: bool,
 ) -> list[float]:
     """Return the seconds of each step between two events on the current stream, read after one wait for all."""
     events = [
@@ -112,8 +119,9 @@ def _time_on_cuda(
             start.record(stream)
             step()
             end.record(stream)
-        # The device still works on the queued steps: its clocks are now those of the measurement.
-        sample_device()
+        if sampled:
+            # The device still works on the queued steps: its clocks are now those of the measurement.
+            sample_device()
         torch.cuda.synchronize(device)
     # elapsed_time is in milliseconds.
     return [start.elapsed_time(end) / 1000 for start, end in events]

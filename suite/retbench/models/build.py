@@ -74,7 +74,7 @@ def allocate_model(
     model.compute_dtype = compute_dtype
     model.set_backend(backend)
     if decode_operators is None:
-        decode_operators = "fused" if fused.missing_reason(model.device, model.dtype) is None else "eager"
+        decode_operators = fused.default_operators(model.device, model.dtype)
     model.set_decode_operators(decode_operators)
     model.set_row_products(row_products(model.device, dtype))
     return model.eval()

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from retbench.ops import DecodeOperators
 from retbench.ops.kernels import TRITON_CURE, launch_problem
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -274,15 +275,25 @@ def _(gate_up: Tensor) -> Tensor:
 
 
 def missing_reason(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Return why the fused operators cannot run on this device at this dtype, and what to do; None if they can."""
-    if device.type != "cuda":
+    """Return why the fused operators cannot run on this device at this dtype, and what to do; None if they can.
+
+    On the meta device, which computes nothing, they need no kernel.
+    """
+    if device.type not in {"cuda", "meta"}:
         return "the fused operators run on CUDA devices only; use decode operators 'eager'"
     if dtype not in DTYPES:
         given = str(dtype).removeprefix("torch.")
         return f"the fused operators compute in float32, too coarse for {given}; use decode operators 'eager'"
+    if device.type == "meta":
+        return None
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed: pip install 'retbench[kernels]'"
     return _launch_problem(device, dtype)
+
+
+def default_operators(device: torch.device, dtype: torch.dtype) -> DecodeOperators:
+    """Return the operators that decode steps take unless others are asked for: fused ones if they can run here."""
+    return "fused" if missing_reason(device, dtype) is None else "eager"
 
 
 @cache

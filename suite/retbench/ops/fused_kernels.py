@@ -158,7 +158,8 @@ def rotate_and_cache_kernel(
         slot = tl.load(position)
         if window > 0:
             slot = tl.where(slot < sinks, slot, sinks + (slot - sinks) % window)
-        at = batch * cache_batch_stride + ((head - H) % HKV) * cache_head_stride + slot * K + columns
+        cached = ((head - H) % HKV).to(tl.int64)  # a cache may have more values than int32 counts
+        at = batch * cache_batch_stride + cached * cache_head_stride + slot * K + columns
         if head < H + HKV:
             rotated = _load_rotated(source, cos, sin, columns, K, LAYOUT)
             tl.store(keys + at, rotated.to(keys.dtype.element_ty), mask=inside)

@@ -302,7 +302,7 @@ def _set_up(
     model = _build(job, device)
     if gate is None:
         gate = _check_gate(job, model)
-        free_memory(device)
+    free_memory(device)  # every cell must begin with the same reserved memory, whichever is the first
     if job.gate is None or products.found() != job.products:
         send(Checked(gate=gate, products=products.found()))
     return (model, replace(surroundings, gate=gate, ceilings=ceilings)) if gate.passed else None

@@ -12,7 +12,7 @@ from retbench.errors import RetbenchError
 from retbench.evaluation import PassProgress, ignore_progress
 from retbench.measure.ceilings import largest_footprint, measure_read_rate
 from retbench.measure.clock import time_steps
-from retbench.measure.limits import try_in_memory
+from retbench.measure.limits import free_memory, try_in_memory
 from retbench.measure.memory import MemoryUse, measure_memory
 from retbench.measure.nvml import DriverUnavailableError
 from retbench.measure.power import measure_energy
@@ -63,11 +63,13 @@ class Context:
         """
         settings = self.cell.settings
         samples = time_steps(
-            call, before, device=self.device, warmup_s=settings.warmup_s, min_steps=MIN_CALLS
+            call, before, device=self.device, warmup_s=settings.warmup_s, min_steps=MIN_CALLS, sampled=True
         )
         more = more_calls(samples, settings.min_steps)
         if more:
-            samples += time_steps(call, before, device=self.device, warmup_s=0.0, min_steps=more)
+            samples += time_steps(
+                call, before, device=self.device, warmup_s=0.0, min_steps=more, sampled=True
+            )
         return samples
 
     def read_tokens(self, num_tokens: int, *, start: int = 0) -> torch.Tensor:
@@ -124,7 +126,10 @@ class Context:
         if footprint_bytes is None:
             return None
         size = min(footprint_bytes, largest_footprint(self.device))
-        return try_in_memory(partial(measure_read_rate, self.device, size), self.device)
+        rate = try_in_memory(partial(measure_read_rate, self.device, size), self.device)
+        # A tensor of the cell that is put into the freed buffer would keep all of it from being returned.
+        free_memory(self.device)
+        return rate
 
     def ceilings_with(self, *rates: ReadRate | None) -> Ceilings:
         """Return the ceilings, with the best of several read rates of one footprint in its place on the curve.

@@ -42,7 +42,12 @@ def measure(context: "Context") -> Measurement:
     depth = state.position_mark(mark.position + 1)
     advance, step, step_notes = _make_steps(context, state, mark, tokens)
     samples = time_steps(
-        step, advance, device=context.device, warmup_s=settings.warmup_s, min_steps=settings.min_steps
+        step,
+        advance,
+        device=context.device,
+        warmup_s=settings.warmup_s,
+        min_steps=settings.min_steps,
+        sampled=True,
     )
     ceilings = context.ceilings_with(before, context.measure_read_rate(footprint_bytes))
     timed = metrics.decode_metrics(context.cell, samples, ceilings)
@@ -179,7 +184,8 @@ def estimate(cell: Cell, ceilings: Ceilings) -> float:
     """Estimate the seconds of a cell in one round."""
     settings, step_s = cell.settings, metrics.estimated_step_seconds(cell, ceilings)
     steps_s = settings.warmup_s + 2 * (settings.min_steps + 1) * step_s
-    return steps_s + metrics.estimated_energy_seconds(cell, step_s)
+    rates_s = metrics.estimated_read_rates_seconds(cell)
+    return steps_s + rates_s + metrics.estimated_energy_seconds(cell, step_s)
 
 
 WORKLOAD = Workload(

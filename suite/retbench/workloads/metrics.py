@@ -31,6 +31,9 @@ MIN_CALLS = 3
 BUDGET_S = 0.5
 """A long call is timed `MIN_CALLS` times, then as often as fits into so many seconds in all, up to `min_steps`."""
 
+READ_RATE_S = 0.4
+"""Seconds of measuring a read rate on CUDA: four kernels, each warmed up for 0.1 s, and few short samples."""
+
 EFFICIENCY = 0.5
 """Estimated share of the roofline that a step or a prefill reaches."""
 
@@ -218,6 +221,11 @@ def estimated_calls_seconds(call_s: float, settings: Settings) -> float:
     """Estimate the time of warming up and timing a long call."""
     calls = MIN_CALLS + more_calls([call_s] * MIN_CALLS, settings.min_steps)
     return max(settings.warmup_s, call_s) + calls * call_s
+
+
+def estimated_read_rates_seconds(cell: Cell) -> float:
+    """Estimate the time of both read rates of a timed cell; 0 on a CPU, where they are not warmed up."""
+    return 0.0 if cell.settings.device == "cpu" else 2 * READ_RATE_S
 
 
 def estimated_energy_seconds(cell: Cell, step_s: float) -> float:

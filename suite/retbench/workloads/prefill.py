@@ -52,9 +52,9 @@ def estimate(cell: Cell, ceilings: Ceilings) -> float:
     """Estimate the seconds of a cell in one round."""
     point = cell.point
     call_s = metrics.estimated_prefill_seconds(cell, point.batch_size, point.context_len, ceilings)
-    return metrics.estimated_calls_seconds(call_s, cell.settings) + metrics.estimated_energy_seconds(
-        cell, call_s
-    )
+    calls_s = metrics.estimated_calls_seconds(call_s, cell.settings)
+    rates_s = metrics.estimated_read_rates_seconds(cell)
+    return calls_s + rates_s + metrics.estimated_energy_seconds(cell, call_s)
 
 
 WORKLOAD = Workload(

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save
+from torch import Tensor
 
 from retbench.architectures.costs import PREFILL_SEGMENT
 from retbench.data import text
@@ -113,7 +114,6 @@ def stream_states(
         store.save(cell, state)
 
 
-@lru_cache(maxsize=1)  # a worker has one model
 @torch.inference_mode()
 def prefilled_state(model: LanguageModel) -> DecoderState:
     """Return the state that a real prefill of `FILL_PREFILL_TOKENS` leaves: caches take their scale from it."""
@@ -124,8 +124,23 @@ def prefilled_state(model: LanguageModel) -> DecoderState:
 
 def cache_scales(model: LanguageModel) -> list[dict[str, float]]:
     """Return for each layer the standard deviation of each tensor that grows with the context, by name."""
-    layers = prefilled_state(model).layers
-    return [{name: float(layer[name].float().std()) for name in layer.names("per_token")} for layer in layers]
+    return [scales for scales, _ in _prefilled_layers(model)]
+
+
+@lru_cache(maxsize=1)  # a worker has one model
+@torch.inference_mode()
+def _prefilled_layers(model: LanguageModel) -> list[tuple[dict[str, float], dict[str, Tensor]]]:
+    """Return what `fill_caches` needs of each layer of the real prefill: the scales, and the other tensors.
+
+    The tensors that grow with the context are not kept: they would take memory from every cell.
+    """
+    return [
+        (
+            {name: float(layer[name].float().std()) for name in layer.names("per_token")},
+            {name: layer[name] for name in layer.names("fixed", "window")},
+        )
+        for layer in prefilled_state(model).layers
+    ]
 
 
 @torch.inference_mode()
@@ -137,11 +152,10 @@ def fill_caches(model: LanguageModel, state: DecoderState, position: int, seed: 
     """
     state.start_at(position)
     generator = torch.Generator(state.device).manual_seed(seed)
-    real = prefilled_state(model).layers
-    for layer, prefilled, scales in zip(state.layers, real, cache_scales(model), strict=True):
+    for layer, (scales, prefilled) in zip(state.layers, _prefilled_layers(model), strict=True):
         for name, std in scales.items():
             stored = layer[name]
             stored.normal_(0.0, std, generator=generator)  # whole: torch is eight times slower on a slice
             stored[:, :, position:] = 0
-        for name in layer.names("fixed", "window"):
-            layer[name].copy_(prefilled[name])
+        for name, tensor in prefilled.items():
+            layer[name].copy_(tensor)

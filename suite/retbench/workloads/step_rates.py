@@ -16,6 +16,7 @@ from retbench.measure.clock import capture_graph, check_device, time_steps
 from retbench.measure.compiled import compile_step
 from retbench.measure.products import row_products, storing_by_output_is_faster
 from retbench.models.build import allocate_model
+from retbench.ops import DecodeOperators, fused
 from retbench.ops.layers import RMSNorm, SwigluFeedForward
 from retbench.ops.linear import Linear, loop
 from retbench.ops.linear_chunk import wide_dtype
@@ -189,15 +190,22 @@ def _attention(device: torch.device, dtype: torch.dtype) -> tuple[int, Callable[
 
 
 def _recurrence(device: torch.device, dtype: torch.dtype) -> tuple[int, Callable[[], Call]]:
-    """Return twice the bytes of a state, and a function that makes the update of a new one by one token."""
+    """Return twice the bytes of a state, and a function that makes the update of a new one by one token.
+
+    The update is fused if decode steps are.
+    """
     heads, key_dim, value_dim = _STATE_SHAPE
     wide = wide_dtype(dtype)
     q, k = torch.randn(2, 1, 1, heads, key_dim, device=device, dtype=dtype)
     v = torch.randn(1, 1, heads, value_dim, device=device, dtype=dtype)
     decay = torch.full((heads,), 0.9, device=device, dtype=wide)
+    is_fused = fused.default_operators(device, dtype) == "fused"
 
     def make() -> Call:
         state = torch.zeros(1, *_STATE_SHAPE, device=device, dtype=wide)
+        if is_fused:
+            tokens = (x.squeeze(1) for x in (q, k, v))
+            return partial(fused.retention_step, *tokens, decay, state, None, None, None, "half", 1.0)
         return lambda: linear_decayed_step_(q, k, v, decay, state)
 
     return 2 * torch.Size(_STATE_SHAPE).numel() * wide.itemsize, make
@@ -273,9 +281,13 @@ def _median_seconds(call: Call, device: torch.device) -> float:
 
 
 @torch.inference_mode()
-def count_operators(config: ModelConfig, dtype: torch.dtype, *, backend: str) -> OperatorCount:
-    """Count the operators of a decode step of a model with the eager operators, whose weights need no memory."""
-    model = allocate_model(config, dtype=dtype, device="meta", backend=backend, decode_operators="eager")
+def count_operators(
+    config: ModelConfig, dtype: torch.dtype, *, backend: str, decode_operators: DecodeOperators = "eager"
+) -> OperatorCount:
+    """Count the operators of a decode step of a model, whose weights need no memory."""
+    model = allocate_model(
+        config, dtype=dtype, device="meta", backend=backend, decode_operators=decode_operators
+    )
     state, token = model.init_state(1, 4), torch.zeros(1, 1, dtype=torch.int64, device="meta")
     model(token, state)  # records what executes, and makes tables
     return _count(lambda: model(token, state))
