@@ -1,6 +1,8 @@
 """The command line as a user meets it: real processes, real files, exit codes, and what goes to which stream."""
 
+import csv
 import errno
+import io
 import json
 import math
 import os
@@ -155,7 +157,12 @@ def test_table_has_other_formats(measured: Path, form: str) -> None:
         rows = json.loads(stdout)
         assert {row["model"] for row in rows} == {"retnet", "transformer"}
         assert all(row["tpot_s"] > 0 for row in rows)
+    elif form == "csv":
+        rows = list(csv.DictReader(io.StringIO(stdout)))
+        assert {row["model"] for row in rows} == {"retnet", "transformer"}
+        assert all(float(row["tpot_s"]) > 0 for row in rows)
     else:
+        assert r"\begin{tabular}" in stdout
         assert "transformer" in stdout
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from retbench.config.evaluation import PerplexitySpec
 from retbench.config.experiment import load_experiment
 from retbench.errors import ConfigError
 
@@ -25,12 +26,16 @@ corpora = ["python"]
 """
 
 
-def read(folder: Path, lines: str) -> dict[str, tuple[int, ...]]:
+def read_spec(folder: Path, lines: str) -> PerplexitySpec:
     path = folder / "reading.toml"
     path.write_text(EXPERIMENT + lines, encoding="utf-8")
     spec = load_experiment(str(path)).profile("smoke").workloads.perplexity
     assert spec is not None
-    return dict(spec.protocols)
+    return spec
+
+
+def read(folder: Path, lines: str) -> dict[str, tuple[int, ...]]:
+    return dict(read_spec(folder, lines).protocols)
 
 
 def test_each_protocol_has_context_lengths_of_its_own(tmp_path: Path) -> None:
@@ -38,6 +43,20 @@ def test_each_protocol_has_context_lengths_of_its_own(tmp_path: Path) -> None:
         tmp_path, "protocols = { whole = [8192], strided = [1024, 2048], last = [512] }\nstride = 512"
     )
     assert found == {"whole": (8192,), "strided": (1024, 2048), "last": (512,)}
+
+
+@pytest.mark.parametrize(
+    ("lines", "strides"),
+    [
+        ("protocols = { strided = [64] }", [32]),
+        ("protocols = { strided = [1, 65], whole = [64] }", [1, 32, None]),
+        ("protocols = { strided = [64, 128] }\nstride = 48", [48, 48]),
+    ],
+)
+def test_the_stride_is_half_the_context_unless_it_is_given(
+    tmp_path: Path, lines: str, strides: list[int | None]
+) -> None:
+    assert [point.stride for point in read_spec(tmp_path, lines).points()] == strides
 
 
 @pytest.mark.parametrize(

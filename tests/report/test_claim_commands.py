@@ -10,20 +10,25 @@ import pytest
 
 from report.synthetic_records import GPU, Maker
 from report.synthetic_scores import ScoreMaker, answer_better
+from retbench.architectures import costs
 from retbench.cli import load_command
 from retbench.config.evaluation import PerplexitySpec, RecallSlicesSpec, ZeroshotSpec
 from retbench.config.experiment import Experiment, Profile, load_experiment
+from retbench.mixers.softmax_attention import SoftmaxAttention
 from retbench.papers.claims import (
     Claim,
     CrossesRule,
     NearRule,
     QualityRule,
+    RatioRule,
     Side,
     SlicesRule,
     load_claims,
 )
+from retbench.papers.explanations import YOCO_KV_HEADS
+from retbench.papers.papers import find_datasheet
 from retbench.planning import plan
-from retbench.planning.plan import make_plan
+from retbench.planning.plan import Plan, make_plan
 from retbench.records.record import Metric, Record, WeightsInfo
 from retbench.report.claims import Scope, judge
 from retbench.report.frames import Results, load_results
@@ -74,9 +79,9 @@ def as_it_ran(arguments: dict[str, Any]) -> dict[str, Any]:
     return arguments
 
 
-def measured(options: dict[str, Any], gpu: str) -> list[Record]:
-    """What a command would record on the paper's GPU, an A100 or an H100 of 80 GB."""
-    made = make_plan(
+def planned(options: dict[str, Any]) -> Plan:
+    """The plan of a command."""
+    return make_plan(
         options["experiment"],
         profile=options["profile"] or "paper",
         device=None,
@@ -84,6 +89,11 @@ def measured(options: dict[str, Any], gpu: str) -> list[Record]:
         limit=None,
         overrides=options["overrides"] or (),
     )
+
+
+def measured(options: dict[str, Any], gpu: str) -> list[Record]:
+    """What a command would record on the claim's GPU, an A100 or an H100."""
+    made = planned(options)
     maker = Maker(
         replace(LARGE, name=LARGE.name.replace("A100", gpu), processor=LARGE.processor.replace("A100", gpu)),
         change=as_it_ran,
@@ -113,6 +123,48 @@ def test_the_command_of_a_cost_decides_its_claim(
     assert found
     assert all(row.num_records for row in found)
     assert all(row.finding.verdict != "not_testable" or "--set rounds=" in row.finding.text for row in found)
+
+
+@pytest.mark.parametrize("name", ["yoco_memory", "yoco_prefill"])
+def test_yoco_at_1m_tokens_has_the_papers_heads_and_says_the_memory_of_the_transformer(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "find_device", lambda asked: Device("cuda:0", 80 * 10**9))
+    claim = CLAIMS[name]
+    assert isinstance(claim.rule, RatioRule)
+    ((_, options),) = commands_of(claim.command)
+    wanted = claim.rule.workload, claim.rule.batch_size, claim.rule.context_len
+    cells = {
+        cell.model_name: cell
+        for cell in planned(options).cells
+        if (cell.workload, cell.point.batch_size, cell.point.context_len) == wanted
+    }
+    needed = {}
+    for model in ("yoco", "transformer_gqa"):
+        config, dtype = cells[model].model, cells[model].settings.dtype
+        heads = {mixer.num_kv_heads for mixer in config.mixers if isinstance(mixer, SoftmaxAttention)}
+        assert heads == {YOCO_KV_HEADS} == {claim.scale.num_kv_heads}
+        needed[model] = costs.weight_bytes(config, dtype) + costs.state_bytes(config, dtype, 1, wanted[2] + 1)
+    assert needed["transformer_gqa"] / needed["yoco"] == pytest.approx(10.39, abs=0.01)
+    assert claim.needs is not None
+    assert f"the Transformer takes {needed['transformer_gqa'] / 1e9:.1f} GB" in claim.needs
+    assert find_datasheet("h100-80gb").usable_bytes < needed["transformer_gqa"]
+    assert needed["transformer_gqa"] < find_datasheet("h200").usable_bytes
+
+
+@pytest.mark.parametrize("lacking", ["models.yoco.", "models.transformer_gqa."])
+def test_yoco_with_other_key_value_heads_on_either_side_is_not_as_in_the_paper(
+    lacking: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "find_device", lambda asked: Device("cuda:0", 80 * 10**9))
+    claim = CLAIMS["yoco_memory"]
+    ((_, options),) = commands_of(claim.command)
+    options["overrides"] = [each for each in options["overrides"] if not each.startswith(lacking)]
+    judged = judge(claim, Results(tuple(measured(options, "H100")), ()))
+    assert [(row.scope, bool(row.num_records)) for row in judged.rows] == [
+        ("paper", False),
+        ("elsewhere", True),
+    ]
 
 
 # ---- quality ---------------------------------------------------------------------------------------------------------

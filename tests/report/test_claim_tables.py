@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 
 from report.synthetic_records import CPU, GPU, Maker, write_results
+from retbench.architectures.registry import architectures
 from retbench.papers.claims import load_claims
+from retbench.papers.papers import MODEL_TITLES, load_papers
 from retbench.records.record import Gate, GateCheck, Record
 from retbench.report.claim_tables import (
     ClaimEntry,
@@ -21,6 +23,7 @@ from retbench.report.claim_tables import (
     describe_result,
     make_claim_section,
 )
+from retbench.report.claim_words import describe_number, shorten_metric
 from retbench.report.claims import judge_claims
 from retbench.report.frames import Results, load_results
 from retbench.report.report import write_report
@@ -67,7 +70,8 @@ def test_claims_are_grouped_by_what_they_need_and_each_group_says_it_once() -> N
     assert {"mamba_retnet", "mqar_attention"} <= found[
         "Needs an architecture that retbench does not have yet"
     ]
-    assert found["Needs the paper's hardware, H100 80GB"] == {"yoco_memory", "yoco_prefill"}
+    (at_1m,) = [names for title, names in found.items() if title.startswith("Needs one H200 of 141 GB (")]
+    assert at_1m == {"yoco_memory", "yoco_prefill"}
     assert found["No run here can decide"] == {"training_large", "yoco_throughput", "mqar_state"}
     assert all(group.needed for group in groups.values())
 
@@ -105,11 +109,52 @@ def test_what_a_group_needs_names_its_experiments_or_what_is_lacking() -> None:
             "mamba_retnet",
             "perplexity: 13.36 (RetNet, 125M), 11.6 (Mamba, 125M), 7.05 (RetNet, 1.3B), 6.5 (Mamba, 1.3B)",
         ),
+        (
+            "perplexity_by_context",
+            "perplexity of the last 128 of 2,048 tokens: 13.09 (RetNet, 512), 13.55 (Transformer, 512), "
+            "11.98 (RetNet, 2K), 12.35 (Transformer, 2K); 6.7B",
+        ),
+        ("yoco_gated_retention", "loss: 3.6 nats (gated RetNet), 3.633 nats (RetNet); yoco-160M"),
         ("equal_forms", ""),
     ],
 )
 def test_the_papers_number_stands_with_its_conditions(name: str, paper: str) -> None:
     assert entry_of(name, []).paper == paper
+
+
+NO_MODELS = set(
+    re.findall(
+        r"\w+",
+        "absolute adam_beta1 adam_beta2 advantage attention batch_size cache d_model dropout ffn_dim figure "
+        "gated_scalar grad_clip head_dim_64 latency learning_rate max_len memory no_decay no_head_norm no_swish_gate "
+        "num_heads num_layers num_steps recall rotary saved single_decay state throughput tokens_per_batch "
+        "two_byte_state warmup_steps weight_decay weights xpos",
+    )
+)
+"""Rows of the papers' data that are not models."""
+
+
+def test_no_metric_of_the_papers_is_cut_inside_a_number() -> None:
+    metrics = [sheet.metric for paper in load_papers().values() for sheet in paper.sheets.values()]
+    assert any(re.search(r"\d,\d", metric) for metric in metrics)
+    for metric in metrics:
+        first = shorten_metric(metric)
+        assert metric.startswith(first)
+        assert not re.match(r"\d*[,.]?\d", metric[len(first) :]), metric
+
+
+def test_every_model_in_the_papers_data_has_a_title() -> None:
+    rows = {row for paper in load_papers().values() for sheet in paper.sheets.values() for row in sheet.rows}
+    named = {row: re.sub(r"_[0-9.]+[mb]$", "", row) for row in rows if not row.isdecimal()}
+    assert set(named.values()) > NO_MODELS
+    lacking = set(named.values()) - NO_MODELS - MODEL_TITLES.keys() - architectures().keys()
+    assert not lacking
+
+
+def test_rows_and_columns_are_shown_by_their_titles() -> None:
+    place = "yoco/table5/yoco_gated_retnet/ar_hit"
+    assert "Table 5, YOCO with gated retention, AR-Hit: 1.199 nats" in describe_number(place)
+    assert "Figure 6(c), 8K, 8: 24.2 ms" in describe_number("retnet/figure6c_retnet/8192/8")
 
 
 def test_a_group_keeps_the_order_of_the_file() -> None:

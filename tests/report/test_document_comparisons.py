@@ -150,7 +150,9 @@ def test_a_mismatch_that_the_experiment_allows_is_compared(tmp_path: Path) -> No
     ],
 )
 def test_answers_to_other_prompts_are_refused(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
-    for found in compared(one_pair(tmp_path, change=only_retnet(**changes)), "zeroshot"):
+    comparisons = compared(one_pair(tmp_path, change=only_retnet(**changes)), "zeroshot")
+    assert len(comparisons) == 4
+    for found in comparisons:
         assert found.refusal is not None
         assert words in found.refusal
         assert not found.accuracies

@@ -347,6 +347,7 @@ def test_an_interval_far_wider_than_the_values_does_not_flatten_them() -> None:
 
 def test_nothing_measured_is_drawn_as_failures_not_as_a_crash() -> None:
     drawings = make_drawings(select(failed_records()))
+    assert len(drawings) == 3
     assert all("timed out" in " ".join(all_words(drawing)) for drawing in drawings)
 
 

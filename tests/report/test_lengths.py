@@ -120,6 +120,8 @@ def test_the_lead_of_a_model_that_has_not_learnt_the_task_is_at_the_trained_leng
 def test_a_task_that_the_transformer_has_not_learnt_gets_no_verdict(tmp_path: Path) -> None:
     maker = ScoreMaker(tmp_path)
     maker.lengths(solved=0.98)
-    for finding in find_quality(evaluations_of(maker)):
+    findings = find_quality(evaluations_of(maker))
+    assert len(findings) == 2
+    for finding in findings:
         assert "No verdict on RetNet at 25M in " in finding.text
         assert "the Transformer reaches 98.0 % at the trained length, less than 99.0 %" in finding.text

@@ -73,6 +73,28 @@ def test_documents_longer_than_the_training_allow_no_verdict(tmp_path: Path) -> 
     assert not row.records
 
 
+@pytest.mark.parametrize(
+    ("bits", "verdict"),
+    [
+        (
+            {"retnet": 3.5, "transformer": 3.1},
+            "because the Transformer is not shown to recall, its own gain is -",
+        ),
+        ({"retnet": 3.1, "transformer": 3.5}, "because RetNet is not shown to recall, its own gain is -"),
+        ({"retnet": 2.5, "transformer": 3.5}, "RetNet recalls more"),
+        ({"retnet": 3.5, "transformer": 2.5}, "the Transformer recalls more"),
+    ],
+)
+def test_only_a_model_with_a_gain_above_0_recalls_more(
+    tmp_path: Path, bits: dict[str, float], verdict: str
+) -> None:
+    """The gain of a repeated pair is 3 less the bits."""
+    sides = {model: {"1m": value} for model, value in bits.items()}
+    (finding,) = find_quality(evaluations_of(made(tmp_path, seeds={"1m": (0,)}, bits=sides)))
+    assert verdict in finding.text
+    assert ("recalls more" in finding.text) == ("recalls more" in verdict)
+
+
 def test_other_words_are_not_compared(tmp_path: Path) -> None:
     def more(model: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return [row | {"num_hits": row["num_hits"] + (model == "retnet")} for row in rows]

@@ -167,7 +167,9 @@ def test_the_step_at_which_a_task_is_learnt_is_recorded(
 ) -> None:
     monkeypatch.setattr(synthetic, "LEARNT_RATIO", 0.0)
     train(plan_of(), tmp_path)
-    for record in read_records(tmp_path)[0]:
+    records = read_records(tmp_path)[0]
+    assert len(records) == 2
+    for record in records:
         assert record.metrics["learnt_step"].value == 4
         assert "learnt_step" not in record.absent
 
@@ -180,7 +182,9 @@ def test_the_tasks_of_length_recall_are_trained_in_turn_at_one_length(
 ) -> None:
     plan = plan_of(LENGTHS)
     assert (train(plan, tmp_path).runs[0].status, examples_of(plan).inputs.shape) == ("ok", (10, 16))
-    for record in read_records(tmp_path)[0]:
+    records = read_records(tmp_path)[0]
+    assert len(records) == 2
+    for record in records:
         assert record.settings["task"]["tasks"] == ["copy", "induction", "selective_copy"]
         assert record.absent["learnt_step"].endswith("guessing has 0.038")
     found = find_models(plan.experiment, "cpu", tmp_path)

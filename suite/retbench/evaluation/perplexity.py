@@ -39,6 +39,7 @@ class PerplexitySetup(NamedTuple):
     protocol: Protocol
     context_len: int
     stride: int | None = None
+    """Tokens between two windows of `strided`, which needs it."""
     max_document_tokens: int | None = None
 
 
@@ -162,8 +163,10 @@ def _document_losses(
         case "whole":
             losses = streamed_losses(model, row[None], report=report)[0]
         case "strided":
-            stride = setup.stride or max(1, setup.context_len // 2)
-            losses = strided_losses(model, row, context_len=setup.context_len, stride=stride, report=report)
+            assert setup.stride is not None, "the protocol 'strided' needs a stride"
+            losses = strided_losses(
+                model, row, context_len=setup.context_len, stride=setup.stride, report=report
+            )
         case "last":
             scored = last_losses(
                 model,

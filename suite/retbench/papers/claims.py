@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from retbench.architectures.recorded import is_standard
+from retbench.architectures.recorded import config_facts, is_standard
 from retbench.config.experiment import Dtype
 from retbench.papers.papers import find_number, read_data, validate
 from retbench.records.record import Record
@@ -217,6 +217,8 @@ class Scale(Strict):
     """Accepted dtypes; any when empty."""
     chunk_size: int | None = None
     """Chunk size of the chunkwise form; any when absent."""
+    num_kv_heads: int | None = None
+    """Key-value heads of all attention on both sides; any when absent."""
     num_tokens: int | None = None
     """Fewest tokens that the models were trained on."""
     context_len: int | None = None
@@ -236,6 +238,12 @@ class Scale(Strict):
             and (not self.dtypes or record.settings.get("dtype") in self.dtypes)
             and self.chunk_size in (None, record.settings.get("chunk_size"))
         )
+
+    def has_kv_heads(self, record: Record) -> bool:
+        """Return whether all attention of a record's model has the number of key-value heads."""
+        facts = config_facts(record.model.config) if self.num_kv_heads is not None else {}
+        heads = {value for name, value in facts.items() if name.rpartition(".")[2] == "num_kv_heads"}
+        return self.num_kv_heads is None or heads == {self.num_kv_heads}
 
 
 class Awaited(Strict):

@@ -71,7 +71,7 @@ class ClaimEntry:
         name: Unique, fit for an anchor.
         statement: The claim.
         paper: The paper's number with its conditions: '15.6x at batch 8, 8K; 6.7B, one A100-80GB'.
-        here: Results, the user's own before the published ones.
+        here: Results, the user's own before the published ones; of two with the same value and verdict, the first.
         verdict: Verdict under the paper's own conditions.
         source: Paper and table or figure.
         missing: What a verdict needs, or why none is possible; empty where there is a verdict.
@@ -194,23 +194,25 @@ def _distance(claim: Claim, row: ClaimRow) -> tuple[object, ...]:
 
 
 def _results(each: JudgedClaim) -> tuple[ClaimResult, ...]:
-    """Return the results of a claim, of which one gives the verdict where records decide, and else the first."""
-    found = []
+    """Return the results of a claim, of which one gives the verdict where records decide, and else the first.
+
+    Of two results under the same kind of conditions with the same value and verdict, only the first is returned.
+    """
+    found: dict[tuple[str, str, str], ClaimResult] = {}
     for index, (row, count) in enumerate(_main_rows(each)):
         is_deciding = row.scope == "paper" and row.finding.verdict == each.verdict
-        found.append(
-            ClaimResult(
-                verdict=_verdict_words(row),
-                is_in_cell=index == 0 if each.verdict == "not_testable" else is_deciding,
-                measured=row.finding.measured,
-                notes=row.finding.notes,
-                scope=_SCOPE_WORDS[row.scope],
-                conditions=row.short or row.conditions,
-                is_published=row.is_published,
-                num_results=count,
-            )
+        result = ClaimResult(
+            verdict=_verdict_words(row),
+            is_in_cell=index == 0 if each.verdict == "not_testable" else is_deciding,
+            measured=row.finding.measured,
+            notes=row.finding.notes,
+            scope=_SCOPE_WORDS[row.scope],
+            conditions=row.short or row.conditions,
+            is_published=row.is_published,
+            num_results=count,
         )
-    return tuple(found)
+        found.setdefault((result.scope, result.verdict, result.measured), result)
+    return tuple(found.values())
 
 
 def _evidence(row: ClaimRow) -> EvidenceRow:
@@ -275,13 +277,17 @@ def claim_table(group: ClaimGroup) -> pd.DataFrame:
 def describe_result(result: ClaimResult) -> str:
     """Return a result in one line: '2.9× [2.35, 3.57] at batch 1, 8K (25M, AMD EPYC; published)'.
 
-    It opens with its verdict where that is not in the verdict's own cell.
+    Where its verdict is not in the verdict's own cell, it opens with its origin or kind of conditions and ends with its
+    verdict: 'published: 2.9× [2.35, 3.57] at batch 1, 8K (25M, AMD EPYC; partly, other conditions)'.
     """
-    lead = "" if result.is_in_cell else f"{result.verdict}, {result.scope}: "
     where = [result.conditions]
     where += [f"one of {result.num_results} results"] if result.num_results > 1 else []
-    where += ["published"] if result.is_published else []
-    return f"{lead}{result.measured} ({'; '.join(where)})"
+    if result.is_in_cell:
+        where += ["published"] if result.is_published else []
+        return f"{result.measured} ({'; '.join(where)})"
+    lead = "published" if result.is_published else result.scope
+    where += [f"{result.verdict}, {result.scope}" if result.is_published else result.verdict]
+    return f"{lead}: {result.measured} ({'; '.join(where)})"
 
 
 def claims_markdown(judged: Sequence[JudgedClaim]) -> str:

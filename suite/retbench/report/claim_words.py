@@ -46,8 +46,13 @@ def _describe_numbers(places: Sequence[str]) -> str:
     for number, name in zip(numbers, names, strict=True):
         label = ", ".join(_title(name[index]) for index in varying)
         found.append(f"{number.printed} ({label})" if label else number.printed)
-    metrics = {re.split(r"[,;:(]", number.metric)[0].strip() for number in numbers}
+    metrics = {shorten_metric(number.metric) for number in numbers}
     return f"{metrics.pop()}: {', '.join(found)}" if len(metrics) == 1 else ", ".join(found)
+
+
+def shorten_metric(metric: str) -> str:
+    """Return a metric up to its first punctuation mark, which a comma inside a number is not."""
+    return re.split(r",(?!\d)|[;:(]", metric)[0].strip()
 
 
 def _title(name: str) -> str:
@@ -60,10 +65,10 @@ def _title(name: str) -> str:
 
 
 def describe_number(place: str) -> str:
-    """Return one number with its source and origin: 'RetNet Figure 6(c), 8192, 8: 377.7 ms (...)'."""
+    """Return one number with its source and origin: 'RetNet Figure 6(c), 8K, 8: 377.7 ms (...)'."""
     number = find_number(place)
     row, column = place.split("/")[2:]
-    names = ", ".join(name.replace("_", " ") for name in (row, column) if name != "value")
+    names = ", ".join(_title(name) for name in (row, column) if name != "value")
     return f"{number.source}, {names}: {number.printed} ({KIND_WORDS[number.kind]})"
 
 

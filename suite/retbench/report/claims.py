@@ -182,6 +182,8 @@ def _conditions(claim: Claim, *, is_strong: bool = False) -> str:
     ]
     if scale.chunk_size:
         parts.append(f"chunks of {scale.chunk_size}")
+    if scale.num_kv_heads:
+        parts.append(f"{scale.num_kv_heads} key-value heads")
     if scale.num_tokens:
         parts.append(f"trained on {format_count(scale.num_tokens)} tokens")
     if scale.context_len:
@@ -206,7 +208,7 @@ def _cost_rows(claim: Claim, records: Iterable[Record]) -> list[ClaimRow]:
     rows: dict[object, ClaimRow] = {}
     for setup in find_setups(records, claim.rule.challenger, reference):
         features = _features(setup.records) or frozenset()
-        scope = _scope(claim, setup.challenger[0], features)
+        scope = _scope(claim, setup, features)
         finding = scope and judge_cost(claim, setup, at_scale=scope != "elsewhere")
         words = describe_setup(setup.records)
         key = setup.latest.experiment, words, setup.challenger[0].model.name
@@ -229,12 +231,13 @@ def _step_words(claim: Claim, setup: Setup) -> list[str]:
     return words or ["eager"]
 
 
-def _scope(claim: Claim, record: Record, features: frozenset[str]) -> Scope | None:
+def _scope(claim: Claim, setup: Setup, features: frozenset[str]) -> Scope | None:
     """Return the scope of a setup; None where its baseline is not the one that the claim is about."""
     is_strong = bool(claim.strong) and features >= set(claim.strong) and "concatenated" not in features
     if not features >= set(claim.scale.having) and not is_strong:
         return None
-    if not claim.scale.holds(record):
+    has_heads = all(claim.scale.has_kv_heads(side[0]) for side in setup if side)
+    if not claim.scale.holds(setup.challenger[0]) or not has_heads:
         return "elsewhere"
     if not features & set(claim.scale.without):
         return "paper"

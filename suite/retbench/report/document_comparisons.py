@@ -70,7 +70,8 @@ class DocumentComparison:
         difference: Bits per byte or token of the model less the reference's.
         accuracies: Comparison of each accuracy of a zero-shot task.
         slices: Of slices of a text, each metric of the model less the reference's.
-        reference_gain: Of slices of a text, the reference's own gain of a repeated pair; None where none is repeated.
+        own_gain: Of slices of a text, the model's own gain of a repeated pair; None where none is repeated.
+        reference_gain: The reference's own gain of a repeated pair; None where none is repeated.
         refusal: Why there is no number; None where there is one.
         unit: Denominator of the bits: tokens of one tokenizer where the scored text has no whole bytes.
     """
@@ -83,6 +84,7 @@ class DocumentComparison:
     difference: Estimate | None = None
     accuracies: Mapping[str, PairedAccuracy] = field(default_factory=dict)
     slices: Mapping[str, Estimate] = field(default_factory=dict)
+    own_gain: Estimate | None = None
     reference_gain: Estimate | None = None
     refusal: str | None = None
     unit: Unit = "byte"
@@ -99,7 +101,8 @@ def compare(mine: Record, theirs: Record, folders: Folders) -> DocumentCompariso
         if scores == "slices":
             _check_same_documents(("name", "num_bytes", "num_hits", "num_first", "copied_bytes"), *rows)
             slices = _compare_slices(mine, theirs, *rows)
-            return DocumentComparison(*lead, slices=slices, reference_gain=_gain(rows[1]))
+            own_gain, reference_gain = map(_gain, rows)
+            return DocumentComparison(*lead, slices=slices, own_gain=own_gain, reference_gain=reference_gain)
         if scores == "text":
             _check_same_documents(("name", "num_bytes"), *rows)
             unit, ratio, difference = _compare_losses(mine, theirs, *rows)

@@ -21,7 +21,7 @@ def find_slices(evaluations: Evaluations, point: TaskPoint, model: str) -> list[
             f"{difference_words(hits)} nats per word on words that complete a rare pair seen earlier in the document, "
             f"and by {difference_words(new)} on those of new pairs (95 % CI over {hits.num_documents} documents; below "
             f"0 {label} is ahead). Its gain of a repeated pair differs by {difference_words(gain)}: "
-            f"{_beyond_training(evaluations, made) or _verdict(gain, label, other)}."
+            f"{_beyond_training(evaluations, made) or _verdict(made, label, f'the {other}')}."
         )
         if "second_copy_bits_per_byte" in made.slices:
             copy = difference_words(made.slices["second_copy_bits_per_byte"])
@@ -51,9 +51,15 @@ def _beyond_training(evaluations: Evaluations, made: DocumentComparison) -> str:
     )
 
 
-def _verdict(gain: Estimate, label: str, other: str) -> str:
+def _verdict(made: DocumentComparison, label: str, other: str) -> str:
+    """State which side recalls more; only a model whose own gain of a repeated pair is above 0 recalls."""
+    gain = made.slices["hit_gain_nats"]
     if gain.low is None or gain.high is None:
         return "there are too few documents for a verdict"
-    if gain.low > 0:
-        return f"{label} recalls more"
-    return f"the {other} recalls more" if gain.high < 0 else "the difference in recall is not significant"
+    if gain.low <= 0 <= gain.high:
+        return "the difference in recall is not significant"
+    leader, own = (label, made.own_gain) if gain.low > 0 else (other, made.reference_gain)
+    if own is not None and own.low is not None and own.low > 0:
+        return f"{leader} recalls more"
+    words = f", its own gain is {difference_words(own)}" if own is not None else ""
+    return f"no verdict on recall, because {leader} is not shown to recall{words}"

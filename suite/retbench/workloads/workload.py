@@ -22,7 +22,7 @@ from retbench.records.record import SHARES, Ceilings, Metric, Series
 Kind = Literal["cost", "quality"]
 Replicate = Literal["round", "document", "seed"]
 Scores = Literal["answers", "text", "slices", "needles", "recall", "lengths"]
-"""What a workload of quality scores, by which its figures and tables are chosen.
+"""Kinds of scores of a workload of quality, by which its figures and tables are chosen.
 
 Right answers to questions; the loss of text; that of repeated and of new pairs of words apart; answers by the depth of
 what is hidden in a text; accuracy against the bytes of the state; accuracy at multiples of the trained length, which
